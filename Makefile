@@ -1,0 +1,39 @@
+# Two commands matter: `make demo` shows what wgeo does, `make test` checks that it does it.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+DEMO   ?= runs/demo
+
+.PHONY: help install demo test lint types readme clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+install: $(STAMP)  ## install wgeo and its tools into .venv
+
+$(STAMP): pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info; (3, 11) <= v < (3, 14) or sys.exit(f"wgeo needs Python 3.11 to 3.13; $(PYTHON) is {v.major}.{v.minor}. Try: make PYTHON=python3.12")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $@
+
+demo: $(STAMP)  ## train a small ResNet on digits, analyse it, write the report
+	$(BIN)/wgeo demo --out $(DEMO)
+
+lint: $(STAMP)  ## ruff: style and formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(STAMP)  ## mypy on the package
+	$(BIN)/mypy
+
+readme: $(STAMP)  ## run the README's Python example and compare its output
+	$(BIN)/python tests/run_readme.py
+
+test: lint types readme  ## lint, types, README example, tests
+	$(BIN)/python -m pytest
+
+clean:  ## remove the environment and every run
+	rm -rf $(VENV) runs

@@ -1,0 +1,46 @@
+"""Shared by all tests: shape-checked annotations, one seeded generator, where real data lies."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+from jaxtyping import install_import_hook
+
+install_import_hook("wgeo", "beartype.beartype")
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+
+settings.register_profile(
+    "wgeo",
+    deadline=None,
+    derandomize=True,
+    max_examples=40,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+settings.load_profile("wgeo")
+
+SHARED = Path(os.environ.get("WGEO_SHARED", Path(__file__).resolve().parents[2] / "shared"))
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def shared() -> Path:
+    """The folder of real images and trained networks; skips where there is none."""
+    if not SHARED.is_dir():
+        pytest.skip(f"no real data at {SHARED} (set WGEO_SHARED to where it lies)")
+    return SHARED

@@ -1,0 +1,93 @@
+"""One door for arrays: NumPy or torch, any device, in; checked points and labels out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+
+from .errors import ArgumentError, FeatureError
+
+
+def as_points(
+    x: Any, *, name: str = "x", dtype: torch.dtype | None = None
+) -> Float[torch.Tensor, "n d"]:
+    """Return a point cloud as a finite 2-D floating tensor on its own device.
+
+    Parameters
+    ----------
+    x : array_like, (n, d) or (n,)
+        NumPy or torch, rows are samples; one-dimensional input is n points on a line.
+        Half precision and integers are widened to float32 and float64.
+    name : str
+        What to call the array in an error.
+    dtype : torch.dtype, optional
+        Convert to this type (float64 wherever a number decides something).
+
+    Raises
+    ------
+    FeatureError
+        Not numeric, not 1-D or 2-D, empty, or holding NaN or infinity (the first bad row is named).
+    """
+    if not isinstance(x, torch.Tensor):
+        x = np.asarray(x)
+        if x.dtype.kind not in "fiub":
+            raise FeatureError(f"{name} is not numeric (dtype {x.dtype}).")
+        if x.dtype == np.longdouble and x.dtype.itemsize > 8:
+            x = x.astype(np.float64)
+        x = torch.from_numpy(np.array(x) if not x.flags.writeable else np.ascontiguousarray(x))
+    x = x.detach() if not x.requires_grad else x
+    if x.is_complex():
+        raise FeatureError(f"{name} is complex; wgeo works on real features.")
+    if not x.is_floating_point():
+        x = x.double()
+    elif x.dtype in (torch.float16, torch.bfloat16):
+        x = x.float()
+    if x.ndim == 1:
+        x = x[:, None]
+    if x.ndim != 2:
+        raise FeatureError(f"{name} must be (samples, features); it has shape {tuple(x.shape)}.")
+    if 0 in x.shape:
+        raise FeatureError(f"{name} is empty: shape {tuple(x.shape)}.")
+    check_finite(x, name)
+    return x if dtype is None else x.to(dtype)
+
+
+def check_finite(x: torch.Tensor, name: str) -> None:
+    """Raise `FeatureError` naming the first row of `x` that holds NaN or infinity."""
+    if bool(torch.isfinite(x.detach().sum())):  # one pass; a finite sum means every entry is
+        return
+    bad = ~torch.isfinite(x.detach()).flatten(1).all(1)
+    if bool(bad.any()):
+        first, count = int(bad.nonzero()[0, 0]), int(bad.sum())
+        raise FeatureError(
+            f"{name} holds NaN or infinity in {count} of {len(x)} samples, first in sample {first}. "
+            "Check the checkpoint's weights and the images' normalisation."
+        )
+
+
+def as_numpy(x: Any) -> np.ndarray:
+    """Return any array as NumPy on the host, without a copy where there is none to make."""
+    if isinstance(x, torch.Tensor):
+        x = x.detach()
+        if x.dtype is torch.bfloat16:
+            x = x.float()
+        return x.cpu().numpy()
+    return np.asarray(x)
+
+
+def as_labels(labels: Any, n: int | None = None) -> Int[np.ndarray, " n"]:
+    """Return class labels as int64, checked: integral, one a sample, not negative."""
+    y = as_numpy(labels)
+    if y.ndim != 1 or y.size == 0:
+        raise ArgumentError(f"labels must be a list of class indices; they have shape {y.shape}.")
+    if y.dtype.kind not in "iub" and not (y.dtype.kind == "f" and np.all(y == np.floor(y))):
+        raise ArgumentError(f"labels must be whole numbers (class indices), not {y.dtype}.")
+    y = y.astype(np.int64)
+    if n is not None and len(y) != n:
+        raise ArgumentError(f"{len(y)} labels for {n} samples.")
+    if y.min() < 0:
+        raise ArgumentError(f"label {y.min()} of sample {int(y.argmin())} is negative.")
+    return y

@@ -1,0 +1,221 @@
+"""What a network did to its samples: their features at every layer, in one object.
+
+A `Trajectory` is the only thing that transport, straightness, collapse and the models see of a
+network. Its rows correspond: row i is the same sample at every layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from .arrays import as_labels, as_numpy, as_points
+from .errors import FeatureError
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """Features of every sample at one layer.
+
+    Attributes
+    ----------
+    name : str
+        The module's name in the network; ``input`` and ``stem`` for the two before the blocks.
+    features : ndarray, (n, d)
+        A row a sample.
+    stage : int or None
+        Which feature space the layer lives in; None for the input image, which no block maps.
+    entry : ndarray, (n, d), optional
+        The shortcut's image of the previous layer, where this layer's block changes the space.
+    """
+
+    name: str
+    features: Float[np.ndarray, "n d"]
+    stage: int | None = 0
+    entry: Float[np.ndarray, "n d"] | None = None
+
+    @property
+    def width(self) -> int:
+        """Number of features d."""
+        return int(self.features.shape[1])
+
+
+@dataclass(frozen=True, eq=False)
+class Block:
+    """A map between two consecutive layers, in one space: ``x`` -> ``y``, row by row.
+
+    ``via`` is ``identity``, or ``shortcut`` where ``x`` is the block's own shortcut applied to the
+    source layer (the natural identification across a stage change).
+    """
+
+    source: str
+    target: str
+    stage: int
+    x: Float[np.ndarray, "n d"]
+    y: Float[np.ndarray, "n d"]
+    via: str = "identity"
+
+
+@dataclass(frozen=True, eq=False)
+class Segment:
+    """A run of layers in one feature space; ``arrays[i]`` are the features of ``names[i]``."""
+
+    stage: int
+    names: tuple[str, ...]
+    arrays: tuple[Float[np.ndarray, "n d"], ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Classifier:
+    """The last linear layer: logits = features @ weight.T + bias."""
+
+    weight: Float[np.ndarray, "K d"]
+    bias: Float[np.ndarray, " K"]
+
+
+@dataclass(frozen=True, eq=False)
+class Trajectory:
+    """Features of labelled samples through the layers of a network.
+
+    Attributes
+    ----------
+    layers : tuple of Layer
+        In execution order.
+    labels : ndarray of int, (n,)
+    predictions : ndarray of int, (n,), optional
+        The network's decisions.
+    classifier : Classifier, optional
+        The last linear layer, where there is one that reads the last layer's features.
+    class_names : tuple of str
+    settings : mapping
+        How it was traced: pool, tap, and what else a record should say.
+    """
+
+    layers: tuple[Layer, ...]
+    labels: Int[np.ndarray, " n"]
+    predictions: Int[np.ndarray, " n"] | None = None
+    classifier: Classifier | None = None
+    class_names: tuple[str, ...] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def from_arrays(
+        cls,
+        arrays: Sequence[Any],
+        labels: Any,
+        names: Sequence[str] | None = None,
+        *,
+        predictions: Any = None,
+        classifier: Classifier | None = None,
+    ) -> Trajectory:
+        """Make a trajectory of your own features.
+
+        Parameters
+        ----------
+        arrays : sequence of array_like, each (n, d_l)
+            Features layer by layer, rows corresponding. A change of width starts a new segment.
+        labels : array_like of int, (n,)
+        names : sequence of str, optional
+            Default ``layer0``, ``layer1``, ...
+
+        Raises
+        ------
+        FeatureError
+            No layers, NaN or infinity, or layers with different numbers of samples.
+        """
+        if len(arrays) == 0:
+            raise FeatureError("A trajectory needs at least one layer.")
+        names = [f"layer{i}" for i in range(len(arrays))] if names is None else list(names)
+        if len(names) != len(arrays):
+            raise FeatureError(f"{len(names)} names for {len(arrays)} layers.")
+        if len(set(names)) != len(names):
+            raise FeatureError("Layer names must differ from each other.")
+        layers: list[Layer] = []
+        stage = 0
+        for name, array in zip(names, arrays, strict=True):
+            features = as_numpy(as_points(array, name=f"layer {name!r}"))
+            if layers and len(features) != len(layers[0].features):
+                raise FeatureError(
+                    f"layer {name!r} has {len(features)} samples, "
+                    f"layer {layers[0].name!r} has {len(layers[0].features)}."
+                )
+            if layers and features.shape[1] != layers[-1].width:
+                stage += 1
+            layers.append(Layer(name, features, stage))
+        n = len(layers[0].features)
+        return cls(
+            layers=tuple(layers),
+            labels=as_labels(labels, n),
+            predictions=None if predictions is None else as_labels(predictions, n),
+            classifier=classifier,
+        )
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes K: the classifier's, or the number of distinct labels."""
+        if self.classifier is not None:
+            return len(self.classifier.weight)
+        return len(np.unique(self.labels))
+
+    @property
+    def accuracy(self) -> float | None:
+        """Share of samples that the network decides as labelled."""
+        if self.predictions is None:
+            return None
+        return float(np.mean(self.predictions == self.labels))
+
+    @property
+    def staged(self) -> tuple[Layer, ...]:
+        """The layers that blocks map between: all but the input image."""
+        return tuple(layer for layer in self.layers if layer.stage is not None)
+
+    @property
+    def first(self) -> np.ndarray:
+        """Features that enter the first block, (n, d)."""
+        return self.staged[0].features
+
+    @property
+    def last(self) -> np.ndarray:
+        """Features of the last layer, (n, d)."""
+        return self.staged[-1].features
+
+    @property
+    def blocks(self) -> tuple[Block, ...]:
+        """Every block as a pushforward x -> y in one space, in execution order.
+
+        A layer that changes the space and has no shortcut begins a stage of its own, and no block
+        leads to it: nothing identifies the two spaces.
+        """
+        found = []
+        staged = self.staged
+        for a, b in zip(staged[:-1], staged[1:], strict=True):
+            if b.entry is not None:
+                found.append(Block(a.name, b.name, b.stage or 0, b.entry, b.features, "shortcut"))
+            elif a.stage == b.stage:
+                found.append(Block(a.name, b.name, b.stage or 0, a.features, b.features))
+        return tuple(found)
+
+    @property
+    def segments(self) -> tuple[Segment, ...]:
+        """Runs of at least two layers in one space; a shortcut's image opens its stage's run."""
+        runs: list[tuple[int, list[str], list[np.ndarray]]] = []
+        for layer in self.staged:
+            stage = layer.stage or 0
+            if not runs or runs[-1][0] != stage or layer.entry is not None:
+                opening = layer.entry is not None
+                names = [f"{layer.name}.shortcut"] if opening else []
+                runs.append((stage, names, [layer.entry] if layer.entry is not None else []))
+            runs[-1][1].append(layer.name)
+            runs[-1][2].append(layer.features)
+        return tuple(
+            Segment(stage, tuple(names), tuple(arrays))
+            for stage, names, arrays in runs
+            if len(arrays) > 1
+        )

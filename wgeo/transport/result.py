@@ -1,0 +1,81 @@
+"""The answer of every transport solver: a distance, and an interval that contains it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+import numpy as np
+
+
+class Status(StrEnum):
+    """How far a result can be trusted."""
+
+    CERTIFIED = "certified"
+    BOUNDED = "bounded"
+
+
+@dataclass(frozen=True, eq=False)
+class TransportResult:
+    """W2 between two point clouds, with the proof of what is known about it.
+
+    ``lower <= W2 <= upper`` always: ``upper`` from a feasible coupling, ``lower`` from feasible
+    dual potentials (theory of Kantorovich duality), both evaluated in float64.
+
+    Attributes
+    ----------
+    cost : float
+        W2^2, the mean squared Euclidean displacement under the coupling found (never halved).
+    lower, upper : float
+        Interval that contains W2, in the units of the features.
+    status : Status
+        ``certified`` where (upper - lower) / upper is within the solver's tolerance, else
+        ``bounded``.
+    solver : str
+    seconds : float
+        Wall time of the solve.
+    coupling : ndarray of int, (n,), or scipy sparse array, (n, m), or None
+        The permutation i -> coupling[i] where it is one, else the transport plan.
+    potentials : tuple of ndarray (n,), (m,), or None
+        Feasible duals: f_i + g_j <= ||x_i - y_j||^2 for all i, j.
+    divergence : float or None
+        The debiased Sinkhorn divergence, where that is what the solver estimates.
+    stats : mapping
+        What the solver did: passes, arcs, epsilon, marginal errors.
+    """
+
+    cost: float
+    lower: float
+    upper: float
+    status: Status
+    solver: str
+    seconds: float
+    coupling: Any = field(default=None, repr=False)
+    potentials: tuple[np.ndarray, np.ndarray] | None = field(default=None, repr=False)
+    divergence: float | None = None
+    stats: dict[str, Any] = field(default_factory=dict, repr=False)
+
+    @property
+    def distance(self) -> float:
+        """W2, the square root of `cost`."""
+        return float(np.sqrt(max(self.cost, 0.0)))
+
+    @property
+    def gap(self) -> float:
+        """Relative width of the interval, (upper - lower) / upper; 0 where upper is 0."""
+        return (self.upper - self.lower) / self.upper if self.upper > 0 else 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers and strings, ready for JSON."""
+        return {
+            "distance": self.distance,
+            "cost": self.cost,
+            "lower": self.lower,
+            "upper": self.upper,
+            "status": str(self.status),
+            "solver": self.solver,
+            "seconds": self.seconds,
+            "divergence": self.divergence,
+            "stats": dict(self.stats),
+        }
