@@ -1,0 +1,155 @@
+"""The one door to every transport solver: inputs checked and brought together, then solved."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+
+from ..arrays import as_numpy, as_points
+from ..errors import ArgumentError, FeatureError
+from .result import TransportResult
+
+
+class Solver(Protocol):
+    """What `wasserstein` asks of a solver: a name, and `solve` on inputs already checked.
+
+    ``x`` and ``y`` are finite floating tensors, (n, d) and (m, d), on one device; ``a`` and ``b``
+    float64 weights that sum to 1, or None where uniform; ``coupling`` a permutation to start
+    from, or None, which for clouds of one size and uniform weights means row i with row i.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    def solve(
+        self,
+        x: Float[torch.Tensor, "n d"],
+        y: Float[torch.Tensor, "m d"],
+        a: Float[torch.Tensor, " n"] | None = None,
+        b: Float[torch.Tensor, " m"] | None = None,
+        coupling: Int[np.ndarray, " n"] | None = None,
+    ) -> TransportResult: ...
+
+
+def wasserstein(
+    x: Any,
+    y: Any,
+    *,
+    solver: Solver | None = None,
+    a: Any = None,
+    b: Any = None,
+    coupling: Any = None,
+) -> TransportResult:
+    r"""W2 between two point clouds, with an interval that contains it.
+
+    .. math:: W_2^2 = \min_{P \ge 0,\ P 1 = a,\ P^T 1 = b} \sum_{ij} P_{ij} \|x_i - y_j\|^2
+
+    Parameters
+    ----------
+    x : array_like, (n, d)
+        NumPy or torch, on any device; rows are samples. One-dimensional input is n points on a
+        line. Where the clouds lie on different devices the work is done on the accelerator.
+    y : array_like, (m, d)
+        May have another number of samples, never another width.
+    solver : Solver, optional
+        `Exact` (default), `Sinkhorn`, `Sliced` or `Gaussian`.
+    a, b : array_like, (n,), (m,), optional
+        Weights, nonnegative; normalised to sum to 1. Uniform by default.
+    coupling : array_like of int, (n,), optional
+        A permutation to start from, for clouds of one size and uniform weights: row i of x with
+        row ``coupling[i]`` of y. By default row i with row i, the network's own pairing where
+        rows are the same samples at two layers. It only ever speeds up or tightens an answer.
+
+    Returns
+    -------
+    TransportResult
+        ``lower <= W2 <= upper`` in the units of the features; ``cost`` is W2^2, never halved.
+
+    Raises
+    ------
+    FeatureError
+        NaN, infinity, an empty cloud, or clouds of different widths.
+    ArgumentError
+        Weights that are negative, not finite or all zero; a coupling that is no permutation.
+    ConvergenceError
+        The solver stopped before its tolerance and was not asked to return what it had.
+    """
+    x, y = _together(as_points(x, name="x"), as_points(y, name="y"))
+    (n, d), (m, width) = x.shape, y.shape
+    if d != width:
+        raise FeatureError(
+            f"x has {d} features and y has {width}: W2 needs one space. Compare layers of one "
+            "stage, use the block's own shortcut (traj.blocks does), pool to one width, or embed "
+            "both (zero padding, or PCA to a common dimension)."
+        )
+    weights_a = as_weights(a, n, "a", x.device)
+    weights_b = as_weights(b, m, "b", x.device)
+    uniform = weights_a is None and weights_b is None
+    start = None if coupling is None else _as_permutation(coupling, n, m, uniform)
+    if solver is None:
+        from .exact import Exact
+
+        solver = Exact()
+    if not callable(getattr(solver, "solve", None)) or isinstance(solver, type):
+        raise ArgumentError(
+            f"solver must be a solver object such as wgeo.Exact() or wgeo.Sinkhorn(), not {solver!r}."
+        )
+    return solver.solve(x, y, weights_a, weights_b, start)
+
+
+def as_weights(w: Any, n: int, name: str, device: torch.device) -> Float[torch.Tensor, " n"] | None:
+    """Return checked weights as float64 that sum to 1, or None where they are uniform."""
+    if w is None:
+        return None
+    values = np.asarray(as_numpy(w))
+    if values.shape != (n,) or values.dtype.kind not in "fiub":
+        raise ArgumentError(
+            f"weights {name} must be {n} numbers, one a sample; "
+            f"they have shape {values.shape} and dtype {values.dtype}."
+        )
+    values = values.astype(np.float64)
+    bad = ~np.isfinite(values) | (values < 0)
+    if bad.any():
+        first = int(bad.argmax())
+        raise ArgumentError(
+            f"weights {name} must be finite and not negative; "
+            f"weight {first} is {values[first]} ({int(bad.sum())} such). Drop or clip those samples."
+        )
+    largest = values.max()
+    if largest == 0:
+        raise ArgumentError(f"weights {name} sum to 0: give at least one sample a positive weight.")
+    if values.min() == largest:
+        return None
+    values /= largest  # so that the sum neither overflows nor underflows
+    return torch.from_numpy(values / values.sum()).to(device)
+
+
+def _together(x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Both clouds on one device, an accelerator if either lies on one."""
+    if x.device == y.device:
+        return x, y
+    device = y.device if x.device.type == "cpu" else x.device
+    return x.to(device), y.to(device)
+
+
+def _as_permutation(coupling: Any, n: int, m: int, uniform: bool) -> np.ndarray:
+    if n != m or not uniform:
+        raise ArgumentError(
+            "a starting coupling pairs clouds of one size with uniform weights; here there are "
+            f"{n} and {m} samples{'' if uniform else ' with weights'}. Leave it out."
+        )
+    values = np.asarray(as_numpy(coupling))
+    if values.shape != (n,) or values.dtype.kind not in "iu":
+        raise ArgumentError(
+            f"coupling must be {n} row numbers of y; "
+            f"it has shape {values.shape} and dtype {values.dtype}."
+        )
+    values = values.astype(np.int64)
+    if not np.array_equal(np.sort(values), np.arange(n)):
+        raise ArgumentError(
+            f"coupling must hold every row number 0..{n - 1} of y exactly once; it is no permutation."
+        )
+    return values
