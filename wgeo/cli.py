@@ -1,0 +1,424 @@
+"""The command line: parses, calls, prints. No science lives here."""
+
+from __future__ import annotations
+
+import ast
+import shlex
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from . import __version__
+from .errors import ArgumentError, WgeoError
+from .progress import shown
+
+if TYPE_CHECKING:
+    from .analysis import Analysis
+
+F = TypeVar("F", bound=Callable[..., Any])
+CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+SOLVERS = {
+    "exact": "W2 itself, with a certificate; any size that fits the time",
+    "sinkhorn": "entropic, on the GPU where there is one; an interval that contains W2",
+    "sliced": "mean over random directions; fast, an interval that contains W2",
+    "gaussian": "Bures distance of the fitted Gaussians; a lower bound of W2",
+}
+
+
+class Commands(click.Group):
+    """Turns every error made on purpose into one line and exit code 2."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            with shown():
+                return super().invoke(ctx)
+        except (WgeoError, OSError, MemoryError) as error:
+            if ctx.params.get("debug") or "--debug" in sys.argv:
+                raise
+            click.echo(f"wgeo: {_in_words(error)}", err=True)
+            ctx.exit(2)
+        except KeyboardInterrupt:
+            click.echo(
+                "\nwgeo: stopped; what was finished is kept, nothing is half-written.", err=True
+            )
+            ctx.exit(130)
+
+
+def _in_words(error: BaseException) -> str:
+    if isinstance(error, WgeoError):
+        return str(error)
+    if isinstance(error, MemoryError):
+        return "This needs more memory than there is; take fewer --samples or --pool gap."
+    return f"{error}" if str(error) else type(error).__name__
+
+
+def command(name: str, example: str) -> Callable[[F], click.Command]:
+    """A command whose help ends in an example that can be pasted."""
+
+    def wrap(function: F) -> click.Command:
+        debug = click.option("--debug", is_flag=True, expose_value=False, help="Show tracebacks.")
+        lines = "\n".join(f"  {line}" for line in example.strip().splitlines())
+        made = click.command(name, context_settings=CONTEXT, epilog=f"\b\nExample:\n{lines}")(
+            debug(function)
+        )
+        main.add_command(made)
+        return made
+
+    return wrap
+
+
+@click.group(cls=Commands, context_settings=CONTEXT)
+@click.version_option(__version__, prog_name="wgeo")
+@click.option("--debug", is_flag=True, help="Show tracebacks instead of one-line errors.")
+def main(debug: bool) -> None:
+    """The optimal-transport geometry of trained deep networks.
+
+    Takes a saved checkpoint and labelled images; measures Wasserstein distances between layers,
+    how straight the network's path is, and how its classes collapse; writes a report.
+
+    New here? Start with:  wgeo demo
+    """
+
+
+def data_options(function: F) -> F:
+    """Options that say which images."""
+    options = (
+        click.option("--split", default="train", show_default=True, help="Part of the data set."),
+        click.option("--samples", default=2000, show_default=True, help="Images, class-balanced."),
+        click.option("--normalize", help="Preset (imagenet, cifar10, ...) or 'mean,..;std,..'."),
+        click.option("--image-size", type=int, help="Resize and centre-crop to this many pixels."),
+        click.option("--seed", default=0, show_default=True, help="Of everything random."),
+    )
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+def feature_options(function: F) -> F:
+    """Options that say how features are read and measured."""
+    options = (
+        click.option("--pool", default="gap", show_default=True, help="gap, flat, cls or grid:K."),
+        click.option(
+            "--tap",
+            type=click.Choice(["post", "pre"]),
+            default="post",
+            show_default=True,
+            help="A block's features after its last activation, or before.",
+        ),
+        click.option("--layers", help="Module names, comma-separated, instead of found blocks."),
+        click.option(
+            "--solver",
+            default="exact",
+            show_default=True,
+            help="exact, sinkhorn, sliced or gaussian; options as sinkhorn:epsilon=0.01.",
+        ),
+        click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, ..."),
+        click.option("--batch-size", default=256, show_default=True),
+        click.option("--bootstrap", default=200, show_default=True, help="Resamples; 0 for none."),
+    )
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+@command("demo", "wgeo demo --out runs/demo")
+@click.option("--out", default="runs/demo", show_default=True, help="Folder of the run.")
+@click.option("--epochs", default=30, show_default=True, help="Training epochs.")
+@click.option("--seed", default=0, show_default=True)
+def demo(out: str, epochs: int, seed: int) -> None:
+    """Train a small ResNet on real digits, analyse it, write its report.
+
+    Takes about a minute on two cores and downloads nothing.
+    """
+    from .checkpoint import load_checkpoint
+    from .data import load_images
+    from .files import writable
+    from .training import train as fit
+
+    folder = writable(out)
+    images = load_images("digits", split="train", seed=seed)
+    run = fit("isoresnet", images, folder, epochs=epochs, seed=seed, weight_decay=5e-3)
+    click.echo(f"Trained isoresnet on digits to training accuracy {run.accuracy:.3f}.")
+    net = load_checkpoint(run.last)
+    _analyze_one(net, images, folder, seed=seed)
+
+
+@command(
+    "train",
+    "wgeo train --arch isoresnet --dataset digits --out runs/digits --weight-decay 5e-3\n"
+    "wgeo train --arch cifar_resnet20 --dataset cifar10 --epochs 200 --augment --out runs/r20",
+)
+@click.option("--arch", required=True, help="An architecture; see `wgeo list archs`.")
+@click.option(
+    "--dataset", "--data", "source", required=True, help="A name or path; `wgeo list datasets`."
+)
+@click.option("--out", required=True, help="Folder of the run.")
+@click.option("--epochs", default=60, show_default=True)
+@click.option("--lr", default=0.1, show_default=True, help="Peak learning rate.")
+@click.option("--momentum", default=0.9, show_default=True)
+@click.option("--weight-decay", default=5e-4, show_default=True)
+@click.option("--batch-size", default=128, show_default=True)
+@click.option(
+    "--schedule",
+    type=click.Choice(["cosine", "onecycle", "constant"]),
+    default="cosine",
+    show_default=True,
+)
+@click.option("--loss", type=click.Choice(["ce", "mse"]), default="ce", show_default=True)
+@click.option(
+    "--activation",
+    type=click.Choice(["relu", "leaky_relu", "tanh", "sigmoid", "silu"]),
+    default="relu",
+    show_default=True,
+)
+@click.option("--option", "options", multiple=True, help="Of the architecture, as width=64.")
+@click.option("--checkpoints", default="auto", show_default=True, help="auto, all, or 0,1,10,60.")
+@click.option("--augment/--no-augment", default=False, show_default=True, help="Crops and flips.")
+@click.option("--samples", type=int, help="Train on this many images, class-balanced.")
+@click.option("--normalize", help="Preset or 'mean,..;std,..'.")
+@click.option("--image-size", type=int, help="Resize and centre-crop to this many pixels.")
+@click.option("--device", default="auto", show_default=True)
+@click.option("--seed", default=0, show_default=True)
+def train(
+    arch: str,
+    source: str,
+    out: str,
+    options: tuple[str, ...],
+    checkpoints: str,
+    samples: int | None,
+    normalize: str | None,
+    image_size: int | None,
+    **settings: Any,
+) -> None:
+    """Train to the terminal phase, saving checkpoints on the way; resumes where it stopped.
+
+    Writes OUT/checkpoints/epoch-*.pt and OUT/history.json. SGD with momentum goes on after training
+    accuracy 1, where neural collapse happens.
+    """
+    from .data import load_images
+    from .files import writable
+    from .training import train as fit
+
+    folder = writable(out)
+    seed = settings["seed"]
+    load = {"seed": seed, "normalize": normalize, "size": image_size}
+    images = load_images(source, split="train", limit=samples, **load)
+    chosen: Any = checkpoints
+    if checkpoints not in ("auto", "all"):
+        chosen = [_number(text, "--checkpoints") for text in checkpoints.split(",")]
+    run = fit(arch, images, folder, options=_settings(options), checkpoints=chosen, **settings)
+    click.echo(f"Training accuracy {run.accuracy:.4f}; checkpoints in {folder / 'checkpoints'}")
+    click.echo(f"Next: wgeo analyze {run.last} --data {source} --out {folder / 'analysis'}")
+
+
+@command(
+    "analyze",
+    "wgeo analyze resnet20.th --arch cifar_resnet20 --data cifar10.zip --split test --out runs/r20\n"
+    "wgeo analyze runs/digits/checkpoints/*.pt --data digits --out runs/digits/analysis",
+)
+@click.argument("checkpoints", nargs=-1, required=True, metavar="CHECKPOINT...")
+@click.option("--arch", help="Architecture; checkpoints made by wgeo know theirs.")
+@click.option("--num-classes", type=int, help="Where the checkpoint's head doesn't say.")
+@click.option("--data", "source", required=True, help="A name or path; see `wgeo list datasets`.")
+@click.option("--out", required=True, help="Folder of the run.")
+@data_options
+@feature_options
+@click.option("--trust-checkpoint", is_flag=True, help="Unpickle: runs code from the file.")
+@click.option("--report/--no-report", "with_report", default=True, help="Build the HTML report.")
+def analyze(
+    checkpoints: tuple[str, ...],
+    arch: str | None,
+    num_classes: int | None,
+    source: str,
+    out: str,
+    split: str,
+    samples: int,
+    normalize: str | None,
+    image_size: int | None,
+    seed: int,
+    trust_checkpoint: bool,
+    with_report: bool,
+    layers: str | None,
+    solver: str,
+    **features: Any,
+) -> None:
+    """Analyse saved networks: transport, straightness, collapse; a record and a report.
+
+    Writes OUT/analysis.json, OUT/figures and OUT/report; with several checkpoints, a folder each.
+    """
+    from .checkpoint import load_checkpoint
+    from .data import load_images
+    from .files import writable
+
+    chosen = parse_solver(solver)
+    folder = writable(out)
+    load = {"seed": seed, "normalize": normalize, "size": image_size}
+    nets = [
+        load_checkpoint(path, arch, num_classes, trust=trust_checkpoint) for path in checkpoints
+    ]
+    images = load_images(source, split=split, limit=samples, **load)
+    for net, path in zip(nets, checkpoints, strict=True):
+        place = folder if len(nets) == 1 else writable(folder / Path(path).stem)
+        _analyze_one(
+            net,
+            images,
+            place,
+            seed=seed,
+            solver=chosen,
+            layers=layers.split(",") if layers else None,
+            with_report=with_report,
+            **features,
+        )
+
+
+@command("report", "wgeo report runs/r20 --open")
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--open", "open_it", is_flag=True, help="Open it in the browser.")
+def report(run: Path, open_it: bool) -> None:
+    """(Re)build the Sphinx report of a saved analysis."""
+    from . import report as reports
+    from .analysis import Analysis
+
+    Analysis.load(run)
+    page = reports.build(run)
+    click.echo(page)
+    if open_it:
+        click.launch(str(page))
+
+
+@command("list", "wgeo list archs")
+@click.argument("what", type=click.Choice(["archs", "datasets", "solvers"]))
+def list_(what: str) -> None:
+    """List the architectures, data sets or solvers that wgeo knows."""
+    if what == "archs":
+        from .models import ARCHS
+
+        rows = [(arch.name, arch.summary) for arch in ARCHS.values()]
+        rows += [
+            ("torchvision:NAME", "any torchvision classification ResNet, as torchvision:resnet18"),
+            ("timm:NAME", "any timm model, where timm is installed"),
+            ("package.module:factory", "your own: a function that returns the network"),
+        ]
+    elif what == "datasets":
+        from .data import SOURCES
+
+        rows = list(SOURCES.items())
+    else:
+        rows = list(SOLVERS.items())
+    width = max(len(name) for name, _ in rows)
+    for name, summary in rows:
+        click.echo(f"{name:<{width}}  {summary}")
+
+
+def parse_solver(text: str) -> Any:
+    """Return the solver that a text such as ``sinkhorn:epsilon=0.01`` means."""
+    from . import transport
+
+    name, _, options = text.partition(":")
+    if name not in SOLVERS:
+        raise ArgumentError(f"Unknown solver {name!r}; choose {', '.join(SOLVERS)}.")
+    solver = getattr(transport, name.capitalize())
+    try:
+        return solver(**_settings(options.split(",") if options else ()))
+    except TypeError as error:
+        raise ArgumentError(f"--solver {text}: {error}") from error
+
+
+def _settings(texts: Any) -> dict[str, Any]:
+    """``("width=64", "mode=fast")`` -> ``{"width": 64, "mode": "fast"}``."""
+    found = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not equals or not key.isidentifier():
+            raise ArgumentError(f"{text!r} is not of the form name=value.")
+        try:
+            found[key] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            found[key] = value
+    return found
+
+
+def _number(text: str, option: str) -> int:
+    if not text.strip().isdigit():
+        raise ArgumentError(f"{option}: {text!r} is not a whole number.")
+    return int(text)
+
+
+def _analyze_one(
+    net: Any, images: Any, folder: Path, *, with_report: bool = True, **settings: Any
+) -> None:
+    """Analyse, save, report and print."""
+    from .analysis import analyze as measure
+
+    done = measure(net, images, command=_as_typed(), **settings)
+    done.save(folder)
+    print_analysis(done)
+    if with_report:
+        from . import report as reports
+
+        click.echo(f"Report: {reports.build(folder)}")
+    click.echo(f"Record: {folder / 'analysis.json'}")
+
+
+def _as_typed() -> str:
+    return shlex.join(["wgeo", *sys.argv[1:]])
+
+
+def print_analysis(done: Analysis) -> None:
+    """Print a row a block, then the verdict in words."""
+    from rich.console import Console
+    from rich.table import Table
+
+    record = done.record
+    origin = record["provenance"]
+    accuracy = record["accuracy"]
+    title = (
+        f"{origin['arch']} on {origin['data']}, {origin['samples']} samples"
+        + (f", accuracy {accuracy:.3f}" if accuracy is not None else "")
+        + f", {origin['pool']} features"
+    )
+    table = Table(title=title, title_justify="left", caption_justify="left")
+    for name in ("layer", "W2 from before", "interval", "paired", "OT score", "resolution"):
+        table.add_column(name, justify="left" if name == "layer" else "right", no_wrap=True)
+    for name in ("NC1", "NCC acc."):
+        table.add_column(name, justify="right", no_wrap=True)
+    into = {block["target"]: block for block in record["blocks"]}
+    for layer in record["layers"]:
+        block = into.get(layer["name"])
+        table.add_row(layer["name"], *_transport_cells(block), *_collapse_cells(layer["collapse"]))
+    table.caption = "OT score in brackets: too few samples to mean anything (resolution < 0.5)."
+    console = Console(width=None if sys.stdout.isatty() else 110)
+    console.print(table)
+    console.print(done.verdict, soft_wrap=sys.stdout.isatty() is False, highlight=False)
+
+
+def _transport_cells(block: dict[str, Any] | None) -> list[str]:
+    if block is None:
+        return [""] * 5
+    score, resolution = block["ot_score"], block["resolution"]
+    text = _cell(score, "{:.4f}")
+    if resolution is not None and resolution < 0.5:
+        text = f"({text})"
+    interval = "certified" if block["status"] == "certified" else _interval(block)
+    return [
+        _cell(block["distance"]),
+        interval,
+        _cell(block["paired"]),
+        text,
+        _cell(resolution, "{:.2f}"),
+    ]
+
+
+def _interval(block: dict[str, Any]) -> str:
+    return f"[{block['lower']:.4g}, {block['upper']:.4g}]"
+
+
+def _collapse_cells(figures: dict[str, Any]) -> list[str]:
+    return [_cell(figures["nc1"]), _cell(figures["ncc_accuracy"], "{:.3f}")]
+
+
+def _cell(value: float | None, form: str = "{:.4g}") -> str:
+    return "undefined" if value is None else form.format(value)

@@ -1,0 +1,310 @@
+"""Network and images in, features at every layer out: one forward pass for all blocks."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from .arrays import as_labels, as_numpy, check_finite
+from .blocks import BlockSpec, evaluating, find_blocks, hooked, run
+from .checkpoint import Network
+from .data import Images, Normalization, normalization
+from .errors import ArgumentError, FeatureError
+from .models import classifier_of
+from .progress import track
+from .trajectory import Classifier, Layer, Trajectory
+
+Pool = Callable[[torch.Tensor], torch.Tensor]
+
+
+def pooling(pool: str) -> Pool:
+    """Return the function that turns a batch of feature maps into a matrix (n, d).
+
+    ``gap``
+        Mean over space, what a convolutional network's classifier reads; mean over tokens.
+    ``flat``
+        Every entry.
+    ``grid:K``
+        K x K adaptive average over space, then flat.
+    ``cls``
+        The first token.
+
+    Raises
+    ------
+    ArgumentError
+        An unknown name.
+    """
+    kind, _, size = pool.partition(":")
+    if pool in ("gap", "flat", "cls") or (kind == "grid" and size.isdigit() and int(size) > 0):
+        side = int(size) if size else 0
+        return lambda maps: _pooled(maps, kind, side)
+    raise ArgumentError(f"Unknown pool {pool!r}; choose gap, flat, cls or grid:K (such as grid:2).")
+
+
+def _pooled(maps: torch.Tensor, kind: str, side: int) -> torch.Tensor:
+    if maps.ndim == 2 or kind == "flat":
+        return maps.flatten(1)
+    if maps.ndim == 3:  # (n, tokens, d)
+        if kind == "grid":
+            raise FeatureError("pool='grid:K' needs feature maps (n, c, h, w); these are tokens.")
+        return maps[:, 0] if kind == "cls" else maps.mean(1)
+    if maps.ndim != 4:
+        raise FeatureError(f"Cannot pool features of shape {tuple(maps.shape)}; use pool='flat'.")
+    if kind == "cls":
+        raise FeatureError("pool='cls' needs tokens (n, t, d); these are feature maps. Use 'gap'.")
+    if kind == "gap":
+        return maps.mean((2, 3))
+    return nn.functional.adaptive_avg_pool2d(maps, side).flatten(1)
+
+
+def pick_device(device: str | torch.device) -> torch.device:
+    """Return the device meant: ``auto`` is CUDA where there is one, else the CPU.
+
+    Raises
+    ------
+    ArgumentError
+        A device that this machine does not have (never silently replaced).
+    """
+    if str(device) == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError) as error:
+        raise ArgumentError(f"Device {str(device)!r} cannot be used here: {error}") from error
+    return chosen
+
+
+def normalization_for(net: Network | nn.Module, images: Images) -> Normalization:
+    """Return how pixels are normalised: as asked, else as the network, else as the data has it."""
+    of_network = net.normalize if isinstance(net, Network) else None
+    return images.normalize or normalization(of_network or images.preset)
+
+
+def blocks(net: Network | nn.Module, images: Any, layers: Sequence[str] | None = None) -> list[str]:
+    """Return the names of the blocks that `trace` would follow, in execution order.
+
+    Parameters
+    ----------
+    net : Network or nn.Module
+    images : Images, or (x, labels)
+        A few are enough.
+    layers : sequence of str, optional
+        Modules to take instead of finding them; checked against the network.
+    """
+    images = _as_images(images)
+    module = net.module if isinstance(net, Network) else net
+    return [spec.name for spec in find_blocks(module, _sample(net, module, images), layers)]
+
+
+def trace(
+    net: Network | nn.Module,
+    images: Any,
+    pool: str = "gap",
+    tap: str = "post",
+    *,
+    layers: Sequence[str] | None = None,
+    batch_size: int = 256,
+    device: str | torch.device = "auto",
+) -> Trajectory:
+    """Follow labelled images through every block of a network.
+
+    The layers are ``input`` (the normalised pixels, flat), ``stem`` (what enters the first block)
+    and one for each block. Where a block changes the feature space, its own shortcut s gives the
+    identification: the layer's ``entry`` is s(x) of the old layer's features.
+
+    Parameters
+    ----------
+    net : Network or nn.Module
+        Left as it was: weights, hooks, device, train or eval mode of every part.
+    images : Images, or (x, labels)
+        x (n, c, h, w) in [0, 1] if it is yet to be normalised by an `Images`; a plain pair is
+        taken as it is.
+    pool : str
+        See `pooling`; the record says which.
+    tap : {"post", "pre"}
+        Take a block's features after its final activation, or the sum before it.
+    layers : sequence of str, optional
+        Names of modules to follow, for networks without residual blocks.
+    batch_size : int
+    device : str
+        ``auto``, ``cpu``, ``cuda``, ``cuda:1``.
+
+    Raises
+    ------
+    FeatureError
+        No blocks, NaN in a layer (named), images the network cannot take.
+    ArgumentError
+        An unknown pool, tap or device.
+    """
+    pool_of = pooling(pool)
+    if tap not in ("post", "pre"):
+        raise ArgumentError(f"Unknown tap {tap!r}; choose post (after the activation) or pre.")
+    if batch_size < 1:
+        raise ArgumentError(f"batch_size must be at least 1, not {batch_size}.")
+    images = _as_images(images)
+    if len(images) < 2:
+        raise FeatureError("At least two images are needed to say anything of a distribution.")
+    where = pick_device(device)
+    module = net.module if isinstance(net, Network) else net
+    with _on(module, where), evaluating(module), torch.no_grad():
+        specs = find_blocks(module, _sample(net, module, images), layers)
+        recorder = _Recorder(module, specs, pool_of, tap, len(images))
+        with hooked() as keep:
+            recorder.attach(keep)
+            start = 0
+            batches = images.batches(batch_size, normalization_for(net, images))
+            total = -(-len(images) // batch_size)
+            for x, _ in track(batches, "tracing features", total):
+                recorder.begin(start, x)
+                recorder.end(run(module, x.to(where)))
+                start += len(x)
+    return _assemble(recorder, images, pool, tap)
+
+
+@dataclass
+class _Recorder:
+    """Holds the hooks' results: one array a layer, rows in the images' order."""
+
+    module: nn.Module
+    specs: tuple[BlockSpec, ...]
+    pool: Pool
+    tap: str
+    n: int
+    arrays: dict[str, np.ndarray] = field(default_factory=dict)
+    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    start: int = 0
+
+    def attach(self, keep: Callable[[Any], None]) -> None:
+        """Hook the stem, every block's output (or sum), shortcuts and the classifier's input."""
+        parts = dict(self.module.named_modules())
+
+        def before(part: nn.Module, key: str) -> None:
+            keep(part.register_forward_pre_hook(lambda _, args: self.put(key, args[0])))
+
+        def after(part: nn.Module, key: str) -> None:
+            keep(part.register_forward_hook(lambda _, args, out: self.put(key, out)))
+
+        before(parts[self.specs[0].name], "stem")
+        for spec in self.specs:
+            if self.tap == "pre" and spec.activation is not None:
+                before(parts[spec.activation], spec.name)  # reused activations: the last call wins
+            else:
+                after(parts[spec.name], spec.name)
+            if spec.shortcut is not None:
+                after(parts[spec.shortcut], f"{spec.name}.shortcut")
+        head = classifier_of(self.module)
+        if head is not None:
+            before(head, "head")
+
+    def begin(self, start: int, x: torch.Tensor) -> None:
+        self.start = start
+        self.write("input", x.flatten(1))
+
+    def put(self, key: str, maps: torch.Tensor) -> None:
+        self.shapes[key] = tuple(maps.shape[1:])
+        # The copy into our own array is what keeps a later in-place activation out of it.
+        self.write(key, maps.flatten(1) if key == "head" else self.pool(maps))
+
+    def end(self, out: Any) -> None:
+        if isinstance(out, torch.Tensor) and out.ndim == 2:
+            self.write("logits", out)
+
+    def write(self, key: str, rows: torch.Tensor) -> None:
+        if key not in self.arrays:
+            self._reserve(rows.shape[1])
+            kind = np.float64 if rows.dtype == torch.float64 else np.float32
+            self.arrays[key] = np.empty((self.n, rows.shape[1]), kind)
+        self.arrays[key][self.start : self.start + len(rows)] = as_numpy(rows)
+
+    def _reserve(self, width: int) -> None:
+        """Refuse features that cannot fit in this machine's memory, before they fill it."""
+        held = sum(array.nbytes for array in self.arrays.values())
+        asked = 4 * self.n * width
+        there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        if held + asked > 0.8 * there:
+            raise FeatureError(
+                f"The features need more than this machine's memory ({there / 2**30:.0f} GiB). "
+                "Take fewer samples, or pool='gap' instead of 'flat'."
+            )
+
+
+def _assemble(recorder: _Recorder, images: Images, pool: str, tap: str) -> Trajectory:
+    arrays, specs = recorder.arrays, recorder.specs
+    layers = [Layer("input", arrays["input"], stage=None), Layer("stem", arrays["stem"], stage=0)]
+    stage, shape = 0, recorder.shapes["stem"]
+    for spec in specs:
+        entry = arrays.get(f"{spec.name}.shortcut")
+        if entry is not None or recorder.shapes[spec.name] != shape:
+            stage, shape = stage + 1, recorder.shapes[spec.name]
+        layers.append(Layer(spec.name, arrays[spec.name], stage, entry))
+    for layer in layers:
+        check_finite(torch.from_numpy(layer.features), f"layer {layer.name!r}")
+    logits = arrays.get("logits")
+    labels = as_labels(images.y, len(images))
+    if logits is not None and labels.max() >= logits.shape[1]:
+        raise FeatureError(
+            f"The data has label {labels.max()}, the network decides among {logits.shape[1]} "
+            "classes. Is this the data set it was trained on?"
+        )
+    return Trajectory(
+        layers=tuple(layers),
+        labels=labels,
+        predictions=None if logits is None else logits.argmax(1).astype(np.int64),
+        classifier=_classifier(recorder, layers[-1]),
+        class_names=tuple(images.class_names),
+        settings={"pool": pool, "tap": tap, "data": images.name, "split": images.split},
+    )
+
+
+def _classifier(recorder: _Recorder, last: Layer) -> Classifier | None:
+    """The last linear layer, if it is true that it reads the last layer's features."""
+    head = classifier_of(recorder.module)
+    read = recorder.arrays.get("head")
+    if head is None or read is None or read.shape != last.features.shape:
+        return None
+    if not np.allclose(read, last.features, rtol=1e-4, atol=1e-4 * float(np.abs(read).max())):
+        return None
+    weight = as_numpy(head.weight)
+    bias = np.zeros(len(weight), weight.dtype) if head.bias is None else as_numpy(head.bias)
+    return Classifier(weight.copy(), bias.copy())
+
+
+def _as_images(images: Any) -> Images:
+    if isinstance(images, Images):
+        return images
+    if isinstance(images, tuple) and len(images) == 2:
+        x, y = images
+        labels = as_labels(y)
+        names = tuple(str(k) for k in range(int(labels.max()) + 1))
+        none = normalization("none")
+        return Images(torch.as_tensor(x), labels, names, "arrays", None, none, None)
+    raise ArgumentError("images must come from wgeo.load_images, or be a pair (x, labels).")
+
+
+def _sample(net: Network | nn.Module, module: nn.Module, images: Images) -> torch.Tensor:
+    """A few normalised images on the network's device, to probe it with."""
+    x, _ = next(iter(images.batches(4, normalization_for(net, images))))
+    device = next((p.device for p in module.parameters()), torch.device("cpu"))
+    return x.to(device)
+
+
+@contextmanager
+def _on(module: nn.Module, device: torch.device) -> Iterator[None]:
+    """Move a network to a device, and back."""
+    home = next((p.device for p in module.parameters()), device)
+    if home == device:
+        yield
+        return
+    module.to(device)
+    try:
+        yield
+    finally:
+        module.to(home)
