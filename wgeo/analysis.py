@@ -32,6 +32,7 @@ from .trajectory import Segment, Trajectory
 from .transport import Exact, chain
 
 SCHEMA = 1
+_NEEDED = ("provenance", "layers", "blocks", "segments", "progress", "verdict")
 _PACKAGES = ("wgeo", "torch", "torchvision", "numpy", "scipy", "pot", "geomloss", "scikit-learn")
 
 
@@ -103,9 +104,7 @@ class Analysis:
         if not isinstance(record, dict) or record.get("schema") != SCHEMA:
             found = record.get("schema") if isinstance(record, dict) else type(record).__name__
             raise RecordError(f"{path} has schema {found!r}; this wgeo reads schema {SCHEMA}.")
-        missing = [
-            key for key in ("provenance", "layers", "blocks", "segments") if key not in record
-        ]
+        missing = [key for key in _NEEDED if key not in record]
         if missing:
             raise RecordError(f"{path} lacks {', '.join(missing)}; analyse the checkpoint again.")
         return cls(record)

@@ -63,8 +63,8 @@ def check_finite(x: torch.Tensor, name: str) -> None:
     if bool(bad.any()):
         first, count = int(bad.nonzero()[0, 0]), int(bad.sum())
         raise FeatureError(
-            f"{name} holds NaN or infinity in {count} of {len(x)} samples, first in sample {first}. "
-            "Check the checkpoint's weights and the images' normalisation."
+            f"{name} holds NaN or infinity in {count} of {len(x)} samples, first in sample "
+            f"{first}. Check the checkpoint's weights and the images' normalisation."
         )
 
 

@@ -290,7 +290,8 @@ def _is_activation(module: nn.Module) -> bool:
 def _final_activation(name: str, part: nn.Module, y: torch.Tensor, probe: _Probe) -> str | None:
     for key, inner in part.named_modules():
         call = probe.get(f"{name}.{key}")
-        if key and _is_activation(inner) and call is not None and call.y is not None:
-            if call.y.shape == y.shape and torch.equal(call.y, y):
-                return f"{name}.{key}"
+        if not key or not _is_activation(inner) or call is None or call.y is None:
+            continue
+        if call.y.shape == y.shape and torch.equal(call.y, y):
+            return f"{name}.{key}"
     return None

@@ -216,7 +216,7 @@ def train(
 
 @command(
     "analyze",
-    "wgeo analyze resnet20.th --arch cifar_resnet20 --data cifar10.zip --split test --out runs/r20\n"
+    "wgeo analyze resnet20.th --arch cifar_resnet20 --data cifar10.zip --out runs/r20\n"
     "wgeo analyze runs/digits/checkpoints/*.pt --data digits --out runs/digits/analysis",
 )
 @click.argument("checkpoints", nargs=-1, required=True, metavar="CHECKPOINT...")

@@ -60,15 +60,14 @@ def geodesic_model(traj: Trajectory) -> tuple[ModelLayer, ...]:
     """
     found = []
     for segment in traj.segments:
-        last = len(segment.arrays) - 1
-        lines = _line(segment)
-        found.extend(predicted(traj, segment, lambda i, at=lines: at(i / last)))
+        found.extend(predicted(traj, segment, _line(segment)))
     return tuple(found)
 
 
-def _line(segment: Segment) -> Callable[[float], Float[np.ndarray, "n d"]]:
+def _line(segment: Segment) -> Callable[[int], Float[np.ndarray, "n d"]]:
     first, final = segment.arrays[0].astype(np.float64), segment.arrays[-1].astype(np.float64)
-    return lambda t: (1 - t) * first + t * final
+    steps = len(segment.arrays) - 1
+    return lambda i: (1 - i / steps) * first + (i / steps) * final
 
 
 def predicted(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -195,7 +196,7 @@ class Trajectory:
         """
         found = []
         staged = self.staged
-        for a, b in zip(staged[:-1], staged[1:], strict=True):
+        for a, b in pairwise(staged):
             if b.entry is not None:
                 found.append(Block(a.name, b.name, b.stage or 0, b.entry, b.features, "shortcut"))
             elif a.stage == b.stage:

@@ -1,0 +1,77 @@
+"""The house as planned: modules import only from modules above them in the flow."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import wgeo
+
+PACKAGE = Path(wgeo.__file__).parent
+FLOW = [
+    "errors",
+    "progress",
+    "arrays",
+    "files",
+    "models",
+    "data",
+    "checkpoint",
+    "training",
+    "trajectory",
+    "blocks",
+    "features",
+    "transport",
+    "geodesic",
+    "brenier",
+    "collapse",
+    "ufm",
+    "compare",
+    "plots",
+    "report",
+    "analysis",
+    "cli",
+]
+
+
+def _room(path: Path) -> str:
+    inside = path.relative_to(PACKAGE)
+    return inside.parts[0].removesuffix(".py")
+
+
+def _imports(path: Path) -> set[str]:
+    """Rooms of wgeo that a module imports, wherever in the file it does so."""
+    depth = len(path.relative_to(PACKAGE).parts)
+    rooms = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.level == depth:
+            names = [node.module] if node.module else [alias.name for alias in node.names]
+            rooms |= {name.split(".")[0] for name in names}
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("wgeo."):
+            rooms.add((node.module or "").split(".")[1])
+    return rooms - {"__version__"}
+
+
+MODULES = sorted(p for p in PACKAGE.rglob("*.py") if p.name not in ("__init__.py", "__main__.py"))
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_a_module_imports_only_from_above(path):
+    room = _room(path)
+    assert room in FLOW, f"{room} has no place in the flow; give it one here and in the docs"
+    below = {other for other in _imports(path) if FLOW.index(other) > FLOW.index(room)}
+    assert not below, f"{room} imports from below: {below}"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_a_module_is_readable_in_one_sitting(path):
+    assert len(path.read_text().splitlines()) <= 450
+
+
+def test_public_names_exist_and_win_over_rooms_of_the_same_name():
+    for name in wgeo.__all__:
+        assert getattr(wgeo, name) is not None
+    import wgeo.collapse  # binds the module; the function must stay
+
+    assert callable(wgeo.collapse)

@@ -1,0 +1,220 @@
+"""Tracing: every block is found, in order, and what is recorded is what the network computed."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from torch import nn
+
+from wgeo import blocks, trace
+from wgeo.blocks import find_blocks
+from wgeo.errors import ArgumentError, FeatureError
+from wgeo.features import pooling
+
+
+def pair(n=12, c=3, side=32, classes=3):
+    g = torch.Generator().manual_seed(1)
+    return torch.rand(n, c, side, side, generator=g), np.arange(n) % classes
+
+
+class PreAct(nn.Module):
+    """x + conv(act(bn(conv(act(bn(x)))))), shortcut from the shared pre-activation."""
+
+    def __init__(self, c, d, stride=1):
+        super().__init__()
+        self.bn1, self.bn2 = nn.BatchNorm2d(c), nn.BatchNorm2d(d)
+        self.conv1 = nn.Conv2d(c, d, 3, stride, 1, bias=False)
+        self.conv2 = nn.Conv2d(d, d, 3, 1, 1, bias=False)
+        if stride != 1 or c != d:
+            self.shortcut = nn.Sequential(nn.Conv2d(c, d, 1, stride, bias=False))
+
+    def forward(self, x):
+        out = torch.relu(self.bn1(x))
+        s = self.shortcut(out) if hasattr(self, "shortcut") else x
+        return self.conv2(torch.relu(self.bn2(self.conv1(out)))) + s
+
+
+class Symmetric(nn.Module):
+    """A branch and a shortcut that are both Sequentials ending in batch norm."""
+
+    def __init__(self, c, d, stride=1):
+        super().__init__()
+        self.residual_function = nn.Sequential(
+            nn.Conv2d(c, d, 3, stride, 1, bias=False),
+            nn.BatchNorm2d(d),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(d, d, 3, 1, 1, bias=False),
+            nn.BatchNorm2d(d),
+        )
+        self.way = nn.Sequential()
+        if stride != 1 or c != d:
+            self.way = nn.Sequential(nn.Conv2d(c, d, 1, stride, bias=False), nn.BatchNorm2d(d))
+
+    def forward(self, x):
+        return torch.relu(self.residual_function(x) + self.way(x))
+
+
+def stack(kind):
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, 1, 1),
+        nn.ReLU(inplace=True),
+        nn.Sequential(kind(8, 8), kind(8, 8)),
+        nn.Sequential(kind(8, 16, 2), kind(16, 16)),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(16, 3),
+    )
+
+
+@pytest.mark.parametrize("kind", [PreAct, Symmetric])
+def test_finds_other_peoples_blocks(kind):
+    net = stack(kind)
+    specs = find_blocks(net, pair()[0])
+    assert [s.name for s in specs] == ["2.0", "2.1", "3.0", "3.1"]
+    shortcut = {"PreAct": "3.0.shortcut", "Symmetric": "3.0.way"}[kind.__name__]
+    assert [s.shortcut for s in specs] == [None, None, shortcut, None]
+
+
+@pytest.mark.parametrize(
+    ("name", "count", "changes"),
+    [("resnet18", 8, 3), ("resnet50", 16, 4), ("resnext50_32x4d", 16, 4), ("resnet34", 16, 3)],
+)
+def test_finds_every_block_of_torchvision_resnets(name, count, changes):
+    net = torchvision.models.get_model(name, num_classes=3)
+    specs = find_blocks(net, pair()[0])
+    expected = [f"layer{i}.{j}" for i in range(1, 5) for j in range(len(getattr(net, f"layer{i}")))]
+    assert [s.name for s in specs] == expected
+    assert len(specs) == count
+    assert sum(s.shortcut is not None for s in specs) == changes
+    assert all(s.activation == f"{s.name}.relu" for s in specs)
+
+
+def test_finds_every_block_of_timm_resnets():
+    timm = pytest.importorskip("timm")
+    for name, count in (("resnet26", 8), ("resnetv2_50", 16), ("seresnet50", 16)):
+        net = timm.create_model(name, num_classes=3)
+        specs = find_blocks(net, pair(side=64)[0][:4])
+        assert len(specs) == count, name
+        assert all(s.residual for s in specs)
+
+
+def test_finds_the_blocks_of_a_vision_transformer():
+    net = torchvision.models.VisionTransformer(32, 8, 3, 4, 24, 48, num_classes=3)
+    nn.init.normal_(net.heads.head.weight)
+    specs = find_blocks(net, pair()[0])
+    assert [s.name for s in specs] == [f"encoder.layers.encoder_layer_{i}" for i in range(3)]
+    traj = trace(net, pair(), pool="cls")
+    assert [layer.width for layer in traj.layers] == [3 * 32 * 32, 24, 24, 24, 24]
+
+
+def test_what_is_recorded_is_what_the_network_computes():
+    net = torchvision.models.resnet18(num_classes=3).eval()
+    x, y = pair()
+    traj = trace(net, (x, y), batch_size=5)
+    with torch.no_grad():
+        h = net.maxpool(net.relu(net.bn1(net.conv1(x))))
+        assert np.allclose(traj.layers[1].features, h.mean((2, 3)), atol=1e-5)
+        position = 2
+        for stage in (net.layer1, net.layer2, net.layer3, net.layer4):
+            for block in stage:
+                layer = traj.layers[position]
+                if block.downsample is not None:
+                    assert np.allclose(layer.entry, block.downsample(h).mean((2, 3)), atol=1e-5)
+                else:
+                    assert layer.entry is None
+                h = block(h)
+                assert np.allclose(layer.features, h.mean((2, 3)), atol=1e-5)
+                position += 1
+        logits = net(x)
+    assert position == len(traj.layers)
+    assert np.array_equal(traj.predictions, logits.argmax(1))
+    assert traj.classifier is not None
+    assert np.array_equal(traj.classifier.weight, net.fc.weight.detach())
+    assert [len(s.names) for s in traj.segments] == [3, 3, 3, 3]
+    assert [b.via for b in traj.blocks].count("shortcut") == 3
+
+
+def test_in_place_activations_cannot_corrupt_a_tap():
+    net = stack(Symmetric).eval()  # relu(inplace) follows every flat view
+    x, y = pair()
+    flat = trace(net, (x, y), pool="flat")
+    with torch.no_grad():
+        stem = net[1](net[0](x))
+        first = net[2][0](stem)
+    assert np.allclose(flat.layers[1].features, stem.flatten(1), atol=1e-6)
+    assert np.allclose(flat.layers[2].features, first.flatten(1), atol=1e-6)
+
+
+def test_the_sum_before_the_activation():
+    net = torchvision.models.resnet18(num_classes=3).eval()
+    post, pre = (trace(net, pair(), pool="flat", tap=tap) for tap in ("post", "pre"))
+    for a, b in zip(post.layers[2:], pre.layers[2:], strict=True):
+        assert b.features.min() < 0
+        assert np.allclose(a.features, np.maximum(b.features, 0), atol=1e-6)
+
+
+def test_the_network_is_left_as_it_was():
+    net = torchvision.models.resnet18(num_classes=3).train()
+    net.layer1.eval()
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    modes = [m.training for m in net.modules()]
+    x, y = pair()
+    x[3] = float("nan")
+    with pytest.raises(FeatureError, match="sample 3"):
+        trace(net, (x, y))
+    trace(net, pair())
+    assert modes == [m.training for m in net.modules()]
+    assert all(torch.equal(v, net.state_dict()[k]) for k, v in before.items())
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in net.modules())
+
+
+def test_batch_size_changes_nothing():
+    net = torchvision.models.resnet18(num_classes=3)
+    a, b = (trace(net, pair(), batch_size=size) for size in (5, 512))
+    for p, q in zip(a.layers, b.layers, strict=True):
+        assert np.allclose(p.features, q.features, atol=1e-5)
+
+
+def test_poolings():
+    maps = torch.arange(2 * 3 * 4 * 4.0).reshape(2, 3, 4, 4)
+    assert torch.equal(pooling("gap")(maps), maps.mean((2, 3)))
+    assert pooling("flat")(maps).shape == (2, 48)
+    assert pooling("grid:2")(maps).shape == (2, 12)
+    assert torch.equal(pooling("grid:1")(maps), pooling("gap")(maps))
+    for bad in ("max", "grid:0", "grid:", "gap:2x"):
+        with pytest.raises(ArgumentError, match="choose gap"):
+            pooling(bad)
+
+
+def test_plain_networks_are_followed_by_layer_names():
+    net = nn.Sequential(nn.Flatten(), nn.Linear(48, 8), nn.ReLU(), nn.Linear(8, 8), nn.Linear(8, 3))
+    x, y = pair(side=4)
+    with pytest.raises(FeatureError, match="layers="):
+        trace(net, (x, y))
+    with pytest.raises(FeatureError, match="No module 'nine'"):
+        trace(net, (x, y), layers=["nine"])
+    traj = trace(net, (x, y), layers=["1", "3"])
+    assert [layer.width for layer in traj.layers] == [48, 48, 8, 8]
+    assert [s.names for s in traj.segments] == [("1", "3")]
+
+
+def test_what_cannot_be_traced_is_said():
+    net = torchvision.models.resnet18(num_classes=3)
+    x, y = pair()
+    with pytest.raises(FeatureError, match="cannot take images of shape"):
+        trace(net, (x[:, :1], y))
+    with pytest.raises(FeatureError, match="label 5"):
+        trace(net, (x, y + 3))
+    with pytest.raises(ArgumentError, match="tap"):
+        trace(net, (x, y), tap="middle")
+    with pytest.raises(ArgumentError, match="Device"):
+        trace(net, (x, y), device="cuda:77")
+    with pytest.raises(FeatureError, match="two images"):
+        trace(net, (x[:1], y[:1]))
+
+
+def test_block_names():
+    net = torchvision.models.resnet18(num_classes=3)
+    assert blocks(net, pair())[0] == "layer1.0"
