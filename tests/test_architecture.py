@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,6 @@ def test_a_module_is_readable_in_one_sitting(path):
 def test_public_names_exist_and_win_over_rooms_of_the_same_name():
     for name in wgeo.__all__:
         assert getattr(wgeo, name) is not None
-    import wgeo.collapse  # binds the module; the function must stay
+    importlib.import_module("wgeo.collapse")  # binds the module; the function must stay
 
     assert callable(wgeo.collapse)
