@@ -12,7 +12,7 @@ from .errors import ArgumentError, FeatureError
 
 
 def as_points(
-    x: Any, *, name: str = "x", dtype: torch.dtype | None = None
+    x: Any, *, name: str = "x", dtype: torch.dtype | None = None, start: int = 0
 ) -> Float[torch.Tensor, "n d"]:
     """Return a point cloud as a finite 2-D floating tensor on its own device.
 
@@ -25,6 +25,8 @@ def as_points(
         What to call the array in an error.
     dtype : torch.dtype, optional
         Convert to this type (float64 wherever a number decides something).
+    start : int
+        Number of the first row among all samples, where `x` is one batch of them.
 
     Raises
     ------
@@ -51,17 +53,17 @@ def as_points(
         raise FeatureError(f"{name} must be (samples, features); it has shape {tuple(x.shape)}.")
     if 0 in x.shape:
         raise FeatureError(f"{name} is empty: shape {tuple(x.shape)}.")
-    check_finite(x, name)
+    check_finite(x, name, start)
     return x if dtype is None else x.to(dtype)
 
 
-def check_finite(x: torch.Tensor, name: str) -> None:
-    """Raise `FeatureError` naming the first row of `x` that holds NaN or infinity."""
+def check_finite(x: torch.Tensor, name: str, start: int = 0) -> None:
+    """Raise `FeatureError` naming the first row, counted from `start`, not finite."""
     if bool(torch.isfinite(x.detach().sum())):  # one pass; a finite sum means every entry is
         return
     bad = ~torch.isfinite(x.detach()).flatten(1).all(1)
     if bool(bad.any()):
-        first, count = int(bad.nonzero()[0, 0]), int(bad.sum())
+        first, count = start + int(bad.nonzero()[0, 0]), int(bad.sum())
         raise FeatureError(
             f"{name} holds NaN or infinity in {count} of {len(x)} samples, first in sample "
             f"{first}. Check the checkpoint's weights and the images' normalisation."
