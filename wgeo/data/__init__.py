@@ -1,0 +1,116 @@
+"""A name or a path in, labelled images out, in a fixed order."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import ArgumentError, DataError
+from .folder import open_folder
+from .images import PRESETS, Images, Normalization, normalization, suggestion
+from .named import NAMES, open_named
+from .npz import open_npz
+from .source import Source, balanced
+
+__all__ = ["NAMES", "PRESETS", "Images", "Normalization", "load_images", "normalization"]
+
+_READERS = {"npz": open_npz, "folder": open_folder, "zip": open_folder}
+
+
+def load_images(
+    source: str | os.PathLike[str],
+    split: str | None = "train",
+    limit: int | None = None,
+    *,
+    seed: int = 0,
+    normalize: str | Normalization | None = None,
+    size: int | None = None,
+    root: str | os.PathLike[str] | None = None,
+) -> Images:
+    """Load labelled images by name or path.
+
+    Parameters
+    ----------
+    source : str or path
+        One of `NAMES` (``digits`` needs no download); ``npz:PATH``, a NumPy archive with keys
+        ``x, y`` or ``x_train, y_train, x_test, y_test``; ``folder:PATH``, an image folder
+        ``class/image`` or ``split/class/image``, or a zip of one. A path to an ``.npz``, a
+        ``.zip`` or a folder needs no prefix.
+    split : str, optional
+        Which part, as the source calls it; None or ``all`` takes all. A source without splits
+        is taken whole, and the result's ``split`` is None.
+    limit : int, optional
+        Take a subset of so many images in all, balanced over the classes as far as they go; at
+        least two a class. The same for a given seed, on any machine.
+    seed : int
+        Of the subset.
+    normalize : str or Normalization, optional
+        Ask for a normalisation, against the network's and the data set's own: see
+        `normalization`.
+    size : int, optional
+        Scale the images to ``size`` x ``size``. Default: as they are, or 224 where a folder
+        holds images of different sizes.
+    root : path, optional
+        Where torchvision keeps its data sets; default the environment's ``WGEO_DATA``, else
+        ``./data``.
+
+    Raises
+    ------
+    ArgumentError
+        A limit, size or normalisation that makes no sense.
+    DataError
+        An unknown name, a path that is missing, broken, empty or of fewer than two classes,
+        a split that is not there, a broken image.
+    """
+    asked = None if normalize is None else normalization(normalize)
+    if limit is not None and limit < 2:
+        raise ArgumentError(
+            f"At least two samples are needed, not {limit}; a few hundred is better."
+        )
+    if size is not None and size < 1:
+        raise ArgumentError(f"The images' size must be a positive number of pixels, not {size}.")
+    found = _opened(source, split, root)
+    present = len(np.unique(found.labels))
+    if present < 2:
+        raise DataError(
+            f"{found.name} has images of one class only; at least two classes are needed to speak "
+            "of collapse or of a classifier."
+        )
+    if limit is not None and limit < 2 * present:
+        raise ArgumentError(
+            f"{limit} samples are too few for the {present} classes of {found.name}: within-class "
+            f"spread needs two a class, so at least {2 * present}."
+        )
+    rows = balanced(found.labels, limit, seed)
+    x = found.fetch(rows, size)
+    return Images(
+        x, found.labels[rows], found.class_names, found.name, found.split, asked, found.preset
+    )
+
+
+def _opened(
+    source: str | os.PathLike[str], split: str | None, root: str | os.PathLike[str] | None
+) -> Source:
+    name = os.fspath(source)
+    if name in NAMES:
+        return open_named(name, split, root)
+    kind, colon, rest = name.partition(":")
+    path = Path(rest) if colon and kind in _READERS else Path(name)
+    try:
+        there = path.exists()
+    except (OSError, ValueError) as error:  # a name too long, a null byte
+        raise DataError(f"Cannot look for the data at {str(path)!r}: {error}") from error
+    if not there:
+        raise DataError(
+            f"No data set or file {name!r}{suggestion(name, NAMES)}. Known by name: "
+            f"{', '.join(NAMES)}; by path: npz:PATH, folder:PATH (or a zip of a folder)."
+        )
+    if path.is_dir():
+        kind = "folder"
+    elif not colon or kind not in _READERS:
+        kind = path.suffix.lower().removeprefix(".")
+    if kind not in _READERS:
+        raise DataError(f"{path} is neither an .npz, nor a .zip, nor a folder of images.")
+    return _READERS[kind](path, split)

@@ -1,0 +1,226 @@
+"""Image folders, and zips of them: ``class/image`` or ``split/class/image``.
+
+A zip is read in memory, member by member; nothing is ever extracted, so a path in it cannot
+point anywhere.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+import warnings
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import torch
+from PIL import Image
+
+from ..errors import DataError
+from ..progress import track
+from .source import Source
+
+_FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")  # none runs another program
+_SUFFIXES = (
+    *(".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff"),
+    *(".webp", ".ppm", ".pgm", ".pbm"),
+)
+_SPLITS = ("train", "training", "test", "testing", "val", "valid", "validation", "eval", "dev")
+_GREY = ("1", "L", "LA")
+_DEEP = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
+_LARGEST_FILE = 2**28  # bytes of one image file: a zip member that claims more is not read
+_EVALUATION = 256 / 224  # the ImageNet evaluation crop: scale to 256, cut out 224
+_MIXED_SIZE = 224
+
+T = TypeVar("T")
+Parts = tuple[str, ...]
+Read = Callable[[str], bytes]
+
+
+def open_folder(path: str | os.PathLike[str], split: str | None) -> Source:
+    """Open an image folder, or a zip of one.
+
+    The classes are the folders that hold images, in alphabetical order; images are in alphabetical
+    order within their class, whatever order the file system lists them in. A folder that wraps
+    everything is looked through. Without a split level ``split`` does not matter.
+
+    Images that share one size keep it, unless `size` is given: then the shorter side is scaled to
+    it and the middle square kept. Images of different sizes are scaled to size * 256/224 (shorter
+    side) and the middle size x size is kept, as in ImageNet's evaluation; size is 224 if not
+    given. Images are grey, (1, h, w), if all that were chosen are; else RGB; transparency is
+    dropped.
+
+    Raises
+    ------
+    DataError
+        No images, the split missing (what is there is listed), a broken image (named).
+    """
+    path = Path(path)
+    files, used = _in_split(_unwrapped(_listing(path), split), split, path)
+    classes = sorted({parts[0] for parts, _ in files})
+    index = {name: k for k, name in enumerate(classes)}
+    files.sort()
+    names = [name for _, name in files]
+    labels = np.array([index[parts[0]] for parts, _ in files], dtype=np.int64)
+
+    def fetch(rows: np.ndarray, size: int | None) -> torch.Tensor:
+        return _decoded(path, [names[row] for row in rows], size)
+
+    return Source(path.stem, labels, tuple(classes), used, fetch)
+
+
+def _listing(path: Path) -> list[tuple[Parts, str]]:
+    """Every image file as (its path's parts, its own name); at least one folder deep."""
+    found = _in_zip(path) if path.is_file() else _in_folder(path)
+    files = []
+    for name in found:
+        parts = tuple(part for part in name.replace("\\", "/").split("/") if part)
+        hidden = any(part.startswith(".") or part == "__MACOSX" for part in parts)
+        if len(parts) > 1 and not hidden and parts[-1].lower().endswith(_SUFFIXES):
+            files.append((parts, name))
+    if not files:
+        raise DataError(
+            f"No images in the folders of {path}; wanted is one folder a class with images "
+            f"({', '.join(_SUFFIXES[:4])}, ...) in it, or such folders under train and test."
+        )
+    return files
+
+
+def _in_zip(path: Path) -> list[str]:
+    with _opened(path) as archive:
+        return sorted({info.filename for info in archive.infolist() if not info.is_dir()})
+
+
+def _in_folder(path: Path) -> Iterator[str]:
+    def refuse(error: OSError) -> None:
+        raise DataError(f"Cannot read the folder {error.filename!r}: {error.strerror}.")
+
+    seen = set()
+    for here, folders, files in os.walk(path, followlinks=True, onerror=refuse):
+        real = os.path.realpath(here)
+        if real in seen:  # a link that leads back up
+            folders.clear()
+            continue
+        seen.add(real)
+        folders.sort()
+        yield from (os.path.relpath(os.path.join(here, name), path) for name in files)
+
+
+def _unwrapped(files: list[tuple[Parts, str]], split: str | None) -> list[tuple[Parts, str]]:
+    """Without the one folder that everything lies in, if it is neither a split nor the class."""
+    while True:
+        tops = {parts[0] for parts, _ in files}
+        shallow = min(len(parts) for parts, _ in files) < 3
+        if len(tops) > 1 or shallow or tops & {split, *_SPLITS}:
+            return files
+        files = [(parts[1:], name) for parts, name in files]
+
+
+def _in_split(
+    files: list[tuple[Parts, str]], split: str | None, path: Path
+) -> tuple[list[tuple[Parts, str]], str | None]:
+    """The files of one split, and its name: None where images lie directly in class folders.
+
+    A top folder that holds images itself is a class; one that holds only folders is a split. Where
+    both are there (a test set without labels beside the training set) only splits count.
+    """
+    depth: dict[str, int] = {}
+    for parts, _ in files:
+        depth[parts[0]] = min(len(parts), depth.get(parts[0], len(parts)))
+    splits = sorted(top for top, least in depth.items() if least > 2)
+    if not splits:
+        return files, None
+    if split not in (None, "all", *splits):
+        raise DataError(
+            f"{path} has no split {split!r} with a folder for each class; "
+            f"it has {', '.join(map(repr, splits))}."
+        )
+    wanted = splits if split in (None, "all") else [split]
+    return [(parts[1:], name) for parts, name in files if parts[0] in wanted], split or "all"
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            yield archive
+    except (zipfile.BadZipFile, OSError, ValueError, EOFError) as error:
+        raise DataError(f"{path} is not a readable zip archive: {error} Is it whole?") from error
+
+
+@contextmanager
+def _reader(path: Path) -> Iterator[Read]:
+    """How to get a file's bytes, from a folder or a zip."""
+    if path.is_dir():
+        yield lambda name: (path / name).read_bytes()
+        return
+    with _opened(path) as archive:
+
+        def read(name: str) -> bytes:
+            if archive.getinfo(name).file_size > _LARGEST_FILE:
+                raise DataError(f"it claims {archive.getinfo(name).file_size} bytes")
+            return archive.read(name)
+
+        yield read
+
+
+def _decoded(path: Path, names: list[str], size: int | None) -> torch.Tensor:
+    """Pixels of the named files, uint8 (n, c, h, w). Headers first: they decide size and mode."""
+    with _reader(path) as read, warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        warnings.filterwarnings("ignore", "Palette images with Transparency")
+        kinds = {_image(path, read, name, _header) for name in track(names, "looking at images")}
+        mode = "L" if all(kind in _GREY for _, kind in kinds) else "RGB"
+        if len({shape for shape, _ in kinds}) == 1:
+            shape, scale = next(iter(kinds))[0], 1.0
+        else:
+            shape, scale, size = (0, 0), _EVALUATION, size or _MIXED_SIZE
+        w, h = (size, size) if size else shape
+        pixels = _room(len(names), h, w, len(mode))
+        array = pixels.numpy()
+        for i, name in enumerate(track(names, "decoding images")):
+            array[i] = _image(path, read, name, lambda image: _pixels(image, mode, size, scale))
+    return pixels.permute(0, 3, 1, 2).contiguous()
+
+
+def _room(*shape: int) -> torch.Tensor:
+    try:
+        return torch.empty(shape, dtype=torch.uint8)
+    except RuntimeError as error:
+        raise DataError(
+            f"The images take {math.prod(shape) / 2**30:.1f} GiB, more than there is; take fewer "
+            "(--samples), or smaller ones (size)."
+        ) from error
+
+
+def _image(path: Path, read: Read, name: str, use: Callable[[Image.Image], T]) -> T:
+    """What `use` makes of an image file; one that is broken is named."""
+    try:
+        with Image.open(io.BytesIO(read(name)), formats=_FORMATS) as image:
+            return use(image)
+    except Exception as error:  # Pillow's decoders raise nearly anything on a broken file
+        why = str(error) or type(error).__name__
+        raise DataError(
+            f"The image {name!r} in {path} cannot be decoded ({why}). Repair or remove it."
+        ) from error
+
+
+def _header(image: Image.Image) -> tuple[tuple[int, int], str]:
+    if image.mode in _DEEP:
+        raise DataError("16-bit or float pixels; save it with 8 bits a channel")
+    return image.size, image.mode
+
+
+def _pixels(image: Image.Image, mode: str, size: int | None, scale: float) -> np.ndarray:
+    image = image.convert(mode)
+    if size is not None and (image.size != (size, size) or scale != 1):
+        short, edge = min(image.size), int(size * scale)
+        w, h = (edge if side == short else int(edge * side / short) for side in image.size)
+        left, top = round((w - size) / 2), round((h - size) / 2)
+        image = image.resize((w, h), Image.Resampling.BILINEAR)
+        image = image.crop((left, top, left + size, top + size))
+    return np.asarray(image).reshape(image.height, image.width, len(mode))

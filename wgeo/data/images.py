@@ -1,0 +1,184 @@
+"""Labelled images in memory, and how their pixels are normalised."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+
+from ..errors import ArgumentError, DataError
+
+
+@dataclass(frozen=True)
+class Normalization:
+    """Pixels p in [0, 1] become (p - mean) / std, channel by channel.
+
+    Attributes
+    ----------
+    mean, std : tuple of float
+        One value for all channels, or one a channel.
+    name : str
+        The preset's name, or the values as `normalization` reads them back.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.mean or len(self.mean) != len(self.std):
+            raise ArgumentError(
+                f"A normalisation needs as many means as deviations, at least one; it has "
+                f"{len(self.mean)} and {len(self.std)}."
+            )
+        if not all(math.isfinite(value) for value in (*self.mean, *self.std)):
+            raise ArgumentError("The means and deviations of a normalisation must be finite.")
+        if min(self.std) <= 0:
+            raise ArgumentError("The deviations of a normalisation must be positive.")
+        if not self.name:
+            values = (",".join(f"{value:g}" for value in side) for side in (self.mean, self.std))
+            object.__setattr__(self, "name", ";".join(values))
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """Normalise a batch (n, c, ...): uint8 is first divided by 255.
+
+        Raises
+        ------
+        DataError
+            The images have another number of channels.
+        """
+        x = x.float().div_(255) if x.dtype == torch.uint8 else x.float()
+        if self.mean == (0.0,) and self.std == (1.0,):
+            return x
+        if len(self.mean) not in (1, x.shape[1]):
+            raise DataError(
+                f"Normalisation {self.name!r} is for {len(self.mean)} channels; the images have "
+                f"{x.shape[1]}. Choose another with --normalize (such as none or half)."
+            )
+        shape = (1, -1) + (1,) * (x.ndim - 2)
+        mean = torch.tensor(self.mean, dtype=x.dtype, device=x.device).view(shape)
+        std = torch.tensor(self.std, dtype=x.dtype, device=x.device).view(shape)
+        return (x - mean) / std
+
+
+# Means and deviations of the training sets' pixels; digits and MNIST are recomputed in the tests.
+PRESETS: dict[str, Normalization] = {
+    name: Normalization(mean, std, name)
+    for name, mean, std in (
+        ("none", (0.0,), (1.0,)),
+        ("half", (0.5,), (0.5,)),
+        ("digits", (0.3054,), (0.3761,)),
+        ("mnist", (0.1307,), (0.3081,)),
+        ("fashion_mnist", (0.2860,), (0.3530,)),
+        ("cifar10", (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+        ("cifar100", (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
+        ("svhn", (0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970)),
+        ("stl10", (0.4467, 0.4398, 0.4066), (0.2603, 0.2566, 0.2713)),
+        ("imagenet", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    )
+}
+
+
+def normalization(spec: str | Normalization | None) -> Normalization:
+    """Return the normalisation that a name or a pair of lists describes.
+
+    Parameters
+    ----------
+    spec : str, Normalization or None
+        A preset (see `PRESETS`), ``"mean,...;std,..."`` such as
+        ``"0.5,0.5,0.5;0.25,0.25,0.25"`` (one value for all channels, or one a channel), or None
+        for no normalisation: pixels stay in [0, 1].
+
+    Raises
+    ------
+    ArgumentError
+        An unknown name, or values that make no sense.
+    """
+    if isinstance(spec, Normalization):
+        return spec
+    if spec is None:
+        return PRESETS["none"]
+    if spec in PRESETS:
+        return PRESETS[spec]
+    sides = spec.split(";")
+    try:
+        mean, std = (tuple(float(value) for value in side.split(",")) for side in sides)
+    except ValueError:
+        raise ArgumentError(
+            f"Unknown normalisation {spec!r}{suggestion(spec, PRESETS)}; choose one of "
+            f"{', '.join(PRESETS)}, or give 'mean,...;std,...' such as '0.5,0.5,0.5;0.2,0.2,0.2'."
+        ) from None
+    return Normalization(mean, std, spec)
+
+
+def suggestion(word: str, known: object) -> str:
+    """Return `` (did you mean ...?)`` where one of the `known` names is close, else nothing."""
+    close = difflib.get_close_matches(word.lower(), list(known), n=1)  # type: ignore[call-overload]
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+@dataclass(frozen=True, eq=False)
+class Images:
+    """Labelled images, in a fixed order.
+
+    Attributes
+    ----------
+    x : Tensor, (n, c, h, w)
+        uint8 in [0, 255] or float32 in [0, 1], not normalised.
+    y : ndarray of int64, (n,)
+        Class indices.
+    class_names : tuple of str
+        In the order of the indices; a class may have no image here.
+    name : str
+        The data set's name, or the file's.
+    split : str or None
+        Which part; None where the source has none.
+    normalize : Normalization or None
+        The normalisation that was explicitly asked for.
+    preset : str or None
+        The data set's own normalisation, where it is known.
+    """
+
+    x: torch.Tensor
+    y: Int[np.ndarray, " n"]
+    class_names: tuple[str, ...]
+    name: str
+    split: str | None = None
+    normalize: Normalization | None = None
+    preset: str | None = None
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes K, with or without images."""
+        return len(self.class_names)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one image, (c, h, w)."""
+        return tuple(self.x.shape[1:])
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of pixels, shape and labels: two sets with one fingerprint are the same."""
+        x = self.x.contiguous().cpu().numpy()
+        digest = hashlib.sha256(f"{x.dtype.str}{x.shape}".encode())
+        digest.update(x.data)
+        digest.update(np.ascontiguousarray(self.y, dtype="<i8").data)
+        return digest.hexdigest()
+
+    def batches(
+        self, size: int, normalization: Normalization
+    ) -> Iterator[tuple[Float[torch.Tensor, "b ..."], Int[np.ndarray, " b"]]]:
+        """Yield the images in order: normalised float32 pixels (b, c, h, w), and labels (b,)."""
+        for start in range(0, len(self), size):
+            part = slice(start, start + size)
+            yield normalization(self.x[part]), self.y[part]

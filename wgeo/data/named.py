@@ -1,0 +1,102 @@
+"""Data sets known by name: scikit-learn's digits, and torchvision's, downloaded on first use."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..errors import DataError
+from .source import Source, balanced, from_array, scaled
+
+# torchvision's class, its splits, and where it looks for the files under the root.
+_TORCHVISION = {
+    "mnist": ("MNIST", ("train", "test"), "MNIST/raw/"),
+    "fashion_mnist": ("FashionMNIST", ("train", "test"), "FashionMNIST/raw/"),
+    "cifar10": ("CIFAR10", ("train", "test"), "cifar-10-batches-py/"),
+    "cifar100": ("CIFAR100", ("train", "test"), "cifar-100-python/"),
+    "svhn": ("SVHN", ("train", "test", "extra"), "train_32x32.mat, test_32x32.mat"),
+    "stl10": ("STL10", ("train", "test"), "stl10_binary/"),
+}
+NAMES = ("digits", *_TORCHVISION)
+_SILENCE = 10.0  # seconds without an answer after which a download is given up
+
+
+def open_named(name: str, split: str | None, root: str | os.PathLike[str] | None) -> Source:
+    """Open one of `NAMES`; ``all`` (or None) joins training and test set, in this order."""
+    splits = ("train", "test") if name == "digits" else _TORCHVISION[name][1]
+    if split not in (None, "all", *splits):
+        raise DataError(f"{name} has no split {split!r}; choose {', '.join(splits)} or all.")
+    wanted = ("train", "test") if split in (None, "all") else (str(split),)
+    if name == "digits":
+        parts = [_digits(part) for part in wanted]
+    else:
+        where = Path(root or os.environ.get("WGEO_DATA") or "data")
+        parts = [_torchvision(name, part, where) for part in wanted]
+    x = torch.cat([part[0] for part in parts])
+    labels = np.concatenate([part[1] for part in parts])
+    return Source(
+        name, labels, parts[0][2], split or "all", lambda rows, size: scaled(x[rows], size), name
+    )
+
+
+Part = tuple[torch.Tensor, np.ndarray, tuple[str, ...]]
+
+
+def _digits(split: str) -> Part:
+    """1,797 handwritten digits, 8 x 8, sixteen grey levels; 360 of them, 36 a class, are the test set."""
+    from sklearn.datasets import load_digits
+
+    data = load_digits()
+    test = balanced(data.target, 360, seed=0)
+    rows = test if split == "test" else np.setdiff1d(np.arange(len(data.target)), test)
+    x = from_array(data.images[rows] / 16, "digits")
+    return x, data.target[rows].astype(np.int64), tuple(str(k) for k in range(10))
+
+
+def _torchvision(name: str, split: str, root: Path) -> Part:
+    from torchvision import datasets
+
+    kind, _, files = _TORCHVISION[name]
+    make = getattr(datasets, kind)
+    part: dict[str, Any] = (
+        {"split": split} if kind in ("SVHN", "STL10") else {"train": split == "train"}
+    )
+    try:
+        try:
+            data = make(root, download=False, **part)
+        except (RuntimeError, FileNotFoundError):  # torchvision's way to say: not there
+            with _impatient():
+                data = make(root, download=True, **part)
+    except Exception as error:  # URLError, timeouts, md5 mismatch, damaged files, full disks
+        raise DataError(
+            f"{name} is not in {root} and could not be downloaded ({_short(error)}). "
+            f"Put its files where torchvision looks for them, {root / files}, or say where they "
+            "are with WGEO_DATA; or give your own images as npz:PATH or folder:PATH."
+        ) from error
+    labels = np.asarray(data.targets if hasattr(data, "targets") else data.labels)
+    x = from_array(np.asarray(data.data), name)
+    classes = getattr(data, "classes", None) or [str(k) for k in range(10)]
+    return x, labels.astype(np.int64), tuple(classes)
+
+
+def _short(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
+
+
+@contextmanager
+def _impatient() -> Iterator[None]:
+    """torchvision sets no timeout; a network that swallows packets would hang for ever."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(_SILENCE)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)
