@@ -93,3 +93,21 @@ def as_labels(labels: Any, n: int | None = None) -> Int[np.ndarray, " n"]:
     if y.min() < 0:
         raise ArgumentError(f"label {y.min()} of sample {int(y.argmin())} is negative.")
     return y
+
+
+def pick_device(device: str | torch.device) -> torch.device:
+    """Return the device meant: ``auto`` is CUDA where there is one, else the CPU.
+
+    Raises
+    ------
+    ArgumentError
+        A device that this machine does not have (never silently replaced).
+    """
+    if str(device) == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError) as error:
+        raise ArgumentError(f"Device {str(device)!r} cannot be used here: {error}") from error
+    return chosen

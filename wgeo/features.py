@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from .arrays import as_labels, as_numpy, check_finite
+from .arrays import as_labels, as_numpy, check_finite, pick_device
 from .blocks import BlockSpec, evaluating, find_blocks, hooked, run
 from .checkpoint import Network
 from .data import Images, Normalization, normalization
@@ -62,24 +62,6 @@ def _pooled(maps: torch.Tensor, kind: str, side: int) -> torch.Tensor:
     if kind == "gap":
         return maps.mean((2, 3))
     return nn.functional.adaptive_avg_pool2d(maps, side).flatten(1)
-
-
-def pick_device(device: str | torch.device) -> torch.device:
-    """Return the device meant: ``auto`` is CUDA where there is one, else the CPU.
-
-    Raises
-    ------
-    ArgumentError
-        A device that this machine does not have (never silently replaced).
-    """
-    if str(device) == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        chosen = torch.device(device)
-        torch.empty(0, device=chosen)
-    except (RuntimeError, AssertionError) as error:
-        raise ArgumentError(f"Device {str(device)!r} cannot be used here: {error}") from error
-    return chosen
 
 
 def normalization_for(net: Network | nn.Module, images: Images) -> Normalization:
