@@ -1,0 +1,181 @@
+"""MUFM with cross-entropy: features eliminated by a K-dimensional Newton solve a sample."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from jaxtyping import Float, Int
+from scipy.special import log_softmax, softmax
+
+from .reduced import Matrix
+
+
+@dataclass(frozen=True, eq=False)
+class Likelihood:
+    """J(W, b) = min over features of the MUFM objective, for cross-entropy.
+
+    Lines stay straight, and H = X - W^T G / mu with g_i = softmax(z_i) - y_i, where the logits z_i
+    solve z = W x_i + b - W W^T (softmax(z) - y_i) / mu. The bias is the last column of `w`.
+
+    Attributes
+    ----------
+    x : ndarray, (n, r)
+        Samples, rows.
+    """
+
+    x: Float[np.ndarray, "n r"]
+    labels: Int[np.ndarray, " n"]
+    mu: float
+    weight_decay: float
+    bias_decay: float
+
+    @property
+    def has_bias(self) -> bool:
+        """Whether b is a variable."""
+        return bool(np.isfinite(self.bias_decay))
+
+    @cached_property
+    def onehot(self) -> Float[np.ndarray, "n K"]:
+        """Y^T."""
+        return np.eye(int(self.labels.max()) + 1)[self.labels]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(K, r), and a column for the bias."""
+        return self.onehot.shape[1], self.x.shape[1] + self.has_bias
+
+    def at(self, w: Matrix) -> LikelihoodPoint:
+        """Return everything that is computed once at a point."""
+        return LikelihoodPoint(self, w)
+
+    def ridge(self) -> Matrix:
+        """Regression onto centred one-hot labels, scaled to logits; the solver's start."""
+        x, y = self.x - self.x.mean(0), self.onehot - self.onehot.mean(0)
+        second = x.T @ x / len(x) + self.weight_decay * np.eye(x.shape[1])
+        w = 4 * np.linalg.solve(second, x.T @ y / len(x)).T
+        return np.pad(w, ((0, 0), (0, int(self.has_bias))))
+
+    def scales(self, w: Matrix) -> Float[np.ndarray, " r"]:
+        """Column preconditioner, as for the squared loss with the softmax's curvature."""
+        weights = w[:, : self.x.shape[1]]
+        spectral = float(np.linalg.norm(weights, 2)) ** 2
+        curve = self.mu * (self.x**2).mean(0) / (spectral + 4 * self.mu)
+        found = np.sqrt(curve + self.weight_decay)
+        return np.append(found, 0.5 + self.bias_decay) if self.has_bias else found
+
+    def padded(self) -> Likelihood:
+        """The same problem with K feature dimensions more, zero in every sample."""
+        wider = np.pad(self.x, ((0, 0), (0, self.onehot.shape[1])))
+        return Likelihood(wider, self.labels, self.mu, self.weight_decay, self.bias_decay)
+
+    def widen(self, w: Matrix) -> Matrix:
+        """Fit a W of this problem into the padded one."""
+        width = self.x.shape[1]
+        zeros = np.zeros((len(w), self.onehot.shape[1]))
+        return np.concatenate([w[:, :width], zeros, w[:, width:]], axis=1)
+
+
+class LikelihoodPoint:
+    """The objective and its gradient at one (W, b)."""
+
+    def __init__(self, problem: Likelihood, w: Matrix) -> None:
+        self.problem, self.w = problem, w
+        width = problem.x.shape[1]
+        self.weights = w[:, :width]
+        self._bias = w[:, width] if problem.has_bias else np.zeros(len(w))
+
+    @cached_property
+    def pull(self) -> Float[np.ndarray, "n K"]:
+        """g_i = softmax(z_i) - y_i at the solution of the inner problem."""
+        return residuals(
+            self.problem.x @ self.weights.T + self._bias,
+            self.problem.onehot,
+            self.weights @ self.weights.T / self.problem.mu,
+        )
+
+    @cached_property
+    def moved(self) -> Float[np.ndarray, "n r"]:
+        """H, rows are samples."""
+        return self.problem.x - self.pull @ self.weights / self.problem.mu
+
+    def value(self) -> float:
+        """J(W, b)."""
+        problem = self.problem
+        logits = self.moved @ self.weights.T + self._bias
+        loss = -float(np.mean(np.sum(problem.onehot * log_softmax(logits, axis=1), axis=1)))
+        far = problem.mu * float(np.sum((self.moved - problem.x) ** 2)) / len(problem.x)
+        decay = problem.weight_decay * float(np.sum(self.weights**2))
+        held = problem.bias_decay * float(np.sum(self._bias**2)) if problem.has_bias else 0.0
+        return loss + (far + decay + held) / 2
+
+    def gradient(self) -> Matrix:
+        """G H^T + lw W, and G 1 + lb b (the envelope theorem: features are optimal)."""
+        problem = self.problem
+        found = self.pull.T @ self.moved / len(problem.x) + problem.weight_decay * self.weights
+        if not problem.has_bias:
+            return found
+        of_bias = self.pull.mean(0) + problem.bias_decay * self._bias
+        return np.column_stack([found, of_bias])
+
+    def bias(self) -> Float[np.ndarray, " K"]:
+        """b; zero without one."""
+        return self._bias
+
+    def alignment(self) -> Float[np.ndarray, "r r"]:
+        """H X^T / N (centred if b is free), positive semi-definite at a global minimum."""
+        h, x = self.moved, self.problem.x
+        if self.problem.bias_decay == 0:
+            h, x = h - h.mean(0), x - x.mean(0)
+        found = h.T @ x / len(x)
+        return (found + found.T) / 2
+
+    def certificate(self) -> float:
+        """||G||_2 / sqrt(lw mu / N): at most 1 proves a global minimum."""
+        problem = self.problem
+        size = float(np.linalg.norm(self.pull, 2)) / np.sqrt(len(problem.x))
+        return size / float(np.sqrt(problem.weight_decay * problem.mu))
+
+    def features(
+        self, x: Float[np.ndarray, "n d"], w: Float[np.ndarray, "K d"], onehot: Matrix
+    ) -> Float[np.ndarray, "n d"]:
+        """H_L in the coordinates of `x` and `w`; the labels are in the residuals."""
+        return x - self.pull @ w / self.problem.mu
+
+
+def residuals(
+    a: Float[np.ndarray, "n K"], onehot: Float[np.ndarray, "n K"], m: Float[np.ndarray, "K K"]
+) -> Float[np.ndarray, "n K"]:
+    """Return g with g = softmax(a - M g) - y, row by row.
+
+    g minimises the convex CE(a - M g, y) + g^T M g / 2; Newton steps, halved until they descend.
+    """
+
+    def merit(g: np.ndarray, z: np.ndarray) -> np.ndarray:
+        return -np.sum(onehot * log_softmax(z, axis=1), axis=1) + np.sum(g * (g @ m), axis=1) / 2
+
+    g = softmax(a, axis=1) - onehot
+    z = a - g @ m
+    g, z = (np.where((merit(np.zeros_like(g), a) < merit(g, z))[:, None], 0.0, g), z)
+    z = a - g @ m
+    value = merit(g, z)
+    eye = np.eye(len(m))
+    for _ in range(100):
+        p = softmax(z, axis=1)
+        miss = p - onehot - g
+        if float(np.abs(miss).max()) < 1e-13:
+            break
+        curve = p[:, :, None] * eye - p[:, :, None] * p[:, None, :]
+        step = np.linalg.solve(eye + curve @ m, miss[:, :, None])[:, :, 0]
+        size = np.ones(len(a))
+        for _ in range(40):
+            trial = g + size[:, None] * step
+            z_trial = a - trial @ m
+            v_trial = merit(trial, z_trial)
+            worse = v_trial > value + 1e-14 * np.abs(value)
+            if not worse.any():
+                break
+            size[worse] /= 2
+        g, z, value = trial, z_trial, v_trial
+    return g

@@ -1,0 +1,428 @@
+"""MUFM: the multilayer unconstrained-feature model, its layers tied by optimal transport.
+
+    F = (1/2N) ||W H_L + b 1^T - Y||^2 + (lw/2) ||W||^2
+        + (lam/2N) sum_l ||H_l - H_{l-1}||^2 [+ (lh/2N) ||H_L||^2] [+ (lb/2) ||b||^2],   H_0 = X
+
+(Wang, Gai, Zhang 2024, arXiv 2405.00985; ``transport`` is lam). The inner layers of an optimum lie
+on straight lines from X to H_L, so that F depends on lam and the number of layers L through
+mu = lam / L alone, and H_L is a ridge problem given W: what is left is `reduced.Reduced`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import Float, Int
+from scipy.optimize import minimize
+from scipy.special import log_softmax
+
+from ..arrays import as_labels, as_numpy, as_points
+from ..collapse import LayerCollapse, collapse_of
+from ..errors import ArgumentError
+from ..progress import track
+from ..transport import Exact, wasserstein
+from .likelihood import Likelihood
+from .reduced import Matrix, Reduced, Statistics
+from .solution import Certificate
+
+Problem = Reduced | Likelihood
+
+
+@dataclass(frozen=True, eq=False)
+class MUFMSolution:
+    """A minimiser of the MUFM objective.
+
+    Attributes
+    ----------
+    W : ndarray, (K, d)
+    b : ndarray, (K,)
+    X, H : ndarray, (d, N)
+        First and last layer, columns are samples as in the papers; `layer` has the others.
+    objective : float
+        F at the solution.
+    terms : dict
+        F split into ``fit``, ``weight_decay``, ``transport``, ``feature_decay``, ``bias_decay``.
+    certificate : Certificate
+    values : tuple of float
+        The objective each start ended at, best first: the spread over restarts.
+    assignment : ndarray of int, (N,), or None
+        With ``coupling="free"``: the input that each sample's path starts from.
+    """
+
+    W: Matrix
+    b: Float[np.ndarray, " K"]
+    X: Float[np.ndarray, "d N"]
+    H: Float[np.ndarray, "d N"]
+    labels: Int[np.ndarray, " N"]
+    layers: int
+    objective: float
+    terms: dict[str, float]
+    certificate: Certificate
+    values: tuple[float, ...]
+    settings: dict[str, Any]
+    seconds: float
+    assignment: Int[np.ndarray, " N"] | None = field(default=None, repr=False)
+
+    def layer(self, index: int) -> Float[np.ndarray, "N d"]:
+        """Return the features of layer 0, ..., L, a row a sample: points of straight lines."""
+        if not 0 <= index <= self.layers:
+            raise ArgumentError(f"Layers go from 0 to {self.layers}; there is none {index}.")
+        t = index / self.layers
+        return ((1 - t) * self.X + t * self.H).T
+
+    @property
+    def contraction(self) -> Float[np.ndarray, " K"]:
+        """kappa_i: what within-class deviations shrink by along W's right singular vectors.
+
+        mu / (sigma_i^2 + mu + lh); variances shrink by its square. In directions that W does not
+        see they are untouched (with feature decay: shrink by mu / (mu + lh)).
+        """
+        mu, held = self.settings["mu"], self.settings["feature_decay"]
+        return mu / (np.linalg.svd(self.W, compute_uv=False) ** 2 + mu + held)
+
+    def collapse(self, index: int | None = None) -> LayerCollapse:
+        """Return the collapse metrics of a layer, the last by default."""
+        index = self.layers if index is None else index
+        return collapse_of(self.layer(index), self.labels, name=f"layer{index}")
+
+    def curve(self) -> list[LayerCollapse]:
+        """Return the collapse metrics of every layer: the model's progressive collapse."""
+        return [self.collapse(index) for index in range(self.layers + 1)]
+
+    @property
+    def monotone(self) -> bool:
+        """Whether tr Sigma_W / tr Sigma_B falls all the way from X to H_L, decided exactly.
+
+        Along (1 - t) X + t H the ratio w/b falls on [0, 1] iff the quadratic
+        q(t) = -(w1 b0 + w0 b1) + t (w2 b0 - w0 b2) + t^2 (w2 b1 + w1 b2) is nowhere positive.
+        """
+        q = monotonicity(self.X.T, self.H.T, self.labels)
+        at = [0.0, 1.0]
+        if q[2] < 0:
+            at.append(float(np.clip(-q[1] / (2 * q[2]), 0, 1)))
+        scale = float(np.abs(q).sum())
+        return all(q[0] + q[1] * t + q[2] * t * t <= 1e-12 * scale for t in at)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything but the features, ready for JSON."""
+        return {
+            "model": "mufm",
+            "layers": self.layers,
+            "objective": self.objective,
+            "terms": self.terms,
+            "certificate": self.certificate.to_dict(),
+            "spread": [min(self.values), max(self.values)],
+            "contraction": self.contraction.tolist(),
+            "monotone": self.monotone,
+            "settings": self.settings,
+            "seconds": self.seconds,
+        }
+
+
+def fit_mufm(
+    x: Any,
+    labels: Any,
+    *,
+    layers: int,
+    weight_decay: float,
+    transport: float,
+    feature_decay: float = 0.0,
+    bias: bool | float = False,
+    loss: Literal["mse", "ce"] = "mse",
+    coupling: Literal["trajectory", "class", "free"] = "trajectory",
+    restarts: int = 4,
+    seed: int = 0,
+) -> MUFMSolution:
+    """Minimise the MUFM objective over W, b and the features of every layer.
+
+    Parameters
+    ----------
+    x : array_like, (n, d)
+        What enters the first layer, a row a sample.
+    labels : array_like of int, (n,)
+        Classes 0, ..., K - 1, each present.
+    layers : int
+        L >= 1.
+    weight_decay, transport : float
+        lw > 0 and lam > 0.
+    feature_decay : float
+        lh >= 0 on the last layer, per sample.
+    bias : bool or float
+        False for none, True for a free one, a number for its decay lb > 0.
+    loss : {"mse", "ce"}
+        Squared error to one-hot labels, or cross-entropy.
+    coupling : {"trajectory", "class", "free"}
+        Which input each feature is tied to. ``trajectory`` (its own) and ``class`` (any input of
+        its class, by optimal transport) have the same solutions. ``free`` ties the two
+        distributions without labels: another problem, which ignores which input has which label;
+        solved by alternation, to a local optimum.
+    restarts : int
+        Random starts beside the ridge start.
+    seed : int
+
+    Raises
+    ------
+    ArgumentError
+        A setting out of range, labels that miss a class or are of one.
+    """
+    began = time.perf_counter()
+    points = as_numpy(as_points(x, name="x")).astype(np.float64)
+    y = as_labels(labels, len(points))
+    classes = _classes(y)
+    _check(layers, weight_decay, transport, feature_decay, loss, coupling, restarts)
+    decay = _bias_decay(bias)
+    mu = transport / layers
+    strength = mu + feature_decay  # a penalty on H_L itself only rescales X and mu
+    factor = mu / strength
+    first = points
+    assignment = None
+    rng = np.random.default_rng(seed)
+    onehot = np.eye(classes)[y]
+
+    def solve(inputs: Float[np.ndarray, "n d"], starts: int) -> _Solved:
+        stats = Statistics.of(factor * inputs, y, classes)
+        if loss == "mse":
+            return _solve(Reduced(stats, strength, weight_decay, decay), starts, rng)
+        likelihood = Likelihood(factor * inputs @ stats.basis, y, strength, weight_decay, decay)
+        return _solve(likelihood, starts, rng, stats)
+
+    solved = solve(first, restarts)
+    if coupling == "free":
+        first, assignment, solved = _rematch(points, factor, onehot, solve, solved)
+    w = solved.point.weights @ solved.basis.T
+    b = solved.point.bias()
+    last = solved.point.features(factor * first, w, onehot)
+    terms = {
+        "fit": _fit(last @ w.T + b, onehot, loss),
+        "weight_decay": weight_decay * float(np.sum(w**2)) / 2,
+        "transport": mu * float(np.sum((last - first) ** 2)) / (2 * len(first)),
+        "feature_decay": feature_decay * float(np.sum(last**2)) / (2 * len(first)),
+        "bias_decay": decay * float(np.sum(b**2)) / 2 if np.isfinite(decay) else 0.0,
+    }
+    return MUFMSolution(
+        W=w,
+        b=b,
+        X=first.T,
+        H=last.T,
+        labels=y,
+        layers=layers,
+        objective=sum(terms.values()),
+        terms=terms,
+        certificate=solved.certificate(sum(terms.values())),
+        values=solved.values,
+        settings={
+            "weight_decay": weight_decay,
+            "transport": transport,
+            "mu": mu,
+            "feature_decay": feature_decay,
+            "bias": bias,
+            "loss": loss,
+            "coupling": coupling,
+            "restarts": restarts,
+            "seed": seed,
+        },
+        seconds=time.perf_counter() - began,
+        assignment=assignment,
+    )
+
+
+# --- the solver ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class _Solved:
+    """The best critical point over all starts, in the statistics' basis."""
+
+    point: Any
+    basis: Float[np.ndarray, "d r"]
+    values: tuple[float, ...]
+    certificate: Callable[[float], Certificate]
+
+
+def _solve(
+    problem: Problem, restarts: int, rng: np.random.Generator, stats: Statistics | None = None
+) -> _Solved:
+    """Descend from the ridge start and from random ones; keep the lowest."""
+    stats = problem.stats if isinstance(problem, Reduced) else stats
+    assert stats is not None
+    ridge = problem.ridge()
+    size = float(np.sqrt(np.mean(ridge**2))) or 1.0
+    starts = [ridge] + [size * rng.standard_normal(problem.shape) for _ in range(restarts)]
+    found = [_descend(problem, start) for start in track(starts, "MUFM", len(starts))]
+    found.sort(key=lambda point: point.value())
+    best = found[0]
+
+    def certificate(objective: float) -> Certificate:
+        return _certify(problem, best, objective)
+
+    return _Solved(best, stats.basis, tuple(point.value() for point in found), certificate)
+
+
+def _descend(problem: Problem, start: Matrix) -> Any:
+    """L-BFGS in preconditioned columns, Newton at the end, reflections out of spurious minima."""
+    point = _minimise(problem, start)
+    for _ in range(2 * min(problem.shape) + 4):
+        values, axes = np.linalg.eigh(point.alignment())
+        if values[0] >= -1e-9 * max(abs(values[-1]), 1e-300):
+            break
+        axis = np.pad(axes[:, 0], (0, problem.shape[1] - len(axes)))  # a bias is not turned
+        trial = _minimise(problem, point.w - 2 * np.outer(point.w @ axis, axis))
+        if trial.value() >= point.value() - 1e-14 * abs(point.value()):
+            break
+        point = trial
+    return point
+
+
+def _minimise(problem: Problem, start: Matrix) -> Any:
+    shape = start.shape
+    scales = problem.scales(start)
+
+    def at(z: np.ndarray) -> tuple[float, np.ndarray]:
+        point = problem.at(z.reshape(shape) / scales)
+        return point.value(), (point.gradient() / scales).ravel()
+
+    rough = minimize(
+        at,
+        (start * scales).ravel(),
+        jac=True,
+        method="L-BFGS-B",
+        options={"maxcor": 10, "maxiter": 20_000, "maxfun": 40_000, "ftol": 0.0, "gtol": 1e-11},
+    )
+    return problem.at(rough.x.reshape(shape) / scales)
+
+
+def _certify(problem: Problem, point: Any, objective: float) -> Certificate:
+    """Global by the spectral-norm test; else by the padded problem, whose value bounds from below.
+
+    With K more feature dimensions in which the inputs are zero no spurious minima exist, so that
+    problem's minimum is computed safely, and is never above this one's.
+    """
+    gradient = float(np.linalg.norm(point.gradient()))
+    ratio = point.certificate()
+    proved = ratio <= 1 + 1e-7
+    common = {"gradient_norm": gradient, "spectral_norm": ratio, "threshold": 1.0}
+    if proved:
+        return Certificate(
+            "global",
+            **common,
+            lower_bound=objective,
+            gap=0.0,
+            evidence="||dF/d(WH)||_2 <= sqrt(lw mu / N): no other (W, H) can be lower.",
+        )
+    wider = problem.padded()
+    nudge = 1e-2 * np.random.default_rng(0).standard_normal(wider.shape)
+    start = problem.widen(point.w)
+    bound = min(
+        _minimise(wider, start + nudge * max(1e-3, float(np.abs(start).max()))).value(),
+        point.value(),
+    )
+    gap = max(point.value() - bound, 0.0)
+    verdict: Literal["global", "undecided"] = (
+        "global" if gap <= 1e-10 * abs(point.value()) else "undecided"
+    )
+    return Certificate(
+        verdict,
+        **common,
+        lower_bound=objective - gap,
+        gap=gap,
+        evidence="The problem padded with K zero dimensions, a convex relaxation, has "
+        + ("the same minimum." if verdict == "global" else "a lower minimum."),
+    )
+
+
+def _rematch(
+    points: Float[np.ndarray, "n d"],
+    factor: float,
+    onehot: Float[np.ndarray, "n K"],
+    solve: Callable[[Float[np.ndarray, "n d"], int], _Solved],
+    solved: _Solved,
+) -> tuple[Float[np.ndarray, "n d"], Int[np.ndarray, " n"], _Solved]:
+    """Alternate between the features and the optimal coupling of inputs with them."""
+    rows = np.arange(len(points))
+    for _ in range(100):
+        w = solved.point.weights @ solved.basis.T
+        features = solved.point.features(factor * points[rows], w, onehot)
+        matched = wasserstein(features, factor * points, solver=Exact()).coupling
+        trial = solve(points[matched], 0)
+        if trial.point.value() >= solved.point.value() * (1 - 1e-12):
+            break
+        rows, solved = matched, trial
+    return points[rows], rows, solved
+
+
+# --- pieces --------------------------------------------------------------------------------------
+
+
+def monotonicity(
+    first: Float[np.ndarray, "n d"], last: Float[np.ndarray, "n d"], labels: Int[np.ndarray, " n"]
+) -> tuple[float, float, float]:
+    """Return the coefficients of q(t), whose sign is that of d/dt of w(t)/b(t) on the line."""
+    classes = np.unique(labels)
+    counts = np.array([(labels == k).sum() for k in classes])
+
+    def split(h: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        means = np.stack([h[labels == k].mean(0) for k in classes])
+        return h - means[np.searchsorted(classes, labels)], means - means.mean(0)
+
+    (d0, m0), (d1, m1) = split(first), split(last)
+    n, k = int(counts.sum()), len(classes)
+    w0, w1, w2 = np.sum(d0**2) / n, np.sum(d0 * (d0 - d1)) / n, np.sum((d0 - d1) ** 2) / n
+    b0, b1, b2 = np.sum(m0**2) / k, np.sum(m0 * (m1 - m0)) / k, np.sum((m1 - m0) ** 2) / k
+    return (
+        float(-(w1 * b0 + w0 * b1)),
+        float(w2 * b0 - w0 * b2),
+        float(w2 * b1 + w1 * b2),
+    )
+
+
+def _fit(logits: Float[np.ndarray, "n K"], onehot: Float[np.ndarray, "n K"], loss: str) -> float:
+    if loss == "mse":
+        return float(np.sum((logits - onehot) ** 2)) / (2 * len(logits))
+    return -float(np.sum(onehot * log_softmax(logits, axis=1))) / len(logits)
+
+
+def _classes(labels: Int[np.ndarray, " n"]) -> int:
+    classes = int(labels.max()) + 1
+    missing = np.flatnonzero(np.bincount(labels, minlength=classes) == 0)
+    if classes < 2:
+        raise ArgumentError("MUFM needs at least two classes; all labels are 0.")
+    if len(missing):
+        raise ArgumentError(f"No sample of class {missing[0]}; number the classes 0 to K - 1.")
+    return classes
+
+
+def _bias_decay(bias: bool | float) -> float:
+    """The decay lb of the bias: 0 for a free one, infinite for none."""
+    if isinstance(bias, bool):
+        return 0.0 if bias else float("inf")
+    if not bias > 0:
+        raise ArgumentError(f"bias is True (free), False (none) or its decay > 0, not {bias}.")
+    return float(bias)
+
+
+def _check(
+    layers: int,
+    weight_decay: float,
+    transport: float,
+    feature_decay: float,
+    loss: str,
+    coupling: str,
+    restarts: int,
+) -> None:
+    if layers < 1:
+        raise ArgumentError(f"layers must be at least 1, not {layers}.")
+    for name, value in (("weight_decay", weight_decay), ("transport", transport)):
+        if not (value > 0 and np.isfinite(value)):
+            raise ArgumentError(f"{name} must be positive, not {value}.")
+    if not (feature_decay >= 0 and np.isfinite(feature_decay)):
+        raise ArgumentError(f"feature_decay must be at least 0, not {feature_decay}.")
+    if loss not in ("mse", "ce"):
+        raise ArgumentError(f"Unknown loss {loss!r}; choose mse or ce.")
+    if coupling not in ("trajectory", "class", "free"):
+        raise ArgumentError(f"Unknown coupling {coupling!r}; choose trajectory, class or free.")
+    if restarts < 0:
+        raise ArgumentError(f"restarts must be at least 0, not {restarts}.")

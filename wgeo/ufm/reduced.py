@@ -1,0 +1,268 @@
+"""MUFM with every feature eliminated: an objective of W alone, at a cost free of N.
+
+The optimal path between X and H_L is a straight line, and H_L is a ridge problem; what is left
+depends on the data through S = X X^T / N, T = Y X^T / N and C_Y = Y Y^T / N alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from jaxtyping import Float, Int
+
+Matrix = Float[np.ndarray, "K r"]
+
+
+@dataclass(frozen=True, eq=False)
+class Statistics:
+    """Second moments of features and labels, in the eigenbasis of the features' covariance.
+
+    Attributes
+    ----------
+    basis : ndarray, (d, r)
+        Orthonormal directions of features: all in which the samples vary, and up to K in which
+        they do not (an optimal W never needs more of those).
+    s : ndarray, (r,)
+        Variances along them: the centred S in this basis is diagonal.
+    t : ndarray, (K, r)
+        Centred T in this basis.
+    c_y : ndarray, (K, K)
+        Centred C_Y.
+    x_mean, y_mean : ndarray, (r,) and (K,)
+    """
+
+    basis: Float[np.ndarray, "d r"]
+    s: Float[np.ndarray, " r"]
+    t: Matrix
+    c_y: Float[np.ndarray, "K K"]
+    x_mean: Float[np.ndarray, " r"]
+    y_mean: Float[np.ndarray, " K"]
+
+    @classmethod
+    def of(
+        cls, x: Float[np.ndarray, "n d"], labels: Int[np.ndarray, " n"], classes: int
+    ) -> Statistics:
+        """Form the statistics of samples (rows) and labels: the only pass over the data."""
+        n, d = x.shape
+        counts = np.bincount(labels, minlength=classes)
+        mean = x.mean(0)
+        sums = np.zeros((classes, d))
+        np.add.at(sums, labels, x)
+        y_mean = counts / n
+        t = sums / n - np.outer(y_mean, mean)
+        c_y = np.diag(y_mean) - np.outer(y_mean, y_mean)
+        centred = x - mean
+        if d <= n:
+            s, axes = np.linalg.eigh(centred.T @ centred / n)
+            s, axes = s[::-1], axes[:, ::-1]
+        else:
+            _, scales, rows = np.linalg.svd(centred, full_matrices=False)
+            s, axes = scales**2 / n, rows.T
+        rank = int((s > 1e-14 * s[0]).sum()) if s[0] > 0 else 0
+        still = _still(axes[:, :rank], mean, min(d - rank, classes + 1))
+        kept = np.concatenate([axes[:, :rank], still], axis=1)
+        s = np.concatenate([s[:rank], np.zeros(still.shape[1])])
+        return cls(kept, s, t @ kept, c_y, mean @ kept, y_mean)
+
+    def padded(self) -> Statistics:
+        """Add K directions in which the samples are zero: a convex problem's statistics."""
+        classes = len(self.y_mean)
+        wider = ((0, 0), (0, classes))
+        return Statistics(
+            basis=np.pad(self.basis, ((0, classes), (0, classes))),
+            s=np.pad(self.s, (0, classes)),
+            t=np.pad(self.t, wider),
+            c_y=self.c_y,
+            x_mean=np.pad(self.x_mean, (0, classes)),
+            y_mean=self.y_mean,
+        )
+
+    def scaled(self, factor: float) -> Statistics:
+        """Statistics of ``factor * X``."""
+        return Statistics(
+            self.basis,
+            factor**2 * self.s,
+            factor * self.t,
+            self.c_y,
+            factor * self.x_mean,
+            self.y_mean,
+        )
+
+
+def _still(
+    varied: Float[np.ndarray, "d rank"], mean: Float[np.ndarray, " d"], count: int
+) -> Float[np.ndarray, "d count"]:
+    """Return directions in which no sample varies; the mean's own comes first, if it has one."""
+    if count == 0:
+        return np.zeros((len(mean), 0))
+    drawn = np.random.default_rng(0).standard_normal((len(mean), count))
+    size = np.linalg.norm(mean)
+    if size > 0:
+        aside = mean / size - varied @ (varied.T @ mean) / size
+        if np.linalg.norm(aside) > 1e-10:
+            drawn[:, 0] = aside / np.linalg.norm(aside)
+    for _ in range(2):  # twice: once leaves rounding of the size of what it removes
+        drawn = np.linalg.qr(drawn - varied @ (varied.T @ drawn))[0]
+    return drawn
+
+
+@dataclass(frozen=True, eq=False)
+class Reduced:
+    """J(W) = min over b and all features of the MUFM objective, for the squared loss.
+
+    With A = W W^T + mu I and A_b = A + (mu / lb) I,
+
+        J(W) = (mu/2) [tr(A^-1 R) + e^T A_b^-1 e] + (lw/2) ||W||^2,
+
+    R = C_Y - T W^T - W T^T + W S W^T of the centred statistics and e = mean(y) - W mean(x). Without
+    a bias lb is infinite and A_b = A; with a free one the second term vanishes.
+    """
+
+    stats: Statistics
+    mu: float
+    weight_decay: float
+    bias_decay: float
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(K, r)."""
+        return self.stats.t.shape[0], self.stats.t.shape[1]
+
+    def at(self, w: Matrix) -> Point:
+        """Return everything that is computed once at a point."""
+        return Point(self, w)
+
+    def ridge(self) -> Matrix:
+        """T (S + lw I)^-1: the minimiser as mu grows without bound; the solver's start."""
+        s, t = self.stats.s, self.stats.t
+        if self.bias_decay == 0:
+            return t / (s + self.weight_decay)
+        share = self.bias_decay / (1 + self.bias_decay) if np.isfinite(self.bias_decay) else 1.0
+        second = np.diag(s + self.weight_decay) + share * np.outer(
+            self.stats.x_mean, self.stats.x_mean
+        )
+        cross = t + share * np.outer(self.stats.y_mean, self.stats.x_mean)
+        return np.linalg.solve(second, cross.T).T
+
+    def padded(self) -> Reduced:
+        """The same problem with K feature dimensions more, zero in every sample."""
+        return Reduced(self.stats.padded(), self.mu, self.weight_decay, self.bias_decay)
+
+    def widen(self, w: Matrix) -> Matrix:
+        """Fit a W of this problem into the padded one."""
+        return np.pad(w, ((0, 0), (0, len(w))))
+
+    def scales(self, w: Matrix) -> Float[np.ndarray, " r"]:
+        """Column preconditioner D_j = sqrt(mu s_j / (||W||_2^2 + mu) + lw)."""
+        spectral = float(np.linalg.norm(w, 2)) ** 2
+        return np.sqrt(self.mu * self.stats.s / (spectral + self.mu) + self.weight_decay)
+
+
+class Point:
+    """The reduced objective and its derivatives at one W."""
+
+    def __init__(self, problem: Reduced, w: Matrix) -> None:
+        self.problem, self.w = problem, w
+        self.shifted = w @ w.T + problem.mu * np.eye(len(w))  # A
+        self.inverse = np.linalg.inv(self.shifted)
+        self.fit = problem.stats.t - w * problem.stats.s  # T - W S
+        cross = problem.stats.t @ w.T
+        self.residual = problem.stats.c_y - cross - cross.T + (w * problem.stats.s) @ w.T  # R
+        self.residual = (self.residual + self.residual.T) / 2
+
+    @cached_property
+    def bias_inverse(self) -> Float[np.ndarray, "K K"]:
+        """A_b^-1: zero where the bias is free."""
+        problem = self.problem
+        if problem.bias_decay == 0:
+            return np.zeros_like(self.inverse)
+        extra = problem.mu / problem.bias_decay if np.isfinite(problem.bias_decay) else 0.0
+        return np.linalg.inv(self.shifted + extra * np.eye(len(self.w)))
+
+    @cached_property
+    def miss(self) -> Float[np.ndarray, " K"]:
+        """e = mean(y) - W mean(x)."""
+        return self.problem.stats.y_mean - self.w @ self.problem.stats.x_mean
+
+    @cached_property
+    def pull(self) -> Float[np.ndarray, " K"]:
+        """A_b^-1 e."""
+        return self.bias_inverse @ self.miss
+
+    @cached_property
+    def inner(self) -> Float[np.ndarray, "K K"]:
+        """A^-1 R A^-1."""
+        return self.inverse @ self.residual @ self.inverse
+
+    def value(self) -> float:
+        """J(W)."""
+        fit = float(np.einsum("ij,ji->", self.inverse, self.residual)) + float(
+            self.miss @ self.pull
+        )
+        decay = self.problem.weight_decay * float(np.sum(self.w**2))
+        return (self.problem.mu * fit + decay) / 2
+
+    def gradient(self) -> Matrix:
+        """-mu (Q W + A^-1 (T - W S) + A_b^-1 e (W^T A_b^-1 e + mean(x))^T) + lw W."""
+        turned = np.outer(self.pull, self.pull @ self.w + self.problem.stats.x_mean)
+        moved = self.inner @ self.w + self.inverse @ self.fit + turned
+        return self.problem.weight_decay * self.w - self.problem.mu * moved
+
+    def hessian_product(self, v: Matrix) -> Matrix:
+        """The Hessian of J along V."""
+        stats = self.problem.stats
+        change = v @ self.w.T + self.w @ v.T  # of A
+        d_inverse = -self.inverse @ change @ self.inverse
+        step = self.fit @ v.T
+        d_residual = -(step + step.T)
+        turn = d_inverse @ self.residual @ self.inverse
+        d_inner = turn + turn.T + self.inverse @ d_residual @ self.inverse
+        d_pull = -self.bias_inverse @ (change @ self.pull + v @ stats.x_mean)
+        toward = self.pull @ self.w + stats.x_mean
+        moved = (
+            d_inner @ self.w
+            + self.inner @ v
+            + d_inverse @ self.fit
+            - self.inverse @ (v * stats.s)
+            + np.outer(d_pull, toward)
+            + np.outer(self.pull, d_pull @ self.w + self.pull @ v)
+        )
+        return self.problem.weight_decay * v - self.problem.mu * moved
+
+    def bias(self) -> Float[np.ndarray, " K"]:
+        """The optimal b: zero without one, mean(y) - W mean(x) where it is free."""
+        if not np.isfinite(self.problem.bias_decay):
+            return np.zeros(len(self.w))
+        if self.problem.bias_decay == 0:
+            return self.miss
+        return self.problem.mu * self.pull / self.problem.bias_decay
+
+    @property
+    def weights(self) -> Matrix:
+        """W."""
+        return self.w
+
+    def features(
+        self, x: Float[np.ndarray, "n d"], w: Float[np.ndarray, "K d"], onehot: Matrix
+    ) -> Float[np.ndarray, "n d"]:
+        """H_L = X + W^T A^-1 (Y - W X - b 1^T) in the coordinates of `x` and `w`."""
+        return x + (onehot - self.bias() - x @ w.T) @ self.inverse @ w
+
+    def alignment(self) -> Float[np.ndarray, "r r"]:
+        """H X^T / N, positive semi-definite at every global minimum (centred if b is free)."""
+        stats = self.problem.stats
+        keep = np.eye(len(stats.s)) - self.w.T @ self.inverse @ self.w  # B
+        pull = self.w.T @ self.inverse  # C
+        found = keep * stats.s + pull @ stats.t
+        if self.problem.bias_decay > 0:
+            left = stats.y_mean - self.bias()
+            found = found + np.outer(keep @ stats.x_mean + pull @ left, stats.x_mean)
+        return (found + found.T) / 2
+
+    def certificate(self) -> float:
+        """||W H_L + b 1^T - Y||_2 / sqrt(N lw mu): at most 1 proves a global minimum."""
+        inner = self.inner + np.outer(self.pull, self.pull)
+        top = float(np.linalg.eigvalsh((inner + inner.T) / 2)[-1])
+        return float(np.sqrt(self.problem.mu * max(top, 0.0) / self.problem.weight_decay))
