@@ -1,0 +1,143 @@
+"""How W2, ot_score and resolution depend on the number of samples: the bias, shown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from ..arrays import as_numpy, as_points
+from ..errors import ArgumentError
+from ..progress import track
+from ..transport import Exact, wasserstein
+from .paths import LOW_RESOLUTION, resolution
+from .result import plain
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True, eq=False)
+class BiasPoint:
+    """Means over random subsets of one size, and standard deviations between them.
+
+    A figure is None where it is undefined; a deviation where there was one subset only.
+    """
+
+    size: int
+    repeats: int
+    distance: float
+    distance_deviation: float | None
+    ot_score: float | None
+    ot_score_deviation: float | None
+    resolution: float | None
+
+
+@dataclass(frozen=True, eq=False)
+class BiasCurve:
+    """Figures of a pair of layers over the number of samples, ascending."""
+
+    points: tuple[BiasPoint, ...]
+
+    def samples_for(self, wanted: float = LOW_RESOLUTION) -> int | None:
+        """Return how many samples would have this resolution, None where no number is in sight.
+
+        Extrapolated along the power law through the curve: nearest neighbours come closer as
+        N^(-1/k) in k effective dimensions, displacements stay.
+        """
+        seen = [(p.size, p.resolution) for p in self.points if p.resolution]
+        if len(seen) < 2:
+            return None
+        sizes, values = np.log(np.array(seen)).T
+        slope, intercept = np.polyfit(sizes, values, 1)
+        if slope <= 0:
+            return None
+        exponent = (np.log(wanted) - intercept) / slope
+        return int(np.ceil(np.exp(exponent))) if exponent < np.log(1e12) else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers, ready for JSON."""
+        return {"points": [plain(p) for p in self.points], "enough": self.samples_for()}
+
+    def to_pandas(self) -> pd.DataFrame:
+        """Return a table with a row a size."""
+        import pandas as pd
+
+        return pd.DataFrame([plain(p) for p in self.points])
+
+
+def bias_curve(
+    x: Any,
+    y: Any,
+    sizes: Sequence[int] | None = None,
+    *,
+    repeats: int = 4,
+    solver: Any = None,
+    seed: int = 0,
+) -> BiasCurve:
+    """Measure paired clouds on random subsets of growing size.
+
+    Empirical W2 converges at N^(-1/d) in d effective dimensions (Fournier and Guillin 2015, thm
+    1), so a distance, and an ot_score, of few samples is biased; where the curve is still
+    moving at its end, so is the value there. This is m-out-of-n subsampling: the spread between
+    subsets, times sqrt(m / n), is the sampling spread at n, and the drift of the mean the bias.
+
+    Parameters
+    ----------
+    x, y : array_like, (n, d)
+        Samples before and after, row by row.
+    sizes : sequence of int, optional
+        Default n/16, n/8, n/4, n/2, n.
+    repeats : int
+        Subsets a size, disjoint where n is large enough; the whole sample is measured once.
+    """
+    x, y = (as_numpy(as_points(p, name=name)) for p, name in ((x, "x"), (y, "y")))
+    if x.shape != y.shape:
+        raise ArgumentError(f"x and y must be paired, row by row; shapes {x.shape} and {y.shape}.")
+    n = len(x)
+    sizes = sorted({n // k for k in (16, 8, 4, 2, 1)} - {0, 1}) if sizes is None else sorted(sizes)
+    if repeats < 1 or not sizes or sizes[0] < 2 or sizes[-1] > n:
+        raise ArgumentError(f"sizes must lie between 2 and {n}, repeats be at least 1.")
+    solver = Exact() if solver is None else solver
+    rng = np.random.default_rng(seed)
+    return BiasCurve(
+        tuple(
+            _point([(x[rows], y[rows]) for rows in _subsets(n, size, repeats, rng)], solver)
+            for size in track(sizes, "measuring over sample sizes")
+        )
+    )
+
+
+def _subsets(
+    n: int, size: int, repeats: int, rng: np.random.Generator
+) -> Iterator[Int[np.ndarray, " m"]]:
+    repeats = 1 if size == n else repeats
+    order = rng.permutation(n)
+    for k in range(repeats):
+        if (k + 1) * size <= n:
+            yield order[k * size : (k + 1) * size]
+        else:
+            yield rng.permutation(n)[:size]
+
+
+def _point(pairs: Sequence[tuple[np.ndarray, np.ndarray]], solver: Any) -> BiasPoint:
+    distance = np.array([wasserstein(x, y, solver=solver).distance for x, y in pairs])
+    paired = np.array([np.mean(((x - y).astype(np.float64) ** 2).sum(1)) for x, y in pairs])
+    resolved = [r for r in (resolution(x, y) for x, y in pairs) if r is not None]
+    scores = np.minimum(distance[paired > 0] ** 2 / paired[paired > 0], 1.0)
+    return BiasPoint(
+        size=len(pairs[0][0]),
+        repeats=len(pairs),
+        distance=float(distance.mean()),
+        distance_deviation=_deviation(distance),
+        ot_score=float(scores.mean()) if len(scores) else None,
+        ot_score_deviation=_deviation(scores),
+        resolution=float(np.mean(resolved)) if resolved else None,
+    )
+
+
+def _deviation(values: Float[np.ndarray, " r"]) -> float | None:
+    return float(values.std(ddof=1)) if len(values) > 1 else None

@@ -1,0 +1,149 @@
+"""What each sample contributes to a segment's figures, so that resampling costs a matrix product.
+
+Every figure of a segment is a function of column means: of the samples' own figures, of squared
+displacements, and of the influence functions of W2^2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+
+from ..trajectory import Segment
+from ..transport import TransportResult
+from .paths import PathFigures, path_figures
+from .resampling import Resampled, resample
+
+TRAJECTORY_FIGURES = (
+    "line_shape_score",
+    "line_shape_ratio",
+    "turning_angle",
+    "orthogonal_share",
+)
+TRANSPORT_FIGURES = (
+    "distance",
+    "length",
+    "length_ratio",
+    "action_ratio",
+    "speed_deviation",
+    "ot_score",
+)
+
+
+@dataclass(frozen=True, eq=False)
+class SegmentSample:
+    """A segment's samples as a table whose column means determine every figure.
+
+    Attributes
+    ----------
+    path : PathFigures
+    steps : sequence of TransportResult
+        W2 between consecutive layers; empty where only trajectory figures are wanted.
+    end : TransportResult or None
+        W2 between the first and the last layer.
+    floor : float
+        Distances up to here are rounding of the features, and count as zero.
+    """
+
+    path: PathFigures
+    steps: Sequence[TransportResult]
+    end: TransportResult | None
+    floor: float
+
+    @classmethod
+    def of(
+        cls,
+        segment: Segment,
+        steps: Sequence[TransportResult] = (),
+        end: TransportResult | None = None,
+    ) -> SegmentSample:
+        """Measure the paths of a segment, and put transport beside them where it was solved."""
+        return cls(path_figures(segment.arrays), steps, end, _rounding(segment))
+
+    @property
+    def linearised(self) -> bool:
+        """Whether every distance came with potentials, and so with an influence function."""
+        results = (*self.steps, *([] if self.end is None else [self.end]))
+        return all(result.potentials is not None for result in results)
+
+    def resampled(self, draws: int, seed: int) -> Resampled:
+        """Return the figures of this sample, of its bootstraps, and with one sample left out."""
+        return resample(self._columns(), self._figures, draws=draws, seed=seed)
+
+    def _columns(self) -> Float[np.ndarray, "n c"]:
+        path = [getattr(self.path, name) for name in TRAJECTORY_FIGURES]
+        defined = [~np.isnan(values) for values in path]
+        known = [np.nan_to_num(values) for values in path]
+        transport = [_influence(result, len(path[0])) for result in self._results()]
+        return np.column_stack(
+            [*known, *defined, self.path.step_cost, self.path.chord_cost, *transport]
+        )
+
+    def _results(self) -> list[TransportResult]:
+        return [] if self.end is None else [*self.steps, self.end]
+
+    def _figures(self, means: Float[np.ndarray, "m c"]) -> dict[str, Float[np.ndarray, " m"]]:
+        count, blocks = len(TRAJECTORY_FIGURES), self.path.step_cost.shape[1]
+        sums, shares, moved, costs = np.split(
+            means, [count, 2 * count, 2 * count + blocks + 1], axis=1
+        )
+        with np.errstate(divide="ignore", invalid="ignore"):
+            found = dict(zip(TRAJECTORY_FIGURES, (sums / shares).T, strict=True))
+            paired = self._length(moved)
+            found["paired"] = paired[:, -1]
+            if self.end is not None:
+                distance = self._length(costs)
+                found |= _transport_figures(distance[:, :-1], distance[:, -1])
+                found["ot_score"] = _ot_score(distance[:, -1], paired[:, -1])
+                for step in range(blocks):
+                    found[f"paired {step}"] = paired[:, step]
+                    found[f"distance {step}"] = distance[:, step]
+                    found[f"ot_score {step}"] = _ot_score(distance[:, step], paired[:, step])
+        return found
+
+    def _length(self, squared: np.ndarray) -> np.ndarray:
+        length = np.sqrt(np.maximum(squared, 0.0))
+        return np.where(length > self.floor, length, 0.0)
+
+
+def _transport_figures(steps: np.ndarray, end: np.ndarray) -> dict[str, np.ndarray]:
+    """Figures of W2 lengths: `steps` (m, L) and `end` (m,)."""
+    length, chord = steps.sum(1), np.where(end > 0, end, np.nan)
+    count = steps.shape[1]
+    # Ratios cannot fall below 1 but by a solver's error or by linearisation.
+    return {
+        "distance": end,
+        "length": length,
+        "length_ratio": np.maximum(length / chord, 1.0),
+        "action_ratio": np.maximum(count * (steps**2).sum(1) / chord**2, 1.0),
+        "speed_deviation": steps.std(1) / np.where(length > 0, length / count, np.nan),
+    }
+
+
+def _ot_score(distance: np.ndarray, paired: np.ndarray) -> np.ndarray:
+    return np.minimum(distance**2 / np.where(paired > 0, paired, np.nan) ** 2, 1.0)
+
+
+def _influence(result: TransportResult, n: int) -> Float[np.ndarray, " n"]:
+    """Return W2^2 as n values of mean W2^2: f(x_i) + g(y_i), where the solver has potentials.
+
+    Their first-order role under resampling is exact (del Barrio and Loubes 2019, thm 4.1); the
+    mean is put at the cost found, which a feasible dual may miss by the certificate's gap.
+    """
+    if result.potentials is None:
+        return np.full(n, result.cost)
+    f, g = result.potentials
+    influence = np.asarray(f, dtype=np.float64) + np.asarray(g, dtype=np.float64)
+    return influence - influence.mean() + result.cost
+
+
+def _rounding(segment: Segment) -> float:
+    """Return the largest W2 that rounding of the features alone can make."""
+    eps = max(np.finfo(a.dtype if a.dtype.kind == "f" else np.float64).eps for a in segment.arrays)
+    square = max(
+        float(np.mean(np.square(a, dtype=np.float64))) * a.shape[1] for a in segment.arrays
+    )
+    return 4 * float(eps) * float(np.sqrt(square))

@@ -1,0 +1,165 @@
+"""How straight each sample's own path through the layers is, and whether a sample can tell.
+
+Everything here is Euclidean and per sample; `measure` puts the figures of transport beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+
+_CHUNK_BYTES = 2**26  # of float64 path held at once
+_COINCIDENT = 1e-12  # squared distance, relative to the squared norms, below which points coincide
+LOW_RESOLUTION = 0.5
+
+
+@dataclass(frozen=True, eq=False)
+class PathFigures:
+    """Straightness of every sample's path x_0, ..., x_L; NaN where a figure is undefined.
+
+    Write Delta_l = x_{l+1} - x_l. A step, or the chord x_L - x_0, counts as zero when it is within
+    the rounding of the features themselves (4 eps max_l ||x_l||, eps of their precision).
+
+    Attributes
+    ----------
+    line_shape_ratio : ndarray, (n,), in [1, inf)
+        LSR = sum_l ||Delta_l|| / ||x_L - x_0||. Undefined where the path is closed.
+    line_shape_score : ndarray, (n,), in [1, inf)
+        LSS = L / ||sum_l Delta_l / ||Delta_l|| || over the L steps that are not zero (Gai and
+        Zhang 2021, arXiv 2102.09235). Undefined where the path is closed or its unit steps cancel.
+    turning_angle : ndarray, (n,), degrees in [0, 180]
+        Mean angle between consecutive non-zero steps. Undefined with fewer than two of them.
+    orthogonal_share : ndarray, (n,), in [0, 1)
+        sum_l ||Delta_l - <Delta_l, e> e||^2 / sum_l ||Delta_l||^2, e the chord's direction.
+    step_cost : ndarray, (n, L)
+        ||Delta_l||^2, squared units of the features.
+    chord_cost : ndarray, (n,)
+        ||x_L - x_0||^2.
+    """
+
+    line_shape_ratio: Float[np.ndarray, " n"]
+    line_shape_score: Float[np.ndarray, " n"]
+    turning_angle: Float[np.ndarray, " n"]
+    orthogonal_share: Float[np.ndarray, " n"]
+    step_cost: Float[np.ndarray, "n L"]
+    chord_cost: Float[np.ndarray, " n"]
+
+
+def path_figures(arrays: Sequence[Float[np.ndarray, "n d"]]) -> PathFigures:
+    """Return the straightness of each sample's path through `arrays`, in float64.
+
+    Parameters
+    ----------
+    arrays : sequence of L + 1 >= 2 ndarrays, (n, d)
+        Features of the same samples, layer by layer, in one space.
+    """
+    parts = [_figures(path, _precision(arrays)) for path in _row_chunks(arrays)]
+    return PathFigures(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+
+
+def _precision(arrays: Sequence[np.ndarray]) -> float:
+    return max(
+        float(np.finfo(a.dtype).eps) if a.dtype.kind == "f" else np.finfo(float).eps for a in arrays
+    )
+
+
+def _row_chunks(arrays: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
+    """Yield the path of a few samples at a time, (L + 1, rows, d) in float64."""
+    n, d = arrays[0].shape
+    rows = max(1, _CHUNK_BYTES // (8 * d * len(arrays)))
+    for start in range(0, n, rows):
+        yield np.stack([np.asarray(a[start : start + rows], dtype=np.float64) for a in arrays])
+
+
+def _figures(path: np.ndarray, eps: float) -> tuple[np.ndarray, ...]:
+    """Return PathFigures' columns, in its order, for one chunk (L + 1, rows, d)."""
+    tolerance = 4 * eps * np.linalg.norm(path, axis=2).max(0)  # (rows,)
+    steps = np.diff(path, axis=0)
+    chord = path[-1] - path[0]
+    lengths, chord_length = np.linalg.norm(steps, axis=2), np.linalg.norm(chord, axis=1)
+    moved, open_ = lengths > tolerance, chord_length > tolerance
+    with np.errstate(divide="ignore", invalid="ignore"):
+        units = np.where(moved[..., None], steps / lengths[..., None], 0.0)
+        along = np.where(open_[:, None], chord / chord_length[:, None], 0.0)
+        # A unit step is known to tolerance / length, so their sum is known to this:
+        blur = np.where(moved, tolerance / lengths, 0.0).sum(0)
+        unit_sum = np.linalg.norm(units.sum(0), axis=1)
+        score = np.where(open_ & (unit_sum > blur), np.maximum(moved.sum(0) / unit_sum, 1), np.nan)
+        ratio = np.where(open_, np.maximum(lengths.sum(0) / chord_length, 1), np.nan)
+        across = steps - np.einsum("lrd,rd->lr", steps, along)[..., None] * along
+        share = np.where(open_, (across**2).sum((0, 2)) / (lengths**2).sum(0), np.nan)
+    return ratio, score, _turning(units, moved), share, (lengths**2).T, chord_length**2
+
+
+def _turning(units: np.ndarray, moved: np.ndarray) -> np.ndarray:
+    """Return each sample's mean angle between consecutive non-zero unit steps, in degrees."""
+    rows = units.shape[1]
+    total, turns = np.zeros(rows), np.zeros(rows)
+    last, begun = units[0].copy(), moved[0].copy()
+    for unit, moves in zip(units[1:], moved[1:], strict=True):
+        # Kahan's angle between unit vectors: right to the last digits where they nearly agree.
+        angle = 2 * np.arctan2(
+            np.linalg.norm(unit - last, axis=1), np.linalg.norm(unit + last, axis=1)
+        )
+        turned = moves & begun
+        total[turned] += np.degrees(angle[turned])
+        turns += turned
+        last[moves] = unit[moves]
+        begun |= moves
+    with np.errstate(invalid="ignore"):
+        return np.where(turns > 0, total / turns, np.nan)
+
+
+def neighbour_distance(x: Float[np.ndarray, "n d"]) -> float:
+    """Return the median, over samples, of the distance to the nearest *distinct* sample.
+
+    Coincident samples may always be exchanged without cost, so they say nothing about which
+    couplings are optimal. NaN where all samples coincide. O(n^2 d), a block of rows at a time.
+    """
+    points = np.asarray(x, dtype=np.float64)
+    points = points - points.mean(0)
+    norms = (points**2).sum(1)
+    nearest = np.empty(len(points))
+    rows = max(1, _CHUNK_BYTES // (8 * len(points)))
+    for start in range(0, len(points), rows):
+        stop = start + rows
+        squared = norms[start:stop, None] + norms - 2 * points[start:stop] @ points.T
+        apart = squared > _COINCIDENT * (norms[start:stop, None] + norms)
+        nearest[start:stop] = np.where(apart, squared, np.inf).min(1)
+    found = np.isfinite(nearest)
+    return float(np.sqrt(np.median(nearest[found]))) if found.any() else float("nan")
+
+
+def resolution(
+    x: Float[np.ndarray, "n d"],
+    y: Float[np.ndarray, "n d"],
+    *,
+    neighbours: float | None = None,
+) -> float | None:
+    """Return whether these samples can tell an optimal map x -> y from another.
+
+    resolution = median_i ||(y_i - x_i) - mean(y - x)|| / median_i min_{x_j != x_i} ||x_i - x_j||.
+    Where every displacement, its mean taken out (a translation never changes which coupling is
+    optimal), is at most half the nearest-neighbour distance, the pairing of x_i with y_i is optimal
+    whatever the map is: below `LOW_RESOLUTION` = 1/2 an ot_score of 1 says nothing.
+
+    Parameters
+    ----------
+    x, y : ndarray, (n, d)
+        Samples before and after, row by row.
+    neighbours : float, optional
+        `neighbour_distance(x)`, where it is known already.
+
+    Returns
+    -------
+    float in [0, inf), or None where all of x coincide.
+    """
+    moved = np.asarray(y, dtype=np.float64) - np.asarray(x, dtype=np.float64)
+    moved -= moved.mean(0)
+    spacing = neighbour_distance(x) if neighbours is None else neighbours
+    if not spacing > 0:
+        return None
+    return float(np.median(np.linalg.norm(moved, axis=1))) / spacing
