@@ -1,0 +1,195 @@
+"""Records of schema 1, made up: as an analysis writes them, and as hostile as users are."""
+
+from __future__ import annotations
+
+import json
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+CIFAR = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+HOSTILE = (
+    "<script>alert(1)</script>",
+    "**bold** | pipe",
+    "$x^2$ and $5",
+    "_underscore_",
+    "`code` {math}`x` {{ jinja }}",
+    "line\nbreak",
+    "中文 emoji 🦆",
+    "[link](http://evil.example/x.js)",
+    "\x00\x1b[31mcontrol \udc80 --> ]]>",
+    "a name so long that no legend and no table column was ever meant to hold it, " * 3,
+)
+
+
+def sample_record(
+    stages: tuple[int, ...] = (4, 3, 3),
+    class_names: tuple[str, ...] | list[str] = CIFAR,
+    *,
+    models: bool = True,
+    names: str = "layer{stage}.{block}",
+    seed: int = 0,
+) -> dict[str, Any]:
+    """A record of a network with `stages[i]` layers in stage i (the stem is in the first)."""
+    rng = np.random.default_rng(seed)
+    layers: list[dict[str, Any]] = [{"name": "input", "stage": None, "width": 3072}]
+    layers.append({"name": "stem", "stage": 0, "width": 16})
+    for stage, count in enumerate(stages):
+        for block in range(count - (stage == 0)):
+            name = names.format(stage=stage + 1, block=block)
+            layers.append({"name": name, "stage": stage, "width": 16 << stage})
+    depth = len(layers)
+    for i, layer in enumerate(layers):
+        layer["collapse"] = _collapse(i / (depth - 1), len(class_names), rng, last=i == depth - 1)
+    record: dict[str, Any] = {
+        "schema": 1,
+        "created": "2025-01-02T03:04:05+00:00",
+        "command": "wgeo analyze resnet20.th --arch cifar_resnet20 --data cifar10.zip --out RUN",
+        "versions": {"wgeo": "0.1.0", "python": "3.11.7", "torch": "2.6.0", "numpy": "2.0.0"},
+        "seed": 0,
+        "device": "cpu",
+        "provenance": {
+            "checkpoint": "resnet20.th",
+            "sha256": "12fca82f" * 8,
+            "arch": "cifar_resnet20",
+            "num_classes": len(class_names),
+            "epoch": None,
+            "data": "cifar10.zip",
+            "split": "test",
+            "samples": 2000,
+            "pool": "gap",
+            "class_names": list(class_names),
+        },
+        "accuracy": 0.8145,
+        "layers": layers,
+        "blocks": _blocks(layers, rng),
+        "segments": _segments(layers, len(class_names), rng),
+        "progress": {
+            "nc1": {"kendall_tau": -1.0, "violations": 0, "monotone": True},
+            "cdnv": {"kendall_tau": -0.96, "violations": 1, "monotone": False},
+            "nc2_etf": {"kendall_tau": None, "violations": None, "monotone": None},
+        },
+        "verdict": (
+            "The class means spread and the classes tighten with depth: NC1 falls at every layer. "
+            "No segment is a geodesic: the straightest is 12 % longer than its chord."
+        ),
+    }
+    if models:
+        for model, factor in (("geodesic_model", 1.3), ("mufm", 0.8)):
+            predicted = [
+                {
+                    "name": la["name"],
+                    "collapse": {k: _scaled(v, factor) for k, v in la["collapse"].items()},
+                }
+                for la in layers[1:]
+            ]
+            record[model] = {"layers": predicted, "r2": 0.9}
+    return json.loads(json.dumps(record))
+
+
+def _scaled(value: float | None, factor: float) -> float | None:
+    return None if value is None else value * factor
+
+
+def _collapse(t: float, classes: int, rng: np.random.Generator, *, last: bool) -> dict[str, Any]:
+    wobble = float(np.exp(0.05 * rng.normal()))
+    return {
+        "nc1": 40 * np.exp(-5 * t) * wobble,
+        "nc1_quotient": 12 * np.exp(-4 * t) * wobble,
+        "nc2_equinorm": 0.5 - 0.4 * t,
+        "nc2_equiangle": 0.6 * np.exp(-2 * t) * wobble,
+        "nc2_etf": 1.1 - 0.8 * t,
+        "nc3": 0.3 if last else None,
+        "ncc_accuracy": 0.25 + 0.55 * t**1.5,
+        "ncc_mismatch": 0.7 - 0.66 * t,
+        "cdnv": 20 * np.exp(-4 * t) * wobble,
+        "effective_rank": min(classes - 1, 2 + 7 * t),
+        "within": 5.0 + t,
+        "between": 0.4 + 6 * t,
+    }
+
+
+def _blocks(layers: list[dict[str, Any]], rng: np.random.Generator) -> list[dict[str, Any]]:
+    blocks = []
+    for source, target in pairwise(layers[1:]):
+        paired = float(rng.uniform(0.3, 2.5))
+        score = float(1 - 0.02 * rng.uniform() ** 2)
+        w2 = paired * score**0.5
+        certified = rng.uniform() < 0.8
+        blocks.append(
+            {
+                "source": source["name"],
+                "target": target["name"],
+                "distance": w2,
+                "lower": w2 * (1 - 1e-9 if certified else 0.9),
+                "upper": w2 * (1 if certified else 1.04),
+                "paired": paired,
+                "ot_score": score,
+                "resolution": float(rng.uniform(0.2, 3)),
+                "status": "certified" if certified else "bounded",
+                "solver": "exact",
+                "seconds": 0.8,
+            }
+        )
+    return blocks
+
+
+def _segments(
+    layers: list[dict[str, Any]], classes: int, rng: np.random.Generator
+) -> list[dict[str, Any]]:
+    segments = []
+    staged = [layer for layer in layers if layer["stage"] is not None]
+    for stage in sorted({layer["stage"] for layer in staged}):
+        names = [layer["name"] for layer in staged if layer["stage"] == stage]
+        if stage:
+            names.insert(0, f"{names[0]}.shortcut")
+        t = np.linspace(0, 1, len(names))[:, None, None]
+        start, end = rng.normal(size=(2, classes, 2)) * [[[1]], [[4]]]
+        bend = 0.8 * np.sin(np.pi * t) * rng.normal(size=(classes, 2))
+        ratio = 1.1 + 0.3 * stage
+        figures = {
+            "length_ratio": ratio,
+            "action_ratio": ratio**2 + 0.2,
+            "line_shape_score": ratio + 0.1,
+            "line_shape_ratio": ratio - 0.02,
+            "ot_score": 1 - 0.02 * stage,
+        }
+        segments.append(
+            {
+                "layers": names,
+                "distance": 3.0,
+                "length": 3.0 * ratio,
+                **figures,
+                "turning_angle": 41.0,
+                "interpolation_gap": (0.4 * np.sin(np.pi * t.ravel())).tolist(),
+                "intervals": {
+                    k: [v - 0.03, min(v + 0.03, 1.0) if k == "ot_score" else v + 0.03]
+                    for k, v in figures.items()
+                },
+                "view": {
+                    "class_means": ((1 - t) * start + t * end + bend).tolist(),
+                    "explained": [0.61, 0.2],
+                },
+            }
+        )
+    return segments
+
+
+def damaged(record: dict[str, Any]) -> dict[str, Any]:
+    """The same record with undefined values wherever a schema-1 record may have one."""
+    record = json.loads(json.dumps(record))
+    for layer in record["layers"][::2]:
+        layer["collapse"] = dict.fromkeys(layer["collapse"])
+    for block in record["blocks"][::2]:
+        block |= dict.fromkeys(("distance", "lower", "upper", "ot_score", "resolution"))
+    segment = record["segments"][0]
+    segment |= dict.fromkeys(("length_ratio", "action_ratio", "ot_score", "turning_angle"))
+    segment["intervals"] = {"length_ratio": None, "action_ratio": [None, None]}
+    segment["interpolation_gap"] = [None] * len(segment["interpolation_gap"])
+    segment["view"] = None
+    record["accuracy"] = None
+    record["progress"] = None
+    record["geodesic_model"] = record["mufm"] = None
+    record["verdict"] = None
+    return record

@@ -1,0 +1,178 @@
+"""Panels of collapse over depth, network and models together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+from matplotlib.ticker import PercentFormatter
+
+from ..errors import ArgumentError
+from .style import (
+    COLOURS,
+    MEASURED,
+    MUTED,
+    REFERENCE,
+    as_record,
+    layer_axis,
+    log_where_positive,
+    new_axes,
+    nothing_to_show,
+    number,
+    numbers,
+    stage_bands,
+    styled,
+)
+
+METRICS: dict[str, str] = {
+    "nc1": "NC1: within-class variability",
+    "cdnv": "CDNV",
+    "nc2_equinorm": "NC2: spread of mean norms",
+    "nc2_equiangle": "NC2: deviation from equal angles",
+    "nc2_etf": "NC2: distance to simplex ETF",
+    "ncc_error": "Nearest-class-centre error",
+    "nc1_quotient": "tr Σw / tr Σb",
+    "effective_rank": "Effective rank",
+    "within": "Within-class energy, tr Σw",
+    "between": "Between-class energy, tr Σb",
+    "ncc_mismatch": "NC4: disagreement with nearest centre",
+}
+"""Metrics of `collapse`, and what their panel is called."""
+
+MODELS: dict[str, tuple[str, str, str, Any]] = {
+    "geodesic_model": ("geodesic model", COLOURS[1], "s", (0, (5, 2))),
+    "mufm": ("MUFM", COLOURS[2], "^", (0, (1.5, 1.5))),
+}
+"""Models a record may hold beside the network: name, colour, marker, dashes."""
+
+
+@styled
+def collapse(
+    record: Any, metric: str = "nc1", ax: Axes | None = None, *, label_layers: bool = True
+) -> Axes:
+    """A collapse metric over depth, the models' predictions beside the network's measurement.
+
+    Parameters
+    ----------
+    metric : str
+        A key of `METRICS`; ``ncc_error`` is 1 - ``ncc_accuracy``, shown with the network's own
+        error where the record has its accuracy.
+    label_layers : bool
+        Write the layers' names under the axis.
+    """
+    record = as_record(record)
+    if metric not in METRICS:
+        raise ArgumentError(f"no collapse metric {metric!r}; choose from {', '.join(METRICS)}.")
+    ax = new_axes(ax)
+    layers = record.get("layers") or []
+    if not layers:
+        return nothing_to_show(ax, "This record has no layers.")
+    x = np.arange(len(layers))
+    measured = measured_metric(record, metric)
+    stage_bands(ax, [layer.get("stage") for layer in layers])
+    drawn = [measured]
+    crowded = len(layers) > 30
+    for key in models_in(record):
+        predicted = predicted_metric(record, key, metric)
+        if np.isfinite(predicted).any():
+            ax.plot(x, predicted, **(_model_look(key) | ({"marker": ""} if crowded else {})))
+            drawn.append(predicted)
+    ax.plot(x, measured, color=MEASURED, marker="o", ms=2.4 if crowded else 4.0, zorder=4)
+    if metric in ("ncc_error", "ncc_mismatch"):
+        _error_axis(ax, record, metric, drawn)
+    else:
+        log_where_positive(ax, *drawn)
+    layer_axis(ax, [layer.get("name") for layer in layers], labels=label_layers)
+    ax.set_title(METRICS[metric], pad=16)
+    ax.text(0, 1.02, falls_with_depth(record, metric), transform=ax.transAxes, **_SUBTITLE)
+    return ax
+
+
+_SUBTITLE: dict[str, Any] = {"fontsize": 7.5, "color": MUTED, "ha": "left", "va": "bottom"}
+
+
+def _error_axis(ax: Axes, record: Mapping[str, Any], metric: str, drawn: list[np.ndarray]) -> None:
+    """Errors are shares: from zero, in percent, with the network's own error for comparison."""
+    top = np.nanmax(np.concatenate(drawn), initial=0.02)
+    error = 1 - number(record.get("accuracy"))
+    if metric == "ncc_error" and np.isfinite(error):
+        top = max(top, error)
+        ax.axhline(error, color=REFERENCE, lw=0.9, ls=(0, (4, 3)), zorder=1)
+        ax.annotate(
+            f"the network's error, {100 * error:.3g} %",
+            (0.02, error),
+            xycoords=("axes fraction", "data"),
+            xytext=(0, 2),
+            textcoords="offset points",
+            fontsize=7.5,
+            color=REFERENCE,
+        )
+    ax.set_ylim(-0.04 * top, 1.08 * top)
+    ax.yaxis.set_major_formatter(PercentFormatter(1.0, 0 if top > 0.05 else 1, " %"))
+
+
+def measured_metric(record: Mapping[str, Any], metric: str) -> np.ndarray:
+    """The metric at every layer, NaN where it is undefined."""
+    return _metric([layer.get("collapse") or {} for layer in record.get("layers") or []], metric)
+
+
+def predicted_metric(record: Mapping[str, Any], model: str, metric: str) -> np.ndarray:
+    """A model's metric at every layer of the record, NaN at layers the model says nothing of.
+
+    A model's record lists its layers by name, metrics under ``collapse`` or directly.
+    """
+    said = {
+        layer.get("name"): layer.get("collapse") or layer
+        for layer in (record.get(model) or {}).get("layers") or []
+    }
+    return _metric(
+        [said.get(layer.get("name"), {}) for layer in record.get("layers") or []], metric
+    )
+
+
+def _metric(values: Sequence[Mapping[str, Any]], metric: str) -> np.ndarray:
+    if metric == "ncc_error":
+        return 1 - numbers([v.get("ncc_accuracy") for v in values])
+    return numbers([v.get(metric) for v in values])
+
+
+def _model_look(key: str) -> dict[str, Any]:
+    _, colour, marker, dashes = MODELS[key]
+    line = {"color": colour, "ls": dashes, "lw": 1.3}
+    return line | {"marker": marker, "ms": 3.2, "mfc": "white", "mew": 0.9}
+
+
+def models_in(record: Mapping[str, Any]) -> list[str]:
+    """Keys of `MODELS` whose predictions the record holds, layer by layer."""
+    return [key for key in MODELS if (record.get(key) or {}).get("layers")]
+
+
+def falls_with_depth(record: Mapping[str, Any], metric: str) -> str:
+    """The record's answer to "does it fall with depth", in a line; empty where it has none."""
+    progress = record.get("progress") or {}
+    said = progress.get(metric) or (progress.get("ncc_accuracy") if metric == "ncc_error" else None)
+    if not isinstance(said, Mapping):
+        return ""
+    rises = said.get("violations")
+    count = len(rises) if isinstance(rises, Sequence) else rises
+    words = []
+    if said.get("monotone"):
+        words.append("falls at every layer")
+    elif isinstance(count, int | float) and not isinstance(count, bool):
+        words.append("rises once" if count == 1 else f"rises {int(count)} times")
+    tau = number(said.get("kendall_tau"))
+    if np.isfinite(tau):
+        words.append(f"Kendall's τ = {tau:.2f}".replace("-", "−"))
+    return ", ".join(words)
+
+
+def model_handles(record: Mapping[str, Any]) -> tuple[list[Line2D], list[str]]:
+    """What identifies network and models in the panels of collapse."""
+    handles, names = [Line2D([], [], color=MEASURED, marker="o", ms=4)], ["the network"]
+    for key in models_in(record):
+        handles.append(Line2D([], [], **_model_look(key)))
+        names.append(MODELS[key][0])
+    return handles, names

@@ -1,0 +1,303 @@
+"""The figures of an analysis, composed of panels, and their files: PNG, SVG, data as CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+
+from ..files import writable, write_aside
+from ..progress import track
+from . import depth, movement, paths
+from .style import as_record, clean, house_style, legend, new_figure, segment_name
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A figure that a record calls for.
+
+    Attributes
+    ----------
+    stem : str
+        Name of its files, without the ending.
+    title, caption : str
+        What it is called, and how to read it.
+    alt : str
+        What it shows, for a reader who cannot see it.
+    draw : callable
+        () -> Figure.
+    rows : callable
+        () -> the numbers drawn, a mapping a row.
+    """
+
+    stem: str
+    title: str
+    caption: str
+    alt: str
+    draw: Callable[[], Figure]
+    rows: Callable[[], list[Row]]
+
+
+def catalogue(source: Any) -> list[Plot]:
+    """The figures that this record has the numbers for, in the order of reading."""
+    record = as_record(source)
+    plots: list[Plot] = []
+    layers, blocks = record.get("layers") or [], record.get("blocks") or []
+    segments = record.get("segments") or []
+    if layers:
+        plots.append(_collapse(record))
+    if blocks:
+        plots.append(_distances(record))
+    if segments:
+        plots.append(_straightness(record))
+    viewed = (i for i, s in enumerate(segments) if (s.get("view") or {}).get("class_means"))
+    return plots + [_class_means(record, i) for i in viewed]
+
+
+def figures(source: Any, out_dir: str | Path) -> list[Path]:
+    """Write every figure of a record to `out_dir` as PNG and SVG, its data beside it as CSV.
+
+    Each file is written aside and then renamed, so that none is ever half there. Figures that an
+    earlier record left in the folder and this one does not have are removed.
+
+    Returns
+    -------
+    list of Path
+        The files written, three a figure.
+
+    Raises
+    ------
+    RecordError
+        The folder cannot be written.
+    """
+    folder = writable(out_dir)
+    plots = catalogue(source)
+    written: list[Path] = []
+
+    def write(name: str, content: bytes) -> None:
+        write_aside(folder / name, content)
+        written.append(folder / name)
+
+    for plot in track(plots, "drawing figures"):
+        with warnings.catch_warnings(), house_style():
+            # A class named in a script that the font lacks is drawn as boxes, which is enough said.
+            warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+            figure = plot.draw()
+            figure.draw_without_rendering()
+            figure.set_layout_engine("none")  # laid out once, for both files
+            for ending, render in (("png", _png), ("svg", _svg)):
+                write(f"{plot.stem}.{ending}", render(figure))
+        write(f"{plot.stem}.csv", as_csv(plot.rows()))
+    for stem in ("collapse", "distances", "straightness", "class-means-*"):
+        for ending in ("png", "svg", "csv"):
+            for stale in set(folder.glob(f"{stem}.{ending}")) - set(written):
+                stale.unlink()
+    return written
+
+
+# The canvases are asked directly, without a date or a version, which would make two drawings of
+# one record differ; savefig would draw every figure a second time to ask for its layout.
+
+
+def _png(figure: Figure) -> bytes:
+    data = io.BytesIO()
+    FigureCanvasAgg(figure).print_png(data, metadata={"Software": None})
+    return data.getvalue()
+
+
+def _svg(figure: Figure) -> bytes:
+    data = io.BytesIO()
+    FigureCanvasSVG(figure).print_svg(data, metadata={"Date": None, "Creator": None})
+    return data.getvalue()
+
+
+def as_csv(rows: Iterable[Row]) -> bytes:
+    """Rows as CSV, UTF-8, numbers in full precision, empty where a value is undefined."""
+    rows = list(rows)
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue().encode("utf-8", "replace")
+
+
+# --- the figures ---------------------------------------------------------------------------------
+
+
+def _distances(record: Mapping[str, Any]) -> Plot:
+    blocks = record["blocks"]
+
+    def draw() -> Figure:
+        figure = new_figure(7.2, 5.4)
+        top, bottom = figure.subplots(2, 1, height_ratios=[3, 2])
+        movement.distances(record, top)
+        movement.ot_scores(record, bottom)
+        top.set_xlabel("")
+        return figure
+
+    def rows() -> list[Row]:
+        skipped = ("min_eigenvalue", "seconds")
+        return [{k: v for k, v in block.items() if k not in skipped} for block in blocks]
+
+    return Plot(
+        "distances",
+        "What every block moves",
+        "Above: the Wasserstein distance W2 between the features before and after each block, with "
+        "the interval that contains it, and the root mean squared distance that the network itself "
+        "moved its samples. Below: the OT score, their squared ratio; 1 means that the block's own "
+        "pairing is optimal. Hollow points have a resolution below 1/2 and say nothing.",
+        f"W2 of {len(blocks)} blocks{_span(blocks, 'distance')}; "
+        f"OT score{_span(blocks, 'ot_score')}.",
+        draw,
+        rows,
+    )
+
+
+_PFC = ("nc1", "cdnv", "nc2_equinorm", "nc2_equiangle", "nc2_etf", "ncc_error")
+
+
+def _collapse(record: Mapping[str, Any]) -> Plot:
+    layers = record["layers"]
+    models = depth.models_in(record)
+
+    def draw() -> Figure:
+        figure = new_figure(7.2, 8.0)
+        grid = figure.subplots(3, 2)
+        for order, (metric, ax) in enumerate(zip(_PFC, grid.flat, strict=True)):
+            depth.collapse(record, metric, ax, label_layers=order >= 4)
+        if models:
+            legend(figure, *depth.model_handles(record), loc="outside upper center", ncols=3)
+        return figure
+
+    def rows() -> list[Row]:
+        found = []
+        for i, layer in enumerate(layers):
+            row: Row = {key: layer.get(key) for key in ("name", "stage", "width")}
+            row |= {k: v for k, v in (layer.get("collapse") or {}).items() if not _nested(v)}
+            for model in models:
+                for metric in _PFC:
+                    value = depth.predicted_metric(record, model, metric)[i]
+                    row[f"{model}.{metric}"] = value if np.isfinite(value) else None
+            found.append(row)
+        return found
+
+    beside = " Dashed and dotted: what the models fitted to this network predict." if models else ""
+    falling = [m for m in _PFC if "falls at every layer" in depth.falls_with_depth(record, m)]
+    return Plot(
+        "collapse",
+        "Collapse from layer to layer",
+        "Progressive feedforward collapse: each metric over depth, from the input image to the "
+        f"last block; 0 is complete collapse. Shading changes with the feature space.{beside}",
+        f"Six collapse metrics over {len(layers)} layers; "
+        + (
+            f"falling at every layer: {', '.join(falling)}."
+            if falling
+            else "none falls throughout."
+        ),
+        draw,
+        rows,
+    )
+
+
+def _straightness(record: Mapping[str, Any]) -> Plot:
+    segments = record["segments"]
+
+    def draw() -> Figure:
+        handles, names = paths.segment_handles(record)
+        figure = new_figure(7.2, 4.9 + 0.16 * len(names))
+        panels = figure.subplot_mosaic(
+            [["ratios", "scores"], ["gap", "gap"]],
+            height_ratios=[1.25, 1],
+            width_ratios=[2.2, 1],
+        )
+        ratios, scores = panels["ratios"], panels["scores"]
+        paths.straightness(record, ratios).set_title("Ratios: 1 is a constant-speed geodesic")
+        paths.straightness(record, scores, measures=paths.SCORES).set_title("End-to-end OT score")
+        scores.set_yticks([])
+        paths.interpolation_gap(record, panels["gap"]).set_title("Distance from the geodesic")
+        legend(figure, handles, names, loc="outside lower center", ncols=2)
+        return figure
+
+    def rows() -> list[Row]:
+        return [row for i, segment in enumerate(segments) for row in _segment_rows(segment, i)]
+
+    return Plot(
+        "straightness",
+        "How straight the way is",
+        "Straightness of every segment, with intervals, against the ideal 1 (dashed). Below: "
+        "how far each layer lies from the displacement interpolation of the segment's two ends, "
+        "relative to their distance.",
+        f"Straightness of {len(segments)} segments: length ratio{_span(segments, 'length_ratio')}, "
+        f"OT score{_span(segments, 'ot_score')}.",
+        draw,
+        rows,
+    )
+
+
+def _segment_rows(segment: Mapping[str, Any], index: int) -> list[Row]:
+    name = segment_name(segment, index)
+    intervals = segment.get("intervals") or {}
+    rows: list[Row] = []
+    for key in (*paths.RATIOS, *paths.SCORES):
+        low, high = (*(intervals.get(key) or ()), None, None)[:2]
+        rows.append({"segment": name, "measure": key, "depth": None, "value": segment.get(key)})
+        rows[-1] |= {"low": low, "high": high}
+    t, gap = paths.gap_positions(segment)
+    for at, value in zip(t.tolist(), gap.tolist(), strict=True):
+        value = value if np.isfinite(value) else None
+        rows.append({"segment": name, "measure": "interpolation_gap", "depth": at, "value": value})
+    return rows
+
+
+def _class_means(record: Mapping[str, Any], index: int) -> Plot:
+    segment = record["segments"][index]
+    means = segment["view"]["class_means"]
+    name = segment_name(segment, index)
+
+    def draw() -> Figure:
+        wide, high = np.ptp(np.array(means, dtype=np.float64).reshape(-1, 2), axis=0) + 1e-12
+        figure = new_figure(7.2, float(np.clip(5 * high / wide, 2.8, 5.4)) + 0.6)
+        paths.class_means(record, index, figure.add_subplot())
+        return figure
+
+    def rows() -> list[Row]:
+        names = paths.class_names(record, segment["view"], width=200)
+        layers = segment.get("layers") or [f"layer {i}" for i in range(len(means))]
+        return [
+            {"layer": layer, "class": names[k], "pc1": point[0], "pc2": point[1]}
+            for layer, points in zip(layers, means, strict=False)
+            for k, point in enumerate(points)
+        ]
+
+    return Plot(
+        f"class-means-{index + 1}",
+        f"Where the classes go: {name}",
+        "Trajectories of the class means in the plane of the segment's first two principal "
+        "components, both axes to one scale. Open: first layer; filled: last; dashed: the chord.",
+        f"Paths of {len(means[0])} class means through {len(means)} layers, {clean(name)}.",
+        draw,
+        rows,
+    )
+
+
+def _span(items: Sequence[Mapping[str, Any]], key: str) -> str:
+    """ " from 0.97 to 1", or nothing where no value is defined."""
+    values = movement.numbers([item.get(key) for item in items])
+    values = values[np.isfinite(values)]
+    return f" from {values.min():.3g} to {values.max():.3g}" if values.size else " undefined"
+
+
+def _nested(value: Any) -> bool:
+    return isinstance(value, Mapping | list)

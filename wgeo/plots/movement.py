@@ -1,0 +1,113 @@
+"""Panels of transport: how far every block moves its samples, and whether it could be less."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+
+from .style import (
+    COLOURS,
+    MEASURED,
+    REFERENCE,
+    as_record,
+    layer_axis,
+    legend,
+    new_axes,
+    nothing_to_show,
+    numbers,
+    stage_bands,
+    styled,
+)
+
+RESOLVED = 0.5  # below this resolution the sample cannot tell an optimal pairing from another
+
+
+@styled
+def distances(record: Any, ax: Axes | None = None) -> Axes:
+    """W2 of every block with the interval that contains it, and the network's own pairing.
+
+    Bars are W2, error bars the interval ``[lower, upper]``, dashes ``paired``, the root mean
+    squared distance each sample moved: where dash and bar meet, the block moved its samples
+    optimally. Units are those of the features.
+    """
+    record = as_record(record)
+    ax = new_axes(ax, 7.2, 3.2)
+    blocks = record.get("blocks") or []
+    if not blocks:
+        return nothing_to_show(ax, "This record has no blocks.")
+    x = np.arange(len(blocks))
+    w2, lower, upper, paired = (
+        numbers([b.get(key) for b in blocks]) for key in ("distance", "lower", "upper", "paired")
+    )
+    stage_bands(ax, _block_stages(record), labels=True)
+    ax.bar(x, w2, width=0.72, color=COLOURS[5], alpha=0.55, lw=0, zorder=2)
+    known = np.isfinite(w2) & np.isfinite(lower) & np.isfinite(upper)
+    below, above = np.maximum(w2 - lower, 0)[known], np.maximum(upper - w2, 0)[known]
+    ax.errorbar(
+        x[known],
+        w2[known],
+        yerr=[below, above],
+        fmt="o",
+        ms=3.5,
+        color=MEASURED,
+        elinewidth=1.1,
+        capsize=2.5,
+        zorder=4,
+    )
+    ax.scatter(x, paired, marker="_", s=90, lw=1.6, color=COLOURS[1], zorder=3)
+    ax.set_ylim(bottom=0)
+    ax.set_ylabel("distance moved (feature units)")
+    layer_axis(ax, [b.get("target") for b in blocks])
+    handles = [
+        Line2D([], [], marker="o", ms=3.5, color=MEASURED, lw=1.1),
+        Line2D([], [], marker="_", ms=9, mew=1.6, color=COLOURS[1], ls="none"),
+    ]
+    names = ["W2, with the interval that contains it", "the network's own pairing"]
+    _legend_above(ax, handles, names)
+    return ax
+
+
+@styled
+def ot_scores(record: Any, ax: Axes | None = None) -> Axes:
+    """W2^2 over the paired cost, block by block; 1 where the network's own pairing is optimal.
+
+    Hollow where the sample's resolution is below 1/2 or undefined: there a score of 1 says nothing.
+    """
+    record = as_record(record)
+    ax = new_axes(ax, 7.2, 2.4)
+    blocks = record.get("blocks") or []
+    if not blocks:
+        return nothing_to_show(ax, "This record has no blocks.")
+    x = np.arange(len(blocks))
+    score, resolution = (numbers([b.get(k) for b in blocks]) for k in ("ot_score", "resolution"))
+    stage_bands(ax, _block_stages(record))
+    ax.axhline(1.0, color=REFERENCE, lw=0.8, ls=(0, (4, 3)), zorder=1)
+    resolved = resolution >= RESOLVED  # NaN compares false, and is drawn hollow
+    style: dict[str, Any] = {"s": 24, "edgecolors": MEASURED, "linewidths": 1.2, "zorder": 3}
+    ax.scatter(x[resolved], score[resolved], color=MEASURED, **style)
+    ax.scatter(x[~resolved], score[~resolved], facecolors="white", **style)
+    floor = np.nanmin(score, initial=1.0)
+    room = max(1.0 - floor, 0.01)
+    ax.set_ylim(floor - 0.15 * room, 1.0 + 0.15 * room)
+    ax.set_ylabel("OT score")
+    layer_axis(ax, [b.get("target") for b in blocks])
+    dot: dict[str, Any] = {"marker": "o", "ms": 5, "color": MEASURED, "ls": "none", "mew": 1.2}
+    handles = [Line2D([], [], **dot), Line2D([], [], mfc="white", **dot)]
+    _legend_above(ax, handles, ["resolution ≥ 1/2", "below: the sample cannot tell"])
+    return ax
+
+
+def _block_stages(record: Mapping[str, Any]) -> list[Any]:
+    """Each block's stage: that of the layer it leads to."""
+    stages = {layer.get("name"): layer.get("stage") for layer in record.get("layers") or []}
+    return [stages.get(block.get("target")) for block in record.get("blocks") or []]
+
+
+def _legend_above(ax: Axes, handles: Sequence[Line2D], names: Sequence[str]) -> None:
+    """A one-line legend above the axes, clear of the stage labels."""
+    place = {"loc": "lower right", "bbox_to_anchor": (1.0, 1.05), "ncols": len(names)}
+    legend(ax, handles, names, borderaxespad=0.2, handletextpad=0.5, columnspacing=1.4, **place)

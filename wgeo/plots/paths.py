@@ -1,0 +1,203 @@
+"""Panels of the way through a segment: class means, straightness, distance from the geodesic."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+
+from ..errors import ArgumentError
+from .style import (
+    CLASS_COLOURS,
+    COLOURS,
+    GRID,
+    MARKERS,
+    MUTED,
+    REFERENCE,
+    as_record,
+    legend,
+    log_where_positive,
+    new_axes,
+    nothing_to_show,
+    numbers,
+    segment_name,
+    short,
+    styled,
+)
+
+RATIOS: dict[str, str] = {
+    "length_ratio": "W2 length ratio",
+    "line_shape_ratio": "line-shape ratio",
+    "line_shape_score": "line-shape score",
+    "action_ratio": "action ratio",
+}
+"""Straightness ratios: at least 1, and 1 for a constant-speed geodesic."""
+
+SCORES: dict[str, str] = {"ot_score": "OT score"}
+
+
+@styled
+def class_means(record: Any, segment: int = 0, ax: Axes | None = None) -> Axes:
+    """Where each class mean travels through a segment, in the plane that shows most variance.
+
+    Open marker: the segment's first layer; filled: its last; faint line between them: the chord
+    that a geodesic's mean follows. Both axes have one scale, so straight is straight.
+    """
+    record = as_record(record)
+    ax = new_axes(ax, 6.2, 4.4)
+    segments = record.get("segments") or []
+    if not -len(segments) <= segment < len(segments):
+        raise ArgumentError(f"no segment {segment}; this record has {len(segments)} (from 0).")
+    view = segments[segment].get("view") or {}
+    paths = np.array(view.get("class_means") or [], dtype=np.float64)  # (layers, classes, 2)
+    if paths.ndim != 3 or not np.isfinite(paths).any():
+        return nothing_to_show(ax, "This record has no class means in view.")
+    handles = []
+    size = 1.0 if paths.shape[1] <= 40 else 0.5
+    for k in range(paths.shape[1]):
+        (x, y), look = paths[:, k].T, _class_look(k)
+        if size == 1.0:
+            ax.plot(x[[0, -1]], y[[0, -1]], color=look["color"], lw=0.8, ls=(0, (4, 3)), alpha=0.55)
+        ax.plot(x, y, color=look["color"], lw=1.3 * size, marker=".", ms=3.5 * size, zorder=3)
+        ends = {"ls": "none", **look}
+        ax.plot(x[0], y[0], mfc="white", ms=6.5 * size, mew=1.2 * size, zorder=4, **ends)
+        ax.plot(x[-1], y[-1], ms=7.5 * size, mec="white", mew=0.6, zorder=5, **ends)
+        handles.append(Line2D([], [], ms=6, lw=1.3, **look))
+    ax.set_aspect("equal", adjustable="datalim")
+    ax.margins(0.08)
+    for axis, name, share in zip("xy", ("first", "second"), _explained(view), strict=True):
+        ax.set(**{f"{axis}label": f"{name} principal component{share}"})
+    ax.set_title(segment_name(segments[segment], segment % len(segments)))
+    _class_legend(ax, handles, class_names(record, view))
+    return ax
+
+
+def _class_look(k: int) -> dict[str, Any]:
+    return {"color": CLASS_COLOURS[k % len(CLASS_COLOURS)], "marker": MARKERS[k % len(MARKERS)]}
+
+
+def _segment_look(i: int) -> dict[str, Any]:
+    return {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)]}
+
+
+def class_names(record: Mapping[str, Any], view: Mapping[str, Any], width: int = 18) -> list[str]:
+    """Names of the classes in view, at most `width` characters each; their numbers if nameless."""
+    names = (record.get("provenance") or {}).get("class_names") or ()
+    count = len(view["class_means"][0])
+    shown = view.get("classes") or range(count)
+    return [short(names[k], width) if k < len(names) else f"class {k}" for k in shown]
+
+
+def _explained(view: Mapping[str, Any]) -> list[str]:
+    shares = numbers(view.get("explained"))
+    shares = np.pad(shares[:2], (0, max(0, 2 - len(shares))), constant_values=np.nan)
+    return [f" ({100 * share:.0f} % of variance)" if np.isfinite(share) else "" for share in shares]
+
+
+def _class_legend(ax: Axes, handles: list[Line2D], names: list[str]) -> None:
+    """Beside the axes, never over the trajectories; the ends' key always, names up to forty."""
+    grey: dict[str, Any] = {"marker": "o", "color": MUTED, "ls": "none"}
+    ends = [
+        Line2D([], [], ms=6.5, mfc="white", mew=1.2, **grey),
+        Line2D([], [], ms=7, **grey),
+        Line2D([], [], color=MUTED, lw=0.8, ls=(0, (4, 3))),
+    ]
+    key = ["first layer", "last layer", "straight chord"]
+    if len(names) <= 40:
+        ends, key = handles + ends, names + key
+    else:  # as many chords would hide the paths
+        ends, key = ends[:2], [f"first layer ({len(names)} classes)", "last layer"]
+    columns = 1 + (len(key) - 1) // 23
+    legend(ax, ends, key, loc="upper left", bbox_to_anchor=(1.01, 1.0), ncols=columns)
+
+
+# --- straightness --------------------------------------------------------------------------------
+
+
+@styled
+def straightness(
+    record: Any, ax: Axes | None = None, *, measures: Mapping[str, str] = RATIOS
+) -> Axes:
+    """Straightness figures of every segment with their intervals, against the ideal 1.
+
+    Parameters
+    ----------
+    measures : mapping of str to str
+        Key in the record to its label; `RATIOS` (at least 1) or `SCORES` (at most 1).
+    """
+    record = as_record(record)
+    ax = new_axes(ax, 5.5, 2.8)
+    segments = record.get("segments") or []
+    if not segments:
+        return nothing_to_show(ax, "This record has no segments.")
+    rows = np.arange(len(measures))
+    offsets = np.linspace(-0.26, 0.26, len(segments)) if len(segments) > 1 else np.zeros(1)
+    drawn = [np.ones(1)]
+    for i, (segment, offset) in enumerate(zip(segments, offsets, strict=True)):
+        intervals = segment.get("intervals") or {}
+        ends = [numbers(intervals.get(key)) for key in measures]
+        low, high = (np.array([e[j] if len(e) == 2 else np.nan for e in ends]) for j in (0, 1))
+        values = numbers([segment.get(key) for key in measures])
+        look = _segment_look(i)
+        ax.hlines(rows + offset, low, high, color=look["color"], lw=1.6, alpha=0.75)
+        ax.plot(values, rows + offset, ls="none", ms=5, mec="white", mew=0.5, **look)
+        for row in rows[~np.isfinite(values)]:
+            _say_undefined(ax, row + offset, look["color"], left=measures is SCORES)
+        drawn += [values, low, high]
+    ax.axvline(1.0, color=REFERENCE, lw=0.9, ls=(0, (4, 3)), zorder=1)
+    ax.set_yticks(rows, list(measures.values()))
+    ax.set_ylim(len(rows) - 0.5, -0.5)
+    ax.tick_params(axis="y", length=0)
+    for row in rows[1:]:
+        ax.axhline(row - 0.5, color=GRID, lw=0.6, zorder=0)
+    ax.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
+    log_where_positive(ax, *drawn, axis="x", span=6.0)
+    return ax
+
+
+def _say_undefined(ax: Axes, row: float, colour: str, *, left: bool) -> None:
+    """On the side of 1 where the value would lie."""
+    side, shift = ("right", -4) if left else ("left", 4)
+    place: dict[str, Any] = {"xytext": (shift, 0), "textcoords": "offset points", "ha": side}
+    ax.annotate("undefined", (1.0, row), va="center", fontsize=7, color=colour, **place)
+
+
+@styled
+def interpolation_gap(record: Any, ax: Axes | None = None) -> Axes:
+    """How far each layer is from the displacement interpolation of its segment's two ends.
+
+    Relative to the end-to-end W2: 0 on the geodesic. Layers are placed evenly between the ends.
+    """
+    record = as_record(record)
+    ax = new_axes(ax, 5.5, 2.6)
+    segments = record.get("segments") or []
+    if not any(segment.get("interpolation_gap") for segment in segments):
+        return nothing_to_show(ax, "This record has no interpolation gaps.")
+    for i, segment in enumerate(segments):
+        t, gap = gap_positions(segment)
+        ax.plot(t, gap, ms=4, **_segment_look(i))
+    ax.axhline(0.0, color=REFERENCE, lw=0.9, ls=(0, (4, 3)), zorder=1)
+    ax.set_xlim(-0.03, 1.03)
+    ax.set_ylim(bottom=min(0.0, ax.get_ylim()[0]))
+    ax.set_xlabel("depth within the segment (0: first layer, 1: last)")
+    ax.set_ylabel("interpolation gap")
+    return ax
+
+
+def gap_positions(segment: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+    """Depths in [0, 1] and gaps of a segment's layers; a list of the inner layers is centred."""
+    gap = numbers(segment.get("interpolation_gap"))
+    layers = max(len(segment.get("layers") or ()), len(gap), 2)
+    first = (layers - len(gap)) // 2
+    return np.arange(first, first + len(gap)) / (layers - 1), gap
+
+
+def segment_handles(record: Mapping[str, Any]) -> tuple[list[Line2D], list[str]]:
+    """What identifies a segment in the panels of straightness."""
+    segments = record.get("segments") or []
+    handles = [Line2D([], [], ms=5, lw=1.4, **_segment_look(i)) for i in range(len(segments))]
+    return handles, [segment_name(segment, i) for i, segment in enumerate(segments)]

@@ -1,0 +1,258 @@
+"""One look for every figure: colours, type, axes, and how names and missing values are shown.
+
+Nothing here touches pyplot or leaves a trace in matplotlib's global settings.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import wraps
+from itertools import takewhile
+from typing import Any, ParamSpec, TypeVar
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.text import Text
+from matplotlib.ticker import FixedLocator, LogFormatterSciNotation, LogLocator, NullFormatter
+
+from ..errors import ArgumentError
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+# Okabe and Ito (2008), told apart under every common colour blindness; their yellow is left out
+# because a thin yellow line on white cannot be seen by anyone.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#333333")
+# For classes, of which there are often ten: Tol's muted scheme (2021) and black.
+CLASS_COLOURS = (
+    *("#332288", "#CC6677", "#117733", "#DDAA33", "#88CCEE"),
+    *("#882255", "#44AA99", "#999933", "#AA4499", "#222222"),
+)
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p")
+INK, MUTED, RULE, GRID, BAND = "#222222", "#666666", "#BBBBBB", "#DDDDDD", "#F1F1F1"
+MEASURED, REFERENCE = COLOURS[0], "#555555"
+
+RC: Any = {
+    "font.family": "DejaVu Sans",  # comes with matplotlib: the same figure on every machine
+    "font.size": 8.5,
+    "axes.titlesize": 9,
+    "axes.titlelocation": "left",
+    "axes.labelsize": 8.5,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": MUTED,
+    "axes.linewidth": 0.7,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "text.color": INK,
+    "text.parse_math": False,  # a class named "$5" is a name, not a formula
+    "xtick.labelsize": 7.5,
+    "ytick.labelsize": 7.5,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "legend.fontsize": 8,
+    "legend.frameon": False,
+    "lines.linewidth": 1.4,
+    "lines.markersize": 4.0,
+    "figure.dpi": 200,
+    "svg.fonttype": "path",
+    "svg.hashsalt": "wgeo",  # the same record gives the same bytes
+}
+
+
+@contextmanager
+def house_style() -> Iterator[None]:
+    """Apply the style inside the block only."""
+    with mpl.rc_context(RC):
+        yield
+
+
+def styled(draw: Callable[P, T]) -> Callable[P, T]:
+    """Run a drawing function in the house style."""
+
+    @wraps(draw)
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> T:
+        with house_style():
+            return draw(*args, **kwargs)
+
+    return wrapper
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """A figure that belongs to no window and no pyplot state; sizes in inches."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def new_axes(ax: Axes | None, width: float = 5.5, height: float = 3.2) -> Axes:
+    """The axes given, or new ones in a figure of their own."""
+    return ax if ax is not None else new_figure(width, height).add_subplot()
+
+
+def as_record(source: Any) -> Mapping[str, Any]:
+    """The record of an `Analysis`, or the record itself."""
+    record = getattr(source, "record", source)
+    if not isinstance(record, Mapping):
+        raise ArgumentError(
+            f"plots draw the record of an analysis, not {type(source).__name__}. Give an Analysis, "
+            "its .record, or what json.load reads from RUN/analysis.json."
+        )
+    return record
+
+
+# --- names and numbers ---------------------------------------------------------------------------
+
+
+def clean(name: Any) -> str:
+    """A name on one line, without what no file or page can hold or what turns text around."""
+    kept = []
+    for character in str(name):
+        category = unicodedata.category(character)
+        if category in ("Cc", "Zl", "Zp"):  # controls and line breaks
+            kept.append(" ")
+        elif category == "Cs":  # half a surrogate pair, as in a path that is not UTF-8
+            kept.append("\N{REPLACEMENT CHARACTER}")
+        elif category != "Cf":  # bidirectional overrides, zero-width marks
+            kept.append(character)
+    return " ".join("".join(kept).split()) or "(no name)"
+
+
+def short(name: Any, width: int = 22) -> str:
+    """A clean name of at most `width` characters, its middle left out where it is too long."""
+    text = clean(name)
+    head = (width - 1) // 2
+    return text if len(text) <= width else f"{text[:head]}…{text[len(text) - (width - 1 - head) :]}"
+
+
+def short_names(names: Sequence[Any], width: int = 16) -> list[str]:
+    """Names for an axis: the modules that all share ("backbone.stages.") left out, then `short`."""
+    paths = [clean(name).split(".") for name in names]
+    dotted = [path for path in paths if len(path) > 1]
+    cut = 0
+    if len(dotted) > 1:
+        columns = zip(*dotted, strict=False)  # as deep as the shallowest
+        cut = sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, columns))
+        # A bare number ("blocks.0" -> "0") or nothing at all would say too little.
+        while cut and any("".join(path[cut:]).isdigit() or not path[cut:] for path in dotted):
+            cut -= 1
+    return [short(".".join(path[cut:] if len(path) > 1 else path), width) for path in paths]
+
+
+def segment_name(segment: Mapping[str, Any], index: int) -> str:
+    """What a legend calls a segment: its first and last layer."""
+    layers = segment.get("layers") or []
+    if not layers:
+        return f"segment {index + 1}"
+    names = short_names(layers, 20)
+    return f"{names[0]} → {names[-1]}"
+
+
+def number(value: Any) -> float:
+    """A float; NaN for None and for whatever is not a finite number."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return float("nan")
+    return float(value) if np.isfinite(value) else float("nan")
+
+
+def numbers(values: Sequence[Any] | None) -> np.ndarray:
+    """Floats with NaN where a value is undefined; matplotlib leaves a gap there."""
+    return np.array([number(v) for v in values or ()], dtype=np.float64)
+
+
+# --- axes ----------------------------------------------------------------------------------------
+
+
+def layer_axis(ax: Axes, names: Sequence[Any], *, labels: bool = True) -> None:
+    """Put layer names under an axis: all that fit without touching, the first and last always."""
+    n = len(names)
+    ax.set_xlim(-0.6, n - 0.4)
+    ax.xaxis.set_minor_locator(FixedLocator(range(n)))
+    ax.tick_params(axis="x", which="minor", length=2)
+    if not labels:
+        ax.tick_params(axis="x", which="major", length=3, labelbottom=False)
+    inches = ax.get_position().width * ax.get_figure(root=True).get_size_inches()[0]  # type: ignore[union-attr]
+    at = thinned(n, max(2, int(inches / 0.16)))
+    texts = short_names(names)
+    ax.set_xticks(at)
+    if labels:
+        level = len(at) <= inches / 0.62 and max(len(texts[i]) for i in at) <= 8
+        turn: dict[str, Any] = {} if level else {"rotation": 90}
+        ax.set_xticklabels([texts[i] for i in at], **turn)
+
+
+def thinned(n: int, budget: int) -> list[int]:
+    """At most `budget` of the positions 0..n-1: evenly spaced, with the first and the last."""
+    if n <= budget:
+        return list(range(n))
+    step = -(-(n - 1) // (budget - 1))
+    kept = list(range(0, n - 1, step))
+    if n - 1 - kept[-1] < step and len(kept) > 1:
+        kept.pop()
+    return [*kept, n - 1]
+
+
+def stage_bands(ax: Axes, stages: Sequence[Any], *, labels: bool = False) -> None:
+    """Shade every other stage and rule a line where the feature space changes."""
+    starts = [0, *(i for i in range(1, len(stages)) if stages[i] != stages[i - 1])]
+    shaded = False
+    for start, end in zip(starts, [*starts[1:], len(stages)], strict=True):
+        if start:
+            ax.axvline(start - 0.5, color=RULE, lw=0.7, ls=(0, (2, 2)), zorder=0.5)
+        if shaded:
+            ax.axvspan(start - 0.5, end - 0.5, color=BAND, lw=0, zorder=0)
+        shaded = not shaded and stages[start] is not None
+        if labels and stages[start] is not None:
+            ax.annotate(
+                f"stage {stages[start]}",
+                ((start + end - 1) / 2, 1.0),
+                xycoords=("data", "axes fraction"),
+                xytext=(0, 2),
+                textcoords="offset points",
+                ha="center",
+                va="bottom",
+                fontsize=7.5,
+                color=MUTED,
+            )
+
+
+def log_where_positive(ax: Axes, *series: np.ndarray, axis: str = "y", span: float = 8.0) -> None:
+    """Use a logarithmic axis where every value is positive and they span more than `span`-fold."""
+    values = np.concatenate([s[np.isfinite(s)] for s in series]) if series else np.empty(0)
+    if not values.size or values.min() <= 0 or values.max() < span * values.min():
+        return
+    (ax.set_yscale if axis == "y" else ax.set_xscale)("log")
+    which = ax.yaxis if axis == "y" else ax.xaxis
+    decades = np.log10(values.max() / values.min())
+    plain = values.min() > 1e-3 and values.max() < 1e4
+    which.set_major_locator(LogLocator(subs=(1.0,) if decades > 1.6 else (1.0, 2.0, 5.0)))
+    which.set_major_formatter(_plain if plain else LogFormatterSciNotation())
+    which.set_minor_formatter(NullFormatter())
+
+
+def _plain(value: float, _: float) -> str:
+    return f"{value:g}"
+
+
+def legend(target: Axes | Figure, handles: Sequence[Line2D], names: Sequence[str], **place: Any):  # type: ignore[no-untyped-def]
+    """A legend whose names are shown as they are, a leading underscore or dollar included."""
+    made = target.legend(list(handles), [f"{i}" for i in range(len(handles))], **place)
+    text: Text
+    for text, name in zip(made.get_texts(), names, strict=True):
+        text.set_text(name)
+    return made
+
+
+def nothing_to_show(ax: Axes, why: str) -> Axes:
+    """Say in the axes why they are empty."""
+    ax.set_axis_off()
+    ax.text(0.5, 0.5, why, transform=ax.transAxes, ha="center", va="center", color=MUTED, wrap=True)
+    return ax
