@@ -1,0 +1,235 @@
+"""Train a network to training accuracy 1 and beyond, saving checkpoints on the way.
+
+Neural collapse and straight paths belong to the *terminal phase of training* (Papyan, Han, Donoho
+2020): the epochs after the training error has reached zero. Everything random follows from
+(seed, epoch), so a run that was stopped and resumed is the run that was not, bit for bit on a CPU.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from .. import models
+from ..arrays import pick_device
+from ..data import Images, normalization
+from ..files import writable
+from ..progress import track
+from .job import Job, Plan, checkpoint_path, checkpoints_in
+from .recipe import AUGMENTATIONS, LOSSES, SCHEDULES, Recipe, learning_rate
+
+__all__ = [
+    "AUGMENTATIONS",
+    "LOSSES",
+    "SCHEDULES",
+    "Recipe",
+    "TrainingRun",
+    "learning_rate",
+    "train",
+]
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingRun:
+    """What training left behind.
+
+    Attributes
+    ----------
+    folder : Path
+        Holds ``checkpoints/epoch-*.pt``, ``history.json``, and ``last.pt`` to resume from.
+    module : nn.Module
+        The trained network, in eval mode, on the device it was trained on.
+    history : tuple of dict
+        A row an epoch, from 0, the initialisation: ``epoch``; ``loss`` and ``running_accuracy``,
+        means over the epoch's steps in train mode (None at 0); ``train_accuracy`` and, where test
+        images were given, ``test_accuracy``, in eval mode on all images (None where not
+        evaluated); ``lr`` of the last step; ``seconds``.
+    terminal_epoch : int or None
+        The first evaluated epoch whose ``train_accuracy`` was 1.
+    settings : dict
+        What every checkpoint says of itself under ``wgeo``.
+    """
+
+    folder: Path
+    module: nn.Module = field(repr=False)
+    history: tuple[dict[str, Any], ...] = field(repr=False)
+    terminal_epoch: int | None
+    settings: dict[str, Any] = field(repr=False)
+
+    @property
+    def checkpoints(self) -> tuple[Path, ...]:
+        """The saved checkpoints, by epoch."""
+        return tuple(checkpoints_in(self.folder))
+
+    @property
+    def last(self) -> Path:
+        """The checkpoint of the last epoch."""
+        return checkpoint_path(self.folder, self.history[-1]["epoch"])
+
+    @property
+    def accuracy(self) -> float:
+        """Training accuracy after the last epoch, in eval mode."""
+        return float(self.history[-1]["train_accuracy"])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers and strings, ready for JSON."""
+        return {
+            "folder": str(self.folder),
+            "checkpoints": [path.name for path in self.checkpoints],
+            "accuracy": self.accuracy,
+            "terminal_epoch": self.terminal_epoch,
+            "settings": self.settings,
+            "history": list(self.history),
+        }
+
+
+def train(
+    arch: str | nn.Module,
+    images: Images,
+    out: str | os.PathLike[str],
+    *,
+    epochs: int = 60,
+    lr: float = 0.1,
+    momentum: float = 0.9,
+    weight_decay: float = 5e-4,
+    batch_size: int = 128,
+    schedule: str = "cosine",
+    loss: str = "ce",
+    augment: bool | str = False,
+    options: Mapping[str, Any] | None = None,
+    activation: str = "relu",
+    test: Images | None = None,
+    checkpoints: str | Iterable[int] = "auto",
+    evaluate_every: int = 1,
+    terminal_epochs: int | None = None,
+    seed: int = 0,
+    device: str | torch.device = "auto",
+    resume: bool = True,
+) -> TrainingRun:
+    """Train a network on images; where `out` holds a run of the same settings, go on with it.
+
+    The whole data set lies on the device. Each epoch goes once through a new permutation, cut into
+    steps of nearly equal size of at most `batch_size` images.
+
+    Parameters
+    ----------
+    arch : str or nn.Module
+        A name for `wgeo.models.build`, or a network of your own, which is trained in place.
+    images : Images
+        Normalised as asked, else as the data set has it.
+    out : path
+        Folder of the run: ``checkpoints/epoch-0000.pt``, ..., ``history.json``, ``last.pt``.
+    epochs, lr, momentum, weight_decay, batch_size, schedule, loss, seed
+        See `Recipe`.
+    augment : bool or str
+        ``none``, ``crop``, ``flip`` or ``crop+flip``, which True stands for; see `Recipe`.
+    options : mapping, optional
+        Of the architecture (width, depth, ...), plain values.
+    activation : str
+        Of the architecture.
+    test : Images, optional
+        Images to report the accuracy of, too.
+    checkpoints : {"auto", "all"} or iterable of int
+        Which epochs to save. ``auto``: 0 (the initialisation), powers of two, the first of the
+        terminal phase, and the last, which is saved in any case.
+    evaluate_every : int
+        Evaluate the accuracy in eval mode every so many epochs, and at checkpoints.
+    terminal_epochs : int, optional
+        Stop so many epochs after the training accuracy has reached 1; default: run all epochs.
+    device : str
+        ``auto``, ``cpu``, ``cuda``, ...
+    resume : bool
+        False starts anew, and removes the checkpoints of an earlier run in `out`.
+
+    Raises
+    ------
+    ArgumentError
+        Settings that make no sense, or a network that does not take the images.
+    DataError
+        Test images of another shape or of other classes.
+    RecordError
+        `out` cannot be written, or holds a run of other settings, or a damaged one.
+    ConvergenceError
+        The loss became NaN or infinite; the last good epoch is kept.
+
+    Examples
+    --------
+    >>> import wgeo
+    >>> digits = wgeo.load_images("digits")
+    >>> run = wgeo.train("isoresnet", digits, "runs/digits", epochs=30)  # doctest: +SKIP
+    >>> run.terminal_epoch, run.last  # doctest: +SKIP
+    (12, PosixPath('runs/digits/checkpoints/epoch-0030.pt'))
+    """
+    kind = {True: "crop+flip", False: "none"}[augment] if isinstance(augment, bool) else augment
+    recipe = Recipe(
+        epochs, lr, momentum, weight_decay, batch_size, schedule, loss, augment=kind, seed=seed
+    )
+    plan = Plan.of(checkpoints, epochs, evaluate_every, terminal_epochs)
+    folder, where = writable(out), pick_device(device)
+    with _reproducible(seed, where):
+        built = {} if isinstance(arch, nn.Module) else {"activation": activation, **(options or {})}
+        module = arch if isinstance(arch, nn.Module) else _build(arch, images, built)
+        passport = _passport(arch, images, built, recipe)
+        job = Job(module.to(where), images, test, recipe, plan, passport, folder, where)
+        job.begin(resume)
+        what = f"training {passport['arch'] or passport['module']} on {images.name}"
+        for _ in track(job.work(), what, max(0, epochs - job.epoch) * job.steps):
+            pass
+    module.eval()
+    return TrainingRun(folder, module, tuple(job.history), job.terminal_epoch, passport)
+
+
+@contextmanager
+def _reproducible(seed: int, device: torch.device) -> Iterator[None]:
+    """Seed everything inside, and leave the caller's generators and settings as they were."""
+    cuda = [device] if device.type == "cuda" else []
+    with (
+        torch.random.fork_rng(devices=cuda),
+        torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True),
+    ):
+        torch.manual_seed(seed)
+        yield
+
+
+def _image_size(images: Images) -> int | None:
+    """The side of square images; None where they are not square."""
+    _, h, w = images.shape
+    return h if h == w else None
+
+
+def _build(arch: str, images: Images, options: Mapping[str, Any]) -> nn.Module:
+    return models.build(
+        arch,
+        num_classes=images.num_classes,
+        in_channels=images.shape[0],
+        image_size=_image_size(images),
+        **options,
+    )
+
+
+def _passport(
+    arch: str | nn.Module, images: Images, options: Mapping[str, Any], recipe: Recipe
+) -> dict[str, Any]:
+    """What a checkpoint says of itself: enough to build the network, and to know its training."""
+    own = isinstance(arch, nn.Module)
+    return {
+        "arch": None if own else arch,
+        "module": f"{type(arch).__module__}.{type(arch).__qualname__}" if own else None,
+        "options": dict(options),
+        "num_classes": images.num_classes,
+        "in_channels": images.shape[0],
+        "image_size": _image_size(images),
+        "normalize": (images.normalize or normalization(images.preset)).name,
+        "seed": recipe.seed,
+        "dataset": images.name,
+        "data": {"split": images.split, "samples": len(images), "sha256": images.fingerprint},
+        "class_names": list(images.class_names),
+        "training": asdict(recipe),
+    }

@@ -1,0 +1,325 @@
+"""A run in progress: epochs, what is saved after each, and how a stopped run goes on."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import pickle
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..data import Images, normalization
+from ..errors import ArgumentError, ConvergenceError, DataError, RecordError
+from ..files import write_aside
+from .recipe import Recipe, augmented, criterion, learning_rate
+
+_EVALUATION_BATCH = 512
+
+
+@dataclass(frozen=True)
+class Plan:
+    """When to evaluate, save and stop.
+
+    Attributes
+    ----------
+    epochs : frozenset of int, or None
+        Which epochs to save; None saves all. The last is saved in any case.
+    terminal : bool
+        Save the first epoch of the terminal phase, too.
+    evaluate_every : int
+        Evaluate every so many epochs, and whenever a checkpoint is saved.
+    terminal_epochs : int or None
+        Stop so many epochs into the terminal phase.
+    """
+
+    epochs: frozenset[int] | None
+    terminal: bool
+    evaluate_every: int
+    terminal_epochs: int | None
+
+    def __post_init__(self) -> None:
+        if self.evaluate_every < 1:
+            raise ArgumentError(f"evaluate_every must be at least 1, not {self.evaluate_every}.")
+        if self.terminal_epochs is not None and self.terminal_epochs < 0:
+            raise ArgumentError(f"terminal_epochs must be at least 0, not {self.terminal_epochs}.")
+
+    @classmethod
+    def of(
+        cls,
+        checkpoints: str | Iterable[int],
+        epochs: int,
+        evaluate_every: int,
+        terminal_epochs: int | None,
+    ) -> Plan:
+        """Read what `wgeo.train` takes as `checkpoints`."""
+        if checkpoints == "all":
+            return cls(None, True, evaluate_every, terminal_epochs)
+        if checkpoints == "auto":
+            powers = (2**k for k in range(epochs.bit_length()))
+            return cls(frozenset({0, *powers}), True, evaluate_every, terminal_epochs)
+        wrong = f"checkpoints must be auto, all, or epochs from 0 to {epochs}, not {checkpoints!r}."
+        if isinstance(checkpoints, str):
+            raise ArgumentError(wrong)
+        chosen = frozenset(int(epoch) for epoch in checkpoints)
+        if chosen and not (min(chosen) >= 0 and max(chosen) <= epochs):
+            raise ArgumentError(wrong)
+        return cls(chosen, False, evaluate_every, terminal_epochs)
+
+    def saves(self, epoch: int) -> bool:
+        return self.epochs is None or epoch in self.epochs
+
+
+class Pixels:
+    """Images on the device, normalised batch by batch."""
+
+    def __init__(self, images: Images, device: torch.device) -> None:
+        self.x = images.x.to(device)
+        self.y = torch.from_numpy(images.y).to(device)
+        self.normalize = images.normalize or normalization(images.preset)
+
+    def batch(self, rows: torch.Tensor | slice) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.normalize(self.x[rows]), self.y[rows]
+
+
+@dataclass
+class Job:
+    """The state of a training run; `work` does it, a step at a time."""
+
+    module: nn.Module
+    images: Images
+    test: Images | None
+    recipe: Recipe
+    plan: Plan
+    passport: dict[str, Any]
+    folder: Path
+    device: torch.device
+    epoch: int = 0
+    terminal_epoch: int | None = None
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.pixels = Pixels(self.images, self.device)
+        self.held_out = None if self.test is None else Pixels(self.test, self.device)
+        self.steps = -(-len(self.images) // self.recipe.batch_size)
+        recipe = self.recipe
+        self.optimizer = torch.optim.SGD(
+            self.module.parameters(),
+            lr=recipe.lr,
+            momentum=recipe.momentum,
+            weight_decay=recipe.weight_decay,
+            fused=self.device.type in ("cpu", "cuda"),
+        )
+        self._probe()
+
+    @property
+    def finished(self) -> bool:
+        """Whether no epoch is left to do."""
+        over = self.plan.terminal_epochs
+        if self.terminal_epoch is not None and over is not None:
+            return self.epoch >= min(self.recipe.epochs, self.terminal_epoch + over)
+        return self.epoch >= self.recipe.epochs
+
+    def begin(self, resume: bool) -> None:
+        """Restore the run in the folder, or save the initialisation as epoch 0 of a new one."""
+        last = self.folder / "last.pt"
+        if resume and last.exists():
+            self._restore(last)
+            return
+        for old in (last, self.folder / "history.json", *checkpoints_in(self.folder)):
+            old.unlink(missing_ok=True)
+        (self.folder / "checkpoints").mkdir(exist_ok=True)
+        row = {"epoch": 0, "loss": None, "running_accuracy": None, "lr": None}
+        self._close(row, time.perf_counter())
+
+    def work(self) -> Iterator[None]:
+        """Train to the end, yielding after every step."""
+        while not self.finished:
+            yield from self._pass()
+
+    def _pass(self) -> Iterator[None]:
+        """One epoch."""
+        began, recipe, epoch = time.perf_counter(), self.recipe, self.epoch + 1
+        generator = recipe.generator(epoch)
+        torch.manual_seed(generator.initial_seed())  # for dropout and the like
+        order = torch.randperm(len(self.images), generator=generator).to(self.device)
+        loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
+        hits = torch.zeros((), dtype=torch.int64, device=self.device)
+        lr = recipe.lr
+        self.module.train()
+        for step, rows in enumerate(torch.tensor_split(order, self.steps)):
+            x, y = self.pixels.batch(rows)
+            if recipe.augment != "none":
+                x = augmented(x, recipe.augment, generator)
+            done = (epoch - 1) * self.steps + step
+            lr = learning_rate(recipe, done, recipe.epochs * self.steps)
+            for group in self.optimizer.param_groups:
+                group["lr"] = lr
+            logits = self.module(x)
+            loss = criterion(recipe.loss, logits, y)
+            self.optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            self.optimizer.step()
+            loss_sum += loss.detach() * len(y)
+            hits += (logits.detach().argmax(1) == y).sum()
+            yield
+        self._check_finite(float(loss_sum), epoch)
+        self.epoch = epoch
+        n = len(self.images)
+        row = {"epoch": epoch, "loss": float(loss_sum) / n, "running_accuracy": int(hits) / n}
+        self._close({**row, "lr": lr}, began)
+
+    def _close(self, row: dict[str, Any], began: float) -> None:
+        """Evaluate, put the epoch on record, and save what is due."""
+        due = self.plan.saves(self.epoch) or self.finished
+        accuracy = None
+        if due or self.epoch % self.plan.evaluate_every == 0:
+            accuracy = self._accuracy(self.pixels)
+        if accuracy == 1 and self.terminal_epoch is None:
+            self.terminal_epoch = self.epoch
+            due = due or self.plan.terminal or self.finished
+        row["train_accuracy"] = accuracy
+        if self.held_out is not None:
+            row["test_accuracy"] = None if accuracy is None else self._accuracy(self.held_out)
+        row["seconds"] = time.perf_counter() - began
+        self.history.append(row)
+        state = self._state()
+        if due:
+            write_aside(checkpoint_path(self.folder, self.epoch), _packed(state))
+        # Written after the checkpoint: whoever resumes finds every checkpoint up to here.
+        progress = {"history": self.history, "terminal_epoch": self.terminal_epoch}
+        write_aside(self.folder / "last.pt", _packed({**state, "progress": progress}))
+        self.write_history()
+
+    def write_history(self) -> None:
+        """Write ``history.json``: for people and plots; a resumed run reads ``last.pt``."""
+        write_aside(self.folder / "history.json", json.dumps(self.record(), indent=1))
+
+    def record(self) -> dict[str, Any]:
+        """What ``history.json`` holds."""
+        return {
+            "schema": 1,
+            "settings": self.passport,
+            "terminal_epoch": self.terminal_epoch,
+            "finished": self.finished,
+            "epochs": self.history,
+        }
+
+    @torch.no_grad()
+    def _accuracy(self, pixels: Pixels) -> float:
+        self.module.eval()
+        hits = torch.zeros((), dtype=torch.int64, device=self.device)
+        for start in range(0, len(pixels.y), _EVALUATION_BATCH):
+            x, y = pixels.batch(slice(start, start + _EVALUATION_BATCH))
+            hits += (self.module(x).argmax(1) == y).sum()
+        return int(hits) / len(pixels.y)
+
+    def _check_finite(self, loss: float, epoch: int) -> None:
+        weights = self.module.state_dict().values()
+        if math.isfinite(loss) and all(bool(torch.isfinite(w).all()) for w in weights):
+            return
+        raise ConvergenceError(
+            f"Training diverged in epoch {epoch}: the loss or the weights became infinite or NaN. "
+            f"Start anew with a smaller learning rate (it was {self.recipe.lr:g}; try a tenth), or "
+            "the schedule onecycle, in another folder."
+        )
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "state_dict": self.module.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": {"schedule": self.recipe.schedule, "step": self.epoch * self.steps},
+            "epoch": self.epoch,
+            "wgeo": self.passport,
+        }
+
+    def _restore(self, path: Path) -> None:
+        again = f"Choose another folder than {path.parent}, or start anew with resume=False."
+        try:
+            saved = torch.load(path, map_location="cpu", weights_only=True)
+            differences = _differences(saved["wgeo"], self.passport)
+            if not differences:
+                self.module.load_state_dict(saved["state_dict"])
+                self.optimizer.load_state_dict(saved["optimizer"])
+                self.epoch = int(saved["epoch"])
+                self.history = list(saved["progress"]["history"])
+                self.terminal_epoch = saved["progress"]["terminal_epoch"]
+        except _BROKEN as error:
+            raise RecordError(f"{path} cannot be resumed from: {error}. {again}") from error
+        if differences:
+            raise RecordError(
+                f"{path.parent} holds a run of other settings ({'; '.join(differences)}). {again}"
+            )
+        self.write_history()
+
+    def _probe(self) -> None:
+        """Two images through the network, so that what cannot work fails before any training."""
+        self.module.eval()
+        x, _ = self.pixels.batch(slice(0, 2))
+        try:
+            with torch.no_grad():
+                shape = tuple(self.module(x).shape)
+        except RuntimeError as error:
+            raise ArgumentError(
+                f"The network does not take images of shape {self.images.shape}: {error}"
+            ) from error
+        if shape != (len(x), self.images.num_classes):
+            raise ArgumentError(
+                f"The network answers {len(x)} images with shape {shape}; the "
+                f"{self.images.num_classes} classes of {self.images.name} need "
+                f"{(len(x), self.images.num_classes)}."
+            )
+        if self.test is not None and (
+            self.test.shape != self.images.shape or self.test.class_names != self.images.class_names
+        ):
+            raise DataError(
+                "The test images have another shape or other classes than the training images."
+            )
+
+
+_BROKEN = (OSError, RuntimeError, ValueError, KeyError, TypeError, EOFError, pickle.UnpicklingError)
+
+
+def checkpoint_path(folder: Path, epoch: int) -> Path:
+    """Where the checkpoint of an epoch lies."""
+    return folder / "checkpoints" / f"epoch-{epoch:04d}.pt"
+
+
+def checkpoints_in(folder: Path) -> list[Path]:
+    """The checkpoints of a run, by epoch."""
+    found = (folder / "checkpoints").glob("epoch-*.pt")
+    return sorted(found, key=lambda path: (len(path.name), path.name))
+
+
+def _packed(state: dict[str, Any]) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(_on_cpu(state), buffer)
+    return buffer.getvalue()
+
+
+def _on_cpu(state: Any) -> Any:
+    """The same, with every tensor on the CPU: a checkpoint must open on a machine without a GPU."""
+    if isinstance(state, torch.Tensor):
+        return state.detach().cpu()
+    if isinstance(state, dict):
+        return type(state)((key, _on_cpu(value)) for key, value in state.items())
+    if isinstance(state, list):
+        return [_on_cpu(value) for value in state]
+    return state
+
+
+def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """What a saved run did otherwise, as ``name: before, now``.
+
+    Under a constant learning rate more epochs change nothing of those that are done.
+    """
+    old, new = ({**p, **p["training"], "training": None} for p in (before, now))
+    free = {"epochs"} if new["schedule"] == "constant" else set()
+    keys = [key for key in {**old, **new} if key not in free and old.get(key) != new.get(key)]
+    return [f"{key} was {old.get(key)!r}, now {new.get(key)!r}" for key in keys]

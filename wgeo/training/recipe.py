@@ -1,0 +1,133 @@
+"""How to train: the objective, the schedule, the order of the data; all functions of the seed."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+
+from ..errors import ArgumentError
+
+SCHEDULES = ("cosine", "onecycle", "constant")
+LOSSES = ("ce", "mse")
+AUGMENTATIONS = ("none", "crop", "flip", "crop+flip")
+_WARM_UP = 0.3  # share of a one-cycle schedule in which the rate rises
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Stochastic gradient descent with momentum on loss + (weight_decay / 2) ||theta||^2.
+
+    theta is every parameter, biases and batch norms included, as in the theory (and in torch).
+
+    Attributes
+    ----------
+    epochs : int
+        Passes over the data.
+    lr, momentum, weight_decay : float
+        Peak learning rate; the other two stay constant.
+    batch_size : int
+        At most so many images a step.
+    schedule : {"cosine", "onecycle", "constant"}
+        See `learning_rate`.
+    loss : {"ce", "mse"}
+        See `criterion`.
+    augment : {"none", "crop", "flip", "crop+flip"}
+        See `augmented`.
+    seed : int
+        Of the initialisation, the order of the data and the augmentation.
+    """
+
+    epochs: int = 60
+    lr: float = 0.1
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    batch_size: int = 128
+    schedule: str = "cosine"
+    loss: str = "ce"
+    augment: str = "none"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least in (("epochs", 1), ("batch_size", 1), ("seed", 0)):
+            if getattr(self, name) < least:
+                raise ArgumentError(f"{name} must be at least {least}, not {getattr(self, name)}.")
+        if not (math.isfinite(self.lr) and self.lr > 0):
+            raise ArgumentError(f"lr must be a positive number, not {self.lr}.")
+        if not 0 <= self.momentum < 1:
+            raise ArgumentError(f"momentum must be at least 0 and below 1, not {self.momentum}.")
+        if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
+            raise ArgumentError(f"weight_decay must be at least 0, not {self.weight_decay}.")
+        known = {"schedule": SCHEDULES, "loss": LOSSES, "augment": AUGMENTATIONS}
+        for name, names in known.items():
+            if getattr(self, name) not in names:
+                raise ArgumentError(
+                    f"Unknown {name} {getattr(self, name)!r}; choose one of {', '.join(names)}."
+                )
+
+    def generator(self, epoch: int) -> torch.Generator:
+        """Return the generator of everything random in one epoch."""
+        state = np.random.SeedSequence((self.seed, epoch)).generate_state(1, np.uint64)
+        return torch.Generator().manual_seed(int(state[0]) >> 1)
+
+
+def learning_rate(recipe: Recipe, step: int, steps: int) -> float:
+    """Return the learning rate of one step of `steps` in all, a function of the step alone.
+
+    With t = step / steps in [0, 1): ``cosine`` is lr (1 + cos(pi t)) / 2 (Loshchilov and Hutter
+    2017); ``onecycle`` rises from lr / 25 to lr over the first 30 %, then falls to lr / 10^4, both
+    along half a cosine (Smith and Topin 2019); ``constant`` is lr.
+    """
+    t = step / steps
+    if recipe.schedule == "constant":
+        return recipe.lr
+    if recipe.schedule == "cosine":
+        return _half_cosine(recipe.lr, 0.0, t)
+    if t < _WARM_UP:
+        return _half_cosine(recipe.lr / 25, recipe.lr, t / _WARM_UP)
+    return _half_cosine(recipe.lr, recipe.lr / 1e4, (t - _WARM_UP) / (1 - _WARM_UP))
+
+
+def _half_cosine(start: float, end: float, t: float) -> float:
+    return end + (start - end) * (1 + math.cos(math.pi * t)) / 2
+
+
+def criterion(
+    loss: str, logits: Float[torch.Tensor, "n K"], y: Int[torch.Tensor, " n"]
+) -> Float[torch.Tensor, ""]:
+    """Return the mean loss of a batch.
+
+    ``ce`` is the cross-entropy (1/n) sum_i -log softmax(z_i)[y_i]; ``mse`` the squared error to
+    the one-hot labels (1/2n) sum_i ||z_i - e_{y_i}||^2, as in the unconstrained-features models.
+    """
+    if loss == "ce":
+        return torch.nn.functional.cross_entropy(logits, y)
+    target = torch.nn.functional.one_hot(y, logits.shape[1])
+    return (logits - target).square().sum() / (2 * len(y))
+
+
+def augmented(
+    x: Float[torch.Tensor, "n c h w"], kind: str, generator: torch.Generator
+) -> Float[torch.Tensor, "n c h w"]:
+    """Return the images, each shifted and mirrored at random.
+
+    ``crop`` shifts by up to an eighth of the height in each direction, filling with zeros;
+    ``flip`` mirrors left and right with probability 1/2; ``crop+flip`` does both.
+    """
+    n, _, h, w = x.shape
+    rows, columns = torch.arange(h).expand(n, h), torch.arange(w).expand(n, w)
+    if "flip" in kind:
+        mirrored = torch.rand(n, 1, generator=generator) < 0.5
+        columns = torch.where(mirrored, columns.flip(1), columns)
+    pad = max(1, h // 8) if "crop" in kind else 0
+    if pad:
+        x = torch.nn.functional.pad(x, (pad, pad, pad, pad))
+        rows = rows + torch.randint(2 * pad + 1, (n, 1), generator=generator)
+        columns = columns + torch.randint(2 * pad + 1, (n, 1), generator=generator)
+    rows, columns = rows.to(x.device), columns.to(x.device)
+    samples = torch.arange(n, device=x.device)[:, None, None]
+    picked = x.permute(0, 2, 3, 1)[samples, rows[:, :, None], columns[:, None, :]]
+    return picked.permute(0, 3, 1, 2).contiguous()
