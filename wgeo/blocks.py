@@ -8,7 +8,7 @@ a residual block, whoever wrote it: torchvision's, timm's, pre-activation varian
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -225,7 +225,7 @@ def _shortcut(name: str, part: nn.Module, call: _Call, probe: _Probe) -> tuple[b
         inner = probe.get(f"{name}.{child_name}")
         if inner is None or inner.count != 1 or inner.y is None or inner.y.shape != y.shape:
             continue
-        if inner.x is None or not _weighs(part, outside=child_name):
+        if inner.x is None:
             continue
         first_hand = inner.x.shape == x.shape and bool(torch.equal(inner.x, x))
         spared = {child_name}
@@ -235,25 +235,21 @@ def _shortcut(name: str, part: nn.Module, call: _Call, probe: _Probe) -> tuple[b
                 for other, _ in part.named_children()
                 if (c := probe.get(f"{name}.{other}")) is not None and c.order < inner.order
             }
-        if _becomes(_silenced(part, spared), x, inner.y, part):
+        if _weighs(part, spared) and _becomes(_silenced(part, spared), x, inner.y, part):
             weight = sum(p.numel() for p in child.parameters())
             bends = sum(_is_activation(m) for m in child.modules())
-            candidates.append((bends, weight, f"{name}.{child_name}"))
-    # The branch itself passes the test too, with the shortcut silenced: the shortcut is the
-    # straighter and lighter of the two.
-    return (True, min(candidates)[2]) if candidates else (False, None)
+            candidates.append((not first_hand, bends, weight, f"{name}.{child_name}"))
+    # The branch, or its end, passes the test too, with the shortcut silenced: the shortcut is what
+    # sees the block's own input, and is the straighter and lighter of the two.
+    return (True, min(candidates)[-1]) if candidates else (False, None)
 
 
-def _weighs(part: nn.Module, outside: str | None = None) -> bool:
-    """Whether a module holds matrices or kernels (outside one child)."""
-    return any(
-        p.ndim > 1
-        for key, p in part.named_parameters()
-        if outside is None or not key.startswith(outside + ".")
-    )
+def _weighs(part: nn.Module, spared: Set[str] = frozenset()) -> bool:
+    """Whether a module holds matrices or kernels, outside the children in `spared`."""
+    return any(p.ndim > 1 for key, p in part.named_parameters() if key.split(".")[0] not in spared)
 
 
-def _silenced(part: nn.Module, spared: set[str] | frozenset[str] = frozenset()) -> nn.Module:
+def _silenced(part: nn.Module, spared: Set[str] = frozenset()) -> nn.Module:
     """Return a copy whose weights are zero, but for the children in `spared`."""
     twin = copy.deepcopy(part)
     for key, value in [*twin.named_parameters(), *twin.named_buffers()]:

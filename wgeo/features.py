@@ -266,8 +266,10 @@ def _as_images(images: Any) -> Images:
         x, y = images
         labels = as_labels(y)
         names = tuple(str(k) for k in range(int(labels.max()) + 1))
+        x = torch.as_tensor(x)
+        check_finite(x, "images")
         none = normalization("none")
-        return Images(torch.as_tensor(x), labels, names, "arrays", None, none, None)
+        return Images(x, labels, names, "arrays", None, none, None)
     raise ArgumentError("images must come from wgeo.load_images, or be a pair (x, labels).")
 
 
