@@ -23,6 +23,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from .blocks import evaluating, hooked, run
 from .errors import ArgumentError
 from .geodesic.resampling import mean_interval
+from .geodesic.result import table
 from .progress import track
 
 if TYPE_CHECKING:
@@ -101,9 +102,7 @@ class BrenierResult:
 
     def to_pandas(self) -> pd.DataFrame:
         """Return a table with a row a point."""
-        import pandas as pd
-
-        return pd.DataFrame(dict(self.per_point))
+        return table(dict(self.per_point))
 
 
 def brenier(
@@ -266,8 +265,13 @@ def _in_float64(module: nn.Module | Map, device: torch.device) -> tuple[Map, tor
 @contextmanager
 def _differentiable_everywhere() -> Iterator[None]:
     """Use the attention that has forward derivatives; the fused kernels have none."""
-    with sdpa_kernel(SDPBackend.MATH):
-        yield
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
 
 
 def _check(map_: Map, points: torch.Tensor) -> None:

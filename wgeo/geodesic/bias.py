@@ -14,7 +14,7 @@ from ..errors import ArgumentError
 from ..progress import track
 from ..transport import Exact, wasserstein
 from .paths import LOW_RESOLUTION, resolution
-from .result import plain
+from .result import plain, table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -64,9 +64,7 @@ class BiasCurve:
 
     def to_pandas(self) -> pd.DataFrame:
         """Return a table with a row a size."""
-        import pandas as pd
-
-        return pd.DataFrame([plain(p) for p in self.points])
+        return table([plain(p) for p in self.points])
 
 
 def bias_curve(

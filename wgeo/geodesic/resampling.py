@@ -17,6 +17,7 @@ from ..errors import ArgumentError
 
 LEVEL = 0.95
 _SAME = 1e-12  # relative spread of draws that is rounding
+_TIE = 1e-9  # distance, relative to that spread, at which draws are equal
 Figures = Callable[[Float[np.ndarray, "m c"]], Mapping[str, Float[np.ndarray, " m"]]]
 
 
@@ -107,7 +108,9 @@ def bca_interval(
         return None
     if np.ptp(draws) <= _SAME * abs(value):
         return value, value
-    below = (draws < value).sum() + (draws == value).sum() / 2
+    # Draws that are the value up to rounding (few samples repeat it exactly) are half below.
+    margin = _TIE * np.ptp(draws)
+    below = ((draws < value - margin).sum() + (draws <= value + margin).sum()) / 2
     z0 = ndtri((below + 0.5) / (len(draws) + 1))
     u = np.nanmean(left_out) - left_out[~np.isnan(left_out)]
     spread = (u**2).sum() ** 1.5

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
+from ..errors import DependencyError
 from .paths import LOW_RESOLUTION
 
 if TYPE_CHECKING:
@@ -156,10 +157,25 @@ class Straightness:
 
     def to_pandas(self) -> pd.DataFrame:
         """Return a table with a row a block (intervals left out)."""
-        import pandas as pd
-
         rows = [block.to_dict() for block in self.blocks]
-        return pd.DataFrame([{k: v for k, v in row.items() if k != "intervals"} for row in rows])
+        return table([{k: v for k, v in row.items() if k != "intervals"} for row in rows])
+
+
+def table(rows: Any) -> pd.DataFrame:
+    """Return rows (or columns) as a pandas table.
+
+    Raises
+    ------
+    DependencyError
+        pandas is not installed.
+    """
+    try:
+        import pandas as pd
+    except ImportError as error:
+        raise DependencyError(
+            "A table needs pandas: pip install pandas, or use to_dict()."
+        ) from error
+    return pd.DataFrame(rows)
 
 
 def plain(result: Any) -> dict[str, Any]:

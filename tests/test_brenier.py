@@ -1,0 +1,237 @@
+"""The Brenier test against maps whose Jacobian is known, and against dense Jacobians."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from wgeo.brenier import brenier, brenier_blocks
+from wgeo.errors import ArgumentError
+
+
+def points(n: int, *shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(n, *shape, generator=torch.Generator().manual_seed(seed)).double()
+
+
+def rotation(delta: float) -> torch.Tensor:
+    c, s = np.cos(delta), np.sin(delta)
+    return torch.tensor([[c, -s], [s, c]], dtype=torch.float64)
+
+
+class Residual(nn.Module):
+    """A convolutional residual block with everything that real ones have."""
+
+    def __init__(self, channels: int = 2) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.relu = nn.ReLU(inplace=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.relu(self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x))))) + x)
+
+
+def dense(block: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """Every point's Jacobian, (n, D, D), one output at a time: slow and obvious."""
+    own = block.double().eval()
+    size = x[0].numel()
+    rows = []
+    for point in x:
+        z = point[None].clone().requires_grad_(True)
+        out = own(z + 0).flatten()
+        rows.append(
+            torch.stack(
+                [
+                    torch.autograd.grad(out[k], z, retain_graph=True)[0].flatten()
+                    for k in range(size)
+                ]
+            )
+        )
+    return torch.stack(rows)
+
+
+@given(st.integers(1, 6), st.integers(0, 10**6))
+def test_symmetric_positive_affine_map_is_optimal(d, seed):
+    root = points(d, d, seed=seed)
+    matrix = root @ root.T + 0.1 * torch.eye(d, dtype=torch.float64)
+    result = brenier(lambda x: x @ matrix + 3.0, points(4, d, seed=seed + 1), probes=2, bootstrap=0)
+    assert result.asymmetry < 1e-24
+    assert result.min_eigenvalue == pytest.approx(
+        float(torch.linalg.eigvalsh(matrix)[0]), rel=1e-8, abs=1e-10
+    )
+    assert result.negative_share == 0
+
+
+@given(st.floats(0.05, 3.0))
+def test_planar_rotation_has_asymmetry_tan_squared(delta):
+    result = brenier(lambda x: x @ rotation(delta).T, points(3, 2), bootstrap=0)
+    assert result.asymmetry == pytest.approx(np.tan(delta) ** 2, rel=1e-9)
+    assert result.displacement_asymmetry == pytest.approx(1 / np.tan(delta / 2) ** 2, rel=1e-9)
+    assert result.min_eigenvalue == pytest.approx(np.cos(delta), abs=1e-12)
+    assert result.negative_share == (np.cos(delta) < 0)
+
+
+def test_tied_weights_relu_block_is_the_gradient_of_a_convex_function():
+    weight = points(9, 6, seed=1)
+    result = brenier(lambda x: x + torch.relu(x @ weight.T) @ weight, points(8, 6))
+    assert result.asymmetry < 1e-24
+    assert result.displacement_asymmetry < 1e-24
+    assert result.min_eigenvalue >= 1 - 1e-10
+    assert result.lowest_eigenvalue >= 1 - 1e-10
+
+
+def test_agrees_with_dense_jacobians_of_a_convolutional_block():
+    torch.manual_seed(3)
+    block = Residual()
+    for norm in (block.bn1, block.bn2):
+        norm.running_mean.normal_()
+        norm.running_var.uniform_(0.5, 2)
+    x = points(4, 2, 5, 5)
+    result = brenier(block, x, probes=200, lanczos=50, bootstrap=0)
+    jacobian = dense(block, x)
+    symmetric = (jacobian + jacobian.transpose(1, 2)) / 2
+    antisymmetric = (jacobian - jacobian.transpose(1, 2)) / 2
+    lowest = torch.linalg.eigvalsh(symmetric)[:, 0].numpy()
+    np.testing.assert_allclose(result.per_point["min_eigenvalue"], lowest, atol=1e-8)
+    ratio = (antisymmetric.square().sum((1, 2)) / symmetric.square().sum((1, 2))).numpy()
+    # Probes estimate it; 200 of them to within a tenth.
+    np.testing.assert_allclose(result.per_point["asymmetry"], ratio, rtol=0.15)
+
+
+def test_products_agree_with_dense_jacobians_to_1e_8():
+    from wgeo.brenier import _in_float64, _Jacobian
+
+    torch.manual_seed(4)
+    block, x = Residual(), points(3, 2, 4, 4)
+    products = _Jacobian(_in_float64(block, x.device)[0], x)
+    jacobian, v = dense(block, x), points(3, 32, seed=5)
+    shaped = v.reshape(x.shape)
+    forward = torch.einsum("nij,nj->ni", jacobian, v)
+    transpose = torch.einsum("nji,nj->ni", jacobian, v)
+    torch.testing.assert_close(products.forward(shaped).flatten(1), forward, atol=1e-8, rtol=0)
+    torch.testing.assert_close(products.transpose(shaped).flatten(1), transpose, atol=1e-8, rtol=0)
+
+
+def test_few_lanczos_steps_bound_the_eigenvalue_from_above_within_the_residual():
+    spectrum = torch.cat([torch.tensor([-2.0]), torch.linspace(0, 1, 199)]).double()
+    result = brenier(lambda x: x * spectrum, points(5, 200), lanczos=15)
+    lowest = result.per_point["min_eigenvalue"]
+    assert (lowest >= -2 - 1e-12).all()
+    assert (np.abs(lowest + 2) <= result.per_point["residual"] + 1e-12).all()
+    assert result.residual < 0.01
+    assert result.negative_share == 1
+    assert result.lanczos == 15
+
+
+def test_an_exhausted_krylov_space_does_not_hide_the_lowest_eigenvalue():
+    # 2 I with one direction of -1: a start in the others' span would see 2 only.
+    scale = torch.tensor([2.0, 2.0, 2.0, -1.0], dtype=torch.float64)
+    assert brenier(lambda x: x * scale, points(3, 4)).min_eigenvalue == pytest.approx(-1)
+    identity = brenier(lambda x: 1.0 * x, points(3, 50))
+    assert identity.min_eigenvalue == pytest.approx(1)
+    assert identity.asymmetry == 0
+    assert identity.displacement_asymmetry is None  # no displacement, no share of it
+    assert "displacement_asymmetry" not in identity.intervals
+
+
+def test_batches_change_nothing_and_seeds_repeat():
+    torch.manual_seed(5)
+    block, x = Residual(), points(7, 2, 6, 6)
+    whole = brenier(block, x, lanczos=12, batch_size=7, seed=1)
+    parts = brenier(block, x, lanczos=12, batch_size=2, seed=1)
+    other = brenier(block, x, lanczos=12, batch_size=7, seed=2)
+    for name, values in whole.per_point.items():
+        np.testing.assert_allclose(parts.per_point[name], values, rtol=1e-9, atol=1e-9)
+    for name, interval in whole.intervals.items():
+        assert interval == pytest.approx(parts.intervals[name])
+    assert whole.asymmetry != other.asymmetry
+
+
+def test_the_module_is_left_as_it_was():
+    block = Residual().train()
+    before = {name: value.clone() for name, value in block.state_dict().items()}
+    x = points(3, 2, 4, 4).float()
+    kept = x.clone()
+    brenier(block, x, probes=1, lanczos=3)
+    assert block.training
+    assert torch.equal(x, kept)
+    for name, value in block.state_dict().items():
+        assert value.dtype == before[name].dtype
+        assert torch.equal(value, before[name])
+    assert all(p.requires_grad for p in block.parameters())
+
+
+def test_intervals_over_points_cover_their_mean():
+    # J = diag(x): the smallest eigenvalue at a point is its smallest coordinate, mean 1/(d + 1).
+    hits = 0
+    for seed in range(40):
+        x = torch.rand(30, 3, generator=torch.Generator().manual_seed(seed)).double()
+        result = brenier(lambda z: z**2 / 2, x, probes=1, lanczos=3, batch_size=30, seed=seed)
+        low, high = result.intervals["min_eigenvalue"]
+        hits += low <= 0.25 <= high
+    assert hits >= 34
+
+
+def test_attention_and_tokens_are_tested_too():
+    torch.manual_seed(6)
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, norm_first=True)
+    result = brenier(layer, points(3, 5, 8), probes=2, lanczos=4)
+    assert result.asymmetry > 0
+
+
+def test_record_is_plain():
+    record = brenier(lambda x: x @ rotation(0.3).T, points(6, 2)).to_dict()
+    assert json.loads(json.dumps(record, allow_nan=False)) == record
+    assert record["points"] == 6
+    assert set(record["intervals"]) == {
+        "asymmetry",
+        "displacement_asymmetry",
+        "min_eigenvalue",
+        "negative_share",
+    }
+
+
+@pytest.mark.parametrize(
+    ("map_", "x", "words"),
+    [
+        (lambda x: x[:, :2], points(3, 4), "within one space"),
+        (lambda x: x - x.mean(0), points(3, 4), "depends on the samples beside it"),
+        (lambda x: x @ torch.ones(3, 3), points(3, 4), "cannot take points"),
+        (lambda x: (x, x), points(3, 4), "no tensor"),
+        (lambda x: torch.from_numpy(x.detach().numpy() * 2), points(3, 4), "differentiated"),
+        (lambda x: x, points(3, 4) * float("nan"), "NaN"),
+        (lambda x: x, torch.zeros(3), "must be"),
+    ],
+)
+def test_what_cannot_be_tested_is_said_in_words(map_, x, words):
+    with pytest.raises(ArgumentError, match=words):
+        brenier(map_, x)
+
+
+def test_settings_are_checked():
+    with pytest.raises(ArgumentError, match="at least 1"):
+        brenier(lambda x: x, points(3, 4), probes=0)
+
+
+def test_every_block_and_segment_of_a_network():
+    torch.manual_seed(7)
+    net = nn.Sequential(Residual(2), Residual(2), nn.Conv2d(2, 3, 1), Residual(3), nn.Flatten())
+    x = points(4, 2, 4, 4).float()
+    found = brenier_blocks(net, x, ["0", "1", "2", "3"], probes=2, lanczos=48)
+    assert list(found.blocks) == ["0", "1", "3"]  # the convolution changes the space
+    assert list(found.segments) == [("0", "1")]
+    with torch.no_grad():
+        inner = net.eval()[0](x)
+    alone = brenier(net[1], inner, probes=2, lanczos=48)
+    assert found.blocks["1"].asymmetry == pytest.approx(alone.asymmetry)
+    whole = dense(nn.Sequential(net[0], net[1]), x.double())
+    lowest = torch.linalg.eigvalsh((whole + whole.transpose(1, 2)) / 2)[:, 0].mean()
+    assert found.segments["0", "1"].min_eigenvalue == pytest.approx(float(lowest), abs=1e-8)
