@@ -7,44 +7,17 @@ objects: `Exact` (certified optimum), `Sinkhorn` (entropic, streamed, differenti
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
-
+from .closed_form import Gaussian, Sliced
 from .entry import Solver, wasserstein
+from .exact import Exact
 from .result import Status, TransportResult
 
-if TYPE_CHECKING:
-    from .chain import Chain, chain
-    from .closed_form import Gaussian, Sliced
-    from .exact import Exact
-    from .sinkhorn import Sinkhorn, sinkhorn_divergence
-
-_HOME = {
-    "Chain": "chain",
-    "chain": "chain",
-    "Exact": "exact",
-    "Gaussian": "closed_form",
-    "Sliced": "closed_form",
-    "Sinkhorn": "sinkhorn",
-    "sinkhorn_divergence": "sinkhorn",
-}
-
 __all__ = [
-    "Chain",
     "Exact",
     "Gaussian",
-    "Sinkhorn",
     "Sliced",
     "Solver",
     "Status",
     "TransportResult",
-    "chain",
-    "sinkhorn_divergence",
     "wasserstein",
 ]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)

@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 
 from ..arrays import as_numpy, as_points
 from ..errors import ArgumentError, FeatureError
+from .exact import Exact
 from .result import TransportResult
 
 
@@ -18,7 +19,8 @@ class Solver(Protocol):
 
     ``x`` and ``y`` are finite floating tensors, (n, d) and (m, d), on one device; ``a`` and ``b``
     float64 weights that sum to 1, or None where uniform; ``coupling`` a permutation to start
-    from, or None, which for clouds of one size and uniform weights means row i with row i.
+    from, or None, which for clouds of one size and uniform weights means row i with row i;
+    ``potentials`` a guess of the duals, such as a neighbouring pair's, of use to some solvers.
     """
 
     @property
@@ -28,9 +30,10 @@ class Solver(Protocol):
         self,
         x: Float[torch.Tensor, "n d"],
         y: Float[torch.Tensor, "m d"],
-        a: Float[torch.Tensor, " n"] | None = None,
-        b: Float[torch.Tensor, " m"] | None = None,
+        a: Float[np.ndarray, " n"] | None = None,
+        b: Float[np.ndarray, " m"] | None = None,
         coupling: Int[np.ndarray, " n"] | None = None,
+        potentials: tuple[np.ndarray, np.ndarray] | None = None,
     ) -> TransportResult: ...
 
 
@@ -85,22 +88,19 @@ def wasserstein(
             "stage, use the block's own shortcut (traj.blocks does), pool to one width, or embed "
             "both (zero padding, or PCA to a common dimension)."
         )
-    weights_a = as_weights(a, n, "a", x.device)
-    weights_b = as_weights(b, m, "b", x.device)
+    weights_a = as_weights(a, n, "a")
+    weights_b = as_weights(b, m, "b")
     uniform = weights_a is None and weights_b is None
     start = None if coupling is None else _as_permutation(coupling, n, m, uniform)
-    if solver is None:
-        from .exact import Exact
-
-        solver = Exact()
+    solver = Exact() if solver is None else solver
     if not callable(getattr(solver, "solve", None)) or isinstance(solver, type):
         raise ArgumentError(
-            f"solver must be a solver object such as wgeo.Exact() or wgeo.Sinkhorn(), not {solver!r}."
+            f"solver must be an object such as wgeo.Exact() or wgeo.Sinkhorn(), not {solver!r}."
         )
     return solver.solve(x, y, weights_a, weights_b, start)
 
 
-def as_weights(w: Any, n: int, name: str, device: torch.device) -> Float[torch.Tensor, " n"] | None:
+def as_weights(w: Any, n: int, name: str) -> Float[np.ndarray, " n"] | None:
     """Return checked weights as float64 that sum to 1, or None where they are uniform."""
     if w is None:
         return None
@@ -116,7 +116,7 @@ def as_weights(w: Any, n: int, name: str, device: torch.device) -> Float[torch.T
         first = int(bad.argmax())
         raise ArgumentError(
             f"weights {name} must be finite and not negative; "
-            f"weight {first} is {values[first]} ({int(bad.sum())} such). Drop or clip those samples."
+            f"weight {first} is {values[first]} ({int(bad.sum())} such). Drop or clip them."
         )
     largest = values.max()
     if largest == 0:
@@ -124,7 +124,7 @@ def as_weights(w: Any, n: int, name: str, device: torch.device) -> Float[torch.T
     if values.min() == largest:
         return None
     values /= largest  # so that the sum neither overflows nor underflows
-    return torch.from_numpy(values / values.sum()).to(device)
+    return values / values.sum()
 
 
 def _together(x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -150,6 +150,6 @@ def _as_permutation(coupling: Any, n: int, m: int, uniform: bool) -> np.ndarray:
     values = values.astype(np.int64)
     if not np.array_equal(np.sort(values), np.arange(n)):
         raise ArgumentError(
-            f"coupling must hold every row number 0..{n - 1} of y exactly once; it is no permutation."
+            f"coupling must hold every row number 0..{n - 1} of y once; it is no permutation."
         )
     return values

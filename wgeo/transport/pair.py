@@ -1,0 +1,226 @@
+"""A pair of clouds made ready: weights filled in, both centred, and the couplings one has for free.
+
+Removing each cloud's own mean changes W2^2 by a known amount and never which coupling is optimal:
+``W2^2(x, y) = |mean x - mean y|^2 + W2^2(x - mean x, y - mean y)``. It makes every later product
+smaller, hence every rounding error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+
+from .result import Status, TransportResult
+
+UNIT = float(np.finfo(np.float64).eps) / 2  # unit roundoff u of float64
+_CHUNK = 1 << 22  # entries of a float64 copy of some rows: 32 MiB
+
+
+@dataclass(frozen=True, eq=False)
+class Pair:
+    """Two weighted clouds on one device, seen from their own centres.
+
+    Attributes
+    ----------
+    x, y : Tensor, (n, d), (m, d)
+        As given; float64 copies are made of a few rows at a time.
+    a, b : Tensor of float64, (n,), (m,)
+        Weights, each summing to 1.
+    pairing : ndarray of int, (n,), or None
+        A permutation known to be feasible: the one given, else row i with row i; None for clouds
+        of different sizes or with weights.
+    """
+
+    x: Float[torch.Tensor, "n d"]
+    y: Float[torch.Tensor, "m d"]
+    a: Float[torch.Tensor, " n"]
+    b: Float[torch.Tensor, " m"]
+    pairing: Int[np.ndarray, " n"] | None
+
+    @classmethod
+    def of(
+        cls,
+        x: torch.Tensor,
+        y: torch.Tensor,
+        a: np.ndarray | None = None,
+        b: np.ndarray | None = None,
+        coupling: np.ndarray | None = None,
+        device: torch.device | None = None,
+    ) -> Pair:
+        """Make a pair of what a solver is given (see `entry.Solver`), on `device`."""
+        device = x.device if device is None else device
+        x, y = x.detach().to(device), y.detach().to(device)
+        pairing = None
+        if a is None and b is None and len(x) == len(y):
+            pairing = np.arange(len(x)) if coupling is None else coupling
+        weights = [
+            torch.full((len(z),), 1.0 / len(z), dtype=torch.float64, device=device)
+            if w is None
+            else torch.from_numpy(w).to(device)
+            for z, w in ((x, a), (y, b))
+        ]
+        return cls(x, y, weights[0], weights[1], pairing)
+
+    @property
+    def transposed(self) -> Pair:
+        """The same problem from y to x (without its pairing)."""
+        return Pair(self.y, self.x, self.b, self.a, None)
+
+    @cached_property
+    def center_x(self) -> Float[torch.Tensor, " d"]:
+        return _mean(self.x, self.a)
+
+    @cached_property
+    def center_y(self) -> Float[torch.Tensor, " d"]:
+        return _mean(self.y, self.b)
+
+    @cached_property
+    def norms_x(self) -> Float[torch.Tensor, " n"]:
+        """||x_i - center||^2."""
+        return torch.cat([part.square().sum(1) for _, part in _centred(self.x, self.center_x)])
+
+    @cached_property
+    def norms_y(self) -> Float[torch.Tensor, " m"]:
+        """||y_j - center||^2."""
+        return torch.cat([part.square().sum(1) for _, part in _centred(self.y, self.center_y)])
+
+    @cached_property
+    def offset(self) -> Float[torch.Tensor, " d"]:
+        """The vector between the two centres."""
+        return self.center_x - self.center_y
+
+    @cached_property
+    def shift(self) -> float:
+        """What centring took from W2^2; exact also where the centres are rounded means."""
+        left = _mean(self.x, self.a, self.center_x) - _mean(self.y, self.b, self.center_y)
+        return float(self.offset @ self.offset + 2 * self.offset @ left)
+
+    @cached_property
+    def spread(self) -> float:
+        """Centred cost of the product coupling, tr cov x + tr cov y: an upper bound."""
+        return float(self.a @ self.norms_x + self.b @ self.norms_y)
+
+    @cached_property
+    def paired(self) -> float:
+        """Cost of the pairing, mean ||x_i - y_c(i)||^2 from differences; infinite without one."""
+        return np.inf if self.pairing is None else self.cost_of(self.pairing)
+
+    @cached_property
+    def radius(self) -> float:
+        """Largest ||x_i|| + largest ||y_j||, centred: no centred cost exceeds its square."""
+        return float(self.norms_x.max().sqrt() + self.norms_y.max().sqrt())
+
+    @property
+    def rounding(self) -> float:
+        """Bound on the float64 error of ||x||^2 + ||y||^2 - 2 x.y (d + 4 terms), and of `shift`."""
+        return UNIT * (2 * (self.x.shape[1] + 16) * self.radius**2 + 16 * abs(self.shift))
+
+    def cost_of(self, permutation: Int[np.ndarray, " n"]) -> float:
+        """Return mean ||x_i - y_p(i)||^2, from differences in float64."""
+        order = torch.from_numpy(np.asarray(permutation)).to(self.x.device)
+        total = 0.0
+        for rows, part in _centred(self.x, self.x.new_zeros((), dtype=torch.float64)):
+            total += float((part - self.y[order[rows]].double()).square().sum())
+        return total / len(self.x)
+
+    def cost_of_sparse(self, plan: Any) -> float:
+        """Return sum P_ij ||x_i - y_j||^2 of a sparse plan, from differences in float64."""
+        plan = plan.tocoo()
+        rows, cols, mass = (torch.from_numpy(np.asarray(v)) for v in (*plan.coords, plan.data))
+        total, step = 0.0, max(1, _CHUNK // self.x.shape[1])
+        for i in range(0, len(rows), step):
+            part = slice(i, i + step)
+            xs = self.x[rows[part].to(self.x.device)].double()
+            ys = self.y[cols[part].to(self.x.device)].double()
+            total += float(mass[part].to(xs) @ (xs - ys).square().sum(1))
+        return total
+
+    def rows_x(self, rows: slice, dtype: torch.dtype) -> Float[torch.Tensor, "rows d"]:
+        """Some centred rows of x, rounded once, after centring."""
+        return (self.x[rows].double() - self.center_x).to(dtype)
+
+    def all_y(self, dtype: torch.dtype) -> Float[torch.Tensor, "m d"]:
+        """All centred rows of y, without a float64 copy of them where `dtype` is smaller."""
+        out = torch.empty(self.y.shape, dtype=dtype, device=self.y.device)
+        for rows, part in _centred(self.y, self.center_y):
+            out[rows] = part
+        return out
+
+    def project(
+        self, directions: Float[torch.Tensor, "k d"]
+    ) -> tuple[Float[torch.Tensor, "k n"], Float[torch.Tensor, "k m"]]:
+        """Coordinates of both centred clouds along each direction (a row)."""
+        xs = [part @ directions.T for _, part in _centred(self.x, self.center_x)]
+        ys = [part @ directions.T for _, part in _centred(self.y, self.center_y)]
+        return torch.cat(xs).T.contiguous(), torch.cat(ys).T.contiguous()
+
+    def lift(
+        self, f: Float[torch.Tensor, " n"], g: Float[torch.Tensor, " m"]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Turn feasible potentials of the centred clouds into feasible ones of the clouds given.
+
+        The bound on rounding is taken off, so that f_i + g_j <= ||x_i - y_j||^2 holds exactly.
+        """
+        slack = self.rounding + 8 * UNIT * float(f.abs().max() + g.abs().max())
+        along_x = torch.cat([part @ self.offset for _, part in _centred(self.x, self.center_x)])
+        along_y = torch.cat([part @ self.offset for _, part in _centred(self.y, self.center_y)])
+        f = f + 2 * along_x + self.offset @ self.offset - slack
+        return f.cpu().numpy(), (g - 2 * along_y).cpu().numpy()
+
+    def result(
+        self,
+        *,
+        lower: float,
+        upper: float,
+        cost: float | None = None,
+        solver: str,
+        seconds: float,
+        tolerance: float = 1e-6,
+        **fields: Any,
+    ) -> TransportResult:
+        """Make the answer of squared bounds, each moved outwards by what rounding can have done.
+
+        `cost` is `upper` (a feasible coupling's) unless given, and is kept inside the interval.
+        """
+        relative = (self.x.shape[1] + 64) * UNIT  # of a sum of squared differences
+        low = float(np.sqrt(max(lower, 0.0)))
+        high = float(np.sqrt(upper * (1 + relative)))
+        low = min(low, high)
+        certified = high - low <= tolerance * high
+        inside = upper if cost is None else min(max(cost, low**2), high**2)
+        return TransportResult(
+            cost=inside,
+            lower=low,
+            upper=high,
+            status=Status.CERTIFIED if certified else Status.BOUNDED,
+            solver=solver,
+            seconds=seconds,
+            **fields,
+        )
+
+
+def _centred(
+    x: torch.Tensor, center: torch.Tensor
+) -> Iterator[tuple[slice, Float[torch.Tensor, "rows d"]]]:
+    """Float64 rows of x less `center`, some at a time."""
+    step = max(1, _CHUNK // x.shape[1])
+    for i in range(0, len(x), step):
+        rows = slice(i, min(i + step, len(x)))
+        yield rows, x[rows].double() - center
+
+
+def _mean(
+    x: torch.Tensor, weights: torch.Tensor, center: torch.Tensor | None = None
+) -> Float[torch.Tensor, " d"]:
+    """Weighted mean of the rows of x, less `center`, in float64."""
+    center = x.new_zeros(x.shape[1], dtype=torch.float64) if center is None else center
+    total = torch.zeros_like(center)
+    for rows, part in _centred(x, center):
+        total += weights[rows] @ part
+    return total
