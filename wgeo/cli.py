@@ -36,7 +36,7 @@ class Commands(click.Group):
             with shown():
                 return super().invoke(ctx)
         except (WgeoError, OSError, MemoryError) as error:
-            if ctx.params.get("debug") or "--debug" in sys.argv:
+            if ctx.meta.get("wgeo.debug"):
                 raise
             click.echo(f"wgeo: {_in_words(error)}", err=True)
             ctx.exit(2)
@@ -55,11 +55,24 @@ def _in_words(error: BaseException) -> str:
     return f"{error}" if str(error) else type(error).__name__
 
 
+def _remember_debug(ctx: click.Context, _: click.Parameter, value: bool) -> None:
+    if value:
+        ctx.find_root().meta["wgeo.debug"] = True
+
+
+debug_option = click.option(
+    "--debug",
+    is_flag=True,
+    expose_value=False,
+    callback=_remember_debug,
+    help="Show tracebacks instead of one-line errors.",
+)
+
+
 def command(name: str, example: str) -> Callable[[F], click.Command]:
     """A command whose help ends in an example that can be pasted."""
 
     def wrap(function: F) -> click.Command:
-        debug = click.option("--debug", is_flag=True, expose_value=False, help="Show tracebacks.")
         lines = "\n".join(f"  {line}" for line in example.strip().splitlines())
         made = click.command(name, context_settings=CONTEXT, epilog=f"\b\nExample:\n{lines}")(
             debug(function)
@@ -72,8 +85,8 @@ def command(name: str, example: str) -> Callable[[F], click.Command]:
 
 @click.group(cls=Commands, context_settings=CONTEXT)
 @click.version_option(__version__, prog_name="wgeo")
-@click.option("--debug", is_flag=True, help="Show tracebacks instead of one-line errors.")
-def main(debug: bool) -> None:
+@debug_option
+def main() -> None:
     """The optimal-transport geometry of trained deep networks.
 
     Takes a saved checkpoint and labelled images; measures Wasserstein distances between layers,

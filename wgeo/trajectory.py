@@ -7,7 +7,7 @@ network. Its rows correspond: row i is the same sample at every layer.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from .arrays import as_labels, as_numpy, as_points
-from .errors import FeatureError
+from .errors import ArgumentError, FeatureError
 
 
 @dataclass(frozen=True, eq=False)
@@ -186,6 +186,39 @@ class Trajectory:
     def last(self) -> np.ndarray:
         """Features of the last layer, (n, d)."""
         return self.staged[-1].features
+
+    def embedded(self, embed: str) -> Trajectory:
+        """Return the whole network in one feature space, as one segment.
+
+        Parameters
+        ----------
+        embed : str
+            ``pad``: narrower layers get zero features up to the widest. ``pca:D``: padded, then
+            projected on the first D principal components of all layers' samples together.
+
+        Raises
+        ------
+        ArgumentError
+            Another name, or D not between 1 and the widest layer's width.
+        """
+        widest = max(layer.width for layer in self.staged)
+        kind, _, size = embed.partition(":")
+        if not (embed == "pad" or (kind == "pca" and size.isdigit() and 0 < int(size) <= widest)):
+            raise ArgumentError(f"Unknown embed {embed!r}; choose pad, or pca:1 to pca:{widest}.")
+        arrays = [
+            np.pad(layer.features, ((0, 0), (0, widest - layer.width))) for layer in self.staged
+        ]
+        if kind == "pca":
+            from sklearn.decomposition import PCA
+
+            pca = PCA(int(size), random_state=0).fit(np.concatenate(arrays))
+            arrays = [pca.transform(array) for array in arrays]
+        layers = tuple(
+            Layer(layer.name, array) for layer, array in zip(self.staged, arrays, strict=True)
+        )
+        return replace(
+            self, layers=layers, classifier=None, settings={**self.settings, "embed": embed}
+        )
 
     @property
     def blocks(self) -> tuple[Block, ...]:
