@@ -1,0 +1,286 @@
+"""A state dict meets an architecture: what fits, what does not, and which one would."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..errors import ArgumentError, CheckpointError
+from .etf import with_etf_classifier
+from .outside import VITS, Arch
+from .parts import State, count
+from .registry import ARCHS, find
+
+_SHOWN = 5
+# Written by batch norm, weight averaging and profilers; they change no output in eval mode.
+_BOOKKEEPING = re.compile(r"(^|\.)(num_batches_tracked|n_averaged|total_ops|total_params)$")
+_CLOSE = 0.2  # share of tensors in common below which no architecture is worth naming
+
+
+@dataclass(frozen=True)
+class KeyReport:
+    """How the tensors of a file and of a network correspond.
+
+    Attributes
+    ----------
+    missing, unexpected : tuple of str
+        Names only the network, and only the file, has.
+    misshapen : tuple of str
+        Names both have with another shape (or with whole numbers for weights), both told.
+    ignored : tuple of str
+        Bookkeeping tensors on one side only, which change no output.
+    matched : int
+        Number of tensors that fit.
+    """
+
+    missing: tuple[str, ...] = ()
+    unexpected: tuple[str, ...] = ()
+    misshapen: tuple[str, ...] = ()
+    ignored: tuple[str, ...] = ()
+    matched: int = 0
+
+    @property
+    def fits(self) -> bool:
+        """Whether every tensor has its place."""
+        return not (self.missing or self.unexpected or self.misshapen)
+
+    @property
+    def share(self) -> float:
+        """Tensors that fit, as a share of all names on either side; in [0, 1]."""
+        others = len(self.missing) + len(self.unexpected) + len(self.misshapen)
+        return self.matched / max(1, self.matched + others)
+
+    def describe(self) -> str:
+        """Return the differences in words, the first five of each kind."""
+        kinds = (("missing", self.missing), ("unexpected", self.unexpected))
+        parts = [_listed(f"{len(keys)} {kind}", keys) for kind, keys in kinds if keys]
+        if self.misshapen:
+            parts.append(_listed(f"{len(self.misshapen)} misshapen", self.misshapen, "; "))
+        return ". ".join(parts) or "every tensor fits"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return counts and the first five names of each kind."""
+        kinds = ("missing", "unexpected", "misshapen", "ignored")
+        found: dict[str, Any] = {
+            kind: {"count": len(getattr(self, kind)), "first": list(getattr(self, kind)[:_SHOWN])}
+            for kind in kinds
+        }
+        return {"matched": self.matched, **found}
+
+
+def _listed(what: str, keys: tuple[str, ...], between: str = ", ") -> str:
+    more = f" and {len(keys) - _SHOWN} more" if len(keys) > _SHOWN else ""
+    return f"{what}: {between.join(keys[:_SHOWN])}{more}"
+
+
+def printable(key: str) -> str:
+    """Return a name from a file as it may be printed: no control characters, not endless."""
+    text = key.encode("unicode_escape").decode("ascii")
+    return text if len(text) <= 100 else text[:97] + "..."
+
+
+def compare_keys(network: State, state: State) -> KeyReport:
+    """Compare the tensors a network has with those of a file, by name, shape and kind."""
+    matched = 0
+    missing: list[str] = []
+    unexpected: list[str] = []
+    misshapen: list[str] = []
+    ignored: list[str] = []
+    for key, tensor in network.items():
+        name = printable(key)
+        if key not in state:
+            (ignored if _BOOKKEEPING.search(key) else missing).append(name)
+            continue
+        found = state[key]
+        if found.shape != tensor.shape:
+            told = f"the file has {_shape(found)}, the network {_shape(tensor)}"
+            misshapen.append(f"{name} ({told})")
+        elif tensor.is_floating_point() and not found.is_floating_point():
+            misshapen.append(f"{name} (the file has {found.dtype}, the network {tensor.dtype})")
+        else:
+            matched += 1
+    for key in state:
+        if key not in network:
+            (ignored if _BOOKKEEPING.search(key) else unexpected).append(printable(key))
+    return KeyReport(tuple(missing), tuple(unexpected), tuple(misshapen), tuple(ignored), matched)
+
+
+def _shape(tensor: torch.Tensor) -> str:
+    return "x".join(map(str, tensor.shape)) or "a single number"
+
+
+@dataclass(frozen=True, eq=False)
+class Fit:
+    """A network that carries a state dict's weights, and how it came to.
+
+    Attributes
+    ----------
+    module : nn.Module
+        In eval mode.
+    arch : Arch
+    settings : dict
+        What the architecture was built with, read off the shapes.
+    keys : KeyReport
+    """
+
+    module: nn.Module
+    arch: Arch
+    settings: dict[str, Any]
+    keys: KeyReport
+
+
+def from_state(name: str, state: State, num_classes: int | None = None, **given: Any) -> nn.Module:
+    """Build the network that fits a state dict, and load it.
+
+    Depth, width, channels, classes, shortcut option and stem are read off the tensors' shapes.
+
+    Parameters
+    ----------
+    name : str
+        As `find` takes it.
+    state : mapping of str to Tensor
+        Without wrappers' prefixes.
+    num_classes : int, optional
+        Default what the head's shape says.
+    **given
+        What shapes don't show: `activation` (default relu), a vit's `heads`.
+
+    Raises
+    ------
+    CheckpointError
+        Tensors are missing, unexpected or misshapen (the first five of each are named), with the
+        architecture that would fit, or come closest.
+    ArgumentError
+        An unknown architecture.
+    """
+    return fit(name, state, num_classes, **given).module
+
+
+def fit(name: str, state: State, num_classes: int | None = None, **given: Any) -> Fit:
+    """Do what `from_state` does and say how; same parameters and errors."""
+    arch = find(name)
+    state = _renamed(arch, state)
+    settings = _settings(arch, state, num_classes, given)
+    with torch.random.fork_rng(devices=[]):
+        report, module = _compared(arch, settings, state)
+        if not report.fits:
+            raise CheckpointError(_misfit(arch, settings, report, state, num_classes))
+        if module is None:
+            module = _dressed(arch.build(**settings), state)
+    module.load_state_dict({k: state[k] for k in module.state_dict() if k in state}, strict=False)
+    return Fit(module.eval(), arch, settings, report)
+
+
+def exact_fits(state: State) -> list[str]:
+    """Return the names of all architectures searched that a state dict fits to the last tensor."""
+    return [name for name, report in _ranked(state) if report.fits]
+
+
+def closest(state: State) -> tuple[str, KeyReport] | None:
+    """Return the built-in architecture that a state dict comes closest to; None if none is close.
+
+    Closest is the largest share of tensors that agree in name and shape, among wgeo's own
+    architectures and torchvision's ResNets.
+    """
+    ranked = _ranked(state)
+    return ranked[0] if ranked and ranked[0][1].share >= _CLOSE else None
+
+
+def _ranked(state: State) -> list[tuple[str, KeyReport]]:
+    """Every architecture whose mark the state bears, with its differences, the best first."""
+    reports = []
+    depth = 6 * count(state, "layer1") + 2  # a CIFAR ResNet of any depth
+    unusual = [f"cifar_resnet{depth}"] if 8 <= depth < 10_000 else []
+    for name in dict.fromkeys([*ARCHS, *unusual, *(f"torchvision:{vit}" for vit in VITS)]):
+        arch = find(name)
+        renamed = _renamed(arch, state)
+        if not any(re.search(arch.mark, key) for key in renamed):
+            continue
+        try:
+            settings = _settings(arch, renamed, None, {})
+            reports.append((name, _compared(arch, settings, renamed)[0]))
+        except ArgumentError:  # shapes that nothing can be built from: not this one
+            continue
+    return sorted(reports, key=lambda pair: -pair[1].share)
+
+
+def _settings(
+    arch: Arch, state: State, num_classes: int | None, given: Mapping[str, Any]
+) -> dict[str, Any]:
+    settings = arch.infer(state, given)
+    if num_classes is not None:
+        settings["num_classes"] = num_classes
+    if isinstance(given.get("activation"), str):
+        settings["activation"] = given["activation"]
+    return settings
+
+
+def _compared(
+    arch: Arch, settings: dict[str, Any], state: State
+) -> tuple[KeyReport, nn.Module | None]:
+    """Compare with a network that has shapes only, so that no file can ask for memory.
+
+    A user's own factory may not manage to build such a network: it is built for real, and returned.
+    """
+    if arch.external:
+        module = _dressed(arch.build(**settings), state)
+        return compare_keys(module.state_dict(), state), module
+    try:
+        with torch.device("meta"):
+            shapes = _dressed(arch.build(**settings), state)
+    except (RuntimeError, ValueError, OverflowError) as error:
+        raise ArgumentError(f"{arch.name} cannot be built with {settings}: {error}") from error
+    return compare_keys(shapes.state_dict(), state), None
+
+
+def _dressed(net: nn.Module, state: State) -> nn.Module:
+    """Give the network a fixed simplex-ETF head where the state's head has no bias."""
+    heads = [(name, part) for name, part in net.named_modules() if isinstance(part, nn.Linear)]
+    if not heads:
+        return net
+    name, head = heads[-1]
+    weight = state.get(f"{name}.weight")
+    if head.bias is None or f"{name}.bias" in state or weight is None or weight.ndim != 2:
+        return net
+    narrow = weight.shape[0] == weight.shape[1] != head.in_features
+    try:
+        return with_etf_classifier(net, "K" if narrow else "keep")
+    except ArgumentError:
+        return net
+
+
+def _renamed(arch: Arch, state: State) -> dict[str, torch.Tensor]:
+    """Return the state under the architecture's own key names."""
+    renamed = {}
+    for key, tensor in state.items():
+        for pattern, replacement in arch.rename:
+            key = re.sub(pattern, replacement, key)
+        renamed[key] = tensor
+    return renamed if len(renamed) == len(state) else dict(state)
+
+
+def _misfit(
+    arch: Arch,
+    settings: dict[str, Any],
+    report: KeyReport,
+    state: State,
+    num_classes: int | None,
+) -> str:
+    said = f"The checkpoint does not fit {arch.name}: {report.describe()}."
+    inferred = arch.infer(state, {})["num_classes"]
+    if num_classes is not None and num_classes != inferred:
+        said += f" Its head has {inferred} classes, and num_classes is {num_classes}."
+    best = closest(state)
+    if best is None:
+        return said + " None of the built-in architectures is close; see `wgeo list archs`."
+    name, found = best
+    if name == arch.name:
+        return said + " No other built-in architecture comes closer."
+    if found.fits:
+        return said + f" It fits {name}: use arch={name!r} (--arch {name})."
+    return said + f" The closest is {name}, with {found.share:.0%} of the tensors in common."

@@ -1,0 +1,339 @@
+"""Architectures that others define: torchvision's, timm's, and a user's own factory."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+import os
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from math import isqrt
+from typing import Any
+
+import torchvision
+from torch import nn
+from torchvision.models.resnet import ResNet
+
+from ..errors import ArgumentError, DependencyError
+from .parts import State, length
+
+Infer = Callable[[State, Mapping[str, Any]], dict[str, Any]]
+
+_NO_KEY = r"(?!)"
+
+
+@dataclass(frozen=True)
+class Arch:
+    """An architecture wgeo can build.
+
+    Attributes
+    ----------
+    name, summary : str
+    build : callable
+        ``build(*, num_classes, in_channels, image_size, activation, **options) -> nn.Module``.
+    normalize : str or None
+        The normalisation its published checkpoints expect, as `wgeo.data.normalization` takes it.
+    infer : callable
+        ``infer(state, given)``: what to call `build` with, so that it fits a state dict; `given`
+        are settings that shapes don't show.
+    rename : tuple of (pattern, replacement)
+        Regular expressions that turn other people's key names into this architecture's.
+    mark : str
+        Regular expression that some key of every such network matches: a quick look before the
+        search for what fits a file builds anything.
+    settled : bool
+        Whether shapes settle what the network computes. Where an activation or a number of heads
+        is left open, a file that fits is not taken for it unasked.
+    external : bool
+        Whether its code is a user's own: it is then built for real before shapes are compared.
+    """
+
+    name: str
+    summary: str
+    build: Callable[..., nn.Module]
+    infer: Infer
+    normalize: str | None = None
+    rename: tuple[tuple[str, str], ...] = ()
+    mark: str = _NO_KEY
+    settled: bool = False
+    external: bool = False
+
+
+RESNETS = (
+    "resnet18",
+    "resnet34",
+    "resnet50",
+    "resnet101",
+    "resnet152",
+    "resnext50_32x4d",
+    "resnext101_32x8d",
+    "resnext101_64x4d",
+    "wide_resnet50_2",
+    "wide_resnet101_2",
+)
+VITS = ("vit_b_16", "vit_b_32", "vit_l_16", "vit_l_32", "vit_h_14")
+_SMALL_IMAGE = 64  # pixels up to which a ResNet is built with the small stem
+_HEADS = ("fc", "linear", "head", "heads.head", "head.fc", "classifier")
+
+
+def torchvision_arch(name: str) -> Arch:
+    """Return one of torchvision's classification networks as an `Arch`.
+
+    Raises
+    ------
+    ArgumentError
+        torchvision has no such network.
+    """
+    known = torchvision.models.list_models(module=torchvision.models)
+    if name not in known:
+        raise ArgumentError(f"torchvision has no network {name!r}{suggest(name, known)}.")
+    if name not in RESNETS:
+        return Arch(
+            f"torchvision:{name}",
+            f"torchvision's {name}",
+            partial(_torchvision, name),
+            infer_torchvision,
+            normalize="imagenet",
+            mark=r"^encoder\.layers\." if name in VITS else _NO_KEY,
+        )
+    return Arch(
+        f"torchvision:{name}",
+        f"torchvision's {name}; 3 x 3 stem without max-pool for images up to {_SMALL_IMAGE} pixels",
+        partial(_torchvision_resnet, name),
+        infer_torchvision_resnet,
+        normalize="imagenet",
+        mark=r"^layer4\." if name in ("resnet18", "resnet34") else r"^layer\d+\.\d+\.conv3\.",
+        settled=True,
+        rename=((r"^linear\.", "fc."), (r"^(layer\d+\.\d+)\.shortcut\.", r"\1.downsample.")),
+    )
+
+
+def _torchvision_resnet(
+    name: str,
+    *,
+    num_classes: int,
+    in_channels: int = 3,
+    image_size: int | None = None,
+    activation: str = "relu",
+    stem: str = "auto",
+) -> nn.Module:
+    """Build a ResNet; `stem` is ``imagenet`` (7 x 7, max-pool), ``cifar`` (3 x 3) or ``auto``."""
+    if stem not in ("auto", "imagenet", "cifar"):
+        raise ArgumentError(f"stem must be auto, imagenet or cifar, not {stem!r}.")
+    _own_activation(name, activation)
+    net = torchvision.models.get_model(name, weights=None, num_classes=num_classes)
+    assert isinstance(net, ResNet)
+    small = image_size is not None and image_size <= _SMALL_IMAGE
+    if stem == "cifar" or (stem == "auto" and small):
+        net.conv1 = nn.Conv2d(3, net.conv1.out_channels, 3, 1, 1, bias=False)
+        nn.init.kaiming_normal_(net.conv1.weight, mode="fan_out", nonlinearity="relu")
+        net.maxpool = nn.Identity()
+    return _with_channels(net, in_channels)
+
+
+def infer_torchvision_resnet(state: State, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return how a state's ResNet was built; a 3 x 3 first kernel means the small-image stem."""
+    return {
+        "num_classes": length(state, "fc.weight", 0, 1000),
+        "in_channels": length(state, "conv1.weight", 1, 3),
+        "stem": "cifar" if length(state, "conv1.weight", 2, 7) == 3 else "imagenet",
+    }
+
+
+def _torchvision(
+    name: str,
+    *,
+    num_classes: int,
+    in_channels: int = 3,
+    image_size: int | None = None,
+    activation: str = "relu",
+) -> nn.Module:
+    _own_activation(name, activation)
+    extra: dict[str, Any] = {}
+    if name.startswith("vit_") and image_size is not None:
+        extra["image_size"] = image_size
+    if name in ("googlenet", "inception_v3"):
+        extra["init_weights"] = False  # its scipy initialisation takes minutes
+    try:
+        net = torchvision.models.get_model(name, weights=None, num_classes=num_classes, **extra)
+    except (AssertionError, TypeError, ValueError) as error:
+        raise ArgumentError(f"torchvision could not build {name!r}: {error}") from error
+    return _with_channels(net, in_channels)
+
+
+def infer_torchvision(state: State, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return how a state's torchvision network was built."""
+    found = infer_head(state, given)
+    if "encoder.pos_embedding" in state:
+        patch = length(state, "conv_proj.weight", 2, 16)
+        side = isqrt(max(1, length(state, "encoder.pos_embedding", 1, 197) - 1))
+        found["image_size"] = patch * side
+    return found
+
+
+def infer_head(state: State, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the number of classes and channels that a network of unknown make seems to have.
+
+    The head is the weight under one of the usual names, else the last matrix; the channels are
+    those of the first convolution.
+    """
+    usual = [f"{name}.weight" for name in _HEADS]
+    matrices = [k for k, t in state.items() if t.ndim in (2, 4) and k.endswith("weight")]
+    head = next((key for key in usual if key in state), matrices[-1] if matrices else "")
+    kernels = [key for key in matrices if state[key].ndim == 4]
+    return {
+        "num_classes": length(state, head, 0, 1000),
+        "in_channels": length(state, kernels[0], 1, 3) if kernels else 3,
+    }
+
+
+def _own_activation(name: str, activation: str) -> None:
+    if activation != "relu":
+        raise ArgumentError(
+            f"torchvision:{name} has its own activation; leave out activation={activation!r}, "
+            "or choose one of wgeo's architectures."
+        )
+
+
+def _with_channels(net: nn.Module, channels: int) -> nn.Module:
+    """Replace the first convolution by one that reads `channels` channels."""
+    name, old = next((n, m) for n, m in net.named_modules() if isinstance(m, nn.Conv2d))
+    if channels != old.in_channels:
+        if old.groups != 1:
+            raise ArgumentError(f"{type(net).__name__} cannot read {channels} channels.")
+        new = nn.Conv2d(
+            channels,
+            old.out_channels,
+            old.kernel_size,  # type: ignore[arg-type]
+            old.stride,  # type: ignore[arg-type]
+            old.padding,  # type: ignore[arg-type]
+            bias=old.bias is not None,
+        )
+        owner, _, attribute = name.rpartition(".")
+        setattr(net.get_submodule(owner), attribute, new)
+    return net
+
+
+def timm_arch(name: str) -> Arch:
+    """Return one of timm's networks as an `Arch`.
+
+    Raises
+    ------
+    DependencyError
+        timm is not installed.
+    ArgumentError
+        timm has no such network (names that reach for the network, as ``hf-hub:``, are not taken).
+    """
+    try:
+        import timm
+    except ImportError as error:
+        raise DependencyError(
+            f"timm:{name} needs timm, which is not installed: pip install 'wgeo[timm]'."
+        ) from error
+    if not timm.is_model(name):
+        known = timm.list_models()
+        raise ArgumentError(f"timm has no network {name!r}{suggest(name, known)}.")
+    config = timm.get_pretrained_cfg(name)
+    normalize = _normalization(config.mean, config.std) if config is not None else None
+    return Arch(
+        f"timm:{name}", f"timm's {name}", partial(_timm, name), infer_head, normalize=normalize
+    )
+
+
+def _timm(
+    name: str,
+    *,
+    num_classes: int,
+    in_channels: int = 3,
+    image_size: int | None = None,
+    activation: str = "relu",
+    **options: Any,
+) -> nn.Module:
+    import timm
+
+    if activation != "relu":
+        options["act_layer"] = activation
+    try:
+        return timm.create_model(
+            name, pretrained=False, num_classes=num_classes, in_chans=in_channels, **options
+        )
+    except (TypeError, ValueError, KeyError) as error:
+        raise ArgumentError(f"timm could not build {name!r}: {error}") from error
+
+
+def _normalization(mean: tuple[float, ...], std: tuple[float, ...]) -> str:
+    if tuple(mean) == (0.485, 0.456, 0.406) and tuple(std) == (0.229, 0.224, 0.225):
+        return "imagenet"
+    if set(mean) == {0.5} and set(std) == {0.5}:
+        return "half"
+    return ";".join(",".join(f"{value:g}" for value in values) for values in (mean, std))
+
+
+def user_arch(name: str) -> Arch:
+    """Return a user's ``package.module:factory`` as an `Arch`; the current folder is searched too.
+
+    The factory is called with those of num_classes, in_channels, image_size, activation and the
+    given options that its signature names, and returns a network.
+
+    Raises
+    ------
+    ArgumentError
+        The module cannot be imported, has no such factory, or the factory fails.
+    """
+    module_name, _, attribute = name.partition(":")
+    if os.getcwd() not in sys.path and "" not in sys.path:
+        sys.path.insert(0, os.getcwd())  # as `python -m` does
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:  # a user's module can raise anything
+        raise ArgumentError(
+            f"Cannot import {module_name!r} for the architecture {name!r}: "
+            f"{type(error).__name__}: {error}. It is looked for in the current folder "
+            "and among the installed packages."
+        ) from error
+    factory: Any = module
+    for part in attribute.split("."):
+        factory = getattr(factory, part, None)
+    if isinstance(factory, nn.Module) or not callable(factory):
+        names = [n for n, v in vars(module).items() if callable(v) and not n.startswith("_")]
+        what = "is a network already" if isinstance(factory, nn.Module) else "is no function"
+        raise ArgumentError(
+            f"{attribute!r} of {module_name} {what}; name a function or class that makes a network"
+            f"{suggest(attribute, names)}."
+        )
+    return Arch(name, f"{name}, a factory of yours", partial(_call, name, factory), infer_head,
+                external=True)  # fmt: skip
+
+
+def _call(name: str, factory: Callable[..., Any], /, **settings: Any) -> nn.Module:
+    try:
+        parameters = inspect.signature(factory).parameters
+    except (TypeError, ValueError):  # written in C
+        parameters = inspect.Signature().parameters
+    kinds = {parameter.kind for parameter in parameters.values()}
+    common = {"num_classes", "in_channels", "image_size", "activation"}
+    wanted = {
+        key: value
+        for key, value in settings.items()
+        if key in parameters or (key not in common and inspect.Parameter.VAR_KEYWORD in kinds)
+    }
+    unknown = sorted(set(settings) - set(wanted) - common)
+    if unknown:
+        raise ArgumentError(f"{name} does not take {', '.join(unknown)}.")
+    try:
+        net = factory(**wanted)
+    except Exception as error:  # a user's factory can raise anything
+        given = ", ".join(f"{key}={value!r}" for key, value in wanted.items())
+        raise ArgumentError(f"{name}({given}) failed: {type(error).__name__}: {error}") from error
+    if not isinstance(net, nn.Module):
+        raise ArgumentError(f"{name} returned {type(net).__name__}, not a torch.nn.Module.")
+    return net
+
+
+def suggest(name: str, known: list[str]) -> str:
+    """Return ``; did you mean ...?`` with the known names closest to `name`, or nothing."""
+    close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    return f" (did you mean {', '.join(close)}?)" if close else ""

@@ -1,0 +1,109 @@
+"""What every architecture here is made of: the block marker, activations, shapes of a state."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import nn
+
+from ..errors import ArgumentError
+
+State = Mapping[str, torch.Tensor]  # a state dict: tensors by name
+
+ACTIVATIONS: Mapping[str, Callable[[], nn.Module]] = {
+    "relu": nn.ReLU,
+    "leaky_relu": nn.LeakyReLU,
+    "tanh": nn.Tanh,
+    "sigmoid": nn.Sigmoid,
+    "silu": nn.SiLU,
+    "gelu": nn.GELU,
+}
+
+# He et al. 2015 for ReLU and its smooth relatives; the inverse slope at zero for sigmoid, as Glorot
+# and Bengio 2010 have it (with gain 1, six sigmoid layers never start to learn).
+_GAINS = {
+    "linear": 1.0,
+    "relu": 2**0.5,
+    "leaky_relu": 2**0.5,
+    "tanh": 5 / 3,
+    "sigmoid": 4.0,
+    "silu": 2**0.5,
+    "gelu": 2**0.5,
+}
+
+
+class Block(nn.Module):
+    """Marks a module as one map between two layers; wgeo finds such modules by this class.
+
+    Attributes
+    ----------
+    shortcut : nn.Module or None
+        What the block adds to what it computes: ``nn.Identity`` or a module that changes the
+        space. None in a plain block, which adds nothing. Set it in ``__init__``.
+    """
+
+    shortcut: nn.Module | None
+
+
+def activation(name: str) -> nn.Module:
+    """Return a new activation module; a module each, so that every use can be hooked.
+
+    Raises
+    ------
+    ArgumentError
+        An unknown name.
+    """
+    if name not in ACTIVATIONS:
+        raise ArgumentError(f"Unknown activation {name!r}; choose one of {', '.join(ACTIVATIONS)}.")
+    return ACTIVATIONS[name]()
+
+
+def conv_stem(inputs: int, width: int, kernel: int, stride: int) -> nn.Sequential:
+    """Return a convolution and its batch norm, as ``conv`` and ``bn``."""
+    stem = nn.Sequential()
+    stem.add_module("conv", nn.Conv2d(inputs, width, kernel, stride, 1, bias=False))
+    stem.add_module("bn", nn.BatchNorm2d(width))
+    return stem
+
+
+def initialise(module: nn.Module, activation: str) -> None:
+    """Draw weights that keep the signal's variance through the layers (He et al. 2015).
+
+    Weights are normal with variance gain^2 / fan_in, gain that of the activation (``linear``: 1);
+    biases are zero.
+    """
+    gain = _GAINS[activation]
+    for part in module.modules():
+        if isinstance(part, nn.Linear | nn.Conv2d):
+            fan_in = part.weight[0].numel()
+            nn.init.normal_(part.weight, 0.0, gain / max(fan_in, 1) ** 0.5)
+            if part.bias is not None:
+                nn.init.zeros_(part.bias)
+
+
+def positive(**settings: int | None) -> None:
+    """Raise `ArgumentError` for the first setting that is not a whole number of at least 1."""
+    for name, value in settings.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ArgumentError(f"{name} must be a whole number of at least 1, not {value!r}.")
+
+
+def length(state: State, key: str, axis: int, default: int) -> int:
+    """Return a tensor's length along one axis; `default` where there is no such tensor.
+
+    A state that lacks the tensor fits no network anyway, and saying which tensors are missing is
+    the comparison's business, so this never raises.
+    """
+    shape = state[key].shape if key in state else ()
+    return int(shape[axis]) if -len(shape) <= axis < len(shape) and shape[axis] > 0 else default
+
+
+def count(state: State, prefix: str) -> int:
+    """Return how many numbered children a module has: distinct i among keys ``prefix.i.*``.
+
+    Counted, not read off the largest number: a state cannot ask for more layers than it has keys.
+    """
+    start = prefix + "."
+    children = {key[len(start) :].split(".")[0] for key in state if key.startswith(start)}
+    return sum(child.isdigit() for child in children)

@@ -1,0 +1,218 @@
+"""Convolutional residual networks: He's for CIFAR, and the isotropic one with its plain twin."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..errors import ArgumentError
+from .parts import Block, State, activation, conv_stem, count, initialise, length, positive
+
+
+class ConvBlock(Block):
+    """Two 3 x 3 convolutions, each with batch norm, and a shortcut round them.
+
+    y = act2(s(x) + F(x)),  F = bn2 . conv2 . act1 . bn1 . conv1
+
+    Parameters
+    ----------
+    inputs, outputs : int
+        Channels.
+    shortcut : nn.Module or None
+        s; None for a plain block, y = act2(F(x)).
+    name : str
+        The activation's name.
+    stride : int
+        Of the first convolution.
+    ends : bool
+        Whether an activation follows the sum; otherwise act2 is the identity.
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        shortcut: nn.Module | None,
+        name: str,
+        *,
+        stride: int = 1,
+        ends: bool = True,
+    ) -> None:
+        super().__init__()
+        self.stride = stride
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(outputs)
+        self.act1 = activation(name)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outputs)
+        self.shortcut = shortcut
+        self.act2 = activation(name) if ends else nn.Identity()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.bn2(self.conv2(self.act1(self.bn1(self.conv1(x)))))
+        return self.act2(y if self.shortcut is None else y + self.shortcut(x))
+
+
+class PadShortcut(nn.Module):
+    """Option A of He et al. 2016: every other pixel, and new channels of zeros on both sides."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.before = (outputs - inputs) // 2
+        self.after = outputs - inputs - self.before
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, self.before, self.after))
+
+
+def projection(inputs: int, outputs: int, stride: int) -> nn.Sequential:
+    """Option B of He et al. 2016: a strided 1 x 1 convolution with batch norm."""
+    return nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+
+
+class CifarResNet(nn.Module):
+    """The ResNet of He et al. 2016, section 4.2: three stages of widths w, 2w, 4w.
+
+    Its keys are conv1, bn1, layer{1,2,3}.{i}.{conv1,bn1,conv2,bn2[,shortcut]}, linear.
+    """
+
+    def __init__(
+        self, blocks: int, num_classes: int, in_channels: int, width: int, option: str, name: str
+    ) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, width, 3, 1, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.act1 = activation(name)
+        self.layer1 = _stage(width, width, blocks, option, name)
+        self.layer2 = _stage(width, 2 * width, blocks, option, name)
+        self.layer3 = _stage(2 * width, 4 * width, blocks, option, name)
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.linear = nn.Linear(4 * width, num_classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.act1(self.bn1(self.conv1(x)))
+        x = self.layer3(self.layer2(self.layer1(x)))
+        return self.linear(self.pool(x).flatten(1))
+
+
+def _stage(inputs: int, outputs: int, blocks: int, option: str, name: str) -> nn.Sequential:
+    first: nn.Module = nn.Identity()
+    if inputs != outputs:
+        first = PadShortcut(inputs, outputs) if option == "A" else projection(inputs, outputs, 2)
+    stride = 1 if inputs == outputs else 2
+    rest = [ConvBlock(outputs, outputs, nn.Identity(), name) for _ in range(blocks - 1)]
+    return nn.Sequential(ConvBlock(inputs, outputs, first, name, stride=stride), *rest)
+
+
+def cifar_resnet(
+    depth: int,
+    *,
+    num_classes: int,
+    in_channels: int = 3,
+    image_size: int | None = None,
+    activation: str = "relu",
+    width: int = 16,
+    option: str = "A",
+) -> nn.Module:
+    """Build the CIFAR ResNet of `depth` = 6n + 2 layers.
+
+    Raises
+    ------
+    ArgumentError
+        A depth not of this form, or an option other than ``A`` (padding) and ``B`` (projection).
+    """
+    if depth < 8 or depth % 6 != 2:
+        raise ArgumentError(
+            f"A CIFAR ResNet has 6n + 2 layers (20, 32, 44, 56, 110, ...), not {depth}."
+        )
+    option = str(option).upper()
+    if option not in ("A", "B"):
+        raise ArgumentError(f"option must be A (zero padding) or B (projection), not {option!r}.")
+    positive(num_classes=num_classes, in_channels=in_channels, width=width)
+    net = CifarResNet((depth - 2) // 6, num_classes, in_channels, width, option, activation)
+    initialise(net, activation)
+    return net
+
+
+def infer_cifar_resnet(state: State, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return how a state's CIFAR ResNet was built, from its tensors' shapes."""
+    projected = any(".shortcut." in key for key in state)
+    return {
+        "num_classes": length(state, "linear.weight", 0, 10),
+        "in_channels": length(state, "conv1.weight", 1, 3),
+        "width": length(state, "conv1.weight", 0, 16),
+        "option": "B" if projected else "A",
+    }
+
+
+class IsoResNet(nn.Module):
+    """Fixed width and resolution from the stem to the head, so one feature space throughout.
+
+    x_0 = stem(image);  x_{l+1} = x_l + F_l(x_l);  logits = head(mean over space of x_L)
+
+    Nothing follows the sum, so each block moves features by exactly F_l, and the last block's
+    features are what the classifier reads (a pre-activation network would put a norm and a ReLU in
+    between). `residual=False` is the plain twin, x_{l+1} = F_l(x_l), with the same weights.
+    """
+
+    def __init__(
+        self,
+        residual: bool,
+        num_classes: int,
+        in_channels: int,
+        width: int,
+        depth: int,
+        stride: int,
+        name: str,
+    ) -> None:
+        super().__init__()
+        # The kernel's size tells the stride, so that the shapes of a checkpoint do.
+        self.stem = conv_stem(in_channels, width, stride + 2, stride)
+        self.blocks = nn.Sequential(
+            *(
+                ConvBlock(width, width, nn.Identity() if residual else None, name, ends=False)
+                for _ in range(depth)
+            )
+        )
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.head = nn.Linear(width, num_classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.pool(self.blocks(self.stem(x))).flatten(1))
+
+
+def isotropic(
+    residual: bool,
+    *,
+    num_classes: int,
+    in_channels: int = 3,
+    image_size: int | None = None,
+    activation: str = "relu",
+    width: int = 32,
+    depth: int = 8,
+    stride: int = 1,
+) -> nn.Module:
+    """Build the isotropic ResNet, or its plain twin, of `depth` blocks.
+
+    `stride` shrinks the image once, in the stem.
+    """
+    positive(
+        num_classes=num_classes, in_channels=in_channels, width=width, depth=depth, stride=stride
+    )
+    net = IsoResNet(residual, num_classes, in_channels, width, depth, stride, activation)
+    initialise(net, activation)
+    return net
+
+
+def infer_iso(state: State, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return how a state's isotropic network was built, from its tensors' shapes."""
+    return {
+        "num_classes": length(state, "head.weight", 0, 10),
+        "in_channels": length(state, "stem.conv.weight", 1, 3),
+        "width": length(state, "stem.conv.weight", 0, 32),
+        "depth": max(1, count(state, "blocks")),
+        "stride": max(1, length(state, "stem.conv.weight", 2, 3) - 2),
+    }

@@ -1,0 +1,96 @@
+"""A small vision transformer: torchvision's, with blocks that say what they are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import isqrt
+from typing import Any
+
+from torch import nn
+from torchvision.models.vision_transformer import EncoderBlock, VisionTransformer
+
+from ..errors import ArgumentError
+from .parts import Block, State, activation, length, positive
+
+_HEAD_WIDTH = 16  # features an attention head sees, where the number of heads is not given
+
+
+class TransformerBlock(EncoderBlock, Block):
+    """y = u + MLP(norm(u)), u = x + attention(norm(x)): torchvision's, with a chosen activation."""
+
+    def __init__(self, heads: int, width: int, hidden: int, name: str) -> None:
+        super().__init__(heads, width, hidden, dropout=0.0, attention_dropout=0.0)
+        setattr(self.mlp, "1", activation(name))
+        self.shortcut = nn.Identity()
+
+
+def vit(
+    *,
+    num_classes: int,
+    in_channels: int = 3,
+    image_size: int | None = None,
+    activation: str = "relu",
+    width: int = 64,
+    depth: int = 6,
+    heads: int | None = None,
+    hidden: int | None = None,
+    patch: int | None = None,
+) -> nn.Module:
+    """Build a small ViT (Dosovitskiy et al. 2021) of `depth` blocks with a class token.
+
+    Parameters
+    ----------
+    heads : int, optional
+        Default one for every 16 features.
+    hidden : int, optional
+        Units inside each block's MLP; default twice `width`.
+    patch : int, optional
+        Pixels along a patch; default the largest divisor of `image_size` that leaves at least six
+        patches a side (4 for 28 and 32 pixels).
+    """
+    if image_size is None:
+        raise ArgumentError("A vit needs image_size: it has a position for every patch.")
+    heads = max(1, width // _HEAD_WIDTH) if heads is None else heads
+    hidden = 2 * width if hidden is None else hidden
+    positive(image_size=image_size, num_classes=num_classes, in_channels=in_channels)
+    positive(width=width, depth=depth, heads=heads, hidden=hidden)
+    if patch is None:
+        patch = max(p for p in range(1, max(2, image_size // 6 + 1)) if image_size % p == 0)
+    positive(patch=patch)
+    if image_size % patch or width % heads:
+        raise ArgumentError(
+            f"patch={patch} must divide image_size={image_size}, "
+            f"and heads={heads} must divide width={width}."
+        )
+    net = VisionTransformer(image_size, patch, depth, heads, width, hidden, num_classes=num_classes)
+    for name, _ in list(net.encoder.layers.named_children()):
+        setattr(net.encoder.layers, name, TransformerBlock(heads, width, hidden, activation))
+    if in_channels != 3:
+        net.conv_proj = nn.Conv2d(in_channels, width, patch, patch)
+    # torchvision starts the head at zero, which hides the features' gradient for a step.
+    nn.init.normal_(net.heads.head.weight, std=width**-0.5)
+    return net
+
+
+def infer_vit(state: State, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return how a state's ViT was built, from its shapes; only `heads` must be remembered."""
+    patch = length(state, "conv_proj.weight", 2, 4)
+    tokens = length(state, "encoder.pos_embedding", 1, 65)
+    width = length(state, "conv_proj.weight", 0, 64)
+    heads = given.get("heads")
+    return {
+        "num_classes": length(state, "heads.head.weight", 0, 10),
+        "in_channels": length(state, "conv_proj.weight", 1, 3),
+        "image_size": patch * max(1, isqrt(tokens - 1)),
+        "width": width,
+        "depth": max(1, _depth(state)),
+        "hidden": length(state, "encoder.layers.encoder_layer_0.mlp.0.weight", 0, 2 * width),
+        "patch": patch,
+        **({"heads": heads} if isinstance(heads, int) and heads > 0 and width % heads == 0 else {}),
+    }
+
+
+def _depth(state: State) -> int:
+    """Return how many encoder layers a state holds."""
+    names = {key.split(".")[2] for key in state if key.startswith("encoder.layers.encoder_layer_")}
+    return len(names)
