@@ -97,9 +97,10 @@ def _opened(
     if name in NAMES:
         return open_named(name, split, root)
     kind, colon, rest = name.partition(":")
-    path = Path(rest) if colon and kind in _READERS else Path(name)
+    place = rest if colon and kind in _READERS else name
+    path = Path(place)
     try:
-        there = path.exists()
+        there = bool(place) and path.exists()
     except (OSError, ValueError) as error:  # a name too long, a null byte
         raise DataError(f"Cannot look for the data at {str(path)!r}: {error}") from error
     if not there:

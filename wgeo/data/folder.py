@@ -106,7 +106,7 @@ def _in_folder(path: Path) -> Iterator[str]:
             folders.clear()
             continue
         seen.add(real)
-        folders.sort()
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
         yield from (os.path.relpath(os.path.join(here, name), path) for name in files)
 
 
@@ -126,13 +126,14 @@ def _in_split(
     """The files of one split, and its name: None where images lie directly in class folders.
 
     A top folder that holds images itself is a class; one that holds only folders is a split. Where
-    both are there (a test set without labels beside the training set) only splits count.
+    both are there, a split's name decides: a training set may have a test set without classes
+    beside it, and one of many classes may have its images in folders of their own.
     """
     depth: dict[str, int] = {}
     for parts, _ in files:
         depth[parts[0]] = min(len(parts), depth.get(parts[0], len(parts)))
     splits = sorted(top for top, least in depth.items() if least > 2)
-    if not splits:
+    if not splits or (len(splits) < len(depth) and not {split, *_SPLITS} & set(splits)):
         return files, None
     if split not in (None, "all", *splits):
         raise DataError(

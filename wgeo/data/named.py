@@ -50,7 +50,7 @@ Part = tuple[torch.Tensor, np.ndarray, tuple[str, ...]]
 
 
 def _digits(split: str) -> Part:
-    """1,797 handwritten digits, 8 x 8, sixteen grey levels; 360 of them, 36 a class, are the test set."""
+    """1,797 handwritten digits, 8 x 8, in 16 steps of grey; 36 of each are the test set."""
     from sklearn.datasets import load_digits
 
     data = load_digits()

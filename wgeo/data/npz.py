@@ -30,10 +30,7 @@ def open_npz(path: str | os.PathLike[str], split: str | None) -> Source:
         Not a readable archive, keys or split missing, labels that do not fit.
     """
     path = Path(path)
-    arrays = _read(path)
-    if not hasattr(arrays, "files"):
-        raise DataError(f"{path} holds one array; give an .npz with keys x and y.")
-    with arrays:
+    with _read(path) as arrays:
         pairs, used = _pairs(arrays.files, split, path)
         x = _joined(arrays, [pair[0] for pair in pairs], path)
         labels = _joined(arrays, [pair[1] for pair in pairs], path)
@@ -97,9 +94,12 @@ _BROKEN = (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.err
 
 def _read(path: Path) -> np.lib.npyio.NpzFile:
     try:
-        return np.load(path, allow_pickle=False)
+        found = np.load(path, allow_pickle=False)
     except _BROKEN as error:
         raise DataError(f"{path} is not a readable .npz archive: {_why(error)}") from error
+    if not isinstance(found, np.lib.npyio.NpzFile):
+        raise DataError(f"{path} holds one array; give an .npz with keys x and y.")
+    return found
 
 
 def _get(arrays: np.lib.npyio.NpzFile, key: str, path: Path) -> np.ndarray:

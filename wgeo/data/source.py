@@ -84,7 +84,7 @@ def scaled(x: torch.Tensor, size: int | None) -> torch.Tensor:
     if size is None or x.shape[2:] == (size, size):
         return x
     h, w = x.shape[2:]
-    shape = (round(size * h / min(h, w)), round(size * w / min(h, w)))
+    shape = (int(size * h / min(h, w)), int(size * w / min(h, w)))
     top, left = (shape[0] - size) // 2, (shape[1] - size) // 2
     out = x.new_empty((*x.shape[:2], size, size))
     for start in range(0, len(x), 1024):  # the float copy stays small
@@ -127,7 +127,7 @@ def from_array(x: np.ndarray, where: str) -> torch.Tensor:
     if x.dtype != np.uint8:
         if x.dtype.kind == "b":
             x = x * np.uint8(255)
-        _check_range(x, where, 255, "Integers must lie in [0, 255].")
+        _check_range(x, where, 255.0, "Integers must lie in [0, 255].")
     return torch.from_numpy(np.ascontiguousarray(x, dtype=np.uint8))
 
 
