@@ -1,0 +1,19 @@
+"""Neural collapse, layer by layer: of features in memory, or of a stream of batches."""
+
+from .depth import FALLING, Progress
+from .measure import collapse, collapse_of
+from .metrics import Frame, LayerCollapse
+from .result import Collapse
+from .stream import CollapseStream, collapse_stream
+
+__all__ = [
+    "FALLING",
+    "Collapse",
+    "CollapseStream",
+    "Frame",
+    "LayerCollapse",
+    "Progress",
+    "collapse",
+    "collapse_of",
+    "collapse_stream",
+]

@@ -1,0 +1,120 @@
+"""Does a metric fall from layer to layer? (Progressive feedforward collapse.)"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+from scipy.stats import kendalltau
+
+from .metrics import LayerCollapse
+
+FALLING = (
+    "nc1",
+    "nc1_quotient",
+    "nc2_equinorm",
+    "nc2_equiangle",
+    "nc2_etf",
+    "cdnv",
+    "ncc_error",
+    "ncc_mismatch",
+)
+"""Metrics that progressive feedforward collapse expects to fall with depth."""
+
+_ROUNDING = 1e-12
+_REACHED = 0.9
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How a metric moves with depth, over the layers that blocks map between.
+
+    Layers at which it is undefined are passed over; with fewer than two left, all is None.
+
+    Attributes
+    ----------
+    metric : str
+    kendall_tau : float or None
+        Kendall's tau-b between depth and the metric: -1 where it falls at every layer. None where
+        it is constant.
+    violations : int or None
+        Number of layers at which it is larger than at the layer before.
+    violation_size : float or None
+        Sum of those rises over the metric's range: 0 is none.
+    monotone : bool or None
+        Whether there is no violation.
+    reached : str or None
+        The first layer at which 90 % of the fall from first to last layer is reached (Parker et
+        al. 2023); None where it does not fall.
+    reached_depth : float or None
+        That layer's place, from 0 (first) to 1 (last).
+    interval : tuple of float, or None
+        95 % bootstrap interval of kendall_tau.
+    """
+
+    metric: str
+    kendall_tau: float | None = None
+    violations: int | None = None
+    violation_size: float | None = None
+    monotone: bool | None = None
+    reached: str | None = None
+    reached_depth: float | None = None
+    interval: tuple[float, float] | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers and strings, ready for JSON."""
+        found = asdict(self)
+        del found["metric"]
+        found["interval"] = None if self.interval is None else list(self.interval)
+        return found
+
+
+def progress(layers: Sequence[LayerCollapse], metric: str, *, rises: bool = False) -> Progress:
+    """Measure whether `metric` falls with depth; with `rises`, whether its negative does.
+
+    Kendall's tau is always that of the metric itself.
+    """
+    names, values = [], []
+    for layer in layers:
+        value = getattr(layer, metric)
+        if layer.stage is not None and value is not None:
+            names.append(layer.name)
+            values.append(-value if rises else value)
+    if len(values) < 2:
+        return Progress(metric)
+    v = np.array(values)
+    steps, span = np.diff(v), float(np.ptp(v))
+    up = steps > _ROUNDING * np.abs(v).max()
+    fall = v[0] - v[-1]
+    first = int(np.argmax(v[0] - v >= _REACHED * fall)) if fall > 0 else None
+    return Progress(
+        metric,
+        kendall_tau=_tau(-v if rises else v),
+        violations=int(up.sum()),
+        violation_size=float(steps[up].sum() / span) if up.any() else 0.0,
+        monotone=not up.any(),
+        reached=None if first is None else names[first],
+        reached_depth=None if first is None else first / (len(v) - 1),
+    )
+
+
+def progress_of(layers: Sequence[LayerCollapse]) -> tuple[dict[str, Progress], Progress]:
+    """Progress of every metric that should fall, and that of the angle between class means."""
+    falling = {metric: progress(layers, metric) for metric in FALLING}
+    return falling, progress(layers, "mean_angle", rises=True)
+
+
+def with_interval(found: Progress, replicates: Sequence[Progress]) -> Progress:
+    """Add the 95 % percentile interval of tau over bootstrap replicates."""
+    defined = [r.kendall_tau for r in replicates if r.kendall_tau is not None]
+    if found.kendall_tau is None or not defined:
+        return found
+    low, high = np.quantile(defined, (0.025, 0.975))
+    return replace(found, interval=(float(low), float(high)))
+
+
+def _tau(values: np.ndarray) -> float | None:
+    tau = float(kendalltau(np.arange(len(values)), values).statistic)
+    return None if np.isnan(tau) else tau

@@ -1,0 +1,101 @@
+"""The collapse of a whole network: every layer, and what happens from one to the next."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from ..errors import DependencyError
+from .depth import Progress, progress_of
+from .metrics import Frame, LayerCollapse
+
+if TYPE_CHECKING:
+    import pandas
+
+_LEARNED = 0.99
+
+
+@dataclass(frozen=True, eq=False)
+class Collapse:
+    """Neural collapse at every layer of a network.
+
+    Attributes
+    ----------
+    layers : tuple of LayerCollapse
+        In execution order.
+    progress : dict of str to Progress
+        For every metric that should fall with depth, whether it does; the input image does not
+        take part, since no block maps from it.
+    separation : Progress
+        Whether the mean angle between class means grows with depth: here a violation is a layer
+        at which it shrinks.
+    classes, counts : tuple of int
+        The classes that occur and their numbers of samples.
+    weights : str
+        ``uniform`` (g the mean of class means, Sigma_B unweighted) or ``frequency``.
+    classifier : Frame or None
+        NC2 of the classifier's rows, as they are.
+    accuracy : float or None
+        The network's own, where its decisions are known.
+    """
+
+    layers: tuple[LayerCollapse, ...]
+    progress: Mapping[str, Progress]
+    separation: Progress
+    classes: tuple[int, ...]
+    counts: tuple[int, ...]
+    weights: str
+    classifier: Frame | None = None
+    accuracy: float | None = None
+
+    @classmethod
+    def of_layers(cls, layers: Sequence[LayerCollapse], **known: Any) -> Collapse:
+        """Put layers together and measure what happens from one to the next."""
+        falling, separation = progress_of(layers)
+        return cls(layers=tuple(layers), progress=falling, separation=separation, **known)
+
+    @property
+    def learned_at(self) -> str | None:
+        """The first layer whose nearest-class-mean accuracy is 99 % of the network's.
+
+        Where the network's decisions are unknown, 99 % of the last layer's (Parker et al. 2023).
+        """
+        known = [
+            (layer.name, layer.ncc_accuracy)
+            for layer in self.layers
+            if layer.stage is not None and layer.ncc_accuracy is not None
+        ]
+        if not known:
+            return None
+        goal = known[-1][1] if self.accuracy is None else self.accuracy
+        return next((name for name, accuracy in known if accuracy >= _LEARNED * goal), None)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers and strings for JSON; ``layers`` and ``progress`` as in the record."""
+        return {
+            "layers": [layer.to_dict() for layer in self.layers],
+            "progress": {metric: p.to_dict() for metric, p in self.progress.items()},
+            "separation": self.separation.to_dict(),
+            "classes": list(self.classes),
+            "counts": list(self.counts),
+            "weights": self.weights,
+            "classifier": None if self.classifier is None else asdict(self.classifier),
+            "accuracy": self.accuracy,
+            "learned_at": self.learned_at,
+        }
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """A row per layer, a column per metric.
+
+        Raises
+        ------
+        DependencyError
+            pandas is not installed.
+        """
+        try:
+            import pandas as pd
+        except ImportError as error:
+            raise DependencyError("to_pandas needs pandas: pip install pandas") from error
+        rows = [asdict(layer) for layer in self.layers]
+        return pd.DataFrame(rows).drop(columns="undefined").set_index("name")

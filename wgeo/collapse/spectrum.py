@@ -1,0 +1,124 @@
+"""Ranks that are not whole numbers: effective and stable rank, participation ratio."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt64
+
+SPECTRUM_SIZE = 512
+"""A spectrum is exact where samples or width are at most this many, else of so many samples."""
+
+
+@dataclass(frozen=True, eq=False)
+class Spectrum:
+    """Singular values of the centred features A = [h_i - g], of all samples or a sample of them.
+
+    Attributes
+    ----------
+    values : ndarray, (min(rows, d),)
+        Ascending. Those below sqrt(max(rows, d) eps) of the largest are rounding, and set to 0.
+    rows : int
+        Number of samples they were computed from.
+    exact : bool
+        Whether those are all the samples.
+    """
+
+    values: Float[np.ndarray, " r"]
+    rows: int
+    exact: bool
+
+    @classmethod
+    def of_gram(
+        cls, gram: Float[torch.Tensor, "r r"], *, width: int, rows: int, samples: int
+    ) -> Spectrum:
+        """From A A^T or A^T A, whichever is smaller."""
+        squares = torch.linalg.eigvalsh(gram).clamp_min(0).numpy()
+        floor = max(rows, width) * np.finfo(np.float64).eps * squares.max()
+        values = np.sqrt(np.where(squares > floor, squares, 0.0))
+        return cls(values, rows, rows == samples)
+
+    @property
+    def vanishes(self) -> bool:
+        """Whether all features are one point, so that no rank is defined."""
+        return not self.values.any()
+
+    @property
+    def effective_rank(self) -> float:
+        """exp of the entropy of s_j / sum s, in [1, min(n, d)] (Roy and Vetterli 2007, def. 1)."""
+        share = self.values[self.values > 0]
+        share = share / share.sum()
+        return float(np.exp(-(share @ np.log(share))))
+
+    @property
+    def stable_rank(self) -> float:
+        """||A||_F^2 / ||A||_2^2, in [1, rank A] (Rudelson and Vershynin 2007)."""
+        return float(self.values @ self.values / self.values.max() ** 2)
+
+    @property
+    def participation_ratio(self) -> float:
+        """(sum s_j^2)^2 / sum s_j^4, in [1, rank A]: the covariance's effective dimension."""
+        energy = self.values**2
+        return float(energy.sum() ** 2 / (energy @ energy))
+
+
+class RowSample:
+    """A sample of rows that depends on their values alone, not on batches or their order.
+
+    Each row gets a key, a multilinear hash of its float64 bits under fixed random multipliers; the
+    rows with the `size` smallest keys are the sample ("bottom-k", Cohen and Kaplan 2007): uniform
+    over distinct rows, and the same however the rows arrive.
+    """
+
+    def __init__(self, size: int, seed: int = 0) -> None:
+        self.size = size
+        self._seed = seed
+        self._keys = np.empty(0, dtype=np.uint64)
+        self._rows: torch.Tensor | None = None
+        self._multipliers: torch.Tensor | None = None
+
+    @property
+    def rows(self) -> Float[torch.Tensor, "m d"]:
+        """The sampled rows, in no particular order, in the features' own type."""
+        assert self._rows is not None
+        return self._rows[: len(self._keys)]
+
+    def update(self, block: Float[torch.Tensor, "b d"]) -> None:
+        """Offer rows to the sample."""
+        keys = self._hash(block)
+        if self._rows is None:
+            self._rows = torch.empty((self.size, block.shape[1]), dtype=block.dtype)
+        self._rows = self._rows.to(torch.promote_types(self._rows.dtype, block.dtype))
+        held = len(self._keys)
+        offered = np.concatenate([self._keys, keys])
+        chosen = np.arange(len(offered))
+        if len(offered) > self.size:
+            chosen = np.argpartition(offered, self.size - 1)[: self.size]
+        stay, enter = chosen[chosen < held], chosen[chosen >= held] - held
+        freed = np.setdiff1d(np.arange(len(chosen)), stay)
+        entering = block[torch.from_numpy(enter).to(block.device)]
+        self._rows[torch.from_numpy(freed)] = entering.to("cpu", self._rows.dtype)
+        merged = np.empty(len(chosen), dtype=np.uint64)
+        merged[stay], merged[freed] = self._keys[stay], keys[enter]
+        self._keys = merged
+
+    def _hash(self, block: Float[torch.Tensor, "b d"]) -> UInt64[np.ndarray, " b"]:
+        if self._multipliers is None:
+            rng = np.random.default_rng(self._seed)
+            odd = rng.integers(-(2**63), 2**63 - 1, block.shape[1] + 1, dtype=np.int64) | 1
+            self._multipliers = torch.from_numpy(odd).to(block.device)
+        bits = (block.double() + 0.0).view(torch.int64)  # + 0.0 makes -0.0 and 0.0 one value
+        bits = bits ^ (
+            bits >> 32
+        )  # a product carries upwards only, and sign and exponent are there
+        key = (bits * self._multipliers[:-1]).sum(1) + self._multipliers[-1]
+        return _mixed(key.cpu().numpy().view(np.uint64))
+
+
+def _mixed(key: UInt64[np.ndarray, " b"]) -> UInt64[np.ndarray, " b"]:
+    """Let every bit depend on every other: the finaliser of splitmix64 (Steele et al. 2014)."""
+    key = (key ^ (key >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    key = (key ^ (key >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return key ^ (key >> np.uint64(31))
