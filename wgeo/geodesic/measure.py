@@ -21,6 +21,7 @@ from .paths import neighbour_distance, resolution
 from .resampling import Resampled
 from .result import BlockTransport, Interval, SegmentStraightness, Straightness
 
+_SAME_COST = 1e-6
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 
@@ -161,7 +162,7 @@ def _interpolation(
         return (None,) * len(layers), (None,) * len(layers)
     lengths = np.cumsum([0.0, *(values[f"distance {step}"] for step in range(len(layers) - 1))])
     times = [float(t) for t in lengths / lengths[-1]]
-    if not _is_permutation(end.coupling):
+    if not _is_optimal_permutation(end, segment):
         return (None,) * len(layers), tuple(times)
     first = np.asarray(layers[0], dtype=np.float64)
     last = np.asarray(layers[-1], dtype=np.float64)[end.coupling]
@@ -177,8 +178,15 @@ def _interpolation(
     return (*gaps, 0.0), tuple(times)
 
 
-def _is_permutation(coupling: Any) -> bool:
-    return isinstance(coupling, np.ndarray) and coupling.ndim == 1
+def _is_optimal_permutation(end: TransportResult, segment: Segment) -> bool:
+    """Whether the coupling pairs sample with sample, at the cost that the solver reports."""
+    match = end.coupling
+    if not (isinstance(match, np.ndarray) and match.ndim == 1):
+        return False
+    first, last = segment.arrays[0], segment.arrays[-1]
+    moved = last[match].astype(np.float64) - first
+    cost = float((moved**2).sum(1).mean())
+    return abs(cost - end.cost) <= _SAME_COST * max(cost, end.cost)
 
 
 def _quantiles(sample: SegmentSample, traj: Trajectory) -> dict[str, dict[str, list[float]]]:
