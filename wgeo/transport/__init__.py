@@ -7,17 +7,20 @@ objects: `Exact` (certified optimum), `Sinkhorn` (entropic, streamed, differenti
 
 from __future__ import annotations
 
+from .chain import Chain, chain
 from .closed_form import Gaussian, Sliced
 from .entry import Solver, wasserstein
 from .exact import Exact
 from .result import Status, TransportResult
 
 __all__ = [
+    "Chain",
     "Exact",
     "Gaussian",
     "Sliced",
     "Solver",
     "Status",
     "TransportResult",
+    "chain",
     "wasserstein",
 ]
