@@ -68,7 +68,7 @@ def _optimality(segment: SegmentStraightness) -> str:
     if not segment.resolved:
         return "; whether its end-to-end map is optimal, these samples are too few to tell"
     optimal = "optimal" if segment.ot_score >= _OPTIMAL else "not optimal"
-    return f"; its end-to-end map is {optimal} (ot_score {segment.ot_score:.3f})"
+    return f"; on these samples its end-to-end map is {optimal} (ot_score {segment.ot_score:.3f})"
 
 
 def _block_words(straight: Straightness) -> str:
