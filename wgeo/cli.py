@@ -75,7 +75,7 @@ def command(name: str, example: str) -> Callable[[F], click.Command]:
     def wrap(function: F) -> click.Command:
         lines = "\n".join(f"  {line}" for line in example.strip().splitlines())
         made = click.command(name, context_settings=CONTEXT, epilog=f"\b\nExample:\n{lines}")(
-            debug(function)
+            debug_option(function)
         )
         main.add_command(made)
         return made

@@ -1,0 +1,142 @@
+"""The command line: teaches, works end to end, and answers mistakes in one line."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+
+from wgeo.cli import main, parse_solver
+from wgeo.errors import ArgumentError
+
+
+def run(*words, code=0):
+    result = CliRunner().invoke(main, [str(word) for word in words])
+    assert result.exit_code == code, result.output
+    return result.output
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A tiny network, trained for two epochs on digits."""
+    out = tmp_path_factory.mktemp("runs") / "tiny"
+    run(
+        *("train", "--arch", "isoresnet", "--dataset", "digits", "--out", out, "--epochs", "2"),
+        *("--option", "width=8", "--option", "depth=2", "--samples", "200"),
+    )
+    return out
+
+
+@pytest.fixture(scope="module")
+def analysed(trained, tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "analysis"
+    last = trained / "checkpoints" / "epoch-0002.pt"
+    text = run(
+        *("analyze", last, "--data", "digits", "--samples", "200", "--out", out),
+        *("--bootstrap", "20"),
+    )
+    return out, text
+
+
+@pytest.mark.parametrize("command", ["demo", "train", "analyze", "report", "list"])
+def test_help_teaches_by_example(command):
+    text = run(command, "--help")
+    assert f"wgeo {command}" in text.split("Example")[1]
+
+
+def test_from_training_to_report(analysed):
+    out, text = analysed
+    record = json.loads((out / "analysis.json").read_text())
+    assert record["verdict"] in " ".join(text.split())
+    assert record["command"].startswith("wgeo ")
+    assert (out / "report" / "html" / "index.html").exists()
+    assert len(record["provenance"]["sha256"]) == 64
+    assert record["provenance"]["arch"] == "isoresnet"
+    for block in record["blocks"]:
+        assert block["target"] in text
+
+
+def test_the_report_can_be_made_again(analysed):
+    out, _ = analysed
+    assert "index.html" in run("report", out)
+
+
+def test_several_checkpoints_get_a_folder_each(trained, tmp_path):
+    files = sorted((trained / "checkpoints").glob("*.pt"))
+    assert len(files) > 1
+    run(
+        *("analyze", *files, "--data", "digits", "--samples", "100", "--out", tmp_path / "all"),
+        *("--no-report", "--bootstrap", "0"),
+    )
+    for file in files:
+        assert (tmp_path / "all" / file.stem / "analysis.json").exists()
+
+
+@pytest.mark.parametrize("what", ["archs", "datasets", "solvers"])
+def test_lists(what):
+    assert {"archs": "cifar_resnet20", "datasets": "digits", "solvers": "exact"}[what] in run(
+        "list", what
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--data", "nowhere"], "nowhere"),
+        (["--data", "digits", "--samples", "1"], "samples|images"),
+        (["--data", "digits", "--pool", "max"], "choose gap"),
+        (["--data", "digits", "--solver", "magic"], "choose exact"),
+        (["--data", "digits", "--split", "middle"], "split"),
+        (["--data", "digits", "--normalize", "purple"], "purple"),
+        (["--data", "digits", "--layers", "none.such"], "none.such"),
+        (["--data", "digits", "--arch", "resnet-5000"], "resnet-5000"),
+        (["--data", "digits", "--device", "cuda:77"], "cuda:77"),
+    ],
+)
+def test_mistakes_are_one_line_and_exit_code_2(trained, tmp_path, words, message):
+    import re
+
+    last = trained / "checkpoints" / "epoch-0002.pt"
+    text = run("analyze", last, "--out", tmp_path / "out", *words, code=2)
+    line = text.strip().splitlines()[-1]
+    assert line.startswith("wgeo: ")
+    assert re.search(message, line)
+    assert "Traceback" not in text
+
+
+def test_bad_files_are_one_line(tmp_path):
+    truncated = tmp_path / "truncated.pt"
+    torch.save({"weight": torch.zeros(1000)}, truncated)
+    truncated.write_bytes(truncated.read_bytes()[:500])
+    noise = tmp_path / "noise.pt"
+    noise.write_bytes(np.random.default_rng(0).bytes(3000))
+    (tmp_path / "empty").mkdir()
+    for path in (truncated, noise, tmp_path / "empty", tmp_path / "missing.pt"):
+        text = run("analyze", path, "--data", "digits", "--out", tmp_path / "out", code=2)
+        assert text.strip().splitlines()[-1].startswith("wgeo: ")
+
+
+def test_an_unwritable_folder_is_said_before_the_work(trained, tmp_path):
+    (tmp_path / "file").write_text("")
+    last = trained / "checkpoints" / "epoch-0002.pt"
+    text = run("analyze", last, "--data", "digits", "--out", tmp_path / "file" / "x", code=2)
+    assert "Cannot write into" in text
+
+
+def test_debug_shows_the_traceback(tmp_path):
+    words = ["analyze", str(tmp_path / "x.pt"), "--data", "digits", "--out", str(tmp_path)]
+    for place in (["--debug", *words], [*words, "--debug"]):
+        result = CliRunner().invoke(main, place)
+        assert result.exit_code == 1
+        assert result.exc_info[0].__name__ == "CheckpointError"
+
+
+def test_solvers_are_parsed():
+    assert parse_solver("exact:tolerance=1e-3").tolerance == 1e-3
+    with pytest.raises(ArgumentError, match="name=value"):
+        parse_solver("exact:fast")
+    with pytest.raises(ArgumentError, match="--solver"):
+        parse_solver("exact:wings=2")
