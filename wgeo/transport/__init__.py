@@ -9,18 +9,22 @@ from __future__ import annotations
 
 from .chain import Chain, chain
 from .closed_form import Gaussian, Sliced
+from .divergence import sinkhorn_divergence
 from .entry import Solver, wasserstein
 from .exact import Exact
 from .result import Status, TransportResult
+from .sinkhorn import Sinkhorn
 
 __all__ = [
     "Chain",
     "Exact",
     "Gaussian",
+    "Sinkhorn",
     "Sliced",
     "Solver",
     "Status",
     "TransportResult",
     "chain",
+    "sinkhorn_divergence",
     "wasserstein",
 ]

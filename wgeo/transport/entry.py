@@ -13,6 +13,8 @@ from ..errors import ArgumentError, FeatureError
 from .exact import Exact
 from .result import TransportResult
 
+_LARGEST = 1e120
+
 
 class Solver(Protocol):
     """What `wasserstein` asks of a solver: a name, and `solve` on inputs already checked.
@@ -80,14 +82,9 @@ def wasserstein(
     ConvergenceError
         The solver stopped before its tolerance and was not asked to return what it had.
     """
-    x, y = _together(as_points(x, name="x"), as_points(y, name="y"))
-    (n, d), (m, width) = x.shape, y.shape
-    if d != width:
-        raise FeatureError(
-            f"x has {d} features and y has {width}: W2 needs one space. Compare layers of one "
-            "stage, use the block's own shortcut (traj.blocks does), pool to one width, or embed "
-            "both (zero padding, or PCA to a common dimension)."
-        )
+    x, y = together(as_points(x, name="x"), as_points(y, name="y"))
+    require_one_space(x, y)
+    n, m = len(x), len(y)
     weights_a = as_weights(a, n, "a")
     weights_b = as_weights(b, m, "b")
     uniform = weights_a is None and weights_b is None
@@ -98,6 +95,23 @@ def wasserstein(
             f"solver must be an object such as wgeo.Exact() or wgeo.Sinkhorn(), not {solver!r}."
         )
     return solver.solve(x, y, weights_a, weights_b, start)
+
+
+def require_one_space(x: torch.Tensor, y: torch.Tensor) -> None:
+    """Refuse clouds of different widths, and coordinates whose squares float64 cannot hold."""
+    d, width = x.shape[1], y.shape[1]
+    if d != width:
+        raise FeatureError(
+            f"x has {d} features and y has {width}: W2 needs one space. Compare layers of one "
+            "stage, use the block's own shortcut (traj.blocks does), pool to one width, or embed "
+            "both (zero padding, or PCA to a common dimension)."
+        )
+    largest = max(float(x.detach().abs().max()), float(y.detach().abs().max()))
+    if largest > _LARGEST or 0 < largest < 1 / _LARGEST:
+        raise FeatureError(
+            f"the largest coordinate is {largest:.1g}: its square leaves float64's range. "
+            "Rescale both clouds by one factor; W2 scales with it."
+        )
 
 
 def as_weights(w: Any, n: int, name: str) -> Float[np.ndarray, " n"] | None:
@@ -127,7 +141,7 @@ def as_weights(w: Any, n: int, name: str) -> Float[np.ndarray, " n"] | None:
     return values / values.sum()
 
 
-def _together(x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def together(x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Both clouds on one device, an accelerator if either lies on one."""
     if x.device == y.device:
         return x, y

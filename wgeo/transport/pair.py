@@ -72,13 +72,21 @@ class Pair:
         """The same problem from y to x (without its pairing)."""
         return Pair(self.y, self.x, self.b, self.a, None)
 
+    @property
+    def doubled(self) -> tuple[Pair, Pair]:
+        """Each cloud against itself, which is what debiasing takes away."""
+        return (
+            Pair(self.x, self.x, self.a, self.a, None),
+            Pair(self.y, self.y, self.b, self.b, None),
+        )
+
     @cached_property
     def center_x(self) -> Float[torch.Tensor, " d"]:
-        return _mean(self.x, self.a)
+        return _weighted_sum(self.x, self.a)
 
     @cached_property
     def center_y(self) -> Float[torch.Tensor, " d"]:
-        return _mean(self.y, self.b)
+        return _weighted_sum(self.y, self.b)
 
     @cached_property
     def norms_x(self) -> Float[torch.Tensor, " n"]:
@@ -98,7 +106,7 @@ class Pair:
     @cached_property
     def shift(self) -> float:
         """What centring took from W2^2; exact also where the centres are rounded means."""
-        left = _mean(self.x, self.a, self.center_x) - _mean(self.y, self.b, self.center_y)
+        left = self.total_x(self.a) - self.total_y(self.b)
         return float(self.offset @ self.offset + 2 * self.offset @ left)
 
     @cached_property
@@ -145,12 +153,21 @@ class Pair:
         """Some centred rows of x, rounded once, after centring."""
         return (self.x[rows].double() - self.center_x).to(dtype)
 
+    def all_x(self, dtype: torch.dtype) -> Float[torch.Tensor, "n d"]:
+        """All centred rows of x."""
+        return _all(self.x, self.center_x, dtype)
+
     def all_y(self, dtype: torch.dtype) -> Float[torch.Tensor, "m d"]:
-        """All centred rows of y, without a float64 copy of them where `dtype` is smaller."""
-        out = torch.empty(self.y.shape, dtype=dtype, device=self.y.device)
-        for rows, part in _centred(self.y, self.center_y):
-            out[rows] = part
-        return out
+        """All centred rows of y."""
+        return _all(self.y, self.center_y, dtype)
+
+    def total_x(self, weights: Float[torch.Tensor, " n"]) -> Float[torch.Tensor, " d"]:
+        """sum_i w_i x_i of the centred points."""
+        return _weighted_sum(self.x, weights, self.center_x)
+
+    def total_y(self, weights: Float[torch.Tensor, " m"]) -> Float[torch.Tensor, " d"]:
+        """sum_j w_j y_j of the centred points."""
+        return _weighted_sum(self.y, weights, self.center_y)
 
     def project(
         self, directions: Float[torch.Tensor, "k d"]
@@ -215,10 +232,18 @@ def _centred(
         yield rows, x[rows].double() - center
 
 
-def _mean(
+def _all(x: torch.Tensor, center: torch.Tensor, dtype: torch.dtype) -> Float[torch.Tensor, "n d"]:
+    """Rows less `center`, without a float64 copy of all of them where `dtype` is smaller."""
+    out = torch.empty(x.shape, dtype=dtype, device=x.device)
+    for rows, part in _centred(x, center):
+        out[rows] = part
+    return out
+
+
+def _weighted_sum(
     x: torch.Tensor, weights: torch.Tensor, center: torch.Tensor | None = None
 ) -> Float[torch.Tensor, " d"]:
-    """Weighted mean of the rows of x, less `center`, in float64."""
+    """sum_i w_i (x_i - center), in float64."""
     center = x.new_zeros(x.shape[1], dtype=torch.float64) if center is None else center
     total = torch.zeros_like(center)
     for rows, part in _centred(x, center):

@@ -1,0 +1,204 @@
+"""Sinkhorn's fixed point, reached fast: accelerated, and epsilon lowered step by step.
+
+The semi-dual ``D(g) = <f(g), a> + <g, b>``, f(g) the softmin of g, is concave with gradient
+``b - column mass``: a Sinkhorn iteration is one ascent step on it. Anderson's extrapolation of
+those steps takes a tenth of the passes where epsilon is small, and the semi-dual tells when an
+extrapolation failed.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float
+
+from ..errors import ArgumentError, ConvergenceError
+from .kernel import Kernel
+from .pair import UNIT, Pair
+
+_DEPTH = 16  # past steps that an extrapolation uses
+SCALING = 0.5  # of sqrt(epsilon) from one step of the annealing to the next
+_LOOSE = 0.1  # L1 marginal error at which an intermediate epsilon has done its work
+
+
+@dataclass
+class Budget:
+    """Passes over all pairs that may still be made."""
+
+    left: int
+    spent: int = 0
+
+    def take(self) -> bool:
+        """Count a pass; False where none is left."""
+        if self.left <= 0:
+            return False
+        self.left -= 1
+        self.spent += 1
+        return True
+
+
+@dataclass
+class _Anderson:
+    """Anderson acceleration (type II) of ``g <- g + step(g)``, in a weighted norm."""
+
+    weights: Float[torch.Tensor, " m"]
+    points: list[torch.Tensor] = field(default_factory=list)
+    steps: list[torch.Tensor] = field(default_factory=list)
+
+    def forget(self) -> None:
+        self.points.clear()
+        self.steps.clear()
+
+    def next(
+        self, point: Float[torch.Tensor, " m"], step: Float[torch.Tensor, " m"]
+    ) -> Float[torch.Tensor, " m"]:
+        self.points = [*self.points[-_DEPTH:], point]
+        self.steps = [*self.steps[-_DEPTH:], step]
+        if len(self.points) == 1:
+            return point + step
+        moves = torch.stack(self.points).diff(dim=0).T
+        turns = torch.stack(self.steps).diff(dim=0).T
+        weighted = turns * self.weights[:, None]
+        gram = weighted.T @ weighted
+        ridge = 1e-10 * gram.trace() + torch.finfo(gram.dtype).tiny
+        gram.diagonal().add_(ridge)
+        mix = torch.linalg.solve(gram, weighted.T @ (step * self.weights))
+        return point + step - (moves + turns) @ mix
+
+
+@dataclass(frozen=True, eq=False)
+class Potentials:
+    """Where an iteration at one epsilon stopped.
+
+    ``error`` is the L1 error of the column marginal, ``log_ratio`` its logarithm per column;
+    ``value`` the semi-dual, which is OT_eps once the marginal holds.
+    """
+
+    f: Float[torch.Tensor, " n"]
+    g: Float[torch.Tensor, " m"]
+    log_ratio: Float[torch.Tensor, " m"]
+    eps: float
+    error: float
+    value: float
+
+    @property
+    def completed(self) -> Float[torch.Tensor, " m"]:
+        """g after the iteration's other half: the plain Sinkhorn step."""
+        return self.g - self.eps * self.log_ratio
+
+
+def converge(
+    kernel: Kernel,
+    g: Float[torch.Tensor, " m"],
+    eps: float,
+    tolerance: float,
+    budget: Budget,
+) -> tuple[Potentials, bool]:
+    """Iterate at one epsilon until the column marginal holds within `tolerance` (L1).
+
+    Return the last iterate and whether it got there before the budget was spent.
+    """
+    pair = kernel.pair
+    anderson = _Anderson(pair.b.sqrt())
+    safe, value = None, -math.inf
+    while True:
+        state = iterate(kernel, g, eps)
+        if state.error <= tolerance:
+            return state, True
+        if not budget.take():
+            return state, False
+        if safe is not None and state.value < value - 1e-12 * abs(value):
+            g, safe = safe, None  # the extrapolation lost ground: take the plain step instead
+            anderson.forget()
+            continue
+        safe, value = state.completed, state.value
+        g = anderson.next(g, safe - g)
+
+
+def iterate(kernel: Kernel, g: Float[torch.Tensor, " m"], eps: float) -> Potentials:
+    """One pass: the softmin of g, and how far the marginal of its plan is from b."""
+    pair = kernel.pair
+    f, log_ratio = kernel.softmin(g, eps)
+    error = float((pair.b * log_ratio.expm1()).abs().sum())
+    return Potentials(f, g, log_ratio, eps, error, float(pair.a @ f + pair.b @ g))
+
+
+def descend(
+    pair: Pair,
+    scale: float,
+    eps: float,
+    tolerance: float,
+    scaling: float,
+    budget: Budget,
+    g: Float[torch.Tensor, " m"] | None = None,
+) -> tuple[Potentials, bool]:
+    """Solve at `eps`, coming down from a larger one unless potentials `g` are given to start from.
+
+    Centred clouds begin at g = 0, which is optimal for two equal clouds, and at an epsilon between
+    the scale of their displacement and that of their spread; intermediate steps stop early.
+    """
+    steps = [eps]
+    if g is None:
+        g = torch.zeros_like(pair.b)
+        start = math.sqrt(scale * pair.spread)
+        while steps[0] < start:
+            steps.insert(0, steps[0] / scaling**2)
+    for step in steps:
+        asked = tolerance if step == eps else max(tolerance, _LOOSE)
+        kernel = Kernel(pair, pick_dtype(pair, step, asked))
+        state, done = converge(kernel, g, step, asked, budget)
+        if not done:
+            break
+        g = state.completed
+    return state, done and step == eps
+
+
+def pick_dtype(pair: Pair, eps: float, tolerance: float) -> torch.dtype:
+    """Float32 where its rounding of ``x.y / eps`` is small against the marginal error asked."""
+    rounding = 4 * (torch.finfo(torch.float32).eps / 2) * pair.radius**2 / eps
+    return torch.float32 if rounding <= 0.1 * tolerance else torch.float64
+
+
+def smallest_epsilon(pair: Pair) -> float:
+    """Where float64's rounding of ``x.y / eps`` would begin to show, about 1e-3 in the exponent."""
+    return 4096 * UNIT * pair.radius**2
+
+
+def solve_itself(
+    pair: Pair, eps: float, tolerance: float, budget: Budget
+) -> tuple[Potentials, bool]:
+    """Solve a cloud against itself (a pair of `Pair.doubled`), as `converge` does two clouds.
+
+    The averaged update ``f <- (f + softmin f) / 2`` has its spectrum in [0, 1/2] (Feydy 2020,
+    Section 3.3), so it needs neither annealing nor acceleration.
+    """
+    kernel = Kernel(pair)
+    g = torch.zeros_like(pair.a)
+    while True:
+        state = iterate(kernel, g, eps)
+        if state.error <= tolerance or not budget.take():
+            return state, state.error <= tolerance
+        g = (state.f + g) / 2
+
+
+def require_epsilon(pair: Pair, eps: float) -> None:
+    """Refuse an epsilon that float64 cannot resolve."""
+    floor = smallest_epsilon(pair)
+    if eps < floor:
+        raise ArgumentError(
+            f"epsilon = {eps:.3g} is below what float64 resolves for these clouds: use at least "
+            f'{floor:.3g} (absolute), or epsilon="auto".'
+        )
+
+
+def require_converged(state: Potentials, converged: bool, what: str) -> Potentials:
+    """Return the potentials, or say how far they are from having converged."""
+    if converged:
+        return state
+    raise ConvergenceError(
+        f"Sinkhorn between {what} stopped at a marginal error of {state.error:.2g} (L1), at "
+        f"epsilon = {state.eps:.3g} (absolute). Try a larger epsilon, more iterations, or a larger "
+        "marginal_tolerance."
+    )

@@ -1,0 +1,129 @@
+"""The Sinkhorn divergence as something to differentiate."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch.autograd.function import once_differentiable
+
+from ..arrays import as_points
+from ..errors import ArgumentError
+from .annealing import (
+    SCALING,
+    Budget,
+    Potentials,
+    descend,
+    require_converged,
+    require_epsilon,
+    solve_itself,
+)
+from .entry import as_weights, require_one_space, together
+from .kernel import Kernel, full_precision
+from .pair import Pair
+
+
+def sinkhorn_divergence(
+    x: Any,
+    y: Any,
+    *,
+    epsilon: float,
+    a: Any = None,
+    b: Any = None,
+    marginal_tolerance: float = 1e-6,
+    iterations: int = 2000,
+) -> Float[torch.Tensor, ""]:
+    r"""Debiased Sinkhorn divergence as a tensor to differentiate with respect to the points.
+
+    .. math:: S_\varepsilon(x, y) = OT_\varepsilon(x, y) - \tfrac12 OT_\varepsilon(x, x)
+              - \tfrac12 OT_\varepsilon(y, y), \qquad
+              \nabla_{x_i} OT_\varepsilon(x, y) = 2 \sum_j P_{ij} (x_i - y_j)
+
+    (Feydy et al. 2019, Theorem 1 and Section 3). The gradient is that of the envelope: potentials
+    count as constants, so nothing is unrolled and memory stays (n + m) d. First derivatives only.
+
+    Parameters
+    ----------
+    x, y : array_like, (n, d), (m, d)
+        Torch tensors where gradients are wanted; the result has x's dtype and device.
+    epsilon : float
+        Absolute, in the units of ||x - y||^2 (a share of the data's scale would have a gradient).
+    a, b : array_like, (n,), (m,), optional
+        Weights, constants of the differentiation.
+    marginal_tolerance : float
+        L1 error of the marginals; the gradient's relative error is of this order.
+    iterations : int
+        Passes over all pairs at most, for each of the three problems.
+
+    Raises
+    ------
+    FeatureError, ArgumentError
+        As `wasserstein`.
+    ConvergenceError
+        The marginals were not reached.
+    """
+    x, y = together(as_points(x, name="x"), as_points(y, name="y"))
+    require_one_space(x, y)
+    if not 0 < epsilon < math.inf:
+        raise ArgumentError(f"epsilon must be a positive number, not {epsilon!r}.")
+    weights = as_weights(a, len(x), "a"), as_weights(b, len(y), "b")
+    return _Divergence.apply(x, y, weights, (epsilon, marginal_tolerance, iterations))
+
+
+class _Divergence(torch.autograd.Function):
+    """Value forward; the envelope's gradients, found on the way, backward."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: torch.Tensor, y: torch.Tensor, weights: Any, settings: Any
+    ) -> torch.Tensor:
+        with full_precision:
+            value, grad_x, grad_y = _solve(Pair.of(x, y, *weights), *settings)
+        ctx.save_for_backward(grad_x.to(x.dtype), grad_y.to(y.dtype))
+        return x.new_tensor(value)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: torch.Tensor) -> Any:
+        grad_x, grad_y = ctx.saved_tensors
+        return grad * grad_x, grad * grad_y, None, None
+
+
+def _solve(
+    pair: Pair, eps: float, tolerance: float, iterations: int
+) -> tuple[float, Float[torch.Tensor, "n d"], Float[torch.Tensor, "m d"]]:
+    """Return the divergence and its gradients with respect to both clouds."""
+    require_epsilon(pair, eps)
+    scale = min(pair.paired - pair.shift, pair.spread)
+    asked = (eps, tolerance, SCALING, Budget(iterations))
+    state = require_converged(*descend(pair, max(scale, 0.0), *asked), "x and y")
+    toward_y, toward_x = _pulls(pair, state)
+    apart = 2 * pair.offset  # what centring took from x_i - y_j
+    grads = [
+        toward_y + pair.a[:, None] * apart,
+        toward_x - (pair.b * state.log_ratio.exp())[:, None] * apart,
+    ]
+    value = pair.shift + state.value
+    for k, twin in enumerate(pair.doubled):
+        own = require_converged(
+            *solve_itself(twin, eps, tolerance, Budget(iterations)), "xy"[k] + " and itself"
+        )
+        # Both arguments of OT(x, x) move with x, and it is symmetric.
+        first, second = _pulls(twin, own)
+        grads[k] = grads[k] - (first + second) / 2
+        value -= own.value / 2
+    return value, grads[0], grads[1]
+
+
+def _pulls(
+    pair: Pair, state: Potentials
+) -> tuple[Float[torch.Tensor, "n d"], Float[torch.Tensor, "m d"]]:
+    """Gradients of OT_eps between the centred clouds with respect to either."""
+    onto_x, onto_y = Kernel(pair).transported(state.f, state.g, state.eps)
+    mass = pair.b * state.log_ratio.exp()
+    return (
+        2 * (pair.a[:, None] * pair.all_x(torch.float64) - onto_x),
+        2 * (mass[:, None] * pair.all_y(torch.float64) - onto_y),
+    )

@@ -1,0 +1,66 @@
+"""Other packages' Sinkhorn iterations, asked for potentials at one epsilon.
+
+Both halve nothing here: epsilon belongs to the cost ||x - y||^2. GeomLoss works with
+||x - y||^2 / 2, for which the same plan has half the epsilon, ``blur = sqrt(eps / 2)``, and half
+the potentials.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float
+
+from ..errors import DependencyError
+from .pair import Pair
+
+Engine = Callable[[Pair, float, float], torch.Tensor]
+
+
+def geomloss(pair: Pair, eps: float, scaling: float) -> Float[torch.Tensor, " m"]:
+    """Potential g by GeomLoss (Feydy et al. 2019), in float64; it holds n x m matrices."""
+    from geomloss import SamplesLoss
+
+    loss = SamplesLoss(
+        "sinkhorn",
+        p=2,
+        blur=math.sqrt(eps / 2),
+        scaling=scaling,
+        debias=False,
+        potentials=True,
+        backend="tensorized",
+    )
+    _, half_g = loss(pair.a, pair.all_x(torch.float64), pair.b, pair.all_y(torch.float64))
+    return 2 * half_g.view(-1)
+
+
+def flash(pair: Pair, eps: float, scaling: float) -> Float[torch.Tensor, " m"]:
+    """Potential g by flash-sinkhorn's fused kernels, in float32 (TF32 off), on CUDA only."""
+    if pair.x.device.type != "cuda":
+        raise DependencyError(
+            'engine="flash" needs a CUDA device and the clouds on it; '
+            'here the work is on the CPU. Use engine="wgeo".'
+        )
+    try:
+        from flash_sinkhorn import SamplesLoss
+    except ImportError as error:
+        raise DependencyError(
+            'engine="flash" needs flash-sinkhorn: pip install flash-sinkhorn, or engine="wgeo".'
+        ) from error
+    loss = SamplesLoss(
+        "sinkhorn",
+        blur=math.sqrt(eps),
+        scaling=scaling,
+        debias=False,
+        potentials=True,
+        half_cost=False,
+        allow_tf32=False,
+    )
+    single = torch.float32
+    _, g = loss(pair.a.to(single), pair.all_x(single), pair.b.to(single), pair.all_y(single))
+    return g.double().view(-1)
+
+
+ENGINES: dict[str, Engine] = {"geomloss": geomloss, "flash": flash}

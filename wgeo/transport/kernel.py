@@ -1,0 +1,215 @@
+"""Passes over all pairs of points, a block of rows at a time: never an n x m matrix.
+
+With centred points, ``C_ij = |x_i|^2 + |y_j|^2 - 2 x_i.y_j``; one matrix product and one
+exponential per pair make a whole Sinkhorn iteration: a block's row potentials are exact as soon as
+its rows are summed, so its share of the column masses can be taken from the same exponentials.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import ContextDecorator
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from jaxtyping import Float, Int
+
+from .pair import UNIT, Pair
+
+# Entries of one block: few enough for a core's cache, enough to fill a GPU.
+BLOCK = {"cpu": 1 << 20, "cuda": 1 << 26}
+_FEWEST_ROWS = 32
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """What a pass over the entropic plan found out about it (float64).
+
+    Attributes
+    ----------
+    cost : float
+        Centred cost of a feasible coupling: the plan rounded (`Kernel.plan`).
+    entropic_cost : float
+        Centred cost of the plan itself, whose column marginal is not exact.
+    row_error : float
+        L1 distance of the plan's row marginal from a.
+    heaviest, heaviest_mass : Tensor of int, (n,), Tensor, (n,)
+        Column that takes most of each row's mass, and that mass.
+    """
+
+    cost: float
+    entropic_cost: float
+    row_error: float
+    heaviest: Int[torch.Tensor, " n"]
+    heaviest_mass: Float[torch.Tensor, " n"]
+
+
+@dataclass(frozen=True, eq=False)
+class Kernel:
+    """``exp((f_i + g_j - C_ij) / eps) a_i b_j`` of a pair, at one precision."""
+
+    pair: Pair
+    dtype: torch.dtype = torch.float64
+
+    @cached_property
+    def columns(self) -> Float[torch.Tensor, "d m"]:
+        return self.pair.all_y(self.dtype).T
+
+    def _slices(self, width: int) -> Iterator[slice]:
+        """Runs of rows whose blocks of `width` columns stay within `BLOCK`."""
+        n = len(self.pair.x)
+        entries = BLOCK.get(self.pair.x.device.type, BLOCK["cpu"])
+        step = max(_FEWEST_ROWS, entries // width)
+        for i in range(0, n, step):
+            yield slice(i, min(i + step, n))
+
+    def _blocks(
+        self, scale: float, bias: Float[torch.Tensor, " m"]
+    ) -> Iterator[tuple[slice, Float[torch.Tensor, "rows m"]]]:
+        """Yield ``scale * x_i.y_j + bias_j`` for blocks of rows i."""
+        bias = bias.to(self.dtype)
+        for rows in self._slices(len(self.pair.y)):
+            left = (self.pair.rows_x(rows, torch.float64) * scale).to(self.dtype)
+            yield rows, torch.addmm(bias, left, self.columns)
+
+    def softmin(
+        self, g: Float[torch.Tensor, " m"], eps: float
+    ) -> tuple[Float[torch.Tensor, " n"], Float[torch.Tensor, " m"]]:
+        r"""Return ``f_i = -eps log sum_j b_j exp((g_j - C_ij)/eps)`` and what it leaves undone.
+
+        The second is ``log(column mass / b_j)`` of the plan with potentials f, g: 0 where the
+        column marginal holds, so ``g - eps * log_ratio`` completes the Sinkhorn iteration. Rows of
+        that plan sum to a_i exactly.
+        """
+        pair = self.pair
+        f = torch.empty_like(pair.a)
+        mass = torch.zeros_like(pair.b)
+        bias = pair.b.log() + (g - pair.norms_y) / eps
+        for rows, scores in self._blocks(2 / eps, bias):
+            top = scores.amax(1, keepdim=True)
+            scores.sub_(top).exp_()
+            total = scores.sum(1)
+            f[rows] = pair.norms_x[rows] - eps * (top[:, 0].double() + total.double().log())
+            mass += (pair.a[rows].to(self.dtype) / total) @ scores
+        return f, self._log_ratio(mass, f, g, eps)
+
+    def _log_ratio(
+        self,
+        mass: Float[torch.Tensor, " m"],
+        f: Float[torch.Tensor, " n"],
+        g: Float[torch.Tensor, " m"],
+        eps: float,
+    ) -> Float[torch.Tensor, " m"]:
+        pair = self.pair
+        ratio = torch.where(pair.b > 0, (mass / pair.b).log(), 0.0)
+        lost = ((mass <= 0) & (pair.b > 0)).nonzero()[:, 0]
+        if len(lost) == 0:
+            return ratio
+        # Underflow: these columns are summed by themselves, in the log domain.
+        points = pair.y[lost].double() - pair.center_y
+        bias = pair.a.log() + (f - pair.norms_x) / eps
+        total = torch.full_like(pair.b[lost], -torch.inf)
+        for rows in self._slices(len(lost)):
+            scores = pair.rows_x(rows, torch.float64) @ points.T * (2 / eps) + bias[rows, None]
+            total = torch.logaddexp(total, scores.logsumexp(0))
+        ratio[lost] = total + (g - pair.norms_y)[lost] / eps
+        return ratio
+
+    def hardmin(self, g: Float[torch.Tensor, " m"]) -> Float[torch.Tensor, " n"]:
+        """c-transform: ``f_i = min_j C_ij - g_j``, the largest f feasible with g."""
+        f = torch.empty_like(self.pair.a)
+        for rows, scores in self._blocks(2.0, g - self.pair.norms_y):
+            f[rows] = self.pair.norms_x[rows] - scores.amax(1).double()
+        return f
+
+    def plan(
+        self,
+        f: Float[torch.Tensor, " n"],
+        g: Float[torch.Tensor, " m"],
+        log_ratio: Float[torch.Tensor, " m"],
+        eps: float,
+    ) -> Plan:
+        """Cost of the entropic plan, rounded to a feasible coupling without ever holding it.
+
+        Columns with too much mass are scaled down; what rows and columns then lack is coupled
+        independently (Altschuler, Weed, Rigollet 2017, Algorithm 2; here no row has too much).
+        """
+        pair = self.pair
+        keep = (-log_ratio).clamp(max=0).exp()
+        bias = pair.b.log() + (g - pair.norms_y) / eps
+        zero = torch.zeros_like(pair.b)
+        row_mass, plain_mass = torch.empty_like(pair.a), torch.empty_like(pair.a)
+        heaviest = torch.empty_like(pair.a, dtype=torch.int64)
+        heaviest_mass = torch.empty_like(pair.a)
+        cost = plain_cost = 0.0
+        for rows, dots in self._blocks(1.0, zero):
+            plan = (dots * (2 / eps)).add_(bias)
+            plan.add_(((f - pair.norms_x)[rows] / eps)[:, None]).exp_().mul_(pair.a[rows, None])
+            heaviest_mass[rows], heaviest[rows] = plan.max(1)
+            plain_mass[rows], row_mass[rows] = plan.sum(1), plan @ keep
+            along = plan.mul_(dots.mul_(-2).add_(pair.norms_y))
+            norms = pair.norms_x[rows]
+            plain_cost += float(plain_mass[rows] @ norms + along.sum())
+            cost += float(row_mass[rows] @ norms + (along @ keep).sum())
+        lack_x = (pair.a - row_mass).clamp_(min=0)
+        lack_y = (pair.b * (1 - log_ratio.exp())).clamp_(min=0)
+        return Plan(
+            cost=cost + self._product(lack_x, lack_y),
+            entropic_cost=plain_cost,
+            row_error=float((plain_mass - pair.a).abs().sum()),
+            heaviest=heaviest,
+            heaviest_mass=heaviest_mass,
+        )
+
+    def _product(self, a: Float[torch.Tensor, " n"], b: Float[torch.Tensor, " m"]) -> float:
+        """Cost of coupling the masses a and b (equal sums, but for rounding) independently."""
+        mass, pair = float(b.sum()), self.pair
+        if mass <= 0:
+            return 0.0
+        a = a * (mass / max(float(a.sum()), mass * UNIT))
+        across = float(pair.total_x(a) @ pair.total_y(b)) / mass
+        return float(a @ pair.norms_x + b @ pair.norms_y) - 2 * across
+
+    def transported(
+        self, f: Float[torch.Tensor, " n"], g: Float[torch.Tensor, " m"], eps: float
+    ) -> tuple[Float[torch.Tensor, "n d"], Float[torch.Tensor, "m d"]]:
+        """``P y`` and ``P^T x`` of the plan with potentials f, g: what its gradients need."""
+        pair = self.pair
+        bias = pair.b.log() + (g - pair.norms_y) / eps
+        onto_x = torch.empty_like(pair.x, dtype=torch.float64)
+        onto_y = torch.zeros_like(pair.y, dtype=torch.float64)
+        for rows, plan in self._blocks(2 / eps, bias):
+            plan.add_(((f - pair.norms_x)[rows] / eps)[:, None]).exp_().mul_(pair.a[rows, None])
+            onto_x[rows] = (plan @ self.columns.T).double()
+            onto_y += plan.T @ pair.rows_x(rows, self.dtype)
+        return onto_x, onto_y
+
+
+class _FullPrecision(ContextDecorator):
+    """Float32 products in float32: TF32 has 10 bits, and costs are differences.
+
+    The setting is the process's: the first of several threads inside saves it, the last restores.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._before = "highest"
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._inside == 0:
+                self._before = torch.get_float32_matmul_precision()
+                torch.set_float32_matmul_precision("highest")
+            self._inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0:
+                torch.set_float32_matmul_precision(self._before)
+
+
+full_precision = _FullPrecision()
