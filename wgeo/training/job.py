@@ -265,7 +265,7 @@ class Job:
         try:
             with torch.no_grad():
                 shape = tuple(self.module(x).shape)
-        except RuntimeError as error:
+        except (RuntimeError, ValueError, TypeError, AssertionError) as error:
             raise ArgumentError(
                 f"The network does not take images of shape {self.images.shape}: {error}"
             ) from error

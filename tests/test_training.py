@@ -1,0 +1,529 @@
+"""Training: known updates, schedules, exact resumption, and bad input answered in words."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from wgeo import load_images, train
+from wgeo.data import Images, normalization
+from wgeo.errors import ArgumentError, ConvergenceError, DataError, RecordError
+from wgeo.training import Recipe, TrainingRun, learning_rate
+from wgeo.training.recipe import augmented, criterion
+
+
+def net(seed: int = 0, dropout: float = 0.0) -> nn.Module:
+    """A small network with everything that has a state: batch norm, dropout."""
+    torch.manual_seed(seed)
+    return nn.Sequential(
+        nn.Flatten(),
+        nn.Linear(64, 32),
+        nn.BatchNorm1d(32),
+        nn.ReLU(),
+        nn.Dropout(dropout),
+        nn.Linear(32, 10),
+    )
+
+
+def blobs(n: int = 60, classes: int = 3, seed: int = 0) -> Images:
+    """Images of classes that are far apart."""
+    rng = np.random.default_rng(seed)
+    y = np.arange(n) % classes
+    x = (rng.random((n, 1, 4, 4)) * 0.2 + 0.3 * y[:, None, None, None]).astype(np.float32)
+    return Images(torch.from_numpy(x), y, tuple("abcdefgh"[:classes]), "blobs")
+
+
+def small(classes: int = 3) -> nn.Module:
+    torch.manual_seed(1)
+    return nn.Sequential(nn.Flatten(), nn.Linear(16, 12), nn.Tanh(), nn.Linear(12, classes))
+
+
+@pytest.fixture(scope="module")
+def digits() -> Images:
+    return load_images("digits")
+
+
+def weights(run: TrainingRun) -> dict[str, torch.Tensor]:
+    return run.module.state_dict()
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+def saved(path: Path) -> dict:
+    return torch.load(path, weights_only=True)
+
+
+# --- the recipe ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("loss", ["ce", "mse"])
+def test_one_step_is_the_gradient_step_of_the_stated_objective(loss, tmp_path):
+    """theta - lr (grad loss + weight_decay theta), computed here by hand in float64."""
+    images, module = blobs(30), small()
+    before = {name: p.detach().double() for name, p in module.named_parameters()}
+    w1, b1, w2, b2 = before.values()
+    x = images.x.flatten(1).double()
+    hidden = torch.tanh(x @ w1.T + b1)
+    z = hidden @ w2.T + b2
+    onehot = torch.eye(3, dtype=torch.float64)[images.y]
+    value = {
+        "ce": -(torch.log_softmax(z, 1) * onehot).sum(1).mean(),
+        "mse": ((z - onehot) ** 2).sum(1).mean() / 2,
+    }[loss]
+    gz = (torch.softmax(z, 1) - onehot if loss == "ce" else z - onehot) / 30
+    gh = gz @ w2 * (1 - hidden**2)
+    gradients = [gh.T @ x, gh.sum(0), gz.T @ hidden, gz.sum(0)]
+    run = train(
+        module,
+        images,
+        tmp_path,
+        epochs=1,
+        lr=0.5,
+        batch_size=30,
+        weight_decay=0.25,
+        schedule="constant",
+        loss=loss,
+    )
+    after = dict(run.module.named_parameters())
+    for (name, theta), gradient in zip(before.items(), gradients, strict=True):
+        expected = theta - 0.5 * (gradient + 0.25 * theta)
+        assert torch.allclose(after[name].double(), expected, atol=1e-6), name
+    assert run.history[1]["loss"] == pytest.approx(float(value), abs=1e-6)
+
+
+def test_many_steps_equal_torchs_own_loop(tmp_path):
+    images, module, peer = blobs(40), small(), small()
+    recipe = Recipe(epochs=3, lr=0.2, batch_size=16, seed=5)
+    train(module, images, tmp_path, epochs=3, lr=0.2, batch_size=16, seed=5)
+    optimizer = torch.optim.SGD(peer.parameters(), lr=0.2, momentum=0.9, weight_decay=5e-4)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 9)
+    for epoch in (1, 2, 3):
+        order = torch.randperm(40, generator=recipe.generator(epoch))
+        for rows in (order[:14], order[14:27], order[27:]):
+            optimizer.zero_grad()
+            labels = torch.from_numpy(images.y)[rows]
+            nn.functional.cross_entropy(peer(images.x[rows]), labels).backward()
+            optimizer.step()
+            schedule.step()
+    for ours, theirs in zip(module.parameters(), peer.parameters(), strict=True):
+        assert torch.allclose(ours, theirs, atol=1e-6)
+
+
+def test_schedules_equal_torchs():
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.3)
+    peer = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 40)
+    recipe = Recipe(lr=0.3, schedule="cosine")
+    for step in range(40):
+        assert learning_rate(recipe, step, 40) == pytest.approx(peer.get_last_lr()[0], abs=1e-12)
+        optimizer.step()
+        peer.step()
+
+
+@pytest.mark.parametrize("steps", [1, 7, 100])
+def test_one_cycle_rises_then_falls_between_its_stated_ends(steps):
+    recipe = Recipe(lr=0.2, schedule="onecycle")
+    rates = [learning_rate(recipe, step, steps) for step in range(steps)]
+    assert rates[0] == pytest.approx(0.2 / 25)
+    assert max(rates) <= 0.2
+    top = rates.index(max(rates))
+    assert rates[: top + 1] == sorted(rates[: top + 1])
+    assert rates[top:] == sorted(rates[top:], reverse=True)
+    assert learning_rate(recipe, 30, 100) == pytest.approx(0.2)
+    assert learning_rate(recipe, 100, 100) == pytest.approx(0.2e-4)
+    assert learning_rate(Recipe(schedule="constant", lr=0.2), steps - 1, steps) == 0.2
+
+
+def test_mse_is_half_the_mean_squared_distance_to_the_one_hot_labels():
+    logits = torch.tensor([[1.0, 0.0, 0.0], [1.0, 2.0, 0.0]])
+    assert float(criterion("mse", logits, torch.tensor([0, 1]))) == pytest.approx((0 + 1 + 1) / 4)
+
+
+@given(st.sampled_from(["none", "crop", "flip", "crop+flip"]), st.integers(0, 50))
+def test_augmented_images_are_shifted_and_mirrored_images(kind, seed):
+    h, w, pad = 9, 8, 1
+    x = torch.rand(3, 2, h, w, generator=torch.Generator().manual_seed(seed)) + 1
+    out = augmented(x, kind, torch.Generator().manual_seed(seed))
+    assert out.shape == x.shape
+    shifts = range(-pad, pad + 1) if "crop" in kind else [0]
+    for image, got in zip(x, out, strict=True):
+        found = []
+        for source in [image, image.flip(2)] if "flip" in kind else [image]:
+            padded = nn.functional.pad(source, (pad, pad, pad, pad))
+            for i in shifts:
+                for j in shifts:
+                    found.append(padded[:, pad + i : pad + i + h, pad + j : pad + j + w])
+        assert any(torch.equal(got, candidate) for candidate in found)
+
+
+def test_augmentation_varies_and_follows_the_seed():
+    x = torch.rand(50, 1, 8, 8)
+    a, b, c = (augmented(x, "crop+flip", Recipe(seed=0).generator(k)) for k in (1, 1, 2))
+    assert torch.equal(a, b)
+    assert not torch.equal(a, c)
+    mirrored = augmented(x, "flip", Recipe(seed=0).generator(1))
+    share = np.mean([torch.equal(i, j) for i, j in zip(x, mirrored, strict=True)])
+    assert 0.2 < share < 0.8
+
+
+# --- what is left behind ---------------------------------------------------------------------
+
+
+def test_a_run_reaches_the_terminal_phase_and_says_so(digits, tmp_path):
+    test = load_images("digits", "test")
+    run = train(net(), digits, tmp_path, epochs=30, lr=0.2, test=test, device="cpu")
+    assert run.accuracy == 1.0
+    assert run.history[-1]["test_accuracy"] > 0.9
+    rows = {row["epoch"]: row for row in run.history}
+    assert sorted(rows) == list(range(31))
+    first = min(epoch for epoch, row in rows.items() if row["train_accuracy"] == 1.0)
+    assert run.terminal_epoch == first > 0
+    assert [path.name for path in run.checkpoints] == [
+        f"epoch-{epoch:04d}.pt" for epoch in sorted({0, 1, 2, 4, 8, 16, 30, first})
+    ]
+    assert run.last.name == "epoch-0030.pt"
+    assert rows[0]["loss"] is None
+    assert rows[0]["train_accuracy"] < 0.4
+    assert rows[30]["loss"] < rows[1]["loss"] / 5
+    assert rows[1]["lr"] > rows[30]["lr"] > 0
+    assert not run.module.training
+    record = json.loads((tmp_path / "history.json").read_text())
+    assert record["epochs"] == list(run.history)
+    assert (record["finished"], record["terminal_epoch"]) == (True, first)
+    json.dumps(run.to_dict(), allow_nan=False)
+
+
+def test_the_recorded_accuracy_is_the_saved_networks(digits, tmp_path):
+    run = train(net(), digits, tmp_path, epochs=2, checkpoints="all")
+    for path, row in zip(run.checkpoints, run.history, strict=True):
+        module = net(9)
+        module.load_state_dict(saved(path)["state_dict"])
+        module.eval()
+        with torch.no_grad():
+            x, y = next(digits.batches(2000, normalization(digits.preset)))
+            hits = (module(x).argmax(1).numpy() == y).mean()
+        assert row["train_accuracy"] == pytest.approx(hits, abs=1e-9)
+
+
+def test_a_checkpoint_knows_how_to_be_built_again(digits, tmp_path):
+    options = {"width": 4, "depth": 1, "stride": 2}
+    run = train("isoresnet", digits, tmp_path, epochs=1, options=options, activation="tanh", seed=7)
+    state = saved(run.last)
+    assert {"state_dict", "optimizer", "scheduler", "epoch", "wgeo"} <= set(state)
+    passport = json.loads(json.dumps(state["wgeo"]))
+    assert passport == state["wgeo"] == run.settings
+    assert passport["arch"] == "isoresnet"
+    assert passport["options"] == {"activation": "tanh", **options}
+    assert (passport["num_classes"], passport["in_channels"], passport["image_size"]) == (10, 1, 8)
+    assert (passport["normalize"], passport["dataset"], passport["seed"]) == ("digits", "digits", 7)
+    assert passport["data"]["sha256"] == digits.fingerprint
+    from wgeo import models
+
+    built = models.build(
+        "isoresnet", num_classes=10, in_channels=1, image_size=8, **passport["options"]
+    )
+    built.load_state_dict(state["state_dict"])
+    assert same(built.state_dict(), weights(run))
+
+
+def test_an_asked_normalisation_is_used_and_recorded(tmp_path):
+    images = load_images("digits", limit=40, normalize="0.25;0.5")
+    seen = []
+    module = net()
+    module.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    run = train(module, images, tmp_path, epochs=1)
+    assert saved(run.last)["wgeo"]["normalize"] == "0.25;0.5"
+    assert torch.equal(seen[0], (images.x[:2] - 0.25) / 0.5)
+
+
+@pytest.mark.parametrize(
+    ("checkpoints", "epochs"),
+    [("all", [0, 1, 2, 3, 4, 5]), ([0, 3], [0, 3, 5]), ([], [5]), ("auto", [0, 1, 2, 4, 5])],
+)
+def test_the_chosen_epochs_are_saved(checkpoints, epochs, tmp_path):
+    run = train(small(), blobs(), tmp_path, epochs=5, lr=1e-4, checkpoints=checkpoints)
+    assert [int(path.stem.split("-")[1]) for path in run.checkpoints] == epochs
+    assert run.terminal_epoch is None
+
+
+def test_evaluation_every_so_many_epochs(tmp_path):
+    run = train(small(), blobs(), tmp_path, epochs=7, lr=1e-4, checkpoints=[1], evaluate_every=3)
+    evaluated = [row["epoch"] for row in run.history if row["train_accuracy"] is not None]
+    assert evaluated == [0, 1, 3, 6, 7]
+    assert "test_accuracy" not in run.history[-1]
+
+
+def test_training_stops_after_the_terminal_epochs(tmp_path):
+    settings = {"epochs": 200, "lr": 0.2, "schedule": "constant"}
+    run = train(small(), blobs(), tmp_path, terminal_epochs=3, checkpoints=[], **settings)
+    assert run.terminal_epoch is not None
+    assert run.history[-1]["epoch"] == run.terminal_epoch + 3 < 200
+    assert [path.name for path in run.checkpoints] == [f"epoch-{run.terminal_epoch + 3:04d}.pt"]
+    again = train(small(), blobs(), tmp_path, terminal_epochs=3, checkpoints=[], **settings)
+    assert again.history == run.history
+
+
+def test_mse_with_tanh_also_reaches_accuracy_one(tmp_path):
+    run = train(small(), blobs(), tmp_path, epochs=60, lr=0.2, loss="mse")
+    assert run.accuracy == 1.0
+    assert run.history[-1]["loss"] < 0.1
+
+
+def test_the_callers_random_state_and_settings_stay(tmp_path):
+    module = small()
+    state, flag = torch.get_rng_state(), torch.backends.cudnn.deterministic
+    train(module, blobs(), tmp_path, epochs=1)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.backends.cudnn.deterministic == flag
+
+
+# --- determinism and resumption --------------------------------------------------------------
+
+SETTINGS = {"epochs": 6, "lr": 0.1, "batch_size": 50, "augment": "crop", "seed": 3}
+
+
+def part_of(digits: Images, n: int = 330) -> Images:
+    return Images(digits.x[:n], digits.y[:n], digits.class_names, "digits", "train", None, "digits")
+
+
+class StopError(Exception):
+    pass
+
+
+def interrupt(monkeypatch, after_steps: int, kind: type[BaseException] = StopError) -> None:
+    """Raise in the middle of an epoch, once."""
+    counted = 0
+
+    def counting(*args):
+        nonlocal counted
+        counted += 1
+        if counted == after_steps:
+            raise kind
+        return criterion(*args)
+
+    monkeypatch.setattr("wgeo.training.job.criterion", counting)
+
+
+def test_same_seed_same_weights(digits, tmp_path):
+    images = part_of(digits)
+    a, b = (train("isoresnet", images, tmp_path / k, options=TINY, **SETTINGS) for k in "ab")
+    assert same(weights(a), weights(b))
+    other = train("isoresnet", images, tmp_path / "c", options=TINY, **{**SETTINGS, "seed": 4})
+    assert not same(weights(a), weights(other))
+
+
+TINY = {"width": 4, "depth": 2, "stride": 2}
+
+
+@pytest.mark.parametrize("kind", [StopError, KeyboardInterrupt])
+def test_an_interrupted_run_resumes_to_the_same_bits(kind, digits, tmp_path, monkeypatch):
+    images = part_of(digits)
+
+    def go(folder):
+        return train(net(dropout=0.3), images, folder, checkpoints="all", **SETTINGS)
+
+    whole = go(tmp_path / "whole")
+    for stop in (3, 7 * 2 + 4, 7 * 2):  # in epoch 1; two epochs later, and so on
+        with monkeypatch.context() as patch:
+            interrupt(patch, stop, kind)
+            with pytest.raises(kind):
+                go(tmp_path / "parts")
+    parts = go(tmp_path / "parts")
+    assert same(weights(whole), weights(parts))
+    assert len(whole.checkpoints) == len(parts.checkpoints) == 7
+    for a, b in zip(whole.checkpoints, parts.checkpoints, strict=True):
+        assert same(saved(a)["state_dict"], saved(b)["state_dict"])
+        momenta = [saved(path)["optimizer"]["state"] for path in (a, b)]
+        for key in momenta[0]:
+            one, other = (m[key]["momentum_buffer"] for m in momenta)
+            assert torch.equal(one, other)
+
+    def timeless(run):
+        return [{k: v for k, v in row.items() if k != "seconds"} for row in run.history]
+
+    assert timeless(whole) == timeless(parts)
+    assert whole.terminal_epoch == parts.terminal_epoch
+
+
+def test_a_finished_run_is_not_trained_again(tmp_path, monkeypatch):
+    first = train(small(), blobs(), tmp_path, epochs=2)
+    (tmp_path / "history.json").unlink()
+    monkeypatch.setattr("wgeo.training.job.criterion", None)
+    again = train(small(), blobs(), tmp_path, epochs=2)
+    assert same(weights(first), weights(again))
+    assert again.history == first.history
+    assert json.loads((tmp_path / "history.json").read_text())["epochs"] == list(first.history)
+
+
+def traced_network() -> nn.Module:
+    """A network that says so at every training step, so that a test can kill it between two."""
+    torch.manual_seed(0)
+    layers = nn.Linear(64, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 10)
+    module = nn.Sequential(nn.Flatten(), *layers)
+
+    def say(module: nn.Module, _: object) -> None:
+        if module.training:
+            print("step", flush=True)
+
+    module.register_forward_pre_hook(say)
+    return module
+
+
+def train_eight_epochs(folder: str) -> TrainingRun:
+    torch.set_num_threads(1)
+    images = load_images("digits", limit=300)
+    settings = {"epochs": 8, "batch_size": 60, "checkpoints": "all", "device": "cpu"}
+    return train(traced_network(), images, folder, **settings)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="kills a process by a POSIX signal")
+def test_a_killed_process_leaves_whole_files_and_its_run_goes_on(tmp_path):
+    here = Path(__file__)
+    environment = {**os.environ, "PYTHONPATH": f"{here.parents[1]}{os.pathsep}{here.parent}"}
+    script = "import sys, test_training as t; t.train_eight_epochs(sys.argv[1])"
+    command = [sys.executable, "-c", script, str(tmp_path / "parts")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment) as process:
+        for _ in range(13):  # five steps an epoch: into the third
+            assert process.stdout.readline() == b"step\n"
+        process.kill()
+    assert process.returncode == -signal.SIGKILL
+    left = sorted((tmp_path / "parts").rglob("*.pt"))
+    assert [saved(path)["epoch"] for path in left][:2] == [0, 1]  # all open: none is half-written
+    threads = torch.get_num_threads()
+    try:
+        parts, whole = (train_eight_epochs(str(tmp_path / name)) for name in ("parts", "whole"))
+    finally:
+        torch.set_num_threads(threads)
+    assert same(weights(whole), weights(parts))
+    assert [path.name for path in whole.checkpoints] == [path.name for path in parts.checkpoints]
+    assert not list((tmp_path / "parts").rglob("*.part"))
+
+
+def test_other_settings_in_the_same_folder_are_refused(tmp_path):
+    images = blobs()
+    settings = {"epochs": 2, "lr": 0.1}
+    train(small(), images, tmp_path, **settings)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    for other, says in (
+        ({"lr": 0.2}, "lr was 0.1, now 0.2"),
+        ({"epochs": 3}, "epochs was 2, now 3"),
+        ({"loss": "mse"}, "loss was 'ce', now 'mse'"),
+        ({"augment": True}, "augment was 'none', now 'crop\\+flip'"),
+    ):
+        with pytest.raises(RecordError, match=says) as caught:
+            train(small(), images, tmp_path, **{**settings, **other})
+        assert "resume=False" in str(caught.value)
+    with pytest.raises(RecordError, match="data was"):
+        train(small(), blobs(seed=1), tmp_path, **settings)
+    with pytest.raises(RecordError, match="module was"):
+        train(Own(), images, tmp_path, **settings)
+    assert before == {path: path.read_bytes() for path in before}
+    fresh = train(small(), images, tmp_path, epochs=3, lr=0.2, checkpoints=[3], resume=False)
+    assert [path.name for path in fresh.checkpoints] == ["epoch-0003.pt"]
+
+
+class Own(nn.Sequential):
+    def __init__(self) -> None:
+        super().__init__(nn.Flatten(), nn.Linear(16, 3))
+
+
+def test_a_constant_schedule_may_be_prolonged(tmp_path):
+    settings = {"schedule": "constant", "lr": 0.05}
+    straight = train(small(), blobs(), tmp_path / "a", epochs=5, **settings)
+    train(small(), blobs(), tmp_path / "b", epochs=2, **settings)
+    longer = train(small(), blobs(), tmp_path / "b", epochs=5, **settings)
+    assert same(weights(straight), weights(longer))
+    assert saved(longer.last)["wgeo"]["training"]["epochs"] == 5
+
+
+def test_a_damaged_run_is_answered(tmp_path):
+    train(small(), blobs(), tmp_path, epochs=1)
+    last = tmp_path / "last.pt"
+    whole = last.read_bytes()
+    for content in (b"", whole[: len(whole) // 2], b"nonsense" * 100):
+        last.write_bytes(content)
+        with pytest.raises(RecordError, match="cannot be resumed from"):
+            train(small(), blobs(), tmp_path, epochs=1)
+    for state in ({"epoch": 1}, [1, 2], {"wgeo": {}}, {"wgeo": 3}):
+        torch.save(state, last)
+        with pytest.raises(RecordError):
+            train(small(), blobs(), tmp_path, epochs=1)
+
+
+# --- bad input -------------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore:overflow")
+def test_divergence_is_an_error_and_the_last_good_epoch_stays(tmp_path):
+    with pytest.raises(ConvergenceError, match=r"diverged in epoch \d+.*smaller learning rate"):
+        train(small(), blobs(), tmp_path, epochs=50, lr=1e20, loss="mse", checkpoints="all")
+    kept = saved(tmp_path / "last.pt")
+    assert all(bool(torch.isfinite(w).all()) for w in kept["state_dict"].values())
+    assert len(list((tmp_path / "checkpoints").iterdir())) == kept["epoch"] + 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"epochs": 0}, "epochs must be at least 1"),
+        ({"batch_size": 0}, "batch_size must be at least 1"),
+        ({"seed": -1}, "seed must be at least 0"),
+        ({"lr": 0.0}, "lr must be a positive"),
+        ({"lr": math.nan}, "lr must be a positive"),
+        ({"momentum": 1.0}, "momentum must be"),
+        ({"weight_decay": -1e-4}, "weight_decay must be"),
+        ({"schedule": "linear"}, "Unknown schedule 'linear'; choose one of cosine"),
+        ({"loss": "hinge"}, "Unknown loss"),
+        ({"augment": "mixup"}, "Unknown augment"),
+        ({"checkpoints": "some"}, "checkpoints must be auto, all"),
+        ({"checkpoints": [7]}, "epochs from 0 to 3"),
+        ({"evaluate_every": 0}, "evaluate_every"),
+        ({"terminal_epochs": -1}, "terminal_epochs"),
+        ({"device": "abacus"}, "Device 'abacus' cannot be used"),
+    ],
+)
+def test_settings_that_make_no_sense_are_answered_before_anything_is_written(
+    settings, says, tmp_path
+):
+    with pytest.raises(ArgumentError, match=says):
+        train(small(), blobs(), tmp_path, **{"epochs": 3, **settings})
+    assert not list(tmp_path.iterdir())
+
+
+def test_networks_that_do_not_fit_the_images_are_answered(digits, tmp_path):
+    with pytest.raises(ArgumentError, match="does not take images of shape"):
+        train(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten()), digits, tmp_path)
+    with pytest.raises(ArgumentError, match=r"need \(2, 10\)"):
+        train(nn.Sequential(nn.Flatten(), nn.Linear(64, 5)), digits, tmp_path)
+    with pytest.raises(ArgumentError, match="isoresne"):
+        train("isoresnett", digits, tmp_path)
+    with pytest.raises(DataError, match="other classes"):
+        train(net(), digits, tmp_path, test=blobs())
+
+
+def test_a_folder_that_cannot_be_written_is_answered(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(RecordError, match="Cannot write"):
+        train(small(), blobs(), tmp_path / "file")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_a_gpu_runs_repeat_and_checkpoints_open_without_one(digits, tmp_path):
+    runs = [train("isoresnet", digits, tmp_path / k, epochs=2, device="cuda") for k in "ab"]
+    assert same(weights(runs[0]), weights(runs[1]))
+    state = saved(runs[0].last)
+    assert all(w.device.type == "cpu" for w in state["state_dict"].values())
