@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from .result import TransportResult
 _LARGEST = 1e120
 
 
+@runtime_checkable
 class Solver(Protocol):
     """What `wasserstein` asks of a solver: a name, and `solve` on inputs already checked.
 
