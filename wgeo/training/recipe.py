@@ -114,7 +114,8 @@ def augmented(
 ) -> Float[torch.Tensor, "n c h w"]:
     """Return the images, each shifted and mirrored at random.
 
-    ``crop`` shifts by up to an eighth of the height in each direction, filling with zeros;
+    ``crop`` shifts by up to an eighth of the height in each direction, filling with zeros (the mean
+    pixel, as the images are normalised);
     ``flip`` mirrors left and right with probability 1/2; ``crop+flip`` does both.
     """
     n, _, h, w = x.shape
