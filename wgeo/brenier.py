@@ -403,5 +403,5 @@ def _fresh(basis: torch.Tensor, streams: Streams) -> torch.Tensor:
 
 def _orthogonal(v: torch.Tensor, basis: torch.Tensor) -> torch.Tensor:
     for _ in range(2):  # twice is enough (Kahan, in Parlett 1980, sec. 6.9)
-        v = v - torch.einsum("nkd,nk->nd", basis, torch.einsum("nkd,nd->nk", basis, v))
+        v = v - ((basis @ v[..., None]).mT @ basis)[:, 0]
     return v
