@@ -66,7 +66,13 @@ def sample_record(
         "blocks": _blocks(layers, rng),
         "segments": _segments(layers, len(class_names), rng),
         "progress": {
-            "nc1": {"kendall_tau": -1.0, "violations": 0, "monotone": True},
+            "nc1": {
+                "kendall_tau": -1.0,
+                "violations": 0,
+                "monotone": True,
+                "reached": "layer2.1",
+                "interval": [-1.0, -0.9],
+            },
             "cdnv": {"kendall_tau": -0.96, "violations": 1, "monotone": False},
             "nc2_etf": {"kendall_tau": None, "violations": None, "monotone": None},
         },
@@ -88,8 +94,8 @@ def sample_record(
     return json.loads(json.dumps(record))
 
 
-def _scaled(value: float | None, factor: float) -> float | None:
-    return None if value is None else value * factor
+def _scaled(value: Any, factor: float) -> Any:
+    return value * factor if isinstance(value, float) else value
 
 
 def _collapse(t: float, classes: int, rng: np.random.Generator, *, last: bool) -> dict[str, Any]:
@@ -101,8 +107,9 @@ def _collapse(t: float, classes: int, rng: np.random.Generator, *, last: bool) -
         "nc2_equiangle": 0.6 * np.exp(-2 * t) * wobble,
         "nc2_etf": 1.1 - 0.8 * t,
         "nc3": 0.3 if last else None,
-        "ncc_accuracy": 0.25 + 0.55 * t**1.5,
+        "ncc_accuracy": 0.25 + 0.5 * t**1.5,
         "ncc_mismatch": 0.7 - 0.66 * t,
+        "undefined": {} if last else {"nc3": "only the last layer meets the classifier"},
         "cdnv": 20 * np.exp(-4 * t) * wobble,
         "effective_rank": min(classes - 1, 2 + 7 * t),
         "within": 5.0 + t,
@@ -162,7 +169,9 @@ def _segments(
                 "length": 3.0 * ratio,
                 **figures,
                 "turning_angle": 41.0,
-                "interpolation_gap": (0.4 * np.sin(np.pi * t.ravel())).tolist(),
+                "resolution": 2.1 - stage,
+                "interpolation_gap": ((0.4 - 0.1 * stage) * np.sin(np.pi * t.ravel())).tolist(),
+                "interpolation_time": (t.ravel() ** 1.3).tolist(),
                 "intervals": {
                     k: [v - 0.03, min(v + 0.03, 1.0) if k == "ot_score" else v + 0.03]
                     for k, v in figures.items()

@@ -36,6 +36,7 @@ METRICS: dict[str, str] = {
     "ncc_error": "Nearest-class-centre error",
     "nc1_quotient": "tr Σw / tr Σb",
     "effective_rank": "Effective rank",
+    "mean_angle": "Mean angle between class means (degrees)",
     "within": "Within-class energy, tr Σw",
     "between": "Between-class energy, tr Σb",
     "ncc_mismatch": "NC4: disagreement with nearest centre",

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from ..files import writable, write_aside
 from ..progress import track
 from . import depth, movement, paths
-from .style import as_record, clean, house_style, legend, new_figure, segment_name
+from .style import as_record, clean, legend, new_figure, segment_name, styled
 
 Row = dict[str, Any]
 
@@ -90,7 +90,7 @@ def figures(source: Any, out_dir: str | Path) -> list[Path]:
         written.append(folder / name)
 
     for plot in track(plots, "drawing figures"):
-        with warnings.catch_warnings(), house_style():
+        with warnings.catch_warnings():
             # A class named in a script that the font lacks is drawn as boxes, which is enough said.
             warnings.filterwarnings("ignore", message="Glyph .* missing from font")
             figure = plot.draw()
@@ -116,6 +116,7 @@ def _png(figure: Figure) -> bytes:
     return data.getvalue()
 
 
+@styled
 def _svg(figure: Figure) -> bytes:
     data = io.BytesIO()
     FigureCanvasSVG(figure).print_svg(data, metadata={"Date": None, "Creator": None})
@@ -139,6 +140,7 @@ def as_csv(rows: Iterable[Row]) -> bytes:
 def _distances(record: Mapping[str, Any]) -> Plot:
     blocks = record["blocks"]
 
+    @styled
     def draw() -> Figure:
         figure = new_figure(7.2, 5.4)
         top, bottom = figure.subplots(2, 1, height_ratios=[3, 2])
@@ -148,8 +150,7 @@ def _distances(record: Mapping[str, Any]) -> Plot:
         return figure
 
     def rows() -> list[Row]:
-        skipped = ("min_eigenvalue", "seconds")
-        return [{k: v for k, v in block.items() if k not in skipped} for block in blocks]
+        return [{k: v for k, v in block.items() if not _nested(v)} for block in blocks]
 
     return Plot(
         "distances",
@@ -172,6 +173,7 @@ def _collapse(record: Mapping[str, Any]) -> Plot:
     layers = record["layers"]
     models = depth.models_in(record)
 
+    @styled
     def draw() -> Figure:
         figure = new_figure(7.2, 8.0)
         grid = figure.subplots(3, 2)
@@ -214,6 +216,7 @@ def _collapse(record: Mapping[str, Any]) -> Plot:
 def _straightness(record: Mapping[str, Any]) -> Plot:
     segments = record["segments"]
 
+    @styled
     def draw() -> Figure:
         handles, names = paths.segment_handles(record)
         figure = new_figure(7.2, 4.9 + 0.16 * len(names))
@@ -252,12 +255,12 @@ def _segment_rows(segment: Mapping[str, Any], index: int) -> list[Row]:
     rows: list[Row] = []
     for key in (*paths.RATIOS, *paths.SCORES):
         low, high = (*(intervals.get(key) or ()), None, None)[:2]
-        rows.append({"segment": name, "measure": key, "depth": None, "value": segment.get(key)})
+        rows.append({"segment": name, "measure": key, "at": None, "value": segment.get(key)})
         rows[-1] |= {"low": low, "high": high}
     t, gap = paths.gap_positions(segment)
     for at, value in zip(t.tolist(), gap.tolist(), strict=True):
         value = value if np.isfinite(value) else None
-        rows.append({"segment": name, "measure": "interpolation_gap", "depth": at, "value": value})
+        rows.append({"segment": name, "measure": "interpolation_gap", "at": at, "value": value})
     return rows
 
 
@@ -266,9 +269,12 @@ def _class_means(record: Mapping[str, Any], index: int) -> Plot:
     means = segment["view"]["class_means"]
     name = segment_name(segment, index)
 
+    @styled
     def draw() -> Figure:
         wide, high = np.ptp(np.array(means, dtype=np.float64).reshape(-1, 2), axis=0) + 1e-12
-        figure = new_figure(7.2, float(np.clip(5 * high / wide, 2.8, 5.4)) + 0.6)
+        rows = min(len(means[0]) + 3, paths.LEGEND_ROWS)  # the legend must fit beside the axes
+        height = max(float(np.clip(5 * high / wide, 2.8, 5.4)), 0.2 * rows)
+        figure = new_figure(7.2, height + 0.6)
         paths.class_means(record, index, figure.add_subplot())
         return figure
 

@@ -19,11 +19,10 @@ from .style import (
     new_axes,
     nothing_to_show,
     numbers,
+    resolved,
     stage_bands,
     styled,
 )
-
-RESOLVED = 0.5  # below this resolution the sample cannot tell an optimal pairing from another
 
 
 @styled
@@ -83,13 +82,13 @@ def ot_scores(record: Any, ax: Axes | None = None) -> Axes:
     if not blocks:
         return nothing_to_show(ax, "This record has no blocks.")
     x = np.arange(len(blocks))
-    score, resolution = (numbers([b.get(k) for b in blocks]) for k in ("ot_score", "resolution"))
+    score = numbers([b.get("ot_score") for b in blocks])
+    known = np.array([resolved(b) for b in blocks])
     stage_bands(ax, _block_stages(record))
     ax.axhline(1.0, color=REFERENCE, lw=0.8, ls=(0, (4, 3)), zorder=1)
-    resolved = resolution >= RESOLVED  # NaN compares false, and is drawn hollow
     style: dict[str, Any] = {"s": 24, "edgecolors": MEASURED, "linewidths": 1.2, "zorder": 3}
-    ax.scatter(x[resolved], score[resolved], color=MEASURED, **style)
-    ax.scatter(x[~resolved], score[~resolved], facecolors="white", **style)
+    ax.scatter(x[known], score[known], color=MEASURED, **style)
+    ax.scatter(x[~known], score[~known], facecolors="white", **style)
     floor = np.nanmin(score, initial=1.0)
     room = max(1.0 - floor, 0.01)
     ax.set_ylim(floor - 0.15 * room, 1.0 + 0.15 * room)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
@@ -24,6 +25,7 @@ from .style import (
     new_axes,
     nothing_to_show,
     numbers,
+    resolved,
     segment_name,
     short,
     styled,
@@ -56,17 +58,11 @@ def class_means(record: Any, segment: int = 0, ax: Axes | None = None) -> Axes:
     paths = np.array(view.get("class_means") or [], dtype=np.float64)  # (layers, classes, 2)
     if paths.ndim != 3 or not np.isfinite(paths).any():
         return nothing_to_show(ax, "This record has no class means in view.")
-    handles = []
-    size = 1.0 if paths.shape[1] <= 40 else 0.5
-    for k in range(paths.shape[1]):
-        (x, y), look = paths[:, k].T, _class_look(k)
-        if size == 1.0:
-            ax.plot(x[[0, -1]], y[[0, -1]], color=look["color"], lw=0.8, ls=(0, (4, 3)), alpha=0.55)
-        ax.plot(x, y, color=look["color"], lw=1.3 * size, marker=".", ms=3.5 * size, zorder=3)
-        ends = {"ls": "none", **look}
-        ax.plot(x[0], y[0], mfc="white", ms=6.5 * size, mew=1.2 * size, zorder=4, **ends)
-        ax.plot(x[-1], y[-1], ms=7.5 * size, mec="white", mew=0.6, zorder=5, **ends)
-        handles.append(Line2D([], [], ms=6, lw=1.3, **look))
+    if paths.shape[1] <= _NAMED:
+        handles = [_draw_path(ax, path, _class_look(k)) for k, path in _by_class(paths)]
+    else:
+        handles = []
+        _draw_crowd(ax, paths)
     ax.set_aspect("equal", adjustable="datalim")
     ax.margins(0.08)
     for axis, name, share in zip("xy", ("first", "second"), _explained(view), strict=True):
@@ -74,6 +70,33 @@ def class_means(record: Any, segment: int = 0, ax: Axes | None = None) -> Axes:
     ax.set_title(segment_name(segments[segment], segment % len(segments)))
     _class_legend(ax, handles, class_names(record, view))
     return ax
+
+
+LEGEND_ROWS = 23
+_NAMED = 40  # classes beyond this are a crowd: no names, no chords, no markers of their own
+
+
+def _by_class(paths: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    yield from enumerate(paths.transpose(1, 0, 2))
+
+
+def _draw_path(ax: Axes, path: np.ndarray, look: dict[str, Any]) -> Line2D:
+    """A path with its chord and its ends; returns what identifies it."""
+    x, y = path.T
+    ax.plot(x[[0, -1]], y[[0, -1]], color=look["color"], lw=0.8, ls=(0, (4, 3)), alpha=0.55)
+    ax.plot(x, y, color=look["color"], lw=1.3, marker=".", ms=3.5, zorder=3)
+    ax.plot(x[0], y[0], mfc="white", ms=6.5, mew=1.2, zorder=4, ls="none", **look)
+    ax.plot(x[-1], y[-1], ms=7.5, mec="white", mew=0.6, zorder=5, ls="none", **look)
+    return Line2D([], [], ms=6, lw=1.3, **look)
+
+
+def _draw_crowd(ax: Axes, paths: np.ndarray) -> None:
+    colours = [_class_look(k)["color"] for k in range(paths.shape[1])]
+    lines = [path for _, path in _by_class(paths)]
+    ax.add_collection(LineCollection(lines, colors=colours, linewidths=0.7))
+    (x0, y0), (x1, y1) = paths[0].T, paths[-1].T
+    ax.scatter(x0, y0, s=9, c="white", edgecolors=colours, linewidths=0.6, zorder=4)
+    ax.scatter(x1, y1, s=11, c=colours, edgecolors="white", linewidths=0.3, zorder=5)
 
 
 def _class_look(k: int) -> dict[str, Any]:
@@ -99,7 +122,7 @@ def _explained(view: Mapping[str, Any]) -> list[str]:
 
 
 def _class_legend(ax: Axes, handles: list[Line2D], names: list[str]) -> None:
-    """Beside the axes, never over the trajectories; the ends' key always, names up to forty."""
+    """Beside the axes, never over the trajectories; without names for a crowd of classes."""
     grey: dict[str, Any] = {"marker": "o", "color": MUTED, "ls": "none"}
     ends = [
         Line2D([], [], ms=6.5, mfc="white", mew=1.2, **grey),
@@ -107,11 +130,11 @@ def _class_legend(ax: Axes, handles: list[Line2D], names: list[str]) -> None:
         Line2D([], [], color=MUTED, lw=0.8, ls=(0, (4, 3))),
     ]
     key = ["first layer", "last layer", "straight chord"]
-    if len(names) <= 40:
+    if handles:
         ends, key = handles + ends, names + key
-    else:  # as many chords would hide the paths
+    else:
         ends, key = ends[:2], [f"first layer ({len(names)} classes)", "last layer"]
-    columns = 1 + (len(key) - 1) // 23
+    columns = 1 + (len(key) - 1) // LEGEND_ROWS
     legend(ax, ends, key, loc="upper left", bbox_to_anchor=(1.01, 1.0), ncols=columns)
 
 
@@ -123,6 +146,8 @@ def straightness(
     record: Any, ax: Axes | None = None, *, measures: Mapping[str, str] = RATIOS
 ) -> Axes:
     """Straightness figures of every segment with their intervals, against the ideal 1.
+
+    An OT score of low resolution is hollow, as in `ot_scores`.
 
     Parameters
     ----------
@@ -144,7 +169,10 @@ def straightness(
         values = numbers([segment.get(key) for key in measures])
         look = _segment_look(i)
         ax.hlines(rows + offset, low, high, color=look["color"], lw=1.6, alpha=0.75)
-        ax.plot(values, rows + offset, ls="none", ms=5, mec="white", mew=0.5, **look)
+        ends_look: dict[str, Any] = {"mec": "white", "mew": 0.5}
+        if measures is SCORES and not resolved(segment):
+            ends_look = {"mfc": "white", "mew": 1.1}
+        ax.plot(values, rows + offset, ls="none", ms=5, **ends_look, **look)
         for row in rows[~np.isfinite(values)]:
             _say_undefined(ax, row + offset, look["color"], left=measures is SCORES)
         drawn += [values, low, high]
@@ -170,7 +198,7 @@ def _say_undefined(ax: Axes, row: float, colour: str, *, left: bool) -> None:
 def interpolation_gap(record: Any, ax: Axes | None = None) -> Axes:
     """How far each layer is from the displacement interpolation of its segment's two ends.
 
-    Relative to the end-to-end W2: 0 on the geodesic. Layers are placed evenly between the ends.
+    Relative to the end-to-end W2: 0 on the geodesic. Layers stand at their share of the length.
     """
     record = as_record(record)
     ax = new_axes(ax, 5.5, 2.6)
@@ -183,17 +211,16 @@ def interpolation_gap(record: Any, ax: Axes | None = None) -> Axes:
     ax.axhline(0.0, color=REFERENCE, lw=0.9, ls=(0, (4, 3)), zorder=1)
     ax.set_xlim(-0.03, 1.03)
     ax.set_ylim(bottom=min(0.0, ax.get_ylim()[0]))
-    ax.set_xlabel("depth within the segment (0: first layer, 1: last)")
+    ax.set_xlabel("share of the segment's length (0: first layer, 1: last)")
     ax.set_ylabel("interpolation gap")
     return ax
 
 
 def gap_positions(segment: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-    """Depths in [0, 1] and gaps of a segment's layers; a list of the inner layers is centred."""
+    """Where each layer stands between its segment's ends, in [0, 1], and its gap."""
     gap = numbers(segment.get("interpolation_gap"))
-    layers = max(len(segment.get("layers") or ()), len(gap), 2)
-    first = (layers - len(gap)) // 2
-    return np.arange(first, first + len(gap)) / (layers - 1), gap
+    time = numbers(segment.get("interpolation_time"))
+    return (time if len(time) == len(gap) else np.linspace(0, 1, len(gap))), gap
 
 
 def segment_handles(record: Mapping[str, Any]) -> tuple[list[Line2D], list[str]]:

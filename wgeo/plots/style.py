@@ -6,8 +6,7 @@ Nothing here touches pyplot or leaves a trace in matplotlib's global settings.
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 from itertools import takewhile
 from typing import Any, ParamSpec, TypeVar
@@ -19,7 +18,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.text import Text
-from matplotlib.ticker import FixedLocator, LogFormatterSciNotation, LogLocator, NullFormatter
+from matplotlib.ticker import FixedLocator, LogLocator, NullFormatter, StrMethodFormatter
 
 from ..errors import ArgumentError
 
@@ -68,19 +67,12 @@ RC: Any = {
 }
 
 
-@contextmanager
-def house_style() -> Iterator[None]:
-    """Apply the style inside the block only."""
-    with mpl.rc_context(RC):
-        yield
-
-
 def styled(draw: Callable[P, T]) -> Callable[P, T]:
-    """Run a drawing function in the house style."""
+    """Run a drawing function in the house style; outside it nothing is changed."""
 
     @wraps(draw)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> T:
-        with house_style():
+        with mpl.rc_context(RC):
             return draw(*args, **kwargs)
 
     return wrapper
@@ -168,6 +160,14 @@ def numbers(values: Sequence[Any] | None) -> np.ndarray:
     return np.array([number(v) for v in values or ()], dtype=np.float64)
 
 
+def resolved(item: Mapping[str, Any]) -> bool:
+    """Whether a block's or segment's ot_score can mean anything: its resolution is 1/2 or more.
+
+    Below, or where it is undefined, the samples move so little that any map would score 1.
+    """
+    return number(item.get("resolution")) >= 0.5  # NaN compares false
+
+
 # --- axes ----------------------------------------------------------------------------------------
 
 
@@ -234,12 +234,8 @@ def log_where_positive(ax: Axes, *series: np.ndarray, axis: str = "y", span: flo
     decades = np.log10(values.max() / values.min())
     plain = values.min() > 1e-3 and values.max() < 1e4
     which.set_major_locator(LogLocator(subs=(1.0,) if decades > 1.6 else (1.0, 2.0, 5.0)))
-    which.set_major_formatter(_plain if plain else LogFormatterSciNotation())
+    which.set_major_formatter(StrMethodFormatter("{x:g}" if plain else "{x:.0e}"))
     which.set_minor_formatter(NullFormatter())
-
-
-def _plain(value: float, _: float) -> str:
-    return f"{value:g}"
 
 
 def legend(target: Axes | Figure, handles: Sequence[Line2D], names: Sequence[str], **place: Any):  # type: ignore[no-untyped-def]

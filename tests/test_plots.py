@@ -1,0 +1,366 @@
+"""Figures show the record's numbers, whatever its names and gaps, and can be read."""
+
+from __future__ import annotations
+
+import csv
+import subprocess
+import sys
+import xml.etree.ElementTree as ET
+from itertools import combinations, pairwise
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from records import CIFAR, HOSTILE, damaged, sample_record
+
+from wgeo import plots
+from wgeo.errors import ArgumentError
+from wgeo.plots import style
+
+RECORD = sample_record()
+DEEP = sample_record((19, 18, 18))
+PANELS = {
+    "distances": plots.distances,
+    "ot_scores": plots.ot_scores,
+    "collapse": plots.collapse,
+    "class_means": plots.class_means,
+    "straightness": plots.straightness,
+    "interpolation_gap": plots.interpolation_gap,
+}
+
+
+def drawn(ax: Any) -> Any:
+    """The figure of some axes, laid out and rendered."""
+    figure = ax.get_figure(root=True)
+    figure.canvas.draw()
+    return figure
+
+
+# --- the numbers ---------------------------------------------------------------------------------
+
+
+def test_bars_are_w2_with_their_intervals_and_dashes_the_own_pairing() -> None:
+    ax = plots.distances(RECORD)
+    blocks = RECORD["blocks"]
+    assert [bar.get_height() for bar in ax.patches][-len(blocks) :] == [
+        b["distance"] for b in blocks
+    ]
+    (_, _, (bars,)) = ax.containers[-1].lines
+    for segment, block in zip(bars.get_segments(), blocks, strict=True):
+        np.testing.assert_allclose(segment[:, 1], [block["lower"], block["upper"]])
+    dashes = ax.collections[-1].get_offsets()
+    np.testing.assert_allclose(dashes[:, 1], [b["paired"] for b in blocks])
+
+
+def test_scores_of_low_or_unknown_resolution_are_hollow() -> None:
+    record = sample_record()
+    for block, resolution in zip(record["blocks"], (0.5, 0.4999, None, 0.0), strict=False):
+        block["resolution"] = resolution
+    solid, hollow = plots.ot_scores(record).collections[-2:]
+    assert 0 in solid.get_offsets()[:, 0]
+    assert set(hollow.get_offsets()[:, 0]) >= {1, 2, 3}
+    np.testing.assert_array_equal(hollow.get_facecolor(), [[1, 1, 1, 1]])
+
+
+def test_hollow_also_marks_segments_end_to_end() -> None:
+    record = sample_record((4, 3))
+    record["segments"][0]["resolution"] = 0.3
+    ax = plots.straightness(record, measures=plots.SCORES)
+    faces = [line.get_markerfacecolor() for line in ax.lines if line.get_marker() in ("o", "s")]
+    assert faces[0] == "white"
+    assert faces[1] != "white"
+
+
+@pytest.mark.parametrize("metric", plots.METRICS)
+def test_collapse_draws_the_metric_of_every_layer(metric: str) -> None:
+    ax = plots.collapse(RECORD, metric)
+    measured = max(ax.lines, key=lambda line: (line.get_zorder(), len(line.get_ydata())))
+    key = "ncc_accuracy" if metric == "ncc_error" else metric
+    expected = [layer["collapse"].get(key, np.nan) for layer in RECORD["layers"]]
+    expected = np.array(expected, dtype=float)
+    np.testing.assert_allclose(
+        measured.get_ydata(), 1 - expected if metric == "ncc_error" else expected
+    )
+
+
+def test_models_are_drawn_beside_the_network_where_they_say_something() -> None:
+    with_models, without = (plots.collapse(sample_record(models=m)) for m in (True, False))
+    assert len(with_models.lines) == len(without.lines) + 2
+    dashed = next(line for line in with_models.lines if line.get_color() == style.COLOURS[1])
+    assert np.isnan(dashed.get_ydata()[0])  # no model predicts the input image
+    said = RECORD["geodesic_model"]["layers"][0]["collapse"]["nc1"]
+    assert dashed.get_ydata()[1] == said
+
+
+def test_axis_is_logarithmic_only_where_every_value_is_positive() -> None:
+    record = sample_record(models=False)
+    assert plots.collapse(record).get_yscale() == "log"
+    record["layers"][-1]["collapse"]["nc1"] = 0.0
+    assert plots.collapse(record).get_yscale() == "linear"
+
+
+def test_class_means_go_from_open_to_filled_along_the_view() -> None:
+    ax = plots.class_means(RECORD, 1)
+    paths = np.array(RECORD["segments"][1]["view"]["class_means"])
+    assert ax.get_aspect() == 1.0
+    chord, path, start, end = ax.lines[:4]
+    np.testing.assert_allclose(path.get_xydata(), paths[:, 0])
+    np.testing.assert_allclose(chord.get_xydata(), paths[[0, -1], 0])
+    np.testing.assert_allclose(start.get_xydata(), paths[:1, 0])
+    np.testing.assert_allclose(end.get_xydata(), paths[-1:, 0])
+    assert start.get_markerfacecolor() == "white"
+
+
+def test_classes_in_view_keep_their_names_when_some_do_not_occur() -> None:
+    record = sample_record((3,), CIFAR)
+    view = record["segments"][0]["view"]
+    view["class_means"] = [layer[:3] for layer in view["class_means"]]
+    view["classes"] = [1, 4, 12]
+    texts = [text.get_text() for text in plots.class_means(record).get_legend().get_texts()]
+    assert texts[:3] == ["automobile", "deer", "class 12"]
+
+
+def test_straightness_draws_values_and_intervals() -> None:
+    record = sample_record((5,))
+    ax = plots.straightness(record)
+    segment = record["segments"][0]
+    values = next(line.get_xdata() for line in ax.lines if line.get_marker() == "o")
+    np.testing.assert_allclose(values, [segment[key] for key in plots.RATIOS])
+    ends = [piece[:, 0] for piece in ax.collections[0].get_segments()]
+    np.testing.assert_allclose(ends, [segment["intervals"][key] for key in plots.RATIOS])
+
+
+def test_gap_stands_at_each_layers_share_of_the_length() -> None:
+    segment = RECORD["segments"][0]
+    line = plots.interpolation_gap(RECORD).lines[0]
+    np.testing.assert_allclose(line.get_xdata(), segment["interpolation_time"])
+    np.testing.assert_allclose(line.get_ydata(), segment["interpolation_gap"])
+
+
+# --- how they are called -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("panel", PANELS.values(), ids=PANELS)
+def test_axes_given_are_drawn_on_and_returned(panel: Any) -> None:
+    ax = Figure().add_subplot()
+    assert panel(RECORD, ax=ax) is ax
+    assert ax.has_data()
+    assert panel(SimpleNamespace(record=RECORD)).has_data()
+
+
+@pytest.mark.parametrize("panel", PANELS.values(), ids=PANELS)
+def test_settings_of_matplotlib_are_left_as_they_were(panel: Any) -> None:
+    before = dict(mpl.rcParams)
+    panel(RECORD)
+    assert dict(mpl.rcParams) == before
+
+
+def test_pyplot_is_never_imported() -> None:
+    told = "import sys, wgeo.plots; sys.exit('matplotlib.pyplot' in sys.modules)"
+    subprocess.run([sys.executable, "-c", told], check=True, cwd=Path(plots.__file__).parents[2])
+
+
+@pytest.mark.parametrize("panel", PANELS.values(), ids=PANELS)
+def test_undefined_values_and_empty_records_are_drawn_as_such(panel: Any) -> None:
+    drawn(panel(damaged(RECORD)))
+    if panel is plots.class_means:
+        with pytest.raises(ArgumentError, match="no segment 0"):
+            panel({})
+    else:
+        ax = panel({})
+        assert not ax.axison
+        assert "no " in ax.texts[0].get_text()
+
+
+def test_wrong_arguments_say_what_there_is() -> None:
+    with pytest.raises(ArgumentError, match=r"no collapse metric 'nc9'.*nc1"):
+        plots.collapse(RECORD, "nc9")
+    with pytest.raises(ArgumentError, match="no segment 3; this record has 3"):
+        plots.class_means(RECORD, 3)
+    with pytest.raises(ArgumentError, match=r"analysis\.json"):
+        plots.collapse([1, 2])
+
+
+# --- can they be read ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stem", ["distances", "collapse"])
+def test_layer_names_never_touch_at_55_layers(stem: str) -> None:
+    figure = next(plot for plot in plots.catalogue(DEEP) if plot.stem == stem).draw()
+    figure.canvas.draw()
+    for ax in figure.axes:
+        boxes = [t.get_window_extent() for t in ax.get_xticklabels() if t.get_text()]
+        if boxes:
+            assert len(boxes) > 5
+        for a, b in pairwise(boxes):
+            assert a.x1 <= b.x0
+        texts = [t.get_text() for t in ax.get_xticklabels() if t.get_text()]
+        assert not texts or texts[-1] == "layer3.17"
+
+
+@pytest.mark.parametrize(
+    "record",
+    [DEEP, damaged(RECORD), sample_record((9,), HOSTILE, names="net.blocks.{block}")],
+    ids=["deep", "damaged", "hostile"],
+)
+@pytest.mark.filterwarnings("ignore:Glyph")
+def test_nothing_is_cut_off_and_no_legend_covers_data(record: dict[str, Any]) -> None:
+    for plot in plots.catalogue(record):
+        figure = plot.draw()
+        figure.canvas.draw()
+        box, tight = figure.bbox, figure.get_tightbbox().transformed(figure.dpi_scale_trans)
+        assert tight.x0 >= -1, plot.stem
+        assert tight.y0 >= -1, plot.stem
+        assert tight.x1 <= box.x1 + 1, plot.stem
+        assert tight.y1 <= box.y1 + 1, plot.stem
+        keys = [*figure.legends, *(ax.get_legend() for ax in figure.axes)]
+        for key in filter(None, keys):
+            for ax in figure.axes:
+                inside = key.get_window_extent().padded(-1)
+                assert not ax.get_window_extent().overlaps(inside), plot.stem
+
+
+# Machado, Oliveira and Fernandes (2009), full severity, linear RGB.
+BLINDNESS = {
+    "none": np.eye(3),
+    "protanopia": [
+        [0.152286, 1.052583, -0.204868],
+        [0.114503, 0.786281, 0.099216],
+        [-0.003882, -0.048116, 1.051998],
+    ],
+    "deuteranopia": [
+        [0.367322, 0.860646, -0.227968],
+        [0.280085, 0.672501, 0.047413],
+        [-0.011820, 0.042940, 0.968881],
+    ],
+    "tritanopia": [
+        [1.255528, -0.076749, -0.178779],
+        [-0.078411, 0.930809, 0.147602],
+        [0.004733, 0.691367, 0.303900],
+    ],
+}
+
+
+def lab(colour: str, matrix: Any) -> np.ndarray:
+    """CIE L*a*b* of an sRGB colour as a colour-blind reader sees it."""
+    rgb = np.array(to_rgb(colour))
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    seen = np.clip(np.array(matrix) @ linear, 0, 1)
+    to_xyz = [
+        [0.4124564, 0.3575761, 0.1804375],
+        [0.2126729, 0.7151522, 0.0721750],
+        [0.0193339, 0.1191920, 0.9503041],
+    ]
+    t = np.array(to_xyz) @ seen / [0.95047, 1.0, 1.08883]
+    f = np.where(t > (6 / 29) ** 3, np.cbrt(t), t / (3 * (6 / 29) ** 2) + 4 / 29)
+    return np.array([116 * f[1] - 16, 500 * (f[0] - f[1]), 200 * (f[1] - f[2])])
+
+
+@pytest.mark.parametrize("blindness", BLINDNESS)
+def test_the_colour_blind_can_tell_series_apart(blindness: str) -> None:
+    """Delta E of 2.3 is just noticeable; thin lines want several times that."""
+    matrix = BLINDNESS[blindness]
+    for a, b in combinations((style.MEASURED, *(m[1] for m in plots.depth.MODELS.values())), 2):
+        assert np.linalg.norm(lab(a, matrix) - lab(b, matrix)) > 15, (a, b)
+    for palette in (style.COLOURS, style.CLASS_COLOURS):
+        for a, b in combinations(palette, 2):
+            assert np.linalg.norm(lab(a, matrix) - lab(b, matrix)) > 7, (a, b)
+
+
+def test_no_two_of_forty_classes_look_alike() -> None:
+    looks = {(line.get_color(), line.get_marker()) for line in _legend_of(40)}
+    assert len(looks) == 40
+
+
+def test_a_thousand_classes_have_no_legend_of_names() -> None:
+    assert len(_legend_of(1000)) == 2
+
+
+def _legend_of(classes: int) -> list[Any]:
+    record = sample_record((3,), [str(k) for k in range(classes)])
+    handles = plots.class_means(record).get_legend().legend_handles
+    return [h for h in handles if classes > 40 or h.get_color() != style.MUTED]
+
+
+@pytest.mark.parametrize(
+    ("names", "shown"),
+    [
+        (["input", "stem", "layer1.0", "layer2.1"], ["input", "stem", "layer1.0", "layer2.1"]),
+        (["stem", "net.body.layer1.0", "net.body.layer2.0"], ["stem", "layer1.0", "layer2.0"]),
+        (["a.blocks.0", "a.blocks.1"], ["blocks.0", "blocks.1"]),
+        (["a.b.same", "a.b.same"], ["same", "same"]),
+        (["x.y"], ["x.y"]),
+        (["stage", "b" * 40], ["stage", "bbbbbbb…bbbbbbbb"]),
+    ],
+)
+def test_names_on_an_axis_leave_out_what_all_share(names: list[str], shown: list[str]) -> None:
+    assert style.short_names(names) == shown
+
+
+@pytest.mark.parametrize(("n", "budget"), [(1, 5), (5, 5), (11, 4), (55, 19), (1000, 12)])
+def test_thinned_positions_hold_both_ends_and_fit(n: int, budget: int) -> None:
+    kept = style.thinned(n, budget)
+    assert kept[0] == 0
+    assert kept[-1] == n - 1
+    assert len(kept) <= budget
+    assert kept == sorted(set(kept))
+
+
+# --- files ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("figures")
+    plots.figures(sample_record((2, 2), HOSTILE), out)
+    return out
+
+
+def test_every_figure_has_png_svg_and_its_data(folder: Path) -> None:
+    stems = {plot.stem for plot in plots.catalogue(sample_record((2, 2)))}
+    assert stems == {"distances", "collapse", "straightness", "class-means-1", "class-means-2"}
+    expected = {f"{stem}.{ending}" for stem in stems for ending in ("png", "svg", "csv")}
+    assert {path.name for path in folder.iterdir()} == expected
+
+
+def test_svg_is_well_formed_whatever_the_classes_are_called(folder: Path) -> None:
+    for path in folder.glob("*.svg"):
+        assert ET.parse(path).getroot().tag.endswith("svg")
+    assert b"<script" not in (folder / "class-means-1.svg").read_bytes()
+
+
+def test_csv_holds_the_numbers_in_full(folder: Path) -> None:
+    record = sample_record((2, 2), HOSTILE)
+    with (folder / "distances.csv").open(newline="") as f:
+        rows = list(csv.DictReader(f))
+    assert [float(r["distance"]) for r in rows] == [b["distance"] for b in record["blocks"]]
+    with (folder / "class-means-1.csv").open(newline="", encoding="utf-8") as f:
+        rows = list(csv.DictReader(f))
+    means = np.array(record["segments"][0]["view"]["class_means"]).reshape(-1, 2)
+    np.testing.assert_array_equal([[float(r["pc1"]), float(r["pc2"])] for r in rows], means)
+    with (folder / "collapse.csv").open(newline="") as f:
+        rows = list(csv.DictReader(f))
+    assert float(rows[2]["nc1"]) == record["layers"][2]["collapse"]["nc1"]
+    assert rows[0]["mufm.nc1"] == ""
+
+
+def test_figures_of_one_record_are_the_same_bytes(tmp_path: Path) -> None:
+    record = {"blocks": sample_record((2,))["blocks"]}
+    first, second = (plots.figures(record, tmp_path / name) for name in "ab")
+    assert len(first) == 3
+    for a, b in zip(first, second, strict=True):
+        assert a.read_bytes() == b.read_bytes(), a.name
+
+
+def test_a_new_record_removes_the_old_ones_figures_and_nothing_else(tmp_path: Path) -> None:
+    for name in ("class-means-3.svg", "straightness.csv", "mine.png", "class-means.txt"):
+        (tmp_path / name).write_text("old")
+    plots.figures({"blocks": sample_record((2,))["blocks"]}, tmp_path)
+    kept = {path.name for path in tmp_path.iterdir()}
+    written = {f"distances.{ending}" for ending in ("png", "svg", "csv")}
+    assert kept == written | {"mine.png", "class-means.txt"}

@@ -1,0 +1,99 @@
+"""Formulas in HTML without a network: a Sphinx math renderer on matplotlib's mathtext.
+
+Sphinx's own choices do not fit a page that opens from a file: mathjax is fetched from a CDN,
+imgmath needs LaTeX. MathML would need a converter to depend on, and looks right only where a
+mathematical font is installed. mathtext comes with matplotlib, which wgeo draws with anyway, and
+brings its fonts: each formula becomes an inline SVG in the colour of the text (so it follows a dark
+theme) with its TeX as the label that a screen reader speaks. It knows the TeX that the pages use,
+and a formula that it cannot parse is a warning, hence an error under ``-W``.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from docutils import nodes
+    from matplotlib.path import Path
+    from sphinx.application import Sphinx
+
+_SIZE = 10.0  # points that mathtext sets the formula in; one em of the page
+_SCALE = 1.05  # STIX has a smaller x-height than the theme's text
+
+
+@cache
+def svg(tex: str, *, display: bool = False) -> str:
+    """Typeset a formula as an inline SVG that takes the size and colour of the text around it.
+
+    Raises
+    ------
+    ValueError
+        mathtext cannot parse the formula.
+    """
+    from matplotlib.font_manager import FontProperties
+    from matplotlib.textpath import TextPath, TextToPath
+
+    tex = " ".join(tex.split())
+    # mathtext has no display style of its own: its fractions are set small unless asked.
+    text = f"${tex}$" if not display else f"${tex}$".replace(r"\frac", r"\dfrac")
+    font = FontProperties(size=_SIZE, math_fontfamily="stix")
+    width, height, depth = TextToPath().get_text_width_height_descent(text, font, ismath=True)
+    outline = _outline(TextPath((0, 0), text, prop=font))
+    box = f"0 {depth - height:.2f} {width:.2f} {height:.2f}"
+    em = _SCALE / _SIZE
+    style = (
+        f"width:{width * em:.3f}em;height:{height * em:.3f}em;vertical-align:{-depth * em:.3f}em"
+    )
+    kind = "wgeo-math display" if display else "wgeo-math"
+    return (
+        f'<svg class="{kind}" role="img" aria-label="{escape(tex)}" viewBox="{box}" '
+        f'style="{style}" fill="currentColor"><path d="{outline}"/></svg>'
+    )
+
+
+def _outline(path: Path) -> str:
+    """Path data of glyphs, y turned downwards as SVG has it."""
+    letters = {path.MOVETO: "M", path.LINETO: "L", path.CURVE3: "Q", path.CURVE4: "C"}
+    parts = []
+    for vertices, code in path.iter_segments(curves=True, simplify=False):
+        if code == path.CLOSEPOLY:
+            parts.append("Z")
+        else:
+            points = vertices.reshape(-1, 2)
+            parts.append(letters[code] + " ".join(f"{x:.2f} {-y:.2f}" for x, y in points))
+    return "".join(parts)
+
+
+def _visit_inline(self: Any, node: nodes.math) -> None:
+    from docutils.nodes import SkipNode
+
+    self.body.append(_svg_or_warn(node))
+    raise SkipNode
+
+
+def _visit_display(self: Any, node: nodes.math_block) -> None:
+    from docutils.nodes import SkipNode
+
+    self.body.append(self.starttag(node, "div", CLASS="math"))
+    self.body.append(f"<p>{_svg_or_warn(node, display=True)}</p></div>")
+    raise SkipNode
+
+
+def _svg_or_warn(node: nodes.Element, *, display: bool = False) -> str:
+    from sphinx.util import logging
+
+    tex = node.astext()
+    try:
+        return svg(tex, display=display)
+    except ValueError as error:
+        message = "mathtext cannot set %r: %s"
+        logging.getLogger(__name__).warning(message, tex, error, location=node)
+        return f"<code>{escape(tex)}</code>"
+
+
+def setup(app: Sphinx) -> dict[str, Any]:
+    """Register the renderer; ``html_math_renderer = "mathtext"`` chooses it."""
+    app.add_html_math_renderer("mathtext", (_visit_inline, None), (_visit_display, None))
+    return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,0 +1,79 @@
+"""Markdown that says what it is given: escaped names, numbers as read, tables, code."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from ..plots.style import clean, number, short
+
+_PUNCTUATION = re.compile(r"([!-/:-@\[-`{-~])")
+DASH = "–"
+_RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
+def plain(value: Any, width: int | None = None) -> str:
+    """Text as Markdown that renders as that text, whatever it holds; one line.
+
+    CommonMark lets every ASCII punctuation mark be escaped, so all are: no markup, role, formula,
+    table cell or HTML tag can begin.
+    """
+    text = clean(value) if width is None else short(value, width)
+    return _PUNCTUATION.sub(r"\\\1", text)
+
+
+def code(text: str) -> str:
+    """A block of code, fenced by more backticks than it holds."""
+    lines = "\n".join(clean(line) if line.strip() else "" for line in text.splitlines())
+    longest = max((len(run) for run in re.findall(r"`+", lines)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}text\n{lines}\n{fence}"
+
+
+def figure(value: Any, digits: int = 3) -> str:
+    """A number to so many significant digits; a dash where it is undefined."""
+    x = number(value)
+    if not np.isfinite(x):
+        return DASH
+    if isinstance(value, int):
+        return f"{value:,}"
+    text = f"{x:,.0f}" if abs(x) >= 10**digits else f"{x:#.{digits}g}".rstrip(".")
+    mantissa, e, exponent = text.replace("-", "−").partition("e")
+    return f"{mantissa}·10{str(int(exponent.replace('−', '-'))).translate(_RAISED)}" if e else text
+
+
+def fixed(value: Any, decimals: int = 3) -> str:
+    """A number to so many decimals; a dash where it is undefined."""
+    x = number(value)
+    return f"{x:.{decimals}f}".replace("-", "−") if np.isfinite(x) else DASH
+
+
+def share(value: Any) -> str:
+    """A share in percent."""
+    x = number(value)
+    return f"{100 * x:.1f} %" if np.isfinite(x) else DASH
+
+
+def with_interval(value: Any, interval: Any, decimals: int = 2) -> str:
+    """``1.12 [1.08, 1.17]``, or the value alone where there is no interval."""
+    ends = [number(end) for end in interval] if isinstance(interval, list | tuple) else []
+    if len(ends) != 2 or not np.isfinite(ends).all():
+        return fixed(value, decimals)
+    return f"{fixed(value, decimals)} [{fixed(ends[0], decimals)}, {fixed(ends[1], decimals)}]"
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]], caption: str) -> str:
+    """A table whose first column is text and whose others are figures; cells are Markdown."""
+    lines = [header, [":--", *("--:" for _ in header[1:])], *rows]
+    body = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return f"```````{{table}} {caption}\n{body}\n```````"
+
+
+def key_values(pairs: Iterable[tuple[str, str]], caption: str) -> str:
+    """A table of names and values, both Markdown."""
+    lines = ["| | |", "| :-- | :-- |", *(f"| {name} | {value} |" for name, value in pairs)]
+    body = "\n".join(lines)
+    return f"```````{{table}} {caption}\n:class: key-values\n\n{body}\n```````"
