@@ -1,7 +1,7 @@
 """Is a block an optimal map? Its Jacobian says so at every point, whatever the number of samples.
 
 A map T is optimal for the squared cost exactly where it is the gradient of a convex function
-(Brenier 1991, thm 1.3): its Jacobian J is then symmetric and positive semi-definite. Products J v
+(Brenier 1991): its Jacobian J is then symmetric and positive semi-definite. Products J v
 (forward mode) and J^T v (reverse mode) test both without ever forming J.
 """
 
@@ -358,7 +358,7 @@ def _lowest(
 ) -> tuple[Float[torch.Tensor, " n"], Float[torch.Tensor, " n"], Float[torch.Tensor, " n"]]:
     """Return, a point: the smallest eigenvalue of the symmetric part, its error bound, the largest.
 
-    Lanczos with full reorthogonalisation (Golub and Van Loan, alg. 10.3.1), all points at once.
+    Lanczos with full reorthogonalisation (Golub and Van Loan 2013, sec. 10.3), all points at once.
     Where the Krylov space is exhausted it goes on from a new random direction, so that an
     eigenvalue invisible to the first is not missed. The smallest Ritz value theta bounds the
     smallest eigenvalue from above, and some eigenvalue lies within ||S u - theta u|| of it.

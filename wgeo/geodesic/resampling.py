@@ -97,7 +97,7 @@ def bca_interval(
     *,
     level: float = LEVEL,
 ) -> tuple[float, float] | None:
-    """Return the bias-corrected accelerated bootstrap interval (Efron 1987, eq. 2.3 and 6.6).
+    """Return the bias-corrected accelerated bootstrap interval (Efron 1987).
 
     The percentiles of `draws` are shifted by z0, the draws' median bias, and by the acceleration a
     = sum u^3 / (6 (sum u^2)^(3/2)), u the leave-one-out influence, so that skewed figures are

@@ -99,7 +99,7 @@ class SegmentStraightness:
         Of the pair of end layers: see `wgeo.geodesic.paths.resolution`.
     interpolation_gap : tuple of (float or None), one a layer
         W2(mu_l, nu_t) / D, where nu_t = law of (1 - t) x_0 + t T(x_0) is the displacement
-        interpolation of the end layers (McCann 1997, def. 1.1), T their optimal coupling, and t the
+        interpolation of the end layers (McCann 1997), T their optimal coupling, and t the
         arc length up to layer l over `length`. 0 at both ends. None without a coupling.
     interpolation_time : tuple of (float or None), one a layer
         That t: where on the geodesic each layer is compared.
