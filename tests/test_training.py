@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from wgeo import load_images, train
+from wgeo import load_checkpoint, load_images, train
 from wgeo.data import Images, normalization
 from wgeo.errors import ArgumentError, ConvergenceError, DataError, RecordError
 from wgeo.training import Recipe, TrainingRun, learning_rate
@@ -230,13 +230,18 @@ def test_a_checkpoint_knows_how_to_be_built_again(digits, tmp_path):
     assert (passport["num_classes"], passport["in_channels"], passport["image_size"]) == (10, 1, 8)
     assert (passport["normalize"], passport["dataset"], passport["seed"]) == ("digits", "digits", 7)
     assert passport["data"]["sha256"] == digits.fingerprint
-    from wgeo import models
+    loaded = load_checkpoint(run.last)
+    assert loaded.normalize == "digits"
+    x, _ = next(digits.batches(50, normalization("digits")))
+    with torch.no_grad():
+        assert torch.equal(loaded.module(x), run.module(x))
 
-    built = models.build(
-        "isoresnet", num_classes=10, in_channels=1, image_size=8, **passport["options"]
-    )
-    built.load_state_dict(state["state_dict"])
-    assert same(built.state_dict(), weights(run))
+
+def test_a_network_of_ones_own_is_recorded_by_its_class(tmp_path):
+    run = train(Own(), blobs(), tmp_path, epochs=1)
+    assert saved(run.last)["wgeo"]["arch"] == "test_training:Own"
+    loaded = load_checkpoint(run.last, arch="test_training:Own")
+    assert same(loaded.module.state_dict(), weights(run))
 
 
 def test_an_asked_normalisation_is_used_and_recorded(tmp_path):
@@ -291,6 +296,20 @@ def test_the_callers_random_state_and_settings_stay(tmp_path):
 
 
 # --- determinism and resumption --------------------------------------------------------------
+
+
+def test_a_resumed_run_may_end_where_it_stands(tmp_path, monkeypatch):
+    settings = {"epochs": 200, "lr": 0.2, "checkpoints": [0], "evaluate_every": 2}
+    with monkeypatch.context() as patch:
+        interrupt(patch, after_steps=60)
+        with pytest.raises(StopError):
+            train(small(), blobs(), tmp_path, **settings)
+    stood = saved(tmp_path / "last.pt")["epoch"]
+    run = train(small(), blobs(), tmp_path, terminal_epochs=0, **settings)
+    assert run.terminal_epoch < run.history[-1]["epoch"] == stood
+    assert run.last.exists()
+    assert run.accuracy == 1.0
+
 
 SETTINGS = {"epochs": 6, "lr": 0.1, "batch_size": 50, "augment": "crop", "seed": 3}
 
@@ -428,7 +447,7 @@ def test_other_settings_in_the_same_folder_are_refused(tmp_path):
         assert "resume=False" in str(caught.value)
     with pytest.raises(RecordError, match="data was"):
         train(small(), blobs(seed=1), tmp_path, **settings)
-    with pytest.raises(RecordError, match="module was"):
+    with pytest.raises(RecordError, match="arch was"):
         train(Own(), images, tmp_path, **settings)
     assert before == {path: path.read_bytes() for path in before}
     fresh = train(small(), images, tmp_path, epochs=3, lr=0.2, checkpoints=[3], resume=False)

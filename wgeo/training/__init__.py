@@ -179,7 +179,7 @@ def train(
         passport = _passport(arch, images, built, recipe)
         job = Job(module.to(where), images, test, recipe, plan, passport, folder, where)
         job.begin(resume)
-        what = f"training {passport['arch'] or passport['module']} on {images.name}"
+        what = f"training {passport['arch']} on {images.name}"
         for _ in track(job.work(), what, max(0, epochs - job.epoch) * job.steps):
             pass
     module.eval()
@@ -218,10 +218,9 @@ def _passport(
     arch: str | nn.Module, images: Images, options: Mapping[str, Any], recipe: Recipe
 ) -> dict[str, Any]:
     """What a checkpoint says of itself: enough to build the network, and to know its training."""
-    own = isinstance(arch, nn.Module)
+    own = type(arch)
     return {
-        "arch": None if own else arch,
-        "module": f"{type(arch).__module__}.{type(arch).__qualname__}" if own else None,
+        "arch": arch if isinstance(arch, str) else f"{own.__module__}:{own.__qualname__}",
         "options": dict(options),
         "num_classes": images.num_classes,
         "in_channels": images.shape[0],

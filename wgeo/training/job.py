@@ -131,6 +131,10 @@ class Job:
         last = self.folder / "last.pt"
         if resume and last.exists():
             self._restore(last)
+            if self.finished and not checkpoint_path(self.folder, self.epoch).exists():
+                row = self.history.pop()  # it was not to be the last epoch, and now it is
+                self._close(row, time.perf_counter() - row["seconds"])
+            self.write_history()
             return
         for old in (last, self.folder / "history.json", *checkpoints_in(self.folder)):
             old.unlink(missing_ok=True)
@@ -256,7 +260,6 @@ class Job:
             raise RecordError(
                 f"{path.parent} holds a run of other settings ({'; '.join(differences)}). {again}"
             )
-        self.write_history()
 
     def _probe(self) -> None:
         """Two images through the network, so that what cannot work fails before any training."""
