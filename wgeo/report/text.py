@@ -41,8 +41,9 @@ def figure(value: Any, digits: int = 3) -> str:
     if isinstance(value, int):
         return f"{value:,}"
     text = f"{x:,.0f}" if abs(x) >= 10**digits else f"{x:#.{digits}g}".rstrip(".")
-    mantissa, e, exponent = text.replace("-", "−").partition("e")
-    return f"{mantissa}·10{str(int(exponent.replace('−', '-'))).translate(_RAISED)}" if e else text
+    mantissa, e, exponent = text.partition("e")
+    power = f"·10{str(int(exponent)).translate(_RAISED)}" if e else ""
+    return mantissa.replace("-", "−") + power
 
 
 def fixed(value: Any, decimals: int = 3) -> str:

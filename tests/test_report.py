@@ -1,0 +1,422 @@
+"""The report is a Sphinx project that builds with -W, opens from a file, and believes no name."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from markdown_it import MarkdownIt
+from records import HOSTILE, damaged, sample_record
+
+from wgeo import plots, report
+from wgeo.errors import RecordError, WgeoError
+from wgeo.plots.style import clean
+from wgeo.report import mathtext, pages, text
+from wgeo.report.assets import asset
+
+EVIL = "<img src=x onerror=alert(1)>"
+
+
+def save(record: Any, run: Path) -> Path:
+    run.mkdir(parents=True, exist_ok=True)
+    (run / "analysis.json").write_text(json.dumps(record))
+    return run
+
+
+def hostile_record() -> dict[str, Any]:
+    record = sample_record((3, 2), HOSTILE)
+    record["provenance"] |= {
+        "arch": f"{EVIL}|`y`",
+        "data": f"/a/b/{EVIL}.zip",
+        "checkpoint": "C:\\dir|x\\```{raw} html",
+        "normalize": {"name": "</script>", "mean": [0.5]},
+    }
+    record["command"] = f'wgeo analyze "```\n{EVIL}" --data $HOME'
+    record["verdict"] = (
+        f"# Not a heading {EVIL} ```{{raw}} html $x$ {{{{ jinja }}}} | cell\n---\nend"
+    )
+    return record
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A built report of a record with hostile names; two tests build more."""
+    folder = save(hostile_record(), tmp_path_factory.mktemp("run"))
+    assert report.build(folder) == folder / "report" / "html" / "index.html"
+    return folder
+
+
+class Page(HTMLParser):
+    """Elements, links and text of a page."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.path = path
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.ids: set[str] = set()
+        self.text = ""
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        self.ids |= {value for key, value in attrs if key == "id" and value}
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+@pytest.fixture(scope="module")
+def built(run: Path) -> dict[str, Page]:
+    return {path.stem: Page(path) for path in (run / "report" / "html").glob("*.html")}
+
+
+# --- pages ---------------------------------------------------------------------------------------
+
+
+def test_the_project_is_one_that_sphinx_knows(run: Path) -> None:
+    project = run / "report"
+    names = {"transport", "straightness", "collapse", "models", "methods", "provenance", "index"}
+    assert {path.stem for path in project.glob("*.md")} == names
+    assert (project / "conf.py").is_file()
+    assert json.loads((project / "analysis.json").read_text()) == hostile_record()
+    assert {path.name for path in run.iterdir()} == {"analysis.json", "figures", "report"}
+
+
+def test_every_link_leads_somewhere_and_nothing_is_fetched(built: dict[str, Page]) -> None:
+    loads = {("script", "src"), ("img", "src"), ("link", "href"), ("source", "srcset")}
+    checked = 0
+    for page in built.values():
+        for tag, attributes in page.elements:
+            for key in {"src", "href", "srcset"} & set(attributes):
+                url = urlsplit(attributes[key] or "")
+                if url.scheme or url.netloc:
+                    assert (tag, key) not in loads, f"{page.path.name} loads {attributes[key]}"
+                    continue
+                target = (page.path.parent / unquote(url.path)) if url.path else page.path
+                assert target.exists(), f"{page.path.name}: {attributes[key]}"
+                if url.fragment and target.suffix == ".html":
+                    assert url.fragment in built[target.stem].ids, attributes[key]
+                checked += 1
+    assert checked > 200
+
+
+def test_styles_fetch_nothing_either(run: Path) -> None:
+    for sheet in (run / "report" / "html").rglob("*.css"):
+        for url in re.findall(r"url\(\s*['\"]?([^'\")]+)", sheet.read_text(errors="replace")):
+            assert not re.match(r"(https?:)?//", url), f"{sheet.name}: {url}"
+
+
+def test_no_name_becomes_markup(built: dict[str, Page]) -> None:
+    for page in built.values():
+        for tag, attributes in page.elements:
+            assert not any(key.startswith("on") for key in attributes), (page.path.name, tag)
+            assert attributes.get("src") != "x"
+        assert EVIL not in page.path.read_text()
+        assert "<script>alert" not in page.path.read_text()
+    headings = [tag for tag, _ in built["index"].elements if tag in ("h1", "h2")]
+    assert headings == ["h1", "h2"]
+
+
+def test_names_are_shown_as_they_are(built: dict[str, Page]) -> None:
+    shown = " ".join(built["index"].text.split())
+    assert clean(hostile_record()["verdict"]) in shown
+    assert f"{EVIL}|`y` on {EVIL}.zip" in shown
+    told = built["provenance"].text
+    assert hostile_record()["command"] in told
+    assert "C:\\dir|x\\```{raw} html" in told
+    for name in HOSTILE[:5]:
+        assert name in told
+
+
+def test_figures_are_vectors_with_words_and_data_beside_them(built: dict[str, Page]) -> None:
+    images = [a for tag, a in built["collapse"].elements if tag == "img"]
+    assert images
+    for image in images:
+        assert (image["src"] or "").endswith(".svg")
+        assert "collapse metrics over 6 layers" in (image["alt"] or "")
+    downloads = {
+        (a["href"] or "").rpartition("/")[2]
+        for tag, a in built["collapse"].elements
+        if tag == "a" and "_downloads" in (a.get("href") or "")
+    }
+    assert downloads == {"collapse.csv", "collapse.png", "collapse.svg"}
+
+
+def test_every_formula_is_set_and_spoken(built: dict[str, Page]) -> None:
+    formulas = re.findall(r"\$\$.+?\$\$|\$[^$]+\$", asset("methods.md"), flags=re.S)
+    set_ = [a for tag, a in built["methods"].elements if tag == "svg" and a.get("role") == "img"]
+    assert len(set_) == len(formulas) > 40
+    spoken = [" ".join(formula.strip("$").split()) for formula in formulas]
+    assert [a["aria-label"] for a in set_] == spoken
+
+
+def test_every_reference_is_cited(built: dict[str, Page]) -> None:
+    listed = set(re.findall(r"^\((\w+)\)=", asset("methods.md"), flags=re.M))
+    cited = {
+        (a.get("href") or "")[1:] for tag, a in built["methods"].elements if tag == "a"
+    } & listed
+    assert cited == listed
+    for author in ("Papyan", "Zhu", "Galanti", "Gai", "Wang", "Brenier", "McCann", "Kantorovich"):
+        assert author in built["methods"].text
+
+
+# --- Markdown ------------------------------------------------------------------------------------
+
+
+@given(st.text(max_size=60))
+def test_escaped_text_renders_as_itself(name: str) -> None:
+    """CommonMark and its table rule, the grammar under MyST, give back what was put in."""
+    parser = MarkdownIt("commonmark").enable("table")
+    tokens = parser.parse(text.table(("a", "b"), [(text.plain(name), "1")], "x").split("\n", 1)[1])
+    cells = [t for t in tokens if t.type == "inline"]
+    assert len(cells) == 4
+    children = cells[2].children or []
+    assert all(child.type == "text" for child in children)
+    assert "".join(child.content for child in children) == clean(name)
+
+
+@given(st.text(alphabet="`~a \n#{}\\", max_size=40))
+def test_code_ends_only_where_it_should(command: str) -> None:
+    tokens = MarkdownIt("commonmark").parse(text.code(command) + "\n\nafter")
+    assert [t.type for t in tokens[:2]] == ["fence", "paragraph_open"]
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (None, "–"),
+        (float("nan"), "–"),
+        (float("inf"), "–"),
+        (0.0, "0.00"),
+        (1.0, "1.00"),
+        (0.12345, "0.123"),
+        (123.4, "123"),
+        (12345.6, "12,346"),
+        (3072, "3,072"),
+        (1.5e-7, "1.50·10⁻⁷"),
+        (-0.25, "−0.250"),
+    ],
+)
+def test_numbers_are_shown_to_three_digits(value: Any, shown: str) -> None:
+    assert text.figure(value) == shown
+
+
+def test_intervals_and_shares() -> None:
+    assert text.with_interval(1.2345, [1.2, 1.3]) == "1.23 [1.20, 1.30]"
+    assert text.with_interval(1.2345, [None, None]) == "1.23"
+    assert text.with_interval(None, None) == "–"
+    assert text.share(0.8145) == "81.5 %"  # 81.45 lies a little above itself in binary
+
+
+def test_tables_hold_the_record() -> None:
+    record = sample_record()
+    made = pages.pages(record)
+    for layer in record["layers"]:
+        assert text.figure(layer["collapse"]["nc1"]) in made["collapse"]
+    for block in record["blocks"]:
+        assert text.figure(block["distance"], 5) in made["transport"]
+    first = record["segments"][0]
+    assert (
+        text.with_interval(first["length_ratio"], first["intervals"]["length_ratio"])
+        in (made["index"])
+    )
+    assert record["verdict"][:40] in made["index"].replace("\\", "")
+    assert "only the last layer meets the classifier (input, stem" in made["collapse"]
+
+
+def test_scores_of_low_resolution_are_bracketed() -> None:
+    record = sample_record((4,), models=False)
+    record["blocks"][0] |= {"ot_score": 0.9876, "resolution": 0.49}
+    record["blocks"][1] |= {"ot_score": 0.9765, "resolution": 0.5}
+    made = pages.pages(record)["transport"]
+    assert "(0.9876)" in made
+    assert " 0.9765 " in made
+
+
+def test_undefined_values_are_dashes() -> None:
+    made = pages.pages(damaged(sample_record()))
+    assert "| stem → layer1\\.2 | – | – |" in made["index"]
+    assert "| layer1\\.0 | – | [–, –] |" in made["transport"]
+    assert not [page for page in made.values() if re.search(r"\b(None|nan|inf)\b", page)]
+
+
+def test_pages_follow_what_the_record_has() -> None:
+    full = set(pages.pages(sample_record()))
+    assert full - set(pages.pages(sample_record(models=False))) == {"models"}
+    bare = pages.pages({"schema": 1, "layers": [], "blocks": [], "segments": []})
+    assert set(bare) == {"index", "methods", "provenance"}
+
+
+# --- formulas ------------------------------------------------------------------------------------
+
+
+def test_a_formula_keeps_to_the_line_and_grows_with_its_content() -> None:
+    def height(tex: str, **options: Any) -> float:
+        found = re.search(r"height:([\d.]+)em;", mathtext.svg(tex, **options))
+        assert found
+        return float(found[1])
+
+    assert 0.3 < height("x") < 1.0
+    assert height(r"\frac{a}{b}") > height("x")
+    assert height(r"\frac{a}{b}", display=True) > height(r"\frac{a}{b}")
+    assert 'fill="currentColor"' in mathtext.svg("x")
+    assert 'aria-label="a &lt; b"' in mathtext.svg("a < b")
+
+
+def test_a_formula_it_cannot_set_is_an_error() -> None:
+    with pytest.raises(ValueError, match="unknowncommand"):
+        mathtext.svg(r"\unknowncommand{x}")
+
+
+# --- building ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, "No analysis at .*wgeo analyze"),
+        ("{", "not a readable record"),
+        ("[]", "schema 'list'"),
+        ('{"schema": 2}', "schema 2; .*reads schema 1"),
+        (b"\xff\xfe\x00", "not a readable record"),
+    ],
+)
+def test_a_record_that_is_none_is_refused(tmp_path: Path, content: Any, said: str) -> None:
+    if content is not None:
+        data = content if isinstance(content, bytes) else content.encode()
+        (tmp_path / "analysis.json").write_bytes(data)
+    with pytest.raises(RecordError, match=said):
+        report.build(tmp_path)
+    assert not (tmp_path / "report").exists()
+
+
+def test_without_html_the_project_is_written(tmp_path: Path) -> None:
+    page = report.build(save({"schema": 1}, tmp_path), html=False)
+    assert page == tmp_path / "report" / "index.md"
+    assert not (tmp_path / "report" / "html").exists()
+
+
+def test_a_failed_build_names_its_log_and_leaves_the_old_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = {"schema": 1, "layers": [], "blocks": [], "segments": []}
+    old = report.build(save(record, tmp_path), html=False).read_text()
+    broken = {"index": "# New\n\n$\\unknowncommand$\n\n{nosuchrole}`x`\n"}
+    monkeypatch.setattr(pages, "pages", lambda _: broken)
+    with pytest.raises(WgeoError, match=r"WARNING[\s\S]*report-build\.log"):
+        report.build(tmp_path)
+    log = (tmp_path / "report-build.log").read_text()
+    assert "unknowncommand" in log
+    assert "nosuchrole" in log  # all warnings are told, not the first alone
+    assert (tmp_path / "report" / "index.md").read_text() == old
+    kept = {path.name for path in tmp_path.iterdir()}
+    assert kept == {"analysis.json", "report", "report-build.log"}
+
+
+def test_an_interrupted_build_leaves_the_old_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = {"schema": 1, "layers": [], "blocks": [], "segments": []}
+    old = report.build(save(record, tmp_path), html=False).read_text()
+
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(report, "_build_html", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        report.build(tmp_path)
+    assert (tmp_path / "report" / "index.md").read_text() == old
+    assert {path.name for path in tmp_path.iterdir()} == {"analysis.json", "report"}
+
+
+def test_figures_are_drawn_only_where_the_record_is_newer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = save({"schema": 1, "blocks": sample_record((2,))["blocks"]}, tmp_path)
+    drawn: list[Path] = []
+    real = plots.figures
+    monkeypatch.setattr(
+        plots, "figures", lambda record, out: drawn.append(out) or real(record, out)
+    )
+    report.build(run, html=False)
+    report.build(run, html=False)
+    assert len(drawn) == 1
+    later = (run / "figures" / "distances.svg").stat().st_mtime + 10
+    os.utime(run / "analysis.json", (later, later))
+    report.build(run, html=False)
+    assert len(drawn) == 2
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    save({"schema": 1, "blocks": sample_record((2,))["blocks"]}, tmp_path)
+    (tmp_path / "figures").write_text("in the way")
+    with pytest.raises(RecordError, match="figures"):
+        report.build(tmp_path, html=False)
+
+
+def test_open_shows_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[str] = []
+    monkeypatch.setattr("webbrowser.open", opened.append)
+    page = report.build(save({"schema": 1}, tmp_path), html=False, open=True)
+    assert opened == [page.resolve().as_uri()]
+
+
+# --- in a browser --------------------------------------------------------------------------------
+
+BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("chrome")
+
+# Loads every page in frames of a screen's and a phone's width and reports what overflows them.
+PROBE = """<!doctype html><body><script>
+const pages = %s, said = [];
+console.error("a complaint is heard");
+(async () => {
+  for (const page of pages) for (const width of [1280, 400]) {
+    const frame = document.createElement("iframe");
+    frame.width = width; frame.height = 900; frame.src = page;
+    document.body.append(frame);
+    await new Promise(done => frame.onload = done);
+    const root = frame.contentDocument.documentElement;
+    const images = [...frame.contentDocument.images].filter(i => !i.naturalWidth).length;
+    said.push([page, width, root.scrollWidth <= width, images]);
+    frame.remove();
+  }
+  document.body.innerHTML = "<pre>" + JSON.stringify(said) + "</pre>";
+})();
+</script>"""
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium here")
+def test_pages_fit_screen_and_phone_and_log_no_error(run: Path, tmp_path: Path) -> None:
+    html = run / "report" / "html"
+    found = sorted(path.as_uri() for path in html.glob("*.html") if path.stem != "genindex")
+    probe = tmp_path / "probe.html"
+    probe.write_text(PROBE % json.dumps(found))
+    options = [
+        *("--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr"),
+        *("--disable-web-security", "--allow-file-access-from-files"),
+        *("--virtual-time-budget=20000", "--dump-dom", "--host-resolver-rules=MAP * ~NOTFOUND"),
+        f"--user-data-dir={tmp_path / 'profile'}",
+    ]
+    done = subprocess.run(
+        [str(BROWSER), *options, probe.as_uri()], capture_output=True, text=True, timeout=120
+    )
+    told = re.search(r"<pre>(.*?)</pre>", done.stdout, flags=re.S)
+    assert told, done.stderr[-2000:]
+    results = json.loads(told[1].replace("&amp;", "&"))
+    assert len(results) == 2 * len(found)
+    for page, width, fits, missing in results:
+        assert fits, f"{page} is wider than {width} px"
+        assert missing == 0, f"{page}: {missing} images did not load"
+    complaints = re.findall(r'CONSOLE.*?\] "(?!\[PST\])(.*)', done.stderr)
+    assert len(complaints) == 1, complaints
+    assert "a complaint is heard" in complaints[0]
