@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from . import ufm as ufm
     from .analysis import Analysis as Analysis
     from .analysis import analyze as analyze
+    from .brenier import brenier as brenier
     from .checkpoint import Network as Network
     from .checkpoint import load_checkpoint as load_checkpoint
     from .collapse import Collapse as Collapse
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from .features import blocks as blocks
     from .features import trace as trace
     from .geodesic import Straightness as Straightness
+    from .geodesic import bias_curve as bias_curve
+    from .geodesic import straighter_than as straighter_than
     from .geodesic import straightness as straightness
     from .training import train as train
     from .trajectory import Trajectory as Trajectory
@@ -40,6 +43,7 @@ __version__ = "0.1.0"
 _HOME = {
     "Analysis": "analysis",
     "analyze": "analysis",
+    "brenier": "brenier",
     "Network": "checkpoint",
     "load_checkpoint": "checkpoint",
     "Collapse": "collapse",
@@ -50,6 +54,8 @@ _HOME = {
     "blocks": "features",
     "trace": "features",
     "Straightness": "geodesic",
+    "bias_curve": "geodesic",
+    "straighter_than": "geodesic",
     "straightness": "geodesic",
     "train": "training",
     "Trajectory": "trajectory",

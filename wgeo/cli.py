@@ -69,12 +69,13 @@ debug_option = click.option(
 )
 
 
-def command(name: str, example: str) -> Callable[[F], click.Command]:
+def command(name: str, short: str, example: str) -> Callable[[F], click.Command]:
     """A command whose help ends in an example that can be pasted."""
 
     def wrap(function: F) -> click.Command:
         lines = "\n".join(f"  {line}" for line in example.strip().splitlines())
-        made = click.command(name, context_settings=CONTEXT, epilog=f"\b\nExample:\n{lines}")(
+        epilog = f"\b\nExample:\n{lines}"
+        made = click.command(name, context_settings=CONTEXT, short_help=short, epilog=epilog)(
             debug_option(function)
         )
         main.add_command(made)
@@ -137,7 +138,7 @@ def feature_options(function: F) -> F:
     return function
 
 
-@command("demo", "wgeo demo --out runs/demo")
+@command("demo", "Train on digits, analyse, report: start here.", "wgeo demo --out runs/demo")
 @click.option("--out", default="runs/demo", show_default=True, help="Folder of the run.")
 @click.option("--epochs", default=30, show_default=True, help="Training epochs.")
 @click.option("--seed", default=0, show_default=True)
@@ -161,6 +162,7 @@ def demo(out: str, epochs: int, seed: int) -> None:
 
 @command(
     "train",
+    "Train to the terminal phase, with checkpoints.",
     "wgeo train --arch isoresnet --dataset digits --out runs/digits --weight-decay 5e-3\n"
     "wgeo train --arch cifar_resnet20 --dataset cifar10 --epochs 200 --augment --out runs/r20",
 )
@@ -229,6 +231,7 @@ def train(
 
 @command(
     "analyze",
+    "Analyse saved networks: record and report.",
     "wgeo analyze resnet20.th --arch cifar_resnet20 --data cifar10.zip --out runs/r20\n"
     "wgeo analyze runs/digits/checkpoints/*.pt --data digits --out runs/digits/analysis",
 )
@@ -287,7 +290,7 @@ def analyze(
         )
 
 
-@command("report", "wgeo report runs/r20 --open")
+@command("report", "(Re)build the report of a saved analysis.", "wgeo report runs/r20 --open")
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--open", "open_it", is_flag=True, help="Open it in the browser.")
 def report(run: Path, open_it: bool) -> None:
@@ -302,7 +305,7 @@ def report(run: Path, open_it: bool) -> None:
         click.launch(str(page))
 
 
-@command("list", "wgeo list archs")
+@command("list", "List architectures, data sets or solvers.", "wgeo list archs")
 @click.argument("what", type=click.Choice(["archs", "datasets", "solvers"]))
 def list_(what: str) -> None:
     """List the architectures, data sets or solvers that wgeo knows."""
