@@ -227,7 +227,9 @@ def versions() -> dict[str, str]:
 def _provenance(
     net: Network | nn.Module, images: Images | tuple[Any, Any], traj: Trajectory
 ) -> dict[str, Any]:
-    found = net.provenance.to_dict() if isinstance(net, Network) else {"arch": type(net).__name__}
+    found: dict[str, Any] = (
+        net.provenance.to_dict() if isinstance(net, Network) else {"arch": type(net).__name__}
+    )
     if isinstance(images, Images):
         used = normalization_for(net, images)
         found["normalize"] = {"name": used.name, "mean": list(used.mean), "std": list(used.std)}

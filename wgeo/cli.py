@@ -219,7 +219,7 @@ def train(
 
     folder = writable(out)
     seed = settings["seed"]
-    load = {"seed": seed, "normalize": normalize, "size": image_size}
+    load: dict[str, Any] = {"seed": seed, "normalize": normalize, "size": image_size}
     images = load_images(source, split="train", limit=samples, **load)
     chosen: Any = checkpoints
     if checkpoints not in ("auto", "all"):
@@ -271,7 +271,7 @@ def analyze(
 
     chosen = parse_solver(solver)
     folder = writable(out)
-    load = {"seed": seed, "normalize": normalize, "size": image_size}
+    load: dict[str, Any] = {"seed": seed, "normalize": normalize, "size": image_size}
     nets = [
         load_checkpoint(path, arch, num_classes, trust=trust_checkpoint) for path in checkpoints
     ]
@@ -319,9 +319,15 @@ def list_(what: str) -> None:
             ("package.module:factory", "your own: a function that returns the network"),
         ]
     elif what == "datasets":
-        from .data import SOURCES
+        from .data import NAMES
 
-        rows = list(SOURCES.items())
+        loaded = "downloaded by torchvision into ./data or $WGEO_DATA"
+        bundled = "8 x 8 handwritten digits, with scikit-learn; no download"
+        rows = [(name, bundled if name == "digits" else loaded) for name in NAMES]
+        rows += [
+            ("npz:PATH", "NumPy archive with x, y or x_train, y_train, x_test, y_test"),
+            ("folder:PATH", "folder of images, class/image or split/class/image, or a zip of one"),
+        ]
     else:
         rows = list(SOLVERS.items())
     width = max(len(name) for name, _ in rows)

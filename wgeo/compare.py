@@ -58,7 +58,7 @@ def geodesic_model(traj: Trajectory) -> tuple[ModelLayer, ...]:
     ----------
     traj : Trajectory
     """
-    found = []
+    found: list[ModelLayer] = []
     for segment in traj.segments:
         found.extend(predicted(traj, segment, _line(segment)))
     return tuple(found)
