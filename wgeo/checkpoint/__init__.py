@@ -214,7 +214,7 @@ def load_checkpoint(
     except CheckpointError as error:
         raise CheckpointError(f"{name}: {error}") from None
     _check_finite(fitted.module, name)
-    classes = fitted.settings["num_classes"]
+    notes += _assumed(fitted)
     report = LoadReport(
         kind=contents.kind,
         container=found.container,
@@ -229,7 +229,7 @@ def load_checkpoint(
         checkpoint=name,
         sha256=contents.sha256,
         arch=fitted.arch.name,
-        num_classes=classes,
+        num_classes=fitted.settings["num_classes"],
         epoch=_epoch(value),
         normalize=_normalize(fitted, meta),
         report=report,
@@ -279,7 +279,7 @@ def _fit(
         return models.fit(arch, state, num_classes, **given), prefix
     except CheckpointError:
         # A network of someone else may have a part called `model` of its own.
-        if models.find(arch) not in models.ARCHS.values():
+        if models.find(arch).external:
             for state, prefix in states[-2::-1]:
                 try:
                     return models.fit(arch, state, num_classes, **given), prefix
@@ -330,6 +330,17 @@ def _recognised(state: dict[str, torch.Tensor], notes: list[str]) -> str:
         f"say which architecture it is with arch= (--arch). The closest is {closest}, with "
         f"{report.share:.0%} of the tensors in common; it differs by {report.describe()}."
     )
+
+
+def _assumed(fitted: Fit) -> list[str]:
+    """What neither the file nor the caller said, and shapes cannot."""
+    notes = []
+    if fitted.settings.get("stem") == "cifar":
+        notes.append("its first kernel is 3 x 3: taken for a stem of stride 1 without max-pool")
+    ours = fitted.arch.name in models.ARCHS and not fitted.arch.settled
+    if ours and "activation" not in fitted.settings:
+        notes.append("its activation is not told: taken to be relu (options={'activation': ...})")
+    return notes
 
 
 def _check_finite(module: nn.Module, name: str) -> None:

@@ -59,7 +59,7 @@ def find_state(value: Any, name: str, size: int) -> Found:
     Raises
     ------
     CheckpointError
-        There is none, it is empty, or its tensors are sparse, quantised, complex or larger than
+        There is none, it is empty, or its tensors are sparse, complex or larger than
         the file.
     """
     if not isinstance(value, dict):
@@ -118,8 +118,6 @@ def _check_tensors(state: Mapping[str, torch.Tensor], name: str, size: int) -> N
         what = None
         if tensor.layout != torch.strided:
             what = "sparse"
-        elif tensor.is_quantized:
-            what = "quantised"
         elif tensor.is_complex():
             what = "complex"
         elif tensor.is_meta:

@@ -17,19 +17,24 @@ import re
 import stat
 import warnings
 import zipfile
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import IO, Any
+from typing import Any
 
 import torch
 
 from ..errors import CheckpointError
+from ..models import printable
+
+File = io.BufferedReader | io.BytesIO
 
 _MAX_OPS = 2_000_000  # pickle instructions; a state dict of a thousand tensors has some 40,000
 _MAX_HEADER = 100_000_000  # bytes, safetensors' own limit
 _LEGACY_PICKLES = 5  # magic number, version, system, the object, storage keys
 _PLAIN = re.compile(
     r"collections\.(OrderedDict|Counter)"
-    r"|torch\._utils\._rebuild_(tensor|tensor_v2|tensor_v3|parameter|parameter_with_state)"
+    r"|torch\._utils\._rebuild_(tensor|tensor_v2|tensor_v3|parameter|parameter_with_state"
+    r"|sparse_tensor|meta_tensor_no_storage)"
     r"|torch\._tensor\._rebuild_from_type_v2"
     r"|torch\.nn\.parameter\.Parameter"
     r"|torch\.serialization\._get_layout"
@@ -70,7 +75,7 @@ class Contents:
 
 def shown(path: str | os.PathLike[str]) -> str:
     """Return a path as it may be printed, whatever bytes its name has."""
-    return os.fsdecode(path).encode("utf-8", "backslashreplace").decode()
+    return printable(os.fsdecode(path), limit=4096)
 
 
 def read(path: str | os.PathLike[str], *, trust: bool = False) -> Contents:
@@ -113,7 +118,7 @@ def _check_path(path: str | os.PathLike[str], name: str) -> None:
             ) from None
         raise CheckpointError(f"There is no checkpoint {name}. Check the path.") from None
     except ValueError as error:  # a null byte
-        raise CheckpointError(f"{name!r} is no path: {error}.") from error
+        raise CheckpointError(f"{name} is no path: {error}.") from error
     if stat.S_ISDIR(status.st_mode):
         inside = sorted(
             shown(entry.name)
@@ -128,20 +133,25 @@ def _check_path(path: str | os.PathLike[str], name: str) -> None:
         raise CheckpointError(f"{name} is empty (0 bytes). Save or download it again.")
 
 
-def _load(file: IO[bytes], size: int, name: str, trust: bool) -> tuple[Any, str]:
+def _load(file: File, size: int, name: str, trust: bool) -> tuple[Any, str]:
     head = file.read(64)
     file.seek(0)
+    length = int.from_bytes(head[:8], "little")
+    named = name.endswith(".safetensors")
+    if head[8:9] == b"{" and (named or 0 < length <= size - 8):
+        return _safetensors(file, size, name), "safetensors"
     for magic, what in _NOT_OURS.items():
-        if head.lstrip(b"\xef\xbb\xbf \r\n").startswith(magic):
+        if head.lstrip(b"\r\n\t ").startswith(magic):
             raise CheckpointError(f"{name} {what}.")
     if head.startswith(b"PK"):
-        _check_zip(file, size, name, trust)
+        program = _checked_zip(file, size, name, trust)
+        if not trust:
+            _check_pickles(io.BytesIO(program), 1, name)
         kind = "torch"
     elif head.startswith(b"\x80"):
-        _check_legacy(file, name, trust)
+        if not trust:
+            _check_pickles(file, _LEGACY_PICKLES, name)
         kind = "torch (before 1.6)"
-    elif name.endswith(".safetensors") or head[8:9] == b"{":
-        return _safetensors(file, size, name), "safetensors"
     else:
         raise CheckpointError(
             f"{name} is not a checkpoint: it starts like neither a file of torch.save nor "
@@ -151,7 +161,7 @@ def _load(file: IO[bytes], size: int, name: str, trust: bool) -> tuple[Any, str]
     return _torch_load(file, name, trust), kind
 
 
-def _torch_load(file: IO[bytes], name: str, trust: bool) -> Any:
+def _torch_load(file: File, name: str, trust: bool) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's deprecations: of no use to who reads a file
@@ -167,11 +177,12 @@ def _torch_load(file: IO[bytes], name: str, trust: bool) -> Any:
 
 def _damaged(name: str, error: Exception) -> str:
     lines = str(error).strip().splitlines() or [type(error).__name__]
-    return f"{name} is damaged or not a checkpoint ({lines[0][:200]}). Save or download it again."
+    reason = printable(lines[0], 200)
+    return f"{name} is damaged or not a checkpoint ({reason}). Save or download it again."
 
 
-def _check_zip(file: IO[bytes], size: int, name: str, trust: bool) -> None:
-    """Hold an archive of torch.save against what such archives are: stored, whole, tensors only."""
+def _checked_zip(file: File, size: int, name: str, trust: bool) -> bytes:
+    """Return the pickle in an archive of torch.save, which must be stored plainly and whole."""
     try:
         with zipfile.ZipFile(file) as archive:
             entries = archive.infolist()
@@ -200,47 +211,27 @@ def _check_zip(file: IO[bytes], size: int, name: str, trust: bool) -> None:
                     "or download it again (if it was saved with checksums switched off, pass "
                     "trust=True, --trust-checkpoint)."
                 )
-            if not trust:
-                _check_pickles(io.BytesIO(archive.read(pickles[0])), 1, name)
+            return archive.read(pickles[0])
     except CheckpointError:
         raise
     except Exception as error:  # zipfile raises a dozen kinds on damaged archives
         raise CheckpointError(_damaged(name, error)) from error
 
 
-def _check_legacy(file: IO[bytes], name: str, trust: bool) -> None:
-    if not trust:
-        _check_pickles(file, _LEGACY_PICKLES, name)
-
-
-def _check_pickles(file: IO[bytes], number: int, name: str) -> None:
+def _check_pickles(file: File, number: int, name: str) -> None:
     """Read pickles' instructions without carrying them out; refuse any import but tensors'."""
-    imports: dict[str, None] = {}
-    strings: list[str] = ["", ""]
-    steps = 0
+    refused: dict[str, None] = {}  # a set that keeps its order
     try:
-        for _ in range(number):
-            for op, argument, _ in pickletools.genops(file):
-                steps += 1
-                if steps > _MAX_OPS:
-                    raise CheckpointError(
-                        f"{name} holds more than {_MAX_OPS} pickle instructions, far more than a "
-                        "state dict needs. Save only the state dict."
-                    )
-                if isinstance(argument, str) and op.name not in ("GLOBAL", "INST"):
-                    strings = [strings[1], argument]
-                elif op.name in ("GLOBAL", "INST"):
-                    imports[str(argument).replace(" ", ".", 1)] = None
-                elif op.name == "STACK_GLOBAL":
-                    imports[".".join(strings)] = None
+        for found in _imports(file, number, name):
+            if not _PLAIN.fullmatch(found):
+                refused[found] = None
     except CheckpointError:
         raise
     except Exception as error:  # an instruction cut short, or bytes that are none
-        if not any(not _PLAIN.fullmatch(found) for found in imports):
+        if not refused:
             raise CheckpointError(_damaged(name, error)) from error
-    refused = [found for found in imports if not _PLAIN.fullmatch(found)]
     if refused:
-        named = ", ".join(ascii(found)[1:-1][:80] for found in refused[:5])
+        named = ", ".join(printable(found, 80) for found in list(refused)[:5])
         raise CheckpointError(
             f"{name} holds more than tensors: reading it would import and may run {named}"
             f"{', ...' if len(refused) > 5 else ''}. Nothing of it was run. Save only the state "
@@ -249,7 +240,27 @@ def _check_pickles(file: IO[bytes], number: int, name: str) -> None:
         )
 
 
-def _safetensors(file: IO[bytes], size: int, name: str) -> dict[str, Any]:
+def _imports(file: File, number: int, name: str) -> Iterator[str]:
+    """Yield ``module.name`` of everything that so many pickles in a row would import."""
+    strings = ["", ""]
+    steps = 0
+    for _ in range(number):
+        for op, argument, _ in pickletools.genops(file):
+            steps += 1
+            if steps > _MAX_OPS:
+                raise CheckpointError(
+                    f"{name} holds more than {_MAX_OPS} pickle instructions, far more than a "
+                    "state dict needs. Save only the state dict."
+                )
+            if op.name in ("GLOBAL", "INST"):
+                yield str(argument).replace(" ", ".", 1)
+            elif op.name == "STACK_GLOBAL":  # never torch's: its names can come from anywhere
+                yield " ".join(strings)
+            elif isinstance(argument, str):
+                strings = [strings[1], argument]
+
+
+def _safetensors(file: File, size: int, name: str) -> dict[str, Any]:
     import safetensors.torch
 
     length = int.from_bytes(file.read(8), "little")

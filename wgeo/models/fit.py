@@ -78,10 +78,10 @@ def _listed(what: str, keys: tuple[str, ...], between: str = ", ") -> str:
     return f"{what}: {between.join(keys[:_SHOWN])}{more}"
 
 
-def printable(key: str) -> str:
-    """Return a name from a file as it may be printed: no control characters, not endless."""
-    text = key.encode("unicode_escape").decode("ascii")
-    return text if len(text) <= 100 else text[:97] + "..."
+def printable(name: str, limit: int = 100) -> str:
+    """Return a name that a stranger chose as it may be printed: nothing invisible, not endless."""
+    text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in name[: limit + 1])
+    return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
 def compare_keys(network: State, state: State) -> KeyReport:
@@ -148,7 +148,8 @@ def from_state(name: str, state: State, num_classes: int | None = None, **given:
     num_classes : int, optional
         Default what the head's shape says.
     **given
-        What shapes don't show: `activation` (default relu), a vit's `heads`.
+        What shapes don't show: `activation` (default relu), a vit's `heads`; whatever a factory of
+        yours takes.
 
     Raises
     ------
@@ -156,7 +157,7 @@ def from_state(name: str, state: State, num_classes: int | None = None, **given:
         Tensors are missing, unexpected or misshapen (the first five of each are named), with the
         architecture that would fit, or come closest.
     ArgumentError
-        An unknown architecture.
+        An unknown architecture or setting.
     """
     return fit(name, state, num_classes, **given).module
 
@@ -215,7 +216,15 @@ def _settings(
     settings = arch.infer(state, given)
     if num_classes is not None:
         settings["num_classes"] = num_classes
-    if isinstance(given.get("activation"), str):
+    if arch.external:
+        return {**settings, **given}
+    unknown = sorted(set(given) - {"activation", "heads"})
+    if unknown:
+        raise ArgumentError(
+            f"{', '.join(unknown)} is told by the checkpoint's shapes. What they don't tell, and "
+            "can be given, is the activation and a vit's heads."
+        )
+    if "activation" in given:
         settings["activation"] = given["activation"]
     return settings
 

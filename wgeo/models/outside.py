@@ -6,6 +6,7 @@ import difflib
 import importlib
 import inspect
 import os
+import re
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -62,18 +63,19 @@ class Arch:
     external: bool = False
 
 
-RESNETS = (
-    "resnet18",
-    "resnet34",
-    "resnet50",
-    "resnet101",
-    "resnet152",
-    "resnext50_32x4d",
-    "resnext101_32x8d",
-    "resnext101_64x4d",
-    "wide_resnet50_2",
-    "wide_resnet101_2",
-)
+_LAST = {  # torchvision's ResNets, each with a module that it has and shallower ones lack
+    "resnet18": "layer3.1.conv2",
+    "resnet34": "layer3.5.conv2",
+    "resnet50": "layer3.5.conv3",
+    "resnet101": "layer3.22.conv3",
+    "resnet152": "layer3.35.conv3",
+    "resnext50_32x4d": "layer3.5.conv3",
+    "resnext101_32x8d": "layer3.22.conv3",
+    "resnext101_64x4d": "layer3.22.conv3",
+    "wide_resnet50_2": "layer3.5.conv3",
+    "wide_resnet101_2": "layer3.22.conv3",
+}
+RESNETS = tuple(_LAST)
 VITS = ("vit_b_16", "vit_b_32", "vit_l_16", "vit_l_32", "vit_h_14")
 _SMALL_IMAGE = 64  # pixels up to which a ResNet is built with the small stem
 _HEADS = ("fc", "linear", "head", "heads.head", "head.fc", "classifier")
@@ -105,7 +107,7 @@ def torchvision_arch(name: str) -> Arch:
         partial(_torchvision_resnet, name),
         infer_torchvision_resnet,
         normalize="imagenet",
-        mark=r"^layer4\." if name in ("resnet18", "resnet34") else r"^layer\d+\.\d+\.conv3\.",
+        mark="^" + re.escape(_LAST[name]),
         settled=True,
         rename=((r"^linear\.", "fc."), (r"^(layer\d+\.\d+)\.shortcut\.", r"\1.downsample.")),
     )

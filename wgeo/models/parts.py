@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import nn
@@ -82,7 +83,7 @@ def initialise(module: nn.Module, activation: str) -> None:
                 nn.init.zeros_(part.bias)
 
 
-def positive(**settings: int | None) -> None:
+def positive(**settings: Any) -> None:
     """Raise `ArgumentError` for the first setting that is not a whole number of at least 1."""
     for name, value in settings.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:

@@ -63,7 +63,7 @@ def mlp(
     activation: str = "relu",
     width: int = 128,
     depth: int = 6,
-    batch_norm: bool = False,
+    batch_norm: bool = True,
     inputs: int | None = None,
 ) -> nn.Module:
     """Build a plain MLP of `depth` hidden layers; `inputs` is in_channels x image_size^2."""
@@ -81,7 +81,7 @@ def resmlp(
     width: int = 128,
     depth: int = 6,
     hidden: int | None = None,
-    batch_norm: bool = False,
+    batch_norm: bool = True,
     inputs: int | None = None,
 ) -> nn.Module:
     """Build a residual MLP of `depth` blocks, each with `hidden` (default `width`) units inside."""

@@ -27,7 +27,7 @@ def _cifar(depth: int) -> Arch:
         partial(cifar_resnet, depth),
         infer_cifar_resnet,
         normalize="imagenet",
-        mark=r"^layer3\.\d+\.conv2\.",
+        mark=rf"^layer3\.{(depth - 2) // 6 - 1}\.conv2\.",
         settled=True,
         rename=((r"^fc\.", "linear."), (r"^(layer\d+\.\d+)\.downsample\.", r"\1.shortcut.")),
     )
@@ -52,14 +52,14 @@ _OWN = (
     ),
     Arch(
         "mlp",
-        "plain MLP; options width=128, depth=6, batch_norm=false",
+        "plain MLP; options width=128, depth=6, batch_norm=true",
         mlp,
         infer_mlp,
         mark=r"^blocks\.\d+\.fc\.",
     ),
     Arch(
         "resmlp",
-        "residual MLP; options width=128, depth=6, hidden=width, batch_norm=false",
+        "residual MLP; options width=128, depth=6, hidden=width, batch_norm=true",
         resmlp,
         infer_resmlp,
         mark=r"^blocks\.\d+\.fc1\.",

@@ -139,7 +139,7 @@ def cifar_resnet(
 
 def infer_cifar_resnet(state: State, given: Mapping[str, Any]) -> dict[str, Any]:
     """Return how a state's CIFAR ResNet was built, from its tensors' shapes."""
-    projected = any(".shortcut." in key for key in state)
+    projected = any(key.startswith("layer2.0.shortcut.") for key in state)
     return {
         "num_classes": length(state, "linear.weight", 0, 10),
         "in_channels": length(state, "conv1.weight", 1, 3),

@@ -1,0 +1,742 @@
+"""Checkpoints: everything people save is read, and nothing that a file says is run."""
+
+from __future__ import annotations
+
+import collections
+import hashlib
+import io
+import json
+import os
+import pickle
+import sys
+import textwrap
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from safetensors.torch import save_file
+from torch import nn
+
+from wgeo import models
+from wgeo.checkpoint import Network, load_checkpoint
+from wgeo.errors import ArgumentError, CheckpointError, WgeoError
+
+IMAGES = torch.randn(2, 2, 8, 8, generator=torch.Generator().manual_seed(3))
+
+
+def tiny(**options):
+    net = models.build("cifar_resnet8", num_classes=4, in_channels=2, width=4, **options)
+    return net.eval()
+
+
+@pytest.fixture
+def net():
+    return tiny()
+
+
+@pytest.fixture
+def save(tmp_path):
+    """Save an object and say where."""
+
+    def saved(value, name="net.pt", **how):
+        torch.save(value, tmp_path / name, **how)
+        return tmp_path / name
+
+    return saved
+
+
+def assert_same(loaded, net):
+    assert not loaded.module.training
+    assert torch.equal(loaded.module(IMAGES), net(IMAGES))
+
+
+# What people save.
+
+WRAPPERS = {
+    "plain": lambda s: s,
+    "ordered": lambda s: collections.OrderedDict(s),
+    "state_dict": lambda s: {"state_dict": s, "epoch": 7, "best_prec1": torch.tensor(91.0)},
+    "model": lambda s: {"model": s, "optimizer": {"state": {0: {"m": torch.ones(3)}}}},
+    "model_state_dict": lambda s: {"loss": 0.1, "model_state_dict": s},
+    "net": lambda s: {"net": s, "acc": 91.5},
+    "ema": lambda s: {"ema": s},
+    "state_dict_ema": lambda s: {"state_dict_ema": s},
+    "nested": lambda s: {"model": {"state_dict": s}},
+    "nested ema": lambda s: {"ema": {"module": s, "decay": 0.999}},
+    "unusual": lambda s: {"student": s, "epoch": 7},
+}
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
+def test_every_wrapper_is_opened(net, save, wrapper, legacy):
+    path = save(WRAPPERS[wrapper](net.state_dict()), _use_new_zipfile_serialization=not legacy)
+    loaded = load_checkpoint(path)
+    assert_same(loaded, net)
+    assert loaded.arch == "cifar_resnet8"
+    assert loaded.num_classes == 4
+    report = loaded.provenance.to_dict()["report"]
+    assert report["kind"] == ("torch (before 1.6)" if legacy else "torch")
+    assert report["keys"]["matched"] == report["tensors"] == len(net.state_dict())
+
+
+@pytest.mark.parametrize(
+    "prefix",
+    [
+        "module.",
+        "_orig_mod.",
+        "model.",
+        "net.",
+        "module._orig_mod.",
+        "_orig_mod.module.",
+        "module.module.",
+        "model.module._orig_mod.model.",
+    ],
+)
+def test_every_prefix_is_taken_off(net, save, prefix):
+    state = {prefix + key: tensor for key, tensor in net.state_dict().items()}
+    loaded = load_checkpoint(save({"state_dict": state}), "cifar_resnet8", 4)
+    assert_same(loaded, net)
+    found = loaded.provenance.report.prefix
+    assert sorted(found.split(".")) == sorted(prefix.replace("_orig_mod.", "", 1).split(".")) or (
+        sorted(found.split(".")) == sorted(prefix.split("."))
+    )
+
+
+def test_compiled_parts_and_averaged_weights(net, save):
+    state = {k.replace("layer1.", "layer1._orig_mod."): t for k, t in net.state_dict().items()}
+    assert_same(load_checkpoint(save(state)), net)
+    average = {f"module.{key}": tensor for key, tensor in net.state_dict().items()}
+    average["n_averaged"] = torch.tensor(12)
+    loaded = load_checkpoint(save(average))
+    assert_same(loaded, net)
+    assert "n_averaged" in loaded.provenance.report.keys.ignored
+
+
+def test_counters_of_batch_norm_may_be_missing(net, save):
+    state = {k: t for k, t in net.state_dict().items() if "num_batches" not in k}
+    loaded = load_checkpoint(save(state))
+    assert_same(loaded, net)
+    assert len(loaded.provenance.report.keys.ignored) == 7
+    assert loaded.provenance.report.keys.missing == ()
+
+
+def test_weights_beside_averaged_ones_are_told(net, save):
+    state = net.state_dict()
+    other = {key: torch.zeros_like(tensor) for key, tensor in state.items()}
+    loaded = load_checkpoint(save({"ema": other, "model": state}))
+    assert_same(loaded, net)
+    assert loaded.provenance.report.container == "model"
+    assert "used 'model', not 'ema'" in loaded.provenance.report.notes
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_other_precisions_become_float32(net, save, dtype):
+    state = {k: t.to(dtype) if t.is_floating_point() else t for k, t in net.state_dict().items()}
+    module = load_checkpoint(save(state)).module
+    assert all(p.dtype is torch.float32 for p in module.parameters())
+    assert torch.equal(module.conv1.weight, state["conv1.weight"].float())
+
+
+def test_safetensors(net, tmp_path):
+    path = tmp_path / "net.safetensors"
+    save_file(net.state_dict(), path)
+    loaded = load_checkpoint(path)
+    assert_same(loaded, net)
+    assert loaded.provenance.report.kind == "safetensors"
+    meta = {"arch": "cifar_resnet8", "options": {"activation": "tanh"}, "normalize": "half"}
+    save_file(net.state_dict(), tmp_path / "meta", metadata={"wgeo": json.dumps(meta)})
+    loaded = load_checkpoint(tmp_path / "meta")
+    assert loaded.normalize == "half"
+    assert isinstance(loaded.module.act1, nn.Tanh)
+
+
+def test_a_safetensors_header_may_look_like_another_magic(tmp_path):
+    # The header's length comes first; 19280 is b"PK", 15932 starts with "<", 35615 is gzip's.
+    for length in (0x4B50, 0x3E3C, 0x8B1F, 0x0280):
+        tensors = {"stem.weight": torch.ones(2, 3), "blocks.0.fc.weight": torch.ones(2, 2)}
+        path = tmp_path / f"{length}"
+        save_file(tensors, path)
+        body = path.read_bytes()
+        old = int.from_bytes(body[:8], "little")
+        head = body[8 : 8 + old].ljust(length)
+        path.write_bytes(length.to_bytes(8, "little") + head + body[8 + old :])
+        with pytest.raises(CheckpointError, match=r"does not fit mlp: .*missing"):
+            load_checkpoint(path, "mlp")
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50", "resnext50_32x4d"])
+def test_torchvision_resnets_from_disk(save, name):
+    net = models.build(f"torchvision:{name}", num_classes=11).eval()
+    state = {f"module.{key}": tensor for key, tensor in net.state_dict().items()}
+    loaded = load_checkpoint(save({"state_dict": state}))
+    assert loaded.arch == f"torchvision:{name}"
+    assert loaded.num_classes == 11
+    assert loaded.normalize == "imagenet"
+    assert "recognised" in loaded.provenance.report.notes[0]
+    images = torch.randn(1, 3, 64, 64)
+    assert torch.equal(loaded.module(images), net(images))
+
+
+def test_provenance_says_where_it_came_from(net, save):
+    path = save({"state_dict": net.state_dict(), "epoch": 180})
+    provenance = load_checkpoint(path, "cifar_resnet8").provenance
+    assert provenance.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert provenance.epoch == 180
+    found = provenance.to_dict()
+    assert json.loads(json.dumps(found)) == found
+    assert found["checkpoint"] == str(path)
+    assert found["report"]["container"] == "state_dict"
+    assert found["report"]["settings"]["width"] == 4
+    assert found["report"]["parameters"] == sum(p.numel() for p in net.parameters())
+
+
+def test_normalisation_is_the_files_then_the_archs(save):
+    colour = models.build("cifar_resnet8", num_classes=3)
+    grey = models.build("cifar_resnet8", num_classes=3, in_channels=1)
+    small = models.build("torchvision:resnet18", num_classes=3, image_size=32)
+    assert load_checkpoint(save(colour.state_dict())).normalize == "imagenet"
+    assert load_checkpoint(save(grey.state_dict())).normalize is None
+    loaded = load_checkpoint(save(small.state_dict()))
+    assert loaded.normalize is None
+    assert any("3 x 3" in note for note in loaded.provenance.report.notes)
+    meta = {"arch": "cifar_resnet8", "normalize": "cifar10"}
+    assert (
+        load_checkpoint(save({"model": colour.state_dict(), "wgeo": meta})).normalize == "cifar10"
+    )
+
+
+def test_wgeos_own_checkpoints_know_their_architecture(save):
+    for arch, options in [
+        ("isoplain", {"width": 5, "depth": 2, "activation": "tanh"}),
+        ("vit", {"width": 32, "depth": 1, "heads": 8, "activation": "silu"}),
+    ]:
+        net = models.build(arch, num_classes=4, in_channels=2, image_size=8, **options).eval()
+        meta = {"arch": arch, "options": options, "num_classes": 4, "in_channels": 2, "seed": 0}
+        loaded = load_checkpoint(save({"state_dict": net.state_dict(), "wgeo": meta, "epoch": 3}))
+        assert_same(loaded, net)
+        assert (loaded.arch, loaded.provenance.epoch) == (arch, 3)
+        # Someone may store the activation beside the options.
+        meta = {**meta, "options": {"heads": 8}, "activation": options["activation"]}
+        assert_same(load_checkpoint(save({"state_dict": net.state_dict(), "wgeo": meta})), net)
+
+
+def test_what_shapes_leave_open_is_asked_or_told(save):
+    net = models.build("isoresnet", num_classes=4, in_channels=2, activation="tanh", depth=1).eval()
+    path = save(net.state_dict())
+    with pytest.raises(CheckpointError, match=r"fit isoresnet and isoplain.*Say which"):
+        load_checkpoint(path)
+    assert_same(load_checkpoint(path, "isoresnet", options={"activation": "tanh"}), net)
+    assumed = load_checkpoint(path, "isoresnet")
+    assert any("taken to be relu" in note for note in assumed.provenance.report.notes)
+    with pytest.raises(ArgumentError, match="depth is told"):
+        load_checkpoint(path, "isoresnet", options={"depth": 3})
+
+
+def test_a_user_network_with_parts_called_model(tmp_path, monkeypatch, save):
+    (tmp_path / "their_code.py").write_text(
+        textwrap.dedent("""
+        from torch import nn
+
+        class Wrapped(nn.Module):
+            def __init__(self, num_classes, hidden=3):
+                super().__init__()
+                self.model = nn.Sequential(nn.Flatten(), nn.Linear(128, hidden), nn.Tanh(),
+                                           nn.Linear(hidden, num_classes))
+
+            def forward(self, x):
+                return self.model(x)
+        """)
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    net = models.build("their_code:Wrapped", num_classes=4, hidden=6).eval()
+    state = {f"module.{key}": tensor for key, tensor in net.state_dict().items()}
+    loaded = load_checkpoint(save(state), "their_code:Wrapped", options={"hidden": 6})
+    assert_same(loaded, net)
+    assert loaded.provenance.report.prefix == "module."
+    with pytest.raises(CheckpointError, match=r"misshapen: .*model\.1|missing: model\.1"):
+        load_checkpoint(save(state), "their_code:Wrapped")
+
+
+def test_networks_in_memory():
+    net = tiny()
+    wrapped = Network.from_module(net, normalize="half")
+    assert (wrapped.arch, wrapped.num_classes, wrapped.normalize) == ("CifarResNet", 4, "half")
+    assert wrapped.provenance.sha256 is None
+    with pytest.raises(CheckpointError, match="say num_classes"):
+        Network.from_module(nn.Sequential(nn.ReLU()))
+    assert Network.from_module(nn.Sequential(nn.ReLU()), num_classes=3).num_classes == 3
+
+
+# What does not fit.
+
+
+def test_the_wrong_architecture_names_the_right_one(save):
+    path = save({"state_dict": models.build("cifar_resnet20", num_classes=10).state_dict()})
+    with pytest.raises(CheckpointError) as error:
+        load_checkpoint(path, "cifar_resnet32")
+    assert str(path) in str(error.value)
+    assert "60 missing: layer1.3.conv1.weight" in str(error.value)
+    assert "--arch cifar_resnet20" in str(error.value)
+    with pytest.raises(CheckpointError, match="It fits cifar_resnet20"):
+        load_checkpoint(path, "torchvision:resnet18")
+    with pytest.raises(CheckpointError, match="head has 10 classes, and num_classes is 100"):
+        load_checkpoint(path, "cifar_resnet20", 100)
+    with pytest.raises(ArgumentError, match="Unknown architecture"):
+        load_checkpoint(path, "cifar_resnet21")
+
+
+def test_unknown_weights_name_the_closest_or_say_there_is_none(save):
+    state = models.build("cifar_resnet20", num_classes=10).state_dict()
+    state["extra.weight"] = torch.ones(2)
+    with pytest.raises(CheckpointError, match=r"closest is cifar_resnet20.*1 unexpected: extra\.w"):
+        load_checkpoint(save(state))
+    with pytest.raises(CheckpointError, match=r"no built-in .* is close.*some\.weight.*factory"):
+        load_checkpoint(save({"some.weight": torch.ones(3, 3)}))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_weights_that_are_no_numbers(net, save, value):
+    state = net.state_dict()
+    spoilt = [k for k in state if k.startswith("layer1") and state[k].is_floating_point()]
+    for key in spoilt:
+        state[key].view(-1)[0] = value
+    with pytest.raises(CheckpointError, match="NaN or infinity in 10 tensors") as error:
+        load_checkpoint(save(state))
+    assert ", ".join(spoilt[:5]) in str(error.value)
+    assert spoilt[5] not in str(error.value)
+    assert "earlier checkpoint" in str(error.value)
+
+
+def test_numbers_too_large_for_float32(net, save):
+    state = {**net.state_dict(), "linear.bias": torch.full((4,), 1e300, dtype=torch.float64)}
+    with pytest.raises(CheckpointError, match=r"infinity in 1 tensors: linear\.bias"):
+        load_checkpoint(save(state))
+
+
+@pytest.mark.parametrize(
+    ("tensor", "said"),
+    [
+        (torch.eye(4).to_sparse(), "is sparse"),
+        (torch.ones(4, 4, dtype=torch.complex64), "is complex"),
+        (torch.ones(4, 4, device="meta"), "without values"),
+        (torch.ones(4, 16, dtype=torch.int64), "int64"),
+        (torch.zeros(1).expand(10**9, 10**3), "exhaust memory"),
+        (torch.zeros(2**19, 1).expand(2**19, 2**12), "exhaust memory"),
+    ],
+)
+def test_tensors_that_are_no_weights(net, save, tensor, said):
+    with pytest.raises(CheckpointError, match=said):
+        load_checkpoint(save({**net.state_dict(), "linear.weight": tensor}))
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ([torch.ones(3)], "holds a list"),
+        (torch.ones(3), "holds a single tensor"),
+        (None, "holds nothing"),
+        (7, "holds a int"),
+        ({}, "its entries: nothing"),
+        ({"state_dict": {}}, "no tensors.*its entries: state_dict"),
+        ({"a": 1, "b": "c"}, "its entries: a, b"),
+        ({"epoch": torch.tensor(3)}, "no tensors"),
+        ({1: torch.ones(3)}, "no tensors"),
+        ({"G": {"w": torch.ones(3)}, "D": {"w": torch.ones(3)}}, "its entries: G, D"),
+        ({"\x1b[2J": 3}, r"entries: \\x1b\[2J"),
+    ],
+)
+def test_files_without_a_state_dict(save, value, said):
+    with pytest.raises(CheckpointError, match=said):
+        load_checkpoint(save(value))
+
+
+def test_hidden_methods_do_not_confuse(net, save):
+    class Shadowed:
+        def __reduce__(self):
+            attributes = {"items": 3, "keys": "no", "values": None, "get": 0}
+            return collections.OrderedDict, (), attributes, None, iter(net.state_dict().items())
+
+    path = save(Shadowed())
+    assert torch.load(path, weights_only=True).items == 3
+    assert_same(load_checkpoint(path), net)
+
+
+@pytest.mark.parametrize(
+    ("meta", "said"),
+    [
+        (3, "'wgeo' entry is damaged"),
+        ({}, "'wgeo' entry is damaged"),
+        ({"arch": 3}, "'wgeo' entry is damaged"),
+        ({"arch": "cifar_resnet8", "options": 3}, "options .* are damaged"),
+        ({"arch": "no_such"}, "Unknown architecture"),
+        ({"arch": "cifar_resnet20"}, "does not fit cifar_resnet20.*It fits cifar_resnet8"),
+        ({"arch": "os:system"}, "A file does not decide what runs"),
+        ({"arch": "their_gadget:build"}, "A file does not decide what runs"),
+    ],
+)
+def test_what_a_file_says_of_itself_is_checked(net, save, tmp_path, monkeypatch, meta, said):
+    (tmp_path / "their_gadget.py").write_text("raise SystemExit('imported')")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(WgeoError, match=said):
+        load_checkpoint(save({"state_dict": net.state_dict(), "wgeo": meta}))
+
+
+def test_lies_about_size_are_not_believed(net, save):
+    options = {"width": 10**9, "depth": 10**9, "activation": "relu"}
+    meta = {"arch": "cifar_resnet8", "options": options, "num_classes": 10**12}
+    assert_same(load_checkpoint(save({"state_dict": net.state_dict(), "wgeo": meta})), net)
+
+
+# Files that are no checkpoints.
+
+
+def test_paths_that_lead_nowhere(tmp_path, monkeypatch):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "epoch-9.pt").write_bytes(b"x")
+    (tmp_path / "link").symlink_to("gone.pt")
+    (tmp_path / "loop").symlink_to("loop")
+    os.mkfifo(tmp_path / "pipe")
+    for name, said in {
+        "absent.pt": "There is no checkpoint",
+        "folder": "is a folder.*holds no checkpoint",
+        "full": r"is a folder.*It holds epoch-9\.pt",
+        "link": r"is a link to gone\.pt, which does not exist",
+        "loop": "Cannot read|symbolic links",
+        "pipe": "is no regular file",
+        "folder/absent/x.pt": "There is no checkpoint",
+        "null\0byte": r"null\\x00byte is no path",
+        "x" * 5000: "Cannot read the checkpoint",
+    }.items():
+        with pytest.raises(CheckpointError, match=said):
+            load_checkpoint(str(tmp_path) + "/" + name, "mlp")
+
+    def refuse(*_):
+        raise PermissionError(13, "Permission denied")
+
+    (tmp_path / "closed.pt").write_bytes(b"x")
+    monkeypatch.setattr("wgeo.checkpoint.reading.open", refuse, raising=False)
+    with pytest.raises(CheckpointError, match=r"Cannot read .*closed\.pt: Permission denied"):
+        load_checkpoint(tmp_path / "closed.pt")
+
+
+def test_names_that_are_not_utf8(net, tmp_path):
+    path = os.fsencode(tmp_path) + b"/net-\xff\xfe\x1b[2J.pt"
+    torch.save(net.state_dict(), os.fsdecode(path))
+    loaded = load_checkpoint(os.fsdecode(path))
+    assert_same(loaded, net)
+    said = loaded.provenance.checkpoint
+    assert said.endswith(r"net-\udcff\udcfe\x1b[2J.pt")
+    said.encode()
+    with pytest.raises(CheckpointError, match="There is no checkpoint"):
+        load_checkpoint(os.fsdecode(path) + "\udcff")
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "is empty"),
+        (b"\n<!DOCTYPE html><html>", "is a web page"),
+        (b"version https://git-lfs.github.com/spec/v1\noid", "Git LFS pointer"),
+        (b"\x1f\x8b\x08\x00", "gzip"),
+        (b"\x89HDF\r\n\x1a\n", "HDF5"),
+        (b"\x93NUMPY\x01\x00", "NumPy"),
+        (b"hello", "is not a checkpoint"),
+        (b"PK\x03\x04", "is damaged"),
+        (b"\x80", "is damaged"),
+        (b"\x80\x02}q\x00.", "is damaged"),
+        (bytes(range(256)) * 8, "is not a checkpoint"),
+    ],
+)
+def test_files_of_another_kind(tmp_path, content, said):
+    path = tmp_path / "net.pt"
+    path.write_bytes(content)
+    for trust in (False, True):
+        with pytest.raises(CheckpointError, match=said):
+            load_checkpoint(path, "mlp", trust=trust)
+
+
+def test_other_archives(tmp_path):
+    np.savez(tmp_path / "a.npz", x=np.ones(3))
+    with pytest.raises(CheckpointError, match="NumPy archive"):
+        load_checkpoint(tmp_path / "a.npz")
+    with zipfile.ZipFile(tmp_path / "b.zip", "w") as archive:
+        archive.writestr("../../etc/passwd", "x")
+    with pytest.raises(CheckpointError, match="zip archive without"):
+        load_checkpoint(tmp_path / "b.zip")
+    with zipfile.ZipFile(tmp_path / "c.pt", "w") as archive:
+        archive.writestr("c/data.pkl", b"\x80\x02}q\x00.")
+        archive.writestr("c/constants.pkl", b"\x80\x02)q\x00.")
+    with pytest.raises(CheckpointError, match=r"TorchScript.*state_dict"):
+        load_checkpoint(tmp_path / "c.pt")
+
+
+@settings(max_examples=60)
+@given(st.data())
+def test_a_damaged_file_is_one_clear_error_or_harmless(tmp_path_factory, data):
+    path = tmp_path_factory.mktemp("damaged") / "net.pt"
+    kind = data.draw(st.sampled_from(["zip", "legacy", "safetensors"]))
+    state = models.build("mlp", num_classes=2, image_size=2, width=3, depth=1).state_dict()
+    if kind == "safetensors":
+        save_file(state, path)
+    else:
+        torch.save(state, path, _use_new_zipfile_serialization=kind == "zip")
+    body = bytearray(path.read_bytes())
+    if data.draw(st.booleans()):
+        body = body[: data.draw(st.integers(0, len(body) - 1))]
+    else:
+        for _ in range(data.draw(st.integers(1, 4))):
+            body[data.draw(st.integers(0, len(body) - 1))] ^= data.draw(st.integers(1, 255))
+    path.write_bytes(body)
+    error = None
+    try:
+        loaded = load_checkpoint(path, "mlp")
+    except CheckpointError as raised:
+        error = str(raised)
+    if error is None:  # flips in values without a checksum, or in padding, can pass
+        assert loaded.num_classes == 2
+    else:
+        assert str(path) in error
+        assert len(error) < 3000
+
+
+def test_a_flipped_weight_is_noticed_where_the_format_has_a_checksum(net, save):
+    path = save(net.state_dict())
+    body = bytearray(path.read_bytes())
+    needle = net.conv1.weight.detach().numpy().tobytes()[:32]
+    at = bytes(body).index(needle)
+    body[at + 2] ^= 1
+    path.write_bytes(body)
+    with pytest.raises(CheckpointError, match=r"checksum of its part .* is wrong"):
+        load_checkpoint(path)
+
+
+# Hostile files: the code in them must not run.
+
+GADGETS = {
+    "os.system": lambda t: (os.system, (f"touch {t}",)),
+    "eval": lambda t: (eval, (f"open({t!r}, 'w').close()",)),
+    "exec": lambda t: (exec, (f"open({t!r}, 'w').close()",)),
+    "open": lambda t: (open, (t, "w")),
+    "getattr": lambda t: (getattr, (open, "__call__")),
+    "subprocess": lambda t: (__import__("subprocess").check_call, (["touch", t],)),
+    "runpy": lambda t: (__import__("runpy").run_path, (t,)),
+    "numpy": lambda t: (np.save, (t, 3)),
+    "torch": lambda t: (torch.save, (3, t)),
+    "import": lambda t: (__import__, ("antigravity",)),
+    "partial": lambda t: (__import__("functools").partial, (os.system, f"touch {t}")),
+}
+
+
+class Gadget:
+    def __init__(self, name, target):
+        self.made = GADGETS[name](target)
+
+    def __reduce__(self):
+        return self.made
+
+
+@pytest.mark.parametrize("form", ["zip", "legacy", "pickle", "pickle 4", "hidden"])
+@pytest.mark.parametrize("name", GADGETS)
+def test_no_code_in_a_file_is_run(net, tmp_path, name, form):
+    target = tmp_path / "touched"
+    value = {"state_dict": net.state_dict(), "args": Gadget(name, str(target))}
+    path = tmp_path / "net.pt"
+    if form == "hidden":  # inside a zip that looks whole, as a second pickle of another name
+        value = Gadget(name, str(target))
+        torch.save(net.state_dict(), path)
+        with zipfile.ZipFile(path, "a") as archive:
+            archive.writestr("net/other.pkl", pickle.dumps(value, 2))
+        load_checkpoint(path)
+    else:
+        if form.startswith("pickle"):
+            path.write_bytes(pickle.dumps(value, 4 if form.endswith("4") else 2))
+        else:
+            torch.save(value, path, _use_new_zipfile_serialization=form == "zip")
+        with pytest.raises(CheckpointError, match=r"Nothing of it was run.*--trust-checkpoint"):
+            load_checkpoint(path, "cifar_resnet8")
+    assert not target.exists()
+
+
+def test_what_would_run_is_named(net, save):
+    class Settings:
+        pass
+
+    Settings.__qualname__ = "Settings"
+    globals()["Settings"] = Settings
+    value = {"state_dict": net.state_dict(), "args": Settings()}
+    with pytest.raises(CheckpointError, match=r"test_checkpoint\.Settings"):
+        load_checkpoint(save(value))
+
+
+def test_a_whole_network_needs_trust(net, save):
+    for value in (net, nn.DataParallel(net)):
+        path = save(value)
+        with pytest.raises(CheckpointError, match=r"residual\.CifarResNet.*trust=True"):
+            load_checkpoint(path)
+        loaded = load_checkpoint(path, trust=True)
+        assert_same(loaded, net)
+        assert (loaded.arch, loaded.num_classes) == ("CifarResNet", 4)
+        assert "on trust" in loaded.provenance.report.notes[0]
+        assert len(loaded.provenance.sha256) == 64
+        assert load_checkpoint(path, "cifar_resnet8", trust=True).arch == "cifar_resnet8"
+    path = save({"model": net, "epoch": 4})
+    assert_same(load_checkpoint(path, trust=True), net)
+    broken = tiny()
+    nn.init.constant_(broken.linear.bias, float("nan"))
+    with pytest.raises(CheckpointError, match="NaN"):
+        load_checkpoint(save(broken), trust=True)
+
+
+def test_trusted_files_whose_code_is_gone(tmp_path):
+    (tmp_path / "net.pt").write_bytes(b"\x80\x02cno_such_module_here\nThing\n.")
+    with pytest.raises(CheckpointError, match=r"is damaged|needs code"):
+        load_checkpoint(tmp_path / "net.pt", trust=True)
+    with zipfile.ZipFile(tmp_path / "net.pt", "w") as archive:
+        archive.writestr("net/data.pkl", b"\x80\x02cno_such_module_here\nThing\n.")
+        archive.writestr("net/version", "3\n")
+        archive.writestr("net/byteorder", "little")
+    with pytest.raises(CheckpointError, match=r"needs code that is not here.*no_such_module_here"):
+        load_checkpoint(tmp_path / "net.pt", trust=True)
+
+
+def rewritten(path, change, compression=zipfile.ZIP_STORED):
+    """The archive again, with its parts changed."""
+    with zipfile.ZipFile(path) as old:
+        parts = {e.filename: old.read(e) for e in old.infolist()}
+    with zipfile.ZipFile(path, "w", compression) as new:
+        for name, body in change(parts).items():
+            new.writestr(name, body)
+
+
+def test_zip_bombs_are_not_unpacked(net, save):
+    path = save(net.state_dict())
+    rewritten(path, lambda parts: {**parts, "net/data/0": bytes(2**26)}, zipfile.ZIP_DEFLATED)
+    assert path.stat().st_size < 2**20
+    with pytest.raises(CheckpointError, match="zip bomb"):
+        load_checkpoint(path)
+
+
+def test_entries_that_overlap_are_not_unpacked(net, save):
+    path = save(net.state_dict())
+    with zipfile.ZipFile(path, "a") as archive:
+        for i in range(100):  # a hundred names for one body
+            twin = zipfile.ZipInfo(f"net/data/{100 + i}")
+            body = max(archive.infolist(), key=lambda e: e.file_size)
+            twin.file_size = twin.compress_size = body.file_size
+            twin.CRC, twin.header_offset = body.CRC, body.header_offset
+            archive.filelist.append(twin)
+        archive._didModify = True
+    with pytest.raises(CheckpointError, match="zip bomb"):
+        load_checkpoint(path)
+
+
+def memory_bomb(call):
+    return {"net/data.pkl": b"\x80\x02" + call + b".", "net/version": b"3\n"}
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        b"c__builtin__\nbytearray\n\x8a\x06\x00\x00\x00\x00\x00\x01\x85R",
+        b"c_codecs\nencode\nX\x01\0\0\0aX\x04\0\0\0idna\x86R",
+        b"ctorch\nTensor\n\x8a\x06\x00\x00\x00\x00\x00\x01\x85R",
+        b"}X\x01\0\0\0wctorch\nTensor\n\x8a\x05\x00\x00\x00\x40\x00\x85Rs",
+    ],
+    ids=["bytearray", "encode", "Tensor", "lazy Tensor"],
+)
+def test_pickles_that_ask_for_memory(save, call):
+    path = save({"w": torch.ones(2)})
+    rewritten(path, lambda _: memory_bomb(call))
+    with pytest.raises(CheckpointError):
+        load_checkpoint(path)
+
+
+def test_endless_pickles(save):
+    path = save({"w": torch.ones(2)})
+    rewritten(path, lambda _: memory_bomb(b"]" + b"]0" * 1_100_000))
+    with pytest.raises(CheckpointError, match="pickle instructions"):
+        load_checkpoint(path)
+
+
+def test_a_storage_larger_than_its_part(net, save):
+    path = save({"w": torch.ones(77)})
+
+    def lie(parts):
+        name = next(n for n in parts if n.endswith("data.pkl"))
+        return {**parts, name: parts[name].replace(b"K\x4d", b"J\x4d\x00\x00\x40")}
+
+    rewritten(path, lie)
+    with pytest.raises(CheckpointError, match="is damaged"):
+        load_checkpoint(path, "mlp")
+
+
+def header(**entries):
+    return json.dumps(entries).encode()
+
+
+@pytest.mark.parametrize(
+    ("length", "text"),
+    [
+        (2**63 - 1, header(w={"dtype": "F32", "shape": [1], "data_offsets": [0, 4]})),
+        (10**8, header(w={"dtype": "F32", "shape": [1], "data_offsets": [0, 4]})),
+        (None, header(w={"dtype": "F32", "shape": [10**12], "data_offsets": [0, 4 * 10**12]})),
+        (None, header(w={"dtype": "F32", "shape": [2**62, 8], "data_offsets": [0, 4]})),
+        (None, header(w={"dtype": "F32", "shape": [-1], "data_offsets": [0, 4]})),
+        (None, header(w={"dtype": "F32", "shape": [1], "data_offsets": [4, 0]})),
+        (None, header(w={"dtype": "X99", "shape": [1], "data_offsets": [0, 4]})),
+        (
+            None,
+            header(
+                v={"dtype": "F32", "shape": [1], "data_offsets": [0, 4]},
+                w={"dtype": "F32", "shape": [1], "data_offsets": [0, 4]},
+            ),
+        ),
+        (None, b'{"w": '),
+        (None, b"{" * 5000),
+        (None, b"{}"),
+        (None, header(__metadata__={"wgeo": "not JSON"})),
+    ],
+)
+def test_lying_safetensors(tmp_path, length, text):
+    path = tmp_path / "net.safetensors"
+    count = len(text) if length is None else length
+    path.write_bytes(count.to_bytes(8, "little") + text + b"\0\0\0\0")
+    with pytest.raises(CheckpointError, match=str(path)):
+        load_checkpoint(path, "mlp")
+
+
+# Real networks.
+
+
+@pytest.mark.parametrize(("depth", "digest"), [(20, "12fca82f"), (32, "d509ac18")])
+def test_published_cifar_resnets(shared, depth, digest):
+    path = shared / "checkpoints" / f"resnet{depth}-{digest}.th"
+    named = load_checkpoint(path, f"cifar_resnet{depth}", num_classes=10)
+    assert named.provenance.sha256.startswith(digest)
+    assert named.normalize == "imagenet"
+    assert named.provenance.report.keys.fits
+    assert named.provenance.report.prefix == "module."
+    assert load_checkpoint(path).arch == f"cifar_resnet{depth}"
+
+
+def test_resnet20_reads_images_as_published(shared):
+    net = load_checkpoint(shared / "checkpoints" / "resnet20-12fca82f.th")
+    with zipfile.ZipFile(shared / "data" / "cifar10_jpeg.zip") as archive:
+        names = sorted(n for n in archive.namelist() if n.startswith("test/") and n[-4:] == ".jpg")
+        names = names[::25]
+        images = [Image.open(io.BytesIO(archive.read(n))).convert("RGB") for n in names]
+    classes = sorted({name.split("/")[1] for name in names})
+    labels = torch.tensor([classes.index(name.split("/")[1]) for name in names])
+    x = torch.from_numpy(np.stack([np.asarray(i) for i in images])).permute(0, 3, 1, 2) / 255
+    mean, std = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]])[..., None, None]
+    with torch.no_grad():
+        accuracy = (net.module((x - mean) / std).argmax(1) == labels).float().mean()
+    assert len(labels) == 400
+    assert 0.75 < accuracy < 0.87  # 0.809 on 2,000 such images; guessing would give 0.1
