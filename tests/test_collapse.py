@@ -454,7 +454,7 @@ def test_memory_beyond_the_features_is_linear_in_width():
     out = subprocess.run(
         [sys.executable, "-c", PEAK.format(d=d)], capture_output=True, text=True, check=True
     )
-    # features in float64 once (they are drawn so), a copy of the 300 rows, K-row arrays, blocks
+    # blocks, a copy of the 300 rows for the spectrum, arrays of K rows; not 1.15 GB
     assert int(out.stdout) < 60e6
 
 

@@ -14,9 +14,11 @@ from ..arrays import as_labels, as_numpy, as_points
 from ..errors import ArgumentError, FeatureError
 from ..progress import track
 from ..trajectory import Classifier, Trajectory
+from .blocks import mean_of
 from .depth import progress_of, with_interval
 from .metrics import RANK_TOLERANCE, Frame, LayerCollapse, layer_collapse
-from .moments import ClassIndex, ClassMoments, mean_of
+from .moments import ClassIndex, ClassMoments
+from .projection import SpanProjection
 from .result import Collapse
 from .spectrum import SPECTRUM_SIZE
 
@@ -139,7 +141,7 @@ def collapse_of(
     moments = ClassMoments(name, spectrum_size)
     moments.update(features, rows, len(index))
     geometry = moments.finish(index, frequency=is_frequency(weights))
-    projection = moments.project(geometry, index)
+    projection = SpanProjection(moments, geometry, index)
     projection.update(features, rows, predicted)
     return layer_collapse(
         geometry,

@@ -11,7 +11,8 @@ from jaxtyping import Float
 from scipy.spatial.distance import pdist
 
 from ..errors import FeatureError
-from .moments import ClassGeometry, SpanProjection
+from .moments import ClassGeometry
+from .projection import SpanProjection
 from .spectrum import Spectrum
 
 RANK_TOLERANCE = 1e-7

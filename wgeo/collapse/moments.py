@@ -2,13 +2,12 @@
 
 Pass one (`ClassMoments`) is single-pass: counts, class means and within-class variances by the
 pairwise update of Chan, Golub and LeVeque (1983, "Algorithms for computing the sample variance"),
-which adds only non-negative terms and so never cancels. Pass two (`SpanProjection`) is for what
+which adds only non-negative terms and so never cancels. Pass two (`projection.py`) is for what
 asks about the *final* means: the within-class energy along their span, and nearest class means.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,16 +15,11 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 
-from ..arrays import as_points
 from ..errors import ArgumentError, FeatureError
+from .blocks import BLOCK, check_length, one_thread, row_blocks
 from .spectrum import SPECTRUM_SIZE, RowSample, Spectrum
 
-BLOCK = 2**18
-"""Entries held in float64 at a time (2 MiB): small enough to stay in a CPU's cache."""
-
 _MEANS_TOLERANCE = 64 * np.finfo(np.float64).eps
-_DRIFT_TOLERANCE = 1e-4
-_ROUNDING_SHARE = 1e-3
 
 
 class ClassIndex:
@@ -64,26 +58,6 @@ class ClassIndex:
         present, inverse = np.unique(labels, return_inverse=True)
         found = [self._row.get(label, -1) for label in present.tolist()]
         return np.array(found, dtype=np.int64)[inverse]
-
-
-def _blocks(
-    features: Any, name: str, seen: int
-) -> Iterator[tuple[slice, Float[torch.Tensor, "b d"]]]:
-    """Checked row blocks of `features`, of at most `BLOCK` entries, where float64 can be had."""
-    x = features if isinstance(features, torch.Tensor) else np.asarray(features)
-    if x.ndim not in (1, 2) or 0 in x.shape:
-        raise FeatureError(
-            f"layer {name!r} must be (samples, features); it has shape {tuple(x.shape)}. "
-            "Pool or flatten it first."
-        )
-    step = max(1, BLOCK // (x.shape[1] if x.ndim == 2 else 1))
-    for start in range(0, len(x), step):
-        part = x[start : start + step]
-        if isinstance(part, torch.Tensor):
-            part = part.detach()
-            part = part.cpu() if part.device.type == "mps" else part  # which has no float64
-        block = as_points(part, name=f"layer {name!r}", start=seen + start)
-        yield slice(start, start + len(block)), block
 
 
 @dataclass(frozen=True, eq=False)
@@ -171,28 +145,29 @@ class ClassMoments:
             NaN or infinity (layer and sample are named), a width other than before, or not one
             row of features per label.
         """
-        _check_length(self.name, features, index)
-        for part, block in _blocks(features, self.name, self.samples):
-            if self.samples == 0 and part.start == 0:
-                self._begin(block)
-            if block.shape[1] != self.width:
-                raise FeatureError(
-                    f"layer {self.name!r} has {block.shape[1]} features in this batch and "
-                    f"{self.width} in those before."
-                )
-            self._grow(num_rows)
-            self._absorb(block, torch.from_numpy(index[part]).to(self._means.device))
-            if self._sample is not None:
-                self._sample.update(block)
+        check_length(self.name, features, index)
+        with one_thread():
+            for part, block in row_blocks(features, self.name, self.samples):
+                if self.samples == 0 and part.start == 0:
+                    self._begin(block)
+                if block.shape[1] != self.width:
+                    raise FeatureError(
+                        f"layer {self.name!r} has {block.shape[1]} features in this batch and "
+                        f"{self.width} in those before."
+                    )
+                self._grow(num_rows)
+                self._absorb(block, torch.from_numpy(index[part]).to(self.means.device))
+                if self._sample is not None:
+                    self._sample.update(block)
         self.samples += len(index)
 
     def _begin(self, first: Float[torch.Tensor, "b d"]) -> None:
         # Sums run relative to one of the samples: exactly 0 for constant features, and no digits
         # are lost to an offset however far it is.
         self.width = first.shape[1]
-        self._shift = first[0].to(torch.float64, copy=True)  # the caller may reuse his memory
+        self.shift = first[0].to(torch.float64, copy=True)  # the caller may reuse his memory
         self._counts, self._squares = first.new_zeros(2, 0, dtype=torch.float64)
-        self._means = first.new_zeros(0, self.width, dtype=torch.float64)
+        self.means = first.new_zeros(0, self.width, dtype=torch.float64)
         if self.width <= self._spectrum_size:
             self._scatter = first.new_zeros(self.width, self.width, dtype=torch.float64)
         elif self._spectrum_size:
@@ -201,34 +176,26 @@ class ClassMoments:
     def _grow(self, num_rows: int) -> None:
         extra = num_rows - len(self._counts)
         if extra > 0:
-            self._counts, self._squares, self._means = (
+            self._counts, self._squares, self.means = (
                 torch.cat([old, old.new_zeros(extra, *old.shape[1:])])
-                for old in (self._counts, self._squares, self._means)
+                for old in (self._counts, self._squares, self.means)
             )
 
     def _absorb(self, block: Float[torch.Tensor, "b d"], index: Int[torch.Tensor, " b"]) -> None:
         """Merge a block's class moments into the running ones (Chan et al. 1983, eq. 2.1)."""
-        x = block - self._shift  # promotes to float64
+        x = block - self.shift  # promotes to float64
         rows, inverse, new = torch.unique(index, return_inverse=True, return_counts=True)
         means = x.new_zeros(len(rows), self.width).index_add_(0, inverse, x) / new[:, None]
         x -= means[inverse]
         squares = x.new_zeros(len(rows)).index_add_(0, inverse, (x * x).sum(1))
-        delta = means - self._means[rows]
+        delta = means - self.means[rows]
         old = self._counts[rows]
         mass = old * new / (old + new)
         self._squares[rows] += squares + mass * (delta * delta).sum(1)
-        self._means[rows] += delta * (new / (old + new))[:, None]
+        self.means[rows] += delta * (new / (old + new))[:, None]
         self._counts[rows] += new
         if self._scatter is not None:
             self._scatter.addmm_(x.T, x).addmm_(delta.T, mass[:, None] * delta)
-
-    def project(self, geometry: ClassGeometry, index: ClassIndex) -> SpanProjection:
-        """The accumulator of pass two, along the span that pass one found."""
-        rows = index.rows(geometry.classes)
-        basis, coordinates = (
-            torch.from_numpy(a).to(self._means) for a in (geometry.basis, geometry.coordinates)
-        )
-        return SpanProjection(self, torch.from_numpy(rows), basis, coordinates)
 
     def finish(self, index: ClassIndex, *, frequency: bool = False) -> ClassGeometry:
         """What one pass knows; `frequency` weighs g and Sigma_B by class size, else all alike.
@@ -238,15 +205,18 @@ class ClassMoments:
         FeatureError
             All samples are of one class.
         """
-        order = torch.from_numpy(np.argsort(index.classes))
-        if len(order) < 2:
+        if len(index) < 2:
             raise FeatureError(
                 f"All {self.samples} samples are of one class ({index.classes[0]}); collapse "
                 "compares classes. Give samples of two classes or more."
             )
-        counts, squares, means = (
-            a.cpu()[order] for a in (self._counts, self._squares, self._means)
-        )
+        K, d, rows = len(index), self.width, min(self.samples, self._spectrum_size)
+        with one_thread(10 * K * K * d + 2 * rows * rows * max(rows, d)):
+            return self._finish(index, frequency)
+
+    def _finish(self, index: ClassIndex, frequency: bool) -> ClassGeometry:
+        order = torch.from_numpy(np.argsort(index.classes))
+        counts, squares, means = (a.cpu()[order] for a in (self._counts, self._squares, self.means))
         weights = counts / counts.sum() if frequency else torch.full_like(counts, 1 / len(counts))
         centre = weights @ means
         centred = means - centre
@@ -262,7 +232,7 @@ class ClassMoments:
             classes=index.classes[order.numpy()],
             counts=counts.long().numpy(),
             variances=(squares / counts).numpy(),
-            centre=(centre + self._shift.cpu()).numpy(),
+            centre=(centre + self.shift.cpu()).numpy(),
             basis=basis.numpy(),
             coordinates=(centred @ basis.T).numpy(),
             sigma=sigma.numpy(),
@@ -281,7 +251,7 @@ class ClassMoments:
             gram = self._scatter.cpu().addmm(centred.T, counts[:, None] * centred)
             rows = self.samples
         elif self._sample is not None:
-            sample, middle = self._sample.rows, centre + self._shift.cpu()
+            sample, middle = self._sample.rows, centre + self.shift.cpu()
             rows = len(sample)
             gram = centre.new_zeros(rows, rows)
             step = max(1, BLOCK // rows)
@@ -292,94 +262,3 @@ class ClassMoments:
         else:
             return None
         return Spectrum.of_gram(gram, width=self.width, rows=rows, samples=self.samples)
-
-
-class SpanProjection:
-    """Pass two: samples in the span of the final class means, K - 1 numbers each.
-
-    Accumulates the within-class energy along each direction of the span (nc1's numerator where d
-    is large) and decides every sample by its nearest class mean. Made by `ClassMoments.project`.
-    """
-
-    def __init__(
-        self,
-        moments: ClassMoments,
-        rows: Int[torch.Tensor, " K"],
-        basis: Float[torch.Tensor, "r d"],
-        coordinates: Float[torch.Tensor, "K r"],
-    ) -> None:
-        self.samples = 0
-        self._moments = moments
-        self._basis = basis
-        self._by_row = torch.empty_like(coordinates).index_copy_(
-            0, rows.to(basis.device), coordinates
-        )
-        self._energy, self._drift = basis.new_zeros(2, len(basis))
-        self.hits = self.mismatches = 0
-
-    def update(
-        self,
-        features: Any,
-        index: Int[np.ndarray, " n"],
-        predicted: Int[np.ndarray, " n"] | None = None,
-    ) -> None:
-        """Take in a batch; `predicted` are the class rows of the network's decisions."""
-        moments = self._moments
-        _check_length(moments.name, features, index)
-        for part, block in _blocks(features, moments.name, self.samples):
-            rows = torch.from_numpy(index[part]).to(self._basis.device)
-            x = block - moments._shift
-            x -= moments._means[rows]
-            residual = x @ self._basis.T  # (b, r): centred first, so nothing cancels
-            self._energy += (residual * residual).sum(0)
-            self._drift += residual.sum(0)
-            nearest = _nearest(residual + self._by_row[rows], self._by_row)
-            self.hits += int((nearest == rows).sum())
-            if predicted is not None:
-                self.mismatches += int((nearest.cpu().numpy() != predicted[part]).sum())
-        self.samples += len(index)
-
-    def along(self) -> Float[np.ndarray, " r"]:
-        """V_j^T Sigma_W V_j for every direction of the span.
-
-        Raises
-        ------
-        FeatureError
-            Pass two did not see the samples of pass one.
-        """
-        n = self.samples
-        if n != self._moments.samples:
-            raise FeatureError(
-                f"The second pass saw {n} samples, the first {self._moments.samples}. "
-                "Both must go over the same data."
-            )
-        # Residuals about the means sum to 0 if, and in practice only if, the data are the same.
-        spread = torch.sqrt(self._energy / n)
-        # The second term allows for networks whose own arithmetic is not reproducible.
-        scale = spread + _ROUNDING_SHARE * self._by_row.square().mean(0).sum().sqrt()
-        if bool((self._drift.abs() / n > _DRIFT_TOLERANCE * scale).any()):
-            raise FeatureError(
-                f"layer {self._moments.name!r} differs between the first and the second pass. "
-                "Put the network into eval mode and switch random augmentation off."
-            )
-        return (self._energy / n).cpu().numpy()
-
-
-def _nearest(
-    points: Float[torch.Tensor, "b r"], means: Float[torch.Tensor, "K r"]
-) -> Int[torch.Tensor, " b"]:
-    """Row of the nearest mean, the first of several equally near."""
-    return torch.argmin((means * means).sum(1) - 2 * points @ means.T, dim=1)
-
-
-def mean_of(features: Any, name: str) -> Float[np.ndarray, " d"]:
-    """Mean of the rows in float64, in blocks; refuses NaN and infinity."""
-    total: Any = 0.0
-    for _, block in _blocks(features, name, 0):
-        total = total + block.sum(0, dtype=torch.float64)
-    return (total / len(features)).cpu().numpy()
-
-
-def _check_length(name: str, features: Any, index: Int[np.ndarray, " n"]) -> None:
-    if len(features) != len(index):
-        raise FeatureError(f"layer {name!r} has {len(features)} samples for {len(index)} labels.")

@@ -13,9 +13,11 @@ from ..arrays import as_labels
 from ..errors import ArgumentError, FeatureError
 from ..progress import track
 from ..trajectory import Classifier
+from .blocks import mean_of
 from .measure import is_frequency, weights_of
 from .metrics import RANK_TOLERANCE, Frame, layer_collapse
-from .moments import ClassGeometry, ClassIndex, ClassMoments, SpanProjection, mean_of
+from .moments import ClassGeometry, ClassIndex, ClassMoments
+from .projection import SpanProjection
 from .result import Collapse
 from .spectrum import SPECTRUM_SIZE
 
@@ -226,7 +228,7 @@ class _SecondPass:
     ) -> None:
         self._index = index
         self.projections: dict[str, SpanProjection] = {
-            name: m.project(geometry[name], index) for name, m in moments.items()
+            name: SpanProjection(m, geometry[name], index) for name, m in moments.items()
         }
 
     def see(
