@@ -66,7 +66,7 @@ _HOME = {
     "TransportResult": "transport",
     "wasserstein": "transport",
 }
-_ROOMS = ("plots", "ufm", "models")
+_ROOMS = ("models", "plots", "transport", "ufm")
 
 __all__ = ["__version__", *sorted((*_HOME, *_ROOMS))]
 
