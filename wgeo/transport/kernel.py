@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float, Int
 
 from .pair import UNIT, Pair
+from .stopping import check
 
 # Entries of one block: few enough for a core's cache, enough to fill a GPU.
 BLOCK = {"cpu": 1 << 20, "cuda": 1 << 26}
@@ -63,6 +64,7 @@ class Kernel:
         entries = BLOCK.get(self.pair.x.device.type, BLOCK["cpu"])
         step = max(_FEWEST_ROWS, entries // width)
         for i in range(0, n, step):
+            check()
             yield slice(i, min(i + step, n))
 
     def _blocks(
