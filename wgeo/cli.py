@@ -140,7 +140,7 @@ def feature_options(function: F) -> F:
 
 @command("demo", "Train on digits, analyse, report: start here.", "wgeo demo --out runs/demo")
 @click.option("--out", default="runs/demo", show_default=True, help="Folder of the run.")
-@click.option("--epochs", default=30, show_default=True, help="Training epochs.")
+@click.option("--epochs", default=20, show_default=True, help="Training epochs.")
 @click.option("--seed", default=0, show_default=True)
 def demo(out: str, epochs: int, seed: int) -> None:
     """Train a small ResNet on real digits, analyse it, write its report.
@@ -154,7 +154,8 @@ def demo(out: str, epochs: int, seed: int) -> None:
 
     folder = writable(out)
     images = load_images("digits", split="train", seed=seed)
-    run = fit("isoresnet", images, folder, epochs=epochs, seed=seed, weight_decay=5e-3)
+    recipe: dict[str, Any] = {"lr": 0.05, "weight_decay": 5e-3, "evaluate_every": 5}
+    run = fit("isoresnet", images, folder, epochs=epochs, seed=seed, **recipe)
     click.echo(f"Trained isoresnet on digits to training accuracy {run.accuracy:.3f}.")
     net = load_checkpoint(run.last)
     _analyze_one(net, images, folder, seed=seed)

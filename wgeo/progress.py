@@ -20,19 +20,23 @@ _display: ContextVar[Progress | _Lines | None] = ContextVar("wgeo_progress", def
 
 
 class _Lines:
-    """What a pipe or a log file gets: a line when a task starts, every tenth, and its end."""
+    """What a pipe or a log file gets: a line every few seconds, none for what is quickly done."""
+
+    SECONDS = 5.0
 
     def start(self, what: str, total: int | None) -> Callable[[int], None]:
-        began, said = time.monotonic(), 0
-        print(f"{what} ...", file=sys.stderr, flush=True)
+        began = said = time.monotonic()
 
         def advance(done: int) -> None:
             nonlocal said
-            tenth = 10 * done // total if total else 0
-            if total and (tenth > said or done == total):
-                said = tenth
-                seconds = time.monotonic() - began
-                print(f"{what}: {done}/{total} ({seconds:.0f} s)", file=sys.stderr, flush=True)
+            now = time.monotonic()
+            last = done == total and now - began >= self.SECONDS
+            if now - said < self.SECONDS and not last:
+                return
+            said = now
+            left = f", {(total - done) * (now - began) / done:.0f} s left" if total else ""
+            of = f"/{total}" if total else ""
+            print(f"{what}: {done}{of} ({now - began:.0f} s{left})", file=sys.stderr, flush=True)
 
         return advance
 
