@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -241,10 +242,15 @@ def _compared(
         return compare_keys(module.state_dict(), state), module
     try:
         with torch.device("meta"):
-            shapes = _dressed(arch.build(**settings), state)
+            shapes = _dressed(_shapes(arch.name, tuple(settings.items())), state)
     except (RuntimeError, ValueError, OverflowError) as error:
         raise ArgumentError(f"{arch.name} cannot be built with {settings}: {error}") from error
     return compare_keys(shapes.state_dict(), state), None
+
+
+@lru_cache(maxsize=32)  # a search and the fit after it, and several checkpoints of one network
+def _shapes(name: str, settings: tuple[tuple[str, Any], ...]) -> nn.Module:
+    return find(name).build(**dict(settings))
 
 
 def _dressed(net: nn.Module, state: State) -> nn.Module:
