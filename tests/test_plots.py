@@ -79,13 +79,39 @@ def test_hollow_also_marks_segments_end_to_end() -> None:
 @pytest.mark.parametrize("metric", plots.METRICS)
 def test_collapse_draws_the_metric_of_every_layer(metric: str) -> None:
     ax = plots.collapse(RECORD, metric)
-    measured = max(ax.lines, key=lambda line: (line.get_zorder(), len(line.get_ydata())))
+    blocks, image = (line for line in ax.lines if line.get_zorder() == 4)
     key = "ncc_accuracy" if metric == "ncc_error" else metric
     expected = [layer["collapse"].get(key, np.nan) for layer in RECORD["layers"]]
     expected = np.array(expected, dtype=float)
-    np.testing.assert_allclose(
-        measured.get_ydata(), 1 - expected if metric == "ncc_error" else expected
-    )
+    expected = 1 - expected if metric == "ncc_error" else expected
+    np.testing.assert_allclose(blocks.get_ydata()[1:], expected[1:])
+    np.testing.assert_allclose(image.get_xydata(), [[0, expected[0]]])
+    assert np.isnan(blocks.get_ydata()[0])  # no line leads from the image to the first layer
+
+
+@pytest.mark.parametrize(
+    ("progress", "said"),
+    [
+        (
+            {"kendall_tau": -1.0, "violations": 0, "monotone": True},
+            "falls at every layer, τ = −1.00",
+        ),
+        ({"kendall_tau": -0.85, "violations": 0, "monotone": True}, "never rises, τ = −0.85"),
+        ({"kendall_tau": 0.5, "violations": 1, "monotone": False}, "rises once, τ = 0.50"),
+        ({"kendall_tau": None, "violations": 3, "monotone": False}, "rises 3 times"),
+        ({"kendall_tau": None, "violations": None, "monotone": None}, ""),
+        (None, ""),
+    ],
+)
+def test_panel_says_whether_the_metric_falls(progress: Any, said: str) -> None:
+    ax = plots.collapse({**RECORD, "progress": {"nc1": progress}})
+    assert ax.texts[-1].get_text() == said
+
+
+def test_the_networks_own_error_is_drawn_beside_the_nearest_centres() -> None:
+    ax = plots.collapse(RECORD, "ncc_error")
+    assert ax.texts[-1].get_text() == "dashed: the network's, 18.6 %"
+    assert any(line.get_ydata()[0] == 1 - RECORD["accuracy"] for line in ax.lines)
 
 
 def test_models_are_drawn_beside_the_network_where_they_say_something() -> None:

@@ -81,38 +81,36 @@ def collapse(
         if np.isfinite(predicted).any():
             ax.plot(x, predicted, **(_model_look(key) | ({"marker": ""} if crowded else {})))
             drawn.append(predicted)
-    ax.plot(x, measured, color=MEASURED, marker="o", ms=2.4 if crowded else 4.0, zorder=4)
+    # The image stands apart: no block leads from it, and falling with depth is not asked of it.
+    image = np.array([layer.get("stage") is None for layer in layers])
+    dots: dict[str, Any] = {"marker": "o", "ms": 2.4 if crowded else 4.0, "zorder": 4}
+    ax.plot(x, np.where(image, np.nan, measured), color=MEASURED, **dots)
+    ax.plot(x[image], measured[image], color=MEASURED, mfc="white", ls="none", **dots)
+    said = [falls_with_depth(record, metric)]
     if metric in ("ncc_error", "ncc_mismatch"):
-        _error_axis(ax, record, metric, drawn)
+        said.append(_error_axis(ax, record, metric, drawn))
     else:
         log_where_positive(ax, *drawn)
     layer_axis(ax, [layer.get("name") for layer in layers], labels=label_layers)
     ax.set_title(METRICS[metric], pad=16)
-    ax.text(0, 1.02, falls_with_depth(record, metric), transform=ax.transAxes, **_SUBTITLE)
+    ax.text(0, 1.02, "; ".join(filter(None, said)), transform=ax.transAxes, **_SUBTITLE)
     return ax
 
 
 _SUBTITLE: dict[str, Any] = {"fontsize": 7.5, "color": MUTED, "ha": "left", "va": "bottom"}
 
 
-def _error_axis(ax: Axes, record: Mapping[str, Any], metric: str, drawn: list[np.ndarray]) -> None:
-    """Errors are shares: from zero, in percent, with the network's own error for comparison."""
+def _error_axis(ax: Axes, record: Mapping[str, Any], metric: str, drawn: list[np.ndarray]) -> str:
+    """Errors are shares: from zero, in percent. Returns what the line of the network's own says."""
     top = np.nanmax(np.concatenate(drawn), initial=0.02)
     error = 1 - number(record.get("accuracy"))
-    if metric == "ncc_error" and np.isfinite(error):
+    compared = metric == "ncc_error" and bool(np.isfinite(error))
+    if compared:
         top = max(top, error)
         ax.axhline(error, color=REFERENCE, lw=0.9, ls=(0, (4, 3)), zorder=1)
-        ax.annotate(
-            f"the network's error, {100 * error:.3g} %",
-            (0.02, error),
-            xycoords=("axes fraction", "data"),
-            xytext=(0, 2),
-            textcoords="offset points",
-            fontsize=7.5,
-            color=REFERENCE,
-        )
     ax.set_ylim(-0.04 * top, 1.08 * top)
     ax.yaxis.set_major_formatter(PercentFormatter(1.0, 0 if top > 0.05 else 1, " %"))
+    return f"dashed: the network's, {100 * error:.3g} %" if compared else ""
 
 
 def measured_metric(record: Mapping[str, Any], metric: str) -> np.ndarray:
@@ -153,20 +151,17 @@ def models_in(record: Mapping[str, Any]) -> list[str]:
 
 def falls_with_depth(record: Mapping[str, Any], metric: str) -> str:
     """The record's answer to "does it fall with depth", in a line; empty where it has none."""
-    progress = record.get("progress") or {}
-    said = progress.get(metric) or (progress.get("ncc_accuracy") if metric == "ncc_error" else None)
+    said = (record.get("progress") or {}).get(metric)
     if not isinstance(said, Mapping):
         return ""
-    rises = said.get("violations")
-    count = len(rises) if isinstance(rises, Sequence) else rises
+    rises, tau = said.get("violations"), number(said.get("kendall_tau"))
     words = []
     if said.get("monotone"):
-        words.append("falls at every layer")
-    elif isinstance(count, int | float) and not isinstance(count, bool):
-        words.append("rises once" if count == 1 else f"rises {int(count)} times")
-    tau = number(said.get("kendall_tau"))
+        words.append("falls at every layer" if tau == -1 else "never rises")
+    elif isinstance(rises, int | float) and not isinstance(rises, bool):
+        words.append("rises once" if rises == 1 else f"rises {int(rises)} times")
     if np.isfinite(tau):
-        words.append(f"Kendall's τ = {tau:.2f}".replace("-", "−"))
+        words.append(f"τ = {tau:.2f}".replace("-", "−"))
     return ", ".join(words)
 
 

@@ -196,18 +196,16 @@ def _collapse(record: Mapping[str, Any]) -> Plot:
         return found
 
     beside = " Dashed and dotted: what the models fitted to this network predict." if models else ""
-    falling = [m for m in _PFC if "falls at every layer" in depth.falls_with_depth(record, m)]
+    progress = record.get("progress") or {}
+    falling = [metric for metric in _PFC if (progress.get(metric) or {}).get("monotone")]
     return Plot(
         "collapse",
         "Collapse from layer to layer",
-        "Progressive feedforward collapse: each metric over depth, from the input image to the "
-        f"last block; 0 is complete collapse. Shading changes with the feature space.{beside}",
+        "Progressive feedforward collapse: each metric over depth, from what enters the first "
+        "block to the last; 0 is complete collapse. The input image (open) stands apart. Kendall's "
+        f"τ is −1 where a metric falls at every layer. Shading marks the feature spaces.{beside}",
         f"Six collapse metrics over {len(layers)} layers; "
-        + (
-            f"falling at every layer: {', '.join(falling)}."
-            if falling
-            else "none falls throughout."
-        ),
+        + (f"never rising: {', '.join(falling)}." if falling else "each rises somewhere."),
         draw,
         rows,
     )

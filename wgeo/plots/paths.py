@@ -182,7 +182,8 @@ def straightness(
     ax.tick_params(axis="y", length=0)
     for row in rows[1:]:
         ax.axhline(row - 0.5, color=GRID, lw=0.6, zorder=0)
-    ax.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
+    ticks = 5 if measures is RATIOS else 3  # OT scores differ in the third or fourth decimal
+    ax.xaxis.set_major_locator(MaxNLocator(ticks, steps=[1, 2, 5, 10]))
     log_where_positive(ax, *drawn, axis="x", span=6.0)
     return ax
 

@@ -210,7 +210,7 @@ def stage_bands(ax: Axes, stages: Sequence[Any], *, labels: bool = False) -> Non
         if shaded:
             ax.axvspan(start - 0.5, end - 0.5, color=BAND, lw=0, zorder=0)
         shaded = not shaded and stages[start] is not None
-        if labels and stages[start] is not None:
+        if labels and stages[start] is not None and len(set(stages)) > 1:
             ax.annotate(
                 f"stage {stages[start]}",
                 ((start + end - 1) / 2, 1.0),
