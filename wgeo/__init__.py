@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .checkpoint import load_checkpoint as load_checkpoint
     from .collapse import Collapse as Collapse
     from .collapse import collapse as collapse
+    from .compare import compare as compare
     from .data import Images as Images
     from .data import load_images as load_images
     from .errors import WgeoError as WgeoError
@@ -48,6 +49,7 @@ _HOME = {
     "load_checkpoint": "checkpoint",
     "Collapse": "collapse",
     "collapse": "collapse",
+    "compare": "compare",
     "Images": "data",
     "load_images": "data",
     "WgeoError": "errors",

@@ -21,7 +21,7 @@ from torch import nn
 from . import plots, report
 from .checkpoint import Network
 from .collapse import Collapse, collapse
-from .compare import geodesic_model
+from .compare import compare
 from .data import Images
 from .errors import FeatureError, RecordError
 from .features import normalization_for, pick_device, trace
@@ -120,6 +120,7 @@ def analyze(
     solver: Any = None,
     batch_size: int = 256,
     bootstrap: int = 200,
+    mufm: bool = False,
     seed: int = 0,
     device: str = "auto",
     command: str | None = None,
@@ -136,6 +137,8 @@ def analyze(
         How W2 is measured; default ``Exact()``.
     bootstrap : int
         Resamples behind the 95 % intervals; 0 for none.
+    mufm : bool
+        Fit the multilayer unconstrained-feature model too, which takes up to minutes.
     seed : int
         Of everything random.
     command : str, optional
@@ -152,6 +155,7 @@ def analyze(
         traj,
         solver=solver,
         bootstrap=bootstrap,
+        mufm=mufm,
         seed=seed,
         provenance=provenance,
         device=str(pick_device(device)),
@@ -164,6 +168,7 @@ def analyze_trajectory(
     *,
     solver: Any = None,
     bootstrap: int = 200,
+    mufm: bool = False,
     seed: int = 0,
     provenance: Mapping[str, Any] | None = None,
     device: str = "cpu",
@@ -183,7 +188,7 @@ def analyze_trajectory(
     next(steps)
     collapsed = collapse(traj)
     next(steps)
-    model = geodesic_model(traj)
+    models = compare(traj, mufm=mufm, seed=seed)
     for _ in steps:
         pass
     record = {
@@ -209,7 +214,7 @@ def analyze_trajectory(
         "layers": collapsed.to_dict()["layers"],
         **_straight(straight, traj),
         "progress": collapsed.to_dict()["progress"],
-        "geodesic_model": {"layers": [layer.to_dict() for layer in model]},
+        **models.to_dict(),
         "verdict": f"{verdict(straight)} {_progress_in_words(collapsed)}",
     }
     return Analysis(_plain(record), traj)

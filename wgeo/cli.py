@@ -132,6 +132,7 @@ def feature_options(function: F) -> F:
         click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, ..."),
         click.option("--batch-size", default=256, show_default=True),
         click.option("--bootstrap", default=200, show_default=True, help="Resamples; 0 for none."),
+        click.option("--mufm", is_flag=True, help="Fit the MUFM model too; up to minutes."),
     )
     for option in reversed(options):
         function = option(function)

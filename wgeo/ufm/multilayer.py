@@ -23,7 +23,6 @@ from scipy.special import log_softmax
 from ..arrays import as_labels, as_numpy, as_points
 from ..collapse import LayerCollapse, collapse_of
 from ..errors import ArgumentError
-from ..progress import track
 from ..transport import Exact, wasserstein
 from .likelihood import Likelihood
 from .reduced import Matrix, Reduced, Statistics
@@ -73,6 +72,20 @@ class MUFMSolution:
             raise ArgumentError(f"Layers go from 0 to {self.layers}; there is none {index}.")
         t = index / self.layers
         return ((1 - t) * self.X + t * self.H).T
+
+    def apply(self, x: Any, labels: Any) -> Float[np.ndarray, "n d"]:
+        """Return H_L of other labelled samples, W and b held: the model's prediction for them.
+
+        H_L = X' + W^T (W W^T + mu' I)^-1 (Y - W X' - b 1^T), rows are samples. Squared loss only.
+        """
+        if self.settings["loss"] != "mse":
+            raise ArgumentError("apply is for the squared loss; fit with loss='mse'.")
+        points = as_numpy(as_points(x, name="x")).astype(np.float64)
+        onehot = np.eye(len(self.W))[as_labels(labels, len(points))]
+        mu, held = self.settings["mu"], self.settings["feature_decay"]
+        points = points * (mu / (mu + held))
+        inverse = np.linalg.inv(self.W @ self.W.T + (mu + held) * np.eye(len(self.W)))
+        return points + (onehot - self.b - points @ self.W.T) @ inverse @ self.W
 
     @property
     def contraction(self) -> Float[np.ndarray, " K"]:
@@ -135,6 +148,7 @@ def fit_mufm(
     loss: Literal["mse", "ce"] = "mse",
     coupling: Literal["trajectory", "class", "free"] = "trajectory",
     restarts: int = 4,
+    tolerance: float = 1e-11,
     seed: int = 0,
 ) -> MUFMSolution:
     """Minimise the MUFM objective over W, b and the features of every layer.
@@ -162,6 +176,8 @@ def fit_mufm(
         solved by alternation, to a local optimum.
     restarts : int
         Random starts beside the ridge start.
+    tolerance : float
+        At which the preconditioned gradient counts as zero; a loose one makes a quick sketch.
     seed : int
 
     Raises
@@ -186,9 +202,9 @@ def fit_mufm(
     def solve(inputs: Float[np.ndarray, "n d"], starts: int) -> _Solved:
         stats = Statistics.of(factor * inputs, y, classes)
         if loss == "mse":
-            return _solve(Reduced(stats, strength, weight_decay, decay), starts, rng)
+            return _solve(Reduced(stats, strength, weight_decay, decay), starts, tolerance, rng)
         likelihood = Likelihood(factor * inputs @ stats.basis, y, strength, weight_decay, decay)
-        return _solve(likelihood, starts, rng, stats)
+        return _solve(likelihood, starts, tolerance, rng, stats)
 
     solved = solve(first, restarts)
     if coupling == "free":
@@ -244,7 +260,11 @@ class _Solved:
 
 
 def _solve(
-    problem: Problem, restarts: int, rng: np.random.Generator, stats: Statistics | None = None
+    problem: Problem,
+    restarts: int,
+    tolerance: float,
+    rng: np.random.Generator,
+    stats: Statistics | None = None,
 ) -> _Solved:
     """Descend from the ridge start and from random ones; keep the lowest."""
     stats = problem.stats if isinstance(problem, Reduced) else stats
@@ -252,32 +272,32 @@ def _solve(
     ridge = problem.ridge()
     size = float(np.sqrt(np.mean(ridge**2))) or 1.0
     starts = [ridge] + [size * rng.standard_normal(problem.shape) for _ in range(restarts)]
-    found = [_descend(problem, start) for start in track(starts, "MUFM", len(starts))]
+    found = [_descend(problem, start, tolerance) for start in starts]
     found.sort(key=lambda point: point.value())
     best = found[0]
 
     def certificate(objective: float) -> Certificate:
-        return _certify(problem, best, objective)
+        return _certify(problem, best, objective, tolerance)
 
     return _Solved(best, stats.basis, tuple(point.value() for point in found), certificate)
 
 
-def _descend(problem: Problem, start: Matrix) -> Any:
+def _descend(problem: Problem, start: Matrix, tolerance: float) -> Any:
     """L-BFGS in preconditioned columns, Newton at the end, reflections out of spurious minima."""
-    point = _minimise(problem, start)
+    point = _minimise(problem, start, tolerance)
     for _ in range(2 * min(problem.shape) + 4):
         values, axes = np.linalg.eigh(point.alignment())
         if values[0] >= -1e-9 * max(abs(values[-1]), 1e-300):
             break
         axis = np.pad(axes[:, 0], (0, problem.shape[1] - len(axes)))  # a bias is not turned
-        trial = _minimise(problem, point.w - 2 * np.outer(point.w @ axis, axis))
+        trial = _minimise(problem, point.w - 2 * np.outer(point.w @ axis, axis), tolerance)
         if trial.value() >= point.value() - 1e-14 * abs(point.value()):
             break
         point = trial
     return point
 
 
-def _minimise(problem: Problem, start: Matrix) -> Any:
+def _minimise(problem: Problem, start: Matrix, tolerance: float) -> Any:
     shape = start.shape
     scales = problem.scales(start)
 
@@ -290,12 +310,12 @@ def _minimise(problem: Problem, start: Matrix) -> Any:
         (start * scales).ravel(),
         jac=True,
         method="L-BFGS-B",
-        options={"maxcor": 10, "maxiter": 20_000, "maxfun": 40_000, "ftol": 0.0, "gtol": 1e-11},
+        options={"maxcor": 10, "maxiter": 20_000, "maxfun": 40_000, "ftol": 0.0, "gtol": tolerance},
     )
     return problem.at(rough.x.reshape(shape) / scales)
 
 
-def _certify(problem: Problem, point: Any, objective: float) -> Certificate:
+def _certify(problem: Problem, point: Any, objective: float, tolerance: float) -> Certificate:
     """Global by the spectral-norm test; else by the padded problem, whose value bounds from below.
 
     With K more feature dimensions in which the inputs are zero no spurious minima exist, so that
@@ -317,7 +337,7 @@ def _certify(problem: Problem, point: Any, objective: float) -> Certificate:
     nudge = 1e-2 * np.random.default_rng(0).standard_normal(wider.shape)
     start = problem.widen(point.w)
     bound = min(
-        _minimise(wider, start + nudge * max(1e-3, float(np.abs(start).max()))).value(),
+        _minimise(wider, start + nudge * max(1e-3, float(np.abs(start).max())), tolerance).value(),
         point.value(),
     )
     gap = max(point.value() - bound, 0.0)
