@@ -16,20 +16,21 @@ from ..errors import FeatureError
 BLOCK = 2**18
 """Entries held in float64 at a time (2 MiB): small enough to stay in a CPU's cache."""
 
+_LEAST_ROWS = 8
 _MUCH_WORK = 10**10
 
 
 def row_blocks(
     features: Any, name: str, seen: int
 ) -> Iterator[tuple[slice, Float[torch.Tensor, "b d"]]]:
-    """Checked row blocks of `features`, of at most `BLOCK` entries, where float64 can be had."""
+    """Checked row blocks of `features`, of about `BLOCK` entries, where float64 can be had."""
     x = features if isinstance(features, torch.Tensor) else np.asarray(features)
     if x.ndim not in (1, 2) or 0 in x.shape:
         raise FeatureError(
             f"layer {name!r} must be (samples, features); it has shape {tuple(x.shape)}. "
             "Pool or flatten it first."
         )
-    step = max(1, BLOCK // (x.shape[1] if x.ndim == 2 else 1))
+    step = max(_LEAST_ROWS, BLOCK // (x.shape[1] if x.ndim == 2 else 1))
     for start in range(0, len(x), step):
         part = x[start : start + step]
         if isinstance(part, torch.Tensor):

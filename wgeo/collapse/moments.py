@@ -187,7 +187,7 @@ class ClassMoments:
         rows, inverse, new = torch.unique(index, return_inverse=True, return_counts=True)
         means = x.new_zeros(len(rows), self.width).index_add_(0, inverse, x) / new[:, None]
         x -= means[inverse]
-        squares = x.new_zeros(len(rows)).index_add_(0, inverse, (x * x).sum(1))
+        squares = x.new_zeros(len(rows)).index_add_(0, inverse, x.square().sum(1))
         delta = means - self.means[rows]
         old = self._counts[rows]
         mass = old * new / (old + new)

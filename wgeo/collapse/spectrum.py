@@ -109,11 +109,11 @@ class RowSample:
             rng = np.random.default_rng(self._seed)
             odd = rng.integers(-(2**63), 2**63 - 1, block.shape[1] + 1, dtype=np.int64) | 1
             self._multipliers = torch.from_numpy(odd).to(block.device)
-        bits = (block.double() + 0.0).view(torch.int64)  # + 0.0 makes -0.0 and 0.0 one value
-        bits = bits ^ (
-            bits >> 32
-        )  # a product carries upwards only, and sign and exponent are there
-        key = (bits * self._multipliers[:-1]).sum(1) + self._multipliers[-1]
+        zero = torch.zeros(1, dtype=torch.float64, device=block.device)
+        bits = (block + zero).view(torch.int64)  # in float64; -0.0 becomes 0.0
+        bits ^= bits >> 32  # a product carries upwards only, and sign and exponent are up there
+        bits *= self._multipliers[:-1]
+        key = bits.sum(1) + self._multipliers[-1]
         return _mixed(key.cpu().numpy().view(np.uint64))
 
 

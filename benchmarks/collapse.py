@@ -1,0 +1,201 @@
+"""Collapse metrics beside the straightforward d x d form: seconds and memory over the width.
+
+    python benchmarks/collapse.py                     # d = 64 to 16384, N = 10000, K = 10
+    python benchmarks/collapse.py --widths 100000 --samples 2000
+
+Every measurement runs in a process of its own. Memory is the peak of resident memory above what
+the process held with its libraries and the features loaded. The peers compute NC1 alone, as
+published scripts do: Sigma_W and Sigma_B in full, then `numpy.linalg.pinv`, or the truncated
+decomposition of Papyan's script; wgeo computes every metric of its record. Writes
+`benchmarks/collapse.json`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing as mp
+import os
+import platform
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+from scipy.sparse.linalg import svds
+
+from wgeo.collapse import collapse_of, collapse_stream
+from wgeo.progress import shown, track
+
+BATCH = 256
+
+
+def features(n: int, d: int, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rectified clusters in float32, as a network's last layer gives."""
+    rng = np.random.default_rng(0)
+    y = np.arange(n) % num_classes
+    means = rng.standard_normal((num_classes, d), dtype=np.float32)
+    H = rng.standard_normal((n, d), dtype=np.float32)
+    for start in range(0, n, BATCH):  # in place: no temporary of the features' size
+        rows = slice(start, start + BATCH)
+        np.maximum(H[rows] + means[y[rows]], 0, out=H[rows])
+    return H, y
+
+
+def covariances(H: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
+    """Sigma_W and Sigma_B in full, in float64, a class at a time."""
+    classes = np.unique(y)
+    d, K = H.shape[1], len(classes)
+    means = np.array([H[y == k].mean(0, dtype=np.float64) for k in classes])
+    sigma_w = np.zeros((d, d))
+    for k, mean in zip(classes, means, strict=True):
+        R = H[y == k] - mean
+        sigma_w += R.T @ R / len(H)
+    M = means - means.mean(0)
+    return sigma_w, M.T @ M / K, K
+
+
+def full_pinv(H: np.ndarray, y: np.ndarray) -> float:
+    """tr(Sigma_W pinv(Sigma_B)) / K with the pseudo-inverse of a d x d matrix."""
+    sigma_w, sigma_b, K = covariances(H, y)
+    return float(np.trace(sigma_w @ np.linalg.pinv(sigma_b, rcond=1e-13)) / K)
+
+
+def full_svds(H: np.ndarray, y: np.ndarray) -> float:
+    """The same with K - 1 singular triples of Sigma_B, as in Papyan's published script."""
+    sigma_w, sigma_b, K = covariances(H, y)
+    vectors, values, _ = svds(sigma_b, k=min(K, len(sigma_b)) - 1)
+    inverse = vectors @ np.diag(1 / values) @ vectors.T
+    return float(np.trace(sigma_w @ inverse) / K)
+
+
+def in_memory(H: np.ndarray, y: np.ndarray) -> float:
+    """`wgeo.collapse` of features in memory: all metrics."""
+    return collapse_of(H, y).nc1 or 0.0
+
+
+def without_ranks(H: np.ndarray, y: np.ndarray) -> float:
+    """`wgeo.collapse` of features in memory, NC1 to NC4 alone."""
+    return collapse_of(H, y, spectrum_size=0).nc1 or 0.0
+
+
+def streamed(H: np.ndarray, y: np.ndarray) -> float:
+    """`wgeo.collapse_stream` in batches, nothing kept, two passes: all metrics."""
+
+    def batches():
+        for start in range(0, len(y), BATCH):
+            yield {"h": H[start : start + BATCH]}, y[start : start + BATCH]
+
+    return collapse_stream(batches, keep=0).layers[0].nc1 or 0.0
+
+
+FORMS = {
+    "wgeo": in_memory,
+    "wgeo, no ranks": without_ranks,
+    "wgeo, streamed": streamed,
+    "svds": full_svds,
+    "pinv": full_pinv,
+}
+MATRICES = {"svds": 5, "pinv": 9}  # d x d float64 arrays alive at the peak, to skip what won't fit
+
+
+def resident(key: str) -> int:
+    """Bytes of resident memory now (VmRSS) or at its peak (VmHWM)."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(key):
+            return 1024 * int(line.split()[1])
+    raise RuntimeError(f"no {key} in /proc/self/status")
+
+
+def measure(form: str, n: int, d: int, num_classes: int, threads: int, result) -> None:
+    """Run one form in this process and send (nc1, seconds, peak bytes)."""
+    torch.set_num_threads(threads)
+    H, y = features(n, d, num_classes)
+    FORMS[form](H[:64, :48], y[:64])  # libraries load and warm up
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts from here
+    before, start = resident("VmRSS"), time.perf_counter()
+    nc1 = FORMS[form](H, y)
+    seconds = time.perf_counter() - start
+    result.send((nc1, seconds, resident("VmHWM") - before))
+
+
+def run(form: str, n: int, d: int, num_classes: int, threads: int, limit: float) -> dict:
+    """Measure in a fresh process; say why where there is no figure."""
+    needed = MATRICES.get(form, 0) * 8 * d * d
+    if needed > 0.4 * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"):
+        return {"skipped": f"needs about {needed / 1e9:.0f} GB"}
+    receive, send = mp.get_context("spawn").Pipe(duplex=False)
+    process = mp.get_context("spawn").Process(
+        target=measure, args=(form, n, d, num_classes, threads, send)
+    )
+    process.start()
+    send.close()
+    found: dict = {"skipped": f"more than {limit:.0f} s"}
+    try:
+        if receive.poll(limit):
+            nc1, seconds, peak = receive.recv()
+            found = {"nc1": nc1, "seconds": seconds, "peak_bytes": peak}
+    except EOFError:
+        found = {"skipped": "out of memory"}
+    process.kill()
+    process.join()
+    return found
+
+
+def table(rows: list[dict]) -> Table:
+    """Seconds and peak memory by width, and the peers' ratio to wgeo in memory."""
+    shape = f"N = {rows[0]['samples']}, K = {rows[0]['classes']}, {rows[0]['threads']} threads"
+    out = Table("width", "form", "seconds", "peak MB", "time ratio", "memory ratio", title=shape)
+    for column in out.columns[2:]:
+        column.justify = "right"
+    base: dict = {}
+    for row in rows:
+        if row["form"] == "wgeo":
+            base = row
+        if "skipped" in row:
+            out.add_row(str(row["width"]), row["form"], row["skipped"], "", "", "")
+            continue
+        ratios = [
+            f"{row[key] / base[key]:.1f}" if "seconds" in base and row is not base else ""
+            for key in ("seconds", "peak_bytes")
+        ]
+        cells = (f"{row['seconds']:.3f}", f"{row['peak_bytes'] / 1e6:.1f}", *ratios)
+        out.add_row(str(row["width"]), row["form"], *cells, end_section=row["form"] == "pinv")
+    return out
+
+
+def main() -> None:
+    """Measure all forms at all widths, print the table, write the JSON beside this file."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--widths", type=int, nargs="+", default=[64, 512, 4096, 16384])
+    parser.add_argument("--samples", type=int, default=10_000)
+    parser.add_argument("--classes", type=int, default=10)
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--limit", type=float, default=300, help="seconds a measurement may take")
+    parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"))
+    args = parser.parse_args()
+    for key in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ[key] = str(args.threads)  # for the processes to come
+    rows = []
+    cases = [(d, form) for d in args.widths for form in FORMS]
+    with shown():
+        for d, form in track(cases, "measuring"):
+            found = run(form, args.samples, d, args.classes, args.threads, args.limit)
+            shape = {"samples": args.samples, "classes": args.classes, "threads": args.threads}
+            rows.append({"width": d, "form": form, **shape, **found})
+    Console().print(table(rows))
+    for d in args.widths:
+        values = [row["nc1"] for row in rows if row["width"] == d and "nc1" in row]
+        assert np.allclose(values, values[0], rtol=1e-8), (d, values)
+    versions = {
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+    }
+    args.out.write_text(json.dumps({"versions": versions, "rows": rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
