@@ -261,6 +261,11 @@ def test_a_user_network_with_parts_called_model(tmp_path, monkeypatch, save):
     assert loaded.provenance.report.prefix == "module."
     with pytest.raises(CheckpointError, match=r"misshapen: .*model\.1|missing: model\.1"):
         load_checkpoint(save(state), "their_code:Wrapped")
+    meta = {"arch": "their_code:Wrapped", "options": {"hidden": 6, "activation": "relu"}}
+    path = save({"state_dict": net.state_dict(), "wgeo": meta})
+    assert_same(load_checkpoint(path, "their_code:Wrapped"), net)
+    with pytest.raises(CheckpointError, match="A file does not decide what runs"):
+        load_checkpoint(path)
 
 
 def test_networks_in_memory():

@@ -304,8 +304,11 @@ def _remembered(arch: str, meta: Mapping[str, Any]) -> dict[str, Any]:
     if meta.get("arch") != arch:
         return {}
     said = {**meta, **meta.get("options", {})}
-    found = {"activation": said.get("activation"), "heads": said.get("heads")}
-    return {key: value for key, value in found.items() if isinstance(value, str | int)}
+    names = {"activation", "heads"}
+    if models.find(arch).external:  # a user's own factory, named by the user: all it was built with
+        names = {"in_channels", "image_size", "activation", *meta.get("options", {})}
+    kinds = str | int | float
+    return {k: said[k] for k in names if isinstance(k, str) and isinstance(said.get(k), kinds)}
 
 
 def _recognised(state: dict[str, torch.Tensor], notes: list[str]) -> str:
