@@ -90,7 +90,11 @@ def sample_record(
                 }
                 for la in layers[1:]
             ]
-            record[model] = {"layers": predicted, "r2": 0.9}
+            record[model] = {"layers": predicted}
+        record["mufm"] |= {
+            "held_out_r2": 0.61803,
+            "solution": {"objective": 0.0123456789, "settings": {"weight_decay": 5e-4}},
+        }
     return json.loads(json.dumps(record))
 
 

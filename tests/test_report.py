@@ -234,6 +234,32 @@ def test_tables_hold_the_record() -> None:
     assert "only the last layer meets the classifier (input, stem" in made["collapse"]
 
 
+def test_a_stage_is_entered_by_the_layer_before_its_shortcut() -> None:
+    record = sample_record((3, 2), models=False)
+    for i, layer in enumerate(record["layers"]):  # input, stem, 1.0, 1.1, 2.0, 2.1
+        layer["collapse"]["nc1"] = float(i)
+    made = pages.pages(record)["index"]
+    assert "1.00 → 3.00" in made
+    assert "3.00 → 5.00" in made
+
+
+def test_a_verdict_of_many_sentences_is_a_list() -> None:
+    record = {**sample_record((2,)), "verdict": "From layer1.0 on, 1.5 is far. The rest is not."}
+    made = pages.pages(record)["index"].replace("\\", "")
+    assert "- From layer1.0 on, 1.5 is far.\n- The rest is not." in made
+
+
+def test_a_model_shows_what_was_fitted_or_why_it_was_not() -> None:
+    record = sample_record()
+    made = pages.pages(record)["models"].replace("\\", "")
+    assert "| held out r2 | 0.61803 |" in made
+    assert "| solution: settings: weight decay | 0.0005 |" in made
+    record["mufm"] = {"layers": [], "skipped": "MUFM was not asked for (--mufm)."}
+    assert "Not fitted: MUFM was not asked for (--mufm)." in (
+        pages.pages(record)["models"].replace("\\", "")
+    )
+
+
 def test_scores_of_low_resolution_are_bracketed() -> None:
     record = sample_record((4,), models=False)
     record["blocks"][0] |= {"ot_score": 0.9876, "resolution": 0.49}

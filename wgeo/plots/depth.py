@@ -157,9 +157,9 @@ def falls_with_depth(record: Mapping[str, Any], metric: str) -> str:
     rises, tau = said.get("violations"), number(said.get("kendall_tau"))
     words = []
     if said.get("monotone"):
-        words.append("falls at every layer" if tau == -1 else "never rises")
-    elif isinstance(rises, int | float) and not isinstance(rises, bool):
-        words.append("rises once" if rises == 1 else f"rises {int(rises)} times")
+        words.append("falls at every layer" if tau < -1 + 1e-9 else "never rises")
+    elif isinstance(rises, int):
+        words.append({1: "rises once", 2: "rises twice"}.get(rises, f"rises {rises} times"))
     if np.isfinite(tau):
         words.append(f"τ = {tau:.2f}".replace("-", "−"))
     return ", ".join(words)

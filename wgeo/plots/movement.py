@@ -89,9 +89,8 @@ def ot_scores(record: Any, ax: Axes | None = None) -> Axes:
     style: dict[str, Any] = {"s": 24, "edgecolors": MEASURED, "linewidths": 1.2, "zorder": 3}
     ax.scatter(x[known], score[known], color=MEASURED, **style)
     ax.scatter(x[~known], score[~known], facecolors="white", **style)
-    floor = np.nanmin(score, initial=1.0)
-    room = max(1.0 - floor, 0.01)
-    ax.set_ylim(floor - 0.15 * room, 1.0 + 0.15 * room)
+    room = max(1.0 - np.nanmin(score, initial=1.0), 0.01)
+    ax.set_ylim(1.0 - 1.15 * room, 1.0 + 0.08 * room)
     ax.set_ylabel("OT score")
     layer_axis(ax, [b.get("target") for b in blocks])
     dot: dict[str, Any] = {"marker": "o", "ms": 5, "color": MEASURED, "ls": "none", "mew": 1.2}

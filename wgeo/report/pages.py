@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -101,22 +102,29 @@ def _lead(record: Record) -> str:
 
 
 def _verdict(record: Record) -> str:
+    """The record's verdict, a line a sentence."""
     said = record.get("verdict")
-    sentences = said if isinstance(said, list) else [said]
-    text = "\n\n".join(plain(sentence) for sentence in sentences if sentence)
-    return f"```````{{admonition}} Verdict\n:class: tip\n\n{text}\n```````" if text else ""
+    if not said:
+        return ""
+    sentences = [plain(s) for s in re.split(r"(?<=[.!?])\s+(?=[A-Z])", str(said).strip())]
+    text = "\n".join(f"- {s}" for s in sentences) if len(sentences) > 1 else sentences[0]
+    return f"```````{{admonition}} Verdict\n:class: tip\n\n{text}\n```````"
 
 
 def _glance(record: Record) -> str:
     """A row a segment: is it straight, is it optimal, do the classes collapse on the way."""
-    layers = {
-        layer.get("name"): layer.get("collapse") or {} for layer in record.get("layers") or []
-    }
+    layers = record.get("layers") or []
+    places = {layer.get("name"): i for i, layer in enumerate(layers)}
 
     def change(segment: Mapping[str, Any], metric: str, show: Callable[[Any], str]) -> str:
-        known = [layers[name] for name in segment.get("layers") or () if name in layers]
-        # A stage begins with the shortcut's image of the layer before, which has no row.
-        return f"{show(known[0].get(metric))} → {show(known[-1].get(metric))}" if known else DASH
+        """From the layer that enters the segment's first block to the one that leaves its last."""
+        known = [places[name] for name in segment.get("layers") or () if name in places]
+        if not known:
+            return DASH
+        # A stage that opens with its shortcut's image of a layer is entered by that layer.
+        entry = known[0] - (segment["layers"][0] not in places)
+        ends = (layers[i].get("collapse") or {} for i in (max(entry, 0), known[-1]))
+        return " → ".join(show(end.get(metric)) for end in ends)
 
     rows = [
         [
@@ -344,17 +352,30 @@ def _model(record: Record, key: str) -> str:
             [label, fixed(layer.get("r2"), 3), fixed(layer.get("relative_error"), 3), *pairs]
         )
     header = ("Layer", "R²", "relative error", "NC1", "CDNV", "distance to ETF")
-    scalars = [
-        (plain(k.replace("_", " ")), plain(f"{v:.6g}" if isinstance(v, float) else v, 200))
-        for k, v in model.items()
-        if isinstance(v, int | float | str)
-    ]
+    skipped = model.get("skipped")
+    fitted = _flat({k: v for k, v in model.items() if k not in ("layers", "skipped")})
     return _join(
         f"## {name}",
         words,
+        f"Not fitted: {plain(skipped)}" if skipped else "",
         table(header, rows, f"{name}: measured / predicted.") if rows else "",
-        key_values(scalars, f"{name}, as fitted.") if scalars else "",
+        key_values(fitted, f"{name}, as fitted.") if fitted else "",
     )
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """Nested settings as rows of a table, "outer: inner"; what is empty is left out."""
+    rows: list[tuple[str, str]] = []
+    for key, value in values.items():
+        name = f"{prefix}{str(key).replace('_', ' ')}"
+        if isinstance(value, Mapping):
+            rows += _flat(value, f"{name}: ")
+        elif isinstance(value, list) and len(value) > 12:
+            rows.append((plain(name), f"{len(value)} values, see analysis\\.json"))
+        elif value not in (None, "", []):
+            shown = f"{value:.6g}" if isinstance(value, float) else value
+            rows.append((plain(name), plain(shown, 400)))
+    return rows
 
 
 def _methods(record: Record, plots: Mapping[str, Plot]) -> str:
@@ -364,14 +385,10 @@ def _methods(record: Record, plots: Mapping[str, Plot]) -> str:
 def _provenance(record: Record, plots: Mapping[str, Plot]) -> str:
     about = dict(record.get("provenance") or {})
     names = about.pop("class_names", None) or []
-    pairs = [(plain(k), _value(v)) for k, v in about.items() if v not in (None, {}, [], "")]
+    about |= {key: record.get(key) for key in ("created", "device", "seed", "schema")}
+    pairs = _flat(about)
     if names:
         pairs.append(("classes", plain(", ".join(map(str, names)), 400)))
-    pairs += [
-        (plain(key), _value(record.get(key)))
-        for key in ("created", "device", "seed", "schema")
-        if record.get(key) is not None
-    ]
     versions = [(plain(k), plain(v)) for k, v in (record.get("versions") or {}).items()]
     return _join(
         "# Provenance",
@@ -386,12 +403,6 @@ def _provenance(record: Record, plots: Mapping[str, Plot]) -> str:
         if versions
         else "Not recorded.",
     )
-
-
-def _value(value: Any) -> str:
-    if isinstance(value, Mapping | list):
-        return plain(json.dumps(value, ensure_ascii=False), 600)
-    return plain(value, 400)
 
 
 _PAGES: dict[str, Callable[[Record, Mapping[str, Plot]], str]] = {
