@@ -61,10 +61,10 @@ class _Anderson:
         moves = torch.stack(self.points).diff(dim=0).T
         turns = torch.stack(self.steps).diff(dim=0).T
         weighted = turns * self.weights[:, None]
-        gram = weighted.T @ weighted
-        ridge = 1e-10 * gram.trace() + torch.finfo(gram.dtype).tiny
-        gram.diagonal().add_(ridge)
-        mix = torch.linalg.solve(gram, weighted.T @ (step * self.weights))
+        # Old steps are larger by orders of magnitude; without equal columns they hide the new.
+        size = weighted.norm(dim=0).clamp_(min=torch.finfo(weighted.dtype).tiny)
+        q, r = torch.linalg.qr(weighted / size)
+        mix = torch.linalg.pinv(r, rtol=1e-10) @ (q.T @ (step * self.weights)) / size
         return point + step - (moves + turns) @ mix
 
 
@@ -157,7 +157,8 @@ def descend(
 
 def pick_dtype(pair: Pair, eps: float, tolerance: float) -> torch.dtype:
     """Float32 where its rounding of ``x.y / eps`` is small against the marginal error asked."""
-    rounding = 4 * (torch.finfo(torch.float32).eps / 2) * pair.radius**2 / eps
+    terms = pair.radius**2 / eps + 16  # the exponent's, and those of sums of exponentials
+    rounding = 4 * (torch.finfo(torch.float32).eps / 2) * terms
     return torch.float32 if rounding <= 0.1 * tolerance else torch.float64
 
 

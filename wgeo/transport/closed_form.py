@@ -147,15 +147,15 @@ class Sliced:
         """Return an interval for W2 and the sliced distance (`wasserstein`)."""
         began = time.perf_counter()
         pair = Pair.of(x, y, a, b, coupling, pick_device(self.device))
-        frames = self._frames(pair)
-        drawn = torch.cat([_along(pair, frame) for frame in frames])
+        drawn = self._directions(pair)
         axes = _principal_axes(pair, self.seed)
-        tried = [*drawn.split([len(frame) for frame in frames]), _along(pair, axes)]
-        cost, plan, origin = _best_coupling(pair, torch.cat([*frames, axes]), torch.cat(tried))
+        costs = _along(pair, torch.cat([drawn, axes]))
+        frames = [*costs[: len(drawn)].split(pair.x.shape[1]), costs[len(drawn) :]]
+        cost, plan, origin = _best_coupling(pair, torch.cat([drawn, axes]), costs)
         # Centred projections: a translation costs the same on every coupling, so it is added whole.
-        with_shift = drawn + (torch.cat(frames) @ pair.offset).square()
+        with_shift = costs[: len(drawn)] + (drawn @ pair.offset).square()
         return pair.result(
-            lower=pair.shift + max(_lower(pair, line) for line in tried),
+            lower=pair.shift + max(_lower(pair, frame) for frame in frames),
             upper=cost,
             solver=self.name,
             seconds=time.perf_counter() - began,
@@ -169,18 +169,16 @@ class Sliced:
             },
         )
 
-    def _frames(self, pair: Pair) -> list[Float[torch.Tensor, "k d"]]:
-        """Orthonormal frames (rows), together `projections` directions."""
+    def _directions(self, pair: Pair) -> Float[torch.Tensor, "k d"]:
+        """`projections` directions, every d in succession an orthonormal frame."""
         d = pair.x.shape[1]
+        count = -(-self.projections // d)
         generator = np.random.default_rng(self.seed)
-        sizes = [min(d, self.projections - i) for i in range(0, self.projections, d)]
-        frames = []
-        for k in sizes:
-            normal = torch.from_numpy(generator.standard_normal((d, k)))
-            q, r = torch.linalg.qr(normal)
-            # The sign convention makes Q uniform (Mezzadri 2007), not only orthonormal.
-            frames.append((q * r.diagonal().sign()).T.to(pair.x.device))
-        return frames
+        normal = torch.from_numpy(generator.standard_normal((count, d, min(d, self.projections))))
+        q, r = torch.linalg.qr(normal)
+        # The sign convention makes Q uniform (Mezzadri 2007), not only orthonormal.
+        q = q * r.diagonal(dim1=1, dim2=2).sign()[:, None]
+        return q.transpose(1, 2).reshape(-1, d)[: self.projections].to(pair.x.device)
 
 
 def line_costs(

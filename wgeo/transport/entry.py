@@ -95,7 +95,7 @@ def wasserstein(
         raise ArgumentError(
             f"solver must be an object such as wgeo.Exact() or wgeo.Sinkhorn(), not {solver!r}."
         )
-    return solver.solve(x, y, weights_a, weights_b, start)
+    return solver.solve(x.detach(), y.detach(), weights_a, weights_b, start)
 
 
 def require_one_space(x: torch.Tensor, y: torch.Tensor) -> None:

@@ -1,0 +1,349 @@
+"""Sinkhorn against closed forms, POT and GeomLoss; its kernel against dense float64."""
+
+from __future__ import annotations
+
+import numpy as np
+import ot
+import pytest
+import torch
+from geomloss import SamplesLoss
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from wgeo.errors import ArgumentError, ConvergenceError, DependencyError
+from wgeo.transport import Sinkhorn, Status, annealing, kernel, sinkhorn_divergence, wasserstein
+from wgeo.transport.kernel import Kernel, full_precision
+from wgeo.transport.pair import Pair
+
+TIGHT = {"marginal_tolerance": 1e-10, "iterations": 5000}
+
+
+def two_clouds(rng, n=30, m=20, d=4, apart=1.0):
+    return rng.standard_normal((n, d)), rng.standard_normal((m, d)) + apart
+
+
+def entropic(x, y, eps, **settings):
+    solver = Sinkhorn(epsilon=eps, unit="absolute", **{**TIGHT, **settings})
+    return wasserstein(x, y, solver=solver)
+
+
+def squared(x, y):
+    return ((x[:, None] - y[None]) ** 2).sum(-1)
+
+
+class TestKnownAnswers:
+    @pytest.mark.parametrize("eps", [0.3, 1.0, 10.0])
+    def test_two_points_and_two_points(self, eps):
+        """P has 1/2 / (1 + e^(-4/eps)) where the cost is 0, the rest where it is 4."""
+        x, y = np.array([-1.0, 1]), np.array([1.0, -1])
+        result = entropic(x, y, eps)
+        share = np.exp(-4 / eps)
+        assert result.stats["entropic_cost"] == pytest.approx(4 * share / (1 + share), abs=1e-9)
+        value = -eps * np.log((1 + share) / 2)
+        assert result.stats["entropic_value"] == pytest.approx(value, rel=1e-9)
+        assert result.divergence == pytest.approx(0, abs=1e-9)  # one measure, twice
+        assert result.upper == 0  # read off the plan, whatever epsilon is
+
+    def test_a_translations_divergence_is_exact_at_any_epsilon(self, rng):
+        x = rng.standard_normal((25, 3))
+        y = rng.permutation(x) + np.array([3.0, 0, 4])
+        for eps in (1.0, 100.0):
+            assert entropic(x, y, eps).divergence == pytest.approx(25, rel=1e-7)
+
+    def test_an_infinite_epsilon_couples_independently(self, rng):
+        x, y = two_clouds(rng)
+        result = entropic(x, y, 1e7)
+        assert result.stats["entropic_cost"] == pytest.approx(squared(x, y).mean(), rel=1e-5)
+        means = ((x.mean(0) - y.mean(0)) ** 2).sum()  # the divergence becomes that of the means
+        assert result.divergence == pytest.approx(means, rel=1e-5)
+
+    def test_a_small_epsilon_gives_w2(self, rng):
+        x, y = two_clouds(rng)
+        truth = float(ot.emd2(np.full(30, 1 / 30), np.full(20, 1 / 20), squared(x, y)))
+        costs = [entropic(x, y, eps).stats["entropic_cost"] for eps in (2.0, 0.5, 0.1)]
+        assert costs == sorted(costs, reverse=True)
+        assert costs[-1] == pytest.approx(truth, rel=0.02)
+        assert costs[-1] > truth
+
+
+class TestAgainstPeers:
+    @pytest.mark.parametrize("eps", [0.2, 1.0])
+    @pytest.mark.parametrize("weighted", [False, True])
+    def test_pot(self, rng, eps, weighted):
+        x, y = two_clouds(rng)
+        a = rng.dirichlet(np.ones(30)) if weighted else np.full(30, 1 / 30)
+        b = rng.dirichlet(np.ones(20)) if weighted else np.full(20, 1 / 20)
+        cost = squared(x, y)
+        plan = ot.sinkhorn(a, b, cost, eps, "sinkhorn_log", numItermax=20000, stopThr=1e-12)
+        solver = Sinkhorn(epsilon=eps, unit="absolute", **TIGHT)
+        result = wasserstein(x, y, solver=solver, a=a, b=b)
+        want = float((plan * cost).sum())
+        assert result.stats["entropic_cost"] == pytest.approx(want, rel=1e-7)
+        value = want + eps * float((plan * np.log(plan / np.outer(a, b))).sum())
+        assert result.stats["entropic_value"] == pytest.approx(value, rel=1e-7)
+        assert result.stats["row_error"] < 1e-12
+        assert result.stats["column_error"] < 1e-10
+
+    @pytest.mark.parametrize("eps", [0.5, 2.0])
+    def test_geomlosss_divergence(self, rng, eps):
+        x, y = two_clouds(rng)
+        # Its cost is halved: the same plan has half the epsilon, and half the value.
+        loss = SamplesLoss("sinkhorn", p=2, blur=np.sqrt(eps / 2), scaling=0.99)
+        want = 2 * float(loss(torch.from_numpy(x), torch.from_numpy(y)))
+        assert entropic(x, y, eps).divergence == pytest.approx(want, rel=1e-3)
+
+    def test_geomloss_as_engine(self, rng):
+        x, y = two_clouds(rng, 40, 40)
+        ours = entropic(x, y, 1.0)
+        theirs = entropic(
+            x, y, 1.0, engine="geomloss", scaling=0.98, marginal_tolerance=1e-2, iterations=100
+        )
+        assert theirs.stats["engine"] == "geomloss"
+        assert theirs.stats["entropic_cost"] == pytest.approx(ours.stats["entropic_cost"], rel=1e-3)
+        assert theirs.divergence == pytest.approx(ours.divergence, rel=1e-2)
+        assert theirs.lower <= ours.upper
+        assert ours.lower <= theirs.upper
+
+    def test_an_engine_that_stops_early_does_not_pass_silently(self, rng):
+        x, y = two_clouds(rng)
+        with pytest.raises(ConvergenceError, match=r"geomloss.*scaling closer to 1"):
+            entropic(x, y, 0.05, engine="geomloss", scaling=0.5)
+
+    @pytest.mark.skipif(torch.cuda.is_available(), reason="it would run")
+    def test_flash_needs_cuda(self, rng):
+        with pytest.raises(DependencyError, match="CUDA"):
+            entropic(*two_clouds(rng), 1.0, engine="flash")
+
+    @pytest.mark.gpu
+    @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+    def test_a_gpu_changes_nothing(self, rng):
+        x, y = two_clouds(rng, 300, 200, 16)
+        host, device = (entropic(x, y, 1.0, device=place) for place in ("cpu", "cuda"))
+        assert device.stats["entropic_value"] == pytest.approx(host.stats["entropic_value"])
+        assert device.divergence == pytest.approx(host.divergence, rel=1e-8)
+        assert device.lower == pytest.approx(host.lower, rel=1e-8)
+
+
+class TestInterval:
+    @settings(max_examples=20)
+    @given(seed=st.integers(0, 2**31), share=st.sampled_from([1.0, 0.1, 0.01]))
+    def test_holds_at_any_epsilon_converged_or_not(self, seed, share):
+        r = np.random.default_rng(seed)
+        x, y = r.standard_normal((25, 3)), r.standard_normal((25, 3)) + r.uniform(0, 3)
+        truth = wasserstein(x, y)
+        for iterations in (1, 200):
+            solver = Sinkhorn(epsilon=share, iterations=iterations, on_failure="return")
+            result = wasserstein(x, y, solver=solver)
+            assert result.lower <= truth.upper
+            assert truth.lower <= result.upper
+            assert result.stats["iterations"] <= iterations
+
+    def test_the_rounded_plan_is_feasible(self, rng):
+        """Its cost is that of an explicit coupling (Altschuler et al., Algorithm 2)."""
+        x, y = two_clouds(rng)
+        a, b = rng.dirichlet(np.ones(30)), rng.dirichlet(np.ones(20))
+        pair = Pair.of(torch.from_numpy(x), torch.from_numpy(y), a, b)
+        core, eps = Kernel(pair), 0.5
+        g = torch.from_numpy(rng.standard_normal(20))
+        f, log_ratio = core.softmin(g, eps)
+        found = core.plan(f, g, log_ratio, eps)
+        cost = squared(x - a @ x, y - b @ y)
+        plan = np.exp((f.numpy()[:, None] + g.numpy()[None] - cost) / eps) * np.outer(a, b)
+        assert found.entropic_cost == pytest.approx((plan * cost).sum(), rel=1e-10)
+        plan = plan * np.minimum(1, b / plan.sum(0))
+        lack = np.outer(a - plan.sum(1), b - plan.sum(0))
+        plan = plan + lack / (a - plan.sum(1)).sum()
+        assert plan.sum(1) == pytest.approx(a, abs=1e-14)
+        assert plan.sum(0) == pytest.approx(b, abs=1e-14)
+        assert found.cost == pytest.approx((plan * cost).sum(), rel=1e-10)
+
+    def test_a_permutation_is_read_off_the_plan(self, rng):
+        x = rng.standard_normal((200, 8))
+        order = rng.permutation(200)
+        result = wasserstein(x, (x + 0.01)[order], solver=Sinkhorn(epsilon=0.01))
+        assert result.coupling[order].tolist() == list(range(200))
+        assert result.status is Status.CERTIFIED
+
+
+class TestEpsilon:
+    def test_share_and_absolute(self, rng):
+        x, y = two_clouds(rng, 30, 30)
+        share = wasserstein(x, y, solver=Sinkhorn(epsilon=0.5))
+        paired = (((x - x.mean(0)) - (y - y.mean(0))) ** 2).sum(1).mean()
+        assert share.stats["scale"] == pytest.approx(min(paired, share.stats["scale"]))
+        assert share.stats["epsilon"] == pytest.approx(0.5 * share.stats["scale"])
+        same = entropic(x, y, share.stats["epsilon"], marginal_tolerance=1e-3)
+        assert same.divergence == pytest.approx(share.divergence, rel=1e-9)
+
+    def test_scale_of_clouds_that_do_not_pair_up_is_their_spread(self, rng):
+        x, y = two_clouds(rng)
+        result = wasserstein(x, y, solver=Sinkhorn(epsilon=0.5))
+        assert result.stats["scale"] == pytest.approx(x.var(0).sum() + y.var(0).sum())
+        assert result.stats["scale_is"] == "spread"
+
+    def test_auto_stops_when_the_interval_is_narrow(self, rng):
+        x = rng.standard_normal((60, 5))
+        result = wasserstein(x, x + 0.3 * rng.standard_normal((60, 5)), solver=Sinkhorn())
+        assert result.status is Status.CERTIFIED
+        assert result.gap <= 1e-3
+        assert result.stats["epsilon_chosen"] == "interval within tolerance"
+
+    def test_auto_keeps_the_smallest_that_converged(self, rng):
+        x, y = two_clouds(rng, 60, 50)
+        few, many = (
+            wasserstein(x, y, solver=Sinkhorn(tolerance=1e-9, iterations=k)) for k in (30, 300)
+        )
+        assert few.stats["epsilon_chosen"] == "smallest that converged within the iterations"
+        assert few.stats["column_error"] <= 1e-3
+        assert few.stats["iterations"] == 30
+        assert many.stats["epsilon"] < few.stats["epsilon"]
+        assert many.gap < few.gap
+
+    def test_too_small(self, rng):
+        with pytest.raises(ArgumentError, match="below what float64 resolves"):
+            entropic(*two_clouds(rng), 1e-14)
+
+    @pytest.mark.parametrize(
+        "bad",
+        [
+            {"epsilon": 0.0},
+            {"epsilon": -1.0},
+            {"epsilon": np.inf},
+            {"tolerance": 0.0},
+            {"iterations": 0},
+            {"scaling": 1.0},
+            {"engine": "geomloss"},  # with epsilon="auto"
+        ],
+    )
+    def test_settings_that_cannot_be_used(self, bad):
+        with pytest.raises(ArgumentError):
+            Sinkhorn(**bad)
+
+    def test_not_converged(self, rng):
+        x, y = two_clouds(rng)
+        with pytest.raises(ConvergenceError, match=r"after 2 passes.*larger epsilon"):
+            wasserstein(x, y, solver=Sinkhorn(epsilon=0.01, iterations=2))
+        solver = Sinkhorn(epsilon=0.01, iterations=2, on_failure="return")
+        result = wasserstein(x, y, solver=solver)
+        assert result.status is Status.BOUNDED
+        assert not result.stats["converged"]
+        assert result.stats["column_error"] > 1e-3
+
+
+class Largest(TorchDispatchMode):
+    """Notes the largest tensor that any operation makes."""
+
+    entries = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for tensor in out if isinstance(out, tuple | list) else (out,):
+            if isinstance(tensor, torch.Tensor):
+                self.entries = max(self.entries, tensor.numel())
+        return out
+
+
+class TestKernel:
+    @staticmethod
+    def dense(pair, g, eps):
+        cost = torch.cdist(pair.all_x(torch.float64), pair.all_y(torch.float64)) ** 2
+        f = -eps * ((g - cost) / eps + pair.b.log()).logsumexp(1)
+        column = ((f[:, None] - cost) / eps + pair.a.log()[:, None]).logsumexp(0)
+        return f, column + g / eps
+
+    @pytest.fixture
+    def pair(self, rng):
+        x, y = two_clouds(rng, 50, 40)
+        return Pair.of(torch.from_numpy(x), torch.from_numpy(y))
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+    def test_softmin(self, pair, dtype):
+        g, eps = torch.randn(40, dtype=torch.float64), 0.7
+        exact = 1e-4 if dtype is torch.float32 else 1e-11
+        for got, want in zip(
+            Kernel(pair, dtype).softmin(g, eps), self.dense(pair, g, eps), strict=True
+        ):
+            assert got.numpy() == pytest.approx(want.numpy(), abs=exact)
+
+    def test_columns_without_mass_are_summed_in_the_log_domain(self, pair):
+        g = torch.zeros(40, dtype=torch.float64)
+        g[[3, 7]] = -50.0
+        _, log_ratio = Kernel(pair, torch.float32).softmin(g, 0.05)
+        assert log_ratio[3] < -500
+        want = self.dense(pair, g, 0.05)[1]
+        assert log_ratio.numpy() == pytest.approx(want.numpy(), rel=1e-3, abs=1e-2)
+
+    def test_blocks_change_nothing(self, rng, monkeypatch):
+        x, y = two_clouds(rng, 300, 200)
+        whole = entropic(x, y, 0.5, marginal_tolerance=1e-6)
+        monkeypatch.setitem(kernel.BLOCK, "cpu", 1)
+        parts = entropic(x, y, 0.5, marginal_tolerance=1e-6)
+        for name in ("lower", "upper", "divergence"):
+            assert getattr(parts, name) == pytest.approx(getattr(whole, name), rel=1e-10)
+
+    def test_never_an_n_by_m_matrix(self, rng, monkeypatch):
+        monkeypatch.setitem(kernel.BLOCK, "cpu", 1 << 12)
+        x, y = two_clouds(rng, 900, 600)
+        with Largest() as seen:
+            wasserstein(x, y, solver=Sinkhorn(epsilon=1.0))
+        assert seen.entries <= 32 * 900
+
+    def test_float32_products_are_left_as_they_were(self):
+        before = torch.get_float32_matmul_precision()
+        try:
+            torch.set_float32_matmul_precision("medium")
+            with full_precision, full_precision:
+                assert torch.get_float32_matmul_precision() == "highest"
+            assert torch.get_float32_matmul_precision() == "medium"
+        finally:
+            torch.set_float32_matmul_precision(before)
+
+    def test_extrapolation_saves_passes_and_changes_no_answer(self, rng, monkeypatch):
+        x, y = rng.standard_normal((2, 80, 6))
+        fast = entropic(x, y, 0.5, marginal_tolerance=1e-6)
+        monkeypatch.setattr(annealing._Anderson, "next", lambda self, g, step: g + step)
+        slow = entropic(x, y, 0.5, marginal_tolerance=1e-6)
+        assert fast.stats["iterations"] < slow.stats["iterations"] / 3
+        assert fast.divergence == pytest.approx(slow.divergence, rel=1e-9)
+
+
+class TestGradients:
+    def test_against_finite_differences(self, rng):
+        x, y = (torch.from_numpy(z).requires_grad_() for z in two_clouds(rng, 4, 3, 2))
+        a, b = rng.dirichlet(np.ones(4)), rng.dirichlet(np.ones(3))
+
+        def value(x, y):
+            return sinkhorn_divergence(x, y, epsilon=1.0, a=a, b=b, marginal_tolerance=1e-11)
+
+        assert torch.autograd.gradcheck(value, (x, y), eps=1e-5, atol=1e-7)
+
+    def test_of_a_translation(self, rng):
+        x = torch.from_numpy(rng.standard_normal((12, 3))).requires_grad_()
+        move = torch.tensor([3.0, 0, 4.0], dtype=torch.float64)
+        value = sinkhorn_divergence(x, x.detach() + move, epsilon=0.3, marginal_tolerance=1e-10)
+        assert value.item() == pytest.approx(25, rel=1e-8)
+        value.backward()
+        assert x.grad.numpy() == pytest.approx(np.tile(-2 * move / 12, (12, 1)), abs=1e-7)
+
+    def test_descends_to_the_other_cloud(self, rng):
+        start, y = two_clouds(rng, 20, 20, 2, apart=3.0)
+        x = torch.tensor(start, dtype=torch.float32, requires_grad=True)
+        for _ in range(15):
+            value = sinkhorn_divergence(x, y, epsilon=0.5, marginal_tolerance=1e-4)
+            (grad,) = torch.autograd.grad(value, x)
+            assert grad.dtype == value.dtype == torch.float32
+            x = (x - 8 * grad).detach().requires_grad_()
+        assert value.item() < 0.05
+
+    def test_value_is_the_solvers(self, rng):
+        x, y = two_clouds(rng)
+        value = float(sinkhorn_divergence(x, y, epsilon=0.5, marginal_tolerance=1e-9))
+        assert value == pytest.approx(entropic(x, y, 0.5).divergence, rel=1e-9)
+
+    def test_errors(self, rng):
+        x, y = two_clouds(rng)
+        with pytest.raises(ArgumentError, match="epsilon"):
+            sinkhorn_divergence(x, y, epsilon=0.0)
+        with pytest.raises(ConvergenceError, match="between x and y"):
+            sinkhorn_divergence(x, y, epsilon=0.01, iterations=2)

@@ -1,0 +1,437 @@
+"""The door to transport, what every solver promises, and transport along a network."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import ot
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from scipy.optimize import linear_sum_assignment
+
+import wgeo
+from wgeo.errors import ArgumentError, ConvergenceError, FeatureError
+from wgeo.transport import Gaussian, Sinkhorn, Sliced, Status, chain, wasserstein
+from wgeo.transport.stopping import spread
+
+SOLVERS = {
+    "exact": wgeo.Exact(),
+    "sinkhorn": Sinkhorn(on_failure="return", iterations=40, tolerance=0.01),
+    "sinkhorn, warm": Sinkhorn(epsilon=0.3, on_failure="return", iterations=40),
+    "sliced": Sliced(projections=16),
+    "gaussian": Gaussian(),
+}
+few = settings(max_examples=15)
+every_solver = pytest.mark.parametrize("solver", SOLVERS.values(), ids=SOLVERS.keys())
+
+
+def true_cost(x, y, a=None, b=None) -> float:
+    """W2^2 by scipy's assignment solver, or POT's network simplex where there are weights."""
+    cost = ((x[:, None] - y[None]) ** 2).sum(-1)
+    if a is None and b is None and len(x) == len(y):
+        rows, columns = linear_sum_assignment(cost)
+        return float(cost[rows, columns].mean())
+    a = np.full(len(x), 1.0) if a is None else a
+    b = np.full(len(y), 1.0) if b is None else b
+    scale = cost.max() or 1.0  # POT's simplex has absolute tolerances
+    return scale * float(ot.emd2(a / a.sum(), b / b.sum(), cost / scale))
+
+
+@st.composite
+def clouds(draw, sizes=(1, 12), same_size=False):
+    """Two clouds: generic, clustered, with ties, collapsed onto few points, heavy-tailed, far."""
+    n = draw(st.integers(*sizes))
+    m = n if same_size else draw(st.integers(*sizes))
+    d = draw(st.integers(1, 5))
+    r = np.random.default_rng(draw(st.integers(0, 2**31)))
+    kind = draw(
+        st.sampled_from(["normal", "near", "clusters", "grid", "collapsed", "heavy", "far"])
+    )
+    x, y = r.standard_normal((n, d)), r.standard_normal((m, d))
+    if kind == "near":
+        y = x[np.arange(m) % n] + 0.01 * y
+    elif kind == "clusters":
+        x, y = x + 10 * r.integers(0, 3, (n, 1)), y + 10 * r.integers(0, 3, (m, 1))
+    elif kind == "grid":
+        x, y = r.integers(0, 3, (n, d)).astype(float), r.integers(0, 3, (m, d)).astype(float)
+    elif kind == "collapsed":
+        x = x[r.integers(0, min(n, 2), n)]
+        y = x[r.integers(0, n, m)] + 1e-3 * y
+    elif kind == "heavy":
+        x, y = r.standard_cauchy((n, d)), r.standard_cauchy((m, d))
+    elif kind == "far":
+        y = y + 1e4
+    scale = draw(st.sampled_from([1.0, 1e-6, 1e6]))
+    return scale * x, scale * y
+
+
+def holds(result, truth: float) -> None:
+    """The interval contains W2 (truth is squared), but for the reference's own rounding."""
+    w2 = np.sqrt(truth)
+    assert result.lower <= w2 * (1 + 1e-12) + 1e-300
+    assert w2 <= result.upper * (1 + 1e-12) + 1e-300
+    assert 0 <= result.lower <= result.distance * (1 + 1e-12)
+    assert result.distance <= result.upper * (1 + 1e-12)
+    assert isinstance(result.status, Status)
+    result.to_dict()
+
+
+class TestEverySolver:
+    @every_solver
+    @few
+    @given(pair=clouds())
+    def test_interval_contains_w2(self, solver, pair):
+        x, y = pair
+        holds(wasserstein(x, y, solver=solver), true_cost(x, y))
+
+    @every_solver
+    @few
+    @given(pair=clouds(same_size=True))
+    def test_no_more_than_the_networks_own_pairing(self, solver, pair):
+        x, y = pair
+        paired = np.sqrt(((x - y) ** 2).sum(1).mean())
+        result = wasserstein(x, y, solver=solver)
+        assert result.upper <= paired * (1 + 1e-12)
+        holds(result, true_cost(x, y))
+
+    @every_solver
+    @few
+    @given(pair=clouds(), seed=st.integers(0, 99))
+    def test_weights_act_as_repeated_points(self, solver, pair, seed):
+        x, y = pair
+        times = np.random.default_rng(seed).integers(0, 4, len(x))
+        times[0] += 1
+        result = wasserstein(x, y, solver=solver, a=times)
+        truth = true_cost(np.repeat(x, times, axis=0), y, np.ones(times.sum()), None)
+        scale = np.abs(x).max() ** 2 + np.abs(y).max() ** 2  # POT's simplex rounds relative to it
+        assert result.lower**2 <= truth + 1e-11 * scale
+        assert truth <= result.upper**2 + 1e-11 * scale
+
+    @every_solver
+    @few
+    @given(pair=clouds())
+    def test_potentials_are_feasible_and_prove_the_lower_end(self, solver, pair):
+        x, y = pair
+        result = wasserstein(x, y, solver=solver)
+        if result.potentials is None:
+            return
+        f, g = result.potentials
+        cost = ((x[:, None] - y[None]) ** 2).sum(-1)
+        scale = np.abs(x).max() ** 2 + np.abs(y).max() ** 2
+        assert (f[:, None] + g[None] <= cost + 1e-12 * scale).all()
+        assert f.mean() + g.mean() == pytest.approx(result.lower**2, rel=1e-9, abs=1e-10 * scale)
+
+    @every_solver
+    @few
+    @given(pair=clouds(same_size=True))
+    def test_a_permutation_costs_what_it_says(self, solver, pair):
+        x, y = pair
+        result = wasserstein(x, y, solver=solver)
+        if isinstance(result.coupling, np.ndarray) and solver.name != "gaussian":
+            assert sorted(result.coupling) == list(range(len(x)))
+            moved = ((x - y[result.coupling]) ** 2).sum(1).mean()
+            assert result.cost == pytest.approx(moved, rel=1e-12)
+
+    @every_solver
+    def test_identical_clouds_are_at_distance_zero(self, solver, rng):
+        x = rng.standard_normal((20, 3))
+        result = wasserstein(x, x, solver=solver)
+        assert result.upper == 0
+        assert result.lower == 0
+        assert result.status is Status.CERTIFIED
+
+    @every_solver
+    @pytest.mark.parametrize("n", [1, 2, 30])
+    def test_a_translation_is_known_exactly(self, solver, rng, n):
+        x = rng.standard_normal((n, 3))
+        result = wasserstein(x, x + np.array([3.0, 0, 4.0]), solver=solver)
+        assert result.distance == pytest.approx(5, rel=1e-9)
+        assert result.lower == pytest.approx(5, rel=1e-9)
+
+    @every_solver
+    def test_one_point_against_many(self, solver, rng):
+        y = rng.standard_normal((15, 4))
+        result = wasserstein(np.zeros((1, 4)), y, solver=solver)
+        assert result.upper**2 == pytest.approx((y**2).sum(1).mean(), rel=1e-9)
+        holds(result, float((y**2).sum(1).mean()))
+
+    @every_solver
+    def test_all_points_equal(self, solver):
+        result = wasserstein(np.ones((7, 2)), np.zeros((5, 2)), solver=solver)
+        assert result.distance == pytest.approx(np.sqrt(2), rel=1e-9)
+        assert result.lower == pytest.approx(np.sqrt(2), rel=1e-9)
+
+    @every_solver
+    @few
+    @given(pair=clouds(sizes=(2, 10)), seed=st.integers(0, 99))
+    def test_rigid_motions_and_orders_change_nothing(self, solver, pair, seed):
+        x, y = pair
+        r = np.random.default_rng(seed)
+        turn = np.linalg.qr(r.standard_normal((x.shape[1], x.shape[1])))[0]
+        move = r.standard_normal(x.shape[1]) * np.abs(x).max()
+        order = r.permutation(len(x))
+        other = wasserstein((x @ turn + move)[order], y @ turn + move, solver=solver)
+        truth, scale = true_cost(x, y), np.abs(x).max() ** 2 + np.abs(y).max() ** 2
+        assert other.lower**2 <= truth + 1e-11 * scale
+        assert truth <= other.upper**2 + 1e-11 * scale
+
+    @every_solver
+    @few
+    @given(pair=clouds(sizes=(2, 10)))
+    def test_scaling_the_clouds_scales_the_answer(self, solver, pair):
+        x, y = pair
+        one, many = wasserstein(x, y, solver=solver), wasserstein(8 * x, 8 * y, solver=solver)
+        assert many.distance == pytest.approx(8 * one.distance, rel=1e-6)
+
+
+class TestExactIsAMetric:
+    @given(pair=clouds(same_size=True), seed=st.integers(0, 99))
+    def test_symmetry_and_triangle(self, pair, seed):
+        x, y = pair
+        z = np.random.default_rng(seed).standard_normal((5, x.shape[1])) * np.abs(x).max()
+        xy, yx = wasserstein(x, y).distance, wasserstein(y, x).distance
+        assert xy == pytest.approx(yx, rel=1e-9, abs=1e-12 * np.abs(x).max())
+        through = wasserstein(x, z).distance + wasserstein(z, y).distance
+        assert xy <= through * (1 + 1e-9)
+
+
+class TestKnownAnswers:
+    """theory.md's table: measures whose W2^2 is known."""
+
+    @staticmethod
+    def turned(points, degrees):
+        t = np.deg2rad(degrees)
+        return points @ np.array([[np.cos(t), np.sin(t)], [-np.sin(t), np.cos(t)]])
+
+    @pytest.mark.parametrize(
+        ("degrees", "cost"),
+        [(30, 0.6698729811), (45, 1.4644660941), (90, 1.0), (180, 0.0)],
+    )
+    def test_a_cross_turned(self, degrees, cost):
+        cross = np.array([[2.0, 0], [-2, 0], [0, 1], [0, -1]])
+        result = wasserstein(cross, self.turned(cross, degrees))
+        assert result.cost == pytest.approx(cost, abs=1e-9)
+
+    @pytest.mark.parametrize(("degrees", "cost"), [(60, 0.5358983849), (90, 0.0)])
+    def test_a_square_turned(self, degrees, cost):
+        square = np.array([[1.0, 1], [1, -1], [-1, 1], [-1, -1]])
+        result = wasserstein(square, self.turned(square, degrees))
+        assert result.cost == pytest.approx(cost, abs=1e-9)
+
+    @pytest.mark.parametrize(
+        ("x", "y", "cost"),
+        [
+            ([0, 1, 2], [0, -1, -2], 4.0),
+            ([0, 1, 3], [4, 1, 2], 1.0),
+            ([-1, 1], [2, -1], 0.5),
+        ],
+    )
+    @pytest.mark.parametrize("solver", [wgeo.Exact(), Sliced()], ids=["exact", "sliced"])
+    def test_points_on_a_line(self, solver, x, y, cost):
+        result = wasserstein(np.array(x), np.array(y), solver=solver)
+        assert result.cost == pytest.approx(cost, rel=1e-12)
+        assert result.status is Status.CERTIFIED
+
+    def test_an_affine_map_with_symmetric_positive_matrix(self):
+        x = np.array([[0.0, 0], [1, 0], [0, 1], [1, 1], [2, 1]])
+        y = x @ np.array([[2, 0.5], [0.5, 1]]) + np.array([1, -1])
+        result = wasserstein(x, y)
+        assert result.cost == pytest.approx(5.65, rel=1e-12)
+        assert list(result.coupling) == [0, 1, 2, 3, 4]
+
+
+class TestDoor:
+    def test_different_widths(self):
+        with pytest.raises(FeatureError, match=r"x has 3 features and y has 5.*pool.*embed"):
+            wasserstein(np.zeros((4, 3)), np.zeros((4, 5)))
+
+    @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+    def test_not_finite(self, bad):
+        y = np.zeros((4, 3))
+        y[2, 1] = bad
+        with pytest.raises(FeatureError, match=r"y holds NaN or infinity.*sample 2"):
+            wasserstein(np.zeros((4, 3)), y)
+
+    @pytest.mark.parametrize(
+        ("weights", "message"),
+        [
+            ([1, 1], "3 numbers"),
+            ([1, -1, 1], "not negative"),
+            ([1, np.nan, 1], "finite"),
+            ([0, 0, 0], "sum to 0"),
+            ([[1, 1, 1]], "3 numbers"),
+            (["a", "b", "c"], "3 numbers"),
+        ],
+    )
+    def test_weights(self, weights, message):
+        with pytest.raises(ArgumentError, match=message):
+            wasserstein(np.eye(3), np.eye(3), a=weights)
+
+    def test_weights_are_normalised_and_uniform_ones_forgotten(self):
+        x = np.arange(6.0).reshape(3, 2)
+        plain = wasserstein(x, x + 1)
+        assert wasserstein(x, x + 1, a=[7, 7, 7]).coupling.tolist() == plain.coupling.tolist()
+        heavy = wasserstein(x, x + 1, a=[1e300, 1e300, 5e299], b=[2, 2, 1])
+        assert heavy.distance == pytest.approx(plain.distance, rel=1e-9)
+
+    @pytest.mark.parametrize(
+        ("coupling", "message"),
+        [([0, 0, 1], "permutation"), ([0, 1], "3 row numbers"), ([0.0, 1.0, 2.0], "row numbers")],
+    )
+    def test_coupling(self, coupling, message):
+        with pytest.raises(ArgumentError, match=message):
+            wasserstein(np.eye(3), np.eye(3), coupling=coupling)
+
+    def test_coupling_needs_clouds_that_pair_up(self):
+        with pytest.raises(ArgumentError, match="one size"):
+            wasserstein(np.zeros((3, 2)), np.zeros((4, 2)), coupling=[0, 1, 2])
+
+    @every_solver
+    def test_a_good_coupling_tightens(self, solver, rng):
+        x = rng.standard_normal((40, 6))
+        order = rng.permutation(40)
+        y = (1.1 * x)[order]
+        result = wasserstein(x, y, solver=solver, coupling=np.argsort(order))
+        assert result.upper == pytest.approx(0.1 * np.sqrt((x**2).sum(1).mean()), rel=1e-9)
+
+    def test_solver_must_be_an_object(self):
+        with pytest.raises(ArgumentError, match="solver must be"):
+            wasserstein(np.eye(2), np.eye(2), solver=Sliced)  # the class, not an object
+
+    def test_coordinates_out_of_range(self):
+        with pytest.raises(FeatureError, match="Rescale"):
+            wasserstein(1e150 * np.eye(2), np.eye(2))
+
+    @every_solver
+    def test_any_array(self, solver, rng):
+        x, y = rng.standard_normal((9, 4)), rng.standard_normal((9, 4))
+        want = wasserstein(x, y, solver=solver).distance
+        for make in (
+            torch.from_numpy,
+            np.asfortranarray,
+            lambda z: np.repeat(z, 2, axis=0)[::2],
+            lambda z: torch.from_numpy(z).requires_grad_(),
+        ):
+            assert wasserstein(make(x), make(y), solver=solver).distance == pytest.approx(want)
+        half = wasserstein(x.astype(np.float16), torch.from_numpy(y).bfloat16(), solver=solver)
+        assert half.distance == pytest.approx(want, rel=0.05)
+
+    @every_solver
+    def test_many_more_features_than_samples(self, solver, rng):
+        x, y = rng.standard_normal((2, 8, 100_000)).astype(np.float32)
+        holds(wasserstein(x, y, solver=solver), true_cost(x.astype(float), y.astype(float)))
+
+    @given(x=arrays(np.float64, (6,), elements=st.floats(-1e3, 1e3)))
+    def test_a_list_is_points_on_a_line(self, x):
+        y = x[::-1].copy()
+        assert wasserstein(x, y).distance == pytest.approx(0, abs=1e-9)
+
+
+def a_network(rng, widths=(3, 3, 3, 2, 2), n=20):
+    arrays = [rng.standard_normal((n, w)) for w in widths]
+    return wgeo.Trajectory.from_arrays(arrays, labels=np.arange(n) % 2)
+
+
+class TestChain:
+    def test_every_block_and_every_end(self, rng):
+        traj = a_network(rng)
+        found = chain(traj)
+        assert len(found.blocks) == len(traj.blocks) == 3
+        assert len(found.ends) == len(traj.segments) == 2
+        for result, block in zip(found.blocks, traj.blocks, strict=True):
+            assert result.cost == pytest.approx(true_cost(block.x, block.y), rel=1e-9)
+        for result, segment in zip(found.ends, traj.segments, strict=True):
+            truth = true_cost(segment.arrays[0], segment.arrays[-1])
+            assert result.cost == pytest.approx(truth, rel=1e-9)
+
+    def test_a_pair_is_solved_once(self, rng):
+        calls = []
+
+        class Counting(Sliced):
+            def solve(self, *args, **kwargs):
+                calls.append(1)
+                return super().solve(*args, **kwargs)
+
+        found = chain(a_network(rng), Counting(projections=4))
+        assert len(calls) == 4  # three blocks and one end: the other segment is one block
+        assert found.blocks[2] is found.ends[1]
+
+    def test_lengths_add_up_to_at_least_the_ends(self, rng):
+        found = chain(a_network(rng, widths=(3,) * 6))
+        assert sum(r.distance for r in found.blocks) >= found.ends[0].distance * (1 - 1e-9)
+
+    def test_errors_name_the_layers(self, rng):
+        stubborn = Sinkhorn(epsilon=1e-4, iterations=1)
+        with pytest.raises(ConvergenceError, match=r"layer0 -> layer1 \(\(20, 3\) to \(20, 3\)\)"):
+            chain(a_network(rng), stubborn)
+
+    def test_to_dict_is_plain(self, rng):
+        import json
+
+        json.dumps(chain(a_network(rng), Sinkhorn(on_failure="return")).to_dict())
+
+
+class TestThreads:
+    @pytest.fixture(autouse=True)
+    def _three_threads(self):
+        before = torch.get_num_threads()
+        torch.set_num_threads(3)
+        yield
+        assert torch.get_num_threads() == 3
+        torch.set_num_threads(before)
+
+    def test_order_is_kept_and_torch_threads_are_shared_out(self):
+        found = spread(lambda i: (i, torch.get_num_threads()), list(range(20)), "")
+        assert found == [(i, 1) for i in range(20)]
+
+    def test_the_first_error_stops_the_rest(self):
+        done = []
+
+        def work(i):
+            if i == 2:
+                raise ArgumentError("no")
+            done.append(i)
+
+        with pytest.raises(ArgumentError, match="no"):
+            spread(work, list(range(10_000)), "")
+        assert len(done) < 10_000
+
+    def test_threads_change_no_answer(self, rng):
+        traj = a_network(rng, widths=(3,) * 6, n=60)
+        many = chain(traj, Sinkhorn())
+        torch.set_num_threads(1)
+        one = chain(traj, Sinkhorn())
+        torch.set_num_threads(3)
+        assert [r.cost for r in many.blocks] == [r.cost for r in one.blocks]
+
+
+def test_ctrl_c_ends_a_chain():
+    """Interrupted in the middle of work that would take minutes, Python exits by itself."""
+    script = """
+        import numpy as np, torch, wgeo
+        torch.set_num_threads(2)
+        layers = list(np.random.default_rng(0).standard_normal((4, 6000, 64)))
+        traj = wgeo.Trajectory.from_arrays(layers, labels=np.zeros(6000, int))
+        print("ready", flush=True)
+        wgeo.transport.chain(traj, wgeo.Sinkhorn(epsilon=1e-3, iterations=10**6))
+    """
+    child = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(script)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert child.stdout is not None
+    assert child.stdout.readline() == "ready\n"
+    with pytest.raises(subprocess.TimeoutExpired):
+        child.wait(2)  # it is at work
+    child.send_signal(signal.SIGINT)
+    _, errors = child.communicate(timeout=30)
+    assert "KeyboardInterrupt" in errors
