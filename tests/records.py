@@ -180,13 +180,21 @@ def _segments(
                     k: [v - 0.03, min(v + 0.03, 1.0) if k == "ot_score" else v + 0.03]
                     for k, v in figures.items()
                 },
-                "view": {
-                    "class_means": ((1 - t) * start + t * end + bend).tolist(),
-                    "explained": [0.61, 0.2],
-                },
+                "view": _view((1 - t) * start + t * end + bend, rng),
             }
         )
     return segments
+
+
+def _view(means: np.ndarray, rng: np.random.Generator) -> dict[str, Any]:
+    """Class means (layers, classes, 2), and three samples a class around each."""
+    labels = np.repeat(np.arange(means.shape[1]), 3)
+    return {
+        "class_means": means.tolist(),
+        "explained": [0.61, 0.2],
+        "points": (means[:, labels] + 0.3 * rng.normal(size=(len(labels), 2))).tolist(),
+        "labels": labels.tolist(),
+    }
 
 
 def damaged(record: dict[str, Any]) -> dict[str, Any]:

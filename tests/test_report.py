@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -23,6 +24,7 @@ from wgeo.errors import RecordError, WgeoError
 from wgeo.plots.style import clean
 from wgeo.report import mathtext, pages, text
 from wgeo.report.assets import asset
+from wgeo.report.scrubber import scrubber
 
 EVIL = "<img src=x onerror=alert(1)>"
 
@@ -304,6 +306,29 @@ def test_a_formula_it_cannot_set_is_an_error() -> None:
         mathtext.svg(r"\unknowncommand{x}")
 
 
+# --- the slider ----------------------------------------------------------------------------------
+
+
+def test_the_slider_holds_the_views_and_no_markup() -> None:
+    record = sample_record((3, 2), HOSTILE)
+    block = scrubber(record)
+    told = re.search(r'<script type="application/json">(.*)</script></div>', block)
+    assert told
+    assert not set("<>&`") & set(told[1])
+    data = json.loads(told[1])
+    for scene, segment in zip(data["segments"], record["segments"], strict=True):
+        assert scene["layers"] == segment["layers"]
+        np.testing.assert_allclose(scene["means"], segment["view"]["class_means"], atol=2e-3)
+        np.testing.assert_allclose(scene["points"], segment["view"]["points"], atol=2e-3)
+        assert scene["classes"][1] == "**bold** | pipe"
+    record["segments"][0]["view"] = None
+    del record["segments"][1]["view"]["points"]
+    only = scrubber(record)
+    assert only.count('"means"') == 1
+    assert '"points"' not in only
+    assert scrubber({"segments": []}) == ""
+
+
 # --- building ------------------------------------------------------------------------------------
 
 
@@ -404,6 +429,23 @@ BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil
 # Loads every page in frames of a screen's and a phone's width and reports what overflows them.
 PROBE = """<!doctype html><body><script>
 const pages = %s, said = [];
+// Where a slider's first and last class mean stand at both of its ends, and their drawn paths.
+function slide(page) {
+  const slider = page.querySelector(".wgeo-scrubber input");
+  if (!slider) return null;
+  const means = [...page.querySelectorAll("circle.mean")];
+  const drawn = [...page.querySelectorAll(".wgeo-scrubber polyline")].map(line => {
+    const points = line.getAttribute("points").split(" ");
+    return [points[0], points[points.length - 1]];
+  });
+  const ends = [slider.min, slider.max].map(value => {
+    slider.value = value;
+    slider.dispatchEvent(new Event("input"));
+    const said = page.querySelector(".wgeo-scrubber output").textContent;
+    return [said, means.map(c => c.getAttribute("cx") + "," + c.getAttribute("cy"))];
+  });
+  return [drawn, ends];
+}
 console.error("a complaint is heard");
 (async () => {
   for (const page of pages) for (const width of [1280, 400]) {
@@ -413,7 +455,7 @@ console.error("a complaint is heard");
     await new Promise(done => frame.onload = done);
     const root = frame.contentDocument.documentElement;
     const images = [...frame.contentDocument.images].filter(i => !i.naturalWidth).length;
-    said.push([page, width, root.scrollWidth <= width, images]);
+    said.push([page, width, root.scrollWidth <= width, images, slide(frame.contentDocument)]);
     frame.remove();
   }
   document.body.innerHTML = "<pre>" + JSON.stringify(said) + "</pre>";
@@ -440,9 +482,15 @@ def test_pages_fit_screen_and_phone_and_log_no_error(run: Path, tmp_path: Path) 
     assert told, done.stderr[-2000:]
     results = json.loads(told[1].replace("&amp;", "&"))
     assert len(results) == 2 * len(found)
-    for page, width, fits, missing in results:
+    for page, width, fits, missing, slid in results:
         assert fits, f"{page} is wider than {width} px"
         assert missing == 0, f"{page}: {missing} images did not load"
+        assert (slid is not None) == page.endswith("straightness.html")
+        if slid is not None:
+            paths, ((first, at_first), (last, at_last)) = slid
+            assert [first, last] == ["stem", "layer1.1"]
+            assert paths == [list(pair) for pair in zip(at_first, at_last, strict=True)]
+            assert at_first != at_last
     complaints = re.findall(r'CONSOLE.*?\] "(?!\[PST\])(.*)', done.stderr)
     assert len(complaints) == 1, complaints
     assert "a complaint is heard" in complaints[0]

@@ -128,6 +128,7 @@ def _write_project(
     for name, text in {
         "conf.py": conf,
         "_static/report.css": asset("report.css"),
+        "_static/scrubber.js": asset("scrubber.js"),
         "_templates/made.html": made,
     }.items():
         (project / name).write_text(text, encoding="utf-8")

@@ -1,0 +1,61 @@
+"""What the pages of a report are put together from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ..plots import Plot
+from ..plots.style import resolved, short_names
+from .text import DASH, fixed, plain
+
+Record = Mapping[str, Any]
+Plots = Mapping[str, Plot]
+
+
+def figure_block(plots: Plots, stem: str, *, caption: bool = True) -> str:
+    plot = plots.get(stem)
+    if plot is None:
+        return ""
+    files = f"figures/{stem}"
+    links = " · ".join(
+        f"{{download}}`{name} <{files}.{ending}>`"
+        for name, ending in (("data", "csv"), ("PNG", "png"), ("SVG", "svg"))
+    )
+    words = f"{plot.caption} " if caption else ""
+    alt = json.dumps(plot.alt, ensure_ascii=False)  # a quoted string in the options' YAML too
+    return f"```{{figure}} {files}.*\n:alt: {alt}\n\n{words}({links})\n```"
+
+
+def join(*parts: str) -> str:
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def names_of(items: Sequence[Mapping[str, Any]], key: str) -> list[str]:
+    return [plain(name) for name in short_names([item.get(key) for item in items], 40)]
+
+
+def interval(item: Mapping[str, Any], key: str) -> Any:
+    return (item.get("intervals") or {}).get(key)
+
+
+def score(item: Mapping[str, Any]) -> str:
+    """The OT score, in brackets where the sample has not the resolution to give it a meaning."""
+    text = fixed(item.get("ot_score"), 4)
+    return text if text == DASH or resolved(item) else f"({text})"
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """Nested settings as rows of a table, "outer: inner"; what is empty is left out."""
+    rows: list[tuple[str, str]] = []
+    for key, value in values.items():
+        name = f"{prefix}{str(key).replace('_', ' ')}"
+        if isinstance(value, Mapping):
+            rows += flat(value, f"{name}: ")
+        elif isinstance(value, list) and len(value) > 12:
+            rows.append((plain(name), f"{len(value)} values, see analysis\\.json"))
+        elif value not in (None, "", []):
+            shown = f"{value:.6g}" if isinstance(value, float) else value
+            rows.append((plain(name), plain(shown, 400)))
+    return rows
