@@ -117,4 +117,4 @@ def with_interval(found: Progress, replicates: Sequence[Progress]) -> Progress:
 
 def _tau(values: np.ndarray) -> float | None:
     tau = float(kendalltau(np.arange(len(values)), values).statistic)
-    return None if np.isnan(tau) else tau
+    return None if np.isnan(tau) else round(tau, 12)  # scipy's -1 is -0.9999999999999999
