@@ -34,8 +34,8 @@ class Plan:
         Centred cost of a feasible coupling: the plan rounded (`Kernel.plan`).
     entropic_cost : float
         Centred cost of the plan itself, whose column marginal is not exact.
-    row_error : float
-        L1 distance of the plan's row marginal from a.
+    row_error, column_error : float
+        L1 distance of the plan's marginals from a and b.
     heaviest, heaviest_mass : Tensor of int, (n,), Tensor, (n,)
         Column that takes most of each row's mass, and that mass.
     """
@@ -43,6 +43,7 @@ class Plan:
     cost: float
     entropic_cost: float
     row_error: float
+    column_error: float
     heaviest: Int[torch.Tensor, " n"]
     heaviest_mass: Float[torch.Tensor, " n"]
 
@@ -161,6 +162,7 @@ class Kernel:
             cost=cost + self._product(lack_x, lack_y),
             entropic_cost=plain_cost,
             row_error=float((plain_mass - pair.a).abs().sum()),
+            column_error=float((pair.b * log_ratio.expm1()).abs().sum()),
             heaviest=heaviest,
             heaviest_mass=heaviest_mass,
         )

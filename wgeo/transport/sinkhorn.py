@@ -19,6 +19,7 @@ from .annealing import (
     Potentials,
     descend,
     iterate,
+    require_converged,
     require_epsilon,
     smallest_epsilon,
     solve_itself,
@@ -29,6 +30,7 @@ from .pair import Pair
 from .result import TransportResult
 from .rounding import Bounds, bound
 
+_OWN = 1000  # passes at most for a cloud against itself, which takes about fifteen
 _AUTO_FROM = 0.25  # epsilon="auto" bounds W2 from this share of the scale downwards
 
 
@@ -157,12 +159,12 @@ class Sinkhorn:
                 "epsilon_share": state.eps / scale,
                 "epsilon_chosen": found.chosen,
                 "scale": scale,
-                "scale_is": "spread" if pair.pairing is None else "mean squared displacement",
+                "scale_is": "spread" if scale == pair.spread else "mean squared displacement",
                 "converged": found.converged,
                 "iterations": budget.spent,
                 "engine": self.engine,
                 "row_error": bounds.plan.row_error,
-                "column_error": state.error,
+                "column_error": bounds.plan.column_error,
                 "entropic_value": pair.shift + state.value,
                 "entropic_cost": pair.shift + bounds.plan.entropic_cost,
                 "primal_dual_gap": bounds.upper - bounds.lower,
@@ -222,10 +224,14 @@ class Sinkhorn:
 
     def _own(self, pair: Pair, eps: float) -> float:
         """What debiasing takes away; blind to translations, so centring is exact here too."""
-        return sum(
-            solve_itself(twin, eps, self.marginal_tolerance, Budget(self.iterations))[0].value / 2
+        both = [
+            require_converged(
+                *solve_itself(twin, eps, self.marginal_tolerance, Budget(_OWN)),
+                "a cloud and itself",
+            )
             for twin in pair.doubled
-        )
+        ]
+        return sum(state.value for state in both) / 2
 
     def _translation(self, pair: Pair, began: float) -> TransportResult:
         """One cloud is the other translated: the pairing is optimal and nothing is left to do."""
