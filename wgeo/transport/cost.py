@@ -1,9 +1,32 @@
-"""Squared Euclidean costs, in blocks: the only place that knows how wgeo computes ||x - y||^2."""
+"""Squared Euclidean costs as an exact solver needs them: fast, and with bounds on their error.
+
+Matrix products in float32 say, a block at a time, which pairs could matter; those few are computed
+again from differences in float64. ``||x||^2 + ||y||^2 - 2 x.y`` of d terms, in any order of
+summation, is wrong by at most ``(d + 4) u (||x||^2 + ||y||^2)``, u the unit roundoff (Higham 2002,
+Section 3.1), so that "could matter" is a proof and not a guess.
+"""
 
 from __future__ import annotations
 
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
+
+from ..errors import ArgumentError
+from .pair import UNIT, Pair
+
+_UNITS = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
+_BLOCK = {"cpu": 1 << 20, "cuda": 1 << 26}  # entries: a core's cache; enough to fill a GPU
+_FEWEST_ROWS = 64
+_PANEL = 512  # features summed at a time: an error of _PANEL + d / _PANEL units, not of d
+_WIDE = 256  # features from which products are worth keeping
+_LISTED = 1 << 19  # entries of gathered rows at a time
 
 
 def squared_distances(
@@ -14,3 +37,280 @@ def squared_distances(
     Slower than by a matrix product, and right where points nearly coincide.
     """
     return torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist").square_()
+
+
+def parse_bytes(memory: str | float) -> int:
+    """Return a size in bytes: a number, or text such as ``"1GiB"``, ``"512 MB"`` (powers of 1024).
+
+    Raises
+    ------
+    ArgumentError
+        Anything else, or a size that is not positive.
+    """
+    found = re.fullmatch(r"\s*([\d.]+)\s*([kmgt]?)(i?b)?\s*", str(memory).lower())
+    try:
+        size = int(float(found[1]) * _UNITS[found[2]]) if found else 0
+    except ValueError:
+        size = 0
+    if size <= 0:
+        raise ArgumentError(f'memory must be a size such as "1GiB" or 500_000_000, not {memory!r}.')
+    return size
+
+
+@dataclass(frozen=True, eq=False)
+class Side:
+    """One cloud, centred and scaled, in the order the solver works in; rows padded with zeros.
+
+    Attributes
+    ----------
+    points : Tensor, (padded, d)
+        ``padded`` is n rounded up to a multiple of `groups`.
+    norms : Tensor of float64, (n,)
+        ||x_i||^2 of the points before they were rounded to `points`' precision.
+    groups : int
+        A pass keeps the least of each group of points (i mod groups) rather than sorting all.
+    """
+
+    points: Float[torch.Tensor, "padded d"]
+    norms: Float[torch.Tensor, " n"]
+    groups: int
+
+    @property
+    def n(self) -> int:
+        return len(self.norms)
+
+    @property
+    def unit(self) -> float:
+        """Unit roundoff u of the products."""
+        return torch.finfo(self.points.dtype).eps / 2
+
+    @cached_property
+    def terms(self) -> int:
+        """How many roundings, at most, a sum of d products goes through."""
+        d = self.points.shape[1]
+        return d if d <= _PANEL else _PANEL + 2 * -(-d // _PANEL)
+
+    def error(self, bias: Float[torch.Tensor, " n"]) -> Float[torch.Tensor, " n"]:
+        """Each point's part in the error of ``bias_i - 2 x_i.y_j``; the two parts add up."""
+        each = (self.terms + 6) * self.unit
+        return 1.01 * each * (self.norms + abs(bias)) + 1e-30
+
+    def head(self, n: int) -> Side:
+        """The first n points, as a cloud of its own."""
+        return replace(self, points=self.points[:n], norms=self.norms[:n], groups=1)
+
+
+@dataclass(frozen=True, eq=False)
+class Costs:
+    """``c_ij = ||x_i - y_j - offset||^2 * scale^2``, in the order `rows`, `columns`.
+
+    The order is random, so that a prefix is a fair sample and neighbours spread over groups; where
+    a pairing is known the two orders follow it, and partners have the same place.
+
+    Attributes
+    ----------
+    pair : Pair
+        The clouds as given.
+    rows, columns : ndarray of int, (n,), (m,)
+        Place -> row of `pair.x`, of `pair.y`.
+    scale : float
+        A power of two that makes the spread of the clouds about 1.
+    memory : int
+        Bytes that may be held beside the points.
+    dtype : torch.dtype
+        Of the products.
+    tally : Counter
+        How many pairs were visited so far.
+    """
+
+    pair: Pair
+    rows: Int[np.ndarray, " n"]
+    columns: Int[np.ndarray, " m"]
+    scale: float
+    memory: int
+    dtype: torch.dtype = torch.float32
+    tally: Counter[str] = field(default_factory=Counter)
+
+    @classmethod
+    def of(cls, pair: Pair, memory: int, seed: int = 0) -> Costs:
+        """Order and scale a pair."""
+        rng = np.random.default_rng(seed)
+        rows = rng.permutation(len(pair.x))
+        pairing = pair.pairing
+        columns = rng.permutation(len(pair.y)) if pairing is None else pairing[rows]
+        spread = pair.spread
+        scale = 2.0 ** -round(np.log2(spread) / 2) if spread > 0 else 1.0
+        return cls(pair, rows, columns, scale, memory)
+
+    @property
+    def passes(self) -> float:
+        """How often all pairs were visited, counting samples by their share."""
+        return round(self.tally["pairs"] / (self.x.n * self.y.n), 2)
+
+    @cached_property
+    def precise(self) -> Costs:
+        """The same costs with products in float64."""
+        return replace(self, dtype=torch.float64)
+
+    @cached_property
+    def offset(self) -> Float[torch.Tensor, " d"]:
+        """Difference of the centres; none where it would only add rounding to tiny distances."""
+        offset = self.pair.offset
+        negligible = float(offset.norm()) * self.scale < 1e-9
+        return torch.zeros_like(offset) if negligible else offset
+
+    @cached_property
+    def x(self) -> Side:
+        return self._side(self.pair.x, self.pair.center_x, self.pair.norms_x, self.rows)
+
+    @cached_property
+    def y(self) -> Side:
+        center = self.pair.center_x - self.offset
+        norms = self.pair.norms_y
+        if not bool(self.offset.any()):
+            norms = torch.cat([p.square().sum(1) for _, p in self._float64(self.pair.y, center)])
+        return self._side(self.pair.y, center, norms, self.columns)
+
+    def _side(
+        self, x: torch.Tensor, center: torch.Tensor, norms: torch.Tensor, order: np.ndarray
+    ) -> Side:
+        n, d = x.shape
+        at = torch.from_numpy(order).to(x.device)
+        groups = max(1, 2 ** round(np.log2(max(n, 1)) / 2)) if n > 64 else n
+        points = torch.zeros((-(-n // groups) * groups, d), dtype=self.dtype, device=x.device)
+        for part, block in self._float64(x, center, at):
+            points[part] = (block * self.scale).to(self.dtype)
+        return Side(points, norms[at] * self.scale**2, groups)
+
+    @staticmethod
+    def _float64(
+        x: torch.Tensor, center: torch.Tensor, order: torch.Tensor | None = None
+    ) -> Iterator[tuple[slice, Float[torch.Tensor, "rows d"]]]:
+        step = max(1, _LISTED // x.shape[1])
+        for i in range(0, len(x), step):
+            part = slice(i, min(i + step, len(x)))
+            yield part, x[part if order is None else order[part]].double() - center
+
+    def between(
+        self, i: Int[np.ndarray, " k"], j: Int[np.ndarray, " k"]
+    ) -> Float[np.ndarray, " k"]:
+        """Return c_ij of listed pairs, from differences in float64 (see `rounding`)."""
+        out = np.empty(len(i))
+        rows, columns = self.rows[i], self.columns[j]
+        device = self.pair.x.device
+        step = max(1, _LISTED // self.pair.x.shape[1])
+        for k in range(0, len(i), step):
+            part = slice(k, k + step)
+            xs = self.pair.x[torch.from_numpy(rows[part]).to(device)].double()
+            ys = self.pair.y[torch.from_numpy(columns[part]).to(device)].double()
+            difference = xs.sub_(ys).sub_(self.offset).mul_(self.scale)
+            out[part] = difference.square_().sum(1).cpu().numpy()
+        return out
+
+    def rounding(self, cost: Float[np.ndarray, " k"]) -> Float[np.ndarray, " k"]:
+        """Bound on the error of `between`: relative in c_ij, but for the offset's part."""
+        shift = float(self.offset @ self.offset) * self.scale**2
+        return (self.pair.x.shape[1] + 16) * UNIT * 2 * (cost + (shift if shift else 0.0))
+
+    def start(self, f: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
+        """Labels p, in these costs' terms, of potentials f of the clouds as given."""
+        along, _ = self._along_offset()
+        p = (2 * along - f[self.rows]) * self.scale**2
+        return p - p.mean()
+
+    def lift(
+        self, p: Float[np.ndarray, " n"], q: Float[np.ndarray, " m"]
+    ) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " m"]]:
+        """Potentials ``f_i + g_j <= ||x_i - y_j||^2`` of the clouds as given, from labels."""
+        along_x, along_y = self._along_offset()
+        middle = (float(p.mean()) + float(q.mean())) / 2
+        f, g = np.empty(len(p)), np.empty(len(q))
+        f[self.rows] = (middle - p) / self.scale**2 + 2 * along_x
+        g[self.columns] = (q - middle) / self.scale**2 - 2 * along_y
+        f += float(self.offset @ self.offset)
+        return f - 32 * UNIT * (abs(f).max() + abs(g).max()), g
+
+    def _along_offset(self) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " m"]]:
+        """<x_i, offset> and <y_j, offset> of the centred clouds."""
+        sides = (
+            (self.pair.x, self.pair.center_x, self.rows),
+            (
+                self.pair.y,
+                self.pair.center_x - self.offset,
+                self.columns,
+            ),
+        )
+        along = []
+        for x, center, order in sides:
+            at = torch.from_numpy(order).to(x.device)
+            parts = [part @ self.offset for _, part in self._float64(x, center, at)]
+            along.append(torch.cat(parts).cpu().numpy())
+        return along[0], along[1]
+
+    @cached_property
+    def products(self) -> Float[torch.Tensor, "n m"] | None:
+        """All inner products, where points are so wide that they pay, and memory has room."""
+        x, y = self.x.points, self.y.points
+        room = self.memory // 2
+        if x.shape[1] < _WIDE or len(x) * len(y) * x.element_size() > room:
+            return None
+        out = x.new_empty((len(x), len(y)))
+        for rows in _slices(len(x), _FEWEST_ROWS * 4):
+            out[rows] = _products(x[rows], y)
+        return out
+
+    def tiles(
+        self,
+        at: Side,
+        over: Side,
+        bias: Float[torch.Tensor, " n"],
+        start: int = 0,
+    ) -> Iterator[tuple[slice, Float[torch.Tensor, "rows padded"]]]:
+        """Yield ``bias_i - 2 <at_j, over_i>`` for blocks of rows j >= `start` of `at`.
+
+        `bias` is padded with infinity, so that padding is never the least. The block is
+        overwritten by the next.
+        """
+        self.tally["pairs"] += (at.n - start) * over.n
+        padded = torch.full((len(over.points),), torch.inf, dtype=self.dtype, device=bias.device)
+        padded[: len(bias)] = bias
+        width = len(padded)
+        kind = _BLOCK.get(bias.device.type, _BLOCK["cpu"])
+        entries = min(kind, self.memory // (8 * padded.element_size()))
+        step = min(max(entries // width, _FEWEST_ROWS), max(at.n - start, 1))
+        block = padded.new_empty((step, width))
+        for rows in _slices(at.n, step, start):
+            out = block[: rows.stop - rows.start]
+            known = self._known(at, over, rows)
+            if known is not None:
+                yield rows, torch.add(padded, known, alpha=-2, out=out)
+            elif at.points.shape[1] <= _PANEL:
+                left = at.points[rows]
+                yield rows, torch.addmm(padded, left, over.points.T, alpha=-2, out=out)
+            else:
+                _products(at.points[rows], over.points, out)
+                yield rows, out.mul_(-2).add_(padded)
+
+    def _known(self, at: Side, over: Side, rows: slice) -> torch.Tensor | None:
+        products = self.products
+        if products is None:
+            return None
+        if at.points.data_ptr() == self.y.points.data_ptr():
+            return products[: len(over.points), rows].T
+        return products[rows, : len(over.points)]
+
+
+def _slices(n: int, step: int, start: int = 0) -> Iterator[slice]:
+    for i in range(start, n, step):
+        yield slice(i, min(i + step, n))
+
+
+def _products(
+    a: torch.Tensor, b: torch.Tensor, out: torch.Tensor | None = None
+) -> Float[torch.Tensor, "rows columns"]:
+    """a b^T, a panel of features at a time: the roundings of a panel, and one a panel."""
+    out = a.new_empty((len(a), len(b))) if out is None else out
+    torch.mm(a[:, :_PANEL], b[:, :_PANEL].T, out=out)
+    for k in range(_PANEL, a.shape[1], _PANEL):
+        out += a[:, k : k + _PANEL] @ b[:, k : k + _PANEL].T
+    return out

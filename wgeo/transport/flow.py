@@ -1,0 +1,118 @@
+"""Clouds with weights or of different sizes: an optimal plan and the labels that prove it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import TypeVar
+
+import numpy as np
+import ot
+import torch
+from jaxtyping import Float, Int
+from scipy.sparse import coo_array, csr_array
+
+from ..errors import ConvergenceError
+from .arcs import Arcs, Labels, relax
+from .cost import Costs
+from .multiscale import guess
+from .refine import Solution, candidates, negligible, refine
+
+_FEW = 1 << 16  # pairs that are all taken at once
+_SIMPLEX = 2.0**-36  # of the scale: what the network simplex takes for zero
+
+T = TypeVar("T")
+
+
+def solve_flow(costs: Costs, start: Float[np.ndarray, " n"] | None = None) -> Solution:
+    """Optimal plan between the pair's weights, all positive.
+
+    Each point names its nearest under potentials guessed anew (`multiscale`) or given; the plan
+    that is monotone along the first coordinate makes sure that the arcs carry all mass.
+    """
+    n, m = costs.x.n, costs.y.n
+    aw, bw = costs.pair.a[costs.rows], costs.pair.b[costs.columns]
+    a, b = aw.cpu().numpy(), bw.cpu().numpy()
+    arcs = Arcs(costs)
+    if n * m <= _FEW:
+        arcs.add(np.repeat(np.arange(n), m), np.tile(np.arange(m), n))
+        labels = Labels(np.zeros(n), np.zeros(m))
+        scale = float(arcs.cost.mean())
+    else:
+        scale = float(aw @ costs.x.norms + bw @ costs.y.norms)
+        f = guess(costs, scale, aw, bw) if start is None else torch.from_numpy(-start).to(aw)
+        arcs.add(*monotone(costs, a, b))
+        labels = candidates(costs, arcs, f)
+        scale = max(float(b @ labels.q - a @ labels.p), 1e-6 * scale)
+
+    def solve(labels: Labels) -> tuple[csr_array, Labels]:
+        return transport(arcs, labels, a, b, scale or 1.0)
+
+    return refine(costs, arcs, labels, solve)
+
+
+def transport(
+    arcs: Arcs,
+    labels: Labels,
+    a: Float[np.ndarray, " n"],
+    b: Float[np.ndarray, " m"],
+    scale: float,
+) -> tuple[csr_array, Labels]:
+    """Optimal plan on the arcs, and labels near those given that prove it.
+
+    POT's network simplex on the slacks, in units of `scale` since its tolerance is absolute: good
+    labels make good first pivots.
+    """
+    slack = arcs.slack(labels)
+    graph = coo_array((slack / scale, (arcs.i, arcs.j)), shape=arcs.shape)
+    zeros = np.zeros(arcs.shape[0]), np.zeros(arcs.shape[1])
+
+    def simplex() -> tuple[coo_array, dict]:
+        return ot.emd(a, b, graph, numItermax=10**9, log=True, potentials_init=zeros)
+
+    plan, log = interruptible(simplex)
+    if log["result_code"] != 1:
+        raise ConvergenceError(f"The network simplex ended early: {log['warning']}")
+    plan = plan.tocoo()
+    carries = plan.data > 0
+    mass, i, j = plan.data[carries], plan.row[carries], plan.col[carries]
+    change = relax(arcs, slack, arcs.at(i, j), max(_SIMPLEX * scale, negligible(labels)))
+    labels = Labels(labels.p + change.p, labels.q + change.q)
+    return csr_array((mass, (i, j)), shape=arcs.shape), labels
+
+
+def monotone(
+    costs: Costs, a: Float[np.ndarray, " n"], b: Float[np.ndarray, " m"]
+) -> tuple[Int[np.ndarray, " k"], Int[np.ndarray, " k"]]:
+    """Pairs of the plan that is monotone along the first coordinate (the north-west corner)."""
+    along = [side.points[: side.n, 0].cpu().numpy() for side in (costs.x, costs.y)]
+    orders = [np.argsort(z, kind="stable") for z in along]
+    ends = [np.cumsum(w[order]) for w, order in zip((a, b), orders, strict=True)]
+    both = np.sort(np.concatenate(ends))
+    # A step past each end as well, so that rounding of the sums leaves no mass without an arc.
+    reach = np.concatenate([both, np.nextafter(both, 0), np.nextafter(both, 2)])
+    i, j = (
+        order[np.searchsorted(end, reach).clip(max=len(end) - 1)]
+        for order, end in zip(orders, ends, strict=True)
+    )
+    return i, j
+
+
+def interruptible(work: Callable[[], T]) -> T:
+    """Run a long call that does not look for Ctrl-C where the main thread still can."""
+    done: list[T] = []
+    failed: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            done.append(work())
+        except BaseException as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(0.2)
+    if failed:
+        raise failed[0]
+    return done[0]

@@ -1,0 +1,219 @@
+"""Dense passes over all pairs, a block at a time: what an exact solver asks of the whole problem.
+
+Duals are kept as labels p_i and q_j of a shortest-path problem: ``q_j <= p_i + c_ij`` for all
+pairs makes ``f = -p``, ``g = q`` feasible potentials (Ahuja, Magnanti, Orlin 1993, Section 12.4).
+The *slack* of a pair is ``p_i + c_ij - q_j``; a feasible dual has none below zero.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+
+from .cost import Costs, Side
+
+_EXPONENTS = (-120.0, 100.0)  # below 2^-126 exponentials take ten times as long; 2^128 overflows
+_DENSE = 8  # groups of pairs a column may list, on average, before its list is cut short
+_SEGMENTS = 1 << 20  # entries of gathered groups at a time
+
+
+@dataclass(frozen=True, eq=False)
+class Scan:
+    """What a dense pass proved about labels p, q.
+
+    Attributes
+    ----------
+    loss : ndarray, (m,)
+        ``q - loss`` is feasible with p, all rounding accounted for.
+    i, j : ndarray of int
+        Pairs whose slack is below zero: arcs that the solver should know.
+    open : ndarray of bool, (m,)
+        Columns whose loss is a bound of the pass's own precision: more may be proved of them.
+    """
+
+    loss: Float[np.ndarray, " m"]
+    i: Int[np.ndarray, " k"]
+    j: Int[np.ndarray, " k"]
+    open: np.ndarray
+
+
+def softmin(
+    costs: Costs,
+    at: Side,
+    over: Side,
+    f: Float[torch.Tensor, " n"],
+    guess: Float[torch.Tensor, " m"],
+    eps: float,
+    weights: Float[torch.Tensor, " n"] | None = None,
+    start: int = 0,
+) -> Float[torch.Tensor, " m"]:
+    """Return ``g_j = -eps log sum_i a_i exp((f_i - c_ij)/eps)`` for j >= `start`.
+
+    `guess` (g at a larger eps, or a c-transform) keeps exponents in range, which spares a pass
+    for the maximum; where it is too far off, g moves as far as the range allows.
+    """
+    base2 = math.log2(math.e) / eps
+    log_a = -math.log(over.n) if weights is None else weights.log()
+    # Tiles are bias - 2 x.y, so exponents are their negatives.
+    bias = over.norms - f - eps * log_a
+    shift = at.norms - guess
+    g = guess.clone()
+    for rows, tile in costs.tiles(at, over, bias, start):
+        tile.add_(shift[rows, None].to(tile.dtype)).mul_(-base2).clamp_(*_EXPONENTS).exp2_()
+        g[rows] -= tile.sum(1).double().log2() / base2
+    return g
+
+
+def nearest(
+    costs: Costs, at: Side, over: Side, p: Float[torch.Tensor, " n"], k: int, seed: int = 0
+) -> tuple[Float[torch.Tensor, " m"], Int[np.ndarray, " l"], Int[np.ndarray, " l"]]:
+    """Return ``q_j = min_i p_i + c_ij`` to the products' precision, and about k least pairs a j.
+
+    Of each group the least pair only; ties are broken at random, so that copies of a point share
+    the arcs between them.
+    """
+    k = min(k, over.groups)
+    device = p.device
+    draw = torch.Generator().manual_seed(seed)
+    by_point = torch.rand(at.n, 1, generator=draw).to(device)
+    by_group = torch.rand(over.groups, generator=draw).to(device)
+    noise = 2 * (at.error(at.norms) + over.error(p).mean()).to(costs.dtype)[:, None]
+    q = torch.empty(at.n, dtype=torch.float64, device=device)
+    found_i, found_j = [], []
+    for rows, tile in costs.tiles(at, over, p + over.norms):
+        grouped = tile.view(len(tile), -1, over.groups)
+        least = grouped.amin(1)
+        q[rows] = at.norms[rows] + least.amin(1).double()
+        least += noise[rows] * ((by_point[rows] + by_group) % 1)
+        group = least.topk(k, 1, largest=False, sorted=False).indices.flatten()
+        row = torch.arange(len(tile), device=device).repeat_interleave(k)
+        i = _least_of(grouped, row, group)
+        found_i.append(i.cpu())
+        found_j.append((row + rows.start).cpu())
+    return q, torch.cat(found_i).numpy(), torch.cat(found_j).numpy()
+
+
+def least(
+    costs: Costs, at: Side, over: Side, p: Float[torch.Tensor, " n"], start: int = 0
+) -> Float[torch.Tensor, " m"]:
+    """Return ``min_i p_i + c_ij`` for j >= `start`, to the products' precision."""
+    q = at.norms.clone()
+    for rows, tile in costs.tiles(at, over, p + over.norms, start):
+        q[rows] += tile.amin(1).double()
+    return q[start:]
+
+
+def scan(
+    costs: Costs,
+    p: Float[np.ndarray, " n"],
+    q: Float[np.ndarray, " m"],
+    threshold: float,
+    thorough: bool = False,
+) -> Scan:
+    """Test ``q_j <= p_i + c_ij`` for all pairs.
+
+    Pairs whose slack the products cannot tell from zero are computed again in float64. A column
+    with very many of those keeps the bound that the products give (`Scan.open`), unless the scan
+    is `thorough`.
+
+    Parameters
+    ----------
+    threshold : float
+        Arcs are listed where the slack is below minus this.
+    """
+    over, at = costs.x, costs.y
+    device = over.norms.device
+    labels = torch.from_numpy(p).to(device)
+    bias = labels + over.norms
+    bias = bias - over.error(bias)
+    limit = torch.from_numpy(q).to(device) - at.norms
+    limit = limit + at.error(limit)
+    loss, listed = np.zeros(at.n), np.ones(at.n, bool)
+    arcs: list[tuple[np.ndarray, np.ndarray]] = []
+    for rows, tile in costs.tiles(at, over, bias):
+        grouped = tile.view(len(tile), -1, over.groups)
+        least = grouped.amin(1)
+        bound = limit[rows].to(tile.dtype)
+        row, group = (least <= bound[:, None]).nonzero(as_tuple=True)
+        if len(row) == 0:
+            continue
+        short = len(row) > _DENSE * len(tile) and not thorough
+        if short:
+            row, i = _worst(grouped, least, bound)
+            listed[rows] = False
+            worst = (limit[rows] - least.amin(1).double()).clamp_(min=0)
+            loss[rows] = worst.cpu().numpy()
+            pairs = [(row, i)]
+        else:
+            pairs = _members(grouped, row, group, bound)
+        for row, i in pairs:
+            near = i.cpu().numpy(), row.cpu().numpy() + rows.start
+            arcs.append(_judge(costs, p, q, *near, threshold, None if short else loss))
+    none = np.zeros(0, np.int64)
+    return Scan(
+        loss,
+        np.concatenate([none, *(i for i, _ in arcs)]),
+        np.concatenate([none, *(j for _, j in arcs)]),
+        ~listed,
+    )
+
+
+def _judge(
+    costs: Costs,
+    p: np.ndarray,
+    q: np.ndarray,
+    i: np.ndarray,
+    j: np.ndarray,
+    threshold: float,
+    loss: np.ndarray | None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Compute listed slacks in float64: note the losses, return the pairs below -threshold."""
+    cost = costs.between(i, j)
+    slack = p[i] + cost - q[j]
+    if loss is not None:
+        unit = float(np.finfo(np.float64).eps)
+        doubt = costs.rounding(cost) + unit * (abs(p[i]) + cost + abs(q[j]))
+        np.maximum.at(loss, j, doubt - slack)
+    worse = slack < -threshold
+    return i[worse], j[worse]
+
+
+def _least_of(
+    grouped: torch.Tensor, row: torch.Tensor, group: torch.Tensor
+) -> Int[torch.Tensor, " k"]:
+    """Index of the least member of each listed group."""
+    out = torch.empty_like(row)
+    step = max(1, _SEGMENTS // grouped.shape[1])
+    for k in range(0, len(row), step):
+        part = slice(k, k + step)
+        members = grouped[row[part], :, group[part]]
+        out[part] = members.argmin(1) * grouped.shape[2] + group[part]
+    return out
+
+
+def _worst(
+    grouped: torch.Tensor, least: torch.Tensor, bound: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The `_DENSE` lowest groups of each row, by their least member, where below the bound."""
+    k = min(_DENSE, grouped.shape[2])
+    value, group = least.topk(k, 1, largest=False, sorted=False)
+    row, place = (value <= bound[:, None]).nonzero(as_tuple=True)
+    return row, _least_of(grouped, row, group[row, place])
+
+
+def _members(
+    grouped: torch.Tensor, row: torch.Tensor, group: torch.Tensor, bound: torch.Tensor
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Every member of the listed groups that is below its row's bound."""
+    out = []
+    step = max(1, _SEGMENTS // grouped.shape[1])
+    for k in range(0, len(row), step):
+        part = slice(k, k + step)
+        members = grouped[row[part], :, group[part]]
+        at, place = (members <= bound[row[part], None]).nonzero(as_tuple=True)
+        out.append((row[part][at], place * grouped.shape[2] + group[part][at]))
+    return out

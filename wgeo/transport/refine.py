@@ -1,0 +1,84 @@
+"""Solve on few pairs, test on all, add the pairs at fault, until none is left."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import count
+from typing import Any
+
+import torch
+from jaxtyping import Float
+
+from ..progress import track
+from .arcs import ROUNDING, Arcs, Labels
+from .cost import Costs
+from .passes import Scan, nearest, scan
+
+_CANDIDATES = 8  # arcs a point contributes to begin with
+_MOST_ROUNDS = 100
+_LONG = 10**9  # pairs from which progress is worth showing
+
+
+@dataclass(frozen=True, eq=False)
+class Solution:
+    """A coupling, labels, and what a scan proved of them.
+
+    Attributes
+    ----------
+    coupling : ndarray of int, (n,), or sparse array (n, m)
+        In the costs' order.
+    labels : Labels
+    scan : Scan
+        ``(p, q - scan.loss)`` is feasible.
+    arcs, rounds : int
+        How many pairs the sparse problem ended with, and how often it was solved.
+    """
+
+    coupling: Any
+    labels: Labels
+    scan: Scan
+    arcs: int
+    rounds: int
+
+
+def refine(
+    costs: Costs, arcs: Arcs, labels: Labels, solve: Callable[[Labels], tuple[Any, Labels]]
+) -> Solution:
+    """Call ``solve(labels)`` while `arcs` grow, until its labels satisfy all pairs.
+
+    It should return labels near those it is given, feasible on the arcs. (Those that a sparse
+    solver ends with by itself leave points of few arcs loose, and take tens of rounds.)
+    """
+    rounds: Iterator[int] = count(1)
+    if costs.x.n * costs.y.n >= _LONG:
+        rounds = track(rounds, "optimal coupling: solving, testing all pairs")
+    for done in rounds:
+        coupling, labels = solve(labels)
+        found = examine(costs, labels)
+        if arcs.add(found.i, found.j) == 0 or done == _MOST_ROUNDS:
+            return Solution(coupling, labels, found, len(arcs), done)
+    raise AssertionError("count() does not end")
+
+
+def examine(costs: Costs, labels: Labels) -> Scan:
+    """Test labels on all pairs; in float64 where float32 finds no fault but proves too little."""
+    threshold = negligible(labels)
+    found = scan(costs, labels.p, labels.q, threshold)
+    if len(found.i) == 0 and found.open.any():
+        found = scan(costs.precise, labels.p, labels.q, threshold, thorough=True)
+    return found
+
+
+def candidates(costs: Costs, arcs: Arcs, f: Float[torch.Tensor, " n"]) -> Labels:
+    """Add each point's nearest by slack under potentials f; return labels made of f."""
+    g, i, j = nearest(costs, costs.y, costs.x, -f, _CANDIDATES)
+    arcs.add(i, j)
+    f, j, i = nearest(costs, costs.x, costs.y, -g, _CANDIDATES)
+    arcs.add(i, j)
+    return Labels(-f.cpu().numpy(), g.cpu().numpy())
+
+
+def negligible(labels: Labels) -> float:
+    """Slack below zero by less than this is rounding."""
+    return ROUNDING * float(abs(labels.p).max() + abs(labels.q).max())
