@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
+import itertools
 import shlex
 import sys
 from collections.abc import Callable
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from .analysis import Analysis
 
 F = TypeVar("F", bound=Callable[..., Any])
+SEED = click.IntRange(min=0)
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 SOLVERS = {
     "exact": "W2 itself, with a certificate; any size that fits the time",
@@ -29,13 +32,15 @@ SOLVERS = {
 
 
 class Commands(click.Group):
-    """Turns every error made on purpose into one line and exit code 2."""
+    """Turns every error into one line and exit code 2; `--debug` lets it through."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
             with shown():
                 return super().invoke(ctx)
-        except (WgeoError, OSError, MemoryError) as error:
+        except (click.ClickException, click.Abort, click.exceptions.Exit, BrokenPipeError):
+            raise  # click answers these itself
+        except Exception as error:
             if ctx.meta.get("wgeo.debug"):
                 raise
             click.echo(f"wgeo: {_in_words(error)}", err=True)
@@ -50,9 +55,15 @@ class Commands(click.Group):
 def _in_words(error: BaseException) -> str:
     if isinstance(error, WgeoError):
         return str(error)
-    if isinstance(error, MemoryError):
+    text = " ".join(str(error).split())
+    if isinstance(error, MemoryError) or "t allocate memory" in text or "out of memory" in text:
         return "This needs more memory than there is; take fewer --samples or --pool gap."
-    return f"{error}" if str(error) else type(error).__name__
+    if isinstance(error, OSError):
+        return text or type(error).__name__
+    return (
+        f"A mistake that wgeo did not foresee ({type(error).__name__}: {text}). "
+        "--debug shows where; please report it."
+    )
 
 
 def _remember_debug(ctx: click.Context, _: click.Parameter, value: bool) -> None:
@@ -104,7 +115,7 @@ def data_options(function: F) -> F:
         click.option("--samples", default=2000, show_default=True, help="Images, class-balanced."),
         click.option("--normalize", help="Preset (imagenet, cifar10, ...) or 'mean,..;std,..'."),
         click.option("--image-size", type=int, help="Resize and centre-crop to this many pixels."),
-        click.option("--seed", default=0, show_default=True, help="Of everything random."),
+        click.option("--seed", type=SEED, default=0, show_default=True, help="Of everything random."),
     )
     for option in reversed(options):
         function = option(function)
@@ -141,8 +152,8 @@ def feature_options(function: F) -> F:
 
 @command("demo", "Train on digits, analyse, report: start here.", "wgeo demo --out runs/demo")
 @click.option("--out", default="runs/demo", show_default=True, help="Folder of the run.")
-@click.option("--epochs", default=20, show_default=True, help="Training epochs.")
-@click.option("--seed", default=0, show_default=True)
+@click.option("--epochs", default=30, show_default=True, help="Training epochs.")
+@click.option("--seed", type=SEED, default=0, show_default=True)
 def demo(out: str, epochs: int, seed: int) -> None:
     """Train a small ResNet on real digits, analyse it, write its report.
 
@@ -155,7 +166,12 @@ def demo(out: str, epochs: int, seed: int) -> None:
 
     folder = writable(out)
     images = load_images("digits", split="train", seed=seed)
-    recipe: dict[str, Any] = {"lr": 0.05, "weight_decay": 5e-3, "evaluate_every": 5}
+    recipe: dict[str, Any] = {
+        "lr": 0.05,
+        "weight_decay": 5e-3,
+        "evaluate_every": 5,
+        "options": {"stride": 2},
+    }
     run = fit("isoresnet", images, folder, epochs=epochs, seed=seed, **recipe)
     click.echo(f"Trained isoresnet on digits to training accuracy {run.accuracy:.3f}.")
     net = load_checkpoint(run.last)
@@ -198,7 +214,7 @@ def demo(out: str, epochs: int, seed: int) -> None:
 @click.option("--normalize", help="Preset or 'mean,..;std,..'.")
 @click.option("--image-size", type=int, help="Resize and centre-crop to this many pixels.")
 @click.option("--device", default="auto", show_default=True)
-@click.option("--seed", default=0, show_default=True)
+@click.option("--seed", type=SEED, default=0, show_default=True)
 def train(
     arch: str,
     source: str,
@@ -228,7 +244,9 @@ def train(
         chosen = [_number(text, "--checkpoints") for text in checkpoints.split(",")]
     run = fit(arch, images, folder, options=_settings(options), checkpoints=chosen, **settings)
     click.echo(f"Training accuracy {run.accuracy:.4f}; checkpoints in {folder / 'checkpoints'}")
-    click.echo(f"Next: wgeo analyze {run.last} --data {source} --out {folder / 'analysis'}")
+    following = ["wgeo", "analyze", run.last, "--data", source, "--out", folder / "analysis"]
+    following += ["--image-size", image_size] if image_size else []
+    click.echo(f"Next: {shlex.join(map(str, following))}")
 
 
 @command(
@@ -278,15 +296,15 @@ def analyze(
         load_checkpoint(path, arch, num_classes, trust=trust_checkpoint) for path in checkpoints
     ]
     images = load_images(source, split=split, limit=samples, **load)
-    for net, path in zip(nets, checkpoints, strict=True):
-        place = folder if len(nets) == 1 else writable(folder / Path(path).stem)
+    places = [folder] if len(nets) == 1 else [folder / name for name in _apart(checkpoints)]
+    for net, place in zip(nets, places, strict=True):
         _analyze_one(
             net,
             images,
-            place,
+            writable(place),
             seed=seed,
             solver=chosen,
-            layers=layers.split(",") if layers else None,
+            layers=[name.strip() for name in layers.split(",")] if layers else None,
             with_report=with_report,
             **features,
         )
@@ -345,10 +363,17 @@ def parse_solver(text: str) -> Any:
     if name not in SOLVERS:
         raise ArgumentError(f"Unknown solver {name!r}; choose {', '.join(SOLVERS)}.")
     solver = getattr(transport, name.capitalize())
+    chosen = _settings(options.split(",") if options else ())
+    known = [option.name for option in dataclasses.fields(solver)]
+    if unknown := sorted(set(chosen) - set(known)):
+        raise ArgumentError(
+            f"--solver {text}: {name} does not take {', '.join(unknown)}; its options are "
+            f"{', '.join(known) or 'none'}."
+        )
     try:
-        return solver(**_settings(options.split(",") if options else ()))
+        return solver(**chosen)
     except TypeError as error:
-        raise ArgumentError(f"--solver {text}: {error}") from error
+        raise ArgumentError(f"--solver {text}: a value of the wrong kind ({error}).") from error
 
 
 def _settings(texts: Any) -> dict[str, Any]:
@@ -365,8 +390,18 @@ def _settings(texts: Any) -> dict[str, Any]:
     return found
 
 
+def _apart(paths: tuple[str, ...]) -> list[str]:
+    """A folder's name for each file: its stem, numbered where another has it already."""
+    names: list[str] = []
+    for path in paths:
+        stem = Path(path).stem
+        tried = (stem if i == 1 else f"{stem}-{i}" for i in itertools.count(1))
+        names.append(next(name for name in tried if name not in names))
+    return names
+
+
 def _number(text: str, option: str) -> int:
-    if not text.strip().isdigit():
+    if not text.strip().isdecimal():
         raise ArgumentError(f"{option}: {text!r} is not a whole number.")
     return int(text)
 
