@@ -83,7 +83,7 @@ def test_finds_other_peoples_blocks(kind):
 )
 def test_finds_every_block_of_torchvision_resnets(name, count, changes):
     net = torchvision.models.get_model(name, num_classes=3)
-    specs = find_blocks(net, pair()[0])
+    specs = find_blocks(net, pair(n=3)[0])
     expected = [f"layer{i}.{j}" for i in range(1, 5) for j in range(len(getattr(net, f"layer{i}")))]
     assert [s.name for s in specs] == expected
     assert len(specs) == count
@@ -183,7 +183,8 @@ def test_poolings():
     assert pooling("flat")(maps).shape == (2, 48)
     assert pooling("grid:2")(maps).shape == (2, 12)
     assert torch.equal(pooling("grid:1")(maps), pooling("gap")(maps))
-    for bad in ("max", "grid:0", "grid:", "gap:2x"):
+    assert pooling("grid:9999")(maps).shape == (2, 48)  # not finer than the pixels
+    for bad in ("max", "grid:0", "grid:", "gap:2x", "grid:²"):
         with pytest.raises(ArgumentError, match="choose gap"):
             pooling(bad)
 
@@ -209,10 +210,61 @@ def test_what_cannot_be_traced_is_said():
         trace(net, (x, y + 3))
     with pytest.raises(ArgumentError, match="tap"):
         trace(net, (x, y), tap="middle")
-    with pytest.raises(ArgumentError, match="Device"):
-        trace(net, (x, y), device="cuda:77")
+    for device in ("cuda:77", "meta"):
+        with pytest.raises(ArgumentError, match="Device"):
+            trace(net, (x, y), device=device)
+    with pytest.raises(FeatureError, match="^pool='cls' needs tokens"):
+        trace(net, (x, y), pool="cls")
     with pytest.raises(FeatureError, match="two images"):
         trace(net, (x[:1], y[:1]))
+
+
+def test_images_that_begin_alike_do_not_hide_the_blocks():
+    net = torchvision.models.resnet18(num_classes=3)
+    x, y = pair()
+    x[:8] = x[0]
+    assert len(blocks(net, (x, y))) == 8
+
+
+def test_a_network_of_nan_is_not_called_one_without_blocks():
+    net = torchvision.models.resnet18(num_classes=3)
+    net.bn1.weight.data[0] = float("nan")
+    with pytest.raises(FeatureError, match="what 'bn1' returns holds NaN"):
+        trace(net, pair())
+
+
+def test_a_network_that_works_in_place_leaves_the_images_alone():
+    net = nn.Sequential(nn.Hardtanh(0.4, 0.6, inplace=True), *stack(PreAct))
+    x, y = pair()
+    before = x.clone()
+    traj = trace(net, (x, y))
+    assert torch.equal(x, before)
+    assert np.array_equal(traj.layers[0].features, before.flatten(1))
+
+
+class Masked(nn.Module):
+    """A residual block whose first argument is no tensor."""
+
+    def __init__(self, d):
+        super().__init__()
+        self.fc = nn.Linear(d, d)
+
+    def forward(self, scale, x):
+        return x + scale * self.fc(x)
+
+
+def test_a_block_may_take_other_arguments_first():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.block, self.head = Masked(48), nn.Linear(48, 3)
+
+        def forward(self, x):
+            return self.head(self.block(0.5, x.flatten(1)))
+
+    x, y = pair(side=4)
+    traj = trace(Net(), (x, y), layers=["block"])
+    assert np.allclose(traj.layers[1].features, x.flatten(1))
 
 
 def test_block_names():
