@@ -3,11 +3,12 @@
     python benchmarks/collapse.py                     # d = 64 to 16384, N = 10000, K = 10
     python benchmarks/collapse.py --widths 100000 --samples 2000
 
-Every measurement runs in a process of its own. Memory is the peak of resident memory above what
-the process held with its libraries and the features loaded. The peers compute NC1 alone, as
-published scripts do: Sigma_W and Sigma_B in full, then `numpy.linalg.pinv`, or the truncated
-decomposition of Papyan's script; wgeo computes every metric of its record. Writes
-`benchmarks/collapse.json`.
+Every measurement runs in a process of its own; "x" columns are multiples of wgeo's. CPU seconds
+are of all threads, and mean something on a machine that does other work too. Memory is the peak of
+resident memory above what the process held with its libraries and the features loaded. The peers
+compute NC1 alone, as published scripts do: Sigma_W and Sigma_B in full, then `numpy.linalg.pinv`,
+or the truncated decomposition of Papyan's script; wgeo computes every metric of its record, and
+without the ranks where the table says so. Writes `benchmarks/collapse.json`.
 """
 
 from __future__ import annotations
@@ -110,15 +111,15 @@ def resident(key: str) -> int:
 
 
 def measure(form: str, n: int, d: int, num_classes: int, threads: int, result) -> None:
-    """Run one form in this process and send (nc1, seconds, peak bytes)."""
+    """Run one form in this process and send (nc1, seconds, CPU seconds, peak bytes)."""
     torch.set_num_threads(threads)
     H, y = features(n, d, num_classes)
     FORMS[form](H[:64, :48], y[:64])  # libraries load and warm up
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts from here
-    before, start = resident("VmRSS"), time.perf_counter()
+    before, start, cpu = resident("VmRSS"), time.perf_counter(), time.process_time()
     nc1 = FORMS[form](H, y)
-    seconds = time.perf_counter() - start
-    result.send((nc1, seconds, resident("VmHWM") - before))
+    seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
+    result.send((nc1, seconds, cpu, resident("VmHWM") - before))
 
 
 def run(form: str, n: int, d: int, num_classes: int, threads: int, limit: float) -> dict:
@@ -135,8 +136,8 @@ def run(form: str, n: int, d: int, num_classes: int, threads: int, limit: float)
     found: dict = {"skipped": f"more than {limit:.0f} s"}
     try:
         if receive.poll(limit):
-            nc1, seconds, peak = receive.recv()
-            found = {"nc1": nc1, "seconds": seconds, "peak_bytes": peak}
+            keys = ("nc1", "seconds", "cpu_seconds", "peak_bytes")
+            found = dict(zip(keys, receive.recv(), strict=True))
     except EOFError:
         found = {"skipped": "out of memory"}
     process.kill()
@@ -147,22 +148,24 @@ def run(form: str, n: int, d: int, num_classes: int, threads: int, limit: float)
 def table(rows: list[dict]) -> Table:
     """Seconds and peak memory by width, and the peers' ratio to wgeo in memory."""
     shape = f"N = {rows[0]['samples']}, K = {rows[0]['classes']}, {rows[0]['threads']} threads"
-    out = Table("width", "form", "seconds", "peak MB", "time ratio", "memory ratio", title=shape)
-    for column in out.columns[2:]:
-        column.justify = "right"
+    out = Table(title=shape)
+    for column in ("width", "form"):
+        out.add_column(column, no_wrap=True)
+    for column in ("seconds", "CPU s", "peak MB", "x seconds", "x CPU s", "x MB"):
+        out.add_column(column, justify="right", no_wrap=True)
     base: dict = {}
     for row in rows:
-        if row["form"] == "wgeo":
-            base = row
+        base = row if row["form"] == "wgeo" else base
+        last = row["form"] == "pinv"
         if "skipped" in row:
-            out.add_row(str(row["width"]), row["form"], row["skipped"], "", "", "")
+            out.add_row(str(row["width"]), row["form"], row["skipped"], end_section=last)
             continue
-        ratios = [
-            f"{row[key] / base[key]:.1f}" if "seconds" in base and row is not base else ""
-            for key in ("seconds", "peak_bytes")
-        ]
-        cells = (f"{row['seconds']:.3f}", f"{row['peak_bytes'] / 1e6:.1f}", *ratios)
-        out.add_row(str(row["width"]), row["form"], *cells, end_section=row["form"] == "pinv")
+        cells = [f"{row['seconds']:.3f}", f"{row['cpu_seconds']:.3f}"]
+        cells.append(f"{row['peak_bytes'] / 1e6:.1f}")
+        if "seconds" in base and row is not base:
+            figures = ("seconds", "cpu_seconds", "peak_bytes")
+            cells += [f"{row[key] / base[key]:.1f}" for key in figures]
+        out.add_row(str(row["width"]), row["form"], *cells, end_section=last)
     return out
 
 
@@ -178,7 +181,7 @@ def main() -> None:
     args = parser.parse_args()
     for key in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ[key] = str(args.threads)  # for the processes to come
-    rows = []
+    rows, load = [], os.getloadavg()[0]  # of other work on this machine
     cases = [(d, form) for d in args.widths for form in FORMS]
     with shown():
         for d, form in track(cases, "measuring"):
@@ -194,7 +197,8 @@ def main() -> None:
         "numpy": np.__version__,
         "python": platform.python_version(),
     }
-    args.out.write_text(json.dumps({"versions": versions, "rows": rows}, indent=1) + "\n")
+    found = {"versions": versions, "load": load, "rows": rows}
+    args.out.write_text(json.dumps(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":
