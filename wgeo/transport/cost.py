@@ -20,6 +20,7 @@ from jaxtyping import Float, Int
 
 from ..errors import ArgumentError
 from .pair import UNIT, Pair
+from .stopping import check
 
 _UNITS = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
 _BLOCK = {"cpu": 1 << 20, "cuda": 1 << 26}  # entries: a core's cache; enough to fill a GPU
@@ -141,6 +142,12 @@ class Costs:
         spread = pair.spread
         scale = 2.0 ** -round(np.log2(spread) / 2) if spread > 0 else 1.0
         return cls(pair, rows, columns, scale, memory)
+
+    @property
+    def weights(self) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " m"]]:
+        """The pair's weights, in these orders."""
+        a, b = self.pair.a.cpu().numpy(), self.pair.b.cpu().numpy()
+        return a[self.rows], b[self.columns]
 
     @property
     def passes(self) -> float:
@@ -280,6 +287,7 @@ class Costs:
         step = min(max(entries // width, _FEWEST_ROWS), max(at.n - start, 1))
         block = padded.new_empty((step, width))
         for rows in _slices(at.n, step, start):
+            check()
             out = block[: rows.stop - rows.start]
             known = self._known(at, over, rows)
             if known is not None:

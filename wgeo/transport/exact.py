@@ -17,9 +17,10 @@ from .assignment import solve_assignment
 from .cost import Costs, parse_bytes, squared_distances
 from .flow import solve_flow
 from .kernel import full_precision
+from .line import solve_line
 from .pair import UNIT, Pair
 from .refine import Solution
-from .result import TransportResult
+from .result import Status, TransportResult
 
 
 @dataclass(frozen=True)
@@ -91,21 +92,31 @@ class Exact:
         if any(idle):
             return self._without_idle(x.to(device), y.to(device), a, b)
         pair = Pair.of(x, y, a, b, coupling, device)
+        with full_precision:
+            found = self._of_pair(pair, potentials)
+            if found.status is not Status.CERTIFIED and pair.pairing is not None:
+                # Labels that came a long way carry its rounding; from the optimum they stay small.
+                found = self._of_pair(replace(pair, pairing=found.coupling), None)
+        return replace(found, seconds=time.perf_counter() - began)
+
+    def _of_pair(
+        self, pair: Pair, potentials: tuple[np.ndarray, np.ndarray] | None
+    ) -> TransportResult:
         costs = Costs.of(pair, parse_bytes(self.memory))
         start = None if potentials is None else costs.start(np.asarray(potentials[0]))
-        with full_precision:
-            if pair.pairing is not None:
-                solution = solve_assignment(costs, start)
-                plan, upper = _permutation(costs, solution)
-            else:
-                solution = solve_flow(costs, start)
-                plan, upper = _plan(costs, solution)
+        solution = _solve(costs, start)
+        if pair.pairing is not None:
+            plan = _permutation(costs, solution)
+            cost = upper = pair.cost_of(plan)
+        else:
+            plan, cost, upper = _plan(costs, solution)
         labels = solution.labels
         return pair.result(
             lower=_dual(costs, solution),
             upper=upper,
+            cost=cost,
             solver=self.name,
-            seconds=time.perf_counter() - began,
+            seconds=0.0,
             tolerance=self.tolerance,
             coupling=plan,
             potentials=costs.lift(labels.p, labels.q - solution.scan.loss),
@@ -132,15 +143,23 @@ class Exact:
         )
 
 
-def _permutation(costs: Costs, solution: Solution) -> tuple[Int[np.ndarray, " n"], float]:
-    """The coupling of the clouds as given, and its cost."""
+def _solve(costs: Costs, start: Float[np.ndarray, " n"] | None) -> Solution:
+    if costs.pair.x.shape[1] == 1:
+        return solve_line(costs)
+    if costs.pair.pairing is not None:
+        return solve_assignment(costs, start)
+    return solve_flow(costs, start)
+
+
+def _permutation(costs: Costs, solution: Solution) -> Int[np.ndarray, " n"]:
+    """The coupling of the clouds as given."""
     permutation = np.empty(costs.x.n, np.int64)
     permutation[costs.rows] = costs.columns[solution.coupling]
-    return permutation, costs.pair.cost_of(permutation)
+    return permutation
 
 
-def _plan(costs: Costs, solution: Solution) -> tuple[csr_array, float]:
-    """The plan of the clouds as given, and a bound on the cost of a coupling within rounding of it.
+def _plan(costs: Costs, solution: Solution) -> tuple[csr_array, float, float]:
+    """The plan of the clouds as given, its cost, and a bound on that of a coupling next to it.
 
     Marginals that are wrong by e (L1) are made right by moving at most that much mass.
     """
@@ -152,13 +171,14 @@ def _plan(costs: Costs, solution: Solution) -> tuple[csr_array, float]:
         float(abs(plan.sum(axis) - w.cpu().numpy()).sum()) for axis, w in ((1, pair.a), (0, pair.b))
     )
     farthest = pair.radius + float(pair.offset.norm())
-    return plan, pair.cost_of_sparse(plan) + off * farthest**2
+    cost = pair.cost_of_sparse(plan)
+    return plan, cost, cost + off * farthest**2
 
 
 def _dual(costs: Costs, solution: Solution) -> float:
     """Lower bound of W2^2 from feasible labels, less what rounding can have added."""
     pair = costs.pair
-    a, b = pair.a.cpu().numpy()[costs.rows], pair.b.cpu().numpy()[costs.columns]
+    a, b = costs.weights
     p, q = solution.labels.p, solution.labels.q - solution.scan.loss
     middle = (float(a @ p) + float(b @ q)) / 2  # labels are free up to a constant
     p, q = p - middle, q - middle

@@ -15,8 +15,10 @@ from scipy.sparse import coo_array, csr_array
 from ..errors import ConvergenceError
 from .arcs import Arcs, Labels, relax
 from .cost import Costs
+from .line import staircase
 from .multiscale import guess
 from .refine import Solution, candidates, negligible, refine
+from .stopping import check
 
 _FEW = 1 << 16  # pairs that are all taken at once
 _SIMPLEX = 2.0**-36  # of the scale: what the network simplex takes for zero
@@ -31,14 +33,14 @@ def solve_flow(costs: Costs, start: Float[np.ndarray, " n"] | None = None) -> So
     that is monotone along the first coordinate makes sure that the arcs carry all mass.
     """
     n, m = costs.x.n, costs.y.n
-    aw, bw = costs.pair.a[costs.rows], costs.pair.b[costs.columns]
-    a, b = aw.cpu().numpy(), bw.cpu().numpy()
+    a, b = costs.weights
     arcs = Arcs(costs)
     if n * m <= _FEW:
         arcs.add(np.repeat(np.arange(n), m), np.tile(np.arange(m), n))
         labels = Labels(np.zeros(n), np.zeros(m))
         scale = float(arcs.cost.mean())
     else:
+        aw, bw = (torch.from_numpy(w).to(costs.x.norms) for w in (a, b))
         scale = float(aw @ costs.x.norms + bw @ costs.y.norms)
         f = guess(costs, scale, aw, bw) if start is None else torch.from_numpy(-start).to(aw)
         arcs.add(*monotone(costs, a, b))
@@ -84,18 +86,10 @@ def transport(
 def monotone(
     costs: Costs, a: Float[np.ndarray, " n"], b: Float[np.ndarray, " m"]
 ) -> tuple[Int[np.ndarray, " k"], Int[np.ndarray, " k"]]:
-    """Pairs of the plan that is monotone along the first coordinate (the north-west corner)."""
-    along = [side.points[: side.n, 0].cpu().numpy() for side in (costs.x, costs.y)]
-    orders = [np.argsort(z, kind="stable") for z in along]
-    ends = [np.cumsum(w[order]) for w, order in zip((a, b), orders, strict=True)]
-    both = np.sort(np.concatenate(ends))
-    # A step past each end as well, so that rounding of the sums leaves no mass without an arc.
-    reach = np.concatenate([both, np.nextafter(both, 0), np.nextafter(both, 2)])
-    i, j = (
-        order[np.searchsorted(end, reach).clip(max=len(end) - 1)]
-        for order, end in zip(orders, ends, strict=True)
-    )
-    return i, j
+    """Pairs of the plan that is monotone along the first coordinate: they carry all mass."""
+    x, y = (np.argsort(side.points[: side.n, 0].cpu().numpy()) for side in (costs.x, costs.y))
+    i, j, _ = staircase(a[x], b[y])
+    return x[i], y[j]
 
 
 def interruptible(work: Callable[[], T]) -> T:
@@ -113,6 +107,7 @@ def interruptible(work: Callable[[], T]) -> T:
     thread.start()
     while thread.is_alive():
         thread.join(0.2)
+        check()
     if failed:
         raise failed[0]
     return done[0]

@@ -14,6 +14,7 @@ from ..progress import track
 from .arcs import ROUNDING, Arcs, Labels
 from .cost import Costs
 from .passes import Scan, nearest, scan
+from .stopping import check
 
 _CANDIDATES = 8  # arcs a point contributes to begin with
 _MOST_ROUNDS = 100
@@ -54,6 +55,7 @@ def refine(
     if costs.x.n * costs.y.n >= _LONG:
         rounds = track(rounds, "optimal coupling: solving, testing all pairs")
     for done in rounds:
+        check()
         coupling, labels = solve(labels)
         found = examine(costs, labels)
         if arcs.add(found.i, found.j) == 0 or done == _MOST_ROUNDS:
