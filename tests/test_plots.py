@@ -16,11 +16,14 @@ import numpy as np
 import pytest
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from PIL import Image
 from records import CIFAR, HOSTILE, damaged, sample_record
 
 from wgeo import plots
-from wgeo.errors import ArgumentError
+from wgeo.errors import ArgumentError, DependencyError, FeatureError
 from wgeo.plots import style
+from wgeo.plots.moving import scene
+from wgeo.trajectory import Trajectory
 
 RECORD = sample_record()
 DEEP = sample_record((19, 18, 18))
@@ -390,3 +393,71 @@ def test_a_new_record_removes_the_old_ones_figures_and_nothing_else(tmp_path: Pa
     kept = {path.name for path in tmp_path.iterdir()}
     written = {f"distances.{ending}" for ending in ("png", "svg", "csv")}
     assert kept == written | {"mine.png", "class-means.txt"}
+
+
+# --- in motion -----------------------------------------------------------------------------------
+
+
+def moving(times: Any, rng: np.random.Generator) -> Any:
+    """Samples that stretch away from the origin, a gradient map, at the given times."""
+    x = rng.normal(size=(12, 5))
+    return Trajectory.from_arrays([(1 + 2 * t) * x for t in times], np.arange(12) % 3)
+
+
+def test_on_a_geodesic_network_and_interpolation_are_one_picture(rng: np.random.Generator) -> None:
+    times = [0.0, 0.1, 0.4, 1.0]  # uneven speed: places are compared at equal shares of length
+    shown = scene(moving(times, rng))
+    np.testing.assert_allclose(shown.times, times, atol=1e-9)
+    for t in (0.0, 0.05, 0.1, 0.33, 1.0):
+        np.testing.assert_allclose(shown.network(t), shown.geodesic(t), atol=1e-9)
+    assert [shown.where(t) for t in (0.0, 0.2, 1.0)] == ["layer0", "layer1 → layer2", "layer3"]
+
+
+def test_interpolation_ends_where_the_network_does_paired_at_least_cost() -> None:
+    start = np.array([[-3.0, 0], [3, 0], [0, 1]])
+    crossed = start[[1, 0, 2]] + [0, 2]  # two samples change places on the way up
+    shown = scene(Trajectory.from_arrays([start, crossed], [0, 1, 2]))
+    assert shown.target.tolist() == [1, 0, 2]
+    np.testing.assert_allclose(shown.geodesic(1.0), shown.network(1.0)[[1, 0, 2]])
+    moved = np.linalg.norm(shown.geodesic(1.0) - shown.geodesic(0.0), axis=1)
+    np.testing.assert_allclose(moved, 2.0)
+
+
+def test_flow_writes_the_frames_it_was_asked_for(
+    tmp_path: Path, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    traj = moving([0.0, 0.5, 1.0], rng)
+    path = plots.flow(traj, tmp_path / "made" / "flow.gif", seconds=0.5, fps=10)
+    with Image.open(path) as film:
+        assert film.n_frames >= 5  # frames alike are kept as one, shown longer
+        shown = sum(film.seek(i) or film.info["duration"] for i in range(film.n_frames))
+    assert shown == pytest.approx(1000 * (0.5 + 2 * 0.6), abs=1)
+    assert [p.name for p in path.parent.iterdir()] == ["flow.gif"]
+
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    before = path.read_bytes()
+    monkeypatch.setattr("wgeo.plots.moving.Scene.geodesic", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        plots.flow(traj, path, seconds=0.5, fps=10)
+    assert path.read_bytes() == before
+    assert [p.name for p in path.parent.iterdir()] == ["flow.gif"]
+
+
+def test_flow_says_what_it_cannot_do(
+    tmp_path: Path, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    traj = moving([0.0, 1.0], rng)
+    with pytest.raises(ArgumentError, match=r"\.gif or \.mp4, not \.mov"):
+        plots.flow(traj, tmp_path / "a.mov")
+    with pytest.raises(ArgumentError, match="no segment 1"):
+        plots.flow(traj, tmp_path / "a.gif", segment=1)
+    with pytest.raises(ArgumentError, match="fps >= 1"):
+        plots.flow(traj, tmp_path / "a.gif", fps=0)
+    with pytest.raises(FeatureError, match="Nothing moves"):
+        plots.flow(moving([0.0, 0.0], rng), tmp_path / "a.gif")
+    monkeypatch.setattr("matplotlib.animation.writers.is_available", lambda name: False)
+    with pytest.raises(DependencyError, match="needs ffmpeg"):
+        plots.flow(traj, tmp_path / "a.mp4")
+    assert not list(tmp_path.iterdir())

@@ -25,6 +25,7 @@ from wgeo.plots.style import clean
 from wgeo.report import mathtext, pages, text
 from wgeo.report.assets import asset
 from wgeo.report.scrubber import scrubber
+from wgeo.trajectory import Trajectory
 
 EVIL = "<img src=x onerror=alert(1)>"
 
@@ -329,6 +330,23 @@ def test_the_slider_holds_the_views_and_no_markup() -> None:
     assert scrubber({"segments": []}) == ""
 
 
+def test_an_analysis_puts_samples_of_every_class_in_view(rng: np.random.Generator) -> None:
+    from wgeo.analysis import class_view
+
+    labels = np.repeat([2, 5, 7], 120)
+    layers = [rng.normal(size=(360, 6)) * scale for scale in (1e-3, 2e-3)]
+    segment = Trajectory.from_arrays(layers, labels).segments[0]
+    view = class_view(segment, labels)
+    points = np.array(view["points"])
+    assert points.shape == (2, 198, 2)
+    assert np.bincount(view["labels"]).tolist() == [66, 66, 66]
+    chosen = np.concatenate([np.flatnonzero(labels == k)[:66] for k in (2, 5, 7)])
+    centred = points - points.mean(1, keepdims=True)  # distances in a plane are never longer
+    full = np.stack(layers)[:, chosen] - np.stack(layers)[:, chosen].mean(1, keepdims=True)
+    assert (np.linalg.norm(centred, axis=-1) <= np.linalg.norm(full, axis=-1) + 1e-5).all()
+    assert np.linalg.norm(centred) > 0.4 * np.linalg.norm(full)
+
+
 # --- building ------------------------------------------------------------------------------------
 
 
@@ -488,7 +506,7 @@ def test_pages_fit_screen_and_phone_and_log_no_error(run: Path, tmp_path: Path) 
         assert (slid is not None) == page.endswith("straightness.html")
         if slid is not None:
             paths, ((first, at_first), (last, at_last)) = slid
-            assert [first, last] == ["stem", "layer1.1"]
+            assert [first, last] == ["layer2.0.shortcut", "layer2.1"]
             assert paths == [list(pair) for pair in zip(at_first, at_last, strict=True)]
             assert at_first != at_last
     complaints = re.findall(r'CONSOLE.*?\] "(?!\[PST\])(.*)', done.stderr)

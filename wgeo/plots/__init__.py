@@ -4,10 +4,15 @@ Give ``ax=`` to draw into a figure of your own; `figures` writes the whole set. 
 throughout: colours that the colour-blind can tell apart, vectors, no pyplot state.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from .depth import METRICS, collapse
 from .files import Plot, catalogue, figures
 from .movement import distances, ot_scores
 from .paths import RATIOS, SCORES, class_means, interpolation_gap, straightness
+
+if TYPE_CHECKING:
+    from .moving import flow as flow
 
 __all__ = [
     "METRICS",
@@ -19,7 +24,17 @@ __all__ = [
     "collapse",
     "distances",
     "figures",
+    "flow",
     "interpolation_gap",
     "ot_scores",
     "straightness",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # flow solves transport problems, with torch; figures of a record load without it.
+    if name == "flow":
+        from .moving import flow
+
+        return flow
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

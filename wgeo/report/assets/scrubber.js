@@ -124,7 +124,8 @@
       if (Number(slider.value) >= last) slider.value = 0;
       requestAnimationFrame(step);
     });
-    set_scene(0);
+    choice.value = data.segments.length - 1;  // where the classes part
+    set_scene(data.segments.length - 1);
   }
 
   document.querySelectorAll(".wgeo-scrubber").forEach(start);
