@@ -257,12 +257,13 @@ class TestKernel:
         x, y = two_clouds(rng, 50, 40)
         return Pair.of(torch.from_numpy(x), torch.from_numpy(y))
 
+    @pytest.mark.parametrize("reused", [False, True])
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-    def test_softmin(self, pair, dtype):
+    def test_softmin(self, pair, dtype, reused):
         g, eps = torch.randn(40, dtype=torch.float64), 0.7
         exact = 1e-4 if dtype is torch.float32 else 1e-11
         for got, want in zip(
-            Kernel(pair, dtype).softmin(g, eps), self.dense(pair, g, eps), strict=True
+            Kernel(pair, dtype, reused).softmin(g, eps), self.dense(pair, g, eps), strict=True
         ):
             assert got.numpy() == pytest.approx(want.numpy(), abs=exact)
 
@@ -277,13 +278,15 @@ class TestKernel:
     def test_blocks_change_nothing(self, rng, monkeypatch):
         x, y = two_clouds(rng, 300, 200)
         whole = entropic(x, y, 0.5, marginal_tolerance=1e-6)
-        monkeypatch.setitem(kernel.BLOCK, "cpu", 1)
-        parts = entropic(x, y, 0.5, marginal_tolerance=1e-6)
-        for name in ("lower", "upper", "divergence"):
-            assert getattr(parts, name) == pytest.approx(getattr(whole, name), rel=1e-10)
+        for name, entries in (("BLOCK", 1), ("STORED", 0)):
+            monkeypatch.setitem(getattr(kernel, name), "cpu", entries)
+            parts = entropic(x, y, 0.5, marginal_tolerance=1e-6)
+            for name in ("lower", "upper", "divergence"):
+                assert getattr(parts, name) == pytest.approx(getattr(whole, name), rel=1e-10)
 
     def test_never_an_n_by_m_matrix(self, rng, monkeypatch):
         monkeypatch.setitem(kernel.BLOCK, "cpu", 1 << 12)
+        monkeypatch.setitem(kernel.STORED, "cpu", 0)
         x, y = two_clouds(rng, 900, 600)
         with Largest() as seen:
             wasserstein(x, y, solver=Sinkhorn(epsilon=1.0))

@@ -124,6 +124,11 @@ class Pair:
         """Largest ||x_i|| + largest ||y_j||, centred: no centred cost exceeds its square."""
         return float(self.norms_x.max().sqrt() + self.norms_y.max().sqrt())
 
+    @cached_property
+    def products(self) -> Float[torch.Tensor, "n m"]:
+        """x_i.y_j of the centred points, for problems small enough to hold them."""
+        return self.all_x(torch.float64) @ self.all_y(torch.float64).T
+
     @property
     def rounding(self) -> float:
         """Bound on the float64 error of ||x||^2 + ||y||^2 - 2 x.y (d + 4 terms), and of `shift`."""

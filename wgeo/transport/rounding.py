@@ -49,7 +49,7 @@ def bound(pair: Pair, state: Potentials) -> Bounds:
     plan = kernel.plan(f, state.g, log_ratio, state.eps)
     hard_f = kernel.hardmin(torch.where(pair.b > 0, state.g, -torch.inf))
     del kernel
-    hard_g = Kernel(pair.transposed).hardmin(hard_f)
+    hard_g = Kernel(pair.transposed, reused=False).hardmin(hard_f)
     dual = float(pair.a @ hard_f + pair.b @ hard_g)
     slack = pair.rounding + 16 * UNIT * float(hard_f.abs().max() + hard_g.abs().max())
     # Marginals are sums of at most n + m terms, each wrong by u relative to its mass.

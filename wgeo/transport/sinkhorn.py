@@ -43,7 +43,7 @@ class Sinkhorn:
 
     solved in the log domain (Cuturi 2013; Peyre, Cuturi 2019, Section 4.4) by accelerated
     iterations while epsilon is lowered step by step, a block of rows at a time: memory grows with
-    (n + m) d, not with n m.
+    (n + m) d, not with n m (small problems keep their products x.y^T, at most 128 MiB).
 
     The answer's ``cost`` is that of the cheapest *feasible* coupling at hand, so it equals
     ``upper^2``: the plan rounded to exact marginals (Altschuler, Weed, Rigollet 2017), for equal
