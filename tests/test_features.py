@@ -11,7 +11,7 @@ from torch import nn
 from wgeo import blocks, trace
 from wgeo.blocks import find_blocks
 from wgeo.errors import ArgumentError, FeatureError
-from wgeo.features import pooling
+from wgeo.features import _module, pooling
 
 
 def pair(n=12, c=3, side=32, classes=3):
@@ -213,8 +213,14 @@ def test_what_cannot_be_traced_is_said():
     for device in ("cuda:77", "meta"):
         with pytest.raises(ArgumentError, match="Device"):
             trace(net, (x, y), device=device)
-    with pytest.raises(FeatureError, match="^pool='cls' needs tokens"):
+    with pytest.raises(FeatureError, match=r"^pool='cls' needs tokens"):
         trace(net, (x, y), pool="cls")
+    with pytest.raises(ArgumentError, match="11 labels for 12"):
+        trace(net, (x, y[:11]))
+    with pytest.raises(FeatureError, match="images is not numeric"):
+        trace(net, ([["a"]] * 12, y))
+    with pytest.raises(ArgumentError, match=r"must be an nn\.Module.*function"):
+        _module(torchvision.models.resnet18)
     with pytest.raises(FeatureError, match="two images"):
         trace(net, (x[:1], y[:1]))
 
@@ -231,6 +237,16 @@ def test_a_network_of_nan_is_not_called_one_without_blocks():
     net.bn1.weight.data[0] = float("nan")
     with pytest.raises(FeatureError, match="what 'bn1' returns holds NaN"):
         trace(net, pair())
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_images_come_in_the_precision_of_the_network(dtype):
+    net = torchvision.models.resnet18(num_classes=3)
+    single = trace(net, pair()).last
+    traj = trace(net.to(dtype), pair())
+    assert traj.last.dtype == (np.float64 if dtype is torch.float64 else np.float32)
+    error = np.abs(traj.last - single).max() / np.abs(single).max()
+    assert error < (1e-5 if dtype is torch.float64 else 0.1)
 
 
 def test_a_network_that_works_in_place_leaves_the_images_alone():

@@ -34,13 +34,10 @@ def as_points(
         Not numeric, not 1-D or 2-D, empty, or holding NaN or infinity (the first bad row is named).
     """
     if not isinstance(x, torch.Tensor):
-        x = np.asarray(x)
-        if x.dtype.kind not in "fiub":
-            raise FeatureError(f"{name} is not numeric (dtype {x.dtype}).")
+        x = as_array(x, name)
         if x.dtype == np.longdouble and x.dtype.itemsize > 8:
             x = x.astype(np.float64)
         x = torch.from_numpy(np.array(x) if not x.flags.writeable else np.ascontiguousarray(x))
-    x = x.detach() if not x.requires_grad else x
     if x.is_complex():
         raise FeatureError(f"{name} is complex; wgeo works on real features.")
     if not x.is_floating_point():
@@ -80,12 +77,26 @@ def as_numpy(x: Any) -> np.ndarray:
     return np.asarray(x)
 
 
+def as_array(x: Any, name: str) -> np.ndarray:
+    """Return numbers as a NumPy array; say in words what is none."""
+    try:
+        array = np.asarray(x)
+    except (ValueError, TypeError) as error:
+        raise FeatureError(f"{name} cannot be read as an array: {error}") from error
+    if array.dtype.kind not in "fiub":
+        raise FeatureError(f"{name} is not numeric (dtype {array.dtype}).")
+    return array
+
+
 def as_labels(labels: Any, n: int | None = None) -> Int[np.ndarray, " n"]:
     """Return class labels as int64, checked: integral, one a sample, not negative."""
-    y = as_numpy(labels)
+    y = as_numpy(labels) if isinstance(labels, torch.Tensor) else as_array(labels, "labels")
     if y.ndim != 1 or y.size == 0:
         raise ArgumentError(f"labels must be a list of class indices; they have shape {y.shape}.")
-    if y.dtype.kind not in "iub" and not (y.dtype.kind == "f" and np.all(y == np.floor(y))):
+    whole = y.dtype.kind in "iub"
+    if y.dtype.kind == "f":
+        whole = bool((np.isfinite(y) & (y == np.trunc(y))).all())
+    if not whole:
         raise ArgumentError(f"labels must be whole numbers (class indices), not {y.dtype}.")
     y = y.astype(np.int64)
     if n is not None and len(y) != n:
@@ -107,7 +118,7 @@ def pick_device(device: str | torch.device) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         chosen = torch.device(device)
-        torch.empty(0, device=chosen)
+        torch.empty(0, device=chosen).cpu()  # "meta" holds shapes alone
     except (RuntimeError, AssertionError) as error:
         raise ArgumentError(f"Device {str(device)!r} cannot be used here: {error}") from error
     return chosen

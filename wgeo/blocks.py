@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from .errors import FeatureError
+from .arrays import check_finite
+from .errors import FeatureError, WgeoError
 from .models import Block as OwnBlock
 
 
@@ -72,7 +73,8 @@ def find_blocks(
     Raises
     ------
     FeatureError
-        No block was found, or a named module does not exist or did not run exactly once.
+        No block was found, or a named module does not exist or did not run exactly once; or no
+        block could be found, since the network computes NaN.
     """
     modules = dict(module.named_modules())
     if layers is not None:
@@ -85,6 +87,9 @@ def find_blocks(
             specs = _search(modules, probe)
     specs.sort(key=lambda spec: probe[spec.name].order)
     if not specs:
+        for name, call in sorted(probe.items(), key=lambda item: item[1].order):
+            if call.y is not None:
+                check_finite(call.y, f"what {name!r} returns")
         children = ", ".join(name for name, _ in module.named_children()) or "none"
         raise FeatureError(
             f"No residual block found in {type(module).__name__} (its children: {children}). "
@@ -135,8 +140,8 @@ def _probe(module: nn.Module, images: torch.Tensor) -> _Probe:
 
     def before(name: str) -> Callable[..., None]:
         def hook(_: nn.Module, args: tuple[Any, ...]) -> None:
-            only = [a for a in args if isinstance(a, torch.Tensor)]
-            inputs[name] = only[0].clone() if only else None  # an in-place branch may overwrite it
+            x = first_tensor(args)
+            inputs[name] = None if x is None else x.clone()  # an in-place branch may overwrite it
 
         return hook
 
@@ -157,10 +162,17 @@ def _probe(module: nn.Module, images: torch.Tensor) -> _Probe:
     return probe
 
 
+def first_tensor(args: Sequence[Any]) -> torch.Tensor | None:
+    """Return what a module takes as its input: the first tensor among its arguments."""
+    return next((a for a in args if isinstance(a, torch.Tensor)), None)
+
+
 def run(module: nn.Module, images: torch.Tensor) -> Any:
     """Call a network on images; say in words what it could not take."""
     try:
         return module(images)
+    except WgeoError:  # said in words by a hook of ours
+        raise
     except (RuntimeError, ValueError, AssertionError, TypeError) as error:
         if isinstance(error, torch.cuda.OutOfMemoryError):
             raise

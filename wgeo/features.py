@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from .arrays import as_labels, as_numpy, check_finite, pick_device
-from .blocks import BlockSpec, evaluating, find_blocks, hooked, run
+from .arrays import as_array, as_labels, as_numpy, check_finite, pick_device
+from .blocks import BlockSpec, evaluating, find_blocks, first_tensor, hooked, run
 from .checkpoint import Network
 from .data import Images, Normalization, normalization
 from .errors import ArgumentError, FeatureError
@@ -32,7 +32,7 @@ def pooling(pool: str) -> Pool:
     ``flat``
         Every entry.
     ``grid:K``
-        K x K adaptive average over space, then flat.
+        K x K adaptive average over space, then flat; every pixel of maps smaller than that.
     ``cls``
         The first token.
 
@@ -42,7 +42,7 @@ def pooling(pool: str) -> Pool:
         An unknown name.
     """
     kind, _, size = pool.partition(":")
-    if pool in ("gap", "flat", "cls") or (kind == "grid" and size.isdigit() and int(size) > 0):
+    if pool in ("gap", "flat", "cls") or (kind == "grid" and size.isdecimal() and int(size) > 0):
         side = int(size) if size else 0
         return lambda maps: _pooled(maps, kind, side)
     raise ArgumentError(f"Unknown pool {pool!r}; choose gap, flat, cls or grid:K (such as grid:2).")
@@ -61,7 +61,8 @@ def _pooled(maps: torch.Tensor, kind: str, side: int) -> torch.Tensor:
         raise FeatureError("pool='cls' needs tokens (n, t, d); these are feature maps. Use 'gap'.")
     if kind == "gap":
         return maps.mean((2, 3))
-    return nn.functional.adaptive_avg_pool2d(maps, side).flatten(1)
+    h, w = maps.shape[2:]  # a finer grid would only repeat pixels
+    return nn.functional.adaptive_avg_pool2d(maps, (min(side, h), min(side, w))).flatten(1)
 
 
 def normalization_for(net: Network | nn.Module, images: Images) -> Normalization:
@@ -81,8 +82,7 @@ def blocks(net: Network | nn.Module, images: Any, layers: Sequence[str] | None =
     layers : sequence of str, optional
         Modules to take instead of finding them; checked against the network.
     """
-    images = _as_images(images)
-    module = net.module if isinstance(net, Network) else net
+    images, module = _as_images(images), _module(net)
     return [spec.name for spec in find_blocks(module, _sample(net, module, images), layers)]
 
 
@@ -134,8 +134,7 @@ def trace(
     images = _as_images(images)
     if len(images) < 2:
         raise FeatureError("At least two images are needed to say anything of a distribution.")
-    where = pick_device(device)
-    module = net.module if isinstance(net, Network) else net
+    where, module = pick_device(device), _module(net)
     with _on(module, where), evaluating(module), torch.no_grad():
         specs = find_blocks(module, _sample(net, module, images), layers)
         recorder = _Recorder(module, specs, pool_of, tap, len(images))
@@ -144,9 +143,11 @@ def trace(
             start = 0
             batches = images.batches(batch_size, normalization_for(net, images))
             total = -(-len(images) // batch_size)
+            _, precision = _home(module)
             for x, _ in track(batches, "tracing features", total):
                 recorder.begin(start, x)
-                recorder.end(run(module, x.to(where)))
+                # A copy: the network may work in place, and these may be the caller's images.
+                recorder.end(run(module, x.to(where, precision, copy=True)))
                 start += len(x)
     return _assemble(recorder, images, pool, tap)
 
@@ -169,7 +170,7 @@ class _Recorder:
         parts = dict(self.module.named_modules())
 
         def before(part: nn.Module, key: str) -> None:
-            keep(part.register_forward_pre_hook(lambda _, args: self.put(key, args[0])))
+            keep(part.register_forward_pre_hook(lambda _, args: self.put(key, first_tensor(args))))
 
         def after(part: nn.Module, key: str) -> None:
             keep(part.register_forward_hook(lambda _, args, out: self.put(key, out)))
@@ -190,7 +191,9 @@ class _Recorder:
         self.start = start
         self.write("input", x.flatten(1))
 
-    def put(self, key: str, maps: torch.Tensor) -> None:
+    def put(self, key: str, maps: Any) -> None:
+        if not isinstance(maps, torch.Tensor):  # not what the probe saw
+            raise FeatureError(f"{key!r} takes or returns {type(maps).__name__}, not a tensor.")
         self.shapes[key] = tuple(maps.shape[1:])
         # The copy into our own array is what keeps a later in-place activation out of it.
         self.write(key, maps.flatten(1) if key == "head" else self.pool(maps))
@@ -264,9 +267,13 @@ def _as_images(images: Any) -> Images:
         return images
     if isinstance(images, tuple) and len(images) == 2:
         x, y = images
-        labels = as_labels(y)
+        x = (
+            x
+            if isinstance(x, torch.Tensor)
+            else torch.from_numpy(np.ascontiguousarray(as_array(x, "images")))
+        )
+        labels = as_labels(y, len(x))
         names = tuple(str(k) for k in range(int(labels.max()) + 1))
-        x = torch.as_tensor(x)
         check_finite(x, "images")
         none = normalization("none")
         return Images(x, labels, names, "arrays", None, none, None)
@@ -274,17 +281,33 @@ def _as_images(images: Any) -> Images:
 
 
 def _sample(net: Network | nn.Module, module: nn.Module, images: Images) -> torch.Tensor:
-    """A few normalised images on the network's device, to probe it with."""
-    x, _ = next(iter(images.batches(4, normalization_for(net, images))))
-    device = next((p.device for p in module.parameters()), torch.device("cpu"))
-    return x.to(device)
+    """Normalised images on the network's device, to probe it with.
+
+    Two of the data's, and the two with noise: images that are all alike would tell nothing.
+    """
+    x, _ = next(iter(images.batches(2, normalization_for(net, images))))
+    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
+    return torch.cat([x, x + noise.to(x)]).to(*_home(module))
+
+
+def _module(net: Any) -> nn.Module:
+    module = net.module if isinstance(net, Network) else net
+    if not isinstance(module, nn.Module):
+        raise ArgumentError(f"net must be an nn.Module or a Network, not {type(module).__name__}.")
+    return module
+
+
+def _home(module: nn.Module) -> tuple[torch.device, torch.dtype]:
+    """Where a network's weights lie, and their precision."""
+    first = next((p for p in module.parameters() if p.is_floating_point()), torch.empty(0))
+    return first.device, first.dtype
 
 
 @contextmanager
 def _on(module: nn.Module, device: torch.device) -> Iterator[None]:
     """Move a network to a device, and back."""
-    home = next((p.device for p in module.parameters()), device)
-    if home == device:
+    home, _ = _home(module)
+    if home == device or not any(True for _ in module.parameters()):
         yield
         return
     module.to(device)
