@@ -56,7 +56,7 @@ def test_one_space_for_the_whole_network(rng):
         np.linalg.norm(full.last - full.first), np.linalg.norm(padded.last - padded.first)
     )
     assert traj.embedded("pca:2").last.shape == (9, 2)
-    for bad in ("pca:6", "pca:0", "pca", "stretch"):
+    for bad in ("pca:6", "pca:0", "pca", "pca:²", "stretch"):
         with pytest.raises(ArgumentError, match="choose pad"):
             traj.embedded(bad)
 
@@ -78,6 +78,9 @@ def test_any_array_is_taken(rng):
         ([np.ones((2, 2))], [0, 1, 1], "3 labels for 2"),
         ([np.ones((2, 2))], [0, -1], "negative"),
         ([np.ones((2, 2))], [0, 0.5], "whole numbers"),
+        ([np.ones((2, 2))], [0, np.inf], "whole numbers"),
+        ([np.ones((2, 2))], [[0], [1, 2]], "labels cannot be read"),
+        ([[[1.0], [1.0, 2.0]]], [0, 1], "layer 'layer0' cannot be read"),
         ([np.ones((2, 2, 2))], [0, 1], "samples, features"),
         ([np.array([["a"], ["b"]])], [0, 1], "not numeric"),
         ([np.ones((2, 0))], [0, 1], "empty"),

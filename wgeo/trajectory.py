@@ -203,7 +203,7 @@ class Trajectory:
         """
         widest = max(layer.width for layer in self.staged)
         kind, _, size = embed.partition(":")
-        if not (embed == "pad" or (kind == "pca" and size.isdigit() and 0 < int(size) <= widest)):
+        if not (embed == "pad" or (kind == "pca" and size.isdecimal() and 0 < int(size) <= widest)):
             raise ArgumentError(f"Unknown embed {embed!r}; choose pad, or pca:1 to pca:{widest}.")
         arrays = [
             np.pad(layer.features, ((0, 0), (0, widest - layer.width))) for layer in self.staged
