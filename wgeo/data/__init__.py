@@ -59,7 +59,7 @@ def load_images(
     Raises
     ------
     ArgumentError
-        A limit, size or normalisation that makes no sense.
+        A limit, size, seed or normalisation that makes no sense.
     DataError
         An unknown name, a path that is missing, broken, empty or of fewer than two classes,
         a split that is not there, a broken image.
@@ -71,6 +71,8 @@ def load_images(
         )
     if size is not None and size < 1:
         raise ArgumentError(f"The images' size must be a positive number of pixels, not {size}.")
+    if seed < 0:
+        raise ArgumentError(f"The seed must be at least 0, not {seed}.")
     found = _opened(source, split, root)
     present = len(np.unique(found.labels))
     if present < 2:

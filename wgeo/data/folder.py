@@ -18,7 +18,7 @@ from typing import TypeVar
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from ..errors import DataError
 from ..progress import track
@@ -150,7 +150,7 @@ def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
         with zipfile.ZipFile(path) as archive:
             yield archive
     except (zipfile.BadZipFile, OSError, ValueError, EOFError) as error:
-        raise DataError(f"{path} is not a readable zip archive: {error} Is it whole?") from error
+        raise DataError(f"{path} is not a readable zip archive ({error}). Is it whole?") from error
 
 
 @contextmanager
@@ -204,7 +204,8 @@ def _image(path: Path, read: Read, name: str, use: Callable[[Image.Image], T]) -
         with Image.open(io.BytesIO(read(name)), formats=_FORMATS) as image:
             return use(image)
     except Exception as error:  # Pillow's decoders raise nearly anything on a broken file
-        why = str(error) or type(error).__name__
+        unknown = isinstance(error, UnidentifiedImageError)  # its text names a Python object
+        why = "no image that Pillow knows" if unknown else str(error) or type(error).__name__
         raise DataError(
             f"The image {name!r} in {path} cannot be decoded ({why}). Repair or remove it."
         ) from error
