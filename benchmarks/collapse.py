@@ -126,20 +126,20 @@ def run(form: str, n: int, d: int, num_classes: int, threads: int, limit: float)
     """Measure in a fresh process; say why where there is no figure."""
     needed = MATRICES.get(form, 0) * 8 * d * d
     if needed > 0.4 * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"):
-        return {"skipped": f"needs about {needed / 1e9:.0f} GB"}
+        return {"skipped": f"~ {needed / 1e9:.0f} GB"}
     receive, send = mp.get_context("spawn").Pipe(duplex=False)
     process = mp.get_context("spawn").Process(
         target=measure, args=(form, n, d, num_classes, threads, send)
     )
     process.start()
     send.close()
-    found: dict = {"skipped": f"more than {limit:.0f} s"}
+    found: dict = {"skipped": f"> {limit:.0f} s"}
     try:
         if receive.poll(limit):
             keys = ("nc1", "seconds", "cpu_seconds", "peak_bytes")
             found = dict(zip(keys, receive.recv(), strict=True))
     except EOFError:
-        found = {"skipped": "out of memory"}
+        found = {"skipped": "no memory"}
     process.kill()
     process.join()
     return found
@@ -188,7 +188,7 @@ def main() -> None:
             found = run(form, args.samples, d, args.classes, args.threads, args.limit)
             shape = {"samples": args.samples, "classes": args.classes, "threads": args.threads}
             rows.append({"width": d, "form": form, **shape, **found})
-    Console().print(table(rows))
+    Console(width=100).print(table(rows))
     for d in args.widths:
         values = [row["nc1"] for row in rows if row["width"] == d and "nc1" in row]
         assert np.allclose(values, values[0], rtol=1e-8), (d, values)
