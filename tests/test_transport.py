@@ -192,6 +192,7 @@ class TestEverySolver:
 
 
 class TestExactIsAMetric:
+    @few
     @given(pair=clouds(same_size=True), seed=st.integers(0, 99))
     def test_symmetry_and_triangle(self, pair, seed):
         x, y = pair
@@ -328,6 +329,7 @@ class TestDoor:
         x, y = rng.standard_normal((2, 8, 100_000)).astype(np.float32)
         holds(wasserstein(x, y, solver=solver), true_cost(x.astype(float), y.astype(float)))
 
+    @few
     @given(x=arrays(np.float64, (6,), elements=st.floats(-1e3, 1e3)))
     def test_a_list_is_points_on_a_line(self, x):
         y = x[::-1].copy()
