@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 
 import numpy as np
 import pytest
@@ -75,6 +76,18 @@ def test_several_checkpoints_get_a_folder_each(trained, tmp_path):
         assert (tmp_path / "all" / file.stem / "analysis.json").exists()
 
 
+def test_checkpoints_of_one_name_do_not_overwrite_each_other(trained, tmp_path):
+    last = trained / "checkpoints" / "epoch-0002.pt"
+    (tmp_path / "epoch-0002.pt").write_bytes(last.read_bytes())
+    run(
+        *("analyze", last, tmp_path / "epoch-0002.pt", "--data", "digits", "--samples", "40"),
+        *("--out", tmp_path / "both", "--no-report", "--bootstrap", "0"),
+    )
+    for name, path in (("epoch-0002", last), ("epoch-0002-2", tmp_path / "epoch-0002.pt")):
+        record = json.loads((tmp_path / "both" / name / "analysis.json").read_text())
+        assert record["provenance"]["checkpoint"] == str(path)
+
+
 @pytest.mark.parametrize("what", ["archs", "datasets", "solvers"])
 def test_lists(what):
     assert {"archs": "cifar_resnet20", "datasets": "digits", "solvers": "exact"}[what] in run(
@@ -94,6 +107,8 @@ def test_lists(what):
         (["--data", "digits", "--layers", "none.such"], "none.such"),
         (["--data", "digits", "--arch", "resnet-5000"], "resnet-5000"),
         (["--data", "digits", "--device", "cuda:77"], "cuda:77"),
+        (["--data", "digits", "--device", "meta"], "meta"),
+        (["--data", "digits", "--pool", "grid:²"], "choose gap"),
     ],
 )
 def test_mistakes_are_one_line_and_exit_code_2(trained, tmp_path, words, message):
@@ -134,9 +149,55 @@ def test_debug_shows_the_traceback(tmp_path):
         assert result.exc_info[0].__name__ == "CheckpointError"
 
 
+def test_what_nobody_foresaw_is_one_line_too(monkeypatch, tmp_path):
+    def broken(*_, **__):
+        raise ZeroDivisionError("division\nby zero")
+
+    monkeypatch.setattr("wgeo.checkpoint.load_checkpoint", broken)
+    words = ["analyze", "x.pt", "--data", "digits", "--out", tmp_path]
+    text = run(*words, code=2)
+    assert text.startswith("wgeo: A mistake that wgeo did not foresee (ZeroDivisionError: division")
+    assert len(text.splitlines()) == 1
+    result = CliRunner().invoke(main, [str(word) for word in [*words, "--debug"]])
+    assert isinstance(result.exception, ZeroDivisionError)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["demo", "--out", "x"],
+        ["train", "--arch", "mlp", "--dataset", "digits", "--out", "x"],
+        ["analyze", "x.pt", "--data", "digits", "--out", "x"],
+    ],
+)
+def test_a_negative_seed_is_refused(words):
+    assert "--seed" in run(*words, "--seed", "-1", code=2)
+
+
+def test_epochs_to_save_are_numbers(tmp_path):
+    words = ["train", "--arch", "mlp", "--dataset", "digits", "--out", tmp_path]
+    for bad in ("soon", "²", "1,,2"):
+        assert "not a whole number" in run(*words, "--checkpoints", bad, code=2)
+
+
+def test_the_next_command_can_be_pasted(tmp_path):
+    out = tmp_path / "a run"
+    text = run(
+        *("train", "--arch", "mlp", "--dataset", "digits", "--out", out, "--epochs", "1"),
+        *("--option", "width=8", "--option", "depth=1", "--samples", "40", "--image-size", "6"),
+    )
+    words = shlex.split(text.split("Next: ")[1])
+    assert words[:2] == ["wgeo", "analyze"]
+    extra = ["--samples", "40", "--no-report", "--bootstrap", "0"]
+    run(*words[1:], *extra)
+    assert (out / "analysis" / "analysis.json").exists()
+
+
 def test_solvers_are_parsed():
     assert parse_solver("exact:tolerance=1e-3").tolerance == 1e-3
     with pytest.raises(ArgumentError, match="name=value"):
         parse_solver("exact:fast")
-    with pytest.raises(ArgumentError, match="--solver"):
+    with pytest.raises(ArgumentError, match=r"does not take wings; its options are .*toler"):
         parse_solver("exact:wings=2")
+    with pytest.raises(ArgumentError, match="wrong kind"):
+        parse_solver("exact:tolerance=tight")

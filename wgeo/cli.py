@@ -9,16 +9,13 @@ import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import click
 
 from . import __version__
 from .errors import ArgumentError, WgeoError
 from .progress import shown
-
-if TYPE_CHECKING:
-    from .analysis import Analysis
 
 F = TypeVar("F", bound=Callable[..., Any])
 SEED = click.IntRange(min=0)
@@ -115,7 +112,9 @@ def data_options(function: F) -> F:
         click.option("--samples", default=2000, show_default=True, help="Images, class-balanced."),
         click.option("--normalize", help="Preset (imagenet, cifar10, ...) or 'mean,..;std,..'."),
         click.option("--image-size", type=int, help="Resize and centre-crop to this many pixels."),
-        click.option("--seed", type=SEED, default=0, show_default=True, help="Of everything random."),
+        click.option(
+            "--seed", type=SEED, default=0, show_default=True, help="Of everything random."
+        ),
     )
     for option in reversed(options):
         function = option(function)
@@ -411,6 +410,7 @@ def _analyze_one(
 ) -> None:
     """Analyse, save, report and print."""
     from .analysis import analyze as measure
+    from .table import print_analysis
 
     done = measure(net, images, command=_as_typed(), **settings)
     done.save(folder)
@@ -424,60 +424,3 @@ def _analyze_one(
 
 def _as_typed() -> str:
     return shlex.join(["wgeo", *sys.argv[1:]])
-
-
-def print_analysis(done: Analysis) -> None:
-    """Print a row a block, then the verdict in words."""
-    from rich.console import Console
-    from rich.table import Table
-
-    record = done.record
-    origin = record["provenance"]
-    accuracy = record["accuracy"]
-    title = (
-        f"{origin['arch']} on {origin['data']}, {origin['samples']} samples"
-        + (f", accuracy {accuracy:.3f}" if accuracy is not None else "")
-        + f", {origin['pool']} features"
-    )
-    table = Table(title=title, title_justify="left", caption_justify="left")
-    for name in ("layer", "W2 from before", "interval", "paired", "OT score", "resolution"):
-        table.add_column(name, justify="left" if name == "layer" else "right", no_wrap=True)
-    for name in ("NC1", "NCC acc."):
-        table.add_column(name, justify="right", no_wrap=True)
-    into = {block["target"]: block for block in record["blocks"]}
-    for layer in record["layers"]:
-        block = into.get(layer["name"])
-        table.add_row(layer["name"], *_transport_cells(block), *_collapse_cells(layer["collapse"]))
-    table.caption = "OT score in brackets: too few samples to mean anything (resolution < 0.5)."
-    console = Console(width=None if sys.stdout.isatty() else 110)
-    console.print(table)
-    console.print(done.verdict, soft_wrap=sys.stdout.isatty() is False, highlight=False)
-
-
-def _transport_cells(block: dict[str, Any] | None) -> list[str]:
-    if block is None:
-        return [""] * 5
-    score, resolution = block["ot_score"], block["resolution"]
-    text = _cell(score, "{:.4f}")
-    if resolution is not None and resolution < 0.5:
-        text = f"({text})"
-    interval = "certified" if block["status"] == "certified" else _interval(block)
-    return [
-        _cell(block["distance"]),
-        interval,
-        _cell(block["paired"]),
-        text,
-        _cell(resolution, "{:.2f}"),
-    ]
-
-
-def _interval(block: dict[str, Any]) -> str:
-    return f"[{block['lower']:.4g}, {block['upper']:.4g}]"
-
-
-def _collapse_cells(figures: dict[str, Any]) -> list[str]:
-    return [_cell(figures["nc1"]), _cell(figures["ncc_accuracy"], "{:.3f}")]
-
-
-def _cell(value: float | None, form: str = "{:.4g}") -> str:
-    return "undefined" if value is None else form.format(value)

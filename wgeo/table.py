@@ -1,0 +1,65 @@
+"""An analysis as a table that a person can read, and its verdict."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from .analysis import Analysis
+
+
+def print_analysis(done: Analysis) -> None:
+    """Print a row a block, then the verdict in words."""
+    record = done.record
+    origin = record["provenance"]
+    accuracy = record["accuracy"]
+    title = (
+        f"{origin['arch']} on {origin['data']}, {origin['samples']} samples"
+        + (f", accuracy {accuracy:.3f}" if accuracy is not None else "")
+        + f", {origin['pool']} features"
+    )
+    table = Table(title=title, title_justify="left", caption_justify="left")
+    for name in ("layer", "W2 from before", "interval", "paired", "OT score", "resolution"):
+        table.add_column(name, justify="left" if name == "layer" else "right", no_wrap=True)
+    for name in ("NC1", "NCC acc."):
+        table.add_column(name, justify="right", no_wrap=True)
+    into = {block["target"]: block for block in record["blocks"]}
+    for layer in record["layers"]:
+        block = into.get(layer["name"])
+        table.add_row(layer["name"], *_transport_cells(block), *_collapse_cells(layer["collapse"]))
+    table.caption = "OT score in brackets: too few samples to mean anything (resolution < 0.5)."
+    console = Console(width=None if sys.stdout.isatty() else 110)
+    console.print(table)
+    console.print(done.verdict, soft_wrap=sys.stdout.isatty() is False, highlight=False)
+
+
+def _transport_cells(block: dict[str, Any] | None) -> list[str]:
+    if block is None:
+        return [""] * 5
+    score, resolution = block["ot_score"], block["resolution"]
+    text = _cell(score, "{:.4f}")
+    if resolution is not None and resolution < 0.5:
+        text = f"({text})"
+    interval = "certified" if block["status"] == "certified" else _interval(block)
+    return [
+        _cell(block["distance"]),
+        interval,
+        _cell(block["paired"]),
+        text,
+        _cell(resolution, "{:.2f}"),
+    ]
+
+
+def _interval(block: dict[str, Any]) -> str:
+    return f"[{block['lower']:.4g}, {block['upper']:.4g}]"
+
+
+def _collapse_cells(figures: dict[str, Any]) -> list[str]:
+    return [_cell(figures["nc1"]), _cell(figures["ncc_accuracy"], "{:.3f}")]
+
+
+def _cell(value: float | None, form: str = "{:.4g}") -> str:
+    return "undefined" if value is None else form.format(value)
