@@ -109,8 +109,8 @@ def converge(
             return state, True
         if not budget.take():
             return state, False
-        if safe is not None and state.value < value - 1e-12 * abs(value):
-            g, safe = safe, None  # the extrapolation lost ground: take the plain step instead
+        if safe is not None and not state.value >= value - 1e-12 * abs(value):
+            g, safe = safe, None  # the extrapolation lost ground (or overflowed): the plain step
             anderson.forget()
             continue
         safe, value = state.completed, state.value
