@@ -85,6 +85,16 @@ def test_what_is_not_a_record_is_refused(tmp_path):
             Analysis.load(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("segments", "x"), ("blocks", [1]), ("progress", []), ("verdict", None), ("versions", 3)],
+)
+def test_a_damaged_record_is_refused(analysis, tmp_path, key, value):
+    (tmp_path / "analysis.json").write_text(json.dumps({**analysis.record, key: value}))
+    with pytest.raises(RecordError, match=f"damaged in {key}"):
+        Analysis.load(tmp_path)
+
+
 def test_an_unwritable_folder_is_an_error_in_words(analysis, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(RecordError, match="Choose another folder"):

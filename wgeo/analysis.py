@@ -34,7 +34,12 @@ from .transport import Exact, chain
 
 SCHEMA = 1
 _IN_VIEW = 200  # samples a report shows moving
-_NEEDED = ("provenance", "layers", "blocks", "segments", "progress", "verdict")
+_NEEDED: dict[str, type] = {
+    **dict.fromkeys(("provenance", "progress"), dict),
+    **dict.fromkeys(("layers", "blocks", "segments"), list),
+    "verdict": str,
+}
+_OPTIONAL = dict.fromkeys(("geodesic_model", "mufm", "versions"), dict)
 _PACKAGES = ("wgeo", "torch", "torchvision", "numpy", "scipy", "pot", "geomloss", "scikit-learn")
 
 
@@ -109,6 +114,15 @@ class Analysis:
         missing = [key for key in _NEEDED if key not in record]
         if missing:
             raise RecordError(f"{path} lacks {', '.join(missing)}; analyse the checkpoint again.")
+        kinds = {**_NEEDED, **_OPTIONAL}
+        wrong = [key for key in kinds if key in record and not isinstance(record[key], kinds[key])]
+        for key in ("layers", "blocks", "segments"):
+            if key not in wrong and not all(isinstance(row, dict) for row in record[key]):
+                wrong.append(key)
+        if wrong:
+            raise RecordError(
+                f"{path} is damaged in {', '.join(wrong)}; analyse the checkpoint again."
+            )
         return cls(record)
 
 
