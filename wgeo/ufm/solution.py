@@ -1,9 +1,18 @@
-"""What every unconstrained-feature solver returns about how good its answer is."""
+"""What every unconstrained-feature solver returns: the point, and how good it is."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+
+from ..collapse import LayerCollapse, collapse_of
+from ..errors import ArgumentError
+from .problem import Problem
 
 
 @dataclass(frozen=True)
@@ -37,3 +46,111 @@ class Certificate:
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers and strings, ready for JSON."""
         return asdict(self)
+
+
+@dataclass(frozen=True, eq=False)
+class UFMSolution:
+    """A point of an unconstrained-feature model, with what is known about it.
+
+    Attributes
+    ----------
+    problem : Problem
+        The model: labels, widths and penalties.
+    H : ndarray, (d, N)
+        The free features; columns are samples, as in the papers.
+    weights : tuple of ndarray
+        W_1, ..., W_L; the last is the classifier.
+    b : ndarray, (K,)
+        Bias; zero where the model has none.
+    objective : float
+    certificate : Certificate
+    seconds : float
+        Wall time of the solve.
+    settings : mapping
+        How it was found: method, restarts, seed, tolerance.
+    values : tuple of float
+        The objective each random start ended at, the lowest first; empty for a closed form.
+    gradient_norms, steps : tuple
+        In the order of `values`: where the start's gradient ended, and after how many evaluations.
+    """
+
+    problem: Problem
+    H: Float[np.ndarray, "d N"]
+    weights: tuple[Float[np.ndarray, "_ d"], ...]
+    b: Float[np.ndarray, " K"]
+    objective: float
+    certificate: Certificate
+    seconds: float
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    values: tuple[float, ...] = ()
+    gradient_norms: tuple[float, ...] = ()
+    steps: tuple[int, ...] = ()
+
+    @property
+    def model(self) -> str:
+        """``ufm-ce``, ``ufm-mse``, or for more layers ``dufm-mse-relu`` and the like."""
+        p = self.problem
+        return f"ufm-{p.loss}" if p.depth == 2 else f"dufm-{p.loss}-{p.activation}"
+
+    @property
+    def W(self) -> Float[np.ndarray, "K d"]:  # noqa: N802
+        """The classifier."""
+        return self.weights[-1]
+
+    @property
+    def labels(self) -> Int[np.ndarray, " N"]:
+        """Class of every column of H."""
+        return self.problem.labels
+
+    @property
+    def layers(self) -> tuple[Float[np.ndarray, "d N"], ...]:
+        """Features that enter W_1, ..., W_L: H, s(W_1 H), ...; the classifier reads the last."""
+        factors = [torch.from_numpy(A) for A in (self.H, *self.weights)]
+        return tuple(X.numpy() for X in self.problem.layers(factors))
+
+    @property
+    def logits(self) -> Float[np.ndarray, "K N"]:
+        """What the classifier answers, bias included."""
+        return self.W @ self.layers[-1] + self.b[:, None]
+
+    def point(self) -> torch.Tensor:
+        """All variables as one vector, the way `Problem` reads them."""
+        return self.problem.join(
+            (self.H, *self.weights), self.b if self.problem.with_bias else None
+        )
+
+    def layer(self, index: int) -> Float[np.ndarray, "N d"]:
+        """Return the features that enter W_{index + 1}, a row a sample."""
+        if not 0 <= index < len(self.weights):
+            raise ArgumentError(
+                f"Layers go from 0 to {len(self.weights) - 1}; there is none {index}."
+            )
+        return np.ascontiguousarray(self.layers[index].T)
+
+    def collapse(self, index: int | None = None) -> LayerCollapse:
+        """Return the collapse metrics of a layer, the one the classifier reads by default."""
+        last = len(self.weights) - 1
+        index = last if index is None else index
+        classifier = self.W if index == last else None
+        return collapse_of(self.layer(index), self.labels, classifier, name=f"layer{index}")
+
+    def curve(self) -> list[LayerCollapse]:
+        """Return the collapse metrics of every layer, first to last."""
+        return [self.collapse(index) for index in range(len(self.weights))]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything but the arrays, ready for JSON."""
+        p = self.problem
+        return {
+            "model": self.model,
+            "classes": p.num_classes,
+            "samples": p.num_samples,
+            "dim": p.dim,
+            "decays": list(p.decays),
+            "bias_decay": p.bias_decay if p.with_bias else None,
+            "objective": self.objective,
+            "certificate": self.certificate.to_dict(),
+            "spread": [self.values[0], self.values[-1]] if self.values else None,
+            "settings": dict(self.settings),
+            "seconds": self.seconds,
+        }

@@ -1,0 +1,139 @@
+"""From a point of a model to a solution that says what is proved about it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .facts import escape, lower_bound, scaled_gradient
+from .problem import Problem
+from .solution import Certificate, UFMSolution
+from .spectral import spectral_optimum
+
+CLOSE = 1e-6  # relative gap to a proved lower bound at which a point counts as global
+CRITICAL = 1e-5  # norm of the gradient at which a point counts as critical
+
+
+def place(
+    problem: Problem,
+    *,
+    H: Any,
+    weights: Sequence[Any],
+    b: Any = None,
+    settings: Mapping[str, Any] | None = None,
+    began: float | None = None,
+) -> UFMSolution:
+    """Return any point of a model as a solution: evaluated, and certified for what it is.
+
+    Parameters
+    ----------
+    problem : Problem
+        Of another solution (``solution.problem``), or made by `Problem.checked`.
+    H : array_like, (d, N)
+    weights : sequence of array_like
+        W_1, ..., W_L.
+    b : array_like, (K,), optional
+        Zero by default.
+    settings : mapping, optional
+        How the point was found.
+    began : float, optional
+        When the search for it began, by ``time.perf_counter``.
+
+    Raises
+    ------
+    ArgumentError
+        Shapes that are not the problem's.
+    """
+    x = problem.join([H, *weights], b)
+    (features, *layers), bias = problem.split(x)
+    certificate = certify(problem, x)
+    return UFMSolution(
+        problem=problem,
+        H=features.numpy(),
+        weights=tuple(W.numpy() for W in layers),
+        b=np.zeros(problem.num_classes) if bias is None else bias.numpy(),
+        objective=float(problem.value(x)),
+        certificate=certificate,
+        seconds=0.0 if began is None else time.perf_counter() - began,
+        settings=dict(settings or {}),
+    )
+
+
+def certify(problem: Problem, x: Tensor) -> Certificate:
+    """What is known of a point: by facts M2 and M3, or by the model's known minimum."""
+    if problem.depth == 2:
+        return _certify_convex(problem, x)
+    size = float(problem.gradient(x).norm())
+    known = known_minimum(problem)
+    if known is None:
+        return Certificate(
+            "undecided", size, evidence="No global minimum is known for this model to compare with."
+        )
+    bound, source = known
+    gap = float(problem.value(x)) - bound
+    if gap <= CLOSE * bound:
+        evidence = f"The objective is within {gap:.1e} of the global minimum {bound:.9g}: {source}."
+        return Certificate("global", size, lower_bound=bound, gap=gap, evidence=evidence)
+    evidence = f"Not global: {gap:.3g} above the minimum {bound:.9g} ({source})."
+    return Certificate("undecided", size, lower_bound=bound, gap=gap, evidence=evidence)
+
+
+def known_minimum(problem: Problem) -> tuple[float, str] | None:
+    """The least value of a deep model and why, where theory has it.
+
+    Linear models with squared loss, without bias or with a free one: by singular values. ReLU
+    models of two balanced classes without bias: deep neural collapse.
+    """
+    if problem.loss != "mse":
+        return None
+    if problem.activation == "linear" and problem.bias_decay in (0.0, float("inf")):
+        return spectral_optimum(problem).value, "closed form by singular values"
+    binary = problem.num_classes == 2 and problem.balanced and problem.dim >= 2
+    if problem.activation == "relu" and binary and not problem.with_bias:
+        source = "deep neural collapse, optimal for two classes (Súkeník, Mondelli, Lampert 2023)"
+        return spectral_optimum(problem).value, source
+    return None
+
+
+def _certify_convex(problem: Problem, x: Tensor) -> Certificate:
+    value, gradient = problem.value_and_gradient(x)
+    F, size = float(value), float(gradient.norm())
+    sigma = float(torch.linalg.matrix_norm(scaled_gradient(problem, x), 2))
+    bound = lower_bound(problem, x)
+    common = {
+        "gradient_norm": size,
+        "spectral_norm": sigma,
+        "threshold": problem.decay_mean,
+        "lower_bound": bound,
+        "gap": F - bound,
+    }
+    if F - bound <= CLOSE * F:
+        evidence = (
+            f"Within {max(F - bound, 0.0):.1e} of a lower bound by convex duality: ||G||_2 = "
+            f"{sigma:.6g} <= sqrt(weight_decay * feature_decay) = {problem.decay_mean:.6g} "
+            "up to rounding."
+        )
+        return Certificate("global", evidence=evidence, **common)
+    if size > CRITICAL:
+        evidence = f"Not a critical point: the gradient has norm {size:.2g}."
+        return Certificate("undecided", evidence=evidence, **common)
+    out = escape(problem, x)
+    if out is None:
+        evidence = (
+            f"||G||_2 = {sigma:.6g} exceeds {problem.decay_mean:.6g}, but W and H use all of "
+            f"dim = {problem.dim}: the convex bound need not be attained, and no explicit "
+            "direction leads out. landscape() looks for one."
+        )
+        return Certificate("undecided", evidence=evidence, **common)
+    measured = float(out.direction @ problem.hvp(x, out.direction))
+    evidence = (
+        f"||G||_2 = {sigma:.6g} exceeds {problem.decay_mean:.6g} and a null direction of W and H "
+        f"is at hand: along it the Hessian is {out.curvature:.9g} ({measured:.9g} measured by a "
+        "Hessian-vector product)."
+    )
+    return Certificate("strict saddle", curvature=measured, evidence=evidence, **common)

@@ -1,0 +1,145 @@
+"""The unconstrained-feature model with cross-entropy (Zhu et al. 2021).
+
+F(W, H, b) = (1/N) sum_i CE(W h_i + b, y_i)
+             + (lw/2) ||W||_F^2 + (lh/2) ||H||_F^2 + (lb/2) ||b||^2
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..errors import ArgumentError
+from .certify import place
+from .descent import random_points, search
+from .facts import factorise
+from .problem import Problem, check_method
+from .solution import UFMSolution
+
+
+@dataclass(frozen=True)
+class CrossEntropyOptimum:
+    """The global minimum for K balanced classes of n samples and d >= K - 1.
+
+    Attributes
+    ----------
+    value : float
+        F* = -log(1 - p) + p a, or log K where zero is optimal.
+    margin : float
+        a = log((K - 1)(1 - p)/p): the correct logit minus each of the others.
+    error : float
+        p = (K - 1) q, q = sqrt(n lw lh): the probability that the softmax gives to wrong classes.
+    rho : float
+        ||W||_F^2 = a sqrt(n lh/lw) (K - 1).
+    """
+
+    value: float
+    margin: float
+    error: float
+    rho: float
+
+
+def closed_form_ce(
+    num_classes: int, per_class: int, weight_decay: float, feature_decay: float
+) -> CrossEntropyOptimum:
+    """Return the value and the scale of the simplex ETF that minimises F  (Zhu et al. 2021).
+
+    Zero is optimal where K sqrt(n lw lh) >= 1.
+    """
+    K = num_classes
+    q = math.sqrt(per_class * weight_decay * feature_decay)
+    if not K * q < 1:
+        return CrossEntropyOptimum(math.log(K), 0.0, (K - 1) / K, 0.0)
+    p = (K - 1) * q
+    margin = math.log1p(-p) - math.log(q)
+    rho = margin * (K - 1) * math.sqrt(per_class * feature_decay / weight_decay)
+    return CrossEntropyOptimum(-math.log1p(-p) + p * margin, margin, p, rho)
+
+
+def fit_ce(
+    labels: Any,
+    *,
+    dim: int,
+    weight_decay: float,
+    feature_decay: float,
+    bias_decay: float | int | None = None,
+    method: str = "auto",
+    restarts: int | None = None,
+    seed: int = 0,
+    tolerance: float = 1e-9,
+    max_steps: int = 10_000,
+    collapsed: bool = True,
+) -> UFMSolution:
+    """Solve the cross-entropy model and certify what was found.
+
+    For d >= K - 1 every critical point is global or a strict saddle, balanced or not, so that a
+    descent from anywhere finds the minimum; for balanced classes it is known in closed form. For
+    d < K - 1 there are spurious local minima, and the best of several starts is returned.
+
+    Parameters
+    ----------
+    labels : array_like of int, (N,)
+        Every class 0, ..., K - 1 occurs.
+    dim : int
+        Feature dimension d.
+    weight_decay, feature_decay : float
+        lw, lh > 0.
+    bias_decay : float, optional
+        lb >= 0; None (the default) and 0 leave the bias free, ``math.inf`` removes it.
+    method : {"auto", "closed", "numerical"}
+        The closed form where there is one and L-BFGS elsewhere, or one of the two.
+    restarts : int, optional
+        Random starts of the numerical method; 1 for d >= K - 1, else 20.
+    seed : int
+    tolerance : float
+        On the norm of the gradient.
+    max_steps : int
+        Evaluations that a start may take.
+    collapsed : bool
+        Descend with one feature a class, which is no loss at the minimum, or with all N.
+
+    Raises
+    ------
+    ArgumentError
+        See `Problem.checked`; ``method="closed"`` for imbalanced classes or d < K - 1.
+    """
+    began = time.perf_counter()
+    lb = 0.0 if bias_decay is None else bias_decay
+    problem = Problem.checked(labels, dim, (feature_decay, weight_decay), lb, loss="ce")
+    K = problem.num_classes
+    known = problem.balanced and dim >= K - 1
+    check_method(method)
+    if method == "closed" and not known:
+        raise ArgumentError(
+            "The closed form is for balanced classes and dim >= K - 1; use method='numerical'."
+        )
+    if known and method != "numerical":
+        return _closed(problem, began)
+    restarts = (1 if dim >= K - 1 else 20) if restarts is None else restarts
+    inner = problem.collapsed() if collapsed else problem
+    return search(
+        problem,
+        random_points(inner, restarts, seed),
+        collapsed=collapsed,
+        began=began,
+        tolerance=tolerance,
+        max_steps=max_steps,
+        seed=seed,
+        settings={"method": "numerical", "collapsed": collapsed},
+    )
+
+
+def _closed(problem: Problem, began: float) -> UFMSolution:
+    """Z = a (I - J/K) Y, whose K - 1 singular values are a sqrt(n)."""
+    K, n = problem.num_classes, int(problem.counts[0])
+    lh, lw = problem.decays
+    margin = closed_form_ce(K, n, lw, lh).margin
+    U, z, V = np.linalg.svd(np.eye(K) - 1 / K)
+    z[-1] = 0.0
+    classes = V / math.sqrt(n) @ np.eye(K)[:, problem.labels]
+    H, W = factorise(problem, U, z * margin * math.sqrt(n), classes)
+    return place(problem, H=H, weights=[W], settings={"method": "closed"}, began=began)

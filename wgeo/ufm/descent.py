@@ -1,0 +1,155 @@
+"""From random features and weights to critical points: S seeds of a model in one tensor program.
+
+The descent runs in balanced variables, in which every factor has the same decay c (the geometric
+mean of the decays) and every column of H the same mass. Scaling a factor by a positive number
+passes through linear maps and ReLUs alike, so the product, and with it the loss, stay as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ..collapse.blocks import one_thread
+from ..errors import ArgumentError
+from .certify import place
+from .lbfgs import Minima, minimise
+from .problem import Problem
+from .solution import UFMSolution
+
+FIRST = (20, 1000)  # memory and ticks of the first round
+LATER = (40, 2000)  # of the following ones, for rows that stalled or are slow
+FLOPS = 40  # of a tick, about, for every variable
+JITTER = 1e-4  # relative size of the push off a ReLU's kinks before a later round
+
+
+def scales(problem: Problem) -> Tensor:
+    """Original variable / balanced variable, (size,): sqrt(c / decay); 1 for the bias."""
+    s = (problem.decay_mean / problem.penalties).sqrt()
+    if problem.with_bias:
+        s[-problem.num_classes :] = 1.0
+    return s
+
+
+def random_points(problem: Problem, restarts: int, seed: int) -> Float[Tensor, "S P"]:
+    """Gaussian starting points whose layers have singular values of order one, zero bias.
+
+    Their scales spread over 2^-1/2 to 2: smaller ones fall into the attraction of zero, a local
+    minimum of every deep model, and what is best depends on the decays.
+    """
+    gain = (problem.num_samples / problem.num_classes) ** (0.5 / problem.depth)
+    x = _normal(restarts, problem.size, seed) * (gain / problem.dim**0.5 * scales(problem))
+    spread = np.random.default_rng([seed, 1]).uniform(-0.5, 1.0, (len(x), 1))
+    x *= torch.from_numpy(2.0**spread)
+    if problem.with_bias:
+        x[:, -problem.num_classes :] = 0.0
+    return x
+
+
+def points_around(
+    solution: UFMSolution, restarts: int, spread: float, seed: int
+) -> Float[Tensor, "S P"]:
+    """The solution's point itself, then points aside by `spread` times its mean entry."""
+    x = solution.point()
+    aside = _normal(restarts, len(x), seed) * (spread * x.abs().mean())
+    aside[0] = 0.0
+    return x + aside
+
+
+def _normal(restarts: int, size: int, seed: int) -> Float[Tensor, "S P"]:
+    if int(restarts) != restarts or restarts < 1:
+        raise ArgumentError(f"restarts must be a whole number >= 1, not {restarts!r}.")
+    return torch.from_numpy(np.random.default_rng(seed).standard_normal((int(restarts), size)))
+
+
+def descend(
+    problem: Problem,
+    x: Float[Tensor, "S P"],
+    *,
+    tolerance: float = 1e-9,
+    max_steps: int = 10_000,
+    seed: int = 0,
+) -> Minima:
+    """Minimise from every row of x by L-BFGS until the gradient's norm is at most `tolerance`.
+
+    Gradients are those of the original variables. Rows that stall, which with ReLUs happens where
+    many kinks meet, go on with a longer memory (it resolves more kinks at once) from a point a
+    little aside. What has not converged after `max_steps` ticks is returned as it is.
+    """
+    if not tolerance > 0:
+        raise ArgumentError(f"tolerance must be > 0, not {tolerance!r}.")
+    if max_steps < 1:
+        raise ArgumentError(f"max_steps must be >= 1, not {max_steps!r}.")
+    scale = scales(problem).to(x.device)
+
+    def objective(u: Tensor) -> tuple[Tensor, Tensor]:
+        value, gradient = problem.value_and_gradient(scale * u)
+        return value, scale * gradient
+
+    def norm(gradient: Tensor) -> Tensor:
+        return torch.linalg.vector_norm(gradient / scale, dim=-1)
+
+    def descent(u: Tensor, memory: int, ticks: int) -> Minima:
+        return minimise(
+            objective, u, tolerance=tolerance, memory=memory, max_steps=ticks, norm=norm
+        )
+
+    memory, ticks = FIRST
+    end = descent(x / scale, memory, min(ticks, max_steps))
+    memory, ticks = LATER
+    for budget in range(max_steps - FIRST[1], 0, -ticks):
+        rows = (end.gradient_norm > tolerance).nonzero()[:, 0]
+        if len(rows) == 0:
+            break
+        u = end.x[rows]
+        if problem.activation == "relu":
+            aside = _normal(len(u), problem.size, seed + budget).to(u.device)
+            u = u + JITTER * u.abs().mean(-1, keepdim=True) * aside
+        found = descent(u, memory, min(ticks, budget))
+        end.x[rows], end.value[rows] = found.x, found.value
+        end.gradient_norm[rows] = found.gradient_norm
+        end.steps[rows] += found.steps
+    return replace(end, x=end.x * scale)
+
+
+def search(
+    problem: Problem,
+    x: Float[Tensor, "S P"],
+    *,
+    collapsed: bool = False,
+    began: float,
+    tolerance: float,
+    max_steps: int,
+    seed: int,
+    settings: Mapping[str, Any],
+) -> UFMSolution:
+    """Descend from every row of x and return the lowest point found, as a solution.
+
+    With `collapsed`, x are points of ``problem.collapsed()`` and every sample gets its class's
+    column of H.
+    """
+    inner = problem.collapsed() if collapsed else problem
+    with one_thread(FLOPS * max_steps * x.numel()):
+        end = descend(inner, x, tolerance=tolerance, max_steps=max_steps, seed=seed)
+    order = end.value.argsort()
+    (H, *weights), b = inner.split(end.x[order[0]].cpu())
+    found = place(
+        problem,
+        H=H[:, problem.labels] if collapsed else H,
+        weights=weights,
+        b=b,
+        settings={**settings, "restarts": len(x), "seed": seed, "tolerance": tolerance},
+        began=began,
+    )
+    return replace(
+        found,
+        values=tuple(end.value[order].tolist()),
+        gradient_norms=tuple(end.gradient_norm[order].tolist()),
+        steps=tuple(end.steps[order].tolist()),
+    )

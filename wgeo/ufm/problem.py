@@ -1,0 +1,302 @@
+"""The objective that every model in this room minimises, in one place.
+
+F(A_1, ..., A_m, b) = (1/N) sum_i l(A_m s(A_{m-1} ... s(A_2 A_1)) e_i + b, y_i)
+                      + sum_i (lambda_i / 2) ||A_i||_F^2 + (lambda_b / 2) ||b||^2
+
+with A_1 = H (d x N) the free features, A_2, ..., A_{m-1} (d x d) hidden weights, A_m = W (K x d)
+the classifier and s the identity or the ReLU. m = 2 is the unconstrained-feature model (Zhu et al.
+2021; Tirer, Bruna 2022), m = 3 the extended one (Tirer, Bruna 2022), m > 3 the deep one (Súkeník,
+Mondelli, Lampert 2023). A point is one flat float64 vector; leading axes are a batch of points.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from ..arrays import as_labels
+from ..errors import ArgumentError
+from .losses import LOSSES, Loss
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """An unconstrained-feature model: labels, sizes and penalties, and the calculus of F.
+
+    Attributes
+    ----------
+    labels : ndarray of int, (n,)
+        Class of every column of H; all of 0, ..., K - 1 occur.
+    dim : int
+        Width d of the features and of every hidden layer.
+    decays : tuple of float, (m,)
+        (lambda_H, lambda_1, ..., lambda_L): the features' first, the classifier's last.
+    bias_decay : float
+        lambda_b >= 0; 0 leaves the bias free, infinity removes it.
+    loss : {"ce", "mse"}
+    activation : {"linear", "relu"}
+        Between the factors; F with two factors has none.
+    copies : ndarray of int, (n,), optional
+        How many samples each column stands for, where equal samples share a column.
+    """
+
+    labels: Int[np.ndarray, " n"]
+    dim: int
+    decays: tuple[float, ...]
+    bias_decay: float = math.inf
+    loss: str = "mse"
+    activation: str = "linear"
+    copies: Int[np.ndarray, " n"] | None = None
+
+    @classmethod
+    def checked(
+        cls,
+        labels: Any,
+        dim: int,
+        decays: Sequence[float],
+        bias_decay: float | int = math.inf,
+        loss: str = "mse",
+        activation: str = "linear",
+    ) -> Problem:
+        """A problem from user input.
+
+        Raises
+        ------
+        ArgumentError
+            Fewer than two classes, a class without samples, a width below 1, a decay that is not
+            a positive number, a negative bias decay, an unknown activation.
+        """
+        y = as_labels(labels)
+        counts = np.bincount(y)
+        if len(counts) < 2:
+            raise ArgumentError("All labels are 0; an unconstrained-feature model needs K >= 2.")
+        if (counts == 0).any():
+            missing = ", ".join(map(str, np.flatnonzero(counts == 0)[:10]))
+            raise ArgumentError(
+                f"No sample has label {missing}, though labels go up to {len(counts) - 1}; "
+                "number the classes 0, ..., K - 1 without holes."
+            )
+        if isinstance(dim, bool) or int(dim) != dim or dim < 1:
+            raise ArgumentError(f"dim must be a whole number >= 1, not {dim!r}.")
+        if len(decays) < 2:
+            raise ArgumentError("A model has features and at least one layer of weights.")
+        for name, value in zip(_decay_names(len(decays)), decays, strict=True):
+            if not (value > 0 and math.isfinite(value)):
+                raise ArgumentError(
+                    f"{name} must be a positive number, not {value!r}: without it no minimum is "
+                    "attained."
+                )
+        if not bias_decay >= 0:
+            raise ArgumentError(
+                f"bias_decay must be >= 0 (0: free bias, math.inf: no bias), not {bias_decay!r}."
+            )
+        if activation not in ("linear", "relu"):
+            raise ArgumentError(f"activation must be 'linear' or 'relu', not {activation!r}.")
+        if loss not in LOSSES:
+            raise ArgumentError(f"loss must be one of {sorted(LOSSES)}, not {loss!r}.")
+        return cls(y, int(dim), tuple(map(float, decays)), float(bias_decay), loss, activation)
+
+    def collapsed(self) -> Problem:
+        """The same problem with one column of H a class.
+
+        Equal up to the size of H: given the weights, one minimiser serves all samples of a class.
+        """
+        return replace(self, labels=np.arange(self.num_classes), copies=self.counts)
+
+    # sizes ------------------------------------------------------------------------------------
+
+    @property
+    def depth(self) -> int:
+        """Number m of factors, the features among them."""
+        return len(self.decays)
+
+    @cached_property
+    def num_classes(self) -> int:
+        """K."""
+        return int(self.labels.max()) + 1
+
+    @cached_property
+    def counts(self) -> Int[np.ndarray, " K"]:
+        """Samples n_k of every class."""
+        return np.bincount(self.labels, self.copies, self.num_classes).astype(np.int64)
+
+    @property
+    def num_samples(self) -> int:
+        """N."""
+        return int(self.counts.sum())
+
+    @property
+    def balanced(self) -> bool:
+        """Whether every class has equally many samples."""
+        return bool((self.counts == self.counts[0]).all())
+
+    @property
+    def with_bias(self) -> bool:
+        """Whether there is a bias at all."""
+        return math.isfinite(self.bias_decay)
+
+    @property
+    def decay_mean(self) -> float:
+        """c = (lambda_1 ... lambda_m)^(1/m); sqrt(lambda_W lambda_H) for two factors."""
+        return float(np.exp(np.mean(np.log(self.decays))))
+
+    @cached_property
+    def shapes(self) -> tuple[tuple[int, ...], ...]:
+        """Of A_1, ..., A_m, and of b where there is one."""
+        d, K, n = self.dim, self.num_classes, len(self.labels)
+        factors = ((d, n), *[(d, d)] * (self.depth - 2), (K, d))
+        return (*factors, (K,)) if self.with_bias else factors
+
+    @cached_property
+    def sizes(self) -> list[int]:
+        """Number of entries of every block of a point."""
+        return [math.prod(shape) for shape in self.shapes]
+
+    @property
+    def size(self) -> int:
+        """Number of variables."""
+        return sum(self.sizes)
+
+    # constants ----------------------------------------------------------------------------------
+
+    @property
+    def criterion(self) -> Loss:
+        """The loss with its gradient and conjugate."""
+        return LOSSES[self.loss]
+
+    @cached_property
+    def mass(self) -> Tensor:
+        """Samples that each column stands for, (n,)."""
+        copies = np.ones(len(self.labels)) if self.copies is None else self.copies
+        return torch.as_tensor(copies, dtype=torch.float64)
+
+    @cached_property
+    def share(self) -> Tensor:
+        """Share of the data that each column stands for, (n,)."""
+        return self.mass / self.num_samples
+
+    @cached_property
+    def targets(self) -> Tensor:
+        """One-hot Y, (K, n)."""
+        return torch.eye(self.num_classes, dtype=torch.float64)[:, torch.from_numpy(self.labels)]
+
+    @cached_property
+    def penalties(self) -> Tensor:
+        """The decay of every variable, (size,): F's quadratic part is half its weighted square."""
+        blocks = [
+            self.decays[0] * self.mass.expand(self.shapes[0]).reshape(-1),
+        ]
+        decays = (*self.decays[1:], self.bias_decay) if self.with_bias else self.decays[1:]
+        for size, decay in zip(self.sizes[1:], decays, strict=True):
+            blocks.append(torch.full((size,), decay, dtype=torch.float64))
+        return torch.cat(blocks)
+
+    # points -------------------------------------------------------------------------------------
+
+    def split(self, x: Tensor) -> tuple[list[Tensor], Tensor | None]:
+        """Factors A_1, ..., A_m and bias of a point; views where the memory allows."""
+        parts, start = [], 0
+        for size, shape in zip(self.sizes, self.shapes, strict=True):
+            parts.append(x[..., start : start + size].unflatten(-1, shape))
+            start += size
+        return (parts[:-1], parts[-1]) if self.with_bias else (parts, None)
+
+    def join(self, factors: Sequence[Any], b: Any = None) -> Tensor:
+        """The point with these factors and bias (zero where none is given).
+
+        Raises
+        ------
+        ArgumentError
+            A factor whose shape the problem does not have, or a bias where it has none.
+        """
+        parts = [torch.as_tensor(np.asarray(a), dtype=torch.float64) for a in factors]
+        if self.with_bias:
+            zero = torch.zeros(self.num_classes, dtype=torch.float64)
+            parts.append(zero if b is None else torch.as_tensor(np.asarray(b)).double())
+        elif b is not None and np.any(np.asarray(b) != 0):
+            raise ArgumentError("This problem has no bias (bias_decay is infinite).")
+        found = tuple(tuple(part.shape) for part in parts)
+        if found != self.shapes:
+            raise ArgumentError(f"Factors have shapes {found}; this problem's are {self.shapes}.")
+        return torch.cat([part.reshape(-1) for part in parts])
+
+    # calculus -----------------------------------------------------------------------------------
+
+    def layers(self, factors: Sequence[Tensor]) -> list[Tensor]:
+        """Features that enter each weight: A_1, s(A_2 A_1), ..., each (..., d, n)."""
+        X = [factors[0]]
+        for A in factors[1:-1]:
+            X.append((A @ X[-1]).relu() if self.activation == "relu" else A @ X[-1])
+        return X
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Z = A_m s(...) + b 1^T, (..., K, n)."""
+        factors, b = self.split(x)
+        Z = factors[-1] @ self.layers(factors)[-1]
+        return Z if b is None else Z + b[..., None]
+
+    def value(self, x: Tensor) -> Tensor:
+        """F, one number for every leading index."""
+        Y, p = self.targets.to(x.device), self.share.to(x.device)
+        penalty = (self.penalties.to(x.device) * x.square()).sum(-1) / 2
+        return self.criterion.value(self.logits(x), Y, p) + penalty
+
+    def product_gradient(self, x: Tensor) -> Tensor:
+        """G, the gradient of the loss in the logits, (..., K, n)."""
+        return self.criterion.gradient(
+            self.logits(x), self.targets.to(x.device), self.share.to(x.device)
+        )
+
+    def value_and_gradient(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """F and its gradient, back-propagated by hand: one pass forward, one back.
+
+        The ReLU's derivative at 0 is taken as 0.
+        """
+        factors, b = self.split(x)
+        X = self.layers(factors)
+        Z = factors[-1] @ X[-1] if b is None else factors[-1] @ X[-1] + b[..., None]
+        Y, p = self.targets.to(x.device), self.share.to(x.device)
+        gradient = self.penalties.to(x.device) * x
+        value = self.criterion.value(Z, Y, p) + torch.linalg.vecdot(gradient, x) / 2
+        blocks, bias_block = self.split(gradient)  # views, filled in place
+        D = self.criterion.gradient(Z, Y, p)  # what flows back
+        if bias_block is not None:
+            bias_block.add_(D.sum(-1))
+        for i in range(self.depth - 1, 0, -1):
+            blocks[i].add_(D @ X[i - 1].mT)
+            D = factors[i].mT @ D
+            if self.activation == "relu" and i > 1:
+                D = D * (X[i - 1] > 0)
+        blocks[0].add_(D)
+        return value, gradient
+
+    def gradient(self, x: Tensor) -> Tensor:
+        """The gradient of F, (..., size)."""
+        return self.value_and_gradient(x)[1]
+
+    def hvp(self, x: Tensor, v: Tensor) -> Tensor:
+        """Hessian-vector product: the exact derivative of the gradient along v."""
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            return torch.autograd.grad(self.gradient(x), x, v)[0]
+
+
+def check_method(method: str) -> None:
+    """Refuse a way of solving that no ``fit_*`` knows."""
+    if method not in ("auto", "closed", "numerical"):
+        raise ArgumentError(f"method is 'auto', 'closed' or 'numerical', not {method!r}.")
+
+
+def _decay_names(m: int) -> list[str]:
+    """What the user calls each penalty, for an error."""
+    if m == 2:
+        return ["feature_decay", "weight_decay"]
+    return ["feature_decay", *(f"weight_decays[{i}]" for i in range(m - 1))]

@@ -1,0 +1,112 @@
+"""Squared-loss models without activation, solved one singular value at a time.
+
+With Z = Zbar Y constant on classes, D = diag(n_k) and A = Zbar D^(1/2), the loss is
+||A - T||_F^2 / (2N), where T = D^(1/2) without a bias and D^(1/2) (I - nu nu^T), nu = (n/N)^(1/2),
+where a free one has been minimised out. By fact M1 and von Neumann's trace inequality A shares T's
+singular vectors, and each singular value y of T is shrunk on its own to the z that minimises
+
+    phi(z) = (y - z)^2 / (2N) + (m/2) (lambda_1 ... lambda_m)^(1/m) z^(2/m),
+
+a soft threshold for two factors (Tirer, Bruna 2022), a hard one for more: z jumps from 0 to
+y (m-2)/(m-1) where the product of decays falls below
+
+    Lambda* = y^(2(m-1)) (m-2)^(m-2) / (N^m (m-1)^(2(m-1))).
+
+Without a bias T is diagonal and the factors can be non-negative, so the same point is one of the
+ReLU model: deep neural collapse with orthogonal frames (Súkeník, Mondelli, Lampert 2023).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+from scipy.optimize import brentq
+
+from ..errors import ArgumentError
+from .facts import factorise
+from .problem import Problem
+
+
+def threshold(y: float, samples: int, factors: int) -> float:
+    """Lambda*: below this product of decays a singular value y of T survives."""
+    m = factors
+    return y ** (2 * (m - 1)) * _power(m) / samples**m
+
+
+def shrink(y: float, kappa: float, factors: int) -> tuple[float, float]:
+    """Minimise (y - z)^2 / 2 + (m/2) kappa z^(2/m) over z >= 0; return (z, value).
+
+    The stationary points are the roots of z^((m-2)/m) (y - z) = kappa; the larger one is the local
+    minimum, and beats z = 0 where kappa^m < y^(2(m-1)) (m-2)^(m-2) / (m-1)^(2(m-1)).
+    """
+    m = factors
+    if not kappa**m < y ** (2 * (m - 1)) * _power(m):
+        return 0.0, y * y / 2
+    if m == 2:
+        z = y - kappa
+    else:
+        turning = y * (m - 2) / (2 * (m - 1))
+        z = brentq(
+            lambda t: t ** ((m - 2) / m) * (y - t) - kappa, turning, y, xtol=1e-300, rtol=1e-15
+        )
+    return z, (y - z) ** 2 / 2 + m / 2 * kappa * z ** (2 / m)
+
+
+def _power(m: int) -> float:
+    """(m-2)^(m-2) / (m-1)^(2(m-1)), 0^0 = 1."""
+    return float(m - 2) ** (m - 2) / (m - 1) ** (2 * (m - 1))
+
+
+@dataclass(frozen=True, eq=False)
+class SpectralOptimum:
+    """The global minimum of a linear model with squared loss.
+
+    Attributes
+    ----------
+    value : float
+    targets, sizes : ndarray, (K,)
+        Singular values of T and what each is shrunk to, in falling order of `targets`.
+    factors : tuple of ndarray
+        A_1 (d x N) = H, A_2, ..., A_m = W.
+    b : ndarray, (K,)
+    """
+
+    value: float
+    targets: Float[np.ndarray, " K"]
+    sizes: Float[np.ndarray, " K"]
+    factors: tuple[Float[np.ndarray, "_ _"], ...]
+    b: Float[np.ndarray, " K"]
+
+
+def spectral_optimum(problem: Problem) -> SpectralOptimum:
+    """Solve a squared-loss model without bias, or with a free one, any number of linear factors.
+
+    With d < K (or d < K - 1, free bias) only the d largest singular values of T are kept.
+
+    Raises
+    ------
+    ArgumentError
+        Cross-entropy, or a bias that is regularised: these do not split.
+    """
+    if problem.loss != "mse" or 0 < problem.bias_decay < math.inf:
+        raise ArgumentError("Only the squared loss without bias or with a free one splits.")
+    N, m = problem.num_samples, problem.depth
+    roots = np.sqrt(problem.counts)
+    nu = roots / math.sqrt(N)
+    if problem.with_bias:
+        U, y, V = np.linalg.svd(np.diag(roots) - np.outer(roots * nu, nu))
+        y[-1] = 0.0  # exactly: nu is in the kernel
+    else:
+        order = np.argsort(-roots, kind="stable")
+        U = np.eye(len(roots))[:, order]
+        y, V = roots[order], U.T
+    kappa = N * problem.decay_mean
+    shrunk = [shrink(t, kappa, m) if i < problem.dim else (0.0, t * t / 2) for i, t in enumerate(y)]
+    z = np.array([size for size, _ in shrunk])
+    value = float(sum(v for _, v in shrunk)) / N
+    classes = V / roots @ np.eye(len(roots))[:, problem.labels]
+    b = problem.counts / N if problem.with_bias else np.zeros(len(roots))
+    return SpectralOptimum(value, y, z, tuple(factorise(problem, U, z, classes)), b)
