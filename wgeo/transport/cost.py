@@ -40,7 +40,7 @@ def squared_distances(
     return torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist").square_()
 
 
-def parse_bytes(memory: str | float) -> int:
+def parse_bytes(memory: str | float | int) -> int:
     """Return a size in bytes: a number, or text such as ``"1GiB"``, ``"512 MB"`` (powers of 1024).
 
     Raises
@@ -70,11 +70,14 @@ class Side:
         ||x_i||^2 of the points before they were rounded to `points`' precision.
     groups : int
         A pass keeps the least of each group of points (i mod groups) rather than sorting all.
+    drift : float
+        How far the offset may lie from the difference of the centres, by rounding.
     """
 
     points: Float[torch.Tensor, "padded d"]
     norms: Float[torch.Tensor, " n"]
     groups: int
+    drift: float = 0.0
 
     @property
     def n(self) -> int:
@@ -94,7 +97,7 @@ class Side:
     def error(self, bias: Float[torch.Tensor, " n"]) -> Float[torch.Tensor, " n"]:
         """Each point's part in the error of ``bias_i - 2 x_i.y_j``; the two parts add up."""
         each = (self.terms + 6) * self.unit
-        return 1.01 * each * (self.norms + abs(bias)) + 1e-30
+        return 1.01 * each * (self.norms + abs(bias)) + self.drift * (1 + self.norms) + 1e-30
 
     def head(self, n: int) -> Side:
         """The first n points, as a cloud of its own."""
@@ -166,28 +169,32 @@ class Costs:
         negligible = float(offset.norm()) * self.scale < 1e-9
         return torch.zeros_like(offset) if negligible else offset
 
+    @property
+    def _center_y(self) -> Float[torch.Tensor, " d"]:
+        return self.pair.center_y if self.offset.any() else self.pair.center_x
+
     @cached_property
     def x(self) -> Side:
-        return self._side(self.pair.x, self.pair.center_x, self.pair.norms_x, self.rows)
+        return self._side(self.pair.x, self.pair.center_x, self.rows)
 
     @cached_property
     def y(self) -> Side:
-        center = self.pair.center_x - self.offset
-        norms = self.pair.norms_y
-        if not bool(self.offset.any()):
-            norms = torch.cat([p.square().sum(1) for _, p in self._float64(self.pair.y, center)])
-        return self._side(self.pair.y, center, norms, self.columns)
+        return self._side(self.pair.y, self._center_y, self.columns)
 
     def _side(
-        self, x: torch.Tensor, center: torch.Tensor, norms: torch.Tensor, order: np.ndarray
+        self, x: Float[torch.Tensor, "n d"], center: Float[torch.Tensor, " d"], order: np.ndarray
     ) -> Side:
         n, d = x.shape
         at = torch.from_numpy(order).to(x.device)
         groups = max(1, 2 ** round(np.log2(max(n, 1)) / 2)) if n > 64 else n
         points = torch.zeros((-(-n // groups) * groups, d), dtype=self.dtype, device=x.device)
+        norms = torch.empty(n, dtype=torch.float64, device=x.device)
         for part, block in self._float64(x, center, at):
-            points[part] = (block * self.scale).to(self.dtype)
-        return Side(points, norms[at] * self.scale**2, groups)
+            block *= self.scale
+            points[part] = block.to(self.dtype)
+            norms[part] = block.square_().sum(1)
+        drift = UNIT * float(self.offset.norm()) * self.scale
+        return Side(points, norms, groups, drift)
 
     @staticmethod
     def _float64(
