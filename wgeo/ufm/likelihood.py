@@ -70,7 +70,7 @@ class Likelihood:
         wider = np.pad(self.x, ((0, 0), (0, self.onehot.shape[1])))
         return Likelihood(wider, self.labels, self.mu, self.weight_decay, self.bias_decay)
 
-    def widen(self, w: Matrix) -> Matrix:
+    def widen(self, w: Matrix) -> Float[np.ndarray, "K wider"]:
         """Fit a W of this problem into the padded one."""
         width = self.x.shape[1]
         zeros = np.zeros((len(w), self.onehot.shape[1]))
@@ -138,7 +138,10 @@ class LikelihoodPoint:
         return size / float(np.sqrt(problem.weight_decay * problem.mu))
 
     def features(
-        self, x: Float[np.ndarray, "n d"], w: Float[np.ndarray, "K d"], onehot: Matrix
+        self,
+        x: Float[np.ndarray, "n d"],
+        w: Float[np.ndarray, "K d"],
+        onehot: Float[np.ndarray, "n K"],
     ) -> Float[np.ndarray, "n d"]:
         """H_L in the coordinates of `x` and `w`; the labels are in the residuals."""
         return x - self.pull @ w / self.problem.mu

@@ -150,7 +150,7 @@ class Reduced:
         """The same problem with K feature dimensions more, zero in every sample."""
         return Reduced(self.stats.padded(), self.mu, self.weight_decay, self.bias_decay)
 
-    def widen(self, w: Matrix) -> Matrix:
+    def widen(self, w: Matrix) -> Float[np.ndarray, "K wider"]:
         """Fit a W of this problem into the padded one."""
         return np.pad(w, ((0, 0), (0, len(w))))
 
@@ -245,7 +245,10 @@ class Point:
         return self.w
 
     def features(
-        self, x: Float[np.ndarray, "n d"], w: Float[np.ndarray, "K d"], onehot: Matrix
+        self,
+        x: Float[np.ndarray, "n d"],
+        w: Float[np.ndarray, "K d"],
+        onehot: Float[np.ndarray, "n K"],
     ) -> Float[np.ndarray, "n d"]:
         """H_L = X + W^T A^-1 (Y - W X - b 1^T) in the coordinates of `x` and `w`."""
         return x + (onehot - self.bias() - x @ w.T) @ self.inverse @ w
