@@ -94,6 +94,7 @@ class TestOrder:
         y = x + 1e-12 * rng.standard_normal(x.shape)
         costs = costs_of(x, y)
         assert not costs.offset.any()
+        assert costs.start() == pytest.approx(np.zeros(len(x)), abs=1e-11)
         places = np.arange(len(x))
         truth = ((x - y)[costs.rows] ** 2).sum(1) * costs.scale**2
         assert costs.between(places, places) == pytest.approx(truth, rel=1e-14)
@@ -198,6 +199,16 @@ class TestPotentials:
         slack = cdist(x * 100, y * 100, "sqeuclidean") - f[:, None] - g
         assert slack.min() >= 0
         assert slack.min(0).max() < 1e-7  # tight in every column
+
+    @pytest.mark.parametrize("apart", [0.01, 30.0])
+    def test_the_default_start_is_a_translations(self, rng, apart):
+        x, _ = clouds(rng)
+        costs = costs_of(x, x + apart)
+        assert costs.offset.any() == (apart > 1)
+        p = costs.start()
+        centred = centred_costs(costs).astype(float)
+        q = p + centred.diagonal()
+        assert (p[:, None] + centred - q).min() > -1e-12
 
     def test_a_start_undoes_what_lifting_does(self, rng):
         costs = costs_of(*clouds(rng, apart=5.0))

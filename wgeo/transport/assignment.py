@@ -31,22 +31,23 @@ def solve_assignment(costs: Costs, start: Float[np.ndarray, " n"] | None = None)
     pairing = np.arange(n)
     arcs = Arcs(costs)
     arcs.add(pairing, pairing)
-    labels = Labels(p := np.zeros(n) if start is None else start, p + arcs.cost)
+    labels = Labels(p := costs.start() if start is None else start, p + arcs.cost)
     upper = min(float(arcs.cost.mean()), float((costs.x.norms + costs.y.norms).mean()))
-    found = examine(costs, labels)
+    tolerance = _FLOOR * upper
+    found = examine(costs, labels, tolerance)
     if len(np.unique(found.j)) > _COLD * n:
         labels = candidates(costs, arcs, guess(costs, upper))
+        lower = float(labels.q.mean() - labels.p.mean())
+        tolerance = _FLOOR * min(max(lower, _TRUST * upper), upper)
     elif arcs.add(found.i, found.j) == 0:
         return Solution(pairing, labels, found, len(arcs), 0)
-    lower = float(labels.q.mean() - labels.p.mean())
-    floor = _FLOOR * min(max(lower, _TRUST * upper), upper)
     reach = [upper]
 
-    def solve(labels: Labels) -> tuple[np.ndarray, Labels]:
+    def solve(labels: Labels) -> tuple[np.ndarray, Labels, float]:
         faults = -float(arcs.slack(labels).min())
-        steps = falling(max(faults, *reach), max(floor, negligible(labels)))
+        steps = falling(max(faults, *reach), max(tolerance, negligible(labels)))
         reach[:] = [0.0]
-        return assign(arcs, labels, steps)
+        return *assign(arcs, labels, steps), tolerance
 
     return refine(costs, arcs, labels, solve)
 

@@ -27,6 +27,7 @@ _BLOCK = {"cpu": 1 << 20, "cuda": 1 << 26}  # entries: a core's cache; enough to
 _FEWEST_ROWS = 64
 _PANEL = 512  # features summed at a time: an error of _PANEL + d / _PANEL units, not of d
 _WIDE = 256  # features from which products are worth keeping
+_APART = 0.125  # of the spread: how far centres must be apart to be brought together
 _LISTED = 1 << 19  # entries of gathered rows at a time
 
 
@@ -164,10 +165,12 @@ class Costs:
 
     @cached_property
     def offset(self) -> Float[torch.Tensor, " d"]:
-        """Difference of the centres; none where it would only add rounding to tiny distances."""
+        """Difference of the centres; none where it is small beside the spread.
+
+        Taking it off tiny differences would only put rounding into them (`start` allows for it).
+        """
         offset = self.pair.offset
-        negligible = float(offset.norm()) * self.scale < 1e-9
-        return torch.zeros_like(offset) if negligible else offset
+        return offset if float(offset.norm()) * self.scale > _APART else torch.zeros_like(offset)
 
     @property
     def _center_y(self) -> Float[torch.Tensor, " d"]:
@@ -226,9 +229,12 @@ class Costs:
         shift = float(self.offset @ self.offset) * self.scale**2
         return (self.pair.x.shape[1] + 16) * UNIT * 2 * (cost + (shift if shift else 0.0))
 
-    def start(self, f: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
-        """Labels p, in these costs' terms, of potentials f of the clouds as given."""
-        along, _ = self._along_offset()
+    def start(self, f: Float[np.ndarray, " n"] | None = None) -> Float[np.ndarray, " n"]:
+        """Labels p, in these costs' terms, of potentials f; by default those of a translation."""
+        if f is None:
+            left, _ = self._along(self.pair.offset - self.offset)
+            return -2 * left * self.scale**2
+        along, _ = self._along(self.offset)
         p = (2 * along - f[self.rows]) * self.scale**2
         return p - p.mean()
 
@@ -236,7 +242,7 @@ class Costs:
         self, p: Float[np.ndarray, " n"], q: Float[np.ndarray, " m"]
     ) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " m"]]:
         """Potentials ``f_i + g_j <= ||x_i - y_j||^2`` of the clouds as given, from labels."""
-        along_x, along_y = self._along_offset()
+        along_x, along_y = self._along(self.offset)
         middle = (float(p.mean()) + float(q.mean())) / 2
         f, g = np.empty(len(p)), np.empty(len(q))
         f[self.rows] = (middle - p) / self.scale**2 + 2 * along_x
@@ -244,20 +250,18 @@ class Costs:
         f += float(self.offset @ self.offset)
         return f - 32 * UNIT * (abs(f).max() + abs(g).max()), g
 
-    def _along_offset(self) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " m"]]:
-        """<x_i, offset> and <y_j, offset> of the centred clouds."""
+    def _along(
+        self, direction: Float[torch.Tensor, " d"]
+    ) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " m"]]:
+        """Inner products of the centred points with a direction."""
         sides = (
             (self.pair.x, self.pair.center_x, self.rows),
-            (
-                self.pair.y,
-                self.pair.center_x - self.offset,
-                self.columns,
-            ),
+            (self.pair.y, self._center_y, self.columns),
         )
         along = []
         for x, center, order in sides:
             at = torch.from_numpy(order).to(x.device)
-            parts = [part @ self.offset for _, part in self._float64(x, center, at)]
+            parts = [part @ direction for _, part in self._float64(x, center, at)]
             along.append(torch.cat(parts).cpu().numpy())
         return along[0], along[1]
 

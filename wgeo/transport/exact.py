@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from scipy.sparse import coo_array, csr_array
 
 from ..arrays import as_points, pick_device
-from ..errors import ArgumentError, FeatureError
+from ..errors import ArgumentError
 from .assignment import solve_assignment
 from .cost import Costs, parse_bytes, squared_distances
 from .flow import solve_flow
@@ -53,7 +53,7 @@ class Exact:
         sparse problems are solved on the processor.
     """
 
-    tolerance: float = 1e-6
+    tolerance: float | int = 1e-6
     memory: str | int = "1GiB"
     device: str = "auto"
     name: ClassVar[str] = "exact"
@@ -83,10 +83,6 @@ class Exact:
         """
         began = time.perf_counter()
         x, y = as_points(x, name="x"), as_points(y, name="y")
-        if x.shape[1] != y.shape[1]:
-            raise FeatureError(
-                f"x has {x.shape[1]} features and y has {y.shape[1]}: W2 needs one space."
-            )
         device = pick_device(self.device)
         idle = [w is not None and not w.all() for w in (a, b)]
         if any(idle):
@@ -170,9 +166,11 @@ def _plan(costs: Costs, solution: Solution) -> tuple[csr_array, float, float]:
     off = sum(
         float(abs(plan.sum(axis) - w.cpu().numpy()).sum()) for axis, w in ((1, pair.a), (0, pair.b))
     )
-    farthest = pair.radius + float(pair.offset.norm())
+    ends = [torch.stack((z.amin(0), z.amax(0))).double() for z in (pair.x, pair.y)]
+    corners = torch.stack(ends)
+    farthest = corners[:, 1].amax(0) - corners[:, 0].amin(0)  # a box around both clouds
     cost = pair.cost_of_sparse(plan)
-    return plan, cost, cost + off * farthest**2
+    return plan, cost, cost + off * float(farthest @ farthest)
 
 
 def _dual(costs: Costs, solution: Solution) -> float:

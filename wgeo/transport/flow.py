@@ -21,6 +21,7 @@ from .refine import Solution, candidates, negligible, refine
 from .stopping import check
 
 _FEW = 1 << 16  # pairs that are all taken at once
+_TRUST = 2.0**-10  # of a bound on the cost: an estimate below it is corrected
 _SIMPLEX = 2.0**-36  # of the scale: what the network simplex takes for zero
 
 T = TypeVar("T")
@@ -45,10 +46,15 @@ def solve_flow(costs: Costs, start: Float[np.ndarray, " n"] | None = None) -> So
         f = guess(costs, scale, aw, bw) if start is None else torch.from_numpy(-start).to(aw)
         arcs.add(*monotone(costs, a, b))
         labels = candidates(costs, arcs, f)
-        scale = max(float(b @ labels.q - a @ labels.p), 1e-6 * scale)
+        scale = max(float(b @ labels.q - a @ labels.p), _TRUST * scale)
 
-    def solve(labels: Labels) -> tuple[csr_array, Labels]:
-        return transport(arcs, labels, a, b, scale or 1.0)
+    def solve(labels: Labels) -> tuple[csr_array, Labels, float]:
+        nonlocal scale
+        while True:
+            plan, labels, cost = transport(arcs, labels, a, b, scale or 1.0)
+            if cost >= _TRUST * scale or cost == 0:
+                return plan, labels, _SIMPLEX * scale
+            scale = cost  # far less than thought: what was negligible beside it no longer is
 
     return refine(costs, arcs, labels, solve)
 
@@ -59,8 +65,8 @@ def transport(
     a: Float[np.ndarray, " n"],
     b: Float[np.ndarray, " m"],
     scale: float,
-) -> tuple[csr_array, Labels]:
-    """Optimal plan on the arcs, and labels near those given that prove it.
+) -> tuple[csr_array, Labels, float]:
+    """Optimal plan on the arcs, labels near those given that prove it, and its cost.
 
     POT's network simplex on the slacks, in units of `scale` since its tolerance is absolute: good
     labels make good first pivots.
@@ -74,13 +80,17 @@ def transport(
 
     plan, log = interruptible(simplex)
     if log["result_code"] != 1:
-        raise ConvergenceError(f"The network simplex ended early: {log['warning']}")
+        raise ConvergenceError(
+            f"The network simplex ended early: {log['warning']}. Are weights many orders of "
+            "magnitude apart? Drop the smallest, or use wgeo.Sinkhorn()."
+        )
     plan = plan.tocoo()
     carries = plan.data > 0
     mass, i, j = plan.data[carries], plan.row[carries], plan.col[carries]
-    change = relax(arcs, slack, arcs.at(i, j), max(_SIMPLEX * scale, negligible(labels)))
+    used = arcs.at(i, j)
+    change = relax(arcs, slack, used, max(_SIMPLEX * scale, negligible(labels)))
     labels = Labels(labels.p + change.p, labels.q + change.q)
-    return csr_array((mass, (i, j)), shape=arcs.shape), labels
+    return csr_array((mass, (i, j)), shape=arcs.shape), labels, float(mass @ arcs.cost[used])
 
 
 def monotone(

@@ -34,7 +34,7 @@ def solve_line(costs: Costs) -> Solution:
         coupling = csr_array((mass[some], places), shape=(len(x), len(y)))
         arcs = len(mass)
     labels = Labels(p, q)
-    return Solution(coupling, labels, examine(costs, labels), arcs, 0)
+    return Solution(coupling, labels, examine(costs, labels, 0.0), arcs, 0)
 
 
 def staircase(

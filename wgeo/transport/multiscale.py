@@ -16,7 +16,7 @@ from .passes import least, softmin
 _LEVELS = ((512, 2.0**-4.5, 2.0**-0.5), (2048, 2.0**-7, 0.5))
 _MOST = 40  # iterations at one level
 
-Weights = Float[torch.Tensor, " n"] | None
+Weights = Float[torch.Tensor, " _"] | None
 
 
 def guess(costs: Costs, scale: float, a: Weights = None, b: Weights = None) -> torch.Tensor:

@@ -44,11 +44,15 @@ class Solution:
 
 
 def refine(
-    costs: Costs, arcs: Arcs, labels: Labels, solve: Callable[[Labels], tuple[Any, Labels]]
+    costs: Costs,
+    arcs: Arcs,
+    labels: Labels,
+    solve: Callable[[Labels], tuple[Any, Labels, float]],
 ) -> Solution:
     """Call ``solve(labels)`` while `arcs` grow, until its labels satisfy all pairs.
 
-    It should return labels near those it is given, feasible on the arcs. (Those that a sparse
+    It returns a coupling, labels near those it is given and feasible on the arcs, and the slack
+    that it takes for none. (Those that a sparse
     solver ends with by itself leave points of few arcs loose, and take tens of rounds.)
     """
     rounds: Iterator[int] = count(1)
@@ -56,16 +60,19 @@ def refine(
         rounds = track(rounds, "optimal coupling: solving, testing all pairs")
     for done in rounds:
         check()
-        coupling, labels = solve(labels)
-        found = examine(costs, labels)
+        coupling, labels, tolerance = solve(labels)
+        found = examine(costs, labels, tolerance)
         if arcs.add(found.i, found.j) == 0 or done == _MOST_ROUNDS:
             return Solution(coupling, labels, found, len(arcs), done)
     raise AssertionError("count() does not end")
 
 
-def examine(costs: Costs, labels: Labels) -> Scan:
-    """Test labels on all pairs; in float64 where float32 finds no fault but proves too little."""
-    threshold = negligible(labels)
+def examine(costs: Costs, labels: Labels, tolerance: float) -> Scan:
+    """Test labels on all pairs; in float64 where float32 finds no fault but proves too little.
+
+    Slack below zero by less than `tolerance`, or than rounding, is no fault; it counts as loss.
+    """
+    threshold = max(tolerance, negligible(labels))
     found = scan(costs, labels.p, labels.q, threshold)
     if len(found.i) == 0 and found.open.any():
         found = scan(costs.precise, labels.p, labels.q, threshold, thorough=True)
