@@ -52,7 +52,8 @@ def test_from_training_to_report(analysed):
     out, text = analysed
     record = json.loads((out / "analysis.json").read_text())
     assert record["verdict"] in " ".join(text.split())
-    assert record["command"].startswith("wgeo ")
+    assert record["command"].startswith("wgeo analyze ")
+    assert "--bootstrap 20" in record["command"]
     assert (out / "report" / "html" / "index.html").exists()
     assert len(record["provenance"]["sha256"]) == 64
     assert record["provenance"]["arch"] == "isoresnet"

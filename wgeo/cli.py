@@ -6,7 +6,6 @@ import ast
 import dataclasses
 import itertools
 import shlex
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -30,6 +29,18 @@ SOLVERS = {
 
 class Commands(click.Group):
     """Turns every error into one line and exit code 2; `--debug` lets it through."""
+
+    def make_context(
+        self,
+        info_name: str | None,
+        args: list[str],
+        parent: click.Context | None = None,
+        **extra: Any,
+    ) -> click.Context:
+        typed = shlex.join(["wgeo", *args])  # before parsing uses the words up
+        ctx = super().make_context(info_name, args, parent, **extra)
+        ctx.meta["wgeo.typed"] = typed
+        return ctx
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -423,4 +434,5 @@ def _analyze_one(
 
 
 def _as_typed() -> str:
-    return shlex.join(["wgeo", *sys.argv[1:]])
+    """The command as it was typed, for the record."""
+    return str(click.get_current_context().find_root().meta["wgeo.typed"])
