@@ -446,6 +446,16 @@ class TestScan:
         elif kind == "wild":
             assert len(found.i) > 0
 
+    def test_some_rows_alone(self, rng):
+        costs = costs_of(*rng.standard_normal((2, 200, 5)))
+        full = costs.between(*np.divmod(np.arange(200 * 200), 200)).reshape(200, 200)
+        p, q = np.zeros(200), np.full(200, np.quantile(full, 0.01))
+        rows = np.sort(rng.choice(200, 90, replace=False))
+        found = scan(costs, p, q, 1e-12, rows=rows)
+        assert not found.open.any()
+        at_fault = np.isin(np.arange(200), rows)[:, None] & (full < q - 1e-12)
+        assert {*zip(found.i, found.j, strict=True)} == {*zip(*np.nonzero(at_fault), strict=True)}
+
     def test_a_single_fault_is_found(self, rng):
         costs = costs_of(*rng.standard_normal((2, 200, 5)))
         full = costs.between(*np.divmod(np.arange(200 * 200), 200)).reshape(200, 200)
@@ -512,7 +522,9 @@ class TestSparse:
         dense = np.full(arcs.shape, 1e6)
         dense[arcs.i, arcs.j] = arcs.cost
         rows, columns = linear_sum_assignment(dense)
-        found, labels = assign(arcs, Labels(np.zeros(40), np.zeros(40)), falling(1.0, 1e-13))
+        found, labels = assign(
+            arcs, Labels(np.zeros(40), np.zeros(40)), falling(1.0, 1e-13, (0.1,))
+        )
         np.testing.assert_array_equal(found, columns)
         assert arcs.slack(labels).min() >= -1e-14
         dual = labels.q.sum() - labels.p.sum()
@@ -532,7 +544,9 @@ class TestSparse:
     def test_labels_are_shortest_paths(self, rng):
         """Against plain Bellman-Ford, one arc at a time."""
         arcs = self.arcs(rng, every=False)
-        permutation, _ = assign(arcs, Labels(np.zeros(40), np.zeros(40)), falling(1.0, 1e-13))
+        permutation, _ = assign(
+            arcs, Labels(np.zeros(40), np.zeros(40)), falling(1.0, 1e-13, (0.1,))
+        )
         used = arcs.at(np.arange(40), permutation)
         labels = relax(arcs, arcs.cost, used, 1e-13)
         p, q = np.zeros(40), np.full(40, np.inf)
@@ -545,12 +559,12 @@ class TestSparse:
         assert labels.q == pytest.approx(q, abs=1e-11)
 
     def test_steps_fall_to_the_floor(self):
-        steps = falling(1.0, 1e-12)
+        steps = falling(1.0, 1e-12, (0.1, 0.01))
         assert steps[-1] == 1e-12
         assert (np.diff(steps) < 0).all()
         assert max(a / b for a, b in itertools.pairwise(steps)) <= 2**20
-        assert falling(0.0, 1e-12) == [1e-12]
-        assert falling(0.0, 0.0) == [1.0]
+        assert falling(0.0, 1e-12, (0.1,)) == [1e-12]
+        assert falling(0.0, 0.0, (0.1,)) == [1.0]
 
     def test_a_staircase_has_the_marginals(self, rng):
         a, b = rng.dirichlet(np.ones(30)), rng.dirichlet(np.ones(50))

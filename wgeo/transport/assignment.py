@@ -13,8 +13,10 @@ from .multiscale import guess
 from .refine import Solution, candidates, examine, negligible, refine
 
 _COLD = 0.5  # share of columns at fault from which the pairing given is no useful start
-_STEPS = (2.0**-4, 2.0**-7, 2.0**-10)  # first steps, as shares of what labels have to move
-_FALL = 2.0**10  # from one step to the next after those
+# Steps as shares of what labels have to move: at first close together, since much is to be done.
+_FIRST: tuple[float, ...] = (2.0**-4, 2.0**-7, 2.0**-10)
+_LATER: tuple[float, ...] = (2.0**-6,)
+_FALL = 2.0**14  # from one step to the next after those
 _FLOOR = 2.0**-40  # the last step, as a share of the mean cost
 _TRUST = 2.0**-10  # of the upper bound: a guess below is no measure of the optimum
 _LARGEST = 2.0**50  # whole numbers that float64 adds exactly
@@ -41,12 +43,13 @@ def solve_assignment(costs: Costs, start: Float[np.ndarray, " n"] | None = None)
         tolerance = _FLOOR * min(max(lower, _TRUST * upper), upper)
     elif arcs.add(found.i, found.j) == 0:
         return Solution(pairing, labels, found, len(arcs), 0)
-    reach = [upper]
+    reach, shares = upper, _FIRST
 
     def solve(labels: Labels) -> tuple[np.ndarray, Labels, float]:
-        faults = -float(arcs.slack(labels).min())
-        steps = falling(max(faults, *reach), max(tolerance, negligible(labels)))
-        reach[:] = [0.0]
+        nonlocal reach, shares
+        reach = max(reach, -float(arcs.slack(labels).min()))
+        steps = falling(reach, max(tolerance, negligible(labels)), shares)
+        reach, shares = 0.0, _LATER
         return *assign(arcs, labels, steps), tolerance
 
     return refine(costs, arcs, labels, solve)
@@ -75,9 +78,9 @@ def assign(arcs: Arcs, labels: Labels, steps: list[float]) -> tuple[Int[np.ndarr
     return permutation, labels
 
 
-def falling(reach: float, floor: float) -> list[float]:
-    """Steps for labels that have to move by about `reach`: to begin with close together."""
-    steps = [reach * share for share in _STEPS if reach * share > 2 * floor]
+def falling(reach: float, floor: float, shares: tuple[float, ...]) -> list[float]:
+    """Steps for labels that have to move by `reach`: shares of it, then down to the floor."""
+    steps = [reach * share for share in shares if reach * share > 2 * floor]
     while steps and steps[-1] > _FALL * floor:
         steps.append(steps[-1] / _FALL)
     return [*steps, floor] if floor > 0 else [1.0]

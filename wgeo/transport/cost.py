@@ -73,12 +73,15 @@ class Side:
         A pass keeps the least of each group of points (i mod groups) rather than sorting all.
     drift : float
         How far the offset may lie from the difference of the centres, by rounding.
+    index : Tensor of int, (n,), optional
+        Which of a larger cloud's points these are.
     """
 
     points: Float[torch.Tensor, "padded d"]
     norms: Float[torch.Tensor, " n"]
     groups: int
     drift: float = 0.0
+    index: Int[torch.Tensor, " n"] | None = None
 
     @property
     def n(self) -> int:
@@ -103,6 +106,14 @@ class Side:
     def head(self, n: int) -> Side:
         """The first n points, as a cloud of its own."""
         return replace(self, points=self.points[:n], norms=self.norms[:n], groups=1)
+
+    def take(self, which: Int[np.ndarray, " k"]) -> Side:
+        """Some points, as a cloud of its own."""
+        index = torch.from_numpy(which).to(self.points.device)
+        groups = _groups(len(which))
+        points = self.points.new_zeros((_round_up(len(which), groups), self.points.shape[1]))
+        points[: len(which)] = self.points[index]
+        return Side(points, self.norms[index], groups, self.drift, index)
 
 
 @dataclass(frozen=True, eq=False)
@@ -189,8 +200,8 @@ class Costs:
     ) -> Side:
         n, d = x.shape
         at = torch.from_numpy(order).to(x.device)
-        groups = max(1, 2 ** round(np.log2(max(n, 1)) / 2)) if n > 64 else n
-        points = torch.zeros((-(-n // groups) * groups, d), dtype=self.dtype, device=x.device)
+        groups = _groups(n)
+        points = torch.zeros((_round_up(n, groups), d), dtype=self.dtype, device=x.device)
         norms = torch.empty(n, dtype=torch.float64, device=x.device)
         for part, block in self._float64(x, center, at):
             block *= self.scale
@@ -302,7 +313,9 @@ class Costs:
             out = block[: rows.stop - rows.start]
             known = self._known(at, over, rows)
             if known is not None:
-                yield rows, torch.add(padded, known, alpha=-2, out=out)
+                out.copy_(padded.expand_as(out))
+                out[:, : known.shape[1]].sub_(known, alpha=2)
+                yield rows, out
             elif at.points.shape[1] <= _PANEL:
                 left = at.points[rows]
                 yield rows, torch.addmm(padded, left, over.points.T, alpha=-2, out=out)
@@ -314,9 +327,19 @@ class Costs:
         products = self.products
         if products is None:
             return None
+        some = slice(len(over.points)) if over.index is None else over.index
         if at.points.data_ptr() == self.y.points.data_ptr():
-            return products[: len(over.points), rows].T
-        return products[rows, : len(over.points)]
+            return products[some, rows].T
+        return products[rows, some]
+
+
+def _groups(n: int) -> int:
+    """About as many groups as members of each: both lists are short."""
+    return n if n <= 64 else int(2 ** round(np.log2(n) / 2))
+
+
+def _round_up(n: int, unit: int) -> int:
+    return -(-n // unit) * unit
 
 
 def _slices(n: int, step: int, start: int = 0) -> Iterator[slice]:

@@ -113,6 +113,7 @@ def scan(
     q: Float[np.ndarray, " m"],
     threshold: float,
     thorough: bool = False,
+    rows: Int[np.ndarray, " r"] | None = None,
 ) -> Scan:
     """Test ``q_j <= p_i + c_ij`` for all pairs.
 
@@ -124,35 +125,38 @@ def scan(
     ----------
     threshold : float
         Arcs are listed where the slack is below minus this.
+    rows : ndarray of int, optional
+        Test pairs of these rows only; the losses then speak of no others.
     """
-    over, at = costs.x, costs.y
+    at = costs.y
+    over = costs.x if rows is None else costs.x.take(rows)
     device = over.norms.device
-    labels = torch.from_numpy(p).to(device)
-    bias = labels + over.norms
+    bias = torch.from_numpy(p if rows is None else p[rows]).to(device) + over.norms
     bias = bias - over.error(bias)
     limit = torch.from_numpy(q).to(device) - at.norms
     limit = limit + at.error(limit)
     loss, listed = np.zeros(at.n), np.ones(at.n, bool)
     arcs: list[tuple[np.ndarray, np.ndarray]] = []
-    for rows, tile in costs.tiles(at, over, bias):
+    for block, tile in costs.tiles(at, over, bias):
         grouped = tile.view(len(tile), -1, over.groups)
         least = grouped.amin(1)
-        bound = limit[rows].to(tile.dtype)
+        bound = limit[block].to(tile.dtype)
         row, group = (least <= bound[:, None]).nonzero(as_tuple=True)
         if len(row) == 0:
             continue
         short = len(row) > _DENSE * len(tile) and not thorough
         if short:
             row, i = _worst(grouped, least, bound)
-            listed[rows] = False
-            worst = (limit[rows] - least.amin(1).double()).clamp_(min=0)
-            loss[rows] = worst.cpu().numpy()
+            listed[block] = False
+            worst = (limit[block] - least.amin(1).double()).clamp_(min=0)
+            loss[block] = worst.cpu().numpy()
             pairs = [(row, i)]
         else:
             pairs = _members(grouped, row, group, bound)
-        for row, i in pairs:
-            near = i.cpu().numpy(), row.cpu().numpy() + rows.start
-            arcs.append(_judge(costs, p, q, *near, threshold, None if short else loss))
+        for row, place in pairs:
+            near_i, near_j = place.cpu().numpy(), row.cpu().numpy() + block.start
+            near_i = near_i if rows is None else rows[near_i]
+            arcs.append(_judge(costs, p, q, near_i, near_j, threshold, None if short else loss))
     none = np.zeros(0, np.int64)
     return Scan(
         loss,
