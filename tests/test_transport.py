@@ -371,7 +371,7 @@ class TestChain:
 
     def test_errors_name_the_layers(self, rng):
         stubborn = Sinkhorn(epsilon=1e-4, iterations=1)
-        with pytest.raises(ConvergenceError, match=r"layer0 -> layer1 \(\(20, 3\) to \(20, 3\)\)"):
+        with pytest.raises(ConvergenceError, match=r"layer. -> layer. \(\(20, 3\) to \(20, 3\)\)"):
             chain(a_network(rng), stubborn)
 
     def test_to_dict_is_plain(self, rng):
