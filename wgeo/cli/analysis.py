@@ -1,0 +1,216 @@
+"""``wgeo demo``, ``wgeo analyze``, ``wgeo report``: networks measured, and what is written."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ..errors import ArgumentError
+from .root import SEED, F, as_typed, command, settings_of
+
+SOLVERS = {
+    "exact": "W2 itself, with a certificate; any size that fits the time",
+    "sinkhorn": "entropic, on the GPU where there is one; an interval that contains W2",
+    "sliced": "mean over random directions; fast, an interval that contains W2",
+    "gaussian": "Bures distance of the fitted Gaussians; a lower bound of W2",
+}
+
+
+def data_options(function: F) -> F:
+    """Options that say which images."""
+    options = (
+        click.option("--split", default="train", show_default=True, help="Part of the data set."),
+        click.option("--samples", default=2000, show_default=True, help="Images, class-balanced."),
+        click.option("--normalize", help="Preset (imagenet, cifar10, ...) or 'mean,..;std,..'."),
+        click.option("--image-size", type=int, help="Resize and centre-crop to this many pixels."),
+        click.option(
+            "--seed", type=SEED, default=0, show_default=True, help="Of everything random."
+        ),
+    )
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+def feature_options(function: F) -> F:
+    """Options that say how features are read and measured."""
+    options = (
+        click.option("--pool", default="gap", show_default=True, help="gap, flat, cls or grid:K."),
+        click.option(
+            "--tap",
+            type=click.Choice(["post", "pre"]),
+            default="post",
+            show_default=True,
+            help="A block's features after its last activation, or before.",
+        ),
+        click.option("--layers", help="Module names, comma-separated, instead of found blocks."),
+        click.option(
+            "--solver",
+            default="exact",
+            show_default=True,
+            help="exact, sinkhorn, sliced or gaussian; options as sinkhorn:epsilon=0.01.",
+        ),
+        click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, ..."),
+        click.option("--batch-size", default=256, show_default=True),
+        click.option("--bootstrap", default=200, show_default=True, help="Resamples; 0 for none."),
+        click.option("--mufm", is_flag=True, help="Fit the MUFM model too; up to minutes."),
+    )
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+@command("demo", "Train on digits, analyse, report: start here.", "wgeo demo --out runs/demo")
+@click.option("--out", default="runs/demo", show_default=True, help="Folder of the run.")
+@click.option("--epochs", default=30, show_default=True, help="Training epochs.")
+@click.option("--seed", type=SEED, default=0, show_default=True)
+def demo(out: str, epochs: int, seed: int) -> None:
+    """Train a small ResNet on real digits, analyse it, write its report.
+
+    Takes about a minute on two cores and downloads nothing.
+    """
+    from ..checkpoint import load_checkpoint
+    from ..data import load_images
+    from ..files import writable
+    from ..training import train as fit
+
+    folder = writable(out)
+    images = load_images("digits", split="train", seed=seed)
+    recipe: dict[str, Any] = {
+        "lr": 0.05,
+        "weight_decay": 5e-3,
+        "evaluate_every": 5,
+        "options": {"stride": 2},
+    }
+    run = fit("isoresnet", images, folder, epochs=epochs, seed=seed, **recipe)
+    click.echo(f"Trained isoresnet on digits to training accuracy {run.accuracy:.3f}.")
+    net = load_checkpoint(run.last)
+    _analyze_one(net, images, folder, seed=seed)
+
+
+@command(
+    "analyze",
+    "Analyse saved networks: record and report.",
+    "wgeo analyze resnet20.th --arch cifar_resnet20 --data cifar10.zip --out runs/r20\n"
+    "wgeo analyze runs/digits/checkpoints/*.pt --data digits --out runs/digits/analysis",
+)
+@click.argument("checkpoints", nargs=-1, required=True, metavar="CHECKPOINT...")
+@click.option("--arch", help="Architecture; checkpoints made by wgeo know theirs.")
+@click.option("--num-classes", type=int, help="Where the checkpoint's head doesn't say.")
+@click.option("--data", "source", required=True, help="A name or path; see `wgeo list datasets`.")
+@click.option("--out", required=True, help="Folder of the run.")
+@data_options
+@feature_options
+@click.option("--trust-checkpoint", is_flag=True, help="Unpickle: runs code from the file.")
+@click.option("--report/--no-report", "with_report", default=True, help="Build the HTML report.")
+def analyze(
+    checkpoints: tuple[str, ...],
+    arch: str | None,
+    num_classes: int | None,
+    source: str,
+    out: str,
+    split: str,
+    samples: int,
+    normalize: str | None,
+    image_size: int | None,
+    seed: int,
+    trust_checkpoint: bool,
+    with_report: bool,
+    layers: str | None,
+    solver: str,
+    **features: Any,
+) -> None:
+    """Analyse saved networks: transport, straightness, collapse; a record and a report.
+
+    Writes OUT/analysis.json, OUT/figures and OUT/report; with several checkpoints, a folder each.
+    """
+    from ..checkpoint import load_checkpoint
+    from ..data import load_images
+    from ..files import writable
+
+    chosen = parse_solver(solver)
+    folder = writable(out)
+    load: dict[str, Any] = {"seed": seed, "normalize": normalize, "size": image_size}
+    nets = [
+        load_checkpoint(path, arch, num_classes, trust=trust_checkpoint) for path in checkpoints
+    ]
+    images = load_images(source, split=split, limit=samples, **load)
+    places = [folder] if len(nets) == 1 else [folder / name for name in _apart(checkpoints)]
+    for net, place in zip(nets, places, strict=True):
+        _analyze_one(
+            net,
+            images,
+            writable(place),
+            seed=seed,
+            solver=chosen,
+            layers=[name.strip() for name in layers.split(",")] if layers else None,
+            with_report=with_report,
+            **features,
+        )
+
+
+@command("report", "(Re)build the report of a saved analysis.", "wgeo report runs/r20 --open")
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--open", "open_it", is_flag=True, help="Open it in the browser.")
+def report(run: Path, open_it: bool) -> None:
+    """(Re)build the Sphinx report of a saved analysis."""
+    from .. import report as reports
+    from ..analysis import Analysis
+
+    Analysis.load(run)
+    page = reports.build(run)
+    click.echo(page)
+    if open_it:
+        click.launch(str(page))
+
+
+def parse_solver(text: str) -> Any:
+    """Return the solver that a text such as ``sinkhorn:epsilon=0.01`` means."""
+    from .. import transport
+
+    name, _, options = text.partition(":")
+    if name not in SOLVERS:
+        raise ArgumentError(f"Unknown solver {name!r}; choose {', '.join(SOLVERS)}.")
+    solver = getattr(transport, name.capitalize())
+    chosen = settings_of(options.split(",") if options else ())
+    known = [option.name for option in dataclasses.fields(solver)]
+    if unknown := sorted(set(chosen) - set(known)):
+        raise ArgumentError(
+            f"--solver {text}: {name} does not take {', '.join(unknown)}; its options are "
+            f"{', '.join(known) or 'none'}."
+        )
+    try:
+        return solver(**chosen)
+    except TypeError as error:
+        raise ArgumentError(f"--solver {text}: a value of the wrong kind ({error}).") from error
+
+
+def _apart(paths: tuple[str, ...]) -> list[str]:
+    """A folder's name for each file: its stem, numbered where another has it already."""
+    names: list[str] = []
+    for path in paths:
+        stem = Path(path).stem
+        tried = (stem if i == 1 else f"{stem}-{i}" for i in itertools.count(1))
+        names.append(next(name for name in tried if name not in names))
+    return names
+
+
+def _analyze_one(
+    net: Any, images: Any, folder: Path, *, with_report: bool = True, **settings: Any
+) -> None:
+    """Analyse, save, report and print."""
+    from ..analysis import analyze as measure
+    from ..table import print_analysis
+
+    done = measure(net, images, command=as_typed(), **settings)
+    done.save(folder)
+    print_analysis(done)
+    if with_report:
+        from .. import report as reports
+
+        click.echo(f"Report: {reports.build(folder)}")
+    click.echo(f"Record: {folder / 'analysis.json'}")

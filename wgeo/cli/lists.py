@@ -1,0 +1,38 @@
+"""``wgeo list``: what wgeo knows by name."""
+
+from __future__ import annotations
+
+import click
+
+from .analysis import SOLVERS
+from .root import command
+
+
+@command("list", "List architectures, data sets or solvers.", "wgeo list archs")
+@click.argument("what", type=click.Choice(["archs", "datasets", "solvers"]))
+def list_(what: str) -> None:
+    """List the architectures, data sets or solvers that wgeo knows."""
+    if what == "archs":
+        from ..models import ARCHS
+
+        rows = [(arch.name, arch.summary) for arch in ARCHS.values()]
+        rows += [
+            ("torchvision:NAME", "any torchvision classification ResNet, as torchvision:resnet18"),
+            ("timm:NAME", "any timm model, where timm is installed"),
+            ("package.module:factory", "your own: a function that returns the network"),
+        ]
+    elif what == "datasets":
+        from ..data import NAMES
+
+        loaded = "downloaded by torchvision into ./data or $WGEO_DATA"
+        bundled = "8 x 8 handwritten digits, with scikit-learn; no download"
+        rows = [(name, bundled if name == "digits" else loaded) for name in NAMES]
+        rows += [
+            ("npz:PATH", "NumPy archive with x, y or x_train, y_train, x_test, y_test"),
+            ("folder:PATH", "folder of images, class/image or split/class/image, or a zip of one"),
+        ]
+    else:
+        rows = list(SOLVERS.items())
+    width = max(len(name) for name, _ in rows)
+    for name, summary in rows:
+        click.echo(f"{name:<{width}}  {summary}")

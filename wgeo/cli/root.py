@@ -1,0 +1,135 @@
+"""What every command shares: the group, errors in one line, help that ends in an example."""
+
+from __future__ import annotations
+
+import ast
+import shlex
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
+
+import click
+
+from .. import __version__
+from ..errors import ArgumentError, WgeoError
+from ..progress import shown
+
+F = TypeVar("F", bound=Callable[..., Any])
+SEED = click.IntRange(min=0)
+CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+
+
+class Commands(click.Group):
+    """Turns every error into one line and exit code 2; `--debug` lets it through."""
+
+    def make_context(
+        self,
+        info_name: str | None,
+        args: list[str],
+        parent: click.Context | None = None,
+        **extra: Any,
+    ) -> click.Context:
+        typed = shlex.join(["wgeo", *args])  # before parsing uses the words up
+        ctx = super().make_context(info_name, args, parent, **extra)
+        ctx.meta["wgeo.typed"] = typed
+        return ctx
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            with shown():
+                return super().invoke(ctx)
+        except (click.ClickException, click.Abort, click.exceptions.Exit, BrokenPipeError):
+            raise  # click answers these itself
+        except Exception as error:
+            if ctx.meta.get("wgeo.debug"):
+                raise
+            click.echo(f"wgeo: {_in_words(error)}", err=True)
+            ctx.exit(2)
+        except KeyboardInterrupt:
+            click.echo(
+                "\nwgeo: stopped; what was finished is kept, nothing is half-written.", err=True
+            )
+            ctx.exit(130)
+
+
+def _in_words(error: BaseException) -> str:
+    if isinstance(error, WgeoError):
+        return str(error)
+    text = " ".join(str(error).split())
+    if isinstance(error, MemoryError) or "t allocate memory" in text or "out of memory" in text:
+        return "This needs more memory than there is; take fewer --samples or --pool gap."
+    if isinstance(error, OSError):
+        return text or type(error).__name__
+    return (
+        f"A mistake that wgeo did not foresee ({type(error).__name__}: {text}). "
+        "--debug shows where; please report it."
+    )
+
+
+def _remember_debug(ctx: click.Context, _: click.Parameter, value: bool) -> None:
+    if value:
+        ctx.find_root().meta["wgeo.debug"] = True
+
+
+debug_option = click.option(
+    "--debug",
+    is_flag=True,
+    expose_value=False,
+    callback=_remember_debug,
+    help="Show tracebacks instead of one-line errors.",
+)
+
+
+def command(
+    name: str, short: str, example: str, within: click.Group | None = None
+) -> Callable[[F], click.Command]:
+    """A command (of `main`, or `within` a group) whose help ends in an example to paste."""
+
+    def wrap(function: F) -> click.Command:
+        lines = "\n".join(f"  {line}" for line in example.strip().splitlines())
+        epilog = f"\b\nExample:\n{lines}"
+        made = click.command(name, context_settings=CONTEXT, short_help=short, epilog=epilog)(
+            debug_option(function)
+        )
+        (within or main).add_command(made)
+        return made
+
+    return wrap
+
+
+@click.group(cls=Commands, context_settings=CONTEXT)
+@click.version_option(__version__, prog_name="wgeo")
+@debug_option
+def main() -> None:
+    """The optimal-transport geometry of trained deep networks.
+
+    Takes a saved checkpoint and labelled images; measures Wasserstein distances between layers,
+    how straight the network's path is, and how its classes collapse; writes a report.
+
+    New here? Start with:  wgeo demo
+    """
+
+
+def settings_of(texts: Iterable[str]) -> dict[str, Any]:
+    """``("width=64", "mode=fast")`` -> ``{"width": 64, "mode": "fast"}``."""
+    found = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not equals or not key.isidentifier():
+            raise ArgumentError(f"{text!r} is not of the form name=value.")
+        try:
+            found[key] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            found[key] = value
+    return found
+
+
+def number(text: str, option: str) -> int:
+    """The whole number that an option's text is."""
+    if not text.strip().isdecimal():
+        raise ArgumentError(f"{option}: {text!r} is not a whole number.")
+    return int(text)
+
+
+def as_typed() -> str:
+    """The command as it was typed, for the record."""
+    return str(click.get_current_context().find_root().meta["wgeo.typed"])
