@@ -157,13 +157,23 @@ class Bench:
         return wgeo.load_images(self.sources.get(name, name), split=split, limit=limit, **more)
 
     def trained(
-        self, arch: str, data: str, *, limit: int | None = None, **recipe: Any
+        self,
+        arch: str,
+        data: str,
+        *,
+        limit: int | None = None,
+        size: int | None = None,
+        **recipe: Any,
     ) -> wgeo.TrainingRun:
-        """Train a network (`wgeo.train`), or return the one trained by this recipe before."""
-        key = key_of({"arch": arch, "data": data, "limit": limit, **recipe})
+        """Train a network (`wgeo.train`), or return the one trained by this recipe before.
+
+        `limit` and `size` are those of `wgeo.load_images`.
+        """
+        scaled = {} if size is None else {"size": size}
+        key = key_of({"arch": arch, "data": data, "limit": limit, **scaled, **recipe})
         folder = self.out / "trained" / f"{arch}-{data}-{key}"
         with _only_one(folder.with_suffix(".lock")):
-            return wgeo.train(arch, self.images(data, limit), folder, **recipe)
+            return wgeo.train(arch, self.images(data, limit, **scaled), folder, **recipe)
 
 
 def key_of(cell: Mapping[str, Any]) -> str:
