@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -9,6 +10,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from scipy.special import log_softmax, softmax
 
+from .alignment import Alignment, saddle_direction
 from .reduced import Matrix
 
 
@@ -22,7 +24,7 @@ class Likelihood:
     Attributes
     ----------
     x : ndarray, (n, r)
-        Samples, rows.
+        Samples, rows; in the eigenbasis of their covariance, for the preconditioner to be good.
     """
 
     x: Float[np.ndarray, "n r"]
@@ -56,14 +58,6 @@ class Likelihood:
         second = x.T @ x / len(x) + self.weight_decay * np.eye(x.shape[1])
         w = 4 * np.linalg.solve(second, x.T @ y / len(x)).T
         return np.pad(w, ((0, 0), (0, int(self.has_bias))))
-
-    def scales(self, w: Matrix) -> Float[np.ndarray, " r"]:
-        """Column preconditioner, as for the squared loss with the softmax's curvature."""
-        weights = w[:, : self.x.shape[1]]
-        spectral = float(np.linalg.norm(weights, 2)) ** 2
-        curve = self.mu * (self.x**2).mean(0) / (spectral + 4 * self.mu)
-        found = np.sqrt(curve + self.weight_decay)
-        return np.append(found, 0.5 + self.bias_decay) if self.has_bias else found
 
     def padded(self) -> Likelihood:
         """The same problem with K feature dimensions more, zero in every sample."""
@@ -119,17 +113,65 @@ class LikelihoodPoint:
         of_bias = self.pull.mean(0) + problem.bias_decay * self._bias
         return np.column_stack([found, of_bias])
 
+    @cached_property
+    def curvature(self) -> Float[np.ndarray, "n K K"]:
+        """(P^-1 + M)^-1 of every sample: of its loss in its logits, the features following.
+
+        P = diag(p) - p p^T is the softmax's, M = W W^T / mu.
+        """
+        p = self.pull + self.problem.onehot
+        eye = np.eye(len(self.w))
+        softmax_curve = p[:, :, None] * eye - p[:, :, None] * p[:, None, :]
+        spread = self.weights @ self.weights.T / self.problem.mu
+        return np.linalg.solve(eye + softmax_curve @ spread, softmax_curve)
+
+    def hessian_product(self, v: Matrix) -> Matrix:
+        """The Hessian of J along V (and the bias's column)."""
+        problem, w = self.problem, self.weights
+        along, lift = v[:, : w.shape[1]], v[:, w.shape[1] :]
+        turn = (along @ w.T + w @ along.T) / problem.mu
+        logits = problem.x @ along.T - self.pull @ turn
+        if problem.has_bias:
+            logits = logits + lift[:, 0]
+        pull = np.einsum("nij,nj->ni", self.curvature, logits)
+        moved = -(pull @ w + self.pull @ along) / problem.mu
+        found = (pull.T @ self.moved + self.pull.T @ moved) / len(problem.x)
+        found = found + problem.weight_decay * along
+        if not problem.has_bias:
+            return found
+        return np.column_stack([found, pull.mean(0) + problem.bias_decay * lift[:, 0]])
+
+    def preconditioner(self) -> Callable[[Matrix], Matrix]:
+        """The mean curvature in the logits, times the features' second moments, inverted."""
+        problem = self.problem
+        values, turn = np.linalg.eigh(self.curvature.mean(0))
+        values = np.maximum(values, 1e-8 * values[-1])[:, None]  # logits may all rise alike
+        scale = values * (self.moved**2).mean(0) + problem.weight_decay
+        if problem.has_bias:
+            scale = np.column_stack([scale, values + problem.bias_decay])
+        return lambda v: turn @ ((turn.T @ v) / scale)
+
     def bias(self) -> Float[np.ndarray, " K"]:
         """b; zero without one."""
         return self._bias
 
-    def alignment(self) -> Float[np.ndarray, "r r"]:
+    def alignment(self) -> Alignment:
         """H X^T / N (centred if b is free), positive semi-definite at a global minimum."""
-        h, x = self.moved, self.problem.x
+        x, g = self.problem.x, self.pull
+        s, mean = x.var(0), x.mean(0)
         if self.problem.bias_decay == 0:
-            h, x = h - h.mean(0), x - x.mean(0)
-        found = h.T @ x / len(x)
-        return (found + found.T) / 2
+            x, mean = x - mean, np.zeros(x.shape[1])
+        right = -g.T @ x / (self.problem.mu * len(x))
+        return Alignment.of(s, mean, self.weights, self.weights.T, right)
+
+    def unused(self) -> Matrix | None:
+        """A way out of a strict saddle that leaves a direction without data unused; or None."""
+        still = (self.problem.x == 0).all(axis=0)
+        inner = self.pull.T @ self.pull
+        found = saddle_direction(self.weights, still, inner, self.certificate())
+        if found is None or not self.problem.has_bias:
+            return found
+        return np.pad(found, ((0, 0), (0, 1)))
 
     def certificate(self) -> float:
         """||G||_2 / sqrt(lw mu / N): at most 1 proves a global minimum."""

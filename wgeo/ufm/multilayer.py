@@ -17,18 +17,18 @@ from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float, Int
-from scipy.optimize import minimize
 from scipy.special import log_softmax
 
 from ..arrays import as_labels, as_numpy, as_points
 from ..collapse import LayerCollapse, collapse_of
-from ..errors import ArgumentError
+from ..errors import ArgumentError, ConvergenceError
 from ..transport import Exact, wasserstein
 from .likelihood import Likelihood
 from .reduced import Matrix, Reduced, Statistics
+from .search import Found, Problem, certify, search
 from .solution import Certificate
 
-Problem = Reduced | Likelihood
+UNCONVERGED = 1e-4  # a decrement above it is an error: an excess of about 5e-9 of the objective
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,6 +48,11 @@ class MUFMSolution:
     certificate : Certificate
     values : tuple of float
         The objective each start ended at, best first: the spread over restarts.
+    settings : dict
+    effort : dict
+        Newton ``steps`` and Hessian ``products`` over all starts, the best one's ``decrement``, and
+        seconds: for the ``statistics`` (the only pass over the samples), the last ``search``, the
+        ``certificate``, and in all (``seconds``).
     assignment : ndarray of int, (N,), or None
         With ``coupling="free"``: the input that each sample's path starts from.
     """
@@ -63,7 +68,7 @@ class MUFMSolution:
     certificate: Certificate
     values: tuple[float, ...]
     settings: dict[str, Any]
-    seconds: float
+    effort: dict[str, Any]
     assignment: Int[np.ndarray, " N"] | None = field(default=None, repr=False)
 
     def layer(self, index: int) -> Float[np.ndarray, "N d"]:
@@ -86,6 +91,11 @@ class MUFMSolution:
         points = points * (mu / (mu + held))
         inverse = np.linalg.inv(self.W @ self.W.T + (mu + held) * np.eye(len(self.W)))
         return points + (onehot - self.b - points @ self.W.T) @ inverse @ self.W
+
+    @property
+    def seconds(self) -> float:
+        """Wall time of the fit."""
+        return float(self.effort["seconds"])
 
     @property
     def contraction(self) -> Float[np.ndarray, " K"]:
@@ -132,6 +142,7 @@ class MUFMSolution:
             "contraction": self.contraction.tolist(),
             "monotone": self.monotone,
             "settings": self.settings,
+            "effort": self.effort,
             "seconds": self.seconds,
         }
 
@@ -148,7 +159,7 @@ def fit_mufm(
     loss: Literal["mse", "ce"] = "mse",
     coupling: Literal["trajectory", "class", "free"] = "trajectory",
     restarts: int = 4,
-    tolerance: float = 1e-11,
+    tolerance: float = 1e-10,
     seed: int = 0,
 ) -> MUFMSolution:
     """Minimise the MUFM objective over W, b and the features of every layer.
@@ -177,7 +188,8 @@ def fit_mufm(
     restarts : int
         Random starts beside the ridge start.
     tolerance : float
-        At which the preconditioned gradient counts as zero; a loose one makes a quick sketch.
+        At which Newton's decrement, sqrt(g^T M g / F) with the Gauss-Newton inverse M, counts as
+        zero: its square is about the relative excess of the objective, twice.
     seed : int
 
     Raises
@@ -194,24 +206,36 @@ def fit_mufm(
     mu = transport / layers
     strength = mu + feature_decay  # a penalty on H_L itself only rescales X and mu
     factor = mu / strength
-    first = points
-    assignment = None
+    first, assignment = points, None
     rng = np.random.default_rng(seed)
     onehot = np.eye(classes)[y]
 
-    def solve(inputs: Float[np.ndarray, "n d"], starts: int) -> _Solved:
+    def problem(inputs: Float[np.ndarray, "n d"]) -> tuple[Problem, Statistics]:
         stats = Statistics.of(factor * inputs, y, classes)
         if loss == "mse":
-            return _solve(Reduced(stats, strength, weight_decay, decay), starts, tolerance, rng)
-        likelihood = Likelihood(factor * inputs @ stats.basis, y, strength, weight_decay, decay)
-        return _solve(likelihood, starts, tolerance, rng, stats)
+            return Reduced(stats, strength, weight_decay, decay), stats
+        moved = factor * inputs @ stats.basis
+        return Likelihood(moved, y, strength, weight_decay, decay), stats
 
-    solved = solve(first, restarts)
+    reduced, stats = problem(first)
+    counted = time.perf_counter()
+    found = search(reduced, restarts=restarts, tolerance=tolerance, rng=rng)
     if coupling == "free":
-        first, assignment, solved = _rematch(points, factor, onehot, solve, solved)
-    w = solved.point.weights @ solved.basis.T
-    b = solved.point.bias()
-    last = solved.point.features(factor * first, w, onehot)
+
+        def again(inputs: Float[np.ndarray, "n d"]) -> tuple[Found, Statistics]:
+            reduced, stats = problem(inputs)
+            return search(reduced, tolerance=tolerance), stats
+
+        first, assignment, found, stats = _rematch(points, factor, onehot, again, found, stats)
+    if found.decrement > UNCONVERGED:
+        raise ConvergenceError(
+            f"MUFM's Newton steps stopped at a decrement of {found.decrement:.1e}, above "
+            f"{UNCONVERGED:g}; weight_decay={weight_decay:g} and transport={transport:g} are too "
+            "far apart for these features: rescale x, or change them."
+        )
+    w = found.point.weights @ stats.basis.T
+    b = found.point.bias()
+    last = found.point.features(factor * first, w, onehot)
     terms = {
         "fit": _fit(last @ w.T + b, onehot, loss),
         "weight_decay": weight_decay * float(np.sum(w**2)) / 2,
@@ -219,6 +243,11 @@ def fit_mufm(
         "feature_decay": feature_decay * float(np.sum(last**2)) / (2 * len(first)),
         "bias_decay": decay * float(np.sum(b**2)) / 2 if np.isfinite(decay) else 0.0,
     }
+    objective = sum(terms.values())
+    rest = objective - found.point.value()  # what the feature decay holds whatever W is
+    done = time.perf_counter()
+    certificate = certify(found, objective, tolerance)
+    ended = time.perf_counter()
     return MUFMSolution(
         W=w,
         b=b,
@@ -226,10 +255,10 @@ def fit_mufm(
         H=last.T,
         labels=y,
         layers=layers,
-        objective=sum(terms.values()),
+        objective=objective,
         terms=terms,
-        certificate=solved.certificate(sum(terms.values())),
-        values=solved.values,
+        certificate=certificate,
+        values=tuple(value + rest for value in found.values),
         settings={
             "weight_decay": weight_decay,
             "transport": transport,
@@ -241,116 +270,16 @@ def fit_mufm(
             "restarts": restarts,
             "seed": seed,
         },
-        seconds=time.perf_counter() - began,
+        effort={
+            "steps": found.steps,
+            "products": found.products,
+            "decrement": found.decrement,
+            "statistics": counted - began,
+            "search": found.seconds,
+            "certificate": ended - done,
+            "seconds": ended - began,
+        },
         assignment=assignment,
-    )
-
-
-# --- the solver ----------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, eq=False)
-class _Solved:
-    """The best critical point over all starts, in the statistics' basis."""
-
-    point: Any
-    basis: Float[np.ndarray, "d r"]
-    values: tuple[float, ...]
-    certificate: Callable[[float], Certificate]
-
-
-def _solve(
-    problem: Problem,
-    restarts: int,
-    tolerance: float,
-    rng: np.random.Generator,
-    stats: Statistics | None = None,
-) -> _Solved:
-    """Descend from the ridge start and from random ones; keep the lowest."""
-    stats = problem.stats if isinstance(problem, Reduced) else stats
-    assert stats is not None
-    ridge = problem.ridge()
-    size = float(np.sqrt(np.mean(ridge**2))) or 1.0
-    starts = [ridge] + [size * rng.standard_normal(problem.shape) for _ in range(restarts)]
-    found = [_descend(problem, start, tolerance) for start in starts]
-    found.sort(key=lambda point: point.value())
-    best = found[0]
-
-    def certificate(objective: float) -> Certificate:
-        return _certify(problem, best, objective, tolerance)
-
-    return _Solved(best, stats.basis, tuple(point.value() for point in found), certificate)
-
-
-def _descend(problem: Problem, start: Matrix, tolerance: float) -> Any:
-    """L-BFGS in preconditioned columns, Newton at the end, reflections out of spurious minima."""
-    point = _minimise(problem, start, tolerance)
-    for _ in range(2 * min(problem.shape) + 4):
-        values, axes = np.linalg.eigh(point.alignment())
-        if values[0] >= -1e-9 * max(abs(values[-1]), 1e-300):
-            break
-        axis = np.pad(axes[:, 0], (0, problem.shape[1] - len(axes)))  # a bias is not turned
-        trial = _minimise(problem, point.w - 2 * np.outer(point.w @ axis, axis), tolerance)
-        if trial.value() >= point.value() - 1e-14 * abs(point.value()):
-            break
-        point = trial
-    return point
-
-
-def _minimise(problem: Problem, start: Matrix, tolerance: float) -> Any:
-    shape = start.shape
-    scales = problem.scales(start)
-
-    def at(z: np.ndarray) -> tuple[float, np.ndarray]:
-        point = problem.at(z.reshape(shape) / scales)
-        return point.value(), (point.gradient() / scales).ravel()
-
-    rough = minimize(
-        at,
-        (start * scales).ravel(),
-        jac=True,
-        method="L-BFGS-B",
-        options={"maxcor": 10, "maxiter": 20_000, "maxfun": 40_000, "ftol": 0.0, "gtol": tolerance},
-    )
-    return problem.at(rough.x.reshape(shape) / scales)
-
-
-def _certify(problem: Problem, point: Any, objective: float, tolerance: float) -> Certificate:
-    """Global by the spectral-norm test; else by the padded problem, whose value bounds from below.
-
-    With K more feature dimensions in which the inputs are zero no spurious minima exist, so that
-    problem's minimum is computed safely, and is never above this one's.
-    """
-    gradient = float(np.linalg.norm(point.gradient()))
-    ratio = point.certificate()
-    proved = ratio <= 1 + 1e-7
-    common = {"gradient_norm": gradient, "spectral_norm": ratio, "threshold": 1.0}
-    if proved:
-        return Certificate(
-            "global",
-            **common,
-            lower_bound=objective,
-            gap=0.0,
-            evidence="||dF/d(WH)||_2 <= sqrt(lw mu / N): no other (W, H) can be lower.",
-        )
-    wider = problem.padded()
-    nudge = 1e-2 * np.random.default_rng(0).standard_normal(wider.shape)
-    start = problem.widen(point.w)
-    bound = min(
-        _minimise(wider, start + nudge * max(1e-3, float(np.abs(start).max())), tolerance).value(),
-        point.value(),
-    )
-    gap = max(point.value() - bound, 0.0)
-    verdict: Literal["global", "undecided"] = (
-        "global" if gap <= 1e-10 * abs(point.value()) else "undecided"
-    )
-    return Certificate(
-        verdict,
-        **common,
-        lower_bound=objective - gap,
-        gap=gap,
-        evidence="The problem padded with K zero dimensions, a convex relaxation, has "
-        + ("the same minimum." if verdict == "global" else "a lower minimum."),
     )
 
 
@@ -358,20 +287,21 @@ def _rematch(
     points: Float[np.ndarray, "n d"],
     factor: float,
     onehot: Float[np.ndarray, "n K"],
-    solve: Callable[[Float[np.ndarray, "n d"], int], _Solved],
-    solved: _Solved,
-) -> tuple[Float[np.ndarray, "n d"], Int[np.ndarray, " n"], _Solved]:
+    solve: Callable[[Float[np.ndarray, "n d"]], tuple[Found, Statistics]],
+    solved: Found,
+    stats: Statistics,
+) -> tuple[Float[np.ndarray, "n d"], Int[np.ndarray, " n"], Found, Statistics]:
     """Alternate between the features and the optimal coupling of inputs with them."""
     rows = np.arange(len(points))
     for _ in range(100):
-        w = solved.point.weights @ solved.basis.T
+        w = solved.point.weights @ stats.basis.T
         features = solved.point.features(factor * points[rows], w, onehot)
         matched = wasserstein(features, factor * points, solver=Exact()).coupling
-        trial = solve(points[matched], 0)
+        trial, fresh = solve(points[matched])
         if trial.point.value() >= solved.point.value() * (1 - 1e-12):
             break
-        rows, solved = matched, trial
-    return points[rows], rows, solved
+        rows, solved, stats = matched, trial, fresh
+    return points[rows], rows, solved, stats
 
 
 # --- pieces --------------------------------------------------------------------------------------

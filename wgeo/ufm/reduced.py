@@ -12,7 +12,11 @@ from functools import cached_property
 import numpy as np
 from jaxtyping import Float, Int
 
+from .alignment import Alignment, saddle_direction
+from .metric import GaussNewton
+
 Matrix = Float[np.ndarray, "K r"]
+EPS = float(np.finfo(float).eps)
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,25 +50,25 @@ class Statistics:
     ) -> Statistics:
         """Form the statistics of samples (rows) and labels: the only pass over the data."""
         n, d = x.shape
-        counts = np.bincount(labels, minlength=classes)
-        mean = x.mean(0)
-        sums = np.zeros((classes, d))
-        np.add.at(sums, labels, x)
-        y_mean = counts / n
-        t = sums / n - np.outer(y_mean, mean)
+        onehot = np.eye(classes)[labels]
+        mean, y_mean = x.mean(0), onehot.mean(0)
         c_y = np.diag(y_mean) - np.outer(y_mean, y_mean)
         centred = x - mean
+        t = onehot.T @ centred / n
         if d <= n:
             s, axes = np.linalg.eigh(centred.T @ centred / n)
             s, axes = s[::-1], axes[:, ::-1]
         else:
             _, scales, rows = np.linalg.svd(centred, full_matrices=False)
             s, axes = scales**2 / n, rows.T
-        rank = int((s > 1e-14 * s[0]).sum()) if s[0] > 0 else 0
+        rank = int((s > max(1e-14, d * EPS) * s[0]).sum()) if s[0] > 0 else 0
         still = _still(axes[:, :rank], mean, min(d - rank, classes + 1))
+        width = rank + still.shape[1]
         kept = np.concatenate([axes[:, :rank], still], axis=1)
-        s = np.concatenate([s[:rank], np.zeros(still.shape[1])])
-        return cls(kept, s, t @ kept, c_y, mean @ kept, y_mean)
+        x_mean = mean @ kept
+        x_mean[rank + 1 :] = 0  # exact where only rounding is left
+        t = np.pad(t @ kept[:, :rank], ((0, 0), (0, width - rank)))
+        return cls(kept, np.pad(s[:rank], (0, width - rank)), t, c_y, x_mean, y_mean)
 
     def padded(self) -> Statistics:
         """Add K directions in which the samples are zero: a convex problem's statistics."""
@@ -154,11 +158,6 @@ class Reduced:
         """Fit a W of this problem into the padded one."""
         return np.pad(w, ((0, 0), (0, len(w))))
 
-    def scales(self, w: Matrix) -> Float[np.ndarray, " r"]:
-        """Column preconditioner D_j = sqrt(mu s_j / (||W||_2^2 + mu) + lw)."""
-        spectral = float(np.linalg.norm(w, 2)) ** 2
-        return np.sqrt(self.mu * self.stats.s / (spectral + self.mu) + self.weight_decay)
-
 
 class Point:
     """The reduced objective and its derivatives at one W."""
@@ -231,6 +230,29 @@ class Point:
         )
         return self.problem.weight_decay * v - self.problem.mu * moved
 
+    def preconditioner(self) -> GaussNewton:
+        """The Gauss-Newton matrix's inverse: H's second moments in the place of S."""
+        problem, stats = self.problem, self.problem.stats
+        classes, width = self.w.shape
+        free = problem.bias_decay == 0
+        extra = problem.mu / problem.bias_decay if 0 < problem.bias_decay < np.inf else 0.0
+        eye = np.eye(classes)
+        middle = np.zeros((2 * classes + 1,) * 2)
+        middle[:classes, :classes] = self.residual
+        middle[:classes, classes:-1] = middle[classes:-1, :classes] = eye
+        middle[-1, -1] = 1.0
+        pull = self.w.T @ self.inverse  # C
+        mean = np.zeros(width) if free else stats.x_mean + pull @ (self.miss - self.bias())
+        return GaussNewton.of(
+            shifted=self.shifted,
+            s=stats.s,
+            mu=problem.mu,
+            weight_decay=problem.weight_decay,
+            thin=np.column_stack([pull, self.fit.T, mean]),
+            middle=middle,
+            of_mean=extra,
+        )
+
     def bias(self) -> Float[np.ndarray, " K"]:
         """The optimal b: zero without one, mean(y) - W mean(x) where it is free."""
         if not np.isfinite(self.problem.bias_decay):
@@ -253,16 +275,21 @@ class Point:
         """H_L = X + W^T A^-1 (Y - W X - b 1^T) in the coordinates of `x` and `w`."""
         return x + (onehot - self.bias() - x @ w.T) @ self.inverse @ w
 
-    def alignment(self) -> Float[np.ndarray, "r r"]:
+    def alignment(self) -> Alignment:
         """H X^T / N, positive semi-definite at every global minimum (centred if b is free)."""
         stats = self.problem.stats
-        keep = np.eye(len(stats.s)) - self.w.T @ self.inverse @ self.w  # B
-        pull = self.w.T @ self.inverse  # C
-        found = keep * stats.s + pull @ stats.t
-        if self.problem.bias_decay > 0:
-            left = stats.y_mean - self.bias()
-            found = found + np.outer(keep @ stats.x_mean + pull @ left, stats.x_mean)
-        return (found + found.T) / 2
+        pull = self.w.T @ self.inverse  # C; (H - X) X^T / N = C (T - W S) for centred samples
+        if self.problem.bias_decay == 0:
+            return Alignment.of(stats.s, np.zeros(len(stats.s)), self.w, pull, self.fit)
+        shift = np.outer(self.miss - self.bias(), stats.x_mean)
+        return Alignment.of(stats.s, stats.x_mean, self.w, pull, self.fit + shift)
+
+    def unused(self) -> Matrix | None:
+        """A way out of a strict saddle that leaves a direction without data unused; or None."""
+        stats = self.problem.stats
+        held = stats.x_mean if self.problem.bias_decay > 0 else 0 * stats.x_mean
+        inner = self.inner + np.outer(self.pull, self.pull)
+        return saddle_direction(self.w, (stats.s == 0) & (held == 0), inner, self.certificate())
 
     def certificate(self) -> float:
         """||W H_L + b 1^T - Y||_2 / sqrt(N lw mu): at most 1 proves a global minimum."""
