@@ -16,7 +16,8 @@ loaded. Errors of W2^2 are relative to wgeo's certified value, whose own gap is 
 GeomLoss (debiased, scaling 0.8) is run at blur 0.5, and then at half the blur again and again until
 the error is below 0.1 %; the second row counts that last run alone, which nobody knows beforehand.
 Where there are fewer images than N, further samples lie between two of one class, at every layer.
-Writes `benchmarks/transport.json`.
+Writes `benchmarks/transport.json`, question by question; ``--chain --large 0`` asks only for pairs
+again and keeps the other answers.
 """
 
 from __future__ import annotations
@@ -227,7 +228,9 @@ def pairs_of(traj: wgeo.Trajectory, n: int) -> Pairs:
 
 def saved(pairs: Pairs, file: Path) -> Path:
     """Write pairs where other processes can read them."""
-    np.savez(file, **{f"{n} {k}": z for n, xy in pairs.items() for k, z in zip("xy", xy, strict=True)})
+    np.savez(
+        file, **{f"{n} {k}": z for n, xy in pairs.items() for k, z in zip("xy", xy, strict=True)}
+    )
     return file
 
 
@@ -255,7 +258,7 @@ def question(
         if "value" in row and row["pair"] in truth:
             row["error"] = abs(row["value"] / truth[row["pair"]] - 1)
     file.unlink()
-    return {"title": title, "samples": n, "rows": rows}
+    return {"title": title, "samples": n, "load": os.getloadavg()[0], "rows": rows}
 
 
 def table(found: dict) -> Table:
@@ -324,7 +327,7 @@ def main() -> None:
     parser.add_argument("--arch", help="of the checkpoint, where it does not say")
     parser.add_argument("--data", default="cifar10", help="images, as `wgeo analyze` takes them")
     parser.add_argument("--split", default="train")
-    parser.add_argument("--chain", type=int, nargs="+", default=[2000, 4000])
+    parser.add_argument("--chain", type=int, nargs="*", default=[2000, 4000])
     parser.add_argument("--pair", type=int, default=10_000, help="samples; 0 leaves it out")
     parser.add_argument("--large", type=int, default=50_000, help="samples; 0 leaves it out")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
@@ -334,31 +337,43 @@ def main() -> None:
     for key in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ[key] = str(args.threads)  # for the processes to come
     cuda = torch.cuda.is_available()
-    console, found = Console(width=110), []
+    console, found = Console(width=110), kept(args.out)
     with tempfile.TemporaryDirectory() as folder, shown():
         file = Path(folder) / "pairs.npz"
         traj = trajectory(args, Path(folder))
+
+        def ask(title: str, pairs: Pairs, names: list[str]) -> None:
+            answer = question(title, pairs, file, names, args)
+            console.print(table(answer))
+            found[:] = [old for old in found if key_of(old) != key_of(answer)] + [answer]
+            write(found, args)
+
         for n in args.chain:
-            found.append(question("chain", pairs_of(traj, n), file, peers(cuda), args))
-            console.print(table(found[-1]))
-        easy, hard = extremes(found[-1])
+            ask("chain", pairs_of(traj, n), peers(cuda))
+        easy, hard = extremes(next(old for old in reversed(found) if old["title"] == "chain"))
         if args.pair:
             pairs = pairs_of(traj, args.pair)
+            names = [name for name in peers(cuda) if name != "POT emd2"]
             for title, name in (("easy pair", easy), ("hard pair", hard)):
-                names = [s for s in peers(cuda) if s != "POT emd2"]
-                found.append(question(title, {name: pairs[name]}, file, names, args))
-                console.print(table(found[-1]))
+                ask(title, {name: pairs[name]}, names)
         if args.large:
-            pairs = pairs_of(traj, args.large)
             names = ["wgeo", "wgeo, CUDA"] if cuda else ["wgeo"]
-            found.append(question("large", {easy: pairs[easy]}, file, names, args))
-            console.print(table(found[-1]))
-    record = {
-        "versions": versions(),
-        "threads": args.threads,
-        "load": os.getloadavg()[0],
-        "questions": found,
-    }
+            ask("large", {easy: pairs_of(traj, args.large)[easy]}, names)
+
+
+def kept(file: Path) -> list[dict]:
+    """Answers of an earlier run: those that are not asked again stay."""
+    return json.loads(file.read_text())["questions"] if file.exists() else []
+
+
+def key_of(answer: dict) -> tuple[str, int]:
+    """What tells one answer from another."""
+    return answer["title"], answer["samples"]
+
+
+def write(found: list[dict], args: argparse.Namespace) -> None:
+    """Write what is known so far."""
+    record = {"versions": versions(), "threads": args.threads, "questions": found}
     args.out.write_text(json.dumps(record, indent=1) + "\n")
 
 

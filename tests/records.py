@@ -81,6 +81,24 @@ def sample_record(
             "No segment is a geodesic: the straightest is 12 % longer than its chord."
         ),
     }
+    record["reference"] = {
+        "kind": "init",
+        "kept": [],
+        "verdict": "It is straighter than this architecture with fresh weights in 2 of 3 segments.",
+        "tests": [
+            {
+                "layers": segment["layers"],
+                "statistic": "line_shape_ratio",
+                "value": 1.2,
+                "reference": 1.5,
+                "difference": -0.3,
+                "interval": [-0.32, -0.28],
+                "effect_size": 1.1,
+                "p_value": 0.001,
+            }
+            for segment in record["segments"]
+        ],
+    }
     if models:
         for model, factor in (("geodesic_model", 1.3), ("mufm", 0.8)):
             predicted = [
@@ -141,9 +159,42 @@ def _blocks(layers: list[dict[str, Any]], rng: np.random.Generator) -> list[dict
                 "status": "certified" if certified else "bounded",
                 "solver": "exact",
                 "seconds": 0.8,
+                "brenier": _brenier(rng),
             }
         )
     return blocks
+
+
+def _brenier(rng: np.random.Generator) -> dict[str, Any]:
+    asymmetry, lowest = float(rng.uniform(0.01, 0.4)), float(rng.normal())
+    return {
+        "asymmetry": asymmetry,
+        "displacement_asymmetry": 2 * asymmetry,
+        "min_eigenvalue": lowest,
+        "lowest_eigenvalue": lowest - 0.4,
+        "negative_share": float(lowest < 0),
+        "points": 16,
+        "intervals": {
+            "asymmetry": [0.9 * asymmetry, 1.1 * asymmetry],
+            "min_eigenvalue": [lowest - 0.1, lowest + 0.1],
+        },
+    }
+
+
+def _sample_sizes(stage: int) -> dict[str, Any]:
+    points = [
+        {
+            "size": 125 << k,
+            "repeats": 4 if k < 4 else 1,
+            "distance": 3.0 + 0.1 / (k + 1),
+            "distance_deviation": 0.05 if k < 4 else None,
+            "ot_score": 1 - 0.01 * k,
+            "ot_score_deviation": 0.004 if k < 4 else None,
+            "resolution": 0.3 * 1.3 ** (k - stage),
+        }
+        for k in range(5)
+    ]
+    return {"points": points, "enough": 4000 << stage}
 
 
 def _segments(
@@ -180,6 +231,7 @@ def _segments(
                     k: [v - 0.03, min(v + 0.03, 1.0) if k == "ot_score" else v + 0.03]
                     for k, v in figures.items()
                 },
+                "sample_sizes": _sample_sizes(stage),
                 "view": _view((1 - t) * start + t * end + bend, rng),
             }
         )
@@ -210,7 +262,21 @@ def damaged(record: dict[str, Any]) -> dict[str, Any]:
     segment["interpolation_gap"] = [None] * len(segment["interpolation_gap"])
     segment["view"] = None
     record["accuracy"] = None
-    record["progress"] = None
-    record["geodesic_model"] = record["mufm"] = None
-    record["verdict"] = None
+    record["progress"], record["verdict"] = {}, ""
+    for model in ("geodesic_model", "mufm"):
+        record.pop(model, None)
+    for point in segment["sample_sizes"]["points"]:
+        point |= dict.fromkeys(("ot_score", "ot_score_deviation", "resolution"))
+    segment["sample_sizes"]["enough"] = None
+    record["blocks"][0]["brenier"] |= {"asymmetry": None, "intervals": {}}
     return record
+
+
+def sample_series(count: int = 4, *, epochs: bool = True) -> dict[str, Any]:
+    """A series of analyses, over training or network beside network."""
+    rows = []
+    for k in range(count):
+        record = sample_record((4, 3), seed=k)
+        record["provenance"]["epoch"] = (0 if k == 0 else 4**k) if epochs else None
+        rows.append({**record, "name": f"epoch-{k}", "folder": f"epoch-{k}"})
+    return {"schema": 1, "axis": "epoch" if epochs else "name", "analyses": rows}

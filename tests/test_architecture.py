@@ -16,6 +16,7 @@ FLOW = [
     "progress",
     "arrays",
     "files",
+    "records",
     "models",
     "data",
     "checkpoint",

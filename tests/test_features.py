@@ -91,6 +91,20 @@ def test_finds_every_block_of_torchvision_resnets(name, count, changes):
     assert all(s.activation == f"{s.name}.relu" for s in specs)
 
 
+def test_a_change_of_space_between_blocks_begins_with_what_enters_the_next():
+    timm = pytest.importorskip("timm")
+    torch.manual_seed(0)
+    net = timm.create_model("convnext_atto", num_classes=3).eval()
+    x = torch.rand(4, 3, 64, 64)
+    traj = trace(net, (x, np.arange(4) % 3))
+    assert len(traj.segments) == 4
+    assert len(traj.blocks) == len(traj.staged) - 1  # the blocks after a change are measured too
+    second = next(layer for layer in traj.layers if layer.name == "stages.1.blocks.0")
+    with torch.no_grad():
+        entering = net.stages[1].downsample(net.stages[0](net.stem(x)))
+    np.testing.assert_allclose(second.entry, entering.mean((2, 3)), rtol=1e-4, atol=1e-5)
+
+
 def test_finds_every_block_of_timm_resnets():
     timm = pytest.importorskip("timm")
     for name, count in (("resnet26", 8), ("resnetv2_50", 16), ("seresnet50", 16)):

@@ -32,7 +32,8 @@ EVIL = "<img src=x onerror=alert(1)>"
 
 def save(record: Any, run: Path) -> Path:
     run.mkdir(parents=True, exist_ok=True)
-    (run / "analysis.json").write_text(json.dumps(record))
+    bare = {"provenance": {}, "progress": {}, "layers": [], "blocks": [], "segments": []}
+    (run / "analysis.json").write_text(json.dumps({**bare, "verdict": "", **record}))
     return run
 
 

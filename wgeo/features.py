@@ -6,10 +6,13 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float, Int
 from torch import nn
 
 from .arrays import as_array, as_labels, as_numpy, check_finite, pick_device
@@ -86,6 +89,15 @@ def blocks(net: Network | nn.Module, images: Any, layers: Sequence[str] | None =
     return [spec.name for spec in find_blocks(module, _sample(net, module, images), layers)]
 
 
+def inputs(
+    net: Network | nn.Module, images: Any, rows: Int[np.ndarray, " r"]
+) -> Float[torch.Tensor, "r ..."]:
+    """Return some images as the network takes them: normalised, in its precision, on its device."""
+    images, module = _as_images(images), _module(net)
+    home, precision = _home(module)
+    return normalization_for(net, images)(images.x[torch.from_numpy(rows)]).to(home, precision)
+
+
 def trace(
     net: Network | nn.Module,
     images: Any,
@@ -126,30 +138,71 @@ def trace(
     ArgumentError
         An unknown pool, tap or device.
     """
-    pool_of = pooling(pool)
+    images, module, where = _as_images(images), _module(net), pick_device(device)
+    _check(images, pool, tap, batch_size)
+    with _on(module, where):
+        specs = find_blocks(module, _sample(net, module, images), layers)
+        recorder = _Recorder(module, specs, pooling(pool), tap, len(images))
+        batches = images.batches(batch_size, normalization_for(net, images))
+        for x, _ in track(batches, "tracing features", -(-len(images) // batch_size)):
+            recorder.follow(x, where)
+    return _assemble(recorder, images, pool, tap)
+
+
+def stream(
+    net: Network | nn.Module,
+    images: Any,
+    pool: str = "gap",
+    tap: str = "post",
+    *,
+    layers: Sequence[str] | None = None,
+    batch_size: int = 256,
+    device: str | torch.device = "auto",
+) -> Iterator[tuple[dict[str, np.ndarray], np.ndarray, np.ndarray | None]]:
+    """Follow labelled images as `trace` does, and hand out each batch as it comes.
+
+    For `wgeo.collapse`, which needs no more at a time: ``wgeo.collapse(lambda: wgeo.stream(net,
+    images))`` measures any number of images in the memory of a batch and of the class means.
+
+    Parameters
+    ----------
+    net, images, pool, tap, layers, batch_size, device
+        As in `trace`.
+
+    Yields
+    ------
+    features : dict of str to ndarray, (b, d)
+        By the layers' names, in execution order.
+    labels : ndarray of int, (b,)
+    predictions : ndarray of int, (b,), or None
+        The network's decisions, where it returns logits.
+
+    Raises
+    ------
+    FeatureError, ArgumentError
+        As `trace`, when the first batch is asked for.
+    """
+    images, module, where = _as_images(images), _module(net), pick_device(device)
+    _check(images, pool, tap, batch_size)
+    with _on(module, where):
+        specs = find_blocks(module, _sample(net, module, images), layers)
+        names = ("input", "stem", *(spec.name for spec in specs))
+        for x, y in images.batches(batch_size, normalization_for(net, images)):
+            recorder = _Recorder(module, specs, pooling(pool), tap, len(x))
+            recorder.follow(x, where)
+            features = {name: recorder.arrays[name] for name in names}
+            yield features, y, _decisions(recorder, y)
+
+
+def _check(images: Images, pool: str, tap: str, batch_size: int) -> None:
+    """Refuse what cannot be traced, before anything is computed."""
+    pooling(pool)
     if tap not in ("post", "pre"):
         raise ArgumentError(f"Unknown tap {tap!r}; choose post (after the activation) or pre.")
     if batch_size < 1:
         raise ArgumentError(f"batch_size must be at least 1, not {batch_size}.")
-    images = _as_images(images)
     if len(images) < 2:
         raise FeatureError("At least two images are needed to say anything of a distribution.")
-    where, module = pick_device(device), _module(net)
-    with _on(module, where), evaluating(module), torch.no_grad():
-        specs = find_blocks(module, _sample(net, module, images), layers)
-        recorder = _Recorder(module, specs, pool_of, tap, len(images))
-        with hooked() as keep:
-            recorder.attach(keep)
-            start = 0
-            batches = images.batches(batch_size, normalization_for(net, images))
-            total = -(-len(images) // batch_size)
-            _, precision = _home(module)
-            for x, _ in track(batches, "tracing features", total):
-                recorder.begin(start, x)
-                # A copy: the network may work in place, and these may be the caller's images.
-                recorder.end(run(module, x.to(where, precision, copy=True)))
-                start += len(x)
-    return _assemble(recorder, images, pool, tap)
 
 
 @dataclass
@@ -183,13 +236,33 @@ class _Recorder:
                 after(parts[spec.name], spec.name)
             if spec.shortcut is not None:
                 after(parts[spec.shortcut], f"{spec.name}.shortcut")
+        for last, spec in pairwise(self.specs):
+            if spec.residual and spec.shortcut is None:
+                keep(parts[spec.name].register_forward_pre_hook(partial(self.enter, last, spec)))
         head = classifier_of(self.module)
         if head is not None:
             before(head, "head")
 
-    def begin(self, start: int, x: torch.Tensor) -> None:
-        self.start = start
-        self.write("input", x.flatten(1))
+    def follow(self, x: torch.Tensor, where: torch.device) -> None:
+        """Pass the next batch through the network."""
+        _, precision = _home(self.module)
+        with evaluating(self.module), torch.no_grad(), hooked() as keep:
+            self.attach(keep)
+            self.write("input", x.flatten(1))
+            # A copy: the network may work in place, and these may be the caller's images.
+            out = run(self.module, x.to(where, precision, copy=True))
+        if isinstance(out, torch.Tensor) and out.ndim == 2:
+            self.write("logits", out)
+        self.start += len(x)
+
+    def enter(self, last: BlockSpec, spec: BlockSpec, _: nn.Module, args: tuple[Any, ...]) -> None:
+        """Where something between two blocks changed the space, begin with what enters the next.
+
+        That is the image of the block's identity shortcut, in the space of its output.
+        """
+        maps = first_tensor(args)
+        if tuple(maps.shape[1:]) != self.shapes.get(last.name):
+            self.put(f"{spec.name}.shortcut", maps)
 
     def put(self, key: str, maps: Any) -> None:
         if not isinstance(maps, torch.Tensor):  # not what the probe saw
@@ -197,10 +270,6 @@ class _Recorder:
         self.shapes[key] = tuple(maps.shape[1:])
         # The copy into our own array is what keeps a later in-place activation out of it.
         self.write(key, maps.flatten(1) if key == "head" else self.pool(maps))
-
-    def end(self, out: Any) -> None:
-        if isinstance(out, torch.Tensor) and out.ndim == 2:
-            self.write("logits", out)
 
     def write(self, key: str, rows: torch.Tensor) -> None:
         if key not in self.arrays:
@@ -232,21 +301,28 @@ def _assemble(recorder: _Recorder, images: Images, pool: str, tap: str) -> Traje
         layers.append(Layer(spec.name, arrays[spec.name], stage, entry))
     for layer in layers:
         check_finite(torch.from_numpy(layer.features), f"layer {layer.name!r}")
-    logits = arrays.get("logits")
     labels = as_labels(images.y, len(images))
-    if logits is not None and labels.max() >= logits.shape[1]:
-        raise FeatureError(
-            f"The data has label {labels.max()}, the network decides among {logits.shape[1]} "
-            "classes. Is this the data set it was trained on?"
-        )
     return Trajectory(
         layers=tuple(layers),
         labels=labels,
-        predictions=None if logits is None else logits.argmax(1).astype(np.int64),
+        predictions=_decisions(recorder, labels),
         classifier=_classifier(recorder, layers[-1]),
         class_names=tuple(images.class_names),
         settings={"pool": pool, "tap": tap, "data": images.name, "split": images.split},
     )
+
+
+def _decisions(recorder: _Recorder, labels: np.ndarray) -> np.ndarray | None:
+    """The classes the network decides for; refuses labels that it has no class for."""
+    logits = recorder.arrays.get("logits")
+    if logits is None:
+        return None
+    if labels.max() >= logits.shape[1]:
+        raise FeatureError(
+            f"The data has label {labels.max()}, the network decides among {logits.shape[1]} "
+            "classes. Is this the data set it was trained on?"
+        )
+    return logits.argmax(1).astype(np.int64)
 
 
 def _classifier(recorder: _Recorder, last: Layer) -> Classifier | None:

@@ -8,7 +8,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from .analysis import Analysis
+from .analysis import Analysis, Series
+from .plots import series_rows
 
 
 def print_analysis(done: Analysis) -> None:
@@ -34,6 +35,41 @@ def print_analysis(done: Analysis) -> None:
     console = Console(width=None if sys.stdout.isatty() else 110)
     console.print(table)
     console.print(done.verdict, soft_wrap=sys.stdout.isatty() is False, highlight=False)
+
+
+def print_series(series: Series) -> None:
+    """Print a row an analysis and segment."""
+    by_epoch = series.record["axis"] == "epoch"
+    table = Table(title="Side by side", title_justify="left", caption_justify="left")
+    first = "epoch" if by_epoch else "name"
+    for name in (first, "segment", "accuracy", "length ratio", "line-shape ratio", "OT score"):
+        table.add_column(name, justify="left" if name in ("name", "segment") else "right")
+    for name in ("NC1, last", "tau of NC1"):
+        table.add_column(name, justify="right")
+    before = None
+    for row in series_rows(series):
+        score = _cell(row["ot_score"], "{:.4f}")
+        told = row["resolution"] is None or row["resolution"] < 0.5
+        again = row["name"] == before
+        before = row["name"]
+        table.add_row(
+            "" if again else str(row[first]),
+            row["segment"],
+            "" if again else _cell(row["accuracy"], "{:.3f}"),
+            _with_interval(row, "length_ratio"),
+            _with_interval(row, "line_shape_ratio"),
+            f"({score})" if told else score,
+            "" if again else _cell(row["nc1"]),
+            "" if again else _cell(row["tau"], "{:+.2f}"),
+        )
+    table.caption = "OT score in brackets: too few samples to mean anything (resolution < 0.5)."
+    Console(width=None if sys.stdout.isatty() else 130).print(table)
+
+
+def _with_interval(row: dict[str, Any], key: str) -> str:
+    low, high = row[f"{key}_low"], row[f"{key}_high"]
+    ends = "" if low is None else f" [{low:.2f}, {high:.2f}]"
+    return f"{_cell(row[key], '{:.2f}')}{ends}"
 
 
 def _transport_cells(block: dict[str, Any] | None) -> list[str]:

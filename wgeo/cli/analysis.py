@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..errors import ArgumentError
+from ..errors import ArgumentError, WgeoError
+from ..progress import track
 from .root import SEED, F, as_typed, command, settings_of
 
+if TYPE_CHECKING:
+    from ..checkpoint import Network
+    from ..data import Images
+
+REFERENCES = ("init", "shuffled", "none")
 SOLVERS = {
     "exact": "W2 itself, with a certificate; any size that fits the time",
     "sinkhorn": "entropic, on the GPU where there is one; an interval that contains W2",
@@ -57,6 +64,24 @@ def feature_options(function: F) -> F:
         click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, ..."),
         click.option("--batch-size", default=256, show_default=True),
         click.option("--bootstrap", default=200, show_default=True, help="Resamples; 0 for none."),
+        click.option(
+            "--embed", help="The whole network in one space too: pad, or pca:D (D components)."
+        ),
+        click.option(
+            "--reference",
+            default="init",
+            show_default=True,
+            help="What straightness is tested against: init (fresh weights), shuffled (layers), "
+            "none, or a checkpoint such as RUN/checkpoints/epoch-0000.pt.",
+        ),
+        click.option(
+            "--brenier",
+            default=0,
+            show_default=True,
+            metavar="POINTS",
+            type=click.IntRange(min=0),
+            help="Test every block at so many images for being the gradient of a convex function.",
+        ),
         click.option("--mufm", is_flag=True, help="Fit the MUFM model too; up to minutes."),
     )
     for option in reversed(options):
@@ -126,7 +151,9 @@ def analyze(
 ) -> None:
     """Analyse saved networks: transport, straightness, collapse; a record and a report.
 
-    Writes OUT/analysis.json, OUT/figures and OUT/report; with several checkpoints, a folder each.
+    Writes OUT/analysis.json, OUT/figures and OUT/report. Several checkpoints get a folder each, and
+    OUT/series.json and OUT/report set them side by side: over the epochs of a training, or network
+    beside network.
     """
     from ..checkpoint import load_checkpoint
     from ..data import load_images
@@ -135,34 +162,47 @@ def analyze(
     chosen = parse_solver(solver)
     folder = writable(out)
     load: dict[str, Any] = {"seed": seed, "normalize": normalize, "size": image_size}
-    nets = [
-        load_checkpoint(path, arch, num_classes, trust=trust_checkpoint) for path in checkpoints
-    ]
+
+    def network(path: str) -> Network:
+        return load_checkpoint(path, arch, num_classes, trust=trust_checkpoint)
+
+    if features["reference"] not in REFERENCES:
+        features["reference"] = network(features["reference"])
+    features |= {
+        "seed": seed,
+        "solver": chosen,
+        "layers": [name.strip() for name in layers.split(",")] if layers else None,
+    }
+    if len(checkpoints) == 1:
+        net = network(checkpoints[0])
+        images = load_images(source, split=split, limit=samples, **load)
+        _analyze_one(net, images, folder, with_report=with_report, **features)
+        return
     images = load_images(source, split=split, limit=samples, **load)
-    places = [folder] if len(nets) == 1 else [folder / name for name in _apart(checkpoints)]
-    for net, place in zip(nets, places, strict=True):
-        _analyze_one(
-            net,
-            images,
-            writable(place),
-            seed=seed,
-            solver=chosen,
-            layers=[name.strip() for name in layers.split(",")] if layers else None,
-            with_report=with_report,
-            **features,
-        )
+    _analyze_several(network, checkpoints, images, folder, with_report=with_report, **features)
 
 
-@command("report", "(Re)build the report of a saved analysis.", "wgeo report runs/r20 --open")
-@click.argument("run", type=click.Path(path_type=Path))
+@command(
+    "report",
+    "(Re)build the report of saved analyses.",
+    "wgeo report runs/r20 --open\nwgeo report runs/r20 runs/r32 --out runs/r20-r32",
+)
+@click.argument("runs", nargs=-1, required=True, metavar="RUN...", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), help="Folder of a report on several runs.")
 @click.option("--open", "open_it", is_flag=True, help="Open it in the browser.")
-def report(run: Path, open_it: bool) -> None:
-    """(Re)build the Sphinx report of a saved analysis."""
+def report(runs: tuple[Path, ...], out: Path | None, open_it: bool) -> None:
+    """(Re)build the Sphinx report of a saved analysis, or one that sets several side by side."""
     from .. import report as reports
-    from ..analysis import Analysis
+    from ..analysis import Series
 
-    Analysis.load(run)
-    page = reports.build(run)
+    if len(runs) > 1:
+        if out is None:
+            raise ArgumentError("A report on several runs needs a folder of its own: --out DIR.")
+        page = Series.of_folders(runs).report(out)
+    elif out is not None:
+        raise ArgumentError("--out is for several runs; one run's report lies in its own folder.")
+    else:
+        page = reports.build(runs[0])
     click.echo(page)
     if open_it:
         click.launch(str(page))
@@ -200,7 +240,7 @@ def _apart(paths: tuple[str, ...]) -> list[str]:
 
 
 def _analyze_one(
-    net: Any, images: Any, folder: Path, *, with_report: bool = True, **settings: Any
+    net: Network, images: Images, folder: Path, *, with_report: bool = True, **settings: Any
 ) -> None:
     """Analyse, save, report and print."""
     from ..analysis import analyze as measure
@@ -214,3 +254,46 @@ def _analyze_one(
 
         click.echo(f"Report: {reports.build(folder)}")
     click.echo(f"Record: {folder / 'analysis.json'}")
+
+
+def _analyze_several(
+    network: Callable[[str], Network],
+    checkpoints: tuple[str, ...],
+    images: Images,
+    folder: Path,
+    *,
+    with_report: bool,
+    **settings: Any,
+) -> None:
+    """Analyse each into a folder of its own, and set them side by side; one failing is told."""
+    from ..analysis import Series
+    from ..analysis import analyze as measure
+    from ..files import writable
+    from ..table import print_series
+
+    done: dict[str, dict[str, Any]] = {}
+    failed = []
+    names = _apart(checkpoints)
+    for path, name in track(list(zip(checkpoints, names, strict=True)), "analysing checkpoints"):
+        try:
+            found = measure(network(path), images, command=as_typed(), **settings)
+            found.save(writable(folder / name))
+        except WgeoError as error:
+            failed.append(path)
+            click.echo(f"wgeo: {path}: {error}", err=True)
+        else:
+            done[name] = found.record
+    if len(done) > 1:
+        series = Series.of(done, [folder / name for name in done])
+        series.save(folder)
+        print_series(series)
+        if with_report:
+            from .. import report as reports
+
+            click.echo(f"Report: {reports.build(folder)}")
+        click.echo(f"Record: {folder / 'series.json'}; each checkpoint's in {folder}/NAME")
+    if failed:
+        raise WgeoError(
+            f"{len(failed)} of {len(checkpoints)} checkpoints could not be analysed (see above); "
+            "the others are kept."
+        )

@@ -65,8 +65,10 @@ def resample(
     figures : callable, (m, c) -> {name: (m,)}
         Figures as functions of the column means, a row a set of means.
     """
-    if draws < 0:
-        raise ArgumentError(f"bootstrap must be a number of draws >= 0, not {draws}.")
+    if not isinstance(draws, int) or draws < 0 or draws == 1:
+        raise ArgumentError(f"bootstrap must be 0 or a whole number from 2, not {draws!r}.")
+    if not isinstance(seed, int) or seed < 0:
+        raise ArgumentError(f"seed must be a whole number >= 0, not {seed!r}.")
     n = len(columns)
     mean = columns.mean(0, keepdims=True)
     weights = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=draws) / n

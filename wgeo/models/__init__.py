@@ -9,6 +9,7 @@ from torch import nn
 
 from .etf import FixedLinear, simplex_etf, with_etf_classifier
 from .fit import Fit, KeyReport, closest, exact_fits, fit, from_state, printable
+from .fresh import untrained
 from .outside import Arch
 from .parts import ACTIVATIONS, Block, State
 from .registry import ARCHS, build, find
@@ -31,6 +32,7 @@ __all__ = [
     "from_state",
     "printable",
     "simplex_etf",
+    "untrained",
     "with_etf_classifier",
 ]
 

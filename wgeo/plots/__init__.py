@@ -7,9 +7,12 @@ throughout: colours that the colour-blind can tell apart, vectors, no pyplot sta
 from typing import TYPE_CHECKING, Any
 
 from .depth import METRICS, collapse
-from .files import Plot, catalogue, figures
+from .evidence import gradient_maps, sample_sizes
+from .files import catalogue, figures
 from .movement import distances, ot_scores
 from .paths import RATIOS, SCORES, class_means, interpolation_gap, straightness
+from .plot import Plot
+from .several import over, profiles, series_rows
 
 if TYPE_CHECKING:
     from .moving import flow as flow
@@ -25,8 +28,13 @@ __all__ = [
     "distances",
     "figures",
     "flow",
+    "gradient_maps",
     "interpolation_gap",
     "ot_scores",
+    "over",
+    "profiles",
+    "sample_sizes",
+    "series_rows",
     "straightness",
 ]
 

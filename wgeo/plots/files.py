@@ -5,8 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,41 +16,17 @@ from matplotlib.figure import Figure
 
 from ..files import writable, write_aside
 from ..progress import track
-from . import depth, movement, paths
+from . import depth, evidence, movement, paths
+from .plot import Plot, Row
+from .several import series_plots
 from .style import as_record, clean, legend, new_figure, segment_name, styled
-
-Row = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Plot:
-    """A figure that a record calls for.
-
-    Attributes
-    ----------
-    stem : str
-        Name of its files, without the ending.
-    title, caption : str
-        What it is called, and how to read it.
-    alt : str
-        What it shows, for a reader who cannot see it.
-    draw : callable
-        () -> Figure.
-    rows : callable
-        () -> the numbers drawn, a mapping a row.
-    """
-
-    stem: str
-    title: str
-    caption: str
-    alt: str
-    draw: Callable[[], Figure]
-    rows: Callable[[], list[Row]]
 
 
 def catalogue(source: Any) -> list[Plot]:
     """The figures that this record has the numbers for, in the order of reading."""
     record = as_record(source)
+    if "analyses" in record:
+        return series_plots(record)
     plots: list[Plot] = []
     layers, blocks = record.get("layers") or [], record.get("blocks") or []
     segments = record.get("segments") or []
@@ -61,8 +36,15 @@ def catalogue(source: Any) -> list[Plot]:
         plots.append(_distances(record))
     if segments:
         plots.append(_straightness(record))
+    plots += evidence.evidence_plots(record)
     viewed = (i for i, s in enumerate(segments) if (s.get("view") or {}).get("class_means"))
     return plots + [_class_means(record, i) for i in viewed]
+
+
+_STEMS = (
+    *("collapse", "distances", "straightness", "class-means-*"),
+    *("sample-sizes", "gradient-maps", "over", "profiles"),
+)
 
 
 def figures(source: Any, out_dir: str | Path) -> list[Path]:
@@ -99,7 +81,7 @@ def figures(source: Any, out_dir: str | Path) -> list[Path]:
             for ending, render in (("png", _png), ("svg", _svg)):
                 write(f"{plot.stem}.{ending}", render(figure))
         write(f"{plot.stem}.csv", as_csv(plot.rows()))
-    for stem in ("collapse", "distances", "straightness", "class-means-*"):
+    for stem in _STEMS:
         for ending in ("png", "svg", "csv"):
             for stale in set(folder.glob(f"{stem}.{ending}")) - set(written):
                 stale.unlink()

@@ -103,7 +103,8 @@ def _class_look(k: int) -> dict[str, Any]:
     return {"color": CLASS_COLOURS[k % len(CLASS_COLOURS)], "marker": MARKERS[k % len(MARKERS)]}
 
 
-def _segment_look(i: int) -> dict[str, Any]:
+def segment_look(i: int) -> dict[str, Any]:
+    """Colour and marker of a segment."""
     return {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)]}
 
 
@@ -167,7 +168,7 @@ def straightness(
         ends = [numbers(intervals.get(key)) for key in measures]
         low, high = (np.array([e[j] if len(e) == 2 else np.nan for e in ends]) for j in (0, 1))
         values = numbers([segment.get(key) for key in measures])
-        look = _segment_look(i)
+        look = segment_look(i)
         ax.hlines(rows + offset, low, high, color=look["color"], lw=1.6, alpha=0.75)
         ends_look: dict[str, Any] = {"mec": "white", "mew": 0.5}
         if measures is SCORES and not resolved(segment):
@@ -208,7 +209,7 @@ def interpolation_gap(record: Any, ax: Axes | None = None) -> Axes:
         return nothing_to_show(ax, "This record has no interpolation gaps.")
     for i, segment in enumerate(segments):
         t, gap = gap_positions(segment)
-        ax.plot(t, gap, ms=4, **_segment_look(i))
+        ax.plot(t, gap, ms=4, **segment_look(i))
     ax.axhline(0.0, color=REFERENCE, lw=0.9, ls=(0, (4, 3)), zorder=1)
     ax.set_xlim(-0.03, 1.03)
     ax.set_ylim(bottom=min(0.0, ax.get_ylim()[0]))
@@ -227,5 +228,5 @@ def gap_positions(segment: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
 def segment_handles(record: Mapping[str, Any]) -> tuple[list[Line2D], list[str]]:
     """What identifies a segment in the panels of straightness."""
     segments = record.get("segments") or []
-    handles = [Line2D([], [], ms=5, lw=1.4, **_segment_look(i)) for i in range(len(segments))]
+    handles = [Line2D([], [], ms=5, lw=1.4, **segment_look(i)) for i in range(len(segments))]
     return handles, [segment_name(segment, i) for i, segment in enumerate(segments)]

@@ -6,7 +6,6 @@ nor to read: `build` is all there is to call.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -23,10 +22,9 @@ from typing import Any
 from .. import __version__, plots
 from ..errors import RecordError, WgeoError
 from ..files import writable
+from ..records import ANALYSIS, SERIES, read_record
 from . import pages
 from .assets import asset
-
-SCHEMA = 1
 
 
 def build(run_dir: str | os.PathLike[str], *, html: bool = True, open: bool = False) -> Path:
@@ -38,7 +36,7 @@ def build(run_dir: str | os.PathLike[str], *, html: bool = True, open: bool = Fa
     Parameters
     ----------
     run_dir : path
-        The run's folder, which holds ``analysis.json``.
+        The run's folder, which holds ``analysis.json``, or that of several, with ``series.json``.
     html : bool
         Build the HTML; else write only the Sphinx project, ``RUN/report``.
     open : bool
@@ -58,20 +56,21 @@ def build(run_dir: str | os.PathLike[str], *, html: bool = True, open: bool = Fa
         Sphinx failed or warned; the message says where its log is.
     """
     run = Path(run_dir)
-    record = _read(run)
+    source = run / (SERIES if _holds_series(run) else ANALYSIS)
+    record = read_record(run, source.name)
     writable(run)
     try:
-        figures = _figures(record, run)
+        figures = _figures(record, source)
         with tempfile.TemporaryDirectory(prefix=".report-", dir=run) as aside:
             project = Path(aside) / "report"
-            _write_project(record, project, figures, run / "analysis.json")
+            _write_project(record, project, figures, source)
             if html:
                 _build_html(project, log=run / "report-build.log")
             _swap(project, run / "report", Path(aside) / "old")
     except OSError as error:
         raise RecordError(
             f"Cannot write the report of {run}: {error.strerror or error}. Free some space, or "
-            "copy analysis.json to a folder that can be written and run `wgeo report` there."
+            f"copy {source.name} to a folder that can be written and run `wgeo report` there."
         ) from error
     page = run / "report" / ("html/index.html" if html else "index.md")
     if open:
@@ -79,28 +78,13 @@ def build(run_dir: str | os.PathLike[str], *, html: bool = True, open: bool = Fa
     return page
 
 
-def _read(run: Path) -> Mapping[str, Any]:
-    path = run / "analysis.json"
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise RecordError(f"No analysis at {path}; make one with `wgeo analyze`.") from error
-    except (OSError, ValueError) as error:
-        raise RecordError(
-            f"{path} is not a readable record: {error}. Run `wgeo analyze` again."
-        ) from error
-    if not isinstance(record, dict) or record.get("schema") != SCHEMA:
-        found = record.get("schema") if isinstance(record, dict) else type(record).__name__
-        raise RecordError(
-            f"{path} has schema {found!r}; this wgeo ({__version__}) reads schema {SCHEMA}. "
-            "Run `wgeo analyze` again, or use the version of wgeo that wrote it."
-        )
-    return record
+def _holds_series(run: Path) -> bool:
+    return (run / SERIES).is_file() and not (run / ANALYSIS).exists()
 
 
-def _figures(record: Mapping[str, Any], run: Path) -> list[Path]:
+def _figures(record: Mapping[str, Any], source: Path) -> list[Path]:
     """The figures' files, drawn unless they are all there and as new as the record."""
-    folder, written = run / "figures", (run / "analysis.json").stat().st_mtime_ns
+    folder, written = source.parent / "figures", source.stat().st_mtime_ns
     files = [
         folder / f"{plot.stem}.{ending}"
         for plot in plots.catalogue(record)
@@ -118,7 +102,7 @@ def _write_project(
         folder.mkdir()
     for file in figures:
         shutil.copyfile(file, project / "figures" / file.name)
-    shutil.copyfile(source, project / "analysis.json")
+    shutil.copyfile(source, project / source.name)
     for name, text in pages.pages(record).items():
         (project / f"{name}.md").write_text(text, encoding="utf-8")
     made = f"<p>Made by wgeo {__version__} on {escape(str(record.get('created'))[:10])}.</p>\n"

@@ -42,6 +42,42 @@ def transport(record: Record, plots: Plots) -> str:
         "little against their spacing that any map would score 1.",
         figure_block(plots, "distances"),
         table(header, rows, "Transport of every block; distances in units of the features."),
+        _gradient_maps(record, plots),
+        "## Would more samples say more?" if "sample-sizes" in plots else "",
+        figure_block(plots, "sample-sizes"),
+    )
+
+
+def _gradient_maps(record: Record, plots: Plots) -> str:
+    if "gradient-maps" not in plots:
+        return ""
+    tested = [
+        (name, row["brenier"])
+        for name, row in (
+            *zip(names_of(record["blocks"], "target"), record["blocks"], strict=True),
+            *((plain(segment_name(s, i)), s) for i, s in enumerate(record["segments"])),
+        )
+        if row.get("brenier")
+    ]
+    rows = [
+        [
+            name,
+            *(
+                with_interval(found.get(key), (found.get("intervals") or {}).get(key), 3)
+                for key in ("asymmetry", "displacement_asymmetry", "min_eigenvalue")
+            ),
+            share(found.get("negative_share")),
+        ]
+        for name, found in tested
+    ]
+    header = ("Map", "asymmetry", "of the displacement", "smallest eigenvalue", "negative at")
+    return join(
+        "## Is it an optimal map?",
+        "An OT score of 1 says that no other pairing of these samples is shorter. Whether the map "
+        "is optimal for every distribution, its Jacobian tells at each point, however many samples "
+        "there are: it is symmetric and has no negative eigenvalue. [How](methods.md).",
+        figure_block(plots, "gradient-maps"),
+        table(header, rows, "Brenier test of every block and segment; 95 % intervals over points."),
     )
 
 
@@ -70,9 +106,58 @@ def straightness(record: Record, plots: Plots) -> str:
         "path. [How they are defined](methods.md).",
         figure_block(plots, "straightness"),
         table(header, rows, "Straightness of every segment; 95 % intervals in brackets."),
+        _reference(record),
+        _embedded(record),
         "## Where the classes go" if means else "",
         scrubber(record),
         *(figure_block(plots, stem, caption=stem == means[0]) for stem in means),
+    )
+
+
+def _reference(record: Record) -> str:
+    """Is the network straighter than what it is compared with?"""
+    reference = record.get("reference") or {}
+    tests = reference.get("tests") or []
+    if reference.get("skipped"):
+        return f"Not tested against a reference: {plain(reference['skipped'])}"
+    if not tests:
+        return ""
+    rows = [
+        [
+            plain(segment_name(test, i)),
+            fixed(test.get("value")),
+            fixed(test.get("reference")),
+            with_interval(test.get("difference"), test.get("interval"), 3),
+            fixed(test.get("effect_size"), 2),
+            figure(test.get("p_value"), 2),
+        ]
+        for i, test in enumerate(tests)
+    ]
+    header = ("Segment", "network", "reference", "difference", "effect size d", "one-sided p")
+    kept = reference.get("kept") or []
+    return join(
+        "## Straighter than a reference?",
+        plain(reference.get("verdict") or ""),
+        f"Without fresh weights of their own: {plain(', '.join(kept[:5]), 200)}." if kept else "",
+        table(header, rows, "Line-shape ratio of the samples' own paths; 1 is straight."),
+    )
+
+
+def _embedded(record: Record) -> str:
+    """The whole network in one space."""
+    found = record.get("embedded") or {}
+    segments = found.get("segments") or []
+    if not segments:
+        return ""
+    rows = [[label, *(_measured(key)(s) for s in segments)] for key, label in RATIOS.items()]
+    rows.append(["OT score", *(score(s) for s in segments)])
+    return join(
+        "## The whole network in one space",
+        f"All layers put into one space ({plain(found.get('space'))}), which the network itself "
+        f"does not do. {plain(found.get('verdict') or '')}",
+        table(
+            ("", *(plain(segment_name(s, i)) for i, s in enumerate(segments))), rows, "Embedded."
+        ),
     )
 
 

@@ -11,12 +11,15 @@ from ..plots.style import segment_name, short
 from .assets import asset
 from .measured import collapse, straightness, transport
 from .parts import Plots, Record, figure_block, flat, interval, join, names_of, score
+from .several import series_title, side_by_side
 from .text import DASH, code, figure, fixed, key_values, plain, share, table, with_interval
 
 
 def pages(record: Record) -> dict[str, str]:
     """Every page of the report by name, its Markdown; ``index`` holds the table of contents."""
     plots = {plot.stem: plot for plot in catalogue(record)}
+    if "analyses" in record:
+        return side_by_side(record, plots)
     made: dict[str, str] = {}
     for name, write in _PAGES.items():
         text = write(record, plots)
@@ -27,6 +30,8 @@ def pages(record: Record) -> dict[str, str]:
 
 def title(record: Record) -> str:
     """What the report is about: network and data, as plain text on one line."""
+    if "analyses" in record:
+        return series_title(record)
     about = record.get("provenance") or {}
     net, data = about.get("arch") or "Features", about.get("data")
     return short(net, 60) + (f" on {short(_base(data), 60)}" if data else "")

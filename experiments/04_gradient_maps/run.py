@@ -1,0 +1,124 @@
+"""Are trained blocks gradients of convex functions, as optimal maps are?
+
+python experiments/04_gradient_maps/run.py
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import recipes
+from lab import Bench, Cell, Lab, by, mean_interval, spread, table
+
+import wgeo
+from wgeo.brenier import brenier_blocks
+from wgeo.features import inputs
+
+FIGURES = ("asymmetry", "displacement_asymmetry", "min_eigenvalue", "negative_share")
+LOOK = {0.0: ("#E69F00", "o"), 5e-4: ("#0072B2", "s"), 5e-3: ("#222222", "^")}
+
+
+def measure(cell: Cell, bench: Bench) -> dict[str, Any]:
+    """Test every block of every checkpoint, on full spatial features."""
+    run = recipes.isotropic(
+        bench,
+        cell["data"],
+        arch=cell["arch"],
+        weight_decay=cell["weight_decay"],
+        seed=cell["seed"],
+        epochs=cell["epochs"],
+        full=cell["full"],
+    )
+    images = recipes.images(bench, cell["data"], cell["full"])
+    rows = np.linspace(0, len(images) - 1, cell["points"]).astype(int)
+    found = []
+    for path in run.checkpoints:
+        net = wgeo.load_checkpoint(path)
+        names = wgeo.blocks(net, images)
+        tested = brenier_blocks(net.module, inputs(net, images, rows), names, bootstrap=0)
+        (whole,) = tested.segments.values()
+        figures = {
+            name: [getattr(result, name) for result in tested.blocks.values()] for name in FIGURES
+        }
+        found.append(
+            {
+                "epoch": net.provenance.epoch,
+                **{name: float(np.mean(values)) for name, values in figures.items()},
+                "blocks": figures,
+                "whole": {name: getattr(whole, name) for name in FIGURES},
+            }
+        )
+    return {"epochs": found}
+
+
+def main() -> None:
+    lab = Lab(__file__)
+    fixed = {key: lab.settings[key] for key in ("epochs", "points")}
+    grid = lab.grid("data", "arch", "weight_decay", "seed", full=lab.asked.full, **fixed)
+    results = lab.measure(measure, grid)
+    groups = by(results, "data", "arch", "weight_decay")
+    for name, chosen in (("blocks", lambda row: row), ("whole", lambda row: row["whole"])):
+        rows = []
+        for (data, arch, decay), group in groups.items():
+            for k in (0, len(group[0]["epochs"]) - 1):
+                at = [chosen(result["epochs"][k]) for result in group]
+                rows.append(
+                    [
+                        data,
+                        "residual" if arch == "isoresnet" else "plain",
+                        f"{decay:g}",
+                        group[0]["epochs"][k]["epoch"],
+                        *(spread([row[f] for row in at]) for f in FIGURES),
+                    ]
+                )
+        head = ["data", "network", "weight decay", "epoch", "asymmetry", "of the displacement"]
+        lab.write(name, table([*head, "smallest eigenvalue", "share of points below 0"], rows))
+    draw(groups, lab)
+
+
+def draw(groups: dict[tuple, list[dict[str, Any]]], lab: Lab) -> None:
+    """Asymmetry over training, residual and plain."""
+    data = list(dict.fromkeys(key[0] for key in groups))
+    figure = Figure(figsize=(7.2, 2.7 * len(data)), layout="constrained", dpi=160)
+    axes = figure.subplots(len(data), 2, squeeze=False, sharey="row")
+    for (name, arch, decay), group in groups.items():
+        ax = axes[data.index(name), int(arch == "isoplain")]
+        epochs = np.array([row["epoch"] for row in group[0]["epochs"]])
+        ends = np.array(
+            [
+                mean_interval([r["epochs"][k]["asymmetry"] for r in group])
+                for k in range(len(epochs))
+            ]
+        )
+        colour, marker = LOOK.get(decay, ("#666666", "D"))
+        bars = np.maximum(abs(ends[:, 1:] - ends[:, :1]).T, 0)
+        ax.errorbar(
+            epochs,
+            ends[:, 0],
+            yerr=bars,
+            color=colour,
+            marker=marker,
+            ms=4,
+            lw=1.2,
+            capsize=2,
+            label=f"decay {decay:g}",
+        )
+        ax.set_xscale("symlog", base=2, linthresh=1)
+        ax.set_xticks(epochs, [str(e) for e in epochs])
+        ax.set_title(f"{name}, {'plain' if arch == 'isoplain' else 'residual'}", loc="left")
+        ax.set_xlabel("epoch")
+        ax.set_ylabel("asymmetry of a block")
+        ax.set_ylim(bottom=0)
+    axes[0, 0].legend(frameon=False, fontsize=8)
+    figure.savefig(lab.figure("asymmetry.png"))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,219 @@
+"""Analyses side by side: ordered, drawn, reported; references and the Brenier test beside them."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from records import sample_record, sample_series
+from torch import nn
+
+import wgeo
+from wgeo import plots, report
+from wgeo.analysis import Series
+from wgeo.errors import ArgumentError, RecordError
+from wgeo.models import untrained
+
+
+@pytest.fixture(scope="module")
+def images():
+    rng = np.random.default_rng(0)
+    x = rng.random((40, 1, 8, 8), dtype=np.float32)
+    return x, np.arange(40) % 2
+
+
+@pytest.fixture(scope="module")
+def net():
+    torch.manual_seed(3)
+    options = {"width": 4, "depth": 3, "stride": 2}
+    return wgeo.models.build(
+        "isoresnet", num_classes=2, in_channels=1, image_size=8, **options
+    ).eval()
+
+
+# --- the series ----------------------------------------------------------------------------------
+
+
+def test_checkpoints_of_one_network_are_ordered_by_epoch():
+    records = {}
+    for name, epoch in (("b", 16), ("c", 0), ("a", 4)):
+        records[name] = sample_record((2, 2))
+        records[name]["provenance"]["epoch"] = epoch
+    series = Series.of(records).record
+    assert series["axis"] == "epoch"
+    assert [row["name"] for row in series["analyses"]] == ["c", "a", "b"]
+    assert not any("view" in segment for row in series["analyses"] for segment in row["segments"])
+
+
+@pytest.mark.parametrize("change", [{"epoch": 4}, {"arch": "another", "epoch": 7}])
+def test_anything_else_stays_as_given(change):
+    first, second = sample_record((2, 2)), sample_record((2, 2))
+    first["provenance"]["epoch"] = 4
+    second["provenance"] |= change
+    series = Series.of({"x": first, "a": second}).record
+    assert series["axis"] == "name"
+    assert [row["name"] for row in series["analyses"]] == ["x", "a"]
+
+
+def test_one_is_no_series():
+    with pytest.raises(ArgumentError, match="at least two"):
+        Series.of({"x": sample_record((2,))})
+
+
+def test_saved_and_read_back_with_folders_that_can_move(tmp_path):
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "analysis.json").write_text(json.dumps(sample_record((2, 2))))
+    series = Series.of_folders([tmp_path / "one", tmp_path / "two"])
+    series.save(tmp_path)
+    again = Series.load(tmp_path)
+    assert [row["folder"] for row in again.record["analyses"]] == ["one", "two"]
+    assert again.record["analyses"][0]["segments"] == series.record["analyses"][0]["segments"]
+    assert (tmp_path / "figures" / "over.svg").stat().st_size > 1000
+    with pytest.raises(RecordError, match="several checkpoints"):
+        Series.load(tmp_path / "one")
+
+
+def test_folders_are_named_by_what_tells_them_apart(tmp_path):
+    places = [tmp_path / k / "run" for k in "ab"]
+    for place in places:
+        place.mkdir(parents=True)
+        (place / "analysis.json").write_text(json.dumps(sample_record((2, 2))))
+    series = Series.of_folders(places)
+    assert [row["name"] for row in series.record["analyses"]] == ["a/run", "b/run"]
+    with pytest.raises(ArgumentError, match="twice"):
+        Series.of_folders([places[0], places[0]])
+
+
+def test_a_row_an_analysis_and_segment():
+    series = sample_series(3)
+    rows = plots.series_rows(series)
+    assert len(rows) == 6
+    first = series["analyses"][0]
+    assert rows[0]["length_ratio"] == first["segments"][0]["length_ratio"]
+    low, high = first["segments"][0]["intervals"]["length_ratio"]
+    assert (rows[0]["length_ratio_low"], rows[0]["length_ratio_high"]) == (low, high)
+    assert rows[0]["nc1"] == first["layers"][-1]["collapse"]["nc1"]
+
+
+@pytest.mark.parametrize("epochs", [True, False])
+def test_lines_show_the_records_numbers(epochs):
+    series = sample_series(3, epochs=epochs)
+    ax = plots.over(series, "length_ratio")
+    said = [row["segments"][0]["length_ratio"] for row in series["analyses"]]
+    assert any(list(line.get_ydata()) == said for line in ax.lines)
+    assert (ax.get_xscale() == "symlog") is epochs
+    ax = plots.profiles(series, "nc1")
+    values = [layer["collapse"]["nc1"] for layer in series["analyses"][0]["layers"][1:]]
+    assert list(ax.lines[0].get_ydata()) == values
+
+
+def test_a_score_the_sample_cannot_tell_is_hollow():
+    series = sample_series(2)
+    series["analyses"][0]["segments"][0]["resolution"] = 0.1
+    ax = plots.over(series, "ot_score")
+    hollow = [
+        x
+        for line in ax.lines
+        if line.get_markerfacecolor() == "white"
+        for x in np.atleast_1d(line.get_xdata())
+    ]
+    assert 0 in hollow
+
+
+def test_a_report_of_several_runs(tmp_path):
+    series = Series(sample_series(3))
+    series.save(tmp_path)
+    page = report.build(tmp_path, html=False)
+    text = page.read_text()
+    assert "over training" in text
+    assert "figures/over" in text
+    assert (page.parent / "verdicts.md").read_text().count("## epoch") == 3
+    assert (page.parent / "series.json").exists()
+
+
+# --- beside one analysis -------------------------------------------------------------------------
+
+
+def test_fresh_weights_are_seeded_and_leave_the_network_alone(net):
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    fresh, kept = untrained(net, seed=1)
+    again, _ = untrained(net, seed=1)
+    other, _ = untrained(net, seed=2)
+    assert kept == ()
+    for key, value in net.state_dict().items():
+        assert torch.equal(value, before[key])
+    name = "blocks.0.conv1.weight"
+    assert torch.equal(fresh.state_dict()[name], again.state_dict()[name])
+    assert not torch.equal(fresh.state_dict()[name], other.state_dict()[name])
+    assert not torch.equal(fresh.state_dict()[name], net.state_dict()[name])
+
+
+def test_parameters_without_a_reset_are_named():
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(2))
+            self.fc = nn.Linear(2, 2)
+
+    _, kept = untrained(nn.Sequential(Scaled()))
+    assert kept == ("0.scale",)
+
+
+def test_the_record_says_what_it_was_tested_against(net, images):
+    record = wgeo.analyze(net, images, bootstrap=5).record
+    (test,) = record["reference"]["tests"]
+    assert record["reference"]["kind"] == "init"
+    assert 0 < test["p_value"] <= 1
+    assert record["reference"]["verdict"] in record["verdict"]
+    fresh, _ = untrained(net)
+    expected = wgeo.straighter_than(wgeo.trace(net, images), wgeo.trace(fresh, images))[0]
+    assert test["reference"] == pytest.approx(expected.reference)
+
+
+def test_a_network_can_be_its_own_reference(net, images):
+    record = wgeo.analyze(net, images, bootstrap=0, reference=net).record
+    (test,) = record["reference"]["tests"]
+    assert test["difference"] == 0
+    assert "not shown" in record["reference"]["verdict"]
+
+
+def test_references_by_name(net, images):
+    shuffled = wgeo.analyze(net, images, bootstrap=0, reference="shuffled").record["reference"]
+    assert shuffled["tests"][0]["reference"] > 0
+    assert "reference" not in wgeo.analyze(net, images, bootstrap=0, reference="none").record
+    with pytest.raises(ArgumentError, match="init, shuffled, none"):
+        wgeo.analyze(net, images, reference="its twin")
+
+
+def test_the_brenier_test_stands_beside_every_block(net, images):
+    record = wgeo.analyze(net, images, bootstrap=5, reference="none", brenier=4).record
+    for block in record["blocks"]:
+        assert block["asymmetry"] > 0
+        assert block["brenier"]["points"] == 4
+        assert block["min_eigenvalue"] == block["brenier"]["min_eigenvalue"]
+    assert record["segments"][0]["brenier"]["points"] == 4
+    assert "gradient-maps" in [plot.stem for plot in plots.catalogue(record)]
+    with pytest.raises(ArgumentError, match="brenier"):
+        wgeo.analyze(net, images, brenier=-1)
+
+
+def test_the_whole_network_in_one_space(net, images):
+    traj = wgeo.trace(net, images)
+    record = wgeo.analyze(net, images, bootstrap=5, reference="none", embed="pca:2").record
+    found = record["embedded"]
+    expected = wgeo.straightness(traj.embedded("pca:2"), bootstrap=0).segments[0]
+    assert found["space"] == "pca:2"
+    assert found["segments"][0]["length_ratio"] == pytest.approx(expected.length_ratio)
+
+
+def test_curves_over_sample_sizes_end_at_the_value_itself(net, images):
+    record = wgeo.analyze(net, images, bootstrap=0, reference="none").record
+    (segment,) = record["segments"]
+    last = segment["sample_sizes"]["points"][-1]
+    assert last["size"] == 40
+    assert last["distance"] == pytest.approx(segment["distance"])
+    ax = plots.sample_sizes(record, "distance")
+    assert any(np.isclose(line.get_ydata()[-1], segment["distance"]) for line in ax.lines)

@@ -1,0 +1,14 @@
+"""The whole analysis in order: the only room that knows it. The record is its result.
+
+`analyze` takes a network and images, `analyze_trajectory` features; `Series` puts the analyses of
+several checkpoints, or of several networks, side by side.
+"""
+
+from __future__ import annotations
+
+from .order import analyze, analyze_trajectory
+from .result import Analysis, versions
+from .series import Series
+from .views import class_view
+
+__all__ = ["Analysis", "Series", "analyze", "analyze_trajectory", "class_view", "versions"]

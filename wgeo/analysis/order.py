@@ -1,0 +1,220 @@
+"""From network and images to the record, step by step."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from ..arrays import pick_device
+from ..checkpoint import Network
+from ..collapse import Collapse, collapse
+from ..compare import compare
+from ..data import Images
+from ..errors import ArgumentError, FeatureError
+from ..features import normalization_for, trace
+from ..geodesic import bias_curve, straightness, verdict
+from ..progress import track
+from ..records import SCHEMA, as_json
+from ..trajectory import Trajectory
+from ..transport import Exact, chain
+from .beside import brenier_test, reference_test
+from .result import Analysis, versions
+from .views import class_view
+
+
+def analyze(
+    net: Network | nn.Module,
+    images: Images | tuple[Any, Any],
+    *,
+    pool: str = "gap",
+    tap: str = "post",
+    layers: Sequence[str] | None = None,
+    embed: str | None = None,
+    solver: Any = None,
+    batch_size: int = 256,
+    bootstrap: int = 200,
+    reference: str | Network | nn.Module = "init",
+    brenier: int = 0,
+    mufm: bool = False,
+    seed: int = 0,
+    device: str = "auto",
+    command: str | None = None,
+) -> Analysis:
+    """Analyse a network on labelled images: transport, straightness, collapse and models.
+
+    Parameters
+    ----------
+    net : Network or nn.Module
+    images : Images, or (x, labels)
+    pool, tap, layers, batch_size, device
+        How features are read; see `trace`.
+    embed : str, optional
+        Measure the whole network in one space too: ``pad`` or ``pca:D``; see
+        `Trajectory.embedded`.
+    solver : Exact, Sinkhorn, Sliced or Gaussian
+        How W2 is measured; default ``Exact()``.
+    bootstrap : int
+        Resamples behind the 95 % intervals; 0 for none.
+    reference : {"init", "shuffled", "none"}, Network or nn.Module
+        What straightness is tested against (`straighter_than`): this architecture with fresh
+        weights, its own layers in another order, nothing, or a network of your choice.
+    brenier : int
+        At how many of the images to test every block for being the gradient of a convex function
+        (`wgeo.brenier`); 0 for none. Costs about 200 passes of each block at each.
+    mufm : bool
+        Fit the multilayer unconstrained-feature model too, which takes up to minutes.
+    seed : int
+        Of everything random.
+    command : str, optional
+        What made this analysis, for the record.
+
+    Raises
+    ------
+    FeatureError
+        Fewer than two classes, NaN in a layer, no blocks.
+    ArgumentError
+        A setting that makes no sense.
+    """
+    if brenier < 0:
+        raise ArgumentError(f"brenier is a number of images, at least 0; not {brenier}.")
+    reading: dict[str, Any] = {
+        "pool": pool,
+        "tap": tap,
+        "layers": layers,
+        "batch_size": batch_size,
+        "device": device,
+    }
+    traj = trace(net, images, **reading)
+    done = analyze_trajectory(
+        traj,
+        embed=embed,
+        solver=solver,
+        bootstrap=bootstrap,
+        mufm=mufm,
+        seed=seed,
+        provenance=_provenance(net, images, traj),
+        device=str(pick_device(device)),
+        command=command,
+    )
+    record = done.record
+    tested = reference_test(traj, net, images, reference, reading, seed)
+    if tested is not None:
+        record["reference"] = as_json(tested)
+        record["verdict"] += f" {tested['verdict']}"
+    if brenier:
+        found = brenier_test(traj, net, images, brenier, bootstrap, seed)
+        for row, figures in zip(record["blocks"], found["blocks"], strict=True):
+            row.update(as_json(figures))
+        for row, figures in zip(record["segments"], found["segments"], strict=True):
+            row.update(as_json(figures))
+    return replace(done, record=record)
+
+
+def analyze_trajectory(
+    traj: Trajectory,
+    *,
+    embed: str | None = None,
+    solver: Any = None,
+    bootstrap: int = 200,
+    mufm: bool = False,
+    seed: int = 0,
+    provenance: Mapping[str, Any] | None = None,
+    device: str = "cpu",
+    command: str | None = None,
+) -> Analysis:
+    """Analyse features that are already there; see `analyze`."""
+    present = np.unique(traj.labels)
+    if len(present) < 2:
+        raise FeatureError(
+            f"All {len(traj)} samples are of one class ({present[0]}); collapse compares classes. "
+            "Give images of at least two."
+        )
+    solver = Exact() if solver is None else solver
+    measuring: dict[str, Any] = {"solver": solver, "bootstrap": bootstrap, "seed": seed}
+    whole = None if embed is None else straightness(traj.embedded(embed), **measuring)
+    straight = straightness(traj, chain=chain(traj, solver), **measuring)
+    steps = iter(track(("sample sizes", "collapse", "models"), "measuring", 3))
+    next(steps)
+    sizes = [
+        bias_curve(s.arrays[0], s.arrays[-1], solver=solver, seed=seed).to_dict()
+        for s in traj.segments
+    ]
+    next(steps)
+    collapsed = collapse(traj)
+    next(steps)
+    models = compare(traj, mufm=mufm, seed=seed)
+    for _ in steps:
+        pass
+    found = straight.to_dict()
+    segments = [
+        {**figures, "sample_sizes": curve, "view": class_view(segment, traj.labels)}
+        for figures, curve, segment in zip(found["segments"], sizes, traj.segments, strict=True)
+    ]
+    depth = collapsed.to_dict()
+    record = {
+        "schema": SCHEMA,
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "command": command or "wgeo.analyze(...)",
+        "versions": versions(),
+        "seed": seed,
+        "device": device,
+        "provenance": {
+            "checkpoint": None,
+            "sha256": None,
+            "arch": None,
+            "num_classes": traj.num_classes,
+            "data": traj.settings.get("data"),
+            "split": traj.settings.get("split"),
+            "samples": len(traj),
+            "pool": traj.settings.get("pool"),
+            "class_names": list(traj.class_names),
+            **(provenance or {}),
+        },
+        "accuracy": traj.accuracy,
+        "layers": depth["layers"],
+        "blocks": found["blocks"],
+        "segments": segments,
+        "progress": depth["progress"],
+        "separation": depth["separation"],
+        "learned_at": depth["learned_at"],
+        **models.to_dict(),
+        "verdict": f"{verdict(straight)} {_progress_in_words(collapsed)}",
+    }
+    if whole is not None:
+        record["embedded"] = {"space": embed, **whole.to_dict(), "verdict": verdict(whole)}
+    return Analysis(as_json(record), traj)
+
+
+def _provenance(
+    net: Network | nn.Module, images: Images | tuple[Any, Any], traj: Trajectory
+) -> dict[str, Any]:
+    found: dict[str, Any] = (
+        net.provenance.to_dict() if isinstance(net, Network) else {"arch": type(net).__name__}
+    )
+    if isinstance(images, Images):
+        used = normalization_for(net, images)
+        found["normalize"] = {"name": used.name, "mean": list(used.mean), "std": list(used.std)}
+    return {**found, **traj.settings}
+
+
+def _progress_in_words(collapsed: Collapse) -> str:
+    nc1 = collapsed.progress.get("nc1")
+    if nc1 is None or nc1.kendall_tau is None:
+        return "Whether the classes collapse with depth cannot be said: NC1 is undefined."
+    last = next(layer for layer in reversed(collapsed.layers) if layer.stage is not None)
+    trend = (
+        "falls at every layer"
+        if nc1.violations == 0
+        else f"falls with depth but for {nc1.violations} layer{'s' * (nc1.violations != 1)}"
+        if nc1.kendall_tau < 0
+        else "does not fall with depth"
+    )
+    return (
+        f"Within-class variability (NC1) {trend} (Kendall's tau {nc1.kendall_tau:+.2f}), "
+        f"to {last.nc1:.3g} at the last layer."
+    )

@@ -1,0 +1,85 @@
+"""What an analysis leaves: a record, its figures and its report."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .. import plots, report
+from ..files import writable
+from ..records import read_record, write_record
+from ..trajectory import Trajectory
+
+_PACKAGES = ("wgeo", "torch", "torchvision", "numpy", "scipy", "pot", "geomloss", "scikit-learn")
+
+
+@dataclass(frozen=True, eq=False)
+class Analysis:
+    """What was measured of one network on one set of images.
+
+    Attributes
+    ----------
+    record : dict
+        Everything as plain numbers and strings; `analysis.json` holds it (schema 1).
+    trajectory : Trajectory or None
+        The features; None where the record was loaded from a file.
+    """
+
+    record: dict[str, Any]
+    trajectory: Trajectory | None = field(default=None, repr=False)
+
+    @property
+    def verdict(self) -> str:
+        """What the figures say, in words."""
+        return str(self.record["verdict"])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the record."""
+        return self.record
+
+    def save(self, folder: str | os.PathLike[str]) -> Path:
+        """Write ``analysis.json`` and the figures into a folder; return the record's path.
+
+        Raises
+        ------
+        RecordError
+            The folder cannot be written.
+        """
+        path = write_record(writable(folder), self.record)
+        plots.figures(self.record, path.parent / "figures")
+        return path
+
+    def report(self, folder: str | os.PathLike[str]) -> Path:
+        """Save into a folder and build its Sphinx report; return the path of its first page."""
+        self.save(folder)
+        return report.build(Path(folder))
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str]) -> Analysis:
+        """Read a saved analysis back.
+
+        Parameters
+        ----------
+        folder : path
+            The run's folder, or its ``analysis.json``.
+
+        Raises
+        ------
+        RecordError
+            No record there, or one that is damaged or of another schema.
+        """
+        return cls(read_record(folder))
+
+
+def versions() -> dict[str, str]:
+    """Versions of everything that could change a number."""
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        with suppress(importlib.metadata.PackageNotFoundError):
+            found[package] = importlib.metadata.version(package)
+    return found

@@ -1,0 +1,217 @@
+"""Panels of what stands behind an OT score: sample sizes, and the test that needs none."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, NullLocator
+
+from .paths import segment_handles, segment_look
+from .plot import Plot, Row
+from .style import (
+    COLOURS,
+    MEASURED,
+    REFERENCE,
+    as_record,
+    layer_axis,
+    legend,
+    log_where_positive,
+    new_axes,
+    new_figure,
+    nothing_to_show,
+    number,
+    numbers,
+    segment_name,
+    styled,
+)
+
+CURVES: dict[str, str] = {
+    "distance": "W2 end to end (feature units)",
+    "ot_score": "OT score, end to end",
+    "resolution": "Resolution",
+}
+"""Figures over the number of samples, and their labels."""
+
+TESTS: dict[str, str] = {
+    "asymmetry": "Asymmetry of the Jacobian",
+    "min_eigenvalue": "Smallest eigenvalue of its symmetric part",
+}
+"""Figures of the Brenier test, and their labels."""
+
+
+@styled
+def sample_sizes(record: Any, figure: str = "ot_score", ax: Axes | None = None) -> Axes:
+    """A figure of every segment end to end over the number of samples: its bias, shown.
+
+    Where a curve still moves at its end, so does the value. Bars are standard deviations between
+    subsets. An OT score is hollow where the resolution is below 1/2.
+
+    Parameters
+    ----------
+    figure : str
+        A key of `CURVES`.
+    """
+    record = as_record(record)
+    ax = new_axes(ax)
+    segments = record.get("segments") or []
+    if not any(_points(segment) for segment in segments):
+        return nothing_to_show(ax, "This record has no curve over sample sizes.")
+    sizes: set[float] = set()
+    drawn = []
+    for i, segment in enumerate(segments):
+        points = _points(segment)
+        at = numbers([point.get("size") for point in points])
+        values = numbers([point.get(figure) for point in points])
+        spread = np.nan_to_num(numbers([point.get(f"{figure}_deviation") for point in points]))
+        clear = numbers([point.get("resolution") for point in points]) >= 0.5
+        look = segment_look(i)
+        ax.vlines(at, values - spread, values + spread, color=look["color"], lw=1.2, alpha=0.7)
+        ax.plot(at, values, color=look["color"], lw=1.1, zorder=2)
+        hollow = ~clear if figure == "ot_score" else np.zeros(len(at), bool)
+        for shown, face in ((~hollow, look["color"]), (hollow, "white")):
+            ax.plot(at[shown], values[shown], ls="none", ms=4, mfc=face, mew=0.9, zorder=3, **look)
+        sizes |= set(at)
+        drawn.append(values)
+    ax.set_xscale("log", base=2)
+    ax.xaxis.set_major_locator(FixedLocator(sorted(sizes)))
+    ax.xaxis.set_minor_locator(NullLocator())
+    ax.xaxis.set_major_formatter(lambda n, _: f"{n:,.0f}")
+    ax.set_xlabel("samples")
+    if figure == "resolution":
+        ax.axhline(0.5, color=REFERENCE, lw=0.9, ls=(0, (4, 3)), zorder=1)
+        log_where_positive(ax, *drawn, np.array([0.5]))
+    ax.set_title(CURVES[figure])
+    return ax
+
+
+@styled
+def gradient_maps(record: Any, test: str = "asymmetry", ax: Axes | None = None) -> Axes:
+    """The Brenier test of every block: is its map the gradient of a convex function?
+
+    Means over points with their 95 % intervals. An optimal map has asymmetry 0 and no negative
+    eigenvalue.
+
+    Parameters
+    ----------
+    test : str
+        A key of `TESTS`.
+    """
+    record = as_record(record)
+    ax = new_axes(ax, 7.2, 2.6)
+    blocks = [block for block in record.get("blocks") or [] if block.get("brenier")]
+    if not blocks:
+        return nothing_to_show(ax, "This record has no Brenier test.")
+    at = np.arange(len(blocks))
+    series = [(test, "the map", MEASURED, "o")]
+    if test == "asymmetry":
+        series.append(("displacement_asymmetry", "its displacement alone", COLOURS[1], "s"))
+    handles, drawn = [], []
+    for key, _, colour, marker in series:
+        values = numbers([block["brenier"].get(key) for block in blocks])
+        ends = [numbers((block["brenier"].get("intervals") or {}).get(key)) for block in blocks]
+        low, high = (np.array([e[k] if len(e) == 2 else np.nan for e in ends]) for k in (0, 1))
+        ax.vlines(at, low, high, color=colour, lw=1.3, alpha=0.7)
+        handles += ax.plot(at, values, ls="none", ms=4.5, color=colour, marker=marker, zorder=3)
+        drawn.append(values)
+    if test == "min_eigenvalue":
+        lowest = numbers([block["brenier"].get("lowest_eigenvalue") for block in blocks])
+        handles += ax.plot(at, lowest, ls="none", ms=9, mew=1.4, color=MEASURED, marker="_")
+        ax.axhline(0.0, color=REFERENCE, lw=0.9, ls=(0, (4, 3)), zorder=1)
+        names = ["mean over points", "lowest of all points"]
+    else:
+        names = [name for _, name, _, _ in series]
+        log_where_positive(ax, *drawn)
+    layer_axis(ax, [block.get("target") for block in blocks])
+    ax.set_title(TESTS[test])
+    legend(ax, handles, names, loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=2)
+    return ax
+
+
+def evidence_plots(record: Mapping[str, Any]) -> list[Plot]:
+    """The figures of this room that a record has the numbers for."""
+    segments, blocks = record.get("segments") or [], record.get("blocks") or []
+    plots = []
+    if any(_points(segment) for segment in segments):
+        plots.append(_sample_sizes(record))
+    if any(block.get("brenier") for block in blocks):
+        plots.append(_gradient_maps(record))
+    return plots
+
+
+def _points(segment: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    return (segment.get("sample_sizes") or {}).get("points") or []
+
+
+def _sample_sizes(record: Mapping[str, Any]) -> Plot:
+    segments = record["segments"]
+
+    @styled
+    def draw() -> Figure:
+        figure = new_figure(7.2, 3.0 + 0.16 * len(segments))
+        for name, ax in zip(CURVES, figure.subplots(1, 3), strict=True):
+            sample_sizes(record, name, ax)
+            ax.tick_params(axis="x", labelrotation=90)
+        legend(figure, *segment_handles(record), loc="outside lower center", ncols=2)
+        return figure
+
+    def rows() -> list[Row]:
+        return [
+            {"segment": segment_name(segment, i), **point}
+            for i, segment in enumerate(segments)
+            for point in _points(segment)
+        ]
+
+    enough = [number((s.get("sample_sizes") or {}).get("enough")) for s in segments]
+    most = max((n for n in enough if np.isfinite(n)), default=None)
+    said = f" A resolution of 1/2 would take about {most:,.0f} samples." if most else ""
+    return Plot(
+        "sample-sizes",
+        "What the number of samples does",
+        "End to end of every segment, on random subsets of the samples. Empirical W2 is biased; "
+        f"where a curve still moves at its end, so does the value there.{said}",
+        "W2, OT score and resolution over the number of samples.",
+        draw,
+        rows,
+    )
+
+
+def _gradient_maps(record: Mapping[str, Any]) -> Plot:
+    tested = [block for block in record["blocks"] if block.get("brenier")]
+
+    @styled
+    def draw() -> Figure:
+        figure = new_figure(7.2, 5.0)
+        for test, ax in zip(TESTS, figure.subplots(2, 1), strict=True):
+            gradient_maps(record, test, ax)
+        return figure
+
+    def rows() -> list[Row]:
+        return [
+            {
+                "block": block.get("target"),
+                **{k: v for k, v in block["brenier"].items() if not isinstance(v, list | dict)},
+                **{
+                    f"{name}_{end}": value
+                    for name, ends in (block["brenier"].get("intervals") or {}).items()
+                    for end, value in zip(("low", "high"), ends, strict=False)
+                },
+            }
+            for block in tested
+        ]
+
+    points = tested[0]["brenier"].get("points")
+    return Plot(
+        "gradient-maps",
+        "Is each block the gradient of a convex function?",
+        f"The Jacobian of each block on full features at {points} images. Above: squared norm of "
+        "its antisymmetric part over that of its symmetric part, 0 for a gradient, about 1 for a "
+        "random matrix. Below: the smallest eigenvalue of the symmetric part; below 0 no convex "
+        "function has this gradient, and the block is no optimal map, whatever its OT score.",
+        f"Brenier test of {len(tested)} blocks.",
+        draw,
+        rows,
+    )

@@ -1,0 +1,215 @@
+"""One figure for a solved model: its geometry, its objective, its layers, its random starts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+
+from ..files import writable, write_aside
+from .files import _png, _svg
+from .style import (
+    COLOURS,
+    INK,
+    MARKERS,
+    MEASURED,
+    MUTED,
+    REFERENCE,
+    as_record,
+    legend,
+    new_axes,
+    new_figure,
+    nothing_to_show,
+    number,
+    numbers,
+    styled,
+)
+
+FLOOR = 1e-16  # of logarithmic axes: what is below is rounding, and drawn there
+ANNOTATED = 8  # classes up to which every cosine is written out
+TERMS = {
+    "fit": "loss",
+    "weight_decay": "decay of weights",
+    "feature_decay": "decay of features",
+    "bias_decay": "decay of the bias",
+    "transport": "transport",
+}
+LINES = {"nc1": "NC1", "nc2_etf": "NC2: to simplex ETF", "cdnv": "CDNV"}
+DEEP = {"dnc1": "DNC1", "dnc2": "DNC2", "dnc3": "DNC3"}
+
+
+@styled
+def model(record: Any) -> Figure:
+    """Draw the record of a solution (`wgeo.ufm.record_of`) as one figure.
+
+    Cosines of the class means; the terms of the objective; for models of several layers, collapse
+    at each; for models searched from random starts, where each start ended.
+    """
+    record = as_record(record)
+    curve, values = record.get("curve") or [], record.get("values") or []
+    below = [name for name, there in (("layers", curve[1:]), ("starts", values[1:])) if there]
+    figure = new_figure(7.2, 2.9 if not below else 5.4)
+    rows: list[Any] = [["means", "terms"]]
+    if below:
+        rows.append(below if len(below) == 2 else below * 2)
+    panels = figure.subplot_mosaic(rows)
+    draw = {"means": model_means, "terms": model_terms, "layers": model_layers}
+    for name, ax in panels.items():
+        draw.get(name, model_starts)(record, ax)
+    return figure
+
+
+@styled
+def model_means(record: Any, ax: Axes | None = None) -> Axes:
+    """Cosines of the last layer's class means, not centred, as a K x K matrix of colours."""
+    record = as_record(record)
+    ax = new_axes(ax, 3.4, 3.2)
+    given = (record.get("view") or {}).get("means") or []
+    matrix = np.array([numbers(row) for row in given])
+    K = len(matrix)
+    ax.set_title("Cosines of the class means", pad=16)
+    if not K or not np.isfinite(matrix).any():
+        return nothing_to_show(ax, "The class means are zero.")
+    said = f"simplex ETF: −1/(K−1) = {-1 / (K - 1):.3g}; orthogonal frame: 0".replace("-", "−")
+    under = ax.text(0, 1.02, said, transform=ax.transAxes, fontsize=7.5, color=MUTED, va="bottom")
+    under.set_in_layout(False)  # else the colour bar stands where the text ends
+    image = ax.imshow(matrix, vmin=-1, vmax=1, cmap="RdBu_r", interpolation="nearest")
+    bar = ax.get_figure(root=True).colorbar(image, ax=ax, shrink=0.9, ticks=[-1, 0, 1])  # type: ignore[union-attr]
+    bar.outline.set_visible(False)  # type: ignore[operator]
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_major_locator(MaxNLocator(min(K, 10), integer=True))
+    ax.set_xlabel("class")
+    ax.spines[:].set_visible(False)
+    if K <= ANNOTATED:
+        for (i, j), value in np.ndenumerate(matrix):
+            text = f"{value:.2f}".replace("-0.00", "0.00").replace("-", "−")
+            colour = "white" if abs(value) > 0.6 else INK
+            shown = text if np.isfinite(value) else "–"
+            ax.text(j, i, shown, ha="center", va="center", fontsize=6.5, color=colour)
+    return ax
+
+
+@styled
+def model_terms(record: Any, ax: Axes | None = None) -> Axes:
+    """The terms of the objective as bars."""
+    record = as_record(record)
+    ax = new_axes(ax, 3.6, 2.4)
+    terms = record.get("terms") or {}
+    names = [name for name in terms if number(terms[name]) > 0 or name == "fit"]
+    sizes = numbers([terms[name] for name in names])
+    ax.set_title("What the objective is made of", pad=16)
+    if not names:
+        return nothing_to_show(ax, "This record has no terms.")
+    total = number(record.get("objective"))
+    ax.text(0, 1.02, f"sum: {total:.6g}", transform=ax.transAxes, fontsize=7.5, color=MUTED)
+    at = np.arange(len(names))
+    ax.barh(at, sizes, height=0.55, color=MEASURED)
+    ax.set_yticks(at, [TERMS.get(name, name) for name in names])
+    ax.set_ylim(len(names) - 0.4, -0.6)
+    ax.set_xlim(0, 1.3 * max(float(np.nanmax(sizes)), 1e-300))
+    ax.xaxis.set_major_locator(MaxNLocator(4))
+    for y, size in zip(at, sizes, strict=True):
+        share = f" ({size / total:.0%})" if total > 0 else ""
+        ax.annotate(
+            f"{size:.3g}{share}",
+            (size, y),
+            xytext=(3, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=7.5,
+        )
+    return ax
+
+
+@styled
+def model_layers(record: Any, ax: Axes | None = None) -> Axes:
+    """Collapse at every layer: DNC1 to DNC3 of the models of weights, NC1, NC2, CDNV of MUFM."""
+    record = as_record(record)
+    ax = new_axes(ax)
+    curve = record.get("curve") or []
+    weights = bool(curve) and "deep" in curve[0]  # a model of weights, not MUFM
+    lines = []
+    for key, name in (DEEP if weights else LINES).items():
+        series = numbers(
+            [(layer["deep"] if weights else layer["collapse"])[key] for layer in curve]
+        )
+        if np.isfinite(series).any():
+            lines.append((name, series))
+    ax.set_title("Collapse at every layer; values below 1e-16 lie at the edge")
+    if not lines:
+        return nothing_to_show(ax, "No metric is defined at any layer.")
+    handles = []
+    for order, (_, series) in enumerate(lines):
+        look: dict[str, Any] = {"color": COLOURS[order], "marker": MARKERS[order]}
+        ax.plot(range(len(curve)), floored(series), **look)
+        handles.append(Line2D([], [], **look))
+    _log_from_floor(ax, *(series for _, series in lines))
+    ax.xaxis.set_major_locator(MaxNLocator(8, integer=True))
+    ax.set_xlabel("layer")
+    if weights:
+        ax.set_xticks(range(len(curve)), [f"W{i}" for i in range(1, len(curve) + 1)])
+        ax.set_xlabel("features that enter")
+    legend(ax, handles, [name for name, _ in lines], loc="best")
+    return ax
+
+
+@styled
+def model_starts(record: Any, ax: Axes | None = None) -> Axes:
+    """Where every random start ended, above the proved bound or else above the lowest."""
+    record = as_record(record)
+    ax = new_axes(ax, 3.6, 2.6)
+    ax.set_title("Where random starts ended")
+    values = np.sort(numbers(record.get("values") or []))
+    if not values.size:
+        return nothing_to_show(ax, "This solution was not searched for.")
+    bound = number((record.get("certificate") or {}).get("lower_bound"))
+    known = bool(np.isfinite(bound))
+    above = values - (bound if known else values.min())
+    rank = np.arange(1, len(values) + 1)
+    ax.plot(rank, floored(above), ls="none", marker="o", ms=3, color=MEASURED)
+    if np.ptp(above) == 0 and above[0] == 0:
+        ax.axhline(FLOOR, color=REFERENCE, lw=0.7)
+    _log_from_floor(ax, above)
+    ax.set_xlabel("random start, the best first")
+    ax.set_ylabel("objective − " + ("lower bound" if known else "lowest"))
+    ax.xaxis.set_major_locator(MaxNLocator(8, integer=True))
+    return ax
+
+
+def floored(series: np.ndarray) -> np.ndarray:
+    """Values for a logarithmic axis: what is zero up to rounding lies at its floor."""
+    return np.where(np.isfinite(series), np.maximum(series, FLOOR), np.nan)
+
+
+def _log_from_floor(ax: Axes, *series: np.ndarray) -> None:
+    top = max(float(np.nanmax(floored(s))) for s in series)
+    low = min(float(np.nanmin(floored(s))) for s in series)
+    ax.set_yscale("log")
+    ax.set_ylim(low / 3, 3 * max(top, 10 * low))
+
+
+def write_model(record: Mapping[str, Any], folder: str | Path, stem: str = "model") -> list[Path]:
+    """Write the figure of a solution's record to a folder, as PNG and as SVG.
+
+    Raises
+    ------
+    RecordError
+        The folder cannot be written.
+    """
+    home = writable(folder)
+    figure = model(record)
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")  # laid out once, for both files
+    written: Sequence[tuple[Path, bytes]] = [
+        (home / f"{stem}.png", _png(figure)),
+        (home / f"{stem}.svg", _svg(figure)),
+    ]
+    for path, content in written:
+        write_aside(path, content)
+    return [path for path, _ in written]

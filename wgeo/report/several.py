@@ -1,0 +1,140 @@
+"""The pages of several analyses side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ..plots.style import segment_name, short
+from .assets import asset
+from .parts import Plots, Record, figure_block, interval, join, score
+from .text import code, figure, plain, share, table, with_interval
+
+
+def series_title(series: Record) -> str:
+    """What the report is about, as plain text on one line."""
+    rows = series["analyses"]
+    nets = list(dict.fromkeys(str(row["provenance"].get("arch") or "features") for row in rows))
+    if series["axis"] == "epoch":
+        return f"{short(nets[0], 60)} over training"
+    return f"{len(rows)} analyses: {short(', '.join(nets), 80)}"
+
+
+def side_by_side(series: Record, plots: Plots) -> dict[str, str]:
+    """Every page by name, its Markdown."""
+    made = {
+        "straightness": _straightness(series),
+        "collapse": _collapse(series, plots),
+        "verdicts": _verdicts(series),
+        "methods": asset("methods.md"),
+        "provenance": _provenance(series),
+    }
+    toc = "\n".join(["```{toctree}", ":hidden:", ":maxdepth: 1", "", *made, "```"])
+    index = join(
+        f"# {plain(series_title(series))}",
+        _lead(series),
+        figure_block(plots, "over"),
+        figure_block(plots, "profiles"),
+        toc,
+    )
+    return {"index": index, **made}
+
+
+def _name(series: Record, row: Mapping[str, Any]) -> str:
+    if series["axis"] == "epoch":
+        return f"epoch {figure(row['provenance']['epoch'])}"
+    return plain(row["name"], 40)
+
+
+def _lead(series: Record) -> str:
+    rows = series["analyses"]
+    about = [row["provenance"] for row in rows]
+    data = list(dict.fromkeys(str(a.get("data")) for a in about if a.get("data")))
+    samples = sorted({a["samples"] for a in about if isinstance(a.get("samples"), int)})
+    said = f"{len(rows)} analyses"
+    if samples:
+        said += f" of {' or '.join(figure(n) for n in samples)} samples"
+    warning = ""
+    if len(data) > 1 or len(samples) > 1:
+        warning = (
+            "Their data or numbers of samples differ: empirical Wasserstein distances are biased "
+            "by the number of samples, and compare only where it is the same."
+        )
+    return join(f"{said}, of which one is one checkpoint.", warning).strip()
+
+
+def _straightness(series: Record) -> str:
+    rows = [
+        [
+            _name(series, row),
+            plain(segment_name(segment, i)),
+            with_interval(segment.get("length_ratio"), interval(segment, "length_ratio")),
+            with_interval(segment.get("line_shape_ratio"), interval(segment, "line_shape_ratio")),
+            with_interval(segment.get("action_ratio"), interval(segment, "action_ratio")),
+            score(segment),
+        ]
+        for row in series["analyses"]
+        for i, segment in enumerate(row["segments"])
+    ]
+    header = ("Analysis", "segment", "length ratio", "line-shape ratio", "action ratio", "OT score")
+    return join(
+        "# Straightness",
+        "Every ratio is 1 on a geodesic run at constant speed. Scores in brackets have a "
+        "resolution below 1/2: the sample cannot tell. [How they are defined](methods.md).",
+        table(header, rows, "Straightness of every segment; 95 % intervals in brackets."),
+    )
+
+
+def _collapse(series: Record, plots: Plots) -> str:
+    rows = []
+    for row in series["analyses"]:
+        last = ((row.get("layers") or [{}])[-1].get("collapse")) or {}
+        tau = (row.get("progress") or {}).get("nc1") or {}
+        rows.append(
+            [
+                _name(series, row),
+                share(row.get("accuracy")),
+                *(figure(last.get(key)) for key in ("nc1", "cdnv", "nc2_etf", "nc3")),
+                share(last.get("ncc_accuracy")),
+                with_interval(tau.get("kendall_tau"), tau.get("interval")),
+                figure(tau.get("violations")),
+            ]
+        )
+    header = ("Analysis", "accuracy", "NC1", "CDNV", "to ETF", "NC3", "nearest centre")
+    return join(
+        "# Collapse",
+        "At the last layer; over depth, Kendall's τ of NC1 is −1 where it falls at every layer.",
+        table((*header, "τ of NC1", "rises"), rows, "Collapse of every analysis."),
+        figure_block(plots, "profiles", caption=False),
+    )
+
+
+def _verdicts(series: Record) -> str:
+    parts = []
+    for row in series["analyses"]:
+        parts += [f"## {_name(series, row)}", plain(row.get("verdict") or "")]
+        if row.get("folder"):
+            parts.append(f"Its own record: {plain(row['folder'], 120)}")
+    return join("# Verdicts", *parts)
+
+
+def _provenance(series: Record) -> str:
+    rows = [
+        [
+            _name(series, row),
+            plain(row["provenance"].get("arch") or "", 40),
+            plain(str(row["provenance"].get("sha256") or "")[:16]),
+            plain(row.get("created") or ""),
+        ]
+        for row in series["analyses"]
+    ]
+    commands = list(dict.fromkeys(str(row.get("command") or "") for row in series["analyses"]))
+    return join(
+        "# Provenance",
+        "The numbers themselves: {download}`series.json <series.json>`.",
+        table(
+            ("Analysis", "architecture", "SHA-256 begins", "created"), rows, "What was analysed."
+        ),
+        "## Commands",
+        *(code(command) for command in commands if command),
+    )
