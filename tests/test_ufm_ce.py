@@ -147,6 +147,7 @@ def test_metrics_and_record_of_a_solution():
         ({"feature_decay": math.inf}, "feature_decay"),
         ({"dim": 0}, "dim must be a whole number >= 1"),
         ({"dim": True}, "dim must be"),
+        ({"labels": np.array([0, 0])}, "K >= 2"),
         ({"bias_decay": -0.1}, "bias_decay must be >= 0"),
         ({"bias_decay": math.nan}, "bias_decay"),
         ({"labels": [0, 2, 2]}, "No sample has label 1"),
@@ -163,6 +164,34 @@ def test_what_cannot_be_solved_is_refused_in_words(fit, change, said):
     given = {"labels": [0, 1, 2], "dim": 3, "weight_decay": 0.01, "feature_decay": 0.01} | change
     with pytest.raises(ArgumentError, match=said):
         fit(given.pop("labels"), **given)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ((1, 5, 1e-2, 1e-2), "num_classes must be a whole number >= 2"),
+        ((3, 0, 1e-2, 1e-2), "per_class must be a whole number >= 1"),
+        ((3, 5, 0.0, 1e-2), "weight_decay must be a positive number"),
+        ((3, 5, 1e-2, -1.0), "feature_decay must be a positive number"),
+    ],
+)
+def test_the_formula_refuses_what_it_does_not_cover(given, said):
+    with pytest.raises(ArgumentError, match=said):
+        closed_form_ce(*given)
+
+
+@pytest.mark.parametrize("lb", [None, math.inf, 0.3])
+def test_terms_add_up_to_the_objective(lb):
+    found = fit_ce([0, 0, 1, 2], dim=2, weight_decay=1e-2, feature_decay=2e-2, bias_decay=lb)
+    terms = found.terms
+    assert sum(terms.values()) == pytest.approx(found.objective, rel=1e-14)
+    shifted = np.exp(found.logits - found.logits.max(0))
+    fit = -np.log(shifted[found.labels, range(4)] / shifted.sum(0)).mean()
+    assert terms["fit"] == pytest.approx(fit, rel=1e-12)
+    assert terms["weight_decay"] == pytest.approx(0.5e-2 * (found.W**2).sum())
+    assert terms["feature_decay"] == pytest.approx(1e-2 * (found.H**2).sum())
+    assert ("bias_decay" in terms) == (lb != math.inf)
+    assert terms["weight_decay"] == pytest.approx(terms["feature_decay"])  # balanced factors
 
 
 def test_a_closed_form_that_does_not_exist_is_not_invented():

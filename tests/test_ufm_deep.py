@@ -190,7 +190,9 @@ def test_features_before_the_first_relu_are_not_determined():
     [
         (3, 4, 2.9457918728, 0.007360133143, 0.007495491872),
         (3, 5, None, 0.008281220041, 0.008995490967),
+        (6, 4, None, 0.014432255569, 0.014981934755),
         (10, 3, 9.2343742996, 0.018425913062, 0.019949747467),
+        (10, 4, None, 0.020386676093, 0.024949696549),
     ],
 )
 def test_points_below_deep_neural_collapse(K, layers, C, value, dnc):
@@ -226,6 +228,38 @@ def test_blocks_of_counterexamples_and_what_descends_from_them():
     lower = fit_deep(labels, activation="relu", **around, **given)
     assert lower.objective < found.objective - 1e-7
     assert np.linalg.norm(lower.H - found.H) < 0.5 * np.linalg.norm(found.H)
+
+
+@pytest.mark.parametrize(
+    ("K", "layers"), [(3, 4), (3, 6), (6, 4), (6, 5), (15, 4), (10, 3), (10, 5)]
+)
+def test_configurations_fit_exactly(K, layers):
+    X, *weights = configuration(K, layers)
+    for W in weights[:-1]:
+        X = np.maximum(W @ X, 0)
+    np.testing.assert_allclose(weights[-1] @ X, np.eye(K), atol=1e-12)
+    assert len(weights) == layers
+    assert constant(configuration(K, layers)) < K
+
+
+def test_the_graph_of_edges_needs_four_layers():
+    """Its constant in closed form, and that it exceeds K at three layers."""
+    s, K = 4, 6
+    nuclear = math.sqrt(2 * s - 2) + (s - 1) * math.sqrt(s - 2)
+    assert constant(configuration(K, 4)) == pytest.approx((nuclear**2 * s * (K * s / 4) * K) ** 0.2)
+    assert (nuclear**2 * (K * s / 4) * K) ** 0.25 > K
+
+
+def test_classes_are_divided_among_configurations_in_the_best_way():
+    def found(K, layers=4):
+        given = {"dim": K, "weight_decays": [1e-3] * layers, "feature_decay": 1e-3}
+        return lower_rank(np.arange(K), **given).settings
+
+    assert found(3)["blocks"] == [3]
+    assert found(6)["blocks"] == [6]  # lower than two blocks of three
+    assert sorted(found(13)["blocks"]) == [3, 10]
+    assert sorted(found(11, 3)["blocks"]) == [1, 10]
+    assert found(11, 3)["constants"][found(11, 3)["blocks"].index(1)] == 1
 
 
 def test_metrics_of_a_layer_see_what_is_wrong():
@@ -269,5 +303,12 @@ def test_no_counterexample_is_invented():
         lower_rank(np.arange(3), dim=3, **given)
     with pytest.raises(ArgumentError, match="dim >= K"):
         lower_rank(np.arange(10), dim=9, **given)
-    with pytest.raises(ArgumentError, match="No configuration"):
-        configuration(4, 4)
+    for classes, layers in ((4, 4), (3, 3), (6, 3), (10, 2)):
+        with pytest.raises(ArgumentError, match="No configuration"):
+            configuration(classes, layers)
+    with pytest.raises(ArgumentError, match="spread"):
+        configuration(3, 4, spread=0.0)
+    with pytest.raises(ArgumentError, match="factors must be a whole number >= 2"):
+        threshold(1.0, 5, 1)
+    with pytest.raises(ArgumentError, match="factors"):
+        shrink(1.0, 0.1, 1)

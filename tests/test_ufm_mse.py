@@ -97,6 +97,31 @@ def test_numerical_solution_agrees_with_the_closed_form(K, n, dim, lb, active):
         assert closed.certificate.verdict == "global"
 
 
+@pytest.mark.parametrize("K", [2, 3])
+@pytest.mark.parametrize("extra", [-1, 0, 2])
+@pytest.mark.parametrize("theta", [0.5, 0.97, 1.03, 4.0])
+@pytest.mark.parametrize("active", [0.3, 0.9])
+def test_numerical_solution_agrees_around_the_threshold_of_a_regularised_bias(
+    K, extra, theta, active
+):
+    """lb/(1 + lb) below and above K sqrt(n lw lh), where the rank goes from K - 1 to K."""
+    n, q = 2, active / K
+    ratio = min(theta * K * q, 0.95)  # lb/(1 + lb)
+    lw = q / math.sqrt(n) * 1.5
+    given = {"lw": lw, "lh": q**2 / n / lw, "bias_decay": ratio / (1 - ratio)}
+    found = _fit([n] * K, K + extra, method="numerical", restarts=4, **given)
+    wide = _fit([n] * K, K, method="closed", **given)
+    alpha, beta = 1 - K * q, max(1 - K * q / ratio, 0.0)
+    known = ((K - 1) * (1 - alpha) ** 2 + ratio * (1 - beta) ** 2) / (2 * K) + q * (
+        (K - 1) * alpha + beta
+    )
+    assert wide.objective == pytest.approx(known, abs=1e-14)
+    if extra >= 0 or beta == 0:
+        assert found.objective == pytest.approx(known, abs=1e-8)
+    else:  # K - 1 dimensions do not hold a solution of rank K
+        assert found.objective > known + 1e-9
+
+
 @given(
     st.lists(st.integers(1, 12), min_size=2, max_size=5),
     st.floats(-5, -1),

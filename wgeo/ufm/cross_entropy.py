@@ -17,7 +17,7 @@ from ..errors import ArgumentError
 from .certify import place
 from .descent import random_points, search
 from .facts import factorise
-from .problem import Problem, check_method
+from .problem import Problem, check_decays, check_method, check_whole
 from .solution import UFMSolution
 
 
@@ -49,7 +49,15 @@ def closed_form_ce(
     """Return the value and the scale of the simplex ETF that minimises F  (Zhu et al. 2021).
 
     Zero is optimal where K sqrt(n lw lh) >= 1.
+
+    Raises
+    ------
+    ArgumentError
+        K < 2, n < 1, or a decay that is not a positive number.
     """
+    check_whole(2, num_classes=num_classes)
+    check_whole(1, per_class=per_class)
+    check_decays({"weight_decay": weight_decay, "feature_decay": feature_decay})
     K = num_classes
     q = math.sqrt(per_class * weight_decay * feature_decay)
     if not K * q < 1:

@@ -21,7 +21,7 @@ from jaxtyping import Float
 from ..errors import ArgumentError
 from .certify import place
 from .descent import points_around, random_points, search
-from .problem import Problem, check_method
+from .problem import Problem, all_decays, check_method
 from .solution import UFMSolution
 from .spectral import spectral_optimum
 
@@ -91,7 +91,7 @@ def fit_deep(
     """
     began = time.perf_counter()
     lb = math.inf if bias_decay is None else bias_decay
-    decays = (feature_decay, *weight_decays)
+    decays = all_decays(feature_decay, weight_decays)
     problem = Problem.checked(labels, dim, decays, lb, activation=activation)
     check_method(method)
     splits = problem.bias_decay == 0 or not problem.with_bias

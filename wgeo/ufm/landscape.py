@@ -77,7 +77,7 @@ class Landscape:
         }
 
 
-def landscape(solution: UFMSolution, *, eigenvalues: int = 3, seed: int = 0) -> Landscape:
+def landscape(solution: Any, *, eigenvalues: int = 3, seed: int = 0) -> Landscape:
     """Judge a point of a model: global, strict saddle, or undecided, and why.
 
     A point that its certificate does not prove global is a strict saddle if it is critical and a
@@ -92,8 +92,18 @@ def landscape(solution: UFMSolution, *, eigenvalues: int = 3, seed: int = 0) -> 
         How many of the smallest to compute.
     seed : int
         Of Lanczos's first vector.
+
+    Raises
+    ------
+    ArgumentError
+        A solution of another kind, or more eigenvalues than there are.
     """
     began = time.perf_counter()
+    if not isinstance(solution, UFMSolution):
+        raise ArgumentError(
+            f"landscape is for solutions of fit_ce, fit_mse, fit_deep and place, not of "
+            f"{type(solution).__name__}; a MUFM solution has its own `certificate`."
+        )
     problem, x = solution.problem, solution.point()
     if not 1 <= eigenvalues < problem.size:
         raise ArgumentError(f"eigenvalues must be between 1 and {problem.size - 1}.")

@@ -12,9 +12,10 @@ Mondelli, Lampert 2023). A point is one flat float64 vector; leading axes are a 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -84,17 +85,11 @@ class Problem:
                 f"No sample has label {missing}, though labels go up to {len(counts) - 1}; "
                 "number the classes 0, ..., K - 1 without holes."
             )
-        if isinstance(dim, bool) or int(dim) != dim or dim < 1:
-            raise ArgumentError(f"dim must be a whole number >= 1, not {dim!r}.")
+        check_whole(1, dim=dim)
         if len(decays) < 2:
             raise ArgumentError("A model has features and at least one layer of weights.")
-        for name, value in zip(_decay_names(len(decays)), decays, strict=True):
-            if not (value > 0 and math.isfinite(value)):
-                raise ArgumentError(
-                    f"{name} must be a positive number, not {value!r}: without it no minimum is "
-                    "attained."
-                )
-        if not bias_decay >= 0:
+        check_decays(dict(zip(_decay_names(len(decays)), decays, strict=True)))
+        if not (isinstance(bias_decay, Real) and bias_decay >= 0):
             raise ArgumentError(
                 f"bias_decay must be >= 0 (0: free bias, math.inf: no bias), not {bias_decay!r}."
             )
@@ -249,6 +244,16 @@ class Problem:
         penalty = (self.penalties.to(x.device) * x.square()).sum(-1) / 2
         return self.criterion.value(self.logits(x), Y, p) + penalty
 
+    def terms(self, x: Tensor) -> dict[str, float]:
+        """F of one point, split into what it is the sum of."""
+        share = (self.penalties * x.square() / 2).split(self.sizes)
+        found = {
+            "fit": float(self.criterion.value(self.logits(x), self.targets, self.share)),
+            "weight_decay": sum(float(part.sum()) for part in share[1 : self.depth]),
+            "feature_decay": float(share[0].sum()),
+        }
+        return found | ({"bias_decay": float(share[-1].sum())} if self.with_bias else {})
+
     def product_gradient(self, x: Tensor) -> Tensor:
         """G, the gradient of the loss in the logits, (..., K, n)."""
         return self.criterion.gradient(
@@ -287,6 +292,33 @@ class Problem:
         with torch.enable_grad():
             x = x.detach().requires_grad_()
             return torch.autograd.grad(self.gradient(x), x, v)[0]
+
+
+def check_whole(least: int, **numbers: Any) -> None:
+    """Refuse numbers that are not whole, or below `least`."""
+    for name, value in numbers.items():
+        number = isinstance(value, Real) and not isinstance(value, bool)
+        if not (number and float(value).is_integer() and value >= least):
+            raise ArgumentError(f"{name} must be a whole number >= {least}, not {value!r}.")
+
+
+def check_decays(decays: Mapping[str, Any]) -> None:
+    """Refuse penalties that are not positive numbers."""
+    for name, value in decays.items():
+        if not (isinstance(value, Real) and 0 < float(value) < math.inf):
+            raise ArgumentError(
+                f"{name} must be a positive number, not {value!r}: without it no minimum is "
+                "attained."
+            )
+
+
+def all_decays(feature_decay: Any, weight_decays: Any) -> tuple[Any, ...]:
+    """(lambda_H, lambda_1, ..., lambda_L) of a deep model, as `Problem.checked` takes them."""
+    if isinstance(weight_decays, str) or not isinstance(weight_decays, Iterable):
+        raise ArgumentError(
+            f"weight_decays must be a list, one number a layer of weights, not {weight_decays!r}."
+        )
+    return (feature_decay, *weight_decays)
 
 
 def check_method(method: str) -> None:

@@ -113,6 +113,11 @@ class UFMSolution:
         """What the classifier answers, bias included."""
         return self.W @ self.layers[-1] + self.b[:, None]
 
+    @property
+    def terms(self) -> dict[str, float]:
+        """The objective as a sum: ``fit``, ``weight_decay``, ``feature_decay``, ``bias_decay``."""
+        return self.problem.terms(self.point())
+
     def point(self) -> torch.Tensor:
         """All variables as one vector, the way `Problem` reads them."""
         return self.problem.join(
@@ -149,6 +154,7 @@ class UFMSolution:
             "decays": list(p.decays),
             "bias_decay": p.bias_decay if p.with_bias else None,
             "objective": self.objective,
+            "terms": self.terms,
             "certificate": self.certificate.to_dict(),
             "spread": [self.values[0], self.values[-1]] if self.values else None,
             "settings": dict(self.settings),

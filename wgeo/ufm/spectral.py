@@ -27,11 +27,13 @@ from scipy.optimize import brentq
 
 from ..errors import ArgumentError
 from .facts import factorise
-from .problem import Problem
+from .problem import Problem, check_whole
 
 
 def threshold(y: float, samples: int, factors: int) -> float:
     """Lambda*: below this product of decays a singular value y of T survives."""
+    check_whole(1, samples=samples)
+    check_whole(2, factors=factors)
     m = factors
     return y ** (2 * (m - 1)) * _power(m) / samples**m
 
@@ -42,6 +44,7 @@ def shrink(y: float, kappa: float, factors: int) -> tuple[float, float]:
     The stationary points are the roots of z^((m-2)/m) (y - z) = kappa; the larger one is the local
     minimum, and beats z = 0 where kappa^m < y^(2(m-1)) (m-2)^(m-2) / (m-1)^(2(m-1)).
     """
+    check_whole(2, factors=factors)
     m = factors
     if not kappa**m < y ** (2 * (m - 1)) * _power(m):
         return 0.0, y * y / 2
