@@ -20,6 +20,7 @@ from torch import nn
 from wgeo import load_checkpoint, load_images, train
 from wgeo.data import Images, normalization
 from wgeo.errors import ArgumentError, ConvergenceError, DataError, RecordError
+from wgeo.models import FixedLinear, classifier_of, simplex_etf
 from wgeo.training import Recipe, TrainingRun, learning_rate
 from wgeo.training.recipe import augmented, criterion
 
@@ -431,6 +432,48 @@ def test_a_killed_process_leaves_whole_files_and_its_run_goes_on(tmp_path):
     assert not list((tmp_path / "parts").rglob("*.part"))
 
 
+def test_a_fixed_classifier_is_trained_around_saved_and_loaded(tmp_path):
+    images = load_images("digits", limit=200)
+    settings = {"epochs": 2, "options": {"width": 4}, "lr": 0.05}
+    run = train("cifar_resnet8", images, tmp_path / "etf", classifier="etf", **settings)
+    head = classifier_of(run.module)
+    assert torch.equal(head.weight, simplex_etf(10))
+    assert saved(run.last)["wgeo"]["classifier"] == "etf"
+    loaded = load_checkpoint(run.last)
+    assert isinstance(classifier_of(loaded.module), FixedLinear)
+    assert same(loaded.module.state_dict(), weights(run))
+    x, _ = next(images.batches(50, normalization("digits")))
+    with torch.no_grad():
+        assert torch.equal(loaded.module(x), run.module(x))
+    again = train("cifar_resnet8", images, tmp_path / "etf", classifier="etf", **settings)
+    assert same(weights(again), weights(run))
+    with pytest.raises(RecordError, match="classifier was 'etf', now 'learned'"):
+        train("cifar_resnet8", images, tmp_path / "etf", **settings)
+
+
+def test_a_fixed_classifier_may_keep_the_features_wide(tmp_path):
+    images = load_images("digits", limit=100)
+    options = {"width": 16, "depth": 1, "stride": 2}
+    run = train(
+        "isoresnet", images, tmp_path / "a", epochs=1, classifier="etf-keep", options=options
+    )
+    assert torch.equal(classifier_of(run.module).weight, simplex_etf(10, 16))
+    assert same(load_checkpoint(run.last).module.state_dict(), weights(run))
+    with pytest.raises(ArgumentError, match="--classifier etf-keep"):
+        train("isoresnet", images, tmp_path / "b", epochs=1, classifier="etf", options=options)
+    with pytest.raises(ArgumentError, match="with_etf_classifier"):
+        train(small(), blobs(), tmp_path / "b", epochs=1, classifier="etf")
+
+
+def test_a_run_from_before_classifiers_were_recorded_goes_on(tmp_path):
+    train(small(), blobs(), tmp_path, epochs=2, schedule="constant")
+    state = saved(tmp_path / "last.pt")
+    del state["wgeo"]["classifier"]
+    torch.save(state, tmp_path / "last.pt")
+    longer = train(small(), blobs(), tmp_path, epochs=3, schedule="constant")
+    assert longer.history[-1]["epoch"] == 3
+
+
 def test_other_settings_in_the_same_folder_are_refused(tmp_path):
     images = blobs()
     settings = {"epochs": 2, "lr": 0.1}
@@ -506,6 +549,7 @@ def test_divergence_is_an_error_and_the_last_good_epoch_stays(tmp_path):
         ({"weight_decay": -1e-4}, "weight_decay must be"),
         ({"schedule": "linear"}, "Unknown schedule 'linear'; choose one of cosine"),
         ({"loss": "hinge"}, "Unknown loss"),
+        ({"classifier": "fixed"}, "Unknown classifier 'fixed'; choose one of learned, etf"),
         ({"augment": "mixup"}, "Unknown augment"),
         ({"checkpoints": "some"}, "checkpoints must be auto, all"),
         ({"checkpoints": [7]}, "epochs from 0 to 3"),

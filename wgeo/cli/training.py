@@ -14,7 +14,8 @@ from .root import SEED, command, number, settings_of
     "train",
     "Train to the terminal phase, with checkpoints.",
     "wgeo train --arch isoresnet --dataset digits --out runs/digits --weight-decay 5e-3\n"
-    "wgeo train --arch cifar_resnet20 --dataset cifar10 --epochs 200 --augment --out runs/r20",
+    "wgeo train --arch cifar_resnet20 --dataset cifar10 --epochs 200 --augment --out runs/r20\n"
+    "wgeo train --arch cifar_resnet8 --dataset digits --classifier etf --out runs/etf",
 )
 @click.option("--arch", required=True, help="An architecture; see `wgeo list archs`.")
 @click.option(
@@ -38,6 +39,13 @@ from .root import SEED, command, number, settings_of
     type=click.Choice(["relu", "leaky_relu", "tanh", "sigmoid", "silu"]),
     default="relu",
     show_default=True,
+)
+@click.option(
+    "--classifier",
+    type=click.Choice(["learned", "etf", "etf-keep"]),
+    default="learned",
+    show_default=True,
+    help="etf: fixed to a simplex ETF, a feature a class; etf-keep: fixed, features as wide.",
 )
 @click.option("--option", "options", multiple=True, help="Of the architecture, as width=64.")
 @click.option("--checkpoints", default="auto", show_default=True, help="auto, all, or 0,1,10,60.")

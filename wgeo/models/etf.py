@@ -80,7 +80,7 @@ def with_etf_classifier(net: nn.Module, dim: str = "K") -> nn.Module:
         ``"K"``: the last residual block ends in K features instead of d: its last convolution has K
         filters, and its shortcut becomes a 1 x 1 projection with batch norm. This is where the
         memory is saved (20.7 % of ResNet-18's parameters at K = 10, 4.5 % of ResNet-50's); to
-        project after the pooling instead would save nothing.
+        project after the pooling instead would save nothing. Features that are K already stay.
         ``"keep"``: the features stay as they are, and only the head is fixed.
 
     Returns
@@ -103,7 +103,7 @@ def with_etf_classifier(net: nn.Module, dim: str = "K") -> nn.Module:
         raise ArgumentError(f"{type(net).__name__} has no linear classifier to replace.")
     name, head = found[-1]
     width = head.in_features
-    if dim == "K":
+    if dim == "K" and width != head.out_features:
         width = head.out_features
         _narrow(_last_block(net, head.in_features), width)
     frame = FixedLinear(simplex_etf(head.out_features, width)).to(head.weight.device)
@@ -122,7 +122,7 @@ def _last_block(net: nn.Module, width: int) -> BasicBlock | Bottleneck | ConvBlo
     raise ArgumentError(
         f"dim='K' narrows the last residual block, and in {type(net).__name__} none of "
         "torchvision's ResNets' or wgeo's CIFAR ResNets' kind feeds the classifier. "
-        "Use dim='keep'."
+        "Use dim='keep' (--classifier etf-keep)."
     )
 
 

@@ -20,13 +20,17 @@ from torch import nn
 from .. import models
 from ..arrays import pick_device
 from ..data import Images, normalization
+from ..errors import ArgumentError
 from ..files import writable
 from ..progress import track
 from .job import Job, Plan, checkpoint_path, checkpoints_in
 from .recipe import AUGMENTATIONS, LOSSES, SCHEDULES, Recipe, learning_rate
 
+CLASSIFIERS = ("learned", "etf", "etf-keep")
+
 __all__ = [
     "AUGMENTATIONS",
+    "CLASSIFIERS",
     "LOSSES",
     "SCHEDULES",
     "Recipe",
@@ -105,6 +109,7 @@ def train(
     augment: bool | str = False,
     options: Mapping[str, Any] | None = None,
     activation: str = "relu",
+    classifier: str = "learned",
     test: Images | None = None,
     checkpoints: str | Iterable[int] = "auto",
     evaluate_every: int = 1,
@@ -134,6 +139,9 @@ def train(
         Of the architecture (width, depth, ...), plain values.
     activation : str
         Of the architecture.
+    classifier : {"learned", "etf", "etf-keep"}
+        ``etf`` fixes the classifier to a simplex ETF and narrows the features to one a class,
+        ``etf-keep`` leaves the features as wide as they are; see `models.with_etf_classifier`.
     test : Images, optional
         Images to report the accuracy of, too.
     checkpoints : {"auto", "all"} or iterable of int
@@ -175,8 +183,8 @@ def train(
     folder, where = writable(out), pick_device(device)
     with _reproducible(seed, where):
         built = {} if isinstance(arch, nn.Module) else {"activation": activation, **(options or {})}
-        module = arch if isinstance(arch, nn.Module) else _build(arch, images, built)
-        passport = _passport(arch, images, built, recipe)
+        module = _build(arch, images, built, classifier)
+        passport = _passport(arch, images, built, classifier, recipe)
         job = Job(module.to(where), images, test, recipe, plan, passport, folder, where)
         job.begin(resume)
         what = f"training {passport['arch']} on {images.name}"
@@ -204,24 +212,45 @@ def _image_size(images: Images) -> int | None:
     return h if h == w else None
 
 
-def _build(arch: str, images: Images, options: Mapping[str, Any]) -> nn.Module:
-    return models.build(
+def _build(
+    arch: str | nn.Module, images: Images, options: Mapping[str, Any], classifier: str
+) -> nn.Module:
+    if classifier not in CLASSIFIERS:
+        raise ArgumentError(
+            f"Unknown classifier {classifier!r}; choose one of {', '.join(CLASSIFIERS)}."
+        )
+    if isinstance(arch, nn.Module):
+        if classifier != "learned":
+            raise ArgumentError(
+                "A network of your own is trained as it is; to fix its classifier, give "
+                "wgeo.models.with_etf_classifier(net) instead of classifier=."
+            )
+        return arch
+    net = models.build(
         arch,
         num_classes=images.num_classes,
         in_channels=images.shape[0],
         image_size=_image_size(images),
         **options,
     )
+    if classifier == "learned":
+        return net
+    return models.with_etf_classifier(net, "K" if classifier == "etf" else "keep")
 
 
 def _passport(
-    arch: str | nn.Module, images: Images, options: Mapping[str, Any], recipe: Recipe
+    arch: str | nn.Module,
+    images: Images,
+    options: Mapping[str, Any],
+    classifier: str,
+    recipe: Recipe,
 ) -> dict[str, Any]:
     """What a checkpoint says of itself: enough to build the network, and to know its training."""
     own = type(arch)
     return {
         "arch": arch if isinstance(arch, str) else f"{own.__module__}:{own.__qualname__}",
         "options": dict(options),
+        "classifier": classifier,
         "num_classes": images.num_classes,
         "in_channels": images.shape[0],
         "image_size": _image_size(images),

@@ -320,9 +320,11 @@ def _on_cpu(state: Any) -> Any:
 def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """What a saved run did otherwise, as ``name: before, now``.
 
-    Under a constant learning rate more epochs change nothing of those that are done.
+    Under a constant learning rate more epochs change nothing of those that are done. Runs that do
+    not say which classifier they have come from when there was one kind.
     """
-    old, new = ({**p, **p["training"], "training": None} for p in (before, now))
+    usual = {"classifier": "learned"}
+    old, new = ({**usual, **p, **p["training"], "training": None} for p in (before, now))
     free = {"epochs"} if new["schedule"] == "constant" else set()
     keys = [key for key in {**old, **new} if key not in free and old.get(key) != new.get(key)]
     return [f"{key} was {old.get(key)!r}, now {new.get(key)!r}" for key in keys]
