@@ -1,0 +1,101 @@
+"""The record of a solved model as a table that a person can read."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from ..plots.models import TERMS
+
+COLUMNS = {
+    "nc1": "NC1",
+    "nc2_equinorm": "norms",
+    "nc2_equiangle": "angles",
+    "nc2_etf": "to ETF",
+    "nc3": "NC3",
+    "ncc_accuracy": "NCC acc.",
+}
+DEEP = {"dnc1": "DNC1", "dnc2": "DNC2", "dnc3": "DNC3"}
+
+
+def print_solution(record: Mapping[str, Any]) -> None:
+    """Print what was minimised and how low, a row a layer, and what is proved."""
+    terminal = sys.stdout.isatty()
+    console = Console(width=None if terminal else 100, highlight=False)
+    console.print(_headline(record))
+    for table in (_objective(record), _layers(record)):
+        console.print(table)
+    for line in _verdict(record):
+        console.print(line, soft_wrap=not terminal, markup=False)
+
+
+def _headline(record: Mapping[str, Any]) -> str:
+    counts = record["counts"]
+    sizes = f"{counts[0]} samples each" if len(set(counts)) == 1 else f"{sum(counts)} samples"
+    how = record["settings"].get("method", "descent from the ridge solution and random starts")
+    return (
+        f"[bold]{record['model']}[/bold]: {record['classes']} classes, {sizes}, "
+        f"{record['dim']} features; {how}, {record['seconds']:.2f} s"
+    )
+
+
+def _objective(record: Mapping[str, Any]) -> Table:
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column()
+    table.add_column(justify="right")
+    table.add_row("[bold]objective[/bold]", f"[bold]{record['objective']:.12g}[/bold]")
+    for name, value in record["terms"].items():
+        if name == "fit" or value:
+            table.add_row(f"  {TERMS.get(name, name)}", f"{value:.6g}")
+    bound = record["certificate"]["lower_bound"]
+    if bound is not None:
+        table.add_row("lower bound", f"{bound:.12g}")
+    if (collapsed := record["settings"].get("dnc")) is not None:
+        table.add_row("deep neural collapse", f"{collapsed:.12g}")
+    values = record["values"]
+    if len(values) > 1:
+        table.add_row(f"{len(values)} random starts ended at", f"{min(values):.9g}")
+        table.add_row("  and up to", f"{max(values):.9g}")
+    return table
+
+
+def _layers(record: Mapping[str, Any]) -> Table:
+    curve = record["curve"]
+    weights = "deep" in curve[0]  # of the models of weights, not of MUFM
+    deep = DEEP if weights and len(curve) > 1 else {}
+    known = {
+        key: name
+        for key, name in COLUMNS.items()
+        if any(layer["collapse"].get(key) is not None for layer in curve)
+    }
+    table = Table(title="Collapse, 0 where complete", title_justify="left")
+    table.add_column("features into" if weights else "layer", no_wrap=True)
+    for name in [*known.values(), *deep.values()]:
+        table.add_column(name, justify="right", no_wrap=True)
+    for index, layer in enumerate(curve):
+        cells = [_cell(layer["collapse"].get(key)) for key in known]
+        cells += [_cell(layer["deep"][key]) for key in deep]
+        table.add_row(f"W{index + 1}" if weights else str(index), *cells)
+    return table
+
+
+def _verdict(record: Mapping[str, Any]) -> list[str]:
+    certificate = record["certificate"]
+    lines = [f"Certificate: {certificate['verdict']}. {certificate['evidence']}"]
+    lines[0] += f" Gradient's norm {certificate['gradient_norm']:.1e}."
+    if (found := record["landscape"]) is not None:
+        least = ", ".join(f"{value:.6g}" for value in found["eigenvalues"])
+        if found["evidence"] != certificate["evidence"]:
+            lines.append(f"Landscape: {found['verdict']}. {found['evidence']}")
+        lines.append(f"Smallest Hessian eigenvalues: {least}.")
+    return lines
+
+
+def _cell(value: float | None) -> str:
+    if value is None:
+        return "–"
+    return "0" if abs(value) < 1e-12 else f"{value:.3g}"

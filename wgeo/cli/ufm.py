@@ -1,0 +1,362 @@
+"""``wgeo ufm``: the unconstrained-feature models, each solved on its own."""
+
+from __future__ import annotations
+
+import datetime
+import io
+import json
+import math
+from typing import Any
+
+import click
+
+from ..errors import ArgumentError
+from .root import CONTEXT, SEED, F, as_typed, command, main, number
+
+DECAY = {"weight_decay": 5e-3, "feature_decay": 5e-4}
+
+
+@main.group("ufm", context_settings=CONTEXT, short_help="Solve a model that theory offers.")
+def ufm() -> None:
+    """Solve an unconstrained-feature model, certify what was found, print and plot it.
+
+    The last-layer features of a network are taken for free variables, under the network's own loss
+    and weight decay: with cross-entropy (ce), squared loss (mse), more layers of weights (deep), or
+    tied to data by optimal transport (mufm).
+    """
+
+
+def label_options(function: F) -> F:
+    """Options that say how many samples of which class."""
+    return _decorated(
+        function,
+        click.option("--classes", default=4, show_default=True, help="Number K of classes."),
+        click.option("--per-class", default=10, show_default=True, help="Samples of each."),
+        click.option("--counts", help="Of imbalanced classes, as 6,3,2; instead of the two."),
+        click.option("--dim", type=int, help="Dimension d of the features; K by default."),
+    )
+
+
+def decay_options(layers: bool) -> Any:
+    """Options for the penalties; `layers` of weights may have one each."""
+    several = " One number, or one a layer as 1e-3,2e-3." if layers else ""
+    kind: Any = str if layers else float
+
+    def wrap(function: F) -> F:
+        return _decorated(
+            function,
+            click.option(
+                "--weight-decay",
+                type=kind,
+                default=kind(DECAY["weight_decay"]),
+                show_default=True,
+                help="lambda_W: F has (lambda_W/2) ||W||^2." + several,
+            ),
+            click.option(
+                "--feature-decay",
+                default=DECAY["feature_decay"],
+                show_default=True,
+                help="lambda_H: F has (lambda_H/2) ||H||^2.",
+            ),
+        )
+
+    return wrap
+
+
+def bias_option(default: str) -> Any:
+    """``--bias``; the models differ in their default."""
+    return click.option(
+        "--bias",
+        default=default,
+        show_default=True,
+        help="none, free, or its decay lambda_b, a number.",
+    )
+
+
+def search_options(restarts: str, *, methods: tuple[str, ...], help_: str) -> Any:
+    """Options for how the model is solved."""
+
+    def wrap(function: F) -> F:
+        return _decorated(
+            function,
+            click.option(
+                "--method",
+                type=click.Choice(methods),
+                default="auto",
+                show_default=True,
+                help=help_,
+            ),
+            click.option("--restarts", type=int, help=f"Random starts: {restarts}."),
+            click.option(
+                "--landscape",
+                "look",
+                is_flag=True,
+                help="Slope and curvature there, and a way down if there is any.",
+            ),
+        )
+
+    return wrap
+
+
+def output_options(function: F) -> F:
+    """Options for what is left behind."""
+    return _decorated(
+        function,
+        click.option("--seed", type=SEED, default=0, show_default=True, help="Of random starts."),
+        click.option("--out", help="Folder for solution.json, solution.npz and the figure."),
+    )
+
+
+def _decorated(function: F, *options: Any) -> F:
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+PLAIN = ("auto", "closed", "numerical")
+
+
+@command(
+    "ce",
+    "Cross-entropy: the simplex ETF (Zhu et al. 2021).",
+    "wgeo ufm ce --classes 10 --per-class 50 --dim 64 --out runs/ce\n"
+    "wgeo ufm ce --counts 60,30,20 --method numerical --restarts 8 --landscape",
+    within=ufm,
+)
+@label_options
+@decay_options(layers=False)
+@bias_option("free")
+@search_options(
+    "1, or 20 where d is small",
+    methods=PLAIN,
+    help_="The closed form where there is one; or one of the two.",
+)
+@output_options
+def ce(bias: str, **asked: Any) -> None:
+    """Solve the cross-entropy model.
+
+    \b
+    F = (1/N) sum CE(W h + b, y)
+        + (lambda_W/2) ||W||^2 + (lambda_H/2) ||H||^2 + (lambda_b/2) ||b||^2
+    """
+    from ..ufm import fit_ce
+
+    _solve_plain(fit_ce, _bias(bias), asked)
+
+
+@command(
+    "mse",
+    "Squared loss (Tirer, Bruna 2022).",
+    "wgeo ufm mse --classes 10 --per-class 50 --bias free --out runs/mse\n"
+    "wgeo ufm mse --counts 500,20 --weight-decay 0.01 --feature-decay 0.01",
+    within=ufm,
+)
+@label_options
+@decay_options(layers=False)
+@bias_option("none")
+@search_options(
+    "1, or 20 where d is small",
+    methods=PLAIN,
+    help_="The closed form where there is one; or one of the two.",
+)
+@output_options
+def mse(bias: str, **asked: Any) -> None:
+    """Solve the squared-loss model.
+
+    \b
+    F = (1/2N) ||W H + b 1^T - Y||^2
+        + (lambda_W/2) ||W||^2 + (lambda_H/2) ||H||^2 + (lambda_b/2) ||b||^2
+
+    Without a bias the class means are an orthogonal frame, with a free one a simplex ETF.
+    """
+    from ..ufm import fit_mse
+
+    _solve_plain(fit_mse, _bias(bias), asked)
+
+
+@command(
+    "deep",
+    "More layers of weights, with ReLUs or without.",
+    "wgeo ufm deep --classes 2 --layers 4 --dim 20 --restarts 100 --out runs/deep\n"
+    "wgeo ufm deep --classes 6 --layers 4 --method lower-rank",
+    within=ufm,
+)
+@label_options
+@click.option("--layers", default=3, show_default=True, help="Number L of weights.")
+@decay_options(layers=True)
+@bias_option("none")
+@click.option(
+    "--activation", type=click.Choice(["relu", "linear"]), default="relu", show_default=True
+)
+@search_options(
+    "10",
+    methods=(*PLAIN, "lower-rank"),
+    help_="closed: orthogonal frames at every layer; lower-rank: a ReLU point below them.",
+)
+@output_options
+def deep(
+    layers: int,
+    weight_decay: str,
+    feature_decay: float,
+    bias: str,
+    activation: str,
+    method: str,
+    restarts: int | None,
+    look: bool,
+    seed: int,
+    out: str | None,
+    **asked: Any,
+) -> None:
+    """Solve the deep model (Súkeník, Mondelli, Lampert 2023; L = 2: Tirer, Bruna 2022).
+
+    \b
+    F = (1/2N) ||W_L s(W_{L-1} ... s(W_1 H)) - Y||^2
+        + sum_l (lambda_l/2) ||W_l||^2 + (lambda_H/2) ||H||^2,   s the ReLU or the identity
+    """
+    from ..ufm import fit_deep, lower_rank
+
+    labels, dim = _labels(**asked)
+    given: dict[str, Any] = {"dim": dim, "feature_decay": feature_decay}
+    given["weight_decays"] = _decays(weight_decay, layers)
+    folder = _folder(out)
+    if method == "lower-rank":
+        if activation != "relu" or bias != "none":
+            raise ArgumentError("--method lower-rank is for ReLU models without a bias.")
+        found = lower_rank(labels, **given)
+    else:
+        given |= {"activation": activation, "method": method, "seed": seed}
+        if restarts is not None:
+            given["restarts"] = restarts
+        found = fit_deep(labels, bias_decay=_bias(bias), **given)
+    _show(found, look, folder)
+
+
+@command(
+    "mufm",
+    "Layers tied to data by optimal transport.",
+    "wgeo ufm mufm --data digits --samples 500 --layers 8 --transport 0.5 --out runs/mufm",
+    within=ufm,
+)
+@click.option("--data", "source", default="digits", show_default=True, help="Images: H_0 = pixels.")
+@click.option("--samples", default=500, show_default=True, help="Images, class-balanced.")
+@click.option("--normalize", help="Preset or 'mean,..;std,..'; the data set's own by default.")
+@click.option("--layers", default=8, show_default=True, help="Number L of layers.")
+@click.option("--weight-decay", default=DECAY["weight_decay"], show_default=True)
+@click.option("--transport", default=1.0, show_default=True, help="lambda: of all layers together.")
+@click.option("--feature-decay", default=0.0, show_default=True, help="Of the last layer.")
+@bias_option("none")
+@click.option("--loss", type=click.Choice(["mse", "ce"]), default="mse", show_default=True)
+@click.option(
+    "--coupling",
+    type=click.Choice(["trajectory", "class", "free"]),
+    default="trajectory",
+    show_default=True,
+    help="Which input each feature is tied to.",
+)
+@click.option("--restarts", default=4, show_default=True, help="Random starts.")
+@output_options
+def mufm(
+    source: str,
+    samples: int,
+    normalize: str | None,
+    bias: str,
+    seed: int,
+    out: str | None,
+    **asked: Any,
+) -> None:
+    """Solve the multilayer model MUFM (Wang, Gai, Zhang 2024).
+
+    \b
+    F = (1/2N) ||W H_L + b 1^T - Y||^2 + (lambda_W/2) ||W||^2
+        + (lambda/2N) sum_l ||H_l - H_{l-1}||^2 + (lambda_H/2N) ||H_L||^2,   H_0 = X the data
+    """
+    from ..data import load_images, normalization
+    from ..ufm import fit_mufm
+
+    folder = _folder(out)
+    images = load_images(source, limit=samples, seed=seed, normalize=normalize)
+    pixels = (images.normalize or normalization(images.preset))(images.x).flatten(1)
+    decay = _bias(bias)
+    free: bool | float = {0.0: True, math.inf: False}.get(decay, decay)
+    found = fit_mufm(pixels, images.y, bias=free, seed=seed, **asked)
+    _show(found, False, folder)
+
+
+# --- reading ---------------------------------------------------------------------------------
+
+
+def _labels(
+    classes: int, per_class: int, counts: str | None, dim: int | None
+) -> tuple[list[int], int]:
+    sizes = [per_class] * classes
+    if counts is not None:
+        sizes = [number(text, "--counts") for text in counts.split(",")]
+    if min(sizes, default=0) < 1 or len(sizes) < 2:
+        raise ArgumentError("A model needs at least two classes, and a sample of each.")
+    return [k for k, size in enumerate(sizes) for _ in range(size)], len(
+        sizes
+    ) if dim is None else dim
+
+
+def _bias(text: str) -> float:
+    """lambda_b: 0 for a free bias, infinite for none."""
+    words = {"free": 0.0, "none": math.inf}
+    try:
+        return words[text] if text in words else float(text)
+    except ValueError:
+        raise ArgumentError(f"--bias: {text!r} is not none, free or a number.") from None
+
+
+def _decays(text: str, layers: int) -> list[float]:
+    try:
+        decays = [float(part) for part in text.split(",")]
+    except ValueError:
+        raise ArgumentError(f"--weight-decay: {text!r} is not a number, or one a layer.") from None
+    if layers < 1 or len(decays) not in (1, layers):
+        raise ArgumentError(f"--weight-decay gives {len(decays)} numbers for {layers} layers.")
+    return decays * layers if len(decays) == 1 else decays
+
+
+def _folder(out: str | None) -> Any:
+    from ..files import writable
+
+    return None if out is None else writable(out)  # fail before the work, not after
+
+
+def _solve_plain(fit: Any, bias_decay: float, asked: dict[str, Any]) -> None:
+    size = {name: asked.pop(name) for name in ("classes", "per_class", "counts", "dim")}
+    labels, dim = _labels(**size)
+    look, folder = asked.pop("look"), _folder(asked.pop("out"))
+    _show(fit(labels, dim=dim, bias_decay=bias_decay, **asked), look, folder)
+
+
+# --- showing ---------------------------------------------------------------------------------
+
+
+def _show(found: Any, look: bool, folder: Any) -> None:
+    """Print a solution, and write it where a folder was given."""
+    import numpy as np
+
+    from ..analysis import versions
+    from ..files import write_aside
+    from ..ufm import landscape
+    from ..ufm.record import arrays_of, record_of
+    from .solution import print_solution
+
+    record = record_of(found, landscape(found) if look else None)
+    record |= {
+        "command": as_typed(),
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "versions": versions(),
+    }
+    print_solution(record)
+    if folder is None:
+        return
+    from ..plots.models import write_model
+
+    arrays = io.BytesIO()
+    np.savez_compressed(arrays, **arrays_of(found))
+    write_aside(folder / "solution.npz", arrays.getvalue())
+    write_aside(folder / "solution.json", json.dumps(record, indent=1, allow_nan=False) + "\n")
+    figure = write_model(record, folder)[0]
+    click.echo(f"Record: {folder / 'solution.json'}\nFigure: {figure}")

@@ -1,0 +1,68 @@
+"""A solution as a record: plain numbers that a table and a figure are made of."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from .deep import deep_collapse
+from .landscape import Landscape
+from .multilayer import MUFMSolution
+from .solution import UFMSolution
+
+SCHEMA = 1
+
+
+def record_of(
+    solution: UFMSolution | MUFMSolution, landscape: Landscape | None = None
+) -> dict[str, Any]:
+    """Return everything but the arrays, ready for JSON.
+
+    ``to_dict()`` of the solution, and ``curve``: for every layer what `collapse` says of it, and
+    of the models of weights ``deep``, its DNC1 to DNC3; ``values``: the objective that each random
+    start ended at; ``view``: cosines of the last layer's class means, not centred (K x K, None
+    where one vanishes); ``landscape`` where one was looked at.
+    """
+    curve: list[dict[str, Any]] = [layer.to_dict() for layer in solution.curve()]
+    if isinstance(solution, UFMSolution):
+        for layer, deep in zip(curve, deep_collapse(solution), strict=True):
+            layer["deep"] = deep.to_dict()
+        features = solution.layer(len(solution.weights) - 1)
+    else:
+        features = solution.layer(solution.layers)
+    y = solution.labels
+    means = np.stack([features[y == k].mean(0) for k in range(len(solution.W))])
+    return {
+        "schema": SCHEMA,
+        **solution.to_dict(),
+        "classes": len(means),
+        "counts": np.bincount(y).tolist(),
+        "dim": means.shape[1],
+        "bias": solution.b.tolist(),
+        "values": list(solution.values),
+        "curve": curve,
+        "view": {"means": _listed(cosines(means))},
+        "landscape": None if landscape is None else landscape.to_dict(),
+    }
+
+
+def cosines(A: Float[np.ndarray, "K d"]) -> Float[np.ndarray, "K K"]:
+    """cos(a_k, a_l) of all rows; NaN where one is zero up to rounding beside the largest."""
+    norms = np.linalg.norm(A, axis=1, keepdims=True)
+    vanishing = norms <= 1e-12 * max(float(norms.max()), 1e-300)
+    unit = A / np.where(vanishing, np.nan, norms)
+    return np.clip(unit @ unit.T, -1.0, 1.0)
+
+
+def arrays_of(solution: UFMSolution | MUFMSolution) -> dict[str, Any]:
+    """Return the arrays of a solution by name, as ``numpy.savez`` takes them."""
+    common = {"labels": solution.labels, "H": solution.H, "b": solution.b}
+    if isinstance(solution, MUFMSolution):
+        return {**common, "X": solution.X, "W": solution.W}
+    return {**common, **{f"W{i}": W for i, W in enumerate(solution.weights, 1)}}
+
+
+def _listed(matrix: Float[np.ndarray, "K K"]) -> list[list[float | None]]:
+    return [[None if np.isnan(value) else float(value) for value in row] for row in matrix]
