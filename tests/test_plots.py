@@ -352,7 +352,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_every_figure_has_png_svg_and_its_data(folder: Path) -> None:
     stems = {plot.stem for plot in plots.catalogue(sample_record((2, 2)))}
-    assert stems == {"distances", "collapse", "straightness", "class-means-1", "class-means-2"}
+    assert stems == {
+        *("distances", "collapse", "straightness", "sample-sizes", "gradient-maps"),
+        *("class-means-1", "class-means-2"),
+    }
     expected = {f"{stem}.{ending}" for stem in stems for ending in ("png", "svg", "csv")}
     assert {path.name for path in folder.iterdir()} == expected
 
@@ -381,7 +384,7 @@ def test_csv_holds_the_numbers_in_full(folder: Path) -> None:
 def test_figures_of_one_record_are_the_same_bytes(tmp_path: Path) -> None:
     record = {"blocks": sample_record((2,))["blocks"]}
     first, second = (plots.figures(record, tmp_path / name) for name in "ab")
-    assert len(first) == 3
+    assert len(first) == 6
     for a, b in zip(first, second, strict=True):
         assert a.read_bytes() == b.read_bytes(), a.name
 
@@ -391,7 +394,8 @@ def test_a_new_record_removes_the_old_ones_figures_and_nothing_else(tmp_path: Pa
         (tmp_path / name).write_text("old")
     plots.figures({"blocks": sample_record((2,))["blocks"]}, tmp_path)
     kept = {path.name for path in tmp_path.iterdir()}
-    written = {f"distances.{ending}" for ending in ("png", "svg", "csv")}
+    stems = ("distances", "gradient-maps")
+    written = {f"{stem}.{ending}" for stem in stems for ending in ("png", "svg", "csv")}
     assert kept == written | {"mine.png", "class-means.txt"}
 
 

@@ -261,7 +261,7 @@ class _Recorder:
         That is the image of the block's identity shortcut, in the space of its output.
         """
         maps = first_tensor(args)
-        if tuple(maps.shape[1:]) != self.shapes.get(last.name):
+        if maps is not None and tuple(maps.shape[1:]) != self.shapes.get(last.name):
             self.put(f"{spec.name}.shortcut", maps)
 
     def put(self, key: str, maps: Any) -> None:

@@ -32,7 +32,6 @@ def measure(cell: Cell, bench: Bench) -> dict[str, Any]:
         arch=cell["arch"],
         weight_decay=cell["weight_decay"],
         seed=cell["seed"],
-        epochs=cell["epochs"],
         full=full,
     )
     images = recipes.images(bench, cell["data"], full)
@@ -58,9 +57,7 @@ def measure(cell: Cell, bench: Bench) -> dict[str, Any]:
 
 def main() -> None:
     lab = Lab(__file__)
-    cells = lab.grid(
-        "data", "arch", "weight_decay", "seed", epochs=lab.settings["epochs"], full=lab.asked.full
-    )
+    cells = lab.grid("data", "arch", "weight_decay", "seed", full=lab.asked.full)
     results = lab.measure(measure, cells)
     head = ["data", "network", "weight decay", "accuracy", *(f.replace("_", " ") for f in FIGURES)]
     rows = []
@@ -113,7 +110,7 @@ def effects(results: list[dict[str, Any]]) -> str:
 
 def over_training(results: list[dict[str, Any]]) -> str:
     """The W2 length ratio over the epochs."""
-    epochs = [row["epoch"] for row in results[0]["epochs"]]
+    epochs = [*(row["epoch"] for row in results[0]["epochs"][:-1]), "last"]
     rows = []
     for (data, arch, decay), group in by(results, "data", "arch", "weight_decay").items():
         rows.append(

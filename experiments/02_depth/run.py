@@ -30,7 +30,6 @@ def measure(cell: Cell, bench: Bench) -> dict[str, Any]:
         weight_decay=cell["weight_decay"],
         seed=cell["seed"],
         depth=cell["depth"],
-        epochs=cell["epochs"],
         full=cell["full"],
     )
     images = recipes.images(bench, cell["data"], cell["full"])
@@ -50,7 +49,7 @@ def measure(cell: Cell, bench: Bench) -> dict[str, Any]:
 
 def main() -> None:
     lab = Lab(__file__)
-    fixed = {key: lab.settings[key] for key in ("weight_decay", "epochs")}
+    fixed = {key: lab.settings[key] for key in ("weight_decay",)}
     results = lab.measure(measure, lab.grid("data", "depth", "seed", full=lab.asked.full, **fixed))
     shown = ("accuracy", *FIGURES, "gap", "step", "tau", "violations")
     names = {

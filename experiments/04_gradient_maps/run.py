@@ -33,7 +33,6 @@ def measure(cell: Cell, bench: Bench) -> dict[str, Any]:
         arch=cell["arch"],
         weight_decay=cell["weight_decay"],
         seed=cell["seed"],
-        epochs=cell["epochs"],
         full=cell["full"],
     )
     images = recipes.images(bench, cell["data"], cell["full"])
@@ -60,7 +59,7 @@ def measure(cell: Cell, bench: Bench) -> dict[str, Any]:
 
 def main() -> None:
     lab = Lab(__file__)
-    fixed = {key: lab.settings[key] for key in ("epochs", "points")}
+    fixed = {key: lab.settings[key] for key in ("points",)}
     grid = lab.grid("data", "arch", "weight_decay", "seed", full=lab.asked.full, **fixed)
     results = lab.measure(measure, grid)
     groups = by(results, "data", "arch", "weight_decay")

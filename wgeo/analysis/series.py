@@ -51,7 +51,7 @@ class Series:
         """
         if len(analyses) < 2:
             raise ArgumentError("A series needs at least two analyses.")
-        places = [str(folder) for folder in folders] or [None] * len(analyses)
+        places: list[str | None] = [str(folder) for folder in folders] or [None] * len(analyses)
         rows = [
             {**_light(record), "name": name, "folder": place}
             for (name, record), place in zip(analyses.items(), places, strict=True)
