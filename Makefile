@@ -3,9 +3,10 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+DOCSTAMP := $(VENV)/.docs
 DEMO   ?= runs/demo
 
-.PHONY: help install demo test lint types readme clean
+.PHONY: help install demo test lint types readme docs clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -17,6 +18,10 @@ $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $@
+
+$(DOCSTAMP): $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[docs]'
 	@touch $@
 
 demo: $(STAMP)  ## train a small ResNet on digits, analyse it, write the report
@@ -35,5 +40,9 @@ readme: $(STAMP)  ## run the README's Python example and compare its output
 test: lint types readme  ## lint, types, README example, tests
 	$(BIN)/python -m pytest
 
-clean:  ## remove the environment and every run
-	rm -rf $(VENV) runs
+docs: $(DOCSTAMP)  ## build the documentation in docs/_build/html; warnings are errors
+	OMP_NUM_THREADS=1 $(BIN)/python -m sphinx -W --keep-going -q -d docs/_build/doctrees docs docs/_build/html
+	@echo "docs/_build/html/index.html"
+
+clean:  ## remove the environment, every run and the built pages
+	rm -rf $(VENV) runs docs/_build docs/generated

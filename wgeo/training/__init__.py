@@ -170,10 +170,11 @@ def train(
     Examples
     --------
     >>> import wgeo
-    >>> digits = wgeo.load_images("digits")
-    >>> run = wgeo.train("isoresnet", digits, "runs/digits", epochs=30)  # doctest: +SKIP
-    >>> run.terminal_epoch, run.last  # doctest: +SKIP
-    (12, PosixPath('runs/digits/checkpoints/epoch-0030.pt'))
+    >>> digits = wgeo.load_images("digits", limit=100)
+    >>> small = {"width": 4, "depth": 2}
+    >>> run = wgeo.train("isoresnet", digits, "runs/digits", epochs=3, options=small)
+    >>> [path.name for path in run.checkpoints]
+    ['epoch-0000.pt', 'epoch-0001.pt', 'epoch-0002.pt', 'epoch-0003.pt']
     """
     kind = {True: "crop+flip", False: "none"}[augment] if isinstance(augment, bool) else augment
     recipe = Recipe(

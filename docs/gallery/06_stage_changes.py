@@ -1,0 +1,42 @@
+"""
+Across a change of stage, through the block's own shortcut
+==========================================================
+
+W2 needs one space, and ordinary ResNets change theirs: the width doubles, the resolution halves.
+The block's own shortcut carries the old features over.
+"""
+
+# %%
+# A narrow CIFAR ResNet on digits scaled to 16 x 16 pixels. `blocks` shows what is followed;
+# blocks are found by what they do, not by their names.
+import tempfile
+
+import wgeo
+
+images = wgeo.load_images("digits", limit=600, size=16)
+run = wgeo.train(
+    "cifar_resnet20", images, tempfile.mkdtemp(), epochs=5, lr=0.1, options={"width": 8}
+)
+net = wgeo.load_checkpoint(run.last)
+print(wgeo.blocks(net, images))
+
+# %%
+# Nine blocks in three stages. The first block of a new stage maps s(x) to s(x) + F(x), both of
+# them in the new space, and the stage's segment begins at s(x).
+traj = wgeo.trace(net, images)
+for block in traj.blocks:
+    print(f"{block.source:9} -> {block.target:9} {block.x.shape[1]:3} features, via {block.via}")
+for segment in traj.segments:
+    print("segment:", ", ".join(segment.names))
+
+# %%
+# So that every block has its distance, and every stage its straightness.
+analysis = wgeo.analyze(net, images, bootstrap=50, reference="none")
+straight = wgeo.plots.straightness(analysis)
+
+# %%
+# One curve through the whole network needs one space for all of it. That is a choice, so it is
+# never made silently: ``pad`` adds zero features, ``pca:D`` projects.
+for embed in ("pad", "pca:8"):
+    whole = wgeo.straightness(traj.embedded(embed), bootstrap=0).segments[0]
+    print(f"{embed:6} {len(whole.layers)} layers, length ratio {whole.length_ratio:.2f}")

@@ -1,0 +1,36 @@
+"""
+Deep neural collapse is not always optimal
+==========================================
+
+With several layers and ReLUs between them, orthogonal frames at every layer are optimal for two
+classes. For more classes and layers something of lower rank beats them, and can be written down.
+"""
+
+# %%
+# Two classes: descents from twenty random starts, in one tensor program. The best of them reach
+# the value of deep neural collapse; the others are stuck where a class was given up.
+import numpy as np
+
+from wgeo.ufm import deep_collapse, fit_deep, lower_rank
+
+labels = np.repeat([0, 1], 3)
+model = {"dim": 6, "weight_decays": [4e-3] * 3, "feature_decay": 4e-3 / 3, "activation": "relu"}
+collapsed = fit_deep(labels, **model, method="closed")
+found = fit_deep(labels, **model, method="numerical", restarts=20, seed=0)
+reached = sum(value < collapsed.objective + 1e-6 for value in found.values)
+print(f"collapse {collapsed.objective:.9f}, best descent {found.objective:.9f} by {reached} of 20")
+for layer in deep_collapse(found)[1:]:
+    print(f"before W{layer.layer}: DNC1 {layer.dnc1:.0e}, DNC2 {layer.dnc2:.0e}")
+
+# %%
+# Six classes, four layers: the classes as edges of a complete graph on four vertices. No descent
+# is needed to see it, only the value of the objective at the point.
+labels = np.arange(6)
+model = {"dim": 8, "weight_decays": [1e-3] * 4, "feature_decay": 1e-3}
+below = lower_rank(labels, **model)
+print(f"deep neural collapse {below.settings['dnc']:.6f}, lower rank {below.objective:.6f}")
+ranks, features = [], below.H
+for weights in below.weights:
+    ranks.append(int(np.linalg.matrix_rank(features, tol=1e-6)))
+    features = np.maximum(weights @ features, 0)
+print(f"ranks of the features before each layer: {ranks}; collapse has 6 everywhere")

@@ -1,0 +1,49 @@
+"""
+Analyse your own features
+=========================
+
+Features need not come from a network that wgeo knows, nor from PyTorch. Arrays with corresponding
+rows make a trajectory.
+"""
+
+# %%
+# For an example, the hidden layers of a scikit-learn MLP.
+import numpy as np
+from sklearn.datasets import load_digits
+from sklearn.neural_network import MLPClassifier
+
+import wgeo
+from wgeo.analysis import analyze_trajectory
+from wgeo.trajectory import Classifier
+
+pixels, labels = load_digits(return_X_y=True)
+pixels, labels = pixels[:800] / 16, labels[:800]
+mlp = MLPClassifier((64, 64, 64), max_iter=60, alpha=1e-3, random_state=0, tol=0).fit(
+    pixels, labels
+)
+
+features = [pixels]
+for weight, bias in zip(mlp.coefs_[:-1], mlp.intercepts_[:-1], strict=True):
+    features.append(np.maximum(features[-1] @ weight + bias, 0))
+
+# %%
+# Layers of one width make one segment; a change of width starts another. With the classifier and
+# the decisions given, NC3, NC4 and the accuracy are measured too.
+traj = wgeo.Trajectory.from_arrays(
+    features,
+    labels,
+    names=["pixels", "hidden1", "hidden2", "hidden3"],
+    predictions=mlp.predict(pixels),
+    classifier=Classifier(mlp.coefs_[-1].T, mlp.intercepts_[-1]),
+)
+print([segment.names for segment in traj.segments])
+
+# %%
+analysis = analyze_trajectory(traj, bootstrap=50)
+print(analysis.verdict)
+
+# %%
+falling = wgeo.plots.collapse(analysis, "nc1")
+
+# %%
+# ``analysis.report("runs/mlp")`` writes the same report as for a network.

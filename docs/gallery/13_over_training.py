@@ -1,0 +1,49 @@
+"""
+Several checkpoints: a training over its epochs
+===============================================
+
+Neural collapse and straight paths belong to late training. `wgeo.analysis.Series` sets analyses
+side by side.
+"""
+
+# %%
+# Train, keeping a few checkpoints: the initialisation is epoch 0.
+import tempfile
+
+import wgeo
+from wgeo.analysis import Series
+
+images = wgeo.load_images("digits", limit=600)
+run = wgeo.train(
+    "isoresnet",
+    images,
+    tempfile.mkdtemp(),
+    epochs=16,
+    lr=0.05,
+    weight_decay=5e-3,
+    options={"width": 16, "depth": 6},
+    checkpoints=[0, 1, 2, 4, 8, 16],
+)
+
+# %%
+# Analyse each on the same images, and put the records together.
+records = {
+    path.stem: wgeo.analyze(
+        wgeo.load_checkpoint(path), images, bootstrap=50, reference="none"
+    ).record
+    for path in run.checkpoints
+}
+series = Series.of(records)
+print(series.to_pandas()[["name", "length_ratio", "ot_score"]].to_string(index=False))
+
+# %%
+# Straightness over the epochs; the axis is logarithmic, with the initialisation at its left.
+straighter = wgeo.plots.over(series, "length_ratio")
+
+# %%
+# Variability over depth, a line an epoch, late ones dark.
+falling = wgeo.plots.profiles(series, "nc1")
+
+# %%
+# ``series.report("runs/training")`` writes pages with all of it, as ``wgeo analyze epoch-*.pt``
+# does.

@@ -1,0 +1,55 @@
+"""What these pages need of Sphinx: pages written from the code and from measurements, and links.
+
+`pages` of each room returns what it writes, by path under docs/generated; a file whose text has not
+changed is left as it is, so that a second build is quick.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from . import api, commands, experiments, measured, names, scraper
+
+if TYPE_CHECKING:
+    from sphinx.application import Sphinx
+
+DOCS = Path(__file__).resolve().parents[1]
+ROOT = DOCS.parent
+
+
+def setup(app: Sphinx) -> dict[str, Any]:
+    """Write the pages before Sphinx looks for its sources; find the targets of names."""
+    app.connect("config-inited", lambda *_: write(DOCS / "generated"), priority=100)
+    app.connect("missing-reference", names.resolve)
+    return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}
+
+
+def write(folder: Path) -> None:
+    """Write every page that is made from something else, and remove those that no longer are."""
+    made = {
+        **api.pages(),
+        **commands.pages(),
+        **experiments.pages(ROOT / "experiments"),
+        **measured.pages(ROOT / "benchmarks"),
+    }
+    for room in ("experiments", "measured"):
+        for old in (folder / room).glob("*.md"):
+            if f"{room}/{old.name}" not in made:
+                old.unlink()
+    for name, text in made.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.exists() or path.read_text(encoding="utf-8") != text:
+            path.write_text(text, encoding="utf-8")
+    for source, name in experiments.figures(ROOT / "experiments"):
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.exists() or path.read_bytes() != source.read_bytes():
+            shutil.copyfile(source, path)
+
+
+def _get_sg_image_scraper() -> Any:
+    """Where sphinx-gallery asks for the scraper."""
+    return scraper.figures

@@ -1,0 +1,192 @@
+"""The reference: a page for every room, and one for every name that a user may type.
+
+A name of ``wgeo`` itself is documented there, whichever room it lives in.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import sys
+from collections import Counter
+from collections.abc import Mapping
+from types import ModuleType
+from typing import Any
+
+import wgeo
+
+# Rooms in the order of a reader, and the names of those that have no __all__.
+ROOMS: dict[str, tuple[str, ...]] = {
+    "data": (),
+    "models": (),
+    "checkpoint": (),
+    "training": (),
+    "features": ("trace", "stream", "blocks", "pooling"),
+    "trajectory": ("Trajectory", "Layer", "Block", "Segment", "Classifier"),
+    "transport": (),
+    "geodesic": (),
+    "brenier": ("brenier", "BrenierResult", "brenier_blocks", "BrenierBlocks"),
+    "collapse": (),
+    "ufm": (),
+    "compare": (),
+    "analysis": (),
+    "plots": (),
+    "report": (),
+    "errors": (
+        "WgeoError",
+        "ArgumentError",
+        "CheckpointError",
+        "ConvergenceError",
+        "DataError",
+        "DependencyError",
+        "FeatureError",
+        "RecordError",
+        "WgeoWarning",
+    ),
+}
+
+
+def module_of(room: str) -> ModuleType:
+    """The module itself, where the package has a function of its name."""
+    importlib.import_module(f"wgeo.{room}")
+    return sys.modules[f"wgeo.{room}"]
+
+
+def names_in(room: str) -> list[str]:
+    """Public names of a room."""
+    module = module_of(room)
+    return list(getattr(module, "__all__", None) or ROOMS[room])
+
+
+def home(room: str, name: str) -> str:
+    """Where a name of a room is documented: under ``wgeo`` if a user finds it there."""
+    found = getattr(module_of(room), name)
+    if name in wgeo.__all__ and getattr(wgeo, name) is found:
+        return f"wgeo.{name}"
+    return f"wgeo.{room}.{name}"
+
+
+def documented(name: str) -> bool:
+    """Whether an object has a page of its own: classes and functions; constants have none."""
+    return inspect.isclass(find(name)) or inspect.isroutine(find(name))
+
+
+def find(name: str) -> Any:
+    """The object of a full name such as ``wgeo.transport.Chain`` (a room's module wins)."""
+    room, _, last = name.rpartition(".")
+    module = wgeo if room == "wgeo" else module_of(room.removeprefix("wgeo."))
+    return getattr(module, last)
+
+
+def homes() -> dict[str, list[str]]:
+    """Full names by room; ``wgeo`` has its own."""
+    top = [
+        f"wgeo.{name}"
+        for name in wgeo.__all__
+        if name not in ROOMS or callable(find(f"wgeo.{name}"))
+    ]
+    top = [name for name in top if documented(name)]
+    return {
+        "wgeo": top,
+        **{room: [home(room, name) for name in names_in(room)] for room in ROOMS},
+    }
+
+
+def aliases() -> dict[str, str]:
+    """What numpydoc links in the types of parameters: class name to full name."""
+    found: dict[str, str] = {}
+    for names in homes().values():
+        for name in names:
+            if inspect.isclass(find(name)):
+                found.setdefault(name.rpartition(".")[2], name)
+    return found
+
+
+def case_map() -> dict[str, str]:
+    """Other file names for names that differ in case alone, which some disks cannot tell apart."""
+    names = {name for room in homes().values() for name in room}
+    count = Counter(name.lower() for name in names)
+    return {
+        name: f"{name}-class"
+        for name in names
+        if count[name.lower()] > 1 and inspect.isclass(find(name))
+    }
+
+
+def pages() -> dict[str, str]:
+    """The pages of the rooms, and of ``wgeo``."""
+    found = homes()
+    return {
+        "api/wgeo.rst": _top(found["wgeo"]),
+        **{f"api/{room}.rst": _room(room, found[room]) for room in ROOMS},
+    }
+
+
+def _top(names: list[str]) -> str:
+    return "\n".join(
+        [
+            *_head("wgeo"),
+            "Names that a user types most, each at home in a room below. They load on first use.",
+            "",
+            *_summary(names, toctree=True),
+        ]
+    )
+
+
+def _room(room: str, names: list[str]) -> str:
+    full = f"wgeo.{room}"
+    lines = [*_head(full), f".. automodule:: {full}", "   :no-members:", ""]
+    lines += [f".. currentmodule:: {full}", ""]
+    above = [n for n in names if n.count(".") == 1]
+    own = [n for n in names if n.count(".") > 1 and documented(n)]
+    constants = [n for n in names if n.count(".") > 1 and not documented(n)]
+    if above:
+        lines += ["Also as ``wgeo.NAME``:" if own else "As ``wgeo.NAME``:", "", *_summary(above)]
+    if own:
+        lines += [f"Under ``{full}``:", "", *_summary(own, toctree=True)]
+    for name in constants:
+        lines += _constant(room, name)
+    return "\n".join(lines)
+
+
+def _head(title: str) -> list[str]:
+    return [title, "=" * len(title), ""]
+
+
+def _summary(names: list[str], *, toctree: bool = False) -> list[str]:
+    lines = [".. autosummary::"]
+    if toctree:
+        lines += ["   :toctree: objects"]
+    return [*lines, "", *(f"   ~{name}" for name in names), ""]
+
+
+def _constant(room: str, name: str) -> list[str]:
+    """A constant with its values, which are what one wants to know of it."""
+    value = find(name)
+    lines = [f".. py:data:: {name}", ""]
+    told = _told(room, name.rpartition(".")[2])
+    lines += [f"   {told}", ""] if told else []
+    if isinstance(value, Mapping):
+        for key, what in value.items():
+            said = getattr(what, "summary", what)
+            lines += [f"   - ``{key}``" + (f": {said}" if isinstance(said, str) else "")]
+    elif isinstance(value, tuple | list | frozenset | set):
+        lines += ["   " + ", ".join(f"``{each}``" for each in value)]
+    else:
+        lines += [f"   ``{getattr(value, '__name__', value)}``"]
+    return [*lines, ""]
+
+
+def _told(room: str, name: str) -> str:
+    """The text under a constant's assignment, wherever in the room that is."""
+    from sphinx.errors import PycodeError
+    from sphinx.pycode import ModuleAnalyzer
+
+    for module in [m for m in sys.modules if m == f"wgeo.{room}" or m.startswith(f"wgeo.{room}.")]:
+        try:
+            docs = ModuleAnalyzer.for_module(module).find_attr_docs()
+        except PycodeError:
+            continue
+        if ("", name) in docs:
+            return " ".join(docs["", name]).strip()
+    return ""

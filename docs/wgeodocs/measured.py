@@ -1,0 +1,185 @@
+"""Tables of what the benchmarks measured, for pages to include; from benchmarks/*.json."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+Record = dict[str, Any]
+
+
+def pages(folder: Path) -> dict[str, str]:
+    """A table for each benchmark, or how to measure it where that was not done."""
+    return {f"measured/{name}.md": _page(folder, name, make) for name, make in TABLES.items()}
+
+
+def _page(folder: Path, name: str, make: Callable[[Record], str]) -> str:
+    benchmark, file = name.partition("-")[0], folder / f"{name.partition('-')[0]}.json"
+    text = make(json.loads(file.read_text("utf-8"))) if file.is_file() else ""
+    return text or f"*Not measured yet: `python benchmarks/{benchmark}.py` does.*\n"
+
+
+def _transport(record: Record) -> str:
+    parts = [_question(question) for question in record["questions"]]
+    return _versions(record) + "\n".join(part for part in parts if part) if any(parts) else ""
+
+
+def _question(question: Record) -> str:
+    rows: dict[str, list[Record]] = {}
+    for row in question["rows"]:
+        if "seconds" in row:
+            rows.setdefault(row["solver"], []).append(row)
+    if "wgeo" not in rows:  # without the certified value there is nothing to compare with
+        return ""
+    asked = len({row["pair"] for row in question["rows"]})
+    complete = {solver: found for solver, found in rows.items() if len(found) == asked}
+    base = _sum(complete["wgeo"], "cpu")
+    pairs = f"{asked} pairs" if asked > 1 else "one pair"
+    title = (
+        f"{_NAMES.get(question['title'], question['title'])}, N = {question['samples']}, {pairs}"
+    )
+    return f"**{title}**\n\n" + _table(
+        [
+            "Solver",
+            "seconds",
+            "CPU seconds",
+            "against wgeo",
+            "peak MiB",
+            "error of W2²",
+            "known gap",
+        ],
+        [
+            [
+                solver,
+                f"{_sum(found, 'seconds'):.3g}",
+                f"{_sum(found, 'cpu'):.3g}",
+                f"{_sum(found, 'cpu') / base:.1f} ×" if found is not complete["wgeo"] else "",
+                f"{max(row['peak'] for row in found) / 2**20:.0f}",
+                f"{max(row.get('error', 0.0) for row in found):.0e}",
+                _worst(found, "gap"),
+            ]
+            for solver, found in complete.items()
+        ],
+    )
+
+
+_NAMES = {
+    "chain": "Every block, and every stage end to end",
+    "easy pair": "A block that moves little",
+    "hard pair": "The hardest pair",
+    "large": "Many samples",
+}
+
+
+def _blurs(record: Record) -> str:
+    """What GeomLoss needed to come within 0.1 %: what one does not know beforehand."""
+    rows = []
+    for question in record["questions"]:
+        found = [row for row in question["rows"] if row.get("blur")]
+        for solver in dict.fromkeys(row["solver"] for row in found):
+            own = [row for row in found if row["solver"] == solver]
+            blurs = [row["blur"] for row in own]
+            errors = [row["error"] for row in own if "error" in row]
+            if errors:
+                rows.append(
+                    [
+                        solver,
+                        question["samples"],
+                        _range(blurs),
+                        f"{min(errors):.0e} to {max(errors):.0e}",
+                        f"{_sum(own, 'cpu'):.3g}",
+                    ]
+                )
+    head = ["GeomLoss run", "N", "blur, over the pairs", "error of W2²", "CPU seconds"]
+    return _table(head, rows) if rows else ""
+
+
+def _collapse(record: Record) -> str:
+    rows = [row for row in record["rows"] if "cpu_seconds" in row]
+    forms = list(dict.fromkeys(row["form"] for row in record["rows"]))
+    body = []
+    for width in sorted({row["width"] for row in record["rows"]}):
+        cells = {row["form"]: row for row in rows if row["width"] == width}
+        body.append([width, *(_cost(cells.get(form)) for form in forms)])
+    samples = {row["samples"] for row in record["rows"]}
+    note = f"N = {_range(sorted(samples))}; CPU seconds and peak memory above the features.\n\n"
+    return note + _table(["Width d", *forms], body)
+
+
+def _cost(row: Record | None) -> str:
+    if row is None:
+        return "not run"
+    return f"{row['cpu_seconds']:.2g} s, {row['peak_bytes'] / 2**20:.0f} MiB"
+
+
+def _mufm(record: Record) -> str:
+    rows = [
+        [
+            row["n"],
+            f"{row['wgeo']['seconds']:.2g} s",
+            *(_until(row[peer], row["wgeo"]["seconds"]) for peer in ("lbfgs", "adam")),
+        ]
+        for row in sorted(record["rows"].values(), key=lambda row: row["n"])
+    ]
+    return _table(["N", "`fit_mufm`", "L-BFGS over all features", "Adam over all features"], rows)
+
+
+def _until(peer: Record, ours: float) -> str:
+    ratio = peer["seconds"] / ours
+    if peer["reached"]:
+        return f"{peer['seconds']:.3g} s ({ratio:.0f} ×)"
+    return f"{peer['gap']:.0e} above after {peer['seconds']:.0f} s (> {ratio:.0f} ×)"
+
+
+def _ufm(record: Record) -> str:
+    first = record["rows"][0]["seconds"]
+    rows = [
+        [
+            row["name"],
+            f"{row['seconds']:.3g}",
+            f"{row['seconds'] / first:.1f} ×",
+            f"{row['at_collapse']:.0%}",
+        ]
+        for row in record["rows"]
+    ]
+    return _table(["Descent", "seconds", "ratio", "starts that end at the optimum"], rows)
+
+
+def _versions(record: Record) -> str:
+    libraries = ", ".join(
+        f"{name} {version}"
+        for name, version in record["versions"].items()
+        if name not in ("python", "machine", "cuda") and version != "not installed"
+    )
+    threads = record["threads"]
+    return f"Python {record['versions']['python']}, {libraries}; {threads} threads.\n\n"
+
+
+def _sum(rows: Sequence[Record], key: str) -> float:
+    return sum(row[key] for row in rows)
+
+
+def _worst(rows: Sequence[Record], key: str) -> str:
+    values = [row[key] for row in rows if key in row]
+    return f"{max(values):.0e}" if values else "none"
+
+
+def _range(values: Sequence[float]) -> str:
+    low, high = min(values), max(values)
+    return f"{low:g}" if low == high else f"{low:g} to {high:g}"
+
+
+def _table(head: Sequence[Any], rows: Sequence[Sequence[Any]]) -> str:
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines) + "\n"
+
+
+TABLES: dict[str, Callable[[Record], str]] = {
+    "transport": _transport,
+    "transport-blurs": _blurs,
+    "collapse": _collapse,
+    "ufm": _ufm,
+    "mufm": _mufm,
+}

@@ -1,0 +1,216 @@
+"""What the documentation says is true of the package: commands parse, names exist, examples run."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import pkgutil
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import click
+import pytest
+
+import wgeo
+from wgeo.cli import main
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCS = ROOT / "docs"
+sys.path.insert(0, str(DOCS))
+
+from wgeodocs import api, commands, experiments, measured  # noqa: E402
+
+PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]
+SCRIPTS = sorted((DOCS / "gallery").glob("*.py"))
+FENCE = re.compile(r"```[a-z]*\n(.*?)```", re.DOTALL)
+SHELL = re.compile(r"^(?:\$ |#? {4,})?(wgeo [a-z].*)$", re.MULTILINE)
+
+
+def told_commands() -> list[tuple[str, str]]:
+    """Every whole command line that a page, a script or a command's help shows."""
+    texts = {page.name: "\n".join(FENCE.findall(page.read_text("utf-8"))) for page in PAGES}
+    texts |= {script.name: script.read_text("utf-8") for script in SCRIPTS}
+    for ctx in commands.walk():
+        texts[ctx.command_path] = re.sub(r"^ +", "", ctx.command.epilog or "", flags=re.MULTILINE)
+    return [
+        (place, line.partition("  #")[0].strip())
+        for place, text in texts.items()
+        for line in SHELL.findall(text)
+    ]
+
+
+def resolved(words: list[str]) -> tuple[click.Command, list[str]]:
+    """The command that words name, and the words after its name."""
+    command: click.Command = main
+    while isinstance(command, click.Group) and words and not words[0].startswith("-"):
+        found = command.commands.get(words[0])
+        assert found is not None, f"no command {words[0]!r}"
+        command, words = found, words[1:]
+    return command, words
+
+
+def test_commands_are_found_in_pages_and_help() -> None:
+    places = {place for place, _ in told_commands()}
+    assert {"README.md", "quickstart.md", "12_torchvision_checkpoint.py", "wgeo analyze"} <= places
+
+
+@pytest.mark.parametrize(("place", "line"), told_commands())
+def test_command_shown_is_one_that_wgeo_takes(place: str, line: str) -> None:
+    command, words = resolved(shlex.split(line)[1:])
+    command.make_context(command.name, words)  # parses and checks; runs nothing
+
+
+def test_commands_and_options_named_in_passing_exist() -> None:
+    options = {name for ctx in commands.walk() for p in ctx.command.params for name in p.opts}
+    options |= {
+        name for ctx in commands.walk() for p in ctx.command.params for name in p.secondary_opts
+    }
+    options |= {"--help"}
+    for page in PAGES:
+        spans = re.findall(r"(?<!`)`([^`\n]+)`(?!`)", page.read_text("utf-8"))
+        for span in spans:
+            if span.startswith("wgeo ") and span != "wgeo COMMAND --help":
+                resolved(span.split()[1:])
+            if span.startswith(("wgeo ", "--")):
+                named = set(re.findall(r"(?<!\S)--[a-z-]+", span))
+                assert named <= options, f"{page.name}: {span}"
+
+
+def exists(path: str) -> bool:
+    """Whether ``wgeo.a.b`` is a name, or one inside a room that a function hides."""
+    first, *rest = path.split(".")
+    places = [getattr(wgeo, first, None)]
+    if first in api.ROOMS:
+        places.append(api.module_of(first))
+    for name in rest:
+        places = [getattr(place, name, None) for place in places]
+    return any(place is not None for place in places)
+
+
+@pytest.mark.parametrize("file", [*PAGES, *SCRIPTS], ids=lambda file: file.name)
+def test_names_of_the_package_that_pages_use_exist(file: Path) -> None:
+    text = file.read_text("utf-8")
+    paths = set(re.findall(r"(?<![/\w])wgeo\.([A-Za-z_][\w.]*\w)", text))
+    assert [path for path in paths if not exists(path)] == []
+
+
+def test_every_public_name_has_a_page_and_a_docstring() -> None:
+    pages = api.pages()
+    for name in set(wgeo.__all__) - {"__version__"}:
+        if name in api.ROOMS and not callable(getattr(wgeo, name)):
+            assert f"api/{name}.rst" in pages
+        else:
+            assert f"~wgeo.{name}\n" in pages["api/wgeo.rst"]
+    for room, names in api.homes().items():
+        for name in names:
+            assert f"{name}\n" in pages[f"api/{room}.rst"]
+            if api.documented(name):
+                assert api.find(name).__doc__, name
+
+
+def test_every_room_is_in_the_table_of_contents() -> None:
+    listed = re.findall(
+        r"^generated/api/(\w+)$", (DOCS / "api.md").read_text("utf-8"), re.MULTILINE
+    )
+    assert listed == ["wgeo", *api.ROOMS]
+    homes = {
+        getattr(wgeo, name).__module__.split(".")[1]
+        for name in api.aliases()
+        if hasattr(wgeo, name)
+    }
+    assert homes <= set(api.ROOMS)
+
+
+def test_gallery_has_its_scripts() -> None:
+    assert len(SCRIPTS) >= 8
+    for script in SCRIPTS:
+        text = script.read_text("utf-8")
+        compile(text, script.name, "exec")
+        assert re.match(r'"""\n(.+)\n=+\n\n', text), f"{script.name} has no title"
+        assert "pyplot" not in text
+        assert "/tmp" not in text
+
+
+def test_page_of_commands_has_every_command_and_its_options() -> None:
+    page = commands.pages()["commands.md"]
+    for ctx in commands.walk():
+        assert f" {ctx.command_path}\n" in page
+        for parameter in ctx.command.params:
+            for option in parameter.opts if isinstance(parameter, click.Option) else ():
+                assert option in page
+
+
+def test_experiments_pages_show_what_is_there_and_say_what_is_not(tmp_path: Path) -> None:
+    home = tmp_path / "01_first"
+    (home / "figures").mkdir(parents=True)
+    (home / "figures" / "there.png").write_bytes(b"png")
+    other = tmp_path / "02_second"
+    other.mkdir()
+    (other / "README.md").write_text("# Another?\n\nNo tables.\n")
+    (home / "README.md").write_text(
+        "# Is it so?\n\nSee [the other](../02_second), [code](run.py), [paper](https://a.b/c).\n\n"
+        "<!-- measured: one -->\n| a |\n| --- |\n| 1 |\n<!-- end -->\n\n"
+        "<!-- measured: two -->\n\n<!-- end -->\n\n"
+        "![Shown](figures/there.png)\n\n![Missing](figures/missing.png)\n"
+    )
+    pages = experiments.pages(tmp_path)
+    page = pages["experiments/01_first.md"]
+    assert "| 1 |" in page
+    assert page.count("Not measured yet") == 1
+    assert "[the other](02_second.md)" in page
+    assert "`code`" in page
+    assert "[paper](https://a.b/c)" in page
+    assert "```{figure} figures/01_first-there.png" in page
+    assert "missing.png" not in page
+    copies = dict(experiments.figures(tmp_path))
+    assert copies == {home / "figures" / "there.png": "experiments/figures/01_first-there.png"}
+    index = pages["experiments/index.md"]
+    assert "Is it so?" in index
+    assert "measured in part (1 of 2 tables)" in index
+
+
+def test_measured_tables_are_those_of_the_benchmarks(tmp_path: Path) -> None:
+    assert set(measured.pages(tmp_path)) == {f"measured/{name}.md" for name in measured.TABLES}
+    for name, text in measured.pages(tmp_path).items():
+        assert "Not measured yet" in text, name
+    row = {"pair": "a", "seconds": 1.0, "cpu": 2.0, "peak": 2**20}
+    record = {
+        "versions": {"python": "3.11", "pot": "1", "ott-jax": "not installed"},
+        "threads": 2,
+        "questions": [
+            {
+                "title": "chain",
+                "samples": 50,
+                "rows": [
+                    {"solver": "wgeo", **row, "gap": 1e-9, "error": 0.0},
+                    {"solver": "peer", **row, "cpu": 6.0, "error": 1e-3},
+                    {"solver": "broken", "pair": "a", "skipped": "failed"},
+                ],
+            }
+        ],
+    }
+    text = measured.TABLES["transport"](record)
+    assert "| peer | 1 | 6 | 3.0 × | 1 | 1e-03 | none |" in text
+    assert "broken" not in text
+    assert "ott" not in text
+
+
+def modules_with_examples() -> list[str]:
+    """Modules whose docstrings show Python sessions."""
+    found = []
+    for info in pkgutil.walk_packages([str(ROOT / "wgeo")], "wgeo."):
+        spec = importlib.util.find_spec(info.name)
+        if spec and spec.origin and ">>> " in Path(spec.origin).read_text("utf-8"):
+            found.append(info.name)
+    return found
+
+
+@pytest.mark.parametrize("name", modules_with_examples())
+def test_docstring_examples_run(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    importlib.import_module(name)
+    outcome = doctest.testmod(sys.modules[name], optionflags=doctest.NORMALIZE_WHITESPACE)
+    assert outcome.attempted > 0
+    assert outcome.failed == 0
