@@ -49,7 +49,7 @@ def straightness(
 
     Notes
     -----
-    Trajectory figures (line shapes, angles, shares, `paired`) are recomputed exactly on every
+    Trajectory figures (line shapes, angles, shares, ``paired``) are recomputed exactly on every
     resample, and their intervals cover the population's values. Figures with W2 in them are
     linearised: with optimal potentials f, g the influence of a sample on W2^2 is
     f(x_i) + g(y_i) (del Barrio and Loubes 2019, thm 4.1), so a resample with weights w costs

@@ -149,8 +149,8 @@ def from_state(name: str, state: State, num_classes: int | None = None, **given:
     num_classes : int, optional
         Default what the head's shape says.
     **given
-        What shapes don't show: `activation` (default relu), a vit's `heads`; whatever a factory of
-        yours takes.
+        What shapes don't show: ``activation`` (default relu), a vit's ``heads``; whatever a
+        factory of yours takes.
 
     Raises
     ------

@@ -38,7 +38,7 @@ class Arch:
     normalize : str or None
         The normalisation its published checkpoints expect, as `wgeo.data.normalization` takes it.
     infer : callable
-        ``infer(state, given)``: what to call `build` with, so that it fits a state dict; `given`
+        ``infer(state, given)``: what to call `build` with, so that it fits a state dict; ``given``
         are settings that shapes don't show.
     rename : tuple of (pattern, replacement)
         Regular expressions that turn other people's key names into this architecture's.

@@ -37,8 +37,8 @@ def sinkhorn_divergence(
 ) -> Float[torch.Tensor, ""]:
     r"""Debiased Sinkhorn divergence as a tensor to differentiate with respect to the points.
 
-    .. math:: S_\varepsilon(x, y) = OT_\varepsilon(x, y) - \tfrac12 OT_\varepsilon(x, x)
-              - \tfrac12 OT_\varepsilon(y, y), \qquad
+    .. math:: S_\varepsilon(x, y) = OT_\varepsilon(x, y) - \frac{1}{2} OT_\varepsilon(x, x)
+              - \frac{1}{2} OT_\varepsilon(y, y), \qquad
               \nabla_{x_i} OT_\varepsilon(x, y) = 2 \sum_j P_{ij} (x_i - y_j)
 
     (Feydy et al. 2019, Theorem 1 and Section 3). The gradient is that of the envelope: potentials

@@ -51,7 +51,7 @@ def wasserstein(
 ) -> TransportResult:
     r"""W2 between two point clouds, with an interval that contains it.
 
-    .. math:: W_2^2 = \min_{P \ge 0,\ P 1 = a,\ P^T 1 = b} \sum_{ij} P_{ij} \|x_i - y_j\|^2
+    .. math:: W_2^2 = \min_{P \geq 0,\ P 1 = a,\ P^T 1 = b} \sum_{ij} P_{ij} \|x_i - y_j\|^2
 
     Parameters
     ----------

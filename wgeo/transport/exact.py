@@ -27,10 +27,10 @@ from .result import Status, TransportResult
 class Exact:
     r"""The optimal coupling for the squared Euclidean cost, certified.
 
-    A coupling P and potentials f, g with :math:`f_i + g_j \le \|x_i - y_j\|^2` for *all* pairs
+    A coupling P and potentials f, g with :math:`f_i + g_j \leq \|x_i - y_j\|^2` for *all* pairs
     enclose the truth (Kantorovich duality; Peyre, Cuturi 2019, Section 2.5):
 
-    .. math:: \sum_i a_i f_i + \sum_j b_j g_j \;\le\; W_2^2 \;\le\; \sum_{ij} P_{ij} \|x_i - y_j\|^2
+    .. math:: \sum_i a_i f_i + \sum_j b_j g_j \leq W_2^2 \leq \sum_{ij} P_{ij} \|x_i - y_j\|^2
 
     and at the optimum the two agree. Both sides are evaluated in float64 with their rounding errors
     accounted for, so that ``lower <= W2 <= upper`` holds for the points given, not nearly.

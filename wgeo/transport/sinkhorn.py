@@ -55,7 +55,7 @@ class Sinkhorn:
     Parameters
     ----------
     epsilon : float or "auto"
-        Temperature, as a share of `scale`: the mean squared displacement of the pairing (row i
+        Temperature, as a share of a scale: the mean squared displacement of the pairing (row i
         with row i by default), else the cost's spread tr cov x + tr cov y, both after removing the
         means. ``stats["epsilon"]`` is the same in absolute units, those of ||x - y||^2 (the
         convention ||x - y||^2 / 2 of other packages halves it). ``"auto"`` lowers it until the
