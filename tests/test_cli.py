@@ -66,15 +66,39 @@ def test_the_report_can_be_made_again(analysed):
     assert "index.html" in run("report", out)
 
 
-def test_several_checkpoints_get_a_folder_each(trained, tmp_path):
+def test_several_checkpoints_get_a_folder_each_and_stand_side_by_side(trained, tmp_path):
     files = sorted((trained / "checkpoints").glob("*.pt"))
     assert len(files) > 1
-    run(
-        *("analyze", *files, "--data", "digits", "--samples", "100", "--out", tmp_path / "all"),
-        *("--no-report", "--bootstrap", "0"),
+    out = tmp_path / "all"
+    text = run(
+        *("analyze", *reversed(files), "--data", "digits", "--samples", "100", "--out", out),
+        *("--no-report", "--bootstrap", "5", "--reference", files[0]),
     )
     for file in files:
-        assert (tmp_path / "all" / file.stem / "analysis.json").exists()
+        record = json.loads((out / file.stem / "analysis.json").read_text())
+        assert record["reference"]["kind"] == "network"
+    series = json.loads((out / "series.json").read_text())
+    assert series["axis"] == "epoch"
+    assert [row["name"] for row in series["analyses"]] == [file.stem for file in files]
+    assert (out / "figures" / "over.png").exists()
+    assert "length ratio" in text
+    two = tmp_path / "two"
+    page = run("report", out / files[0].stem, out / files[-1].stem, "--out", two).strip()
+    assert page.endswith("index.html")
+    assert "--out" in run("report", out / files[0].stem, out / files[-1].stem, code=2)
+
+
+def test_a_failing_checkpoint_is_told_and_the_others_are_kept(trained, tmp_path):
+    last = trained / "checkpoints" / "epoch-0002.pt"
+    (tmp_path / "broken.pt").write_bytes(last.read_bytes()[:400])
+    text = run(
+        *("analyze", tmp_path / "broken.pt", last, "--data", "digits", "--samples", "40"),
+        *("--out", tmp_path / "out", "--no-report", "--bootstrap", "0"),
+        code=2,
+    )
+    assert "broken.pt" in text
+    assert "1 of 2 checkpoints" in text
+    assert (tmp_path / "out" / "epoch-0002" / "analysis.json").exists()
 
 
 def test_checkpoints_of_one_name_do_not_overwrite_each_other(trained, tmp_path):
