@@ -260,6 +260,24 @@ def test_float32_with_means_ten_thousand_times_the_spread(d, rng):
     assert_equal(collapse_of(stored, y), reference(stored, y), rtol=1e-8)
 
 
+def test_rounding_in_float32_makes_no_directions(rng):
+    # Means on a line, as of the mean pixel: in float32 the other directions of the class means are
+    # rounding errors, whose ratio of variances is of the order of the samples in a class.
+    y = np.repeat(np.arange(6), 100)
+    line = rng.normal(size=6)[y] + rng.normal(size=600)
+    exact = line[:, None] * rng.normal(size=20) + 300 * rng.normal(size=20)
+    stored = exact.astype(np.float32) * np.float32(1.1)
+    expected = collapse_of(line, y).nc1
+    for H in (stored, torch.from_numpy(stored), exact):
+        found = collapse_of(H, y)
+        assert found.rank == 1
+        assert found.nc1 == pytest.approx(expected, rel=1e-4)
+    # the definition to the letter, without a tolerance, is dominated by them
+    assert reference(stored, y)["nc1"] > 2 * expected
+    same = np.tile(rng.normal(size=20), (600, 1)) * (1 + 1e-8 * rng.normal(size=(600, 1)))
+    assert collapse_of(same.astype(np.float32), y).nc1 is None
+
+
 def test_deep_collapse_is_not_lost_in_rounding(rng):
     M = simplex(4, 40, rng)
     y = np.repeat(np.arange(4), 50)

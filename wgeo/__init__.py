@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from .data import load_images as load_images
     from .errors import WgeoError as WgeoError
     from .features import blocks as blocks
+    from .features import stream as stream
     from .features import trace as trace
     from .geodesic import Straightness as Straightness
     from .geodesic import bias_curve as bias_curve
@@ -54,6 +55,7 @@ _HOME = {
     "load_images": "data",
     "WgeoError": "errors",
     "blocks": "features",
+    "stream": "features",
     "trace": "features",
     "Straightness": "geodesic",
     "bias_curve": "geodesic",

@@ -1,7 +1,8 @@
 """Neural collapse, layer by layer: of features in memory, or of a stream of batches."""
 
 from .depth import FALLING, Progress
-from .measure import collapse, collapse_of
+from .entry import collapse
+from .measure import collapse_of
 from .metrics import Frame, LayerCollapse
 from .result import Collapse
 from .stream import CollapseStream, collapse_stream

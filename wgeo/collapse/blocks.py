@@ -40,6 +40,15 @@ def row_blocks(
         yield slice(start, start + len(block)), block
 
 
+def precision_of(features: Any) -> float:
+    """Distance from 1 to the next number of the features' own type; of float64 for integers."""
+    if isinstance(features, torch.Tensor):
+        floating = features.is_floating_point()
+        return torch.finfo(features.dtype if floating else torch.float64).eps
+    kind = np.asarray(features).dtype
+    return float(np.finfo(kind if kind.kind == "f" else np.float64).eps)
+
+
 def mean_of(features: Any, name: str) -> Float[np.ndarray, " d"]:
     """Mean of the rows in float64, in blocks; refuses NaN and infinity."""
     total: Any = 0.0

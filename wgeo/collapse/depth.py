@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
-from scipy.stats import kendalltau
+from jaxtyping import Float
 
 from .metrics import LayerCollapse
 
@@ -115,6 +115,9 @@ def with_interval(found: Progress, replicates: Sequence[Progress]) -> Progress:
     return replace(found, interval=(float(low), float(high)))
 
 
-def _tau(values: np.ndarray) -> float | None:
-    tau = float(kendalltau(np.arange(len(values)), values).statistic)
-    return None if np.isnan(tau) else round(tau, 12)  # scipy's -1 is -0.9999999999999999
+def _tau(values: Float[np.ndarray, " L"]) -> float | None:
+    """Kendall's tau-b with depth, in which there are no ties: S / sqrt(P (P - ties)) of P pairs."""
+    later, earlier = np.tril_indices(len(values), -1)
+    signs = np.sign(values[later] - values[earlier])
+    untied = np.count_nonzero(signs)
+    return float(signs.sum() / np.sqrt(len(signs) * untied)) if untied else None

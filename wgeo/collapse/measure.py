@@ -15,6 +15,7 @@ from ..errors import ArgumentError, FeatureError
 from ..progress import track
 from ..trajectory import Classifier, Trajectory
 from .blocks import mean_of
+from .bootstrap import drawn_within_classes, replicates_of
 from .depth import progress_of, with_interval
 from .metrics import RANK_TOLERANCE, Frame, LayerCollapse, layer_collapse
 from .moments import ClassIndex, ClassMoments
@@ -23,47 +24,17 @@ from .result import Collapse
 from .spectrum import SPECTRUM_SIZE
 
 
-def collapse(
+def collapse_of_trajectory(
     traj: Trajectory,
     *,
-    weights: str = "uniform",
-    ood: Trajectory | Mapping[str, Any] | None = None,
-    rank_tolerance: float = RANK_TOLERANCE,
-    spectrum_size: int = SPECTRUM_SIZE,
-    bootstrap: int = 0,
-    seed: int = 0,
+    weights: str,
+    ood: Trajectory | Mapping[str, Any] | None,
+    rank_tolerance: float,
+    spectrum_size: int,
+    bootstrap: int,
+    seed: int,
 ) -> Collapse:
-    """Measure neural collapse at every layer, and whether it progresses with depth.
-
-    Definitions are in `LayerCollapse` and `Progress`. No d x d matrix is formed for wide layers:
-    NC1 only sees the span of the K class means, at a cost of O(N d K) (d features, N samples).
-    All arithmetic is float64, about one of the samples, so no digits are lost to an offset.
-
-    Parameters
-    ----------
-    traj : Trajectory
-    weights : {"uniform", "frequency"}
-        Whether the classes count alike in the global mean and Sigma_B, or by their size.
-    ood : Trajectory or mapping of layer name to features, optional
-        Out-of-distribution samples through the same network, for NC5.
-    rank_tolerance : float
-        Directions of the class means below this share of the largest count as none.
-    spectrum_size : int
-        The ranks are exact where samples or width are at most this many, and otherwise of a sample
-        of so many rows chosen by their content; 0 leaves the ranks out.
-    bootstrap : int
-        Number of resamplings (within each class) for the interval of Kendall's tau; each costs
-        about as much as the metrics themselves. 0 for none.
-    seed : int
-        Of the bootstrap.
-
-    Raises
-    ------
-    FeatureError
-        One class only, or NaN or infinity (layer and sample are named).
-    ArgumentError
-        A label that the classifier has no row for, or unknown `weights`.
-    """
+    """Measure every layer of a trajectory; see `collapse`."""
     known = len(traj.class_names) or None
     num_classes = known if traj.classifier is None else len(traj.classifier.weight)
     ClassIndex(num_classes).add(traj.labels)  # refuses labels out of range
@@ -71,7 +42,10 @@ def collapse(
     weight = None if traj.classifier is None else weights_of(traj.classifier)
     if weight is not None and weight.shape[1] != last.width:
         weight = None  # it reads something else than the last layer
-    away = _ood_features(ood, traj)
+    away = None if ood is None else features_by_layer(ood)
+    if away is not None:
+        for layer in traj.layers:
+            check_ood(layer.name, layer.width, _shape(away.get(layer.name)))
     layers = [
         collapse_of(
             layer.features,
@@ -145,7 +119,7 @@ def collapse_of(
     projection.update(features, rows, predicted)
     return layer_collapse(
         geometry,
-        projection,
+        projection.finish(),
         stage=stage,
         decided=predicted is not None,
         classifier=weight,
@@ -166,47 +140,50 @@ def weights_of(classifier: Any) -> Float[np.ndarray, "C d"]:
     return as_numpy(as_points(weight, name="the classifier's weights", dtype=torch.float64))
 
 
-def _ood_features(
-    ood: Trajectory | Mapping[str, Any] | None, traj: Trajectory
-) -> Mapping[str, Any] | None:
+def features_by_layer(ood: Trajectory | Mapping[str, Any]) -> Mapping[str, Any]:
+    """Out-of-distribution features by the layers' names."""
     if isinstance(ood, Trajectory):
-        ood = {layer.name: layer.features for layer in ood.layers}
-    if ood is None:
-        return None
-    for layer in traj.layers:
-        shape = np.shape(ood[layer.name]) if layer.name in ood else None
-        if shape is None or shape[1:] != (layer.width,):
-            raise FeatureError(
-                f"The out-of-distribution features of layer {layer.name!r} "
-                + ("are missing." if shape is None else f"have shape {shape}.")
-                + f" Trace both data sets through the same network: (samples, {layer.width})."
-            )
+        return {layer.name: layer.features for layer in ood.layers}
     return ood
+
+
+def check_ood(name: str, width: int, shape: tuple[int, ...] | None) -> None:
+    """Refuse out-of-distribution features that are not those of a layer."""
+    if shape is None or shape[1:] != (width,):
+        raise FeatureError(
+            f"The out-of-distribution features of layer {name!r} "
+            + ("are missing." if shape is None else f"have shape {shape}.")
+            + f" Take both data sets through the same network: (samples, {width})."
+        )
+
+
+def _shape(array: Any) -> tuple[int, ...] | None:
+    return None if array is None else tuple(np.shape(array))
 
 
 def _with_intervals(
     found: Collapse, traj: Trajectory, times: int, seed: int, rank_tolerance: float
 ) -> Collapse:
     """Bootstrap Kendall's tau: samples are drawn anew within each class, all layers together."""
-    rng = np.random.default_rng(seed)
-    members = [np.flatnonzero(traj.labels == k) for k in found.classes]
-    replicates = []
-    for _ in track(range(times), "bootstrapping collapse"):
-        drawn = np.sort(np.concatenate([rng.choice(rows, len(rows)) for rows in members]))
-        layers = [
-            collapse_of(
-                layer.features[drawn],
-                traj.labels[drawn],
-                predictions=None if traj.predictions is None else traj.predictions[drawn],
-                weights=found.weights,
-                name=layer.name,
-                stage=layer.stage,
-                rank_tolerance=rank_tolerance,
-                spectrum_size=0,
-            )
-            for layer in traj.staged
-        ]
-        replicates.append(progress_of(layers))
+    index = ClassIndex()
+    index.add(np.array(found.classes))
+    rows = index.rows(traj.labels)
+    predicted = None if traj.predictions is None else index.rows(traj.predictions)
+    drawn = drawn_within_classes(rows, times, np.random.default_rng(seed))
+    by_layer = [
+        replicates_of(
+            layer.features,
+            rows,
+            predicted,
+            drawn,
+            name=layer.name,
+            stage=layer.stage,
+            frequency=is_frequency(found.weights),
+            rank_tolerance=rank_tolerance,
+        )
+        for layer in track(traj.staged, "bootstrapping collapse")
+    ]
+    replicates = [progress_of(layers) for layers in zip(*by_layer, strict=True)]
     return replace(
         found,
         progress={

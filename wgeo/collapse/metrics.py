@@ -12,12 +12,13 @@ from scipy.spatial.distance import pdist
 
 from ..errors import FeatureError
 from .moments import ClassGeometry
-from .projection import SpanProjection
+from .projection import Projected
 from .spectrum import Spectrum
 
 RANK_TOLERANCE = 1e-7
 """Directions of the class means below this share of the largest singular value are no directions:
-1e-14 of Sigma_B's largest eigenvalue, near where a d x d pseudo-inverse in float64 cuts too."""
+1e-14 of Sigma_B's largest eigenvalue, near where a d x d pseudo-inverse in float64 cuts too. Nor
+are those that the rounding of the features' own type can make; see `ClassGeometry.rounding`."""
 
 _ZERO_NORM = 1e-12
 _SECOND_PASS = "needs a second pass over the data, about the final class means"
@@ -126,7 +127,8 @@ class LayerCollapse:
     within, between : float
         tr Sigma_W and tr Sigma_B, in squared units of the features.
     rank : int
-        Of Sigma_B, singular values of M below the rank tolerance not counted.
+        Of Sigma_B; directions below the rank tolerance, or the rounding of the features' own type
+        (float32, say), not counted.
     spectrum_rows : int or None
         Number of samples the ranks come from, where that is not all.
     undefined : mapping
@@ -174,7 +176,7 @@ class LayerCollapse:
 
 def layer_collapse(
     geometry: ClassGeometry,
-    projection: SpanProjection | None,
+    projection: Projected | None,
     *,
     stage: int | None,
     decided: bool = False,
@@ -187,7 +189,7 @@ def layer_collapse(
     Parameters
     ----------
     geometry : ClassGeometry
-    projection : SpanProjection, optional
+    projection : Projected, optional
         Without it ncc_accuracy and ncc_mismatch are undefined, and nc1 too where d is large.
     stage : int or None
     decided : bool
@@ -201,7 +203,7 @@ def layer_collapse(
     Raises
     ------
     FeatureError
-        The classifier reads another width, or the second pass did not see the first's samples.
+        The classifier reads another width.
     """
     if classifier is not None and classifier.shape[1] != geometry.width:
         raise FeatureError(
@@ -231,7 +233,7 @@ def layer_collapse(
 
 def _variability(
     geometry: ClassGeometry,
-    projection: SpanProjection | None,
+    projection: Projected | None,
     rank_tolerance: float,
     why: dict[str, str],
 ) -> dict[str, Any]:
@@ -242,11 +244,11 @@ def _variability(
         return {"nc1": None, "nc1_quotient": None, "cdnv": None, "rank": 0}
     if cdnv is None:
         why["cdnv"] = "two class means coincide"
-    sigma = geometry.sigma[geometry.sigma > rank_tolerance * geometry.sigma[0]]
+    least = max(rank_tolerance * geometry.sigma[0], geometry.rounding)
+    sigma = geometry.sigma[geometry.sigma > least]
     along = geometry.along
-    if projection is not None:
-        projected = projection.along()  # also checks that both passes saw the same samples
-        along = projected if along is None else along
+    if along is None and projection is not None:
+        along = projection.along
     nc1 = None
     if along is None:
         why["nc1"] = _SECOND_PASS
@@ -270,7 +272,7 @@ def _cdnv(
 
 
 def _centres(
-    geometry: ClassGeometry, projection: SpanProjection | None, decided: bool, why: dict[str, str]
+    geometry: ClassGeometry, projection: Projected | None, decided: bool, why: dict[str, str]
 ) -> dict[str, Any]:
     """How many samples have their own, and the network's, class mean nearest."""
     if projection is None or geometry.coincide:

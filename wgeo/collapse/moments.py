@@ -16,10 +16,11 @@ import torch
 from jaxtyping import Float, Int
 
 from ..errors import ArgumentError, FeatureError
-from .blocks import BLOCK, check_length, one_thread, row_blocks
+from .blocks import BLOCK, check_length, one_thread, precision_of, row_blocks
 from .spectrum import SPECTRUM_SIZE, RowSample, Spectrum
 
 _MEANS_TOLERANCE = 64 * np.finfo(np.float64).eps
+_ROUNDING = 4.0  # of single entries, times the type's eps; class means of float32 networks: 0.3
 
 
 class ClassIndex:
@@ -82,6 +83,8 @@ class ClassGeometry:
     along : ndarray, (r,), or None
         V_j^T Sigma_W V_j, where pass one could know it (d <= `SPECTRUM_SIZE`).
     spectrum : Spectrum or None
+    precision : float
+        Machine epsilon of the type the features came in.
     """
 
     name: str
@@ -95,6 +98,7 @@ class ClassGeometry:
     sigma: Float[np.ndarray, " r"]
     along: Float[np.ndarray, " r"] | None
     spectrum: Spectrum | None
+    precision: float
 
     @property
     def within(self) -> float:
@@ -107,10 +111,21 @@ class ClassGeometry:
         return float(self.sigma @ self.sigma)
 
     @property
+    def rounding(self) -> float:
+        """What a sigma_j may be by the rounding of the features' own type alone.
+
+        A network that works in float32 makes errors of a few eps |h_ij| in every entry; directions
+        in which its class means truly agree would count as directions of Sigma_B by those.
+        """
+        squares = self.centre @ self.centre + self.between + self.within  # mean ||h||^2, nearly
+        return float(_ROUNDING * self.precision * np.sqrt(squares / self.width))
+
+    @property
     def coincide(self) -> bool:
         """Whether the class means are one point, up to rounding."""
         scale = np.linalg.norm(self.centre) + np.sqrt(self.within)
-        return not len(self.sigma) or bool(self.sigma[0] <= _MEANS_TOLERANCE * scale)
+        least = max(_MEANS_TOLERANCE * scale, self.rounding)
+        return not len(self.sigma) or bool(self.sigma[0] <= least)
 
 
 class ClassMoments:
@@ -132,6 +147,7 @@ class ClassMoments:
         self.name = name
         self.samples = 0
         self.width = 0
+        self.precision = 0.0
         self._spectrum_size = spectrum_size
         self._scatter: torch.Tensor | None = None
         self._sample: RowSample | None = None
@@ -146,6 +162,7 @@ class ClassMoments:
             row of features per label.
         """
         check_length(self.name, features, index)
+        self.precision = max(self.precision, precision_of(features))
         with one_thread():
             for part, block in row_blocks(features, self.name, self.samples):
                 if self.samples == 0 and part.start == 0:
@@ -238,6 +255,7 @@ class ClassMoments:
             sigma=sigma.numpy(),
             along=along,
             spectrum=self._spectrum(counts, centred, centre),
+            precision=self.precision,
         )
 
     def _spectrum(

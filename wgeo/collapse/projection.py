@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,25 @@ from .moments import ClassGeometry, ClassIndex, ClassMoments
 
 _DRIFT_TOLERANCE = 1e-4
 _ROUNDING_SHARE = 1e-3
+
+
+@dataclass(frozen=True, eq=False)
+class Projected:
+    """What pass two knows.
+
+    Attributes
+    ----------
+    samples, hits, mismatches : int
+        Samples; those nearest to their own class mean; those on which the nearest class mean and
+        the network's decision differ.
+    along : ndarray, (r,)
+        V_j^T Sigma_W V_j for every direction of the span of the means.
+    """
+
+    samples: int
+    hits: int
+    mismatches: int
+    along: Float[np.ndarray, " r"]
 
 
 class SpanProjection:
@@ -33,8 +53,8 @@ class SpanProjection:
     """
 
     def __init__(self, moments: ClassMoments, geometry: ClassGeometry, index: ClassIndex) -> None:
-        self.samples = self.hits = self.mismatches = 0
-        self._moments = moments
+        self.samples = self._hits = self._mismatches = 0
+        self._moments, self._coincide = moments, geometry.coincide
         by_row = np.empty_like(geometry.coordinates)
         by_row[index.rows(geometry.classes)] = geometry.coordinates
         self._by_row, self._basis = (
@@ -55,9 +75,9 @@ class SpanProjection:
             for part, block in row_blocks(features, moments.name, self.samples):
                 rows = torch.from_numpy(index[part]).to(self._basis.device)
                 nearest = self._absorb(block, rows)
-                self.hits += int((nearest == rows).sum())
+                self._hits += int((nearest == rows).sum())
                 if predicted is not None:
-                    self.mismatches += int((nearest.cpu().numpy() != predicted[part]).sum())
+                    self._mismatches += int((nearest.cpu().numpy() != predicted[part]).sum())
         self.samples += len(index)
 
     def _absorb(
@@ -69,10 +89,10 @@ class SpanProjection:
         residual = x @ self._basis.T  # (b, r): centred first, so nothing cancels
         self._energy += (residual * residual).sum(0)
         self._drift += residual.sum(0)
-        return _nearest(residual + self._by_row[rows], self._by_row)
+        return nearest_mean(residual + self._by_row[rows], self._by_row)
 
-    def along(self) -> Float[np.ndarray, " r"]:
-        """V_j^T Sigma_W V_j for every direction of the span.
+    def finish(self) -> Projected:
+        """What the samples gave.
 
         Raises
         ------
@@ -89,16 +109,18 @@ class SpanProjection:
         spread = torch.sqrt(self._energy / n)
         # The second term allows for networks whose own arithmetic is not reproducible.
         scale = spread + _ROUNDING_SHARE * self._by_row.square().mean(0).sum().sqrt()
-        if bool((self._drift.abs() / n > _DRIFT_TOLERANCE * scale).any()):
+        drifts = bool((self._drift.abs() / n > _DRIFT_TOLERANCE * scale).any())
+        if drifts and not self._coincide:
             raise FeatureError(
                 f"layer {self._moments.name!r} differs between the first and the second pass. "
                 "Put the network into eval mode and switch random augmentation off."
             )
-        return (self._energy / n).cpu().numpy()
+        return Projected(n, self._hits, self._mismatches, (self._energy / n).cpu().numpy())
 
 
-def _nearest(
-    points: Float[torch.Tensor, "b r"], means: Float[torch.Tensor, "K r"]
-) -> Int[torch.Tensor, " b"]:
+def nearest_mean(
+    points: Float[torch.Tensor, "*batch n r"], means: Float[torch.Tensor, "*batch K r"]
+) -> Int[torch.Tensor, "*batch n"]:
     """Row of the nearest mean, the first of several equally near."""
-    return torch.argmin((means * means).sum(1) - 2 * points @ means.T, dim=1)
+    squares = (means * means).sum(-1).unsqueeze(-2)
+    return torch.argmin(squares - 2 * points @ means.mT, dim=-1)

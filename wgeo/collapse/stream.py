@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -12,9 +13,9 @@ from jaxtyping import Int
 from ..arrays import as_labels
 from ..errors import ArgumentError, FeatureError
 from ..progress import track
-from ..trajectory import Classifier
+from ..trajectory import Classifier, Trajectory
 from .blocks import mean_of
-from .measure import is_frequency, weights_of
+from .measure import check_ood, features_by_layer, is_frequency, weights_of
 from .metrics import RANK_TOLERANCE, Frame, layer_collapse
 from .moments import ClassGeometry, ClassIndex, ClassMoments
 from .projection import SpanProjection
@@ -89,7 +90,7 @@ class CollapseStream:
         self._moments: dict[str, ClassMoments] = {}
         self._passes = (_Seen(), _Seen())
         self._second: _SecondPass | None = None
-        self._ood: dict[str, tuple[Any, int]] = {}
+        self._outside = _Outside()
 
     def update(self, features: Mapping[str, Any], labels: Any, predictions: Any = None) -> None:
         """First pass: take in a batch.
@@ -123,11 +124,8 @@ class CollapseStream:
         self._passes[0].add(y, decided)
 
     def update_ood(self, features: Mapping[str, Any]) -> None:
-        """Take in a batch of out-of-distribution samples, for NC5."""
-        for name, array in features.items():
-            total, count = self._ood.get(name, (0.0, 0))
-            mean = mean_of(array, f"{name} (out of distribution)")
-            self._ood[name] = (total + len(array) * mean, count + len(array))
+        """Take in a batch of out-of-distribution samples of all layers, for NC5."""
+        self._outside.add(features)
 
     @property
     def complete(self) -> bool:
@@ -166,11 +164,11 @@ class CollapseStream:
         layers = [
             layer_collapse(
                 g,
-                second.projections.get(name),
+                second.projections[name].finish() if name in second.projections else None,
                 stage=stages.get(name),
                 decided=seen.accuracy is not None,
                 classifier=self._classifier if name == last else None,
-                ood_mean=np.divide(*self._ood[name]) if name in self._ood else None,
+                ood_mean=self._outside.mean(name, g.width),
                 rank_tolerance=self._rank_tolerance,
             )
             for name, g in geometry.items()
@@ -192,7 +190,10 @@ class CollapseStream:
 
 
 def collapse_stream(
-    batches: Iterable[Batch] | Callable[[], Iterable[Batch]], **options: Any
+    batches: Iterable[Batch] | Callable[[], Iterable[Batch]],
+    *,
+    ood: Trajectory | Mapping[str, Any] | None = None,
+    **options: Any,
 ) -> Collapse:
     """Measure neural collapse from batches of features; see `CollapseStream`.
 
@@ -202,10 +203,17 @@ def collapse_stream(
         Of (features by layer, labels) or (features by layer, labels, predictions). What can be
         gone over again (a list, a loader, a callable) is, where metrics need a second pass; of an
         iterator that cannot, metrics that need one are None where features don't fit `keep`.
+    ood : Trajectory or mapping of layer name to features, optional
+        Out-of-distribution samples through the same network, for NC5.
     **options
         Of `CollapseStream`.
     """
+    unknown = set(options) - set(inspect.signature(CollapseStream).parameters)
+    if unknown:
+        raise ArgumentError(f"A stream has no option {', '.join(sorted(unknown))}.")
     stream = CollapseStream(**options)
+    if ood is not None:
+        stream.update_ood(features_by_layer(ood))
     start = batches if callable(batches) else lambda: batches
     first = start()
     for batch in track(first, "measuring collapse"):
@@ -264,6 +272,30 @@ class _Seen:
     def accuracy(self) -> float | None:
         """Share of right decisions; None where not all are known."""
         return self._right / self.samples if 0 < self._decided == self.samples else None
+
+
+class _Outside:
+    """Sums of out-of-distribution samples, by layer."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, np.ndarray] = {}
+        self._samples: dict[str, int] = {}
+
+    def add(self, features: Mapping[str, Any]) -> None:
+        for name, array in features.items():
+            mean = mean_of(array, f"{name} (out of distribution)")
+            if name in self._sums:
+                check_ood(name, len(self._sums[name]), (len(array), *mean.shape))
+            self._sums[name] = self._sums.get(name, 0.0) + len(array) * mean
+            self._samples[name] = self._samples.get(name, 0) + len(array)
+
+    def mean(self, name: str, width: int) -> np.ndarray | None:
+        """The mean at a layer; None where there are no such samples at all."""
+        if not self._sums:
+            return None
+        n = self._samples.get(name)
+        check_ood(name, width, None if n is None else (n, *self._sums[name].shape))
+        return self._sums[name] / n
 
 
 class _Kept:
