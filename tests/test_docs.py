@@ -105,7 +105,7 @@ def test_every_public_name_has_a_page_and_a_docstring() -> None:
             assert f"~wgeo.{name}\n" in pages["api/wgeo.rst"]
     for room, names in api.homes().items():
         for name in names:
-            assert f"{name}\n" in pages[f"api/{room}.rst"]
+            assert f"{name.removeprefix(f'wgeo.{room}.')}\n" in pages[f"api/{room}.rst"]
             if api.documented(name):
                 assert api.find(name).__doc__, name
 

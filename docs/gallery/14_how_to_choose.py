@@ -80,8 +80,8 @@ print(
 for epsilon in (1.0, 0.1, 0.01, "auto"):
     solver = wgeo.Sinkhorn(epsilon=epsilon, on_failure="return")
     found = wgeo.wasserstein(traj.first, traj.last, solver=solver)
-    passes = found.stats.get("passes", float("nan"))
+    passes = found.stats["iterations"]
     print(
-        f"{epsilon!s:>9} {passes:7.0f} {found.lower:8.4f} {found.upper:8.4f} "
+        f"{epsilon!s:>9} {passes:7} {found.lower:8.4f} {found.upper:8.4f} "
         f"{max(found.divergence, 0) ** 0.5:11.4f}"
     )

@@ -45,6 +45,9 @@ ROOMS: dict[str, tuple[str, ...]] = {
     ),
 }
 
+# Constants that a setting's description refers to, and that no __all__ has.
+CONSTANTS = {"plots": ("several.OVER", "several.ENDS", "evidence.CURVES", "evidence.TESTS")}
+
 
 def module_of(room: str) -> ModuleType:
     """The module itself, where the package has a function of its name."""
@@ -73,8 +76,8 @@ def documented(name: str) -> bool:
 
 def find(name: str) -> Any:
     """The object of a full name such as ``wgeo.transport.Chain`` (a room's module wins)."""
-    room, _, last = name.rpartition(".")
-    module = wgeo if room == "wgeo" else module_of(room.removeprefix("wgeo."))
+    home, _, last = name.rpartition(".")
+    module = wgeo if home == "wgeo" else module_of(home.removeprefix("wgeo."))
     return getattr(module, last)
 
 
@@ -135,17 +138,19 @@ def _top(names: list[str]) -> str:
 
 def _room(room: str, names: list[str]) -> str:
     full = f"wgeo.{room}"
-    lines = [*_head(full), f".. automodule:: {full}", "   :no-members:", ""]
+    lines = [*_head(full), f".. automodule:: {full}", "   :no-members:", "   :no-index:", ""]
     lines += [f".. currentmodule:: {full}", ""]
     above = [n for n in names if n.count(".") == 1]
     own = [n for n in names if n.count(".") > 1 and documented(n)]
     constants = [n for n in names if n.count(".") > 1 and not documented(n)]
+    constants += [f"{full}.{name}" for name in CONSTANTS.get(room, ())]
     if above:
         lines += ["Also as ``wgeo.NAME``:" if own else "As ``wgeo.NAME``:", "", *_summary(above)]
     if own:
-        lines += [f"Under ``{full}``:", "", *_summary(own, toctree=True)]
+        short = [name.removeprefix(f"{full}.") for name in own]
+        lines += [f"Under ``{full}``:", "", *_summary(short, toctree=True)]
     for name in constants:
-        lines += _constant(room, name)
+        lines += _constant(name)
     return "\n".join(lines)
 
 
@@ -160,11 +165,11 @@ def _summary(names: list[str], *, toctree: bool = False) -> list[str]:
     return [*lines, "", *(f"   ~{name}" for name in names), ""]
 
 
-def _constant(room: str, name: str) -> list[str]:
+def _constant(name: str) -> list[str]:
     """A constant with its values, which are what one wants to know of it."""
     value = find(name)
     lines = [f".. py:data:: {name}", ""]
-    told = _told(room, name.rpartition(".")[2])
+    told = _told(name)
     lines += [f"   {told}", ""] if told else []
     if isinstance(value, Mapping):
         for key, what in value.items():
@@ -177,16 +182,17 @@ def _constant(room: str, name: str) -> list[str]:
     return [*lines, ""]
 
 
-def _told(room: str, name: str) -> str:
-    """The text under a constant's assignment, wherever in the room that is."""
+def _told(name: str) -> str:
+    """The text under a constant's assignment, in whichever module of the room that is."""
     from sphinx.errors import PycodeError
     from sphinx.pycode import ModuleAnalyzer
 
-    for module in [m for m in sys.modules if m == f"wgeo.{room}" or m.startswith(f"wgeo.{room}.")]:
+    room, last = ".".join(name.split(".")[:2]), name.rpartition(".")[2]
+    for module in [m for m in sys.modules if m == room or m.startswith(f"{room}.")]:
         try:
             docs = ModuleAnalyzer.for_module(module).find_attr_docs()
         except PycodeError:
             continue
-        if ("", name) in docs:
-            return " ".join(docs["", name]).strip()
+        if ("", last) in docs:
+            return " ".join(docs["", last]).strip()
     return ""

@@ -1,15 +1,17 @@
 """Where `names` in docstrings lead.
 
 Docstrings write `Exact`, `Trajectory.embedded` or `tolerance` as a reader would say them. A name is
-looked for among everything documented, the shortest path first; a parameter or attribute of the
-object whose docstring this is stays as it is. Anything else is a mistake, and Sphinx says so.
+looked for among everything documented, the shortest path first. What is known where the docstring
+stands, but has no page (a parameter, an attribute, a helper of the module), is shown and not
+linked. Anything else is a mistake, and Sphinx says so.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 import re
+import sys
+from collections.abc import Iterator
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -32,52 +34,74 @@ def resolve(
     """Find a Python name's page; called where Sphinx found none."""
     if node.get("refdomain") != "py":
         return None
-    target = node["reftarget"].removesuffix("()")
+    target = re.sub(r"\(.*\)$", "", node["reftarget"])
     known = env.domaindata["py"]["objects"]
-    matches = [name for name in known if name == target or name.endswith(f".{target}")]
+    room = target.removeprefix("wgeo.")
+    if room in api.ROOMS and target not in known:
+        return make_refnode(app.builder, node["refdoc"], f"generated/api/{room}", "", shown)
+    matches = [name for name in known if _leads_to(name, target)]
     if matches:
         best = min(matches, key=lambda name: (name.count("."), len(name), name))
         entry = known[best]
         return make_refnode(app.builder, node["refdoc"], entry.docname, entry.node_id, shown)
-    if FILE.match(target) or _room(target) or _own(node, target):
+    first = target.partition(".")[0]
+    if FILE.match(target) or any(first in _words(found) for found in _around(node)):
         return shown
     return None
 
 
-def _room(target: str) -> bool:
-    return target.rpartition(".")[2] in api.ROOMS
+def _leads_to(name: str, target: str) -> bool:
+    """Whether a documented name is what is meant: by its end, or by the module it is defined in."""
+    if name == target or name.endswith(f".{target}"):
+        return True
+    module, _, last = target.rpartition(".")
+    return (
+        name.endswith(f".{last}")
+        and module.startswith("wgeo.")
+        and getattr(sys.modules.get(module), last, None) is _found(name)
+    )
 
 
-def _own(node: nodes.Node, target: str) -> bool:
-    """Whether it is a parameter, field or attribute of what is being documented."""
+def _found(name: str) -> Any:
+    try:
+        return api.find(name)
+    except (AttributeError, ImportError):
+        return None
+
+
+def _around(node: nodes.Node) -> Iterator[Any]:
+    """The objects whose docstring a reference stands in: its own, its class."""
     place = node.parent
     while place is not None:
         if isinstance(place, addnodes.desc):
             signature = place.next_node(addnodes.desc_signature)
-            if signature is not None and target in _words(_object(signature)):
-                return True
+            yield _object(signature.get("module"), signature.get("fullname", ""))
+        elif isinstance(place, nodes.row):  # a table that lists names with their first sentences
+            for link in place.findall(nodes.reference):
+                yield _found(link.get("reftitle", ""))
         place = place.parent
-    return False
 
 
-def _object(signature: addnodes.desc_signature) -> Any:
-    module, path = signature.get("module"), signature.get("fullname", "")
-    if not module:
-        return None
+def _object(module: str | None, path: str) -> Any:
     first, *rest = path.split(".")
-    try:
-        found = api.find(f"{module}.{first}")
-        for name in rest:
-            found = inspect.getattr_static(found, name)
-    except AttributeError:
-        return None
+    found = _found(f"{module}.{first}")
+    for name in rest:
+        found = inspect.getattr_static(found, name, None)
     return getattr(found, "__func__", found)
 
 
 def _words(found: Any) -> set[str]:
-    words = set(dir(found)) if inspect.isclass(found) else set()
-    if dataclasses.is_dataclass(found):
-        words |= {field.name for field in dataclasses.fields(found)}
-    with suppress(TypeError, ValueError):
-        words |= set(inspect.signature(found).parameters)
+    """Names that mean something in the docstring of an object."""
+    module = inspect.getmodule(found)
+    if module is None:
+        return set()
+    own = [
+        each for each in vars(module).values() if getattr(each, "__module__", "") == module.__name__
+    ]
+    words = {*vars(module)}
+    for each in [found, *own]:
+        with suppress(TypeError, ValueError):
+            words |= set(inspect.signature(each).parameters)
+        if inspect.isclass(each):
+            words |= {*dir(each), *getattr(each, "__annotations__", {})}
     return words
