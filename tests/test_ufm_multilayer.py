@@ -6,11 +6,15 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+import torch
 
 from wgeo.errors import ArgumentError
-from wgeo.ufm import fit_mufm
+from wgeo.ufm import fit_mse, fit_mufm
+from wgeo.ufm.lbfgs import minimise
 from wgeo.ufm.likelihood import Likelihood
+from wgeo.ufm.newton import descend
 from wgeo.ufm.reduced import Reduced, Statistics
+from wgeo.ufm.search import search
 
 
 def det_data(classes, n, d):
@@ -96,6 +100,274 @@ def test_derivatives_against_differences(decay, rng):
         assert np.sum(problem.at(w).gradient() * v) == pytest.approx(slope, rel=1e-6)
         turn = (up.gradient() - down.gradient()) / 2e-5
         assert np.allclose(problem.at(w).hessian_product(v), turn, atol=1e-7)
+
+
+def clusters(rng, classes, n, d, spread=1.0):
+    labels = np.arange(n) % classes
+    return rng.normal(size=(classes, d))[labels] + spread * rng.normal(size=(n, d)), labels
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.3, np.inf])
+def test_the_preconditioner_inverts_the_gauss_newton_matrix(decay, rng):
+    """Against the matrix formed from the features themselves."""
+    x, labels = det_data(4, 5, 6)
+    stats = Statistics.of(x, labels, 4)
+    point = Reduced(stats, 0.2, 0.01, decay).at(rng.normal(size=(4, 6)))
+    h = point.features(x @ stats.basis, point.w, np.eye(4)[labels])
+    mean, about = h.mean(0), h - h.mean(0)
+    v = rng.normal(size=(4, 6))
+    image = 0.01 * v + 0.2 * point.inverse @ v @ about.T @ about / len(x)
+    if decay > 0:
+        extra = 0.2 / decay if np.isfinite(decay) else 0.0
+        inverse = np.linalg.inv(point.shifted + extra * np.eye(4))
+        image += 0.2 * inverse @ v @ np.outer(mean, mean)
+    assert np.allclose(point.preconditioner()(image), v, atol=1e-10)
+
+
+@pytest.mark.parametrize("bias", [False, True, 0.1])
+@pytest.mark.parametrize("held", [0.0, 0.1])
+def test_the_reduced_objective_is_the_full_one(bias, held, rng):
+    """At any W, with b and the inner layers optimal: solved here by brute force."""
+    x, labels = clusters(rng, 3, 14, 4)
+    n, y, layers, lam, lw = len(x), np.eye(3)[labels], 3, 0.6, 0.02
+    w = rng.normal(size=(3, 4))
+    mu = lam / layers + held
+    decay = {False: np.inf, True: 0.0}.get(bias, bias)
+    stats = Statistics.of(x * (lam / layers / mu), labels, 3)
+    reduced = Reduced(stats, mu, lw, decay).at(w @ stats.basis).value()
+    # F is quadratic in b and every layer: one linear least-squares problem for all samples
+    size = layers * 4
+    rows, right = [], []
+
+    def add(block, target, weight):
+        rows.append(np.sqrt(weight) * block)
+        right.append(np.sqrt(weight) * target)
+
+    with_bias = bias is not False
+    total = n * size + 3 * with_bias
+    for i in range(n):
+        at = np.zeros((layers, 4, total))
+        for layer in range(layers):
+            start = i * size + layer * 4
+            at[layer, :, start : start + 4] = np.eye(4)
+        logits = w @ at[-1]
+        if with_bias:
+            logits[:, -3:] += np.eye(3)
+        add(logits, y[i], 1 / n)
+        add(at[0], x[i], lam / n)
+        for layer in range(1, layers):
+            add(at[layer] - at[layer - 1], np.zeros(4), lam / n)
+        add(at[-1], np.zeros(4), held / n)
+    if with_bias and decay > 0:
+        add(np.eye(total)[-3:], np.zeros(3), decay)
+    a, b = np.concatenate(rows), np.concatenate(right)
+    left = np.linalg.lstsq(a, b, rcond=None)[0]
+    full = np.sum((a @ left - b) ** 2) / 2 + lw * np.sum(w**2) / 2
+    constant = lam / layers * held / mu * np.sum(x**2) / (2 * n)
+    assert reduced + constant == pytest.approx(full, rel=1e-12)
+
+
+@pytest.mark.parametrize(("classes", "d"), [(2, 4), (3, 5)])
+def test_no_restart_ends_lower_and_the_bound_holds(classes, d):
+    """100 instances each, free bias and none: the best of 50 random starts is never below the fit.
+
+    The starts descend in one batch, on J written anew with torch's gradient.
+    """
+    rng = np.random.default_rng(7)
+    instances, found = [], []
+    for i in range(100):
+        x, labels = clusters(rng, classes, int(rng.integers(classes, 4 * classes)), d, 2.0)
+        mu, lw = 10 ** rng.uniform(-2.5, 0, size=2)
+        m = fit_mufm(x, labels, layers=1, weight_decay=lw, transport=mu, bias=i % 2 == 0)
+        assert m.certificate.lower_bound <= m.objective * (1 + 1e-12)
+        y = np.eye(classes)[labels]
+        if i % 2 == 0:
+            x, y = x - x.mean(0), y - y.mean(0)
+        moments = (x.T @ x, y.T @ x, y.T @ y)
+        instances.append([*(torch.from_numpy(a / len(x)) for a in moments), mu, lw])
+        found.append(m.objective)
+    each = 50
+    s, t, c = (torch.stack([i[j] for i in instances]).repeat(each, 1, 1) for j in range(3))
+    mu, lw = (torch.tensor([i[j] for i in instances]).repeat(each) for j in (3, 4))
+
+    def objective(flat):
+        # rows that have converged leave the batch: which ones are left is in the first entry
+        rows = flat[:, 0].round().long()
+        w = flat[:, 1:].detach().unflatten(1, (classes, d)).requires_grad_()
+        cross = t[rows] @ w.mT
+        residual = c[rows] - cross - cross.mT + w @ s[rows] @ w.mT
+        a = w @ w.mT + mu[rows, None, None] * torch.eye(classes, dtype=torch.float64)
+        fit = torch.linalg.solve(a, residual).diagonal(dim1=1, dim2=2).sum(1)
+        value = (mu[rows] * fit + lw[rows] * w.square().sum((1, 2))) / 2
+        (gradient,) = torch.autograd.grad(value.sum(), w)
+        still = torch.zeros(len(flat), 1, dtype=torch.float64)
+        return value.detach(), torch.cat([still, gradient.flatten(1)], 1)
+
+    starts = torch.from_numpy(2 * rng.standard_normal((100 * each, classes * d)))
+    index = torch.arange(100 * each, dtype=torch.float64)[:, None]
+    ends = minimise(objective, torch.cat([index, starts], 1), tolerance=1e-5, max_steps=120)
+    best = ends.value.view(each, 100).min(0).values.numpy()
+    assert np.all(np.array(found) <= best * (1 + 1e-9))
+    assert np.mean(np.array(found) > best * (1 - 1e-6)) > 0.9  # and the starts do get there
+
+
+def test_the_reflection_leaves_a_spurious_minimum():
+    """K = d = N = 1: from the spurious side the search crosses over."""
+    one = np.ones(1)
+    stats = Statistics(np.eye(1), one * 0.04, 0.2 * np.eye(1), np.eye(1), 0 * one, 0 * one)
+    problem = Reduced(stats, 0.01, 0.01, 0.0)
+    stuck = descend(problem.at, -np.eye(1), tolerance=1e-12)
+    assert stuck.point.value() == pytest.approx(0.012091861793, abs=1e-11)
+    assert stuck.point.w[0, 0] == pytest.approx(-1.0432306048, rel=1e-8)
+    found = search(problem, tolerance=1e-12, start=-np.eye(1))
+    assert found.point.value() == pytest.approx(0.008106878148, abs=1e-11)
+    assert found.point.w[0, 0] == pytest.approx(0.9442419573, rel=1e-8)
+    assert found.point.certificate() == pytest.approx(0.899687, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("a", "s", "mu", "lw", "omega", "value", "ratio"),
+    [
+        (1, 0.3, 0.1, 0.01, 0.8178865050, 0.023934973562, 0.0118692159),
+        (1, 0.5, 1, 0.01, 0.6728658951, 0.160492333991, 0.3573368013),
+        (2, 0.5, 0.05, 0.005, 0.4750905940, 0.017267580990, 0.0302362182),
+    ],
+)
+def test_the_scalar_family(a, s, mu, lw, omega, value, ratio):
+    spokes = np.sqrt(3) * s * np.concatenate([np.eye(3), -np.eye(3)])
+    x = np.concatenate([a * np.eye(3)[k] + spokes for k in range(3)])
+    labels = np.repeat(np.arange(3), 6)
+    m = fit_mufm(x, labels, layers=2, weight_decay=lw, transport=2.0 * mu)
+    assert m.objective == pytest.approx(value, abs=1e-11)
+    assert np.allclose(m.W, omega * np.eye(3), atol=1e-7)
+    before, after = m.collapse(0), m.collapse()
+    assert after.nc1_quotient / before.nc1_quotient == pytest.approx(ratio, rel=1e-6)
+    assert np.allclose(m.contraction, mu / (omega**2 + mu), rtol=1e-7)
+
+
+def test_the_limits_of_strong_and_weak_transport(rng):
+    x, labels = clusters(rng, 3, 60, 5)
+    onehot, lw = np.eye(3)[labels], 0.01
+    second = x.T @ x / 60 + lw * np.eye(5)
+    ridge = np.linalg.solve(second, x.T @ onehot / 60).T
+    m = fit_mufm(x, labels, layers=3, weight_decay=lw, transport=3e6)
+    assert np.allclose(m.W, ridge, atol=1e-5)
+    assert np.allclose(m.H, m.X, atol=1e-5)
+    assert m.certificate.verdict == "global"
+    mu = 1e-7
+    m = fit_mufm(x, labels, layers=1, weight_decay=lw, transport=mu)
+    cross = np.linalg.svd(onehot.T @ x / 60, compute_uv=False).sum()
+    expected = np.sqrt(3 * lw * mu) - (3 * lw) ** 0.25 * mu**0.75 * cross
+    assert m.objective == pytest.approx(expected, rel=2e-2)
+    assert m.collapse().nc1_quotient < 1e-2 * m.collapse(0).nc1_quotient
+    many = [
+        fit_mufm(x, labels, layers=layers, weight_decay=lw, transport=0.2 * layers)
+        for layers in (1, 50)
+    ]
+    assert many[0].objective == pytest.approx(many[1].objective, rel=1e-12)
+
+
+def test_inputs_that_say_nothing_leave_the_plain_model(rng):
+    """X = 0: MUFM is UFM with feature decay mu / N, and zero is only a saddle."""
+    labels = np.arange(12) % 3
+    m = fit_mufm(np.zeros((12, 4)), labels, layers=1, weight_decay=0.01, transport=0.1, restarts=0)
+    plain = fit_mse(labels, dim=4, weight_decay=0.01, feature_decay=0.1 / 12)
+    assert m.objective == pytest.approx(plain.objective, rel=1e-9)
+    assert m.certificate.verdict == "global"
+
+
+@pytest.mark.parametrize("loss", ["mse", "ce"])
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
+def test_units_of_the_features_do_not_matter(scale, loss, rng):
+    """x in other units, with the decay and the transport strength in them, is the same problem."""
+    x, labels = clusters(rng, 3, 30, 5)
+    call = {"layers": 2, "bias": True, "loss": loss, "restarts": 1}
+    m = fit_mufm(x, labels, weight_decay=0.01, transport=0.4, **call)
+    other = fit_mufm(
+        scale * x, labels, weight_decay=0.01 * scale**2, transport=0.4 / scale**2, **call
+    )
+    assert other.objective == pytest.approx(m.objective, rel=1e-9)
+    assert np.allclose(other.W * scale, m.W, atol=1e-5)
+    assert np.allclose(other.H / scale, m.H, atol=1e-5)
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1e6])
+@pytest.mark.parametrize("bias", [False, True])
+def test_tiny_and_huge_features_with_settings_kept(scale, bias, rng):
+    x, labels = clusters(rng, 3, 30, 5)
+    m = fit_mufm(scale * x, labels, layers=2, weight_decay=0.01, transport=0.1, bias=bias)
+    assert 0 < m.objective < (1 - bias / 3) / 2  # below what W = 0 has
+    assert m.certificate.lower_bound <= m.objective * (1 + 1e-12)
+    assert np.isfinite(m.H).all()
+
+
+@pytest.mark.parametrize(
+    "kind", ["d < K", "d = 1", "one sample a class", "collinear", "duplicates", "constant", "far"]
+)
+@pytest.mark.parametrize("loss", ["mse", "ce"])
+def test_degenerate_inputs_have_a_solution(kind, loss, rng):
+    x, labels = clusters(rng, 4, 24, 6)
+    if kind == "d < K":
+        x = x[:, :2]
+    elif kind == "d = 1":
+        x = x[:, :1]
+    elif kind == "one sample a class":
+        x, labels = x[:4], labels[:4]
+    elif kind == "collinear":
+        x = np.outer(x[:, 0], np.arange(1.0, 7.0))
+    elif kind == "duplicates":
+        x = x[np.zeros(24, dtype=int)]
+    elif kind == "constant":
+        x = np.full((24, 6), 3.0)
+    else:
+        x = x + 1e6
+    m = fit_mufm(x, labels, layers=2, weight_decay=0.01, transport=0.1, bias=True, loss=loss)
+    assert np.isfinite(m.W).all()
+    assert np.isfinite(m.H).all()
+    assert m.certificate.gradient_norm < 1e-6
+    assert m.certificate.lower_bound <= m.objective * (1 + 1e-12)
+    assert m.objective == pytest.approx(sum(m.terms.values()), rel=1e-12)
+
+
+def test_work_after_the_statistics_does_not_depend_on_the_number_of_samples(rng):
+    """The same distribution, ten times the samples: as many steps, and matrices as small."""
+    x, labels = clusters(rng, 5, 1000, 16)
+    few, many = (
+        fit_mufm(
+            np.tile(x, (times, 1)),
+            np.tile(labels, times),
+            layers=8,
+            weight_decay=0.01,
+            transport=0.5,
+            bias=True,
+        )
+        for times in (1, 10)
+    )
+    assert many.objective == pytest.approx(few.objective, rel=1e-10)
+    assert many.effort["products"] <= 1.5 * few.effort["products"]
+    assert few.effort["steps"] < 200
+
+
+def test_wide_inputs_converge_in_few_steps(rng):
+    """d = 1500, variances over eight decades, as pixels have them: the preconditioner's work."""
+    d = 1500
+    labels = np.arange(600) % 10
+    x = rng.normal(size=(600, d)) + 0.3 * rng.normal(size=(10, d))[labels]
+    x *= np.arange(1, d + 1) ** -1.3
+    m = fit_mufm(x, labels, layers=8, weight_decay=5e-3, transport=0.4, bias=True, restarts=0)
+    assert m.effort["decrement"] < 1e-8
+    assert m.effort["steps"] < 200
+
+
+def test_class_coupling_is_trajectory_and_free_coupling_is_not_above(rng):
+    x, labels = clusters(rng, 3, 18, 4, 1.5)
+    call = {"layers": 2, "weight_decay": 0.01, "transport": 0.2}
+    m, same, free = (
+        fit_mufm(x, labels, coupling=c, **call) for c in ("trajectory", "class", "free")
+    )
+    assert same.objective == m.objective
+    assert free.objective <= m.objective * (1 + 1e-12)
+    assert sorted(free.assignment) == list(range(18))
 
 
 def test_class_means_that_cross_are_not_monotone():

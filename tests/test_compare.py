@@ -1,0 +1,275 @@
+"""Networks beside the models: known answers where a model made the network."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+import wgeo
+from wgeo.compare import compare
+from wgeo.compare.fitting import Judge, halves
+from wgeo.compare.predictions import Errors, along, centred, collapsed, place, times
+from wgeo.compare.result import Reading
+from wgeo.errors import ArgumentError
+from wgeo.trajectory import Classifier, Segment
+from wgeo.ufm import fit_mufm
+from wgeo.ufm.reduced import Reduced, Statistics
+
+AT = (0.0, 0.3, 0.6, 0.8, 1.0)
+
+
+def clusters(rng, n=120, d=6, classes=3):
+    labels = np.arange(n) % classes
+    return rng.normal(size=(classes, d))[labels] + rng.normal(size=(n, d)), labels
+
+
+def of_mufm(rng, drift=0.0, growth=0.0, noise=0.0, **more):
+    """A trajectory that MUFM made, then moved, scaled and blurred layer by layer."""
+    x, labels = clusters(rng, **more)
+    made = fit_mufm(x, labels, layers=4, weight_decay=0.3, transport=0.2, bias=True)
+    path = [(1 - t) * made.X.T + t * made.H.T for t in AT]
+    layers = [
+        (1 + growth * i) * layer
+        + i * drift * rng.normal(size=layer.shape[1])
+        + i * noise * rng.normal(size=layer.shape)
+        for i, layer in enumerate(path)
+    ]
+    return wgeo.Trajectory.from_arrays(layers, labels), made
+
+
+def test_a_network_that_is_mufm_is_explained_and_its_settings_are_found(rng):
+    traj, made = of_mufm(rng, n=1200)
+    found = compare(traj)
+    assert found.held_out.r2 > 0.95
+    assert found.held_out.r2_means > 0.97
+    assert [layer.time for layer in found.mufm] == pytest.approx(AT, abs=0.05)
+    for layer, seen in zip(found.mufm[1:], found.network[1:], strict=True):
+        assert layer.r2 > 0.97
+        assert layer.collapse.nc1 == pytest.approx(seen.nc1, rel=0.15)
+        assert layer.w2 < 0.1
+    for name in ("weight_decay", "mu"):
+        ratio = found.solution.settings[name] / made.settings[name]
+        assert 0.5 < ratio < 2
+
+
+def test_the_very_model_is_exact(rng):
+    traj, made = of_mufm(rng)
+    found = compare(traj, made)
+    assert all(layer.relative_error < 1e-7 for layer in found.mufm[1:])
+    assert all(layer.gain == pytest.approx(1) for layer in found.mufm)
+    assert all(layer.w2 < 1e-7 for layer in found.mufm)
+    assert found.held_out.r2 is None
+    assert found.solution is made
+
+
+def test_drift_and_scale_of_the_network_are_not_held_against_mufm(rng):
+    plain, made = of_mufm(np.random.default_rng(5))
+    moved, _ = of_mufm(np.random.default_rng(5), drift=3.0, growth=0.7)
+    for i, (a, b) in enumerate(
+        zip(compare(plain, made).mufm, compare(moved, made).mufm, strict=True)
+    ):
+        assert b.time == pytest.approx(AT[i], abs=1e-7)
+        assert b.gain == pytest.approx(1 + 0.7 * i)
+        assert b.missed == pytest.approx(a.missed, abs=1e-12)
+
+
+def test_labels_at_random_are_not_explained(rng):
+    """Layers that have nothing to do with the labels: held out, MUFM does no better than 0."""
+    x = rng.normal(size=(300, 5))
+    layers = [x, *(x + 0.5 * i * rng.normal(size=x.shape) for i in (1, 2, 3))]
+    found = compare(wgeo.Trajectory.from_arrays(layers, rng.integers(0, 3, 300)))
+    assert found.held_out.r2 < 0.05
+
+
+def test_a_straight_network_is_the_line_at_any_speed(rng):
+    first, last = rng.normal(size=(2, 40, 3))
+    traj = wgeo.Trajectory.from_arrays(
+        [(1 - t) * first + t * last for t in (0, 0.1, 0.7, 1)], np.arange(40) % 4
+    )
+    found = compare(traj, mufm=False)
+    assert [layer.time for layer in found.geodesic] == pytest.approx([0, 0.1, 0.7, 1])
+    assert all(layer.missed < 1e-20 for layer in found.geodesic)
+    by_length = compare(traj, mufm=False, time="length").geodesic
+    assert [layer.time for layer in by_length] == pytest.approx([0, 0.1, 0.7, 1])
+    even = compare(traj, mufm=False, time="uniform").geodesic
+    assert even[1].time == pytest.approx(1 / 3)
+    assert even[1].missed > 0.01
+    assert found.solution is None
+    assert "not asked" in found.skipped
+
+
+def test_the_plain_model_is_the_nearest_simplex(rng):
+    """Against a search over rotations; its own metrics are those of complete collapse."""
+    x, labels = clusters(rng, d=5)
+    frame = collapsed(x, labels)
+    traj = wgeo.Trajectory.from_arrays([x, x + rng.normal(size=x.shape)], labels)
+    layer = compare(traj, mufm=False).ufm[0]
+    assert layer.collapse.nc1 == pytest.approx(0, abs=1e-12)
+    assert layer.collapse.nc2_etf == pytest.approx(0, abs=1e-7)
+    means = np.stack([x[labels == k].mean(0) for k in range(3)])
+    error = np.sum((frame.features[:3] - means) ** 2)
+    simplex = np.linalg.svd(np.eye(3) - 1 / 3)[0][:, :2]
+    for _ in range(200):
+        turned = simplex @ np.linalg.qr(rng.normal(size=(5, 2)))[0].T
+        spread = means - means.mean(0)
+        size = np.sum(turned * spread) / np.sum(turned**2)
+        assert np.sum((size * turned - spread) ** 2) >= error - 1e-12
+    assert collapsed(x[:, :1], labels) is None
+
+
+def test_errors_against_sums_by_hand(rng):
+    x, labels = clusters(rng, n=30)
+    measured, said = x + rng.normal(size=x.shape), 1.3 * x + 0.2
+    errors = Errors.of(said, measured, x, labels)
+    assert errors.model == pytest.approx(np.sum((said - measured) ** 2))
+    gains = np.linspace(-1, 3, 4001)
+    spread, shape = centred(measured), centred(x)
+    best = min(np.sum((g * shape - spread) ** 2) for g in gains)
+    assert errors.input == pytest.approx(best, rel=1e-5)
+    by_class = sum(
+        10 * np.sum((said[labels == k].mean(0) - measured[labels == k].mean(0)) ** 2)
+        for k in range(3)
+    )
+    assert errors.model_means == pytest.approx(by_class)
+
+
+@pytest.mark.parametrize("at", [None, AT])
+def test_the_judge_scores_as_the_features_themselves_do(at, rng):
+    """Its moments against predictions formed sample by sample."""
+    traj, _ = of_mufm(rng, drift=1.0, growth=0.3, noise=0.2)
+    layers = [layer.features for layer in traj.layers]
+    labels, half = traj.labels, halves(traj.labels, 0)
+    stats = Statistics.of(layers[0][half], labels[half], 3)
+    judge = Judge([layer[~half] for layer in layers], labels[~half], stats.basis, at)
+    point = Reduced(stats, 0.05, 0.2, 0.0).at(rng.normal(size=(3, len(stats.s))))
+    x, y = layers[0][~half], np.eye(3)[labels[~half]]
+    last = point.features(x @ stats.basis, point.w, y) @ stats.basis.T
+    segment = Segment(0, tuple("abcde"), tuple(layer[~half] for layer in layers))
+    shares = [
+        np.sum((prediction.features - layer) ** 2) / np.sum(centred(layer) ** 2)
+        for prediction, layer in zip(
+            along(segment, at, x, last)[1:], segment.arrays[1:], strict=True
+        )
+    ]
+    assert judge.missed(point.w, 0.05) == pytest.approx(np.mean(shares), rel=1e-9)
+
+
+def test_a_network_that_moves_along_its_readout_is_explained_by_it(rng):
+    """MUFM cannot know which way the readout looks; given it, the features follow."""
+    x, labels = clusters(rng, n=400, d=12)
+    readout = rng.normal(size=(3, 12))
+    last = Reading(0.4 * (readout - readout.mean(0)), 0.3).features(x, labels)
+    path = [(1 - t) * centred(x) + t * last + i for i, t in enumerate(AT)]
+    network = wgeo.Trajectory.from_arrays(
+        path, labels, classifier=Classifier(5 * readout + 3, np.zeros(3))
+    )
+    found = compare(network)
+    assert found.held_out_given.r2 > 0.999
+    assert found.held_out_given.r2 > found.held_out.r2 + 0.1
+    assert [layer.time for layer in found.given] == pytest.approx(AT, abs=0.02)
+    assert found.reading.mu / np.linalg.norm(found.reading.w, 2) ** 2 == pytest.approx(
+        0.3 / np.linalg.norm(0.4 * (readout - readout.mean(0)), 2) ** 2, rel=0.3
+    )
+    assert found.to_dict()["mufm_given"]["held_out_r2"] == found.held_out_given.r2
+    alike = Classifier(np.ones((3, 12)), np.zeros(3))
+    blind = compare(wgeo.Trajectory.from_arrays(path, labels, classifier=alike))
+    assert blind.given == ()
+    assert blind.mufm
+
+
+def test_a_reading_is_the_minimiser_given_w(rng):
+    """Its features against a linear solve for all of them, b free."""
+    x, labels = clusters(rng, n=9, d=4)
+    w, mu = rng.normal(size=(3, 4)), 0.7
+    h = Reading(w, mu).features(x, labels) + x.mean(0)
+    y = np.eye(3)[labels]
+
+    def objective(h):
+        miss = h @ w.T - y
+        return np.sum((miss - miss.mean(0)) ** 2) + mu * np.sum((h - x) ** 2)
+
+    for _ in range(30):
+        assert objective(h + 1e-3 * rng.normal(size=h.shape)) > objective(h)
+
+
+def test_halves_hold_half_of_every_class():
+    labels = np.array([0] * 7 + [1] * 4 + [2] * 2)
+    half = halves(labels, 3)
+    assert np.bincount(labels[half]).tolist() == [4, 2, 1]
+    assert halves(np.array([0, 0, 1]), 0) is None
+
+
+def test_nothing_moves(rng):
+    x, labels = clusters(rng)
+    found = compare(wgeo.Trajectory.from_arrays([x, x, 2 * x + 1], labels))
+    for layer in found.geodesic:
+        assert layer.relative_error is None
+    json.dumps(found.to_dict(), allow_nan=False)
+    assert times(Segment(0, ("a", "b"), (x, x)), "length") == [0, 1]
+
+
+def test_the_place_on_a_path_is_the_nearest(rng):
+    """Against a grid of times and scales."""
+    for _ in range(20):
+        x, d, m = rng.normal(size=(3, 4)) + 0.5
+        t, gain, explained = place((x @ x, x @ d, d @ d), (x @ m, d @ m), None)
+        assert np.sum((gain * (x + t * d) - m) ** 2) == pytest.approx(m @ m - explained)
+        for s in np.linspace(0, 1, 41):
+            path = x + s * d
+            best = max(path @ m, 0) ** 2 / (path @ path)
+            assert best <= explained + 1e-9
+
+
+@pytest.mark.parametrize("kind", ["float32", "one sample a class", "d < K - 1", "wide", "constant"])
+def test_odd_trajectories(kind, rng):
+    x, labels = clusters(rng, n=40, d=5, classes=4)
+    if kind == "one sample a class":
+        x, labels = x[:4], labels[:4]
+    elif kind == "d < K - 1":
+        x = x[:, :2]
+    elif kind == "wide":
+        x = rng.normal(size=(40, 100))
+    elif kind == "constant":
+        x = np.ones((40, 5))
+    dtype = np.float32 if kind == "float32" else np.float64
+    layers = [x, x + rng.normal(size=x.shape), 3 * x + rng.normal(size=x.shape)]
+    found = compare(wgeo.Trajectory.from_arrays([a.astype(dtype) for a in layers], labels))
+    assert (found.solution is None) == (kind == "constant")
+    assert bool(found.skipped) == (kind == "constant")
+    assert (found.ufm == ()) == (kind == "d < K - 1")
+    assert (found.held_out.r2 is None) == (kind in ("constant", "one sample a class"))
+    json.dumps(found.to_dict()["mufm"]["layers"], allow_nan=False)
+
+
+def test_settings_scale_with_the_units_of_the_features(rng):
+    traj, _ = of_mufm(rng, noise=0.1)
+    other = wgeo.Trajectory.from_arrays(
+        [1e4 * layer.features for layer in traj.layers], traj.labels
+    )
+    a, b = compare(traj), compare(other)
+    assert b.held_out.r2 == pytest.approx(a.held_out.r2, abs=1e-6)
+    assert b.solution.settings["mu"] * 1e8 == pytest.approx(a.solution.settings["mu"], rel=1e-4)
+
+
+def test_rows_and_the_record_say_the_same(rng):
+    traj, _ = of_mufm(rng, noise=0.1)
+    found = compare(traj)
+    rows = found.rows()
+    assert [row["model"] for row in rows].count("MUFM") == 5
+    assert {row["model"] for row in rows} == {"network", "geodesic model", "MUFM", "UFM"}
+    said = found.to_dict()["mufm"]["layers"][-1]
+    row = next(row for row in rows if row["model"] == "MUFM" and row["layer"] == said["name"])
+    assert row["r2"] == said["r2"]
+    assert row["nc1"] == said["collapse"]["nc1"]
+    assert len(found.to_pandas()) == len(rows)
+
+
+def test_a_model_of_another_size_is_refused(rng):
+    traj, made = of_mufm(rng)
+    short = wgeo.Trajectory.from_arrays([layer.features for layer in traj.layers[:3]], traj.labels)
+    with pytest.raises(ArgumentError, match="4 layers"):
+        compare(short, made)
+    with pytest.raises(ArgumentError, match="'nearest', 'length' or 'uniform'"):
+        compare(traj, made, time="fast")

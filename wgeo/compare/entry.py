@@ -1,0 +1,195 @@
+"""The network beside the models that theory offers, layer by layer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+from jaxtyping import Int
+
+from ..collapse import LayerCollapse, collapse_of
+from ..errors import ArgumentError, FeatureError
+from ..progress import track
+from ..trajectory import Segment, Trajectory
+from ..transport import Exact, wasserstein
+from ..ufm.multilayer import MUFMSolution
+from .fitting import Fit
+from .predictions import Errors, Features, Prediction, along, collapsed, gained, times
+from .result import Comparison, ModelLayer
+
+W2_SAMPLES = 300  # beside one another: enough for two digits, and quick
+
+
+def compare(
+    traj: Trajectory,
+    model: MUFMSolution | None = None,
+    *,
+    mufm: bool = True,
+    time: str = "nearest",
+    seed: int = 0,
+) -> Comparison:
+    r"""Set a trained network's layers beside what the models predict for them.
+
+    Every model says that features move on straight lines. Of the network it is given, and no more:
+
+    - the *geodesic model* its first and its last layer, H_0 and H_L: a network on a Wasserstein
+      geodesic whose end-to-end pairing is optimal (Wang, Gai, Zhang 2024, arXiv 2405.00985);
+    - *MUFM* its first layer and the labels, and two numbers, the transport strength and the weight
+      decay, chosen so that the layers of one half of the samples are predicted best with the
+      readout W fitted to the other half (squared loss, free bias). The network's own weight decay
+      is that of all its layers, and says little of W's;
+    - *MUFM, readout given*: its first layer, the labels and the directions of its classifier in the
+      place of MUFM's best W; the size of W and the transport strength chosen as above. In a wide
+      network many W do equally well, and which one it found is not for MUFM to say;
+    - the *plain UFM* the class means of the last layer: it says that this layer has collapsed onto
+      a simplex ETF, and leaves rotation and size free, which are fitted.
+
+    The prediction of layer l is :math:`\bar h_l + g_l ((1 - t_l) X + t_l H)`, X and H centred,
+    where every model is also given
+
+    - the layer's mean :math:`\bar h_l`: MUFM with a free bias commutes with translations of its
+      features, and a drift of all samples together carries nothing about their classes;
+    - a scale :math:`g_l`, by least squares: a network's own is set by its normalisation and read
+      away by its next layer;
+    - the time :math:`t_l` of an inner layer: MUFM with a transport strength for every step has
+      straight paths at any times and is otherwise the same problem.
+
+    So is the input, beside which they are judged: ``r2`` is 0 for :math:`\bar h_l + g_l X`, and 1
+    for a perfect prediction. Collapse metrics depend on the times alone of these three.
+
+    Parameters
+    ----------
+    traj : Trajectory
+    model : MUFMSolution, optional
+        Fitted to the first layer of the last segment (``fit_mufm(traj.segments[-1].arrays[0],
+        traj.labels, layers=...)``), to be compared in the place of one with fitted settings.
+    mufm : bool
+        Whether to fit MUFM where no `model` is given.
+    time : {"nearest", "length", "uniform"}
+        The times :math:`t_l` of inner layers, in [0, 1]: where the model's path comes nearest to
+        the layer, so that its shape is judged and not its speed; the share of the root mean squared
+        steps up to the layer; or l / L, constant speed over the layers.
+    seed : int
+        Of the halves, and of the samples between which W2 is measured (300, of all classes alike).
+
+    Raises
+    ------
+    ArgumentError
+        `model` has another number of layers, samples or features than the segment, or an unknown
+        `time`.
+    FeatureError
+        Samples of one class.
+    """
+    classes, labels = np.unique(traj.labels, return_inverse=True)
+    labels = labels.astype(np.int64)
+    view = _View(labels, seed)
+    network: list[LayerCollapse] = []
+    geodesic: list[ModelLayer] = []
+    for segment in track(traj.segments, "comparing with the geodesic"):
+        network += [
+            collapse_of(array, labels, name=name, stage=segment.stage)
+            for name, array in zip(segment.names, segment.arrays, strict=True)
+        ]
+        first, last = (segment.arrays[i].astype(np.float64) for i in (0, -1))
+        geodesic += view.layers(segment, along(segment, times(segment, time), first, last))
+    if not traj.segments:
+        return Comparison((), (), skipped="No two layers share a feature space.")
+    segment = traj.segments[-1]
+    final = collapsed(segment.arrays[-1].astype(np.float64), labels)
+    known = Comparison(
+        tuple(network),
+        tuple(geodesic),
+        ufm=() if final is None else tuple(view.layers(segment, [final], last=True)),
+        skipped="MUFM was not asked for.",
+    )
+    if model is not None:
+        _check(model, segment)
+        predicted = along(segment, times(segment, time), model.X.T, model.H.T)
+        mine = tuple(view.layers(segment, predicted))
+        return replace(known, mufm=mine, solution=model, skipped="")
+    if not mufm:
+        return known
+    try:
+        fit = Fit(segment, labels, times(segment, time), seed)
+    except FeatureError as error:
+        return replace(known, skipped=str(error))
+    solution, predicted, held_out = fit.mufm()
+    known = replace(
+        known,
+        mufm=tuple(view.layers(segment, predicted)),
+        solution=solution,
+        held_out=held_out,
+        skipped="",
+    )
+    readout = None if traj.classifier is None else traj.classifier.weight[classes]
+    if readout is None or readout.shape[1] != segment.arrays[-1].shape[1]:
+        return known
+    given = fit.given(readout.astype(np.float64))
+    if given is None:
+        return known
+    reading, predicted, held_out_given = given
+    return replace(
+        known,
+        given=tuple(view.layers(segment, predicted)),
+        reading=reading,
+        held_out_given=held_out_given,
+    )
+
+
+class _View:
+    """Sets predictions of a segment's layers beside what was measured."""
+
+    def __init__(self, labels: Int[np.ndarray, " n"], seed: int) -> None:
+        self.labels = labels
+        each = max(1, W2_SAMPLES // (int(labels.max()) + 1))
+        order = np.random.default_rng(seed).permutation(len(labels))
+        mine = [order[labels[order] == k][:each] for k in range(int(labels.max()) + 1)]
+        self.sample = np.sort(np.concatenate(mine))
+
+    def layers(
+        self, segment: Segment, predictions: Sequence[Prediction], *, last: bool = False
+    ) -> list[ModelLayer]:
+        """Judge a prediction of every layer of a segment, or of its last one."""
+        first = segment.arrays[0].astype(np.float64)
+        places = list(zip(segment.names, segment.arrays, strict=True))
+        found = []
+        for prediction, (name, array) in zip(
+            predictions, places[-1:] if last else places, strict=True
+        ):
+            measured = array.astype(np.float64)
+            errors = Errors.of(prediction.features, measured, first, self.labels)
+            r2 = gained(errors.model, errors.input)
+            found.append(
+                ModelLayer(
+                    name=name,
+                    stage=segment.stage,
+                    time=prediction.time,
+                    gain=prediction.gain,
+                    relative_error=None if r2 is None else float(np.sqrt(max(1 - r2, 0.0))),
+                    r2=r2,
+                    r2_means=gained(errors.model_means, errors.input_means),
+                    missed=errors.model / errors.variance if errors.variance > 0 else None,
+                    w2=self._w2(prediction.features, measured, errors.variance),
+                    collapse=collapse_of(
+                        prediction.features, self.labels, name=name, stage=segment.stage
+                    ),
+                )
+            )
+        return found
+
+    def _w2(self, features: Features, measured: Features, variance: float) -> float | None:
+        if variance == 0:
+            return None
+        found = wasserstein(features[self.sample], measured[self.sample], solver=Exact())
+        return found.distance / float(np.sqrt(variance / len(measured)))
+
+
+def _check(model: MUFMSolution, segment: Segment) -> None:
+    steps = len(segment.arrays) - 1
+    if model.layers != steps or model.X.T.shape != segment.arrays[0].shape:
+        raise ArgumentError(
+            f"The model has {model.layers} layers of {model.X.shape[1]} samples by "
+            f"{model.X.shape[0]} features; the segment has {steps} of "
+            f"{segment.arrays[0].shape[0]} by {segment.arrays[0].shape[1]}."
+        )

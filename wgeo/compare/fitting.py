@@ -1,0 +1,259 @@
+"""MUFM's transport strength and weight decay, chosen by how well they predict samples left out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from jaxtyping import Float, Int
+from scipy.optimize import minimize
+
+from ..errors import FeatureError
+from ..progress import track
+from ..trajectory import Segment
+from ..ufm.multilayer import MUFMSolution, fit_mufm
+from ..ufm.newton import descend
+from ..ufm.reduced import Reduced, Statistics
+from .predictions import (
+    Errors,
+    Features,
+    Prediction,
+    along,
+    centred,
+    fixed_time,
+    gained,
+    place,
+    placed,
+    scale,
+)
+from .result import HeldOut, Reading
+
+SKETCH = 1e-3  # Newton's decrement in the search: features to about a thousandth
+REFINED = 20  # evaluations after the grid
+# log10 of sqrt(lw mu), the threshold of collapse being 1 / K, and of sqrt(lw / mu), which is about
+# the energy that features end with over what they begin with: a grid to start from
+GRID = [
+    (strength, growth) for strength in (-1.3, -2.0, -3.0, -4.0) for growth in (-1.0, 0.0, 1.0, 2.0)
+]
+LIMITS = ((-8.0, 1.0), (-6.0, 6.0))
+
+
+@dataclass(frozen=True)
+class Settings:
+    """MUFM's two free parameters, mu being the transport strength of the whole path."""
+
+    mu: float
+    weight_decay: float
+
+    @classmethod
+    def at(cls, logs: tuple[float, float], energy: float) -> Settings:
+        """From the logarithms of the grid; `energy` is the input's variance."""
+        strength, growth = (
+            float(np.clip(log, *limits)) for log, limits in zip(logs, LIMITS, strict=True)
+        )
+        ratio = 10**growth * energy
+        return cls(10**strength / ratio, 10**strength * ratio)
+
+
+@dataclass(frozen=True, eq=False)
+class Judge:
+    """Layers of samples that a readout was not fitted to; scores it at a cost free of their number.
+
+    Attributes
+    ----------
+    layers : list of ndarray, (n, d)
+        Of the segment, the input first.
+    labels : ndarray of int, (n,)
+    basis : ndarray, (d, r)
+        Orthonormal directions that hold the rows of every readout to be judged.
+    at : sequence of float, or None
+        Time of every layer; None where it is the nearest on the path.
+    """
+
+    layers: list[Features]
+    labels: Int[np.ndarray, " n"]
+    basis: Float[np.ndarray, "d r"]
+    at: Sequence[float] | None
+
+    @cached_property
+    def _moments(self) -> tuple[np.ndarray, ...]:
+        """Second moments of x with itself, labels and layers; sums over samples."""
+        first, rest = centred(self.layers[0]), [centred(layer) for layer in self.layers[1:]]
+        x = first @ self.basis
+        y = centred(np.eye(int(self.labels.max()) + 1)[self.labels])
+        seen = [layer @ self.basis for layer in rest]
+        return (
+            x.T @ x,
+            y.T @ x,
+            y.T @ y,
+            np.stack([x.T @ layer for layer in seen]),
+            np.stack([y.T @ layer for layer in seen]),
+            np.array([np.vdot(first, first)] + [np.vdot(first, layer) for layer in rest]),
+            np.array([np.vdot(layer, layer) for layer in rest]),
+        )
+
+    def missed(self, w: Float[np.ndarray, "K r"], mu: float) -> float:
+        """Share of a layer's variance that the prediction misses, mean over the layers.
+
+        The prediction X + t (H - X), H - X = (Y - X W^T - b) (W W^T + mu)^-1 W, is shifted and
+        scaled to fit; W is given in the basis.
+        """
+        xx, yx, yy, x_layers, y_layers, with_first, sizes = self._moments
+        pull = np.linalg.solve(w @ w.T + mu * np.eye(len(w)), w)
+        error = yx - w @ xx  # E^T X
+        second = yy - yx @ w.T - w @ yx.T + w @ xx @ w.T  # E^T E
+        forward = float(np.vdot(pull, error))  # <H - X, X>
+        moved = float(np.vdot(pull, second @ pull))  # |H - X|^2
+        onto = np.einsum("kr,lkr->l", pull, y_layers - np.einsum("kr,lrs->lks", w, x_layers))
+        products = (float(with_first[0]), forward, moved)
+        missed = []
+        for i, size in enumerate(sizes, start=1):
+            t = fixed_time(i, len(self.layers)) if self.at is None else self.at[i]
+            explained = place(products, (float(with_first[i]), float(onto[i - 1])), t)[2]
+            missed.append(1 - explained / size if size > 0 else 0.0)
+        return float(np.mean(missed))
+
+
+def choose(stats: Statistics, judge: Judge, energy: float) -> Settings:
+    """Search for the settings whose readout, fitted to `stats`, the judge finds to miss least."""
+
+    def missed(logs: tuple[float, float]) -> float:
+        settings = Settings.at(logs, energy)
+        problem = Reduced(stats, settings.mu, settings.weight_decay, bias_decay=0.0)
+        end = descend(problem.at, problem.ridge(), tolerance=SKETCH, max_steps=60)
+        return judge.missed(end.point.w, settings.mu)
+
+    tried = {logs: missed(logs) for logs in track(GRID, "fitting MUFM")}
+    best = min(tried, key=lambda logs: tried[logs])
+    options = {"maxfev": REFINED, "xatol": 0.02, "fatol": 1e-5}
+    found = minimize(
+        lambda x: missed((float(x[0]), float(x[1]))), best, method="Nelder-Mead", options=options
+    )
+    return Settings.at((float(found.x[0]), float(found.x[1])), energy)
+
+
+def choose_reading(judge: Judge, unit: Float[np.ndarray, "K d"], energy: float) -> Reading:
+    """Search for the size of a readout of norm 1, and mu, of which the judge misses least."""
+
+    def reading(logs: Sequence[float]) -> Reading:
+        size, strength = (10 ** float(np.clip(log, -6, 6)) for log in logs)
+        return Reading(unit * size / np.sqrt(energy), strength * size**2 / energy)
+
+    def missed(logs: Sequence[float]) -> float:
+        chosen = reading(logs)
+        return judge.missed(chosen.w @ judge.basis, chosen.mu)
+
+    grid = [(size, strength) for size in (-2.0, -1.0, 0.0, 1.0) for strength in (-2.0, -1.0, 0.0)]
+    best = min(grid, key=missed)
+    options = {"maxfev": 4 * REFINED, "xatol": 0.01, "fatol": 1e-6}
+    found = minimize(lambda x: missed(x.tolist()), best, method="Nelder-Mead", options=options)
+    return reading(found.x.tolist())
+
+
+class Fit:
+    """MUFM fitted to a segment, its settings chosen and judged on samples left out.
+
+    Settings are chosen on half B of the samples, with the readout of half A. Then each half changes
+    its part: readout, times and scales come from B, and A, whose deeper layers nothing has seen,
+    judges. What is returned uses all samples.
+
+    Raises
+    ------
+    FeatureError
+        All samples enter the segment alike.
+    """
+
+    def __init__(
+        self, segment: Segment, labels: Int[np.ndarray, " n"], at: Sequence[float] | None, seed: int
+    ) -> None:
+        self.segment, self.labels, self.at = segment, labels, at
+        self.layers = [array.astype(np.float64) for array in segment.arrays]
+        self.energy = float(np.sum(self.layers[0].var(0)))
+        if self.energy == 0:
+            raise FeatureError(
+                "MUFM has nothing to go by: all samples enter the last segment alike."
+            )
+        self.half = halves(labels, seed)
+        everyone = np.ones(len(labels), dtype=bool)
+        self.here = everyone if self.half is None else self.half
+        self.there = everyone if self.half is None else ~self.half
+
+    def mufm(self) -> tuple[MUFMSolution, list[Prediction], HeldOut]:
+        """MUFM with the settings that predict best."""
+        first, classes = self.layers[0], int(self.labels.max()) + 1
+        stats = Statistics.of(first[self.here], self.labels[self.here], classes)
+        settings = choose(stats, self._judge(stats.basis), self.energy)
+
+        def solved(rows: np.ndarray) -> MUFMSolution:
+            steps = len(self.layers) - 1
+            return fit_mufm(
+                first[rows],
+                self.labels[rows],
+                layers=steps,
+                weight_decay=settings.weight_decay,
+                transport=settings.mu * steps,
+                bias=True,
+                restarts=0,
+                tolerance=1e-6,
+            )
+
+        everyone = solved(np.ones(len(first), dtype=bool))
+        held_out = HeldOut()
+        if self.half is not None:
+            held_out = self._held_out(solved(self.there).apply(first, self.labels))
+        predicted = along(self.segment, self.at, everyone.X.T, everyone.H.T)
+        return everyone, predicted, held_out
+
+    def given(
+        self, readout: Float[np.ndarray, "K d"]
+    ) -> tuple[Reading, list[Prediction], HeldOut] | None:
+        """MUFM with the network's own readout; None where its rows do not differ.
+
+        What all rows share cancels in the softmax, and is taken off.
+        """
+        shared = readout - readout.mean(0)
+        top = float(np.linalg.norm(shared, 2))
+        if top == 0:
+            return None
+        basis = np.linalg.svd(shared, full_matrices=False)[2].T
+        reading = choose_reading(self._judge(basis), shared / top, self.energy)
+        last = reading.features(self.layers[0], self.labels)
+        held_out = HeldOut() if self.half is None else self._held_out(last)
+        return reading, along(self.segment, self.at, centred(self.layers[0]), last), held_out
+
+    def _judge(self, basis: Float[np.ndarray, "d r"]) -> Judge:
+        layers = [layer[self.there] for layer in self.layers]
+        return Judge(layers, self.labels[self.there], basis, self.at)
+
+    def _held_out(self, last: Features) -> HeldOut:
+        """Judge the path to `last` on half A, its times and scales fitted to half B."""
+        first, taught = self.layers[0], self.there
+        places = placed(
+            [layer[taught] for layer in self.layers], self.at, first[taught], last[taught]
+        )
+        sums = np.zeros(4)
+        for (t, gain), layer in zip(places[1:], self.layers[1:], strict=True):
+            stay = scale(centred(first[taught]), centred(layer[taught]))
+            measured = layer[~taught]
+            path = centred(((1 - t) * first + t * last)[~taught])
+            errors = Errors.of(
+                measured.mean(0) + gain * path, measured, first[~taught], self.labels[~taught], stay
+            )
+            if errors.variance > 0:  # every layer counts alike, as in the choice of settings
+                each = [errors.model, errors.input, errors.model_means, errors.input_means]
+                sums += np.array(each) / errors.variance
+        return HeldOut(gained(sums[0], sums[1]), gained(sums[2], sums[3]))
+
+
+def halves(labels: Int[np.ndarray, " n"], seed: int) -> np.ndarray | None:
+    """Half of every class, drawn at random; None where a class has one sample."""
+    if np.bincount(labels).min() < 2:
+        return None
+    order = np.random.default_rng(seed).permutation(len(labels))
+    rank = np.zeros(len(labels), dtype=np.int64)
+    for k in np.unique(labels):
+        mine = order[labels[order] == k]
+        rank[mine] = np.arange(len(mine))
+    return rank % 2 == 0
