@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from .depth import METRICS, collapse
 from .evidence import gradient_maps, sample_sizes
 from .files import catalogue, figures
+from .models import model
 from .movement import distances, ot_scores
 from .paths import RATIOS, SCORES, class_means, interpolation_gap, straightness
 from .plot import Plot
@@ -30,6 +31,7 @@ __all__ = [
     "flow",
     "gradient_maps",
     "interpolation_gap",
+    "model",
     "ot_scores",
     "over",
     "profiles",

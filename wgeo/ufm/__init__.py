@@ -13,6 +13,7 @@ from .lower_rank import configuration, configuration_value, constant, lower_rank
 from .mse import fit_mse
 from .multilayer import MUFMSolution, fit_mufm
 from .problem import Problem
+from .record import record_of
 from .solution import Certificate, UFMSolution
 from .spectral import SpectralOptimum, shrink, spectral_optimum, threshold
 
@@ -37,6 +38,7 @@ __all__ = [
     "landscape",
     "lower_rank",
     "place",
+    "record_of",
     "shrink",
     "spectral_optimum",
     "threshold",
