@@ -195,6 +195,7 @@ def test_the_brenier_test_stands_beside_every_block(net, images):
         assert block["brenier"]["points"] == 4
         assert block["min_eigenvalue"] == block["brenier"]["min_eigenvalue"]
     assert record["segments"][0]["brenier"]["points"] == 4
+    assert "By their Jacobians at 4 images, 0 of 3 blocks" in record["verdict"]
     assert "gradient-maps" in [plot.stem for plot in plots.catalogue(record)]
     with pytest.raises(ArgumentError, match="brenier"):
         wgeo.analyze(net, images, brenier=-1)

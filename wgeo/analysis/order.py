@@ -112,6 +112,7 @@ def analyze(
             row.update(as_json(figures))
         for row, figures in zip(record["segments"], found["segments"], strict=True):
             row.update(as_json(figures))
+        record["verdict"] += f" {found['verdict']}"
     return replace(done, record=record)
 
 

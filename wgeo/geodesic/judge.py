@@ -81,7 +81,7 @@ def _block_words(straight: Straightness) -> str:
     return (
         f"Of {blocks}, {len(judged)} move{'s' * (len(judged) == 1)} samples far enough to be "
         f"judged, and {good} of these {'is an' if good == 1 else 'are'} optimal "
-        f"map{'s' * (good != 1)} (ot_score at least {_OPTIMAL})."
+        f"map{'s' * (good != 1)} of these samples (ot_score at least {_OPTIMAL})."
     )
 
 

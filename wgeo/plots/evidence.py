@@ -165,8 +165,9 @@ def _sample_sizes(record: Mapping[str, Any]) -> Plot:
             for point in _points(segment)
         ]
 
+    now = max((number(point.get("size")) for s in segments for point in _points(s)), default=0)
     enough = [number((s.get("sample_sizes") or {}).get("enough")) for s in segments]
-    most = max((n for n in enough if np.isfinite(n)), default=None)
+    most = max((n for n in enough if n > now), default=None)
     said = f" A resolution of 1/2 would take about {most:,.0f} samples." if most else ""
     return Plot(
         "sample-sizes",

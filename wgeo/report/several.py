@@ -51,16 +51,17 @@ def _lead(series: Record) -> str:
     about = [row["provenance"] for row in rows]
     data = list(dict.fromkeys(str(a.get("data")) for a in about if a.get("data")))
     samples = sorted({a["samples"] for a in about if isinstance(a.get("samples"), int)})
-    said = f"{len(rows)} analyses"
+    what = "checkpoints of one training" if series["axis"] == "epoch" else "networks"
+    said = f"{len(rows)} {what}"
     if samples:
-        said += f" of {' or '.join(figure(n) for n in samples)} samples"
+        said += f", each on {' or '.join(figure(n) for n in samples)} samples"
     warning = ""
     if len(data) > 1 or len(samples) > 1:
         warning = (
             "Their data or numbers of samples differ: empirical Wasserstein distances are biased "
             "by the number of samples, and compare only where it is the same."
         )
-    return join(f"{said}, of which one is one checkpoint.", warning).strip()
+    return join(f"{said}.", warning).strip()
 
 
 def _straightness(series: Record) -> str:
