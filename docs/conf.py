@@ -11,7 +11,7 @@ import wgeo
 from wgeodocs.api import aliases, case_map
 
 project = "wgeo"
-author = "the wgeo authors"
+author = copyright = "the wgeo authors"
 version = release = wgeo.__version__
 language = "en"
 
@@ -85,10 +85,10 @@ html_theme_options = {
     "navbar_end": ["theme-switcher"],
     "navbar_persistent": ["search-button"],
     "footer_start": ["copyright"],
-    "footer_end": [],
+    "footer_end": ["sphinx-version"],
     "show_toc_level": 2,
     "pygments_light_style": "a11y-high-contrast-light",
     "pygments_dark_style": "a11y-high-contrast-dark",
 }
-html_sidebars = {"index": []}
-copyright = f"{author}. Version {version}."
+ALONE = "index quickstart choosing theory peers glossary architecture references generated/commands"
+html_sidebars = {page: [] for page in ALONE.split()}  # pages that have none below them

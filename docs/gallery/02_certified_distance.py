@@ -47,7 +47,7 @@ from matplotlib.figure import Figure
 figure = Figure(figsize=(6, 2.6), layout="constrained")
 ax = figure.add_subplot(title="Intervals that contain W2")
 for row, result in enumerate(results.values()):
-    ax.plot([result.lower, result.upper], [row, row], lw=6, solid_capstyle="butt", color="#0072B2")
+    ax.plot([result.lower, result.upper], [row, row], "|-", lw=3, ms=14, color="#0072B2")
 ax.axvline(exact.distance, color="#D55E00", lw=1)
 ax.set_yticks(range(len(results)), results)
 ax.invert_yaxis()

@@ -20,7 +20,7 @@ spread = np.array([[0.0, 0.0], [3.0, 0.0]])  # two samples, far enough apart not
 paths = {
     # all samples along one quarter circle: pi / (2 sqrt 2) = 1.1107 in the limit of many steps
     "quarter circle": [spread + point for point in arc],
-    # there and back and there: three times as far as needed
+    # forth, back and forth: 5/3 of the way that was needed
     "overshoot": [spread + np.array([s, 0.0]) for s in (0.0, 2.0, 1.0, 3.0)],
     # every sample straight and even, to its own place: a geodesic
     "stretching": [spread * (1 + t) + np.array([0.0, t]) for t in np.linspace(0, 1, 5)],
@@ -45,8 +45,8 @@ for ax, (name, arrays) in zip(figure.subplots(2, 2).flat, paths.items(), strict=
     print(f"{name:15} " + " ".join(f"{value:8.4f}" for value in shown))
     for k, colour in enumerate(("#0072B2", "#D55E00")):
         across, up = np.stack(arrays)[:, k].T
-        aside = 0.15 * k if name == "crossing" else 0.0  # so that both are seen on one line
-        ax.plot(across, up + aside, "o-", color=colour, ms=4)
+        lift = 0.0 if np.ptp(up) else 0.3 * np.arange(len(up))  # paths on a line: later is higher
+        ax.plot(across, up + lift, "o-", color=colour, ms=4)
     ax.set_title(name)
     ax.set_aspect("equal", adjustable="datalim")
 

@@ -1,9 +1,10 @@
 """Where `names` in docstrings lead.
 
-Docstrings write `Exact`, `Trajectory.embedded` or `tolerance` as a reader would say them. A name is
-looked for among everything documented, the shortest path first. What is known where the docstring
-stands, but has no page (a parameter, an attribute, a helper of the module), is shown and not
-linked. Anything else is a mistake, and Sphinx says so.
+Docstrings write `Exact`, `Trajectory.embedded` or `tolerance` as a reader would say them. A
+parameter or field of what is documented is shown as it is. Any other name is looked for among
+everything documented, the shortest path first. What is known where the docstring stands but has no
+page, such as a helper of the module, is shown and not linked. The rest are mistakes, and Sphinx
+says so.
 """
 
 from __future__ import annotations
@@ -35,19 +36,26 @@ def resolve(
     if node.get("refdomain") != "py":
         return None
     target = re.sub(r"\(.*\)$", "", node["reftarget"])
+    first = target.partition(".")[0]
+    around = list(_around(node))
+    if FILE.match(target) or any(first in _parameters(found) for found in around):
+        return shown
     known = env.domaindata["py"]["objects"]
     room = target.removeprefix("wgeo.")
     if room in api.ROOMS and target not in known:
         return make_refnode(app.builder, node["refdoc"], f"generated/api/{room}", "", shown)
-    matches = [name for name in known if _leads_to(name, target)]
+    # `solve` alone may be anyone's: members are found by their class, as `Exact.solve`.
+    members = () if "." in target else ("method", "attribute", "property")
+    matches = [
+        name
+        for name, entry in known.items()
+        if entry.objtype not in members and _leads_to(name, target)
+    ]
     if matches:
         best = min(matches, key=lambda name: (name.count("."), len(name), name))
         entry = known[best]
         return make_refnode(app.builder, node["refdoc"], entry.docname, entry.node_id, shown)
-    first = target.partition(".")[0]
-    if FILE.match(target) or any(first in _words(found) for found in _around(node)):
-        return shown
-    return None
+    return shown if any(first in _words(found) for found in around) else None
 
 
 def _leads_to(name: str, target: str) -> bool:
@@ -90,18 +98,21 @@ def _object(module: str | None, path: str) -> Any:
     return getattr(found, "__func__", found)
 
 
+def _parameters(found: Any) -> set[str]:
+    """Names of a function's parameters, or of a class's fields."""
+    names = set(getattr(found, "__annotations__", {})) if inspect.isclass(found) else set()
+    with suppress(TypeError, ValueError):
+        names |= set(inspect.signature(found).parameters)
+    return names
+
+
 def _words(found: Any) -> set[str]:
-    """Names that mean something in the docstring of an object."""
+    """Whatever means something in the module of an object: its names, their parameters, members."""
     module = inspect.getmodule(found)
     if module is None:
         return set()
-    own = [
-        each for each in vars(module).values() if getattr(each, "__module__", "") == module.__name__
-    ]
     words = {*vars(module)}
-    for each in [found, *own]:
-        with suppress(TypeError, ValueError):
-            words |= set(inspect.signature(each).parameters)
-        if inspect.isclass(each):
-            words |= {*dir(each), *getattr(each, "__annotations__", {})}
+    for each in vars(module).values():
+        if each is found or getattr(each, "__module__", "") == module.__name__:
+            words |= _parameters(each) | (set(dir(each)) if inspect.isclass(each) else set())
     return words
