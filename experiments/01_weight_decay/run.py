@@ -154,9 +154,10 @@ def draw(results: list[dict[str, Any]], lab: Lab) -> None:
             label=f"decay {decay:g}",
         )
         ax.set_xscale("symlog", base=2, linthresh=1)
-        ax.set_xticks(epochs, [str(e) for e in epochs])
+        shown = [e for e in epochs if e == epochs[-1] or 1.5 * e < epochs[-1]]
+        ax.set_xticks(shown, [str(e) for e in shown])
         ax.set_yscale("log")
-        ax.set_yticks([1, 1.5, 2, 3, 5], ["1", "1.5", "2", "3", "5"])
+        ax.set_yticks([1, 1.5, 2, 3, 5, 10], ["1", "1.5", "2", "3", "5", "10"])
         ax.minorticks_off()
         ax.axhline(1, color="#666666", lw=0.8, ls="--")
         ax.set_title(f"{name}, {'plain' if arch == 'isoplain' else 'residual'}", loc="left")
