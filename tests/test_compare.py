@@ -271,5 +271,9 @@ def test_a_model_of_another_size_is_refused(rng):
     short = wgeo.Trajectory.from_arrays([layer.features for layer in traj.layers[:3]], traj.labels)
     with pytest.raises(ArgumentError, match="4 layers"):
         compare(short, made)
+    few = Classifier(np.eye(2, 6), np.zeros(2))
+    layers = [layer.features for layer in traj.layers]
+    with pytest.raises(ArgumentError, match="2 rows"):
+        compare(wgeo.Trajectory.from_arrays(layers, traj.labels, classifier=few))
     with pytest.raises(ArgumentError, match="'nearest', 'length' or 'uniform'"):
         compare(traj, made, time="fast")

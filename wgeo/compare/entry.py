@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
 from ..collapse import LayerCollapse, collapse_of
 from ..errors import ArgumentError, FeatureError
@@ -122,10 +122,8 @@ def compare(
         held_out=held_out,
         skipped="",
     )
-    readout = None if traj.classifier is None else traj.classifier.weight[classes]
-    if readout is None or readout.shape[1] != segment.arrays[-1].shape[1]:
-        return known
-    given = fit.given(readout.astype(np.float64))
+    readout = _readout(traj, segment, classes)
+    given = None if readout is None else fit.given(readout)
     if given is None:
         return known
     reading, predicted, held_out_given = given
@@ -159,15 +157,16 @@ class _View:
         ):
             measured = array.astype(np.float64)
             errors = Errors.of(prediction.features, measured, first, self.labels)
-            r2 = gained(errors.model, errors.input)
             found.append(
                 ModelLayer(
                     name=name,
                     stage=segment.stage,
                     time=prediction.time,
                     gain=prediction.gain,
-                    relative_error=None if r2 is None else float(np.sqrt(max(1 - r2, 0.0))),
-                    r2=r2,
+                    relative_error=None
+                    if errors.input == 0
+                    else float(np.sqrt(errors.model / errors.input)),
+                    r2=gained(errors.model, errors.input),
                     r2_means=gained(errors.model_means, errors.input_means),
                     missed=errors.model / errors.variance if errors.variance > 0 else None,
                     w2=self._w2(prediction.features, measured, errors.variance),
@@ -183,6 +182,21 @@ class _View:
             return None
         found = wasserstein(features[self.sample], measured[self.sample], solver=Exact())
         return found.distance / float(np.sqrt(variance / len(measured)))
+
+
+def _readout(
+    traj: Trajectory, segment: Segment, classes: Int[np.ndarray, " K"]
+) -> Float[np.ndarray, "K d"] | None:
+    """The classifier's rows of the classes that the samples are of; None where it reads another."""
+    if traj.classifier is None or traj.classifier.weight.shape[1] != segment.arrays[-1].shape[1]:
+        return None
+    weight = traj.classifier.weight
+    if classes[-1] >= len(weight):
+        raise ArgumentError(
+            f"A label is {classes[-1]}, and the classifier has {len(weight)} rows; labels must be "
+            "the network's own classes."
+        )
+    return weight[classes].astype(np.float64)
 
 
 def _check(model: MUFMSolution, segment: Segment) -> None:

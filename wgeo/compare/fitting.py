@@ -106,7 +106,7 @@ class Judge:
         second = yy - yx @ w.T - w @ yx.T + w @ xx @ w.T  # E^T E
         forward = float(np.vdot(pull, error))  # <H - X, X>
         moved = float(np.vdot(pull, second @ pull))  # |H - X|^2
-        onto = np.einsum("kr,lkr->l", pull, y_layers - np.einsum("kr,lrs->lks", w, x_layers))
+        onto = (pull * (y_layers - w @ x_layers)).sum((1, 2))  # <H - X, H_l>
         products = (float(with_first[0]), forward, moved)
         missed = []
         for i, size in enumerate(sizes, start=1):

@@ -68,10 +68,11 @@ def search(
     ends = [_settle(problem, start, sketch) for start in starts]
     values = [end.point.value() for end in ends]
     best = int(np.argmin(values))
+    last = ends[best]
     if tolerance < sketch:
-        ends.append(_settle(problem, ends[best].point.w, tolerance))
-        values[best] = min(values[best], ends[-1].point.value())
-    last = ends[-1] if tolerance < sketch else ends[best]
+        last = _settle(problem, last.point.w, tolerance)
+        values[best] = last.point.value()
+        ends.append(last)
     return Found(
         problem,
         last.point,
