@@ -10,7 +10,7 @@ import pytest
 import wgeo
 from wgeo.compare import compare
 from wgeo.compare.fitting import Judge, halves
-from wgeo.compare.predictions import Errors, along, centred, collapsed, place, times
+from wgeo.compare.predictions import Errors, Placing, along, centred, collapsed, place, times
 from wgeo.compare.result import Reading
 from wgeo.errors import ArgumentError
 from wgeo.trajectory import Classifier, Segment
@@ -57,9 +57,11 @@ def test_a_network_that_is_mufm_is_explained_and_its_settings_are_found(rng):
 def test_the_very_model_is_exact(rng):
     traj, made = of_mufm(rng)
     found = compare(traj, made)
-    assert all(layer.relative_error < 1e-7 for layer in found.mufm[1:])
-    assert all(layer.gain == pytest.approx(1) for layer in found.mufm)
-    assert all(layer.w2 < 1e-7 for layer in found.mufm)
+    assert all(layer.relative_error < 0.01 for layer in found.mufm[1:])  # by the search for times
+    assert all(layer.gain == pytest.approx(1, abs=1e-2) for layer in found.mufm)
+    assert all(layer.w2 < 0.01 for layer in found.mufm)
+    assert found.mufm[-1].missed < 1e-14
+    assert found.mufm[-1].w2 < 1e-7
     assert found.held_out.r2 is None
     assert found.solution is made
 
@@ -70,9 +72,29 @@ def test_drift_and_scale_of_the_network_are_not_held_against_mufm(rng):
     for i, (a, b) in enumerate(
         zip(compare(plain, made).mufm, compare(moved, made).mufm, strict=True)
     ):
-        assert b.time == pytest.approx(AT[i], abs=1e-7)
-        assert b.gain == pytest.approx(1 + 0.7 * i)
-        assert b.missed == pytest.approx(a.missed, abs=1e-12)
+        assert b.time == pytest.approx(AT[i], abs=5e-3)
+        assert b.gain == pytest.approx(1 + 0.7 * i, rel=1e-2)
+        assert b.missed == pytest.approx(a.missed, abs=1e-5)
+
+
+def test_a_turned_network_is_the_same_to_mufm(rng):
+    """One rotation of all layers changes nothing; one for every layer but the first, little."""
+    traj, _ = of_mufm(rng, n=300, noise=0.05)
+    layers = [layer.features for layer in traj.layers]
+    turns = [np.linalg.qr(rng.normal(size=(6, 6)))[0] for _ in layers]
+    plain = compare(traj)
+    whole = compare(wgeo.Trajectory.from_arrays([h @ turns[0] for h in layers], traj.labels))
+    each = compare(
+        wgeo.Trajectory.from_arrays(
+            [layers[0], *(h @ q for h, q in zip(layers[1:], turns[1:], strict=True))], traj.labels
+        )
+    )
+    for found in (whole, each):
+        assert found.held_out.r2 == pytest.approx(plain.held_out.r2, abs=1e-3)
+        for a, b in zip(plain.mufm, found.mufm, strict=True):
+            assert b.missed == pytest.approx(a.missed, abs=1e-3)
+            assert b.collapse.nc1 == pytest.approx(a.collapse.nc1, rel=0.02)
+    assert each.geodesic[1].missed > 10 * plain.geodesic[1].missed  # the line has no such freedom
 
 
 def test_labels_at_random_are_not_explained(rng):
@@ -103,7 +125,7 @@ def test_a_straight_network_is_the_line_at_any_speed(rng):
 def test_the_plain_model_is_the_nearest_simplex(rng):
     """Against a search over rotations; its own metrics are those of complete collapse."""
     x, labels = clusters(rng, d=5)
-    frame = collapsed(x, labels)
+    frame = collapsed(x, x, labels)
     traj = wgeo.Trajectory.from_arrays([x, x + rng.normal(size=x.shape)], labels)
     layer = compare(traj, mufm=False).ufm[0]
     assert layer.collapse.nc1 == pytest.approx(0, abs=1e-12)
@@ -116,23 +138,35 @@ def test_the_plain_model_is_the_nearest_simplex(rng):
         spread = means - means.mean(0)
         size = np.sum(turned * spread) / np.sum(turned**2)
         assert np.sum((size * turned - spread) ** 2) >= error - 1e-12
-    assert collapsed(x[:, :1], labels) is None
+    assert collapsed(x[:, :1], x[:, :1], labels) is None
 
 
 def test_errors_against_sums_by_hand(rng):
     x, labels = clusters(rng, n=30)
     measured, said = x + rng.normal(size=x.shape), 1.3 * x + 0.2
-    errors = Errors.of(said, measured, x, labels)
+    errors = Errors.of(said, x, measured, labels)
     assert errors.model == pytest.approx(np.sum((said - measured) ** 2))
-    gains = np.linspace(-1, 3, 4001)
-    spread, shape = centred(measured), centred(x)
-    best = min(np.sum((g * shape - spread) ** 2) for g in gains)
-    assert errors.input == pytest.approx(best, rel=1e-5)
+    assert errors.input == pytest.approx(np.sum((x - measured) ** 2))
+    assert errors.variance == pytest.approx(np.sum((measured - measured.mean(0)) ** 2))
     by_class = sum(
         10 * np.sum((said[labels == k].mean(0) - measured[labels == k].mean(0)) ** 2)
         for k in range(3)
     )
     assert errors.model_means == pytest.approx(by_class)
+
+
+def test_a_placing_is_the_nearest(rng):
+    """Against scales on a grid and rotations at random."""
+    shape, measured = centred(rng.normal(size=(20, 3))), centred(rng.normal(size=(20, 3)))
+    scaled, turned = (Placing.of(shape, measured, rotate)(shape) for rotate in (False, True))
+    gains = np.linspace(0, 2, 2001)
+    best = min(np.sum((g * shape - measured) ** 2) for g in gains)
+    assert np.sum((scaled - measured) ** 2) == pytest.approx(best, rel=1e-5)
+    error = np.sum((turned - measured) ** 2)
+    for _ in range(300):
+        q = shape @ np.linalg.qr(rng.normal(size=(3, 3)))[0]
+        gain = max(np.sum(q * measured) / np.sum(q**2), 0)
+        assert np.sum((gain * q - measured) ** 2) >= error - 1e-9
 
 
 @pytest.mark.parametrize("at", [None, AT])

@@ -36,27 +36,31 @@ def compare(
     - the *geodesic model* its first and its last layer, H_0 and H_L: a network on a Wasserstein
       geodesic whose end-to-end pairing is optimal (Wang, Gai, Zhang 2024, arXiv 2405.00985);
     - *MUFM* its first layer and the labels, and two numbers, the transport strength and the weight
-      decay, chosen so that the layers of one half of the samples are predicted best with the
+      decay, chosen so that the last layer of one half of the samples is predicted best with the
       readout W fitted to the other half (squared loss, free bias). The network's own weight decay
-      is that of all its layers, and says little of W's;
+      is that of all its layers, and says little of W's. Which directions the features take is
+      nothing that MUFM can know of a wide network, where many W do as well: it is judged by shape,
+      that is, up to a rotation of every layer;
     - *MUFM, readout given*: its first layer, the labels and the directions of its classifier in the
-      place of MUFM's best W; the size of W and the transport strength chosen as above. In a wide
-      network many W do equally well, and which one it found is not for MUFM to say;
+      place of MUFM's best W; the size of W and the transport strength chosen as above, for all
+      layers. It is judged in the network's own directions;
     - the *plain UFM* the class means of the last layer: it says that this layer has collapsed onto
       a simplex ETF, and leaves rotation and size free, which are fitted.
 
-    The prediction of layer l is :math:`\bar h_l + g_l ((1 - t_l) X + t_l H)`, X and H centred,
-    where every model is also given
+    The prediction of layer l is :math:`\bar h_l + g_l ((1 - t_l) X + t_l H) Q_l`, X and H centred
+    (rows are samples), where every model is also given
 
     - the layer's mean :math:`\bar h_l`: MUFM with a free bias commutes with translations of its
       features, and a drift of all samples together carries nothing about their classes;
     - a scale :math:`g_l`, by least squares: a network's own is set by its normalisation and read
       away by its next layer;
     - the time :math:`t_l` of an inner layer: MUFM with a transport strength for every step has
-      straight paths at any times and is otherwise the same problem.
+      straight paths at any times and is otherwise the same problem;
+    - for MUFM, a rotation :math:`Q_l`, by least squares; it is the identity for the geodesic and
+      for the readout given.
 
-    So is the input, beside which they are judged: ``r2`` is 0 for :math:`\bar h_l + g_l X`, and 1
-    for a perfect prediction. Collapse metrics depend on the times alone of these three.
+    So is the input, beside which they are judged: ``r2`` is 0 for :math:`\bar h_l + g_l X Q_l`, and
+    1 for a perfect prediction. Collapse metrics depend on the times alone of these four.
 
     Parameters
     ----------
@@ -96,7 +100,8 @@ def compare(
     if not traj.segments:
         return Comparison((), (), skipped="No two layers share a feature space.")
     segment = traj.segments[-1]
-    final = collapsed(segment.arrays[-1].astype(np.float64), labels)
+    first, last = (segment.arrays[i].astype(np.float64) for i in (0, -1))
+    final = collapsed(last, first, labels)
     known = Comparison(
         tuple(network),
         tuple(geodesic),
@@ -105,7 +110,7 @@ def compare(
     )
     if model is not None:
         _check(model, segment)
-        predicted = along(segment, times(segment, time), model.X.T, model.H.T)
+        predicted = along(segment, times(segment, time), model.X.T, model.H.T, rotate=True)
         mine = tuple(view.layers(segment, predicted))
         return replace(known, mufm=mine, solution=model, skipped="")
     if not mufm:
@@ -149,14 +154,13 @@ class _View:
         self, segment: Segment, predictions: Sequence[Prediction], *, last: bool = False
     ) -> list[ModelLayer]:
         """Judge a prediction of every layer of a segment, or of its last one."""
-        first = segment.arrays[0].astype(np.float64)
         places = list(zip(segment.names, segment.arrays, strict=True))
         found = []
         for prediction, (name, array) in zip(
             predictions, places[-1:] if last else places, strict=True
         ):
             measured = array.astype(np.float64)
-            errors = Errors.of(prediction.features, measured, first, self.labels)
+            errors = Errors.of(prediction.features, prediction.still, measured, self.labels)
             found.append(
                 ModelLayer(
                     name=name,

@@ -19,6 +19,7 @@ from ..ufm.reduced import Reduced, Statistics
 from .predictions import (
     Errors,
     Features,
+    Placing,
     Prediction,
     along,
     centred,
@@ -26,7 +27,6 @@ from .predictions import (
     gained,
     place,
     placed,
-    scale,
 )
 from .result import HeldOut, Reading
 
@@ -116,22 +116,45 @@ class Judge:
         return float(np.mean(missed))
 
 
-def choose(stats: Statistics, judge: Judge, energy: float) -> Settings:
-    """Search for the settings whose readout, fitted to `stats`, the judge finds to miss least."""
+def choose(
+    stats: Statistics,
+    first: Features,
+    last: Features,
+    labels: Int[np.ndarray, " n"],
+    energy: float,
+) -> Settings:
+    """Search for the settings whose readout, fitted to `stats`, predicts `last` best in shape.
+
+    `first` and `last` are layers of other samples. H may be shifted, scaled and turned to fit the
+    last layer M: it misses 1 - ||H^T M||_*^2 / (||H||^2 ||M||^2) of it.
+    """
+    x, m = centred(first), centred(last)
+    y = centred(np.eye(int(labels.max()) + 1)[labels])
+    seen = x @ stats.basis
+    xx, yx, yy, energy_here = seen.T @ seen, y.T @ seen, y.T @ y, float(np.vdot(x, x))
+    x_m, seen_m, y_m = x.T @ m, seen.T @ m, y.T @ m
 
     def missed(logs: tuple[float, float]) -> float:
         settings = Settings.at(logs, energy)
         problem = Reduced(stats, settings.mu, settings.weight_decay, bias_decay=0.0)
-        end = descend(problem.at, problem.ridge(), tolerance=SKETCH, max_steps=60)
-        return judge.missed(end.point.w, settings.mu)
+        end = descend(problem.at, problem.ridge(), tolerance=SKETCH, max_steps=60).point
+        w, pull = end.w, end.inverse @ end.w  # H - X = (Y - X W^T - b) A^-1 W
+        forward = float(np.vdot(pull, yx - w @ xx))
+        second = yy - yx @ w.T - w @ yx.T + w @ xx @ w.T
+        size = energy_here + 2 * forward + float(np.vdot(pull, second @ pull))
+        onto = x_m + stats.basis @ (pull.T @ (y_m - w @ seen_m))
+        explained = float(np.linalg.svd(onto, compute_uv=False).sum()) ** 2
+        return -explained / size if size > 0 else 0.0
 
     tried = {logs: missed(logs) for logs in track(GRID, "fitting MUFM")}
     best = min(tried, key=lambda logs: tried[logs])
-    options = {"maxfev": REFINED, "xatol": 0.02, "fatol": 1e-5}
     found = minimize(
-        lambda x: missed((float(x[0]), float(x[1]))), best, method="Nelder-Mead", options=options
+        lambda logs: missed((logs.tolist()[0], logs.tolist()[1])),
+        best,
+        method="Nelder-Mead",
+        options={"maxfev": REFINED, "xatol": 0.02, "fatol": 1e-5 * abs(tried[best])},
     )
-    return Settings.at((float(found.x[0]), float(found.x[1])), energy)
+    return Settings.at((found.x.tolist()[0], found.x.tolist()[1]), energy)
 
 
 def choose_reading(judge: Judge, unit: Float[np.ndarray, "K d"], energy: float) -> Reading:
@@ -156,7 +179,7 @@ class Fit:
     """MUFM fitted to a segment, its settings chosen and judged on samples left out.
 
     Settings are chosen on half B of the samples, with the readout of half A. Then each half changes
-    its part: readout, times and scales come from B, and A, whose deeper layers nothing has seen,
+    its part: readout, times and places come from B, and A, whose deeper layers nothing has seen,
     judges. What is returned uses all samples.
 
     Raises
@@ -184,7 +207,10 @@ class Fit:
         """MUFM with the settings that predict best."""
         first, classes = self.layers[0], int(self.labels.max()) + 1
         stats = Statistics.of(first[self.here], self.labels[self.here], classes)
-        settings = choose(stats, self._judge(stats.basis), self.energy)
+        there = self.there
+        settings = choose(
+            stats, first[there], self.layers[-1][there], self.labels[there], self.energy
+        )
 
         def solved(rows: np.ndarray) -> MUFMSolution:
             steps = len(self.layers) - 1
@@ -202,8 +228,8 @@ class Fit:
         everyone = solved(np.ones(len(first), dtype=bool))
         held_out = HeldOut()
         if self.half is not None:
-            held_out = self._held_out(solved(self.there).apply(first, self.labels))
-        predicted = along(self.segment, self.at, everyone.X.T, everyone.H.T)
+            held_out = self._held_out(solved(there).apply(first, self.labels), rotate=True)
+        predicted = along(self.segment, self.at, everyone.X.T, everyone.H.T, rotate=True)
         return everyone, predicted, held_out
 
     def given(
@@ -220,28 +246,30 @@ class Fit:
         basis = np.linalg.svd(shared, full_matrices=False)[2].T
         reading = choose_reading(self._judge(basis), shared / top, self.energy)
         last = reading.features(self.layers[0], self.labels)
-        held_out = HeldOut() if self.half is None else self._held_out(last)
+        held_out = HeldOut() if self.half is None else self._held_out(last, rotate=False)
         return reading, along(self.segment, self.at, centred(self.layers[0]), last), held_out
 
     def _judge(self, basis: Float[np.ndarray, "d r"]) -> Judge:
         layers = [layer[self.there] for layer in self.layers]
         return Judge(layers, self.labels[self.there], basis, self.at)
 
-    def _held_out(self, last: Features) -> HeldOut:
-        """Judge the path to `last` on half A, its times and scales fitted to half B."""
+    def _held_out(self, last: Features, *, rotate: bool) -> HeldOut:
+        """Judge the path to `last` on half A, with the times and places of half B."""
         first, taught = self.layers[0], self.there
-        places = placed(
-            [layer[taught] for layer in self.layers], self.at, first[taught], last[taught]
-        )
+        seen = [layer[taught] for layer in self.layers]
+        places = placed(seen, self.at, first[taught], last[taught], rotate)
         sums = np.zeros(4)
-        for (t, gain), layer in zip(places[1:], self.layers[1:], strict=True):
-            stay = scale(centred(first[taught]), centred(layer[taught]))
-            measured = layer[~taught]
-            path = centred(((1 - t) * first + t * last)[~taught])
+        for (t, placing), layer in zip(places[1:], self.layers[1:], strict=True):
+            stay = Placing.of(centred(first[taught]), centred(layer[taught]), rotate)
+            measured, path = layer[~taught], ((1 - t) * first + t * last)[~taught]
+            mean = measured.mean(0)
             errors = Errors.of(
-                measured.mean(0) + gain * path, measured, first[~taught], self.labels[~taught], stay
+                mean + placing(centred(path)),
+                mean + stay(centred(first[~taught])),
+                measured,
+                self.labels[~taught],
             )
-            if errors.variance > 0:  # every layer counts alike, as in the choice of settings
+            if errors.variance > 0:  # every layer counts alike
                 each = [errors.model, errors.input, errors.model_means, errors.input_means]
                 sums += np.array(each) / errors.variance
         return HeldOut(gained(sums[0], sums[1]), gained(sums[2], sums[3]))

@@ -8,6 +8,7 @@ from itertools import pairwise
 
 import numpy as np
 from jaxtyping import Float, Int
+from scipy.optimize import minimize_scalar
 
 from ..errors import ArgumentError
 from ..trajectory import Segment
@@ -23,13 +24,51 @@ class Prediction:
     Attributes
     ----------
     features : ndarray, (n, d)
+    still : ndarray, (n, d)
+        The input, brought there with the same freedom: what the model is judged beside.
     time, gain : float
         See `ModelLayer`.
     """
 
     features: Features
+    still: Features
     time: float
-    gain: float = 1.0
+    gain: float
+
+
+@dataclass(frozen=True, eq=False)
+class Placing:
+    """A turn and a scale that bring centred features to a layer.
+
+    Attributes
+    ----------
+    gain : float
+        Not negative.
+    turn : ndarray, (d, d), or None
+        A rotation (a projection too, where one of the two clouds leaves directions free).
+    """
+
+    gain: float
+    turn: Float[np.ndarray, "d d"] | None = None
+
+    def __call__(self, shape: Features) -> Features:
+        """Return the features, turned and scaled."""
+        return self.gain * (shape if self.turn is None else shape @ self.turn)
+
+    @classmethod
+    def of(cls, shape: Features, measured: Features, rotate: bool) -> Placing:
+        """The one that comes nearest to `measured`, both centred; turning only if `rotate`.
+
+        With U S V^T of shape^T measured the turn is U V^T and the scale tr S / ||shape||^2
+        (Procrustes).
+        """
+        size = float(np.vdot(shape, shape))
+        if size == 0:
+            return cls(0.0)
+        if not rotate:
+            return cls(max(float(np.vdot(shape, measured)) / size, 0.0))
+        left, scales, right = np.linalg.svd(shape.T @ measured, full_matrices=False)
+        return cls(float(scales.sum()) / size, left @ right)
 
 
 def times(segment: Segment, kind: str) -> list[float] | None:
@@ -53,29 +92,66 @@ def times(segment: Segment, kind: str) -> list[float] | None:
 
 
 def along(
-    segment: Segment, at: Sequence[float] | None, first: Features, last: Features
+    segment: Segment,
+    at: Sequence[float] | None,
+    first: Features,
+    last: Features,
+    *,
+    rotate: bool = False,
 ) -> list[Prediction]:
-    """The straight path from `first` to `last`, shifted and scaled to fit the network's layers."""
-    measured = [array.astype(np.float64) for array in segment.arrays]
-    return [
-        Prediction(layer.mean(0) + gain * centred((1 - t) * first + t * last), t, gain)
-        for layer, (t, gain) in zip(measured, placed(measured, at, first, last), strict=True)
-    ]
+    """The straight path from `first` to `last`, brought to the network's layers."""
+    layers = [array.astype(np.float64) for array in segment.arrays]
+    start = centred(layers[0])
+    found = []
+    for layer, (t, placing) in zip(layers, placed(layers, at, first, last, rotate), strict=True):
+        mean, spread = layer.mean(0), centred(layer)
+        path = centred((1 - t) * first + t * last)
+        still = mean + Placing.of(start, spread, rotate)(start)
+        found.append(Prediction(mean + placing(path), still, t, placing.gain))
+    return found
 
 
 def placed(
-    layers: Sequence[Features], at: Sequence[float] | None, first: Features, last: Features
-) -> list[tuple[float, float]]:
-    """Time and scale of every layer on the path from `first` to `last`."""
+    layers: Sequence[Features],
+    at: Sequence[float] | None,
+    first: Features,
+    last: Features,
+    rotate: bool,
+) -> list[tuple[float, Placing]]:
+    """Time of every layer on the path from `first` to `last`, and what brings the path there."""
     x, d = centred(first), centred(last - first)
     products = (float(np.vdot(x, x)), float(np.vdot(x, d)), float(np.vdot(d, d)))
     found = []
     for i, layer in enumerate(layers):
         t = at[i] if at is not None else fixed_time(i, len(layers))
         spread = centred(layer)
-        onto = float(np.vdot(x, spread)), float(np.vdot(d, spread))
-        found.append(place(products, onto, t)[:2])
+        if rotate and t is None:
+            t = nearest_shape(products, x.T @ spread, d.T @ spread)
+        elif t is None:
+            onto = float(np.vdot(x, spread)), float(np.vdot(d, spread))
+            t = place(products, onto, None)[0]
+        found.append((t, Placing.of(x + t * d, spread, rotate)))
     return found
+
+
+def nearest_shape(
+    products: tuple[float, float, float],
+    x_onto: Float[np.ndarray, "d d"],
+    d_onto: Float[np.ndarray, "d d"],
+) -> float:
+    """Time t in [0, 1] for which x + t d, turned and scaled, comes nearest to a layer.
+
+    From <x, x>, <x, d>, <d, d> and the layer's products x^T m and d^T m.
+    """
+    xx, xd, dd = products
+
+    def missed(t: float) -> float:
+        size = xx + 2 * t * xd + t * t * dd
+        onto = float(np.linalg.svd(x_onto + t * d_onto, compute_uv=False).sum())
+        return -(onto**2) / size if size > 0 else 0.0
+
+    inner = minimize_scalar(missed, bounds=(0, 1), method="bounded", options={"xatol": 1e-3})
+    return float(min((0.0, 1.0, float(inner.x)), key=missed))
 
 
 def fixed_time(index: int, count: int) -> float | None:
@@ -106,7 +182,9 @@ def place(
     return t, product / size, product**2 / size
 
 
-def collapsed(features: Features, labels: Int[np.ndarray, " n"]) -> Prediction | None:
+def collapsed(
+    features: Features, first: Features, labels: Int[np.ndarray, " n"]
+) -> Prediction | None:
     """Complete collapse onto the simplex ETF nearest to the class means; None where d < K - 1.
 
     The plain model leaves the frame's rotation and size free, so they are fitted: with M the
@@ -121,7 +199,9 @@ def collapsed(features: Features, labels: Int[np.ndarray, " n"]) -> Prediction |
     left, scales, right = np.linalg.svd(contrasts.T @ means, full_matrices=False)
     size = float(scales.sum()) / (classes - 1)
     frame = size * contrasts @ left @ right
-    return Prediction((means.mean(0) + frame)[labels], 1.0, size)
+    spread, start = centred(features), centred(first)
+    still = features.mean(0) + Placing.of(start, spread, True)(start)
+    return Prediction((means.mean(0) + frame)[labels], still, 1.0, size)
 
 
 def class_means(features: Features, labels: Int[np.ndarray, " n"]) -> Float[np.ndarray, "K d"]:
@@ -133,12 +213,6 @@ def class_means(features: Features, labels: Int[np.ndarray, " n"]) -> Float[np.n
 def centred(features: Features) -> Features:
     """Features about their mean."""
     return features - features.mean(0)
-
-
-def scale(shape: Features, measured: Features) -> float:
-    """The factor, not negative, by which `shape` comes nearest to `measured`."""
-    size = float(np.vdot(shape, shape))
-    return max(float(np.vdot(shape, measured)) / size, 0.0) if size > 0 else 0.0
 
 
 @dataclass(frozen=True)
@@ -165,18 +239,14 @@ class Errors:
     def of(
         cls,
         features: Features,
+        still: Features,
         measured: Features,
-        first: Features,
         labels: Int[np.ndarray, " n"],
-        input_gain: float | None = None,
     ) -> Errors:
-        """Judge `features` as a prediction of `measured`, `first` being what enters the segment."""
-        spread = centred(measured)
-        shape = centred(first)
-        gain = scale(shape, spread) if input_gain is None else input_gain
-        missed, stayed = features - measured, gain * shape - spread
+        """Judge `features`, and the input that was brought there, as predictions of `measured`."""
+        missed, stayed = features - measured, still - measured
         counts = np.bincount(labels)
-        variance = float(np.sum(spread**2))
+        variance = float(np.sum(centred(measured) ** 2))
 
         def of_means(error: Features) -> float:
             return float(counts @ np.sum(class_means(error, labels) ** 2, axis=1))

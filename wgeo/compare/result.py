@@ -20,7 +20,8 @@ class ModelLayer:
     """What a model predicts at one layer, beside what was measured there.
 
     All errors are sums over samples of squared distances; "over the input" compares with the
-    features that enter the segment, shifted and scaled to fit the layer as well as they can.
+    features that enter the segment, brought to the layer with the freedom that the model has: see
+    `compare`.
 
     Attributes
     ----------
