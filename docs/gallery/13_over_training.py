@@ -13,7 +13,7 @@ import tempfile
 import wgeo
 from wgeo.analysis import Series
 
-images = wgeo.load_images("digits", limit=600)
+images = wgeo.load_images("digits", limit=500)
 run = wgeo.train(
     "isoresnet",
     images,
@@ -22,7 +22,7 @@ run = wgeo.train(
     lr=0.05,
     weight_decay=5e-3,
     options={"width": 16, "depth": 6},
-    checkpoints=[0, 1, 2, 4, 8, 16],
+    checkpoints=[0, 1, 4, 16],
 )
 
 # %%
