@@ -2,7 +2,7 @@
 
     python benchmarks/mufm.py                          # N = 500, 2000, 10,000, 100,000
     python benchmarks/mufm.py --samples 2000 --cap 60
-    python benchmarks/mufm.py --samples --pixels npz:cifar10.npz     # d = 3072 instead, wgeo alone
+    python benchmarks/mufm.py --samples --pixels cifar10.zip         # d = 3072 instead, wgeo alone
 
 K = 10 classes, d = 64 rectified features, L = 8 layers, free bias. The peers minimise the same
 objective over (H_1, ..., H_L, W, b), gradients written by hand, in float64, until they are within
@@ -294,9 +294,10 @@ def main() -> None:
         for n in track(asked.samples, "N"):
             found["rows"][str(n)] = row = measured(n, asked.cap, rate)
             rate = rate or row["adam"]["rate"]
+            asked.out.write_text(json.dumps(found, indent=1) + "\n")
         if asked.pixels:
-            found["pixels"] = of_pixels(asked.pixels, asked.limit)
-    asked.out.write_text(json.dumps(found, indent=1) + "\n")
+            found["pixels"] = in_process(of_pixels, asked.pixels, asked.limit)
+            asked.out.write_text(json.dumps(found, indent=1) + "\n")
     for table in tables(found):
         Console(width=120).print(table)
 
