@@ -180,6 +180,12 @@ def test_the_formula_refuses_what_it_does_not_cover(given, said):
         closed_form_ce(*given)
 
 
+def test_the_formula_holds_for_tiny_decays():
+    known = closed_form_ce(3, 1, 1e-200, 1e-200)
+    assert known.margin == pytest.approx(200 * math.log(10), rel=1e-12)
+    assert known.value == pytest.approx(0, abs=1e-190)
+
+
 @pytest.mark.parametrize("lb", [None, math.inf, 0.3])
 def test_terms_add_up_to_the_objective(lb):
     found = fit_ce([0, 0, 1, 2], dim=2, weight_decay=1e-2, feature_decay=2e-2, bias_decay=lb)

@@ -59,7 +59,7 @@ def closed_form_ce(
     check_whole(1, per_class=per_class)
     check_decays({"weight_decay": weight_decay, "feature_decay": feature_decay})
     K = num_classes
-    q = math.sqrt(per_class * weight_decay * feature_decay)
+    q = math.sqrt(per_class) * math.sqrt(weight_decay) * math.sqrt(feature_decay)  # no underflow
     if not K * q < 1:
         return CrossEntropyOptimum(math.log(K), 0.0, (K - 1) / K, 0.0)
     p = (K - 1) * q
