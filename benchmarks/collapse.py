@@ -1,14 +1,22 @@
-"""Collapse metrics beside the straightforward d x d form: seconds and memory over the width.
+"""Collapse metrics beside the straightforward d x d form, and beside a plain forward pass.
 
     python benchmarks/collapse.py                     # d = 64 to 16384, N = 10000, K = 10
     python benchmarks/collapse.py --widths 100000 --samples 2000
+    python benchmarks/collapse.py --stream --samples 4096    # all layers of a CIFAR ResNet-20
 
 Every measurement runs in a process of its own; "x" columns are multiples of wgeo's. CPU seconds
 are of all threads, and mean something on a machine that does other work too. Memory is the peak of
 resident memory above what the process held with its libraries and the features loaded. The peers
 compute NC1 alone, as published scripts do: Sigma_W and Sigma_B in full, then `numpy.linalg.pinv`,
 or the truncated decomposition of Papyan's script; wgeo computes every metric of its record, and
-without the ranks where the table says so. Writes `benchmarks/collapse.json`.
+without the ranks where the table says so.
+
+With ``--stream``, random images go through a CIFAR ResNet-20 with and without all layers' metrics
+(the pixels', the stem's and nine blocks') being collected in the same pass, in turns; the ratio is
+the median over turns. Beyond 4,096 images the pixels do not fit into what the stream keeps, and
+their NC1 and nearest means, which would take a second pass, are left out.
+
+Figures measured go into `benchmarks/collapse.json`; those measured before stay there.
 """
 
 from __future__ import annotations
@@ -27,10 +35,14 @@ from rich.console import Console
 from rich.table import Table
 from scipy.sparse.linalg import svds
 
+from wgeo import models
 from wgeo.collapse import collapse_of, collapse_stream
+from wgeo.data import Images, normalization
+from wgeo.features import stream
 from wgeo.progress import shown, track
 
 BATCH = 256
+TURNS = 5  # of forward passes
 
 
 def features(n: int, d: int, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
@@ -145,6 +157,63 @@ def run(form: str, n: int, d: int, num_classes: int, threads: int, limit: float)
     return found
 
 
+def overhead(n: int, threads: int, result) -> None:
+    """Send (seconds, CPU seconds) of plain forward passes, and of those that measure collapse."""
+    torch.set_num_threads(threads)
+    generator = torch.Generator().manual_seed(0)
+    net = models.build("cifar_resnet20", num_classes=10).eval()
+    x = torch.randint(256, (n, 3, 32, 32), generator=generator, dtype=torch.uint8)
+    names = tuple(str(k) for k in range(10))
+    images = Images(x, np.arange(n) % 10, names, "random", normalize=normalization("cifar10"))
+
+    def plain(images: Images) -> None:
+        with torch.no_grad():
+            for batch, _ in images.batches(BATCH, normalization("cifar10")):
+                net(batch)
+
+    def measured(images: Images) -> None:
+        found = collapse_stream(stream(net, images, batch_size=BATCH))
+        assert all(layer.nc1 is not None for layer in found.layers[1:])
+
+    few = Images(x[:BATCH], images.y[:BATCH], names, "random", normalize=images.normalize)
+    seconds: dict[str, list[tuple[float, float]]] = {"plain": [], "measured": []}
+    for turn in range(TURNS + 1):
+        for name, passed in (("plain", plain), ("measured", measured)):
+            start, cpu = time.perf_counter(), time.process_time()
+            passed(images if turn else few)  # the first turn warms up
+            if turn:
+                found = time.perf_counter() - start, time.process_time() - cpu
+                seconds[name].append(found)
+    result.send(seconds)
+
+
+def run_stream(n: int, threads: int) -> list[dict]:
+    """Measure the overhead of streaming in a fresh process."""
+    receive, send = mp.get_context("spawn").Pipe(duplex=False)
+    process = mp.get_context("spawn").Process(target=overhead, args=(n, threads, send))
+    process.start()
+    send.close()
+    seconds = {name: np.array(turns) for name, turns in receive.recv().items()}
+    process.join()
+    wall, cpu = np.median(seconds["measured"] / seconds["plain"], axis=0)
+    turns = {name: found[:, 0].tolist() for name, found in seconds.items()}
+    return [
+        {"samples": n, "threads": threads, "ratio": float(wall), "cpu_ratio": float(cpu), **turns}
+    ]
+
+
+def stream_table(rows: list[dict]) -> Table:
+    """Seconds of a plain forward pass and of one that measures collapse, medians over turns."""
+    out = Table(title=f"CIFAR ResNet-20, batches of {BATCH}, {rows[0]['threads']} threads")
+    for column in ("images", "plain s", "measured s", "ratio", "ratio of CPU s"):
+        out.add_column(column, justify="right", no_wrap=True)
+    for row in rows:
+        plain, measured = (f"{np.median(row[key]):.2f}" for key in ("plain", "measured"))
+        ratios = (f"{row['ratio']:.3f}", f"{row['cpu_ratio']:.3f}")
+        out.add_row(str(row["samples"]), plain, measured, *ratios)
+    return out
+
+
 def table(rows: list[dict]) -> Table:
     """Seconds and peak memory by width, and the peers' ratio to wgeo in memory."""
     shape = f"N = {rows[0]['samples']}, K = {rows[0]['classes']}, {rows[0]['threads']} threads"
@@ -169,36 +238,55 @@ def table(rows: list[dict]) -> Table:
     return out
 
 
+def run_widths(args: argparse.Namespace) -> list[dict]:
+    """Measure all forms at all widths."""
+    rows = []
+    for d, form in track([(d, form) for d in args.widths for form in FORMS], "measuring"):
+        found = run(form, args.samples, d, args.classes, args.threads, args.limit)
+        shape = {"samples": args.samples, "classes": args.classes, "threads": args.threads}
+        rows.append({"width": d, "form": form, **shape, "load": os.getloadavg()[0], **found})
+    for d in args.widths:
+        values = [row["nc1"] for row in rows if row["width"] == d and "nc1" in row]
+        assert np.allclose(values, values[0], rtol=1e-8), (d, values)
+    return rows
+
+
+def keep(out: Path, kind: str, rows: list[dict], keys: tuple[str, ...]) -> None:
+    """Put rows into the JSON file, in place of those it has for the same `keys`."""
+    found = json.loads(out.read_text()) if out.exists() else {}
+    fresh = {tuple(row[key] for key in keys) for row in rows}
+    old = [row for row in found.get(kind, []) if tuple(row[key] for key in keys) not in fresh]
+    found[kind] = sorted(old + rows, key=lambda row: row[keys[0]])
+    found["versions"] = {
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+    }
+    out.write_text(json.dumps(found, indent=1) + "\n")
+
+
 def main() -> None:
-    """Measure all forms at all widths, print the table, write the JSON beside this file."""
+    """Measure, print the table, and put the figures into the JSON beside this file."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--widths", type=int, nargs="+", default=[64, 512, 4096, 16384])
     parser.add_argument("--samples", type=int, default=10_000)
     parser.add_argument("--classes", type=int, default=10)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--limit", type=float, default=300, help="seconds a measurement may take")
+    parser.add_argument("--stream", action="store_true", help="the overhead of streaming instead")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"))
     args = parser.parse_args()
     for key in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ[key] = str(args.threads)  # for the processes to come
-    rows, load = [], os.getloadavg()[0]  # of other work on this machine
-    cases = [(d, form) for d in args.widths for form in FORMS]
+    if args.stream:
+        rows = run_stream(args.samples, args.threads)
+        keep(args.out, "stream", rows, ("samples",))
+        Console(width=100).print(stream_table(rows))
+        return
     with shown():
-        for d, form in track(cases, "measuring"):
-            found = run(form, args.samples, d, args.classes, args.threads, args.limit)
-            shape = {"samples": args.samples, "classes": args.classes, "threads": args.threads}
-            rows.append({"width": d, "form": form, **shape, **found})
+        rows = run_widths(args)
+    keep(args.out, "rows", rows, ("width", "form", "samples"))
     Console(width=100).print(table(rows))
-    for d in args.widths:
-        values = [row["nc1"] for row in rows if row["width"] == d and "nc1" in row]
-        assert np.allclose(values, values[0], rtol=1e-8), (d, values)
-    versions = {
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-        "python": platform.python_version(),
-    }
-    found = {"versions": versions, "load": load, "rows": rows}
-    args.out.write_text(json.dumps(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":

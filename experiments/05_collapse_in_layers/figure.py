@@ -1,0 +1,59 @@
+"""Metrics over relative depth: a column a kind of network, a row a metric."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from lab import by
+
+from wgeo.plots.style import COLOURS, new_figure, styled
+
+ROWS = (
+    ("nc1", "NC1", "log"),
+    ("nc2_etf", "NC2 (ETF)", "linear"),
+    ("ncc_error", "nearest-centre error", "linear"),
+    ("uncentred_angle", "mean angle (°)", "linear"),
+)
+
+
+@styled
+def draw(views: Sequence[dict[str, Any]], path: Path) -> None:
+    """Thin lines are single networks, thick ones the mean over seeds with ReLU and CE."""
+    columns = by(views, "seen")
+    datasets = [key[0] for key in by(views, "data")]
+    figure = new_figure(2.1 * len(columns), 1.75 * len(ROWS))
+    axes = figure.subplots(len(ROWS), len(columns), sharex=True, sharey="row", squeeze=False)
+    for (metric, label, scale), row in zip(ROWS, axes, strict=True):
+        row[0].set_ylabel(label)
+        for (seen,), ax in zip(columns, row, strict=True):
+            ax.set_yscale(scale)
+            ax.yaxis.set_major_formatter("{x:g}")
+            for (data,), group in by(columns[(seen,)], "data").items():
+                _lines(ax, group, metric, COLOURS[datasets.index(data)])
+    for (seen,), ax in zip(columns, axes[0], strict=True):
+        ax.set_title(seen)
+    for ax in axes[-1]:
+        ax.set_xlabel("relative depth")
+    for data, colour in zip(datasets, COLOURS, strict=False):
+        axes[0, 0].plot([], [], color=colour, label=data)
+    axes[0, 0].legend()
+    figure.savefig(path, dpi=130)
+
+
+def _of(view: dict[str, Any], metric: str) -> list[float | None]:
+    return view[metric] if metric in view else view["layers"][metric]
+
+
+def _lines(ax: Any, group: Sequence[dict[str, Any]], metric: str, colour: str) -> None:
+    usual = []
+    for entry in group:
+        values = np.array(_of(entry["view"], metric), float)  # None becomes NaN
+        depth = np.linspace(0, 1, len(values))
+        ax.plot(depth, values, color=colour, lw=0.5, alpha=0.35)
+        if (entry["cell"]["activation"], entry["cell"]["loss"]) == ("relu", "ce"):
+            usual.append(values)
+    if usual:
+        ax.plot(np.linspace(0, 1, len(usual[0])), np.mean(usual, 0), color=colour, lw=1.8)
