@@ -266,7 +266,7 @@ def test_odd_trajectories(kind, rng):
     elif kind == "wide":
         x = rng.normal(size=(40, 100))
     elif kind == "constant":
-        x = np.ones((40, 5))
+        x = np.full((40, 5), 3.3)
     dtype = np.float32 if kind == "float32" else np.float64
     layers = [x, x + rng.normal(size=x.shape), 3 * x + rng.normal(size=x.shape)]
     found = compare(wgeo.Trajectory.from_arrays([a.astype(dtype) for a in layers], labels))

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from ..collapse import LayerCollapse, collapse_of
-from ..errors import ArgumentError, FeatureError
+from ..errors import ArgumentError, ConvergenceError, FeatureError
 from ..progress import track
 from ..trajectory import Segment, Trajectory
 from ..transport import Exact, wasserstein
@@ -117,9 +117,9 @@ def compare(
         return known
     try:
         fit = Fit(segment, labels, times(segment, time), seed)
-    except FeatureError as error:
+        solution, predicted, held_out = fit.mufm()
+    except (FeatureError, ConvergenceError) as error:
         return replace(known, skipped=str(error))
-    solution, predicted, held_out = fit.mufm()
     known = replace(
         known,
         mufm=tuple(view.layers(segment, predicted)),

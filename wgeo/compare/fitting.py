@@ -194,7 +194,7 @@ class Fit:
         self.segment, self.labels, self.at = segment, labels, at
         self.layers = [array.astype(np.float64) for array in segment.arrays]
         self.energy = float(np.sum(self.layers[0].var(0)))
-        if self.energy == 0:
+        if self.energy <= 1e-24 * float(np.mean(np.sum(self.layers[0] ** 2, axis=1))):
             raise FeatureError(
                 "MUFM has nothing to go by: all samples enter the last segment alike."
             )
