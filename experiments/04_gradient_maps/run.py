@@ -82,41 +82,46 @@ def main() -> None:
     draw(groups, lab)
 
 
+PANELS = (
+    ("isoresnet", "asymmetry", "residual: the block"),
+    ("isoresnet", "displacement_asymmetry", "residual: what it adds"),
+    ("isoplain", "asymmetry", "plain: the block"),
+)
+
+
 def draw(groups: dict[tuple, list[dict[str, Any]]], lab: Lab) -> None:
-    """Asymmetry over training, residual and plain."""
+    """Asymmetry over training, of residual blocks, of what they add, and of plain blocks."""
     data = list(dict.fromkeys(key[0] for key in groups))
-    figure = Figure(figsize=(7.2, 2.7 * len(data)), layout="constrained", dpi=160)
-    axes = figure.subplots(len(data), 2, squeeze=False, sharey="row")
-    for (name, arch, decay), group in groups.items():
-        ax = axes[data.index(name), int(arch == "isoplain")]
-        epochs = np.array([row["epoch"] for row in group[0]["epochs"]])
-        ends = np.array(
-            [
-                mean_interval([r["epochs"][k]["asymmetry"] for r in group])
-                for k in range(len(epochs))
-            ]
-        )
-        colour, marker = LOOK.get(decay, ("#666666", "D"))
-        bars = np.maximum(abs(ends[:, 1:] - ends[:, :1]).T, 0)
-        ax.errorbar(
-            epochs,
-            ends[:, 0],
-            yerr=bars,
-            color=colour,
-            marker=marker,
-            ms=4,
-            lw=1.2,
-            capsize=2,
-            label=f"decay {decay:g}",
-        )
-        ax.set_xscale("symlog", base=2, linthresh=1)
-        ax.set_xticks(epochs, [str(e) for e in epochs])
-        ax.set_title(f"{name}, {'plain' if arch == 'isoplain' else 'residual'}", loc="left")
-        ax.set_xlabel("epoch")
-        ax.set_ylabel("asymmetry of a block")
-        ax.set_ylim(bottom=0)
+    figure = Figure(figsize=(7.2, 2.5 * len(data)), layout="constrained", dpi=160)
+    axes = figure.subplots(len(data), 3, squeeze=False, sharey=True)
+    for row, name in zip(axes, data, strict=True):
+        for ax, (arch, key, title) in zip(row, PANELS, strict=True):
+            for decay in LOOK:
+                group = groups.get((name, arch, decay), [])
+                if group:
+                    line(ax, group, key, decay)
+            ax.axhline(1, color="#666666", lw=0.8, ls="--")
+            ax.set_title(f"{name}, {title}", loc="left", fontsize=8.5)
+            ax.set_xlabel("epoch")
+            ax.set_ylim(0, 1.1)
+        row[0].set_ylabel("asymmetry (1: random, 0: gradient)", fontsize=8)
     axes[0, 0].legend(frameon=False, fontsize=8)
     figure.savefig(lab.figure("asymmetry.png"))
+
+
+def line(ax: Any, group: list[dict[str, Any]], key: str, decay: float) -> None:
+    """One decay's mean and interval over the epochs."""
+    epochs = [row["epoch"] for row in group[0]["epochs"]]
+    ends = np.array(
+        [mean_interval([r["epochs"][k][key] for r in group]) for k in range(len(epochs))]
+    )
+    colour, marker = LOOK[decay]
+    look = {"color": colour, "marker": marker, "ms": 4, "lw": 1.2, "capsize": 2}
+    bars = np.maximum(abs(ends[:, 1:] - ends[:, :1]).T, 0)
+    ax.errorbar(epochs, ends[:, 0], yerr=bars, label=f"decay {decay:g}", **look)
+    ax.set_xscale("symlog", base=2, linthresh=1)
+    ax.set_xticks(epochs, [str(epoch) for epoch in epochs])
+    ax.minorticks_off()
 
 
 if __name__ == "__main__":
