@@ -26,7 +26,7 @@ extensions = [
     "wgeo.report.mathtext",
     "wgeodocs",
 ]
-exclude_patterns = ["_build", "gallery", "images", "generated/measured", "generated/gallery/*.py"]
+exclude_patterns = ["_build", "gallery", "generated/measured"]
 nitpicky = True
 smartquotes = False  # names are shown as they are written
 default_role = "py:obj"  # `names` in docstrings are links; wgeodocs.names finds their targets

@@ -193,8 +193,22 @@ def test_measured_tables_are_those_of_the_benchmarks(tmp_path: Path) -> None:
     }
     text = measured.TABLES["transport"](record)
     assert "| peer | 1 | 6 | 3.0 × | 1 | 1e-03 | none |" in text
-    assert "broken" not in text
+    assert "Did not finish: broken." in text
+    assert "| broken" not in text
     assert "ott" not in text
+
+
+def test_pages_are_made_of_what_is_in_the_repository() -> None:
+    tables = measured.pages(ROOT / "benchmarks")
+    for name, text in tables.items():
+        benchmark = ROOT / "benchmarks" / f"{Path(name).stem.partition('-')[0]}.json"
+        assert ("| --- |" in text) == benchmark.exists(), name
+    pages = experiments.pages(ROOT / "experiments")
+    folders = {readme.parent.name for readme in (ROOT / "experiments").glob("[0-9]*/README.md")}
+    assert set(pages) == {f"experiments/{name}.md" for name in [*folders, "index"]}
+    for name, text in pages.items():
+        assert "<!--" not in text, name
+        assert text.startswith("# "), name
 
 
 def modules_with_examples() -> list[str]:

@@ -34,10 +34,7 @@ def write(folder: Path) -> None:
         **experiments.pages(ROOT / "experiments"),
         **measured.pages(ROOT / "benchmarks"),
     }
-    for room in ("experiments", "measured"):
-        for old in (folder / room).glob("*.md"):
-            if f"{room}/{old.name}" not in made:
-                old.unlink()
+    _clean(folder, {*made, *api.objects(), *gallery()})
     for name, text in made.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -48,6 +45,19 @@ def write(folder: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         if not path.exists() or path.read_bytes() != source.read_bytes():
             shutil.copyfile(source, path)
+
+
+def gallery() -> set[str]:
+    """Pages that sphinx-gallery makes."""
+    scripts = (DOCS / "gallery").glob("*.py")
+    return {"gallery/index.rst", *(f"gallery/{script.stem}.rst" for script in scripts)}
+
+
+def _clean(folder: Path, pages: set[str]) -> None:
+    """Remove pages of an earlier build that nothing makes any more: Sphinx would read them."""
+    for old in [*folder.rglob("*.rst"), *folder.rglob("*.md")]:
+        if str(old.relative_to(folder).as_posix()) not in pages:
+            old.unlink()
 
 
 def _get_sg_image_scraper() -> Any:

@@ -116,6 +116,12 @@ def case_map() -> dict[str, str]:
     }
 
 
+def objects() -> set[str]:
+    """The pages that autosummary makes, by the name of their files."""
+    names = {name for room in homes().values() for name in room if documented(name)}
+    return {f"api/objects/{case_map().get(name, name)}.rst" for name in names}
+
+
 def pages() -> dict[str, str]:
     """The pages of the rooms, and of ``wgeo``."""
     found = homes()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 _PLACE = re.compile(r"<!-- measured: (?P<name>[^>]*) -->\n(?P<table>.*?)<!-- end -->", re.DOTALL)
 _IMAGE = re.compile(r"^!\[(?P<alt>[^\]]*)\]\((?P<file>[^)]+)\)$", re.MULTILINE)
-_LINK = re.compile(r"(?<!!)\[(?P<text>[^\]]*)\]\((?!https?:)(?P<to>[^)#]*)[^)]*\)")
+_LINK = re.compile(r"(?<!!)\[(?P<text>[^\]]*)\]\((?!https?:|#)(?P<to>[^)#]*)[^)]*\)")
 _TITLE = re.compile(r"^# (.*)$", re.MULTILINE)
 _WAITING = "*Not measured yet: the command above does.*"
 

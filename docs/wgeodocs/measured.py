@@ -27,42 +27,38 @@ def _transport(record: Record) -> str:
 
 
 def _question(question: Record) -> str:
-    rows: dict[str, list[Record]] = {}
+    """A table with a solver a row, summed over the pairs that all were asked for."""
+    asked = {row["pair"] for row in question["rows"]}
+    rows: dict[str, list[Record]] = {row["solver"]: [] for row in question["rows"]}
     for row in question["rows"]:
         if "seconds" in row:
-            rows.setdefault(row["solver"], []).append(row)
-    if "wgeo" not in rows:  # without the certified value there is nothing to compare with
+            rows[row["solver"]].append(row)
+    complete = {solver: found for solver, found in rows.items() if len(found) == len(asked)}
+    if "wgeo" not in complete:  # without the certified value there is nothing to compare with
         return ""
-    asked = len({row["pair"] for row in question["rows"]})
-    complete = {solver: found for solver, found in rows.items() if len(found) == asked}
     base = _sum(complete["wgeo"], "cpu")
-    pairs = f"{asked} pairs" if asked > 1 else "one pair"
-    title = (
-        f"{_NAMES.get(question['title'], question['title'])}, N = {question['samples']}, {pairs}"
-    )
-    return f"**{title}**\n\n" + _table(
-        [
-            "Solver",
-            "seconds",
-            "CPU seconds",
-            "against wgeo",
-            "peak MiB",
-            "error of W2²",
-            "known gap",
-        ],
-        [
-            [
-                solver,
-                f"{_sum(found, 'seconds'):.3g}",
-                f"{_sum(found, 'cpu'):.3g}",
-                f"{_sum(found, 'cpu') / base:.1f} ×" if found is not complete["wgeo"] else "",
-                f"{max(row['peak'] for row in found) / 2**20:.0f}",
-                f"{max(row.get('error', 0.0) for row in found):.0e}",
-                _worst(found, "gap"),
-            ]
-            for solver, found in complete.items()
-        ],
-    )
+    title = _NAMES.get(question["title"], question["title"])
+    pairs = f"{len(asked)} pairs" if len(asked) > 1 else "one pair"
+    missing = [solver for solver in rows if solver not in complete]
+    note = f"\nDid not finish: {', '.join(missing)}.\n" if missing else ""
+    body = [_solver(solver, found, base) for solver, found in complete.items()]
+    return f"**{title}, N = {question['samples']}, {pairs}**\n\n{_table(_HEAD, body)}{note}"
+
+
+_HEAD = ("Solver", "seconds", "CPU s", "against wgeo", "peak MiB", "error of W2²", "known gap")
+
+
+def _solver(solver: str, rows: Sequence[Record], base: float) -> list[str]:
+    cpu = _sum(rows, "cpu")
+    return [
+        solver,
+        f"{_sum(rows, 'seconds'):.3g}",
+        f"{cpu:.3g}",
+        "" if solver == "wgeo" else f"{cpu / base:.1f} ×",
+        f"{max(row['peak'] for row in rows) / 2**20:.0f}",
+        f"{max(row.get('error', 0.0) for row in rows):.0e}",
+        _worst(rows, "gap"),
+    ]
 
 
 _NAMES = {
@@ -111,7 +107,7 @@ def _collapse(record: Record) -> str:
 def _cost(row: Record | None) -> str:
     if row is None:
         return "not run"
-    return f"{row['cpu_seconds']:.2g} s, {row['peak_bytes'] / 2**20:.0f} MiB"
+    return f"{row['cpu_seconds']:.3g} s, {row['peak_bytes'] / 2**20:.0f} MiB"
 
 
 def _mufm(record: Record) -> str:
