@@ -165,7 +165,7 @@ class DeepCollapse:
         rank below K.
     dnc3 : float or None
         1 - the least cosine between a row of W_l and the class mean nearest to it in angle, in
-        [0, 1]; rows of vanishing norm do not count. 0 at collapse; None for l = 1.
+        [0, 2]; rows of vanishing norm do not count. 0 at collapse; None for l = 1.
     """
 
     layer: int
