@@ -139,8 +139,14 @@ def test_options_that_do_not_go_with_the_source(rng):
         wgeo.collapse([({"h": H}, y)], bootstrap=10)
     with pytest.raises(ArgumentError, match="no option kept"):
         wgeo.collapse([({"h": H}, y)], kept=10)
-    with pytest.raises(ArgumentError, match=r"Trajectory .*or batches, not int"):
-        wgeo.collapse(3)
+    for source in (3, nn.Linear(2, 2)):
+        with pytest.raises(ArgumentError, match=f"or batches.*not {type(source).__name__}"):
+            wgeo.collapse(source)
+    for batch, said in (((torch.from_numpy(H), y), "Tensor"), (H, "ndarray"), (({},), "dict")):
+        with pytest.raises(ArgumentError, match=f"wgeo.stream.*begins with {said}"):
+            wgeo.collapse([batch])
+    with pytest.raises(ArgumentError, match="not -1"):
+        wgeo.collapse(traj, bootstrap=-1)
     for outside, said in (({"g": H}, "'h' are missing"), ({"h": H[:, :2]}, r"shape \(90, 2\)")):
         with pytest.raises(FeatureError, match=said):
             wgeo.collapse([({"h": H}, y)], ood=outside)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from torch import nn
+
 from ..errors import ArgumentError
 from ..trajectory import Trajectory
 from .measure import collapse_of_trajectory
@@ -74,6 +76,8 @@ def collapse(
     >>> found.progress["nc1"].monotone
     True
     """
+    if bootstrap < 0:
+        raise ArgumentError(f"bootstrap must be a number of resamplings, not {bootstrap}.")
     if isinstance(source, Trajectory):
         if stream:
             raise ArgumentError(f"{', '.join(stream)}: options of a stream, not of a Trajectory.")
@@ -86,12 +90,13 @@ def collapse(
             bootstrap=bootstrap,
             seed=seed,
         )
+    if not (callable(source) or isinstance(source, Iterable)) or isinstance(source, nn.Module):
+        raise ArgumentError(
+            "collapse takes a Trajectory, wgeo.trace(net, images), or batches, "
+            f"lambda: wgeo.stream(net, images); not {type(source).__name__}."
+        )
     if bootstrap:
         raise ArgumentError("A stream cannot be resampled; trace the network for intervals.")
-    if not (callable(source) or isinstance(source, Iterable)):
-        raise ArgumentError(
-            f"collapse takes a Trajectory (see wgeo.trace) or batches, not {type(source).__name__}."
-        )
     return collapse_stream(
         source,
         weights=weights,

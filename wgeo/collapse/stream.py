@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -190,7 +190,7 @@ class CollapseStream:
 
 
 def collapse_stream(
-    batches: Iterable[Batch] | Callable[[], Iterable[Batch]],
+    batches: Any,
     *,
     ood: Trajectory | Mapping[str, Any] | None = None,
     **options: Any,
@@ -217,12 +217,23 @@ def collapse_stream(
     start = batches if callable(batches) else lambda: batches
     first = start()
     for batch in track(first, "measuring collapse"):
-        stream.update(*batch)
+        stream.update(*_unpacked(batch))
     once = not callable(batches) and iter(first) is first
     if not (once or stream.complete):
         for batch in track(start(), "measuring collapse, second pass"):
-            stream.revisit(*batch)
+            stream.revisit(*_unpacked(batch))
     return stream.result()
+
+
+def _unpacked(batch: Any) -> Batch:
+    """Refuse what is no batch of features: pairs of images and labels, most likely."""
+    if isinstance(batch, tuple | list) and len(batch) in (2, 3) and isinstance(batch[0], Mapping):
+        return tuple(batch)  # type: ignore[return-value]
+    found = type(batch[0] if isinstance(batch, tuple | list) and batch else batch).__name__
+    raise ArgumentError(
+        "A batch is ({layer name: features}, labels) or ({...}, labels, predictions), as "
+        f"wgeo.stream(net, images) gives them; here is one that begins with {found}."
+    )
 
 
 class _SecondPass:
