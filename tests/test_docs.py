@@ -110,6 +110,17 @@ def test_every_public_name_has_a_page_and_a_docstring() -> None:
                 assert api.find(name).__doc__, name
 
 
+def test_no_docstring_has_bars_that_markup_takes_for_a_substitution() -> None:
+    bars = re.compile(r"(?<![\w|])\|[^\s|](?:[^|]*[^\s|])?\|(?![\w|])")
+    for names in api.homes().values():
+        for name in names:
+            told = api.find(name).__doc__ if api.documented(name) else None
+            plain = re.sub(
+                r"``.*?``|:math:`.*?`|\.\. math::.*?\n\n", "", told or "", flags=re.DOTALL
+            )
+            assert not bars.search(plain), f"{name}: put the formula into double backticks"
+
+
 def test_every_room_is_in_the_table_of_contents() -> None:
     listed = re.findall(
         r"^generated/api/(\w+)$", (DOCS / "api.md").read_text("utf-8"), re.MULTILINE

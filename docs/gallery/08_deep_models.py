@@ -23,6 +23,16 @@ for layer in deep_collapse(found)[1:]:
     print(f"before W{layer.layer}: DNC1 {layer.dnc1:.0e}, DNC2 {layer.dnc2:.0e}")
 
 # %%
+# Where all twenty ended: at collapse, or at points that gave up a class, or both.
+from matplotlib.figure import Figure
+
+figure = Figure(figsize=(5.5, 2.6), layout="constrained")
+ax = figure.add_subplot(title="Twenty random starts, two classes")
+ax.plot(range(1, 21), found.values, "o", color="#0072B2")
+ax.axhline(collapsed.objective, color="#555555", ls="--", lw=1)
+_ = ax.set(xlabel="start, the lowest first", ylabel="F at the end")
+
+# %%
 # Six classes, four layers: the classes as edges of a complete graph on four vertices. No descent
 # is needed to see it, only the value of the objective at the point.
 labels = np.arange(6)

@@ -62,6 +62,21 @@ print(f"greedy {greedy.lower:.4f} to {greedy.upper:.4f}, {greedy.status}")
 assert greedy.lower <= exact.distance <= greedy.upper
 
 # %%
+# In the plane one sees what greed costs: those who choose last go far.
+from matplotlib.figure import Figure
+
+few, others = rng.normal(size=(25, 2)), rng.normal(size=(25, 2)) + 1
+figure = Figure(figsize=(6.5, 2.8), layout="constrained")
+solvers = {"greedy": Greedy(), "exact": wgeo.Exact()}
+for ax, (name, solver) in zip(figure.subplots(1, 2), solvers.items(), strict=True):
+    found = wgeo.wasserstein(few, others, solver=solver)
+    for start, end in zip(few, others[found.coupling], strict=True):
+        ax.plot(*np.stack([start, end]).T, color="#BBBBBB", lw=1)
+    ax.scatter(*few.T, s=12, color="#0072B2")
+    ax.scatter(*others.T, s=12, color="#D55E00")
+    ax.set(title=f"{name}: {found.distance:.2f}", aspect="equal")
+
+# %%
 # And it goes wherever a solver goes.
 layers = [x + t * (y - x) for t in (0.0, 0.5, 1.0)]
 traj = wgeo.Trajectory.from_arrays(layers, labels=np.arange(300) % 3)
