@@ -115,14 +115,16 @@ def _mufm(record: Record) -> str:
         [
             row["n"],
             f"{row['wgeo']['seconds']:.2g} s",
-            *(_until(row[peer], row["wgeo"]["seconds"]) for peer in ("lbfgs", "adam")),
+            *(_until(row.get(peer), row["wgeo"]["seconds"]) for peer in ("lbfgs", "adam")),
         ]
         for row in sorted(record["rows"].values(), key=lambda row: row["n"])
     ]
     return _table(["N", "`fit_mufm`", "L-BFGS over all features", "Adam over all features"], rows)
 
 
-def _until(peer: Record, ours: float) -> str:
+def _until(peer: Record | None, ours: float) -> str:
+    if peer is None:
+        return "not run"
     ratio = peer["seconds"] / ours
     if peer["reached"]:
         return f"{peer['seconds']:.3g} s ({ratio:.0f} ×)"
@@ -136,11 +138,13 @@ def _ufm(record: Record) -> str:
             row["name"],
             f"{row['seconds']:.3g}",
             f"{row['seconds'] / first:.1f} ×",
+            f"{row['below_tolerance']:.0%}",
             f"{row['at_collapse']:.0%}",
         ]
         for row in record["rows"]
     ]
-    return _table(["Descent", "seconds", "ratio", "starts that end at the optimum"], rows)
+    seconds = "CPU seconds" if "wall_seconds" in record["rows"][0] else "seconds"
+    return _table(["Descent", seconds, "ratio", "converged", "at the optimum"], rows)
 
 
 def _versions(record: Record) -> str:

@@ -42,8 +42,8 @@ class Frame:
     mean_angle : float or None
         Mean angle between two of the vectors, in degrees; arccos(-1/(K - 1)) for a simplex ETF.
     max_coherence : float or None
-        ``max_{k != l} |cos(v_k, v_l)|``, in [0, 1]. For vectors that sum to 0, as centred means do, at
-        least 1/(K - 1), reached by the simplex ETF alone (Welch bound).
+        ``max_{k != l} |cos(v_k, v_l)|``, in [0, 1]. For vectors that sum to 0, as centred means do,
+        at least 1/(K - 1), reached by the simplex ETF alone (Welch bound).
 
     All are None where every vector is 0, and those made of angles where any is.
     """
@@ -113,8 +113,8 @@ class LayerCollapse:
     nc3_papyan : float or None
         || W/||W||_F - M/||M||_F ||_F, in [0, 2] (Papyan, Han and Donoho 2020).
     nc5 : float or None
-        ``mean_k |cos(m_k, m_ood)|``, the class means and the mean of out-of-distribution samples both
-        as they are, not centred; 0 is orthogonal (Ammar et al. 2024, NC5).
+        ``mean_k |cos(m_k, m_ood)|``, the class means and the mean of out-of-distribution samples
+        both as they are, not centred; 0 is orthogonal (Ammar et al. 2024, NC5).
     ncc_accuracy : float or None
         Share of samples whose nearest class mean is their own class's.
     ncc_mismatch : float or None
