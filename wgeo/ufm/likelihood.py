@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from scipy.special import log_softmax, softmax
 
 from .alignment import Alignment, saddle_direction
-from .reduced import Matrix
+from .reduced import Matrix, Statistics
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,6 +25,8 @@ class Likelihood:
     ----------
     x : ndarray, (n, r)
         Samples, rows; in the eigenbasis of their covariance, for the preconditioner to be good.
+    offset : ndarray, (r,), optional
+        What was taken off the samples, a free bias making up for it.
     """
 
     x: Float[np.ndarray, "n r"]
@@ -32,6 +34,28 @@ class Likelihood:
     mu: float
     weight_decay: float
     bias_decay: float
+    offset: Float[np.ndarray, " r"] | None = None
+
+    @classmethod
+    def of(
+        cls,
+        x: Float[np.ndarray, "n d"],
+        labels: Int[np.ndarray, " n"],
+        stats: Statistics,
+        *,
+        mu: float,
+        weight_decay: float,
+        bias_decay: float,
+    ) -> Likelihood:
+        """Put samples into the basis of their statistics; about their mean if the bias is free.
+
+        A mean far from zero would make W and b nearly the same variable.
+        """
+        seen = x @ stats.basis
+        if bias_decay > 0:
+            return cls(seen, labels, mu, weight_decay, bias_decay)
+        about = np.where(stats.s > 0, seen - stats.x_mean, 0.0)
+        return cls(about, labels, mu, weight_decay, bias_decay, stats.x_mean)
 
     @property
     def has_bias(self) -> bool:
@@ -153,7 +177,8 @@ class LikelihoodPoint:
 
     def bias(self) -> Float[np.ndarray, " K"]:
         """b; zero without one."""
-        return self._bias
+        offset = self.problem.offset
+        return self._bias if offset is None else self._bias - self.weights @ offset
 
     def alignment(self) -> Alignment:
         """H X^T / N (centred if b is free), positive semi-definite at a global minimum."""

@@ -214,8 +214,8 @@ def fit_mufm(
         stats = Statistics.of(factor * inputs, y, classes)
         if loss == "mse":
             return Reduced(stats, strength, weight_decay, decay), stats
-        moved = factor * inputs @ stats.basis
-        return Likelihood(moved, y, strength, weight_decay, decay), stats
+        terms = {"mu": strength, "weight_decay": weight_decay, "bias_decay": decay}
+        return Likelihood.of(factor * inputs, y, stats, **terms), stats
 
     reduced, stats = problem(first)
     counted = time.perf_counter()
