@@ -3,8 +3,9 @@
 An experiment is a folder with ``run.py``, ``config.toml`` and ``README.md``. ``config.toml`` holds
 the settings, ``[full]`` those that ``--full`` puts over them. A *cell* is one setting of the grid,
 a dict of plain values; what was measured of it is kept under its hash, so that a run that was
-stopped goes on where it was, and a changed setting is measured anew. Trained networks are kept by
-their recipe and shared between experiments.
+stopped goes on where it was, and a changed setting is measured anew. The hash knows neither the
+code nor where ``--data`` finds its files: after a change of those, give another ``--out``. Trained
+networks are kept by their recipe and shared between experiments.
 """
 
 from __future__ import annotations

@@ -91,10 +91,12 @@ def test_several_checkpoints_get_a_folder_each_and_stand_side_by_side(trained, t
 def test_a_failing_checkpoint_is_told_and_the_others_are_kept(trained, tmp_path):
     last = trained / "checkpoints" / "epoch-0002.pt"
     (tmp_path / "broken.pt").write_bytes(last.read_bytes()[:400])
+    words = ("--data", "digits", "--samples", "40", "--no-report", "--bootstrap", "0")
     text = run(
-        *("analyze", tmp_path / "broken.pt", last, "--data", "digits", "--samples", "40"),
-        *("--out", tmp_path / "out", "--no-report", "--bootstrap", "0"),
-        code=2,
+        *("analyze", tmp_path / "broken.pt", last, *words, "--out", tmp_path / "out"), code=2
+    )
+    assert "no checkpoint" in run(
+        "analyze", tmp_path / "none.pt", last, *words, "--out", tmp_path / "o", code=2
     )
     assert "broken.pt" in text
     assert "1 of 2 checkpoints" in text

@@ -13,6 +13,7 @@ from torch import nn
 import wgeo
 from wgeo import plots, report
 from wgeo.analysis import Series
+from wgeo.analysis.beside import _holm
 from wgeo.errors import ArgumentError, RecordError
 from wgeo.models import untrained
 
@@ -47,7 +48,16 @@ def test_checkpoints_of_one_network_are_ordered_by_epoch():
     assert not any("view" in segment for row in series["analyses"] for segment in row["segments"])
 
 
-@pytest.mark.parametrize("change", [{"epoch": 4}, {"arch": "another", "epoch": 7}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"epoch": 4},
+        {"epoch": True},
+        {"arch": "another", "epoch": 7},
+        {"data": "mnist", "epoch": 7},
+        {"checkpoint": "another/run/resnet20.th", "epoch": 7},
+    ],
+)
 def test_anything_else_stays_as_given(change):
     first, second = sample_record((2, 2)), sample_record((2, 2))
     first["provenance"]["epoch"] = 4
@@ -62,18 +72,65 @@ def test_one_is_no_series():
         Series.of({"x": sample_record((2,))})
 
 
-def test_saved_and_read_back_with_folders_that_can_move(tmp_path):
+def test_saved_and_read_back_with_folders_that_can_move(tmp_path, monkeypatch):
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "analysis.json").write_text(json.dumps(sample_record((2, 2))))
     series = Series.of_folders([tmp_path / "one", tmp_path / "two"])
     series.save(tmp_path)
+    written = json.loads((tmp_path / "series.json").read_text())
+    assert [row["folder"] for row in written["analyses"]] == ["one", "two"]
     again = Series.load(tmp_path)
-    assert [row["folder"] for row in again.record["analyses"]] == ["one", "two"]
+    monkeypatch.chdir("/")
+    again.save(tmp_path)
+    assert json.loads((tmp_path / "series.json").read_text()) == written
     assert again.record["analyses"][0]["segments"] == series.record["analyses"][0]["segments"]
     assert (tmp_path / "figures" / "over.svg").stat().st_size > 1000
     with pytest.raises(RecordError, match="several checkpoints"):
         Series.load(tmp_path / "one")
+
+
+def test_an_analysis_and_a_series_do_not_share_a_folder(tmp_path):
+    (tmp_path / "analysis.json").write_text(json.dumps(sample_record((2, 2))))
+    series = Series.of({"a": sample_record((2,)), "b": sample_record((2,))})
+    with pytest.raises(RecordError, match=r"analysis\.json already.*another folder"):
+        series.save(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda s: s["analyses"][0].pop("name"), "lacks name"),
+        (lambda s: s["analyses"][1].pop("provenance"), "analysis 2.* lacks provenance"),
+        (lambda s: s["analyses"][1].pop("segments"), "lacks segments"),
+        (lambda s: s.update(analyses=[]), "at least two"),
+        (lambda s: s.update(axis="x"), "no series"),
+        (lambda s: s["analyses"][0]["provenance"].update(epoch=None), "an analysis has none"),
+        (lambda s: s["analyses"][0]["provenance"].update(epoch=True), "an analysis has none"),
+    ],
+)
+def test_a_damaged_series_is_refused(tmp_path, spoil, said):
+    series = sample_series(3)
+    spoil(series)
+    (tmp_path / "series.json").write_text(json.dumps(series))
+    with pytest.raises(RecordError, match=said):
+        report.build(tmp_path)
+
+
+def test_what_is_no_record_of_an_analysis_is_refused():
+    with pytest.raises(RecordError, match="lacks provenance"):
+        Series.of({"a": {"layers": []}, "b": sample_record((2,))})
+
+
+def test_nan_in_a_record_is_undefined(tmp_path):
+    for name in ("one", "two"):
+        record = sample_record((2, 2))
+        record["accuracy"] = float("nan")
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "analysis.json").write_text(json.dumps(record))
+    series = Series.of_folders([tmp_path / "one", tmp_path / "two"])
+    assert series.record["analyses"][0]["accuracy"] is None
+    series.save(tmp_path / "both")
 
 
 def test_folders_are_named_by_what_tells_them_apart(tmp_path):
@@ -151,15 +208,55 @@ def test_fresh_weights_are_seeded_and_leave_the_network_alone(net):
     assert not torch.equal(fresh.state_dict()[name], net.state_dict()[name])
 
 
-def test_parameters_without_a_reset_are_named():
-    class Scaled(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.scale = nn.Parameter(torch.ones(2))
-            self.fc = nn.Linear(2, 2)
+class _Partly(nn.Module):
+    """Resets one of its two parameters."""
 
-    _, kept = untrained(nn.Sequential(Scaled()))
-    assert kept == ("0.scale",)
+    def __init__(self):
+        super().__init__()
+        self.scale, self.shift = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))
+
+    def reset_parameters(self):
+        nn.init.zeros_(self.shift)
+
+
+class _Asking(nn.Module):
+    """Its reset wants to know more."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(3))
+
+    def reset_parameters(self, gain):
+        nn.init.constant_(self.weight, gain)
+
+
+def test_parameters_that_no_reset_reaches_keep_their_values_and_are_named():
+    net = nn.Sequential(_Partly(), _Asking(), nn.Linear(2, 2))
+    fresh, kept = untrained(net)
+    assert kept == ("0.scale", "1.weight")
+    assert torch.equal(fresh[0].scale, net[0].scale)
+    assert torch.equal(fresh[0].shift, torch.zeros(2))
+    assert all(bool(p.isfinite().all()) for p in fresh.parameters())
+
+
+def test_weights_behind_a_parametrisation_are_not_taken_for_fresh(images):
+    torch.manual_seed(0)
+    options = {"width": 4, "depth": 3, "stride": 2}
+    net = wgeo.models.build(
+        "isoresnet", num_classes=2, in_channels=1, image_size=8, **options
+    ).eval()
+    for part in list(net.modules()):
+        if isinstance(part, nn.Conv2d):
+            nn.utils.parametrizations.weight_norm(part)
+    record = wgeo.analyze(net, images, bootstrap=0).record
+    assert record["reference"]["tests"] == []
+    assert "no fresh weights" in record["reference"]["skipped"]
+    assert "fresh weights" not in record["verdict"]
+
+
+def test_several_tests_share_one_level():
+    assert _holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert _holm([0.9]) == [0.9]
 
 
 def test_the_record_says_what_it_was_tested_against(net, images):
@@ -184,8 +281,17 @@ def test_references_by_name(net, images):
     shuffled = wgeo.analyze(net, images, bootstrap=0, reference="shuffled").record["reference"]
     assert shuffled["tests"][0]["reference"] > 0
     assert "reference" not in wgeo.analyze(net, images, bootstrap=0, reference="none").record
-    with pytest.raises(ArgumentError, match="init, shuffled, none"):
-        wgeo.analyze(net, images, reference="its twin")
+    assert "reference" not in wgeo.analyze(net, images, bootstrap=0, reference=None).record
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [({"reference": "its twin"}, "init, shuffled, none"), ({"brenier": -1}, "brenier")],
+)
+def test_mistakes_are_told_before_the_work(net, images, monkeypatch, words, said):
+    monkeypatch.setattr("wgeo.analysis.order.trace", lambda *_, **__: pytest.fail("it began"))
+    with pytest.raises(ArgumentError, match=said):
+        wgeo.analyze(net, images, **words)
 
 
 def test_the_brenier_test_stands_beside_every_block(net, images):

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from .analysis import Analysis, Series
 from .plots import series_rows
+from .plots.style import resolved
 
 
 def print_analysis(done: Analysis) -> None:
@@ -49,7 +50,6 @@ def print_series(series: Series) -> None:
     before = None
     for row in series_rows(series):
         score = _cell(row["ot_score"], "{:.4f}")
-        told = row["resolution"] is None or row["resolution"] < 0.5
         again = row["name"] == before
         before = row["name"]
         table.add_row(
@@ -58,7 +58,7 @@ def print_series(series: Series) -> None:
             "" if again else _cell(row["accuracy"], "{:.3f}"),
             _with_interval(row, "length_ratio"),
             _with_interval(row, "line_shape_ratio"),
-            f"({score})" if told else score,
+            score if resolved(row) else f"({score})",
             "" if again else _cell(row["nc1"]),
             "" if again else _cell(row["tau"], "{:+.2f}"),
         )
@@ -77,7 +77,7 @@ def _transport_cells(block: dict[str, Any] | None) -> list[str]:
         return [""] * 5
     score, resolution = block["ot_score"], block["resolution"]
     text = _cell(score, "{:.4f}")
-    if resolution is not None and resolution < 0.5:
+    if not resolved(block):
         text = f"({text})"
     interval = "certified" if block["status"] == "certified" else _interval(block)
     return [

@@ -100,8 +100,8 @@ def effects(results: list[dict[str, Any]]) -> str:
             cells = []
             for figure in ("line_shape_ratio", "length_ratio"):
                 gaps = [value[data, *a, s][figure] - value[data, *b, s][figure] for s in seeds]
-                mean, low, _ = mean_interval(gaps)
-                held = "yes" if low > 0 else "no" if mean < 0 else "not shown"
+                _, low, high = mean_interval(gaps)
+                held = "yes" if low > 0 else "no" if high < 0 else "not shown"
                 cells += [spread(gaps), held]
             rows.append([data, name, where, *cells])
     head = ["data", "difference", "at", "line-shape ratio", "straighter?", "W2 length ratio"]

@@ -19,12 +19,30 @@ from ..models import untrained
 from ..trajectory import Trajectory
 
 REFERENCES = {
-    "init": "this architecture with fresh weights",
+    "init": "this architecture with fresh weights (one draw)",
     "shuffled": "its own layers in another order",
     "none": "",
 }
 _STATISTIC = "line_shape_ratio"  # per sample, so that the test needs no transport
 _SIGNIFICANT = 0.05
+_MOST_KEPT = 0.01  # share of the parameters without fresh weights beyond which nothing is fresh
+
+
+def checked_reference(reference: Any) -> Any:
+    """Return what straightness is tested against: a name of `REFERENCES`, or a network.
+
+    Raises
+    ------
+    ArgumentError
+        Neither.
+    """
+    if reference is None:
+        return "none"
+    if isinstance(reference, Network | nn.Module) or reference in tuple(REFERENCES):
+        return reference
+    raise ArgumentError(
+        f"Unknown reference {reference!r}; choose {', '.join(REFERENCES)}, or give a network."
+    )
 
 
 def reference_test(
@@ -43,10 +61,6 @@ def reference_test(
         ``kind``; ``tests``, a row a segment of at least two blocks; ``verdict``; ``kept``, the
         parameters that have no fresh weights; ``skipped``, why there is no test.
     """
-    if isinstance(reference, str) and reference not in REFERENCES:
-        raise ArgumentError(
-            f"Unknown reference {reference!r}; choose {', '.join(REFERENCES)}, or give a network."
-        )
     if reference == "none":
         return None
     module = net.module if isinstance(net, Network) else net
@@ -58,6 +72,7 @@ def reference_test(
             other = shuffled(traj, seed=seed)
         elif reference == "init":
             fresh, kept = untrained(module, seed)
+            _mostly_fresh(fresh, kept)
             other = trace(fresh, _as_traced(net, images), **reading)
         else:
             other = trace(reference, images, **reading)  # type: ignore[arg-type]
@@ -75,6 +90,17 @@ def reference_test(
     }
 
 
+def _mostly_fresh(fresh: nn.Module, kept: tuple[str, ...]) -> None:
+    sizes = {name: parameter.numel() for name, parameter in fresh.named_parameters()}
+    share = sum(sizes[name] for name in kept) / max(sum(sizes.values()), 1)
+    if share > _MOST_KEPT:
+        raise ArgumentError(
+            f"{share:.0%} of the parameters have no reset of their own ({', '.join(kept[:3])}, "
+            "...), so there are no fresh weights to test against. Give a checkpoint of epoch 0 as "
+            "the reference."
+        )
+
+
 def _as_traced(net: Network | nn.Module, images: Any) -> Any:
     """Images normalised for `net` whatever network they are given to."""
     if isinstance(images, Images):
@@ -85,15 +111,26 @@ def _as_traced(net: Network | nn.Module, images: Any) -> Any:
 def _in_words(tests: tuple[StraighterThan, ...], words: str) -> str:
     if not tests:
         return ""
-    won = [test for test in tests if test.p_value <= _SIGNIFICANT]
+    adjusted = _holm([test.p_value for test in tests])
+    won = [k for k, p in enumerate(adjusted) if p <= _SIGNIFICANT]
     outcome = "is straighter than" if won else "is not shown to be straighter than"
     where = f" in {len(won)} of {len(tests)} segments" if len(tests) > 1 and won else ""
-    shown = max(won or tests, key=lambda test: test.effect_size)
+    k = max(won or range(len(tests)), key=lambda k: tests[k].effect_size)
+    shown = tests[k]
     return (
-        f"Its samples' paths: it {outcome} {words}{where} (line-shape ratio {shown.value:.3g} "
-        f"against {shown.reference:.3g} from {shown.layers[0]} to {shown.layers[-1]}, "
-        f"d = {shown.effect_size:+.2f}, one-sided p = {shown.p_value:.2g})."
+        f"On these images the network {outcome} {words}{where}; the clearest: line-shape ratio "
+        f"{shown.value:.3g} against {shown.reference:.3g} from {shown.layers[0]} to "
+        f"{shown.layers[-1]}, d = {shown.effect_size:+.2f}, one-sided p = {adjusted[k]:.2g}."
     )
+
+
+def _holm(p_values: Sequence[float]) -> list[float]:
+    """P-values adjusted for as many tests (Holm 1979)."""
+    order = np.argsort(p_values)
+    factors = len(p_values) - np.arange(len(p_values))
+    adjusted = np.empty(len(p_values))
+    adjusted[order] = np.minimum(np.maximum.accumulate(np.array(p_values)[order] * factors), 1.0)
+    return [float(p) for p in adjusted]
 
 
 def brenier_test(

@@ -22,7 +22,7 @@ from ..progress import track
 from ..records import SCHEMA, as_json
 from ..trajectory import Trajectory
 from ..transport import Exact, chain
-from .beside import brenier_test, reference_test
+from .beside import brenier_test, checked_reference, reference_test
 from .result import Analysis, versions
 from .views import class_view
 
@@ -38,7 +38,7 @@ def analyze(
     solver: Any = None,
     batch_size: int = 256,
     bootstrap: int = 200,
-    reference: str | Network | nn.Module = "init",
+    reference: str | Network | nn.Module | None = "init",
     brenier: int = 0,
     mufm: bool = False,
     seed: int = 0,
@@ -62,7 +62,8 @@ def analyze(
         Resamples behind the 95 % intervals; 0 for none.
     reference : {"init", "shuffled", "none"}, Network or nn.Module
         What straightness is tested against (`straighter_than`): this architecture with fresh
-        weights, its own layers in another order, nothing, or a network of your choice.
+        weights, its own layers in another order, nothing, or a network of your choice. The test
+        is over images: fresh weights are one draw.
     brenier : int
         At how many of the images to test every block for being the gradient of a convex function
         (`wgeo.brenier`); 0 for none. Costs about 200 passes of each block at each.
@@ -80,8 +81,9 @@ def analyze(
     ArgumentError
         A setting that makes no sense.
     """
-    if brenier < 0:
-        raise ArgumentError(f"brenier is a number of images, at least 0; not {brenier}.")
+    reference = checked_reference(reference)
+    if not isinstance(brenier, int) or brenier < 0:
+        raise ArgumentError(f"brenier is a number of images, at least 0; not {brenier!r}.")
     reading: dict[str, Any] = {
         "pool": pool,
         "tap": tap,
@@ -146,7 +148,7 @@ def analyze_trajectory(
         for s in traj.segments
     ]
     next(steps)
-    collapsed = collapse(traj)
+    collapsed = collapse(traj, bootstrap=bootstrap, seed=seed)
     next(steps)
     models = compare(traj, mufm=mufm, seed=seed)
     for _ in steps:

@@ -12,7 +12,7 @@ from .. import plots, report
 from ..errors import ArgumentError
 from ..files import writable
 from ..geodesic.result import table
-from ..records import SCHEMA, SERIES, read_record, write_record
+from ..records import SCHEMA, SERIES, check_record, epoch_of, read_record, write_record
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -48,18 +48,20 @@ class Series:
         ------
         ArgumentError
             Fewer than two.
+        RecordError
+            Something that is no record of an analysis.
         """
         if len(analyses) < 2:
             raise ArgumentError("A series needs at least two analyses.")
+        for name, record in analyses.items():
+            check_record(record, name)
         places: list[str | None] = [str(folder) for folder in folders] or [None] * len(analyses)
         rows = [
             {**_light(record), "name": name, "folder": place}
             for (name, record), place in zip(analyses.items(), places, strict=True)
         ]
-        epochs = [row["provenance"].get("epoch") for row in rows]
-        known = [epoch for epoch in epochs if isinstance(epoch, int)]
-        one_network = len({row["provenance"].get("arch") for row in rows}) == 1
-        by_epoch = one_network and len(set(known)) == len(rows)
+        known = {epoch_of(row) for row in rows} - {None}
+        by_epoch = len(known) == len(rows) and len({_training(row) for row in rows}) == 1
         if by_epoch:
             rows.sort(key=lambda row: row["provenance"]["epoch"])
         return cls({"schema": SCHEMA, "axis": "epoch" if by_epoch else "name", "analyses": rows})
@@ -81,7 +83,13 @@ class Series:
         RecordError
             No record there, or one that is damaged or of another schema.
         """
-        return cls(read_record(folder, SERIES))
+        record = read_record(folder, SERIES)
+        home = Path(folder) if Path(folder).is_dir() else Path(folder).parent
+        rows = [
+            {**row, "folder": str(home.resolve() / row["folder"]) if row.get("folder") else None}
+            for row in record["analyses"]
+        ]
+        return cls({**record, "analyses": rows})
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
         """Write ``series.json`` and the figures into a folder; return the record's path."""
@@ -113,6 +121,14 @@ def _light(record: Mapping[str, Any]) -> dict[str, Any]:
         for key in ("layers", "blocks", "segments")
     }
     return {**record, **rows}
+
+
+def _training(record: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What the checkpoints of one training have in common: network, images, and their folder."""
+    about = record["provenance"]
+    folder = Path(str(about.get("checkpoint"))).parent
+    same = ("arch", "num_classes", "data", "split", "samples", "pool")
+    return (folder, *(str(about.get(key)) for key in same))
 
 
 def _seen_from(place: str | None, folder: Path) -> str | None:

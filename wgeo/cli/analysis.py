@@ -158,6 +158,7 @@ def analyze(
     from ..checkpoint import load_checkpoint
     from ..data import load_images
     from ..files import writable
+    from ..records import ANALYSIS, claim
 
     chosen = parse_solver(solver)
     folder = writable(out)
@@ -174,6 +175,7 @@ def analyze(
         "layers": [name.strip() for name in layers.split(",")] if layers else None,
     }
     if len(checkpoints) == 1:
+        claim(folder, ANALYSIS)
         net = network(checkpoints[0])
         images = load_images(source, split=split, limit=samples, **load)
         _analyze_one(net, images, folder, with_report=with_report, **features)
@@ -231,12 +233,12 @@ def parse_solver(text: str) -> Any:
 
 def _apart(paths: tuple[str, ...]) -> list[str]:
     """A folder's name for each file: its stem, numbered where another has it already."""
-    names: list[str] = []
+    names = ["report", "figures"]  # which the series itself needs
     for path in paths:
         stem = Path(path).stem
         tried = (stem if i == 1 else f"{stem}-{i}" for i in itertools.count(1))
         names.append(next(name for name in tried if name not in names))
-    return names
+    return names[2:]
 
 
 def _analyze_one(
@@ -269,23 +271,30 @@ def _analyze_several(
     from ..analysis import Series
     from ..analysis import analyze as measure
     from ..files import writable
+    from ..records import SERIES, claim
     from ..table import print_series
 
+    claim(folder, SERIES)
+    if missing := [path for path in checkpoints if not Path(path).is_file()]:
+        raise ArgumentError(f"There is no checkpoint {', '.join(missing[:5])}.")
     done: dict[str, dict[str, Any]] = {}
     failed = []
-    names = _apart(checkpoints)
-    for path, name in track(list(zip(checkpoints, names, strict=True)), "analysing checkpoints"):
-        try:
-            found = measure(network(path), images, command=as_typed(), **settings)
-            found.save(writable(folder / name))
-        except WgeoError as error:
-            failed.append(path)
-            click.echo(f"wgeo: {path}: {error}", err=True)
-        else:
-            done[name] = found.record
+    todo = list(zip(checkpoints, _apart(checkpoints), strict=True))
+    try:
+        for path, name in track(todo, "analysing checkpoints"):
+            try:
+                found = measure(network(path), images, command=as_typed(), **settings)
+                found.save(writable(folder / name))
+            except (WgeoError, RuntimeError) as error:
+                failed.append(path)
+                click.echo(f"wgeo: {path}: {' '.join(str(error).split())}", err=True)
+            else:
+                done[name] = found.record
+    finally:  # stopped half-way, the finished ones still stand side by side
+        if len(done) > 1:
+            series = Series.of(done, [folder / name for name in done])
+            series.save(folder)
     if len(done) > 1:
-        series = Series.of(done, [folder / name for name in done])
-        series.save(folder)
         print_series(series)
         if with_report:
             from .. import report as reports

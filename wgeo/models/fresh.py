@@ -7,24 +7,46 @@ import copy
 import torch
 from torch import nn
 
+from ..errors import WgeoError
+
 
 def untrained(module: nn.Module, seed: int = 0) -> tuple[nn.Module, tuple[str, ...]]:
     """Return a copy with fresh weights, on the CPU, and the parameters that kept theirs.
 
     Every part is reset by its own ``reset_parameters``, PyTorch's default initialisation, batch
     statistics included. A network's author may have initialised it otherwise, and parameters that
-    belong to no resettable part (a class token, a layer scale) stay as they were trained; a
-    checkpoint of epoch 0, where there is one, is the better reference.
+    no reset reaches (a class token, a layer scale, a weight behind a parametrisation) stay as they
+    were trained; a checkpoint of epoch 0, where there is one, is the better reference.
+
+    Raises
+    ------
+    WgeoError
+        The network cannot be copied.
     """
-    fresh = copy.deepcopy(module).cpu()  # where the same seed gives the same weights
-    kept: list[str] = []
-    with torch.random.fork_rng(devices=[]):
+    try:
+        fresh = copy.deepcopy(module).cpu()  # where the same seed gives the same weights
+    except RuntimeError as error:
+        raise WgeoError(f"{type(module).__name__} cannot be copied: {error}") from error
+    trained = {name: p.detach().clone() for name, p in fresh.named_parameters()}
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        for parameter in fresh.parameters():
+            if parameter.is_floating_point():
+                parameter.fill_(torch.nan)  # what is NaN afterwards was not reset
         torch.manual_seed(seed)
-        for name, part in fresh.named_modules():
-            reset = getattr(part, "reset_parameters", getattr(part, "_reset_parameters", None))
-            if callable(reset):
-                reset()
-            else:
-                inside = part.named_parameters(prefix=name, recurse=False)
-                kept += [parameter for parameter, _ in inside]
+        for part in fresh.modules():
+            _reset(part)
+        kept = []
+        for name, parameter in fresh.named_parameters():
+            if bool(parameter.isnan().any()):
+                parameter.copy_(trained[name])
+                kept.append(name)
     return fresh, tuple(kept)
+
+
+def _reset(part: nn.Module) -> None:
+    reset = getattr(part, "reset_parameters", getattr(part, "_reset_parameters", None))
+    if callable(reset):
+        try:
+            reset()
+        except (TypeError, RuntimeError):  # one that wants arguments, or is hidden by a hook
+            return

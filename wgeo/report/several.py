@@ -10,6 +10,8 @@ from .assets import asset
 from .parts import Plots, Record, figure_block, interval, join, score
 from .text import code, figure, plain, share, table, with_interval
 
+_ALIKE = ("data", "split", "samples", "pool", "tap", "normalize")  # for figures to compare
+
 
 def series_title(series: Record) -> str:
     """What the report is about, as plain text on one line."""
@@ -49,18 +51,19 @@ def _name(series: Record, row: Mapping[str, Any]) -> str:
 def _lead(series: Record) -> str:
     rows = series["analyses"]
     about = [row["provenance"] for row in rows]
-    data = list(dict.fromkeys(str(a.get("data")) for a in about if a.get("data")))
     samples = sorted({a["samples"] for a in about if isinstance(a.get("samples"), int)})
     what = "checkpoints of one training" if series["axis"] == "epoch" else "networks"
     said = f"{len(rows)} {what}"
     if samples:
         said += f", each on {' or '.join(figure(n) for n in samples)} samples"
+    differ = [key for key in _ALIKE if len({str(a.get(key)) for a in about}) > 1]
+    solvers = {block.get("solver") for row in rows for block in row["blocks"]}
+    differ += ["solver"] * (len(solvers) > 1)
     warning = ""
-    if len(data) > 1 or len(samples) > 1:
-        warning = (
-            "Their data or numbers of samples differ: empirical Wasserstein distances are biased "
-            "by the number of samples, and compare only where it is the same."
-        )
+    if differ:
+        warning = f"They differ in {', '.join(differ)}, and compare only as far as that allows."
+    if "samples" in differ:
+        warning += " Empirical Wasserstein distances are biased by the number of samples."
     return join(f"{said}.", warning).strip()
 
 

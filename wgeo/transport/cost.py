@@ -28,7 +28,7 @@ _FEWEST_ROWS = 64
 _PANEL = 512  # features summed at a time: an error of _PANEL + d / _PANEL units, not of d
 _WIDE = 256  # features from which products are worth keeping
 _APART = 0.125  # of the spread: how far centres must be apart to be brought together
-_LISTED = 1 << 19  # entries of gathered rows at a time
+_LISTED = 1 << 17  # entries of gathered rows at a time
 
 
 def squared_distances(

@@ -18,7 +18,7 @@ from .cost import Costs, Side
 
 _EXPONENTS = (-120.0, 100.0)  # below 2^-126 exponentials take ten times as long; 2^128 overflows
 _DENSE = 8  # groups of pairs a column may list, on average, before its list is cut short
-_SEGMENTS = 1 << 20  # entries of gathered groups at a time
+_SEGMENTS = 1 << 18  # entries of gathered groups at a time
 
 
 @dataclass(frozen=True, eq=False)
