@@ -231,10 +231,11 @@ def residuals(
     z = a - g @ m
     value = merit(g, z)
     eye = np.eye(len(m))
+    rounding = 1e-14 * max(10.0, float(np.abs(a).max()), float(np.abs(m).max()))
     for _ in range(100):
         p = softmax(z, axis=1)
         miss = p - onehot - g
-        if float(np.abs(miss).max()) < 1e-13:
+        if float(np.abs(miss).max()) < rounding:
             break
         curve = p[:, :, None] * eye - p[:, :, None] * p[:, None, :]
         step = np.linalg.solve(eye + curve @ m, miss[:, :, None])[:, :, 0]
