@@ -141,7 +141,7 @@ def model_layers(record: Any, ax: Axes | None = None) -> Axes:
         )
         if np.isfinite(series).any():
             lines.append((name, series))
-    ax.set_title("Collapse at every layer; values below 1e-16 lie at the edge")
+    ax.set_title("Collapse at every layer", pad=16)
     if not lines:
         return nothing_to_show(ax, "No metric is defined at any layer.")
     handles = []
@@ -150,6 +150,9 @@ def model_layers(record: Any, ax: Axes | None = None) -> Axes:
         ax.plot(range(len(curve)), floored(series), **look)
         handles.append(Line2D([], [], **look))
     _log_from_floor(ax, *(series for _, series in lines))
+    if any((series < FLOOR).any() for _, series in lines):
+        said = "zeros, up to rounding, lie at the edge"
+        ax.text(0, 1.02, said, transform=ax.transAxes, fontsize=7.5, color=MUTED)
     ax.xaxis.set_major_locator(MaxNLocator(8, integer=True))
     ax.set_xlabel("layer")
     if weights:
