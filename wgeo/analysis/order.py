@@ -26,6 +26,8 @@ from .beside import brenier_test, checked_reference, reference_test
 from .result import Analysis, versions
 from .views import class_view
 
+_MOST_WORK = 1e10  # multiplications behind the intervals of collapse: about 20 s on one core
+
 
 def analyze(
     net: Network | nn.Module,
@@ -59,7 +61,8 @@ def analyze(
     solver : Exact, Sinkhorn, Sliced or Gaussian
         How W2 is measured; default ``Exact()``.
     bootstrap : int
-        Resamples behind the 95 % intervals; 0 for none.
+        Resamples behind the 95 % intervals; 0 for none. Very wide layers (flat features) have
+        none for collapse, which `wgeo.collapse` computes where asked.
     reference : {"init", "shuffled", "none"}, Network or nn.Module
         What straightness is tested against (`straighter_than`): this architecture with fresh
         weights, its own layers in another order, nothing, or a network of your choice. The test
@@ -148,7 +151,7 @@ def analyze_trajectory(
         for s in traj.segments
     ]
     next(steps)
-    collapsed = collapse(traj, bootstrap=bootstrap, seed=seed)
+    collapsed = collapse(traj, bootstrap=_affordable(traj, bootstrap), seed=seed)
     next(steps)
     models = compare(traj, mufm=mufm, seed=seed)
     for _ in steps:
@@ -191,6 +194,12 @@ def analyze_trajectory(
     if whole is not None:
         record["embedded"] = {"space": embed, **whole.to_dict(), "verdict": verdict(whole)}
     return Analysis(as_json(record), traj)
+
+
+def _affordable(traj: Trajectory, draws: int) -> int:
+    """Resamples of the collapse metrics: as many as asked, or none where they take minutes."""
+    entries = sum(layer.features.size for layer in traj.staged)
+    return draws if draws * entries * traj.num_classes <= _MOST_WORK else 0
 
 
 def _provenance(
