@@ -60,9 +60,7 @@ def _link(link: re.Match[str], folder: Path) -> str:
 
 
 def _index(folder: Path, found: dict[str, str]) -> str:
-    rows = [
-        f"| [{name}]({name}.md) | {_title(text)} | {_state(text)} |" for name, text in found.items()
-    ]
+    rows = [f"| [{_title(text)}]({name}.md) | {_state(text)} |" for name, text in found.items()]
     return "\n".join(
         [
             "# Experiments",
@@ -72,8 +70,8 @@ def _index(folder: Path, found: dict[str, str]) -> str:
             "what was found, with intervals over seeds. Where the data contradict a paper, the "
             "page says so.",
             "",
-            "| Folder of `experiments/` | Question | |",
-            "|---|---|---|",
+            "| Question | |",
+            "|---|---|",
             *rows,
             "",
             "```{toctree}",
