@@ -39,6 +39,7 @@ def _copy(home: Path, file: str) -> str:
 
 def _page(home: Path, text: str) -> str:
     text = _PLACE.sub(lambda m: m["table"].strip() or _WAITING, text)
+    text = text.replace(" ± ", "\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}")
     text = _IMAGE.sub(lambda m: _figure(home, m), text)
     return _LINK.sub(lambda m: _link(m, home.parent), text)
 
