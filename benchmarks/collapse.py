@@ -13,8 +13,8 @@ without the ranks where the table says so.
 
 With ``--stream``, random images go through a CIFAR ResNet-20 with and without all layers' metrics
 (the pixels', the stem's and nine blocks') being collected in the same pass, in turns; the ratio is
-the median over turns. Beyond some 4,800 images the pixels do not fit into what the stream keeps, and
-their NC1 and nearest means, which would take a second pass, are left out.
+the median over turns. Beyond some 4,800 images the pixels do not fit into what the stream keeps;
+their NC1 and nearest means, which would take a second pass, are then left out.
 
 Figures measured go into `benchmarks/collapse.json`; those measured before stay there.
 """

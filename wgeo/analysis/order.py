@@ -71,7 +71,8 @@ def analyze(
         At how many of the images to test every block for being the gradient of a convex function
         (`wgeo.brenier`); 0 for none. Costs about 200 passes of each block at each.
     mufm : bool
-        Fit the multilayer unconstrained-feature model too, which takes up to minutes.
+        Fit the multilayer unconstrained-feature model too: seconds, where the last segment's
+        features are at most a few hundred wide.
     seed : int
         Of everything random.
     command : str, optional

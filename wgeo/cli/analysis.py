@@ -82,7 +82,11 @@ def feature_options(function: F) -> F:
             type=click.IntRange(min=0),
             help="Test every block at so many images for being the gradient of a convex function.",
         ),
-        click.option("--mufm", is_flag=True, help="Fit the MUFM model too; up to minutes."),
+        click.option(
+            "--mufm",
+            is_flag=True,
+            help="Fit the MUFM model too: seconds, but for very wide features.",
+        ),
     )
     for option in reversed(options):
         function = option(function)

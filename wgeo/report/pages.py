@@ -141,7 +141,8 @@ def _models(record: Record, plots: Plots) -> str:
     return join(
         "# Models",
         "What theory predicts for every layer, beside what was measured there. R² is 1 where the "
-        "prediction is perfect and 0 where it is as far off as predicting that nothing moves.",
+        "prediction is perfect, and 0 where it is as far off as the segment's first features, "
+        "brought to the layer with the same freedom (mean, scale, and a rotation for MUFM).",
         *parts,
         figure_block(plots, "collapse", caption=False),
     )
