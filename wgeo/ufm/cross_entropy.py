@@ -20,6 +20,8 @@ from .facts import factorise
 from .problem import Problem, check_decays, check_method, check_whole
 from .solution import UFMSolution
 
+_ROUNDING = 4 * float(np.finfo(np.float64).eps)
+
 
 @dataclass(frozen=True)
 class CrossEntropyOptimum:
@@ -60,7 +62,7 @@ def closed_form_ce(
     check_decays({"weight_decay": weight_decay, "feature_decay": feature_decay})
     K = num_classes
     q = math.sqrt(per_class) * math.sqrt(weight_decay) * math.sqrt(feature_decay)  # no underflow
-    if not K * q < 1:
+    if not K * q < 1 - _ROUNDING:  # at the threshold itself, q is known to rounding only
         return CrossEntropyOptimum(math.log(K), 0.0, (K - 1) / K, 0.0)
     p = (K - 1) * q
     margin = math.log1p(-p) - math.log(q)
