@@ -34,14 +34,14 @@ def measure(cell: Cell, bench: Bench) -> dict[str, Any]:
     )
     images = recipes.images(bench, cell["data"], cell["full"])
     traj = wgeo.trace(run.module, images)
-    segment = wgeo.straightness(traj, bootstrap=0).segments[0]
+    straight = wgeo.straightness(traj, bootstrap=0)
+    segment = straight.segments[0]
     collapsed = wgeo.collapse(traj)
-    blocks = wgeo.straightness(traj, bootstrap=0).blocks
     return {
         "accuracy": traj.accuracy,
         **{name: getattr(segment, name) for name in FIGURES},
         "gap": max(segment.interpolation_gap),
-        "step": float(np.mean([block.distance for block in blocks])) / segment.distance,
+        "step": float(np.mean([block.distance for block in straight.blocks])) / segment.distance,
         "violations": collapsed.progress["nc1"].violations,
         "tau": collapsed.progress["nc1"].kendall_tau,
     }
@@ -49,7 +49,7 @@ def measure(cell: Cell, bench: Bench) -> dict[str, Any]:
 
 def main() -> None:
     lab = Lab(__file__)
-    fixed = {key: lab.settings[key] for key in ("weight_decay",)}
+    fixed = {"weight_decay": lab.settings["weight_decay"]}
     results = lab.measure(measure, lab.grid("data", "depth", "seed", full=lab.asked.full, **fixed))
     shown = ("accuracy", *FIGURES, "gap", "step", "tau", "violations")
     names = {

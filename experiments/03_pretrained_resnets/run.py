@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,10 @@ def measure(cell: Cell, bench: Bench) -> dict[str, Any]:
     images = bench.images("cifar10", cell["samples"], cell["split"], seed=cell["seed"])
     traj = wgeo.trace(net, images, pool=cell["pool"])
     straight = wgeo.straightness(traj, bootstrap=0)
-    fresh = wgeo.trace(wgeo.models.untrained(net.module, cell["seed"])[0], _as(net, images))
-    tests = wgeo.straighter_than(traj, fresh) if cell["pool"] == "gap" else ()
+    tests: Sequence[Any] = ()
+    if cell["pool"] == "gap":
+        fresh, _ = wgeo.models.untrained(net.module, cell["seed"])
+        tests = wgeo.straighter_than(traj, wgeo.trace(fresh, _as(net, images)))
     depth = wgeo.collapse(traj).progress["nc1"]
     return {
         "accuracy": traj.accuracy,

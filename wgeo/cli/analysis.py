@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from ..checkpoint import Network
     from ..data import Images
 
-REFERENCES = ("init", "shuffled", "none")
 SOLVERS = {
     "exact": "W2 itself, with a certificate; any size that fits the time",
     "sinkhorn": "entropic, on the GPU where there is one; an interval that contains W2",
@@ -159,6 +158,7 @@ def analyze(
     OUT/series.json and OUT/report set them side by side: over the epochs of a training, or network
     beside network.
     """
+    from ..analysis.beside import REFERENCES
     from ..checkpoint import load_checkpoint
     from ..data import load_images
     from ..files import writable
