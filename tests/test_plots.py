@@ -17,8 +17,9 @@ import pytest
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from PIL import Image
-from records import CIFAR, HOSTILE, damaged, sample_record
+from records import CIFAR, HOSTILE, damaged, sample_record, sample_series
 
+import wgeo
 from wgeo import plots
 from wgeo.errors import ArgumentError, DependencyError, FeatureError
 from wgeo.plots import style
@@ -34,7 +35,17 @@ PANELS = {
     "class_means": plots.class_means,
     "straightness": plots.straightness,
     "interpolation_gap": plots.interpolation_gap,
+    "sample_sizes": plots.sample_sizes,
+    "gradient_maps": plots.gradient_maps,
 }
+SERIES = {"over": plots.over, "profiles": plots.profiles}
+MODEL = {
+    "model_means": plots.model_means,
+    "model_terms": plots.model_terms,
+    "model_layers": plots.model_layers,
+    "model_starts": plots.model_starts,
+}
+OTHERS = {"SIZES", "Plot", "axes", "catalogue", "figures", "flow", "model", "save", "series_rows"}
 
 
 def drawn(ax: Any) -> Any:
@@ -182,6 +193,27 @@ def test_axes_given_are_drawn_on_and_returned(panel: Any) -> None:
     assert panel(SimpleNamespace(record=RECORD)).has_data()
 
 
+def test_every_panel_is_tried() -> None:
+    named = {name for name in plots.__all__ if not name.isupper()}
+    assert named == {*PANELS, *SERIES, *MODEL, *(OTHERS - {"SIZES"})}
+
+
+@pytest.mark.parametrize("epochs", [True, False])
+@pytest.mark.parametrize("panel", SERIES.values(), ids=SERIES)
+def test_panels_of_a_series_draw_on_axes_given(panel: Any, epochs: bool) -> None:
+    ax = Figure().add_subplot()
+    assert panel(sample_series(3, epochs=epochs), ax=ax) is ax
+    assert ax.has_data()
+
+
+@pytest.mark.parametrize("panel", MODEL.values(), ids=MODEL)
+def test_panels_of_a_model_draw_on_axes_given(panel: Any) -> None:
+    solution = wgeo.ufm.fit_mse(np.arange(12) % 3, dim=4, weight_decay=5e-3, feature_decay=5e-3)
+    ax = Figure().add_subplot()
+    assert panel(wgeo.ufm.record_of(solution), ax=ax) is ax
+    panel(wgeo.ufm.record_of(solution))
+
+
 @pytest.mark.parametrize("panel", PANELS.values(), ids=PANELS)
 def test_settings_of_matplotlib_are_left_as_they_were(panel: Any) -> None:
     before = dict(mpl.rcParams)
@@ -232,6 +264,43 @@ def test_layer_names_never_touch_at_55_layers(stem: str) -> None:
         assert not texts or texts[-1] == "layer3.17"
 
 
+@pytest.mark.parametrize("size", plots.SIZES)
+@pytest.mark.parametrize("panel", {**PANELS, **SERIES}.values(), ids={**PANELS, **SERIES})
+def test_panels_fit_a_column_and_a_slide(panel: Any, size: str) -> None:
+    record = sample_series(4) if panel in SERIES.values() else RECORD
+    ax = panel(record, ax=plots.axes(size))
+    figure = drawn(ax)
+    assert tuple(figure.get_size_inches()) == plots.SIZES[size]
+    fits_and_is_not_covered(figure, panel.__name__)
+    across = ax.get_window_extent()
+    assert across.width > 0.4 * figure.bbox.width
+    assert across.height > 0.28 * figure.bbox.height
+    title = ax.title if ax.get_title() else ax._left_title
+    for key in filter(None, [ax.get_legend(), *figure.legends]):
+        assert not title.get_window_extent().overlaps(key.get_window_extent())
+
+
+def test_two_notes_on_an_error_fit_a_column() -> None:
+    record = {**RECORD, "progress": {"ncc_error": RECORD["progress"]["nc1"]}}
+    assert plots.collapse(record, "ncc_error").texts[-1].get_text().count("; ") == 1
+    ax = plots.collapse(record, "ncc_error", plots.axes("column"))
+    assert ax.texts[-1].get_text().count("\n") == 1
+    fits_and_is_not_covered(drawn(ax), "ncc_error")
+
+
+def test_several_lines_have_a_legend_where_the_panel_stands_alone() -> None:
+    for panel in (plots.straightness, plots.interpolation_gap, plots.sample_sizes, plots.collapse):
+        assert len(panel(RECORD).figure.legends) == 1
+        pair = Figure().subplots(1, 2)
+        assert not panel(RECORD, ax=pair[0]).figure.legends
+
+
+def test_there_is_no_other_size() -> None:
+    with pytest.raises(ArgumentError, match="column, page, slide"):
+        plots.axes("poster")
+    assert plots.axes("slide", height=2.0).figure.get_size_inches().tolist() == [5.6, 2.0]
+
+
 @pytest.mark.parametrize(
     "record",
     [DEEP, damaged(RECORD), sample_record((9,), HOSTILE, names="net.blocks.{block}")],
@@ -242,16 +311,21 @@ def test_nothing_is_cut_off_and_no_legend_covers_data(record: dict[str, Any]) ->
     for plot in plots.catalogue(record):
         figure = plot.draw()
         figure.canvas.draw()
-        box, tight = figure.bbox, figure.get_tightbbox().transformed(figure.dpi_scale_trans)
-        assert tight.x0 >= -1, plot.stem
-        assert tight.y0 >= -1, plot.stem
-        assert tight.x1 <= box.x1 + 1, plot.stem
-        assert tight.y1 <= box.y1 + 1, plot.stem
-        keys = [*figure.legends, *(ax.get_legend() for ax in figure.axes)]
-        for key in filter(None, keys):
-            for ax in figure.axes:
-                inside = key.get_window_extent().padded(-1)
-                assert not ax.get_window_extent().overlaps(inside), plot.stem
+        fits_and_is_not_covered(figure, plot.stem)
+
+
+def fits_and_is_not_covered(figure: Figure, what: str) -> None:
+    """Nothing drawn reaches over the figure's edge, and no legend over any axes."""
+    box, tight = figure.bbox, figure.get_tightbbox().transformed(figure.dpi_scale_trans)
+    assert tight.x0 >= -1, what
+    assert tight.y0 >= -1, what
+    assert tight.x1 <= box.x1 + 1, what
+    assert tight.y1 <= box.y1 + 1, what
+    keys = [*figure.legends, *(ax.get_legend() for ax in figure.axes)]
+    for key in filter(None, keys):
+        for ax in figure.axes:
+            inside = key.get_window_extent().padded(-1)
+            assert not ax.get_window_extent().overlaps(inside), what
 
 
 # Machado, Oliveira and Fernandes (2009), full severity, linear RGB.
@@ -387,6 +461,39 @@ def test_figures_of_one_record_are_the_same_bytes(tmp_path: Path) -> None:
     assert len(first) == 6
     for a, b in zip(first, second, strict=True):
         assert a.read_bytes() == b.read_bytes(), a.name
+
+
+@pytest.mark.parametrize("ending", ["pdf", "svg", "png"])
+def test_a_panel_is_saved_at_its_size(tmp_path: Path, ending: str) -> None:
+    ax = plots.collapse(RECORD, "nc1", ax=plots.axes("column"))
+    first = plots.save(ax, tmp_path / "made" / f"a.{ending}").read_bytes()
+    assert plots.save(ax.figure, tmp_path / f"b.{ending}").read_bytes() == first
+    assert ax.figure.dpi == style.RC["figure.dpi"]
+    if ending == "pdf":
+        assert b"/MediaBox [ 0 0 241.2 180 ]" in first
+        assert b"/TrueType" in first or b"/CIDFontType2" in first
+        assert b"/Type3" not in first
+    elif ending == "svg":
+        assert b'width="241.2pt" height="180pt"' in first
+    else:
+        with Image.open(tmp_path / "b.png") as image:
+            assert image.size == (1005, 750)
+
+
+def test_what_cannot_be_saved_is_said(tmp_path: Path) -> None:
+    with pytest.raises(ArgumentError, match=r"writes \.png, \.svg, \.pdf; not \.eps"):
+        plots.save(plots.axes(), tmp_path / "a.eps")
+    with pytest.raises(ArgumentError, match="no figures as eps; choose from png, svg, pdf, csv"):
+        plots.figures(RECORD, tmp_path, endings=("svg", "eps"))
+    assert not list(tmp_path.iterdir())
+
+
+def test_only_the_files_asked_for_are_written(tmp_path: Path) -> None:
+    record = {"blocks": sample_record((2,))["blocks"]}
+    plots.figures(record, tmp_path, endings=("pdf", "csv"))
+    assert {path.suffix for path in tmp_path.iterdir()} == {".pdf", ".csv"}
+    plots.figures(record, tmp_path)
+    assert {path.suffix for path in tmp_path.iterdir()} == {".png", ".svg", ".csv"}
 
 
 def test_a_new_record_removes_the_old_ones_figures_and_nothing_else(tmp_path: Path) -> None:

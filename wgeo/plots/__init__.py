@@ -1,19 +1,26 @@
 """Figures of an analysis: every function takes a record (or an `Analysis`) and returns Axes.
 
-Give ``ax=`` to draw into a figure of your own; `figures` writes the whole set. One style
-throughout: colours that the colour-blind can tell apart, vectors, no pyplot state.
+`figures` writes the whole set, for a page. For a paper's column or a slide, draw a panel into
+`axes` of that size, and `save` it::
+
+    ax = plots.collapse(analysis, "nc1", ax=plots.axes("column"))
+    plots.save(ax, "nc1.pdf")
+
+``ax=`` may be any axes of your own. One style throughout: colours that the colour-blind can tell
+apart, vectors, no pyplot state.
 """
 
 from typing import TYPE_CHECKING, Any
 
 from .depth import METRICS, collapse
 from .evidence import gradient_maps, sample_sizes
-from .files import catalogue, figures
-from .models import model
+from .files import catalogue, figures, save
+from .models import model, model_layers, model_means, model_starts, model_terms
 from .movement import distances, ot_scores
 from .paths import RATIOS, SCORES, class_means, interpolation_gap, straightness
 from .plot import Plot
 from .several import over, profiles, series_rows
+from .style import SIZES, axes
 
 if TYPE_CHECKING:
     from .moving import flow as flow
@@ -22,7 +29,9 @@ __all__ = [
     "METRICS",
     "RATIOS",
     "SCORES",
+    "SIZES",
     "Plot",
+    "axes",
     "catalogue",
     "class_means",
     "collapse",
@@ -32,10 +41,15 @@ __all__ = [
     "gradient_maps",
     "interpolation_gap",
     "model",
+    "model_layers",
+    "model_means",
+    "model_starts",
+    "model_terms",
     "ot_scores",
     "over",
     "profiles",
     "sample_sizes",
+    "save",
     "series_rows",
     "straightness",
 ]

@@ -18,6 +18,7 @@ from .style import (
     REFERENCE,
     as_record,
     layer_axis,
+    legend_below,
     log_where_positive,
     new_axes,
     nothing_to_show,
@@ -92,8 +93,12 @@ def collapse(
     else:
         log_where_positive(ax, *drawn)
     layer_axis(ax, [layer.get("name") for layer in layers], labels=label_layers)
-    ax.set_title(METRICS[metric], pad=16)
-    ax.text(0, 1.02, "; ".join(filter(None, said)), transform=ax.transAxes, **_SUBTITLE)
+    said = [words for words in said if words]
+    stacked = len(said) > 1 and ax.get_figure(root=True).get_size_inches()[0] < 4  # type: ignore[union-attr]
+    ax.set_title(METRICS[metric], pad=26 if stacked else 16)
+    ax.text(0, 1.02, ("\n" if stacked else "; ").join(said), transform=ax.transAxes, **_SUBTITLE)
+    handles, names = model_handles(record)
+    legend_below(ax, handles, names)
     return ax
 
 

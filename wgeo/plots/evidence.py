@@ -19,6 +19,8 @@ from .style import (
     as_record,
     layer_axis,
     legend,
+    legend_above,
+    legend_below,
     log_where_positive,
     new_axes,
     new_figure,
@@ -85,6 +87,7 @@ def sample_sizes(record: Any, figure: str = "ot_score", ax: Axes | None = None) 
         ax.axhline(0.5, color=REFERENCE, lw=0.9, ls=(0, (4, 3)), zorder=1)
         log_where_positive(ax, *drawn, np.array([0.5]))
     ax.set_title(CURVES[figure])
+    legend_below(ax, *segment_handles(record))
     return ax
 
 
@@ -127,7 +130,7 @@ def gradient_maps(record: Any, test: str = "asymmetry", ax: Axes | None = None) 
         log_where_positive(ax, *drawn)
     layer_axis(ax, [block.get("target") for block in blocks])
     ax.set_title(TESTS[test])
-    legend(ax, handles, names, loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=2)
+    legend_above(ax, handles, names)
     return ax
 
 

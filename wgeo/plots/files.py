@@ -1,19 +1,23 @@
-"""The figures of an analysis, composed of panels, and their files: PNG, SVG, data as CSV."""
+"""The figures of an analysis, composed of panels, and their files: PNG, SVG, PDF, data as CSV."""
 
 from __future__ import annotations
 
 import csv
 import io
+import os
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_pdf import FigureCanvasPdf
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
+from ..errors import ArgumentError
 from ..files import writable, write_aside
 from ..progress import track
 from . import depth, evidence, movement, paths
@@ -47,22 +51,37 @@ _STEMS = (
 )
 
 
-def figures(source: Any, out_dir: str | Path) -> list[Path]:
+def figures(
+    source: Any, out_dir: str | Path, *, endings: Sequence[str] = ("png", "svg", "csv")
+) -> list[Path]:
     """Write every figure of a record to `out_dir` as PNG and SVG, its data beside it as CSV.
 
     Each file is written aside and then renamed, so that none is ever half there. Figures that an
-    earlier record left in the folder and this one does not have are removed.
+    earlier record left in the folder and this call does not write are removed.
+
+    Parameters
+    ----------
+    source : Analysis, Series or dict
+    out_dir : path
+    endings : sequence of str
+        Which files of each figure: ``png``, ``svg``, ``pdf``, ``csv``.
 
     Returns
     -------
     list of Path
-        The files written, three a figure.
+        The files written.
 
     Raises
     ------
+    ArgumentError
+        Another ending.
     RecordError
         The folder cannot be written.
     """
+    if unknown := sorted(set(endings) - set(ENDINGS)):
+        raise ArgumentError(
+            f"no figures as {', '.join(unknown)}; choose from {', '.join(ENDINGS)}."
+        )
     folder = writable(out_dir)
     plots = catalogue(source)
     written: list[Path] = []
@@ -77,12 +96,13 @@ def figures(source: Any, out_dir: str | Path) -> list[Path]:
             warnings.filterwarnings("ignore", message="Glyph .* missing from font")
             figure = plot.draw()
             figure.draw_without_rendering()
-            figure.set_layout_engine("none")  # laid out once, for both files
-            for ending, render in (("png", _png), ("svg", _svg)):
-                write(f"{plot.stem}.{ending}", render(figure))
-        write(f"{plot.stem}.csv", as_csv(plot.rows()))
+            figure.set_layout_engine("none")  # laid out once, for all files
+            for ending in [ending for ending in _RENDER if ending in endings]:
+                write(f"{plot.stem}.{ending}", _RENDER[ending](figure))
+        if "csv" in endings:
+            write(f"{plot.stem}.csv", as_csv(plot.rows()))
     for stem in _STEMS:
-        for ending in ("png", "svg", "csv"):
+        for ending in ENDINGS:
             for stale in set(folder.glob(f"{stem}.{ending}")) - set(written):
                 stale.unlink()
     return written
@@ -103,6 +123,61 @@ def _svg(figure: Figure) -> bytes:
     data = io.BytesIO()
     FigureCanvasSVG(figure).print_svg(data, metadata={"Date": None, "Creator": None})
     return data.getvalue()
+
+
+@styled
+def _pdf(figure: Figure) -> bytes:
+    data = io.BytesIO()
+    undated = {"CreationDate": None, "Creator": None, "Producer": None}
+    FigureCanvasPdf(figure).print_pdf(data, metadata=undated)
+    return data.getvalue()
+
+
+_RENDER: dict[str, Callable[[Figure], bytes]] = {"png": _png, "svg": _svg, "pdf": _pdf}
+ENDINGS = (*_RENDER, "csv")
+
+
+@styled
+def save(drawn: Axes | Figure, path: str | os.PathLike[str], *, dpi: int = 300) -> Path:
+    """Write a figure of your own, as a paper or a slide takes it.
+
+    PDF has its letters embedded as letters (no Type 3 fonts), SVG as outlines, so that both look
+    alike everywhere; neither has a date in it.
+
+    Parameters
+    ----------
+    drawn : Axes or Figure
+        What a panel returned, or the figure it is in.
+    path : path
+        Ends in ``.pdf``, ``.svg`` or ``.png``.
+    dpi : int
+        Of a PNG: 300 is a printer's; a slide of `axes` at 343 is 1920 pixels wide.
+
+    Returns
+    -------
+    Path
+
+    Raises
+    ------
+    ArgumentError
+        Another ending.
+    RecordError
+        The file cannot be written.
+    """
+    path = Path(path)
+    ending = path.suffix.lower().removeprefix(".")
+    if ending not in _RENDER:
+        raise ArgumentError(f"save writes .{', .'.join(_RENDER)}; not {path.suffix or path.name}.")
+    figure = drawn if isinstance(drawn, Figure) else drawn.get_figure(root=True)
+    assert figure is not None
+    usual = figure.dpi
+    try:
+        figure.dpi = dpi if ending == "png" else 72
+        figure.draw_without_rendering()
+        write_aside(writable(path.parent) / path.name, _RENDER[ending](figure))
+    finally:
+        figure.dpi = usual
+    return path
 
 
 def as_csv(rows: Iterable[Row]) -> bytes:

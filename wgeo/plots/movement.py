@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from .style import (
     REFERENCE,
     as_record,
     layer_axis,
-    legend,
+    legend_above,
     new_axes,
     nothing_to_show,
     numbers,
@@ -66,7 +66,7 @@ def distances(record: Any, ax: Axes | None = None) -> Axes:
         Line2D([], [], marker="_", ms=9, mew=1.6, color=COLOURS[1], ls="none"),
     ]
     names = ["W2, with the interval that contains it", "the network's own pairing"]
-    _legend_above(ax, handles, names)
+    legend_above(ax, handles, names, gap=11)
     return ax
 
 
@@ -95,7 +95,7 @@ def ot_scores(record: Any, ax: Axes | None = None) -> Axes:
     layer_axis(ax, [b.get("target") for b in blocks])
     dot: dict[str, Any] = {"marker": "o", "ms": 5, "color": MEASURED, "ls": "none", "mew": 1.2}
     handles = [Line2D([], [], **dot), Line2D([], [], mfc="white", **dot)]
-    _legend_above(ax, handles, ["resolution ≥ 1/2", "below: the sample cannot tell"])
+    legend_above(ax, handles, ["resolution ≥ 1/2", "below: the sample cannot tell"])
     return ax
 
 
@@ -103,9 +103,3 @@ def _block_stages(record: Mapping[str, Any]) -> list[Any]:
     """Each block's stage: that of the layer it leads to."""
     stages = {layer.get("name"): layer.get("stage") for layer in record.get("layers") or []}
     return [stages.get(block.get("target")) for block in record.get("blocks") or []]
-
-
-def _legend_above(ax: Axes, handles: Sequence[Line2D], names: Sequence[str]) -> None:
-    """A one-line legend above the axes, clear of the stage labels."""
-    place = {"loc": "lower right", "bbox_to_anchor": (1.0, 1.05), "ncols": len(names)}
-    legend(ax, handles, names, borderaxespad=0.2, handletextpad=0.5, columnspacing=1.4, **place)

@@ -20,7 +20,9 @@ from .style import (
     MUTED,
     REFERENCE,
     as_record,
+    inches_wide,
     legend,
+    legend_below,
     log_where_positive,
     new_axes,
     nothing_to_show,
@@ -65,14 +67,17 @@ def class_means(record: Any, segment: int = 0, ax: Axes | None = None) -> Axes:
         _draw_crowd(ax, paths)
     ax.set_aspect("equal", adjustable="datalim")
     ax.margins(0.08)
-    for axis, name, share in zip("xy", ("first", "second"), _explained(view), strict=True):
-        ax.set(**{f"{axis}label": f"{name} principal component{share}"})
+    names = ("PC 1", "PC 2") if inches_wide(ax) < _NARROW else _COMPONENTS
+    for axis, name, share in zip("xy", names, _explained(view), strict=True):
+        ax.set(**{f"{axis}label": f"{name}{share}"})
     ax.set_title(segment_name(segments[segment], segment % len(segments)))
     _class_legend(ax, handles, class_names(record, view))
     return ax
 
 
 LEGEND_ROWS = 23
+_COMPONENTS = ("first principal component", "second principal component")
+_NARROW = 3.5  # inches: that of a paper's column
 _NAMED = 40  # classes beyond this are a crowd: no names, no chords, no markers of their own
 
 
@@ -136,7 +141,10 @@ def _class_legend(ax: Axes, handles: list[Line2D], names: list[str]) -> None:
     else:
         ends, key = ends[:2], [f"first layer ({len(names)} classes)", "last layer"]
     columns = 1 + (len(key) - 1) // LEGEND_ROWS
-    legend(ax, ends, key, loc="upper left", bbox_to_anchor=(1.01, 1.0), ncols=columns)
+    place: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1.01, 1.0), "ncols": columns}
+    if inches_wide(ax) < _NARROW:
+        place |= {"fontsize": 6.5, "labelspacing": 0.35, "handlelength": 1.2, "borderaxespad": 0}
+    legend(ax, ends, key, **place)
 
 
 # --- straightness --------------------------------------------------------------------------------
@@ -186,6 +194,7 @@ def straightness(
     ticks = 5 if measures is RATIOS else 3  # OT scores differ in the third or fourth decimal
     ax.xaxis.set_major_locator(MaxNLocator(ticks, steps=[1, 2, 5, 10]))
     log_where_positive(ax, *drawn, axis="x", span=6.0)
+    legend_below(ax, *segment_handles(record))
     return ax
 
 
@@ -213,8 +222,9 @@ def interpolation_gap(record: Any, ax: Axes | None = None) -> Axes:
     ax.axhline(0.0, color=REFERENCE, lw=0.9, ls=(0, (4, 3)), zorder=1)
     ax.set_xlim(-0.03, 1.03)
     ax.set_ylim(bottom=min(0.0, ax.get_ylim()[0]))
-    ax.set_xlabel("share of the segment's length (0: first layer, 1: last)")
+    ax.set_xlabel("share of the length (0: first layer, 1: last)")
     ax.set_ylabel("interpolation gap")
+    legend_below(ax, *segment_handles(record))
     return ax
 
 

@@ -21,6 +21,7 @@ from .style import (
     REFERENCE,
     as_record,
     legend,
+    legend_below,
     log_where_positive,
     new_axes,
     new_figure,
@@ -85,6 +86,7 @@ def over(series: Any, figure: str = "length_ratio", ax: Axes | None = None) -> A
         for i in range(count):
             drawn += _segment(ax, rows, at, i, count, figure, line)
         ax.axhline(1.0, color=REFERENCE, lw=0.9, ls=(0, (4, 3)), zorder=1)
+        legend_below(ax, *segments_in(series))
     _axis(ax, series, at)
     if figure not in ("accuracy", "ot_score", "tau"):
         log_where_positive(ax, *drawn)
@@ -165,6 +167,7 @@ def profiles(series: Any, metric: str = "nc1", ax: Axes | None = None) -> Axes:
     ax.set_xlim(-0.02, 1.02)
     ax.set_xlabel("depth (0: before the first block, 1: last layer)")
     ax.set_title(METRICS[metric])
+    legend_below(ax, *series_handles(series))
     return ax
 
 

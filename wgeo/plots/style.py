@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.text import Text
 from matplotlib.ticker import FixedLocator, LogLocator, NullFormatter, StrMethodFormatter
+from matplotlib.transforms import ScaledTranslation
 
 from ..errors import ArgumentError
 
@@ -36,6 +37,17 @@ CLASS_COLOURS = (
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p")
 INK, MUTED, RULE, GRID, BAND = "#222222", "#666666", "#BBBBBB", "#DDDDDD", "#F1F1F1"
 MEASURED, REFERENCE = COLOURS[0], "#555555"
+
+SIZES: dict[str, tuple[float, float]] = {
+    "column": (3.35, 2.5),
+    "page": (7.2, 3.4),
+    "slide": (5.6, 3.15),
+}
+"""Figures for a paper's column, for the width of its page, and for a slide; inches.
+
+Lettering is 7.5 to 9 points in all of them, as captions are. That of a slide is enlarged with it:
+put over the whole of a slide (13.33 by 7.5 inches) it is 18 to 21 points.
+"""
 
 RC: Any = {
     "font.family": "DejaVu Sans",  # comes with matplotlib: the same figure on every machine
@@ -62,6 +74,7 @@ RC: Any = {
     "lines.linewidth": 1.4,
     "lines.markersize": 4.0,
     "figure.dpi": 200,
+    "pdf.fonttype": 42,  # whole letters: journals refuse the bitmaps and outlines of Type 3
     "svg.fonttype": "path",
     "svg.hashsalt": "wgeo",  # the same record gives the same bytes
 }
@@ -83,6 +96,32 @@ def new_figure(width: float, height: float) -> Figure:
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure
+
+
+@styled
+def axes(size: str = "page", *, height: float | None = None) -> Axes:
+    """Empty axes of a figure for a paper or a slide, to hand to a panel as ``ax=``.
+
+    >>> from wgeo import plots
+    >>> plots.axes("column").figure.get_size_inches().tolist()
+    [3.35, 2.5]
+
+    Parameters
+    ----------
+    size : {"column", "page", "slide"}
+        A key of `SIZES`.
+    height : float, optional
+        In inches, where another suits what is drawn; the width is the preset's.
+
+    Raises
+    ------
+    ArgumentError
+        No such size.
+    """
+    if size not in SIZES:
+        raise ArgumentError(f"no size {size!r}; choose from {', '.join(SIZES)}.")
+    width, usual = SIZES[size]
+    return new_figure(width, usual if height is None else height).add_subplot()
 
 
 def new_axes(ax: Axes | None, width: float = 5.5, height: float = 3.2) -> Axes:
@@ -179,7 +218,7 @@ def layer_axis(ax: Axes, names: Sequence[Any], *, labels: bool = True) -> None:
     ax.tick_params(axis="x", which="minor", length=2)
     if not labels:
         ax.tick_params(axis="x", which="major", length=3, labelbottom=False)
-    inches = ax.get_position().width * ax.get_figure(root=True).get_size_inches()[0]  # type: ignore[union-attr]
+    inches = inches_wide(ax)
     at = thinned(n, max(2, int(inches / 0.16)))
     texts = short_names(names)
     ax.set_xticks(at)
@@ -245,6 +284,51 @@ def legend(target: Axes | Figure, handles: Sequence[Line2D], names: Sequence[str
     for text, name in zip(made.get_texts(), names, strict=True):
         text.set_text(name)
     return made
+
+
+def legend_above(
+    ax: Axes, handles: Sequence[Line2D], names: Sequence[str], *, gap: int = 0
+) -> None:
+    """A legend above the axes, `gap` points clear of them and under their title.
+
+    On one line beside the title where both fit, else under each other, the title above.
+    """
+    needed = sum(map(_entry, names))
+    title = ax.get_title("left")
+    beside = needed + 0.07 * len(title) <= inches_wide(ax)
+    rows = 1 if needed <= inches_wide(ax) else len(names)
+    figure = ax.get_figure(root=True)
+    assert figure is not None
+    raised = ax.transAxes + ScaledTranslation(0, gap / 72, figure.dpi_scale_trans)
+    corner, at = ("lower right", 1.0) if beside or not title else ("lower left", 0.0)
+    place: dict[str, Any] = {"loc": corner, "bbox_to_anchor": (at, 1.0)}
+    place |= {"ncols": 1 if rows > 1 else len(names), "bbox_transform": raised}
+    space = {"borderaxespad": 0.2, "handletextpad": 0.5, "columnspacing": 1.4, "borderpad": 0.1}
+    legend(ax, handles, names, **space, **place)
+    if title and not beside:
+        ax.set_title(title, pad=gap + 11.5 * rows + 5)
+
+
+def legend_below(ax: Axes, handles: Sequence[Line2D], names: Sequence[str]) -> None:
+    """A legend under the axes where they stand alone; a figure of several has one for them all."""
+    figure = ax.get_figure(root=True)
+    if figure is None or len(figure.axes) > 1 or len(names) < 2:
+        return
+    fit = int(figure.get_size_inches()[0] / max(map(_entry, names)))
+    columns = min(max(1, fit), len(names))
+    legend(figure, handles, names, loc="outside lower center", ncols=columns)
+
+
+def _entry(name: str) -> float:
+    """Inches that a name takes in a legend, about."""
+    return 0.06 * len(name) + 0.5
+
+
+def inches_wide(ax: Axes) -> float:
+    """How wide axes are, before their labels are laid out."""
+    figure = ax.get_figure(root=True)
+    assert figure is not None
+    return float(ax.get_position().width * figure.get_size_inches()[0])
 
 
 def nothing_to_show(ax: Axes, why: str) -> Axes:
