@@ -11,7 +11,8 @@ from torch import nn
 from wgeo import blocks, trace
 from wgeo.blocks import find_blocks
 from wgeo.errors import ArgumentError, FeatureError
-from wgeo.features import _module, pooling
+from wgeo.features import pooling
+from wgeo.features.network import module_of
 
 
 def pair(n=12, c=3, side=32, classes=3):
@@ -234,7 +235,7 @@ def test_what_cannot_be_traced_is_said():
     with pytest.raises(FeatureError, match="images is not numeric"):
         trace(net, ([["a"]] * 12, y))
     with pytest.raises(ArgumentError, match=r"must be an nn\.Module.*function"):
-        _module(torchvision.models.resnet18)
+        module_of(torchvision.models.resnet18)
     with pytest.raises(FeatureError, match="two images"):
         trace(net, (x[:1], y[:1]))
 

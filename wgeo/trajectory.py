@@ -6,6 +6,8 @@ network. Its rows correspond: row i is the same sample at every layer.
 
 from __future__ import annotations
 
+import os
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
@@ -15,7 +17,12 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from .arrays import as_labels, as_numpy, as_points
-from .errors import ArgumentError, FeatureError
+from .errors import ArgumentError, FeatureError, RecordError
+from .progress import track
+from .records import as_json
+from .store import Column, Writer, holds, read_store, shards
+
+_SAVED = 256  # rows of a trajectory that is saved: a shard is a multiple of these
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,6 +162,75 @@ class Trajectory:
             classifier=classifier,
         )
 
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str], *, verify: bool = False) -> Trajectory:
+        """Open features that `wgeo.trace` stored, or `save`; layers are memory maps.
+
+        Nothing is read before it is used, and what is used is read a few rows at a time: see
+        :doc:`/scale`. Layers stored as bfloat16, which NumPy lacks, are widened to float32 in a
+        temporary file.
+
+        Parameters
+        ----------
+        folder : path
+        verify : bool
+            Read everything once and compare it with the checksums.
+
+        Raises
+        ------
+        RecordError
+            No finished store there, or a damaged one.
+        """
+        stored = read_store(folder, verify=verify)
+        try:
+            return assembled(stored.arrays, stored.about)
+        except (KeyError, TypeError, IndexError) as error:
+            raise RecordError(f"{folder} holds no trajectory: {error!r} is amiss.") from error
+
+    def save(self, folder: str | os.PathLike[str], *, dtype: str | None = None) -> Trajectory:
+        """Store the features in a folder, as `wgeo.trace` does; return them as `load` opens them.
+
+        Killed half-way it goes on where it was; done already, it does nothing.
+
+        Parameters
+        ----------
+        folder : path
+            Empty, or one that holds this very trajectory.
+        dtype : str, optional
+            ``float32``, ``float16``, ``bfloat16`` or ``float64``; by default each array's own.
+
+        Raises
+        ------
+        RecordError
+            The folder holds something else, or the disk is full.
+        FeatureError
+            A number too large for float16.
+        """
+        arrays = {features_key(layer.name): layer.features for layer in self.layers}
+        arrays |= {entry_key(a.name): a.entry for a in self.layers if a.entry is not None}
+        columns = {key: Column(dtype or a.dtype.name, a.shape[1]) for key, a in arrays.items()}
+        if self.predictions is not None:
+            arrays[PREDICTIONS], columns[PREDICTIONS] = self.predictions, Column("int64")
+        stages = [(layer.name, layer.stage) for layer in self.layers]
+        about = outline(stages, self.class_names, self.settings)
+        job = {
+            "saved": {key: _checksum(array) for key, array in arrays.items()},
+            "labels": _checksum(self.labels),
+            "about": about,
+            "dtype": dtype,
+        }
+        if not holds(folder, job):
+            with Writer(folder, job, len(self), columns) as writer:
+                parts = [
+                    part
+                    for span in writer.missing()
+                    for part in shards(span, _SAVED, writer.row_bytes)
+                ]
+                for part in track(parts, "storing features"):
+                    writer.write(part.start, {key: array[part] for key, array in arrays.items()})
+                writer.finish(about, whole_arrays(self.labels, self.classifier))
+        return type(self).load(folder)
+
     def __len__(self) -> int:
         return len(self.labels)
 
@@ -253,3 +329,69 @@ class Trajectory:
             for stage, names, arrays in runs
             if len(arrays) > 1
         )
+
+
+PREDICTIONS = "predictions"
+
+
+def features_key(name: str) -> str:
+    """What a store calls a layer's features."""
+    return f"features:{name}"
+
+
+def entry_key(name: str) -> str:
+    """What a store calls the shortcut's image that a layer begins with."""
+    return f"entry:{name}"
+
+
+def outline(
+    stages: Sequence[tuple[str, int | None]],
+    class_names: Sequence[str],
+    settings: Mapping[str, Any],
+) -> dict[str, Any]:
+    """What a store says of a trajectory beside its arrays; `stages` are layers in order."""
+    return {
+        "layers": [{"name": name, "stage": stage} for name, stage in stages],
+        "class_names": list(class_names),
+        "settings": as_json(settings),
+    }
+
+
+def assembled(arrays: Mapping[str, np.ndarray], about: Mapping[str, Any]) -> Trajectory:
+    """Return the trajectory that arrays and their outline make."""
+    layers = tuple(
+        Layer(
+            name=row["name"],
+            features=arrays[features_key(row["name"])],
+            stage=row["stage"],
+            entry=arrays.get(entry_key(row["name"])),
+        )
+        for row in about["layers"]
+    )
+    weight = arrays.get("classifier.weight")
+    return Trajectory(
+        layers=layers,
+        labels=as_labels(arrays["labels"], len(layers[0].features)),
+        predictions=arrays.get(PREDICTIONS),
+        classifier=None if weight is None else Classifier(weight, arrays["classifier.bias"]),
+        class_names=tuple(about["class_names"]),
+        settings=about["settings"],
+    )
+
+
+def whole_arrays(
+    labels: Int[np.ndarray, " n"], classifier: Classifier | None
+) -> dict[str, np.ndarray]:
+    """The arrays that a store writes at once."""
+    found = {"labels": labels}
+    if classifier is not None:
+        found |= {"classifier.weight": classifier.weight, "classifier.bias": classifier.bias}
+    return found
+
+
+def _checksum(array: np.ndarray) -> int:
+    """CRC-32 of an array's numbers, some rows at a time."""
+    found = 0
+    for start in range(0, len(array), _SAVED):
+        found = zlib.crc32(np.ascontiguousarray(array[start : start + _SAVED]).data, found)
+    return found

@@ -16,7 +16,7 @@ from ..collapse import Collapse, collapse
 from ..compare import compare
 from ..data import Images
 from ..errors import ArgumentError, FeatureError
-from ..features import normalization_for, trace
+from ..features import trace
 from ..geodesic import bias_curve, straightness, verdict
 from ..progress import track
 from ..records import SCHEMA, as_json
@@ -103,7 +103,6 @@ def analyze(
         bootstrap=bootstrap,
         mufm=mufm,
         seed=seed,
-        provenance=_provenance(net, images, traj),
         device=str(pick_device(device)),
         command=command,
     )
@@ -175,11 +174,12 @@ def analyze_trajectory(
             "sha256": None,
             "arch": None,
             "num_classes": traj.num_classes,
-            "data": traj.settings.get("data"),
-            "split": traj.settings.get("split"),
+            "data": None,
+            "split": None,
             "samples": len(traj),
-            "pool": traj.settings.get("pool"),
+            "pool": None,
             "class_names": list(traj.class_names),
+            **traj.settings,
             **(provenance or {}),
         },
         "accuracy": traj.accuracy,
@@ -201,18 +201,6 @@ def _affordable(traj: Trajectory, draws: int) -> int:
     """Resamples of the collapse metrics: as many as asked, or none where they take minutes."""
     entries = sum(layer.features.size for layer in traj.staged)
     return draws if draws * entries * traj.num_classes <= _MOST_WORK else 0
-
-
-def _provenance(
-    net: Network | nn.Module, images: Images | tuple[Any, Any], traj: Trajectory
-) -> dict[str, Any]:
-    found: dict[str, Any] = (
-        net.provenance.to_dict() if isinstance(net, Network) else {"arch": type(net).__name__}
-    )
-    if isinstance(images, Images):
-        used = normalization_for(net, images)
-        found["normalize"] = {"name": used.name, "mean": list(used.mean), "std": list(used.std)}
-    return {**found, **traj.settings}
 
 
 def _progress_in_words(collapsed: Collapse) -> str:
