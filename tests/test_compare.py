@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import islice
 
 import numpy as np
 import pytest
@@ -10,7 +11,8 @@ import pytest
 import wgeo
 from wgeo.compare import compare
 from wgeo.compare.fitting import Judge, halves
-from wgeo.compare.predictions import Errors, Placing, along, centred, collapsed, place, times
+from wgeo.compare.placing import Aim, Placing, centred
+from wgeo.compare.predictions import Errors, along, collapsed, place, times
 from wgeo.compare.result import Reading
 from wgeo.errors import ArgumentError
 from wgeo.trajectory import Classifier, Segment
@@ -158,7 +160,7 @@ def test_errors_against_sums_by_hand(rng):
 def test_a_placing_is_the_nearest(rng):
     """Against scales on a grid and rotations at random."""
     shape, measured = centred(rng.normal(size=(20, 3))), centred(rng.normal(size=(20, 3)))
-    scaled, turned = (Placing.of(shape, measured, rotate)(shape) for rotate in (False, True))
+    scaled, turned = (Placing.of(shape, measured, a)(shape) for a in (None, Aim.at(measured)))
     gains = np.linspace(0, 2, 2001)
     best = min(np.sum((g * shape - measured) ** 2) for g in gains)
     assert np.sum((scaled - measured) ** 2) == pytest.approx(best, rel=1e-5)
@@ -184,7 +186,7 @@ def test_the_judge_scores_as_the_features_themselves_do(at, rng):
     shares = [
         np.sum((prediction.features - layer) ** 2) / np.sum(centred(layer) ** 2)
         for prediction, layer in zip(
-            along(segment, at, x, last)[1:], segment.arrays[1:], strict=True
+            islice(along(segment, at, x, last), 1, None), segment.arrays[1:], strict=True
         )
     ]
     assert judge.missed(point.w, 0.05) == pytest.approx(np.mean(shares), rel=1e-9)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import replace
 
 import numpy as np
@@ -15,7 +15,8 @@ from ..trajectory import Segment, Trajectory
 from ..transport import Exact, wasserstein
 from ..ufm.multilayer import MUFMSolution
 from .fitting import Fit
-from .predictions import Errors, Features, Prediction, along, collapsed, gained, times
+from .placing import Features
+from .predictions import Errors, Prediction, along, collapsed, gained, times
 from .result import Comparison, ModelLayer
 
 W2_SAMPLES = 300  # beside one another: enough for two digits, and quick
@@ -151,7 +152,7 @@ class _View:
         self.sample = np.sort(np.concatenate(mine))
 
     def layers(
-        self, segment: Segment, predictions: Sequence[Prediction], *, last: bool = False
+        self, segment: Segment, predictions: Iterable[Prediction], *, last: bool = False
     ) -> list[ModelLayer]:
         """Judge a prediction of every layer of a segment, or of its last one."""
         places = list(zip(segment.names, segment.arrays, strict=True))

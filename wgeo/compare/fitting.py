@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -16,18 +17,8 @@ from ..trajectory import Segment
 from ..ufm.multilayer import MUFMSolution, fit_mufm
 from ..ufm.newton import descend
 from ..ufm.reduced import Reduced, Statistics
-from .predictions import (
-    Errors,
-    Features,
-    Placing,
-    Prediction,
-    along,
-    centred,
-    fixed_time,
-    gained,
-    place,
-    placed,
-)
+from .placing import Aim, Features, Placing, centred, nuclear
+from .predictions import Errors, Prediction, along, fixed_time, gained, place, placed
 from .result import HeldOut, Reading
 
 SKETCH = 1e-3  # Newton's decrement in the search: features to about a thousandth
@@ -63,7 +54,7 @@ class Judge:
 
     Attributes
     ----------
-    layers : list of ndarray, (n, d)
+    layers : sequence of ndarray, (n, d)
         Of the segment, the input first.
     labels : ndarray of int, (n,)
     basis : ndarray, (d, r)
@@ -72,7 +63,7 @@ class Judge:
         Time of every layer; None where it is the nearest on the path.
     """
 
-    layers: list[Features]
+    layers: Sequence[Float[np.ndarray, "n d"]]
     labels: Int[np.ndarray, " n"]
     basis: Float[np.ndarray, "d r"]
     at: Sequence[float] | None
@@ -80,19 +71,19 @@ class Judge:
     @cached_property
     def _moments(self) -> tuple[np.ndarray, ...]:
         """Second moments of x with itself, labels and layers; sums over samples."""
-        first, rest = centred(self.layers[0]), [centred(layer) for layer in self.layers[1:]]
+        first = centred(self.layers[0].astype(np.float64))
         x = first @ self.basis
         y = centred(np.eye(int(self.labels.max()) + 1)[self.labels])
-        seen = [layer @ self.basis for layer in rest]
-        return (
-            x.T @ x,
-            y.T @ x,
-            y.T @ y,
-            np.stack([x.T @ layer for layer in seen]),
-            np.stack([y.T @ layer for layer in seen]),
-            np.array([np.vdot(first, first)] + [np.vdot(first, layer) for layer in rest]),
-            np.array([np.vdot(layer, layer) for layer in rest]),
-        )
+        of_x, of_y, with_first, sizes = [], [], [np.vdot(first, first)], []
+        for array in self.layers[1:]:
+            layer = centred(array.astype(np.float64))
+            seen = layer @ self.basis
+            of_x.append(x.T @ seen)
+            of_y.append(y.T @ seen)
+            with_first.append(np.vdot(first, layer))
+            sizes.append(np.vdot(layer, layer))
+        sums = (np.stack(of_x), np.stack(of_y), np.array(with_first), np.array(sizes))
+        return (x.T @ x, y.T @ x, y.T @ y, *sums)
 
     def missed(self, w: Float[np.ndarray, "K r"], mu: float) -> float:
         """Share of a layer's variance that the prediction misses, mean over the layers.
@@ -126,13 +117,15 @@ def choose(
     """Search for the settings whose readout, fitted to `stats`, predicts `last` best in shape.
 
     `first` and `last` are layers of other samples. H may be shifted, scaled and turned to fit the
-    last layer M: it misses 1 - ||H^T M||_*^2 / (||H||^2 ||M||^2) of it.
+    last layer M: it misses 1 - ||H^T M||_*^2 / (||H||^2 ||M||^2) of it. Of a wide M only the
+    leading directions count, as in `Aim`.
     """
     x, m = centred(first), centred(last)
     y = centred(np.eye(int(labels.max()) + 1)[labels])
     seen = x @ stats.basis
     xx, yx, yy, energy_here = seen.T @ seen, y.T @ seen, y.T @ y, float(np.vdot(x, x))
-    x_m, seen_m, y_m = x.T @ m, seen.T @ m, y.T @ m
+    aim = Aim.at(m).seen
+    x_m, seen_m, y_m = x.T @ aim, seen.T @ aim, y.T @ aim
 
     def missed(logs: tuple[float, float]) -> float:
         settings = Settings.at(logs, energy)
@@ -142,8 +135,7 @@ def choose(
         forward = float(np.vdot(pull, yx - w @ xx))
         second = yy - yx @ w.T - w @ yx.T + w @ xx @ w.T
         size = energy_here + 2 * forward + float(np.vdot(pull, second @ pull))
-        onto = x_m + stats.basis @ (pull.T @ (y_m - w @ seen_m))
-        explained = float(np.linalg.svd(onto, compute_uv=False).sum()) ** 2
+        explained = nuclear(x_m + stats.basis @ (pull.T @ (y_m - w @ seen_m))) ** 2
         return -explained / size if size > 0 else 0.0
 
     tried = {logs: missed(logs) for logs in track(GRID, "fitting MUFM")}
@@ -192,9 +184,9 @@ class Fit:
         self, segment: Segment, labels: Int[np.ndarray, " n"], at: Sequence[float] | None, seed: int
     ) -> None:
         self.segment, self.labels, self.at = segment, labels, at
-        self.layers = [array.astype(np.float64) for array in segment.arrays]
-        self.energy = float(np.sum(self.layers[0].var(0)))
-        if self.energy <= 1e-24 * float(np.mean(np.sum(self.layers[0] ** 2, axis=1))):
+        self.first, self.last = (segment.arrays[i].astype(np.float64) for i in (0, -1))
+        self.energy = float(np.sum(self.first.var(0)))
+        if self.energy <= 1e-24 * float(np.mean(np.sum(self.first**2, axis=1))):
             raise FeatureError(
                 "MUFM has nothing to go by: all samples enter the last segment alike."
             )
@@ -203,17 +195,15 @@ class Fit:
         self.here = everyone if self.half is None else self.half
         self.there = everyone if self.half is None else ~self.half
 
-    def mufm(self) -> tuple[MUFMSolution, list[Prediction], HeldOut]:
+    def mufm(self) -> tuple[MUFMSolution, Iterator[Prediction], HeldOut]:
         """MUFM with the settings that predict best."""
-        first, classes = self.layers[0], int(self.labels.max()) + 1
+        first, classes = self.first, int(self.labels.max()) + 1
         stats = Statistics.of(first[self.here], self.labels[self.here], classes)
         there = self.there
-        settings = choose(
-            stats, first[there], self.layers[-1][there], self.labels[there], self.energy
-        )
+        settings = choose(stats, first[there], self.last[there], self.labels[there], self.energy)
 
         def solved(rows: np.ndarray) -> MUFMSolution:
-            steps = len(self.layers) - 1
+            steps = len(self.segment.arrays) - 1
             return fit_mufm(
                 first[rows],
                 self.labels[rows],
@@ -234,7 +224,7 @@ class Fit:
 
     def given(
         self, readout: Float[np.ndarray, "K d"]
-    ) -> tuple[Reading, list[Prediction], HeldOut] | None:
+    ) -> tuple[Reading, Iterator[Prediction], HeldOut] | None:
         """MUFM with the network's own readout; None where its rows do not differ.
 
         What all rows share cancels in the softmax, and is taken off.
@@ -245,22 +235,25 @@ class Fit:
             return None
         basis = np.linalg.svd(shared, full_matrices=False)[2].T
         reading = choose_reading(self._judge(basis), shared / top, self.energy)
-        last = reading.features(self.layers[0], self.labels)
+        last = reading.features(self.first, self.labels)
         held_out = HeldOut() if self.half is None else self._held_out(last, rotate=False)
-        return reading, along(self.segment, self.at, centred(self.layers[0]), last), held_out
+        return reading, along(self.segment, self.at, centred(self.first), last), held_out
 
     def _judge(self, basis: Float[np.ndarray, "d r"]) -> Judge:
-        layers = [layer[self.there] for layer in self.layers]
-        return Judge(layers, self.labels[self.there], basis, self.at)
+        return Judge(self._of(self.there), self.labels[self.there], basis, self.at)
+
+    def _of(self, rows: np.ndarray) -> list[Float[np.ndarray, "n d"]]:
+        return [array[rows] for array in self.segment.arrays]
 
     def _held_out(self, last: Features, *, rotate: bool) -> HeldOut:
         """Judge the path to `last` on half A, with the times and places of half B."""
-        first, taught = self.layers[0], self.there
-        seen = [layer[taught] for layer in self.layers]
-        places = placed(seen, self.at, first[taught], last[taught], rotate)
+        first, taught = self.first, self.there
+        places = placed(self._of(taught), self.at, first[taught], last[taught], rotate)
         sums = np.zeros(4)
-        for (t, placing), layer in zip(places[1:], self.layers[1:], strict=True):
-            stay = Placing.of(centred(first[taught]), centred(layer[taught]), rotate)
+        pairs = zip(places, self.segment.arrays, strict=True)
+        for (t, placing, aim), array in islice(pairs, 1, None):
+            layer = array.astype(np.float64)
+            stay = Placing.of(centred(first[taught]), centred(layer[taught]), aim)
             measured, path = layer[~taught], ((1 - t) * first + t * last)[~taught]
             mean = measured.mean(0)
             errors = Errors.of(

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
 from jaxtyping import Float, Int
-from scipy.optimize import minimize_scalar
 
 from ..errors import ArgumentError
 from ..trajectory import Segment
+from .placing import Aim, Features, Placing, centred, nearest_shape
 
-Features = Float[np.ndarray, "n d"]
 NOTHING = 1e-20  # relative variance that is rounding: the layer is the input, shifted and scaled
 
 
@@ -36,41 +35,6 @@ class Prediction:
     gain: float
 
 
-@dataclass(frozen=True, eq=False)
-class Placing:
-    """A turn and a scale that bring centred features to a layer.
-
-    Attributes
-    ----------
-    gain : float
-        Not negative.
-    turn : ndarray, (d, d), or None
-        A rotation (a projection too, where one of the two clouds leaves directions free).
-    """
-
-    gain: float
-    turn: Float[np.ndarray, "d d"] | None = None
-
-    def __call__(self, shape: Features) -> Features:
-        """Return the features, turned and scaled."""
-        return self.gain * (shape if self.turn is None else shape @ self.turn)
-
-    @classmethod
-    def of(cls, shape: Features, measured: Features, rotate: bool) -> Placing:
-        """The one that comes nearest to `measured`, both centred; turning only if `rotate`.
-
-        With U S V^T of shape^T measured the turn is U V^T and the scale tr S / ||shape||^2
-        (Procrustes).
-        """
-        size = float(np.vdot(shape, shape))
-        if size == 0:
-            return cls(0.0)
-        if not rotate:
-            return cls(max(float(np.vdot(shape, measured)) / size, 0.0))
-        left, scales, right = np.linalg.svd(shape.T @ measured, full_matrices=False)
-        return cls(float(scales.sum()) / size, left @ right)
-
-
 def times(segment: Segment, kind: str) -> list[float] | None:
     """Where on the way from first to last each layer is; None where each model says so itself.
 
@@ -85,7 +49,7 @@ def times(segment: Segment, kind: str) -> list[float] | None:
         return uniform
     if kind != "length":
         raise ArgumentError(f"time is 'nearest', 'length' or 'uniform', not {kind!r}.")
-    layers = [array.astype(np.float64) for array in segment.arrays]
+    layers = (array.astype(np.float64) for array in segment.arrays)
     sizes = [float(np.sqrt(np.sum((b - a) ** 2))) for a, b in pairwise(layers)]
     total = sum(sizes)
     return [sum(sizes[:i]) / total for i in range(steps + 1)] if total > 0 else uniform
@@ -98,60 +62,39 @@ def along(
     last: Features,
     *,
     rotate: bool = False,
-) -> list[Prediction]:
-    """The straight path from `first` to `last`, brought to the network's layers."""
-    layers = [array.astype(np.float64) for array in segment.arrays]
-    start = centred(layers[0])
-    found = []
-    for layer, (t, placing) in zip(layers, placed(layers, at, first, last, rotate), strict=True):
-        mean, spread = layer.mean(0), centred(layer)
+) -> Iterator[Prediction]:
+    """The straight path from `first` to `last`, brought to the network's layers, one by one."""
+    start = centred(segment.arrays[0].astype(np.float64))
+    for array, (t, placing, aim) in zip(
+        segment.arrays, placed(segment.arrays, at, first, last, rotate), strict=True
+    ):
+        layer = array.astype(np.float64)
+        mean = layer.mean(0)
         path = centred((1 - t) * first + t * last)
-        still = mean + Placing.of(start, spread, rotate)(start)
-        found.append(Prediction(mean + placing(path), still, t, placing.gain))
-    return found
+        still = mean + Placing.of(start, layer - mean, aim)(start)
+        yield Prediction(mean + placing(path), still, t, placing.gain)
 
 
 def placed(
-    layers: Sequence[Features],
+    layers: Sequence[Float[np.ndarray, "n d"]],
     at: Sequence[float] | None,
     first: Features,
     last: Features,
     rotate: bool,
-) -> list[tuple[float, Placing]]:
+) -> Iterator[tuple[float, Placing, Aim | None]]:
     """Time of every layer on the path from `first` to `last`, and what brings the path there."""
     x, d = centred(first), centred(last - first)
     products = (float(np.vdot(x, x)), float(np.vdot(x, d)), float(np.vdot(d, d)))
-    found = []
     for i, layer in enumerate(layers):
         t = at[i] if at is not None else fixed_time(i, len(layers))
-        spread = centred(layer)
-        if rotate and t is None:
-            t = nearest_shape(products, x.T @ spread, d.T @ spread)
+        spread = centred(layer.astype(np.float64))
+        aim = Aim.at(spread) if rotate else None
+        if t is None and aim is not None:
+            t = nearest_shape(products, x.T @ aim.seen, d.T @ aim.seen)
         elif t is None:
             onto = float(np.vdot(x, spread)), float(np.vdot(d, spread))
             t = place(products, onto, None)[0]
-        found.append((t, Placing.of(x + t * d, spread, rotate)))
-    return found
-
-
-def nearest_shape(
-    products: tuple[float, float, float],
-    x_onto: Float[np.ndarray, "d d"],
-    d_onto: Float[np.ndarray, "d d"],
-) -> float:
-    """Time t in [0, 1] for which x + t d, turned and scaled, comes nearest to a layer.
-
-    From <x, x>, <x, d>, <d, d> and the layer's products x^T m and d^T m.
-    """
-    xx, xd, dd = products
-
-    def missed(t: float) -> float:
-        size = xx + 2 * t * xd + t * t * dd
-        onto = float(np.linalg.svd(x_onto + t * d_onto, compute_uv=False).sum())
-        return -(onto**2) / size if size > 0 else 0.0
-
-    inner = minimize_scalar(missed, bounds=(0, 1), method="bounded", options={"xatol": 1e-3})
-    return float(min((0.0, 1.0, float(inner.x)), key=missed))
+        yield t, Placing.of(x + t * d, spread, aim), aim
 
 
 def fixed_time(index: int, count: int) -> float | None:
@@ -200,7 +143,7 @@ def collapsed(
     size = float(scales.sum()) / (classes - 1)
     frame = size * contrasts @ left @ right
     spread, start = centred(features), centred(first)
-    still = features.mean(0) + Placing.of(start, spread, True)(start)
+    still = features.mean(0) + Placing.of(start, spread, Aim.at(spread))(start)
     return Prediction((means.mean(0) + frame)[labels], still, 1.0, size)
 
 
@@ -208,11 +151,6 @@ def class_means(features: Features, labels: Int[np.ndarray, " n"]) -> Float[np.n
     """Mean of every class 0, ..., K - 1."""
     onehot = np.eye(int(labels.max()) + 1)[labels]
     return (onehot / onehot.sum(0)).T @ features
-
-
-def centred(features: Features) -> Features:
-    """Features about their mean."""
-    return features - features.mean(0)
 
 
 @dataclass(frozen=True)

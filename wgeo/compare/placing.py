@@ -1,0 +1,135 @@
+"""Bringing a model's features to a network's layer: a turn and a scale, by least squares."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+from scipy.optimize import minimize_scalar
+
+Features = Float[np.ndarray, "n d"]
+TURNED = 256  # directions of a layer that are turned to; in wider ones the leading so many
+SKETCHED = 1024  # samples that say which directions lead
+SEEN = 1e-8  # relative variance below which a direction of a wide layer is left alone
+
+
+def centred(features: Features) -> Features:
+    """Features about their mean."""
+    return features - features.mean(0)
+
+
+@dataclass(frozen=True, eq=False)
+class Placing:
+    """A turn and a scale that bring centred features to a layer.
+
+    Attributes
+    ----------
+    gain : float
+        Not negative.
+    turn : callable or None
+        Turns features (rows): a rotation of their space, or a reflection.
+    """
+
+    gain: float
+    turn: Callable[[Features], Features] | None = None
+
+    def __call__(self, shape: Features) -> Features:
+        """Return the features, turned and scaled."""
+        return self.gain * (shape if self.turn is None else self.turn(shape))
+
+    @classmethod
+    def of(cls, shape: Features, measured: Features, aim: Aim | None) -> Placing:
+        """The one that comes nearest to `measured`, both centred; turning only with an aim at it.
+
+        With U S V^T of shape^T measured the turn is U V^T and the scale tr S / ||shape||^2
+        (Procrustes).
+        """
+        size = float(np.vdot(shape, shape))
+        if size == 0:
+            return cls(0.0)
+        if aim is None:
+            return cls(max(float(np.vdot(shape, measured)) / size, 0.0))
+        product = shape.T @ aim.seen
+        if aim.basis is None:
+            left, scales, right = np.linalg.svd(product)
+            polar = left @ right
+            return cls(float(scales.sum()) / size, lambda features: features @ polar)
+        values, axes = np.linalg.eigh(product.T @ product)
+        axes = axes[:, values > SEEN * values[-1]]
+        scales = np.linalg.norm(product @ axes, axis=0)
+        turn = _direct(product @ axes / scales, aim.basis @ axes)
+        return cls(float(scales.sum()) / size, turn)
+
+
+@dataclass(frozen=True, eq=False)
+class Aim:
+    """What of a layer features are turned to: all of it, or the leading directions of a wide one.
+
+    Attributes
+    ----------
+    seen : ndarray, (n, p)
+        The centred layer along these directions.
+    basis : ndarray, (d, p), or None
+        The directions, orthonormal; None where they are all.
+    """
+
+    seen: Float[np.ndarray, "n p"]
+    basis: Float[np.ndarray, "d p"] | None = None
+
+    @classmethod
+    def at(cls, measured: Features) -> Aim:
+        """The `TURNED` leading directions, found on `SKETCHED` of the samples."""
+        n, d = measured.shape
+        if d <= TURNED:
+            return cls(measured)
+        rows = measured[np.linspace(0, n - 1, min(n, SKETCHED)).astype(np.int64)]
+        if len(rows) < d:
+            values, left = np.linalg.eigh(rows @ rows.T)
+            axes = rows.T @ left[:, values > SEEN * values[-1]][:, -TURNED:]
+        else:
+            axes = np.linalg.eigh(rows.T @ rows)[1][:, -TURNED:]
+        basis = np.linalg.qr(axes)[0]
+        return cls(measured @ basis, basis)
+
+
+def nuclear(matrix: Float[np.ndarray, "a b"]) -> float:
+    """Sum of the singular values; of a tall matrix to about 1e-8 of the largest."""
+    if matrix.shape[0] < 2 * matrix.shape[1]:
+        return float(np.linalg.svd(matrix, compute_uv=False).sum())
+    return float(np.sqrt(np.maximum(np.linalg.eigvalsh(matrix.T @ matrix), 0)).sum())
+
+
+def _direct(
+    start: Float[np.ndarray, "d p"], end: Float[np.ndarray, "d p"]
+) -> Callable[[Features], Features]:
+    """The turn that takes orthonormal directions to others, and stays near the identity elsewhere.
+
+    It moves nothing across the space that both span, of at most 2 p dimensions.
+    """
+    frame = np.linalg.qr(np.concatenate([start, end], axis=1))[0]
+    a, b = frame.T @ start, frame.T @ end
+    a_rest, b_rest = (np.linalg.qr(m, mode="complete")[0][:, m.shape[1] :] for m in (a, b))
+    left, _, right = np.linalg.svd(a_rest.T @ b_rest)
+    change = a @ b.T + a_rest @ left @ right @ b_rest.T - np.eye(len(a))
+    return lambda features: features + (features @ frame) @ change @ frame.T
+
+
+def nearest_shape(
+    products: tuple[float, float, float],
+    x_onto: Float[np.ndarray, "d p"],
+    d_onto: Float[np.ndarray, "d p"],
+) -> float:
+    """Time t in [0, 1] for which x + t d, turned and scaled, comes nearest to a layer.
+
+    From <x, x>, <x, d>, <d, d> and the products x^T m and d^T m with what is aimed at of the layer.
+    """
+    xx, xd, dd = products
+
+    def missed(t: float) -> float:
+        size = xx + 2 * t * xd + t * t * dd
+        return -(nuclear(x_onto + t * d_onto) ** 2) / size if size > 0 else 0.0
+
+    inner = minimize_scalar(missed, bounds=(0, 1), method="bounded", options={"xatol": 1e-3})
+    return float(min((0.0, 1.0, float(inner.x)), key=missed))
