@@ -55,7 +55,7 @@ def holds(folder: str | os.PathLike[str], job: Mapping[str, Any]) -> bool:
     path, job = Path(folder), json.loads(json.dumps(job))
     for name in (MANIFEST, UNFINISHED):
         if (path / name).is_file():
-            found = _manifest(path)["job"] if name == MANIFEST else _json(path / name)["job"]
+            found = manifest_of(path)["job"] if name == MANIFEST else json_of(path / name)["job"]
             if found != job:
                 keys = [key for key in {**found, **job} if found.get(key) != job.get(key)]
                 raise RecordError(

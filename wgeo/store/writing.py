@@ -258,10 +258,7 @@ def _write_all(handle: int, data: bytes | memoryview, offset: int | None = None)
         offset = None if offset is None else offset + wrote
 
 
-def _size(count: float) -> str:
+def _size(size: int) -> str:
     """Bytes as a person reads them."""
-    for unit in ("B", "KiB", "MiB"):
-        if count < 1024:
-            return f"{count:.0f} {unit}"
-        count /= 1024
-    return f"{count:.1f} GiB"
+    unit = min(max(size.bit_length() - 1, 0) // 10, 3)
+    return f"{size / 2 ** (10 * unit):.{int(unit > 2)}f} {('B', 'KiB', 'MiB', 'GiB')[unit]}"

@@ -1,0 +1,449 @@
+"""Features on disk: the same numbers, whole or not there, and gone on with after any kill."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import random
+import signal
+import subprocess
+import time
+
+import numpy as np
+import pytest
+import torch
+
+import wgeo
+from wgeo import Trajectory
+from wgeo.errors import ArgumentError, FeatureError, RecordError
+from wgeo.features import Projection
+from wgeo.store import Column, Writer, is_store, layout
+
+
+@pytest.fixture(scope="module")
+def net():
+    torch.manual_seed(3)
+    options = {"width": 4, "depth": 3, "stride": 2}
+    return wgeo.models.build("isoresnet", num_classes=3, in_channels=1, image_size=8, **options)
+
+
+@pytest.fixture(scope="module")
+def images():
+    rng = np.random.default_rng(0)
+    return rng.random((90, 1, 8, 8), dtype=np.float32), np.arange(90) % 3
+
+
+@pytest.fixture
+def small_shards(monkeypatch):
+    """A shard a batch, so that a few images make several."""
+    monkeypatch.setattr(layout, "SHARD", 1)
+
+
+def interrupted(*_, **__):
+    raise KeyboardInterrupt
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def alike(a, b):
+    assert [layer.name for layer in a.layers] == [layer.name for layer in b.layers]
+    for p, q in zip(a.layers, b.layers, strict=True):
+        assert np.array_equal(p.features, q.features)
+        assert p.stage == q.stage
+        assert (p.entry is None) == (q.entry is None)
+        assert p.entry is None or np.array_equal(p.entry, q.entry)
+    assert np.array_equal(a.labels, b.labels)
+    assert np.array_equal(a.predictions, b.predictions)
+    assert np.array_equal(a.classifier.weight, b.classifier.weight)
+    assert a.class_names == b.class_names
+    assert a.settings == b.settings
+
+
+# --- what is stored ------------------------------------------------------------------------------
+
+
+def test_a_stored_trace_is_the_trace(net, images, tmp_path, small_shards):
+    stored = wgeo.trace(net, images, batch_size=16, store=tmp_path / "s")
+    alike(stored, wgeo.trace(net, images, batch_size=16))
+    assert all(isinstance(layer.features, np.memmap) for layer in stored.layers)
+    alike(Trajectory.load(tmp_path / "s", verify=True), stored)
+
+
+def test_shortcuts_and_stages_are_stored(tmp_path):
+    torch.manual_seed(0)
+    net = wgeo.models.build("cifar_resnet8", num_classes=3, image_size=8)
+    x = torch.rand(6, 3, 8, 8)
+    stored = wgeo.trace(net, (x, np.arange(6) % 3), store=tmp_path / "s")
+    alike(stored, wgeo.trace(net, (x, np.arange(6) % 3)))
+    assert [block.via for block in stored.blocks].count("shortcut") == 2
+
+
+def test_analyses_of_a_store_are_those_of_memory(net, images, tmp_path):
+    stored, held = wgeo.trace(net, images, store=tmp_path / "s"), wgeo.trace(net, images)
+    from wgeo.analysis import analyze_trajectory
+
+    a, b = (analyze_trajectory(t, bootstrap=5).record for t in (stored, held))
+    for record in (a, b):
+        del record["created"]
+        for block in record["blocks"]:
+            del block["seconds"]
+    assert a == b
+    assert a["provenance"]["data"] == "arrays"
+
+
+@pytest.mark.parametrize(
+    ("dtype", "error"), [("float16", 2.0**-11), ("bfloat16", 2.0**-8), ("float32", 0.0)]
+)
+def test_a_dtype_rounds_by_no_more_than_it_must(net, images, tmp_path, dtype, error):
+    held = wgeo.trace(net, images)
+    stored = wgeo.trace(net, images, store=tmp_path / "s", dtype=dtype)
+    for p, q in zip(held.layers, stored.layers, strict=True):
+        off = np.abs(q.features.astype(float) - p.features)
+        assert (off <= error * np.abs(p.features) + 2.0**-24 * (error > 0)).all()
+    rows = (tmp_path / "s" / "001-features-stem.npy").stat().st_size - 128
+    assert rows == (4 if dtype == "float32" else 2) * held.first.size
+    found = wgeo.collapse(stored).layers[-1].nc1
+    assert found == pytest.approx(wgeo.collapse(held).layers[-1].nc1, rel=200 * error + 1e-9)
+    paired = wgeo.straightness(stored, bootstrap=0).segments[0].paired
+    expected = wgeo.straightness(held, bootstrap=0).segments[0].paired
+    assert paired == pytest.approx(expected, rel=10 * error + 1e-6)
+
+
+def test_a_number_too_large_for_float16_is_named(tmp_path):
+    traj = Trajectory.from_arrays([np.ones((9, 2)), np.full((9, 2), 7e4)], np.arange(9) % 2)
+    traj.layers[0].features[3] = 1e-3
+    with pytest.raises(FeatureError, match=r"layer1 holds 7e\+04 \(sample 0\).*bfloat16"):
+        traj.save(tmp_path / "s", dtype="float16")
+    assert traj.save(tmp_path / "b", dtype="bfloat16").last[0, 0] == pytest.approx(7e4, rel=1e-2)
+
+
+def test_own_features_are_saved_once(rng, tmp_path, small_shards):
+    traj = Trajectory.from_arrays([rng.normal(size=(600, 3)) for _ in "ab"], np.arange(600) % 2)
+    saved = traj.save(tmp_path / "s")
+    before = os.stat(tmp_path / "s" / "manifest.json").st_mtime_ns
+    assert np.array_equal(saved.last, traj.last)
+    assert saved.predictions is None
+    assert saved.classifier is None
+    traj.save(tmp_path / "s")
+    saved.save(tmp_path / "s")
+    assert os.stat(tmp_path / "s" / "manifest.json").st_mtime_ns == before
+    traj.layers[0].features[0] += 1
+    with pytest.raises(RecordError, match=r"another job: saved differs"):
+        traj.save(tmp_path / "s")
+
+
+def test_projection_keeps_distances_as_it_says(rng, tmp_path):
+    x = rng.normal(size=(80, 300)).astype(np.float32)
+    y = x + 0.3 * rng.normal(size=x.shape).astype(np.float32)
+    narrow = Projection(64)
+    said = narrow.distortion(160)
+    points, near = np.concatenate([x, y]), np.concatenate([narrow(x), narrow(y)])
+    i, j = np.triu_indices(160, 1)
+    factors = np.linalg.norm(near[i] - near[j], axis=1) / np.linalg.norm(
+        points[i] - points[j], axis=1
+    )
+    least, most = said["all"]
+    assert least <= factors.min() < 0.85 < 1.15 < factors.max() <= most
+    assert factors.std() == pytest.approx(said["typical"], rel=0.3)
+    before, after = wgeo.wasserstein(x, y).distance, wgeo.wasserstein(narrow(x), narrow(y)).distance
+    assert least <= after / before <= most
+    assert Projection(300)(x) is x
+    with pytest.raises(ArgumentError, match="project is a number"):
+        Projection(0)
+
+
+def test_a_projected_trace_says_so(net, images, tmp_path):
+    traj = wgeo.trace(net, images, store=tmp_path / "s", project=3)
+    assert {layer.width for layer in traj.layers} == {3}
+    assert traj.settings["projected"]["width"] == 3
+    assert traj.classifier is None  # it reads what is no longer there
+    held = wgeo.trace(net, images, project=3)
+    assert np.array_equal(held.last, traj.last)
+    wide = wgeo.trace(net, images, project=4)
+    assert wide.layers[0].width == 4
+    assert wide.classifier is not None
+
+
+# --- whose store it is ---------------------------------------------------------------------------
+
+
+def test_the_same_job_is_not_done_again(net, images, tmp_path, monkeypatch):
+    wgeo.trace(net, images, store=tmp_path / "s")
+    monkeypatch.setattr("wgeo.features.tracing.Recorder", lambda *_: pytest.fail("it traced"))
+    wgeo.trace(net, images, store=tmp_path / "s", batch_size=7)  # of no consequence but rounding
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"pool": "flat"}, "pool differs"),
+        ({"dtype": "float16"}, "dtype differs"),
+        ({"project": 2, "tap": "pre"}, "tap, project differ"),
+    ],
+)
+@pytest.mark.parametrize("finished", [True, False])
+def test_another_job_is_refused(net, images, tmp_path, change, said, finished):
+    with pytest.MonkeyPatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
+        if not finished:
+            patch.setattr(Writer, "finish", interrupted)
+        wgeo.trace(net, images, store=tmp_path / "s")
+    assert is_store(tmp_path / "s") is finished
+    if not finished:
+        with pytest.raises(RecordError, match="not finished: run again"):
+            Trajectory.load(tmp_path / "s")
+    with pytest.raises(RecordError, match=said):
+        wgeo.trace(net, images, store=tmp_path / "s", **change)
+
+
+def test_other_weights_or_images_are_another_job(net, images, tmp_path):
+    wgeo.trace(net, images, store=tmp_path / "s")
+    x, y = images
+    with pytest.raises(RecordError, match="images differs"):
+        wgeo.trace(net, (x, (y + 1) % 3), store=tmp_path / "s")
+    other = wgeo.models.build(
+        "isoresnet", num_classes=3, in_channels=1, image_size=8, width=4, depth=3, stride=2
+    )
+    with pytest.raises(RecordError, match="weights differs"):
+        wgeo.trace(other, images, store=tmp_path / "s")
+
+
+def test_a_folder_of_other_files_is_left_alone(net, images, tmp_path):
+    (tmp_path / "thesis.tex").write_text("all of it")
+    with pytest.raises(RecordError, match=r"other files \(thesis.tex\)"):
+        wgeo.trace(net, images, store=tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+    with pytest.raises(ArgumentError, match="dtype is how a store"):
+        wgeo.trace(net, images, dtype="float16")
+    with pytest.raises(ArgumentError, match="bfloat16"):
+        wgeo.trace(net, images, store=tmp_path / "s", dtype="int8")
+
+
+def test_two_at_once_are_told(net, images, tmp_path):
+    job = {"a": 1}
+    with (
+        Writer(tmp_path / "s", job, 5, {"x": Column("float32", 2)}),
+        pytest.raises(RecordError, match="Another process"),
+    ):
+        Writer(tmp_path / "s", job, 5, {"x": Column("float32", 2)})
+    Writer(tmp_path / "s", job, 5, {"x": Column("float32", 2)}).close()
+
+
+# --- what is no whole store ----------------------------------------------------------------------
+
+
+@pytest.fixture
+def stored(net, images, tmp_path):
+    wgeo.trace(net, images, store=tmp_path / "s")
+    return tmp_path / "s"
+
+
+def rewritten(path, change):
+    found = json.loads(path.read_text())
+    change(found)
+    path.write_text(json.dumps(found))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda s: (s / "manifest.json").unlink(), "No stored features"),
+        (lambda s: (s / "manifest.json").write_text("{"), "cannot be read"),
+        (lambda s: (s / "manifest.json").write_text("[]"), "damaged"),
+        (lambda s: rewritten(s / "manifest.json", lambda m: m.update(version=9)), "version 9"),
+        (lambda s: rewritten(s / "manifest.json", lambda m: m.pop("rows")), "checksum"),
+        (lambda s: (s / "001-features-stem.npy").unlink(), "missing or damaged"),
+        (lambda s: os.truncate(s / "001-features-stem.npy", 500), "missing or damaged"),
+        (lambda s: np.save(s / "001-features-stem.npy", np.zeros((90, 9))), "manifest says"),
+        (lambda s: np.save(s / "001-features-stem.npy", [{}]), "missing or damaged"),
+    ],
+)
+def test_a_damaged_store_is_refused(stored, spoil, said):
+    spoil(stored)
+    with pytest.raises(RecordError, match=said):
+        Trajectory.load(stored)
+
+
+def test_a_manifest_cannot_lead_elsewhere(stored, tmp_path):
+    from wgeo.store import digest
+
+    def lead(manifest):
+        manifest["arrays"]["features:stem"]["file"] = "../elsewhere.npy"
+        del manifest["checksum"]
+        manifest["checksum"] = digest(dict(manifest))
+
+    np.save(tmp_path / "elsewhere.npy", np.zeros((90, 4), np.float32))
+    rewritten(stored / "manifest.json", lead)
+    with pytest.raises(RecordError, match="outside of the store"):
+        Trajectory.load(stored)
+
+
+def test_a_flipped_bit_is_found_where_asked(stored):
+    path = stored / "001-features-stem.npy"
+    data = bytearray(path.read_bytes())
+    data[-3] ^= 1
+    path.write_bytes(data)
+    Trajectory.load(stored)
+    with pytest.raises(RecordError, match=r"stem.npy is damaged in rows 0 to 90"):
+        Trajectory.load(stored, verify=True)
+
+
+def test_what_is_written_into_a_layer_stays_in_this_process(stored):
+    traj = Trajectory.load(stored)
+    before = float(traj.last[0, 0])
+    traj.last[0, 0] = 77
+    assert float(Trajectory.load(stored).last[0, 0]) == before
+
+
+def test_parts_that_are_lost_are_not_taken_for_zeros(tmp_path):
+    with Writer(tmp_path / "s", {}, 4, {"x": Column("float32", 2)}) as writer:
+        writer.write(0, {"x": np.ones((2, 2), np.float32)})
+    next((tmp_path / "s").glob("*.npy.part")).unlink()
+    with pytest.raises(RecordError, match="missing or of another size"):
+        Writer(tmp_path / "s", {}, 4, {"x": Column("float32", 2)})
+
+
+def test_half_a_line_of_the_log_is_a_shard_that_is_not_there(tmp_path):
+    columns = {"x": Column("float32", 2)}
+    with Writer(tmp_path / "s", {}, 6, columns) as writer:
+        writer.write(0, {"x": np.full((2, 2), 1, np.float32)})
+        writer.write(2, {"x": np.full((2, 2), 2, np.float32)})
+    log = tmp_path / "s" / "rows-0.log"
+    log.write_bytes(log.read_bytes()[:-9])
+    with Writer(tmp_path / "s", {}, 6, columns) as writer:
+        assert writer.missing() == [slice(2, 6)]
+        writer.write(4, {"x": np.full((2, 2), 3, np.float32)})
+        assert writer.missing() == [slice(2, 4)]
+        with pytest.raises(RecordError, match="lacks rows 2 to 4"):
+            writer.finish({}, {})
+        writer.write(2, {"x": np.full((2, 2), 2, np.float32)})
+        writer.finish({}, {})
+    x = wgeo.store.read_store(tmp_path / "s", verify=True).arrays["x"]
+    assert x[:, 0].tolist() == [1, 1, 2, 2, 3, 3]
+
+
+# --- a disk that fills up ------------------------------------------------------------------------
+
+
+def test_a_full_disk_is_one_error_and_the_rest_goes_on(net, images, tmp_path, small_shards):
+    """The disk refuses the third shard of six; once there is room, nothing is done twice."""
+    whole = wgeo.trace(net, images, store=tmp_path / "whole", batch_size=16)
+    taken = []
+
+    def full(handle, data, offset, write=os.pwrite):
+        if len(taken) > 3 * 8 + 4:  # headers and two shards of eight arrays, a part of the third
+            raise OSError(errno.ENOSPC, "No space left on device")
+        taken.append(offset)
+        return write(handle, data, offset)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "pwrite", full)
+        with pytest.raises(RecordError, match=r"No space left on device. \d+ of 90 rows") as caught:
+            wgeo.trace(net, images, store=tmp_path / "s", batch_size=16)
+    assert "run the same again" in str(caught.value)
+    followed = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            Writer,
+            "write",
+            lambda self, start, rows, write=Writer.write: (
+                followed.append(start),
+                write(self, start, rows),
+            ),
+        )
+        alike(wgeo.trace(net, images, store=tmp_path / "s", batch_size=16), whole)
+    assert 0 not in followed
+    assert followed
+    assert contents(tmp_path / "s") == contents(tmp_path / "whole")
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk of 2 MiB, where this machine lets us make one."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    words = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(place)]
+    if os.geteuid() or subprocess.run(words, capture_output=True, check=False).returncode:
+        pytest.skip("no disk can be mounted here")
+    yield place
+    subprocess.run(["umount", str(place)], check=True)
+
+
+def test_what_cannot_fit_is_said_at_once_and_what_fills_up_later_too(
+    net, small_disk, tmp_path, small_shards
+):
+    rng = np.random.default_rng(0)
+    images = rng.random((9000, 1, 8, 8), dtype=np.float32), np.arange(9000) % 3
+    with pytest.raises(RecordError, match=r"needs 2.* MiB more, and its disk has 1.* MiB left"):
+        wgeo.trace(net, images, store=small_disk / "s")
+    few = images[0][:3000], images[1][:3000]
+    junk, write = small_disk / "junk", Writer.write
+
+    def filling(self, start, rows):
+        if start >= 2000 and not junk.exists():
+            with contextlib.suppress(OSError):
+                junk.write_bytes(bytes(2**21))
+        write(self, start, rows)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Writer, "write", filling)
+        with pytest.raises(RecordError, match=r"No space left .* 20\d\d of 3000 rows"):
+            wgeo.trace(net, few, store=small_disk / "t")
+    junk.unlink()
+    alike(wgeo.trace(net, few, store=small_disk / "t"), wgeo.trace(net, few))
+    Trajectory.load(small_disk / "t", verify=True)
+
+
+# --- kills ---------------------------------------------------------------------------------------
+
+
+def in_a_child(work):
+    """Fork, work there, and return the child's number; nothing is imported again."""
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            torch.set_num_threads(1)
+            work()
+            code = 0
+        finally:
+            os._exit(code)
+    return child
+
+
+def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(net, images, tmp_path, small_shards):
+    torch.set_num_threads(1)
+    rng = random.Random(0)
+
+    def work(place):
+        return lambda: wgeo.trace(net, images, store=place, batch_size=10)
+
+    began = time.perf_counter()
+    os.waitpid(in_a_child(work(tmp_path / "whole")), 0)
+    taken = time.perf_counter() - began
+    expected = contents(tmp_path / "whole")
+    assert "manifest.json" in expected
+    unfinished = kills = 0
+    place = tmp_path / "0"
+    while kills < 20:
+        child = in_a_child(work(place))
+        time.sleep(rng.uniform(0, taken))
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        kills += 1
+        if is_store(place):
+            assert contents(place).items() >= expected.items()
+            place = tmp_path / str(kills)
+            continue
+        unfinished += place.exists()
+        with pytest.raises(RecordError):
+            Trajectory.load(place)
+        assert not place.exists() or not list(place.glob("manifest*.json"))
+    assert unfinished >= 3
+    before = {p: p.stat().st_size for p in place.glob("rows-*.log")} if place.exists() else {}
+    assert os.waitpid(in_a_child(work(place)), 0)[1] == 0
+    assert contents(place) == expected
+    assert not any(path.exists() for path in before)
