@@ -377,7 +377,7 @@ def test_what_cannot_fit_is_said_at_once_and_what_fills_up_later_too(
 ):
     rng = np.random.default_rng(0)
     images = rng.random((9000, 1, 8, 8), dtype=np.float32), np.arange(9000) % 3
-    with pytest.raises(RecordError, match=r"needs 2.* MiB more, and its disk has 1.* MiB left"):
+    with pytest.raises(RecordError, match=r"needs 3 MiB more, and its disk has 2 MiB left"):
         wgeo.trace(net, images, store=small_disk / "s")
     few = images[0][:3000], images[1][:3000]
     junk, write = small_disk / "junk", Writer.write
