@@ -14,16 +14,20 @@ from urllib.parse import unquote, urlsplit
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from records import HOSTILE, damaged, sample_record
 
 from wgeo import plots, report
-from wgeo.errors import RecordError, WgeoError
+from wgeo.cli import main
+from wgeo.errors import DependencyError, RecordError, WgeoError
 from wgeo.plots.style import clean
-from wgeo.report import mathtext, pages, text
+from wgeo.report import building, mathtext, pages, text
 from wgeo.report.assets import asset
+from wgeo.report.building import ENGINES
+from wgeo.report.paper import paper
 from wgeo.report.scrubber import scrubber
 from wgeo.trajectory import Trajectory
 
@@ -256,8 +260,8 @@ def test_a_verdict_of_many_sentences_is_a_list() -> None:
 def test_a_model_shows_what_was_fitted_or_why_it_was_not() -> None:
     record = sample_record()
     made = pages.pages(record)["models"].replace("\\", "")
-    assert "| held out r2 | 0.61803 |" in made
-    assert "| solution: settings: weight decay | 0.0005 |" in made
+    assert "* - held out r2\n  - 0.61803\n" in made
+    assert "* - solution: settings: weight decay\n  - 0.0005\n" in made
     record["mufm"] = {"layers": [], "skipped": "MUFM was not asked for (--mufm)."}
     assert "Not fitted: MUFM was not asked for (--mufm)." in (
         pages.pages(record)["models"].replace("\\", "")
@@ -402,7 +406,7 @@ def test_an_interrupted_build_leaves_the_old_report(
     def interrupted(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(report, "_build_html", interrupted)
+    monkeypatch.setattr(building, "html", interrupted)
     with pytest.raises(KeyboardInterrupt):
         report.build(tmp_path)
     assert (tmp_path / "report" / "index.md").read_text() == old
@@ -439,6 +443,111 @@ def test_open_shows_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr("webbrowser.open", opened.append)
     page = report.build(save({"schema": 1}, tmp_path), html=False, open=True)
     assert opened == [page.resolve().as_uri()]
+
+
+# --- on paper ------------------------------------------------------------------------------------
+
+
+def test_a_page_on_paper_shows_each_figure_once_and_breaks_long_words() -> None:
+    record = sample_record((3, 2))
+    record["provenance"]["checkpoint"] = "runs/" + "a_long-name/" * 6 + "x.pt"
+    made = pages.pages(record)
+    sheets = paper(made)
+    assert list(sheets)[:2] == ["index", "summary"]
+    assert set(sheets) == {*made, "summary"}
+    whole = "\n".join(sheets.values())
+    assert sheets["index"].splitlines()[0] == made["index"].splitlines()[0]
+    assert sheets["summary"].startswith("# Summary\n")
+    shown = re.findall(r"^```\{figure\} (\S+)$", whole, flags=re.M)
+    stems = {plot.stem for plot in plots.catalogue(record)}
+    assert {name.split("/")[1].removesuffix(".*") for name in shown} == stems
+    repeated = {name for name in shown if shown.count(name) > 1}
+    assert repeated <= {"figures/class-means-2.*"}  # the summary's own
+    assert "download" not in whole.replace("{download}`analysis.json <analysis.json>`", "")
+    assert "{raw}" not in whole
+    for name in ("checkpoint", "sha256"):
+        (cell,) = re.findall(rf"^\* - {name}\n  - (.*)$", sheets["provenance"], flags=re.M)
+        plain = re.sub(r"\\(.)", r"\1", cell)
+        assert plain.replace("\N{ZERO WIDTH SPACE}", "") == record["provenance"][name]
+        assert max(map(len, plain.split("\N{ZERO WIDTH SPACE}"))) <= 17
+        assert not re.search(r"\\\N{ZERO WIDTH SPACE}", cell)  # no mark loses its escape
+
+
+def fake_tex(folder: Path, said: str, monkeypatch: pytest.MonkeyPatch, **made: str) -> None:
+    """Put a TeX engine before all others that says something, and fails unless it makes a PDF."""
+    script = folder / "bin" / "xelatex"
+    script.parent.mkdir()
+    pdf = made.get("pdf")
+    end = f"printf '{pdf}' > report.pdf" if pdf else "exit 1"
+    script.write_text(f"#!/bin/sh\necho \"$@\" >> {folder}/asked\ncat <<'E'\n{said}\nE\n{end}\n")
+    script.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{script.parent}{os.pathsep}{os.environ['PATH']}")
+
+
+def test_a_pdf_is_typeset_and_nothing_in_it_may_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_tex(tmp_path, "fine", monkeypatch, pdf="%%PDF-1.5")
+    run = save({"schema": 1, "blocks": sample_record((2,))["blocks"]}, tmp_path / "run")
+    page = report.build(run, html=False, pdf=True)
+    assert page == run / "report" / "report.pdf"
+    assert page.read_bytes() == b"%PDF-1.5"
+    asked = (tmp_path / "asked").read_text().splitlines()
+    assert len(asked) == 3
+    assert all("-no-shell-escape" in line for line in asked)
+    assert {path.name for path in run.iterdir()} == {"analysis.json", "figures", "report"}
+    assert {p.suffix for p in (run / "figures").iterdir()} == {".png", ".svg", ".csv"}
+
+
+@pytest.mark.parametrize(
+    ("said", "error", "told"),
+    [
+        ("! LaTeX Error: File `tabulary.sty' not found.", DependencyError, "lacks tabulary.sty"),
+        ("** Sphinx requires luatex85.sty", DependencyError, r"luatex85\.sty.*texlive-latex-extra"),
+        ("hm\n! Undefined control sequence.", WgeoError, r"Undefined control[\s\S]*build\.log"),
+    ],
+)
+def test_what_tex_says_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str, error: Any, told: str
+) -> None:
+    fake_tex(tmp_path, said, monkeypatch)
+    run = save({"schema": 1}, tmp_path / "run")
+    old = report.build(run, html=False).read_text()
+    with pytest.raises(error, match=told):
+        report.build(run, html=False, pdf=True)
+    assert (run / "report" / "index.md").read_text() == old
+    assert said in (run / "report-build.log").read_text()
+
+
+def test_without_tex_it_is_said_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "which", lambda _: None)
+    run = save({"schema": 1}, tmp_path)
+    with pytest.raises(DependencyError, match=r"apt-get install texlive-xetex.*print it"):
+        report.build(run, pdf=True)
+    assert [path.name for path in run.iterdir()] == ["analysis.json"]  # said before the work
+    done = CliRunner().invoke(main, ["report", str(run), "--pdf"])
+    assert done.exit_code == 2
+    assert "apt-get install texlive-xetex" in done.output
+
+
+@pytest.mark.skipif(
+    not any(map(shutil.which, ENGINES)), reason="no TeX engine here (texlive-xetex would be one)"
+)
+def test_hostile_names_are_typeset(run: Path) -> None:
+    page = report.build(run, html=False, pdf=True)
+    content = page.read_bytes()
+    assert content.startswith(b"%PDF-")
+    assert b"/Launch" not in content
+    assert b"/JavaScript" not in content
+    if not shutil.which("pdftotext"):
+        return
+    told = subprocess.run(["pdftotext", "-layout", page, "-"], capture_output=True, text=True)
+    words = " ".join(told.stdout.split())
+    assert "onerror=alert(1)>" in words
+    assert "**bold** | pipe" in words
+    assert "$x^2$ and $5" in words
 
 
 # --- in a browser --------------------------------------------------------------------------------

@@ -54,10 +54,10 @@ class Analysis:
         plots.figures(self.record, path.parent / "figures")
         return path
 
-    def report(self, folder: str | os.PathLike[str]) -> Path:
-        """Save into a folder and build its Sphinx report; return the path of its first page."""
+    def report(self, folder: str | os.PathLike[str], *, pdf: bool = False) -> Path:
+        """Save into a folder and build its Sphinx report; return what `wgeo.report.build` does."""
         self.save(folder)
-        return report.build(Path(folder))
+        return report.build(folder, pdf=pdf)
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> Analysis:

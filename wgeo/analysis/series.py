@@ -101,10 +101,10 @@ class Series:
         plots.figures(self.record, path / "figures")
         return written
 
-    def report(self, folder: str | os.PathLike[str]) -> Path:
-        """Save into a folder and build its report; return the path of its first page."""
+    def report(self, folder: str | os.PathLike[str], *, pdf: bool = False) -> Path:
+        """Save into a folder and build its report; return what `wgeo.report.build` does."""
         self.save(folder)
-        return report.build(Path(folder))
+        return report.build(folder, pdf=pdf)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the record."""

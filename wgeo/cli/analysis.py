@@ -34,6 +34,9 @@ def data_options(function: F) -> F:
         click.option("--normalize", help="Preset (imagenet, cifar10, ...) or 'mean,..;std,..'."),
         click.option("--image-size", type=int, help="Resize and centre-crop to this many pixels."),
         click.option(
+            "--skip-broken", is_flag=True, help="Leave out images that can't be decoded; say which."
+        ),
+        click.option(
             "--seed", type=SEED, default=0, show_default=True, help="Of everything random."
         ),
     )
@@ -42,8 +45,8 @@ def data_options(function: F) -> F:
     return function
 
 
-def feature_options(function: F) -> F:
-    """Options that say how features are read and measured."""
+def reading_options(function: F) -> F:
+    """Options that say how features are read."""
     options = (
         click.option("--pool", default="gap", show_default=True, help="gap, flat, cls or grid:K."),
         click.option(
@@ -54,14 +57,23 @@ def feature_options(function: F) -> F:
             help="A block's features after its last activation, or before.",
         ),
         click.option("--layers", help="Module names, comma-separated, instead of found blocks."),
+        click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, ..."),
+        click.option("--batch-size", default=256, show_default=True),
+    )
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+def measuring_options(function: F) -> F:
+    """Options that say how features are measured."""
+    options = (
         click.option(
             "--solver",
             default="exact",
             show_default=True,
             help="exact, sinkhorn, sliced or gaussian; options as sinkhorn:epsilon=0.01.",
         ),
-        click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, ..."),
-        click.option("--batch-size", default=256, show_default=True),
         click.option("--bootstrap", default=200, show_default=True, help="Resamples; 0 for none."),
         click.option(
             "--embed", help="The whole network in one space too: pad, or pca:D (D components)."
@@ -132,7 +144,8 @@ def demo(out: str, epochs: int, seed: int) -> None:
 @click.option("--data", "source", required=True, help="A name or path; see `wgeo list datasets`.")
 @click.option("--out", required=True, help="Folder of the run.")
 @data_options
-@feature_options
+@reading_options
+@measuring_options
 @click.option("--trust-checkpoint", is_flag=True, help="Unpickle: runs code from the file.")
 @click.option("--report/--no-report", "with_report", default=True, help="Build the HTML report.")
 def analyze(
@@ -145,6 +158,7 @@ def analyze(
     samples: int,
     normalize: str | None,
     image_size: int | None,
+    skip_broken: bool,
     seed: int,
     trust_checkpoint: bool,
     with_report: bool,
@@ -166,7 +180,12 @@ def analyze(
 
     chosen = parse_solver(solver)
     folder = writable(out)
-    load: dict[str, Any] = {"seed": seed, "normalize": normalize, "size": image_size}
+    load: dict[str, Any] = {
+        "seed": seed,
+        "normalize": normalize,
+        "size": image_size,
+        "skip_broken": skip_broken,
+    }
 
     def network(path: str) -> Network:
         return load_checkpoint(path, arch, num_classes, trust=trust_checkpoint)
@@ -191,27 +210,28 @@ def analyze(
 @command(
     "report",
     "(Re)build the report of saved analyses.",
-    "wgeo report runs/r20 --open\nwgeo report runs/r20 runs/r32 --out runs/r20-r32",
+    "wgeo report runs/r20 --open\n"
+    "wgeo report runs/r20 --pdf\n"
+    "wgeo report runs/r20 runs/r32 --out runs/r20-r32",
 )
 @click.argument("runs", nargs=-1, required=True, metavar="RUN...", type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of a report on several runs.")
 @click.option("--open", "open_it", is_flag=True, help="Open it in the browser.")
-def report(runs: tuple[Path, ...], out: Path | None, open_it: bool) -> None:
+@click.option("--pdf", is_flag=True, help="Typeset it too, as RUN/report/report.pdf; takes TeX.")
+def report(runs: tuple[Path, ...], out: Path | None, open_it: bool, pdf: bool) -> None:
     """(Re)build the Sphinx report of a saved analysis, or one that sets several side by side."""
     from .. import report as reports
     from ..analysis import Series
 
+    if pdf:
+        reports.engine()  # none is said before the work
     if len(runs) > 1:
         if out is None:
             raise ArgumentError("A report on several runs needs a folder of its own: --out DIR.")
-        page = Series.of_folders(runs).report(out)
+        Series.of_folders(runs).save(out)
     elif out is not None:
         raise ArgumentError("--out is for several runs; one run's report lies in its own folder.")
-    else:
-        page = reports.build(runs[0])
-    click.echo(page)
-    if open_it:
-        click.launch(str(page))
+    click.echo(reports.build(out or runs[0], pdf=pdf, open=open_it))
 
 
 def parse_solver(text: str) -> Any:

@@ -1,4 +1,4 @@
-"""The report of an analysis: a Sphinx project of its own, and the HTML built from it.
+"""The report of an analysis: a Sphinx project of its own, and the HTML and PDF built from it.
 
 ``RUN/report`` is written from ``RUN/analysis.json`` alone and needs no network, neither to build
 nor to read: `build` is all there is to call.
@@ -9,25 +9,26 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import subprocess
-import sys
 import tempfile
 import webbrowser
 from collections.abc import Mapping
-from html import escape
 from pathlib import Path
 from string import Template
 from typing import Any
 
 from .. import __version__, plots
-from ..errors import RecordError, WgeoError
+from ..errors import RecordError
 from ..files import writable
 from ..records import ANALYSIS, SERIES, read_record
-from . import pages
+from . import building, pages
 from .assets import asset
+from .building import engine
+from .paper import paper
 
 
-def build(run_dir: str | os.PathLike[str], *, html: bool = True, open: bool = False) -> Path:
+def build(
+    run_dir: str | os.PathLike[str], *, html: bool = True, pdf: bool = False, open: bool = False
+) -> Path:
     """Write the report of a saved analysis and build its pages.
 
     Figures are drawn where ``RUN/figures`` lacks them or the record is newer. Everything is made
@@ -39,23 +40,30 @@ def build(run_dir: str | os.PathLike[str], *, html: bool = True, open: bool = Fa
         The run's folder, which holds ``analysis.json``, or that of several, with ``series.json``.
     html : bool
         Build the HTML; else write only the Sphinx project, ``RUN/report``.
+    pdf : bool
+        Typeset ``RUN/report/report.pdf`` too; takes a TeX engine (see `engine`).
     open : bool
-        Show the first page in the browser.
+        Show what is returned in the browser.
 
     Returns
     -------
     Path
-        ``RUN/report/html/index.html``, or ``RUN/report/index.md`` without HTML.
+        ``RUN/report/report.pdf`` where a PDF was asked for, else ``RUN/report/html/index.html``,
+        or ``RUN/report/index.md`` without HTML.
 
     Raises
     ------
     RecordError
         No analysis in the folder, a damaged one, one of another schema, or a folder that cannot
         be written.
+    DependencyError
+        A PDF was asked for, and there is no TeX engine or it lacks a package; the message says
+        what to install.
     WgeoError
-        Sphinx failed or warned; the message says where its log is.
+        Sphinx failed or warned, or TeX failed; the message says where the log is.
     """
-    run = Path(run_dir)
+    run, log = Path(run_dir), Path(run_dir) / "report-build.log"
+    tex = engine() if pdf else ""  # before the work, not after
     source = run / (SERIES if _holds_series(run) else ANALYSIS)
     record = read_record(run, source.name)
     writable(run)
@@ -63,19 +71,28 @@ def build(run_dir: str | os.PathLike[str], *, html: bool = True, open: bool = Fa
         figures = _figures(record, source)
         with tempfile.TemporaryDirectory(prefix=".report-", dir=run) as aside:
             project = Path(aside) / "report"
-            _write_project(record, project, figures, source)
+            _write_project(record, pages.pages(record), project, figures, source)
             if html:
-                _build_html(project, log=run / "report-build.log")
+                building.html(project, log)
+            if pdf:
+                printed = _write_paper(record, Path(aside) / "paper", source)
+                building.pdf(printed, tex, log).rename(project / "report.pdf")
             _swap(project, run / "report", Path(aside) / "old")
     except OSError as error:
         raise RecordError(
             f"Cannot write the report of {run}: {error.strerror or error}. Free some space, or "
             f"copy {source.name} to a folder that can be written and run `wgeo report` there."
         ) from error
-    page = run / "report" / ("html/index.html" if html else "index.md")
+    page = run / "report" / _page(html=html, pdf=pdf)
     if open:
         webbrowser.open(page.resolve().as_uri())
     return page
+
+
+def _page(*, html: bool, pdf: bool) -> str:
+    if pdf:
+        return "report.pdf"
+    return "html/index.html" if html else "index.md"
 
 
 def _holds_series(run: Path) -> bool:
@@ -95,54 +112,47 @@ def _figures(record: Mapping[str, Any], source: Path) -> list[Path]:
     return plots.figures(record, folder)
 
 
+def _write_paper(record: Mapping[str, Any], project: Path, source: Path) -> Path:
+    """The same project as it is printed: with figures that TeX can read."""
+    figures = plots.figures(record, project.with_name("figures-pdf"), endings=("pdf",))
+    _write_project(record, paper(pages.pages(record)), project, figures, source)
+    return project
+
+
 def _write_project(
-    record: Mapping[str, Any], project: Path, figures: list[Path], source: Path
+    record: Mapping[str, Any],
+    made: Mapping[str, str],
+    project: Path,
+    figures: list[Path],
+    source: Path,
 ) -> None:
     for folder in (project, project / "figures", project / "_static", project / "_templates"):
         folder.mkdir()
     for file in figures:
         shutil.copyfile(file, project / "figures" / file.name)
     shutil.copyfile(source, project / source.name)
-    for name, text in pages.pages(record).items():
+    for name, text in made.items():
         (project / f"{name}.md").write_text(text, encoding="utf-8")
-    made = f"<p>Made by wgeo {__version__} on {escape(str(record.get('created'))[:10])}.</p>\n"
+    when = _created(record)
+    footer = f"<p>Made by wgeo {__version__}{f' on {when}' if when else ''}.</p>\n"
     # Themes write the project's name into pages as HTML, unescaped: it may hold none.
     name = re.sub(r"[<>&\"'`{}\\]+", " ", pages.title(record)).strip() or "Report"
-    conf = Template(asset("conf.py.in")).substitute(project=repr(name), version=repr(__version__))
+    conf = Template(asset("conf.py.in")).substitute(
+        project=repr(name), version=repr(__version__), today=repr(when or " ")
+    )
     for name, text in {
         "conf.py": conf,
         "_static/report.css": asset("report.css"),
         "_static/scrubber.js": asset("scrubber.js"),
-        "_templates/made.html": made,
+        "_templates/made.html": footer,
     }.items():
         (project / name).write_text(text, encoding="utf-8")
 
 
-def _build_html(project: Path, log: Path) -> None:
-    """Run Sphinx in a process of its own: it would leave its state and its handlers in ours."""
-    command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-b", "html"]
-    doctrees = project.parent / "doctrees"
-    root = Path(__file__).parents[2]  # where this very wgeo is imported from
-    paths = [str(root), *filter(None, [os.environ.get("PYTHONPATH")])]
-    done = subprocess.run(
-        [*command, "-d", str(doctrees), str(project), str(project / "html")],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    )
-    if done.returncode:
-        log.write_bytes(done.stdout)
-        lines = done.stdout.decode(errors="replace").strip().splitlines() or ["no message"]
-        told = [line.strip() for line in lines if "WARNING" in line or "rror:" in line]
-        raise WgeoError(
-            f"Sphinx could not build the report: {(told or lines)[0]}\n"
-            f"Its whole log is {log}; any earlier report is untouched. If the log names a missing "
-            "module, install wgeo again (`pip install wgeo`) and run `wgeo report` once more."
-        )
-    log.unlink(missing_ok=True)
-    for litter in (".buildinfo", "objects.inv"):
-        (project / "html" / litter).unlink(missing_ok=True)
+def _created(record: Mapping[str, Any]) -> str:
+    """The day of a record, or of the latest in a series; empty where it is not known."""
+    days = [str(row.get("created"))[:10] for row in record.get("analyses") or [record]]
+    return max((day for day in days if re.fullmatch(r"\d{4}-\d\d-\d\d", day)), default="")
 
 
 def _swap(new: Path, place: Path, aside: Path) -> None:
@@ -157,4 +167,4 @@ def _swap(new: Path, place: Path, aside: Path) -> None:
         raise
 
 
-__all__ = ["build"]
+__all__ = ["build", "engine"]

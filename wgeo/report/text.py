@@ -75,6 +75,6 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]], caption: str) ->
 
 def key_values(pairs: Iterable[tuple[str, str]], caption: str) -> str:
     """A table of names and values, both Markdown."""
-    lines = ["| | |", "| :-- | :-- |", *(f"| {name} | {value} |" for name, value in pairs)]
-    body = "\n".join(lines)
-    return f"```````{{table}} {caption}\n:class: key-values\n\n{body}\n```````"
+    body = "\n".join(f"* - {name}\n  - {value}" for name, value in pairs)
+    options = ":class: key-values\n:stub-columns: 1\n:widths: auto"
+    return f"```````{{list-table}} {caption}\n{options}\n\n{body}\n```````"
