@@ -16,12 +16,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 ARMIJO, WOLFE = 1e-4, 0.9
 ROUNDING = 1e-15  # relative error allowed to a value of F
 CHECK = 5  # ticks between looking whether rows are done
+MEMORY = torch.float32  # shapes the direction only; every decision is taken in float64
 RESETS = 3  # a row whose line search fails this often has stalled
 
 
@@ -48,8 +49,10 @@ class _State:
     t: Tensor  # trial step, in the bracket [low, high]
     low: Tensor
     high: Tensor
-    memory: Tensor  # (S, 2m, P): m displacements s, then m gradient changes y
-    sy: Tensor  # (S, m, m): <s_i, y_j>
+    memory: Tensor  # (S, 2m, P): slots for m displacements s, then for m gradient changes y
+    # in order of age, the newest last:
+    products: Tensor  # (S, 2, m): of the memory with g
+    sy: Tensor  # (S, m, m): <s_i, y_j>, where s_i is not younger than y_j; 1 for an empty slot
     yy: Tensor  # (S, m, m): <y_i, y_j>
     count: Tensor  # pairs ever stored
     resets: Tensor
@@ -109,10 +112,6 @@ def _norm(g: Tensor) -> Tensor:
     return torch.linalg.vector_norm(g, dim=-1)
 
 
-def _dot(a: Tensor, b: Tensor) -> Tensor:
-    return (a[:, None] @ b[:, :, None])[:, 0, 0]
-
-
 def _start(x: Tensor, f: Tensor, g: Tensor, m: int) -> _State:
     S, P = x.shape
     number = x.new_zeros(S)
@@ -126,7 +125,8 @@ def _start(x: Tensor, f: Tensor, g: Tensor, m: int) -> _State:
         t=number + 1,
         low=number.clone(),
         high=number + math.inf,
-        memory=x.new_zeros(S, 2 * m, P),
+        memory=x.new_zeros(S, 2 * m, P, dtype=MEMORY),
+        products=x.new_zeros(S, 2, m),
         sy=x.new_zeros(S, m, m),
         yy=x.new_zeros(S, m, m),
         count=x.new_zeros(S, dtype=torch.int64),
@@ -145,9 +145,12 @@ def _descend_steeply(state: _State, rows: Tensor, length: float) -> None:
     """Forget the memory of these rows and set out along the negative gradient."""
     g = state.g[rows]
     state.d[rows] = -g * (length / _norm(g).clamp_min(1.0))[:, None]
-    state.slope[rows] = _dot(state.d[rows], g)
+    state.slope[rows] = torch.linalg.vecdot(state.d[rows], g)
     state.count[rows] = 0
     state.memory[rows] = 0.0
+    state.products[rows] = 0.0
+    state.yy[rows] = 0.0
+    state.sy[rows] = torch.eye(state.sy.shape[1], dtype=g.dtype, device=g.device)
     state.t[rows], state.low[rows], state.high[rows] = 1.0, 0.0, math.inf
 
 
@@ -155,12 +158,13 @@ def _tick(objective: Callable[[Tensor], tuple[Tensor, Tensor]], state: _State) -
     """Evaluate every row at its trial point; accept it, or move its bracket."""
     trial = torch.addcmul(state.x, state.t[:, None], state.d)
     f, g = objective(trial)
-    slope = _dot(state.d, g)
+    slope = torch.linalg.vecdot(state.d, g)
     armijo = f <= state.f + ARMIJO * state.t * state.slope
     flat = f <= state.f + ROUNDING * state.f.abs()
     low_enough = armijo | (flat & (slope <= (2 * ARMIJO - 1) * state.slope))
     short = slope < WOLFE * state.slope
     accepted = low_enough & ~short
+    taken = state.t
 
     state.high = torch.where(low_enough, state.high, state.t)
     state.low = torch.where(low_enough & short, state.t, state.low)
@@ -168,74 +172,74 @@ def _tick(objective: Callable[[Tensor], tuple[Tensor, Tensor]], state: _State) -
     state.t = torch.where(state.high.isinf(), 2 * state.t, middle)
 
     if accepted.any():
-        _accept(state, accepted, trial, f, g)
-    rows = (~(accepted & (state.slope < 0))).nonzero()[:, 0]
+        state.f = torch.where(accepted, f, state.f)
+        _accept(state, accepted, taken, g, slope)
+    downhill = (state.slope < 0) & state.slope.isfinite()
+    rows = (~(accepted & downhill)).nonzero()[:, 0]
     width = (state.high - state.low)[rows] * _norm(state.d[rows])
-    wide = (width >= 1e-14 * (1 + _norm(state.x[rows]))) & (state.slope[rows] < 0)
+    wide = (width >= 1e-14 * (1 + _norm(state.x[rows]))) & downhill[rows]
     rows = rows[~wide]  # a NaN is not wide
     if len(rows):
         state.resets[rows] += 1
         _descend_steeply(state, rows, length=1e-3)
 
 
-def _accept(state: _State, accepted: Tensor, x: Tensor, f: Tensor, g: Tensor) -> None:
-    """Move the accepted rows, remember their steps, and point them anew."""
-    S, m = len(x), state.sy.shape[1]
-    everyone = torch.arange(S, device=x.device)
-    slot = state.count % m
-    take = accepted[:, None]
+def _accept(state: _State, accepted: Tensor, t: Tensor, g: Tensor, slope: Tensor) -> None:
+    """Move the accepted rows by t d to gradient g, remember the step, and point them anew."""
+    S, m = len(g), state.sy.shape[1]
+    everyone = torch.arange(S, device=g.device)
+    newest = state.count % m
+    y = g - state.g
     # a row that was not accepted may spoil its oldest pair: nothing reads it before its next
     # accepted step overwrites it
-    vectors = torch.stack([x - state.x, g - state.g, g], 1)  # s, y, g
-    state.memory[everyone, slot] = vectors[:, 0]
-    state.memory[everyone, m + slot] = vectors[:, 1]
-    state.x = torch.where(take, x, state.x)
-    state.g = torch.where(take, g, state.g)
-    state.f = torch.where(accepted, f, state.f)
+    state.memory[everyone, newest] = (t[:, None] * state.d).to(MEMORY)
+    state.memory[everyone, m + newest] = y.to(MEMORY)
+    age = torch.arange(1, m + 1, device=g.device)
+    order = (newest[:, None] + age) % m  # of the slots, the oldest first
+    order = torch.cat([order, order + m], 1)
+
+    products = (g[:, None].to(MEMORY) @ state.memory.mT)[:, 0].double()
+    products = products.gather(1, order).unflatten(1, (2, m))
+    change = products - state.products.roll(-1, 2)  # of the memory with y, but for the new pair
+    change[:, 0, -1] = t * (slope - state.slope)
+    change[:, 1, -1] = torch.linalg.vecdot(y, y)
+    sy, yy = state.sy.roll((-1, -1), (1, 2)), state.yy.roll((-1, -1), (1, 2))
+    sy[:, -1] = 0.0
+    sy[:, :, -1] = change[:, 0]
+    yy[:, -1] = yy[:, :, -1] = change[:, 1]
+    gamma, weights = _compact(sy, yy, products)
+    slots = torch.empty_like(weights).scatter_(1, order, weights)
+    d = (slots[:, None].to(MEMORY) @ state.memory)[:, 0].double().addcmul_(-gamma[:, None], g)
+
+    def moved(new: Tensor, old: Tensor) -> Tensor:
+        return torch.where(accepted[(..., *[None] * (new.ndim - 1))], new, old)
+
+    state.x.addcmul_(moved(t, torch.zeros_like(t))[:, None], state.d)
+    state.slope = moved(torch.linalg.vecdot(d, g), state.slope)
+    state.g, state.d = moved(g, state.g), moved(d, state.d)
+    state.products, state.sy, state.yy = (
+        moved(new, old) for new, old in ((products, state.products), (sy, state.sy), (yy, state.yy))
+    )
     state.count = state.count + accepted
-
-    products = vectors @ state.memory.mT  # (S, 3, 2m)
-    state.sy[everyone, slot] = products[:, 0, m:]
-    state.sy[everyone, :, slot] = products[:, 1, :m]
-    state.yy[everyone, slot] = products[:, 1, m:]
-    state.yy[everyone, :, slot] = products[:, 1, m:]
-
-    gamma, weights = _compact(state, products[:, 2], state.count.clamp_max(m))
-    d = torch.addcmul((weights[:, None] @ state.memory)[:, 0], gamma[:, None], g).neg_()
-    state.d = torch.where(take, d, state.d)
-    state.slope = torch.where(accepted, _dot(d, g), state.slope)
-    state.t = torch.where(accepted, 1.0, state.t)
-    state.low = torch.where(accepted, 0.0, state.low)
-    state.high = torch.where(accepted, math.inf, state.high)
+    state.t = state.t.masked_fill(accepted, 1.0)
+    state.low = state.low.masked_fill(accepted, 0.0)
+    state.high = state.high.masked_fill(accepted, math.inf)
 
 
 def _compact(
-    state: _State, products: Float[Tensor, "S m2"], held: Int[Tensor, " S"]
-) -> tuple[Tensor, Tensor]:
-    """B g = gamma g + memory^T weights, from the Gram matrices of the memory alone.
+    sy: Float[Tensor, "S m m"], yy: Float[Tensor, "S m m"], products: Float[Tensor, "S 2 m"]
+) -> tuple[Float[Tensor, " S"], Float[Tensor, "S m2"]]:
+    """-B g = memory^T weights - gamma g, from the Gram matrices of the memory alone.
 
-    With R the upper triangle of S^T Y in order of age and D its diagonal, u = R^-1 S^T g:
-    weights on S: R^-T ((D + gamma Y^T Y) u - gamma Y^T g); on Y: -gamma u.
+    With R = sy, the upper triangle of S^T Y in order of age, D its diagonal and u = R^-1 S^T g:
+    -weights on S: R^-T ((D + gamma Y^T Y) u - gamma Y^T g); on Y: -gamma u. A slot still empty has
+    products 0 and a 1 on the diagonal, and gets no weight.
     """
-    S, m = state.sy.shape[:2]
-    age = torch.arange(m, device=products.device)
-    order = (state.count[:, None] + age) % m  # slots, the oldest first; empty ones before them
-    filled: Bool[Tensor, "S m"] = age >= m - held[:, None]
-    both = filled[:, :, None] & filled[:, None, :]
-    rows = torch.arange(S, device=products.device)[:, None, None]
-    chronological = (rows, order[:, :, None], order[:, None, :])
-    R = torch.where(both, state.sy[chronological], torch.eye(m, device=products.device)).triu()
-    yy = torch.where(both, state.yy[chronological], 0.0)
-    sg = torch.where(filled, products[:, :m].gather(1, order), 0.0)
-    yg = torch.where(filled, products[:, m:].gather(1, order), 0.0)
-
-    D = R.diagonal(dim1=1, dim2=2)
-    newest = yy[:, -1, -1]
-    gamma = torch.where(newest > 0, D[:, -1] / newest.clamp_min(1e-300), 1.0)
-    u = torch.linalg.solve_triangular(R, sg[:, :, None], upper=True)
-    inner = D[:, :, None] * u + gamma[:, None, None] * (yy @ u - yg[:, :, None])
-    top = torch.linalg.solve_triangular(R.mT, inner, upper=False)[:, :, 0]
-    weights = torch.zeros_like(products)
-    weights.scatter_(1, order, torch.where(filled, top, 0.0))
-    weights.scatter_(1, order + m, torch.where(filled, -gamma[:, None] * u[:, :, 0], 0.0))
-    return gamma, weights
+    D = sy.diagonal(dim1=1, dim2=2)
+    latest = yy[:, -1, -1]
+    gamma = torch.where(latest > 0, D[:, -1] / latest.clamp_min(1e-300), 1.0)
+    sg, yg = products[..., None].unbind(1)
+    u = torch.linalg.solve_triangular(sy, sg, upper=True)
+    inner = torch.addcmul(gamma[:, None, None] * (yg - yy @ u), D[..., None], u, value=-1)
+    top = torch.linalg.solve_triangular(sy.mT, inner, upper=False)
+    return gamma, torch.cat([top, gamma[:, None, None] * u], 1)[..., 0]

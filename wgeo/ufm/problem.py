@@ -279,7 +279,7 @@ class Problem:
             blocks[i].add_(D @ X[i - 1].mT)
             D = factors[i].mT @ D
             if self.activation == "relu" and i > 1:
-                D = D * (X[i - 1] > 0)
+                D = D * X[i - 1].sign()  # 0 or 1 after a ReLU
         blocks[0].add_(D)
         return value, gradient
 
