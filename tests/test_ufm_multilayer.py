@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from wgeo.errors import ArgumentError
-from wgeo.ufm import fit_mse, fit_mufm
+from wgeo.ufm import fit_mse, fit_mufm, metric
 from wgeo.ufm.lbfgs import minimise
 from wgeo.ufm.likelihood import Likelihood
+from wgeo.ufm.metric import FewDirections, GaussNewton
 from wgeo.ufm.newton import descend
 from wgeo.ufm.reduced import Reduced, Statistics
 from wgeo.ufm.search import search
@@ -107,9 +108,11 @@ def clusters(rng, classes, n, d, spread=1.0):
     return rng.normal(size=(classes, d))[labels] + spread * rng.normal(size=(n, d)), labels
 
 
+@pytest.mark.parametrize("way", [FewDirections, GaussNewton])
 @pytest.mark.parametrize("decay", [0.0, 0.3, np.inf])
-def test_the_preconditioner_inverts_the_gauss_newton_matrix(decay, rng):
+def test_the_preconditioner_inverts_the_gauss_newton_matrix(decay, way, rng, monkeypatch):
     """Against the matrix formed from the features themselves."""
+    monkeypatch.setattr(metric, "EIGEN", 0.0 if way is FewDirections else np.inf)
     x, labels = det_data(4, 5, 6)
     stats = Statistics.of(x, labels, 4)
     point = Reduced(stats, 0.2, 0.01, decay).at(rng.normal(size=(4, 6)))
@@ -121,7 +124,9 @@ def test_the_preconditioner_inverts_the_gauss_newton_matrix(decay, rng):
         extra = 0.2 / decay if np.isfinite(decay) else 0.0
         inverse = np.linalg.inv(point.shifted + extra * np.eye(4))
         image += 0.2 * inverse @ v @ np.outer(mean, mean)
-    assert np.allclose(point.preconditioner()(image), v, atol=1e-10)
+    inverse_of = point.preconditioner()
+    assert type(inverse_of) is way
+    assert np.allclose(inverse_of(image), v, atol=1e-10)
 
 
 @pytest.mark.parametrize("bias", [False, True, 0.1])

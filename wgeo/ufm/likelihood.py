@@ -173,6 +173,7 @@ class LikelihoodPoint:
         scale = values * (self.moved**2).mean(0) + problem.weight_decay
         if problem.has_bias:
             scale = np.column_stack([scale, values + problem.bias_decay])
+        scale[scale == 0] = 1  # no sample's loss has any curvature left: of a free bias alone
         return lambda v: turn @ ((turn.T @ v) / scale)
 
     def bias(self) -> Float[np.ndarray, " K"]:

@@ -8,6 +8,9 @@ a sum of Kronecker products whose left factors share the eigenvectors of A. For 
 what remains is lw I + (mu / a_i) H H^T / N + ..., diagonal (S, in its own basis) plus rank 2K + 1:
 
     H H^T / N = S + C G + G^T C^T + C R C^T,     C = W^T A^-1,  G = T - W S,  R = E E^T / N.
+
+Of K such matrices the inverses cost K (2K + 1)^3 by their low rank. Where the samples have few
+directions for so many classes, the eigenvectors of H H^T / N diagonalise all of them at r^3.
 """
 
 from __future__ import annotations
@@ -18,6 +21,28 @@ import numpy as np
 from jaxtyping import Float
 
 Matrix = Float[np.ndarray, "K r"]
+EIGEN = 0.5  # of r^3 and K m^3, the first counts half: BLAS makes up for more arithmetic
+
+
+def gauss_newton(
+    *,
+    shifted: Float[np.ndarray, "K K"],
+    s: Float[np.ndarray, " r"],
+    mu: float,
+    weight_decay: float,
+    thin: Float[np.ndarray, "r m"],
+    middle: Float[np.ndarray, "m m"],
+    of_mean: float,
+) -> GaussNewton | FewDirections:
+    """Prepare for W W^T + mu I (`shifted`) and H H^T / N = diag(s) + thin middle thin^T.
+
+    The last column of `thin` is the mean of H. It meets A_b = A + of_mean I in the place of A;
+    where of_mean is infinite (a free bias) it does not count.
+    """
+    a, turn = np.linalg.eigh(shifted)
+    if EIGEN * len(s) ** 3 < len(a) * len(middle) ** 3:
+        return FewDirections.of(a, turn, s, mu, weight_decay, thin, middle, of_mean)
+    return GaussNewton.of(a, turn, s, mu, weight_decay, thin, middle, of_mean)
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,8 +69,8 @@ class GaussNewton:
     @classmethod
     def of(
         cls,
-        *,
-        shifted: Float[np.ndarray, "K K"],
+        a: Float[np.ndarray, " K"],
+        turn: Float[np.ndarray, "K K"],
         s: Float[np.ndarray, " r"],
         mu: float,
         weight_decay: float,
@@ -53,12 +78,7 @@ class GaussNewton:
         middle: Float[np.ndarray, "m m"],
         of_mean: float,
     ) -> GaussNewton:
-        """Prepare for W W^T + mu I (`shifted`) and H H^T / N = diag(s) + thin middle thin^T.
-
-        The last column of `thin` is the mean of H. It meets A_b = A + of_mean I in the place of A;
-        where of_mean is infinite (a free bias) it does not count.
-        """
-        a, turn = np.linalg.eigh(shifted)
+        """By the low rank; see `gauss_newton`."""
         diagonal = weight_decay + mu * s / a[:, None]
         eye = np.eye(len(middle))
         core = np.empty((len(a), *middle.shape))
@@ -74,3 +94,58 @@ class GaussNewton:
         found = (self.turn.T @ v) / self.diagonal
         low = np.matmul(self.core, (found @ self.thin)[:, :, None])[:, :, 0]
         return self.turn @ (found - (low @ self.thin.T) / self.diagonal)
+
+
+@dataclass(frozen=True, eq=False)
+class FewDirections:
+    """The same inverse by the eigenvectors of H H^T / N; call it on V.
+
+    Attributes
+    ----------
+    turn : ndarray, (K, K)
+        Eigenvectors of A, columns.
+    axes : ndarray, (r, r)
+        Eigenvectors of H H^T / N, its mean apart.
+    diagonal : ndarray, (K, r)
+        lw + mu times its eigenvalues / a_i.
+    mean : ndarray, (r,)
+        The mean of H in these axes.
+    share : ndarray, (K,)
+        mu / (a_i + of_mean).
+    """
+
+    turn: Float[np.ndarray, "K K"]
+    axes: Float[np.ndarray, "r r"]
+    diagonal: Matrix
+    mean: Float[np.ndarray, " r"]
+    share: Float[np.ndarray, " K"]
+
+    @classmethod
+    def of(
+        cls,
+        a: Float[np.ndarray, " K"],
+        turn: Float[np.ndarray, "K K"],
+        s: Float[np.ndarray, " r"],
+        mu: float,
+        weight_decay: float,
+        thin: Float[np.ndarray, "r m"],
+        middle: Float[np.ndarray, "m m"],
+        of_mean: float,
+    ) -> FewDirections:
+        """By the eigenvectors; see `gauss_newton`."""
+        spread = thin[:, :-1] @ middle[:-1, :-1] @ thin[:, :-1].T
+        values, axes = np.linalg.eigh(np.diag(s) + (spread + spread.T) / 2)
+        return cls(
+            turn,
+            axes,
+            weight_decay + mu * np.maximum(values, 0) / a[:, None],
+            np.sqrt(middle[-1, -1]) * (axes.T @ thin[:, -1]),
+            mu / (a + of_mean),
+        )
+
+    def __call__(self, v: Matrix) -> Matrix:
+        """Return the matrix's inverse applied to V."""
+        found = (self.turn.T @ v @ self.axes) / self.diagonal
+        low = self.mean / self.diagonal
+        part = self.share * (found @ self.mean) / (1 + self.share * (low @ self.mean))
+        return self.turn @ (found - part[:, None] * low) @ self.axes.T

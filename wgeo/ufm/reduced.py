@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from .alignment import Alignment, saddle_direction
-from .metric import GaussNewton
+from .metric import FewDirections, GaussNewton, gauss_newton
 
 Matrix = Float[np.ndarray, "K r"]
 EPS = float(np.finfo(float).eps)
@@ -230,7 +230,7 @@ class Point:
         )
         return self.problem.weight_decay * v - self.problem.mu * moved
 
-    def preconditioner(self) -> GaussNewton:
+    def preconditioner(self) -> GaussNewton | FewDirections:
         """The Gauss-Newton matrix's inverse: H's second moments in the place of S."""
         problem, stats = self.problem, self.problem.stats
         classes, width = self.w.shape
@@ -243,7 +243,7 @@ class Point:
         middle[-1, -1] = 1.0
         pull = self.w.T @ self.inverse  # C
         mean = np.zeros(width) if free else stats.x_mean + pull @ (self.miss - self.bias())
-        return GaussNewton.of(
+        return gauss_newton(
             shifted=self.shifted,
             s=stats.s,
             mu=problem.mu,
