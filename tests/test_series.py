@@ -100,9 +100,9 @@ def test_an_analysis_and_a_series_do_not_share_a_folder(tmp_path):
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [
-        (lambda s: s["analyses"][0].pop("name"), "lacks name"),
-        (lambda s: s["analyses"][1].pop("provenance"), "analysis 2.* lacks provenance"),
-        (lambda s: s["analyses"][1].pop("segments"), "lacks segments"),
+        (lambda s: s["analyses"][0].pop("name"), r"lacks analyses\[0\]\.name"),
+        (lambda s: s["analyses"][1].pop("provenance"), r"lacks analyses\[1\]\.provenance"),
+        (lambda s: s["analyses"][1].pop("segments"), r"lacks analyses\[1\]\.segments"),
         (lambda s: s.update(analyses=[]), "at least two"),
         (lambda s: s.update(axis="x"), "no series"),
         (lambda s: s["analyses"][0]["provenance"].update(epoch=None), "an analysis has none"),

@@ -1,12 +1,45 @@
-"""Files written whole or not at all."""
+"""Files written whole or not at all, folders written by one run at a time, names printed."""
 
 from __future__ import annotations
 
+import errno
 import os
+import secrets
+import stat
+import sys
 import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from .errors import RecordError
+
+try:
+    import fcntl
+except ImportError:  # not of this family of systems
+    fcntl = None  # type: ignore[assignment]
+
+
+def printable(name: str | os.PathLike[str], limit: int = 100) -> str:
+    """Return a name that a stranger chose as it may be printed: nothing invisible, not endless."""
+    text = os.fsdecode(name)
+    plain = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text[: limit + 1])
+    return plain if len(plain) <= limit else plain[: limit - 3] + "..."
+
+
+def regular(path: str | os.PathLike[str]) -> None:
+    """Raise an OSError where a path is no regular file: a pipe or a device may never end."""
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise OSError(errno.EINVAL, "it is a folder, a pipe or a device, not a regular file")
+
+
+def memory() -> int:
+    """Bytes of memory that this machine has; endless where it does not say."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):  # not of this family of systems
+        return sys.maxsize
 
 
 def writable(folder: str | os.PathLike[str]) -> Path:
@@ -32,17 +65,101 @@ def writable(folder: str | os.PathLike[str]) -> Path:
 def write_aside(path: str | os.PathLike[str], content: str | bytes) -> None:
     """Write a file aside, then rename it, so that nobody reads half of it.
 
+    It is on the disk before it takes its name: not even a loss of power leaves half of it.
+
     Raises
     ------
     RecordError
         The disk is full or the folder cannot be written; what was there before still is.
     """
     path = Path(path)
-    aside = path.with_name(path.name + ".part")
+    data = content.encode() if isinstance(content, str) else content
+    # A name of its own: neither another process nor a link that lies there is written through.
+    aside = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
     try:
-        aside.write_bytes(content.encode() if isinstance(content, str) else content)
+        with open(aside, "xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
         aside.replace(path)
     except OSError as error:
         raise RecordError(f"Cannot write {path}: {error.strerror}.") from error
     finally:
         aside.unlink(missing_ok=True)
+
+
+@contextmanager
+def locked(folder: str | os.PathLike[str]) -> Iterator[Path]:
+    """Keep a folder to this run while the block lasts; make it if need be, as `writable` does.
+
+    The system lets go of the lock when the process ends, however it ends, so a crash leaves none.
+    A run may lock again what it has locked. File systems without locks have none here, either.
+
+    Raises
+    ------
+    RecordError
+        Another run writes into the folder, or it cannot be written.
+    """
+    path = writable(folder)
+    status = path.stat()
+    key, me = (status.st_dev, status.st_ino), threading.get_ident()
+    with _guard:
+        holder, depth = _held.get(key, (me, 0))
+        if holder != me:
+            raise RecordError(_taken(path, os.getpid()))
+        handle = _handle(path) if depth == 0 else None
+        _held[key] = (me, depth + 1)
+    try:
+        yield path
+    finally:
+        with _guard:
+            _held[key] = (me, depth)
+            if depth == 0:
+                del _held[key]
+                _let_go(path, handle)
+
+
+_LOCK = ".wgeo.lock"
+_guard = threading.Lock()
+_held: dict[tuple[int, int], tuple[int, int]] = {}  # folder -> the thread that has it, how often
+
+
+def _handle(path: Path) -> int | None:
+    """The open, locked file of a folder; None where there are no locks."""
+    if fcntl is None:
+        return None
+    while True:
+        try:
+            handle = os.open(path / _LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+        except OSError as error:
+            raise RecordError(f"Cannot lock {path}: {error.strerror}.") from error
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            said = os.read(handle, 20).decode(errors="replace").strip()
+            os.close(handle)
+            raise RecordError(_taken(path, int(said) if said.isdecimal() else None)) from None
+        except OSError:  # a file system without locks
+            os.close(handle)
+            return None
+        if os.fstat(handle).st_nlink:
+            os.ftruncate(handle, 0)
+            os.write(handle, str(os.getpid()).encode())
+            return handle
+        os.close(handle)  # who held it took the file away between our opening and our locking it
+
+
+def _let_go(path: Path, handle: int | None) -> None:
+    if handle is None:
+        return
+    with suppress(OSError):
+        os.unlink(path / _LOCK)  # while it is ours
+    os.close(handle)
+
+
+def _taken(path: Path, process: int | None) -> str:
+    by = f" (process {process})" if process is not None else ""
+    return (
+        f"Another run{by} writes into {path}. Wait until it has ended, or choose another folder "
+        "with --out."
+    )

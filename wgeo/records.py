@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -12,21 +13,15 @@ from typing import Any
 import numpy as np
 import torch
 
+from . import schema
 from .errors import RecordError
-from .files import write_aside
+from .files import printable, regular, write_aside
 
 SCHEMA = 1
 ANALYSIS, SERIES = "analysis.json", "series.json"
-_NEEDED: dict[str, dict[str, type]] = {
-    ANALYSIS: {
-        **dict.fromkeys(("provenance", "progress"), dict),
-        **dict.fromkeys(("layers", "blocks", "segments"), list),
-        "verdict": str,
-    },
-    SERIES: {"analyses": list, "axis": str},
-}
-_OPTIONAL = dict.fromkeys(("geodesic_model", "mufm", "versions", "embedded", "reference"), dict)
-_ROWS = ("layers", "blocks", "segments", "analyses")
+_LARGEST = 2**26  # bytes; the record of a network of a hundred layers takes one million
+_SHOWN = 5  # places of damage that an error names
+_HOLDS = {ANALYSIS: schema.ANALYSIS, SERIES: schema.SERIES}
 _MAKE = {
     ANALYSIS: "make one with `wgeo analyze`",
     SERIES: "make one with `wgeo analyze` of several checkpoints",
@@ -73,50 +68,65 @@ def read_record(place: str | os.PathLike[str], kind: str = ANALYSIS) -> dict[str
         No record there, or one that is damaged or of another schema.
     """
     path = Path(place)
-    path = path / kind if path.is_dir() else path
+    where = printable(path, 1000)
     try:
+        path = path / kind if path.is_dir() else path
+        where = printable(path, 1000)
+        text = _text(path)
         # NaN is no JSON; where another tool wrote it, it is undefined.
-        record = json.loads(path.read_text(encoding="utf-8"), parse_constant=lambda _: None)
+        record = json.loads(text, parse_constant=lambda _: None)
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise RecordError(f"No analysis at {path}; {_MAKE[kind]}.") from error
+        raise RecordError(f"No analysis at {where}; {_MAKE[kind]}.") from error
     except (OSError, ValueError, RecursionError) as error:
-        raise RecordError(f"{path} is not a readable record: {error}") from error
-    if not isinstance(record, dict) or record.get("schema") != SCHEMA:
-        found = record.get("schema") if isinstance(record, dict) else type(record).__name__
+        why = (error.strerror if isinstance(error, OSError) else None) or error
+        raise RecordError(f"{where} is not a readable record: {printable(str(why))}") from error
+    number = record.get("schema") if isinstance(record, dict) else None
+    if not schema.whole(number) or number != SCHEMA:
+        found = repr(number if isinstance(record, dict) else type(record).__name__)
         raise RecordError(
-            f"{path} has schema {found!r}; this wgeo reads schema {SCHEMA}. Analyse the "
-            "checkpoint again, or use the version of wgeo that wrote it."
+            f"{where} has schema {printable(found)}; this wgeo reads schema {SCHEMA}. Analyse "
+            "the checkpoint again, or use the version of wgeo that wrote it."
         )
-    _check(record, _NEEDED[kind], str(path))
+    _check(record, kind, where)
     if kind == SERIES:
-        _check_series(record, str(path))
+        _check_series(record, where)
     return record
+
+
+def _text(path: Path) -> str:
+    """What a file says that can be a record: no pipe that never ends, no gigabytes."""
+    regular(path)
+    if path.stat().st_size > _LARGEST:
+        raise ValueError(f"it has {path.stat().st_size} bytes, far more than a record")
+    return path.read_text(encoding="utf-8")
 
 
 def check_record(record: Mapping[str, Any], where: str) -> None:
     """Raise a RecordError where this is no record of an analysis."""
-    _check(record, _NEEDED[ANALYSIS], where)
+    _check(record, ANALYSIS, where)
 
 
-def _check(record: Mapping[str, Any], needed: Mapping[str, type], where: str) -> None:
-    again = "analyse the checkpoint again."
-    missing = [key for key in needed if key not in record]
-    if missing:
-        raise RecordError(f"{where} lacks {', '.join(missing)}; {again}")
-    kinds = {**needed, **_OPTIONAL}
-    wrong = [key for key in kinds if key in record and not isinstance(record[key], kinds[key])]
-    for key in _ROWS:
-        rows = record.get(key, [])
-        if key not in wrong and not all(isinstance(row, dict) for row in rows):
-            wrong.append(key)
+def _check(record: Mapping[str, Any], kind: str, where: str) -> None:
+    """Raise a RecordError that names what is not as the schema says."""
+    wrong = list(itertools.islice(schema.faults(record, _HOLDS[kind]), _SHOWN + 1))
+    if not wrong:
+        rows = [record] if kind == ANALYSIS else record["analyses"]
+        wrong = [fault for row in rows for fault in schema.mismatched(row)][: _SHOWN + 1]
     if wrong:
-        raise RecordError(f"{where} is damaged in {', '.join(wrong)}; {again}")
+        absent = [fault.place for fault in wrong if fault.missing]
+        spoilt = [fault.place for fault in wrong if not fault.missing]
+        said = [f"lacks {_listed(absent)}"] if absent else []
+        said += [f"is damaged in {_listed(spoilt)}"] if spoilt else []
+        raise RecordError(f"{where} {' and '.join(said)}; analyse the checkpoint again.")
+
+
+def _listed(places: list[str]) -> str:
+    more = ", ..." if len(places) > _SHOWN else ""
+    return ", ".join(printable(place) for place in places[:_SHOWN]) + more
 
 
 def _check_series(record: Mapping[str, Any], where: str) -> None:
     rows = record["analyses"]
-    for k, row in enumerate(rows):
-        _check(row, {**_NEEDED[ANALYSIS], "name": str}, f"{where}, analysis {k + 1},")
     epochs = [epoch_of(row) for row in rows]
     if record["axis"] not in ("epoch", "name") or len(rows) < 2:
         raise RecordError(f"{where} is no series of at least two analyses, by epoch or by name.")

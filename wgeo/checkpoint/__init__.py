@@ -11,10 +11,13 @@ import torch
 from torch import nn
 
 from .. import models
-from ..errors import CheckpointError
-from ..models import Fit, KeyReport, classifier_of, printable
+from ..errors import ArgumentError, CheckpointError, DependencyError
+from ..files import printable
+from ..models import Fit, KeyReport, classifier_of
 from .contents import find_state, stripped
 from .reading import read, shown
+
+_LONGEST = 500  # characters of a setting that a file remembers
 
 __all__ = ["LoadReport", "Network", "Provenance", "load_checkpoint"]
 
@@ -213,6 +216,10 @@ def load_checkpoint(
         fitted, prefix = _fit(states, arch, num_classes, meta, options or {}, notes)
     except CheckpointError as error:
         raise CheckpointError(f"{name}: {error}") from None
+    except (ArgumentError, DependencyError) as error:
+        if arch is not None:
+            raise
+        raise CheckpointError(f"{name} says what it is made of, and it fails: {error}") from None
     _check_finite(fitted.module, name)
     notes += _assumed(fitted)
     report = LoadReport(
@@ -259,6 +266,11 @@ def _meta(value: dict[Any, Any], name: str) -> dict[str, Any]:
         raise CheckpointError(f"{name}: its 'wgeo' entry is damaged. Say which arch= it is.")
     if not isinstance(meta.get("options", {}), dict):
         raise CheckpointError(f"{name}: the options in its 'wgeo' entry are damaged.")
+    for key, said in {**meta, **meta.get("options", {})}.items():
+        if isinstance(said, str) and not (said.isprintable() and len(said) <= _LONGEST):
+            raise CheckpointError(
+                f"{name}: {printable(str(key))} in its 'wgeo' entry is no word: {printable(said)}."
+            )
     return dict(meta)
 
 

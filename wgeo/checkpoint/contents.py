@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from ..errors import CheckpointError
-from ..models import printable
+from ..files import printable
 
 _CONTAINERS = (
     "state_dict",
@@ -32,6 +32,7 @@ _PREFIXES = ("module.", "model.", "net.", "network.")
 _WRAPPERS = re.compile(r"(^|\.)(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)(?=\.)")
 _DEPTH = 3  # a state dict lies at most in a container of a container
 _SLACK = 2**20
+_MOST = 10_000  # tensors; a network of a thousand layers has six thousand
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,7 +70,7 @@ def find_state(value: Any, name: str, size: int) -> Found:
         )
     found = _search(value, _DEPTH)
     if found is None:
-        keys = ", ".join(printable(str(key)) for key in list(dict.keys(value))[:8]) or "nothing"
+        keys = ", ".join(_name(key) for key in list(dict.keys(value))[:8]) or "nothing"
         raise CheckpointError(
             f"{name} holds no tensors that make a state dict (its entries: {keys}). "
             "Save it with torch.save(model.state_dict(), path)."
@@ -97,15 +98,28 @@ def _search(value: Any, depth: int) -> Found | None:
         if found is not None:
             container = f"{key}.{found.container}" if found.container else key
             return Found(found.state, container, tuple(other for other in inside if other != key))
-    state = {k: t for k, t in entries.items() if isinstance(k, str) and torch.is_tensor(t)}
+    # A tensor of a file may carry attributes that hide its methods, too: without them.
+    state = {
+        k: torch.Tensor.detach(t)
+        for k, t in entries.items()
+        if isinstance(k, str) and isinstance(t, torch.Tensor)
+    }
     if any(tensor.ndim > 0 for tensor in state.values()):
         return Found(state, "", ())
-    unusual = {str(key): _search(part, 1) for key, part in entries.items() if key not in inside}
-    states = {key: found for key, found in unusual.items() if found is not None}
+    unusual = [(key, _search(part, 1)) for key, part in entries.items() if key not in inside]
+    states = [(key, found) for key, found in unusual if found is not None]
     if len(states) != 1:
         return None
-    ((key, only),) = states.items()
-    return Found(only.state, printable(key), ())
+    ((key, only),) = states
+    return Found(only.state, _name(key), ())
+
+
+def _name(key: Any) -> str:
+    """A key as it may be printed; one that is no word or small number by its kind alone."""
+    if isinstance(key, str):
+        return printable(key)
+    small = isinstance(key, int | float) and abs(key) < 2**63
+    return str(key) if small else f"a {type(key).__name__}"
 
 
 def _holds_more(value: Any) -> bool:
@@ -113,6 +127,11 @@ def _holds_more(value: Any) -> bool:
 
 
 def _check_tensors(state: Mapping[str, torch.Tensor], name: str, size: int) -> None:
+    if len(state) > _MOST:
+        raise CheckpointError(
+            f"{name} holds {len(state)} tensors, far more than a network of images has. Save the "
+            "state dict of the network alone."
+        )
     declared = 0
     for key, tensor in state.items():
         what = None

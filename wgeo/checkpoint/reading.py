@@ -24,11 +24,12 @@ from typing import Any
 import torch
 
 from ..errors import CheckpointError
-from ..models import printable
+from ..files import printable
 
 File = io.BufferedReader | io.BytesIO
 
-_MAX_OPS = 2_000_000  # pickle instructions; a state dict of a thousand tensors has some 40,000
+_MAX_OPS = 750_000  # pickle instructions; a state dict of a thousand tensors has some 40,000
+_MAX_LEAVES = 1_000_000  # of nested tuples, written out
 _MAX_HEADER = 100_000_000  # bytes, safetensors' own limit
 _LEGACY_PICKLES = 5  # magic number, version, system, the object, storage keys
 _PLAIN = re.compile(
@@ -75,7 +76,7 @@ class Contents:
 
 def shown(path: str | os.PathLike[str]) -> str:
     """Return a path as it may be printed, whatever bytes its name has."""
-    return printable(os.fsdecode(path), limit=4096)
+    return printable(os.fsdecode(path), limit=1000)
 
 
 def read(path: str | os.PathLike[str], *, trust: bool = False) -> Contents:
@@ -177,7 +178,9 @@ def _torch_load(file: File, name: str, trust: bool) -> Any:
 
 def _damaged(name: str, error: Exception) -> str:
     lines = str(error).strip().splitlines() or [type(error).__name__]
-    reason = printable(lines[0], 200)
+    # torch's reader says first how to switch it off, and later what it met.
+    told = [line.partition("WeightsUnpickler error:")[2].strip() for line in lines]
+    reason = printable(next(filter(None, told), lines[0]), 200)
     return f"{name} is damaged or not a checkpoint ({reason}). Save or download it again."
 
 
@@ -245,12 +248,18 @@ def _imports(file: File, number: int, name: str) -> Iterator[str]:
     strings = ["", ""]
     steps = 0
     for _ in range(number):
+        leaves = _Leaves()
         for op, argument, _ in pickletools.genops(file):
             steps += 1
             if steps > _MAX_OPS:
                 raise CheckpointError(
                     f"{name} holds more than {_MAX_OPS} pickle instructions, far more than a "
                     "state dict needs. Save only the state dict."
+                )
+            if leaves.after(op, argument) > _MAX_LEAVES:
+                raise CheckpointError(
+                    f"{name} holds a tuple of tuples with more than {_MAX_LEAVES} entries, made "
+                    "to exhaust whoever hashes it. It was not read."
                 )
             if op.name in ("GLOBAL", "INST"):
                 yield str(argument).replace(" ", ".", 1)
@@ -260,20 +269,62 @@ def _imports(file: File, number: int, name: str) -> Iterator[str]:
                 strings = [strings[1], argument]
 
 
+class _Leaves:
+    """How many entries the newest tuple of a pickle has when all tuples inside are written out.
+
+    A tuple of twice the tuple before, and so on, takes a few bytes a level, and a hash of it twice
+    as long with each; torch's reader hashes whatever is a key. Only tuples count: lists and dicts
+    cannot be hashed, and numbers and words cost what they take in the file.
+    """
+
+    def __init__(self) -> None:
+        self.stack: list[int | None] = []  # None stands for a mark
+        self.memo: dict[int, int] = {}
+
+    def after(self, op: pickletools.OpcodeInfo, argument: Any) -> int:
+        """Follow one instruction; return the entries of what it leaves on top."""
+        if op.name in ("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"):
+            at = len(self.memo) if argument is None else argument
+            self.memo[at] = (self.stack[-1] if self.stack else None) or 1
+            return 1
+        if op.name in ("GET", "BINGET", "LONG_BINGET"):
+            self.stack.append(self.memo.get(argument, 1))
+            return 1
+        taken = self._taken(op)
+        for made in op.stack_after:
+            if made is pickletools.markobject:
+                self.stack.append(None)
+            else:
+                kept = op.name.startswith(("TUPLE", "REDUCE", "NEWOBJ", "BUILD", "DUP"))
+                self.stack.append(1 + sum(taken) if kept else 1)
+        return (self.stack[-1] if self.stack else None) or 1
+
+    def _taken(self, op: pickletools.OpcodeInfo) -> list[int]:
+        taken: list[int] = []
+        for wanted in reversed(op.stack_before):
+            if wanted is pickletools.stackslice:
+                while self.stack and self.stack[-1] is not None:
+                    taken.append(self.stack.pop() or 1)
+            elif self.stack:
+                taken.append(self.stack.pop() or 1)
+        return taken
+
+
 def _safetensors(file: File, size: int, name: str) -> dict[str, Any]:
     import safetensors.torch
 
     length = int.from_bytes(file.read(8), "little")
+    file.seek(0)
     if not 0 < length <= min(size - 8, _MAX_HEADER):
         raise CheckpointError(
             f"{name} is damaged: its safetensors header claims {length} bytes and the file has "
             f"{size}. Save or download it again."
         )
     try:
-        header = json.loads(file.read(length))
-        file.seek(0)
-        tensors: dict[str, Any] = dict(safetensors.torch.load(file.read()))
-        meta = header.get("__metadata__", {}).get("wgeo")
+        body = file.read()
+        # Its own reader first: it takes no header but one of tensors, so that ours stays small.
+        tensors: dict[str, Any] = dict(safetensors.torch.load(body))
+        meta = json.loads(body[8 : 8 + length]).get("__metadata__", {}).get("wgeo")
         return {"state_dict": tensors, **({"wgeo": json.loads(meta)} if meta else {})}
     except Exception as error:  # safetensors' own errors, and JSON's
         raise CheckpointError(_damaged(name, error)) from error

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import warnings
 from pathlib import Path
 
 import numpy as np
 
-from ..errors import ArgumentError, DataError
+from ..errors import ArgumentError, DataError, WgeoWarning
+from ..files import printable
 from .folder import open_folder
 from .images import PRESETS, Images, Normalization, normalization, suggestion
 from .named import NAMES, open_named
@@ -28,6 +30,7 @@ def load_images(
     normalize: str | Normalization | None = None,
     size: int | None = None,
     root: str | os.PathLike[str] | None = None,
+    skip_broken: bool = False,
 ) -> Images:
     """Load labelled images by name or path.
 
@@ -55,6 +58,9 @@ def load_images(
     root : path, optional
         Where torchvision keeps its data sets; default the environment's ``WGEO_DATA``, else
         ``./data``.
+    skip_broken : bool
+        Leave out images of a folder or zip that cannot be decoded: `Images.skipped` names them,
+        and a `WgeoWarning` counts them. By default the first is an error.
 
     Raises
     ------
@@ -74,22 +80,56 @@ def load_images(
     if seed < 0:
         raise ArgumentError(f"The seed must be at least 0, not {seed}.")
     found = _opened(source, split, root)
-    present = len(np.unique(found.labels))
-    if present < 2:
-        raise DataError(
-            f"{found.name} has images of one class only; at least two classes are needed to speak "
-            "of collapse or of a classifier."
-        )
+    present = _classes(found.labels, found.name)
     if limit is not None and limit < 2 * present:
         raise ArgumentError(
             f"{limit} samples are too few for the {present} classes of {found.name}: within-class "
             f"spread needs two a class, so at least {2 * present}."
         )
     rows = balanced(found.labels, limit, seed)
+    skipped: tuple[str, ...] = ()
+    if skip_broken and found.broken is not None:
+        rows, skipped = _without_broken(rows, found.broken(rows), found.name)
+        _classes(found.labels[rows], found.name)
     x = found.fetch(rows, size)
     return Images(
-        x, found.labels[rows], found.class_names, found.name, found.split, asked, found.preset
+        x,
+        found.labels[rows],
+        found.class_names,
+        found.name,
+        found.split,
+        asked,
+        found.preset,
+        skipped,
     )
+
+
+def _classes(labels: np.ndarray, name: str) -> int:
+    """The number of classes that occur; one alone says nothing."""
+    present = len(np.unique(labels))
+    if present < 2:
+        raise DataError(
+            f"{name} has images of one class only; at least two classes are needed to speak of "
+            "collapse or of a classifier."
+        )
+    return present
+
+
+def _without_broken(
+    rows: np.ndarray, broken: dict[int, str], name: str
+) -> tuple[np.ndarray, tuple[str, ...]]:
+    """The rows that can be read, and the names of the others, which are told."""
+    if not broken:
+        return rows, ()
+    names = tuple(printable(path, 300) for path in broken.values())
+    more = ", ..." if len(names) > 3 else ""
+    warnings.warn(
+        f"{len(names)} of {len(rows)} images of {name} cannot be decoded and are left out: "
+        f"{', '.join(names[:3])}{more}",
+        WgeoWarning,
+        stacklevel=3,
+    )
+    return np.array([row for row in rows if int(row) not in broken], dtype=np.int64), names
 
 
 def _opened(
@@ -104,11 +144,13 @@ def _opened(
     try:
         there = bool(place) and path.exists()
     except (OSError, ValueError) as error:  # a name too long, a null byte
-        raise DataError(f"Cannot look for the data at {str(path)!r}: {error}") from error
+        raise DataError(
+            f"Cannot look for the data at {printable(path, 300)!r}: {printable(str(error), 300)}"
+        ) from error
     if not there:
         raise DataError(
-            f"No data set or file {name!r}{suggestion(name, NAMES)}. Known by name: "
-            f"{', '.join(NAMES)}; by path: npz:PATH, folder:PATH (or a zip of a folder)."
+            f"No data set or file {printable(name, 300)!r}{suggestion(name, NAMES)}. Known by "
+            f"name: {', '.join(NAMES)}; by path: npz:PATH, folder:PATH (or a zip of a folder)."
         )
     if path.is_dir():
         kind = "folder"

@@ -21,7 +21,9 @@ import torch
 from PIL import Image, UnidentifiedImageError
 
 from ..errors import DataError
+from ..files import memory, printable, regular
 from ..progress import track
+from .members import check_member, check_members
 from .source import Source
 
 _FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")  # none runs another program
@@ -33,6 +35,7 @@ _SPLITS = ("train", "training", "test", "testing", "val", "valid", "validation",
 _GREY = ("1", "L", "LA")
 _DEEP = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
 _LARGEST_FILE = 2**28  # bytes of one image file: a zip member that claims more is not read
+_PLAIN = 2**24  # and one that unpacks to so many need not look like a picture
 _EVALUATION = 256 / 224  # the ImageNet evaluation crop: scale to 256, cut out 224
 _MIXED_SIZE = 224
 
@@ -70,12 +73,15 @@ def open_folder(path: str | os.PathLike[str], split: str | None) -> Source:
     def fetch(rows: np.ndarray, size: int | None) -> torch.Tensor:
         return _decoded(path, [names[row] for row in rows], size)
 
-    return Source(path.stem, labels, tuple(classes), used, fetch)
+    def broken(rows: np.ndarray) -> dict[int, str]:
+        return _broken(path, {int(row): names[row] for row in rows})
+
+    return Source(path.stem, labels, tuple(classes), used, fetch, broken=broken)
 
 
 def _listing(path: Path) -> list[tuple[Parts, str]]:
     """Every image file as (its path's parts, its own name); at least one folder deep."""
-    found = _in_zip(path) if path.is_file() else _in_folder(path)
+    found = _in_folder(path) if path.is_dir() else _in_zip(path)
     files = []
     for name in found:
         parts = tuple(part for part in name.replace("\\", "/").split("/") if part)
@@ -92,6 +98,10 @@ def _listing(path: Path) -> list[tuple[Parts, str]]:
 
 def _in_zip(path: Path) -> list[str]:
     with _opened(path) as archive:
+        try:
+            check_members(archive, path.stat().st_size)
+        except DataError as error:
+            raise DataError(f"{path} is no archive of images: {error}") from None
         return sorted({info.filename for info in archive.infolist() if not info.is_dir()})
 
 
@@ -147,6 +157,7 @@ def _in_split(
 @contextmanager
 def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
     try:
+        regular(path)
         with zipfile.ZipFile(path) as archive:
             yield archive
     except (zipfile.BadZipFile, OSError, ValueError, EOFError) as error:
@@ -157,23 +168,33 @@ def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
 def _reader(path: Path) -> Iterator[Read]:
     """How to get a file's bytes, from a folder or a zip."""
     if path.is_dir():
-        yield lambda name: (path / name).read_bytes()
+
+        def from_disk(name: str) -> bytes:
+            regular(path / name)  # a pipe or a device, which a link may lead to, may never end
+            _check_size((path / name).stat().st_size)
+            return (path / name).read_bytes()
+
+        yield from_disk
         return
     with _opened(path) as archive:
 
-        def read(name: str) -> bytes:
-            if archive.getinfo(name).file_size > _LARGEST_FILE:
-                raise DataError(f"it claims {archive.getinfo(name).file_size} bytes")
+        def from_zip(name: str) -> bytes:
+            info = archive.getinfo(name)
+            _check_size(info.file_size)
+            check_member(info, plain=_PLAIN)
             return archive.read(name)
 
-        yield read
+        yield from_zip
+
+
+def _check_size(size: int) -> None:
+    if size > _LARGEST_FILE:
+        raise DataError(f"it claims {size} bytes")
 
 
 def _decoded(path: Path, names: list[str], size: int | None) -> torch.Tensor:
     """Pixels of the named files, uint8 (n, c, h, w). Headers first: they decide size and mode."""
-    with _reader(path) as read, warnings.catch_warnings():
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        warnings.filterwarnings("ignore", "Palette images with Transparency")
+    with _reader(path) as read, _strict():
         kinds = {_image(path, read, name, _header) for name in track(names, "looking at images")}
         mode = "L" if all(kind in _GREY for _, kind in kinds) else "RGB"
         if len({shape for shape, _ in kinds}) == 1:
@@ -188,10 +209,38 @@ def _decoded(path: Path, names: list[str], size: int | None) -> torch.Tensor:
     return pixels.permute(0, 3, 1, 2).contiguous()
 
 
+def _broken(path: Path, names: dict[int, str]) -> dict[int, str]:
+    """Which of the named files cannot be decoded, by their keys."""
+    found = {}
+    with _reader(path) as read, _strict():
+        for key, name in track(names.items(), "looking for broken images"):
+            try:
+                _image(path, read, name, _whole)
+            except DataError:
+                found[key] = name
+    return found
+
+
+def _whole(image: Image.Image) -> None:
+    _header(image)
+    image.load()
+
+
+@contextmanager
+def _strict() -> Iterator[None]:
+    """Pillow only warns of a bomb up to twice its limit."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        warnings.filterwarnings("ignore", "Palette images with Transparency")
+        yield
+
+
 def _room(*shape: int) -> torch.Tensor:
     try:
+        if math.prod(shape) > memory():  # the system may promise it, and stop us when it is used
+            raise MemoryError
         return torch.empty(shape, dtype=torch.uint8)
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
         raise DataError(
             f"The images take {math.prod(shape) / 2**30:.1f} GiB, more than there is; take fewer "
             "(--samples), or smaller ones (size)."
@@ -207,7 +256,9 @@ def _image(path: Path, read: Read, name: str, use: Callable[[Image.Image], T]) -
         unknown = isinstance(error, UnidentifiedImageError)  # its text names a Python object
         why = "no image that Pillow knows" if unknown else str(error) or type(error).__name__
         raise DataError(
-            f"The image {name!r} in {path} cannot be decoded ({why}). Repair or remove it."
+            f"The image {printable(name, 300)!r} in {path} cannot be decoded "
+            f"({printable(why, 300)}). Repair or remove it, or skip such images "
+            "(skip_broken=True, --skip-broken)."
         ) from error
 
 

@@ -143,6 +143,8 @@ class Images:
         The normalisation that was explicitly asked for.
     preset : str or None
         The data set's own normalisation, where it is known.
+    skipped : tuple of str
+        Images that could not be decoded and were left out, as was asked.
     """
 
     x: torch.Tensor
@@ -152,6 +154,7 @@ class Images:
     split: str | None = None
     normalize: Normalization | None = None
     preset: str | None = None
+    skipped: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.y)

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import os
 import zipfile
-import zlib
 from pathlib import Path
 
 import numpy as np
 
 from ..errors import DataError
+from ..files import printable, regular
+from .members import check_member, check_members
 from .source import Source, checked_labels, from_array, scaled
 
 # How images and labels are called: with a split in the name (as here and in MedMNIST), or without.
 _SPLIT_KEYS = (("x_{}", "y_{}"), ("{}_images", "{}_labels"))
 _KEYS = (("x", "y"), ("images", "labels"))
 _CLASS_KEYS = ("class_names", "classes")
+_PLAIN = 2**26  # bytes that an array may take however well it packs: sorted labels pack very well
 
 
 def open_npz(path: str | os.PathLike[str], split: str | None) -> Source:
@@ -89,13 +91,18 @@ def _joined(arrays: np.lib.npyio.NpzFile, keys: list[str], path: Path) -> np.nda
     return np.concatenate(parts)
 
 
-_BROKEN = (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error, MemoryError)
-
-
 def _read(path: Path) -> np.lib.npyio.NpzFile:
     try:
+        regular(path)
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                check_members(archive, path.stat().st_size)
+                for info in archive.infolist():
+                    check_member(info, plain=_PLAIN)
         found = np.load(path, allow_pickle=False)
-    except _BROKEN as error:
+    except DataError as error:
+        raise DataError(f"{path} is not a readable .npz archive: {error}") from None
+    except Exception as error:  # zipfile and numpy raise a dozen kinds on damaged archives
         raise DataError(f"{path} is not a readable .npz archive: {_why(error)}") from error
     if not isinstance(found, np.lib.npyio.NpzFile):
         raise DataError(f"{path} holds one array; give an .npz with keys x and y.")
@@ -104,9 +111,12 @@ def _read(path: Path) -> np.lib.npyio.NpzFile:
 
 def _get(arrays: np.lib.npyio.NpzFile, key: str, path: Path) -> np.ndarray:
     try:
-        return arrays[key]
-    except _BROKEN as error:
+        array = arrays[key]
+    except Exception as error:
         raise DataError(f"{key!r} in {path} cannot be read: {_why(error)}") from error
+    if not isinstance(array, np.ndarray):  # numpy hands out whatever does not start like one
+        raise DataError(f"{key!r} in {path} cannot be read: it is no array of NumPy's.")
+    return array
 
 
 def _why(error: Exception) -> str:
@@ -114,4 +124,4 @@ def _why(error: Exception) -> str:
         return "it holds Python objects (pickle), which wgeo never loads. Save plain numbers."
     if isinstance(error, MemoryError):
         return "it declares more data than memory holds."
-    return f"{error or type(error).__name__} Is the file whole?"
+    return f"{printable(str(error)) or type(error).__name__} Is the file whole?"

@@ -20,6 +20,8 @@ class Source:
     """Labelled images that are yet to be read.
 
     ``fetch(rows, size)`` reads the pixels of some of them, (k, c, h, w), scaled to `size`.
+    ``broken(rows)`` says which of them cannot be read, and their names; None where images do not
+    break one by one.
     """
 
     name: str
@@ -28,6 +30,7 @@ class Source:
     split: str | None
     fetch: Fetch
     preset: str | None = None
+    broken: Callable[[np.ndarray], dict[int, str]] | None = None
 
 
 def balanced(labels: Int[np.ndarray, " n"], limit: int | None, seed: int) -> Int[np.ndarray, " m"]:

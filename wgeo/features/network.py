@@ -57,6 +57,8 @@ def provenance(net: Network | nn.Module, images: Images) -> dict[str, Any]:
     )
     used = normalization_for(net, images)
     found["normalize"] = {"name": used.name, "mean": list(used.mean), "std": list(used.std)}
+    if images.skipped:
+        found["skipped_images"] = list(images.skipped)
     return {**found, "data": images.name, "split": images.split}
 
 

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from torch import nn
 
+from ..files import printable
 from .etf import FixedLinear, simplex_etf, with_etf_classifier
-from .fit import Fit, KeyReport, closest, exact_fits, fit, from_state, printable
+from .fit import Fit, KeyReport, closest, exact_fits, fit, from_state
 from .fresh import untrained
 from .outside import Arch
 from .parts import ACTIVATIONS, Block, State

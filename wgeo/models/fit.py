@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from ..errors import ArgumentError, CheckpointError
+from ..files import printable
 from .etf import with_etf_classifier
 from .outside import VITS, Arch
 from .parts import State, count
@@ -77,12 +78,6 @@ class KeyReport:
 def _listed(what: str, keys: tuple[str, ...], between: str = ", ") -> str:
     more = f" and {len(keys) - _SHOWN} more" if len(keys) > _SHOWN else ""
     return f"{what}: {between.join(keys[:_SHOWN])}{more}"
-
-
-def printable(name: str, limit: int = 100) -> str:
-    """Return a name that a stranger chose as it may be printed: nothing invisible, not endless."""
-    text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in name[: limit + 1])
-    return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
 def compare_keys(network: State, state: State) -> KeyReport:
@@ -197,7 +192,7 @@ def _ranked(state: State) -> list[tuple[str, KeyReport]]:
     """Every architecture whose mark the state bears, with its differences, the best first."""
     reports = []
     depth = 6 * count(state, "layer1") + 2  # a CIFAR ResNet of any depth
-    unusual = [f"cifar_resnet{depth}"] if 8 <= depth < 10_000 else []
+    unusual = [f"cifar_resnet{depth}"] if 8 <= depth <= 2000 else []
     for name in dict.fromkeys([*ARCHS, *unusual, *(f"torchvision:{vit}" for vit in VITS)]):
         arch = find(name)
         renamed = _renamed(arch, state)

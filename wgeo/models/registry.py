@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from ..errors import ArgumentError
+from ..files import printable
 from .outside import RESNETS, Arch, suggest, timm_arch, torchvision_arch, user_arch
 from .parts import positive
 from .plain import infer_mlp, infer_resmlp, infer_vgg, mlp, resmlp, vgg
@@ -18,6 +19,7 @@ from .residual import cifar_resnet, infer_cifar_resnet, infer_iso, isotropic
 from .vit import infer_vit, vit
 
 _CIFAR_DEPTHS = (20, 32, 44, 56, 110)
+_DEEPEST = 2000  # He et al. went to 1202; a name in a file must not ask for hours
 
 
 def _cifar(depth: int) -> Arch:
@@ -111,10 +113,10 @@ def find(name: str) -> Arch:
     if colon and rest and re.fullmatch(r"[\w.]+", home):
         return user_arch(name)
     depth = re.fullmatch(r"cifar_resnet(\d{1,5})", name)
-    if depth and int(depth[1]) >= 8 and int(depth[1]) % 6 == 2:
+    if depth and 8 <= int(depth[1]) <= _DEEPEST and int(depth[1]) % 6 == 2:
         return _cifar(int(depth[1]))
     raise ArgumentError(
-        f"Unknown architecture {name!r}{suggest(name, list(ARCHS))}. There are "
+        f"Unknown architecture {printable(name)!r}{suggest(name, list(ARCHS))}. There are "
         f"{', '.join(arch.name for arch in _OWN)}, torchvision:NAME, timm:NAME and your own "
         "package.module:factory; see `wgeo list archs`."
     )

@@ -1,0 +1,232 @@
+"""Files from strangers: none runs code, takes much memory or time; each is told in one line."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import warnings
+import zipfile
+from pathlib import Path
+
+import hostile
+import pytest
+from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
+from records import sample_record, sample_series
+
+from wgeo import load_images, plots
+from wgeo.cli import main
+from wgeo.errors import DataError, RecordError, WgeoError, WgeoWarning
+from wgeo.records import ANALYSIS, SERIES, read_record
+from wgeo.report import pages
+
+SCRIPT = Path(hostile.__file__)
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    """The corpus, read by a process of its own under a limit of memory: a row a file."""
+    folder = tmp_path_factory.mktemp("hostile") / "corpus"
+    hostile.write(folder)
+    done = subprocess.run(
+        [sys.executable, SCRIPT, "read", folder],
+        env={**hostile.os.environ, "PYTHONPATH": str(SCRIPT.parents[1])},
+        stdout=subprocess.PIPE,
+        timeout=600,
+        check=True,
+    )
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(rows) == len(json.loads((folder / "manifest.json").read_text()))
+    assert len(rows) > 700
+    return folder, rows
+
+
+def wrong(rows, fault):
+    return [(row["kind"], row["name"], fault(row)) for row in rows if fault(row)]
+
+
+def test_no_code_of_a_file_is_run(corpus):
+    folder, rows = corpus
+    assert not (folder / "canary").exists()
+    assert wrong(rows, lambda row: row["noticed"]) == []
+
+
+def test_each_is_an_error_of_ours_and_what_must_be_refused_is(corpus):
+    _, rows = corpus
+    assert wrong(rows, lambda row: row["error"] if row["error"] and not row["ours"] else None) == []
+    assert wrong(rows, lambda row: row["refused"] and row["error"] is None) == []
+    # What may be read is read at least sometimes: the corpus is not refused for what it stands in.
+    read = [row for row in rows if row["error"] is None]
+    assert len(read) > 20
+    assert {row["kind"] for row in read} == {"checkpoint", "images"}
+
+
+def test_each_error_is_one_line_that_can_be_read(corpus):
+    _, rows = corpus
+    assert wrong(rows, lambda row: len(row["message"]) > 1500 and row["message"][:200]) == []
+    assert wrong(rows, lambda row: not row["message"].isprintable()) == []
+    bare = [row for row in rows if row["error"] and Path(row["path"]).name not in row["message"]]
+    assert wrong(bare, lambda row: "special" not in row["path"] and row["message"][:200]) == []
+
+
+def test_none_takes_much_memory_or_time(corpus):
+    _, rows = corpus
+    assert wrong(rows, lambda row: row["bytes"] > hostile.MEMORY and row["bytes"] >> 20) == []
+    assert wrong(rows, lambda row: row["seconds"] > hostile.SECONDS and row["seconds"]) == []
+
+
+# --- images that cannot be decoded ----------------------------------------------------------------
+
+
+def broken_zip(path, extra):
+    path.write_bytes(hostile.zipped(hostile.pictures(extra)))
+    return path
+
+
+def test_broken_images_are_named_and_skipped_only_if_asked(tmp_path):
+    sound = {"a/2.png": hostile.png(), "b/2.png": hostile.png()}
+    path = broken_zip(tmp_path / "a.zip", {"a/1.png": b"no image", "b/1.png": b"", **sound})
+    with pytest.raises(DataError, match=r"'a/1\.png'.*--skip-broken"):
+        load_images(path)
+    with pytest.warns(WgeoWarning, match=r"2 of 6 images of a .*: a/1\.png, b/1\.png"):
+        images = load_images(path, skip_broken=True)
+    assert images.skipped == ("a/1.png", "b/1.png")
+    assert len(images) == 4
+    assert images.y.tolist() == [0, 0, 1, 1]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        clean = load_images(broken_zip(tmp_path / "b.zip", sound), skip_broken=True)
+    assert clean.skipped == ()
+    assert clean.fingerprint == images.fingerprint
+
+
+def test_a_class_that_is_broken_altogether_is_told(tmp_path):
+    path = tmp_path / "a.zip"
+    path.write_bytes(hostile.zipped({"a/0.png": hostile.png(), "b/0.png": b"no"}))
+    with pytest.warns(WgeoWarning), pytest.raises(DataError, match="one class only"):
+        load_images(path, skip_broken=True)
+
+
+def test_an_archive_slips_nothing_onto_the_disk(tmp_path):
+    deep = tmp_path / "deep" / "deeper"
+    deep.mkdir(parents=True)
+    names = ("../x/0.png", "../../x/0.png", "/tmp/../x/0.png", "a/../../../b/x.png")
+    path = broken_zip(deep / "a.zip", {name: hostile.png() for name in names})
+    before = sorted(tmp_path.rglob("*"))
+    load_images(path, None)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_picture_that_packs_well_is_no_bomb(tmp_path):
+    """A plain BMP of 12 MB packs a thousandfold, and is read."""
+    size = 2000
+    head = b"BM" + (54 + 3 * size * size).to_bytes(4, "little") + bytes(4) + b"\x36\0\0\0\x28\0\0\0"
+    head += 2 * size.to_bytes(4, "little") + b"\1\0\x18\0" + bytes(24)
+    bmp = head + bytes(3 * size * size)
+    parts = {"a/0.bmp": bmp, "b/0.bmp": bmp}
+    (tmp_path / "a.zip").write_bytes(hostile.zipped(parts, zipfile.ZIP_DEFLATED))
+    assert load_images(tmp_path / "a.zip", size=8).shape == (3, 8, 8)
+
+
+def test_more_pixels_than_memory_are_refused_before_they_are_asked_for(tmp_path, monkeypatch):
+    monkeypatch.setattr("wgeo.data.folder.memory", lambda: 10)
+    with pytest.raises(DataError, match=r"more than there is.*--samples"):
+        load_images(broken_zip(tmp_path / "a.zip", {}))
+
+
+# --- records --------------------------------------------------------------------------------------
+
+ODD = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-3, 3),
+    st.sampled_from([10**30, 1e308, -1.5, 0.5, "", "x", "\x00", [], {}, [[]], [None], {"x": None}]),
+)
+
+
+def places(value, path=()):
+    """Every place in a record."""
+    yield path
+    inside = value.items() if isinstance(value, dict) else enumerate(value)
+    for key, item in inside:
+        if isinstance(item, dict | list):
+            yield from places(item, (*path, key))
+        else:
+            yield (*path, key)
+
+
+SAMPLES = {ANALYSIS: sample_record((2, 2), names="b{stage}.{block}"), SERIES: sample_series(2)}
+PLACES = {kind: [path for path in places(record) if path] for kind, record in SAMPLES.items()}
+
+
+@given(st.data())
+def test_what_is_read_can_be_drawn(tmp_path_factory, data):
+    """A record with anything anywhere is refused in words, or its pages and tables can be made."""
+    kind = data.draw(st.sampled_from([ANALYSIS, SERIES]))
+    record = json.loads(json.dumps(SAMPLES[kind]))
+    for _ in range(data.draw(st.integers(1, 3))):
+        path = data.draw(st.sampled_from(PLACES[kind]))
+        inside = record
+        try:
+            for step in path[:-1]:
+                inside = inside[step]
+            if data.draw(st.booleans()):
+                inside[path[-1]] = data.draw(ODD)
+            else:
+                del inside[path[-1]]
+        except (KeyError, IndexError, TypeError):  # gone with an earlier change
+            continue
+    file = tmp_path_factory.mktemp("record") / kind
+    file.write_text(json.dumps(record))
+    try:
+        found = read_record(file, kind)
+    except RecordError as error:
+        found, said = None, str(error)
+    if found is None:
+        assert said.isprintable()
+        assert str(file) in said
+        return
+    pages.pages(found)
+    for plot in plots.catalogue(found):
+        plot.rows()
+
+
+def test_a_record_beyond_all_measure_is_not_read(tmp_path, monkeypatch):
+    monkeypatch.setattr("wgeo.records._LARGEST", 10)
+    (tmp_path / ANALYSIS).write_text(json.dumps(sample_record()))
+    with pytest.raises(RecordError, match="far more than a record"):
+        read_record(tmp_path)
+
+
+def test_damage_is_named_by_its_place(tmp_path):
+    record = sample_record()
+    record["layers"][3]["collapse"]["nc1"] = "nine"
+    del record["blocks"][1]["target"]
+    (tmp_path / ANALYSIS).write_text(json.dumps(record))
+    said = r"lacks blocks\[1\]\.target and is damaged in layers\[3\]\.collapse\.nc1"
+    with pytest.raises(RecordError, match=said):
+        read_record(tmp_path)
+
+
+def test_the_command_line_answers_a_hostile_file_in_one_line(tmp_path):
+    canary = tmp_path / "canary"
+    program = hostile.gadgets(str(canary))["os.system"]
+    (tmp_path / "net.pt").write_bytes(hostile.archive(program))
+    words = ["analyze", str(tmp_path / "net.pt"), "--data", "digits", "--out", str(tmp_path / "o")]
+    result = CliRunner().invoke(main, words)
+    assert result.exit_code == 2
+    assert result.output.startswith("wgeo: ")
+    assert len(result.output.strip().splitlines()) == 1
+    assert not canary.exists()
+
+
+def test_the_gadgets_work_where_they_are_trusted(tmp_path):
+    """The corpus is no scarecrow: unpickled by Python, such a program does run."""
+    import pickle
+
+    canary = tmp_path / "canary"
+    pickle.loads(hostile.pickled(hostile.gadgets(str(canary))["eval"]))
+    assert canary.exists()
+    assert issubclass(RecordError, WgeoError)

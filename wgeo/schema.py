@@ -1,0 +1,219 @@
+"""What a record of schema 1 holds, so that whoever draws one meets no surprise.
+
+A description is a predicate; ``[d]``, a list of d; or a mapping of names to descriptions: a name
+that ends in ``?`` may be missing or null, and ``*`` describes every name not listed. What is not
+described is left alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+Description = Callable[[Any], bool] | list[Any] | Mapping[str, Any]
+
+_LARGEST = 1e300  # beyond it, squares and axes overflow
+
+
+def text(value: Any) -> bool:
+    """A string."""
+    return isinstance(value, str)
+
+
+def whole(value: Any) -> bool:
+    """A whole number that fits in 64 bits."""
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
+
+
+def number(value: Any) -> bool:
+    """A finite number, or null where it is undefined."""
+    if value is None or whole(value):
+        return True
+    return isinstance(value, float) and math.isfinite(value) and abs(value) <= _LARGEST
+
+
+def flag(value: Any) -> bool:
+    """True, false, or null."""
+    return value is None or isinstance(value, bool)
+
+
+def interval(value: Any) -> bool:
+    """Two numbers, or null."""
+    pair = isinstance(value, list) and len(value) == 2
+    return value is None or (pair and all(map(number, value)))
+
+
+def points(*axes: int | None) -> Callable[[Any], bool]:
+    """Nested lists of numbers that make an array of so many axes; None is any length."""
+
+    def check(value: Any) -> bool:
+        try:
+            array = np.array(value, dtype=float)
+        except (ValueError, TypeError, OverflowError):
+            return False
+        fits = all(want in (None, have) for want, have in zip(axes, array.shape, strict=False))
+        return array.ndim == len(axes) and fits and bool((np.abs(array) <= _LARGEST).all())
+
+    return check
+
+
+_COLLAPSE = {"undefined?": {"*": text}, "intervals?": {"*": interval}, "*": number}
+_TREND = {
+    **dict.fromkeys(("kendall_tau?", "violations?", "violation_size?", "reached_depth?"), number),
+    "monotone?": flag,
+    "reached?": text,
+    "interval?": interval,
+}
+_BRENIER = {"intervals?": {"*": interval}, "*": lambda value: text(value) or number(value)}
+_LAYER = {"name": text, "stage?": whole, "width?": whole, "collapse": _COLLAPSE}
+_BLOCK = {
+    "source": text,
+    "target": text,
+    **dict.fromkeys(("stage?",), whole),
+    **dict.fromkeys(("distance", "lower", "upper", "paired", "ot_score", "resolution"), number),
+    **dict.fromkeys(("seconds?", "asymmetry?", "min_eigenvalue?"), number),
+    **dict.fromkeys(("status", "solver", "via?"), text),
+    "intervals?": {"*": interval},
+    "brenier?": _BRENIER,
+}
+_SIZES = {
+    "points": [{"size": whole, "*": number}],
+    "enough?": whole,
+}
+_VIEW = {
+    "class_means": points(None, None, 2),
+    "explained": points(2),
+    "points?": points(None, None, 2),
+    "labels?": [whole],
+    "classes?": [whole],
+}
+_SEGMENT = {
+    "layers": [text],
+    "stage?": whole,
+    **dict.fromkeys(("distance", "length", "length_ratio", "action_ratio"), number),
+    **dict.fromkeys(("line_shape_score", "line_shape_ratio", "ot_score", "turning_angle"), number),
+    **dict.fromkeys(("paired?", "resolution?", "speed_deviation?", "orthogonal_share?"), number),
+    **dict.fromkeys(("asymmetry?", "min_eigenvalue?"), number),
+    "interpolation_gap?": [number],
+    "interpolation_time?": [number],
+    "quantiles?": {"*": {"*": [number]}},
+    "undefined_samples?": {"*": whole},
+    "intervals?": {"*": interval},
+    "sample_sizes?": _SIZES,
+    "view?": _VIEW,
+    "brenier?": _BRENIER,
+}
+_PREDICTED = {
+    "name": text,
+    "stage?": whole,
+    **dict.fromkeys(("time?", "gain?", "relative_error?", "r2?", "r2_means?"), number),
+    **dict.fromkeys(("missed?", "w2?"), number),
+    "collapse": _COLLAPSE,
+}
+_MODEL = {
+    "layers": [_PREDICTED],
+    "skipped?": text,
+    **dict.fromkeys(("held_out_r2?", "held_out_r2_means?", "mu?", "readout_norm?"), number),
+    "solution?": {"objective?": number, "settings?": {}},
+}
+_TEST = {
+    "layers": [text],
+    "statistic": text,
+    **dict.fromkeys(("value", "reference", "difference", "effect_size", "p_value"), number),
+    "interval?": interval,
+    "verdict?": text,
+}
+_PROVENANCE = {
+    **dict.fromkeys(("checkpoint?", "sha256?", "arch?", "data?", "split?", "pool?"), text),
+    **dict.fromkeys(("num_classes?", "samples?"), whole),
+    "epoch?": lambda value: isinstance(value, int),
+    "class_names?": [text],
+    "normalize?": lambda value: isinstance(value, str | dict),
+    "report?": {},
+}
+ANALYSIS = {
+    **dict.fromkeys(("created?", "command?", "device?", "learned_at?"), text),
+    "seed?": whole,
+    "versions?": {"*": text},
+    "provenance": _PROVENANCE,
+    "accuracy?": number,
+    "layers": [_LAYER],
+    "blocks": [_BLOCK],
+    "segments": [_SEGMENT],
+    "progress": {"*": _TREND},
+    "separation?": _TREND,
+    "reference?": {"kind?": text, "kept?": [text], "verdict?": text, "tests": [_TEST]},
+    **dict.fromkeys(("geodesic_model?", "mufm?", "mufm_given?", "ufm?"), _MODEL),
+    "embedded?": {"space?": text, "verdict?": text, "segments": [_SEGMENT]},
+    "verdict": text,
+}
+SERIES = {
+    "axis": text,
+    "analyses": [{**ANALYSIS, "name": text, "folder?": text}],
+}
+
+
+class Fault(NamedTuple):
+    """Where a record is not as described, such as ``layers[1].name``."""
+
+    place: str
+    missing: bool = False
+
+
+def faults(value: Any, description: Description, place: str = "") -> Iterator[Fault]:
+    """Yield the places where a value is not as described."""
+    if callable(description):
+        if not description(value):
+            yield Fault(place)
+    elif isinstance(description, list):
+        if not isinstance(value, list):
+            yield Fault(place)
+            return
+        for i, item in enumerate(value):
+            yield from faults(item, description[0], f"{place}[{i}]")
+    elif not isinstance(value, dict):
+        yield Fault(place)
+    else:
+        yield from _faults_inside(value, description, f"{place}." if place else "")
+
+
+def _faults_inside(
+    value: Mapping[str, Any], description: Mapping[str, Any], before: str
+) -> Iterator[Fault]:
+    known = {key.rstrip("?") for key in description}
+    for key, inner in description.items():
+        name, free = key.rstrip("?"), key.endswith("?")
+        if key == "*":
+            for other in value.keys() - known:
+                yield from faults(value[other], inner, before + other)
+        elif name not in value:
+            if not free:
+                yield Fault(before + name, missing=True)
+        elif not (free and value[name] is None):
+            yield from faults(value[name], inner, before + name)
+
+
+def mismatched(record: Mapping[str, Any]) -> Iterator[Fault]:
+    """Yield the places where lists of one record, each sound by itself, do not fit together."""
+    for k, segment in enumerate(record["segments"]):
+        depth, place = len(segment["layers"]), f"segments[{k}]"
+        if depth < 2:
+            yield Fault(f"{place}.layers")
+        for key in ("interpolation_gap", "interpolation_time"):
+            if segment.get(key) and len(segment[key]) != depth:
+                yield Fault(f"{place}.{key}")
+        view = segment.get("view") or {}
+        means, dots = view.get("class_means") or [], view.get("points") or []
+        classes = len(means[0]) if means else 0
+        if view and len(means) != depth:
+            yield Fault(f"{place}.view.class_means")
+        if dots and len(dots) != depth:
+            yield Fault(f"{place}.view.points")
+        labels = view.get("labels") or []
+        if dots and len(labels) != len(dots[0]):
+            yield Fault(f"{place}.view.labels")
+        if any(not 0 <= label < classes for label in labels):
+            yield Fault(f"{place}.view.labels")
