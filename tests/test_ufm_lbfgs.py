@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wgeo.errors import ArgumentError
-from wgeo.ufm.descent import PART, descend, random_points
+from wgeo.ufm.descent import descend, random_points
 from wgeo.ufm.lbfgs import minimise
 from wgeo.ufm.problem import Problem
 
@@ -123,45 +123,6 @@ def test_infinite_and_undefined_values_end_a_row_alone():
     end = minimise(partly, torch.tensor([[9.0, 1.0], [1.0, 2.0]]).double(), tolerance=1e-9)
     assert torch.isnan(end.value[0])
     assert float(end.value[1]) < 1e-15
-
-
-def test_threads_change_no_number():
-    problem = _problem("mse", "relu", 4, 0.0, False)
-    x = random_points(problem, 2 * PART + 3, 0)
-    before = torch.get_num_threads()
-    ends = []
-    try:
-        for threads in (1, 3):
-            torch.set_num_threads(threads)
-            ends.append(descend(problem, x, tolerance=1e-6, max_steps=200))
-            assert torch.get_num_threads() == threads
-    finally:
-        torch.set_num_threads(before)
-    assert len(ends[0].x) == len(x)
-    for name in ("x", "value", "gradient_norm", "steps"):
-        assert torch.equal(getattr(ends[0], name), getattr(ends[1], name))
-
-
-def test_an_interruption_ends_every_part(monkeypatch):
-    problem = _problem("mse", "relu", 4, 0.0, False)
-    x = random_points(problem, 2 * PART, 0)
-    calls, whole = [], Problem.value_and_gradient
-
-    def interrupted(self, x):
-        calls.append(len(x))
-        if len(calls) == 20:
-            raise KeyboardInterrupt
-        return whole(self, x)
-
-    monkeypatch.setattr(Problem, "value_and_gradient", interrupted)
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            descend(problem, x, tolerance=1e-300, max_steps=10**6)
-    finally:
-        torch.set_num_threads(before)
-    assert len(calls) < 10**4
 
 
 def test_starts_depend_on_the_seed_alone_and_settings_are_checked():

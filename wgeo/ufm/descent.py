@@ -8,9 +8,7 @@ passes through linear maps and ReLUs alike, so the product, and with it the loss
 from __future__ import annotations
 
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import fields, replace
-from threading import Event
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -25,11 +23,8 @@ from .lbfgs import Minima, minimise
 from .problem import Problem
 from .solution import UFMSolution
 
-FIRST = (30, 1500)  # memory and ticks of the first round
-LATER = (60, 2000)  # of the following ones, for rows that stalled or are slow
-PART = (
-    50  # rows that descend as one batch: enough to hide the interpreter, few enough for the cache
-)
+FIRST = (20, 700)  # memory and ticks of the first round
+LATER = (60, 3000)  # of the following ones, for rows that stalled or are slow
 FLOPS = 40  # of a tick, about, for every variable
 JITTER = 1e-4  # relative size of the push off a ReLU's kinks before a later round
 
@@ -67,7 +62,7 @@ def points_around(
     return x + aside
 
 
-def _normal(restarts: int, size: int, seed: int | tuple[int, ...]) -> Float[Tensor, "S P"]:
+def _normal(restarts: int, size: int, seed: int) -> Float[Tensor, "S P"]:
     if int(restarts) != restarts or restarts < 1:
         raise ArgumentError(f"restarts must be a whole number >= 1, not {restarts!r}.")
     return torch.from_numpy(np.random.default_rng(seed).standard_normal((int(restarts), size)))
@@ -91,43 +86,9 @@ def descend(
         raise ArgumentError(f"tolerance must be > 0, not {tolerance!r}.")
     if max_steps < 1:
         raise ArgumentError(f"max_steps must be >= 1, not {max_steps!r}.")
-    stop = Event()
-
-    def descent(part: int) -> Minima:
-        rows = x[part * PART : (part + 1) * PART]
-        return _descend(problem, rows, (seed, part), tolerance, max_steps, stop)
-
-    # Parts never depend on the machine, so that its number of cores changes no result.
-    parts = -(-len(x) // PART)
-    workers = min(parts, torch.get_num_threads()) if x.device.type == "cpu" else 1
-    with one_thread(FLOPS * max_steps * x.numel() if workers == 1 else 0):
-        if workers == 1:
-            ends = [descent(part) for part in range(parts)]
-        else:
-            with ThreadPoolExecutor(workers) as pool:
-                try:
-                    ends = list(pool.map(descent, range(parts)))
-                finally:
-                    stop.set()  # interrupted, nobody waits for what the other parts would find
-    return Minima(
-        *(torch.cat([getattr(end, field.name) for end in ends]) for field in fields(Minima))
-    )
-
-
-def _descend(
-    problem: Problem,
-    x: Float[Tensor, "S P"],
-    seed: tuple[int, int],
-    tolerance: float,
-    max_steps: int,
-    stop: Event,
-) -> Minima:
-    """Descend from every row in one batch, in rounds."""
     scale = scales(problem).to(x.device)
 
     def objective(u: Tensor) -> tuple[Tensor, Tensor]:
-        if stop.is_set():
-            raise InterruptedError("another part of the batch was interrupted")
         value, gradient = problem.value_and_gradient(scale * u)
         return value, scale * gradient
 
@@ -148,7 +109,7 @@ def _descend(
             break
         u = end.x[rows]
         if problem.activation == "relu":
-            aside = _normal(len(u), problem.size, (*seed, budget)).to(u.device)
+            aside = _normal(len(u), problem.size, seed + budget).to(u.device)
             u = u + JITTER * u.abs().mean(-1, keepdim=True) * aside
         found = descent(u, memory, min(ticks, budget))
         end.x[rows], end.value[rows] = found.x, found.value
@@ -174,7 +135,8 @@ def search(
     column of H.
     """
     inner = problem.collapsed() if collapsed else problem
-    end = descend(inner, x, tolerance=tolerance, max_steps=max_steps, seed=seed)
+    with one_thread(FLOPS * max_steps * x.numel()):
+        end = descend(inner, x, tolerance=tolerance, max_steps=max_steps, seed=seed)
     order = end.value.argsort()
     (H, *weights), b = inner.split(end.x[order[0]].cpu())
     found = place(
