@@ -8,13 +8,13 @@ K = 10 classes, d = 64 rectified features, L = 8 layers, free bias. The peers mi
 objective over (H_1, ..., H_L, W, b), gradients written by hand, in float64, until they are within
 1e-6 (relative) of the minimum, and are stopped after ``--times`` as many seconds as wgeo took: then
 the table has how far they are, and a ratio that they would at least reach. Adam's learning rate is
-the quickest of several at the least N, halved every thousandth step. L-BFGS is SciPy's, in units in which the
-transport term of a sample has curvature lam; it is left out where it wants more than 4 GiB for
-itself. Everything runs on one thread, and seconds are of the
-CPU, which mean something on a machine that does other work too. wgeo's are from features to
-certified solution, all starts of the default included; "Newton" are those after the statistics, and
-"/ product" the same by Hessian product, which should not depend on N. Memory is the peak above that
-of a process with its libraries loaded, the features included.
+the quickest of several at the least N, halved every thousandth step. L-BFGS is SciPy's, in units in
+which the transport term of a sample has curvature lam; it is left out where it wants more than
+4 GiB for itself. Everything runs on one thread, and seconds are of the CPU, which mean something on
+a machine that does other work too. wgeo's are from features to certified solution, all starts of
+the default included; "Newton" are those after the statistics, and "/ product" the same by Hessian
+product, which should not depend on N. Memory is the peak above that of a process with its libraries
+loaded, the features included.
 Adds its rows to `benchmarks/mufm.json`.
 """
 
