@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -29,16 +29,17 @@ _MOST_KEPT = 0.01  # share of the parameters without fresh weights beyond which 
 
 
 def checked_reference(reference: Any) -> Any:
-    """Return what straightness is tested against: a name of `REFERENCES`, or a network.
+    """Return what straightness is tested against: a name of `REFERENCES`, a network or features.
 
     Raises
     ------
     ArgumentError
-        Neither.
+        None of these.
     """
     if reference is None:
         return "none"
-    if isinstance(reference, Network | nn.Module) or reference in tuple(REFERENCES):
+    known = Network | nn.Module | Trajectory
+    if isinstance(reference, known) or reference in tuple(REFERENCES):
         return reference
     raise ArgumentError(
         f"Unknown reference {reference!r}; choose {', '.join(REFERENCES)}, or give a network."
@@ -47,13 +48,19 @@ def checked_reference(reference: Any) -> Any:
 
 def reference_test(
     traj: Trajectory,
-    net: Network | nn.Module,
-    images: Any,
-    reference: str | Network | nn.Module,
-    reading: Mapping[str, Any],
+    reference: str | Network | nn.Module | Trajectory,
     seed: int,
+    traced: Callable[[], tuple[Trajectory, tuple[str, ...]]] | None = None,
 ) -> dict[str, Any] | None:
     """Test whether a network is straighter than a reference, segment by segment.
+
+    Parameters
+    ----------
+    traj : Trajectory
+    reference : as `checked_reference` returns it
+    seed : int
+    traced : callable, optional
+        Traces the reference where it is a network (`traced_reference`).
 
     Returns
     -------
@@ -63,19 +70,21 @@ def reference_test(
     """
     if reference == "none":
         return None
-    module = net.module if isinstance(net, Network) else net
     kept: tuple[str, ...] = ()
     kind = reference if isinstance(reference, str) else "network"
     words = REFERENCES.get(kind, "the network it is compared with")
     try:
         if reference == "shuffled":
             other = shuffled(traj, seed=seed)
-        elif reference == "init":
-            fresh, kept = untrained(module, seed)
-            _mostly_fresh(fresh, kept)
-            other = trace(fresh, _as_traced(net, images), **reading)
+        elif isinstance(reference, Trajectory):
+            other = reference
+        elif traced is None:
+            raise ArgumentError(
+                "Features alone have no network to give fresh weights. Store those of an untrained "
+                "checkpoint too, and give them as the reference."
+            )
         else:
-            other = trace(reference, images, **reading)  # type: ignore[arg-type]
+            other, kept = traced()
         tests = straighter_than(traj, other, statistic=_STATISTIC, seed=seed)
     except WgeoError as error:  # a reference that says nothing is no reason to lose the analysis
         if kind == "network":
@@ -88,6 +97,21 @@ def reference_test(
         "kept": list(kept),
         "verdict": _in_words(tests, words),
     }
+
+
+def traced_reference(
+    net: Network | nn.Module,
+    images: Any,
+    reference: str | Network | nn.Module,
+    reading: Mapping[str, Any],
+    seed: int,
+) -> tuple[Trajectory, tuple[str, ...]]:
+    """Trace a network, or `net` with fresh weights; return the names of those it kept, too."""
+    if isinstance(reference, Network | nn.Module):
+        return trace(reference, images, **reading), ()
+    fresh, kept = untrained(net.module if isinstance(net, Network) else net, seed)
+    _mostly_fresh(fresh, kept)
+    return trace(fresh, _as_traced(net, images), **reading), kept
 
 
 def _mostly_fresh(fresh: nn.Module, kept: tuple[str, ...]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from ..progress import track
 from ..records import SCHEMA, as_json
 from ..trajectory import Trajectory
 from ..transport import Exact, chain
-from .beside import brenier_test, checked_reference, reference_test
+from .beside import brenier_test, checked_reference, reference_test, traced_reference
 from .result import Analysis, versions
 from .views import class_view
 
@@ -106,11 +107,8 @@ def analyze(
         device=str(pick_device(device)),
         command=command,
     )
-    record = done.record
-    tested = reference_test(traj, net, images, reference, reading, seed)
-    if tested is not None:
-        record["reference"] = as_json(tested)
-        record["verdict"] += f" {tested['verdict']}"
+    other = partial(traced_reference, net, images, reference, reading, seed)
+    record = _beside(done.record, reference_test(traj, reference, seed, other))
     if brenier:
         found = brenier_test(traj, net, images, brenier, bootstrap, seed)
         for row, figures in zip(record["blocks"], found["blocks"], strict=True):
@@ -128,12 +126,18 @@ def analyze_trajectory(
     solver: Any = None,
     bootstrap: int = 200,
     mufm: bool = False,
+    reference: str | Trajectory | None = None,
     seed: int = 0,
     provenance: Mapping[str, Any] | None = None,
     device: str = "cpu",
     command: str | None = None,
 ) -> Analysis:
-    """Analyse features that are already there; see `analyze`."""
+    """Analyse features that are already there, such as stored ones; see `analyze`.
+
+    `reference` is ``shuffled``, ``none``, or another trajectory of the same samples, such as that
+    of an untrained checkpoint; there is no network here to give fresh weights.
+    """
+    reference = checked_reference(reference)
     present = np.unique(traj.labels)
     if len(present) < 2:
         raise FeatureError(
@@ -194,7 +198,16 @@ def analyze_trajectory(
     }
     if whole is not None:
         record["embedded"] = {"space": embed, **whole.to_dict(), "verdict": verdict(whole)}
-    return Analysis(as_json(record), traj)
+    tested = reference_test(traj, reference, seed)
+    return Analysis(_beside(as_json(record), tested), traj)
+
+
+def _beside(record: dict[str, Any], tested: dict[str, Any] | None) -> dict[str, Any]:
+    """Put the test against a reference into a record."""
+    if tested is None:
+        return record
+    words = f"{record['verdict']} {tested['verdict']}".rstrip()
+    return {**record, "reference": as_json(tested), "verdict": words}
 
 
 def _affordable(traj: Trajectory, draws: int) -> int:

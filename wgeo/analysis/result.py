@@ -12,7 +12,7 @@ from typing import Any
 
 from .. import plots, report
 from ..files import writable
-from ..records import read_record, write_record
+from ..records import ANALYSIS, claim, read_record, write_record
 from ..trajectory import Trajectory
 
 _PACKAGES = ("wgeo", "torch", "torchvision", "numpy", "scipy", "pot", "geomloss", "scikit-learn")
@@ -50,9 +50,9 @@ class Analysis:
         RecordError
             The folder cannot be written.
         """
-        path = write_record(writable(folder), self.record)
-        plots.figures(self.record, path.parent / "figures")
-        return path
+        path = claim(writable(folder), ANALYSIS)
+        plots.figures(self.record, path / "figures")
+        return write_record(path, self.record)  # last: where it is, all is
 
     def report(self, folder: str | os.PathLike[str], *, pdf: bool = False) -> Path:
         """Save into a folder and build its Sphinx report; return what `wgeo.report.build` does."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from .analysis import SOLVERS
+from .options import SOLVERS
 from .root import command
 
 

@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import ast
 import shlex
-from collections.abc import Callable, Iterable
+import signal
+import threading
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
 from .. import __version__
-from ..errors import ArgumentError, WgeoError
+from ..errors import ArgumentError, WgeoError, WgeoWarning
+from ..files import locked
 from ..progress import shown
 
 F = TypeVar("F", bound=Callable[..., Any])
 SEED = click.IntRange(min=0)
+STOPPED = "wgeo: stopped; what was finished is kept, nothing is half-written."
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 
@@ -35,7 +42,7 @@ class Commands(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            with shown():
+            with _stoppable(), _told(), shown():
                 return super().invoke(ctx)
         except (click.ClickException, click.Abort, click.exceptions.Exit, BrokenPipeError):
             raise  # click answers these itself
@@ -44,11 +51,56 @@ class Commands(click.Group):
                 raise
             click.echo(f"wgeo: {_in_words(error)}", err=True)
             ctx.exit(2)
-        except KeyboardInterrupt:
-            click.echo(
-                "\nwgeo: stopped; what was finished is kept, nothing is half-written.", err=True
-            )
-            ctx.exit(130)
+        except KeyboardInterrupt as stop:
+            click.echo(f"\n{STOPPED}", err=True)
+            ctx.exit(128 + (stop.number if isinstance(stop, Stopped) else signal.SIGINT))
+
+
+class Stopped(KeyboardInterrupt):
+    """A signal to stop, as an exception, so that files are closed and locks let go."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
+
+
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """Let SIGTERM stop a command as Ctrl-C does; a second signal ends it at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # signals are the main thread's
+        return
+    signals = (signal.SIGINT, signal.SIGTERM)
+
+    def stop(number: int, _: Any) -> None:
+        for each in signals:
+            signal.signal(each, signal.SIG_DFL)
+        raise Stopped(number)
+
+    before = [signal.signal(each, stop) for each in signals]
+    try:
+        yield
+    finally:
+        for each, handler in zip(signals, before, strict=True):
+            signal.signal(each, handler)
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """Say wgeo's own warnings in a line, as its errors are; others as Python does."""
+    usual = warnings.showwarning
+
+    def show(message: Any, category: type[Warning], *where: Any, **more: Any) -> None:
+        if issubclass(category, WgeoWarning):
+            click.echo(f"wgeo: {message}", err=True)
+        else:
+            usual(message, category, *where, **more)
+
+    warnings.showwarning = show
+    try:
+        yield
+    finally:
+        warnings.showwarning = usual
 
 
 def _in_words(error: BaseException) -> str:
@@ -107,6 +159,11 @@ def main() -> None:
 
     New here? Start with:  wgeo demo
     """
+
+
+def own_folder(out: str) -> Path:
+    """A command's folder, made if need be and kept to it until it has ended."""
+    return click.get_current_context().with_resource(locked(out))
 
 
 def settings_of(texts: Iterable[str]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from .root import SEED, command, number, settings_of
+from .root import SEED, command, number, own_folder, settings_of
 
 
 @command(
@@ -53,6 +53,9 @@ from .root import SEED, command, number, settings_of
 @click.option("--samples", type=int, help="Train on this many images, class-balanced.")
 @click.option("--normalize", help="Preset or 'mean,..;std,..'.")
 @click.option("--image-size", type=int, help="Resize and centre-crop to this many pixels.")
+@click.option(
+    "--skip-broken", is_flag=True, help="Leave out images that cannot be decoded; say which."
+)
 @click.option("--device", default="auto", show_default=True)
 @click.option("--seed", type=SEED, default=0, show_default=True)
 def train(
@@ -64,6 +67,7 @@ def train(
     samples: int | None,
     normalize: str | None,
     image_size: int | None,
+    skip_broken: bool,
     **settings: Any,
 ) -> None:
     """Train to the terminal phase, saving checkpoints on the way; resumes where it stopped.
@@ -72,12 +76,16 @@ def train(
     accuracy 1, where neural collapse happens.
     """
     from ..data import load_images
-    from ..files import writable
     from ..training import train as fit
 
-    folder = writable(out)
+    folder = own_folder(out)
     seed = settings["seed"]
-    load: dict[str, Any] = {"seed": seed, "normalize": normalize, "size": image_size}
+    load: dict[str, Any] = {
+        "seed": seed,
+        "normalize": normalize,
+        "size": image_size,
+        "skip_broken": skip_broken,
+    }
     images = load_images(source, split="train", limit=samples, **load)
     chosen: Any = checkpoints
     if checkpoints not in ("auto", "all"):

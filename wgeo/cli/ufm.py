@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from ..errors import ArgumentError
-from .root import CONTEXT, SEED, F, as_typed, command, main, number
+from .root import CONTEXT, SEED, F, as_typed, command, main, number, own_folder
 
 DECAY = {"weight_decay": 5e-3, "feature_decay": 5e-4}
 
@@ -318,9 +318,7 @@ def _decays(text: str, layers: int) -> list[float]:
 
 
 def _folder(out: str | None) -> Any:
-    from ..files import writable
-
-    return None if out is None else writable(out)  # fail before the work, not after
+    return None if out is None else own_folder(out)  # fail before the work, not after
 
 
 def _solve_plain(fit: Any, bias_decay: float, asked: dict[str, Any]) -> None:

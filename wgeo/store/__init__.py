@@ -5,12 +5,13 @@ While they come, a folder holds ``NAME.npy.part``, ``unfinished.json`` (whose jo
 lose their ending and ``manifest.json`` is written, last: without it there is nothing to open.
 """
 
-from .layout import DTYPES, SHARD, Column, digest, shards
+from .layout import DTYPES, MANIFEST, SHARD, Column, digest, shards
 from .reading import Stored, holds, is_store, read_store
 from .writing import Writer
 
 __all__ = [
     "DTYPES",
+    "MANIFEST",
     "SHARD",
     "Column",
     "Stored",

@@ -1,0 +1,274 @@
+"""Many analyses: done once, gone on with after any kill, one failing told, gathered in one."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import click
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+
+import wgeo
+from wgeo import Trajectory
+from wgeo.cli import main, sweeps
+from wgeo.cli.job import Job, _sha256
+from wgeo.cli.sweeps import named, read_config
+from wgeo.errors import ArgumentError
+
+
+def run(*words, code=0):
+    result = CliRunner().invoke(main, [str(word) for word in words])
+    assert result.exit_code == code, result.output
+    return result.output
+
+
+def numbers(record):
+    """A record without what says when and how long."""
+    text = json.loads(json.dumps(record))
+    for key in ("created", "command"):
+        text.pop(key, None)
+    for block in text["blocks"]:
+        block.pop("seconds")
+    return text
+
+
+@pytest.fixture(scope="module")
+def features(tmp_path_factory):
+    """Three stores of features, of 40 samples each."""
+    home = tmp_path_factory.mktemp("features")
+    rng = np.random.default_rng(0)
+    for name in "abc":
+        arrays = [rng.normal(size=(40, 3))]
+        arrays += [arrays[0] + step * rng.normal(size=3) for step in (0.5, 1.0)]
+        Trajectory.from_arrays(arrays, np.arange(40) % 2).save(home / name)
+    return home
+
+
+@pytest.fixture
+def no_figures(monkeypatch):
+    monkeypatch.setattr("wgeo.plots.figures", lambda *_: [])
+
+
+QUICK = ("--bootstrap", "0", "--no-report", "--reference", "none")
+
+
+def test_features_are_traced_and_analysed_on_the_command_line(tmp_path, no_figures):
+    run(
+        *("train", "--arch", "isoresnet", "--dataset", "digits", "--out", tmp_path / "t"),
+        *("--epochs", "1", "--option", "width=4", "--option", "depth=2", "--samples", "60"),
+    )
+    last = tmp_path / "t" / "checkpoints" / "epoch-0001.pt"
+    words = ("trace", last, "--data", "digits", "--store", tmp_path / "s", "--project", "16")
+    text = run(*words, "--samples", "60", "--dtype", "float16")
+    assert "60 samples, 4 layers" in text
+    assert "every distance is kept to a factor between" in text
+    assert "pool, dtype differ" not in text
+    assert "wgeo: " in run(*words, "--samples", "80", "--dtype", "float16", code=2)
+    stored = tmp_path / "s"
+    run("analyze", stored, "--out", tmp_path / "a", *QUICK[:3], "--mufm")
+    record = json.loads((tmp_path / "a" / "analysis.json").read_text())
+    origin = record["provenance"]
+    assert origin["arch"] == "isoresnet"
+    assert origin["data"] == "digits"
+    assert origin["projected"]["width"] == 16
+    assert len(origin["sha256"]) == 64
+    assert len(origin["job"]) == 64
+    assert "untrained checkpoint" in record["reference"]["skipped"]
+    run("analyze", stored, "--out", tmp_path / "b", *QUICK[:3], "--reference", stored)
+    record = json.loads((tmp_path / "b" / "analysis.json").read_text())
+    assert record["reference"]["tests"][0]["difference"] == 0
+    for option in (("--pool", "flat"), ("--data", "digits"), ("--samples", "40")):
+        said = run("analyze", stored, "--out", tmp_path / "c", *option, code=2)
+        assert "features that are read already" in said
+        assert option[0] in said
+    assert "Give --data" in run("analyze", last, "--out", tmp_path / "c", code=2)
+    (tmp_path / "empty").mkdir()
+    said = run("analyze", tmp_path / "empty", "--out", tmp_path / "c", code=2)
+    assert "No stored features" in said
+
+
+def test_what_is_done_is_not_done_again(features, tmp_path, no_figures, monkeypatch):
+    places = [features / name for name in "abc"]
+    text = run("analyze", *places, "--out", tmp_path, *QUICK)
+    assert "done before" not in text
+    series = json.loads((tmp_path / "series.json").read_text())
+    assert [row["name"] for row in series["analyses"]] == ["a", "b", "c"]
+    (tmp_path / "b" / "analysis.json").unlink()
+    measured = []
+    measure = Job.measure
+    monkeypatch.setattr(
+        Job, "measure", lambda job, typed: (measured.append(job.target), measure(job, typed))[1]
+    )
+    assert "2 of 3 analyses were done before" in run("analyze", *places, "--out", tmp_path, *QUICK)
+    assert measured == [str(features / "b")]
+    run("analyze", *places, "--out", tmp_path, *QUICK, "--seed", "1")
+    assert len(measured) == 4
+
+
+def test_the_key_is_of_contents(features, tmp_path):
+    job = Job(str(features / "a"), {"reference": "none", "solver": "exact", "seed": 0})
+    assert job.key == Job(str(features / "a"), {**job.options, "device": "cuda"}).key
+    assert job.key != Job(str(features / "b"), job.options).key
+    assert job.key != Job(str(features / "a"), {**job.options, "seed": 1}).key
+    copied = Trajectory.load(features / "a").save(tmp_path / "elsewhere")
+    assert np.array_equal(copied.last, Trajectory.load(features / "a").last)
+    assert job.key == Job(str(tmp_path / "elsewhere"), job.options).key
+    with pytest.raises(ArgumentError, match="no checkpoint"):
+        _sha256(str(tmp_path / "none.pt"))
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_one_that_fails_is_told_and_the_others_are_gathered(
+    features, tmp_path, no_figures, monkeypatch, processes
+):
+    monkeypatch.setattr(sweeps, "CONTEXT", "fork")
+    measure = Job.measure
+
+    def measured(job, typed):
+        if job.target.endswith("/b"):
+            if processes == 2:
+                os.kill(os.getpid(), signal.SIGKILL)
+            raise MemoryError("no more")
+        return measure(job, typed)
+
+    monkeypatch.setattr(Job, "measure", measured)
+    places = [features / name for name in "abc"]
+    words = ("analyze", *places, "--out", tmp_path, *QUICK, "--jobs", processes)
+    text = run(*words, code=2)
+    assert ("ended with -9" if processes == 2 else "b: no more") in text
+    assert "1 of 3 checkpoints" in text
+    series = json.loads((tmp_path / "series.json").read_text())
+    assert [row["name"] for row in series["analyses"]] == ["a", "c"]
+    monkeypatch.setattr(Job, "measure", measure)
+    assert "2 of 3 analyses were done before" in run(*words)
+    series = json.loads((tmp_path / "series.json").read_text())
+    assert [row["name"] for row in series["analyses"]] == ["a", "b", "c"]
+
+
+CONFIG = """
+out = "{out}"
+bootstrap = 0
+reference = "none"
+[[run]]
+checkpoints = "{features}/[ab]"
+[[run]]
+name = "sliced"
+checkpoints = ["{features}/c"]
+solver = "sliced"
+mufm = false
+"""
+
+
+@pytest.fixture
+def config(features, tmp_path):
+    path = tmp_path / "sweep.toml"
+    path.write_text(CONFIG.format(out=tmp_path / "out", features=features))
+    return path
+
+
+def test_a_file_says_what_to_sweep(config, features, tmp_path, no_figures):
+    out, jobs = read_config(config)
+    assert out == str(tmp_path / "out")
+    assert list(jobs) == ["a", "b", "sliced-c"]
+    assert jobs["sliced-c"].options["solver"] == "sliced"
+    assert jobs["a"].options["solver"] == "exact"
+    assert jobs["a"].options["bootstrap"] == 0
+    first = run("sweep", config, "--index", "1/2", "--no-report")
+    assert "1 analyses are left to other parts" in first
+    assert not (tmp_path / "out" / "series.json").exists()
+    run("sweep", config, "--index", "2/2", "--no-report")  # the last sets them side by side
+    series = json.loads((tmp_path / "out" / "series.json").read_text())
+    assert [row["name"] for row in series["analyses"]] == ["a", "b", "sliced-c"]
+    assert "3 of 3 analyses were done before" in run("sweep", config, "--no-report")
+    for bad in ("0/2", "3/2", "1", "a/b"):
+        assert "--index" in run("sweep", config, "--index", bad, code=2)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("out = ", "cannot be read"),
+        ("data = 'digits'", "must say out"),
+        ("out = 'o'\nrun = 3", r"\[\[run\]\]"),
+        ("out = 'o'", "must say checkpoints"),
+        ("out = 'o'\ncheckpoints = []", "must say checkpoints"),
+        ("out = 'o'\ncheckpoints = 'none-*.pt'", "no checkpoint none"),
+        ("out = 'o'\ncheckpoints = 'FILE'\nwings = 2", "--wings"),
+        ("out = 'o'\ncheckpoints = 'FILE'\nsamples = 'many'", "many"),
+        ("out = 'o'\ncheckpoints = 'FILE'", "one checkpoint"),
+    ],
+)
+def test_a_file_that_makes_no_sense_is_refused(tmp_path, monkeypatch, text, said):
+    import re
+
+    monkeypatch.chdir(tmp_path)
+    Path("FILE").write_text("")
+    Path("c.toml").write_text(text)
+    answer = run("sweep", "c.toml", code=2)
+    assert answer.startswith("wgeo: ")
+    assert len(answer.splitlines()) == 1
+    assert re.search(said, answer)
+
+
+def test_names_of_folders_differ(tmp_path):
+    (tmp_path / "x.y").mkdir()
+    targets = ["a/last.pt", "b/last.pt", "report.pt", str(tmp_path / "x.y")]
+    assert list(named(targets)) == ["last", "last-2", "report-2", "x.y"]
+    assert list(named(["last.pt"], "run", ("run-last",))) == ["run-last-2"]
+
+
+def test_a_sweep_killed_at_any_moment_goes_on_to_the_same_numbers(features, tmp_path, no_figures):
+    torch.set_num_threads(1)
+    rng = random.Random(0)
+    targets = {name: str(features / name) for name in "abc"}
+    options = {
+        **dict.fromkeys(("arch", "embed", "layers"), None),
+        "reference": "none",
+        "solver": "exact",
+        "seed": 0,
+        "bootstrap": 0,
+        "mufm": False,
+    }
+    jobs = {name: Job(target, options) for name, target in targets.items()}
+
+    def swept(place):
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                os.close(2)
+                with click.Context(main) as ctx:
+                    ctx.meta["wgeo.typed"] = "wgeo"
+                    done, failed = sweeps.run_all(jobs, place)
+                code = int(list(done) != list("abc") or bool(failed))
+            finally:
+                os._exit(code)
+        return child
+
+    began = time.perf_counter()
+    assert os.waitpid(swept(tmp_path / "whole"), 0)[1] == 0
+    taken = time.perf_counter() - began
+    expected = {n: numbers(wgeo.Analysis.load(tmp_path / "whole" / n).record) for n in "abc"}
+    partly, place = 0, tmp_path / "0"
+    for kill in range(20):
+        child = swept(place)
+        time.sleep(rng.uniform(0, 0.7 * taken))
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        found = [n for n in "abc" if (place / n / "analysis.json").exists()]
+        for name in found:
+            assert numbers(wgeo.Analysis.load(place / name).record) == expected[name]
+        partly += 0 < len(found) < 3
+        if len(found) == 3:
+            place = tmp_path / str(kill + 1)
+    assert partly >= 2
+    assert os.waitpid(swept(place), 0)[1] == 0
+    for name in "abc":
+        assert numbers(wgeo.Analysis.load(place / name).record) == expected[name]

@@ -1,0 +1,84 @@
+"""``wgeo trace``: features to disk, to be analysed as often as one likes."""
+
+from __future__ import annotations
+
+import shlex
+from functools import partial
+from typing import Any
+
+import click
+
+from .job import split_names
+from .options import data_options, network_options, reading_options
+from .root import command
+
+
+@command(
+    "trace",
+    "Store a network's features on disk.",
+    "wgeo trace resnet50.pth --arch torchvision:resnet50 --data imagenet/ "
+    "--dtype float16 --store features/r50\n"
+    "wgeo analyze features/r50 --solver sliced --out runs/r50",
+)
+@click.argument("checkpoint")
+@click.option("--data", "source", required=True, help="A name or path; see `wgeo list datasets`.")
+@click.option("--store", required=True, metavar="DIR", help="Folder of the features.")
+@click.option(
+    "--dtype",
+    type=click.Choice(["float32", "float16", "bfloat16", "float64"]),
+    help="How numbers are kept; by default as the network has them.",
+)
+@click.option(
+    "--project",
+    type=click.IntRange(min=1),
+    metavar="K",
+    help="Project layers of more than K features onto K at random (Johnson-Lindenstrauss).",
+)
+@network_options
+@partial(data_options, samples=0)
+@reading_options
+def trace(
+    checkpoint: str,
+    arch: str | None,
+    num_classes: int | None,
+    source: str,
+    split: str,
+    samples: int,
+    normalize: str | None,
+    image_size: int | None,
+    skip_broken: bool,
+    seed: int,
+    layers: str | None,
+    trust_checkpoint: bool,
+    **settings: Any,
+) -> None:
+    """Store features before and after every block, a memory map a layer; resumes where it stopped.
+
+    Killed at any moment, or stopped by a full disk, the same command goes on where it was and ends
+    with the same bytes. `wgeo analyze DIR` and `wgeo.Trajectory.load(DIR)` open it.
+    """
+    from ..checkpoint import load_checkpoint
+    from ..data import load_images
+    from ..features import trace as follow
+
+    net = load_checkpoint(checkpoint, arch, num_classes, trust=trust_checkpoint)
+    images = load_images(
+        source,
+        split=split,
+        limit=samples or None,
+        seed=seed,
+        normalize=normalize,
+        size=image_size,
+        skip_broken=skip_broken,
+    )
+    traj = follow(net, images, layers=split_names(layers), **settings)
+    click.echo(f"{len(traj)} samples, {len(traj.layers)} layers: {settings['store']}")
+    if (projected := traj.settings.get("projected")) is not None:
+        least, most = projected["all"]
+        click.echo(
+            f"Projected onto {projected['width']} features: every distance is kept to a factor "
+            f"between {least:.2f} and {most:.2f} (99 %), a typical one to "
+            f"{projected['typical']:.1%}."
+        )
+    following = ["wgeo", "analyze", settings["store"], "--out", "runs/analysis"]
+    click.echo(f"Next: {shlex.join(following)}")
