@@ -18,7 +18,7 @@ from typing import Any
 
 from .. import __version__, plots
 from ..errors import RecordError
-from ..files import writable
+from ..files import locked
 from ..records import ANALYSIS, SERIES, read_record
 from . import building, pages
 from .assets import asset
@@ -66,10 +66,9 @@ def build(
     tex = engine() if pdf else ""  # before the work, not after
     source = run / (SERIES if _holds_series(run) else ANALYSIS)
     record = read_record(run, source.name)
-    writable(run)
     try:
-        figures = _figures(record, source)
-        with tempfile.TemporaryDirectory(prefix=".report-", dir=run) as aside:
+        with locked(run), tempfile.TemporaryDirectory(prefix=".report-", dir=run) as aside:
+            figures = _figures(record, source)
             project = Path(aside) / "report"
             _write_project(record, pages.pages(record), project, figures, source)
             if html:

@@ -21,7 +21,7 @@ from .. import models
 from ..arrays import pick_device
 from ..data import Images, normalization
 from ..errors import ArgumentError
-from ..files import writable
+from ..files import locked
 from ..progress import track
 from .job import Job, Plan, checkpoint_path, checkpoints_in
 from .recipe import AUGMENTATIONS, LOSSES, SCHEDULES, Recipe, learning_rate
@@ -163,7 +163,8 @@ def train(
     DataError
         Test images of another shape or of other classes.
     RecordError
-        `out` cannot be written, or holds a run of other settings, or a damaged one.
+        `out` cannot be written, another run writes into it, or it holds one of other settings or
+        a damaged one.
     ConvergenceError
         The loss became NaN or infinite; the last good epoch is kept.
 
@@ -181,8 +182,8 @@ def train(
         epochs, lr, momentum, weight_decay, batch_size, schedule, loss, augment=kind, seed=seed
     )
     plan = Plan.of(checkpoints, epochs, evaluate_every, terminal_epochs)
-    folder, where = writable(out), pick_device(device)
-    with _reproducible(seed, where):
+    where = pick_device(device)
+    with locked(out) as folder, _reproducible(seed, where):
         built = {} if isinstance(arch, nn.Module) else {"activation": activation, **(options or {})}
         module = _build(arch, images, built, classifier)
         passport = _passport(arch, images, built, classifier, recipe)
