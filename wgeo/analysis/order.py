@@ -43,7 +43,7 @@ def analyze(
     bootstrap: int = 200,
     reference: str | Network | nn.Module | None = "init",
     brenier: int = 0,
-    mufm: bool = False,
+    mufm: bool | None = None,
     seed: int = 0,
     device: str = "auto",
     command: str | None = None,
@@ -71,9 +71,11 @@ def analyze(
     brenier : int
         At how many of the images to test every block for being the gradient of a convex function
         (`wgeo.brenier`); 0 for none. Costs about 200 passes of each block at each.
-    mufm : bool
-        Fit the multilayer unconstrained-feature model too: seconds, where the last segment's
-        features are at most a few hundred wide.
+    mufm : bool or None
+        Whether to set the network beside the multilayer unconstrained-feature model too, fitted to
+        its last segment. None: where it has a classifier and the fit takes about a minute at most
+        on one core, as it does unless features are thousands wide, samples tens of thousands or
+        classes hundreds; the record says why not.
     seed : int
         Of everything random.
     command : str, optional
@@ -125,7 +127,7 @@ def analyze_trajectory(
     embed: str | None = None,
     solver: Any = None,
     bootstrap: int = 200,
-    mufm: bool = False,
+    mufm: bool | None = None,
     reference: str | Trajectory | None = None,
     seed: int = 0,
     provenance: Mapping[str, Any] | None = None,

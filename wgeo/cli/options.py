@@ -99,9 +99,10 @@ def measuring_options(function: F) -> F:
             help="Test every block at so many images for being the gradient of a convex function.",
         ),
         click.option(
-            "--mufm",
-            is_flag=True,
-            help="Fit the MUFM model too: seconds, but for very wide features.",
+            "--mufm/--no-mufm",
+            default=None,
+            help="Fit the MUFM model or leave it out; by default where it takes about a minute at "
+            "most.",
         ),
     )
     return _all(options, function)

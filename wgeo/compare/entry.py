@@ -14,19 +14,21 @@ from ..progress import track
 from ..trajectory import Segment, Trajectory
 from ..transport import Exact, wasserstein
 from ..ufm.multilayer import MUFMSolution
-from .fitting import Fit
+from .fitting import Fit, expected_seconds
 from .placing import Features
 from .predictions import Errors, Prediction, along, collapsed, gained, times
 from .result import Comparison, ModelLayer
 
 W2_SAMPLES = 300  # beside one another: enough for two digits, and quick
+UNASKED = "MUFM was left out, as asked (mufm=False, --no-mufm)."
+PATIENCE = 60.0  # seconds on one core that nobody needs to be asked for
 
 
 def compare(
     traj: Trajectory,
     model: MUFMSolution | None = None,
     *,
-    mufm: bool = True,
+    mufm: bool | None = True,
     time: str = "nearest",
     seed: int = 0,
 ) -> Comparison:
@@ -69,8 +71,10 @@ def compare(
     model : MUFMSolution, optional
         Fitted to the first layer of the last segment (``fit_mufm(traj.segments[-1].arrays[0],
         traj.labels, layers=...)``), to be compared in the place of one with fitted settings.
-    mufm : bool
-        Whether to fit MUFM where no `model` is given.
+    mufm : bool or None
+        Whether to fit MUFM where no `model` is given. None: where the network has a classifier and
+        the fit is expected to take a minute at most on one core, as it does unless features are
+        thousands wide, samples tens of thousands or classes hundreds; ``skipped`` says why not.
     time : {"nearest", "length", "uniform"}
         The times :math:`t_l` of inner layers, in [0, 1]: where the model's path comes nearest to
         the layer, so that its shape is judged and not its speed; the share of the root mean squared
@@ -107,14 +111,14 @@ def compare(
         tuple(network),
         tuple(geodesic),
         ufm=() if final is None else tuple(view.layers(segment, [final], last=True)),
-        skipped="MUFM was not asked for.",
+        skipped=_left_out(traj, segment, len(classes)) if mufm is None else "" if mufm else UNASKED,
     )
     if model is not None:
         _check(model, segment)
         predicted = along(segment, times(segment, time), model.X.T, model.H.T, rotate=True)
         mine = tuple(view.layers(segment, predicted))
         return replace(known, mufm=mine, solution=model, skipped="")
-    if not mufm:
+    if known.skipped:
         return known
     try:
         fit = Fit(segment, labels, times(segment, time), seed)
@@ -138,6 +142,20 @@ def compare(
         given=tuple(view.layers(segment, predicted)),
         reading=reading,
         held_out_given=held_out_given,
+    )
+
+
+def _left_out(traj: Trajectory, segment: Segment, classes: int) -> str:
+    """Why MUFM is not fitted unasked; empty where it is."""
+    if traj.classifier is None and traj.predictions is None:
+        return "The network has no classifier that was found; MUFM is about networks with one."
+    seconds = expected_seconds(segment, classes)
+    if seconds <= PATIENCE:
+        return ""
+    n, d = segment.arrays[0].shape
+    return (
+        f"MUFM of {n} samples of {classes} classes, {d} features wide, would take about "
+        f"{seconds / 60:.0f} minutes on one core; ask for it with mufm=True (--mufm)."
     )
 
 
