@@ -1,0 +1,91 @@
+"""The public names of wgeo and the names of their parameters, as a text that a test compares.
+
+python tests/public.py            print it
+python tests/public.py --write    write tests/api.txt
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+LIST = Path(__file__).with_name("api.txt")
+ROOMS = (
+    *("models", "data", "checkpoint", "training", "trajectory"),
+    *("features", "transport", "geodesic", "brenier", "collapse", "ufm", "compare", "plots"),
+    *("report", "analysis", "errors"),
+)
+
+
+def parameters(value: Any) -> str | None:
+    """``(a, b=, *, c=)``: names, which are optional, and which go by name alone."""
+    try:
+        signature = inspect.signature(value)
+    except (TypeError, ValueError):
+        return None
+    told, named = [], False
+    for parameter in signature.parameters.values():
+        if parameter.kind is parameter.KEYWORD_ONLY and not named:
+            named = True
+            told.append("*")
+        optional = parameter.default is not parameter.empty
+        stars = {parameter.VAR_POSITIONAL: "*", parameter.VAR_KEYWORD: "**"}
+        told.append(stars.get(parameter.kind, "") + parameter.name + "=" * optional)
+        named = named or parameter.kind is parameter.VAR_POSITIONAL
+    return f"({', '.join(told)})"
+
+
+def names_of(room: ModuleType) -> list[str]:
+    """Names that a room offers: as it says, or what is its own and not hidden."""
+    if hasattr(room, "__all__"):
+        return sorted(room.__all__)
+    own = [
+        name
+        for name, value in vars(room).items()
+        if not name.startswith("_") and getattr(value, "__module__", None) == room.__name__
+    ]
+    return sorted(own)
+
+
+def lines() -> list[str]:
+    """A line a name, and one for every public attribute of a class."""
+    found = []
+    for place in ("wgeo", *(f"wgeo.{room}" for room in ROOMS)):
+        room = importlib.import_module(place)
+        for name in names_of(room):
+            value = getattr(room, name)
+            if isinstance(value, ModuleType):
+                found.append(f"{place}.{name}")
+                continue
+            found.append(f"{place}.{name}{parameters(value) or ''}")
+            if inspect.isclass(value) and value.__module__.startswith("wgeo"):
+                found += [f"{place}.{name}.{line}" for line in attributes(value)]
+    return found
+
+
+def attributes(kind: type) -> list[str]:
+    told = []
+    for name in dir(kind):
+        if name.startswith("_") or hasattr(Exception, name) or hasattr(str, name):
+            continue
+        value = inspect.getattr_static(kind, name)
+        if isinstance(value, classmethod | staticmethod):
+            value = value.__func__
+        defined = getattr(value, "__module__", "wgeo") or "wgeo"
+        if callable(value) and defined.startswith("wgeo"):
+            told.append(name + (parameters(value) or ""))
+        elif isinstance(value, property) or not callable(value):
+            told.append(name)
+    return told
+
+
+if __name__ == "__main__":
+    text = "\n".join(lines()) + "\n"
+    if "--write" in sys.argv:
+        LIST.write_text(text, encoding="utf-8")
+    else:
+        print(text, end="")

@@ -1,0 +1,77 @@
+"""What users rely on stays: public names and their parameters, and one version everywhere."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+
+import public
+
+import wgeo
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def split(line):
+    """``place.name(a, b=, *, c=)`` -> name, parameters by position, parameters by name."""
+    name, _, inside = line.partition("(")
+    told = [part.strip() for part in inside.rstrip(")").split(",") if part.strip()]
+    at = told.index("*") if "*" in told else len(told)
+    return name, told[:at], set(told[at + 1 :])
+
+
+def broken(promised, found):
+    """Why a call that keeps to the promise may fail now; empty where it cannot."""
+    name, first, named = promised
+    _, now, now_named = found
+    wrong = []
+    if now[: len(first)] != first and not all(
+        have in (want, want + "=") for want, have in zip(first, now, strict=False)
+    ):
+        wrong.append(f"{name}: its parameters were {first} and are {now}")
+    elif len(now) < len(first):
+        wrong.append(f"{name}: lacks {first[len(now) :]}")
+    new = [parameter for parameter in now[len(first) :] if not parameter.endswith(("=", "*"))]
+    wrong += [f"{name}: {parameter} is needed now" for parameter in new if parameter[0] != "*"]
+    everything = {parameter.rstrip("=") for parameter in {*now, *now_named}}
+    gone = [parameter for parameter in named if parameter.rstrip("=") not in everything]
+    wrong += [f"{name}: {parameter} is gone" for parameter in gone]
+    needed = {p for p in now_named - named if not p.endswith("=") and p[0] != "*"}
+    wrong += [f"{name}: {parameter} is needed now" for parameter in sorted(needed - {*first})]
+    return wrong
+
+
+def test_no_public_name_and_no_parameter_is_gone():
+    promised = [split(line) for line in public.LIST.read_text("utf-8").splitlines()]
+    found = {split(line)[0]: split(line) for line in public.lines()}
+    missing = [name for name, _, _ in promised if name not in found]
+    assert not missing, "removed without a deprecation; see CONTRIBUTING.md"
+    wrong = [fault for line in promised for fault in broken(line, found[line[0]])]
+    assert not wrong
+    assert {split(line)[0] for line in public.LIST.read_text("utf-8").splitlines()} >= {
+        f"wgeo.{name}" for name in wgeo.__all__ if name != "__version__"
+    }, "a new public name: python tests/public.py --write"
+
+
+def test_the_guard_guards():
+    old = split("wgeo.f(a, b=, *, c=)")
+    assert broken(old, split("wgeo.f(a, b=, d=, *, c=, e=)")) == []
+    assert broken(old, split("wgeo.f(a=, b=, *, c=)")) == []
+    for worse in (
+        "(a, *, c=)",
+        "(b=, a, *, c=)",
+        "(a, b=)",
+        "(a, b=, d, *, c=)",
+        "(a, b=, *, c=, e)",
+    ):
+        assert broken(old, split(f"wgeo.f{worse}")), worse
+
+
+def test_one_version_everywhere():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    citation = re.search(r"^version: (.+)$", (ROOT / "CITATION.cff").read_text("utf-8"), re.M)
+    assert project["version"] == wgeo.__version__ == citation[1]
+    assert re.fullmatch(r"\d+\.\d+\.\d+((a|b|rc)\d+)?", wgeo.__version__)
+    changes = (ROOT / "CHANGELOG.md").read_text("utf-8")
+    assert f"## {wgeo.__version__}" in changes
