@@ -77,6 +77,7 @@ html_math_renderer = "mathtext"  # no request to a CDN: the pages open from a fi
 html_title = "wgeo"
 html_static_path = ["_static"]
 html_css_files = ["docs.css"]
+html_domain_indices = False  # the reference lists the rooms; their pages have no module anchors
 html_show_sourcelink = False
 html_copy_source = False
 html_context = {"default_mode": "auto"}  # light or dark as the reader's system is

@@ -241,7 +241,15 @@ def _segments(
 def _view(means: np.ndarray, rng: np.random.Generator) -> dict[str, Any]:
     """Class means (layers, classes, 2), and three samples a class around each."""
     labels = np.repeat(np.arange(means.shape[1]), 3)
+    ends = np.pad(means[-1] - means[-1].mean(0), ((0, 0), (0, 1)))
     return {
+        "end": {
+            "class_means": ends.tolist(),
+            "points": (
+                ends[labels] + 0.3 * np.sin(np.arange(3 * len(labels)).reshape(-1, 3))
+            ).tolist(),
+        },
+        "classes": list(range(means.shape[1])),
         "class_means": means.tolist(),
         "explained": [0.61, 0.2],
         "points": (means[:, labels] + 0.3 * rng.normal(size=(len(labels), 2))).tolist(),

@@ -7,10 +7,8 @@ import os
 import re
 import shutil
 import subprocess
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
 
 import numpy as np
 import pytest
@@ -19,8 +17,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from records import HOSTILE, damaged, sample_record
+from webpages import BROWSER, Page, assert_readable, crawl, pages_in, visit
 
 from wgeo import plots, report
+from wgeo.analysis import Series
 from wgeo.cli import main
 from wgeo.errors import DependencyError, RecordError, WgeoError
 from wgeo.plots.style import clean
@@ -64,28 +64,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-class Page(HTMLParser):
-    """Elements, links and text of a page."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__()
-        self.path = path
-        self.elements: list[tuple[str, dict[str, str | None]]] = []
-        self.ids: set[str] = set()
-        self.text = ""
-        self.feed(path.read_text(encoding="utf-8"))
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, dict(attrs)))
-        self.ids |= {value for key, value in attrs if key == "id" and value}
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
-
-
 @pytest.fixture(scope="module")
 def built(run: Path) -> dict[str, Page]:
-    return {path.stem: Page(path) for path in (run / "report" / "html").glob("*.html")}
+    return {path.stem: Page(path) for path in pages_in(run / "report" / "html")}
 
 
 # --- pages ---------------------------------------------------------------------------------------
@@ -100,21 +81,9 @@ def test_the_project_is_one_that_sphinx_knows(run: Path) -> None:
     assert {path.name for path in run.iterdir()} == {"analysis.json", "figures", "report"}
 
 
-def test_every_link_leads_somewhere_and_nothing_is_fetched(built: dict[str, Page]) -> None:
-    loads = {("script", "src"), ("img", "src"), ("link", "href"), ("source", "srcset")}
-    checked = 0
-    for page in built.values():
-        for tag, attributes in page.elements:
-            for key in {"src", "href", "srcset"} & set(attributes):
-                url = urlsplit(attributes[key] or "")
-                if url.scheme or url.netloc:
-                    assert (tag, key) not in loads, f"{page.path.name} loads {attributes[key]}"
-                    continue
-                target = (page.path.parent / unquote(url.path)) if url.path else page.path
-                assert target.exists(), f"{page.path.name}: {attributes[key]}"
-                if url.fragment and target.suffix == ".html":
-                    assert url.fragment in built[target.stem].ids, attributes[key]
-                checked += 1
+def test_every_link_leads_somewhere_and_nothing_is_fetched(run: Path) -> None:
+    checked, broken = crawl(run / "report" / "html")
+    assert broken == []
     assert checked > 200
 
 
@@ -552,73 +521,63 @@ def test_hostile_names_are_typeset(run: Path) -> None:
 
 # --- in a browser --------------------------------------------------------------------------------
 
-BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("chrome")
-
-# Loads every page in frames of a screen's and a phone's width and reports what overflows them.
-PROBE = """<!doctype html><body><script>
-const pages = %s, said = [];
-// Where a slider's first and last class mean stand at both of its ends, and their drawn paths.
-function slide(page) {
-  const slider = page.querySelector(".wgeo-scrubber input");
-  if (!slider) return null;
-  const means = [...page.querySelectorAll("circle.mean")];
-  const drawn = [...page.querySelectorAll(".wgeo-scrubber polyline")].map(line => {
-    const points = line.getAttribute("points").split(" ");
-    return [points[0], points[points.length - 1]];
-  });
-  const ends = [slider.min, slider.max].map(value => {
-    slider.value = value;
-    slider.dispatchEvent(new Event("input"));
-    const said = page.querySelector(".wgeo-scrubber output").textContent;
-    return [said, means.map(c => c.getAttribute("cx") + "," + c.getAttribute("cy"))];
-  });
-  return [drawn, ends];
-}
-console.error("a complaint is heard");
-(async () => {
-  for (const page of pages) for (const width of [1280, 400]) {
-    const frame = document.createElement("iframe");
-    frame.width = width; frame.height = 900; frame.src = page;
-    document.body.append(frame);
-    await new Promise(done => frame.onload = done);
-    const root = frame.contentDocument.documentElement;
-    const images = [...frame.contentDocument.images].filter(i => !i.naturalWidth).length;
-    said.push([page, width, root.scrollWidth <= width, images, slide(frame.contentDocument)]);
-    frame.remove();
-  }
-  document.body.innerHTML = "<pre>" + JSON.stringify(said) + "</pre>";
-})();
-</script>"""
+WITH_BROWSER = pytest.mark.skipif(BROWSER is None, reason="no Chromium here")
 
 
-@pytest.mark.skipif(BROWSER is None, reason="no Chromium here")
-def test_pages_fit_screen_and_phone_and_log_no_error(run: Path, tmp_path: Path) -> None:
-    html = run / "report" / "html"
-    found = sorted(path.as_uri() for path in html.glob("*.html") if path.stem != "genindex")
-    probe = tmp_path / "probe.html"
-    probe.write_text(PROBE % json.dumps(found))
-    options = [
-        *("--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr"),
-        *("--disable-web-security", "--allow-file-access-from-files"),
-        *("--virtual-time-budget=20000", "--dump-dom", "--host-resolver-rules=MAP * ~NOTFOUND"),
-        f"--user-data-dir={tmp_path / 'profile'}",
-    ]
-    done = subprocess.run(
-        [str(BROWSER), *options, probe.as_uri()], capture_output=True, text=True, timeout=120
+@WITH_BROWSER
+def test_pages_can_be_read_on_screen_and_phone_by_day_and_night(run: Path, tmp_path: Path) -> None:
+    found = visit(pages_in(run / "report" / "html"), tmp_path)
+    assert len(found) > 6
+    assert_readable(found)
+    for page in found:
+        assert (page["slider"] is not None) == page["page"].endswith("straightness.html")
+    assert_slides(found, "layer2.0.shortcut", "layer2.1")
+
+
+@WITH_BROWSER
+def test_a_series_slides_from_epoch_to_epoch(tmp_path: Path) -> None:
+    records = {f"epoch-{k}": sample_record((3, 2), seed=k) for k in range(3)}
+    for epoch, record in zip((0, 4, 9), records.values(), strict=True):
+        record["provenance"]["epoch"] = epoch
+    html = Series.of(records).report(tmp_path / "run").parent
+    assert crawl(html)[1] == []
+    found = visit(pages_in(html), tmp_path)
+    assert_readable(found)
+    assert_slides(found, "epoch 0", "epoch 9")
+
+
+def assert_slides(found: list[dict[str, Any]], start: str, end: str) -> None:
+    """One page has a slider, which moves the class means from the ends of their paths to others."""
+    (slider,) = [page["slider"] for page in found if page["slider"]]
+    paths, ((first, at_first), (last, at_last)) = slider
+    assert [first, last] == [start, end]
+    for path, *ends in zip(paths, at_first, at_last, strict=True):
+        places, drawn = (
+            [[float(v) for v in at.split(",")] for at in pair] for pair in (ends, path)
+        )
+        np.testing.assert_allclose(places, drawn)
+    assert at_first != at_last
+
+
+@WITH_BROWSER
+def test_a_visit_finds_what_is_wrong(tmp_path: Path) -> None:
+    page = tmp_path / "bad.html"
+    page.write_text(
+        "<!doctype html><body><p style='color: #888'>pale</p><p style='color: #767676'>fair</p>"
+        "<p style='color: #888; font-size: 24px'>large</p><p style='width: 500px'>wide</p>"
+        "<style>[data-theme=dark] body { background: #1a1a1a }</style><img src='nowhere.png'>"
+        "<link rel='stylesheet' href='http://b.example/a.css'>"
     )
-    told = re.search(r"<pre>(.*?)</pre>", done.stdout, flags=re.S)
-    assert told, done.stderr[-2000:]
-    results = json.loads(told[1].replace("&amp;", "&"))
-    assert len(results) == 2 * len(found)
-    for page, width, fits, missing, slid in results:
-        assert fits, f"{page} is wider than {width} px"
-        assert missing == 0, f"{page}: {missing} images did not load"
-        assert (slid is not None) == page.endswith("straightness.html")
-        if slid is not None:
-            paths, ((first, at_first), (last, at_last)) = slid
-            assert [first, last] == ["layer2.0.shortcut", "layer2.1"]
-            assert paths == [list(pair) for pair in zip(at_first, at_last, strict=True)]
-            assert at_first != at_last
-    complaints = re.findall(r'CONSOLE.*?\] "(?!\[PST\])(.*)', done.stderr)
-    assert len(complaints) == 1, complaints
-    assert "a complaint is heard" in complaints[0]
+    (found,) = visit([page], tmp_path)
+    assert found["wide"]["1280"] == 0
+    assert found["wide"]["400"] > 90
+    assert set(found["pale"]["light"]) == {"pale"}
+    assert set(found["pale"]["dark"]) == {"fair", "wide"}
+    assert found["abroad"] == ["http://b.example/a.css"]
+    assert found["missing"] == found["mute"] == 1
+    checked, broken = crawl(tmp_path)
+    assert checked == 2
+    assert broken == ["bad.html: nowhere.png", "bad.html loads http://b.example/a.css"]
+    page.write_text("<!doctype html><body><script>nothing()</script>")
+    with pytest.raises(AssertionError, match="nothing is not defined"):
+        visit([page], tmp_path)

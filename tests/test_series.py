@@ -12,10 +12,11 @@ from torch import nn
 
 import wgeo
 from wgeo import plots, report
-from wgeo.analysis import Series
+from wgeo.analysis import Series, class_view, training_view
 from wgeo.analysis.beside import _holm
 from wgeo.errors import ArgumentError, RecordError
 from wgeo.models import untrained
+from wgeo.trajectory import Trajectory
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +66,104 @@ def test_anything_else_stays_as_given(change):
     series = Series.of({"x": first, "a": second}).record
     assert series["axis"] == "name"
     assert [row["name"] for row in series["analyses"]] == ["x", "a"]
+
+
+# --- the last layer over a training --------------------------------------------------------------
+
+
+def turned(record, epoch, rotation, scale):
+    """The record of another epoch whose last layer is the same shape, turned and scaled."""
+    again = json.loads(json.dumps(record))
+    again["provenance"]["epoch"] = epoch
+    end = again["segments"][-1]["view"]["end"]
+    for key in end:
+        end[key] = (scale * np.array(end[key]) @ rotation).tolist()
+    return again
+
+
+def test_size_and_orientation_are_no_movement(rng):
+    record = sample_record((3, 2))
+    shapes = [(np.linalg.qr(rng.normal(size=(3, 3)))[0], scale) for scale in (0.01, 7.0, 1.0)]
+    records = [turned(record, k, *shape) for k, shape in enumerate(shapes)]
+    found = training_view(records)
+    assert found["layers"] == ["epoch 0", "epoch 1", "epoch 2"]
+    for key in ("class_means", "points"):
+        first, *others = np.array(found["view"][key])
+        assert np.ptp(first, axis=0).max() > 0.1
+        for other in others:
+            np.testing.assert_allclose(other, first, atol=2e-5)
+
+
+def test_classes_that_close_in_are_seen_to(rng):
+    """Class means of an ETF stay, at one spread, and samples halve their distance to them."""
+    means = np.repeat(np.eye(3) * 4, 8, axis=0)
+    noise = rng.normal(size=means.shape)
+    labels = np.repeat(np.arange(3), 8)
+    noise -= np.array([noise[labels == k].mean(0) for k in labels])
+    records = []
+    for epoch, size in enumerate((1.0, 0.1)):
+        traj = Trajectory.from_arrays([np.zeros((24, 3)) + means / 9, means + size * noise], labels)
+        record = sample_record((2,))
+        record["provenance"]["epoch"] = epoch
+        record["segments"] = [{"view": class_view(traj.segments[0], labels)}]
+        records.append(record)
+    view = training_view(records)["view"]
+    within = []
+    for dots, centres in zip(np.array(view["points"]), np.array(view["class_means"]), strict=True):
+        sides = [np.linalg.norm(centres[i] - centres[j]) for i, j in ((0, 1), (1, 2), (0, 2))]
+        np.testing.assert_allclose(sides, sides[0], rtol=1e-3)
+        within.append(np.linalg.norm(dots - centres[labels], axis=1).mean() / sides[0])
+    assert within[1] == pytest.approx(within[0] / 10, rel=1e-2)
+
+
+def test_there_is_no_view_of_a_training_where_records_do_not_match():
+    records = [sample_record((3, 2), seed=k) for k in range(2)]
+    assert training_view(records) is not None
+    for spoil in (
+        lambda view: view.pop("end"),
+        lambda view: view.update(end=None),
+        lambda view: view["labels"].reverse(),
+        lambda view: view.update(classes=list("abcdefghij")),
+    ):
+        other = json.loads(json.dumps(records[1]))
+        spoil(other["segments"][-1]["view"])
+        assert training_view([records[0], other]) is None
+    assert training_view([{**records[0], "segments": []}, records[1]]) is None
+
+
+def test_a_record_keeps_all_directions_of_a_hundred_classes_and_none_of_more(rng):
+    for classes, width in ((3, 40), (101, 5)):
+        labels = np.arange(4 * classes) % classes
+        traj = Trajectory.from_arrays(list(rng.normal(size=(2, len(labels), width))), labels)
+        end = class_view(traj.segments[0], labels)["end"]
+        assert (end is None) == (classes > 100)
+    labels = np.arange(12) % 3
+    last = rng.normal(size=(12, 40))
+    end = class_view(Trajectory.from_arrays([last, last], labels).segments[0], labels)["end"]
+    means = np.array([last[labels == k].mean(0) for k in range(3)])
+    found = np.array(end["class_means"])
+    assert found.shape == (3, 2)
+    expected = means - means.mean(0)
+    np.testing.assert_allclose(found @ found.T, expected @ expected.T, atol=5e-3)
+    shown = np.concatenate([np.flatnonzero(labels == k) for k in range(3)])
+    cross = (last[shown] - means.mean(0)) @ expected.T
+    np.testing.assert_allclose(np.array(end["points"]) @ found.T, cross, atol=5e-3)
+
+
+def test_the_last_layer_over_a_training_is_drawn(tmp_path):
+    series = sample_series(3)
+    series["last_layer"] = training_view(series["analyses"])
+    (plot,) = [p for p in plots.catalogue(series) if p.stem == "class-means-training"]
+    rows = plot.rows()
+    assert len(rows) == 3 * 10
+    assert rows[0]["epoch"] == "epoch 0"
+    ax = plots.class_means(series)
+    texts = [text.get_text() for text in ax.get_legend().get_texts()]
+    assert texts[-2:] == ["first epoch", "last epoch"]
+    assert not any(line.get_linestyle() == "--" for line in ax.lines)
+    del series["last_layer"]
+    assert "class-means-training" not in [p.stem for p in plots.catalogue(series)]
+    assert not plots.class_means(series).axison
 
 
 def test_one_is_no_series():

@@ -9,6 +9,14 @@ from __future__ import annotations
 from .order import analyze, analyze_trajectory
 from .result import Analysis, versions
 from .series import Series
-from .views import class_view
+from .views import class_view, training_view
 
-__all__ = ["Analysis", "Series", "analyze", "analyze_trajectory", "class_view", "versions"]
+__all__ = [
+    "Analysis",
+    "Series",
+    "analyze",
+    "analyze_trajectory",
+    "class_view",
+    "training_view",
+    "versions",
+]

@@ -13,6 +13,7 @@ from ..errors import ArgumentError
 from ..files import writable
 from ..geodesic.result import table
 from ..records import SCHEMA, SERIES, check_record, epoch_of, read_record, write_record
+from .views import training_view
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,7 +29,8 @@ class Series:
     ----------
     record : dict
         ``axis``, ``epoch`` or ``name``; ``analyses``, each the record of one analysis without its
-        per-sample parts, with its ``name`` and the ``folder`` that holds it. `series.json`.
+        per-sample parts, with its ``name`` and the ``folder`` that holds it; by epoch,
+        ``last_layer``, where the classes go over the training (`training_view`). `series.json`.
     """
 
     record: dict[str, Any]
@@ -62,9 +64,12 @@ class Series:
         ]
         known = {epoch_of(row) for row in rows} - {None}
         by_epoch = len(known) == len(rows) and len({_training(row) for row in rows}) == 1
+        made: dict[str, Any] = {"schema": SCHEMA, "axis": "epoch" if by_epoch else "name"}
         if by_epoch:
             rows.sort(key=lambda row: row["provenance"]["epoch"])
-        return cls({"schema": SCHEMA, "axis": "epoch" if by_epoch else "name", "analyses": rows})
+            if moving := training_view([analyses[row["name"]] for row in rows]):
+                made["last_layer"] = moving
+        return cls({**made, "analyses": rows})
 
     @classmethod
     def of_folders(cls, folders: Sequence[str | os.PathLike[str]]) -> Series:

@@ -30,7 +30,8 @@ def catalogue(source: Any) -> list[Plot]:
     """The figures that this record has the numbers for, in the order of reading."""
     record = as_record(source)
     if "analyses" in record:
-        return series_plots(record)
+        moving = (record.get("last_layer") or {}).get("view")
+        return series_plots(record) + ([_class_means(record)] if moving else [])
     plots: list[Plot] = []
     layers, blocks = record.get("layers") or [], record.get("blocks") or []
     segments = record.get("segments") or []
@@ -319,7 +320,11 @@ def _segment_rows(segment: Mapping[str, Any], index: int) -> list[Row]:
     return rows
 
 
-def _class_means(record: Mapping[str, Any], index: int) -> Plot:
+def _class_means(record: Mapping[str, Any], index: int = -1) -> Plot:
+    """The paths of a segment's class means; of a series, those of the last layer over epochs."""
+    source, training = record, "analyses" in record
+    if training:
+        record = paths.over_training(record)
     segment = record["segments"][index]
     means = segment["view"]["class_means"]
     name = segment_name(segment, index)
@@ -330,24 +335,32 @@ def _class_means(record: Mapping[str, Any], index: int) -> Plot:
         rows = min(len(means[0]) + 3, paths.LEGEND_ROWS)  # the legend must fit beside the axes
         height = max(float(np.clip(5 * high / wide, 2.8, 5.4)), 0.2 * rows)
         figure = new_figure(7.2, height + 0.6)
-        paths.class_means(record, index, figure.add_subplot())
+        paths.class_means(source, index, figure.add_subplot())
         return figure
 
     def rows() -> list[Row]:
         names = paths.class_names(record, segment["view"], width=200)
         layers = segment.get("layers") or [f"layer {i}" for i in range(len(means))]
         return [
-            {"layer": layer, "class": names[k], "pc1": point[0], "pc2": point[1]}
+            {step: layer, "class": names[k], "pc1": point[0], "pc2": point[1]}
             for layer, points in zip(layers, means, strict=False)
             for k, point in enumerate(points)
         ]
 
+    step = "epoch" if training else "layer"
+    caption = (
+        "Class means of the last layer from epoch to epoch, in the plane of their first two "
+        "principal components. Each epoch is brought to the same spread and turned onto the next. "
+        "Open: first epoch; filled: last."
+        if training
+        else "Trajectories of the class means in the plane of the segment's first two principal "
+        "components, both axes to one scale. Open: first layer; filled: last; dashed: the chord."
+    )
     return Plot(
-        f"class-means-{index + 1}",
+        "class-means-training" if training else f"class-means-{index + 1}",
         f"Where the classes go: {name}",
-        "Trajectories of the class means in the plane of the segment's first two principal "
-        "components, both axes to one scale. Open: first layer; filled: last; dashed: the chord.",
-        f"Paths of {len(means[0])} class means through {len(means)} layers, {clean(name)}.",
+        caption,
+        f"Paths of {len(means[0])} class means through {len(means)} {step}s, {clean(name)}.",
         draw,
         rows,
     )

@@ -49,10 +49,13 @@ def class_means(record: Any, segment: int = 0, ax: Axes | None = None) -> Axes:
     """Where each class mean travels through a segment, in the plane that shows most variance.
 
     Open marker: the segment's first layer; filled: its last; faint line between them: the chord
-    that a geodesic's mean follows. Both axes have one scale, so straight is straight.
+    that a geodesic's mean follows. Both axes have one scale, so straight is straight. Of a series
+    over a training: the class means of the last layer from epoch to epoch, without chords.
     """
     record = as_record(record)
     ax = new_axes(ax, 6.2, 4.4)
+    if training := "analyses" in record:
+        record = over_training(record)
     segments = record.get("segments") or []
     if not -len(segments) <= segment < len(segments):
         raise ArgumentError(f"no segment {segment}; this record has {len(segments)} (from 0).")
@@ -61,7 +64,9 @@ def class_means(record: Any, segment: int = 0, ax: Axes | None = None) -> Axes:
     if paths.ndim != 3 or not np.isfinite(paths).any():
         return nothing_to_show(ax, "This record has no class means in view.")
     if paths.shape[1] <= _NAMED:
-        handles = [_draw_path(ax, path, _class_look(k)) for k, path in _by_class(paths)]
+        handles = [
+            _draw_path(ax, path, _class_look(k), chord=not training) for k, path in _by_class(paths)
+        ]
     else:
         handles = []
         _draw_crowd(ax, paths)
@@ -71,8 +76,18 @@ def class_means(record: Any, segment: int = 0, ax: Axes | None = None) -> Axes:
     for axis, name, share in zip("xy", names, _explained(view), strict=True):
         ax.set(**{f"{axis}label": f"{name}{share}"})
     ax.set_title(segment_name(segments[segment], segment % len(segments)))
-    _class_legend(ax, handles, class_names(record, view))
+    _class_legend(ax, handles, class_names(record, view), "epoch" if training else "layer")
     return ax
+
+
+def over_training(series: Mapping[str, Any]) -> dict[str, Any]:
+    """The last layer over a training as a record of one segment, whose layers are the epochs."""
+    last = series.get("last_layer")
+    rows = series["analyses"]
+    return {
+        "provenance": rows[0].get("provenance") if rows else {},
+        "segments": [last or {"layers": [], "view": None}],
+    }
 
 
 LEGEND_ROWS = 23
@@ -85,10 +100,11 @@ def _by_class(paths: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
     yield from enumerate(paths.transpose(1, 0, 2))
 
 
-def _draw_path(ax: Axes, path: np.ndarray, look: dict[str, Any]) -> Line2D:
+def _draw_path(ax: Axes, path: np.ndarray, look: dict[str, Any], *, chord: bool) -> Line2D:
     """A path with its chord and its ends; returns what identifies it."""
     x, y = path.T
-    ax.plot(x[[0, -1]], y[[0, -1]], color=look["color"], lw=0.8, ls=(0, (4, 3)), alpha=0.55)
+    if chord:
+        ax.plot(x[[0, -1]], y[[0, -1]], color=look["color"], lw=0.8, ls=(0, (4, 3)), alpha=0.55)
     ax.plot(x, y, color=look["color"], lw=1.3, marker=".", ms=3.5, zorder=3)
     ax.plot(x[0], y[0], mfc="white", ms=6.5, mew=1.2, zorder=4, ls="none", **look)
     ax.plot(x[-1], y[-1], ms=7.5, mec="white", mew=0.6, zorder=5, ls="none", **look)
@@ -127,7 +143,7 @@ def _explained(view: Mapping[str, Any]) -> list[str]:
     return [f" ({100 * share:.0f} % of variance)" if np.isfinite(share) else "" for share in shares]
 
 
-def _class_legend(ax: Axes, handles: list[Line2D], names: list[str]) -> None:
+def _class_legend(ax: Axes, handles: list[Line2D], names: list[str], step: str) -> None:
     """Beside the axes, never over the trajectories; without names for a crowd of classes."""
     grey: dict[str, Any] = {"marker": "o", "color": MUTED, "ls": "none"}
     ends = [
@@ -135,11 +151,13 @@ def _class_legend(ax: Axes, handles: list[Line2D], names: list[str]) -> None:
         Line2D([], [], ms=7, **grey),
         Line2D([], [], color=MUTED, lw=0.8, ls=(0, (4, 3))),
     ]
-    key = ["first layer", "last layer", "straight chord"]
-    if handles:
-        ends, key = handles + ends, names + key
+    key = [f"first {step}", f"last {step}", "straight chord"]
+    if not handles:
+        ends, key = ends[:2], [f"first {step} ({len(names)} classes)", f"last {step}"]
+    elif step == "epoch":
+        ends, key = handles + ends[:2], names + key[:2]
     else:
-        ends, key = ends[:2], [f"first layer ({len(names)} classes)", "last layer"]
+        ends, key = handles + ends, names + key
     columns = 1 + (len(key) - 1) // LEGEND_ROWS
     place: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1.01, 1.0), "ncols": columns}
     if inches_wide(ax) < _NARROW:

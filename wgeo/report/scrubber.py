@@ -1,4 +1,5 @@
-"""The moving picture of a report: class means (and samples) from layer to layer, under a slider.
+"""The moving picture of a report: class means (and samples) from layer to layer, or from epoch to
+epoch, under a slider.
 
 It needs no network: the data lie in the page, the script in ``_static/scrubber.js``, and where
 scripts are off the figures beside it show the same paths.
@@ -12,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ..plots.paths import class_names
+from ..plots.paths import class_names, over_training
 from ..plots.style import CLASS_COLOURS, clean, segment_name
 
 _DIGITS = 4  # of a picture a few hundred pixels wide
@@ -22,8 +23,12 @@ def scrubber(record: Mapping[str, Any]) -> str:
     """The slider as a block of raw HTML in Markdown; empty where the record has nothing in view.
 
     A segment's ``view`` holds ``class_means`` ([layer][class][2]) and, optionally, ``points``
-    ([layer][sample][2]) with ``labels`` ([sample], places in the list of classes).
+    ([layer][sample][2]) with ``labels`` ([sample], places in the list of classes). In a series they
+    are those of the last layer, and its layers the epochs.
     """
+    step = "epoch" if "analyses" in record else "layer"
+    if step == "epoch":
+        record = over_training(record)
     scenes = [
         _scene(record, segment, i)
         for i, segment in enumerate(record.get("segments") or [])
@@ -31,7 +36,8 @@ def scrubber(record: Mapping[str, Any]) -> str:
     ]
     if not scenes:
         return ""
-    data = json.dumps({"colours": CLASS_COLOURS, "segments": scenes}, separators=(",", ":"))
+    told = {"step": step, "colours": CLASS_COLOURS, "segments": scenes}
+    data = json.dumps(told, separators=(",", ":"))
     for mark in "<>&`":  # nothing in the data can end the script, the tag or the Markdown fence
         data = data.replace(mark, f"\\u{ord(mark):04x}")
     return (

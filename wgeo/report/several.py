@@ -8,6 +8,7 @@ from typing import Any
 from ..plots.style import segment_name, short
 from .assets import asset
 from .parts import Plots, Record, figure_block, interval, join, score
+from .scrubber import scrubber
 from .text import code, figure, plain, share, table, with_interval
 
 _ALIKE = ("data", "split", "samples", "pool", "tap", "normalize")  # for figures to compare
@@ -110,7 +111,23 @@ def _collapse(series: Record, plots: Plots) -> str:
         "At the last layer; over depth, Kendall's τ of NC1 is −1 where it falls at every layer.",
         table((*header, "τ of NC1", "rises"), rows, "Collapse of every analysis."),
         figure_block(plots, "profiles", caption=False),
+        *_training(series, plots),
     )
+
+
+def _training(series: Record, plots: Plots) -> list[str]:
+    """The last layer's classes over the epochs, under a slider."""
+    moving = scrubber(series)
+    if not moving:
+        return []
+    return [
+        "## The last layer over training",
+        "Class means and some of the samples. Every epoch is brought to the same spread and turned "
+        "onto the next, since neither size nor orientation say anything about collapse: what is "
+        "left to see is how the samples close in on their class means, and these on a simplex.",
+        moving,
+        figure_block(plots, "class-means-training"),
+    ]
 
 
 def _verdicts(series: Record) -> str:

@@ -1,4 +1,5 @@
-// Class means and samples moving from layer to layer: one slider, no library, no request.
+// Class means and samples moving from layer to layer, or from epoch to epoch: one slider, no
+// library, no request.
 "use strict";
 (() => {
   const SVG = "http://www.w3.org/2000/svg", WIDTH = 640, HEIGHT = 400, MARGIN = 18, SECONDS = 6;
@@ -37,7 +38,7 @@
     data.segments.forEach((s, i) => html("option", { value: i, textContent: s.name }, choice));
     const play = html("button", { type: "button", textContent: "Play" }, controls);
     const slider = html("input", { type: "range", min: 0, step: "any", value: 0 }, controls);
-    slider.ariaLabel = "Layer";
+    slider.ariaLabel = data.step;
     const where = html("output", {}, controls);
     const stage = svg("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img" });
     root.append(stage);
@@ -51,7 +52,7 @@
       slider.max = last;
       slider.value = last;  // classes are furthest apart at the end
       stage.replaceChildren();
-      stage.setAttribute("aria-label", `Class means from layer to layer, ${scene.name}`);
+      stage.setAttribute("aria-label", `Class means from ${data.step} to ${data.step}, ${scene.name}`);
       const place = placing(scene);
       const follow = (paths, radius, style) => paths.map((path, i) => {
         const node = svg("circle", { r: radius, ...style(i) }, stage);
@@ -85,7 +86,7 @@
         node.setAttribute("cx", a[0] + t * (b[0] - a[0]));
         node.setAttribute("cy", a[1] + t * (b[1] - a[1]));
       }
-      const name = i => scene.layers[i] || `layer ${i}`;
+      const name = i => scene.layers[i] || `${data.step} ${i}`;
       const nearest = Math.round(at);
       const on = Math.abs(at - nearest) < 0.02;
       where.textContent = on ? name(nearest) : `${name(layer)} → ${name(layer + 1)}`;
