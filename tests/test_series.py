@@ -202,6 +202,9 @@ def test_an_analysis_and_a_series_do_not_share_a_folder(tmp_path):
         (lambda s: s["analyses"][0].pop("name"), r"lacks analyses\[0\]\.name"),
         (lambda s: s["analyses"][1].pop("provenance"), r"lacks analyses\[1\]\.provenance"),
         (lambda s: s["analyses"][1].pop("segments"), r"lacks analyses\[1\]\.segments"),
+        (lambda s: s["last_layer"].update(layers=["epoch 0"]), r"damaged in last_layer\.layers"),
+        (lambda s: s["last_layer"]["view"]["labels"].pop(), r"damaged in last_layer\.view\.labels"),
+        (lambda s: s.update(last_layer=[]), r"damaged in last_layer"),
         (lambda s: s.update(analyses=[]), "at least two"),
         (lambda s: s.update(axis="x"), "no series"),
         (lambda s: s["analyses"][0]["provenance"].update(epoch=None), "an analysis has none"),
@@ -210,6 +213,7 @@ def test_an_analysis_and_a_series_do_not_share_a_folder(tmp_path):
 )
 def test_a_damaged_series_is_refused(tmp_path, spoil, said):
     series = sample_series(3)
+    series["last_layer"] = training_view(series["analyses"])
     spoil(series)
     (tmp_path / "series.json").write_text(json.dumps(series))
     with pytest.raises(RecordError, match=said):

@@ -110,7 +110,7 @@ def _check(record: Mapping[str, Any], kind: str, where: str) -> None:
     """Raise a RecordError that names what is not as the schema says."""
     wrong = list(itertools.islice(schema.faults(record, _HOLDS[kind]), _SHOWN + 1))
     if not wrong:
-        rows = [record] if kind == ANALYSIS else record["analyses"]
+        rows = [record, *record.get("analyses", ())]
         wrong = [fault for row in rows for fault in schema.mismatched(row)][: _SHOWN + 1]
     if wrong:
         absent = [fault.place for fault in wrong if fault.missing]

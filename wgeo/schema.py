@@ -89,6 +89,7 @@ _VIEW = {
     "points?": points(None, None, 2),
     "labels?": [whole],
     "classes?": [whole],
+    "end?": {"class_means": points(None, None), "points": points(None, None)},
 }
 _SEGMENT = {
     "layers": [text],
@@ -152,6 +153,7 @@ ANALYSIS = {
 }
 SERIES = {
     "axis": text,
+    "last_layer?": {"layers": [text], "view": _VIEW},
     "analyses": [{**ANALYSIS, "name": text, "folder?": text}],
 }
 
@@ -198,8 +200,11 @@ def _faults_inside(
 
 def mismatched(record: Mapping[str, Any]) -> Iterator[Fault]:
     """Yield the places where lists of one record, each sound by itself, do not fit together."""
-    for k, segment in enumerate(record["segments"]):
-        depth, place = len(segment["layers"]), f"segments[{k}]"
+    places = {f"segments[{k}]": row for k, row in enumerate(record.get("segments") or [])}
+    if record.get("last_layer"):
+        places["last_layer"] = record["last_layer"]
+    for place, segment in places.items():
+        depth = len(segment["layers"])
         if depth < 2:
             yield Fault(f"{place}.layers")
         for key in ("interpolation_gap", "interpolation_time"):
@@ -217,3 +222,7 @@ def mismatched(record: Mapping[str, Any]) -> Iterator[Fault]:
             yield Fault(f"{place}.view.labels")
         if any(not 0 <= label < classes for label in labels):
             yield Fault(f"{place}.view.labels")
+        if end := view.get("end"):
+            shapes = [np.shape(end[key]) for key in ("class_means", "points")]
+            if shapes != [(classes, shapes[0][1]), (len(labels), shapes[0][1])]:
+                yield Fault(f"{place}.view.end")
