@@ -37,7 +37,9 @@ def as_points(
         x = as_array(x, name)
         if x.dtype == np.longdouble and x.dtype.itemsize > 8:
             x = x.astype(np.float64)
-        x = torch.from_numpy(np.array(x) if not x.flags.writeable else np.ascontiguousarray(x))
+        # torch takes no negative strides, and NumPy calls one row contiguous however it strides.
+        copied = not x.flags.writeable or min(x.strides, default=0) < 0
+        x = torch.from_numpy(np.array(x, order="C") if copied else np.ascontiguousarray(x))
     if x.is_complex():
         raise FeatureError(f"{name} is complex; wgeo works on real features.")
     if not x.is_floating_point():

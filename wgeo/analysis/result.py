@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from .. import plots, report
 from ..files import writable
 from ..records import ANALYSIS, claim, read_record, write_record
@@ -77,9 +79,15 @@ class Analysis:
 
 
 def versions() -> dict[str, str]:
-    """Versions of everything that could change a number."""
+    """Everything beside settings and data that could change a number's last digits.
+
+    Versions; the number of threads, which orders sums; the processor's instructions, by which
+    libraries choose how they multiply.
+    """
     found = {"python": platform.python_version()}
     for package in _PACKAGES:
         with suppress(importlib.metadata.PackageNotFoundError):
             found[package] = importlib.metadata.version(package)
+    found["threads"] = str(torch.get_num_threads())
+    found["cpu"] = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
     return found

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int
 
 from ..arrays import pick_device
-from ..errors import ArgumentError, ConvergenceError
+from ..errors import ArgumentError, ConvergenceError, FeatureError
 from .annealing import (
     SCALING,
     Budget,
@@ -30,6 +30,7 @@ from .pair import Pair
 from .result import TransportResult
 from .rounding import Bounds, bound
 
+_ORDINARY = 1e16  # mean squared norm beyond which, or below its inverse, clouds are scaled
 _OWN = 1000  # passes at most for a cloud against itself, which takes about fifteen
 _AUTO_FROM = 0.25  # epsilon="auto" bounds W2 from this share of the scale downwards
 
@@ -136,6 +137,8 @@ class Sinkhorn:
         """
         began = time.perf_counter()
         pair = Pair.of(x, y, a, b, coupling, pick_device(self.device))
+        if pair.spread > 0 and not 1 / _ORDINARY < pair.spread < _ORDINARY:
+            return self._rescaled(pair, a, b, coupling)
         scale = min(pair.paired - pair.shift, pair.spread)
         if scale <= pair.rounding:
             return self._translation(pair, began)
@@ -171,6 +174,25 @@ class Sinkhorn:
                 "upper_from": bounds.upper_from,
             },
         )
+
+    def _rescaled(
+        self,
+        pair: Pair,
+        a: Float[np.ndarray, " n"] | None,
+        b: Float[np.ndarray, " m"] | None,
+        coupling: Int[np.ndarray, " n"] | None,
+    ) -> TransportResult:
+        """Solve for clouds of ordinary size and scale back: by powers of two, so without rounding.
+
+        Exponentials of costs over epsilon leave float32's range long before the clouds do.
+        """
+        if not math.isfinite(pair.spread):
+            raise FeatureError("The squares of the features overflow; scale them down.")
+        factor = 2.0 ** -round(math.log2(pair.spread) / 2)
+        absolute = self.epsilon != "auto" and self.unit == "absolute"
+        solver = replace(self, epsilon=self.epsilon * factor**2) if absolute else self  # type: ignore[operator]
+        x, y = pair.x.double() * factor, pair.y.double() * factor
+        return scaled_back(solver.solve(x, y, a, b, coupling), factor)
 
     def _at(self, pair: Pair, scale: float, budget: Budget) -> _Found:
         """Solve at the epsilon asked for, by whichever engine."""
@@ -256,6 +278,25 @@ class Sinkhorn:
                 "upper_from": "pairing" if pair.pairing is not None else "product",
             },
         )
+
+
+_OF_COST = ("epsilon", "scale", "entropic_value", "entropic_cost", "primal_dual_gap")
+
+
+def scaled_back(found: TransportResult, factor: float) -> TransportResult:
+    """The answer for clouds that were multiplied by `factor` before they were given."""
+    square = factor**2
+    stats = {k: v / square if k in _OF_COST else v for k, v in found.stats.items()}
+    potentials = found.potentials and (found.potentials[0] / square, found.potentials[1] / square)
+    return replace(
+        found,
+        cost=found.cost / square,
+        lower=found.lower / factor,
+        upper=found.upper / factor,
+        potentials=potentials,
+        divergence=None if found.divergence is None else found.divergence / square,
+        stats=stats,
+    )
 
 
 @dataclass(frozen=True, eq=False)
