@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.installed
 DOCSTAMP := $(VENV)/.docs
 DEMO   ?= runs/demo
 
-.PHONY: help install demo test lint types readme docs clean
+.PHONY: help install demo test lint types readme commands docs clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -36,6 +36,9 @@ types: $(STAMP)  ## mypy on the package
 
 readme: $(STAMP)  ## run the README's Python example and compare its output
 	$(BIN)/python tests/run_readme.py
+
+commands: $(STAMP)  ## run every command and example that the pages show
+	OMP_NUM_THREADS=1 $(BIN)/python tests/run_commands.py
 
 test: lint types readme  ## lint, types, README example, tests
 	$(BIN)/python -m pytest

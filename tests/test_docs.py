@@ -12,6 +12,8 @@ from pathlib import Path
 
 import click
 import pytest
+import run_commands
+from webpages import BROWSER, assert_readable, crawl, pages_in, visit
 
 import wgeo
 from wgeo.cli import main
@@ -220,6 +222,47 @@ def test_pages_are_made_of_what_is_in_the_repository() -> None:
     for name, text in pages.items():
         assert "<!--" not in text, name
         assert text.startswith("# "), name
+
+
+# --- the built pages -----------------------------------------------------------------------------
+
+BUILT = DOCS / "_build" / "html"
+WITH_DOCS = pytest.mark.skipif(
+    not (BUILT / "index.html").exists(), reason="the pages are not built (make docs)"
+)
+
+
+@WITH_DOCS
+def test_every_link_of_the_built_pages_leads_somewhere_and_nothing_is_fetched() -> None:
+    checked, broken = crawl(BUILT)
+    assert broken == []
+    assert checked > 5000
+
+
+@WITH_DOCS
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium here")
+def test_built_pages_can_be_read_on_screen_and_phone_by_day_and_night(tmp_path: Path) -> None:
+    """All but the pages of single objects, which are made alike: of these, every tenth."""
+    objects = sorted((BUILT / "generated" / "api" / "objects").glob("*.html"))
+    pages = [page for page in pages_in(BUILT) if page not in set(objects)] + objects[::10]
+    assert len(pages) > 50
+    assert_readable(visit(pages, tmp_path))
+
+
+def test_all_that_pages_show_is_run_or_its_reason_told() -> None:
+    """`make commands` runs it; here, that it finds it, and that .ci/run has the rest."""
+    lines = {text for _, kind, text in run_commands.shown() if kind == "sh"}
+    assert {line for _, line in told_commands() if _ in ("README.md", "quickstart.md")} <= lines
+    ci = (ROOT / ".ci" / "run").read_text("utf-8")
+    for line in lines:
+        first = line.split()[0]
+        assert first in {"wgeo", "pip", *run_commands.ELSEWHERE}, line
+        if first == "make":
+            assert re.search(rf"^{re.escape(line)}\b", ci, re.MULTILINE), (
+                f"{line} is not in .ci/run"
+            )
+    python = {page.name for page in DOCS.glob("*.md") if "```python" in page.read_text("utf-8")}
+    assert python <= {page for page, kind, _ in run_commands.shown() if kind == "python"}
 
 
 def modules_with_examples() -> list[str]:
