@@ -43,6 +43,15 @@ commands: $(STAMP)  ## run every command and example that the pages show
 test: lint types readme  ## lint, types, README example, tests
 	$(BIN)/python -m pytest
 
+fuzz: $(STAMP)  ## hostile input to every reader until you stop it (FUZZ="--inputs 100000")
+	OMP_NUM_THREADS=1 PYTHONPATH=. $(BIN)/python tests/fuzz_readers.py $(FUZZ)
+
+coverage: $(STAMP)  ## branches of the rooms whose numbers matter
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --cov=wgeo.transport --cov=wgeo.collapse --cov=wgeo.ufm --cov=wgeo.checkpoint --cov=wgeo.geodesic --cov-branch --cov-report=term-missing:skip-covered
+
+mutants: $(STAMP)  ## faults put into the metrics, one at a time: do the tests notice? (SHARE=0.1)
+	$(BIN)/python tests/mutants.py --share $(or $(SHARE),1)
+
 docs: $(DOCSTAMP)  ## build the documentation in docs/_build/html; warnings are errors
 	OMP_NUM_THREADS=1 $(BIN)/python -m sphinx -W --keep-going -q -d docs/_build/doctrees docs docs/_build/html
 	@echo "docs/_build/html/index.html"

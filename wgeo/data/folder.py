@@ -158,10 +158,12 @@ def _in_split(
 def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
     try:
         regular(path)
-        with zipfile.ZipFile(path) as archive:
-            yield archive
-    except (zipfile.BadZipFile, OSError, ValueError, EOFError) as error:
-        raise DataError(f"{path} is not a readable zip archive ({error}). Is it whole?") from error
+        archive = zipfile.ZipFile(path)
+    except Exception as error:  # zipfile raises a dozen kinds on damaged archives
+        why = printable(str(error), 300)
+        raise DataError(f"{path} is not a readable zip archive ({why}). Is it whole?") from error
+    with archive:
+        yield archive
 
 
 @contextmanager

@@ -1,0 +1,213 @@
+"""Are the tests of the metrics able to fail? They run against one fault in a module at a time.
+
+    python tests/mutants.py                      every fault in every module (hours)
+    python tests/mutants.py --share 0.1 --seed 3 a tenth of them, drawn
+    python tests/mutants.py --module collapse/metrics.py
+
+A fault that no test notices survives, and is told with its line: it wants a test, or a word in
+docs/trust.md on why it changes nothing. Libraries are loaded once, every fault is a fork.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import importlib.abc
+import importlib.util
+import os
+import random
+import signal
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import numpy
+import pytest
+import torch
+import torchvision  # noqa: F401
+
+HERE = Path(__file__).parent
+PACKAGE = HERE.parent / "wgeo"
+SLOW = "calibrated or what_this_many or resnet or shared or subprocess or interrupted or demo"
+TESTS = {
+    "collapse/metrics.py": ["test_collapse.py"],
+    "collapse/moments.py": ["test_collapse.py"],
+    "geodesic/measure.py": ["test_geodesic.py"],
+    "transport/closed_form.py": ["test_closed_form.py"],
+}
+LIMIT = 120  # seconds after which a fault that keeps the tests from ending counts as noticed
+ERRORS = (ast.Raise, ast.JoinedStr)  # what a message says is not what a number is
+
+ARITHMETIC: dict[type, type] = {
+    ast.Add: ast.Sub,
+    ast.Sub: ast.Add,
+    ast.Mult: ast.Div,
+    ast.Div: ast.Mult,
+    ast.Pow: ast.Mult,
+    ast.FloorDiv: ast.Mult,
+}
+COMPARISONS: dict[type, type] = {
+    ast.Lt: ast.LtE,
+    ast.LtE: ast.Lt,
+    ast.Gt: ast.GtE,
+    ast.GtE: ast.Gt,
+    ast.Eq: ast.NotEq,
+    ast.NotEq: ast.Eq,
+    ast.Is: ast.IsNot,
+    ast.IsNot: ast.Is,
+    ast.In: ast.NotIn,
+    ast.NotIn: ast.In,
+}
+
+
+class Fault(ast.NodeTransformer):
+    """Puts the n-th possible fault into a tree; `told` says which, `count` how many there are."""
+
+    def __init__(self, wanted: int) -> None:
+        self.wanted, self.count, self.told = wanted, 0, ""
+
+    def _hit(self, node: Any, what: str) -> bool:
+        here = self.count == self.wanted
+        self.count += 1
+        if here:
+            self.told = f"line {node.lineno}: {what}"
+        return here
+
+    def visit(self, node: ast.AST) -> Any:
+        if isinstance(node, ERRORS):
+            return node
+        if isinstance(node, ast.FunctionDef):  # not its annotations and defaults
+            node.body = [self.visit(part) for part in node.body]
+            return node
+        if isinstance(node, ast.AnnAssign):
+            node.value = node.value and self.visit(node.value)
+            return node
+        return super().visit(node)
+
+    def visit_BinOp(self, node: ast.BinOp) -> Any:
+        other = ARITHMETIC.get(type(node.op))
+        before = ast.unparse(node)
+        if other and self._hit(node, before):
+            node.op = other()
+            self.told += f"  ->  {ast.unparse(node)}"
+            return node
+        return self.generic_visit(node)
+
+    def visit_Compare(self, node: ast.Compare) -> Any:
+        other = COMPARISONS.get(type(node.ops[0]))
+        before = ast.unparse(node)
+        if other and self._hit(node, before):
+            node.ops[0] = other()
+            self.told += f"  ->  {ast.unparse(node)}"
+            return node
+        return self.generic_visit(node)
+
+    def visit_BoolOp(self, node: ast.BoolOp) -> Any:
+        before = ast.unparse(node)
+        if self._hit(node, before):
+            node.op = ast.Or() if isinstance(node.op, ast.And) else ast.And()
+            self.told += f"  ->  {ast.unparse(node)}"
+            return node
+        return self.generic_visit(node)
+
+    def visit_UnaryOp(self, node: ast.UnaryOp) -> Any:
+        if self._hit(node, f"{ast.unparse(node)}  ->  {ast.unparse(node.operand)}"):
+            return node.operand
+        return self.generic_visit(node)
+
+    def visit_IfExp(self, node: ast.IfExp) -> Any:
+        before = ast.unparse(node)
+        if self._hit(node, before):
+            node.body, node.orelse = node.orelse, node.body
+            self.told += f"  ->  {ast.unparse(node)}"
+            return node
+        return self.generic_visit(node)
+
+    def visit_Constant(self, node: ast.Constant) -> Any:
+        value = node.value
+        if isinstance(value, bool):
+            new: Any = not value
+        elif isinstance(value, int):
+            new = value + 1
+        elif isinstance(value, float):
+            new = value * 2 if value else 1.0
+        else:
+            return node
+        if self._hit(node, f"{value!r}  ->  {new!r}"):
+            return ast.copy_location(ast.Constant(new), node)
+        return node
+
+
+def faulty(module: str, which: int) -> tuple[ast.Module, Fault]:
+    fault = Fault(which)
+    tree = fault.visit(ast.parse((PACKAGE / module).read_text()))
+    return ast.fix_missing_locations(tree), fault
+
+
+class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Gives the faulty module where the sound one is asked for."""
+
+    def __init__(self, module: str, tree: ast.Module) -> None:
+        self.name = "wgeo." + module.removesuffix(".py").replace("/", ".")
+        self.code = compile(tree, str(PACKAGE / module), "exec")
+
+    def find_spec(self, name: str, path: Any, target: Any = None) -> Any:
+        return importlib.util.spec_from_loader(name, self) if name == self.name else None
+
+    def exec_module(self, module: Any) -> None:
+        exec(self.code, module.__dict__)
+
+
+def run(module: str, tree: ast.Module | None) -> str:
+    """``noticed``, ``survived`` or ``endless``; without a tree the sound module is tested."""
+    child = os.fork()
+    if child == 0:
+        os.setpgrp()
+        signal.alarm(LIMIT)
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, 1)
+        os.dup2(null, 2)
+        sys.argv = ["pytest"]
+        if tree is not None:
+            sys.meta_path.insert(0, Finder(module, tree))
+        files = [str(HERE / name) for name in TESTS[module]]
+        options = ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-k", f"not ({SLOW})"]
+        os._exit(int(pytest.main([*options, *files])) != 0)
+    _, status = os.waitpid(child, 0)
+    code = os.waitstatus_to_exitcode(status)
+    return {0: "survived", 1: "noticed"}.get(code, "endless")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--share", type=float, default=1.0)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--module", choices=list(TESTS), action="append")
+    asked = parser.parse_args()
+    torch.set_num_threads(1)
+    for module in asked.module or TESTS:
+        total = faulty(module, -1)[1].count
+        draw = random.Random(asked.seed)
+        chosen = sorted(draw.sample(range(total), max(1, round(asked.share * total))))
+        began = time.monotonic()
+        if run(module, None) != "survived":
+            sys.exit(f"the tests of {module} fail as it is")
+        counts: Counter[str] = Counter()
+        for which in chosen:
+            tree, fault = faulty(module, which)
+            outcome = run(module, tree)
+            counts[outcome] += 1
+            if outcome == "survived":
+                print(f"{module} #{which} {fault.told}", flush=True)
+        told = ", ".join(f"{n} {what}" for what, n in sorted(counts.items()))
+        spent = time.monotonic() - began
+        print(f"{module}: {len(chosen)} of {total} faults, {told} ({spent:.0f} s)", flush=True)
+
+
+if __name__ == "__main__":
+    assert numpy  # loaded before the forks
+    main()
