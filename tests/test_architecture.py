@@ -15,6 +15,7 @@ FLOW = [
     "errors",
     "progress",
     "arrays",
+    "memory",
     "files",
     "schema",
     "records",

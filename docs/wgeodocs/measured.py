@@ -110,6 +110,28 @@ def _cost(row: Record | None) -> str:
     return f"{row['cpu_seconds']:.3g} s, {row['peak_bytes'] / 2**20:.0f} MiB"
 
 
+def _scale(record: Record) -> str:
+    rows = [
+        [
+            _SCALED[task],
+            *(f"{row[key]:.0f}" for key in ("seconds", "cpu")),
+            *(f"{row[key] / 2**30:.2f}" for key in ("anon", "peak")),
+        ]
+        for task, row in record.get("large", {}).items()
+        if "seconds" in row
+    ]
+    return _table(["", "seconds", "CPU s", "own, GiB", "resident, GiB"], rows) if rows else ""
+
+
+_SCALED = {
+    "collapse": "every collapse metric, every layer",
+    "paths": "line shapes and angles of every sample",
+    "sliced": "straightness with sliced transport",
+    "certified": "$W_2$ of one block, certified",
+    "sinkhorn": "$W_2$ of one block, Sinkhorn",
+}
+
+
 def _mufm(record: Record) -> str:
     rows = [
         [
@@ -182,4 +204,5 @@ TABLES: dict[str, Callable[[Record], str]] = {
     "collapse": _collapse,
     "ufm": _ufm,
     "mufm": _mufm,
+    "scale": _scale,
 }

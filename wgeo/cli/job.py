@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _OF_IMAGES = ("source", "split", "samples", "normalize", "image_size", "skip_broken", "seed")
 _NO_MATTER = (
     *("source", "split", "samples", "image_size", "skip_broken"),
-    *("device", "batch_size", "trust_checkpoint"),
+    *("device", "batch_size", "trust_checkpoint", "memory"),
 )
 _OF_NETWORKS = ("pool", "tap", "layers", "brenier", *_OF_IMAGES)
 
@@ -79,7 +79,10 @@ class Job:
 
     def measure(self, command: str) -> Analysis:
         """Do it; the record's provenance holds the key."""
-        found = self._of_store(command) if self._stored else self._of_network(command)
+        from ..memory import bounded
+
+        with bounded(self.options.get("memory")):
+            found = self._of_store(command) if self._stored else self._of_network(command)
         found.record["provenance"]["job"] = self.key
         return found
 

@@ -49,6 +49,7 @@ def trace(
     skip_broken: bool,
     seed: int,
     layers: str | None,
+    memory: str | None,
     trust_checkpoint: bool,
     **settings: Any,
 ) -> None:
@@ -60,6 +61,7 @@ def trace(
     from ..checkpoint import load_checkpoint
     from ..data import load_images
     from ..features import trace as follow
+    from ..memory import bounded
 
     net = load_checkpoint(checkpoint, arch, num_classes, trust=trust_checkpoint)
     images = load_images(
@@ -71,7 +73,8 @@ def trace(
         size=image_size,
         skip_broken=skip_broken,
     )
-    traj = follow(net, images, layers=split_names(layers), **settings)
+    with bounded(memory):
+        traj = follow(net, images, layers=split_names(layers), **settings)
     click.echo(f"{len(traj)} samples, {len(traj.layers)} layers: {settings['store']}")
     if (projected := traj.settings.get("projected")) is not None:
         least, most = projected["all"]

@@ -17,6 +17,8 @@ from ..blocks import find_blocks
 from ..checkpoint import Network
 from ..data import Images, Normalization
 from ..errors import ArgumentError, FeatureError
+from ..files import memory
+from ..memory import free
 from ..models import classifier_of
 from ..progress import track
 from ..store import DTYPES, Column, Writer, holds, shards
@@ -211,10 +213,12 @@ class _Held:
     def __init__(self, few: Rows, rows: int) -> None:
         self.rows = rows
         self.row_bytes = sum(row[0].nbytes for row in few.values())
-        there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        if rows * self.row_bytes > 0.8 * there:
+        left = free()
+        room = 0.8 * memory() if left is None else 0.5 * left
+        if rows * self.row_bytes > room:
             raise FeatureError(
-                f"The features need more than this machine's memory ({there / 2**30:.0f} GiB). "
+                f"The features need {rows * self.row_bytes / 2**30:.2f} GiB, and there is memory "
+                f"for {room / 2**30:.2f} GiB of them. "
                 "Write them to disk (store=DIR), take fewer samples, or pool='gap' instead of "
                 "'flat'."
             )

@@ -14,7 +14,7 @@ from jaxtyping import Float
 
 from ..trajectory import Segment
 from ..transport import TransportResult
-from .paths import PathFigures, path_figures
+from .paths import PathFigures, path_figures, row_blocks
 from .resampling import Resampled, resample
 
 TRAJECTORY_FIGURES = (
@@ -144,6 +144,7 @@ def _rounding(segment: Segment) -> float:
     """Return the largest W2 that rounding of the features alone can make."""
     eps = max(np.finfo(a.dtype if a.dtype.kind == "f" else np.float64).eps for a in segment.arrays)
     square = max(
-        float(np.mean(np.square(a, dtype=np.float64))) * a.shape[1] for a in segment.arrays
+        sum(float(np.vdot(part, part)) for (part,) in row_blocks(a)) / len(a)
+        for a in segment.arrays
     )
     return 4 * float(eps) * float(np.sqrt(square))

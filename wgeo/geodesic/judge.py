@@ -14,6 +14,7 @@ from ..errors import ArgumentError
 from ..trajectory import Segment, Trajectory
 from ..transport import Exact, wasserstein
 from .influence import TRAJECTORY_FIGURES, TRANSPORT_FIGURES, SegmentSample
+from .paths import row_blocks
 from .resampling import LEVEL, permutation_p_value, sign_flip_p_value
 from .result import SegmentStraightness, Straightness, plain
 
@@ -216,8 +217,11 @@ def _matched(
 
 
 def _same_samples(a: Trajectory, b: Trajectory) -> bool:
-    return np.array_equal(a.labels, b.labels) and np.array_equal(
-        a.layers[0].features, b.layers[0].features
+    x, y = a.layers[0].features, b.layers[0].features
+    return (
+        np.array_equal(a.labels, b.labels)
+        and x.shape == y.shape
+        and all(np.array_equal(p, q) for p, q in row_blocks(x, y))
     )
 
 

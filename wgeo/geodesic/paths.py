@@ -11,8 +11,11 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
+from ..memory import share
+
 _CHUNK_BYTES = 2**26  # of float64 path held at once
 _COINCIDENT = 1e-12  # squared distance, relative to the squared norms, below which points coincide
+_ASKED = 4096  # samples whose nearest neighbour is looked for
 LOW_RESOLUTION = 0.5
 
 
@@ -69,7 +72,7 @@ def _precision(arrays: Sequence[np.ndarray]) -> float:
 def _row_chunks(arrays: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
     """Yield the path of a few samples at a time, (L + 1, rows, d) in float64."""
     n, d = arrays[0].shape
-    rows = max(1, _CHUNK_BYTES // (8 * d * len(arrays)))
+    rows = max(1, share(_CHUNK_BYTES, 1 / 32) // (8 * d * len(arrays)))
     for start in range(0, n, rows):
         yield np.stack([np.asarray(a[start : start + rows], dtype=np.float64) for a in arrays])
 
@@ -117,20 +120,43 @@ def neighbour_distance(x: Float[np.ndarray, "n d"]) -> float:
     """Return the median, over samples, of the distance to the nearest *distinct* sample.
 
     Coincident samples may always be exchanged without cost, so they say nothing about which
-    couplings are optimal. NaN where all samples coincide. O(n^2 d), a block of rows at a time.
+    couplings are optimal. NaN where all samples coincide. The median is over `_ASKED` samples where
+    there are more, each beside all others: O(n d) numbers read a few at a time.
     """
-    points = np.asarray(x, dtype=np.float64)
-    points = points - points.mean(0)
-    norms = (points**2).sum(1)
-    nearest = np.empty(len(points))
-    rows = max(1, _CHUNK_BYTES // (8 * len(points)))
-    for start in range(0, len(points), rows):
-        stop = start + rows
-        squared = norms[start:stop, None] + norms - 2 * points[start:stop] @ points.T
-        apart = squared > _COINCIDENT * (norms[start:stop, None] + norms)
-        nearest[start:stop] = np.where(apart, squared, np.inf).min(1)
+    n, d = x.shape
+    centre = mean_of(x)
+    asked = np.arange(n) if n <= _ASKED else np.linspace(0, n - 1, _ASKED).astype(np.int64)
+    nearest = np.full(len(asked), np.inf)
+    most = share(_CHUNK_BYTES, 1 / 32)
+    rows = max(1, most // (8 * d))
+    held = max(1, most // (8 * min(rows, n)))
+    for start in range(0, n, rows):
+        others = np.asarray(x[start : start + rows], dtype=np.float64) - centre
+        norms = (others**2).sum(1)
+        for first in range(0, len(asked), held):
+            part = slice(first, first + held)
+            points = np.asarray(x[asked[part]], dtype=np.float64) - centre
+            sums = (points**2).sum(1)[:, None] + norms
+            squared = sums - 2 * points @ others.T
+            apart = np.where(squared > _COINCIDENT * sums, squared, np.inf)
+            nearest[part] = np.minimum(nearest[part], apart.min(1))
     found = np.isfinite(nearest)
     return float(np.sqrt(np.median(nearest[found]))) if found.any() else float("nan")
+
+
+def row_blocks(*arrays: Float[np.ndarray, "n d"]) -> Iterator[list[np.ndarray]]:
+    """The same few rows of each array in float64, one part after the other."""
+    rows = max(1, share(_CHUNK_BYTES, 1 / 32) // (8 * sum(a.shape[1] for a in arrays)))
+    for start in range(0, len(arrays[0]), rows):
+        yield [np.asarray(a[start : start + rows], dtype=np.float64) for a in arrays]
+
+
+def mean_of(x: Float[np.ndarray, "n d"]) -> Float[np.ndarray, " d"]:
+    """Mean of the rows in float64."""
+    total = np.zeros(x.shape[1])
+    for (part,) in row_blocks(x):
+        total += part.sum(0)
+    return total / len(x)
 
 
 def resolution(
@@ -157,9 +183,9 @@ def resolution(
     -------
     float in [0, inf), or None where all of x coincide.
     """
-    moved = np.asarray(y, dtype=np.float64) - np.asarray(x, dtype=np.float64)
-    moved -= moved.mean(0)
     spacing = neighbour_distance(x) if neighbours is None else neighbours
     if not spacing > 0:
         return None
-    return float(np.median(np.linalg.norm(moved, axis=1))) / spacing
+    drift = sum(((b - a).sum(0) for a, b in row_blocks(x, y)), np.zeros(x.shape[1])) / len(x)
+    moved = [np.linalg.norm(b - a - drift, axis=1) for a, b in row_blocks(x, y)]
+    return float(np.median(np.concatenate(moved))) / spacing

@@ -14,8 +14,10 @@ from jaxtyping import Float
 from scipy.special import ndtr, ndtri
 
 from ..errors import ArgumentError
+from ..memory import share
 
 LEVEL = 0.95
+_HELD = 2**24  # weights of resamples at a time
 _SAME = 1e-12  # relative spread of draws that is rounding
 _TIE = 1e-9  # distance, relative to that spread, at which draws are equal
 Figures = Callable[[Float[np.ndarray, "m c"]], Mapping[str, Float[np.ndarray, " m"]]]
@@ -71,12 +73,16 @@ def resample(
         raise ArgumentError(f"seed must be a whole number >= 0, not {seed!r}.")
     n = len(columns)
     mean = columns.mean(0, keepdims=True)
-    weights = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=draws) / n
+    rng, together = np.random.default_rng(seed), max(1, share(8 * _HELD, 1 / 16) // (8 * n))
+    means = [
+        rng.multinomial(n, np.full(n, 1 / n), size=min(together, draws - k)) / n @ columns
+        for k in range(0, draws, together)
+    ]
     left = (n * mean - columns) / (n - 1) if n > 1 else np.full_like(columns, np.nan)
     with np.errstate(divide="ignore", invalid="ignore"):
         return Resampled(
             {name: float(value[0]) for name, value in figures(mean).items()},
-            dict(figures(weights @ columns)),
+            dict(figures(np.concatenate([np.empty((0, columns.shape[1])), *means]))),
             dict(figures(left)),
         )
 

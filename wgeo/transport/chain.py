@@ -8,12 +8,15 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from ..errors import WgeoError
+from ..errors import FeatureError, WgeoError
+from ..memory import free, share
 from ..trajectory import Trajectory
 from .entry import Solver, wasserstein
 from .exact import Exact
 from .result import TransportResult
 from .stopping import spread
+
+_BLOCKS = 2**30  # bytes a solver holds beside the clouds, where nothing bounds them
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,6 +51,11 @@ class _Pair:
     y: Float[np.ndarray, "n d"]
 
     @property
+    def bytes(self) -> int:
+        """About what a solver holds: copies of both clouds, and its blocks."""
+        return 12 * (self.x.size + self.y.size) + share(_BLOCKS, 1 / 8)
+
+    @property
     def key(self) -> tuple[int, int]:
         return id(self.x), id(self.y)
 
@@ -77,12 +85,38 @@ def chain(traj: Trajectory, solver: Solver | None = None) -> Chain:
         _Pair(f"{s.names[0]} -> {s.names[-1]}", s.arrays[0], s.arrays[-1]) for s in traj.segments
     ]
     todo = {pair.key: pair for pair in [*blocks, *ends]}
-    solved = spread(lambda pair: _solve(pair, solver), list(todo.values()), "optimal transport")
+    solved = spread(
+        lambda pair: _solve(pair, solver),
+        list(todo.values()),
+        "optimal transport",
+        most=_at_once(max((pair.bytes for pair in todo.values()), default=1), traj),
+    )
     results = dict(zip(todo, solved, strict=True))
     return Chain(
         blocks=tuple(results[pair.key] for pair in blocks),
         ends=tuple(results[pair.key] for pair in ends),
     )
+
+
+def _at_once(size: int, traj: Trajectory) -> int | None:
+    """How many pairs of a size fit beside the features (if any number, None).
+
+    Raises
+    ------
+    FeatureError
+        Not even one.
+    """
+    left = free()
+    if left is None:
+        return None
+    arrays = [a for layer in traj.layers for a in (layer.features, layer.entry) if a is not None]
+    left -= sum(a.nbytes for a in arrays if not isinstance(a, np.memmap))
+    if size > left:
+        raise FeatureError(
+            f"Transport between two layers takes about {size / 2**30:.1f} GiB, which the memory "
+            "allowed does not have. Allow more, take fewer samples, or project the features."
+        )
+    return left // size
 
 
 def _solve(pair: _Pair, solver: Solver) -> TransportResult:

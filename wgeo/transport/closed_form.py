@@ -18,6 +18,7 @@ from ..errors import ArgumentError
 from .pair import UNIT, Pair
 from .result import TransportResult
 
+_POINTS = 1 << 23  # entries of points factored at a time, in float64: 64 MiB
 _LINES = 1 << 22  # projected coordinates held at a time: 32 MiB
 _COUPLINGS = 8  # how many of the drawn lines' couplings are tried in full dimension
 _AXES = 512  # principal axes wanted at most
@@ -97,10 +98,18 @@ def _bures(pair: Pair) -> tuple[float, float]:
 
 
 def _factor(x: torch.Tensor, weights: torch.Tensor) -> Float[torch.Tensor, "r d"]:
-    """R with R^T R the covariance and no more rows than columns."""
-    points = x.double()
-    points = (points - weights @ points) * weights.sqrt()[:, None]
-    return torch.linalg.qr(points, mode="r").R if points.shape[0] > points.shape[1] else points
+    """R with R^T R the covariance and no more rows than columns, some points at a time."""
+    n, d = x.shape
+    step = max(_POINTS // d, d)
+    parts = [slice(k, min(k + step, n)) for k in range(0, n, step)]
+    center = sum(weights[part] @ x[part].double() for part in parts)
+    factor = x.new_empty((0, d), dtype=torch.float64)
+    for part in parts:
+        points = (x[part].double() - center) * weights[part].sqrt()[:, None]
+        factor = torch.cat([factor, points])
+        if len(factor) > d:
+            factor = torch.linalg.qr(factor, mode="r").R
+    return factor
 
 
 @dataclass(frozen=True)

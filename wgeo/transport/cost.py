@@ -8,7 +8,6 @@ Section 3.1), so that "could matter" is a proof and not a guess.
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -18,11 +17,10 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 
-from ..errors import ArgumentError
+from ..memory import entries
 from .pair import UNIT, Pair
 from .stopping import check
 
-_UNITS = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
 _BLOCK = {"cpu": 1 << 20, "cuda": 1 << 26}  # entries: a core's cache; enough to fill a GPU
 _FEWEST_ROWS = 64
 _PANEL = 512  # features summed at a time: an error of _PANEL + d / _PANEL units, not of d
@@ -39,24 +37,6 @@ def squared_distances(
     Slower than by a matrix product, and right where points nearly coincide.
     """
     return torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist").square_()
-
-
-def parse_bytes(memory: str | float | int) -> int:
-    """Return a size in bytes: a number, or text such as ``"1GiB"``, ``"512 MB"`` (powers of 1024).
-
-    Raises
-    ------
-    ArgumentError
-        Anything else, or a size that is not positive.
-    """
-    found = re.fullmatch(r"\s*([\d.]+)\s*([kmgt]?)(i?b)?\s*", str(memory).lower())
-    try:
-        size = int(float(found[1]) * _UNITS[found[2]]) if found else 0
-    except ValueError:
-        size = 0
-    if size <= 0:
-        raise ArgumentError(f'memory must be a size such as "1GiB" or 500_000_000, not {memory!r}.')
-    return size
 
 
 @dataclass(frozen=True, eq=False)
@@ -280,7 +260,7 @@ class Costs:
     def products(self) -> Float[torch.Tensor, "n m"] | None:
         """All inner products, where points are so wide that they pay, and memory has room."""
         x, y = self.x.points, self.y.points
-        room = self.memory // 2
+        room = entries(self.memory) // 2
         if x.shape[1] < _WIDE or len(x) * len(y) * x.element_size() > room:
             return None
         out = x.new_empty((len(x), len(y)))
@@ -305,8 +285,8 @@ class Costs:
         padded[: len(bias)] = bias
         width = len(padded)
         kind = _BLOCK.get(bias.device.type, _BLOCK["cpu"])
-        entries = min(kind, self.memory // (8 * padded.element_size()))
-        step = min(max(entries // width, _FEWEST_ROWS), max(at.n - start, 1))
+        most = entries(min(kind, self.memory // (8 * padded.element_size())))
+        step = min(max(most // width, entries(_FEWEST_ROWS)), max(at.n - start, 1))
         block = padded.new_empty((step, width))
         for rows in _slices(at.n, step, start):
             check()

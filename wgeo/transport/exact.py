@@ -13,8 +13,9 @@ from scipy.sparse import coo_array, csr_array
 
 from ..arrays import as_points, pick_device
 from ..errors import ArgumentError
+from ..memory import parse_bytes, share
 from .assignment import solve_assignment
-from .cost import Costs, parse_bytes, squared_distances
+from .cost import Costs, squared_distances
 from .flow import solve_flow
 from .kernel import full_precision
 from .line import solve_line
@@ -98,7 +99,7 @@ class Exact:
     def _of_pair(
         self, pair: Pair, potentials: tuple[np.ndarray, np.ndarray] | None
     ) -> TransportResult:
-        costs = Costs.of(pair, parse_bytes(self.memory))
+        costs = Costs.of(pair, share(parse_bytes(self.memory), 1 / 8))
         start = None if potentials is None else costs.start(np.asarray(potentials[0]))
         solution = _solve(costs, start)
         if pair.pairing is not None:

@@ -16,6 +16,7 @@ from functools import cached_property
 import torch
 from jaxtyping import Float, Int
 
+from ..memory import entries, halving
 from .pair import UNIT, Pair
 from .stopping import check
 
@@ -70,8 +71,8 @@ class Kernel:
     def _slices(self, width: int) -> Iterator[slice]:
         """Runs of rows whose blocks of `width` columns stay within `BLOCK`."""
         n = len(self.pair.x)
-        entries = BLOCK.get(self.pair.x.device.type, BLOCK["cpu"])
-        step = max(_FEWEST_ROWS, entries // width)
+        most = entries(BLOCK.get(self.pair.x.device.type, BLOCK["cpu"]))
+        step = max(entries(_FEWEST_ROWS), most // width)
         for i in range(0, n, step):
             check()
             yield slice(i, min(i + step, n))
@@ -81,7 +82,7 @@ class Kernel:
     ) -> Iterator[tuple[slice, Float[torch.Tensor, "rows m"]]]:
         """Yield ``scale * x_i.y_j + bias_j`` for blocks of rows i, each overwriting the last."""
         n, m, kind = len(self.pair.x), len(self.pair.y), self.pair.x.device.type
-        stored = self.reused and n * m <= STORED.get(kind, STORED["cpu"])
+        stored = self.reused and n * m <= entries(STORED.get(kind, STORED["cpu"]))
         bias = bias.to(self.dtype)
         buffer = None
         for rows in self._slices(m):
@@ -96,6 +97,7 @@ class Kernel:
                 torch.addmm(bias, left, self.columns, out=out)
             yield rows, out
 
+    @halving
     def softmin(
         self, g: Float[torch.Tensor, " m"], eps: float
     ) -> tuple[Float[torch.Tensor, " n"], Float[torch.Tensor, " m"]]:
@@ -139,6 +141,7 @@ class Kernel:
         ratio[lost] = total + (g - pair.norms_y)[lost] / eps
         return ratio
 
+    @halving
     def hardmin(self, g: Float[torch.Tensor, " m"]) -> Float[torch.Tensor, " n"]:
         """c-transform: ``f_i = min_j C_ij - g_j``, the largest f feasible with g."""
         f = torch.empty_like(self.pair.a)
@@ -146,6 +149,7 @@ class Kernel:
             f[rows] = self.pair.norms_x[rows] - scores.amax(1).double()
         return f
 
+    @halving
     def plan(
         self,
         f: Float[torch.Tensor, " n"],
@@ -195,6 +199,7 @@ class Kernel:
         across = float(pair.total_x(a) @ pair.total_y(b)) / mass
         return float(a @ pair.norms_x + b @ pair.norms_y) - 2 * across
 
+    @halving
     def transported(
         self, f: Float[torch.Tensor, " n"], g: Float[torch.Tensor, " m"], eps: float
     ) -> tuple[Float[torch.Tensor, "n d"], Float[torch.Tensor, "m d"]]:

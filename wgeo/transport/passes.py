@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 
+from ..memory import halving
 from .cost import Costs, Side
 
 _EXPONENTS = (-120.0, 100.0)  # below 2^-126 exponentials take ten times as long; 2^128 overflows
@@ -41,6 +42,7 @@ class Scan:
     open: np.ndarray
 
 
+@halving
 def softmin(
     costs: Costs,
     at: Side,
@@ -68,6 +70,7 @@ def softmin(
     return g
 
 
+@halving
 def nearest(
     costs: Costs, at: Side, over: Side, p: Float[torch.Tensor, " n"], k: int, seed: int = 0
 ) -> tuple[Float[torch.Tensor, " m"], Int[np.ndarray, " l"], Int[np.ndarray, " l"]]:
@@ -97,6 +100,7 @@ def nearest(
     return q, torch.cat(found_i).numpy(), torch.cat(found_j).numpy()
 
 
+@halving
 def least(
     costs: Costs, at: Side, over: Side, p: Float[torch.Tensor, " n"], start: int = 0
 ) -> Float[torch.Tensor, " m"]:
@@ -107,6 +111,7 @@ def least(
     return q[start:]
 
 
+@halving
 def scan(
     costs: Costs,
     p: Float[np.ndarray, " n"],

@@ -29,15 +29,19 @@ def check() -> None:
         raise Stopped
 
 
-def spread(work: Callable[[T], R], items: Sequence[T], what: str) -> list[R]:
+def spread(
+    work: Callable[[T], R], items: Sequence[T], what: str, most: int | None = None
+) -> list[R]:
     """Return ``[work(item) for item in items]``, made in as many threads as there are cores to use.
+
+    `most` are at work at once where it is given.
 
     Torch's own threads are shared out among them. The first error, or Ctrl-C, stops the rest: at
     once where `work` calls `check`, else when a call into compiled code returns; the threads are
     daemons, so that neither the caller nor the interpreter's end waits for such a call.
     """
     cores = torch.get_num_threads()
-    threads = min(cores, len(items))
+    threads = min(cores, len(items), most or cores)
     if threads <= 1 or torch.cuda.is_available():  # one device serves one pair at a time best
         return [work(item) for item in track(items, what)]
     todo: queue.SimpleQueue[tuple[int, T]] = queue.SimpleQueue()

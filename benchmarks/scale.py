@@ -1,0 +1,239 @@
+"""How time and memory grow: with samples, width, layers, and processes.
+
+    python benchmarks/scale.py                    # N = 1000 to 16000 doubling, d, L, processes
+    python benchmarks/scale.py --largest 100000   # N up to 100,000; hours for exact transport
+    python benchmarks/scale.py --large            # 100,000 x 512 x 8 layers from disk, 1.6 GB
+
+Features are synthetic: clusters that contract and drift from layer to layer, written to disk a few
+rows at a time and opened as `wgeo.Trajectory.load` does. Every measurement runs in a process of
+its own. ``anon`` is the peak of memory that is the process's own (RssAnon, sampled every 20 ms);
+``peak`` is the largest resident set (ru_maxrss), which also counts pages of the memory maps: the
+system takes those back when others need them. Both include Python and the libraries (``idle``).
+CPU seconds are of all threads.
+
+Figures go into `benchmarks/scale.json`; those measured before stay there. Exponents are slopes of
+log time (or memory above idle) over log size, by least squares.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import multiprocessing as mp
+import os
+import platform
+import resource
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+
+import wgeo
+from wgeo.geodesic import path_figures
+from wgeo.store import Column, Writer
+from wgeo.trajectory import features_key, outline
+
+CLASSES = 10
+ROWS = 4096
+
+
+def features(folder: Path, n: int, d: int, layers: int) -> Path:
+    """Write a synthetic trajectory, whole layers never in memory."""
+    if (folder / "manifest.json").exists():
+        return folder
+    rng = np.random.default_rng(0)
+    means = rng.standard_normal((CLASSES, d), dtype=np.float32)
+    drift = 0.02 * rng.standard_normal((layers, d), dtype=np.float32)
+    names = [f"layer{k}" for k in range(layers)]
+    columns = {features_key(name): Column("float32", d) for name in names}
+    labels = np.arange(n) % CLASSES
+    with Writer(folder, {"n": n, "d": d, "layers": layers}, n, columns) as writer:
+        for start in range(0, n, ROWS):
+            y = labels[start : start + ROWS]
+            noise = rng.standard_normal((len(y), d), dtype=np.float32)
+            writer.write(
+                start,
+                {
+                    features_key(name): means[y] * np.float32(1 + 0.05 * k)
+                    + noise * np.float32(1 - 0.01 * k)
+                    + drift[k]
+                    for k, name in enumerate(names)
+                },
+            )
+        about = outline([(name, 0) for name in names], [], {})
+        writer.finish(about, {"labels": labels})
+    return folder
+
+
+def collapse(traj: wgeo.Trajectory) -> float:
+    """Every collapse metric of every layer."""
+    return wgeo.collapse(traj).layers[-1].nc1 or 0.0
+
+
+def paths(traj: wgeo.Trajectory) -> float:
+    """Straightness of every sample's own path, by its pairing: no transport."""
+    (segment,) = traj.segments
+    return float(np.nanmean(path_figures(segment.arrays).line_shape_ratio))
+
+
+def sliced(traj: wgeo.Trajectory) -> float:
+    """All of straightness, with sliced transport and its intervals."""
+    return wgeo.straightness(traj, solver=wgeo.Sliced(), bootstrap=50).segments[0].paired
+
+
+def certified(traj: wgeo.Trajectory) -> float:
+    """W2 between the first two layers, certified."""
+    found = wgeo.wasserstein(traj.layers[0].features, traj.layers[1].features)
+    assert found.status == "certified"
+    return found.distance
+
+
+def sinkhorn(traj: wgeo.Trajectory) -> float:
+    """W2 between the first two layers by Sinkhorn at one epsilon."""
+    solver = wgeo.Sinkhorn(epsilon=0.25, debias=False, on_failure="return")
+    return wgeo.wasserstein(
+        traj.layers[0].features, traj.layers[1].features, solver=solver
+    ).distance
+
+
+TASKS = {task.__name__: task for task in (collapse, paths, sliced, certified, sinkhorn)}
+
+
+def resident(key: str) -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(key):
+            return 1024 * int(line.split()[1])
+    raise RuntimeError(f"no {key} in /proc/self/status")
+
+
+def warm() -> wgeo.Trajectory:
+    """A few samples, on which libraries load."""
+    rng = np.random.default_rng(0)
+    first = rng.standard_normal((40, 8), dtype=np.float32)
+    return wgeo.Trajectory.from_arrays([first, 0.9 * first + 0.1, 0.8 * first], np.arange(40) % 2)
+
+
+def measure(task: str, folder: Path, threads: int, answer) -> None:
+    """Run a task in this process; send what it found, took and held."""
+    torch.set_num_threads(threads)
+    TASKS[task](warm())
+    idle, most, done = resident("RssAnon"), [0], threading.Event()
+
+    def watch() -> None:
+        while not done.wait(0.02):
+            most[0] = max(most[0], resident("RssAnon"))
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    began, cpu = time.perf_counter(), time.process_time()
+    value = TASKS[task](wgeo.Trajectory.load(folder))
+    seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
+    done.set()
+    watcher.join()
+    anon = max(most[0], resident("RssAnon"))
+    peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    found = {"value": value, "seconds": seconds, "cpu": cpu, "idle": idle}
+    answer.send({**found, "anon": anon, "peak": peak})
+
+
+def run(task: str, folder: Path, threads: int) -> dict:
+    """Measure in a fresh process."""
+    context = mp.get_context("spawn")
+    ours, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=measure, args=(task, folder, threads, theirs))
+    process.start()
+    theirs.close()
+    try:
+        return ours.recv()
+    except EOFError:
+        process.join()
+        return {"failed": process.exitcode}
+
+
+def exponent(rows: list[dict], size: str, what: str) -> float | None:
+    """Slope of log `what` over log `size`, where there are three points at least."""
+    points = [(row[size], row[what]) for row in rows if row.get(what, 0) > 0]
+    if len(points) < 3:
+        return None
+    x, y = np.log(np.array(points)).T
+    return float(np.polyfit(x, y, 1)[0])
+
+
+def sweep(args: argparse.Namespace, home: Path) -> dict:
+    """Sizes doubling one at a time from a middle one."""
+    middle = {"n": 4000, "d": 64, "layers": 4}
+    sizes = {
+        "n": [1000 * 2**k for k in range(1 + int(math.log2(args.largest / 1000)))],
+        "d": [32, 64, 128, 256, 512],
+        "layers": [2, 4, 8, 16],
+    }
+    found: dict = {}
+    for size, values in sizes.items():
+        for task in args.tasks:
+            rows = []
+            for value in values:
+                shape = {**middle, size: value}
+                place = home / "-".join(map(str, shape.values()))
+                row = {**shape, **run(task, features(place, **shape), args.threads)}
+                row["held"] = row.get("anon", 0) - row.get("idle", 0)
+                rows.append(row)
+            found[f"{task} over {size}"] = {
+                "rows": rows,
+                "cpu": exponent(rows, size, "cpu"),
+                "memory": exponent(rows, size, "held"),
+            }
+    return found
+
+
+def large(args: argparse.Namespace, home: Path) -> dict:
+    """100,000 samples, 512 wide, 8 layers: 1.6 GB on the disk."""
+    place = features(home / "large", args.samples, 512, 8)
+    return {task: run(task, place, args.threads) for task in args.tasks}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--largest", type=int, default=16000)
+    parser.add_argument("--large", action="store_true")
+    parser.add_argument("--samples", type=int, default=100_000, help="of --large")
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
+    parser.add_argument("--folder", type=Path, help="for the features; default a temporary one")
+    parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"))
+    args = parser.parse_args()
+    record = json.loads(args.out.read_text()) if args.out.exists() else {}
+    with tempfile.TemporaryDirectory() as temporary:
+        home = args.folder or Path(temporary)
+        kind = "large" if args.large else "sweep"
+        record.setdefault(kind, {}).update((large if args.large else sweep)(args, home))
+    record["machine"] = {"threads": args.threads, "processor": platform.machine()}
+    record["versions"] = {"torch": torch.__version__, "numpy": np.__version__}
+    args.out.write_text(json.dumps(record, indent=1) + "\n")
+    show(record)
+
+
+def show(record: dict) -> None:
+    """Print what was measured."""
+    console = Console(width=110)
+    for name, row in record.get("large", {}).items():
+        if "seconds" in row:
+            held = ", ".join(f"{k} {row[k] / 2**20:.0f} MiB" for k in ("idle", "anon", "peak"))
+            console.print(f"{name}: {row['seconds']:.0f} s, CPU {row['cpu']:.0f} s, {held}")
+    table = Table(title="exponents")
+    for head in ("task over size", "CPU time", "memory above idle", "largest: CPU s", "MiB"):
+        table.add_column(head)
+    for name, found in record.get("sweep", {}).items():
+        last = found["rows"][-1]
+        powers = ["" if found[key] is None else f"{found[key]:.2f}" for key in ("cpu", "memory")]
+        table.add_row(name, *powers, f"{last.get('cpu', 0):.1f}", f"{last['held'] / 2**20:.0f}")
+    console.print(table)
+
+
+if __name__ == "__main__":
+    main()

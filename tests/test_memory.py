@@ -1,0 +1,151 @@
+"""Memory: blocks derive from a bound, and halve where a device's memory ends; numbers stay."""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+
+import wgeo
+from wgeo import Trajectory, memory
+from wgeo.cli import main
+from wgeo.errors import ArgumentError, FeatureError
+from wgeo.transport import chain as solve_chain
+from wgeo.transport.cost import Costs
+from wgeo.transport.kernel import Kernel
+
+
+@pytest.fixture(autouse=True)
+def _as_before():
+    yield
+    memory._state.update(bound=None, halvings=0)
+
+
+@pytest.fixture
+def clouds(rng):
+    x = rng.normal(size=(300, 6))
+    return x, x + 0.8 * rng.normal(size=x.shape)
+
+
+class Small(torch.nn.Module):
+    """A device with room for so many images."""
+
+    def __init__(self, net, room):
+        super().__init__()
+        self.net, self.room, self.sizes = net, room, []
+
+    def forward(self, x):
+        if len(x) > self.room:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        self.sizes.append(len(x))
+        return self.net(x)
+
+
+def test_tracing_halves_the_batch_and_goes_on(tmp_path):
+    options = {"width": 4, "depth": 2, "num_classes": 2, "in_channels": 1, "image_size": 8}
+    net = wgeo.models.build("isoresnet", **options).eval()
+    images = torch.rand(40, 1, 8, 8), np.arange(40) % 2
+    small = Small(net, 5)
+    expected = wgeo.trace(net, images, batch_size=32)
+    for store in (None, tmp_path / "s"):
+        small.sizes.clear()
+        found = wgeo.trace(small, images, batch_size=32, store=store)
+        for a, b in zip(found.layers, expected.layers, strict=True):
+            np.testing.assert_allclose(a.features, b.features, rtol=1e-6, atol=1e-6)
+        assert max(small.sizes) <= 5
+        assert sum(small.sizes[-10:]) == 40  # fours, once that was found out
+    with pytest.raises(torch.OutOfMemoryError):
+        wgeo.trace(Small(net, 0), images, layers=["net.blocks.0"])
+
+
+@pytest.mark.parametrize(
+    ("solver", "rounding"),
+    [(wgeo.Exact(), 1e-9), (wgeo.Sinkhorn(epsilon=0.5), 1e-6)],
+    ids=["exact", "sinkhorn"],
+)
+def test_solvers_halve_their_blocks_and_find_the_same(clouds, monkeypatch, solver, rounding):
+    expected = wgeo.wasserstein(*clouds, solver=solver)
+    fewest = []
+
+    def short(blocks):
+        def some(self, *args, **kwargs):
+            for rows, tile in blocks(self, *args, **kwargs):
+                if tile.numel() > 20 * 300:
+                    raise torch.OutOfMemoryError("CUDA out of memory")
+                fewest.append(tile.numel())
+                yield rows, tile
+
+        return some
+
+    monkeypatch.setattr(Costs, "tiles", short(Costs.tiles))
+    monkeypatch.setattr(Kernel, "_blocks", short(Kernel._blocks))
+    found = wgeo.wasserstein(*clouds, solver=solver)
+    assert found.distance == pytest.approx(expected.distance, rel=rounding)
+    assert found.lower == pytest.approx(expected.lower, rel=rounding)
+    assert found.upper == pytest.approx(expected.upper, rel=rounding)
+    assert 0 < max(fewest) <= 20 * 300
+
+
+def test_a_device_with_no_room_at_all_is_told(clouds, monkeypatch):
+    def none(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+        yield
+
+    monkeypatch.setattr(Costs, "tiles", none)
+    with pytest.raises(torch.OutOfMemoryError):
+        wgeo.wasserstein(*clouds)
+
+
+def test_a_bound_changes_no_figure(clouds):
+    traj = Trajectory.from_arrays([clouds[0], *(clouds[1] * k for k in (1, 2))], np.arange(300) % 3)
+    held = wgeo.straightness(traj, bootstrap=20).to_dict()
+    with memory.bounded("1100 MiB"):
+        assert memory.share(2**40, 0.5) == (1100 - 512) * 2**19
+        bound = wgeo.straightness(traj, bootstrap=20).to_dict()
+    assert memory.share(7, 0.5) == 7
+    for rows in ("blocks", "segments"):
+        for a, b in zip(held[rows], bound[rows], strict=True):
+            for name in ("distance", "paired", "resolution", "ot_score"):
+                assert a[name] == pytest.approx(b[name], rel=1e-12)
+
+
+def test_a_bound_decides_how_many_pairs_are_solved_at_once(clouds, monkeypatch):
+    traj = Trajectory.from_arrays([*clouds, clouds[0] * 2], np.arange(300) % 2)
+    asked = []
+    monkeypatch.setattr(
+        sys.modules["wgeo.transport.chain"],
+        "spread",
+        lambda work, items, what, most: (asked.append(most), [work(item) for item in items])[1],
+    )
+    solve_chain(traj)
+    with memory.bounded("2GiB"):
+        solve_chain(traj)
+    assert asked[0] is None
+    assert 1 <= asked[1] <= 8
+    monkeypatch.setattr(memory, "_LIBRARIES", 2**31 - 2**16)
+    memory._state["bound"] = 2**31
+    with pytest.raises(FeatureError, match=r"takes about 0\.0 GiB, which the memory allowed"):
+        solve_chain(traj)
+
+
+def test_features_beyond_the_bound_belong_on_disk(monkeypatch):
+    net = wgeo.models.build("mlp", num_classes=2, in_channels=1, image_size=8, width=8, depth=1)
+    images = torch.rand(20, 1, 8, 8), np.arange(20) % 2
+    memory._state["bound"] = memory._LIBRARIES + 1000
+    with pytest.raises(FeatureError, match="store=DIR"):
+        wgeo.trace(net, images, pool="flat")
+
+
+@pytest.mark.parametrize("size", ["much", "100MiB", "-1"])
+def test_a_size_that_makes_no_sense_is_refused(size, tmp_path):
+    with pytest.raises(ArgumentError, match="memory"), memory.bounded(size):
+        pass
+    traj = Trajectory.from_arrays([np.eye(4), np.eye(4) + 1], [0, 1, 0, 1])
+    traj.save(tmp_path / "s")
+    words = ["analyze", str(tmp_path / "s"), "--out", str(tmp_path / "o"), "--memory", size]
+    result = CliRunner().invoke(main, words)
+    assert result.exit_code == 2
+    assert "memory" in result.output
