@@ -102,7 +102,8 @@ def _in_zip(path: Path) -> list[str]:
             check_members(archive, path.stat().st_size)
         except DataError as error:
             raise DataError(f"{path} is no archive of images: {error}") from None
-        return sorted({info.filename for info in archive.infolist() if not info.is_dir()})
+        names = {info.filename for info in archive.infolist()}
+        return sorted(name for name in names if not name.endswith("/"))
 
 
 def _in_folder(path: Path) -> Iterator[str]:
