@@ -7,9 +7,12 @@ import errno
 import json
 import os
 import random
+import re
 import signal
 import subprocess
+import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,7 +22,9 @@ import wgeo
 from wgeo import Trajectory
 from wgeo.errors import ArgumentError, FeatureError, RecordError
 from wgeo.features import Projection
+from wgeo.geodesic import path_figures, resolution
 from wgeo.store import Column, Writer, is_store, layout
+from wgeo.trajectory import outline
 
 
 @pytest.fixture(scope="module")
@@ -323,6 +328,58 @@ def test_half_a_line_of_the_log_is_a_shard_that_is_not_there(tmp_path):
         writer.finish({}, {})
     x = wgeo.store.read_store(tmp_path / "s", verify=True).arrays["x"]
     assert x[:, 0].tolist() == [1, 1, 2, 2, 3, 3]
+
+
+# --- what is held while a store is read -----------------------------------------------------------
+
+
+def own_memory():
+    text = Path("/proc/self/status").read_text()
+    return 1024 * int(re.search(r"RssAnon:\s+(\d+)", text)[1])
+
+
+def held_by(work):
+    """Bytes of its own that this process takes at the peak of some work."""
+    before, most, done = own_memory(), [0], threading.Event()
+
+    def watch():
+        while not done.wait(0.002):
+            most[0] = max(most[0], own_memory())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        work()
+    finally:
+        done.set()
+        watcher.join()
+    return max(most[0], own_memory()) - before
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="no /proc here")
+def test_a_store_is_read_a_few_rows_at_a_time(tmp_path, monkeypatch):
+    n, d, count = 60_000, 64, 4  # 61 MB, of which nothing may hold a sixth
+    columns = {f"features:{k}": Column("float32", d) for k in range(count)}
+    with Writer(tmp_path / "s", {}, n, columns) as writer:
+        rng = np.random.default_rng(0)
+        for start in range(0, n, 6000):
+            x = rng.standard_normal((6000, d), dtype=np.float32)
+            writer.write(start, {key: x * np.float32(k + 1) for k, key in enumerate(columns)})
+        about = outline([(str(k), 0) for k in range(count)], [], {})
+        writer.finish(about, {"labels": np.arange(n) % 3})
+    traj = Trajectory.load(tmp_path / "s")
+    monkeypatch.setattr("wgeo.geodesic.paths._CHUNK_BYTES", 2**19)
+    (segment,) = traj.segments
+
+    def measured():
+        wgeo.collapse(traj, spectrum_size=0)
+        path_figures(segment.arrays)
+        resolution(*segment.arrays[:2], neighbours=1.0)
+        assert traj.layers[0].width == d
+
+    measured()  # libraries warm up
+    assert held_by(measured) < n * d * count * 4 / 6
+    assert held_by(lambda: [np.array(layer.features) for layer in traj.layers]) > 0.5 * n * d * 16
 
 
 # --- a disk that fills up ------------------------------------------------------------------------

@@ -41,13 +41,13 @@ def numbers(record):
 
 @pytest.fixture(scope="module")
 def features(tmp_path_factory):
-    """Three stores of features, of 40 samples each."""
+    """Three stores of features, of 16 samples each."""
     home = tmp_path_factory.mktemp("features")
     rng = np.random.default_rng(0)
     for name in "abc":
-        arrays = [rng.normal(size=(40, 3))]
-        arrays += [arrays[0] + step * rng.normal(size=3) for step in (0.5, 1.0)]
-        Trajectory.from_arrays(arrays, np.arange(40) % 2).save(home / name)
+        first = rng.normal(size=(16, 3))
+        arrays = [first, 0.5 * first + rng.normal(size=3)]
+        Trajectory.from_arrays(arrays, np.arange(16) % 2).save(home / name)
     return home
 
 

@@ -114,13 +114,13 @@ def _scale(record: Record) -> str:
     rows = [
         [
             _SCALED[task],
-            *(f"{row[key]:.0f}" for key in ("seconds", "cpu")),
+            f"{row['cpu']:.0f}",
             *(f"{row[key] / 2**30:.2f}" for key in ("anon", "peak")),
         ]
         for task, row in record.get("large", {}).items()
         if "seconds" in row
     ]
-    return _table(["", "seconds", "CPU s", "own, GiB", "resident, GiB"], rows) if rows else ""
+    return _table(["", "CPU seconds", "own, GiB", "resident, GiB"], rows) if rows else ""
 
 
 _SCALED = {
