@@ -100,13 +100,16 @@ def sample_record(
         ],
     }
     if models:
-        for model, factor in (("geodesic_model", 1.3), ("mufm", 0.8)):
+        models_of = {"geodesic_model": 1.3, "mufm": 0.8, "mufm_given": 0.6, "ufm": 0.0}
+        for model, factor in models_of.items():
             predicted = [
                 {
                     "name": la["name"],
+                    "missed": 0.3 * factor,
+                    "w2": 0.5 * factor,
                     "collapse": {k: _scaled(v, factor) for k, v in la["collapse"].items()},
                 }
-                for la in layers[1:]
+                for la in (layers[-1:] if model == "ufm" else layers[1:])
             ]
             record[model] = {"layers": predicted}
         record["mufm"] |= {
@@ -271,7 +274,7 @@ def damaged(record: dict[str, Any]) -> dict[str, Any]:
     segment["view"] = None
     record["accuracy"] = None
     record["progress"], record["verdict"] = {}, ""
-    for model in ("geodesic_model", "mufm"):
+    for model in ("geodesic_model", "mufm", "mufm_given", "ufm"):
         record.pop(model, None)
     for point in segment["sample_sizes"]["points"]:
         point |= dict.fromkeys(("ot_score", "ot_score_deviation", "resolution"))

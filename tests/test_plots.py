@@ -32,6 +32,7 @@ PANELS = {
     "distances": plots.distances,
     "ot_scores": plots.ot_scores,
     "collapse": plots.collapse,
+    "model_errors": plots.model_errors,
     "class_means": plots.class_means,
     "straightness": plots.straightness,
     "interpolation_gap": plots.interpolation_gap,
@@ -130,7 +131,9 @@ def test_the_networks_own_error_is_drawn_beside_the_nearest_centres() -> None:
 
 def test_models_are_drawn_beside_the_network_where_they_say_something() -> None:
     with_models, without = (plots.collapse(sample_record(models=m)) for m in (True, False))
-    assert len(with_models.lines) == len(without.lines) + 2
+    assert len(with_models.lines) == len(without.lines) + 4
+    zero = with_models.lines[-3]  # complete collapse: a marker at the edge, on a logarithmic axis
+    assert (with_models.get_yscale(), zero.get_marker(), zero.get_ydata()) == ("log", "v", [0])
     dashed = next(line for line in with_models.lines if line.get_color() == style.COLOURS[1])
     assert np.isnan(dashed.get_ydata()[0])  # no model predicts the input image
     said = RECORD["geodesic_model"]["layers"][0]["collapse"]["nc1"]
@@ -243,6 +246,8 @@ def test_wrong_arguments_say_what_there_is() -> None:
         plots.collapse(RECORD, "nc9")
     with pytest.raises(ArgumentError, match="no segment 3; this record has 3"):
         plots.class_means(RECORD, 3)
+    with pytest.raises(ArgumentError, match="no error 'r3' of a model"):
+        plots.model_errors(RECORD, "r3")
     with pytest.raises(ArgumentError, match=r"analysis\.json"):
         plots.collapse([1, 2])
 
@@ -291,6 +296,9 @@ def test_two_notes_on_an_error_fit_a_column() -> None:
 def test_several_lines_have_a_legend_where_the_panel_stands_alone() -> None:
     for panel in (plots.straightness, plots.interpolation_gap, plots.sample_sizes, plots.collapse):
         assert len(panel(RECORD).figure.legends) == 1
+        bare = panel(RECORD, ax=Figure().add_subplot())  # without a layout that makes room
+        assert bare.get_legend()
+        assert not bare.figure.legends
         pair = Figure().subplots(1, 2)
         assert not panel(RECORD, ax=pair[0]).figure.legends
 
@@ -428,7 +436,7 @@ def test_every_figure_has_png_svg_and_its_data(folder: Path) -> None:
     stems = {plot.stem for plot in plots.catalogue(sample_record((2, 2)))}
     assert stems == {
         *("distances", "collapse", "straightness", "sample-sizes", "gradient-maps"),
-        *("class-means-1", "class-means-2"),
+        *("class-means-1", "class-means-2", "models"),
     }
     expected = {f"{stem}.{ending}" for stem in stems for ending in ("png", "svg", "csv")}
     assert {path.name for path in folder.iterdir()} == expected
@@ -468,7 +476,10 @@ def test_a_panel_is_saved_at_its_size(tmp_path: Path, ending: str) -> None:
     ax = plots.collapse(RECORD, "nc1", ax=plots.axes("column"))
     first = plots.save(ax, tmp_path / "made" / f"a.{ending}").read_bytes()
     assert plots.save(ax.figure, tmp_path / f"b.{ending}").read_bytes() == first
+    window = ax.figure.canvas
+    plots.save(ax, tmp_path / f"c.{ending}")
     assert ax.figure.dpi == style.RC["figure.dpi"]
+    assert ax.figure.canvas is window
     if ending == "pdf":
         assert b"/MediaBox [ 0 0 241.2 180 ]" in first
         assert b"/TrueType" in first or b"/CIDFontType2" in first

@@ -101,7 +101,9 @@ def compare(
             for name, array in zip(segment.names, segment.arrays, strict=True)
         ]
         first, last = (segment.arrays[i].astype(np.float64) for i in (0, -1))
-        geodesic += view.layers(segment, along(segment, times(segment, time), first, last))
+        lines = view.layers(segment, along(segment, times(segment, time), first, last))
+        view.lines |= {la.name: la.missed for la in lines if la.missed and la.missed > 1e-12}
+        geodesic += lines
     if not traj.segments:
         return Comparison((), (), skipped="No two layers share a feature space.")
     segment = traj.segments[-1]
@@ -168,6 +170,7 @@ class _View:
         order = np.random.default_rng(seed).permutation(len(labels))
         mine = [order[labels[order] == k][:each] for k in range(int(labels.max()) + 1)]
         self.sample = np.sort(np.concatenate(mine))
+        self.lines: dict[str, float] = {}  # what the geodesic model misses of a layer
 
     def layers(
         self, segment: Segment, predictions: Iterable[Prediction], *, last: bool = False
@@ -180,6 +183,8 @@ class _View:
         ):
             measured = array.astype(np.float64)
             errors = Errors.of(prediction.features, prediction.still, measured, self.labels)
+            line = self.lines.get(name, 0.0)
+            missed = errors.model / errors.variance if errors.variance > 0 else None
             found.append(
                 ModelLayer(
                     name=name,
@@ -191,7 +196,8 @@ class _View:
                     else float(np.sqrt(errors.model / errors.input)),
                     r2=gained(errors.model, errors.input),
                     r2_means=gained(errors.model_means, errors.input_means),
-                    missed=errors.model / errors.variance if errors.variance > 0 else None,
+                    r2_line=None if missed is None else gained(missed, line),
+                    missed=missed,
                     w2=self._w2(prediction.features, measured, errors.variance),
                     collapse=collapse_of(
                         prediction.features, self.labels, name=name, stage=segment.stage

@@ -38,6 +38,9 @@ class ModelLayer:
         1 - relative_error^2.
     r2_means : float or None
         As `r2`, of the class means alone.
+    r2_line : float or None
+        1 - error of the model / error of the geodesic model there; None for that model itself and
+        at the ends of its line, where it is given the layer.
     missed : float or None
         Error of the model / variance of the layer.
     w2 : float or None
@@ -54,6 +57,7 @@ class ModelLayer:
     relative_error: float | None
     r2: float | None
     r2_means: float | None
+    r2_line: float | None
     missed: float | None
     w2: float | None
     collapse: LayerCollapse
@@ -169,6 +173,11 @@ class Comparison:
             "mufm_given": given,
             "ufm": of(self.ufm),
         }
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What `wgeo.plots` draws: the network's layers and `to_dict`."""
+        return {"layers": [layer.to_dict() for layer in self.network], **self.to_dict()}
 
     def rows(self) -> list[dict[str, Any]]:
         """A row a model and layer: errors beside collapse metrics, the network's among them."""

@@ -12,6 +12,7 @@ apart, vectors, no pyplot state.
 
 from typing import TYPE_CHECKING, Any
 
+from .beside import ERRORS, model_errors
 from .depth import METRICS, collapse
 from .evidence import gradient_maps, sample_sizes
 from .files import catalogue, figures, save
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from .moving import flow as flow
 
 __all__ = [
+    "ERRORS",
     "METRICS",
     "RATIOS",
     "SCORES",
@@ -41,6 +43,7 @@ __all__ = [
     "gradient_maps",
     "interpolation_gap",
     "model",
+    "model_errors",
     "model_layers",
     "model_means",
     "model_starts",

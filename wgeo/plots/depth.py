@@ -44,11 +44,17 @@ METRICS: dict[str, str] = {
 }
 """Metrics of `collapse`, and what their panel is called."""
 
+SHARES = ("ncc_error", "ncc_mismatch")
+
 MODELS: dict[str, tuple[str, str, str, Any]] = {
     "geodesic_model": ("geodesic model", COLOURS[1], "s", (0, (5, 2))),
     "mufm": ("MUFM", COLOURS[2], "^", (0, (1.5, 1.5))),
+    "mufm_given": ("MUFM, readout given", COLOURS[3], "D", (0, (4, 1.5, 1, 1.5))),
+    "ufm": ("UFM: collapsed", COLOURS[6], "v", "none"),
 }
 """Models a record may hold beside the network: name, colour, marker, dashes."""
+
+ROUNDING = 1e-12  # a model's metrics below are zero, and lie at the edge of a logarithmic axis
 
 
 @styled
@@ -79,8 +85,14 @@ def collapse(
     crowded = len(layers) > 30
     for key in models_in(record):
         predicted = predicted_metric(record, key, metric)
+        look = model_look(key) | ({"marker": ""} if crowded and key != "ufm" else {})
+        said_zero = predicted < (0 if metric in SHARES else ROUNDING)
+        if said_zero.any():
+            edge = {"transform": ax.get_xaxis_transform(), "clip_on": False, "in_layout": False}
+            ax.plot(x[said_zero], np.zeros(said_zero.sum()), **(look | edge | {"ls": "none"}))
+        predicted = np.where(said_zero, np.nan, predicted)
         if np.isfinite(predicted).any():
-            ax.plot(x, predicted, **(_model_look(key) | ({"marker": ""} if crowded else {})))
+            ax.plot(x, predicted, **look)
             drawn.append(predicted)
     # The image stands apart: no block leads from it, and falling with depth is not asked of it.
     image = np.array([layer.get("stage") is None for layer in layers])
@@ -88,7 +100,7 @@ def collapse(
     ax.plot(x, np.where(image, np.nan, measured), color=MEASURED, **dots)
     ax.plot(x[image], measured[image], color=MEASURED, mfc="white", ls="none", **dots)
     said = [falls_with_depth(record, metric)]
-    if metric in ("ncc_error", "ncc_mismatch"):
+    if metric in SHARES:
         said.append(_error_axis(ax, record, metric, drawn))
     else:
         log_where_positive(ax, *drawn)
@@ -128,13 +140,13 @@ def predicted_metric(record: Mapping[str, Any], model: str, metric: str) -> np.n
 
     A model's record lists its layers by name, metrics under ``collapse`` or directly.
     """
-    said = {
-        layer.get("name"): layer.get("collapse") or layer
-        for layer in (record.get(model) or {}).get("layers") or []
-    }
-    return _metric(
-        [said.get(layer.get("name"), {}) for layer in record.get("layers") or []], metric
-    )
+    return _metric([la.get("collapse") or la for la in of_model(record, model)], metric)
+
+
+def of_model(record: Mapping[str, Any], model: str) -> list[Mapping[str, Any]]:
+    """What a model says of every layer of the record; empty at layers it says nothing of."""
+    said = {la.get("name"): la for la in (record.get(model) or {}).get("layers") or []}
+    return [said.get(layer.get("name"), {}) for layer in record.get("layers") or []]
 
 
 def _metric(values: Sequence[Mapping[str, Any]], metric: str) -> np.ndarray:
@@ -143,7 +155,8 @@ def _metric(values: Sequence[Mapping[str, Any]], metric: str) -> np.ndarray:
     return numbers([v.get(metric) for v in values])
 
 
-def _model_look(key: str) -> dict[str, Any]:
+def model_look(key: str) -> dict[str, Any]:
+    """Colour, line and marker of a model."""
     _, colour, marker, dashes = MODELS[key]
     line = {"color": colour, "ls": dashes, "lw": 1.3}
     return line | {"marker": marker, "ms": 3.2, "mfc": "white", "mew": 0.9}
@@ -174,6 +187,6 @@ def model_handles(record: Mapping[str, Any]) -> tuple[list[Line2D], list[str]]:
     """What identifies network and models in the panels of collapse."""
     handles, names = [Line2D([], [], color=MEASURED, marker="o", ms=4)], ["the network"]
     for key in models_in(record):
-        handles.append(Line2D([], [], **_model_look(key)))
+        handles.append(Line2D([], [], **model_look(key)))
         names.append(MODELS[key][0])
     return handles, names

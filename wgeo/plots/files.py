@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from ..errors import ArgumentError
 from ..files import writable, write_aside
 from ..progress import track
-from . import depth, evidence, movement, paths
+from . import beside, depth, evidence, movement, paths
 from .plot import Plot, Row
 from .several import series_plots
 from .style import as_record, clean, legend, new_figure, segment_name, styled
@@ -37,6 +37,8 @@ def catalogue(source: Any) -> list[Plot]:
     segments = record.get("segments") or []
     if layers:
         plots.append(_collapse(record))
+    if (models := beside.models_plot(record)) is not None:
+        plots.append(models)
     if blocks:
         plots.append(_distances(record))
     if segments:
@@ -47,7 +49,7 @@ def catalogue(source: Any) -> list[Plot]:
 
 
 _STEMS = (
-    *("collapse", "distances", "straightness", "class-means-*"),
+    *("collapse", "models", "distances", "straightness", "class-means-*"),
     *("sample-sizes", "gradient-maps", "over", "profiles"),
 )
 
@@ -171,13 +173,14 @@ def save(drawn: Axes | Figure, path: str | os.PathLike[str], *, dpi: int = 300) 
         raise ArgumentError(f"save writes .{', .'.join(_RENDER)}; not {path.suffix or path.name}.")
     figure = drawn if isinstance(drawn, Figure) else drawn.get_figure(root=True)
     assert figure is not None
-    usual = figure.dpi
+    usual, window = figure.dpi, figure.canvas
     try:
         figure.dpi = dpi if ending == "png" else 72
         figure.draw_without_rendering()
         write_aside(writable(path.parent) / path.name, _RENDER[ending](figure))
     finally:
         figure.dpi = usual
+        figure.set_canvas(window)
     return path
 
 
@@ -253,7 +256,11 @@ def _collapse(record: Mapping[str, Any]) -> Plot:
             found.append(row)
         return found
 
-    beside = " Dashed and dotted: what the models fitted to this network predict." if models else ""
+    beside = (
+        " Dashed and dotted: what the models fitted to this network predict; zeros lie at the edge."
+        if models
+        else ""
+    )
     progress = record.get("progress") or {}
     falling = [metric for metric in _PFC if (progress.get(metric) or {}).get("monotone")]
     return Plot(

@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ..plots import catalogue
-from ..plots.style import segment_name, short
+from ..plots.depth import ROUNDING
+from ..plots.style import number, segment_name, short
 from .assets import asset
 from .measured import collapse, straightness, transport
 from .parts import Plots, Record, figure_block, flat, interval, join, names_of, score
@@ -120,16 +121,28 @@ def _glance(record: Record) -> str:
     )
 
 
+_JUDGED = ("NC1", "CDNV", "distance to ETF")
 _MODELS = {
     "geodesic_model": (
         "Geodesic model",
         "Features at each layer are predicted by the straight line from the segment's first layer "
-        "to its last: what a network on a constant-speed geodesic would have.",
+        "to its last: what a network on a geodesic would have. It is given both ends.",
     ),
     "mufm": (
         "MUFM",
-        "The multilayer unconstrained feature model, fitted to the features that enter the segment "
-        "and to the labels.",
+        "The multilayer unconstrained feature model, fitted to the features that enter the last "
+        "segment and to the labels; its two settings are those that predict the last layer best on "
+        "samples left out. It is judged by shape: every layer may be turned.",
+    ),
+    "mufm_given": (
+        "MUFM, readout given",
+        "The same with the directions of the network's own classifier in the place of MUFM's best "
+        "readout, judged in the network's own directions.",
+    ),
+    "ufm": (
+        "Plain UFM",
+        "Complete collapse: the classes of the last layer are the corners of the nearest simplex, "
+        "without variability.",
     ),
 }
 
@@ -142,10 +155,50 @@ def _models(record: Record, plots: Plots) -> str:
         "# Models",
         "What theory predicts for every layer, beside what was measured there. R² is 1 where the "
         "prediction is perfect, and 0 where it is as far off as the segment's first features, "
-        "brought to the layer with the same freedom (mean, scale, and a rotation for MUFM).",
-        *parts,
+        "brought to the layer with the same freedom (mean, scale, and a rotation for MUFM). Missed "
+        "is the share of the layer's variance that the prediction leaves; W2, between the model's "
+        "features and the network's, is over the root of that variance.",
+        _beside(record),
+        figure_block(plots, "models"),
         figure_block(plots, "collapse", caption=False),
+        *parts,
     )
+
+
+def _beside(record: Record) -> str:
+    """A row a model: how far it goes, all layers together and at the last one."""
+    layers = record.get("layers") or [{}]
+    seen = layers[-1].get("collapse") or {}
+    ends = (figure(seen.get("nc1")), figure(seen.get("cdnv")))
+    rows = [["The network", DASH, DASH, DASH, *ends]]
+    for key, (name, _) in _MODELS.items():
+        model = record.get(key) or {}
+        if not model.get("layers"):
+            continue
+        said = model["layers"][-1]
+        metrics = said.get("collapse") or said
+        rows.append(
+            [
+                name,
+                fixed(model.get("held_out_r2"), 3),
+                share(said.get("missed")),
+                fixed(said.get("w2"), 3),
+                _rounded(metrics.get("nc1")),
+                _rounded(metrics.get("cdnv")),
+            ]
+        )
+    header = ("Model", "R² held out", "missed of last layer", "W2 there", "NC1 there", "CDNV there")
+    return table(
+        header,
+        rows,
+        "Held out: on half the samples, with readout, times and scales from the other half; all "
+        "layers of the last segment together. The geodesic model is given the last layer.",
+    )
+
+
+def _rounded(value: Any) -> str:
+    """A model's metric; what is zero up to rounding is zero."""
+    return "0" if 0 <= number(value) < ROUNDING else figure(value)
 
 
 def _model(record: Record, key: str) -> str:
@@ -157,12 +210,17 @@ def _model(record: Record, key: str) -> str:
     for label, layer in zip(names_of(layers, "name"), layers, strict=True):
         said, seen = layer.get("collapse") or layer, measured.get(layer.get("name"), {})
         pairs = (
-            f"{figure(seen.get(m))} / {figure(said.get(m))}" for m in ("nc1", "cdnv", "nc2_etf")
+            f"{figure(seen.get(m))} / {_rounded(said.get(m))}" for m in ("nc1", "cdnv", "nc2_etf")
         )
         rows.append(
-            [label, fixed(layer.get("r2"), 3), fixed(layer.get("relative_error"), 3), *pairs]
+            [
+                label,
+                fixed(layer.get("time"), 2),
+                *(fixed(layer.get(m), 3) for m in ("r2", "r2_line", "missed", "w2")),
+                *pairs,
+            ]
         )
-    header = ("Layer", "R²", "relative error", "NC1", "CDNV", "distance to ETF")
+    header = ("Layer", "time", "R²", "over the line", "missed", "W2", *_JUDGED)
     skipped = model.get("skipped")
     fitted = flat({k: v for k, v in model.items() if k not in ("layers", "skipped")})
     return join(

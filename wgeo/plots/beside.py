@@ -1,0 +1,111 @@
+"""How far the models' features are from the network's, layer by layer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from ..errors import ArgumentError
+from .depth import MODELS, model_look, models_in, of_model
+from .plot import Plot, Row
+from .style import (
+    as_record,
+    layer_axis,
+    legend,
+    legend_below,
+    new_axes,
+    new_figure,
+    nothing_to_show,
+    numbers,
+    stage_bands,
+    styled,
+)
+
+ERRORS: dict[str, str] = {
+    "missed": "Share of the layer's variance missed",
+    "w2": "W2 to the network's features",
+}
+"""Errors of a model's features, and what their panel is called."""
+
+
+@styled
+def model_errors(record: Any, measure: str = "missed", ax: Axes | None = None) -> Axes:
+    """How far every model's features are from the network's, over depth.
+
+    Parameters
+    ----------
+    measure : {"missed", "w2"}
+        The share of a layer's variance that the prediction leaves, or W2 between the two clouds
+        over the root of that variance. 0 is a perfect prediction; 1 is about what a point has.
+    """
+    record = as_record(record)
+    if measure not in ERRORS:
+        raise ArgumentError(f"no error {measure!r} of a model; choose from {', '.join(ERRORS)}.")
+    ax = new_axes(ax)
+    layers = record.get("layers") or []
+    found = {key: model_error(record, key, measure) for key in models_in(record)}
+    shown = {key: error for key, error in found.items() if np.isfinite(error).any()}
+    ax.set_title(ERRORS[measure])
+    if not shown:
+        return nothing_to_show(ax, "This record has no model's features.")
+    stage_bands(ax, [layer.get("stage") for layer in layers])
+    for key, error in shown.items():
+        ax.plot(np.arange(len(layers)), error, **model_look(key))
+    ax.set_ylim(0, 1.08 * max(0.1, *(float(np.nanmax(error)) for error in shown.values())))
+    layer_axis(ax, [layer.get("name") for layer in layers], labels=True)
+    legend_below(ax, *_handles(shown))
+    return ax
+
+
+def model_error(record: Mapping[str, Any], model: str, measure: str) -> np.ndarray:
+    """A model's error at every layer of the record, NaN at layers the model says nothing of."""
+    return numbers([layer.get(measure) for layer in of_model(record, model)])
+
+
+def models_plot(record: Mapping[str, Any]) -> Plot | None:
+    """The figure of both errors; None where the record has neither."""
+    keys = models_in(record)
+    errors = {(k, m): model_error(record, k, m) for k in keys for m in ERRORS}
+    if not any(np.isfinite(error).any() for error in errors.values()):
+        return None
+
+    @styled
+    def draw() -> Figure:
+        figure = new_figure(7.2, 3.6)
+        for measure, ax in zip(ERRORS, figure.subplots(1, len(ERRORS)), strict=True):
+            model_errors(record, measure, ax)
+        legend(figure, *_handles(keys), loc="outside upper center", ncols=len(keys))
+        return figure
+
+    def rows() -> list[Row]:
+        return [
+            {
+                "name": layer.get("name"),
+                **{f"{k}.{m}": _plain(errors[k, m][i]) for k in keys for m in ERRORS},
+            }
+            for i, layer in enumerate(record["layers"])
+        ]
+
+    return Plot(
+        "models",
+        "How far the models go",
+        "What each model's features miss of the network's: sample by sample (left, the share of "
+        "a layer's variance), and as distributions (right, W2 over the root of it). 0 is a "
+        "perfect prediction. The geodesic model is given both ends of every segment.",
+        "Errors of " + ", ".join(MODELS[key][0] for key in keys) + " at every layer.",
+        draw,
+        rows,
+    )
+
+
+def _handles(keys: Iterable[str]) -> tuple[list[Line2D], list[str]]:
+    return [Line2D([], [], **model_look(key)) for key in keys], [MODELS[key][0] for key in keys]
+
+
+def _plain(value: Any) -> float | None:
+    return float(value) if np.isfinite(value) else None
