@@ -1,5 +1,8 @@
 """Run every command line and Python example that the pages show, in the order of reading.
 
+python tests/run_commands.py                    all of them
+python tests/run_commands.py quickstart.md      those of a page
+
 Files that a reader has and this folder has not are stood in for: checkpoints with fresh weights,
 a few images of noise. What cannot run here is listed, with the reason.
 """
@@ -29,6 +32,7 @@ PAGES = [ROOT / "README.md", *(ROOT / "docs" / f"{n}.md" for n in ("index", "qui
 FENCE = re.compile(r"```(console|sh|python)\n(.*?)```", re.DOTALL)
 ELSEWHERE = {
     "make": "a step of .ci/run",
+    "wgeo demo": "make demo is a step of .ci/run",
     "sbatch": "takes a cluster",
     "torchrun": "takes several processes; the tests start some",
 }
@@ -94,21 +98,21 @@ def run(kind: str, text: str, folder: Path) -> str:
     return "" if done.returncode == 0 else (done.stdout + done.stderr)[-3000:]
 
 
-def main() -> int:
-    """Run all of them; fail at the end, with everything that failed."""
+def main(wanted: list[str]) -> int:
+    """Run all of them, or those of some pages; fail at the end, with everything that failed."""
     seen: set[str] = set()
     failed = 0
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         stand_ins(folder)
         for page, kind, text in shown():
-            if text in seen:
+            if text in seen or (wanted and page not in wanted):
                 continue
             seen.add(text)
             first = text.split()[0]
             brief = text if kind == "sh" else f"{kind} example, {len(text.splitlines())} lines"
-            if kind == "sh" and first in ELSEWHERE:
-                print(f"{page}: {brief}: not run, {ELSEWHERE[first]}", flush=True)
+            if why := ELSEWHERE.get(text) or ELSEWHERE.get(first) if kind == "sh" else None:
+                print(f"{page}: {brief}: not run, {why}", flush=True)
                 continue
             began = time.monotonic()
             said = run(kind, text, folder)
@@ -122,4 +126,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -97,7 +97,7 @@ def training_view(records: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None
         return None
     means, points = (_stacked([view["end"][key] for view in views]) for key in _END)
     for k in range(len(means)):
-        spread = np.sqrt((points[k] ** 2).sum(1).mean())
+        spread = np.sqrt((points[k] ** 2).sum(1).mean()) or 1.0
         means[k], points[k] = means[k] / spread, points[k] / spread
     for k in range(len(means) - 2, -1, -1):
         u, _, v = np.linalg.svd(means[k].T @ means[k + 1])

@@ -16,6 +16,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.text import Text
 from matplotlib.ticker import FixedLocator, LogLocator, NullFormatter, StrMethodFormatter
@@ -313,6 +314,9 @@ def legend_below(ax: Axes, handles: Sequence[Line2D], names: Sequence[str]) -> N
     """A legend under the axes where they stand alone; a figure of several has one for them all."""
     figure = ax.get_figure(root=True)
     if figure is None or len(figure.axes) > 1 or len(names) < 2:
+        return
+    if not isinstance(figure.get_layout_engine(), ConstrainedLayoutEngine):
+        legend(ax, handles, names, loc="best")  # under the axes nothing would make room
         return
     fit = int(figure.get_size_inches()[0] / max(map(_entry, names)))
     columns = min(max(1, fit), len(names))

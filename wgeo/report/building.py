@@ -45,7 +45,7 @@ def engine() -> str:
     )
 
 
-def pdf(project: Path, engine: str, log: Path) -> Path:
+def pdf(project: Path, tex: str, log: Path) -> Path:
     """Typeset a project; return the PDF.
 
     Raises
@@ -56,32 +56,32 @@ def pdf(project: Path, engine: str, log: Path) -> Path:
         Sphinx or TeX failed; the message says where the log is.
     """
     home = project.parent / "latex"
-    flavour = "lualatex" if engine == "lualatex" else "xelatex"
+    flavour = "lualatex" if tex == "lualatex" else "xelatex"
     _sphinx(project, "latex", home, log, "-D", f"latex_engine={flavour}")
     # What a name could smuggle into TeX is escaped; that it may not run programs is said too.
     command = (
-        [engine, "--untrusted", "--chatter", "minimal", "report.tex"]
-        if engine == "tectonic"
-        else [engine, "-interaction=nonstopmode", "-halt-on-error", "-no-shell-escape", "report"]
+        [tex, "--untrusted", "--chatter", "minimal", "report.tex"]
+        if tex == "tectonic"
+        else [tex, "-interaction=nonstopmode", "-halt-on-error", "-no-shell-escape", "report"]
     )
-    for _ in range(1 if engine == "tectonic" else _RUNS):
+    for _ in range(1 if tex == "tectonic" else _RUNS):
         done = _run(command, cwd=home)
         if done.returncode:
             log.write_bytes(done.stdout)
-            raise _tex_error(engine, done.stdout.decode(errors="replace"), log)
+            raise _tex_error(tex, done.stdout.decode(errors="replace"), log)
     return home / "report.pdf"
 
 
-def _tex_error(engine: str, said: str, log: Path) -> WgeoError:
+def _tex_error(tex: str, said: str, log: Path) -> WgeoError:
     missing = re.search(r"(?:File [`']|requires )(\S+\.(?:sty|cls|def))\b", said)
     if missing:
         return DependencyError(
-            f"{engine} lacks {missing[1]}, which a PDF of the report takes. {_INSTALL}."
+            f"{tex} lacks {missing[1]}, which a PDF of the report takes. {_INSTALL}."
         )
     lines = said.strip().splitlines() or ["no message"]
     told = [line.strip() for line in lines if line.startswith("!") or "error:" in line]
     return WgeoError(
-        f"{engine} could not typeset the report: {(told or lines[-1:])[0]}\nIts whole log is "
+        f"{tex} could not typeset the report: {(told or lines[-1:])[0]}\nIts whole log is "
         f"{log}; any earlier report is untouched. Without --pdf the pages are built all the same."
     )
 

@@ -23,7 +23,7 @@ def paper(made: Mapping[str, str]) -> dict[str, str]:
     title, _, summary = made["index"].partition("\n")
     pages = {"summary": f"# Summary\n{summary}", **made}
     del pages["index"]
-    pages = {name: _page(text) for name, text in pages.items()}
+    pages = {name: _page(_shown(name, text)) for name, text in pages.items()}
     explained = {
         found["file"]
         for text in pages.values()
@@ -39,10 +39,16 @@ def paper(made: Mapping[str, str]) -> dict[str, str]:
     return {"index": f"{title}\n\n{toc}\n", **shown}
 
 
-def _page(text: str) -> str:
-    text = _LINKS.sub("", text)
-    for cut in (_TOC, _HTML):
+def _shown(name: str, text: str) -> str:
+    """Without what only a screen shows; commands may hold anything and are left as they are."""
+    if name == "provenance":
+        return text
+    for cut in (_LINKS, _TOC, _HTML):
         text = cut.sub("", text)
+    return text
+
+
+def _page(text: str) -> str:
     text = _INTERVAL.sub("\\1,\N{NO-BREAK SPACE}", text)
     text = text.replace(":widths: auto", ":widths: 3 7")
     return "\n".join(
