@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import wgeo
-from wgeo.compare import compare
+from wgeo.compare import compare, entry, placing
 from wgeo.compare.fitting import Judge, halves
 from wgeo.compare.placing import Aim, Placing, centred
 from wgeo.compare.predictions import Errors, along, collapsed, place, times
@@ -215,6 +215,62 @@ def test_a_network_that_moves_along_its_readout_is_explained_by_it(rng):
     assert blind.mufm
 
 
+def test_what_is_gained_over_the_line_is_by_what_both_miss(rng):
+    traj, _ = of_mufm(rng, noise=0.2)
+    found = compare(traj)
+    assert [layer.r2_line for layer in found.geodesic] == [None] * 5
+    ends = [found.mufm[0], found.mufm[-1], found.ufm[0]]
+    assert [layer.r2_line for layer in ends] == [None] * 3
+    for line, layer in list(zip(found.geodesic, found.mufm, strict=True))[1:-1]:
+        assert layer.r2_line == pytest.approx(1 - layer.missed / line.missed)
+
+
+def test_mufm_is_fitted_unasked_where_a_network_has_a_classifier_and_it_is_quick(rng, monkeypatch):
+    traj, _ = of_mufm(rng, n=40)
+    assert "no classifier" in compare(traj, mufm=None).skipped
+    layers = [layer.features for layer in traj.layers]
+    network = wgeo.Trajectory.from_arrays(layers, traj.labels, predictions=traj.labels)
+    assert compare(network, mufm=None).mufm
+    monkeypatch.setattr(entry, "PATIENCE", 0.0)
+    found = compare(network, mufm=None)
+    assert found.mufm == ()
+    assert "--mufm" in found.to_dict()["mufm"]["skipped"]
+    assert compare(network, mufm=True).mufm
+
+
+def test_wide_layers_are_turned_by_rotations_to_their_leading_directions(rng, monkeypatch):
+    """Orthogonal whatever the width; as good as the best of all where the layer leads nowhere else.
+
+    A layer that varies in fewer directions than are turned to loses nothing.
+    """
+    n, d = 60, 40
+    shape = centred(rng.normal(size=(n, d)))
+    thin = centred(rng.normal(size=(n, 5)) @ rng.normal(size=(5, d)))
+    best = Placing.of(shape, thin, Aim.at(thin))
+    monkeypatch.setattr(placing, "TURNED", 8)
+    for measured in (thin, centred(thin + 0.1 * rng.normal(size=(n, d)))):
+        aim = Aim.at(measured)
+        found = Placing.of(shape, measured, aim)
+        turn = found.turn(np.eye(d))
+        assert np.allclose(turn @ turn.T, np.eye(d), atol=1e-12)
+        onto = np.vdot(found.turn(shape) @ aim.basis, aim.seen) / np.vdot(shape, shape)
+        assert onto == pytest.approx(found.gain, rel=1e-9)
+    wide = Placing.of(shape, thin, Aim.at(thin))
+    assert wide.gain == pytest.approx(best.gain, rel=1e-9)
+    assert np.allclose(np.sum((wide(shape) - thin) ** 2), np.sum((best(shape) - thin) ** 2))
+
+
+def test_a_wide_network_is_explained_as_a_narrow_one(rng):
+    """The same features in 300 dimensions instead of 6, turned: exact, as it varies in few."""
+    traj, _ = of_mufm(rng, n=90, noise=0.1)
+    frame = np.linalg.qr(rng.normal(size=(300, 6)))[0]
+    layers = [layer.features @ frame.T for layer in traj.layers]
+    narrow, wide = compare(traj), compare(wgeo.Trajectory.from_arrays(layers, traj.labels))
+    assert wide.geodesic[1].missed == pytest.approx(narrow.geodesic[1].missed, rel=1e-9)
+    assert wide.ufm[0].missed == pytest.approx(narrow.ufm[0].missed, rel=1e-9)
+    assert wide.held_out.r2 == pytest.approx(narrow.held_out.r2, abs=1e-6)
+
+
 def test_a_reading_is_the_minimiser_given_w(rng):
     """Its features against a linear solve for all of them, b free."""
     x, labels = clusters(rng, n=9, d=4)
@@ -300,6 +356,8 @@ def test_rows_and_the_record_say_the_same(rng):
     assert row["r2"] == said["r2"]
     assert row["nc1"] == said["collapse"]["nc1"]
     assert len(found.to_pandas()) == len(rows)
+    assert len(found.record["layers"]) == 5
+    assert wgeo.plots.collapse(found, "nc1").lines  # a comparison can be drawn as it is
 
 
 def test_a_model_of_another_size_is_refused(rng):
