@@ -16,6 +16,7 @@ import torch
 from click.testing import CliRunner
 
 import wgeo
+import wgeo.analysis  # here, not anew in every forked process
 from wgeo import Trajectory
 from wgeo.cli import main, sweeps
 from wgeo.cli.job import Job, _sha256
