@@ -172,6 +172,7 @@ def visit(pages: Iterable[Path], aside: Path, seconds: float = 300) -> list[dict
     deafness.
     """
     urls = [path.resolve().as_uri() for path in pages]
+    assert urls, "there is no page to visit"
     probe = aside / "probe.html"
     probe.write_text(
         _PROBE % {"pages": json.dumps(urls), "widths": list(WIDTHS), "themes": json.dumps(THEMES)}
