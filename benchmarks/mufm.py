@@ -194,7 +194,7 @@ def of_peer(name: str, n: int, goal: float, cap: float, rate: float) -> dict[str
 
 def measured(n: int, times: float, rate: float | None) -> dict[str, Any]:
     """A row of the table; without a rate for Adam, the quickest of `RATES`."""
-    row: dict[str, Any] = {"n": n, "wgeo": in_process(of_wgeo, n)}
+    row: dict[str, Any] = {"n": n, "times": times, "wgeo": in_process(of_wgeo, n)}
     goal, cap = row["wgeo"]["objective"], times * row["wgeo"]["seconds"]
     rates = RATES if rate is None else (rate,)
     tried = [in_process(of_peer, "adam", n, goal, cap, r) for r in rates]
@@ -278,7 +278,7 @@ def main() -> None:
     os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # of the processes below
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--samples", type=int, nargs="*", default=[500, 2000, 10_000, 100_000])
-    parser.add_argument("--times", type=float, default=300.0, help="wgeo's seconds a peer may take")
+    parser.add_argument("--times", type=float, default=150.0, help="wgeo's seconds a peer may take")
     parser.add_argument("--rate", type=float, help="of Adam; else the quickest of several")
     parser.add_argument("--pixels", help="images, as load_images takes them")
     parser.add_argument("--limit", type=int, default=10_000, help="of images")

@@ -34,6 +34,7 @@ ELSEWHERE = {
     "make": "a step of .ci/run",
     "wgeo demo": "make demo is a step of .ci/run",
     "sbatch": "takes a cluster",
+    "wgeo sweep": "takes the checkpoints its file names; the tests run sweeps",
     "torchrun": "takes several processes; the tests start some",
 }
 GIVEN = {"README.md"}  # run_readme.py runs its example, and holds what it prints
@@ -83,6 +84,13 @@ def shown() -> Iterator[tuple[str, str, str]]:
             yield page.name, "python", "\n".join([BEFORE.get(page.name, ""), *code])
 
 
+def elsewhere(command: str) -> str | None:
+    """Why this is not run here: `ELSEWHERE` names it, whatever its options."""
+    return next(
+        (why for start, why in ELSEWHERE.items() if f"{command} ".startswith(f"{start} ")), None
+    )
+
+
 def run(kind: str, text: str, folder: Path) -> str:
     """Run it in the folder; return what went wrong, empty where nothing did."""
     here = {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
@@ -109,9 +117,8 @@ def main(wanted: list[str]) -> int:
             if text in seen or (wanted and page not in wanted):
                 continue
             seen.add(text)
-            first = text.split()[0]
             brief = text if kind == "sh" else f"{kind} example, {len(text.splitlines())} lines"
-            if why := ELSEWHERE.get(text) or ELSEWHERE.get(first) if kind == "sh" else None:
+            if kind == "sh" and (why := elsewhere(text)):
                 print(f"{page}: {brief}: not run, {why}", flush=True)
                 continue
             began = time.monotonic()

@@ -260,6 +260,17 @@ def test_wide_layers_are_turned_by_rotations_to_their_leading_directions(rng, mo
     assert np.allclose(np.sum((wide(shape) - thin) ** 2), np.sum((best(shape) - thin) ** 2))
 
 
+@pytest.mark.parametrize("n", [30, 320])
+def test_a_wide_layer_that_is_dead_is_predicted_as_such(n, rng):
+    """Of zeros no direction leads, whether they are sought over samples or over features."""
+    x, labels = clusters(rng, n=n, d=300)
+    dead = np.zeros_like(x)
+    assert Placing.of(centred(x), dead, Aim.at(dead)).gain == 0
+    found = compare(wgeo.Trajectory.from_arrays([x, dead, x + 1], labels), mufm=False)
+    assert found.geodesic[1].gain == 0
+    json.dumps(found.to_dict(), allow_nan=False)
+
+
 def test_a_wide_network_is_explained_as_a_narrow_one(rng):
     """The same features in 300 dimensions instead of 6, turned: exact, as it varies in few."""
     traj, _ = of_mufm(rng, n=90, noise=0.1)

@@ -503,8 +503,12 @@ def test_only_the_files_asked_for_are_written(tmp_path: Path) -> None:
     record = {"blocks": sample_record((2,))["blocks"]}
     plots.figures(record, tmp_path, endings=("pdf", "csv"))
     assert {path.suffix for path in tmp_path.iterdir()} == {".pdf", ".csv"}
+    mine = (tmp_path / "straightness.pdf", tmp_path / "straightness.csv")
+    for path in mine:
+        path.write_text("old")
     plots.figures(record, tmp_path)
-    assert {path.suffix for path in tmp_path.iterdir()} == {".png", ".svg", ".csv"}
+    assert {path.suffix for path in tmp_path.iterdir()} == {".pdf", ".png", ".svg", ".csv"}
+    assert [path.exists() for path in mine] == [True, False]  # no PDF was asked for
 
 
 def test_a_new_record_removes_the_old_ones_figures_and_nothing_else(tmp_path: Path) -> None:

@@ -237,6 +237,18 @@ def test_a_model_shows_what_was_fitted_or_why_it_was_not() -> None:
     )
 
 
+def test_models_stand_beside_the_layer_that_they_end_at() -> None:
+    """Not beside the network's last one, where the last segment ends before it."""
+    record = sample_record((3, 2))
+    for i, layer in enumerate(record["layers"]):
+        layer["collapse"]["nc1"] = i + 0.125
+    for model in ("geodesic_model", "mufm", "mufm_given", "ufm"):
+        if (record.get(model) or {}).get("layers"):
+            record[model]["layers"][-1]["name"] = record["layers"][-2]["name"]
+    (row,) = re.findall(r"\| The network .*", pages.pages(record)["models"])
+    assert f"{len(record['layers']) - 2}.12" in row.replace("\\", "")
+
+
 def test_scores_of_low_resolution_are_bracketed() -> None:
     record = sample_record((4,), models=False)
     record["blocks"][0] |= {"ot_score": 0.9876, "resolution": 0.49}

@@ -116,6 +116,28 @@ def test_classes_that_close_in_are_seen_to(rng):
     assert within[1] == pytest.approx(within[0] / 10, rel=1e-2)
 
 
+def test_a_training_on_two_classes_is_saved_and_read_back(tmp_path, rng):
+    """Their means differ in one direction, and a plane has two axes."""
+    labels = np.arange(12) % 2
+    records = {}
+    for epoch in range(2):
+        traj = Trajectory.from_arrays(list(rng.normal(size=(2, 12, 3))), labels)
+        record = sample_record((2,), ("a", "b"))
+        record["provenance"]["epoch"] = epoch
+        record["segments"][-1]["view"] = class_view(traj.segments[0], labels)
+        records[str(epoch)] = record
+    Series.of(records).save(tmp_path)
+    view = Series.load(tmp_path).record["last_layer"]["view"]
+    assert view["explained"] == [pytest.approx(1), 0]
+
+
+def test_an_analysis_just_saved_has_the_figures_that_its_report_takes(tmp_path, monkeypatch):
+    place = tmp_path / "analysis.json"
+    assert wgeo.Analysis(sample_record((2,))).save(tmp_path) == place
+    monkeypatch.setattr(plots, "figures", lambda *_: pytest.fail("drawn again"))
+    assert report._figures(report.read_record(tmp_path), place)
+
+
 def test_there_is_no_view_of_a_training_where_records_do_not_match():
     records = [sample_record((3, 2), seed=k) for k in range(2)]
     assert training_view(records) is not None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import time
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -53,8 +54,11 @@ class Analysis:
             The folder cannot be written.
         """
         path = claim(writable(folder), ANALYSIS)
+        began = time.time_ns()
         plots.figures(self.record, path / "figures")
-        return write_record(path, self.record)  # last: where it is, all is
+        written = write_record(path, self.record)  # last: where it is, all is
+        os.utime(written, ns=(began, began))  # no newer than its figures: reports draw older ones
+        return written
 
     def report(self, folder: str | os.PathLike[str], *, pdf: bool = False) -> Path:
         """Save into a folder and build its Sphinx report; return what `wgeo.report.build` does."""

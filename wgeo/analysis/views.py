@@ -42,18 +42,23 @@ def class_view(segment: Segment, labels: np.ndarray) -> dict[str, Any]:
     shown = np.concatenate([np.flatnonzero(labels == k)[:each] for k in classes])
     digits = 4 - int(np.ceil(np.log10(scales[0]))) if scales[0] > 0 else 4  # enough to draw
     points = np.stack([seen(array[shown]) for array in segment.arrays])
-    shares = np.zeros(2)
-    if scales.any():
-        kept = (scales**2 / (scales**2).sum())[:2]
-        shares[: len(kept)] = kept
     return {
         "class_means": seen(flat).reshape(len(means), len(classes), 2).tolist(),
         "classes": classes.tolist(),
-        "explained": shares.tolist(),
+        "explained": _explained(scales),
         "points": points.round(digits).tolist(),
         "labels": np.searchsorted(classes, labels[shown]).tolist(),
         "end": _end(means[-1], np.asarray(segment.arrays[-1][shown], dtype=np.float64)),
     }
+
+
+def _explained(scales: Float[np.ndarray, " r"]) -> list[float]:
+    """Shares of the variance along the two axes; two classes may span one only."""
+    shares = np.zeros(2)
+    if scales.any():
+        kept = (scales**2 / (scales**2).sum())[:2]
+        shares[: len(kept)] = kept
+    return shares.tolist()
 
 
 def _end(means: Float[np.ndarray, "K d"], points: Float[np.ndarray, "n d"]) -> Any:
@@ -113,7 +118,7 @@ def training_view(records: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None
             "points": ((points - flat.mean(0)) @ plane).round(5).tolist(),
             "classes": shown[0][0],
             "labels": shown[0][1],
-            "explained": (scales**2 / (scales**2).sum())[:2].tolist(),
+            "explained": _explained(scales),
         },
     }
 

@@ -52,6 +52,8 @@ class Placing:
         if aim is None:
             return cls(max(float(np.vdot(shape, measured)) / size, 0.0))
         product = shape.T @ aim.seen
+        if not product.any():  # a dead layer, of which a wide one has no directions
+            return cls(0.0)
         if aim.basis is None:
             left, scales, right = np.linalg.svd(product)
             polar = left @ right

@@ -60,7 +60,8 @@ def figures(
     """Write every figure of a record to `out_dir` as PNG and SVG, its data beside it as CSV.
 
     Each file is written aside and then renamed, so that none is ever half there. Figures that an
-    earlier record left in the folder and this call does not write are removed.
+    earlier record left in the folder and this call does not write are removed, of the endings
+    asked for.
 
     Parameters
     ----------
@@ -105,7 +106,7 @@ def figures(
         if "csv" in endings:
             write(f"{plot.stem}.csv", as_csv(plot.rows()))
     for stem in _STEMS:
-        for ending in ENDINGS:
+        for ending in endings:
             for stale in set(folder.glob(f"{stem}.{ending}")) - set(written):
                 stale.unlink()
     return written

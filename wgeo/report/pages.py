@@ -167,8 +167,10 @@ def _models(record: Record, plots: Plots) -> str:
 
 def _beside(record: Record) -> str:
     """A row a model: how far it goes, all layers together and at the last one."""
-    layers = record.get("layers") or [{}]
-    seen = layers[-1].get("collapse") or {}
+    models = [record.get(key) or {} for key in _MODELS]
+    last = next((m["layers"][-1].get("name") for m in models if m.get("layers")), None)
+    layers = [layer for layer in record.get("layers") or [] if layer.get("name") == last]
+    seen = (layers[-1].get("collapse") if layers else None) or {}
     ends = (figure(seen.get("nc1")), figure(seen.get("cdnv")))
     rows = [["The network", DASH, DASH, DASH, *ends]]
     for key, (name, _) in _MODELS.items():
