@@ -18,9 +18,10 @@ from click.testing import CliRunner
 import wgeo
 import wgeo.analysis  # here, not anew in every forked process
 from wgeo import Trajectory
-from wgeo.cli import main, sweeps
+from wgeo.cli import gathering, main
+from wgeo.cli.gathering import named
 from wgeo.cli.job import Job, _sha256
-from wgeo.cli.sweeps import named, read_config
+from wgeo.cli.sweeps import read_config
 from wgeo.errors import ArgumentError
 
 
@@ -129,7 +130,7 @@ def test_the_key_is_of_contents(features, tmp_path):
 def test_one_that_fails_is_told_and_the_others_are_gathered(
     features, tmp_path, no_figures, monkeypatch, processes
 ):
-    monkeypatch.setattr(sweeps, "CONTEXT", "fork")
+    monkeypatch.setattr(gathering, "CONTEXT", "fork")
     measure = Job.measure
 
     def measured(job, typed):
@@ -143,7 +144,7 @@ def test_one_that_fails_is_told_and_the_others_are_gathered(
     places = [features / name for name in "abc"]
     words = ("analyze", *places, "--out", tmp_path, *QUICK, "--jobs", processes)
     text = run(*words, code=2)
-    assert ("ended with -9" if processes == 2 else "b: no more") in text
+    assert ("ended with -9" if processes == 2 else "b: MemoryError: no more") in text
     assert "1 of 3 checkpoints" in text
     series = json.loads((tmp_path / "series.json").read_text())
     assert [row["name"] for row in series["analyses"]] == ["a", "c"]
@@ -179,7 +180,9 @@ def test_a_file_says_what_to_sweep(config, features, tmp_path, no_figures):
     assert out == str(tmp_path / "out")
     assert list(jobs) == ["a", "b", "sliced-c"]
     assert jobs["sliced-c"].options["solver"] == "sliced"
+    assert jobs["sliced-c"].options["mufm"] is False
     assert jobs["a"].options["solver"] == "exact"
+    assert jobs["a"].options["mufm"] is None  # as the number of classes has it
     assert jobs["a"].options["bootstrap"] == 0
     first = run("sweep", config, "--index", "1/2", "--no-report")
     assert "1 analyses are left to other parts" in first
@@ -204,6 +207,7 @@ def test_a_file_says_what_to_sweep(config, features, tmp_path, no_figures):
         ("out = 'o'\ncheckpoints = 'FILE'\nwings = 2", "--wings"),
         ("out = 'o'\ncheckpoints = 'FILE'\nsamples = 'many'", "many"),
         ("out = 'o'\ncheckpoints = 'FILE'", "one checkpoint"),
+        ("out = 'o'\ncheckpoints = ['FILE', 'FILE']", "Which images"),
     ],
 )
 def test_a_file_that_makes_no_sense_is_refused(tmp_path, monkeypatch, text, said):
@@ -216,6 +220,79 @@ def test_a_file_that_makes_no_sense_is_refused(tmp_path, monkeypatch, text, said
     assert answer.startswith("wgeo: ")
     assert len(answer.splitlines()) == 1
     assert re.search(said, answer)
+
+
+def test_a_file_names_networks_and_stored_features(features, tmp_path):
+    (tmp_path / "net.pt").write_bytes(b"")
+    text = f"""
+        out = "o"
+        data = "digits"
+        samples = 500
+        checkpoints = ["{features}/a", "{tmp_path}/net.pt"]
+    """
+    path = tmp_path / "c.toml"
+    path.write_text(text)
+    _, jobs = read_config(path)
+    assert jobs["net"].options["samples"] == 500
+    for job in jobs.values():
+        job.check()
+    path.write_text(f"{text}\n[[run]]\ntap = 'pre'")
+    with pytest.raises(ArgumentError, match=r"a holds features .*: --tap can"):
+        read_config(path)[1]["a"].check()
+
+
+def test_what_another_part_did_meanwhile_is_gathered(features, tmp_path, no_figures):
+    options = {
+        **dict.fromkeys(("arch", "embed", "layers")),
+        "reference": "none",
+        "solver": "exact",
+        "seed": 0,
+        "bootstrap": 0,
+        "mufm": False,
+    }
+    jobs = {name: Job(str(features / name), options) for name in "ab"}
+    with click.Context(main) as ctx, pytest.MonkeyPatch.context() as patch:
+        ctx.meta["wgeo.typed"] = "wgeo"
+        here = gathering._here
+
+        def beside(todo, folder):
+            patch.setattr(gathering, "_here", here)
+            gathering.run_all(jobs, folder, part=(2, 2))
+            yield from here(todo, folder)
+
+        patch.setattr(gathering, "_here", beside)
+        done, failed = gathering.run_all(jobs, tmp_path, part=(1, 2))
+    assert list(done) == ["a", "b"]
+    assert not failed
+
+
+def test_one_whose_key_cannot_be_made_stops_none(features, tmp_path, no_figures, monkeypatch):
+    def odd(target, sha256=_sha256):
+        if target.endswith("/a"):
+            raise KeyError("odd")
+        return sha256(target)
+
+    monkeypatch.setattr("wgeo.cli.job._sha256", odd)
+    text = run("analyze", features / "a", features / "b", "--out", tmp_path, *QUICK, code=2)
+    assert "a: KeyError: 'odd'" in text
+    assert (tmp_path / "b" / "analysis.json").exists()
+
+
+def test_the_preset_of_images_is_of_the_key(tmp_path, monkeypatch):
+    (tmp_path / "net.pt").write_bytes(b"")
+    options = {
+        **dict.fromkeys(("source", "split", "samples", "normalize", "image_size", "skip_broken")),
+        "reference": "none",
+        "solver": "exact",
+        "seed": 0,
+    }
+
+    def key(preset):
+        images = type("Some", (), {"fingerprint": "f", "preset": preset})
+        monkeypatch.setattr("wgeo.cli.job._images", lambda _: images)
+        return Job(str(tmp_path / "net.pt"), options).key
+
+    assert key("mnist") == key("mnist") != key("cifar10")
 
 
 def test_names_of_folders_differ(tmp_path):
@@ -247,7 +324,7 @@ def test_a_sweep_killed_at_any_moment_goes_on_to_the_same_numbers(features, tmp_
                 os.close(2)
                 with click.Context(main) as ctx:
                     ctx.meta["wgeo.typed"] = "wgeo"
-                    done, failed = sweeps.run_all(jobs, place)
+                    done, failed = gathering.run_all(jobs, place)
                 code = int(list(done) != list("abc") or bool(failed))
             finally:
                 os._exit(code)

@@ -20,6 +20,7 @@ from .files import printable, regular, write_aside
 SCHEMA = 1
 ANALYSIS, SERIES = "analysis.json", "series.json"
 _LARGEST = 2**26  # bytes; the record of a network of a hundred layers takes one million
+_SERIES_LARGEST = 16  # times as many: a series holds many records
 _SHOWN = 5  # places of damage that an error names
 _HOLDS = {ANALYSIS: schema.ANALYSIS, SERIES: schema.SERIES}
 _MAKE = {
@@ -72,7 +73,7 @@ def read_record(place: str | os.PathLike[str], kind: str = ANALYSIS) -> dict[str
     try:
         path = path / kind if path.is_dir() else path
         where = printable(path, 1000)
-        text = _text(path)
+        text = _text(path, kind)
         # NaN is no JSON; where another tool wrote it, it is undefined.
         record = json.loads(text, parse_constant=lambda _: None)
     except (FileNotFoundError, NotADirectoryError) as error:
@@ -93,10 +94,10 @@ def read_record(place: str | os.PathLike[str], kind: str = ANALYSIS) -> dict[str
     return record
 
 
-def _text(path: Path) -> str:
+def _text(path: Path, kind: str) -> str:
     """What a file says that can be a record: no pipe that never ends, no gigabytes."""
     regular(path)
-    if path.stat().st_size > _LARGEST:
+    if path.stat().st_size > _LARGEST * (_SERIES_LARGEST if kind == SERIES else 1):
         raise ValueError(f"it has {path.stat().st_size} bytes, far more than a record")
     return path.read_text(encoding="utf-8")
 

@@ -219,6 +219,10 @@ class Trajectory:
             "about": about,
             "dtype": dtype,
         }
+        if self.classifier is not None:
+            job["classifier"] = [
+                _checksum(a) for a in (self.classifier.weight, self.classifier.bias)
+            ]
         if not holds(folder, job):
             with Writer(folder, job, len(self), columns) as writer:
                 parts = [

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import ArgumentError
+from .gathering import gather, named
 from .job import Job
 from .options import data_options, measuring_options, network_options, reading_options
 from .root import SEED, as_typed, command, own_folder
-from .sweeps import gather, named
 
 if TYPE_CHECKING:
     from ..analysis import Analysis

@@ -25,6 +25,9 @@ _NO_MATTER = (
     *("device", "batch_size", "trust_checkpoint", "memory"),
 )
 _OF_NETWORKS = ("pool", "tap", "layers", "brenier", *_OF_IMAGES)
+NETWORK_WORDS = tuple(  # as the command line has them
+    name.replace("source", "data").replace("_", "-") for name in _OF_NETWORKS if name != "seed"
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,7 +76,11 @@ class Job:
         reference = options["reference"]
         if reference not in REFERENCES:
             options["reference"] = _sha256(reference)
-        images = None if self._stored else _images(self._of_images).fingerprint
+        images = None
+        if not self._stored:
+            found = _images(self._of_images)
+            # Without --normalize the preset decides how images are normalised.
+            images = [found.fingerprint, found.preset]
         content = {"target": _sha256(self.target), "images": images, "wgeo": __version__}
         return digest({**content, "options": options})
 

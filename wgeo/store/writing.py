@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import json
 import os
+import shutil
 import zlib
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -30,6 +30,13 @@ from .layout import (
     header,
 )
 from .reading import holds, json_of
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+_sync = getattr(os, "fdatasync", os.fsync)  # macOS has but the second
 
 
 class Writer:
@@ -69,6 +76,8 @@ class Writer:
             "rows": rows,
             "arrays": {key: asdict(column) for key, column in columns.items()},
         }
+        if not (self.folder / UNFINISHED).is_file():
+            self._require_room(rows)  # a store that is refused leaves no claim
         self._claim()
         self._log = self._locked(self.folder / f"rows-{part}.log")
         self._files: dict[str, tuple[int, int]] = {}
@@ -118,9 +127,9 @@ class Writer:
                 sums[key] = zlib.crc32(data)
                 _write_all(handle, data, offset + start * self.columns[key].row_bytes)
             for handle, _ in self._files.values():
-                os.fdatasync(handle)
+                _sync(handle)
             _write_all(self._log, (json.dumps([start, stop, sums]) + "\n").encode())
-            os.fdatasync(self._log)
+            _sync(self._log)
         except OSError as error:
             there = self.rows - sum(part.stop - part.start for part in self.missing())
             raise RecordError(
@@ -192,7 +201,8 @@ class Writer:
     def _locked(self, path: Path) -> int:
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if fcntl is not None:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
                 os.close(handle)
@@ -239,8 +249,7 @@ class Writer:
 
     def _require_room(self, rows: int) -> None:
         """Refuse at once what cannot fit, rather than after hours."""
-        needed, disk = rows * self.row_bytes, os.statvfs(self.folder)
-        free = disk.f_bavail * disk.f_frsize
+        needed, free = rows * self.row_bytes, shutil.disk_usage(self.folder).free
         if needed > free:
             raise RecordError(
                 f"{self.folder} needs {_size(needed)} more, and its disk has {_size(free)} left; "
