@@ -16,6 +16,7 @@ FLOW = [
     "progress",
     "arrays",
     "memory",
+    "distributed",
     "files",
     "schema",
     "records",

@@ -33,5 +33,9 @@ class DependencyError(WgeoError, ImportError):
     """An optional package is needed and not installed."""
 
 
+class ProcessError(WgeoError):
+    """Another process of a job that several do together has ended."""
+
+
 class WgeoWarning(UserWarning):
     """Something the user should know that does not stop the work."""

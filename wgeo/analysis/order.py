@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from .. import distributed
 from ..arrays import pick_device
 from ..checkpoint import Network
 from ..collapse import Collapse, collapse
@@ -19,7 +21,6 @@ from ..data import Images
 from ..errors import ArgumentError, FeatureError
 from ..features import trace
 from ..geodesic import bias_curve, straightness, verdict
-from ..progress import track
 from ..records import SCHEMA, as_json
 from ..trajectory import Trajectory
 from ..transport import Exact, chain
@@ -40,6 +41,7 @@ def analyze(
     embed: str | None = None,
     solver: Any = None,
     batch_size: int = 256,
+    store: str | os.PathLike[str] | None = None,
     bootstrap: int = 200,
     reference: str | Network | nn.Module | None = "init",
     brenier: int = 0,
@@ -56,6 +58,9 @@ def analyze(
     images : Images, or (x, labels)
     pool, tap, layers, batch_size, device
         How features are read; see `trace`.
+    store : path, optional
+        Keep the features in this folder, and those of a reference network in a folder beside it
+        (``-reference``), rather than in memory; see `trace`.
     embed : str, optional
         Measure the whole network in one space too: ``pad`` or ``pca:D``; see
         `Trajectory.embedded`.
@@ -98,7 +103,7 @@ def analyze(
         "batch_size": batch_size,
         "device": device,
     }
-    traj = trace(net, images, **reading)
+    traj = trace(net, images, store=store, **reading)
     done = analyze_trajectory(
         traj,
         embed=embed,
@@ -109,10 +114,13 @@ def analyze(
         device=str(pick_device(device)),
         command=command,
     )
+    beside = None if store is None else f"{os.fspath(store)}-reference"
+    reading["store"] = beside
     other = partial(traced_reference, net, images, reference, reading, seed)
     record = _beside(done.record, reference_test(traj, reference, seed, other))
     if brenier:
-        found = brenier_test(traj, net, images, brenier, bootstrap, seed)
+        testing = partial(brenier_test, traj, net, images, brenier, bootstrap, seed)
+        found = distributed.first(testing)
         for row, figures in zip(record["blocks"], found["blocks"], strict=True):
             row.update(as_json(figures))
         for row, figures in zip(record["segments"], found["segments"], strict=True):
@@ -150,24 +158,18 @@ def analyze_trajectory(
     measuring: dict[str, Any] = {"solver": solver, "bootstrap": bootstrap, "seed": seed}
     whole = None if embed is None else straightness(traj.embedded(embed), **measuring)
     straight = straightness(traj, chain=chain(traj, solver), **measuring)
-    steps = iter(track(("sample sizes", "collapse", "models"), "measuring", 3))
-    next(steps)
-    sizes = [
-        bias_curve(s.arrays[0], s.arrays[-1], solver=solver, seed=seed).to_dict()
+    collapsed = collapse(traj, bootstrap=_affordable(traj, bootstrap), seed=seed)
+    found, depth = straight.to_dict(), collapsed.to_dict()
+    curves = [
+        partial(bias_curve, s.arrays[0], s.arrays[-1], solver=solver, seed=seed)
         for s in traj.segments
     ]
-    next(steps)
-    collapsed = collapse(traj, bootstrap=_affordable(traj, bootstrap), seed=seed)
-    next(steps)
-    models = compare(traj, mufm=mufm, seed=seed)
-    for _ in steps:
-        pass
-    found = straight.to_dict()
+    works: list[Any] = [*curves, partial(compare, traj, mufm=mufm, seed=seed)]
+    *sizes, models = distributed.dealt(works, "sample sizes, models")
     segments = [
-        {**figures, "sample_sizes": curve, "view": class_view(segment, traj.labels)}
+        {**figures, "sample_sizes": curve.to_dict(), "view": class_view(segment, traj.labels)}
         for figures, curve, segment in zip(found["segments"], sizes, traj.segments, strict=True)
     ]
-    depth = collapsed.to_dict()
     record = {
         "schema": SCHEMA,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),

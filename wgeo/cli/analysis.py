@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..distributed import asked, first, is_first
 from ..errors import ArgumentError
 from .gathering import gather, named
 from .job import Job
@@ -50,7 +51,10 @@ def demo(out: str, epochs: int, seed: int) -> None:
     "Analyse saved networks: record and report.",
     "wgeo analyze resnet20.th --arch cifar_resnet20 --data cifar10.zip --out runs/r20\n"
     "wgeo analyze runs/digits/checkpoints/*.pt --data digits --out runs/digits/analysis\n"
-    "wgeo analyze features/r50 --solver sliced --out runs/r50    # stored by `wgeo trace`",
+    "wgeo analyze features/r50 --solver sliced --out runs/r50    # stored by `wgeo trace`\n"
+    "torchrun --nproc-per-node=8 -m wgeo analyze r50.pth --arch torchvision:resnet50 --data "
+    "imagenet/ --split val --samples 0 --out runs/r50",
+    together=True,
 )
 @click.argument("checkpoints", nargs=-1, required=True, metavar="CHECKPOINT...")
 @click.option("--data", "source", help="A name or path; see `wgeo list datasets`.")
@@ -66,6 +70,12 @@ def demo(out: str, epochs: int, seed: int) -> None:
     type=click.IntRange(min=1),
     help="Of several checkpoints, how many at once.",
 )
+@click.option(
+    "--store",
+    metavar="DIR",
+    help="Keep the features there, and go on from them after a stop; by several processes "
+    "OUT/features.",
+)
 @click.option("--report/--no-report", "with_report", default=True, help="Build the HTML report.")
 @click.pass_context
 def analyze(
@@ -73,6 +83,7 @@ def analyze(
     checkpoints: tuple[str, ...],
     out: str,
     jobs: int,
+    store: str | None,
     with_report: bool,
     **_: Any,
 ) -> None:
@@ -82,26 +93,44 @@ def analyze(
     OUT/analysis.json, OUT/figures and OUT/report. Several checkpoints get a folder each, and
     OUT/series.json and OUT/report set them side by side: over the epochs of a training, or network
     beside network. Of several, those analysed before are not analysed again.
+
+    `torchrun --nproc-per-node=N -m wgeo analyze ...` does one analysis with N processes, each on a
+    GPU of its own where there are some; stopped, it goes on from the features it has stored.
     """
     from ..records import ANALYSIS, claim
 
+    if asked() > 1 and len(checkpoints) > 1:
+        first(_refuse_several)
     folder = own_folder(out)
     made = {name: job_of(ctx, target) for name, target in named(list(checkpoints)).items()}
     for job in made.values():
         job.check()
     if len(made) > 1:
+        if store is not None:
+            raise ArgumentError("--store keeps one checkpoint's features; there are several.")
         if missing := [path for path in checkpoints if not Path(path).exists()]:
             raise ArgumentError(f"There is no checkpoint {', '.join(missing[:5])}.")
         gather(made, folder, processes=jobs, with_report=with_report)
         return
-    claim(folder, ANALYSIS)
+    first(lambda: claim(folder, ANALYSIS))
     (job,) = made.values()
-    _finish(job.measure(as_typed()), folder, with_report)
+    if store is None and asked() > 1:
+        store = str(folder / "features")
+    done = job.measure(as_typed(), store)
+    if is_first():
+        _finish(done, folder, with_report)
+
+
+def _refuse_several() -> None:
+    raise ArgumentError(
+        "Several processes analyse one checkpoint together. For several, run `wgeo analyze` or "
+        "`wgeo sweep` without torchrun; --jobs runs some at once."
+    )
 
 
 def job_of(ctx: click.Context, target: str) -> Job:
     """The job that this command's options make of a checkpoint or stored features."""
-    own = ("checkpoints", "out", "jobs", "with_report")
+    own = ("checkpoints", "out", "jobs", "store", "with_report")
     options = {name: value for name, value in ctx.params.items() if name not in own}
     default = click.core.ParameterSource.DEFAULT
     asked = {name for name in options if ctx.get_parameter_source(name) is not default}

@@ -84,12 +84,12 @@ class Job:
         content = {"target": _sha256(self.target), "images": images, "wgeo": __version__}
         return digest({**content, "options": options})
 
-    def measure(self, command: str) -> Analysis:
-        """Do it; the record's provenance holds the key."""
+    def measure(self, command: str, store: str | None = None) -> Analysis:
+        """Do it, a network's features kept in `store`; the record's provenance holds the key."""
         from ..memory import bounded
 
         with bounded(self.options.get("memory")):
-            found = self._of_store(command) if self._stored else self._of_network(command)
+            found = self._of_store(command) if self._stored else self._of_network(command, store)
         found.record["provenance"]["job"] = self.key
         return found
 
@@ -118,7 +118,7 @@ class Job:
         traj = Trajectory.load(self.target)
         return analyze_trajectory(traj, reference=reference, command=command, **self._measuring)
 
-    def _of_network(self, command: str) -> Analysis:
+    def _of_network(self, command: str, store: str | None) -> Analysis:
         from ..analysis import analyze
         from ..analysis.beside import REFERENCES
 
@@ -132,6 +132,7 @@ class Job:
             _images(self._of_images),
             reference=reference,
             layers=split_names(options["layers"]),
+            store=store,
             command=command,
             **{name: options[name] for name in names},
             **self._measuring,

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import ast
+import functools
+import os
 import shlex
 import signal
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
 from .. import __version__
+from ..distributed import asked, first, is_first, launched, was_told
 from ..errors import ArgumentError, WgeoError, WgeoWarning
 from ..files import locked
 from ..progress import shown
@@ -42,14 +45,15 @@ class Commands(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            with _stoppable(), _told(), shown():
+            with _stoppable(), launched(), _told(), shown() if is_first() else nullcontext():
                 return super().invoke(ctx)
         except (click.ClickException, click.Abort, click.exceptions.Exit, BrokenPipeError):
             raise  # click answers these itself
         except Exception as error:
             if ctx.meta.get("wgeo.debug"):
                 raise
-            click.echo(f"wgeo: {_in_words(error)}", err=True)
+            if not was_told(error):
+                click.echo(f"wgeo{_which()}: {_in_words(error)}", err=True)
             ctx.exit(2)
         except KeyboardInterrupt as stop:
             click.echo(f"\n{STOPPED}", err=True)
@@ -92,7 +96,8 @@ def _told() -> Iterator[None]:
 
     def show(message: Any, category: type[Warning], *where: Any, **more: Any) -> None:
         if issubclass(category, WgeoWarning):
-            click.echo(f"wgeo: {message}", err=True)
+            if is_first():
+                click.echo(f"wgeo: {message}", err=True)
         else:
             usual(message, category, *where, **more)
 
@@ -101,6 +106,11 @@ def _told() -> Iterator[None]:
         yield
     finally:
         warnings.showwarning = usual
+
+
+def _which() -> str:
+    """Which of several processes speaks."""
+    return f" [process {os.environ['RANK']}]" if asked() > 1 else ""
 
 
 def _in_words(error: BaseException) -> str:
@@ -132,11 +142,19 @@ debug_option = click.option(
 
 
 def command(
-    name: str, short: str, example: str, within: click.Group | None = None
+    name: str,
+    short: str,
+    example: str,
+    within: click.Group | None = None,
+    together: bool = False,
 ) -> Callable[[F], click.Command]:
-    """A command (of `main`, or `within` a group) whose help ends in an example to paste."""
+    """A command (of `main`, or `within` a group) whose help ends in an example to paste.
+
+    Several processes may do it `together` (`wgeo.distributed`), or one alone.
+    """
 
     def wrap(function: F) -> click.Command:
+        function = function if together else _by_one(name, function)
         lines = "\n".join(f"  {line}" for line in example.strip().splitlines())
         epilog = f"\b\nExample:\n{lines}"
         made = click.command(name, context_settings=CONTEXT, short_help=short, epilog=epilog)(
@@ -146,6 +164,25 @@ def command(
         return made
 
     return wrap
+
+
+def _by_one(name: str, function: F) -> F:
+    """A command that refuses to be run by several processes."""
+
+    @functools.wraps(function)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        if asked() > 1:
+            first(functools.partial(_refuse, name))
+        return function(*args, **kwargs)
+
+    return run  # type: ignore[return-value]
+
+
+def _refuse(name: str) -> None:
+    raise ArgumentError(
+        f"`wgeo {name}` is the work of one process; torchrun is for `wgeo analyze` and "
+        "`wgeo trace`."
+    )
 
 
 @click.group(cls=Commands, context_settings=CONTEXT)
@@ -163,7 +200,8 @@ def main() -> None:
 
 def own_folder(out: str) -> Path:
     """A command's folder, made if need be and kept to it until it has ended."""
-    return click.get_current_context().with_resource(locked(out))
+    ctx = click.get_current_context()
+    return first(lambda: ctx.with_resource(locked(out)))
 
 
 def settings_of(texts: Iterable[str]) -> dict[str, Any]:

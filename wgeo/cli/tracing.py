@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from ..distributed import is_first
 from .job import split_names
 from .options import data_options, network_options, reading_options
 from .root import command
@@ -19,6 +20,7 @@ from .root import command
     "wgeo trace resnet50.pth --arch torchvision:resnet50 --data imagenet/ "
     "--dtype float16 --store features/r50\n"
     "wgeo analyze features/r50 --solver sliced --out runs/r50",
+    together=True,
 )
 @click.argument("checkpoint")
 @click.option("--data", "source", required=True, help="A name or path; see `wgeo list datasets`.")
@@ -75,6 +77,8 @@ def trace(
     )
     with bounded(memory):
         traj = follow(net, images, layers=split_names(layers), **settings)
+    if not is_first():
+        return
     click.echo(f"{len(traj)} samples, {len(traj.layers)} layers: {settings['store']}")
     if (projected := traj.settings.get("projected")) is not None:
         least, most = projected["all"]

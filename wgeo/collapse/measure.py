@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float
 
+from .. import distributed
 from ..arrays import as_labels, as_numpy, as_points
 from ..errors import ArgumentError, FeatureError
 from ..progress import track
 from ..trajectory import Classifier, Trajectory
-from .blocks import mean_of
+from .blocks import mean_of, row_blocks
 from .bootstrap import drawn_within_classes, replicates_of
 from .depth import progress_of, with_interval
 from .metrics import RANK_TOLERANCE, Frame, LayerCollapse, layer_collapse
@@ -112,14 +114,23 @@ def collapse_of(
     index = ClassIndex(None if weight is None else len(weight))
     rows = index.add(y)
     predicted = None if predictions is None else index.rows(as_labels(predictions, len(y)))
-    moments = ClassMoments(name, spectrum_size)
-    moments.update(features, rows, len(index))
+    mine = distributed.share(len(y))
+    any_here = mine.stop > mine.start
+    _, first = next(row_blocks(features[:1], name, 0))
+    moments = ClassMoments(name, spectrum_size, mine.start)
+    moments.begin(first)
+    if any_here:
+        moments.update(features[mine], rows[mine], len(index))
+    moments = moments.together(first)
     geometry = moments.finish(index, frequency=is_frequency(weights))
     projection = SpanProjection(moments, geometry, index)
-    projection.update(features, rows, predicted)
+    if any_here:
+        projection.update(
+            features[mine], rows[mine], None if predicted is None else predicted[mine]
+        )
     return layer_collapse(
         geometry,
-        projection.finish(),
+        projection.together().finish(),
         stage=stage,
         decided=predicted is not None,
         classifier=weight,
@@ -170,19 +181,23 @@ def _with_intervals(
     rows = index.rows(traj.labels)
     predicted = None if traj.predictions is None else index.rows(traj.predictions)
     drawn = drawn_within_classes(rows, times, np.random.default_rng(seed))
-    by_layer = [
-        replicates_of(
-            layer.features,
-            rows,
-            predicted,
-            drawn,
-            name=layer.name,
-            stage=layer.stage,
-            frequency=is_frequency(found.weights),
-            rank_tolerance=rank_tolerance,
-        )
-        for layer in track(traj.staged, "bootstrapping collapse")
-    ]
+    by_layer = distributed.dealt(
+        [
+            partial(
+                replicates_of,
+                layer.features,
+                rows,
+                predicted,
+                drawn,
+                name=layer.name,
+                stage=layer.stage,
+                frequency=is_frequency(found.weights),
+                rank_tolerance=rank_tolerance,
+            )
+            for layer in traj.staged
+        ],
+        "bootstrapping collapse",
+    )
     replicates = [progress_of(layers) for layers in zip(*by_layer, strict=True)]
     return replace(
         found,

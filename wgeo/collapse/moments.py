@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 
+from .. import distributed
 from ..errors import ArgumentError, FeatureError
 from .blocks import BLOCK, check_length, one_thread, precision_of, row_blocks
 from .spectrum import SPECTRUM_SIZE, RowSample, Spectrum
@@ -141,10 +142,13 @@ class ClassMoments:
         The layer, for errors.
     spectrum_size : int
         See `SPECTRUM_SIZE`; 0 for no spectrum at all.
+    start : int
+        How many samples come before, in other processes; for errors.
     """
 
-    def __init__(self, name: str, spectrum_size: int = SPECTRUM_SIZE) -> None:
+    def __init__(self, name: str, spectrum_size: int = SPECTRUM_SIZE, start: int = 0) -> None:
         self.name = name
+        self._start = start
         self.samples = 0
         self.width = 0
         self.precision = 0.0
@@ -164,9 +168,9 @@ class ClassMoments:
         check_length(self.name, features, index)
         self.precision = max(self.precision, precision_of(features))
         with one_thread():
-            for part, block in row_blocks(features, self.name, self.samples):
-                if self.samples == 0 and part.start == 0:
-                    self._begin(block)
+            for part, block in row_blocks(features, self.name, self._start + self.samples):
+                if self.width == 0:
+                    self.begin(block)
                 if block.shape[1] != self.width:
                     raise FeatureError(
                         f"layer {self.name!r} has {block.shape[1]} features in this batch and "
@@ -178,9 +182,12 @@ class ClassMoments:
                     self._sample.update(block)
         self.samples += len(index)
 
-    def _begin(self, first: Float[torch.Tensor, "b d"]) -> None:
-        # Sums run relative to one of the samples: exactly 0 for constant features, and no digits
-        # are lost to an offset however far it is.
+    def begin(self, first: Float[torch.Tensor, "b d"]) -> None:
+        """Make room for features like these; `update` does so by itself.
+
+        Sums run relative to the first of them: exactly 0 for constant features, and no digits are
+        lost to an offset however far it is.
+        """
         self.width = first.shape[1]
         self.shift = first[0].to(torch.float64, copy=True)  # the caller may reuse his memory
         self._counts, self._squares = first.new_zeros(2, 0, dtype=torch.float64)
@@ -205,6 +212,18 @@ class ClassMoments:
         means = x.new_zeros(len(rows), self.width).index_add_(0, inverse, x) / new[:, None]
         x -= means[inverse]
         squares = x.new_zeros(len(rows)).index_add_(0, inverse, x.square().sum(1))
+        if self._scatter is not None:
+            self._scatter.addmm_(x.T, x)
+        self._merge(rows, new, means, squares)
+
+    def _merge(
+        self,
+        rows: Int[torch.Tensor, " k"],
+        new: torch.Tensor,
+        means: Float[torch.Tensor, "k d"],
+        squares: Float[torch.Tensor, " k"],
+    ) -> None:
+        """Merge the moments of more samples of some classes; not what scatter these have inside."""
         delta = means - self.means[rows]
         old = self._counts[rows]
         mass = old * new / (old + new)
@@ -212,7 +231,25 @@ class ClassMoments:
         self.means[rows] += delta * (new / (old + new))[:, None]
         self._counts[rows] += new
         if self._scatter is not None:
-            self._scatter.addmm_(x.T, x).addmm_(delta.T, mass[:, None] * delta)
+            self._scatter.addmm_(delta.T, mass[:, None] * delta)
+
+    def together(self, first: Float[torch.Tensor, "b d"]) -> ClassMoments:
+        """The moments of all processes' samples; all have begun with the same `first`."""
+        if distributed.ranks() == 1:
+            return self
+        whole = ClassMoments(self.name, self._spectrum_size)
+        whole.begin(first)
+        for part in distributed.everyone(self):
+            rows = part._counts.nonzero()[:, 0]
+            whole._grow(len(part._counts))
+            if whole._scatter is not None and part._scatter is not None:
+                whole._scatter += part._scatter
+            whole._merge(rows, part._counts[rows], part.means[rows], part._squares[rows])
+            if whole._sample is not None and part._sample is not None and part.samples:
+                whole._sample.update(part._sample.rows)
+            whole.samples += part.samples
+            whole.precision = max(whole.precision, part.precision)
+        return whole
 
     def finish(self, index: ClassIndex, *, frequency: bool = False) -> ClassGeometry:
         """What one pass knows; `frequency` weighs g and Sigma_B by class size, else all alike.

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 
+from .. import distributed
 from ..errors import FeatureError
 from .blocks import check_length, one_thread, row_blocks
 from .moments import ClassGeometry, ClassIndex, ClassMoments
@@ -90,6 +91,14 @@ class SpanProjection:
         self._energy += (residual * residual).sum(0)
         self._drift += residual.sum(0)
         return nearest_mean(residual + self._by_row[rows], self._by_row)
+
+    def together(self) -> SpanProjection:
+        """Take in what other processes found of their samples."""
+        ints = np.array([self.samples, self._hits, self._mismatches])
+        self.samples, self._hits, self._mismatches = distributed.total(ints).tolist()
+        distributed.total(self._energy)
+        distributed.total(self._drift)
+        return self
 
     def finish(self) -> Projected:
         """What the samples gave.

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -12,6 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import nn
 
+from .. import distributed
 from ..arrays import as_labels, as_numpy, check_finite, pick_device
 from ..blocks import find_blocks
 from ..checkpoint import Network
@@ -111,7 +114,7 @@ def trace(
     if store is not None:
         how = {"pool": pool, "tap": tap, "layers": layers, "dtype": dtype, "project": project}
         job = {**identity(net, images), **how}
-        if holds(store, job):
+        if distributed.first(partial(holds, store, job)):
             return Trajectory.load(store)
     with placed(module, where):
         probe = sample(net, module, images)
@@ -130,11 +133,13 @@ def trace(
         if store is None:
             held = _Held(few, len(images))
             follow.into(held, batch_size)
-            return assembled({**held.arrays, **whole}, about)
+            arrays = {key: distributed.total(array) for key, array in held.arrays.items()}
+            return assembled({**arrays, **whole}, about)
         columns = {key: _column(row, dtype) for key, row in few.items()}
-        with Writer(store, job, len(images), columns) as writer:
+        with _written_together(store, job, len(images), columns) as writer:
             follow.into(writer, batch_size)
-            writer.finish(about, whole)
+            distributed.everyone(None)  # has written its rows
+            distributed.first(partial(writer.finish, about, whole))
     return Trajectory.load(store)
 
 
@@ -222,7 +227,7 @@ class _Held:
                 "Write them to disk (store=DIR), take fewer samples, or pool='gap' instead of "
                 "'flat'."
             )
-        self.arrays = {key: np.empty((rows, *row.shape[1:]), row.dtype) for key, row in few.items()}
+        self.arrays = {key: np.zeros((rows, *row.shape[1:]), row.dtype) for key, row in few.items()}
 
     def missing(self) -> list[slice]:
         return [slice(0, self.rows)]
@@ -243,12 +248,12 @@ class _Following:
     narrow: Projection | None
 
     def into(self, sink: _Sink, batch_size: int) -> None:
-        """Follow the images whose rows are missing, and write those, a few batches at a time."""
+        """Follow this process's share of the missing rows; write them, a few batches at a time."""
         batches = [
-            (part, slice(start, min(start + batch_size, part.stop)))
-            for span in sink.missing()
+            (part, batch)
+            for span in _own_share(distributed.first(sink.missing), batch_size)
             for part in shards(span, batch_size, sink.row_bytes)
-            for start in range(part.start, part.stop, batch_size)
+            for batch in _cut(part, batch_size)
         ]
         held: list[Rows] = []
         for part, batch in track(batches, "tracing features"):
@@ -258,6 +263,47 @@ class _Following:
                 together = {key: np.concatenate([rows[key] for rows in held]) for key in held[0]}
                 sink.write(part.start, together)
                 held = []
+
+
+def _cut(span: slice, size: int) -> list[slice]:
+    """A range of rows as batches."""
+    return [
+        slice(start, min(start + size, span.stop)) for start in range(span.start, span.stop, size)
+    ]
+
+
+def _own_share(spans: Sequence[slice], batch_size: int) -> list[slice]:
+    """This process's share of ranges of rows, in whole batches: the same whoever follows them."""
+    batches = [batch for span in spans for batch in _cut(span, batch_size)]
+    own: list[slice] = []
+    for batch in batches[distributed.share(len(batches))]:
+        if own and own[-1].stop == batch.start:
+            own[-1] = slice(own[-1].start, batch.stop)
+        else:
+            own.append(batch)
+    return own
+
+
+@contextmanager
+def _written_together(
+    store: str | os.PathLike[str],
+    job: dict[str, Any],
+    rows: int,
+    columns: dict[str, Column],
+) -> Iterator[Writer]:
+    """A store that every process writes its rows into, once the first has claimed the folder."""
+    with ExitStack() as stack:
+        ours: list[Writer] = []
+
+        def claim() -> None:
+            ours.append(stack.enter_context(Writer(store, job, rows, columns)))
+
+        distributed.first(claim)
+        if not ours:
+            part = distributed.rank()
+            ours.append(stack.enter_context(Writer(store, job, rows, columns, part)))
+        distributed.everyone(None)  # has opened the files
+        yield ours[0]
 
 
 def _kept(seen: Rows, narrow: Projection | None, start: int = 0) -> Rows:

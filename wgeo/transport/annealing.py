@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import torch
 from jaxtyping import Float
 
+from .. import distributed
 from ..errors import ArgumentError, ConvergenceError
 from .kernel import Kernel
 from .pair import UNIT, Pair
@@ -122,7 +123,10 @@ def iterate(kernel: Kernel, g: Float[torch.Tensor, " m"], eps: float) -> Potenti
     pair = kernel.pair
     f, log_ratio = kernel.softmin(g, eps)
     error = float((pair.b * log_ratio.expm1()).abs().sum())
-    return Potentials(f, g, log_ratio, eps, error, float(pair.a @ f + pair.b @ g))
+    value = float(pair.a @ f + pair.b @ g)
+    # Both decide how to go on, so processes must not differ in the last digit.
+    error, value = distributed.first(lambda: (error, value))
+    return Potentials(f, g, log_ratio, eps, error, value)
 
 
 def descend(

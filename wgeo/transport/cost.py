@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 
+from .. import distributed
 from ..memory import entries
 from .pair import UNIT, Pair
 from .stopping import check
@@ -275,7 +276,7 @@ class Costs:
         bias: Float[torch.Tensor, " n"],
         start: int = 0,
     ) -> Iterator[tuple[slice, Float[torch.Tensor, "rows padded"]]]:
-        """Yield ``bias_i - 2 <at_j, over_i>`` for blocks of rows j >= `start` of `at`.
+        """Yield ``bias_i - 2 <at_j, over_i>`` for blocks of this process's rows j >= `start`.
 
         `bias` is padded with infinity, so that padding is never the least. The block is
         overwritten by the next.
@@ -286,9 +287,10 @@ class Costs:
         width = len(padded)
         kind = _BLOCK.get(bias.device.type, _BLOCK["cpu"])
         most = entries(min(kind, self.memory // (8 * padded.element_size())))
-        step = min(max(most // width, entries(_FEWEST_ROWS)), max(at.n - start, 1))
+        mine = distributed.share(at.n, start)
+        step = min(max(most // width, entries(_FEWEST_ROWS)), max(mine.stop - mine.start, 1))
         block = padded.new_empty((step, width))
-        for rows in _slices(at.n, step, start):
+        for rows in _slices(mine.stop, step, mine.start):
             check()
             out = block[: rows.stop - rows.start]
             known = self._known(at, over, rows)

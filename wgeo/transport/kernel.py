@@ -16,6 +16,7 @@ from functools import cached_property
 import torch
 from jaxtyping import Float, Int
 
+from .. import distributed
 from ..memory import entries, halving
 from .pair import UNIT, Pair
 from .stopping import check
@@ -69,13 +70,13 @@ class Kernel:
         return self.pair.all_y(self.dtype).T
 
     def _slices(self, width: int) -> Iterator[slice]:
-        """Runs of rows whose blocks of `width` columns stay within `BLOCK`."""
-        n = len(self.pair.x)
+        """Runs of this process's rows whose blocks of `width` columns stay within `BLOCK`."""
+        mine = distributed.share(len(self.pair.x))
         most = entries(BLOCK.get(self.pair.x.device.type, BLOCK["cpu"]))
         step = max(entries(_FEWEST_ROWS), most // width)
-        for i in range(0, n, step):
+        for i in range(mine.start, mine.stop, step):
             check()
-            yield slice(i, min(i + step, n))
+            yield slice(i, min(i + step, mine.stop))
 
     def _blocks(
         self, scale: float, bias: Float[torch.Tensor, " m"]
@@ -87,7 +88,7 @@ class Kernel:
         buffer = None
         for rows in self._slices(m):
             if buffer is None:
-                buffer = bias.new_empty((rows.stop, m))
+                buffer = bias.new_empty((rows.stop - rows.start, m))
             out = buffer[: rows.stop - rows.start]
             if stored:
                 products = self.pair.products[rows].to(self.dtype)
@@ -97,7 +98,6 @@ class Kernel:
                 torch.addmm(bias, left, self.columns, out=out)
             yield rows, out
 
-    @halving
     def softmin(
         self, g: Float[torch.Tensor, " m"], eps: float
     ) -> tuple[Float[torch.Tensor, " n"], Float[torch.Tensor, " m"]]:
@@ -108,15 +108,20 @@ class Kernel:
         that plan sum to a_i exactly.
         """
         pair = self.pair
-        f = torch.empty_like(pair.a)
-        mass = torch.zeros_like(pair.b)
         bias = pair.b.log() + (g - pair.norms_y) / eps
-        for rows, scores in self._blocks(2 / eps, bias):
-            top = scores.amax(1, keepdim=True)
-            scores.sub_(top).exp_()
-            total = scores.sum(1)
-            f[rows] = pair.norms_x[rows] - eps * (top[:, 0].double() + total.double().log())
-            mass += (pair.a[rows].to(self.dtype) / total) @ scores
+
+        @halving
+        def mine() -> tuple[torch.Tensor, torch.Tensor]:
+            f, mass = torch.zeros_like(pair.a), torch.zeros_like(pair.b)
+            for rows, scores in self._blocks(2 / eps, bias):
+                top = scores.amax(1, keepdim=True)
+                scores.sub_(top).exp_()
+                total = scores.sum(1)
+                f[rows] = pair.norms_x[rows] - eps * (top[:, 0].double() + total.double().log())
+                mass += (pair.a[rows].to(self.dtype) / total) @ scores
+            return f, mass
+
+        f, mass = map(distributed.total, mine())
         return f, self._log_ratio(mass, f, g, eps)
 
     def _log_ratio(
@@ -134,22 +139,30 @@ class Kernel:
         # Underflow: these columns are summed by themselves, in the log domain.
         points = pair.y[lost].double() - pair.center_y
         bias = pair.a.log() + (f - pair.norms_x) / eps
-        total = torch.full_like(pair.b[lost], -torch.inf)
-        for rows in self._slices(len(lost)):
-            scores = pair.rows_x(rows, torch.float64) @ points.T * (2 / eps) + bias[rows, None]
-            total = torch.logaddexp(total, scores.logsumexp(0))
-        ratio[lost] = total + (g - pair.norms_y)[lost] / eps
+
+        @halving
+        def mine() -> torch.Tensor:
+            total = torch.full_like(pair.b[lost], -torch.inf)
+            for rows in self._slices(len(lost)):
+                scores = pair.rows_x(rows, torch.float64) @ points.T * (2 / eps) + bias[rows, None]
+                total = torch.logaddexp(total, scores.logsumexp(0))
+            return total
+
+        ratio[lost] = _log_sum(mine()) + (g - pair.norms_y)[lost] / eps
         return ratio
 
-    @halving
     def hardmin(self, g: Float[torch.Tensor, " m"]) -> Float[torch.Tensor, " n"]:
         """c-transform: ``f_i = min_j C_ij - g_j``, the largest f feasible with g."""
-        f = torch.empty_like(self.pair.a)
-        for rows, scores in self._blocks(2.0, g - self.pair.norms_y):
-            f[rows] = self.pair.norms_x[rows] - scores.amax(1).double()
-        return f
 
-    @halving
+        @halving
+        def mine() -> torch.Tensor:
+            f = torch.zeros_like(self.pair.a)
+            for rows, scores in self._blocks(2.0, g - self.pair.norms_y):
+                f[rows] = self.pair.norms_x[rows] - scores.amax(1).double()
+            return f
+
+        return distributed.total(mine())
+
     def plan(
         self,
         f: Float[torch.Tensor, " n"],
@@ -166,19 +179,25 @@ class Kernel:
         keep = (-log_ratio).clamp(max=0).exp()
         bias = pair.b.log() + (g - pair.norms_y) / eps
         zero = torch.zeros_like(pair.b)
-        row_mass, plain_mass = torch.empty_like(pair.a), torch.empty_like(pair.a)
-        heaviest = torch.empty_like(pair.a, dtype=torch.int64)
-        heaviest_mass = torch.empty_like(pair.a)
-        cost = plain_cost = 0.0
-        for rows, dots in self._blocks(1.0, zero):
-            plan = (dots * (2 / eps)).add_(bias)
-            plan.add_(((f - pair.norms_x)[rows] / eps)[:, None]).exp_().mul_(pair.a[rows, None])
-            heaviest_mass[rows], heaviest[rows] = plan.max(1)
-            plain_mass[rows], row_mass[rows] = plan.sum(1), plan @ keep
-            along = plan.mul_(dots.mul_(-2).add_(pair.norms_y))
-            norms = pair.norms_x[rows]
-            plain_cost += float(plain_mass[rows] @ norms + along.sum())
-            cost += float(row_mass[rows] @ norms + (along @ keep).sum())
+
+        @halving
+        def mine() -> tuple[torch.Tensor, ...]:
+            row_mass, plain_mass, heaviest_mass = pair.a.new_zeros(3, len(pair.a))
+            heaviest = torch.zeros_like(pair.a, dtype=torch.int64)
+            costs = pair.a.new_zeros(2)
+            for rows, dots in self._blocks(1.0, zero):
+                plan = (dots * (2 / eps)).add_(bias)
+                plan.add_(((f - pair.norms_x)[rows] / eps)[:, None]).exp_().mul_(pair.a[rows, None])
+                heaviest_mass[rows], heaviest[rows] = plan.max(1)
+                plain_mass[rows], row_mass[rows] = plan.sum(1), plan @ keep
+                along = plan.mul_(dots.mul_(-2).add_(pair.norms_y))
+                norms = pair.norms_x[rows]
+                costs[0] += plain_mass[rows] @ norms + along.sum()
+                costs[1] += row_mass[rows] @ norms + (along @ keep).sum()
+            return row_mass, plain_mass, heaviest_mass, heaviest, costs
+
+        row_mass, plain_mass, heaviest_mass, heaviest, costs = map(distributed.total, mine())
+        plain_cost, cost = costs.tolist()
         lack_x = (pair.a - row_mass).clamp_(min=0)
         lack_y = (pair.b * (1 - log_ratio.exp())).clamp_(min=0)
         return Plan(
@@ -199,20 +218,31 @@ class Kernel:
         across = float(pair.total_x(a) @ pair.total_y(b)) / mass
         return float(a @ pair.norms_x + b @ pair.norms_y) - 2 * across
 
-    @halving
     def transported(
         self, f: Float[torch.Tensor, " n"], g: Float[torch.Tensor, " m"], eps: float
     ) -> tuple[Float[torch.Tensor, "n d"], Float[torch.Tensor, "m d"]]:
         """``P y`` and ``P^T x`` of the plan with potentials f, g: what its gradients need."""
         pair = self.pair
         bias = pair.b.log() + (g - pair.norms_y) / eps
-        onto_x = torch.empty_like(pair.x, dtype=torch.float64)
-        onto_y = torch.zeros_like(pair.y, dtype=torch.float64)
-        for rows, plan in self._blocks(2 / eps, bias):
-            plan.add_(((f - pair.norms_x)[rows] / eps)[:, None]).exp_().mul_(pair.a[rows, None])
-            onto_x[rows] = (plan @ self.columns.T).double()
-            onto_y += plan.T @ pair.rows_x(rows, self.dtype)
+
+        @halving
+        def mine() -> tuple[torch.Tensor, torch.Tensor]:
+            onto_x, onto_y = (torch.zeros_like(z, dtype=torch.float64) for z in (pair.x, pair.y))
+            for rows, plan in self._blocks(2 / eps, bias):
+                plan.add_(((f - pair.norms_x)[rows] / eps)[:, None]).exp_().mul_(pair.a[rows, None])
+                onto_x[rows] = (plan @ self.columns.T).double()
+                onto_y += plan.T @ pair.rows_x(rows, self.dtype)
+            return onto_x, onto_y
+
+        onto_x, onto_y = map(distributed.total, mine())
         return onto_x, onto_y
+
+
+def _log_sum(logs: Float[torch.Tensor, " k"]) -> Float[torch.Tensor, " k"]:
+    """``log sum exp`` over the processes, about the largest: nothing overflows."""
+    top = distributed.largest(logs.clone())
+    base = torch.where(top.isfinite(), top, 0.0)
+    return base + distributed.total((logs - base).exp()).log()
 
 
 class _FullPrecision(ContextDecorator):

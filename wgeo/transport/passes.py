@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 
+from .. import distributed
 from ..memory import halving
 from .cost import Costs, Side
 
@@ -42,7 +43,6 @@ class Scan:
     open: np.ndarray
 
 
-@halving
 def softmin(
     costs: Costs,
     at: Side,
@@ -63,14 +63,18 @@ def softmin(
     # Tiles are bias - 2 x.y, so exponents are their negatives.
     bias = over.norms - f - eps * log_a
     shift = at.norms - guess
-    g = guess.clone()
-    for rows, tile in costs.tiles(at, over, bias, start):
-        tile.add_(shift[rows, None].to(tile.dtype)).mul_(-base2).clamp_(*_EXPONENTS).exp2_()
-        g[rows] -= tile.sum(1).double().log2() / base2
-    return g
+
+    @halving
+    def mine() -> torch.Tensor:
+        fall = torch.zeros_like(guess)
+        for rows, tile in costs.tiles(at, over, bias, start):
+            tile.add_(shift[rows, None].to(tile.dtype)).mul_(-base2).clamp_(*_EXPONENTS).exp2_()
+            fall[rows] = tile.sum(1).double().log2() / base2
+        return fall
+
+    return guess - distributed.total(mine())
 
 
-@halving
 def nearest(
     costs: Costs, at: Side, over: Side, p: Float[torch.Tensor, " n"], k: int, seed: int = 0
 ) -> tuple[Float[torch.Tensor, " m"], Int[np.ndarray, " l"], Int[np.ndarray, " l"]]:
@@ -85,33 +89,41 @@ def nearest(
     by_point = torch.rand(at.n, 1, generator=draw).to(device)
     by_group = torch.rand(over.groups, generator=draw).to(device)
     noise = 2 * (at.error(at.norms) + over.error(p).mean()).to(costs.dtype)[:, None]
-    q = torch.empty(at.n, dtype=torch.float64, device=device)
-    found_i, found_j = [], []
-    for rows, tile in costs.tiles(at, over, p + over.norms):
-        grouped = tile.view(len(tile), -1, over.groups)
-        least = grouped.amin(1)
-        q[rows] = at.norms[rows] + least.amin(1).double()
-        least += noise[rows] * ((by_point[rows] + by_group) % 1)
-        group = least.topk(k, 1, largest=False, sorted=False).indices.flatten()
-        row = torch.arange(len(tile), device=device).repeat_interleave(k)
-        i = _least_of(grouped, row, group)
-        found_i.append(i.cpu())
-        found_j.append((row + rows.start).cpu())
-    return q, torch.cat(found_i).numpy(), torch.cat(found_j).numpy()
+
+    @halving
+    def mine() -> tuple[torch.Tensor, list[tuple[np.ndarray, np.ndarray]]]:
+        q = torch.zeros(at.n, dtype=torch.float64, device=device)
+        pairs = []
+        for rows, tile in costs.tiles(at, over, p + over.norms):
+            grouped = tile.view(len(tile), -1, over.groups)
+            least = grouped.amin(1)
+            q[rows] = at.norms[rows] + least.amin(1).double()
+            least += noise[rows] * ((by_point[rows] + by_group) % 1)
+            group = least.topk(k, 1, largest=False, sorted=False).indices.flatten()
+            row = torch.arange(len(tile), device=device).repeat_interleave(k)
+            i = _least_of(grouped, row, group)
+            pairs.append((i.cpu().numpy(), (row + rows.start).cpu().numpy()))
+        return q, pairs
+
+    q, pairs = mine()
+    return distributed.total(q), *_everyones(pairs)
 
 
-@halving
 def least(
     costs: Costs, at: Side, over: Side, p: Float[torch.Tensor, " n"], start: int = 0
 ) -> Float[torch.Tensor, " m"]:
     """Return ``min_i p_i + c_ij`` for j >= `start`, to the products' precision."""
-    q = at.norms.clone()
-    for rows, tile in costs.tiles(at, over, p + over.norms, start):
-        q[rows] += tile.amin(1).double()
-    return q[start:]
+
+    @halving
+    def mine() -> torch.Tensor:
+        q = torch.zeros_like(at.norms)
+        for rows, tile in costs.tiles(at, over, p + over.norms, start):
+            q[rows] = at.norms[rows] + tile.amin(1).double()
+        return q
+
+    return distributed.total(mine())[start:]
 
 
-@halving
 def scan(
     costs: Costs,
     p: Float[np.ndarray, " n"],
@@ -140,35 +152,49 @@ def scan(
     bias = bias - over.error(bias)
     limit = torch.from_numpy(q).to(device) - at.norms
     limit = limit + at.error(limit)
-    loss, listed = np.zeros(at.n), np.ones(at.n, bool)
-    arcs: list[tuple[np.ndarray, np.ndarray]] = []
-    for block, tile in costs.tiles(at, over, bias):
-        grouped = tile.view(len(tile), -1, over.groups)
-        least = grouped.amin(1)
-        bound = limit[block].to(tile.dtype)
-        row, group = (least <= bound[:, None]).nonzero(as_tuple=True)
-        if len(row) == 0:
-            continue
-        short = len(row) > _DENSE * len(tile) and not thorough
-        if short:
-            row, i = _worst(grouped, least, bound)
-            listed[block] = False
-            worst = (limit[block] - least.amin(1).double()).clamp_(min=0)
-            loss[block] = worst.cpu().numpy()
-            pairs = [(row, i)]
-        else:
-            pairs = _members(grouped, row, group, bound)
-        for row, place in pairs:
-            near_i, near_j = place.cpu().numpy(), row.cpu().numpy() + block.start
-            near_i = near_i if rows is None else rows[near_i]
-            arcs.append(_judge(costs, p, q, near_i, near_j, threshold, None if short else loss))
+
+    @halving
+    def mine() -> tuple[np.ndarray, np.ndarray, list[tuple[np.ndarray, np.ndarray]]]:
+        loss, cut_short = np.zeros(at.n), np.zeros(at.n, bool)
+        arcs: list[tuple[np.ndarray, np.ndarray]] = []
+        for block, tile in costs.tiles(at, over, bias):
+            grouped = tile.view(len(tile), -1, over.groups)
+            least = grouped.amin(1)
+            bound = limit[block].to(tile.dtype)
+            row, group = (least <= bound[:, None]).nonzero(as_tuple=True)
+            if len(row) == 0:
+                continue
+            short = len(row) > _DENSE * len(tile) and not thorough
+            if short:
+                row, i = _worst(grouped, least, bound)
+                cut_short[block] = True
+                worst = (limit[block] - least.amin(1).double()).clamp_(min=0)
+                loss[block] = worst.cpu().numpy()
+                pairs = [(row, i)]
+            else:
+                pairs = _members(grouped, row, group, bound)
+            for row, place in pairs:
+                near_i, near_j = place.cpu().numpy(), row.cpu().numpy() + block.start
+                near_i = near_i if rows is None else rows[near_i]
+                arcs.append(_judge(costs, p, q, near_i, near_j, threshold, None if short else loss))
+        return loss, cut_short, arcs
+
+    loss, cut_short, arcs = mine()
+    return Scan(distributed.total(loss), *_everyones(arcs), distributed.total(cut_short))
+
+
+def _everyones(
+    pairs: list[tuple[np.ndarray, np.ndarray]],
+) -> tuple[Int[np.ndarray, " k"], Int[np.ndarray, " k"]]:
+    """Pairs that this process and the others found, in the order of the rows."""
     none = np.zeros(0, np.int64)
-    return Scan(
-        loss,
-        np.concatenate([none, *(i for i, _ in arcs)]),
-        np.concatenate([none, *(j for _, j in arcs)]),
-        ~listed,
+    i, j = (
+        (np.concatenate([none, *side]) for side in zip(*pairs, strict=True))
+        if pairs
+        else (none, none)
     )
+    all_i, all_j = zip(*distributed.everyone((i, j)), strict=True)
+    return np.concatenate(all_i), np.concatenate(all_j)
 
 
 def _judge(

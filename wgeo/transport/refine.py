@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import count
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
+from .. import distributed
 from ..progress import track
 from .arcs import ROUNDING, Arcs, Labels
 from .cost import Costs
@@ -54,8 +56,8 @@ def refine(
     """Call ``solve(labels)`` while `arcs` grow, until its labels satisfy all pairs.
 
     It returns a coupling, labels near those it is given and feasible on the arcs, and the slack
-    that it takes for none. (Those that a sparse
-    solver ends with by itself leave points of few arcs loose, and take tens of rounds.)
+    that it takes for none. (Those that a sparse solver ends with by itself leave points of few arcs
+    loose, and take tens of rounds.) One process solves; all test.
     """
     rounds: Iterator[int] = count(1)
     if costs.x.n * costs.y.n >= _LONG:
@@ -63,7 +65,7 @@ def refine(
     for done in rounds:
         check()
         before = labels.p
-        coupling, labels, tolerance = solve(labels)
+        coupling, labels, tolerance = distributed.first(partial(solve, labels))
         # Where p did not fall a pair can only have become worse by what q rose, which is little.
         fell = np.flatnonzero(labels.p < before)
         if 0 < len(fell) < _FEW * costs.x.n:

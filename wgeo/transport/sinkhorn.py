@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+import operator
 import time
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import ClassVar, Literal
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 
+from .. import distributed
 from ..arrays import pick_device
 from ..errors import ArgumentError, ConvergenceError, FeatureError
 from .annealing import (
@@ -221,9 +224,8 @@ class Sinkhorn:
                     return self._checked(_Found(state, None, False, "none"), scale, budget)
                 return replace(best, chosen="smallest that converged within the iterations")
             bounds = bound(pair, state).tightened(best.bounds if best else None)
-            narrow = math.sqrt(max(bounds.lower, 0.0)) >= (1 - self.tolerance) * math.sqrt(
-                bounds.upper
-            )
+            least = (1 - self.tolerance) * math.sqrt(bounds.upper)
+            narrow = distributed.first(partial(operator.ge, math.sqrt(max(bounds.lower, 0)), least))
             if narrow or eps <= floor:
                 why = "interval within tolerance" if narrow else "smallest that float64 resolves"
                 return _Found(state, bounds, True, why)

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from .. import distributed
 from ..progress import track
 
 T = TypeVar("T")
@@ -42,7 +43,8 @@ def spread(
     """
     cores = torch.get_num_threads()
     threads = min(cores, len(items), most or cores)
-    if threads <= 1 or torch.cuda.is_available():  # one device serves one pair at a time best
+    # One device serves one pair at a time best, and processes meet about one thing at a time.
+    if threads <= 1 or torch.cuda.is_available() or distributed.ranks() > 1:
         return [work(item) for item in track(items, what)]
     todo: queue.SimpleQueue[tuple[int, T]] = queue.SimpleQueue()
     done: queue.SimpleQueue[tuple[int, Any, BaseException | None]] = queue.SimpleQueue()

@@ -1,0 +1,230 @@
+"""Several processes that do one job: ``torchrun --nproc-per-node=4 -m wgeo analyze ...``.
+
+Every process runs the same program on the same features, and all of them come to each function
+below in the same order. Heavy loops go over a process's own `share` of the rows, contiguous and
+without padding, and what they find is put together (`total`, `everyone`); what cannot be cut is
+done by one process for all (`first`, `dealt`). So the answer is one process's up to the rounding of
+sums in another order, and every process has it. Where there is one process, or inside `alone`,
+nothing here does anything.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar, overload
+
+from .errors import ProcessError, WgeoError
+from .progress import track
+
+if TYPE_CHECKING:  # the command line asks who speaks before it needs libraries
+    import numpy as np
+    import torch
+
+T = TypeVar("T")
+
+_PATIENCE = datetime.timedelta(days=7)  # one process may solve for long; a death is told at once
+
+
+@dataclass(frozen=True, eq=False)
+class _Launch:
+    """A running launch: which process this is, of how many, and who adds up tensors on a GPU."""
+
+    rank: int
+    ranks: int
+    device_group: Any = None
+
+
+_launch: _Launch | None = None
+_apart = 0  # how many `alone` blocks this process is inside of
+
+
+def asked() -> int:
+    """How many processes were launched together, by what the environment says."""
+    return int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else 1
+
+
+@contextmanager
+def launched() -> Iterator[None]:
+    """Work together with the processes of a `torchrun` launch while the block lasts.
+
+    They talk through gloo, about tensors on a GPU through NCCL; each takes the GPU of its number on
+    its machine. A script of your own opens this around what wgeo is to do.
+
+    Raises
+    ------
+    ProcessError
+        The other processes cannot be reached.
+    """
+    global _launch
+    if asked() == 1 or _launch is not None:
+        yield
+        return
+    import torch
+    import torch.distributed as dist
+
+    with _reaching():
+        dist.init_process_group("gloo", timeout=_PATIENCE)
+        group = None
+        if torch.cuda.is_available():
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
+            group = dist.new_group(backend="nccl", timeout=_PATIENCE)
+    _launch = _Launch(dist.get_rank(), dist.get_world_size(), group)
+    try:
+        yield
+        with _reaching():
+            dist.barrier()  # nobody leaves while another may still need it
+            dist.destroy_process_group()
+    finally:
+        _launch = None
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Let this process work by itself while the block lasts; the others are not waited for."""
+    global _apart
+    _apart += 1
+    try:
+        yield
+    finally:
+        _apart -= 1
+
+
+def ranks() -> int:
+    """How many processes do this job."""
+    return 1 if _launch is None or _apart else _launch.ranks
+
+
+def rank() -> int:
+    """Which of them this is, from 0."""
+    return 0 if _launch is None or _apart else _launch.rank
+
+
+def is_first() -> bool:
+    """Whether this process speaks and writes for all, also inside `alone`."""
+    return _launch is None or _launch.rank == 0
+
+
+def share(n: int, start: int = 0) -> slice:
+    """This process's part of the rows from `start` to n: contiguous, of equal length to one row."""
+    rows, me, all_ = n - start, rank(), ranks()
+    return slice(start + rows * me // all_, start + rows * (me + 1) // all_)
+
+
+@overload
+def total(part: torch.Tensor) -> torch.Tensor: ...
+@overload
+def total(part: np.ndarray) -> np.ndarray: ...
+@overload
+def total(part: float) -> float: ...
+def total(part: Any) -> Any:
+    """Sum of every process's part, in place where it is a tensor.
+
+    Rows that each process knows its `share` of, zero elsewhere, come together as they are.
+    """
+    return _reduced(part, "SUM")
+
+
+def largest(part: torch.Tensor) -> torch.Tensor:
+    """Elementwise maximum over the processes, in place."""
+    return _reduced(part, "MAX")
+
+
+def _reduced(part: Any, operation: str) -> Any:
+    if ranks() == 1:
+        return part
+    import numpy as np
+    import torch
+    import torch.distributed as dist
+
+    if isinstance(part, np.ndarray):
+        whole = np.ascontiguousarray(part)
+        flags = whole.dtype == bool
+        _reduced(torch.from_numpy(whole.view(np.uint8) if flags else whole), operation)
+        return whole
+    if not isinstance(part, torch.Tensor):
+        return float(_reduced(torch.tensor(part, dtype=torch.float64), operation))
+    assert _launch is not None
+    with _reaching():
+        how = getattr(dist.ReduceOp, operation)
+        dist.all_reduce(part, how, _launch.device_group if part.is_cuda else None)
+    return part
+
+
+def everyone(value: T) -> list[T]:
+    """Every process's value, in the order of the processes."""
+    if ranks() == 1:
+        return [value]
+    import torch.distributed as dist
+
+    values: list[Any] = [None] * ranks()
+    with _reaching():
+        dist.all_gather_object(values, value)
+    return values
+
+
+def first(work: Callable[[], T]) -> T:
+    """What `work` returns in the first process; the others wait for it.
+
+    An error that it raises there is raised in all, marked as told (`was_told`).
+    """
+    if ranks() == 1:
+        return work()
+    return _handed(_attempt(work) if rank() == 0 else None, 0)
+
+
+def dealt(works: Sequence[Callable[[], T]], what: str) -> list[T]:
+    """What each of `works` returns, done by one process each, in turn; the first error is raised.
+
+    Progress is shown as that of `what` is being done. `works` must not need the other processes.
+    """
+    if ranks() == 1:
+        return [work() for work in track(works, what)]
+    turns = range(rank(), len(works), ranks())
+    mine = {i: _attempt(works[i]) for i in track(turns, what)}
+    return [_handed(mine.get(i), i % ranks()) for i in range(len(works))]
+
+
+def _attempt(work: Callable[[], Any]) -> tuple[Any, Exception | None]:
+    try:
+        with alone():
+            return work(), None
+    except Exception as error:
+        return None, error
+
+
+def _handed(outcome: Any, source: int) -> Any:
+    """Give everyone the outcome that one process has."""
+    import torch.distributed as dist
+
+    held = [outcome]
+    with _reaching():
+        dist.broadcast_object_list(held, source)
+    result, error = held[0]
+    if error is not None:
+        error.told = not is_first()
+        raise error
+    return result
+
+
+def was_told(error: BaseException) -> bool:
+    """Whether another process says what this error is."""
+    return getattr(error, "told", False)
+
+
+@contextmanager
+def _reaching() -> Iterator[None]:
+    """Say in words that another process is gone."""
+    try:
+        yield
+    except WgeoError:
+        raise
+    except (RuntimeError, ValueError) as error:
+        raise ProcessError(
+            f"Another of the {asked()} processes of this job has ended, or cannot be reached; what "
+            "it said stands above or in its log. Run the same command again: features that were "
+            f"stored are kept. ({str(error).splitlines()[0]:.200})"
+        ) from error
