@@ -31,10 +31,14 @@ _PATIENCE = datetime.timedelta(days=7)  # one process may solve for long; a deat
 
 @dataclass(frozen=True, eq=False)
 class _Launch:
-    """A running launch: which process this is, of how many, and who adds up tensors on a GPU."""
+    """A running launch: which process this is, of how many, and who adds up tensors on a GPU.
+
+    The `board` is where processes leave each other notes.
+    """
 
     rank: int
     ranks: int
+    board: Any = None
     device_group: Any = None
 
 
@@ -67,19 +71,19 @@ def launched() -> Iterator[None]:
     import torch.distributed as dist
 
     with _reaching():
-        dist.init_process_group("gloo", timeout=_PATIENCE)
+        board, me, count = next(dist.rendezvous("env://"))
+        notes = dist.PrefixStore("wgeo", board)
+        dist.init_process_group("gloo", store=board, rank=me, world_size=count, timeout=_PATIENCE)
         group = None
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
             group = dist.new_group(backend="nccl", timeout=_PATIENCE)
-    _launch = _Launch(dist.get_rank(), dist.get_world_size(), group)
-    try:
-        yield
-        with _reaching():
-            dist.barrier()  # nobody leaves while another may still need it
-            dist.destroy_process_group()
-    finally:
-        _launch = None
+    _launch = _Launch(me, count, notes, group)
+    yield
+    with _reaching():
+        dist.barrier()  # nobody leaves while another may still need it
+        dist.destroy_process_group()
+    _launch = None  # but not after an error: whoever tells of it asks who `speaks`
 
 
 @contextmanager
@@ -169,7 +173,7 @@ def everyone(value: T) -> list[T]:
 def first(work: Callable[[], T]) -> T:
     """What `work` returns in the first process; the others wait for it.
 
-    An error that it raises there is raised in all, marked as told (`was_told`).
+    An error that it raises there is raised in all.
     """
     if ranks() == 1:
         return work()
@@ -205,14 +209,18 @@ def _handed(outcome: Any, source: int) -> Any:
         dist.broadcast_object_list(held, source)
     result, error = held[0]
     if error is not None:
-        error.told = not is_first()
         raise error
     return result
 
 
-def was_told(error: BaseException) -> bool:
-    """Whether another process says what this error is."""
-    return getattr(error, "told", False)
+def speaks(error: BaseException) -> bool:
+    """Whether this process is to say what went wrong: one does, where it went wrong for several."""
+    if _launch is None or _launch.board is None:
+        return True
+    try:
+        return int(_launch.board.add(f"{type(error).__name__}: {str(error)[:100]}", 1)) == 1
+    except (RuntimeError, ValueError):  # who kept the board is gone
+        return True
 
 
 @contextmanager

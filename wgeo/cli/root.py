@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import click
 
 from .. import __version__
-from ..distributed import asked, first, is_first, launched, was_told
+from ..distributed import asked, first, is_first, launched, speaks
 from ..errors import ArgumentError, WgeoError, WgeoWarning
 from ..files import locked
 from ..progress import shown
@@ -47,16 +47,19 @@ class Commands(click.Group):
         try:
             with _stoppable(), launched(), _told(), shown() if is_first() else nullcontext():
                 return super().invoke(ctx)
-        except (click.ClickException, click.Abort, click.exceptions.Exit, BrokenPipeError):
+        except (click.ClickException, click.Abort, click.exceptions.Exit, BrokenPipeError) as error:
+            if isinstance(error, click.ClickException) and not speaks(error):
+                ctx.exit(error.exit_code)
             raise  # click answers these itself
         except Exception as error:
             if ctx.meta.get("wgeo.debug"):
                 raise
-            if not was_told(error):
+            if speaks(error):
                 click.echo(f"wgeo{_which()}: {_in_words(error)}", err=True)
             ctx.exit(2)
         except KeyboardInterrupt as stop:
-            click.echo(f"\n{STOPPED}", err=True)
+            if speaks(stop):
+                click.echo(f"\n{STOPPED}", err=True)
             ctx.exit(128 + (stop.number if isinstance(stop, Stopped) else signal.SIGINT))
 
 

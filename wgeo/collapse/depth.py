@@ -86,12 +86,13 @@ def progress(layers: Sequence[LayerCollapse], metric: str, *, rises: bool = Fals
         return Progress(metric)
     v = np.array(values)
     steps, span = np.diff(v), float(np.ptp(v))
-    up = steps > _ROUNDING * np.abs(v).max()
+    least = _ROUNDING * float(np.abs(v).max())  # what counts as a difference
+    up = steps > least
     fall = v[0] - v[-1]
-    first = int(np.argmax(v[0] - v >= _REACHED * fall)) if fall > 0 else None
+    first = int(np.argmax(v[0] - v >= _REACHED * fall)) if fall > least else None
     return Progress(
         metric,
-        kendall_tau=_tau(-v if rises else v),
+        kendall_tau=_tau(-v if rises else v, least),
         violations=int(up.sum()),
         violation_size=float(steps[up].sum() / span) if up.any() else 0.0,
         monotone=not up.any(),
@@ -115,9 +116,10 @@ def with_interval(found: Progress, replicates: Sequence[Progress]) -> Progress:
     return replace(found, interval=(float(low), float(high)))
 
 
-def _tau(values: Float[np.ndarray, " L"]) -> float | None:
+def _tau(values: Float[np.ndarray, " L"], least: float) -> float | None:
     """Kendall's tau-b with depth, in which there are no ties: S / sqrt(P (P - ties)) of P pairs."""
     later, earlier = np.tril_indices(len(values), -1)
-    signs = np.sign(values[later] - values[earlier])
+    change = values[later] - values[earlier]
+    signs = np.where(np.abs(change) > least, np.sign(change), 0.0)
     untied = np.count_nonzero(signs)
     return float(signs.sum() / np.sqrt(len(signs) * untied)) if untied else None

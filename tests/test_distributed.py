@@ -1,0 +1,176 @@
+"""Several processes do one job: the numbers of one; who dies is told of, nobody waits for ever."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import wgeo
+from wgeo import distributed
+from wgeo.records import read_record
+
+HERE = Path(__file__).parent
+OF_A_RUN = {"seconds", "created", "command", "versions", "job", "effort", "batch_size"}
+
+
+def together(*jobs):
+    """Run jobs of `tests/together.py`; their outcomes."""
+    done = subprocess.run(
+        [sys.executable, str(HERE / "together.py")],
+        input=json.dumps(jobs),
+        capture_output=True,
+        text=True,
+        timeout=300,
+        cwd=HERE.parent,
+        env={**os.environ, "PYTHONPATH": str(HERE.parent), "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def differences(a, b, rel, path=""):
+    """Places where two records differ by more than `rel`, of numbers, or at all."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        keys = [key for key in {**a, **b} if key not in OF_A_RUN]
+        found = [differences(a.get(k), b.get(k), rel, f"{path}.{k}") for k in keys]
+    elif isinstance(a, list) and isinstance(b, list) and len(a) == len(b):
+        pairs = enumerate(zip(a, b, strict=True))
+        found = [differences(x, y, rel, f"{path}[{i}]") for i, (x, y) in pairs]
+    elif isinstance(a, float) and isinstance(b, float):
+        same = abs(a - b) <= rel * max(abs(a), abs(b), 1e-6)
+        found = [] if same else [[f"{path}: {a!r} and {b!r}"]]
+    else:
+        found = [] if a == b else [[f"{path}: {a!r} and {b!r}"]]
+    return [place for places in found for place in places]
+
+
+@given(st.integers(0, 50), st.integers(0, 10), st.integers(1, 12))
+def test_shares_are_all_rows_once_in_order(n, start, ranks):
+    with pytest.MonkeyPatch.context() as patch:
+        rows, sizes = [], []
+        for rank in range(ranks):
+            patch.setattr(distributed, "_launch", distributed._Launch(rank, ranks))
+            mine = distributed.share(start + n, start)
+            rows += range(mine.start, mine.stop)
+            sizes.append(mine.stop - mine.start)
+    assert rows == list(range(start, start + n))
+    assert max(sizes) - min(sizes) <= 1
+
+
+def test_one_process_is_left_alone(monkeypatch):
+    x = torch.ones(3)
+    assert distributed.total(x) is x
+    assert distributed.everyone(7) == [7]
+    assert distributed.first(lambda: 3) == 3
+    assert distributed.dealt([lambda: 1, lambda: 2], "counting") == [1, 2]
+    monkeypatch.setattr(distributed, "_launch", distributed._Launch(1, 2))
+    assert (distributed.rank(), distributed.ranks(), distributed.is_first()) == (1, 2, False)
+    with distributed.alone():
+        assert (distributed.rank(), distributed.ranks(), distributed.is_first()) == (0, 1, False)
+        assert distributed.total(x) is x
+
+
+@pytest.fixture(scope="module")
+def network(tmp_path_factory):
+    """A checkpoint with something to find."""
+    torch.manual_seed(3)
+    net = wgeo.models.build("isoresnet", num_classes=10, in_channels=1, width=8, depth=3)
+    path = tmp_path_factory.mktemp("net") / "net.pt"
+    meta = {"arch": "isoresnet", "normalize": "digits"}
+    torch.save({"state_dict": net.state_dict(), "wgeo": meta}, path)
+    return path
+
+
+def words(network, out, *more):
+    common = ["--data", "digits", "--samples", "300", "--batch-size", "32", "--bootstrap", "20"]
+    return ["analyze", str(network), *common, "--no-report", "--out", str(out), *map(str, more)]
+
+
+def test_several_processes_find_what_one_does(network, tmp_path):
+    outs = {ranks: tmp_path / f"out-{ranks}" for ranks in (1, 2, 3)}
+    done = together(
+        *({"ranks": ranks, "measure": str(tmp_path / f"{ranks}.json")} for ranks in outs),
+        *({"ranks": ranks, "words": words(network, out)} for ranks, out in outs.items()),
+        {"ranks": 1, "words": words(network, tmp_path / "b7", "--batch-size", 7)},
+        {"ranks": 2, "words": words(network, tmp_path / "b512", "--batch-size", 512)},
+    )
+    for row in done:
+        assert set(row["codes"]) == {0}, row
+        assert "".join(row["said"][1:]) == ""  # one speaks for all
+    found = {ranks: json.loads((tmp_path / f"{ranks}.json").read_text()) for ranks in outs}
+    assert found[1]["exact"]["status"] == found[1]["far"]["status"] == "certified"
+    records = {ranks: read_record(out) for ranks, out in outs.items()}
+    for ranks in (2, 3):
+        assert differences(found[1], found[ranks], 1e-6) == []
+        assert differences(records[1], records[ranks], 1e-6) == []
+    for name in ("b7", "b512"):
+        assert differences(records[1], read_record(tmp_path / name), 1e-6) == []
+    assert (outs[2] / "features" / "manifest.json").exists()
+    assert (outs[2] / "features-reference" / "manifest.json").exists()
+    assert not (outs[1] / "features").exists()
+
+
+def test_whoever_dies_the_others_end_and_the_next_run_goes_on(network, tmp_path):
+    """Killed at several moments, the last of two processes or the first; then to the same bytes."""
+    moments = [(rank, 0.15 + 0.12 * step) for step in range(5) for rank in (1, 0)]
+    killed = [
+        {"ranks": 2, "words": words(network, tmp_path / "out"), "kill": [rank, after]}
+        for rank, after in moments
+    ]
+    after = {"ranks": 3, "words": words(network, tmp_path / "out")}
+    alone = {"ranks": 1, "words": words(network, tmp_path / "one", "--store", tmp_path / "one/f")}
+    *rows, last, one = together(*killed, after, alone)
+    told = 0
+    for (rank, _), row in zip(moments, rows, strict=True):
+        assert row["seconds"] < 30, row
+        if row["codes"][rank] != -9:
+            continue  # it had finished
+        other, said = row["codes"][1 - rank], row["said"][1 - rank]
+        assert other in (0, 2), row
+        assert "Traceback" not in said
+        told += "has ended, or cannot be reached" in said
+    assert told >= 3, rows
+    assert set(last["codes"]) == set(one["codes"]) == {0}, (last, one)
+    arrays = sorted((tmp_path / "one" / "f").glob("*.npy"))
+    assert len(arrays) > 4
+    for path in arrays:
+        assert path.read_bytes() == (tmp_path / "out" / "features" / path.name).read_bytes()
+    assert differences(read_record(tmp_path / "one"), read_record(tmp_path / "out"), 1e-6) == []
+
+
+def test_mistakes_are_told_once(network, tmp_path):
+    bad = words(network, tmp_path / "a", "--solver", "guess")
+    nowhere = words(network, tmp_path / "a", "--data", "nothing.npz")
+    several = words(network, tmp_path / "b", str(network))
+    train = ["train", "--arch", "isoresnet", "--data", "digits", "--out", str(tmp_path / "c")]
+    done = together(*({"ranks": 2, "words": w} for w in (bad, nowhere, several, train)))
+    expected = ("Unknown solver", "nothing.npz", "--jobs runs some at once", "work of one process")
+    for row, part in zip(done, expected, strict=True):
+        said = "".join(row["said"])
+        assert row["codes"] == [2, 2]
+        assert said.count("wgeo [process ") == said.count(part) == 1, row
+        assert "Traceback" not in said
+
+
+def test_torchrun_starts_it(network, tmp_path):
+    """The command that the help shows."""
+    runner = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "-m", "wgeo"]
+    environment = {**os.environ, "PYTHONPATH": str(HERE.parent), "OMP_NUM_THREADS": "1"}
+    given = words(network, tmp_path / "out", "--no-mufm", "--reference", "none")
+    done = subprocess.run(
+        [*runner, *given], capture_output=True, text=True, timeout=300, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    record = read_record(tmp_path / "out")
+    assert all(block["status"] == "certified" for block in record["blocks"])
+    assert np.isfinite([block["distance"] for block in record["blocks"]]).all()
+    assert done.stdout.count("accuracy") == 1

@@ -1,0 +1,138 @@
+"""Processes that do one job together, as `torchrun` starts them: a line of JSON for each job.
+
+    python tests/together.py < PLAN
+
+PLAN is a list of jobs: ``ranks``, how many processes; ``words`` of a command line, or ``measure``,
+the file that `measure` writes; ``kill``, ``[rank, seconds]``, whom to kill and when. Libraries are
+loaded once, and every process is a fork.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+import wgeo
+from wgeo import distributed
+from wgeo.cli import main
+from wgeo.store import layout
+from wgeo.transport import sinkhorn_divergence
+
+
+def measure(path: str) -> None:
+    """Everything that is cut into shares, on clouds and networks with something to find."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(301, 5))
+    y = 0.7 * x[:, ::-1] + 0.3 * rng.normal(size=x.shape)
+    a, b = rng.random(301), rng.random(200)
+    wide = rng.normal(size=(90, 700)).astype(np.float32)
+    found: dict[str, Any] = {}
+    solvers = {
+        "exact": wgeo.Exact(),
+        "auto": wgeo.Sinkhorn(),
+        "sinkhorn": wgeo.Sinkhorn(epsilon=0.05),
+        # So cold that columns underflow and are summed by themselves, over all processes.
+        "cold": wgeo.Sinkhorn(epsilon=3e-4, iterations=40, debias=False, on_failure="return"),
+        "sliced": wgeo.Sliced(),
+    }
+    for name, solver in solvers.items():
+        found[name] = answer(wgeo.wasserstein(x, y, solver=solver))
+    shuffled = x[rng.permutation(len(x))] + 0.01 * y
+    found["far"] = answer(wgeo.wasserstein(x, shuffled))
+    found["weights"] = answer(wgeo.wasserstein(x, y[:200], a=a, b=b))
+    found["line"] = answer(wgeo.wasserstein(x[:, 0], y[:, 1]))
+    found["wide"] = answer(wgeo.wasserstein(wide, 1.1 * wide[::-1].copy()))
+    found["one"] = answer(wgeo.wasserstein(x[:1], y[:1]))
+    leaf = torch.from_numpy(x).requires_grad_()
+    sinkhorn_divergence(leaf, torch.from_numpy(y), epsilon=1.0).backward()
+    found["gradient"] = leaf.grad.flatten()[:50].tolist()
+    labels = np.arange(len(x)) % 3
+    layers = [x, x + y, np.eye(3, 5)[labels] + 0.1 * y]
+    traj = wgeo.Trajectory.from_arrays(layers, labels)
+    for weights in ("uniform", "frequency"):
+        found[weights] = wgeo.collapse(traj, weights=weights, bootstrap=10).to_dict()
+    found["sampled"] = wgeo.collapse(traj, spectrum_size=4).to_dict()
+    few = wgeo.Trajectory.from_arrays([wide[:2], 2 * wide[:2]], [0, 1])  # fewer than processes
+    found["few"] = [layer.within for layer in wgeo.collapse(few).layers]
+    found["straightness"] = wgeo.straightness(traj, bootstrap=20).to_dict()
+    net = wgeo.models.build("isoresnet", num_classes=3, in_channels=1, width=4, depth=2)
+    images = torch.rand(70, 1, 8, 8), np.arange(70) % 3
+    # One machine's processes agree to the bit on batches that are the same.
+    traced = wgeo.trace(net, images, batch_size=16)
+    found["traced"] = [float(layer.features.sum(dtype=float)) for layer in traced.layers]
+    found["decided"] = traced.predictions.tolist()
+    if distributed.is_first():
+        Path(path).write_text(json.dumps(found))
+
+
+def answer(result: wgeo.TransportResult) -> dict[str, Any]:
+    f, g = result.potentials or (np.zeros(1), np.zeros(1))
+    found = {"status": str(result.status), "lower": result.lower, "upper": result.upper}
+    return {**found, "divergence": result.divergence, "dual": float(f.mean() + g.mean())}
+
+
+def process(job: dict[str, Any], rank: int, said: Path, port: int) -> int:
+    """Start one process of a job."""
+    child = os.fork()
+    if child:
+        return child
+    handle = os.open(said, os.O_WRONLY | os.O_CREAT)
+    os.dup2(handle, 1)
+    os.dup2(handle, 2)
+    if job["ranks"] > 1:
+        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+        os.environ |= {"WORLD_SIZE": str(job["ranks"]), "TORCHELASTIC_USE_AGENT_STORE": "True"}
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    code = 0
+    try:
+        torch.manual_seed(0)
+        if "measure" in job:
+            with distributed.launched():
+                measure(job["measure"])
+        else:
+            main(job["words"])
+    except SystemExit as leave:
+        code = int(leave.code or 0)
+    except BaseException as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        code = 99
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def run(job: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Do a job: what each process said, and how it ended."""
+    # Where they meet; ours, as it is torchrun's own, so that it outlives them all.
+    meeting = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    files = [folder / f"{meeting.port}-{rank}.txt" for rank in range(job["ranks"])]
+    began = time.monotonic()
+    children = [process(job, rank, said, meeting.port) for rank, said in enumerate(files)]
+    if job.get("kill"):
+        rank, after = job["kill"]
+        time.sleep(after)
+        os.kill(children[rank], signal.SIGKILL)
+    codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    seconds = time.monotonic() - began
+    return {"codes": codes, "said": [said.read_text() for said in files], "seconds": seconds}
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    layout.SHARD = 1  # a batch is a shard: there is something to go on from
+    for name in ("analyze", "Exact"):
+        getattr(wgeo, name)
+    with tempfile.TemporaryDirectory() as place:
+        for planned in json.load(sys.stdin):
+            print(json.dumps(run(planned, Path(place))), flush=True)
