@@ -35,7 +35,6 @@ ELSEWHERE = {
     "wgeo demo": "make demo is a step of .ci/run",
     "sbatch": "takes a cluster",
     "wgeo sweep": "takes the checkpoints its file names; the tests run sweeps",
-    "torchrun": "takes several processes; the tests start some",
 }
 GIVEN = {"README.md"}  # run_readme.py runs its example, and holds what it prints
 BEFORE = {  # what a page takes as known
