@@ -53,7 +53,7 @@ def asked() -> int:
 
 @contextmanager
 def launched() -> Iterator[None]:
-    """Work together with the processes of a `torchrun` launch while the block lasts.
+    """Work together with the processes of a ``torchrun`` launch while the block lasts.
 
     They talk through gloo, about tensors on a GPU through NCCL; each takes the GPU of its number on
     its machine. A script of your own opens this around what wgeo is to do.
@@ -234,5 +234,5 @@ def _reaching() -> Iterator[None]:
         raise ProcessError(
             f"Another of the {asked()} processes of this job has ended, or cannot be reached; what "
             "it said stands above or in its log. Run the same command again: features that were "
-            f"stored are kept. ({str(error).splitlines()[0]:.200})"
+            f"stored are kept. ({str(error).splitlines()[0]:.120})"
         ) from error

@@ -24,7 +24,10 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "features": (),
     "trajectory": ("Trajectory", "Layer", "Block", "Segment", "Classifier"),
     "store": (),
-    "distributed": ("launched", "is_first", "rank", "ranks", "alone"),
+    "distributed": (
+        *("launched", "rank", "ranks", "is_first", "alone", "share"),
+        *("total", "largest", "everyone", "first", "dealt"),
+    ),
     "transport": (),
     "geodesic": (),
     "brenier": ("brenier", "BrenierResult", "brenier_blocks", "BrenierBlocks"),
