@@ -75,9 +75,10 @@ def launched() -> Iterator[None]:
         notes = dist.PrefixStore("wgeo", board)
         dist.init_process_group("gloo", store=board, rank=me, world_size=count, timeout=_PATIENCE)
         group = None
-        if torch.cuda.is_available():
-            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
-            group = dist.new_group(backend="nccl", timeout=_PATIENCE)
+        if gpus := torch.cuda.device_count():
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % gpus)
+            if gpus >= int(os.environ.get("LOCAL_WORLD_SIZE", "1")):  # NCCL shares no GPU
+                group = dist.new_group(backend="nccl", timeout=_PATIENCE)
     _launch = _Launch(me, count, notes, group)
     yield
     with _reaching():
