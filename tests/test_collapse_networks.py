@@ -107,8 +107,15 @@ def test_constant_and_collapsed_layers_have_replicates_too(rng):
 @given(st.lists(st.integers(-3, 3), min_size=2, max_size=9))
 def test_tau_is_kendalls(values):
     peer = kendalltau(np.arange(len(values)), values).statistic
-    found = _tau(np.array(values, float))
+    found = _tau(np.array(values, float), 0.0)
     assert found is None if np.isnan(peer) else found == pytest.approx(peer)
+
+
+def test_three_class_means_are_always_120_degrees_apart(rng):
+    """Their mean angle is the same at every layer, whatever its last digit says."""
+    layers = [rng.normal(size=(60, 5)) for _ in range(6)]
+    angle = wgeo.collapse(Trajectory.from_arrays(layers, np.arange(60) % 3)).separation
+    assert (angle.kendall_tau, angle.monotone, angle.reached) == (None, True, None)
 
 
 # --- one entry for what is held and for what streams by -------------------------------------------
