@@ -2,6 +2,7 @@
 
     python benchmarks/scale.py                    # N = 1000 to 16000 doubling, d, L, processes
     python benchmarks/scale.py --largest 100000   # N up to 100,000; hours for exact transport
+    python benchmarks/scale.py --ranks 1 2        # the same by one process and by two
     python benchmarks/scale.py --large            # 100,000 x 512 x 8 layers from disk, 1.6 GB
 
 Features are synthetic: clusters that contract and drift from layer to layer, written to disk a few
@@ -31,10 +32,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from rich.console import Console
 from rich.table import Table
 
 import wgeo
+from wgeo import distributed
 from wgeo.geodesic import path_figures
 from wgeo.store import Column, Writer
 from wgeo.trajectory import features_key, outline
@@ -119,9 +122,16 @@ def warm() -> wgeo.Trajectory:
     return wgeo.Trajectory.from_arrays([first, 0.9 * first + 0.1, 0.8 * first], np.arange(40) % 2)
 
 
-def measure(task: str, folder: Path, threads: int, answer) -> None:
-    """Run a task in this process; send what it found, took and held."""
+def measure(task: str, folder: Path, threads: int, answer, together: dict[str, str]) -> None:
+    """Run a task in this process, with others where they are to be met; send what it found."""
+    os.environ |= together
     torch.set_num_threads(threads)
+    with distributed.launched():
+        answer.send(_measured(task, folder))
+
+
+def _measured(task: str, folder: Path) -> dict:
+    """What a task found, took and held."""
     TASKS[task](warm())
     idle, most, done = resident("RssAnon"), [0], threading.Event()
 
@@ -139,21 +149,40 @@ def measure(task: str, folder: Path, threads: int, answer) -> None:
     anon = max(most[0], resident("RssAnon"))
     peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     found = {"value": value, "seconds": seconds, "cpu": cpu, "idle": idle}
-    answer.send({**found, "anon": anon, "peak": peak})
+    return {**found, "anon": anon, "peak": peak}
 
 
-def run(task: str, folder: Path, threads: int) -> dict:
-    """Measure in a fresh process."""
+def run(task: str, folder: Path, threads: int, ranks: int = 1) -> dict:
+    """Measure in a fresh process, or in several that work together: what the first found."""
     context = mp.get_context("spawn")
-    ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=measure, args=(task, folder, threads, theirs))
-    process.start()
-    theirs.close()
+    meeting = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(meeting.port)}
+    where |= {"WORLD_SIZE": str(ranks), "TORCHELASTIC_USE_AGENT_STORE": "True"}
+    answers = []
+    for rank in range(ranks):
+        ours, theirs = context.Pipe(duplex=False)
+        together = {**where, "RANK": str(rank), "LOCAL_RANK": str(rank)} if ranks > 1 else {}
+        process = context.Process(target=measure, args=(task, folder, threads, theirs, together))
+        process.start()
+        theirs.close()
+        answers.append(ours)
     try:
-        return ours.recv()
+        found, *_ = [ours.recv() for ours in answers]
+        return found
     except EOFError:
         process.join()
         return {"failed": process.exitcode}
+
+
+def shared(args: argparse.Namespace, home: Path) -> dict:
+    """The same work by one process and by several, of one thread each."""
+    shape = {"n": 16000, "d": 64, "layers": 4}
+    place = features(home / "shared", **shape)
+    found = {}
+    for task in ("certified", "sinkhorn", "collapse"):
+        rows = [{**shape, "ranks": r, **run(task, place, 1, r)} for r in args.ranks]
+        found[task] = {"rows": rows, "ratio": rows[0]["seconds"] / rows[-1]["seconds"]}
+    return found
 
 
 def exponent(rows: list[dict], size: str, what: str) -> float | None:
@@ -202,6 +231,7 @@ def main() -> None:
     parser.add_argument("--largest", type=int, default=16000)
     parser.add_argument("--large", action="store_true")
     parser.add_argument("--samples", type=int, default=100_000, help="of --large")
+    parser.add_argument("--ranks", type=int, nargs="+", help="processes to compare, such as 1 2")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
     parser.add_argument("--folder", type=Path, help="for the features; default a temporary one")
@@ -210,8 +240,9 @@ def main() -> None:
     record = json.loads(args.out.read_text()) if args.out.exists() else {}
     with tempfile.TemporaryDirectory() as temporary:
         home = args.folder or Path(temporary)
-        kind = "large" if args.large else "sweep"
-        record.setdefault(kind, {}).update((large if args.large else sweep)(args, home))
+        kind, work = ("ranks", shared) if args.ranks else ("sweep", sweep)
+        kind, work = ("large", large) if args.large else (kind, work)
+        record.setdefault(kind, {}).update(work(args, home))
     record["machine"] = {"threads": args.threads, "processor": platform.machine()}
     record["versions"] = {"torch": torch.__version__, "numpy": np.__version__}
     args.out.write_text(json.dumps(record, indent=1) + "\n")
@@ -225,6 +256,9 @@ def show(record: dict) -> None:
         if "seconds" in row:
             held = ", ".join(f"{k} {row[k] / 2**20:.0f} MiB" for k in ("idle", "anon", "peak"))
             console.print(f"{name}: {row['seconds']:.0f} s, CPU {row['cpu']:.0f} s, {held}")
+    for name, row in record.get("ranks", {}).items():
+        last = row["rows"][-1]
+        console.print(f"{name}, {last['ranks']} processes: {row['ratio']:.2f} times as fast as one")
     table = Table(title="exponents")
     for head in ("task over size", "CPU time", "memory above idle", "largest: CPU s", "MiB"):
         table.add_column(head)
