@@ -39,6 +39,7 @@ TESTS = {
     "transport/closed_form.py": ["test_closed_form.py", "test_honesty.py"],
 }
 LIMIT = 120  # seconds after which a fault that keeps the tests from ending counts as noticed
+UNTRIED = 2  # the exit code of a fork that imported another wgeo
 ERRORS = (ast.Raise, ast.JoinedStr)  # what a message says is not what a number is
 
 ARITHMETIC: dict[type, type] = {
@@ -147,14 +148,21 @@ def faulty(module: str, which: int) -> tuple[ast.Module, Fault]:
     return ast.fix_missing_locations(tree), fault
 
 
-def served(module: str, tree: ast.Module) -> None:
-    """Give the faulty source wherever the sound file is read, past any import hook and cache."""
+def served(module: str, tree: ast.Module) -> list[str]:
+    """Give the faulty source wherever the sound file is read, past any import hook and cache.
+
+    The list names the files it was given for: while it is empty, nothing was put to the test.
+    """
     home, source = str(PACKAGE / module), ast.unparse(tree).encode()
+    given: list[str] = []
     loader = importlib.machinery.SourceFileLoader
     get_data, path_stats = loader.get_data, loader.path_stats
 
     def data(self: Any, path: str) -> bytes:
-        return source if str(path) == home else get_data(self, path)
+        if str(path) != home:
+            return get_data(self, path)
+        given.append(home)
+        return source
 
     def stats(self: Any, path: str) -> Any:
         if str(path) == home:
@@ -162,6 +170,7 @@ def served(module: str, tree: ast.Module) -> None:
         return path_stats(self, path)
 
     loader.get_data, loader.path_stats = data, stats  # type: ignore[method-assign]
+    return given
 
 
 def run(module: str, tree: ast.Module | None) -> str:
@@ -174,13 +183,15 @@ def run(module: str, tree: ast.Module | None) -> str:
         os.dup2(null, 1)
         os.dup2(null, 2)
         sys.argv = ["pytest"]
-        if tree is not None:
-            served(module, tree)
+        given = [module] if tree is None else served(module, tree)
         files = [str(HERE / name) for name in TESTS[module]]
         options = ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-k", f"not ({SLOW})"]
-        os._exit(int(pytest.main([*options, *files])) != 0)
+        failed = int(pytest.main([*options, *files])) != 0
+        os._exit(failed if given else UNTRIED)
     _, status = os.waitpid(child, 0)
     code = os.waitstatus_to_exitcode(status)
+    if code == UNTRIED:
+        sys.exit(f"{PACKAGE / module} is not what the tests import")
     return {0: "survived", 1: "noticed"}.get(code, "endless")
 
 
@@ -191,6 +202,7 @@ def main() -> None:
     parser.add_argument("--module", choices=list(TESTS), action="append")
     asked = parser.parse_args()
     torch.set_num_threads(1)
+    sys.path.insert(0, str(PACKAGE.parent))  # this wgeo, whichever is installed
     for module in asked.module or TESTS:
         total = faulty(module, -1)[1].count
         draw = random.Random(asked.seed)
