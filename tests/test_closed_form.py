@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wgeo.errors import ArgumentError
-from wgeo.transport import Gaussian, Sliced, Status, wasserstein
+from wgeo.transport import Gaussian, Sliced, Status, closed_form, wasserstein
 from wgeo.transport.closed_form import line_costs
+from wgeo.transport.pair import Pair
 
 
 def bures(x, y, **weights) -> float:
@@ -172,6 +173,21 @@ class TestSliced:
         assert result.stats["projections"] == 5
         truth = wasserstein(x, y).distance
         assert result.lower <= truth <= result.upper
+
+    def test_principal_axes_of_many_points_in_many_dimensions(self, rng, monkeypatch):
+        """Orthonormal, which makes them a bound, and the directions of most variance."""
+        strong = np.linalg.qr(rng.standard_normal((60, 3)))[0].T
+        x, y = (20 * rng.standard_normal((50, 3)) @ strong for _ in range(2))
+        x, y = x + 0.01 * rng.standard_normal(x.shape), y + 0.01 * rng.standard_normal(y.shape)
+        whole = sliced(x, y, projections=1)
+        monkeypatch.setattr(closed_form, "_AXES", 40)
+        pair = Pair.of(torch.from_numpy(x), torch.from_numpy(y))
+        axes = closed_form._principal_axes(pair, 0).numpy()
+        assert axes.shape == (5, 60)
+        np.testing.assert_allclose(axes @ axes.T, np.eye(5), atol=1e-12)
+        np.testing.assert_allclose((axes @ strong.T) ** 2 @ np.ones(3), [1, 1, 1, 0, 0], atol=1e-5)
+        some = sliced(x, y, projections=1)
+        assert 0.9 * whole.lower < some.lower <= wasserstein(x, y).upper
 
     def test_needs_a_direction(self):
         with pytest.raises(ArgumentError, match="at least 1"):

@@ -23,6 +23,7 @@ from wgeo.collapse import (
     collapse_stream,
 )
 from wgeo.collapse.depth import progress
+from wgeo.collapse.metrics import distance_to_etf
 from wgeo.collapse.spectrum import RowSample
 from wgeo.errors import ArgumentError, DependencyError, FeatureError
 from wgeo.trajectory import Classifier, Trajectory
@@ -195,6 +196,45 @@ def test_frames_by_hand():
     assert square.max_coherence == 1
     assert square.equiangle == pytest.approx((1 / 3 + 1 / 3 + 2 / 3) / 3)
     assert Frame.of(np.array([[1.0], [3.0]])).equinorm == pytest.approx(1 / 2)
+    assert Frame.of(np.zeros((3, 2))) == Frame(None, None, None, None, None)
+    assert distance_to_etf(np.zeros((3, 3))) is None
+
+
+def test_angles_of_vectors_along_a_line_stay_within_range(rng):
+    """Rounding takes a cosine past 1, and no angle past its range."""
+    past = 0
+    for v in rng.normal(size=(200, 3)):
+        frame = Frame.of(np.array([v, 3 * v, -v]))
+        units = np.array([v, 3 * v, -v]) / np.linalg.norm([v, 3 * v, -v], axis=1)[:, None]
+        past += bool((np.abs(units @ units.T)[0, 1:] > 1).any())
+        assert frame.mean_angle == pytest.approx(120, abs=1e-5)
+        assert frame.max_coherence <= 1
+    assert past > 10
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
+def test_a_vector_counts_as_zero_below_a_trillionth_of_the_longest(scale):
+    for share, angle in ((5e-13, None), (1.5e-12, 90.0)):
+        frame = Frame.of(scale * np.array([[1.0, 0.0], [0.0, share]]))
+        assert frame.mean_angle == (angle and pytest.approx(angle))
+        assert frame.equinorm == pytest.approx(1)
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
+def test_class_means_coincide_below_a_trillionth_of_their_size(scale):
+    for share, defined in ((5e-13, False), (1.5e-12, True)):
+        means = scale * np.array([[1.0, 0.0], [-0.5, share / 2], [-0.5, -share / 2]])
+        found = collapse_of(np.repeat(means, 2, 0), np.repeat(np.arange(3), 2))
+        assert (found.cdnv is not None) == defined
+
+
+def test_directions_of_the_means_below_the_tolerance_do_not_count():
+    for share, rank in ((0.8e-7, 1), (1.5e-7, 2)):
+        means = np.array([[1.0, 0.0], [-1.0, 0.0], [0.0, share * math.sqrt(2)]])
+        means -= means.mean(0)
+        sigma = np.linalg.svd(means, compute_uv=False)
+        means[:, 1] *= share * sigma[0] / sigma[1]
+        assert collapse_of(np.repeat(means, 2, 0), np.repeat(np.arange(3), 2)).rank == rank
 
 
 def test_ood_orthogonality(rng):
@@ -203,6 +243,8 @@ def test_ood_orthogonality(rng):
     assert collapse_of(H, labels, ood=[[0, 0, 5.0], [0, 0, 1]]).nc5 == 0
     assert collapse_of(H, labels, ood=np.array([[1.0, 0, 0]])).nc5 == pytest.approx(0.5)
     assert collapse_of(H, labels).nc5 is None
+    assert collapse_of(H, labels, ood=np.zeros((1, 3))).nc5 is None  # the origin is no direction
+    assert collapse_of(H, labels, ood=np.zeros((1, 3))).ncc_error == 0
 
 
 def test_matches_the_closed_form_of_the_scalar_family():
@@ -601,6 +643,17 @@ def test_a_trajectory_is_measured_layer_by_layer(rng):
     assert found.classes == (0, 1, 2, 3)
     assert found.counts == (100,) * 4
     assert found.accuracy == traj.accuracy
+    assert replace(found, layers=()).learned_at is None
+
+
+def test_a_classifier_that_says_nothing_of_the_last_layer(rng):
+    traj = network(rng)
+    silent = collapse_of(traj.last, traj.labels, np.zeros((4, 12)))
+    assert silent.nc3 is silent.nc3_papyan is None
+    other = replace(traj, classifier=Classifier(rng.normal(size=(4, 7)), np.zeros(4)))
+    found = collapse(other)
+    assert found.classifier is found.layers[-1].nc3 is None
+    assert found.layers[-1].nc1 == collapse(traj).layers[-1].nc1
 
 
 def test_progress_counts_what_rises(rng):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from importlib import import_module
 
 import numpy as np
 import pytest
@@ -151,7 +152,7 @@ def test_eigenvalues_that_lanczos_did_find_are_kept(monkeypatch):
         raise ArpackNoConvergence("stopped", values[:found], vectors[:, :found])
 
     whole = landscape(solution, eigenvalues=3)
-    monkeypatch.setattr("wgeo.ufm.landscape.eigsh", stopped)
+    monkeypatch.setattr(import_module("wgeo.ufm.landscape"), "eigsh", stopped)
     part = landscape(solution, eigenvalues=3)
     np.testing.assert_allclose(part.eigenvalues, whole.eigenvalues[:2], atol=1e-12)
     found = 0
@@ -160,7 +161,7 @@ def test_eigenvalues_that_lanczos_did_find_are_kept(monkeypatch):
 
 
 def test_what_has_no_explicit_way_out():
-    """Where the certificate holds there is none; elsewhere only two factors, all samples, have one."""
+    """Where the certificate holds there is none; elsewhere two factors, all samples, have one."""
     best = fit_mse([0, 0, 1], dim=3, weight_decay=0.01, feature_decay=0.01)
     assert escape(best.problem, best.point()) is None
     problem = best.problem.collapsed()

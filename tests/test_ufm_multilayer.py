@@ -381,9 +381,9 @@ def test_free_coupling_pairs_anew_what_strays():
     """One sample of each class among the other's: paths from where it lies need not be its own."""
     x = np.array([[-1.0], [-1.1], [-1.2], [1.3], [1.0], [1.1], [1.2], [-1.3]])
     labels = np.repeat([0, 1], 4)
-    call = {"layers": 1, "weight_decay": 1e-3, "transport": 1e-2}
+    call = {"layers": 1, "weight_decay": 1e-3, "transport": 0.1}
     own, free = (fit_mufm(x, labels, coupling=c, **call) for c in ("trajectory", "free"))
-    assert free.objective < 0.5 * own.objective
+    assert free.objective < 0.9 * own.objective
     assert sorted(free.assignment) == list(range(8))
     assert set(free.assignment[:4]) == {0, 1, 2, 7}
     np.testing.assert_array_equal(free.X[0], x[free.assignment, 0])
@@ -392,11 +392,11 @@ def test_free_coupling_pairs_anew_what_strays():
 def test_a_coarse_tolerance_is_the_sketch_alone(rng):
     x, labels = clusters(rng, 3, 18, 4, 1.5)
     call = {"layers": 2, "weight_decay": 0.01, "transport": 0.2}
-    fine, coarse = (fit_mufm(x, labels, tolerance=t, **call) for t in (1e-10, 1e-2))
-    assert fine.objective <= coarse.objective <= fine.objective * (1 + 1e-3)
+    fine, coarse = (fit_mufm(x, labels, tolerance=t, **call) for t in (1e-10, 1e-4))
+    assert fine.objective <= coarse.objective <= fine.objective * (1 + 1e-7)
     assert len(coarse.values) == 5
     assert coarse.effort["steps"] < fine.effort["steps"]
-    assert coarse.effort["decrement"] < 1e-2
+    assert coarse.effort["decrement"] < 1e-4
 
 
 def test_steps_cut_short_end_at_the_same_minimum(rng, monkeypatch):
