@@ -160,7 +160,6 @@ class Tally:
     def __init__(self, home: Path, inputs: float, seconds: float) -> None:
         self.home, self.inputs = home, inputs
         self.seconds = seconds
-        signal.signal(signal.SIGINT, self.stop)
         self.counts: Counter[str] = Counter()
         self.crashes: list[str] = []
         self.slowest = 0.0
@@ -272,6 +271,7 @@ def main() -> None:
     signal.signal(signal.SIGPROF, too_long)
     with tempfile.TemporaryDirectory() as home:
         tally = Tally(Path(home), asked.inputs, asked.seconds)
+        signal.signal(signal.SIGINT, tally.stop)
         if asked.files:
             tally.begin()
             for file in asked.files:

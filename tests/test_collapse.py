@@ -228,12 +228,14 @@ def test_class_means_coincide_below_a_trillionth_of_their_size(scale):
         assert (found.cdnv is not None) == defined
 
 
-def test_directions_of_the_means_below_the_tolerance_do_not_count():
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
+def test_directions_of_the_means_below_the_tolerance_do_not_count(scale):
     for share, rank in ((0.8e-7, 1), (1.5e-7, 2)):
         means = np.array([[1.0, 0.0], [-1.0, 0.0], [0.0, share * math.sqrt(2)]])
         means -= means.mean(0)
         sigma = np.linalg.svd(means, compute_uv=False)
         means[:, 1] *= share * sigma[0] / sigma[1]
+        means *= scale
         assert collapse_of(np.repeat(means, 2, 0), np.repeat(np.arange(3), 2)).rank == rank
 
 
