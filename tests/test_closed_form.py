@@ -89,6 +89,17 @@ class TestGaussian:
         assert result.stats["means"] + result.stats["covariances"] == pytest.approx(result.cost)
         assert result.lower <= result.distance <= result.lower * (1 + 1e-9)
 
+    def test_the_cheaper_of_pairing_and_product_bounds_from_above(self, rng):
+        x = rng.standard_normal((30, 5))
+        near, away = x + 0.1, -x  # the farthest pairing there is costs more than none
+        for y, origin in ((near, "pairing"), (away, "product")):
+            result = wasserstein(x, y, solver=Gaussian())
+            assert result.stats["upper_from"] == origin
+            assert (result.coupling is None) == (origin == "product")
+        product = ((x[:, None] - away[None]) ** 2).sum(2).mean()
+        assert result.upper == pytest.approx(np.sqrt(product))
+        assert 0 <= result.seconds < 60
+
 
 @st.composite
 def weighted_lines(draw):
