@@ -2,7 +2,7 @@
 
     python tests/mutants.py                      every fault in every module (hours)
     python tests/mutants.py --share 0.1 --seed 3 a tenth of them, drawn
-    python tests/mutants.py --module collapse/metrics.py
+    python tests/mutants.py --module collapse/metrics.py --fault 5 --fault 17
 
 A fault that no test notices survives, and is told with its line: it wants a test, or a word in
 docs/trust.md on why it changes nothing. Libraries are loaded once, every fault is a fork, and the
@@ -249,13 +249,14 @@ def main() -> None:
     parser.add_argument("--share", type=float, default=1.0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--module", choices=list(TESTS), action="append")
+    parser.add_argument("--fault", type=int, action="append", help="these alone, by their number")
     asked = parser.parse_args()
     torch.set_num_threads(1)
     sys.path.insert(0, str(PACKAGE.parent))  # this wgeo, whichever is installed
     for module in asked.module or TESTS:
         total = faulty(module, -1)[1].count
         draw = random.Random(asked.seed)
-        chosen = sorted(draw.sample(range(total), max(1, round(asked.share * total))))
+        chosen = asked.fault or sorted(draw.sample(range(total), max(1, round(asked.share * total))))
         began = time.monotonic()
         rehearsal = Rehearsal()
         rehearsal.learn(module)

@@ -245,6 +245,9 @@ def test_ood_orthogonality(rng):
     assert collapse_of(H, labels, ood=[[0, 0, 5.0], [0, 0, 1]]).nc5 == 0
     assert collapse_of(H, labels, ood=np.array([[1.0, 0, 0]])).nc5 == pytest.approx(0.5)
     assert collapse_of(H, labels).nc5 is None
+    three = np.diag([2.0, 1, 5])
+    away = np.array([[3.0, 4, 0], [3, 4, 0]])
+    assert collapse_of(three, [0, 1, 2], ood=away).nc5 == pytest.approx((3 / 5 + 4 / 5) / 3)
     assert collapse_of(H, labels, ood=np.zeros((1, 3))).nc5 is None  # the origin is no direction
     assert collapse_of(H, labels, ood=np.zeros((1, 3))).ncc_error == 0
 
@@ -590,6 +593,7 @@ def test_constant_features_are_undefined_not_collapsed():
         for metric in set(NUMBERS) - {"within", "between"}:
             assert getattr(found, metric) is None, metric
             assert found.undefined[metric]
+        assert found.undefined["stable_rank"] == "the features are constant"
         assert found.nc3 is found.ncc_mismatch is None
         assert found.rank == 0
 
@@ -617,6 +621,12 @@ def test_a_class_mean_at_the_centre_has_no_angle():
     assert found.nc2_equinorm == pytest.approx(math.sqrt(1 / 2))
     assert found.nc2_etf > 0
     assert found.rank == 1
+    assert set(found.undefined) == {"nc2_equiangle", "mean_angle", "max_coherence"}
+    assert set(found.undefined.values()) == {"a class mean is the global mean"}
+    unasked = collapse_of(H[:4], [0, 0, 1, 1], spectrum_size=0)
+    assert unasked.undefined["stable_rank"] == "not asked for"
+    assert unasked.mean_angle == 180
+    assert "mean_angle" not in unasked.undefined
 
 
 # --- whole networks -------------------------------------------------------------------------------
