@@ -13,10 +13,14 @@ working folder as ``crash-*`` and named, and the exit code is 1.
 from __future__ import annotations
 
 import argparse
+import gc
 import hashlib
 import io
+import itertools
 import json
+import os
 import random
+import shutil
 import signal
 import struct
 import sys
@@ -26,6 +30,7 @@ import zipfile
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 import hostile
@@ -43,6 +48,10 @@ SECONDS = 10
 # Of a pickle and an array, what stands inside an archive is changed, and then packed whole.
 KINDS = ("pickle", "torch", "old torch", "safetensors", "array", "npz", "zip", "record", "series")
 ENDINGS = {"npz": ".npz", "array": ".npz", "zip": ".zip", "safetensors": ".safetensors"}
+READERS = (  # whose branches steer atheris
+    *("wgeo.", "zipfile", "json.", "pickle", "_compat_pickle", "numpy.lib", "PIL."),
+    *("safetensors", "torch.serialization", "torch._weights_only_unpickler", "torch._utils"),
+)
 WORDS = (
     *(b"\x80\x02", b"c", b"R", b"b", b"\x93", b"t", b"q\x01", b"h\x01", b"\x8a\x08", b"."),
     *(b"PK\x01\x02", b"PK\x03\x04", b"PK\x05\x06", b"PK\x06\x06", b"data.pkl", b"\x93NUMPY"),
@@ -146,13 +155,28 @@ def target(kind: str) -> Callable[[str], Any]:
 
 
 class Tally:
-    """Tries inputs and counts what came of them."""
+    """Tries inputs and counts what came of them, until it is `over` or interrupted."""
 
-    def __init__(self, home: Path) -> None:
-        self.home = home
+    def __init__(self, home: Path, inputs: float, seconds: float) -> None:
+        self.home, self.inputs = home, inputs
+        self.seconds = seconds
         self.counts: Counter[str] = Counter()
         self.crashes: list[str] = []
         self.slowest = 0.0
+
+    def begin(self) -> None:
+        self.began = time.monotonic()
+
+    def stop(self, *_: Any) -> None:
+        self.inputs = 0
+
+    @property
+    def spent(self) -> float:
+        return time.monotonic() - self.began
+
+    @property
+    def over(self) -> bool:
+        return self.counts.total() >= self.inputs or self.spent >= self.seconds
 
     def try_one(self, kind: str, body: bytes) -> None:
         path = self.home / f"input{ENDINGS.get(kind, '')}"
@@ -167,8 +191,6 @@ class Tally:
             if not str(error).isprintable() or len(str(error)) > 3000:
                 self.keep(kind, body, f"an error that cannot be printed: {str(error)[:200]!a}")
         except BaseException as error:
-            if isinstance(error, KeyboardInterrupt) and not isinstance(error, TooLong):
-                raise
             self.keep(kind, body, f"{type(error).__name__}: {str(error)[:200]!a}")
         finally:
             signal.setitimer(signal.ITIMER_PROF, 0)
@@ -182,12 +204,14 @@ class Tally:
         print(f"{name}: {why}", file=sys.stderr, flush=True)
 
     def said(self) -> str:
-        total = sum(self.counts.values())
         each = ", ".join(f"{what} {n}" for what, n in sorted(self.counts.items()))
-        return f"{total} inputs ({each}); slowest {self.slowest:.1f} s; {len(self.crashes)} crashes"
+        return (
+            f"{self.counts.total()} inputs in {self.spent:.0f} s ({each}); "
+            f"slowest {self.slowest:.1f} s; {len(self.crashes)} crashes"
+        )
 
 
-class TooLong(KeyboardInterrupt):
+class TooLong(BaseException):
     """Which nobody takes for a damaged file."""
 
 
@@ -195,20 +219,20 @@ def too_long(*_: Any) -> None:
     raise TooLong("it took too long")
 
 
-def at_random(tally: Tally, inputs: int, seconds: float, seed: int) -> None:
+def at_random(tally: Tally, seed: int) -> None:
     """Mutation without coverage."""
     draw, pools = random.Random(seed), seeds()
-    began, done = time.monotonic(), 0
-    while done < inputs and time.monotonic() - began < seconds:
-        kind = KINDS[done % len(KINDS)]
+    tally.begin()
+    for kind in itertools.cycle(KINDS):
+        if tally.over:
+            return
         tally.try_one(kind, mutated(draw, pools[kind]))
-        done += 1
-        if done % 5000 == 0:
-            print(f"{done} ({time.monotonic() - began:.0f} s): {tally.said()}", flush=True)
+        if tally.counts.total() % 5000 == 0:
+            print(tally.said(), flush=True)
 
 
-def steered(tally: Tally, inputs: int, seconds: float, seed: int, more: list[str]) -> None:
-    """Atheris: the first byte says of which kind the rest is."""
+def steered(tally: Tally, seed: int, more: list[str]) -> None:
+    """Atheris: the first byte says of which kind the rest is. It does not return."""
     import atheris
 
     corpus = tally.home / "corpus"
@@ -216,18 +240,21 @@ def steered(tally: Tally, inputs: int, seconds: float, seed: int, more: list[str
     for i, (kind, bodies) in enumerate(seeds().items()):
         for k, body in enumerate(bodies):
             (corpus / f"{i}-{k}").write_bytes(bytes([KINDS.index(kind)]) + body)
-    options = [f"-seed={seed + 1}", "-max_len=20000", "-timeout=60", *more, str(corpus)]
-    if np.isfinite(inputs):
-        options.append(f"-runs={int(inputs)}")
-    if np.isfinite(seconds):
-        options.append(f"-max_total_time={int(seconds)}")
-    atheris.instrument_all()
+    options = ["-max_len=100000", "-timeout=60", "-handle_int=0", *more, str(corpus)]
+    for thing in gc.get_objects():  # all of torch would take minutes, and steer to nothing
+        if isinstance(thing, FunctionType) and str(thing.__module__).startswith(READERS):
+            atheris.instrument_func(thing)
 
     def one(data: bytes) -> None:
         if data:
             tally.try_one(KINDS[data[0] % len(KINDS)], data[1:])
+        if tally.over:
+            shutil.rmtree(tally.home)
+            print(tally.said(), flush=True)
+            os._exit(bool(tally.crashes))  # libFuzzer takes any other end for a crash, or for none
 
-    atheris.Setup([sys.argv[0], *options], one)
+    atheris.Setup([sys.argv[0], f"-seed={seed + 1}", *options], one)
+    tally.begin()
     atheris.Fuzz()
 
 
@@ -243,23 +270,24 @@ def main() -> None:
     torch.set_num_threads(1)
     signal.signal(signal.SIGPROF, too_long)
     with tempfile.TemporaryDirectory() as home:
-        tally = Tally(Path(home))
+        tally = Tally(Path(home), asked.inputs, asked.seconds)
+        signal.signal(signal.SIGINT, tally.stop)
         if asked.files:
+            tally.begin()
             for file in asked.files:
                 kind = max(
                     (k for k in KINDS if f"crash-{k.replace(' ', '-')}-" in file.name), key=len
                 )
                 tally.try_one(kind, file.read_bytes())
         else:
-            how = (tally, asked.inputs, asked.seconds, asked.seed)
             try:
                 import atheris  # noqa: F401
             except ImportError:
                 asked.plain = True
             if asked.plain:
-                at_random(*how)
+                at_random(tally, asked.seed)
             else:
-                steered(*how, sys.argv[split + 1 :])
+                steered(tally, asked.seed, sys.argv[split + 1 :])
     print(tally.said())
     sys.exit(1 if tally.crashes else 0)
 

@@ -2,32 +2,37 @@
 
     python tests/mutants.py                      every fault in every module (hours)
     python tests/mutants.py --share 0.1 --seed 3 a tenth of them, drawn
-    python tests/mutants.py --module collapse/metrics.py
+    python tests/mutants.py --module collapse/metrics.py --fault 5 --fault 17
 
 A fault that no test notices survives, and is told with its line: it wants a test, or a word in
-docs/trust.md on why it changes nothing. Libraries are loaded once, every fault is a fork.
+docs/trust.md on why it changes nothing. Libraries are loaded once, every fault is a fork, and the
+quickest tests come first.
 """
 
 from __future__ import annotations
 
 import argparse
 import ast
+import importlib
 import importlib.machinery
+import json
 import os
 import random
 import signal
 import sys
+import tempfile
 import time
+import warnings
 from collections import Counter
+from contextlib import redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import numpy
+import hypothesis
 import pytest
 import torch
-import torchvision  # noqa: F401
 
 HERE = Path(__file__).parent
 PACKAGE = HERE.parent / "wgeo"
@@ -38,7 +43,9 @@ TESTS = {
     "geodesic/measure.py": ["test_geodesic.py"],
     "transport/closed_form.py": ["test_closed_form.py", "test_honesty.py"],
 }
-LIMIT = 120  # seconds after which a fault that keeps the tests from ending counts as noticed
+LIMIT = 120  # of its own seconds: a fault that keeps the tests from ending counts as noticed
+UNTRIED = 2  # the exit code of a fork that imported another wgeo
+UNSHRUNK = (hypothesis.Phase.explicit, hypothesis.Phase.generate)
 ERRORS = (ast.Raise, ast.JoinedStr)  # what a message says is not what a number is
 
 ARITHMETIC: dict[type, type] = {
@@ -79,7 +86,7 @@ class Fault(ast.NodeTransformer):
     def visit(self, node: ast.AST) -> Any:
         if isinstance(node, ERRORS):
             return node
-        if isinstance(node, ast.FunctionDef):  # not its annotations and defaults
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):  # not what stands around it
             node.body = [self.visit(part) for part in node.body]
             return node
         if isinstance(node, ast.AnnAssign):
@@ -147,14 +154,21 @@ def faulty(module: str, which: int) -> tuple[ast.Module, Fault]:
     return ast.fix_missing_locations(tree), fault
 
 
-def served(module: str, tree: ast.Module) -> None:
-    """Give the faulty source wherever the sound file is read, past any import hook and cache."""
+def served(module: str, tree: ast.Module) -> list[str]:
+    """Give the faulty source wherever the sound file is read, past any import hook and cache.
+
+    The list names the files it was given for: while it is empty, nothing was put to the test.
+    """
     home, source = str(PACKAGE / module), ast.unparse(tree).encode()
+    given: list[str] = []
     loader = importlib.machinery.SourceFileLoader
     get_data, path_stats = loader.get_data, loader.path_stats
 
     def data(self: Any, path: str) -> bytes:
-        return source if str(path) == home else get_data(self, path)
+        if str(path) != home:
+            return get_data(self, path)
+        given.append(home)
+        return source
 
     def stats(self: Any, path: str) -> Any:
         if str(path) == home:
@@ -162,25 +176,71 @@ def served(module: str, tree: ast.Module) -> None:
         return path_stats(self, path)
 
     loader.get_data, loader.path_stats = data, stats  # type: ignore[method-assign]
+    return given
 
 
-def run(module: str, tree: ast.Module | None) -> str:
-    """``noticed``, ``survived`` or ``endless``; without a tree the sound module is tested."""
+class Rehearsal:
+    """What is learnt from the sound module: how long each test takes, and what they import.
+
+    The tests of a faulty module run in that order, quickest first, and shrink no example.
+    """
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        items.sort(key=lambda item: self.seconds.get(item.nodeid, 0.0))
+        settings = hypothesis.settings
+        settings.register_profile("mutants", settings.get_profile("wgeo"), phases=UNSHRUNK)
+        settings.load_profile("mutants")
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        self.seconds[report.nodeid] = self.seconds.get(report.nodeid, 0.0) + report.duration
+
+    def learn(self, module: str) -> None:
+        """Run the tests in a process of their own, and load here the libraries they load."""
+        with tempfile.TemporaryFile("w+") as notes:
+            child = os.fork()
+            if child == 0:
+                passed = tested(module, self)
+                json.dump([passed, self.seconds, list(sys.modules)], notes)
+                notes.flush()
+                os._exit(0)
+            os.waitpid(child, 0)
+            notes.seek(0)
+            passed, self.seconds, libraries = json.load(notes)
+        if not passed:
+            sys.exit(f"the tests of {module} fail as it is")
+        ours = {path.stem for path in HERE.glob("*.py")} | {PACKAGE.name}
+        with warnings.catch_warnings(action="ignore"):
+            for name in libraries:
+                if name.partition(".")[0] not in ours:
+                    with suppress(Exception):  # not everything there was imported by its name
+                        importlib.import_module(name)
+
+
+def tested(module: str, rehearsal: Rehearsal) -> bool:
+    """Whether the module's tests pass, told nobody."""
+    files = [str(HERE / name) for name in TESTS[module]]
+    options = ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-k", f"not ({SLOW})"]
+    options += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]  # of what is loaded already
+    with open(os.devnull, "w") as null, redirect_stdout(null), redirect_stderr(null):
+        return int(pytest.main([*options, *files], plugins=[rehearsal])) == 0
+
+
+def run(module: str, tree: ast.Module, rehearsal: Rehearsal) -> str:
+    """``noticed``, ``survived`` or ``endless``."""
     child = os.fork()
     if child == 0:
         os.setpgrp()
-        signal.alarm(LIMIT)
-        null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, 1)
-        os.dup2(null, 2)
-        sys.argv = ["pytest"]
-        if tree is not None:
-            served(module, tree)
-        files = [str(HERE / name) for name in TESTS[module]]
-        options = ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-k", f"not ({SLOW})"]
-        os._exit(int(pytest.main([*options, *files])) != 0)
+        signal.setitimer(signal.ITIMER_PROF, LIMIT)
+        given = served(module, tree)
+        passed = tested(module, rehearsal)
+        os._exit((0 if passed else 1) if given else UNTRIED)
     _, status = os.waitpid(child, 0)
     code = os.waitstatus_to_exitcode(status)
+    if code == UNTRIED:
+        sys.exit(f"{PACKAGE / module} is not what the tests import")
     return {0: "survived", 1: "noticed"}.get(code, "endless")
 
 
@@ -189,19 +249,23 @@ def main() -> None:
     parser.add_argument("--share", type=float, default=1.0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--module", choices=list(TESTS), action="append")
+    parser.add_argument("--fault", type=int, action="append", help="these alone, by their number")
     asked = parser.parse_args()
     torch.set_num_threads(1)
+    sys.path.insert(0, str(PACKAGE.parent))  # this wgeo, whichever is installed
     for module in asked.module or TESTS:
         total = faulty(module, -1)[1].count
         draw = random.Random(asked.seed)
-        chosen = sorted(draw.sample(range(total), max(1, round(asked.share * total))))
+        chosen = asked.fault or sorted(draw.sample(range(total), max(1, round(asked.share * total))))
         began = time.monotonic()
-        if run(module, None) != "survived":
-            sys.exit(f"the tests of {module} fail as it is")
+        rehearsal = Rehearsal()
+        rehearsal.learn(module)
+        if run(module, faulty(module, -1)[0], rehearsal) != "survived":
+            sys.exit(f"the tests of {module} fail where nothing is changed but the layout")
         counts: Counter[str] = Counter()
         for which in chosen:
             tree, fault = faulty(module, which)
-            outcome = run(module, tree)
+            outcome = run(module, tree, rehearsal)
             counts[outcome] += 1
             if outcome == "survived":
                 print(f"{module} #{which} {fault.told}", flush=True)
@@ -211,5 +275,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    assert numpy  # loaded before the forks
     main()

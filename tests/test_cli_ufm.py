@@ -51,9 +51,9 @@ def test_cross_entropy_is_printed_and_written(tmp_path):
     assert record["landscape"]["verdict"] == "global"
     cosine = np.array(record["view"]["means"])
     np.testing.assert_allclose(cosine, 1.5 * np.eye(3) - 0.5, atol=1e-12)
-    arrays = np.load(tmp_path / "ce" / "solution.npz")
-    assert (arrays["W1"] ** 2).sum() == pytest.approx(known.rho)
-    assert arrays["H"].shape == (3, 15)
+    with np.load(tmp_path / "ce" / "solution.npz") as arrays:
+        assert (arrays["W1"] ** 2).sum() == pytest.approx(known.rho)
+        assert arrays["H"].shape == (3, 15)
     assert imread(tmp_path / "ce" / "model.png").shape[2] == 4
     assert "<svg" in (tmp_path / "ce" / "model.svg").read_text()
 
@@ -114,7 +114,8 @@ def test_mufm_of_digits(tmp_path):
     assert record["model"] == "mufm"
     assert len(record["curve"]) == 4
     assert record["curve"][-1]["collapse"]["nc1"] < record["curve"][0]["collapse"]["nc1"]
-    assert np.load(tmp_path / "solution.npz")["X"].shape == (64, 60)
+    with np.load(tmp_path / "solution.npz") as arrays:
+        assert arrays["X"].shape == (64, 60)
     assert (tmp_path / "model.png").exists()
 
 

@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wgeo.errors import ArgumentError
-from wgeo.transport import Gaussian, Sliced, Status, wasserstein
+from wgeo.transport import Gaussian, Sliced, Status, closed_form, wasserstein
 from wgeo.transport.closed_form import line_costs
+from wgeo.transport.pair import Pair
 
 
 def bures(x, y, **weights) -> float:
@@ -87,6 +88,25 @@ class TestGaussian:
         result = wasserstein(x, y, solver=Gaussian())
         assert result.stats["means"] + result.stats["covariances"] == pytest.approx(result.cost)
         assert result.lower <= result.distance <= result.lower * (1 + 1e-9)
+
+    def test_the_cheaper_of_pairing_and_product_bounds_from_above(self, rng):
+        x = rng.standard_normal((30, 5))
+        near, away = x + 0.1, -x  # the farthest pairing there is costs more than none
+        for y, origin in ((near, "pairing"), (away, "product")):
+            result = wasserstein(x, y, solver=Gaussian())
+            assert result.stats["upper_from"] == origin
+            assert (result.coupling is None) == (origin == "product")
+        product = ((x[:, None] - away[None]) ** 2).sum(2).mean()
+        assert result.upper == pytest.approx(np.sqrt(product))
+        assert result.stats["means"] == pytest.approx(4 * (x.mean(0) ** 2).sum())
+        assert 0 <= result.seconds < 60
+
+    def test_points_factored_a_few_at_a_time(self, rng, monkeypatch):
+        x, y = rng.standard_normal((50, 3)) + 1, rng.standard_normal((40, 3))
+        a = rng.dirichlet(np.ones(50))
+        at_once = bures(x, y, a=a)
+        monkeypatch.setattr(closed_form, "_POINTS", 21)
+        assert bures(x, y, a=a) == pytest.approx(at_once, rel=1e-12)
 
 
 @st.composite
@@ -172,6 +192,56 @@ class TestSliced:
         assert result.stats["projections"] == 5
         truth = wasserstein(x, y).distance
         assert result.lower <= truth <= result.upper
+
+    def test_principal_axes_of_many_points_in_many_dimensions(self, rng, monkeypatch):
+        """Orthonormal, which makes them a bound, and the directions of most variance."""
+        strong = np.linalg.qr(rng.standard_normal((60, 3)))[0].T
+        x, y = (20 * rng.standard_normal((50, 3)) @ strong for _ in range(2))
+        x, y = x + 0.01 * rng.standard_normal(x.shape), y + 0.01 * rng.standard_normal(y.shape)
+        whole = sliced(x, y, projections=1)
+        monkeypatch.setattr(closed_form, "_AXES", 40)
+        pair = Pair.of(torch.from_numpy(x), torch.from_numpy(y))
+        axes = closed_form._principal_axes(pair, 0).numpy()
+        assert axes.shape == (5, 60)
+        np.testing.assert_allclose(axes @ axes.T, np.eye(5), atol=1e-12)
+        np.testing.assert_allclose((axes @ strong.T) ** 2 @ np.ones(3), [1, 1, 1, 0, 0], atol=1e-5)
+        some = sliced(x, y, projections=1)
+        assert 0.9 * whole.lower < some.lower <= wasserstein(x, y).upper
+
+    def test_lines_a_few_at_a_time(self, rng, monkeypatch):
+        x, y = rng.standard_normal((20, 5)), rng.standard_normal((30, 5)) + 1
+        at_once = sliced(x, y).to_dict() | {"seconds": 0}
+        monkeypatch.setattr(closed_form, "_LINES", 150)
+        assert sliced(x, y).to_dict() | {"seconds": 0} == at_once
+
+    @pytest.mark.parametrize(("projections", "d"), [(5, 3), (6, 3), (2, 40), (1, 1)])
+    def test_directions_are_frames_without_a_bent_to_one_side(self, rng, projections, d):
+        pair = Pair.of(*(torch.from_numpy(rng.standard_normal((4, d))) for _ in range(2)))
+        drawn = [Sliced(projections, seed)._directions(pair).numpy() for seed in range(300)]
+        assert {q.shape for q in drawn} == {(projections, d)}
+        for q in drawn[:3]:
+            for k in range(0, projections, d):
+                frame = q[k : k + d]
+                np.testing.assert_allclose(frame @ frame.T, np.eye(len(frame)), atol=1e-12)
+        assert np.abs(np.mean(drawn, axis=0)).max() < 5 / np.sqrt(300 * d)
+
+    def test_the_error_of_the_mean_over_directions(self):
+        error = closed_form._error_of_root_mean
+        assert error(torch.tensor([1.0, 9.0])) == pytest.approx(4 / (2 * np.sqrt(5)))
+        assert error(torch.tensor([1.0])) is None
+        assert error(torch.zeros(3)) is None
+
+    def test_the_upper_end_is_the_cost_of_the_coupling_it_names(self, rng):
+        x = rng.standard_normal((30, 4))
+        near, shuffled = x + 0.01 * rng.standard_normal(x.shape), rng.permutation(x) + 1
+        for y, origin in ((near, "pairing"), (shuffled, "line")):
+            result = sliced(x, y)
+            assert result.stats["upper_from"] == origin
+            assert sorted(result.coupling) == list(range(30))
+            cost = ((x - y[result.coupling]) ** 2).sum(1).mean()
+            assert result.upper == pytest.approx(np.sqrt(cost), rel=1e-9)
+            assert cost <= ((x - y) ** 2).sum(1).mean() * (1 + 1e-12)
+            assert 0 <= result.seconds < 60
 
     def test_needs_a_direction(self):
         with pytest.raises(ArgumentError, match="at least 1"):

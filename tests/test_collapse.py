@@ -23,6 +23,7 @@ from wgeo.collapse import (
     collapse_stream,
 )
 from wgeo.collapse.depth import progress
+from wgeo.collapse.metrics import distance_to_etf
 from wgeo.collapse.spectrum import RowSample
 from wgeo.errors import ArgumentError, DependencyError, FeatureError
 from wgeo.trajectory import Classifier, Trajectory
@@ -195,6 +196,47 @@ def test_frames_by_hand():
     assert square.max_coherence == 1
     assert square.equiangle == pytest.approx((1 / 3 + 1 / 3 + 2 / 3) / 3)
     assert Frame.of(np.array([[1.0], [3.0]])).equinorm == pytest.approx(1 / 2)
+    assert Frame.of(np.zeros((3, 2))) == Frame(None, None, None, None, None)
+    assert distance_to_etf(np.zeros((3, 3))) is None
+
+
+def test_angles_of_vectors_along_a_line_stay_within_range(rng):
+    """Rounding takes a cosine past 1, and no angle past its range."""
+    past = 0
+    for v in rng.normal(size=(200, 3)):
+        frame = Frame.of(np.array([v, 3 * v, -v]))
+        units = np.array([v, 3 * v, -v]) / np.linalg.norm([v, 3 * v, -v], axis=1)[:, None]
+        past += bool((np.abs(units @ units.T)[0, 1:] > 1).any())
+        assert frame.mean_angle == pytest.approx(120, abs=1e-5)
+        assert frame.max_coherence <= 1
+    assert past > 10
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
+def test_a_vector_counts_as_zero_below_a_trillionth_of_the_longest(scale):
+    for share, angle in ((5e-13, None), (1.5e-12, 90.0)):
+        frame = Frame.of(scale * np.array([[1.0, 0.0], [0.0, share]]))
+        assert frame.mean_angle == (angle and pytest.approx(angle))
+        assert frame.equinorm == pytest.approx(1)
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
+def test_class_means_coincide_below_a_trillionth_of_their_size(scale):
+    for share, defined in ((5e-13, False), (1.5e-12, True)):
+        means = scale * np.array([[1.0, 0.0], [-0.5, share / 2], [-0.5, -share / 2]])
+        found = collapse_of(np.repeat(means, 2, 0), np.repeat(np.arange(3), 2))
+        assert (found.cdnv is not None) == defined
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
+def test_directions_of_the_means_below_the_tolerance_do_not_count(scale):
+    for share, rank in ((0.8e-7, 1), (1.5e-7, 2)):
+        means = np.array([[1.0, 0.0], [-1.0, 0.0], [0.0, share * math.sqrt(2)]])
+        means -= means.mean(0)
+        sigma = np.linalg.svd(means, compute_uv=False)
+        means[:, 1] *= share * sigma[0] / sigma[1]
+        means *= scale
+        assert collapse_of(np.repeat(means, 2, 0), np.repeat(np.arange(3), 2)).rank == rank
 
 
 def test_ood_orthogonality(rng):
@@ -203,6 +245,11 @@ def test_ood_orthogonality(rng):
     assert collapse_of(H, labels, ood=[[0, 0, 5.0], [0, 0, 1]]).nc5 == 0
     assert collapse_of(H, labels, ood=np.array([[1.0, 0, 0]])).nc5 == pytest.approx(0.5)
     assert collapse_of(H, labels).nc5 is None
+    three = np.diag([2.0, 1, 5])
+    away = np.array([[3.0, 4, 0], [3, 4, 0]])
+    assert collapse_of(three, [0, 1, 2], ood=away).nc5 == pytest.approx((3 / 5 + 4 / 5) / 3)
+    assert collapse_of(H, labels, ood=np.zeros((1, 3))).nc5 is None  # the origin is no direction
+    assert collapse_of(H, labels, ood=np.zeros((1, 3))).ncc_error == 0
 
 
 def test_matches_the_closed_form_of_the_scalar_family():
@@ -546,6 +593,7 @@ def test_constant_features_are_undefined_not_collapsed():
         for metric in set(NUMBERS) - {"within", "between"}:
             assert getattr(found, metric) is None, metric
             assert found.undefined[metric]
+        assert found.undefined["stable_rank"] == "the features are constant"
         assert found.nc3 is found.ncc_mismatch is None
         assert found.rank == 0
 
@@ -573,6 +621,12 @@ def test_a_class_mean_at_the_centre_has_no_angle():
     assert found.nc2_equinorm == pytest.approx(math.sqrt(1 / 2))
     assert found.nc2_etf > 0
     assert found.rank == 1
+    assert set(found.undefined) == {"nc2_equiangle", "mean_angle", "max_coherence"}
+    assert set(found.undefined.values()) == {"a class mean is the global mean"}
+    unasked = collapse_of(H[:4], [0, 0, 1, 1], spectrum_size=0)
+    assert unasked.undefined["stable_rank"] == "not asked for"
+    assert unasked.mean_angle == 180
+    assert "mean_angle" not in unasked.undefined
 
 
 # --- whole networks -------------------------------------------------------------------------------
@@ -601,6 +655,17 @@ def test_a_trajectory_is_measured_layer_by_layer(rng):
     assert found.classes == (0, 1, 2, 3)
     assert found.counts == (100,) * 4
     assert found.accuracy == traj.accuracy
+    assert replace(found, layers=()).learned_at is None
+
+
+def test_a_classifier_that_says_nothing_of_the_last_layer(rng):
+    traj = network(rng)
+    silent = collapse_of(traj.last, traj.labels, np.zeros((4, 12)))
+    assert silent.nc3 is silent.nc3_papyan is None
+    other = replace(traj, classifier=Classifier(rng.normal(size=(4, 7)), np.zeros(4)))
+    found = collapse(other)
+    assert found.classifier is found.layers[-1].nc3 is None
+    assert found.layers[-1].nc1 == collapse(traj).layers[-1].nc1
 
 
 def test_progress_counts_what_rises(rng):

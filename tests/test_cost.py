@@ -155,6 +155,16 @@ class TestErrorBounds:
 
 
 class TestTiles:
+    def test_panels_add_up(self, rng, monkeypatch):
+        """Of points wider than a panel, whose products are not at hand."""
+        x, y = clouds(rng, d=10)
+        at_once = costs_of(x, y)
+        at_once = whole(at_once, "y", "x")
+        monkeypatch.setattr(cost_module, "_PANEL", 4)
+        costs = costs_of(x, y)
+        vars(costs)["products"] = None
+        torch.testing.assert_close(whole(costs, "y", "x"), at_once, rtol=0, atol=1e-5)
+
     def test_do_not_depend_on_their_size(self, rng, monkeypatch):
         costs = costs_of(*clouds(rng, n=300, m=200))
         at_once = whole(costs, "y", "x")

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from scipy.optimize import linear_sum_assignment
 from scipy.spatial.distance import cdist
 
-from wgeo.errors import ArgumentError, FeatureError
+from wgeo.errors import ArgumentError, ConvergenceError, FeatureError
 from wgeo.transport import Exact, Status, wasserstein
 from wgeo.transport import cost as cost_module
 from wgeo.transport.arcs import Arcs, Labels, relax
@@ -352,6 +352,7 @@ class TestResources:
         assert wasserstein(x, y).to_dict() | {"seconds": 0} == base.to_dict() | {"seconds": 0}
         monkeypatch.setattr(cost_module, "_FEWEST_ROWS", 5)
         monkeypatch.setattr(cost_module, "_LISTED", 999)
+        monkeypatch.setattr("wgeo.transport.refine._LONG", 1)  # rounds are shown, and the same
         small = wasserstein(x, y, solver=Exact(memory="20kB"))
         np.testing.assert_array_equal(small.coupling, base.coupling)
         assert small.cost == pytest.approx(base.cost, rel=1e-14)
@@ -540,6 +541,18 @@ class TestSparse:
         assert value == pytest.approx(ot.emd2(a, b, dense), rel=1e-12)
         assert arcs.slack(labels).min() >= -1e-14
         assert b @ labels.q - a @ labels.p == pytest.approx(ot.emd2(a, b, dense), rel=1e-10)
+
+    def test_a_simplex_that_ends_early_is_an_error(self, rng, monkeypatch):
+        def early(*given, **settings):
+            plan, log = whole(*given, **settings)
+            return plan, log | {"result_code": 3, "warning": "cut short"}
+
+        whole = ot.emd
+        monkeypatch.setattr(ot, "emd", early)
+        zero = Labels(np.zeros(30), np.zeros(40))
+        weights = rng.dirichlet(np.ones(30)), rng.dirichlet(np.ones(40))
+        with pytest.raises(ConvergenceError, match=r"cut short.*Drop the smallest"):
+            transport(self.arcs(rng, 30, 40), zero, *weights, 1.0)
 
     def test_labels_are_shortest_paths(self, rng):
         """Against plain Bellman-Ford, one arc at a time."""

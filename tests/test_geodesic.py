@@ -18,6 +18,7 @@ from scipy.spatial.distance import cdist
 from wgeo.errors import ArgumentError, FeatureError
 from wgeo.geodesic import (
     STATISTICS,
+    BiasCurve,
     Straightness,
     bias_curve,
     path_figures,
@@ -555,6 +556,8 @@ def test_nothing_to_measure_is_said_in_words(rng):
         straightness(trajectory([rng.normal(size=(5, 3)), rng.normal(size=(5, 2))]))
     with pytest.raises(ArgumentError, match="bootstrap"):
         straightness(trajectory([rng.normal(size=(5, 3))] * 2), bootstrap=-1)
+    with pytest.raises(ArgumentError, match="seed"):
+        straightness(trajectory([rng.normal(size=(5, 3))] * 2), seed=-1)
 
 
 # ---- uncertainty -----------------------------------------------------------------------------
@@ -820,6 +823,24 @@ def test_verdict_names_what_it_sees():
     assert "one block" in verdict(one)
 
 
+def test_verdict_gives_an_interval_and_no_score_that_is_none(rng):
+    straight = straightness(trajectory(rng.normal(size=(3, 30, 2)).cumsum(0)), bootstrap=50)
+    low, high = straight.segments[0].intervals["length_ratio"]
+    assert f"(95 % interval {low:.2f} to {high:.2f})" in verdict(straight)
+    unscored = replace(straight.segments[0], ot_score=None)
+    assert "ot_score" in verdict(straight).partition("Of ")[0]
+    assert "ot_score" not in verdict(replace(straight, segments=(unscored,))).partition("Of ")[0]
+
+
+def test_tables_have_a_row_a_block_and_a_size(rng):
+    straight = straightness(staged(rng), bootstrap=0)
+    table = straight.to_pandas()
+    assert list(table["target"]) == [block.target for block in straight.blocks]
+    assert "intervals" not in table
+    curve = bias_curve(rng.normal(size=(20, 2)), rng.normal(size=(20, 2)), [5, 10])
+    assert list(curve.to_pandas()["size"]) == [5, 10]
+
+
 # ---- bias ------------------------------------------------------------------------------------
 
 
@@ -849,3 +870,6 @@ def test_bias_curve_checks_its_input(rng):
         bias_curve(x, x, [10, 30])
     assert [p.size for p in bias_curve(x, x + 1).points] == [2, 5, 10, 20]
     assert bias_curve(x, x + 1).samples_for() is None  # a translation: nothing is ever resolved
+    points = bias_curve(x, x + rng.normal(size=(20, 2)), [5, 20]).points
+    falling = [replace(p, resolution=r) for p, r in zip(points, (0.4, 0.3), strict=True)]
+    assert BiasCurve(tuple(falling)).samples_for() is None  # more samples do not help

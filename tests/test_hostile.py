@@ -9,6 +9,7 @@ import warnings
 import zipfile
 from pathlib import Path
 
+import fuzz_readers
 import hostile
 import pytest
 from click.testing import CliRunner
@@ -75,6 +76,51 @@ def test_none_takes_much_memory_or_time(corpus):
     _, rows = corpus
     assert wrong(rows, lambda row: row["bytes"] > hostile.MEMORY and row["bytes"] >> 20) == []
     assert wrong(rows, lambda row: row["seconds"] > hostile.SECONDS and row["seconds"]) == []
+
+
+# --- the fuzzer ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tally(tmp_path, monkeypatch):
+    """What counts a short run; whatever it keeps is kept in the test's folder."""
+    monkeypatch.chdir(tmp_path)
+    before = fuzz_readers.signal.signal(fuzz_readers.signal.SIGPROF, fuzz_readers.too_long)
+    yield fuzz_readers.Tally(tmp_path, inputs=270, seconds=60)
+    fuzz_readers.signal.signal(fuzz_readers.signal.SIGPROF, before)
+
+
+def test_a_few_files_changed_at_random_are_read_or_refused(tally):
+    fuzz_readers.at_random(tally, seed=0)
+    assert tally.crashes == []
+    tried = dict.fromkeys(fuzz_readers.KINDS, 0)
+    for outcome, count in tally.counts.items():
+        tried[outcome.rpartition(" ")[0]] += count
+    assert set(tried.values()) == {30}
+    assert tally.counts["npz read"] + tally.counts["series read"] > 0
+
+
+def endless(path):
+    while True:
+        path += ""
+
+
+@pytest.mark.parametrize(
+    ("door", "said"),
+    [
+        (lambda path: [].pop(), "IndexError"),
+        (lambda path: sys.exit(0), "SystemExit"),
+        (endless, "TooLong"),
+    ],
+)
+def test_the_fuzzer_keeps_what_is_no_clean_error(tally, tmp_path, monkeypatch, capsys, door, said):
+    monkeypatch.setattr(fuzz_readers, "target", lambda kind: door)
+    monkeypatch.setattr(fuzz_readers, "SECONDS", 0.1)
+    tally.try_one("record", b"body")
+    (crash,) = tally.crashes
+    assert said in crash
+    assert (tmp_path / crash.partition(":")[0]).read_bytes() == b"body"
+    assert crash in capsys.readouterr().err
 
 
 # --- images that cannot be decoded ----------------------------------------------------------------

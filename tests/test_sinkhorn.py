@@ -230,6 +230,33 @@ class TestEpsilon:
         with pytest.raises(ArgumentError):
             Sinkhorn(**bad)
 
+    def test_words_that_are_no_setting(self):
+        for name in ("unit", "engine", "on_failure"):
+            solver = Sinkhorn()
+            object.__setattr__(solver, name, "none")  # the type checker, in tests only, is quicker
+            with pytest.raises(ArgumentError, match=f"{name} must be one of .* not 'none'"):
+                solver.__post_init__()
+
+    def test_auto_that_never_converges(self, rng):
+        x, y = two_clouds(rng)
+        with pytest.raises(ConvergenceError, match="after 1 passes"):
+            wasserstein(x, y, solver=Sinkhorn(iterations=1))
+        result = wasserstein(x, y, solver=Sinkhorn(iterations=1, on_failure="return"))
+        assert result.stats["epsilon_chosen"] == "none"
+        assert not result.stats["converged"]
+        assert result.lower <= wasserstein(x, y).distance <= result.upper
+
+    def test_a_plan_too_blurred_to_tell_partners(self, rng, monkeypatch):
+        x, y = two_clouds(rng, 30, 30)
+        solver = Sinkhorn(epsilon=5.0)
+        sharp = wasserstein(x, y, solver=solver)
+        monkeypatch.setattr("wgeo.transport.rounding._LEFT_OVER", 0)
+        blurred = wasserstein(x, y, solver=solver)
+        assert sharp.stats["upper_from"] == "permutation"
+        assert blurred.stats["upper_from"] != "permutation"
+        assert blurred.lower == sharp.lower
+        assert wasserstein(x, y).distance <= sharp.upper <= blurred.upper
+
     def test_not_converged(self, rng):
         x, y = two_clouds(rng)
         with pytest.raises(ConvergenceError, match=r"after 2 passes.*larger epsilon"):

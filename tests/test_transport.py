@@ -19,6 +19,7 @@ from scipy.optimize import linear_sum_assignment
 import wgeo
 from wgeo.errors import ArgumentError, ConvergenceError, FeatureError
 from wgeo.transport import Gaussian, Sinkhorn, Sliced, Status, chain, wasserstein
+from wgeo.transport.entry import together
 from wgeo.transport.stopping import spread
 
 SOLVERS = {
@@ -334,6 +335,14 @@ class TestDoor:
     def test_a_list_is_points_on_a_line(self, x):
         y = x[::-1].copy()
         assert wasserstein(x, y).distance == pytest.approx(0, abs=1e-9)
+
+
+def test_clouds_meet_on_an_accelerator():
+    """The device that holds no numbers stands in for one."""
+    cpu, away = torch.zeros(2, 1), torch.zeros(2, 1, device="meta")
+    assert [p.device.type for p in together(cpu, cpu)] == ["cpu", "cpu"]
+    for pair in ((cpu, away), (away, cpu)):
+        assert [p.device.type for p in together(*pair)] == ["meta", "meta"]
 
 
 def a_network(rng, widths=(3, 3, 3, 2, 2), n=20):

@@ -12,6 +12,8 @@ import torch
 from wgeo.errors import ArgumentError
 from wgeo.ufm import closed_form_ce, fit_ce, fit_mse, place
 from wgeo.ufm.facts import lower_bound
+from wgeo.ufm.losses import LOSSES
+from wgeo.ufm.problem import Problem
 
 TABLE = [
     (2, 3, 1e-2, 1e-3, 2.849068878, 5.201664308, 0.033982969352),
@@ -209,3 +211,25 @@ def test_a_closed_form_that_does_not_exist_is_not_invented():
     found = fit_ce([0, 1, 2], dim=2, **given)
     with pytest.raises(ArgumentError, match="shapes"):
         place(found.problem, H=np.zeros((2, 4)), weights=[found.W])
+    bare = fit_ce([0, 1, 2], dim=2, bias_decay=math.inf, **given)
+    with pytest.raises(ArgumentError, match="no bias"):
+        place(bare.problem, H=bare.H, weights=[bare.W], b=np.ones(3))
+    with pytest.raises(ArgumentError, match=r"one of \['ce', 'mse'\], not 'hinge'"):
+        Problem.checked([0, 1], 2, (0.1, 0.1), loss="hinge")
+
+
+def test_deep_cross_entropy_has_no_known_minimum():
+    deep = Problem.checked([0, 0, 1, 1], 2, (0.1, 0.1, 0.1), loss="ce")
+    zero = place(deep, H=np.zeros((2, 4)), weights=[np.zeros((2, 2))] * 2)
+    assert zero.objective == pytest.approx(math.log(2))
+    assert zero.certificate.verdict == "undecided"
+    assert "No global minimum is known" in zero.certificate.evidence
+
+
+def test_the_conjugate_is_the_entropy_and_infinite_off_the_simplex():
+    Y, p = torch.eye(2, dtype=torch.float64), torch.tensor([0.5, 0.5], dtype=torch.float64)
+    loss = LOSSES["ce"]
+    even = (0.5 - Y) * p  # the gradient at Z = 0: Fenchel's inequality holds with equality
+    value = float(loss.value(torch.zeros(2, 2, dtype=torch.float64), Y, p))
+    assert loss.conjugate(even, Y, p) == pytest.approx(-value)
+    assert loss.conjugate(-even, Y, p) == math.inf

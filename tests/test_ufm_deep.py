@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from inspect import unwrap
 
 import numpy as np
 import pytest
@@ -284,6 +285,8 @@ def test_metrics_of_a_layer_see_what_is_wrong():
     ("change", "said"),
     [
         ({"weight_decays": []}, "at least one layer"),
+        ({"weight_decays": 1e-3}, "one number a layer"),
+        ({"weight_decays": "12"}, "one number a layer"),
         ({"weight_decays": [1e-3, 0.0]}, r"weight_decays\[1\]"),
         ({"activation": "tanh"}, "activation"),
         ({"restarts": 0, "activation": "relu"}, "restarts"),
@@ -294,7 +297,7 @@ def test_metrics_of_a_layer_see_what_is_wrong():
 def test_what_cannot_be_solved_is_refused_in_words(change, said):
     settings = {"dim": 2, "weight_decays": [1e-3] * 2, "feature_decay": 1e-3} | change
     with pytest.raises(ArgumentError, match=said):
-        fit_deep([0, 1], **settings)
+        unwrap(fit_deep)([0, 1], **settings)
 
 
 def test_no_counterexample_is_invented():

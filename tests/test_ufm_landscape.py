@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+from importlib import import_module
 
 import numpy as np
 import pytest
 import torch
+from scipy.sparse.linalg import ArpackNoConvergence, eigsh
 
-from wgeo.errors import ArgumentError
+from wgeo.errors import ArgumentError, ConvergenceError
 from wgeo.ufm import fit_ce, fit_deep, fit_mse, landscape, place
 from wgeo.ufm.facts import escape, factorise
 
@@ -139,3 +141,39 @@ def test_a_point_that_is_not_critical_is_called_that():
         landscape(solution, eigenvalues=0)
     with pytest.raises(ArgumentError, match="not of dict"):
         landscape({})
+
+
+def test_eigenvalues_that_lanczos_did_find_are_kept(monkeypatch):
+    solution = fit_mse([0, 1, 2, 2], dim=3, weight_decay=0.01, feature_decay=0.01)
+    found = 2
+
+    def stopped(*given, **settings):
+        values, vectors = eigsh(*given, **settings)
+        raise ArpackNoConvergence("stopped", values[:found], vectors[:, :found])
+
+    whole = landscape(solution, eigenvalues=3)
+    monkeypatch.setattr(import_module("wgeo.ufm.landscape"), "eigsh", stopped)
+    part = landscape(solution, eigenvalues=3)
+    np.testing.assert_allclose(part.eigenvalues, whole.eigenvalues[:2], atol=1e-12)
+    found = 0
+    with pytest.raises(ConvergenceError, match="another seed"):
+        landscape(solution, eigenvalues=3)
+
+
+def test_what_has_no_explicit_way_out():
+    """Where the certificate holds there is none; elsewhere two factors, all samples, have one."""
+    best = fit_mse([0, 0, 1], dim=3, weight_decay=0.01, feature_decay=0.01)
+    assert escape(best.problem, best.point()) is None
+    problem = best.problem.collapsed()
+    with pytest.raises(ArgumentError, match="two factors, all samples"):
+        escape(problem, torch.zeros(problem.size, dtype=torch.float64))
+    deep = fit_deep([0, 0, 1], dim=3, weight_decays=[1e-3] * 2, feature_decay=1e-3)
+    with pytest.raises(ArgumentError, match="two factors, all samples"):
+        escape(deep.problem, deep.point())
+    with pytest.raises(ArgumentError, match="rank 2 needs dim >= 2"):
+        factorise(
+            fit_mse([0, 1], dim=1, weight_decay=1.0, feature_decay=1.0).problem,
+            np.eye(2),
+            np.ones(2),
+            np.eye(2),
+        )

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from inspect import unwrap
 from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
 
-from wgeo.errors import ArgumentError
+from wgeo.errors import ArgumentError, ConvergenceError
 from wgeo.ufm import fit_mse, fit_mufm, metric
+from wgeo.ufm.alignment import saddle_direction
 from wgeo.ufm.lbfgs import minimise
 from wgeo.ufm.likelihood import Likelihood
 from wgeo.ufm.metric import FewDirections, GaussNewton
@@ -375,6 +377,68 @@ def test_class_coupling_is_trajectory_and_free_coupling_is_not_above(rng):
     assert sorted(free.assignment) == list(range(18))
 
 
+def test_free_coupling_pairs_anew_what_strays():
+    """One sample of each class among the other's: paths from where it lies need not be its own."""
+    x = np.array([[-1.0], [-1.1], [-1.2], [1.3], [1.0], [1.1], [1.2], [-1.3]])
+    labels = np.repeat([0, 1], 4)
+    call = {"layers": 1, "weight_decay": 1e-3, "transport": 0.1}
+    own, free = (fit_mufm(x, labels, coupling=c, **call) for c in ("trajectory", "free"))
+    assert free.objective < 0.9 * own.objective
+    assert sorted(free.assignment) == list(range(8))
+    assert set(free.assignment[:4]) == {0, 1, 2, 7}
+    np.testing.assert_array_equal(free.X[0], x[free.assignment, 0])
+
+
+def test_a_coarse_tolerance_is_the_sketch_alone(rng):
+    x, labels = clusters(rng, 3, 18, 4, 1.5)
+    call = {"layers": 2, "weight_decay": 0.01, "transport": 0.2}
+    fine, coarse = (fit_mufm(x, labels, tolerance=t, **call) for t in (1e-10, 1e-4))
+    assert fine.objective <= coarse.objective <= fine.objective * (1 + 1e-7)
+    assert len(coarse.values) == 5
+    assert coarse.effort["steps"] < fine.effort["steps"]
+    assert coarse.effort["decrement"] < 1e-4
+
+
+def test_steps_cut_short_end_at_the_same_minimum(rng, monkeypatch):
+    x, labels = clusters(rng, 3, 18, 4, 1.5)
+    call = {"layers": 2, "weight_decay": 0.01, "transport": 0.2, "loss": "ce", "restarts": 0}
+    whole = fit_mufm(x, labels, **call)
+    monkeypatch.setattr("wgeo.ufm.newton.INNER", 1)
+    short = fit_mufm(x, labels, **call)
+    assert short.objective == pytest.approx(whole.objective, rel=1e-9)
+    assert short.effort["steps"] > whole.effort["steps"]
+
+
+def test_a_way_out_is_where_neither_weights_nor_samples_are():
+    inner = np.diag([3.0, 2.0])
+    w = np.array([[1.0, 0.0, 0.0], [0.0, 0.0, 0.0]])
+    still = np.array([False, True, True])
+    out = saddle_direction(w, still, inner, 3.0)
+    np.testing.assert_allclose(np.abs(out).sum(), 1)
+    assert np.abs(out[0, 1:]).sum() == pytest.approx(1)  # Q's top eigenvector, a still coordinate
+    assert saddle_direction(w, still, inner, 1.0) is None
+    assert saddle_direction(w, np.zeros(3, bool), inner, 3.0) is None
+    used = np.array([[1.0, 0.0, 0.0], [0.0, 0.5, 0.0]])
+    assert saddle_direction(used, np.array([False, True, False]), inner, 3.0) is None
+
+
+def test_newton_that_does_not_arrive_is_an_error(rng, monkeypatch):
+    monkeypatch.setattr("wgeo.ufm.multilayer.UNCONVERGED", 0.0)
+    with pytest.raises(ConvergenceError, match="too far apart"):
+        fit_mufm(rng.normal(size=(4, 3)), [0, 0, 1, 1], layers=1, weight_decay=0.1, transport=0.1)
+
+
+def test_questions_a_solution_does_not_answer(rng):
+    x = rng.normal(size=(4, 3))
+    m = fit_mufm(x, [0, 0, 1, 1], layers=2, weight_decay=0.1, transport=0.1, loss="ce")
+    np.testing.assert_array_equal(m.layer(0), x)
+    for index in (-1, 3):
+        with pytest.raises(ArgumentError, match="from 0 to 2"):
+            m.layer(index)
+    with pytest.raises(ArgumentError, match="squared loss"):
+        m.apply(x, [0, 0, 1, 1])
+
+
 def test_class_means_that_cross_are_not_monotone():
     x, labels = det_data(2, 3, 2)
     m = fit_mufm(x, labels, layers=2, weight_decay=1e-2, transport=0.5)
@@ -393,14 +457,15 @@ def test_class_means_that_cross_are_not_monotone():
         ({"transport": -1.0}, "transport"),
         ({"feature_decay": -1.0}, "feature_decay"),
         ({"bias": -1.0}, "bias"),
-        ({"loss": "hinge"}, "loss"),
+        ({"loss": "hinge"}, "loss 'hinge'"),
+        ({"coupling": "none"}, "coupling 'none'"),
+        ({"restarts": -1}, "restarts"),
         ({"labels": [0, 0, 0]}, "two classes"),
         ({"labels": [0, 2, 2]}, "class 1"),
     ],
 )
 def test_bad_settings_are_refused_in_words(change, message, rng):
     call = {"labels": [0, 1, 1], "layers": 2, "weight_decay": 0.1, "transport": 1.0} | change
-    with pytest.raises(Exception, match=message) as raised:
-        fit_mufm(rng.normal(size=(3, 4)), call.pop("labels"), **call)
-    if "loss" not in change:  # under pytest the type checker answers first
-        assert isinstance(raised.value, ArgumentError)
+    fit = unwrap(fit_mufm)  # or the type checker, which only the tests have, answers first
+    with pytest.raises(ArgumentError, match=message):
+        fit(rng.normal(size=(3, 4)), call.pop("labels"), **call)

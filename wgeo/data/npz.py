@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import zipfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +34,7 @@ def open_npz(path: str | os.PathLike[str], split: str | None) -> Source:
         Not a readable archive, keys or split missing, labels that do not fit.
     """
     path = Path(path)
-    with _read(path) as arrays:
+    with _reading(path) as arrays:
         pairs, used = _pairs(arrays.files, split, path)
         x = _joined(arrays, [pair[0] for pair in pairs], path)
         labels = _joined(arrays, [pair[1] for pair in pairs], path)
@@ -91,22 +93,27 @@ def _joined(arrays: np.lib.npyio.NpzFile, keys: list[str], path: Path) -> np.nda
     return np.concatenate(parts)
 
 
-def _read(path: Path) -> np.lib.npyio.NpzFile:
-    try:
-        regular(path)
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
-                check_members(archive, path.stat().st_size)
-                for info in archive.infolist():
-                    check_member(info, plain=_PLAIN)
-        found = np.load(path, allow_pickle=False)
-    except DataError as error:
-        raise DataError(f"{path} is not a readable .npz archive: {error}") from None
-    except Exception as error:  # zipfile and numpy raise a dozen kinds on damaged archives
-        raise DataError(f"{path} is not a readable .npz archive: {_why(error)}") from error
-    if not isinstance(found, np.lib.npyio.NpzFile):
-        raise DataError(f"{path} holds one array; give an .npz with keys x and y.")
-    return found
+@contextmanager
+def _reading(path: Path) -> Iterator[np.lib.npyio.NpzFile]:
+    with ExitStack() as opened:
+        try:
+            regular(path)
+            # NumPy closes no file that it opened itself and then finds to be broken.
+            file = opened.enter_context(path.open("rb"))
+            if zipfile.is_zipfile(file):
+                with zipfile.ZipFile(file) as archive:
+                    check_members(archive, path.stat().st_size)
+                    for info in archive.infolist():
+                        check_member(info, plain=_PLAIN)
+            file.seek(0)
+            found = np.load(file, allow_pickle=False)
+        except DataError as error:
+            raise DataError(f"{path} is not a readable .npz archive: {error}") from None
+        except Exception as error:  # zipfile and numpy raise a dozen kinds on damaged archives
+            raise DataError(f"{path} is not a readable .npz archive: {_why(error)}") from error
+        if not isinstance(found, np.lib.npyio.NpzFile):
+            raise DataError(f"{path} holds one array; give an .npz with keys x and y.")
+        yield opened.enter_context(found)
 
 
 def _get(arrays: np.lib.npyio.NpzFile, key: str, path: Path) -> np.ndarray:

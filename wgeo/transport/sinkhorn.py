@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 
 from .. import distributed
 from ..arrays import pick_device
-from ..errors import ArgumentError, ConvergenceError, FeatureError
+from ..errors import ArgumentError, ConvergenceError
 from .annealing import (
     SCALING,
     Budget,
@@ -189,8 +189,6 @@ class Sinkhorn:
 
         Exponentials of costs over epsilon leave float32's range long before the clouds do.
         """
-        if not math.isfinite(pair.spread):
-            raise FeatureError("The squares of the features overflow; scale them down.")
         factor = 2.0 ** -round(math.log2(pair.spread) / 2)
         absolute = self.epsilon != "auto" and self.unit == "absolute"
         solver = replace(self, epsilon=self.epsilon * factor**2) if absolute else self  # type: ignore[operator]

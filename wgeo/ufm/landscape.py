@@ -12,7 +12,7 @@ from jaxtyping import Float
 from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
 
 from ..collapse.blocks import one_thread
-from ..errors import ArgumentError
+from ..errors import ArgumentError, ConvergenceError
 from .certify import CRITICAL
 from .facts import escape
 from .problem import Problem
@@ -97,6 +97,8 @@ def landscape(solution: Any, *, eigenvalues: int = 3, seed: int = 0) -> Landscap
     ------
     ArgumentError
         A solution of another kind, or more eigenvalues than there are.
+    ConvergenceError
+        Lanczos found none of the eigenvalues.
     """
     began = time.perf_counter()
     if not isinstance(solution, UFMSolution):
@@ -164,7 +166,9 @@ def smallest_eigenpairs(
     except ArpackNoConvergence as stopped:
         values, vectors = stopped.eigenvalues, stopped.eigenvectors
         if len(values) == 0:
-            raise
+            raise ConvergenceError(
+                "Lanczos found no eigenvalue of the Hessian; ask for fewer, or another seed."
+            ) from stopped
     order = np.argsort(values)
     values, vectors = values[order], vectors[:, order]
     residuals = [

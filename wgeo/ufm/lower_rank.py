@@ -169,7 +169,7 @@ def _division(problem: Problem, n: int) -> list[Factors]:
     known: list[Factors] = [[np.eye(1)] * (L + 1)]
     if L >= 4:
         known += [configuration(size, L) for size in (3, *_edge_counts(K)) if size <= K]
-    elif K >= 10:
+    else:
         known.append(configuration(10, L))
     costs = [_on_ray(factors, problem, n)[1] for factors in known]
     best: list[tuple[float, list[Factors]]] = [(0.0, [])]

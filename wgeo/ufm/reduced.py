@@ -83,17 +83,6 @@ class Statistics:
             y_mean=self.y_mean,
         )
 
-    def scaled(self, factor: float) -> Statistics:
-        """Statistics of ``factor * X``."""
-        return Statistics(
-            self.basis,
-            factor**2 * self.s,
-            factor * self.t,
-            self.c_y,
-            factor * self.x_mean,
-            self.y_mean,
-        )
-
 
 def _still(
     varied: Float[np.ndarray, "d rank"], mean: Float[np.ndarray, " d"], count: int
