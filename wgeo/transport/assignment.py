@@ -12,6 +12,7 @@ from .cost import Costs
 from .multiscale import guess
 from .refine import Solution, candidates, examine, negligible, refine
 
+_FEW = 1 << 14  # pairs that are all taken at once
 _COLD = 0.5  # share of columns at fault from which the pairing given is no useful start
 # Steps as shares of what labels have to move: at first close together, since much is to be done.
 _FIRST: tuple[float, ...] = (2.0**-4, 2.0**-7, 2.0**-10)
@@ -27,7 +28,8 @@ def solve_assignment(costs: Costs, start: Float[np.ndarray, " n"] | None = None)
 
     The pairing is optimal exactly when labels exist with ``p_j + c_jj <= p_i + c_ij``. A scan at
     ``p = start`` counts the columns that object. Where few do, the pairs they name are enough to
-    begin with; else potentials are guessed anew (`multiscale`) and each point names its nearest.
+    begin with; else potentials are guessed anew (`multiscale`) and each point names its nearest. Of
+    small clouds all pairs are taken.
     """
     n = costs.x.n
     pairing = np.arange(n)
@@ -37,7 +39,9 @@ def solve_assignment(costs: Costs, start: Float[np.ndarray, " n"] | None = None)
     upper = min(float(arcs.cost.mean()), float((costs.x.norms + costs.y.norms).mean()))
     tolerance = _FLOOR * upper
     found = examine(costs, labels, tolerance)
-    if len(np.unique(found.j)) > _COLD * n:
+    if len(found.i) > 0 and n * n <= _FEW:
+        arcs.add(np.repeat(pairing, n), np.tile(pairing, n))
+    elif len(np.unique(found.j)) > _COLD * n:
         labels = candidates(costs, arcs, guess(costs, upper))
         lower = float(labels.q.mean() - labels.p.mean())
         tolerance = _FLOOR * min(max(lower, _TRUST * upper), upper)
