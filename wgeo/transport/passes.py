@@ -8,6 +8,7 @@ The *slack* of a pair is ``p_i + c_ij - q_j``; a feasible dual has none below ze
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +20,7 @@ from .cost import Costs, Side
 
 _EXPONENTS = (-120.0, 100.0)  # below 2^-126 exponentials take ten times as long; 2^128 overflows
 _DENSE = 8  # groups of pairs a column may list, on average, before its list is cut short
+_OPEN = 0.25  # share of columns that may stay open where folded points are worth their pass
 _SEGMENTS = 1 << 18  # entries of gathered groups at a time
 
 
@@ -133,15 +135,20 @@ def scan(
     rows : ndarray of int, optional
         Test pairs of these rows only; the losses then speak of no others.
     """
-    at = costs.y
-    over = costs.x if rows is None else costs.x.take(rows)
-    device = over.norms.device
-    bias = torch.from_numpy(p if rows is None else p[rows]).to(device) + over.norms
-    bias = bias - over.error(bias)
-    limit = torch.from_numpy(q).to(device) - at.norms
-    limit = limit + at.error(limit)
-    loss, listed = np.zeros(at.n), np.ones(at.n, bool)
+    loss, listed = np.zeros(costs.y.n), np.ones(costs.y.n, bool)
     arcs: list[tuple[np.ndarray, np.ndarray]] = []
+
+    def judge(i: torch.Tensor, j: torch.Tensor, noted: bool = True) -> None:
+        near_i, near_j = i.cpu().numpy(), j.cpu().numpy()
+        near_i = near_i if rows is None else rows[near_i]
+        arcs.append(_judge(costs, p, q, near_i, near_j, threshold, loss if noted else None))
+
+    at = costs.y
+    if costs.screen is not None:
+        folded_x, folded_y = costs.screen
+        at = _doubtful(costs, *_ends(folded_y, folded_x, p, q, rows), judge)
+    at, over, bias, limit = _ends(at, costs.x, p, q, rows)
+    columns = torch.arange(at.n, device=bias.device) if at.index is None else at.index
     for block, tile in costs.tiles(at, over, bias):
         grouped = tile.view(len(tile), -1, over.groups)
         least = grouped.amin(1)
@@ -149,19 +156,15 @@ def scan(
         row, group = (least <= bound[:, None]).nonzero(as_tuple=True)
         if len(row) == 0:
             continue
-        short = len(row) > _DENSE * len(tile) and not thorough
-        if short:
+        if len(row) > _DENSE * len(tile) and not thorough:
             row, i = _worst(grouped, least, bound)
-            listed[block] = False
-            worst = (limit[block] - least.amin(1).double()).clamp_(min=0)
-            loss[block] = worst.cpu().numpy()
-            pairs = [(row, i)]
+            where = columns[block].cpu().numpy()
+            listed[where] = False
+            loss[where] = (limit[block] - least.amin(1).double()).clamp_(min=0).cpu().numpy()
+            judge(i, columns[block][row], noted=False)
         else:
-            pairs = _members(grouped, row, group, bound)
-        for row, place in pairs:
-            near_i, near_j = place.cpu().numpy(), row.cpu().numpy() + block.start
-            near_i = near_i if rows is None else rows[near_i]
-            arcs.append(_judge(costs, p, q, near_i, near_j, threshold, None if short else loss))
+            for row, i in _members(grouped, row, group, bound):
+                judge(i, columns[block][row])
     none = np.zeros(0, np.int64)
     return Scan(
         loss,
@@ -169,6 +172,46 @@ def scan(
         np.concatenate([none, *(j for _, j in arcs)]),
         ~listed,
     )
+
+
+def _ends(
+    at: Side, over: Side, p: np.ndarray, q: np.ndarray, rows: np.ndarray | None
+) -> tuple[Side, Side, torch.Tensor, torch.Tensor]:
+    """Columns, rows, and what tiles are made of and compared with, all errors allowed for."""
+    labels_p, labels_q = (torch.from_numpy(z).to(over.norms.device) for z in (p, q))
+    if rows is not None:
+        over, labels_p = over.take(rows), labels_p[torch.from_numpy(rows).to(labels_p.device)]
+    bias = labels_p + over.norms
+    limit = (labels_q if at.index is None else labels_q[at.index]) - at.norms
+    return at, over, bias - over.error(bias), limit + at.error(limit)
+
+
+def _doubtful(
+    costs: Costs,
+    at: Side,
+    over: Side,
+    bias: torch.Tensor,
+    limit: torch.Tensor,
+    judge: Callable[[torch.Tensor, torch.Tensor], None],
+) -> Side:
+    """Columns that folded points leave open: those for which they name more than a few pairs.
+
+    The few are judged. Where too many columns are open, all are: then folding does not pay.
+    """
+    left = []
+    for block, tile in costs.tiles(at, over, bias):
+        grouped = tile.view(len(tile), -1, over.groups)
+        least = grouped.amin(1)
+        bound = limit[block].to(tile.dtype)
+        row, group = (least <= bound[:, None]).nonzero(as_tuple=True)
+        many = row.bincount(minlength=len(tile)) > _DENSE
+        left.append(many.nonzero()[:, 0] + block.start)
+        if sum(map(len, left)) > _OPEN * block.stop:
+            return costs.y
+        few = ~many[row]
+        for near, i in _members(grouped, row[few], group[few], bound):
+            judge(i, near + block.start)
+    return costs.y.take(torch.cat(left).cpu().numpy())
 
 
 def _judge(
