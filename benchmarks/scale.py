@@ -1,7 +1,7 @@
-"""How time and memory grow: with samples, width, layers, and processes.
+"""How time and memory grow: with samples, width and layers.
 
-    python benchmarks/scale.py                    # N = 1000 to 16000 doubling, d, L, processes
-    python benchmarks/scale.py --largest 100000   # N up to 100,000; hours for exact transport
+    python benchmarks/scale.py                    # N = 1000 to 16000 doubling, d, L
+    python benchmarks/scale.py --largest 128000 --tasks collapse paths
     python benchmarks/scale.py --ranks 1 2        # the same by one process and by two
     python benchmarks/scale.py --large            # 100,000 x 512 x 8 layers from disk, 1.6 GB
 
@@ -28,6 +28,7 @@ import resource
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -174,15 +175,13 @@ def run(task: str, folder: Path, threads: int, ranks: int = 1) -> dict:
         return {"failed": process.exitcode}
 
 
-def shared(args: argparse.Namespace, home: Path) -> dict:
+def shared(args: argparse.Namespace, home: Path) -> Iterator[tuple[str, dict]]:
     """The same work by one process and by several, of one thread each."""
     shape = {"n": 16000, "d": 64, "layers": 4}
     place = features(home / "shared", **shape)
-    found = {}
     for task in ("certified", "sinkhorn", "collapse"):
         rows = [{**shape, "ranks": r, **run(task, place, 1, r)} for r in args.ranks]
-        found[task] = {"rows": rows, "ratio": rows[0]["seconds"] / rows[-1]["seconds"]}
-    return found
+        yield task, {"rows": rows, "ratio": rows[0]["seconds"] / rows[-1]["seconds"]}
 
 
 def exponent(rows: list[dict], size: str, what: str) -> float | None:
@@ -194,36 +193,38 @@ def exponent(rows: list[dict], size: str, what: str) -> float | None:
     return float(np.polyfit(x, y, 1)[0])
 
 
-def sweep(args: argparse.Namespace, home: Path) -> dict:
-    """Sizes doubling one at a time from a middle one."""
-    middle = {"n": 4000, "d": 64, "layers": 4}
-    sizes = {
-        "n": [1000 * 2**k for k in range(1 + int(math.log2(args.largest / 1000)))],
+MIDDLE = {"n": 4000, "d": 64, "layers": 4}
+
+
+def axes(largest: int) -> dict[str, list[int]]:
+    """What is doubled, one at a time, from the middle."""
+    return {
+        "n": [1000 * 2**k for k in range(1 + int(math.log2(largest / 1000)))],
         "d": [32, 64, 128, 256, 512],
         "layers": [2, 4, 8, 16],
     }
-    found: dict = {}
-    for size, values in sizes.items():
-        for task in args.tasks:
+
+
+def sweep(args: argparse.Namespace, home: Path) -> Iterator[tuple[str, dict]]:
+    """Each task over each axis, with the exponents."""
+    for size, values in axes(args.largest).items():
+        for task in args.tasks if size in args.axes else ():
             rows = []
             for value in values:
-                shape = {**middle, size: value}
+                shape = {**MIDDLE, size: value}
                 place = home / "-".join(map(str, shape.values()))
                 row = {**shape, **run(task, features(place, **shape), args.threads)}
                 row["held"] = row.get("anon", 0) - row.get("idle", 0)
                 rows.append(row)
-            found[f"{task} over {size}"] = {
-                "rows": rows,
-                "cpu": exponent(rows, size, "cpu"),
-                "memory": exponent(rows, size, "held"),
-            }
-    return found
+            powers = {key: exponent(rows, size, key) for key in ("cpu", "held")}
+            yield f"{task} over {size}", {"rows": rows, "exponents": powers}
 
 
-def large(args: argparse.Namespace, home: Path) -> dict:
+def large(args: argparse.Namespace, home: Path) -> Iterator[tuple[str, dict]]:
     """100,000 samples, 512 wide, 8 layers: 1.6 GB on the disk."""
     place = features(home / "large", args.samples, 512, 8)
-    return {task: run(task, place, args.threads) for task in args.tasks}
+    for task in args.tasks:
+        yield task, run(task, place, args.threads)
 
 
 def main() -> None:
@@ -234,18 +235,20 @@ def main() -> None:
     parser.add_argument("--ranks", type=int, nargs="+", help="processes to compare, such as 1 2")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
+    parser.add_argument("--axes", nargs="+", choices=axes(1000), default=list(axes(1000)))
     parser.add_argument("--folder", type=Path, help="for the features; default a temporary one")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"))
     args = parser.parse_args()
     record = json.loads(args.out.read_text()) if args.out.exists() else {}
     with tempfile.TemporaryDirectory() as temporary:
         home = args.folder or Path(temporary)
-        kind, work = ("ranks", shared) if args.ranks else ("sweep", sweep)
-        kind, work = ("large", large) if args.large else (kind, work)
-        record.setdefault(kind, {}).update(work(args, home))
-    record["machine"] = {"threads": args.threads, "processor": platform.machine()}
-    record["versions"] = {"torch": torch.__version__, "numpy": np.__version__}
-    args.out.write_text(json.dumps(record, indent=1) + "\n")
+        kind, measured = ("ranks", shared) if args.ranks else ("sweep", sweep)
+        kind, measured = ("large", large) if args.large else (kind, measured)
+        for name, found in measured(args, home):  # written as they come: a run may take hours
+            record.setdefault(kind, {})[name] = found
+            record["machine"] = {"threads": args.threads, "processor": platform.machine()}
+            record["versions"] = {"torch": torch.__version__, "numpy": np.__version__}
+            args.out.write_text(json.dumps(record, indent=1) + "\n")
     show(record)
 
 
@@ -264,7 +267,7 @@ def show(record: dict) -> None:
         table.add_column(head)
     for name, found in record.get("sweep", {}).items():
         last = found["rows"][-1]
-        powers = ["" if found[key] is None else f"{found[key]:.2f}" for key in ("cpu", "memory")]
+        powers = ["" if power is None else f"{power:.2f}" for power in found["exponents"].values()]
         table.add_row(name, *powers, f"{last.get('cpu', 0):.1f}", f"{last['held'] / 2**20:.0f}")
     console.print(table)
 

@@ -256,7 +256,9 @@ def main() -> None:
     for module in asked.module or TESTS:
         total = faulty(module, -1)[1].count
         draw = random.Random(asked.seed)
-        chosen = asked.fault or sorted(draw.sample(range(total), max(1, round(asked.share * total))))
+        chosen = asked.fault or sorted(
+            draw.sample(range(total), max(1, round(asked.share * total)))
+        )
         began = time.monotonic()
         rehearsal = Rehearsal()
         rehearsal.learn(module)

@@ -133,8 +133,12 @@ def total(part: Any) -> Any:
     return _reduced(part, "SUM")
 
 
-def largest(part: torch.Tensor) -> torch.Tensor:
-    """Elementwise maximum over the processes, in place."""
+@overload
+def largest(part: torch.Tensor) -> torch.Tensor: ...
+@overload
+def largest(part: np.ndarray) -> np.ndarray: ...
+def largest(part: Any) -> Any:
+    """Elementwise maximum over the processes, in place where it is a tensor."""
     return _reduced(part, "MAX")
 
 

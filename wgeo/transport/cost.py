@@ -20,12 +20,15 @@ from jaxtyping import Float, Int
 from .. import distributed
 from ..memory import entries
 from .pair import UNIT, Pair
+from .screen import directions, fold, slip
 from .stopping import check
 
 _BLOCK = {"cpu": 1 << 20, "cuda": 1 << 26}  # entries: a core's cache; enough to fill a GPU
 _FEWEST_ROWS = 64
 _PANEL = 512  # features summed at a time: an error of _PANEL + d / _PANEL units, not of d
 _WIDE = 256  # features from which products are worth keeping
+_FOLDED = 32  # directions that a screen keeps
+_SCREENED = 8 * _FOLDED  # features from which one pays
 _APART = 0.125  # of the spread: how far centres must be apart to be brought together
 _LISTED = 1 << 17  # entries of gathered rows at a time
 
@@ -56,6 +59,10 @@ class Side:
         How far the offset may lie from the difference of the centres, by rounding.
     index : Tensor of int, (n,), optional
         Which of a larger cloud's points these are.
+    slip : float
+        By how much of the norms the points' products may fall short (`Costs.screen`).
+    second : bool
+        Whether they are of the second cloud.
     """
 
     points: Float[torch.Tensor, "padded d"]
@@ -63,6 +70,8 @@ class Side:
     groups: int
     drift: float = 0.0
     index: Int[torch.Tensor, " n"] | None = None
+    slip: float = 0.0
+    second: bool = False
 
     @property
     def n(self) -> int:
@@ -81,7 +90,7 @@ class Side:
 
     def error(self, bias: Float[torch.Tensor, " n"]) -> Float[torch.Tensor, " n"]:
         """Each point's part in the error of ``bias_i - 2 x_i.y_j``; the two parts add up."""
-        each = (self.terms + 6) * self.unit
+        each = (self.terms + 6) * self.unit + self.slip
         return 1.01 * each * (self.norms + abs(bias)) + self.drift * (1 + self.norms) + 1e-30
 
     def head(self, n: int) -> Side:
@@ -94,7 +103,7 @@ class Side:
         groups = _groups(len(which))
         points = self.points.new_zeros((_round_up(len(which), groups), self.points.shape[1]))
         points[: len(which)] = self.points[index]
-        return Side(points, self.norms[index], groups, self.drift, index)
+        return replace(self, points=points, norms=self.norms[index], groups=groups, index=index)
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,7 +126,7 @@ class Costs:
     dtype : torch.dtype
         Of the products.
     tally : Counter
-        How many pairs were visited so far.
+        How many pairs were visited so far, times their features.
     """
 
     pair: Pair
@@ -147,8 +156,8 @@ class Costs:
 
     @property
     def passes(self) -> float:
-        """How often all pairs were visited, counting samples by their share."""
-        return round(self.tally["pairs"] / (self.x.n * self.y.n), 2)
+        """How often all pairs were visited, counting samples and screens by their share."""
+        return round(self.tally["features"] / (self.x.n * self.y.n * self.pair.x.shape[1]), 2)
 
     @cached_property
     def precise(self) -> Costs:
@@ -170,26 +179,42 @@ class Costs:
 
     @cached_property
     def x(self) -> Side:
-        return self._side(self.pair.x, self.pair.center_x, self.rows)
+        return self._side(second=False)
 
     @cached_property
     def y(self) -> Side:
-        return self._side(self.pair.y, self._center_y, self.columns)
+        return self._side(second=True)
 
-    def _side(
-        self, x: Float[torch.Tensor, "n d"], center: Float[torch.Tensor, " d"], order: np.ndarray
-    ) -> Side:
+    @property
+    def screen(self) -> tuple[Side, Side] | None:
+        """Both clouds folded into few features, where that makes a pass cheaper."""
+        held = self.__dict__.get("products") is not None
+        return None if held or self.pair.x.shape[1] < _SCREENED else self._folded
+
+    @cached_property
+    def _folded(self) -> tuple[Side, Side]:
+        v = directions(self.x.points, self.y.points, _FOLDED)
+        return self._side(second=False, v=v), self._side(second=True, v=v)
+
+    def _side(self, *, second: bool, v: Float[torch.Tensor, "d k"] | None = None) -> Side:
+        """The centred, scaled points of a cloud in their order; folded along v if it is given."""
+        x, center, order = (
+            (self.pair.y, self._center_y, self.columns)
+            if second
+            else (self.pair.x, self.pair.center_x, self.rows)
+        )
         n, d = x.shape
         at = torch.from_numpy(order).to(x.device)
         groups = _groups(n)
-        points = torch.zeros((_round_up(n, groups), d), dtype=self.dtype, device=x.device)
+        width, lost = (d, 0.0) if v is None else (v.shape[1] + 1, slip(v))
+        points = torch.zeros((_round_up(n, groups), width), dtype=self.dtype, device=x.device)
         norms = torch.empty(n, dtype=torch.float64, device=x.device)
         for part, block in self._float64(x, center, at):
             block *= self.scale
-            points[part] = block.to(self.dtype)
+            points[part] = (block if v is None else fold(block, v, lost)).to(self.dtype)
             norms[part] = block.square_().sum(1)
         drift = UNIT * float(self.offset.norm()) * self.scale
-        return Side(points, norms, groups, drift)
+        return Side(points, norms, groups, drift, slip=lost, second=second)
 
     @staticmethod
     def _float64(
@@ -281,7 +306,6 @@ class Costs:
         `bias` is padded with infinity, so that padding is never the least. The block is
         overwritten by the next.
         """
-        self.tally["pairs"] += (at.n - start) * over.n
         padded = torch.full((len(over.points),), torch.inf, dtype=self.dtype, device=bias.device)
         padded[: len(bias)] = bias
         width = len(padded)
@@ -293,6 +317,7 @@ class Costs:
         for rows in _slices(mine.stop, step, mine.start):
             check()
             out = block[: rows.stop - rows.start]
+            self.tally["features"] += len(out) * over.n * at.points.shape[1]
             known = self._known(at, over, rows)
             if known is not None:
                 out.copy_(padded.expand_as(out))
@@ -306,18 +331,18 @@ class Costs:
                 yield rows, out.mul_(-2).add_(padded)
 
     def _known(self, at: Side, over: Side, rows: slice) -> torch.Tensor | None:
-        products = self.products
+        """Products held of some rows of `at`; none are made for a screen or what it leaves."""
+        whole = at.points.shape[1] == self.pair.x.shape[1] and at.index is None
+        products = self.products if whole else None
         if products is None:
             return None
         some = slice(len(over.points)) if over.index is None else over.index
-        if at.points.data_ptr() == self.y.points.data_ptr():
-            return products[some, rows].T
-        return products[rows, some]
+        return products[some, rows].T if at.second else products[rows, some]
 
 
 def _groups(n: int) -> int:
     """About as many groups as members of each: both lists are short."""
-    return n if n <= 64 else int(2 ** round(np.log2(n) / 2))
+    return max(n, 1) if n <= 64 else int(2 ** round(np.log2(n) / 2))
 
 
 def _round_up(n: int, unit: int) -> int:

@@ -41,7 +41,8 @@ class Exact:
     optimal, or there is none, potentials are guessed by entropic transport of samples. Transport is
     solved on the few pairs those suggest, tested on all, and solved again with the pairs at fault,
     until none is left. All n m costs are computed several times and never stored, except products
-    of wide points that `memory` has room for.
+    of wide points that `memory` has room for. Pairs of wide points are first tested folded into few
+    features (`screen`), which clears most of them where layers nearly coincide.
 
     Parameters
     ----------

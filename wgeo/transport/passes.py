@@ -20,7 +20,10 @@ from .cost import Costs, Side
 
 _EXPONENTS = (-120.0, 100.0)  # below 2^-126 exponentials take ten times as long; 2^128 overflows
 _DENSE = 8  # groups of pairs a column may list, on average, before its list is cut short
+_OPEN = 0.25  # share of columns that may stay open where folded points are worth their pass
 _SEGMENTS = 1 << 18  # entries of gathered groups at a time
+
+Pairs = list[tuple[np.ndarray, np.ndarray]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,18 +148,18 @@ def scan(
     rows : ndarray of int, optional
         Test pairs of these rows only; the losses then speak of no others.
     """
-    at = costs.y
-    over = costs.x if rows is None else costs.x.take(rows)
-    device = over.norms.device
-    bias = torch.from_numpy(p if rows is None else p[rows]).to(device) + over.norms
-    bias = bias - over.error(bias)
-    limit = torch.from_numpy(q).to(device) - at.norms
-    limit = limit + at.error(limit)
+    screen, at = costs.screen, costs.y
+    loss = np.zeros(at.n)
+    arcs: Pairs = []
+    if screen is not None:
+        at, loss, arcs = _screened(costs, *screen, p, q, threshold, rows)
+    at, over, bias, limit = _ends(at, costs.x, p, q, rows)
+    columns = torch.arange(at.n, device=bias.device) if at.index is None else at.index
 
     @halving
-    def mine() -> tuple[np.ndarray, np.ndarray, list[tuple[np.ndarray, np.ndarray]]]:
-        loss, cut_short = np.zeros(at.n), np.zeros(at.n, bool)
-        arcs: list[tuple[np.ndarray, np.ndarray]] = []
+    def mine() -> tuple[np.ndarray, np.ndarray, Pairs]:
+        loss, cut_short = np.zeros(costs.y.n), np.zeros(costs.y.n, bool)
+        arcs: Pairs = []
         for block, tile in costs.tiles(at, over, bias):
             grouped = tile.view(len(tile), -1, over.groups)
             least = grouped.amin(1)
@@ -164,36 +167,94 @@ def scan(
             row, group = (least <= bound[:, None]).nonzero(as_tuple=True)
             if len(row) == 0:
                 continue
-            short = len(row) > _DENSE * len(tile) and not thorough
-            if short:
-                row, i = _worst(grouped, least, bound)
-                cut_short[block] = True
-                worst = (limit[block] - least.amin(1).double()).clamp_(min=0)
-                loss[block] = worst.cpu().numpy()
-                pairs = [(row, i)]
+            if len(row) > _DENSE * len(tile) and not thorough:
+                worst, i = _worst(grouped, least, bound)
+                where = columns[block].cpu().numpy()
+                cut_short[where] = True
+                loss[where] = (limit[block] - least.amin(1).double()).clamp_(min=0).cpu().numpy()
+                j = columns[block][worst]
+                arcs.append(_judge(costs, p, q, *_places(i, j, rows), threshold, None))
             else:
-                pairs = _members(grouped, row, group, bound)
-            for row, place in pairs:
-                near_i, near_j = place.cpu().numpy(), row.cpu().numpy() + block.start
-                near_i = near_i if rows is None else rows[near_i]
-                arcs.append(_judge(costs, p, q, near_i, near_j, threshold, None if short else loss))
+                for near, i in _members(grouped, row, group, bound):
+                    j = columns[block][near]
+                    arcs.append(_judge(costs, p, q, *_places(i, j, rows), threshold, loss))
         return loss, cut_short, arcs
 
-    loss, cut_short, arcs = mine()
-    return Scan(distributed.total(loss), *_everyones(arcs), distributed.total(cut_short))
+    found, cut_short, more = mine()
+    return Scan(
+        distributed.largest(np.maximum(loss, found)),
+        *_everyones([*arcs, *more]),
+        distributed.largest(cut_short),
+    )
 
 
-def _everyones(
-    pairs: list[tuple[np.ndarray, np.ndarray]],
+def _ends(
+    at: Side, over: Side, p: np.ndarray, q: np.ndarray, rows: np.ndarray | None
+) -> tuple[Side, Side, torch.Tensor, torch.Tensor]:
+    """Columns, rows, and what tiles are made of and compared with, all errors allowed for."""
+    labels_p, labels_q = (torch.from_numpy(z).to(over.norms.device) for z in (p, q))
+    if rows is not None:
+        over, labels_p = over.take(rows), labels_p[torch.from_numpy(rows).to(labels_p.device)]
+    bias = labels_p + over.norms
+    limit = (labels_q if at.index is None else labels_q[at.index]) - at.norms
+    return at, over, bias - over.error(bias), limit + at.error(limit)
+
+
+def _screened(
+    costs: Costs,
+    folded_x: Side,
+    folded_y: Side,
+    p: Float[np.ndarray, " n"],
+    q: Float[np.ndarray, " m"],
+    threshold: float,
+    rows: Int[np.ndarray, " r"] | None,
+) -> tuple[Side, Float[np.ndarray, " m"], Pairs]:
+    """Columns that folded points leave open: those for which they name more than a few pairs.
+
+    The few are judged. Where too many columns are open, all are: then folding does not pay.
+    """
+    at, over, bias, limit = _ends(folded_y, folded_x, p, q, rows)
+
+    @halving
+    def mine() -> tuple[np.ndarray | None, np.ndarray, Pairs]:
+        loss, seen = np.zeros(at.n), 0
+        arcs: Pairs = []
+        left = [np.zeros(0, np.int64)]
+        for block, tile in costs.tiles(at, over, bias):
+            grouped = tile.view(len(tile), -1, over.groups)
+            least = grouped.amin(1)
+            bound = limit[block].to(tile.dtype)
+            row, group = (least <= bound[:, None]).nonzero(as_tuple=True)
+            many = row.bincount(minlength=len(tile)) > _DENSE
+            left.append(many.nonzero()[:, 0].cpu().numpy() + block.start)
+            seen += len(tile)
+            if sum(map(len, left)) > _OPEN * seen:
+                return None, loss, arcs
+            few = ~many[row]
+            for near, i in _members(grouped, row[few], group[few], bound):
+                j = near + block.start
+                arcs.append(_judge(costs, p, q, *_places(i, j, rows), threshold, loss))
+        return np.concatenate(left), loss, arcs
+
+    left, loss, arcs = mine()
+    parts = [part for part in distributed.everyone(left) if part is not None]
+    few = len(parts) == distributed.ranks()
+    return costs.y.take(np.concatenate(parts)) if few else costs.y, loss, arcs
+
+
+def _places(
+    i: Int[torch.Tensor, " k"], j: Int[torch.Tensor, " k"], rows: Int[np.ndarray, " r"] | None
 ) -> tuple[Int[np.ndarray, " k"], Int[np.ndarray, " k"]]:
+    """Pairs as places of the whole clouds, where i are those among `rows`."""
+    near_i, near_j = i.cpu().numpy(), j.cpu().numpy()
+    return near_i if rows is None else rows[near_i], near_j
+
+
+def _everyones(pairs: Pairs) -> tuple[Int[np.ndarray, " k"], Int[np.ndarray, " k"]]:
     """Pairs that this process and the others found, in the order of the rows."""
     none = np.zeros(0, np.int64)
-    i, j = (
-        (np.concatenate([none, *side]) for side in zip(*pairs, strict=True))
-        if pairs
-        else (none, none)
-    )
-    all_i, all_j = zip(*distributed.everyone((i, j)), strict=True)
+    mine = [np.concatenate([none, *(pair[side] for pair in pairs)]) for side in (0, 1)]
+    all_i, all_j = zip(*distributed.everyone(mine), strict=True)
     return np.concatenate(all_i), np.concatenate(all_j)
 
 
