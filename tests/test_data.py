@@ -6,6 +6,7 @@ import gzip
 import io
 import pickle
 import random
+import shutil
 import struct
 import warnings
 import zipfile
@@ -25,6 +26,7 @@ from wgeo import load_images
 from wgeo.data import PRESETS, Images, Normalization, normalization
 from wgeo.data.source import balanced, from_array, scaled
 from wgeo.errors import ArgumentError, DataError
+from wgeo.memory import bounded
 
 LAYOUT = {
     "train/cat": 5,
@@ -798,3 +800,26 @@ def test_from_array_leaves_the_callers_pixels_alone(rng):
     tensor = from_array(x, "test")
     normalization("mnist")(tensor)
     assert np.array_equal(x, before)
+
+
+def test_images_beyond_memory_lie_in_a_file(tmp_path, rng, monkeypatch):
+    write_folder(tmp_path / "a", rng, {"cat": 3, "dog": 3})
+    held = load_images(tmp_path / "a")
+    with bounded("1GiB"):
+        assert load_images(tmp_path / "a").fingerprint == held.fingerprint
+    mapped: list[np.memmap] = []
+    usual = np.memmap
+    monkeypatch.setattr(np, "memmap", lambda *a, **k: mapped.append(usual(*a, **k)) or mapped[0])
+    monkeypatch.setattr("wgeo.data.folder.memory", lambda: 2 * held.x.numel())
+    assert load_images(tmp_path / "a").fingerprint == held.fingerprint
+    assert mapped == []
+    monkeypatch.setattr("wgeo.data.folder.memory", lambda: 2 * held.x.numel() - 1)
+    filed = load_images(tmp_path / "a")
+    assert np.shares_memory(filed.x.numpy(), mapped[0])
+    assert filed.fingerprint == held.fingerprint
+    batches = zip(*(i.batches(4, normalization("half")) for i in (filed, held)), strict=True)
+    assert all(torch.equal(a, b) for (a, _), (b, _) in batches)
+    free = shutil.disk_usage(tmp_path)._replace(free=held.x.numel() - 1)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: free)
+    with pytest.raises(DataError, match=r"take 0\.0 GiB.*cannot hold them.*TMPDIR"):
+        load_images(tmp_path / "a")

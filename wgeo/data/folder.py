@@ -6,13 +6,17 @@ point anywhere.
 
 from __future__ import annotations
 
+import errno
 import io
 import math
 import os
+import shutil
+import tempfile
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -22,6 +26,7 @@ from PIL import Image, UnidentifiedImageError
 
 from ..errors import DataError
 from ..files import memory, printable, regular
+from ..memory import free
 from ..progress import track
 from .members import check_member, check_members
 from .source import Source
@@ -205,11 +210,9 @@ def _decoded(path: Path, names: list[str], size: int | None) -> torch.Tensor:
         else:
             shape, scale, size = (0, 0), _EVALUATION, size or _MIXED_SIZE
         w, h = (size, size) if size else shape
-        pixels = _room(len(names), h, w, len(mode))
-        array = pixels.numpy()
-        for i, name in enumerate(track(names, "decoding images")):
-            array[i] = _image(path, read, name, lambda image: _pixels(image, mode, size, scale))
-    return pixels.permute(0, 3, 1, 2).contiguous()
+        pixels = partial(_pixels, mode=mode, size=size, scale=scale)
+        images = (_image(path, read, name, pixels) for name in track(names, "decoding images"))
+        return _kept(images, (len(names), len(mode), h, w))
 
 
 def _broken(path: Path, names: dict[int, str]) -> dict[int, str]:
@@ -238,15 +241,30 @@ def _strict() -> Iterator[None]:
         yield
 
 
-def _room(*shape: int) -> torch.Tensor:
+def _kept(images: Iterator[np.ndarray], shape: tuple[int, ...]) -> torch.Tensor:
+    """All pixels, uint8 (n, c, h, w): in memory, or, where they take half of it, in a file.
+
+    The file has no name, lies where temporary files do, and goes with the process.
+    """
+    size, left = math.prod(shape), free()
+    if size <= (memory() if left is None else left) / 2:
+        x = torch.empty(shape, dtype=torch.uint8)
+        for i, image in enumerate(images):
+            x.numpy()[i] = image
+        return x
     try:
-        if math.prod(shape) > memory():  # the system may promise it, and stop us when it is used
-            raise MemoryError
-        return torch.empty(shape, dtype=torch.uint8)
-    except (RuntimeError, MemoryError) as error:
+        if size > shutil.disk_usage(tempfile.gettempdir()).free:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        with tempfile.TemporaryFile() as file:
+            for image in images:  # written, not mapped: a full disk is an error and not a crash
+                file.write(np.ascontiguousarray(image).data)
+            file.flush()
+            return torch.from_numpy(np.memmap(file, np.uint8, "r+", shape=shape))
+    except OSError as error:
         raise DataError(
-            f"The images take {math.prod(shape) / 2**30:.1f} GiB, more than there is; take fewer "
-            "(--samples), or smaller ones (size)."
+            f"The images take {size / 2**30:.1f} GiB, more than memory has to spare, and "
+            f"{tempfile.gettempdir()} cannot hold them ({error.strerror}). Take fewer (--samples) "
+            "or smaller ones (size), or set TMPDIR to a larger disk."
         ) from error
 
 
@@ -279,4 +297,4 @@ def _pixels(image: Image.Image, mode: str, size: int | None, scale: float) -> np
         left, top = round((w - size) / 2), round((h - size) / 2)
         image = image.resize((w, h), Image.Resampling.BILINEAR)
         image = image.crop((left, top, left + size, top + size))
-    return np.asarray(image).reshape(image.height, image.width, len(mode))
+    return np.moveaxis(np.asarray(image).reshape(image.height, image.width, len(mode)), 2, 0)
