@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import warnings
@@ -176,9 +177,15 @@ def test_a_picture_that_packs_well_is_no_bomb(tmp_path):
     assert load_images(tmp_path / "a.zip", size=8).shape == (3, 8, 8)
 
 
-def test_more_pixels_than_memory_are_refused_before_they_are_asked_for(tmp_path, monkeypatch):
+def test_more_pixels_than_there_is_room_for_are_refused_before_they_are_asked_for(
+    tmp_path, monkeypatch
+):
+    """In memory, nor on more than half of the disk that is left."""
     monkeypatch.setattr("wgeo.data.folder.memory", lambda: 10)
-    with pytest.raises(DataError, match=r"more than there is.*--samples"):
+    pixels = load_images(broken_zip(tmp_path / "a.zip", {})).x.numel()
+    free = shutil.disk_usage(tmp_path)._replace(free=2 * pixels - 1)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: free)
+    with pytest.raises(DataError, match=r"more than memory has to spare.*--samples"):
         load_images(broken_zip(tmp_path / "a.zip", {}))
 
 
