@@ -163,8 +163,8 @@ def scan(
             loss[where] = (limit[block] - least.amin(1).double()).clamp_(min=0).cpu().numpy()
             judge(i, columns[block][row], noted=False)
         else:
-            for row, i in _members(grouped, row, group, bound):
-                judge(i, columns[block][row])
+            for near, i in _members(grouped, row, group, bound):
+                judge(i, columns[block][near])
     none = np.zeros(0, np.int64)
     return Scan(
         loss,
