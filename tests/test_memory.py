@@ -149,3 +149,33 @@ def test_a_size_that_makes_no_sense_is_refused(size, tmp_path):
     result = CliRunner().invoke(main, words)
     assert result.exit_code == 2
     assert "memory" in result.output
+
+
+def numbers(record, place=()):
+    """Every number of a record by its place, but what tells of the run itself."""
+    if isinstance(record, dict):
+        for key, value in record.items():
+            if key not in ("seconds", "effort", "provenance", "stats", "settings"):
+                yield from numbers(value, (*place, key))
+    elif isinstance(record, list):
+        for k, value in enumerate(record):
+            yield from numbers(value, (*place, k))
+    elif isinstance(record, (int, float)):
+        yield place, record
+
+
+def test_batches_and_blocks_change_no_number_of_a_record(rng):
+    options = {"width": 4, "depth": 2, "num_classes": 2, "in_channels": 1, "image_size": 8}
+    torch.manual_seed(0)
+    net = wgeo.models.build("isoresnet", **options).eval()
+    images = torch.from_numpy(rng.random((60, 1, 8, 8), dtype=np.float32)), np.arange(60) % 2
+
+    def analysed(batch_size, bound):
+        with memory.bounded(bound):
+            words = {"bootstrap": 20, "reference": "none", "batch_size": batch_size}
+            return dict(numbers(wgeo.analyze(net, images, **words).record))
+
+    expected = analysed(512, None)
+    assert len(expected) > 100
+    for found in (analysed(7, None), analysed(512, "1025MiB")):
+        assert found == pytest.approx(expected, rel=1e-6, abs=1e-9, nan_ok=True)

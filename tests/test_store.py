@@ -28,6 +28,7 @@ from wgeo.features import Projection
 from wgeo.geodesic import path_figures, resolution
 from wgeo.store import Column, Writer, is_store, layout
 from wgeo.trajectory import Classifier, outline
+from wgeo.transport import Status, TransportResult
 
 
 @pytest.fixture(scope="module")
@@ -376,9 +377,28 @@ def held_by(work):
     return max(most[0], own_memory()) - before
 
 
+class Paired:
+    """Takes each sample's own image for its partner, and holds next to nothing."""
+
+    name = "paired"
+
+    def solve(self, x, y, a=None, b=None, coupling=None):
+        parts = [slice(k, k + 512) for k in range(0, len(x), 512)]
+        cost = sum(float((x[k].double() - y[k].double()).square().sum()) for k in parts) / len(x)
+        return TransportResult(
+            cost=cost,
+            lower=0.0,
+            upper=cost**0.5,
+            status=Status.BOUNDED,
+            solver=self.name,
+            seconds=0.0,
+            coupling=np.arange(len(x)),
+        )
+
+
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="no /proc here")
 def test_a_store_is_read_a_few_rows_at_a_time(tmp_path, monkeypatch):
-    n, d, count = 120_000, 64, 4  # 123 MB, of which nothing may hold half: a layer in float64
+    n, d, count = 30_000, 256, 4  # 123 MB, of which nothing may hold half: a layer in float64
     columns = {f"features:{k}": Column("float32", d) for k in range(count)}
     with Writer(tmp_path / "s", {}, n, columns) as writer:
         rng = np.random.default_rng(0)
@@ -397,9 +417,51 @@ def test_a_store_is_read_a_few_rows_at_a_time(tmp_path, monkeypatch):
         resolution(*segment.arrays[:2], neighbours=1.0)
         assert traj.layers[0].width == d
 
+        wgeo.straightness(traj, solver=Paired(), bootstrap=0)
+        for embed in ("pad", "pca:8"):
+            embedded = traj.embedded(embed)
+            assert all(isinstance(layer.features, np.memmap) for layer in embedded.layers)
+
+    monkeypatch.setattr("wgeo.geodesic.paths._ASKED", 32)
+    monkeypatch.setattr("wgeo.geodesic.measure._ROWS", 512)
+    for name in ("wgeo.store.reading._MADE", "wgeo.trajectory._HELD"):
+        monkeypatch.setattr(name, 2**21)
     measured()  # libraries warm up
     assert held_by(measured) < n * d * 8  # collapse's blocks take 20 to 35 MB of any n
     assert held_by(lambda: [np.array(layer.features) for layer in traj.layers]) > 0.5 * n * d * 16
+
+
+def test_what_is_made_of_a_store_is_as_in_memory(tmp_path, rng, monkeypatch):
+    monkeypatch.setattr("wgeo.store.reading._MADE", 999)  # many parts
+    monkeypatch.setattr("wgeo.trajectory._HELD", 999)
+    arrays = [rng.standard_normal((60, 4)).astype(np.float32) for _ in range(3)]
+    held = Trajectory.from_arrays([arrays[0], *(arrays[0] + 0.3 * a for a in arrays)], [0, 1] * 30)
+    for dtype in (None, "bfloat16"):
+        stored = held.save(tmp_path / str(dtype), dtype=dtype)
+        plain = Trajectory.from_arrays([np.array(a.features) for a in stored.layers], held.labels)
+        for embed in ("pad", "pca:3"):
+            for a, b in zip(
+                stored.embedded(embed).layers, plain.embedded(embed).layers, strict=True
+            ):
+                assert isinstance(a.features, np.memmap)
+                assert a.features.dtype == b.features.dtype == np.float32
+                np.testing.assert_array_equal(a.features, b.features)
+        a, b = (wgeo.straightness(t, bootstrap=0).segments[0] for t in (stored, plain))
+        assert a.interpolation_gap == b.interpolation_gap
+        assert min(a.interpolation_gap[1:-1]) > 0
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["None", "bfloat16"]
+
+
+def test_a_full_disk_is_told_while_features_are_made(tmp_path, rng, monkeypatch):
+    held = Trajectory.from_arrays([np.eye(4), 2 * np.eye(4)], [0, 1] * 2)
+    traj = held.save(tmp_path / "s")
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("wgeo.store.reading.tempfile.TemporaryFile", full)
+    with pytest.raises(RecordError, match=r"need a temporary file.*No space left"):
+        traj.embedded("pad")
 
 
 # --- a disk that fills up ------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from sklearn.decomposition import PCA
 
 from wgeo import Trajectory
 from wgeo.errors import ArgumentError, FeatureError
@@ -59,6 +60,15 @@ def test_one_space_for_the_whole_network(rng):
     for bad in ("pca:6", "pca:0", "pca", "pca:²", "stretch"):
         with pytest.raises(ArgumentError, match="choose pad"):
             traj.embedded(bad)
+
+
+def test_principal_components_are_those_of_all_layers_together(rng):
+    arrays = [rng.normal(size=(50, d)) * np.arange(1, d + 1) + 7 for d in (6, 8)]
+    found = Trajectory.from_arrays(arrays, np.arange(50) % 2).embedded("pca:3")
+    padded = np.concatenate([np.pad(arrays[0], ((0, 0), (0, 2))), arrays[1]])
+    peer = PCA(3, svd_solver="full").fit_transform(padded)
+    ours = np.concatenate([layer.features for layer in found.layers])
+    np.testing.assert_allclose(abs(ours), abs(peer), rtol=1e-9, atol=1e-9)
 
 
 def test_any_array_is_taken(rng):

@@ -120,8 +120,21 @@ def _scale(record: Record) -> str:
         for task, row in record.get("large", {}).items()
         if "seconds" in row
     ]
-    return _table(["", "CPU seconds", "own, GiB", "resident, GiB"], rows) if rows else ""
+    large = _table(["", "CPU seconds", "own, GiB", "resident, GiB"], rows) if rows else ""
+    powers = [
+        [
+            _SCALED[task],
+            _AXES[axis],
+            *("" if p is None else f"{p:.2f}" for p in found["exponents"].values()),
+        ]
+        for name, found in record.get("sweep", {}).items()
+        for task, _, axis in [name.partition(" over ")]
+    ]
+    heads = ["", "with", "CPU time grows as the power", "memory of its own as the power"]
+    return large + ("\n" + _table(heads, powers) if powers else "")
 
+
+_AXES = {"n": "samples", "d": "features", "layers": "layers"}
 
 _SCALED = {
     "collapse": "every collapse metric, every layer",

@@ -10,9 +10,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float, Int
 
 from ..errors import FeatureError
 from ..progress import track
+from ..store import made_like
 from ..trajectory import Block, Segment, Trajectory
 from ..transport import Chain, Exact, TransportResult, wasserstein
 from ..transport import chain as solve_chain
@@ -165,16 +167,19 @@ def _interpolation(
     times = [float(t) for t in lengths / lengths[-1]]
     if not _is_optimal_permutation(end, segment):
         return (None,) * len(layers), tuple(times)
-    first = np.asarray(layers[0], dtype=np.float64)
-    last = np.asarray(layers[-1], dtype=np.float64)[end.coupling]
     inverse = np.argsort(end.coupling)
+    starts = (np.arange(len(inverse)), inverse)
     gaps: list[float | None] = [0.0]
     for t, layer in zip(times[1:-1], layers[1:-1], strict=True):
-        measured, geodesic = np.asarray(layer, dtype=np.float64), (1 - t) * first + t * last
+
+        def between(rows: slice, t: float = t) -> np.ndarray:
+            first, last = layers[0][rows], layers[-1][end.coupling[rows]]
+            return (1 - t) * first.astype(np.float64) + t * last.astype(np.float64)
+
+        geodesic = made_like(layers, between, layers[0].shape, np.dtype(np.float64))
         # Sample j is near geodesic j early on, and later near the one that ends in j's place.
-        starts = (np.arange(len(first)), inverse)
-        start = min(starts, key=lambda match: float(((measured - geodesic[match]) ** 2).sum()))
-        result = wasserstein(measured, geodesic, solver=solver, coupling=start)
+        start = min(starts, key=lambda match: _apart(layer, geodesic, match))
+        result = wasserstein(layer, geodesic, solver=solver, coupling=start)
         gaps.append(result.distance / values["distance"])
     return (*gaps, 0.0), tuple(times)
 
@@ -185,10 +190,16 @@ def _is_optimal_permutation(end: TransportResult, segment: Segment) -> bool:
     if not (isinstance(match, np.ndarray) and match.ndim == 1):
         return False
     first, last = segment.arrays[0], segment.arrays[-1]
-    parts = (np.arange(len(first))[i : i + _ROWS] for i in range(0, len(first), _ROWS))
-    sums = [((last[match[k]].astype(np.float64) - first[k]) ** 2).sum() for k in parts]
-    cost = float(sum(sums)) / len(first)
+    cost = _apart(first, last, match) / len(first)
     return abs(cost - end.cost) <= _SAME_COST * max(cost, end.cost)
+
+
+def _apart(
+    x: Float[np.ndarray, "n d"], y: Float[np.ndarray, "n d"], match: Int[np.ndarray, " n"]
+) -> float:
+    """Sum of ||x_i - y_match(i)||^2 in float64, some rows at a time."""
+    parts = (slice(i, i + _ROWS) for i in range(0, len(x), _ROWS))
+    return float(sum(((x[k].astype(np.float64) - y[match[k]]) ** 2).sum() for k in parts))
 
 
 def _quantiles(sample: SegmentSample, traj: Trajectory) -> dict[str, dict[str, list[float]]]:

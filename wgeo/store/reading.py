@@ -7,7 +7,7 @@ import math
 import os
 import tempfile
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,10 @@ from typing import Any
 import numpy as np
 
 from ..errors import RecordError
+from ..memory import share
 from .layout import DTYPES, MANIFEST, UNFINISHED, VERSION, digest
 
+_MADE = 2**25  # bytes of an array made of others that are held at a time
 _WIDENED = 2**24  # entries of a bfloat16 array that are widened at a time
 
 
@@ -152,21 +154,53 @@ def _verify(path: Path, array: np.ndarray, sums: int | Sequence[int], spans: Any
 
 
 def _widened(bits: np.ndarray, folder: Path) -> np.ndarray:
-    """Bfloat16 as float32, in a file that has no name and goes with the process."""
-    where = folder if os.access(folder, os.W_OK) else None
+    """Bfloat16 as float32."""
+    step = max(1, _WIDENED // math.prod(bits.shape[1:]))
+    parts = (bits[start : start + step] for start in range(0, len(bits), step))
+    wide = (np.left_shift(part, 16, dtype=np.uint32).view(np.float32) for part in parts)
+    return nameless(wide, bits.shape, np.dtype(np.float32), folder)
+
+
+def made_like(
+    layers: Sequence[np.ndarray],
+    rows: Callable[[slice], np.ndarray],
+    shape: tuple[int, ...],
+    dtype: np.dtype,
+) -> np.ndarray:
+    """An array made of layers, a few rows at a time: on the disk if one of them is, else in memory.
+
+    Raises
+    ------
+    RecordError
+        The disk is full.
+    """
+    widest = max(math.prod(one[1:]) for one in (shape, *(layer.shape for layer in layers)))
+    step = max(1, share(_MADE, 1 / 32) // (8 * widest))
+    parts = [slice(start, min(start + step, shape[0])) for start in range(0, shape[0], step)]
+    maps = [layer for layer in layers if isinstance(layer, np.memmap)]
+    if maps:
+        named = next((Path(a.filename).parent for a in maps if a.filename), None)
+        made = (np.ascontiguousarray(rows(part), dtype) for part in parts)
+        return nameless(made, shape, dtype, named)
+    out = np.empty(shape, dtype)
+    for part in parts:
+        out[part] = rows(part)
+    return out
+
+
+def nameless(
+    parts: Iterable[np.ndarray], shape: tuple[int, ...], dtype: np.dtype, folder: Path | None
+) -> np.memmap:
+    """Rows, one part after the other, in a file that has no name and goes with the process."""
+    where = folder if folder is not None and os.access(folder, os.W_OK) else None
     try:
         with tempfile.TemporaryFile(dir=where) as file:
-            wide = np.memmap(file, np.float32, "w+", shape=bits.shape)
-            step = max(1, _WIDENED // math.prod(bits.shape[1:]))
-            for start in range(0, len(bits), step):
-                rows = np.ascontiguousarray(bits[start : start + step]).astype(np.uint32)
-                # Written, not mapped: a full disk is then an error and not a crash.
-                file.seek(4 * start * math.prod(bits.shape[1:]))
-                file.write((rows << 16).data)
+            for part in parts:  # written, not mapped: a full disk is then an error and not a crash
+                file.write(np.ascontiguousarray(part).data)
             file.flush()
-            return wide
+            return np.memmap(file, dtype, "r+", shape=shape)
     except OSError as error:
         raise RecordError(
-            f"bfloat16 features are opened as float32, for which {where or 'the disk'} has no "
-            f"room: {error.strerror}."
+            f"Features made of stored ones need a temporary file, for which {where or 'the disk'} "
+            f"has no room: {error.strerror}."
         ) from error

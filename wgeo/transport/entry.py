@@ -107,7 +107,8 @@ def require_one_space(x: torch.Tensor, y: torch.Tensor) -> None:
             "stage, use the block's own shortcut (traj.blocks does), pool to one width, or embed "
             "both (zero padding, or PCA to a common dimension)."
         )
-    largest = max(float(x.detach().abs().max()), float(y.detach().abs().max()))
+    ends = [end for z in (x, y) for end in z.detach().aminmax()]  # of a copy abs() would make
+    largest = max(abs(float(end)) for end in ends)
     if largest > _LARGEST or 0 < largest < 1 / _LARGEST:
         raise FeatureError(
             f"the largest coordinate is {largest:.1g}: its square leaves float64's range. "
