@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 from scipy.linalg import eigh
+from scipy.sparse.linalg import LinearOperator, eigsh
 
 from .arrays import as_labels, as_numpy, as_points
 from .errors import ArgumentError, FeatureError, RecordError
@@ -25,6 +26,7 @@ from .progress import track
 from .records import as_json
 from .store import Column, Writer, holds, made_like, read_store, shards
 
+_FORMED = 2048  # features up to which their covariance is formed
 _HELD = 2**25  # bytes of float64 rows at a time
 _SAVED = 256  # rows of a trajectory that is saved: a shard is a multiple of these
 
@@ -365,20 +367,32 @@ def _principal(
 ) -> tuple[Float[np.ndarray, " width"], Float[np.ndarray, "width count"]]:
     """Mean and leading principal axes of all layers' samples, padded, read a few rows at a time.
 
-    The covariance in float64, whatever the features' precision: exact but for rounding. An axis
-    points where its largest entry is positive.
+    In float64, whatever the features' precision: from the covariance, or, for wide layers, by
+    Lanczos iterations that never form it (ARPACK). An axis points where its largest entry is
+    positive.
     """
     total = sum(len(x) for x in layers)
     step = max(1, share(_HELD, 1 / 32) // (8 * width))
     parts = [(x, slice(k, k + step)) for x in layers for k in range(0, len(x), step)]
-    mean, covariance = np.zeros(width), np.zeros((width, width))
+    mean = np.zeros(width)
     for x, rows in parts:
         mean[: x.shape[1]] += x[rows].sum(0, dtype=np.float64)
     mean /= total
-    for x, rows in parts:
-        centred = _padded(x, width, rows) - mean
-        covariance += centred.T @ centred
-    axes = eigh(covariance, subset_by_index=(width - count, width - 1))[1][:, ::-1]
+    if width <= _FORMED or 2 * count >= width:
+        covariance = np.zeros((width, width))
+        for x, rows in parts:
+            centred = _padded(x, width, rows) - mean
+            covariance += centred.T @ centred
+        axes = eigh(covariance, subset_by_index=(width - count, width - 1))[1][:, ::-1]
+    else:
+
+        def spread(v: np.ndarray) -> np.ndarray:
+            centred = (_padded(x, width, rows) - mean for x, rows in parts)
+            return sum((part.T @ (part @ v) for part in centred), np.zeros(width))
+
+        operator = LinearOperator((width, width), matvec=spread, dtype=np.float64)
+        start = np.random.default_rng(0).standard_normal(width)
+        axes = eigsh(operator, count, v0=start)[1][:, ::-1]
     largest = axes[abs(axes).argmax(0), np.arange(count)]
     return mean, axes * np.sign(largest)
 

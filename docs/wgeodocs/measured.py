@@ -134,6 +134,15 @@ def _scale(record: Record) -> str:
     return large + ("\n" + _table(heads, powers) if powers else "")
 
 
+def _ranks(record: Record) -> str:
+    rows = [
+        [_SCALED[task], row["ranks"], f"{row['seconds']:.2f}", f"{row['cpu']:.2f}"]
+        for task, found in record.get("ranks", {}).items()
+        for row in found["rows"]
+    ]
+    return _table(["", "processes", "seconds", "CPU seconds of the first"], rows) if rows else ""
+
+
 _AXES = {"n": "samples", "d": "features", "layers": "layers"}
 
 _SCALED = {
