@@ -227,4 +227,5 @@ TABLES: dict[str, Callable[[Record], str]] = {
     "ufm": _ufm,
     "mufm": _mufm,
     "scale": _scale,
+    "scale-ranks": _ranks,
 }

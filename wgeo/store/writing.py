@@ -169,7 +169,8 @@ class Writer:
         text = json.dumps({**found, "checksum": digest(found)}, indent=1)
         write_aside(self.folder / MANIFEST, text)
         self.close()
-        for path in (self.folder / UNFINISHED, *self.folder.glob("rows-*.log")):
+        left = [p for pattern in ("rows-*.log", ".*.part") for p in self.folder.glob(pattern)]
+        for path in (self.folder / UNFINISHED, *left):  # also what kills left half-written
             path.unlink(missing_ok=True)
 
     def close(self) -> None:
