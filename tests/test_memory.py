@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
 import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +17,7 @@ import wgeo
 from wgeo import Trajectory, memory
 from wgeo.cli import main
 from wgeo.errors import ArgumentError, FeatureError
+from wgeo.records import read_record
 from wgeo.transport import chain as solve_chain
 from wgeo.transport.cost import Costs
 from wgeo.transport.kernel import Kernel
@@ -179,3 +184,28 @@ def test_batches_and_blocks_change_no_number_of_a_record(rng):
     assert len(expected) > 100
     for found in (analysed(7, None), analysed(512, "1025MiB")):
         assert found == pytest.approx(expected, rel=1e-6, abs=1e-9, nan_ok=True)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="no /proc here")
+def test_a_process_stays_within_its_bound(tmp_path):
+    """20,000 x 256 in four layers: what does not fit is left out, and said to be."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(20_000) % 10
+    x = 2 * rng.standard_normal((10, 256))[labels] + rng.standard_normal((20_000, 256))
+    layers = [((1 + 0.05 * k) * x + 0.02 * k).astype(np.float32) for k in range(4)]
+    Trajectory.from_arrays(layers, labels).save(tmp_path / "s")
+    words = ["analyze", str(tmp_path / "s"), "--out", str(tmp_path / "out"), "--no-report"]
+    words += ["--reference", "none", "--bootstrap", "5", "--memory", "1GiB"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "wgeo", *words], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+    )
+    most = 0
+    while process.poll() is None:
+        found = re.search(r"RssAnon:\s+(\d+)", Path(f"/proc/{process.pid}/status").read_text())
+        most = max(most, 1024 * int(found[1])) if found else most
+        time.sleep(0.005)
+    assert process.returncode == 0
+    record = read_record(tmp_path / "out")
+    assert {block["status"] for block in record["blocks"]} == {"certified"}
+    assert "there is no memory for" in record["mufm"]["skipped"]  # which took the bound alone
+    assert 2**28 < most < 2**30

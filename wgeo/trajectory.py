@@ -245,6 +245,12 @@ class Trajectory:
         return len(self.labels)
 
     @property
+    def held(self) -> int:
+        """Bytes of features in this process's memory; those on disk (memory maps) do not count."""
+        layers = [a for layer in self.layers for a in (layer.features, layer.entry)]
+        return sum(a.nbytes for a in layers if a is not None and not isinstance(a, np.memmap))
+
+    @property
     def num_classes(self) -> int:
         """Number of classes K: the classifier's, or the number of distinct labels."""
         if self.classifier is not None:

@@ -10,6 +10,8 @@ from jaxtyping import Float, Int
 
 from ..collapse import LayerCollapse, collapse_of
 from ..errors import ArgumentError, ConvergenceError, FeatureError
+from ..files import memory
+from ..memory import free
 from ..progress import track
 from ..trajectory import Segment, Trajectory
 from ..transport import Exact, wasserstein
@@ -20,6 +22,7 @@ from .predictions import Errors, Prediction, along, collapsed, gained, times
 from .result import Comparison, ModelLayer
 
 W2_SAMPLES = 300  # beside one another: enough for two digits, and quick
+_COPIES = 24  # of a segment's layer, in float64, at the peak of a comparison; measured: 16 to 21.4
 UNASKED = "MUFM was left out, as asked (mufm=False, --no-mufm)."
 PATIENCE = 60.0  # seconds on one core that nobody needs to be asked for
 
@@ -75,6 +78,7 @@ def compare(
         Whether to fit MUFM where no `model` is given. None: where the network has a classifier and
         the fit is expected to take a minute at most on one core, as it does unless features are
         thousands wide, samples tens of thousands or classes hundreds; ``skipped`` says why not.
+        It also says where memory has no room for any of the comparison.
     time : {"nearest", "length", "uniform"}
         The times :math:`t_l` of inner layers, in [0, 1]: where the model's path comes nearest to
         the layer, so that its shape is judged and not its speed; the share of the root mean squared
@@ -90,6 +94,8 @@ def compare(
     FeatureError
         Samples of one class.
     """
+    if wanting := _no_room(traj):
+        return Comparison((), (), skipped=wanting)
     classes, labels = np.unique(traj.labels, return_inverse=True)
     labels = labels.astype(np.int64)
     view = _View(labels, seed)
@@ -144,6 +150,18 @@ def compare(
         given=tuple(view.layers(segment, predicted)),
         reading=reading,
         held_out_given=held_out_given,
+    )
+
+
+def _no_room(traj: Trajectory) -> str:
+    """Why no comparison fits into memory; empty where one does."""
+    size = max((s.arrays[0].size for s in traj.segments), default=0) * 8 * _COPIES
+    left = free()
+    if size <= (0.8 * memory() if left is None else left - traj.held):
+        return ""
+    return (
+        f"The comparison with models takes about {size / 2**30:.1f} GiB, which there is no memory "
+        "for. Allow more (--memory), take fewer samples, or project the features."
     )
 
 

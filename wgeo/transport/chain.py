@@ -109,8 +109,7 @@ def _at_once(size: int, traj: Trajectory) -> int | None:
     left = free()
     if left is None:
         return None
-    arrays = [a for layer in traj.layers for a in (layer.features, layer.entry) if a is not None]
-    left -= sum(a.nbytes for a in arrays if not isinstance(a, np.memmap))
+    left -= traj.held
     if size > left:
         raise FeatureError(
             f"Transport between two layers takes about {size / 2**30:.1f} GiB, which the memory "
