@@ -42,7 +42,7 @@ class Exact:
     solved on the few pairs those suggest, tested on all, and solved again with the pairs at fault,
     until none is left. All n m costs are computed several times and never stored, except products
     of wide points that `memory` has room for. Pairs of wide points are first tested folded into few
-    features (`screen`), which clears most of them where layers nearly coincide.
+    features, which clears most of them where layers nearly coincide.
 
     Parameters
     ----------
