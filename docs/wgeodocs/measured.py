@@ -121,17 +121,23 @@ def _scale(record: Record) -> str:
         if "seconds" in row
     ]
     large = _table(["", "CPU seconds", "own, GiB", "resident, GiB"], rows) if rows else ""
+    sweep = record.get("sweep", {})
     powers = [
-        [
-            _SCALED[task],
-            _AXES[axis],
-            *("" if p is None else f"{p:.2f}" for p in found["exponents"].values()),
-        ]
-        for name, found in record.get("sweep", {}).items()
-        for task, _, axis in [name.partition(" over ")]
+        [words, *(_powers(sweep.get(f"{task} over {axis}")) for axis in _AXES)]
+        for task, words in _SCALED.items()
+        if f"{task} over n" in sweep
     ]
-    heads = ["", "with", "CPU time grows as the power", "memory of its own as the power"]
-    return large + ("\n" + _table(heads, powers) if powers else "")
+    note = "\nThe powers with which CPU time / memory of its own grow, one size at a time:\n\n"
+    return large + (note + _table(["", *_AXES.values()], powers) if powers else "")
+
+
+def _powers(found: Record | None) -> str:
+    """Fitted exponents, and up to which size."""
+    if found is None:
+        return "not run"
+    powers = ["?" if p is None else f"{max(p, 0):.1f}" for p in found["exponents"].values()]
+    size = next(name for name in _AXES if len({row[name] for row in found["rows"]}) > 1)
+    return f"{' / '.join(powers)}, to {max(row[size] for row in found['rows'])}"
 
 
 def _ranks(record: Record) -> str:
