@@ -36,7 +36,8 @@ import torch
 
 HERE = Path(__file__).parent
 PACKAGE = HERE.parent / "wgeo"
-SLOW = "calibrated or what_this_many or resnet or shared or subprocess or interrupted or demo"
+# Long, or in a process of their own, where the fault is not.
+SLOW = "calibrated or what_this_many or resnet or shared or interrupted or demo or memory"
 TESTS = {
     "collapse/metrics.py": ["test_collapse.py"],
     "collapse/moments.py": ["test_collapse.py"],
@@ -256,7 +257,9 @@ def main() -> None:
     for module in asked.module or TESTS:
         total = faulty(module, -1)[1].count
         draw = random.Random(asked.seed)
-        chosen = asked.fault or sorted(draw.sample(range(total), max(1, round(asked.share * total))))
+        chosen = asked.fault or sorted(
+            draw.sample(range(total), max(1, round(asked.share * total)))
+        )
         began = time.monotonic()
         rehearsal = Rehearsal()
         rehearsal.learn(module)
