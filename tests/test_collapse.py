@@ -442,11 +442,12 @@ def test_the_widest_layers_are_let_go_first(rng):
         assert known in ({*held}, {"block0"} if len(held) == 1 else {*held})
 
 
-def test_a_stream_copies_what_it_keeps(rng):
+@pytest.mark.parametrize("kind", [np.asarray, torch.from_numpy])
+def test_a_stream_copies_what_it_keeps(kind, rng):
     features, y, _ = layers_of(rng, widths=(4, 6))
-    stream, buffer = CollapseStream(), np.empty((100, 6))
+    stream, buffer = CollapseStream(), kind(np.empty((100, 6)))
     for start in range(0, 300, 100):
-        buffer[:] = features["block0"][start : start + 100]
+        buffer[:] = kind(features["block0"][start : start + 100])
         stream.update({"block0": buffer}, y[start : start + 100])
     expected = collapse_of(features["block0"], y)
     assert stream.result().layers[0].ncc_accuracy == expected.ncc_accuracy
