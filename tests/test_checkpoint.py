@@ -690,7 +690,8 @@ def test_a_storage_larger_than_its_part(net, save):
         return {**parts, name: parts[name].replace(b"K\x4d", b"J\x4d\x00\x00\x40")}
 
     rewritten(path, lie)
-    with pytest.raises(CheckpointError, match="is damaged"):
+    # torch 2.6 notices nothing, and what the tensor declares is refused.
+    with pytest.raises(CheckpointError, match=r"is damaged|It was not expanded"):
         load_checkpoint(path, "mlp")
 
 
