@@ -36,7 +36,8 @@ import torch
 
 HERE = Path(__file__).parent
 PACKAGE = HERE.parent / "wgeo"
-SLOW = "calibrated or what_this_many or resnet or shared or subprocess or interrupted or demo"
+# Long, or in a process of their own, where the fault is not.
+SLOW = "calibrated or what_this_many or resnet or shared or interrupted or demo or memory"
 TESTS = {
     "collapse/metrics.py": ["test_collapse.py"],
     "collapse/moments.py": ["test_collapse.py"],

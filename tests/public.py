@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import sys
+from enum import EnumType
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -23,6 +24,8 @@ ROOMS = (
 
 def parameters(value: Any) -> str | None:
     """``(a, b=, *, c=)``: names, which are optional, and which go by name alone."""
+    if isinstance(value, EnumType):  # its members count; its own parameters are Python's affair
+        return None
     try:
         signature = inspect.signature(value)
     except (TypeError, ValueError):

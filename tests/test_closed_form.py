@@ -99,6 +99,8 @@ class TestGaussian:
         product = ((x[:, None] - away[None]) ** 2).sum(2).mean()
         assert result.upper == pytest.approx(np.sqrt(product))
         assert result.stats["means"] == pytest.approx(4 * (x.mean(0) ** 2).sum())
+        centred = wasserstein(x - x.mean(0), x.mean(0) - x, solver=Gaussian())
+        assert centred.stats["means"] == pytest.approx(0, abs=1e-20)
         assert 0 <= result.seconds < 60
 
     def test_points_factored_a_few_at_a_time(self, rng, monkeypatch):

@@ -442,11 +442,12 @@ def test_the_widest_layers_are_let_go_first(rng):
         assert known in ({*held}, {"block0"} if len(held) == 1 else {*held})
 
 
-def test_a_stream_copies_what_it_keeps(rng):
+@pytest.mark.parametrize("kind", [np.asarray, torch.from_numpy])
+def test_a_stream_copies_what_it_keeps(kind, rng):
     features, y, _ = layers_of(rng, widths=(4, 6))
-    stream, buffer = CollapseStream(), np.empty((100, 6))
+    stream, buffer = CollapseStream(), kind(np.empty((100, 6)))
     for start in range(0, 300, 100):
-        buffer[:] = features["block0"][start : start + 100]
+        buffer[:] = kind(features["block0"][start : start + 100])
         stream.update({"block0": buffer}, y[start : start + 100])
     expected = collapse_of(features["block0"], y)
     assert stream.result().layers[0].ncc_accuracy == expected.ncc_accuracy
@@ -612,6 +613,27 @@ def test_class_means_that_coincide_are_undefined_not_collapsed(rng):
     assert found.nc1 > 0
     assert found.cdnv is None
     assert found.undefined["cdnv"] == "two class means coincide"
+
+
+@pytest.mark.parametrize(("apart", "defined"), [(126, False), (130, True)])
+def test_class_means_coincide_within_64_roundings_of_the_features(apart, defined):
+    """By half their distance; the features spread by 1 about 0, so that every sum is exact."""
+    t = apart * np.finfo(np.float64).eps
+    found = collapse_of(np.array([[-1.0], [1], [t - 1], [t + 1]]), [0, 0, 1, 1])
+    assert (found.nc1 is not None) == defined
+    assert found.within == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    ("d", "steps", "defined"), [(4, 3, False), (4, 5, True), (16, 1, False), (16, 3, True)]
+)
+def test_class_means_coincide_within_4_roundings_of_float32(d, steps, defined):
+    """Half their distance is steps sqrt(d) / 2 roundings of features that are all 1."""
+    one = 1 + steps * np.finfo(np.float32).eps
+    H = np.repeat(np.array([[1], [one]], dtype=np.float32), d, axis=1)
+    found = collapse_of(H, [0, 1])
+    assert (found.nc1 is not None) == defined
+    assert collapse_of(H.astype(np.float64), [0, 1]).nc1 == 0
 
 
 def test_a_class_mean_at_the_centre_has_no_angle():
