@@ -25,6 +25,7 @@ FLOW = [
     "checkpoint",
     "training",
     "store",
+    "embedding",
     "trajectory",
     "blocks",
     "features",

@@ -424,7 +424,7 @@ def test_a_store_is_read_a_few_rows_at_a_time(tmp_path, monkeypatch):
 
     monkeypatch.setattr("wgeo.geodesic.paths._ASKED", 32)
     monkeypatch.setattr("wgeo.geodesic.measure._ROWS", 512)
-    for name in ("wgeo.store.reading._MADE", "wgeo.trajectory._HELD"):
+    for name in ("wgeo.store.reading._MADE", "wgeo.embedding._HELD"):
         monkeypatch.setattr(name, 2**21)
     measured()  # libraries warm up
     assert held_by(measured) < n * d * 8  # collapse's blocks take 20 to 35 MB of any n
@@ -433,7 +433,7 @@ def test_a_store_is_read_a_few_rows_at_a_time(tmp_path, monkeypatch):
 
 def test_what_is_made_of_a_store_is_as_in_memory(tmp_path, rng, monkeypatch):
     monkeypatch.setattr("wgeo.store.reading._MADE", 999)  # many parts
-    monkeypatch.setattr("wgeo.trajectory._HELD", 999)
+    monkeypatch.setattr("wgeo.embedding._HELD", 999)
     arrays = [rng.standard_normal((60, 4)).astype(np.float32) for _ in range(3)]
     held = Trajectory.from_arrays([arrays[0], *(arrays[0] + 0.3 * a for a in arrays)], [0, 1] * 30)
     for dtype in (None, "bfloat16"):

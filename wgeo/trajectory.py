@@ -10,24 +10,19 @@ import os
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
-from scipy.linalg import eigh
-from scipy.sparse.linalg import LinearOperator, eigsh
 
 from .arrays import as_labels, as_numpy, as_points
-from .errors import ArgumentError, FeatureError, RecordError
-from .memory import share
+from .embedding import embedded
+from .errors import FeatureError, RecordError
 from .progress import track
 from .records import as_json
-from .store import Column, Writer, holds, made_like, read_store, shards
+from .store import Column, Writer, holds, read_store, shards
 
-_FORMED = 2048  # features up to which their covariance is formed
-_HELD = 2**25  # bytes of float64 rows at a time
 _SAVED = 256  # rows of a trajectory that is saved: a shard is a multiple of these
 
 
@@ -294,23 +289,7 @@ class Trajectory:
         ArgumentError
             Another name, or D not between 1 and the widest layer's width.
         """
-        widest = max(layer.width for layer in self.staged)
-        kind, _, size = embed.partition(":")
-        if not (embed == "pad" or (kind == "pca" and size.isdecimal() and 0 < int(size) <= widest)):
-            raise ArgumentError(f"Unknown embed {embed!r}; choose pad, or pca:1 to pca:{widest}.")
-        staged = [layer.features for layer in self.staged]
-        if kind == "pad":
-            arrays = [
-                made_like([x], partial(_padded, x, widest), (len(x), widest), x.dtype)
-                for x in staged
-            ]
-        else:
-            mean, axes = _principal(staged, widest, int(size))
-            dtype = np.result_type(np.float32, *staged)
-            arrays = [
-                made_like([x], partial(_along, x, mean, axes), (len(x), int(size)), dtype)
-                for x in staged
-            ]
+        arrays = embedded([layer.features for layer in self.staged], embed)
         layers = tuple(
             Layer(layer.name, array) for layer, array in zip(self.staged, arrays, strict=True)
         )
@@ -351,56 +330,6 @@ class Trajectory:
             for stage, names, arrays in runs
             if len(arrays) > 1
         )
-
-
-def _padded(x: Float[np.ndarray, "n d"], width: int, rows: slice) -> np.ndarray:
-    """Some rows, with zero features up to a width."""
-    return np.pad(x[rows], ((0, 0), (0, width - x.shape[1])))
-
-
-def _along(
-    x: Float[np.ndarray, "n d"],
-    mean: Float[np.ndarray, " width"],
-    axes: Float[np.ndarray, "width D"],
-    rows: slice,
-) -> np.ndarray:
-    """Coordinates of some rows, padded and centred, in float64."""
-    return (_padded(x, len(mean), rows) - mean) @ axes
-
-
-def _principal(
-    layers: Sequence[Float[np.ndarray, "n _"]], width: int, count: int
-) -> tuple[Float[np.ndarray, " width"], Float[np.ndarray, "width count"]]:
-    """Mean and leading principal axes of all layers' samples, padded, read a few rows at a time.
-
-    In float64, whatever the features' precision: from the covariance, or, for wide layers, by
-    Lanczos iterations that never form it (ARPACK). An axis points where its largest entry is
-    positive.
-    """
-    total = sum(len(x) for x in layers)
-    step = max(1, share(_HELD, 1 / 32) // (8 * width))
-    parts = [(x, slice(k, k + step)) for x in layers for k in range(0, len(x), step)]
-    mean = np.zeros(width)
-    for x, rows in parts:
-        mean[: x.shape[1]] += x[rows].sum(0, dtype=np.float64)
-    mean /= total
-    if width <= _FORMED or 2 * count >= width:
-        covariance = np.zeros((width, width))
-        for x, rows in parts:
-            centred = _padded(x, width, rows) - mean
-            covariance += centred.T @ centred
-        axes = eigh(covariance, subset_by_index=(width - count, width - 1))[1][:, ::-1]
-    else:
-
-        def spread(v: np.ndarray) -> np.ndarray:
-            centred = (_padded(x, width, rows) - mean for x, rows in parts)
-            return sum((part.T @ (part @ v) for part in centred), np.zeros(width))
-
-        operator = LinearOperator((width, width), matvec=spread, dtype=np.float64)
-        start = np.random.default_rng(0).standard_normal(width)
-        axes = eigsh(operator, count, v0=start)[1][:, ::-1]
-    largest = axes[abs(axes).argmax(0), np.arange(count)]
-    return mean, axes * np.sign(largest)
 
 
 PREDICTIONS = "predictions"

@@ -1,0 +1,99 @@
+"""Layers of different widths in one space: padded with zeros, or along principal axes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+import numpy as np
+from jaxtyping import Float
+from scipy.linalg import eigh
+from scipy.sparse.linalg import LinearOperator, eigsh
+
+from .errors import ArgumentError
+from .memory import share
+from .store import made_like
+
+_FORMED = 2048  # features up to which their covariance is formed
+_HELD = 2**25  # bytes of float64 rows at a time
+
+
+def embedded(
+    layers: Sequence[Float[np.ndarray, "n _"]], embed: str
+) -> list[Float[np.ndarray, "n D"]]:
+    """Return layers in one space; on the disk, in files without a name, where they are there.
+
+    Parameters
+    ----------
+    layers : sequence of ndarray
+    embed : str
+        ``pad``, or ``pca:D``; see `Trajectory.embedded`.
+
+    Raises
+    ------
+    ArgumentError
+        Another name, or D not between 1 and the widest layer's width.
+    """
+    widest = max(x.shape[1] for x in layers)
+    kind, _, size = embed.partition(":")
+    if not (embed == "pad" or (kind == "pca" and size.isdecimal() and 0 < int(size) <= widest)):
+        raise ArgumentError(f"Unknown embed {embed!r}; choose pad, or pca:1 to pca:{widest}.")
+    if kind == "pad":
+        return [
+            made_like([x], partial(_padded, x, widest), (len(x), widest), x.dtype) for x in layers
+        ]
+    mean, axes = _principal(layers, widest, int(size))
+    dtype = np.result_type(np.float32, *layers)
+    return [
+        made_like([x], partial(_along, x, mean, axes), (len(x), int(size)), dtype) for x in layers
+    ]
+
+
+def _padded(x: Float[np.ndarray, "n d"], width: int, rows: slice) -> np.ndarray:
+    """Some rows, with zero features up to a width."""
+    return np.pad(x[rows], ((0, 0), (0, width - x.shape[1])))
+
+
+def _along(
+    x: Float[np.ndarray, "n d"],
+    mean: Float[np.ndarray, " width"],
+    axes: Float[np.ndarray, "width D"],
+    rows: slice,
+) -> np.ndarray:
+    """Coordinates of some rows, padded and centred, in float64."""
+    return (_padded(x, len(mean), rows) - mean) @ axes
+
+
+def _principal(
+    layers: Sequence[Float[np.ndarray, "n _"]], width: int, count: int
+) -> tuple[Float[np.ndarray, " width"], Float[np.ndarray, "width count"]]:
+    """Mean and leading principal axes of all layers' samples, padded, read a few rows at a time.
+
+    In float64, whatever the features' precision: from the covariance, or, for wide layers, by
+    Lanczos iterations that never form it (ARPACK). An axis points where its largest entry is
+    positive.
+    """
+    total = sum(len(x) for x in layers)
+    step = max(1, share(_HELD, 1 / 32) // (8 * width))
+    parts = [(x, slice(k, k + step)) for x in layers for k in range(0, len(x), step)]
+    mean = np.zeros(width)
+    for x, rows in parts:
+        mean[: x.shape[1]] += x[rows].sum(0, dtype=np.float64)
+    mean /= total
+    if width <= _FORMED or 2 * count >= width:
+        covariance = np.zeros((width, width))
+        for x, rows in parts:
+            centred = _padded(x, width, rows) - mean
+            covariance += centred.T @ centred
+        axes = eigh(covariance, subset_by_index=(width - count, width - 1))[1][:, ::-1]
+    else:
+
+        def spread(v: np.ndarray) -> np.ndarray:
+            centred = (_padded(x, width, rows) - mean for x, rows in parts)
+            return sum((part.T @ (part @ v) for part in centred), np.zeros(width))
+
+        operator = LinearOperator((width, width), matvec=spread, dtype=np.float64)
+        start = np.random.default_rng(0).standard_normal(width)
+        axes = eigsh(operator, count, v0=start)[1][:, ::-1]
+    largest = axes[abs(axes).argmax(0), np.arange(count)]
+    return mean, axes * np.sign(largest)
