@@ -73,6 +73,8 @@ def test_one_process_is_left_alone(monkeypatch):
     assert distributed.first(lambda: 3) == 3
     assert distributed.dealt([lambda: 1, lambda: 2], "counting") == [1, 2]
     monkeypatch.setattr(distributed, "_launch", distributed._Launch(1, 2))
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
     assert (distributed.rank(), distributed.ranks(), distributed.is_first()) == (1, 2, False)
     with distributed.alone():
         assert (distributed.rank(), distributed.ranks(), distributed.is_first()) == (0, 1, False)
@@ -115,7 +117,7 @@ def test_several_processes_find_what_one_does(network, tmp_path):
     for name in ("b7", "b512"):
         assert differences(records[1], read_record(tmp_path / name), 1e-6) == []
     assert (outs[2] / "features" / "manifest.json").exists()
-    assert (outs[2] / "features-reference" / "manifest.json").exists()
+    assert (outs[2] / "features-reference-0" / "manifest.json").exists()
     assert not (outs[1] / "features").exists()
 
 
@@ -159,6 +161,13 @@ def test_mistakes_are_told_once(network, tmp_path):
         assert row["codes"] == [2, 2]
         assert said.count("wgeo [process ") == said.count(part) == 1, row
         assert "Traceback" not in said
+
+
+def test_an_error_of_one_is_everyones(tmp_path):
+    """NaN in the last rows, and a kind of error that cannot be told as it is; nobody is left."""
+    (row,) = together({"ranks": 3, "measure": str(tmp_path / "e.json"), "fails": True})
+    assert row["codes"] == [0, 0, 0], row
+    assert row["said"] == ["FeatureError 29\n", "FeatureError 29\n", "FeatureError 29\n"]
 
 
 def test_torchrun_starts_it(network, tmp_path):

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import sys
 import tempfile
@@ -25,6 +26,7 @@ import torch.distributed as dist
 import wgeo
 from wgeo import distributed
 from wgeo.cli import main
+from wgeo.collapse import collapse_of
 from wgeo.store import layout
 from wgeo.transport import sinkhorn_divergence
 
@@ -75,6 +77,36 @@ def measure(path: str) -> None:
         Path(path).write_text(json.dumps(found))
 
 
+def failing(path: str) -> None:
+    """Errors that one process alone meets, caught by all; then work that takes all."""
+    x = np.random.default_rng(0).normal(size=(30, 3))
+    broken = np.where(np.arange(30)[:, None] == 29, np.nan, x)
+    try:
+        collapse_of(broken, np.arange(30) % 2)
+    except wgeo.errors.FeatureError as error:
+        print(type(error).__name__, *re.findall(r"sample (\d+)", str(error)))
+    try:
+        distributed.first(lambda: 1 / 0 if distributed.is_first() else None)
+        raise AssertionError("nothing was raised")
+    except ZeroDivisionError:
+        pass
+    try:
+        distributed.first(odd)
+    except wgeo.errors.WgeoError as error:
+        told = str(error)
+    assert told == "OddError: here"
+    # Fewer rows than processes, wide enough to be folded: all or none are.
+    wide = np.random.default_rng(0).normal(size=(2, 300))
+    assert wgeo.wasserstein(wide, -wide).status == "certified"
+
+
+def odd() -> None:
+    class OddError(Exception):
+        """Known here alone."""
+
+    raise OddError("here")
+
+
 def answer(result: wgeo.TransportResult) -> dict[str, Any]:
     f, g = result.potentials or (np.zeros(1), np.zeros(1))
     found = {"status": str(result.status), "lower": result.lower, "upper": result.upper}
@@ -98,7 +130,7 @@ def process(job: dict[str, Any], rank: int, said: Path, port: int) -> int:
         torch.manual_seed(0)
         if "measure" in job:
             with distributed.launched():
-                measure(job["measure"])
+                (failing if job.get("fails") else measure)(job["measure"])
         else:
             main(job["words"])
     except SystemExit as leave:

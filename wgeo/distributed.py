@@ -12,6 +12,9 @@ from __future__ import annotations
 
 import datetime
 import os
+import pickle
+import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,6 +29,7 @@ if TYPE_CHECKING:  # the command line asks who speaks before it needs libraries
 
 T = TypeVar("T")
 
+_MEETING = datetime.timedelta(minutes=5)  # that processes launched together take to meet
 _PATIENCE = datetime.timedelta(days=7)  # one process may solve for long; a death is told at once
 
 
@@ -51,12 +55,18 @@ def asked() -> int:
     return int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else 1
 
 
+def neighbours() -> int:
+    """How many of them share this machine, its memory and its disks."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if asked() > 1 else 1
+
+
 @contextmanager
 def launched() -> Iterator[None]:
     """Work together with the processes of a ``torchrun`` launch while the block lasts.
 
     They talk through gloo, about tensors on a GPU through NCCL; each takes the GPU of its number on
-    its machine. A script of your own opens this around what wgeo is to do.
+    its machine. A script of your own opens this around what wgeo is to do, and does the same in
+    every process: one that goes its own way, after an error it caught, leaves the others waiting.
 
     Raises
     ------
@@ -71,13 +81,13 @@ def launched() -> Iterator[None]:
     import torch.distributed as dist
 
     with _reaching():
-        board, me, count = next(dist.rendezvous("env://"))
+        board, me, count = next(dist.rendezvous("env://", timeout=_MEETING))
         notes = dist.PrefixStore("wgeo", board)
         dist.init_process_group("gloo", store=board, rank=me, world_size=count, timeout=_PATIENCE)
         group = None
         if gpus := torch.cuda.device_count():
-            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % gpus)
-            if gpus >= int(os.environ.get("LOCAL_WORLD_SIZE", "1")):  # NCCL shares no GPU
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", me)) % gpus)
+            if gpus >= neighbours():  # NCCL shares no GPU
                 group = dist.new_group(backend="nccl", timeout=_PATIENCE)
     _launch = _Launch(me, count, notes, group)
     yield
@@ -109,8 +119,8 @@ def rank() -> int:
 
 
 def is_first() -> bool:
-    """Whether this process speaks and writes for all, also inside `alone`."""
-    return _launch is None or _launch.rank == 0
+    """Whether this process speaks and writes for all launched with it, also inside `alone`."""
+    return asked() == 1 or os.environ["RANK"] == "0"
 
 
 def share(n: int, start: int = 0) -> slice:
@@ -126,7 +136,7 @@ def total(part: np.ndarray) -> np.ndarray: ...
 @overload
 def total(part: float) -> float: ...
 def total(part: Any) -> Any:
-    """Sum of every process's part, in place where it is a tensor.
+    """Sum of every process's part; a tensor or a contiguous array is overwritten with it.
 
     Rows that each process knows its `share` of, zero elsewhere, come together as they are.
     """
@@ -138,7 +148,7 @@ def largest(part: torch.Tensor) -> torch.Tensor: ...
 @overload
 def largest(part: np.ndarray) -> np.ndarray: ...
 def largest(part: Any) -> Any:
-    """Elementwise maximum over the processes, in place where it is a tensor."""
+    """Elementwise maximum over the processes; a tensor or a contiguous array is overwritten."""
     return _reduced(part, "MAX")
 
 
@@ -152,6 +162,7 @@ def _reduced(part: Any, operation: str) -> Any:
     if isinstance(part, np.ndarray):
         whole = np.ascontiguousarray(part)
         flags = whole.dtype == bool
+        assert not flags or operation == "MAX", "a sum of truths is none"
         _reduced(torch.from_numpy(whole.view(np.uint8) if flags else whole), operation)
         return whole
     if not isinstance(part, torch.Tensor):
@@ -185,6 +196,20 @@ def first(work: Callable[[], T]) -> T:
     return _handed(_attempt(work) if rank() == 0 else None, 0)
 
 
+def agreed(work: Callable[[], T]) -> T:
+    """What `work` returns in this process; where it fails in any, the first error is raised in all.
+
+    For work on a process's own share, which must not need the other processes.
+    """
+    if ranks() == 1:
+        return work()
+    result, error = _attempt(work)
+    for raised in everyone(error):
+        if raised is not None:
+            raise raised
+    return result
+
+
 def dealt(works: Sequence[Callable[[], T]], what: str) -> list[T]:
     """What each of `works` returns, done by one process each, in turn; the first error is raised.
 
@@ -202,7 +227,16 @@ def _attempt(work: Callable[[], Any]) -> tuple[Any, Exception | None]:
         with alone():
             return work(), None
     except Exception as error:
-        return None, error
+        return None, _portable(error)
+
+
+def _portable(error: Exception) -> Exception:
+    """The error, or its words where it cannot be told to another process."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return WgeoError(f"{type(error).__name__}: {error}")
+    return error
 
 
 def _handed(outcome: Any, source: int) -> Any:
@@ -221,7 +255,7 @@ def _handed(outcome: Any, source: int) -> Any:
 def speaks(error: BaseException) -> bool:
     """Whether this process is to say what went wrong: one does, where it went wrong for several."""
     if _launch is None or _launch.board is None:
-        return True
+        return is_first()  # before they meet, all go the same way
     try:
         return int(_launch.board.add(f"{type(error).__name__}: {str(error)[:100]}", 1)) == 1
     except (RuntimeError, ValueError):  # who kept the board is gone
@@ -230,10 +264,18 @@ def speaks(error: BaseException) -> bool:
 
 @contextmanager
 def _reaching() -> Iterator[None]:
-    """Say in words that another process is gone."""
+    """Say in words that another process is gone; let a signal end this one while it waits.
+
+    Waiting is a call into compiled code, during which Python hears of no signal.
+    """
+    import torch
+
+    main = threading.current_thread() is threading.main_thread()
+    signals = (signal.SIGINT, signal.SIGTERM) if main else ()
+    before = [signal.signal(each, signal.SIG_DFL) for each in signals]
     try:
         yield
-    except WgeoError:
+    except torch.OutOfMemoryError:
         raise
     except (RuntimeError, ValueError) as error:
         raise ProcessError(
@@ -241,3 +283,6 @@ def _reaching() -> Iterator[None]:
             "it said stands above or in its log. Run the same command again: features that were "
             f"stored are kept. ({str(error).splitlines()[0]:.120})"
         ) from error
+    finally:
+        for each, handler in zip(signals, before, strict=True):
+            signal.signal(each, handler)

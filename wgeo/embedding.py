@@ -8,13 +8,13 @@ from functools import partial
 import numpy as np
 from jaxtyping import Float
 from scipy.linalg import eigh
-from scipy.sparse.linalg import LinearOperator, eigsh
 
 from .errors import ArgumentError
 from .memory import share
 from .store import made_like
 
 _FORMED = 2048  # features up to which their covariance is formed
+_MORE, _SWEEPS = 10, 8  # columns beside those asked for, passes of a subspace iteration
 _HELD = 2**25  # bytes of float64 rows at a time
 
 
@@ -70,8 +70,8 @@ def _principal(
     """Mean and leading principal axes of all layers' samples, padded, read a few rows at a time.
 
     In float64, whatever the features' precision: from the covariance, or, for wide layers, by
-    Lanczos iterations that never form it (ARPACK). An axis points where its largest entry is
-    positive.
+    subspace iterations that never form it (Halko, Martinsson, Tropp 2011, Algorithm 4.4). An axis
+    points where its largest entry is positive.
     """
     total = sum(len(x) for x in layers)
     step = max(1, share(_HELD, 1 / 32) // (8 * width))
@@ -87,13 +87,15 @@ def _principal(
             covariance += centred.T @ centred
         axes = eigh(covariance, subset_by_index=(width - count, width - 1))[1][:, ::-1]
     else:
-
-        def spread(v: np.ndarray) -> np.ndarray:
-            centred = (_padded(x, width, rows) - mean for x, rows in parts)
-            return sum((part.T @ (part @ v) for part in centred), np.zeros(width))
-
-        operator = LinearOperator((width, width), matvec=spread, dtype=np.float64)
-        start = np.random.default_rng(0).standard_normal(width)
-        axes = eigsh(operator, count, v0=start)[1][:, ::-1]
+        axes = np.random.default_rng(0).standard_normal((width, min(count + _MORE, width)))
+        for _ in range(_SWEEPS):
+            axes = np.linalg.qr(axes)[0]
+            spread = np.zeros_like(axes)
+            for x, rows in parts:
+                centred = _padded(x, width, rows) - mean
+                spread += centred.T @ (centred @ axes)
+            inner = np.linalg.eigh(axes.T @ spread)[1][:, ::-1]
+            axes, last = spread @ inner, axes @ inner
+        axes = last[:, :count]
     largest = axes[abs(axes).argmax(0), np.arange(count)]
     return mean, axes * np.sign(largest)

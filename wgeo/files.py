@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from .distributed import neighbours
 from .errors import RecordError
 
 try:
@@ -35,9 +36,9 @@ def regular(path: str | os.PathLike[str]) -> None:
 
 
 def memory() -> int:
-    """Bytes of memory that this machine has; endless where it does not say."""
+    """Bytes of this machine's memory, a process's share of it; endless where it does not say."""
     try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // neighbours()
     except (AttributeError, OSError, ValueError):  # not of this family of systems
         return sys.maxsize
 

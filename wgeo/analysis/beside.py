@@ -12,7 +12,7 @@ from torch import nn
 from ..brenier import BrenierResult, brenier_blocks
 from ..checkpoint import Network
 from ..data import Images
-from ..errors import ArgumentError, ProcessError, WgeoError
+from ..errors import ArgumentError, ProcessError, RecordError, WgeoError
 from ..features import inputs, normalization_for, trace
 from ..geodesic import StraighterThan, shuffled, straighter_than
 from ..models import untrained
@@ -87,7 +87,7 @@ def reference_test(
             other, kept = traced()
         tests = straighter_than(traj, other, statistic=_STATISTIC, seed=seed)
     except WgeoError as error:  # a reference that says nothing is no reason to lose the analysis
-        if kind == "network" or isinstance(error, ProcessError):
+        if kind == "network" or isinstance(error, ProcessError | RecordError):
             raise
         return {"kind": kind, "tests": [], "skipped": str(error), "verdict": ""}
     tests = tuple(test for test in tests if len(test.layers) > 2)

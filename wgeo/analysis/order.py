@@ -60,7 +60,7 @@ def analyze(
         How features are read; see `trace`.
     store : path, optional
         Keep the features in this folder, and those of a reference network in a folder beside it
-        (``-reference``), rather than in memory; see `trace`.
+        (``-reference-SEED``), rather than in memory; see `trace`.
     embed : str, optional
         Measure the whole network in one space too: ``pad`` or ``pca:D``; see
         `Trajectory.embedded`.
@@ -114,7 +114,7 @@ def analyze(
         device=str(pick_device(device)),
         command=command,
     )
-    beside = None if store is None else f"{os.fspath(store)}-reference"
+    beside = None if store is None else f"{os.fspath(store)}-reference-{seed}"
     reading["store"] = beside
     other = partial(traced_reference, net, images, reference, reading, seed)
     record = _beside(done.record, reference_test(traj, reference, seed, other))

@@ -101,6 +101,8 @@ def analyze(
 
     if asked() > 1 and len(checkpoints) > 1:
         first(_refuse_several)
+    if store is not None and Path(checkpoints[0]).is_dir():
+        raise ArgumentError(f"{checkpoints[0]} holds stored features; --store is of a network's.")
     folder = own_folder(out)
     made = {name: job_of(ctx, target) for name, target in named(list(checkpoints)).items()}
     for job in made.values():

@@ -70,6 +70,7 @@ class Job:
     def key(self) -> str:
         """SHA-256 of everything that decides the numbers: contents rather than paths."""
         from ..analysis.beside import REFERENCES
+        from ..memory import bounded
         from ..store import digest
 
         options = {name: v for name, v in self.options.items() if name not in _NO_MATTER}
@@ -78,7 +79,8 @@ class Job:
             options["reference"] = _sha256(reference)
         images = None
         if not self._stored:
-            found = _images(self._of_images)
+            with bounded(self.options.get("memory")):
+                found = _images(self._of_images)
             # Without --normalize the preset decides how images are normalised.
             images = [found.fingerprint, found.preset]
         content = {"target": _sha256(self.target), "images": images, "wgeo": __version__}

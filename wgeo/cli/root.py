@@ -45,7 +45,7 @@ class Commands(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            with _stoppable(), launched(), _told(), shown() if is_first() else nullcontext():
+            with _stoppable(), _told(), shown() if is_first() else nullcontext():
                 return super().invoke(ctx)
         except (click.ClickException, click.Abort, click.exceptions.Exit, BrokenPipeError) as error:
             if isinstance(error, click.ClickException) and not speaks(error):
@@ -157,7 +157,7 @@ def command(
     """
 
     def wrap(function: F) -> click.Command:
-        function = function if together else _by_one(name, function)
+        function = launched()(function) if together else _by_one(name, function)
         lines = "\n".join(f"  {line}" for line in example.strip().splitlines())
         epilog = f"\b\nExample:\n{lines}"
         made = click.command(name, context_settings=CONTEXT, short_help=short, epilog=epilog)(
@@ -175,17 +175,13 @@ def _by_one(name: str, function: F) -> F:
     @functools.wraps(function)
     def run(*args: Any, **kwargs: Any) -> Any:
         if asked() > 1:
-            first(functools.partial(_refuse, name))
+            raise ArgumentError(
+                f"`wgeo {name}` is the work of one process; torchrun is for `wgeo analyze` and "
+                "`wgeo trace`."
+            )
         return function(*args, **kwargs)
 
     return run  # type: ignore[return-value]
-
-
-def _refuse(name: str) -> None:
-    raise ArgumentError(
-        f"`wgeo {name}` is the work of one process; torchrun is for `wgeo analyze` and "
-        "`wgeo trace`."
-    )
 
 
 @click.group(cls=Commands, context_settings=CONTEXT)

@@ -66,16 +66,16 @@ def trace(
     from ..memory import bounded
 
     net = load_checkpoint(checkpoint, arch, num_classes, trust=trust_checkpoint)
-    images = load_images(
-        source,
-        split=split,
-        limit=samples or None,
-        seed=seed,
-        normalize=normalize,
-        size=image_size,
-        skip_broken=skip_broken,
-    )
     with bounded(memory):
+        images = load_images(
+            source,
+            split=split,
+            limit=samples or None,
+            seed=seed,
+            normalize=normalize,
+            size=image_size,
+            skip_broken=skip_broken,
+        )
         traj = follow(net, images, layers=split_names(layers), **settings)
     if not is_first():
         return

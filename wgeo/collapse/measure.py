@@ -120,7 +120,8 @@ def collapse_of(
     moments = ClassMoments(name, spectrum_size, mine.start)
     moments.begin(first)
     if any_here:
-        moments.update(features[mine], rows[mine], len(index))
+        some = partial(moments.update, features[mine], rows[mine], len(index))
+    distributed.agreed(some if any_here else lambda: None)
     moments = moments.together(first)
     geometry = moments.finish(index, frequency=is_frequency(weights))
     projection = SpanProjection(moments, geometry, index)

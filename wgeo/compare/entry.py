@@ -92,9 +92,11 @@ def compare(
         `model` has another number of layers, samples or features than the segment, or an unknown
         `time`.
     FeatureError
-        Samples of one class.
+        Samples of one class; a `model`, and no memory to compare it.
     """
-    if wanting := _no_room(traj):
+    if (wanting := _no_room(traj)) and model is not None:
+        raise FeatureError(wanting)
+    if wanting:
         return Comparison((), (), skipped=wanting)
     classes, labels = np.unique(traj.labels, return_inverse=True)
     labels = labels.astype(np.int64)

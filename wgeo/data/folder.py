@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 
+from ..distributed import neighbours
 from ..errors import DataError
 from ..files import memory, printable, regular
 from ..memory import free
@@ -253,7 +254,8 @@ def _kept(images: Iterator[np.ndarray], shape: tuple[int, ...]) -> torch.Tensor:
             x.numpy()[i] = image
         return x
     try:
-        if size > shutil.disk_usage(tempfile.gettempdir()).free / 2:  # strangers fill no disk
+        room = shutil.disk_usage(tempfile.gettempdir()).free / 2  # strangers fill no disk
+        if size > room / neighbours():
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         with tempfile.TemporaryFile() as file:
             for image in images:  # written, not mapped: a full disk is an error and not a crash

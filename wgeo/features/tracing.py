@@ -131,14 +131,13 @@ def trace(
         whole = whole_arrays(labels, _classifier(module, seen, few, stages[-1][0]))
         follow = _Following(recorder, images, normalization_for(net, images), where, narrow)
         if store is None:
-            held = _Held(few, len(images))
+            held = distributed.agreed(partial(_Held, few, len(images)))
             follow.into(held, batch_size)
             arrays = {key: distributed.total(array) for key, array in held.arrays.items()}
             return assembled({**arrays, **whole}, about)
         columns = {key: _column(row, dtype) for key, row in few.items()}
         with _written_together(store, job, len(images), columns) as writer:
             follow.into(writer, batch_size)
-            distributed.everyone(None)  # has written its rows
             distributed.first(partial(writer.finish, about, whole))
     return Trajectory.load(store)
 
@@ -248,10 +247,15 @@ class _Following:
     narrow: Projection | None
 
     def into(self, sink: _Sink, batch_size: int) -> None:
-        """Follow this process's share of the missing rows; write them, a few batches at a time."""
+        """Follow this process's share of the missing rows, and wait until all have theirs."""
+        mine = _own_share(distributed.first(sink.missing), batch_size)
+        distributed.agreed(partial(self._write, sink, mine, batch_size))
+
+    def _write(self, sink: _Sink, spans: list[slice], batch_size: int) -> None:
+        """Follow images and write their rows, a few batches at a time."""
         batches = [
             (part, batch)
-            for span in _own_share(distributed.first(sink.missing), batch_size)
+            for span in spans
             for part in shards(span, batch_size, sink.row_bytes)
             for batch in _cut(part, batch_size)
         ]
@@ -295,14 +299,12 @@ def _written_together(
     with ExitStack() as stack:
         ours: list[Writer] = []
 
-        def claim() -> None:
-            ours.append(stack.enter_context(Writer(store, job, rows, columns)))
-
-        distributed.first(claim)
-        if not ours:
-            part = distributed.rank()
+        def claim(part: int = 0) -> None:
             ours.append(stack.enter_context(Writer(store, job, rows, columns, part)))
-        distributed.everyone(None)  # has opened the files
+
+        part = distributed.rank()
+        distributed.first(claim)
+        distributed.agreed(lambda: None if ours else claim(part))
         yield ours[0]
 
 

@@ -157,7 +157,8 @@ class Costs:
     @property
     def passes(self) -> float:
         """How often all pairs were visited, counting samples and screens by their share."""
-        return round(self.tally["features"] / (self.x.n * self.y.n * self.pair.x.shape[1]), 2)
+        visited = distributed.total(float(self.tally["features"]))
+        return round(visited / (self.x.n * self.y.n * self.pair.x.shape[1]), 2)
 
     @cached_property
     def precise(self) -> Costs:
@@ -186,13 +187,17 @@ class Costs:
         return self._side(second=True)
 
     @property
-    def screen(self) -> tuple[Side, Side] | None:
-        """Both clouds folded into few features, where that makes a pass cheaper."""
+    def folds(self) -> bool:
+        """Whether a pass over folded points is cheaper than one that knows the products.
+
+        Of this process: products are held once it has come to need them.
+        """
         held = self.__dict__.get("products") is not None
-        return None if held or self.pair.x.shape[1] < _SCREENED else self._folded
+        return not held and self.pair.x.shape[1] >= _SCREENED
 
     @cached_property
-    def _folded(self) -> tuple[Side, Side]:
+    def folded(self) -> tuple[Side, Side]:
+        """Both clouds folded into few features (`screen`)."""
         v = directions(self.x.points, self.y.points, _FOLDED)
         return self._side(second=False, v=v), self._side(second=True, v=v)
 

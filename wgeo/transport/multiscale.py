@@ -6,9 +6,13 @@ single points only a pass or two over many points remain to be made.
 
 from __future__ import annotations
 
+import operator
+from functools import partial
+
 import torch
 from jaxtyping import Float
 
+from .. import distributed
 from .cost import Costs, Side
 from .passes import least, softmin
 
@@ -47,7 +51,7 @@ def guess(costs: Costs, scale: float, a: Weights = None, b: Weights = None) -> t
             g = softmin(costs, ys, xs, f, g, eps, aw)
             f = softmin(costs, xs, ys, g, f, eps, bw)
             value = _mean(f, aw) + _mean(g, bw)
-            if eps <= last * max(value, 1e-6 * scale):
+            if distributed.first(partial(operator.le, eps, last * max(value, 1e-6 * scale))):
                 break
             eps *= fall
     return _extend(costs, x, f, y.head(len(g)), g, eps, _share(b, len(g)))

@@ -148,11 +148,11 @@ def scan(
     rows : ndarray of int, optional
         Test pairs of these rows only; the losses then speak of no others.
     """
-    screen, at = costs.screen, costs.y
+    at = costs.y
     loss = np.zeros(at.n)
     arcs: Pairs = []
-    if screen is not None:
-        at, loss, arcs = _screened(costs, *screen, p, q, threshold, rows)
+    if distributed.first(lambda: costs.folds):  # all or none: the passes below are met in
+        at, loss, arcs = _screened(costs, *costs.folded, p, q, threshold, rows)
     at, over, bias, limit = _ends(at, costs.x, p, q, rows)
     columns = torch.arange(at.n, device=bias.device) if at.index is None else at.index
 

@@ -143,7 +143,7 @@ class Sinkhorn:
         if pair.spread > 0 and not 1 / _ORDINARY < pair.spread < _ORDINARY:
             return self._rescaled(pair, a, b, coupling)
         scale = min(pair.paired - pair.shift, pair.spread)
-        if scale <= pair.rounding:
+        if distributed.first(partial(operator.le, scale, pair.rounding)):
             return self._translation(pair, began)
         budget = Budget(self.iterations)
         with full_precision:
