@@ -24,6 +24,7 @@ from wgeo.collapse import (
 )
 from wgeo.collapse.depth import progress
 from wgeo.collapse.metrics import distance_to_etf
+from wgeo.collapse.moments import ClassIndex, ClassMoments
 from wgeo.collapse.spectrum import RowSample
 from wgeo.errors import ArgumentError, DependencyError, FeatureError
 from wgeo.trajectory import Classifier, Trajectory
@@ -795,3 +796,43 @@ def test_a_table_with_pandas(rng):
     table = found.to_pandas()
     assert list(table.index) == [layer.name for layer in found.layers]
     assert table["nc1"].tolist() == [layer.nc1 for layer in found.layers]
+
+
+# --- samples in several processes ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("spectrum_size", [0, 8, 40])
+@pytest.mark.parametrize("cuts", [(0, 30, 75), (0, 0, 75), (0, 20, 50, 75)])
+def test_moments_of_parts_are_those_of_the_whole(rng, monkeypatch, spectrum_size, cuts):
+    """As processes merge theirs: a class that one never saw, and one that has no sample at all."""
+    x, y = clusters(rng, [40, 20, 15], 12)
+    x, y = (x + 1e3).astype(np.float32), np.sort(y)
+    index = ClassIndex()
+    rows = index.add(y)
+
+    def begun(start=0):
+        moments = ClassMoments("l", spectrum_size, start)
+        moments.begin(torch.from_numpy(x[:1]))
+        return moments
+
+    whole, parts = begun(), [begun(start) for start in cuts[:-1]]
+    whole.update(x, rows, 3)
+    for part, (start, stop) in zip(parts, itertools.pairwise(cuts), strict=True):
+        if stop > start:
+            part.update(x[start:stop], rows[start:stop], 3)
+    monkeypatch.setattr("wgeo.distributed.ranks", lambda: len(parts))
+    monkeypatch.setattr("wgeo.distributed.everyone", lambda _: parts)
+    merged = parts[0].together(torch.from_numpy(x[:1]))
+    assert merged is not parts[0]
+    assert merged.samples == 75
+    assert merged.precision == whole.precision > 0
+    found, expected = merged.finish(index), whole.finish(index)
+    assert found.counts.tolist() == expected.counts.tolist() == [40, 20, 15]
+    np.testing.assert_allclose(found.variances, expected.variances, rtol=1e-12)
+    np.testing.assert_allclose(found.centre, expected.centre, rtol=1e-14)
+    np.testing.assert_allclose(found.sigma, expected.sigma, rtol=1e-11)
+    if spectrum_size == 40:
+        np.testing.assert_allclose(found.along, expected.along, rtol=1e-10)
+    if spectrum_size:
+        np.testing.assert_allclose(found.spectrum.values, expected.spectrum.values, rtol=1e-9)
+        assert found.spectrum.rows == expected.spectrum.rows

@@ -873,3 +873,10 @@ def test_bias_curve_checks_its_input(rng):
     points = bias_curve(x, x + rng.normal(size=(20, 2)), [5, 20]).points
     falling = [replace(p, resolution=r) for p, r in zip(points, (0.4, 0.3), strict=True)]
     assert BiasCurve(tuple(falling)).samples_for() is None  # more samples do not help
+
+
+def test_a_segments_resolution_is_that_of_its_ends(rng):
+    x = rng.normal(size=(40, 3))
+    layers = [x, x + rng.normal(size=x.shape), x * 3, x + 0.1 * rng.normal(size=x.shape)]
+    (segment,) = straightness(trajectory(layers), bootstrap=0).segments
+    assert segment.resolution == resolution(layers[0], layers[-1])

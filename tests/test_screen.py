@@ -90,7 +90,7 @@ def test_directions_are_those_along_which_points_differ(rng):
 def test_a_screened_scan_makes_any_labels_feasible(kind, seed, wild):
     x, y = clouds(kind, seed)
     costs = costs_of(x, y)
-    assert costs.screen is not None
+    assert costs.folds
     n = len(x)
     full = costs.between(*np.divmod(np.arange(n * n), n)).reshape(n, n)
     rng = np.random.default_rng(seed)
@@ -141,5 +141,5 @@ def test_a_screen_that_proves_little_is_given_up_after_a_block(rng, monkeypatch)
     costs = costs_of(*rng.standard_normal((2, 600, WIDTH)))
     scan(costs, np.zeros(600), np.full(600, 2.0), 1e-12)  # nearly all pairs are at fault
     assert costs.products is not None
-    assert costs.screen is None
+    assert not costs.folds
     assert costs.passes <= 1.01
