@@ -29,6 +29,7 @@ from wgeo.geodesic import (
     verdict,
 )
 from wgeo.geodesic.influence import SegmentSample
+from wgeo.geodesic.measure import _is_optimal_permutation
 from wgeo.geodesic.paths import neighbour_distance
 from wgeo.geodesic.resampling import bca_interval, permutation_p_value, sign_flip_p_value
 from wgeo.trajectory import Layer, Trajectory
@@ -880,3 +881,24 @@ def test_a_segments_resolution_is_that_of_its_ends(rng):
     layers = [x, x + rng.normal(size=x.shape), x * 3, x + 0.1 * rng.normal(size=x.shape)]
     (segment,) = straightness(trajectory(layers), bootstrap=0).segments
     assert segment.resolution == resolution(layers[0], layers[-1])
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1e6])
+def test_distances_to_the_geodesic_do_not_depend_on_units(rng, scale):
+    x = rng.normal(size=(403, 7))
+    layers = [x, 1.5 * x + 0.2 * rng.normal(size=x.shape), 2 * x + 1]
+    (segment,) = straightness(trajectory(layers), bootstrap=0).segments
+    (other,) = straightness(trajectory([scale * z for z in layers]), bootstrap=0).segments
+    assert segment.interpolation_gap[1] > 0
+    assert other.interpolation_gap == pytest.approx(segment.interpolation_gap, rel=1e-6)
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
+def test_a_coupling_counts_where_its_cost_is_the_solvers_up_to_rounding(rng, scale):
+    x, y = scale * rng.normal(size=(2, 30, 4))
+    (segment,) = trajectory([x, y]).segments
+    end = wasserstein(x, y)
+    for off, same in ((0.0, True), (1e-9, True), (1e-4, False)):
+        told = replace(end, cost=end.cost * (1 + off))
+        assert _is_optimal_permutation(told, segment) is same
+    assert not _is_optimal_permutation(replace(end, coupling=None), segment)
