@@ -248,3 +248,14 @@ class TestSliced:
     def test_needs_a_direction(self):
         with pytest.raises(ArgumentError, match="at least 1"):
             Sliced(projections=0)
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+def test_a_direction_that_one_cloud_alone_has_counts_in_full(swapped):
+    """Covariances diag(1, 0, ...) and diag(1, t^2, ...): B = t, of which the traces show little."""
+    t, d = 1e-4, 6
+    x = np.array([[1.0, 0], [-1, 0]])
+    y = np.array([[1, t], [1, -t], [-1, t], [-1, -t]])
+    clouds = [np.pad(z, ((0, 0), (0, d - 2))) for z in (x, y)]
+    found = wasserstein(*(clouds[::-1] if swapped else clouds), solver=Gaussian())
+    assert found.distance == pytest.approx(t, rel=1e-9)
