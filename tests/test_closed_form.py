@@ -259,3 +259,11 @@ def test_a_direction_that_one_cloud_alone_has_counts_in_full(swapped):
     clouds = [np.pad(z, ((0, 0), (0, d - 2))) for z in (x, y)]
     found = wasserstein(*(clouds[::-1] if swapped else clouds), solver=Gaussian())
     assert found.distance == pytest.approx(t, rel=1e-9)
+
+
+def test_the_error_of_a_root_mean_is_the_delta_methods():
+    costs = torch.tensor([0.1, 0.2, 0.3], dtype=torch.float64)
+    expected = 0.1 / np.sqrt(3) / (2 * np.sqrt(0.2))
+    assert closed_form._error_of_root_mean(costs) == pytest.approx(expected)
+    assert closed_form._error_of_root_mean(costs[:1]) is None
+    assert closed_form._error_of_root_mean(0 * costs) is None
