@@ -459,7 +459,7 @@ def test_a_full_disk_is_told_while_features_are_made(tmp_path, rng, monkeypatch)
     def full(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("wgeo.store.reading.tempfile.TemporaryFile", full)
+    monkeypatch.setattr("wgeo.files.tempfile.TemporaryFile", full)
     with pytest.raises(RecordError, match=r"need a temporary file.*No space left"):
         traj.embedded("pad")
 

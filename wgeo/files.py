@@ -9,12 +9,16 @@ import stat
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .distributed import neighbours
 from .errors import RecordError
+
+if TYPE_CHECKING:  # the command line locks folders before it needs libraries
+    import numpy as np
 
 try:
     import fcntl
@@ -87,6 +91,25 @@ def write_aside(path: str | os.PathLike[str], content: str | bytes) -> None:
         raise RecordError(f"Cannot write {path}: {error.strerror}.") from error
     finally:
         aside.unlink(missing_ok=True)
+
+
+def nameless(
+    parts: Iterable[np.ndarray],
+    shape: tuple[int, ...],
+    dtype: np.dtype,
+    folder: str | os.PathLike[str] | None = None,
+) -> np.memmap:
+    """An array, given one part after the other, in a file without a name: it goes with the process.
+
+    The file lies in `folder`, or where temporary files do. A full disk is an OSError.
+    """
+    import numpy as np
+
+    with tempfile.TemporaryFile(dir=folder) as file:
+        for part in parts:  # written, not mapped: a full disk is then an error and not a crash
+            file.write(np.ascontiguousarray(part).data)
+        file.flush()
+        return np.memmap(file, dtype, "r+", shape=shape)
 
 
 @contextmanager

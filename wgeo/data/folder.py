@@ -26,7 +26,7 @@ from PIL import Image, UnidentifiedImageError
 
 from ..distributed import neighbours
 from ..errors import DataError
-from ..files import memory, printable, regular
+from ..files import memory, nameless, printable, regular
 from ..memory import free
 from ..progress import track
 from .members import check_member, check_members
@@ -257,11 +257,7 @@ def _kept(images: Iterator[np.ndarray], shape: tuple[int, ...]) -> torch.Tensor:
         room = shutil.disk_usage(tempfile.gettempdir()).free / 2  # strangers fill no disk
         if size > room / neighbours():
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        with tempfile.TemporaryFile() as file:
-            for image in images:  # written, not mapped: a full disk is an error and not a crash
-                file.write(np.ascontiguousarray(image).data)
-            file.flush()
-            return torch.from_numpy(np.memmap(file, np.uint8, "r+", shape=shape))
+        return torch.from_numpy(nameless(images, shape, np.dtype(np.uint8)))
     except OSError as error:
         raise DataError(
             f"The images take {size / 2**30:.1f} GiB, more than memory has to spare, and "

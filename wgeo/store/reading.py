@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import tempfile
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import RecordError
+from ..files import nameless
 from ..memory import share
 from .layout import DTYPES, MANIFEST, UNFINISHED, VERSION, digest
 
@@ -158,7 +158,7 @@ def _widened(bits: np.ndarray, folder: Path) -> np.ndarray:
     step = max(1, _WIDENED // math.prod(bits.shape[1:]))
     parts = (bits[start : start + step] for start in range(0, len(bits), step))
     wide = (np.left_shift(part, 16, dtype=np.uint32).view(np.float32) for part in parts)
-    return nameless(wide, bits.shape, np.dtype(np.float32), folder)
+    return _nameless(wide, bits.shape, np.dtype(np.float32), folder)
 
 
 def made_like(
@@ -181,24 +181,20 @@ def made_like(
     if maps:
         named = next((Path(a.filename).parent for a in maps if a.filename), None)
         made = (np.ascontiguousarray(rows(part), dtype) for part in parts)
-        return nameless(made, shape, dtype, named)
+        return _nameless(made, shape, dtype, named)
     out = np.empty(shape, dtype)
     for part in parts:
         out[part] = rows(part)
     return out
 
 
-def nameless(
+def _nameless(
     parts: Iterable[np.ndarray], shape: tuple[int, ...], dtype: np.dtype, folder: Path | None
 ) -> np.memmap:
-    """Rows, one part after the other, in a file that has no name and goes with the process."""
+    """Rows, one part after the other, in a file beside a store that goes with the process."""
     where = folder if folder is not None and os.access(folder, os.W_OK) else None
     try:
-        with tempfile.TemporaryFile(dir=where) as file:
-            for part in parts:  # written, not mapped: a full disk is then an error and not a crash
-                file.write(np.ascontiguousarray(part).data)
-            file.flush()
-            return np.memmap(file, dtype, "r+", shape=shape)
+        return nameless(parts, shape, dtype, where)
     except OSError as error:
         raise RecordError(
             f"Features made of stored ones need a temporary file, for which {where or 'the disk'} "
