@@ -18,6 +18,7 @@ FLOW = [
     "memory",
     "distributed",
     "files",
+    "rows",
     "schema",
     "records",
     "models",

@@ -11,13 +11,25 @@ import pytest
 import wgeo
 from wgeo.compare import compare, entry, placing
 from wgeo.compare.fitting import Judge, halves
-from wgeo.compare.placing import Aim, Placing, centred
-from wgeo.compare.predictions import Errors, along, collapsed, place, times
+from wgeo.compare.placing import Aim, Placing
+from wgeo.compare.predictions import Errors, Line, along, collapsed, place, times
 from wgeo.compare.result import Reading
 from wgeo.errors import ArgumentError
 from wgeo.trajectory import Classifier, Segment
 from wgeo.ufm import fit_mufm
 from wgeo.ufm.reduced import Reduced, Statistics
+
+
+def centred(features):
+    return features - features.mean(0)
+
+
+def placed(shape, measured, *, turn):
+    """The placing that brings one cloud to another, both centred, and what it aims at."""
+    aim = Aim.at(measured, np.zeros(measured.shape[1])) if turn else None
+    product = shape.T @ aim.seen(measured) if turn else float(np.vdot(shape, measured))
+    return Placing.of(float(np.vdot(shape, shape)), product, aim), aim
+
 
 AT = (0.0, 0.3, 0.6, 0.8, 1.0)
 
@@ -133,7 +145,7 @@ def test_the_plain_model_is_the_nearest_simplex(rng):
     assert layer.collapse.nc1 == pytest.approx(0, abs=1e-12)
     assert layer.collapse.nc2_etf == pytest.approx(0, abs=1e-7)
     means = np.stack([x[labels == k].mean(0) for k in range(3)])
-    error = np.sum((frame.features[:3] - means) ** 2)
+    error = np.sum((frame.features[np.arange(3)] - means) ** 2)
     simplex = np.linalg.svd(np.eye(3) - 1 / 3)[0][:, :2]
     for _ in range(200):
         turned = simplex @ np.linalg.qr(rng.normal(size=(5, 2)))[0].T
@@ -160,7 +172,7 @@ def test_errors_against_sums_by_hand(rng):
 def test_a_placing_is_the_nearest(rng):
     """Against scales on a grid and rotations at random."""
     shape, measured = centred(rng.normal(size=(20, 3))), centred(rng.normal(size=(20, 3)))
-    scaled, turned = (Placing.of(shape, measured, a)(shape) for a in (None, Aim.at(measured)))
+    scaled, turned = (placed(shape, measured, turn=turn)[0](shape) for turn in (False, True))
     gains = np.linspace(0, 2, 2001)
     best = min(np.sum((g * shape - measured) ** 2) for g in gains)
     assert np.sum((scaled - measured) ** 2) == pytest.approx(best, rel=1e-5)
@@ -184,9 +196,9 @@ def test_the_judge_scores_as_the_features_themselves_do(at, rng):
     last = point.features(x @ stats.basis, point.w, y) @ stats.basis.T
     segment = Segment(0, tuple("abcde"), tuple(layer[~half] for layer in layers))
     shares = [
-        np.sum((prediction.features - layer) ** 2) / np.sum(centred(layer) ** 2)
+        np.sum((prediction.features[:] - layer) ** 2) / np.sum(centred(layer) ** 2)
         for prediction, layer in zip(
-            islice(along(segment, at, x, last), 1, None), segment.arrays[1:], strict=True
+            islice(along(segment, at, Line(x, last)), 1, None), segment.arrays[1:], strict=True
         )
     ]
     assert judge.missed(point.w, 0.05) == pytest.approx(np.mean(shares), rel=1e-9)
@@ -246,16 +258,15 @@ def test_wide_layers_are_turned_by_rotations_to_their_leading_directions(rng, mo
     n, d = 60, 40
     shape = centred(rng.normal(size=(n, d)))
     thin = centred(rng.normal(size=(n, 5)) @ rng.normal(size=(5, d)))
-    best = Placing.of(shape, thin, Aim.at(thin))
+    best = placed(shape, thin, turn=True)[0]
     monkeypatch.setattr(placing, "TURNED", 8)
     for measured in (thin, centred(thin + 0.1 * rng.normal(size=(n, d)))):
-        aim = Aim.at(measured)
-        found = Placing.of(shape, measured, aim)
+        found, aim = placed(shape, measured, turn=True)
         turn = found.turn(np.eye(d))
         assert np.allclose(turn @ turn.T, np.eye(d), atol=1e-12)
-        onto = np.vdot(found.turn(shape) @ aim.basis, aim.seen) / np.vdot(shape, shape)
+        onto = np.vdot(found.turn(shape) @ aim.basis, aim.seen(measured)) / np.vdot(shape, shape)
         assert onto == pytest.approx(found.gain, rel=1e-9)
-    wide = Placing.of(shape, thin, Aim.at(thin))
+    wide = placed(shape, thin, turn=True)[0]
     assert wide.gain == pytest.approx(best.gain, rel=1e-9)
     assert np.allclose(np.sum((wide(shape) - thin) ** 2), np.sum((best(shape) - thin) ** 2))
 
@@ -265,7 +276,7 @@ def test_a_wide_layer_that_is_dead_is_predicted_as_such(n, rng):
     """Of zeros no direction leads, whether they are sought over samples or over features."""
     x, labels = clusters(rng, n=n, d=300)
     dead = np.zeros_like(x)
-    assert Placing.of(centred(x), dead, Aim.at(dead)).gain == 0
+    assert placed(centred(x), dead, turn=True)[0].gain == 0
     found = compare(wgeo.Trajectory.from_arrays([x, dead, x + 1], labels), mufm=False)
     assert found.geodesic[1].gain == 0
     json.dumps(found.to_dict(), allow_nan=False)
@@ -380,5 +391,10 @@ def test_a_model_of_another_size_is_refused(rng):
     layers = [layer.features for layer in traj.layers]
     with pytest.raises(ArgumentError, match="2 rows"):
         compare(wgeo.Trajectory.from_arrays(layers, traj.labels, classifier=few))
+    other = fit_mufm(
+        layers[0][::-1], traj.labels, layers=4, weight_decay=0.3, transport=0.2, bias=True
+    )
+    with pytest.raises(ArgumentError, match="other inputs"):
+        compare(traj, other)
     with pytest.raises(ArgumentError, match="'nearest', 'length' or 'uniform'"):
         compare(traj, made, time="fast")

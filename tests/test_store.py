@@ -418,22 +418,21 @@ def test_a_store_is_read_a_few_rows_at_a_time(tmp_path, monkeypatch):
         assert traj.layers[0].width == d
 
         wgeo.straightness(traj, solver=Paired(), bootstrap=0)
+        found = wgeo.compare(traj)
+        assert all(isinstance(x, np.memmap) for x in (found.solution.X, found.solution.H))
         for embed in ("pad", "pca:8"):
             embedded = traj.embedded(embed)
             assert all(isinstance(layer.features, np.memmap) for layer in embedded.layers)
 
     monkeypatch.setattr("wgeo.geodesic.paths._ASKED", 32)
-    monkeypatch.setattr("wgeo.geodesic.measure._ROWS", 512)
-    for name in ("wgeo.store.reading._MADE", "wgeo.embedding._HELD"):
-        monkeypatch.setattr(name, 2**21)
+    monkeypatch.setattr("wgeo.rows._HELD", 2**21)
     measured()  # libraries warm up
     assert held_by(measured) < n * d * 8  # collapse's blocks take 20 to 35 MB of any n
     assert held_by(lambda: [np.array(layer.features) for layer in traj.layers]) > 0.5 * n * d * 16
 
 
 def test_what_is_made_of_a_store_is_as_in_memory(tmp_path, rng, monkeypatch):
-    monkeypatch.setattr("wgeo.store.reading._MADE", 999)  # many parts
-    monkeypatch.setattr("wgeo.embedding._HELD", 999)
+    monkeypatch.setattr("wgeo.rows._HELD", 999)  # many parts
     arrays = [rng.standard_normal((60, 4)).astype(np.float32) for _ in range(3)]
     held = Trajectory.from_arrays([arrays[0], *(arrays[0] + 0.3 * a for a in arrays)], [0, 1] * 30)
     for dtype in (None, "bfloat16"):
@@ -449,6 +448,13 @@ def test_what_is_made_of_a_store_is_as_in_memory(tmp_path, rng, monkeypatch):
         a, b = (wgeo.straightness(t, bootstrap=0).segments[0] for t in (stored, plain))
         assert a.interpolation_gap == b.interpolation_gap
         assert min(a.interpolation_gap[1:-1]) > 0
+        a, b = (wgeo.compare(t) for t in (stored, plain))
+        assert a.rows() == b.rows()
+        assert (a.held_out, a.solution.objective) == (b.held_out, b.solution.objective)
+        np.testing.assert_array_equal(a.solution.layer(1), b.solution.layer(1))
+        np.testing.assert_array_equal(
+            a.solution.apply(stored.first, held.labels), b.solution.apply(plain.first, held.labels)
+        )
     assert sorted(p.name for p in tmp_path.iterdir()) == ["None", "bfloat16"]
 
 

@@ -10,12 +10,10 @@ from jaxtyping import Float
 from scipy.linalg import eigh
 
 from .errors import ArgumentError
-from .memory import share
-from .store import made_like
+from .rows import Rows, made_like, ranges
 
 _FORMED = 2048  # features up to which their covariance is formed
 _MORE, _SWEEPS = 10, 8  # columns beside those asked for, passes of a subspace iteration
-_HELD = 2**25  # bytes of float64 rows at a time
 
 
 def embedded(
@@ -40,12 +38,14 @@ def embedded(
         raise ArgumentError(f"Unknown embed {embed!r}; choose pad, or pca:1 to pca:{widest}.")
     if kind == "pad":
         return [
-            made_like([x], partial(_padded, x, widest), (len(x), widest), x.dtype) for x in layers
+            made_like([x], Rows((len(x), widest), partial(_padded, x, widest)), x.dtype)
+            for x in layers
         ]
     mean, axes = _principal(layers, widest, int(size))
     dtype = np.result_type(np.float32, *layers)
     return [
-        made_like([x], partial(_along, x, mean, axes), (len(x), int(size)), dtype) for x in layers
+        made_like([x], Rows((len(x), int(size)), partial(_along, x, mean, axes), widest), dtype)
+        for x in layers
     ]
 
 
@@ -74,8 +74,7 @@ def _principal(
     points where its largest entry is positive.
     """
     total = sum(len(x) for x in layers)
-    step = max(1, share(_HELD, 1 / 32) // (8 * width))
-    parts = [(x, slice(k, k + step)) for x in layers for k in range(0, len(x), step)]
+    parts = [(x, rows) for x in layers for rows in ranges(len(x), width)]
     mean = np.zeros(width)
     for x, rows in parts:
         mean[: x.shape[1]] += x[rows].sum(0, dtype=np.float64)

@@ -164,7 +164,8 @@ def analyze_trajectory(
         partial(bias_curve, s.arrays[0], s.arrays[-1], solver=solver, seed=seed)
         for s in traj.segments
     ]
-    works: list[Any] = [*curves, partial(compare, traj, mufm=mufm, seed=seed)]
+    beside = partial(compare, traj, mufm=mufm, seed=seed)
+    works: list[Any] = [*curves, lambda: beside().to_dict()]  # figures; a model's features stay
     *sizes, models = distributed.dealt(works, "sample sizes, models")
     segments = [
         {**figures, "sample_sizes": curve.to_dict(), "view": class_view(segment, traj.labels)}
@@ -197,7 +198,7 @@ def analyze_trajectory(
         "progress": depth["progress"],
         "separation": depth["separation"],
         "learned_at": depth["learned_at"],
-        **models.to_dict(),
+        **models,
         "verdict": f"{verdict(straight)} {_progress_in_words(collapsed)}",
     }
     if whole is not None:

@@ -13,16 +13,18 @@ from ..errors import ArgumentError, ConvergenceError, FeatureError
 from ..files import memory
 from ..memory import free
 from ..progress import track
+from ..rows import made_like, wide
 from ..trajectory import Segment, Trajectory
 from ..transport import Exact, wasserstein
 from ..ufm.multilayer import MUFMSolution
 from .fitting import Fit, expected_seconds
-from .placing import Features
-from .predictions import Errors, Prediction, along, collapsed, gained, times
+from .placing import TURNED
+from .predictions import Errors, Line, Prediction, along, collapsed, gained, times
 from .result import Comparison, ModelLayer
 
 W2_SAMPLES = 300  # beside one another: enough for two digits, and quick
-_COPIES = 24  # of a segment's layer, in float64, at the peak of a comparison; measured: 16 to 21.4
+_TURNING = 20  # matrices, features x `TURNED`, that turning takes at its peak; measured: 17 to 19
+_BASES = 8  # matrices, features x directions, beside them at the peak of a fit; measured: 5 to 7
 UNASKED = "MUFM was left out, as asked (mufm=False, --no-mufm)."
 PATIENCE = 60.0  # seconds on one core that nobody needs to be asked for
 
@@ -78,7 +80,7 @@ def compare(
         Whether to fit MUFM where no `model` is given. None: where the network has a classifier and
         the fit is expected to take a minute at most on one core, as it does unless features are
         thousands wide, samples tens of thousands or classes hundreds; ``skipped`` says why not.
-        It also says where memory has no room for any of the comparison.
+        It also says where memory has no room for the models that turn features.
     time : {"nearest", "length", "uniform"}
         The times :math:`t_l` of inner layers, in [0, 1]: where the model's path comes nearest to
         the layer, so that its shape is judged and not its speed; the share of the root mean squared
@@ -86,18 +88,17 @@ def compare(
     seed : int
         Of the halves, and of the samples between which W2 is measured (300, of all classes alike).
 
+    Features are read a few rows at a time, and those of the models lie where the network's do: of
+    a stored trajectory on the disk, in files without a name.
+
     Raises
     ------
     ArgumentError
-        `model` has another number of layers, samples or features than the segment, or an unknown
-        `time`.
+        `model` has another number of layers, samples or features than the segment, or was fitted
+        to other inputs; an unknown `time`.
     FeatureError
         Samples of one class; a `model`, and no memory to compare it.
     """
-    if (wanting := _no_room(traj)) and model is not None:
-        raise FeatureError(wanting)
-    if wanting:
-        return Comparison((), (), skipped=wanting)
     classes, labels = np.unique(traj.labels, return_inverse=True)
     labels = labels.astype(np.int64)
     view = _View(labels, seed)
@@ -108,24 +109,29 @@ def compare(
             collapse_of(array, labels, name=name, stage=segment.stage)
             for name, array in zip(segment.names, segment.arrays, strict=True)
         ]
-        first, last = (segment.arrays[i].astype(np.float64) for i in (0, -1))
-        lines = view.layers(segment, along(segment, times(segment, time), first, last))
+        line = Line(segment.arrays[0], segment.arrays[-1])
+        lines = view.layers(segment, along(segment, times(segment, time), line))
         view.lines |= {la.name: la.missed for la in lines if la.missed and la.missed > 1e-12}
         geodesic += lines
     if not traj.segments:
         return Comparison((), (), skipped="No two layers share a feature space.")
     segment = traj.segments[-1]
-    first, last = (segment.arrays[i].astype(np.float64) for i in (0, -1))
-    final = collapsed(last, first, labels)
+    wanting = _no_room(traj, "The models that turn features", _turning(segment))
+    if wanting and model is not None:
+        raise FeatureError(wanting)
+    if wanting:
+        return Comparison(tuple(network), tuple(geodesic), skipped=wanting)
+    final = collapsed(segment.arrays[-1], segment.arrays[0], labels)
     known = Comparison(
         tuple(network),
         tuple(geodesic),
         ufm=() if final is None else tuple(view.layers(segment, [final], last=True)),
-        skipped=_left_out(traj, segment, len(classes)) if mufm is None else "" if mufm else UNASKED,
+        skipped=_left_out(traj, segment, len(classes), mufm),
     )
     if model is not None:
-        _check(model, segment)
-        predicted = along(segment, times(segment, time), model.X.T, model.H.T, rotate=True)
+        _check(model, segment, view.sample)
+        line = Line(model.X.T, model.H.T)
+        predicted = along(segment, times(segment, time), line, rotate=True)
         mine = tuple(view.layers(segment, predicted))
         return replace(known, mufm=mine, solution=model, skipped="")
     if known.skipped:
@@ -155,26 +161,37 @@ def compare(
     )
 
 
-def _no_room(traj: Trajectory) -> str:
-    """Why no comparison fits into memory; empty where one does."""
-    size = max((s.arrays[0].size for s in traj.segments), default=0) * 8 * _COPIES
+def _turning(segment: Segment) -> int:
+    """Bytes that turning the features of a layer takes."""
+    d = segment.arrays[0].shape[1]
+    return 8 * _TURNING * d * min(d, TURNED)
+
+
+def _no_room(traj: Trajectory, who: str, size: int) -> str:
+    """Why models that take so many bytes do not fit into memory; empty where they do."""
     left = free()
     if size <= (0.8 * memory() if left is None else left - traj.held):
         return ""
     return (
-        f"The comparison with models takes about {size / 2**30:.1f} GiB, which there is no memory "
-        "for. Allow more (--memory), take fewer samples, or project the features."
+        f"{who} take about {size / 2**30:.1f} GiB of memory, which there is not. Allow more "
+        "(--memory), or project the features (--project)."
     )
 
 
-def _left_out(traj: Trajectory, segment: Segment, classes: int) -> str:
-    """Why MUFM is not fitted unasked; empty where it is."""
+def _left_out(traj: Trajectory, segment: Segment, classes: int, asked: bool | None) -> str:
+    """Why MUFM is not fitted, asked or not; empty where it is."""
+    n, d = segment.arrays[0].shape
+    if asked is False:
+        return UNASKED
+    if wanting := _no_room(traj, "MUFM's matrices", _turning(segment) + 8 * _BASES * d * min(n, d)):
+        return wanting
+    if asked:
+        return ""
     if traj.classifier is None and traj.predictions is None:
         return "The network has no classifier that was found; MUFM is about networks with one."
     seconds = expected_seconds(segment, classes)
     if seconds <= PATIENCE:
         return ""
-    n, d = segment.arrays[0].shape
     return (
         f"MUFM of {n} samples of {classes} classes, {d} features wide, would take about "
         f"{seconds / 60:.0f} minutes on one core; ask for it with mufm=True (--mufm)."
@@ -201,8 +218,8 @@ class _View:
         for prediction, (name, array) in zip(
             predictions, places[-1:] if last else places, strict=True
         ):
-            measured = array.astype(np.float64)
-            errors = Errors.of(prediction.features, prediction.still, measured, self.labels)
+            features = made_like(segment.arrays, prediction.features)
+            errors = Errors.of(features, prediction.still, array, self.labels)
             line = self.lines.get(name, 0.0)
             missed = errors.model / errors.variance if errors.variance > 0 else None
             found.append(
@@ -218,18 +235,22 @@ class _View:
                     r2_means=gained(errors.model_means, errors.input_means),
                     r2_line=None if missed is None else gained(missed, line),
                     missed=missed,
-                    w2=self._w2(prediction.features, measured, errors.variance),
-                    collapse=collapse_of(
-                        prediction.features, self.labels, name=name, stage=segment.stage
-                    ),
+                    w2=self._w2(features, array, errors.variance),
+                    collapse=collapse_of(features, self.labels, name=name, stage=segment.stage),
                 )
             )
         return found
 
-    def _w2(self, features: Features, measured: Features, variance: float) -> float | None:
+    def _w2(
+        self,
+        features: Float[np.ndarray, "n d"],
+        measured: Float[np.ndarray, "n d"],
+        variance: float,
+    ) -> float | None:
         if variance == 0:
             return None
-        found = wasserstein(features[self.sample], measured[self.sample], solver=Exact())
+        said, seen = (wide(each[self.sample]) for each in (features, measured))
+        found = wasserstein(said, seen, solver=Exact())
         return found.distance / float(np.sqrt(variance / len(measured)))
 
 
@@ -248,11 +269,17 @@ def _readout(
     return weight[classes].astype(np.float64)
 
 
-def _check(model: MUFMSolution, segment: Segment) -> None:
+def _check(model: MUFMSolution, segment: Segment, sample: Int[np.ndarray, " m"]) -> None:
     steps = len(segment.arrays) - 1
     if model.layers != steps or model.X.T.shape != segment.arrays[0].shape:
         raise ArgumentError(
             f"The model has {model.layers} layers of {model.X.shape[1]} samples by "
             f"{model.X.shape[0]} features; the segment has {steps} of "
             f"{segment.arrays[0].shape[0]} by {segment.arrays[0].shape[1]}."
+        )
+    given, entering = (wide(each[sample]) for each in (model.X.T, segment.arrays[0]))
+    if not np.allclose(given, entering, rtol=1e-5, atol=1e-6 * float(np.abs(entering).max())):
+        raise ArgumentError(
+            "The model was fitted to other inputs than those of the last segment, "
+            "traj.segments[-1].arrays[0]."
         )

@@ -13,15 +13,18 @@ from scipy.optimize import minimize
 
 from ..errors import FeatureError
 from ..progress import track
+from ..rows import Rows, Sliced, blocks, mean_of, picked, sums_by_class, wide
 from ..trajectory import Segment
-from ..ufm.multilayer import MUFMSolution, fit_mufm
+from ..ufm.multilayer import MUFMSolution, check_converged, features_of, fit_mufm
 from ..ufm.newton import descend
 from ..ufm.reduced import Reduced, Statistics
-from .placing import TURNED, Aim, Features, Placing, centred, nuclear
-from .predictions import Errors, Prediction, along, fixed_time, gained, place, placed
+from ..ufm.search import search
+from .placing import TURNED, Aim, nuclear
+from .predictions import Errors, Line, Prediction, along, fixed_time, gained, place
 from .result import HeldOut, Reading
 
 SKETCH = 1e-3  # Newton's decrement in the search: features to about a thousandth
+_TOLERANCE = 1e-6  # Newton's decrement at the end
 REFINED = 20  # evaluations after the grid
 # log10 of sqrt(lw mu), the threshold of collapse being 1 / K, and of sqrt(lw / mu), which is about
 # the energy that features end with over what they begin with: a grid to start from
@@ -54,7 +57,7 @@ class Judge:
 
     Attributes
     ----------
-    layers : sequence of ndarray, (n, d)
+    layers : sequence of features, (n, d)
         Of the segment, the input first.
     labels : ndarray of int, (n,)
     basis : ndarray, (d, r)
@@ -63,7 +66,7 @@ class Judge:
         Time of every layer; None where it is the nearest on the path.
     """
 
-    layers: Sequence[Float[np.ndarray, "n d"]]
+    layers: Sequence[Sliced]
     labels: Int[np.ndarray, " n"]
     basis: Float[np.ndarray, "d r"]
     at: Sequence[float] | None
@@ -71,19 +74,35 @@ class Judge:
     @cached_property
     def _moments(self) -> tuple[np.ndarray, ...]:
         """Second moments of x with itself, labels and layers; sums over samples."""
-        first = centred(self.layers[0].astype(np.float64))
-        x = first @ self.basis
-        y = centred(np.eye(int(self.labels.max()) + 1)[self.labels])
-        of_x, of_y, with_first, sizes = [], [], [np.vdot(first, first)], []
-        for array in self.layers[1:]:
-            layer = centred(array.astype(np.float64))
-            seen = layer @ self.basis
-            of_x.append(x.T @ seen)
-            of_y.append(y.T @ seen)
-            with_first.append(np.vdot(first, layer))
-            sizes.append(np.vdot(layer, layer))
+        first, classes = self.layers[0], int(self.labels.max()) + 1
+        middle, shares = mean_of(first), np.bincount(self.labels) / len(self.labels)
+        width = self.basis.shape[1]
+        xx, yx = np.zeros((width, width)), np.zeros((classes, width))
+        first_size = 0.0
+        for rows, (x,) in blocks(first):
+            seen = (x - middle) @ self.basis
+            xx += seen.T @ seen
+            yx += sums_by_class(seen, self.labels[rows], classes)
+            first_size += float(np.sum((x - middle) ** 2))
+        yy = len(self.labels) * (np.diag(shares) - np.outer(shares, shares))
+        of_x, of_y, with_first, sizes = [], [], [first_size], []
+        for layer in self.layers[1:]:
+            mean = mean_of(layer)
+            x_seen, y_seen = np.zeros(xx.shape), np.zeros(yx.shape)
+            onto = size = 0.0
+            for rows, (x, h) in blocks(first, layer):
+                start, spread = x - middle, h - mean
+                seen = spread @ self.basis
+                x_seen += (start @ self.basis).T @ seen
+                y_seen += sums_by_class(seen, self.labels[rows], classes)
+                onto += float(np.vdot(start, spread))
+                size += float(np.vdot(spread, spread))
+            of_x.append(x_seen)
+            of_y.append(y_seen)
+            with_first.append(onto)
+            sizes.append(size)
         sums = (np.stack(of_x), np.stack(of_y), np.array(with_first), np.array(sizes))
-        return (x.T @ x, y.T @ x, y.T @ y, *sums)
+        return (xx, yx, yy, *sums)
 
     def missed(self, w: Float[np.ndarray, "K r"], mu: float) -> float:
         """Share of a layer's variance that the prediction misses, mean over the layers.
@@ -109,8 +128,8 @@ class Judge:
 
 def choose(
     stats: Statistics,
-    first: Features,
-    last: Features,
+    first: Sliced,
+    last: Sliced,
     labels: Int[np.ndarray, " n"],
     energy: float,
 ) -> Settings:
@@ -120,12 +139,23 @@ def choose(
     last layer M: it misses 1 - ||H^T M||_*^2 / (||H||^2 ||M||^2) of it. Of a wide M only the
     leading directions count, as in `Aim`.
     """
-    x, m = centred(first), centred(last)
-    y = centred(np.eye(int(labels.max()) + 1)[labels])
-    seen = x @ stats.basis
-    xx, yx, yy, energy_here = seen.T @ seen, y.T @ seen, y.T @ y, float(np.vdot(x, x))
-    aim = Aim.at(m).seen
-    x_m, seen_m, y_m = x.T @ aim, seen.T @ aim, y.T @ aim
+    x_mean, m_mean = mean_of(first), mean_of(last)
+    aim = Aim.at(last, m_mean)
+    classes, (d, rank) = len(stats.y_mean), stats.basis.shape
+    shares = np.bincount(labels, minlength=classes) / len(labels)
+    yy = len(labels) * (np.diag(shares) - np.outer(shares, shares))
+    energy_here, xx, yx = 0.0, np.zeros((rank, rank)), np.zeros((classes, rank))
+    x_m = np.zeros((d, d if aim.basis is None else aim.basis.shape[1]))
+    y_m = np.zeros((classes, x_m.shape[1]))
+    for rows, (start, end) in blocks(first, last):
+        x, m = start - x_mean, aim.seen(end - m_mean)
+        seen = x @ stats.basis
+        energy_here += float(np.vdot(x, x))
+        xx += seen.T @ seen
+        yx += sums_by_class(seen, labels[rows], classes)
+        x_m += x.T @ m
+        y_m += sums_by_class(m, labels[rows], classes)
+    seen_m = stats.basis.T @ x_m
 
     def missed(logs: tuple[float, float]) -> float:
         settings = Settings.at(logs, energy)
@@ -194,43 +224,47 @@ class Fit:
         self, segment: Segment, labels: Int[np.ndarray, " n"], at: Sequence[float] | None, seed: int
     ) -> None:
         self.segment, self.labels, self.at = segment, labels, at
-        self.first, self.last = (segment.arrays[i].astype(np.float64) for i in (0, -1))
-        self.energy = float(np.sum(self.first.var(0)))
-        if self.energy <= 1e-24 * float(np.mean(np.sum(self.first**2, axis=1))):
+        first = segment.arrays[0]
+        mean, self.energy = mean_of(first), 0.0
+        for _, (block,) in blocks(first):
+            self.energy += float(np.sum((block - mean) ** 2)) / len(first)
+        if self.energy <= 1e-24 * (self.energy + float(mean @ mean)):
             raise FeatureError(
                 "MUFM has nothing to go by: all samples enter the last segment alike."
             )
-        self.half = halves(labels, seed)
-        everyone = np.ones(len(labels), dtype=bool)
-        self.here = everyone if self.half is None else self.half
-        self.there = everyone if self.half is None else ~self.half
+        half = halves(labels, seed)
+        everyone = np.arange(len(labels))
+        self.here = everyone if half is None else np.flatnonzero(half)
+        self.there = everyone if half is None else np.flatnonzero(~half)
+        self.halved = half is not None
 
     def mufm(self) -> tuple[MUFMSolution, Iterator[Prediction], HeldOut]:
         """MUFM with the settings that predict best."""
-        first, classes = self.first, int(self.labels.max()) + 1
-        stats = Statistics.of(first[self.here], self.labels[self.here], classes)
-        there = self.there
-        settings = choose(stats, first[there], self.last[there], self.labels[there], self.energy)
-
-        def solved(rows: np.ndarray) -> MUFMSolution:
-            steps = len(self.segment.arrays) - 1
-            return fit_mufm(
-                first[rows],
-                self.labels[rows],
-                layers=steps,
-                weight_decay=settings.weight_decay,
-                transport=settings.mu * steps,
-                bias=True,
-                restarts=0,
-                tolerance=1e-6,
-            )
-
-        everyone = solved(np.ones(len(first), dtype=bool))
+        here, there, arrays = self.here, self.there, self.segment.arrays
+        known, steps = self._statistics(here), len(arrays) - 1
+        first, last = (picked(arrays[i], there) for i in (0, -1))
+        settings = choose(known, first, last, self.labels[there], self.energy)
+        everyone = fit_mufm(
+            arrays[0],
+            self.labels,
+            layers=steps,
+            weight_decay=settings.weight_decay,
+            transport=settings.mu * steps,
+            bias=True,
+            restarts=0,
+            tolerance=_TOLERANCE,
+        )
         held_out = HeldOut()
-        if self.half is not None:
-            held_out = self._held_out(solved(there).apply(first, self.labels), rotate=True)
-        predicted = along(self.segment, self.at, everyone.X.T, everyone.H.T, rotate=True)
-        return everyone, predicted, held_out
+        if self.halved:
+            stats = self._statistics(there)
+            problem = Reduced(stats, settings.mu, settings.weight_decay, bias_decay=0.0)
+            found = search(problem, tolerance=_TOLERANCE)
+            check_converged(found)
+            inputs = Rows(arrays[0].shape, lambda rows: wide(arrays[0][rows]))
+            ends = features_of(found, stats, inputs, self.labels)
+            held_out = self._held_out(ends, rotate=True)
+        line = Line(everyone.X.T, everyone.H.T)
+        return everyone, along(self.segment, self.at, line, rotate=True), held_out
 
     def given(
         self, readout: Float[np.ndarray, "K d"]
@@ -244,34 +278,30 @@ class Fit:
         if top == 0:
             return None
         basis = np.linalg.svd(shared, full_matrices=False)[2].T
-        reading = choose_reading(self._judge(basis), shared / top, self.energy)
-        last = reading.features(self.first, self.labels)
-        held_out = HeldOut() if self.half is None else self._held_out(last, rotate=False)
-        return reading, along(self.segment, self.at, centred(self.first), last), held_out
+        layers = [picked(array, self.there) for array in self.segment.arrays]
+        judge = Judge(layers, self.labels[self.there], basis, self.at)
+        reading = choose_reading(judge, shared / top, self.energy)
+        ends = reading.ends(self.segment.arrays[0], self.labels)
+        held_out = self._held_out(ends, rotate=False) if self.halved else HeldOut()
+        line = Line(self.segment.arrays[0], ends)
+        return reading, along(self.segment, self.at, line), held_out
 
-    def _judge(self, basis: Float[np.ndarray, "d r"]) -> Judge:
-        return Judge(self._of(self.there), self.labels[self.there], basis, self.at)
+    def _statistics(self, chosen: Int[np.ndarray, " m"]) -> Statistics:
+        inputs = picked(self.segment.arrays[0], chosen)
+        return Statistics.of(inputs, self.labels[chosen], int(self.labels.max()) + 1)
 
-    def _of(self, rows: np.ndarray) -> list[Float[np.ndarray, "n d"]]:
-        return [array[rows] for array in self.segment.arrays]
-
-    def _held_out(self, last: Features, *, rotate: bool) -> HeldOut:
-        """Judge the path to `last` on half A, with the times and places of half B."""
-        first, taught = self.first, self.there
-        places = placed(self._of(taught), self.at, first[taught], last[taught], rotate)
+    def _held_out(self, ends: Rows, *, rotate: bool) -> HeldOut:
+        """Judge the path to `ends` on half A, with the times and places of half B."""
+        here, there, arrays = self.here, self.there, self.segment.arrays
+        judged, taught = (
+            Line(picked(arrays[0], half), picked(ends, half)) for half in (here, there)
+        )
+        places = taught.places([picked(array, there) for array in arrays], self.at, rotate=rotate)
         sums = np.zeros(4)
-        pairs = zip(places, self.segment.arrays, strict=True)
-        for (t, placing, aim), array in islice(pairs, 1, None):
-            layer = array.astype(np.float64)
-            stay = Placing.of(centred(first[taught]), centred(layer[taught]), aim)
-            measured, path = layer[~taught], ((1 - t) * first + t * last)[~taught]
-            mean = measured.mean(0)
-            errors = Errors.of(
-                mean + placing(centred(path)),
-                mean + stay(centred(first[~taught])),
-                measured,
-                self.labels[~taught],
-            )
+        for place_, array in islice(zip(places, arrays, strict=True), 1, None):
+            layer = picked(array, here)
+            said = judged.brought(place_, mean_of(layer))
+            errors = Errors.of(said.features, said.still, layer, self.labels[here])
             if errors.variance > 0:  # every layer counts alike
                 each = [errors.model, errors.input, errors.model_means, errors.input_means]
                 sums += np.array(each) / errors.variance

@@ -9,15 +9,13 @@ import numpy as np
 from jaxtyping import Float
 from scipy.optimize import minimize_scalar
 
-Features = Float[np.ndarray, "n d"]
+from ..rows import Sliced, wide
+
+Block = Float[np.ndarray, "b d"]  # some rows
+Product = Float[np.ndarray, "d p"] | float  # with what an aim sees of a layer; without one, <,>
 TURNED = 256  # directions of a layer that are turned to; in wider ones the leading so many
 SKETCHED = 1024  # samples that say which directions lead
 SEEN = 1e-8  # relative variance below which a direction of a wide layer is left alone
-
-
-def centred(features: Features) -> Features:
-    """Features about their mean."""
-    return features - features.mean(0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,25 +31,24 @@ class Placing:
     """
 
     gain: float
-    turn: Callable[[Features], Features] | None = None
+    turn: Callable[[Block], Block] | None = None
 
-    def __call__(self, shape: Features) -> Features:
+    def __call__(self, shape: Block) -> Block:
         """Return the features, turned and scaled."""
         return self.gain * (shape if self.turn is None else self.turn(shape))
 
     @classmethod
-    def of(cls, shape: Features, measured: Features, aim: Aim | None) -> Placing:
-        """The one that comes nearest to `measured`, both centred; turning only with an aim at it.
+    def of(cls, size: float, product: Product, aim: Aim | None) -> Placing:
+        """The one that comes nearest to a layer; turning only with an aim at it.
 
-        With U S V^T of shape^T measured the turn is U V^T and the scale tr S / ||shape||^2
-        (Procrustes).
+        Of the shape, centred: `size` is ||shape||^2, and `product` is <shape, layer>, or with an
+        aim shape^T times what it sees. With U S V^T of shape^T layer the turn is U V^T and the
+        scale tr S / ||shape||^2 (Procrustes).
         """
-        size = float(np.vdot(shape, shape))
         if size == 0:
             return cls(0.0)
-        if aim is None:
-            return cls(max(float(np.vdot(shape, measured)) / size, 0.0))
-        product = shape.T @ aim.seen
+        if aim is None or isinstance(product, float):
+            return cls(max(float(product) / size, 0.0))
         if not product.any():  # a dead layer, of which a wide one has no directions
             return cls(0.0)
         if aim.basis is None:
@@ -71,29 +68,29 @@ class Aim:
 
     Attributes
     ----------
-    seen : ndarray, (n, p)
-        The centred layer along these directions.
     basis : ndarray, (d, p), or None
         The directions, orthonormal; None where they are all.
     """
 
-    seen: Float[np.ndarray, "n p"]
     basis: Float[np.ndarray, "d p"] | None = None
 
+    def seen(self, spread: Block) -> Float[np.ndarray, "b p"]:
+        """The centred layer along these directions."""
+        return spread if self.basis is None else spread @ self.basis
+
     @classmethod
-    def at(cls, measured: Features) -> Aim:
+    def at(cls, layer: Sliced, mean: Float[np.ndarray, " d"]) -> Aim:
         """The `TURNED` leading directions, found on `SKETCHED` of the samples."""
-        n, d = measured.shape
+        n, d = layer.shape
         if d <= TURNED:
-            return cls(measured)
-        rows = measured[np.linspace(0, n - 1, min(n, SKETCHED)).astype(np.int64)]
+            return cls()
+        rows = wide(layer[np.linspace(0, n - 1, min(n, SKETCHED)).astype(np.int64)]) - mean
         if len(rows) < d:
             values, left = np.linalg.eigh(rows @ rows.T)
             axes = rows.T @ left[:, values > SEEN * values[-1]][:, -TURNED:]
         else:
             axes = np.linalg.eigh(rows.T @ rows)[1][:, -TURNED:]
-        basis = np.linalg.qr(axes)[0]
-        return cls(measured @ basis, basis)
+        return cls(np.linalg.qr(axes)[0])
 
 
 def nuclear(matrix: Float[np.ndarray, "a b"]) -> float:
@@ -105,7 +102,7 @@ def nuclear(matrix: Float[np.ndarray, "a b"]) -> float:
 
 def _direct(
     start: Float[np.ndarray, "d p"], end: Float[np.ndarray, "d p"]
-) -> Callable[[Features], Features]:
+) -> Callable[[Block], Block]:
     """The turn that takes orthonormal directions to others, and stays near the identity elsewhere.
 
     It moves nothing across the space that both span, of at most 2 p dimensions.

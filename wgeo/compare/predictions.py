@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
 
 from ..errors import ArgumentError
+from ..rows import Rows, Sliced, blocks, class_means, mean_of, sums_by_class, wide, width_of
 from ..trajectory import Segment
-from .placing import Aim, Features, Placing, centred, nearest_shape
+from .placing import Aim, Block, Placing, Product, nearest_shape
 
 NOTHING = 1e-20  # relative variance that is rounding: the layer is the input, shifted and scaled
 
@@ -22,15 +25,15 @@ class Prediction:
 
     Attributes
     ----------
-    features : ndarray, (n, d)
-    still : ndarray, (n, d)
+    features : Rows, (n, d)
+    still : Rows, (n, d)
         The input, brought there with the same freedom: what the model is judged beside.
     time, gain : float
         See `ModelLayer`.
     """
 
-    features: Features
-    still: Features
+    features: Rows
+    still: Rows
     time: float
     gain: float
 
@@ -49,52 +52,118 @@ def times(segment: Segment, kind: str) -> list[float] | None:
         return uniform
     if kind != "length":
         raise ArgumentError(f"time is 'nearest', 'length' or 'uniform', not {kind!r}.")
-    layers = (array.astype(np.float64) for array in segment.arrays)
-    sizes = [float(np.sqrt(np.sum((b - a) ** 2))) for a, b in pairwise(layers)]
+    sizes = [
+        float(np.sqrt(sum(np.sum((y - x) ** 2) for _, (x, y) in blocks(a, b))))
+        for a, b in pairwise(segment.arrays)
+    ]
     total = sum(sizes)
     return [sum(sizes[:i]) / total for i in range(steps + 1)] if total > 0 else uniform
 
 
+@dataclass(frozen=True, eq=False)
+class Place:
+    """Where a straight path passes a layer, and what brings its features there.
+
+    Attributes
+    ----------
+    time : float
+    mean : ndarray, (d,)
+        Of the layer.
+    path, still : Placing
+        Of the path at that time, and of its start.
+    """
+
+    time: float
+    mean: Float[np.ndarray, " d"]
+    path: Placing
+    still: Placing
+
+
+@dataclass(frozen=True, eq=False)
+class Line:
+    """A straight path, X + t (H - X) sample by sample, from `first` to `last`."""
+
+    first: Sliced
+    last: Sliced
+
+    @cached_property
+    def _means(self) -> tuple[Float[np.ndarray, " d"], Float[np.ndarray, " d"]]:
+        return mean_of(self.first), mean_of(self.last)
+
+    @cached_property
+    def products(self) -> tuple[float, float, float]:
+        """<X, X>, <X, D> and <D, D> of X and D = H - X about their means."""
+        xx = xd = dd = 0.0
+        for _, x, d in self.blocks():
+            xx, xd, dd = (xx + np.vdot(x, x), xd + np.vdot(x, d), dd + np.vdot(d, d))
+        return float(xx), float(xd), float(dd)
+
+    def blocks(self) -> Iterator[tuple[slice, Block, Block]]:
+        """X and H - X about their means, some rows at a time."""
+        of_first, of_last = self._means
+        for rows, (x, h) in blocks(self.first, self.last):
+            yield rows, x - of_first, h - x - (of_last - of_first)
+
+    def at(self, t: float) -> Rows:
+        """The path at a time, about its mean."""
+        of_first, of_last = self._means
+
+        def make(rows: Any) -> Block:
+            x = wide(self.first[rows]) - of_first
+            return x if t == 0 else (1 - t) * x + t * (wide(self.last[rows]) - of_last)
+
+        return Rows(self.first.shape, make, width_of(self.first, self.last))
+
+    def places(
+        self, layers: Sequence[Sliced], at: Sequence[float] | None, *, rotate: bool
+    ) -> Iterator[Place]:
+        """Of every layer in turn; at the nearest times where `at` is None."""
+        xx, xd, dd = self.products
+        for i, layer in enumerate(layers):
+            t = at[i] if at is not None else fixed_time(i, len(layers))
+            mean = mean_of(layer)
+            aim = Aim.at(layer, mean) if rotate else None
+            x_onto, d_onto = self._onto(layer, mean, aim)
+            if t is None and isinstance(x_onto, np.ndarray) and isinstance(d_onto, np.ndarray):
+                t = nearest_shape(self.products, x_onto, d_onto)
+            elif t is None:
+                t = place(self.products, (float(x_onto), float(d_onto)), None)[0]
+            size = xx + 2 * t * xd + t * t * dd
+            path = Placing.of(size, x_onto + t * d_onto, aim)
+            yield Place(t, mean, path, Placing.of(xx, x_onto, aim))
+
+    def _onto(
+        self, layer: Sliced, mean: Float[np.ndarray, " d"], aim: Aim | None
+    ) -> tuple[Product, Product]:
+        """Products of X and H - X with what is seen of a layer."""
+        of_x: Any = 0.0
+        of_d: Any = 0.0
+        for rows, x, d in self.blocks():
+            spread = wide(layer[rows]) - mean
+            if aim is None:
+                of_x, of_d = of_x + float(np.vdot(x, spread)), of_d + float(np.vdot(d, spread))
+            else:
+                seen = aim.seen(spread)
+                of_x, of_d = of_x + x.T @ seen, of_d + d.T @ seen
+        return of_x, of_d
+
+    def brought(self, place: Place, mean: Float[np.ndarray, " d"] | None = None) -> Prediction:
+        """The path's features there; about another mean than the layer's where one is given."""
+        about = place.mean if mean is None else mean
+
+        def placed(placing: Placing, t: float) -> Rows:
+            path = self.at(t)
+            return Rows(path.shape, lambda rows: about + placing(path[rows]), path.width)
+
+        features, still = placed(place.path, place.time), placed(place.still, 0.0)
+        return Prediction(features, still, place.time, place.path.gain)
+
+
 def along(
-    segment: Segment,
-    at: Sequence[float] | None,
-    first: Features,
-    last: Features,
-    *,
-    rotate: bool = False,
+    segment: Segment, at: Sequence[float] | None, line: Line, *, rotate: bool = False
 ) -> Iterator[Prediction]:
-    """The straight path from `first` to `last`, brought to the network's layers, one by one."""
-    start = centred(segment.arrays[0].astype(np.float64))
-    for array, (t, placing, aim) in zip(
-        segment.arrays, placed(segment.arrays, at, first, last, rotate), strict=True
-    ):
-        layer = array.astype(np.float64)
-        mean = layer.mean(0)
-        path = centred((1 - t) * first + t * last)
-        still = mean + Placing.of(start, layer - mean, aim)(start)
-        yield Prediction(mean + placing(path), still, t, placing.gain)
-
-
-def placed(
-    layers: Sequence[Float[np.ndarray, "n d"]],
-    at: Sequence[float] | None,
-    first: Features,
-    last: Features,
-    rotate: bool,
-) -> Iterator[tuple[float, Placing, Aim | None]]:
-    """Time of every layer on the path from `first` to `last`, and what brings the path there."""
-    x, d = centred(first), centred(last - first)
-    products = (float(np.vdot(x, x)), float(np.vdot(x, d)), float(np.vdot(d, d)))
-    for i, layer in enumerate(layers):
-        t = at[i] if at is not None else fixed_time(i, len(layers))
-        spread = centred(layer.astype(np.float64))
-        aim = Aim.at(spread) if rotate else None
-        if t is None and aim is not None:
-            t = nearest_shape(products, x.T @ aim.seen, d.T @ aim.seen)
-        elif t is None:
-            onto = float(np.vdot(x, spread)), float(np.vdot(d, spread))
-            t = place(products, onto, None)[0]
-        yield t, Placing.of(x + t * d, spread, aim), aim
+    """The straight path brought to the network's layers, one by one."""
+    return (line.brought(place) for place in line.places(segment.arrays, at, rotate=rotate))
 
 
 def fixed_time(index: int, count: int) -> float | None:
@@ -125,9 +194,7 @@ def place(
     return t, product / size, product**2 / size
 
 
-def collapsed(
-    features: Features, first: Features, labels: Int[np.ndarray, " n"]
-) -> Prediction | None:
+def collapsed(features: Sliced, first: Sliced, labels: Int[np.ndarray, " n"]) -> Prediction | None:
     """Complete collapse onto the simplex ETF nearest to the class means; None where d < K - 1.
 
     The plain model leaves the frame's rotation and size free, so they are fitted: with M the
@@ -141,16 +208,11 @@ def collapsed(
     contrasts = np.linalg.svd(np.eye(classes) - 1 / classes)[0][:, :-1]  # orthonormal, sums zero
     left, scales, right = np.linalg.svd(contrasts.T @ means, full_matrices=False)
     size = float(scales.sum()) / (classes - 1)
-    frame = size * contrasts @ left @ right
-    spread, start = centred(features), centred(first)
-    still = features.mean(0) + Placing.of(start, spread, Aim.at(spread))(start)
-    return Prediction((means.mean(0) + frame)[labels], still, 1.0, size)
-
-
-def class_means(features: Features, labels: Int[np.ndarray, " n"]) -> Float[np.ndarray, "K d"]:
-    """Mean of every class 0, ..., K - 1."""
-    onehot = np.eye(int(labels.max()) + 1)[labels]
-    return (onehot / onehot.sum(0)).T @ features
+    points = means.mean(0) + size * contrasts @ left @ right
+    line = Line(first, features)
+    there = next(line.places([features], [1.0], rotate=True))
+    collapse = Rows(features.shape, lambda rows: points[labels[rows]])
+    return Prediction(collapse, line.brought(there).still, 1.0, size)
 
 
 @dataclass(frozen=True)
@@ -175,30 +237,29 @@ class Errors:
 
     @classmethod
     def of(
-        cls,
-        features: Features,
-        still: Features,
-        measured: Features,
-        labels: Int[np.ndarray, " n"],
+        cls, features: Sliced, still: Sliced, measured: Sliced, labels: Int[np.ndarray, " n"]
     ) -> Errors:
         """Judge `features`, and the input that was brought there, as predictions of `measured`."""
-        missed, stayed = features - measured, still - measured
         counts = np.bincount(labels)
-        variance = float(np.sum(centred(measured) ** 2))
-
-        def of_means(error: Features) -> float:
-            return float(counts @ np.sum(class_means(error, labels) ** 2, axis=1))
+        middle = mean_of(measured)
+        model = input_ = variance = 0.0
+        of_model, of_input = np.zeros((2, len(counts), len(middle)))
+        for rows, (said, stayed, layer) in blocks(features, still, measured):
+            missed, moved = said - layer, stayed - layer
+            model += float(np.vdot(missed, missed))
+            input_ += float(np.vdot(moved, moved))
+            of_model += sums_by_class(missed, labels[rows], len(counts))
+            of_input += sums_by_class(moved, labels[rows], len(counts))
+            variance += float(np.sum((layer - middle) ** 2))
+        model_means, input_means = (
+            float(np.sum(np.sum(sums**2, axis=1)[counts > 0] / counts[counts > 0]))
+            for sums in (of_model, of_input)
+        )
 
         def rounded(value: float) -> float:
             return value if value > NOTHING * variance else 0.0
 
-        return cls(
-            float(np.sum(missed**2)),
-            rounded(float(np.sum(stayed**2))),
-            of_means(missed),
-            rounded(of_means(stayed)),
-            variance,
-        )
+        return cls(model, rounded(input_), model_means, rounded(input_means), variance)
 
 
 def gained(error: float, over: float) -> float | None:

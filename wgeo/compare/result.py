@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from ..collapse import LayerCollapse
+from ..rows import Rows, Sliced, made_like, mean_of, wide, width_of
 from ..ufm.multilayer import MUFMSolution
 
 if TYPE_CHECKING:
@@ -102,10 +103,20 @@ class Reading:
         self, x: Float[np.ndarray, "n d"], labels: Int[np.ndarray, " n"]
     ) -> Float[np.ndarray, "n d"]:
         """H = X + W^T (W W^T + mu I)^-1 (Y - W X - b 1^T), b free; about their mean."""
-        shape, gram = x - x.mean(0), self.w @ self.w.T + self.mu * np.eye(len(self.w))
-        onehot = np.eye(len(self.w))[labels]
-        wanted = onehot - onehot.mean(0) - shape @ self.w.T
-        return shape + wanted @ np.linalg.solve(gram, self.w)
+        ends = self.ends(x, labels)
+        return made_like([x], ends)
+
+    def ends(self, x: Sliced, labels: Int[np.ndarray, " n"]) -> Rows:
+        """The same, made when rows are taken."""
+        eye, middle = np.eye(len(self.w)), mean_of(x)
+        pull = np.linalg.solve(self.w @ self.w.T + self.mu * eye, self.w)
+        shares = np.bincount(labels, minlength=len(eye)) / len(labels)
+
+        def make(rows: Any) -> Float[np.ndarray, "b d"]:
+            shape = wide(x[rows]) - middle
+            return shape + (eye[labels[rows]] - shares - shape @ self.w.T) @ pull
+
+        return Rows(x.shape, make, max(len(eye), width_of(x)))
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 
 from ..errors import FeatureError
 from ..progress import track
-from ..store import made_like
+from ..rows import Rows, made_like, ranges, wide
 from ..trajectory import Block, Segment, Trajectory
 from ..transport import Chain, Exact, TransportResult, wasserstein
 from ..transport import chain as solve_chain
@@ -24,7 +24,6 @@ from .resampling import Resampled
 from .result import BlockTransport, Interval, SegmentStraightness, Straightness
 
 _SAME_COST = 1e-6
-_ROWS = 4096  # of a layer, in float64 at a time
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 
@@ -174,9 +173,9 @@ def _interpolation(
 
         def between(rows: slice, t: float = t) -> np.ndarray:
             first, last = layers[0][rows], layers[-1][end.coupling[rows]]
-            return (1 - t) * first.astype(np.float64) + t * last.astype(np.float64)
+            return (1 - t) * wide(first) + t * wide(last)
 
-        geodesic = made_like(layers, between, layers[0].shape, np.dtype(np.float64))
+        geodesic = made_like(layers, Rows(layers[0].shape, between))
         # Sample j is near geodesic j early on, and later near the one that ends in j's place.
         start = min(starts, key=lambda match: _apart(layer, geodesic, match))
         result = wasserstein(layer, geodesic, solver=solver, coupling=start)
@@ -198,8 +197,7 @@ def _apart(
     x: Float[np.ndarray, "n d"], y: Float[np.ndarray, "n d"], match: Int[np.ndarray, " n"]
 ) -> float:
     """Sum of ||x_i - y_match(i)||^2 in float64, some rows at a time."""
-    parts = (slice(i, i + _ROWS) for i in range(0, len(x), _ROWS))
-    return float(sum(((x[k].astype(np.float64) - y[match[k]]) ** 2).sum() for k in parts))
+    return float(sum(((wide(x[rows]) - y[match[rows]]) ** 2).sum() for rows in ranges(*x.shape)))
 
 
 def _quantiles(sample: SegmentSample, traj: Trajectory) -> dict[str, dict[str, list[float]]]:

@@ -6,7 +6,7 @@ import json
 import math
 import os
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,9 @@ from typing import Any
 import numpy as np
 
 from ..errors import RecordError
-from ..files import nameless
-from ..memory import share
+from ..rows import on_disk
 from .layout import DTYPES, MANIFEST, UNFINISHED, VERSION, digest
 
-_MADE = 2**25  # bytes of an array made of others that are held at a time
 _WIDENED = 2**24  # entries of a bfloat16 array that are widened at a time
 
 
@@ -158,45 +156,4 @@ def _widened(bits: np.ndarray, folder: Path) -> np.ndarray:
     step = max(1, _WIDENED // math.prod(bits.shape[1:]))
     parts = (bits[start : start + step] for start in range(0, len(bits), step))
     wide = (np.left_shift(part, 16, dtype=np.uint32).view(np.float32) for part in parts)
-    return _nameless(wide, bits.shape, np.dtype(np.float32), folder)
-
-
-def made_like(
-    layers: Sequence[np.ndarray],
-    rows: Callable[[slice], np.ndarray],
-    shape: tuple[int, ...],
-    dtype: np.dtype,
-) -> np.ndarray:
-    """An array made of layers, a few rows at a time: on the disk if one of them is, else in memory.
-
-    Raises
-    ------
-    RecordError
-        The disk is full.
-    """
-    widest = max(math.prod(one[1:]) for one in (shape, *(layer.shape for layer in layers)))
-    step = max(1, share(_MADE, 1 / 32) // (8 * widest))
-    parts = [slice(start, min(start + step, shape[0])) for start in range(0, shape[0], step)]
-    maps = [layer for layer in layers if isinstance(layer, np.memmap)]
-    if maps:
-        named = next((Path(a.filename).parent for a in maps if a.filename), None)
-        made = (np.ascontiguousarray(rows(part), dtype) for part in parts)
-        return _nameless(made, shape, dtype, named)
-    out = np.empty(shape, dtype)
-    for part in parts:
-        out[part] = rows(part)
-    return out
-
-
-def _nameless(
-    parts: Iterable[np.ndarray], shape: tuple[int, ...], dtype: np.dtype, folder: Path | None
-) -> np.memmap:
-    """Rows, one part after the other, in a file beside a store that goes with the process."""
-    where = folder if folder is not None and os.access(folder, os.W_OK) else None
-    try:
-        return nameless(parts, shape, dtype, where)
-    except OSError as error:
-        raise RecordError(
-            f"Features made of stored ones need a temporary file, for which {where or 'the disk'} "
-            f"has no room: {error.strerror}."
-        ) from error
+    return on_disk(wide, bits.shape, np.dtype(np.float32), folder)

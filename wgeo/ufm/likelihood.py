@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
 from scipy.special import log_softmax, softmax
 
+from ..rows import Sliced, blocks
 from .alignment import Alignment, saddle_direction
 from .reduced import Matrix, Statistics
 
@@ -39,7 +41,7 @@ class Likelihood:
     @classmethod
     def of(
         cls,
-        x: Float[np.ndarray, "n d"],
+        x: Sliced,
         labels: Int[np.ndarray, " n"],
         stats: Statistics,
         *,
@@ -51,7 +53,7 @@ class Likelihood:
 
         A mean far from zero would make W and b nearly the same variable.
         """
-        seen = x @ stats.basis
+        seen = np.concatenate([block @ stats.basis for _, (block,) in blocks(x)])
         if bias_decay > 0:
             return cls(seen, labels, mu, weight_decay, bias_decay)
         about = np.where(stats.s > 0, seen - stats.x_mean, 0.0)
@@ -210,9 +212,10 @@ class LikelihoodPoint:
         x: Float[np.ndarray, "n d"],
         w: Float[np.ndarray, "K d"],
         onehot: Float[np.ndarray, "n K"],
+        rows: Any = slice(None),
     ) -> Float[np.ndarray, "n d"]:
-        """H_L in the coordinates of `x` and `w`; the labels are in the residuals."""
-        return x - self.pull @ w / self.problem.mu
+        """H_L in the coordinates of `x`, the samples `rows`; the labels are in the residuals."""
+        return x - self.pull[rows] @ w / self.problem.mu
 
 
 def residuals(

@@ -19,9 +19,10 @@ import numpy as np
 from jaxtyping import Float, Int
 from scipy.special import log_softmax
 
-from ..arrays import as_labels, as_numpy, as_points
+from ..arrays import as_labels
 from ..collapse import LayerCollapse, collapse_of
 from ..errors import ArgumentError, ConvergenceError
+from ..rows import Rows, Sliced, blocks, checked, class_means, made_like, picked, wide, width_of
 from ..transport import Exact, wasserstein
 from .likelihood import Likelihood
 from .reduced import Matrix, Reduced, Statistics
@@ -40,7 +41,8 @@ class MUFMSolution:
     W : ndarray, (K, d)
     b : ndarray, (K,)
     X, H : ndarray, (d, N)
-        First and last layer, columns are samples as in the papers; `layer` has the others.
+        First and last layer, columns are samples as in the papers; `layer` has the others. Of
+        inputs on the disk (memory maps) they are on the disk, in files without a name.
     objective : float
         F at the solution.
     terms : dict
@@ -75,8 +77,9 @@ class MUFMSolution:
         """Return the features of layer 0, ..., L, a row a sample: points of straight lines."""
         if not 0 <= index <= self.layers:
             raise ArgumentError(f"Layers go from 0 to {self.layers}; there is none {index}.")
-        t = index / self.layers
-        return ((1 - t) * self.X + t * self.H).T
+        t, first, last = index / self.layers, self.X.T, self.H.T
+        path = Rows(first.shape, lambda rows: (1 - t) * first[rows] + t * last[rows])
+        return made_like([first, last], path)
 
     def apply(self, x: Any, labels: Any) -> Float[np.ndarray, "n d"]:
         """Return H_L of other labelled samples, W and b held: the model's prediction for them.
@@ -85,12 +88,16 @@ class MUFMSolution:
         """
         if self.settings["loss"] != "mse":
             raise ArgumentError("apply is for the squared loss; fit with loss='mse'.")
-        points = as_numpy(as_points(x, name="x")).astype(np.float64)
-        onehot = np.eye(len(self.W))[as_labels(labels, len(points))]
+        points = checked(x, "x")
+        y, eye = as_labels(labels, len(points)), np.eye(len(self.W))
         mu, held = self.settings["mu"], self.settings["feature_decay"]
-        points = points * (mu / (mu + held))
-        inverse = np.linalg.inv(self.W @ self.W.T + (mu + held) * np.eye(len(self.W)))
-        return points + (onehot - self.b - points @ self.W.T) @ inverse @ self.W
+        pull = np.linalg.solve(self.W @ self.W.T + (mu + held) * eye, self.W)
+
+        def ends(rows: slice) -> Float[np.ndarray, "b d"]:
+            start = wide(points[rows]) * (mu / (mu + held))
+            return start + (eye[y[rows]] - self.b - start @ self.W.T) @ pull
+
+        return made_like([points], Rows(points.shape, ends, len(eye)))
 
     @property
     def seconds(self) -> float:
@@ -198,7 +205,8 @@ def fit_mufm(
         A setting out of range, labels that miss a class or are of one.
     """
     began = time.perf_counter()
-    points = as_numpy(as_points(x, name="x")).astype(np.float64)
+    given = checked(x, "x")
+    points = made_like([given], Rows(given.shape, lambda rows: given[rows]))
     y = as_labels(labels, len(points))
     classes = _classes(y)
     _check(layers, weight_decay, transport, feature_decay, loss, coupling, restarts)
@@ -206,41 +214,40 @@ def fit_mufm(
     mu = transport / layers
     strength = mu + feature_decay  # a penalty on H_L itself only rescales X and mu
     factor = mu / strength
-    first, assignment = points, None
+    scaled, assignment = Rows(points.shape, lambda rows: factor * points[rows]), None
     rng = np.random.default_rng(seed)
-    onehot = np.eye(classes)[y]
 
-    def problem(inputs: Float[np.ndarray, "n d"]) -> tuple[Problem, Statistics]:
-        stats = Statistics.of(factor * inputs, y, classes)
+    def problem(inputs: Rows) -> tuple[Problem, Statistics]:
+        stats = Statistics.of(inputs, y, classes)
         if loss == "mse":
             return Reduced(stats, strength, weight_decay, decay), stats
         terms = {"mu": strength, "weight_decay": weight_decay, "bias_decay": decay}
-        return Likelihood.of(factor * inputs, y, stats, **terms), stats
+        return Likelihood.of(inputs, y, stats, **terms), stats
 
-    reduced, stats = problem(first)
+    reduced, stats = problem(scaled)
     counted = time.perf_counter()
     found = search(reduced, restarts=restarts, tolerance=tolerance, rng=rng)
     if coupling == "free":
 
-        def again(inputs: Float[np.ndarray, "n d"]) -> tuple[Found, Statistics]:
+        def again(inputs: Rows) -> tuple[Found, Statistics]:
             reduced, stats = problem(inputs)
             return search(reduced, tolerance=tolerance), stats
 
-        first, assignment, found, stats = _rematch(points, factor, onehot, again, found, stats)
-    if found.decrement > UNCONVERGED:
-        raise ConvergenceError(
-            f"MUFM's Newton steps stopped at a decrement of {found.decrement:.1e}, above "
-            f"{UNCONVERGED:g}; weight_decay={weight_decay:g} and transport={transport:g} are too "
-            "far apart for these features: rescale x, or change them."
-        )
+        assignment, found, stats = _rematch(points, scaled, y, again, found, stats)
+    check_converged(found)
+    first = points
+    if assignment is not None:
+        first = made_like([points], picked(points, assignment))
     w = found.point.weights @ stats.basis.T
     b = found.point.bias()
-    last = found.point.features(factor * first, w, onehot)
+    ends = features_of(found, stats, Rows(first.shape, lambda rows: factor * first[rows]), y)
+    last = made_like([points], ends)
+    fit, moved, size = _sums(first, last, w, b, y, loss)
     terms = {
-        "fit": _fit(last @ w.T + b, onehot, loss),
+        "fit": fit,
         "weight_decay": weight_decay * float(np.sum(w**2)) / 2,
-        "transport": mu * float(np.sum((last - first) ** 2)) / (2 * len(first)),
-        "feature_decay": feature_decay * float(np.sum(last**2)) / (2 * len(first)),
+        "transport": mu * moved / 2,
+        "feature_decay": feature_decay * size / 2,
         "bias_decay": decay * float(np.sum(b**2)) / 2 if np.isfinite(decay) else 0.0,
     }
     objective = sum(terms.values())
@@ -285,42 +292,67 @@ def fit_mufm(
 
 def _rematch(
     points: Float[np.ndarray, "n d"],
-    factor: float,
-    onehot: Float[np.ndarray, "n K"],
-    solve: Callable[[Float[np.ndarray, "n d"]], tuple[Found, Statistics]],
+    scaled: Rows,
+    labels: Int[np.ndarray, " n"],
+    solve: Callable[[Rows], tuple[Found, Statistics]],
     solved: Found,
     stats: Statistics,
-) -> tuple[Float[np.ndarray, "n d"], Int[np.ndarray, " n"], Found, Statistics]:
+) -> tuple[Int[np.ndarray, " n"], Found, Statistics]:
     """Alternate between the features and the optimal coupling of inputs with them."""
-    rows = np.arange(len(points))
+    chosen, inputs = np.arange(len(points)), made_like([points], scaled)
     for _ in range(100):
-        w = solved.point.weights @ stats.basis.T
-        features = solved.point.features(factor * points[rows], w, onehot)
-        matched = wasserstein(features, factor * points, solver=Exact()).coupling
-        trial, fresh = solve(points[matched])
+        ends = features_of(solved, stats, picked(inputs, chosen), labels)
+        features = made_like([points], ends)
+        matched = wasserstein(features, inputs, solver=Exact()).coupling
+        trial, fresh = solve(picked(inputs, matched))
         if trial.point.value() >= solved.point.value() * (1 - 1e-12):
             break
-        rows, solved, stats = matched, trial, fresh
-    return points[rows], rows, solved, stats
+        chosen, solved, stats = matched, trial, fresh
+    return chosen, solved, stats
 
 
 # --- pieces --------------------------------------------------------------------------------------
 
 
+def features_of(
+    found: Found, stats: Statistics, inputs: Rows, labels: Int[np.ndarray, " n"]
+) -> Rows:
+    """H_L of the samples whose inputs, scaled as those of `stats`, are given."""
+    w = found.point.weights @ stats.basis.T
+    onehot = np.eye(len(w))
+    return Rows(
+        inputs.shape,
+        lambda rows: found.point.features(inputs[rows], w, onehot[labels[rows]], rows),
+        max(len(w), width_of(inputs)),
+    )
+
+
+def check_converged(found: Found) -> None:
+    """Refuse a point at which Newton's steps stopped early."""
+    if found.decrement > UNCONVERGED:
+        problem = found.problem
+        raise ConvergenceError(
+            f"MUFM's Newton steps stopped at a decrement of {found.decrement:.1e}, above "
+            f"{UNCONVERGED:g}; weight_decay={problem.weight_decay:g} and a transport strength of "
+            f"{problem.mu:g} for the whole path are too far apart for these features: rescale x, "
+            "or change them."
+        )
+
+
 def monotonicity(
-    first: Float[np.ndarray, "n d"], last: Float[np.ndarray, "n d"], labels: Int[np.ndarray, " n"]
+    first: Sliced, last: Sliced, labels: Int[np.ndarray, " n"]
 ) -> tuple[float, float, float]:
     """Return the coefficients of q(t), whose sign is that of d/dt of w(t)/b(t) on the line."""
-    classes = np.unique(labels)
-    counts = np.array([(labels == k).sum() for k in classes])
-
-    def split(h: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        means = np.stack([h[labels == k].mean(0) for k in classes])
-        return h - means[np.searchsorted(classes, labels)], means - means.mean(0)
-
-    (d0, m0), (d1, m1) = split(first), split(last)
-    n, k = int(counts.sum()), len(classes)
-    w0, w1, w2 = np.sum(d0**2) / n, np.sum(d0 * (d0 - d1)) / n, np.sum((d0 - d1) ** 2) / n
+    _, labels = np.unique(labels, return_inverse=True)
+    first_means, last_means = (class_means(each, labels) for each in (first, last))
+    w0 = w1 = w2 = 0.0
+    for rows, (start, end) in blocks(first, last):
+        d0 = start - first_means[labels[rows]]
+        moved = d0 - (end - last_means[labels[rows]])
+        w0, w1, w2 = (w0 + np.vdot(d0, d0), w1 + np.vdot(d0, moved), w2 + np.vdot(moved, moved))
+    w0, w1, w2 = (w / len(labels) for w in (w0, w1, w2))
+    k = len(first_means)
+    m0, m1 = (means - means.mean(0) for means in (first_means, last_means))
     b0, b1, b2 = np.sum(m0**2) / k, np.sum(m0 * (m1 - m0)) / k, np.sum((m1 - m0) ** 2) / k
     return (
         float(-(w1 * b0 + w0 * b1)),
@@ -329,10 +361,26 @@ def monotonicity(
     )
 
 
-def _fit(logits: Float[np.ndarray, "n K"], onehot: Float[np.ndarray, "n K"], loss: str) -> float:
-    if loss == "mse":
-        return float(np.sum((logits - onehot) ** 2)) / (2 * len(logits))
-    return -float(np.sum(onehot * log_softmax(logits, axis=1))) / len(logits)
+def _sums(
+    first: Sliced,
+    last: Sliced,
+    w: Matrix,
+    b: Float[np.ndarray, " K"],
+    labels: Int[np.ndarray, " n"],
+    loss: str,
+) -> tuple[float, float, float]:
+    """Mean loss, mean |H - X|^2 and mean |H|^2."""
+    fit = moved = size = 0.0
+    for rows, (start, end) in blocks(first, last, width=len(w)):
+        logits, y = end @ w.T + b, (np.arange(end.shape[0]), labels[rows])
+        if loss == "mse":
+            logits[y] -= 1
+            fit += float(np.vdot(logits, logits)) / 2
+        else:
+            fit -= float(np.sum(log_softmax(logits, axis=1)[y]))
+        moved += float(np.sum((end - start) ** 2))
+        size += float(np.vdot(end, end))
+    return fit / len(labels), moved / len(labels), size / len(labels)
 
 
 def _classes(labels: Int[np.ndarray, " n"]) -> int:

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
 
+from ..rows import Sliced, blocks, mean_of, sums_by_class, wide
 from .alignment import Alignment, saddle_direction
 from .metric import FewDirections, GaussNewton, gauss_newton
 
@@ -45,22 +47,28 @@ class Statistics:
     y_mean: Float[np.ndarray, " K"]
 
     @classmethod
-    def of(
-        cls, x: Float[np.ndarray, "n d"], labels: Int[np.ndarray, " n"], classes: int
-    ) -> Statistics:
-        """Form the statistics of samples (rows) and labels: the only pass over the data."""
+    def of(cls, x: Sliced, labels: Int[np.ndarray, " n"], classes: int) -> Statistics:
+        """Form the statistics of samples (rows) and labels: all that is read of the data.
+
+        A few rows at a time; of more features than samples, which are a matrix that fits, at once.
+        """
         n, d = x.shape
-        onehot = np.eye(classes)[labels]
-        mean, y_mean = x.mean(0), onehot.mean(0)
+        mean, y_mean = mean_of(x), np.bincount(labels, minlength=classes) / n
         c_y = np.diag(y_mean) - np.outer(y_mean, y_mean)
-        centred = x - mean
-        t = onehot.T @ centred / n
         if d <= n:
-            s, axes = np.linalg.eigh(centred.T @ centred / n)
+            t, second = np.zeros((classes, d)), np.zeros((d, d))
+            for rows, (block,) in blocks(x):
+                centred = block - mean
+                t += sums_by_class(centred, labels[rows], classes)
+                second += centred.T @ centred
+            s, axes = np.linalg.eigh(second / n)
             s, axes = s[::-1], axes[:, ::-1]
         else:
-            _, scales, rows = np.linalg.svd(centred, full_matrices=False)
-            s, axes = scales**2 / n, rows.T
+            centred = wide(x[:]) - mean
+            t = sums_by_class(centred, labels, classes)
+            _, scales, right = np.linalg.svd(centred, full_matrices=False)
+            s, axes = scales**2 / n, right.T
+        t /= n
         rank = int((s > max(1e-14, d * EPS) * s[0]).sum()) if s[0] > 0 else 0
         still = _still(axes[:, :rank], mean, min(d - rank, classes + 1))
         width = rank + still.shape[1]
@@ -260,8 +268,9 @@ class Point:
         x: Float[np.ndarray, "n d"],
         w: Float[np.ndarray, "K d"],
         onehot: Float[np.ndarray, "n K"],
+        rows: Any = slice(None),
     ) -> Float[np.ndarray, "n d"]:
-        """H_L = X + W^T A^-1 (Y - W X - b 1^T) in the coordinates of `x` and `w`."""
+        """H_L = X + W^T A^-1 (Y - W X - b 1^T) in the coordinates of `x` and `w`, for any x."""
         return x + (onehot - self.bias() - x @ w.T) @ self.inverse @ w
 
     def alignment(self) -> Alignment:

@@ -1,0 +1,175 @@
+"""Features a few rows at a time: what is large is neither read nor made at once."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Float, Int
+from scipy.sparse import csr_array
+
+from .arrays import as_numpy, as_points
+from .errors import RecordError
+from .files import nameless
+from .memory import free, share
+
+_HELD = 2**24  # bytes of float64 rows at a time
+
+
+@runtime_checkable
+class Sliced(Protocol):
+    """Features (n, d) of which rows can be taken: an array, a memory map, or `Rows`."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(n, d)."""
+
+    def __getitem__(self, rows: Any, /) -> np.ndarray:
+        """Some rows, by a slice or an array of their numbers."""
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """Features that are made when rows of them are taken.
+
+    Attributes
+    ----------
+    shape : tuple of int
+        (n, d).
+    make : callable
+        Rows by a slice or an array of their numbers.
+    width : int
+        How many numbers making a row takes at a time, where that is more than d.
+    """
+
+    shape: tuple[int, ...]
+    make: Callable[[Any], Float[np.ndarray, "b d"]]
+    width: int = 0
+
+    def __getitem__(self, rows: Any) -> Float[np.ndarray, "b d"]:
+        return self.make(rows)
+
+
+def picked(features: Sliced, chosen: Int[np.ndarray, " m"]) -> Rows:
+    """The rows `chosen`, as features of their own."""
+    shape = (len(chosen), *features.shape[1:])
+    return Rows(shape, lambda rows: wide(features[chosen[rows]]), width_of(features))
+
+
+def width_of(*features: Sliced) -> int:
+    """How many numbers a row takes at a time, of the widest."""
+    return max(max(x.shape[1], x.width if isinstance(x, Rows) else 0) for x in features)
+
+
+def wide(features: np.ndarray) -> np.ndarray:
+    """Features in float64."""
+    return np.asarray(features, dtype=np.float64)
+
+
+def ranges(count: int, width: int) -> list[slice]:
+    """All rows in turn, so many at a time that features of this width take 16 MiB in float64.
+
+    Less where memory is bounded (`wgeo.memory`).
+    """
+    step = max(1, share(_HELD, 1 / 32) // (8 * width))
+    return [slice(start, min(start + step, count)) for start in range(0, count, step)]
+
+
+def blocks(
+    *features: Sliced, width: int = 0
+) -> Iterator[tuple[slice, list[Float[np.ndarray, "b d"]]]]:
+    """Rows of as many samples in float64, with the range of their numbers.
+
+    So few at a time that as many rows of `width` may be made of them.
+    """
+    for rows in ranges(features[0].shape[0], max(width, width_of(*features))):
+        yield rows, [wide(each[rows]) for each in features]
+
+
+def checked(features: Any, name: str) -> np.ndarray:
+    """Features (n, d) of their own type, not copied; refused as `as_points` refuses them.
+
+    Raises
+    ------
+    FeatureError
+        Not numeric, not 1-D or 2-D, empty, or holding NaN or infinity.
+    """
+    array = features if isinstance(features, np.ndarray) else as_numpy(features)
+    if array.ndim != 2 or array.size == 0:
+        return as_numpy(as_points(features, name=name))
+    for rows in ranges(*array.shape):
+        as_points(array[rows], name=name, start=rows.start)
+    return array
+
+
+def mean_of(features: Sliced) -> Float[np.ndarray, " d"]:
+    """Mean of all rows."""
+    total = np.zeros(features.shape[1])
+    for _, (block,) in blocks(features):
+        total += block.sum(0)
+    return total / features.shape[0]
+
+
+def sums_by_class(
+    features: Float[np.ndarray, "b d"], labels: Int[np.ndarray, " b"], classes: int
+) -> Float[np.ndarray, "K d"]:
+    """Sum of the rows of every class 0, ..., K - 1."""
+    entries = (np.ones(len(labels)), (labels, np.arange(len(labels))))
+    return csr_array(entries, shape=(classes, len(labels))) @ features
+
+
+def class_means(features: Sliced, labels: Int[np.ndarray, " n"]) -> Float[np.ndarray, "K d"]:
+    """Mean of every class 0, ..., K - 1, each of which has a sample."""
+    counts = np.bincount(labels)
+    total = np.zeros((len(counts), features.shape[1]))
+    for rows, (block,) in blocks(features):
+        total += sums_by_class(block, labels[rows], len(counts))
+    return total / counts[:, None]
+
+
+def made_like(layers: Sequence[np.ndarray], rows: Rows, dtype: Any = np.float64) -> np.ndarray:
+    """An array of `rows`: on the disk if one of the layers it is made of is, else in memory.
+
+    On the disk too where the bound of memory leaves no room for it.
+
+    Raises
+    ------
+    RecordError
+        The disk is full.
+    """
+    dtype, shape = np.dtype(dtype), rows.shape
+    parts = ranges(shape[0], width_of(rows))
+    maps = [layer for layer in layers if isinstance(layer, np.memmap)]
+    left = free()
+    if maps or (left is not None and math.prod(shape) * dtype.itemsize > left / 8):
+        named = next((Path(a.filename).parent for a in maps if a.filename), None)
+        return on_disk((rows[part] for part in parts), shape, dtype, named)
+    out = np.empty(shape, dtype)
+    for part in parts:
+        out[part] = rows[part]
+    return out
+
+
+def on_disk(
+    parts: Iterable[np.ndarray], shape: tuple[int, ...], dtype: np.dtype, folder: Path | None
+) -> np.memmap:
+    """An array, given one part after the other, in a file without a name beside a store.
+
+    Raises
+    ------
+    RecordError
+        The disk is full.
+    """
+    where = folder if folder is not None and os.access(folder, os.W_OK) else None
+    try:
+        return nameless((np.ascontiguousarray(part, dtype) for part in parts), shape, dtype, where)
+    except OSError as error:
+        raise RecordError(
+            f"Features made of stored ones need a temporary file, for which {where or 'the disk'} "
+            f"has no room: {error.strerror}."
+        ) from error
