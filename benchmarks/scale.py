@@ -106,7 +106,12 @@ def sinkhorn(traj: wgeo.Trajectory) -> float:
     ).distance
 
 
-TASKS = {task.__name__: task for task in (collapse, paths, sliced, certified, sinkhorn)}
+def compared(traj: wgeo.Trajectory) -> float:
+    """The layers beside every model, MUFM fitted to the first and held against all."""
+    return wgeo.compare(traj, mufm=True).held_out.r2 or 0.0
+
+
+TASKS = {task.__name__: task for task in (collapse, paths, sliced, certified, sinkhorn, compared)}
 
 
 def resident(key: str) -> int:
@@ -149,8 +154,8 @@ def _measured(task: str, folder: Path) -> dict:
     watcher.join()
     anon = max(most[0], resident("RssAnon"))
     peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    found = {"value": value, "seconds": seconds, "cpu": cpu, "idle": idle}
-    return {**found, "anon": anon, "peak": peak}
+    found = {"value": value, "seconds": seconds, "cpu": cpu, "threads": torch.get_num_threads()}
+    return {**found, "idle": idle, "anon": anon, "peak": peak}
 
 
 def run(task: str, folder: Path, threads: int, ranks: int = 1) -> dict:
@@ -246,7 +251,7 @@ def main() -> None:
         kind, measured = ("large", large) if args.large else (kind, measured)
         for name, found in measured(args, home):  # written as they come: a run may take hours
             record.setdefault(kind, {})[name] = found
-            record["machine"] = {"threads": args.threads, "processor": platform.machine()}
+            record["machine"] = {"processor": platform.machine()}
             record["versions"] = {"torch": torch.__version__, "numpy": np.__version__}
             args.out.write_text(json.dumps(record, indent=1) + "\n")
     show(record)

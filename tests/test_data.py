@@ -810,10 +810,10 @@ def test_images_beyond_memory_lie_in_a_file(tmp_path, rng, monkeypatch):
     mapped: list[np.memmap] = []
     usual = np.memmap
     monkeypatch.setattr(np, "memmap", lambda *a, **k: mapped.append(usual(*a, **k)) or mapped[0])
-    monkeypatch.setattr("wgeo.data.folder.memory", lambda: 2 * held.x.numel())
+    monkeypatch.setattr("wgeo.data.pixels.memory", lambda: 2 * held.x.numel())
     assert load_images(tmp_path / "a").fingerprint == held.fingerprint
     assert mapped == []
-    monkeypatch.setattr("wgeo.data.folder.memory", lambda: 2 * held.x.numel() - 1)
+    monkeypatch.setattr("wgeo.data.pixels.memory", lambda: 2 * held.x.numel() - 1)
     filed = load_images(tmp_path / "a")
     assert np.shares_memory(filed.x.numpy(), mapped[0])
     assert filed.fingerprint == held.fingerprint

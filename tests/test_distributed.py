@@ -13,6 +13,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 import wgeo
 from wgeo import distributed
@@ -100,7 +101,7 @@ def words(network, out, *more):
 def test_several_processes_find_what_one_does(network, tmp_path):
     outs = {ranks: tmp_path / f"out-{ranks}" for ranks in (1, 2, 3)}
     done = together(
-        *({"ranks": ranks, "measure": str(tmp_path / f"{ranks}.json")} for ranks in outs),
+        *({"ranks": ranks, "call": ["measure", str(tmp_path / f"{ranks}.json")]} for ranks in outs),
         *({"ranks": ranks, "words": words(network, out)} for ranks, out in outs.items()),
         {"ranks": 1, "words": words(network, tmp_path / "b7", "--batch-size", 7)},
         {"ranks": 2, "words": words(network, tmp_path / "b512", "--batch-size", 512)},
@@ -165,9 +166,36 @@ def test_mistakes_are_told_once(network, tmp_path):
 
 def test_an_error_of_one_is_everyones(tmp_path):
     """NaN in the last rows, and a kind of error that cannot be told as it is; nobody is left."""
-    (row,) = together({"ranks": 3, "measure": str(tmp_path / "e.json"), "fails": True})
+    (row,) = together({"ranks": 3, "call": ["failing", str(tmp_path / "e.json")]})
     assert row["codes"] == [0, 0, 0], row
     assert row["said"] == ["FeatureError 29\n", "FeatureError 29\n", "FeatureError 29\n"]
+
+
+def test_images_are_decoded_once(tmp_path, rng):
+    """Ten images by one process and by three: a part each, into one file of no name."""
+    (tmp_path / "temporary").mkdir()
+    for kind in ("whole", "broken"):
+        for name in ("cat", "dog"):
+            (tmp_path / kind / name).mkdir(parents=True)
+            for k in range(5):
+                pixels = rng.integers(0, 256, (6, 7, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(tmp_path / kind / name / f"{k}.png")
+    for name in ("cat/4", "dog/3"):
+        (tmp_path / "broken" / f"{name}.png").write_bytes(b"none")
+    one, three = together(*({"ranks": r, "call": ["loading", str(tmp_path)]} for r in (1, 3)))
+    assert set(one["codes"] + three["codes"]) == {0}, three
+    (alone,), each = ([json.loads(text) for text in row["said"]] for row in (one, three))
+    assert alone["decoded"] == 10
+    assert [said["decoded"] for said in each] == [3, 3, 4]
+    for said in each:
+        assert said["sha256"] == alone["sha256"]
+        assert said["mapped"] or not Path("/proc/self/maps").exists()
+        assert said["alone"]
+        assert said["decoded alone"] == 10
+    for said in (alone, *each):
+        assert said["left"] == []
+        assert said["broken"] == ["cat/4.png"]
+        assert said["skipped"] == ["cat/4.png", "dog/3.png"]
 
 
 def test_torchrun_starts_it(network, tmp_path):

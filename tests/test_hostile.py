@@ -181,7 +181,7 @@ def test_more_pixels_than_there_is_room_for_are_refused_before_they_are_asked_fo
     tmp_path, monkeypatch
 ):
     """In memory, nor on more than half of the disk that is left."""
-    monkeypatch.setattr("wgeo.data.folder.memory", lambda: 10)
+    monkeypatch.setattr("wgeo.data.pixels.memory", lambda: 10)
     pixels = load_images(broken_zip(tmp_path / "a.zip", {})).x.numel()
     free = shutil.disk_usage(tmp_path)._replace(free=2 * pixels - 1)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: free)

@@ -2,9 +2,9 @@
 
     python tests/together.py < PLAN
 
-PLAN is a list of jobs: ``ranks``, how many processes; ``words`` of a command line, or ``measure``,
-the file that `measure` writes; ``kill``, ``[rank, seconds]``, whom to kill and when. Libraries are
-loaded once, and every process is a fork.
+PLAN is a list of jobs: ``ranks``, how many processes; ``words`` of a command line, or ``call``, the
+function below and the path that it is given; ``kill``, ``[rank, seconds]``, whom to kill and when.
+Libraries are loaded once, and every process is a fork.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import signal
 import sys
 import tempfile
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ import wgeo
 from wgeo import distributed
 from wgeo.cli import main
 from wgeo.collapse import collapse_of
+from wgeo.data import folder, pixels
 from wgeo.store import layout
 from wgeo.transport import sinkhorn_divergence
 
@@ -100,6 +102,35 @@ def failing(path: str) -> None:
     assert wgeo.wasserstein(wide, -wide).status == "certified"
 
 
+def loading(path: str) -> None:
+    """Images of a folder: which this process decodes, and where all of them lie in the end."""
+    decoded: list[str] = []
+    usual = folder._pixels
+
+    def counting(image: Any, **settings: Any) -> np.ndarray:
+        decoded.append("")
+        return usual(image, **settings)
+
+    folder._pixels = counting
+    place = Path(path)
+    tempfile.tempdir = str(place / "temporary")
+    whole = wgeo.load_images(place / "whole")
+    said: dict[str, Any] = {"decoded": len(decoded), "sha256": whole.fingerprint}
+    said["left"] = sorted(os.listdir(tempfile.tempdir))
+    said["mapped"] = "/wgeo-" in Path("/proc/self/maps").read_text()
+    try:
+        wgeo.load_images(place / "broken")
+    except wgeo.errors.DataError as error:
+        said["broken"] = re.findall(r"[a-z]+/\d+\.png", str(error))
+    warnings.simplefilter("ignore")
+    said["skipped"] = wgeo.load_images(place / "broken", skip_broken=True).skipped
+    pixels._room = lambda: 0.0  # of the disk: each on its own, in memory
+    decoded.clear()
+    said["alone"] = wgeo.load_images(place / "whole").fingerprint == whole.fingerprint
+    said["decoded alone"] = len(decoded)
+    print(json.dumps(said))
+
+
 def odd() -> None:
     class OddError(Exception):
         """Known here alone."""
@@ -128,9 +159,10 @@ def process(job: dict[str, Any], rank: int, said: Path, port: int) -> int:
     code = 0
     try:
         torch.manual_seed(0)
-        if "measure" in job:
+        if "call" in job:
+            name, path = job["call"]
             with distributed.launched():
-                (failing if job.get("fails") else measure)(job["measure"])
+                globals()[name](path)
         else:
             main(job["words"])
     except SystemExit as leave:

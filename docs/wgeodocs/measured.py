@@ -157,6 +157,7 @@ _SCALED = {
     "sliced": "straightness with sliced transport",
     "certified": "$W_2$ of one block, certified",
     "sinkhorn": "$W_2$ of one block, Sinkhorn",
+    "compared": "the layers beside all models, MUFM fitted",
 }
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import __version__
+from ..distributed import first
 from ..errors import ArgumentError
 from .options import parse_solver
 
@@ -82,7 +83,7 @@ class Job:
             with bounded(self.options.get("memory")):
                 found = _images(self._of_images)
             # Without --normalize the preset decides how images are normalised.
-            images = [found.fingerprint, found.preset]
+            images = [first(lambda: found.fingerprint), found.preset]
         content = {"target": _sha256(self.target), "images": images, "wgeo": __version__}
         return digest({**content, "options": options})
 

@@ -6,12 +6,8 @@ point anywhere.
 
 from __future__ import annotations
 
-import errno
 import io
-import math
 import os
-import shutil
-import tempfile
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator
@@ -24,12 +20,12 @@ import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 
-from ..distributed import neighbours
+from ..distributed import agreed, everyone, share
 from ..errors import DataError
-from ..files import memory, nameless, printable, regular
-from ..memory import free
+from ..files import printable, regular
 from ..progress import track
 from .members import check_member, check_members
+from .pixels import kept
 from .source import Source
 
 _FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")  # none runs another program
@@ -204,7 +200,9 @@ def _check_size(size: int) -> None:
 def _decoded(path: Path, names: list[str], size: int | None) -> torch.Tensor:
     """Pixels of the named files, uint8 (n, c, h, w). Headers first: they decide size and mode."""
     with _reader(path) as read, _strict():
-        kinds = {_image(path, read, name, _header) for name in track(names, "looking at images")}
+        mine = track(names[share(len(names))], "looking at images")
+        seen = agreed(lambda: {_image(path, read, name, _header) for name in mine})
+        kinds = set().union(*everyone(seen))
         mode = "L" if all(kind in _GREY for _, kind in kinds) else "RGB"
         if len({shape for shape, _ in kinds}) == 1:
             shape, scale = next(iter(kinds))[0], 1.0
@@ -212,20 +210,29 @@ def _decoded(path: Path, names: list[str], size: int | None) -> torch.Tensor:
             shape, scale, size = (0, 0), _EVALUATION, size or _MIXED_SIZE
         w, h = (size, size) if size else shape
         pixels = partial(_pixels, mode=mode, size=size, scale=scale)
-        images = (_image(path, read, name, pixels) for name in track(names, "decoding images"))
-        return _kept(images, (len(names), len(mode), h, w))
+
+        def decoded(rows: slice) -> Iterator[np.ndarray]:
+            for name in track(names[rows], "decoding images"):
+                yield _image(path, read, name, pixels)
+
+        return kept(decoded, (len(names), len(mode), h, w))
 
 
 def _broken(path: Path, names: dict[int, str]) -> dict[int, str]:
     """Which of the named files cannot be decoded, by their keys."""
-    found = {}
-    with _reader(path) as read, _strict():
-        for key, name in track(names.items(), "looking for broken images"):
-            try:
-                _image(path, read, name, _whole)
-            except DataError:
-                found[key] = name
-    return found
+    mine = list(names.items())[share(len(names))]
+
+    def look() -> dict[int, str]:
+        found = {}
+        with _reader(path) as read, _strict():
+            for key, name in track(mine, "looking for broken images"):
+                try:
+                    _image(path, read, name, _whole)
+                except DataError:
+                    found[key] = name
+        return found
+
+    return {key: name for part in everyone(agreed(look)) for key, name in part.items()}
 
 
 def _whole(image: Image.Image) -> None:
@@ -240,30 +247,6 @@ def _strict() -> Iterator[None]:
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         warnings.filterwarnings("ignore", "Palette images with Transparency")
         yield
-
-
-def _kept(images: Iterator[np.ndarray], shape: tuple[int, ...]) -> torch.Tensor:
-    """All pixels, uint8 (n, c, h, w): in memory, or, where they take half of it, in a file.
-
-    The file has no name, lies where temporary files do, and goes with the process.
-    """
-    size, left = math.prod(shape), free()
-    if size <= (memory() if left is None else left) / 2:
-        x = torch.empty(shape, dtype=torch.uint8)
-        for i, image in enumerate(images):
-            x.numpy()[i] = image
-        return x
-    try:
-        room = shutil.disk_usage(tempfile.gettempdir()).free / 2  # strangers fill no disk
-        if size > room / neighbours():
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return torch.from_numpy(nameless(images, shape, np.dtype(np.uint8)))
-    except OSError as error:
-        raise DataError(
-            f"The images take {size / 2**30:.1f} GiB, more than memory has to spare, and "
-            f"{tempfile.gettempdir()} cannot hold them ({error.strerror}). Take fewer (--samples) "
-            "or smaller ones (size), or set TMPDIR to a larger disk."
-        ) from error
 
 
 def _image(path: Path, read: Read, name: str, use: Callable[[Image.Image], T]) -> T:

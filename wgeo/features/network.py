@@ -17,6 +17,7 @@ from ..arrays import as_array, as_labels, check_finite
 from ..blocks import find_blocks
 from ..checkpoint import Network
 from ..data import Images, Normalization, normalization
+from ..distributed import first
 from ..errors import ArgumentError
 
 
@@ -78,7 +79,7 @@ def identity(net: Network | nn.Module, images: Images) -> dict[str, Any]:
         "weights": weights.hexdigest(),
         "structure": hashlib.sha256(structure.encode()).hexdigest(),
         "checkpoint": net.provenance.sha256 if isinstance(net, Network) else None,
-        "images": images.fingerprint,
+        "images": first(lambda: images.fingerprint),
         "normalization": [list(used.mean), list(used.std)],
     }
 
