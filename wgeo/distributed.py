@@ -14,6 +14,7 @@ import datetime
 import os
 import pickle
 import signal
+import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -37,11 +38,12 @@ _PATIENCE = datetime.timedelta(days=7)  # one process may solve for long; a deat
 class _Launch:
     """A running launch: which process this is, of how many, and who adds up tensors on a GPU.
 
-    The `board` is where processes leave each other notes.
+    The `board` is where processes leave each other notes; `hosts` are their machines' names.
     """
 
     rank: int
     ranks: int
+    hosts: Sequence[str] = ()
     board: Any = None
     device_group: Any = None
 
@@ -56,8 +58,18 @@ def asked() -> int:
 
 
 def neighbours() -> int:
-    """How many of them share this machine, its memory and its disks."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if asked() > 1 else 1
+    """How many of them share this machine, its memory and its disks; also inside `alone`."""
+    if _launch is None or not _launch.hosts:  # before they meet the launcher may say it
+        return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if asked() > 1 else 1
+    return _launch.hosts.count(_launch.hosts[_launch.rank])
+
+
+def beside() -> list[int]:
+    """Which processes work together with this one on its machine, itself among them."""
+    if ranks() == 1 or _launch is None or not _launch.hosts:
+        return [rank()]
+    mine = _launch.hosts[_launch.rank]
+    return [other for other, host in enumerate(_launch.hosts) if host == mine]
 
 
 @contextmanager
@@ -84,12 +96,15 @@ def launched() -> Iterator[None]:
         board, me, count = next(dist.rendezvous("env://", timeout=_MEETING))
         notes = dist.PrefixStore("wgeo", board)
         dist.init_process_group("gloo", store=board, rank=me, world_size=count, timeout=_PATIENCE)
-        group = None
-        if gpus := torch.cuda.device_count():
+        gpus, group = torch.cuda.device_count(), None
+        if gpus:
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", me)) % gpus)
-            if gpus >= neighbours():  # NCCL shares no GPU
-                group = dist.new_group(backend="nccl", timeout=_PATIENCE)
-    _launch = _Launch(me, count, notes, group)
+        seen: list[Any] = [None] * count
+        dist.all_gather_object(seen, (socket.gethostname(), gpus))
+        hosts = [host for host, _ in seen]
+        if all(has >= hosts.count(host) for host, has in seen):  # NCCL shares no GPU
+            group = dist.new_group(backend="nccl", timeout=_PATIENCE)
+    _launch = _Launch(me, count, hosts, notes, group)
     yield
     with _reaching():
         dist.barrier()  # nobody leaves while another may still need it

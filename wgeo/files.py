@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import errno
+import math
 import os
 import secrets
 import stat
 import sys
 import tempfile
 import threading
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
-from .distributed import neighbours
+from .distributed import agreed, beside, everyone, neighbours, rank, ranks
 from .errors import RecordError
 
 if TYPE_CHECKING:  # the command line locks folders before it needs libraries
@@ -94,22 +95,64 @@ def write_aside(path: str | os.PathLike[str], content: str | bytes) -> None:
 
 
 def nameless(
-    parts: Iterable[np.ndarray],
+    made: Callable[[slice], Iterable[np.ndarray]],
     shape: tuple[int, ...],
-    dtype: np.dtype,
+    dtype: Any,
     folder: str | os.PathLike[str] | None = None,
 ) -> np.memmap:
-    """An array, given one part after the other, in a file without a name: it goes with the process.
+    """An array in a file without a name, which goes with the process.
 
+    `made` gives a range of its rows, one part after the other. Processes that work together
+    (`wgeo.distributed`) must all come here; those of one machine make a share each, of one file.
     The file lies in `folder`, or where temporary files do. A full disk is an OSError.
     """
     import numpy as np
 
-    with tempfile.TemporaryFile(dir=folder) as file:
-        for part in parts:  # written, not mapped: a full disk is then an error and not a crash
-            file.write(np.ascontiguousarray(part).data)
-        file.flush()
-        return np.memmap(file, dtype, "r+", shape=shape)
+    n, row = shape[0], math.prod(shape[1:]) * np.dtype(dtype).itemsize
+    with ExitStack() as stack:
+        ours = stack.enter_context(_file_between(n * row, folder)) if ranks() > 1 else None
+        others = [rank()] if ours is None else beside()
+        part, parts = others.index(rank()), len(others)
+
+        def write() -> np.memmap:
+            file = ours or stack.enter_context(tempfile.TemporaryFile(dir=folder))
+            mine = slice(n * part // parts, n * (part + 1) // parts)
+            file.seek(mine.start * row)
+            for some in made(mine):  # written, not mapped: a full disk is an error and no crash
+                file.write(np.ascontiguousarray(some, dtype).data)
+            file.flush()
+            return np.memmap(file, dtype, "r+", shape=shape)
+
+        return agreed(write)  # nobody reads before all have written
+
+
+@contextmanager
+def _file_between(size: int, folder: str | os.PathLike[str] | None) -> Iterator[IO[bytes] | None]:
+    """A nameless file of so many bytes that all processes of this machine have open; or None.
+
+    One of them makes it, with a name for as long as the others take to open it.
+    """
+    others, path = beside(), None
+    if others[0] == rank():
+        with (
+            suppress(OSError),
+            tempfile.NamedTemporaryFile(prefix="wgeo-", dir=folder, delete=False) as file,
+        ):
+            path = file.name
+            file.truncate(size)
+    with ExitStack() as stack:
+        ours = None
+        try:
+            given = everyone(path)[others[0]]
+            if given is not None:
+                with suppress(OSError):  # another machine of the same name, say
+                    ours = stack.enter_context(open(given, "r+b"))
+            opened = everyone(ours is not None)
+        finally:
+            if path is not None:
+                with suppress(OSError):
+                    os.unlink(path)  # who has it open keeps it
+        yield ours if all(opened[other] for other in others) else None
 
 
 @contextmanager

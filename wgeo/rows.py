@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -71,13 +71,13 @@ def wide(features: np.ndarray) -> np.ndarray:
     return np.asarray(features, dtype=np.float64)
 
 
-def ranges(count: int, width: int) -> list[slice]:
-    """All rows in turn, so many at a time that features of this width take 16 MiB in float64.
+def ranges(stop: int, width: int, start: int = 0) -> list[slice]:
+    """The rows from `start` in turn, so many at a time that of this width they take 16 MiB.
 
-    Less where memory is bounded (`wgeo.memory`).
+    In float64; less where memory is bounded (`wgeo.memory`).
     """
     step = max(1, share(_HELD, 1 / 32) // (8 * width))
-    return [slice(start, min(start + step, count)) for start in range(0, count, step)]
+    return [slice(i, min(i + step, stop)) for i in range(start, stop, step)]
 
 
 def blocks(
@@ -143,22 +143,21 @@ def made_like(layers: Sequence[np.ndarray], rows: Rows, dtype: Any = np.float64)
         The disk is full.
     """
     dtype, shape = np.dtype(dtype), rows.shape
-    parts = ranges(shape[0], width_of(rows))
     maps = [layer for layer in layers if isinstance(layer, np.memmap)]
     left = free()
     if maps or (left is not None and math.prod(shape) * dtype.itemsize > left / 8):
         named = next((Path(a.filename).parent for a in maps if a.filename), None)
-        return on_disk((rows[part] for part in parts), shape, dtype, named)
+        return on_disk(rows, dtype, named)
     out = np.empty(shape, dtype)
-    for part in parts:
+    for part in ranges(shape[0], width_of(rows)):
         out[part] = rows[part]
     return out
 
 
-def on_disk(
-    parts: Iterable[np.ndarray], shape: tuple[int, ...], dtype: np.dtype, folder: Path | None
-) -> np.memmap:
-    """An array, given one part after the other, in a file without a name beside a store.
+def on_disk(rows: Rows, dtype: Any, folder: Path | None) -> np.memmap:
+    """An array of `rows` in a file without a name beside a store.
+
+    Processes that work together make a share of them each (`wgeo.files.nameless`).
 
     Raises
     ------
@@ -166,8 +165,13 @@ def on_disk(
         The disk is full.
     """
     where = folder if folder is not None and os.access(folder, os.W_OK) else None
+
+    def made(mine: slice) -> Iterator[np.ndarray]:
+        for part in ranges(mine.stop, width_of(rows), mine.start):
+            yield rows[part]
+
     try:
-        return nameless((np.ascontiguousarray(part, dtype) for part in parts), shape, dtype, where)
+        return nameless(made, rows.shape, dtype, where)
     except OSError as error:
         raise RecordError(
             f"Features made of stored ones need a temporary file, for which {where or 'the disk'} "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import zlib
 from collections.abc import Mapping, Sequence
@@ -14,10 +13,8 @@ from typing import Any
 import numpy as np
 
 from ..errors import RecordError
-from ..rows import on_disk
+from ..rows import Rows, on_disk
 from .layout import DTYPES, MANIFEST, UNFINISHED, VERSION, digest
-
-_WIDENED = 2**24  # entries of a bfloat16 array that are widened at a time
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,7 +150,8 @@ def _verify(path: Path, array: np.ndarray, sums: int | Sequence[int], spans: Any
 
 def _widened(bits: np.ndarray, folder: Path) -> np.ndarray:
     """Bfloat16 as float32."""
-    step = max(1, _WIDENED // math.prod(bits.shape[1:]))
-    parts = (bits[start : start + step] for start in range(0, len(bits), step))
-    wide = (np.left_shift(part, 16, dtype=np.uint32).view(np.float32) for part in parts)
-    return on_disk(wide, bits.shape, np.dtype(np.float32), folder)
+
+    def made(rows: slice) -> np.ndarray:
+        return np.left_shift(bits[rows], 16, dtype=np.uint32).view(np.float32)
+
+    return on_disk(Rows(bits.shape, made), np.float32, folder)
