@@ -408,7 +408,6 @@ def test_a_store_is_read_a_few_rows_at_a_time(tmp_path, monkeypatch):
         about = outline([(str(k), 0) for k in range(count)], [], {})
         writer.finish(about, {"labels": np.arange(n) % 3})
     traj = Trajectory.load(tmp_path / "s")
-    monkeypatch.setattr("wgeo.geodesic.paths._CHUNK_BYTES", 2**19)
     (segment,) = traj.segments
 
     def measured():

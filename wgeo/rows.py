@@ -81,13 +81,14 @@ def ranges(stop: int, width: int, start: int = 0) -> list[slice]:
 
 
 def blocks(
-    *features: Sliced, width: int = 0
+    *features: Sliced, width: int = 0, within: slice | None = None
 ) -> Iterator[tuple[slice, list[Float[np.ndarray, "b d"]]]]:
-    """Rows of as many samples in float64, with the range of their numbers.
+    """Rows of as many samples in float64, with the range of their numbers; some of all rows.
 
     So few at a time that as many rows of `width` may be made of them.
     """
-    for rows in ranges(features[0].shape[0], max(width, width_of(*features))):
+    within = slice(0, features[0].shape[0]) if within is None else within
+    for rows in ranges(within.stop, max(width, width_of(*features)), within.start):
         yield rows, [wide(each[rows]) for each in features]
 
 

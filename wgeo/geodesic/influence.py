@@ -12,9 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
+from ..rows import blocks
 from ..trajectory import Segment
 from ..transport import TransportResult
-from .paths import PathFigures, path_figures, row_blocks
+from .paths import PathFigures, path_figures
 from .resampling import Resampled, resample
 
 TRAJECTORY_FIGURES = (
@@ -144,7 +145,6 @@ def _rounding(segment: Segment) -> float:
     """Return the largest W2 that rounding of the features alone can make."""
     eps = max(np.finfo(a.dtype if a.dtype.kind == "f" else np.float64).eps for a in segment.arrays)
     square = max(
-        sum(float(np.vdot(part, part)) for (part,) in row_blocks(a)) / len(a)
-        for a in segment.arrays
+        sum(float(np.vdot(part, part)) for _, (part,) in blocks(a)) / len(a) for a in segment.arrays
     )
     return 4 * float(eps) * float(np.sqrt(square))

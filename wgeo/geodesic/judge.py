@@ -11,10 +11,10 @@ from jaxtyping import Float
 from scipy.stats import t as student
 
 from ..errors import ArgumentError
+from ..rows import blocks
 from ..trajectory import Segment, Trajectory
 from ..transport import Exact, wasserstein
 from .influence import TRAJECTORY_FIGURES, TRANSPORT_FIGURES, SegmentSample
-from .paths import row_blocks
 from .resampling import LEVEL, permutation_p_value, sign_flip_p_value
 from .result import SegmentStraightness, Straightness, plain
 
@@ -221,7 +221,7 @@ def _same_samples(a: Trajectory, b: Trajectory) -> bool:
     return (
         np.array_equal(a.labels, b.labels)
         and x.shape == y.shape
-        and all(np.array_equal(p, q) for p, q in row_blocks(x, y))
+        and all(np.array_equal(p, q) for _, (p, q) in blocks(x, y))
     )
 
 

@@ -5,15 +5,15 @@ Everything here is Euclidean and per sample; `measure` puts the figures of trans
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 
 import numpy as np
 from jaxtyping import Float
 
-from ..memory import share
+from .. import distributed
+from ..rows import blocks, mean_of, ranges, wide
 
-_CHUNK_BYTES = 2**26  # of float64 path held at once
 _COINCIDENT = 1e-12  # squared distance, relative to the squared norms, below which points coincide
 _ASKED = 4096  # samples whose nearest neighbour is looked for
 LOW_RESOLUTION = 0.5
@@ -51,6 +51,9 @@ class PathFigures:
     chord_cost: Float[np.ndarray, " n"]
 
 
+_FIGURES = tuple(field.name for field in fields(PathFigures))
+
+
 def path_figures(arrays: Sequence[Float[np.ndarray, "n d"]]) -> PathFigures:
     """Return the straightness of each sample's path through `arrays`, in float64.
 
@@ -59,22 +62,21 @@ def path_figures(arrays: Sequence[Float[np.ndarray, "n d"]]) -> PathFigures:
     arrays : sequence of L + 1 >= 2 ndarrays, (n, d)
         Features of the same samples, layer by layer, in one space.
     """
-    parts = [_figures(path, _precision(arrays)) for path in _row_chunks(arrays)]
-    return PathFigures(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+    n, d = arrays[0].shape
+    steps, mine = len(arrays) - 1, distributed.share(n)
+    columns = [np.zeros((n, steps) if each == "step_cost" else n) for each in _FIGURES]
+    for rows, path in blocks(*arrays, width=d * len(arrays), within=mine):
+        for column, found in zip(
+            columns, _figures(np.stack(path), _precision(arrays)), strict=True
+        ):
+            column[rows] = found
+    return PathFigures(*map(distributed.total, columns))
 
 
 def _precision(arrays: Sequence[np.ndarray]) -> float:
     return max(
         float(np.finfo(a.dtype).eps) if a.dtype.kind == "f" else np.finfo(float).eps for a in arrays
     )
-
-
-def _row_chunks(arrays: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
-    """Yield the path of a few samples at a time, (L + 1, rows, d) in float64."""
-    n, d = arrays[0].shape
-    rows = max(1, share(_CHUNK_BYTES, 1 / 32) // (8 * d * len(arrays)))
-    for start in range(0, n, rows):
-        yield np.stack([np.asarray(a[start : start + rows], dtype=np.float64) for a in arrays])
 
 
 def _figures(path: np.ndarray, eps: float) -> tuple[np.ndarray, ...]:
@@ -126,37 +128,20 @@ def neighbour_distance(x: Float[np.ndarray, "n d"]) -> float:
     n, d = x.shape
     centre = mean_of(x)
     asked = np.arange(n) if n <= _ASKED else np.linspace(0, n - 1, _ASKED).astype(np.int64)
-    nearest = np.full(len(asked), np.inf)
-    most = share(_CHUNK_BYTES, 1 / 32)
-    rows = max(1, most // (8 * d))
-    held = max(1, most // (8 * min(rows, n)))
-    for start in range(0, n, rows):
-        others = np.asarray(x[start : start + rows], dtype=np.float64) - centre
+    nearest, mine = np.zeros(len(asked)), distributed.share(len(asked))
+    nearest[mine] = np.inf
+    for _, (part,) in blocks(x):
+        others = part - centre
         norms = (others**2).sum(1)
-        for first in range(0, len(asked), held):
-            part = slice(first, first + held)
-            points = np.asarray(x[asked[part]], dtype=np.float64) - centre
+        for some in ranges(mine.stop, max(d, len(others)), mine.start):
+            points = wide(x[asked[some]]) - centre
             sums = (points**2).sum(1)[:, None] + norms
             squared = sums - 2 * points @ others.T
             apart = np.where(squared > _COINCIDENT * sums, squared, np.inf)
-            nearest[part] = np.minimum(nearest[part], apart.min(1))
+            nearest[some] = np.minimum(nearest[some], apart.min(1))
+    nearest = distributed.total(nearest)
     found = np.isfinite(nearest)
     return float(np.sqrt(np.median(nearest[found]))) if found.any() else float("nan")
-
-
-def row_blocks(*arrays: Float[np.ndarray, "n d"]) -> Iterator[list[np.ndarray]]:
-    """The same few rows of each array in float64, one part after the other."""
-    rows = max(1, share(_CHUNK_BYTES, 1 / 32) // (8 * sum(a.shape[1] for a in arrays)))
-    for start in range(0, len(arrays[0]), rows):
-        yield [np.asarray(a[start : start + rows], dtype=np.float64) for a in arrays]
-
-
-def mean_of(x: Float[np.ndarray, "n d"]) -> Float[np.ndarray, " d"]:
-    """Mean of the rows in float64."""
-    total = np.zeros(x.shape[1])
-    for (part,) in row_blocks(x):
-        total += part.sum(0)
-    return total / len(x)
 
 
 def resolution(
@@ -186,6 +171,11 @@ def resolution(
     spacing = neighbour_distance(x) if neighbours is None else neighbours
     if not spacing > 0:
         return None
-    drift = sum(((b - a).sum(0) for a, b in row_blocks(x, y)), np.zeros(x.shape[1])) / len(x)
-    moved = [np.linalg.norm(b - a - drift, axis=1) for a, b in row_blocks(x, y)]
-    return float(np.median(np.concatenate(moved))) / spacing
+    mine = distributed.share(len(x))
+    drift, moved = np.zeros(x.shape[1]), np.zeros(len(x))
+    for _, (a, b) in blocks(x, y, within=mine):
+        drift += (b - a).sum(0)
+    drift = distributed.total(drift) / len(x)
+    for rows, (a, b) in blocks(x, y, within=mine):
+        moved[rows] = np.linalg.norm(b - a - drift, axis=1)
+    return float(np.median(distributed.total(moved))) / spacing
