@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ import torch
 from click.testing import CliRunner
 
 import wgeo
-from wgeo import Trajectory, memory
+from wgeo import Trajectory, files, memory
 from wgeo.cli import main
 from wgeo.errors import ArgumentError, FeatureError
 from wgeo.records import read_record
@@ -143,6 +144,72 @@ def test_features_beyond_the_bound_belong_on_disk(monkeypatch):
     memory._state["bound"] = memory._LIBRARIES + 1000
     with pytest.raises(FeatureError, match="store=DIR"):
         wgeo.trace(net, images, pool="flat")
+
+
+def test_a_bound_holds_for_every_gpu(monkeypatch):
+    """PyTorch's allocator is told, and let go again; no bound touches no GPU."""
+    told = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(
+        torch.cuda, "get_device_properties", lambda k: SimpleNamespace(total_memory=2**33 >> k)
+    )
+    monkeypatch.setattr(
+        torch.cuda, "set_per_process_memory_fraction", lambda part, k: told.append((k, part))
+    )
+    with memory.bounded(None):
+        assert told == []
+    with memory.bounded("6GiB"):
+        assert told == [(0, 0.75), (1, 1.0)]
+        with memory.bounded("2GiB"):
+            assert told[2:] == [(0, 0.25), (1, 0.5)]
+        assert told[4:] == [(0, 0.75), (1, 1.0)]
+    assert told[6:] == [(0, 1.0), (1, 1.0)]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_gpu_keeps_to_the_bound_and_finds_the_same(rng):
+    x, y = rng.normal(size=(2, 20_000, 64)).astype(np.float32)
+    y = x + 0.05 * y
+    solvers = [wgeo.Exact(device="cuda"), wgeo.Sinkhorn(epsilon=0.5, device="cuda")]
+    expected = [wgeo.wasserstein(x, y, solver=solver) for solver in solvers]
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    with memory.bounded("1GiB"):
+        found = [wgeo.wasserstein(x, y, solver=solver) for solver in solvers]
+        with pytest.raises(torch.OutOfMemoryError):
+            torch.empty(2**31, dtype=torch.uint8, device="cuda")
+    assert torch.cuda.max_memory_reserved() <= 2**30
+    for a, b in zip(found, expected, strict=True):
+        assert a.distance == pytest.approx(b.distance, rel=1e-6)
+
+
+def test_memory_is_what_a_container_allows(tmp_path, monkeypatch):
+    """Control groups of both versions: the least that any of those around allows."""
+    groups, proc = tmp_path / "cgroup", tmp_path / "proc"
+    (proc / "self").mkdir(parents=True)
+    assert files._allowed(proc, groups) == sys.maxsize  # not of this family of systems
+    for folder, name, limit in (
+        ("job/step", "memory.max", "max"),
+        ("job", "memory.max", str(3 * 2**30)),
+        ("memory/batch", "memory.limit_in_bytes", str(2**30)),
+        ("memory", "memory.limit_in_bytes", str(2**63 - 4096)),
+    ):
+        (groups / folder).mkdir(parents=True, exist_ok=True)
+        (groups / folder / name).write_text(limit + "\n")
+    (tmp_path / "memory.max").write_text("7")  # none of theirs
+    said = proc / "self" / "cgroup"
+    for lines, allowed in (
+        (["0::/job/step"], 3 * 2**30),
+        (["9:cpu:/job", "4:cpuset,memory:/batch/inner", "0::/"], 2**30),
+        (["0::/../.."], sys.maxsize),
+        (["0::/elsewhere", "nonsense"], sys.maxsize),
+    ):
+        said.write_text("\n".join(lines))
+        assert files._allowed(proc, groups) == allowed
+    monkeypatch.setattr(files, "_allowed", lambda: 2**28)
+    assert files.memory() == 2**28
 
 
 @pytest.mark.parametrize("size", ["much", "100MiB", "-1"])

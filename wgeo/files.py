@@ -41,11 +41,35 @@ def regular(path: str | os.PathLike[str]) -> None:
 
 
 def memory() -> int:
-    """Bytes of this machine's memory, a process's share of it; endless where it does not say."""
+    """Bytes of memory that this process may take; endless where the system does not say.
+
+    Of what the machine has, or a container or a batch system allows, its share.
+    """
     try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // neighbours()
+        has = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, OSError, ValueError):  # not of this family of systems
-        return sys.maxsize
+        has = sys.maxsize
+    return min(has, _allowed()) // neighbours()
+
+
+def _allowed(proc: Path = Path("/proc"), groups: Path = Path("/sys/fs/cgroup")) -> int:
+    """What the control groups of this process allow it and those in them (Linux, both versions)."""
+    least = sys.maxsize
+    with suppress(OSError, ValueError):
+        for line in (proc / "self" / "cgroup").read_text().splitlines():
+            _, kinds, path = line.split(":", 2)
+            if kinds and "memory" not in kinds.split(","):
+                continue
+            root, name = (
+                (groups / "memory", "memory.limit_in_bytes") if kinds else (groups, "memory.max")
+            )
+            here = Path(os.path.normpath(root / path.lstrip("/")))
+            for folder in (here, *here.parents):
+                if folder == root.parent:
+                    break
+                with suppress(OSError, ValueError):  # "max", or not to be seen from inside
+                    least = min(least, int((folder / name).read_text()))
+    return least
 
 
 def writable(folder: str | os.PathLike[str]) -> Path:

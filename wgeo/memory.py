@@ -44,10 +44,11 @@ def parse_bytes(memory: str | float | int) -> int:
 
 @contextmanager
 def bounded(memory: str | int | None) -> Iterator[None]:
-    """Keep the host's memory below a bound while the block lasts; None for no bound.
+    """Keep memory below a bound while the block lasts, a GPU's too; None for no bound.
 
     Blocks, features kept in memory and the number of problems solved at a time derive from it.
     Features on disk (memory maps) do not count: the system takes their pages back when it must.
+    On a GPU PyTorch's allocator keeps to the bound, and blocks are halved where it refuses.
 
     Raises
     ------
@@ -59,10 +60,24 @@ def bounded(memory: str | int | None) -> Iterator[None]:
         raise ArgumentError(f"Python and its libraries take half a GiB; memory={memory} is less.")
     before = _state["bound"]
     _state["bound"] = size
+    if size is not None:
+        _bound_devices(size)
     try:
         yield
     finally:
         _state["bound"] = before
+        if size is not None:
+            _bound_devices(before)
+
+
+def _bound_devices(size: int | None) -> None:
+    """Let each GPU give this process so many bytes; None for all it has."""
+    if not torch.cuda.is_available():
+        return
+    for device in range(torch.cuda.device_count()):
+        has = torch.cuda.get_device_properties(device).total_memory
+        part = 1.0 if size is None else min(1.0, size / has)
+        torch.cuda.set_per_process_memory_fraction(part, device)
 
 
 def free() -> int | None:

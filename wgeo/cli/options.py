@@ -67,7 +67,9 @@ def reading_options(function: F) -> F:
         click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, ..."),
         click.option("--batch-size", default=256, show_default=True),
         click.option(
-            "--memory", metavar="SIZE", help="Bound of this process's memory, such as 4GiB."
+            "--memory",
+            metavar="SIZE",
+            help="Bound of a process's memory, and of a GPU's, such as 4GiB.",
         ),
     )
     return _all(options, function)

@@ -130,10 +130,13 @@ def neighbour_distance(x: Float[np.ndarray, "n d"]) -> float:
     asked = np.arange(n) if n <= _ASKED else np.linspace(0, n - 1, _ASKED).astype(np.int64)
     nearest, mine = np.zeros(len(asked)), distributed.share(len(asked))
     nearest[mine] = np.inf
-    for _, (part,) in blocks(x):
-        others = part - centre
+    half = -(
+        -d // 2
+    )  # twice the usual rows: those asked are read again for every part of the others
+    for part in ranges(n, half):
+        others = wide(x[part]) - centre
         norms = (others**2).sum(1)
-        for some in ranges(mine.stop, max(d, len(others)), mine.start):
+        for some in ranges(mine.stop, max(half, len(others)), mine.start):
             points = wide(x[asked[some]]) - centre
             sums = (points**2).sum(1)[:, None] + norms
             squared = sums - 2 * points @ others.T

@@ -161,10 +161,8 @@ def scan(
         loss, cut_short = np.zeros(costs.y.n), np.zeros(costs.y.n, bool)
         arcs: Pairs = []
         for block, tile in costs.tiles(at, over, bias):
-            grouped = tile.view(len(tile), -1, over.groups)
-            least = grouped.amin(1)
             bound = limit[block].to(tile.dtype)
-            row, group = (least <= bound[:, None]).nonzero(as_tuple=True)
+            grouped, least, row, group = _in_doubt(tile, over.groups, bound)
             if len(row) == 0:
                 continue
             if len(row) > _DENSE * len(tile) and not thorough:
@@ -221,10 +219,8 @@ def _screened(
         arcs: Pairs = []
         left = [np.zeros(0, np.int64)]
         for block, tile in costs.tiles(at, over, bias):
-            grouped = tile.view(len(tile), -1, over.groups)
-            least = grouped.amin(1)
             bound = limit[block].to(tile.dtype)
-            row, group = (least <= bound[:, None]).nonzero(as_tuple=True)
+            grouped, _, row, group = _in_doubt(tile, over.groups, bound)
             many = row.bincount(minlength=len(tile)) > _DENSE
             left.append(many.nonzero()[:, 0].cpu().numpy() + block.start)
             seen += len(tile)
@@ -240,6 +236,16 @@ def _screened(
     parts = [part for part in distributed.everyone(left) if part is not None]
     few = len(parts) == distributed.ranks()
     return costs.y.take(np.concatenate(parts)) if few else costs.y, loss, arcs
+
+
+def _in_doubt(
+    tile: torch.Tensor, groups: int, bound: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """A block's points by groups, the least of each, and the groups that reach a row's bound."""
+    grouped = tile.view(len(tile), -1, groups)
+    least = grouped.amin(1)
+    row, group = (least <= bound[:, None]).nonzero(as_tuple=True)
+    return grouped, least, row, group
 
 
 def _places(
