@@ -184,7 +184,7 @@ def shared(args: argparse.Namespace, home: Path) -> Iterator[tuple[str, dict]]:
     """The same work by one process and by several, of one thread each."""
     shape = {"n": 16000, "d": 64, "layers": 4}
     place = features(home / "shared", **shape)
-    for task in ("certified", "sinkhorn", "collapse"):
+    for task in ("certified", "sinkhorn", "collapse", "paths", "sliced"):
         rows = [{**shape, "ranks": r, **run(task, place, 1, r)} for r in args.ranks]
         yield task, {"rows": rows, "ratio": rows[0]["seconds"] / rows[-1]["seconds"]}
 

@@ -9,6 +9,7 @@ Libraries are loaded once, and every process is a fork.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
@@ -31,6 +32,7 @@ from wgeo.cli import main
 from wgeo.collapse import collapse_of
 from wgeo.data import folder
 from wgeo.store import layout
+from wgeo.trajectory import Classifier
 from wgeo.transport import sinkhorn_divergence
 
 
@@ -76,6 +78,9 @@ def measure(path: str) -> None:
     found["stored"] = wgeo.straightness(stored, bootstrap=0).to_dict()
     shared = stored.embedded("pca:2").layers
     found["embedded"] = [layer.features.astype(float).sum(0).tolist() for layer in shared]
+    network = dataclasses.replace(traj, classifier=Classifier(rng.normal(size=(3, 5)), np.zeros(3)))
+    kept = dataclasses.replace(stored, classifier=network.classifier)
+    found["models"] = [wgeo.compare(t).to_dict() for t in (network, kept)]
     assert (distributed.ranks() > 1) == ("/wgeo-" in Path("/proc/self/maps").read_text())
     net = wgeo.models.build("isoresnet", num_classes=3, in_channels=1, width=4, depth=2)
     images = torch.rand(70, 1, 8, 8), np.arange(70) % 3

@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from scipy.sparse import csr_array
 
+from . import distributed
 from .arrays import as_numpy, as_points
 from .errors import RecordError
 from .files import nameless
@@ -108,11 +109,24 @@ def checked(features: Any, name: str) -> np.ndarray:
     return array
 
 
+def summed(terms: Callable[..., Sequence[Any]], *features: Sliced, width: int = 0) -> list[Any]:
+    """Sums over all rows of what ``terms(rows, *blocks)`` makes of some: arrays, numbers.
+
+    Processes that work together (`wgeo.distributed`) go over a share of the rows each; all must
+    come here.
+    """
+    mine = distributed.share(features[0].shape[0])
+    none = slice(mine.start, mine.start)
+    sums = list(terms(none, *(wide(each[none]) for each in features)))
+    for rows, parts in blocks(*features, width=width, within=mine):
+        for k, term in enumerate(terms(rows, *parts)):
+            sums[k] += term
+    return [distributed.total(each) for each in sums]
+
+
 def mean_of(features: Sliced) -> Float[np.ndarray, " d"]:
     """Mean of all rows."""
-    total = np.zeros(features.shape[1])
-    for _, (block,) in blocks(features):
-        total += block.sum(0)
+    (total,) = summed(lambda _, block: [block.sum(0)], features)
     return total / features.shape[0]
 
 
@@ -127,9 +141,9 @@ def sums_by_class(
 def class_means(features: Sliced, labels: Int[np.ndarray, " n"]) -> Float[np.ndarray, "K d"]:
     """Mean of every class 0, ..., K - 1, each of which has a sample."""
     counts = np.bincount(labels)
-    total = np.zeros((len(counts), features.shape[1]))
-    for rows, (block,) in blocks(features):
-        total += sums_by_class(block, labels[rows], len(counts))
+    (total,) = summed(
+        lambda rows, block: [sums_by_class(block, labels[rows], len(counts))], features
+    )
     return total / counts[:, None]
 
 

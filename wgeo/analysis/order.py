@@ -16,7 +16,7 @@ from .. import distributed
 from ..arrays import pick_device
 from ..checkpoint import Network
 from ..collapse import Collapse, collapse
-from ..compare import compare
+from ..compare import predicted
 from ..data import Images
 from ..errors import ArgumentError, FeatureError
 from ..features import trace
@@ -164,9 +164,8 @@ def analyze_trajectory(
         partial(bias_curve, s.arrays[0], s.arrays[-1], solver=solver, seed=seed)
         for s in traj.segments
     ]
-    beside = partial(compare, traj, mufm=mufm, seed=seed)
-    works: list[Any] = [*curves, lambda: beside().to_dict()]  # figures; a model's features stay
-    *sizes, models = distributed.dealt(works, "sample sizes, models")
+    sizes = distributed.dealt(curves, "sample sizes")
+    models = predicted(traj, mufm=mufm, seed=seed)
     segments = [
         {**figures, "sample_sizes": curve.to_dict(), "view": class_view(segment, traj.labels)}
         for figures, curve, segment in zip(found["segments"], sizes, traj.segments, strict=True)
@@ -198,7 +197,7 @@ def analyze_trajectory(
         "progress": depth["progress"],
         "separation": depth["separation"],
         "learned_at": depth["learned_at"],
-        **models,
+        **models.to_dict(),
         "verdict": f"{verdict(straight)} {_progress_in_words(collapsed)}",
     }
     if whole is not None:

@@ -1,6 +1,6 @@
 """The network beside the models that theory offers: the geodesic, MUFM, the plain UFM."""
 
-from .entry import compare
+from .entry import compare, predicted
 from .result import Comparison, ModelLayer
 
-__all__ = ["Comparison", "ModelLayer", "compare"]
+__all__ = ["Comparison", "ModelLayer", "compare", "predicted"]

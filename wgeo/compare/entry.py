@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 from jaxtyping import Float, Int
 
-from ..collapse import LayerCollapse, collapse_of
+from ..collapse import collapse_of
+from ..distributed import first
 from ..errors import ArgumentError, ConvergenceError, FeatureError
 from ..files import memory
 from ..memory import free
@@ -99,34 +101,47 @@ def compare(
     FeatureError
         Samples of one class; a `model`, and no memory to compare it.
     """
+    found = predicted(traj, model, mufm=mufm, time=time, seed=seed)
+    network = [
+        collapse_of(array, traj.labels, name=name, stage=segment.stage)
+        for segment in traj.segments
+        for name, array in zip(segment.names, segment.arrays, strict=True)
+    ]
+    return replace(found, network=tuple(network))
+
+
+def predicted(
+    traj: Trajectory,
+    model: MUFMSolution | None = None,
+    *,
+    mufm: bool | None = True,
+    time: str = "nearest",
+    seed: int = 0,
+) -> Comparison:
+    """What the models say and miss, as `compare`, without collapse metrics of the network's own."""
     classes, labels = np.unique(traj.labels, return_inverse=True)
     labels = labels.astype(np.int64)
     view = _View(labels, seed)
-    network: list[LayerCollapse] = []
     geodesic: list[ModelLayer] = []
     for segment in track(traj.segments, "comparing with the geodesic"):
-        network += [
-            collapse_of(array, labels, name=name, stage=segment.stage)
-            for name, array in zip(segment.names, segment.arrays, strict=True)
-        ]
         line = Line(segment.arrays[0], segment.arrays[-1])
         lines = view.layers(segment, along(segment, times(segment, time), line))
         view.lines |= {la.name: la.missed for la in lines if la.missed and la.missed > 1e-12}
         geodesic += lines
     if not traj.segments:
-        return Comparison((), (), skipped="No two layers share a feature space.")
+        return Comparison(skipped="No two layers share a feature space.")
     segment = traj.segments[-1]
-    wanting = _no_room(traj, "The models that turn features", _turning(segment))
+    turning = partial(_no_room, traj, "The models that turn features", _turning(segment))
+    wanting = first(turning)
     if wanting and model is not None:
         raise FeatureError(wanting)
     if wanting:
-        return Comparison(tuple(network), tuple(geodesic), skipped=wanting)
+        return Comparison(geodesic=tuple(geodesic), skipped=wanting)
     final = collapsed(segment.arrays[-1], segment.arrays[0], labels)
     known = Comparison(
-        tuple(network),
-        tuple(geodesic),
+        geodesic=tuple(geodesic),
         ufm=() if final is None else tuple(view.layers(segment, [final], last=True)),
-        skipped=_left_out(traj, segment, len(classes), mufm),
+        skipped=first(partial(_left_out, traj, segment, len(classes), mufm)),
     )
     if model is not None:
         _check(model, segment, view.sample)

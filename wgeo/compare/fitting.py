@@ -4,22 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import islice
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
 from scipy.optimize import minimize
 
+from .. import distributed
 from ..errors import FeatureError
 from ..progress import track
-from ..rows import Rows, Sliced, blocks, mean_of, picked, sums_by_class, wide
+from ..rows import Rows, Sliced, mean_of, picked, summed, sums_by_class, wide
 from ..trajectory import Segment
 from ..ufm.multilayer import MUFMSolution, check_converged, features_of, fit_mufm
 from ..ufm.newton import descend
 from ..ufm.reduced import Reduced, Statistics
-from ..ufm.search import search
-from .placing import TURNED, Aim, nuclear
+from ..ufm.search import Found, search
+from .placing import TURNED, Aim, Block, nuclear
 from .predictions import Errors, Line, Prediction, along, fixed_time, gained, place
 from .result import HeldOut, Reading
 
@@ -76,27 +78,25 @@ class Judge:
         """Second moments of x with itself, labels and layers; sums over samples."""
         first, classes = self.layers[0], int(self.labels.max()) + 1
         middle, shares = mean_of(first), np.bincount(self.labels) / len(self.labels)
-        width = self.basis.shape[1]
-        xx, yx = np.zeros((width, width)), np.zeros((classes, width))
-        first_size = 0.0
-        for rows, (x,) in blocks(first):
-            seen = (x - middle) @ self.basis
-            xx += seen.T @ seen
-            yx += sums_by_class(seen, self.labels[rows], classes)
-            first_size += float(np.sum((x - middle) ** 2))
+
+        def of_first(rows: slice, x: Block) -> list[Any]:
+            seen, size = (x - middle) @ self.basis, float(np.sum((x - middle) ** 2))
+            return [seen.T @ seen, sums_by_class(seen, self.labels[rows], classes), size]
+
+        xx, yx, first_size = summed(of_first, first)
         yy = len(self.labels) * (np.diag(shares) - np.outer(shares, shares))
         of_x, of_y, with_first, sizes = [], [], [first_size], []
         for layer in self.layers[1:]:
             mean = mean_of(layer)
-            x_seen, y_seen = np.zeros(xx.shape), np.zeros(yx.shape)
-            onto = size = 0.0
-            for rows, (x, h) in blocks(first, layer):
+
+            def of_layer(rows: slice, x: Block, h: Block, mean: Any = mean) -> list[Any]:
                 start, spread = x - middle, h - mean
                 seen = spread @ self.basis
-                x_seen += (start @ self.basis).T @ seen
-                y_seen += sums_by_class(seen, self.labels[rows], classes)
-                onto += float(np.vdot(start, spread))
-                size += float(np.vdot(spread, spread))
+                of_y = sums_by_class(seen, self.labels[rows], classes)
+                sizes = [float(np.vdot(start, spread)), float(np.vdot(spread, spread))]
+                return [(start @ self.basis).T @ seen, of_y, *sizes]
+
+            x_seen, y_seen, onto, size = summed(of_layer, first, layer)
             of_x.append(x_seen)
             of_y.append(y_seen)
             with_first.append(onto)
@@ -141,20 +141,17 @@ def choose(
     """
     x_mean, m_mean = mean_of(first), mean_of(last)
     aim = Aim.at(last, m_mean)
-    classes, (d, rank) = len(stats.y_mean), stats.basis.shape
+    classes = len(stats.y_mean)
     shares = np.bincount(labels, minlength=classes) / len(labels)
     yy = len(labels) * (np.diag(shares) - np.outer(shares, shares))
-    energy_here, xx, yx = 0.0, np.zeros((rank, rank)), np.zeros((classes, rank))
-    x_m = np.zeros((d, d if aim.basis is None else aim.basis.shape[1]))
-    y_m = np.zeros((classes, x_m.shape[1]))
-    for rows, (start, end) in blocks(first, last):
+
+    def moments(rows: slice, start: Block, end: Block) -> list[Any]:
         x, m = start - x_mean, aim.seen(end - m_mean)
         seen = x @ stats.basis
-        energy_here += float(np.vdot(x, x))
-        xx += seen.T @ seen
-        yx += sums_by_class(seen, labels[rows], classes)
-        x_m += x.T @ m
-        y_m += sums_by_class(m, labels[rows], classes)
+        of_y = (sums_by_class(each, labels[rows], classes) for each in (seen, m))
+        return [float(np.vdot(x, x)), seen.T @ seen, x.T @ m, *of_y]
+
+    energy_here, xx, x_m, yx, y_m = summed(moments, first, last)
     seen_m = stats.basis.T @ x_m
 
     def missed(logs: tuple[float, float]) -> float:
@@ -212,7 +209,8 @@ class Fit:
 
     Settings are chosen on half B of the samples, with the readout of half A. Then each half changes
     its part: readout, times and places come from B, and A, whose deeper layers nothing has seen,
-    judges. What is returned uses all samples.
+    judges. What is returned uses all samples. Of processes that work together one fits: a minimiser
+    that is hardly unique, of fewer features than classes say, follows the last digit of a sum.
 
     Raises
     ------
@@ -225,9 +223,9 @@ class Fit:
     ) -> None:
         self.segment, self.labels, self.at = segment, labels, at
         first = segment.arrays[0]
-        mean, self.energy = mean_of(first), 0.0
-        for _, (block,) in blocks(first):
-            self.energy += float(np.sum((block - mean) ** 2)) / len(first)
+        mean = mean_of(first)
+        (spread,) = summed(lambda _, block: [float(np.sum((block - mean) ** 2))], first)
+        self.energy = spread / len(first)
         if self.energy <= 1e-24 * (self.energy + float(mean @ mean)):
             raise FeatureError(
                 "MUFM has nothing to go by: all samples enter the last segment alike."
@@ -240,10 +238,9 @@ class Fit:
 
     def mufm(self) -> tuple[MUFMSolution, Iterator[Prediction], HeldOut]:
         """MUFM with the settings that predict best."""
-        here, there, arrays = self.here, self.there, self.segment.arrays
-        known, steps = self._statistics(here), len(arrays) - 1
-        first, last = (picked(arrays[i], there) for i in (0, -1))
-        settings = choose(known, first, last, self.labels[there], self.energy)
+        there, arrays = self.there, self.segment.arrays
+        steps = len(arrays) - 1
+        settings = distributed.first(self._settings)
         everyone = fit_mufm(
             arrays[0],
             self.labels,
@@ -256,9 +253,7 @@ class Fit:
         )
         held_out = HeldOut()
         if self.halved:
-            stats = self._statistics(there)
-            problem = Reduced(stats, settings.mu, settings.weight_decay, bias_decay=0.0)
-            found = search(problem, tolerance=_TOLERANCE)
+            found, stats = distributed.first(partial(self._solved, there, settings))
             check_converged(found)
             inputs = Rows(arrays[0].shape, lambda rows: wide(arrays[0][rows]))
             ends = features_of(found, stats, inputs, self.labels)
@@ -280,11 +275,23 @@ class Fit:
         basis = np.linalg.svd(shared, full_matrices=False)[2].T
         layers = [picked(array, self.there) for array in self.segment.arrays]
         judge = Judge(layers, self.labels[self.there], basis, self.at)
-        reading = choose_reading(judge, shared / top, self.energy)
+        reading = distributed.first(partial(choose_reading, judge, shared / top, self.energy))
         ends = reading.ends(self.segment.arrays[0], self.labels)
         held_out = self._held_out(ends, rotate=False) if self.halved else HeldOut()
         line = Line(self.segment.arrays[0], ends)
         return reading, along(self.segment, self.at, line), held_out
+
+    def _settings(self) -> Settings:
+        first, last = (picked(self.segment.arrays[i], self.there) for i in (0, -1))
+        known = self._statistics(self.here)
+        return choose(known, first, last, self.labels[self.there], self.energy)
+
+    def _solved(
+        self, chosen: Int[np.ndarray, " m"], settings: Settings
+    ) -> tuple[Found, Statistics]:
+        stats = self._statistics(chosen)
+        problem = Reduced(stats, settings.mu, settings.weight_decay, bias_decay=0.0)
+        return search(problem, tolerance=_TOLERANCE), stats
 
     def _statistics(self, chosen: Int[np.ndarray, " m"]) -> Statistics:
         inputs = picked(self.segment.arrays[0], chosen)

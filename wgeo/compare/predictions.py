@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
 
+from ..distributed import first
 from ..errors import ArgumentError
-from ..rows import Rows, Sliced, blocks, class_means, mean_of, sums_by_class, wide, width_of
+from ..rows import Rows, Sliced, class_means, mean_of, summed, sums_by_class, wide, width_of
 from ..trajectory import Segment
 from .placing import Aim, Block, Placing, Product, nearest_shape
 
@@ -53,7 +54,7 @@ def times(segment: Segment, kind: str) -> list[float] | None:
     if kind != "length":
         raise ArgumentError(f"time is 'nearest', 'length' or 'uniform', not {kind!r}.")
     sizes = [
-        float(np.sqrt(sum(np.sum((y - x) ** 2) for _, (x, y) in blocks(a, b))))
+        float(np.sqrt(summed(lambda _, x, y: [np.sum((y - x) ** 2)], a, b)[0]))
         for a, b in pairwise(segment.arrays)
     ]
     total = sum(sizes)
@@ -93,16 +94,18 @@ class Line:
     @cached_property
     def products(self) -> tuple[float, float, float]:
         """<X, X>, <X, D> and <D, D> of X and D = H - X about their means."""
-        xx = xd = dd = 0.0
-        for _, x, d in self.blocks():
-            xx, xd, dd = (xx + np.vdot(x, x), xd + np.vdot(x, d), dd + np.vdot(d, d))
-        return float(xx), float(xd), float(dd)
 
-    def blocks(self) -> Iterator[tuple[slice, Block, Block]]:
-        """X and H - X about their means, some rows at a time."""
+        def terms(_: slice, start: Block, end: Block) -> list[float]:
+            x, d = self._about(start, end)
+            return [float(np.vdot(x, x)), float(np.vdot(x, d)), float(np.vdot(d, d))]
+
+        xx, xd, dd = summed(terms, self.first, self.last)
+        return xx, xd, dd
+
+    def _about(self, start: Block, end: Block) -> tuple[Block, Block]:
+        """Some rows of X and H - X, about their means."""
         of_first, of_last = self._means
-        for rows, (x, h) in blocks(self.first, self.last):
-            yield rows, x - of_first, h - x - (of_last - of_first)
+        return start - of_first, end - start - (of_last - of_first)
 
     def at(self, t: float) -> Rows:
         """The path at a time, about its mean."""
@@ -122,7 +125,7 @@ class Line:
         for i, layer in enumerate(layers):
             t = at[i] if at is not None else fixed_time(i, len(layers))
             mean = mean_of(layer)
-            aim = Aim.at(layer, mean) if rotate else None
+            aim = first(partial(Aim.at, layer, mean)) if rotate else None
             x_onto, d_onto = self._onto(layer, mean, aim)
             if t is None and isinstance(x_onto, np.ndarray) and isinstance(d_onto, np.ndarray):
                 t = nearest_shape(self.products, x_onto, d_onto)
@@ -136,15 +139,16 @@ class Line:
         self, layer: Sliced, mean: Float[np.ndarray, " d"], aim: Aim | None
     ) -> tuple[Product, Product]:
         """Products of X and H - X with what is seen of a layer."""
-        of_x: Any = 0.0
-        of_d: Any = 0.0
-        for rows, x, d in self.blocks():
-            spread = wide(layer[rows]) - mean
+
+        def terms(_: slice, start: Block, end: Block, measured: Block) -> list[Product]:
+            x, d = self._about(start, end)
+            spread = measured - mean
             if aim is None:
-                of_x, of_d = of_x + float(np.vdot(x, spread)), of_d + float(np.vdot(d, spread))
-            else:
-                seen = aim.seen(spread)
-                of_x, of_d = of_x + x.T @ seen, of_d + d.T @ seen
+                return [float(np.vdot(x, spread)), float(np.vdot(d, spread))]
+            seen = aim.seen(spread)
+            return [x.T @ seen, d.T @ seen]
+
+        of_x, of_d = summed(terms, self.first, self.last, layer)
         return of_x, of_d
 
     def brought(self, place: Place, mean: Float[np.ndarray, " d"] | None = None) -> Prediction:
@@ -242,15 +246,15 @@ class Errors:
         """Judge `features`, and the input that was brought there, as predictions of `measured`."""
         counts = np.bincount(labels)
         middle = mean_of(measured)
-        model = input_ = variance = 0.0
-        of_model, of_input = np.zeros((2, len(counts), len(middle)))
-        for rows, (said, stayed, layer) in blocks(features, still, measured):
-            missed, moved = said - layer, stayed - layer
-            model += float(np.vdot(missed, missed))
-            input_ += float(np.vdot(moved, moved))
-            of_model += sums_by_class(missed, labels[rows], len(counts))
-            of_input += sums_by_class(moved, labels[rows], len(counts))
-            variance += float(np.sum((layer - middle) ** 2))
+
+        def terms(rows: slice, said: Block, stayed: Block, layer: Block) -> list[Any]:
+            found: list[Any] = [float(np.sum((layer - middle) ** 2))]
+            for error in (said - layer, stayed - layer):
+                by_class = sums_by_class(error, labels[rows], len(counts))
+                found += [float(np.vdot(error, error)), by_class]
+            return found
+
+        variance, model, of_model, input_, of_input = summed(terms, features, still, measured)
         model_means, input_means = (
             float(np.sum(np.sum(sums**2, axis=1)[counts > 0] / counts[counts > 0]))
             for sums in (of_model, of_input)

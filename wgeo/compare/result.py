@@ -145,8 +145,8 @@ class Comparison:
         Why there is no MUFM, where there is none.
     """
 
-    network: tuple[LayerCollapse, ...]
-    geodesic: tuple[ModelLayer, ...]
+    network: tuple[LayerCollapse, ...] = ()
+    geodesic: tuple[ModelLayer, ...] = ()
     mufm: tuple[ModelLayer, ...] = ()
     given: tuple[ModelLayer, ...] = ()
     ufm: tuple[ModelLayer, ...] = ()

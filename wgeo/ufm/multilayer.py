@@ -13,16 +13,18 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float, Int
 from scipy.special import log_softmax
 
+from .. import distributed
 from ..arrays import as_labels
 from ..collapse import LayerCollapse, collapse_of
 from ..errors import ArgumentError, ConvergenceError
-from ..rows import Rows, Sliced, blocks, checked, class_means, made_like, picked, wide, width_of
+from ..rows import Rows, Sliced, checked, class_means, made_like, picked, summed, wide, width_of
 from ..transport import Exact, wasserstein
 from .likelihood import Likelihood
 from .reduced import Matrix, Reduced, Statistics
@@ -130,7 +132,8 @@ class MUFMSolution:
         Along (1 - t) X + t H the ratio w/b falls on [0, 1] iff the quadratic
         q(t) = -(w1 b0 + w0 b1) + t (w2 b0 - w0 b2) + t^2 (w2 b1 + w1 b2) is nowhere positive.
         """
-        q = monotonicity(self.X.T, self.H.T, self.labels)
+        with distributed.alone():  # a record may be written by one process
+            q = monotonicity(self.X.T, self.H.T, self.labels)
         at = [0.0, 1.0]
         if q[2] < 0:
             at.append(float(np.clip(-q[1] / (2 * q[2]), 0, 1)))
@@ -217,23 +220,19 @@ def fit_mufm(
     scaled, assignment = Rows(points.shape, lambda rows: factor * points[rows]), None
     rng = np.random.default_rng(seed)
 
-    def problem(inputs: Rows) -> tuple[Problem, Statistics]:
+    def solved(inputs: Rows, restarts: int = 0) -> tuple[Found, Statistics]:
         stats = Statistics.of(inputs, y, classes)
-        if loss == "mse":
-            return Reduced(stats, strength, weight_decay, decay), stats
         terms = {"mu": strength, "weight_decay": weight_decay, "bias_decay": decay}
-        return Likelihood.of(inputs, y, stats, **terms), stats
+        problem: Problem = (
+            Reduced(stats, **terms) if loss == "mse" else Likelihood.of(inputs, y, stats, **terms)
+        )
+        return search(problem, restarts=restarts, tolerance=tolerance, rng=rng), stats
 
-    reduced, stats = problem(scaled)
+    # One process for all: what is nearly flat must not follow the rounding of their sums.
+    found, stats = distributed.first(partial(solved, scaled, restarts))
     counted = time.perf_counter()
-    found = search(reduced, restarts=restarts, tolerance=tolerance, rng=rng)
     if coupling == "free":
-
-        def again(inputs: Rows) -> tuple[Found, Statistics]:
-            reduced, stats = problem(inputs)
-            return search(reduced, tolerance=tolerance), stats
-
-        assignment, found, stats = _rematch(points, scaled, y, again, found, stats)
+        assignment, found, stats = _rematch(points, scaled, y, solved, found, stats)
     check_converged(found)
     first = points
     if assignment is not None:
@@ -253,7 +252,7 @@ def fit_mufm(
     objective = sum(terms.values())
     rest = objective - found.point.value()  # what the feature decay holds whatever W is
     done = time.perf_counter()
-    certificate = certify(found, objective, tolerance)
+    certificate = distributed.first(partial(certify, found, objective, tolerance))
     ended = time.perf_counter()
     return MUFMSolution(
         W=w,
@@ -281,7 +280,7 @@ def fit_mufm(
             "steps": found.steps,
             "products": found.products,
             "decrement": found.decrement,
-            "statistics": counted - began,
+            "statistics": counted - began - found.seconds,
             "search": found.seconds,
             "certificate": ended - done,
             "seconds": ended - began,
@@ -304,7 +303,7 @@ def _rematch(
         ends = features_of(solved, stats, picked(inputs, chosen), labels)
         features = made_like([points], ends)
         matched = wasserstein(features, inputs, solver=Exact()).coupling
-        trial, fresh = solve(picked(inputs, matched))
+        trial, fresh = distributed.first(partial(solve, picked(inputs, matched)))
         if trial.point.value() >= solved.point.value() * (1 - 1e-12):
             break
         chosen, solved, stats = matched, trial, fresh
@@ -345,12 +344,13 @@ def monotonicity(
     """Return the coefficients of q(t), whose sign is that of d/dt of w(t)/b(t) on the line."""
     _, labels = np.unique(labels, return_inverse=True)
     first_means, last_means = (class_means(each, labels) for each in (first, last))
-    w0 = w1 = w2 = 0.0
-    for rows, (start, end) in blocks(first, last):
+
+    def within(rows: slice, start: Matrix, end: Matrix) -> list[float]:
         d0 = start - first_means[labels[rows]]
         moved = d0 - (end - last_means[labels[rows]])
-        w0, w1, w2 = (w0 + np.vdot(d0, d0), w1 + np.vdot(d0, moved), w2 + np.vdot(moved, moved))
-    w0, w1, w2 = (w / len(labels) for w in (w0, w1, w2))
+        return [float(np.vdot(*pair)) for pair in ((d0, d0), (d0, moved), (moved, moved))]
+
+    w0, w1, w2 = (w / len(labels) for w in summed(within, first, last))
     k = len(first_means)
     m0, m1 = (means - means.mean(0) for means in (first_means, last_means))
     b0, b1, b2 = np.sum(m0**2) / k, np.sum(m0 * (m1 - m0)) / k, np.sum((m1 - m0) ** 2) / k
@@ -370,16 +370,17 @@ def _sums(
     loss: str,
 ) -> tuple[float, float, float]:
     """Mean loss, mean |H - X|^2 and mean |H|^2."""
-    fit = moved = size = 0.0
-    for rows, (start, end) in blocks(first, last, width=len(w)):
+
+    def terms(rows: slice, start: Matrix, end: Matrix) -> list[float]:
         logits, y = end @ w.T + b, (np.arange(end.shape[0]), labels[rows])
         if loss == "mse":
             logits[y] -= 1
-            fit += float(np.vdot(logits, logits)) / 2
+            fit = float(np.vdot(logits, logits)) / 2
         else:
-            fit -= float(np.sum(log_softmax(logits, axis=1)[y]))
-        moved += float(np.sum((end - start) ** 2))
-        size += float(np.vdot(end, end))
+            fit = -float(np.sum(log_softmax(logits, axis=1)[y]))
+        return [fit, float(np.sum((end - start) ** 2)), float(np.vdot(end, end))]
+
+    fit, moved, size = summed(terms, first, last, width=len(w))
     return fit / len(labels), moved / len(labels), size / len(labels)
 
 

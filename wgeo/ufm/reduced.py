@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from ..rows import Sliced, blocks, mean_of, sums_by_class, wide
+from ..rows import Sliced, mean_of, summed, sums_by_class, wide
 from .alignment import Alignment, saddle_direction
 from .metric import FewDirections, GaussNewton, gauss_newton
 
@@ -56,11 +56,14 @@ class Statistics:
         mean, y_mean = mean_of(x), np.bincount(labels, minlength=classes) / n
         c_y = np.diag(y_mean) - np.outer(y_mean, y_mean)
         if d <= n:
-            t, second = np.zeros((classes, d)), np.zeros((d, d))
-            for rows, (block,) in blocks(x):
+
+            def moments(
+                rows: slice, block: Float[np.ndarray, "b d"]
+            ) -> tuple[Float[np.ndarray, "K d"], Float[np.ndarray, "d d"]]:
                 centred = block - mean
-                t += sums_by_class(centred, labels[rows], classes)
-                second += centred.T @ centred
+                return sums_by_class(centred, labels[rows], classes), centred.T @ centred
+
+            t, second = summed(moments, x)
             s, axes = np.linalg.eigh(second / n)
             s, axes = s[::-1], axes[:, ::-1]
         else:
@@ -68,7 +71,7 @@ class Statistics:
             t = sums_by_class(centred, labels, classes)
             _, scales, right = np.linalg.svd(centred, full_matrices=False)
             s, axes = scales**2 / n, right.T
-        t /= n
+        t = t / n
         rank = int((s > max(1e-14, d * EPS) * s[0]).sum()) if s[0] > 0 else 0
         still = _still(axes[:, :rank], mean, min(d - rank, classes + 1))
         width = rank + still.shape[1]
