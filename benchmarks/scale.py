@@ -165,6 +165,7 @@ def run(task: str, folder: Path, threads: int, ranks: int = 1) -> dict:
     where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(meeting.port)}
     where |= {"WORLD_SIZE": str(ranks), "TORCHELASTIC_USE_AGENT_STORE": "True"}
     answers = []
+    os.environ |= {"OMP_NUM_THREADS": str(threads), "OPENBLAS_NUM_THREADS": str(threads)}
     for rank in range(ranks):
         ours, theirs = context.Pipe(duplex=False)
         together = {**where, "RANK": str(rank), "LOCAL_RANK": str(rank)} if ranks > 1 else {}
@@ -182,9 +183,11 @@ def run(task: str, folder: Path, threads: int, ranks: int = 1) -> dict:
 
 def shared(args: argparse.Namespace, home: Path) -> Iterator[tuple[str, dict]]:
     """The same work by one process and by several, of one thread each."""
-    shape = {"n": 16000, "d": 64, "layers": 4}
-    place = features(home / "shared", **shape)
-    for task in ("certified", "sinkhorn", "collapse", "paths", "sliced"):
+    pairs, reading = {"n": 16000, "d": 64, "layers": 4}, {"n": 64000, "d": 128, "layers": 4}
+    shapes = {"certified": pairs, "sinkhorn": pairs, "sliced": pairs}
+    shapes |= {"collapse": reading, "paths": reading, "compared": reading}
+    for task, shape in shapes.items():
+        place = features(home / f"shared-{shape['n']}", **shape)
         rows = [{**shape, "ranks": r, **run(task, place, 1, r)} for r in args.ranks]
         yield task, {"rows": rows, "ratio": rows[0]["seconds"] / rows[-1]["seconds"]}
 

@@ -142,11 +142,24 @@ def _powers(found: Record | None) -> str:
 
 def _ranks(record: Record) -> str:
     rows = [
-        [_SCALED[task], row["ranks"], f"{row['seconds']:.2f}", f"{row['cpu']:.2f}"]
+        [
+            _SCALED[task],
+            f"{row['n']} x {row['d']} x {row['layers']}",
+            row["ranks"],
+            f"{row['seconds']:.2f}",
+            f"{row['cpu']:.2f}",
+        ]
         for task, found in record.get("ranks", {}).items()
         for row in found["rows"]
     ]
-    return _table(["", "processes", "seconds", "CPU seconds of the first"], rows) if rows else ""
+    return (
+        _table(
+            ["", "samples, features, layers", "processes", "seconds", "CPU seconds of the first"],
+            rows,
+        )
+        if rows
+        else ""
+    )
 
 
 _AXES = {"n": "samples", "d": "features", "layers": "layers"}
