@@ -21,7 +21,7 @@ from .network import home_of
 from .pooling import Pool
 
 HEAD, LOGITS = ":head", ":logits"  # what the classifier reads and returns; no layers
-Rows = dict[str, np.ndarray]
+Batch = dict[str, np.ndarray]
 
 
 @dataclass
@@ -40,9 +40,9 @@ class Recorder:
     tap: str
     most: int | None = None
     _shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
-    _rows: Rows = field(default_factory=dict)
+    _rows: Batch = field(default_factory=dict)
 
-    def follow(self, x: torch.Tensor, where: torch.device) -> Rows:
+    def follow(self, x: torch.Tensor, where: torch.device) -> Batch:
         """Pass a batch through the network; where the device's memory ends, in halves.
 
         Returns
@@ -50,7 +50,7 @@ class Recorder:
         dict of str to ndarray, (b, d)
             Layers under the names that a store gives them, `HEAD` and `LOGITS`.
         """
-        parts: list[Rows] = []
+        parts: list[Batch] = []
         start = 0
         while start < len(x):
             size = min(self.most or len(x), len(x) - start)
@@ -77,7 +77,7 @@ class Recorder:
             found.append((spec.name, stage))
         return found
 
-    def _pass(self, x: torch.Tensor, where: torch.device) -> Rows:
+    def _pass(self, x: torch.Tensor, where: torch.device) -> Batch:
         _, precision = home_of(self.module)
         self._rows = {}
         with evaluating(self.module), torch.no_grad(), hooked() as keep:

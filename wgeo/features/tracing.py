@@ -45,7 +45,7 @@ from .network import (
 )
 from .pooling import pooling
 from .projection import Projection
-from .recorder import HEAD, LOGITS, Recorder, Rows
+from .recorder import HEAD, LOGITS, Batch, Recorder
 
 
 def trace(
@@ -208,13 +208,13 @@ class _Sink(Protocol):
 
     def missing(self) -> list[slice]: ...
 
-    def write(self, start: int, arrays: Rows) -> None: ...
+    def write(self, start: int, arrays: Batch) -> None: ...
 
 
 class _Held:
     """Rows in arrays of this process; as many as its memory has room for."""
 
-    def __init__(self, few: Rows, rows: int) -> None:
+    def __init__(self, few: Batch, rows: int) -> None:
         self.rows = rows
         self.row_bytes = sum(row[0].nbytes for row in few.values())
         left = free()
@@ -231,7 +231,7 @@ class _Held:
     def missing(self) -> list[slice]:
         return [slice(0, self.rows)]
 
-    def write(self, start: int, arrays: Rows) -> None:
+    def write(self, start: int, arrays: Batch) -> None:
         for key, rows in arrays.items():
             self.arrays[key][start : start + len(rows)] = rows
 
@@ -259,7 +259,7 @@ class _Following:
             for part in shards(span, batch_size, sink.row_bytes)
             for batch in _cut(part, batch_size)
         ]
-        held: list[Rows] = []
+        held: list[Batch] = []
         for part, batch in track(batches, "tracing features"):
             x = self.normalization(self.images.x[batch])
             held.append(_kept(self.recorder.follow(x, self.where), self.narrow, batch.start))
@@ -308,9 +308,9 @@ def _written_together(
         yield ours[0]
 
 
-def _kept(seen: Rows, narrow: Projection | None, start: int = 0) -> Rows:
+def _kept(seen: Batch, narrow: Projection | None, start: int = 0) -> Batch:
     """What a trajectory keeps of a batch's rows: finite, and projected if asked."""
-    kept: Rows = {}
+    kept: Batch = {}
     for key, rows in seen.items():
         if key in (HEAD, LOGITS):
             continue
@@ -332,7 +332,7 @@ def decisions(logits: Float[np.ndarray, "n K"]) -> Int[np.ndarray, " n"]:
     return logits.argmax(1).astype(np.int64)
 
 
-def _require_classes(seen: Rows, labels: Int[np.ndarray, " n"]) -> None:
+def _require_classes(seen: Batch, labels: Int[np.ndarray, " n"]) -> None:
     """Refuse labels that the network has no class for."""
     logits = seen.get(LOGITS)
     if logits is not None and labels.max() >= logits.shape[1]:
@@ -342,7 +342,7 @@ def _require_classes(seen: Rows, labels: Int[np.ndarray, " n"]) -> None:
         )
 
 
-def _classifier(module: nn.Module, seen: Rows, kept: Rows, last: str) -> Classifier | None:
+def _classifier(module: nn.Module, seen: Batch, kept: Batch, last: str) -> Classifier | None:
     """The last linear layer, if it is true that it reads the last layer's features as kept."""
     head, read, features = classifier_of(module), seen.get(HEAD), kept[features_key(last)]
     if head is None or read is None or read.shape != features.shape:
