@@ -23,7 +23,8 @@ import torch
 
 import wgeo
 from wgeo import Trajectory
-from wgeo.errors import ArgumentError, FeatureError, RecordError
+from wgeo.analysis import analyze_trajectory
+from wgeo.errors import ArgumentError, FeatureError, RecordError, WgeoWarning
 from wgeo.features import Projection
 from wgeo.geodesic import path_figures, resolution
 from wgeo.store import Column, Writer, is_store, layout
@@ -101,8 +102,6 @@ def test_shortcuts_and_stages_are_stored(tmp_path):
 
 def test_analyses_of_a_store_are_those_of_memory(net, images, tmp_path):
     stored, held = wgeo.trace(net, images, store=tmp_path / "s"), wgeo.trace(net, images)
-    from wgeo.analysis import analyze_trajectory
-
     a, b = (analyze_trajectory(t, bootstrap=5).record for t in (stored, held))
     assert untimed(a) == untimed(b)
     assert a["provenance"]["data"] == "arrays"
@@ -465,8 +464,31 @@ def test_a_full_disk_is_told_while_features_are_made(tmp_path, rng, monkeypatch)
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("wgeo.files.tempfile.TemporaryFile", full)
-    with pytest.raises(RecordError, match=r"need a temporary file.*No space left"):
+    told = r"need a temporary file.*No space left"
+    with pytest.raises(RecordError, match=told):
         traj.embedded("pad")
+    with pytest.raises(RecordError, match=told):
+        wgeo.compare(traj)
+
+
+def test_a_full_disk_costs_an_analysis_what_needs_it_and_no_more(
+    net, images, tmp_path, monkeypatch
+):
+    traj = wgeo.trace(net, images, store=tmp_path / "s")
+    whole = wgeo.straightness(traj, bootstrap=0)
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("wgeo.files.tempfile.TemporaryFile", full)
+    with pytest.warns(WgeoWarning, match="No interpolation gaps: .* has no room"):
+        done = analyze_trajectory(traj, bootstrap=0)
+    assert "has no room" in done.record["mufm"]["skipped"]
+    for row, segment in zip(done.record["segments"], whole.segments, strict=True):
+        assert row["distance"] == segment.distance
+        assert row["interpolation_gap"] == [None] * len(segment.layers)
+    monkeypatch.undo()
+    assert done.report(tmp_path / "out").exists()
 
 
 # --- a disk that fills up ------------------------------------------------------------------------

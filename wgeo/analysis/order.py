@@ -16,9 +16,9 @@ from .. import distributed
 from ..arrays import pick_device
 from ..checkpoint import Network
 from ..collapse import Collapse, collapse
-from ..compare import predicted
+from ..compare import Comparison, predicted
 from ..data import Images
-from ..errors import ArgumentError, FeatureError
+from ..errors import ArgumentError, FeatureError, RecordError
 from ..features import trace
 from ..geodesic import bias_curve, straightness, verdict
 from ..records import SCHEMA, as_json
@@ -165,7 +165,10 @@ def analyze_trajectory(
         for s in traj.segments
     ]
     sizes = distributed.dealt(curves, "sample sizes")
-    models = predicted(traj, mufm=mufm, seed=seed)
+    try:
+        models = predicted(traj, mufm=mufm, seed=seed)
+    except RecordError as error:  # a full disk; what was measured before is kept
+        models = Comparison(skipped=str(error))
     segments = [
         {**figures, "sample_sizes": curve.to_dict(), "view": class_view(segment, traj.labels)}
         for figures, curve, segment in zip(found["segments"], sizes, traj.segments, strict=True)

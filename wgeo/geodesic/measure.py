@@ -6,13 +6,14 @@ feature space), how straight the path of measures and the samples' own paths are
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
 
-from ..errors import FeatureError
+from ..errors import FeatureError, RecordError, WgeoWarning
 from ..progress import track
 from ..rows import Rows, made_like, ranges, wide
 from ..trajectory import Block, Segment, Trajectory
@@ -175,7 +176,11 @@ def _interpolation(
             first, last = layers[0][rows], layers[-1][end.coupling[rows]]
             return (1 - t) * wide(first) + t * wide(last)
 
-        geodesic = made_like(layers, Rows(layers[0].shape, between))
+        try:
+            geodesic = made_like(layers, Rows(layers[0].shape, between))
+        except RecordError as error:  # a full disk, after what may have taken hours
+            warnings.warn(f"No interpolation gaps: {error}", WgeoWarning, stacklevel=2)
+            return (None,) * len(layers), tuple(times)
         # Sample j is near geodesic j early on, and later near the one that ends in j's place.
         start = min(starts, key=lambda match: _apart(layer, geodesic, match))
         result = wasserstein(layer, geodesic, solver=solver, coupling=start)

@@ -100,7 +100,8 @@ class SegmentStraightness:
     interpolation_gap : tuple of (float or None), one a layer
         W2(mu_l, nu_t) / D, where nu_t = law of (1 - t) x_0 + t T(x_0) is the displacement
         interpolation of the end layers (McCann 1997), T their optimal coupling, and t the
-        arc length up to layer l over `length`. 0 at both ends. None without a coupling.
+        arc length up to layer l over `length`. 0 at both ends. None without a coupling,
+        and (with a warning) of stored layers where the disk has no room for nu_t.
     interpolation_time : tuple of (float or None), one a layer
         That t: where on the geodesic each layer is compared.
     quantiles : dict
