@@ -293,6 +293,27 @@ def test_a_wide_network_is_explained_as_a_narrow_one(rng):
     assert wide.held_out.r2 == pytest.approx(narrow.held_out.r2, abs=1e-6)
 
 
+def test_held_out_figures_of_few_samples_do_not_follow_rounding(rng):
+    """Fewer in a half than features: what no product leads anywhere stays where it is."""
+    x, labels = clusters(rng, n=60, d=40)
+    last = 1.5 * x + 2 * np.eye(3, 40)[labels] + 0.1 * rng.normal(size=x.shape)
+    found = [
+        compare(wgeo.Trajectory.from_arrays([x, (x + last) / 2, h], labels)).held_out
+        for h in (last, last * (1 + 1e-15 * rng.normal(size=x.shape)))
+    ]
+    assert found[0].r2 == pytest.approx(found[1].r2, rel=1e-9)
+
+
+def test_models_of_permuted_or_rounded_inputs_are_compared(rng):
+    traj, _ = of_mufm(rng, n=60)
+    x = traj.segments[-1].arrays[0]
+    how = {"layers": 4, "weight_decay": 0.3, "transport": 0.2, "bias": True}
+    free = fit_mufm(x, traj.labels, coupling="free", **how)
+    assert not np.array_equal(free.assignment, np.arange(60))
+    assert len(compare(traj, free).mufm) == 5
+    assert len(compare(traj, fit_mufm(x.astype(np.float16), traj.labels, **how)).mufm) == 5
+
+
 def test_a_reading_is_the_minimiser_given_w(rng):
     """Its features against a linear solve for all of them, b free."""
     x, labels = clusters(rng, n=9, d=4)

@@ -802,6 +802,15 @@ def test_from_array_leaves_the_callers_pixels_alone(rng):
     assert np.array_equal(x, before)
 
 
+def test_images_that_fit_need_no_temporary_folder(tmp_path, rng, monkeypatch):
+    write_folder(tmp_path / "a", rng, {"cat": 3, "dog": 3})
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "none"))
+    assert len(load_images(tmp_path / "a")) == 6
+    monkeypatch.setattr("wgeo.data.pixels.memory", lambda: 10)
+    with pytest.raises(DataError, match="TMPDIR"):
+        load_images(tmp_path / "a")
+
+
 def test_images_beyond_memory_lie_in_a_file(tmp_path, rng, monkeypatch):
     write_folder(tmp_path / "a", rng, {"cat": 3, "dog": 3})
     held = load_images(tmp_path / "a")

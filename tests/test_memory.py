@@ -146,25 +146,26 @@ def test_features_beyond_the_bound_belong_on_disk(monkeypatch):
         wgeo.trace(net, images, pool="flat")
 
 
-def test_a_bound_holds_for_every_gpu(monkeypatch):
+def test_a_bound_holds_for_the_gpu(monkeypatch):
     """PyTorch's allocator is told, and let go again; no bound touches no GPU."""
     told = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
     monkeypatch.setattr(
-        torch.cuda, "get_device_properties", lambda k: SimpleNamespace(total_memory=2**33 >> k)
+        torch.cuda, "get_device_properties", lambda k: SimpleNamespace(total_memory=2**34 >> k)
     )
+    # With a device it would make that device the current one.
     monkeypatch.setattr(
-        torch.cuda, "set_per_process_memory_fraction", lambda part, k: told.append((k, part))
+        torch.cuda, "set_per_process_memory_fraction", lambda part: told.append(part)
     )
     with memory.bounded(None):
         assert told == []
     with memory.bounded("6GiB"):
-        assert told == [(0, 0.75), (1, 1.0)]
+        assert told == [0.75]
         with memory.bounded("2GiB"):
-            assert told[2:] == [(0, 0.25), (1, 0.5)]
-        assert told[4:] == [(0, 0.75), (1, 1.0)]
-    assert told[6:] == [(0, 1.0), (1, 1.0)]
+            assert told == [0.75, 0.25]
+        assert told == [0.75, 0.25, 0.75]
+    assert told == [0.75, 0.25, 0.75, 1.0]
 
 
 @pytest.mark.gpu

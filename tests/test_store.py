@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import ctypes
 import errno
 import gc
@@ -27,6 +28,7 @@ from wgeo.analysis import analyze_trajectory
 from wgeo.errors import ArgumentError, FeatureError, RecordError, WgeoWarning
 from wgeo.features import Projection
 from wgeo.geodesic import path_figures, resolution
+from wgeo.rows import is_mapped
 from wgeo.store import Column, Writer, is_store, layout
 from wgeo.trajectory import Classifier, outline
 from wgeo.transport import Status, TransportResult
@@ -454,6 +456,15 @@ def test_what_is_made_of_a_store_is_as_in_memory(tmp_path, rng, monkeypatch):
             a.solution.apply(stored.first, held.labels), b.solution.apply(plain.first, held.labels)
         )
     assert sorted(p.name for p in tmp_path.iterdir()) == ["None", "bfloat16"]
+
+
+def test_a_copy_of_a_memory_map_is_held(tmp_path):
+    traj = Trajectory.from_arrays([np.eye(4), 2 * np.eye(4)], [0, 1] * 2).save(tmp_path / "s")
+    assert traj.held == 0
+    copied = copy.deepcopy(traj)
+    assert copied.held == 2 * 4 * 4 * 8
+    assert not is_mapped(copied.embedded("pad").layers[0].features)
+    assert is_mapped(traj.embedded("pad").layers[0].features)
 
 
 def test_a_full_disk_is_told_while_features_are_made(tmp_path, rng, monkeypatch):

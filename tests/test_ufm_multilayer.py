@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from wgeo.errors import ArgumentError, ConvergenceError
+from wgeo.errors import ArgumentError, ConvergenceError, FeatureError
 from wgeo.ufm import fit_mse, fit_mufm, metric
 from wgeo.ufm.alignment import saddle_direction
 from wgeo.ufm.lbfgs import minimise
@@ -469,3 +469,21 @@ def test_bad_settings_are_refused_in_words(change, message, rng):
     fit = unwrap(fit_mufm)  # or the type checker, which only the tests have, answers first
     with pytest.raises(ArgumentError, match=message):
         fit(rng.normal(size=(3, 4)), call.pop("labels"), **call)
+
+
+def test_what_is_no_input_is_told(rng):
+    x, labels = rng.normal(size=(12, 3)), np.arange(12) % 2
+    call = {"layers": 1, "weight_decay": 0.1, "transport": 0.1}
+    for odd, said in (
+        ([[1.0, 2.0], [3.0]] * 6, "x cannot be read as an array"),
+        (np.where(np.arange(12)[:, None] == 11, np.nan, x), "first in sample 11"),
+        (np.zeros((12, 2, 2)), r"shape \(12, 2, 2\)"),
+        (np.zeros((0, 3)), "empty"),
+    ):
+        with pytest.raises(FeatureError, match=said):
+            fit_mufm(odd, labels, **call)
+    model = fit_mufm(x, labels, **call)
+    np.testing.assert_allclose(model.apply(torch.from_numpy(x), labels), model.H.T, atol=1e-9)
+    for odd, of in ((x[:, :2], labels), (x, labels + 1)):
+        with pytest.raises(ArgumentError, match="3 features and classes 0 to 1"):
+            model.apply(odd, of)

@@ -80,7 +80,11 @@ def measure(path: str) -> None:
     found["embedded"] = [layer.features.astype(float).sum(0).tolist() for layer in shared]
     network = dataclasses.replace(traj, classifier=Classifier(rng.normal(size=(3, 5)), np.zeros(3)))
     kept = dataclasses.replace(stored, classifier=network.classifier)
-    found["models"] = [wgeo.compare(t).to_dict() for t in (network, kept)]
+    narrow = wide[:, :64].astype(
+        float
+    )  # fewer in each half than features: what leads nowhere stays
+    fewer = wgeo.Trajectory.from_arrays([narrow, 0.9 * narrow + wide[::-1, :64]], np.arange(90) % 3)
+    found["models"] = [wgeo.compare(t).to_dict() for t in (network, kept, fewer)]
     assert (distributed.ranks() > 1) == ("/wgeo-" in Path("/proc/self/maps").read_text())
     net = wgeo.models.build("isoresnet", num_classes=3, in_channels=1, width=4, depth=2)
     images = torch.rand(70, 1, 8, 8), np.arange(70) % 3

@@ -79,6 +79,7 @@ def launched() -> Iterator[None]:
     They talk through gloo, about tensors on a GPU through NCCL; each takes the GPU of its number on
     its machine. A script of your own opens this around what wgeo is to do, and does the same in
     every process: one that goes its own way, after an error it caught, leaves the others waiting.
+    What one of them is to do by itself, it does inside `alone`; that goes for reading images, too.
 
     Raises
     ------
@@ -258,10 +259,17 @@ def _handed(outcome: Any, source: int) -> Any:
     """Give everyone the outcome that one process has."""
     import torch.distributed as dist
 
-    held = [outcome]
+    held: list[Any] = [None]
+    if rank() == source:
+        try:
+            held = [pickle.dumps(outcome)]
+        except Exception as odd:  # the others wait for an answer all the same
+            held = [
+                pickle.dumps((None, WgeoError(f"What one process found cannot be told: {odd}")))
+            ]
     with _reaching():
         dist.broadcast_object_list(held, source)
-    result, error = held[0]
+    result, error = pickle.loads(held[0])
     if error is not None:
         raise error
     return result

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import numpy as np
@@ -10,7 +10,7 @@ from jaxtyping import Float
 from scipy.linalg import eigh
 
 from .errors import ArgumentError
-from .rows import Rows, made_like, ranges
+from .rows import Rows, made_like, summed
 
 _FORMED = 2048  # features up to which their covariance is formed
 _MORE, _SWEEPS = 10, 8  # columns beside those asked for, passes of a subspace iteration
@@ -74,25 +74,25 @@ def _principal(
     points where its largest entry is positive.
     """
     total = sum(len(x) for x in layers)
-    parts = [(x, rows) for x in layers for rows in ranges(len(x), width)]
-    mean = np.zeros(width)
-    for x, rows in parts:
-        mean[: x.shape[1]] += x[rows].sum(0, dtype=np.float64)
-    mean /= total
+    padded = [Rows((len(x), width), partial(_padded, x, width)) for x in layers]
+
+    def over_all(terms: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+        return sum(summed(lambda _, rows: [terms(rows)], x)[0] for x in padded)
+
+    mean = over_all(lambda rows: rows.sum(0)) / total
+
+    def spread_of(rows: np.ndarray, along: np.ndarray | None = None) -> np.ndarray:
+        centred = rows - mean
+        return centred.T @ (centred if along is None else centred @ along)
+
     if width <= _FORMED or 2 * count >= width:
-        covariance = np.zeros((width, width))
-        for x, rows in parts:
-            centred = _padded(x, width, rows) - mean
-            covariance += centred.T @ centred
+        covariance = over_all(spread_of)
         axes = eigh(covariance, subset_by_index=(width - count, width - 1))[1][:, ::-1]
     else:
         axes = np.random.default_rng(0).standard_normal((width, min(count + _MORE, width)))
         for _ in range(_SWEEPS):
             axes = np.linalg.qr(axes)[0]
-            spread = np.zeros_like(axes)
-            for x, rows in parts:
-                centred = _padded(x, width, rows) - mean
-                spread += centred.T @ (centred @ axes)
+            spread = over_all(partial(spread_of, along=axes))
             inner = np.linalg.eigh(axes.T @ spread)[1][:, ::-1]
             axes, last = spread @ inner, axes @ inner
         axes = last[:, :count]

@@ -154,9 +154,10 @@ def nameless(
 def _file_between(size: int, folder: str | os.PathLike[str] | None) -> Iterator[IO[bytes] | None]:
     """A nameless file of so many bytes that all processes of this machine have open; or None.
 
-    One of them makes it, with a name for as long as the others take to open it.
+    One of them makes it, with a name for as long as the others take to open it: they are all there.
     """
     others, path = beside(), None
+    everyone(None)
     if others[0] == rank():
         with (
             suppress(OSError),

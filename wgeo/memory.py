@@ -48,7 +48,7 @@ def bounded(memory: str | int | None) -> Iterator[None]:
 
     Blocks, features kept in memory and the number of problems solved at a time derive from it.
     Features on disk (memory maps) do not count: the system takes their pages back when it must.
-    On a GPU PyTorch's allocator keeps to the bound, and blocks are halved where it refuses.
+    On the current GPU PyTorch's allocator keeps to it, and blocks are halved where it refuses.
 
     Raises
     ------
@@ -59,25 +59,25 @@ def bounded(memory: str | int | None) -> Iterator[None]:
     if size is not None and size < 2 * _LIBRARIES:
         raise ArgumentError(f"Python and its libraries take half a GiB; memory={memory} is less.")
     before = _state["bound"]
-    _state["bound"] = size
-    if size is not None:
-        _bound_devices(size)
     try:
+        _state["bound"] = size
+        if size is not None:
+            _bound_gpu(size)
         yield
     finally:
         _state["bound"] = before
         if size is not None:
-            _bound_devices(before)
+            _bound_gpu(before)
 
 
-def _bound_devices(size: int | None) -> None:
-    """Let each GPU give this process so many bytes; None for all it has."""
-    if not torch.cuda.is_available():
-        return
-    for device in range(torch.cuda.device_count()):
-        has = torch.cuda.get_device_properties(device).total_memory
-        part = 1.0 if size is None else min(1.0, size / has)
-        torch.cuda.set_per_process_memory_fraction(part, device)
+def _bound_gpu(size: int | None) -> None:
+    """Let this process's GPU give it so many bytes; None for all it has.
+
+    The current one alone: to bound another makes that the current one.
+    """
+    if torch.cuda.is_available():
+        has = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
+        torch.cuda.set_per_process_memory_fraction(1.0 if size is None else min(1.0, size / has))
 
 
 def free() -> int | None:

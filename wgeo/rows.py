@@ -7,14 +7,14 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeGuard, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, Int
 from scipy.sparse import csr_array
 
 from . import distributed
-from .arrays import as_numpy, as_points
+from .arrays import as_array, as_numpy, as_points
 from .errors import RecordError
 from .files import nameless
 from .memory import free, share
@@ -23,7 +23,7 @@ _HELD = 2**24  # bytes of float64 rows at a time
 
 
 @runtime_checkable
-class Sliced(Protocol):
+class Sliceable(Protocol):
     """Features (n, d) of which rows can be taken: an array, a memory map, or `Rows`."""
 
     @property
@@ -56,13 +56,18 @@ class Rows:
         return self.make(rows)
 
 
-def picked(features: Sliced, chosen: Int[np.ndarray, " m"]) -> Rows:
+def is_mapped(features: np.ndarray) -> TypeGuard[np.memmap]:
+    """Whether they lie on the disk; a copy of a memory map is of its type, and does not."""
+    return isinstance(features, np.memmap) and getattr(features, "_mmap", None) is not None
+
+
+def picked(features: Sliceable, chosen: Int[np.ndarray, " m"]) -> Rows:
     """The rows `chosen`, as features of their own."""
     shape = (len(chosen), *features.shape[1:])
     return Rows(shape, lambda rows: wide(features[chosen[rows]]), width_of(features))
 
 
-def width_of(*features: Sliced) -> int:
+def width_of(*features: Sliceable) -> int:
     """How many numbers a row takes at a time, of the widest."""
     return max(max(x.shape[1], x.width if isinstance(x, Rows) else 0) for x in features)
 
@@ -82,7 +87,7 @@ def ranges(stop: int, width: int, start: int = 0) -> list[slice]:
 
 
 def blocks(
-    *features: Sliced, width: int = 0, within: slice | None = None
+    *features: Sliceable, width: int = 0, within: slice | None = None
 ) -> Iterator[tuple[slice, list[Float[np.ndarray, "b d"]]]]:
     """Rows of as many samples in float64, with the range of their numbers; some of all rows.
 
@@ -101,7 +106,9 @@ def checked(features: Any, name: str) -> np.ndarray:
     FeatureError
         Not numeric, not 1-D or 2-D, empty, or holding NaN or infinity.
     """
-    array = features if isinstance(features, np.ndarray) else as_numpy(features)
+    array = features
+    if not isinstance(features, np.ndarray):
+        array = as_numpy(features if hasattr(features, "detach") else as_array(features, name))
     if array.ndim != 2 or array.size == 0:
         return as_numpy(as_points(features, name=name))
     for rows in ranges(*array.shape):
@@ -109,7 +116,7 @@ def checked(features: Any, name: str) -> np.ndarray:
     return array
 
 
-def summed(terms: Callable[..., Sequence[Any]], *features: Sliced, width: int = 0) -> list[Any]:
+def summed(terms: Callable[..., Sequence[Any]], *features: Sliceable, width: int = 0) -> list[Any]:
     """Sums over all rows of what ``terms(rows, *blocks)`` makes of some: arrays, numbers.
 
     Processes that work together (`wgeo.distributed`) go over a share of the rows each; all must
@@ -124,7 +131,7 @@ def summed(terms: Callable[..., Sequence[Any]], *features: Sliced, width: int = 
     return [distributed.total(each) for each in sums]
 
 
-def mean_of(features: Sliced) -> Float[np.ndarray, " d"]:
+def mean_of(features: Sliceable) -> Float[np.ndarray, " d"]:
     """Mean of all rows."""
     (total,) = summed(lambda _, block: [block.sum(0)], features)
     return total / features.shape[0]
@@ -138,7 +145,7 @@ def sums_by_class(
     return csr_array(entries, shape=(classes, len(labels))) @ features
 
 
-def class_means(features: Sliced, labels: Int[np.ndarray, " n"]) -> Float[np.ndarray, "K d"]:
+def class_means(features: Sliceable, labels: Int[np.ndarray, " n"]) -> Float[np.ndarray, "K d"]:
     """Mean of every class 0, ..., K - 1, each of which has a sample."""
     counts = np.bincount(labels)
     (total,) = summed(
@@ -158,7 +165,7 @@ def made_like(layers: Sequence[np.ndarray], rows: Rows, dtype: Any = np.float64)
         The disk is full.
     """
     dtype, shape = np.dtype(dtype), rows.shape
-    maps = [layer for layer in layers if isinstance(layer, np.memmap)]
+    maps = [layer for layer in layers if is_mapped(layer)]
     left = free()
     if maps or (left is not None and math.prod(shape) * dtype.itemsize > left / 8):
         named = next((Path(a.filename).parent for a in maps if a.filename), None)

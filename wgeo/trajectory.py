@@ -21,6 +21,7 @@ from .embedding import embedded
 from .errors import FeatureError, RecordError
 from .progress import track
 from .records import as_json
+from .rows import is_mapped
 from .store import Column, Writer, holds, read_store, shards
 
 _SAVED = 256  # rows of a trajectory that is saved: a shard is a multiple of these
@@ -243,7 +244,7 @@ class Trajectory:
     def held(self) -> int:
         """Bytes of features in this process's memory; those on disk (memory maps) do not count."""
         layers = [a for layer in self.layers for a in (layer.features, layer.entry)]
-        return sum(a.nbytes for a in layers if a is not None and not isinstance(a, np.memmap))
+        return sum(a.nbytes for a in layers if a is not None and not is_mapped(a))
 
     @property
     def num_classes(self) -> int:

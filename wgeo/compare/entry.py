@@ -27,6 +27,7 @@ from .result import Comparison, ModelLayer
 W2_SAMPLES = 300  # beside one another: enough for two digits, and quick
 _TURNING = 20  # matrices, features x `TURNED`, that turning takes at its peak; measured: 17 to 19
 _BASES = 8  # matrices, features x directions, beside them at the peak of a fit; measured: 5 to 7
+_ROUNDED = 1e-2  # by how much a model's inputs may differ from the network's: in half precision
 UNASKED = "MUFM was left out, as asked (mufm=False, --no-mufm)."
 PATIENCE = 60.0  # seconds on one core that nobody needs to be asked for
 
@@ -292,8 +293,10 @@ def _check(model: MUFMSolution, segment: Segment, sample: Int[np.ndarray, " m"])
             f"{model.X.shape[0]} features; the segment has {steps} of "
             f"{segment.arrays[0].shape[0]} by {segment.arrays[0].shape[1]}."
         )
-    given, entering = (wide(each[sample]) for each in (model.X.T, segment.arrays[0]))
-    if not np.allclose(given, entering, rtol=1e-5, atol=1e-6 * float(np.abs(entering).max())):
+    entered = sample if model.assignment is None else model.assignment[sample]
+    entering = wide(segment.arrays[0][entered])
+    off = np.linalg.norm(wide(model.X.T[sample]) - entering)
+    if off > _ROUNDED * np.linalg.norm(entering):
         raise ArgumentError(
             "The model was fitted to other inputs than those of the last segment, "
             "traj.segments[-1].arrays[0]."

@@ -15,7 +15,7 @@ from scipy.optimize import minimize
 from .. import distributed
 from ..errors import FeatureError
 from ..progress import track
-from ..rows import Rows, Sliced, mean_of, picked, summed, sums_by_class, wide
+from ..rows import Rows, Sliceable, mean_of, picked, summed, sums_by_class, wide
 from ..trajectory import Segment
 from ..ufm.multilayer import MUFMSolution, check_converged, features_of, fit_mufm
 from ..ufm.newton import descend
@@ -68,7 +68,7 @@ class Judge:
         Time of every layer; None where it is the nearest on the path.
     """
 
-    layers: Sequence[Sliced]
+    layers: Sequence[Sliceable]
     labels: Int[np.ndarray, " n"]
     basis: Float[np.ndarray, "d r"]
     at: Sequence[float] | None
@@ -128,8 +128,8 @@ class Judge:
 
 def choose(
     stats: Statistics,
-    first: Sliced,
-    last: Sliced,
+    first: Sliceable,
+    last: Sliceable,
     labels: Int[np.ndarray, " n"],
     energy: float,
 ) -> Settings:
@@ -223,17 +223,15 @@ class Fit:
     ) -> None:
         self.segment, self.labels, self.at = segment, labels, at
         first = segment.arrays[0]
-        mean = mean_of(first)
-        (spread,) = summed(lambda _, block: [float(np.sum((block - mean) ** 2))], first)
-        self.energy = spread / len(first)
+        mean, self.energy = distributed.first(partial(_mean_and_energy, first))
         if self.energy <= 1e-24 * (self.energy + float(mean @ mean)):
             raise FeatureError(
                 "MUFM has nothing to go by: all samples enter the last segment alike."
             )
         half = halves(labels, seed)
-        everyone = np.arange(len(labels))
-        self.here = everyone if half is None else np.flatnonzero(half)
-        self.there = everyone if half is None else np.flatnonzero(~half)
+        whole = np.arange(len(labels))
+        self.here = whole if half is None else np.flatnonzero(half)
+        self.there = whole if half is None else np.flatnonzero(~half)
         self.halved = half is not None
 
     def mufm(self) -> tuple[MUFMSolution, Iterator[Prediction], HeldOut]:
@@ -241,7 +239,7 @@ class Fit:
         there, arrays = self.there, self.segment.arrays
         steps = len(arrays) - 1
         settings = distributed.first(self._settings)
-        everyone = fit_mufm(
+        solution = fit_mufm(
             arrays[0],
             self.labels,
             layers=steps,
@@ -258,8 +256,8 @@ class Fit:
             inputs = Rows(arrays[0].shape, lambda rows: wide(arrays[0][rows]))
             ends = features_of(found, stats, inputs, self.labels)
             held_out = self._held_out(ends, rotate=True)
-        line = Line(everyone.X.T, everyone.H.T)
-        return everyone, along(self.segment, self.at, line, rotate=True), held_out
+        line = Line(solution.X.T, solution.H.T)
+        return solution, along(self.segment, self.at, line, rotate=True), held_out
 
     def given(
         self, readout: Float[np.ndarray, "K d"]
@@ -313,6 +311,13 @@ class Fit:
                 each = [errors.model, errors.input, errors.model_means, errors.input_means]
                 sums += np.array(each) / errors.variance
         return HeldOut(gained(sums[0], sums[1]), gained(sums[2], sums[3]))
+
+
+def _mean_and_energy(features: Sliceable) -> tuple[Float[np.ndarray, " d"], float]:
+    """Mean of the samples, and their variance, of all features together."""
+    mean = mean_of(features)
+    (spread,) = summed(lambda _, block: [float(np.sum((block - mean) ** 2))], features)
+    return mean, spread / features.shape[0]
 
 
 def halves(labels: Int[np.ndarray, " n"], seed: int) -> np.ndarray | None:

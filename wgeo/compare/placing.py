@@ -9,13 +9,13 @@ import numpy as np
 from jaxtyping import Float
 from scipy.optimize import minimize_scalar
 
-from ..rows import Sliced, wide
+from ..rows import Sliceable, wide
 
 Block = Float[np.ndarray, "b d"]  # some rows
 Product = Float[np.ndarray, "d p"] | float  # with what an aim sees of a layer; without one, <,>
 TURNED = 256  # directions of a layer that are turned to; in wider ones the leading so many
 SKETCHED = 1024  # samples that say which directions lead
-SEEN = 1e-8  # relative variance below which a direction of a wide layer is left alone
+SEEN = 1e-8  # relative variance of a wide layer, or scale of a product, below which none leads
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,6 +53,9 @@ class Placing:
             return cls(0.0)
         if aim.basis is None:
             left, scales, right = np.linalg.svd(product)
+            led = scales > SEEN * scales[0]
+            if not led.all():  # where nothing leads rounding would
+                return cls(float(scales[led].sum()) / size, _direct(left[:, led], right[led].T))
             polar = left @ right
             return cls(float(scales.sum()) / size, lambda features: features @ polar)
         values, axes = np.linalg.eigh(product.T @ product)
@@ -79,7 +82,7 @@ class Aim:
         return spread if self.basis is None else spread @ self.basis
 
     @classmethod
-    def at(cls, layer: Sliced, mean: Float[np.ndarray, " d"]) -> Aim:
+    def at(cls, layer: Sliceable, mean: Float[np.ndarray, " d"]) -> Aim:
         """The `TURNED` leading directions, found on `SKETCHED` of the samples."""
         n, d = layer.shape
         if d <= TURNED:

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 
 from ..distributed import first
 from ..errors import ArgumentError
-from ..rows import Rows, Sliced, class_means, mean_of, summed, sums_by_class, wide, width_of
+from ..rows import Rows, Sliceable, class_means, mean_of, summed, sums_by_class, wide, width_of
 from ..trajectory import Segment
 from .placing import Aim, Block, Placing, Product, nearest_shape
 
@@ -84,8 +84,8 @@ class Place:
 class Line:
     """A straight path, X + t (H - X) sample by sample, from `first` to `last`."""
 
-    first: Sliced
-    last: Sliced
+    first: Sliceable
+    last: Sliceable
 
     @cached_property
     def _means(self) -> tuple[Float[np.ndarray, " d"], Float[np.ndarray, " d"]]:
@@ -118,7 +118,7 @@ class Line:
         return Rows(self.first.shape, make, width_of(self.first, self.last))
 
     def places(
-        self, layers: Sequence[Sliced], at: Sequence[float] | None, *, rotate: bool
+        self, layers: Sequence[Sliceable], at: Sequence[float] | None, *, rotate: bool
     ) -> Iterator[Place]:
         """Of every layer in turn; at the nearest times where `at` is None."""
         xx, xd, dd = self.products
@@ -136,7 +136,7 @@ class Line:
             yield Place(t, mean, path, Placing.of(xx, x_onto, aim))
 
     def _onto(
-        self, layer: Sliced, mean: Float[np.ndarray, " d"], aim: Aim | None
+        self, layer: Sliceable, mean: Float[np.ndarray, " d"], aim: Aim | None
     ) -> tuple[Product, Product]:
         """Products of X and H - X with what is seen of a layer."""
 
@@ -198,7 +198,9 @@ def place(
     return t, product / size, product**2 / size
 
 
-def collapsed(features: Sliced, first: Sliced, labels: Int[np.ndarray, " n"]) -> Prediction | None:
+def collapsed(
+    features: Sliceable, first: Sliceable, labels: Int[np.ndarray, " n"]
+) -> Prediction | None:
     """Complete collapse onto the simplex ETF nearest to the class means; None where d < K - 1.
 
     The plain model leaves the frame's rotation and size free, so they are fitted: with M the
@@ -241,7 +243,11 @@ class Errors:
 
     @classmethod
     def of(
-        cls, features: Sliced, still: Sliced, measured: Sliced, labels: Int[np.ndarray, " n"]
+        cls,
+        features: Sliceable,
+        still: Sliceable,
+        measured: Sliceable,
+        labels: Int[np.ndarray, " n"],
     ) -> Errors:
         """Judge `features`, and the input that was brought there, as predictions of `measured`."""
         counts = np.bincount(labels)

@@ -9,7 +9,8 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from ..collapse import LayerCollapse
-from ..rows import Rows, Sliced, made_like, mean_of, wide, width_of
+from ..distributed import alone
+from ..rows import Rows, Sliceable, made_like, mean_of, wide, width_of
 from ..ufm.multilayer import MUFMSolution
 
 if TYPE_CHECKING:
@@ -103,10 +104,10 @@ class Reading:
         self, x: Float[np.ndarray, "n d"], labels: Int[np.ndarray, " n"]
     ) -> Float[np.ndarray, "n d"]:
         """H = X + W^T (W W^T + mu I)^-1 (Y - W X - b 1^T), b free; about their mean."""
-        ends = self.ends(x, labels)
-        return made_like([x], ends)
+        with alone():
+            return made_like([x], self.ends(x, labels))
 
-    def ends(self, x: Sliced, labels: Int[np.ndarray, " n"]) -> Rows:
+    def ends(self, x: Sliceable, labels: Int[np.ndarray, " n"]) -> Rows:
         """The same, made when rows are taken."""
         eye, middle = np.eye(len(self.w)), mean_of(x)
         pull = np.linalg.solve(self.w @ self.w.T + self.mu * eye, self.w)

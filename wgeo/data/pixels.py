@@ -32,7 +32,9 @@ def kept(decoded: Callable[[slice], Iterator[np.ndarray]], shape: tuple[int, ...
     """
     size, left = math.prod(shape), free()
     fits = size <= (memory() if left is None else left) / 2
-    room = size <= shutil.disk_usage(tempfile.gettempdir()).free / 2  # strangers fill no disk
+    room = False
+    with suppress(OSError):  # no folder for temporary files
+        room = size <= shutil.disk_usage(tempfile.gettempdir()).free / 2  # strangers fill no disk
     fits, room, shared = (
         all(each) for each in zip(*everyone((fits, room, len(beside()) > 1)), strict=True)
     )

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
-from ..rows import blocks
+from ..rows import summed
 from ..trajectory import Segment
 from ..transport import TransportResult
 from .paths import PathFigures, path_figures
@@ -145,6 +145,6 @@ def _rounding(segment: Segment) -> float:
     """Return the largest W2 that rounding of the features alone can make."""
     eps = max(np.finfo(a.dtype if a.dtype.kind == "f" else np.float64).eps for a in segment.arrays)
     square = max(
-        sum(float(np.vdot(part, part)) for _, (part,) in blocks(a)) / len(a) for a in segment.arrays
+        summed(lambda _, part: [float(np.vdot(part, part))], a)[0] / len(a) for a in segment.arrays
     )
     return 4 * float(eps) * float(np.sqrt(square))

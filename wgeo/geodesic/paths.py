@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float
 
 from .. import distributed
-from ..rows import blocks, mean_of, ranges, wide
+from ..rows import blocks, mean_of, ranges, summed, wide
 
 _COINCIDENT = 1e-12  # squared distance, relative to the squared norms, below which points coincide
 _ASKED = 4096  # samples whose nearest neighbour is looked for
@@ -130,9 +130,8 @@ def neighbour_distance(x: Float[np.ndarray, "n d"]) -> float:
     asked = np.arange(n) if n <= _ASKED else np.linspace(0, n - 1, _ASKED).astype(np.int64)
     nearest, mine = np.zeros(len(asked)), distributed.share(len(asked))
     nearest[mine] = np.inf
-    half = -(
-        -d // 2
-    )  # twice the usual rows: those asked are read again for every part of the others
+    # Twice the usual rows: those asked are read again for every part of the others.
+    half = -(-d // 2)
     for part in ranges(n, half):
         others = wide(x[part]) - centre
         norms = (others**2).sum(1)
@@ -175,10 +174,8 @@ def resolution(
     if not spacing > 0:
         return None
     mine = distributed.share(len(x))
-    drift, moved = np.zeros(x.shape[1]), np.zeros(len(x))
-    for _, (a, b) in blocks(x, y, within=mine):
-        drift += (b - a).sum(0)
-    drift = distributed.total(drift) / len(x)
+    (drift,) = summed(lambda _, a, b: [(b - a).sum(0) / len(x)], x, y)
+    moved = np.zeros(len(x))
     for rows, (a, b) in blocks(x, y, within=mine):
         moved[rows] = np.linalg.norm(b - a - drift, axis=1)
     return float(np.median(distributed.total(moved))) / spacing

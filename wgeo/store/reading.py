@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from ..distributed import alone
 from ..errors import RecordError
 from ..rows import Rows, on_disk
 from .layout import DTYPES, MANIFEST, UNFINISHED, VERSION, digest
@@ -154,4 +155,5 @@ def _widened(bits: np.ndarray, folder: Path) -> np.ndarray:
     def made(rows: slice) -> np.ndarray:
         return np.left_shift(bits[rows], 16, dtype=np.uint32).view(np.float32)
 
-    return on_disk(Rows(bits.shape, made), np.float32, folder)
+    with alone():  # a store may be opened by one process
+        return on_disk(Rows(bits.shape, made), np.float32, folder)

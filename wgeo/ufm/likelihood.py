@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from scipy.special import log_softmax, softmax
 
-from ..rows import Sliced, blocks
+from ..rows import Sliceable, blocks
 from .alignment import Alignment, saddle_direction
 from .reduced import Matrix, Statistics
 
@@ -41,7 +41,7 @@ class Likelihood:
     @classmethod
     def of(
         cls,
-        x: Sliced,
+        x: Sliceable,
         labels: Int[np.ndarray, " n"],
         stats: Statistics,
         *,

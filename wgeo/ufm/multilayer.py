@@ -24,7 +24,7 @@ from .. import distributed
 from ..arrays import as_labels
 from ..collapse import LayerCollapse, collapse_of
 from ..errors import ArgumentError, ConvergenceError
-from ..rows import Rows, Sliced, checked, class_means, made_like, picked, summed, wide, width_of
+from ..rows import Rows, Sliceable, checked, class_means, made_like, picked, summed, wide, width_of
 from ..transport import Exact, wasserstein
 from .likelihood import Likelihood
 from .reduced import Matrix, Reduced, Statistics
@@ -81,7 +81,8 @@ class MUFMSolution:
             raise ArgumentError(f"Layers go from 0 to {self.layers}; there is none {index}.")
         t, first, last = index / self.layers, self.X.T, self.H.T
         path = Rows(first.shape, lambda rows: (1 - t) * first[rows] + t * last[rows])
-        return made_like([first, last], path)
+        with distributed.alone():
+            return made_like([first, last], path)
 
     def apply(self, x: Any, labels: Any) -> Float[np.ndarray, "n d"]:
         """Return H_L of other labelled samples, W and b held: the model's prediction for them.
@@ -90,8 +91,13 @@ class MUFMSolution:
         """
         if self.settings["loss"] != "mse":
             raise ArgumentError("apply is for the squared loss; fit with loss='mse'.")
-        points = checked(x, "x")
-        y, eye = as_labels(labels, len(points)), np.eye(len(self.W))
+        points, classes = checked(x, "x"), len(self.W)
+        y, eye = as_labels(labels, len(points)), np.eye(classes)
+        if points.shape[1] != self.W.shape[1] or y.max() >= classes:
+            raise ArgumentError(
+                f"The model is of {self.W.shape[1]} features and classes 0 to {classes - 1}; given "
+                f"are {points.shape[1]} features and classes up to {y.max()}."
+            )
         mu, held = self.settings["mu"], self.settings["feature_decay"]
         pull = np.linalg.solve(self.W @ self.W.T + (mu + held) * eye, self.W)
 
@@ -99,7 +105,8 @@ class MUFMSolution:
             start = wide(points[rows]) * (mu / (mu + held))
             return start + (eye[y[rows]] - self.b - start @ self.W.T) @ pull
 
-        return made_like([points], Rows(points.shape, ends, len(eye)))
+        with distributed.alone():
+            return made_like([points], Rows(points.shape, ends, classes))
 
     @property
     def seconds(self) -> float:
@@ -177,7 +184,8 @@ def fit_mufm(
     Parameters
     ----------
     x : array_like, (n, d)
-        What enters the first layer, a row a sample.
+        What enters the first layer, a row a sample. A memory map is read a few rows at a time (with
+        cross-entropy the samples are held in their principal axes).
     labels : array_like of int, (n,)
         Classes 0, ..., K - 1, each present.
     layers : int
@@ -339,7 +347,7 @@ def check_converged(found: Found) -> None:
 
 
 def monotonicity(
-    first: Sliced, last: Sliced, labels: Int[np.ndarray, " n"]
+    first: Sliceable, last: Sliceable, labels: Int[np.ndarray, " n"]
 ) -> tuple[float, float, float]:
     """Return the coefficients of q(t), whose sign is that of d/dt of w(t)/b(t) on the line."""
     _, labels = np.unique(labels, return_inverse=True)
@@ -362,8 +370,8 @@ def monotonicity(
 
 
 def _sums(
-    first: Sliced,
-    last: Sliced,
+    first: Sliceable,
+    last: Sliceable,
     w: Matrix,
     b: Float[np.ndarray, " K"],
     labels: Int[np.ndarray, " n"],

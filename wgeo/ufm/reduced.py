@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from ..rows import Sliced, mean_of, summed, sums_by_class, wide
+from ..rows import Sliceable, mean_of, summed, sums_by_class, wide
 from .alignment import Alignment, saddle_direction
 from .metric import FewDirections, GaussNewton, gauss_newton
 
@@ -47,7 +47,7 @@ class Statistics:
     y_mean: Float[np.ndarray, " K"]
 
     @classmethod
-    def of(cls, x: Sliced, labels: Int[np.ndarray, " n"], classes: int) -> Statistics:
+    def of(cls, x: Sliceable, labels: Int[np.ndarray, " n"], classes: int) -> Statistics:
         """Form the statistics of samples (rows) and labels: all that is read of the data.
 
         A few rows at a time; of more features than samples, which are a matrix that fits, at once.
