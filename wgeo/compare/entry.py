@@ -147,19 +147,19 @@ def predicted(
     if model is not None:
         _check(model, segment, view.sample)
         line = Line(model.X.T, model.H.T)
-        predicted = along(segment, times(segment, time), line, rotate=True)
-        mine = tuple(view.layers(segment, predicted))
+        said = along(segment, times(segment, time), line, rotate=True)
+        mine = tuple(view.layers(segment, said))
         return replace(known, mufm=mine, solution=model, skipped="")
     if known.skipped:
         return known
     try:
         fit = Fit(segment, labels, times(segment, time), seed)
-        solution, predicted, held_out = fit.mufm()
+        solution, said, held_out = fit.mufm()
     except (FeatureError, ConvergenceError) as error:
         return replace(known, skipped=str(error))
     known = replace(
         known,
-        mufm=tuple(view.layers(segment, predicted)),
+        mufm=tuple(view.layers(segment, said)),
         solution=solution,
         held_out=held_out,
         skipped="",
@@ -168,10 +168,10 @@ def predicted(
     given = None if readout is None else fit.given(readout)
     if given is None:
         return known
-    reading, predicted, held_out_given = given
+    reading, said, held_out_given = given
     return replace(
         known,
-        given=tuple(view.layers(segment, predicted)),
+        given=tuple(view.layers(segment, said)),
         reading=reading,
         held_out_given=held_out_given,
     )
