@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 
 from ..errors import FeatureError, RecordError, WgeoWarning
 from ..progress import track
-from ..rows import Rows, made_like, ranges, wide
+from ..rows import Rows, made_like, picked, summed, wide
 from ..trajectory import Block, Segment, Trajectory
 from ..transport import Chain, Exact, TransportResult, wasserstein
 from ..transport import chain as solve_chain
@@ -202,7 +202,8 @@ def _apart(
     x: Float[np.ndarray, "n d"], y: Float[np.ndarray, "n d"], match: Int[np.ndarray, " n"]
 ) -> float:
     """Sum of ||x_i - y_match(i)||^2 in float64, some rows at a time."""
-    return float(sum(((wide(x[rows]) - y[match[rows]]) ** 2).sum() for rows in ranges(*x.shape)))
+    (total,) = summed(lambda _, a, b: [float(np.sum((a - b) ** 2))], x, picked(y, match))
+    return float(total)
 
 
 def _quantiles(sample: SegmentSample, traj: Trajectory) -> dict[str, dict[str, list[float]]]:
