@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from . import schema
 from .errors import RecordError
 from .files import printable, regular, write_aside
 
-SCHEMA = 1
+SCHEMA = 2
 ANALYSIS, SERIES = "analysis.json", "series.json"
 _LARGEST = 2**26  # bytes; the record of a network of a hundred layers takes one million
 _SERIES_LARGEST = 16  # times as many: a series holds many records
@@ -82,16 +83,45 @@ def read_record(place: str | os.PathLike[str], kind: str = ANALYSIS) -> dict[str
         why = (error.strerror if isinstance(error, OSError) else None) or error
         raise RecordError(f"{where} is not a readable record: {printable(str(why))}") from error
     number = record.get("schema") if isinstance(record, dict) else None
-    if not schema.whole(number) or number != SCHEMA:
+    if not schema.whole(number) or number not in (1, SCHEMA):
         found = repr(number if isinstance(record, dict) else type(record).__name__)
         raise RecordError(
             f"{where} has schema {printable(found)}; this wgeo reads schema {SCHEMA}. Analyse "
             "the checkpoint again, or use the version of wgeo that wrote it."
         )
+    record = _upgraded(record)
     _check(record, kind, where)
     if kind == SERIES:
         _check_series(record, where)
     return record
+
+
+def _upgraded(record: dict[str, Any]) -> dict[str, Any]:
+    """Return a record of schema 1, or a series of such, as schema 2 has it.
+
+    Schema 1 had its verdict as one text; all its other keys kept their meaning.
+    """
+    if record["schema"] == SCHEMA:
+        return record
+    found = {**record, "schema": SCHEMA}
+    if isinstance(record.get("verdict"), str):
+        found["verdict"] = _quoted(record["verdict"])
+    for key in ("embedded", "reference"):
+        inner = record.get(key)
+        if isinstance(inner, dict) and isinstance(inner.get("verdict"), str):
+            found[key] = {**inner, "verdict": _quoted(inner["verdict"])}
+    if isinstance(record.get("analyses"), list):
+        found["analyses"] = [
+            _upgraded({**row, "schema": 1}) if isinstance(row, dict) else row
+            for row in record["analyses"]
+        ]
+    return found
+
+
+def _quoted(verdict: str) -> list[dict[str, Any]]:
+    """Return the verdict of a record of schema 1 as sentences; their evidence was not kept."""
+    parts = re.split(r"(?<=[.!?])\s+(?=[A-Z])", verdict.strip())
+    return [{"claim": "schema 1", "words": part} for part in parts if part]
 
 
 def _text(path: Path, kind: str) -> str:

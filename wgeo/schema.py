@@ -1,4 +1,4 @@
-"""What a record of schema 1 holds, so that whoever draws one meets no surprise.
+"""What a record holds, so that whoever draws one meets no surprise.
 
 A description is a predicate; ``[d]``, a list of d; or a mapping of names to descriptions: a name
 that ends in ``?`` may be missing or null, and ``*`` describes every name not listed. What is not
@@ -133,7 +133,25 @@ _PROVENANCE = {
     "epoch?": lambda value: isinstance(value, int),
     "class_names?": [text],
     "normalize?": lambda value: isinstance(value, str | dict),
+    "normalize_source?": text,
+    "claimed_accuracy?": {"key": text, "value": number},
     "report?": {},
+}
+_SENTENCE = {"claim": text, "words": text, "strength?": text, "evidence?": {}}
+_NORMALIZATION = {
+    **dict.fromkeys(("name", "source"), text),
+    **dict.fromkeys(("mean", "std"), [number]),
+    "tried?": [{"name": text, "accuracy": number}],
+    "better?": text,
+    "images?": whole,
+}
+_TRUST = {
+    **dict.fromkeys(("samples?", "samples_per_class?", "duplicates?"), whole),
+    **dict.fromkeys(("accuracy?", "chance?", "chance_p?"), number),
+    "at_chance?": flag,
+    "claimed_accuracy?": {"key": text, "value": number},
+    "classes?": {"present": whole, "head?": whole},
+    "normalization?": _NORMALIZATION,
 }
 ANALYSIS = {
     **dict.fromkeys(("created?", "command?", "device?", "learned_at?"), text),
@@ -146,10 +164,12 @@ ANALYSIS = {
     "segments": [_SEGMENT],
     "progress": {"*": _TREND},
     "separation?": _TREND,
-    "reference?": {"kind?": text, "kept?": [text], "verdict?": text, "tests": [_TEST]},
+    "reference?": {"kind?": text, "kept?": [text], "tests?": [_TEST]},
     **dict.fromkeys(("geodesic_model?", "mufm?", "mufm_given?", "ufm?"), _MODEL),
-    "embedded?": {"space?": text, "verdict?": text, "segments": [_SEGMENT]},
-    "verdict": text,
+    "embedded?": {"space?": text, "verdict?": [_SENTENCE], "segments": [_SEGMENT]},
+    "trust?": _TRUST,
+    "thresholds?": {"*": number},
+    "verdict": [_SENTENCE],
 }
 SERIES = {
     "axis": text,

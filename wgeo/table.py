@@ -1,41 +1,135 @@
-"""An analysis as a table that a person can read, and its verdict."""
+"""An analysis as a table that a person can read in a terminal, and its verdict."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from .analysis import Analysis, Series
 from .plots import series_rows
-from .plots.style import resolved
+
+_PIPED = 110  # columns of a terminal that is none
+_MARKS = {"warning": "!", "undecided": "?"}
+Row = Mapping[str, Any]
 
 
 def print_analysis(done: Analysis) -> None:
-    """Print a row a block, then the verdict in words."""
+    """Print what was analysed, a row a layer, then the verdict, a line a sentence."""
     record = done.record
-    origin = record["provenance"]
-    accuracy = record["accuracy"]
-    title = (
-        f"{origin['arch']} on {origin['data']}, {origin['samples']} samples"
-        + (f", accuracy {accuracy:.3f}" if accuracy is not None else "")
-        + f", {origin['pool']} features"
-    )
-    table = Table(title=title, title_justify="left", caption_justify="left")
-    for name in ("layer", "W2 from before", "interval", "paired", "OT score", "resolution"):
-        table.add_column(name, justify="left" if name == "layer" else "right", no_wrap=True)
-    for name in ("NC1", "NCC acc."):
-        table.add_column(name, justify="right", no_wrap=True)
+    console = _console(_PIPED)
+    for line in _header(record):
+        console.print(Text(line), soft_wrap=True)
     into = {block["target"]: block for block in record["blocks"]}
-    for layer in record["layers"]:
-        block = into.get(layer["name"])
-        table.add_row(layer["name"], *_transport_cells(block), *_collapse_cells(layer["collapse"]))
-    table.caption = "OT score in brackets: too few samples to mean anything (resolution < 0.5)."
-    console = Console(width=None if sys.stdout.isatty() else 110)
-    console.print(table)
-    console.print(done.verdict, soft_wrap=sys.stdout.isatty() is False, highlight=False)
+    rows = [(layer, into.get(layer["name"])) for layer in record["layers"]]
+    console.print(_fitting(_COLUMNS, rows, console.width))
+    for said in record["verdict"]:
+        mark = _MARKS.get(said.get("strength"), "-")
+        console.print(Text(f"{mark} {said['words']}"), soft_wrap=not sys.stdout.isatty())
+
+
+def _header(record: Row) -> list[str]:
+    """What was analysed, and what decides whether to trust it."""
+    origin, trust = record["provenance"], record.get("trust") or {}
+    split = f" ({origin['split']})" if origin.get("split") else ""
+    lines = [
+        f"{origin['arch'] or 'features'} on {origin['data'] or 'arrays'}{split}, "
+        f"{origin['samples']:,} samples, {origin['pool'] or 'given'} features"
+    ]
+    parts = []
+    used = trust.get("normalization")
+    if used:
+        source = {"asked": "as asked", "file": "as the file says"}.get(used["source"], "assumed")
+        parts.append(f"normalization {used['name']}, {source}")
+    if record["accuracy"] is not None:
+        claimed = trust.get("claimed_accuracy")
+        beside = [f"guessing {trust['chance']:.3f}"] if trust.get("chance") is not None else []
+        beside += [f"the file claims {claimed['value']:.3f}"] if claimed else []
+        parts.append(f"accuracy {record['accuracy']:.3f}" + _bracketed(", ".join(beside)))
+    return [*lines, *(["; ".join(parts)] if parts else [])]
+
+
+def _bracketed(text: str) -> str:
+    return f" ({text})" if text else ""
+
+
+def _block(key: str, form: str = "{:.4g}") -> Callable[[Row, Row | None], str]:
+    return lambda _, block: "" if block is None else _cell(block.get(key), form)
+
+
+def _collapse(key: str, form: str = "{:.3g}") -> Callable[[Row, Row | None], str]:
+    return lambda layer, _: _cell(layer["collapse"].get(key), form)
+
+
+def _interval(_: Row, block: Row | None) -> str:
+    if block is None:
+        return ""
+    if block["status"] == "certified":
+        return "certified"
+    return f"[{block['lower']:.4g}, {block['upper']:.4g}]"
+
+
+def _correlation(_: Row, block: Row | None) -> str:
+    if block is None:
+        return ""
+    score = block.get("corr_score")
+    text = "undefined" if score is None else f"{score[0]:.4f}"
+    return text if block.get("power") else f"({text})"
+
+
+# Name, what a row shows, and which columns go first in a narrow terminal (the highest number).
+_COLUMNS: tuple[tuple[str, Callable[[Row, Row | None], str], int], ...] = (
+    ("layer", lambda layer, _: layer["name"], 0),
+    ("W2", _block("distance"), 0),
+    ("interval", _interval, 2),
+    ("corr.", _correlation, 0),
+    ("OT centred", _block("ot_score_centred", "{:.4f}"), 3),
+    ("asymmetry", _block("asymmetry", "{:.2f}"), 1),
+    ("NC1", _collapse("nc1"), 0),
+    ("NCC acc.", _collapse("ncc_accuracy", "{:.3f}"), 1),
+)
+_CAPTION = (
+    "corr.: correlation score, 1 for an optimal map; in brackets if maps at random score about as "
+    "high, so that these samples cannot tell. NCC acc.: accuracy of the nearest class mean."
+)
+
+
+def _fitting(
+    columns: Sequence[tuple[str, Callable[[Row, Row | None], str], int]],
+    rows: Sequence[tuple[Row, Row | None]],
+    width: int,
+) -> Table:
+    """A table of the columns that a terminal has room for: numbers are never cut."""
+    chosen = list(columns)
+    while True:
+        cells = [[show(*row) for _, show, _ in chosen] for row in rows]
+        names = [name for name, _, _ in chosen]
+        needed = (
+            sum(max(map(len, column)) for column in zip(names, *cells, strict=True))
+            + 3 * len(chosen)
+            + 1
+        )
+        least = max(importance for _, _, importance in chosen)
+        if needed <= width or least == 0:
+            break
+        chosen = [column for column in chosen if column[2] < least]
+    table = Table(caption=_CAPTION, caption_justify="left")
+    for name in names:
+        first = name == names[0]
+        table.add_column(
+            name,
+            justify="left" if first else "right",
+            no_wrap=not first,
+            overflow="fold",
+        )
+    for line in cells:
+        table.add_row(*map(escape, line))
+    return table
 
 
 def print_series(series: Series) -> None:
@@ -43,58 +137,46 @@ def print_series(series: Series) -> None:
     by_epoch = series.record["axis"] == "epoch"
     table = Table(title="Side by side", title_justify="left", caption_justify="left")
     first = "epoch" if by_epoch else "name"
-    for name in (first, "segment", "accuracy", "length ratio", "line-shape ratio", "OT score"):
-        table.add_column(name, justify="left" if name in ("name", "segment") else "right")
-    for name in ("NC1, last", "tau of NC1"):
-        table.add_column(name, justify="right")
+    head = ("segment", "accuracy", "length ratio", "centred", "sqrt B", "corr.", "NC1, last")
+    for name in (first, *head, "tau of NC1"):
+        left = name in ("name", "segment")
+        table.add_column(
+            name, justify="left" if left else "right", overflow="fold", no_wrap=not left
+        )
     before = None
     for row in series_rows(series):
-        score = _cell(row["ot_score"], "{:.4f}")
         again = row["name"] == before
         before = row["name"]
         table.add_row(
-            "" if again else str(row[first]),
-            row["segment"],
+            "" if again else escape(str(row[first])),
+            escape(row["segment"]),
             "" if again else _cell(row["accuracy"], "{:.3f}"),
             _with_interval(row, "length_ratio"),
-            _with_interval(row, "line_shape_ratio"),
-            score if resolved(row) else f"({score})",
+            _cell(row["length_ratio_centred"], "{:.2f}"),
+            _cell(row["sqrt_moving_blocks"], "{:.2f}"),
+            _bracketed_unless(row["power"], _cell(row["corr_score"], "{:.4f}")),
             "" if again else _cell(row["nc1"]),
             "" if again else _cell(row["tau"], "{:+.2f}"),
         )
-    table.caption = "OT score in brackets: too few samples to mean anything (resolution < 0.5)."
-    Console(width=None if sys.stdout.isatty() else 130).print(table)
+    table.caption = (
+        "sqrt B: the length ratio that orthogonal steps of the same sizes would have. corr. in "
+        "brackets: these samples cannot tell."
+    )
+    _console(130).print(table)
 
 
-def _with_interval(row: dict[str, Any], key: str) -> str:
+def _console(piped: int) -> Console:
+    return Console(width=None if sys.stdout.isatty() else piped, highlight=False)
+
+
+def _bracketed_unless(certain: Any, text: str) -> str:
+    return text if certain else f"({text})"
+
+
+def _with_interval(row: Row, key: str) -> str:
     low, high = row[f"{key}_low"], row[f"{key}_high"]
     ends = "" if low is None else f" [{low:.2f}, {high:.2f}]"
     return f"{_cell(row[key], '{:.2f}')}{ends}"
-
-
-def _transport_cells(block: dict[str, Any] | None) -> list[str]:
-    if block is None:
-        return [""] * 5
-    score, resolution = block["ot_score"], block["resolution"]
-    text = _cell(score, "{:.4f}")
-    if not resolved(block):
-        text = f"({text})"
-    interval = "certified" if block["status"] == "certified" else _interval(block)
-    return [
-        _cell(block["distance"]),
-        interval,
-        _cell(block["paired"]),
-        text,
-        _cell(resolution, "{:.2f}"),
-    ]
-
-
-def _interval(block: dict[str, Any]) -> str:
-    return f"[{block['lower']:.4g}, {block['upper']:.4g}]"
-
-
-def _collapse_cells(figures: dict[str, Any]) -> list[str]:
-    return [_cell(figures["nc1"]), _cell(figures["ncc_accuracy"], "{:.3f}")]
 
 
 def _cell(value: float | None, form: str = "{:.4g}") -> str:

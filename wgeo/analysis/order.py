@@ -15,17 +15,19 @@ from torch import nn
 from .. import distributed
 from ..arrays import pick_device
 from ..checkpoint import Network
-from ..collapse import Collapse, collapse
+from ..collapse import collapse
 from ..compare import Comparison, predicted
 from ..data import Images
 from ..errors import ArgumentError, FeatureError, RecordError
 from ..features import trace
-from ..geodesic import bias_curve, straightness, verdict
+from ..geodesic import bias_curve, straightness
 from ..records import SCHEMA, as_json
 from ..trajectory import Trajectory
 from ..transport import Exact, chain
 from .beside import brenier_test, checked_reference, reference_test, traced_reference
 from .result import Analysis, versions
+from .trust import copies_of, trust_of
+from .verdict import THRESHOLDS, sentences
 from .views import class_view
 
 _MOST_WORK = 1e10  # multiplications behind the intervals of collapse: about 20 s on one core
@@ -125,8 +127,8 @@ def analyze(
             row.update(as_json(figures))
         for row, figures in zip(record["segments"], found["segments"], strict=True):
             row.update(as_json(figures))
-        record["verdict"] += f" {found['verdict']}"
-    return replace(done, record=record)
+    record["trust"] = as_json(trust_of(traj, net, images))
+    return replace(done, record=judged(record))
 
 
 def analyze_trajectory(
@@ -201,41 +203,26 @@ def analyze_trajectory(
         "separation": depth["separation"],
         "learned_at": depth["learned_at"],
         **models.to_dict(),
-        "verdict": f"{verdict(straight)} {_progress_in_words(collapsed)}",
+        "trust": trust_of(traj),
+        "thresholds": THRESHOLDS,
     }
     if whole is not None:
-        record["embedded"] = {"space": embed, **whole.to_dict(), "verdict": verdict(whole)}
+        record["embedded"] = {"space": embed, **whole.to_dict()}
     tested = reference_test(traj, reference, seed)
-    return Analysis(_beside(as_json(record), tested), traj)
+    return Analysis(judged(_beside(as_json(record), tested)), traj)
+
+
+def judged(record: dict[str, Any]) -> dict[str, Any]:
+    """Return a record with its verdict: what its numbers support saying."""
+    return {**record, "verdict": as_json([said.to_dict() for said in sentences(record)])}
 
 
 def _beside(record: dict[str, Any], tested: dict[str, Any] | None) -> dict[str, Any]:
     """Put the test against a reference into a record."""
-    if tested is None:
-        return record
-    words = f"{record['verdict']} {tested['verdict']}".rstrip()
-    return {**record, "reference": as_json(tested), "verdict": words}
+    return record if tested is None else {**record, "reference": as_json(tested)}
 
 
 def _affordable(traj: Trajectory, draws: int) -> int:
     """Resamples of the collapse metrics: as many as asked, or none where they take minutes."""
     entries = sum(layer.features.size for layer in traj.staged)
     return draws if draws * entries * traj.num_classes <= _MOST_WORK else 0
-
-
-def _progress_in_words(collapsed: Collapse) -> str:
-    nc1 = collapsed.progress.get("nc1")
-    if nc1 is None or nc1.kendall_tau is None:
-        return "Whether the classes collapse with depth cannot be said: NC1 is undefined."
-    last = next(layer for layer in reversed(collapsed.layers) if layer.stage is not None)
-    trend = (
-        "falls at every layer"
-        if nc1.violations == 0
-        else f"falls with depth but for {nc1.violations} layer{'s' * (nc1.violations != 1)}"
-        if nc1.kendall_tau < 0
-        else "does not fall with depth"
-    )
-    return (
-        f"Within-class variability (NC1) {trend} (Kendall's tau {nc1.kendall_tau:+.2f}), "
-        f"to {last.nc1:.3g} at the last layer."
-    )

@@ -17,6 +17,7 @@ from .. import plots, report
 from ..files import writable
 from ..records import ANALYSIS, claim, read_record, write_record
 from ..trajectory import Trajectory
+from .verdict import text
 
 _PACKAGES = ("wgeo", "torch", "torchvision", "numpy", "scipy", "pot", "geomloss", "scikit-learn")
 
@@ -28,7 +29,7 @@ class Analysis:
     Attributes
     ----------
     record : dict
-        Everything as plain numbers and strings; `analysis.json` holds it (schema 1).
+        Everything as plain numbers and strings; `analysis.json` holds it (schema 2).
     trajectory : Trajectory or None
         The features; None where the record was loaded from a file.
     """
@@ -38,8 +39,8 @@ class Analysis:
 
     @property
     def verdict(self) -> str:
-        """What the figures say, in words."""
-        return str(self.record["verdict"])
+        """What the numbers support saying, as one text; `record` holds the evidence beside it."""
+        return text(self.record["verdict"])
 
     def to_dict(self) -> dict[str, Any]:
         """Return the record."""

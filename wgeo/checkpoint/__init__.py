@@ -84,6 +84,8 @@ class Provenance:
     normalize : str or None
         The normalisation it was trained with (as `wgeo.data.normalization` takes it): what the
         checkpoint says, else what the architecture's published checkpoints expect.
+    normalize_source : {"file", "architecture"} or None
+        Which of the two said so.
     report : LoadReport
     """
 
@@ -94,6 +96,7 @@ class Provenance:
     epoch: int | None = None
     normalize: str | None = None
     report: LoadReport = field(default_factory=LoadReport)
+    normalize_source: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, for a record."""
@@ -104,6 +107,7 @@ class Provenance:
             "num_classes": self.num_classes,
             "epoch": self.epoch,
             "normalize": self.normalize,
+            "normalize_source": self.normalize_source,
             "report": self.report.to_dict(),
         }
 
@@ -239,6 +243,7 @@ def load_checkpoint(
         num_classes=fitted.settings["num_classes"],
         epoch=_epoch(value),
         normalize=_normalize(fitted, meta),
+        normalize_source="file" if isinstance(meta.get("normalize"), str) else "architecture",
         report=report,
     )
     return Network(fitted.module, provenance)

@@ -218,6 +218,10 @@ def series_rows(series: Any) -> list[Row]:
                     [float(end) for end in ends] if len(ends) == 2 else (None, None)
                 )
             row["resolution"] = segment.get("resolution")
+            row["length_ratio_centred"] = (segment.get("centred") or {}).get("length_ratio")
+            row["sqrt_moving_blocks"] = segment.get("sqrt_moving_blocks")
+            row["corr_score"] = (segment.get("corr_score") or [None])[0]
+            row["power"] = segment.get("power")
             rows.append(
                 {**row, **{k: None if np.isnan(number(v)) else v for k, v in whole.items()}}
             )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -80,10 +79,9 @@ def _lead(record: Record) -> str:
 
 def _verdict(record: Record) -> str:
     """The record's verdict, a line a sentence."""
-    said = record.get("verdict")
-    if not said:
+    sentences = [plain(said["words"]) for said in record.get("verdict") or []]
+    if not sentences:
         return ""
-    sentences = [plain(s) for s in re.split(r"(?<=[.!?])\s+(?=[A-Z])", str(said).strip())]
     text = "\n".join(f"- {s}" for s in sentences) if len(sentences) > 1 else sentences[0]
     return f"```````{{admonition}} Verdict\n:class: tip\n\n{text}\n```````"
 

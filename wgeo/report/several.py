@@ -133,7 +133,10 @@ def _training(series: Record, plots: Plots) -> list[str]:
 def _verdicts(series: Record) -> str:
     parts = []
     for row in series["analyses"]:
-        parts += [f"## {_name(series, row)}", plain(row.get("verdict") or "")]
+        parts += [
+            f"## {_name(series, row)}",
+            *(f"- {plain(said['words'])}" for said in row["verdict"]),
+        ]
         if row.get("folder"):
             parts.append(f"Its own record: {plain(row['folder'], 120)}")
     return join("# Verdicts", *parts)

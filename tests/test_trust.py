@@ -1,0 +1,178 @@
+"""What an analysis says before it says anything else: accuracy, normalization, classes, samples."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import wgeo
+from wgeo.analysis.trust import copies_of, trust_of
+from wgeo.analysis.verdict import sentences, text
+from wgeo.analysis.wording import decimals_of, listed, ranged, segment_ends
+from wgeo.data import normalization
+
+
+def trajectory(labels, predictions=None, features=None):
+    labels = np.asarray(labels)
+    if features is None:
+        rng = np.random.default_rng(0)
+        features = rng.standard_normal((len(labels), 4))
+    return wgeo.Trajectory.from_arrays([features, 2 * features], labels, predictions=predictions)
+
+
+def claims(facts):
+    return {(said.claim, said.strength): said.words for said in sentences({"trust": facts})}
+
+
+def test_a_network_that_guesses_is_said_to_guess_and_nothing_more():
+    labels = np.arange(1000) % 10
+    guesses = np.random.default_rng(3).integers(0, 10, 1000)
+    facts = trust_of(trajectory(labels, guesses))
+    assert facts["at_chance"]
+    record = {
+        "trust": facts,
+        "layers": [{"name": "a", "stage": 0, "collapse": {"nc1": 0.01}}],
+    }
+    (said,) = sentences(record)
+    assert "no better than guessing (10.0 %)" in said.words
+    assert said.strength == "warning"
+
+
+def test_always_answering_the_most_frequent_class_is_guessing():
+    labels = np.array([0] * 80 + [1] * 20)
+    assert trust_of(trajectory(labels, np.zeros(100, int)))["at_chance"]
+    assert not trust_of(trajectory(labels, labels))["at_chance"]
+
+
+def test_a_network_without_a_classifier_is_not_said_to_guess():
+    facts = trust_of(trajectory(np.arange(40) % 2))
+    assert facts["accuracy"] is None
+    assert not facts["at_chance"]
+
+
+@pytest.mark.parametrize(("claimed", "warned"), [(0.99, True), (0.93, False)])
+def test_an_accuracy_far_below_the_claimed_one_is_said(claimed, warned):
+    labels = np.arange(100) % 2
+    predictions = np.where(np.arange(100) < 90, labels, 1 - labels)
+    facts = trust_of(trajectory(labels, predictions))
+    facts["claimed_accuracy"] = {"key": "best_acc1", "value": claimed}
+    assert (("accuracy", "warning") in claims(facts)) == warned
+
+
+def test_fewer_than_twenty_samples_say_nothing():
+    facts = trust_of(trajectory(np.arange(19) % 2))
+    record = {"trust": facts, "layers": [{"name": "a", "stage": 0, "collapse": {"nc1": 0.01}}]}
+    assert [said.claim for said in sentences(record)] == ["samples"]
+    assert "19 samples" in text(sentences(record))
+
+
+def test_few_samples_a_class_are_a_warning():
+    assert (
+        "smallest class has 4 samples"
+        in claims(trust_of(trajectory(np.arange(24) % 6)))["samples", "warning"]
+    )
+    assert "single sample" in claims(trust_of(trajectory([0] * 30 + [1])))["samples", "warning"]
+
+
+def test_copies_are_counted_and_said():
+    x = np.random.default_rng(0).standard_normal((60, 4))
+    x[[7, 9]] = x[3]
+    x[50] = x[20]
+    traj = trajectory(np.arange(60) % 2, features=x)
+    copies = copies_of(traj)
+    assert np.flatnonzero(copies != np.arange(60)).tolist() == [7, 9, 50]
+    assert copies[[7, 9, 50]].tolist() == [3, 3, 20]
+    assert trust_of(traj)["duplicates"] == 3
+    assert "3 images of 60 are copies" in claims(trust_of(traj))["samples", "warning"]
+
+
+def test_classes_that_do_not_occur_are_said():
+    facts = {"samples": 100, "classes": {"present": 9, "head": 10}}
+    assert "9 classes and the network tells 10 apart" in claims(facts)["classes", "warning"]
+    assert not claims({"samples": 100, "classes": {"present": 10, "head": 10}})
+
+
+class Threshold(nn.Module):
+    """Tells dark images from bright ones; right only for pixels in [0, 1]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = Shift()
+        self.head = nn.Linear(1, 2)
+        with torch.no_grad():
+            self.head.weight.copy_(torch.tensor([[-1.0], [1.0]]))
+            self.head.bias.copy_(torch.tensor([0.9, -0.9]))
+
+    def forward(self, x):
+        return self.head(self.block(x.mean((1, 2, 3), keepdim=True)[:, :, 0, 0]))
+
+
+class Shift(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(1, 1)
+
+    def forward(self, x):
+        return x + 1e-3 * self.inner(x)
+
+
+def bright_and_dark(preset):
+    rng = np.random.default_rng(0)
+    labels = np.arange(120) % 2
+    x = 0.85 + 0.1 * labels[:, None, None, None] + 0.01 * rng.random((120, 1, 4, 4))
+    names = ("dark", "bright")
+    images = wgeo.Images(torch.from_numpy(x).float(), labels, names, "made up")
+    return replace(images, preset=preset)
+
+
+def test_a_better_normalization_is_named():
+    images = bright_and_dark("mnist")
+    net = Threshold().eval()
+    facts = trust_of(wgeo.trace(net, images), net, images)["normalization"]
+    assert facts["source"] == "data"
+    assert facts["better"] == "none"
+    said = claims({"normalization": facts})["normalization", "warning"]
+    assert 'With normalize="none"' in said
+    assert "100.0 % of 120" in said
+
+
+def test_a_normalization_that_was_asked_for_and_works_is_not_doubted():
+    images = replace(bright_and_dark(None), normalize=normalization("none"))
+    net = Threshold().eval()
+    facts = trust_of(wgeo.trace(net, images), net, images)["normalization"]
+    assert facts["source"] == "asked"
+    assert "tried" not in facts
+    assert not claims({"normalization": facts})
+
+
+def test_an_assumed_normalization_is_a_warning():
+    images = bright_and_dark(None)
+    net = Threshold().eval()
+    facts = trust_of(wgeo.trace(net, images), net, images)["normalization"]
+    assert facts["source"] == "none"
+    assert "an assumption" in claims({"normalization": facts})["normalization", "warning"]
+
+
+@pytest.mark.parametrize(
+    ("value", "interval", "words"),
+    [
+        (1.3384, (1.3381, 1.3392), "1.338 (1.338 to 1.339)"),
+        (1.34, (1.31, 1.37), "1.34 (1.31 to 1.37)"),
+        (0.5, None, "0.5"),
+        (0.00123, (0.0011, 0.0013), "0.00123 (0.0011 to 0.0013)"),
+    ],
+)
+def test_digits_follow_the_interval(value, interval, words):
+    assert ranged(value, interval) == words
+
+
+def test_wording():
+    assert decimals_of(1.001, 1.0012) == 4
+    assert listed(["a", "b", "c"]) == "a, b and c"
+    assert listed(["a"]) == "a"
+    shortcut = {"layers": ["layer2.0.shortcut", "layer2.2"]}
+    assert segment_ends(shortcut).startswith("From the input of layer2.0")

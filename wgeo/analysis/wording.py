@@ -1,0 +1,65 @@
+"""Numbers and lists as words: percentages, counts, and digits that follow an interval."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+_MOST_DECIMALS = 9
+
+
+def percent(share: float, decimals: int = 1) -> str:
+    """``0.9833`` -> ``98.3 %``."""
+    return f"{100 * share:.{decimals}f} %"
+
+
+def count(number: int, noun: str) -> str:
+    """``1437, "image"`` -> ``1,437 images``."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def listed(parts: Sequence[str], last: str = "and") -> str:
+    """``["a", "b", "c"]`` -> ``a, b and c``."""
+    if len(parts) < 2:
+        return "".join(parts)
+    return f"{', '.join(parts[:-1])} {last} {parts[-1]}"
+
+
+def rounded(value: float) -> str:
+    """A number to three significant digits, without a power of ten if it is of usual size."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
+def decimals_of(low: float, high: float, least: int = 2) -> int:
+    """The first number of decimals at which the ends of an interval differ."""
+    for decimals in range(least, _MOST_DECIMALS):
+        if round(low, decimals) != round(high, decimals):
+            return decimals
+    return least
+
+
+def ranged(value: float, interval: Any, *, certified: bool = False) -> str:
+    """A value with its interval, printed to the digit in which the ends differ.
+
+    ``1.3384, (1.3381, 1.3392)`` -> ``1.338 (1.338 to 1.339)``. A certified interval that is closed
+    to within rounding is left out.
+    """
+    if interval is None:
+        return rounded(value)
+    low, high = interval
+    closed = abs(high - low) <= 1e-4 if certified else low == high
+    if closed:
+        return f"{value:.4f}".rstrip("0") if certified else rounded(value)
+    if high >= 1000 or 0 < high < 0.01:
+        return f"{rounded(value)} ({rounded(low)} to {rounded(high)})"
+    d = decimals_of(low, high)
+    return f"{value:.{d}f} ({low:.{d}f} to {high:.{d}f})"
+
+
+def segment_ends(segment: Mapping[str, Any]) -> str:
+    """``From stem to blocks.7``; a shortcut's image is named as what it is."""
+    first, last = segment["layers"][0], segment["layers"][-1]
+    block, dot, child = str(first).rpartition(".")
+    if dot and child == "shortcut":
+        first = f"the input of {block}, carried over by its shortcut,"
+    return f"From {first} to {last}"
