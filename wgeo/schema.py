@@ -140,7 +140,8 @@ _PROVENANCE = {
 _SENTENCE = {"claim": text, "words": text, "strength?": text, "evidence?": {}}
 _NORMALIZATION = {
     **dict.fromkeys(("name", "source"), text),
-    **dict.fromkeys(("mean", "std"), [number]),
+    "mean": [number],
+    "std": [number],
     "tried?": [{"name": text, "accuracy": number}],
     "better?": text,
     "images?": whole,

@@ -26,7 +26,7 @@ from ..trajectory import Trajectory
 from ..transport import Exact, chain
 from .beside import brenier_test, checked_reference, reference_test, traced_reference
 from .result import Analysis, versions
-from .trust import copies_of, trust_of
+from .trust import trust_of
 from .verdict import THRESHOLDS, sentences
 from .views import class_view
 

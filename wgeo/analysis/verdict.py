@@ -7,10 +7,12 @@ module composes one, and `THRESHOLDS` holds every number at which the words chan
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from ..geodesic.nulls import POWER_MARGIN
 from .wording import count, listed, percent, ranged, rounded, segment_ends
 
 Record = Mapping[str, Any]
@@ -24,6 +26,7 @@ THRESHOLDS: dict[str, float] = {
     "few_moving": 1.1,
     "optimal": 0.99,
     "nearly_optimal": 0.95,
+    "power_margin": POWER_MARGIN,
     "nearly_a_point": 10.0,
     "mostly_shift": 0.5,
     "rounding": 1e-6,
@@ -48,6 +51,8 @@ few_moving
     sqrt(B) below which one block makes nearly all of a path, and its length ratio says little.
 optimal, nearly_optimal
     Correlation scores from which a map is called optimal, and nearly optimal.
+power_margin
+    How far a correlation score must lie above those of null maps for the samples to tell.
 nearly_a_point
     Spread of the last cloud over that of the first from which the start is nearly a point, so that
     almost every coupling would be optimal.
@@ -179,8 +184,8 @@ def _normalization(trust: Record) -> Iterator[Sentence]:
             "normalization",
             f'With normalize="{better}" the network classifies {percent(tried[better])} of '
             f"{used['images']} of these images correctly, against {percent(tried[used['name']])} "
-            f"as they were normalized ({used['name']}): the pixels are probably normalized wrongly, "
-            "and then so are all numbers below.",
+            f"as they were normalized ({used['name']}): the pixels are probably normalized wrongly,"
+            " and then so are all numbers below.",
             {**used},
             "warning",
         )
@@ -261,13 +266,13 @@ def _straightness(record: Record) -> Iterator[Sentence]:
 
 def _path(segment: Record) -> Sentence:
     where = segment_ends(segment)
-    moved = segment.get("displacement")
+    moved = segment.get("relative_displacement")
     if moved is not None and moved < THRESHOLDS["rounding"]:
         return _silent(
             segment,
             f"{where} the features move by less than rounding can tell "
             f"({moved:.0e} of their spread).",
-            {"displacement": moved},
+            {"relative_displacement": moved},
         )
     if len(segment["layers"]) < 3:
         return _silent(segment, f"{where} there is one block, which has no shape to judge.", {})
@@ -366,7 +371,7 @@ def _shift(segment: Record) -> str:
 
 def _optimality(record: Record) -> Iterator[Sentence]:
     for segment in record.get("segments") or []:
-        moved = segment.get("displacement")
+        moved = segment.get("relative_displacement")
         if segment.get("corr_score") is None or (moved or 0) < THRESHOLDS["rounding"]:
             continue
         yield _end_to_end(segment)
@@ -386,7 +391,8 @@ def _end_to_end(segment: Record) -> Sentence:
         return Sentence(
             "optimality",
             f"{start} the map is {found['word']} for these samples (correlation score "
-            f"{_score(found)}; with displacements at random at most {found['null']:.3f}){rest}.{tail}",
+            f"{_score(found)}; the same displacements given to the wrong samples: at most "
+            f"{found['null']:.3f}){rest}.{tail}",
             evidence,
             "shown",
         )
@@ -426,49 +432,30 @@ def _score(row: Record) -> str:
 
 def _scores_to_end(segment: Record) -> list[dict[str, Any]]:
     """The correlation score of the map from each layer to the last, with its null."""
-    value, low, high = segment["corr_score"]
-    rows = [_row(segment["layers"][0], value, low, high, _null(segment), segment.get("power"))]
+    rows = [_row(segment["layers"][0], segment["corr_score"], _null(segment), segment)]
     pairs = segment.get("pairs") or {}
-    if not pairs.get("corr_score"):
-        return rows
-    names, last = pairs.get("layers") or segment["layers"], len(pairs["corr_score"]) - 1
-    for i in range(1, last):
-        cell = {key: (pairs.get(key) or {}) for key in ("corr_score", "low", "high", "null")}
-        score = pairs["corr_score"][i][last]
-        if score is None:
-            continue
-        low, high = (
-            pairs[f"corr_{end}"][i][last] if pairs.get(f"corr_{end}") else score
-            for end in ("low", "high")
-        )
-        null = pairs["null"][i][last] if pairs.get("null") else None
-        power = pairs["power"][i][last] if pairs.get("power") else None
-        rows.append(_row(names[i], score, low, high, null, power))
-        del cell
+    for i, name in enumerate((pairs.get("layers") or [])[1:-1], 1):
+        score = tuple(pairs[key][i][-1] for key in ("corr_score", "corr_low", "corr_high"))
+        if None not in score:
+            null = pairs["null"][i][-1] if pairs.get("null") else None
+            rows.append(_row(name, score, null, segment))
     return rows
 
 
-def _row(
-    name: str, value: float, low: float, high: float, null: float | None, power: bool | None
-) -> dict[str, Any]:
-    nearly, fully = THRESHOLDS["nearly_optimal"], THRESHOLDS["optimal"]
-    optimal = bool(power) and null is not None and low >= nearly
-    word = "optimal" if low >= fully else "nearly optimal"
-    return {
-        "from": name,
-        "value": value,
-        "low": low,
-        "high": high,
-        "null": null,
-        "power": power,
-        "optimal": optimal,
-        "word": word,
-    }
+def _row(name: str, score: Sequence[float], null: float | None, segment: Record) -> dict[str, Any]:
+    value, low, high = score
+    margin = max(THRESHOLDS["power_margin"], 1 / math.sqrt(segment.get("samples") or 1))
+    power = None if null is None else low > null + margin
+    word = "optimal" if low >= THRESHOLDS["optimal"] else "nearly optimal"
+    known = {"from": name, "value": value, "low": low, "high": high, "null": null, "power": power}
+    return {**known, "word": word, "optimal": bool(power) and low >= THRESHOLDS["nearly_optimal"]}
 
 
 def _null(row: Record) -> float | None:
-    known = [null["score"] for null in row.get("null") or [] if null.get("score") is not None]
-    return max(known, default=None)
+    """The highest certified bound of the null scores."""
+    return max(
+        (null["score"][2] for null in row.get("null") or [] if null.get("score")), default=None
+    )
 
 
 def _dirac(segment: Record) -> str:
@@ -521,7 +508,7 @@ def _block_kind(block: Record) -> str:
     tested = block.get("brenier") or {}
     if tested.get("excluded") is not None:
         return "not gradient" if tested["excluded"] else "gradient"
-    value, low, high = block["corr_score"]
+    _, low, high = block["corr_score"]
     if high < THRESHOLDS["nearly_optimal"]:
         return "not optimal"
     return "optimal" if block.get("power") and low >= THRESHOLDS["optimal"] else "undecided"
@@ -539,21 +526,19 @@ def _reference(record: Record) -> Iterator[Sentence]:
 def _against_fresh(row: Record, networks: int, reference: Record) -> Sentence:
     where = f"From {row['layers'][0]} to {row['layers'][-1]}"
     evidence = {
-        key: row.get(key) for key in ("layers", "value", "median", "low", "high", "rank_p")
+        key: row.get(key) for key in ("layers", "value", "median", "low", "high", "adjusted_p")
     } | {"networks": networks}
     known = (
         f"line-shape ratio of the centred paths {rounded(row['value'])}, against "
         f"{rounded(row['median'])} ({rounded(row['low'])} to {rounded(row['high'])})"
     )
     direction = row.get("direction")
-    told = direction in ("straighter", "less straight") and (
-        row["rank_p"] <= THRESHOLDS["significant"]
-    )
+    told = direction in ("straighter", "less straight")
     outcome = f"{direction} than" if told else "not told apart from"
     return Sentence(
         "reference",
         f"{where} the network is {outcome} {networks} networks of this architecture with fresh "
-        f"weights ({known}; rank p = {row['rank_p']:.2g} over networks).",
+        f"weights ({known}; rank p = {row['adjusted_p']:.2g}, over networks).",
         evidence,
         "shown" if told else "undecided",
     )

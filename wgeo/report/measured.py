@@ -6,8 +6,19 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ..plots import METRICS, RATIOS
-from ..plots.style import segment_name
-from .parts import Plots, Record, figure_block, interval, join, names_of, score
+from ..plots.style import segment_name, short_names
+from .parts import (
+    Plots,
+    Record,
+    centred,
+    correlation,
+    figure_block,
+    highest_null,
+    interval,
+    join,
+    names_of,
+    score,
+)
 from .scrubber import scrubber
 from .text import DASH, figure, fixed, key_values, plain, share, table, with_interval
 
@@ -23,13 +34,20 @@ def transport(record: Record, plots: Plots) -> str:
             figure(b.get("distance"), 5),
             f"[{figure(b.get('lower'), 5)}, {figure(b.get('upper'), 5)}]",
             figure(b.get("paired"), 5),
+            correlation(b),
+            highest_null(b),
             score(b),
+            fixed(b.get("ot_score_centred"), 4),
+            share(b.get("shift_share")),
             figure(b.get("resolution")),
             plain(b.get("status") or DASH),
         ]
         for name, b in zip(names_of(blocks, "target"), blocks, strict=True)
     ]
-    header = ("Block", "W2", "contained in", "own pairing", "OT score", "resolution", "status")
+    header = (
+        *("Block", "W2", "contained in", "own pairing", "correlation score", "highest null"),
+        *("OT score", "centred", "common shift", "resolution", "status"),
+    )
     return join(
         "# Transport",
         "Each block maps the features of one layer to those of the next. W2 is the least root mean "
@@ -38,8 +56,9 @@ def transport(record: Record, plots: Plots) -> str:
         "the feature space, its input is carried over by the block's own shortcut.",
         f"{certified} of {len(blocks)} distances are certified: their interval, proved by a "
         "feasible coupling above and feasible dual potentials below, is closed to within the "
-        "solver's tolerance. Scores in brackets have a resolution below 1/2: the samples move so "
-        "little against their spacing that any map would score 1.",
+        "solver's tolerance. A correlation score in brackets is not clearly above those of null "
+        "maps, which give the same displacements to the wrong samples: the sample cannot tell. OT "
+        "scores in brackets have a resolution below 1/2.",
         figure_block(plots, "distances"),
         table(header, rows, "Transport of every block; distances in units of the features."),
         _gradient_maps(record, plots),
@@ -91,7 +110,16 @@ def straightness(record: Record, plots: Plots) -> str:
             ("W2 end to end", lambda s: figure(s.get("distance"), 4)),
             ("sum of the blocks' W2", lambda s: figure(s.get("length"), 4)),
             *((label, _measured(key)) for key, label in RATIOS.items()),
+            *((f"{label}, centred", _centred(key)) for key, label in RATIOS.items()),
+            ("moving blocks B", lambda s: fixed(s.get("moving_blocks"), 2)),
+            ("ratio of orthogonal steps √B", lambda s: fixed(s.get("sqrt_moving_blocks"), 2)),
+            *((f"length ratio over {k} runs", _over_runs(k)) for k in _runs(segments)),
+            ("correlation score", correlation),
+            ("highest null", highest_null),
+            ("spread of the last layer over that of the first", _spread),
+            ("common shift", lambda s: share(s.get("shift_share"))),
             ("OT score", score),
+            ("OT score, centred", lambda s: fixed(s.get("ot_score_centred"), 4)),
             ("resolution", lambda s: figure(s.get("resolution"))),
             ("mean turning angle (degrees)", lambda s: fixed(s.get("turning_angle"), 0)),
             ("largest interpolation gap", lambda s: fixed(_largest_gap(s))),
@@ -105,7 +133,13 @@ def straightness(record: Record, plots: Plots) -> str:
         "and action ratios compare distributions; the line-shape figures follow each sample's own "
         "path. [How they are defined](methods.md).",
         figure_block(plots, "straightness"),
-        table(header, rows, "Straightness of every segment; 95 % intervals in brackets."),
+        table(
+            header,
+            rows,
+            "Straightness of every segment; 95 % intervals in square brackets. Centred: with each "
+            "layer's mean taken off. Correlation score in round brackets: the sample cannot tell.",
+        ),
+        *_pairs(segments),
         _reference(record),
         _embedded(record),
         "## Where the classes go" if means else "",
@@ -114,12 +148,90 @@ def straightness(record: Record, plots: Plots) -> str:
     )
 
 
+def _spread(segment: Mapping[str, Any]) -> str:
+    return figure(segment.get("spread_ratio"))
+
+
+def _runs(segments: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Every number of runs of blocks over which some segment's length is known."""
+    known = {k for s in segments for k in s.get("length_over_runs") or {}}
+    return sorted(known, key=int)
+
+
+def _over_runs(k: str) -> Callable[[Mapping[str, Any]], str]:
+    return lambda segment: fixed((segment.get("length_over_runs") or {}).get(k), 3)
+
+
+def _pairs(segments: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The correlation score of the map between every two layers of a segment."""
+    parts = []
+    for i, segment in enumerate(segments):
+        pairs = segment.get("pairs") or {}
+        if not pairs.get("corr_score"):
+            continue
+        names = [plain(name) for name in short_names(pairs["layers"], 24)]
+        rows = [
+            [name, *(fixed(score, 3) if k > j else DASH for k, score in enumerate(scores))]
+            for j, (name, scores) in enumerate(zip(names, pairs["corr_score"], strict=True))
+        ]
+        caption = (
+            f"{plain(segment_name(segment, i))}: correlation score of the map from the layer of "
+            "the row to that of the column; 1 for an optimal map."
+        )
+        parts.append(table(("from", *names), rows[:-1], caption))
+    return ["## From where to where is the map optimal?", *parts] if parts else []
+
+
 def _reference(record: Record) -> str:
     """Is the network straighter than what it is compared with?"""
     reference = record.get("reference") or {}
-    tests = reference.get("tests") or []
     if reference.get("skipped"):
-        return f"Not tested against a reference: {plain(reference['skipped'])}"
+        return f"Not compared with a reference: {plain(reference['skipped'])}"
+    kept = reference.get("kept") or []
+    body = _fresh_table(reference) or _tests_table(reference.get("tests") or [])
+    if not body:
+        return ""
+    return join(
+        "## Straighter than a reference?",
+        *(plain(said["words"]) for said in record["verdict"] if said["claim"] == "reference"),
+        f"Without fresh weights of their own: {plain(', '.join(kept[:5]), 200)}." if kept else "",
+        body,
+    )
+
+
+def _fresh_table(reference: Mapping[str, Any]) -> str:
+    """The network among networks of its architecture with fresh weights."""
+    rows = [
+        [
+            plain(segment_name(row, i)),
+            fixed(row.get("value")),
+            f"{fixed(row.get('median'))} [{fixed(row.get('low'))}, {fixed(row.get('high'))}]",
+            figure(row.get("as_straight")),
+            figure(row.get("as_bent")),
+            figure(row.get("rank_p"), 2),
+            figure(row.get("adjusted_p"), 2),
+            plain(row.get("direction") or DASH),
+        ]
+        for i, row in enumerate(reference.get("segments") or [])
+    ]
+    if not rows:
+        return ""
+    header = (
+        *("Segment", "this network", "fresh: median [range]", "as straight", "as bent"),
+        *("rank p", "adjusted p", "direction"),
+    )
+    count = len(reference.get("networks") or [])
+    return table(
+        header,
+        rows,
+        f"Line-shape ratio of the centred paths beside that of {count} networks with fresh "
+        f"weights, on {figure(reference.get('images'))} images; 1 is straight. Adjusted: for all "
+        "segments together.",
+    )
+
+
+def _tests_table(tests: Sequence[Mapping[str, Any]]) -> str:
+    """The network beside one other, over images."""
     if not tests:
         return ""
     rows = [
@@ -134,12 +246,8 @@ def _reference(record: Record) -> str:
         for i, test in enumerate(tests)
     ]
     header = ("Segment", "network", "reference", "difference", "effect size d", "one-sided p")
-    kept = reference.get("kept") or []
-    return join(
-        "## Straighter than a reference?",
-        plain(reference.get("verdict") or ""),
-        f"Without fresh weights of their own: {plain(', '.join(kept[:5]), 200)}." if kept else "",
-        table(header, rows, "Line-shape ratio of the samples' own paths; 1 is straight."),
+    return table(
+        header, rows, "Line-shape ratio of the samples' own paths; 1 is straight. Over images."
     )
 
 
@@ -154,11 +262,16 @@ def _embedded(record: Record) -> str:
     return join(
         "## The whole network in one space",
         f"All layers put into one space ({plain(found.get('space'))}), which the network itself "
-        f"does not do. {plain(found.get('verdict') or '')}",
+        "does not do.",
+        *(plain(said["words"]) for said in found.get("verdict") or []),
         table(
             ("", *(plain(segment_name(s, i)) for i, s in enumerate(segments))), rows, "Embedded."
         ),
     )
+
+
+def _centred(key: str) -> Callable[[Mapping[str, Any]], str]:
+    return lambda segment: centred(segment, key)
 
 
 def _measured(key: str) -> Callable[[Mapping[str, Any]], str]:

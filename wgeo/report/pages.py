@@ -10,7 +10,17 @@ from ..plots.depth import ROUNDING
 from ..plots.style import number, segment_name, short
 from .assets import asset
 from .measured import collapse, straightness, transport
-from .parts import Plots, Record, figure_block, flat, interval, join, names_of, score
+from .parts import (
+    Plots,
+    Record,
+    centred,
+    correlation,
+    figure_block,
+    flat,
+    interval,
+    join,
+    names_of,
+)
 from .several import series_title, side_by_side
 from .text import DASH, code, figure, fixed, key_values, plain, share, table, with_interval
 
@@ -67,14 +77,32 @@ def _lead(record: Record) -> str:
     about = record.get("provenance") or {}
     samples, split = about.get("samples"), about.get("split")
     images = f"{figure(samples)} {plain(split) + ' ' if split else ''}samples" if samples else ""
+    trust = record.get("trust") or {}
     said = [
         images,
-        f"accuracy {share(record.get('accuracy'))}" if record.get("accuracy") is not None else "",
+        f"accuracy {share(record.get('accuracy'))}{_beside_chance(trust)}"
+        if record.get("accuracy") is not None
+        else "",
+        _normalized(trust.get("normalization")),
         f"{len(record.get('layers') or [])} layers",
         f"{len(record.get('blocks') or [])} blocks",
         f"features: {plain(about['pool'])}" if about.get("pool") else "",
     ]
     return ", ".join(part for part in said if part) + "."
+
+
+def _beside_chance(trust: Record) -> str:
+    parts = [f"guessing {share(trust['chance'])}"] if trust.get("chance") is not None else []
+    claimed = trust.get("claimed_accuracy")
+    parts += [f"the file claims {share(claimed['value'])}"] if claimed else []
+    return f" ({', '.join(parts)})" if parts else ""
+
+
+def _normalized(used: Record | None) -> str:
+    if not used:
+        return ""
+    source = {"asked": "as asked", "file": "as the file says"}.get(used["source"], "assumed")
+    return f"normalization {plain(used['name'])}, {source}"
 
 
 def _verdict(record: Record) -> str:
@@ -105,7 +133,9 @@ def _glance(record: Record) -> str:
         [
             plain(segment_name(s, i)),
             with_interval(s.get("length_ratio"), interval(s, "length_ratio")),
-            score(s),
+            centred(s, "length_ratio"),
+            fixed((s.get("centred") or {}).get("sqrt_moving_blocks"), 2),
+            correlation(s),
             change(s, "nc1", figure),
             change(s, "ncc_accuracy", share),
         ]
@@ -113,9 +143,29 @@ def _glance(record: Record) -> str:
     ]
     if not rows:
         return "This record has no segment of at least two layers in one feature space."
-    header = ("Segment", "W2 length ratio", "OT score", "NC1", "Nearest-centre accuracy")
+    header = (
+        "Segment",
+        "length ratio",
+        "centred",
+        "orthogonal",
+        "correlation score",
+        "NC1",
+        "nearest-centre accuracy",
+    )
+    first = next((layer for layer in layers if layer.get("stage") is None), None)
+    begun = (
+        f" At {plain(first['name'])}, before any block: NC1 "
+        f"{figure(first['collapse'].get('nc1'))}, nearest-centre accuracy "
+        f"{share(first['collapse'].get('ncc_accuracy'))}."
+        if first
+        else ""
+    )
     return table(
-        header, rows, "Each run of layers in one feature space; 95 % intervals in brackets."
+        header,
+        rows,
+        "Each run of layers in one feature space; 95 % intervals in square brackets. Centred: each "
+        "layer's mean taken off. Orthogonal: the ratio that orthogonal steps of the same sizes "
+        "would have. A correlation score in round brackets: the sample cannot tell." + begun,
     )
 
 

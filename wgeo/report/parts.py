@@ -8,7 +8,7 @@ from typing import Any
 
 from ..plots import Plot
 from ..plots.style import resolved, short_names
-from .text import DASH, fixed, plain
+from .text import DASH, fixed, plain, with_interval
 
 Record = Mapping[str, Any]
 Plots = Mapping[str, Plot]
@@ -41,9 +41,27 @@ def interval(item: Mapping[str, Any], key: str) -> Any:
 
 
 def score(item: Mapping[str, Any]) -> str:
-    """The OT score, in brackets where the sample has not the resolution to give it a meaning."""
+    """The OT score, in brackets if the sample has not the resolution to give it a meaning."""
     text = fixed(item.get("ot_score"), 4)
     return text if text == DASH or resolved(item) else f"({text})"
+
+
+def correlation(item: Mapping[str, Any]) -> str:
+    """The correlation score, in brackets unless null maps of the same steps score clearly lower."""
+    text = fixed((item.get("corr_score") or [None])[0], 4)
+    return text if text == DASH or item.get("power") else f"({text})"
+
+
+def highest_null(item: Mapping[str, Any]) -> str:
+    """The highest certified bound of the correlation scores of null maps."""
+    bounds = [null["score"][2] for null in item.get("null") or [] if null.get("score")]
+    return fixed(max(bounds), 3) if bounds else DASH
+
+
+def centred(item: Mapping[str, Any], key: str, decimals: int = 2) -> str:
+    """A measure of the centred path with its interval."""
+    twin = item.get("centred") or {}
+    return with_interval(twin.get(key), (twin.get("intervals") or {}).get(key), decimals)
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
