@@ -483,7 +483,9 @@ def _blocks(record: Record) -> Iterator[Sentence]:
         ]
     }
     clauses = [
-        f"{kinds.count(kind)} {words}" for kind, words in _KINDS.items() if kinds.count(kind)
+        f"{kinds.count(kind)} {words[kinds.count(kind) > 1]}"
+        for kind, words in _KINDS.items()
+        if kinds.count(kind)
     ]
     undecided = kinds.count("undecided") == len(kinds)
     yield Sentence(
@@ -494,12 +496,24 @@ def _blocks(record: Record) -> Iterator[Sentence]:
     )
 
 
-_KINDS = {
-    "gradient": "act as a gradient map by their Jacobians, as optimal maps do",
-    "not gradient": "cannot be optimal maps by their Jacobians",
-    "not optimal": "are not optimal maps of these samples",
-    "optimal": "are optimal maps of these samples",
-    "undecided": "move the samples too little for them to tell",
+_KINDS = {  # of one block, of several
+    "gradient": (
+        "has Jacobians like those of an optimal map (symmetric, no negative eigenvalue)",
+        "have Jacobians like those of optimal maps (symmetric, no negative eigenvalue)",
+    ),
+    "not gradient": (
+        "cannot be an optimal map by its Jacobians",
+        "cannot be optimal maps by their Jacobians",
+    ),
+    "not optimal": (
+        "is not an optimal map of these samples",
+        "are not optimal maps of these samples",
+    ),
+    "optimal": ("is an optimal map of these samples", "are optimal maps of these samples"),
+    "undecided": (
+        "moves the samples too little for them to tell",
+        "move the samples too little for them to tell",
+    ),
 }
 
 

@@ -283,7 +283,20 @@ def _model(record: Record, key: str) -> str:
 
 
 def _methods(record: Record, plots: Plots) -> str:
-    return asset("methods.md")
+    return join(asset("methods.md"), _thresholds(record.get("thresholds") or {}))
+
+
+def _thresholds(thresholds: Mapping[str, float]) -> str:
+    """The numbers at which the words of the verdict change, as the record has them."""
+    rows = [[plain(name.replace("_", " ")), figure(value)] for name, value in thresholds.items()]
+    if not rows:
+        return ""
+    return join(
+        "## Words",
+        "The numbers at which the words of the verdict change; what each decides stands in the "
+        "documentation of `wgeo.analysis.verdict`.",
+        table(("Threshold", "value"), rows, "Thresholds of the verdict."),
+    )
 
 
 def _provenance(record: Record, plots: Plots) -> str:

@@ -1,0 +1,281 @@
+"""What a verdict says, in cases built to make it say something false."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+import wgeo
+from wgeo.analysis import analyze_trajectory
+from wgeo.analysis.verdict import THRESHOLDS, Sentence, sentences, text
+from wgeo.trajectory import Layer, Trajectory
+
+
+def trajectory(arrays, labels=None):
+    n = len(arrays[0])
+    layers = tuple(Layer(f"layer{i}", np.asarray(a, float), 0) for i, a in enumerate(arrays))
+    return Trajectory(layers, np.arange(n) % 2 if labels is None else labels)
+
+
+def verdict_of(arrays, labels=None, **options):
+    """The sentences on straightness, optimality and blocks of features."""
+    straight = wgeo.straightness(trajectory(arrays, labels), bootstrap=60, **options)
+    return sentences(straight.to_dict())
+
+
+def said(found, claim):
+    return text([s for s in found if s.claim == claim])
+
+
+def antisymmetric(d, rng):
+    frame = np.linalg.qr(rng.standard_normal((d, d)))[0]
+    half = frame[:, ::2] @ frame[:, 1::2].T
+    return half - half.T
+
+
+def quarter_turn(rng, shift):
+    x = rng.standard_normal((1000, 2))
+    return x, x @ np.array([[0.0, 1.0], [-1.0, 0.0]]) + [shift, 0.0]
+
+
+@pytest.mark.parametrize("shift", [0.0, 30.0])
+def test_a_quarter_turn_is_not_optimal_whatever_is_added_to_it(rng, shift):
+    x, y = quarter_turn(rng, shift)
+    straight = wgeo.straightness(trajectory([x, y]), bootstrap=0)
+    block = straight.blocks[0]
+    assert (block.ot_score > 0.99) == (shift > 0)
+    assert block.ot_score_centred < 0.05
+    found = sentences(straight.to_dict())
+    assert "is not optimal" in said(found, "optimality")
+    assert "are not optimal maps of these samples" in said(found, "blocks")
+
+
+@pytest.mark.parametrize(("d", "n", "step"), [(512, 500, 1.0), (128, 1000, 1.0), (32, 1000, 1.0)])
+def test_turns_in_many_planes_are_never_called_optimal(d, n, step, rng):
+    """45 degrees in every plane: the samples are too sparse to see it."""
+    x = rng.standard_normal((n, d))
+    y = x + step * x @ antisymmetric(d, rng).T
+    found = verdict_of([x, y])
+    assert " is optimal" not in said(found, "optimality")
+    assert "are optimal" not in said(found, "blocks")
+    assert "gradient" not in said(found, "blocks")
+
+
+def test_what_would_decide_an_open_question_is_said(rng):
+    x = rng.standard_normal((500, 64))
+    found = verdict_of([x, x + 0.5 * x @ antisymmetric(64, rng).T])
+    assert "cannot tell" in said(found, "optimality")
+    assert "more images" in said(found, "next")
+    assert found[-1].claim == "next"
+
+
+def test_a_common_shift_with_noise_is_not_straight(rng):
+    """Every block adds one constant vector and a little noise: the network does nothing."""
+    path = [rng.standard_normal((400, 16))]
+    for _ in range(6):
+        noise = 0.15 * rng.standard_normal((400, 16))
+        path.append(path[-1] + np.r_[3.0, np.zeros(15)] + noise)
+    straight = wgeo.straightness(trajectory(path), bootstrap=60)
+    assert straight.segments[0].length_ratio < THRESHOLDS["straight"]
+    words = said(sentences(straight.to_dict()), "straightness")
+    assert ": straight to" not in words
+    assert ": close to" not in words
+    assert "one shift common to all samples" in words
+
+
+def test_a_pure_translation_says_nothing_of_the_path(rng):
+    x = rng.standard_normal((200, 8))
+    found = verdict_of([x, x + 1.0, x + 2.0, x + 3.0])
+    assert "straight to" not in said(found, "straightness")
+    assert "optimal" not in said(found, "optimality")
+    assert "are optimal" not in said(found, "blocks")
+
+
+@pytest.mark.parametrize("noise", [0.0, 1e-9])
+def test_identity_blocks_say_nothing(noise, rng):
+    x = rng.standard_normal((300, 5))
+    found = verdict_of([x, *(x + noise * rng.standard_normal(x.shape) for _ in range(3))])
+    assert "straight to" not in said(found, "straightness")
+    assert "optimal" not in said(found, "optimality")
+    assert "are optimal" not in said(found, "blocks")
+
+
+def test_independent_steps_of_noise_are_neither_straight_nor_optimal(rng):
+    path = [rng.standard_normal((60, 64))]
+    for _ in range(4):
+        path.append(path[-1] + 0.5 * rng.standard_normal((60, 64)))
+    found = verdict_of(path)
+    assert ": straight" not in said(found, "straightness")
+    assert ": close" not in said(found, "straightness")
+    assert " is optimal" not in said(found, "optimality")
+    assert "are optimal" not in said(found, "blocks")
+
+
+def test_four_samples_say_nothing(rng):
+    h = rng.standard_normal((4, 64))
+    traj = trajectory([h, h + rng.standard_normal(h.shape), h + 2 * rng.standard_normal(h.shape)])
+    verdict = analyze_trajectory(traj, bootstrap=0, mufm=False).record["verdict"]
+    assert [s["claim"] for s in verdict] == ["samples"]
+
+
+def test_random_labels_are_no_collapse(rng):
+    x = rng.standard_normal((600, 16))
+    labels = np.arange(600) % 10
+    drift = [x + 0.02 * i * np.eye(16)[labels] for i in range(6)]
+    analysis = analyze_trajectory(trajectory(drift, labels), bootstrap=20, mufm=False)
+    words = said([Sentence(**s) for s in analysis.record["verdict"]], "collapse")
+    assert "not collapsed" in words
+
+
+def contraction(rng, n=400, d=6, steps=4):
+    """A geodesic: every sample goes straight to its class's point."""
+    labels = np.arange(n) % 3
+    goal = 3 * np.eye(3, d)[labels]
+    x = goal + rng.standard_normal((n, d))
+    return [x + t * 0.9 * (goal - x) for t in np.linspace(0, 1, steps + 1)], labels
+
+
+def test_a_contraction_to_the_class_means_is_straight_optimal_and_collapsed(rng):
+    path, labels = contraction(rng)
+    analysis = analyze_trajectory(trajectory(path, labels), bootstrap=60, mufm=False)
+    found = [Sentence(**s) for s in analysis.record["verdict"]]
+    assert ": straight to within 5 %" in said(found, "straightness")
+    assert "the map is optimal" in said(found, "optimality")
+    assert "are collapsed" in said(found, "collapse")
+    assert all(s.evidence for s in found if s.claim != "next")
+    assert analysis.verdict == text(found)
+
+
+def segment(**changes):
+    """What a record holds of a segment, for words alone."""
+    known = {
+        "layers": ["stem", "a", "b"],
+        "samples": 1000,
+        "relative_displacement": 1.0,
+        "length_ratio": 1.1,
+        "shift_share": 0.1,
+        "corr_score": [0.5, 0.499, 0.501],
+        "null": [{"kind": "dealt", "score": [0.2, 0.2, 0.2]}],
+        "power": True,
+        "spread_ratio": 2.0,
+        "centred": {
+            "length_ratio": 1.02,
+            "sqrt_moving_blocks": 2.5,
+            "intervals": {"length_ratio": [1.015, 1.025]},
+        },
+    }
+    return {**known, **changes}
+
+
+def centred(ratio, low, high, bound=2.5):
+    ends = {"length_ratio": [low, high]}
+    return {"length_ratio": ratio, "sqrt_moving_blocks": bound, "intervals": ends}
+
+
+@pytest.mark.parametrize(
+    ("twin", "words"),
+    [
+        (centred(1.02, 1.015, 1.025), ": straight to within 5 %"),
+        (centred(1.04, 1.03, 1.08), "between straight to within 5 % and close to straight"),
+        (centred(1.3, 1.25, 1.35), ": bent"),
+        (centred(1.9, 1.8, 2.0), ": far from straight"),
+        (centred(1.48, 1.44, 1.52, bound=1.47), "between bent and far from straight"),
+        (centred(1.15, 1.12, 1.18, bound=1.2), "not clearly straighter than orthogonal steps"),
+        (centred(1.02, 1.015, 1.025, bound=1.03), "one block makes nearly all of it"),
+    ],
+)
+def test_words_follow_the_interval_and_the_moving_blocks(twin, words):
+    found = sentences({"segments": [segment(centred=twin)]})
+    assert words in said(found, "straightness")
+
+
+def test_without_an_interval_a_path_has_no_name():
+    twin = {"length_ratio": 1.02, "sqrt_moving_blocks": 2.5}
+    found = sentences({"segments": [segment(centred=twin)]})
+    assert "straight to" not in said(found, "straightness")
+    assert found[0].strength == "suggested"
+
+
+def test_the_layer_from_which_the_map_is_optimal_is_named():
+    matrix = [[1, 0.9, 0.4], [0.9, 1, 0.999], [0.4, 0.999, 1]]
+    null = [[None, 0.3, 0.2], [0.3, None, 0.45], [0.2, 0.45, None]]
+    pairs = {"layers": ["stem", "a", "b"], "null": null}
+    pairs |= dict.fromkeys(("corr_score", "corr_low", "corr_high"), matrix)
+    found = sentences({"segments": [segment(corr_score=[0.4, 0.4, 0.4], pairs=pairs)]})
+    words = said(found, "optimality")
+    assert words.startswith("From a to b the map is optimal")
+    assert "from stem it is not (0.4" in words
+
+
+def test_a_high_score_without_power_is_undecided():
+    null = [{"kind": "dealt", "score": [0.999, 0.999, 0.999]}]
+    found = sentences(
+        {"segments": [segment(corr_score=[0.9999, 0.9999, 0.9999], null=null, power=False)]}
+    )
+    assert "cannot tell" in said(found, "optimality")
+    assert next(s for s in found if s.claim == "optimality").strength == "undecided"
+
+
+def test_a_point_like_start_is_mentioned():
+    found = sentences({"segments": [segment(spread_ratio=141.0)]})
+    assert "141 times smaller" in said(found, "optimality")
+
+
+@pytest.mark.parametrize(
+    ("direction", "words"),
+    [
+        ("straighter", "is straighter than 20"),
+        ("less straight", "is less straight than 20"),
+        ("neither", "is not told apart from 20"),
+    ],
+)
+def test_losses_are_said_as_plainly_as_wins(direction, words):
+    row = {
+        **{"layers": ["stem", "a", "b"], "value": 1.9, "median": 1.4, "low": 1.3, "high": 1.5},
+        **{"rank_p": 0.05, "adjusted_p": 0.05, "direction": direction},
+    }
+    reference = {"kind": "init", "networks": [{}] * 20, "segments": [row]}
+    assert words in said(sentences({"reference": reference}), "reference")
+
+
+def test_jacobians_decide_about_blocks_when_they_were_tested():
+    base = {"target": "a", "corr_score": [1.0, 1.0, 1.0], "power": False}
+    excluded = {**base, "brenier": {"excluded": True, "points": 8}}
+    gradient = {**base, "brenier": {"excluded": False, "points": 8}}
+    words = said(sentences({"blocks": [excluded, gradient, base]}), "blocks")
+    assert "1 cannot be an optimal map by its Jacobians" in words
+    assert "1 moves the samples too little" in words
+
+
+def test_a_record_of_schema_1_is_still_read(tmp_path):
+    from tests.records import sample_record
+
+    record = sample_record()
+    del record["trust"], record["thresholds"]
+    record |= {"schema": 1, "verdict": "It is straight. It is 1.5 times as long."}
+    import json
+
+    (tmp_path / "analysis.json").write_text(json.dumps(record))
+    analysis = wgeo.Analysis.load(tmp_path)
+    assert analysis.verdict == "It is straight. It is 1.5 times as long."
+    assert [s["words"] for s in analysis.record["verdict"]] == [
+        "It is straight.",
+        "It is 1.5 times as long.",
+    ]
+
+
+def test_every_threshold_is_documented():
+    import wgeo.analysis.verdict as module
+
+    source = open(module.__file__, encoding="utf-8").read()
+    described = source.partition('"""The numbers at which words change.')[2].partition('"""')[0]
+    assert all(name in described for name in THRESHOLDS)
+
+
+def test_replacing_evidence_changes_the_words():
+    first = sentences({"segments": [segment()]})
+    second = sentences({"segments": [segment(centred=centred(3.0, 2.9, 3.1))]})
+    assert text(first) != text(second)
+    assert replace(first[0], words="x").words == "x"
