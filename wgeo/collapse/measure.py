@@ -19,6 +19,7 @@ from ..trajectory import Classifier, Trajectory
 from .blocks import mean_of, row_blocks
 from .bootstrap import drawn_within_classes, replicates_of
 from .depth import progress_of, with_interval
+from .intervals import with_intervals
 from .metrics import RANK_TOLERANCE, Frame, LayerCollapse, layer_collapse
 from .moments import ClassIndex, ClassMoments
 from .projection import SpanProjection
@@ -176,7 +177,10 @@ def _shape(array: Any) -> tuple[int, ...] | None:
 def _with_intervals(
     found: Collapse, traj: Trajectory, times: int, seed: int, rank_tolerance: float
 ) -> Collapse:
-    """Bootstrap Kendall's tau: samples are drawn anew within each class, all layers together."""
+    """Bootstrap every metric and Kendall's tau: samples are drawn anew within each class.
+
+    All layers are drawn together, as Kendall's tau compares them.
+    """
     index = ClassIndex()
     index.add(np.array(found.classes))
     rows = index.rows(traj.labels)
@@ -200,8 +204,16 @@ def _with_intervals(
         "bootstrapping collapse",
     )
     replicates = [progress_of(layers) for layers in zip(*by_layer, strict=True)]
+    drawn_layers = dict(zip((layer.name for layer in traj.staged), by_layer, strict=True))
+    counts = np.array(found.counts)
     return replace(
         found,
+        layers=tuple(
+            with_intervals(layer, drawn_layers[layer.name], counts)
+            if layer.name in drawn_layers
+            else layer
+            for layer in found.layers
+        ),
         progress={
             m: with_interval(p, [r[m] for r, _ in replicates]) for m, p in found.progress.items()
         },

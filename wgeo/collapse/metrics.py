@@ -11,6 +11,7 @@ from jaxtyping import Float
 from scipy.spatial.distance import pdist
 
 from ..errors import FeatureError
+from .few import FewSamples
 from .moments import ClassGeometry
 from .projection import Projected
 from .spectrum import Spectrum
@@ -23,7 +24,9 @@ are those that the rounding of the features' own type can make; see `ClassGeomet
 _ZERO_NORM = 1e-12
 _SECOND_PASS = "needs a second pass over the data, about the final class means"
 _COINCIDE = "the class means coincide"
-_OPTIONAL = ("nc3", "nc3_papyan", "nc5", "ncc_mismatch")
+_SINGLE = "every class has a single sample"
+_CORRECTED = ("nc1_corrected", "cdnv_corrected", "ncc_accuracy_corrected")
+_OPTIONAL = ("nc3", "nc3_papyan", "nc5", "ncc_mismatch", *_CORRECTED)
 
 
 @dataclass(frozen=True)
@@ -131,6 +134,15 @@ class LayerCollapse:
         (float32, say), not counted.
     spectrum_rows : int or None
         Number of samples the ranks come from, where that is not all.
+    samples_per_class : int
+        Of the smallest class that occurs. With one sample in every class, whatever is measured
+        about class means is undefined.
+    nc1_corrected, cdnv_corrected, ncc_accuracy_corrected : float or None
+        Estimates of the population's values where a class has fewer than `FEW_SAMPLES` samples, in
+        which the plug-in values above are biased: see `FewSamples`; the share of
+        samples nearest to their own class mean when it is computed without them.
+    intervals : mapping of str to (low, high)
+        95 % intervals over samples drawn within classes; see `collapse`.
     undefined : mapping
         Why a metric is None.
     """
@@ -158,6 +170,11 @@ class LayerCollapse:
     max_coherence: float | None
     rank: int
     spectrum_rows: int | None
+    samples_per_class: int = 0
+    nc1_corrected: float | None = None
+    cdnv_corrected: float | None = None
+    ncc_accuracy_corrected: float | None = None
+    intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     undefined: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -169,6 +186,7 @@ class LayerCollapse:
         """The record's entry for a layer; metrics that don't apply (nc3, ...) are left out."""
         found = asdict(self)
         found["undefined"] = dict(self.undefined)
+        found["intervals"] = {key: list(ends) for key, ends in self.intervals.items()}
         layer = {key: found.pop(key) for key in ("name", "stage", "width")}
         kept = {k: v for k, v in found.items() if v is not None or k not in _OPTIONAL}
         return {**layer, "collapse": kept}
@@ -227,6 +245,7 @@ def layer_collapse(
         nc5=None if ood_mean is None else _nc5(geometry, ood_mean),
         **_ranks(spectrum, why),
         spectrum_rows=None if spectrum is None or spectrum.exact else spectrum.rows,
+        samples_per_class=int(geometry.counts.min()),
         undefined=why,
     )
 
@@ -237,8 +256,12 @@ def _variability(
     rank_tolerance: float,
     why: dict[str, str],
 ) -> dict[str, Any]:
-    """nc1 in both forms, cdnv, and the rank of Sigma_B."""
-    cdnv = _cdnv(geometry.variances, geometry.coordinates)
+    """nc1 in both forms, cdnv, their corrected estimates, and the rank of Sigma_B."""
+    if geometry.single:
+        names = ("nc1", "nc1_quotient", "cdnv")
+        why |= dict.fromkeys(names, _SINGLE)
+        return {**dict.fromkeys(names), "rank": len(geometry.sigma)}
+    cdnv = _cdnv(geometry)
     if geometry.coincide:
         why |= dict.fromkeys(("nc1", "nc1_quotient", "cdnv"), _COINCIDE)
         return {"nc1": None, "nc1_quotient": None, "cdnv": None, "rank": 0}
@@ -255,12 +278,34 @@ def _variability(
     else:
         nc1 = float((along[: len(sigma)] / sigma**2).sum() / len(geometry.classes))
     quotient = geometry.within / geometry.between
-    return {"nc1": nc1, "nc1_quotient": quotient, "cdnv": cdnv, "rank": len(sigma)}
+    values = {"nc1": nc1, "nc1_quotient": quotient, "cdnv": cdnv, "rank": len(sigma)}
+    return values | _corrected(geometry, projection, sigma)
 
 
-def _cdnv(
-    variances: Float[np.ndarray, " K"], coordinates: Float[np.ndarray, "K r"]
-) -> float | None:
+def _corrected(
+    geometry: ClassGeometry, projection: Projected | None, sigma: Float[np.ndarray, " r"]
+) -> dict[str, float | None]:
+    """Estimates of the population's values, if a class has few samples."""
+    if projection is None or projection.few is None:
+        return {}
+    r, seen = len(sigma), projection.few
+    few = FewSamples(
+        geometry.counts,
+        geometry.variances,
+        sigma,
+        seen.inside[:r, :r],
+        geometry.width,
+        seen.square,
+    )
+    return {
+        "nc1_corrected": few.nc1(),
+        "cdnv_corrected": few.cdnv(pdist(geometry.coordinates, "sqeuclidean")),
+        "ncc_accuracy_corrected": seen.accuracy,
+    }
+
+
+def _cdnv(geometry: ClassGeometry) -> float | None:
+    variances, coordinates = geometry.variances, geometry.coordinates
     if coordinates.shape[1] == 0:
         return None
     squares = pdist(coordinates, "sqeuclidean")  # over pairs k < l: the summand is symmetric
@@ -275,8 +320,10 @@ def _centres(
     geometry: ClassGeometry, projection: Projected | None, decided: bool, why: dict[str, str]
 ) -> dict[str, Any]:
     """How many samples have their own, and the network's, class mean nearest."""
-    if projection is None or geometry.coincide:
-        why["ncc_accuracy"] = _COINCIDE if geometry.coincide else _SECOND_PASS
+    if projection is None or geometry.coincide or geometry.single:
+        why["ncc_accuracy"] = (
+            _COINCIDE if geometry.coincide else _SINGLE if geometry.single else _SECOND_PASS
+        )
         return {"ncc_accuracy": None, "ncc_mismatch": None}
     return {
         "ncc_accuracy": projection.hits / projection.samples,
@@ -286,9 +333,9 @@ def _centres(
 
 def _nc2(geometry: ClassGeometry, why: dict[str, str]) -> dict[str, Any]:
     angles = ("nc2_equiangle", "mean_angle", "max_coherence")
-    if geometry.coincide:
+    if geometry.coincide or geometry.single:
         names = ("nc2_equinorm", "nc2_etf", *angles)
-        why |= dict.fromkeys(names, _COINCIDE)
+        why |= dict.fromkeys(names, _COINCIDE if geometry.coincide else _SINGLE)
         return dict.fromkeys(names)
     frame = Frame.of(geometry.coordinates)
     if frame.mean_angle is None:

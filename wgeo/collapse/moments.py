@@ -122,6 +122,11 @@ class ClassGeometry:
         return float(_ROUNDING * self.precision * np.sqrt(squares / self.width))
 
     @property
+    def single(self) -> bool:
+        """Whether every class has one sample, so that nothing is known of the scatter in it."""
+        return bool(self.counts.max() == 1)
+
+    @property
     def coincide(self) -> bool:
         """Whether the class means are one point, up to rounding."""
         scale = np.linalg.norm(self.centre) + np.sqrt(self.within)

@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from .. import distributed
 from ..errors import FeatureError
 from .blocks import check_length, one_thread, row_blocks
+from .few import LeftOut, is_few
 from .moments import ClassGeometry, ClassIndex, ClassMoments
 
 _DRIFT_TOLERANCE = 1e-4
@@ -29,12 +30,15 @@ class Projected:
         the network's decision differ.
     along : ndarray, (r,)
         V_j^T Sigma_W V_j for every direction of the span of the means.
+    few : LeftOut or None
+        What corrected estimates need, if a class has few samples.
     """
 
     samples: int
     hits: int
     mismatches: int
     along: Float[np.ndarray, " r"]
+    few: LeftOut | None = None
 
 
 class SpanProjection:
@@ -62,6 +66,18 @@ class SpanProjection:
             torch.from_numpy(a).to(moments.means) for a in (by_row, geometry.basis)
         )
         self._energy, self._drift = self._basis.new_zeros(2, len(self._basis))
+        self._few = self._left_out(geometry, index) if is_few(geometry.counts) else None
+
+    def _left_out(self, geometry: ClassGeometry, index: ClassIndex) -> LeftOut:
+        counts = np.empty(len(geometry.counts))
+        counts[index.rows(geometry.classes)] = geometry.counts
+        return LeftOut(
+            self._basis,
+            self._by_row,
+            self._moments.means,
+            torch.from_numpy(counts).to(self._basis),
+            torch.from_numpy(index.classes).to(self._basis),
+        )
 
     def update(
         self,
@@ -90,6 +106,8 @@ class SpanProjection:
         residual = x @ self._basis.T  # (b, r): centred first, so nothing cancels
         self._energy += (residual * residual).sum(0)
         self._drift += residual.sum(0)
+        if self._few is not None:
+            self._few.absorb(x, residual, rows)
         return nearest_mean(residual + self._by_row[rows], self._by_row)
 
     def together(self) -> SpanProjection:
@@ -98,6 +116,8 @@ class SpanProjection:
         self.samples, self._hits, self._mismatches = distributed.total(ints).tolist()
         distributed.total(self._energy)
         distributed.total(self._drift)
+        if self._few is not None:
+            self._few.together()
         return self
 
     def finish(self) -> Projected:
@@ -124,7 +144,8 @@ class SpanProjection:
                 f"layer {self._moments.name!r} differs between the first and the second pass. "
                 "Put the network into eval mode and switch random augmentation off."
             )
-        return Projected(n, self._hits, self._mismatches, (self._energy / n).cpu().numpy())
+        along = (self._energy / n).cpu().numpy()
+        return Projected(n, self._hits, self._mismatches, along, self._few)
 
 
 def nearest_mean(

@@ -85,6 +85,9 @@ class RowSample:
         assert self._rows is not None
         return self._rows[: len(self._keys)]
 
+    def __len__(self) -> int:
+        return len(self._keys)
+
     def update(self, block: Float[torch.Tensor, "b d"]) -> None:
         """Offer rows to the sample."""
         keys = self._hash(block)

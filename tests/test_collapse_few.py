@@ -1,0 +1,130 @@
+"""Few samples a class: what is undefined, and estimates of the population's values."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import wgeo
+from wgeo.collapse import collapse_of
+from wgeo.collapse.few import FEW_SAMPLES
+from wgeo.collapse.intervals import with_intervals
+
+
+def population(rng, classes, width, each, *, within=1.96, between=1.0):
+    """Normal classes: means N(0, between I), samples N(mean, within I)."""
+    means = np.sqrt(between) * rng.standard_normal((classes, width))
+    labels = np.repeat(np.arange(classes), each)
+    noise = np.sqrt(within) * rng.standard_normal((len(labels), width))
+    return means, means[labels] + noise, labels
+
+
+def test_one_sample_a_class_defines_nothing(rng):
+    _, x, y = population(rng, 6, 4, 1)
+    found = collapse_of(x, y)
+    for metric in ("nc1", "nc1_quotient", "cdnv", "ncc_accuracy", "nc2_etf", "nc2_equinorm"):
+        assert getattr(found, metric) is None
+        assert found.undefined[metric] == "every class has a single sample"
+    assert found.samples_per_class == 1
+    assert found.nc1_corrected is found.cdnv_corrected is found.ncc_accuracy_corrected is None
+
+
+def test_four_samples_a_class_estimate_the_population(rng):
+    """K = 1,000, d = 64: the population's NC1 is 64 * 1.96 / 1000 = 0.125, its CDNV 0.98."""
+    _, x, y = population(rng, 1000, 64, 4)
+    found = collapse_of(x, y)
+    assert found.nc1 == pytest.approx(0.067, rel=0.05)  # the plug-in value, half as large
+    assert found.cdnv == pytest.approx(0.505, rel=0.05)
+    assert found.nc1_corrected == pytest.approx(0.1254, rel=0.1)
+    assert found.cdnv_corrected == pytest.approx(0.98, rel=0.1)
+
+
+@pytest.mark.parametrize("each", [4, 8])
+def test_in_many_dimensions_the_classes_themselves_are_estimated(each, rng):
+    """K = 10 classes in 200 dimensions, whose own NC1 with Sigma_W = 1.96 I is exact."""
+    truths, estimates, plugins = [], [], []
+    for _ in range(20):
+        means, x, y = population(rng, 10, 200, each)
+        centred = means - means.mean(0)
+        sigma = np.linalg.svd(centred / np.sqrt(10), compute_uv=False)[:9]
+        truths.append((1.96 / sigma**2).sum() / 10)
+        found = collapse_of(x, y)
+        estimates.append(found.nc1_corrected)
+        plugins.append(found.nc1)
+    assert np.mean(estimates) == pytest.approx(np.mean(truths), rel=0.1)
+    assert abs(np.mean(estimates) - np.mean(truths)) < 0.5 * abs(np.mean(plugins) - np.mean(truths))
+
+
+def test_nearest_means_are_taken_without_the_sample(rng):
+    _, x, y = population(rng, 8, 5, 3)
+    hits = 0
+    for i in range(len(y)):
+        others = np.arange(len(y)) != i
+        means = [x[others & (y == k)].mean(0) for k in range(8)]
+        hits += np.argmin([np.sum((x[i] - m) ** 2) for m in means]) == y[i]
+    found = collapse_of(x, y)
+    assert found.ncc_accuracy_corrected == pytest.approx(hits / len(y))
+    assert found.ncc_accuracy_corrected < found.ncc_accuracy
+
+
+def test_enough_samples_need_no_correction(rng):
+    _, x, y = population(rng, 5, 4, FEW_SAMPLES)
+    found = collapse_of(x, y)
+    assert found.nc1_corrected is found.cdnv_corrected is None
+    assert "nc1_corrected" not in found.to_dict()["collapse"]
+
+
+def test_complete_collapse_stays_complete(rng):
+    means = rng.standard_normal((6, 10))
+    y = np.repeat(np.arange(6), 3)
+    found = collapse_of(means[y], y)
+    assert found.nc1_corrected == pytest.approx(0, abs=1e-12)
+    assert found.cdnv_corrected == pytest.approx(0, abs=1e-12)
+    assert found.ncc_accuracy_corrected == 1
+
+
+def test_classes_that_sampling_hides_are_undefined(rng):
+    _, x, y = population(rng, 40, 5, 2, between=0.0)
+    found = collapse_of(x, y)
+    assert found.cdnv_corrected is None
+
+
+def test_corrected_values_do_not_depend_on_batches_or_order(rng):
+    _, x, y = population(rng, 30, 40, 4, within=0.02)
+    whole = collapse_of(x, y)
+    order = rng.permutation(len(y))
+    parts = np.array_split(order, 7)
+    streamed = wgeo.collapse(lambda: [({"a": x[p]}, y[p]) for p in parts]).layers[0]
+    for metric in ("nc1_corrected", "cdnv_corrected", "ncc_accuracy_corrected"):
+        assert getattr(streamed, metric) == pytest.approx(getattr(whole, metric), rel=1e-9)
+
+
+@pytest.mark.parametrize("each", [4, 30])
+def test_intervals_cover_the_population(each):
+    """About 95 % of them: fewer than 33 of 40 would happen once in 700 times."""
+    name = "nc1_corrected" if each < FEW_SAMPLES else "nc1"
+    covered = 0
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        means = np.random.default_rng(9).standard_normal((12, 40))
+        y = np.repeat(np.arange(12), each)
+        x = means[y] + 0.5 * rng.standard_normal((len(y), 40))
+        traj = wgeo.Trajectory.from_arrays([x, x], y)
+        low, high = wgeo.collapse(traj, bootstrap=40, seed=seed).layers[0].intervals[name]
+        sigma = np.linalg.svd((means - means.mean(0)) / np.sqrt(12), compute_uv=False)[:11]
+        covered += low <= (0.25 / sigma**2).sum() / 12 <= high
+    assert covered >= 33
+
+
+def test_intervals_reach_the_record(rng):
+    _, x, y = population(rng, 5, 4, 30)
+    layer = wgeo.collapse(wgeo.Trajectory.from_arrays([x, x], y), bootstrap=30).layers[0]
+    ends = layer.to_dict()["collapse"]["intervals"]
+    assert ends["nc1"][0] < layer.nc1 < ends["nc1"][1]
+    assert ends["ncc_accuracy"][0] < layer.ncc_accuracy < ends["ncc_accuracy"][1]
+
+
+def test_an_interval_of_an_undefined_metric_is_left_out(rng):
+    _, x, y = population(rng, 4, 3, 1)
+    layer = collapse_of(x, y)
+    assert with_intervals(layer, [layer, layer], np.ones(4, int)).intervals == {}
