@@ -32,6 +32,7 @@ FLOW = [
     "features",
     "transport",
     "geodesic",
+    "jacobian",
     "brenier",
     "collapse",
     "ufm",

@@ -11,8 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from wgeo.brenier import brenier, brenier_blocks
+import wgeo.jacobian as jacobian_module
+from wgeo.brenier import SYMMETRIC, _in_float64, brenier, brenier_blocks
 from wgeo.errors import ArgumentError
+from wgeo.jacobian import Jacobian
 
 
 def points(n: int, *shape: int, seed: int = 0) -> torch.Tensor:
@@ -68,6 +70,7 @@ def test_symmetric_positive_affine_map_is_optimal(d, seed):
         float(torch.linalg.eigvalsh(matrix)[0]), rel=1e-8, abs=1e-10
     )
     assert result.negative_share == 0
+    assert not result.excluded
 
 
 @given(st.floats(0.05, 3.0))
@@ -77,6 +80,8 @@ def test_planar_rotation_has_asymmetry_tan_squared(delta):
     assert result.displacement_asymmetry == pytest.approx(1 / np.tan(delta / 2) ** 2, rel=1e-9)
     assert result.min_eigenvalue == pytest.approx(np.cos(delta), abs=1e-12)
     assert result.negative_share == (np.cos(delta) < 0)
+    reasons = {"asymmetry": np.tan(delta) ** 2 > SYMMETRIC, "eigenvalue": np.cos(delta) < 0}
+    assert set(result.excluded_by) == {reason for reason, known in reasons.items() if known}
 
 
 def test_tied_weights_relu_block_is_the_gradient_of_a_convex_function():
@@ -86,6 +91,93 @@ def test_tied_weights_relu_block_is_the_gradient_of_a_convex_function():
     assert result.displacement_asymmetry < 1e-24
     assert result.min_eigenvalue >= 1 - 1e-10
     assert result.lowest_eigenvalue >= 1 - 1e-10
+    assert result.excluded_by == ()
+    assert result.dead_share == 0  # the ReLU is inside
+
+
+class Clamped(nn.Module):
+    """ReLU(x + x B^T) with the last ReLU as a module or a function, or left out."""
+
+    def __init__(self, branch: torch.Tensor, end: str) -> None:
+        super().__init__()
+        self.branch, self.end = nn.Parameter(branch), end
+        self.relu = nn.ReLU(inplace=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        total = x + x @ self.branch.T
+        if self.end == "none":
+            return total
+        return self.relu(total) if self.end == "module" else torch.relu(total)
+
+
+@pytest.mark.parametrize("end", ["module", "function", "none"])
+def test_the_last_relu_does_not_hide_the_asymmetry_of_the_branch(end):
+    d = 12
+    branch = 0.05 * points(d, d, seed=3)
+    x = points(6, d, seed=4)
+    result = brenier(Clamped(branch, end), x, probes=3000, lanczos=d, bootstrap=0)
+    expected = {"displacement_asymmetry": [], "branch_asymmetry": []}
+    dead = []
+    for point in x:
+        on = torch.diag(
+            (point + branch @ point > 0).double() if end != "none" else torch.ones(d).double()
+        )
+        dead.append(1 - float(on.diagonal().mean()))
+        jacobian = on @ (torch.eye(d).double() + branch)
+        for name, part in zip(expected, (jacobian - torch.eye(d), jacobian - on), strict=True):
+            anti, whole = (part - part.T).square().sum(), (part + part.T).square().sum()
+            expected[name].append(float(anti / whole))
+    np.testing.assert_allclose(result.per_point["dead_share"], dead)
+    for name, values in expected.items():
+        np.testing.assert_allclose(result.per_point[name], values, rtol=0.1)
+    if end == "none":
+        assert result.branch_asymmetry == result.displacement_asymmetry
+    else:
+        assert result.branch_asymmetry > 5 * result.displacement_asymmetry
+
+
+@pytest.mark.parametrize("norm", [True, False])
+def test_traced_products_are_those_of_forward_mode(norm, monkeypatch):
+    torch.manual_seed(2)
+    block = Residual() if norm else nn.Sequential(nn.Conv2d(2, 2, 3, padding=1), nn.GELU())
+    x, v = points(3, 2, 5, 5), points(3, 2, 5, 5, seed=1)
+    map_, _ = _in_float64(block, x.device)
+    forward = Jacobian(map_, x).forward(v)
+    traced = jacobian_module._linearized(map_, x)
+    torch.testing.assert_close(traced(v), forward, rtol=1e-12, atol=1e-12)
+    monkeypatch.setattr(jacobian_module, "_TRACED", 1)
+    torch.testing.assert_close(Jacobian(map_, x).forward(v), forward, rtol=1e-12, atol=1e-12)
+
+
+def test_what_cannot_be_traced_is_differentiated_all_the_same(monkeypatch):
+    def broken(*_: object) -> None:
+        raise NotImplementedError
+
+    monkeypatch.setattr(jacobian_module, "_TRACED", 1)
+    monkeypatch.setattr(torch.func, "linearize", broken)
+    x = points(3, 4)
+    torch.testing.assert_close(Jacobian(lambda z: z**2, x).forward(x), 2 * x**2)
+
+
+def test_lanczos_stops_at_its_tolerance_point_by_point():
+    spectrum = torch.cat([torch.tensor([-2.0]), torch.linspace(0, 1, 199)]).double()
+    calls = []
+
+    def map_(x: torch.Tensor) -> torch.Tensor:
+        calls.append(1)
+        return x * spectrum
+
+    x = points(5, 200)
+    full = brenier(map_, x, lanczos=100)
+    made, calls[:] = len(calls), []
+    loose = brenier(map_, x, lanczos=100, tolerance=1e-3)
+    assert len(calls) < made / 2
+    assert 0 < loose.residual <= 1e-3 * 2
+    assert loose.min_eigenvalue == pytest.approx(full.min_eigenvalue, abs=1e-3)
+    parts = brenier(map_, x, lanczos=100, tolerance=1e-3, batch_size=2)
+    np.testing.assert_allclose(
+        parts.per_point["min_eigenvalue"], loose.per_point["min_eigenvalue"], rtol=1e-9
+    )
 
 
 def test_agrees_with_dense_jacobians_of_a_convolutional_block():
@@ -107,11 +199,9 @@ def test_agrees_with_dense_jacobians_of_a_convolutional_block():
 
 
 def test_products_agree_with_dense_jacobians_to_1e_8():
-    from wgeo.brenier import _in_float64, _Jacobian
-
     torch.manual_seed(4)
     block, x = Residual(), points(3, 2, 4, 4)
-    products = _Jacobian(_in_float64(block, x.device)[0], x)
+    products = Jacobian(_in_float64(block, x.device)[0], x)
     jacobian, v = dense(block, x), points(3, 32, seed=5)
     shaped = v.reshape(x.shape)
     forward = torch.einsum("nij,nj->ni", jacobian, v)
@@ -194,7 +284,9 @@ def test_record_is_plain():
     assert set(record["intervals"]) == {
         "asymmetry",
         "displacement_asymmetry",
+        "branch_asymmetry",
         "min_eigenvalue",
+        "relative_eigenvalue",
         "negative_share",
     }
 

@@ -3,14 +3,16 @@
 A map T is optimal for the squared cost exactly where it is the gradient of a convex function
 (Brenier 1991): its Jacobian J is then symmetric and positive semi-definite. Products J v
 (forward mode) and J^T v (reverse mode) test both without ever forming J.
+
+No block of a trained network has this property exactly, so a block counts as excluded from being a
+gradient of a convex function if it misses by more than `SYMMETRIC` or `CONVEX`.
 """
 
 from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -18,22 +20,39 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .blocks import evaluating, hooked, run
 from .errors import ArgumentError
 from .geodesic.resampling import mean_interval
 from .geodesic.result import table
+from .jacobian import (
+    Jacobian,
+    Map,
+    Streams,
+    differentiable_everywhere,
+    lowest_eigenvalue,
+    random_signs,
+    seeded,
+)
 from .progress import track
 
 if TYPE_CHECKING:
     import pandas as pd
 
-Map = Callable[[torch.Tensor], torch.Tensor]
-Streams = list[torch.Generator]  # one a point, so that batching changes nothing that is drawn
-_BREAKDOWN = 1e-10  # a Krylov direction this small, relative to the Jacobian's scale, is rounding
+SYMMETRIC = 0.01
+"""Asymmetry up to which a Jacobian counts as symmetric.
+
+Its antisymmetric part then has at most a tenth of the norm of its symmetric part; a planar rotation
+by 5.7 degrees has this asymmetry.
+"""
+CONVEX = 0.01
+"""Share of the largest eigenvalue, in size, down to minus which the smallest is not negative."""
+
 _BASIS_BYTES = 2**29  # of Lanczos vectors held at once
-_NEGATIVE = 1e-9  # an eigenvalue counts as negative below minus this, relative to the largest
+_NEGATIVE = 1e-9  # beyond rounding: relative to the largest eigenvalue
+_ASYMMETRIES = ("asymmetry", "displacement_asymmetry", "branch_asymmetry")
+_EIGENVALUES = ("min_eigenvalue", "residual", "scale")
+_CLAMPED = 0.01  # share of exact zeros, and no negative output, by which a final ReLU is known
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,21 +66,30 @@ class BrenierResult:
         antisymmetric part over that of its symmetric part. 0 for a gradient; tan^2(delta) for a
         rotation by delta in the plane; about 1 for a matrix of independent entries.
     displacement_asymmetry : float or None
-        The same of the displacement T(x) - x alone, J - I in place of J.
+        The same of the displacement T(x) - x alone, J - I in place of J. If the map ends in a ReLU,
+        J - I is -1 on the diagonal of every unit that is off there: a symmetric part that has
+        nothing to do with the branch, and hides its asymmetry.
+    branch_asymmetry : float or None
+        The same of J - D, D the derivative of the ReLU that ends the map (I if none does): of a
+        block ReLU(x + F(x)), D F', the branch's Jacobian at the units that are on.
+    dead_share : float in [0, 1]
+        Share of the outputs that a final ReLU holds at 0; 0 without one.
     min_eigenvalue : float
         Mean over points of the smallest eigenvalue of (J + J^T) / 2. Negative where no convex
         function has this gradient. Lanczos approaches it from above, within `residual`.
     lowest_eigenvalue : float
         The smallest of them over all points.
     negative_share : float in [0, 1]
-        Share of points where it is negative.
+        Share of points where it is negative beyond rounding.
+    relative_eigenvalue : float in [-1, 1]
+        Mean over points of the smallest eigenvalue over the largest in size.
     residual : float
         Largest bound, over points, on the distance from the value found to an eigenvalue.
     intervals : dict of (low, high)
         95 % BCa bootstrap intervals over points of the means and the share above.
     per_point : dict of ndarray, (points,)
-        ``asymmetry``, ``displacement_asymmetry``, ``min_eigenvalue``, ``residual``; NaN where
-        undefined.
+        ``asymmetry``, ``displacement_asymmetry``, ``branch_asymmetry``, ``min_eigenvalue``,
+        ``relative_eigenvalue``, ``residual``, ``dead_share``; NaN where undefined.
     probes, lanczos : int
         Probes for the asymmetries, Lanczos steps (at most the dimension) for the eigenvalue.
     seconds : float
@@ -69,8 +97,11 @@ class BrenierResult:
 
     asymmetry: float | None
     displacement_asymmetry: float | None
+    branch_asymmetry: float | None
+    dead_share: float
     min_eigenvalue: float
     lowest_eigenvalue: float
+    relative_eigenvalue: float
     negative_share: float
     residual: float
     probes: int
@@ -84,14 +115,41 @@ class BrenierResult:
         """Number of points at which the map was tested."""
         return len(self.per_point["min_eigenvalue"])
 
+    @property
+    def excluded_by(self) -> tuple[str, ...]:
+        """Why the map is no gradient of a convex function, by the intervals' nearer ends.
+
+        ``asymmetry``, if it is above `SYMMETRIC`; ``eigenvalue``, if `relative_eigenvalue` is below
+        -`CONVEX`, which holds the more for an eigenvalue that Lanczos has yet to reach. Without
+        intervals the values decide. Empty if neither: at these points nothing speaks against it.
+        """
+        found = []
+        low, _ = self.intervals.get("asymmetry", (self.asymmetry, None))
+        _, high = self.intervals.get("relative_eigenvalue", (None, self.relative_eigenvalue))
+        if low is not None and low > SYMMETRIC:
+            found.append("asymmetry")
+        if high is not None and high < -CONVEX:
+            found.append("eigenvalue")
+        return tuple(found)
+
+    @property
+    def excluded(self) -> bool:
+        """Whether the map is no gradient of a convex function, for one reason or both."""
+        return bool(self.excluded_by)
+
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers and lists, ready for JSON; None where undefined."""
         return {
             "asymmetry": self.asymmetry,
             "displacement_asymmetry": self.displacement_asymmetry,
+            "branch_asymmetry": self.branch_asymmetry,
+            "dead_share": self.dead_share,
             "min_eigenvalue": self.min_eigenvalue,
             "lowest_eigenvalue": self.lowest_eigenvalue,
+            "relative_eigenvalue": self.relative_eigenvalue,
             "negative_share": self.negative_share,
+            "excluded": self.excluded,
+            "excluded_by": list(self.excluded_by),
             "residual": self.residual,
             "points": self.points,
             "probes": self.probes,
@@ -111,6 +169,7 @@ def brenier(
     *,
     probes: int = 8,
     lanczos: int = 40,
+    tolerance: float = 0.0,
     batch_size: int = 16,
     bootstrap: int = 200,
     seed: int = 0,
@@ -128,6 +187,8 @@ def brenier(
         Random vectors of signs a point (Hutchinson 1990), two products each.
     lanczos : int
         Steps a point at most, two products each; exact from the dimension on.
+    tolerance : float
+        Go on with a point until its `residual` is at most this share of its largest eigenvalue.
     batch_size : int
         Points at once; no influence on the result beyond rounding.
     bootstrap : int
@@ -141,28 +202,42 @@ def brenier(
         a change of stage test what follows it), samples influence each other, or the map cannot be
         differentiated.
     """
-    if min(probes, lanczos, batch_size) < 1:
-        raise ArgumentError("probes, lanczos and batch_size must be at least 1.")
+    if min(probes, lanczos, batch_size) < 1 or tolerance < 0:
+        raise ArgumentError(
+            "probes, lanczos and batch_size must be at least 1, and tolerance at least 0."
+        )
     began = time.perf_counter()
     points = torch.as_tensor(x).detach()
     map_, device = _in_float64(module, points.device)
     points = points.to(device, torch.float64)
     parts: list[tuple[torch.Tensor, ...]] = []
-    with _differentiable_everywhere():
+    with differentiable_everywhere():
         _check(map_, points)
+        clamped = _ends_in_relu(map_, points)
         rows = min(batch_size, max(1, _BASIS_BYTES // (8 * lanczos * points[0].numel())))
-        streams = _streams(len(points), seed)
+        streams = seeded(len(points), seed)
         chunks = range(0, len(points), rows)
         for start in track(chunks, "testing for gradient maps"):
-            jacobian = _Jacobian(map_, points[start : start + rows])
+            jacobian = Jacobian(map_, points[start : start + rows])
             own = streams[start : start + rows]
-            parts.append((*_asymmetries(jacobian, probes, own), *_lowest(jacobian, lanczos, own)))
+            on = _on(map_, jacobian.x, clamped)
+            parts.append(
+                (
+                    *_asymmetries(jacobian, probes, own, on),
+                    (1 - on).flatten(1).mean(1),
+                    *lowest_eigenvalue(jacobian, lanczos, tolerance, own),
+                )
+            )
     columns = [torch.cat(column).cpu().numpy() for column in zip(*parts, strict=True)]
-    names = ("asymmetry", "displacement_asymmetry", "min_eigenvalue", "residual", "scale")
-    per_point = dict(zip(names, columns, strict=True))
-    negative = per_point["min_eigenvalue"] < -_NEGATIVE * per_point.pop("scale")
+    per_point = dict(zip((*_ASYMMETRIES, "dead_share", *_EIGENVALUES), columns, strict=True))
+    scale = per_point.pop("scale")
+    lowest = per_point["min_eigenvalue"]
+    with np.errstate(invalid="ignore"):
+        per_point["relative_eigenvalue"] = np.where(scale > 0, lowest / scale, 0.0)
+    negative = lowest < -_NEGATIVE * scale
     averaged = {
-        **{name: per_point[name] for name in names[:3]},
+        **{name: per_point[name] for name in (*_ASYMMETRIES, "min_eigenvalue")},
+        "relative_eigenvalue": per_point["relative_eigenvalue"],
         "negative_share": negative.astype(np.float64),
     }
     intervals = {
@@ -171,8 +246,11 @@ def brenier(
     return BrenierResult(
         asymmetry=_mean(per_point["asymmetry"]),
         displacement_asymmetry=_mean(per_point["displacement_asymmetry"]),
-        min_eigenvalue=float(per_point["min_eigenvalue"].mean()),
-        lowest_eigenvalue=float(per_point["min_eigenvalue"].min()),
+        branch_asymmetry=_mean(per_point["branch_asymmetry"]),
+        dead_share=float(per_point["dead_share"].mean()),
+        min_eigenvalue=float(lowest.mean()),
+        lowest_eigenvalue=float(lowest.min()),
+        relative_eigenvalue=float(per_point["relative_eigenvalue"].mean()),
         negative_share=float(negative.mean()),
         residual=float(per_point["residual"].max()),
         probes=probes,
@@ -262,18 +340,6 @@ def _in_float64(module: nn.Module | Map, device: torch.device) -> tuple[Map, tor
     return lambda z: own(z.clone()), home
 
 
-@contextmanager
-def _differentiable_everywhere() -> Iterator[None]:
-    """Use the attention that has forward derivatives; the fused kernels have none."""
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with sdpa_kernel(SDPBackend.MATH):
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
-
-
 def _check(map_: Map, points: torch.Tensor) -> None:
     if points.ndim < 2 or points.numel() == 0:
         raise ArgumentError(f"x must be (points, ...); it has shape {tuple(points.shape)}.")
@@ -300,108 +366,47 @@ def _check(map_: Map, points: torch.Tensor) -> None:
             "in training mode?), so it is no map of the feature space."
         )
     try:
-        _Jacobian(map_, few).symmetric(torch.ones_like(few))
+        Jacobian(map_, few).symmetric(torch.ones_like(few))
     except RuntimeError as error:
         raise ArgumentError(
             f"The map cannot be differentiated in forward and reverse mode: {error}"
         ) from error
 
 
-class _Jacobian:
-    """J v and J^T v of a map that treats samples one by one, at all points of a batch at once."""
+def _ends_in_relu(map_: Map, points: torch.Tensor) -> bool:
+    """Whether a ReLU, as a module or a function, is the last thing that the map does.
 
-    def __init__(self, map_: Map, x: torch.Tensor) -> None:
-        self.map, self.x = map_, x
-        self._pull = torch.func.vjp(map_, x)[1]
-
-    def forward(self, v: torch.Tensor) -> torch.Tensor:
-        """J v, a vector a point."""
-        return torch.func.jvp(self.map, (self.x,), (v,))[1].detach()
-
-    def transpose(self, v: torch.Tensor) -> torch.Tensor:
-        """J^T v, a vector a point."""
-        return self._pull(v)[0].detach()
-
-    def symmetric(self, v: torch.Tensor) -> torch.Tensor:
-        """(J + J^T) v / 2."""
-        return (self.forward(v) + self.transpose(v)) / 2
+    Known by what it does: inputs of both signs give no negative output, but many that are exactly
+    zero.
+    """
+    noise = torch.randn(points[:2].shape, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        out = map_(noise.to(points) * points.abs().mean().clamp_min(1e-6))
+    return bool((out >= 0).all()) and float((out == 0).double().mean()) >= _CLAMPED
 
 
-def _streams(count: int, seed: int) -> Streams:
-    seeds = np.random.SeedSequence(seed).generate_state(count, dtype=np.uint64)
-    return [torch.Generator().manual_seed(int(s >> np.uint64(1))) for s in seeds]
-
-
-def _signs(like: torch.Tensor, streams: Streams) -> torch.Tensor:
-    """Return a vector of random signs a point."""
-    bits = [torch.randint(0, 2, like.shape[1:], generator=stream) for stream in streams]
-    return 2 * torch.stack(bits).to(like) - 1
+def _on(map_: Map, x: torch.Tensor, clamped: bool) -> torch.Tensor:
+    """The derivative of the activation that ends the map, at every output: 1 or 0."""
+    if not clamped:
+        return torch.ones_like(x)
+    with torch.no_grad():
+        return (map_(x) > 0).to(x)
 
 
 def _asymmetries(
-    jacobian: _Jacobian, probes: int, streams: Streams
-) -> tuple[Float[torch.Tensor, " n"], Float[torch.Tensor, " n"]]:
-    """Return each point's asymmetry, of the map and of its displacement; NaN where both vanish."""
+    jacobian: Jacobian, probes: int, streams: Streams, on: torch.Tensor
+) -> tuple[Float[torch.Tensor, " n"], ...]:
+    """Return each point's asymmetries, as `_ASYMMETRIES` names them; NaN where both parts vanish.
+
+    I and D are diagonal, so that J, J - I and J - D have one antisymmetric part.
+    """
     n = len(jacobian.x)
-    anti, whole, moved = (torch.zeros(n).to(jacobian.x) for _ in range(3))
+    anti = torch.zeros(n).to(jacobian.x)
+    symmetric = [torch.zeros_like(anti) for _ in _ASYMMETRIES]
     for _ in range(probes):
-        v = _signs(jacobian.x, streams)
+        v = random_signs(jacobian.x, streams)
         forward, transpose = jacobian.forward(v), jacobian.transpose(v)
         anti += (forward - transpose).flatten(1).square().sum(1)
-        whole += (forward + transpose).flatten(1).square().sum(1)
-        moved += (forward + transpose - 2 * v).flatten(1).square().sum(1)
-    return anti / whole, anti / moved
-
-
-def _lowest(
-    jacobian: _Jacobian, steps: int, streams: Streams
-) -> tuple[Float[torch.Tensor, " n"], Float[torch.Tensor, " n"], Float[torch.Tensor, " n"]]:
-    """Return, a point: the smallest eigenvalue of the symmetric part, its error bound, the largest.
-
-    Lanczos with full reorthogonalisation (Golub and Van Loan 2013, sec. 10.3), all points at once.
-    Where the Krylov space is exhausted it goes on from a new random direction, so that an
-    eigenvalue invisible to the first is not missed. The smallest Ritz value theta bounds the
-    smallest eigenvalue from above, and some eigenvalue lies within ||S u - theta u|| of it.
-    """
-    n, shape = len(jacobian.x), jacobian.x.shape
-    dimension = jacobian.x[0].numel()
-    steps = min(steps, dimension)
-    basis = torch.zeros(n, steps, dimension).to(jacobian.x)
-    tridiagonal = torch.zeros(n, steps, steps).to(jacobian.x)
-    q = _fresh(basis[:, :0], streams)
-    beta = torch.zeros(n).to(q)
-    for k in range(steps):
-        basis[:, k] = q
-        image = jacobian.symmetric(q.reshape(shape)).flatten(1)
-        tridiagonal[:, k, k] = (q * image).sum(1)
-        rest = _orthogonal(image, basis[:, : k + 1])
-        beta = rest.norm(dim=1)
-        scale = tridiagonal.abs().amax((1, 2)).clamp_min(torch.finfo(q.dtype).tiny)
-        stuck = beta <= _BREAKDOWN * scale
-        beta = torch.where(stuck, 0.0, beta)
-        if k + 1 < steps:
-            q = rest / torch.where(stuck, 1.0, beta)[:, None]
-            if bool(stuck.any()):
-                again = [
-                    stream for stream, is_stuck in zip(streams, stuck, strict=True) if is_stuck
-                ]
-                q[stuck] = _fresh(basis[stuck, : k + 1], again)
-            tridiagonal[:, k, k + 1] = tridiagonal[:, k + 1, k] = beta
-    values, vectors = torch.linalg.eigh(tridiagonal)
-    residual = beta * vectors[:, -1, 0].abs()
-    if steps == dimension:
-        residual = torch.zeros_like(residual)
-    return values[:, 0], residual, values.abs().amax(1)
-
-
-def _fresh(basis: torch.Tensor, streams: Streams) -> torch.Tensor:
-    """Return a random unit vector a point, orthogonal to the basis (n, k, dimension)."""
-    drawn = [torch.randn(basis.shape[2], generator=s, dtype=torch.float64) for s in streams]
-    v = _orthogonal(torch.stack(drawn).to(basis), basis)
-    return v / v.norm(dim=1, keepdim=True)
-
-
-def _orthogonal(v: torch.Tensor, basis: torch.Tensor) -> torch.Tensor:
-    for _ in range(2):  # twice is enough (Kahan, in Parlett 1980, sec. 6.9)
-        v = v - ((basis @ v[..., None]).mT @ basis)[:, 0]
-    return v
+        for part, taken in zip(symmetric, (0 * v, 2 * v, 2 * on * v), strict=True):
+            part += (forward + transpose - taken).flatten(1).square().sum(1)
+    return tuple(anti / part for part in symmetric)

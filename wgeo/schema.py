@@ -154,6 +154,23 @@ _TEST = {
     "interval?": interval,
     "verdict?": text,
 }
+_FRESH = {
+    "layers": [text],
+    "stage?": whole,
+    **dict.fromkeys(("value", "median", "low", "high", "rank_p", "adjusted_p"), number),
+    **dict.fromkeys(("as_straight?", "as_bent?"), whole),
+    "direction": text,
+}
+_REFERENCE = {
+    "kind?": text,
+    "skipped?": text,
+    "kept?": [text],
+    "statistic?": text,
+    "images?": whole,
+    "networks?": [{"seed": whole, "segments": [{"centred": number, "raw": number}]}],
+    "segments?": [_FRESH],
+    "tests?": [_TEST],
+}
 _PROVENANCE = {
     **dict.fromkeys(("checkpoint?", "sha256?", "arch?", "data?", "split?", "pool?"), text),
     **dict.fromkeys(("num_classes?", "samples?"), whole),
@@ -192,7 +209,7 @@ ANALYSIS = {
     "segments": [_SEGMENT],
     "progress": {"*": _TREND},
     "separation?": _TREND,
-    "reference?": {"kind?": text, "kept?": [text], "tests?": [_TEST]},
+    "reference?": _REFERENCE,
     **dict.fromkeys(("geodesic_model?", "mufm?", "mufm_given?", "ufm?"), _MODEL),
     "embedded?": {"space?": text, "verdict?": [_SENTENCE], "segments": [_SEGMENT]},
     "trust?": _TRUST,

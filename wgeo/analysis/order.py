@@ -24,7 +24,8 @@ from ..geodesic import bias_curve, straightness
 from ..records import SCHEMA, as_json
 from ..trajectory import Trajectory
 from ..transport import Exact, chain
-from .beside import brenier_test, checked_reference, reference_test, traced_reference
+from .beside import brenier_test, checked_reference, over_images, reference_test
+from .fresh import fresh_networks
 from .result import Analysis, versions
 from .trust import trust_of
 from .verdict import THRESHOLDS, sentences
@@ -46,6 +47,7 @@ def analyze(
     store: str | os.PathLike[str] | None = None,
     bootstrap: int = 200,
     reference: str | Network | nn.Module | None = "init",
+    reference_networks: int = 20,
     brenier: int = 0,
     mufm: bool | None = None,
     seed: int = 0,
@@ -61,7 +63,7 @@ def analyze(
     pool, tap, layers, batch_size, device
         How features are read; see `trace`.
     store : path, optional
-        Keep the features in this folder, and those of a reference network in a folder beside it
+        Keep the features in this folder, and those of a network given as `reference` beside it
         (``-reference-SEED``), rather than in memory; see `trace`.
     embed : str, optional
         Measure the whole network in one space too: ``pad`` or ``pca:D``; see
@@ -72,9 +74,13 @@ def analyze(
         Resamples behind the 95 % intervals; 0 for none. Very wide layers (flat features) have
         none for collapse, which `wgeo.collapse` computes where asked.
     reference : {"init", "shuffled", "none"}, Network or nn.Module
-        What straightness is tested against (`straighter_than`): this architecture with fresh
-        weights, its own layers in another order, nothing, or a network of your choice. The test
-        is over images: fresh weights are one draw.
+        What straightness is tested against: this architecture with fresh weights, by the
+        network's rank among `reference_networks` of them; its own layers in another order, or a
+        network of your choice, by a test over images, of these two networks (`straighter_than`);
+        nothing.
+    reference_networks : int
+        Number of networks R with fresh weights; p-values are at least 1 / (R + 1), so fewer than
+        19 cannot tell anything apart. Each costs two passes of up to 200 of the images.
     brenier : int
         At how many of the images to test every block for being the gradient of a convex function
         (`wgeo.brenier`); 0 for none. Costs about 200 passes of each block at each.
@@ -98,6 +104,10 @@ def analyze(
     reference = checked_reference(reference)
     if not isinstance(brenier, int) or brenier < 0:
         raise ArgumentError(f"brenier is a number of images, at least 0; not {brenier!r}.")
+    if not isinstance(reference_networks, int) or reference_networks < 1:
+        raise ArgumentError(
+            f"reference_networks must be a whole number, at least 1, not {reference_networks!r}."
+        )
     reading: dict[str, Any] = {
         "pool": pool,
         "tap": tap,
@@ -106,6 +116,13 @@ def analyze(
         "device": device,
     }
     traj = trace(net, images, store=store, **reading)
+
+    def compared() -> dict[str, Any]:
+        if isinstance(reference, str):
+            return fresh_networks(traj, net, images, reference_networks, reading, seed)
+        beside = None if store is None else f"{os.fspath(store)}-reference-{seed}"
+        return over_images(traj, trace(reference, images, store=beside, **reading), seed)
+
     done = analyze_trajectory(
         traj,
         embed=embed,
@@ -116,10 +133,7 @@ def analyze(
         device=str(pick_device(device)),
         command=command,
     )
-    beside = None if store is None else f"{os.fspath(store)}-reference-{seed}"
-    reading["store"] = beside
-    other = partial(traced_reference, net, images, reference, reading, seed)
-    record = _beside(done.record, reference_test(traj, reference, seed, other))
+    record = _beside(done.record, reference_test(traj, reference, seed, compared))
     if brenier:
         testing = partial(brenier_test, traj, net, images, brenier, bootstrap, seed)
         found = distributed.first(testing)

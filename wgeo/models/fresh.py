@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 
 import torch
 from torch import nn
 
 from ..errors import WgeoError
+
+_BatchNorm = nn.modules.batchnorm._BatchNorm
 
 
 def untrained(module: nn.Module, seed: int = 0) -> tuple[nn.Module, tuple[str, ...]]:
@@ -50,3 +53,42 @@ def _reset(part: nn.Module) -> None:
             reset()
         except (TypeError, RuntimeError):  # one that wants arguments, or is hidden by a hook
             return
+
+
+def reestimate_statistics(module: nn.Module, batches: Iterable[torch.Tensor]) -> None:
+    """Set the running statistics of batch normalization to those of `batches`, in one pass.
+
+    A network with fresh weights whose statistics are as reset (mean 0, variance 1) is another
+    function than the one that training begins with. Each layer normalizes by the batch's own
+    statistics meanwhile, and keeps their average over batches; everything else is in eval mode,
+    dropout included. Networks without running statistics are left alone. Modes are restored.
+
+    Parameters
+    ----------
+    module : nn.Module
+    batches : iterable of Tensor, (b, ...)
+        Inputs, normalized, on the network's device; they count the same whatever their size.
+    """
+    norms = [
+        part
+        for part in module.modules()
+        if isinstance(part, _BatchNorm) and part.running_mean is not None
+    ]
+    if not norms:
+        return
+    modes = [(part, part.training) for part in module.modules()]
+    momenta = [norm.momentum for norm in norms]
+    module.eval()
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # the average over batches, not a moving one
+        norm.training = True
+    try:
+        with torch.no_grad():
+            for batch in batches:
+                module(batch)
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+        for part, training in modes:
+            part.training = training
