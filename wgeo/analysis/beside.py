@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -101,33 +101,17 @@ def brenier_test(
     dict
         ``blocks`` and ``segments``, aligned with the trajectory's: ``asymmetry``,
         ``min_eigenvalue`` and all else under ``brenier``; empty where the space changes.
-        ``verdict``, in words.
     """
     module = net.module if isinstance(net, Network) else net
     names = [block.target for block in traj.blocks]
     rows = np.unique(np.linspace(0, len(traj) - 1, min(points, len(traj))).astype(int))
     x = inputs(net, images, rows)
     found = brenier_blocks(module, x, names, bootstrap=bootstrap, seed=seed)
-    tested = [found.blocks[name] for name in names if name in found.blocks]
     last = {run[-1]: result for run, result in found.segments.items()}
     return {
         "blocks": [_figures(found.blocks.get(name)) for name in names],
         "segments": [_figures(last.get(segment.names[-1])) for segment in traj.segments],
-        "verdict": _of_jacobians(tested),
     }
-
-
-def _of_jacobians(tested: Sequence[BrenierResult]) -> str:
-    if not tested:
-        return "No block keeps its space, so none could be tested for being a gradient."
-    never = sum(result.negative_share == 0 for result in tested)
-    asymmetries = [result.asymmetry for result in tested if result.asymmetry is not None]
-    between = f"{min(asymmetries):.2g} to {max(asymmetries):.2g}" if asymmetries else "undefined"
-    return (
-        f"By their Jacobians at {tested[0].points} images, {never} of {len(tested)} blocks that "
-        "keep their space have no negative eigenvalue, as optimal maps must (asymmetry "
-        f"{between}; 0 for a gradient)."
-    )
 
 
 def _figures(result: BrenierResult | None) -> dict[str, Any]:

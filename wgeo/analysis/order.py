@@ -27,7 +27,7 @@ from ..transport import Exact, chain
 from .beside import brenier_test, checked_reference, over_images, reference_test
 from .fresh import fresh_networks
 from .result import Analysis, versions
-from .trust import trust_of
+from .trust import copies_of, trust_of
 from .verdict import THRESHOLDS, sentences
 from .views import class_view
 
@@ -171,7 +171,13 @@ def analyze_trajectory(
             "Give images of at least two."
         )
     solver = Exact() if solver is None else solver
-    measuring: dict[str, Any] = {"solver": solver, "bootstrap": bootstrap, "seed": seed}
+    copies = copies_of(traj)
+    measuring: dict[str, Any] = {
+        "solver": solver,
+        "bootstrap": bootstrap,
+        "seed": seed,
+        "groups": copies if len(np.unique(copies)) < len(traj) else None,
+    }
     whole = None if embed is None else straightness(traj.embedded(embed), **measuring)
     straight = straightness(traj, chain=chain(traj, solver), **measuring)
     collapsed = collapse(traj, bootstrap=_affordable(traj, bootstrap), seed=seed)
@@ -228,7 +234,14 @@ def analyze_trajectory(
 
 def judged(record: dict[str, Any]) -> dict[str, Any]:
     """Return a record with its verdict: what its numbers support saying."""
-    return {**record, "verdict": as_json([said.to_dict() for said in sentences(record)])}
+    whole = record.get("embedded")
+    if whole is not None:
+        record = {**record, "embedded": {**whole, "verdict": _said(whole)}}
+    return {**record, "verdict": _said(record)}
+
+
+def _said(record: dict[str, Any]) -> list[dict[str, Any]]:
+    return as_json([sentence.to_dict() for sentence in sentences(record)])
 
 
 def _beside(record: dict[str, Any], tested: dict[str, Any] | None) -> dict[str, Any]:

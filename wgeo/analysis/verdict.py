@@ -534,10 +534,32 @@ def _block_kind(block: Record) -> str:
 def _reference(record: Record) -> Iterator[Sentence]:
     reference = record.get("reference") or {}
     for row in reference.get("segments") or []:
-        yield _against_fresh(row, len(reference.get("networks") or []), reference)
+        yield _against_fresh(row, len(reference.get("networks") or []))
+    for row in reference.get("tests") or []:
+        yield against_network(row)
 
 
-def _against_fresh(row: Record, networks: int, reference: Record) -> Sentence:
+def against_network(row: Record) -> Sentence:
+    """Return what `wgeo.straighter_than` found of one segment: over images, of two networks."""
+    low, high = row["interval"]
+    better = row["effect_size"] > 0
+    told = not low <= 0 <= high and (not better or row["p_value"] <= THRESHOLDS["significant"])
+    outcome = (
+        ("straighter than" if better else "less straight than") if told else "not told apart from"
+    )
+    name = row["statistic"].replace("_", " ")
+    return Sentence(
+        "reference",
+        f"From {row['layers'][0]} to {row['layers'][-1]} the network is {outcome} the one it is "
+        f"compared with, on these images: {name} {rounded(row['value'])} against "
+        f"{rounded(row['reference'])}, difference {row['difference']:+.3g} ({low:+.3g} to "
+        f"{high:+.3g}). Other trainings of the two may differ otherwise.",
+        dict(row),
+        "shown" if told else "undecided",
+    )
+
+
+def _against_fresh(row: Record, networks: int) -> Sentence:
     where = f"From {row['layers'][0]} to {row['layers'][-1]}"
     evidence = {
         key: row.get(key) for key in ("layers", "value", "median", "low", "high", "adjusted_p")

@@ -1,13 +1,12 @@
 """Does a network move its samples along a Wasserstein geodesic?
 
-`straightness` measures a trajectory, `verdict` says it in words, `straighter_than` tests it against
-a reference, `bias_curve` shows what the number of samples does to the distances.
+`straightness` measures a trajectory, `straighter_than` tests it against another, `bias_curve` shows what the number of samples does to the distances.
 """
 
 from __future__ import annotations
 
 from .bias import BiasCurve, BiasPoint, bias_curve
-from .judge import STATISTICS, StraighterThan, shuffled, straighter_than, verdict
+from .judge import STATISTICS, StraighterThan, shuffled, straighter_than
 from .measure import straightness
 from .nulls import POWER_MARGIN, null_scores, powerful
 from .paths import LOW_RESOLUTION, PathFigures, path_figures, resolution
@@ -42,5 +41,4 @@ __all__ = [
     "shuffled",
     "straighter_than",
     "straightness",
-    "verdict",
 ]

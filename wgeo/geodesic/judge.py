@@ -1,4 +1,4 @@
-"""Verdicts: what straightness says in words, and whether a network is straighter than another."""
+"""Is a network straighter than another, over images?"""
 
 from __future__ import annotations
 
@@ -16,74 +16,14 @@ from ..trajectory import Segment, Trajectory
 from ..transport import Exact, wasserstein
 from .influence import TRAJECTORY_FIGURES, TRANSPORT_FIGURES, SegmentSample
 from .resampling import LEVEL, permutation_p_value, sign_flip_p_value
-from .result import SegmentStraightness, Straightness, plain
+from .result import plain
 
-# What a length ratio is called, up to each bound: 1.11 is a quarter circle, 1.41 a zigzag of 45°.
-_WORDS = ((1.05, "on a geodesic to within 5 %"), (1.2, "close to a geodesic"), (1.5, "bent"))
-_FAR = "far from a geodesic"
-_OPTIMAL = 0.99
-_EFFECTS = ((0.2, "negligible"), (0.5, "small"), (0.8, "medium"))  # Cohen 1988, sec. 2.2
-_SIGNIFICANT = 0.05
 _HIGHER_IS_STRAIGHTER = frozenset({"ot_score"})
 _PER_BLOCK_COUNT = frozenset({"line_shape_score", "action_ratio"})
 STATISTICS = (
     *TRAJECTORY_FIGURES,
     *(name for name in TRANSPORT_FIGURES if name not in ("distance", "length")),
 )
-
-
-def verdict(straight: Straightness) -> str:
-    """Say what was measured, a sentence a segment and one on the blocks.
-
-    No ot_score of low resolution (`resolution`) has a say.
-    """
-    sentences = [_segment_words(segment) for segment in straight.segments]
-    return " ".join([*sentences, _block_words(straight)])
-
-
-def _segment_words(segment: SegmentStraightness) -> str:
-    where = f"From {segment.layers[0]} to {segment.layers[-1]}"
-    if segment.length_ratio is None:
-        return f"{where} the features end as the distribution they began as: no geodesic to follow."
-    if len(segment.layers) == 2:
-        said = f"{where} there is one block, so nothing can be said of straightness"
-    else:
-        name = next((word for bound, word in _WORDS if segment.length_ratio <= bound), _FAR)
-        said = (
-            f"{where} the network is {name}: its path is {segment.length_ratio:.2f} times "
-            f"as long{_range(segment, 'length_ratio')}"
-        )
-    return f"{said}{_optimality(segment)}."
-
-
-def _range(segment: SegmentStraightness, name: str) -> str:
-    if name not in segment.intervals:
-        return ""
-    low, high = segment.intervals[name]
-    return f" (95 % interval {low:.2f} to {high:.2f})"
-
-
-def _optimality(segment: SegmentStraightness) -> str:
-    if segment.ot_score is None:
-        return ""
-    if not segment.resolved:
-        return "; whether its end-to-end map is optimal, these samples are too few to tell"
-    optimal = "optimal" if segment.ot_score >= _OPTIMAL else "not optimal"
-    return f"; on these samples its end-to-end map is {optimal} (ot_score {segment.ot_score:.3f})"
-
-
-def _block_words(straight: Straightness) -> str:
-    judged = [block for block in straight.blocks if block.resolved and block.ot_score is not None]
-    count = len(straight.blocks)
-    blocks = f"{count} block{'s' * (count != 1)}"
-    if not judged:
-        return f"None of the {blocks} moves its samples far enough for them to test its optimality."
-    good = sum(block.ot_score >= _OPTIMAL for block in judged if block.ot_score is not None)
-    return (
-        f"Of {blocks}, {len(judged)} move{'s' * (len(judged) == 1)} samples far enough to be "
-        f"judged, and {good} of these {'is an' if good == 1 else 'are'} optimal "
-        f"map{'s' * (good != 1)} of these samples (ot_score at least {_OPTIMAL})."
-    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,22 +64,9 @@ class StraighterThan:
     paired: bool
     samples: int
 
-    @property
-    def verdict(self) -> str:
-        """The test's outcome in words, with its effect size."""
-        size = next((word for bound, word in _EFFECTS if abs(self.effect_size) < bound), "large")
-        outcome = (
-            "straighter than" if self.p_value <= _SIGNIFICANT else "not shown to be straighter than"
-        )
-        return (
-            f"From {self.layers[0]} to {self.layers[-1]} the network is {outcome} its reference: "
-            f"{self.statistic.replace('_', ' ')} {self.value:.3g} against {self.reference:.3g} "
-            f"(one-sided p = {self.p_value:.2g}; {size} effect, d = {self.effect_size:+.2f})."
-        )
-
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers and strings, ready for JSON."""
-        return {**plain(self), "verdict": self.verdict}
+        return plain(self)
 
 
 def straighter_than(
