@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -13,153 +12,16 @@ from torch import nn
 from .. import models
 from ..errors import ArgumentError, CheckpointError, DependencyError
 from ..files import printable
-from ..models import Fit, KeyReport, classifier_of
-from .contents import find_state, stripped
-from .reading import read, shown
+from ..models import Fit
+from .choosing import Choice, choose
+from .claims import claimed_accuracy, epoch
+from .contents import Found, find_states
+from .provenance import LoadReport, Network, Provenance
+from .reading import Contents, fingerprint, read, read_trusted, shown
 
 _LONGEST = 500  # characters of a setting that a file remembers
 
-__all__ = ["LoadReport", "Network", "Provenance", "load_checkpoint"]
-
-
-@dataclass(frozen=True)
-class LoadReport:
-    """What was found in a checkpoint and how it was read.
-
-    Attributes
-    ----------
-    kind : str
-        ``torch``, ``torch (before 1.6)``, ``safetensors``; ``memory`` for a network not loaded.
-    container : str
-        The entry of the file that held the weights; empty for a plain state dict.
-    prefix : str
-        What was taken off the front of every name.
-    tensors, parameters : int
-        Number of tensors, and of numbers in them.
-    settings : mapping
-        What the architecture was built with, read off the shapes.
-    keys : KeyReport
-        Which tensors matched, and bookkeeping that did not and need not.
-    notes : tuple of str
-        What a reader should know: what was assumed or chosen.
-    """
-
-    kind: str = "memory"
-    container: str = ""
-    prefix: str = ""
-    tensors: int = 0
-    parameters: int = 0
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    keys: KeyReport = field(default_factory=KeyReport)
-    notes: tuple[str, ...] = ()
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values, for a record."""
-        return {
-            "kind": self.kind,
-            "container": self.container,
-            "prefix": self.prefix,
-            "tensors": self.tensors,
-            "parameters": self.parameters,
-            "settings": dict(self.settings),
-            "keys": self.keys.to_dict(),
-            "notes": list(self.notes),
-        }
-
-
-@dataclass(frozen=True)
-class Provenance:
-    """Where a network came from.
-
-    Attributes
-    ----------
-    checkpoint : str or None
-        The file's path, as given.
-    sha256 : str or None
-        Of the file.
-    arch : str
-    num_classes : int
-    epoch : int or None
-        When it was saved, where the file says.
-    normalize : str or None
-        The normalisation it was trained with (as `wgeo.data.normalization` takes it): what the
-        checkpoint says, else what the architecture's published checkpoints expect.
-    normalize_source : {"file", "architecture"} or None
-        Which of the two said so.
-    report : LoadReport
-    """
-
-    checkpoint: str | None
-    sha256: str | None
-    arch: str
-    num_classes: int
-    epoch: int | None = None
-    normalize: str | None = None
-    report: LoadReport = field(default_factory=LoadReport)
-    normalize_source: str | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values, for a record."""
-        return {
-            "checkpoint": self.checkpoint,
-            "sha256": self.sha256,
-            "arch": self.arch,
-            "num_classes": self.num_classes,
-            "epoch": self.epoch,
-            "normalize": self.normalize,
-            "normalize_source": self.normalize_source,
-            "report": self.report.to_dict(),
-        }
-
-
-@dataclass(frozen=True, eq=False)
-class Network:
-    """A network and its provenance."""
-
-    module: nn.Module
-    provenance: Provenance
-
-    @classmethod
-    def from_module(
-        cls,
-        module: nn.Module,
-        *,
-        arch: str | None = None,
-        num_classes: int | None = None,
-        normalize: str | None = None,
-    ) -> Network:
-        """Wrap a network that is in memory already.
-
-        Raises
-        ------
-        CheckpointError
-            The number of classes is not given and the network has no linear head to tell it.
-        """
-        head = classifier_of(module)
-        if num_classes is None and head is None:
-            raise CheckpointError(
-                f"{type(module).__name__} has no linear classifier; say num_classes=."
-            )
-        classes = num_classes if num_classes is not None else head.out_features  # type: ignore[union-attr]
-        parameters = sum(p.numel() for p in module.parameters())
-        report = LoadReport(tensors=len(module.state_dict()), parameters=parameters)
-        name = arch or type(module).__name__
-        return cls(module, Provenance(None, None, name, classes, None, normalize, report))
-
-    @property
-    def arch(self) -> str:
-        """The architecture's name."""
-        return self.provenance.arch
-
-    @property
-    def num_classes(self) -> int:
-        """Number of classes the network tells apart."""
-        return self.provenance.num_classes
-
-    @property
-    def normalize(self) -> str | None:
-        """The normalisation the network expects; None where nothing says."""
-        return self.provenance.normalize
+__all__ = ["LoadReport", "Network", "Provenance", "fingerprint", "load_checkpoint"]
 
 
 def load_checkpoint(
@@ -169,102 +31,149 @@ def load_checkpoint(
     *,
     trust: bool = False,
     options: Mapping[str, Any] | None = None,
+    prefix: str | None = None,
+    container: str | None = None,
 ) -> Network:
     """Load a trained network.
 
-    Reads files of ``torch.save`` (old and new) and safetensors: a plain state dict, or a dict with
-    one under ``state_dict``, ``model``, ``model_state_dict``, ``net``, ``ema`` and their like, with
-    any prefixes of DataParallel (``module.``), torch.compile (``_orig_mod.``) or Lightning
-    (``model.``).
+    Reads files of ``torch.save`` (old and new) and safetensors, in one piece or in shards: a state
+    dict, a whole network, or a dict with one of these, up to three dicts down, under names with
+    any prefix. Objects of other classes beside the tensors (settings, optimizers, NumPy's random
+    states) are read into inert stand-ins; no code of the file is run. Weight and spectral
+    normalisation and pruning masks are folded into the weights.
 
     Parameters
     ----------
     path : path
+        A file; or a folder of ``save_pretrained``, an index of shards, or one of the shards.
     arch : str, optional
-        See `wgeo.models.find`. Not needed for checkpoints that wgeo wrote, nor for CIFAR ResNets
-        and torchvision's ResNets, which their tensors' shapes tell.
+        See `wgeo.models.find`. Not needed for checkpoints that wgeo wrote, for CIFAR ResNets and
+        torchvision's ResNets, which their tensors' shapes tell, nor with a ``config.json``.
     num_classes : int, optional
         Checked against the head, which tells it.
     trust : bool
-        Unpickle whatever the file holds, **which runs code that the file names**. Needed only for
-        files with a whole network or other objects in them; use it for files of your own.
+        Only for a file that holds a whole network of code that is not wgeo's: unpickle it to get
+        at that code, **which runs what the file names**. Use it for files of your own.
     options : mapping, optional
         What neither file nor shapes say: ``{"activation": "tanh"}``, ``{"heads": 8}`` for a vit.
+    prefix : str, optional
+        Which tensors are the network's, as ``encoder_q.``; needed if several prefixes fit.
+    container : str, optional
+        Which entry holds them, as ``state_dict_ema`` or ``ema.module``; needed if several of no
+        usual name fit.
 
     Returns
     -------
     Network
-        In eval mode, on the CPU, in float32; `provenance.report` says how it was read.
+        In eval mode, on the CPU, in float32; `provenance.report` says how it was read. Without a
+        head in the file, the encoder, whose `num_classes` is None.
 
     Raises
     ------
     CheckpointError
-        A file that cannot be read, is damaged, would run code, or holds no state dict; tensors
-        missing, unexpected or misshapen (the first five of each, and the closest architecture); NaN
-        or infinity in the weights.
+        A file that cannot be read, is damaged, was made to attack, or holds no state dict; tensors
+        missing, unexpected or misshapen (the first five of each, and the closest architecture);
+        several networks that fit; NaN or infinity in the weights.
     ArgumentError
         An unknown architecture or option.
     """
     name = shown(path)
-    contents = read(path, trust=trust)
-    if isinstance(contents.value, nn.Module) and arch is None:
-        return _whole(contents.value, name, contents.kind, contents.sha256)
-    value = contents.value
-    if isinstance(value, nn.Module):
-        value = {"model": value}
-    found = find_state(value, name, contents.size)
-    meta = _meta(value, name)
-    states = list(stripped(found.state))
-    notes = [f"used {found.container!r}, not {other!r}" for other in found.others]
+    contents = read(path)
+    states = find_states(contents.value, name, contents.size, container)
+    if trust and arch is None and states[0].whole:
+        return _whole(read_trusted(path), states[0], name, contents)
+    meta = _meta(contents.value, name)
+    source = "asked" if arch is not None else "file" if meta else "tensors"
     try:
-        fitted, prefix = _fit(states, arch, num_classes, meta, options or {}, notes)
+        if arch is None and meta:
+            arch = _arch_of(meta)
+        if arch is None and (named := models.arch_of_config(contents.config, path)) is not None:
+            arch, source = named, "config"
+        choice = choose(
+            states,
+            arch,
+            num_classes,
+            lambda known: {**_remembered(known, meta), **(options or {})},
+            prefix,
+        )
     except CheckpointError as error:
-        raise CheckpointError(f"{name}: {error}") from None
+        raise CheckpointError(f"{name}: {error}{_hint(states[0])}") from None
     except (ArgumentError, DependencyError) as error:
-        if arch is not None:
+        if source == "asked":
             raise
         raise CheckpointError(f"{name} says what it is made of, and it fails: {error}") from None
-    _check_finite(fitted.module, name)
-    notes += _assumed(fitted)
-    report = LoadReport(
+    _check_finite(choice.fitted.module, name)
+    provenance = Provenance(
+        checkpoint=name,
+        sha256=contents.sha256,
+        arch=choice.fitted.arch.name,
+        num_classes=choice.fitted.settings["num_classes"],
+        epoch=epoch(contents.value),
+        normalize=_normalize(choice.fitted, meta),
+        report=_report(choice, contents),
+        claimed_accuracy=claimed_accuracy(contents.value),
+        normalize_source="file" if isinstance(meta.get("normalize"), str) else "architecture",
+        arch_from=source,
+    )
+    return Network(choice.fitted.module, provenance)
+
+
+def _report(choice: Choice, contents: Contents) -> LoadReport:
+    found, view, fitted = choice.found, choice.view, choice.fitted
+    notes = [*contents.notes, *choice.notes, *_assumed(fitted)]
+    if found.whole:
+        notes.append("a whole network was saved: its state dict was read, none of its code")
+    if view.head:
+        notes.append(f"its head is {printable(view.head)}, beside the rest")
+    if fitted.keys.no_head:
+        notes.append("no head in the file: the encoder was read, and there is no accuracy")
+    return LoadReport(
         kind=contents.kind,
         container=found.container,
-        prefix=prefix,
+        prefix=view.prefix,
         tensors=len(found.state),
         parameters=sum(p.numel() for p in fitted.module.parameters()),
         settings=fitted.settings,
         keys=fitted.keys,
+        renamed=fitted.renamed,
+        aside=view.aside,
+        stand_ins=tuple(printable(each, 100) for each in contents.stand_ins),
         notes=tuple(notes),
     )
-    provenance = Provenance(
-        checkpoint=name,
-        sha256=contents.sha256,
-        arch=fitted.arch.name,
-        num_classes=fitted.settings["num_classes"],
-        epoch=_epoch(value),
-        normalize=_normalize(fitted, meta),
-        normalize_source="file" if isinstance(meta.get("normalize"), str) else "architecture",
-        report=report,
+
+
+def _hint(found: Found) -> str:
+    """What else there is to do if the file holds a whole network."""
+    if not found.whole:
+        return ""
+    return (
+        " The file holds a whole network; if it is yours and its code can be imported here, "
+        "trust=True (--trust-checkpoint) takes that code, and runs what the file names."
     )
-    return Network(fitted.module, provenance)
 
 
-def _whole(module: nn.Module, name: str, kind: str, sha256: str) -> Network:
+def _whole(value: Any, found: Found, name: str, contents: Contents) -> Network:
     """A network unpickled whole, by leave of whoever called."""
+    for key in filter(None, found.container.split(".")):
+        value = value[0] if isinstance(value, list | tuple) else value
+        value = value.get(key) if isinstance(value, dict) else getattr(value, key, None)
+    module = value[0] if isinstance(value, list | tuple) else value
     if isinstance(module, nn.DataParallel):
         module = module.module
+    if not isinstance(module, nn.Module):
+        raise CheckpointError(f"{name} holds {type(module).__name__}, not a network.")
     _check_finite(module, name)
     bare = Network.from_module(module.float().eval())
     notes = ("a whole network, unpickled on trust",)
-    report = LoadReport(kind, "", "", bare.provenance.report.tensors,
+    report = LoadReport(contents.kind, found.container, "", bare.provenance.report.tensors,
                         bare.provenance.report.parameters, notes=notes)  # fmt: skip
-    provenance = Provenance(name, sha256, bare.arch, bare.num_classes, report=report)
+    provenance = Provenance(name, contents.sha256, bare.arch, bare.num_classes, report=report)
     return Network(module, provenance)
 
 
-def _meta(value: dict[Any, Any], name: str) -> dict[str, Any]:
+def _meta(value: Any, name: str) -> dict[str, Any]:
     """What wgeo wrote beside the weights; a file can claim anything, so each entry is checked."""
-    meta = dict.get(value, "wgeo")
+    meta = dict.get(value, "wgeo") if isinstance(value, dict) else None
     if meta is None:
         return {}
     if not isinstance(meta, dict) or not isinstance(meta.get("arch"), str):
@@ -277,32 +186,6 @@ def _meta(value: dict[Any, Any], name: str) -> dict[str, Any]:
                 f"{name}: {printable(str(key))} in its 'wgeo' entry is no word: {printable(said)}."
             )
     return dict(meta)
-
-
-def _fit(
-    states: list[tuple[dict[str, torch.Tensor], str]],
-    arch: str | None,
-    num_classes: int | None,
-    meta: Mapping[str, Any],
-    options: Mapping[str, Any],
-    notes: list[str],
-) -> tuple[Fit, str]:
-    """Fit the state with the plainest names; where that fails for foreign code, the others too."""
-    state, prefix = states[-1]
-    if arch is None:
-        arch = _arch_of(meta) if meta else _recognised(state, notes)
-    given = {**_remembered(arch, meta), **options}
-    try:
-        return models.fit(arch, state, num_classes, **given), prefix
-    except CheckpointError:
-        # A network of someone else may have a part called `model` of its own.
-        if models.find(arch).external:
-            for state, prefix in states[-2::-1]:
-                try:
-                    return models.fit(arch, state, num_classes, **given), prefix
-                except CheckpointError:
-                    continue
-        raise
 
 
 def _arch_of(meta: Mapping[str, Any]) -> str:
@@ -328,30 +211,6 @@ def _remembered(arch: str, meta: Mapping[str, Any]) -> dict[str, Any]:
     return {k: said[k] for k in names if isinstance(k, str) and isinstance(said.get(k), kinds)}
 
 
-def _recognised(state: dict[str, torch.Tensor], notes: list[str]) -> str:
-    fitting = models.exact_fits(state)
-    if len(fitting) == 1 and models.find(fitting[0]).settled:
-        notes.append(f"recognised as {fitting[0]} by its tensors: every one fits")
-        return fitting[0]
-    if fitting:
-        raise CheckpointError(
-            f"its tensors fit {' and '.join(fitting)}, and shapes don't tell the rest "
-            "(shortcuts, activation, heads). Say which with arch= (--arch)."
-        )
-    best = models.closest(state)
-    if best is None:
-        keys = ", ".join(printable(key) for key in list(state)[:5])
-        raise CheckpointError(
-            f"no built-in architecture is close to its tensors ({keys}, ...). Say which it is "
-            "with arch= (--arch); your own network is 'package.module:factory'."
-        )
-    closest, report = best
-    raise CheckpointError(
-        f"say which architecture it is with arch= (--arch). The closest is {closest}, with "
-        f"{report.share:.0%} of the tensors in common; it differs by {report.describe()}."
-    )
-
-
 def _assumed(fitted: Fit) -> list[str]:
     """What neither the file nor the caller said, and shapes cannot."""
     notes = []
@@ -375,13 +234,6 @@ def _check_finite(module: nn.Module, name: str) -> None:
             f"{name} has NaN or infinity in {len(bad)} tensors: {', '.join(bad[:5])}{more}. "
             "The training diverged or the file is damaged; take an earlier checkpoint."
         )
-
-
-def _epoch(value: dict[Any, Any]) -> int | None:
-    epoch = dict.get(value, "epoch")
-    if isinstance(epoch, torch.Tensor) and epoch.numel() == 1:
-        epoch = epoch.item()
-    return epoch if isinstance(epoch, int) and not isinstance(epoch, bool) else None
 
 
 def _normalize(fitted: Fit, meta: Mapping[str, Any]) -> str | None:

@@ -1,9 +1,9 @@
 """Untrusted bytes -> plain objects and tensors. Nothing that a file holds is ever run.
 
 A checkpoint by torch is a pickle, which is a program. Before torch sees it, its instructions are
-read without being carried out, and every name it would import is held against a short list; then
-torch's own ``weights_only`` reader loads it, which keeps a list too. Sizes that a file declares are
-held against the size it has.
+read without being carried out (`pickles`); then torch's own ``weights_only`` reader loads it, with
+inert stand-ins for every class that is not a tensor's (`standins`). Sizes that a file declares are
+compared with the size it has.
 """
 
 from __future__ import annotations
@@ -12,37 +12,22 @@ import hashlib
 import io
 import json
 import os
-import pickletools
-import re
-import stat
 import warnings
 import zipfile
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
 from ..errors import CheckpointError
-from ..files import printable
+from .pickles import File, damaged, inspect_pickles
+from .places import checked_path, files_of, read_config, shown
+from .standins import load_inert
 
-File = io.BufferedReader | io.BytesIO
-
-_MAX_OPS = 750_000  # pickle instructions; a state dict of a thousand tensors has some 40,000
-_MAX_LEAVES = 1_000_000  # of nested tuples, written out
 _MAX_HEADER = 100_000_000  # bytes, safetensors' own limit
 _LEGACY_PICKLES = 5  # magic number, version, system, the object, storage keys
-_PLAIN = re.compile(
-    r"collections\.(OrderedDict|Counter)"
-    r"|torch\._utils\._rebuild_(tensor|tensor_v2|tensor_v3|parameter|parameter_with_state"
-    r"|sparse_tensor|meta_tensor_no_storage)"
-    r"|torch\._tensor\._rebuild_from_type_v2"
-    r"|torch\.nn\.parameter\.Parameter"
-    r"|torch\.serialization\._get_layout"
-    r"|torch\.(Size|Tensor|device|\w+Storage|storage\.(TypedStorage|UntypedStorage))"
-    r"|torch\.(bool|u?int\d+|float\d+(_\w+)?|bfloat16|complex\d+)"
-    r"|(__builtin__|builtins)\.(set|complex)"
-)
+_LEGACY_MAGIC = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+_UNCHECKED = "saved without checksums: damage to it would go unnoticed"
 _NOT_OURS = {
     b"version https://git-lfs": "is a Git LFS pointer; fetch the file itself (git lfs pull)",
     b"<": "is a web page or XML, perhaps a failed download; download it again",
@@ -60,98 +45,143 @@ class Contents:
     Attributes
     ----------
     value : object
-        Usually a dict; a whole network only where the file was trusted.
+        Usually a dict.
     kind : str
-        ``torch``, ``torch (before 1.6)`` or ``safetensors``.
+        ``torch``, ``torch (before 1.6)`` or ``safetensors``, with the number of shards.
     size : int
-        Bytes of the file.
+        Bytes of the file, or of all shards.
     sha256 : str
+        Of the file; of several, of their names and hashes.
+    stand_ins : tuple of str
+        Classes whose objects were stood in for.
+    config : dict
+        What a ``config.json`` beside it says.
+    notes : tuple of str
     """
 
     value: Any
     kind: str
     size: int
     sha256: str
+    stand_ins: tuple[str, ...] = ()
+    config: dict[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
-def shown(path: str | os.PathLike[str]) -> str:
-    """Return a path as it may be printed, whatever bytes its name has."""
-    return printable(os.fsdecode(path), limit=1000)
-
-
-def read(path: str | os.PathLike[str], *, trust: bool = False) -> Contents:
-    """Read a checkpoint file.
-
-    Parameters
-    ----------
-    path : path
-    trust : bool
-        Let torch unpickle anything, which runs code that the file names.
+def read(path: str | os.PathLike[str]) -> Contents:
+    """Read a checkpoint: a file, or a folder or index of shards.
 
     Raises
     ------
     CheckpointError
-        No such file, not a file, unreadable, empty, damaged, of another kind, or one that needs
-        `trust`.
+        No such file, not a file, unreadable, empty, damaged, or of another kind.
     """
     name = shown(path)
     try:
-        _check_path(path, name)
-        with open(path, "rb") as file:
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-            size = file.tell()
-            file.seek(0)
-            value, kind = _load(file, size, name, trust)
+        files = files_of(path, name)
+        parts = [_read_one(file, name if len(files) == 1 else shown(file)) for file in files]
+        config = read_config(files[0])
     except OSError as error:
         reason = error.strerror or str(error)
         raise CheckpointError(f"Cannot read the checkpoint {name}: {reason}.") from error
-    return Contents(value, kind, size, sha256)
+    if len(parts) == 1:
+        return replace(parts[0], config=config)
+    return Contents(
+        value={"state_dict": _joined([part.value for part in parts], name)},
+        kind=f"{parts[0].kind}, {len(parts)} shards",
+        size=sum(part.size for part in parts),
+        sha256=_combined([part.sha256 for part in parts]),
+        stand_ins=tuple(dict.fromkeys(found for part in parts for found in part.stand_ins)),
+        config=config,
+    )
 
 
-def _check_path(path: str | os.PathLike[str], name: str) -> None:
-    try:
-        status = os.stat(path)
-    except FileNotFoundError:
-        if os.path.islink(path):
-            target = shown(os.readlink(path))
+def fingerprint(path: str | os.PathLike[str]) -> str:
+    """Return the SHA-256 that `read` tells of a checkpoint, without reading its tensors.
+
+    Raises
+    ------
+    CheckpointError
+        No such file, or a folder without a checkpoint.
+    """
+    hashes = []
+    for file in files_of(path, shown(path)):
+        with open(file, "rb") as opened:
+            hashes.append(hashlib.file_digest(opened, "sha256").hexdigest())
+    return _combined(hashes)
+
+
+def _combined(hashes: list[str]) -> str:
+    return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
+
+
+def _joined(values: list[Any], name: str) -> dict[Any, Any]:
+    """The tensors of all shards."""
+    joined: dict[Any, Any] = {}
+    for value in values:
+        shard = dict.get(value, "state_dict", value) if isinstance(value, dict) else None
+        if not isinstance(shard, dict) or joined.keys() & dict.keys(shard):
             raise CheckpointError(
-                f"{name} is a link to {target}, which does not exist. Name the file itself."
-            ) from None
-        raise CheckpointError(f"There is no checkpoint {name}. Check the path.") from None
-    except ValueError as error:  # a null byte
-        raise CheckpointError(f"{name} is no path: {error}.") from error
-    if stat.S_ISDIR(status.st_mode):
-        inside = sorted(
-            shown(entry.name)
-            for entry in os.scandir(path)
-            if entry.name.endswith((".pt", ".pth", ".th", ".ckpt", ".bin", ".safetensors"))
-        )
-        hint = f" It holds {', '.join(inside[:5])}." if inside else " It holds no checkpoint."
-        raise CheckpointError(f"{name} is a folder; name a file in it.{hint}")
-    if not stat.S_ISREG(status.st_mode):
-        raise CheckpointError(f"{name} is no regular file (a pipe or a device); copy it to one.")
-    if status.st_size == 0:
-        raise CheckpointError(f"{name} is empty (0 bytes). Save or download it again.")
+                f"{name} is damaged: its shards hold the same tensors, or none. Download it again."
+            )
+        joined.update(dict.items(shard))
+    return joined
 
 
-def _load(file: File, size: int, name: str, trust: bool) -> tuple[Any, str]:
+def _read_one(path: str, name: str) -> Contents:
+    checked_path(path, name)
+    with open(path, "rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        size = file.tell()
+        file.seek(0)
+        return _load(file, size, name, sha256)
+
+
+def read_trusted(path: str | os.PathLike[str]) -> Any:
+    """Unpickle whatever a file holds, **which runs code that the file names**.
+
+    Raises
+    ------
+    CheckpointError
+        It needs code that is not here, or is damaged.
+    """
+    name = shown(path)
+    try:
+        with open(path, "rb") as file, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return torch.load(file, map_location="cpu", weights_only=False)
+    except (ImportError, AttributeError) as error:
+        raise CheckpointError(
+            f"{name} needs code that is not here to be unpickled: {error}. "
+            "Install it, or run where it can be imported."
+        ) from error
+    except Exception as error:
+        raise CheckpointError(damaged(name, error)) from error
+
+
+def _load(file: File, size: int, name: str, sha256: str) -> Contents:
     head = file.read(64)
     file.seek(0)
     length = int.from_bytes(head[:8], "little")
     named = name.endswith(".safetensors")
     if head[8:9] == b"{" and (named or 0 < length <= size - 8):
-        return _safetensors(file, size, name), "safetensors"
+        return Contents(_safetensors(file, size, name), "safetensors", size, sha256)
     for magic, what in _NOT_OURS.items():
         if head.lstrip(b"\r\n\t ").startswith(magic):
             raise CheckpointError(f"{name} {what}.")
+    notes: tuple[str, ...] = ()
     if head.startswith(b"PK"):
-        program = _checked_zip(file, size, name, trust)
-        if not trust:
-            _check_pickles(io.BytesIO(program), 1, name)
+        program, notes = _checked_zip(file, size, name)
+        names = inspect_pickles(io.BytesIO(program), 1, name)
         kind = "torch"
     elif head.startswith(b"\x80"):
-        if not trust:
-            _check_pickles(file, _LEGACY_PICKLES, name)
+        legacy = head[2:].startswith(_LEGACY_MAGIC)
+        names = inspect_pickles(file, _LEGACY_PICKLES if legacy else 1, name)
+        if not legacy:
+            raise CheckpointError(
+                f"{name} is damaged, or a pickle of another program than torch. Load it where it "
+                "was made and save its tensors: torch.save(state_dict, path)."
+            )
         kind = "torch (before 1.6)"
     else:
         raise CheckpointError(
@@ -159,43 +189,21 @@ def _load(file: File, size: int, name: str, trust: bool) -> tuple[Any, str]:
             "safetensors. It may be damaged or of another program."
         )
     file.seek(0)
-    return _torch_load(file, name, trust), kind
-
-
-def _torch_load(file: File, name: str, trust: bool) -> Any:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch's deprecations: of no use to who reads a file
-            return torch.load(file, map_location="cpu", weights_only=not trust)
+        value = load_inert(file, names)
     except Exception as error:
-        if trust and isinstance(error, ImportError | AttributeError):
-            raise CheckpointError(
-                f"{name} needs code that is not here to be unpickled: {error}. "
-                "Install it, or run where it can be imported."
-            ) from error
-        raise CheckpointError(_damaged(name, error)) from error
+        raise CheckpointError(damaged(name, error)) from error
+    return Contents(value, kind, size, sha256, tuple(names), notes=notes)
 
 
-def _damaged(name: str, error: Exception) -> str:
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    # torch's reader says first how to switch it off, and later what it met.
-    told = [line.partition("WeightsUnpickler error:")[2].strip() for line in lines]
-    reason = printable(next(filter(None, told), lines[0]), 200)
-    return f"{name} is damaged or not a checkpoint ({reason}). Save or download it again."
-
-
-def _checked_zip(file: File, size: int, name: str, trust: bool) -> bytes:
+def _checked_zip(file: File, size: int, name: str) -> tuple[bytes, tuple[str, ...]]:
     """Return the pickle in an archive of torch.save, which must be stored plainly and whole."""
     try:
         with zipfile.ZipFile(file) as archive:
             entries = archive.infolist()
             pickles = [e for e in entries if e.filename.rpartition("/")[2] == "data.pkl"]
             if len(pickles) != 1:
-                what = "NumPy archive" if any(e.filename.endswith(".npy") for e in entries) else ""
-                raise CheckpointError(
-                    f"{name} is a {what or 'zip archive'} without torch's data.pkl, "
-                    "so not a checkpoint."
-                )
+                raise CheckpointError(_other_archive(entries, name))
             if any(e.filename.rpartition("/")[2] == "constants.pkl" for e in entries):
                 raise CheckpointError(
                     f"{name} is a TorchScript program, not a state dict. Save its weights there: "
@@ -207,107 +215,31 @@ def _checked_zip(file: File, size: int, name: str, trust: bool) -> bytes:
                     f"{name} declares more than its {size} bytes hold (torch never compresses), "
                     "as a zip bomb does. It was not unpacked."
                 )
+            checked = any(e.CRC for e in entries)
+            if not checked:  # switched off by torch.serialization.set_crc32_options
+                for entry in entries:
+                    del entry.CRC
             broken = archive.testzip()
-            if broken is not None and not trust:
+            if broken is not None:
                 raise CheckpointError(
                     f"{name} is damaged: the checksum of its part {shown(broken)} is wrong. Save "
-                    "or download it again (if it was saved with checksums switched off, pass "
-                    "trust=True, --trust-checkpoint)."
+                    "or download it again."
                 )
-            return archive.read(pickles[0])
+            return archive.read(pickles[0]), () if checked else (_UNCHECKED,)
     except CheckpointError:
         raise
     except Exception as error:  # zipfile raises a dozen kinds on damaged archives
-        raise CheckpointError(_damaged(name, error)) from error
+        raise CheckpointError(damaged(name, error)) from error
 
 
-def _check_pickles(file: File, number: int, name: str) -> None:
-    """Read pickles' instructions without carrying them out; refuse any import but tensors'."""
-    refused: dict[str, None] = {}  # a set that keeps its order
-    try:
-        for found in _imports(file, number, name):
-            if not _PLAIN.fullmatch(found):
-                refused[found] = None
-    except CheckpointError:
-        raise
-    except Exception as error:  # an instruction cut short, or bytes that are none
-        if not refused:
-            raise CheckpointError(_damaged(name, error)) from error
-    if refused:
-        named = ", ".join(printable(found, 80) for found in list(refused)[:5])
-        raise CheckpointError(
-            f"{name} holds more than tensors: reading it would import and may run {named}"
-            f"{', ...' if len(refused) > 5 else ''}. Nothing of it was run. Save only the state "
-            "dict (torch.save(model.state_dict(), path)); or, if you trust whoever made the file, "
-            "pass trust=True (--trust-checkpoint), which runs what it says."
+def _other_archive(entries: list[zipfile.ZipInfo], name: str) -> str:
+    if any(entry.filename.endswith(".npy") for entry in entries):
+        return (
+            f"{name} is a NumPy archive without torch's data.pkl, so not a checkpoint. Save its "
+            "arrays as tensors: torch.save({k: torch.from_numpy(v) for k, v in "
+            "np.load(path).items()}, 'weights.pt')."
         )
-
-
-def _imports(file: File, number: int, name: str) -> Iterator[str]:
-    """Yield ``module.name`` of everything that so many pickles in a row would import."""
-    strings = ["", ""]
-    steps = 0
-    for _ in range(number):
-        leaves = _Leaves()
-        for op, argument, _ in pickletools.genops(file):
-            steps += 1
-            if steps > _MAX_OPS:
-                raise CheckpointError(
-                    f"{name} holds more than {_MAX_OPS} pickle instructions, far more than a "
-                    "state dict needs. Save only the state dict."
-                )
-            if leaves.after(op, argument) > _MAX_LEAVES:
-                raise CheckpointError(
-                    f"{name} holds a tuple of tuples with more than {_MAX_LEAVES} entries, made "
-                    "to exhaust whoever hashes it. It was not read."
-                )
-            if op.name in ("GLOBAL", "INST"):
-                yield str(argument).replace(" ", ".", 1)
-            elif op.name == "STACK_GLOBAL":  # never torch's: its names can come from anywhere
-                yield " ".join(strings)
-            elif isinstance(argument, str):
-                strings = [strings[1], argument]
-
-
-class _Leaves:
-    """How many entries the newest tuple of a pickle has when all tuples inside are written out.
-
-    A tuple of twice the tuple before, and so on, takes a few bytes a level, and a hash of it twice
-    as long with each; torch's reader hashes whatever is a key. Only tuples count: lists and dicts
-    cannot be hashed, and numbers and words cost what they take in the file.
-    """
-
-    def __init__(self) -> None:
-        self.stack: list[int | None] = []  # None stands for a mark
-        self.memo: dict[int, int] = {}
-
-    def after(self, op: pickletools.OpcodeInfo, argument: Any) -> int:
-        """Follow one instruction; return the entries of what it leaves on top."""
-        if op.name in ("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"):
-            at = len(self.memo) if argument is None else argument
-            self.memo[at] = (self.stack[-1] if self.stack else None) or 1
-            return 1
-        if op.name in ("GET", "BINGET", "LONG_BINGET"):
-            self.stack.append(self.memo.get(argument, 1))
-            return 1
-        taken = self._taken(op)
-        for made in op.stack_after:
-            if made is pickletools.markobject:
-                self.stack.append(None)
-            else:
-                kept = op.name.startswith(("TUPLE", "REDUCE", "NEWOBJ", "BUILD", "DUP"))
-                self.stack.append(1 + sum(taken) if kept else 1)
-        return (self.stack[-1] if self.stack else None) or 1
-
-    def _taken(self, op: pickletools.OpcodeInfo) -> list[int]:
-        taken: list[int] = []
-        for wanted in reversed(op.stack_before):
-            if wanted is pickletools.stackslice:
-                while self.stack and self.stack[-1] is not None:
-                    taken.append(self.stack.pop() or 1)
-            elif self.stack:
-                taken.append(self.stack.pop() or 1)
-        return taken
+    return f"{name} is a zip archive without torch's data.pkl, so not a checkpoint."
 
 
 def _safetensors(file: File, size: int, name: str) -> dict[str, Any]:
@@ -327,4 +259,4 @@ def _safetensors(file: File, size: int, name: str) -> dict[str, Any]:
         meta = json.loads(body[8 : 8 + length]).get("__metadata__", {}).get("wgeo")
         return {"state_dict": tensors, **({"wgeo": json.loads(meta)} if meta else {})}
     except Exception as error:  # safetensors' own errors, and JSON's
-        raise CheckpointError(_damaged(name, error)) from error
+        raise CheckpointError(damaged(name, error)) from error

@@ -15,7 +15,7 @@ from torch import nn
 from ..arrays import as_numpy
 from ..blocks import BlockSpec, evaluating, first_tensor, hooked, run
 from ..errors import FeatureError
-from ..models import classifier_of
+from ..models import classifier_of, logits_of
 from ..trajectory import entry_key, features_key
 from .network import home_of
 from .pooling import Pool
@@ -85,8 +85,9 @@ class Recorder:
             self._keep(features_key("input"), x.flatten(1))
             # A copy: the network may work in place, and these may be the caller's images.
             out = run(self.module, x.to(where, precision, copy=True))
-        if isinstance(out, torch.Tensor) and out.ndim == 2:
-            self._keep(LOGITS, out)
+        logits = logits_of(self.module, out)
+        if logits is not None:
+            self._keep(LOGITS, logits)
         return self._rows
 
     def _attach(self, keep: Callable[[Any], None]) -> None:

@@ -11,8 +11,9 @@ from ..files import printable
 from .etf import FixedLinear, simplex_etf, with_etf_classifier
 from .fit import Fit, KeyReport, closest, exact_fits, fit, from_state
 from .fresh import untrained
+from .huggingface import arch_of_config
 from .outside import Arch
-from .parts import ACTIVATIONS, Block, State
+from .parts import ACTIVATIONS, Block, State, head_of, logits_of
 from .registry import ARCHS, build, find
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "FixedLinear",
     "KeyReport",
     "State",
+    "arch_of_config",
     "build",
     "classifier_of",
     "closest",
@@ -31,6 +33,7 @@ __all__ = [
     "find",
     "fit",
     "from_state",
+    "logits_of",
     "printable",
     "simplex_etf",
     "untrained",
@@ -39,6 +42,9 @@ __all__ = [
 
 
 def classifier_of(module: nn.Module) -> nn.Linear | None:
-    """Return a network's last linear layer, in the order of registration; None if it has none."""
-    linear = [part for part in module.modules() if isinstance(part, nn.Linear)]
-    return linear[-1] if linear else None
+    """Return a network's last linear layer, in the order of registration.
+
+    None if it has none, or was read from a file without its head.
+    """
+    found = head_of(module)
+    return None if found is None else found[1]

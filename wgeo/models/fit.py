@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -14,8 +14,8 @@ from torch import nn
 from ..errors import ArgumentError, CheckpointError
 from ..files import printable
 from .etf import with_etf_classifier
-from .outside import VITS, Arch
-from .parts import State, count
+from .outside import HEADS, VITS, Arch
+from .parts import State, count, head_of, without_head
 from .registry import ARCHS, find
 
 _SHOWN = 5
@@ -38,6 +38,8 @@ class KeyReport:
         Bookkeeping tensors on one side only, which change no output.
     matched : int
         Number of tensors that fit.
+    no_head : str
+        The network's head, if it alone is missing: the encoder fits. Empty otherwise.
     """
 
     missing: tuple[str, ...] = ()
@@ -45,6 +47,7 @@ class KeyReport:
     misshapen: tuple[str, ...] = ()
     ignored: tuple[str, ...] = ()
     matched: int = 0
+    no_head: str = ""
 
     @property
     def fits(self) -> bool:
@@ -121,13 +124,17 @@ class Fit:
     arch : Arch
     settings : dict
         What the architecture was built with, read off the shapes.
+        ``num_classes`` is None for an encoder without a head.
     keys : KeyReport
+    renamed : tuple of str
+        Tensors that the file has under another name, as ``old -> new``.
     """
 
     module: nn.Module
     arch: Arch
     settings: dict[str, Any]
     keys: KeyReport
+    renamed: tuple[str, ...] = ()
 
 
 def from_state(name: str, state: State, num_classes: int | None = None, **given: Any) -> nn.Module:
@@ -161,21 +168,33 @@ def from_state(name: str, state: State, num_classes: int | None = None, **given:
 def fit(name: str, state: State, num_classes: int | None = None, **given: Any) -> Fit:
     """Do what `from_state` does and say how; same parameters and errors."""
     arch = find(name)
-    state = _renamed(arch, state)
+    names = _names(arch, state)
+    state = {names[key]: tensor for key, tensor in state.items()}
     settings = _settings(arch, state, num_classes, given)
     with torch.random.fork_rng(devices=[]):
-        report, module = _compared(arch, settings, state)
+        report, module, heads = _compared(arch, settings, state)
         if not report.fits:
             raise CheckpointError(_misfit(arch, settings, report, state, num_classes))
         if module is None:
             module = _dressed(arch.build(**settings), state)
+    if report.no_head:
+        module = without_head(module, report.no_head)
+        settings["num_classes"] = None
+    state = {heads.get(key, key): tensor for key, tensor in state.items()}
     module.load_state_dict({k: state[k] for k in module.state_dict() if k in state}, strict=False)
-    return Fit(module.eval(), arch, settings, report)
+    renamed = {old: heads.get(new, new) for old, new in names.items()}
+    told = tuple(f"{printable(old)} -> {new}" for old, new in renamed.items() if old != new)
+    return Fit(module.eval(), arch, settings, report, told)
 
 
 def exact_fits(state: State) -> list[str]:
-    """Return the names of all architectures searched that a state dict fits to the last tensor."""
-    return [name for name, report in _ranked(state) if report.fits]
+    """Return the names of all architectures searched that a state dict fits to the last tensor.
+
+    Those that fit but for a missing head count only if none fits with its head.
+    """
+    fitting = {name: report for name, report in _ranked(state) if report.fits}
+    whole = [name for name, report in fitting.items() if not report.no_head]
+    return whole or list(fitting)
 
 
 def closest(state: State) -> tuple[str, KeyReport] | None:
@@ -193,9 +212,13 @@ def _ranked(state: State) -> list[tuple[str, KeyReport]]:
     reports = []
     depth = 6 * count(state, "layer1") + 2  # a CIFAR ResNet of any depth
     unusual = [f"cifar_resnet{depth}"] if 8 <= depth <= 2000 else []
+    known: dict[tuple[tuple[str, str], ...], dict[str, torch.Tensor]] = {}
     for name in dict.fromkeys([*ARCHS, *unusual, *(f"torchvision:{vit}" for vit in VITS)]):
         arch = find(name)
-        renamed = _renamed(arch, state)
+        if arch.rename not in known:  # ten of torchvision's have the same
+            names = _names(arch, state)
+            known[arch.rename] = {names[key]: tensor for key, tensor in state.items()}
+        renamed = known[arch.rename]
         if not any(re.search(arch.mark, key) for key in renamed):
             continue
         try:
@@ -227,20 +250,46 @@ def _settings(
 
 def _compared(
     arch: Arch, settings: dict[str, Any], state: State
-) -> tuple[KeyReport, nn.Module | None]:
+) -> tuple[KeyReport, nn.Module | None, dict[str, str]]:
     """Compare with a network that has shapes only, so that no file can ask for memory.
 
     A user's own factory may not manage to build such a network: it is built for real, and returned.
+    With it comes what a head of another name is called in the network.
     """
     if arch.external:
         module = _dressed(arch.build(**settings), state)
-        return compare_keys(module.state_dict(), state), module
+        report, heads = _matched(module, state)
+        return report, module, heads
     try:
         with torch.device("meta"):
             shapes = _dressed(_shapes(arch.name, tuple(settings.items())), state)
     except (RuntimeError, ValueError, OverflowError) as error:
         raise ArgumentError(f"{arch.name} cannot be built with {settings}: {error}") from error
-    return compare_keys(shapes.state_dict(), state), None
+    report, heads = _matched(shapes, state)
+    return report, None, heads
+
+
+def _matched(net: nn.Module, state: State) -> tuple[KeyReport, dict[str, str]]:
+    """Compare names, a head under another usual name and a missing one allowed for."""
+    own, found = net.state_dict(), head_of(net)
+    if found is None:
+        return compare_keys(own, state), {}
+    head = found[0]
+    renamed: dict[str, str] = {}
+    if f"{head}.weight" not in state:
+        others = [each for each in HEADS if f"{each}.weight" in state.keys() - own.keys()]
+        others = [each for each in others if state[f"{each}.weight"].ndim == 2]
+        if len(others) == 1:
+            renamed = {f"{others[0]}.{part}": f"{head}.{part}" for part in ("weight", "bias")}
+    report = compare_keys(own, {renamed.get(key, key): t for key, t in state.items()})
+    # What lies under the head's name and is no linear layer is a projector of its training.
+    beside = all(key.startswith((f"{head}.", "fc.", "head.")) for key in report.unexpected)
+    lost = {f"{head}.weight", f"{head}.bias"}
+    only = f"{head}.weight" in report.missing and lost >= set(report.missing)
+    if only and beside and not report.misshapen:
+        ignored = report.ignored + report.unexpected
+        return replace(report, missing=(), unexpected=(), ignored=ignored, no_head=head), {}
+    return report, renamed
 
 
 @lru_cache(maxsize=32)  # a search and the fit after it, and several checkpoints of one network
@@ -250,10 +299,10 @@ def _shapes(name: str, settings: tuple[tuple[str, Any], ...]) -> nn.Module:
 
 def _dressed(net: nn.Module, state: State) -> nn.Module:
     """Give the network a fixed simplex-ETF head where the state's head has no bias."""
-    heads = [(name, part) for name, part in net.named_modules() if isinstance(part, nn.Linear)]
-    if not heads:
+    found = head_of(net)
+    if found is None:
         return net
-    name, head = heads[-1]
+    name, head = found
     weight = state.get(f"{name}.weight")
     if head.bias is None or f"{name}.bias" in state or weight is None or weight.ndim != 2:
         return net
@@ -264,14 +313,15 @@ def _dressed(net: nn.Module, state: State) -> nn.Module:
         return net
 
 
-def _renamed(arch: Arch, state: State) -> dict[str, torch.Tensor]:
-    """Return the state under the architecture's own key names."""
-    renamed = {}
-    for key, tensor in state.items():
+def _names(arch: Arch, state: State) -> dict[str, str]:
+    """Return what a file's names are in the architecture; the same if two would become one."""
+    names = {}
+    for key in state:
+        name = key
         for pattern, replacement in arch.rename:
-            key = re.sub(pattern, replacement, key)
-        renamed[key] = tensor
-    return renamed if len(renamed) == len(state) else dict(state)
+            name = re.sub(pattern, replacement, name)
+        names[key] = name
+    return names if len(set(names.values())) == len(names) else {key: key for key in state}
 
 
 def _misfit(

@@ -78,7 +78,24 @@ _LAST = {  # torchvision's ResNets, each with a module that it has and shallower
 RESNETS = tuple(_LAST)
 VITS = ("vit_b_16", "vit_b_32", "vit_l_16", "vit_l_32", "vit_h_14")
 _SMALL_IMAGE = 64  # pixels up to which a ResNet is built with the small stem
-_HEADS = ("fc", "linear", "head", "heads.head", "head.fc", "classifier")
+HEADS = ("fc", "linear", "head", "heads.head", "head.fc", "classifier", "classifier.1")
+ANY_HEAD = r"(?:head\.fc|heads\.head|classifier\.1|head|fc|linear|classifier)"
+# transformers' ResNet is torchvision's under other names.
+HUGGINGFACE_RESNET = (
+    (r"^resnet\.embedder\.embedder\.convolution\.", "conv1."),
+    (r"^resnet\.embedder\.embedder\.normalization\.", "bn1."),
+    *(
+        (rf"^resnet\.encoder\.stages\.{stage}\.layers\.(\d+)\.", rf"layer{stage + 1}.\1.")
+        for stage in range(4)
+    ),
+    (r"^(layer\d\.\d+)\.shortcut\.convolution\.", r"\1.downsample.0."),
+    (r"^(layer\d\.\d+)\.shortcut\.normalization\.", r"\1.downsample.1."),
+    *(
+        (rf"^(layer\d\.\d+)\.layer\.{at}\.{theirs}\.", rf"\1.{ours}{at + 1}.")
+        for at in range(3)
+        for theirs, ours in (("convolution", "conv"), ("normalization", "bn"))
+    ),
+)
 
 
 def torchvision_arch(name: str) -> Arch:
@@ -109,7 +126,11 @@ def torchvision_arch(name: str) -> Arch:
         normalize="imagenet",
         mark="^" + re.escape(_LAST[name]),
         settled=True,
-        rename=((r"^linear\.", "fc."), (r"^(layer\d+\.\d+)\.shortcut\.", r"\1.downsample.")),
+        rename=(
+            *HUGGINGFACE_RESNET,
+            (f"^{ANY_HEAD}\\.", "fc."),
+            (r"^(layer\d+\.\d+)\.shortcut\.", r"\1.downsample."),
+        ),
     )
 
 
@@ -182,7 +203,7 @@ def infer_head(state: State, given: Mapping[str, Any]) -> dict[str, Any]:
     The head is the weight under one of the usual names, else the last matrix; the channels are
     those of the first convolution.
     """
-    usual = [f"{name}.weight" for name in _HEADS]
+    usual = [f"{name}.weight" for name in HEADS]
     matrices = [k for k, t in state.items() if t.ndim in (2, 4) and k.endswith("weight")]
     head = next((key for key in usual if key in state), matrices[-1] if matrices else "")
     kernels = [key for key in matrices if state[key].ndim == 4]
@@ -239,7 +260,7 @@ def timm_arch(name: str) -> Arch:
         known = timm.list_models()
         raise ArgumentError(f"timm has no network {name!r}{suggest(name, known)}.")
     config = timm.get_pretrained_cfg(name)
-    normalize = _normalization(config.mean, config.std) if config is not None else None
+    normalize = normalization(config.mean, config.std) if config is not None else None
     return Arch(
         f"timm:{name}", f"timm's {name}", partial(_timm, name), infer_head, normalize=normalize
     )
@@ -266,7 +287,8 @@ def _timm(
         raise ArgumentError(f"timm could not build {name!r}: {error}") from error
 
 
-def _normalization(mean: tuple[float, ...], std: tuple[float, ...]) -> str:
+def normalization(mean: tuple[float, ...], std: tuple[float, ...]) -> str:
+    """Return what `wgeo.data.normalization` takes for a mean and standard deviation a channel."""
     if tuple(mean) == (0.485, 0.456, 0.406) and tuple(std) == (0.229, 0.224, 0.225):
         return "imagenet"
     if set(mean) == {0.5} and set(std) == {0.5}:

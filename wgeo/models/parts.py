@@ -12,6 +12,8 @@ from ..errors import ArgumentError
 
 State = Mapping[str, torch.Tensor]  # a state dict: tensors by name
 
+_HEADLESS = "read_without_head"  # an attribute of a network whose file held no head
+
 ACTIVATIONS: Mapping[str, Callable[[], nn.Module]] = {
     "relu": nn.ReLU,
     "leaky_relu": nn.LeakyReLU,
@@ -81,6 +83,34 @@ def initialise(module: nn.Module, activation: str) -> None:
             nn.init.normal_(part.weight, 0.0, gain / max(fan_in, 1) ** 0.5)
             if part.bias is not None:
                 nn.init.zeros_(part.bias)
+
+
+def head_of(module: nn.Module) -> tuple[str, nn.Linear] | None:
+    """Return a network's last linear layer, in the order of registration, and its name."""
+    found = [(name, part) for name, part in module.named_modules() if isinstance(part, nn.Linear)]
+    return found[-1] if found and not getattr(module, _HEADLESS, False) else None
+
+
+def without_head(module: nn.Module, name: str) -> nn.Module:
+    """Replace a network's head by the identity, in place; `head_of` is None from then on."""
+    owner, _, attribute = name.rpartition(".")
+    setattr(module.get_submodule(owner), attribute, nn.Identity())
+    setattr(module, _HEADLESS, True)
+    return module
+
+
+def logits_of(module: nn.Module, output: Any) -> torch.Tensor | None:
+    """Return the logits in what a network returned: it, its ``logits``, or the first of a tuple.
+
+    None if that is not a tensor (n, K), or the network was read without its head.
+    """
+    if not isinstance(output, torch.Tensor):
+        output = getattr(output, "logits", output)
+    if isinstance(output, tuple | list) and output:
+        output = output[0]
+    if getattr(module, _HEADLESS, False) or not isinstance(output, torch.Tensor):
+        return None
+    return output if output.ndim == 2 else None
 
 
 def positive(**settings: Any) -> None:

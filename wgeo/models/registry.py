@@ -12,7 +12,8 @@ from torch import nn
 
 from ..errors import ArgumentError
 from ..files import printable
-from .outside import RESNETS, Arch, suggest, timm_arch, torchvision_arch, user_arch
+from .huggingface import huggingface_arch
+from .outside import ANY_HEAD, RESNETS, Arch, suggest, timm_arch, torchvision_arch, user_arch
 from .parts import positive
 from .plain import infer_mlp, infer_resmlp, infer_vgg, mlp, resmlp, vgg
 from .residual import cifar_resnet, infer_cifar_resnet, infer_iso, isotropic
@@ -31,7 +32,10 @@ def _cifar(depth: int) -> Arch:
         normalize="imagenet",
         mark=rf"^layer3\.{(depth - 2) // 6 - 1}\.conv2\.",
         settled=True,
-        rename=((r"^fc\.", "linear."), (r"^(layer\d+\.\d+)\.downsample\.", r"\1.shortcut.")),
+        rename=(
+            (f"^{ANY_HEAD}\\.", "linear."),
+            (r"^(layer\d+\.\d+)\.downsample\.", r"\1.shortcut."),
+        ),
     )
 
 
@@ -93,15 +97,16 @@ def find(name: str) -> Arch:
     Parameters
     ----------
     name : str
-        One of `ARCHS`, ``cifar_resnetN`` with N = 6n + 2, ``torchvision:NAME``, ``timm:NAME``, or
-        a function of yours as ``package.module:factory``.
+        One of `ARCHS`, ``cifar_resnetN`` with N = 6n + 2, ``torchvision:NAME``, ``timm:NAME``,
+        ``hf:FOLDER`` with a ``config.json`` of transformers, or a function of yours as
+        ``package.module:factory``.
 
     Raises
     ------
     ArgumentError
         There is none of this name, or the factory cannot be imported.
     DependencyError
-        timm is needed and not installed.
+        timm or transformers is needed and not installed.
     """
     if name in ARCHS:
         return ARCHS[name]
@@ -110,6 +115,8 @@ def find(name: str) -> Arch:
         return torchvision_arch(rest)
     if colon and home == "timm":
         return timm_arch(rest)
+    if colon and home == "hf":
+        return huggingface_arch(rest)
     if colon and rest and re.fullmatch(r"[\w.]+", home):
         return user_arch(name)
     depth = re.fullmatch(r"cifar_resnet(\d{1,5})", name)
@@ -117,8 +124,8 @@ def find(name: str) -> Arch:
         return _cifar(int(depth[1]))
     raise ArgumentError(
         f"Unknown architecture {printable(name)!r}{suggest(name, list(ARCHS))}. There are "
-        f"{', '.join(arch.name for arch in _OWN)}, torchvision:NAME, timm:NAME and your own "
-        "package.module:factory; see `wgeo list archs`."
+        f"{', '.join(arch.name for arch in _OWN)}, torchvision:NAME, timm:NAME, hf:FOLDER and "
+        "your own package.module:factory; see `wgeo list archs`."
     )
 
 
