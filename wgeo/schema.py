@@ -73,7 +73,12 @@ _TREND = {
     "reached?": text,
     "interval?": interval,
 }
-_BRENIER = {"intervals?": {"*": interval}, "*": lambda value: text(value) or number(value)}
+_BRENIER = {
+    "intervals?": {"*": interval},
+    "excluded?": flag,
+    "excluded_by?": [text],
+    "*": lambda value: text(value) or number(value),
+}
 _LAYER = {"name": text, "stage?": whole, "width?": whole, "collapse": _COLLAPSE}
 _OPTIMALITY = {
     **dict.fromkeys(("samples?", "distinct?"), whole),

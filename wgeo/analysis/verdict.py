@@ -490,9 +490,21 @@ def _blocks(record: Record) -> Iterator[Sentence]:
     undecided = kinds.count("undecided") == len(kinds)
     yield Sentence(
         "blocks",
-        f"Of {count(len(blocks), 'block')} in one space, {listed(clauses)}.",
+        f"Of {count(len(blocks), 'block')} in one space, {listed(clauses)}{_jacobians(blocks)}.",
         evidence,
         "undecided" if undecided else "shown",
+    )
+
+
+def _jacobians(blocks: Sequence[Record]) -> str:
+    """What the Brenier test measured: of all features, whatever pooling the rest is about."""
+    tested = [block["brenier"] for block in blocks if block.get("brenier")]
+    known = [row["asymmetry"] for row in tested if row.get("asymmetry") is not None]
+    if not known:
+        return ""
+    return (
+        f" (unpooled, at {count(tested[0]['points'], 'image')}: asymmetry {min(known):.2g} to "
+        f"{max(known):.2g}, 0 for a gradient map)"
     )
 
 
@@ -641,9 +653,9 @@ def _trend(trend: Record) -> str:
     if tau is None or rises is None:
         return ""
     if rises == 0:
-        return "; it falls at every layer"
+        return "; from the first layer on it falls at every layer"
     if tau < 0:
-        return f"; it falls with depth except at {count(rises, 'layer')}"
+        return f"; from the first layer on it falls with depth except at {count(rises, 'layer')}"
     return "; it does not fall with depth"
 
 

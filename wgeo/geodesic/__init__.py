@@ -1,6 +1,7 @@
 """Does a network move its samples along a Wasserstein geodesic?
 
-`straightness` measures a trajectory, `straighter_than` tests it against another, `bias_curve` shows what the number of samples does to the distances.
+`straightness` measures a trajectory, `straighter_than` tests it against another,
+`bias_curve` shows what the number of samples does to the distances.
 """
 
 from __future__ import annotations
