@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
+from records import sample_record
 
 import wgeo
 from wgeo.analysis import analyze_trajectory
-from wgeo.analysis.verdict import THRESHOLDS, Sentence, sentences, text
+from wgeo.analysis.verdict import THRESHOLDS, Sentence, sentence, sentences, text
 from wgeo.trajectory import Layer, Trajectory
 
 
@@ -49,7 +52,7 @@ def test_a_quarter_turn_is_not_optimal_whatever_is_added_to_it(rng, shift):
     assert block.ot_score_centred < 0.05
     found = sentences(straight.to_dict())
     assert "is not optimal" in said(found, "optimality")
-    assert "are not optimal maps of these samples" in said(found, "blocks")
+    assert "1 is not an optimal map of these samples" in said(found, "blocks")
 
 
 @pytest.mark.parametrize(("d", "n", "step"), [(512, 500, 1.0), (128, 1000, 1.0), (32, 1000, 1.0)])
@@ -59,7 +62,7 @@ def test_turns_in_many_planes_are_never_called_optimal(d, n, step, rng):
     y = x + step * x @ antisymmetric(d, rng).T
     found = verdict_of([x, y])
     assert " is optimal" not in said(found, "optimality")
-    assert "are optimal" not in said(found, "blocks")
+    assert " an optimal map of" not in said(found, "blocks").replace("not an", "")
     assert "gradient" not in said(found, "blocks")
 
 
@@ -90,7 +93,7 @@ def test_a_pure_translation_says_nothing_of_the_path(rng):
     found = verdict_of([x, x + 1.0, x + 2.0, x + 3.0])
     assert "straight to" not in said(found, "straightness")
     assert "optimal" not in said(found, "optimality")
-    assert "are optimal" not in said(found, "blocks")
+    assert " an optimal map of" not in said(found, "blocks")
 
 
 @pytest.mark.parametrize("noise", [0.0, 1e-9])
@@ -99,7 +102,7 @@ def test_identity_blocks_say_nothing(noise, rng):
     found = verdict_of([x, *(x + noise * rng.standard_normal(x.shape) for _ in range(3))])
     assert "straight to" not in said(found, "straightness")
     assert "optimal" not in said(found, "optimality")
-    assert "are optimal" not in said(found, "blocks")
+    assert " an optimal map of" not in said(found, "blocks")
 
 
 def test_independent_steps_of_noise_are_neither_straight_nor_optimal(rng):
@@ -110,7 +113,7 @@ def test_independent_steps_of_noise_are_neither_straight_nor_optimal(rng):
     assert ": straight" not in said(found, "straightness")
     assert ": close" not in said(found, "straightness")
     assert " is optimal" not in said(found, "optimality")
-    assert "are optimal" not in said(found, "blocks")
+    assert " an optimal map of" not in said(found, "blocks")
 
 
 def test_four_samples_say_nothing(rng):
@@ -233,8 +236,14 @@ def test_a_point_like_start_is_mentioned():
 )
 def test_losses_are_said_as_plainly_as_wins(direction, words):
     row = {
-        **{"layers": ["stem", "a", "b"], "value": 1.9, "median": 1.4, "low": 1.3, "high": 1.5},
-        **{"rank_p": 0.05, "adjusted_p": 0.05, "direction": direction},
+        "layers": ["stem", "a", "b"],
+        "value": 1.9,
+        "median": 1.4,
+        "low": 1.3,
+        "high": 1.5,
+        "rank_p": 0.05,
+        "adjusted_p": 0.05,
+        "direction": direction,
     }
     reference = {"kind": "init", "networks": [{}] * 20, "segments": [row]}
     assert words in said(sentences({"reference": reference}), "reference")
@@ -250,13 +259,10 @@ def test_jacobians_decide_about_blocks_when_they_were_tested():
 
 
 def test_a_record_of_schema_1_is_still_read(tmp_path):
-    from tests.records import sample_record
-
-    record = sample_record()
-    del record["trust"], record["thresholds"]
-    record |= {"schema": 1, "verdict": "It is straight. It is 1.5 times as long."}
-    import json
-
+    record = sample_record() | {
+        "schema": 1,
+        "verdict": "It is straight. It is 1.5 times as long.",
+    }
     (tmp_path / "analysis.json").write_text(json.dumps(record))
     analysis = wgeo.Analysis.load(tmp_path)
     assert analysis.verdict == "It is straight. It is 1.5 times as long."
@@ -267,9 +273,7 @@ def test_a_record_of_schema_1_is_still_read(tmp_path):
 
 
 def test_every_threshold_is_documented():
-    import wgeo.analysis.verdict as module
-
-    source = open(module.__file__, encoding="utf-8").read()
+    source = Path(sentence.__file__).read_text(encoding="utf-8")
     described = source.partition('"""The numbers at which words change.')[2].partition('"""')[0]
     assert all(name in described for name in THRESHOLDS)
 

@@ -9,14 +9,18 @@ from __future__ import annotations
 from .order import analyze, analyze_trajectory
 from .result import Analysis, versions
 from .series import Series
+from .verdict import THRESHOLDS, Sentence, sentences
 from .views import class_view, training_view
 
 __all__ = [
+    "THRESHOLDS",
     "Analysis",
+    "Sentence",
     "Series",
     "analyze",
     "analyze_trajectory",
     "class_view",
+    "sentences",
     "training_view",
     "versions",
 ]

@@ -6,6 +6,10 @@
 
 from __future__ import annotations
 
+import importlib
+import warnings
+from typing import Any
+
 from .bias import BiasCurve, BiasPoint, bias_curve
 from .judge import STATISTICS, StraighterThan, shuffled, straighter_than
 from .measure import straightness
@@ -43,3 +47,16 @@ __all__ = [
     "straighter_than",
     "straightness",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name != "verdict":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    warnings.warn(
+        "wgeo.geodesic.verdict is deprecated; wgeo.analysis.sentences(straightness) returns the "
+        "sentences with their evidence.",
+        DeprecationWarning,
+        stacklevel=2,
+    )
+    analysis = importlib.import_module("wgeo.analysis")  # which stands above this package
+    return lambda straight: " ".join(said.words for said in analysis.sentences(straight))

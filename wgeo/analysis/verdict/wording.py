@@ -63,3 +63,8 @@ def segment_ends(segment: Mapping[str, Any]) -> str:
     if dot and child == "shortcut":
         first = f"the input of {block}, carried over by its shortcut,"
     return f"From {first} to {last}"
+
+
+def ends(segment: Mapping[str, Any]) -> list[str]:
+    """The first and the last layer of a segment, for evidence."""
+    return [segment["layers"][0], segment["layers"][-1]]

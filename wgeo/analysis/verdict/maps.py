@@ -1,0 +1,178 @@
+"""Is the map optimal? Of segments by correlation scores, of blocks by their Jacobians too."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from .sentence import THRESHOLDS, Record, Sentence
+from .wording import count, ends, listed, ranged, segment_ends
+
+
+def optimality(record: Record) -> Iterator[Sentence]:
+    for segment in record.get("segments") or []:
+        moved = segment.get("relative_displacement")
+        if segment.get("corr_score") is None or (moved or 0) < THRESHOLDS["rounding"]:
+            continue
+        yield _end_to_end(segment)
+
+
+def _end_to_end(segment: Record) -> Sentence:
+    """From which layer on is the map to the segment's last layer optimal?"""
+    scores = _scores_to_end(segment)
+    first = scores[0]
+    evidence = {"layers": ends(segment), "scores": scores}
+    where = segment_ends(segment)
+    found = next((row for row in scores if row["optimal"]), None)
+    tail = _dirac(segment)
+    if found is not None:
+        rest = "" if found is first else f"; {_below(first, segment)}"
+        start = where if found is first else f"From {found['from']} to {segment['layers'][-1]}"
+        return Sentence(
+            "optimality",
+            f"{start} the map is {found['word']} for these samples (correlation score "
+            f"{_score(found)}; the same displacements given to the wrong samples: at most "
+            f"{found['null']:.3f}){rest}.{tail}",
+            evidence,
+            "shown",
+        )
+    if any(row["low"] >= THRESHOLDS["nearly_optimal"] for row in scores):
+        return Sentence(
+            "optimality",
+            f"{where} whether the map is optimal, these samples cannot tell: its correlation score "
+            f"is {_score(first)}, and random displacements score as high where it is high.{tail}",
+            evidence,
+            "undecided",
+        )
+    return Sentence(
+        "optimality",
+        f"{where} the map is not optimal (correlation score {_score(first)}; 1 for an optimal "
+        f"map){_best(scores)}.{tail}",
+        evidence,
+        "shown",
+    )
+
+
+def _best(scores: Sequence[Record]) -> str:
+    best = max(scores, key=lambda row: row["value"])
+    if len(scores) < 2 or best is scores[0]:
+        return ""
+    return f", nor is it from any later layer (at most {best['value']:.3f}, from {best['from']})"
+
+
+def _below(first: Record, segment: Record) -> str:
+    if first["low"] >= THRESHOLDS["nearly_optimal"]:
+        return f"from {segment['layers'][0]} the samples cannot tell ({_score(first)})"
+    return f"from {segment['layers'][0]} it is not ({_score(first)})"
+
+
+def _score(row: Record) -> str:
+    return ranged(row["value"], (row["low"], row["high"]), certified=True)
+
+
+def _scores_to_end(segment: Record) -> list[dict[str, Any]]:
+    """The correlation score of the map from each layer to the last, with its null."""
+    rows = [_row(segment["layers"][0], segment["corr_score"], _null(segment), segment)]
+    pairs = segment.get("pairs") or {}
+    for i, name in enumerate((pairs.get("layers") or [])[1:-1], 1):
+        score = tuple(pairs[key][i][-1] for key in ("corr_score", "corr_low", "corr_high"))
+        if None not in score:
+            null = pairs["null"][i][-1] if pairs.get("null") else None
+            rows.append(_row(name, score, null, segment))
+    return rows
+
+
+def _row(name: str, score: Sequence[float], null: float | None, segment: Record) -> dict[str, Any]:
+    value, low, high = score
+    margin = max(THRESHOLDS["power_margin"], 1 / math.sqrt(segment.get("samples") or 1))
+    power = None if null is None else low > null + margin
+    word = "optimal" if low >= THRESHOLDS["optimal"] else "nearly optimal"
+    known = {"from": name, "value": value, "low": low, "high": high, "null": null, "power": power}
+    return {**known, "word": word, "optimal": bool(power) and low >= THRESHOLDS["nearly_optimal"]}
+
+
+def _null(row: Record) -> float | None:
+    """The highest certified bound of the null scores."""
+    return max(
+        (null["score"][2] for null in row.get("null") or [] if null.get("score")), default=None
+    )
+
+
+def _dirac(segment: Record) -> str:
+    ratio = segment.get("spread_ratio")
+    if ratio is None or ratio < THRESHOLDS["nearly_a_point"]:
+        return ""
+    return (
+        f" Its first cloud is {ratio:.0f} times smaller than its last, nearly a point, from which "
+        "almost any map would look optimal by the OT score."
+    )
+
+
+def blocks(record: Record) -> Iterator[Sentence]:
+    blocks = [b for b in record.get("blocks") or [] if b.get("corr_score") is not None]
+    if not blocks:
+        return
+    kinds = [_block_kind(block) for block in blocks]
+    evidence = {
+        "blocks": [
+            {"target": b["target"], "kind": kind, "corr_score": b["corr_score"]}
+            for b, kind in zip(blocks, kinds, strict=True)
+        ]
+    }
+    clauses = [
+        f"{kinds.count(kind)} {words[kinds.count(kind) > 1]}"
+        for kind, words in _KINDS.items()
+        if kinds.count(kind)
+    ]
+    undecided = kinds.count("undecided") == len(kinds)
+    yield Sentence(
+        "blocks",
+        f"Of {count(len(blocks), 'block')} in one space, {listed(clauses)}{_jacobians(blocks)}.",
+        evidence,
+        "undecided" if undecided else "shown",
+    )
+
+
+def _jacobians(blocks: Sequence[Record]) -> str:
+    """What the Brenier test measured: of all features, whatever pooling the rest is about."""
+    tested = [block["brenier"] for block in blocks if block.get("brenier")]
+    known = [row["asymmetry"] for row in tested if row.get("asymmetry") is not None]
+    if not known:
+        return ""
+    return (
+        f" (unpooled, at {count(tested[0]['points'], 'image')}: asymmetry {min(known):.2g} to "
+        f"{max(known):.2g}, 0 for a gradient map)"
+    )
+
+
+_KINDS = {  # of one block, of several
+    "gradient": (
+        "has Jacobians that do not speak against an optimal map",
+        "have Jacobians that do not speak against optimal maps",
+    ),
+    "not gradient": (
+        "cannot be an optimal map by its Jacobians",
+        "cannot be optimal maps by their Jacobians",
+    ),
+    "not optimal": (
+        "is not an optimal map of these samples",
+        "are not optimal maps of these samples",
+    ),
+    "optimal": ("is an optimal map of these samples", "are optimal maps of these samples"),
+    "undecided": (
+        "moves the samples too little for them to tell",
+        "move the samples too little for them to tell",
+    ),
+}
+
+
+def _block_kind(block: Record) -> str:
+    """What is known of a block: its Jacobians decide if they were tested, else the samples."""
+    tested = block.get("brenier") or {}
+    if tested.get("excluded") is not None:
+        return "not gradient" if tested["excluded"] else "gradient"
+    _, low, high = block["corr_score"]
+    if high < THRESHOLDS["nearly_optimal"]:
+        return "not optimal"
+    return "optimal" if block.get("power") and low >= THRESHOLDS["optimal"] else "undecided"

@@ -1,0 +1,135 @@
+"""What speaks against trusting the rest: it opens every verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from .sentence import THRESHOLDS, Record, Sentence
+from .wording import count, percent
+
+
+def opening(trust: Record) -> list[Sentence]:
+    """Return the sentences on accuracy, normalization, classes and samples."""
+    return [*_accuracy(trust), *_normalization(trust), *_classes(trust), *_samples(trust)]
+
+
+def silenced(trust: Record) -> bool:
+    """Whether nothing is said of the network: it guesses, or there are too few samples."""
+    samples = trust.get("samples")
+    few = samples is not None and samples < THRESHOLDS["fewest_samples"]
+    return bool(trust.get("at_chance")) or few
+
+
+def _accuracy(trust: Record) -> Iterator[Sentence]:
+    accuracy, chance, images = (trust.get(key) for key in ("accuracy", "chance", "samples"))
+    if accuracy is None or chance is None or images is None:
+        return
+    evidence = {key: trust.get(key) for key in ("accuracy", "chance", "chance_p", "samples")}
+    said = f"The network classifies {percent(accuracy)} of these {count(images, 'image')} correctly"
+    if trust.get("at_chance"):
+        yield Sentence(
+            "accuracy",
+            f"{said}, which is no better than guessing ({percent(chance)}): it does not classify "
+            "these images, and nothing more is said about it.",
+            evidence,
+            "warning",
+        )
+    else:
+        yield Sentence("accuracy", f"{said} (guessing: {percent(chance)}).", evidence, "shown")
+    claimed = trust.get("claimed_accuracy")
+    if claimed and claimed["value"] - accuracy > THRESHOLDS["below_claim"]:
+        yield Sentence(
+            "accuracy",
+            f"Its file claims {percent(claimed['value'])} ({claimed['key']}): these may be other "
+            "or altered images, or pixels normalized differently from those of its training.",
+            {**evidence, "claimed_accuracy": claimed},
+            "warning",
+        )
+
+
+_SOURCES = {
+    "architecture": "published checkpoints of this architecture",
+    "data": "the data set",
+    "none": "nothing: pixels stay in [0, 1]",
+}
+
+
+def _normalization(trust: Record) -> Iterator[Sentence]:
+    used = trust.get("normalization") or {}
+    better = used.get("better")
+    if better:
+        tried = {row["name"]: row["accuracy"] for row in used["tried"]}
+        yield Sentence(
+            "normalization",
+            f'With normalize="{better}" the network classifies {percent(tried[better])} of '
+            f"{used['images']} of these images correctly, against {percent(tried[used['name']])} "
+            f"as they were normalized ({used['name']}): the pixels are probably normalized wrongly,"
+            " and then so are all numbers below.",
+            {**used},
+            "warning",
+        )
+    elif used.get("source") in ("data", "none"):
+        origin = _SOURCES[used["source"]]
+        what = "not normalized" if used["source"] == "none" else f"normalized as {used['name']}"
+        yield Sentence(
+            "normalization",
+            f"The pixels were {what}, an assumption (from {origin}): neither the file nor the "
+            "caller says how they were normalized in training."
+            if used["source"] == "data"
+            else "The pixels were not normalized, an assumption: nothing says how they were in "
+            "training.",
+            {key: used.get(key) for key in ("name", "mean", "std", "source")},
+            "warning",
+        )
+
+
+def _classes(trust: Record) -> Iterator[Sentence]:
+    classes = trust.get("classes") or {}
+    present, head = classes.get("present"), classes.get("head")
+    if not present or not head or present == head:
+        return
+    few = present < head
+    yield Sentence(
+        "classes",
+        f"The images show {present} classes and the network tells {head} apart"
+        + (
+            ": what is said about classes is said about those that occur."
+            if few
+            else ", so some labels can never be predicted."
+        ),
+        dict(classes),
+        "warning",
+    )
+
+
+def _samples(trust: Record) -> Iterator[Sentence]:
+    images, smallest = trust.get("samples"), trust.get("samples_per_class")
+    if images is not None and images < THRESHOLDS["fewest_samples"]:
+        yield Sentence(
+            "samples",
+            f"There are {count(images, 'sample')}; with fewer than "
+            f"{THRESHOLDS['fewest_samples']:.0f} nothing is said about the network.",
+            {"samples": images},
+            "warning",
+        )
+        return
+    if smallest is not None and smallest < THRESHOLDS["few_a_class"]:
+        yield Sentence(
+            "samples",
+            f"The smallest class has {count(smallest, 'sample')}: the metrics of collapse are "
+            "biased with so few, and corrected estimates stand beside them."
+            if smallest > 1
+            else "One class has a single sample: within-class variability is undefined for it.",
+            {"samples_per_class": smallest},
+            "warning",
+        )
+    copies = trust.get("duplicates") or 0
+    if copies:
+        yield Sentence(
+            "samples",
+            f"{count(copies, 'image')} of {images:,} "
+            f"{'is a copy' if copies == 1 else 'are copies'} of another; intervals resample "
+            "distinct images.",
+            {"duplicates": copies, "samples": images},
+            "warning",
+        )

@@ -1,0 +1,146 @@
+"""Beside a reference, and the collapse of the classes; what would decide what is open."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from .sentence import THRESHOLDS, Record, Sentence
+from .wording import count, listed, ranged, rounded
+
+
+def reference(record: Record) -> Iterator[Sentence]:
+    reference = record.get("reference") or {}
+    for row in reference.get("segments") or []:
+        yield _against_fresh(row, len(reference.get("networks") or []))
+    for row in reference.get("tests") or []:
+        yield against_network(row)
+
+
+def against_network(row: Record) -> Sentence:
+    """Return what `wgeo.straighter_than` found of one segment: over images, of two networks."""
+    low, high = row["interval"]
+    better = row["effect_size"] > 0
+    told = not low <= 0 <= high and (not better or row["p_value"] <= THRESHOLDS["significant"])
+    outcome = (
+        ("straighter than" if better else "less straight than") if told else "not told apart from"
+    )
+    name = row["statistic"].replace("_", " ")
+    return Sentence(
+        "reference",
+        f"From {row['layers'][0]} to {row['layers'][-1]} the network is {outcome} the one it is "
+        f"compared with, on these images: {name} {rounded(row['value'])} against "
+        f"{rounded(row['reference'])}, difference {row['difference']:+.3g} ({low:+.3g} to "
+        f"{high:+.3g}). Other trainings of the two may differ otherwise.",
+        dict(row),
+        "shown" if told else "undecided",
+    )
+
+
+def _against_fresh(row: Record, networks: int) -> Sentence:
+    where = f"From {row['layers'][0]} to {row['layers'][-1]}"
+    evidence = {
+        key: row.get(key) for key in ("layers", "value", "median", "low", "high", "adjusted_p")
+    } | {"networks": networks}
+    known = (
+        f"line-shape ratio of the centred paths {rounded(row['value'])}, against "
+        f"{rounded(row['median'])} ({rounded(row['low'])} to {rounded(row['high'])})"
+    )
+    direction = row.get("direction")
+    told = direction in ("straighter", "less straight")
+    outcome = f"{direction} than" if told else "not told apart from"
+    return Sentence(
+        "reference",
+        f"{where} the network is {outcome} {networks} networks of this architecture with fresh "
+        f"weights ({known}; rank p = {row['adjusted_p']:.2g}, over networks).",
+        evidence,
+        "shown" if told else "undecided",
+    )
+
+
+def collapse(record: Record) -> Iterator[Sentence]:
+    layers = [layer for layer in record.get("layers") or [] if layer.get("collapse")]
+    trend = (record.get("progress") or {}).get("nc1") or {}
+    inner = [layer for layer in layers if layer.get("stage") is not None]
+    if not inner:
+        return
+    last = inner[-1]
+    end = last["collapse"].get("nc1")
+    if end is None:
+        why = (last["collapse"].get("undefined") or {}).get("nc1", "it is undefined")
+        yield Sentence(
+            "collapse",
+            f"Whether the classes collapse cannot be said: NC1 is undefined at {last['name']} "
+            f"({why}).",
+            {"layer": last["name"]},
+            "undecided",
+        )
+        return
+    yield _collapse_sentence(layers, inner, trend)
+
+
+def _collapse_sentence(
+    layers: Sequence[Record], inner: Sequence[Record], trend: Record
+) -> Sentence:
+    first, last = layers[0], inner[-1]
+    start, end = first["collapse"].get("nc1"), last["collapse"]["nc1"]
+    interval = (last["collapse"].get("intervals") or {}).get("nc1")
+    high = end if interval is None else interval[1]
+    level = (
+        "collapsed"
+        if high <= THRESHOLDS["collapsed"]
+        else "partly collapsed"
+        if high <= THRESHOLDS["partly_collapsed"]
+        else "not collapsed"
+    )
+    begun = "" if start is None else f" ({rounded(start)} at {first['name']})"
+    evidence = {
+        "nc1": end,
+        "interval": interval,
+        "nc1_first": start,
+        "first": first["name"],
+        "kendall_tau": trend.get("kendall_tau"),
+        "violations": trend.get("violations"),
+    }
+    return Sentence(
+        "collapse",
+        f"At {last['name']} the classes of these images are {level}: within-class variability "
+        f"NC1 is {ranged(end, interval)}{begun}{_trend(trend)}.",
+        evidence,
+        "suggested" if interval is None else "shown",
+    )
+
+
+def _trend(trend: Record) -> str:
+    tau, rises = trend.get("kendall_tau"), trend.get("violations")
+    if tau is None or rises is None:
+        return ""
+    if rises == 0:
+        return "; from the first layer on it falls at every layer"
+    if tau < 0:
+        return f"; from the first layer on it falls with depth except at {count(rises, 'layer')}"
+    return "; it does not fall with depth"
+
+
+def next_steps(record: Record, body: Sequence[Sentence]) -> Iterator[Sentence]:
+    open_claims = {s.claim for s in body if s.strength == "undecided"}
+    partly = any(
+        row["kind"] == "undecided"
+        for s in body
+        if s.claim == "blocks"
+        for row in s.evidence["blocks"]
+    )
+    if not (open_claims & {"optimality", "blocks"} or partly):
+        return
+    about = record.get("provenance") or {}
+    ways = ["more images (samples)"]
+    if about.get("pool") == "gap":
+        ways.append('features with more room to move (pool="grid:2")')
+    tested = any((b.get("brenier") or {}).get("points") for b in record.get("blocks") or [])
+    if not tested:
+        ways.append("the Jacobians (brenier=16)")
+    yield Sentence(
+        "next",
+        f"What is left open could be decided by {listed(ways, 'or')}.",
+        {"open": sorted(open_claims), "tested": tested},
+        "undecided",
+    )
