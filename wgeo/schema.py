@@ -67,7 +67,13 @@ _TREND = {
     "reached?": text,
     "interval?": interval,
 }
-_BRENIER = {"intervals?": {"*": interval}, "*": lambda value: text(value) or number(value)}
+_BRENIER = {
+    "intervals?": {"*": interval},
+    "excluded?": flag,
+    "excluded_by?": [text],
+    "blocks?": [text],
+    "*": lambda value: text(value) or number(value),
+}
 _LAYER = {"name": text, "stage?": whole, "width?": whole, "collapse": _COLLAPSE}
 _BLOCK = {
     "source": text,
@@ -164,6 +170,7 @@ ANALYSIS = {
     "progress": {"*": _TREND},
     "separation?": _TREND,
     "reference?": _REFERENCE,
+    "brenier?": {"points": whole, "skipped?": text},
     **dict.fromkeys(("geodesic_model?", "mufm?", "mufm_given?", "ufm?"), _MODEL),
     "embedded?": {"space?": text, "verdict?": text, "segments": [_SEGMENT]},
     "verdict": text,

@@ -120,6 +120,8 @@ def _reference(record: Record) -> str:
     tests = reference.get("tests") or []
     if reference.get("skipped"):
         return f"Not tested against a reference: {plain(reference['skipped'])}"
+    if reference.get("segments"):
+        return _among_fresh(reference)
     if not tests:
         return ""
     rows = [
@@ -140,6 +142,36 @@ def _reference(record: Record) -> str:
         plain(reference.get("verdict") or ""),
         f"Without fresh weights of their own: {plain(', '.join(kept[:5]), 200)}." if kept else "",
         table(header, rows, "Line-shape ratio of the samples' own paths; 1 is straight."),
+    )
+
+
+def _among_fresh(reference: Mapping[str, Any]) -> str:
+    """The network's rank among networks with fresh weights."""
+    rows = [
+        [
+            plain(segment_name(row, i)),
+            fixed(row.get("value")),
+            fixed(row.get("median")),
+            f"{fixed(row.get('low'))} to {fixed(row.get('high'))}",
+            figure(row.get("rank_p"), 2),
+            figure(row.get("adjusted_p"), 2),
+            plain(row["direction"]),
+        ]
+        for i, row in enumerate(reference["segments"])
+    ]
+    header = ("Segment", "network", "fresh: median", "range", "rank p", "adjusted p", "outcome")
+    kept = reference.get("kept") or []
+    networks, images = len(reference.get("networks") or []), reference.get("images")
+    return join(
+        "## Straighter than fresh weights?",
+        f"Without fresh weights of their own: {plain(', '.join(kept[:5]), 200)}." if kept else "",
+        table(
+            header,
+            rows,
+            f"Line-shape ratio of the centred paths of {images} images; 1 is straight. The "
+            f"p-values are over {networks} networks with fresh weights, two-sided; the adjusted one is for "
+            "all segments together.",
+        ),
     )
 
 
