@@ -169,8 +169,8 @@ def _among_fresh(reference: Mapping[str, Any]) -> str:
             header,
             rows,
             f"Line-shape ratio of the centred paths of {images} images; 1 is straight. The "
-            f"p-values are over {networks} networks with fresh weights, two-sided; the adjusted one is for "
-            "all segments together.",
+            f"p-values are over {networks} networks with fresh weights, two-sided; adjusted, "
+            "for all segments together.",
         ),
     )
 
