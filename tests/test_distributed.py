@@ -118,7 +118,6 @@ def test_several_processes_find_what_one_does(network, tmp_path):
     for name in ("b7", "b512"):
         assert differences(records[1], read_record(tmp_path / name), 1e-6) == []
     assert (outs[2] / "features" / "manifest.json").exists()
-    assert (outs[2] / "features-reference-0" / "manifest.json").exists()
     assert not (outs[1] / "features").exists()
 
 

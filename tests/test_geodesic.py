@@ -730,7 +730,9 @@ def test_a_straighter_network_is_found_so(statistic, rng):
     (backwards,) = straighter_than(bent, straight, statistic=statistic)
     assert backwards.p_value > 0.9
     assert backwards.effect_size == pytest.approx(-result.effect_size)
-    assert "not shown" in backwards.verdict
+    assert backwards.direction == "less straight"
+    assert "less straight than its reference" in backwards.verdict
+    assert "over images, for these two networks" in backwards.verdict
     json.dumps(result.to_dict(), allow_nan=False)
 
 

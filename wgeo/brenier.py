@@ -366,7 +366,7 @@ def _check(map_: Map, points: torch.Tensor) -> None:
             "in training mode?), so it is no map of the feature space."
         )
     try:
-        Jacobian(map_, few).symmetric(torch.ones_like(few))
+        Jacobian(map_, few, many=False).symmetric(torch.ones_like(few))
     except RuntimeError as error:
         raise ArgumentError(
             f"The map cannot be differentiated in forward and reverse mode: {error}"

@@ -33,11 +33,12 @@ def differentiable_everywhere() -> Iterator[None]:
 class Jacobian:
     """J v and J^T v of a map that treats samples one by one, at all points of a batch at once."""
 
-    def __init__(self, map_: Map, x: torch.Tensor) -> None:
+    def __init__(self, map_: Map, x: torch.Tensor, *, many: bool = True) -> None:
+        """Prepare products at `x`; `many` of them are worth tracing a large map for."""
         self.x = x
         self._pull = torch.func.vjp(map_, x)[1]
         self._push: Map = lambda v: torch.func.jvp(map_, (x,), (v,))[1]
-        if x.numel() >= _TRACED:
+        if many and x.numel() >= _TRACED:
             self._push = _linearized(map_, x) or self._push
 
     def forward(self, v: torch.Tensor) -> torch.Tensor:

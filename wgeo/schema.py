@@ -77,6 +77,7 @@ _BRENIER = {
     "intervals?": {"*": interval},
     "excluded?": flag,
     "excluded_by?": [text],
+    "blocks?": [text],
     "*": lambda value: text(value) or number(value),
 }
 _LAYER = {"name": text, "stage?": whole, "width?": whole, "collapse": _COLLAPSE}
@@ -215,6 +216,7 @@ ANALYSIS = {
     "progress": {"*": _TREND},
     "separation?": _TREND,
     "reference?": _REFERENCE,
+    "brenier?": {"points": whole, "skipped?": text},
     **dict.fromkeys(("geodesic_model?", "mufm?", "mufm_given?", "ufm?"), _MODEL),
     "embedded?": {"space?": text, "verdict?": [_SENTENCE], "segments": [_SEGMENT]},
     "trust?": _TRUST,

@@ -6,17 +6,25 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
+from ..blocks import evaluating
 from ..brenier import BrenierResult, brenier_blocks
 from ..checkpoint import Network
 from ..errors import ArgumentError, ProcessError, RecordError, WgeoError
 from ..features import inputs
+from ..features.network import module_of
 from ..geodesic import shuffled, straighter_than
 from ..trajectory import Trajectory
 
 REFERENCES = ("init", "shuffled", "none")
 _STATISTIC = "line_shape_ratio"  # per sample, so that the test needs no transport
+_FEWEST_POINTS, _MOST_POINTS = 4, 8  # images of the Brenier test unless asked
+_OPERATIONS = 4e8  # of a forward pass of more than the fewest
+_MOST_OPERATIONS = 3e8  # of one image beyond which the test has to be asked for
+_PRECISION = {"probes": 4, "tolerance": 1e-2}  # relative; the spread over points is larger
 
 
 def checked_reference(reference: Any) -> Any:
@@ -90,35 +98,79 @@ def brenier_test(
     traj: Trajectory,
     net: Network | nn.Module,
     images: Any,
-    points: int,
+    points: int | None,
     bootstrap: int,
     seed: int,
 ) -> dict[str, Any]:
     """Test every block, and every segment's run of blocks, for being the gradient of a convex map.
 
+    Parameters
+    ----------
+    points : int or None
+        Number of images; None for as many as are cheap, see `_affordable_points`.
+
     Returns
     -------
     dict
-        ``blocks`` and ``segments``, aligned with the trajectory's: ``asymmetry``,
-        ``min_eigenvalue`` and all else under ``brenier``; empty where the space changes.
+        ``points``; ``skipped``, if it was left out, why; ``blocks`` and ``segments``, aligned with
+        the trajectory's: ``asymmetry``, ``min_eigenvalue`` and all else under ``brenier``, that of
+        a segment with the ``blocks`` in a row that were tested; empty where the space changes.
     """
-    module = net.module if isinstance(net, Network) else net
     names = [block.target for block in traj.blocks]
-    rows = np.unique(np.linspace(0, len(traj) - 1, min(points, len(traj))).astype(int))
-    x = inputs(net, images, rows)
-    found = brenier_blocks(module, x, names, bootstrap=bootstrap, seed=seed)
-    last = {run[-1]: result for run, result in found.segments.items()}
+    try:
+        count = _affordable_points(net, images) if points is None else points
+        rows = np.unique(np.linspace(0, len(traj) - 1, min(count, len(traj))).astype(int))
+        x = inputs(net, images, rows)
+        found = brenier_blocks(
+            module_of(net), x, names, bootstrap=bootstrap, seed=seed, **_PRECISION
+        )
+    except WgeoError as reason:
+        if points:  # as was asked
+            raise
+        none: list[dict[str, Any]] = [{}]
+        return {
+            "points": 0,
+            "skipped": str(reason),
+            "blocks": none * len(names),
+            "segments": none * len(traj.segments),
+        }
+    last = {run[-1]: (run, result) for run, result in found.segments.items()}
     return {
-        "blocks": [_figures(found.blocks.get(name)) for name in names],
-        "segments": [_figures(last.get(segment.names[-1])) for segment in traj.segments],
+        "points": len(rows),
+        "blocks": [_facts(found.blocks.get(name)) for name in names],
+        "segments": [
+            _facts(result, blocks=list(run))
+            for segment in traj.segments
+            for run, result in [last.get(segment.names[-1], ((), None))]
+        ],
     }
 
 
-def _figures(result: BrenierResult | None) -> dict[str, Any]:
+def _affordable_points(net: Network | nn.Module, images: Any) -> int:
+    """How many images to test blocks at unless asked: the fewer, the more a pass of one costs.
+
+    Raises
+    ------
+    ArgumentError
+        A pass costs so much that even the fewest would take minutes.
+    """
+    module = module_of(net)
+    with evaluating(module), torch.no_grad(), FlopCounterMode(display=False) as counter:
+        module(inputs(net, images, np.arange(1)))
+    operations = max(counter.get_total_flops(), 1)
+    if operations > _MOST_OPERATIONS:
+        raise ArgumentError(
+            f"A pass of one image takes {operations:.1e} operations, so the Brenier test would "
+            f"take minutes; ask for it by a number of images, such as brenier={_FEWEST_POINTS}."
+        )
+    return int(min(_MOST_POINTS, max(_FEWEST_POINTS, _OPERATIONS / operations)))
+
+
+def _facts(result: BrenierResult | None, **more: Any) -> dict[str, Any]:
     if result is None:
         return {}
     return {
         "asymmetry": result.asymmetry,
         "min_eigenvalue": result.min_eigenvalue,
-        "brenier": result.to_dict(),
+        "brenier": {**result.to_dict(), **more},
     }

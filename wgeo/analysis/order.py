@@ -48,7 +48,7 @@ def analyze(
     bootstrap: int = 200,
     reference: str | Network | nn.Module | None = "init",
     reference_networks: int = 20,
-    brenier: int = 0,
+    brenier: int | None = None,
     mufm: bool | None = None,
     seed: int = 0,
     device: str = "auto",
@@ -81,9 +81,11 @@ def analyze(
     reference_networks : int
         Number of networks R with fresh weights; p-values are at least 1 / (R + 1), so fewer than
         19 cannot tell anything apart. Each costs two passes of up to 200 of the images.
-    brenier : int
+    brenier : int or None
         At how many of the images to test every block for being the gradient of a convex function
-        (`wgeo.brenier`); 0 for none. Costs about 200 passes of each block at each.
+        (`wgeo.brenier`); 0 for none. None: at 4 to 8, if a pass of one image takes at most 3e8
+        operations, as in CIFAR's ResNets of up to 56 layers, else at none; the record says which
+        and why. Costs about 100 passes of each block at each.
     mufm : bool or None
         Whether to set the network beside the multilayer unconstrained-feature model too, fitted to
         its last segment. None: where it has a classifier and the fit takes about a minute at most
@@ -102,7 +104,7 @@ def analyze(
         A setting that makes no sense.
     """
     reference = checked_reference(reference)
-    if not isinstance(brenier, int) or brenier < 0:
+    if brenier is not None and (not isinstance(brenier, int) or brenier < 0):
         raise ArgumentError(f"brenier is a number of images, at least 0; not {brenier!r}.")
     if not isinstance(reference_networks, int) or reference_networks < 1:
         raise ArgumentError(
@@ -134,9 +136,10 @@ def analyze(
         command=command,
     )
     record = _beside(done.record, reference_test(traj, reference, seed, compared))
-    if brenier:
+    if brenier != 0:
         testing = partial(brenier_test, traj, net, images, brenier, bootstrap, seed)
         found = distributed.first(testing)
+        record["brenier"] = {key: found[key] for key in ("points", "skipped") if key in found}
         for row, figures in zip(record["blocks"], found["blocks"], strict=True):
             row.update(as_json(figures))
         for row, figures in zip(record["segments"], found["segments"], strict=True):

@@ -25,7 +25,7 @@ _NO_MATTER = (
     *("source", "split", "samples", "image_size", "skip_broken"),
     *("device", "batch_size", "trust_checkpoint", "memory"),
 )
-_OF_NETWORKS = ("pool", "tap", "layers", "brenier", *_OF_IMAGES)
+_OF_NETWORKS = ("pool", "tap", "layers", "brenier", "reference_networks", *_OF_IMAGES)
 NETWORK_WORDS = tuple(  # as the command line has them
     name.replace("source", "data").replace("_", "-") for name in _OF_NETWORKS if name != "seed"
 )
@@ -129,7 +129,7 @@ class Job:
         reference: Any = options["reference"]
         if reference not in REFERENCES:
             reference = self._network(reference)
-        names = ("pool", "tap", "brenier", "device", "batch_size")
+        names = ("pool", "tap", "brenier", "reference_networks", "device", "batch_size")
         return analyze(
             self._network(self.target),
             _images(self._of_images),

@@ -96,12 +96,19 @@ def measuring_options(function: F) -> F:
             "none, a checkpoint such as RUN/checkpoints/epoch-0000.pt, or stored features.",
         ),
         click.option(
-            "--brenier",
-            default=0,
+            "--reference-networks",
+            default=20,
             show_default=True,
+            type=click.IntRange(min=1),
+            help="How many networks with fresh weights to rank this one among (--reference init).",
+        ),
+        click.option(
+            "--brenier",
+            default=None,
             metavar="POINTS",
             type=click.IntRange(min=0),
-            help="Test every block at so many images for being the gradient of a convex function.",
+            help="Test every block at so many images for being the gradient of a convex function; "
+            "0 for none; by default 4 to 8 if that takes seconds.",
         ),
         click.option(
             "--mufm/--no-mufm",

@@ -18,6 +18,7 @@ from .influence import TRAJECTORY_FIGURES, TRANSPORT_FIGURES, SegmentSample
 from .resampling import LEVEL, permutation_p_value, sign_flip_p_value
 from .result import plain
 
+_SIGNIFICANT = 0.05
 _HIGHER_IS_STRAIGHTER = frozenset({"ot_score"})
 _PER_BLOCK_COUNT = frozenset({"line_shape_score", "action_ratio"})
 STATISTICS = (
@@ -28,7 +29,9 @@ STATISTICS = (
 
 @dataclass(frozen=True, eq=False)
 class StraighterThan:
-    """One segment against the same segment of a reference, by one statistic.
+    """One segment against the same segment of a reference, by one statistic, over images.
+
+    Only these two networks are compared: another training of either may come out otherwise.
 
     Attributes
     ----------
@@ -46,6 +49,8 @@ class StraighterThan:
         differences where paired); positive where the network is straighter.
     p_value : float in (0, 1]
         One-sided, of "the network is not straighter than the reference".
+    p_value_less_straight : float in (0, 1]
+        One-sided, of "the network is not less straight than the reference".
     paired : bool
         Whether both saw the same samples.
     samples : int
@@ -61,12 +66,25 @@ class StraighterThan:
     interval: tuple[float, float]
     effect_size: float
     p_value: float
+    p_value_less_straight: float
     paired: bool
     samples: int
 
+    @property
+    def two_sided_p(self) -> float:
+        """Twice the smaller of `p_value` and `p_value_less_straight`, at most 1."""
+        return min(1.0, 2 * min(self.p_value, self.p_value_less_straight))
+
+    @property
+    def direction(self) -> str:
+        """``straighter``, ``less straight``, or ``neither`` if `two_sided_p` is above 0.05."""
+        if self.two_sided_p > _SIGNIFICANT:
+            return "neither"
+        return "straighter" if self.p_value < self.p_value_less_straight else "less straight"
+
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers and strings, ready for JSON."""
-        return plain(self)
+        return {**plain(self), "two_sided_p": self.two_sided_p, "direction": self.direction}
 
 
 def straighter_than(
@@ -79,7 +97,11 @@ def straighter_than(
     draws: int = 999,
     seed: int = 0,
 ) -> tuple[StraighterThan, ...]:
-    """Test, segment by segment, whether a network is straighter than a reference.
+    """Test over images, segment by segment, whether a network is straighter than a reference.
+
+    The images are resampled, the networks are these two: two trainings of one recipe differ by more
+    than images can tell, so no p-value here says that a *kind* of network is straighter. For that
+    rank a network among many, as `analyze` does with fresh weights.
 
     Good references: the same architecture at initialisation, its plain twin, the network with its
     layers in another order (`shuffled`).
@@ -167,12 +189,15 @@ def _compare(
         both = ~(np.isnan(a) | np.isnan(b))
         a, b = a[both], b[both]
         gain = sign * (a - b)
-        p_value = sign_flip_p_value(gain, draws=draws, seed=seed)
+        p_values = [sign_flip_p_value(side, draws=draws, seed=seed) for side in (gain, -gain)]
         spread = _deviation(gain)
         error, freedom = spread / np.sqrt(max(len(gain), 1)), len(gain) - 1
     else:
         a, b = a[~np.isnan(a)], b[~np.isnan(b)]
-        p_value = permutation_p_value(sign * a, sign * b, draws=draws, seed=seed)
+        p_values = [
+            permutation_p_value(side * a, side * b, draws=draws, seed=seed)
+            for side in (sign, -sign)
+        ]
         spread = float(np.sqrt((_deviation(a) ** 2 + _deviation(b) ** 2) / 2))
         error = float(np.sqrt(_deviation(a) ** 2 / len(a) + _deviation(b) ** 2 / len(b)))
         freedom = min(len(a), len(b)) - 1
@@ -187,7 +212,8 @@ def _compare(
         difference=difference,
         interval=(difference - reach, difference + reach),
         effect_size=sign * difference / spread if spread > 0 else 0.0,
-        p_value=p_value,
+        p_value=p_values[0],
+        p_value_less_straight=p_values[1],
         paired=paired,
         samples=len(a),
     )

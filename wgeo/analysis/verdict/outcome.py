@@ -19,11 +19,8 @@ def reference(record: Record) -> Iterator[Sentence]:
 def against_network(row: Record) -> Sentence:
     """Return what `wgeo.straighter_than` found of one segment: over images, of two networks."""
     low, high = row["interval"]
-    better = row["effect_size"] > 0
-    told = not low <= 0 <= high and (not better or row["p_value"] <= THRESHOLDS["significant"])
-    outcome = (
-        ("straighter than" if better else "less straight than") if told else "not told apart from"
-    )
+    direction = row.get("direction", "neither")
+    outcome = "not told apart from" if direction == "neither" else f"{direction} than"
     name = row["statistic"].replace("_", " ")
     return Sentence(
         "reference",
@@ -32,7 +29,7 @@ def against_network(row: Record) -> Sentence:
         f"{rounded(row['reference'])}, difference {row['difference']:+.3g} ({low:+.3g} to "
         f"{high:+.3g}). Other trainings of the two may differ otherwise.",
         dict(row),
-        "shown" if told else "undecided",
+        "undecided" if direction == "neither" else "shown",
     )
 
 
