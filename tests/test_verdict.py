@@ -61,7 +61,7 @@ def test_turns_in_many_planes_are_never_called_optimal(d, n, step, rng):
     x = rng.standard_normal((n, d))
     y = x + step * x @ antisymmetric(d, rng).T
     found = verdict_of([x, y])
-    assert " is optimal" not in said(found, "optimality")
+    assert "map is optimal for" not in said(found, "optimality")
     assert " an optimal map of" not in said(found, "blocks").replace("not an", "")
     assert "gradient" not in said(found, "blocks")
 
@@ -112,7 +112,7 @@ def test_independent_steps_of_noise_are_neither_straight_nor_optimal(rng):
     found = verdict_of(path)
     assert ": straight" not in said(found, "straightness")
     assert ": close" not in said(found, "straightness")
-    assert " is optimal" not in said(found, "optimality")
+    assert "map is optimal for" not in said(found, "optimality")
     assert " an optimal map of" not in said(found, "blocks")
 
 
@@ -145,7 +145,7 @@ def test_a_contraction_to_the_class_means_is_straight_optimal_and_collapsed(rng)
     analysis = analyze_trajectory(trajectory(path, labels), bootstrap=60, mufm=False)
     found = [Sentence(**s) for s in analysis.record["verdict"]]
     assert ": straight to within 5 %" in said(found, "straightness")
-    assert "the map is optimal" in said(found, "optimality")
+    assert "the map is optimal for these samples" in said(found, "optimality")
     assert "are collapsed" in said(found, "collapse")
     assert all(s.evidence for s in found if s.claim != "next")
     assert analysis.verdict == text(found)

@@ -40,8 +40,9 @@ def _end_to_end(segment: Record) -> Sentence:
     if any(row["low"] >= THRESHOLDS["nearly_optimal"] for row in scores):
         return Sentence(
             "optimality",
-            f"{where} whether the map is optimal, these samples cannot tell: its correlation score "
-            f"is {_score(first)}, and random displacements score as high where it is high.{tail}",
+            f"{where} these samples cannot tell whether the map is optimal: its correlation score "
+            f"is {_score(first)}, and the same displacements score about as high when given "
+            f"to the wrong samples.{tail}",
             evidence,
             "undecided",
         )

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from .sentence import THRESHOLDS, Record, Sentence, Strength
-from .wording import ends, percent, ranged
+from .wording import ends, percent, ranged, segment_ends
 
 
 def straightness(record: Record) -> Iterator[Sentence]:

@@ -49,7 +49,7 @@ def ranged(value: float, interval: Any, *, certified: bool = False) -> str:
     low, high = interval
     closed = abs(high - low) <= 1e-4 if certified else low == high
     if closed:
-        return f"{value:.4f}".rstrip("0") if certified else rounded(value)
+        return f"{value:.4f}" if certified else rounded(value)
     if high >= 1000 or 0 < high < 0.01:
         return f"{rounded(value)} ({rounded(low)} to {rounded(high)})"
     d = decimals_of(low, high)
