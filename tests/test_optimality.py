@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 from fractions import Fraction
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -443,3 +441,26 @@ def test_the_record_holds_all_of_it_and_the_schema_knows_it(rng):
         fault.place for fault in schema.faults(record["segments"], schema.ANALYSIS["segments"])
     ] == ["[0].corr_score"]
     assert [fault.place for fault in schema.mismatched(record)] == ["segments[0].pairs.distance"]
+
+
+# ---- pretrained networks ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "samples", "scores", "ratios"),
+    [
+        ("resnet32-d509ac18", 1500, {0: 0.859}, {}),
+        ("resnet20-12fca82f", 1000, {}, {0: 1.58, 1: 1.70, 2: 1.38}),
+    ],
+)
+def test_pretrained_networks_of_the_shared_data(shared, name, samples, scores, ratios):
+    """Most of a stage's motion is a shift; without it the first is not optimal (0.991 raw)."""
+    path = shared / "checkpoints" / f"{name}.th"
+    net = wgeo.load_checkpoint(path, arch=f"cifar_{name.split('-')[0]}")
+    images = wgeo.load_images(shared / "data" / "cifar10_jpeg.zip", split="train", limit=samples)
+    found = wgeo.straightness(wgeo.trace(net, images), bootstrap=0, pairs=False).segments
+    for place, score in scores.items():
+        assert found[place].ot_score_centred == pytest.approx(score, abs=0.01)
+        assert not found[place].power
+    for place, ratio in ratios.items():
+        assert found[place].centred["length_ratio"] == pytest.approx(ratio, abs=0.02)
