@@ -443,6 +443,15 @@ def test_the_record_holds_all_of_it_and_the_schema_knows_it(rng):
     assert [fault.place for fault in schema.mismatched(record)] == ["segments[0].pairs.distance"]
 
 
+def test_a_table_has_one_value_a_cell(rng):
+    pytest.importorskip("pandas")
+    found = wgeo.straightness(trajectory(*rng.normal(size=(3, 20, 2))), bootstrap=20)
+    table = found.to_pandas()
+    assert not table.map(lambda cell: isinstance(cell, list | dict)).to_numpy().any()
+    assert list(table["corr_score"]) == [block.corr_score[0] for block in found.blocks]
+    assert list(table["spread_target"]) == [block.spread[1] for block in found.blocks]
+
+
 # ---- pretrained networks ---------------------------------------------------------------------
 
 
