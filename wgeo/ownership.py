@@ -199,16 +199,19 @@ class Owned:
                 if name == MANIFEST or name in listed:
                     with suppress(OSError):
                         aside.unlink()
-        for own in scratch:
-            shutil.rmtree(self.path / own, ignore_errors=True)
-        if scratch:
-            self._list(listed, [])
+        self._list(listed, self._cleared(scratch))
 
     def settle(self) -> None:
         """Forget what files written here were before: a list does not tell how often it changed."""
         listed, scratch = _read(self.path)
         now = {name: [known[1]] for name, known in self._known.items() if name in listed}
-        self._list({**listed, **now}, scratch)
+        self._list({**listed, **now}, self._cleared(scratch))
+
+    def _cleared(self, scratch: list[str]) -> list[str]:
+        """Remove scratch folders; return those into which a killed run's programs still write."""
+        for own in scratch:
+            shutil.rmtree(self.path / own, ignore_errors=True)
+        return [own for own in scratch if os.path.lexists(self.path / own)]
 
     def _current(self, name: str, listed: Sums) -> str | None:
         """The sum of a file that is there, which must be wgeo's; read only if it may be changed."""
