@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import shutil
 import signal
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
-import click
 import numpy as np
 import pytest
 import torch
@@ -21,7 +20,7 @@ import wgeo
 import wgeo.analysis
 import wgeo.analysis.order  # here, not anew in every forked process
 import wgeo.report
-from wgeo import Analysis, Trajectory, files, plots
+from wgeo import Analysis, Trajectory, files
 from wgeo.cli import main
 from wgeo.cli.gathering import named
 from wgeo.errors import ArgumentError, RecordError
@@ -31,6 +30,7 @@ from wgeo.plots.models import write_model
 
 KILLS = int(os.environ.get("WGEO_KILLS", "3"))
 MINE = b"a week of work\n"
+NEW_YEAR = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)
 QUICK = ("--bootstrap", "0", "--reference", "none", "--no-mufm")
 
 
@@ -306,3 +306,231 @@ def test_no_command_changes_a_file_of_the_users(made, tmp_path, command, monkeyp
         said = run(*filled(commands[command], out, home), code=2)
         assert name.split("/")[0] in said, (name, said)
         assert contents(out) == before, name
+
+
+# --- trainings -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return wgeo.load_images("digits", limit=40)
+
+
+def trained(images, out, epochs=2, **settings):
+    fixed = {"schedule": "constant", "checkpoints": "all", "options": {"width": 4, "depth": 2}}
+    return wgeo.train("isoresnet", images, out, epochs=epochs, device="cpu", **fixed, **settings)
+
+
+@pytest.mark.parametrize("name", ["epoch-0001.pt", "epoch-0999.pt", "epoch-best.pt"])
+@pytest.mark.parametrize("resume", [True, False])
+def test_a_users_checkpoints_are_not_mixed_with_a_runs(digits, tmp_path, name, resume):
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / name).write_bytes(MINE)
+    with pytest.raises(RecordError, match=rf"{name} is in the way"):
+        trained(digits, tmp_path, resume=resume)
+    assert contents(tmp_path) == {f"checkpoints/{name}": MINE}
+
+
+def test_a_run_without_its_last_state_is_kept_until_told_otherwise(digits, tmp_path):
+    trained(digits, tmp_path)
+    (tmp_path / "last.pt").unlink()
+    before = contents(tmp_path)
+    with pytest.raises(RecordError, match=r"last\.pt is gone.*resume=False"):
+        trained(digits, tmp_path, seed=1)
+    assert contents(tmp_path) == before
+    (tmp_path / "checkpoints" / "epoch-0001.pt").write_bytes(MINE)
+    with pytest.raises(RecordError, match=r"epoch-0001\.pt is in the way"):
+        trained(digits, tmp_path, seed=1, resume=False)
+    (tmp_path / "checkpoints" / "epoch-0001.pt").unlink()
+    run = trained(digits, tmp_path, epochs=1, seed=1, resume=False)
+    assert [path.name for path in run.checkpoints] == ["epoch-0000.pt", "epoch-0001.pt"]
+
+
+def test_a_run_of_version_0_1_goes_on(digits, tmp_path):
+    whole = trained(digits, tmp_path / "whole", epochs=3)
+    trained(digits, tmp_path / "old", epochs=2)
+    (tmp_path / "old" / MANIFEST).unlink()
+    # Killed after a checkpoint was written and before last.pt was:
+    ahead = tmp_path / "old" / "checkpoints" / "epoch-0003.pt"
+    shutil.copyfile(whole.last, ahead)
+    run = trained(digits, tmp_path / "old", epochs=3)
+    assert [path.read_bytes() for path in run.checkpoints] == [
+        path.read_bytes() for path in whole.checkpoints
+    ]
+    (tmp_path / "old" / MANIFEST).unlink()
+    (tmp_path / "old" / "checkpoints" / "epoch-0004.pt").write_bytes(MINE)
+    with pytest.raises(RecordError, match=r"epoch-0004\.pt is in the way.*wgeo 0\.1 kept no list"):
+        trained(digits, tmp_path / "old", epochs=4)
+
+
+def test_an_earlier_state_put_back_is_gone_on_from(digits, tmp_path):
+    trained(digits, tmp_path, epochs=1)
+    earlier = (tmp_path / "last.pt").read_bytes()
+    trained(digits, tmp_path, epochs=3)
+    after = contents(tmp_path / "checkpoints")
+    (tmp_path / "last.pt").write_bytes(earlier)
+    trained(digits, tmp_path, epochs=3)
+    assert contents(tmp_path / "checkpoints") == after
+
+
+def test_a_pipe_in_place_of_the_last_state_is_not_waited_for(digits, tmp_path):
+    os.mkfifo(tmp_path / "last.pt")
+    with pytest.raises(RecordError, match=r"last\.pt cannot be resumed from.*regular file"):
+        trained(digits, tmp_path)
+
+
+# --- the record first ----------------------------------------------------------------------------
+
+
+def full(*_, **__):
+    raise RecordError("Cannot write figures: No space left on device.")
+
+
+def test_the_record_is_whole_before_anything_is_drawn(tmp_path, monkeypatch):
+    record = sample_record((2,))
+    with monkeypatch.context() as patch:
+        patch.setattr("wgeo.plots.figures", full)
+        with pytest.raises(RecordError, match=r"record is whole.*No space left.*`wgeo report"):
+            Analysis(record).save(tmp_path)
+    assert Analysis.load(tmp_path).record == record
+    wgeo.report.build(tmp_path, html=False)
+    assert (tmp_path / "figures" / "collapse.svg").exists()
+
+
+def test_a_disk_that_fills_while_figures_are_drawn_is_told(features, tmp_path, monkeypatch):
+    places = [features / name for name in "ab"]
+    with monkeypatch.context() as patch:
+        patch.setattr("wgeo.plots.figures", full)
+        words = ("analyze", features / "a", "--out", tmp_path / "one", *QUICK)
+        said = run(*words, code=2)
+        assert "W2" in said  # the table of what was measured
+        assert "The record is whole" in said
+        several = ("analyze", *places, "--out", tmp_path / "two", *QUICK, "--no-report")
+        assert "2 of 2 checkpoints could not be" in run(*several, code=2)
+    assert (tmp_path / "one" / "analysis.json").exists()
+    assert (tmp_path / "two" / "a" / "analysis.json").exists()
+    assert "2 of 2 analyses were done before" in run(*several)
+    assert (tmp_path / "two" / "a" / "figures" / "collapse.svg").exists()
+
+
+# --- killed --------------------------------------------------------------------------------------
+
+
+def begun(words, folder):
+    """A process that runs a command in a folder; all of its clocks stand still."""
+    child = os.fork()
+    if child == 0:
+        code = 99
+        try:
+            os.setsid()
+            os.chdir(folder)
+            silent = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(silent, 1)
+            os.dup2(silent, 2)
+            time.perf_counter = lambda: 0.0
+            wgeo.analysis.order.datetime = SimpleNamespace(
+                UTC=datetime.UTC, datetime=SimpleNamespace(now=lambda _: NEW_YEAR)
+            )
+            main([str(word) for word in words])
+        except SystemExit as leave:
+            code = int(leave.code or 0)
+        finally:
+            os._exit(code)
+    return child
+
+
+def ended(child):
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+@pytest.mark.parametrize("command", ["analyze", "report", "sweep"])
+def test_killed_at_any_moment_it_completes_when_run_again(features, tmp_path, command):
+    torch.set_num_threads(1)
+    words = {
+        "analyze": ("analyze", "../a", *QUICK, "--out", "out"),
+        "report": ("report", "out"),
+        "sweep": ("sweep", "../sweep.toml"),
+    }[command]
+    for name in "abc":
+        shutil.copytree(features / name, tmp_path / name)
+    (tmp_path / "sweep.toml").write_text(
+        'out = "out"\nbootstrap = 0\nreference = "none"\nmufm = false\ncheckpoints = "../[abc]"\n'
+    )
+
+    def fresh(name):
+        (tmp_path / name / "out").mkdir(parents=True)
+        if command == "report":
+            Analysis(sample_record((2, 2))).save(tmp_path / name / "out")
+            shutil.rmtree(tmp_path / name / "out" / "figures")  # to be drawn anew
+        return tmp_path / name
+
+    whole = fresh("whole")
+    started = time.monotonic()
+    assert ended(begun(words, whole)) == 0
+    taken = time.monotonic() - started
+    expected = contents(whole)
+    rng, partly = random.Random(0), 0
+    for kill in range(KILLS):
+        folder = fresh(f"killed{kill}")
+        child = begun(words, folder)
+        time.sleep(taken * (kill + rng.random()) / KILLS)
+        os.killpg(child, signal.SIGKILL)
+        partly += ended(child) == -signal.SIGKILL
+        assert ended(begun(words, folder)) == 0
+        assert contents(folder) == expected
+    assert partly >= KILLS // 3
+
+
+# --- names ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        *(("net", "net"), ("..", ""), (".wgeo.lock", "wgeo.lock"), ("a/b\\c", "a-b-c")),
+        *(("x\ny\x00\x1b[31m", "x-y--[31m"), ("", ""), ("né", "né"), ("n" * 250, "n" * 200)),
+        *(("é" * 250, "é" * 100), ("../../escaped", "-..-escaped"), ("\udcff", "-")),
+    ],
+)
+def test_what_a_text_becomes_as_a_folders_name(text, name):
+    assert folder_name(text) == name
+    assert folder_name(name) == name
+
+
+def test_every_target_has_a_folder_of_its_own_inside(tmp_path, monkeypatch):
+    (tmp_path / "s1" / "sub").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "s1" / "sub")
+    targets = ["..", ".", "../..", "...pt", "series.json.pt", ".wgeo.lock.pt", "x\ny.pt", "/"]
+    targets += ["figures.pt", "analysis.json.pt", "report.pt", f"{'n' * 250}.pt", f"{'n' * 251}.pt"]
+    names = list(named(targets))
+    assert names[:4] == ["s1", "sub", folder_name(tmp_path.name), "network"]
+    assert names[4:8] == ["series.json-2", "wgeo.lock", "x-y", "network-2"]
+    assert names[8:11] == ["figures-2", "analysis.json-2", "report-2"]
+    assert names[11:] == ["n" * 200, "n" * 200 + "-2"]
+    assert all(Path(name).name == name and not name.startswith(".") for name in names)
+
+
+@pytest.mark.parametrize("name", ['"../../escaped"', '"a/b"', '"."', '"a\\nb"', '["a"]', "3"])
+def test_a_sweeps_name_that_leads_out_of_it_is_refused(features, tmp_path, name):
+    (tmp_path / "sweep.toml").write_text(
+        f'out = "{tmp_path}/x/y/out"\n[[run]]\nname = {name}\ncheckpoints = "{features}/[ab]"\n'
+    )
+    assert "cannot be the name of a folder" in run("sweep", tmp_path / "sweep.toml", code=2)
+    assert [path.name for path in tmp_path.iterdir()] == ["sweep.toml"]
+
+
+def test_several_checkpoints_of_odd_names_land_inside(features, tmp_path, monkeypatch):
+    shutil.copytree(features / "a", tmp_path / "in" / "s1")
+    monkeypatch.chdir(tmp_path / "in" / "s1")
+    out = tmp_path / "deep" / "out"
+    run("analyze", ".", features / "b", *QUICK, "--no-report", "--out", out)
+    assert sorted(path.name for path in out.glob("*/analysis.json")) == ["analysis.json"] * 2
+    assert {path.parent.name for path in out.glob("*/analysis.json")} == {"s1", "b"}
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["out"]
+
+
+def test_a_models_figure_has_a_plain_name(tmp_path):
+    for stem in ("../x", "", "a/b", ".."):
+        with pytest.raises(ArgumentError, match="plain name"):
+            write_model({}, tmp_path / "in", stem)
+    assert not list(tmp_path.iterdir())
