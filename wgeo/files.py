@@ -260,16 +260,40 @@ def _handle(path: Path) -> int | None:
             os.close(handle)
             return None
         if os.fstat(handle).st_nlink:
-            if not re.fullmatch(rb"[0-9]{0,20}", os.pread(handle, 21, 0)):
+            try:
+                require_lock(path)
+            except RecordError:
                 os.close(handle)
-                raise RecordError(
-                    f"{path / _LOCK} is in the way: it is not the lock of a run of wgeo. Move it, "
-                    "or choose another folder."
-                )
+                raise
             os.ftruncate(handle, 0)
             os.write(handle, str(os.getpid()).encode())
             return handle
         os.close(handle)  # who held it took the file away between our opening and our locking it
+
+
+def require_lock(folder: Path) -> None:
+    """Refuse a folder that holds a file of the lock's name which is no lock of wgeo's.
+
+    Raises
+    ------
+    RecordError
+        The message names it.
+    """
+    path = folder / _LOCK
+    try:
+        if path.is_symlink():
+            raise ValueError
+        regular(path)
+        with path.open("rb") as file:
+            if not re.fullmatch(rb"[0-9]{0,20}", file.read(21)):
+                raise ValueError
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError) as error:
+        raise RecordError(
+            f"{path} is in the way: it is not the lock of a run of wgeo. Move it, or choose "
+            "another folder."
+        ) from error
 
 
 def _let_go(path: Path, handle: int | None) -> None:

@@ -21,7 +21,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from .errors import RecordError
-from .files import ASIDE, locked, write_aside
+from .files import ASIDE, locked, require_lock, write_aside
 
 MANIFEST = ".wgeo.json"
 _LARGEST = 2**26  # bytes of a manifest; a report of a hundred layers takes 20 thousand
@@ -51,6 +51,8 @@ def claim(folder: str | os.PathLike[str], *names: str) -> None:
     home = Path(folder)
     if (place := _no_folder(home)) is not None:
         raise _refused(place, home)
+    require_lock(home)
+    _read(home)
     for name in names:
         for path in sorted(home.glob(name)) if "*" in name else [home / name]:
             _require_own(path, home)

@@ -18,7 +18,7 @@ from typing import Any
 from .. import __version__, plots
 from ..errors import RecordError, WgeoError
 from ..ownership import claim, claim_all, leftovers, list_all, owned
-from ..plots.files import drawn
+from ..plots.files import drawn, names_of
 from ..records import ANALYSIS, SERIES, read_record
 from . import building, pages
 from .assets import asset
@@ -85,6 +85,8 @@ def build(
     source = run / (SERIES if _holds_series(run) else ANALYSIS)
     record = read_record(run, source.name)
     claim_report(run)
+    if not drawn(record, run / "figures", source):
+        claim(run / "figures", *names_of(plots.catalogue(record)))
     try:
         with owned(run) as home, home.scratch("report") as aside:
             figures = _figures(record, source)

@@ -324,7 +324,10 @@ class Job:
             )
 
 
-_BROKEN = (OSError, RuntimeError, ValueError, KeyError, TypeError, EOFError, pickle.UnpicklingError)
+_BROKEN = (
+    *(OSError, RuntimeError, ValueError, LookupError, TypeError, AttributeError, EOFError),
+    pickle.UnpicklingError,
+)
 
 
 def checkpoint_path(folder: Path, epoch: int) -> Path:
