@@ -69,6 +69,7 @@ def claim_all(folder: str | os.PathLike[str]) -> None:
     home = Path(folder)
     if home.is_symlink() or _no_folder(home) is not None:
         raise _refused(home, home.parent)
+    _read(home)
     for path in _files_in(home):
         if path.name not in _LITTER and path != home / MANIFEST:
             _require_own(path, home)
