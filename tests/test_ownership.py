@@ -370,7 +370,7 @@ def test_a_run_of_version_0_1_goes_on(digits, tmp_path):
         assert all(torch.equal(weights[key], same[key]) for key in same)
     (tmp_path / "old" / MANIFEST).unlink()
     (tmp_path / "old" / "checkpoints" / "epoch-0004.pt").write_bytes(MINE)
-    with pytest.raises(RecordError, match=r"epoch-0004\.pt is in the way.*wgeo 0\.1 kept no list"):
+    with pytest.raises(RecordError, match=r"epoch-0004\.pt is in the way"):
         trained(digits, tmp_path / "old", epochs=4)
 
 
