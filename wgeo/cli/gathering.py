@@ -184,7 +184,7 @@ def _completed(record: Mapping[str, Any], folder: Path) -> str:
 
     figures = folder / "figures"
     try:
-        missing = not drawn(record, figures, folder / ANALYSIS)
+        missing = drawn(record, figures, folder / ANALYSIS) is None
         if not (missing or leftovers(folder) or leftovers(figures)):
             return ""
         with ExitStack() as stack:

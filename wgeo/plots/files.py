@@ -77,12 +77,12 @@ def claim_figures(folder: str | os.PathLike[str], *, series: bool = False) -> No
     claim(folder, *(f"{stem}.{ending}" for stem in stems for ending in _PAGE))
 
 
-def drawn(record: Mapping[str, Any], folder: Path, source: Path) -> list[Path]:
-    """The files of a record's figures if they are all there and as new as it; else none."""
+def drawn(record: Mapping[str, Any], folder: Path, source: Path) -> list[Path] | None:
+    """The files of a record's figures if they are all there and as new as it; else None."""
     written = source.stat().st_mtime_ns
     files = [folder / name for name in names_of(catalogue(record))]
     fresh = all(file.is_file() and file.stat().st_mtime_ns >= written for file in files)
-    return files if fresh else []
+    return files if fresh else None
 
 
 def figures(source: Any, out_dir: str | Path, *, endings: Sequence[str] = _PAGE) -> list[Path]:

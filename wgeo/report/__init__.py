@@ -85,7 +85,7 @@ def build(
     source = run / (SERIES if _holds_series(run) else ANALYSIS)
     record = read_record(run, source.name)
     claim_report(run)
-    if not drawn(record, run / "figures", source):
+    if drawn(record, run / "figures", source) is None:
         claim(run / "figures", *names_of(plots.catalogue(record)))
     try:
         with owned(run) as home, home.scratch("report") as aside:
@@ -130,10 +130,12 @@ def _figures(record: Mapping[str, Any], source: Path) -> list[Path]:
     """The figures' files, drawn unless they are all there and as new as the record."""
     folder = source.parent / "figures"
     files = drawn(record, folder, source)
-    if files and leftovers(folder):
+    if files is None:
+        return plots.figures(record, folder)
+    if leftovers(folder):
         with owned(folder):  # a run was killed when they were there already
             pass
-    return files or plots.figures(record, folder)
+    return files
 
 
 def _write_paper(record: Mapping[str, Any], project: Path, source: Path) -> Path:
