@@ -18,6 +18,7 @@ FLOW = [
     "memory",
     "distributed",
     "files",
+    "ownership",
     "rows",
     "schema",
     "records",

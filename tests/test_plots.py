@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import json
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
+from fnmatch import fnmatchcase
 from itertools import combinations, pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,7 +24,9 @@ from records import CIFAR, HOSTILE, damaged, sample_record, sample_series
 import wgeo
 from wgeo import plots
 from wgeo.errors import ArgumentError, DependencyError, FeatureError
+from wgeo.ownership import MANIFEST
 from wgeo.plots import style
+from wgeo.plots.files import STEMS
 from wgeo.plots.moving import scene
 from wgeo.trajectory import Trajectory
 
@@ -439,7 +443,7 @@ def test_every_figure_has_png_svg_and_its_data(folder: Path) -> None:
         *("class-means-1", "class-means-2", "models"),
     }
     expected = {f"{stem}.{ending}" for stem in stems for ending in ("png", "svg", "csv")}
-    assert {path.name for path in folder.iterdir()} == expected
+    assert {path.name for path in folder.iterdir()} == expected | {MANIFEST}
 
 
 def test_svg_is_well_formed_whatever_the_classes_are_called(folder: Path) -> None:
@@ -502,23 +506,40 @@ def test_what_cannot_be_saved_is_said(tmp_path: Path) -> None:
 def test_only_the_files_asked_for_are_written(tmp_path: Path) -> None:
     record = {"blocks": sample_record((2,))["blocks"]}
     plots.figures(record, tmp_path, endings=("pdf", "csv"))
-    assert {path.suffix for path in tmp_path.iterdir()} == {".pdf", ".csv"}
-    mine = (tmp_path / "straightness.pdf", tmp_path / "straightness.csv")
-    for path in mine:
-        path.write_text("old")
+    assert {path.suffix for path in tmp_path.glob("[!.]*")} == {".pdf", ".csv"}
     plots.figures(record, tmp_path)
-    assert {path.suffix for path in tmp_path.iterdir()} == {".pdf", ".png", ".svg", ".csv"}
-    assert [path.exists() for path in mine] == [True, False]  # no PDF was asked for
+    assert {path.suffix for path in tmp_path.glob("[!.]*")} == {".pdf", ".png", ".svg", ".csv"}
 
 
 def test_a_new_record_removes_the_old_ones_figures_and_nothing_else(tmp_path: Path) -> None:
-    for name in ("class-means-3.svg", "straightness.csv", "mine.png", "class-means.txt"):
-        (tmp_path / name).write_text("old")
-    plots.figures({"blocks": sample_record((2,))["blocks"]}, tmp_path)
-    kept = {path.name for path in tmp_path.iterdir()}
+    old = sample_record((2,))
+    plots.figures(old, tmp_path, endings=("svg", "pdf"))
+    mine = ("class-means-3.svg", "straightness.csv", "over.svg", "mine.png", "class-means.txt")
+    for name in mine:
+        (tmp_path / name).write_text("mine")
+    (tmp_path / "collapse.svg").write_text("mine, too")  # in the place of wgeo's
+    plots.figures({"blocks": old["blocks"]}, tmp_path)
+    kept = {path.name for path in tmp_path.glob("[!.]*")} - {p.name for p in tmp_path.glob("*.pdf")}
     stems = ("distances", "gradient-maps")
     written = {f"{stem}.{ending}" for stem in stems for ending in ("png", "svg", "csv")}
-    assert kept == written | {"mine.png", "class-means.txt"}
+    assert kept == written | {*mine, "collapse.svg"}
+    assert (tmp_path / "straightness.pdf").exists()  # no PDF was asked for
+
+
+def test_every_figures_name_is_known_before_it_is_drawn() -> None:
+    stems = {plot.stem for plot in plots.catalogue(sample_record((2, 2)))}
+    assert all(any(fnmatchcase(stem, known) for known in STEMS) for stem in stems)
+
+
+def test_equal_records_give_equal_data_however_long_they_took(tmp_path: Path) -> None:
+    record = sample_record((2,))
+    slower = json.loads(json.dumps(record))
+    for block in slower["blocks"]:
+        block["seconds"] = 1000 + block.get("seconds", 0)
+    for name, one in (("a", record), ("b", slower)):
+        plots.figures(one, tmp_path / name, endings=("csv",))
+    for path in (tmp_path / "a").glob("*.csv"):
+        assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes()
 
 
 # --- in motion -----------------------------------------------------------------------------------

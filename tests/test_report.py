@@ -23,6 +23,7 @@ from wgeo import plots, report
 from wgeo.analysis import Series
 from wgeo.cli import main
 from wgeo.errors import DependencyError, RecordError, WgeoError
+from wgeo.ownership import MANIFEST
 from wgeo.plots.style import clean
 from wgeo.report import building, mathtext, pages, text
 from wgeo.report.assets import asset
@@ -78,7 +79,7 @@ def test_the_project_is_one_that_sphinx_knows(run: Path) -> None:
     assert {path.stem for path in project.glob("*.md")} == names
     assert (project / "conf.py").is_file()
     assert json.loads((project / "analysis.json").read_text()) == hostile_record()
-    assert {path.name for path in run.iterdir()} == {"analysis.json", "figures", "report"}
+    assert {path.name for path in run.iterdir()} == {"analysis.json", "figures", "report", MANIFEST}
 
 
 def test_every_link_leads_somewhere_and_nothing_is_fetched(run: Path) -> None:
@@ -375,7 +376,7 @@ def test_a_failed_build_names_its_log_and_leaves_the_old_report(
     assert "nosuchrole" in log  # all warnings are told, not the first alone
     assert (tmp_path / "report" / "index.md").read_text() == old
     kept = {path.name for path in tmp_path.iterdir()}
-    assert kept == {"analysis.json", "report", "report-build.log"}
+    assert kept == {"analysis.json", "report", "report-build.log", MANIFEST}
 
 
 def test_an_interrupted_build_leaves_the_old_report(
@@ -391,7 +392,7 @@ def test_an_interrupted_build_leaves_the_old_report(
     with pytest.raises(KeyboardInterrupt):
         report.build(tmp_path)
     assert (tmp_path / "report" / "index.md").read_text() == old
-    assert {path.name for path in tmp_path.iterdir()} == {"analysis.json", "report"}
+    assert {path.name for path in tmp_path.iterdir()} == {"analysis.json", "report", MANIFEST}
 
 
 def test_figures_are_drawn_only_where_the_record_is_newer(
@@ -476,8 +477,8 @@ def test_a_pdf_is_typeset_and_nothing_in_it_may_run(
     asked = (tmp_path / "asked").read_text().splitlines()
     assert len(asked) == 3
     assert all("-no-shell-escape" in line for line in asked)
-    assert {path.name for path in run.iterdir()} == {"analysis.json", "figures", "report"}
-    assert {p.suffix for p in (run / "figures").iterdir()} == {".png", ".svg", ".csv"}
+    assert {path.name for path in run.iterdir()} == {"analysis.json", "figures", "report", MANIFEST}
+    assert {p.suffix for p in (run / "figures").glob("[!.]*")} == {".png", ".svg", ".csv"}
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,11 @@
-"""Files written whole or not at all, folders written by one run at a time, names printed."""
+"""Files written whole or not at all, folders written by one run at a time, names of both."""
 
 from __future__ import annotations
 
 import errno
 import math
 import os
+import re
 import secrets
 import stat
 import sys
@@ -32,6 +33,21 @@ def printable(name: str | os.PathLike[str], limit: int = 100) -> str:
     text = os.fsdecode(name)
     plain = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text[: limit + 1])
     return plain if len(plain) <= limit else plain[: limit - 3] + "..."
+
+
+_NAME_BYTES = 200  # of the 255 that file systems take: some are left for numbers and endings
+
+
+def folder_name(text: str) -> str:
+    """Return what a text becomes as the name of one folder, inside of whichever it is made in.
+
+    Separators and what cannot be printed become ``-``; dots and blanks at the ends, which would
+    hide the folder or lead out of it, go; so does what is too long for a file system. It may be
+    empty.
+    """
+    plain = "".join(c if c.isprintable() and c not in "/\\" else "-" for c in text)
+    short = plain.encode()[:_NAME_BYTES].decode(errors="ignore")
+    return short.strip(". ")
 
 
 def regular(path: str | os.PathLike[str]) -> None:
@@ -92,6 +108,15 @@ def writable(folder: str | os.PathLike[str]) -> Path:
     return path
 
 
+ASIDE = re.compile(r"\.(.+)\.\d+-[0-9a-f]{8}\.part", re.DOTALL)
+"""The names of files that `write_aside` has not finished; a killed process leaves one."""
+
+
+def aside_of(path: Path) -> Path:
+    """A hidden name beside a file, which nothing else has: what is renamed once it is whole."""
+    return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
+
+
 def write_aside(path: str | os.PathLike[str], content: str | bytes) -> None:
     """Write a file aside, then rename it, so that nobody reads half of it.
 
@@ -105,7 +130,7 @@ def write_aside(path: str | os.PathLike[str], content: str | bytes) -> None:
     path = Path(path)
     data = content.encode() if isinstance(content, str) else content
     # A name of its own: neither another process nor a link that lies there is written through.
-    aside = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
+    aside = aside_of(path)
     try:
         with open(aside, "xb") as file:
             file.write(data)
@@ -235,10 +260,40 @@ def _handle(path: Path) -> int | None:
             os.close(handle)
             return None
         if os.fstat(handle).st_nlink:
+            try:
+                require_lock(path)
+            except RecordError:
+                os.close(handle)
+                raise
             os.ftruncate(handle, 0)
             os.write(handle, str(os.getpid()).encode())
             return handle
         os.close(handle)  # who held it took the file away between our opening and our locking it
+
+
+def require_lock(folder: Path) -> None:
+    """Refuse a folder that holds a file of the lock's name which is no lock of wgeo's.
+
+    Raises
+    ------
+    RecordError
+        The message names it.
+    """
+    path = folder / _LOCK
+    try:
+        if path.is_symlink():
+            raise ValueError
+        regular(path)
+        with path.open("rb") as file:
+            if not re.fullmatch(rb"[0-9]{0,20}", file.read(21)):
+                raise ValueError
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError) as error:
+        raise RecordError(
+            f"{path} is in the way: it is not the lock of a run of wgeo. Move it, or choose "
+            "another folder."
+        ) from error
 
 
 def _let_go(path: Path, handle: int | None) -> None:

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from . import schema
+from . import ownership, schema
 from .errors import RecordError
-from .files import printable, regular, write_aside
+from .files import printable, regular
 
 SCHEMA = 2
 ANALYSIS, SERIES = "analysis.json", "series.json"
@@ -36,7 +36,7 @@ def claim(folder: Path, kind: str) -> Path:
     Raises
     ------
     RecordError
-        It holds the other kind.
+        It holds the other kind, or a file of the record's name that wgeo did not write.
     """
     other = SERIES if kind == ANALYSIS else ANALYSIS
     if (folder / other).exists():
@@ -44,13 +44,15 @@ def claim(folder: Path, kind: str) -> Path:
             f"{folder} holds {other} already, whose figures and report this would replace. Choose "
             "another folder with --out."
         )
+    ownership.claim(folder, kind)
     return folder
 
 
 def write_record(folder: Path, record: Mapping[str, Any], kind: str = ANALYSIS) -> Path:
     """Write a record into a folder, whole or not at all; return its path."""
     claim(folder, kind)
-    write_aside(folder / kind, json.dumps(record, indent=1, allow_nan=False))
+    with ownership.owned(folder) as home:
+        home.write({kind: json.dumps(record, indent=1, allow_nan=False)})
     return folder / kind
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
-import time
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,10 +12,10 @@ from typing import Any
 
 import torch
 
-from .. import plots, report
-from ..files import writable
-from ..records import ANALYSIS, claim, read_record, write_record
+from .. import report
+from ..records import ANALYSIS, read_record
 from ..trajectory import Trajectory
+from .saving import claim, save
 from .verdict import text
 
 _PACKAGES = ("wgeo", "torch", "torchvision", "numpy", "scipy", "pot", "geomloss", "scikit-learn")
@@ -47,22 +46,21 @@ class Analysis:
         return self.record
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
-        """Write ``analysis.json`` and the figures into a folder; return the record's path.
+        """Write ``analysis.json`` and then the figures into a folder; return the record's path.
+
+        Files in the folder that wgeo did not write, or that were changed since, are never replaced.
 
         Raises
         ------
         RecordError
-            The folder cannot be written.
+            The folder cannot be written, or it holds other files under names that this writes. If
+            only figures could not be written, the message says so, and the record is kept.
         """
-        path = claim(writable(folder), ANALYSIS)
-        began = time.time_ns()
-        plots.figures(self.record, path / "figures")
-        written = write_record(path, self.record)  # last: where it is, all is
-        os.utime(written, ns=(began, began))  # no newer than its figures: reports draw older ones
-        return written
+        return save(folder, self.record, ANALYSIS, self.record)
 
     def report(self, folder: str | os.PathLike[str], *, pdf: bool = False) -> Path:
         """Save into a folder and build its Sphinx report; return what `wgeo.report.build` does."""
+        claim(folder, ANALYSIS, with_report=True)
         self.save(folder)
         return report.build(folder, pdf=pdf)
 

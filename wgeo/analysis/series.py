@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from .. import plots, report
 from ..errors import ArgumentError
-from ..files import writable
 from ..geodesic.result import table
-from ..records import SCHEMA, SERIES, check_record, epoch_of, read_record, write_record
+from ..records import SCHEMA, SERIES, check_record, epoch_of, read_record
+from .saving import claim, save
 from .views import training_view
 
 if TYPE_CHECKING:
@@ -97,17 +97,22 @@ class Series:
         return cls({**record, "analyses": rows})
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
-        """Write ``series.json`` and the figures into a folder; return the record's path."""
-        path = writable(folder)
+        """Write ``series.json`` and then the figures into a folder; return the record's path.
+
+        Raises
+        ------
+        RecordError
+            As of `Analysis.save`.
+        """
+        home = Path(folder)
         rows = [
-            {**row, "folder": _seen_from(row["folder"], path)} for row in self.record["analyses"]
+            {**row, "folder": _seen_from(row["folder"], home)} for row in self.record["analyses"]
         ]
-        written = write_record(path, {**self.record, "analyses": rows}, SERIES)
-        plots.figures(self.record, path / "figures")
-        return written
+        return save(home, {**self.record, "analyses": rows}, SERIES, self.record)
 
     def report(self, folder: str | os.PathLike[str], *, pdf: bool = False) -> Path:
         """Save into a folder and build its report; return what `wgeo.report.build` does."""
+        claim(folder, SERIES, with_report=True)
         self.save(folder)
         return report.build(folder, pdf=pdf)
 

@@ -28,11 +28,13 @@ def demo(out: str, epochs: int, seed: int) -> None:
     Takes about a minute on two cores and downloads nothing.
     """
     from ..analysis import analyze as measure
+    from ..analysis.saving import claim
     from ..checkpoint import load_checkpoint
     from ..data import load_images
     from ..training import train as fit
 
     folder = own_folder(out)
+    claim(folder, with_report=True)
     images = load_images("digits", split="train", seed=seed)
     recipe: dict[str, Any] = {
         "lr": 0.05,
@@ -97,7 +99,7 @@ def analyze(
     `torchrun --nproc-per-node=N -m wgeo analyze ...` does one analysis with N processes, each on a
     GPU of its own where there are some; stopped, it goes on from the features it has stored.
     """
-    from ..records import ANALYSIS, claim
+    from ..analysis.saving import claim
 
     if asked() > 1 and len(checkpoints) > 1:
         first(_refuse_several)
@@ -114,7 +116,7 @@ def analyze(
             raise ArgumentError(f"There is no checkpoint {', '.join(missing[:5])}.")
         gather(made, folder, processes=jobs, with_report=with_report)
         return
-    first(lambda: claim(folder, ANALYSIS))
+    first(lambda: claim(folder, with_report=with_report))
     (job,) = made.values()
     if store is None and asked() > 1:
         store = str(folder / "features")
@@ -154,12 +156,15 @@ def report(runs: tuple[Path, ...], out: Path | None, open_it: bool, pdf: bool) -
     """(Re)build the Sphinx report of a saved analysis, or one that sets several side by side."""
     from .. import report as reports
     from ..analysis import Series
+    from ..analysis.saving import claim
+    from ..records import SERIES
 
     if pdf:
         reports.engine()  # none is said before the work
     if len(runs) > 1:
         if out is None:
             raise ArgumentError("A report on several runs needs a folder of its own: --out DIR.")
+        claim(out, SERIES, with_report=True)
         Series.of_folders(runs).save(out)
     elif out is not None:
         raise ArgumentError("--out is for several runs; one run's report lies in its own folder.")
@@ -170,8 +175,10 @@ def _finish(done: Analysis, folder: Path, with_report: bool = True) -> None:
     """Save, print and report."""
     from ..table import print_analysis
 
-    done.save(folder)
-    print_analysis(done)
+    try:
+        done.save(folder)
+    finally:
+        print_analysis(done)  # whatever the disk took of it
     if with_report:
         from .. import report as reports
 

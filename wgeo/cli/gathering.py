@@ -8,6 +8,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from multiprocessing import connection
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,8 @@ from typing import Any
 import click
 
 from ..errors import RecordError, WgeoError
-from ..files import locked
+from ..files import folder_name, locked
+from ..ownership import leftovers, owned
 from ..progress import track
 from .job import Job
 from .root import as_typed
@@ -44,7 +46,14 @@ def run_all(
         Records of all jobs that are done by now, whoever did them, in the order of the jobs.
     failed : dict of str to str
         Why, by name.
+
+    Raises
+    ------
+    RecordError
+        A job's folder holds files of someone else's under names of wgeo's; no job has begun.
     """
+    from ..analysis.saving import claim
+
     failed: dict[str, str] = {}
     records: dict[str, dict[str, Any]] = {}
     for name, job in jobs.items():
@@ -57,6 +66,11 @@ def run_all(
         click.echo(f"{len(records)} of {len(jobs)} analyses were done before.", err=True)
     mine = list(jobs)[part[0] - 1 :: part[1]]
     todo = {name: jobs[name] for name in mine if name not in records and name not in failed}
+    for name in todo:
+        claim(folder / name)
+    for name in [name for name in mine if name in records]:
+        if wrong := _completed(records[name], folder / name):
+            failed[name] = _tell(jobs[name], wrong)
     outcomes = _here(todo, folder) if processes == 1 else _pooled(todo, folder, processes)
     for name, wrong in track(outcomes, "analysing", len(todo)):
         found, wrong = (None, wrong) if wrong else _looked(jobs[name], folder / name)
@@ -82,10 +96,11 @@ def gather(
 ) -> None:
     """Run jobs (`run_all`), set all that are done side by side, and say which failed."""
     from ..analysis import Series
-    from ..records import SERIES, claim
+    from ..analysis.saving import claim
+    from ..records import SERIES
     from ..table import print_series
 
-    claim(folder, SERIES)
+    claim(folder, SERIES, with_report=with_report)
     done, failed = run_all(jobs, folder, processes=processes, part=part)
     elsewhere = part[1] > 1 and len(done) + len(failed) < len(jobs)
     if len(done) > 1 and not elsewhere:
@@ -107,14 +122,27 @@ def gather(
         )
 
 
+_RESERVED = ("report", "figures", "report-build.log", "analysis.json", "series.json")
+
+
 def named(targets: list[str], prefix: str = "", taken: tuple[str, ...] = ()) -> dict[str, str]:
-    """A folder's name for each target: its stem, numbered where another has it already."""
-    names = {"report": "", "figures": "", **dict.fromkeys(taken, "")}  # the series' own
+    """A folder's name for each target: its stem, numbered where another has it already.
+
+    Parameters
+    ----------
+    targets : list of str
+        Paths of checkpoints and of stored features.
+    prefix : str
+        Goes before each name.
+    taken : tuple of str
+        Names that others have.
+    """
+    names = dict.fromkeys((*_RESERVED, *taken), "")  # the series' own
     reserved = len(names)
     for target in targets:
-        path = Path(target)
-        stem = path.name if path.is_dir() else path.stem
-        stem = f"{prefix}-{stem}" if prefix else stem
+        path = Path(os.path.abspath(target))  # "." and ".." have a name, too
+        stem = folder_name(path.name if path.is_dir() else path.stem) or "network"
+        stem = folder_name(f"{prefix}-{stem}" if prefix else stem)
         tried = (stem if i == 1 else f"{stem}-{i}" for i in itertools.count(1))
         names[next(name for name in tried if name not in names)] = target
     return dict(list(names.items())[reserved:])
@@ -143,6 +171,33 @@ def _looked(job: Job, folder: Path) -> tuple[dict[str, Any] | None, str]:
         return _done(job, folder), ""
     except Exception as error:  # one odd checkpoint must not stop the others
         return None, _said(error)
+
+
+def _completed(record: Mapping[str, Any], folder: Path) -> str:
+    """Draw the figures that a run which was killed after the record did not come to.
+
+    Returns what went wrong. A folder that another run writes into, or that nobody may, stays.
+    """
+    from .. import plots
+    from ..plots.files import drawn
+    from ..records import ANALYSIS
+
+    figures = folder / "figures"
+    try:
+        missing = drawn(record, figures, folder / ANALYSIS) is None
+        if not (missing or leftovers(folder) or leftovers(figures)):
+            return ""
+        with ExitStack() as stack:
+            for place in (folder, figures):
+                try:
+                    stack.enter_context(owned(place))
+                except RecordError:
+                    return ""
+            if missing:
+                plots.figures(record, figures)
+    except Exception as error:  # as of `_looked`
+        return _said(error)
+    return ""
 
 
 def _said(error: Exception) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from ..errors import ArgumentError
+from ..files import folder_name, regular
 from .analysis import analyze, job_of
 from .gathering import gather, named
 from .job import NETWORK_WORDS, Job
@@ -68,6 +69,7 @@ def read_config(path: Path) -> tuple[str, dict[str, Job]]:
         No such file, no TOML, an option that `wgeo analyze` does not have, no checkpoints.
     """
     try:
+        regular(path)
         config = tomllib.loads(path.read_text("utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ArgumentError(f"{path} cannot be read: {error}") from error
@@ -78,7 +80,12 @@ def read_config(path: Path) -> tuple[str, dict[str, Job]]:
     jobs: dict[str, Job] = {}
     for run in runs:
         said = {**config, **run}
-        prefix = str(said.pop("name", ""))
+        prefix = said.pop("name", "")
+        if not isinstance(prefix, str) or folder_name(prefix) != prefix:
+            raise ArgumentError(
+                f"{path}: name = {prefix!r} cannot be the name of a folder; "
+                f"{folder_name(str(prefix)) or 'run'!r} can."
+            )
         targets = _found(said.pop("checkpoints", None), path)
         for name, target in named(targets, prefix, tuple(jobs)).items():
             dropped = set(NETWORK_WORDS) - set(run) if Path(target).is_dir() else set()

@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from ..errors import ArgumentError
+from ..ownership import claim, owned
 from .root import CONTEXT, SEED, F, as_typed, command, main, number, own_folder
 
 DECAY = {"weight_decay": 5e-3, "feature_decay": 5e-4}
@@ -318,7 +319,12 @@ def _decays(text: str, layers: int) -> list[float]:
 
 
 def _folder(out: str | None) -> Any:
-    return None if out is None else own_folder(out)  # fail before the work, not after
+    """A solution's folder, if one is asked for; what fails does so before the work, not after."""
+    if out is None:
+        return None
+    folder = own_folder(out)
+    claim(folder, "solution.npz", "solution.json", "model.png", "model.svg")
+    return folder
 
 
 def _solve_plain(fit: Any, bias_decay: float, asked: dict[str, Any]) -> None:
@@ -336,7 +342,6 @@ def _show(found: Any, look: bool, folder: Any) -> None:
     import numpy as np
 
     from ..analysis import versions
-    from ..files import write_aside
     from ..ufm import landscape
     from ..ufm.record import arrays_of, record_of
     from .solution import print_solution
@@ -354,7 +359,8 @@ def _show(found: Any, look: bool, folder: Any) -> None:
 
     arrays = io.BytesIO()
     np.savez_compressed(arrays, **arrays_of(found))
-    write_aside(folder / "solution.npz", arrays.getvalue())
-    write_aside(folder / "solution.json", json.dumps(record, indent=1, allow_nan=False) + "\n")
+    text = json.dumps(record, indent=1, allow_nan=False) + "\n"
+    with owned(folder) as home:
+        home.write({"solution.npz": arrays.getvalue(), "solution.json": text})
     figure = write_model(record, folder)[0]
     click.echo(f"Record: {folder / 'solution.json'}\nFigure: {figure}")

@@ -7,6 +7,7 @@ import io
 import os
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from matplotlib.figure import Figure
 
 from ..errors import ArgumentError
 from ..files import writable, write_aside
+from ..ownership import claim, owned
 from ..progress import track
 from . import beside, depth, evidence, movement, paths
 from .plot import Plot, Row
@@ -48,20 +50,47 @@ def catalogue(source: Any) -> list[Plot]:
     return plots + [_class_means(record, i) for i in viewed]
 
 
-_STEMS = (
-    *("collapse", "models", "distances", "straightness", "class-means-*"),
-    *("sample-sizes", "gradient-maps", "over", "profiles"),
+STEMS = (
+    *("collapse", "models", "distances", "straightness", "class-means-[0-9]*"),
+    *("sample-sizes", "gradient-maps"),
 )
+SERIES_STEMS = ("over", "profiles", "class-means-training")
+_PAGE = ("png", "svg", "csv")
 
 
-def figures(
-    source: Any, out_dir: str | Path, *, endings: Sequence[str] = ("png", "svg", "csv")
-) -> list[Path]:
+def names_of(plots: Iterable[Plot], endings: Sequence[str] = _PAGE) -> list[str]:
+    """Names of the files of figures."""
+    return [f"{plot.stem}.{ending}" for plot in plots for ending in endings]
+
+
+def claim_figures(folder: str | os.PathLike[str], *, series: bool = False) -> None:
+    """Refuse a folder if a file lies under a figure's name that wgeo did not write.
+
+    Which figures a record will have is not known before it is measured: the names of all count.
+
+    Raises
+    ------
+    RecordError
+        The message names the file.
+    """
+    stems = SERIES_STEMS if series else STEMS
+    claim(folder, *(f"{stem}.{ending}" for stem in stems for ending in _PAGE))
+
+
+def drawn(record: Mapping[str, Any], folder: Path, source: Path) -> list[Path] | None:
+    """The files of a record's figures if they are all there and as new as it; else None."""
+    written = source.stat().st_mtime_ns
+    files = [folder / name for name in names_of(catalogue(record))]
+    fresh = all(file.is_file() and file.stat().st_mtime_ns >= written for file in files)
+    return files if fresh else None
+
+
+def figures(source: Any, out_dir: str | Path, *, endings: Sequence[str] = _PAGE) -> list[Path]:
     """Write every figure of a record to `out_dir` as PNG and SVG, its data beside it as CSV.
 
     Each file is written aside and then renamed, so that none is ever half there. Figures that an
-    earlier record left in the folder and this call does not write are removed, of the endings
-    asked for.
+    earlier call wrote into the folder and this one does not are removed, of the endings asked for;
+    files that wgeo did not write are not touched.
 
     Parameters
     ----------
@@ -80,36 +109,40 @@ def figures(
     ArgumentError
         Another ending.
     RecordError
-        The folder cannot be written.
+        The folder cannot be written, or a file that wgeo did not write has a figure's name: then
+        nothing is drawn.
     """
     if unknown := sorted(set(endings) - set(ENDINGS)):
         raise ArgumentError(
             f"no figures as {', '.join(unknown)}; choose from {', '.join(ENDINGS)}."
         )
-    folder = writable(out_dir)
     plots = catalogue(source)
     written: list[Path] = []
-
-    def write(name: str, content: bytes) -> None:
-        write_aside(folder / name, content)
-        written.append(folder / name)
-
-    for plot in track(plots, "drawing figures"):
-        with warnings.catch_warnings():
-            # A class named in a script that the font lacks is drawn as boxes, which is enough said.
-            warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-            figure = plot.draw()
-            figure.draw_without_rendering()
-            figure.set_layout_engine("none")  # laid out once, for all files
-            for ending in [ending for ending in _RENDER if ending in endings]:
-                write(f"{plot.stem}.{ending}", _RENDER[ending](figure))
-        if "csv" in endings:
-            write(f"{plot.stem}.csv", as_csv(plot.rows()))
-    for stem in _STEMS:
-        for ending in endings:
-            for stale in set(folder.glob(f"{stem}.{ending}")) - set(written):
-                stale.unlink()
+    with owned(out_dir) as home:
+        home.claim(*names_of(plots, endings))
+        for plot in track(plots, "drawing figures"):
+            written += home.write(_files(plot, endings))
+        now = {path.name for path in written}
+        known = [f"{stem}.{ending}" for stem in (*STEMS, *SERIES_STEMS) for ending in endings]
+        stale = {name for name in home.listed() if any(fnmatchcase(name, one) for one in known)}
+        home.remove(*(stale - now))
     return written
+
+
+def _files(plot: Plot, endings: Sequence[str]) -> dict[str, bytes]:
+    """A figure's files: what they are called, and what they hold."""
+    files: dict[str, bytes] = {}
+    with warnings.catch_warnings():
+        # A class named in a script that the font lacks is drawn as boxes, which is enough said.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        figure = plot.draw()
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")  # laid out once, for all files
+        for ending in [ending for ending in _RENDER if ending in endings]:
+            files[f"{plot.stem}.{ending}"] = _RENDER[ending](figure)
+    if "csv" in endings:
+        files[f"{plot.stem}.csv"] = as_csv(plot.rows())
+    return files
 
 
 # The canvases are asked directly, without a date or a version, which would make two drawings of
@@ -212,7 +245,11 @@ def _distances(record: Mapping[str, Any]) -> Plot:
         return figure
 
     def rows() -> list[Row]:
-        return [{k: v for k, v in block.items() if not _nested(v)} for block in blocks]
+        # Without how long each took: equal analyses give equal files.
+        return [
+            {k: v for k, v in block.items() if k != "seconds" and not _nested(v)}
+            for block in blocks
+        ]
 
     return Plot(
         "distances",

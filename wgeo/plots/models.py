@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from ..files import writable, write_aside
+from ..errors import ArgumentError
+from ..files import folder_name
+from ..ownership import owned
 from .files import _png, _svg
 from .style import (
     COLOURS,
@@ -202,17 +204,16 @@ def write_model(record: Mapping[str, Any], folder: str | Path, stem: str = "mode
 
     Raises
     ------
+    ArgumentError
+        A stem that is no plain name of a file.
     RecordError
-        The folder cannot be written.
+        The folder cannot be written, or files of these names lie there that wgeo did not write.
     """
-    home = writable(folder)
-    figure = model(record)
-    figure.draw_without_rendering()
-    figure.set_layout_engine("none")  # laid out once, for both files
-    written: Sequence[tuple[Path, bytes]] = [
-        (home / f"{stem}.png", _png(figure)),
-        (home / f"{stem}.svg", _svg(figure)),
-    ]
-    for path, content in written:
-        write_aside(path, content)
-    return [path for path, _ in written]
+    if not stem or folder_name(stem) != stem:
+        raise ArgumentError(f"stem must be the plain name of a file, not {stem!r}.")
+    with owned(folder) as home:
+        home.claim(f"{stem}.png", f"{stem}.svg")
+        figure = model(record)
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")  # laid out once, for both files
+        return home.write({f"{stem}.png": _png(figure), f"{stem}.svg": _svg(figure)})

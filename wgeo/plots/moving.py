@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from ..errors import ArgumentError, DependencyError, FeatureError
-from ..files import writable
+from ..files import aside_of, writable
 from ..progress import track
 from ..trajectory import Trajectory
 from ..transport import Exact, wasserstein
@@ -178,7 +178,7 @@ def flow(
     figure.set_layout_engine("none")  # laid out once, for every frame
     moving = np.linspace(0, 1, max(2, round(seconds * fps)))
     rest = round(_HOLD * fps)
-    aside = path.with_name(f".{path.stem}.part{path.suffix}")
+    aside = aside_of(path).with_suffix(path.suffix)  # the ending says what is written
     writer = animation.writers[name](fps=fps)
     times = [*[0.0] * rest, *moving, *[1.0] * rest]
     try:

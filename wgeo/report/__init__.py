@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import tempfile
 import webbrowser
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,13 +16,30 @@ from string import Template
 from typing import Any
 
 from .. import __version__, plots
-from ..errors import RecordError
-from ..files import locked
+from ..errors import RecordError, WgeoError
+from ..ownership import claim, claim_all, leftovers, list_all, owned
+from ..plots.files import drawn, names_of
 from ..records import ANALYSIS, SERIES, read_record
 from . import building, pages
 from .assets import asset
 from .building import engine
 from .paper import paper
+
+_PLACE, _LOG = "report", "report-build.log"
+
+
+def claim_report(run_dir: str | os.PathLike[str]) -> None:
+    """Refuse a folder if its ``report`` or ``report-build.log`` is not as wgeo wrote it.
+
+    Raises
+    ------
+    RecordError
+        The message names the file.
+    """
+    run = Path(run_dir)
+    claim(run, _LOG)
+    if os.path.lexists(run / _PLACE):
+        claim_all(run / _PLACE)
 
 
 def build(
@@ -32,7 +48,8 @@ def build(
     """Write the report of a saved analysis and build its pages.
 
     Figures are drawn where ``RUN/figures`` lacks them or the record is newer. Everything is made
-    aside and then renamed: an interrupted or failed build leaves the report that was there.
+    aside and then renamed: an interrupted or failed build leaves the report that was there. Only
+    a report that is as wgeo wrote it is replaced.
 
     Parameters
     ----------
@@ -54,35 +71,46 @@ def build(
     Raises
     ------
     RecordError
-        No analysis in the folder, a damaged one, one of another schema, or a folder that cannot
-        be written.
+        No analysis in the folder, a damaged one, one of another schema, a folder that cannot
+        be written, or files that wgeo did not write where the report or its figures belong.
     DependencyError
         A PDF was asked for, and there is no TeX engine or it lacks a package; the message says
         what to install.
     WgeoError
         Sphinx failed or warned, or TeX failed; the message says where the log is.
     """
-    run, log = Path(run_dir), Path(run_dir) / "report-build.log"
+    run = Path(run_dir)
+    log = run / _LOG
     tex = engine() if pdf else ""  # before the work, not after
     source = run / (SERIES if _holds_series(run) else ANALYSIS)
     record = read_record(run, source.name)
+    claim_report(run)
+    if drawn(record, run / "figures", source) is None:
+        claim(run / "figures", *names_of(plots.catalogue(record)))
     try:
-        with locked(run), tempfile.TemporaryDirectory(prefix=".report-", dir=run) as aside:
+        with owned(run) as home, home.scratch("report") as aside:
             figures = _figures(record, source)
-            project = Path(aside) / "report"
+            project = aside / "report"
             _write_project(record, pages.pages(record), project, figures, source)
-            if html:
-                building.html(project, log)
-            if pdf:
-                printed = _write_paper(record, Path(aside) / "paper", source)
-                building.pdf(printed, tex, log).rename(project / "report.pdf")
-            _swap(project, run / "report", Path(aside) / "old")
+            try:
+                if html:
+                    building.html(project, log)
+                if pdf:
+                    printed = _write_paper(record, aside / "paper", source)
+                    building.pdf(printed, tex, log).rename(project / "report.pdf")
+            except WgeoError:
+                home.adopt(_LOG)  # the failed program's words, which are kept
+                raise
+            home.remove(_LOG)
+            list_all(project)
+            claim_report(run)  # whatever came into it meanwhile
+            _swap(project, run / _PLACE, aside / "old")
     except OSError as error:
         raise RecordError(
             f"Cannot write the report of {run}: {error.strerror or error}. Free some space, or "
             f"copy {source.name} to a folder that can be written and run `wgeo report` there."
         ) from error
-    page = run / "report" / _page(html=html, pdf=pdf)
+    page = run / _PLACE / _page(html=html, pdf=pdf)
     if open:
         webbrowser.open(page.resolve().as_uri())
     return page
@@ -100,15 +128,14 @@ def _holds_series(run: Path) -> bool:
 
 def _figures(record: Mapping[str, Any], source: Path) -> list[Path]:
     """The figures' files, drawn unless they are all there and as new as the record."""
-    folder, written = source.parent / "figures", source.stat().st_mtime_ns
-    files = [
-        folder / f"{plot.stem}.{ending}"
-        for plot in plots.catalogue(record)
-        for ending in ("svg", "png", "csv")
-    ]
-    if all(file.is_file() and file.stat().st_mtime_ns >= written for file in files):
-        return files
-    return plots.figures(record, folder)
+    folder = source.parent / "figures"
+    files = drawn(record, folder, source)
+    if files is None:
+        return plots.figures(record, folder)
+    if leftovers(folder):
+        with owned(folder):  # a run was killed when they were there already
+            pass
+    return files
 
 
 def _write_paper(record: Mapping[str, Any], project: Path, source: Path) -> Path:

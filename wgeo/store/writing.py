@@ -6,6 +6,7 @@ import contextlib
 import errno
 import json
 import os
+import re
 import shutil
 import zlib
 from collections.abc import Mapping
@@ -16,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import RecordError
-from ..files import writable, write_aside
+from ..files import ASIDE, writable, write_aside
 from .layout import (
     DTYPES,
     MANIFEST,
@@ -156,7 +157,7 @@ class Writer:
         spans = [[start, stop] for start, stop, _ in ranges]
         for i, (key, array) in enumerate(whole.items(), len(arrays)):
             name, array = file_name(i, key), np.ascontiguousarray(array)
-            write_aside(self.folder / name, as_npy(array))
+            self._write_whole(self.folder / name, as_npy(array))
             arrays[key] = {"file": name, "dtype": array.dtype.name, "shape": list(array.shape)}
             arrays[key]["crc32"] = zlib.crc32(array.tobytes())
         found = {
@@ -169,9 +170,24 @@ class Writer:
         text = json.dumps({**found, "checksum": digest(found)}, indent=1)
         write_aside(self.folder / MANIFEST, text)
         self.close()
-        left = [p for pattern in ("rows-*.log", ".*.part") for p in self.folder.glob(pattern)]
-        for path in (self.folder / UNFINISHED, *left):  # also what kills left half-written
+        mine = {MANIFEST, UNFINISHED, *(entry["file"] for entry in arrays.values())}
+        asides = [(path, ASIDE.fullmatch(path.name)) for path in self.folder.glob(".*.part")]
+        left = [path for path, name in asides if name is not None and name[1] in mine]
+        for path in (self.folder / UNFINISHED, *self._logs(), *left):  # what kills left, too
             path.unlink(missing_ok=True)
+
+    def _write_whole(self, path: Path, content: bytes) -> None:
+        """Write a file at once; refuse another that came into its place meanwhile."""
+        if os.path.lexists(path) and not (path.is_file() and path.read_bytes() == content):
+            raise RecordError(
+                f"{path} is in the way: it is not of this store. Move it, then run the same again."
+            )
+        write_aside(path, content)
+
+    def _logs(self) -> list[Path]:
+        """Which ranges the processes have written."""
+        found = self.folder.glob("rows-*.log")
+        return [path for path in found if re.fullmatch(r"rows-\d+\.log", path.name)]
 
     def close(self) -> None:
         """Let go of the files; what is written stays."""
@@ -220,7 +236,7 @@ class Writer:
     def _done(self) -> list[tuple[int, int, dict[str, int]]]:
         """Ranges that are safely there, by all processes, in order."""
         found = {}
-        for path in self.folder.glob("rows-*.log"):
+        for path in self._logs():
             for line in path.read_bytes().splitlines():
                 try:
                     start, stop, sums = json.loads(line)

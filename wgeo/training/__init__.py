@@ -21,7 +21,7 @@ from .. import models
 from ..arrays import pick_device
 from ..data import Images, normalization
 from ..errors import ArgumentError
-from ..files import locked
+from ..ownership import owned
 from ..progress import track
 from .job import Job, Plan, checkpoint_path, checkpoints_in
 from .recipe import AUGMENTATIONS, LOSSES, SCHEDULES, Recipe, learning_rate
@@ -154,7 +154,7 @@ def train(
     device : str
         ``auto``, ``cpu``, ``cuda``, ...
     resume : bool
-        False starts anew, and removes the checkpoints of an earlier run in `out`.
+        False starts anew, and removes the checkpoints that an earlier run wrote into `out`.
 
     Raises
     ------
@@ -164,7 +164,8 @@ def train(
         Test images of another shape or of other classes.
     RecordError
         `out` cannot be written, another run writes into it, or it holds one of other settings or
-        a damaged one.
+        a damaged one; or files lie under names of the run's that no run wrote, or that were
+        changed since: they are never replaced.
     ConvergenceError
         The loss became NaN or infinite; the last good epoch is kept.
 
@@ -183,17 +184,17 @@ def train(
     )
     plan = Plan.of(checkpoints, epochs, evaluate_every, terminal_epochs)
     where = pick_device(device)
-    with locked(out) as folder, _reproducible(seed, where):
+    with owned(out) as home, _reproducible(seed, where):
         built = {} if isinstance(arch, nn.Module) else {"activation": activation, **(options or {})}
         module = _build(arch, images, built, classifier)
         passport = _passport(arch, images, built, classifier, recipe)
-        job = Job(module.to(where), images, test, recipe, plan, passport, folder, where)
+        job = Job(module.to(where), images, test, recipe, plan, passport, home, where)
         job.begin(resume)
         what = f"training {passport['arch']} on {images.name}"
         for _ in track(job.work(), what, max(0, epochs - job.epoch) * job.steps):
             pass
     module.eval()
-    return TrainingRun(folder, module, tuple(job.history), job.terminal_epoch, passport)
+    return TrainingRun(home.path, module, tuple(job.history), job.terminal_epoch, passport)
 
 
 @contextmanager

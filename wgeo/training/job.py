@@ -17,7 +17,8 @@ from torch import nn
 
 from ..data import Images, normalization
 from ..errors import ArgumentError, ConvergenceError, DataError, RecordError
-from ..files import write_aside
+from ..files import regular
+from ..ownership import Owned
 from .recipe import Recipe, augmented, criterion, learning_rate
 
 _EVALUATION_BATCH = 512
@@ -98,7 +99,7 @@ class Job:
     recipe: Recipe
     plan: Plan
     passport: dict[str, Any]
-    folder: Path
+    home: Owned
     device: torch.device
     epoch: int = 0
     terminal_epoch: int | None = None
@@ -119,6 +120,10 @@ class Job:
         self._probe()
 
     @property
+    def folder(self) -> Path:
+        return self.home.path
+
+    @property
     def finished(self) -> bool:
         """Whether no epoch is left to do."""
         over = self.plan.terminal_epochs
@@ -131,16 +136,49 @@ class Job:
         last = self.folder / "last.pt"
         if resume and last.exists():
             self._restore(last)
+            self._claim_rest()
             if self.finished and not checkpoint_path(self.folder, self.epoch).exists():
                 row = self.history.pop()  # it was not to be the last epoch, and now it is
                 self._close(row, time.perf_counter() - row["seconds"])
-            self.write_history()
+            self.home.write(self._history())
             return
-        for old in (last, self.folder / "history.json", *checkpoints_in(self.folder)):
-            old.unlink(missing_ok=True)
-        (self.folder / "checkpoints").mkdir(exist_ok=True)
+        names = ("last.pt", "history.json", "checkpoints/epoch-*.pt")
+        self.home.claim(*names)
+        if resume and (kept := checkpoints_in(self.folder)[1:]):
+            raise RecordError(
+                f"{kept[-1]} is of an earlier run, and {last} is gone, which it would go on from. "
+                "Choose another folder, or start anew with resume=False, which removes the "
+                "checkpoints of that run."
+            )
+        old = (f"checkpoints/{path.name}" for path in checkpoints_in(self.folder))
+        self.home.remove("last.pt", "history.json", *old)
         row = {"epoch": 0, "loss": None, "running_accuracy": None, "lr": None}
         self._close(row, time.perf_counter())
+
+    def _claim_rest(self) -> None:
+        """Refuse files in the way of what is still to be written.
+
+        Version 0.1 did not list its files: those that say they are of this very run are its own.
+        """
+        later = range(self.epoch + 1, self.recipe.epochs + 1)
+        names = ["history.json", *(checkpoint_name(epoch) for epoch in later)]
+        if not self.home.listed():
+            self.home.adopt(*filter(self._is_mine, names))
+        self.home.adopt("last.pt")  # `_restore` has read it
+        self.home.claim("last.pt", *names)
+
+    def _is_mine(self, name: str) -> bool:
+        """Whether a file says that it is of a run of these settings."""
+        path = self.folder / name
+        try:
+            regular(path)
+            if path.suffix == ".json":
+                said = json.loads(path.read_text("utf-8"))["settings"]
+            else:
+                said = torch.load(path, map_location="cpu", weights_only=True)["wgeo"]
+            return not _differences(said, self.passport)
+        except _BROKEN:
+            return False
 
     def work(self) -> Iterator[None]:
         """Train to the end, yielding after every step."""
@@ -195,15 +233,14 @@ class Job:
         self.history.append(row)
         state = self._state()
         if due:
-            write_aside(checkpoint_path(self.folder, self.epoch), _packed(state))
+            self.home.write({checkpoint_name(self.epoch): _packed(state)})
         # Written after the checkpoint: whoever resumes finds every checkpoint up to here.
         progress = {"history": self.history, "terminal_epoch": self.terminal_epoch}
-        write_aside(self.folder / "last.pt", _packed({**state, "progress": progress}))
-        self.write_history()
+        self.home.write({"last.pt": _packed({**state, "progress": progress}), **self._history()})
 
-    def write_history(self) -> None:
-        """Write ``history.json``: for people and plots; a resumed run reads ``last.pt``."""
-        write_aside(self.folder / "history.json", json.dumps(self.record(), indent=1))
+    def _history(self) -> dict[str, str]:
+        """``history.json``: for people and plots; a resumed run reads ``last.pt``."""
+        return {"history.json": json.dumps(self.record(), indent=1)}
 
     def record(self) -> dict[str, Any]:
         """What ``history.json`` holds."""
@@ -246,6 +283,7 @@ class Job:
     def _restore(self, path: Path) -> None:
         again = f"Choose another folder than {path.parent}, or start anew with resume=False."
         try:
+            regular(path)  # a pipe would keep the reader waiting
             saved = torch.load(path, map_location="cpu", weights_only=True)
             differences = _differences(saved["wgeo"], self.passport)
             if not differences:
@@ -286,12 +324,20 @@ class Job:
             )
 
 
-_BROKEN = (OSError, RuntimeError, ValueError, KeyError, TypeError, EOFError, pickle.UnpicklingError)
+_BROKEN = (
+    *(OSError, RuntimeError, ValueError, LookupError, TypeError, AttributeError, EOFError),
+    pickle.UnpicklingError,
+)
 
 
 def checkpoint_path(folder: Path, epoch: int) -> Path:
     """Where the checkpoint of an epoch lies."""
-    return folder / "checkpoints" / f"epoch-{epoch:04d}.pt"
+    return folder / checkpoint_name(epoch)
+
+
+def checkpoint_name(epoch: int) -> str:
+    """The same, as seen from the run's folder."""
+    return f"checkpoints/epoch-{epoch:04d}.pt"
 
 
 def checkpoints_in(folder: Path) -> list[Path]:

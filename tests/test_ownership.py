@@ -1,0 +1,547 @@
+"""What wgeo did not write is never replaced or removed, and what kills left behind is."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import random
+import shutil
+import signal
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from records import sample_record
+
+import wgeo
+import wgeo.analysis
+import wgeo.analysis.order  # here, not anew in every forked process
+import wgeo.report
+from wgeo import Analysis, Trajectory, files
+from wgeo.cli import main
+from wgeo.cli.gathering import named
+from wgeo.errors import ArgumentError, RecordError
+from wgeo.files import folder_name
+from wgeo.ownership import MANIFEST, claim, claim_all, list_all, owned
+from wgeo.plots.models import write_model
+
+KILLS = int(os.environ.get("WGEO_KILLS", "3"))
+MINE = b"a week of work\n"
+NEW_YEAR = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)
+QUICK = ("--bootstrap", "0", "--reference", "none", "--no-mufm")
+
+
+def run(*words, code=0):
+    result = CliRunner().invoke(main, [str(word) for word in words])
+    assert result.exit_code == code, result.output
+    return " ".join(result.output.split())
+
+
+def contents(folder):
+    """Every file of a folder, and what it holds."""
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+@pytest.fixture(scope="module")
+def features(tmp_path_factory):
+    """Stores of features, of 16 samples each."""
+    home = tmp_path_factory.mktemp("features")
+    rng = np.random.default_rng(0)
+    for name in "abc":
+        first = rng.normal(size=(16, 3))
+        arrays = [first, 0.5 * first + rng.normal(size=3)]
+        Trajectory.from_arrays(arrays, np.arange(16) % 2).save(home / name)
+    return home
+
+
+# --- a folder's list -----------------------------------------------------------------------------
+
+
+def test_what_is_listed_is_replaced_and_nothing_else(tmp_path):
+    with owned(tmp_path) as home:
+        home.write({"a": "1", "sub/b": b"2"})
+    with owned(tmp_path) as home:
+        home.write({"a": "3"})
+        home.write({"a": "4"})
+    assert (tmp_path / "a").read_text() == "4"
+    (tmp_path / "a").write_text("changed")
+    (tmp_path / "c").write_bytes(MINE)
+    for name in ("a", "c"):
+        kept = contents(tmp_path)
+        said = rf"{tmp_path}/{name} is in the way.*Nothing was done.*choose another folder"
+        with pytest.raises(RecordError, match=said):
+            claim(tmp_path, name)
+        with owned(tmp_path) as home, pytest.raises(RecordError, match=said):
+            home.write({"sub/b": "5", name: "5"})
+        assert contents(tmp_path) == kept
+    with owned(tmp_path) as home:
+        home.remove("a", "c", "sub/b", "never")
+    assert sorted(contents(tmp_path)) == [MANIFEST, "a", "c"]
+
+
+def test_a_file_changed_while_the_folder_is_written_is_noticed(tmp_path):
+    with owned(tmp_path) as home:
+        home.write({"a": "1"})
+        (tmp_path / "a").write_bytes(MINE)
+        with pytest.raises(RecordError, match="in the way"):
+            home.write({"a": "2"})
+    assert (tmp_path / "a").read_bytes() == MINE
+
+
+@pytest.mark.parametrize("kind", ["link", "folder", "pipe", "dangling", "file for a folder"])
+def test_what_is_no_file_is_in_the_way(tmp_path, kind):
+    place = tmp_path / "run" / ("sub" if kind == "file for a folder" else "sub/a")
+    place.parent.mkdir(parents=True)
+    (tmp_path / "elsewhere").write_bytes(MINE)
+    if kind == "folder":
+        place.mkdir()
+    elif kind == "pipe":
+        os.mkfifo(place)
+    elif kind == "file for a folder":
+        place.write_bytes(MINE)
+    else:
+        place.symlink_to(tmp_path / ("elsewhere" if kind == "link" else "nowhere"))
+    with pytest.raises(RecordError, match="in the way"):
+        claim(tmp_path / "run", "sub/a")
+    with owned(tmp_path / "run") as home, pytest.raises(RecordError, match="in the way"):
+        home.write({"sub/a": "new"})
+    assert os.path.lexists(place)
+    assert (tmp_path / "elsewhere").read_bytes() == MINE
+
+
+def test_a_folder_that_is_to_be_made_may_not_be_there_yet(tmp_path):
+    claim(tmp_path / "x" / "y", "a", "*.pt")
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "file").write_bytes(MINE)
+    with pytest.raises(RecordError, match="file is in the way"):
+        claim(tmp_path / "file" / "y", "a")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "{", "[]", "mine", '{"files": {}}', '{"files": [], "scratch": []}'),
+        *('{"files": {"../x": []}, "scratch": []}', '{"files": {"/x": []}, "scratch": []}'),
+        *('{"files": {"": []}, "scratch": []}', '{"files": {"a": 1}, "scratch": []}'),
+        *('{"files": {}, "scratch": ["../x"]}', '{"files": {}, "scratch": [".git"]}'),
+        *('{"files": {}, "scratch": [1]}', "[" * 100_000),
+    ],
+)
+def test_a_list_that_is_none_is_refused_and_left(tmp_path, text):
+    (tmp_path / MANIFEST).write_text(text)
+    for attempt in (lambda: claim(tmp_path, MANIFEST), lambda: owned(tmp_path).__enter__()):
+        with pytest.raises(RecordError, match=r"\.wgeo\.json is in the way"):
+            attempt()
+    assert (tmp_path / MANIFEST).read_text() == text
+    assert [path.name for path in tmp_path.iterdir()] == [MANIFEST]
+
+
+def test_a_whole_folder_is_as_it_was_listed(tmp_path):
+    folder = tmp_path / "report"
+    (folder / "html").mkdir(parents=True)
+    (folder / "html" / "index.html").write_text("page")
+    list_all(folder)
+    claim_all(folder)
+    (folder / ".DS_Store").write_text("whatever a file manager leaves")
+    claim_all(folder)
+    (folder / "html" / "thesis.tex").write_bytes(MINE)
+    with pytest.raises(RecordError, match=r"thesis\.tex is in the way"):
+        claim_all(folder)
+    (folder / "html" / "thesis.tex").unlink()
+    (folder / "html" / "link").symlink_to(tmp_path)
+    with pytest.raises(RecordError, match="link is in the way"):
+        claim_all(folder)
+    (tmp_path / "to").symlink_to(folder)
+    with pytest.raises(RecordError, match="to is in the way"):
+        claim_all(tmp_path / "to")
+
+
+def test_a_users_file_in_the_locks_place_is_kept(tmp_path):
+    (tmp_path / ".wgeo.lock").write_bytes(MINE)
+    with pytest.raises(RecordError, match="not the lock of a run"), owned(tmp_path):
+        pass
+    assert contents(tmp_path) == {".wgeo.lock": MINE}
+
+
+CALLS = ("replace", "unlink", "mkdir", "rmdir")
+
+
+def killed_at(moment, work):
+    """Do some work in a process that ends, without a chance to tidy up, at its n-th system call."""
+    child = os.fork()
+    if child == 0:
+        left = [moment]
+
+        def guard(call):
+            def guarded(*args, **named):
+                if left[0] == 0:
+                    os._exit(9)
+                left[0] -= 1
+                return call(*args, **named)
+
+            return guarded
+
+        files.os.fsync = guard(os.fsync)
+        for name in CALLS:
+            setattr(Path, name, guard(getattr(Path, name)))
+        code = 1
+        try:
+            work()
+            code = 0
+        finally:
+            os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def test_whenever_a_run_is_killed_the_next_knows_its_files(tmp_path):
+    def work(folder, text):
+        with owned(folder) as home:
+            home.write({"a": text, "sub/b": text})
+            with home.scratch("report") as scratch:
+                (scratch / "c").write_text(text)
+            home.write({"a": text * 2})
+            home.remove("sub/b")
+            home.write({"d": text})
+
+    work(tmp_path / "whole", "second")
+    for moment in range(100):
+        folder = tmp_path / str(moment)
+        (folder / "sub").mkdir(parents=True)
+        mine = (".mine.part", ".a.part", "sub/.b.1-2.part", ".report-1", "sub/mine")
+        for name in mine:
+            (folder / name).write_bytes(MINE)
+        work(folder, "first")
+        code = killed_at(moment, lambda folder=folder: work(folder, "second"))
+        claim(folder, "a", "sub/b", "d")
+        work(folder, "second")
+        left = contents(folder)
+        assert all(left.pop(name) == MINE for name in mine)
+        assert left == contents(tmp_path / "whole")
+        if code == 0:
+            break
+    assert 20 < moment < 99
+
+
+# --- every command -------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def made(features, tmp_path_factory):
+    """What every command writes into an empty folder: its words, and the files' names."""
+    home = tmp_path_factory.mktemp("made")
+    train = ("train", "--arch", "mlp", "--dataset", "digits", "--samples", "40", "--epochs", "1")
+    stores = [features / name for name in "ab"]
+    (home / "template").write_text(
+        'out = "{OUT}"\nbootstrap = 0\nreference = "none"\nmufm = false\n'
+        f'checkpoints = "{features}/[ab]"\n'
+    )
+    small = ("--classes", "2", "--per-class", "2")
+    commands = {
+        "train": (*train, "--out", "{OUT}"),
+        "analyze": ("analyze", stores[0], *QUICK, "--out", "{OUT}"),
+        "several": ("analyze", *stores, *QUICK, "--out", "{OUT}"),
+        "sweep": ("sweep", "{TOML}"),
+        "ufm-ce": ("ufm", "ce", *small, "--out", "{OUT}"),
+        "ufm-mse": ("ufm", "mse", *small, "--out", "{OUT}"),
+        "ufm-deep": ("ufm", "deep", *small, "--out", "{OUT}"),
+        "report": ("report", "{OUT}"),
+        "reports": ("report", home / "analyze", home / "report", "--out", "{OUT}"),
+    }
+    names = {}
+    for name, words in commands.items():
+        out = home / name
+        if name == "report":
+            out.mkdir()
+            shutil.copyfile(home / "analyze" / "analysis.json", out / "analysis.json")
+        with pytest.MonkeyPatch.context() as patch:
+            if name != "analyze":  # all reports are of the same files, and Sphinx takes its time
+                patch.setattr("wgeo.report.building.html", few_pages)
+            run(*filled(words, out, home))
+        names[name] = set(contents(out)) | {".wgeo.lock"}
+        names[name] |= {"figures/.wgeo.lock"} if (out / "figures").is_dir() else set()
+    names["report"] -= {"analysis.json"}
+    names["demo"] = names["train"] | names["analyze"]
+    commands["demo"] = ("demo", "--epochs", "1", "--out", "{OUT}")
+    words = ("trace", home / "train" / "checkpoints" / "epoch-0001.pt", "--data", "digits")
+    commands["trace"] = (*words, "--samples", "40", "--store", "{OUT}")
+    run(*filled(commands["trace"], home / "trace", home))
+    names["trace"] = set(contents(home / "trace"))
+    return home, commands, names
+
+
+def few_pages(project, _):
+    (project / "html").mkdir()
+    (project / "html" / "index.html").write_text("page")
+
+
+def filled(words, out, home):
+    toml = out.with_suffix(".toml")
+    toml.write_text((home / "template").read_text().replace("{OUT}", str(out)))
+    return [str(word).replace("{OUT}", str(out)).replace("{TOML}", str(toml)) for word in words]
+
+
+COMMANDS = (
+    *("train", "demo", "analyze", "several", "sweep", "report", "reports", "trace"),
+    *("ufm-ce", "ufm-mse", "ufm-deep"),
+)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_no_command_changes_a_file_of_the_users(made, tmp_path, command, monkeypatch):
+    home, commands, names = made
+
+    def work(*_, **__):
+        raise AssertionError("it was to be refused before any work")
+
+    monkeypatch.setattr("wgeo.training.job.Job.work", work)
+    monkeypatch.setattr("wgeo.analysis.order.geodesic", work, raising=False)
+    monkeypatch.setattr("wgeo.cli.job.Job.measure", work)
+    monkeypatch.setattr("wgeo.report.building.html", work)
+    assert len(names[command]) > 3
+    for i, name in enumerate(sorted(names[command])):
+        out = tmp_path / str(i)
+        (out / name).parent.mkdir(parents=True)
+        (out / name).write_bytes(MINE)
+        if command == "report":
+            shutil.copyfile(home / "analyze" / "analysis.json", out / "analysis.json")
+        before = contents(out)
+        said = run(*filled(commands[command], out, home), code=2)
+        assert name.split("/")[0] in said, (name, said)
+        assert contents(out) == before, name
+
+
+# --- trainings -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return wgeo.load_images("digits", limit=40)
+
+
+def trained(images, out, epochs=2, **settings):
+    fixed = {"schedule": "constant", "checkpoints": "all", "options": {"width": 4, "depth": 2}}
+    return wgeo.train("isoresnet", images, out, epochs=epochs, device="cpu", **fixed, **settings)
+
+
+@pytest.mark.parametrize("name", ["epoch-0001.pt", "epoch-0999.pt", "epoch-best.pt"])
+@pytest.mark.parametrize("resume", [True, False])
+def test_a_users_checkpoints_are_not_mixed_with_a_runs(digits, tmp_path, name, resume):
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / name).write_bytes(MINE)
+    with pytest.raises(RecordError, match=rf"{name} is in the way"):
+        trained(digits, tmp_path, resume=resume)
+    assert contents(tmp_path) == {f"checkpoints/{name}": MINE}
+
+
+def test_a_run_without_its_last_state_is_kept_until_told_otherwise(digits, tmp_path):
+    trained(digits, tmp_path)
+    (tmp_path / "last.pt").unlink()
+    before = contents(tmp_path)
+    with pytest.raises(RecordError, match=r"last\.pt is gone.*resume=False"):
+        trained(digits, tmp_path, seed=1)
+    assert contents(tmp_path) == before
+    (tmp_path / "checkpoints" / "epoch-0001.pt").write_bytes(MINE)
+    with pytest.raises(RecordError, match=r"epoch-0001\.pt is in the way"):
+        trained(digits, tmp_path, seed=1, resume=False)
+    (tmp_path / "checkpoints" / "epoch-0001.pt").unlink()
+    run = trained(digits, tmp_path, epochs=1, seed=1, resume=False)
+    assert [path.name for path in run.checkpoints] == ["epoch-0000.pt", "epoch-0001.pt"]
+
+
+def test_a_run_of_version_0_1_goes_on(digits, tmp_path):
+    whole = trained(digits, tmp_path / "whole", epochs=3)
+    trained(digits, tmp_path / "old", epochs=2)
+    (tmp_path / "old" / MANIFEST).unlink()
+    # Killed after a checkpoint was written and before last.pt was:
+    ahead = tmp_path / "old" / "checkpoints" / "epoch-0003.pt"
+    shutil.copyfile(whole.last, ahead)
+    run = trained(digits, tmp_path / "old", epochs=3)
+    assert len(run.checkpoints) == 4
+    for mine, other in zip(run.checkpoints, whole.checkpoints, strict=True):
+        weights, same = (torch.load(path)["state_dict"] for path in (mine, other))
+        assert all(torch.equal(weights[key], same[key]) for key in same)
+    (tmp_path / "old" / MANIFEST).unlink()
+    (tmp_path / "old" / "checkpoints" / "epoch-0004.pt").write_bytes(MINE)
+    with pytest.raises(RecordError, match=r"epoch-0004\.pt is in the way"):
+        trained(digits, tmp_path / "old", epochs=4)
+
+
+def test_an_earlier_state_put_back_is_gone_on_from(digits, tmp_path):
+    trained(digits, tmp_path, epochs=1)
+    earlier = (tmp_path / "last.pt").read_bytes()
+    trained(digits, tmp_path, epochs=3)
+    after = contents(tmp_path / "checkpoints")
+    (tmp_path / "last.pt").write_bytes(earlier)
+    trained(digits, tmp_path, epochs=3)
+    assert contents(tmp_path / "checkpoints") == after
+
+
+def test_a_pipe_in_place_of_the_last_state_is_not_waited_for(digits, tmp_path):
+    os.mkfifo(tmp_path / "last.pt")
+    with pytest.raises(RecordError, match=r"last\.pt cannot be resumed from.*regular file"):
+        trained(digits, tmp_path)
+
+
+# --- the record first ----------------------------------------------------------------------------
+
+
+def full(*_, **__):
+    raise RecordError("Cannot write figures: No space left on device.")
+
+
+def test_the_record_is_whole_before_anything_is_drawn(tmp_path, monkeypatch):
+    record = sample_record((2,))
+    with monkeypatch.context() as patch:
+        patch.setattr("wgeo.plots.figures", full)
+        with pytest.raises(RecordError, match=r"record is whole.*No space left.*`wgeo report"):
+            Analysis(record).save(tmp_path)
+    assert Analysis.load(tmp_path).record == record
+    wgeo.report.build(tmp_path, html=False)
+    assert (tmp_path / "figures" / "collapse.svg").exists()
+
+
+def test_a_disk_that_fills_while_figures_are_drawn_is_told(features, tmp_path, monkeypatch):
+    places = [features / name for name in "ab"]
+    with monkeypatch.context() as patch:
+        patch.setattr("wgeo.plots.figures", full)
+        words = ("analyze", features / "a", "--out", tmp_path / "one", *QUICK)
+        said = run(*words, code=2)
+        assert "W2" in said  # the table of what was measured
+        assert "The record is whole" in said
+        several = ("analyze", *places, "--out", tmp_path / "two", *QUICK, "--no-report")
+        assert "2 of 2 checkpoints could not be" in run(*several, code=2)
+    assert (tmp_path / "one" / "analysis.json").exists()
+    assert (tmp_path / "two" / "a" / "analysis.json").exists()
+    assert "2 of 2 analyses were done before" in run(*several)
+    assert (tmp_path / "two" / "a" / "figures" / "collapse.svg").exists()
+
+
+# --- killed --------------------------------------------------------------------------------------
+
+
+def begun(words, folder):
+    """A process that runs a command in a folder; all of its clocks stand still."""
+    child = os.fork()
+    if child == 0:
+        code = 99
+        try:
+            os.setsid()
+            os.chdir(folder)
+            silent = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(silent, 1)
+            os.dup2(silent, 2)
+            time.perf_counter = lambda: 0.0
+            wgeo.analysis.order.datetime = SimpleNamespace(
+                UTC=datetime.UTC, datetime=SimpleNamespace(now=lambda _: NEW_YEAR)
+            )
+            main([str(word) for word in words])
+        except SystemExit as leave:
+            code = int(leave.code or 0)
+        finally:
+            os._exit(code)
+    return child
+
+
+def ended(child):
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+@pytest.mark.parametrize("command", ["analyze", "report", "sweep"])
+def test_killed_at_any_moment_it_completes_when_run_again(features, tmp_path, command):
+    torch.set_num_threads(1)
+    words = {
+        "analyze": ("analyze", "../a", *QUICK, "--no-report", "--out", "out"),
+        "report": ("report", "out"),
+        "sweep": ("sweep", "../sweep.toml", "--no-report"),
+    }[command]
+    for name in "abc":
+        shutil.copytree(features / name, tmp_path / name)
+    (tmp_path / "sweep.toml").write_text(
+        'out = "out"\nbootstrap = 0\nreference = "none"\nmufm = false\ncheckpoints = "../[abc]"\n'
+    )
+
+    def fresh(name):
+        (tmp_path / name / "out").mkdir(parents=True)
+        if command == "report":
+            Analysis(sample_record((2, 2))).save(tmp_path / name / "out")
+            shutil.rmtree(tmp_path / name / "out" / "figures")  # to be drawn anew
+        return tmp_path / name
+
+    whole = fresh("whole")
+    started = time.monotonic()
+    assert ended(begun(words, whole)) == 0
+    taken = time.monotonic() - started
+    expected = contents(whole)
+    rng, partly = random.Random(0), 0
+    for kill in range(KILLS):
+        folder = fresh(f"killed{kill}")
+        child = begun(words, folder)
+        time.sleep(taken * (kill + rng.random()) / KILLS)
+        os.killpg(child, signal.SIGKILL)
+        partly += ended(child) == -signal.SIGKILL
+        assert ended(begun(words, folder)) == 0
+        assert contents(folder) == expected
+    assert partly >= KILLS // 3
+
+
+# --- names ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        *(("net", "net"), ("..", ""), (".wgeo.lock", "wgeo.lock"), ("a/b\\c", "a-b-c")),
+        *(("x\ny\x00\x1b[31m", "x-y--[31m"), ("", ""), ("né", "né"), ("n" * 250, "n" * 200)),
+        *(("é" * 250, "é" * 100), ("../../escaped", "-..-escaped"), ("\udcff", "-")),
+    ],
+)
+def test_what_a_text_becomes_as_a_folders_name(text, name):
+    assert folder_name(text) == name
+    assert folder_name(name) == name
+
+
+def test_every_target_has_a_folder_of_its_own_inside(tmp_path, monkeypatch):
+    (tmp_path / "s1" / "sub").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "s1" / "sub")
+    targets = ["..", ".", "../..", "...pt", "series.json.pt", ".wgeo.lock.pt", "x\ny.pt", "/"]
+    targets += ["figures.pt", "analysis.json.pt", "report.pt", f"{'n' * 250}.pt", f"{'n' * 251}.pt"]
+    names = list(named(targets))
+    assert names[:4] == ["s1", "sub", folder_name(tmp_path.name), "network"]
+    assert names[4:8] == ["series.json-2", "wgeo.lock", "x-y", "network-2"]
+    assert names[8:11] == ["figures-2", "analysis.json-2", "report-2"]
+    assert names[11:] == ["n" * 200, "n" * 200 + "-2"]
+    assert all(Path(name).name == name and not name.startswith(".") for name in names)
+
+
+@pytest.mark.parametrize("name", ['"../../escaped"', '"a/b"', '"."', '"a\\nb"', '["a"]', "3"])
+def test_a_sweeps_name_that_leads_out_of_it_is_refused(features, tmp_path, name):
+    (tmp_path / "sweep.toml").write_text(
+        f'out = "{tmp_path}/x/y/out"\n[[run]]\nname = {name}\ncheckpoints = "{features}/[ab]"\n'
+    )
+    assert "cannot be the name of a folder" in run("sweep", tmp_path / "sweep.toml", code=2)
+    assert [path.name for path in tmp_path.iterdir()] == ["sweep.toml"]
+
+
+def test_several_checkpoints_of_odd_names_land_inside(features, tmp_path, monkeypatch):
+    shutil.copytree(features / "a", tmp_path / "in" / "s1")
+    monkeypatch.chdir(tmp_path / "in" / "s1")
+    out = tmp_path / "deep" / "out"
+    run("analyze", ".", features / "b", *QUICK, "--no-report", "--out", out)
+    assert sorted(path.name for path in out.glob("*/analysis.json")) == ["analysis.json"] * 2
+    assert {path.parent.name for path in out.glob("*/analysis.json")} == {"s1", "b"}
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["out"]
+
+
+def test_a_models_figure_has_a_plain_name(tmp_path):
+    for stem in ("../x", "", "a/b", ".."):
+        with pytest.raises(ArgumentError, match="plain name"):
+            write_model({}, tmp_path / "in", stem)
+    assert not list(tmp_path.iterdir())
