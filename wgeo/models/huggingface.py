@@ -97,12 +97,13 @@ def huggingface_arch(folder: str) -> Arch:
         depth = sum(value) if isinstance(value, list) and "depth" in key else value
         if ("depth" in key or "layers" in key) and isinstance(depth, int) and depth > _DEEPEST:
             raise ArgumentError(f"{name} claims {depth} layers; wgeo builds up to {_DEEPEST}.")
+    shapes.setdefault("num_channels", 3)
     classes = len(config["id2label"]) if isinstance(config.get("id2label"), dict) else None
     return Arch(
         name,
         f"transformers' {kind}",
         partial(_build, made, shapes),
-        partial(_infer, classes),
+        partial(_infer, classes, shapes["num_channels"]),
         normalize=_normalize(Path(folder) / "preprocessor_config.json"),
     )
 
@@ -118,12 +119,12 @@ def _build(
 ) -> nn.Module:
     from transformers import AutoModelForImageClassification
 
-    extra = {"num_channels": in_channels, "num_labels": num_classes}
+    extra: dict[str, Any] = {"num_labels": num_classes}
     if image_size is not None and "image_size" in shapes:
         extra["image_size"] = image_size
     labels = ("id2label", "label2id")
     try:
-        config = made(**{k: v for k, v in shapes.items() if k not in labels}, **extra)
+        config = made(**{k: v for k, v in shapes.items() if k not in labels} | extra)
         net = AutoModelForImageClassification.from_config(config, trust_remote_code=False)
     except Exception as error:  # transformers checks a file's settings in its own ways
         raise ArgumentError(f"transformers could not build it: {error}") from error
@@ -136,9 +137,11 @@ def _logits(_: nn.Module, args: Any, output: Any) -> Any:
     return getattr(output, "logits", output)
 
 
-def _infer(classes: int | None, state: State, given: Mapping[str, Any]) -> dict[str, Any]:
-    found = infer_head(state, given)
-    return {**found, "num_classes": found["num_classes"] if classes is None else classes}
+def _infer(
+    classes: int | None, channels: int, state: State, given: Mapping[str, Any]
+) -> dict[str, Any]:
+    found = infer_head(state, given)["num_classes"] if classes is None else classes
+    return {"num_classes": found, "in_channels": channels}
 
 
 def _normalize(path: Path) -> str | None:
