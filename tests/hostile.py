@@ -516,7 +516,7 @@ def posing() -> Iterator[tuple[str, bytes, bool]]:
     yield "builds what a stand-in made", archive(made() + b")\x81"), True
     yield "parameter whose state is printed", archive(mapping((text("w"), name(
         "torch._utils", "_rebuild_parameter_with_state") + b"(" + SOUND + b"\x89"
-        + name("collections", "OrderedDict") + b")R" + b"(" + deep + b"t" + b"tR"))), True  # fmt: skip
+        + name("collections", "OrderedDict") + b")R" + row(deep) + b"tR"))), True  # fmt: skip
     yield "sparse layout that is printed", archive(mapping((text("w"), name(
         "torch._utils", "_rebuild_sparse_tensor") + b"(" + deep + b")tR"))), True  # fmt: skip
     rebuild = name("torch._tensor", "_rebuild_from_type_v2")
