@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from ..errors import ArgumentError, DependencyError
@@ -105,6 +106,7 @@ def huggingface_arch(folder: str) -> Arch:
         partial(_build, made, shapes),
         partial(_infer, classes, shapes["num_channels"]),
         normalize=_normalize(Path(folder) / "preprocessor_config.json"),
+        translate=partial(_translated, made, shapes),
     )
 
 
@@ -119,7 +121,7 @@ def _build(
 ) -> nn.Module:
     from transformers import AutoModelForImageClassification
 
-    extra: dict[str, Any] = {"num_labels": num_classes}
+    extra: dict[str, Any] = {"num_labels": num_classes, "num_channels": in_channels}
     if image_size is not None and "image_size" in shapes:
         extra["image_size"] = image_size
     labels = ("id2label", "label2id")
@@ -130,6 +132,38 @@ def _build(
         raise ArgumentError(f"transformers could not build it: {error}") from error
     net.register_forward_hook(_logits)
     return net
+
+
+def _translated(
+    made: Any, shapes: Mapping[str, Any], state: State, settings: Mapping[str, Any]
+) -> State:
+    """The state as transformers itself loads it: its networks are saved under older names.
+
+    Only after its size was compared with that of the network, so that no file asks for memory.
+    """
+    from transformers.utils import logging
+
+    with torch.device("meta"):
+        net = _build(made, shapes, **settings)
+    numbers = [
+        sum(tensor.numel() for tensor in each.values()) for each in (net.state_dict(), state)
+    ]
+    if state.keys() == net.state_dict().keys() or numbers[0] > 2 * numbers[1]:
+        return state
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        loaded, info = type(net).from_pretrained(
+            None, config=net.config, state_dict=dict(state), output_loading_info=True
+        )
+    except Exception:  # it does not fit; the comparison says how
+        return state
+    finally:
+        logging.set_verbosity(before)
+    fits = not any(
+        info.get(kind) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")
+    )
+    return loaded.state_dict() if fits else state
 
 
 def _logits(_: nn.Module, args: Any, output: Any) -> Any:
