@@ -174,7 +174,7 @@ def _recognised(view: View) -> tuple[str, str]:
         )
     best = models.closest(state)
     if best is None:
-        keys = ", ".join(printable(key) for key in list(state)[:5])
+        keys = ", ".join(printable(view.prefix + key) for key in list(state)[:5])
         raise CheckpointError(
             f"no built-in architecture is close to its tensors ({keys}, ...). Say which it is "
             "with arch= (--arch); your own network is 'package.module:factory'."

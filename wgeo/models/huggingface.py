@@ -150,10 +150,11 @@ def _translated(
     ]
     if state.keys() == net.state_dict().keys() or numbers[0] > 2 * numbers[1]:
         return state
+    kind: Any = type(net)
     before = logging.get_verbosity()
     logging.set_verbosity_error()
     try:
-        loaded, info = type(net).from_pretrained(
+        loaded, info = kind.from_pretrained(
             None, config=net.config, state_dict=dict(state), output_loading_info=True
         )
     except Exception:  # it does not fit; the comparison says how

@@ -86,10 +86,10 @@ HEADS = ("fc", "linear", "head", "heads.head", "head.fc", "classifier", "classif
 ANY_HEAD = r"(?:head\.fc|heads\.head|classifier\.1|head|fc|linear|classifier)"
 # transformers' ResNet is torchvision's under other names.
 HUGGINGFACE_RESNET = (
-    (r"^resnet\.embedder\.embedder\.convolution\.", "conv1."),
-    (r"^resnet\.embedder\.embedder\.normalization\.", "bn1."),
+    (r"^(?:resnet\.)?embedder\.embedder\.convolution\.", "conv1."),
+    (r"^(?:resnet\.)?embedder\.embedder\.normalization\.", "bn1."),
     *(
-        (rf"^resnet\.encoder\.stages\.{stage}\.layers\.(\d+)\.", rf"layer{stage + 1}.\1.")
+        (rf"^(?:resnet\.)?encoder\.stages\.{stage}\.layers\.(\d+)\.", rf"layer{stage + 1}.\1.")
         for stage in range(4)
     ),
     (r"^(layer\d\.\d+)\.shortcut\.convolution\.", r"\1.downsample.0."),
