@@ -622,7 +622,7 @@ def test_trusted_files_whose_code_is_gone(save, monkeypatch):
             super().__init__()
             self.part = nn.Linear(3, 2)
 
-    monkeypatch.setattr(Gone, "__qualname__", "Gone")
+    Gone.__qualname__ = "Gone"
     monkeypatch.setattr(sys.modules[__name__], "Gone", Gone, raising=False)
     path = save(Gone())
     monkeypatch.delattr(sys.modules[__name__], "Gone")
