@@ -484,6 +484,138 @@ def with_sizes(body: bytes, size: int) -> bytes:
     return bytes(out)
 
 
+def posing() -> Iterator[tuple[str, bytes, bool]]:
+    """What stand-ins for classes could open; and whether it must be refused."""
+    weight = (text("w"), SOUND)
+    thing = name("my.code", "Thing")
+
+    def made(*args: bytes, state: bytes = b"") -> bytes:
+        return thing + row(*args) + b"\x81" + (state + b"b" if state else b"")
+
+    def module(*children: tuple[bytes, bytes], own: bytes = b"}") -> bytes:
+        parts = (text("_parameters"), own), (text("_modules"), mapping(*children))
+        return made(state=mapping(*parts))
+
+    sound = {key: tensor.numpy() for key, tensor in state().items()}
+    start = thing + b")\x81q\xc8"
+    loop = start + mapping(
+        (text("_parameters"), b"}"), (text("_modules"), mapping((text("m"), b"h\xc8")))
+    )
+    yield "module that holds itself", archive(loop + b"b"), True
+    twins = b"h\x01"
+    doubled = module(own=mapping(weight)) + b"q\x01"
+    for _ in range(40):
+        doubled += module((text("a"), twins), (text("b"), twins)) + b"q\x01"
+    yield "module of two of the module before it", archive(doubled), True
+    doubles = b"(" + module(own=mapping(weight)) + b"q\x01"
+    doubles += (module((text("a"), twins), (text("b"), twins)) + b"q\x01") * 40
+    yield "modules in a tuple", archive(doubles + b"t"), True
+    deep = b"]q\x01" + b"](h\x01h\x01eq\x01" * 50
+    yield "calls a list of lists", archive(b"(" + deep + b")Rt"), True
+    yield "calls a stand-in", archive(made() + b")R"), True
+    yield "builds what a stand-in made", archive(made() + b")\x81"), True
+    yield "parameter whose state is printed", archive(mapping((text("w"), name(
+        "torch._utils", "_rebuild_parameter_with_state") + b"(" + SOUND + b"\x89"
+        + name("collections", "OrderedDict") + b")R" + row(deep) + b"tR"))), True  # fmt: skip
+    yield "sparse layout that is printed", archive(mapping((text("w"), name(
+        "torch._utils", "_rebuild_sparse_tensor") + b"(" + deep + b")tR"))), True  # fmt: skip
+    rebuild = name("torch._tensor", "_rebuild_from_type_v2")
+    yield (
+        "tensor made by a stand-in",
+        archive(mapping((text("w"), rebuild + row(thing, thing, b")", mapping()) + b"R"))),
+        True,
+    )
+    yield "tensor of a stand-in's type", archive(mapping((text("w"), rebuild + row(
+        name("torch._utils", "_rebuild_tensor_v2"), thing,
+        rebuilding(4, 0, (2, 2), (2, 1)), mapping()) + b"R"))), True  # fmt: skip
+    yield "stand-in's state on a tensor", archive(mapping((text("w"), SOUND + made() + b"b"))), True
+    for title, attribute in {
+        "Tensor": "Tensor",
+        "Parameter": "nn.Parameter",
+        "Size": "size",
+    }.items():
+        pose = name("torch", attribute) if "." in attribute else name("Torch", attribute)
+        yield f"poses as {title}", archive(mapping((text("w"), pose + row(SOUND) + b"R"))), True
+    yield (
+        "poses as OrderedDict",
+        archive(name("collections", "orderedDict") + b")R" + text("w") + SOUND + b"s"),
+        True,
+    )
+    yield "dict that hides its items", archive(
+        name("easydict", "EasyDict") + b")\x81" + text("w") + SOUND + b"s"
+        + mapping((text("items"), number(3)), (text("keys"), number(3))) + b"b"), True  # fmt: skip
+    setters = {"__setstate__": thing, "__class__": name("torch", "Tensor"), "__dict__": b"}",
+               "state": SOUND, "made_from": b")", "__reduce__": thing}  # fmt: skip
+    for key, value in setters.items():
+        yield (
+            f"state that sets {key}",
+            archive(mapping(weight, (text("x"), made(state=mapping((text(key), value)))))),
+            True,
+        )
+        yield (
+            f"slots that set {key}",
+            archive(
+                mapping(weight, (text("x"), made(state=row(b"N", mapping((text(key), value))))))
+            ),
+            True,
+        )
+    yield "state twice", archive(mapping(weight, (text("x"), made() + b"}b" * 1000))), True
+    yield "enormous arguments", archive(mapping(weight, (text("x"), made(*[b"N"] * 300_000)))), True
+    yield "text of 50 MB", archive(mapping(weight, (text("x"), made(text("x" * 50_000_000))))), True
+    many = b"".join(name("m", f"c{i}") + b"0" for i in range(5_000))
+    yield "five thousand classes", archive(many + mapping(weight)), True
+    names = b"".join(name("m", f"c{i}") for i in range(900))
+    yield (
+        "many objects of many classes",
+        archive(b"(" + names + b"t" + (thing + b")\x81b" * 0) + (thing + b")\x81") * 60_000),
+        True,
+    )
+    chain = thing + b")\x81" + b"".join(b"\x85q\x01" + b"0" + thing + b"h\x01\x81"
+                                       for _ in range(50_000))  # fmt: skip
+    yield "a chain of stand-ins", archive(chain), True
+    deepest = thing + b")\x81"
+    for _ in range(3):
+        deepest = thing + row(deepest) + b"\x81"
+    yield "stand-ins in stand-ins", archive(mapping(weight, (text("x"), deepest))), True
+    tower = (thing + b"(") * 30_000 + (b"t\x81") * 30_000
+    yield "a tower of stand-ins", archive(mapping(weight, (text("x"), tower))), True
+    yield (
+        "stand-ins as keys",
+        archive(b"}" + b"".join(thing + b")\x81" + SOUND + b"s" for _ in range(2_000))),
+        True,
+    )
+    codec = name("_codecs", "encode")
+    for other in ("hex", "idna", "utf-32", "zlib", "rot13", "unicode_escape"):
+        yield (
+            f"text encoded as {other}",
+            archive(
+                mapping(weight, (text("x"), codec + row(text("a" * 1000), text(other)) + b"R"))
+            ),
+            True,
+        )
+    grown = text("a" * 1000)
+    for _ in range(30):
+        grown = codec + row(grown, text("hex")) + b"R"
+    yield "text that doubles", archive(mapping(weight, (text("x"), grown))), True
+    numpy = "numpy.core.multiarray"
+    plain = name("numpy", "dtype") + row(text("f4")) + b"R"
+    latin = codec + row(text("\0" * 16), text("latin1")) + b"R"
+    for title, (shape, kind, body) in {
+        "of 2^80 rows": (row(number(2**40), number(2**40)), plain, latin),
+        "of negative rows": (row(number(-4)), plain, latin),
+        "of objects": (row(number(4)), name("numpy", "dtype") + row(text("O")) + b"R", latin),
+        "of a nested type": (row(number(4)), name("numpy", "dtype") + row(deep) + b"R", latin),
+        "of other bytes": (row(number(4)), plain, b"]"),
+        "of a thousand axes": (row(*[number(1)] * 1000), plain, latin),
+        "without bytes": (row(number(2**62), number(0)), plain, text("")),
+    }.items():
+        array = name(numpy, "_reconstruct") + row(name("numpy", "ndarray")) + b"R"
+        array += row(number(1), shape, kind, b"\x89", body) + b"b"
+        yield f"array {title}", archive(mapping((text("w"), array))), True
+    yield "state dict of arrays", saved(sound), False
+    yield "state dict beside an object", saved({"net": state(), "x": Case("a", "b", "c")}), False
+
+
 def bad_weights() -> Iterator[tuple[str, bytes]]:
     sound = state()
     key = next(k for k in sound if k.endswith("weight") and sound[k].ndim == 2)
@@ -501,7 +633,16 @@ def bad_weights() -> Iterator[tuple[str, bytes]]:
     )
     yield "weights transposed", saved({**sound, key: sound[key].T.repeat(2, 1)})
     yield "weights on another device", saved({**sound, key: sound[key].to("meta")})
-    for value in (None, 3, [], {}, {"state_dict": 3}, {"state_dict": {"w": 3}}, [sound], (1, 2)):
+    for value in (
+        None,
+        3,
+        [],
+        {},
+        {"state_dict": 3},
+        {"state_dict": {"w": 3}},
+        [sound, sound],
+        (1, 2),
+    ):
         yield f"holds {value!r:.30}", saved(value)
     options: tuple[Any, ...] = (
         3,
@@ -819,6 +960,8 @@ def write(folder: Path) -> list[Case]:
     for title, body in itertools.chain(bombs(), bad_weights()):
         harmless = "heads" in title or "3.5" in title  # told and not needed
         add(title, "checkpoint", body, ".pt", not harmless)
+    for title, body, refused in posing():
+        add(f"posing: {title}", "checkpoint", body, ".pt", refused)
     for title, body in lying_safetensors():
         add(title, "checkpoint", body, ".safetensors", True)
     sound = state()

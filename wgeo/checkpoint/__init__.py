@@ -16,12 +16,20 @@ from ..models import Fit
 from .choosing import Choice, choose
 from .claims import claimed_accuracy, epoch
 from .contents import Found, find_states
+from .places import is_saved_model
 from .provenance import LoadReport, Network, Provenance
 from .reading import Contents, fingerprint, read, read_trusted, shown
 
 _LONGEST = 500  # characters of a setting that a file remembers
 
-__all__ = ["LoadReport", "Network", "Provenance", "fingerprint", "load_checkpoint"]
+__all__ = [
+    "LoadReport",
+    "Network",
+    "Provenance",
+    "fingerprint",
+    "is_saved_model",
+    "load_checkpoint",
+]
 
 
 def load_checkpoint(

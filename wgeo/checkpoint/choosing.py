@@ -149,7 +149,17 @@ def _refuse_several(fitting: list[tuple[_Candidate, Fit | None]]) -> None:
 
 
 def _same(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+    """Whether two states hold the same bits, of any type."""
+    return one is other or (
+        one.keys() == other.keys() and all(_alike(one[key], other[key]) for key in one)
+    )
+
+
+def _alike(a: torch.Tensor, b: torch.Tensor) -> bool:
+    if a.dtype != b.dtype or a.shape != b.shape:
+        return False
+    bits = [each.reshape(-1).contiguous().view(torch.uint8) for each in (a, b)]
+    return torch.equal(*bits)
 
 
 def _recognised(view: View) -> tuple[str, str]:
@@ -164,7 +174,7 @@ def _recognised(view: View) -> tuple[str, str]:
         )
     best = models.closest(state)
     if best is None:
-        keys = ", ".join(printable(key) for key in list(state)[:5])
+        keys = ", ".join(printable(view.prefix + key) for key in list(state)[:5])
         raise CheckpointError(
             f"no built-in architecture is close to its tensors ({keys}, ...). Say which it is "
             "with arch= (--arch); your own network is 'package.module:factory'."

@@ -21,7 +21,7 @@ _ACCURACY = re.compile(
 _NEVER = re.compile(r"(best_|max_|val_|test_)*(top|prec|precision)", re.IGNORECASE)  # of what?
 
 
-def number(value: Any) -> float | None:
+def number(value: Any) -> int | float | None:
     """Return a number, or the only number of a tensor or NumPy scalar; None if it is none."""
     if isinstance(value, torch.Tensor):
         value = torch.Tensor.detach(value)  # without attributes that could hide its methods
@@ -55,7 +55,7 @@ def claimed_accuracy(value: Any) -> dict[str, Any] | None:
     return None
 
 
-def _claims(value: Any, path: str, depth: int) -> Iterator[tuple[str, float | None]]:
+def _claims(value: Any, path: str, depth: int) -> Iterator[tuple[str, int | float | None]]:
     if not isinstance(value, dict) or depth == 0:
         return
     inside = []

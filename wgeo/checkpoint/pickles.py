@@ -40,6 +40,7 @@ _PLAIN = re.compile(  # what torch's restricted reader makes itself, and wgeo le
 # for them is refused because whoever has it should know.
 _ATTACK = re.compile(
     r"(os|posix|nt|sys|subprocess|pty|runpy|ctypes|importlib)\..*"
+    r"|_?io\.open\w*"
     r"|builtins\.(eval|exec|execfile|compile|open|apply|input|__import__|breakpoint)"
 )
 _INT8 = re.compile(r"torch\._utils\._rebuild_qtensor|torch\.(per_\w+_(affine|symmetric)\w*|q\w+)")

@@ -52,6 +52,11 @@ def files_of(path: str | os.PathLike[str], name: str) -> list[str]:
     return _beside(given, names[: _MOST_SHARDS + 1], name)
 
 
+def is_saved_model(folder: str | os.PathLike[str]) -> bool:
+    """Whether a folder holds a network, as ``save_pretrained`` leaves it."""
+    return any(os.path.isfile(os.path.join(os.fsdecode(folder), each)) for each in _USUAL)
+
+
 def checked_path(path: str | os.PathLike[str], name: str) -> os.stat_result:
     """Return what kind of thing lies at a path; refuse what can be neither file nor folder."""
     try:

@@ -39,6 +39,8 @@ class StandIn:
 
     __slots__ = ("made_from", "state")
 
+    made_from: tuple[Any, ...]
+    state: Any
     stands_for = ""
 
     def __new__(cls, *args: Any) -> Any:
@@ -108,7 +110,7 @@ def is_module(value: Any) -> bool:
     return all(isinstance(dict.get(held, part), dict) for part in ("_parameters", "_modules"))
 
 
-def state_of(module: StandIn, name: str) -> dict[str, torch.Tensor]:
+def state_of(module: Any, name: str) -> dict[str, torch.Tensor]:
     """Return the state dict of a pickled network, from what its stand-ins hold.
 
     Raises
@@ -168,7 +170,7 @@ def as_array(value: Any) -> np.ndarray | None:
     if math.prod(shape) * kind.itemsize != len(body):
         return None
     numbers = np.frombuffer(body, kind).reshape(shape, order="F" if columns_first is True else "C")
-    return np.ascontiguousarray(numbers, kind.newbyteorder("=")).reshape(shape)
+    return numbers.astype(kind.newbyteorder("="), order="C")  # a copy, which may be written to
 
 
 def _dtype(value: Any) -> np.dtype | None:

@@ -98,7 +98,9 @@ class Job:
 
     @property
     def _stored(self) -> bool:
-        return Path(self.target).is_dir()
+        from ..checkpoint import is_saved_model
+
+        return Path(self.target).is_dir() and not is_saved_model(self.target)
 
     @property
     def _of_images(self) -> tuple[Any, ...]:
@@ -144,9 +146,11 @@ class Job:
     def _network(self, path: str) -> Network:
         from ..checkpoint import load_checkpoint
 
-        names = ("arch", "num_classes", "trust_checkpoint")
-        arch, num_classes, trust = (self.options[name] for name in names)
-        return load_checkpoint(path, arch, num_classes, trust=trust)
+        names = ("arch", "num_classes", "trust_checkpoint", "prefix", "container")
+        arch, num_classes, trust, prefix, container = map(self.options.get, names)
+        return load_checkpoint(
+            path, arch, num_classes, trust=bool(trust), prefix=prefix, container=container
+        )
 
 
 def split_names(layers: str | None) -> list[str] | None:
@@ -174,14 +178,12 @@ def _images(options: tuple[Any, ...]) -> Images:
 @lru_cache
 def _sha256(target: str) -> str:
     """Of a checkpoint, or of the manifest of stored features, which holds their checksums."""
+    from ..checkpoint import fingerprint, is_saved_model
     from ..store import MANIFEST, read_store
 
     path = Path(target)
-    if path.is_dir():
-        read_store(path)
-        path = path / MANIFEST
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except FileNotFoundError as error:
-        raise ArgumentError(f"There is no checkpoint {target}.") from error
+    if not path.is_dir() or is_saved_model(target):
+        return fingerprint(target)
+    read_store(path)
+    with (path / MANIFEST).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -24,7 +24,13 @@ def network_options(function: F) -> F:
     options = (
         click.option("--arch", help="Architecture; checkpoints made by wgeo know theirs."),
         click.option("--num-classes", type=int, help="Where the checkpoint's head doesn't say."),
-        click.option("--trust-checkpoint", is_flag=True, help="Unpickle: runs code from the file."),
+        click.option("--prefix", help="Which tensors of the file are the network's: 'encoder_q.'."),
+        click.option("--container", help="Which entry of the file, such as state_dict_ema."),
+        click.option(
+            "--trust-checkpoint",
+            is_flag=True,
+            help="Take a whole network's own code: runs what the file names.",
+        ),
     )
     return _all(options, function)
 

@@ -53,6 +53,8 @@ def trace(
     layers: str | None,
     memory: str | None,
     trust_checkpoint: bool,
+    prefix: str | None,
+    container: str | None,
     **settings: Any,
 ) -> None:
     """Store features before and after every block, a memory map a layer; resumes where it stopped.
@@ -65,7 +67,14 @@ def trace(
     from ..features import trace as follow
     from ..memory import bounded
 
-    net = load_checkpoint(checkpoint, arch, num_classes, trust=trust_checkpoint)
+    net = load_checkpoint(
+        checkpoint,
+        arch,
+        num_classes,
+        trust=trust_checkpoint,
+        prefix=prefix,
+        container=container,
+    )
     with bounded(memory):
         images = load_images(
             source,

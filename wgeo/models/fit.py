@@ -172,6 +172,8 @@ def fit(name: str, state: State, num_classes: int | None = None, **given: Any) -
     state = {names[key]: tensor for key, tensor in state.items()}
     settings = _settings(arch, state, num_classes, given)
     with torch.random.fork_rng(devices=[]):
+        if arch.translate is not None:
+            state = arch.translate(state, settings)
         report, module, heads = _compared(arch, settings, state)
         if not report.fits:
             raise CheckpointError(_misfit(arch, settings, report, state, num_classes))

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from ..errors import ArgumentError, DependencyError
@@ -97,13 +98,15 @@ def huggingface_arch(folder: str) -> Arch:
         depth = sum(value) if isinstance(value, list) and "depth" in key else value
         if ("depth" in key or "layers" in key) and isinstance(depth, int) and depth > _DEEPEST:
             raise ArgumentError(f"{name} claims {depth} layers; wgeo builds up to {_DEEPEST}.")
+    shapes.setdefault("num_channels", 3)
     classes = len(config["id2label"]) if isinstance(config.get("id2label"), dict) else None
     return Arch(
         name,
         f"transformers' {kind}",
         partial(_build, made, shapes),
-        partial(_infer, classes),
+        partial(_infer, classes, shapes["num_channels"]),
         normalize=_normalize(Path(folder) / "preprocessor_config.json"),
+        translate=partial(_translated, made, shapes),
     )
 
 
@@ -118,12 +121,12 @@ def _build(
 ) -> nn.Module:
     from transformers import AutoModelForImageClassification
 
-    extra = {"num_channels": in_channels, "num_labels": num_classes}
+    extra: dict[str, Any] = {"num_labels": num_classes, "num_channels": in_channels}
     if image_size is not None and "image_size" in shapes:
         extra["image_size"] = image_size
     labels = ("id2label", "label2id")
     try:
-        config = made(**{k: v for k, v in shapes.items() if k not in labels}, **extra)
+        config = made(**{k: v for k, v in shapes.items() if k not in labels} | extra)
         net = AutoModelForImageClassification.from_config(config, trust_remote_code=False)
     except Exception as error:  # transformers checks a file's settings in its own ways
         raise ArgumentError(f"transformers could not build it: {error}") from error
@@ -131,14 +134,49 @@ def _build(
     return net
 
 
+def _translated(
+    made: Any, shapes: Mapping[str, Any], state: State, settings: Mapping[str, Any]
+) -> State:
+    """The state as transformers itself loads it: its networks are saved under older names.
+
+    Only after its size was compared with that of the network, so that no file asks for memory.
+    """
+    from transformers.utils import logging
+
+    with torch.device("meta"):
+        net = _build(made, shapes, **settings)
+    numbers = [
+        sum(tensor.numel() for tensor in each.values()) for each in (net.state_dict(), state)
+    ]
+    if state.keys() == net.state_dict().keys() or numbers[0] > 2 * numbers[1]:
+        return state
+    kind: Any = type(net)
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        loaded, info = kind.from_pretrained(
+            None, config=net.config, state_dict=dict(state), output_loading_info=True
+        )
+    except Exception:  # it does not fit; the comparison says how
+        return state
+    finally:
+        logging.set_verbosity(before)
+    fits = not any(
+        info.get(kind) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")
+    )
+    return loaded.state_dict() if fits else state
+
+
 def _logits(_: nn.Module, args: Any, output: Any) -> Any:
     """What the network decides by, rather than a record of several outputs."""
     return getattr(output, "logits", output)
 
 
-def _infer(classes: int | None, state: State, given: Mapping[str, Any]) -> dict[str, Any]:
-    found = infer_head(state, given)
-    return {**found, "num_classes": found["num_classes"] if classes is None else classes}
+def _infer(
+    classes: int | None, channels: int, state: State, given: Mapping[str, Any]
+) -> dict[str, Any]:
+    found = infer_head(state, given)["num_classes"] if classes is None else classes
+    return {"num_classes": found, "in_channels": channels}
 
 
 def _normalize(path: Path) -> str | None:

@@ -50,6 +50,9 @@ class Arch:
         is left open, a file that fits is not taken for it unasked.
     external : bool
         Whether its code is a user's own: it is then built for real before shapes are compared.
+    translate : callable or None
+        ``translate(state, settings)``: a file's tensors under the names of the network that its
+        library builds today, where it saves them under older ones.
     """
 
     name: str
@@ -61,6 +64,7 @@ class Arch:
     mark: str = _NO_KEY
     settled: bool = False
     external: bool = False
+    translate: Callable[[State, Mapping[str, Any]], State] | None = None
 
 
 _LAST = {  # torchvision's ResNets, each with a module that it has and shallower ones lack
@@ -82,10 +86,10 @@ HEADS = ("fc", "linear", "head", "heads.head", "head.fc", "classifier", "classif
 ANY_HEAD = r"(?:head\.fc|heads\.head|classifier\.1|head|fc|linear|classifier)"
 # transformers' ResNet is torchvision's under other names.
 HUGGINGFACE_RESNET = (
-    (r"^resnet\.embedder\.embedder\.convolution\.", "conv1."),
-    (r"^resnet\.embedder\.embedder\.normalization\.", "bn1."),
+    (r"^(?:resnet\.)?embedder\.embedder\.convolution\.", "conv1."),
+    (r"^(?:resnet\.)?embedder\.embedder\.normalization\.", "bn1."),
     *(
-        (rf"^resnet\.encoder\.stages\.{stage}\.layers\.(\d+)\.", rf"layer{stage + 1}.\1.")
+        (rf"^(?:resnet\.)?encoder\.stages\.{stage}\.layers\.(\d+)\.", rf"layer{stage + 1}.\1.")
         for stage in range(4)
     ),
     (r"^(layer\d\.\d+)\.shortcut\.convolution\.", r"\1.downsample.0."),

@@ -1,0 +1,490 @@
+"""What people keep beside, around and inside their weights: read inertly, and told."""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import copy
+import dataclasses
+import enum
+import importlib.util
+import json
+import pathlib
+import random
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+from torch.nn.utils import parametrizations, prune, spectral_norm
+
+from wgeo import models, trace
+from wgeo.checkpoint import Network, fingerprint, load_checkpoint
+from wgeo.checkpoint.claims import claimed_accuracy
+from wgeo.checkpoint.folding import folded
+from wgeo.checkpoint.reading import read
+from wgeo.checkpoint.standins import StandIn, as_array
+from wgeo.errors import CheckpointError
+
+IMAGES = torch.randn(2, 2, 8, 8, generator=torch.Generator().manual_seed(3))
+
+
+@pytest.fixture
+def net():
+    return models.build("cifar_resnet8", num_classes=4, in_channels=2, width=4).eval()
+
+
+@pytest.fixture
+def save(tmp_path):
+    def saved(value, name="net.pt", **how):
+        torch.save(value, tmp_path / name, **how)
+        return tmp_path / name
+
+    return saved
+
+
+def prefixed(prefix, state):
+    return {prefix + key: tensor for key, tensor in state.items()}
+
+
+def assert_same(loaded, net):
+    assert torch.equal(loaded.module(IMAGES), net(IMAGES))
+
+
+class Meter:
+    def __init__(self):
+        self.sum, self.count = 0.0, 0
+
+
+class Phase(enum.Enum):
+    TRAIN = 1
+
+
+@dataclasses.dataclass
+class Config:
+    lr: float = 0.1
+
+
+class Attributes(dict):
+    """A dict with attributes, as EasyDict and its like."""
+
+
+class Entries(list):
+    """A list of some library's own."""
+
+
+def attributes():
+    made = Attributes(lr=0.1)
+    made.name = "x"
+    return made
+
+
+def optimizer():
+    net = nn.Linear(2, 2)
+    return torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
+
+
+BESIDE = {
+    "namespace": lambda: argparse.Namespace(lr=0.1, out=pathlib.PurePosixPath("runs")),
+    "numpy scalar": lambda: np.float64(91.5),
+    "numpy state": lambda: np.random.default_rng(0).bit_generator.state,
+    "old numpy state": lambda: np.random.RandomState(0).get_state(),
+    "python state": random.getstate,
+    "path": lambda: pathlib.PosixPath("/data"),
+    "meter": Meter,
+    "enum": lambda: Phase.TRAIN,
+    "dataclass": Config,
+    "optimizer": optimizer,
+    "scheduler": lambda: torch.optim.lr_scheduler.StepLR(optimizer(), 10),
+    "defaultdict": lambda: collections.defaultdict(list, a=[1.0]),
+    "empty defaultdict": lambda: collections.defaultdict(list),
+    "deque": lambda: collections.deque([1.0, 2.0], maxlen=5),
+    "counter": lambda: collections.Counter("abca"),
+    "dict with attributes": attributes,
+    "list of its own": lambda: Entries([1, 2]),
+    "bytes": lambda: b"\xff\x00a",
+    "bound method": lambda: Meter().__repr__,
+    "class": lambda: Config,
+}
+
+
+@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
+@pytest.mark.parametrize("what", BESIDE)
+def test_anything_may_lie_beside_the_tensors(net, save, what, legacy):
+    value = {"args": BESIDE[what](), "state_dict": net.state_dict(), "epoch": 3}
+    loaded = load_checkpoint(save(value, _use_new_zipfile_serialization=not legacy))
+    assert_same(loaded, net)
+    assert loaded.provenance.epoch == 3
+    assert loaded.provenance.arch_from == "tensors"
+    assert json.dumps(loaded.provenance.to_dict())
+
+
+def test_what_was_stood_in_for_is_told_and_knows_nothing_of_the_class(net, save):
+    path = save({"args": Config(), "state_dict": net.state_dict()})
+    report = load_checkpoint(path).provenance.report
+    assert report.stand_ins == (f"{__name__}.Config",)
+    value = read(path).value["args"]
+    assert isinstance(value, StandIn)
+    assert value.state == {"lr": 0.1}
+    assert not isinstance(value, Config)
+
+
+def test_what_others_declared_safe_does_not_count(net, save):
+    """Code that a program of the user's allows torch to run is not run for wgeo."""
+    path = save({"args": Config(), "state_dict": net.state_dict()})
+    with torch.serialization.safe_globals([Config]):
+        before = set(torch.serialization.get_safe_globals())
+        assert isinstance(read(path).value["args"], StandIn)
+        assert set(torch.serialization.get_safe_globals()) == before
+
+
+@pytest.mark.parametrize("kind", ["<f4", ">f8", "<f2", "<i8", "|u1", "|b1"])
+def test_numpy_arrays_are_decoded(save, kind):
+    for array in (np.arange(12).reshape(3, 4).astype(kind), np.asfortranarray(np.ones((2, 3)))):
+        found = as_array(read(save({"a": array})).value["a"])
+        assert found.shape == array.shape
+        assert np.array_equal(found, array)
+    words = read(save({"a": np.array(["x"])})).value["a"]
+    assert as_array(words) is None
+
+
+def test_a_state_dict_of_numpy_arrays(net, save):
+    path = save({key: tensor.numpy() for key, tensor in net.state_dict().items()})
+    assert_same(load_checkpoint(path), net)
+
+
+class Tied(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body = models.build("cifar_resnet8", num_classes=4, in_channels=2, width=4)
+        self.again = self.body
+        self.register_buffer("kept", torch.ones(3))
+        self.register_buffer("passing", torch.ones(3), persistent=False)
+
+
+def test_a_whole_network_gives_its_state_dict(save, net):
+    whole = Tied()
+    path = save(whole)
+    found = read(path)
+    from wgeo.checkpoint.standins import state_of
+
+    state = state_of(found.value, "x")
+    assert state.keys() == whole.state_dict().keys()
+    assert all(torch.equal(state[key], t) for key, t in whole.state_dict().items())
+    loaded = load_checkpoint(path, prefix="body.")
+    assert_same(loaded, whole.body.eval())
+    assert any("none of its code" in note for note in loaded.provenance.report.notes)
+
+
+@pytest.mark.parametrize(
+    "prefix",
+    ["backbone.", "encoder_q.", "module.1.", "student.backbone.", "model.net.encoder.", "a.b.c.d."],
+)
+def test_any_prefix_that_fits_is_taken(net, save, prefix):
+    beside = {"criterion.weight": torch.ones(4), "queue": torch.ones(3, 5)}
+    path = save({"state_dict": {**prefixed(prefix, net.state_dict()), **beside}})
+    loaded = load_checkpoint(path)
+    assert_same(loaded, net)
+    assert loaded.provenance.report.prefix == prefix
+    assert loaded.provenance.report.aside == tuple(beside)
+    assert_same(load_checkpoint(path, "cifar_resnet8"), net)
+    assert_same(load_checkpoint(path, prefix=prefix.removesuffix(".")), net)
+    with pytest.raises(CheckpointError, match=r"begins with 'other'.*prefix= can be .*"):
+        load_checkpoint(path, prefix="other")
+
+
+def test_of_two_that_fit_neither_is_guessed(net, save):
+    other = {k: t + 1 if t.is_floating_point() else t for k, t in net.state_dict().items()}
+    state = {**prefixed("encoder_q.", net.state_dict()), **prefixed("encoder_k.", other)}
+    for arch in (None, "cifar_resnet8"):
+        with pytest.raises(CheckpointError, match=r"'encoder_q\.' and 'encoder_k\.'.*prefix="):
+            load_checkpoint(save(state), arch)
+        assert_same(load_checkpoint(save(state), arch, prefix="encoder_q."), net)
+    path = save({"student": net.state_dict(), "teacher": other})
+    with pytest.raises(CheckpointError, match=r"'student' and 'teacher'.*container="):
+        load_checkpoint(path)
+    assert_same(load_checkpoint(path, container="student"), net)
+    with pytest.raises(CheckpointError, match=r"under 'pupil'.*'student', 'teacher'"):
+        load_checkpoint(path, container="pupil")
+    copies = {
+        **prefixed("encoder_q.", net.state_dict()),
+        **prefixed("encoder_k.", net.state_dict()),
+    }
+    assert_same(load_checkpoint(save(copies)), net)  # the same weights twice are no choice
+
+
+def test_averaged_weights_by_container(net, save):
+    other = {k: torch.zeros_like(t) for k, t in net.state_dict().items()}
+    path = save(
+        {"state_dict": other, "state_dict_ema": net.state_dict(), "optimizer": {"w": other}}
+    )
+    loaded = load_checkpoint(path, container="state_dict_ema")
+    assert_same(loaded, net)
+    assert loaded.provenance.report.container == "state_dict_ema"
+    assert load_checkpoint(path).provenance.report.container == "state_dict"
+
+
+def test_lists_of_one_and_dicts_three_levels_down(net, save):
+    for value in (
+        {"state_dict": [net.state_dict()]},
+        [net.state_dict()],
+        {"run": {"best": {"weights_of": net.state_dict()}}},
+        {"checkpoint": {"ema": {"module": net.state_dict()}}},
+    ):
+        assert_same(load_checkpoint(save(value)), net)
+
+
+def test_a_head_beside_the_backbone(net, save):
+    state = {
+        ("head.fc." + key[7:] if key.startswith("linear.") else "backbone." + key): tensor
+        for key, tensor in net.state_dict().items()
+    }
+    loaded = load_checkpoint(save(state))
+    assert_same(loaded, net)
+    report = loaded.provenance.report
+    assert "its head is head.fc, beside the rest" in report.notes
+    assert "fc.weight -> linear.weight" in report.renamed
+    assert report.aside == ()
+
+
+def test_an_encoder_without_a_head(net, save):
+    state = {k: t for k, t in net.state_dict().items() if not k.startswith("linear")}
+    for arch in (None, "cifar_resnet8"):
+        for projector in ({}, {"fc.0.weight": torch.ones(4, 16), "fc.2.weight": torch.ones(4, 4)}):
+            loaded = load_checkpoint(save({**state, **projector}), arch)
+            assert loaded.num_classes is None
+            assert any("no head" in note for note in loaded.provenance.report.notes)
+    images = (torch.randn(40, 2, 8, 8), np.arange(40) % 4)
+    traj = trace(loaded, images, device="cpu")
+    assert traj.classifier is None
+    assert traj.predictions is None
+    net.linear = nn.Identity()
+    assert_same(loaded, net)
+    body = models.build("torchvision:vit_b_32", num_classes=3, image_size=32)
+    state = {k: t for k, t in body.state_dict().items() if not k.startswith("heads")}
+    loaded = load_checkpoint(save(state), "torchvision:vit_b_32")
+    assert models.classifier_of(loaded.module) is None
+
+
+CLAIMS = (
+    *("acc", "best_acc", "best_acc1", "best_prec1", "best_top1", "test_acc", "prec1", "val_acc"),
+    *("accuracy", "acc@1", "val/acc"),
+)
+
+
+@pytest.mark.parametrize("key", CLAIMS)
+def test_the_claimed_accuracy_is_kept(net, save, key):
+    for said, value in [
+        (91.5, 0.915),
+        (0.915, 0.915),
+        (torch.tensor(91.5), 0.915),
+        (np.float64(91.5), 0.915),
+        (100, 1.0),
+        (0, 0.0),
+    ]:
+        path = save({"state_dict": net.state_dict(), "metrics": {key: said}, "lr": 0.1})
+        claim = load_checkpoint(path).provenance.claimed_accuracy
+        assert claim["key"] == f"metrics.{key}"
+        assert claim["value"] == pytest.approx(value)
+
+
+def test_what_is_no_accuracy_is_not_claimed():
+    for entries in ({"acc": True}, {"acc": float("nan")}, {"acc": -1}, {"acc": "91"}, {"top": 3},
+                    {"train_acc": 0.9}, {"accumulate": 2}, {"acc": torch.ones(2)}, {"acc": 10**400},
+                    {"precision": 16}):  # fmt: skip
+        assert claimed_accuracy(entries) is None
+
+
+def unfolded():
+    torch.manual_seed(0)
+    yield "spectral", spectral_norm(nn.Conv2d(3, 5, 3)), "spectral"
+    yield "transposed", spectral_norm(nn.ConvTranspose2d(4, 4, 3)), "spectral"
+    yield "new spectral", parametrizations.spectral_norm(nn.Linear(4, 3)), "spectral"
+    yield "new weight", parametrizations.weight_norm(nn.Conv2d(3, 5, 3)), "weight norm"
+    yield "other axis", parametrizations.weight_norm(nn.Linear(4, 3), dim=1), "weight norm"
+    yield "mask", prune.l1_unstructured(nn.Linear(8, 3), "weight", amount=0.5), "mask"
+
+
+@pytest.mark.parametrize("case", list(unfolded()), ids=lambda case: case[0])
+def test_weights_kept_in_parts_are_folded(case):
+    _, part, said = case
+    for _ in range(3):
+        part(torch.randn(2, *{nn.Linear: (part.weight.shape[1],)}.get(
+            type(part), (part.weight.shape[1 if isinstance(part, nn.Conv2d) else 0], 6, 6))
+        )) if not hasattr(part, "parametrizations") else None  # fmt: skip
+    part.eval()
+    inputs = torch.randn(2, 4, 6, 6) if isinstance(part, nn.ConvTranspose2d) else None
+    if inputs is not None:
+        part(inputs)
+    state, notes = folded({f"a.{key}": tensor for key, tensor in part.state_dict().items()})
+    assert state.keys() == {"a.weight", "a.bias"}
+    assert torch.allclose(state["a.weight"], part.weight, rtol=1e-6, atol=1e-7)
+    assert said in notes[0]
+
+
+def test_parts_that_are_missing_are_told(net, save):
+    state = {k.replace("conv1.weight", "conv1.weight_orig"): t for k, t in net.state_dict().items()}
+    with pytest.raises(CheckpointError, match=r"in parts.*weight_orig.*remove_spectral_norm"):
+        load_checkpoint(save(state))
+
+
+def test_quantised_weights_are_told(save):
+    torch.backends.quantized.engine = torch.backends.quantized.supported_engines[-1]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch means to give them up
+        weight = torch.quantize_per_tensor(torch.ones(2, 2), 0.1, 0, torch.qint8)
+    with pytest.raises(CheckpointError, match=r"int8.*before it is quantised"):
+        load_checkpoint(save({"w": weight}))
+
+
+def test_files_saved_without_checksums(net, save):
+    torch.serialization.set_crc32_options(False)
+    try:
+        path = save(net.state_dict())
+    finally:
+        torch.serialization.set_crc32_options(True)
+    loaded = load_checkpoint(path)
+    assert_same(loaded, net)
+    assert "without checksums" in loaded.provenance.report.notes[0]
+
+
+# Shards and folders.
+
+
+def shards(folder, state, count=3):
+    folder.mkdir()
+    names = [f"model-{i + 1:05d}-of-{count:05d}.safetensors" for i in range(count)]
+    keys = list(state)
+    for i, name in enumerate(names):
+        save_file({key: state[key].contiguous() for key in keys[i::count]}, folder / name)
+    index = {key: names[i % count] for i, key in enumerate(keys)}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+    return names
+
+
+def test_shards_by_folder_index_or_shard(net, tmp_path):
+    names = shards(tmp_path / "net", net.state_dict())
+    for path in (
+        tmp_path / "net",
+        tmp_path / "net" / "model.safetensors.index.json",
+        tmp_path / "net" / names[1],
+    ):
+        loaded = load_checkpoint(path)
+        assert_same(loaded, net)
+        assert loaded.provenance.report.kind == "safetensors, 3 shards"
+        assert loaded.provenance.sha256 == fingerprint(path)
+    (tmp_path / "net" / names[2]).unlink()
+    with pytest.raises(CheckpointError, match=rf"1 are missing beside it: {names[2]}"):
+        load_checkpoint(tmp_path / "net")
+
+
+@pytest.mark.parametrize("where", ["/etc/passwd", "../secret.safetensors", 3, "a/b", "", "\0"])
+def test_an_index_names_nothing_elsewhere(net, tmp_path, where):
+    shards(tmp_path / "net", net.state_dict())
+    save_file({"w": torch.ones(2)}, tmp_path / "secret.safetensors")
+    index = tmp_path / "net" / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"w": where}}))
+    with pytest.raises(CheckpointError):
+        load_checkpoint(tmp_path / "net")
+
+
+def test_transformers_resnets_are_torchvisions_renamed(save):
+    net = models.build("torchvision:resnet18", num_classes=3).eval()
+    state = {hugging(key): tensor for key, tensor in net.state_dict().items()}
+    loaded = load_checkpoint(save(state))
+    assert loaded.arch == "torchvision:resnet18"
+    images = torch.randn(1, 3, 64, 64)
+    assert torch.equal(loaded.module(images), net(images))
+
+
+def hugging(key):
+    parts = key.split(".")
+    stem = {"conv1": "convolution", "bn1": "normalization"}
+    if parts[0] in stem:
+        return f"resnet.embedder.embedder.{stem[parts[0]]}.{parts[1]}"
+    if parts[0] == "fc":
+        return f"classifier.1.{parts[1]}"
+    start = f"resnet.encoder.stages.{int(parts[0][-1]) - 1}.layers.{parts[1]}"
+    if parts[2] == "downsample":
+        return f"{start}.shortcut.{('convolution', 'normalization')[int(parts[3])]}.{parts[4]}"
+    kind = "convolution" if parts[2].startswith("conv") else "normalization"
+    return f"{start}.layer.{int(parts[2][-1]) - 1}.{kind}.{parts[3]}"
+
+
+def test_a_config_needs_transformers_or_says_so(tmp_path, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "transformers", None)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "vit"}))
+    save_file({"w": torch.ones(2)}, tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"pip install 'wgeo\[hf\]'"):
+        load_checkpoint(tmp_path)
+
+
+transformers = pytest.mark.skipif(
+    importlib.util.find_spec("transformers") is None, reason="transformers is not installed"
+)
+
+
+@transformers
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", ["resnet", "vit", "convnext", "regnet", "swin", "dinov2"])
+def test_folders_of_save_pretrained(tmp_path, kind):
+    from transformers import CONFIG_MAPPING, AutoModelForImageClassification
+
+    sizes = {
+        "resnet": {"hidden_sizes": [64, 128, 256, 512], "depths": [2] * 4, "layer_type": "basic"},
+        "convnext": {"hidden_sizes": [8, 16, 16, 16], "depths": [1] * 4},
+        "regnet": {"hidden_sizes": [8, 16, 16, 16], "depths": [1] * 4, "groups_width": 8,
+                   "embedding_size": 8},
+        "swin": {"image_size": 32, "patch_size": 2, "embed_dim": 8, "depths": [1, 1],
+                 "num_heads": [1, 2], "window_size": 4},
+    }  # fmt: skip
+    tokens = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 32,
+              "patch_size": 8}  # fmt: skip
+    config = CONFIG_MAPPING[kind](num_labels=3, **sizes.get(kind, tokens))
+    net = AutoModelForImageClassification.from_config(config).eval()
+    net.save_pretrained(tmp_path)
+    loaded = load_checkpoint(tmp_path)
+    assert loaded.arch == ("torchvision:resnet18" if kind == "resnet" else f"hf:{tmp_path}")
+    assert loaded.num_classes == 3
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(loaded.module(images), net(images).logits)
+
+
+@transformers
+@pytest.mark.filterwarnings("ignore")
+def test_a_config_chooses_no_code(tmp_path):
+    from wgeo.models.huggingface import huggingface_arch
+
+    evil = {
+        "model_type": "vit",
+        "auto_map": {"AutoModelForImageClassification": "evil.Net"},
+        "_attn_implementation": "someone/kernel",
+        "attn_implementation": "someone/kernel",
+        "quantization_config": {"quant_method": "evil"},
+        "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 32,
+        "patch_size": 8, "intermediate_size": 16,
+    }  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(evil))
+    net = huggingface_arch(str(tmp_path)).build(num_classes=3)
+    assert type(net).__module__.startswith("transformers.models.vit")
+    for change in ({"num_hidden_layers": 10**9}, {"model_type": "timm_wrapper"}):
+        (tmp_path / "config.json").write_text(json.dumps({**evil, **change}))
+        with pytest.raises(Exception, match=r"claims .* layers|no image classifier"):
+            huggingface_arch(str(tmp_path))
+
+
+def test_outputs_of_several_parts(net):
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = copy.deepcopy(net)
+
+        def forward(self, x):
+            return self.net(x), x
+
+    images = (torch.randn(40, 2, 8, 8), np.arange(40) % 4)
+    plain, two = (trace(Network.from_module(each), images, device="cpu") for each in (net, Two()))
+    assert np.array_equal(plain.predictions, two.predictions)
