@@ -10,7 +10,7 @@ import numpy as np
 
 from ..errors import ArgumentError, DataError, WgeoWarning
 from ..files import printable
-from .folder import open_folder
+from .folder import open_folder, open_table
 from .images import PRESETS, Images, Normalization, normalization, suggestion
 from .named import NAMES, open_named
 from .npz import open_npz
@@ -19,6 +19,7 @@ from .source import Source, balanced
 __all__ = ["NAMES", "PRESETS", "Images", "Normalization", "load_images", "normalization"]
 
 _READERS = {"npz": open_npz, "folder": open_folder, "zip": open_folder}
+_READERS |= {"csv": open_table, "tsv": open_table}
 
 
 def load_images(
@@ -86,6 +87,8 @@ def load_images(
             f"{limit} samples are too few for the {present} classes of {found.name}: within-class "
             f"spread needs two a class, so at least {2 * present}."
         )
+    for note in found.notes:
+        warnings.warn(f"{found.name}: {note}.", WgeoWarning, stacklevel=2)
     rows = balanced(found.labels, limit, seed)
     skipped: tuple[str, ...] = ()
     if skip_broken and found.broken is not None:
@@ -101,6 +104,7 @@ def load_images(
         asked,
         found.preset,
         skipped,
+        found.notes,
     )
 
 

@@ -21,7 +21,8 @@ class Source:
 
     ``fetch(rows, size)`` reads the pixels of some of them, (k, c, h, w), scaled to `size`.
     ``broken(rows)`` says which of them cannot be read, and their names; None where images do not
-    break one by one.
+    break one by one. ``notes`` are sentences without a full stop about how classes were numbered,
+    for whoever may have expected another numbering.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Source:
     fetch: Fetch
     preset: str | None = None
     broken: Callable[[np.ndarray], dict[int, str]] | None = None
+    notes: tuple[str, ...] = ()
 
 
 def balanced(labels: Int[np.ndarray, " n"], limit: int | None, seed: int) -> Int[np.ndarray, " m"]:
@@ -77,6 +79,20 @@ def checked_labels(labels: np.ndarray, where: str, classes: int | None) -> Int[n
             f"from 0 to {most - 1}."
         )
     return y.astype(np.int64)
+
+
+def first_label(labels: Int[np.ndarray, " n"]) -> tuple[int, tuple[str, ...]]:
+    """Return the number that counts as class 0, and what is to be said of it.
+
+    It is 1 if the labels of all splits are exactly 1, 2, ..., K, and 0 otherwise.
+    """
+    present = np.unique(labels)
+    if len(present) < 2 or present[0] != 1 or present[-1] != len(present):
+        return 0, ()
+    return 1, (
+        f"the labels run from 1 to {present[-1]} and are taken as classes 0 to {present[-1] - 1}; "
+        "if class 0 merely has no images, name all classes (class_names)",
+    )
 
 
 def scaled(x: torch.Tensor, size: int | None) -> torch.Tensor:

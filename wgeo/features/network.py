@@ -60,6 +60,8 @@ def provenance(net: Network | nn.Module, images: Images) -> dict[str, Any]:
     found["normalize"] = {"name": used.name, "mean": list(used.mean), "std": list(used.std)}
     if images.skipped:
         found["skipped_images"] = list(images.skipped)
+    if images.notes:
+        found["data_notes"] = list(images.notes)
     return {**found, "data": images.name, "split": images.split}
 
 
