@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from test_data import picture, write_folder, zipped
+from test_data import picture, save_npz, write_folder, zipped
 from torchvision.datasets import ImageFolder
 
 from wgeo import load_images
@@ -288,3 +289,83 @@ def test_an_ambiguous_name_is_not_guessed(tmp_path, rng):
         load_images(table)
     table.write_text("".join(f"images/{k}/{i}.png,{i}\n" for k in ("one", "two") for i in range(2)))
     assert load_images(table).y.tolist() == [0, 1, 0, 1]
+
+
+# --- arrays ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [("X", "Y"), ("X", "y"), ("data", "labels"), ("images", "labels"), ("image", "label"),
+     ("data", "target"), ("inputs", "targets"), ("Data", "Labels"), ("arr_0", "arr_1")],
+)  # fmt: skip
+def test_arrays_by_their_usual_names(keys, tmp_path, rng):
+    x, y = rng.integers(0, 256, (6, 4, 4), dtype=np.uint8), np.arange(6) % 3
+    images = load_images(save_npz(tmp_path / "a.npz", **dict(zip(keys, (x, y), strict=True))))
+    assert np.array_equal(images.x[:, 0].numpy(), x)
+    assert images.y.tolist() == y.tolist()
+    parts = {
+        f"{k}_{part}": a for part in ("train", "test") for k, a in ((keys[0], x), (keys[1], y))
+    }
+    if keys[0] != "arr_0":
+        split = load_images(save_npz(tmp_path / "b.npz", **parts), "test")
+        assert (split.split, split.y.tolist()) == ("test", y.tolist())
+    else:
+        with pytest.raises(DataError, match="wanted are x and y"):
+            load_images(save_npz(tmp_path / "c.npz", arr_0=x, arr_1=y, arr_2=x, arr_3=y))
+
+
+def test_classes_of_arrays_are_numbered_over_all_splits(tmp_path, rng):
+    x = rng.integers(0, 256, (6, 4, 4), dtype=np.uint8)
+    train, test = np.array([0, 1, 2, 3, 0, 1]), np.array([0, 2, 0, 2, 0, 2])
+    both = {"x_train": x, "x_test": x}
+    for y in ({"y_train": train, "y_test": test}, {"y_train": train + 1, "y_test": test + 1}):
+        path = save_npz(tmp_path / "a.npz", **both, **y)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", WgeoWarning)
+            images = load_images(path, "test")
+        assert images.y.tolist() == test.tolist()
+        assert images.num_classes == 4
+    words = np.array(["ant", "bee", "cat", "dog"])
+    path = save_npz(tmp_path / "a.npz", **both, y_train=words[train], y_test=words[test])
+    assert load_images(path, "test").class_names == tuple(words)
+    assert load_images(path, "test").y.tolist() == test.tolist()
+
+
+def test_labels_from_one_are_told_and_named_classes_decide(tmp_path, rng):
+    x, y = rng.integers(0, 256, (6, 4, 4), dtype=np.uint8), 1 + np.arange(6) % 3
+    with pytest.warns(WgeoWarning, match="run from 1 to 3 and are taken as classes 0 to 2"):
+        images = load_images(save_npz(tmp_path / "a.npz", x=x, y=y))
+    assert (images.class_names, images.y.tolist()) == (("1", "2", "3"), [0, 1, 2, 0, 1, 2])
+    names = np.array(["none", "a", "b", "c"])
+    images = load_images(save_npz(tmp_path / "b.npz", x=x, y=y, class_names=names))
+    assert (images.class_names, images.y.tolist()) == (tuple(names), y.tolist())
+    with pytest.warns(WgeoWarning, match="from 1 to 3"):
+        images = load_images(save_npz(tmp_path / "c.npz", x=x, y=y, class_names=names[1:]))
+    assert (images.class_names, images.y.tolist()) == (("a", "b", "c"), [0, 1, 2, 0, 1, 2])
+    for kept in (2 * y, 1 + y, np.where(y == 2, 4, y)):  # not exactly 1, ..., K
+        assert load_images(save_npz(tmp_path / "d.npz", x=x, y=kept)).y.tolist() == kept.tolist()
+
+
+def test_labels_one_hot_and_in_words(tmp_path, rng):
+    x, y = rng.integers(0, 256, (6, 4, 4), dtype=np.uint8), np.arange(6) % 3
+    for dtype in (bool, np.uint8, np.float32):
+        hot = np.eye(3, dtype=dtype)[y]
+        assert load_images(save_npz(tmp_path / "a.npz", x=x, y=hot)).y.tolist() == y.tolist()
+    soft = np.full((6, 3), 1 / 3)
+    with pytest.raises(DataError, match=r"must be a list; they have shape \(6, 3\)"):
+        load_images(save_npz(tmp_path / "a.npz", x=x, y=soft))
+
+
+@pytest.mark.parametrize(
+    ("x", "says"),
+    [
+        (np.zeros((6, 784), np.uint8), r"flat: x.reshape\(n, ...\) with \(28, 28\)"),
+        (np.zeros((6, 3072), np.uint8), r"\(3, 32, 32\) or \(32, 32, 3\)"),
+        (np.full((6, 4, 4), -1.0), "normalized already.*the pair"),
+        (np.full((6, 4, 4), 255.0), "divide by the largest"),
+    ],
+)
+def test_arrays_that_are_refused_say_the_way(x, says, tmp_path):
+    with pytest.raises(DataError, match=says):
+        load_images(save_npz(tmp_path / "a.npz", x=x, y=np.arange(6) % 2))

@@ -12,11 +12,20 @@ from ..errors import ArgumentError, DataError, WgeoWarning
 from ..files import printable
 from .folder import open_folder, open_table
 from .images import PRESETS, Images, Normalization, normalization, suggestion
+from .loaders import as_images
 from .named import NAMES, open_named
 from .npz import open_npz
 from .source import Source, balanced
 
-__all__ = ["NAMES", "PRESETS", "Images", "Normalization", "load_images", "normalization"]
+__all__ = [
+    "NAMES",
+    "PRESETS",
+    "Images",
+    "Normalization",
+    "as_images",
+    "load_images",
+    "normalization",
+]
 
 _READERS = {"npz": open_npz, "folder": open_folder, "zip": open_folder}
 _READERS |= {"csv": open_table, "tsv": open_table}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -134,7 +135,7 @@ def from_array(x: np.ndarray, where: str) -> torch.Tensor:
     else:
         raise DataError(
             f"The images of {where} have shape {x.shape}; give (n, h, w), or (n, h, w, c) or "
-            "(n, c, h, w) with 1 or 3 channels c."
+            f"(n, c, h, w) with 1 or 3 channels c.{_unflattened(x)}"
         )
     if 0 in x.shape:
         raise DataError(f"The images of {where} are empty: shape {x.shape}.")
@@ -150,6 +151,19 @@ def from_array(x: np.ndarray, where: str) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(x, dtype=np.uint8))
 
 
+def _unflattened(x: np.ndarray) -> str:
+    """How rows of pixels become images again, if their number allows it."""
+    if x.ndim != 2:
+        return ""
+    for channels in (1, 3):
+        edge = math.isqrt(x.shape[1] // channels)
+        if edge > 1 and channels * edge**2 == x.shape[1]:
+            square = f"{edge}, {edge}"
+            ways = f"({square})" if channels == 1 else f"(3, {square}) or ({square}, 3)"
+            return f" These rows are flat: x.reshape(n, ...) with {ways} in place of the dots."
+    return ""
+
+
 def _check_range(x: np.ndarray, where: str, top: float, advice: str) -> None:
     low, high = x.min(), x.max()  # NaN goes through both
     if low >= 0 and high <= top:
@@ -159,5 +173,10 @@ def _check_range(x: np.ndarray, where: str, top: float, advice: str) -> None:
         raise DataError(
             f"{int(bad.sum())} images of {where} hold NaN or infinity, first image {bad.argmax()} "
             "of those chosen. Remove or repair them."
+        )
+    if low < 0 and x.dtype.kind == "f":
+        advice = (
+            "Floats must lie in [0, 1]. If these are normalized already, undo it (x * std + mean), "
+            "or give wgeo.trace and wgeo.analyze the pair (x, y), which is taken as it is."
         )
     raise DataError(f"The pixels of {where} run from {low:g} to {high:g}. {advice}")
