@@ -11,7 +11,7 @@ import os
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -90,7 +90,7 @@ def _source(path: Path, split: str | None, table: str | None = None) -> Source:
     names = found.names
 
     def fetch(rows: np.ndarray, size: int | None) -> torch.Tensor:
-        return _decoded(path, [names[row] for row in rows], size)
+        return decoded(path, [names[row] for row in rows], size)
 
     def broken(rows: np.ndarray) -> dict[int, str]:
         return _broken(path, {int(row): names[row] for row in rows})
@@ -159,9 +159,14 @@ def _check_size(size: int) -> None:
         raise DataError(f"it claims {size} bytes")
 
 
-def _decoded(path: Path, names: list[str], size: int | None) -> torch.Tensor:
-    """Pixels of the named files, uint8 (n, c, h, w). Headers first: they decide size and mode."""
-    with _reader(path) as read, _strict():
+def decoded(
+    path: Path, names: list[str], size: int | None, read: Read | None = None
+) -> torch.Tensor:
+    """Return pixels of named files, uint8 (n, c, h, w). Headers first: they decide size and mode.
+
+    `read` says how to get the bytes of a name; by default of a file in the folder or zip `path`.
+    """
+    with nullcontext(read) if read else _reader(path) as read, _strict():
         mine = track(names[share(len(names))], "looking at images")
         seen = agreed(lambda: {_image(path, read, name, _header) for name in mine})
         kinds = set().union(*everyone(seen))
@@ -173,11 +178,11 @@ def _decoded(path: Path, names: list[str], size: int | None) -> torch.Tensor:
         w, h = (size, size) if size else shape
         pixels = partial(_pixels, mode=mode, size=size, scale=scale)
 
-        def decoded(rows: slice) -> Iterator[np.ndarray]:
+        def some(rows: slice) -> Iterator[np.ndarray]:
             for name in track(names[rows], "decoding images"):
                 yield _image(path, read, name, pixels)
 
-        return kept(decoded, (len(names), len(mode), h, w))
+        return kept(some, (len(names), len(mode), h, w))
 
 
 def _broken(path: Path, names: dict[int, str]) -> dict[int, str]:

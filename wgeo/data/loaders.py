@@ -18,6 +18,7 @@ from torch.utils.data import (
     Subset,
     SubsetRandomSampler,
     default_collate,
+    default_convert,
 )
 
 from ..arrays import as_array, as_labels, check_finite
@@ -63,7 +64,7 @@ def as_images(images: Any) -> Images:
     if isinstance(images, DataLoader):
         return _of_loader(images)
     if isinstance(images, Dataset) and not isinstance(images, tuple | list):
-        return _of_loader(DataLoader(images, batch_size=_BATCH))
+        return _of_loader(DataLoader(images, batch_size=_BATCH, collate_fn=_collate))
     if isinstance(images, tuple | list) and len(images) == 2:
         x, y = images
         if not isinstance(x, torch.Tensor):
@@ -106,7 +107,8 @@ def _in_order(loader: DataLoader, data: Any, notes: list[str]) -> tuple[torch.Te
     """Images and labels of a map-style data set, each read once, by a loader's workers."""
     if len(data) == 0:
         raise DataError("The data set is empty.")
-    collate = _collate if loader.collate_fn is default_collate else loader.collate_fn
+    usual = loader.collate_fn in (default_collate, default_convert)
+    collate = _collate if usual else loader.collate_fn
 
     def batches(rows: Sequence[int]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         reading = DataLoader(

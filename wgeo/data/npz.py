@@ -5,9 +5,10 @@ from __future__ import annotations
 import itertools
 import os
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -19,6 +20,7 @@ from .source import Source, checked_labels, first_label, from_array, scaled
 # How people call images and labels, in any case of letters; the first pair that is there counts.
 _IMAGES = ("x", "images", "image", "data", "inputs", "arr_0")
 _LABELS = ("y", "labels", "label", "targets", "target", "arr_1")
+K = TypeVar("K")
 _CLASS_KEYS = ("class_names", "classes")
 _PLAIN = 2**26  # bytes that an array may take however well it packs: sorted labels pack very well
 
@@ -51,8 +53,8 @@ def open_npz(path: str | os.PathLike[str], split: str | None) -> Source:
         labels = {key: _get(arrays, y, path) for key, (_, y) in pairs.items()}
         names = [key for key in arrays.files if key.lower() in _CLASS_KEYS]
         classes = [str(name) for name in _get(arrays, names[0], path).ravel()] if names else None
-    numbered, classes, notes = _numbered(labels, where, classes)
-    y = np.concatenate([numbered[key] for key in wanted])
+    numbers, classes, notes = numbered(labels, where, classes)
+    y = np.concatenate([numbers[key] for key in wanted])
     if x.ndim == 0 or len(x) != len(y):
         raise DataError(f"{where} has {len(x) if x.ndim else 0} images and {len(y)} labels.")
     return Source(
@@ -65,10 +67,10 @@ def open_npz(path: str | os.PathLike[str], split: str | None) -> Source:
     )
 
 
-def _numbered(
-    labels: dict[str | None, np.ndarray], where: str, classes: list[str] | None
-) -> tuple[dict[str | None, np.ndarray], list[str], tuple[str, ...]]:
-    """Class indices of every split, numbered over all of them; the classes; what is to be said."""
+def numbered(
+    labels: Mapping[K, np.ndarray], where: str, classes: list[str] | None
+) -> tuple[dict[K, np.ndarray], list[str], tuple[str, ...]]:
+    """Return class indices of every split, numbered over all of them; the classes; notes."""
     if all(y.dtype.kind in "US" and y.ndim == 1 and y.size for y in labels.values()):
         words = np.concatenate([y.astype(str) for y in labels.values()])
         names = sorted(set(words.tolist()) if classes is None else classes)
