@@ -763,7 +763,6 @@ def data_folders() -> Iterator[tuple[str, dict[str, bytes]]]:
         "of quotes": b'"' * 2**20,
         "of labels beyond": b"0.png,999999999\n1.png,0\n",
         "of no text": bytes(range(256)) * 100,
-        "of many numbers": b"0.png," + b"9" * 2**17 + b"\n1.png,1\n",
     }.items():
         yield f"table {title}", {**flat, "labels.csv": table}
 
