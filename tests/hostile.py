@@ -10,6 +10,7 @@ runs: a gadget that worked would leave a file called ``canary``.
 
 from __future__ import annotations
 
+import gzip
 import io
 import itertools
 import json
@@ -869,6 +870,44 @@ def arrays() -> Iterator[tuple[str, bytes, bool]]:
     yield "npz that lies", with_sizes(zipped({"x.npy": pixels, "y.npy": labels}), 2**31), True
 
 
+def data_folders() -> Iterator[tuple[str, dict[str, bytes]]]:
+    """Folders as torchvision downloads them and tables of labels, none of which may be read."""
+    run = name("os", "system") + row(text("touch canary")) + b"R"
+    for title, program in {
+        "code": pickled(run),
+        "code in a dict": pickled(mapping((text("data"), run))),
+        "many instructions": b"\x80\x02" + b"N" * 3_000_000 + b".",
+        "lists": b"\x80\x02" + b"]" * 3_000_000 + b".",
+        "a memo far out": b"\x80\x02Nr\xff\xff\xff\x7f.",
+        "bytes that are not there": b"\x80\x05\x96" + struct.pack("<Q", 2**40) + b".",
+        "tuples of tuples": b"\x80\x02}(N\x85q\0" + b"h\0h\0\x86q\0" * 60 + b"Nu.",
+        "nothing": b"",
+    }.items():
+        yield f"CIFAR {title}", {"cifar-10-batches-py/data_batch_1": program}
+    labels = struct.pack(">II", 0x801, 4) + bytes(4)
+    for title, images in {
+        "beyond": struct.pack(">4I", 0x803, 2**31, 2**31, 2**31),
+        "cut": struct.pack(">4I", 0x803, 4, 28, 28) + bytes(100),
+        "nothing": b"",
+    }.items():
+        yield f"IDX {title}", {
+            "raw/train-images-idx3-ubyte": images, "raw/train-labels-idx1-ubyte": labels,
+        }  # fmt: skip
+    packed = gzip.compress(bytes(2**29), 9)
+    yield "IDX bomb", {
+        "raw/train-images-idx3-ubyte.gz": packed, "raw/train-labels-idx1-ubyte": labels,
+    }  # fmt: skip
+    flat = {f"images/{k}.png": png() for k in range(4)}
+    for title, table in {
+        "that leads out": b"file,label\n../../evil.png,1\n/etc/passwd,2\n",
+        "of one line": b"x," * 2**20,
+        "of quotes": b'"' * 2**20,
+        "of labels beyond": b"0.png,999999999\n1.png,0\n",
+        "of no text": bytes(range(256)) * 100,
+    }.items():
+        yield f"table {title}", {**flat, "labels.csv": table}
+
+
 # --- records -------------------------------------------------------------------------------------
 
 
@@ -978,6 +1017,12 @@ def write(folder: Path) -> list[Case]:
         add(title, "images", body, ".zip", refused)
     for title, body, refused in arrays():
         add(title, "images", body, ".npz", refused)
+    for title, files in data_folders():
+        home = folder / f"{len(cases):04d}"
+        for place, body in files.items():
+            (home / place).parent.mkdir(parents=True, exist_ok=True)
+            (home / place).write_bytes(body)
+        cases.append(Case(title, "images", home.name, True))
     for title, body in records():
         add(title, "record", body, ".json", True)
         add(title, "series", b'{"schema":1,"axis":"name","analyses":[' + body + b"," + body + b"]}",

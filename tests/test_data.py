@@ -423,7 +423,7 @@ def bad_npz():
         "fractions": ({"x": x, "y": y + 0.5}, "whole numbers"),
         "negative labels": ({"x": x, "y": y - 1}, "Label -1 of sample 0"),
         "far labels": ({"x": x, "y": y * 10**12}, "out of range"),
-        "beyond the names": ({"x": x, "y": y + 1, "classes": np.array(["a", "b"])}, "from 0 to 1"),
+        "beyond the names": ({"x": x, "y": y * 2, "classes": np.array(["a", "b"])}, "from 0 to 1"),
         "one class": ({"x": x, "y": y * 0}, "one class"),
         "splits differ": (
             {"x_a": x, "y_a": y, "x_b": x[:, :2], "y_b": y},

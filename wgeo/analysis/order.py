@@ -17,7 +17,7 @@ from ..arrays import pick_device
 from ..checkpoint import Network
 from ..collapse import collapse
 from ..compare import Comparison, predicted
-from ..data import Images
+from ..data import as_images
 from ..errors import ArgumentError, FeatureError, RecordError
 from ..features import trace
 from ..geodesic import bias_curve, straightness
@@ -36,7 +36,7 @@ _MOST_WORK = 1e10  # multiplications behind the intervals of collapse: about 20 
 
 def analyze(
     net: Network | nn.Module,
-    images: Images | tuple[Any, Any],
+    images: Any,
     *,
     pool: str = "gap",
     tap: str = "post",
@@ -59,7 +59,7 @@ def analyze(
     Parameters
     ----------
     net : Network or nn.Module
-    images : Images, or (x, labels)
+    images : Images, (x, labels), Dataset or DataLoader
     pool, tap, layers, batch_size, device
         How features are read; see `trace`.
     store : path, optional
@@ -117,6 +117,7 @@ def analyze(
         "batch_size": batch_size,
         "device": device,
     }
+    images = as_images(images)
     traj = trace(net, images, store=store, **reading)
 
     def compared() -> dict[str, Any]:

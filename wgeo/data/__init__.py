@@ -10,15 +10,41 @@ import numpy as np
 
 from ..errors import ArgumentError, DataError, WgeoWarning
 from ..files import printable
-from .folder import open_folder
+from .folder import open_folder, open_table
 from .images import PRESETS, Images, Normalization, normalization, suggestion
+from .loaders import as_images
 from .named import NAMES, open_named
 from .npz import open_npz
 from .source import Source, balanced
+from .stored import open_stored, stored
+from .tabular import open_tabular, tabular
 
-__all__ = ["NAMES", "PRESETS", "Images", "Normalization", "load_images", "normalization"]
+__all__ = [
+    "NAMES",
+    "PRESETS",
+    "Images",
+    "Normalization",
+    "as_images",
+    "load_images",
+    "normalization",
+]
 
 _READERS = {"npz": open_npz, "folder": open_folder, "zip": open_folder}
+_READERS |= {"csv": open_table, "tsv": open_table, "parquet": open_tabular}
+_WAYS = {
+    "npy": " It is one array without labels: np.savez('data.npz', x=images, y=labels) keeps both.",
+    "pt": " Tensors are given in Python: x, y = torch.load(path, weights_only=True), then "
+    "wgeo.trace(net, (x, y)).",
+    **dict.fromkeys(
+        ("tar", "tgz", "gz", "bz2", "xz", "7z", "rar"),
+        " Unpack the archive and give its folder, or zip that.",
+    ),
+    **dict.fromkeys(
+        ("h5", "hdf5", "mat", "arrow", "tfrecord", "pkl", "pickle", "lmdb"),
+        " Read it in Python and give wgeo.trace or wgeo.analyze the pair (x, y), or a Dataset.",
+    ),
+}
+_WAYS["pth"] = _WAYS["pt"]
 
 
 def load_images(
@@ -40,7 +66,10 @@ def load_images(
         One of `NAMES` (``digits`` needs no download); ``npz:PATH``, a NumPy archive with keys
         ``x, y`` or ``x_train, y_train, x_test, y_test``; ``folder:PATH``, an image folder
         ``class/image`` or ``split/class/image``, or a zip of one. A path to an ``.npz``, a
-        ``.zip`` or a folder needs no prefix.
+        ``.zip`` or a folder needs no prefix. A folder may also hold images and a table of their
+        names and labels (a ``.csv`` may be given itself), what torchvision downloads
+        (``cifar-10-batches-py``, ``MNIST/raw``), or a Hugging Face data set (Parquet or
+        ``save_to_disk``; needs ``wgeo[hf]``).
     split : str, optional
         Which part, as the source calls it; None or ``all`` takes all. A source without splits
         is taken whole, and the result's ``split`` is None.
@@ -86,6 +115,8 @@ def load_images(
             f"{limit} samples are too few for the {present} classes of {found.name}: within-class "
             f"spread needs two a class, so at least {2 * present}."
         )
+    for note in found.notes:
+        warnings.warn(f"{found.name}: {note}.", WgeoWarning, stacklevel=2)
     rows = balanced(found.labels, limit, seed)
     skipped: tuple[str, ...] = ()
     if skip_broken and found.broken is not None:
@@ -101,6 +132,7 @@ def load_images(
         asked,
         found.preset,
         skipped,
+        found.notes,
     )
 
 
@@ -153,9 +185,16 @@ def _opened(
             f"name: {', '.join(NAMES)}; by path: npz:PATH, folder:PATH (or a zip of a folder)."
         )
     if path.is_dir():
+        if stored(path):
+            return open_stored(path, split)
+        if tabular(path):
+            return open_tabular(path, split)
         kind = "folder"
     elif not colon or kind not in _READERS:
         kind = path.suffix.lower().removeprefix(".")
     if kind not in _READERS:
-        raise DataError(f"{path} is neither an .npz, nor a .zip, nor a folder of images.")
+        raise DataError(
+            f"{path} is neither an .npz, nor a .zip, nor a folder of images, nor a .csv or "
+            f".parquet.{_WAYS.get(kind, '')}"
+        )
     return _READERS[kind](path, split)

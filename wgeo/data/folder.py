@@ -11,7 +11,7 @@ import os
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -24,16 +24,12 @@ from ..distributed import agreed, everyone, share
 from ..errors import DataError
 from ..files import printable, regular
 from ..progress import track
+from .layout import Read, arrange, by_table, folder_names, sorted_out
 from .members import check_member, check_members
 from .pixels import kept
 from .source import Source
 
 _FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")  # none runs another program
-_SUFFIXES = (
-    *(".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff"),
-    *(".webp", ".ppm", ".pgm", ".pbm"),
-)
-_SPLITS = ("train", "training", "test", "testing", "val", "valid", "validation", "eval", "dev")
 _GREY = ("1", "L", "LA")
 _DEEP = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
 _LARGEST_FILE = 2**28  # bytes of one image file: a zip member that claims more is not read
@@ -42,16 +38,19 @@ _EVALUATION = 256 / 224  # the ImageNet evaluation crop: scale to 256, cut out 2
 _MIXED_SIZE = 224
 
 T = TypeVar("T")
-Parts = tuple[str, ...]
-Read = Callable[[str], bytes]
 
 
 def open_folder(path: str | os.PathLike[str], split: str | None) -> Source:
     """Open an image folder, or a zip of one.
 
-    The classes are the folders that hold images, in alphabetical order; images are in alphabetical
-    order within their class, whatever order the file system lists them in. A folder that wraps
-    everything is looked through. Without a split level ``split`` does not matter.
+    The classes are the folders, empty ones included, of all splits together, in alphabetical order
+    as torchvision's ImageFolder has it: a class has one number in all splits. Images are in
+    alphabetical order within their class, whatever order the file system lists them in. A folder
+    that wraps everything is looked through. Without a split level ``split`` does not matter.
+
+    Images that lie in one folder without classes take their labels from a table beside them: a
+    CSV with a header such as ``file,label``, ImageNet's ``LOC_val_solution.csv`` or ``val.txt``,
+    Tiny ImageNet's ``val_annotations.txt``.
 
     Images that share one size keep it, unless `size` is given: then the shorter side is scaled to
     it and the middle square kept. Images of different sizes are scaled to size * 256/224 (shorter
@@ -64,38 +63,47 @@ def open_folder(path: str | os.PathLike[str], split: str | None) -> Source:
     DataError
         No images, the split missing (what is there is listed), a broken image (named).
     """
+    return _source(Path(path), split)
+
+
+def open_table(path: str | os.PathLike[str], split: str | None) -> Source:
+    """Open a CSV (or tab-separated table) of the names and labels of images beside it.
+
+    Images are looked for below the table's folder, by path, by name, or by name without ending.
+
+    Raises
+    ------
+    DataError
+        It names no images that are there, or gives one two labels.
+    """
     path = Path(path)
-    files, used = _in_split(_unwrapped(_listing(path), split), split, path)
-    classes = sorted({parts[0] for parts, _ in files})
-    index = {name: k for k, name in enumerate(classes)}
-    files.sort()
-    names = [name for _, name in files]
-    labels = np.array([index[parts[0]] for parts, _ in files], dtype=np.int64)
+    return _source(path.parent, split, path.name)
+
+
+def _source(path: Path, split: str | None, table: str | None = None) -> Source:
+    listing = sorted_out(folder_names(path) if path.is_dir() else _in_zip(path))
+    with _reader(path) as read:
+        if table is None:
+            found = arrange(listing, split, path, read)
+        else:
+            found = by_table(listing, table, split, path, read)
+    names = found.names
 
     def fetch(rows: np.ndarray, size: int | None) -> torch.Tensor:
-        return _decoded(path, [names[row] for row in rows], size)
+        return decoded(path, [names[row] for row in rows], size)
 
     def broken(rows: np.ndarray) -> dict[int, str]:
         return _broken(path, {int(row): names[row] for row in rows})
 
-    return Source(path.stem, labels, tuple(classes), used, fetch, broken=broken)
-
-
-def _listing(path: Path) -> list[tuple[Parts, str]]:
-    """Every image file as (its path's parts, its own name); at least one folder deep."""
-    found = _in_folder(path) if path.is_dir() else _in_zip(path)
-    files = []
-    for name in found:
-        parts = tuple(part for part in name.replace("\\", "/").split("/") if part)
-        hidden = any(part.startswith(".") or part == "__MACOSX" for part in parts)
-        if len(parts) > 1 and not hidden and parts[-1].lower().endswith(_SUFFIXES):
-            files.append((parts, name))
-    if not files:
-        raise DataError(
-            f"No images in the folders of {path}; wanted is one folder a class with images "
-            f"({', '.join(_SUFFIXES[:4])}, ...) in it, or such folders under train and test."
-        )
-    return files
+    return Source(
+        path.stem if table is None else Path(table).stem,
+        found.labels,
+        found.class_names,
+        found.split,
+        fetch,
+        broken=broken,
+        notes=found.notes,
+    )
 
 
 def _in_zip(path: Path) -> list[str]:
@@ -105,56 +113,10 @@ def _in_zip(path: Path) -> list[str]:
         except DataError as error:
             raise DataError(f"{path} is no archive of images: {error}") from None
         names = {info.filename for info in archive.infolist()}
-        return sorted(name for name in names if not name.endswith("/"))
-
-
-def _in_folder(path: Path) -> Iterator[str]:
-    def refuse(error: OSError) -> None:
-        raise DataError(f"Cannot read the folder {error.filename!r}: {error.strerror}.")
-
-    seen = set()
-    for here, folders, files in os.walk(path, followlinks=True, onerror=refuse):
-        real = os.path.realpath(here)
-        if real in seen:  # a link that leads back up
-            folders.clear()
-            continue
-        seen.add(real)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        yield from (os.path.relpath(os.path.join(here, name), path) for name in files)
-
-
-def _unwrapped(files: list[tuple[Parts, str]], split: str | None) -> list[tuple[Parts, str]]:
-    """Without the one folder that everything lies in, if it is neither a split nor the class."""
-    while True:
-        tops = {parts[0] for parts, _ in files}
-        shallow = min(len(parts) for parts, _ in files) < 3
-        if len(tops) > 1 or shallow or tops & {split, *_SPLITS}:
-            return files
-        files = [(parts[1:], name) for parts, name in files]
-
-
-def _in_split(
-    files: list[tuple[Parts, str]], split: str | None, path: Path
-) -> tuple[list[tuple[Parts, str]], str | None]:
-    """The files of one split, and its name: None where images lie directly in class folders.
-
-    A top folder that holds images itself is a class; one that holds only folders is a split. Where
-    both are there, a split's name decides: a training set may have a test set without classes
-    beside it, and one of many classes may have its images in folders of their own.
-    """
-    depth: dict[str, int] = {}
-    for parts, _ in files:
-        depth[parts[0]] = min(len(parts), depth.get(parts[0], len(parts)))
-    splits = sorted(top for top, least in depth.items() if least > 2)
-    if not splits or (len(splits) < len(depth) and not {split, *_SPLITS} & set(splits)):
-        return files, None
-    if split not in (None, "all", *splits):
-        raise DataError(
-            f"{path} has no split {split!r} with a folder for each class; "
-            f"it has {', '.join(map(repr, splits))}."
-        )
-    wanted = splits if split in (None, "all") else [split]
-    return [(parts[1:], name) for parts, name in files if parts[0] in wanted], split or "all"
+        ordered = sorted(names)
+        after = (*ordered[1:], "")  # what lies in a folder comes right after it
+        pairs = zip(ordered, after, strict=True)
+        return [name for name, then in pairs if name[-1:] != "/" or not then.startswith(name)]
 
 
 @contextmanager
@@ -197,9 +159,14 @@ def _check_size(size: int) -> None:
         raise DataError(f"it claims {size} bytes")
 
 
-def _decoded(path: Path, names: list[str], size: int | None) -> torch.Tensor:
-    """Pixels of the named files, uint8 (n, c, h, w). Headers first: they decide size and mode."""
-    with _reader(path) as read, _strict():
+def decoded(
+    path: Path, names: list[str], size: int | None, read: Read | None = None
+) -> torch.Tensor:
+    """Return pixels of named files, uint8 (n, c, h, w). Headers first: they decide size and mode.
+
+    `read` says how to get the bytes of a name; by default of a file in the folder or zip `path`.
+    """
+    with nullcontext(read) if read else _reader(path) as read, _strict():
         mine = track(names[share(len(names))], "looking at images")
         seen = agreed(lambda: {_image(path, read, name, _header) for name in mine})
         kinds = set().union(*everyone(seen))
@@ -211,11 +178,11 @@ def _decoded(path: Path, names: list[str], size: int | None) -> torch.Tensor:
         w, h = (size, size) if size else shape
         pixels = partial(_pixels, mode=mode, size=size, scale=scale)
 
-        def decoded(rows: slice) -> Iterator[np.ndarray]:
+        def some(rows: slice) -> Iterator[np.ndarray]:
             for name in track(names[rows], "decoding images"):
                 yield _image(path, read, name, pixels)
 
-        return kept(decoded, (len(names), len(mode), h, w))
+        return kept(some, (len(names), len(mode), h, w))
 
 
 def _broken(path: Path, names: dict[int, str]) -> dict[int, str]:

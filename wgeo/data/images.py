@@ -7,6 +7,8 @@ import hashlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -145,6 +147,8 @@ class Images:
         The data set's own normalisation, where it is known.
     skipped : tuple of str
         Images that could not be decoded and were left out, as was asked.
+    notes : tuple of str
+        How classes were numbered, if somebody may have expected another numbering.
     """
 
     x: torch.Tensor
@@ -155,6 +159,7 @@ class Images:
     normalize: Normalization | None = None
     preset: str | None = None
     skipped: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.y)
@@ -177,6 +182,63 @@ class Images:
         digest.update(x.data)
         digest.update(np.ascontiguousarray(self.y, dtype="<i8").data)
         return digest.hexdigest()
+
+    @cached_property
+    def copies_of(self) -> Int[np.ndarray, " n"]:
+        """For every image the first one with the same pixels, its own number if none is before it.
+
+        A pass over the pixels, one image at a time. Labels play no part.
+        """
+        first: dict[bytes, int] = {}
+        copies = np.empty(len(self), dtype=np.int64)
+        for i, image in enumerate(self.x):
+            pixels = image.contiguous().cpu().numpy()
+            digest = hashlib.blake2b(pixels.data, digest_size=16).digest()
+            copies[i] = first.setdefault(digest, i)
+        return copies
+
+    @property
+    def distinct(self) -> Int[np.ndarray, " m"]:
+        """The first of each of the images that differ: rows to resample from."""
+        return np.flatnonzero(self.copies_of == np.arange(len(self)))
+
+    def facts(self, head: int | None = None) -> dict[str, Any]:
+        """Return what a reader must know of classes and samples to trust a result.
+
+        Parameters
+        ----------
+        head : int, optional
+            How many classes the network tells apart, if it is known.
+
+        Returns
+        -------
+        dict
+            ``samples``; ``samples_per_class``, of the smallest class that occurs; ``distinct``
+            and ``duplicates``, how many images are the first of their kind and how many repeat
+            one; ``relabelled``, how many of the latter under another label; ``classes``:
+            ``named`` (of the data, with or without images), ``present``, ``missing`` (names of
+            those without images, ten at most), ``head``, and ``beyond``, the number of images
+            whose class the head has no output for; ``notes``, on how classes were numbered.
+        """
+        present, counts = np.unique(self.y, return_counts=True)
+        copies = self.copies_of
+        distinct = len(self.distinct)
+        missing = np.setdiff1d(np.arange(self.num_classes), present)
+        return {
+            "samples": len(self),
+            "samples_per_class": int(counts.min()),
+            "distinct": distinct,
+            "duplicates": len(self) - distinct,
+            "relabelled": int((self.y != self.y[copies]).sum()),
+            "classes": {
+                "named": self.num_classes,
+                "present": len(present),
+                "missing": [self.class_names[k] for k in missing[:10]],
+                "head": head,
+                "beyond": None if head is None else int((self.y >= head).sum()),
+            },
+            "notes": list(self.notes),
+        }
 
     def batches(
         self, size: int, normalization: Normalization

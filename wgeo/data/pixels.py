@@ -19,8 +19,12 @@ from ..files import memory, nameless
 from ..memory import free
 
 
-def kept(decoded: Callable[[slice], Iterator[np.ndarray]], shape: tuple[int, ...]) -> torch.Tensor:
-    """All pixels, uint8 (n, c, h, w), of which `decoded` makes some rows, an image at a time.
+def kept(
+    decoded: Callable[[slice], Iterator[np.ndarray]],
+    shape: tuple[int, ...],
+    dtype: type[np.generic] | np.dtype = np.uint8,
+) -> torch.Tensor:
+    """All pixels, (n, c, h, w), of which `decoded` makes some rows, an image at a time.
 
     In memory, or, where they take half of it, in a file where temporary files lie. Where several
     processes of this machine work together they share such a file, and decode a part of it each.
@@ -30,7 +34,7 @@ def kept(decoded: Callable[[slice], Iterator[np.ndarray]], shape: tuple[int, ...
     DataError
         Neither memory nor the disk has room for them.
     """
-    size, left = math.prod(shape), free()
+    size, left = math.prod(shape) * np.dtype(dtype).itemsize, free()
     fits = size <= (memory() if left is None else left) / 2
     room = False
     with suppress(OSError):  # no folder for temporary files
@@ -40,11 +44,11 @@ def kept(decoded: Callable[[slice], Iterator[np.ndarray]], shape: tuple[int, ...
     )
     if fits and not (shared and room):
         with suppress(MemoryError):  # this process's own limit may be lower
-            return agreed(lambda: _held(decoded, shape))
+            return agreed(lambda: _held(decoded, shape, dtype))
     try:
         if not room:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return torch.from_numpy(nameless(decoded, shape, np.uint8))
+        return torch.from_numpy(nameless(decoded, shape, dtype))
     except OSError as error:
         raise DataError(
             f"The images take {size / 2**30:.1f} GiB, more than memory has to spare, and "
@@ -53,8 +57,12 @@ def kept(decoded: Callable[[slice], Iterator[np.ndarray]], shape: tuple[int, ...
         ) from error
 
 
-def _held(decoded: Callable[[slice], Iterator[np.ndarray]], shape: tuple[int, ...]) -> torch.Tensor:
-    x = np.empty(shape, np.uint8)
+def _held(
+    decoded: Callable[[slice], Iterator[np.ndarray]],
+    shape: tuple[int, ...],
+    dtype: type[np.generic] | np.dtype,
+) -> torch.Tensor:
+    x = np.empty(shape, dtype)
     for i, image in enumerate(decoded(slice(0, len(x)))):
         x[i] = image
     return torch.from_numpy(x)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -21,7 +22,8 @@ class Source:
 
     ``fetch(rows, size)`` reads the pixels of some of them, (k, c, h, w), scaled to `size`.
     ``broken(rows)`` says which of them cannot be read, and their names; None where images do not
-    break one by one.
+    break one by one. ``notes`` are sentences without a full stop about how classes were numbered,
+    for whoever may have expected another numbering.
     """
 
     name: str
@@ -31,6 +33,7 @@ class Source:
     fetch: Fetch
     preset: str | None = None
     broken: Callable[[np.ndarray], dict[int, str]] | None = None
+    notes: tuple[str, ...] = ()
 
 
 def balanced(labels: Int[np.ndarray, " n"], limit: int | None, seed: int) -> Int[np.ndarray, " m"]:
@@ -79,6 +82,20 @@ def checked_labels(labels: np.ndarray, where: str, classes: int | None) -> Int[n
     return y.astype(np.int64)
 
 
+def first_label(labels: Int[np.ndarray, " n"]) -> tuple[int, tuple[str, ...]]:
+    """Return the number that counts as class 0, and what is to be said of it.
+
+    It is 1 if the labels of all splits are exactly 1, 2, ..., K, and 0 otherwise.
+    """
+    present = np.unique(labels)
+    if len(present) < 2 or present[0] != 1 or present[-1] != len(present):
+        return 0, ()
+    return 1, (
+        f"the labels run from 1 to {present[-1]} and are taken as classes 0 to {present[-1] - 1}; "
+        "if class 0 merely has no images, name all classes (class_names)",
+    )
+
+
 def scaled(x: torch.Tensor, size: int | None) -> torch.Tensor:
     """Scale images (n, c, h, w) so that the shorter side is `size`, and cut out the middle square.
 
@@ -118,7 +135,7 @@ def from_array(x: np.ndarray, where: str) -> torch.Tensor:
     else:
         raise DataError(
             f"The images of {where} have shape {x.shape}; give (n, h, w), or (n, h, w, c) or "
-            "(n, c, h, w) with 1 or 3 channels c."
+            f"(n, c, h, w) with 1 or 3 channels c.{_unflattened(x)}"
         )
     if 0 in x.shape:
         raise DataError(f"The images of {where} are empty: shape {x.shape}.")
@@ -134,6 +151,19 @@ def from_array(x: np.ndarray, where: str) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(x, dtype=np.uint8))
 
 
+def _unflattened(x: np.ndarray) -> str:
+    """How rows of pixels become images again, if their number allows it."""
+    if x.ndim != 2:
+        return ""
+    for channels in (1, 3):
+        edge = math.isqrt(x.shape[1] // channels)
+        if edge > 1 and channels * edge**2 == x.shape[1]:
+            square = f"{edge}, {edge}"
+            ways = f"({square})" if channels == 1 else f"(3, {square}) or ({square}, 3)"
+            return f" These rows are flat: x.reshape(n, ...) with {ways} in place of the dots."
+    return ""
+
+
 def _check_range(x: np.ndarray, where: str, top: float, advice: str) -> None:
     low, high = x.min(), x.max()  # NaN goes through both
     if low >= 0 and high <= top:
@@ -143,5 +173,10 @@ def _check_range(x: np.ndarray, where: str, top: float, advice: str) -> None:
         raise DataError(
             f"{int(bad.sum())} images of {where} hold NaN or infinity, first image {bad.argmax()} "
             "of those chosen. Remove or repair them."
+        )
+    if low < 0 and x.dtype.kind == "f":
+        advice = (
+            "Floats must lie in [0, 1]. If these are normalized already, undo it (x * std + mean), "
+            "or give wgeo.trace and wgeo.analyze the pair (x, y), which is taken as it is."
         )
     raise DataError(f"The pixels of {where} run from {low:g} to {high:g}. {advice}")

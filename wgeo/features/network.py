@@ -13,10 +13,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import nn
 
-from ..arrays import as_array, as_labels, check_finite
 from ..blocks import find_blocks
 from ..checkpoint import Network
-from ..data import Images, Normalization, normalization
+from ..data import Images, Normalization, as_images, normalization
 from ..distributed import first
 from ..errors import ArgumentError
 
@@ -33,7 +32,7 @@ def blocks(net: Network | nn.Module, images: Any, layers: Sequence[str] | None =
     Parameters
     ----------
     net : Network or nn.Module
-    images : Images, or (x, labels)
+    images : Images, (x, labels), Dataset or DataLoader
         A few are enough.
     layers : sequence of str, optional
         Modules to take instead of finding them; checked against the network.
@@ -60,6 +59,8 @@ def provenance(net: Network | nn.Module, images: Images) -> dict[str, Any]:
     found["normalize"] = {"name": used.name, "mean": list(used.mean), "std": list(used.std)}
     if images.skipped:
         found["skipped_images"] = list(images.skipped)
+    if images.notes:
+        found["data_notes"] = list(images.notes)
     return {**found, "data": images.name, "split": images.split}
 
 
@@ -82,25 +83,6 @@ def identity(net: Network | nn.Module, images: Images) -> dict[str, Any]:
         "images": first(lambda: images.fingerprint),
         "normalization": [list(used.mean), list(used.std)],
     }
-
-
-def as_images(images: Any) -> Images:
-    """Images of whatever stands for them; refuses what does not."""
-    if isinstance(images, Images):
-        return images
-    if isinstance(images, tuple) and len(images) == 2:
-        x, y = images
-        x = (
-            x
-            if isinstance(x, torch.Tensor)
-            else torch.from_numpy(np.ascontiguousarray(as_array(x, "images")))
-        )
-        labels = as_labels(y, len(x))
-        names = tuple(str(k) for k in range(int(labels.max()) + 1))
-        check_finite(x, "images")
-        none = normalization("none")
-        return Images(x, labels, names, "arrays", None, none, None)
-    raise ArgumentError("images must come from wgeo.load_images, or be a pair (x, labels).")
 
 
 def sample(net: Network | nn.Module, module: nn.Module, images: Images) -> torch.Tensor:

@@ -18,7 +18,7 @@ from .. import distributed
 from ..arrays import as_labels, as_numpy, check_finite, pick_device
 from ..blocks import find_blocks
 from ..checkpoint import Network
-from ..data import Images, Normalization
+from ..data import Images, Normalization, as_images
 from ..errors import ArgumentError, FeatureError
 from ..files import memory
 from ..memory import free
@@ -35,7 +35,6 @@ from ..trajectory import (
     whole_arrays,
 )
 from .network import (
-    as_images,
     identity,
     module_of,
     normalization_for,
@@ -71,9 +70,10 @@ def trace(
     ----------
     net : Network or nn.Module
         Left as it was: weights, hooks, device, train or eval mode of every part.
-    images : Images, or (x, labels)
-        x (n, c, h, w) in [0, 1] if it is yet to be normalised by an `Images`; a plain pair is
-        taken as it is.
+    images : Images, (x, labels), Dataset or DataLoader
+        A pair, x (n, c, h, w), is taken as it is: floats count as normalized. So are the pairs
+        that a torch Dataset or DataLoader gives; a loader that shuffles is read in the order of
+        its data set, with a warning.
     pool : str
         See `pooling`; the record says which.
     tap : {"post", "pre"}

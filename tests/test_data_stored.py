@@ -1,0 +1,297 @@
+"""What torchvision downloads and Hugging Face stores, given as a path; no pickle is ever run."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import pickle
+import struct
+import sys
+from contextlib import suppress
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from wgeo import load_images
+from wgeo.data.pickles import Call, Name, pixels_of, plain_values
+from wgeo.errors import DataError
+
+
+def write_cifar(home, x, y, protocol=2, key="labels"):
+    home.mkdir(parents=True)
+    n = len(y) // 3
+    names = ["data_batch_1", "data_batch_2", "test_batch"]
+    if key != "labels":
+        names = ["train", "test"]
+    for k, name in enumerate(names):
+        part = slice(k * n, (k + 1) * n)
+        rows = x[part].reshape(n, -1)
+        body = {b"data": rows, key.encode(): y[part].tolist(), b"filenames": [b"a.png"] * n}
+        (home / name).write_bytes(pickle.dumps(body, protocol))
+    meta = {"label_names" if key == "labels" else "fine_label_names": list("abcdefghij")}
+    name = "batches.meta" if key == "labels" else "meta"
+    (home / name).write_bytes(pickle.dumps(meta, protocol))
+
+
+@pytest.fixture
+def pixels(rng):
+    return rng.integers(0, 256, (18, 3, 4, 4), dtype=np.uint8), np.arange(18) % 5
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_cifar_batches_of_every_protocol(protocol, tmp_path, pixels):
+    x, y = pixels
+    write_cifar(tmp_path / "root" / "cifar-10-batches-py", x, y, protocol)
+    for source in (tmp_path / "root", tmp_path / "root" / "cifar-10-batches-py"):
+        train, test = (load_images(source, split) for split in ("train", "test"))
+        assert np.array_equal(train.x.numpy(), x[:12])
+        assert np.array_equal(test.x.numpy(), x[12:])
+        assert train.y.tolist() + test.y.tolist() == y.tolist()
+        assert train.class_names == test.class_names == tuple("abcdefghij")
+        assert (train.name, train.preset, test.split) == ("cifar10", "cifar10", "test")
+    with pytest.raises(DataError, match="no split 'val'; it has 'train', 'test'"):
+        load_images(tmp_path / "root", "val")
+
+
+def test_cifar_100(tmp_path, pixels):
+    x, y = pixels
+    write_cifar(tmp_path / "cifar-100-python", x, y, key="fine_labels")
+    images = load_images(tmp_path, "test")
+    assert np.array_equal(images.x.numpy(), x[6:12])
+    assert (images.y.tolist(), images.preset) == (y[6:12].tolist(), "cifar100")
+
+
+plain = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False)
+    | st.text()
+    | st.binary(),
+    lambda inner: (
+        st.lists(inner, max_size=5)
+        | st.dictionaries(st.text() | st.binary(), inner, max_size=5)
+        | st.tuples(inner, inner)
+    ),
+)
+
+
+@given(plain, st.integers(0, pickle.HIGHEST_PROTOCOL))
+def test_plain_values_are_what_pickle_reads(value, protocol):
+    body = pickle.dumps(value, protocol)
+    assert plain_values(body) == value
+
+
+@given(st.binary(max_size=60))
+def test_any_bytes_are_a_value_or_an_error_of_ours(body):
+    with suppress(DataError):
+        plain_values(body)
+
+
+class Evil:
+    def __init__(self, *call):
+        self.call = call
+
+    def __reduce__(self):
+        return self.call[0], self.call[1:]
+
+
+def nested(levels):
+    """A tuple of twice the tuple before, as a key: its hash would never end."""
+    return b"}(" + b"N\x85q\0" + b"h\0h\0\x86q\0" * levels + b"Nu."
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        pickle.dumps({b"data": Evil(print, "run"), b"labels": [0]}),
+        pickle.dumps(Evil(sys.exit, 3)),
+        b"cos\nsystem\n(S'true'\ntR.",
+        b"(S'true'\nios\nsystem\n.",
+        b"\x80\x02" + nested(60),
+        b"(" * 3_000_000 + b".",
+        b"\x8a\xff" + bytes(10),
+        b"\x96" + struct.pack("<Q", 2**40) + b"x.",
+        b"r\xff\xff\xff\x7f.",
+        b"\x82\x01.",
+        b"Pabc\n.",
+        b"",
+        b"N",
+        b".",
+        pickle.dumps({b"data": np.zeros((4, 12)), b"labels": [0, 1, 0, 1]}),
+        pickle.dumps({b"data": np.zeros((4, 13), np.uint8), b"labels": [0, 1, 0, 1]}),
+        pickle.dumps({b"data": np.zeros((4, 12), np.uint8), b"labels": [0, 1, 0]}),
+        pickle.dumps({b"data": np.zeros((4, 12), np.uint8), b"labels": [0, 1, 0, -1]}),
+        pickle.dumps({b"data": np.zeros((4, 12), np.uint8), b"labels": [0, 1, 0, 2**40]}),
+        pickle.dumps({b"data": np.array([[{}]]), b"labels": [0]}),
+        pickle.dumps([1, 2]),
+    ],
+)
+def test_hostile_batches_are_refused_and_run_nothing(body, tmp_path, capsys):
+    home = tmp_path / "cifar-10-batches-py"
+    home.mkdir()
+    (home / "data_batch_1").write_bytes(body)
+    with pytest.raises(DataError):
+        load_images(home)
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("shape", [(2**20, 2**20), (4, 13), (0, 48), (-4, -12), (4.0, 12), (48,)])
+def test_an_arrays_shape_must_be_what_it_holds(shape):
+    kind = Call(Name("numpy.dtype"), ("u1", False, True))
+    call = Call(Name("numpy.core.multiarray._reconstruct"), (), (1, shape, kind, False, bytes(48)))
+    with pytest.raises(DataError, match="shape"):
+        pixels_of(call)
+
+
+def write_idx(file, array, packed=False):
+    body = struct.pack(f">I{array.ndim}I", 0x800 + array.ndim, *array.shape) + array.tobytes()
+    file.parent.mkdir(parents=True, exist_ok=True)
+    if packed:
+        file.with_name(f"{file.name}.gz").write_bytes(gzip.compress(body))
+    else:
+        file.write_bytes(body)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize(
+    ("home", "preset"), [("MNIST", "mnist"), ("FashionMNIST", "fashion_mnist")]
+)
+def test_idx_files_given_as_a_path(home, preset, packed, tmp_path, rng):
+    x, y = rng.integers(0, 256, (12, 5, 5), dtype=np.uint8), (np.arange(12) % 3).astype(np.uint8)
+    for split, rows in (("train", slice(0, 8)), ("t10k", slice(8, 12))):
+        write_idx(tmp_path / home / "raw" / f"{split}-images-idx3-ubyte", x[rows], packed)
+        write_idx(tmp_path / home / "raw" / f"{split}-labels-idx1-ubyte", y[rows], packed)
+    for source in (tmp_path, tmp_path / home, tmp_path / home / "raw"):
+        test = load_images(source, "test")
+        assert np.array_equal(test.x[:, 0].numpy(), x[8:])
+        assert (test.y.tolist(), test.preset, test.name) == (y[8:].tolist(), preset, home)
+        assert test.num_classes == 10
+    for body in (b"", b"\0\0\x08\x03", struct.pack(">4I", 0x803, 2**31, 2**31, 4)):
+        file = tmp_path / home / "raw" / "t10k-images-idx3-ubyte"
+        file.write_bytes(body)
+        with pytest.raises(DataError, match="not a whole IDX file"):
+            load_images(tmp_path, "test")
+
+
+def test_several_data_sets_in_one_folder_are_listed(tmp_path, pixels, rng):
+    write_cifar(tmp_path / "cifar-10-batches-py", *pixels)
+    write_idx(tmp_path / "MNIST" / "raw" / "train-images-idx3-ubyte", pixels[0][:, 0])
+    write_idx(tmp_path / "MNIST" / "raw" / "train-labels-idx1-ubyte", pixels[1].astype(np.uint8))
+    with pytest.raises(DataError, match=r"several data sets.*cifar-10-batches-py.*raw"):
+        load_images(tmp_path)
+
+
+# --- Parquet and Hugging Face ----------------------------------------------------------------
+
+
+def png(pixels):
+    out = io.BytesIO()
+    Image.fromarray(pixels).save(out, "PNG")
+    return out.getvalue()
+
+
+@pytest.fixture
+def parquet(rng):
+    pytest.importorskip("pyarrow", reason="pyarrow (wgeo[hf]) reads Parquet")
+    import pyarrow
+
+    x = rng.integers(0, 256, (8, 5, 4, 3), dtype=np.uint8)
+
+    def table(rows, labels, names=None):
+        cells = [{"bytes": png(x[k]), "path": "/etc/passwd"} for k in rows]
+        made = pyarrow.table({"image": cells, "label": labels})
+        if names:
+            features = {"features": {"label": {"names": names, "_type": "ClassLabel"}}}
+            made = made.replace_schema_metadata({"huggingface": json.dumps({"info": features})})
+        return made
+
+    return x, table
+
+
+def test_parquet_as_the_hub_has_it(tmp_path, parquet):
+    import pyarrow.parquet as pq
+
+    x, table = parquet
+    home = tmp_path / "set" / "data"
+    home.mkdir(parents=True)
+    names = ["cat", "dog", "emu"]
+    pq.write_table(table([0, 1, 2], [0, 1, 2], names), home / "train-00000-of-00002.parquet")
+    pq.write_table(table([3, 4], [1, 2], names), home / "train-00001-of-00002.parquet")
+    pq.write_table(table([5, 6, 7], [2, 0, 2], names), home / "test-00000-of-00001.parquet")
+    train, test = (load_images(tmp_path / "set", split) for split in ("train", "test"))
+    assert np.array_equal(train.x.numpy(), x[:5].transpose(0, 3, 1, 2))
+    assert np.array_equal(test.x.numpy(), x[5:].transpose(0, 3, 1, 2))
+    assert (train.y.tolist(), test.y.tolist()) == ([0, 1, 2, 1, 2], [2, 0, 2])
+    assert train.class_names == test.class_names == tuple(names)
+    with pytest.raises(DataError, match="no split 'val'"):
+        load_images(tmp_path / "set", "val")
+
+
+def test_one_parquet_file_and_labels_in_words(tmp_path, parquet):
+    import pyarrow.parquet as pq
+
+    x, table = parquet
+    pq.write_table(table([0, 1, 2, 3], ["dog", "cat", "dog", "emu"]), tmp_path / "a.parquet")
+    images = load_images(tmp_path / "a.parquet")
+    assert images.class_names == ("cat", "dog", "emu")
+    assert (images.y.tolist(), images.split) == ([1, 0, 1, 2], None)
+    assert np.array_equal(images.x.numpy(), x[:4].transpose(0, 3, 1, 2))
+
+
+def test_a_data_set_saved_to_disk(tmp_path, parquet):
+    import pyarrow
+
+    x, table = parquet
+    for split, rows in (("train", [0, 1, 2]), ("test", [3, 4])):
+        home = tmp_path / "set" / split
+        home.mkdir(parents=True)
+        (home / "state.json").write_text("{}")
+        made = table(rows, [k % 2 for k in rows])
+        file = home / "data-00000-of-00001.arrow"
+        with pyarrow.OSFile(str(file), "wb") as out, pyarrow.ipc.new_stream(out, made.schema) as to:
+            to.write_table(made)
+    (tmp_path / "set" / "dataset_dict.json").write_text('{"splits": ["train", "test"]}')
+    test = load_images(tmp_path / "set", "test")
+    assert np.array_equal(test.x.numpy(), x[3:5].transpose(0, 3, 1, 2))
+    assert test.y.tolist() == [1, 0]
+    assert load_images(tmp_path / "set" / "train").y.tolist() == [0, 1, 0]
+
+
+@pytest.mark.parametrize(
+    "cell", [{"bytes": None, "path": "/etc/passwd"}, {"bytes": b"x", "path": ""}]
+)
+def test_only_bytes_of_images_are_read(cell, tmp_path, parquet):
+    import pyarrow
+    import pyarrow.parquet as pq
+
+    pq.write_table(pyarrow.table({"image": [cell] * 2, "label": [0, 1]}), tmp_path / "a.parquet")
+    with pytest.raises(DataError, match="cannot be decoded"):
+        load_images(tmp_path / "a.parquet")
+
+
+def test_damaged_and_other_tables_are_answered(tmp_path, parquet):
+    import pyarrow
+    import pyarrow.parquet as pq
+
+    pq.write_table(pyarrow.table({"a": [1], "b": [2]}), tmp_path / "a.parquet")
+    with pytest.raises(DataError, match="has the columns 'a', 'b'"):
+        load_images(tmp_path / "a.parquet")
+    _, table = parquet
+    pq.write_table(table([0, 1], [0, 1]), tmp_path / "b.parquet")
+    body = (tmp_path / "b.parquet").read_bytes()
+    for broken in (body[:100], body[:-9], b"PAR1xxxxPAR1", b""):
+        (tmp_path / "b.parquet").write_bytes(broken)
+        with pytest.raises(DataError, match="not a readable Parquet"):
+            load_images(tmp_path / "b.parquet")
+
+
+def test_without_pyarrow_the_way_is_said(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    (tmp_path / "a.parquet").write_bytes(b"PAR1")
+    with pytest.raises(DataError, match=r"pip install 'wgeo\[hf\]'"):
+        load_images(tmp_path / "a.parquet")
