@@ -37,6 +37,9 @@ import wgeo
 from wgeo.progress import shown, track
 
 Cell = dict[str, Any]
+# Raised by hand when `wgeo.train` or an architecture changes what a recipe makes: networks trained
+# before are then trained anew. A network stays when only what is measured of it changes.
+TRAINING = 1
 
 
 class Lab:
@@ -168,13 +171,14 @@ class Bench:
     ) -> wgeo.TrainingRun:
         """Train a network (`wgeo.train`), or return the one trained by this recipe before.
 
-        `limit` and `size` are those of `wgeo.load_images`.
+        `limit` and `size` are those of `wgeo.load_images`. The images themselves are part of the
+        key, whatever their data set is called and wherever it lies.
         """
-        scaled = {} if size is None else {"size": size}
-        key = key_of({"arch": arch, "data": data, "limit": limit, **scaled, **recipe})
-        folder = self.out / "trained" / f"{arch}-{data}-{key}"
+        images = self.images(data, limit, **({} if size is None else {"size": size}))
+        made = {"arch": arch, "images": images.fingerprint, "training": TRAINING, **recipe}
+        folder = self.out / "trained" / f"{arch}-{data}-{key_of(made)}"
         with _only_one(folder.with_suffix(".lock")):
-            return wgeo.train(arch, self.images(data, limit, **scaled), folder, **recipe)
+            return wgeo.train(arch, images, folder, **recipe)
 
 
 def key_of(cell: Mapping[str, Any]) -> str:

@@ -30,9 +30,8 @@ class Plan:
     Attributes
     ----------
     epochs : frozenset of int, or None
-        Which epochs to save; None saves all. The last is saved in any case.
-    terminal : bool
-        Save the first epoch of the terminal phase, too.
+        Which epochs to save; None saves all. The last, and the first of the terminal phase, are
+        saved in any case.
     evaluate_every : int
         Evaluate every so many epochs, and whenever a checkpoint is saved.
     terminal_epochs : int or None
@@ -40,7 +39,6 @@ class Plan:
     """
 
     epochs: frozenset[int] | None
-    terminal: bool
     evaluate_every: int
     terminal_epochs: int | None
 
@@ -60,17 +58,17 @@ class Plan:
     ) -> Plan:
         """Read what `wgeo.train` takes as `checkpoints`."""
         if checkpoints == "all":
-            return cls(None, True, evaluate_every, terminal_epochs)
+            return cls(None, evaluate_every, terminal_epochs)
         if checkpoints == "auto":
             powers = (2**k for k in range(epochs.bit_length()))
-            return cls(frozenset({0, *powers}), True, evaluate_every, terminal_epochs)
+            return cls(frozenset({0, *powers}), evaluate_every, terminal_epochs)
         wrong = f"checkpoints must be auto, all, or epochs from 0 to {epochs}, not {checkpoints!r}."
         if isinstance(checkpoints, str):
             raise ArgumentError(wrong)
         chosen = frozenset(int(epoch) for epoch in checkpoints)
         if chosen and not (min(chosen) >= 0 and max(chosen) <= epochs):
             raise ArgumentError(wrong)
-        return cls(chosen, False, evaluate_every, terminal_epochs)
+        return cls(chosen, evaluate_every, terminal_epochs)
 
     def saves(self, epoch: int) -> bool:
         return self.epochs is None or epoch in self.epochs
@@ -187,7 +185,7 @@ class Job:
             accuracy = self._accuracy(self.pixels)
         if accuracy == 1 and self.terminal_epoch is None:
             self.terminal_epoch = self.epoch
-            due = due or self.plan.terminal or self.finished
+            due = True
         row["train_accuracy"] = accuracy
         if self.held_out is not None:
             row["test_accuracy"] = None if accuracy is None else self._accuracy(self.held_out)
