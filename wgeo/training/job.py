@@ -18,7 +18,8 @@ from torch import nn
 from ..data import Images, normalization
 from ..errors import ArgumentError, ConvergenceError, DataError, RecordError
 from ..files import write_aside
-from .recipe import Recipe, augmented, criterion, learning_rate
+from .recipe import Recipe, augmented, criterion, learning_rate, parameter_groups
+from .terminal import last_below, terminal_epoch
 
 _EVALUATION_BATCH = 512
 
@@ -30,12 +31,12 @@ class Plan:
     Attributes
     ----------
     epochs : frozenset of int, or None
-        Which epochs to save; None saves all. The last, and the first of the terminal phase, are
-        saved in any case.
+        Which epochs to save; None saves all. The last, and each that enters the terminal phase,
+        are saved in any case.
     evaluate_every : int
         Evaluate every so many epochs, and whenever a checkpoint is saved.
     terminal_epochs : int or None
-        Stop so many epochs into the terminal phase.
+        Stop so many epochs into the terminal phase, counted from the last time it was entered.
     """
 
     epochs: frozenset[int] | None
@@ -99,29 +100,32 @@ class Job:
     folder: Path
     device: torch.device
     epoch: int = 0
-    terminal_epoch: int | None = None
     history: list[dict[str, Any]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.pixels = Pixels(self.images, self.device)
         self.held_out = None if self.test is None else Pixels(self.test, self.device)
         self.steps = -(-len(self.images) // self.recipe.batch_size)
+        self._probe()
         recipe = self.recipe
         self.optimizer = torch.optim.SGD(
-            self.module.parameters(),
+            parameter_groups(self.module, recipe, self.pixels.batch(slice(0, 2))[0]),
             lr=recipe.lr,
             momentum=recipe.momentum,
-            weight_decay=recipe.weight_decay,
             fused=self.device.type in ("cpu", "cuda"),
         )
-        self._probe()
+
+    @property
+    def terminal_epoch(self) -> int | None:
+        """Since when the training accuracy is 1."""
+        return terminal_epoch(self.history)
 
     @property
     def finished(self) -> bool:
         """Whether no epoch is left to do."""
         over = self.plan.terminal_epochs
-        if self.terminal_epoch is not None and over is not None:
-            return self.epoch >= min(self.recipe.epochs, self.terminal_epoch + over)
+        if over is not None and (since := self.terminal_epoch) is not None:
+            return self.epoch >= min(self.recipe.epochs, since + over)
         return self.epoch >= self.recipe.epochs
 
     def begin(self, resume: bool) -> None:
@@ -153,7 +157,7 @@ class Job:
         order = torch.randperm(len(self.images), generator=generator).to(self.device)
         loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
         hits = torch.zeros((), dtype=torch.int64, device=self.device)
-        lr = recipe.lr
+        lr, low = recipe.lr, recipe.precision == "bfloat16"
         self.module.train()
         for step, rows in enumerate(torch.tensor_split(order, self.steps)):
             x, y = self.pixels.batch(rows)
@@ -163,8 +167,9 @@ class Job:
             lr = learning_rate(recipe, done, recipe.epochs * self.steps)
             for group in self.optimizer.param_groups:
                 group["lr"] = lr
-            logits = self.module(x)
-            loss = criterion(recipe.loss, logits, y)
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=low):
+                logits = self.module(x)
+            loss = criterion(recipe.loss, logits.float() if low else logits, y)
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()
             self.optimizer.step()
@@ -183,10 +188,8 @@ class Job:
         accuracy = None
         if due or self.epoch % self.plan.evaluate_every == 0:
             accuracy = self._accuracy(self.pixels)
-        if accuracy == 1 and self.terminal_epoch is None:
-            self.terminal_epoch = self.epoch
-            due = True
         row["train_accuracy"] = accuracy
+        due = due or (self.terminal_epoch is None and accuracy == 1)
         if self.held_out is not None:
             row["test_accuracy"] = None if accuracy is None else self._accuracy(self.held_out)
         row["seconds"] = time.perf_counter() - began
@@ -195,7 +198,7 @@ class Job:
         if due:
             write_aside(checkpoint_path(self.folder, self.epoch), _packed(state))
         # Written after the checkpoint: whoever resumes finds every checkpoint up to here.
-        progress = {"history": self.history, "terminal_epoch": self.terminal_epoch}
+        progress = {"history": self.history}
         write_aside(self.folder / "last.pt", _packed({**state, "progress": progress}))
         self.write_history()
 
@@ -209,6 +212,7 @@ class Job:
             "schema": 1,
             "settings": self.passport,
             "terminal_epoch": self.terminal_epoch,
+            "last_below": last_below(self.history),
             "finished": self.finished,
             "epochs": self.history,
         }
@@ -251,7 +255,6 @@ class Job:
                 self.optimizer.load_state_dict(saved["optimizer"])
                 self.epoch = int(saved["epoch"])
                 self.history = list(saved["progress"]["history"])
-                self.terminal_epoch = saved["progress"]["terminal_epoch"]
         except _BROKEN as error:
             raise RecordError(f"{path} cannot be resumed from: {error}. {again}") from error
         if differences:
@@ -318,10 +321,10 @@ def _on_cpu(state: Any) -> Any:
 def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """What a saved run did otherwise, as ``name: before, now``.
 
-    Under a constant learning rate more epochs change nothing of those that are done. Runs that do
-    not say which classifier they have come from when there was one kind.
+    Under a constant learning rate more epochs change nothing of those that are done. What a run
+    does not say of itself had one kind when it was made.
     """
-    usual = {"classifier": "learned"}
+    usual = {"classifier": "learned", "decayed": "all", "precision": "float32"}
     old, new = ({**usual, **p, **p["training"], "training": None} for p in (before, now))
     free = {"epochs"} if new["schedule"] == "constant" else set()
     keys = [key for key in {**old, **new} if key not in free and old.get(key) != new.get(key)]
