@@ -2,17 +2,15 @@
 
 An experiment is a folder with ``run.py``, ``config.toml`` and ``README.md``. ``config.toml`` holds
 the settings, ``[full]`` those that ``--full`` puts over them. A *cell* is one setting of the grid,
-a dict of plain values; what was measured of it is kept under its hash, so that a run that was
-stopped goes on where it was, and a changed setting is measured anew. The hash knows neither the
-code nor where ``--data`` finds its files: after a change of those, give another ``--out``. Trained
-networks are kept by their recipe and shared between experiments.
+a dict of plain values; what was measured of it is kept, so that a run that was stopped goes on
+where it was, and what is changed (a setting, the code that measures, the images) is measured anew.
+Trained networks are kept by their recipe and their images, and shared between experiments.
 """
 
 from __future__ import annotations
 
 import argparse
 import fcntl
-import hashlib
 import importlib.util
 import itertools
 import json
@@ -26,14 +24,17 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from kept import code_of, key_of
 from scipy import stats
 
 import wgeo
+from wgeo.data import PRESETS
 from wgeo.progress import shown, track
 
 Cell = dict[str, Any]
@@ -89,14 +90,15 @@ class Lab:
         `work` is a function of run.py, called in processes of one thread each. A cell that fails
         is reported at the end and leaves the others alone.
         """
-        bench = Bench(self.asked.out, self.sources)
+        bench, code = Bench(self.asked.out, self.sources), code_of(work)
         results: dict[int, dict[str, Any]] = {}
         failed: list[str] = []
         todo = []
         for k, cell in enumerate(cells):
             kept = self._file(work, cell)
-            if kept.exists():
-                results[k] = json.loads(kept.read_text())
+            before = json.loads(kept.read_text()) if kept.exists() else {}
+            if before.get("code") == code and bench.agrees(before["images"]):
+                results[k] = before
             else:
                 todo.append((k, cell))
         began = time.perf_counter()
@@ -113,7 +115,7 @@ class Lab:
                 if error is not None:
                     failed.append(f"{cell}\n{''.join(traceback.format_exception(error))}")
                     continue
-                results[k] = done.result()
+                results[k] = {**done.result(), "code": code}
                 kept = self._file(work, cell)
                 kept.parent.mkdir(parents=True, exist_ok=True)
                 aside = kept.with_suffix(".part")
@@ -153,12 +155,32 @@ class Bench:
 
     def __init__(self, out: Path, sources: Mapping[str, str]) -> None:
         self.out, self.sources = out, dict(sources)
+        self.read: dict[str, str] = {}  # what was asked of `images`, and what came
 
     def images(
         self, name: str, limit: int | None = None, split: str | None = "train", **more: Any
     ) -> wgeo.Images:
-        """Load a data set from where ``--data`` says it lies."""
-        return wgeo.load_images(self.sources.get(name, name), split=split, limit=limit, **more)
+        """Load a data set from where ``--data`` says it lies.
+
+        It has the name and the normalisation that it has when torchvision downloads it.
+        """
+        source = self.sources.get(name, name)
+        images = wgeo.load_images(source, split=split, limit=limit, **more)
+        if source != name:
+            preset = name if name in PRESETS else images.preset
+            images = replace(images, name=name, preset=preset)
+        asked = {"name": name, "limit": limit, "split": split, **more}
+        self.read[json.dumps(asked, sort_keys=True)] = images.fingerprint
+        return images
+
+    def agrees(self, read: Mapping[str, str]) -> bool:
+        """Whether the images that a cell read are those that it would read now."""
+        for asked, fingerprint in read.items():
+            if asked not in self.read:
+                self.images(**json.loads(asked))
+            if self.read[asked] != fingerprint:
+                return False
+        return True
 
     def trained(
         self,
@@ -181,11 +203,6 @@ class Bench:
             return wgeo.train(arch, images, folder, **recipe)
 
 
-def key_of(cell: Mapping[str, Any]) -> str:
-    """Return a short hash of plain values."""
-    return hashlib.sha256(json.dumps(cell, sort_keys=True).encode()).hexdigest()[:12]
-
-
 def _alone() -> None:
     torch.set_num_threads(1)
 
@@ -193,12 +210,14 @@ def _alone() -> None:
 def _one(file: Path, name: str, cell: Cell, bench: Bench) -> dict[str, Any]:
     """Call run.py's function in this process."""
     sys.path[:0] = [str(file.parent), str(file.parent.parent)]
+    bench.read.clear()
     spec = importlib.util.spec_from_file_location(f"{file.parent.name}.run", file)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     began = time.perf_counter()
     found = getattr(module, name)(cell, bench)
-    return {"cell": cell, "seconds": round(time.perf_counter() - began, 2), **found}
+    seconds = round(time.perf_counter() - began, 2)
+    return {"cell": cell, "seconds": seconds, "images": bench.read, **found}
 
 
 @contextmanager
