@@ -71,7 +71,7 @@ def trained(
     torch.manual_seed(recipe["seed"])
     net = Headed(images.num_classes, images.shape, **shape)
     key = key_of({**shape, **recipe, "data": images.fingerprint, "training": TRAINING})
-    return wgeo.train(net, images, bench.out / "trained" / f"headed-{key}", loss="mse", **recipe)
+    return bench.train(net, images, bench.out / "trained" / f"headed-{key}", loss="mse", **recipe)
 
 
 @torch.no_grad()

@@ -70,6 +70,11 @@ class Lab:
             metavar="NAME=SOURCE",
             help="where a data set lies, as mnist=npz:mnist.npz; else torchvision downloads it",
         )
+        parser.add_argument(
+            "--no-training",
+            action="store_true",
+            help="measure the networks that are trained, and leave out those that are not",
+        )
         self.asked = parser.parse_args()
         config = tomllib.loads((self.home / "config.toml").read_text())
         full = config.pop("full", {})
@@ -88,11 +93,14 @@ class Lab:
         """Return ``work(cell, bench)`` of every cell, from the file where it was measured before.
 
         `work` is a function of run.py, called in processes of one thread each. A cell that fails
-        is reported at the end and leaves the others alone.
+        is reported at the end and leaves the others alone; with ``--no-training``, one whose
+        network is not trained yet is left out.
         """
-        bench, code = Bench(self.asked.out, self.sources), code_of(work)
+        bench = Bench(self.asked.out, self.sources, not self.asked.no_training)
+        code = code_of(work)
         results: dict[int, dict[str, Any]] = {}
         failed: list[str] = []
+        absent: list[UntrainedError] = []
         todo = []
         for k, cell in enumerate(cells):
             kept = self._file(work, cell)
@@ -112,22 +120,29 @@ class Lab:
             for done in track(as_completed(running), self.home.name, len(running)):
                 k, cell = running[done]
                 error = done.exception()
+                if isinstance(error, UntrainedError):
+                    absent.append(error)
+                    continue
                 if error is not None:
                     failed.append(f"{cell}\n{''.join(traceback.format_exception(error))}")
                     continue
-                results[k] = {**done.result(), "code": code}
+                text = json.dumps({**done.result(), "code": code}, indent=1)
+                results[k] = json.loads(text)  # as it is read the next time
                 kept = self._file(work, cell)
                 kept.parent.mkdir(parents=True, exist_ok=True)
                 aside = kept.with_suffix(".part")
-                aside.write_text(json.dumps(results[k], indent=1) + "\n")
+                aside.write_text(text + "\n")
                 aside.replace(kept)
         if todo:
-            print(f"{len(todo) - len(failed)} cells in {time.perf_counter() - began:.0f} s")
+            kept_now = len(todo) - len(failed) - len(absent)
+            print(f"{kept_now} cells in {time.perf_counter() - began:.0f} s")
+        if absent:
+            print(f"{len(absent)} of {len(cells)} cells left out: their networks are not trained.")
         for text in failed:
             print(f"FAILED {text}", file=sys.stderr)
         if failed:
             raise SystemExit(f"{len(failed)} of {len(cells)} cells failed; the others are kept.")
-        return [results[k] for k in range(len(cells))]
+        return [results[k] for k in range(len(cells)) if k in results]
 
     def _file(self, work: Callable[..., Any], cell: Cell) -> Path:
         return self.asked.out / self.home.name / f"{work.__name__}-{key_of(cell)}.json"
@@ -151,10 +166,20 @@ class Lab:
 
 
 class Bench:
-    """What a cell's process may use: images, and networks trained once."""
+    """What a cell's process may use: images, and networks trained once.
 
-    def __init__(self, out: Path, sources: Mapping[str, str]) -> None:
-        self.out, self.sources = out, dict(sources)
+    Parameters
+    ----------
+    out : Path
+        Holds the networks.
+    sources : mapping
+        Where data sets lie, by name.
+    may_train : bool
+        Whether a network that is not trained yet is trained, or an `UntrainedError`.
+    """
+
+    def __init__(self, out: Path, sources: Mapping[str, str], may_train: bool = True) -> None:
+        self.out, self.sources, self.may_train = out, dict(sources), may_train
         self.read: dict[str, str] = {}  # what was asked of `images`, and what came
 
     def images(
@@ -199,8 +224,25 @@ class Bench:
         images = self.images(data, limit, **({} if size is None else {"size": size}))
         made = {"arch": arch, "images": images.fingerprint, "training": TRAINING, **recipe}
         folder = self.out / "trained" / f"{arch}-{data}-{key_of(made)}"
+        return self.train(arch, images, folder, **recipe)
+
+    def train(
+        self, arch: str | torch.nn.Module, images: wgeo.Images, folder: Path, **recipe: Any
+    ) -> wgeo.TrainingRun:
+        """Train into a folder, or return what was trained there, once other processes are done."""
+        if not (self.may_train or _finished(folder)):
+            raise UntrainedError(str(folder))
         with _only_one(folder.with_suffix(".lock")):
             return wgeo.train(arch, images, folder, **recipe)
+
+
+class UntrainedError(Exception):
+    """A network is not trained, or not to the end."""
+
+
+def _finished(folder: Path) -> bool:
+    history = folder / "history.json"
+    return history.exists() and json.loads(history.read_text())["finished"]
 
 
 def _alone() -> None:
@@ -250,7 +292,7 @@ def spread(values: Sequence[float | None], form: str = ".3g") -> str:
     if np.isnan(mean):
         return "undefined"
     if np.isnan(low):
-        return f"{mean:{form}}"
+        return f"{mean:{form}} (one seed)"
     return f"{mean:{form}} ± {(high - low) / 2:.2g}"
 
 

@@ -54,7 +54,7 @@ def isotropic(
     )
 
 
-def images(bench: Bench, data: str, full: bool = False) -> wgeo.Images:
-    """Return the images that `isotropic` trains on."""
+def images(bench: Bench, data: str, full: bool = False, samples: int | None = None) -> wgeo.Images:
+    """Return the images that `isotropic` trains on, or so many of them, class-balanced."""
     chosen = FULL if full else SMALL[data]
-    return bench.images(data, chosen["limit"], size=chosen["size"])
+    return bench.images(data, samples or chosen["limit"], size=chosen["size"])

@@ -1,0 +1,31 @@
+"""On natural images: does weight decay, or the shortcut, make a network follow a geodesic?
+
+python experiments/06_natural_images/run.py --data cifar10=images.zip
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import terminal
+from lab import Lab
+from terminal import curve, optimality
+
+
+def main() -> None:
+    lab = Lab(__file__)
+    decayed = lab.settings["decayed"]
+    networks = lab.grid(
+        "data", "arch", "weight_decay", "seed", full=lab.asked.full, decayed=decayed
+    )
+    for cell in networks:
+        if cell["weight_decay"] in lab.settings["longer"]:
+            cell["epochs"] = lab.settings["epochs_longer"]
+    terminal.report(lab, networks, curve, optimality)
+
+
+if __name__ == "__main__":
+    main()
