@@ -20,6 +20,7 @@ import wgeo
 Result = dict[str, Any]
 PATH = ("length_ratio", "action_ratio", "line_shape_ratio", "turning_angle", "sqrt_moving_blocks")
 OPTIMAL = 0.95  # a correlation score that counts as optimal: 1 - cos(18 degrees) is lost
+KIND = ("data", "arch", "weight_decay", "decayed")  # of a network; seeds are its repetitions
 NETWORKS = {"isoresnet": "residual", "isoplain": "plain"}
 LOOK = {
     0.0: ("#E69F00", "o"),
@@ -31,7 +32,7 @@ LOOK = {
 
 def network(cell: Cell, bench: Bench) -> wgeo.TrainingRun:
     """Train the network of a cell, or find it."""
-    names = ("arch", "weight_decay", "seed", "depth", "full", "decayed", "epochs")
+    names = ("arch", "weight_decay", "decayed", "seed", "depth", "full")
     return recipes.isotropic(
         bench, cell["data"], **{name: cell[name] for name in names if name in cell}
     )
@@ -114,8 +115,8 @@ def report(lab: Lab, networks: Sequence[Cell], curve: Any, optimality: Any) -> N
 
 
 def _row(key: tuple) -> list[str]:
-    data, arch, decay = key[:3]
-    return [data, NETWORKS[arch], f"{decay:g}"]
+    data, arch, decay, decayed = key[:4]
+    return [data, NETWORKS[arch], f"{decay:g}{'' if decayed == 'all' else ', exempt'}"]
 
 
 def _last(group: Sequence[Result]) -> list[dict[str, Any]]:
@@ -142,7 +143,7 @@ def at_the_end(results: Sequence[Result]) -> str:
     head = [names.get(name, name) for name in head]
     head.insert(8, "between 1 and √B")
     rows = []
-    for key, group in by(results, "data", "arch", "weight_decay").items():
+    for key, group in by(results, *KIND).items():
         last = _last(group)
         cells = [spread([row[name] for row in last]) for name in names]
         cells.insert(3, spread([_between(row) for row in last], ".2f"))
@@ -165,7 +166,7 @@ def scores(results: Sequence[Result]) -> str:
     }
     rows = [
         [*_row(key), *(spread([row[name] for row in _last(group)]) for name in names)]
-        for key, group in by(results, "data", "arch", "weight_decay").items()
+        for key, group in by(results, *KIND).items()
     ]
     return table(["data", "network", "weight decay", *names.values()], rows)
 
@@ -175,7 +176,7 @@ def over_training(results: Sequence[Result]) -> str:
     epochs = sorted({row["epoch"] for result in results for row in result["rows"]})
     head = ["data", "network", "weight decay", "accuracy 1 since"]
     rows = []
-    for key, group in by(results, "data", "arch", "weight_decay").items():
+    for key, group in by(results, *KIND).items():
         found = {e: [_at(result, e) for result in group] for e in epochs}
         values = [spread(v) if any(x is not None for x in v) else "" for v in found.values()]
         change, seeds = settled(group)
@@ -207,36 +208,32 @@ def departures(results: Sequence[Result]) -> str:
     for result in results:
         cell, first, below = result["cell"], result["first"], result["last_below"]
         if first is not None and below is not None and below > first:
-            name = f"{cell['data']}, {NETWORKS[cell['arch']]}, decay {cell['weight_decay']:g}"
-            since = result["terminal_epoch"] or "never"
-            left.append([name, cell["seed"], first, below, since])
+            kind = _row(tuple(cell[name] for name in KIND))
+            left.append([*kind, cell["seed"], first, below, result["terminal_epoch"] or "never"])
     if not left:
         return f"None of {len(results)} runs, judged every 4 epochs."
-    head = ["run", "seed", "first epoch at 1", "last evaluated epoch below 1", "at 1 since"]
+    head = ["data", "network", "weight decay", "seed"]
+    head += ["accuracy 1 in epoch", "last evaluated epoch below 1", "1 since"]
     return f"{len(left)} of {len(results)} runs, judged every 4 epochs:\n\n{table(head, left)}"
 
 
 def effects(results: Sequence[Result]) -> str:
     """Paired by seed: what decay and what the shortcut change of straightness, at the end."""
-    value = {
-        tuple(r["cell"][k] for k in ("data", "arch", "weight_decay", "seed")): r["rows"][-1]
-        for r in results
-    }
-    decays = sorted({key[2] for key in value})
+    value = {tuple(r["cell"][k] for k in (*KIND, "seed")): r["rows"][-1] for r in results}
+    kinds = sorted({key[2:4] for key in value})
     rows = []
     for data in dict.fromkeys(key[0] for key in value):
-        pairs = [
-            ("plain - residual", ("isoplain", d), ("isoresnet", d), f"decay {d:g}") for d in decays
+        pairs = [("plain - residual", ("isoplain", *k), ("isoresnet", *k)) for k in kinds]
+        pairs += [
+            ("no decay - decay", (arch, 0.0, k[1]), (arch, *k))
+            for arch in NETWORKS
+            for k in kinds
+            if k[0]
         ]
-        for arch, word in NETWORKS.items():
-            pairs += [
-                (f"decay 0 - decay {high:g}", (arch, decays[0]), (arch, high), word)
-                for high in decays[1:]
-            ]
-        for name, a, b, place in pairs:
+        for name, a, b in pairs:
             both = sorted(
-                {k[3] for k in value if k[:3] == (data, *a)}
-                & {k[3] for k in value if k[:3] == (data, *b)}
+                {k[-1] for k in value if k[:-1] == (data, *a)}
+                & {k[-1] for k in value if k[:-1] == (data, *b)}
             )
             if both:
                 cells = []
@@ -245,6 +242,8 @@ def effects(results: Sequence[Result]) -> str:
                     _, low, high = mean_interval(gaps)
                     shown = "yes" if low > 0 else "no" if high < 0 else "not shown"
                     cells.append(f"{spread(gaps)} ({shown})")
+                _, network, decay = _row((data, *b))
+                place = f"decay {decay}" if name.startswith("plain") else f"{network}, {decay}"
                 rows.append([data, name, place, len(both), *cells])
     head = ["data", "difference", "at", "seeds", "length ratio", "centred", "line-shape ratio"]
     return table(head, rows)
@@ -282,7 +281,7 @@ def to_the_end(result: Result) -> list[str]:
 def correlation(results: Sequence[Result]) -> str:
     """The correlation score from some layers to the last, beside the highest of its nulls."""
     rows = []
-    groups = by(results, "data", "arch", "weight_decay", "pool", "epoch")
+    groups = by(results, *KIND, "pool", "epoch")
     depth = max(len(result["pairs"]["layers"]) for result in results) - 1
     layers = sorted({0, 1, 2, depth // 2, depth - 1})
     for key, group in groups.items():
@@ -292,8 +291,8 @@ def correlation(results: Sequence[Result]) -> str:
             null = [r["pairs"]["null"][layer][-1] for r in group]
             cells.append(f"{_range(own)} / {_range(null)}")
         first = ", ".join(optimal_from(r) for r in group)
-        epoch = "last" if key[4] is None else key[4]
-        rows.append([*_row(key), key[3], epoch, *cells, first])
+        epoch = "last" if key[5] is None else key[5]
+        rows.append([*_row(key), key[4], epoch, *cells, first])
     head = ["data", "network", "weight decay", "pool", "epoch"]
     return table([*head, *(f"from {k}: own / null" for k in layers), "optimal from"], rows)
 
@@ -314,7 +313,7 @@ def draw_training(results: Sequence[Result]) -> Figure:
     data = list(dict.fromkeys(result["cell"]["data"] for result in results))
     figure = Figure(figsize=(7.2, 2.7 * len(data)), layout="constrained", dpi=160)
     axes = figure.subplots(len(data), 2, squeeze=False)
-    for (name, arch, decay), group in by(results, "data", "arch", "weight_decay").items():
+    for (name, arch, decay, decayed), group in by(results, *KIND).items():
         ax = axes[data.index(name), int(arch == "isoplain")]
         epochs = sorted({row["epoch"] for result in group for row in result["rows"]})
         found = [[v for r in group if (v := _at(r, e)) is not None] for e in epochs]
@@ -326,8 +325,11 @@ def draw_training(results: Sequence[Result]) -> Figure:
         ends = np.array([[min(values), max(values)] for values in found])
         colour, marker = LOOK.get(decay, ("#666666", "D"))
         bars = abs(ends.T - means)
+        exempt = decayed != "all"
         drawn = {"color": colour, "marker": marker, "ms": 4, "lw": 1.2, "capsize": 2}
-        ax.errorbar(epochs, means, yerr=bars, label=f"decay {decay:g}", **drawn)
+        drawn["mfc"] = "white" if exempt else colour
+        label = f"decay {decay:g}{', exempt' if exempt else ''}"
+        ax.errorbar(epochs, means, yerr=bars, label=label, **drawn)
         ax.plot(epochs, orthogonal, color=colour, lw=0.8, ls=":")
         ax.set_xscale("symlog", base=2, linthresh=1)
         shown = [e for e in epochs if e == epochs[-1] or 1.5 * e < epochs[-1]]

@@ -17,7 +17,9 @@ from terminal import curve, optimality
 
 def main() -> None:
     lab = Lab(__file__)
-    networks = lab.grid("data", "arch", "weight_decay", "seed", full=lab.asked.full)
+    networks = lab.grid("data", "arch", "weight_decay", "decayed", "seed", full=lab.asked.full)
+    exempt = [cell for cell in networks if cell["weight_decay"] in lab.settings["exempt"]]
+    networks += [{**cell, "decayed": "unnormalized"} for cell in exempt]
     terminal.report(lab, networks, curve, optimality)
 
 

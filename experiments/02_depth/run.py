@@ -48,7 +48,12 @@ def measure(cell: Cell, bench: Bench) -> dict[str, Any]:
 
 def main() -> None:
     lab = Lab(__file__)
-    fixed = {"full": lab.asked.full, "samples": lab.settings["samples"], "arch": "isoresnet"}
+    fixed = {
+        "full": lab.asked.full,
+        "samples": lab.settings["samples"],
+        "arch": "isoresnet",
+        "decayed": "all",
+    }
     networks = lab.grid("data", "depth", "weight_decay", "seed", **fixed)
     results = lab.measure(measure, networks)
     matrices = lab.measure(optimality, [{**c, "pool": "grid:2", "epoch": None} for c in networks])

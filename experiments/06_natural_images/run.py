@@ -17,13 +17,7 @@ from terminal import curve, optimality
 
 def main() -> None:
     lab = Lab(__file__)
-    decayed = lab.settings["decayed"]
-    networks = lab.grid(
-        "data", "arch", "weight_decay", "seed", full=lab.asked.full, decayed=decayed
-    )
-    for cell in networks:
-        if cell["weight_decay"] in lab.settings["longer"]:
-            cell["epochs"] = lab.settings["epochs_longer"]
+    networks = lab.grid("data", "arch", "weight_decay", "decayed", "seed", full=lab.asked.full)
     terminal.report(lab, networks, curve, optimality)
 
 
