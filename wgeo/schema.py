@@ -60,6 +60,12 @@ def points(*axes: int | None) -> Callable[[Any], bool]:
     return check
 
 
+def score(value: Any) -> bool:
+    """A value and the two ends of its interval, or null."""
+    triple = isinstance(value, list) and len(value) == 3
+    return value is None or (triple and all(map(number, value)))
+
+
 _COLLAPSE = {"undefined?": {"*": text}, "intervals?": {"*": interval}, "*": number}
 _TREND = {
     **dict.fromkeys(("kendall_tau?", "violations?", "violation_size?", "reached_depth?"), number),
@@ -69,6 +75,15 @@ _TREND = {
 }
 _BRENIER = {"intervals?": {"*": interval}, "*": lambda value: text(value) or number(value)}
 _LAYER = {"name": text, "stage?": whole, "width?": whole, "collapse": _COLLAPSE}
+_OPTIMALITY = {
+    **dict.fromkeys(("samples?", "distinct?"), whole),
+    "spread?": [number],
+    **dict.fromkeys(("spread_ratio?", "relative_displacement?"), number),
+    **dict.fromkeys(("shift_share?", "ot_score_centred?"), number),
+    "corr_score?": score,
+    "null?": [{"kind": text, "score": score, "draws": [number], "own": score, "samples": whole}],
+    "power?": flag,
+}
 _BLOCK = {
     "source": text,
     "target": text,
@@ -78,6 +93,13 @@ _BLOCK = {
     **dict.fromkeys(("status", "solver", "via?"), text),
     "intervals?": {"*": interval},
     "brenier?": _BRENIER,
+    **_OPTIMALITY,
+}
+_MATRIX = [[number]]
+_PAIRS = {
+    "layers": [text],
+    **dict.fromkeys(("distance", "lower", "upper"), _MATRIX),
+    **dict.fromkeys(("corr_score", "corr_low", "corr_high", "null?"), _MATRIX),
 }
 _SIZES = {
     "points": [{"size": whole, "*": number}],
@@ -106,6 +128,11 @@ _SEGMENT = {
     "sample_sizes?": _SIZES,
     "view?": _VIEW,
     "brenier?": _BRENIER,
+    **_OPTIMALITY,
+    **dict.fromkeys(("moving_blocks?", "sqrt_moving_blocks?"), number),
+    "length_over_runs?": {"*": number},
+    "centred?": {"length_over_runs?": {"*": number}, "intervals?": {"*": interval}, "*": number},
+    "pairs?": _PAIRS,
 }
 _PREDICTED = {
     "name": text,
@@ -210,6 +237,12 @@ def mismatched(record: Mapping[str, Any]) -> Iterator[Fault]:
         for key in ("interpolation_gap", "interpolation_time"):
             if segment.get(key) and len(segment[key]) != depth:
                 yield Fault(f"{place}.{key}")
+        if pairs := segment.get("pairs"):
+            size = len(pairs["layers"])
+            for key in pairs.keys() - {"layers"}:
+                rows = pairs[key]
+                if rows is not None and [len(row) for row in rows] != [size] * size:
+                    yield Fault(f"{place}.pairs.{key}")
         view = segment.get("view") or {}
         means, dots = view.get("class_means") or [], view.get("points") or []
         classes = len(means[0]) if means else 0

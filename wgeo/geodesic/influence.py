@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
-from ..rows import summed
 from ..trajectory import Segment
 from ..transport import TransportResult
+from .correlation import Moments, rounding_of
 from .paths import PathFigures, path_figures
 from .resampling import Resampled, resample
 
@@ -32,6 +32,8 @@ TRANSPORT_FIGURES = (
     "speed_deviation",
     "ot_score",
 )
+MOVING = ("moving_blocks", "sqrt_moving_blocks")
+LINEARISED = (*TRANSPORT_FIGURES, *MOVING, "ot_score_centred", "corr_score")
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,12 +49,17 @@ class SegmentSample:
         W2 between the first and the last layer.
     floor : float
         Distances up to here are rounding of the features, and count as zero.
+    centred : bool
+        Whether each layer's mean was taken off; then there are correlation scores too. Resamples
+        keep the means of all samples: what they change is of second order in every cost, and of
+        none in a line shape where centred paths are as likely as their mirror images.
     """
 
     path: PathFigures
     steps: Sequence[TransportResult]
     end: TransportResult | None
     floor: float
+    centred: bool = False
 
     @classmethod
     def of(
@@ -62,7 +69,15 @@ class SegmentSample:
         end: TransportResult | None = None,
     ) -> SegmentSample:
         """Measure the paths of a segment, and put transport beside them where it was solved."""
-        return cls(path_figures(segment.arrays), steps, end, _rounding(segment))
+        return cls(path_figures(segment.arrays), steps, end, rounding_of(segment.arrays))
+
+    @classmethod
+    def centred_of(
+        cls, moments: Moments, steps: Sequence[TransportResult], end: TransportResult
+    ) -> SegmentSample:
+        """The same of the centred layers; `steps` and `end` are between these."""
+        path = path_figures(moments.arrays, centres=moments.centres)
+        return cls(path, steps, end, moments.floor, True)
 
     @property
     def linearised(self) -> bool:
@@ -70,27 +85,28 @@ class SegmentSample:
         results = (*self.steps, *([] if self.end is None else [self.end]))
         return all(result.potentials is not None for result in results)
 
-    def resampled(self, draws: int, seed: int) -> Resampled:
+    def resampled(
+        self, draws: int, seed: int, groups: Int[np.ndarray, " n"] | None = None
+    ) -> Resampled:
         """Return the figures of this sample, of its bootstraps, and with one sample left out."""
-        return resample(self._columns(), self._figures, draws=draws, seed=seed)
+        return resample(self._columns(), self._figures, draws=draws, seed=seed, groups=groups)
 
     def _columns(self) -> Float[np.ndarray, "n c"]:
         path = [getattr(self.path, name) for name in TRAJECTORY_FIGURES]
         defined = [~np.isnan(values) for values in path]
         known = [np.nan_to_num(values) for values in path]
         transport = [_influence(result, len(path[0])) for result in self._results()]
-        return np.column_stack(
-            [*known, *defined, self.path.step_cost, self.path.chord_cost, *transport]
-        )
+        square = [self.path.square] if self.centred else []
+        costs = [self.path.step_cost, self.path.chord_cost]
+        return np.column_stack([*known, *defined, *costs, *square, *transport])
 
     def _results(self) -> list[TransportResult]:
         return [] if self.end is None else [*self.steps, self.end]
 
     def _figures(self, means: Float[np.ndarray, "m c"]) -> dict[str, Float[np.ndarray, " m"]]:
         count, blocks = len(TRAJECTORY_FIGURES), self.path.step_cost.shape[1]
-        sums, shares, moved, costs = np.split(
-            means, [count, 2 * count, 2 * count + blocks + 1], axis=1
-        )
+        widths = [count, count, blocks + 1, (blocks + 1) * self.centred]
+        sums, shares, moved, square, costs = np.split(means, np.cumsum(widths), axis=1)
         with np.errstate(divide="ignore", invalid="ignore"):
             found = dict(zip(TRAJECTORY_FIGURES, (sums / shares).T, strict=True))
             paired = self._length(moved)
@@ -103,6 +119,22 @@ class SegmentSample:
                     found[f"paired {step}"] = paired[:, step]
                     found[f"distance {step}"] = distance[:, step]
                     found[f"ot_score {step}"] = _ot_score(distance[:, step], paired[:, step])
+            if self.centred and self.end is not None:
+                found |= self._correlations(moved, costs, square)
+        return found
+
+    def _correlations(
+        self, moved: np.ndarray, costs: np.ndarray, square: np.ndarray
+    ) -> dict[str, np.ndarray]:
+        """The correlation score of every step and end to end, from mean squares."""
+        layers = square.shape[1]
+        names = [f" {step}" for step in range(layers - 1)] + [""]
+        ends = [(step, step + 1) for step in range(layers - 1)] + [(0, layers - 1)]
+        found = {}
+        for k, (name, (i, j)) in enumerate(zip(names, ends, strict=True)):
+            total = square[:, i] + square[:, j]
+            best = np.where(total - costs[:, k] > self.floor**2, total - costs[:, k], np.nan)
+            found[f"corr_score{name}"] = np.minimum((total - moved[:, k]) / best, 1.0)
         return found
 
     def _length(self, squared: np.ndarray) -> np.ndarray:
@@ -115,7 +147,10 @@ def _transport_figures(steps: np.ndarray, end: np.ndarray) -> dict[str, np.ndarr
     length, chord = steps.sum(1), np.where(end > 0, end, np.nan)
     count = steps.shape[1]
     # Ratios cannot fall below 1 but by a solver's error or by linearisation.
+    moving = length**2 / np.where(length > 0, (steps**2).sum(1), np.nan)
     return {
+        "moving_blocks": moving,
+        "sqrt_moving_blocks": np.sqrt(moving),
         "distance": end,
         "length": length,
         "length_ratio": np.maximum(length / chord, 1.0),
@@ -139,12 +174,3 @@ def _influence(result: TransportResult, n: int) -> Float[np.ndarray, " n"]:
     f, g = result.potentials
     influence = np.asarray(f, dtype=np.float64) + np.asarray(g, dtype=np.float64)
     return influence - influence.mean() + result.cost
-
-
-def _rounding(segment: Segment) -> float:
-    """Return the largest W2 that rounding of the features alone can make."""
-    eps = max(np.finfo(a.dtype if a.dtype.kind == "f" else np.float64).eps for a in segment.arrays)
-    square = max(
-        summed(lambda _, part: [float(np.vdot(part, part))], a)[0] / len(a) for a in segment.arrays
-    )
-    return 4 * float(eps) * float(np.sqrt(square))

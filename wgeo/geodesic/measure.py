@@ -7,25 +7,36 @@ feature space), how straight the path of measures and the samples' own paths are
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
 
-from ..errors import FeatureError, RecordError, WgeoWarning
+from .. import distributed
+from ..arrays import as_numpy
+from ..errors import ArgumentError, FeatureError, RecordError, WgeoWarning
 from ..progress import track
 from ..rows import Rows, made_like, picked, summed, wide
 from ..trajectory import Block, Segment, Trajectory
 from ..transport import Chain, Exact, TransportResult, wasserstein
 from ..transport import chain as solve_chain
-from .influence import TRAJECTORY_FIGURES, TRANSPORT_FIGURES, SegmentSample
+from ..transport.chain import solve_pairs
+from .correlation import CentredPair, Moments
+from .influence import LINEARISED, MOVING, TRAJECTORY_FIGURES, TRANSPORT_FIGURES, SegmentSample
+from .nulls import null_scores, powerful
+from .pairs import as_matrices, known_pairs, length_over_runs, missing
 from .paths import neighbour_distance, resolution
 from .resampling import Resampled
-from .result import BlockTransport, Interval, SegmentStraightness, Straightness
+from .result import BlockTransport, Interval, NullScore, SegmentStraightness, Straightness
 
+Ends = tuple[int, int]  # two layers of a segment, by their numbers
+Null = Mapping[Ends, Sequence[NullScore]]
 _SAME_COST = 1e-6
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+_PATH = (*TRANSPORT_FIGURES, *MOVING, *TRAJECTORY_FIGURES, "paired")
 
 
 def straightness(
@@ -34,6 +45,9 @@ def straightness(
     solver: Any = None,
     chain: Chain | None = None,
     bootstrap: int = 200,
+    pairs: bool | None = None,
+    nulls: int = 1,
+    groups: Any = None,
     seed: int = 0,
 ) -> Straightness:
     """Measure every block's transport and every segment's straightness.
@@ -48,6 +62,17 @@ def straightness(
         The distances, where they were solved before (`wgeo.transport.chain`).
     bootstrap : int
         Resamples of the samples for the 95 % BCa intervals; 0 for none.
+    pairs : bool, optional
+        Whether to solve between every two layers of each segment (of more than 10 layers, between 9
+        of them spread evenly), for `SegmentStraightness.pairs` and `length_over_runs`. None: where
+        k pairs of n samples of d features are affordable, k n^2 (d + 100) <= 4e10, about half a
+        minute a segment on one core: 8 blocks of 2,000 samples of 64 features are.
+    nulls : int
+        Null maps of each kind that blocks, segments, and maps from each layer compared to the
+        segment's last are set beside (`NullScore`); 0 for none.
+    groups : array_like of int, (n,), optional
+        Samples of one number are copies of one image: they are resampled together, and null maps
+        take one of each.
     seed : int
 
     Notes
@@ -62,10 +87,15 @@ def straightness(
     `bias_curve` shows it. Resampling m < n of n and solving again (`bias_curve` too) has the same
     spread and a larger bias. A solver without potentials has no interval for these figures.
 
+    Centred values are linearised likewise, with the layers' means kept as they are: they enter
+    every cost in second order only.
+
     Raises
     ------
     FeatureError
         Fewer than two samples, or no block between layers of one space.
+    ArgumentError
+        `groups` that are not one whole number a sample; `nulls` below 0.
     """
     if len(traj) < 2:
         raise FeatureError(f"straightness needs at least two samples, not {len(traj)}.")
@@ -74,34 +104,142 @@ def straightness(
             "No two consecutive layers share a feature space, so there is no block to measure. "
             "Trace at least two layers of one width, or record the shortcut at a change of width."
         )
+    if not isinstance(nulls, int) or nulls < 0:
+        raise ArgumentError(f"nulls is a number of null maps of each kind, not {nulls!r}.")
     solver = Exact() if solver is None else solver
     chain = solve_chain(traj, solver) if chain is None else chain
+    groups = None if groups is None else _as_groups(groups, len(traj))
     blocks: list[BlockTransport] = []
     segments: list[SegmentStraightness] = []
     steps, maps = iter(chain.blocks), iter(traj.blocks)
-    pairs = list(zip(traj.segments, chain.ends, strict=True))
-    for segment, end in track(pairs, "measuring straightness"):
+    ends = list(zip(traj.segments, chain.ends, strict=True))
+    for place, (segment, end) in enumerate(track(ends, "measuring straightness")):
         results = [next(steps) for _ in segment.arrays[1:]]
-        sample = SegmentSample.of(segment, results, end)
-        figures = sample.resampled(bootstrap, seed)
+        solved = known_pairs(segment, results, end, _more(segment, pairs, solver, traj.held))
+        found = _Measured.of(segment, solved, bootstrap, seed, groups)
+        null = _null(found, nulls, (seed, place))
         spacing = [neighbour_distance(x) for x in segment.arrays[:-1]]
         blocks += [
-            _block(next(maps), result, sample, figures, step, spacing[step])
-            for step, result in enumerate(results)
+            _block(next(maps), found, null, step, spacing[step]) for step in range(len(results))
         ]
-        segments.append(_segment(segment, sample, figures, spacing[0], traj, solver))
+        segments.append(_segment(found, null, spacing[0], traj, solver))
     return Straightness(tuple(blocks), tuple(segments))
 
 
-def _block(
-    block: Block,
-    result: TransportResult,
-    sample: SegmentSample,
-    figures: Resampled,
-    step: int,
-    spacing: float,
-) -> BlockTransport:
+@dataclass(frozen=True, eq=False)
+class _Measured:
+    """A segment, every transport solved in it, and both twins of its figures."""
+
+    segment: Segment
+    solved: Mapping[Ends, TransportResult]
+    pairs: Mapping[Ends, CentredPair]
+    moments: Moments
+    raw: SegmentSample
+    figures: Resampled
+    centred: Resampled
+    groups: Int[np.ndarray, " n"] | None
+
+    @classmethod
+    def of(
+        cls,
+        segment: Segment,
+        solved: Mapping[Ends, TransportResult],
+        bootstrap: int,
+        seed: int,
+        groups: Int[np.ndarray, " n"] | None,
+    ) -> _Measured:
+        last = len(segment.arrays) - 1
+        chain = [(i, i + 1) for i in range(last)] + [(0, last)]
+        raw = SegmentSample.of(segment, [solved[key] for key in chain[:-1]], solved[0, last])
+        moments = Moments.of(segment.arrays, raw.floor)
+        pairs = {
+            (i, j): moments.pair(i, j, solved[i, j], potentials=(i, j) in chain) for i, j in solved
+        }
+        *steps, end = (pairs[key].transport for key in chain)
+        centred = SegmentSample.centred_of(moments, steps, end)
+        figures, others = (each.resampled(bootstrap, seed, groups) for each in (raw, centred))
+        return cls(segment, solved, pairs, moments, raw, figures, others, groups)
+
+    @property
+    def last(self) -> int:
+        return len(self.segment.arrays) - 1
+
+    def optimality(self, i: int, j: int, null: Null, name: str) -> dict[str, Any]:
+        """What `Optimality` says of the map from layer i to layer j, `name` its figures' ending."""
+        pair, spread = self.pairs[i, j], self.moments.spread
+        n = len(self.segment.arrays[0])
+        paired, moved = self.figures.values[f"paired{name}"], self.centred.values[f"paired{name}"]
+        largest = max(spread[i], spread[j])
+        return {
+            "samples": n,
+            "distinct": n if self.groups is None else len(np.unique(self.groups)),
+            "spread": tuple(map(float, spread[i : j + 1])),
+            "spread_ratio": float(spread[j] / spread[i]) if spread[i] > 0 else None,
+            "relative_displacement": float(moved / largest) if largest > 0 else None,
+            "shift_share": min(pair.shift / paired**2, 1.0) if paired > 0 else None,
+            "ot_score_centred": _defined(self.centred.values[f"ot_score{name}"]),
+            "corr_score": pair.corr_score,
+            "null": null.get((i, j), ()),
+            "power": powerful(null.get((i, j), ())),
+        }
+
+    def intervals(self, names: Mapping[str, str], centred: bool = False) -> dict[str, Interval]:
+        """Return the intervals of `names` {reported as: computed as}, where they are defined."""
+        found = {}
+        for reported, computed in names.items():
+            if reported in LINEARISED and not self.raw.linearised:
+                continue
+            interval = (self.centred if centred else self.figures).interval(computed)
+            if interval is not None:
+                found[reported] = interval
+        return found
+
+
+def _as_groups(groups: Any, n: int) -> Int[np.ndarray, " n"]:
+    found = as_numpy(groups)
+    if found.shape != (n,) or found.dtype.kind not in "iu":
+        raise ArgumentError(
+            f"groups must be {n} whole numbers, one a sample and the same for copies of one image; "
+            f"they have shape {found.shape} and dtype {found.dtype}."
+        )
+    return found.astype(np.int64)
+
+
+def _more(
+    segment: Segment, wanted: bool | None, solver: Any, held: int
+) -> dict[Ends, TransportResult]:
+    """Solve the pairs of a segment that a chain does not hold."""
+    pairs = missing(segment, wanted)
+    clouds = [
+        (f"{segment.names[i]} -> {segment.names[j]}", segment.arrays[i], segment.arrays[j])
+        for i, j in pairs
+    ]
+    return dict(zip(pairs, solve_pairs(clouds, solver, held=held), strict=True)) if pairs else {}
+
+
+def _null(found: _Measured, draws: int, seed: tuple[int, int]) -> Null:
+    """The null scores of every block, and of the maps from each layer to the last."""
+    arrays, last = found.segment.arrays, found.last
+    ends = [(i, j) for i, j in found.solved if j == i + 1 or j == last] if draws else []
+    works = [
+        partial(
+            null_scores,
+            arrays[i],
+            arrays[j],
+            own=found.pairs[i, j].corr_score,
+            draws=draws,
+            seed=(*seed, i, j),
+            groups=found.groups,
+        )
+        for i, j in ends
+    ]
+    return dict(zip(ends, distributed.dealt(works, "null maps"), strict=True))
+
+
+def _block(block: Block, found: _Measured, null: Null, step: int, spacing: float) -> BlockTransport:
     names = {name: f"{name} {step}" for name in ("distance", "paired", "ot_score")}
+    scores = {"ot_score_centred": f"ot_score {step}", "corr_score": f"corr_score {step}"}
+    result, values = found.solved[step, step + 1], found.figures.values
     return BlockTransport(
         source=block.source,
         target=block.target,
@@ -110,41 +248,28 @@ def _block(
         distance=result.distance,
         lower=result.lower,
         upper=result.upper,
-        paired=figures.values[names["paired"]],
-        ot_score=_defined(figures.values[names["ot_score"]]),
+        paired=values[names["paired"]],
+        ot_score=_defined(values[names["ot_score"]]),
         resolution=resolution(block.x, block.y, neighbours=spacing),
         status=str(result.status),
         solver=result.solver,
         seconds=result.seconds,
-        intervals=_intervals(sample, figures, names),
+        intervals={**found.intervals(names), **found.intervals(scores, centred=True)},
+        **found.optimality(step, step + 1, null, f" {step}"),
     )
 
 
 def _segment(
-    segment: Segment,
-    sample: SegmentSample,
-    figures: Resampled,
-    spacing: float,
-    traj: Trajectory,
-    solver: Any,
+    found: _Measured, null: Null, spacing: float, traj: Trajectory, solver: Any
 ) -> SegmentStraightness:
-    values = figures.values
-    gap, time = _interpolation(segment, sample, values, solver)
-    names = (*TRANSPORT_FIGURES, *TRAJECTORY_FIGURES, "paired")
+    segment, sample, last = found.segment, found.raw, found.last
+    gap, time = _interpolation(segment, sample, found.figures.values, solver)
+    scores = {"ot_score_centred": "ot_score", "corr_score": "corr_score"}
+    distances = {key: result.distance for key, result in found.solved.items()}
     return SegmentStraightness(
         layers=segment.names,
         stage=segment.stage,
-        distance=values["distance"],
-        length=values["length"],
-        length_ratio=_defined(values["length_ratio"]),
-        action_ratio=_defined(values["action_ratio"]),
-        speed_deviation=_defined(values["speed_deviation"]),
-        line_shape_score=_defined(values["line_shape_score"]),
-        line_shape_ratio=_defined(values["line_shape_ratio"]),
-        turning_angle=_defined(values["turning_angle"]),
-        orthogonal_share=_defined(values["orthogonal_share"]),
-        paired=values["paired"],
-        ot_score=_defined(values["ot_score"]),
+        **_path(found.figures),
         resolution=resolution(segment.arrays[0], segment.arrays[-1], neighbours=spacing),
         interpolation_gap=gap,
         interpolation_time=time,
@@ -152,8 +277,30 @@ def _segment(
         undefined_samples={
             name: int(np.isnan(getattr(sample.path, name)).sum()) for name in TRAJECTORY_FIGURES
         },
-        intervals=_intervals(sample, figures, {name: name for name in names}),
+        length_over_runs=length_over_runs(last, distances),
+        centred=_centred(found),
+        pairs=as_matrices(segment, found.solved, found.pairs, null),
+        intervals={
+            **found.intervals({name: name for name in _PATH}),
+            **found.intervals(scores, centred=True),
+        },
+        **found.optimality(0, last, null, ""),
     )
+
+
+def _path(figures: Resampled) -> dict[str, Any]:
+    """Every measure of a path, by its name."""
+    return {name: _defined(figures.values[name]) for name in _PATH}
+
+
+def _centred(found: _Measured) -> dict[str, Any]:
+    """Return the measures of the path with each layer's mean taken off."""
+    distances = {key: pair.transport.distance for key, pair in found.pairs.items()}
+    return {
+        **_path(found.centred),
+        "length_over_runs": length_over_runs(found.last, distances),
+        "intervals": found.intervals({name: name for name in _PATH}, centred=True),
+    }
 
 
 def _interpolation(
@@ -219,20 +366,6 @@ def _quantiles(sample: SegmentSample, traj: Trajectory) -> dict[str, dict[str, l
             for group, members in groups.items()
             if not np.isnan(values[members]).all()
         }
-    return found
-
-
-def _intervals(
-    sample: SegmentSample, figures: Resampled, names: Mapping[str, str]
-) -> dict[str, Interval]:
-    """Return the intervals of `names` {reported as: computed as}, where they are defined."""
-    found = {}
-    for reported, computed in names.items():
-        if reported in TRANSPORT_FIGURES and not sample.linearised:
-            continue
-        interval = figures.interval(computed)
-        if interval is not None:
-            found[reported] = interval
     return found
 
 

@@ -41,6 +41,8 @@ class PathFigures:
         ||Delta_l||^2, squared units of the features.
     chord_cost : ndarray, (n,)
         ||x_L - x_0||^2.
+    square : ndarray, (n, L + 1)
+        ||x_l||^2.
     """
 
     line_shape_ratio: Float[np.ndarray, " n"]
@@ -49,26 +51,36 @@ class PathFigures:
     orthogonal_share: Float[np.ndarray, " n"]
     step_cost: Float[np.ndarray, "n L"]
     chord_cost: Float[np.ndarray, " n"]
+    square: Float[np.ndarray, "n l"]
 
 
 _FIGURES = tuple(field.name for field in fields(PathFigures))
 
 
-def path_figures(arrays: Sequence[Float[np.ndarray, "n d"]]) -> PathFigures:
+def path_figures(
+    arrays: Sequence[Float[np.ndarray, "n d"]],
+    *,
+    centres: Float[np.ndarray, "l d"] | None = None,
+) -> PathFigures:
     """Return the straightness of each sample's path through `arrays`, in float64.
 
     Parameters
     ----------
     arrays : sequence of L + 1 >= 2 ndarrays, (n, d)
         Features of the same samples, layer by layer, in one space.
+    centres : ndarray, (L + 1, d), optional
+        What to take off each layer, such as its mean: the paths of the centred features.
     """
     n, d = arrays[0].shape
-    steps, mine = len(arrays) - 1, distributed.share(n)
-    columns = [np.zeros((n, steps) if each == "step_cost" else n) for each in _FIGURES]
-    for rows, path in blocks(*arrays, width=d * len(arrays), within=mine):
-        for column, found in zip(
-            columns, _figures(np.stack(path), _precision(arrays)), strict=True
-        ):
+    mine, eps = distributed.share(n), _precision(arrays)
+    shapes = {"step_cost": (n, len(arrays) - 1), "square": (n, len(arrays))}
+    columns = [np.zeros(shapes.get(each, (n,))) for each in _FIGURES]
+    for rows, layers in blocks(*arrays, width=d * len(arrays), within=mine):
+        path = np.stack(layers)
+        tolerance = 4 * eps * np.linalg.norm(path, axis=2).max(0)  # rounding of the features
+        if centres is not None:
+            path -= centres[:, None]
+        for column, found in zip(columns, _figures(path, tolerance), strict=True):
             column[rows] = found
     return PathFigures(*map(distributed.total, columns))
 
@@ -79,9 +91,8 @@ def _precision(arrays: Sequence[np.ndarray]) -> float:
     )
 
 
-def _figures(path: np.ndarray, eps: float) -> tuple[np.ndarray, ...]:
+def _figures(path: np.ndarray, tolerance: np.ndarray) -> tuple[np.ndarray, ...]:
     """Return PathFigures' columns, in its order, for one chunk (L + 1, rows, d)."""
-    tolerance = 4 * eps * np.linalg.norm(path, axis=2).max(0)  # (rows,)
     steps = np.diff(path, axis=0)
     chord = path[-1] - path[0]
     lengths, chord_length = np.linalg.norm(steps, axis=2), np.linalg.norm(chord, axis=1)
@@ -96,7 +107,8 @@ def _figures(path: np.ndarray, eps: float) -> tuple[np.ndarray, ...]:
         ratio = np.where(open_, np.maximum(lengths.sum(0) / chord_length, 1), np.nan)
         across = steps - np.einsum("lrd,rd->lr", steps, along)[..., None] * along
         share = np.where(open_, (across**2).sum((0, 2)) / (lengths**2).sum(0), np.nan)
-    return ratio, score, _turning(units, moved), share, (lengths**2).T, chord_length**2
+    turning, square = _turning(units, moved), (path**2).sum(2)
+    return ratio, score, turning, share, (lengths**2).T, chord_length**2, square.T
 
 
 def _turning(units: np.ndarray, moved: np.ndarray) -> np.ndarray:

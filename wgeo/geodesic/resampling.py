@@ -10,11 +10,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from scipy.special import ndtr, ndtri
 
 from ..errors import ArgumentError
 from ..memory import share
+from ..rows import sums_by_class
 
 LEVEL = 0.95
 _HELD = 2**24  # weights of resamples at a time
@@ -34,7 +35,7 @@ class Resampled:
     draws : dict of ndarray, (draws,)
         At bootstrap resamples (n of n samples, with replacement).
     left_out : dict of ndarray, (n,)
-        With sample i left out: influence and pseudo-values.
+        With sample (or group) i left out: influence and pseudo-values.
     """
 
     values: dict[str, float]
@@ -56,7 +57,12 @@ class Resampled:
 
 
 def resample(
-    columns: Float[np.ndarray, "n c"], figures: Figures, *, draws: int, seed: int
+    columns: Float[np.ndarray, "n c"],
+    figures: Figures,
+    *,
+    draws: int,
+    seed: int,
+    groups: Int[np.ndarray, " n"] | None = None,
 ) -> Resampled:
     """Evaluate `figures` at the column means, at `draws` bootstraps of them, and leaving one out.
 
@@ -66,25 +72,40 @@ def resample(
         A row a sample.
     figures : callable, (m, c) -> {name: (m,)}
         Figures as functions of the column means, a row a set of means.
+    groups : ndarray of int, (n,), optional
+        Rows of one number are copies of one sample, and are drawn, or left out, together.
     """
     if not isinstance(draws, int) or draws < 0 or draws == 1:
         raise ArgumentError(f"bootstrap must be 0 or a whole number from 2, not {draws!r}.")
     if not isinstance(seed, int) or seed < 0:
         raise ArgumentError(f"seed must be a whole number >= 0, not {seed!r}.")
-    n = len(columns)
     mean = columns.mean(0, keepdims=True)
+    sums, sizes = _by_group(columns, groups)
+    n = len(sums)
     rng, together = np.random.default_rng(seed), max(1, share(8 * _HELD, 1 / 16) // (8 * n))
-    means = [
-        rng.multinomial(n, np.full(n, 1 / n), size=min(together, draws - k)) / n @ columns
-        for k in range(0, draws, together)
-    ]
-    left = (n * mean - columns) / (n - 1) if n > 1 else np.full_like(columns, np.nan)
+    means = []
+    for k in range(0, draws, together):
+        drawn = rng.multinomial(n, np.full(n, 1 / n), size=min(together, draws - k))
+        means.append(drawn @ sums / (drawn @ sizes)[:, None])
+    rest = (len(columns) - sizes)[:, None]
+    left = (len(columns) * mean - sums) / rest if n > 1 else np.full_like(sums, np.nan)
     with np.errstate(divide="ignore", invalid="ignore"):
         return Resampled(
             {name: float(value[0]) for name, value in figures(mean).items()},
             dict(figures(np.concatenate([np.empty((0, columns.shape[1])), *means]))),
             dict(figures(left)),
         )
+
+
+def _by_group(
+    columns: Float[np.ndarray, "n c"], groups: Int[np.ndarray, " n"] | None
+) -> tuple[Float[np.ndarray, "g c"], Int[np.ndarray, " g"]]:
+    """Sum of the rows of every group, and their number."""
+    if groups is None:
+        return columns, np.ones(len(columns), dtype=np.int64)
+    numbers = np.unique(groups, return_inverse=True)[1]
+    sizes = np.bincount(numbers)
+    return sums_by_class(columns, numbers, len(sizes)), sizes
 
 
 def mean_interval(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..errors import DependencyError
@@ -13,10 +13,116 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Interval = tuple[float, float]
+Score = tuple[float, float, float]
 
 
 @dataclass(frozen=True, eq=False)
-class BlockTransport:
+class NullScore:
+    """The correlation score of null maps: a pair's own displacements, given to the wrong samples.
+
+    Attributes
+    ----------
+    kind : str
+        ``dealt`` or ``turned``; see `wgeo.geodesic.nulls`.
+    score : (value, low, high)
+        The highest draw's value; `low` and `high` are the lowest and the highest certified bound
+        over all draws.
+    draws : tuple of float
+        The score of every draw.
+    own : (value, low, high)
+        The correlation score of the pair's own displacements on the same samples.
+    samples : int
+        How many samples these scores are of: all, or `wgeo.geodesic.nulls.SAMPLES` of more.
+    """
+
+    kind: str
+    score: Score
+    draws: tuple[float, ...]
+    own: Score
+    samples: int
+
+
+@dataclass(frozen=True, eq=False)
+class Pairs:
+    """Transport between every two layers of a segment, in (k, k) matrices.
+
+    Attributes
+    ----------
+    layers : tuple of str
+        The k layers compared: all of the segment, or of a longer one some spread evenly by index.
+    distance, lower, upper : tuple of tuple of float
+        W2 and an interval that contains it; symmetric, with zeros on the diagonal.
+    corr_score, corr_low, corr_high : tuple of tuple of (float or None)
+        The correlation score and its certified interval; None where it is undefined.
+    null : tuple of tuple of (float or None), or None
+        The highest certified bound of a null score of each pair; None where none was solved.
+    """
+
+    layers: tuple[str, ...]
+    distance: tuple[tuple[float, ...], ...]
+    lower: tuple[tuple[float, ...], ...]
+    upper: tuple[tuple[float, ...], ...]
+    corr_score: tuple[tuple[float | None, ...], ...]
+    corr_low: tuple[tuple[float | None, ...], ...]
+    corr_high: tuple[tuple[float | None, ...], ...]
+    null: tuple[tuple[float | None, ...], ...] | None = None
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Optimality:
+    """Whether x_i -> y_i, a block or a segment end to end, pairs its samples optimally.
+
+    With m = mean(y - x), centred clouds u = x - mean x and v = y - mean y, sd_x^2 = mean ||u||^2,
+    sd_y^2 = mean ||v||^2 and S = sd_x^2 + sd_y^2:
+
+    Attributes
+    ----------
+    samples : int
+        n, the number of samples.
+    distinct : int
+        How many of them are distinct images: n, or the number of `groups` (`straightness`).
+    spread : tuple of float
+        sd of every layer of the pair or the segment, in units of the features.
+    spread_ratio : float or None where x is a point
+        sd_y / sd_x of the ends.
+    relative_displacement : float or None where both are points
+        sqrt(mean ||v - u||^2) / max(sd_x, sd_y). Near the rounding of the features (1e-6 and less)
+        nothing has moved but for a shift, and no score of it means anything.
+    shift_share : float in [0, 1], or None where nothing moves
+        ||m||^2 / mean ||y - x||^2: how much of the motion is a shift common to all samples, which
+        never changes which coupling is optimal.
+    ot_score_centred : float in [0, 1], or None
+        W2^2(u, v) / mean ||v - u||^2 = (W2^2 - ||m||^2) / (paired^2 - ||m||^2) <= ot_score.
+    corr_score : (value, low, high), or None where undefined
+        mean <u, v> over the most that any coupling attains, (S - mean ||v - u||^2) /
+        (S - W2^2(u, v)): at most 1, and 1 exactly where the pairing is optimal; 0 for an unrelated
+        pairing. Unchanged when either cloud is translated, or scaled on its own. (The OT score is
+        at least (sd_y - sd_x)^2 / paired^2, so it tends to 1 for *any* pairing once one cloud is
+        much larger.) `low` and `high` are certified, from the interval of W2; how the score varies
+        over samples is ``intervals["corr_score"]``. None where a cloud is a point, or where
+        nothing bounds the score from below.
+    null : tuple of NullScore
+        The same score of null maps of the same displacements; empty where none was solved.
+    power : bool or None
+        Whether these samples could tell: see `wgeo.geodesic.nulls.powerful`. A score of nearly 1
+        means something only with power; one clearly below 1 proves by itself that the pairing is
+        not optimal, since an optimal map is optimal on every sample. None without null scores.
+    """
+
+    samples: int
+    distinct: int
+    spread: tuple[float, ...]
+    spread_ratio: float | None
+    relative_displacement: float | None
+    shift_share: float | None
+    ot_score_centred: float | None
+    corr_score: Score | None
+    null: tuple[NullScore, ...] = ()
+    power: bool | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class BlockTransport(Optimality):
     """One block as a pushforward: W2 between its input and output, beside its own pairing.
 
     Attributes
@@ -40,7 +146,10 @@ class BlockTransport:
     status, solver, seconds
         As the solver reports them.
     intervals : dict of (low, high)
-        95 % bootstrap intervals of `distance`, `paired` and `ot_score`; see `straightness`.
+        95 % bootstrap intervals of `distance`, `paired`, `ot_score`, `ot_score_centred` and
+        `corr_score`; see `straightness`.
+
+    And those of `Optimality`, of the map from `source` to `target`.
     """
 
     source: str
@@ -69,7 +178,7 @@ class BlockTransport:
 
 
 @dataclass(frozen=True, eq=False)
-class SegmentStraightness:
+class SegmentStraightness(Optimality):
     """How straight a run of layers in one space is; None where a figure is undefined.
 
     With W_l = W2(mu_l, mu_{l+1}), D = W2(mu_0, mu_L) and x_l a sample's features at layer l:
@@ -89,6 +198,15 @@ class SegmentStraightness:
         (Benamou and Brenier 2000).
     speed_deviation : float in [0, inf), or None where nothing moves
         Coefficient of variation of W_0, ..., W_{L-1}; action_ratio = length_ratio^2 (1 + it^2).
+    moving_blocks : float in [1, L], or None where nothing moves
+        B = length^2 / sum_l W_l^2, the effective number of blocks that move.
+    sqrt_moving_blocks : float, or None
+        sqrt(B): the length ratio of mutually orthogonal steps of these lengths. A path whose ratio
+        is near it is not straight, however close to 1.
+    length_over_runs : dict of {k: float or None}
+        L(k) / D for k = 2, 4, 8, ... and L: the length over k runs of blocks, from k + 1 layers
+        spread evenly by index. It does not fall from one k to the next power of two or to L, so
+        networks of different depth are compared at equal k. Only L where `pairs` is None.
     line_shape_score, line_shape_ratio, turning_angle, orthogonal_share : float or None
         Means over the samples where they are defined; see `wgeo.geodesic.paths.PathFigures`.
     paired : float
@@ -110,6 +228,16 @@ class SegmentStraightness:
         How many samples each trajectory figure is undefined for (closed or too short a path).
     intervals : dict of (low, high)
         95 % bootstrap intervals; see `straightness`.
+    centred : dict
+        Every measure of the path with each layer's mean taken off, under the same names:
+        `distance`, `length`, `length_ratio`, `action_ratio`, `speed_deviation`, `moving_blocks`,
+        `sqrt_moving_blocks`, the line shapes, `turning_angle`, `orthogonal_share`, `paired`,
+        `length_over_runs` and their `intervals`. No W2 is solved for it: W2^2 = ||m||^2 +
+        W2^2(u, v).
+    pairs : Pairs or None
+        Every two layers; None where there are two layers only or it was not affordable.
+
+    And those of `Optimality`, of the map from the first layer to the last.
     """
 
     layers: tuple[str, ...]
@@ -130,6 +258,11 @@ class SegmentStraightness:
     interpolation_time: tuple[float | None, ...]
     quantiles: Mapping[str, Mapping[str, list[float]]]
     undefined_samples: Mapping[str, int]
+    moving_blocks: float | None
+    sqrt_moving_blocks: float | None
+    length_over_runs: Mapping[int, float | None]
+    centred: Mapping[str, Any]
+    pairs: Pairs | None = None
     intervals: Mapping[str, Interval] = field(default_factory=dict)
 
     @property
@@ -186,7 +319,7 @@ def plain(result: Any) -> dict[str, Any]:
         if isinstance(value, tuple):
             return [convert(item) for item in value]
         if isinstance(value, Mapping):
-            return {key: convert(item) for key, item in value.items()}
-        return value
+            return {str(key): convert(item) for key, item in value.items()}
+        return plain(value) if is_dataclass(value) else value
 
     return {f.name: convert(getattr(result, f.name)) for f in fields(result)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,21 +85,33 @@ def chain(traj: Trajectory, solver: Solver | None = None) -> Chain:
     ends = [
         _Pair(f"{s.names[0]} -> {s.names[-1]}", s.arrays[0], s.arrays[-1]) for s in traj.segments
     ]
-    todo = {pair.key: pair for pair in [*blocks, *ends]}
+    results = _solved([*blocks, *ends], solver, traj.held)
+    return Chain(blocks=tuple(results[: len(blocks)]), ends=tuple(results[len(blocks) :]))
+
+
+def solve_pairs(
+    pairs: Sequence[tuple[str, np.ndarray, np.ndarray]], solver: Solver, *, held: int = 0
+) -> list[TransportResult]:
+    """Measure W2 between pairs of clouds, (what to call it in an error, x, y), as `chain` does.
+
+    `held` is how many bytes of features this process holds already.
+    """
+    return _solved([_Pair(*pair) for pair in pairs], solver, held)
+
+
+def _solved(pairs: Sequence[_Pair], solver: Solver, held: int) -> list[TransportResult]:
+    todo = {pair.key: pair for pair in pairs}
     solved = spread(
         lambda pair: _solve(pair, solver),
         list(todo.values()),
         "optimal transport",
-        most=_at_once(max((pair.bytes for pair in todo.values()), default=1), traj),
+        most=_at_once(max((pair.bytes for pair in todo.values()), default=1), held),
     )
     results = dict(zip(todo, solved, strict=True))
-    return Chain(
-        blocks=tuple(results[pair.key] for pair in blocks),
-        ends=tuple(results[pair.key] for pair in ends),
-    )
+    return [results[pair.key] for pair in pairs]
 
 
-def _at_once(size: int, traj: Trajectory) -> int | None:
+def _at_once(size: int, held: int) -> int | None:
     """How many pairs of a size fit beside the features (if any number, None).
 
     Raises
@@ -109,7 +122,7 @@ def _at_once(size: int, traj: Trajectory) -> int | None:
     left = free()
     if left is None:
         return None
-    left -= traj.held
+    left -= held
     if size > left:
         raise FeatureError(
             f"Transport between two layers takes about {size / 2**30:.1f} GiB, which the memory "

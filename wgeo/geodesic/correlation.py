@@ -1,0 +1,218 @@
+"""The correlation score of a pair of layers, and W2 with each cloud's mean taken off.
+
+A translation never changes which coupling is optimal: with m = mean(y - x), u = x - mean x and
+v = y - mean y, ``W2^2(x, y) = |m|^2 + W2^2(u, v)``, so centred values need no further solve.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from .. import distributed
+from ..rows import Rows, blocks, made_like, mean_of, summed, wide
+from ..transport import Status, TransportResult, wasserstein
+from .result import Score
+
+_UNIT = float(np.finfo(np.float64).eps) / 2
+_CANCELLED = 1e-6  # width of a centred W2^2, relative to S, from which the shift has eaten digits
+
+
+@dataclass(frozen=True, eq=False)
+class Moments:
+    """First and second moments of the layers of one space, with bounds on their rounding errors.
+
+    Attributes
+    ----------
+    arrays : sequence of L + 1 ndarrays, (n, d)
+    centres : ndarray, (L + 1, d)
+        The layers' means, as rounded to float64.
+    rest : ndarray, (L + 1, d)
+        Mean of x - centre: what that rounding left.
+    products : ndarray, (L + 1, L + 1)
+        mean <u_i, u_j> of the centred features.
+    floor : float
+        Spread up to which a layer is a point: what rounding of its features alone can make.
+    """
+
+    arrays: Sequence[Float[np.ndarray, "n d"]]
+    centres: Float[np.ndarray, "l d"]
+    rest: Float[np.ndarray, "l d"]
+    products: Float[np.ndarray, "l l"]
+    floor: float
+
+    @classmethod
+    def of(cls, arrays: Sequence[Float[np.ndarray, "n d"]], floor: float) -> Moments:
+        """Read every layer twice, some rows at a time."""
+        count, (n, d) = len(arrays), arrays[0].shape
+        centres = np.stack([mean_of(array) for array in arrays])
+
+        def terms(_: slice, *parts: np.ndarray) -> list[np.ndarray]:
+            centred = np.stack(parts) - centres[:, None]
+            flat = centred.reshape(count, -1)
+            return [centred.sum(1), flat @ flat.T]
+
+        rest, products = (s / n for s in summed(terms, *arrays, width=d * count))
+        return cls(arrays, centres, rest, products - rest @ rest.T, floor)
+
+    @property
+    def spread(self) -> Float[np.ndarray, " l"]:
+        """Root mean square distance of each layer's samples from their mean."""
+        spread = np.sqrt(np.maximum(np.diag(self.products), 0.0))
+        return np.where(spread > self.floor, spread, 0.0)
+
+    def shift(self, i: int, j: int) -> Float[np.ndarray, " d"]:
+        """The mean of layer j less that of layer i."""
+        return (self.centres[j] - self.centres[i]) + (self.rest[j] - self.rest[i])
+
+    def pair(
+        self, i: int, j: int, result: TransportResult, *, potentials: bool = False
+    ) -> CentredPair:
+        """Layers i and j, W2 between which was solved; with potentials where they are asked for."""
+        result = result if potentials else replace(result, potentials=None)
+        return CentredPair.of(self, i, j, result)
+
+
+@dataclass(frozen=True, eq=False)
+class CentredPair:
+    """Two layers with their means taken off.
+
+    Attributes
+    ----------
+    transport : TransportResult
+        W2(u, v): its interval, and potentials of u and v.
+    shift : float
+        |m|^2.
+    corr_score : (value, low, high), or None
+        See `wgeo.geodesic.result.Optimality`.
+    """
+
+    transport: TransportResult
+    shift: float
+    corr_score: Score | None
+
+    @classmethod
+    def of(cls, moments: Moments, i: int, j: int, result: TransportResult) -> CentredPair:
+        """Take the shift off a solved pair; solve again only where it has eaten the digits."""
+        shift, error = _squared_shift(moments, i, j)
+        total = float(moments.products[i, i] + moments.products[j, j])
+        low, high = result.lower**2 - shift - error, result.upper**2 - shift + error
+        if result.status is Status.CERTIFIED and shift > total and high - low > _CANCELLED * total:
+            return replace(_solved_again(moments, i, j, result), shift=shift)
+        transport = _less_shift(moments, i, j, result, shift, (low, high))
+        score = _corr_score(moments, i, j, transport.cost, (low, high))
+        return cls(transport, shift, score)
+
+
+def pair_score(x: np.ndarray, y: np.ndarray, solver: Any) -> Score | None:
+    """The certified correlation score of row i of x with row i of y."""
+    moments = Moments.of((x, y), rounding_of((x, y)))
+    return moments.pair(0, 1, wasserstein(x, y, solver=solver)).corr_score
+
+
+def rounding_of(arrays: Sequence[np.ndarray]) -> float:
+    """Return the largest W2, or spread, that rounding of the features alone can make."""
+    eps = max(np.finfo(a.dtype if a.dtype.kind == "f" else np.float64).eps for a in arrays)
+    square = max(
+        summed(lambda _, part: [float(np.vdot(part, part))], a)[0] / len(a) for a in arrays
+    )
+    return 4 * float(eps) * float(np.sqrt(square))
+
+
+def _relative(moments: Moments) -> float:
+    """Worst-case relative rounding error of a sum over all entries of a layer, doubled."""
+    n, d = moments.arrays[0].shape
+    return 2 * _UNIT * (n * d + 64)
+
+
+def _squared_shift(moments: Moments, i: int, j: int) -> tuple[float, float]:
+    """|m|^2, and a bound on its rounding error."""
+    n, d = moments.arrays[0].shape
+    vector = moments.shift(i, j)
+    length = float(np.linalg.norm(vector))
+    # Each mean of x - centre is off by n roundings of a spread; differences of means by one each.
+    off = 2 * _UNIT * (length + (n + 8) * float(moments.spread[i] + moments.spread[j]))
+    return length**2, 2 * length * off + off**2 + 2 * _UNIT * (d + 8) * length**2
+
+
+def _corr_score(
+    moments: Moments,
+    i: int,
+    j: int,
+    cost: float,
+    interval: tuple[float, float],
+) -> Score | None:
+    sd_x, sd_y = moments.spread[[i, j]]
+    if not (sd_x > 0 and sd_y > 0):
+        return None
+    most = sd_x * sd_y  # what no coupling exceeds (Cauchy and Schwarz)
+    total, error = sd_x**2 + sd_y**2, _relative(moments) * (sd_x**2 + sd_y**2)
+    own, off = float(moments.products[i, j]), _relative(moments) * most
+    # The most that a coupling attains, mean <u, v>; the own pairing and an unrelated one are two.
+    low = max((total - interval[1] - error) / 2, own - off, 0.0)
+    high = max(min((total - interval[0] + error) / 2, most + off), low)
+    if high == 0 or (own - off < 0 and low == 0):
+        return None  # nothing bounds the score from below
+    lowest = (own - off) / (high if own - off >= 0 else low)
+    highest = min((own + off) / (low if own + off >= 0 else high), 1.0) if low > 0 else 1.0
+    best = min(max((total - cost) / 2, low), high)
+    value = own / best if best > 0 else 1.0
+    return float(min(max(value, lowest), highest)), float(lowest), float(highest)
+
+
+def _less_shift(
+    moments: Moments,
+    i: int,
+    j: int,
+    result: TransportResult,
+    shift: float,
+    interval: tuple[float, float],
+) -> TransportResult:
+    """W2 of the centred clouds from that of the clouds given, and their potentials."""
+    low, high = (max(end, 0.0) for end in interval)
+    potentials = result.potentials
+    if potentials is not None:
+        along_x, along_y = _along(moments, i, j)
+        f, g = (np.asarray(part, dtype=np.float64) for part in potentials)
+        potentials = (f + 2 * along_x - shift, g - 2 * along_y)
+    return replace(
+        result,
+        cost=min(max(result.cost - shift, low), high),
+        lower=float(np.sqrt(low)),
+        upper=float(np.sqrt(high)),
+        potentials=potentials,
+    )
+
+
+def _along(
+    moments: Moments, i: int, j: int
+) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]:
+    """<m, u_i> and <m, v_i> of every sample."""
+    x, y = moments.arrays[i], moments.arrays[j]
+    vector, mine = moments.shift(i, j), distributed.share(len(x))
+    along = np.zeros((2, len(x)))
+    for rows, parts in blocks(x, y, within=mine):
+        for out, part, layer in zip(along, parts, (i, j), strict=True):
+            out[rows] = (part - moments.centres[layer]) @ vector
+    along = distributed.total(along)
+    return along[0], along[1]
+
+
+def _solved_again(moments: Moments, i: int, j: int, result: TransportResult) -> CentredPair:
+    """Solve between the centred clouds, from the coupling found: `Exact` only has to prove it."""
+    clouds = []
+    for layer in (i, j):
+        array, centre = moments.arrays[layer], moments.centres[layer]
+
+        def made(part: slice, array: np.ndarray = array, centre: np.ndarray = centre) -> np.ndarray:
+            return wide(array[part]) - centre
+
+        clouds.append(made_like(moments.arrays, Rows(array.shape, made)))
+    start = result.coupling
+    permutation = isinstance(start, np.ndarray) and start.ndim == 1
+    solved = wasserstein(*clouds, coupling=start if permutation else None)
+    return Moments.of(clouds, moments.floor).pair(0, 1, solved)
