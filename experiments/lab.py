@@ -75,6 +75,9 @@ class Lab:
             action="store_true",
             help="measure the networks that are trained, and leave out those that are not",
         )
+        parser.add_argument(
+            "--so-far", action="store_true", help="measure nothing: tables of what was measured"
+        )
         self.asked = parser.parse_args()
         config = tomllib.loads((self.home / "config.toml").read_text())
         full = config.pop("full", {})
@@ -94,7 +97,7 @@ class Lab:
 
         `work` is a function of run.py, called in processes of one thread each. A cell that fails
         is reported at the end and leaves the others alone; with ``--no-training``, one whose
-        network is not trained yet is left out.
+        network is not trained yet is left out, and with ``--so-far`` each that is not measured.
         """
         bench = Bench(self.asked.out, self.sources, not self.asked.no_training)
         code = code_of(work)
@@ -109,6 +112,9 @@ class Lab:
                 results[k] = before
             else:
                 todo.append((k, cell))
+        if self.asked.so_far:
+            print(f"{len(todo)} of {len(cells)} cells are not measured.")
+            todo = []
         began = time.perf_counter()
         context = mp.get_context("spawn")
         jobs = max(1, min(self.asked.jobs, len(todo)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from lab import Bench
+from lab import Bench, Cell
 
 import wgeo
 
@@ -46,7 +46,7 @@ def isotropic(
     """
     chosen = _chosen(data, full)
     decayed = decayed or chosen.get("decayed", "all")
-    epochs = chosen.get("longer", {}).get(weight_decay, chosen["epochs"])
+    epochs = epochs_of({"data": data, "full": full, "weight_decay": weight_decay})
     return bench.trained(
         arch,
         data,
@@ -61,6 +61,12 @@ def isotropic(
         seed=seed,
         **({} if decayed == "all" else {"decayed": decayed}),
     )
+
+
+def epochs_of(cell: Cell) -> int:
+    """Return for how many epochs `isotropic` trains the network of a cell."""
+    chosen = _chosen(cell["data"], cell["full"])
+    return chosen.get("longer", {}).get(cell["weight_decay"], chosen["epochs"])
 
 
 def images(bench: Bench, data: str, full: bool = False, samples: int | None = None) -> wgeo.Images:

@@ -38,18 +38,25 @@ def network(cell: Cell, bench: Bench) -> wgeo.TrainingRun:
     )
 
 
-def curve(cell: Cell, bench: Bench) -> Result:
-    """Straightness at the epochs ``cell["curve"]`` that were saved, and at the last."""
+def path(cell: Cell, bench: Bench) -> Result:
+    """Straightness at one epoch (None: the last), and the phases of the run."""
     run = network(cell, bench)
+    net = at_epoch(run, cell["epoch"])
     images = recipes.images(bench, cell["data"], cell["full"], cell["samples"])
-    rows = []
-    for path in run.checkpoints:
-        net = wgeo.load_checkpoint(path)
-        if net.provenance.epoch in cell["curve"] or path == run.last:
-            rows.append({"epoch": net.provenance.epoch, **straightness(wgeo.trace(net, images))})
     right = [row["epoch"] for row in run.history if row["train_accuracy"] == 1]
-    phase = {"terminal_epoch": run.terminal_epoch, "last_below": run.last_below}
-    return {"rows": rows, "first": min(right, default=None), "accuracy": run.accuracy, **phase}
+    return {
+        "row": {"epoch": net.provenance.epoch, **straightness(wgeo.trace(net, images))},
+        "first": min(right, default=None),
+        "terminal_epoch": run.terminal_epoch,
+        "last_below": run.last_below,
+        "accuracy": run.accuracy,
+    }
+
+
+def at_epoch(run: wgeo.TrainingRun, epoch: int | None) -> wgeo.Network:
+    """Load what was saved after an epoch; None is the last."""
+    name = run.last.name if epoch is None else f"epoch-{epoch:04d}.pt"
+    return wgeo.load_checkpoint(run.last.with_name(name))
 
 
 def straightness(traj: wgeo.Trajectory) -> dict[str, Any]:
@@ -75,10 +82,9 @@ def straightness(traj: wgeo.Trajectory) -> dict[str, Any]:
 
 def optimality(cell: Cell, bench: Bench) -> Result:
     """Correlation scores between all layers at one epoch (None: the last), with one pooling."""
-    run, epoch = network(cell, bench), cell["epoch"]
+    net = at_epoch(network(cell, bench), cell["epoch"])
     images = recipes.images(bench, cell["data"], cell["full"], cell["samples"])
-    path = run.last if epoch is None else run.last.with_name(f"epoch-{epoch:04d}.pt")
-    traj = wgeo.trace(wgeo.load_checkpoint(path), images, pool=cell["pool"])
+    traj = wgeo.trace(net, images, pool=cell["pool"])
     segment = wgeo.straightness(traj, bootstrap=0, pairs=True, nulls=1).segments[0]
     return {
         "pairs": vars(segment.pairs),
@@ -88,27 +94,48 @@ def optimality(cell: Cell, bench: Bench) -> Result:
     }
 
 
-def report(lab: Lab, networks: Sequence[Cell], curve: Any, optimality: Any) -> None:
-    """Measure networks; write the tables and figures of the README."""
+def report(lab: Lab, networks: Sequence[Cell]) -> None:
+    """Measure networks, the last epoch first; write the tables and figures of the README."""
     settings = lab.settings
-    shared = {"samples": settings["samples"]}
-    runs = lab.measure(curve, [{**cell, **shared, "curve": settings["curve"]} for cell in networks])
     pools = settings["pools"]
-    looks = [(pool, None) for pool in pools] + [(pools[0], e) for e in settings["earlier"]]
-    cells = [
-        {**cell, **shared, "pool": pool, "epoch": epoch}
-        for pool, epoch in looks
-        for cell in networks
-    ]
-    matrices = lab.measure(optimality, cells)
+    paths = _cells(lab, networks, [{"epoch": epoch} for epoch in (None, *settings["curve"])])
+    looks = [{"pool": pools[0], "epoch": epoch} for epoch in (None, *settings["earlier"])]
+    looks += [{"pool": pool, "epoch": None} for pool in pools[1:]]
+    runs = _runs(lab.measure(path, paths))
+    if not runs:
+        return
     lab.write("last epoch", at_the_end(runs))
     lab.write("effects", effects(runs))
     lab.write("training", over_training(runs))
     lab.write("scores", scores(runs))
     lab.write("departures", departures(runs))
-    lab.write("optimality", correlation(matrices))
     draw_training(runs).savefig(lab.figure("training.png"))
+    matrices = lab.measure(optimality, _cells(lab, networks, looks))
+    if not matrices:
+        return
+    lab.write("optimality", correlation(matrices))
     draw_correlation(matrices, pools[0]).savefig(lab.figure("optimality.png"))
+
+
+def _cells(lab: Lab, networks: Sequence[Cell], looks: Sequence[Cell]) -> list[Cell]:
+    """Every look at every network, at epochs before its last; the first look at all comes first."""
+    samples = {"samples": lab.settings["samples"]}
+    return [
+        {**cell, **samples, **look}
+        for look in looks
+        for cell in networks
+        if look["epoch"] is None or look["epoch"] < recipes.epochs_of(cell)
+    ]
+
+
+def _runs(found: Sequence[Result]) -> list[Result]:
+    """Put the epochs of a network together; leave out one whose last was not measured."""
+    runs = []
+    for group in by(found, *KIND, "seed").values():
+        if any(result["cell"]["epoch"] is None for result in group):
+            rows = sorted((result["row"] for result in group), key=lambda row: row["epoch"])
+            runs.append({**group[0], "rows": rows})
+    return runs
 
 
 # --- tables -----------------------------------------------------------------------------------
@@ -179,10 +206,8 @@ def over_training(results: Sequence[Result]) -> str:
     for key, group in by(results, *KIND).items():
         found = {e: [_at(result, e) for result in group] for e in epochs}
         values = [spread(v) if any(x is not None for x in v) else "" for v in found.values()]
-        change, seeds = settled(group)
         since = ", ".join(str(result["terminal_epoch"] or "never") for result in group)
-        settles = f"{change:.2g} / {seeds:.2g}" if len(group) > 1 else f"{change:.2g} / unknown"
-        rows.append([*_row(key), since, *values, settles])
+        rows.append([*_row(key), since, *values, settled(group)])
     heads = [f"epoch {e}" for e in epochs]
     return table([*head, *heads, "change in the last quarter / range over seeds"], rows)
 
@@ -191,15 +216,18 @@ def _at(result: Result, epoch: int, name: str = "length_ratio") -> float | None:
     return next((row[name] for row in result["rows"] if row["epoch"] == epoch), None)
 
 
-def settled(group: Sequence[Result]) -> tuple[float, float]:
-    """Mean |change| of the length ratio over the last quarter, and its range over seeds."""
-    last = [row["length_ratio"] for row in _last(group)]
-    before = [
-        min(result["rows"], key=lambda row: abs(row["epoch"] - 0.75 * result["rows"][-1]["epoch"]))
-        for result in group
-    ]
-    change = np.mean([abs(b - a["length_ratio"]) for a, b in zip(before, last, strict=True)])
-    return float(change), max(last) - min(last)
+def settled(group: Sequence[Result]) -> str:
+    """Mean |change| of the length ratio over about the last quarter, and its range over seeds."""
+    changes = []
+    for result in group:
+        *earlier, last = result["rows"]
+        near = [row for row in earlier if 0.6 <= row["epoch"] / last["epoch"] <= 0.8]
+        if near:
+            before = min(near, key=lambda row: abs(row["epoch"] - 0.75 * last["epoch"]))
+            changes.append(abs(last["length_ratio"] - before["length_ratio"]))
+    ends = [row["length_ratio"] for row in _last(group)]
+    change = f"{np.mean(changes):.2g}" if changes else "not measured"
+    return f"{change} / {max(ends) - min(ends):.2g}" if len(ends) > 1 else f"{change} / one seed"
 
 
 def departures(results: Sequence[Result]) -> str:

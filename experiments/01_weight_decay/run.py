@@ -10,9 +10,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import terminal
 from lab import Lab
-from terminal import curve, optimality
+from terminal import optimality, path, report
+
+__all__ = ["optimality", "path"]  # what processes of this experiment call
 
 
 def main() -> None:
@@ -20,7 +21,7 @@ def main() -> None:
     networks = lab.grid("data", "arch", "weight_decay", "decayed", "seed", full=lab.asked.full)
     exempt = [cell for cell in networks if cell["weight_decay"] in lab.settings["exempt"]]
     networks += [{**cell, "decayed": "unnormalized"} for cell in exempt]
-    terminal.report(lab, networks, curve, optimality)
+    report(lab, networks)
 
 
 if __name__ == "__main__":

@@ -10,15 +10,16 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import terminal
 from lab import Lab
-from terminal import curve, optimality
+from terminal import optimality, path, report
+
+__all__ = ["optimality", "path"]  # what processes of this experiment call
 
 
 def main() -> None:
     lab = Lab(__file__)
     networks = lab.grid("data", "arch", "weight_decay", "decayed", "seed", full=lab.asked.full)
-    terminal.report(lab, networks, curve, optimality)
+    report(lab, networks)
 
 
 if __name__ == "__main__":
