@@ -98,10 +98,13 @@ def report(lab: Lab, networks: Sequence[Cell]) -> None:
     """Measure networks, the last epoch first; write the tables and figures of the README."""
     settings = lab.settings
     pools = settings["pools"]
-    paths = _cells(lab, networks, [{"epoch": epoch} for epoch in (None, *settings["curve"])])
-    looks = [{"pool": pools[0], "epoch": epoch} for epoch in (None, *settings["earlier"])]
-    looks += [{"pool": pool, "epoch": None} for pool in pools[1:]]
-    runs = _runs(lab.measure(path, paths))
+    samples = {"samples": settings["samples"]}
+    epochs = [{"epoch": epoch, **samples} for epoch in (None, *settings["curve"])]
+    looks = [(pools[0], epoch) for epoch in (None, *settings["earlier"])]
+    looks += [(pool, None) for pool in pools[1:]]
+    more = {"samples": settings["samples_of_pairs"]}
+    pairs = [{"pool": pool, "epoch": epoch, **more} for pool, epoch in looks]
+    runs = _runs(lab.measure(path, _cells(networks, epochs)))
     if not runs:
         return
     lab.write("last epoch", at_the_end(runs))
@@ -110,18 +113,17 @@ def report(lab: Lab, networks: Sequence[Cell]) -> None:
     lab.write("scores", scores(runs))
     lab.write("departures", departures(runs))
     draw_training(runs).savefig(lab.figure("training.png"))
-    matrices = lab.measure(optimality, _cells(lab, networks, looks))
+    matrices = lab.measure(optimality, _cells(networks, pairs))
     if not matrices:
         return
     lab.write("optimality", correlation(matrices))
     draw_correlation(matrices, pools[0]).savefig(lab.figure("optimality.png"))
 
 
-def _cells(lab: Lab, networks: Sequence[Cell], looks: Sequence[Cell]) -> list[Cell]:
+def _cells(networks: Sequence[Cell], looks: Sequence[Cell]) -> list[Cell]:
     """Every look at every network, at epochs before its last; the first look at all comes first."""
-    samples = {"samples": lab.settings["samples"]}
     return [
-        {**cell, **samples, **look}
+        {**cell, **look}
         for look in looks
         for cell in networks
         if look["epoch"] is None or look["epoch"] < recipes.epochs_of(cell)

@@ -56,11 +56,12 @@ def main() -> None:
     }
     networks = lab.grid("data", "depth", "weight_decay", "seed", **fixed)
     results = lab.measure(measure, networks)
-    matrices = lab.measure(optimality, [{**c, "pool": "grid:2", "epoch": None} for c in networks])
+    look = {"pool": "grid:2", "epoch": None, "samples": lab.settings["samples_of_pairs"]}
     groups = by(results, "data", "depth")
     lab.write("runs", at_equal_runs(groups))
-    lab.write("depth", all_layers(groups, by(matrices, "data", "depth")))
     draw(groups).savefig(lab.figure("depth.png"))
+    matrices = lab.measure(optimality, [{**cell, **look} for cell in networks])
+    lab.write("depth", all_layers(groups, by(matrices, "data", "depth")))
 
 
 def at_equal_runs(groups: dict[tuple, list[dict[str, Any]]]) -> str:
