@@ -157,7 +157,7 @@ class Job:
         order = torch.randperm(len(self.images), generator=generator).to(self.device)
         loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
         hits = torch.zeros((), dtype=torch.int64, device=self.device)
-        lr, low = recipe.lr, recipe.precision == "bfloat16"
+        lr = recipe.lr
         self.module.train()
         for step, rows in enumerate(torch.tensor_split(order, self.steps)):
             x, y = self.pixels.batch(rows)
@@ -167,9 +167,8 @@ class Job:
             lr = learning_rate(recipe, done, recipe.epochs * self.steps)
             for group in self.optimizer.param_groups:
                 group["lr"] = lr
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=low):
-                logits = self.module(x)
-            loss = criterion(recipe.loss, logits.float() if low else logits, y)
+            logits = self._logits(x)
+            loss = criterion(recipe.loss, logits, y)
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()
             self.optimizer.step()
@@ -181,6 +180,13 @@ class Job:
         n = len(self.images)
         row = {"epoch": epoch, "loss": float(loss_sum) / n, "running_accuracy": int(hits) / n}
         self._close({**row, "lr": lr}, began)
+
+    def _logits(self, x: torch.Tensor) -> torch.Tensor:
+        """The network's answers, computed at the recipe's precision."""
+        if self.recipe.precision == "float32":
+            return self.module(x)
+        with torch.autocast(self.device.type, torch.bfloat16):
+            return self.module(x).float()
 
     def _close(self, row: dict[str, Any], began: float) -> None:
         """Evaluate, put the epoch on record, and save what is due."""
