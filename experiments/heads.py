@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from lab import Bench, key_of
+from lab import TRAINING, Bench, key_of
 from torch import nn
 
 import wgeo
@@ -70,8 +70,8 @@ def trained(
     """Train a network of this shape, or return the one trained by this recipe before."""
     torch.manual_seed(recipe["seed"])
     net = Headed(images.num_classes, images.shape, **shape)
-    key = key_of({**shape, **recipe, "data": images.fingerprint})
-    return wgeo.train(net, images, bench.out / "trained" / f"headed-{key}", loss="mse", **recipe)
+    key = key_of({**shape, **recipe, "data": images.fingerprint, "training": TRAINING})
+    return bench.train(net, images, bench.out / "trained" / f"headed-{key}", loss="mse", **recipe)
 
 
 @torch.no_grad()

@@ -2,17 +2,15 @@
 
 An experiment is a folder with ``run.py``, ``config.toml`` and ``README.md``. ``config.toml`` holds
 the settings, ``[full]`` those that ``--full`` puts over them. A *cell* is one setting of the grid,
-a dict of plain values; what was measured of it is kept under its hash, so that a run that was
-stopped goes on where it was, and a changed setting is measured anew. The hash knows neither the
-code nor where ``--data`` finds its files: after a change of those, give another ``--out``. Trained
-networks are kept by their recipe and shared between experiments.
+a dict of plain values; what was measured of it is kept, so that a run that was stopped goes on
+where it was, and what is changed (a setting, the code that measures, the images) is measured anew.
+Trained networks are kept by their recipe and their images, and shared between experiments.
 """
 
 from __future__ import annotations
 
 import argparse
 import fcntl
-import hashlib
 import importlib.util
 import itertools
 import json
@@ -26,17 +24,23 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from kept import code_of, key_of
 from scipy import stats
 
 import wgeo
+from wgeo.data import PRESETS
 from wgeo.progress import shown, track
 
 Cell = dict[str, Any]
+# Raised by hand when `wgeo.train` or an architecture changes what a recipe makes: networks trained
+# before are then trained anew. A network stays when only what is measured of it changes.
+TRAINING = 1
 
 
 class Lab:
@@ -66,6 +70,14 @@ class Lab:
             metavar="NAME=SOURCE",
             help="where a data set lies, as mnist=npz:mnist.npz; else torchvision downloads it",
         )
+        parser.add_argument(
+            "--no-training",
+            action="store_true",
+            help="measure the networks that are trained, and leave out those that are not",
+        )
+        parser.add_argument(
+            "--so-far", action="store_true", help="measure nothing: tables of what was measured"
+        )
         self.asked = parser.parse_args()
         config = tomllib.loads((self.home / "config.toml").read_text())
         full = config.pop("full", {})
@@ -84,18 +96,25 @@ class Lab:
         """Return ``work(cell, bench)`` of every cell, from the file where it was measured before.
 
         `work` is a function of run.py, called in processes of one thread each. A cell that fails
-        is reported at the end and leaves the others alone.
+        is reported at the end and leaves the others alone; with ``--no-training``, one whose
+        network is not trained yet is left out, and with ``--so-far`` each that is not measured.
         """
-        bench = Bench(self.asked.out, self.sources)
+        bench = Bench(self.asked.out, self.sources, not self.asked.no_training)
+        code = code_of(work)
         results: dict[int, dict[str, Any]] = {}
         failed: list[str] = []
+        absent: list[UntrainedError] = []
         todo = []
         for k, cell in enumerate(cells):
             kept = self._file(work, cell)
-            if kept.exists():
-                results[k] = json.loads(kept.read_text())
+            before = json.loads(kept.read_text()) if kept.exists() else {}
+            if before.get("code") == code and bench.agrees(before["images"]):
+                results[k] = before
             else:
                 todo.append((k, cell))
+        if self.asked.so_far:
+            print(f"{len(todo)} of {len(cells)} cells are not measured.")
+            todo = []
         began = time.perf_counter()
         context = mp.get_context("spawn")
         jobs = max(1, min(self.asked.jobs, len(todo)))
@@ -107,22 +126,29 @@ class Lab:
             for done in track(as_completed(running), self.home.name, len(running)):
                 k, cell = running[done]
                 error = done.exception()
+                if isinstance(error, UntrainedError):
+                    absent.append(error)
+                    continue
                 if error is not None:
                     failed.append(f"{cell}\n{''.join(traceback.format_exception(error))}")
                     continue
-                results[k] = done.result()
+                text = json.dumps({**done.result(), "code": code}, indent=1)
+                results[k] = json.loads(text)  # as it is read the next time
                 kept = self._file(work, cell)
                 kept.parent.mkdir(parents=True, exist_ok=True)
                 aside = kept.with_suffix(".part")
-                aside.write_text(json.dumps(results[k], indent=1) + "\n")
+                aside.write_text(text + "\n")
                 aside.replace(kept)
         if todo:
-            print(f"{len(todo) - len(failed)} cells in {time.perf_counter() - began:.0f} s")
+            kept_now = len(todo) - len(failed) - len(absent)
+            print(f"{kept_now} cells in {time.perf_counter() - began:.0f} s")
+        if absent:
+            print(f"{len(absent)} of {len(cells)} cells left out: their networks are not trained.")
         for text in failed:
             print(f"FAILED {text}", file=sys.stderr)
         if failed:
             raise SystemExit(f"{len(failed)} of {len(cells)} cells failed; the others are kept.")
-        return [results[k] for k in range(len(cells))]
+        return [results[k] for k in range(len(cells)) if k in results]
 
     def _file(self, work: Callable[..., Any], cell: Cell) -> Path:
         return self.asked.out / self.home.name / f"{work.__name__}-{key_of(cell)}.json"
@@ -146,16 +172,46 @@ class Lab:
 
 
 class Bench:
-    """What a cell's process may use: images, and networks trained once."""
+    """What a cell's process may use: images, and networks trained once.
 
-    def __init__(self, out: Path, sources: Mapping[str, str]) -> None:
-        self.out, self.sources = out, dict(sources)
+    Parameters
+    ----------
+    out : Path
+        Holds the networks.
+    sources : mapping
+        Where data sets lie, by name.
+    may_train : bool
+        Whether a network that is not trained yet is trained, or an `UntrainedError`.
+    """
+
+    def __init__(self, out: Path, sources: Mapping[str, str], may_train: bool = True) -> None:
+        self.out, self.sources, self.may_train = out, dict(sources), may_train
+        self.read: dict[str, str] = {}  # what was asked of `images`, and what came
 
     def images(
         self, name: str, limit: int | None = None, split: str | None = "train", **more: Any
     ) -> wgeo.Images:
-        """Load a data set from where ``--data`` says it lies."""
-        return wgeo.load_images(self.sources.get(name, name), split=split, limit=limit, **more)
+        """Load a data set from where ``--data`` says it lies.
+
+        It has the name and the normalisation that it has when torchvision downloads it.
+        """
+        source = self.sources.get(name, name)
+        images = wgeo.load_images(source, split=split, limit=limit, **more)
+        if source != name:
+            preset = name if name in PRESETS else images.preset
+            images = replace(images, name=name, preset=preset)
+        asked = {"name": name, "limit": limit, "split": split, **more}
+        self.read[json.dumps(asked, sort_keys=True)] = images.fingerprint
+        return images
+
+    def agrees(self, read: Mapping[str, str]) -> bool:
+        """Whether the images that a cell read are those that it would read now."""
+        for asked, fingerprint in read.items():
+            if asked not in self.read:
+                self.images(**json.loads(asked))
+            if self.read[asked] != fingerprint:
+                return False
+        return True
 
     def trained(
         self,
@@ -168,18 +224,31 @@ class Bench:
     ) -> wgeo.TrainingRun:
         """Train a network (`wgeo.train`), or return the one trained by this recipe before.
 
-        `limit` and `size` are those of `wgeo.load_images`.
+        `limit` and `size` are those of `wgeo.load_images`. The images themselves are part of the
+        key, whatever their data set is called and wherever it lies.
         """
-        scaled = {} if size is None else {"size": size}
-        key = key_of({"arch": arch, "data": data, "limit": limit, **scaled, **recipe})
-        folder = self.out / "trained" / f"{arch}-{data}-{key}"
+        images = self.images(data, limit, **({} if size is None else {"size": size}))
+        made = {"arch": arch, "images": images.fingerprint, "training": TRAINING, **recipe}
+        folder = self.out / "trained" / f"{arch}-{data}-{key_of(made)}"
+        return self.train(arch, images, folder, **recipe)
+
+    def train(
+        self, arch: str | torch.nn.Module, images: wgeo.Images, folder: Path, **recipe: Any
+    ) -> wgeo.TrainingRun:
+        """Train into a folder, or return what was trained there, once other processes are done."""
+        if not (self.may_train or _finished(folder)):
+            raise UntrainedError(str(folder))
         with _only_one(folder.with_suffix(".lock")):
-            return wgeo.train(arch, self.images(data, limit, **scaled), folder, **recipe)
+            return wgeo.train(arch, images, folder, **recipe)
 
 
-def key_of(cell: Mapping[str, Any]) -> str:
-    """Return a short hash of plain values."""
-    return hashlib.sha256(json.dumps(cell, sort_keys=True).encode()).hexdigest()[:12]
+class UntrainedError(Exception):
+    """A network is not trained, or not to the end."""
+
+
+def _finished(folder: Path) -> bool:
+    history = folder / "history.json"
+    return history.exists() and json.loads(history.read_text())["finished"]
 
 
 def _alone() -> None:
@@ -189,12 +258,14 @@ def _alone() -> None:
 def _one(file: Path, name: str, cell: Cell, bench: Bench) -> dict[str, Any]:
     """Call run.py's function in this process."""
     sys.path[:0] = [str(file.parent), str(file.parent.parent)]
+    bench.read.clear()
     spec = importlib.util.spec_from_file_location(f"{file.parent.name}.run", file)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     began = time.perf_counter()
     found = getattr(module, name)(cell, bench)
-    return {"cell": cell, "seconds": round(time.perf_counter() - began, 2), **found}
+    seconds = round(time.perf_counter() - began, 2)
+    return {"cell": cell, "seconds": seconds, "images": bench.read, **found}
 
 
 @contextmanager
@@ -227,7 +298,7 @@ def spread(values: Sequence[float | None], form: str = ".3g") -> str:
     if np.isnan(mean):
         return "undefined"
     if np.isnan(low):
-        return f"{mean:{form}}"
+        return f"{mean:{form}} (one seed)"
     return f"{mean:{form}} ± {(high - low) / 2:.2g}"
 
 

@@ -4,18 +4,28 @@ from __future__ import annotations
 
 from typing import Any
 
-from lab import Bench
+from lab import Bench, Cell
 
 import wgeo
 
-# How much of a data set a small run takes, at what size, and for how long: past accuracy 1.
+# How much of a data set a small run takes, at what size, how the stem strides, and for how long:
+# well past accuracy 1, until straightness changes less than seeds differ. `longer` are the epochs
+# of single weight decays; `decayed` is what `wgeo.train` takes: with decay on every weight runs on
+# natural images leave the terminal phase.
 SMALL: dict[str, dict[str, Any]] = {
-    "digits": {"limit": None, "size": None, "epochs": 40},
-    "mnist": {"limit": 1000, "size": 14, "epochs": 20},
-    "cifar10": {"limit": 1000, "size": 16, "epochs": 30},
+    "digits": {"limit": None, "size": None, "stride": 2, "epochs": 160},
+    "mnist": {"limit": 1000, "size": 14, "stride": 2, "epochs": 160},
+    "cifar10": {
+        "limit": 2000,
+        "size": None,
+        "stride": 4,
+        "epochs": 100,
+        "longer": {2e-2: 200},
+        "decayed": "unnormalized",
+    },
 }
-FULL: dict[str, Any] = {"limit": None, "size": None, "epochs": 200}
-EPOCHS = (0, 4, 16)
+FULL: dict[str, Any] = {"limit": None, "size": None, "epochs": 200, "longer": {}}
+EPOCHS = (0, 1, 2, 4, 8, 16, 24, 32, 40, 60, 80, 100, 120, 140, 160, 180, 200)
 
 
 def isotropic(
@@ -28,23 +38,42 @@ def isotropic(
     depth: int = 8,
     width: int = 32,
     full: bool = False,
+    decayed: str | None = None,
 ) -> wgeo.TrainingRun:
-    """Train an isotropic network to the terminal phase: SGD, cosine schedule, peak rate 0.05."""
-    chosen = FULL if full else SMALL[data]
+    """Train an isotropic network to the terminal phase: SGD, cosine schedule, peak rate 0.05.
+
+    `decayed` is what `wgeo.train` takes; None stands for what the data set needs.
+    """
+    chosen = _chosen(data, full)
+    decayed = decayed or chosen.get("decayed", "all")
+    epochs = epochs_of({"data": data, "full": full, "weight_decay": weight_decay})
     return bench.trained(
         arch,
         data,
-        **chosen,
+        limit=chosen["limit"],
+        size=chosen["size"],
+        epochs=epochs,
         lr=0.05,
         weight_decay=weight_decay,
-        options={"stride": 2, "width": width, "depth": depth},
-        checkpoints=sorted({*EPOCHS, chosen["epochs"]}),
+        options={"stride": chosen["stride"], "width": width, "depth": depth},
+        checkpoints=sorted({*(epoch for epoch in EPOCHS if epoch < epochs), epochs}),
         evaluate_every=4,
         seed=seed,
+        **({} if decayed == "all" else {"decayed": decayed}),
     )
 
 
-def images(bench: Bench, data: str, full: bool = False) -> wgeo.Images:
-    """Return the images that `isotropic` trains on."""
-    chosen = FULL if full else SMALL[data]
-    return bench.images(data, chosen["limit"], size=chosen["size"])
+def epochs_of(cell: Cell) -> int:
+    """Return for how many epochs `isotropic` trains the network of a cell."""
+    chosen = _chosen(cell["data"], cell["full"])
+    return chosen.get("longer", {}).get(cell["weight_decay"], chosen["epochs"])
+
+
+def images(bench: Bench, data: str, full: bool = False, samples: int | None = None) -> wgeo.Images:
+    """Return the images that `isotropic` trains on, or so many of them, class-balanced."""
+    chosen = _chosen(data, full)
+    return bench.images(data, samples or chosen["limit"], size=chosen["size"])
+
+
+def _chosen(data: str, full: bool) -> dict[str, Any]:
+    return {**SMALL[data], **(FULL if full else {})}

@@ -207,6 +207,17 @@ def test_epochs_to_save_are_numbers(tmp_path):
         assert "not a whole number" in run(*words, "--checkpoints", bad, code=2)
 
 
+def test_training_takes_which_weights_decay_and_its_precision(tmp_path):
+    text = run(
+        *("train", "--arch", "isoresnet", "--dataset", "digits", "--out", tmp_path),
+        *("--option", "width=4", "--option", "depth=1", "--samples", "40", "--epochs", "1"),
+        *("--decayed", "unnormalized", "--precision", "bfloat16"),
+    )
+    assert "Training accuracy" in text
+    recipe = json.loads((tmp_path / "history.json").read_text())["settings"]["training"]
+    assert (recipe["decayed"], recipe["precision"]) == ("unnormalized", "bfloat16")
+
+
 def test_the_next_command_can_be_pasted(tmp_path):
     out = tmp_path / "a run"
     text = run(

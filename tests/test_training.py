@@ -19,10 +19,11 @@ from torch import nn
 
 from wgeo import load_checkpoint, load_images, train
 from wgeo.data import Images, normalization
-from wgeo.errors import ArgumentError, ConvergenceError, DataError, RecordError
-from wgeo.models import FixedLinear, classifier_of, simplex_etf
+from wgeo.errors import ArgumentError, ConvergenceError, DataError, RecordError, WgeoWarning
+from wgeo.models import FixedLinear, build, classifier_of, simplex_etf
 from wgeo.training import Recipe, TrainingRun, learning_rate
-from wgeo.training.recipe import augmented, criterion
+from wgeo.training.recipe import augmented, criterion, normalized_weights
+from wgeo.training.terminal import departure, last_below, terminal_epoch
 
 
 def net(seed: int = 0, dropout: float = 0.0) -> nn.Module:
@@ -185,15 +186,19 @@ def test_augmentation_varies_and_follows_the_seed():
 
 def test_a_run_reaches_the_terminal_phase_and_says_so(digits, tmp_path):
     test = load_images("digits", "test")
-    run = train(net(), digits, tmp_path, epochs=30, lr=0.2, test=test, device="cpu")
+    with pytest.warns(WgeoWarning, match="reached 1 in epoch .* and fell below it again"):
+        run = train(net(), digits, tmp_path, epochs=30, lr=0.2, test=test, device="cpu")
     assert run.accuracy == 1.0
     assert run.history[-1]["test_accuracy"] > 0.9
     rows = {row["epoch"]: row for row in run.history}
     assert sorted(rows) == list(range(31))
-    first = min(epoch for epoch, row in rows.items() if row["train_accuracy"] == 1.0)
-    assert run.terminal_epoch == first > 0
+    right = [rows[epoch]["train_accuracy"] == 1.0 for epoch in range(31)]
+    entered = [epoch for epoch in range(1, 31) if right[epoch] and not right[epoch - 1]]
+    assert len(entered) > 1  # the accuracy flickers at this learning rate
+    assert run.terminal_epoch == entered[-1] == run.last_below + 1
+    assert all(right[entered[-1] :])
     assert [path.name for path in run.checkpoints] == [
-        f"epoch-{epoch:04d}.pt" for epoch in sorted({0, 1, 2, 4, 8, 16, 30, first})
+        f"epoch-{epoch:04d}.pt" for epoch in sorted({0, 1, 2, 4, 8, 16, 30, *entered})
     ]
     assert run.last.name == "epoch-0030.pt"
     assert rows[0]["loss"] is None
@@ -203,7 +208,8 @@ def test_a_run_reaches_the_terminal_phase_and_says_so(digits, tmp_path):
     assert not run.module.training
     record = json.loads((tmp_path / "history.json").read_text())
     assert record["epochs"] == list(run.history)
-    assert (record["finished"], record["terminal_epoch"]) == (True, first)
+    assert (record["finished"], record["terminal_epoch"]) == (True, entered[-1])
+    assert record["last_below"] == run.last_below == run.to_dict()["last_below"]
     json.dumps(run.to_dict(), allow_nan=False)
 
 
@@ -277,13 +283,16 @@ def test_training_stops_after_the_terminal_epochs(tmp_path):
     run = train(small(), blobs(), tmp_path, terminal_epochs=3, checkpoints=[], **settings)
     assert run.terminal_epoch is not None
     assert run.history[-1]["epoch"] == run.terminal_epoch + 3 < 200
-    assert [path.name for path in run.checkpoints] == [f"epoch-{run.terminal_epoch + 3:04d}.pt"]
+    assert [path.name for path in run.checkpoints] == [
+        f"epoch-{run.terminal_epoch + k:04d}.pt" for k in (0, 3)
+    ]
     again = train(small(), blobs(), tmp_path, terminal_epochs=3, checkpoints=[], **settings)
     assert again.history == run.history
 
 
 def test_mse_with_tanh_also_reaches_accuracy_one(tmp_path):
-    run = train(small(), blobs(), tmp_path, epochs=60, lr=0.2, loss="mse")
+    with pytest.warns(WgeoWarning, match="fell below it again"):
+        run = train(small(), blobs(), tmp_path, epochs=60, lr=0.2, loss="mse")
     assert run.accuracy == 1.0
     assert run.history[-1]["loss"] < 0.1
 
@@ -294,6 +303,144 @@ def test_the_callers_random_state_and_settings_stay(tmp_path):
     train(module, blobs(), tmp_path, epochs=1)
     assert torch.equal(torch.get_rng_state(), state)
     assert torch.backends.cudnn.deterministic == flag
+
+
+# --- the terminal phase, left and entered again ----------------------------------------------
+
+
+def history_of(accuracies: list[float | None]) -> list[dict]:
+    return [{"epoch": k, "train_accuracy": value} for k, value in enumerate(accuracies)]
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "below", "since"),
+    [
+        ([0.1, None, None], 0, None),
+        ([0.1, 0.5, 1.0, 1.0], 1, 2),
+        ([0.1, None, 1.0, None, 0.11, None, 1.0, None, 1.0], 4, 6),  # left in epoch 4
+        ([0.1, 1.0, 0.99], 2, None),  # left, and not entered again
+        ([1.0, 1.0], None, 0),
+    ],
+)
+def test_the_terminal_phase_is_counted_from_the_last_time_accuracy_reached_1(
+    accuracies, below, since
+):
+    history = history_of(accuracies)
+    assert (last_below(history), terminal_epoch(history)) == (below, since)
+
+
+def test_a_departure_is_described():
+    assert departure(history_of([0.1, None, 0.5, 1.0, None, 1.0])) is None
+    assert departure(history_of([0.1, 0.5])) is None
+    collapsed = departure(history_of([0.1, 1.0, 0.11, 0.4, 1.0]))
+    assert "reached 1 in epoch 1 and fell below it again, to 0.11 in epoch 2;" in collapsed
+    assert "counted from epoch 4" in collapsed
+    assert 'decayed="unnormalized"' in collapsed
+    flicker = departure(history_of([0.1, 1.0, 0.9993]))
+    assert "; it ended at 0.9993, outside the terminal phase." in flicker
+
+
+def accuracies(monkeypatch, values: list[float]) -> None:
+    """Let evaluations find these accuracies, one after the other."""
+    coming = iter(values)
+    monkeypatch.setattr("wgeo.training.job.Job._accuracy", lambda *_: next(coming))
+
+
+def test_a_run_that_leaves_the_terminal_phase_warns_and_counts_anew(tmp_path, monkeypatch):
+    accuracies(monkeypatch, [0.3, 0.9, 1.0, 1.0, 0.11, 0.8, 1.0, 1.0, 1.0, 1.0])
+    with pytest.warns(WgeoWarning, match="to 0.11 in epoch 4; .* counted from epoch 6"):
+        run = train(small(), blobs(), tmp_path, epochs=50, terminal_epochs=3, checkpoints=[1])
+    assert (run.terminal_epoch, run.last_below) == (6, 5)
+    assert run.history[-1]["epoch"] == 9  # three epochs after the second entry, not the first
+    assert [path.name for path in run.checkpoints] == [
+        f"epoch-{epoch:04d}.pt" for epoch in (1, 2, 6, 9)
+    ]
+    record = json.loads((tmp_path / "history.json").read_text())
+    assert (record["terminal_epoch"], record["last_below"], record["finished"]) == (6, 5, True)
+
+
+def test_a_run_that_stops_outside_the_terminal_phase_has_no_terminal_epoch(tmp_path, monkeypatch):
+    accuracies(monkeypatch, [0.3, 1.0, 0.5])
+    with pytest.warns(WgeoWarning, match="it ended at 0.5, outside the terminal phase"):
+        run = train(small(), blobs(), tmp_path, epochs=2)
+    assert run.terminal_epoch is None
+    assert json.loads((tmp_path / "history.json").read_text())["terminal_epoch"] is None
+
+
+# --- which weights decay, and at what precision ----------------------------------------------
+
+
+class Tangled(nn.Module):
+    """Layers whose order says nothing: what follows what is decided in `forward`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bn = nn.BatchNorm2d(4)
+        self.head = nn.Linear(4, 3)
+        self.loose = nn.Conv2d(4, 4, 3, padding=1)
+        self.normal = nn.Conv2d(1, 4, 3, padding=1)
+        self.twice = nn.Conv2d(4, 4, 3, padding=1)
+        self.bn2 = nn.BatchNorm2d(4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(self.bn(self.normal(x)))
+        x = self.bn2(torch.relu(self.loose(x)))  # a ReLU between: not what is asked for
+        x = self.twice(self.bn2(self.twice(x)))  # once before a batch norm, once not
+        return self.head(x.mean((2, 3)))
+
+
+def test_normalized_weights_are_found_by_what_the_network_does():
+    module = Tangled()
+    (found,) = normalized_weights(module, torch.rand(2, 1, 4, 4))
+    assert found is module.normal.weight
+    assert not any(layer._forward_hooks or layer._forward_pre_hooks for layer in module.modules())
+    assert normalized_weights(small(), torch.rand(2, 1, 4, 4)) == []
+
+
+@pytest.mark.parametrize("arch", ["isoresnet", "isoplain", "cifar_resnet8"])
+def test_all_convolutions_of_the_usual_networks_are_normalized(arch):
+    module = build(arch, num_classes=3, in_channels=1, image_size=8)
+    found = {id(weight) for weight in normalized_weights(module, torch.rand(2, 1, 8, 8))}
+    assert found == {id(m.weight) for m in module.modules() if isinstance(m, nn.Conv2d)}
+
+
+def test_normalized_weights_are_spared_and_nothing_else_is(tmp_path):
+    """Two runs of one step differ by lr weight_decay theta in every weight that decays in one."""
+    settings = {"epochs": 1, "lr": 0.5, "batch_size": 60, "schedule": "constant", "momentum": 0.0}
+
+    def after(name: str, **more) -> dict[str, torch.Tensor]:
+        torch.manual_seed(0)
+        run = train(Tangled(), blobs(), tmp_path / name, **settings, **more)
+        return dict(run.module.named_parameters())
+
+    torch.manual_seed(0)
+    theta = dict(Tangled().named_parameters())
+    none = after("none", weight_decay=0.0)
+    some = after("some", weight_decay=0.25, decayed="unnormalized")
+    for name in theta:
+        gone = 0 if name == "normal.weight" else 0.5 * 0.25 * theta[name]
+        assert torch.allclose(
+            none[name] - some[name], torch.as_tensor(gone, dtype=torch.float32), atol=1e-6
+        ), name
+    assert saved(tmp_path / "some" / "last.pt")["wgeo"]["training"]["decayed"] == "unnormalized"
+
+
+def test_bfloat16_steps_are_near_float32_steps_and_weights_stay_float32(digits, tmp_path):
+    images = part_of(digits)
+    runs = {
+        precision: train(
+            "isoresnet", images, tmp_path / precision, options=TINY, precision=precision, **SETTINGS
+        )
+        for precision in ("float32", "bfloat16")
+    }
+    one, other = (weights(run) for run in runs.values())
+    assert all(w.dtype == other[name].dtype for name, w in one.items())
+    assert not same(one, other)
+    first = [run.history[1]["loss"] for run in runs.values()]
+    assert first[0] == pytest.approx(first[1], rel=0.02)
+    assert runs["bfloat16"].settings["training"]["precision"] == "bfloat16"
+    with pytest.raises(RecordError, match="precision was 'bfloat16', now 'float32'"):
+        train("isoresnet", images, tmp_path / "bfloat16", options=TINY, **SETTINGS)
 
 
 # --- determinism and resumption --------------------------------------------------------------
@@ -348,12 +495,19 @@ def test_same_seed_same_weights(digits, tmp_path):
 TINY = {"width": 4, "depth": 2, "stride": 2}
 
 
-@pytest.mark.parametrize("kind", [StopError, KeyboardInterrupt])
-def test_an_interrupted_run_resumes_to_the_same_bits(kind, digits, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("kind", "more"),
+    [
+        (StopError, {}),
+        (KeyboardInterrupt, {}),
+        (StopError, {"precision": "bfloat16", "decayed": "unnormalized"}),
+    ],
+)
+def test_an_interrupted_run_resumes_to_the_same_bits(kind, more, digits, tmp_path, monkeypatch):
     images = part_of(digits)
 
     def go(folder):
-        return train(net(dropout=0.3), images, folder, checkpoints="all", **SETTINGS)
+        return train(net(dropout=0.3), images, folder, checkpoints="all", **SETTINGS, **more)
 
     whole = go(tmp_path / "whole")
     for stop in (3, 7 * 2 + 4, 7 * 2):  # in epoch 1; two epochs later, and so on
@@ -465,10 +619,13 @@ def test_a_fixed_classifier_may_keep_the_features_wide(tmp_path):
         train(small(), blobs(), tmp_path / "b", epochs=1, classifier="etf")
 
 
-def test_a_run_from_before_classifiers_were_recorded_goes_on(tmp_path):
+def test_a_run_from_before_these_settings_were_recorded_goes_on(tmp_path):
     train(small(), blobs(), tmp_path, epochs=2, schedule="constant")
     state = saved(tmp_path / "last.pt")
     del state["wgeo"]["classifier"]
+    for name in ("decayed", "precision"):
+        del state["wgeo"]["training"][name]
+    state["progress"]["terminal_epoch"] = None
     torch.save(state, tmp_path / "last.pt")
     longer = train(small(), blobs(), tmp_path, epochs=3, schedule="constant")
     assert longer.history[-1]["epoch"] == 3
@@ -551,6 +708,8 @@ def test_divergence_is_an_error_and_the_last_good_epoch_stays(tmp_path):
         ({"loss": "hinge"}, "Unknown loss"),
         ({"classifier": "fixed"}, "Unknown classifier 'fixed'; choose one of learned, etf"),
         ({"augment": "mixup"}, "Unknown augment"),
+        ({"decayed": "biases"}, "Unknown decayed 'biases'; choose one of all, unnormalized"),
+        ({"precision": "float16"}, "Unknown precision 'float16'; choose one of float32, bfloat16"),
         ({"checkpoints": "some"}, "checkpoints must be auto, all"),
         ({"checkpoints": [7]}, "epochs from 0 to 3"),
         ({"evaluate_every": 0}, "evaluate_every"),

@@ -1,11 +1,12 @@
-"""Is a deeper residual network straighter?
+"""Is a deeper residual network straighter, at equal numbers of runs of blocks?
 
-python experiments/02_depth/run.py
+python experiments/02_depth/run.py --data mnist=npz:mnist.npz
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,85 +16,119 @@ from matplotlib.figure import Figure
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import recipes
+import terminal
 from lab import Bench, Cell, Lab, by, mean_interval, spread, table
+from terminal import optimality
 
 import wgeo
 
-FIGURES = ("length_ratio", "line_shape_ratio", "turning_angle", "speed_deviation", "ot_score")
+RUNS = (2, 4, 8, 16, 32)
+PATH = ("length_ratio", "sqrt_moving_blocks", "action_ratio", "turning_angle")
 
 
 def measure(cell: Cell, bench: Bench) -> dict[str, Any]:
-    """Train one network of a depth and measure it on the images it was trained on."""
-    run = recipes.isotropic(
-        bench,
-        cell["data"],
-        weight_decay=cell["weight_decay"],
-        seed=cell["seed"],
-        depth=cell["depth"],
-        full=cell["full"],
-    )
-    images = recipes.images(bench, cell["data"], cell["full"])
+    """Straightness of one network at its last epoch, with its length over runs of blocks."""
+    run = terminal.network(cell, bench)
+    images = recipes.images(bench, cell["data"], cell["full"], cell["samples"])
     traj = wgeo.trace(run.module, images)
-    straight = wgeo.straightness(traj, bootstrap=0)
+    straight = wgeo.straightness(traj, bootstrap=0, pairs=True, nulls=0)
     segment = straight.segments[0]
-    collapsed = wgeo.collapse(traj)
+    steps = [block.distance / segment.distance for block in straight.blocks]
     return {
-        "accuracy": traj.accuracy,
-        **{name: getattr(segment, name) for name in FIGURES},
-        "gap": max(segment.interpolation_gap),
-        "step": float(np.mean([block.distance for block in straight.blocks])) / segment.distance,
-        "violations": collapsed.progress["nc1"].violations,
-        "tau": collapsed.progress["nc1"].kendall_tau,
+        "accuracy": run.accuracy,
+        "terminal_epoch": run.terminal_epoch,
+        **{name: getattr(segment, name) for name in PATH},
+        "runs": dict(segment.length_over_runs),
+        "centred": dict(segment.centred["length_over_runs"]),
+        "mean_step": float(np.mean(steps)),
+        "least_step": min(steps),
+        "nc1": wgeo.collapse(traj).layers[-1].nc1,
     }
 
 
 def main() -> None:
     lab = Lab(__file__)
-    fixed = {"weight_decay": lab.settings["weight_decay"]}
-    results = lab.measure(measure, lab.grid("data", "depth", "seed", full=lab.asked.full, **fixed))
-    shown = ("accuracy", *FIGURES, "gap", "step", "tau", "violations")
-    names = {
-        "gap": "largest interpolation gap",
-        "step": "mean step / end to end",
-        "tau": "τ of NC1",
+    fixed = {
+        "full": lab.asked.full,
+        "samples": lab.settings["samples"],
+        "arch": "isoresnet",
+        "decayed": "all",
     }
-    head = ["data", "blocks", *(names.get(key, key.replace("_", " ")) for key in shown)]
+    networks = lab.grid("data", "depth", "weight_decay", "seed", **fixed)
+    results = lab.measure(measure, networks)
+    look = {"pool": "grid:2", "epoch": None, "samples": lab.settings["samples_of_pairs"]}
     groups = by(results, "data", "depth")
-    rows = [
-        [*key, *(spread([r[f] for r in group]) for f in shown)] for key, group in groups.items()
-    ]
-    lab.write("depth", table(head, rows))
-    draw(groups, lab)
+    lab.write("runs", at_equal_runs(groups))
+    draw(groups).savefig(lab.figure("depth.png"))
+    matrices = lab.measure(optimality, [{**cell, **look} for cell in networks])
+    lab.write("depth", all_layers(groups, by(matrices, "data", "depth")))
 
 
-def draw(groups: dict[tuple, list[dict[str, Any]]], lab: Lab) -> None:
-    """Straightness over depth."""
+def at_equal_runs(groups: dict[tuple, list[dict[str, Any]]]) -> str:
+    """L(k) / D, raw and centred, of networks of different depth."""
+    known = sorted({int(k) for group in groups.values() for k in group[0]["runs"]})
+    rows = []
+    for key, group in groups.items():
+        cells = [
+            _over(group, "runs", k) + (f" ({_over(group, 'centred', k)})" if k in RUNS else "")
+            if str(k) in group[0]["runs"]
+            else ""
+            for k in known
+        ]
+        rows.append([*key, len(group), *cells])
+    return table(["data", "blocks", "seeds", *(f"in {k} runs (centred)" for k in known)], rows)
+
+
+def _over(group: Sequence[dict[str, Any]], twin: str, runs: int) -> str:
+    return spread([result[twin].get(str(runs)) for result in group])
+
+
+def all_layers(
+    groups: dict[tuple, list[dict[str, Any]]], matrices: dict[tuple, list[dict[str, Any]]]
+) -> str:
+    """Every layer counted, beside what orthogonal steps would give."""
+    names = {
+        "length_ratio": "length ratio",
+        "sqrt_moving_blocks": "√B",
+        "action_ratio": "action ratio",
+        "turning_angle": "turning angle",
+        "mean_step": "mean step / end to end",
+        "least_step": "least step",
+        "nc1": "NC1",
+    }
+    rows = []
+    for key, group in groups.items():
+        first = ", ".join(terminal.optimal_from(r) for r in matrices.get(key, []))
+        accuracy = min(result["accuracy"] for result in group)
+        cells = [spread([result[name] for result in group]) for name in names]
+        rows.append([*key, len(group), f"{accuracy:.3f}", *cells, first])
+    head = ["data", "blocks", "seeds", "accuracy", *names.values(), "optimal from layer"]
+    return table(head, rows)
+
+
+def draw(groups: dict[tuple, list[dict[str, Any]]]) -> Figure:
+    """Length over equal runs, over depth."""
+    data = list(dict.fromkeys(key[0] for key in groups))
     figure = Figure(figsize=(7.2, 2.6), layout="constrained", dpi=160)
-    panels = (("length_ratio", "W2 length ratio"), ("turning_angle", "turning angle (degrees)"))
-    for ax, (name, label) in zip(figure.subplots(1, 2), panels, strict=True):
-        for k, data in enumerate(dict.fromkeys(key[0] for key in groups)):
-            depths = [key[1] for key in groups if key[0] == data]
+    looks = [("#0072B2", "o"), ("#D55E00", "s"), ("#009E73", "^"), ("#CC79A7", "D")]
+    for ax, name in zip(np.atleast_1d(figure.subplots(1, len(data))), data, strict=True):
+        depths = [key[1] for key in groups if key[0] == name]
+        for k, (colour, marker) in zip(RUNS, looks, strict=False):
+            known = [d for d in depths if str(k) in groups[name, d][0]["runs"]]
             ends = np.array(
-                [mean_interval([r[name] for r in groups[data, depth]]) for depth in depths]
-            )
-            bars = np.maximum(abs(ends[:, 1:] - ends[:, :1]).T, 0)
-            colour, marker = [("#0072B2", "o"), ("#D55E00", "s"), ("#009E73", "^")][k]
-            ax.errorbar(
-                depths,
-                ends[:, 0],
-                yerr=bars,
-                color=colour,
-                marker=marker,
-                ms=4,
-                capsize=2,
-                label=data,
-            )
+                [mean_interval([r["runs"][str(k)] for r in groups[name, d]]) for d in known]
+            ).reshape(-1, 3)
+            bars = np.nan_to_num(np.maximum(abs(ends[:, 1:] - ends[:, :1]).T, 0))
+            drawn = {"color": colour, "marker": marker, "ms": 4, "capsize": 2}
+            ax.errorbar(known, ends[:, 0], yerr=bars, label=f"{k} runs", **drawn)
+        ax.axhline(1, color="#666666", lw=0.8, ls="--")
         ax.set_xscale("log", base=2)
         ax.set_xticks(depths, [str(d) for d in depths])
+        ax.set_title(name, loc="left")
         ax.set_xlabel("residual blocks")
-        ax.set_ylabel(label)
+        ax.set_ylabel("length ratio over k runs")
         ax.legend(frameon=False, fontsize=8)
-    figure.savefig(lab.figure("depth.png"))
+    return figure
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ LOOK = {0.0: ("#E69F00", "o"), 5e-4: ("#0072B2", "s"), 5e-3: ("#222222", "^")}
 
 
 def measure(cell: Cell, bench: Bench) -> dict[str, Any]:
-    """Test every block of every checkpoint, on full spatial features."""
+    """Test every block at the epochs ``cell["curve"]`` and the last, on full spatial features."""
     run = recipes.isotropic(
         bench,
         cell["data"],
@@ -40,6 +40,8 @@ def measure(cell: Cell, bench: Bench) -> dict[str, Any]:
     found = []
     for path in run.checkpoints:
         net = wgeo.load_checkpoint(path)
+        if net.provenance.epoch not in cell["curve"] and path != run.last:
+            continue
         names = wgeo.blocks(net, images)
         tested = brenier_blocks(net.module, inputs(net, images, rows), names, bootstrap=0)
         (whole,) = tested.segments.values()
@@ -59,7 +61,7 @@ def measure(cell: Cell, bench: Bench) -> dict[str, Any]:
 
 def main() -> None:
     lab = Lab(__file__)
-    fixed = {key: lab.settings[key] for key in ("points",)}
+    fixed = {key: lab.settings[key] for key in ("points", "curve")}
     grid = lab.grid("data", "arch", "weight_decay", "seed", full=lab.asked.full, **fixed)
     results = lab.measure(measure, grid)
     groups = by(results, "data", "arch", "weight_decay")

@@ -26,6 +26,20 @@ from .root import SEED, command, number, own_folder, settings_of
 @click.option("--lr", default=0.1, show_default=True, help="Peak learning rate.")
 @click.option("--momentum", default=0.9, show_default=True)
 @click.option("--weight-decay", default=5e-4, show_default=True)
+@click.option(
+    "--decayed",
+    type=click.Choice(["all", "unnormalized"]),
+    default="all",
+    show_default=True,
+    help="unnormalized: no decay of convolutions that a batch norm follows.",
+)
+@click.option(
+    "--precision",
+    type=click.Choice(["float32", "bfloat16"]),
+    default="float32",
+    show_default=True,
+    help="Of the training steps; bfloat16 is faster.",
+)
 @click.option("--batch-size", default=128, show_default=True)
 @click.option(
     "--schedule",

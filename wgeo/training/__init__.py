@@ -8,6 +8,7 @@ Neural collapse and straight paths belong to the *terminal phase of training* (P
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -20,18 +21,21 @@ from torch import nn
 from .. import models
 from ..arrays import pick_device
 from ..data import Images, normalization
-from ..errors import ArgumentError
+from ..errors import ArgumentError, WgeoWarning
 from ..ownership import owned
 from ..progress import track
 from .job import Job, Plan, checkpoint_path, checkpoints_in
-from .recipe import AUGMENTATIONS, LOSSES, SCHEDULES, Recipe, learning_rate
+from .recipe import AUGMENTATIONS, DECAYED, LOSSES, PRECISIONS, SCHEDULES, Recipe, learning_rate
+from .terminal import departure, last_below
 
 CLASSIFIERS = ("learned", "etf", "etf-keep")
 
 __all__ = [
     "AUGMENTATIONS",
     "CLASSIFIERS",
+    "DECAYED",
     "LOSSES",
+    "PRECISIONS",
     "SCHEDULES",
     "Recipe",
     "TrainingRun",
@@ -56,7 +60,8 @@ class TrainingRun:
         images were given, ``test_accuracy``, in eval mode on all images (None where not
         evaluated); ``lr`` of the last step; ``seconds``.
     terminal_epoch : int or None
-        The first evaluated epoch whose ``train_accuracy`` was 1.
+        Since when the training accuracy is 1: the first evaluated epoch after `last_below`. A run
+        may reach accuracy 1, lose it and reach it again; the last time counts.
     settings : dict
         What every checkpoint says of itself under ``wgeo``.
     """
@@ -78,6 +83,11 @@ class TrainingRun:
         return checkpoint_path(self.folder, self.history[-1]["epoch"])
 
     @property
+    def last_below(self) -> int | None:
+        """The last evaluated epoch whose training accuracy was below 1."""
+        return last_below(self.history)
+
+    @property
     def accuracy(self) -> float:
         """Training accuracy after the last epoch, in eval mode."""
         return float(self.history[-1]["train_accuracy"])
@@ -89,6 +99,7 @@ class TrainingRun:
             "checkpoints": [path.name for path in self.checkpoints],
             "accuracy": self.accuracy,
             "terminal_epoch": self.terminal_epoch,
+            "last_below": self.last_below,
             "settings": self.settings,
             "history": list(self.history),
         }
@@ -107,6 +118,8 @@ def train(
     schedule: str = "cosine",
     loss: str = "ce",
     augment: bool | str = False,
+    decayed: str = "all",
+    precision: str = "float32",
     options: Mapping[str, Any] | None = None,
     activation: str = "relu",
     classifier: str = "learned",
@@ -135,6 +148,11 @@ def train(
         See `Recipe`.
     augment : bool or str
         ``none``, ``crop``, ``flip`` or ``crop+flip``, which True stands for; see `Recipe`.
+    decayed : {"all", "unnormalized"}
+        Which weights decay: ``unnormalized`` spares the convolutions that a batch norm follows; see
+        `Recipe`.
+    precision : {"float32", "bfloat16"}
+        Of the training steps, by torch's autocast; see `Recipe`.
     options : mapping, optional
         Of the architecture (width, depth, ...), plain values.
     activation : str
@@ -145,12 +163,13 @@ def train(
     test : Images, optional
         Images to report the accuracy of, too.
     checkpoints : {"auto", "all"} or iterable of int
-        Which epochs to save. ``auto``: 0 (the initialisation), powers of two, the first of the
-        terminal phase, and the last, which is saved in any case.
+        Which epochs to save. ``auto``: 0 (the initialisation) and powers of two. The last is
+        saved in any case, and so is each that enters the terminal phase.
     evaluate_every : int
         Evaluate the accuracy in eval mode every so many epochs, and at checkpoints.
     terminal_epochs : int, optional
-        Stop so many epochs after the training accuracy has reached 1; default: run all epochs.
+        Stop so many epochs after the training accuracy has reached 1, for the last time if it fell
+        again; default: run all epochs.
     device : str
         ``auto``, ``cpu``, ``cuda``, ...
     resume : bool
@@ -169,6 +188,11 @@ def train(
     ConvergenceError
         The loss became NaN or infinite; the last good epoch is kept.
 
+    Warns
+    -----
+    WgeoWarning
+        The training accuracy reached 1 and fell below it again.
+
     Examples
     --------
     >>> import wgeo
@@ -180,7 +204,17 @@ def train(
     """
     kind = {True: "crop+flip", False: "none"}[augment] if isinstance(augment, bool) else augment
     recipe = Recipe(
-        epochs, lr, momentum, weight_decay, batch_size, schedule, loss, augment=kind, seed=seed
+        epochs,
+        lr,
+        momentum,
+        weight_decay,
+        batch_size,
+        schedule,
+        loss,
+        kind,
+        seed,
+        decayed,
+        precision,
     )
     plan = Plan.of(checkpoints, epochs, evaluate_every, terminal_epochs)
     where = pick_device(device)
@@ -193,6 +227,9 @@ def train(
         what = f"training {passport['arch']} on {images.name}"
         for _ in track(job.work(), what, max(0, epochs - job.epoch) * job.steps):
             pass
+    left = departure(job.history)
+    if left is not None:
+        warnings.warn(left, WgeoWarning, stacklevel=2)
     module.eval()
     return TrainingRun(home.path, module, tuple(job.history), job.terminal_epoch, passport)
 

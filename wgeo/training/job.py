@@ -19,7 +19,8 @@ from ..data import Images, normalization
 from ..errors import ArgumentError, ConvergenceError, DataError, RecordError
 from ..files import regular
 from ..ownership import Owned
-from .recipe import Recipe, augmented, criterion, learning_rate
+from .recipe import Recipe, augmented, criterion, learning_rate, parameter_groups
+from .terminal import last_below, terminal_epoch
 
 _EVALUATION_BATCH = 512
 
@@ -31,17 +32,15 @@ class Plan:
     Attributes
     ----------
     epochs : frozenset of int, or None
-        Which epochs to save; None saves all. The last is saved in any case.
-    terminal : bool
-        Save the first epoch of the terminal phase, too.
+        Which epochs to save; None saves all. The last, and each that enters the terminal phase,
+        are saved in any case.
     evaluate_every : int
         Evaluate every so many epochs, and whenever a checkpoint is saved.
     terminal_epochs : int or None
-        Stop so many epochs into the terminal phase.
+        Stop so many epochs into the terminal phase, counted from the last time it was entered.
     """
 
     epochs: frozenset[int] | None
-    terminal: bool
     evaluate_every: int
     terminal_epochs: int | None
 
@@ -61,17 +60,17 @@ class Plan:
     ) -> Plan:
         """Read what `wgeo.train` takes as `checkpoints`."""
         if checkpoints == "all":
-            return cls(None, True, evaluate_every, terminal_epochs)
+            return cls(None, evaluate_every, terminal_epochs)
         if checkpoints == "auto":
             powers = (2**k for k in range(epochs.bit_length()))
-            return cls(frozenset({0, *powers}), True, evaluate_every, terminal_epochs)
+            return cls(frozenset({0, *powers}), evaluate_every, terminal_epochs)
         wrong = f"checkpoints must be auto, all, or epochs from 0 to {epochs}, not {checkpoints!r}."
         if isinstance(checkpoints, str):
             raise ArgumentError(wrong)
         chosen = frozenset(int(epoch) for epoch in checkpoints)
         if chosen and not (min(chosen) >= 0 and max(chosen) <= epochs):
             raise ArgumentError(wrong)
-        return cls(chosen, False, evaluate_every, terminal_epochs)
+        return cls(chosen, evaluate_every, terminal_epochs)
 
     def saves(self, epoch: int) -> bool:
         return self.epochs is None or epoch in self.epochs
@@ -102,22 +101,25 @@ class Job:
     home: Owned
     device: torch.device
     epoch: int = 0
-    terminal_epoch: int | None = None
     history: list[dict[str, Any]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.pixels = Pixels(self.images, self.device)
         self.held_out = None if self.test is None else Pixels(self.test, self.device)
         self.steps = -(-len(self.images) // self.recipe.batch_size)
+        self._probe()
         recipe = self.recipe
         self.optimizer = torch.optim.SGD(
-            self.module.parameters(),
+            parameter_groups(self.module, recipe, self.pixels.batch(slice(0, 2))[0]),
             lr=recipe.lr,
             momentum=recipe.momentum,
-            weight_decay=recipe.weight_decay,
             fused=self.device.type in ("cpu", "cuda"),
         )
-        self._probe()
+
+    @property
+    def terminal_epoch(self) -> int | None:
+        """Since when the training accuracy is 1."""
+        return terminal_epoch(self.history)
 
     @property
     def folder(self) -> Path:
@@ -127,8 +129,8 @@ class Job:
     def finished(self) -> bool:
         """Whether no epoch is left to do."""
         over = self.plan.terminal_epochs
-        if self.terminal_epoch is not None and over is not None:
-            return self.epoch >= min(self.recipe.epochs, self.terminal_epoch + over)
+        if over is not None and (since := self.terminal_epoch) is not None:
+            return self.epoch >= min(self.recipe.epochs, since + over)
         return self.epoch >= self.recipe.epochs
 
     def begin(self, resume: bool) -> None:
@@ -203,7 +205,7 @@ class Job:
             lr = learning_rate(recipe, done, recipe.epochs * self.steps)
             for group in self.optimizer.param_groups:
                 group["lr"] = lr
-            logits = self.module(x)
+            logits = self._logits(x)
             loss = criterion(recipe.loss, logits, y)
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()
@@ -217,16 +219,21 @@ class Job:
         row = {"epoch": epoch, "loss": float(loss_sum) / n, "running_accuracy": int(hits) / n}
         self._close({**row, "lr": lr}, began)
 
+    def _logits(self, x: torch.Tensor) -> torch.Tensor:
+        """The network's answers, computed at the recipe's precision."""
+        if self.recipe.precision == "float32":
+            return self.module(x)
+        with torch.autocast(self.device.type, torch.bfloat16):
+            return self.module(x).float()
+
     def _close(self, row: dict[str, Any], began: float) -> None:
         """Evaluate, put the epoch on record, and save what is due."""
         due = self.plan.saves(self.epoch) or self.finished
         accuracy = None
         if due or self.epoch % self.plan.evaluate_every == 0:
             accuracy = self._accuracy(self.pixels)
-        if accuracy == 1 and self.terminal_epoch is None:
-            self.terminal_epoch = self.epoch
-            due = due or self.plan.terminal or self.finished
         row["train_accuracy"] = accuracy
+        due = due or (self.terminal_epoch is None and accuracy == 1)
         if self.held_out is not None:
             row["test_accuracy"] = None if accuracy is None else self._accuracy(self.held_out)
         row["seconds"] = time.perf_counter() - began
@@ -235,7 +242,7 @@ class Job:
         if due:
             self.home.write({checkpoint_name(self.epoch): _packed(state)})
         # Written after the checkpoint: whoever resumes finds every checkpoint up to here.
-        progress = {"history": self.history, "terminal_epoch": self.terminal_epoch}
+        progress = {"history": self.history}
         self.home.write({"last.pt": _packed({**state, "progress": progress}), **self._history()})
 
     def _history(self) -> dict[str, str]:
@@ -248,6 +255,7 @@ class Job:
             "schema": 1,
             "settings": self.passport,
             "terminal_epoch": self.terminal_epoch,
+            "last_below": last_below(self.history),
             "finished": self.finished,
             "epochs": self.history,
         }
@@ -291,7 +299,6 @@ class Job:
                 self.optimizer.load_state_dict(saved["optimizer"])
                 self.epoch = int(saved["epoch"])
                 self.history = list(saved["progress"]["history"])
-                self.terminal_epoch = saved["progress"]["terminal_epoch"]
         except _BROKEN as error:
             raise RecordError(f"{path} cannot be resumed from: {error}. {again}") from error
         if differences:
@@ -366,10 +373,10 @@ def _on_cpu(state: Any) -> Any:
 def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """What a saved run did otherwise, as ``name: before, now``.
 
-    Under a constant learning rate more epochs change nothing of those that are done. Runs that do
-    not say which classifier they have come from when there was one kind.
+    Under a constant learning rate more epochs change nothing of those that are done. What a run
+    does not say of itself had one kind when it was made.
     """
-    usual = {"classifier": "learned"}
+    usual = {"classifier": "learned", "decayed": "all", "precision": "float32"}
     old, new = ({**usual, **p, **p["training"], "training": None} for p in (before, now))
     free = {"epochs"} if new["schedule"] == "constant" else set()
     keys = [key for key in {**old, **new} if key not in free and old.get(key) != new.get(key)]

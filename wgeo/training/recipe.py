@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import math
+from contextlib import ExitStack
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
 
 from ..errors import ArgumentError
 
 SCHEDULES = ("cosine", "onecycle", "constant")
 LOSSES = ("ce", "mse")
 AUGMENTATIONS = ("none", "crop", "flip", "crop+flip")
+DECAYED = ("all", "unnormalized")
+PRECISIONS = ("float32", "bfloat16")
 _WARM_UP = 0.3  # share of a one-cycle schedule in which the rate rises
 
 
@@ -21,7 +28,8 @@ _WARM_UP = 0.3  # share of a one-cycle schedule in which the rate rises
 class Recipe:
     """Stochastic gradient descent with momentum on loss + (weight_decay / 2) ||theta||^2.
 
-    theta is every parameter, biases and batch norms included, as in the theory (and in torch).
+    theta is every parameter, biases and batch norms included, as in the theory (and in torch),
+    or those that `decayed` leaves.
 
     Attributes
     ----------
@@ -39,6 +47,14 @@ class Recipe:
         See `augmented`.
     seed : int
         Of the initialisation, the order of the data and the augmentation.
+    decayed : {"all", "unnormalized"}
+        ``unnormalized`` exempts from weight decay the weights of convolutions and linear layers
+        whose output a batch norm takes. What the network computes does not depend on their scale,
+        so decay only shrinks them and makes the gradient grow, until training breaks down
+        (Lobacheva et al. 2021, arXiv 2106.15739).
+    precision : {"float32", "bfloat16"}
+        Of the forward and backward products of training steps; ``bfloat16`` is torch's autocast.
+        Weights, loss, optimizer and evaluation stay in the network's own precision.
     """
 
     epochs: int = 60
@@ -50,6 +66,8 @@ class Recipe:
     loss: str = "ce"
     augment: str = "none"
     seed: int = 0
+    decayed: str = "all"
+    precision: str = "float32"
 
     def __post_init__(self) -> None:
         for name, least in (("epochs", 1), ("batch_size", 1), ("seed", 0)):
@@ -61,7 +79,13 @@ class Recipe:
             raise ArgumentError(f"momentum must be at least 0 and below 1, not {self.momentum}.")
         if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
             raise ArgumentError(f"weight_decay must be at least 0, not {self.weight_decay}.")
-        known = {"schedule": SCHEDULES, "loss": LOSSES, "augment": AUGMENTATIONS}
+        known = {
+            "schedule": SCHEDULES,
+            "loss": LOSSES,
+            "augment": AUGMENTATIONS,
+            "decayed": DECAYED,
+            "precision": PRECISIONS,
+        }
         for name, names in known.items():
             if getattr(self, name) not in names:
                 raise ArgumentError(
@@ -93,6 +117,45 @@ def learning_rate(recipe: Recipe, step: int, steps: int) -> float:
 
 def _half_cosine(start: float, end: float, t: float) -> float:
     return end + (start - end) * (1 + math.cos(math.pi * t)) / 2
+
+
+def parameter_groups(
+    module: nn.Module, recipe: Recipe, x: Float[torch.Tensor, "n c h w"]
+) -> list[dict[str, Any]]:
+    """Return the parameters for the optimizer: those that decay, and those that do not."""
+    parameters = list(module.parameters())
+    exempt = normalized_weights(module, x) if recipe.decayed == "unnormalized" else []
+    spared = {id(weight) for weight in exempt}
+    decaying = [p for p in parameters if id(p) not in spared]
+    groups = [{"params": decaying, "weight_decay": recipe.weight_decay}]
+    if exempt:
+        groups.append({"params": exempt, "weight_decay": 0.0})
+    return groups
+
+
+def normalized_weights(module: nn.Module, x: Float[torch.Tensor, "n c h w"]) -> list[nn.Parameter]:
+    """Return the weights of the convolutions and linear layers whose output a batch norm takes.
+
+    Found by what the network does with images `x` in eval mode: a batch norm is given the very
+    tensor that the layer returned, every time. The order of modules plays no part.
+    """
+    made: list[tuple[nn.Module, torch.Tensor]] = []
+    taken: list[torch.Tensor] = []  # kept, as are those made, so that no id comes again
+    with ExitStack() as hooks, torch.no_grad():
+        for layer in module.modules():
+            if isinstance(layer, _BatchNorm):
+                hook = layer.register_forward_pre_hook(lambda _, given: taken.append(given[0]))
+            elif isinstance(layer, _ConvNd | nn.Linear):
+                hook = layer.register_forward_hook(lambda own, _, out: made.append((own, out)))
+            else:
+                continue
+            hooks.enter_context(hook)
+        module.eval()
+        module(x)
+    given = {id(x) for x in taken}
+    normalized = {id(layer.weight) for layer, out in made if id(out) in given}
+    otherwise = {id(layer.weight) for layer, out in made if id(out) not in given}
+    return [weight for weight in module.parameters() if id(weight) in normalized - otherwise]
 
 
 def criterion(
