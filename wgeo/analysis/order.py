@@ -20,7 +20,7 @@ from ..compare import Comparison, predicted
 from ..data import Images
 from ..errors import ArgumentError, FeatureError, RecordError
 from ..features import trace
-from ..geodesic import bias_curve, straightness, verdict
+from ..geodesic import Straightness, bias_curve, straightness, verdict
 from ..records import SCHEMA, as_json
 from ..trajectory import Trajectory
 from ..transport import Exact, chain
@@ -28,6 +28,11 @@ from .beside import brenier_test, checked_reference, reference_test, traced_refe
 from .result import Analysis, versions
 from .views import class_view
 
+_NO_COMMON_SPACE = (
+    "No two consecutive layers share a feature space (their widths differ and no shortcut leads "
+    "from one to the next), so transport and straightness are left out; collapse is measured "
+    "layer by layer. Name layers of one width, or give embed='pad' or 'pca:D' for one space."
+)
 _MOST_WORK = 1e10  # multiplications behind the intervals of collapse: about 20 s on one core
 
 
@@ -157,7 +162,7 @@ def analyze_trajectory(
     solver = Exact() if solver is None else solver
     measuring: dict[str, Any] = {"solver": solver, "bootstrap": bootstrap, "seed": seed}
     whole = None if embed is None else straightness(traj.embedded(embed), **measuring)
-    straight = straightness(traj, chain=chain(traj, solver), **measuring)
+    straight = _straightness(traj, measuring)
     collapsed = collapse(traj, bootstrap=_affordable(traj, bootstrap), seed=seed)
     found, depth = straight.to_dict(), collapsed.to_dict()
     curves = [
@@ -201,12 +206,25 @@ def analyze_trajectory(
         "separation": depth["separation"],
         "learned_at": depth["learned_at"],
         **models.to_dict(),
-        "verdict": f"{verdict(straight)} {_progress_in_words(collapsed)}",
+        "verdict": f"{_transport_in_words(traj, straight)} {_progress_in_words(collapsed)}",
     }
+    if not traj.blocks:
+        record["transport_skipped"] = _NO_COMMON_SPACE
     if whole is not None:
         record["embedded"] = {"space": embed, **whole.to_dict(), "verdict": verdict(whole)}
     tested = reference_test(traj, reference, seed)
     return Analysis(_beside(as_json(record), tested), traj)
+
+
+def _straightness(traj: Trajectory, measuring: Mapping[str, Any]) -> Straightness:
+    """Straightness, of nothing if no two layers share a space; collapse needs none."""
+    if not traj.blocks:
+        return Straightness((), ())
+    return straightness(traj, chain=chain(traj, measuring["solver"]), **measuring)
+
+
+def _transport_in_words(traj: Trajectory, straight: Straightness) -> str:
+    return verdict(straight) if traj.blocks else _NO_COMMON_SPACE
 
 
 def _beside(record: dict[str, Any], tested: dict[str, Any] | None) -> dict[str, Any]:

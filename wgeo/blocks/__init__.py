@@ -73,9 +73,7 @@ def find_blocks(
     return survey(module, images, layers).specs
 
 
-def survey(
-    module: nn.Module, images: torch.Tensor, layers: Sequence[str] | None = None
-) -> Blocks:
+def survey(module: nn.Module, images: torch.Tensor, layers: Sequence[str] | None = None) -> Blocks:
     """Return the blocks of a network in execution order, and what else it adds up.
 
     Parameters
@@ -96,12 +94,15 @@ def survey(
     modules = dict(module.named_modules())
     if layers is not None and (isinstance(layers, str) or not layers):
         raise FeatureError("layers must be a non-empty list of module names.")
+    others: dict[str, int] = {}
     with evaluating(module), torch.no_grad():
         probe = probed(module, images)
         if layers is not None and all(name in modules for name in layers):
-            placed, others = _named(layers, modules, probe, []), {}
+            placed = _named(layers, modules, probe, [])
         else:
             found = _search(modules, probe)
+            if not found:
+                _require_finite(probe)
             names = {spec.module for _, spec in found}
             sums, others = forward_sums(modules, probe, names)
             placed = found + sums
@@ -158,9 +159,8 @@ def _named(
 
 def _classified(name: str, part: nn.Module, call: Call, probe: Probe) -> _Placed:
     """A module as blocks: one for each of its calls."""
-    assert call.y is not None
     residual = as_residual(name, part, call, probe)
-    activation = final_activation(name, part, call.y, probe)
+    activation = final_activation(name, part, probe)
     return [
         (
             order,
@@ -178,12 +178,16 @@ def _classified(name: str, part: nn.Module, call: Call, probe: Probe) -> _Placed
     ]
 
 
-def _nothing(module: nn.Module, probe: Probe, others: dict[str, int]) -> str:
-    """Say that there is no block, and which layers can be named instead."""
-    modules = dict(module.named_modules())
+def _require_finite(probe: Probe) -> None:
+    """Refuse a network that computes NaN: no module can be judged by what it does then."""
     for name, call in sorted(probe.calls.items(), key=lambda item: item[1].orders[0]):
         if call.y is not None:
             check_finite(call.y, f"what {name!r} returns")
+
+
+def _nothing(module: nn.Module, probe: Probe, others: dict[str, int]) -> str:
+    """Say that there is no block, and which layers can be named instead."""
+    modules = dict(module.named_modules())
     children = ", ".join(name for name, _ in module.named_children()) or "none"
     added = (
         f" Tensors of equal shapes are added in the forward of {_some(map(_called, others))}, but "

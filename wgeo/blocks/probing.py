@@ -24,6 +24,8 @@ class Call:
         What the module received; tensors are copies, since an in-place branch may overwrite them.
     y : Tensor or None
         The tensor that it returned; None if it returned none, or several.
+    last : Tensor or None
+        The same of the last call.
     orders : list of int
         When each call ended, on the pass's clock.
     """
@@ -31,6 +33,7 @@ class Call:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     y: torch.Tensor | None
+    last: torch.Tensor | None
     orders: list[int] = field(default_factory=list)
 
     @property
@@ -126,10 +129,12 @@ def probed(module: nn.Module, images: torch.Tensor) -> Probe:
     def after(name: str) -> Callable[..., None]:
         def hook(_: nn.Module, args: tuple[Any, ...], out: Any) -> None:
             y = returned(out)
+            with watch.silent():
+                last = None if y is None else y.clone()
             if name not in calls:
                 args, kwargs = received.pop(name)
-                with watch.silent():
-                    calls[name] = Call(args, kwargs, None if y is None else y.clone())
+                calls[name] = Call(args, kwargs, last, last)
+            calls[name].last = last
             calls[name].orders.append(watch.end(name, y))
 
         return hook

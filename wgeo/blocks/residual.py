@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Set
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -61,9 +62,11 @@ def _adds_input(name: str, probe: Probe) -> bool:
 
 def _identity(part: nn.Module, call: Call, adds: bool) -> Residual | None:
     assert call.y is not None
-    given: list[tuple[int | str, torch.Tensor]] = [
+    named: list[tuple[int | str, Any]] = [*enumerate(call.args)]
+    named += call.kwargs.items()
+    given = [
         (key, value)
-        for key, value in [*enumerate(call.args), *call.kwargs.items()]
+        for key, value in named
         if isinstance(value, torch.Tensor) and value.shape == call.y.shape
     ]
     if not given:
@@ -87,9 +90,9 @@ def _by_child(name: str, part: nn.Module, call: Call, probe: Probe) -> Residual 
     candidates = []
     for child_name, child in part.named_children():
         inner = probe.get(f"{name}.{child_name}")
-        if inner is None or inner.count != call.count or inner.y is None or inner.y.shape != y.shape:
+        if inner is None or inner.count != call.count or inner.x is None or inner.y is None:
             continue
-        if inner.x is None:
+        if inner.y.shape != y.shape:
             continue
         first_hand = inner.x.shape == x.shape and bool(torch.equal(inner.x, x))
         spared = {child_name}
@@ -142,7 +145,8 @@ def _is_image(
     if _same(out, _two_slopes(out, target, scaled)):
         return True
     activations = [m for m in part.modules() if is_activation(m)]
-    return any(_same(out, end(target.clone())) for end in (*_CURVES, *activations))
+    ends: list[Callable[[torch.Tensor], torch.Tensor]] = [*_CURVES, *activations]
+    return any(_same(out, end(target.clone())) for end in ends)
 
 
 def _two_slopes(out: torch.Tensor, target: torch.Tensor, scaled: bool) -> torch.Tensor:
@@ -168,12 +172,15 @@ def is_activation(module: nn.Module) -> bool:
     )
 
 
-def final_activation(name: str, part: nn.Module, y: torch.Tensor, probe: Probe) -> str | None:
+def final_activation(name: str, part: nn.Module, probe: Probe) -> str | None:
     """Return the activation module whose output is the block's; None if nothing follows the sum."""
+    whole = probe.calls[name].last
     for key, inner in part.named_modules():
         call = probe.get(f"{name}.{key}")
-        if not key or not is_activation(inner) or call is None or call.y is None:
+        if not key or not is_activation(inner) or call is None:
             continue
-        if call.y.shape == y.shape and torch.equal(call.y, y):
+        if call.last is None or whole is None or call.last.shape != whole.shape:
+            continue
+        if torch.equal(call.last, whole):
             return f"{name}.{key}"
     return None

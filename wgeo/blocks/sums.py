@@ -21,8 +21,8 @@ from torch.overrides import TorchFunctionMode
 _ADDING = frozenset({"add", "add_", "__add__", "__radd__", "__iadd__"})
 _SCALING = frozenset({"mul", "mul_", "div", "div_", "true_divide", "__truediv__", "__mul__"})
 _BENDING = frozenset(
-    "relu relu_ leaky_relu leaky_relu_ relu6 gelu silu mish elu elu_ celu selu hardswish hardtanh "
-    "tanh sigmoid softplus".split()
+    {"relu", "relu_", "leaky_relu", "leaky_relu_", "relu6", "gelu", "silu", "mish", "elu", "elu_"}
+    | {"celu", "selu", "hardswish", "hardtanh", "tanh", "sigmoid", "softplus"}
 )
 _LONGEST_TAIL = 2  # a scaling and an activation
 
@@ -265,9 +265,7 @@ class SumTap(_Addressed):
             put(value)
 
 
-def follow_running(
-    module: nn.Module, watch: _Addressed, keep: Callable[[Any], None]
-) -> None:
+def follow_running(module: nn.Module, watch: _Addressed, keep: Callable[[Any], None]) -> None:
     """Tell a watch which module is running, by hooks on all of them."""
     for name, part in module.named_modules():
         if name:

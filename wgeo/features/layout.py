@@ -176,7 +176,8 @@ def _shaped(maps: torch.Tensor, axis: int, folded: str, n: int) -> Layout:
     if len(shape) <= 1:
         return replace(layout, shape=shape or (1,))
     if len(long) == 1:
-        return replace(layout, shape=shape, channels=long[0], evidence="the only axis longer than 1")
+        said = "the only axis longer than 1"
+        return replace(layout, shape=shape, channels=long[0], evidence=said)
     return replace(layout, shape=shape, channels=None, evidence="")
 
 

@@ -78,5 +78,7 @@ def _pooled(maps: torch.Tensor, kind: str, side: int) -> torch.Tensor:
     if len(space) > 3:
         raise FeatureError(f"Cannot pool features of shape {tuple(maps.shape)}; use pool='flat'.")
     sides = [min(side, maps.shape[axis]) for axis in space]  # a finer grid would repeat pixels
-    average = functional.adaptive_avg_pool2d if len(sides) == 2 else functional.adaptive_avg_pool3d
+    average: Callable[..., torch.Tensor] = (
+        functional.adaptive_avg_pool2d if len(sides) == 2 else functional.adaptive_avg_pool3d
+    )
     return average(maps, sides).flatten(1)

@@ -119,9 +119,7 @@ class Recorder:
             if key not in self.layouts or spec.shortcut is not None:
                 continue
             other = spec.sum is None and spec.argument != 0
-            if not other and (
-                spec is self.specs[0] or self._space(key) == self._space(last)
-            ):
+            if not other and (spec is self.specs[0] or self._space(key) == self._space(last)):
                 del self.layouts[key]
 
     def _pass(self, x: torch.Tensor, where: torch.device) -> Batch:

@@ -230,17 +230,20 @@ def _compared(
 ) -> tuple[KeyReport, nn.Module | None]:
     """Compare with a network that has shapes only, so that no file can ask for memory.
 
-    A user's own factory may not manage to build such a network: it is built for real, and returned.
+    A user's own factory may not manage to build such a network, nor do torchvision's RegNets, which
+    compute their widths with tensors: these are built for real, and returned.
     """
-    if arch.external:
-        module = _dressed(arch.build(**settings), state)
-        return compare_keys(module.state_dict(), state), module
-    try:
-        with torch.device("meta"):
-            shapes = _dressed(_shapes(arch.name, tuple(settings.items())), state)
-    except (RuntimeError, ValueError, OverflowError) as error:
-        raise ArgumentError(f"{arch.name} cannot be built with {settings}: {error}") from error
-    return compare_keys(shapes.state_dict(), state), None
+    if not arch.external:
+        try:
+            with torch.device("meta"):
+                shapes = _dressed(_shapes(arch.name, tuple(settings.items())), state)
+            return compare_keys(shapes.state_dict(), state), None
+        except NotImplementedError:  # "Cannot copy out of meta tensor; no data!"
+            pass
+        except (RuntimeError, ValueError, OverflowError) as error:
+            raise ArgumentError(f"{arch.name} cannot be built with {settings}: {error}") from error
+    module = _dressed(arch.build(**settings), state)
+    return compare_keys(module.state_dict(), state), module
 
 
 @lru_cache(maxsize=32)  # a search and the fit after it, and several checkpoints of one network
