@@ -220,7 +220,7 @@ def _followable(modules: dict[str, nn.Module], probe: Probe) -> list[str]:
         for key, child in part.named_children():
             name = f"{prefix}.{key}" if prefix else key
             call = probe.get(name)
-            if isinstance(child, nn.Sequential | nn.ModuleList | nn.ModuleDict):
+            if type(child) in (nn.Sequential, nn.ModuleList, nn.ModuleDict):
                 add(name, child)
             elif call is not None and call.x is not None and call.y is not None and weighs(child):
                 names.append(name)

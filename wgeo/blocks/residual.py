@@ -56,8 +56,13 @@ def as_residual(name: str, part: nn.Module, call: Call, probe: Probe) -> Residua
 
 def _adds_input(name: str, probe: Probe) -> bool:
     """Whether one of the sums inside a module adds something to its input."""
-    inputs = {ran.x for ran in probe.watch.ran if ran.name == name}
-    return any(name in total.path and inputs & {*total.nodes} for total in probe.watch.sums)
+    watch = probe.watch
+    inputs = {ran.x for ran in watch.ran if ran.name == name}
+    return any(
+        name in total.path and not inputs.isdisjoint(watch.multiples(node))
+        for total in watch.sums
+        for node in total.nodes
+    )
 
 
 def _identity(part: nn.Module, call: Call, adds: bool) -> Residual | None:

@@ -135,6 +135,7 @@ class SumWatch(_Addressed):
         self._children: dict[Node, set[Node]] = {}
         self._uses: dict[Node, list[tuple[str, Node, bool]]] = {}
         self._results: dict[Node, Sum] = {}
+        self._scaled: dict[Node, Node] = {}  # what a multiple is of
 
     def begin(self, name: str, x: torch.Tensor | None) -> None:
         """A module begins, with `x` as its first tensor."""
@@ -197,6 +198,8 @@ class SumWatch(_Addressed):
             self._alive.append(result)
             if known:
                 self._parents[node] = set(known)
+                if name in _SCALING and _elementwise(name, args):
+                    self._scaled[node] = known[0]
             for source in known[:1]:
                 self._uses.setdefault(source, []).append((name, node, _elementwise(name, args)))
             for source in known[1:]:
@@ -212,6 +215,14 @@ class SumWatch(_Addressed):
 
     def _node(self, tensor: torch.Tensor) -> Node:
         return id(tensor), self._versions[id(tensor)]
+
+    def multiples(self, node: Node) -> set[Node]:
+        """A tensor, and all that it is a multiple of by plain numbers."""
+        found = {node}
+        while node in self._scaled:
+            node = self._scaled[node]
+            found.add(node)
+        return found
 
     def result_of(self, total: Sum) -> Node:
         """The node of a sum's value."""
