@@ -290,6 +290,7 @@ def brenier_blocks(
         As for `brenier`.
     """
     parts = dict(module.named_modules())
+    names = [name for name in names if name in parts]  # a sum in a forward is no module
     entering: dict[str, torch.Tensor] = {}
     leaving: dict[str, torch.Tensor] = {}
     with evaluating(module), torch.no_grad(), hooked() as keep:

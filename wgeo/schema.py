@@ -220,6 +220,7 @@ ANALYSIS = {
     **dict.fromkeys(("geodesic_model?", "mufm?", "mufm_given?", "ufm?"), _MODEL),
     "embedded?": {"space?": text, "verdict?": [_SENTENCE], "segments": [_SEGMENT]},
     "trust?": _TRUST,
+    "transport_skipped?": text,
     "thresholds?": {"*": number},
     "verdict": [_SENTENCE],
 }

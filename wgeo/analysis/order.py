@@ -20,7 +20,7 @@ from ..compare import Comparison, predicted
 from ..data import as_images
 from ..errors import ArgumentError, FeatureError, RecordError
 from ..features import trace
-from ..geodesic import bias_curve, straightness
+from ..geodesic import Straightness, bias_curve, straightness
 from ..records import SCHEMA, as_json
 from ..trajectory import Trajectory
 from ..transport import Exact, chain
@@ -31,6 +31,11 @@ from .trust import copies_of, trust_of
 from .verdict import THRESHOLDS, sentences
 from .views import class_view
 
+_NO_COMMON_SPACE = (
+    "No two consecutive layers share a feature space (their widths differ and no shortcut leads "
+    "from one to the next), so transport and straightness are left out; collapse is measured "
+    "layer by layer. Name layers of one width, or give embed='pad' or 'pca:D' for one space."
+)
 _MOST_WORK = 1e10  # multiplications behind the intervals of collapse: about 20 s on one core
 
 
@@ -183,7 +188,7 @@ def analyze_trajectory(
         "groups": copies if len(np.unique(copies)) < len(traj) else None,
     }
     whole = None if embed is None else straightness(traj.embedded(embed), **measuring)
-    straight = straightness(traj, chain=chain(traj, solver), **measuring)
+    straight = _straightness(traj, measuring)
     collapsed = collapse(traj, bootstrap=_affordable(traj, bootstrap), seed=seed)
     found, depth = straight.to_dict(), collapsed.to_dict()
     curves = [
@@ -230,6 +235,8 @@ def analyze_trajectory(
         "trust": trust_of(traj),
         "thresholds": THRESHOLDS,
     }
+    if not traj.blocks:
+        record["transport_skipped"] = _NO_COMMON_SPACE
     if whole is not None:
         record["embedded"] = {"space": embed, **whole.to_dict()}
     tested = reference_test(traj, reference, seed)
@@ -246,6 +253,13 @@ def judged(record: dict[str, Any]) -> dict[str, Any]:
 
 def _said(record: dict[str, Any]) -> list[dict[str, Any]]:
     return as_json([sentence.to_dict() for sentence in sentences(record)])
+
+
+def _straightness(traj: Trajectory, measuring: Mapping[str, Any]) -> Straightness:
+    """Straightness, of nothing if no two layers share a space; collapse needs none."""
+    if not traj.blocks:
+        return Straightness((), ())
+    return straightness(traj, chain=chain(traj, measuring["solver"]), **measuring)
 
 
 def _beside(record: dict[str, Any], tested: dict[str, Any] | None) -> dict[str, Any]:

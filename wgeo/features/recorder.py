@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -17,8 +15,10 @@ from ..blocks import BlockSpec, evaluating, first_tensor, hooked, run
 from ..errors import FeatureError
 from ..models import classifier_of, logits_of
 from ..trajectory import entry_key, features_key
+from .layout import Layout, find_layouts
 from .network import home_of
-from .pooling import Pool
+from .pooling import channels_named, keeps_all, pooling
+from .taps import tapped
 
 HEAD, LOGITS = ":head", ":logits"  # what the classifier reads and returns; no layers
 Batch = dict[str, np.ndarray]
@@ -30,17 +30,36 @@ class Recorder:
 
     Attributes
     ----------
+    layouts : dict of str to Layout
+        Of every layer and entry that is kept, by its key.
     most : int or None
         How many images fit the device at once, once that was found out.
     """
 
     module: nn.Module
     specs: tuple[BlockSpec, ...]
-    pool: Pool
+    pool: str
     tap: str
+    layouts: dict[str, Layout]
     most: int | None = None
-    _shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     _rows: Batch = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls,
+        module: nn.Module,
+        specs: Sequence[BlockSpec],
+        pool: str,
+        tap: str,
+        probe: torch.Tensor,
+    ) -> Recorder:
+        """Find out how the layers lie in memory, with a few images."""
+        layouts = find_layouts(module, specs, tap, probe, channels_named(pool))
+        if not keeps_all(pool):
+            _require_channels(layouts, pool)
+        made = cls(module, tuple(specs), pool, tap, layouts)
+        made._drop_entries()
+        return made
 
     def follow(self, x: torch.Tensor, where: torch.device) -> Batch:
         """Pass a batch through the network; where the device's memory ends, in halves.
@@ -67,72 +86,89 @@ class Recorder:
         return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
 
     def stages(self) -> list[tuple[str, int | None]]:
-        """Layers in execution order, each with the feature space it lives in; after a pass."""
+        """Layers in execution order, each with the feature space it lives in."""
         found: list[tuple[str, int | None]] = [("input", None), ("stem", 0)]
-        stage, shape = 0, self._shapes[features_key("stem")]
+        stage, space = 0, self._space(features_key("stem"))
         for spec in self.specs:
-            own = self._shapes[features_key(spec.name)]
-            if entry_key(spec.name) in self._shapes or own != shape:
-                stage, shape = stage + 1, own
+            own = self._space(features_key(spec.name))
+            if entry_key(spec.name) in self.layouts or own != space:
+                stage, space = stage + 1, own
             found.append((spec.name, stage))
         return found
+
+    def described(self) -> list[dict[str, Any]]:
+        """Return, for a record, what each layer returns and how its channels were found."""
+        return [
+            {"layer": key.partition(":")[2], **self.layouts[key].to_dict()}
+            for key in map(features_key, ("stem", *(spec.name for spec in self.specs)))
+        ]
+
+    def _space(self, key: str) -> tuple[int, ...]:
+        layout = self.layouts[key]
+        return layout.shape if keeps_all(self.pool) else layout.space
+
+    def _drop_entries(self) -> None:
+        """Keep an identity's input only if something between two blocks changed the space.
+
+        It is then the image of the block's shortcut, in the space of its output. A block that adds
+        to another of its arguments than the first begins with that.
+        """
+        before = [features_key(name) for name in ("stem", *(spec.name for spec in self.specs))]
+        for last, spec in zip(before, self.specs, strict=False):
+            key = entry_key(spec.name)
+            if key not in self.layouts or spec.shortcut is not None:
+                continue
+            other = spec.sum is None and spec.argument != 0
+            if not other and (spec is self.specs[0] or self._space(key) == self._space(last)):
+                del self.layouts[key]
 
     def _pass(self, x: torch.Tensor, where: torch.device) -> Batch:
         _, precision = home_of(self.module)
         self._rows = {}
+        count = len(x)
+
+        def put(key: str, maps: torch.Tensor) -> None:
+            if key in self.layouts:
+                self._keep(key, self._pooled(key, maps, count))
+
         with evaluating(self.module), torch.no_grad(), hooked() as keep:
-            self._attach(keep)
+            head = classifier_of(self.module)
+            if head is not None:
+                keep(head.register_forward_pre_hook(self._read))
             self._keep(features_key("input"), x.flatten(1))
-            # A copy: the network may work in place, and these may be the caller's images.
-            out = run(self.module, x.to(where, precision, copy=True))
+            with tapped(self.module, self.specs, self.tap, put):
+                # A copy: the network may work in place, and these may be the caller's images.
+                out = run(self.module, x.to(where, precision, copy=True))
         logits = logits_of(self.module, out)
         if logits is not None:
             self._keep(LOGITS, logits)
         return self._rows
 
-    def _attach(self, keep: Callable[[Any], None]) -> None:
-        """Hook the stem, every block's output (or sum), shortcuts and the classifier's input."""
-        parts = dict(self.module.named_modules())
+    def _pooled(self, key: str, maps: torch.Tensor, count: int) -> torch.Tensor:
+        layout = self.layouts[key]
+        if keeps_all(self.pool):
+            return layout.samples_first(maps, count).flatten(1)
+        return pooling(self.pool)(layout.channels_first(maps, count))
 
-        def before(part: nn.Module, key: str) -> None:
-            keep(part.register_forward_pre_hook(lambda _, args: self._put(key, first_tensor(args))))
-
-        def after(part: nn.Module, key: str) -> None:
-            keep(part.register_forward_hook(lambda _, args, out: self._put(key, out)))
-
-        before(parts[self.specs[0].name], features_key("stem"))
-        for spec in self.specs:
-            key = features_key(spec.name)
-            if self.tap == "pre" and spec.activation is not None:
-                before(parts[spec.activation], key)  # reused activations: the last call wins
-            else:
-                after(parts[spec.name], key)
-            if spec.shortcut is not None:
-                after(parts[spec.shortcut], entry_key(spec.name))
-        for last, spec in pairwise(self.specs):
-            if spec.residual and spec.shortcut is None:
-                keep(parts[spec.name].register_forward_pre_hook(partial(self._enter, last, spec)))
-        head = classifier_of(self.module)
-        if head is not None:
-            before(head, HEAD)
-
-    def _enter(self, last: BlockSpec, spec: BlockSpec, _: nn.Module, args: tuple[Any, ...]) -> None:
-        """Where something between two blocks changed the space, begin with what enters the next.
-
-        That is the image of the block's identity shortcut, in the space of its output.
-        """
-        maps = first_tensor(args)
-        if maps is not None and tuple(maps.shape[1:]) != self._shapes.get(features_key(last.name)):
-            self._put(entry_key(spec.name), maps)
-
-    def _put(self, key: str, maps: Any) -> None:
-        if not isinstance(maps, torch.Tensor):  # not what the probe saw
-            what = key.partition(":")[2]
-            raise FeatureError(f"{what!r} takes or returns {type(maps).__name__}, not a tensor.")
-        self._shapes[key] = tuple(maps.shape[1:])
-        self._keep(key, maps.flatten(1) if key == HEAD else self.pool(maps))
+    def _read(self, _: nn.Module, args: tuple[Any, ...]) -> None:
+        read = first_tensor(args)
+        if read is not None and read.ndim > 1:
+            self._keep(HEAD, read.flatten(1))
 
     def _keep(self, key: str, rows: torch.Tensor) -> None:
         kind = np.float64 if rows.dtype == torch.float64 else np.float32
         # A copy of our own is what keeps a later in-place activation out of it.
         self._rows[key] = np.array(as_numpy(rows), dtype=kind)
+
+
+def _require_channels(layouts: dict[str, Layout], pool: str) -> None:
+    for key, layout in layouts.items():
+        if layout.channels is None:
+            shape = ", ".join(map(str, layout.shape))
+            how = pool.partition("@")[0]
+            raise FeatureError(
+                f"{key.partition(':')[2]!r} returns maps of shape (n, {shape}), and neither its "
+                "parameters nor their lengths tell which axis holds the channels. Say so: "
+                f"pool='{how}@first' for (n, c, ...), pool='{how}@last' for (n, ..., c); or keep "
+                "every entry with pool='flat'."
+            )

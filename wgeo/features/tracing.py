@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -16,10 +17,10 @@ from torch import nn
 
 from .. import distributed
 from ..arrays import as_labels, as_numpy, check_finite, pick_device
-from ..blocks import find_blocks
+from ..blocks import Blocks, survey
 from ..checkpoint import Network
 from ..data import Images, Normalization, as_images
-from ..errors import ArgumentError, FeatureError
+from ..errors import ArgumentError, FeatureError, WgeoWarning
 from ..files import memory
 from ..memory import free
 from ..models import classifier_of
@@ -118,8 +119,10 @@ def trace(
             return Trajectory.load(store)
     with placed(module, where):
         probe = sample(net, module, images)
-        specs = find_blocks(module, probe, layers)
-        recorder = Recorder(module, specs, pooling(pool), tap)
+        found = survey(module, probe, layers)
+        recorder = Recorder.of(module, found.specs, pool, tap, probe)
+        settings["axes"] = recorder.described()
+        settings |= _other_sums(found)
         seen = recorder.follow(probe, where)
         stages, few = recorder.stages(), _kept(seen, narrow)
         if narrow is not None:
@@ -178,14 +181,32 @@ def stream(
     images, module, where = as_images(images), module_of(net), pick_device(device)
     _check(images, pool, tap, batch_size)
     with placed(module, where):
-        specs = find_blocks(module, sample(net, module, images), layers)
-        recorder = Recorder(module, specs, pooling(pool), tap)
-        names = ("input", "stem", *(spec.name for spec in specs))
+        probe = sample(net, module, images)
+        found = survey(module, probe, layers)
+        _other_sums(found)
+        recorder = Recorder.of(module, found.specs, pool, tap, probe)
+        names = ("input", "stem", *(spec.name for spec in found.specs))
         for x, y in images.batches(batch_size, normalization_for(net, images)):
             rows = recorder.follow(x, where)
             _require_classes(rows, y)
             decided = decisions(rows[LOGITS]) if LOGITS in rows else None
             yield {name: rows[features_key(name)] for name in names}, y, decided
+
+
+def _other_sums(found: Blocks) -> dict[str, Any]:
+    """Warn of sums outside the blocks, since blocks may have been missed; return them to record."""
+    if not found.other_sums:
+        return {}
+    names = [f"{name or 'the network itself'} ({n})" for name, n in found.other_sums.items()]
+    shown = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
+    warnings.warn(
+        f"{len(found.specs)} residual blocks are followed. Tensors of equal shapes are also added "
+        f"in the forward of {shown}, outside of them. If these are residual blocks too, name all "
+        "that are to be followed with layers=.",
+        WgeoWarning,
+        stacklevel=3,
+    )
+    return {"other_sums": found.other_sums}
 
 
 def _check(images: Images, pool: str, tap: str, batch_size: int) -> None:

@@ -255,20 +255,23 @@ def _compared(
 ) -> tuple[KeyReport, nn.Module | None, dict[str, str]]:
     """Compare with a network that has shapes only, so that no file can ask for memory.
 
-    A user's own factory may not manage to build such a network: it is built for real, and returned.
-    With it comes what a head of another name is called in the network.
+    A user's own factory may not manage to build such a network, nor do torchvision's RegNets, which
+    compute their widths with tensors: these are built for real, and returned. With it comes what a
+    head of another name is called in the network.
     """
-    if arch.external:
-        module = _dressed(arch.build(**settings), state)
-        report, heads = _matched(module, state)
-        return report, module, heads
-    try:
-        with torch.device("meta"):
-            shapes = _dressed(_shapes(arch.name, tuple(settings.items())), state)
-    except (RuntimeError, ValueError, OverflowError) as error:
-        raise ArgumentError(f"{arch.name} cannot be built with {settings}: {error}") from error
-    report, heads = _matched(shapes, state)
-    return report, None, heads
+    if not arch.external:
+        try:
+            with torch.device("meta"):
+                shapes = _dressed(_shapes(arch.name, tuple(settings.items())), state)
+            report, heads = _matched(shapes, state)
+            return report, None, heads
+        except NotImplementedError:  # "Cannot copy out of meta tensor; no data!"
+            pass
+        except (RuntimeError, ValueError, OverflowError) as error:
+            raise ArgumentError(f"{arch.name} cannot be built with {settings}: {error}") from error
+    module = _dressed(arch.build(**settings), state)
+    report, heads = _matched(module, state)
+    return report, module, heads
 
 
 def _matched(net: nn.Module, state: State) -> tuple[KeyReport, dict[str, str]]:

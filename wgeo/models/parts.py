@@ -106,6 +106,8 @@ def logits_of(module: nn.Module, output: Any) -> torch.Tensor | None:
     """
     if not isinstance(output, torch.Tensor):
         output = getattr(output, "logits", output)
+    if isinstance(output, dict):
+        output = output.get("logits")
     if isinstance(output, tuple | list) and output:
         output = output[0]
     if getattr(module, _HEADLESS, False) or not isinstance(output, torch.Tensor):

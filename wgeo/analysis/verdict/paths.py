@@ -10,6 +10,8 @@ from .wording import ends, percent, ranged, segment_ends
 
 
 def straightness(record: Record) -> Iterator[Sentence]:
+    if record.get("transport_skipped"):
+        yield Sentence("straightness", record["transport_skipped"], {}, "undecided")
     for segment in record.get("segments") or []:
         yield _path(segment)
 

@@ -1,0 +1,257 @@
+"""Follow one small network of every timm family, and every torchvision classifier; make a table.
+
+    python tests/families.py RESULTS.jsonl [NAME ...]     go on with what is not in the file yet
+
+Features are compared at every layer with plain hooks. Which axis holds the channels is found here
+in another way than in wgeo: it is the one whose length does not change with the image's size.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import time
+import warnings
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import torch
+import torchvision
+
+import wgeo
+
+SECONDS = 100  # of processor time that a network may take
+IMAGES, CLASSES = 8, 4
+SIZES = (64, 96, 128, 224, 256, 512)
+SMALL = ("test_", "atto", "femto", "pico", "nano", "xxs", "xxxs", "_050", "tiny", "_xs", "small")
+
+
+class TooLongError(Exception):
+    """A network took longer than `SECONDS`."""
+
+
+def names():
+    """Return every torchvision classifier, and for each timm family the likely smallest."""
+    found = [f"torchvision:{n}" for n in torchvision.models.list_models(torchvision.models)]
+    import timm
+
+    families: dict[str, list[str]] = {}
+    for name in timm.list_models():
+        families.setdefault(timm.models._registry._model_to_module[name], []).append(name)
+
+    def smallness(name):
+        hits = [k for k, word in enumerate(SMALL) if word in name]
+        digits = [int(d) for d in "".join(c if c.isdigit() else " " for c in name).split()]
+        return (min(hits, default=len(SMALL)), digits[:1], len(name))
+
+    return [f"timm:{min(all_, key=smallness)}" for all_ in families.values()] + found
+
+
+def build(name, size):
+    """Return a network with fresh weights that takes images of this size."""
+    home, _, rest = name.partition(":")
+    torch.manual_seed(0)
+    if home == "torchvision":
+        return wgeo.models.build(name, num_classes=CLASSES, image_size=size).eval()
+    import timm
+
+    try:
+        return timm.create_model(rest, num_classes=CLASSES, img_size=size).eval()
+    except Exception:  # whatever timm raises if a network has no such setting
+        return timm.create_model(rest, num_classes=CLASSES).eval()
+
+
+def runs(name, size):
+    """Return a network that takes images of this size."""
+    net = build(name, size)
+    with torch.no_grad():
+        net(torch.randn(2, 3, size, size))
+    return net
+
+
+def usable(name):
+    """Return the smallest image size that works, the network, and a second size that does too."""
+    first = None
+    for size in SIZES:
+        try:
+            net = runs(name, size)
+        except TooLongError:
+            raise
+        except Exception as error:
+            last = error
+            continue
+        if first is None:
+            first = size, net
+        else:
+            return (*first, size, net)
+    if first is None:
+        raise last
+    return (*first, None, None)
+
+
+def liven(net):
+    """Draw parameters that begin at 0 or 1, so that no branch is silent and no two scales agree."""
+    g = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            if parameter.ndim <= 1 and parameter.numel() > 1:
+                parameter += 0.1 * torch.randn(parameter.shape, generator=g)
+
+
+def outputs(net, x, wanted):
+    """Return what each call of the wanted modules returns, and every module's first input."""
+    made, entered, handles = {}, [], []
+    calls = Counter()
+    parts = dict(net.named_modules())
+
+    def after(name):
+        def hook(_, args, out):
+            out = next(t for t in out if torch.is_tensor(t)) if isinstance(out, tuple) else out
+            made[name, calls[name]] = out.clone()
+            calls[name] += 1
+
+        return hook
+
+    for name in wanted:
+        handles.append(parts[name].register_forward_hook(after(name)))
+    for part in parts.values():
+        handles.append(
+            part.register_forward_pre_hook(
+                lambda _, args: entered.extend(a.clone() for a in args[:1] if torch.is_tensor(a))
+            )
+        )
+    with torch.no_grad():
+        net(x)
+    for handle in handles:
+        handle.remove()
+    return made, entered
+
+
+def split(layer, parts):
+    """Return the module and call of a layer's name; no module for a sum in a forward."""
+    if layer in parts:
+        return layer, 0
+    if layer.endswith("]"):
+        module, _, k = layer[:-1].rpartition("[")
+        return module, int(k)
+    return None, 0
+
+
+def fixed_axes(a, b):
+    """Axes (after the samples) that are as long at both image sizes."""
+    return [k for k in range(1, a.ndim) if a.shape[k] == b.shape[k]]
+
+
+def judge(name):
+    """Follow one network; return a row of the table."""
+    size, net, other_size, other = usable(name)
+    liven(net)
+    x = torch.randn(IMAGES, 3, size, size, generator=torch.Generator().manual_seed(1))
+    y = np.arange(IMAGES) % CLASSES
+    row = {"name": name, "size": size}
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            traj = wgeo.trace(net, (x, y), device="cpu")
+    except wgeo.WgeoError as error:
+        return {**row, "status": "layers", "why": str(error)[:400]}
+    layers = [layer for layer in traj.layers if layer.name not in ("input", "stem")]
+    parts = dict(net.named_modules())
+    modules = {split(layer.name, parts)[0] for layer in layers} - {None}
+    made, entered = outputs(net, x, modules)
+    elsewhere = {}
+    if other is not None:
+        elsewhere, _ = outputs(other, torch.randn(2, 3, other_size, other_size), modules)
+    wrong, untold = [], 0
+    for layer in layers:
+        module, call = split(layer.name, parts)
+        f = layer.features
+        if module is None:  # the sum is what some later module receives
+            means = [_mean(t, k) for t in entered for k in range(1, t.ndim)]
+            if not any(_close(m, f) for m in means):
+                wrong.append(layer.name)
+            continue
+        out = made[module, call]
+        twin = elsewhere.get((module, call))
+        axes = range(1, out.ndim) if twin is None else fixed_axes(out, twin)
+        matching = [k for k in axes if _close(_mean(out, k), f)]
+        folded = len(out) != IMAGES and f.shape[1] == out.shape[-1] and _close(
+            out.reshape(IMAGES, -1, out.shape[-1]).mean(1).numpy(), f
+        )  # fmt: skip
+        if not matching and not folded:
+            wrong.append(layer.name)
+        untold += len(list(axes)) > 1
+    axes = Counter(
+        "first" if a["channels"] == 1 else "last" if a["channels"] == len(a["shape"]) else "other"
+        for a in traj.settings["axes"][1:]
+    )
+    kinds = Counter(
+        "sums"
+        if split(layer.name, parts)[0] is None
+        else "calls"
+        if "[" in layer.name
+        else "blocks"
+        for layer in layers
+    )
+    return {
+        **row,
+        "status": "wrong" if wrong else "followed",
+        "layers": len(layers),
+        "kinds": dict(kinds),
+        "channels": dict(axes),
+        "other_sums": dict(traj.settings.get("other_sums", {})),
+        "wrong": wrong,
+        "undecided_here": untold,
+    }
+
+
+def _mean(out, axis):
+    rest = tuple(k for k in range(1, out.ndim) if k != axis)
+    return (out.mean(rest) if rest else out).numpy()
+
+
+def _close(a, b):
+    return a.shape == b.shape and np.abs(a - b).max() <= 1e-3 * (np.abs(a).max() + 1e-9)
+
+
+def _alarm(*_):
+    raise TooLongError
+
+
+def run(results, chosen=()):
+    """Judge all that is not in the file yet, a line each."""
+    path = Path(results)
+    done = (
+        {json.loads(line)["name"] for line in path.read_text().splitlines()}
+        if path.exists()
+        else set()
+    )
+    signal.signal(signal.SIGPROF, _alarm)
+    for name in chosen or names():
+        if name in done:
+            continue
+        began = time.process_time()
+        signal.setitimer(signal.ITIMER_PROF, SECONDS)
+        try:
+            row = judge(name)
+        except TooLongError:
+            row = {"name": name, "status": "skipped", "why": f"took over {SECONDS} s here"}
+        except Exception as error:
+            row = {
+                "name": name,
+                "status": "failed",
+                "why": f"{type(error).__name__}: {error}"[:300],
+            }
+        finally:
+            signal.setitimer(signal.ITIMER_PROF, 0)
+        row["seconds"] = round(time.process_time() - began, 1)
+        with path.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        print(json.dumps(row), flush=True)
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+if __name__ == "__main__":
+    run(sys.argv[1], sys.argv[2:])

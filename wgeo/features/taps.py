@@ -1,0 +1,134 @@
+"""What passes the chosen places of a network during one pass: stem, blocks, shortcuts."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..blocks import BlockSpec, SumTap, first_tensor, follow_running, hooked, returned
+from ..errors import FeatureError
+from ..trajectory import entry_key, features_key
+
+Put = Callable[[str, torch.Tensor], None]
+
+
+@contextmanager
+def tapped(module: nn.Module, specs: Sequence[BlockSpec], tap: str, put: Put) -> Iterator[None]:
+    """Hand tensors to `put`, under the keys that a store gives them, as a pass computes them.
+
+    The stem is what enters the first block. A block's entry is its shortcut's output, or what the
+    identity is of. The same key may come again, from an activation that is used twice: the last
+    one counts. Tensors may be overwritten later: `put` takes what it needs at once.
+    """
+    parts = dict(module.named_modules())
+    with hooked() as keep:
+        tap_sums = _on_sums(parts, specs, tap, put, keep)
+        _on_modules(parts, specs, tap, put, keep)
+        if tap_sums is not None:
+            follow_running(module, tap_sums, keep)
+        with tap_sums or nullcontext():
+            yield
+
+
+def _on_modules(
+    parts: dict[str, nn.Module],
+    specs: Sequence[BlockSpec],
+    tap: str,
+    put: Put,
+    keep: Callable[[Any], None],
+) -> None:
+    calls: Counter[str] = Counter()
+    by_module: dict[str, dict[int, BlockSpec]] = defaultdict(dict)
+    for spec in specs:
+        if spec.sum is None:
+            by_module[spec.module][spec.call] = spec
+
+    def begun(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        spec = by_module[name].get(calls[name])
+        calls[name] += 1
+        if spec is None:
+            return
+        if spec is specs[0]:
+            put(features_key("stem"), _tensor(first_tensor((*args, *kwargs.values())), name))
+        if spec.residual and spec.shortcut is None:
+            at = spec.argument
+            given = kwargs.get(at) if isinstance(at, str) else (*args, None)[min(at, len(args))]
+            put(entry_key(spec.name), _tensor(given, name))
+
+    def inside(name: str, key: Callable[[str], str], value: Any) -> None:
+        """Something within a block's call that is running."""
+        spec = by_module[name].get(calls[name] - 1)
+        if spec is not None:
+            put(key(spec.name), _tensor(value, name))
+
+    for name, own in by_module.items():
+        spec = next(iter(own.values()))  # every call of a module is read alike
+        part = parts[name]
+        keep(
+            part.register_forward_pre_hook(
+                lambda _, args, kwargs, name=name: begun(name, args, kwargs), with_kwargs=True
+            )
+        )
+        if spec.shortcut is not None:
+            keep(
+                parts[spec.shortcut].register_forward_hook(
+                    lambda _, args, out, name=name: inside(name, entry_key, out)
+                )
+            )
+        if tap == "pre" and spec.activation is not None:
+            keep(
+                parts[spec.activation].register_forward_pre_hook(
+                    lambda _, args, name=name: inside(name, features_key, first_tensor(args))
+                )
+            )
+        else:
+            keep(
+                part.register_forward_hook(
+                    lambda _, args, out, name=name: inside(name, features_key, out)
+                )
+            )
+
+
+def _on_sums(
+    parts: dict[str, nn.Module],
+    specs: Sequence[BlockSpec],
+    tap: str,
+    put: Put,
+    keep: Callable[[Any], None],
+) -> SumTap | None:
+    wanted = {}
+    for spec in specs:
+        if spec.sum is None:
+            continue
+
+        def summed(
+            operands: list[torch.Tensor], before: torch.Tensor, value: torch.Tensor,
+            spec: BlockSpec = spec,
+        ) -> None:  # fmt: skip
+            assert isinstance(spec.argument, int)
+            entering = operands[spec.argument]
+            if spec is specs[0] and spec.shortcut is None:
+                put(features_key("stem"), entering)
+            put(entry_key(spec.name), entering)
+            put(features_key(spec.name), value if tap == "post" else before)
+
+        wanted[spec.sum] = spec.tail, summed
+        if spec is specs[0] and spec.shortcut is not None:
+            keep(
+                parts[spec.shortcut].register_forward_pre_hook(
+                    lambda _, args: put(features_key("stem"), _tensor(first_tensor(args), "stem"))
+                )
+            )
+    return SumTap(wanted) if wanted else None
+
+
+def _tensor(value: Any, name: str) -> torch.Tensor:
+    tensor = returned(value)
+    if tensor is None:  # not what the probe saw
+        raise FeatureError(f"{name!r} takes or returns {type(value).__name__}, not a tensor.")
+    return tensor
