@@ -308,7 +308,7 @@ def _from_table(
         chosen, used = set(found.labels), split if inside else None
     else:
         chosen, used = _part(found, split, about.path)
-    index, classes, notes = numbered(found.every, about.classes())
+    index, classes, notes = numbered(found.every, about.classes(), f"the table of {about.path}")
     rows = [name for _, name in sorted(files) if name in chosen]
     labels = np.array([index[found.labels[name]] for name in rows], dtype=np.int64)
     return Arranged(rows, labels, classes, used, (*found.notes, *notes))
@@ -327,7 +327,7 @@ def _part(found: Labelled, split: str | None, path: Path) -> tuple[set[str], str
 
 
 def numbered(
-    labels: set[str], classes: list[str]
+    labels: set[str], classes: list[str], where: str
 ) -> tuple[dict[str, int], tuple[str, ...], tuple[str, ...]]:
     """Number labels given as text: by value if all are numbers, else with `classes`, sorted.
 
@@ -343,7 +343,7 @@ def numbered(
     values = np.array([int(label) for label in labels])
     if int(values.max()) < len(classes):  # indices of the folders beside them
         return {label: int(label) for label in labels}, tuple(classes), ()
-    checked_labels(values, "the table", None)
+    checked_labels(values, where, None)
     first, notes = first_label(values)
     index = {label: int(label) - first for label in labels}
     return index, tuple(str(k) for k in range(first, int(values.max()) + 1)), notes

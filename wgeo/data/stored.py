@@ -13,6 +13,7 @@ import numpy as np
 
 from ..errors import DataError
 from ..files import printable, regular
+from .members import PACKS
 from .pickles import pixels_of, plain_values
 from .source import Source, checked_labels, first_label, from_array, scaled
 
@@ -21,6 +22,8 @@ _IDX = re.compile(r"(train|test|t10k)-(images)-idx3-ubyte(\.gz)?")
 _PRESETS = {"MNIST": "mnist", "FashionMNIST": "fashion_mnist"}
 _CLASSES = {"cifar10": 10, "cifar100": 100, "mnist": 10, "fashion_mnist": 10}
 _LARGEST = 2**28  # bytes of a file: CIFAR-100's training set has 155 million
+
+_SMALL = 2**24  # bytes that a packed file may unpack to, however few it takes
 
 
 @dataclass(frozen=True)
@@ -130,14 +133,15 @@ def _bytes(file: Path) -> bytes:
             raise DataError(f"{file} is larger than {_LARGEST} bytes.")
         if file.suffix != ".gz":
             return file.read_bytes()
+        most = min(_LARGEST, max(_SMALL, PACKS * file.stat().st_size))
         with gzip.open(file) as packed:
-            body = packed.read(_LARGEST + 1)
+            body = packed.read(most + 1)
     except (OSError, EOFError) as error:
         raise DataError(f"Cannot read {file}: {printable(str(error), 200)}") from error
     except Exception as error:  # zlib's own
         raise DataError(f"{file} is damaged: {printable(str(error), 200)}") from error
-    if len(body) > _LARGEST:
-        raise DataError(f"{file} unpacks to more than {_LARGEST} bytes.")
+    if len(body) > most:
+        raise DataError(f"{file} unpacks to more than {most} bytes, as a bomb does.")
     return body
 
 

@@ -74,7 +74,7 @@ def labels_of(
             found.append((name, labelled))
     if not found:
         if refused:
-            raise refused[0]
+            raise DataError(f"{place}: {refused[0]}") from refused[0]
         return None
     found.sort(key=lambda one: -len(one[1].labels))
     most = [one for one in found if len(one[1].labels) == len(found[0][1].labels)]
