@@ -1,6 +1,7 @@
 """Follow one small network of every timm family, and every torchvision classifier; make a table.
 
     python tests/families.py RESULTS.jsonl [NAME ...]     go on with what is not in the file yet
+    python tests/families.py RESULTS.jsonl --table        print the table in Markdown
 
 Features are compared at every layer with plain hooks. Which axis holds the channels is found here
 in another way than in wgeo: it is the one whose length does not change with the image's size.
@@ -101,8 +102,8 @@ def liven(net):
 
 
 def outputs(net, x, wanted):
-    """Return what each call of the wanted modules returns, and every module's first input."""
-    made, entered, handles = {}, [], []
+    """Return what each call of the wanted modules returns, and what all modules take and return."""
+    made, seen, handles = {}, [], []
     calls = Counter()
     parts = dict(net.named_modules())
 
@@ -116,17 +117,18 @@ def outputs(net, x, wanted):
 
     for name in wanted:
         handles.append(parts[name].register_forward_hook(after(name)))
+
+    def note(*given):
+        seen.extend(t.clone() for t in given if torch.is_tensor(t))
+
     for part in parts.values():
-        handles.append(
-            part.register_forward_pre_hook(
-                lambda _, args: entered.extend(a.clone() for a in args[:1] if torch.is_tensor(a))
-            )
-        )
+        handles.append(part.register_forward_pre_hook(lambda _, args: note(*args)))
+        handles.append(part.register_forward_hook(lambda _, args, out: note(out)))
     with torch.no_grad():
         net(x)
     for handle in handles:
         handle.remove()
-    return made, entered
+    return made, seen
 
 
 def split(layer, parts):
@@ -160,7 +162,7 @@ def judge(name):
     layers = [layer for layer in traj.layers if layer.name not in ("input", "stem")]
     parts = dict(net.named_modules())
     modules = {split(layer.name, parts)[0] for layer in layers} - {None}
-    made, entered = outputs(net, x, modules)
+    made, seen = outputs(net, x, modules)
     elsewhere = {}
     if other is not None:
         elsewhere, _ = outputs(other, torch.randn(2, 3, other_size, other_size), modules)
@@ -168,8 +170,8 @@ def judge(name):
     for layer in layers:
         module, call = split(layer.name, parts)
         f = layer.features
-        if module is None:  # the sum is what some later module receives
-            means = [_mean(t, k) for t in entered for k in range(1, t.ndim)]
+        if module is None:  # the sum is what some module receives or returns
+            means = [_mean(t, k) for t in seen for k in range(1, t.ndim)]
             if not any(_close(m, f) for m in means):
                 wrong.append(layer.name)
             continue
@@ -253,5 +255,34 @@ def run(results, chosen=()):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+def table(rows):
+    """Return the results as a table in Markdown."""
+    lines = [
+        "| Network | Pixels | Followed | Channels | Not followed, or added elsewhere |",
+        "|---|---|---|---|---|",
+    ]
+    for row in sorted(rows, key=lambda row: row["name"]):
+        if row["status"] in ("followed", "wrong"):
+            kinds = ", ".join(f"{n} {kind}" for kind, n in row["kinds"].items())
+            axes = ", ".join(row["channels"])
+            others = [f"`{name or 'the network'}` ({n})" for name, n in row["other_sums"].items()]
+            more = ", ".join(others[:3]) + (f" and {len(others) - 3} more" * (len(others) > 3))
+            if row["status"] == "wrong":
+                kinds, more = f"WRONG: {kinds}", ", ".join(row["wrong"][:3])
+        else:
+            kinds, axes = "needs `layers=`" if row["status"] == "layers" else row["status"], ""
+            more = _reason(row["why"])
+        lines.append(f"| {row['name']} | {row.get('size', '')} | {kinds} | {axes} | {more} |")
+    return "\n".join(lines)
+
+
+def _reason(why):
+    """The first sentence of an error, without what a table cannot hold."""
+    return why.replace("|", "/").replace("\n", " ").split(" (its children")[0].split(". ")[0][:160]
+
+
 if __name__ == "__main__":
-    run(sys.argv[1], sys.argv[2:])
+    if sys.argv[2:] == ["--table"]:
+        print(table([json.loads(line) for line in Path(sys.argv[1]).read_text().splitlines()]))
+    else:
+        run(sys.argv[1], sys.argv[2:])

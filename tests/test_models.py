@@ -8,6 +8,7 @@ import textwrap
 
 import pytest
 import torch
+import torchvision
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -547,3 +548,13 @@ def test_a_factory_in_the_current_folder():
 def test_a_factory_that_fails_says_how(name, options, said):
     with pytest.raises(ArgumentError, match=re.compile(said, re.DOTALL)):
         models.build(name, num_classes=3, **options)
+
+
+def test_networks_that_do_not_build_without_memory_are_built_for_real():
+    """RegNets compute their widths with tensors, which the meta device cannot tell."""
+    torch.manual_seed(0)
+    net = torchvision.models.get_model("regnet_x_400mf", num_classes=3)
+    made = models.from_state("torchvision:regnet_x_400mf", net.state_dict())
+    x = torch.rand(2, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(made(x), net.eval()(x))
