@@ -22,7 +22,7 @@ def beside(monkeypatch):
         return importlib.import_module(name)
 
     yield module
-    for name in ("kept", "lab", "recipes"):
+    for name in ("kept", "lab", "recipes", "terminal"):
         sys.modules.pop(name, None)
 
 
@@ -165,3 +165,57 @@ def test_networks_are_found_again_by_recipe_and_images(beside, tmp_path):
     assert folder(digits_file(tmp_path / "b.npz")) == a
     assert folder(digits_file(tmp_path / "c.npz", shift=1)) != a
     assert folder(digits_file(tmp_path / "a.npz"), seed=1) != a
+
+
+# --- what the tables say ----------------------------------------------------------------------
+
+
+def matrix(low: list[float], null: list[float], samples: int = 1000) -> dict:
+    """A result whose maps to the last layer have these scores."""
+    depth = len(low)
+
+    def column(values: list[float]) -> list[list[float]]:
+        return [[0.0] * depth + [value] for value in [*values, 1.0]]
+
+    pairs = {name: column(low) for name in ("corr_low", "corr_high", "corr_score")}
+    return {"pairs": {**pairs, "null": column(null)}, "samples": samples}
+
+
+@pytest.mark.parametrize(
+    ("own", "null", "states", "since"),
+    [
+        ([0.5, 1.0, 1.0], [0.2, 0.3, 0.9], "not optimal optimal", "1"),
+        ([0.5, 1.0, 1.0], [0.2, 0.97, 0.9], "not undecided optimal", "(1)"),
+        ([0.5, 1.0, 0.9], [0.2, 0.3, 0.2], "not optimal not", "none"),
+        ([0.99, 0.98, 0.97], [0.5, 0.5, 0.93], "optimal optimal undecided", "0"),
+    ],
+)
+def test_from_which_layer_on_maps_are_optimal(beside, own, null, states, since):
+    terminal = beside("terminal")
+    result = matrix(own, null)
+    assert terminal.to_the_end(result) == states.split()
+    assert terminal.optimal_from(result) == since
+
+
+def run_of(seed: int, lengths: dict[int, float], **more) -> dict:
+    cell = {"data": "digits", "arch": "isoresnet", "weight_decay": 5e-3, "decayed": "all"}
+    rows = [{"epoch": e, "length_ratio": v, "sqrt_moving_blocks": 2.0} for e, v in lengths.items()]
+    return {"cell": {**cell, "seed": seed}, "rows": rows, **more}
+
+
+def test_a_phase_has_settled_when_it_changes_less_than_seeds_differ(beside):
+    terminal = beside("terminal")
+    pair = [run_of(0, {60: 2.0, 120: 1.25, 160: 1.0}), run_of(1, {60: 2.0, 120: 1.75, 160: 1.5})]
+    assert terminal.settled(pair) == "0.25 / 0.5"
+    assert terminal.settled([run_of(0, {160: 1.0})]) == "not measured / one seed"
+    assert terminal._between(pair[1]["rows"][-1]) == 0.5
+
+
+def test_departures_are_listed(beside):
+    terminal = beside("terminal")
+    stayed = run_of(0, {160: 1.0}, first=8, last_below=4, terminal_epoch=8)
+    left = run_of(1, {160: 1.0}, first=8, last_below=60, terminal_epoch=64)
+    assert terminal.departures([stayed]).startswith("None of 1 runs")
+    page = terminal.departures([stayed, left])
+    assert page.startswith("1 of 2 runs")
+    assert "| digits | residual | 0.005 | 1 | 8 | 60 | 64 |" in page
