@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -200,7 +201,8 @@ def test_images_are_decoded_once(tmp_path, rng):
 
 def test_torchrun_starts_it(network, tmp_path):
     """The command that the help shows."""
-    runner = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "-m", "wgeo"]
+    runner = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--no-python"]
+    runner += [shutil.which("wgeo", path=Path(sys.executable).parent) or "wgeo"]
     environment = {**os.environ, "PYTHONPATH": str(HERE.parent), "OMP_NUM_THREADS": "1"}
     given = words(network, tmp_path / "out", "--no-mufm", "--reference", "none")
     done = subprocess.run(

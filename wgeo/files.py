@@ -17,6 +17,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from .distributed import agreed, beside, everyone, neighbours, rank, ranks
 from .errors import RecordError
+from .names import printable as printable
 
 if TYPE_CHECKING:  # the command line locks folders before it needs libraries
     import numpy as np
@@ -25,13 +26,6 @@ try:
     import fcntl
 except ImportError:  # not of this family of systems
     fcntl = None  # type: ignore[assignment]
-
-
-def printable(name: str | os.PathLike[str], limit: int = 100) -> str:
-    """Return a name that a stranger chose as it may be printed: nothing invisible, not endless."""
-    text = os.fsdecode(name)
-    plain = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text[: limit + 1])
-    return plain if len(plain) <= limit else plain[: limit - 3] + "..."
 
 
 def regular(path: str | os.PathLike[str]) -> None:

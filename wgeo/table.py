@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from .analysis import Analysis, Series
 from .plots import series_rows
 from .plots.style import resolved
+from .terminal import Terminal
 
 
 def print_analysis(done: Analysis) -> None:
@@ -33,9 +32,9 @@ def print_analysis(done: Analysis) -> None:
         block = into.get(layer["name"])
         table.add_row(layer["name"], *_transport_cells(block), *_collapse_cells(layer["collapse"]))
     table.caption = "OT score in brackets: too few samples to mean anything (resolution < 0.5)."
-    console = Console(width=None if sys.stdout.isatty() else 110)
+    console = Terminal(110)
     console.print(table)
-    console.print(done.verdict, soft_wrap=sys.stdout.isatty() is False, highlight=False)
+    console.print(done.verdict, soft_wrap=not console.is_terminal)
 
 
 def print_series(series: Series) -> None:
@@ -63,7 +62,7 @@ def print_series(series: Series) -> None:
             "" if again else _cell(row["tau"], "{:+.2f}"),
         )
     table.caption = "OT score in brackets: too few samples to mean anything (resolution < 0.5)."
-    Console(width=None if sys.stdout.isatty() else 130).print(table)
+    Terminal(130).print(table)
 
 
 def _with_interval(row: dict[str, Any], key: str) -> str:

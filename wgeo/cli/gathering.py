@@ -12,13 +12,11 @@ from multiprocessing import connection
 from pathlib import Path
 from typing import Any
 
-import click
-
 from ..errors import RecordError, WgeoError
 from ..files import locked
 from ..progress import track
 from .job import Job
-from .root import as_typed
+from .root import as_typed, say
 
 CONTEXT = "forkserver"  # libraries are imported once, and a job's process is its own
 _PRELOAD = ["wgeo.analysis", "wgeo.cli.job"]
@@ -54,7 +52,7 @@ def run_all(
         elif wrong:
             failed[name] = _tell(job, wrong)
     if records:
-        click.echo(f"{len(records)} of {len(jobs)} analyses were done before.", err=True)
+        say(f"{len(records)} of {len(jobs)} analyses were done before.", err=True)
     mine = list(jobs)[part[0] - 1 :: part[1]]
     todo = {name: jobs[name] for name in mine if name not in records and name not in failed}
     outcomes = _here(todo, folder) if processes == 1 else _pooled(todo, folder, processes)
@@ -96,10 +94,10 @@ def gather(
             if with_report:
                 from .. import report as reports
 
-                click.echo(f"Report: {reports.build(folder)}")
-        click.echo(f"Record: {folder / 'series.json'}; each checkpoint's in {folder}/NAME")
+                say(f"Report: {reports.build(folder)}")
+        say(f"Record: {folder / 'series.json'}; each checkpoint's in {folder}/NAME")
     elif elsewhere:
-        click.echo(f"{len(jobs) - len(done) - len(failed)} analyses are left to other parts.")
+        say(f"{len(jobs) - len(done) - len(failed)} analyses are left to other parts.")
     if failed:
         raise WgeoError(
             f"{len(failed)} of {len(jobs)} checkpoints could not be analysed (see above); "
@@ -121,7 +119,7 @@ def named(targets: list[str], prefix: str = "", taken: tuple[str, ...] = ()) -> 
 
 
 def _tell(job: Job, error: str) -> str:
-    click.echo(f"wgeo: {job.target}: {' '.join(error.split())}", err=True)
+    say(f"wgeo: {job.target}: {' '.join(error.split())}", err=True)
     return error
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from ..errors import ArgumentError
-from .root import CONTEXT, SEED, F, as_typed, command, main, number, own_folder
+from .root import CONTEXT, SEED, F, as_typed, command, main, number, own_folder, say
 
 DECAY = {"weight_decay": 5e-3, "feature_decay": 5e-4}
 
@@ -357,4 +357,4 @@ def _show(found: Any, look: bool, folder: Any) -> None:
     write_aside(folder / "solution.npz", arrays.getvalue())
     write_aside(folder / "solution.json", json.dumps(record, indent=1, allow_nan=False) + "\n")
     figure = write_model(record, folder)[0]
-    click.echo(f"Record: {folder / 'solution.json'}\nFigure: {figure}")
+    say(f"Record: {folder / 'solution.json'}", f"Figure: {figure}")
