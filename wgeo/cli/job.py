@@ -173,12 +173,15 @@ def _images(options: tuple[Any, ...]) -> Images:
 
 @lru_cache
 def _sha256(target: str) -> str:
-    """Of a checkpoint, or of the manifest of stored features, which holds their checksums."""
-    from ..store import MANIFEST, read_store
+    """Of a checkpoint, or of the manifest of stored features, which holds their checksums.
+
+    The features are compared with those before they are analysed (`Trajectory.load`).
+    """
+    from ..store import MANIFEST, manifest_of
 
     path = Path(target)
     if path.is_dir():
-        read_store(path)
+        manifest_of(path)
         path = path / MANIFEST
     try:
         with path.open("rb") as file:
