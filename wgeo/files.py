@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from .distributed import agreed, beside, everyone, neighbours, rank, ranks
-from .errors import RecordError
+from .errors import ArgumentError, RecordError
 from .names import printable as printable
 
 if TYPE_CHECKING:  # the command line locks folders before it needs libraries
@@ -26,6 +26,14 @@ try:
     import fcntl
 except ImportError:  # not of this family of systems
     fcntl = None  # type: ignore[assignment]
+
+
+def as_path(value: Any, name: str) -> Path:
+    """Return a path; raise an ArgumentError for what is none."""
+    try:
+        return Path(os.fsdecode(value))
+    except TypeError:
+        raise ArgumentError(f"{name} must be a path, not {type(value).__name__}.") from None
 
 
 def regular(path: str | os.PathLike[str]) -> None:

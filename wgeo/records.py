@@ -15,7 +15,7 @@ import torch
 
 from . import schema
 from .errors import RecordError
-from .files import printable, regular, write_aside
+from .files import as_path, printable, regular, write_aside
 
 SCHEMA = 1
 ANALYSIS, SERIES = "analysis.json", "series.json"
@@ -68,7 +68,7 @@ def read_record(place: str | os.PathLike[str], kind: str = ANALYSIS) -> dict[str
     RecordError
         No record there, or one that is damaged or of another schema.
     """
-    path = Path(place)
+    path = as_path(place, "place")
     where = printable(path, 1000)
     try:
         path = path / kind if path.is_dir() else path

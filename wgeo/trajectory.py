@@ -19,7 +19,7 @@ from jaxtyping import Float, Int
 from . import schema
 from .arrays import as_labels, as_numpy, as_points
 from .embedding import embedded
-from .errors import FeatureError, RecordError
+from .errors import ArgumentError, FeatureError, RecordError
 from .progress import track
 from .records import as_json
 from .rows import is_mapped
@@ -138,6 +138,8 @@ class Trajectory:
         FeatureError
             No layers, NaN or infinity, or layers with different numbers of samples.
         """
+        if not hasattr(arrays, "__len__") or isinstance(arrays, str | Mapping):
+            raise ArgumentError(f"arrays must be a list of arrays, not {type(arrays).__name__}.")
         if len(arrays) == 0:
             raise FeatureError("A trajectory needs at least one layer.")
         names = [f"layer{i}" for i in range(len(arrays))] if names is None else list(names)
@@ -331,6 +333,16 @@ class Trajectory:
             for stage, names, arrays in runs
             if len(arrays) > 1
         )
+
+
+def as_trajectory(value: Any, name: str = "traj") -> Trajectory:
+    """Return a trajectory; raise an ArgumentError for what is none."""
+    if isinstance(value, Trajectory):
+        return value
+    raise ArgumentError(
+        f"{name} must be a Trajectory, not {type(value).__name__}: wgeo.trace(net, images), "
+        "Trajectory.load(folder) or Trajectory.from_arrays(arrays, labels)."
+    )
 
 
 PREDICTIONS = "predictions"

@@ -22,7 +22,7 @@ from ..errors import ArgumentError, FeatureError, RecordError
 from ..features import trace
 from ..geodesic import bias_curve, straightness, verdict
 from ..records import SCHEMA, as_json
-from ..trajectory import Trajectory
+from ..trajectory import Trajectory, as_trajectory
 from ..transport import Exact, chain
 from .beside import brenier_test, checked_reference, reference_test, traced_reference
 from .result import Analysis, versions
@@ -148,7 +148,7 @@ def analyze_trajectory(
     of an untrained checkpoint; there is no network here to give fresh weights.
     """
     reference = checked_reference(reference)
-    present = np.unique(traj.labels)
+    present = np.unique(as_trajectory(traj).labels)
     if len(present) < 2:
         raise FeatureError(
             f"All {len(traj)} samples are of one class ({present[0]}); collapse compares classes. "

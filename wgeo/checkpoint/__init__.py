@@ -12,7 +12,7 @@ from torch import nn
 
 from .. import models
 from ..errors import ArgumentError, CheckpointError, DependencyError
-from ..files import printable
+from ..files import as_path, printable
 from ..models import Fit, KeyReport, classifier_of
 from .contents import find_state, stripped
 from .reading import read, shown
@@ -201,7 +201,7 @@ def load_checkpoint(
     ArgumentError
         An unknown architecture or option.
     """
-    name = shown(path)
+    name = shown(as_path(path, "path"))
     contents = read(path, trust=trust)
     if isinstance(contents.value, nn.Module) and arch is None:
         return _whole(contents.value, name, contents.kind, contents.sha256)

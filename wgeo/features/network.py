@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import nn
 
-from ..arrays import as_array, as_labels, check_finite
+from ..arrays import as_array, as_labels, check_finite, check_plain
 from ..blocks import find_blocks
 from ..checkpoint import Network
 from ..data import Images, Normalization, normalization
@@ -90,11 +90,10 @@ def as_images(images: Any) -> Images:
         return images
     if isinstance(images, tuple) and len(images) == 2:
         x, y = images
-        x = (
-            x
-            if isinstance(x, torch.Tensor)
-            else torch.from_numpy(np.ascontiguousarray(as_array(x, "images")))
-        )
+        if isinstance(x, torch.Tensor):
+            check_plain(x, "images")
+        else:
+            x = torch.from_numpy(np.ascontiguousarray(as_array(x, "images")))
         labels = as_labels(y, len(x))
         names = tuple(str(k) for k in range(int(labels.max()) + 1))
         check_finite(x, "images")

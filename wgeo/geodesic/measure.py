@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from ..errors import FeatureError, RecordError, WgeoWarning
 from ..progress import track
 from ..rows import Rows, made_like, picked, summed, wide
-from ..trajectory import Block, Segment, Trajectory
+from ..trajectory import Block, Segment, Trajectory, as_trajectory
 from ..transport import Chain, Exact, TransportResult, wasserstein
 from ..transport import chain as solve_chain
 from .influence import TRAJECTORY_FIGURES, TRANSPORT_FIGURES, SegmentSample
@@ -67,6 +67,7 @@ def straightness(
     FeatureError
         Fewer than two samples, or no block between layers of one space.
     """
+    traj = as_trajectory(traj)
     if len(traj) < 2:
         raise FeatureError(f"straightness needs at least two samples, not {len(traj)}.")
     if not traj.blocks:

@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy.special import ndtr, ndtri
 
+from ..arrays import as_count
 from ..errors import ArgumentError
 from ..memory import share
 
@@ -67,10 +68,9 @@ def resample(
     figures : callable, (m, c) -> {name: (m,)}
         Figures as functions of the column means, a row a set of means.
     """
-    if not isinstance(draws, int) or draws < 0 or draws == 1:
-        raise ArgumentError(f"bootstrap must be 0 or a whole number from 2, not {draws!r}.")
-    if not isinstance(seed, int) or seed < 0:
-        raise ArgumentError(f"seed must be a whole number >= 0, not {seed!r}.")
+    if as_count(draws, "bootstrap") == 1:
+        raise ArgumentError("bootstrap must be 0 or a whole number from 2, not 1.")
+    seed = as_count(seed, "seed")
     n = len(columns)
     mean = columns.mean(0, keepdims=True)
     rng, together = np.random.default_rng(seed), max(1, share(8 * _HELD, 1 / 16) // (8 * n))

@@ -16,7 +16,7 @@ import numpy as np
 from .. import schema
 from ..distributed import alone
 from ..errors import RecordError
-from ..files import regular
+from ..files import as_path, regular
 from ..rows import Rows, on_disk
 from .layout import DTYPES, MANIFEST, UNFINISHED, VERSION, digest
 
@@ -85,7 +85,7 @@ def read_store(folder: str | os.PathLike[str], *, verify: bool = True) -> Stored
     RecordError
         No store there, an unfinished one, or a damaged one (what is damaged is named).
     """
-    path = Path(folder)
+    path = as_path(folder, "folder")
     manifest = manifest_of(path)
     arrays = {}
     for key, entry in manifest["arrays"].items():
