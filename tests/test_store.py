@@ -15,11 +15,11 @@ import re
 import signal
 import subprocess
 import threading
-import time
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import patience
 import pytest
 import torch
 from click.testing import CliRunner
@@ -687,16 +687,14 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(net, images, tmp_path
     def work(place):
         return lambda: wgeo.trace(net, images, store=place, batch_size=10)
 
-    began = time.perf_counter()
-    os.waitpid(in_a_child(work(tmp_path / "whole")), 0)
-    taken = time.perf_counter() - began
+    _, taken = patience.waited(in_a_child(work(tmp_path / "whole")))
     expected = contents(tmp_path / "whole")
     assert "manifest.json" in expected
     unfinished = kills = 0
     place = tmp_path / "0"
     while kills < 20:
         child = in_a_child(work(place))
-        time.sleep(rng.uniform(0, taken))
+        patience.until(child, rng.uniform(0, taken))
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
         kills += 1
