@@ -53,7 +53,7 @@ mutants: $(STAMP)  ## faults put into the metrics, one at a time: do the tests n
 	$(BIN)/python tests/mutants.py --share $(or $(SHARE),1)
 
 docs: $(DOCSTAMP)  ## build the documentation in docs/_build/html; warnings are errors
-	OMP_NUM_THREADS=1 $(BIN)/python -m sphinx -W --keep-going -q -d docs/_build/doctrees docs docs/_build/html
+	OMP_NUM_THREADS=1 $(BIN)/python -P -m sphinx -W --keep-going -q -d docs/_build/doctrees docs docs/_build/html
 	@echo "docs/_build/html/index.html"
 
 clean:  ## remove the environment, every run and the built pages

@@ -2,7 +2,7 @@
 
     python tests/stopped.py FOLDER SIGNAL SECONDS... -- WORDS...
 
-Libraries are loaded once; every run is a fork, stopped so many seconds after it began.
+Libraries are loaded once; every run is a fork, stopped when it has worked so many seconds.
 ``{out}`` among the words is a folder of its own, ``{tmp}`` the folder given.
 """
 
@@ -12,9 +12,9 @@ import json
 import os
 import signal
 import sys
-import time
 from pathlib import Path
 
+import patience
 import torch
 
 import wgeo
@@ -39,7 +39,7 @@ def run(words: list[str], out: Path, number: int, after: float) -> dict[str, obj
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(code)
-    time.sleep(after)
+    patience.until(child, after)
     os.kill(child, number)
     _, status = os.waitpid(child, 0)
     code = os.waitstatus_to_exitcode(status)

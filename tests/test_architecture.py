@@ -12,7 +12,9 @@ import wgeo
 
 PACKAGE = Path(wgeo.__file__).parent
 FLOW = [
+    "names",
     "errors",
+    "terminal",
     "progress",
     "arrays",
     "memory",

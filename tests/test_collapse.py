@@ -836,3 +836,40 @@ def test_moments_of_parts_are_those_of_the_whole(rng, monkeypatch, spectrum_size
     if spectrum_size:
         np.testing.assert_allclose(found.spectrum.values, expected.spectrum.values, rtol=1e-9)
         assert found.spectrum.rows == expected.spectrum.rows
+
+
+# --- scales -------------------------------------------------------------------------------------
+
+SCALES = (1e-135, 1e-120, 1e-100, 1e-77, 1e77, 1e100, 1e135)
+"""About the fourth roots and square roots of float64's range."""
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_no_metric_depends_on_the_scale(scale):
+    """But within and between, which scale with its square; NaN is not equal to anything."""
+    rng = np.random.default_rng(0)
+    y = np.arange(60) % 3
+    x = np.eye(3, 5)[y] + 0.3 * rng.normal(size=(60, 5))
+    arguments = (y, np.eye(3, 5), y)
+    usual = collapse_of(x, *arguments, ood=x[:5]).to_dict()["collapse"]
+    found = collapse_of(x * scale, *arguments, ood=x[:5] * scale).to_dict()["collapse"]
+    for key, value in usual.items():
+        if isinstance(value, float):
+            by = scale**2 if key in ("within", "between") else 1.0
+            assert found[key] / by == pytest.approx(value, rel=1e-9), key
+        else:
+            assert found[key] == value, key
+    stream = CollapseStream(classifier=np.eye(3, 5))
+    stream.update({"features": x * scale}, y, y)
+    assert stream.result().layers[0].nc2_etf == pytest.approx(usual["nc2_etf"], rel=1e-9)
+    nearer = np.eye(3, 5)[y] + 0.1 * rng.normal(size=(60, 5))
+    traj = Trajectory.from_arrays([x * scale, nearer * scale], y)
+    assert collapse(traj, bootstrap=3).progress["nc1"].interval is not None
+
+
+@pytest.mark.parametrize("scale", [5e-324, 1e-300, 1e-160, 1e-145, 1e145, 1e154, 1e200, 1e307])
+def test_beyond_the_range_of_squares_there_is_a_reason(scale):
+    y = np.arange(60) % 3
+    x = (np.eye(3, 5)[y] + 0.3 * np.random.default_rng(0).normal(size=(60, 5))) * scale
+    with np.errstate(all="ignore"), pytest.raises(FeatureError, match="squares leave float64's"):
+        collapse_of(x, y)

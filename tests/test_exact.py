@@ -414,7 +414,7 @@ print(kib("VmHWM") - before)
                 spread(work, ["solve", "fail"], "")
         finally:
             torch.set_num_threads(threads)
-        assert ended.wait(30)
+        assert ended.wait(600)
 
 
 class TestScan:

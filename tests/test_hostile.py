@@ -12,6 +12,7 @@ from pathlib import Path
 
 import fuzz_readers
 import hostile
+import patience
 import pytest
 from click.testing import CliRunner
 from hypothesis import given
@@ -32,11 +33,10 @@ def corpus(tmp_path_factory):
     """The corpus, read by a process of its own under a limit of memory: a row a file."""
     folder = tmp_path_factory.mktemp("hostile") / "corpus"
     hostile.write(folder)
-    done = subprocess.run(
+    done = patience.run(
         [sys.executable, SCRIPT, "read", folder],
         env={**hostile.os.environ, "PYTHONPATH": str(SCRIPT.parents[1])},
         stdout=subprocess.PIPE,
-        timeout=600,
         check=True,
     )
     rows = [json.loads(line) for line in done.stdout.splitlines()]

@@ -10,6 +10,7 @@ import sys
 import threading
 from pathlib import Path
 
+import patience
 import pytest
 import stopped
 import torch
@@ -32,7 +33,7 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": str(SCRIPT.parents[1]), "OMP_NUM_THRE
 def stop(folder, number, moments, *words):
     """Run the command line several times, stopping each at another moment."""
     line = [sys.executable, SCRIPT, folder, str(int(number)), *map(str, moments), "--", *words]
-    done = subprocess.run(line, env=ENVIRONMENT, stdout=subprocess.PIPE, check=True, timeout=600)
+    done = patience.run(line, env=ENVIRONMENT, stdout=subprocess.PIPE, check=True)
     return [json.loads(row) for row in done.stdout.splitlines()]
 
 

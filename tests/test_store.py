@@ -7,6 +7,7 @@ import copy
 import ctypes
 import errno
 import gc
+import itertools
 import json
 import os
 import random
@@ -14,17 +15,19 @@ import re
 import signal
 import subprocess
 import threading
-import time
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import patience
 import pytest
 import torch
+from click.testing import CliRunner
 
 import wgeo
-from wgeo import Trajectory
+from wgeo import Trajectory, schema
 from wgeo.analysis import analyze_trajectory
+from wgeo.cli import main
 from wgeo.errors import ArgumentError, FeatureError, RecordError, WgeoWarning
 from wgeo.features import Projection
 from wgeo.geodesic import path_figures, resolution
@@ -304,14 +307,100 @@ def test_a_manifest_cannot_lead_elsewhere(stored, tmp_path):
         Trajectory.load(stored)
 
 
-def test_a_flipped_bit_is_found_where_asked(stored):
+def test_a_flipped_bit_is_found_unless_nobody_is_to_look(stored):
     path = stored / "001-features-stem.npy"
     data = bytearray(path.read_bytes())
     data[-3] ^= 1
     path.write_bytes(data)
-    Trajectory.load(stored)
+    Trajectory.load(stored, verify=False)
     with pytest.raises(RecordError, match=r"stem.npy is damaged in rows 0 to 90"):
-        Trajectory.load(stored, verify=True)
+        Trajectory.load(stored)
+    words = ["analyze", str(stored), "--out", str(stored.with_name("out")), "--no-report"]
+    result = CliRunner().invoke(main, words)
+    assert result.exit_code == 2
+    assert "damaged in rows 0 to 90" in result.output
+
+
+@pytest.mark.parametrize("name", ["001-features-stem.npy", "manifest.json"])
+def test_every_damaged_bit_of_a_header_is_refused_or_does_no_harm(stored, name):
+    path = stored / name
+    sound, whole = path.read_bytes(), Trajectory.load(stored)
+    outcomes = set()
+    for bit in range(8 * min(len(sound), 400)):
+        data = bytearray(sound)
+        data[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(data)
+        try:
+            alike(Trajectory.load(stored), whole)
+            outcomes.add("read")
+        except RecordError:
+            outcomes.add("refused")
+    assert "refused" in outcomes
+
+
+ODD = (None, 0, -1, 10**30, "", "x", "../s/000", "/etc/passwd", [], {}, [1], {"a": 1}, True, 1.5)
+
+
+def inside(value, path=()):
+    """Every place in a manifest."""
+    yield path
+    if isinstance(value, dict | list):
+        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from inside(item, (*path, key))
+
+
+def test_a_forged_manifest_is_refused_or_makes_a_trajectory(stored):
+    """Fields of every wrong kind under a right checksum, in every place."""
+    path = stored / "manifest.json"
+    sound = json.loads(path.read_text())
+    del sound["checksum"]
+    places = [place for place in inside(sound) if place and not (place[0] == "job" and place[1:])]
+    read = 0
+    for place, odd in itertools.product(places, ODD):
+        forged = json.loads(json.dumps(sound))
+        within = forged
+        for step in place[:-1]:
+            within = within[step]
+        within[place[-1]] = odd
+        path.write_text(json.dumps({**forged, "checksum": wgeo.store.digest(forged)}))
+        try:
+            traj = Trajectory.load(stored)
+        except RecordError:
+            continue
+        read += 1
+        assert {len(layer.features) for layer in traj.layers} == {len(traj.labels)}
+        assert all(isinstance(layer.name, str) for layer in traj.layers)
+        # They go into the record of an analysis, which must be read again.
+        assert not list(schema.faults(traj.settings, schema.ANALYSIS["provenance"]))
+    assert read
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names here")
+def test_a_pipe_or_a_device_is_no_array(stored):
+    path = stored / "001-features-stem.npy"
+    for made in (lambda: os.mkfifo(path), lambda: path.symlink_to("/dev/zero"), path.mkdir):
+        path.unlink()
+        made()
+        with pytest.raises(RecordError, match="not a regular file"):
+            Trajectory.load(stored)
+    path.rmdir()
+    with pytest.raises(RecordError, match="missing or damaged"):
+        Trajectory.load(stored)
+
+
+def test_ranges_that_leave_rows_out_are_damage(stored):
+    def part(manifest):
+        manifest["rows"] = [[0, 20], [40, 90]]
+        for entry in manifest["arrays"].values():
+            if isinstance(entry["crc32"], list):
+                entry["crc32"] = [0, 0]
+
+        del manifest["checksum"]
+        manifest["checksum"] = wgeo.store.digest(manifest)
+
+    rewritten(stored / "manifest.json", part)
+    with pytest.raises(RecordError, match="it lacks rows"):
+        Trajectory.load(stored)
 
 
 def test_what_is_written_into_a_layer_stays_in_this_process(stored):
@@ -598,16 +687,14 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(net, images, tmp_path
     def work(place):
         return lambda: wgeo.trace(net, images, store=place, batch_size=10)
 
-    began = time.perf_counter()
-    os.waitpid(in_a_child(work(tmp_path / "whole")), 0)
-    taken = time.perf_counter() - began
+    _, taken = patience.waited(in_a_child(work(tmp_path / "whole")))
     expected = contents(tmp_path / "whole")
     assert "manifest.json" in expected
     unfinished = kills = 0
     place = tmp_path / "0"
     while kills < 20:
         child = in_a_child(work(place))
-        time.sleep(rng.uniform(0, taken))
+        patience.until(child, rng.uniform(0, taken))
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
         kills += 1

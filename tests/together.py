@@ -3,7 +3,8 @@
     python tests/together.py < PLAN
 
 PLAN is a list of jobs: ``ranks``, how many processes; ``words`` of a command line, or ``call``, the
-function below and the path that it is given; ``kill``, ``[rank, seconds]``, whom to kill and when.
+function below and the path that it is given; ``kill``, ``[rank, seconds]``, whom to kill and after
+how much work.
 Libraries are loaded once, and every process is a fork.
 """
 
@@ -23,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import patience
 import torch
 import torch.distributed as dist
 
@@ -203,7 +205,7 @@ def run(job: dict[str, Any], folder: Path) -> dict[str, Any]:
     children = [process(job, rank, said, meeting.port) for rank, said in enumerate(files)]
     if job.get("kill"):
         rank, after = job["kill"]
-        time.sleep(after)
+        patience.until(children[rank], after)
         os.kill(children[rank], signal.SIGKILL)
     codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
     seconds = time.monotonic() - began

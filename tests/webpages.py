@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import subprocess
 from collections.abc import Iterable, Sequence
 from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
+
+import patience
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("chrome")
 WIDTHS = (1280, 400)  # a screen's, a phone's
@@ -162,7 +163,7 @@ console.error("a complaint is heard");
 </script>"""
 
 
-def visit(pages: Iterable[Path], aside: Path, seconds: float = 300) -> list[dict[str, Any]]:
+def visit(pages: Iterable[Path], aside: Path, seconds: float = 600) -> list[dict[str, Any]]:
     """What a browser finds on each page; an error in a console is an assertion that fails.
 
     ``wide``: pixels by which it is too wide at each width; ``pale``: words of too little contrast
@@ -183,8 +184,8 @@ def visit(pages: Iterable[Path], aside: Path, seconds: float = 300) -> list[dict
         *(f"--virtual-time-budget={5000 * len(urls)}", "--host-resolver-rules=MAP * ~NOTFOUND"),
         f"--user-data-dir={aside / 'profile'}",
     ]
-    done = subprocess.run(
-        [str(BROWSER), *options, probe.as_uri()], capture_output=True, text=True, timeout=seconds
+    done = patience.run(
+        [BROWSER, *options, probe.as_uri()], capture_output=True, text=True, work=seconds
     )
     told = re.search(r"<pre>(.*?)</pre>", done.stdout, flags=re.S)
     assert told, done.stderr[-2000:]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from typing import Any
 
 import numpy as np
@@ -33,7 +34,9 @@ def as_points(
     FeatureError
         Not numeric, not 1-D or 2-D, empty, or holding NaN or infinity (the first bad row is named).
     """
-    if not isinstance(x, torch.Tensor):
+    if isinstance(x, torch.Tensor):
+        check_plain(x, name)
+    else:
         x = as_array(x, name)
         if x.dtype == np.longdouble and x.dtype.itemsize > 8:
             x = x.astype(np.float64)
@@ -56,6 +59,38 @@ def as_points(
     return x if dtype is None else x.to(dtype)
 
 
+_PLAIN = (*(torch.float16, torch.bfloat16, torch.float32, torch.float64),
+          *(torch.complex64, torch.complex128, torch.bool, torch.uint8, torch.uint16, torch.uint32),
+          *(torch.uint64, torch.int8, torch.int16, torch.int32, torch.int64))  # fmt: skip
+
+
+def check_plain(x: torch.Tensor, name: str) -> None:
+    """Raise `FeatureError` for a tensor whose numbers torch does not give away as they are."""
+    kind = "nested" if x.is_nested else str(x.layout).removeprefix("torch.")
+    if x.device.type == "meta":
+        raise FeatureError(f"{name} is a meta tensor: it has a shape and no numbers.")
+    if kind != "strided":
+        raise FeatureError(
+            f"{name} is a {kind} tensor. Make it dense: x.to_dense(), or a padded one."
+        )
+    if x.dtype not in _PLAIN:
+        to = "x.dequantize()" if x.is_quantized else "x.float()"
+        raise FeatureError(f"{name} is of {x.dtype}; give numbers as float32 or wider: {to}.")
+
+
+def as_count(value: Any, name: str, least: int = 0) -> int:
+    """Return a whole number of at least `least`.
+
+    Raises
+    ------
+    ArgumentError
+        Anything else: a text, a fraction, True.
+    """
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < least:
+        raise ArgumentError(f"{name} must be a whole number of at least {least}, not {value!r}.")
+    return int(value)
+
+
 def check_finite(x: torch.Tensor, name: str, start: int = 0) -> None:
     """Raise `FeatureError` naming the first row, counted from `start`, not finite."""
     if bool(torch.isfinite(x.detach().sum())):  # one pass; a finite sum means every entry is
@@ -72,7 +107,8 @@ def check_finite(x: torch.Tensor, name: str, start: int = 0) -> None:
 def as_numpy(x: Any) -> np.ndarray:
     """Return any array as NumPy on the host, without a copy where there is none to make."""
     if isinstance(x, torch.Tensor):
-        x = x.detach()
+        check_plain(x, "the tensor")
+        x = x.detach().resolve_conj().resolve_neg()
         if x.dtype is torch.bfloat16:
             x = x.float()
         return x.cpu().numpy()
@@ -81,6 +117,8 @@ def as_numpy(x: Any) -> np.ndarray:
 
 def as_array(x: Any, name: str) -> np.ndarray:
     """Return numbers as a NumPy array; say in words what is none."""
+    if np.ma.is_masked(x):
+        raise FeatureError(f"{name} has masked entries, which would count as numbers; fill them.")
     try:
         array = np.asarray(x)
     except (ValueError, TypeError) as error:
@@ -92,6 +130,8 @@ def as_array(x: Any, name: str) -> np.ndarray:
 
 def as_labels(labels: Any, n: int | None = None) -> Int[np.ndarray, " n"]:
     """Return class labels as int64, checked: integral, one a sample, not negative."""
+    if isinstance(labels, torch.Tensor):
+        check_plain(labels, "labels")
     y = as_numpy(labels) if isinstance(labels, torch.Tensor) else as_array(labels, "labels")
     if y.ndim != 1 or y.size == 0:
         raise ArgumentError(f"labels must be a list of class indices; they have shape {y.shape}.")

@@ -21,6 +21,7 @@ import torch
 from jaxtyping import Float
 from torch import nn
 
+from .arrays import as_array, check_plain
 from .blocks import evaluating, hooked, run
 from .errors import ArgumentError
 from .geodesic.resampling import mean_interval
@@ -207,7 +208,8 @@ def brenier(
             "probes, lanczos and batch_size must be at least 1, and tolerance at least 0."
         )
     began = time.perf_counter()
-    points = torch.as_tensor(x).detach()
+    points = (x if isinstance(x, torch.Tensor) else torch.as_tensor(as_array(x, "x"))).detach()
+    check_plain(points, "x")
     map_, device = _in_float64(module, points.device)
     points = points.to(device, torch.float64)
     parts: list[tuple[torch.Tensor, ...]] = []

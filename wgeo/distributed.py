@@ -1,4 +1,4 @@
-"""Several processes that do one job: ``torchrun --nproc-per-node=4 -m wgeo analyze ...``.
+"""Several processes that do one job: ``torchrun --nproc-per-node=4 --no-python wgeo analyze ...``.
 
 Every process runs the same program on the same features, and all of them come to each function
 below in the same order. Heavy loops go over a process's own `share` of the rows, contiguous and

@@ -1,8 +1,16 @@
 """What can go wrong, by name. Every message says what happened and what to do next."""
 
+from .names import printable
+
 
 class WgeoError(Exception):
-    """Base of every error that wgeo raises on purpose."""
+    """Base of every error that wgeo raises on purpose.
+
+    Its text is one line: what is not printable in a name that it quotes is shown, not obeyed.
+    """
+
+    def __str__(self) -> str:
+        return printable(super().__str__(), None)
 
 
 class ArgumentError(WgeoError, ValueError):
@@ -38,4 +46,7 @@ class ProcessError(WgeoError):
 
 
 class WgeoWarning(UserWarning):
-    """Something the user should know that does not stop the work."""
+    """Something the user should know that does not stop the work; its text is one line."""
+
+    def __str__(self) -> str:
+        return printable(super().__str__(), None)

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from .distributed import agreed, beside, everyone, neighbours, rank, ranks
-from .errors import RecordError
+from .errors import ArgumentError, RecordError
+from .names import printable as printable
 
 if TYPE_CHECKING:  # the command line locks folders before it needs libraries
     import numpy as np
@@ -28,11 +29,12 @@ except ImportError:  # not of this family of systems
     fcntl = None  # type: ignore[assignment]
 
 
-def printable(name: str | os.PathLike[str], limit: int = 100) -> str:
-    """Return a name that a stranger chose as it may be printed: nothing invisible, not endless."""
-    text = os.fsdecode(name)
-    plain = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text[: limit + 1])
-    return plain if len(plain) <= limit else plain[: limit - 3] + "..."
+def as_path(value: Any, name: str) -> Path:
+    """Return a path; raise an ArgumentError for what is none."""
+    try:
+        return Path(os.fsdecode(value))
+    except TypeError:
+        raise ArgumentError(f"{name} must be a path, not {type(value).__name__}.") from None
 
 
 _NAME_BYTES = 200  # of the 255 that file systems take: some are left for numbers and endings

@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, TypeVar
 
+from .names import printable
+
 if TYPE_CHECKING:
     from rich.progress import Progress
 
@@ -65,7 +67,7 @@ def shown() -> Iterator[None]:
     )
 
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
@@ -81,6 +83,7 @@ def shown() -> Iterator[None]:
 
 def track(items: Iterable[T], what: str, total: int | None = None) -> Iterator[T]:
     """Yield from `items`, showing `what` is being done and how long is left."""
+    what = printable(what, None)
     if total is None and isinstance(items, Sized):
         total = len(items)
     display = _display.get()

@@ -16,7 +16,7 @@ import torch
 
 from . import ownership, schema
 from .errors import RecordError
-from .files import printable, regular
+from .files import as_path, printable, regular
 
 SCHEMA = 2
 ANALYSIS, SERIES = "analysis.json", "series.json"
@@ -71,7 +71,7 @@ def read_record(place: str | os.PathLike[str], kind: str = ANALYSIS) -> dict[str
     RecordError
         No record there, or one that is damaged or of another schema.
     """
-    path = Path(place)
+    path = as_path(place, "place")
     where = printable(path, 1000)
     try:
         path = path / kind if path.is_dir() else path

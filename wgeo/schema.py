@@ -40,6 +40,11 @@ def flag(value: Any) -> bool:
     return value is None or isinstance(value, bool)
 
 
+def count(value: Any) -> bool:
+    """A whole number that is not negative."""
+    return whole(value) and value >= 0
+
+
 def interval(value: Any) -> bool:
     """Two numbers, or null."""
     pair = isinstance(value, list) and len(value) == 2
@@ -228,6 +233,27 @@ SERIES = {
     "axis": text,
     "last_layer?": {"layers": [text], "view": _VIEW},
     "analyses": [{**ANALYSIS, "name": text, "folder?": text}],
+}
+
+MANIFEST = {
+    "job": {},
+    "about": {},
+    "rows": [lambda value: isinstance(value, list) and len(value) == 2 and all(map(count, value))],
+    "arrays": {
+        "*": {
+            "file": text,
+            "dtype": text,
+            "shape": [count],
+            "crc32": lambda value: (
+                count(value) or (isinstance(value, list) and all(map(count, value)))
+            ),
+        }
+    },
+}
+TRAJECTORY = {
+    "layers": [{"name": text, "stage?": whole}],
+    "class_names": [text],
+    "settings": _PROVENANCE,
 }
 
 

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
-from rich.text import Text
 
 from .analysis import Analysis, Series
 from .plots import series_rows
+from .terminal import Terminal
 
 _PIPED = 110  # columns of a terminal that is none
 _MARKS = {"warning": "!", "undecided": "?"}
@@ -22,15 +19,15 @@ Row = Mapping[str, Any]
 def print_analysis(done: Analysis) -> None:
     """Print what was analysed, a row a layer, then the verdict, a line a sentence."""
     record = done.record
-    console = _console(_PIPED)
+    console = Terminal(_PIPED)
     for line in _header(record):
-        console.print(Text(line), soft_wrap=True)
+        console.print(line, soft_wrap=True)
     into = {block["target"]: block for block in record["blocks"]}
     rows = [(layer, into.get(layer["name"])) for layer in record["layers"]]
     console.print(_fitting(_COLUMNS, rows, console.width))
     for said in record["verdict"]:
         mark = _MARKS.get(said.get("strength"), "-")
-        console.print(Text(f"{mark} {said['words']}"), soft_wrap=not sys.stdout.isatty())
+        console.print(f"{mark} {said['words']}", soft_wrap=not console.is_terminal)
 
 
 def _header(record: Row) -> list[str]:
@@ -128,7 +125,7 @@ def _fitting(
             overflow="fold",
         )
     for line in cells:
-        table.add_row(*map(escape, line))
+        table.add_row(*line)
     return table
 
 
@@ -148,8 +145,8 @@ def print_series(series: Series) -> None:
         again = row["name"] == before
         before = row["name"]
         table.add_row(
-            "" if again else escape(str(row[first])),
-            escape(row["segment"]),
+            "" if again else str(row[first]),
+            row["segment"],
             "" if again else _cell(row["accuracy"], "{:.3f}"),
             _with_interval(row, "length_ratio"),
             _cell(row["length_ratio_centred"], "{:.2f}"),
@@ -162,11 +159,7 @@ def print_series(series: Series) -> None:
         "sqrt B: the length ratio that orthogonal steps of the same sizes would have. corr. in "
         "brackets: these samples cannot tell."
     )
-    _console(130).print(table)
-
-
-def _console(piped: int) -> Console:
-    return Console(width=None if sys.stdout.isatty() else piped, highlight=False)
+    Terminal(130).print(table)
 
 
 def _bracketed_unless(certain: Any, text: str) -> str:

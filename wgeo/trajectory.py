@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
+from . import schema
 from .arrays import as_labels, as_numpy, as_points
 from .embedding import embedded
-from .errors import FeatureError, RecordError
+from .errors import ArgumentError, FeatureError, RecordError
 from .progress import track
 from .records import as_json
 from .rows import is_mapped
@@ -137,6 +138,8 @@ class Trajectory:
         FeatureError
             No layers, NaN or infinity, or layers with different numbers of samples.
         """
+        if not hasattr(arrays, "__len__") or isinstance(arrays, str | Mapping):
+            raise ArgumentError(f"arrays must be a list of arrays, not {type(arrays).__name__}.")
         if len(arrays) == 0:
             raise FeatureError("A trajectory needs at least one layer.")
         names = [f"layer{i}" for i in range(len(arrays))] if names is None else list(names)
@@ -165,18 +168,18 @@ class Trajectory:
         )
 
     @classmethod
-    def load(cls, folder: str | os.PathLike[str], *, verify: bool = False) -> Trajectory:
+    def load(cls, folder: str | os.PathLike[str], *, verify: bool = True) -> Trajectory:
         """Open features that `wgeo.trace` stored, or `save`; layers are memory maps.
 
-        Nothing is read before it is used, and what is used is read a few rows at a time: see
-        :doc:`/scale`. Layers stored as bfloat16, which NumPy lacks, are widened to float32 in a
-        temporary file.
+        Everything is read once, to compare it with its checksums; nothing is held, and what is
+        used is read a few rows at a time: see :doc:`/scale`. Layers stored as bfloat16, which
+        NumPy lacks, are widened to float32 in a temporary file.
 
         Parameters
         ----------
         folder : path
         verify : bool
-            Read everything once and compare it with the checksums.
+            Whether to look for damage; False to look at a few rows of a large store at once.
 
         Raises
         ------
@@ -184,10 +187,9 @@ class Trajectory:
             No finished store there, or a damaged one.
         """
         stored = read_store(folder, verify=verify)
-        try:
-            return assembled(stored.arrays, stored.about)
-        except (KeyError, TypeError, IndexError) as error:
-            raise RecordError(f"{folder} holds no trajectory: {error!r} is amiss.") from error
+        for fault in _faults(stored.arrays, stored.about):
+            raise RecordError(f"{folder} holds no trajectory: its {fault} is damaged. Trace again.")
+        return assembled(stored.arrays, stored.about)
 
     def save(self, folder: str | os.PathLike[str], *, dtype: str | None = None) -> Trajectory:
         """Store the features in a folder, as `wgeo.trace` does; return them as `load` opens them.
@@ -333,6 +335,16 @@ class Trajectory:
         )
 
 
+def as_trajectory(value: Any, name: str = "traj") -> Trajectory:
+    """Return a trajectory; raise an ArgumentError for what is none."""
+    if isinstance(value, Trajectory):
+        return value
+    raise ArgumentError(
+        f"{name} must be a Trajectory, not {type(value).__name__}: wgeo.trace(net, images), "
+        "Trajectory.load(folder) or Trajectory.from_arrays(arrays, labels)."
+    )
+
+
 PREDICTIONS = "predictions"
 
 
@@ -357,6 +369,33 @@ def outline(
         "class_names": list(class_names),
         "settings": as_json(settings),
     }
+
+
+def _faults(arrays: Mapping[str, np.ndarray], about: Mapping[str, Any]) -> Iterator[str]:
+    """What of a store is not as `assembled` takes it."""
+    yield from (f"manifest, about.{f.place}," for f in schema.faults(about, schema.TRAJECTORY))
+    names = [row["name"] for row in about["layers"]]
+    if not names or len(set(names)) != len(names):
+        yield "list of layers"
+    labels = arrays.get("labels", np.empty(0))
+    n = len(labels)
+    for key in ("labels", PREDICTIONS):
+        one = arrays.get(key, labels)
+        if one.dtype != np.int64 or one.shape != (n,) or not n or one.min() < 0:
+            yield key
+    for name in names:
+        features = arrays.get(features_key(name), np.empty(0))
+        for one in (features, arrays.get(entry_key(name), features)):
+            if one.dtype.kind != "f" or one.shape != (n, *features.shape[1:]) or one.ndim != 2:
+                yield f"layer {name!r}"
+    weight = arrays.get("classifier.weight", np.empty((0, 0)))
+    bias = arrays.get("classifier.bias", np.empty(0))
+    if (
+        weight.ndim != 2
+        or bias.shape != weight.shape[:1]
+        or {"f"} != {weight.dtype.kind, bias.dtype.kind}
+    ):
+        yield "classifier"
 
 
 def assembled(arrays: Mapping[str, np.ndarray], about: Mapping[str, Any]) -> Trajectory:

@@ -22,7 +22,7 @@ from ..errors import ArgumentError, FeatureError, RecordError
 from ..features import trace
 from ..geodesic import Straightness, bias_curve, straightness
 from ..records import SCHEMA, as_json
-from ..trajectory import Trajectory
+from ..trajectory import Trajectory, as_trajectory
 from ..transport import Exact, chain
 from .beside import brenier_test, checked_reference, over_images, reference_test
 from .fresh import fresh_networks
@@ -173,7 +173,7 @@ def analyze_trajectory(
     of an untrained checkpoint; there is no network here to give fresh weights.
     """
     reference = checked_reference(reference)
-    present = np.unique(traj.labels)
+    present = np.unique(as_trajectory(traj).labels)
     if len(present) < 2:
         raise FeatureError(
             f"All {len(traj)} samples are of one class ({present[0]}); collapse compares classes. "

@@ -11,7 +11,7 @@ from torch import nn
 
 from .. import models
 from ..errors import ArgumentError, CheckpointError, DependencyError
-from ..files import printable
+from ..files import as_path, printable
 from ..models import Fit
 from .choosing import Choice, choose
 from .claims import claimed_accuracy, epoch
@@ -85,7 +85,7 @@ def load_checkpoint(
     ArgumentError
         An unknown architecture or option.
     """
-    name = shown(path)
+    name = shown(as_path(path, "path"))
     contents = read(path)
     states = find_states(contents.value, name, contents.size, container)
     if trust and arch is None and states[0].whole:

@@ -12,7 +12,7 @@ from ..errors import ArgumentError
 from .gathering import gather, named
 from .job import Job
 from .options import data_options, measuring_options, network_options, reading_options
-from .root import SEED, as_typed, command, own_folder
+from .root import SEED, as_typed, command, own_folder, say
 
 if TYPE_CHECKING:
     from ..analysis import Analysis
@@ -43,7 +43,7 @@ def demo(out: str, epochs: int, seed: int) -> None:
         "options": {"stride": 2},
     }
     run = fit("isoresnet", images, folder, epochs=epochs, seed=seed, **recipe)
-    click.echo(f"Trained isoresnet on digits to training accuracy {run.accuracy:.3f}.")
+    say(f"Trained isoresnet on digits to training accuracy {run.accuracy:.3f}.")
     net = load_checkpoint(run.last)
     _finish(measure(net, images, seed=seed, command=as_typed()), folder)
 
@@ -54,8 +54,8 @@ def demo(out: str, epochs: int, seed: int) -> None:
     "wgeo analyze resnet20.th --arch cifar_resnet20 --data cifar10.zip --out runs/r20\n"
     "wgeo analyze runs/digits/checkpoints/*.pt --data digits --out runs/digits/analysis\n"
     "wgeo analyze features/r50 --solver sliced --out runs/r50    # stored by `wgeo trace`\n"
-    "torchrun --nproc-per-node=8 -m wgeo analyze r50.pth --arch torchvision:resnet50 --data "
-    "imagenet/ --split val --samples 0 --out runs/r50",
+    "torchrun --nproc-per-node=8 --no-python wgeo analyze r50.pth --arch torchvision:resnet50 "
+    "--data imagenet/ --split val --samples 0 --out runs/r50",
     together=True,
 )
 @click.argument("checkpoints", nargs=-1, required=True, metavar="CHECKPOINT...")
@@ -96,8 +96,9 @@ def analyze(
     OUT/series.json and OUT/report set them side by side: over the epochs of a training, or network
     beside network. Of several, those analysed before are not analysed again.
 
-    `torchrun --nproc-per-node=N -m wgeo analyze ...` does one analysis with N processes, each on a
-    GPU of its own where there are some; stopped, it goes on from the features it has stored.
+    `torchrun --nproc-per-node=N --no-python wgeo analyze ...` does one analysis with N processes,
+    each on a GPU of its own where there are some; stopped, it goes on from the features it has
+    stored.
     """
     from ..analysis.saving import claim
 
@@ -168,7 +169,7 @@ def report(runs: tuple[Path, ...], out: Path | None, open_it: bool, pdf: bool) -
         Series.of_folders(runs).save(out)
     elif out is not None:
         raise ArgumentError("--out is for several runs; one run's report lies in its own folder.")
-    click.echo(reports.build(out or runs[0], pdf=pdf, open=open_it))
+    say(reports.build(out or runs[0], pdf=pdf, open=open_it))
 
 
 def _finish(done: Analysis, folder: Path, with_report: bool = True) -> None:
@@ -182,5 +183,5 @@ def _finish(done: Analysis, folder: Path, with_report: bool = True) -> None:
     if with_report:
         from .. import report as reports
 
-        click.echo(f"Report: {reports.build(folder)}")
-    click.echo(f"Record: {folder / 'analysis.json'}")
+        say(f"Report: {reports.build(folder)}")
+    say(f"Record: {folder / 'analysis.json'}")

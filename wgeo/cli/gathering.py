@@ -13,14 +13,12 @@ from multiprocessing import connection
 from pathlib import Path
 from typing import Any
 
-import click
-
 from ..errors import RecordError, WgeoError
 from ..files import folder_name, locked
 from ..ownership import leftovers, owned
 from ..progress import track
 from .job import Job
-from .root import as_typed
+from .root import as_typed, say
 
 CONTEXT = "forkserver"  # libraries are imported once, and a job's process is its own
 _PRELOAD = ["wgeo.analysis", "wgeo.cli.job"]
@@ -63,7 +61,7 @@ def run_all(
         elif wrong:
             failed[name] = _tell(job, wrong)
     if records:
-        click.echo(f"{len(records)} of {len(jobs)} analyses were done before.", err=True)
+        say(f"{len(records)} of {len(jobs)} analyses were done before.", err=True)
     mine = list(jobs)[part[0] - 1 :: part[1]]
     todo = {name: jobs[name] for name in mine if name not in records and name not in failed}
     for name in todo:
@@ -111,10 +109,10 @@ def gather(
             if with_report:
                 from .. import report as reports
 
-                click.echo(f"Report: {reports.build(folder)}")
-        click.echo(f"Record: {folder / 'series.json'}; each checkpoint's in {folder}/NAME")
+                say(f"Report: {reports.build(folder)}")
+        say(f"Record: {folder / 'series.json'}; each checkpoint's in {folder}/NAME")
     elif elsewhere:
-        click.echo(f"{len(jobs) - len(done) - len(failed)} analyses are left to other parts.")
+        say(f"{len(jobs) - len(done) - len(failed)} analyses are left to other parts.")
     if failed:
         raise WgeoError(
             f"{len(failed)} of {len(jobs)} checkpoints could not be analysed (see above); "
@@ -149,7 +147,7 @@ def named(targets: list[str], prefix: str = "", taken: tuple[str, ...] = ()) -> 
 
 
 def _tell(job: Job, error: str) -> str:
-    click.echo(f"wgeo: {job.target}: {' '.join(error.split())}", err=True)
+    say(f"wgeo: {job.target}: {' '.join(error.split())}", err=True)
     return error
 
 

@@ -177,13 +177,16 @@ def _images(options: tuple[Any, ...]) -> Images:
 
 @lru_cache
 def _sha256(target: str) -> str:
-    """Of a checkpoint, or of the manifest of stored features, which holds their checksums."""
+    """Of a checkpoint, or of the manifest of stored features, which holds their checksums.
+
+    The features are compared with those before they are analysed (`Trajectory.load`).
+    """
     from ..checkpoint import fingerprint, is_saved_model
-    from ..store import MANIFEST, read_store
+    from ..store import MANIFEST, manifest_of
 
     path = Path(target)
     if not path.is_dir() or is_saved_model(target):
         return fingerprint(target)
-    read_store(path)
+    manifest_of(path)
     with (path / MANIFEST).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

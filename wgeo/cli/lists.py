@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from .options import SOLVERS
-from .root import command
+from .root import command, say
 
 
 @command("list", "List architectures, data sets or solvers.", "wgeo list archs")
@@ -35,4 +35,4 @@ def list_(what: str) -> None:
         rows = list(SOLVERS.items())
     width = max(len(name) for name, _ in rows)
     for name, summary in rows:
-        click.echo(f"{name:<{width}}  {summary}")
+        say(f"{name:<{width}}  {summary}")

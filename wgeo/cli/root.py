@@ -7,6 +7,7 @@ import functools
 import os
 import shlex
 import signal
+import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -20,6 +21,7 @@ from .. import __version__
 from ..distributed import asked, first, is_first, launched, speaks
 from ..errors import ArgumentError, WgeoError, WgeoWarning
 from ..files import locked
+from ..names import printable
 from ..progress import shown
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -28,8 +30,22 @@ STOPPED = "wgeo: stopped; what was finished is kept, nothing is half-written."
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 
+def say(*lines: object, err: bool = False) -> None:
+    """Print lines of text, whatever names they hold, on standard output or standard error."""
+    for line in lines:
+        click.echo(printable(str(line), None), err=err)
+
+
 class Commands(click.Group):
     """Turns every error into one line and exit code 2; `--debug` lets it through."""
+
+    def main(self, *args: Any, **extra: Any) -> Any:
+        """Run a command; help of which nothing can be written is an error like any other."""
+        try:
+            return super().main(*args, **extra)
+        except OSError as error:
+            say(f"wgeo: {_in_words(error)}", err=True)
+            sys.exit(2)
 
     def make_context(
         self,
@@ -39,13 +55,14 @@ class Commands(click.Group):
         **extra: Any,
     ) -> click.Context:
         typed = shlex.join(["wgeo", *args])  # before parsing uses the words up
-        ctx = super().make_context(info_name, args, parent, **extra)
+        with _shown_as_text():
+            ctx = super().make_context(info_name, args, parent, **extra)
         ctx.meta["wgeo.typed"] = typed
         return ctx
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            with _stoppable(), _told(), shown() if is_first() else nullcontext():
+            with _stoppable(), _told(), _shown_as_text(), shown() if is_first() else nullcontext():
                 return super().invoke(ctx)
         except (click.ClickException, click.Abort, click.exceptions.Exit, BrokenPipeError) as error:
             if isinstance(error, click.ClickException) and not speaks(error):
@@ -55,12 +72,22 @@ class Commands(click.Group):
             if ctx.meta.get("wgeo.debug"):
                 raise
             if speaks(error):
-                click.echo(f"wgeo{_which()}: {_in_words(error)}", err=True)
+                say(f"wgeo{_which()}: {_in_words(error)}", err=True)
             ctx.exit(2)
         except KeyboardInterrupt as stop:
             if speaks(stop):
-                click.echo(f"\n{STOPPED}", err=True)
+                say("", STOPPED, err=True)
             ctx.exit(128 + (stop.number if isinstance(stop, Stopped) else signal.SIGINT))
+
+
+@contextmanager
+def _shown_as_text() -> Iterator[None]:
+    """Click's own errors quote words of the command line: names of files among them (``*``)."""
+    try:
+        yield
+    except click.ClickException as error:
+        vars(error)["message"] = printable(error.message, None)  # declared final
+        raise
 
 
 class Stopped(KeyboardInterrupt):
@@ -100,7 +127,7 @@ def _told() -> Iterator[None]:
     def show(message: Any, category: type[Warning], *where: Any, **more: Any) -> None:
         if issubclass(category, WgeoWarning):
             if is_first():
-                click.echo(f"wgeo: {message}", err=True)
+                say(f"wgeo: {message}", err=True)
         else:
             usual(message, category, *where, **more)
 

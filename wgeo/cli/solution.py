@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from ..plots.models import TERMS
+from ..terminal import Terminal
 
 COLUMNS = {
     "nc1": "NC1",
@@ -24,22 +24,22 @@ DEEP = {"dnc1": "DNC1", "dnc2": "DNC2", "dnc3": "DNC3"}
 
 def print_solution(record: Mapping[str, Any]) -> None:
     """Print what was minimised and how low, a row a layer, and what is proved."""
-    terminal = sys.stdout.isatty()
-    console = Console(width=None if terminal else 100, highlight=False)
+    console = Terminal(100)
     console.print(_headline(record))
     for table in (_objective(record), _layers(record)):
         console.print(table)
     for line in _verdict(record):
-        console.print(line, soft_wrap=not terminal, markup=False)
+        console.print(line, soft_wrap=not console.is_terminal)
 
 
-def _headline(record: Mapping[str, Any]) -> str:
+def _headline(record: Mapping[str, Any]) -> Text:
     counts = record["counts"]
     sizes = f"{counts[0]} samples each" if len(set(counts)) == 1 else f"{sum(counts)} samples"
     how = record["settings"].get("method", "descent from the ridge solution and random starts")
-    return (
-        f"[bold]{record['model']}[/bold]: {record['classes']} classes, {sizes}, "
-        f"{record['dim']} features; {how}, {record['seconds']:.2f} s"
+    return Text.assemble(
+        (record["model"], "bold"),
+        f": {record['classes']} classes, {sizes}, {record['dim']} features; {how}, ",
+        f"{record['seconds']:.2f} s",
     )
 
 
@@ -47,7 +47,7 @@ def _objective(record: Mapping[str, Any]) -> Table:
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column()
     table.add_column(justify="right")
-    table.add_row("[bold]objective[/bold]", f"[bold]{record['objective']:.12g}[/bold]")
+    table.add_row("objective", f"{record['objective']:.12g}", style="bold")
     for name, value in record["terms"].items():
         if name == "fit" or value:
             table.add_row(f"  {TERMS.get(name, name)}", f"{value:.6g}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import glob
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -71,11 +71,14 @@ def read_config(path: Path) -> tuple[str, dict[str, Job]]:
     try:
         regular(path)
         config = tomllib.loads(path.read_text("utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ArgumentError(f"{path} cannot be read: {error}") from error
+    if any("\0" in text for text in _texts(config)):
+        raise ArgumentError(f"{path} holds a null character, which no path or option can.")
     runs = config.pop("run", [{}])
     out = config.pop("out", None)
-    if not isinstance(out, str) or not isinstance(runs, list):
+    tables = isinstance(runs, list) and all(isinstance(run, dict) for run in runs)
+    if not isinstance(out, str) or not tables:
         raise ArgumentError(f'{path} must say out = "FOLDER", and its runs as [[run]].')
     jobs: dict[str, Job] = {}
     for run in runs:
@@ -92,6 +95,18 @@ def read_config(path: Path) -> tuple[str, dict[str, Job]]:
             mine = {key: value for key, value in said.items() if key not in dropped}
             jobs[name] = _job(target, mine, path)
     return out, jobs
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Every text in a configuration, names of options included."""
+    if isinstance(value, dict):
+        yield from value
+        value = list(value.values())
+    if isinstance(value, list):
+        for item in value:
+            yield from _texts(item)
+    elif isinstance(value, str):
+        yield value
 
 
 def _found(patterns: Any, path: Path) -> list[str]:

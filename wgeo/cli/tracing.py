@@ -11,7 +11,7 @@ import click
 from ..distributed import is_first
 from .job import split_names
 from .options import data_options, network_options, reading_options
-from .root import command
+from .root import command, say
 
 
 @command(
@@ -88,13 +88,13 @@ def trace(
         traj = follow(net, images, layers=split_names(layers), **settings)
     if not is_first():
         return
-    click.echo(f"{len(traj)} samples, {len(traj.layers)} layers: {settings['store']}")
+    say(f"{len(traj)} samples, {len(traj.layers)} layers: {settings['store']}")
     if (projected := traj.settings.get("projected")) is not None:
         least, most = projected["all"]
-        click.echo(
+        say(
             f"Projected onto {projected['width']} features: every distance is kept to a factor "
             f"between {least:.2f} and {most:.2f} (99 %), a typical one to "
             f"{projected['typical']:.1%}."
         )
     following = ["wgeo", "analyze", settings["store"], "--out", "runs/analysis"]
-    click.echo(f"Next: {shlex.join(following)}")
+    say(f"Next: {shlex.join(following)}")

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from .root import SEED, command, number, own_folder, settings_of
+from .root import SEED, command, number, own_folder, say, settings_of
 
 
 @command(
@@ -105,7 +105,7 @@ def train(
     if checkpoints not in ("auto", "all"):
         chosen = [number(text, "--checkpoints") for text in checkpoints.split(",")]
     run = fit(arch, images, folder, options=settings_of(options), checkpoints=chosen, **settings)
-    click.echo(f"Training accuracy {run.accuracy:.4f}; checkpoints in {folder / 'checkpoints'}")
+    say(f"Training accuracy {run.accuracy:.4f}; checkpoints in {folder / 'checkpoints'}")
     following = ["wgeo", "analyze", run.last, "--data", source, "--out", folder / "analysis"]
     following += ["--image-size", image_size] if image_size else []
-    click.echo(f"Next: {shlex.join(map(str, following))}")
+    say(f"Next: {shlex.join(map(str, following))}")

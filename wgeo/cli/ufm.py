@@ -12,7 +12,7 @@ import click
 
 from ..errors import ArgumentError
 from ..ownership import claim, owned
-from .root import CONTEXT, SEED, F, as_typed, command, main, number, own_folder
+from .root import CONTEXT, SEED, F, as_typed, command, main, number, own_folder, say
 
 DECAY = {"weight_decay": 5e-3, "feature_decay": 5e-4}
 
@@ -363,4 +363,4 @@ def _show(found: Any, look: bool, folder: Any) -> None:
     with owned(folder) as home:
         home.write({"solution.npz": arrays.getvalue(), "solution.json": text})
     figure = write_model(record, folder)[0]
-    click.echo(f"Record: {folder / 'solution.json'}\nFigure: {figure}")
+    say(f"Record: {folder / 'solution.json'}", f"Figure: {figure}")

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 
-from ..arrays import as_points
+from ..arrays import as_array, as_points, check_plain
 from ..errors import FeatureError
 
 BLOCK = 2**18
@@ -24,7 +24,10 @@ def row_blocks(
     features: Any, name: str, seen: int
 ) -> Iterator[tuple[slice, Float[torch.Tensor, "b d"]]]:
     """Checked row blocks of `features`, of about `BLOCK` entries, where float64 can be had."""
-    x = features if isinstance(features, torch.Tensor) else np.asarray(features)
+    layer = f"layer {name!r}"
+    x = features if isinstance(features, torch.Tensor) else as_array(features, layer)
+    if isinstance(x, torch.Tensor):
+        check_plain(x, layer)
     if x.ndim not in (1, 2) or 0 in x.shape:
         raise FeatureError(
             f"layer {name!r} must be (samples, features); it has shape {tuple(x.shape)}. "
@@ -58,6 +61,8 @@ def mean_of(features: Any, name: str) -> Float[np.ndarray, " d"]:
 
 
 def check_length(name: str, features: Any, index: Int[np.ndarray, " n"]) -> None:
+    if isinstance(features, torch.Tensor):
+        check_plain(features, f"layer {name!r}")
     if len(features) != len(index):
         raise FeatureError(f"layer {name!r} has {len(features)} samples for {len(index)} labels.")
 

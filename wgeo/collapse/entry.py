@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from ..arrays import as_count
 from ..errors import ArgumentError
 from ..trajectory import Trajectory
 from .measure import collapse_of_trajectory
@@ -76,8 +77,7 @@ def collapse(
     >>> found.progress["nc1"].monotone
     True
     """
-    if bootstrap < 0:
-        raise ArgumentError(f"bootstrap must be a number of resamplings, not {bootstrap}.")
+    bootstrap, seed = as_count(bootstrap, "bootstrap"), as_count(seed, "seed")
     if isinstance(source, Trajectory):
         if stream:
             raise ArgumentError(f"{', '.join(stream)}: options of a stream, not of a Trajectory.")

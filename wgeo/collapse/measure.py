@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 
 from .. import distributed
-from ..arrays import as_labels, as_numpy, as_points
+from ..arrays import as_labels, as_numpy, as_points, check_plain
 from ..errors import ArgumentError, FeatureError
 from ..progress import track
 from ..trajectory import Classifier, Trajectory
@@ -110,6 +110,8 @@ def collapse_of(
     FeatureError, ArgumentError
         As `collapse`, and for a classifier of another width.
     """
+    if isinstance(features, torch.Tensor):
+        check_plain(features, f"layer {name!r}")
     y = as_labels(labels, len(features))
     weight = None if classifier is None else weights_of(classifier)
     index = ClassIndex(None if weight is None else len(weight))

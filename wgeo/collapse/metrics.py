@@ -60,6 +60,7 @@ class Frame:
     @classmethod
     def of(cls, vectors: Float[np.ndarray, "K d"]) -> Frame:
         """Measure K >= 2 vectors, given as rows."""
+        vectors = rescaled(vectors)
         norms = np.linalg.norm(vectors, axis=1)
         if not norms.any():
             return cls(None, None, None, None, None)
@@ -77,6 +78,12 @@ class Frame:
             float(np.degrees(np.arccos(cosines.clip(-1, 1))).mean()),
             float(np.abs(cosines).max().clip(max=1)),
         )
+
+
+def rescaled(x: np.ndarray) -> np.ndarray:
+    """The same with largest entry 1, so that no fourth power of an entry leaves float64's range."""
+    largest = np.abs(x).max(initial=0.0)
+    return x / largest if largest > 0 else x
 
 
 def distance_to_etf(gram: Float[np.ndarray, "K K"]) -> float | None:
@@ -369,8 +376,8 @@ def _self_duality(
     """nc3 in the form of Zhu et al. and in that of Papyan et al."""
     if geometry.coincide:
         return None, None
-    W = classifier[geometry.classes].astype(np.float64)
-    means = geometry.coordinates @ geometry.basis
+    W = rescaled(classifier[geometry.classes].astype(np.float64))
+    means = rescaled(geometry.coordinates @ geometry.basis)
     norm = np.linalg.norm(W)
     if norm == 0:
         return None, None
@@ -379,7 +386,8 @@ def _self_duality(
 
 
 def _nc5(geometry: ClassGeometry, ood_mean: Float[np.ndarray, " d"]) -> float | None:
-    means = geometry.centre + geometry.coordinates @ geometry.basis
+    means = rescaled(geometry.centre + geometry.coordinates @ geometry.basis)
+    ood_mean = rescaled(ood_mean)
     lengths = np.linalg.norm(means, axis=1) * np.linalg.norm(ood_mean)
     if not lengths.all():
         return None

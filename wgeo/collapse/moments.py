@@ -24,6 +24,10 @@ _MEANS_TOLERANCE = 64 * np.finfo(np.float64).eps
 _ROUNDING = 4.0  # of single entries, times the type's eps; class means of float32 networks: 0.3
 
 
+_LARGEST = 1e140
+"""Features from the inverse of this up to it have sums of squares within float64's range."""
+
+
 class ClassIndex:
     """Class labels -> rows 0, 1, ... in order of appearance; only classes that occur count."""
 
@@ -276,6 +280,13 @@ class ClassMoments:
     def _finish(self, index: ClassIndex, frequency: bool) -> ClassGeometry:
         order = torch.from_numpy(np.argsort(index.classes))
         counts, squares, means = (a.cpu()[order] for a in (self._counts, self._squares, self.means))
+        self._require_range(
+            float(
+                torch.maximum(
+                    (means + self.shift.cpu()).abs().max(), (squares / counts).max().sqrt()
+                )
+            )
+        )
         weights = counts / counts.sum() if frequency else torch.full_like(counts, 1 / len(counts))
         centre = weights @ means
         centred = means - centre
@@ -299,6 +310,15 @@ class ClassMoments:
             spectrum=self._spectrum(counts, centred, centre),
             precision=self.precision,
         )
+
+    def _require_range(self, size: float) -> None:
+        """Refuse features whose squares float64 cannot hold; `size` is about their largest."""
+        if size != 0 and not 1 / _LARGEST < size < _LARGEST:
+            raise FeatureError(
+                f"layer {self.name!r} has features too {'small' if size < 1 else 'large'} (about "
+                f"{size:.1g}): their squares leave float64's range. Rescale them by one factor: "
+                "only within and between depend on it, by its square."
+            )
 
     def _spectrum(
         self,

@@ -60,7 +60,7 @@ class Spectrum:
     @property
     def participation_ratio(self) -> float:
         """(sum s_j^2)^2 / sum s_j^4, in [1, rank A]: the covariance's effective dimension."""
-        energy = self.values**2
+        energy = (self.values / self.values.max()) ** 2  # their squares stay in range
         return float(energy.sum() ** 2 / (energy @ energy))
 
 

@@ -16,7 +16,7 @@ from ..files import memory
 from ..memory import free
 from ..progress import track
 from ..rows import made_like, wide
-from ..trajectory import Segment, Trajectory
+from ..trajectory import Segment, Trajectory, as_trajectory
 from ..transport import Exact, wasserstein
 from ..ufm.multilayer import MUFMSolution
 from .fitting import Fit, expected_seconds
@@ -120,6 +120,7 @@ def predicted(
     seed: int = 0,
 ) -> Comparison:
     """What the models say and miss, as `compare`, without collapse metrics of the network's own."""
+    traj = as_trajectory(traj)
     classes, labels = np.unique(traj.labels, return_inverse=True)
     labels = labels.astype(np.int64)
     view = _View(labels, seed)

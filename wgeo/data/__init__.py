@@ -8,8 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
+from ..arrays import as_count
 from ..errors import ArgumentError, DataError, WgeoWarning
-from ..files import printable
+from ..files import as_path, printable
 from .folder import open_folder, open_table
 from .images import PRESETS, Images, Normalization, normalization, suggestion
 from .loaders import as_images
@@ -45,6 +46,9 @@ _WAYS = {
     ),
 }
 _WAYS["pth"] = _WAYS["pt"]
+
+
+_LARGEST = 2**15  # pixels of an image's side
 
 
 def load_images(
@@ -100,14 +104,10 @@ def load_images(
         a split that is not there, a broken image.
     """
     asked = None if normalize is None else normalization(normalize)
-    if limit is not None and limit < 2:
-        raise ArgumentError(
-            f"At least two samples are needed, not {limit}; a few hundred is better."
-        )
-    if size is not None and size < 1:
-        raise ArgumentError(f"The images' size must be a positive number of pixels, not {size}.")
-    if seed < 0:
-        raise ArgumentError(f"The seed must be at least 0, not {seed}.")
+    limit = None if limit is None else as_count(limit, "limit", 2)
+    seed = as_count(seed, "seed")
+    if size is not None and as_count(size, "size", 1) > _LARGEST:
+        raise ArgumentError(f"size must be at most {_LARGEST} pixels, not {size}.")
     found = _opened(source, split, root)
     present = _classes(found.labels, found.name)
     if limit is not None and limit < 2 * present:
@@ -167,7 +167,7 @@ def _without_broken(
 def _opened(
     source: str | os.PathLike[str], split: str | None, root: str | os.PathLike[str] | None
 ) -> Source:
-    name = os.fspath(source)
+    name = os.fspath(as_path(source, "source"))
     if name in NAMES:
         return open_named(name, split, root)
     kind, colon, rest = name.partition(":")

@@ -106,6 +106,8 @@ def normalization(spec: str | Normalization | None) -> Normalization:
         return spec
     if spec is None:
         return PRESETS["none"]
+    if not isinstance(spec, str):
+        raise ArgumentError(f"normalize is a preset or 'mean,...;std,...', not {spec!r}.")
     if spec in PRESETS:
         return PRESETS[spec]
     sides = spec.split(";")

@@ -21,7 +21,7 @@ from torch.utils.data import (
     default_convert,
 )
 
-from ..arrays import as_array, as_labels, check_finite
+from ..arrays import as_array, as_labels, check_finite, check_plain
 from ..distributed import everyone
 from ..errors import ArgumentError, DataError, WgeoError, WgeoWarning
 from ..progress import track
@@ -67,7 +67,9 @@ def as_images(images: Any) -> Images:
         return _of_loader(DataLoader(images, batch_size=_BATCH, collate_fn=_collate))
     if isinstance(images, tuple | list) and len(images) == 2:
         x, y = images
-        if not isinstance(x, torch.Tensor):
+        if isinstance(x, torch.Tensor):
+            check_plain(x, "images")
+        else:
             x = torch.from_numpy(np.ascontiguousarray(as_array(x, "images")))
         return _as_given(x, as_labels(y, len(x)), "arrays", (), ())
     raise ArgumentError(f"{_TAKEN}; not {type(images).__name__}.")

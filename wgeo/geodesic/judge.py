@@ -10,9 +10,10 @@ import numpy as np
 from jaxtyping import Float
 from scipy.stats import t as student
 
+from ..arrays import as_count
 from ..errors import ArgumentError
 from ..rows import blocks
-from ..trajectory import Segment, Trajectory
+from ..trajectory import Segment, Trajectory, as_trajectory
 from ..transport import Exact, wasserstein
 from .influence import TRAJECTORY_FIGURES, TRANSPORT_FIGURES, SegmentSample
 from .resampling import LEVEL, permutation_p_value, sign_flip_p_value
@@ -137,6 +138,7 @@ def straighter_than(
     """
     if statistic not in STATISTICS:
         raise ArgumentError(f"Unknown statistic {statistic!r}; choose {', '.join(STATISTICS)}.")
+    traj, reference = as_trajectory(traj), as_trajectory(reference, "reference")
     pairs = _matched(traj, reference, statistic)
     same = _same_samples(traj, reference) if paired is None else paired
     if len(traj) != len(reference) and (same or statistic not in TRAJECTORY_FIGURES):
@@ -260,8 +262,8 @@ def shuffled(traj: Trajectory, *, seed: int = 0) -> Trajectory:
     ArgumentError
         No segment has two inner layers to exchange.
     """
-    rng = np.random.default_rng(seed)
-    layers = list(traj.layers)
+    rng = np.random.default_rng(as_count(seed, "seed"))
+    layers = list(as_trajectory(traj).layers)
     changed = False
     place = {layer.name: i for i, layer in enumerate(layers)}
     for segment in traj.segments:

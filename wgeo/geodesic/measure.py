@@ -20,7 +20,7 @@ from ..arrays import as_numpy
 from ..errors import ArgumentError, FeatureError, RecordError, WgeoWarning
 from ..progress import track
 from ..rows import Rows, made_like, picked, summed, wide
-from ..trajectory import Block, Segment, Trajectory
+from ..trajectory import Block, Segment, Trajectory, as_trajectory
 from ..transport import Chain, Exact, TransportResult, wasserstein
 from ..transport import chain as solve_chain
 from ..transport.chain import solve_pairs
@@ -97,6 +97,7 @@ def straightness(
     ArgumentError
         `groups` that are not one whole number a sample; `nulls` below 0.
     """
+    traj = as_trajectory(traj)
     if len(traj) < 2:
         raise FeatureError(f"straightness needs at least two samples, not {len(traj)}.")
     if not traj.blocks:

@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from scipy.special import ndtr, ndtri
 
+from ..arrays import as_count
 from ..errors import ArgumentError
 from ..memory import share
 from ..rows import sums_by_class
@@ -75,10 +76,9 @@ def resample(
     groups : ndarray of int, (n,), optional
         Rows of one number are copies of one sample, and are drawn, or left out, together.
     """
-    if not isinstance(draws, int) or draws < 0 or draws == 1:
-        raise ArgumentError(f"bootstrap must be 0 or a whole number from 2, not {draws!r}.")
-    if not isinstance(seed, int) or seed < 0:
-        raise ArgumentError(f"seed must be a whole number >= 0, not {seed!r}.")
+    if as_count(draws, "bootstrap") == 1:
+        raise ArgumentError("bootstrap must be 0 or a whole number from 2, not 1.")
+    seed = as_count(seed, "seed")
     mean = columns.mean(0, keepdims=True)
     sums, sizes = _by_group(columns, groups)
     n = len(sums)

@@ -313,7 +313,7 @@ def user_arch(name: str) -> Arch:
     """
     module_name, _, attribute = name.partition(":")
     if os.getcwd() not in sys.path and "" not in sys.path:
-        sys.path.insert(0, os.getcwd())  # as `python -m` does
+        sys.path.append(os.getcwd())  # last: nothing there takes an installed module's place
     try:
         module = importlib.import_module(module_name)
     except Exception as error:  # a user's module can raise anything

@@ -58,10 +58,12 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    # flow solves transport problems, with torch; figures of a record load without it.
-    if name == "flow":
-        from .moving import flow
+if not TYPE_CHECKING:  # or every name would be right
 
-        return flow
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    def __getattr__(name: str) -> Any:
+        # flow solves transport problems, with torch; figures of a record load without it.
+        if name == "flow":
+            from .moving import flow
+
+            return flow
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -18,7 +18,7 @@ from matplotlib.lines import Line2D
 from ..errors import ArgumentError, DependencyError, FeatureError
 from ..files import aside_of, writable
 from ..progress import track
-from ..trajectory import Trajectory
+from ..trajectory import Trajectory, as_trajectory
 from ..transport import Exact, wasserstein
 from .style import CLASS_COLOURS, MUTED, legend, new_figure, short, styled
 
@@ -78,6 +78,7 @@ def scene(
     traj: Trajectory, *, segment: int = -1, samples: int = 400, solver: Any = None, seed: int = 0
 ) -> Scene:
     """Prepare a segment of a trajectory to be shown; see `flow`."""
+    traj = as_trajectory(traj)
     segments = traj.segments
     if not -len(segments) <= segment < len(segments):
         raise ArgumentError(f"no segment {segment}; this trajectory has {len(segments)} (from 0).")

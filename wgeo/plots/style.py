@@ -82,11 +82,17 @@ RC: Any = {
 
 
 def styled(draw: Callable[P, T]) -> Callable[P, T]:
-    """Run a drawing function in the house style; outside it nothing is changed."""
+    """Run a drawing function in the house style; outside it nothing is changed.
+
+    Nor does what is outside change a figure: a ``matplotlibrc`` in the current folder, which may
+    be a stranger's, could have TeX run (``text.usetex``).
+    """
 
     @wraps(draw)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> T:
-        with mpl.rc_context(RC):
+        with mpl.rc_context():
+            mpl.rcdefaults()
+            mpl.rcParams.update(RC)
             return draw(*args, **kwargs)
 
     return wrapper
@@ -151,7 +157,8 @@ def clean(name: Any) -> str:
         category = unicodedata.category(character)
         if category in ("Cc", "Zl", "Zp"):  # controls and line breaks
             kept.append(" ")
-        elif category == "Cs":  # half a surrogate pair, as in a path that is not UTF-8
+        elif category == "Cs" or ord(character) & 0xFFFE == 0xFFFE:
+            # Half a surrogate pair, as in a path that is not UTF-8; U+FFFE, which XML cannot hold.
             kept.append("\N{REPLACEMENT CHARACTER}")
         elif category != "Cf":  # bidirectional overrides, zero-width marks
             kept.append(character)

@@ -81,35 +81,39 @@ def _tex_error(tex: str, said: str, log: Path) -> WgeoError:
     lines = said.strip().splitlines() or ["no message"]
     told = [line.strip() for line in lines if line.startswith("!") or "error:" in line]
     return WgeoError(
-        f"{tex} could not typeset the report: {(told or lines[-1:])[0]}\nIts whole log is "
+        f"{tex} could not typeset the report: {(told or lines[-1:])[0]} Its whole log is "
         f"{log}; any earlier report is untouched. Without --pdf the pages are built all the same."
     )
 
 
 def _sphinx(project: Path, builder: str, out: Path, log: Path, *settings: str) -> None:
     """Run Sphinx in a process of its own: it would leave its state and its handlers in ours."""
-    command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-b", builder]
+    # -P: a module in the current folder is not imported, whatever its name.
+    command = [sys.executable, "-P", "-m", "sphinx", "-W", "--keep-going", "-q", "-b", builder]
     doctrees = project.parent / f"doctrees-{builder}"
-    done = _run([*command, *settings, "-d", str(doctrees), str(project), str(out)])
+    folders = [str(path.resolve()) for path in (doctrees, project, out)]
+    done = _run([*command, *settings, "-d", *folders], cwd=project.parent)
     if done.returncode:
         log.write_bytes(done.stdout)
         lines = done.stdout.decode(errors="replace").strip().splitlines() or ["no message"]
         told = [line.strip() for line in lines if "WARNING" in line or "rror:" in line]
         raise WgeoError(
-            f"Sphinx could not build the report: {(told or lines)[0]}\n"
+            f"Sphinx could not build the report: {(told or lines)[0]} "
             f"Its whole log is {log}; any earlier report is untouched. If the log names a missing "
             "module, install wgeo again (`pip install wgeo`) and run `wgeo report` once more."
         )
     log.unlink(missing_ok=True)
 
 
-def _run(command: list[str], cwd: Path | None = None) -> subprocess.CompletedProcess[bytes]:
-    root = Path(__file__).parents[2]  # where this very wgeo is imported from
-    paths = [str(root), *filter(None, [os.environ.get("PYTHONPATH")])]
+def _run(command: list[str], cwd: Path) -> subprocess.CompletedProcess[bytes]:
+    """Run a program in a folder of the report's own, with this very wgeo importable."""
+    paths = [str(Path(__file__).parents[2]), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+    # A relative entry, as the empty one of PYTHONPATH=":/lib", stands for the current folder.
+    absolute = filter(os.path.isabs, paths)
     return subprocess.run(
         command,
         cwd=cwd,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(absolute)},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

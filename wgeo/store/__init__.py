@@ -6,7 +6,7 @@ lose their ending and ``manifest.json`` is written, last: without it there is no
 """
 
 from .layout import DTYPES, MANIFEST, SHARD, Column, digest, shards
-from .reading import Stored, holds, is_store, read_store
+from .reading import Stored, holds, is_store, manifest_of, read_store
 from .writing import Writer
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "digest",
     "holds",
     "is_store",
+    "manifest_of",
     "read_store",
     "shards",
 ]

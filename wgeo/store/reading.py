@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
+from .. import schema
 from ..distributed import alone
 from ..errors import RecordError
+from ..files import as_path, regular
 from ..rows import Rows, on_disk
 from .layout import DTYPES, MANIFEST, UNFINISHED, VERSION, digest
+
+_READ = 2**20  # bytes of a file at a time; more do not make it faster
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,8 +58,9 @@ def holds(folder: str | os.PathLike[str], job: Mapping[str, Any]) -> bool:
     path, job = Path(folder), json.loads(json.dumps(job))
     for name in (MANIFEST, UNFINISHED):
         if (path / name).is_file():
-            found = manifest_of(path)["job"] if name == MANIFEST else json_of(path / name)["job"]
-            if found != job:
+            made = (manifest_of(path) if name == MANIFEST else json_of(path / name)).get("job")
+            if made != job:
+                found = made if isinstance(made, dict) else {}
                 keys = [key for key in {**found, **job} if found.get(key) != job.get(key)]
                 raise RecordError(
                     f"{path} holds the features of another job: {', '.join(keys)} "
@@ -65,34 +71,30 @@ def holds(folder: str | os.PathLike[str], job: Mapping[str, Any]) -> bool:
     return False
 
 
-def read_store(folder: str | os.PathLike[str], *, verify: bool = False) -> Stored:
+def read_store(folder: str | os.PathLike[str], *, verify: bool = True) -> Stored:
     """Open a finished store.
 
     Parameters
     ----------
     folder : path
     verify : bool
-        Read everything and compare it with the checksums of the manifest.
+        Read everything once and compare it with the checksums of the manifest.
 
     Raises
     ------
     RecordError
         No store there, an unfinished one, or a damaged one (what is damaged is named).
     """
-    path = Path(folder)
+    path = as_path(folder, "folder")
     manifest = manifest_of(path)
-    try:
-        spans = manifest["rows"]
-        arrays = {}
-        for key, entry in manifest["arrays"].items():
-            array = _mapped(path, entry)
-            if verify:
-                _verify(path / entry["file"], array, entry["crc32"], spans)
-            narrow = entry["dtype"] == "bfloat16"
-            arrays[key] = _widened(array, path) if narrow else array
-        return Stored(arrays, dict(manifest["about"]), dict(manifest["job"]))
-    except (KeyError, TypeError, AttributeError) as error:
-        raise RecordError(f"{path / MANIFEST} is damaged: {error!r}. Trace again.") from error
+    arrays = {}
+    for key, entry in manifest["arrays"].items():
+        array = _mapped(path, entry)
+        if verify:
+            _verify(path, array, entry, manifest["rows"])
+        narrow = entry["dtype"] == "bfloat16"
+        arrays[key] = _widened(array, path) if narrow else array
+    return Stored(arrays, manifest["about"], manifest["job"])
 
 
 def manifest_of(path: Path) -> dict[str, Any]:
@@ -108,11 +110,14 @@ def manifest_of(path: Path) -> dict[str, Any]:
         )
     if checksum != digest(found):
         raise RecordError(f"{path / MANIFEST} is damaged: its checksum is wrong. Trace again.")
+    for fault in schema.faults(found, schema.MANIFEST):
+        raise RecordError(f"{path / MANIFEST} is damaged in {fault.place}. Trace again.")
     return found
 
 
 def json_of(path: Path) -> dict[str, Any]:
     try:
+        regular(path)
         found = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise RecordError(f"{path} cannot be read: {error}") from error
@@ -127,26 +132,43 @@ def _mapped(folder: Path, entry: Mapping[str, Any]) -> np.ndarray:
     if path.parent != folder:
         raise RecordError(f"{folder / MANIFEST} is damaged: it names {path}, outside of the store.")
     try:
-        array = np.load(path, mmap_mode="c", allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise RecordError(f"{path} is missing or damaged: {error} Trace again.") from error
-    dtype = np.dtype(DTYPES.get(entry["dtype"], entry["dtype"]))
-    if list(array.shape) != entry["shape"] or array.dtype != dtype:
+        regular(path)
+        array = np.lib.format.open_memmap(path, mode="c")
+        dtype = np.dtype(DTYPES.get(entry["dtype"], entry["dtype"]))
+    except Exception as error:  # a header is a line of Python, and can be damaged in many ways
+        raise RecordError(f"{path} is missing or damaged: {error}. Trace again.") from error
+    if list(array.shape) != entry["shape"] or array.dtype != dtype or not array.flags.c_contiguous:
         raise RecordError(
             f"{path} is {array.dtype} {array.shape}, and the manifest says {entry['dtype']} "
-            f"{tuple(entry['shape'])}. Trace again."
+            f"{tuple(entry['shape'])}, row by row. Trace again."
         )
     return array
 
 
-def _verify(path: Path, array: np.ndarray, sums: int | Sequence[int], spans: Any) -> None:
-    """Compare an array with its checksums, a range of rows at a time."""
-    parts = [(0, len(array), sums)]
-    if not isinstance(sums, int):
-        parts = [(start, stop, one) for (start, stop), one in zip(spans, sums, strict=True)]
-    for start, stop, one in parts:
-        if zlib.crc32(np.ascontiguousarray(array[start:stop]).data) != one:
-            raise RecordError(f"{path} is damaged in rows {start} to {stop}. Trace again.")
+def _verify(folder: Path, array: Any, entry: Mapping[str, Any], spans: list[list[int]]) -> None:
+    """Compare an array's file with its checksums, a range of rows at a time."""
+    sums, n = entry["crc32"], len(array)
+    if isinstance(sums, int):
+        spans, sums = [[0, n]], [sums]
+    bounds = [0, *(stop for _, stop in spans)]
+    whole = len(sums) == len(spans) and bounds[-1] == n
+    if not whole or any(not a <= b <= c for (a, c), b in zip(spans, bounds, strict=False)):
+        raise RecordError(f"{folder / MANIFEST} is damaged: it lacks rows. Trace again.")
+    path, row = folder / entry["file"], array.itemsize * math.prod(array.shape[1:])
+    # Read, not mapped: what is only looked at once takes no memory, and a failing disk is an error.
+    with open(path, "rb") as file:
+        for (start, stop), crc in zip(spans, sums, strict=True):
+            file.seek(array.offset + start * row)
+            if _crc32(file, (stop - start) * row) != crc:
+                raise RecordError(f"{path} is damaged in rows {start} to {stop}. Trace again.")
+
+
+def _crc32(file: IO[bytes], size: int) -> int:
+    """CRC-32 of the next bytes of a file."""
+    found, buffer = 0, memoryview(bytearray(min(size, _READ)))
+    while size > 0 and (got := file.readinto(buffer[: min(size, len(buffer))])):  # type: ignore[attr-defined]
+        found, size = zlib.crc32(buffer[:got], found), size - got
+    return found
 
 
 def _widened(bits: np.ndarray, folder: Path) -> np.ndarray:

@@ -202,6 +202,10 @@ def train(
     >>> [path.name for path in run.checkpoints]
     ['epoch-0000.pt', 'epoch-0001.pt', 'epoch-0002.pt', 'epoch-0003.pt']
     """
+    if not isinstance(images, Images):
+        raise ArgumentError(f"images must come from wgeo.load_images, not {type(images).__name__}.")
+    if not isinstance(arch, str | nn.Module):
+        raise ArgumentError(f"arch must be a name or a network, not {type(arch).__name__}.")
     kind = {True: "crop+flip", False: "none"}[augment] if isinstance(augment, bool) else augment
     recipe = Recipe(
         epochs,

@@ -11,7 +11,7 @@ from jaxtyping import Float
 
 from ..errors import FeatureError, WgeoError
 from ..memory import free, share
-from ..trajectory import Trajectory
+from ..trajectory import Trajectory, as_trajectory
 from .entry import Solver, wasserstein
 from .exact import Exact
 from .result import TransportResult
@@ -80,6 +80,7 @@ def chain(traj: Trajectory, solver: Solver | None = None) -> Chain:
     WgeoError
         Of the kind that the solver raised, naming the layers and their shapes.
     """
+    traj = as_trajectory(traj)
     solver = Exact() if solver is None else solver
     blocks = [_Pair(f"{b.source} -> {b.target}", b.x, b.y) for b in traj.blocks]
     ends = [

@@ -1,0 +1,32 @@
+"""Tests that wait for other processes: what works is waited for, what hangs is not."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import patience
+import pytest
+
+BUSY = "import time\nwhile time.process_time() < {}: pass\n"
+START = "import subprocess, sys; subprocess.run([sys.executable, '-c', {!r}])"
+
+
+def test_what_works_is_waited_for():
+    done = patience.run([sys.executable, "-c", BUSY.format(1.5) + "print(input())"], input="told",
+                        capture_output=True, text=True, still=60)  # fmt: skip
+    assert (done.returncode, done.stdout) == (0, "told\n")
+    with pytest.raises(subprocess.CalledProcessError):
+        patience.run([sys.executable, "-c", "raise SystemExit(3)"], check=True)
+
+
+@pytest.mark.parametrize("script", ["import time; time.sleep(600)", BUSY.format(600)])
+@pytest.mark.parametrize("by", ["{}", START])
+def test_what_hangs_or_works_without_end_is_killed_with_all_it_started(script, by):
+    code = script if by == "{}" else by.format(script)
+    with (
+        subprocess.Popen([sys.executable, "-c", code]) as process,
+        pytest.raises(subprocess.TimeoutExpired),
+    ):
+        patience.finished(process, work=2, still=2 if "sleep" in script else 60)
+    assert process.returncode == -9
