@@ -43,6 +43,8 @@ class Sum:
         When, on the pass's clock.
     nodes : tuple
         The two summands, as nodes of the data flow.
+    partial : bool
+        Whether a summand is a slice of a larger tensor, so that the sum is not all there is.
     tail : list of str
         The functions that follow at once and alone: a scaling, an activation.
     """
@@ -51,6 +53,7 @@ class Sum:
     path: tuple[str, ...]
     order: int
     nodes: tuple[Node, Node]
+    partial: bool = False
     tail: list[str] = field(default_factory=list)
 
 
@@ -188,6 +191,7 @@ class SumWatch(_Addressed):
         given = list(_tensors((args, kwargs)))
         nodes = [self._node(t) for t in given]
         alike = address is not None and args[0].shape == args[1].shape and args[0].ndim > 1
+        partial = alike and any(_slices(t) for t in args[:2])
         out = compute()
         self._clock += 1
         for result in _tensors(out):
@@ -208,7 +212,7 @@ class SumWatch(_Addressed):
         if alike and all(n in self._parents for n in a_and_b) and isinstance(out, torch.Tensor):
             assert address is not None
             path = tuple(host for host, _ in self.running)
-            total = Sum(address, path, self._clock, (a_and_b[0], a_and_b[1]))
+            total = Sum(address, path, self._clock, (a_and_b[0], a_and_b[1]), partial)
             self.sums.append(total)
             self._results[self._node(out)] = total
         return out
@@ -301,6 +305,11 @@ def _floats(value: Any) -> bool:
         and not isinstance(value, nn.Parameter)
         and value.is_floating_point()
     )
+
+
+def _slices(tensor: torch.Tensor) -> bool:
+    """Whether a tensor is a part of what lies in its memory."""
+    return tensor.untyped_storage().nbytes() > tensor.numel() * tensor.element_size()
 
 
 def _tensors(value: Any) -> Iterable[torch.Tensor]:

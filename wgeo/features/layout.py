@@ -115,6 +115,9 @@ def find_layouts(
             maps = _maps(module, specs, tap, images)
             others = _maps(module, specs, tap, _one_replaced(images))
         found = {key: _with_samples(maps[key], others[key], n, key) for key in maps}
+        for key, tensor in maps.items():  # what enters the first block may be the images
+            if found[key].channels is None and torch.equal(tensor, images):
+                found[key] = replace(found[key], channels=1, evidence="the images themselves")
         if named is not None:
             return {key: _as_named(layout, named) for key, layout in found.items()}
         unknown = [key for key, layout in found.items() if layout.channels is None]

@@ -27,7 +27,7 @@ def tapped(module: nn.Module, specs: Sequence[BlockSpec], tap: str, put: Put) ->
     """
     parts = dict(module.named_modules())
     with hooked() as keep:
-        tap_sums = _on_sums(parts, specs, tap, put, keep)
+        tap_sums = _on_sums(specs, tap, put)
         _on_modules(parts, specs, tap, put, keep)
         if tap_sums is not None:
             follow_running(module, tap_sums, keep)
@@ -94,13 +94,7 @@ def _on_modules(
             )
 
 
-def _on_sums(
-    parts: dict[str, nn.Module],
-    specs: Sequence[BlockSpec],
-    tap: str,
-    put: Put,
-    keep: Callable[[Any], None],
-) -> SumTap | None:
+def _on_sums(specs: Sequence[BlockSpec], tap: str, put: Put) -> SumTap | None:
     wanted = {}
     for spec in specs:
         if spec.sum is None:
@@ -112,18 +106,12 @@ def _on_sums(
         ) -> None:  # fmt: skip
             assert isinstance(spec.argument, int)
             entering = operands[spec.argument]
-            if spec is specs[0] and spec.shortcut is None:
+            if spec is specs[0]:
                 put(features_key("stem"), entering)
             put(entry_key(spec.name), entering)
             put(features_key(spec.name), value if tap == "post" else before)
 
         wanted[spec.sum] = spec.tail, summed
-        if spec is specs[0] and spec.shortcut is not None:
-            keep(
-                parts[spec.shortcut].register_forward_pre_hook(
-                    lambda _, args: put(features_key("stem"), _tensor(first_tensor(args), "stem"))
-                )
-            )
     return SumTap(wanted) if wanted else None
 
 
