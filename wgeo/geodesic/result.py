@@ -290,9 +290,20 @@ class Straightness:
         }
 
     def to_pandas(self) -> pd.DataFrame:
-        """Return a table with a row a block (intervals left out)."""
-        rows = [block.to_dict() for block in self.blocks]
-        return table([{k: v for k, v in row.items() if k != "intervals"} for row in rows])
+        """Return a table with a row a block (intervals and null maps left out)."""
+        return table([_row(block) for block in self.blocks])
+
+
+def _row(block: BlockTransport) -> dict[str, Any]:
+    """A block in columns of one value each."""
+    row = {
+        name: value
+        for name, value in block.to_dict().items()
+        if name not in ("intervals", "null", "spread", "corr_score")
+    }
+    score = block.corr_score or (None, None, None)
+    ends = dict(zip(("spread_source", "spread_target"), block.spread, strict=True))
+    return {**row, **ends, **dict(zip(("corr_score", "corr_low", "corr_high"), score, strict=True))}
 
 
 def table(rows: Any) -> pd.DataFrame:
