@@ -98,8 +98,8 @@ def models_plot(record: Mapping[str, Any]) -> Plot | None:
         "How far the models go",
         "What each model's features miss of the network's: sample by sample (left, the share of "
         "a layer's variance), and as distributions (right, W2 over the root of it). 0 is a "
-        "perfect prediction. The geodesic model is given both ends of every segment. Each stage has "
-        f"a line of its own.{not_drawn(record)}",
+        "perfect prediction. The geodesic model is given both ends of every segment. Each stage "
+        f"has a line of its own.{not_drawn(record)}",
         "Errors of " + ", ".join(MODELS[key][0] for key in keys) + " at every layer.",
         draw,
         rows,

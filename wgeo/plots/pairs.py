@@ -138,7 +138,7 @@ def pairs_plot(record: Mapping[str, Any]) -> Plot | None:
         "correlation-pairs",
         "From where to where is the map optimal?",
         "Correlation score of the map from the layer of the row to that of the column, 1 for "
-        "an optimal map and yellow from 0.99 on, on all samples and with each layer's mean taken off. The top right "
+        "an optimal map and bright yellow from 0.99 on. The top right "
         "corner is the whole segment, the diagonal its single blocks. Read the last column "
         "downwards: the first bright cell says from which layer on the way to the end is optimal. "
         "In brackets: null maps, the same displacements given to the wrong samples, score about as "

@@ -73,6 +73,17 @@ def collapse(record: Record) -> Iterator[Sentence]:
             "undecided",
         )
         return
+    samples = last["collapse"].get("samples_per_class")
+    if samples and samples < THRESHOLDS["few_a_class"] and not _is_corrected(last):
+        yield Sentence(
+            "collapse",
+            f"Whether the classes collapse cannot be said: with {count(samples, 'sample')} of the "
+            f"smallest class the means of {last['name']} are too uncertain to correct NC1 "
+            f"({rounded(end)}) for it.",
+            {"layer": last["name"], "nc1": end, "samples_per_class": samples},
+            "undecided",
+        )
+        return
     yield _collapse_sentence(layers, inner, trend)
 
 
@@ -80,8 +91,9 @@ def _collapse_sentence(
     layers: Sequence[Record], inner: Sequence[Record], trend: Record
 ) -> Sentence:
     first, last = layers[0], inner[-1]
-    start, (end, interval) = _nc1(first)[0], _nc1(last)
+    end, interval = _nc1(last)
     few = _is_corrected(last)
+    start = _nc1(first)[0] if _is_corrected(first) == few else None  # the two are not compared
     high = end if interval is None else interval[1]
     level = (
         "collapsed"
