@@ -79,7 +79,7 @@ def collapse(record: Record) -> Iterator[Sentence]:
             "collapse",
             f"Whether the classes collapse cannot be said: with {count(samples, 'sample')} of the "
             f"smallest class the means of {last['name']} are too uncertain to correct NC1 "
-            f"({rounded(end)}) for it.",
+            f"({rounded(end)}) for it. More images a class would tell.",
             {"layer": last["name"], "nc1": end, "samples_per_class": samples},
             "undecided",
         )
