@@ -8,6 +8,7 @@ import numpydoc.xref
 sys.path.insert(0, str(Path(__file__).parent))
 
 import wgeo
+from wgeo.analysis import THRESHOLDS
 from wgeodocs.api import aliases, case_map
 
 project = "wgeo"
@@ -33,7 +34,8 @@ default_role = "py:obj"  # `names` in docstrings are links; wgeodocs.names finds
 templates_path = ["_templates"]
 suppress_warnings = ["config.cache"]  # the gallery's settings hold functions
 
-myst_enable_extensions = ["dollarmath", "deflist", "colon_fence", "attrs_block"]
+myst_enable_extensions = ["dollarmath", "deflist", "colon_fence", "attrs_block", "substitution"]
+myst_substitutions = {name: f"{value:g}" for name, value in THRESHOLDS.items()}
 myst_heading_anchors = 3
 
 autosummary_generate = True

@@ -38,7 +38,7 @@ class Case(NamedTuple):
     """A file, by which door it comes, and whether it must be refused."""
 
     name: str
-    kind: str  # checkpoint, images, record or series
+    kind: str  # checkpoint, images, record, series or store
     path: str  # relative to the corpus; surrogates stand for bytes that are no UTF-8
     refused: bool = True
     says: str = ""  # a regular expression that the message matches
@@ -961,7 +961,16 @@ def records() -> Iterator[tuple[str, bytes]]:
         "class names": ("provenance", "class_names"),
         "progress": ("progress",),
         "a trend": ("progress", "nc1"),
+        "trust": ("trust",),
+        "thresholds": ("thresholds",),
         "verdict": ("verdict",),
+        "a sentence": ("verdict", 0),
+        "its words": ("verdict", 0, "words"),
+        "a correlation score": ("blocks", 0, "corr_score"),
+        "null maps": ("blocks", 0, "null"),
+        "a centred twin": ("segments", 0, "centred"),
+        "pairs": ("segments", 0, "pairs"),
+        "lengths over runs": ("segments", 0, "length_over_runs"),
         "reference": ("reference",),
         "accuracy": ("accuracy",),
         "versions": ("versions",),
@@ -1028,6 +1037,7 @@ def write(folder: Path) -> list[Case]:
         add(title, "series", b'{"schema":1,"axis":"name","analyses":[' + body + b"," + body + b"]}",
             ".json", True)  # fmt: skip
     cases += special(folder, saved(sound))
+    cases += stores(folder)
     (folder / "manifest.json").write_text(json.dumps(cases))
     return cases
 
@@ -1083,6 +1093,83 @@ def special(folder: Path, sound: bytes) -> list[Case]:
     return cases
 
 
+def stores(folder: Path) -> list[Case]:
+    """Stored features of which a file is no array, or the manifest lies under a right checksum."""
+    import shutil
+
+    import numpy as np
+
+    from wgeo import Trajectory
+    from wgeo.store import MANIFEST, digest
+
+    sound = folder / "stores" / "sound"
+    x = np.arange(40.0).reshape(10, 4)
+    Trajectory.from_arrays([x, x + 1], np.arange(10) % 2, ["a", "b"]).save(sound)
+    first = "000-features-a.npy"
+    cases = [Case("a sound store", "store", "stores/sound", False)]
+
+    def copy(title: str) -> Path:
+        path = folder / "stores" / f"{len(cases):03d}"
+        shutil.copytree(sound, path)
+        cases.append(Case(title, "store", f"stores/{path.name}"))
+        return path
+
+    special: dict[str, Any] = {
+        "a pipe": os.mkfifo,
+        "zeros": lambda path: path.symlink_to("/dev/zero"),
+        "nothing": lambda path: path.symlink_to("nowhere"),
+        "a folder": Path.mkdir,
+    }
+    for name, (title, make) in itertools.product((first, MANIFEST), special.items()):
+        place = copy(f"{title} as {name}") / name
+        place.unlink()
+        make(place)
+    raw = (sound / first).read_bytes()
+    program = gadgets(str(folder / "canary"))["os.system"]
+    head = b"{'descr': '%b', 'fortran_order': %b, 'shape': %b, }"
+
+    def npy(*fields: bytes, version: bytes = b"\1\0") -> bytes:
+        text = (head % fields).ljust(117) + b"\n"
+        return b"\x93NUMPY" + version + struct.pack("<H", len(text)) + text + raw[128:]
+
+    bodies = {
+        "a pickle": pickled(program),
+        "an array of objects": npy(b"|O", b"False", b"(10, 4)")[:128] + pickled(program),
+        "an archive": zipped({"x.npy": raw}),
+        "a shape beyond memory": npy(b"<f8", b"False", b"(99999999999999999999, 4)"),
+        "a giant shape": npy(b"<f8", b"False", b"(1099511627776, 4)"),
+        "columns first": npy(b"<f8", b"True", b"(10, 4)"),
+        "bytes swapped": npy(b">f8", b"False", b"(10, 4)"),
+        "a header that is code": npy(b"<f8", b"False", b"__import__('os').abort()"),
+        "a header that does not end": npy(b"<f8", b"False", b"(10, (4)"),
+        "a header of brackets": npy(b"<f8", b"False", b"(" * 40),
+        "a negative shape": npy(b"<f8", b"False", b"(-10, -4)"),
+        "another version": npy(b"<f8", b"False", b"(10, 4)", version=b"\t\0"),
+        "an empty file": b"",
+        "half a file": raw[:200],
+        "a flipped bit": raw[:-1] + bytes([raw[-1] ^ 1]),
+    }
+    for title, body in bodies.items():
+        (copy(title) / first).write_bytes(body)
+    manifest = json.loads((sound / MANIFEST).read_text())
+    del manifest["checksum"]
+    wrong = (None, -1, 10**30, "", "../sound/" + first, "/etc/passwd", [], {}, [1], True, "\x1b[2J")
+    places = [("rows",), ("rows", 0), ("arrays",), ("about",), ("about", "layers"), ("job",)]
+    places += [("arrays", "features:a", key) for key in manifest["arrays"]["features:a"]]
+    places += [("about", "layers", 0, "name"), ("about", "class_names"), ("about", "settings")]
+    for place, value in itertools.product(places, wrong):
+        forged = json.loads(json.dumps(manifest))
+        within = forged
+        for step in place[:-1]:
+            within = within[step]
+        if type(within[place[-1]]) is not type(value) or place[-1] == "file":
+            within[place[-1]] = value
+            path = copy(f"{place[-1]} is {value!a}") / MANIFEST
+            path.write_text(json.dumps({**forged, "checksum": digest(forged)}))
+    (copy("a manifest of brackets") / MANIFEST).write_text("[" * 10**6)
+    return cases
+
+
 # --- the reader ----------------------------------------------------------------------------------
 
 _SUSPICIOUS = ("os.system", "os.exec", "os.posix_spawn", "os.spawn", "subprocess.Popen",
@@ -1122,6 +1209,7 @@ def reader(kind: str, path: str) -> None:
     from wgeo.data import load_images
     from wgeo.errors import WgeoError
     from wgeo.records import ANALYSIS, SERIES, read_record
+    from wgeo.trajectory import Trajectory
 
     if kind == "checkpoint":
         try:
@@ -1132,6 +1220,8 @@ def reader(kind: str, path: str) -> None:
             raise
     elif kind == "images":
         load_images(path, None)
+    elif kind == "store":
+        Trajectory.load(path)
     else:
         read_record(path, {"record": ANALYSIS, "series": SERIES}[kind])
 

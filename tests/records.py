@@ -1,12 +1,14 @@
-"""Records of schema 1, made up: as an analysis writes them, and as hostile as users are."""
+"""Records of schema 2, made up: as an analysis writes them, and as hostile as users are."""
 
 from __future__ import annotations
 
 import json
-from itertools import pairwise
+from itertools import combinations, pairwise
 from typing import Any
 
 import numpy as np
+
+from wgeo.analysis import THRESHOLDS
 
 CIFAR = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 HOSTILE = (
@@ -43,7 +45,7 @@ def sample_record(
     for i, layer in enumerate(layers):
         layer["collapse"] = _collapse(i / (depth - 1), len(class_names), rng, last=i == depth - 1)
     record: dict[str, Any] = {
-        "schema": 1,
+        "schema": 2,
         "created": "2025-01-02T03:04:05+00:00",
         "command": "wgeo analyze resnet20.th --arch cifar_resnet20 --data cifar10.zip --out RUN",
         "versions": {"wgeo": "0.1.0", "python": "3.11.7", "torch": "2.6.0", "numpy": "2.0.0"},
@@ -53,6 +55,7 @@ def sample_record(
             "checkpoint": "resnet20.th",
             "sha256": "12fca82f" * 8,
             "arch": "cifar_resnet20",
+            "arch_from": "tensors",
             "num_classes": len(class_names),
             "epoch": None,
             "data": "cifar10.zip",
@@ -76,29 +79,28 @@ def sample_record(
             "cdnv": {"kendall_tau": -0.96, "violations": 1, "monotone": False},
             "nc2_etf": {"kendall_tau": None, "violations": None, "monotone": None},
         },
-        "verdict": (
-            "The class means spread and the classes tighten with depth: NC1 falls at every layer. "
-            "No segment is a geodesic: the straightest is 12 % longer than its chord."
-        ),
-    }
-    record["reference"] = {
-        "kind": "init",
-        "kept": [],
-        "verdict": "It is straighter than this architecture with fresh weights in 2 of 3 segments.",
-        "tests": [
+        "separation": {"kendall_tau": 0.9, "violations": 1, "monotone": False},
+        "learned_at": "layer2.1",
+        "trust": _trust(len(class_names)),
+        "thresholds": dict(THRESHOLDS),
+        "brenier": {"points": 16},
+        "verdict": [
             {
-                "layers": segment["layers"],
-                "statistic": "line_shape_ratio",
-                "value": 1.2,
-                "reference": 1.5,
-                "difference": -0.3,
-                "interval": [-0.32, -0.28],
-                "effect_size": 1.1,
-                "p_value": 0.001,
-            }
-            for segment in record["segments"]
+                "claim": "straightness",
+                "words": "From stem to layer1.2 the path is 1.12 times as long as the geodesic.",
+                "evidence": {"layers": ["stem", "layer1.2"], "length_ratio_centred": 1.12},
+                "strength": "shown",
+            },
+            {
+                "claim": "collapse",
+                "words": "The classes tighten with depth: NC1 falls at every layer.",
+                "evidence": {"nc1": 0.27, "interval": None, "kendall_tau": -1.0},
+                "strength": "suggested",
+            },
         ],
     }
+    _judge(record["blocks"], record["segments"], np.random.default_rng([seed, 2]))
+    record["reference"] = _reference(record["segments"])
     if models:
         models_of = {"geodesic_model": 1.3, "mufm": 0.8, "mufm_given": 0.6, "ufm": 0.0}
         for model, factor in models_of.items():
@@ -107,9 +109,11 @@ def sample_record(
                     "name": la["name"],
                     "missed": 0.3 * factor,
                     "w2": 0.5 * factor,
+                    "stage": la["stage"],
+                    "time": i / (depth - 1),
                     "collapse": {k: _scaled(v, factor) for k, v in la["collapse"].items()},
                 }
-                for la in (layers[-1:] if model == "ufm" else layers[1:])
+                for i, la in enumerate(layers[-1:] if model == "ufm" else layers[1:])
             ]
             record[model] = {"layers": predicted}
         record["mufm"] |= {
@@ -117,6 +121,143 @@ def sample_record(
             "solution": {"objective": 0.0123456789, "settings": {"weight_decay": 5e-4}},
         }
     return json.loads(json.dumps(record))
+
+
+def _trust(classes: int) -> dict[str, Any]:
+    return {
+        "samples": 2000,
+        "samples_per_class": 2000 // classes,
+        "duplicates": 0,
+        "classes": {"present": classes, "head": classes},
+        "accuracy": 0.8145,
+        "chance": 1 / classes,
+        "chance_p": 0.0,
+        "at_chance": False,
+        "claimed_accuracy": {"key": "best_prec1", "value": 0.9172},
+        "normalization": {
+            "name": "imagenet",
+            "mean": [0.485, 0.456, 0.406],
+            "std": [0.229, 0.224, 0.225],
+            "source": "architecture",
+            "images": 200,
+            "tried": [{"name": "imagenet", "accuracy": 0.815}, {"name": "half", "accuracy": 0.8}],
+            "better": None,
+        },
+    }
+
+
+def _reference(segments: list[dict[str, Any]]) -> dict[str, Any]:
+    """The network among 20 networks of its architecture with fresh weights."""
+    networks = [
+        {"seed": k, "segments": [{"centred": 1.4 + 0.01 * k, "raw": 1.2} for _ in segments]}
+        for k in range(20)
+    ]
+    rows = [
+        {
+            "layers": segment["layers"],
+            "stage": stage,
+            "value": 1.2,
+            "median": 1.495,
+            "low": 1.4,
+            "high": 1.59,
+            "as_straight": 0,
+            "as_bent": 20,
+            "rank_p": 1 / 21,
+            "adjusted_p": 1 / 21,
+            "direction": "straighter",
+        }
+        for stage, segment in enumerate(segments)
+    ]
+    return {
+        "kind": "init",
+        "statistic": "line_shape_ratio_centred",
+        "images": 500,
+        "networks": networks,
+        "segments": rows,
+        "kept": [],
+    }
+
+
+def _judge(
+    blocks: list[dict[str, Any]], segments: list[dict[str, Any]], rng: np.random.Generator
+) -> None:
+    """Give blocks and segments what schema 2 says of their optimality and of centred paths."""
+    for block in blocks:
+        block |= {"via": "identity", **_optimality(rng, 2)}
+        block["intervals"] = _around(block, "ot_score_centred", "corr_score")
+    for segment in segments:
+        count = len(segment["layers"]) - 1
+        segment |= _optimality(rng, count + 1)
+        segment["intervals"] |= _around(segment, "ot_score_centred", "corr_score")
+        moving = {"moving_blocks": 0.8 * count, "sqrt_moving_blocks": (0.8 * count) ** 0.5}
+        segment |= moving
+        segment["speed_deviation"] = 0.4
+        segment["length_over_runs"] = _runs(count, segment["length_ratio"])
+        ratios = ("length_ratio", "action_ratio", "line_shape_score", "line_shape_ratio")
+        twin = {key: 1.15 * segment[key] for key in ratios}
+        segment["centred"] = {
+            **twin,
+            **moving,
+            "distance": 2.4,
+            "length": 2.4 * twin["length_ratio"],
+            "length_over_runs": _runs(count, twin["length_ratio"]),
+            "intervals": {key: [value - 0.03, value + 0.03] for key, value in twin.items()},
+        }
+        segment["pairs"] = _pairs(segment["layers"], rng) if count > 1 else None
+
+
+def _optimality(rng: np.random.Generator, layers: int) -> dict[str, Any]:
+    score, null = float(1 - 0.3 * rng.uniform() ** 2), float(rng.uniform(0.1, 0.9))
+    return {
+        "samples": 2000,
+        "distinct": 2000,
+        "spread": [1.0 + 0.1 * k for k in range(layers)],
+        "spread_ratio": 1 + 0.1 * (layers - 1),
+        "relative_displacement": 0.5,
+        "shift_share": 0.3,
+        "ot_score_centred": float(1 - 0.05 * rng.uniform()),
+        "corr_score": [score, score - 1e-6, score],
+        "null": [
+            {
+                "kind": kind,
+                "score": [value, value - 1e-6, value],
+                "draws": [value],
+                "own": [score, score - 1e-6, score],
+                "samples": 2000,
+            }
+            for kind, value in (("dealt", null), ("turned", 0.9 * null))
+        ],
+        "power": score > null + THRESHOLDS["power_margin"],
+    }
+
+
+def _around(row: dict[str, Any], *keys: str) -> dict[str, list[float]]:
+    values = {key: row[key][0] if isinstance(row[key], list) else row[key] for key in keys}
+    return {key: [value - 0.01, min(value + 0.01, 1.0)] for key, value in values.items()}
+
+
+def _runs(count: int, ratio: float) -> dict[str, float]:
+    """Lengths over 2, 4, 8, ... and all blocks, over W2 end to end: they grow to `ratio`."""
+    runs = [*(k for k in (2, 4, 8, 16, 32) if k < count), count]
+    return {str(k): 1 + (ratio - 1) * k / count for k in runs}
+
+
+def _pairs(layers: list[str], rng: np.random.Generator) -> dict[str, Any]:
+    """Matrices of every two of at most 9 layers, symmetric as an analysis leaves them."""
+    chosen = [layers[round(k)] for k in np.linspace(0, len(layers) - 1, min(len(layers), 9))]
+    distance, score = np.zeros((len(chosen),) * 2), np.ones((len(chosen),) * 2)
+    null: list[list[float | None]] = [[None] * len(chosen) for _ in chosen]
+    for i, j in combinations(range(len(chosen)), 2):
+        distance[i, j] = distance[j, i] = 3.0 * (j - i) / (len(chosen) - 1)
+        score[i, j] = score[j, i] = 1 - 0.4 * rng.uniform() * (j - i) / (len(chosen) - 1)
+        if j == i + 1 or j == len(chosen) - 1:
+            null[i][j] = null[j][i] = float(rng.uniform(0.1, 1.0))
+    return {
+        "layers": chosen,
+        **{key: distance.tolist() for key in ("distance", "lower", "upper")},
+        **{key: score.tolist() for key in ("corr_score", "corr_low", "corr_high")},
+        "null": null,
+    }
 
 
 def _scaled(value: Any, factor: float) -> Any:
@@ -170,12 +311,16 @@ def _blocks(layers: list[dict[str, Any]], rng: np.random.Generator) -> list[dict
 
 def _brenier(rng: np.random.Generator) -> dict[str, Any]:
     asymmetry, lowest = float(rng.uniform(0.01, 0.4)), float(rng.normal())
+    reasons = ["asymmetry"] * (asymmetry > 0.02) + ["eigenvalue"] * (lowest < -0.2)
     return {
         "asymmetry": asymmetry,
         "displacement_asymmetry": 2 * asymmetry,
         "min_eigenvalue": lowest,
         "lowest_eigenvalue": lowest - 0.4,
+        "relative_eigenvalue": 0.5 * lowest,
         "negative_share": float(lowest < 0),
+        "excluded": bool(reasons),
+        "excluded_by": reasons,
         "points": 16,
         "intervals": {
             "asymmetry": [0.9 * asymmetry, 1.1 * asymmetry],
@@ -261,19 +406,27 @@ def _view(means: np.ndarray, rng: np.random.Generator) -> dict[str, Any]:
 
 
 def damaged(record: dict[str, Any]) -> dict[str, Any]:
-    """The same record with undefined values wherever a schema-1 record may have one."""
+    """The same record with undefined values wherever a schema-2 record may have one."""
     record = json.loads(json.dumps(record))
     for layer in record["layers"][::2]:
         layer["collapse"] = dict.fromkeys(layer["collapse"])
     for block in record["blocks"][::2]:
         block |= dict.fromkeys(("distance", "lower", "upper", "ot_score", "resolution"))
+        block |= dict.fromkeys(("corr_score", "ot_score_centred", "spread_ratio", "power"))
+        block["null"] = []
     segment = record["segments"][0]
     segment |= dict.fromkeys(("length_ratio", "action_ratio", "ot_score", "turning_angle"))
     segment["intervals"] = {"length_ratio": None, "action_ratio": [None, None]}
     segment["interpolation_gap"] = [None] * len(segment["interpolation_gap"])
     segment["view"] = None
+    segment |= dict.fromkeys(("corr_score", "sqrt_moving_blocks", "power", "pairs"))
+    segment |= {"null": [], "centred": {"length_ratio": None, "intervals": {}}}
+    for other in record["segments"][1:]:
+        other["length_over_runs"] = None
+        other["pairs"]["null"] = None
+        other["pairs"]["corr_score"][0][-1] = other["pairs"]["corr_low"][0][-1] = None
     record["accuracy"] = None
-    record["progress"], record["verdict"] = {}, ""
+    record["progress"], record["verdict"] = {}, []
     for model in ("geodesic_model", "mufm", "mufm_given", "ufm"):
         record.pop(model, None)
     for point in segment["sample_sizes"]["points"]:
@@ -288,6 +441,7 @@ def sample_series(count: int = 4, *, epochs: bool = True) -> dict[str, Any]:
     rows = []
     for k in range(count):
         record = sample_record((4, 3), seed=k)
-        record["provenance"]["epoch"] = (0 if k == 0 else 4**k) if epochs else None
+        if epochs:
+            record["provenance"] |= {"epoch": 0 if k == 0 else 4**k, "arch_from": "file"}
         rows.append({**record, "name": f"epoch-{k}", "folder": f"epoch-{k}"})
-    return {"schema": 1, "axis": "epoch" if epochs else "name", "analyses": rows}
+    return {"schema": 2, "axis": "epoch" if epochs else "name", "analyses": rows}

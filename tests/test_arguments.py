@@ -15,6 +15,7 @@ from click.testing import CliRunner
 import wgeo
 from wgeo.cli import main
 from wgeo.errors import ArgumentError, FeatureError
+from wgeo.trajectory import as_trajectory
 
 X = np.random.default_rng(0).normal(size=(20, 3))
 Y = np.arange(20) % 2
@@ -99,7 +100,7 @@ def test_other_types_are_widened(dtype):
 
 def test_the_message_says_what_is_wanted():
     with pytest.raises(ArgumentError, match=r"wgeo\.trace\(net, images\).*Trajectory\.load"):
-        wgeo.trajectory.as_trajectory("run")
+        as_trajectory("run")
     with pytest.raises(FeatureError, match=r"x is of torch\.float8_e4m3fn; .*x\.float\(\)"):
         wgeo.wasserstein(torch.rand(4, 3).to(torch.float8_e4m3fn), X)
 

@@ -16,6 +16,7 @@ import run_commands
 from webpages import BROWSER, assert_readable, crawl, pages_in, visit
 
 import wgeo
+from wgeo.analysis import THRESHOLDS
 from wgeo.cli import main
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -121,6 +122,22 @@ def test_no_docstring_has_bars_that_markup_takes_for_a_substitution() -> None:
                 r"``.*?``|:math:`.*?`|\.\. math::.*?\n\n", "", told or "", flags=re.DOTALL
             )
             assert not bars.search(plain), f"{name}: put the formula into double backticks"
+
+
+def test_thresholds_in_pages_are_those_of_the_code() -> None:
+    """Pages name a threshold, and Sphinx puts its value there; none is written out beside it."""
+    named = {
+        name
+        for page in DOCS.glob("*.md")
+        for name in re.findall(r"\{\{ *(\w+) *\}\}", page.read_text("utf-8"))
+    }
+    assert named <= set(THRESHOLDS)
+    assert {"straight", "optimal", "collapsed", "few_a_class"} <= named
+    text = (DOCS / "theory.md").read_text("utf-8")
+    section = text.partition("## What a verdict calls what")[2].partition("\n## ")[0]
+    assert section
+    assert not re.search(r"\d\.\d|\d\d", section)
+    assert "THRESHOLDS.items()" in (DOCS / "conf.py").read_text("utf-8")
 
 
 def test_every_room_is_in_the_table_of_contents() -> None:

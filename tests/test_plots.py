@@ -35,6 +35,8 @@ DEEP = sample_record((19, 18, 18))
 PANELS = {
     "distances": plots.distances,
     "ot_scores": plots.ot_scores,
+    "correlation_scores": plots.correlation_scores,
+    "correlation_pairs": plots.correlation_pairs,
     "collapse": plots.collapse,
     "model_errors": plots.model_errors,
     "class_means": plots.class_means,
@@ -89,10 +91,104 @@ def test_scores_of_low_or_unknown_resolution_are_hollow() -> None:
 def test_hollow_also_marks_segments_end_to_end() -> None:
     record = sample_record((4, 3))
     record["segments"][0]["resolution"] = 0.3
+    record["segments"][1]["resolution"] = 0.6
+    record["segments"][0]["power"], record["segments"][1]["power"] = True, False
     ax = plots.straightness(record, measures=plots.SCORES)
-    faces = [line.get_markerfacecolor() for line in ax.lines if line.get_marker() in ("o", "s")]
-    assert faces[0] == "white"
-    assert faces[1] != "white"
+    rows = list(plots.SCORES)
+
+    def hollow(marker: str) -> set[str]:
+        lines = [line for line in ax.lines if line.get_marker() == marker]
+        white = [line for line in lines if line.get_markerfacecolor() == "white"]
+        return {rows[round(float(y))] for line in white for y in line.get_ydata()}
+
+    assert hollow("o") == {"ot_score", "ot_score_centred"}
+    assert hollow("s") == {"corr_score"}
+
+
+def test_a_correlation_score_stands_beside_its_highest_null_and_is_hollow_without_power() -> None:
+    record = sample_record()
+    for block, power in zip(record["blocks"], (True, False, None), strict=False):
+        block["power"] = power
+    ax = plots.correlation_scores(record)
+    (crosses,) = ax.collections
+    highest = [max(null["score"][2] for null in b["null"]) for b in record["blocks"]]
+    np.testing.assert_allclose(crosses.get_offsets()[:, 1], highest)
+    solid, hollow = (line for line in ax.lines if line.get_marker() == "o")
+    assert hollow.get_markerfacecolor() == "white"
+    assert 0 in solid.get_xdata()
+    assert {1, 2} <= set(hollow.get_xdata())
+    for line in (solid, hollow):
+        said = [record["blocks"][int(i)]["corr_score"][0] for i in line.get_xdata()]
+        np.testing.assert_array_equal(line.get_ydata(), said)
+
+
+def test_the_map_of_pairs_shows_each_score_from_row_to_column_and_brackets_what_is_open() -> None:
+    record = sample_record((5,))
+    pairs = record["segments"][0]["pairs"]
+    k = len(pairs["layers"])
+    for key in ("corr_score", "corr_low", "corr_high"):
+        pairs[key] = [[1 - 0.01 * (10 * i + j) for j in range(k)] for i in range(k)]
+    pairs["null"] = [[None] * k for _ in range(k)]
+    pairs["null"][0][1], pairs["null"][1][2] = 0.96, 0.3  # above the score minus 0.05; far below
+    ax = plots.correlation_pairs(record, ax=plots.axes("page"))
+    (image,) = ax.images
+    shown = np.ma.filled(image.get_array(), np.nan)
+    for i, j in np.ndindex(k - 1, k - 1):
+        expected = 1 - 0.01 * (10 * i + j + 1) if j >= i else np.nan
+        np.testing.assert_allclose(shown[i, j], expected)
+    texts = [text.get_text() for text in ax.texts]
+    assert texts[0] == "(.99)"
+    assert sum(text.startswith("(") for text in texts) == 1
+    assert len(texts) == k * (k - 1) // 2
+    assert [tick.get_text() for tick in ax.get_yticklabels()] == pairs["layers"][:-1]
+    assert [tick.get_text() for tick in ax.get_xticklabels()] == pairs["layers"][1:]
+
+
+def test_pairs_are_told_in_rows() -> None:
+    record = sample_record()
+    plot = next(plot for plot in plots.catalogue(record) if plot.stem == "correlation-pairs")
+    rows = plot.rows()
+    segments = [segment["pairs"] for segment in record["segments"]]
+    assert len(rows) == sum(len(p["layers"]) * (len(p["layers"]) - 1) // 2 for p in segments)
+    first = segments[0]
+    assert (rows[1]["from"], rows[1]["to"]) == (first["layers"][0], first["layers"][2])
+    assert rows[1]["corr_score"] == first["corr_score"][0][2]
+    bare = sample_record()
+    for segment in bare["segments"]:
+        segment["pairs"] = None
+    assert "correlation-pairs" not in {plot.stem for plot in plots.catalogue(bare)}
+
+
+def test_lines_of_models_end_with_their_stage() -> None:
+    ax = plots.model_errors(RECORD)
+    stages = [layer["stage"] for layer in RECORD["layers"]]
+    line = next(line for line in ax.lines if line.get_color() == style.COLOURS[1])
+    x, gaps = line.get_xdata(), np.isnan(line.get_xdata())
+    assert gaps.sum() == len({stage for stage in stages if stage is not None}) - 1
+    for i in np.flatnonzero(gaps):
+        assert stages[int(x[i - 1])] != stages[int(x[i + 1])]
+
+
+def test_a_model_whose_fitted_times_go_back_is_not_drawn_there() -> None:
+    record = sample_record()
+    stage = [i for i, layer in enumerate(record["layers"]) if layer["stage"] == 1]
+    row = record["mufm_given"]["layers"][stage[1] - 1]
+    assert row["name"] == record["layers"][stage[1]]["name"]
+    row["time"] = 0.0
+    for panel in (plots.model_errors, plots.collapse):
+        line = next(
+            line
+            for line in panel(record).lines
+            if line.get_color() == plots.depth.MODELS["mufm_given"][1]
+        )
+        drawn_at = set(line.get_xdata()[np.isfinite(line.get_ydata())])
+        assert not drawn_at & set(stage)
+        assert stage[0] - 1 in drawn_at
+        assert stage[-1] + 1 in drawn_at
+    for plot in plots.catalogue(record)[:2]:
+        assert "fitted times go back with depth: MUFM, readout given in stage 1." in plot.caption
+    for plot in plots.catalogue(RECORD)[:2]:
+        assert "fitted times" not in plot.caption
 
 
 @pytest.mark.parametrize("metric", plots.METRICS)
@@ -176,10 +272,15 @@ def test_straightness_draws_values_and_intervals() -> None:
     record = sample_record((5,))
     ax = plots.straightness(record)
     segment = record["segments"][0]
-    values = next(line.get_xdata() for line in ax.lines if line.get_marker() == "o")
-    np.testing.assert_allclose(values, [segment[key] for key in plots.RATIOS])
-    ends = [piece[:, 0] for piece in ax.collections[0].get_segments()]
-    np.testing.assert_allclose(ends, [segment["intervals"][key] for key in plots.RATIOS])
+    lines = [line for line in ax.lines if line.get_marker() == "o" and len(line.get_xdata())]
+    for line, bars, found in zip(lines, ax.collections, (segment, segment["centred"]), strict=True):
+        np.testing.assert_allclose(line.get_xdata(), [found[key] for key in plots.RATIOS])
+        assert (line.get_markerfacecolor() == "white") is (found is segment)
+        ends = [piece[:, 0] for piece in bars.get_segments()]
+        np.testing.assert_allclose(ends, [found["intervals"][key] for key in plots.RATIOS])
+    (tick,) = (line for line in ax.lines if line.get_marker() == "|")
+    assert tick.get_xdata()[0] == segment["centred"]["sqrt_moving_blocks"]
+    assert np.isnan(tick.get_xdata()[1:]).all()
 
 
 def test_gap_stands_at_each_layers_share_of_the_length() -> None:
@@ -236,7 +337,7 @@ def test_pyplot_is_never_imported() -> None:
 @pytest.mark.parametrize("panel", PANELS.values(), ids=PANELS)
 def test_undefined_values_and_empty_records_are_drawn_as_such(panel: Any) -> None:
     drawn(panel(damaged(RECORD)))
-    if panel is plots.class_means:
+    if panel is plots.class_means:  # the segment asked for is not there
         with pytest.raises(ArgumentError, match="no segment 0"):
             panel({})
     else:
@@ -440,7 +541,7 @@ def test_every_figure_has_png_svg_and_its_data(folder: Path) -> None:
     stems = {plot.stem for plot in plots.catalogue(sample_record((2, 2)))}
     assert stems == {
         *("distances", "collapse", "straightness", "sample-sizes", "gradient-maps"),
-        *("class-means-1", "class-means-2", "models"),
+        *("class-means-1", "class-means-2", "models", "correlation-pairs"),
     }
     expected = {f"{stem}.{ending}" for stem in stems for ending in ("png", "svg", "csv")}
     assert {path.name for path in folder.iterdir()} == expected | {MANIFEST}

@@ -38,7 +38,7 @@ EVIL = "<img src=x onerror=alert(1)>"
 def save(record: Any, run: Path) -> Path:
     run.mkdir(parents=True, exist_ok=True)
     bare = {"provenance": {}, "progress": {}, "layers": [], "blocks": [], "segments": []}
-    (run / "analysis.json").write_text(json.dumps({**bare, "verdict": "", **record}))
+    (run / "analysis.json").write_text(json.dumps({**bare, "verdict": [], **record}))
     return run
 
 
@@ -51,9 +51,8 @@ def hostile_record() -> dict[str, Any]:
         "normalize": {"name": "</script>", "mean": [0.5]},
     }
     record["command"] = f'wgeo analyze "```\n{EVIL}" --data $HOME'
-    record["verdict"] = (
-        f"# Not a heading {EVIL} ```{{raw}} html $x$ {{{{ jinja }}}} | cell\n---\nend"
-    )
+    words = f"# Not a heading {EVIL} ```{{raw}} html $x$ {{{{ jinja }}}} | cell\n---\nend"
+    record["verdict"] = [{"claim": EVIL, "words": words, "strength": EVIL}]
     return record
 
 
@@ -107,7 +106,7 @@ def test_no_name_becomes_markup(built: dict[str, Page]) -> None:
 
 def test_names_are_shown_as_they_are(built: dict[str, Page]) -> None:
     shown = " ".join(built["index"].text.split())
-    assert clean(hostile_record()["verdict"]) in shown
+    assert clean(hostile_record()["verdict"][0]["words"]) in shown
     assert f"{EVIL}|`y` on {EVIL}.zip" in shown
     told = built["provenance"].text
     assert hostile_record()["command"] in told
@@ -208,7 +207,8 @@ def test_tables_hold_the_record() -> None:
         text.with_interval(first["length_ratio"], first["intervals"]["length_ratio"])
         in (made["index"])
     )
-    assert record["verdict"][:40] in made["index"].replace("\\", "")
+    for said in record["verdict"]:
+        assert said["words"] in made["index"].replace("\\", "")
     assert "only the last layer meets the classifier (input, stem" in made["collapse"]
 
 
@@ -222,7 +222,9 @@ def test_a_stage_is_entered_by_the_layer_before_its_shortcut() -> None:
 
 
 def test_a_verdict_of_many_sentences_is_a_list() -> None:
-    record = {**sample_record((2,)), "verdict": "From layer1.0 on, 1.5 is far. The rest is not."}
+    words = ("From layer1.0 on, 1.5 is far.", "The rest is not.")
+    verdict = [{"claim": "straightness", "words": each, "strength": "shown"} for each in words]
+    record = {**sample_record((2,)), "verdict": verdict}
     made = pages.pages(record)["index"].replace("\\", "")
     assert "- From layer1.0 on, 1.5 is far.\n- The rest is not." in made
 
@@ -269,7 +271,7 @@ def test_undefined_values_are_dashes() -> None:
 def test_pages_follow_what_the_record_has() -> None:
     full = set(pages.pages(sample_record()))
     assert full - set(pages.pages(sample_record(models=False))) == {"models"}
-    bare = pages.pages({"schema": 1, "layers": [], "blocks": [], "segments": []})
+    bare = pages.pages({"schema": 2, "layers": [], "blocks": [], "segments": []})
     assert set(bare) == {"index", "methods", "provenance"}
 
 
@@ -343,7 +345,7 @@ def test_an_analysis_puts_samples_of_every_class_in_view(rng: np.random.Generato
         (None, "No analysis at .*wgeo analyze"),
         ("{", "not a readable record"),
         ("[]", "schema 'list'"),
-        ('{"schema": 2}', "schema 2; .*reads schema 1"),
+        ('{"schema": 3}', "schema 3; .*reads schema 2"),
         (b"\xff\xfe\x00", "not a readable record"),
     ],
 )
@@ -357,7 +359,7 @@ def test_a_record_that_is_none_is_refused(tmp_path: Path, content: Any, said: st
 
 
 def test_without_html_the_project_is_written(tmp_path: Path) -> None:
-    page = report.build(save({"schema": 1}, tmp_path), html=False)
+    page = report.build(save({"schema": 2}, tmp_path), html=False)
     assert page == tmp_path / "report" / "index.md"
     assert not (tmp_path / "report" / "html").exists()
 
@@ -365,7 +367,7 @@ def test_without_html_the_project_is_written(tmp_path: Path) -> None:
 def test_a_failed_build_names_its_log_and_leaves_the_old_report(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    record = {"schema": 1, "layers": [], "blocks": [], "segments": []}
+    record = {"schema": 2, "layers": [], "blocks": [], "segments": []}
     old = report.build(save(record, tmp_path), html=False).read_text()
     broken = {"index": "# New\n\n$\\unknowncommand$\n\n{nosuchrole}`x`\n"}
     monkeypatch.setattr(pages, "pages", lambda _: broken)
@@ -382,7 +384,7 @@ def test_a_failed_build_names_its_log_and_leaves_the_old_report(
 def test_an_interrupted_build_leaves_the_old_report(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    record = {"schema": 1, "layers": [], "blocks": [], "segments": []}
+    record = {"schema": 2, "layers": [], "blocks": [], "segments": []}
     old = report.build(save(record, tmp_path), html=False).read_text()
 
     def interrupted(*_: Any, **__: Any) -> None:
@@ -398,7 +400,7 @@ def test_an_interrupted_build_leaves_the_old_report(
 def test_figures_are_drawn_only_where_the_record_is_newer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = save({"schema": 1, "blocks": sample_record((2,))["blocks"]}, tmp_path)
+    run = save({"schema": 2, "blocks": sample_record((2,))["blocks"]}, tmp_path)
     drawn: list[Path] = []
     real = plots.figures
     monkeypatch.setattr(
@@ -414,7 +416,7 @@ def test_figures_are_drawn_only_where_the_record_is_newer(
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
-    save({"schema": 1, "blocks": sample_record((2,))["blocks"]}, tmp_path)
+    save({"schema": 2, "blocks": sample_record((2,))["blocks"]}, tmp_path)
     (tmp_path / "figures").write_text("in the way")
     with pytest.raises(RecordError, match="figures"):
         report.build(tmp_path, html=False)
@@ -423,7 +425,7 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 def test_open_shows_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened: list[str] = []
     monkeypatch.setattr("webbrowser.open", opened.append)
-    page = report.build(save({"schema": 1}, tmp_path), html=False, open=True)
+    page = report.build(save({"schema": 2}, tmp_path), html=False, open=True)
     assert opened == [page.resolve().as_uri()]
 
 
@@ -470,7 +472,7 @@ def test_a_pdf_is_typeset_and_nothing_in_it_may_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fake_tex(tmp_path, "fine", monkeypatch, pdf="%%PDF-1.5")
-    run = save({"schema": 1, "blocks": sample_record((2,))["blocks"]}, tmp_path / "run")
+    run = save({"schema": 2, "blocks": sample_record((2,))["blocks"]}, tmp_path / "run")
     page = report.build(run, html=False, pdf=True)
     assert page == run / "report" / "report.pdf"
     assert page.read_bytes() == b"%PDF-1.5"
@@ -493,7 +495,7 @@ def test_what_tex_says_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str, error: Any, told: str
 ) -> None:
     fake_tex(tmp_path, said, monkeypatch)
-    run = save({"schema": 1}, tmp_path / "run")
+    run = save({"schema": 2}, tmp_path / "run")
     old = report.build(run, html=False).read_text()
     with pytest.raises(error, match=told):
         report.build(run, html=False, pdf=True)
@@ -505,7 +507,7 @@ def test_without_tex_it_is_said_what_to_install(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shutil, "which", lambda _: None)
-    run = save({"schema": 1}, tmp_path)
+    run = save({"schema": 2}, tmp_path)
     with pytest.raises(DependencyError, match=r"apt-get install texlive-xetex.*print it"):
         report.build(run, pdf=True)
     assert [path.name for path in run.iterdir()] == ["analysis.json"]  # said before the work

@@ -277,6 +277,48 @@ def test_a_row_an_analysis_and_segment():
     low, high = first["segments"][0]["intervals"]["length_ratio"]
     assert (rows[0]["length_ratio_low"], rows[0]["length_ratio_high"]) == (low, high)
     assert rows[0]["nc1"] == first["layers"][-1]["collapse"]["nc1"]
+    assert rows[0]["length_ratio_centred"] == first["segments"][0]["centred"]["length_ratio"]
+
+
+def deep_and_shallow():
+    """Two networks side by side: of 3 blocks and of 8 in their only segment."""
+    series = sample_series(2, epochs=False)
+    for row, blocks, name in zip(series["analyses"], (4, 9), ("shallow", "deep"), strict=True):
+        row.update(sample_record((blocks,)), name=name)
+    runs = [row["segments"][0]["centred"]["length_over_runs"] for row in series["analyses"]]
+    assert [sorted(each, key=int) for each in runs] == [["2", "3"], ["2", "4", "8"]]
+    return series, [each["2"] for each in runs]
+
+
+def test_networks_of_different_depth_are_compared_over_equal_runs(tmp_path):
+    series, said = deep_and_shallow()
+    rows = plots.series_rows(series)
+    assert [row["runs"] for row in rows] == [2, 2]
+    assert [row["length_over_runs_centred"] for row in rows] == said
+    ax = plots.over(series, "length_over_runs_centred")
+    assert ax.get_ylabel() == "k = 2 runs"
+    assert any(list(line.get_ydata()) == said for line in ax.lines)
+    Series(series).save(tmp_path)
+    table = (report.build(tmp_path, html=False).parent / "straightness.md").read_text()
+    assert "centred, over k = 2 runs" in table.replace("\\", "")
+
+
+def test_series_without_common_runs_say_so():
+    series, _ = deep_and_shallow()
+    series["analyses"][0]["segments"][0]["centred"] = None
+    assert {row["runs"] for row in plots.series_rows(series)} == {None}
+    ax = plots.over(series, "length_over_runs_centred")
+    assert not ax.axison
+
+
+@pytest.mark.parametrize(("source", "said"), [("file", True), ("tensors", False), (None, False)])
+def test_epoch_0_is_called_the_initialisation_in_wgeos_own_checkpoints_alone(source, said):
+    series = sample_series(3)
+    for row in series["analyses"]:
+        row["provenance"]["arch_from"] = source
+    caption = plots.catalogue(series)[0].caption
+    assert "Epochs on a logarithmic axis" in caption
+    assert ("0 is the initialisation" in caption) is said
 
 
 @pytest.mark.parametrize("epochs", [True, False])

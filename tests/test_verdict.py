@@ -13,6 +13,7 @@ from records import sample_record
 import wgeo
 from wgeo.analysis import analyze_trajectory
 from wgeo.analysis.verdict import THRESHOLDS, Sentence, sentence, sentences, text
+from wgeo.table import print_analysis
 from wgeo.trajectory import Layer, Trajectory
 
 
@@ -247,6 +248,46 @@ def test_losses_are_said_as_plainly_as_wins(direction, words):
     }
     reference = {"kind": "init", "networks": [{}] * 20, "segments": [row]}
     assert words in said(sentences({"reference": reference}), "reference")
+
+
+def few_samples(**collapse):
+    layers = [
+        {"name": "input", "stage": None, "collapse": {"nc1": 30.0, "nc1_corrected": 45.0}},
+        {"name": "last", "stage": 0, "collapse": {"samples_per_class": 4, **collapse}},
+    ]
+    return {"layers": layers}
+
+
+def test_of_few_samples_a_class_the_corrected_estimate_decides():
+    """The value of the plain formula would be called collapsed, and the population is not."""
+    known = {"nc1": 0.08, "nc1_corrected": 0.13, "intervals": {"nc1_corrected": [0.11, 0.16]}}
+    (found,) = [s for s in sentences(few_samples(**known)) if s.claim == "collapse"]
+    assert "partly collapsed" in found.words
+    assert "NC1, corrected for few samples a class, is 0.13 (0.11 to 0.16)" in found.words
+    assert "[uncorrected: 0.08] (45 at input)" in found.words
+    assert (found.evidence["nc1"], found.evidence["nc1_corrected"]) == (0.08, 0.13)
+    assert found.evidence["interval"] == [0.11, 0.16]
+    assert found.strength == "shown"
+
+
+def test_what_cannot_be_corrected_is_not_called_collapsed():
+    (found,) = [s for s in sentences(few_samples(nc1=0.05)) if s.claim == "collapse"]
+    assert "cannot be said: with 4 samples" in found.words
+    assert found.strength == "undecided"
+
+
+def test_the_table_of_few_samples_shows_corrected_values(capsys):
+    record = sample_record((2,))
+    print_analysis(wgeo.Analysis(record))
+    assert "corrected" not in capsys.readouterr().out
+    record["trust"]["samples_per_class"] = 4
+    for layer in record["layers"]:
+        layer["collapse"]["nc1_corrected"] = 12.25
+    print_analysis(wgeo.Analysis(record))
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "NC1 corrected" in shown
+    assert shown.count("12.2") == len(record["layers"])
+    assert "The smallest class has 4" in shown
 
 
 def test_jacobians_decide_about_blocks_when_they_were_tested():

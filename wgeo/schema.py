@@ -190,6 +190,7 @@ _PROVENANCE = {
     "normalize?": lambda value: isinstance(value, str | dict),
     "normalize_source?": text,
     "claimed_accuracy?": {"key": text, "value": number},
+    "arch_from?": text,
     "report?": {},
 }
 _SENTENCE = {"claim": text, "words": text, "strength?": text, "evidence?": {}}

@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.table import Table
 
-from .analysis import Analysis, Series
+from .analysis import THRESHOLDS, Analysis, Series
 from .plots import series_rows
 from .terminal import Terminal
 
@@ -24,7 +24,7 @@ def print_analysis(done: Analysis) -> None:
         console.print(line, soft_wrap=True)
     into = {block["target"]: block for block in record["blocks"]}
     rows = [(layer, into.get(layer["name"])) for layer in record["layers"]]
-    console.print(_fitting(_COLUMNS, rows, console.width))
+    console.print(_fitting(_columns(record), rows, console.width, _caption(record)))
     for said in record["verdict"]:
         mark = _MARKS.get(said.get("strength"), "-")
         console.print(f"{mark} {said['words']}", soft_wrap=not console.is_terminal)
@@ -96,10 +96,32 @@ _CAPTION = (
 )
 
 
+_CORRECTED = ("NC1 corrected", _collapse("nc1_corrected"), 0)
+
+
+def _columns(record: Row) -> list[tuple[str, Callable[[Row, Row | None], str], int]]:
+    """The columns for a record: with few samples a class, corrected estimates of NC1 too."""
+    found = list(_COLUMNS)
+    if any(layer["collapse"].get("nc1_corrected") is not None for layer in record["layers"]):
+        found.insert([name for name, _, _ in found].index("NC1") + 1, _CORRECTED)
+    return found
+
+
+def _caption(record: Row) -> str:
+    samples = (record.get("trust") or {}).get("samples_per_class")
+    if samples is None or samples >= THRESHOLDS["few_a_class"]:
+        return _CAPTION
+    return (
+        f"{_CAPTION} The smallest class has {samples}: NC1 is biased with so few, and "
+        "NC1 corrected estimates it without the bias; NCC acc. is too high."
+    )
+
+
 def _fitting(
     columns: Sequence[tuple[str, Callable[[Row, Row | None], str], int]],
     rows: Sequence[tuple[Row, Row | None]],
     width: int,
+    caption: str,
 ) -> Table:
     """A table of the columns that a terminal has room for: numbers are never cut."""
     chosen = list(columns)
@@ -115,7 +137,7 @@ def _fitting(
         if needed <= width or least == 0:
             break
         chosen = [column for column in chosen if column[2] < least]
-    table = Table(caption=_CAPTION, caption_justify="left")
+    table = Table(caption=caption, caption_justify="left")
     for name in names:
         first = name == names[0]
         table.add_column(
@@ -134,14 +156,17 @@ def print_series(series: Series) -> None:
     by_epoch = series.record["axis"] == "epoch"
     table = Table(title="Side by side", title_justify="left", caption_justify="left")
     first = "epoch" if by_epoch else "name"
-    head = ("segment", "accuracy", "length ratio", "centred", "sqrt B", "corr.", "NC1, last")
+    rows = series_rows(series)
+    runs = ", ".join(str(k) for k in sorted({row["runs"] for row in rows if row["runs"]}))
+    over = () if by_epoch or not runs else (f"over k = {runs}",)
+    head = ("segment", "accuracy", "length ratio", "centred", *over, "sqrt B", "corr.", "NC1, last")
     for name in (first, *head, "tau of NC1"):
         left = name in ("name", "segment")
         table.add_column(
             name, justify="left" if left else "right", overflow="fold", no_wrap=not left
         )
     before = None
-    for row in series_rows(series):
+    for row in rows:
         again = row["name"] == before
         before = row["name"]
         table.add_row(
@@ -150,13 +175,16 @@ def print_series(series: Series) -> None:
             "" if again else _cell(row["accuracy"], "{:.3f}"),
             _with_interval(row, "length_ratio"),
             _cell(row["length_ratio_centred"], "{:.2f}"),
+            *(_cell(row["length_over_runs_centred"], "{:.2f}") for _ in over),
             _cell(row["sqrt_moving_blocks"], "{:.2f}"),
             _bracketed_unless(row["power"], _cell(row["corr_score"], "{:.4f}")),
             "" if again else _cell(row["nc1"]),
             "" if again else _cell(row["tau"], "{:+.2f}"),
         )
     table.caption = (
-        "sqrt B: the length ratio that orthogonal steps of the same sizes would have. corr. in "
+        "over k: the centred length over k runs of blocks, to compare networks of different depth. "
+        * bool(over)
+        + "sqrt B: the length ratio that orthogonal steps of the same sizes would have. corr. in "
         "brackets: these samples cannot tell."
     )
     Terminal(130).print(table)

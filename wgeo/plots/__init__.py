@@ -17,7 +17,8 @@ from .depth import METRICS, collapse
 from .evidence import gradient_maps, sample_sizes
 from .files import catalogue, figures, save
 from .models import model, model_layers, model_means, model_starts, model_terms
-from .movement import distances, ot_scores
+from .movement import correlation_scores, distances, ot_scores
+from .pairs import correlation_pairs
 from .paths import RATIOS, SCORES, class_means, interpolation_gap, straightness
 from .plot import Plot
 from .several import over, profiles, series_rows
@@ -37,6 +38,8 @@ __all__ = [
     "catalogue",
     "class_means",
     "collapse",
+    "correlation_pairs",
+    "correlation_scores",
     "distances",
     "figures",
     "flow",

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from ..errors import ArgumentError
-from .depth import MODELS, model_look, models_in, of_model
+from .depth import MODELS, apart, in_order, model_look, models_in, not_drawn, of_model
 from .plot import Plot, Row
 from .style import (
     as_record,
@@ -55,7 +55,8 @@ def model_errors(record: Any, measure: str = "missed", ax: Axes | None = None) -
         return nothing_to_show(ax, "This record has no model's features.")
     stage_bands(ax, [layer.get("stage") for layer in layers])
     for key, error in shown.items():
-        ax.plot(np.arange(len(layers)), error, **model_look(key))
+        shown_at = np.where(in_order(record, key), error, np.nan)
+        ax.plot(*apart(record, shown_at), **model_look(key))
     ax.set_ylim(0, 1.08 * max(0.1, *(float(np.nanmax(error)) for error in shown.values())))
     layer_axis(ax, [layer.get("name") for layer in layers], labels=True)
     legend_below(ax, *_handles(shown))
@@ -87,6 +88,7 @@ def models_plot(record: Mapping[str, Any]) -> Plot | None:
             {
                 "name": layer.get("name"),
                 **{f"{k}.{m}": _plain(errors[k, m][i]) for k in keys for m in ERRORS},
+                **{f"{k}.time": of_model(record, k)[i].get("time") for k in keys},
             }
             for i, layer in enumerate(record["layers"])
         ]
@@ -96,7 +98,8 @@ def models_plot(record: Mapping[str, Any]) -> Plot | None:
         "How far the models go",
         "What each model's features miss of the network's: sample by sample (left, the share of "
         "a layer's variance), and as distributions (right, W2 over the root of it). 0 is a "
-        "perfect prediction. The geodesic model is given both ends of every segment.",
+        "perfect prediction. The geodesic model is given both ends of every segment. Each stage "
+        f"has a line of its own.{not_drawn(record)}",
         "Errors of " + ", ".join(MODELS[key][0] for key in keys) + " at every layer.",
         draw,
         rows,

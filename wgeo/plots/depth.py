@@ -54,6 +54,7 @@ MODELS: dict[str, tuple[str, str, str, Any]] = {
 }
 """Models a record may hold beside the network: name, colour, marker, dashes."""
 
+_SAME_TIME = 1e-9  # fitted times that differ by less are equal
 ROUNDING = 1e-12  # a model's metrics below are zero, and lie at the edge of a logarithmic axis
 
 
@@ -92,7 +93,7 @@ def collapse(
             ax.plot(x[said_zero], np.zeros(said_zero.sum()), **(look | edge | {"ls": "none"}))
         predicted = np.where(said_zero, np.nan, predicted)
         if np.isfinite(predicted).any():
-            ax.plot(x, predicted, **look)
+            ax.plot(*apart(record, np.where(in_order(record, key), predicted, np.nan)), **look)
             drawn.append(predicted)
     # The image stands apart: no block leads from it, and falling with depth is not asked of it.
     image = np.array([layer.get("stage") is None for layer in layers])
@@ -147,6 +148,48 @@ def of_model(record: Mapping[str, Any], model: str) -> list[Mapping[str, Any]]:
     """What a model says of every layer of the record; empty at layers it says nothing of."""
     said = {la.get("name"): la for la in (record.get(model) or {}).get("layers") or []}
     return [said.get(layer.get("name"), {}) for layer in record.get("layers") or []]
+
+
+def in_order(record: Mapping[str, Any], model: str) -> np.ndarray:
+    """Where a model is drawn: not in stages in which its fitted times go back.
+
+    Each layer has the time at which the model's path is nearest to it; where these do not grow with
+    depth, the layers in order are no curve of the model.
+    """
+    times = numbers([layer.get("time") for layer in of_model(record, model)])
+    stages = [layer.get("stage") for layer in record.get("layers") or []]
+    kept = np.ones(len(stages), bool)
+    for stage in {stage for stage in stages if stage is not None}:
+        own = np.array([each == stage for each in stages])
+        known = times[own][np.isfinite(times[own])]
+        kept[own] = not (np.diff(known) < -_SAME_TIME).any()
+    return kept
+
+
+def not_drawn(record: Mapping[str, Any]) -> str:
+    """Say which models are left out where, for a caption; empty where none is."""
+    stages = np.array([layer.get("stage") for layer in record.get("layers") or []])
+    said = []
+    for key in models_in(record):
+        out = sorted(set(stages[~in_order(record, key)]))
+        if out:
+            where = f"stage{'s' * (len(out) > 1)} {', '.join(map(str, out))}"
+            said.append(f"{MODELS[key][0]} in {where}")
+    if not said:
+        return ""
+    return f" Not drawn, since its fitted times go back with depth: {'; '.join(said)}."
+
+
+def apart(record: Mapping[str, Any], values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Places and values of a line over layers that is not joined from stage to stage."""
+    stages = [layer.get("stage") for layer in record.get("layers") or []]
+    places = np.arange(len(values), dtype=float)
+    cuts = [
+        i
+        for i in range(1, len(stages))
+        if stages[i] != stages[i - 1] and None not in (stages[i], stages[i - 1])
+    ]
+    return np.insert(places, cuts, np.nan), np.insert(values, cuts, np.nan)
 
 
 def _metric(values: Sequence[Mapping[str, Any]], metric: str) -> np.ndarray:

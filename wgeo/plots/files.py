@@ -22,10 +22,10 @@ from ..errors import ArgumentError
 from ..files import writable, write_aside
 from ..ownership import claim, owned
 from ..progress import track
-from . import beside, depth, evidence, movement, paths
+from . import beside, depth, evidence, movement, pairs, paths
 from .plot import Plot, Row
 from .several import series_plots
-from .style import as_record, clean, legend, new_figure, segment_name, styled
+from .style import as_record, clean, highest_null, legend, new_figure, segment_name, styled
 
 
 def catalogue(source: Any) -> list[Plot]:
@@ -45,6 +45,8 @@ def catalogue(source: Any) -> list[Plot]:
         plots.append(_distances(record))
     if segments:
         plots.append(_straightness(record))
+    if (of_pairs := pairs.pairs_plot(record)) is not None:
+        plots.append(of_pairs)
     plots += evidence.evidence_plots(record)
     viewed = (i for i, s in enumerate(segments) if (s.get("view") or {}).get("class_means"))
     return plots + [_class_means(record, i) for i in viewed]
@@ -52,7 +54,7 @@ def catalogue(source: Any) -> list[Plot]:
 
 STEMS = (
     *("collapse", "models", "distances", "straightness", "class-means-[0-9]*"),
-    *("sample-sizes", "gradient-maps"),
+    *("sample-sizes", "gradient-maps", "correlation-pairs"),
 )
 SERIES_STEMS = ("over", "profiles", "class-means-training")
 _PAGE = ("png", "svg", "csv")
@@ -237,17 +239,23 @@ def _distances(record: Mapping[str, Any]) -> Plot:
 
     @styled
     def draw() -> Figure:
-        figure = new_figure(7.2, 5.4)
-        top, bottom = figure.subplots(2, 1, height_ratios=[3, 2])
-        movement.distances(record, top)
-        movement.ot_scores(record, bottom)
-        top.set_xlabel("")
+        panels = [movement.distances, movement.ot_scores]
+        if any(block.get("corr_score") for block in blocks):
+            panels.insert(1, movement.correlation_scores)
+        figure = new_figure(7.2, 1.4 + 2.0 * len(panels))
+        grid = figure.subplots(len(panels), 1, height_ratios=[3, *[2] * (len(panels) - 1)])
+        for panel, ax in zip(panels, grid, strict=True):
+            panel(record, ax)
         return figure
 
     def rows() -> list[Row]:
         # Without how long each took: equal analyses give equal files.
         return [
-            {k: v for k, v in block.items() if k != "seconds" and not _nested(v)}
+            {
+                **{k: v for k, v in block.items() if k != "seconds" and not _nested(v)},
+                **dict(zip(_CORRELATION, block.get("corr_score") or (None,) * 3, strict=True)),
+                "highest_null": highest_null(block),
+            }
             for block in blocks
         ]
 
@@ -256,8 +264,11 @@ def _distances(record: Mapping[str, Any]) -> Plot:
         "What every block moves",
         "Above: the Wasserstein distance W2 between the features before and after each block, with "
         "the interval that contains it, and the root mean squared distance that the network itself "
-        "moved its samples. Below: the OT score, their squared ratio; 1 means that the block's own "
-        "pairing is optimal. Hollow points have a resolution below 1/2 and say nothing.",
+        "moved its samples. In the middle: the correlation score, 1 for an optimal map, beside "
+        "the highest of null maps (crosses), the same displacements given to the wrong samples; "
+        "hollow where it is not clearly above them, and the samples cannot tell. Below: the OT "
+        "score, the squared ratio of the distances above; hollow points have a resolution below "
+        "1/2 and say nothing. It is near 1 for almost any map that moves the samples little.",
         f"W2 of {len(blocks)} blocks{_span(blocks, 'distance')}; "
         f"OT score{_span(blocks, 'ot_score')}.",
         draw,
@@ -265,6 +276,7 @@ def _distances(record: Mapping[str, Any]) -> Plot:
     )
 
 
+_CORRELATION = ("corr_score", "corr_low", "corr_high")
 _PFC = ("nc1", "cdnv", "nc2_equinorm", "nc2_equiangle", "nc2_etf", "ncc_error")
 
 
@@ -296,6 +308,7 @@ def _collapse(record: Mapping[str, Any]) -> Plot:
 
     beside = (
         " Dashed and dotted: what the models fitted to this network predict; zeros lie at the edge."
+        f"{depth.not_drawn(record)}"
         if models
         else ""
     )
@@ -320,16 +333,15 @@ def _straightness(record: Mapping[str, Any]) -> Plot:
     @styled
     def draw() -> Figure:
         handles, names = paths.segment_handles(record)
-        figure = new_figure(7.2, 4.9 + 0.16 * len(names))
+        figure = new_figure(7.2, 5.3 + 0.28 * len(names))
         panels = figure.subplot_mosaic(
             [["ratios", "scores"], ["gap", "gap"]],
-            height_ratios=[1.25, 1],
-            width_ratios=[2.2, 1],
+            height_ratios=[1.5, 1],
+            width_ratios=[1.9, 1],
         )
         ratios, scores = panels["ratios"], panels["scores"]
         paths.straightness(record, ratios).set_title("Ratios: 1 is a constant-speed geodesic")
-        paths.straightness(record, scores, measures=paths.SCORES).set_title("End-to-end OT score")
-        scores.set_yticks([])
+        paths.straightness(record, scores, measures=paths.SCORES).set_title("Scores, end to end")
         paths.interpolation_gap(record, panels["gap"]).set_title("Distance from the geodesic")
         legend(figure, handles, names, loc="outside lower center", ncols=2)
         return figure
@@ -340,11 +352,15 @@ def _straightness(record: Mapping[str, Any]) -> Plot:
     return Plot(
         "straightness",
         "How straight the way is",
-        "Straightness of every segment, with intervals, against the ideal 1 (dashed). Below: "
-        "how far each layer lies from the displacement interpolation of the segment's two ends, "
-        "relative to their distance.",
+        "Straightness of every segment, with intervals, against the ideal 1 (dashed). Left: solid "
+        "with each layer's mean taken off, hollow as measured; the tick at the length ratio is √B, "
+        "that of orthogonal steps of the same sizes: a path near it is not straight. Right: scores "
+        "of the map from the first layer to the last, 1 for an optimal map, hollow where the "
+        "samples cannot tell; crosses: the highest correlation score of null maps. Below: how far "
+        "each layer lies from the displacement interpolation of the segment's two ends, relative "
+        "to their distance.",
         f"Straightness of {len(segments)} segments: length ratio{_span(segments, 'length_ratio')}, "
-        f"OT score{_span(segments, 'ot_score')}.",
+        f"correlation score{_span(segments, 'corr_score')}.",
         draw,
         rows,
     )
@@ -352,12 +368,23 @@ def _straightness(record: Mapping[str, Any]) -> Plot:
 
 def _segment_rows(segment: Mapping[str, Any], index: int) -> list[Row]:
     name = segment_name(segment, index)
-    intervals = segment.get("intervals") or {}
     rows: list[Row] = []
+
+    def add(found: Mapping[str, Any], key: str, called: str) -> None:
+        low, high = (*((found.get("intervals") or {}).get(key) or ()), None, None)[:2]
+        value = paths.measured(found, key)
+        row = {"segment": name, "measure": called, "at": None, "value": value}
+        rows.append({**row, "low": low, "high": high})
+
     for key in (*paths.RATIOS, *paths.SCORES):
-        low, high = (*(intervals.get(key) or ()), None, None)[:2]
-        rows.append({"segment": name, "measure": key, "at": None, "value": segment.get(key)})
-        rows[-1] |= {"low": low, "high": high}
+        add(segment, key, key)
+        if key in paths.RATIOS and segment.get("centred"):
+            add(segment["centred"], key, f"{key}_centred")
+    for key, value in (
+        ("sqrt_moving_blocks", paths.orthogonal_ratio(segment)),
+        ("highest_null", highest_null(segment)),
+    ):
+        rows.append({"segment": name, "measure": key, "at": None, "value": value})
     t, gap = paths.gap_positions(segment)
     for at, value in zip(t.tolist(), gap.tolist(), strict=True):
         value = value if np.isfinite(value) else None
@@ -413,7 +440,7 @@ def _class_means(record: Mapping[str, Any], index: int = -1) -> Plot:
 
 def _span(items: Sequence[Mapping[str, Any]], key: str) -> str:
     """ " from 0.97 to 1", or nothing where no value is defined."""
-    values = movement.numbers([item.get(key) for item in items])
+    values = movement.numbers([paths.measured(item, key) for item in items])
     values = values[np.isfinite(values)]
     return f" from {values.min():.3g} to {values.max():.3g}" if values.size else " undefined"
 

@@ -14,6 +14,7 @@ from .style import (
     MEASURED,
     REFERENCE,
     as_record,
+    highest_null,
     layer_axis,
     legend_above,
     new_axes,
@@ -96,6 +97,44 @@ def ot_scores(record: Any, ax: Axes | None = None) -> Axes:
     dot: dict[str, Any] = {"marker": "o", "ms": 5, "color": MEASURED, "ls": "none", "mew": 1.2}
     handles = [Line2D([], [], **dot), Line2D([], [], mfc="white", **dot)]
     legend_above(ax, handles, ["resolution ≥ 1/2", "below: the sample cannot tell"])
+    return ax
+
+
+@styled
+def correlation_scores(record: Any, ax: Axes | None = None) -> Axes:
+    """The correlation score of every block beside the highest of its null maps (crosses).
+
+    1 for an optimal map. Hollow where the null maps, the same displacements given to the wrong
+    samples, score about as high: there the samples cannot tell.
+    """
+    record = as_record(record)
+    ax = new_axes(ax, 7.2, 2.4)
+    blocks = record.get("blocks") or []
+    if not blocks:
+        return nothing_to_show(ax, "This record has no blocks.")
+    x = np.arange(len(blocks))
+    score = numbers([(b.get("corr_score") or [None])[0] for b in blocks])
+    if not np.isfinite(score).any():
+        return nothing_to_show(ax, "This record has no correlation scores.")
+    null = numbers([highest_null(b) for b in blocks])
+    told = np.array([bool(b.get("power")) for b in blocks])
+    stage_bands(ax, _block_stages(record))
+    ax.axhline(1.0, color=REFERENCE, lw=0.8, ls=(0, (4, 3)), zorder=1)
+    cross: dict[str, Any] = {"marker": "x", "color": COLOURS[1], "zorder": 2}
+    ax.scatter(x, null, s=18, lw=1.1, **cross)
+    dot: dict[str, Any] = {"marker": "o", "color": MEASURED, "ls": "none", "mew": 1.2, "zorder": 3}
+    ax.plot(x[told], score[told], ms=5, **dot)
+    ax.plot(x[~told], score[~told], ms=5, mfc="white", **dot)
+    lowest = min(np.nanmin(score), np.nanmin(null, initial=1.0))
+    ax.set_ylim(1.0 - 1.15 * max(1.0 - lowest, 0.01), 1.0 + 0.08 * max(1.0 - lowest, 0.01))
+    ax.set_ylabel("correlation score")
+    layer_axis(ax, [b.get("target") for b in blocks])
+    handles = [
+        Line2D([], [], ms=5, **dot),
+        Line2D([], [], ms=5, mfc="white", **dot),
+        Line2D([], [], ms=5, ls="none", **cross),
+    ]
+    legend_above(ax, handles, ["clearly above", "not clearly above", "the highest null map"])
     return ax
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from .style import (
     MUTED,
     REFERENCE,
     as_record,
+    highest_null,
     inches_wide,
     legend,
     legend_below,
@@ -41,7 +42,12 @@ RATIOS: dict[str, str] = {
 }
 """Straightness ratios: at least 1, and 1 for a constant-speed geodesic."""
 
-SCORES: dict[str, str] = {"ot_score": "OT score"}
+SCORES: dict[str, str] = {
+    "corr_score": "correlation",
+    "ot_score_centred": "OT, centred",
+    "ot_score": "OT",
+}
+"""Scores of a segment end to end: at most 1, and 1 for an optimal map."""
 
 
 @styled
@@ -174,7 +180,9 @@ def straightness(
 ) -> Axes:
     """Straightness figures of every segment with their intervals, against the ideal 1.
 
-    An OT score of low resolution is hollow, as in `ot_scores`.
+    A ratio is solid with each layer's mean taken off, hollow as measured; the tick beside the
+    length ratio is that of orthogonal steps of the same sizes. A score is hollow where the samples
+    cannot tell; the cross beside the correlation score is the highest of the null maps.
 
     Parameters
     ----------
@@ -186,34 +194,106 @@ def straightness(
     segments = record.get("segments") or []
     if not segments:
         return nothing_to_show(ax, "This record has no segments.")
+    scores = measures is SCORES
+    if scores:  # records of schema 1 have the OT score alone
+        measures = {k: v for k, v in measures.items() if any(k in s for s in segments)}
     rows = np.arange(len(measures))
-    offsets = np.linspace(-0.26, 0.26, len(segments)) if len(segments) > 1 else np.zeros(1)
+    offsets = np.linspace(-0.3, 0.3, len(segments)) if len(segments) > 1 else np.zeros(1)
     drawn = [np.ones(1)]
     for i, (segment, offset) in enumerate(zip(segments, offsets, strict=True)):
-        intervals = segment.get("intervals") or {}
-        ends = [numbers(intervals.get(key)) for key in measures]
-        low, high = (np.array([e[j] if len(e) == 2 else np.nan for e in ends]) for j in (0, 1))
-        values = numbers([segment.get(key) for key in measures])
-        look = segment_look(i)
-        ax.hlines(rows + offset, low, high, color=look["color"], lw=1.6, alpha=0.75)
-        ends_look: dict[str, Any] = {"mec": "white", "mew": 0.5}
-        if measures is SCORES and not resolved(segment):
-            ends_look = {"mfc": "white", "mew": 1.1}
-        ax.plot(values, rows + offset, ls="none", ms=5, **ends_look, **look)
-        for row in rows[~np.isfinite(values)]:
-            _say_undefined(ax, row + offset, look["color"], left=measures is SCORES)
-        drawn += [values, low, high]
+        at, look = rows + offset, segment_look(i)
+        if scores:
+            drawn += _row_of_marks(ax, segment, measures, at, look, _told(segment, measures))
+            drawn.append(_mark_null(ax, segment, measures, at, look))
+            continue
+        apart = 0.3 / (2 * max(len(segments), 2))
+        centred = segment.get("centred") or {}
+        hollow = np.zeros(len(rows), bool)
+        drawn += _row_of_marks(ax, segment, measures, at + apart, look, hollow)
+        if centred:
+            drawn += _row_of_marks(ax, centred, measures, at - apart, look, ~hollow)
+        drawn.append(_mark_orthogonal(ax, segment, measures, at, look))
     ax.axvline(1.0, color=REFERENCE, lw=0.9, ls=(0, (4, 3)), zorder=1)
     ax.set_yticks(rows, list(measures.values()))
     ax.set_ylim(len(rows) - 0.5, -0.5)
     ax.tick_params(axis="y", length=0)
     for row in rows[1:]:
         ax.axhline(row - 0.5, color=GRID, lw=0.6, zorder=0)
-    ticks = 5 if measures is RATIOS else 3  # OT scores differ in the third or fourth decimal
+    ticks = 3 if scores else 5
     ax.xaxis.set_major_locator(MaxNLocator(ticks, steps=[1, 2, 5, 10]))
     log_where_positive(ax, *drawn, axis="x", span=6.0)
     legend_below(ax, *segment_handles(record))
     return ax
+
+
+def _row_of_marks(
+    ax: Axes,
+    found: Mapping[str, Any],
+    measures: Iterable[str],
+    at: np.ndarray,
+    look: Mapping[str, Any],
+    solid: np.ndarray,
+) -> list[np.ndarray]:
+    """A marker a measure with its interval, solid or hollow; returns what was drawn."""
+    values = numbers([measured(found, key) for key in measures])
+    ends = [numbers((found.get("intervals") or {}).get(key)) for key in measures]
+    low, high = (np.array([e[j] if len(e) == 2 else np.nan for e in ends]) for j in (0, 1))
+    ax.hlines(at, low, high, color=look["color"], lw=1.6, alpha=0.75)
+    marks: dict[str, Any] = {"ls": "none", "ms": 5, **look}
+    ax.plot(values[solid], at[solid], mec="white", mew=0.5, **marks)
+    ax.plot(values[~solid], at[~solid], mfc="white", mew=1.1, **marks)
+    left = any(key in SCORES for key in measures)
+    for row in at[~np.isfinite(values)]:
+        _say_undefined(ax, row, look["color"], left=left)
+    return [values, low, high]
+
+
+def measured(found: Mapping[str, Any], key: str) -> Any:
+    """A measure's value; of a score with its certified interval, the value alone."""
+    value = found.get(key)
+    return value[0] if isinstance(value, list) else value
+
+
+def told(segment: Mapping[str, Any], key: str) -> bool:
+    """Whether the samples can tell what a score means."""
+    return bool(segment.get("power")) if key == "corr_score" else resolved(segment)
+
+
+def _told(segment: Mapping[str, Any], measures: Iterable[str]) -> np.ndarray:
+    return np.array([told(segment, key) for key in measures], bool)
+
+
+def _mark_null(
+    ax: Axes,
+    segment: Mapping[str, Any],
+    measures: Iterable[str],
+    at: np.ndarray,
+    look: Mapping[str, Any],
+) -> np.ndarray:
+    """A cross for the highest null map, in the row of the correlation score."""
+    known = numbers([highest_null(segment) if key == "corr_score" else None for key in measures])
+    ax.plot(known, at, ls="none", marker="x", ms=4.5, mew=1.1, color=look["color"])
+    return known
+
+
+def _mark_orthogonal(
+    ax: Axes,
+    segment: Mapping[str, Any],
+    measures: Iterable[str],
+    at: np.ndarray,
+    look: Mapping[str, Any],
+) -> np.ndarray:
+    """A tick in the row of the length ratio: that of orthogonal steps of the same sizes."""
+    bound = orthogonal_ratio(segment)
+    known = numbers([bound if key == "length_ratio" else None for key in measures])
+    ax.plot(known, at, ls="none", marker="|", ms=11, mew=1.4, color=look["color"])
+    return known
+
+
+def orthogonal_ratio(segment: Mapping[str, Any]) -> float | None:
+    """sqrt(B) of the centred path, where the record has it, else of the path as measured."""
+    centred = (segment.get("centred") or {}).get("sqrt_moving_blocks")
+    return segment.get("sqrt_moving_blocks") if centred is None else centred
 
 
 def _say_undefined(ax: Axes, row: float, colour: str, *, left: bool) -> None:

@@ -14,12 +14,13 @@ from matplotlib.ticker import FixedLocator, NullLocator
 
 from ..errors import ArgumentError
 from .depth import METRICS, measured_metric
-from .paths import RATIOS, segment_look
+from .paths import RATIOS, measured, orthogonal_ratio, segment_look, told
 from .plot import Plot, Row
 from .style import (
     MEASURED,
     REFERENCE,
     as_record,
+    highest_null,
     legend,
     legend_below,
     log_where_positive,
@@ -28,15 +29,21 @@ from .style import (
     nothing_to_show,
     number,
     numbers,
-    resolved,
     segment_name,
     short,
     styled,
     thinned,
 )
 
-OVER: dict[str, str] = {**RATIOS, "ot_score": "OT score, end to end"}
+OVER: dict[str, str] = {
+    **RATIOS,
+    "length_ratio_centred": "W2 length ratio, centred",
+    "length_over_runs_centred": "W2 length over equal runs, centred",
+    "corr_score": "correlation score, end to end",
+    "ot_score": "OT score, end to end",
+}
 """Figures of a segment that `over` draws, and their labels."""
+_SCORES = ("corr_score", "ot_score")
 
 ENDS: dict[str, str] = {
     "accuracy": "Accuracy",
@@ -59,8 +66,10 @@ def positions(series: Mapping[str, Any]) -> np.ndarray:
 def over(series: Any, figure: str = "length_ratio", ax: Axes | None = None) -> Axes:
     """A figure of every analysis over the epochs of training, or network beside network.
 
-    Segments are told apart by colour and marker; bars are 95 % intervals. OT scores of low
-    resolution are hollow. Epochs lie on a logarithmic axis, the initialisation left of it.
+    Segments are told apart by colour and marker; bars are 95 % intervals. Scores are hollow where
+    the samples cannot tell. ``length_over_runs_centred`` compares networks of different depth: the
+    length over k runs of blocks, k the largest number that all of them have for the segment.
+    Epochs lie on a logarithmic axis, epoch 0 left of it.
 
     Parameters
     ----------
@@ -83,36 +92,77 @@ def over(series: Any, figure: str = "length_ratio", ax: Axes | None = None) -> A
         if not count:
             return nothing_to_show(ax, "These analyses have no segments.")
         drawn = []
-        for i in range(count):
-            drawn += _segment(ax, rows, at, i, count, figure, line)
+        found = [[_measured(row, i, figure, rows) for row in rows] for i in range(count)]
+        if not any(value is not None for one in found for value, _, _ in one):
+            return nothing_to_show(ax, f"These analyses have no {OVER[figure]}.")
+        for i, values in enumerate(found):
+            drawn += _segment(ax, values, at, i, count, line)
         ax.axhline(1.0, color=REFERENCE, lw=0.9, ls=(0, (4, 3)), zorder=1)
         legend_below(ax, *segments_in(series))
     _axis(ax, series, at)
-    if figure not in ("accuracy", "ot_score", "tau"):
+    if figure not in ("accuracy", "tau", *_SCORES):
         log_where_positive(ax, *drawn)
     ax.set_title({**OVER, **ENDS}[figure])
+    if figure == "length_over_runs_centred":
+        ax.set_ylabel(f"k = {', '.join(map(str, runs_in(series)))} runs")
     return ax
+
+
+def common_runs(rows: Sequence[Mapping[str, Any]], index: int) -> int | None:
+    """The largest number of runs over which every analysis has the segment's length."""
+    known = [
+        set((_of(row, index).get("centred") or {}).get("length_over_runs") or {}) for row in rows
+    ]
+    return max((int(k) for k in set.intersection(*known)), default=None) if known else None
+
+
+def runs_in(series: Mapping[str, Any]) -> list[int]:
+    """The numbers of runs at which the segments of a series are compared, each once."""
+    rows = series["analyses"]
+    count = max((len(row["segments"]) for row in rows), default=0)
+    return sorted({k for i in range(count) if (k := common_runs(rows, i)) is not None})
+
+
+def _of(row: Mapping[str, Any], index: int) -> Mapping[str, Any]:
+    return row["segments"][index] if index < len(row["segments"]) else {}
+
+
+def _measured(
+    row: Mapping[str, Any], index: int, figure: str, rows: Sequence[Mapping[str, Any]]
+) -> tuple[Any, Any, bool]:
+    """A segment's value, its interval, and whether the samples can tell."""
+    segment = _of(row, index)
+    centred = segment.get("centred") or {}
+    if figure == "length_over_runs_centred":
+        return (
+            (centred.get("length_over_runs") or {}).get(str(common_runs(rows, index))),
+            None,
+            True,
+        )
+    twin, key = (
+        (centred, figure.removesuffix("_centred")) if "centred" in figure else (segment, figure)
+    )
+    interval = (twin.get("intervals") or {}).get(key)
+    return measured(twin, key), interval, figure not in _SCORES or told(segment, figure)
 
 
 def _segment(
     ax: Axes,
-    rows: Sequence[Mapping[str, Any]],
+    found: Sequence[tuple[Any, Any, bool]],
     at: np.ndarray,
     index: int,
     count: int,
-    figure: str,
     line: bool,
 ) -> list[np.ndarray]:
-    found = [row["segments"][index] if index < len(row["segments"]) else {} for row in rows]
-    values = numbers([segment.get(figure) for segment in found])
-    ends = [numbers((segment.get("intervals") or {}).get(figure)) for segment in found]
+    values = numbers([value for value, _, _ in found])
+    ends = [numbers(interval) for _, interval, _ in found]
     low, high = (np.array([e[k] if len(e) == 2 else np.nan for e in ends]) for k in (0, 1))
     look: dict[str, Any] = segment_look(index)
     if not line:  # side by side where nothing connects them
         at = at + np.linspace(-0.16, 0.16, count)[index] if count > 1 else at
     ax.vlines(at, low, high, color=look["color"], lw=1.2, alpha=0.7)
     ax.plot(at, values, ls="-" if line else "none", lw=1.1, color=look["color"], zorder=2)
-    clear = np.array([figure != "ot_score" or resolved(segment) for segment in found])
+    clear = np.array([known for _, _, known in found], bool)
     for shown, face in ((clear, look["color"]), (~clear, "white")):
         ax.plot(at[shown], values[shown], ls="none", ms=4, mfc=face, mew=0.9, zorder=3, **look)
     return [values, low, high]
@@ -212,15 +262,16 @@ def series_rows(series: Any) -> list[Row]:
                 "segment": segment_name(segment, i),
             }
             for key in OVER:
-                ends = numbers((segment.get("intervals") or {}).get(key))
-                row[key] = segment.get(key)
+                value, interval, _ = _measured(analysis, i, key, series["analyses"])
+                ends = numbers(interval)
+                row[key] = value
                 row[f"{key}_low"], row[f"{key}_high"] = (
                     [float(end) for end in ends] if len(ends) == 2 else (None, None)
                 )
+            row["runs"] = common_runs(series["analyses"], i)
             row["resolution"] = segment.get("resolution")
-            row["length_ratio_centred"] = (segment.get("centred") or {}).get("length_ratio")
-            row["sqrt_moving_blocks"] = segment.get("sqrt_moving_blocks")
-            row["corr_score"] = (segment.get("corr_score") or [None])[0]
+            row["sqrt_moving_blocks"] = orthogonal_ratio(segment)
+            row["highest_null"] = highest_null(segment)
             row["power"] = segment.get("power")
             rows.append(
                 {**row, **{k: None if np.isnan(number(v)) else v for k, v in whole.items()}}
@@ -228,8 +279,20 @@ def series_rows(series: Any) -> list[Row]:
     return rows
 
 
-_PANELS = ("length_ratio", "line_shape_ratio", "action_ratio", "ot_score", "nc1", "accuracy")
+_PANELS = (
+    *("length_ratio_centred", "length_over_runs_centred", "length_ratio", "line_shape_ratio"),
+    *("corr_score", "ot_score", "nc1", "accuracy"),
+)
 _PROFILES = ("nc1", "ncc_error", "nc2_etf", "effective_rank")
+
+
+def _epochs(series: Mapping[str, Any]) -> str:
+    """How to read the axis; only of wgeo's own checkpoints is it known what epoch 0 is."""
+    if series["axis"] != "epoch":
+        return ""
+    about = [row["provenance"] for row in series["analyses"]]
+    own = any(each.get("epoch") == 0 and each.get("arch_from") == "file" for each in about)
+    return " Epochs on a logarithmic axis" + ("; 0 is the initialisation." if own else ".")
 
 
 def series_plots(series: Mapping[str, Any]) -> list[Plot]:
@@ -240,8 +303,8 @@ def series_plots(series: Mapping[str, Any]) -> list[Plot]:
 
     @styled
     def draw_over() -> Figure:
-        figure = new_figure(7.2, 7.4)
-        for name, ax in zip(_PANELS, figure.subplots(3, 2).flat, strict=True):
+        figure = new_figure(7.2, 9.4)
+        for name, ax in zip(_PANELS, figure.subplots(4, 2).flat, strict=True):
             over(series, name, ax)
         legend(figure, *segments_in(series), loc="outside lower center", ncols=2)
         return figure
@@ -274,9 +337,11 @@ def series_plots(series: Mapping[str, Any]) -> list[Plot]:
         Plot(
             "over",
             f"Straightness and collapse {what}",
-            "Straightness of every segment with 95 % intervals (1 is a constant-speed geodesic; OT "
-            "scores that the sample cannot tell are hollow), collapse at the last layer, accuracy."
-            + (" Epochs on a logarithmic axis; 0 is the initialisation." if by_epoch else ""),
+            "Straightness of every segment with 95 % intervals (1 is a constant-speed geodesic; "
+            "scores are hollow where the samples cannot tell), collapse at the last layer, and "
+            "accuracy. Centred: with each layer's mean taken off. The more layers of a path are "
+            "looked at, the longer it is: over k equal runs, every analysis is looked at in k + 1 "
+            "layers of the segment." + _epochs(series),
             f"Straightness, NC1 and accuracy of {count} analyses, {what}.",
             draw_over,
             lambda: series_rows(series),

@@ -147,6 +147,12 @@ def as_record(source: Any) -> Mapping[str, Any]:
     return record
 
 
+def highest_null(item: Mapping[str, Any]) -> float | None:
+    """The highest certified bound of the correlation scores of null maps, if there are any."""
+    known = [null["score"] for null in item.get("null") or [] if null.get("score")]
+    return max((score[2] for score in known if score[2] is not None), default=None)
+
+
 # --- names and numbers ---------------------------------------------------------------------------
 
 

@@ -139,7 +139,7 @@ def straightness(record: Record, plots: Plots) -> str:
             "Straightness of every segment; 95 % intervals in square brackets. Centred: with each "
             "layer's mean taken off. Correlation score in round brackets: the sample cannot tell.",
         ),
-        *_pairs(segments),
+        *_pairs(segments, plots),
         _reference(record),
         _embedded(record),
         "## Where the classes go" if means else "",
@@ -162,7 +162,7 @@ def _over_runs(k: str) -> Callable[[Mapping[str, Any]], str]:
     return lambda segment: fixed((segment.get("length_over_runs") or {}).get(k), 3)
 
 
-def _pairs(segments: Sequence[Mapping[str, Any]]) -> list[str]:
+def _pairs(segments: Sequence[Mapping[str, Any]], plots: Plots) -> list[str]:
     """The correlation score of the map between every two layers of a segment."""
     parts = []
     for i, segment in enumerate(segments):
@@ -179,7 +179,8 @@ def _pairs(segments: Sequence[Mapping[str, Any]]) -> list[str]:
             "the row to that of the column; 1 for an optimal map."
         )
         parts.append(table(("from", *names), rows[:-1], caption))
-    return ["## From where to where is the map optimal?", *parts] if parts else []
+    title = "## From where to where is the map optimal?"
+    return [title, figure_block(plots, "correlation-pairs"), *parts] if parts else []
 
 
 def _reference(record: Record) -> str:

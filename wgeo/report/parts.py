@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..plots import Plot
+from ..plots import Plot, style
 from ..plots.style import resolved, short_names
 from .text import DASH, fixed, plain, with_interval
 
@@ -54,8 +54,7 @@ def correlation(item: Mapping[str, Any]) -> str:
 
 def highest_null(item: Mapping[str, Any]) -> str:
     """The highest certified bound of the correlation scores of null maps."""
-    bounds = [null["score"][2] for null in item.get("null") or [] if null.get("score")]
-    return fixed(max(bounds), 3) if bounds else DASH
+    return fixed(style.highest_null(item), 3)
 
 
 def centred(item: Mapping[str, Any], key: str, decimals: int = 2) -> str:

@@ -5,11 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ..plots.several import common_runs, runs_in
 from ..plots.style import segment_name, short
 from .assets import asset
-from .parts import Plots, Record, figure_block, interval, join, score
+from .parts import (
+    Plots,
+    Record,
+    centred,
+    correlation,
+    figure_block,
+    highest_null,
+    interval,
+    join,
+    score,
+)
 from .scrubber import scrubber
-from .text import code, figure, plain, share, table, with_interval
+from .text import DASH, code, figure, fixed, plain, share, table, with_interval
 
 _ALIKE = ("data", "split", "samples", "pool", "tap", "normalize")  # for figures to compare
 
@@ -74,20 +85,38 @@ def _straightness(series: Record) -> str:
             _name(series, row),
             plain(segment_name(segment, i)),
             with_interval(segment.get("length_ratio"), interval(segment, "length_ratio")),
+            centred(segment, "length_ratio"),
+            _over_runs(series, segment, i),
             with_interval(segment.get("line_shape_ratio"), interval(segment, "line_shape_ratio")),
             with_interval(segment.get("action_ratio"), interval(segment, "action_ratio")),
+            correlation(segment),
+            highest_null(segment),
             score(segment),
         ]
         for row in series["analyses"]
         for i, segment in enumerate(row["segments"])
     ]
-    header = ("Analysis", "segment", "length ratio", "line-shape ratio", "action ratio", "OT score")
+    runs = ", ".join(map(str, runs_in(series))) or DASH
+    header = (
+        *("Analysis", "segment", "length ratio", "centred", f"centred, over k = {runs} runs"),
+        *("line-shape ratio", "action ratio", "correlation score", "highest null", "OT score"),
+    )
     return join(
         "# Straightness",
-        "Every ratio is 1 on a geodesic run at constant speed. Scores in brackets have a "
-        "resolution below 1/2: the sample cannot tell. [How they are defined](methods.md).",
+        "Every ratio is 1 on a geodesic run at constant speed. Centred: with each layer's mean "
+        "taken off. The more layers of a path are looked at, the longer it is: networks of "
+        "different depth compare at equal k, over runs of blocks. Scores in brackets: the sample "
+        "cannot tell. [How they are defined](methods.md).",
         table(header, rows, "Straightness of every segment; 95 % intervals in brackets."),
     )
+
+
+def _over_runs(series: Record, segment: Mapping[str, Any], index: int) -> str:
+    """The centred length over as many runs as all analyses have, and how many these are."""
+    k = common_runs(series["analyses"], index)
+    known = (segment.get("centred") or {}).get("length_over_runs") or {}
+    text = fixed(known.get(str(k)))
+    return text if text == DASH or len(runs_in(series)) < 2 else f"{text} (k = {k})"
 
 
 def _collapse(series: Record, plots: Plots) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from .sentence import THRESHOLDS, Record, Sentence
 from .wording import count, listed, ranged, rounded
@@ -61,7 +62,7 @@ def collapse(record: Record) -> Iterator[Sentence]:
     if not inner:
         return
     last = inner[-1]
-    end = last["collapse"].get("nc1")
+    end, _ = _nc1(last)
     if end is None:
         why = (last["collapse"].get("undefined") or {}).get("nc1", "it is undefined")
         yield Sentence(
@@ -72,6 +73,17 @@ def collapse(record: Record) -> Iterator[Sentence]:
             "undecided",
         )
         return
+    samples = last["collapse"].get("samples_per_class")
+    if samples and samples < THRESHOLDS["few_a_class"] and not _is_corrected(last):
+        yield Sentence(
+            "collapse",
+            f"Whether the classes collapse cannot be said: with {count(samples, 'sample')} of the "
+            f"smallest class the means of {last['name']} are too uncertain to correct NC1 "
+            f"({rounded(end)}) for it. More images a class would tell.",
+            {"layer": last["name"], "nc1": end, "samples_per_class": samples},
+            "undecided",
+        )
+        return
     yield _collapse_sentence(layers, inner, trend)
 
 
@@ -79,8 +91,9 @@ def _collapse_sentence(
     layers: Sequence[Record], inner: Sequence[Record], trend: Record
 ) -> Sentence:
     first, last = layers[0], inner[-1]
-    start, end = first["collapse"].get("nc1"), last["collapse"]["nc1"]
-    interval = (last["collapse"].get("intervals") or {}).get("nc1")
+    end, interval = _nc1(last)
+    few = _is_corrected(last)
+    start = _nc1(first)[0] if _is_corrected(first) == few else None  # the two are not compared
     high = end if interval is None else interval[1]
     level = (
         "collapsed"
@@ -91,20 +104,39 @@ def _collapse_sentence(
     )
     begun = "" if start is None else f" ({rounded(start)} at {first['name']})"
     evidence = {
-        "nc1": end,
+        "nc1": last["collapse"].get("nc1"),
+        **({"nc1_corrected": end} if few else {}),
         "interval": interval,
         "nc1_first": start,
         "first": first["name"],
         "kendall_tau": trend.get("kendall_tau"),
         "violations": trend.get("violations"),
     }
+    what = "NC1, corrected for few samples a class," if few else "NC1"
     return Sentence(
         "collapse",
         f"At {last['name']} the classes of these images are {level}: within-class variability "
-        f"NC1 is {ranged(end, interval)}{begun}{_trend(trend)}.",
+        f"{what} is {ranged(end, interval)}{_uncorrected(last)}{begun}{_trend(trend)}.",
         evidence,
         "suggested" if interval is None else "shown",
     )
+
+
+def _is_corrected(layer: Record) -> bool:
+    return layer["collapse"].get("nc1_corrected") is not None
+
+
+def _nc1(layer: Record) -> tuple[float | None, Any]:
+    """NC1 with its interval; of few samples a class, the estimate that is corrected for them."""
+    key = "nc1_corrected" if _is_corrected(layer) else "nc1"
+    return layer["collapse"].get(key), (layer["collapse"].get("intervals") or {}).get(key)
+
+
+def _uncorrected(layer: Record) -> str:
+    """The value of the plain formula, which is biased with few samples a class."""
+    value = layer["collapse"].get("nc1")
+    known = _is_corrected(layer) and value is not None
+    return f" [uncorrected: {rounded(value)}]" if known else ""
 
 
 def _trend(trend: Record) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from ...brenier import SYMMETRIC
 from ...geodesic import POWER_MARGIN
 
 Record = Mapping[str, Any]
@@ -27,7 +28,7 @@ THRESHOLDS: dict[str, float] = {
     "few_a_class": 20,
     "chance_level": 0.01,
     "below_claim": 0.05,
-    "gradient_map": 0.01,
+    "gradient_map": SYMMETRIC,
     "collapsed": 0.1,
     "partly_collapsed": 1.0,
     "significant": 0.05,
