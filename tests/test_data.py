@@ -778,7 +778,7 @@ def test_one_class_and_too_few_samples(tmp_path, rng):
     write_folder(tmp_path / "one", rng, {"cat": 4})
     with pytest.raises(DataError, match="one class only"):
         load_images(tmp_path / "one")
-    with pytest.raises(ArgumentError, match="seed must be at least 0"):
+    with pytest.raises(ArgumentError, match="seed must be a whole number of at least 0"):
         load_images("digits", seed=-1)
     for limit in (1, 0, -5):
         with pytest.raises(ArgumentError, match="At least two samples"):

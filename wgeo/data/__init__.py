@@ -104,7 +104,10 @@ def load_images(
         a split that is not there, a broken image.
     """
     asked = None if normalize is None else normalization(normalize)
-    limit = None if limit is None else as_count(limit, "limit", 2)
+    if limit is not None and as_count(limit, "limit") < 2:
+        raise ArgumentError(
+            f"At least two samples are needed, not {limit}; a few hundred is better."
+        )
     seed = as_count(seed, "seed")
     if size is not None and as_count(size, "size", 1) > _LARGEST:
         raise ArgumentError(f"size must be at most {_LARGEST} pixels, not {size}.")
