@@ -95,7 +95,7 @@ def exists(path: str) -> bool:
 @pytest.mark.parametrize("file", [*PAGES, *SCRIPTS], ids=lambda file: file.name)
 def test_names_of_the_package_that_pages_use_exist(file: Path) -> None:
     text = file.read_text("utf-8")
-    paths = set(re.findall(r"(?<![/\w])wgeo\.([A-Za-z_][\w.]*\w)", text))
+    paths = set(re.findall(r"(?<![/\w.])wgeo\.([A-Za-z_][\w.]*\w)", text))
     assert [path for path in paths if not exists(path)] == []
 
 

@@ -15,18 +15,17 @@ from scipy import stats
 from scipy.optimize import linear_sum_assignment
 from scipy.spatial.distance import cdist
 
+import wgeo
 from wgeo.errors import ArgumentError, FeatureError
 from wgeo.geodesic import (
     STATISTICS,
     BiasCurve,
-    Straightness,
     bias_curve,
     path_figures,
     resolution,
     shuffled,
     straighter_than,
     straightness,
-    verdict,
 )
 from wgeo.geodesic.influence import SegmentSample
 from wgeo.geodesic.measure import _is_optimal_permutation
@@ -264,7 +263,6 @@ def test_permutation_has_undefined_ratios(dtype, rng):
     assert segment.ot_score == 0
     assert segment.line_shape_ratio == pytest.approx(1)
     assert "length_ratio" not in segment.intervals
-    assert "no geodesic to follow" in verdict(result)
     json.dumps(result.to_dict(), allow_nan=False)
 
 
@@ -724,15 +722,13 @@ def test_a_straighter_network_is_found_so(statistic, rng):
     assert result.p_value == pytest.approx(0.001)
     assert result.paired
     assert result.effect_size > 0.5
-    assert "is straighter than" in result.verdict
+    assert result.direction == "straighter"
     low, high = result.interval
     assert low <= result.difference <= high
     (backwards,) = straighter_than(bent, straight, statistic=statistic)
     assert backwards.p_value > 0.9
     assert backwards.effect_size == pytest.approx(-result.effect_size)
     assert backwards.direction == "less straight"
-    assert "less straight than its reference" in backwards.verdict
-    assert "over images, for these two networks" in backwards.verdict
     json.dumps(result.to_dict(), allow_nan=False)
 
 
@@ -798,41 +794,14 @@ def test_p_values_without_any_difference_are_one():
     assert permutation_p_value(np.ones(10), np.ones(8), draws=99, seed=0) == 1
 
 
-# ---- in words --------------------------------------------------------------------------------
+# ---- results ---------------------------------------------------------------------------------
 
 
-def test_low_resolution_scores_never_reach_the_verdict(rng):
-    result = straightness(staged(rng), bootstrap=0)
-
-    def with_scores(score, resolution):
-        return Straightness(
-            tuple(replace(b, ot_score=score, resolution=resolution) for b in result.blocks),
-            tuple(replace(s, ot_score=score, resolution=resolution) for s in result.segments),
-        )
-
-    assert verdict(with_scores(1.0, 0.4)) == verdict(with_scores(0.3, 0.4))
-    assert verdict(with_scores(1.0, None)) == verdict(with_scores(0.3, None))
-    assert verdict(with_scores(1.0, 0.6)) != verdict(with_scores(0.3, 0.6))
-    assert "too few to tell" in verdict(with_scores(1.0, 0.4))
-
-
-def test_verdict_names_what_it_sees():
-    straight = straightness(trajectory([a * 10 for a in path(0, 1, 2, 3)]), bootstrap=0)
-    assert "to within 5 %" in verdict(straight)
-    assert "close to a geodesic" in verdict(straightness(trajectory(arc(8)), bootstrap=0))
-    assert "is bent" in verdict(straightness(trajectory(path((0, 0), (1, 1), (2, 0))), bootstrap=0))
-    assert "far from a geodesic" in verdict(straightness(trajectory(path(0, 2, 1)), bootstrap=0))
-    one = straightness(trajectory(path(0, 1)), bootstrap=0)
-    assert "one block" in verdict(one)
-
-
-def test_verdict_gives_an_interval_and_no_score_that_is_none(rng):
-    straight = straightness(trajectory(rng.normal(size=(3, 30, 2)).cumsum(0)), bootstrap=50)
-    low, high = straight.segments[0].intervals["length_ratio"]
-    assert f"(95 % interval {low:.2f} to {high:.2f})" in verdict(straight)
-    unscored = replace(straight.segments[0], ot_score=None)
-    assert "ot_score" in verdict(straight).partition("Of ")[0]
-    assert "ot_score" not in verdict(replace(straight, segments=(unscored,))).partition("Of ")[0]
+def test_the_old_name_of_verdicts_warns_and_still_answers():
+    straight = straightness(trajectory(path(0, 1, 2)), bootstrap=0)
+    with pytest.warns(DeprecationWarning, match=r"wgeo\.analysis\.sentences"):
+        verdict = wgeo.geodesic.verdict
+    assert "From" in verdict(straight)
 
 
 def test_tables_have_a_row_a_block_and_a_size(rng):

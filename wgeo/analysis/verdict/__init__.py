@@ -14,12 +14,12 @@ from .maps import blocks, optimality
 from .opening import opening, silenced
 from .outcome import against_network, collapse, next_steps, reference
 from .paths import straightness
-from .sentence import THRESHOLDS, Record, Sentence
+from .sentence import THRESHOLDS, Sentence
 
 __all__ = ["THRESHOLDS", "Sentence", "against_network", "sentences", "text"]
 
 
-def sentences(record: Record) -> tuple[Sentence, ...]:
+def sentences(record: Any) -> tuple[Sentence, ...]:
     """Return what a record's numbers support saying, in the order in which it is printed.
 
     Parameters
