@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -52,7 +53,7 @@ def ranged(value: float, interval: Any, *, certified: bool = False) -> str:
         return f"{value:.4f}" if certified else rounded(value)
     if high >= 1000 or 0 < high < 0.01:
         return f"{rounded(value)} ({rounded(low)} to {rounded(high)})"
-    d = decimals_of(low, high)
+    d = decimals_of(low, high, max(2, 1 - math.floor(math.log10(abs(value))) if value else 2))
     return f"{value:.{d}f} ({low:.{d}f} to {high:.{d}f})"
 
 
