@@ -5,7 +5,7 @@ A map T is optimal for the squared cost exactly where it is the gradient of a co
 (forward mode) and J^T v (reverse mode) test both without ever forming J.
 
 No block of a trained network has this property exactly, so a block counts as excluded from being a
-gradient of a convex function if it misses by more than `SYMMETRIC` or `CONVEX`.
+gradient of a convex function if it misses by more than ``SYMMETRIC`` or ``CONVEX``.
 """
 
 from __future__ import annotations
@@ -120,8 +120,8 @@ class BrenierResult:
     def excluded_by(self) -> tuple[str, ...]:
         """Why the map is no gradient of a convex function, by the intervals' nearer ends.
 
-        ``asymmetry``, if it is above `SYMMETRIC`; ``eigenvalue``, if `relative_eigenvalue` is below
-        -`CONVEX`, which holds the more for an eigenvalue that Lanczos has yet to reach. Without
+        ``asymmetry``, if it is above ``SYMMETRIC``; ``eigenvalue``, if `relative_eigenvalue` is
+        below -``CONVEX``, which holds the more for an eigenvalue that Lanczos has yet to reach. Without
         intervals the values decide. Empty if neither: at these points nothing speaks against it.
         """
         found = []

@@ -145,9 +145,9 @@ class LayerCollapse:
         Of the smallest class that occurs. With one sample in every class, whatever is measured
         about class means is undefined.
     nc1_corrected, cdnv_corrected, ncc_accuracy_corrected : float or None
-        Estimates of the population's values where a class has fewer than `FEW_SAMPLES` samples, in
-        which the plug-in values above are biased: see `FewSamples`; the share of
-        samples nearest to their own class mean when it is computed without them.
+        Estimates of the population's values if a class has fewer than ``FEW_SAMPLES`` samples, for
+        which the plug-in values above are biased: see ``FewSamples``; the share of samples
+        nearest to their own class mean when it is computed without them.
     intervals : mapping of str to (low, high)
         95 % intervals over samples drawn within classes; see `collapse`.
     undefined : mapping

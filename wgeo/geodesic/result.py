@@ -23,16 +23,16 @@ class NullScore:
     Attributes
     ----------
     kind : str
-        ``dealt`` or ``turned``; see `wgeo.geodesic.nulls`.
+        ``dealt`` or ``turned``; see ``wgeo.geodesic.nulls``.
     score : (value, low, high)
-        The highest draw's value; `low` and `high` are the lowest and the highest certified bound
-        over all draws.
+        The highest draw's value; ``low`` and ``high`` are the lowest and the highest certified
+        bound over all draws.
     draws : tuple of float
         The score of every draw.
     own : (value, low, high)
         The correlation score of the pair's own displacements on the same samples.
     samples : int
-        How many samples these scores are of: all, or `wgeo.geodesic.nulls.SAMPLES` of more.
+        How many samples these scores are of: all, or ``wgeo.geodesic.nulls.SAMPLES`` of more.
     """
 
     kind: str
@@ -80,7 +80,7 @@ class Optimality:
     samples : int
         n, the number of samples.
     distinct : int
-        How many of them are distinct images: n, or the number of `groups` (`straightness`).
+        How many of them are distinct images: n, or the number of ``groups`` (`straightness`).
     spread : tuple of float
         sd of every layer of the pair or the segment, in units of the features.
     spread_ratio : float or None where x is a point
@@ -98,8 +98,8 @@ class Optimality:
         (S - W2^2(u, v)): at most 1, and 1 exactly where the pairing is optimal; 0 for an unrelated
         pairing. Unchanged when either cloud is translated, or scaled on its own. (The OT score is
         at least (sd_y - sd_x)^2 / paired^2, so it tends to 1 for *any* pairing once one cloud is
-        much larger.) `low` and `high` are certified, from the interval of W2; how the score varies
-        over samples is ``intervals["corr_score"]``. None where a cloud is a point, or where
+        much larger.) ``low`` and ``high`` are certified, from the interval of W2; how the score
+        varies over samples is ``intervals["corr_score"]``. None where a cloud is a point, or where
         nothing bounds the score from below.
     null : tuple of NullScore
         The same score of null maps of the same displacements; empty where none was solved.
