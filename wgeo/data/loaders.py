@@ -49,8 +49,8 @@ def as_images(images: Any) -> Images:
         A pair is taken as it is: floats count as normalized by whoever made them, uint8 is
         divided by 255 and normalized as the network asks. So are the pairs of a map-style or
         iterable Dataset, whose ``transform`` is applied; PIL images are taken as uint8. A
-        DataLoader that shuffles is read in the data set's own order, which is said: a result must not depend
-        on a draw.
+        DataLoader that shuffles is read in the data set's own order, which is said: a result must
+        not depend on a draw.
 
     Raises
     ------
