@@ -1034,7 +1034,7 @@ def write(folder: Path) -> list[Case]:
         cases.append(Case(title, "images", home.name, True))
     for title, body in records():
         add(title, "record", body, ".json", True)
-        add(title, "series", b'{"schema":1,"axis":"name","analyses":[' + body + b"," + body + b"]}",
+        add(title, "series", b'{"schema":2,"axis":"name","analyses":[' + body + b"," + body + b"]}",
             ".json", True)  # fmt: skip
     cases += special(folder, saved(sound))
     cases += stores(folder)

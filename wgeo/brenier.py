@@ -122,7 +122,8 @@ class BrenierResult:
 
         ``asymmetry``, if it is above ``SYMMETRIC``; ``eigenvalue``, if `relative_eigenvalue` is
         below -``CONVEX``, which holds the more for an eigenvalue that Lanczos has yet to reach.
-        Without intervals the values decide. Empty if neither: at these points nothing speaks against it.
+        Without intervals the values decide. Empty if neither: at these points nothing speaks
+        against it.
         """
         found = []
         low, _ = self.intervals.get("asymmetry", (self.asymmetry, None))

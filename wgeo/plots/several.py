@@ -92,11 +92,11 @@ def over(series: Any, figure: str = "length_ratio", ax: Axes | None = None) -> A
         if not count:
             return nothing_to_show(ax, "These analyses have no segments.")
         drawn = []
-        found = [[_measured(row, i, figure, rows) for row in rows] for i in range(count)]
-        if not any(value is not None for one in found for value, _, _ in one):
+        by_segment = [[_measured(row, i, figure, rows) for row in rows] for i in range(count)]
+        if not any(value is not None for found in by_segment for value, _, _ in found):
             return nothing_to_show(ax, f"These analyses have no {OVER[figure]}.")
-        for i, values in enumerate(found):
-            drawn += _segment(ax, values, at, i, count, line)
+        for i, found in enumerate(by_segment):
+            drawn += _segment(ax, found, at, i, count, line)
         ax.axhline(1.0, color=REFERENCE, lw=0.9, ls=(0, (4, 3)), zorder=1)
         legend_below(ax, *segments_in(series))
     _axis(ax, series, at)

@@ -126,7 +126,7 @@ def _is_corrected(layer: Record) -> bool:
     return layer["collapse"].get("nc1_corrected") is not None
 
 
-def _nc1(layer: Record) -> tuple[float | None, Any]:
+def _nc1(layer: Record) -> tuple[Any, Any]:
     """NC1 with its interval; of few samples a class, the estimate that is corrected for them."""
     key = "nc1_corrected" if _is_corrected(layer) else "nc1"
     return layer["collapse"].get(key), (layer["collapse"].get("intervals") or {}).get(key)
