@@ -271,6 +271,7 @@ def effects(results: Sequence[Result]) -> str:
                     gaps = [value[data, *a, s][measure] - value[data, *b, s][measure] for s in both]
                     _, low, high = mean_interval(gaps)
                     shown = "yes" if low > 0 else "no" if high < 0 else "not shown"
+                    shown = shown if len(both) >= 3 else "too few seeds"
                     cells.append(f"{spread(gaps)} ({shown})")
                 _, network, decay = _row((data, *b))
                 place = f"decay {decay}" if name.startswith("plain") else f"{network}, {decay}"
