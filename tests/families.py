@@ -102,7 +102,7 @@ def liven(net):
 
 
 def outputs(net, x, wanted):
-    """Return what each call of the wanted modules returns, and what all modules take and return."""
+    """Return what each call of the wanted modules returns, and what all modules and sums make."""
     made, seen, handles = {}, [], []
     calls = Counter()
     parts = dict(net.named_modules())
@@ -121,10 +121,17 @@ def outputs(net, x, wanted):
     def note(*given):
         seen.extend(t.clone() for t in given if torch.is_tensor(t))
 
+    class Adds(torch.overrides.TorchFunctionMode):
+        def __torch_function__(self, func, types, args=(), kwargs=None):
+            out = func(*args, **(kwargs or {}))
+            if "add" in getattr(func, "__name__", ""):
+                note(out)
+            return out
+
     for part in parts.values():
         handles.append(part.register_forward_pre_hook(lambda _, args: note(*args)))
         handles.append(part.register_forward_hook(lambda _, args, out: note(out)))
-    with torch.no_grad():
+    with torch.no_grad(), Adds():
         net(x)
     for handle in handles:
         handle.remove()
@@ -175,7 +182,7 @@ def judge(name):
     for layer in layers:
         module, call = split(layer.name, parts)
         f = layer.features
-        if module is None:  # the sum is what some module receives or returns
+        if module is None:  # a sum, or what an activation module makes of it
             means = [_mean(t, k) for t in seen for k in range(1, t.ndim)]
             if not any(_close(m, f) for m in means):
                 wrong.append(layer.name)

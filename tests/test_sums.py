@@ -181,6 +181,35 @@ def test_a_gate_is_no_residual_block():
         blocks(gated, pair())
 
 
+class Attention(nn.Module):
+    """No residual block: with its table of biases alone silenced, it still is its projection."""
+
+    def __init__(self):
+        super().__init__()
+        self.qkv, self.proj = nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, WIDTH)
+        self.biases = nn.Parameter(torch.zeros(256, 256))
+
+    def forward(self, x):
+        q, k, v = self.qkv(x.flatten(2).mT).chunk(3, 2)
+        z = ((q @ k.mT + self.biases).softmax(2) @ v).contiguous()
+        return self.proj(z).mT.reshape(x.shape)
+
+
+def test_an_attention_is_no_residual_block_by_its_projection():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.attn = nn.Conv2d(3, WIDTH, 3, 1, 1), Attention()
+            self.head = nn.Linear(WIDTH, CLASSES)
+
+        def forward(self, x):
+            x = self.stem(x)
+            x = x + self.attn(x)
+            return self.head(x.mean((2, 3)))
+
+    assert blocks(Net(), pair()) == ["attn+x"]
+
+
 class Shared(nn.Module):
     """One block, applied three times."""
 

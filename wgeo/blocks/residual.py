@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn import functional
 
 from .probing import Call, Probe, copied, returned
+from .sums import Node
 
 _TOLERANCE = 1e-5  # relative to the largest entry: rounding of one block in float32
 _CURVES: tuple[Callable[[torch.Tensor], torch.Tensor], ...] = (
@@ -51,21 +52,19 @@ def as_residual(name: str, part: nn.Module, call: Call, probe: Probe) -> Residua
     """
     if call.y is None or call.x is None or not any(part.children()):
         return None
-    return _identity(part, call, _adds_input(name, probe)) or _by_child(name, part, call, probe)
+    return _identity(name, part, call, probe) or _by_child(name, part, call, probe)
 
 
-def _adds_input(name: str, probe: Probe) -> bool:
-    """Whether one of the sums inside a module adds something to its input."""
-    watch = probe.watch
-    inputs = {ran.x for ran in watch.ran if ran.name == name}
+def _adds(name: str, nodes: Set[Node | None], probe: Probe) -> bool:
+    """Whether one of the sums inside a module adds something to one of these tensors."""
     return any(
-        name in total.path and not inputs.isdisjoint(watch.multiples(node))
-        for total in watch.sums
+        name in total.path and not nodes.isdisjoint(probe.watch.multiples(node))
+        for total in probe.watch.sums
         for node in total.nodes
     )
 
 
-def _identity(part: nn.Module, call: Call, adds: bool) -> Residual | None:
+def _identity(name: str, part: nn.Module, call: Call, probe: Probe) -> Residual | None:
     assert call.y is not None
     named: list[tuple[int | str, Any]] = [*enumerate(call.args)]
     named += call.kwargs.items()
@@ -76,6 +75,7 @@ def _identity(part: nn.Module, call: Call, adds: bool) -> Residual | None:
     ]
     if not given:
         return None
+    adds = _adds(name, {run.x for run in probe.watch.ran if run.name == name}, probe)
     out = _run_silenced(part, call)
     for key, value in given:
         if _is_image(out, value, part, scaled=adds):
@@ -99,6 +99,9 @@ def _by_child(name: str, part: nn.Module, call: Call, probe: Probe) -> Residual 
             continue
         if inner.y.shape != y.shape:
             continue
+        made = {run.y for run in probe.watch.ran if run.name == f"{name}.{child_name}"}
+        if not _adds(name, made, probe):
+            continue  # an attention and its last projection, say: what is silent decides nothing
         first_hand = inner.x.shape == x.shape and bool(torch.equal(inner.x, x))
         spared = {child_name}
         if not first_hand:  # a shortcut that shares the block's pre-activation: keep what feeds it

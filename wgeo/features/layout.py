@@ -23,6 +23,7 @@ from torch import nn
 
 from ..blocks import BlockSpec, evaluating, hooked, run
 from ..errors import FeatureError
+from ..trajectory import entry_key, features_key
 from .taps import tapped
 
 _FEW = 2  # images whose derivatives are taken
@@ -125,8 +126,16 @@ def find_layouts(
             return found
         with _differentiable(module), torch.enable_grad():
             graph = _Graph(module, specs, tap, images[:_FEW])
-            for key in unknown:
-                found[key] = graph.with_channels(key, found[key])
+            for key in sorted(unknown, key=lambda key: key.startswith(entry_key(""))):
+                total = found.get(key.replace(entry_key(""), features_key(""), 1))
+                # A shortcut and the sum that it is part of lie alike.
+                alike = total is not None and total.shape == found[key].shape
+                if alike and total is not None and total.channels is not None:
+                    found[key] = replace(
+                        found[key], channels=total.channels, evidence=total.evidence
+                    )
+                else:
+                    found[key] = graph.with_channels(key, found[key])
     return found
 
 
@@ -240,7 +249,7 @@ class _Graph:
         last = list(dict.fromkeys(reversed(self.ran[: self.before[key]])))
         if maps.requires_grad:
             for name, part in last[:_ASKED]:
-                for kind, parameter in reversed(list(part.named_parameters(recurse=False))):
+                for kind, parameter in _telling(part):
                     axis = _acts_on(maps, parameter)
                     if axis is not None:
                         said = f"one entry of {name}.{kind} acts on one slice of it"
@@ -253,6 +262,13 @@ class _Graph:
                     said = f"the only axis as long as {name}.{kind}"
                     return replace(layout, channels=axes[0], evidence=said)
         return layout
+
+
+def _telling(part: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    """The parameters of a module to ask: vectors if it has some, bias first, else the others."""
+    own = list(reversed(list(part.named_parameters(recurse=False))))
+    vectors = [(kind, p) for kind, p in own if max(p.shape, default=0) == p.numel() > 1]
+    return vectors or own
 
 
 def _acts_on(maps: torch.Tensor, parameter: torch.Tensor) -> int | None:
