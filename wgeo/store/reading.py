@@ -98,6 +98,13 @@ def read_store(folder: str | os.PathLike[str], *, verify: bool = True) -> Stored
 
 
 def manifest_of(path: Path) -> dict[str, Any]:
+    """What a finished store says of itself, checksums of its arrays included; these are not read.
+
+    Raises
+    ------
+    RecordError
+        No store there, an unfinished one, or a damaged manifest.
+    """
     if not (path / MANIFEST).is_file():
         if (path / UNFINISHED).is_file():
             raise RecordError(f"{path} is not finished: run again what was writing it.")
