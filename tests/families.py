@@ -184,17 +184,14 @@ def judge(name):
         f = layer.features
         if module is None:  # a sum, or what an activation module makes of it
             means = [_mean(t, k) for t in seen for k in range(1, t.ndim)]
-            if not any(_close(m, f) for m in means):
+            if not any(_close(m, f) for m in [*means, *map(_unfolded, seen)]):
                 wrong.append(layer.name)
             continue
         out = made[module, call]
         twin = elsewhere.get((module, call))
         axes = range(1, out.ndim) if twin is None else fixed_axes(out, twin)
         matching = [k for k in axes if _close(_mean(out, k), f)]
-        folded = len(out) != IMAGES and f.shape[1] == out.shape[-1] and _close(
-            out.reshape(IMAGES, -1, out.shape[-1]).mean(1).numpy(), f
-        )  # fmt: skip
-        if not matching and not folded:
+        if not matching and not _close(_unfolded(out), f):
             wrong.append(layer.name)
         untold += len(list(axes)) > 1
     axes = Counter(
@@ -224,6 +221,13 @@ def judge(name):
 def _mean(out, axis):
     rest = tuple(k for k in range(1, out.ndim) if k != axis)
     return (out.mean(rest) if rest else out).numpy()
+
+
+def _unfolded(out):
+    """Mean over parts of samples that are folded into the batch, channels last."""
+    if out.ndim < 2 or len(out) == IMAGES or len(out) % IMAGES:
+        return np.empty(0)
+    return out.reshape(IMAGES, -1, out.shape[-1]).mean(1).numpy()
 
 
 def _close(a, b):

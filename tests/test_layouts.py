@@ -138,6 +138,28 @@ def test_channels_are_told_where_every_length_is_the_same(case, seed):
     assert "acts on one slice" in found["evidence"]
 
 
+class ClassBlock(nn.Module):
+    """Only the class token is changed, as in VOLO's last blocks."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc1, self.fc2 = nn.Linear(WIDTH, 2 * WIDTH), nn.Linear(2 * WIDTH, WIDTH)
+
+    def forward(self, x):
+        token = x[:, :1] + self.fc2(torch.relu(self.fc1(x.mean(1, keepdim=True))))
+        return torch.cat([token, x[:, 1:]], 1)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_what_acts_on_the_class_token_alone_is_no_evidence(seed):
+    torch.manual_seed(seed)
+    net = Net([Windows(), ClassBlock()], lambda x: x.mean(2).mT, 1)
+    x, y = pair()
+    traj = trace(net, (x, y), layers=["blocks.0", "blocks.1"])
+    truth = hooked(net, ["blocks.1"], x)["blocks.1"].mean(1)
+    np.testing.assert_allclose(traj.last, truth, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("fold", ["outer", "inner"])
 def test_windows_folded_into_the_batch_are_unfolded(fold):
     def lay(x):

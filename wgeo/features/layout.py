@@ -274,6 +274,9 @@ def _telling(part: nn.Module) -> list[tuple[str, nn.Parameter]]:
 def _acts_on(maps: torch.Tensor, parameter: torch.Tensor) -> int | None:
     """Return the axis of which one slice depends on one entry, or row, of a parameter.
 
+    Another entry acts on another slice: what acts on the class token alone, whichever entry it is,
+    does not tell tokens from channels.
+
     The derivative of the maps in one direction of the parameter is that of a derivative in the
     other order: of <d<maps, v>/dp, direction> with respect to v.
     """
@@ -288,11 +291,12 @@ def _acts_on(maps: torch.Tensor, parameter: torch.Tensor) -> int | None:
             if slope.shape[dim] < 2:
                 continue
             rows = slope.movedim(dim, 0).flatten(1) if slope.ndim > 1 else slope[:, None]
-            row = rows[int(rows.detach().abs().sum(1).argmax())]
-            spread = torch.linspace(1, 2, len(row)).to(row)
-            image = _derivative((row * spread).sum(), v)
-            if image is not None:
-                hits |= _confined(image)
+            spread = torch.linspace(1, 2, rows.shape[1]).to(rows)
+            slices = [
+                _confined(_derivative((rows[k] * spread).sum(), v))
+                for k in rows.detach().abs().sum(1).topk(2).indices.tolist()
+            ]
+            hits |= {axis for axis, at in slices[0].items() if slices[1].get(axis, at) != at}
         return hits.pop() if len(hits) == 1 else None
     except RuntimeError:  # a function without a second derivative; the next parameter may do
         return None
@@ -308,12 +312,18 @@ def _derivative(
     )[0]
 
 
-def _confined(image: torch.Tensor) -> set[int]:
-    """Return the axes, except for the samples', along which a derivative is in one slice."""
+def _confined(image: torch.Tensor | None) -> dict[int, int]:
+    """Return the axes, except for the samples', along which a derivative is in one slice: which."""
+    if image is None:
+        return {}
     square = image.detach().double().square()
     total = square.sum()
     if not bool(total > 0):
-        return set()
+        return {}
     axes = [axis for axis in range(1, image.ndim) if image.shape[axis] > 1]
     sums = {axis: square.movedim(axis, 0).flatten(1).sum(1) for axis in axes}
-    return {axis for axis in axes if bool(sums[axis].max() >= _CONFINED * total)}
+    return {
+        axis: int(sums[axis].argmax())
+        for axis in axes
+        if bool(sums[axis].max() >= _CONFINED * total)
+    }
