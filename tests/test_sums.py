@@ -327,6 +327,6 @@ def test_layers_without_a_common_space_are_measured_by_themselves(tmp_path):
     assert all(layer["collapse"]["nc1"] is not None for layer in done.record["layers"])
     assert done.record["blocks"] == done.record["segments"] == []
     assert "transport and straightness are left out" in done.record["transport_skipped"]
-    assert done.record["verdict"].startswith("No two consecutive layers share a feature space")
+    assert not {row["claim"] for row in done.record["verdict"]} & {"straightness", "optimality"}
     done.save(tmp_path / "run")
     assert done.report(tmp_path / "run").exists()

@@ -106,7 +106,10 @@ def named(name):
         block["target"] = name if block["target"] == last else block["target"]
     for segment in record["segments"]:
         segment["layers"] = [name if layer == last else layer for layer in segment["layers"]]
-    record["verdict"] = f"Of {name} nothing is known."
+    words = f"Nothing is known of {name}."
+    record["verdict"] = [
+        {"claim": "samples", "words": words, "evidence": {"layer": name}, "strength": "warning"}
+    ]
     return record
 
 

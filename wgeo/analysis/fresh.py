@@ -31,6 +31,7 @@ from ..trajectory import Trajectory
 
 SIGNIFICANT = 0.05  # adjusted p-value up to which a direction is named
 _IMAGES = 200  # at most; more would cost time alone: any number of images gives a valid rank
+_AT_ONCE = 50  # images whose batch statistics are averaged, whatever the batches of the analysis
 _MOST_KEPT = 0.01  # share of the parameters without fresh weights beyond which nothing is fresh
 
 
@@ -118,7 +119,7 @@ def _fresh_ratios(
 ) -> tuple[list[Ratios], tuple[str, ...]]:
     fresh, kept = untrained(module, seed)
     _check_fresh(fresh, kept)
-    parts = _parts(len(images), reading["batch_size"])
+    parts = _parts(len(images), _AT_ONCE)
     with placed(fresh, pick_device(reading["device"])):
         reestimate_statistics(fresh, (inputs(fresh, images, part) for part in parts))
         traj = trace(fresh, images, **reading)
