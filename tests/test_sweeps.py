@@ -22,7 +22,7 @@ from wgeo.cli import gathering, main
 from wgeo.cli.gathering import named
 from wgeo.cli.job import Job, _sha256
 from wgeo.cli.sweeps import read_config
-from wgeo.errors import ArgumentError
+from wgeo.errors import ArgumentError, CheckpointError
 
 
 def run(*words, code=0):
@@ -122,7 +122,7 @@ def test_the_key_is_of_contents(features, tmp_path):
     copied = Trajectory.load(features / "a").save(tmp_path / "elsewhere")
     assert np.array_equal(copied.last, Trajectory.load(features / "a").last)
     assert job.key == Job(str(tmp_path / "elsewhere"), job.options).key
-    with pytest.raises(ArgumentError, match="no checkpoint"):
+    with pytest.raises(CheckpointError, match="no checkpoint"):
         _sha256(str(tmp_path / "none.pt"))
 
 
@@ -223,7 +223,7 @@ def test_a_file_that_makes_no_sense_is_refused(tmp_path, monkeypatch, text, said
 
 
 def test_a_file_names_networks_and_stored_features(features, tmp_path):
-    (tmp_path / "net.pt").write_bytes(b"")
+    (tmp_path / "net.pt").write_bytes(b"weights")
     text = f"""
         out = "o"
         data = "digits"
@@ -279,7 +279,7 @@ def test_one_whose_key_cannot_be_made_stops_none(features, tmp_path, no_figures,
 
 
 def test_the_preset_of_images_is_of_the_key(tmp_path, monkeypatch):
-    (tmp_path / "net.pt").write_bytes(b"")
+    (tmp_path / "net.pt").write_bytes(b"weights")
     options = {
         **dict.fromkeys(("source", "split", "samples", "normalize", "image_size", "skip_broken")),
         "reference": "none",
