@@ -164,7 +164,8 @@ def _in_words(error: BaseException) -> str:
     if isinstance(error, WgeoError):
         return str(error)
     text = " ".join(str(error).split())
-    if isinstance(error, MemoryError) or "t allocate memory" in text or "out of memory" in text:
+    short = ("t allocate memory", "out of memory", "failed to map segment")  # a library, the last
+    if isinstance(error, MemoryError) or any(said in text for said in short):
         return "This needs more memory than there is; take fewer --samples or --pool gap."
     if isinstance(error, OSError):
         return text or type(error).__name__
