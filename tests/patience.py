@@ -10,8 +10,8 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -106,3 +106,25 @@ def finished(
                     os.kill(one, signal.SIGKILL)
             process.communicate()
             raise subprocess.TimeoutExpired(process.args, now - since)
+
+
+@contextmanager
+def limited(work: float = 10.0, clock: float = 60.0) -> Iterator[None]:
+    """Raise a TimeoutError in what takes more processor time here, or only waits.
+
+    Signals interrupt a process that waits for a pipe's other end, or reads a device without one.
+    """
+
+    def stop(*_: Any) -> None:
+        raise TimeoutError("it does not end")
+
+    timers = {signal.SIGPROF: signal.ITIMER_PROF, signal.SIGALRM: signal.ITIMER_REAL}
+    before = {number: signal.signal(number, stop) for number in timers}
+    try:
+        for number, seconds in ((signal.SIGPROF, work), (signal.SIGALRM, clock)):
+            signal.setitimer(timers[number], seconds)
+        yield
+    finally:
+        for number, timer in timers.items():
+            signal.setitimer(timer, 0)
+            signal.signal(number, before[number])

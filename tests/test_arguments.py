@@ -8,13 +8,16 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import patience
 import pytest
 import torch
 from click.testing import CliRunner
 
 import wgeo
 from wgeo.cli import main
+from wgeo.cli.sweeps import read_config
 from wgeo.errors import ArgumentError, FeatureError
+from wgeo.progress import shown, track
 from wgeo.trajectory import as_trajectory
 
 X = np.random.default_rng(0).normal(size=(20, 3))
@@ -114,6 +117,16 @@ def test_the_message_says_what_is_wanted():
         'out = "o\\u0000"\ncheckpoints = "a"',
         'out = "o"\n[[run]]\ncheckpoints = ["*\\u0000"]',
         'out = "o"\n"sol\\u0000ver" = "exact"\ncheckpoints = "sweep.toml"',
+        *(
+            f'out = "o"\n{extra}\ncheckpoints = ["sweep.toml", "sweep.toml"]'
+            for extra in (
+                '"" = "x"',
+                '"data=digits" = "x"',
+                "help = true",
+                'mufm = "yes"',
+                "help = false",
+            )
+        ),
         "run = " + "[" * 5000,
         "\x00",
     ],
@@ -125,6 +138,59 @@ def test_a_sweep_file_of_wrong_values_is_refused(tmp_path, monkeypatch, text):
     assert result.exit_code == 2, result.output
     assert result.output.startswith("wgeo: sweep.toml"), result.output
     assert "did not foresee" not in result.output
+    assert len(result.output.splitlines()) == 1
+
+
+def test_a_checkpoint_called_like_an_option_is_a_checkpoint(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("--trust-checkpoint", "-x.pt"):
+        (tmp_path / name).write_bytes(b"")
+    (tmp_path / "sweep.toml").write_text('out = "o"\ndata = "digits"\ncheckpoints = "-*"\n')
+    _, jobs = read_config(Path("sweep.toml"))
+    assert {job.target for job in jobs.values()} == {"--trust-checkpoint", "-x.pt"}
+    assert not any(job.options["trust_checkpoint"] for job in jobs.values())
+
+
+def test_a_command_works_without_standard_streams(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", None)
+    with shown():
+        assert list(track([1, 2], "counting")) == [1, 2]
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "folder"])
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("sweep.toml", ["sweep", "sweep.toml"]),
+        ("net.pt", ["analyze", "net.pt", "--data", "digits", "--out", "out"]),
+        ("net.safetensors", ["analyze", "net.safetensors", "--data", "digits", "--out", "out"]),
+        ("x.npz", ["train", "--arch", "mlp", "--data", "x.npz", "--out", "out"]),
+        ("x.zip", ["train", "--arch", "mlp", "--data", "x.zip", "--out", "out"]),
+        ("x.csv", ["train", "--arch", "mlp", "--data", "x.csv", "--out", "out"]),
+        ("run/analysis.json", ["report", "run"]),
+        ("run/series.json", ["report", "run"]),
+        ("run/.wgeo.json", ["train", "--arch", "mlp", "--data", "digits", "--out", "run"]),
+        ("run/.wgeo.lock", ["train", "--arch", "mlp", "--data", "digits", "--out", "run"]),
+        ("run/history.json", ["train", "--arch", "mlp", "--data", "digits", "--out", "run"]),
+        ("run/manifest.json", ["analyze", "run", "--out", "out"]),
+    ],
+)
+def test_what_may_never_end_is_not_read(tmp_path, monkeypatch, kind, name, words):
+    assert wgeo.load_checkpoint, wgeo.train  # imports take their time, and are no part of this
+    monkeypatch.chdir(tmp_path)
+    Path(name).parent.mkdir(exist_ok=True)
+    if kind == "pipe":
+        os.mkfifo(name)
+    elif kind == "device":
+        Path(name).symlink_to("/dev/zero")
+    else:
+        Path(name).mkdir()
+    with patience.limited(work=30):
+        result = CliRunner().invoke(main, words)
+    assert result.exit_code == 2, result.output
+    assert result.output.startswith("wgeo: ")
+    assert "did not foresee" not in result.output
+    assert name.split("/")[0] in result.output
     assert len(result.output.splitlines()) == 1
 
 

@@ -93,7 +93,7 @@ def test_no_command_imports_from_the_current_folder(run, folder):
         ["--help"],
         ["list", "archs"],
         train,
-        ["analyze", nets[1], *DIGITS, *MEASURING, "--out", "a"],
+        ["analyze", nets[1], *DIGITS, *MEASURING, "--no-report", "--out", "a"],
         ["trace", nets[1], *DIGITS, "--store", "features"],
         ["analyze", "features", *MEASURING, "--no-report", "--out", "b"],
         ["sweep", "sweep.toml", "--jobs", "2", "--no-report"],
@@ -102,8 +102,8 @@ def test_no_command_imports_from_the_current_folder(run, folder):
     ]
     for words in commands:
         assert refused(run("wgeo", *words)) == [], words
-    assert (folder / "a" / "report" / "html" / "index.html").is_file()
-    assert refused(run("python", "-P", "-m", "wgeo", "report", "a")) == []
+    assert (folder / "both" / "report" / "html" / "index.html").is_file()
+    assert refused(run("python", "-P", "-m", "wgeo", "list", "solvers")) == []
     torchrun = ["-P", "-m", "torch.distributed.run", "--nproc-per-node=2", "--no-python", "wgeo"]
     together = ["trace", nets[1], *DIGITS, "--store", "together"]
     assert refused(run("python", *torchrun, *together)) == []

@@ -41,7 +41,7 @@ def corpus(tmp_path_factory):
     )
     rows = [json.loads(line) for line in done.stdout.splitlines()]
     assert len(rows) == len(json.loads((folder / "manifest.json").read_text()))
-    assert len(rows) > 700
+    assert len(rows) > 1000
     return folder, rows
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+import time
 
 import patience
 import pytest
@@ -30,3 +32,14 @@ def test_what_hangs_or_works_without_end_is_killed_with_all_it_started(script, b
     ):
         patience.finished(process, work=2, still=2 if "sleep" in script else 60)
     assert process.returncode == -9
+
+
+def test_what_does_not_end_in_this_process_is_ended(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(TimeoutError), patience.limited(clock=0.2):
+        (tmp_path / "pipe").read_bytes()
+    with pytest.raises(TimeoutError), patience.limited(work=0.1):
+        exec(BUSY.format(600))
+    with patience.limited(work=0.1, clock=0.1):
+        pass
+    time.sleep(0.2)

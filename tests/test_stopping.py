@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -25,6 +26,7 @@ from wgeo.errors import RecordError, WgeoError, WgeoWarning
 from wgeo.files import locked, write_aside
 from wgeo.ownership import MANIFEST
 from wgeo.records import read_record, write_record
+from wgeo.terminal import Terminal
 
 SCRIPT = Path(stopped.__file__)
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(SCRIPT.parents[1]), "OMP_NUM_THREADS": "1"}
@@ -236,7 +238,7 @@ def test_a_link_in_the_locks_place_is_not_followed(tmp_path):
     (tmp_path / "secret").write_text("kept")
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / ".wgeo.lock").symlink_to(tmp_path / "secret")
-    with pytest.raises(RecordError, match="Cannot lock"), locked(tmp_path / "run"):
+    with pytest.raises(RecordError, match="not the lock of a run"), locked(tmp_path / "run"):
         pass
     assert (tmp_path / "secret").read_text() == "kept"
 
@@ -267,3 +269,26 @@ def test_signals_and_warnings_are_as_they_were_after_a_command():
     assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == before
     assert warnings.showwarning is shown
     assert issubclass(RecordError, WgeoError)
+
+
+@pytest.mark.parametrize("words", [("list", "solvers"), ("analyze", "--help")])
+def test_a_command_whose_output_is_not_read_to_its_end_ends_without_a_word(words):
+    """As in ``wgeo list archs | head -1``."""
+    theirs, ours = os.pipe()
+    os.close(theirs)
+    line = [sys.executable, "-m", "wgeo", *words]
+    done = patience.run(line, env=ENVIRONMENT, stdout=ours, stderr=subprocess.PIPE)
+    os.close(ours)
+    assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, b"")
+
+
+def test_a_table_that_is_not_read_to_its_end_does_not_end_the_process(monkeypatch):
+    """Rich would, with a code of its own; the command decides."""
+
+    class Closed(io.StringIO):
+        def write(self, _):
+            raise BrokenPipeError
+
+    monkeypatch.setattr("sys.stdout", Closed())
+    with pytest.raises(BrokenPipeError):
+        Terminal(80).print("all of it")

@@ -55,7 +55,8 @@ def folder_name(text: str) -> str:
 def regular(path: str | os.PathLike[str]) -> None:
     """Raise an OSError where a path is no regular file: a pipe or a device may never end."""
     if not stat.S_ISREG(os.stat(path).st_mode):
-        raise OSError(errno.EINVAL, "it is a folder, a pipe or a device, not a regular file")
+        said = "it is a folder, a pipe or a device, not a regular file"
+        raise OSError(errno.EINVAL, said, os.fspath(path))
 
 
 def memory() -> int:
@@ -251,6 +252,7 @@ def _handle(path: Path) -> int | None:
         try:
             handle = os.open(path / _LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
         except OSError as error:
+            require_lock(path)  # a link or a folder in its place
             raise RecordError(f"Cannot lock {path}: {error.strerror}.") from error
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

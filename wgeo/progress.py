@@ -46,7 +46,7 @@ class _Lines:
 @contextmanager
 def shown() -> Iterator[None]:
     """Show progress of everything `track`-ed inside the block, on standard error."""
-    if _display.get() is not None:
+    if _display.get() is not None or sys.stderr is None:  # closed, as by ``2>&-``
         yield
         return
     if not sys.stderr.isatty():

@@ -30,3 +30,7 @@ class Terminal(Console):
     def render_str(self, text: str, **options: Any) -> Text:
         """Text as it is; rich has every string come here."""
         return super().render_str(printable(text, None), **options)
+
+    def on_broken_pipe(self) -> None:
+        """Leave to the command what it does if nobody reads on; rich would end the process."""
+        raise  # rich calls this while it handles the error

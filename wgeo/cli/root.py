@@ -11,7 +11,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,6 +26,7 @@ from ..progress import shown
 
 F = TypeVar("F", bound=Callable[..., Any])
 SEED = click.IntRange(min=0)
+SIGPIPE = 13  # Windows has no such signal
 STOPPED = "wgeo: stopped; what was finished is kept, nothing is half-written."
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
@@ -55,16 +56,16 @@ class Commands(click.Group):
         **extra: Any,
     ) -> click.Context:
         typed = shlex.join(["wgeo", *args])  # before parsing uses the words up
-        with _shown_as_text():
+        with _shown_as_text(), _ended_with_its_reader():
             ctx = super().make_context(info_name, args, parent, **extra)
         ctx.meta["wgeo.typed"] = typed
         return ctx
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            with _stoppable(), _told(), _shown_as_text(), shown() if is_first() else nullcontext():
+            with _ended_with_its_reader(), _stoppable(), _told(), _shown_as_text(), _progress():
                 return super().invoke(ctx)
-        except (click.ClickException, click.Abort, click.exceptions.Exit, BrokenPipeError) as error:
+        except (click.ClickException, click.Abort, click.exceptions.Exit) as error:
             if isinstance(error, click.ClickException) and not speaks(error):
                 ctx.exit(error.exit_code)
             raise  # click answers these itself
@@ -78,6 +79,22 @@ class Commands(click.Group):
             if speaks(stop):
                 say("", STOPPED, err=True)
             ctx.exit(128 + (stop.number if isinstance(stop, Stopped) else signal.SIGINT))
+
+
+def _progress() -> AbstractContextManager[None]:
+    return shown() if is_first() else nullcontext()
+
+
+@contextmanager
+def _ended_with_its_reader() -> Iterator[None]:
+    """End without a word, as programs do, if the one that reads the output has (``| head -1``)."""
+    try:
+        yield
+    except BrokenPipeError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for stream in (1, 2):  # else what they still hold is an error when Python ends
+            os.dup2(nowhere, stream)
+        sys.exit(128 + SIGPIPE)
 
 
 @contextmanager
@@ -147,7 +164,8 @@ def _in_words(error: BaseException) -> str:
     if isinstance(error, WgeoError):
         return str(error)
     text = " ".join(str(error).split())
-    if isinstance(error, MemoryError) or "t allocate memory" in text or "out of memory" in text:
+    short = ("t allocate memory", "out of memory", "failed to map segment")  # a library, the last
+    if isinstance(error, MemoryError) or any(said in text for said in short):
         return "This needs more memory than there is; take fewer --samples or --pool gap."
     if isinstance(error, OSError):
         return text or type(error).__name__

@@ -125,15 +125,19 @@ def _found(patterns: Any, path: Path) -> list[str]:
 
 def _job(target: str, said: Mapping[str, Any], path: Path) -> Job:
     """The job that `wgeo analyze` would make of the same options."""
-    words = [target, "--out", "."]
+    words = ["--out=."]
     for key, value in said.items():
+        if not key or "=" in key:
+            raise ArgumentError(f"{path}: {key!r} is not an option of `wgeo analyze`.")
         if isinstance(value, bool):
             words += [f"--{key}"] if value else ["--no-mufm"] if key == "mufm" else []
         else:
             text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
-            words += [f"--{key}", text]
+            words.append(f"--{key}={text}")
+    if "help" in said:  # the one option that is no setting
+        raise ArgumentError(f"{path}: help is not an option of an analysis.")
     try:
-        ctx = analyze.make_context("analyze", words)
+        ctx = analyze.make_context("analyze", [*words, "--", target])
     except click.ClickException as error:
         raise ArgumentError(f"{path}: {error.format_message()}") from error
     return job_of(ctx, target)
