@@ -16,7 +16,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn.utils import parametrizations, prune, spectral_norm
 
@@ -27,6 +27,7 @@ from wgeo.checkpoint.folding import folded
 from wgeo.checkpoint.reading import read
 from wgeo.checkpoint.standins import StandIn, as_array
 from wgeo.errors import CheckpointError
+from wgeo.models.parts import head_of
 
 IMAGES = torch.randn(2, 2, 8, 8, generator=torch.Generator().manual_seed(3))
 
@@ -429,7 +430,7 @@ transformers = pytest.mark.skipif(
 @transformers
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("kind", ["resnet", "vit", "convnext", "regnet", "swin", "dinov2"])
-def test_folders_of_save_pretrained(tmp_path, kind):
+def test_folders_of_save_pretrained(tmp_path, kind, capfd):
     from transformers import CONFIG_MAPPING, AutoModelForImageClassification
 
     sizes = {
@@ -445,12 +446,46 @@ def test_folders_of_save_pretrained(tmp_path, kind):
     config = CONFIG_MAPPING[kind](num_labels=3, **sizes.get(kind, tokens))
     net = AutoModelForImageClassification.from_config(config).eval()
     net.save_pretrained(tmp_path)
+    capfd.readouterr()
     loaded = load_checkpoint(tmp_path)
+    assert capfd.readouterr().err == ""  # no progress bars of another library
     assert loaded.arch == ("torchvision:resnet18" if kind == "resnet" else f"hf:{tmp_path}")
     assert loaded.num_classes == 3
     images = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
         assert torch.equal(loaded.module(images), net(images).logits)
+    net.base_model.save_pretrained(tmp_path / "encoder")
+    encoder = load_checkpoint(tmp_path / "encoder")
+    assert encoder.num_classes is None
+    assert "the encoder was read" in encoder.provenance.report.notes[-1]
+    entering = []
+    head = net.get_submodule(head_of(net)[0])
+    head.register_forward_hook(lambda _, args, out: entering.append(args[0]))
+    with torch.no_grad():
+        net(images)
+        assert torch.equal(encoder.module(images), entering[0])
+
+
+@transformers
+@pytest.mark.filterwarnings("ignore")
+def test_an_encoder_without_part_of_its_weights_is_refused(tmp_path):
+    from transformers import ViTConfig, ViTModel
+
+    config = ViTConfig(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, image_size=32,
+                       patch_size=8)  # fmt: skip
+    net = ViTModel(config)  # with a pooler, which no classifier has
+    net.save_pretrained(tmp_path)
+    assert "pooler.dense.weight" in load_checkpoint(tmp_path).provenance.report.keys.ignored
+    state = load_file(tmp_path / "model.safetensors")
+    lost = next(iter(key for key in state if "query" in key or "q_proj" in key))
+    for changed in (
+        {key: tensor for key, tensor in state.items() if key != lost},
+        {**state, "encoder.more": torch.ones(2)},
+        {**state, lost: torch.ones(3)},
+    ):
+        save_file(changed, tmp_path / "model.safetensors")
+        with pytest.raises(CheckpointError, match="does not fit"):
+            load_checkpoint(tmp_path)
 
 
 @transformers

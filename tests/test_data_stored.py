@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import io
 import json
 import pickle
@@ -15,8 +16,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from scipy.io import savemat
+from torchvision import datasets
 
 from wgeo import load_images
+from wgeo.data import pickles
 from wgeo.data.pickles import Call, Name, pixels_of, plain_values
 from wgeo.errors import DataError
 
@@ -113,7 +117,7 @@ def nested(levels):
         b"cos\nsystem\n(S'true'\ntR.",
         b"(S'true'\nios\nsystem\n.",
         b"\x80\x02" + nested(60),
-        b"(" * 3_000_000 + b".",
+        b"(" * 20_000 + b".",
         b"\x8a\xff" + bytes(10),
         b"\x96" + struct.pack("<Q", 2**40) + b"x.",
         b"r\xff\xff\xff\x7f.",
@@ -131,7 +135,8 @@ def nested(levels):
         pickle.dumps([1, 2]),
     ],
 )
-def test_hostile_batches_are_refused_and_run_nothing(body, tmp_path, capsys):
+def test_hostile_batches_are_refused_and_run_nothing(body, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(pickles, "_MOST", 10_000)  # instructions: 2,000,000 take seconds
     home = tmp_path / "cifar-10-batches-py"
     home.mkdir()
     (home / "data_batch_1").write_bytes(body)
@@ -176,6 +181,53 @@ def test_idx_files_given_as_a_path(home, preset, packed, tmp_path, rng):
         file.write_bytes(body)
         with pytest.raises(DataError, match="not a whole IDX file"):
             load_images(tmp_path, "test")
+
+
+def write_stl10(home, x, y):
+    """Labels from 1; a picture's columns come first."""
+    home.mkdir(parents=True)
+    for split, rows in (("train", slice(0, 4)), ("test", slice(4, 8))):
+        (home / f"{split}_X.bin").write_bytes(x[rows].transpose(0, 1, 3, 2).tobytes())
+        (home / f"{split}_y.bin").write_bytes((y[rows] + 1).astype(np.uint8).tobytes())
+    (home / "class_names.txt").write_text("\n".join("abcdefghij"))
+
+
+def test_stl10_given_as_a_path_is_what_torchvision_reads(tmp_path, rng, monkeypatch):
+    x, y = rng.integers(0, 256, (8, 3, 96, 96), dtype=np.uint8), np.array([0, 9, 2, 2, 3, 4, 9, 0])
+    home = tmp_path / "stl10_binary"
+    write_stl10(home, x, y)
+    monkeypatch.setattr(datasets.STL10, "_check_integrity", lambda self: True)
+    theirs = datasets.STL10(tmp_path, "test")
+    for source in (tmp_path, home):
+        test = load_images(source, "test")
+        assert np.array_equal(test.x.numpy(), x[4:])
+        assert np.array_equal(test.x.numpy(), theirs.data)
+        assert test.y.tolist() == theirs.labels.tolist() == y[4:].tolist()
+        assert (test.class_names, test.preset) == (tuple("abcdefghij"), "stl10")
+    for broken, name in (
+        (b"x" * 100, "test_X.bin"),
+        (b"", "test_X.bin"),
+        (b"\0" * 4, "test_y.bin"),
+    ):
+        (home / name).write_bytes(broken)
+        with pytest.raises(DataError):
+            load_images(home, "test")
+
+
+def test_svhn_given_as_a_path(tmp_path, rng, monkeypatch):
+    x, y = rng.integers(0, 256, (6, 3, 32, 32), dtype=np.uint8), [10, 1, 2, 10, 1, 2]
+    file = tmp_path / "train_32x32.mat"
+    savemat(file, {"X": x.transpose(2, 3, 1, 0), "y": np.array(y)[:, None]})
+    with pytest.raises(DataError, match="does not hold svhn as it was published"):
+        load_images(tmp_path)
+    with pytest.raises(DataError, match="no split 'test'; it has 'train'"):
+        load_images(tmp_path, "test")
+    sums = {"train": ["", file.name, hashlib.md5(file.read_bytes()).hexdigest()]}
+    monkeypatch.setattr(datasets.SVHN, "split_list", sums)
+    for split in ("train", None):
+        images = load_images(tmp_path, split)
+        assert np.array_equal(images.x.numpy(), x)
+        assert (images.y.tolist(), images.preset) == ([0, 1, 2, 0, 1, 2], "svhn")
 
 
 def test_several_data_sets_in_one_folder_are_listed(tmp_path, pixels, rng):

@@ -288,7 +288,8 @@ def _matched(net: nn.Module, state: State) -> tuple[KeyReport, dict[str, str]]:
             renamed = {f"{others[0]}.{part}": f"{head}.{part}" for part in ("weight", "bias")}
     report = compare_keys(own, {renamed.get(key, key): t for key, t in state.items()})
     # What lies under the head's name and is no linear layer is a projector of its training.
-    beside = all(key.startswith((f"{head}.", "fc.", "head.")) for key in report.unexpected)
+    aside = (f"{head}.", "fc.", "head.", "pooler.")
+    beside = all(key.startswith(aside) for key in report.unexpected)
     lost = {f"{head}.weight", f"{head}.bias"}
     only = f"{head}.weight" in report.missing and lost >= set(report.missing)
     if only and beside and not report.misshapen:
