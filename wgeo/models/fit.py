@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -183,7 +184,10 @@ def fit(name: str, state: State, num_classes: int | None = None, **given: Any) -
         module = without_head(module, report.no_head)
         settings["num_classes"] = None
     state = {heads.get(key, key): tensor for key, tensor in state.items()}
-    module.load_state_dict({k: state[k] for k in module.state_dict() if k in state}, strict=False)
+    own = module.state_dict()
+    weights = OrderedDict((key, state[key]) for key in own if key in state)
+    weights._metadata = own._metadata  # type: ignore[attr-defined]  # torchvision's MNASNet asks
+    module.load_state_dict(weights, strict=False)
     renamed = {old: heads.get(new, new) for old, new in names.items()}
     told = tuple(f"{printable(old)} -> {new}" for old, new in renamed.items() if old != new)
     return Fit(module.eval(), arch, settings, report, told)
