@@ -342,6 +342,26 @@ def test_damaged_and_other_tables_are_answered(tmp_path, parquet):
             load_images(tmp_path / "b.parquet")
 
 
+def test_labels_are_numbers_or_words_one_a_row(tmp_path, parquet):
+    import pyarrow
+    import pyarrow.parquet as pq
+
+    _, table = parquet
+    few = table([0, 1, 2, 3], ["b", "a", "b", "a"])
+    words = few["label"].dictionary_encode()
+    pq.write_table(few.set_column(1, "label", words), tmp_path / "a.parquet")
+    assert load_images(tmp_path / "a.parquet").y.tolist() == [1, 0, 1, 0]
+    for odd in ([[0], [1, 2], [0], [1]], [0, None, 1, 1], [b"a", b"b", b"a", b"b"], [0.5, 1, 2, 3]):
+        changed = few.set_column(1, "label", pyarrow.array(odd))
+        pq.write_table(changed, tmp_path / "b.parquet")
+        with pytest.raises(DataError, match="neither whole numbers nor words"):
+            load_images(tmp_path / "b.parquet")
+    twice = pyarrow.Table.from_arrays([few["image"], *few.columns], ["image", "image", "label"])
+    pq.write_table(twice, tmp_path / "c.parquet")
+    with pytest.raises(DataError, match="several columns 'image'"):
+        load_images(tmp_path / "c.parquet")
+
+
 def test_without_pyarrow_the_way_is_said(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     (tmp_path / "a.parquet").write_bytes(b"PAR1")

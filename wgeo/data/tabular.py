@@ -78,11 +78,11 @@ def open_tabular(path: str | os.PathLike[str], split: str | None) -> Source:
     wanted = [name for name in tables if not names or split in (None, "all", name)]
     some = next(iter(tables.values()))
     image, label = (_column(some, known, path) for known in (_IMAGES, _LABELS))
-    labels = {name: table.column(label).to_numpy() for name, table in tables.items()}
+    labels = {name: _labels(table.column(label), path) for name, table in tables.items()}
     from .npz import numbered
 
     numbers, classes, notes = numbered(
-        {name: np.asarray(y.tolist()) for name, y in labels.items()},
+        labels,
         path.name,
         _class_names(some, label),
     )
@@ -130,8 +130,22 @@ def _table(file: Path) -> Any:
     return table
 
 
+def _labels(column: Any, path: Path) -> np.ndarray:
+    import pyarrow
+
+    kinds = pyarrow.types
+    kind = column.type.value_type if kinds.is_dictionary(column.type) else column.type
+    if column.null_count or not any(
+        known(kind) for known in (kinds.is_integer, kinds.is_string, kinds.is_large_string)
+    ):
+        raise DataError(f"{path}: its labels are neither whole numbers nor words, one a row.")
+    return np.asarray(column.to_pylist())
+
+
 def _column(table: Any, known: tuple[str, ...], path: Path) -> str:
     for name in known:
+        if table.column_names.count(name) > 1:
+            raise DataError(f"{path} has several columns {name!r}.")
         if name in table.column_names:
             return name
     columns = ", ".join(printable(repr(name), 40) for name in table.column_names[:8])
