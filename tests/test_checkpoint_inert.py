@@ -269,6 +269,34 @@ def test_an_encoder_without_a_head(net, save):
     assert models.classifier_of(loaded.module) is None
 
 
+def test_encoders_as_self_supervision_leaves_them(net, save):
+    body = {k: t for k, t in net.state_dict().items() if not k.startswith("linear")}
+    projector = {
+        "projection_head.0.weight": torch.ones(4, 16),
+        "prototypes.weight": torch.ones(9, 4),
+    }
+    swav = {f"module.{key}": tensor for key, tensor in (body | projector).items()}
+    trunk = {f"_feature_blocks.{key}": tensor for key, tensor in body.items()}
+    vissl = {"classy_state_dict": {"base_model": {"model": {"trunk": trunk, "heads": {}}}}}
+    net.linear = nn.Identity()
+    for saved, prefix in ((swav, "module."), (vissl, "_feature_blocks.")):
+        loaded = load_checkpoint(save(saved))
+        assert loaded.num_classes is None
+        assert loaded.provenance.report.prefix == prefix
+        assert_same(loaded, net)
+    more = {**swav, "module.layer4.0.conv1.weight": torch.ones(2)}  # part of what it computes
+    with pytest.raises(CheckpointError, match="layer4"):
+        load_checkpoint(save(more), "cifar_resnet8")
+
+
+@pytest.mark.parametrize("wrapper", ["_fsdp_wrapped_module.", "_orig_mod."])
+def test_the_wrapper_that_was_there_is_told(net, save, wrapper):
+    saved = {f"{wrapper}{key}": tensor for key, tensor in net.state_dict().items()}
+    loaded = load_checkpoint(save(saved))
+    assert loaded.provenance.report.prefix == wrapper
+    assert_same(loaded, net)
+
+
 CLAIMS = (
     *("acc", "best_acc", "best_acc1", "best_prec1", "best_top1", "test_acc", "prec1", "val_acc"),
     *("accuracy", "acc@1", "val/acc"),

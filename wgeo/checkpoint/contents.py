@@ -32,7 +32,7 @@ _CONTAINERS = (
 # What training scripts keep beside a network, and what holds tensors that are no network's.
 _BESIDE = re.compile(r"optim|sched|scaler|rng|random|queue|center|grad|moment", re.IGNORECASE)
 _WRAPPERS = re.compile(r"(^|\.)(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)(?=\.)")
-_DEPTH = 4  # a state dict lies at most three dicts down
+_DEPTH = 6  # a state dict lies at most five dicts down, as in VISSL's files
 _SLACK = 2**20
 _MOST = 10_000  # tensors; a network of a thousand layers has six thousand
 _MOST_CONTAINERS = 10_000  # looked into
@@ -250,7 +250,8 @@ def views(state: Mapping[str, torch.Tensor], prefix: str | None = None) -> list[
     plain = {_WRAPPERS.sub("", key).removeprefix("."): tensor for key, tensor in state.items()}
     if len(plain) != len(state):
         plain = dict(state)
-    wrapped = "_orig_mod." if list(plain) != list(state) else ""
+    wrappers = (_WRAPPERS.search(key) for key in state) if list(plain) != list(state) else ()
+    wrapped = next((f"{each[2]}." for each in wrappers if each), "")
     counts = _prefixes(plain)
     if prefix is not None:
         asked = prefix if not prefix or prefix.endswith(".") else prefix + "."

@@ -22,6 +22,8 @@ from .registry import ARCHS, find
 _SHOWN = 5
 # Written by batch norm, weight averaging and profilers; they change no output in eval mode.
 _BOOKKEEPING = re.compile(r"(^|\.)(num_batches_tracked|n_averaged|total_ops|total_params)$")
+# What self-supervised training and transformers keep where a classifier would have its head.
+_PROJECTOR = re.compile(r"(fc|head|pooler|predictor|prototypes|proj\w*)\.")
 _CLOSE = 0.2  # share of tensors in common below which no architecture is worth naming
 
 
@@ -292,8 +294,7 @@ def _matched(net: nn.Module, state: State) -> tuple[KeyReport, dict[str, str]]:
             renamed = {f"{others[0]}.{part}": f"{head}.{part}" for part in ("weight", "bias")}
     report = compare_keys(own, {renamed.get(key, key): t for key, t in state.items()})
     # What lies under the head's name and is no linear layer is a projector of its training.
-    aside = (f"{head}.", "fc.", "head.", "pooler.")
-    beside = all(key.startswith(aside) for key in report.unexpected)
+    beside = all(key.startswith(f"{head}.") or _PROJECTOR.match(key) for key in report.unexpected)
     lost = {f"{head}.weight", f"{head}.bias"}
     only = f"{head}.weight" in report.missing and lost >= set(report.missing)
     if only and beside and not report.misshapen:
