@@ -342,6 +342,17 @@ def test_damaged_and_other_tables_are_answered(tmp_path, parquet):
             load_images(tmp_path / "b.parquet")
 
 
+def test_a_parquet_file_that_unpacks_to_far_more_is_refused(tmp_path, parquet):
+    import pyarrow
+    import pyarrow.parquet as pq
+
+    bomb = {"image": [bytes(2**20)] * 64, "label": [0, 1] * 32}
+    pq.write_table(pyarrow.table(bomb), tmp_path / "a.parquet", compression="zstd")
+    assert (tmp_path / "a.parquet").stat().st_size < 10_000
+    with pytest.raises(DataError, match="as a bomb does"):
+        load_images(tmp_path / "a.parquet")
+
+
 def test_labels_are_numbers_or_words_one_a_row(tmp_path, parquet):
     import pyarrow
     import pyarrow.parquet as pq
