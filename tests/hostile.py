@@ -908,6 +908,74 @@ def data_folders() -> Iterator[tuple[str, dict[str, bytes]]]:
         yield f"table {title}", {**flat, "labels.csv": table}
 
 
+def thrift(*fields: tuple[int, int]) -> bytes:
+    """Numbers of a Parquet footer in Thrift's compact protocol: (field's distance, value)."""
+
+    def varint(value: int) -> bytes:
+        out, value = bytearray(), 2 * value  # zigzag
+        while value > 127:
+            out.append(value & 127 | 128)
+            value >>= 7
+        return bytes(out) + bytes([value])
+
+    return b"".join(bytes([step << 4 | 6]) + varint(value) for step, value in fields) + b"\0"
+
+
+def tables() -> Iterator[tuple[str, str, bytes, bool]]:
+    """Parquet and Arrow files: title, ending, body, must it be refused."""
+
+    def parquet(footer: bytes, length: int | None = None) -> bytes:
+        size = len(footer) if length is None else length
+        return b"PAR1" + footer + struct.pack("<I", size) + b"PAR1"
+
+    for title, body in {
+        "nothing": b"",
+        "magic alone": b"PAR1PAR1",
+        "footer beyond": parquet(b"x", 2**32 - 1),
+        "footer of zeros": parquet(bytes(100)),
+        "footer of noise": parquet(random.Random(0).randbytes(2000)),
+        "rows beyond": parquet(thrift((1, 1), (2, 2**62))),
+        "lists in lists": parquet(b"\x29" + b"\xf9\xff\xff\xff\x7f" * 50_000),
+        "structs in structs": parquet(b"\x1c" * 100_000),
+        "encrypted": b"PARE" + bytes(50) + b"PARE",
+    }.items():
+        yield f"Parquet {title}", ".parquet", body, True
+    try:
+        import pyarrow
+        import pyarrow.parquet as pq
+    except ImportError:  # all tables are refused without it
+        return
+    few = pyarrow.table({"image": [{"bytes": png(), "path": ""}] * 4, "label": [0, 1, 0, 1]})
+    out = io.BytesIO()
+    pq.write_table(few, out)
+    for title, body in damaged("Parquet", out.getvalue(), seed=4):
+        yield title, ".parquet", body, False
+    odd = {
+        "a bomb": {"image": [bytes(2**20)] * 512, "label": [0, 1] * 256},
+        "paths": {"image": [{"bytes": None, "path": "/etc/passwd"}] * 4, "label": [0, 1, 0, 1]},
+        "no images": {"image": [b"no"] * 4, "label": [0, 1, 0, 1]},
+        "labels beyond": {"image": [png()] * 2, "label": [0, 2**62]},
+        "labels in lists": {"image": [png()] * 2, "label": [[0], [1, 2]]},
+        "labels of bytes": {"image": [png()] * 2, "label": [b"\xff", b"\0"]},
+        "no labels": {"image": [png()] * 2, "label": pyarrow.array([None, None], pyarrow.int64())},
+        "nested images": {"image": [[[png()]], [[png()]]], "label": [0, 1]},
+        "columns of one name": None,
+    }
+    for title, columns in odd.items():
+        if columns is None:
+            made = pyarrow.Table.from_arrays([few["image"], few["image"], few["label"]],
+                                             ["image", "image", "label"])  # fmt: skip
+        else:
+            made = pyarrow.table(columns)
+        out = io.BytesIO()
+        pq.write_table(made, out, compression="zstd")
+        yield f"Parquet {title}", ".parquet", out.getvalue(), True
+    deep = few.replace_schema_metadata({"huggingface": "[" * 100_000})
+    out = io.BytesIO()
+    pq.write_table(deep, out)
+    yield "Parquet deep metadata", ".parquet", out.getvalue(), False
+
+
 # --- records -------------------------------------------------------------------------------------
 
 
@@ -1026,6 +1094,8 @@ def write(folder: Path) -> list[Case]:
         add(title, "images", body, ".zip", refused)
     for title, body, refused in arrays():
         add(title, "images", body, ".npz", refused)
+    for title, ending, body, refused in tables():
+        add(title, "images", body, ending, refused)
     for title, files in data_folders():
         home = folder / f"{len(cases):04d}"
         for place, body in files.items():

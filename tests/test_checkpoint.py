@@ -180,7 +180,7 @@ def test_torchvision_resnets_from_disk(save, name):
     assert loaded.arch == f"torchvision:{name}"
     assert loaded.num_classes == 11
     assert loaded.normalize == "imagenet"
-    assert "recognised" in loaded.provenance.report.notes[0]
+    assert "recognized" in loaded.provenance.report.notes[0]
     images = torch.randn(1, 3, 64, 64)
     assert torch.equal(loaded.module(images), net(images))
 

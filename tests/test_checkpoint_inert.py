@@ -16,7 +16,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn.utils import parametrizations, prune, spectral_norm
 
@@ -27,6 +27,7 @@ from wgeo.checkpoint.folding import folded
 from wgeo.checkpoint.reading import read
 from wgeo.checkpoint.standins import StandIn, as_array
 from wgeo.errors import CheckpointError
+from wgeo.models.parts import head_of
 
 IMAGES = torch.randn(2, 2, 8, 8, generator=torch.Generator().manual_seed(3))
 
@@ -191,7 +192,7 @@ def test_any_prefix_that_fits_is_taken(net, save, prefix):
     assert loaded.provenance.report.aside == tuple(beside)
     assert_same(load_checkpoint(path, "cifar_resnet8"), net)
     assert_same(load_checkpoint(path, prefix=prefix.removesuffix(".")), net)
-    with pytest.raises(CheckpointError, match=r"begins with 'other'.*prefix= can be .*"):
+    with pytest.raises(CheckpointError, match=r"begins with 'other'.*prefix=.* can be .*"):
         load_checkpoint(path, prefix="other")
 
 
@@ -262,10 +263,38 @@ def test_an_encoder_without_a_head(net, save):
     assert traj.predictions is None
     net.linear = nn.Identity()
     assert_same(loaded, net)
-    body = models.build("torchvision:vit_b_32", num_classes=3, image_size=32)
-    state = {k: t for k, t in body.state_dict().items() if not k.startswith("heads")}
-    loaded = load_checkpoint(save(state), "torchvision:vit_b_32")
+    body = models.build("torchvision:mnasnet0_5", num_classes=3)  # its head is not called fc
+    state = {k: t for k, t in body.state_dict().items() if not k.startswith("classifier")}
+    loaded = load_checkpoint(save(state), "torchvision:mnasnet0_5")
     assert models.classifier_of(loaded.module) is None
+
+
+def test_encoders_as_self_supervision_leaves_them(net, save):
+    body = {k: t for k, t in net.state_dict().items() if not k.startswith("linear")}
+    projector = {
+        "projection_head.0.weight": torch.ones(4, 16),
+        "prototypes.weight": torch.ones(9, 4),
+    }
+    swav = {f"module.{key}": tensor for key, tensor in (body | projector).items()}
+    trunk = {f"_feature_blocks.{key}": tensor for key, tensor in body.items()}
+    vissl = {"classy_state_dict": {"base_model": {"model": {"trunk": trunk, "heads": {}}}}}
+    net.linear = nn.Identity()
+    for saved, prefix in ((swav, "module."), (vissl, "_feature_blocks.")):
+        loaded = load_checkpoint(save(saved))
+        assert loaded.num_classes is None
+        assert loaded.provenance.report.prefix == prefix
+        assert_same(loaded, net)
+    more = {**swav, "module.layer4.0.conv1.weight": torch.ones(2)}  # part of what it computes
+    with pytest.raises(CheckpointError, match="layer4"):
+        load_checkpoint(save(more), "cifar_resnet8")
+
+
+@pytest.mark.parametrize("wrapper", ["_fsdp_wrapped_module.", "_orig_mod."])
+def test_the_wrapper_that_was_there_is_told(net, save, wrapper):
+    saved = {f"{wrapper}{key}": tensor for key, tensor in net.state_dict().items()}
+    loaded = load_checkpoint(save(saved))
+    assert loaded.provenance.report.prefix == wrapper
+    assert_same(loaded, net)
 
 
 CLAIMS = (
@@ -275,7 +304,7 @@ CLAIMS = (
 
 
 @pytest.mark.parametrize("key", CLAIMS)
-def test_the_claimed_accuracy_is_kept(net, save, key):
+def test_the_claimed_accuracy_is_kept(save, key):
     for said, value in [
         (91.5, 0.915),
         (0.915, 0.915),
@@ -284,10 +313,16 @@ def test_the_claimed_accuracy_is_kept(net, save, key):
         (100, 1.0),
         (0, 0.0),
     ]:
-        path = save({"state_dict": net.state_dict(), "metrics": {key: said}, "lr": 0.1})
-        claim = load_checkpoint(path).provenance.claimed_accuracy
+        path = save({"state_dict": {"w": torch.ones(2)}, "metrics": {key: said}, "lr": 0.1})
+        claim = claimed_accuracy(read(path).value)
         assert claim["key"] == f"metrics.{key}"
         assert claim["value"] == pytest.approx(value)
+
+
+def test_a_network_carries_the_claim_of_its_file(net, save):
+    path = save({"state_dict": net.state_dict(), "best_acc1": 91.5})
+    claim = load_checkpoint(path).provenance.claimed_accuracy
+    assert claim == {"key": "best_acc1", "value": 0.915}
 
 
 def test_what_is_no_accuracy_is_not_claimed():
@@ -429,7 +464,7 @@ transformers = pytest.mark.skipif(
 @transformers
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("kind", ["resnet", "vit", "convnext", "regnet", "swin", "dinov2"])
-def test_folders_of_save_pretrained(tmp_path, kind):
+def test_folders_of_save_pretrained(tmp_path, kind, capfd):
     from transformers import CONFIG_MAPPING, AutoModelForImageClassification
 
     sizes = {
@@ -445,12 +480,46 @@ def test_folders_of_save_pretrained(tmp_path, kind):
     config = CONFIG_MAPPING[kind](num_labels=3, **sizes.get(kind, tokens))
     net = AutoModelForImageClassification.from_config(config).eval()
     net.save_pretrained(tmp_path)
+    capfd.readouterr()
     loaded = load_checkpoint(tmp_path)
+    assert capfd.readouterr().err == ""  # no progress bars of another library
     assert loaded.arch == ("torchvision:resnet18" if kind == "resnet" else f"hf:{tmp_path}")
     assert loaded.num_classes == 3
     images = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
         assert torch.equal(loaded.module(images), net(images).logits)
+    net.base_model.save_pretrained(tmp_path / "encoder")
+    encoder = load_checkpoint(tmp_path / "encoder")
+    assert encoder.num_classes is None
+    assert "the encoder was read" in encoder.provenance.report.notes[-1]
+    entering = []
+    head = net.get_submodule(head_of(net)[0])
+    head.register_forward_hook(lambda _, args, out: entering.append(args[0]))
+    with torch.no_grad():
+        net(images)
+        assert torch.equal(encoder.module(images), entering[0])
+
+
+@transformers
+@pytest.mark.filterwarnings("ignore")
+def test_an_encoder_without_part_of_its_weights_is_refused(tmp_path):
+    from transformers import ViTConfig, ViTModel
+
+    config = ViTConfig(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, image_size=32,
+                       patch_size=8)  # fmt: skip
+    net = ViTModel(config)  # with a pooler, which no classifier has
+    net.save_pretrained(tmp_path)
+    assert "pooler.dense.weight" in load_checkpoint(tmp_path).provenance.report.keys.ignored
+    state = load_file(tmp_path / "model.safetensors")
+    lost = next(iter(key for key in state if "query" in key or "q_proj" in key))
+    for changed in (
+        {key: tensor for key, tensor in state.items() if key != lost},
+        {**state, "encoder.more": torch.ones(2)},
+        {**state, lost: torch.ones(3)},
+    ):
+        save_file(changed, tmp_path / "model.safetensors")
+        with pytest.raises(CheckpointError, match="does not fit"):
+            load_checkpoint(tmp_path)
 
 
 @transformers

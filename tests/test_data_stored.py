@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import io
 import json
 import pickle
@@ -15,8 +16,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from scipy.io import savemat
+from torchvision import datasets
 
 from wgeo import load_images
+from wgeo.data import pickles
 from wgeo.data.pickles import Call, Name, pixels_of, plain_values
 from wgeo.errors import DataError
 
@@ -113,7 +117,7 @@ def nested(levels):
         b"cos\nsystem\n(S'true'\ntR.",
         b"(S'true'\nios\nsystem\n.",
         b"\x80\x02" + nested(60),
-        b"(" * 3_000_000 + b".",
+        b"(" * 20_000 + b".",
         b"\x8a\xff" + bytes(10),
         b"\x96" + struct.pack("<Q", 2**40) + b"x.",
         b"r\xff\xff\xff\x7f.",
@@ -131,7 +135,8 @@ def nested(levels):
         pickle.dumps([1, 2]),
     ],
 )
-def test_hostile_batches_are_refused_and_run_nothing(body, tmp_path, capsys):
+def test_hostile_batches_are_refused_and_run_nothing(body, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(pickles, "_MOST", 10_000)  # instructions: 2,000,000 take seconds
     home = tmp_path / "cifar-10-batches-py"
     home.mkdir()
     (home / "data_batch_1").write_bytes(body)
@@ -176,6 +181,53 @@ def test_idx_files_given_as_a_path(home, preset, packed, tmp_path, rng):
         file.write_bytes(body)
         with pytest.raises(DataError, match="not a whole IDX file"):
             load_images(tmp_path, "test")
+
+
+def write_stl10(home, x, y):
+    """Labels from 1; a picture's columns come first."""
+    home.mkdir(parents=True)
+    for split, rows in (("train", slice(0, 4)), ("test", slice(4, 8))):
+        (home / f"{split}_X.bin").write_bytes(x[rows].transpose(0, 1, 3, 2).tobytes())
+        (home / f"{split}_y.bin").write_bytes((y[rows] + 1).astype(np.uint8).tobytes())
+    (home / "class_names.txt").write_text("\n".join("abcdefghij"))
+
+
+def test_stl10_given_as_a_path_is_what_torchvision_reads(tmp_path, rng, monkeypatch):
+    x, y = rng.integers(0, 256, (8, 3, 96, 96), dtype=np.uint8), np.array([0, 9, 2, 2, 3, 4, 9, 0])
+    home = tmp_path / "stl10_binary"
+    write_stl10(home, x, y)
+    monkeypatch.setattr(datasets.STL10, "_check_integrity", lambda self: True)
+    theirs = datasets.STL10(tmp_path, "test")
+    for source in (tmp_path, home):
+        test = load_images(source, "test")
+        assert np.array_equal(test.x.numpy(), x[4:])
+        assert np.array_equal(test.x.numpy(), theirs.data)
+        assert test.y.tolist() == theirs.labels.tolist() == y[4:].tolist()
+        assert (test.class_names, test.preset) == (tuple("abcdefghij"), "stl10")
+    for broken, name in (
+        (b"x" * 100, "test_X.bin"),
+        (b"", "test_X.bin"),
+        (b"\0" * 4, "test_y.bin"),
+    ):
+        (home / name).write_bytes(broken)
+        with pytest.raises(DataError):
+            load_images(home, "test")
+
+
+def test_svhn_given_as_a_path(tmp_path, rng, monkeypatch):
+    x, y = rng.integers(0, 256, (6, 3, 32, 32), dtype=np.uint8), [10, 1, 2, 10, 1, 2]
+    file = tmp_path / "train_32x32.mat"
+    savemat(file, {"X": x.transpose(2, 3, 1, 0), "y": np.array(y)[:, None]})
+    with pytest.raises(DataError, match="does not hold svhn as it was published"):
+        load_images(tmp_path)
+    with pytest.raises(DataError, match="no split 'test'; it has 'train'"):
+        load_images(tmp_path, "test")
+    sums = {"train": ["", file.name, hashlib.md5(file.read_bytes()).hexdigest()]}
+    monkeypatch.setattr(datasets.SVHN, "split_list", sums)
+    for split in ("train", None):
+        images = load_images(tmp_path, split)
+        assert np.array_equal(images.x.numpy(), x)
+        assert (images.y.tolist(), images.preset) == ([0, 1, 2, 0, 1, 2], "svhn")
 
 
 def test_several_data_sets_in_one_folder_are_listed(tmp_path, pixels, rng):
@@ -288,6 +340,37 @@ def test_damaged_and_other_tables_are_answered(tmp_path, parquet):
         (tmp_path / "b.parquet").write_bytes(broken)
         with pytest.raises(DataError, match="not a readable Parquet"):
             load_images(tmp_path / "b.parquet")
+
+
+def test_a_parquet_file_that_unpacks_to_far_more_is_refused(tmp_path, parquet):
+    import pyarrow
+    import pyarrow.parquet as pq
+
+    bomb = {"image": [bytes(2**20)] * 64, "label": [0, 1] * 32}
+    pq.write_table(pyarrow.table(bomb), tmp_path / "a.parquet", compression="zstd")
+    assert (tmp_path / "a.parquet").stat().st_size < 10_000
+    with pytest.raises(DataError, match="as a bomb does"):
+        load_images(tmp_path / "a.parquet")
+
+
+def test_labels_are_numbers_or_words_one_a_row(tmp_path, parquet):
+    import pyarrow
+    import pyarrow.parquet as pq
+
+    _, table = parquet
+    few = table([0, 1, 2, 3], ["b", "a", "b", "a"])
+    words = few["label"].dictionary_encode()
+    pq.write_table(few.set_column(1, "label", words), tmp_path / "a.parquet")
+    assert load_images(tmp_path / "a.parquet").y.tolist() == [1, 0, 1, 0]
+    for odd in ([[0], [1, 2], [0], [1]], [0, None, 1, 1], [b"a", b"b", b"a", b"b"], [0.5, 1, 2, 3]):
+        changed = few.set_column(1, "label", pyarrow.array(odd))
+        pq.write_table(changed, tmp_path / "b.parquet")
+        with pytest.raises(DataError, match="neither whole numbers nor words"):
+            load_images(tmp_path / "b.parquet")
+    twice = pyarrow.Table.from_arrays([few["image"], *few.columns], ["image", "image", "label"])
+    pq.write_table(twice, tmp_path / "c.parquet")
+    with pytest.raises(DataError, match="several columns 'image'"):
+        load_images(tmp_path / "c.parquet")
 
 
 def test_without_pyarrow_the_way_is_said(tmp_path, monkeypatch):

@@ -558,3 +558,12 @@ def test_networks_that_do_not_build_without_memory_are_built_for_real():
     x = torch.rand(2, 3, 32, 32)
     with torch.no_grad():
         assert torch.equal(made(x), net.eval()(x))
+
+
+@pytest.mark.parametrize("name", ["alexnet", "mnasnet0_5", "squeezenet1_1", "mobilenet_v3_small"])
+def test_torchvisions_other_networks_come_back_as_they_were_saved(name):
+    """The head is the last of several linear layers; a module may ask how old its weights are."""
+    own = torchvision.models.get_model(name, weights=None, num_classes=4).state_dict()
+    back = models.from_state(f"torchvision:{name}", dict(own)).state_dict()
+    assert own.keys() == back.keys()
+    assert all(torch.equal(tensor, back[key]) for key, tensor in own.items())

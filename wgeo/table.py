@@ -12,6 +12,11 @@ from .plots import series_rows
 from .terminal import Terminal
 
 _PIPED = 110  # columns of a terminal that is none
+_KNOWN = {  # how an architecture that nobody named was known
+    "tensors": "recognized by its tensors",
+    "config": "as its config.json says",
+    "file": "as the file says",
+}
 _MARKS = {"warning": "!", "undecided": "?"}
 Row = Mapping[str, Any]
 
@@ -34,8 +39,9 @@ def _header(record: Row) -> list[str]:
     """What was analysed, and what decides whether to trust it."""
     origin, trust = record["provenance"], record.get("trust") or {}
     split = f" ({origin['split']})" if origin.get("split") else ""
+    net = (origin["arch"] or "features") + _bracketed(_KNOWN.get(origin.get("arch_from"), ""))
     lines = [
-        f"{origin['arch'] or 'features'} on {origin['data'] or 'arrays'}{split}, "
+        f"{net} on {origin['data'] or 'arrays'}{split}, "
         f"{origin['samples']:,} samples, {origin['pool'] or 'given'} features"
     ]
     parts = []

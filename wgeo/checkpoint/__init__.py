@@ -45,7 +45,7 @@ def load_checkpoint(
     """Load a trained network.
 
     Reads files of ``torch.save`` (old and new) and safetensors, in one piece or in shards: a state
-    dict, a whole network, or a dict with one of these, up to three dicts down, under names with
+    dict, a whole network, or a dict with one of these, up to five dicts down, under names with
     any prefix. Objects of other classes beside the tensors (settings, optimizers, NumPy's random
     states) are read into inert stand-ins; no code of the file is run. Weight and spectral
     normalisation and pruning masks are folded into the weights.

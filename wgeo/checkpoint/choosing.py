@@ -143,9 +143,13 @@ def _refuse_several(fitting: list[tuple[_Candidate, Fit | None]]) -> None:
     options = [first, *different]
     if len({each.found.container for each in options}) > 1:
         named = " and ".join(repr(each.found.container) for each in options[:5])
-        raise CheckpointError(f"several networks in it fit, {named}. Say which with container=.")
+        raise CheckpointError(
+            f"several networks in it fit, {named}. Say which with container= (--container)."
+        )
     named = " and ".join(repr(each.view.prefix) for each in options[:5])
-    raise CheckpointError(f"several networks in it fit, {named}. Say which with prefix=.")
+    raise CheckpointError(
+        f"several networks in it fit, {named}. Say which with prefix= (--prefix)."
+    )
 
 
 def _same(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -> bool:
@@ -166,7 +170,7 @@ def _recognised(view: View) -> tuple[str, str]:
     state = view.state
     fitting = models.exact_fits(state)
     if len(fitting) == 1 and models.find(fitting[0]).settled:
-        return fitting[0], f"recognised as {fitting[0]} by its tensors: every one fits"
+        return fitting[0], f"recognized as {fitting[0]} by its tensors: every one fits"
     if fitting:
         raise CheckpointError(
             f"its tensors fit {' and '.join(fitting)}, and shapes don't tell the rest "

@@ -32,7 +32,7 @@ _CONTAINERS = (
 # What training scripts keep beside a network, and what holds tensors that are no network's.
 _BESIDE = re.compile(r"optim|sched|scaler|rng|random|queue|center|grad|moment", re.IGNORECASE)
 _WRAPPERS = re.compile(r"(^|\.)(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)(?=\.)")
-_DEPTH = 4  # a state dict lies at most three dicts down
+_DEPTH = 6  # a state dict lies at most five dicts down, as in VISSL's files
 _SLACK = 2**20
 _MOST = 10_000  # tensors; a network of a thousand layers has six thousand
 _MOST_CONTAINERS = 10_000  # looked into
@@ -124,8 +124,8 @@ def find_states(value: Any, name: str, size: int, container: str | None = None) 
         if not chosen:
             names = ", ".join(repr(each.container) for each in found[:8])
             raise CheckpointError(
-                f"{name} holds no state dict under {printable(container)!r}. container= can be "
-                f"{names}."
+                f"{name} holds no state dict under {printable(container)!r}. "
+                f"container= (--container) can be {names}."
             )
         found = chosen
     _check_tensors(found[0].state, name, size)
@@ -250,7 +250,8 @@ def views(state: Mapping[str, torch.Tensor], prefix: str | None = None) -> list[
     plain = {_WRAPPERS.sub("", key).removeprefix("."): tensor for key, tensor in state.items()}
     if len(plain) != len(state):
         plain = dict(state)
-    wrapped = "_orig_mod." if list(plain) != list(state) else ""
+    wrappers = (_WRAPPERS.search(key) for key in state) if list(plain) != list(state) else ()
+    wrapped = next((f"{each[2]}." for each in wrappers if each), "")
     counts = _prefixes(plain)
     if prefix is not None:
         asked = prefix if not prefix or prefix.endswith(".") else prefix + "."
@@ -258,7 +259,8 @@ def views(state: Mapping[str, torch.Tensor], prefix: str | None = None) -> list[
         if not any(key.startswith(asked) for key in plain):
             known = ", ".join(repr(each) for each in list(counts)[:8])
             raise CheckpointError(
-                f"no tensor's name begins with {printable(prefix)!r}. prefix= can be {known}."
+                f"no tensor's name begins with {printable(prefix)!r}. prefix= (--prefix) can be "
+                f"{known}."
             )
         return [_view(plain, asked, wrapped)]
     return [_view(plain, each, wrapped) for each in counts]

@@ -14,7 +14,7 @@ from ..files import as_path, printable
 from .folder import open_folder, open_table
 from .images import PRESETS, Images, Normalization, normalization, suggestion
 from .loaders import as_images
-from .named import NAMES, open_named
+from .named import NAMES, is_svhn, open_named, open_svhn
 from .npz import open_npz
 from .source import Source, balanced
 from .stored import open_stored, stored
@@ -72,8 +72,8 @@ def load_images(
         ``class/image`` or ``split/class/image``, or a zip of one. A path to an ``.npz``, a
         ``.zip`` or a folder needs no prefix. A folder may also hold images and a table of their
         names and labels (a ``.csv`` may be given itself), what torchvision downloads
-        (``cifar-10-batches-py``, ``MNIST/raw``), or a Hugging Face data set (Parquet or
-        ``save_to_disk``; needs ``wgeo[hf]``).
+        (``cifar-10-batches-py``, ``MNIST/raw``, ``stl10_binary``, SVHN's), or a Hugging Face data
+        set (Parquet or ``save_to_disk``; needs ``wgeo[hf]``).
     split : str, optional
         Which part, as the source calls it; None or ``all`` takes all. A source without splits
         is taken whole, and the result's ``split`` is None.
@@ -190,6 +190,8 @@ def _opened(
     if path.is_dir():
         if stored(path):
             return open_stored(path, split)
+        if is_svhn(path):
+            return open_svhn(path, split)
         if tabular(path):
             return open_tabular(path, split)
         kind = "folder"

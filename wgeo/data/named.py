@@ -28,6 +28,26 @@ NAMES = ("digits", *_TORCHVISION)
 _SILENCE = 10.0  # seconds without an answer after which a download is given up
 
 
+def is_svhn(path: Path) -> bool:
+    """Whether a folder holds SVHN's files."""
+    return any(path.glob("*_32x32.mat"))
+
+
+def open_svhn(path: Path, split: str | None) -> Source:
+    """Open a folder of SVHN's files, as published: torchvision compares their checksums.
+
+    Raises
+    ------
+    DataError
+        The split is not there, or its file is another than the published one.
+    """
+    there = [each for each in _TORCHVISION["svhn"][1] if (path / f"{each}_32x32.mat").is_file()]
+    if split not in (None, "all", *there):
+        raise DataError(f"{path} has no split {split!r}; it has {', '.join(map(repr, there))}.")
+    wanted = there if split in (None, "all") else [str(split)]
+    return _joined("svhn", split, [_torchvision("svhn", part, path, False) for part in wanted])
+
+
 def open_named(name: str, split: str | None, root: str | os.PathLike[str] | None) -> Source:
     """Open one of `NAMES`; ``all`` (or None) joins training and test set, in this order."""
     splits = ("train", "test") if name == "digits" else _TORCHVISION[name][1]
@@ -39,14 +59,18 @@ def open_named(name: str, split: str | None, root: str | os.PathLike[str] | None
     else:
         where = Path(root or os.environ.get("WGEO_DATA") or "data")
         parts = [_torchvision(name, part, where) for part in wanted]
+    return _joined(name, split, parts)
+
+
+Part = tuple[torch.Tensor, np.ndarray, tuple[str, ...]]
+
+
+def _joined(name: str, split: str | None, parts: list[Part]) -> Source:
     x = torch.cat([part[0] for part in parts])
     labels = np.concatenate([part[1] for part in parts])
     return Source(
         name, labels, parts[0][2], split or "all", lambda rows, size: scaled(x[rows], size), name
     )
-
-
-Part = tuple[torch.Tensor, np.ndarray, tuple[str, ...]]
 
 
 def _digits(split: str) -> Part:
@@ -60,7 +84,7 @@ def _digits(split: str) -> Part:
     return x, data.target[rows].astype(np.int64), tuple(str(k) for k in range(10))
 
 
-def _torchvision(name: str, split: str, root: Path) -> Part:
+def _torchvision(name: str, split: str, root: Path, download: bool = True) -> Part:
     from torchvision import datasets
 
     kind, _, files = _TORCHVISION[name]
@@ -72,9 +96,16 @@ def _torchvision(name: str, split: str, root: Path) -> Part:
         try:
             data = make(root, download=False, **part)
         except (RuntimeError, FileNotFoundError):  # torchvision's way to say: not there
+            if not download:
+                raise
             with _impatient():
                 data = make(root, download=True, **part)
     except Exception as error:  # URLError, timeouts, md5 mismatch, damaged files, full disks
+        if not download:
+            raise DataError(
+                f"{root} does not hold {name} as it was published ({_short(error)}). Read your own "
+                "files in Python and give wgeo.trace or wgeo.analyze the pair (x, y)."
+            ) from error
         raise DataError(
             f"{name} is not in {root} and could not be downloaded ({_short(error)}). "
             f"Put its files where torchvision looks for them, {root / files}, or say where they "

@@ -1,4 +1,4 @@
-"""Folders as torchvision downloads them: the CIFAR sets' batches, and the IDX files of MNIST."""
+"""Folders as torchvision downloads them: CIFAR's batches, MNIST's IDX files, STL10's binaries."""
 
 from __future__ import annotations
 
@@ -19,9 +19,11 @@ from .source import Source, checked_labels, first_label, from_array, scaled
 
 _CIFAR = ("cifar-10-batches-py", "cifar-100-python")
 _IDX = re.compile(r"(train|test|t10k)-(images)-idx3-ubyte(\.gz)?")
-_PRESETS = {"MNIST": "mnist", "FashionMNIST": "fashion_mnist"}
-_CLASSES = {"cifar10": 10, "cifar100": 100, "mnist": 10, "fashion_mnist": 10}
-_LARGEST = 2**28  # bytes of a file: CIFAR-100's training set has 155 million
+_PRESETS = {"MNIST": "mnist", "FashionMNIST": "fashion_mnist", "stl10_binary": "stl10"}
+_CLASSES = {"cifar10": 10, "cifar100": 100, "mnist": 10, "fashion_mnist": 10, "stl10": 10}
+_FIRST = {"stl10": 1}  # the label of the first class, if it is not 0
+_STL10 = 96  # pixels of an image's side
+_LARGEST = 2**28  # bytes of a file: STL10's test set has 221 million
 
 _SMALL = 2**24  # bytes that a packed file may unpack to, however few it takes
 
@@ -34,9 +36,9 @@ class _Part:
 
 
 def stored(path: Path) -> Path | None:
-    """Return the folder, this one or one right below, that holds CIFAR batches or IDX files."""
-    inside = ("", *_CIFAR, "raw", *(f"{name}/raw" for name in _PRESETS))
-    found = [path / name for name in inside if _batches(path / name) or _idx(path / name)]
+    """Return the folder, this one or one right below, that holds batches, IDX files or STL10."""
+    inside = ("", *_CIFAR, "stl10_binary", "raw", *(f"{name}/raw" for name in _PRESETS))
+    found = [path / name for name in inside if _batches(path / name) or _pairs(path / name)]
     if len(found) > 1:
         names = ", ".join(str(each) for each in found)
         raise DataError(f"{path} holds several data sets; give the path of one: {names}.")
@@ -44,7 +46,7 @@ def stored(path: Path) -> Path | None:
 
 
 def open_stored(path: str | os.PathLike[str], split: str | None) -> Source:
-    """Open ``cifar-10-batches-py``, ``cifar-100-python``, ``MNIST/raw``, or a folder around one.
+    """Open ``cifar-10-batches-py``, ``MNIST/raw``, ``stl10_binary``, ..., or a folder around one.
 
     Batches are pickles; nothing in them is run (`plain_values`).
 
@@ -55,9 +57,9 @@ def open_stored(path: str | os.PathLike[str], split: str | None) -> Source:
     """
     home = stored(Path(path))
     if home is None:
-        raise DataError(f"{path} holds neither CIFAR batches nor IDX files.")
+        raise DataError(f"{path} holds neither CIFAR batches nor IDX files nor STL10.")
     batches = _batches(home)
-    there: list[str] = list(batches) or [part.split for part in _idx(home)]
+    there: list[str] = list(batches) or [part.split for part in _pairs(home)]
     if split not in (None, "all", *there):
         raise DataError(f"{home} has no split {split!r}; it has {', '.join(map(repr, there))}.")
     wanted = there if split in (None, "all") else [str(split)]
@@ -67,9 +69,9 @@ def open_stored(path: str | os.PathLike[str], split: str | None) -> Source:
         x = np.concatenate([pixels for key in wanted for pixels, _ in read[key]])
         name = preset = "cifar100" if (home / "meta").is_file() else "cifar10"
     else:
-        idx = {part.split: part for part in _idx(home)}
-        every = {key: _array(part.labels, 1).astype(np.int64) for key, part in idx.items()}
-        x = np.concatenate([_array(idx[key].images, 3) for key in wanted])
+        pairs = {part.split: part for part in _pairs(home)}
+        every = {key: _labels(part.labels).astype(np.int64) for key, part in pairs.items()}
+        x = np.concatenate([_images(pairs[key].images) for key in wanted])
         name = home.parent.name if home.name == "raw" else home.name
         preset = _PRESETS.get(name, "")
     labels = np.concatenate([every[key] for key in wanted])
@@ -77,7 +79,7 @@ def open_stored(path: str | os.PathLike[str], split: str | None) -> Source:
         raise DataError(f"{home} has {len(x)} images and {len(labels)} labels.")
     together = np.concatenate(list(every.values()))
     most = int(checked_labels(together, home.name, None).max())
-    first, notes = (0, ()) if preset else first_label(together)
+    first, notes = (_FIRST.get(preset, 0), ()) if preset else first_label(together)
     numbers = map(str, range(first, 1 + max(most, _CLASSES.get(preset, 0) - 1)))
     classes = _names(home) or tuple(numbers)
     labels = checked_labels(labels - first, home.name, len(classes))
@@ -110,10 +112,14 @@ def _batches(home: Path) -> dict[str, list[Path]]:
     return {key: [home / name for name in files] for key, files in found.items() if files}
 
 
-def _idx(home: Path) -> list[_Part]:
-    """The IDX files of images that have labels beside them, plain rather than packed."""
+def _pairs(home: Path) -> list[_Part]:
+    """The files of images that have labels beside them, plain rather than packed."""
     found: dict[str, _Part] = {}
     names = _files(home)  # sorted: the plain file comes before the packed one
+    for split in ("train", "test"):
+        images, labels = f"{split}_X.bin", f"{split}_y.bin"
+        if images in names and labels in names:
+            found[split] = _Part(home / images, home / labels, split)
     for name in names:
         match = _IDX.fullmatch(name)
         if match is None:
@@ -143,6 +149,20 @@ def _bytes(file: Path) -> bytes:
     if len(body) > most:
         raise DataError(f"{file} unpacks to more than {most} bytes, as a bomb does.")
     return body
+
+
+def _images(file: Path) -> np.ndarray:
+    """Images (n, h, w) of an IDX file, or (n, 3, 96, 96) of STL10, whose columns come first."""
+    if file.suffix != ".bin":
+        return _array(file, 3)
+    pixels = np.frombuffer(_bytes(file), np.uint8)
+    if pixels.size == 0 or pixels.size % (3 * _STL10**2):
+        raise DataError(f"{file} is not whole: {pixels.size} bytes are no images of STL10.")
+    return pixels.reshape(-1, 3, _STL10, _STL10).transpose(0, 1, 3, 2)
+
+
+def _labels(file: Path) -> np.ndarray:
+    return np.frombuffer(_bytes(file), np.uint8) if file.suffix == ".bin" else _array(file, 1)
 
 
 def _array(file: Path, dimensions: int) -> np.ndarray:
@@ -186,7 +206,9 @@ def _batch(file: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _names(home: Path) -> tuple[str, ...]:
-    """The classes that a folder of CIFAR names; empty if it names none."""
+    """The classes that a folder of CIFAR or STL10 names; empty if it names none."""
+    if (home / "class_names.txt").is_file():
+        return tuple(_bytes(home / "class_names.txt").decode("utf-8", "replace").split())
     for file, key in (("batches.meta", "label_names"), ("meta", "fine_label_names")):
         if (home / file).is_file():
             names = _dict(home / file).get(key)

@@ -13,11 +13,14 @@ import torch
 from ..errors import DataError
 from ..files import printable, regular
 from .layout import SPLITS
+from .members import PACKS
 from .source import Source
 
 _IMAGES = ("image", "img", "pixel_values", "images", "x")
 _LABELS = ("label", "labels", "fine_label", "target", "class", "y")
 _LARGEST_IMAGE = 2**28
+_SMALL = 2**24  # bytes that a file may unpack to, however few it takes
+_ROWS = 64  # unpacked at once
 _INSTALL = "Parquet and Hugging Face data sets are read with pyarrow: pip install 'wgeo[hf]'."
 
 
@@ -78,11 +81,11 @@ def open_tabular(path: str | os.PathLike[str], split: str | None) -> Source:
     wanted = [name for name in tables if not names or split in (None, "all", name)]
     some = next(iter(tables.values()))
     image, label = (_column(some, known, path) for known in (_IMAGES, _LABELS))
-    labels = {name: table.column(label).to_numpy() for name, table in tables.items()}
+    labels = {name: _labels(table.column(label), path) for name, table in tables.items()}
     from .npz import numbered
 
     numbers, classes, notes = numbered(
-        {name: np.asarray(y.tolist()) for name, y in labels.items()},
+        labels,
         path.name,
         _class_names(some, label),
     )
@@ -125,13 +128,41 @@ def _table(file: Path) -> Any:
         held = pyarrow.parquet.ParquetFile(file)
         if held.metadata.num_rows > file.stat().st_size:
             raise DataError(f"{file} claims more rows than it has bytes. It was not read.")
-        table = held.read()
+        table = _unpacked(held, file)
     table.validate(full=True)
     return table
 
 
+def _unpacked(held: Any, file: Path) -> Any:
+    """All rows, a few at a time: values that occur often take no room in a file, and do here."""
+    import pyarrow
+
+    most = max(_SMALL, PACKS * file.stat().st_size)
+    batches, size = [], 0
+    for batch in held.iter_batches(_ROWS):
+        size += batch.nbytes
+        if size > most:
+            raise DataError(f"{file} unpacks to more than {most} bytes, as a bomb does.")
+        batches.append(batch)
+    return pyarrow.Table.from_batches(batches, held.schema_arrow)
+
+
+def _labels(column: Any, path: Path) -> np.ndarray:
+    import pyarrow
+
+    kinds = pyarrow.types
+    kind = column.type.value_type if kinds.is_dictionary(column.type) else column.type
+    if column.null_count or not any(
+        known(kind) for known in (kinds.is_integer, kinds.is_string, kinds.is_large_string)
+    ):
+        raise DataError(f"{path}: its labels are neither whole numbers nor words, one a row.")
+    return np.asarray(column.to_pylist())
+
+
 def _column(table: Any, known: tuple[str, ...], path: Path) -> str:
     for name in known:
+        if table.column_names.count(name) > 1:
+            raise DataError(f"{path} has several columns {name!r}.")
         if name in table.column_names:
             return name
     columns = ", ".join(printable(repr(name), 40) for name in table.column_names[:8])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -21,6 +22,8 @@ from .registry import ARCHS, find
 _SHOWN = 5
 # Written by batch norm, weight averaging and profilers; they change no output in eval mode.
 _BOOKKEEPING = re.compile(r"(^|\.)(num_batches_tracked|n_averaged|total_ops|total_params)$")
+# What self-supervised training and transformers keep where a classifier would have its head.
+_PROJECTOR = re.compile(r"(fc|head|pooler|predictor|prototypes|proj\w*)\.")
 _CLOSE = 0.2  # share of tensors in common below which no architecture is worth naming
 
 
@@ -183,7 +186,10 @@ def fit(name: str, state: State, num_classes: int | None = None, **given: Any) -
         module = without_head(module, report.no_head)
         settings["num_classes"] = None
     state = {heads.get(key, key): tensor for key, tensor in state.items()}
-    module.load_state_dict({k: state[k] for k in module.state_dict() if k in state}, strict=False)
+    own = module.state_dict()
+    weights = OrderedDict((key, state[key]) for key in own if key in state)
+    weights._metadata = own._metadata  # type: ignore[attr-defined]  # torchvision's MNASNet asks
+    module.load_state_dict(weights, strict=False)
     renamed = {old: heads.get(new, new) for old, new in names.items()}
     told = tuple(f"{printable(old)} -> {new}" for old, new in renamed.items() if old != new)
     return Fit(module.eval(), arch, settings, report, told)
@@ -288,7 +294,7 @@ def _matched(net: nn.Module, state: State) -> tuple[KeyReport, dict[str, str]]:
             renamed = {f"{others[0]}.{part}": f"{head}.{part}" for part in ("weight", "bias")}
     report = compare_keys(own, {renamed.get(key, key): t for key, t in state.items()})
     # What lies under the head's name and is no linear layer is a projector of its training.
-    beside = all(key.startswith((f"{head}.", "fc.", "head.")) for key in report.unexpected)
+    beside = all(key.startswith(f"{head}.") or _PROJECTOR.match(key) for key in report.unexpected)
     lost = {f"{head}.weight", f"{head}.bias"}
     only = f"{head}.weight" in report.missing and lost >= set(report.missing)
     if only and beside and not report.misshapen:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import inspect
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from torch import nn
 from ..errors import ArgumentError, DependencyError
 from ..files import printable
 from .outside import Arch, infer_head, normalization
-from .parts import State
+from .parts import State, head_of
 
 _LARGEST = 1_000_000  # bytes of a config
 _DEEPEST = 1_000  # layers
@@ -139,10 +140,9 @@ def _translated(
 ) -> State:
     """The state as transformers itself loads it: its networks are saved under older names.
 
-    Only after its size was compared with that of the network, so that no file asks for memory.
+    An encoder that was saved without a head gets the names it has inside the classifier. All this
+    only after its size was compared with the network's, so that no file asks for memory.
     """
-    from transformers.utils import logging
-
     with torch.device("meta"):
         net = _build(made, shapes, **settings)
     numbers = [
@@ -151,20 +151,36 @@ def _translated(
     if state.keys() == net.state_dict().keys() or numbers[0] > 2 * numbers[1]:
         return state
     kind: Any = type(net)
-    before = logging.get_verbosity()
-    logging.set_verbosity_error()
     try:
-        loaded, info = kind.from_pretrained(
-            None, config=net.config, state_dict=dict(state), output_loading_info=True
-        )
+        with _quiet():
+            loaded, info = kind.from_pretrained(
+                None, config=net.config, state_dict=dict(state), output_loading_info=True
+            )
     except Exception:  # it does not fit; the comparison says how
         return state
+    missing = set(info.get("missing_keys", ()))
+    found = head_of(net)
+    head = {f"{found[0]}.weight", f"{found[0]}.bias"} if found is not None else set()
+    others = {key: state[key] for key in info.get("unexpected_keys", ()) if key in state}
+    if info.get("mismatched_keys") or not missing <= head or (others and not missing):
+        return state
+    return {k: tensor for k, tensor in loaded.state_dict().items() if k not in missing} | others
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' warnings and progress bars."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
     finally:
-        logging.set_verbosity(before)
-    fits = not any(
-        info.get(kind) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")
-    )
-    return loaded.state_dict() if fits else state
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
 
 
 def _logits(_: nn.Module, args: Any, output: Any) -> Any:

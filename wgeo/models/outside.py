@@ -210,6 +210,8 @@ def infer_head(state: State, given: Mapping[str, Any]) -> dict[str, Any]:
     usual = [f"{name}.weight" for name in HEADS]
     matrices = [k for k, t in state.items() if t.ndim in (2, 4) and k.endswith("weight")]
     head = next((key for key in usual if key in state), matrices[-1] if matrices else "")
+    if head.startswith("classifier."):  # of several, as in AlexNet, the last one
+        head = next(key for key in reversed(matrices) if key.startswith("classifier."))
     kernels = [key for key in matrices if state[key].ndim == 4]
     return {
         "num_classes": length(state, head, 0, 1000),
