@@ -56,5 +56,5 @@ print(f"nearest class means decide as well as the network does from {found.learn
 
 # %%
 # The same from a record, with the geodesic model's prediction beside what was measured.
-analysis = wgeo.analyze(net, images, bootstrap=0, reference="none")
+analysis = wgeo.analyze(net, images, bootstrap=0, reference="none", brenier=0, mufm=False)
 falling = wgeo.plots.collapse(analysis, "nc1")

@@ -31,7 +31,7 @@ for segment in traj.segments:
 
 # %%
 # So that every block has its distance, and every stage its straightness.
-analysis = wgeo.analyze(net, images, bootstrap=50, reference="none")
+analysis = wgeo.analyze(net, images, bootstrap=50, reference="none", brenier=0)
 straight = wgeo.plots.straightness(analysis)
 
 # %%

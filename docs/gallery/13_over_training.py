@@ -29,7 +29,7 @@ run = wgeo.train(
 # Analyse each on the same images, and put the records together.
 records = {
     path.stem: wgeo.analyze(
-        wgeo.load_checkpoint(path), images, bootstrap=50, reference="none"
+        wgeo.load_checkpoint(path), images, bootstrap=50, reference="none", brenier=0, mufm=False
     ).record
     for path in run.checkpoints
 }

@@ -12,7 +12,7 @@ import tempfile
 
 import wgeo
 
-images = wgeo.load_images("digits")
+images = wgeo.load_images("digits", limit=800)
 run = wgeo.train(
     "isoresnet",
     images,
