@@ -11,6 +11,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from . import analysis as analysis
     from . import models as models
     from . import plots as plots
     from . import transport as transport
@@ -72,15 +73,15 @@ _HOME = {
     "TransportResult": "transport",
     "wasserstein": "transport",
 }
-_ROOMS = ("models", "plots", "transport", "ufm")
+_PACKAGES = ("analysis", "models", "plots", "transport", "ufm")
 
-__all__ = ["__version__", *sorted((*_HOME, *_ROOMS))]
+__all__ = ["__version__", *sorted((*_HOME, *_PACKAGES))]
 
 
 if not TYPE_CHECKING:  # or every name would be right
 
     def __getattr__(name: str) -> Any:
-        if name in _ROOMS:
+        if name in _PACKAGES:
             return importlib.import_module(f".{name}", __name__)
         if name not in _HOME:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -293,6 +293,11 @@ _LAYER_COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "ncc_accuracy": ("nearest centre", share),
     "effective_rank": ("eff. rank", figure),
 }
+_CORRECTED: dict[str, tuple[str, Callable[[Any], str]]] = {
+    "nc1_corrected": ("NC1 corrected", figure),
+    "cdnv_corrected": ("CDNV corrected", figure),
+    "ncc_accuracy_corrected": ("nearest centre corrected", share),
+}
 
 
 def collapse(record: Record, plots: Plots) -> str:
@@ -300,15 +305,14 @@ def collapse(record: Record, plots: Plots) -> str:
     if not layers:
         return ""
     metrics = [layer.get("collapse") or {} for layer in layers]
+    few = any(m.get(key) is not None for m in metrics for key in _CORRECTED)
+    columns = {**_LAYER_COLUMNS, **(_CORRECTED if few else {})}
     rows = [
-        [
-            name,
-            figure(layer.get("width")),
-            *(show(m.get(k)) for k, (_, show) in _LAYER_COLUMNS.items()),
-        ]
+        [name, figure(layer.get("width")), *(show(m.get(k)) for k, (_, show) in columns.items())]
         for name, layer, m in zip(names_of(layers, "name"), layers, metrics, strict=True)
     ]
-    header = ("Layer", "width", *(name for name, _ in _LAYER_COLUMNS.values()))
+    header = ("Layer", "width", *(name for name, _ in columns.values()))
+    corrected = " Corrected: estimates for few samples a class." if few else ""
     return join(
         "# Collapse",
         "How far the classes have collapsed at each layer: samples onto their class mean (NC1, "
@@ -317,7 +321,7 @@ def collapse(record: Record, plots: Plots) -> str:
         "accuracy and the rank are 0 at complete collapse. [How they are defined](methods.md).",
         figure_block(plots, "collapse"),
         _progress(record),
-        table(header, rows, "Collapse metrics of every layer."),
+        table(header, rows, f"Collapse metrics of every layer.{corrected}"),
         _last_layer(metrics[-1]),
         _undefined(layers),
     )
