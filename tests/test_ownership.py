@@ -7,14 +7,20 @@ import os
 import random
 import shutil
 import signal
+import subprocess
 import time
+import warnings
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import sphinx.builders.html
+import sphinx.cmd.build
 import torch
 from click.testing import CliRunner
+from matplotlib.figure import Figure
 from records import sample_record
 
 import wgeo
@@ -29,7 +35,7 @@ from wgeo.files import folder_name
 from wgeo.ownership import MANIFEST, claim, claim_all, list_all, owned
 from wgeo.plots.models import write_model
 
-KILLS = int(os.environ.get("WGEO_KILLS", "3"))
+KILLS = int(os.environ.get("WGEO_KILLS", "2"))
 MINE = b"a week of work\n"
 NEW_YEAR = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)
 QUICK = ("--bootstrap", "0", "--reference", "none", "--no-mufm")
@@ -39,6 +45,26 @@ def run(*words, code=0):
     result = CliRunner().invoke(main, [str(word) for word in words])
     assert result.exit_code == code, result.output
     return " ".join(result.output.split())
+
+
+@pytest.fixture(scope="module", autouse=True)
+def blank_figures():
+    """All figures, under their own names, but with nothing drawn: these tests are about files."""
+    whole = wgeo.plots.catalogue
+
+    def blank(source):
+        return [replace(plot, draw=lambda: Figure(figsize=(1, 1))) for plot in whole(source)]
+
+    with pytest.MonkeyPatch.context() as patch:
+        for module in ("wgeo.plots.files", "wgeo.report.pages", "wgeo.plots"):
+            patch.setattr(f"{module}.catalogue", blank)
+        yield
+
+
+@pytest.fixture
+def no_fsync(monkeypatch):
+    """What a process has written outlives it: only a machine's end takes more."""
+    monkeypatch.setattr(os, "fsync", lambda _: None)
 
 
 def contents(folder):
@@ -201,6 +227,7 @@ def killed_at(moment, work):
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
+@pytest.mark.usefixtures("no_fsync")
 def test_whenever_a_run_is_killed_the_next_knows_its_files(tmp_path):
     def work(folder, text):
         with owned(folder) as home:
@@ -460,18 +487,25 @@ def imported(features, tmp_path_factory):
     run("analyze", features / "a", "--out", tmp_path_factory.mktemp("first"), *QUICK, "--no-report")
 
 
-@pytest.fixture
-def few_figures(imported, monkeypatch):
-    """Two figures in place of all: what a kill does to the others is the same."""
-    whole = wgeo.plots.catalogue
-    for module in ("wgeo.plots.files", "wgeo.report.pages", "wgeo.plots"):
-        monkeypatch.setattr(f"{module}.catalogue", lambda record: whole(record)[:2])
+def forked(command, cwd):
+    """Sphinx as `building._run` starts it, in a process that need not import it."""
+    child = os.fork()
+    if child == 0:
+        code = 99
+        try:
+            os.chdir(cwd)
+            warnings.simplefilter("ignore")  # as a new process has it, not as pytest does
+            code = sphinx.cmd.build.main(command[command.index("sphinx") + 1 :])
+        finally:
+            os._exit(code)
+    return subprocess.CompletedProcess(command, ended(child), b"")
 
 
-@pytest.mark.usefixtures("few_figures")
+@pytest.mark.usefixtures("imported", "no_fsync")
 @pytest.mark.parametrize("command", ["analyze", "report", "sweep"])
-def test_killed_at_any_moment_it_completes_when_run_again(features, tmp_path, command):
+def test_killed_at_any_moment_it_completes_when_run_again(features, tmp_path, command, monkeypatch):
     torch.set_num_threads(1)
+    monkeypatch.setattr("wgeo.report.building._run", forked)
     words = {
         "analyze": ("analyze", "../a", *QUICK, "--no-report", "--out", "out"),
         "report": ("report", "out"),

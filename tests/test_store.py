@@ -107,7 +107,7 @@ def test_shortcuts_and_stages_are_stored(tmp_path):
 
 def test_analyses_of_a_store_are_those_of_memory(net, images, tmp_path):
     stored, held = wgeo.trace(net, images, store=tmp_path / "s"), wgeo.trace(net, images)
-    a, b = (analyze_trajectory(t, bootstrap=5).record for t in (stored, held))
+    a, b = (analyze_trajectory(t, bootstrap=5, mufm=False).record for t in (stored, held))
     assert untimed(a) == untimed(b)
     assert a["provenance"]["data"] == "arrays"
 
@@ -326,7 +326,8 @@ def test_every_damaged_bit_of_a_header_is_refused_or_does_no_harm(stored, name):
     path = stored / name
     sound, whole = path.read_bytes(), Trajectory.load(stored)
     outcomes = set()
-    for bit in range(8 * min(len(sound), 400)):
+    # All bits of an array's header; of the manifest every third, which is some of every byte.
+    for bit in range(8 * 128) if path.suffix == ".npy" else range(0, 8 * 400, 3):
         data = bytearray(sound)
         data[bit // 8] ^= 1 << bit % 8
         path.write_bytes(data)
@@ -488,19 +489,21 @@ class Paired:
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="no /proc here")
 def test_a_store_is_read_a_few_rows_at_a_time(tmp_path, monkeypatch):
-    n, d, count = 30_000, 256, 4  # 123 MB, of which nothing may hold half: a layer in float64
-    columns = {f"features:{k}": Column("float32", d) for k in range(count)}
-    with Writer(tmp_path / "s", {}, n, columns) as writer:
-        rng = np.random.default_rng(0)
-        for start in range(0, n, 6000):
-            x = rng.standard_normal((6000, d), dtype=np.float32)
-            writer.write(start, {key: x * np.float32(k + 1) for k, key in enumerate(columns)})
-        about = outline([(str(k), 0) for k in range(count)], [], {})
-        writer.finish(about, {"labels": np.arange(n) % 3})
-    traj = Trajectory.load(tmp_path / "s")
-    (segment,) = traj.segments
+    n, d, count = 20_000, 256, 4  # 82 MB, of which nothing may hold half: a layer in float64
 
-    def measured():
+    def stored(rows):
+        columns = {f"features:{k}": Column("float32", d) for k in range(count)}
+        with Writer(tmp_path / str(rows), {}, rows, columns) as writer:
+            rng = np.random.default_rng(0)
+            for start in range(0, rows, 2000):
+                x = rng.standard_normal((2000, d), dtype=np.float32)
+                writer.write(start, {key: x * np.float32(k + 1) for k, key in enumerate(columns)})
+            about = outline([(str(k), 0) for k in range(count)], [], {})
+            writer.finish(about, {"labels": np.arange(rows) % 3})
+        return Trajectory.load(tmp_path / str(rows))
+
+    def measured(traj):
+        (segment,) = traj.segments
         wgeo.collapse(traj, spectrum_size=0)
         path_figures(segment.arrays)
         resolution(*segment.arrays[:2], neighbours=1.0)
@@ -516,8 +519,11 @@ def test_a_store_is_read_a_few_rows_at_a_time(tmp_path, monkeypatch):
 
     monkeypatch.setattr("wgeo.geodesic.paths._ASKED", 32)
     monkeypatch.setattr("wgeo.rows._HELD", 2**21)
-    measured()  # libraries warm up
-    assert held_by(measured) < n * d * 8  # collapse's blocks take 20 to 35 MB of any n
+    measured(stored(2000))  # libraries warm up
+    traj = stored(n)
+    assert (
+        held_by(lambda: measured(traj)) < n * d * 8
+    )  # collapse's blocks take 20 to 35 MB of any n
     assert held_by(lambda: [np.array(layer.features) for layer in traj.layers]) > 0.5 * n * d * 16
 
 
@@ -693,7 +699,7 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(net, images, tmp_path
     assert "manifest.json" in expected
     unfinished = kills = 0
     place = tmp_path / "0"
-    while kills < 20:
+    while kills < 10:
         child = in_a_child(work(place))
         patience.until(child, rng.uniform(0, taken))
         os.kill(child, signal.SIGKILL)
@@ -707,7 +713,7 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(net, images, tmp_path
         with pytest.raises(RecordError):
             Trajectory.load(place)
         assert not place.exists() or not list(place.glob("manifest*.json"))
-    assert unfinished >= 3
+    assert unfinished
     before = {p: p.stat().st_size for p in place.glob("rows-*.log")} if place.exists() else {}
     assert os.waitpid(in_a_child(work(place)), 0)[1] == 0
     assert contents(place) == expected
