@@ -10,6 +10,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+from wgeo import plots
 from wgeo.cli import main, parse_solver
 from wgeo.errors import ArgumentError
 
@@ -66,12 +67,25 @@ def test_from_training_to_report(analysed):
         assert block["target"] in text
 
 
-def test_the_report_can_be_made_again(analysed):
+def test_the_report_can_be_made_again(analysed, monkeypatch):
+    def html(project, _):  # Sphinx has built this one before
+        (project / "html").mkdir()
+        (project / "html" / "index.html").write_text("again")
+
     out, _ = analysed
+    monkeypatch.setattr("wgeo.report.building.html", html)
     assert "index.html" in run("report", out)
+    assert (out / "report" / "html" / "index.html").read_text() == "again"
 
 
-def test_several_checkpoints_get_a_folder_each_and_stand_side_by_side(trained, tmp_path):
+def test_several_checkpoints_get_a_folder_each_and_stand_side_by_side(
+    trained, tmp_path, monkeypatch
+):
+    def of_series(record, *words, **more):
+        return draw(record, *words, **more) if "analyses" in record else []
+
+    draw = plots.figures  # those of each checkpoint take half of the time
+    monkeypatch.setattr(plots, "figures", of_series)
     files = sorted((trained / "checkpoints").glob("*.pt"))[-2:]
     assert len(files) == 2
     out = tmp_path / "all"
@@ -93,6 +107,7 @@ def test_several_checkpoints_get_a_folder_each_and_stand_side_by_side(trained, t
     assert "--out" in run("report", out / files[0].stem, out / files[-1].stem, code=2)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_failing_checkpoint_is_told_and_the_others_are_kept(trained, tmp_path):
     last = trained / "checkpoints" / "epoch-0002.pt"
     (tmp_path / "broken.pt").write_bytes(last.read_bytes()[:400])
@@ -108,6 +123,7 @@ def test_a_failing_checkpoint_is_told_and_the_others_are_kept(trained, tmp_path)
     assert (tmp_path / "out" / "epoch-0002" / "analysis.json").exists()
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_checkpoints_of_one_name_do_not_overwrite_each_other(trained, tmp_path):
     last = trained / "checkpoints" / "epoch-0002.pt"
     (tmp_path / "epoch-0002.pt").write_bytes(last.read_bytes())
@@ -223,6 +239,7 @@ def test_training_takes_which_weights_decay_and_its_precision(tmp_path):
     assert (recipe["decayed"], recipe["precision"]) == ("unnormalized", "bfloat16")
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_next_command_can_be_pasted(tmp_path):
     out = tmp_path / "a run"
     text = run(

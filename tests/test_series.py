@@ -119,6 +119,7 @@ def test_classes_that_close_in_are_seen_to(rng):
     assert within[1] == pytest.approx(within[0] / 10, rel=1e-2)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_training_on_two_classes_is_saved_and_read_back(tmp_path, rng):
     """Their means differ in one direction, and a plane has two axes."""
     labels = np.arange(12) % 2
@@ -250,6 +251,7 @@ def test_what_is_no_record_of_an_analysis_is_refused():
         Series.of({"a": {"layers": []}, "b": sample_record((2,))})
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_nan_in_a_record_is_undefined(tmp_path):
     for name in ("one", "two"):
         record = sample_record((2, 2))
