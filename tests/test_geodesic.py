@@ -623,7 +623,7 @@ def test_intervals_of_transport_figures_cover_what_this_many_samples_are_expecte
     low, high = np.moveaxis(np.array(intervals), 2, 0)
     expected = np.mean(found, axis=0)
     share = ((low <= expected) & (expected <= high)).mean(0)
-    # 43 or more of 50: at a true 95 % in 997 of 1000 trials, at 70 % in 7. More of them:
+    # 43 or more of 50: at a true 95 % in 997 of 1000 trials, at 70 % in 7. More of them, centred:
     # benchmarks/coverage.py.
     assert (share >= 0.86).all(), share
     # Their width is that of the sampling spread, not more.
@@ -699,7 +699,7 @@ def test_reference_test_is_calibrated(paired):
 
 
 def test_reference_test_of_transport_figures_is_calibrated():
-    """By few repetitions; benchmarks/coverage.py has more."""
+    """By few repetitions; benchmarks/coverage.py has more, of the statistic that verdicts use."""
     p_values = []
     for seed in range(40):
         rng = np.random.default_rng(seed)
