@@ -39,6 +39,12 @@ def _seeded() -> None:
 
 
 @pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No figures are drawn, which takes seconds, for tests that are not about them."""
+    monkeypatch.setattr("wgeo.plots.figures", lambda *_, **__: [])
+
+
+@pytest.fixture
 def shared() -> Path:
     """The folder of real images and trained networks; skips where there is none."""
     if not SHARED.is_dir():

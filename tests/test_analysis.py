@@ -12,6 +12,8 @@ import wgeo
 from wgeo.analysis import Analysis, analyze_trajectory, class_view
 from wgeo.errors import FeatureError, RecordError, WgeoError
 
+# Of tests that are not about what stands beside the figures.
+PLAIN = {"reference": "none", "brenier": 0, "mufm": False}
 KEYS = {
     "": "schema created command versions seed device provenance accuracy layers blocks segments "
     "progress geodesic_model",
@@ -34,9 +36,9 @@ def has(found, kind):
 @pytest.fixture(scope="module")
 def analysis():
     rng = np.random.default_rng(0)
-    x = rng.random((60, 3, 32, 32), dtype=np.float32)
+    x = rng.random((30, 3, 16, 16), dtype=np.float32)
     net = torchvision.models.resnet18(num_classes=3)
-    return wgeo.analyze(net, (x, np.arange(60) % 3), bootstrap=20)
+    return wgeo.analyze(net, (x, np.arange(30) % 3), bootstrap=20, **PLAIN)
 
 
 def test_the_record_has_every_promised_key(analysis):
@@ -145,9 +147,9 @@ def test_resnet20_reads_as_it_should(shared):
     net = wgeo.load_checkpoint(
         shared / "checkpoints" / "resnet20-12fca82f.th", arch="cifar_resnet20"
     )
-    images = wgeo.load_images(shared / "data" / "cifar10_jpeg.zip", split="test", limit=2000)
-    record = wgeo.analyze(net, images, bootstrap=50).record
-    assert 0.79 <= record["accuracy"] <= 0.83
+    images = wgeo.load_images(shared / "data" / "cifar10_jpeg.zip", split="test", limit=300)
+    record = wgeo.analyze(net, images, bootstrap=0, **PLAIN).record
+    assert 0.74 <= record["accuracy"] <= 0.88  # 0.81 of all, and three standard errors
     assert len(record["layers"]) == 11
     assert len(record["blocks"]) == 9
     assert len(record["segments"]) == 3

@@ -10,8 +10,13 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+from wgeo import plots
 from wgeo.cli import main, parse_solver
 from wgeo.errors import ArgumentError
+
+# Of tests that are not about what stands beside the figures.
+BARE = ("--brenier", "0", "--no-mufm")
+PLAIN = ("--reference", "none", *BARE)
 
 
 def run(*words, code=0):
@@ -36,8 +41,8 @@ def analysed(trained, tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "analysis"
     last = trained / "checkpoints" / "epoch-0002.pt"
     text = run(
-        *("analyze", last, "--data", "digits", "--samples", "200", "--out", out),
-        *("--bootstrap", "20"),
+        *("analyze", last, "--data", "digits", "--samples", "100", "--out", out),
+        *("--bootstrap", "20", "--reference-networks", "2", *BARE),
     )
     return out, text
 
@@ -62,18 +67,31 @@ def test_from_training_to_report(analysed):
         assert block["target"] in text
 
 
-def test_the_report_can_be_made_again(analysed):
+def test_the_report_can_be_made_again(analysed, monkeypatch):
+    def html(project, _):  # Sphinx has built this one before
+        (project / "html").mkdir()
+        (project / "html" / "index.html").write_text("again")
+
     out, _ = analysed
+    monkeypatch.setattr("wgeo.report.building.html", html)
     assert "index.html" in run("report", out)
+    assert (out / "report" / "html" / "index.html").read_text() == "again"
 
 
-def test_several_checkpoints_get_a_folder_each_and_stand_side_by_side(trained, tmp_path):
-    files = sorted((trained / "checkpoints").glob("*.pt"))
-    assert len(files) > 1
+def test_several_checkpoints_get_a_folder_each_and_stand_side_by_side(
+    trained, tmp_path, monkeypatch
+):
+    def of_series(record, *words, **more):
+        return draw(record, *words, **more) if "analyses" in record else []
+
+    draw = plots.figures  # those of each checkpoint take half of the time
+    monkeypatch.setattr(plots, "figures", of_series)
+    files = sorted((trained / "checkpoints").glob("*.pt"))[-2:]
+    assert len(files) == 2
     out = tmp_path / "all"
     text = run(
-        *("analyze", *reversed(files), "--data", "digits", "--samples", "100", "--out", out),
-        *("--no-report", "--bootstrap", "5", "--reference", files[0]),
+        *("analyze", *reversed(files), "--data", "digits", "--samples", "40", "--out", out),
+        *("--no-report", "--bootstrap", "5", "--reference", files[0], *BARE),
     )
     for file in files:
         record = json.loads((out / file.stem / "analysis.json").read_text())
@@ -89,10 +107,11 @@ def test_several_checkpoints_get_a_folder_each_and_stand_side_by_side(trained, t
     assert "--out" in run("report", out / files[0].stem, out / files[-1].stem, code=2)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_failing_checkpoint_is_told_and_the_others_are_kept(trained, tmp_path):
     last = trained / "checkpoints" / "epoch-0002.pt"
     (tmp_path / "broken.pt").write_bytes(last.read_bytes()[:400])
-    words = ("--data", "digits", "--samples", "40", "--no-report", "--bootstrap", "0")
+    words = ("--data", "digits", "--samples", "40", "--no-report", "--bootstrap", "0", *PLAIN)
     text = run(
         *("analyze", tmp_path / "broken.pt", last, *words, "--out", tmp_path / "out"), code=2
     )
@@ -104,12 +123,13 @@ def test_a_failing_checkpoint_is_told_and_the_others_are_kept(trained, tmp_path)
     assert (tmp_path / "out" / "epoch-0002" / "analysis.json").exists()
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_checkpoints_of_one_name_do_not_overwrite_each_other(trained, tmp_path):
     last = trained / "checkpoints" / "epoch-0002.pt"
     (tmp_path / "epoch-0002.pt").write_bytes(last.read_bytes())
     run(
         *("analyze", last, tmp_path / "epoch-0002.pt", "--data", "digits", "--samples", "40"),
-        *("--out", tmp_path / "both", "--no-report", "--bootstrap", "0"),
+        *("--out", tmp_path / "both", "--no-report", "--bootstrap", "0", *PLAIN),
     )
     for name, path in (("epoch-0002", last), ("epoch-0002-2", tmp_path / "epoch-0002.pt")):
         record = json.loads((tmp_path / "both" / name / "analysis.json").read_text())
@@ -219,6 +239,7 @@ def test_training_takes_which_weights_decay_and_its_precision(tmp_path):
     assert (recipe["decayed"], recipe["precision"]) == ("unnormalized", "bfloat16")
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_next_command_can_be_pasted(tmp_path):
     out = tmp_path / "a run"
     text = run(
@@ -227,7 +248,7 @@ def test_the_next_command_can_be_pasted(tmp_path):
     )
     words = shlex.split(text.split("Next: ")[1])
     assert words[:2] == ["wgeo", "analyze"]
-    extra = ["--samples", "40", "--no-report", "--bootstrap", "0"]
+    extra = ["--samples", "40", "--no-report", "--bootstrap", "0", *PLAIN]
     run(*words[1:], *extra)
     assert (out / "analysis" / "analysis.json").exists()
 

@@ -9,7 +9,7 @@ from itertools import pairwise
 import numpy as np
 import ot
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 from scipy.optimize import linear_sum_assignment
@@ -118,7 +118,8 @@ def test_quarter_circle(steps, known):
 
 
 def test_quarter_circle_in_the_limit():
-    assert measured(arc(200)).length_ratio == pytest.approx(np.pi / (2 * ROOT2), abs=1e-5)
+    """What is missing falls with the square of the steps: 7e-5 at 40."""
+    assert measured(arc(40)).length_ratio == pytest.approx(np.pi / (2 * ROOT2), abs=8e-5)
 
 
 @pytest.mark.parametrize(
@@ -332,6 +333,7 @@ def random_layers(shape):
     return list(np.cumsum(rng.normal(size=(layers, n, d)), axis=0))
 
 
+@settings(max_examples=15)
 @given(clouds)
 def test_ranges_and_inequalities(shape):
     result = straightness(trajectory(random_layers(shape)), bootstrap=20, nulls=0)
@@ -352,6 +354,7 @@ def test_ranges_and_inequalities(shape):
         assert low <= high
 
 
+@settings(max_examples=15)
 @given(clouds, st.floats(0.1, 50))
 def test_invariant_under_similarity_and_order_of_samples(shape, scale):
     layers = random_layers(shape)
@@ -611,7 +614,7 @@ def test_intervals_of_transport_figures_cover_what_this_many_samples_are_expecte
         a, b, end = exact(x, y), exact(y, z), exact(x, z)
         score = end**2 / ((x - z) ** 2).sum(1).mean()
         found.append([end, (a + b) / end, 2 * (a**2 + b**2) / end**2, score])
-        if seed < 150:
+        if seed < 50:
             segment = trajectory([x, y, z]).segments[0]
             steps = [wasserstein(x, y), wasserstein(y, z)]
             figures = SegmentSample.of(segment, steps, wasserstein(x, z)).resampled(200, seed)
@@ -620,8 +623,9 @@ def test_intervals_of_transport_figures_cover_what_this_many_samples_are_expecte
     low, high = np.moveaxis(np.array(intervals), 2, 0)
     expected = np.mean(found, axis=0)
     share = ((low <= expected) & (expected <= high)).mean(0)
-    assert (share >= 0.88).all(), share
-    assert (share <= 1.0).all()
+    # 43 or more of 50: at a true 95 % in 997 of 1000 trials, at 70 % in 7. More of them, centred:
+    # benchmarks/coverage.py.
+    assert (share >= 0.86).all(), share
     # Their width is that of the sampling spread, not more.
     ratio = ((high - low) / (2 * 1.96)).mean(0) / np.std(found, axis=0)
     assert (ratio > 0.8).all(), ratio
@@ -686,7 +690,7 @@ def wandering(n, rng, bend=1.0):
 @pytest.mark.parametrize("paired", [True, False])
 def test_reference_test_is_calibrated(paired):
     p_values = []
-    for seed in range(250):
+    for seed in range(120):
         rng = np.random.default_rng(seed)
         one, two = trajectory(wandering(40, rng)), trajectory(wandering(40, rng))
         (result,) = straighter_than(one, two, paired=paired, draws=199, seed=seed)
@@ -695,10 +699,11 @@ def test_reference_test_is_calibrated(paired):
 
 
 def test_reference_test_of_transport_figures_is_calibrated():
+    """By few repetitions; benchmarks/coverage.py has more, of the statistic that verdicts use."""
     p_values = []
-    for seed in range(150):
+    for seed in range(40):
         rng = np.random.default_rng(seed)
-        one, two = trajectory(crooked(40, rng)), trajectory(crooked(40, rng))
+        one, two = trajectory(crooked(30, rng)), trajectory(crooked(30, rng))
         (result,) = straighter_than(one, two, statistic="length_ratio", draws=99, seed=seed)
         p_values.append(result.p_value)
     assert stats.kstest(p_values, "uniform").pvalue > 0.01

@@ -495,6 +495,8 @@ def test_what_tex_says_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str, error: Any, told: str
 ) -> None:
     fake_tex(tmp_path, said, monkeypatch)
+    # The test above has Sphinx itself.
+    monkeypatch.setattr(building, "_sphinx", lambda _project, _builder, out, *_: out.mkdir())
     run = save({"schema": 2}, tmp_path / "run")
     old = report.build(run, html=False).read_text()
     with pytest.raises(error, match=told):
@@ -552,8 +554,8 @@ def test_pages_can_be_read_on_screen_and_phone_by_day_and_night(run: Path, tmp_p
 
 @WITH_BROWSER
 def test_a_series_slides_from_epoch_to_epoch(tmp_path: Path) -> None:
-    records = {f"epoch-{k}": sample_record((3, 2), seed=k) for k in range(3)}
-    for epoch, record in zip((0, 4, 9), records.values(), strict=True):
+    records = {f"epoch-{k}": sample_record((3, 2), seed=k) for k in range(2)}
+    for epoch, record in zip((0, 9), records.values(), strict=True):
         record["provenance"]["epoch"] = epoch
     html = Series.of(records).report(tmp_path / "run").parent
     assert crawl(html)[1] == []

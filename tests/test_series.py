@@ -18,6 +18,9 @@ from wgeo.errors import ArgumentError, RecordError
 from wgeo.models import untrained
 from wgeo.trajectory import Trajectory
 
+# Of tests that are not about what stands beside the figures.
+PLAIN = {"bootstrap": 0, "reference": "none", "brenier": 0, "mufm": False}
+
 
 @pytest.fixture(scope="module")
 def images():
@@ -116,6 +119,7 @@ def test_classes_that_close_in_are_seen_to(rng):
     assert within[1] == pytest.approx(within[0] / 10, rel=1e-2)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_training_on_two_classes_is_saved_and_read_back(tmp_path, rng):
     """Their means differ in one direction, and a plane has two axes."""
     labels = np.arange(12) % 2
@@ -247,6 +251,7 @@ def test_what_is_no_record_of_an_analysis_is_refused():
         Series.of({"a": {"layers": []}, "b": sample_record((2,))})
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_nan_in_a_record_is_undefined(tmp_path):
     for name in ("one", "two"):
         record = sample_record((2, 2))
@@ -415,13 +420,13 @@ def test_weights_behind_a_parametrisation_are_not_taken_for_fresh(images):
     for part in list(net.modules()):
         if isinstance(part, nn.Conv2d):
             nn.utils.parametrizations.weight_norm(part)
-    record = wgeo.analyze(net, images, bootstrap=0).record
+    record = wgeo.analyze(net, images, **PLAIN | {"reference": "init"}).record
     assert set(record["reference"]) == {"kind", "skipped"}
     assert "no fresh weights" in record["reference"]["skipped"]
 
 
 def test_a_network_can_be_its_own_reference(net, images):
-    record = wgeo.analyze(net, images, bootstrap=0, reference=net).record
+    record = wgeo.analyze(net, images, **PLAIN | {"reference": net}).record
     (test,) = record["reference"]["tests"]
     assert test["difference"] == 0
     assert test["direction"] == "neither"
@@ -431,10 +436,12 @@ def test_a_network_can_be_its_own_reference(net, images):
 
 
 def test_references_by_name(net, images):
-    shuffled = wgeo.analyze(net, images, bootstrap=0, reference="shuffled").record["reference"]
-    assert shuffled["tests"][0]["reference"] > 0
-    assert "reference" not in wgeo.analyze(net, images, bootstrap=0, reference="none").record
-    assert "reference" not in wgeo.analyze(net, images, bootstrap=0, reference=None).record
+    def beside(reference):
+        return wgeo.analyze(net, images, **PLAIN | {"reference": reference}).record.get("reference")
+
+    assert beside("shuffled")["tests"][0]["reference"] > 0
+    assert beside("none") is None
+    assert beside(None) is None
 
 
 @pytest.mark.parametrize(
@@ -448,7 +455,7 @@ def test_mistakes_are_told_before_the_work(net, images, monkeypatch, words, said
 
 
 def test_the_brenier_test_stands_beside_every_block(net, images):
-    record = wgeo.analyze(net, images, bootstrap=5, reference="none", brenier=4).record
+    record = wgeo.analyze(net, images, **PLAIN | {"brenier": 4}).record
     for block in record["blocks"]:
         assert block["asymmetry"] > 0
         assert block["brenier"]["points"] == 4
@@ -462,7 +469,7 @@ def test_the_brenier_test_stands_beside_every_block(net, images):
 
 
 def test_the_brenier_test_runs_by_itself_if_it_is_cheap(net, images, monkeypatch):
-    words = {"bootstrap": 0, "reference": "none", "mufm": False}
+    words = {key: value for key, value in PLAIN.items() if key != "brenier"}
     record = wgeo.analyze(net, images, **words).record
     assert record["brenier"] == {"points": 8}
     assert record["blocks"][0]["brenier"]["excluded"] is True
@@ -478,7 +485,7 @@ def test_the_brenier_test_runs_by_itself_if_it_is_cheap(net, images, monkeypatch
 
 def test_the_whole_network_in_one_space(net, images):
     traj = wgeo.trace(net, images)
-    record = wgeo.analyze(net, images, bootstrap=5, reference="none", embed="pca:2").record
+    record = wgeo.analyze(net, images, embed="pca:2", **PLAIN).record
     found = record["embedded"]
     expected = wgeo.straightness(traj.embedded("pca:2"), bootstrap=0).segments[0]
     assert found["space"] == "pca:2"
@@ -486,7 +493,7 @@ def test_the_whole_network_in_one_space(net, images):
 
 
 def test_curves_over_sample_sizes_end_at_the_value_itself(net, images):
-    record = wgeo.analyze(net, images, bootstrap=0, reference="none").record
+    record = wgeo.analyze(net, images, **PLAIN).record
     (segment,) = record["segments"]
     last = segment["sample_sizes"]["points"][-1]
     assert last["size"] == 40

@@ -140,7 +140,7 @@ def test_deep_neural_collapse_of_two_classes(layers):
 @pytest.mark.parametrize("layers", [2, 3, 4])
 def test_search_over_seeds_finds_deep_neural_collapse(layers):
     """All samples free: the best of the seeds collapses at every layer, none goes below."""
-    found = _binary(layers, dim=6, restarts=12)
+    found = _binary(layers, dim=4, restarts=6)
     assert found.objective == pytest.approx(BINARY[layers], abs=1e-8)
     assert min(found.values) >= BINARY[layers] - 1e-12
     assert found.certificate.verdict == "global"
@@ -156,7 +156,7 @@ def test_search_over_seeds_finds_deep_neural_collapse(layers):
 def test_relu_after_one_layer_changes_nothing(counts):
     """The extended model with a ReLU reaches the linear model's value, and an orthogonal frame."""
     linear = _fit(counts, (3e-3, 2e-3), 1e-3)
-    found = _fit(counts, (3e-3, 2e-3), 1e-3, dim=6, activation="relu", restarts=25)
+    found = _fit(counts, (3e-3, 2e-3), 1e-3, dim=6, activation="relu", restarts=10)
     assert found.objective == pytest.approx(linear.objective, abs=1e-8)
     assert min(found.values) >= linear.objective - 1e-12
     frame = found.layers[1] / np.linalg.norm(found.layers[1], axis=0)

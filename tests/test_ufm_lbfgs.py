@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wgeo.errors import ArgumentError
@@ -71,6 +71,7 @@ def test_value_gradient_and_hessian_vector_product(model):
     torch.testing.assert_close(problem.hvp(x[0], v), slope, rtol=1e-6, atol=1e-7)
 
 
+@settings(max_examples=15)
 @given(st.integers(0, 10**6), st.integers(1, 30), st.integers(2, 12))
 def test_quadratics_are_minimised_whatever_their_conditioning(seed, rows, size):
     rng = np.random.default_rng(seed)

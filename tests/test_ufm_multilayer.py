@@ -176,13 +176,13 @@ def test_the_reduced_objective_is_the_full_one(bias, held, rng):
 
 @pytest.mark.parametrize(("classes", "d"), [(2, 4), (3, 5)])
 def test_no_restart_ends_lower_and_the_bound_holds(classes, d):
-    """100 instances each, free bias and none: the best of 50 random starts is never below the fit.
+    """40 instances each, free bias and none: the best of 24 random starts is never below the fit.
 
     The starts descend in one batch, on J written anew with torch's gradient.
     """
     rng = np.random.default_rng(7)
     instances, found = [], []
-    for i in range(100):
+    for i in range(40):
         x, labels = clusters(rng, classes, int(rng.integers(classes, 4 * classes)), d, 2.0)
         mu, lw = 10 ** rng.uniform(-2.5, 0, size=2)
         m = fit_mufm(x, labels, layers=1, weight_decay=lw, transport=mu, bias=i % 2 == 0)
@@ -193,7 +193,7 @@ def test_no_restart_ends_lower_and_the_bound_holds(classes, d):
         moments = (x.T @ x, y.T @ x, y.T @ y)
         instances.append([*(torch.from_numpy(a / len(x)) for a in moments), mu, lw])
         found.append(m.objective)
-    each = 50
+    each = 24
     s, t, c = (torch.stack([i[j] for i in instances]).repeat(each, 1, 1) for j in range(3))
     mu, lw = (torch.tensor([i[j] for i in instances]).repeat(each) for j in (3, 4))
 
@@ -210,10 +210,10 @@ def test_no_restart_ends_lower_and_the_bound_holds(classes, d):
         still = torch.zeros(len(flat), 1, dtype=torch.float64)
         return value.detach(), torch.cat([still, gradient.flatten(1)], 1)
 
-    starts = torch.from_numpy(2 * rng.standard_normal((100 * each, classes * d)))
-    index = torch.arange(100 * each, dtype=torch.float64)[:, None]
+    starts = torch.from_numpy(2 * rng.standard_normal((40 * each, classes * d)))
+    index = torch.arange(40 * each, dtype=torch.float64)[:, None]
     ends = minimise(objective, torch.cat([index, starts], 1), tolerance=1e-5, max_steps=120)
-    best = ends.value.view(each, 100).min(0).values.numpy()
+    best = ends.value.view(each, 40).min(0).values.numpy()
     assert np.all(np.array(found) <= best * (1 + 1e-9))
     assert np.mean(np.array(found) > best * (1 - 1e-6)) > 0.9  # and the starts do get there
 
@@ -284,7 +284,7 @@ def test_inputs_that_say_nothing_leave_the_plain_model(rng):
 
 
 @pytest.mark.parametrize("loss", ["mse", "ce"])
-@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
+@pytest.mark.parametrize("scale", [1e-6, 1e6])
 def test_units_of_the_features_do_not_matter(scale, loss, rng):
     """x in other units, with the decay and the transport strength in them, is the same problem."""
     x, labels = clusters(rng, 3, 30, 5)
