@@ -41,7 +41,7 @@ commands: $(STAMP)  ## run every command and example that the pages show
 	OMP_NUM_THREADS=1 $(BIN)/python tests/run_commands.py
 
 test: lint types readme  ## lint, types, README example, tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 fuzz: $(STAMP)  ## hostile input to every reader until you stop it (FUZZ="--inputs 100000")
 	OMP_NUM_THREADS=1 PYTHONPATH=. $(BIN)/python tests/fuzz_readers.py $(FUZZ)

@@ -93,11 +93,8 @@ def test_no_command_imports_from_the_current_folder(run, folder):
         ["--help"],
         ["list", "archs"],
         train,
-        ["analyze", nets[1], *DIGITS, *MEASURING, "--no-report", "--out", "a"],
-        ["trace", nets[1], *DIGITS, "--store", "features"],
-        ["analyze", "features", *MEASURING, "--no-report", "--out", "b"],
         ["sweep", "sweep.toml", "--jobs", "2", "--no-report"],
-        ["report", "a", "b", "--out", "both"],
+        ["report", "swept/epoch-0000", "swept/epoch-0001", "--out", "both"],
         ["ufm", "mse", "--classes", "3", "--dim", "4", "--per-class", "2", "--out", "ufm"],
     ]
     for words in commands:
@@ -105,8 +102,10 @@ def test_no_command_imports_from_the_current_folder(run, folder):
     assert (folder / "both" / "report" / "html" / "index.html").is_file()
     assert refused(run("python", "-P", "-m", "wgeo", "list", "solvers")) == []
     torchrun = ["-P", "-m", "torch.distributed.run", "--nproc-per-node=2", "--no-python", "wgeo"]
-    together = ["trace", nets[1], *DIGITS, "--store", "together"]
-    assert refused(run("python", *torchrun, *together)) == []
+    trace = ["trace", nets[1], *DIGITS, "--store", "features"]
+    assert refused(run("python", *torchrun, *trace)) == []
+    analyze = ["analyze", "features", *MEASURING, "--no-report", "--out", "a"]
+    assert refused(run("wgeo", *analyze)) == []
 
 
 def test_of_the_current_folder_only_the_module_that_is_named_is_run(run, folder):
