@@ -46,7 +46,7 @@ test: lint types readme  ## lint, types, README example, tests
 fuzz: $(STAMP)  ## hostile input to every reader until you stop it (FUZZ="--inputs 100000")
 	OMP_NUM_THREADS=1 PYTHONPATH=. $(BIN)/python tests/fuzz_readers.py $(FUZZ)
 
-coverage: $(STAMP)  ## branches of the rooms whose numbers matter
+coverage: $(STAMP)  ## branches of the packages whose numbers matter
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --cov=wgeo.transport --cov=wgeo.collapse --cov=wgeo.ufm --cov=wgeo.checkpoint --cov=wgeo.geodesic --cov-branch --cov-report=term-missing:skip-covered
 
 mutants: $(STAMP)  ## faults put into the metrics, one at a time: do the tests notice? (SHARE=0.1)

@@ -15,7 +15,7 @@ from types import ModuleType
 from typing import Any
 
 LIST = Path(__file__).with_name("api.txt")
-ROOMS = (
+PACKAGES = (
     *("models", "data", "checkpoint", "training", "trajectory"),
     *("features", "transport", "geodesic", "brenier", "collapse", "ufm", "compare", "plots"),
     *("report", "analysis", "errors"),
@@ -42,14 +42,14 @@ def parameters(value: Any) -> str | None:
     return f"({', '.join(told)})"
 
 
-def names_of(room: ModuleType) -> list[str]:
-    """Names that a room offers: as it says, or what is its own and not hidden."""
-    if hasattr(room, "__all__"):
-        return sorted(room.__all__)
+def names_of(package: ModuleType) -> list[str]:
+    """Names that a package offers: as it says, or what is its own and not hidden."""
+    if hasattr(package, "__all__"):
+        return sorted(package.__all__)
     own = [
         name
-        for name, value in vars(room).items()
-        if not name.startswith("_") and getattr(value, "__module__", None) == room.__name__
+        for name, value in vars(package).items()
+        if not name.startswith("_") and getattr(value, "__module__", None) == package.__name__
     ]
     return sorted(own)
 
@@ -57,10 +57,10 @@ def names_of(room: ModuleType) -> list[str]:
 def lines() -> list[str]:
     """A line a name, and one for every public attribute of a class."""
     found = []
-    for place in ("wgeo", *(f"wgeo.{room}" for room in ROOMS)):
-        room = importlib.import_module(place)
-        for name in names_of(room):
-            value = getattr(room, name)
+    for place in ("wgeo", *(f"wgeo.{package}" for package in PACKAGES)):
+        package = importlib.import_module(place)
+        for name in names_of(package):
+            value = getattr(package, name)
             if isinstance(value, ModuleType):
                 found.append(f"{place}.{name}")
                 continue

@@ -48,7 +48,7 @@ FLOW = [
 ]
 
 
-def _room(path: Path) -> str:
+def _package(path: Path) -> str:
     inside = path.relative_to(PACKAGE)
     return inside.parts[0].removesuffix(".py")
 
@@ -56,17 +56,17 @@ def _room(path: Path) -> str:
 def _imports(path: Path) -> set[str]:
     """Rooms of wgeo that a module imports, wherever in the file it does so."""
     depth = len(path.relative_to(PACKAGE).parts)
-    rooms = set()
+    packages = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and node.level == depth:
             names = [node.module] if node.module else [alias.name for alias in node.names]
-            rooms |= {name.split(".")[0] for name in names}
+            packages |= {name.split(".")[0] for name in names}
         elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("wgeo."):
-            rooms.add((node.module or "").split(".")[1])
+            packages.add((node.module or "").split(".")[1])
         elif isinstance(node, ast.Import):
             parts = [alias.name.split(".") for alias in node.names]
-            rooms |= {part[1] for part in parts if part[0] == "wgeo" and len(part) > 1}
-    return rooms - {"__version__"}
+            packages |= {part[1] for part in parts if part[0] == "wgeo" and len(part) > 1}
+    return packages - {"__version__"}
 
 
 DOORS = (PACKAGE / "__init__.py", PACKAGE / "__main__.py")  # they stand outside the flow
@@ -75,10 +75,10 @@ MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path not in DOORS)
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_a_module_imports_only_from_above(path):
-    room = _room(path)
-    assert room in FLOW, f"{room} has no place in the flow; give it one here and in the docs"
-    below = {other for other in _imports(path) if FLOW.index(other) > FLOW.index(room)}
-    assert not below, f"{room} imports from below: {below}"
+    package = _package(path)
+    assert package in FLOW, f"{package} has no place in the flow; give it one here and in the docs"
+    below = {other for other in _imports(path) if FLOW.index(other) > FLOW.index(package)}
+    assert not below, f"{package} imports from below: {below}"
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))

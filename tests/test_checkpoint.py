@@ -388,10 +388,13 @@ def test_hidden_methods_do_not_confuse(net, save):
         ({"arch": "cifar_resnet8", "options": 3}, "options .* are damaged"),
         ({"arch": "no_such"}, "Unknown architecture"),
         ({"arch": "cifar_resnet20"}, "does not fit cifar_resnet20.*It fits cifar_resnet8"),
-        ({"arch": "cifar_resnet8", "note": "x" * 10_000}, "note in its 'wgeo' entry is no word"),
+        (
+            {"arch": "cifar_resnet8", "note": "x" * 10_000},
+            "note in its 'wgeo' entry is not printable text",
+        ),
         (
             {"arch": "cifar_resnet8", "options": {"a": "\x1b[2J"}},
-            "a in its 'wgeo' entry is no word",
+            "a in its 'wgeo' entry is not printable text",
         ),
         ({"arch": "os:system"}, "A file does not decide what runs"),
         ({"arch": "their_gadget:build"}, "A file does not decide what runs"),

@@ -82,10 +82,10 @@ def test_commands_and_options_named_in_passing_exist() -> None:
 
 
 def exists(path: str) -> bool:
-    """Whether ``wgeo.a.b`` is a name, or one inside a room that a function hides."""
+    """Whether ``wgeo.a.b`` is a name, or one inside a package that a function hides."""
     first, *rest = path.split(".")
     places = [getattr(wgeo, first, None)]
-    if first in api.ROOMS:
+    if first in api.PACKAGES:
         places.append(api.module_of(first))
     for name in rest:
         places = [getattr(place, name, None) for place in places]
@@ -102,13 +102,13 @@ def test_names_of_the_package_that_pages_use_exist(file: Path) -> None:
 def test_every_public_name_has_a_page_and_a_docstring() -> None:
     pages = api.pages()
     for name in set(wgeo.__all__) - {"__version__"}:
-        if name in api.ROOMS and not callable(getattr(wgeo, name)):
+        if name in api.PACKAGES and not callable(getattr(wgeo, name)):
             assert f"api/{name}.rst" in pages
         else:
             assert f"~wgeo.{name}\n" in pages["api/wgeo.rst"]
-    for room, names in api.homes().items():
+    for package, names in api.homes().items():
         for name in names:
-            assert f"{name.removeprefix(f'wgeo.{room}.')}\n" in pages[f"api/{room}.rst"]
+            assert f"{name.removeprefix(f'wgeo.{package}.')}\n" in pages[f"api/{package}.rst"]
             if api.documented(name):
                 assert api.find(name).__doc__, name
 
@@ -144,13 +144,13 @@ def test_every_room_is_in_the_table_of_contents() -> None:
     listed = re.findall(
         r"^generated/api/(\w+)$", (DOCS / "api.md").read_text("utf-8"), re.MULTILINE
     )
-    assert listed == ["wgeo", *api.ROOMS]
+    assert listed == ["wgeo", *api.PACKAGES]
     homes = {
         getattr(wgeo, name).__module__.split(".")[1]
         for name in api.aliases()
         if hasattr(wgeo, name)
     }
-    assert homes <= set(api.ROOMS)
+    assert homes <= set(api.PACKAGES)
 
 
 def test_gallery_has_its_scripts() -> None:

@@ -1,4 +1,4 @@
-"""One door for arrays: NumPy or torch, any device, in; checked points and labels out."""
+"""Checks of arrays: NumPy or torch, on any device, in; checked points and labels out."""
 
 from __future__ import annotations
 

@@ -180,7 +180,7 @@ def nameless(
 
 @contextmanager
 def _file_between(size: int, folder: str | os.PathLike[str] | None) -> Iterator[IO[bytes] | None]:
-    """A nameless file of so many bytes that all processes of this machine have open; or None.
+    """An anonymous temporary file shared by this host's processes, or None.
 
     One of them makes it, with a name for as long as the others take to open it: they are all there.
     """

@@ -91,7 +91,7 @@ def blocks(
 ) -> Iterator[tuple[slice, list[Float[np.ndarray, "b d"]]]]:
     """Rows of as many samples in float64, with the range of their numbers; some of all rows.
 
-    So few at a time that as many rows of `width` may be made of them.
+    Chunks are sized for rows of `width`, if wider.
     """
     within = slice(0, features[0].shape[0]) if within is None else within
     for rows in ranges(within.stop, max(width, width_of(*features)), within.start):

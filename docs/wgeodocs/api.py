@@ -1,6 +1,6 @@
-"""The reference: a page for every room, and one for every name that a user may type.
+"""The reference: a page for every package, and one for every name that a user may type.
 
-A name of ``wgeo`` itself is documented there, whichever room it lives in.
+A name of ``wgeo`` itself is documented there, whichever package it lives in.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from typing import Any
 
 import wgeo
 
-# Rooms in the order of a reader, and the names of those that have no __all__.
-ROOMS: dict[str, tuple[str, ...]] = {
+# Packages in the order of a reader, and the names of those that have no __all__.
+PACKAGES: dict[str, tuple[str, ...]] = {
     "data": (),
     "models": (),
     "checkpoint": (),
@@ -55,24 +55,24 @@ ROOMS: dict[str, tuple[str, ...]] = {
 CONSTANTS = {"plots": ("several.OVER", "several.ENDS", "evidence.CURVES", "evidence.TESTS")}
 
 
-def module_of(room: str) -> ModuleType:
+def module_of(package: str) -> ModuleType:
     """The module itself, where the package has a function of its name."""
-    importlib.import_module(f"wgeo.{room}")
-    return sys.modules[f"wgeo.{room}"]
+    importlib.import_module(f"wgeo.{package}")
+    return sys.modules[f"wgeo.{package}"]
 
 
-def names_in(room: str) -> list[str]:
-    """Public names of a room."""
-    module = module_of(room)
-    return list(getattr(module, "__all__", None) or ROOMS[room])
+def names_in(package: str) -> list[str]:
+    """Public names of a package."""
+    module = module_of(package)
+    return list(getattr(module, "__all__", None) or PACKAGES[package])
 
 
-def home(room: str, name: str) -> str:
-    """Where a name of a room is documented: under ``wgeo`` if a user finds it there."""
-    found = getattr(module_of(room), name)
+def home(package: str, name: str) -> str:
+    """Where a name of a package is documented: under ``wgeo`` if a user finds it there."""
+    found = getattr(module_of(package), name)
     if name in wgeo.__all__ and getattr(wgeo, name) is found:
         return f"wgeo.{name}"
-    return f"wgeo.{room}.{name}"
+    return f"wgeo.{package}.{name}"
 
 
 def documented(name: str) -> bool:
@@ -81,23 +81,23 @@ def documented(name: str) -> bool:
 
 
 def find(name: str) -> Any:
-    """The object of a full name such as ``wgeo.transport.Chain`` (a room's module wins)."""
+    """The object of a full name such as ``wgeo.transport.Chain`` (a package's module wins)."""
     home, _, last = name.rpartition(".")
     module = wgeo if home == "wgeo" else module_of(home.removeprefix("wgeo."))
     return getattr(module, last)
 
 
 def homes() -> dict[str, list[str]]:
-    """Full names by room; ``wgeo`` has its own."""
+    """Full names by package; ``wgeo`` has its own."""
     top = [
         f"wgeo.{name}"
         for name in wgeo.__all__
-        if name not in ROOMS or callable(find(f"wgeo.{name}"))
+        if name not in PACKAGES or callable(find(f"wgeo.{name}"))
     ]
     top = [name for name in top if documented(name)]
     return {
         "wgeo": top,
-        **{room: [home(room, name) for name in names_in(room)] for room in ROOMS},
+        **{package: [home(package, name) for name in names_in(package)] for package in PACKAGES},
     }
 
 
@@ -113,7 +113,7 @@ def aliases() -> dict[str, str]:
 
 def case_map() -> dict[str, str]:
     """Other file names for names that differ in case alone, which some disks cannot tell apart."""
-    names = {name for room in homes().values() for name in room}
+    names = {name for package in homes().values() for name in package}
     count = Counter(name.lower() for name in names)
     return {
         name: f"{name}-class"
@@ -124,16 +124,16 @@ def case_map() -> dict[str, str]:
 
 def objects() -> set[str]:
     """The pages that autosummary makes, by the name of their files."""
-    names = {name for room in homes().values() for name in room if documented(name)}
+    names = {name for package in homes().values() for name in package if documented(name)}
     return {f"api/objects/{case_map().get(name, name)}.rst" for name in names}
 
 
 def pages() -> dict[str, str]:
-    """The pages of the rooms, and of ``wgeo``."""
+    """The pages of the packages, and of ``wgeo``."""
     found = homes()
     return {
         "api/wgeo.rst": _top(found["wgeo"]),
-        **{f"api/{room}.rst": _room(room, found[room]) for room in ROOMS},
+        **{f"api/{package}.rst": _page_of(package, found[package]) for package in PACKAGES},
     }
 
 
@@ -141,21 +141,21 @@ def _top(names: list[str]) -> str:
     return "\n".join(
         [
             *_head("wgeo"),
-            "Names that a user types most, each at home in a room below. They load on first use.",
+            "Names that a user types most; each belongs to a package below and loads on first use.",
             "",
             *_summary(names, toctree=True),
         ]
     )
 
 
-def _room(room: str, names: list[str]) -> str:
-    full = f"wgeo.{room}"
+def _page_of(package: str, names: list[str]) -> str:
+    full = f"wgeo.{package}"
     lines = [*_head(full), f".. automodule:: {full}", "   :no-members:", "   :no-index:", ""]
     lines += [f".. currentmodule:: {full}", ""]
     above = [n for n in names if n.count(".") == 1]
     own = [n for n in names if n.count(".") > 1 and documented(n)]
     constants = [n for n in names if n.count(".") > 1 and not documented(n)]
-    constants += [f"{full}.{name}" for name in CONSTANTS.get(room, ())]
+    constants += [f"{full}.{name}" for name in CONSTANTS.get(package, ())]
     if above:
         lines += ["Also as ``wgeo.NAME``:" if own else "As ``wgeo.NAME``:", "", *_summary(above)]
     if own:
@@ -195,12 +195,12 @@ def _constant(name: str) -> list[str]:
 
 
 def _told(name: str) -> str:
-    """The text under a constant's assignment, in whichever module of the room that is."""
+    """The text under a constant's assignment, in whichever module of the package that is."""
     from sphinx.errors import PycodeError
     from sphinx.pycode import ModuleAnalyzer
 
-    room, last = ".".join(name.split(".")[:2]), name.rpartition(".")[2]
-    for module in [m for m in sys.modules if m == room or m.startswith(f"{room}.")]:
+    package, last = ".".join(name.split(".")[:2]), name.rpartition(".")[2]
+    for module in [m for m in sys.modules if m == package or m.startswith(f"{package}.")]:
         try:
             docs = ModuleAnalyzer.for_module(module).find_attr_docs()
         except PycodeError:

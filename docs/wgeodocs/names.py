@@ -41,9 +41,9 @@ def resolve(
     if FILE.match(target) or any(first in _parameters(found) for found in around):
         return shown
     known = env.domaindata["py"]["objects"]
-    room = target.removeprefix("wgeo.")
-    if room in api.ROOMS and target not in known:
-        return make_refnode(app.builder, node["refdoc"], f"generated/api/{room}", "", shown)
+    package = target.removeprefix("wgeo.")
+    if package in api.PACKAGES and target not in known:
+        return make_refnode(app.builder, node["refdoc"], f"generated/api/{package}", "", shown)
     # `solve` alone may be anyone's: members are found by their class, as `Exact.solve`.
     members = () if "." in target else ("method", "attribute", "property")
     matches = [

@@ -1,4 +1,4 @@
-"""The whole analysis in order: the only room that knows it. The record is its result.
+"""The whole analysis in order: the only package that knows it. The record is its result.
 
 `analyze` takes a network and images, `analyze_trajectory` features; `Series` puts the analyses of
 several checkpoints, or of several networks, side by side.

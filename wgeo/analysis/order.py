@@ -97,7 +97,7 @@ def analyze(
         on one core, as it does unless features are thousands wide, samples tens of thousands or
         classes hundreds; the record says why not.
     seed : int
-        Of everything random.
+        Random seed.
     command : str, optional
         What made this analysis, for the record.
 

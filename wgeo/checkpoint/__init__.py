@@ -191,7 +191,8 @@ def _meta(value: Any, name: str) -> dict[str, Any]:
     for key, said in {**meta, **meta.get("options", {})}.items():
         if isinstance(said, str) and not (said.isprintable() and len(said) <= _LONGEST):
             raise CheckpointError(
-                f"{name}: {printable(str(key))} in its 'wgeo' entry is no word: {printable(said)}."
+                f"{name}: {printable(str(key))} in its 'wgeo' entry is not printable text: "
+                f"{printable(said)}."
             )
     return dict(meta)
 

@@ -193,7 +193,7 @@ def _tensors(entries: Mapping[Any, Any]) -> dict[str, torch.Tensor]:
 
 
 def _name(key: Any) -> str:
-    """A key as it may be printed; one that is no word or small number by its kind alone."""
+    """A key as it may be printed; only its type if it is neither text nor a small number."""
     if isinstance(key, str):
         return printable(key)
     small = isinstance(key, int | float) and abs(key) < 2**63

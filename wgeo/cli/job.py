@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ..checkpoint import Network
     from ..data import Images
 
-# Options that say which images, and so are in their fingerprint, or that decide no number.
+# Options that select the images (in their fingerprint), or do not affect results.
 _OF_IMAGES = ("source", "split", "samples", "normalize", "image_size", "skip_broken", "seed")
 _NO_MATTER = (
     *("source", "split", "samples", "image_size", "skip_broken"),

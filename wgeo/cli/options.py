@@ -36,7 +36,7 @@ def network_options(function: F) -> F:
 
 
 def data_options(function: F, samples: int = 2000) -> F:
-    """Options that say which images; so many unless asked."""
+    """Options that select the images; `samples` is the default count."""
     options = (
         click.option("--split", default="train", show_default=True, help="Part of the data set."),
         click.option(
@@ -51,9 +51,7 @@ def data_options(function: F, samples: int = 2000) -> F:
         click.option(
             "--skip-broken", is_flag=True, help="Leave out images that can't be decoded; say which."
         ),
-        click.option(
-            "--seed", type=SEED, default=0, show_default=True, help="Of everything random."
-        ),
+        click.option("--seed", type=SEED, default=0, show_default=True, help="Random seed."),
     )
     return _all(options, function)
 

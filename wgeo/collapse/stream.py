@@ -200,9 +200,9 @@ def collapse_stream(
     Parameters
     ----------
     batches : iterable, or callable that returns one
-        Of (features by layer, labels) or (features by layer, labels, predictions). What can be
-        gone over again (a list, a loader, a callable) is, where metrics need a second pass; of an
-        iterator that cannot, metrics that need one are None where features don't fit `keep`.
+        Of (features by layer, labels) or (features by layer, labels, predictions). Re-iterable
+        input (a list, a loader, a callable) is read twice if a metric needs it; from an iterator,
+        such metrics are None unless the features fit into `keep`.
     ood : Trajectory or mapping of layer name to features, optional
         Out-of-distribution samples through the same network, for NC5.
     **options

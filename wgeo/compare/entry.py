@@ -83,7 +83,7 @@ def compare(
         Whether to fit MUFM where no `model` is given. None: where the network has a classifier and
         the fit is expected to take a minute at most on one core, as it does unless features are
         thousands wide, samples tens of thousands or classes hundreds; ``skipped`` says why not.
-        It also says where memory has no room for the models that turn features.
+        It also says if the models that rotate features do not fit into memory.
     time : {"nearest", "length", "uniform"}
         The times :math:`t_l` of inner layers, in [0, 1]: where the model's path comes nearest to
         the layer, so that its shape is judged and not its speed; the share of the root mean squared
@@ -187,11 +187,12 @@ def _turning(segment: Segment) -> int:
 def _no_room(traj: Trajectory, who: str, size: int) -> str:
     """Why models that take so many bytes do not fit into memory; empty where they do."""
     left = free()
-    if size <= (0.8 * memory() if left is None else left - traj.held):
+    available = 0.8 * memory() if left is None else left - traj.held
+    if size <= available:
         return ""
     return (
-        f"{who} take about {size / 2**30:.1f} GiB of memory, which there is not. Allow more "
-        "(--memory), or project the features (--project)."
+        f"{who} need about {size / 2**30:.2g} GiB; {max(available, 0) / 2**30:.2g} GiB is "
+        "available. Allow more (`memory`), or use features of fewer dimensions."
     )
 
 

@@ -96,7 +96,7 @@ def sample(net: Network | nn.Module, module: nn.Module, images: Images) -> torch
 
 
 def module_of(net: Any) -> nn.Module:
-    """The module of a network; refuses what is none."""
+    """The module of a network; ArgumentError otherwise."""
     module = net.module if isinstance(net, Network) else net
     if not isinstance(module, nn.Module):
         raise ArgumentError(f"net must be an nn.Module or a Network, not {type(module).__name__}.")

@@ -82,7 +82,7 @@ def trace(
     layers : sequence of str, optional
         Names of modules to follow, for networks without residual blocks.
     batch_size : int
-        A GPU whose memory ends gets half as many at a time.
+        Halved when the GPU runs out of memory.
     device : str
         ``auto``, ``cpu``, ``cuda``, ``cuda:1``.
     store : path, optional
@@ -233,7 +233,7 @@ class _Sink(Protocol):
 
 
 class _Held:
-    """Rows in arrays of this process; as many as its memory has room for."""
+    """Rows in arrays of this process; as many as fit into its memory."""
 
     def __init__(self, few: Batch, rows: int) -> None:
         self.rows = rows

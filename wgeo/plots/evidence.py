@@ -135,7 +135,7 @@ def gradient_maps(record: Any, test: str = "asymmetry", ax: Axes | None = None) 
 
 
 def evidence_plots(record: Mapping[str, Any]) -> list[Plot]:
-    """The figures of this room that a record has the numbers for."""
+    """The figures of this module that a record has the numbers for."""
     segments, blocks = record.get("segments") or [], record.get("blocks") or []
     plots = []
     if any(_points(segment) for segment in segments):

@@ -1,4 +1,4 @@
-"""The one door to every transport solver: inputs checked and brought together, then solved."""
+"""The entry point of every transport solver: inputs checked and brought together, then solved."""
 
 from __future__ import annotations
 

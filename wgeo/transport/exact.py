@@ -95,7 +95,7 @@ class Exact:
             found = self._of_pair(pair, potentials)
             loose = distributed.first(lambda: found.status is not Status.CERTIFIED)
             if loose and pair.pairing is not None:
-                # Labels that came a long way carry its rounding; from the optimum they stay small.
+                # Potentials accumulate rounding over many updates; from the optimum they need few.
                 found = self._of_pair(replace(pair, pairing=found.coupling), None)
         return replace(found, seconds=time.perf_counter() - began)
 

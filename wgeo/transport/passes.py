@@ -207,7 +207,7 @@ def _screened(
     threshold: float,
     rows: Int[np.ndarray, " r"] | None,
 ) -> tuple[Side, Float[np.ndarray, " m"], Pairs]:
-    """Columns that folded points leave open: those for which they name more than a few pairs.
+    """Columns the low-dimensional bound cannot decide: it leaves them more than a few pairs.
 
     The few are judged. Where too many columns are open, all are: then folding does not pay.
     """

@@ -1,4 +1,4 @@
-"""The three facts about factored objectives on which every certificate in this room rests.
+"""The three facts about factored objectives on which every certificate in this package rests.
 
 For F(W, H, b) = g(W H, b) + (lw/2) ||W||^2 + (lh/2) ||H||^2 + (lb/2) ||b||^2 with g convex and
 c = sqrt(lw lh), G the gradient of g in its matrix argument:

@@ -1,4 +1,4 @@
-"""The objective that every model in this room minimises, in one place.
+"""The objective that every model in this package minimises, in one place.
 
 F(A_1, ..., A_m, b) = (1/N) sum_i l(A_m s(A_{m-1} ... s(A_2 A_1)) e_i + b, y_i)
                       + sum_i (lambda_i / 2) ||A_i||_F^2 + (lambda_b / 2) ||b||^2
