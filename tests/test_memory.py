@@ -267,11 +267,11 @@ def test_models_without_room_are_left_out_and_said_to_be(rng):
         found = wgeo.compare(wide)
         assert len(found.geodesic) == 2
         assert found.ufm == found.mufm == ()
-        assert re.search(r"turn features take about 0\.8 GiB .*--memory", found.skipped)
+        assert re.search(r"turn features need about 0\.8 GiB; .* is available", found.skipped)
         found = wgeo.compare(narrower)
         assert found.ufm
         assert found.mufm == ()
-        assert re.search(r"MUFM's matrices take about 0\.7 GiB", found.skipped)
+        assert re.search(r"MUFM's matrices need about 0\.7 GiB", found.skipped)
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="no /proc here")

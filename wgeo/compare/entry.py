@@ -191,7 +191,7 @@ def _no_room(traj: Trajectory, who: str, size: int) -> str:
     if size <= available:
         return ""
     return (
-        f"{who} need about {size / 2**30:.2g} GiB; {max(available, 0) / 2**30:.2g} GiB is "
+        f"{who} need about {size / 2**30:.1f} GiB; {max(available, 0) / 2**30:.1f} GiB is "
         "available. Allow more (`memory`), or use features of fewer dimensions."
     )
 
