@@ -411,6 +411,30 @@ def test_an_earlier_state_put_back_is_gone_on_from(digits, tmp_path):
     assert contents(tmp_path / "checkpoints") == after
 
 
+@pytest.mark.parametrize("listed", [True, False])
+def test_what_somebody_added_to_a_run_is_not_written_over(digits, tmp_path, listed):
+    trained(digits, tmp_path, epochs=1)
+    if not listed:  # as after `cp -r run/* copy`
+        (tmp_path / MANIFEST).unlink()
+    history, last = tmp_path / "history.json", tmp_path / "last.pt"
+    whole = history.read_text()
+    for edited in (
+        whole.replace("{", '{"notes": "mine",', 1),
+        whole.replace('"lr": null', '"lr": 7'),
+    ):
+        assert edited != whole
+        history.write_text(edited)
+        with pytest.raises(RecordError, match=r"history\.json is in the way"):
+            trained(digits, tmp_path, epochs=1)
+        assert history.read_text() == edited
+    history.write_text(whole)
+    torch.save({**torch.load(last), "notes": "mine"}, last)
+    kept = last.read_bytes()
+    with pytest.raises(RecordError, match=r"last\.pt cannot be resumed from.*'notes'"):
+        trained(digits, tmp_path, epochs=1)
+    assert last.read_bytes() == kept
+
+
 def test_a_pipe_in_place_of_the_last_state_is_not_waited_for(digits, tmp_path):
     os.mkfifo(tmp_path / "last.pt")
     with pytest.raises(RecordError, match=r"last\.pt cannot be resumed from.*regular file"):

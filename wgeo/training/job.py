@@ -175,7 +175,11 @@ class Job:
         try:
             regular(path)
             if path.suffix == ".json":
-                said = json.loads(path.read_text("utf-8"))["settings"]
+                record = json.loads(path.read_text("utf-8"))
+                rows = zip(record["epochs"], self.history, strict=False)  # one may be ahead
+                if not record.keys() <= self.record().keys() or any(a != b for a, b in rows):
+                    return False  # somebody wrote into it
+                said = record["settings"]
             else:
                 said = torch.load(path, map_location="cpu", weights_only=True)["wgeo"]
             return not _differences(said, self.passport)
@@ -294,6 +298,8 @@ class Job:
             regular(path)  # a pipe would keep the reader waiting
             saved = torch.load(path, map_location="cpu", weights_only=True)
             differences = _differences(saved["wgeo"], self.passport)
+            if more := sorted(map(repr, saved.keys() - _STATE)):
+                raise ValueError(f"it holds {', '.join(more)}, which wgeo did not write")
             if not differences:
                 self.module.load_state_dict(saved["state_dict"])
                 self.optimizer.load_state_dict(saved["optimizer"])
@@ -335,6 +341,9 @@ _BROKEN = (
     *(OSError, RuntimeError, ValueError, LookupError, TypeError, AttributeError, EOFError),
     pickle.UnpicklingError,
 )
+
+
+_STATE = {"state_dict", "optimizer", "scheduler", "epoch", "wgeo", "progress"}  # of `last.pt`
 
 
 def checkpoint_path(folder: Path, epoch: int) -> Path:
