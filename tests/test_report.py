@@ -415,6 +415,22 @@ def test_figures_are_drawn_only_where_the_record_is_newer(
     assert len(drawn) == 2
 
 
+def test_a_link_in_a_figures_place_brings_no_other_file_into_the_report(tmp_path: Path) -> None:
+    run = save({"schema": 2, "blocks": sample_record((2,))["blocks"]}, tmp_path / "run")
+    report.build(run, html=False)
+    secret = tmp_path / "secret"
+    secret.write_text("of the user's alone")
+    figure = run / "figures" / "distances.svg"
+    figure.unlink()
+    figure.symlink_to(secret)
+    with pytest.raises(RecordError, match="distances.svg"):
+        report.build(run, html=False)
+    figure.unlink()
+    report.build(run, html=False)
+    copies = (path for path in (run / "report").rglob("*") if path.is_file())
+    assert not any(b"of the user's alone" in path.read_bytes() for path in copies)
+
+
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     save({"schema": 2, "blocks": sample_record((2,))["blocks"]}, tmp_path)
     (tmp_path / "figures").write_text("in the way")

@@ -80,10 +80,16 @@ def claim_figures(folder: str | os.PathLike[str], *, series: bool = False) -> No
 
 
 def drawn(record: Mapping[str, Any], folder: Path, source: Path) -> list[Path] | None:
-    """The files of a record's figures if they are all there and as new as it; else None."""
+    """The files of a record's figures if they are all there and as new as it; else None.
+
+    A link would put another file of the machine into the report.
+    """
     written = source.stat().st_mtime_ns
     files = [folder / name for name in names_of(catalogue(record))]
-    fresh = all(file.is_file() and file.stat().st_mtime_ns >= written for file in files)
+    fresh = all(
+        file.is_file() and not file.is_symlink() and file.stat().st_mtime_ns >= written
+        for file in files
+    )
     return files if fresh else None
 
 
