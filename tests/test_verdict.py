@@ -53,7 +53,7 @@ def test_a_quarter_turn_is_not_optimal_whatever_is_added_to_it(rng, shift):
     assert block.ot_score_centred < 0.05
     found = sentences(straight.to_dict())
     assert "is not optimal" in said(found, "optimality")
-    assert "1 is not an optimal map of these samples" in said(found, "blocks")
+    assert "one shape is not an optimal map of these samples" in said(found, "blocks")
 
 
 @pytest.mark.parametrize(("d", "n", "step"), [(512, 500, 1.0), (128, 1000, 1.0), (32, 1000, 1.0)])
@@ -269,7 +269,10 @@ def test_of_few_samples_a_class_the_corrected_estimate_decides():
     known = {"nc1": 0.08, "nc1_corrected": 0.13, "intervals": {"nc1_corrected": [0.11, 0.16]}}
     (found,) = [s for s in sentences(few_samples(**known)) if s.claim == "collapse"]
     assert "partly collapsed" in found.words
-    assert "NC1, corrected for few samples a class, is 0.13 (0.11 to 0.16)" in found.words
+    assert (
+        "NC1, corrected for few samples a class, is 0.13 (0.11 to 0.16, 95 % over images)"
+        in found.words
+    )
     assert "[uncorrected: 0.08] (45 at input)" in found.words
     assert (found.evidence["nc1"], found.evidence["nc1_corrected"]) == (0.08, 0.13)
     assert found.evidence["interval"] == [0.11, 0.16]
@@ -302,7 +305,7 @@ def test_jacobians_decide_about_blocks_when_they_were_tested():
     gradient = {**base, "brenier": {"excluded": False, "points": 8}}
     words = said(sentences({"blocks": [excluded, gradient, base]}), "blocks")
     assert "1 cannot be an optimal map by its Jacobians" in words
-    assert "1 moves the samples too little" in words
+    assert "1 is left open by these samples" in words
 
 
 def test_a_record_of_schema_1_is_still_read(tmp_path):
@@ -330,3 +333,96 @@ def test_replacing_evidence_changes_the_words():
     second = sentences({"segments": [segment(centred=centred(3.0, 2.9, 3.1))]})
     assert text(first) != text(second)
     assert replace(first[0], words="x").words == "x"
+
+
+def test_a_map_that_the_samples_refute_is_called_so_though_a_later_one_is_open(rng):
+    """One of eight axes is reflected: 0.88 end to end is certain, from half way on 0.96 is not."""
+    x = rng.standard_normal((300, 8))
+    found = verdict_of([x, x * np.r_[0, np.ones(7)], x * np.r_[-1, np.ones(7)]])
+    words = said(found, "optimality")
+    assert "to layer2 the map is not optimal" in words
+    assert "; from layer1 on" in words
+    assert "cannot tell whether" in words
+    assert found[-1].claim == "next"
+
+
+def test_a_certified_score_below_one_refutes_exact_optimality(rng):
+    """A turn by 25 degrees in one plane of three: 0.97, with no power to say more."""
+    x = rng.standard_normal((300, 3))
+    turn = np.eye(3)
+    turn[:2, :2] = [[np.cos(0.43), -np.sin(0.43)], [np.sin(0.43), np.cos(0.43)]]
+    words = said(verdict_of([x, x @ turn.T]), "optimality")
+    assert "the map is not exactly optimal" in words
+    assert "cannot tell whether it is nearly so" in words
+
+
+def test_wide_bounds_refute_nothing_and_are_the_reason_given():
+    found = sentences({"segments": [segment(corr_score=[0.93, 0.85, 0.999])]})
+    words = said(found, "optimality")
+    assert "is not optimal" not in words
+    assert "bounds of the score are too wide" in words
+    assert "wrong samples" not in words
+
+
+def test_a_high_score_without_a_null_names_no_null():
+    found = sentences({"segments": [segment(corr_score=[0.9999] * 3, null=[], power=None)]})
+    assert "score about as high" not in said(found, "optimality")
+    assert "cannot tell" in said(found, "optimality")
+
+
+def test_a_path_that_comes_back_is_not_called_unmoved(rng):
+    x = rng.standard_normal((100, 4))
+    words = said(verdict_of([x, 2 * x, 3 * x, x]), "straightness")
+    assert "comes back to its place" in words
+    assert "less than rounding" not in words
+
+
+def test_constant_features_are_named(rng):
+    x = rng.standard_normal((100, 4))
+    point = np.ones((100, 4))
+    assert "all samples have the same features" in said(verdict_of([point] * 3), "straightness")
+    for path in ([point, x, 2 * x], [x, 0.5 * x, point]):
+        assert "any map would be optimal" in said(verdict_of(path), "optimality")
+
+
+def test_undecided_blocks_are_not_said_to_move_little(rng):
+    x = rng.standard_normal((300, 8))
+    words = said(verdict_of([x, 1.5 * x, 2 * x]), "blocks")
+    assert "2 are left open by these samples" in words
+    assert "too little" not in words
+
+
+def collapse_of(nc1, interval):
+    collapse = {"nc1": nc1, "samples_per_class": 50, "intervals": {"nc1": interval}}
+    layers = [{"name": "last", "stage": 0, "collapse": collapse}]
+    return sentences({"layers": layers})[0]
+
+
+@pytest.mark.parametrize(
+    ("nc1", "interval", "words", "strength"),
+    [
+        (0.75, [0.45, 2.0], "between partly collapsed and not collapsed", "suggested"),
+        (0.11, [0.09, 0.14], "between collapsed and partly collapsed", "suggested"),
+        (0.05, [0.04, 0.06], "are collapsed", "shown"),
+        (5.11, [6.15, 14.3], "(6.15 to 14.30, 95 % over images, corrected for bias)", "shown"),
+    ],
+)
+def test_the_level_of_collapse_follows_both_ends_of_the_interval(nc1, interval, words, strength):
+    found = collapse_of(nc1, interval)
+    assert words in found.words
+    assert found.strength == strength
+
+
+def test_numbers_beyond_all_sense_are_not_written_out():
+    assert "1.04e+19" in collapse_of(1.04e19, None).words
+
+
+def test_a_ratio_of_one_has_decimals_and_an_interval_says_what_it_is(rng):
+    x = rng.standard_normal((100, 3))
+    assert "is 1.00 times as long" in said(verdict_of([x, 2 * x, 3 * x]), "straightness")
+    assert "95 % over images)" in said(sentences({"segments": [segment()]}), "straightness")
+
+
+def test_single_samples_in_every_class_are_not_called_one_class():
+    found = sentences({"trust": {"samples": 40, "samples_per_class": 1}})
+    assert "The smallest class has a single sample" in said(found, "samples")

@@ -13,9 +13,23 @@ from .wording import count, ends, listed, ranged, segment_ends
 def optimality(record: Record) -> Iterator[Sentence]:
     for segment in record.get("segments") or []:
         moved = segment.get("relative_displacement")
-        if segment.get("corr_score") is None or (moved or 0) < THRESHOLDS["rounding"]:
+        if (moved or 0) < THRESHOLDS["rounding"]:
             continue
-        yield _end_to_end(segment)
+        if segment.get("corr_score") is not None:
+            yield _end_to_end(segment)
+        elif _has_point(segment):
+            yield Sentence(
+                "optimality",
+                f"{segment_ends(segment)} any map would be optimal: at one end all samples have "
+                "the same features.",
+                {"layers": ends(segment), "spread": segment["spread"]},
+                "shown",
+            )
+
+
+def _has_point(segment: Record) -> bool:
+    spread = segment.get("spread") or [1.0]
+    return bool(min(spread[0], spread[-1]) <= THRESHOLDS["rounding"] * max(spread))
 
 
 def _end_to_end(segment: Record) -> Sentence:
@@ -37,22 +51,43 @@ def _end_to_end(segment: Record) -> Sentence:
             evidence,
             "shown",
         )
-    if any(row["low"] >= THRESHOLDS["nearly_optimal"] for row in scores):
-        return Sentence(
-            "optimality",
-            f"{where} these samples cannot tell whether the map is optimal: its correlation score "
-            f"is {_score(first)}, and the same displacements score about as high when given "
-            f"to the wrong samples.{tail}",
-            evidence,
-            "undecided",
-        )
+    if not _refuted(first):
+        return Sentence("optimality", f"{where} {_open(first)}.{tail}", evidence, "undecided")
+    later = next((row for row in scores if not _refuted(row)), None)
+    evidence["open"] = later is not None
+    rest = _best(scores) if later is None else f"; from {later['from']} on {_open(later)}"
     return Sentence(
         "optimality",
         f"{where} the map is not optimal (correlation score {_score(first)}; 1 for an optimal "
-        f"map){_best(scores)}.{tail}",
+        f"map){rest}.{tail}",
         evidence,
         "shown",
     )
+
+
+def _refuted(row: Record) -> bool:
+    """Whether the whole certified interval lies below what is called nearly optimal."""
+    return bool(row["high"] < THRESHOLDS["nearly_optimal"])
+
+
+def _open(row: Record) -> str:
+    """Why the samples cannot tell; that a map is not exactly optimal may still be certain."""
+    known = f"correlation score {_score(row)}"
+    if row["low"] < THRESHOLDS["nearly_optimal"]:
+        why = "the bounds of the score are too wide"
+    elif row["null"] is None:
+        why = "there is no score of wrongly dealt displacements beside it"
+    else:
+        why = (
+            f"the same displacements score about as high ({row['null']:.3f}) when given to the "
+            "wrong samples"
+        )
+    if row["high"] < THRESHOLDS["optimal"]:
+        return (
+            f"the map is not exactly optimal ({known}), and these samples cannot tell whether it "
+            f"is nearly so: {why}"
+        )
+    return f"these samples cannot tell whether the map is optimal ({known}): {why}"
 
 
 def _best(scores: Sequence[Record]) -> str:
@@ -63,7 +98,7 @@ def _best(scores: Sequence[Record]) -> str:
 
 
 def _below(first: Record, segment: Record) -> str:
-    if first["low"] >= THRESHOLDS["nearly_optimal"]:
+    if not _refuted(first):
         return f"from {segment['layers'][0]} the samples cannot tell ({_score(first)})"
     return f"from {segment['layers'][0]} it is not ({_score(first)})"
 
@@ -105,8 +140,8 @@ def _dirac(segment: Record) -> str:
     if ratio is None or ratio < THRESHOLDS["nearly_a_point"]:
         return ""
     return (
-        f" Its first cloud is {ratio:.0f} times smaller than its last, nearly a point, from which "
-        "almost any map would look optimal by the OT score."
+        f" The spread of the features at {segment['layers'][0]} is {ratio:,.0f} times smaller than "
+        f"at {segment['layers'][-1]}: from nearly a point almost any map has a high OT score."
     )
 
 
@@ -122,14 +157,20 @@ def blocks(record: Record) -> Iterator[Sentence]:
         ]
     }
     clauses = [
-        f"{kinds.count(kind)} {words[kinds.count(kind) > 1]}"
+        words[0] if len(kinds) == 1 else f"{kinds.count(kind)} {words[kinds.count(kind) > 1]}"
         for kind, words in _KINDS.items()
         if kinds.count(kind)
     ]
+    shape = "with input and output of one shape"
+    whole = (
+        f"The one block {shape}"
+        if len(blocks) == 1
+        else f"Of {count(len(blocks), 'block')} {shape},"
+    )
     undecided = kinds.count("undecided") == len(kinds)
     yield Sentence(
         "blocks",
-        f"Of {count(len(blocks), 'block')} in one space, {listed(clauses)}{_jacobians(blocks)}.",
+        f"{whole} {listed(clauses)}{_jacobians(blocks)}.",
         evidence,
         "undecided" if undecided else "shown",
     )
@@ -149,8 +190,8 @@ def _jacobians(blocks: Sequence[Record]) -> str:
 
 _KINDS = {  # of one block, of several
     "gradient": (
-        "has Jacobians that do not speak against an optimal map",
-        "have Jacobians that do not speak against optimal maps",
+        "may be an optimal map by its Jacobians",
+        "may be optimal maps by their Jacobians",
     ),
     "not gradient": (
         "cannot be an optimal map by its Jacobians",
@@ -162,8 +203,8 @@ _KINDS = {  # of one block, of several
     ),
     "optimal": ("is an optimal map of these samples", "are optimal maps of these samples"),
     "undecided": (
-        "moves the samples too little for them to tell",
-        "move the samples too little for them to tell",
+        "is left open by these samples",
+        "are left open by these samples",
     ),
 }
 

@@ -119,7 +119,8 @@ def _samples(trust: Record) -> Iterator[Sentence]:
             f"The smallest class has {count(smallest, 'sample')}: the metrics of collapse are "
             "biased with so few, and corrected estimates stand beside them."
             if smallest > 1
-            else "One class has a single sample: within-class variability is undefined for it.",
+            else "The smallest class has a single sample: within-class variability is undefined "
+            "for it.",
             {"samples_per_class": smallest},
             "warning",
         )

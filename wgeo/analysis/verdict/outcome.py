@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from .sentence import THRESHOLDS, Record, Sentence
-from .wording import count, listed, ranged, rounded
+from .wording import OVER_IMAGES, count, listed, ranged, rounded
 
 
 def reference(record: Record) -> Iterator[Sentence]:
@@ -94,14 +94,8 @@ def _collapse_sentence(
     end, interval = _nc1(last)
     few = _is_corrected(last)
     start = _nc1(first)[0] if _is_corrected(first) == few else None  # the two are not compared
-    high = end if interval is None else interval[1]
-    level = (
-        "collapsed"
-        if high <= THRESHOLDS["collapsed"]
-        else "partly collapsed"
-        if high <= THRESHOLDS["partly_collapsed"]
-        else "not collapsed"
-    )
+    least, most = (_level(value) for value in (interval or (end, end)))
+    level = least if least == most else f"between {least} and {most}"
     begun = "" if start is None else f" ({rounded(start)} at {first['name']})"
     evidence = {
         "nc1": last["collapse"].get("nc1"),
@@ -116,10 +110,23 @@ def _collapse_sentence(
     return Sentence(
         "collapse",
         f"At {last['name']} the classes of these images are {level}: within-class variability "
-        f"{what} is {ranged(end, interval)}{_uncorrected(last)}{begun}{_trend(trend)}.",
+        f"{what} is {_with_interval(end, interval)}{_uncorrected(last)}{begun}{_trend(trend)}.",
         evidence,
-        "suggested" if interval is None else "shown",
+        "suggested" if interval is None or least != most else "shown",
     )
+
+
+def _level(nc1: float) -> str:
+    if nc1 <= THRESHOLDS["collapsed"]:
+        return "collapsed"
+    return "partly collapsed" if nc1 <= THRESHOLDS["partly_collapsed"] else "not collapsed"
+
+
+def _with_interval(value: float, interval: Any) -> str:
+    """The interval is corrected for the bias of the estimate, and may leave it outside."""
+    outside = interval is not None and not interval[0] <= value <= interval[1]
+    note = f"{OVER_IMAGES}{', corrected for bias' if outside else ''}"
+    return ranged(value, interval, note=note)
 
 
 def _is_corrected(layer: Record) -> bool:
@@ -153,10 +160,10 @@ def _trend(trend: Record) -> str:
 def next_steps(record: Record, body: Sequence[Sentence]) -> Iterator[Sentence]:
     open_claims = {s.claim for s in body if s.strength == "undecided"}
     partly = any(
-        row["kind"] == "undecided"
+        s.evidence.get("open")
+        or any(b["kind"] == "undecided" for b in s.evidence.get("blocks", []))
         for s in body
-        if s.claim == "blocks"
-        for row in s.evidence["blocks"]
+        if s.claim in ("optimality", "blocks")
     )
     if not (open_claims & {"optimality", "blocks"} or partly):
         return

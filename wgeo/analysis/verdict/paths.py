@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from .sentence import THRESHOLDS, Record, Sentence, Strength
-from .wording import ends, percent, ranged, segment_ends
+from .wording import OVER_IMAGES, ends, percent, ranged, segment_ends
 
 
 def straightness(record: Record) -> Iterator[Sentence]:
@@ -19,13 +19,11 @@ def straightness(record: Record) -> Iterator[Sentence]:
 def _path(segment: Record) -> Sentence:
     where = segment_ends(segment)
     moved = segment.get("relative_displacement")
+    spread = max(segment.get("spread") or [1.0])
+    if spread == 0:
+        return _silent(segment, f"{where} all samples have the same features.", {"spread": spread})
     if moved is not None and moved < THRESHOLDS["rounding"]:
-        return _silent(
-            segment,
-            f"{where} the features move by less than rounding can tell "
-            f"({moved:.0e} of their spread).",
-            {"relative_displacement": moved},
-        )
+        return _unmoved(segment, where, moved, spread)
     if len(segment["layers"]) < 3:
         return _silent(segment, f"{where} there is one block, which has no shape to judge.", {})
     centred = segment.get("centred") or {}
@@ -45,6 +43,21 @@ def _path(segment: Record) -> Sentence:
     return _judged_path(segment, where, centred)
 
 
+def _unmoved(segment: Record, where: str, moved: float, spread: float) -> Sentence:
+    """Each sample ends in its place, having stayed there or having been elsewhere."""
+    length = segment.get("length") or 0.0
+    returned = length > THRESHOLDS["rounding"] * spread
+    return _silent(
+        segment,
+        f"{where} the features move and every sample comes back to its place: there is no geodesic "
+        "to compare with."
+        if returned
+        else f"{where} the features move by less than rounding can tell ({moved:.0e} of their "
+        "spread).",
+        {"relative_displacement": moved, "length": length},
+    )
+
+
 def _silent(segment: Record, words: str, evidence: dict[str, Any]) -> Sentence:
     return Sentence("straightness", words, {"layers": ends(segment), **evidence}, "undecided")
 
@@ -62,18 +75,19 @@ def _judged_path(segment: Record, where: str, centred: Record) -> Sentence:
         "shift_share": segment.get("shift_share"),
     }
     said = (
-        f"{where} the path of the centred features is {ranged(ratio, interval)} times as long as "
-        f"the geodesic between its ends{_over(interval)}"
+        f"{where} the path of the centred features is "
+        f"{ranged(ratio, interval, note=OVER_IMAGES)} times as long as the geodesic between its "
+        "ends"
     )
     word, strength = _shape(ratio, interval, bound)
-    orthogonal = "" if bound is None else f" (orthogonal steps of the same sizes: {bound:.2f})"
+    orthogonal = (
+        ""
+        if bound is None
+        else f" (if every step were orthogonal to the others, of the same sizes: {bound:.2f})"
+    )
     return Sentence(
         "straightness", f"{said}{orthogonal}{word}.{_shift(segment)}", evidence, strength
     )
-
-
-def _over(interval: Any) -> str:
-    return "" if interval is None else ", over images, for this network"
 
 
 def _shape(ratio: float, interval: Any, bound: float | None) -> tuple[str, Strength]:

@@ -7,6 +7,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 _MOST_DECIMALS = 9
+_LARGEST_WRITTEN_OUT = 1e7
+
+OVER_IMAGES = ", 95 % over images"
+"""What an interval of resampled images is, for `ranged`."""
 
 
 def percent(share: float, decimals: int = 1) -> str:
@@ -28,7 +32,7 @@ def listed(parts: Sequence[str], last: str = "and") -> str:
 
 def rounded(value: float) -> str:
     """A number to three significant digits, without a power of ten if it is of usual size."""
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    return f"{value:,.0f}" if 1000 <= abs(value) < _LARGEST_WRITTEN_OUT else f"{value:.3g}"
 
 
 def decimals_of(low: float, high: float, least: int = 2) -> int:
@@ -39,22 +43,24 @@ def decimals_of(low: float, high: float, least: int = 2) -> int:
     return least
 
 
-def ranged(value: float, interval: Any, *, certified: bool = False) -> str:
+def ranged(value: float, interval: Any, *, certified: bool = False, note: str = "") -> str:
     """A value with its interval, printed to the digit in which the ends differ.
 
     ``1.3384, (1.3381, 1.3392)`` -> ``1.338 (1.338 to 1.339)``. A certified interval that is closed
-    to within rounding is left out.
+    to within rounding is left out. `note` says inside the parentheses what the interval is.
     """
     if interval is None:
         return rounded(value)
     low, high = interval
     closed = abs(high - low) <= 1e-4 if certified else low == high
     if closed:
-        return f"{value:.4f}" if certified else rounded(value)
+        return (
+            f"{value:.4f}" if certified else f"{value:.2f}" if 1 <= value < 10 else rounded(value)
+        )
     if high >= 1000 or 0 < high < 0.01:
-        return f"{rounded(value)} ({rounded(low)} to {rounded(high)})"
+        return f"{rounded(value)} ({rounded(low)} to {rounded(high)}{note})"
     d = decimals_of(low, high, max(2, 1 - math.floor(math.log10(abs(value))) if value else 2))
-    return f"{value:.{d}f} ({low:.{d}f} to {high:.{d}f})"
+    return f"{value:.{d}f} ({low:.{d}f} to {high:.{d}f}{note})"
 
 
 def segment_ends(segment: Mapping[str, Any]) -> str:
