@@ -110,7 +110,8 @@ def _collapse_sentence(
     return Sentence(
         "collapse",
         f"At {last['name']} the classes of these images are {level}: within-class variability "
-        f"{what} is {_with_interval(end, interval)}{_uncorrected(last)}{begun}{_trend(trend)}.",
+        f"{what} is {_with_interval(end, interval)}{_uncorrected(last)}{begun}"
+        f"{_trend(trend, inner[0])}.",
         evidence,
         "suggested" if interval is None or least != most else "shown",
     )
@@ -146,14 +147,14 @@ def _uncorrected(layer: Record) -> str:
     return f" [uncorrected: {rounded(value)}]" if known else ""
 
 
-def _trend(trend: Record) -> str:
+def _trend(trend: Record, first: Record) -> str:
     tau, rises = trend.get("kendall_tau"), trend.get("violations")
     if tau is None or rises is None:
         return ""
     if rises == 0:
-        return "; from the first layer on it falls at every layer"
+        return f"; from {first['name']} on it falls at every layer"
     if tau < 0:
-        return f"; from the first layer on it falls with depth except at {count(rises, 'layer')}"
+        return f"; from {first['name']} on it falls with depth except at {count(rises, 'layer')}"
     return "; it does not fall with depth"
 
 
