@@ -80,17 +80,12 @@ def claim_figures(folder: str | os.PathLike[str], *, series: bool = False) -> No
 
 
 def drawn(record: Mapping[str, Any], folder: Path, source: Path) -> list[Path] | None:
-    """The files of a record's figures if they are all there and as new as it; else None.
-
-    A link would put another file of the machine into the report.
-    """
+    """The files of a record's figures if all are there, none a link and as new as it; else None."""
     written = source.stat().st_mtime_ns
     files = [folder / name for name in names_of(catalogue(record))]
-    fresh = all(
-        file.is_file() and not file.is_symlink() and file.stat().st_mtime_ns >= written
-        for file in files
-    )
-    return files if fresh else None
+    regular = all(file.is_file() and not file.is_symlink() for file in files)
+    oldest = min((f.stat().st_mtime_ns for f in files if regular), default=written)
+    return files if regular and oldest >= written else None
 
 
 def figures(source: Any, out_dir: str | Path, *, endings: Sequence[str] = _PAGE) -> list[Path]:
