@@ -18,8 +18,8 @@ from wgeo.table import print_analysis
 DATA = ("--data", "digits", "--samples", "20")
 
 
-def run(*words, code=0):
-    result = CliRunner().invoke(main, [str(word) for word in words])
+def run(*arguments, code=0):
+    result = CliRunner().invoke(main, [str(argument) for argument in arguments])
     assert result.exit_code == code, result.output
     return result.output
 

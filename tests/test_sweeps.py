@@ -53,15 +53,10 @@ def features(tmp_path_factory):
     return home
 
 
-@pytest.fixture
-def no_figures(monkeypatch):
-    monkeypatch.setattr("wgeo.plots.figures", lambda *_: [])
-
-
 QUICK = ("--bootstrap", "0", "--no-report", "--reference", "none", "--no-mufm")
 
 
-def test_features_are_traced_and_analysed_on_the_command_line(tmp_path, no_figures):
+def test_features_are_traced_and_analysed_on_the_command_line(tmp_path, undrawn):
     run(
         *("train", "--arch", "isoresnet", "--dataset", "digits", "--out", tmp_path / "t"),
         *("--epochs", "1", "--option", "width=4", "--option", "depth=2", "--samples", "60"),
@@ -96,7 +91,7 @@ def test_features_are_traced_and_analysed_on_the_command_line(tmp_path, no_figur
     assert "No stored features" in said
 
 
-def test_what_is_done_is_not_done_again(features, tmp_path, no_figures, monkeypatch):
+def test_what_is_done_is_not_done_again(features, tmp_path, undrawn, monkeypatch):
     places = [features / name for name in "abc"]
     text = run("analyze", *places, "--out", tmp_path, *QUICK)
     assert "done before" not in text
@@ -128,7 +123,7 @@ def test_the_key_is_of_contents(features, tmp_path):
 
 @pytest.mark.parametrize("processes", [1, 2])
 def test_one_that_fails_is_told_and_the_others_are_gathered(
-    features, tmp_path, no_figures, monkeypatch, processes
+    features, tmp_path, undrawn, monkeypatch, processes
 ):
     monkeypatch.setattr(gathering, "CONTEXT", "fork")
     measure = Job.measure
@@ -175,7 +170,7 @@ def config(features, tmp_path):
     return path
 
 
-def test_a_file_says_what_to_sweep(config, features, tmp_path, no_figures):
+def test_a_file_says_what_to_sweep(config, features, tmp_path, undrawn):
     out, jobs = read_config(config)
     assert out == str(tmp_path / "out")
     assert list(jobs) == ["a", "b", "sliced-c"]
@@ -241,7 +236,7 @@ def test_a_file_names_networks_and_stored_features(features, tmp_path):
         read_config(path)[1]["a"].check()
 
 
-def test_what_another_part_did_meanwhile_is_gathered(features, tmp_path, no_figures):
+def test_what_another_part_did_meanwhile_is_gathered(features, tmp_path, undrawn):
     options = {
         **dict.fromkeys(("arch", "embed", "layers")),
         "reference": "none",
@@ -266,7 +261,7 @@ def test_what_another_part_did_meanwhile_is_gathered(features, tmp_path, no_figu
     assert not failed
 
 
-def test_one_whose_key_cannot_be_made_stops_none(features, tmp_path, no_figures, monkeypatch):
+def test_one_whose_key_cannot_be_made_stops_none(features, tmp_path, undrawn, monkeypatch):
     def odd(target, sha256=_sha256):
         if target.endswith("/a"):
             raise KeyError("odd")
@@ -302,7 +297,7 @@ def test_names_of_folders_differ(tmp_path):
     assert list(named(["last.pt"], "run", ("run-last",))) == ["run-last-2"]
 
 
-def test_a_sweep_killed_at_any_moment_goes_on_to_the_same_numbers(features, tmp_path, no_figures):
+def test_a_sweep_killed_at_any_moment_goes_on_to_the_same_numbers(features, tmp_path, undrawn):
     torch.set_num_threads(1)
     rng = random.Random(0)
     targets = {name: str(features / name) for name in "abc"}

@@ -305,7 +305,7 @@ def test_jacobians_decide_about_blocks_when_they_were_tested():
     gradient = {**base, "brenier": {"excluded": False, "points": 8}}
     words = said(sentences({"blocks": [excluded, gradient, base]}), "blocks")
     assert "1 cannot be an optimal map by its Jacobians" in words
-    assert "1 is left open by these samples" in words
+    assert "1 is undecided from these samples" in words
 
 
 def test_a_record_of_schema_1_is_still_read(tmp_path):
@@ -341,7 +341,7 @@ def test_a_map_that_the_samples_refute_is_called_so_though_a_later_one_is_open(r
     found = verdict_of([x, x * np.r_[0, np.ones(7)], x * np.r_[-1, np.ones(7)]])
     words = said(found, "optimality")
     assert "to layer2 the map is not optimal" in words
-    assert "; from layer1 on" in words
+    assert "; from layer1 onward" in words
     assert "cannot tell whether" in words
     assert found[-1].claim == "next"
 
@@ -353,7 +353,7 @@ def test_a_certified_score_below_one_refutes_exact_optimality(rng):
     turn[:2, :2] = [[np.cos(0.43), -np.sin(0.43)], [np.sin(0.43), np.cos(0.43)]]
     words = said(verdict_of([x, x @ turn.T]), "optimality")
     assert "the map is not exactly optimal" in words
-    assert "cannot tell whether it is nearly so" in words
+    assert "cannot tell whether it is nearly optimal" in words
 
 
 def test_wide_bounds_refute_nothing_and_are_the_reason_given():
@@ -388,7 +388,7 @@ def test_constant_features_are_named(rng):
 def test_undecided_blocks_are_not_said_to_move_little(rng):
     x = rng.standard_normal((300, 8))
     words = said(verdict_of([x, 1.5 * x, 2 * x]), "blocks")
-    assert "2 are left open by these samples" in words
+    assert "2 are undecided from these samples" in words
     assert "too little" not in words
 
 

@@ -6,7 +6,13 @@ import zipfile
 
 from ..errors import DataError
 
-PACKS = 200  # times; deflate can do a thousand, pictures and arrays of pictures never do this
+_PACKS = 200  # times; deflate can do a thousand, pictures and arrays of pictures never do this
+_SMALL = 2**24  # bytes that a file may unpack to, however small it is
+
+
+def most_unpacked(packed: int) -> int:
+    """Bytes that a file of `packed` bytes may unpack to; one that asks for more is a bomb."""
+    return max(_SMALL, _PACKS * packed)
 
 
 def check_members(archive: zipfile.ZipFile, size: int) -> None:
@@ -38,7 +44,7 @@ def check_member(info: zipfile.ZipInfo, plain: int) -> None:
     stored = info.compress_type == zipfile.ZIP_STORED
     if stored and info.file_size != info.compress_size:
         raise DataError(f"it claims {info.file_size} bytes and takes {info.compress_size}")
-    if info.file_size > max(plain, PACKS * info.compress_size):
+    if info.file_size > max(plain, _PACKS * info.compress_size):
         raise DataError(
             f"it claims {info.file_size} bytes in {info.compress_size}, as a zip bomb does"
         )

@@ -13,7 +13,7 @@ import numpy as np
 
 from ..errors import DataError
 from ..files import printable, regular
-from .members import PACKS
+from .members import most_unpacked
 from .pickles import pixels_of, plain_values
 from .source import Source, checked_labels, first_label, from_array, scaled
 
@@ -24,8 +24,6 @@ _CLASSES = {"cifar10": 10, "cifar100": 100, "mnist": 10, "fashion_mnist": 10, "s
 _FIRST = {"stl10": 1}  # the label of the first class, if it is not 0
 _STL10 = 96  # pixels of an image's side
 _LARGEST = 2**28  # bytes of a file: STL10's test set has 221 million
-
-_SMALL = 2**24  # bytes that a packed file may unpack to, however few it takes
 
 
 @dataclass(frozen=True)
@@ -139,7 +137,7 @@ def _bytes(file: Path) -> bytes:
             raise DataError(f"{file} is larger than {_LARGEST} bytes.")
         if file.suffix != ".gz":
             return file.read_bytes()
-        most = min(_LARGEST, max(_SMALL, PACKS * file.stat().st_size))
+        most = min(_LARGEST, most_unpacked(file.stat().st_size))
         with gzip.open(file) as packed:
             body = packed.read(most + 1)
     except (OSError, EOFError) as error:

@@ -13,13 +13,12 @@ import torch
 from ..errors import DataError
 from ..files import printable, regular
 from .layout import SPLITS
-from .members import PACKS
+from .members import most_unpacked
 from .source import Source
 
 _IMAGES = ("image", "img", "pixel_values", "images", "x")
 _LABELS = ("label", "labels", "fine_label", "target", "class", "y")
 _LARGEST_IMAGE = 2**28
-_SMALL = 2**24  # bytes that a file may unpack to, however few it takes
 _ROWS = 64  # unpacked at once
 _INSTALL = "Parquet and Hugging Face data sets are read with pyarrow: pip install 'wgeo[hf]'."
 
@@ -137,7 +136,7 @@ def _unpacked(held: Any, file: Path) -> Any:
     """All rows, a few at a time: values that occur often take no room in a file, and do here."""
     import pyarrow
 
-    most = max(_SMALL, PACKS * file.stat().st_size)
+    most = most_unpacked(file.stat().st_size)
     batches, size = [], 0
     for batch in held.iter_batches(_ROWS):
         size += batch.nbytes

@@ -84,8 +84,7 @@ def drawn(record: Mapping[str, Any], folder: Path, source: Path) -> list[Path] |
     written = source.stat().st_mtime_ns
     files = [folder / name for name in names_of(catalogue(record))]
     regular = all(file.is_file() and not file.is_symlink() for file in files)
-    oldest = min((f.stat().st_mtime_ns for f in files if regular), default=written)
-    return files if regular and oldest >= written else None
+    return files if regular and all(f.stat().st_mtime_ns >= written for f in files) else None
 
 
 def figures(source: Any, out_dir: str | Path, *, endings: Sequence[str] = _PAGE) -> list[Path]:

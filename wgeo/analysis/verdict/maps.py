@@ -52,10 +52,10 @@ def _end_to_end(segment: Record) -> Sentence:
             "shown",
         )
     if not _refuted(first):
-        return Sentence("optimality", f"{where} {_open(first)}.{tail}", evidence, "undecided")
+        return Sentence("optimality", f"{where} {_undecided(first)}.{tail}", evidence, "undecided")
     later = next((row for row in scores if not _refuted(row)), None)
-    evidence["open"] = later is not None
-    rest = _best(scores) if later is None else f"; from {later['from']} on {_open(later)}"
+    evidence["later_undecided"] = later is not None
+    rest = _best(scores) if later is None else f"; from {later['from']} onward {_undecided(later)}"
     return Sentence(
         "optimality",
         f"{where} the map is not optimal (correlation score {_score(first)}; 1 for an optimal "
@@ -70,7 +70,7 @@ def _refuted(row: Record) -> bool:
     return bool(row["high"] < THRESHOLDS["nearly_optimal"])
 
 
-def _open(row: Record) -> str:
+def _undecided(row: Record) -> str:
     """Why the samples cannot tell; that a map is not exactly optimal may still be certain."""
     known = f"correlation score {_score(row)}"
     if row["low"] < THRESHOLDS["nearly_optimal"]:
@@ -85,7 +85,7 @@ def _open(row: Record) -> str:
     if row["high"] < THRESHOLDS["optimal"]:
         return (
             f"the map is not exactly optimal ({known}), and these samples cannot tell whether it "
-            f"is nearly so: {why}"
+            f"is nearly optimal: {why}"
         )
     return f"these samples cannot tell whether the map is optimal ({known}): {why}"
 
@@ -203,8 +203,8 @@ _KINDS = {  # of one block, of several
     ),
     "optimal": ("is an optimal map of these samples", "are optimal maps of these samples"),
     "undecided": (
-        "is left open by these samples",
-        "are left open by these samples",
+        "is undecided from these samples",
+        "are undecided from these samples",
     ),
 }
 

@@ -152,16 +152,18 @@ def _trend(trend: Record, first: Record) -> str:
     if tau is None or rises is None:
         return ""
     if rises == 0:
-        return f"; from {first['name']} on it falls at every layer"
+        return f"; from {first['name']} onward it falls at every layer"
     if tau < 0:
-        return f"; from {first['name']} on it falls with depth except at {count(rises, 'layer')}"
+        return (
+            f"; from {first['name']} onward it falls with depth except at {count(rises, 'layer')}"
+        )
     return "; it does not fall with depth"
 
 
 def next_steps(record: Record, body: Sequence[Sentence]) -> Iterator[Sentence]:
     open_claims = {s.claim for s in body if s.strength == "undecided"}
     partly = any(
-        s.evidence.get("open")
+        s.evidence.get("later_undecided")
         or any(b["kind"] == "undecided" for b in s.evidence.get("blocks", []))
         for s in body
         if s.claim in ("optimality", "blocks")
