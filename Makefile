@@ -47,7 +47,7 @@ fuzz: $(STAMP)  ## hostile input to every reader until you stop it (FUZZ="--inpu
 	OMP_NUM_THREADS=1 PYTHONPATH=. $(BIN)/python tests/fuzz_readers.py $(FUZZ)
 
 coverage: $(STAMP)  ## branches of the packages whose numbers matter
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --cov=wgeo.transport --cov=wgeo.collapse --cov=wgeo.ufm --cov=wgeo.checkpoint --cov=wgeo.geodesic --cov-branch --cov-report=term-missing:skip-covered
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --cov=wgeo.transport --cov=wgeo.neural_collapse --cov=wgeo.ufm --cov=wgeo.checkpoints --cov=wgeo.geodesic --cov-branch --cov-report=term-missing:skip-covered
 
 mutants: $(STAMP)  ## faults put into the metrics, one at a time: do the tests notice? (SHARE=0.1)
 	$(BIN)/python tests/mutants.py --share $(or $(SHARE),1)

@@ -36,10 +36,10 @@ from rich.table import Table
 from scipy.sparse.linalg import svds
 
 from wgeo import models
-from wgeo.collapse import collapse_of, collapse_stream
 from wgeo.data import Images, normalization
 from wgeo.features import stream
-from wgeo.progress import shown, track
+from wgeo.neural_collapse import collapse_of, collapse_stream
+from wgeo.runtime.progress import shown, track
 
 BATCH = 256
 TURNS = 5  # of forward passes

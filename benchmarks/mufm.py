@@ -38,7 +38,7 @@ from rich.table import Table
 from scipy.optimize import minimize
 
 from wgeo import load_images
-from wgeo.progress import shown, track
+from wgeo.runtime.progress import shown, track
 from wgeo.ufm import MUFMSolution, fit_mufm
 
 LAYERS, CLASSES, WIDTH = 8, 10, 64

@@ -38,9 +38,9 @@ from rich.console import Console
 from rich.table import Table
 
 import wgeo
-from wgeo import distributed
 from wgeo.geodesic import path_figures
-from wgeo.store import Column, Writer
+from wgeo.runtime import processes
+from wgeo.storage.store import Column, Writer
 from wgeo.trajectory import features_key, outline
 
 CLASSES = 10
@@ -132,7 +132,7 @@ def measure(task: str, folder: Path, threads: int, answer, together: dict[str, s
     """Run a task in this process, with others where they are to be met; send what it found."""
     os.environ |= together
     torch.set_num_threads(threads)
-    with distributed.launched():
+    with processes.launched():
         answer.send(_measured(task, folder))
 
 

@@ -42,7 +42,7 @@ from rich.table import Table
 from scipy.optimize import linear_sum_assignment
 
 import wgeo
-from wgeo.progress import shown, track
+from wgeo.runtime.progress import shown, track
 from wgeo.transport import Exact, Sinkhorn, wasserstein
 
 GOOD = 1e-3  # relative error of W2^2 that GeomLoss is asked for

@@ -28,7 +28,7 @@ from rich.table import Table
 from scipy.optimize import minimize
 from torch import Tensor
 
-from wgeo.progress import shown, track
+from wgeo.runtime.progress import shown, track
 from wgeo.ufm import Problem, spectral_optimum
 from wgeo.ufm.descent import descend, random_points, scales
 from wgeo.ufm.lbfgs import Minima

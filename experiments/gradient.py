@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection
 import torch
 from torch import Tensor
 
-from wgeo.progress import track
+from wgeo.runtime.progress import track
 from wgeo.ufm import Problem
 from wgeo.ufm.descent import scales
 

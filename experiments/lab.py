@@ -35,7 +35,7 @@ from scipy import stats
 
 import wgeo
 from wgeo.data import PRESETS
-from wgeo.progress import shown, track
+from wgeo.runtime.progress import shown, track
 
 Cell = dict[str, Any]
 # Raised by hand when `wgeo.train` or an architecture changes what a recipe makes: networks trained

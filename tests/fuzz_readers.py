@@ -38,11 +38,11 @@ import numpy as np
 import torch
 from records import sample_record, sample_series
 
-from wgeo.checkpoint import load_checkpoint
-from wgeo.checkpoint.reading import read
+from wgeo.checkpoints import load_checkpoint
+from wgeo.checkpoints.reading import read
 from wgeo.data import load_images
 from wgeo.errors import WgeoError
-from wgeo.records import ANALYSIS, SERIES, read_record
+from wgeo.storage.records import ANALYSIS, SERIES, read_record
 
 SECONDS = 10
 # Of a pickle and an array, what stands inside an archive is changed, and then packed whole.

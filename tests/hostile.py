@@ -244,7 +244,7 @@ def gadgets(canary: str) -> dict[str, bytes]:
         "torch.compile": call("torch", "compile"),
         "inductor": call("torch._inductor.codecache", "AsyncCompile"),
         "sklearn": call("joblib", "load", text(canary)),
-        "wgeo": call("wgeo.checkpoint", "load_checkpoint", text(canary)),
+        "wgeo": call("wgeo.checkpoints", "load_checkpoint", text(canary)),
         "dotted nothing": call("", ""),
         "a line break": name("os\x0bsystem", "x") + b")R",
     }
@@ -1174,7 +1174,7 @@ def stores(folder: Path) -> list[Case]:
     import numpy as np
 
     from wgeo import Trajectory
-    from wgeo.store import MANIFEST, digest
+    from wgeo.storage.store import MANIFEST, digest
 
     sound = folder / "stores" / "sound"
     x = np.arange(40.0).reshape(10, 4)
@@ -1279,10 +1279,10 @@ def forget() -> None:
 
 def reader(kind: str, path: str) -> None:
     """Read a file as wgeo would, through every door of its kind."""
-    from wgeo.checkpoint import load_checkpoint
+    from wgeo.checkpoints import load_checkpoint
     from wgeo.data import load_images
     from wgeo.errors import WgeoError
-    from wgeo.records import ANALYSIS, SERIES, read_record
+    from wgeo.storage.records import ANALYSIS, SERIES, read_record
     from wgeo.trajectory import Trajectory
 
     if kind == "checkpoint":

@@ -39,8 +39,8 @@ PACKAGE = HERE.parent / "wgeo"
 # Long, or in a process of their own, where the fault is not.
 SLOW = "calibrated or what_this_many or resnet or shared or interrupted or demo or memory"
 TESTS = {
-    "collapse/metrics.py": ["test_collapse.py"],
-    "collapse/moments.py": ["test_collapse.py"],
+    "neural_collapse/metrics.py": ["test_collapse.py"],
+    "neural_collapse/moments.py": ["test_collapse.py"],
     "geodesic/measure.py": ["test_geodesic.py"],
     "transport/closed_form.py": ["test_closed_form.py", "test_honesty.py"],
 }

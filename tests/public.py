@@ -16,8 +16,8 @@ from typing import Any
 
 LIST = Path(__file__).with_name("api.txt")
 PACKAGES = (
-    *("models", "data", "checkpoint", "training", "trajectory"),
-    *("features", "transport", "geodesic", "brenier", "collapse", "ufm", "compare", "plots"),
+    *("models", "data", "checkpoints", "training", "trajectory"),
+    *("features", "transport", "geodesic", "neural_collapse", "ufm", "comparison", "plots"),
     *("report", "analysis", "errors"),
 )
 

@@ -17,7 +17,7 @@ import wgeo
 from wgeo.cli import main
 from wgeo.cli.sweeps import read_config
 from wgeo.errors import ArgumentError, FeatureError
-from wgeo.progress import shown, track
+from wgeo.runtime.progress import shown, track
 from wgeo.trajectory import as_trajectory
 
 X = np.random.default_rng(0).normal(size=(20, 3))
@@ -31,7 +31,7 @@ def plainly(call):
         "from pathlib import Path\n"
         "from wgeo.analysis import analyze_trajectory\n"
         "from wgeo.geodesic import shuffled\n"
-        "from wgeo.records import read_record\n"
+        "from wgeo.storage.records import read_record\n"
         "from wgeo.transport import chain\n"
         "warnings.simplefilter('ignore')\n"
         "x, y = np.arange(60.0).reshape(20, 3) ** 0.5, np.arange(20) % 2\n"

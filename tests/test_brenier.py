@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-import wgeo.jacobian as jacobian_module
-from wgeo.brenier import SYMMETRIC, _in_float64, brenier, brenier_blocks
+import wgeo.geodesic.jacobian as jacobian_module
 from wgeo.errors import ArgumentError
-from wgeo.jacobian import Jacobian
+from wgeo.geodesic.gradient_maps import SYMMETRIC, _in_float64, brenier, brenier_blocks
+from wgeo.geodesic.jacobian import Jacobian
 
 
 def points(n: int, *shape: int, seed: int = 0) -> torch.Tensor:

@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from wgeo import models
-from wgeo.checkpoint import Network, load_checkpoint
+from wgeo.checkpoints import Network, load_checkpoint
 from wgeo.errors import ArgumentError, CheckpointError, WgeoError
 
 IMAGES = torch.randn(2, 2, 8, 8, generator=torch.Generator().manual_seed(3))
@@ -441,7 +441,7 @@ def test_paths_that_lead_nowhere(tmp_path, monkeypatch):
         raise PermissionError(13, "Permission denied")
 
     (tmp_path / "closed.pt").write_bytes(b"x")
-    monkeypatch.setattr("wgeo.checkpoint.reading.open", refuse, raising=False)
+    monkeypatch.setattr("wgeo.checkpoints.reading.open", refuse, raising=False)
     with pytest.raises(CheckpointError, match=r"Cannot read .*closed\.pt: Permission denied"):
         load_checkpoint(tmp_path / "closed.pt")
 
@@ -689,7 +689,7 @@ def test_pickles_that_ask_for_memory(save, call):
 
 def test_endless_pickles(save, monkeypatch):
     path = save({"w": torch.ones(2)})
-    monkeypatch.setattr("wgeo.checkpoint.pickles._MAX_OPS", 10_000)
+    monkeypatch.setattr("wgeo.checkpoints.pickles._MAX_OPS", 10_000)
     rewritten(path, lambda _: memory_bomb(b"]" + b"]0" * 11_000))
     with pytest.raises(CheckpointError, match="pickle instructions"):
         load_checkpoint(path)

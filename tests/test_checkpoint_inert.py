@@ -21,11 +21,11 @@ from torch import nn
 from torch.nn.utils import parametrizations, prune, spectral_norm
 
 from wgeo import models, trace
-from wgeo.checkpoint import Network, fingerprint, load_checkpoint
-from wgeo.checkpoint.claims import claimed_accuracy
-from wgeo.checkpoint.folding import folded
-from wgeo.checkpoint.reading import read
-from wgeo.checkpoint.standins import StandIn, as_array
+from wgeo.checkpoints import Network, fingerprint, load_checkpoint
+from wgeo.checkpoints.folding import folded
+from wgeo.checkpoints.metadata import claimed_accuracy
+from wgeo.checkpoints.reading import read
+from wgeo.checkpoints.standins import StandIn, as_array
 from wgeo.errors import CheckpointError
 from wgeo.models.parts import head_of
 
@@ -169,7 +169,7 @@ def test_a_whole_network_gives_its_state_dict(save, net):
     whole = Tied()
     path = save(whole)
     found = read(path)
-    from wgeo.checkpoint.standins import state_of
+    from wgeo.checkpoints.standins import state_of
 
     state = state_of(found.value, "x")
     assert state.keys() == whole.state_dict().keys()

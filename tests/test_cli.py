@@ -201,7 +201,7 @@ def test_what_nobody_foresaw_is_one_line_too(monkeypatch, tmp_path):
     def broken(*_, **__):
         raise ZeroDivisionError("division\nby zero")
 
-    monkeypatch.setattr("wgeo.checkpoint.load_checkpoint", broken)
+    monkeypatch.setattr("wgeo.checkpoints.load_checkpoint", broken)
     words = ["analyze", "x.pt", "--data", "digits", "--out", tmp_path]
     text = run(*words, code=2)
     assert text.startswith("wgeo: A mistake that wgeo did not foresee (ZeroDivisionError: division")

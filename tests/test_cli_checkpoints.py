@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from wgeo import Trajectory, analyze, load_checkpoint, load_images, models
 from wgeo.cli import main
-from wgeo.table import print_analysis
+from wgeo.cli.tables import print_analysis
 
 DATA = ("--data", "digits", "--samples", "20")
 

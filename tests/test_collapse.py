@@ -14,7 +14,8 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from wgeo.collapse import (
+from wgeo.errors import ArgumentError, DependencyError, FeatureError
+from wgeo.neural_collapse import (
     CollapseStream,
     Frame,
     LayerCollapse,
@@ -22,11 +23,10 @@ from wgeo.collapse import (
     collapse_of,
     collapse_stream,
 )
-from wgeo.collapse.depth import progress
-from wgeo.collapse.metrics import distance_to_etf
-from wgeo.collapse.moments import ClassIndex, ClassMoments
-from wgeo.collapse.spectrum import RowSample
-from wgeo.errors import ArgumentError, DependencyError, FeatureError
+from wgeo.neural_collapse.depth import progress
+from wgeo.neural_collapse.metrics import distance_to_etf
+from wgeo.neural_collapse.moments import ClassIndex, ClassMoments
+from wgeo.neural_collapse.spectrum import RowSample
 from wgeo.trajectory import Classifier, Trajectory
 
 RECORD = [
@@ -820,8 +820,8 @@ def test_moments_of_parts_are_those_of_the_whole(rng, monkeypatch, spectrum_size
     for part, (start, stop) in zip(parts, itertools.pairwise(cuts), strict=True):
         if stop > start:
             part.update(x[start:stop], rows[start:stop], 3)
-    monkeypatch.setattr("wgeo.distributed.ranks", lambda: len(parts))
-    monkeypatch.setattr("wgeo.distributed.everyone", lambda _: parts)
+    monkeypatch.setattr("wgeo.runtime.processes.world_size", lambda: len(parts))
+    monkeypatch.setattr("wgeo.runtime.processes.all_gather", lambda _: parts)
     merged = parts[0].together(torch.from_numpy(x[:1]))
     assert merged is not parts[0]
     assert merged.samples == 75

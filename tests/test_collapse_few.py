@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 import wgeo
-from wgeo.collapse import collapse_of
-from wgeo.collapse.few import FEW_SAMPLES
-from wgeo.collapse.intervals import with_intervals
+from wgeo.neural_collapse import collapse_of
+from wgeo.neural_collapse.intervals import with_intervals
+from wgeo.neural_collapse.small_samples import FEW_SAMPLES
 
 
 def population(rng, classes, width, each, *, within=1.96, between=1.0):

@@ -16,9 +16,9 @@ from torch import nn
 
 import wgeo
 from wgeo import models
-from wgeo.collapse import LayerCollapse, bootstrap, collapse_of
-from wgeo.collapse.depth import _tau
 from wgeo.errors import ArgumentError, FeatureError
+from wgeo.neural_collapse import LayerCollapse, bootstrap, collapse_of
+from wgeo.neural_collapse.depth import _tau
 from wgeo.trajectory import Trajectory
 
 METRICS = [
@@ -78,7 +78,7 @@ def test_a_layer_is_drawn_from_in_blocks(rng, monkeypatch):
     H, y = clusters(rng)
     drawn = bootstrap.drawn_within_classes(y, 3, rng)
     whole = bootstrap.replicates_of(H, y, None, drawn)
-    monkeypatch.setattr(importlib.import_module("wgeo.collapse.blocks"), "BLOCK", 50)
+    monkeypatch.setattr(importlib.import_module("wgeo.neural_collapse.row_blocks"), "BLOCK", 50)
     for layer, other in zip(bootstrap.replicates_of(H, y, None, drawn), whole, strict=True):
         assert_same(layer, other, rtol=1e-10)
 

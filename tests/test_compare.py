@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 import wgeo
-from wgeo.compare import compare, entry, placing
-from wgeo.compare.fitting import Judge, halves
-from wgeo.compare.placing import Aim, Placing
-from wgeo.compare.predictions import Errors, Line, along, collapsed, place, times
-from wgeo.compare.result import Reading
+from wgeo.comparison import compare, entry, procrustes
+from wgeo.comparison.fitting import Judge, halves
+from wgeo.comparison.predictions import Errors, Line, along, collapsed, place, times
+from wgeo.comparison.procrustes import Aim, Placing
+from wgeo.comparison.result import Reading
 from wgeo.errors import ArgumentError
 from wgeo.trajectory import Classifier, Segment
 from wgeo.ufm import fit_mufm
@@ -259,7 +259,7 @@ def test_wide_layers_are_turned_by_rotations_to_their_leading_directions(rng, mo
     shape = centred(rng.normal(size=(n, d)))
     thin = centred(rng.normal(size=(n, 5)) @ rng.normal(size=(5, d)))
     best = placed(shape, thin, turn=True)[0]
-    monkeypatch.setattr(placing, "TURNED", 8)
+    monkeypatch.setattr(procrustes, "TURNED", 8)
     for measured in (thin, centred(thin + 0.1 * rng.normal(size=(n, d)))):
         found, aim = placed(shape, measured, turn=True)
         turn = found.turn(np.eye(d))

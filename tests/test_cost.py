@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy.spatial.distance import cdist
 
 from wgeo.errors import ArgumentError
-from wgeo.memory import parse_bytes
+from wgeo.runtime.memory import parse_bytes
 from wgeo.transport import cost as cost_module
 from wgeo.transport.cost import Costs, squared_distances
 from wgeo.transport.pair import Pair

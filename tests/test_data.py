@@ -26,7 +26,7 @@ from wgeo import load_images
 from wgeo.data import PRESETS, Images, Normalization, normalization
 from wgeo.data.source import balanced, from_array, scaled
 from wgeo.errors import ArgumentError, DataError
-from wgeo.memory import bounded
+from wgeo.runtime.memory import bounded
 
 LAYOUT = {
     "train/cat": 5,

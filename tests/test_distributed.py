@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import wgeo
-from wgeo import distributed
-from wgeo.records import read_record
+from wgeo.runtime import processes
+from wgeo.storage.records import read_record
 
 HERE = Path(__file__).parent
 OF_A_RUN = {"seconds", "created", "command", "versions", "job", "effort", "batch_size"}
@@ -59,8 +59,8 @@ def test_shares_are_all_rows_once_in_order(n, start, ranks):
     with pytest.MonkeyPatch.context() as patch:
         rows, sizes = [], []
         for rank in range(ranks):
-            patch.setattr(distributed, "_launch", distributed._Launch(rank, ranks))
-            mine = distributed.share(start + n, start)
+            patch.setattr(processes, "_launch", processes._Launch(rank, ranks))
+            mine = processes.shard(start + n, start)
             rows += range(mine.start, mine.stop)
             sizes.append(mine.stop - mine.start)
     assert rows == list(range(start, start + n))
@@ -69,17 +69,17 @@ def test_shares_are_all_rows_once_in_order(n, start, ranks):
 
 def test_one_process_is_left_alone(monkeypatch):
     x = torch.ones(3)
-    assert distributed.total(x) is x
-    assert distributed.everyone(7) == [7]
-    assert distributed.first(lambda: 3) == 3
-    assert distributed.dealt([lambda: 1, lambda: 2], "counting") == [1, 2]
-    monkeypatch.setattr(distributed, "_launch", distributed._Launch(1, 2))
+    assert processes.all_reduce_sum(x) is x
+    assert processes.all_gather(7) == [7]
+    assert processes.on_rank_zero(lambda: 3) == 3
+    assert processes.map_over_ranks([lambda: 1, lambda: 2], "counting") == [1, 2]
+    monkeypatch.setattr(processes, "_launch", processes._Launch(1, 2))
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert (distributed.rank(), distributed.ranks(), distributed.is_first()) == (1, 2, False)
-    with distributed.alone():
-        assert (distributed.rank(), distributed.ranks(), distributed.is_first()) == (0, 1, False)
-        assert distributed.total(x) is x
+    assert (processes.rank(), processes.world_size(), processes.is_rank_zero()) == (1, 2, False)
+    with processes.local_only():
+        assert (processes.rank(), processes.world_size(), processes.is_rank_zero()) == (0, 1, False)
+        assert processes.all_reduce_sum(x) is x
 
 
 @pytest.fixture(scope="module")

@@ -19,6 +19,7 @@ from scipy.optimize import linear_sum_assignment
 from scipy.spatial.distance import cdist
 
 from wgeo.errors import ArgumentError, ConvergenceError, FeatureError
+from wgeo.runtime.threads import Stopped, spread
 from wgeo.transport import Exact, Status, wasserstein
 from wgeo.transport import cost as cost_module
 from wgeo.transport.arcs import Arcs, Labels, relax
@@ -29,7 +30,6 @@ from wgeo.transport.line import staircase
 from wgeo.transport.multiscale import guess
 from wgeo.transport.pair import Pair
 from wgeo.transport.passes import nearest, scan
-from wgeo.transport.stopping import Stopped, spread
 
 
 def squared(x, y):

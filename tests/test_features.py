@@ -9,10 +9,10 @@ import torchvision
 from torch import nn
 
 from wgeo import blocks, trace
-from wgeo.blocks import find_blocks
 from wgeo.errors import ArgumentError, FeatureError
 from wgeo.features import pooling
 from wgeo.features.network import module_of
+from wgeo.features.residual_blocks import find_blocks
 
 
 def pair(n=12, c=3, side=32, classes=3):

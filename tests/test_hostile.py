@@ -22,8 +22,8 @@ from records import sample_record, sample_series
 from wgeo import load_images, plots
 from wgeo.cli import main
 from wgeo.errors import DataError, RecordError, WgeoError, WgeoWarning
-from wgeo.records import ANALYSIS, SERIES, read_record
 from wgeo.report import pages
+from wgeo.storage.records import ANALYSIS, SERIES, read_record
 
 SCRIPT = Path(hostile.__file__)
 
@@ -247,7 +247,7 @@ def test_what_is_read_can_be_drawn(tmp_path_factory, data):
 
 
 def test_a_record_beyond_all_measure_is_not_read(tmp_path, monkeypatch):
-    monkeypatch.setattr("wgeo.records._LARGEST", 10)
+    monkeypatch.setattr("wgeo.storage.records._LARGEST", 10)
     (tmp_path / ANALYSIS).write_text(json.dumps(sample_record()))
     with pytest.raises(RecordError, match="far more than a record"):
         read_record(tmp_path)

@@ -15,10 +15,12 @@ import torch
 from click.testing import CliRunner
 
 import wgeo
-from wgeo import Trajectory, files, memory
+from wgeo import Trajectory
 from wgeo.cli import main
 from wgeo.errors import ArgumentError, FeatureError
-from wgeo.records import read_record
+from wgeo.runtime import memory
+from wgeo.storage import files
+from wgeo.storage.records import read_record
 from wgeo.trajectory import Classifier
 from wgeo.transport import chain as solve_chain
 from wgeo.transport.cost import Costs

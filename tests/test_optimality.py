@@ -16,7 +16,6 @@ from scipy.spatial.distance import cdist
 from test_honesty import ADVERSARIAL, cloud, exact_w2, rational
 
 import wgeo
-from wgeo import schema
 from wgeo.errors import ArgumentError
 from wgeo.geodesic import null_scores, powerful
 from wgeo.geodesic import pairs as pairs_module
@@ -25,6 +24,7 @@ from wgeo.geodesic.influence import SegmentSample
 from wgeo.geodesic.nulls import antisymmetric
 from wgeo.geodesic.pairs import evenly
 from wgeo.geodesic.resampling import resample
+from wgeo.storage import schema
 from wgeo.transport import Exact, Gaussian, Sliced, wasserstein
 
 

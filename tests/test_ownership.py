@@ -27,13 +27,14 @@ import wgeo
 import wgeo.analysis
 import wgeo.analysis.order  # here, not anew in every forked process
 import wgeo.report
-from wgeo import Analysis, Trajectory, files
+from wgeo import Analysis, Trajectory
 from wgeo.cli import main
 from wgeo.cli.gathering import named
 from wgeo.errors import ArgumentError, RecordError
-from wgeo.files import folder_name
-from wgeo.ownership import MANIFEST, claim, claim_all, list_all, owned
 from wgeo.plots.models import write_model
+from wgeo.storage import files
+from wgeo.storage.files import folder_name
+from wgeo.storage.ownership import MANIFEST, claim, claim_all, list_all, owned
 
 KILLS = int(os.environ.get("WGEO_KILLS", "2"))
 MINE = b"a week of work\n"
@@ -56,7 +57,7 @@ def blank_figures():
         return [replace(plot, draw=lambda: Figure(figsize=(1, 1))) for plot in whole(source)]
 
     with pytest.MonkeyPatch.context() as patch:
-        for module in ("wgeo.plots.files", "wgeo.report.pages", "wgeo.plots"):
+        for module in ("wgeo.plots.catalogue", "wgeo.report.pages", "wgeo.plots"):
             patch.setattr(f"{module}.catalogue", blank)
         yield
 

@@ -24,10 +24,10 @@ from records import CIFAR, HOSTILE, damaged, sample_record, sample_series
 import wgeo
 from wgeo import plots
 from wgeo.errors import ArgumentError, DependencyError, FeatureError
-from wgeo.ownership import MANIFEST
 from wgeo.plots import style
+from wgeo.plots.animation import scene
 from wgeo.plots.files import STEMS
-from wgeo.plots.moving import scene
+from wgeo.storage.ownership import MANIFEST
 from wgeo.trajectory import Trajectory
 
 RECORD = sample_record()
@@ -686,7 +686,7 @@ def test_flow_writes_the_frames_it_was_asked_for(
         raise KeyboardInterrupt
 
     before = path.read_bytes()
-    monkeypatch.setattr("wgeo.plots.moving.Scene.geodesic", interrupted)
+    monkeypatch.setattr("wgeo.plots.animation.Scene.geodesic", interrupted)
     with pytest.raises(KeyboardInterrupt):
         plots.flow(traj, path, seconds=0.5, fps=10)
     assert path.read_bytes() == before

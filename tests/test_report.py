@@ -23,13 +23,13 @@ from wgeo import plots, report
 from wgeo.analysis import Series
 from wgeo.cli import main
 from wgeo.errors import DependencyError, RecordError, WgeoError
-from wgeo.ownership import MANIFEST
 from wgeo.plots.style import clean
 from wgeo.report import building, mathtext, pages, text
 from wgeo.report.assets import asset
 from wgeo.report.building import ENGINES
 from wgeo.report.paper import paper
 from wgeo.report.scrubber import scrubber
+from wgeo.storage.ownership import MANIFEST
 from wgeo.trajectory import Trajectory
 
 EVIL = "<img src=x onerror=alert(1)>"

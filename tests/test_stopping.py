@@ -19,14 +19,14 @@ from click.testing import CliRunner
 from records import sample_record
 
 import wgeo
-from wgeo import files
 from wgeo.cli import main
 from wgeo.cli.root import STOPPED, command
 from wgeo.errors import RecordError, WgeoError, WgeoWarning
-from wgeo.files import locked, write_aside
-from wgeo.ownership import MANIFEST
-from wgeo.records import read_record, write_record
-from wgeo.terminal import Terminal
+from wgeo.runtime.terminal import Terminal
+from wgeo.storage import files
+from wgeo.storage.files import locked, write_aside
+from wgeo.storage.ownership import MANIFEST
+from wgeo.storage.records import read_record, write_record
 
 SCRIPT = Path(stopped.__file__)
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(SCRIPT.parents[1]), "OMP_NUM_THREADS": "1"}
@@ -163,7 +163,7 @@ def umask():
 
 HOLD = """
 import sys, time
-from wgeo.files import locked
+from wgeo.storage.files import locked
 with locked(sys.argv[1]):
     print("held", flush=True)
     time.sleep(600)

@@ -25,15 +25,16 @@ import torch
 from click.testing import CliRunner
 
 import wgeo
-from wgeo import Trajectory, schema
+from wgeo import Trajectory
 from wgeo.analysis import analyze_trajectory
+from wgeo.arrays.rows import is_mapped
 from wgeo.cli import main
 from wgeo.errors import ArgumentError, FeatureError, RecordError, WgeoWarning
 from wgeo.features import Projection
 from wgeo.geodesic import path_figures, resolution
-from wgeo.rows import is_mapped
-from wgeo.store import Column, Writer, is_store, layout
-from wgeo.trajectory import Classifier, outline
+from wgeo.storage import schema
+from wgeo.storage.store import Column, Writer, is_store, layout
+from wgeo.trajectory.trajectory import Classifier, outline
 from wgeo.transport import Status, TransportResult
 
 
@@ -294,7 +295,7 @@ def test_a_damaged_store_is_refused(stored, spoil, said):
 
 
 def test_a_manifest_cannot_lead_elsewhere(stored, tmp_path):
-    from wgeo.store import digest
+    from wgeo.storage.store import digest
 
     def lead(manifest):
         manifest["arrays"]["features:stem"]["file"] = "../elsewhere.npy"
@@ -363,7 +364,7 @@ def test_a_forged_manifest_is_refused_or_makes_a_trajectory(stored):
         for step in place[:-1]:
             within = within[step]
         within[place[-1]] = odd
-        path.write_text(json.dumps({**forged, "checksum": wgeo.store.digest(forged)}))
+        path.write_text(json.dumps({**forged, "checksum": wgeo.storage.store.digest(forged)}))
         try:
             traj = Trajectory.load(stored)
         except RecordError:
@@ -397,7 +398,7 @@ def test_ranges_that_leave_rows_out_are_damage(stored):
                 entry["crc32"] = [0, 0]
 
         del manifest["checksum"]
-        manifest["checksum"] = wgeo.store.digest(manifest)
+        manifest["checksum"] = wgeo.storage.store.digest(manifest)
 
     rewritten(stored / "manifest.json", part)
     with pytest.raises(RecordError, match="it lacks rows"):
@@ -434,7 +435,7 @@ def test_half_a_line_of_the_log_is_a_shard_that_is_not_there(tmp_path):
             writer.finish({}, {})
         writer.write(2, {"x": np.full((2, 2), 2, np.float32)})
         writer.finish({}, {})
-    x = wgeo.store.read_store(tmp_path / "s", verify=True).arrays["x"]
+    x = wgeo.storage.store.read_store(tmp_path / "s", verify=True).arrays["x"]
     assert x[:, 0].tolist() == [1, 1, 2, 2, 3, 3]
 
 
@@ -518,7 +519,7 @@ def test_a_store_is_read_a_few_rows_at_a_time(tmp_path, monkeypatch):
             assert all(isinstance(layer.features, np.memmap) for layer in embedded.layers)
 
     monkeypatch.setattr("wgeo.geodesic.paths._ASKED", 32)
-    monkeypatch.setattr("wgeo.rows._HELD", 2**21)
+    monkeypatch.setattr("wgeo.arrays.rows._HELD", 2**21)
     traj = stored(n)
     measured(traj)  # libraries warm up
     held = held_by(lambda: measured(traj))
@@ -527,7 +528,7 @@ def test_a_store_is_read_a_few_rows_at_a_time(tmp_path, monkeypatch):
 
 
 def test_what_is_made_of_a_store_is_as_in_memory(tmp_path, rng, monkeypatch):
-    monkeypatch.setattr("wgeo.rows._HELD", 999)  # many parts
+    monkeypatch.setattr("wgeo.arrays.rows._HELD", 999)  # many parts
     arrays = [rng.standard_normal((60, 4)).astype(np.float32) for _ in range(3)]
     held = Trajectory.from_arrays([arrays[0], *(arrays[0] + 0.3 * a for a in arrays)], [0, 1] * 30)
     for dtype in (None, "bfloat16"):
@@ -569,7 +570,7 @@ def test_a_full_disk_is_told_while_features_are_made(tmp_path, rng, monkeypatch)
     def full(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("wgeo.files.tempfile.TemporaryFile", full)
+    monkeypatch.setattr("wgeo.storage.files.tempfile.TemporaryFile", full)
     told = r"need a temporary file.*No space left"
     with pytest.raises(RecordError, match=told):
         traj.embedded("pad")
@@ -586,7 +587,7 @@ def test_a_full_disk_costs_an_analysis_what_needs_it_and_no_more(
     def full(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("wgeo.files.tempfile.TemporaryFile", full)
+    monkeypatch.setattr("wgeo.storage.files.tempfile.TemporaryFile", full)
     with pytest.warns(WgeoWarning, match="No interpolation gaps: .* has no room"):
         done = analyze_trajectory(traj, bootstrap=0)
     assert "has no room" in done.record["mufm"]["skipped"]

@@ -19,15 +19,15 @@ from rich.table import Table
 from rich.text import Text
 
 import wgeo
-from wgeo import plots, table
+from wgeo import plots
 from wgeo.analysis import Analysis, Series
-from wgeo.cli import main
+from wgeo.cli import main, tables
 from wgeo.cli.root import command, say
 from wgeo.errors import ArgumentError, DependencyError, WgeoError, WgeoWarning
-from wgeo.names import printable
 from wgeo.plots.style import clean
 from wgeo.report import pages
-from wgeo.terminal import Terminal
+from wgeo.runtime.terminal import Terminal
+from wgeo.text import printable
 
 PACKAGE = Path(wgeo.__file__).parent
 HOSTILE = [
@@ -117,14 +117,14 @@ def named(name):
 @pytest.mark.parametrize("tty", [True, False])
 def test_tables_and_verdicts_are_text(name, tty):
     record = named(name)
-    said = shown(lambda: table.print_analysis(Analysis(record)), tty)
+    said = shown(lambda: tables.print_analysis(Analysis(record)), tty)
     assert is_text(said, styled=tty)
     assert said.count(printable(name, None)) >= 3
     series = sample_series(2)
     for row in series["analyses"]:
         row["name"] = name
     series["axis"] = "name"
-    said = shown(lambda: table.print_series(Series(series)), tty)
+    said = shown(lambda: tables.print_series(Series(series)), tty)
     assert is_text(said, styled=tty)
 
 

@@ -19,9 +19,9 @@ from scipy.optimize import linear_sum_assignment
 
 import wgeo
 from wgeo.errors import ArgumentError, ConvergenceError, FeatureError
+from wgeo.runtime.threads import spread
 from wgeo.transport import Gaussian, Sinkhorn, Sliced, Status, chain, wasserstein
 from wgeo.transport.entry import together
-from wgeo.transport.stopping import spread
 
 SOLVERS = {
     "exact": wgeo.Exact(),

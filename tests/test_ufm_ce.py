@@ -11,9 +11,9 @@ import torch
 
 from wgeo.errors import ArgumentError
 from wgeo.ufm import closed_form_ce, fit_ce, fit_mse, place
-from wgeo.ufm.facts import lower_bound
 from wgeo.ufm.losses import LOSSES
 from wgeo.ufm.problem import Problem
+from wgeo.ufm.theorems import lower_bound
 
 TABLE = [
     (2, 3, 1e-2, 1e-3, 2.849068878, 5.201664308, 0.033982969352),

@@ -13,7 +13,7 @@ from scipy.sparse.linalg import ArpackNoConvergence, eigsh
 
 from wgeo.errors import ArgumentError, ConvergenceError
 from wgeo.ufm import fit_ce, fit_deep, fit_mse, landscape, place
-from wgeo.ufm.facts import escape, factorise
+from wgeo.ufm.theorems import escape, factorise
 
 
 def _dense(problem, x):

@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from wgeo.errors import ArgumentError, ConvergenceError, FeatureError
-from wgeo.ufm import fit_mse, fit_mufm, metric
+from wgeo.ufm import fit_mse, fit_mufm, preconditioner
 from wgeo.ufm.alignment import saddle_direction
 from wgeo.ufm.lbfgs import minimise
 from wgeo.ufm.likelihood import Likelihood
-from wgeo.ufm.metric import FewDirections, GaussNewton
 from wgeo.ufm.newton import descend
+from wgeo.ufm.preconditioner import FewDirections, GaussNewton
 from wgeo.ufm.reduced import Reduced, Statistics
 from wgeo.ufm.search import search
 
@@ -114,7 +114,7 @@ def clusters(rng, classes, n, d, spread=1.0):
 @pytest.mark.parametrize("decay", [0.0, 0.3, np.inf])
 def test_the_preconditioner_inverts_the_gauss_newton_matrix(decay, way, rng, monkeypatch):
     """Against the matrix formed from the features themselves."""
-    monkeypatch.setattr(metric, "EIGEN", 0.0 if way is FewDirections else np.inf)
+    monkeypatch.setattr(preconditioner, "EIGEN", 0.0 if way is FewDirections else np.inf)
     x, labels = det_data(4, 5, 6)
     stats = Statistics.of(x, labels, 4)
     point = Reduced(stats, 0.2, 0.01, decay).at(rng.normal(size=(4, 6)))

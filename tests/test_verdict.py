@@ -13,7 +13,7 @@ from records import sample_record
 import wgeo
 from wgeo.analysis import analyze_trajectory
 from wgeo.analysis.verdict import THRESHOLDS, Sentence, sentence, sentences, text
-from wgeo.table import print_analysis
+from wgeo.cli.tables import print_analysis
 from wgeo.trajectory import Layer, Trajectory
 
 

@@ -29,11 +29,12 @@ import torch
 import torch.distributed as dist
 
 import wgeo
-from wgeo import distributed, plots
+from wgeo import plots
 from wgeo.cli import main
-from wgeo.collapse import collapse_of
 from wgeo.data import folder
-from wgeo.store import layout
+from wgeo.neural_collapse import collapse_of
+from wgeo.runtime import processes
+from wgeo.storage.store import layout
 from wgeo.trajectory import Classifier
 from wgeo.transport import sinkhorn_divergence
 
@@ -75,7 +76,7 @@ def measure(path: str) -> None:
     found["few"] = [layer.within for layer in wgeo.collapse(few).layers]
     found["straightness"] = wgeo.straightness(traj, bootstrap=20).to_dict()
     place = Path(path).with_suffix(".features")
-    distributed.first(lambda: str(traj.save(place, dtype="bfloat16")))
+    processes.on_rank_zero(lambda: str(traj.save(place, dtype="bfloat16")))
     stored = wgeo.Trajectory.load(place)
     found["stored"] = wgeo.straightness(stored, bootstrap=0).to_dict()
     shared = stored.embedded("pca:2").layers
@@ -87,14 +88,14 @@ def measure(path: str) -> None:
     )  # fewer in each half than features: what leads nowhere stays
     fewer = wgeo.Trajectory.from_arrays([narrow, 0.9 * narrow + wide[::-1, :64]], np.arange(90) % 3)
     found["models"] = [wgeo.compare(t).to_dict() for t in (network, kept, fewer)]
-    assert (distributed.ranks() > 1) == ("/wgeo-" in Path("/proc/self/maps").read_text())
+    assert (processes.world_size() > 1) == ("/wgeo-" in Path("/proc/self/maps").read_text())
     net = wgeo.models.build("isoresnet", num_classes=3, in_channels=1, width=4, depth=2)
     images = torch.rand(70, 1, 8, 8), np.arange(70) % 3
     # One machine's processes agree to the bit on batches that are the same.
     traced = wgeo.trace(net, images, batch_size=16)
     found["traced"] = [float(layer.features.sum(dtype=float)) for layer in traced.layers]
     found["decided"] = traced.predictions.tolist()
-    if distributed.is_first():
+    if processes.is_rank_zero():
         Path(path).write_text(json.dumps(found))
 
 
@@ -107,12 +108,12 @@ def failing(path: str) -> None:
     except wgeo.errors.FeatureError as error:
         print(type(error).__name__, *re.findall(r"sample (\d+)", str(error)))
     try:
-        distributed.first(lambda: 1 / 0 if distributed.is_first() else None)
+        processes.on_rank_zero(lambda: 1 / 0 if processes.is_rank_zero() else None)
         raise AssertionError("nothing was raised")
     except ZeroDivisionError:
         pass
     try:
-        distributed.first(odd)
+        processes.on_rank_zero(odd)
     except wgeo.errors.WgeoError as error:
         told = str(error)
     assert told == "OddError: here"
@@ -181,7 +182,7 @@ def process(job: dict[str, Any], rank: int, said: Path, port: int) -> int:
         torch.manual_seed(0)
         if "call" in job:
             name, path = job["call"]
-            with distributed.launched():
+            with processes.launched():
                 globals()[name](path)
         else:
             main(job["words"])

@@ -6,8 +6,6 @@ Names load on first use, so that ``import wgeo`` and ``wgeo --help`` answer at o
 from __future__ import annotations
 
 import importlib
-import sys
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -18,12 +16,9 @@ if TYPE_CHECKING:
     from . import ufm as ufm
     from .analysis import Analysis as Analysis
     from .analysis import analyze as analyze
-    from .brenier import brenier as brenier
-    from .checkpoint import Network as Network
-    from .checkpoint import load_checkpoint as load_checkpoint
-    from .collapse import Collapse as Collapse
-    from .collapse import collapse as collapse
-    from .compare import compare as compare
+    from .checkpoints import Network as Network
+    from .checkpoints import load_checkpoint as load_checkpoint
+    from .comparison import compare as compare
     from .data import Images as Images
     from .data import load_images as load_images
     from .errors import WgeoError as WgeoError
@@ -34,6 +29,9 @@ if TYPE_CHECKING:
     from .geodesic import bias_curve as bias_curve
     from .geodesic import straighter_than as straighter_than
     from .geodesic import straightness as straightness
+    from .geodesic.gradient_maps import brenier as brenier
+    from .neural_collapse import Collapse as Collapse
+    from .neural_collapse import collapse as collapse
     from .training import train as train
     from .trajectory import Trajectory as Trajectory
     from .transport import Exact as Exact
@@ -48,12 +46,12 @@ __version__ = "0.1.0"
 _HOME = {
     "Analysis": "analysis",
     "analyze": "analysis",
-    "brenier": "brenier",
-    "Network": "checkpoint",
-    "load_checkpoint": "checkpoint",
-    "Collapse": "collapse",
-    "collapse": "collapse",
-    "compare": "compare",
+    "brenier": "geodesic",
+    "Network": "checkpoints",
+    "load_checkpoint": "checkpoints",
+    "Collapse": "neural_collapse",
+    "collapse": "neural_collapse",
+    "compare": "comparison",
     "Images": "data",
     "load_images": "data",
     "WgeoError": "errors",
@@ -92,14 +90,3 @@ if not TYPE_CHECKING:  # or every name would be right
 
 def __dir__() -> list[str]:
     return __all__
-
-
-class _Package(ModuleType):
-    """Keeps ``wgeo.collapse`` the function where importing ``wgeo/collapse.py`` would shadow it."""
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if not (name in _HOME and isinstance(value, ModuleType)):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package

@@ -1,6 +1,6 @@
 """What can go wrong, by name. Every message says what happened and what to do next."""
 
-from .names import printable
+from .text import printable
 
 
 class WgeoError(Exception):

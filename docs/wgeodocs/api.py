@@ -19,21 +19,16 @@ import wgeo
 PACKAGES: dict[str, tuple[str, ...]] = {
     "data": (),
     "models": (),
-    "checkpoint": (),
+    "checkpoints": (),
     "training": (),
     "features": (),
-    "trajectory": ("Trajectory", "Layer", "Block", "Segment", "Classifier"),
-    "store": (),
-    "distributed": (
-        *("launched", "rank", "ranks", "is_first", "alone", "share"),
-        *("total", "largest", "everyone", "first", "dealt"),
-    ),
+    "trajectory": (),
+    "runtime": (),
     "transport": (),
     "geodesic": (),
-    "brenier": ("brenier", "BrenierResult", "brenier_blocks", "BrenierBlocks"),
-    "collapse": (),
+    "neural_collapse": (),
     "ufm": (),
-    "compare": (),
+    "comparison": (),
     "analysis": (),
     "plots": (),
     "report": (),
@@ -52,7 +47,7 @@ PACKAGES: dict[str, tuple[str, ...]] = {
 }
 
 # Constants that a setting's description refers to, and that no __all__ has.
-CONSTANTS = {"plots": ("several.OVER", "several.ENDS", "evidence.CURVES", "evidence.TESTS")}
+CONSTANTS = {"plots": ("series.OVER", "series.ENDS", "evidence.CURVES", "evidence.TESTS")}
 
 
 def module_of(package: str) -> ModuleType:

@@ -18,8 +18,8 @@ import recipes
 from lab import Bench, Cell, Lab, by, mean_interval, spread, table
 
 import wgeo
-from wgeo.brenier import brenier_blocks
 from wgeo.features import inputs
+from wgeo.geodesic.gradient_maps import brenier_blocks
 
 FIGURES = ("asymmetry", "displacement_asymmetry", "min_eigenvalue", "negative_share")
 LOOK = {0.0: ("#E69F00", "o"), 5e-4: ("#0072B2", "s"), 5e-3: ("#222222", "^")}

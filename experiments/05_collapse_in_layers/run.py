@@ -21,7 +21,7 @@ from figure import draw
 from lab import Bench, Cell, Lab, by, spread, table
 
 import wgeo
-from wgeo.collapse import Collapse, Frame
+from wgeo.neural_collapse import Collapse, Frame
 
 Result = dict[str, Any]
 

@@ -10,13 +10,13 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..blocks import evaluating
-from ..brenier import BrenierResult, brenier_blocks
-from ..checkpoint import Network
+from ..checkpoints import Network
 from ..errors import ArgumentError, ProcessError, RecordError, WgeoError
 from ..features import inputs
 from ..features.network import module_of
+from ..features.residual_blocks import evaluating
 from ..geodesic import shuffled, straighter_than
+from ..geodesic.gradient_maps import BrenierResult, brenier_blocks
 from ..trajectory import Trajectory
 
 REFERENCES = ("init", "shuffled", "none")

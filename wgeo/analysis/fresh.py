@@ -17,9 +17,8 @@ import numpy as np
 from jaxtyping import Float, Int
 from torch import nn
 
-from .. import distributed
-from ..arrays import pick_device
-from ..checkpoint import Network
+from ..arrays.checks import pick_device
+from ..checkpoints import Network
 from ..data import Images
 from ..errors import ArgumentError
 from ..features import inputs, normalization_for, trace
@@ -27,6 +26,7 @@ from ..features.network import as_images, module_of, placed
 from ..geodesic.paths import path_figures
 from ..models import untrained
 from ..models.fresh import reestimate_statistics
+from ..runtime import processes
 from ..trajectory import Trajectory
 
 SIGNIFICANT = 0.05  # adjusted p-value up to which a direction is named
@@ -89,7 +89,7 @@ def fresh_networks(
     layers = [layer.name for layer in traj.staged][1:]  # all but the stem
     seeds = np.random.SeedSequence(seed).generate_state(count).tolist()
     measured = partial(_fresh_ratios, module, few, {**reading, "layers": layers})
-    found = distributed.dealt([partial(measured, each) for each in seeds], "fresh networks")
+    found = processes.map_over_ranks([partial(measured, each) for each in seeds], "fresh networks")
     segments = traj.segments
     ratios = [ratios for ratios, _ in found]
     if any(len(each) != len(segments) for each in ratios):

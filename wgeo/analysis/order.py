@@ -12,16 +12,16 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from .. import distributed
-from ..arrays import pick_device
-from ..checkpoint import Network
-from ..collapse import collapse
-from ..compare import Comparison, predicted
+from ..arrays.checks import pick_device
+from ..checkpoints import Network
+from ..comparison import Comparison, predicted
 from ..data import as_images
 from ..errors import ArgumentError, FeatureError, RecordError
 from ..features import trace
 from ..geodesic import Straightness, bias_curve, straightness
-from ..records import SCHEMA, as_json
+from ..neural_collapse import collapse
+from ..runtime import processes
+from ..storage.records import SCHEMA, as_json
 from ..trajectory import Trajectory, as_trajectory
 from ..transport import Exact, chain
 from .beside import brenier_test, checked_reference, over_images, reference_test
@@ -144,7 +144,7 @@ def analyze(
     record = _beside(done.record, reference_test(traj, reference, seed, compared))
     if brenier != 0:
         testing = partial(brenier_test, traj, net, images, brenier, bootstrap, seed)
-        found = distributed.first(testing)
+        found = processes.on_rank_zero(testing)
         record["brenier"] = {key: found[key] for key in ("points", "skipped") if key in found}
         for row, figures in zip(record["blocks"], found["blocks"], strict=True):
             row.update(as_json(figures))
@@ -195,7 +195,7 @@ def analyze_trajectory(
         partial(bias_curve, s.arrays[0], s.arrays[-1], solver=solver, seed=seed)
         for s in traj.segments
     ]
-    sizes = distributed.dealt(curves, "sample sizes")
+    sizes = processes.map_over_ranks(curves, "sample sizes")
     try:
         models = predicted(traj, mufm=mufm, seed=seed)
     except RecordError as error:  # a full disk; what was measured before is kept

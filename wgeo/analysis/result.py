@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from .. import report
-from ..records import ANALYSIS, read_record
+from ..storage.records import ANALYSIS, read_record
 from ..trajectory import Trajectory
 from .saving import claim, save
 from .verdict import text

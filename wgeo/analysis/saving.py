@@ -7,11 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .. import plots, records, report
+from .. import plots, report
 from ..errors import RecordError
-from ..files import writable
 from ..plots.files import claim_figures
-from ..records import ANALYSIS, SERIES
+from ..storage import records
+from ..storage.files import writable
+from ..storage.records import ANALYSIS, SERIES
 
 
 def claim(

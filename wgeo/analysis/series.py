@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from .. import plots, report
 from ..errors import ArgumentError
 from ..geodesic.result import table
-from ..records import SCHEMA, SERIES, check_record, epoch_of, read_record
+from ..storage.records import SCHEMA, SERIES, check_record, epoch_of, read_record
 from .saving import claim, save
 from .views import training_view
 

@@ -12,11 +12,11 @@ from jaxtyping import Int
 from scipy.stats import binom, binomtest
 from torch import nn
 
-from ..checkpoint import Network
+from ..arrays.rows import blocks
+from ..checkpoints import Network
 from ..data import PRESETS, Images, Normalization
 from ..errors import WgeoError
 from ..features import normalization_for, trace
-from ..rows import blocks
 from ..trajectory import Trajectory
 from .verdict import THRESHOLDS
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..distributed import asked, first, is_first
 from ..errors import ArgumentError
+from ..runtime.processes import is_rank_zero, launched_world_size, on_rank_zero
 from .gathering import gather, named
 from .job import Job
 from .options import data_options, measuring_options, network_options, reading_options
@@ -29,7 +29,7 @@ def demo(out: str, epochs: int, seed: int) -> None:
     """
     from ..analysis import analyze as measure
     from ..analysis.saving import claim
-    from ..checkpoint import load_checkpoint
+    from ..checkpoints import load_checkpoint
     from ..data import load_images
     from ..training import train as fit
 
@@ -102,8 +102,8 @@ def analyze(
     """
     from ..analysis.saving import claim
 
-    if asked() > 1 and len(checkpoints) > 1:
-        first(_refuse_several)
+    if launched_world_size() > 1 and len(checkpoints) > 1:
+        on_rank_zero(_refuse_several)
     if store is not None and Path(checkpoints[0]).is_dir():
         raise ArgumentError(f"{checkpoints[0]} holds stored features; --store is of a network's.")
     folder = own_folder(out)
@@ -117,12 +117,12 @@ def analyze(
             raise ArgumentError(f"There is no checkpoint {', '.join(missing[:5])}.")
         gather(made, folder, processes=jobs, with_report=with_report)
         return
-    first(lambda: claim(folder, with_report=with_report))
+    on_rank_zero(lambda: claim(folder, with_report=with_report))
     (job,) = made.values()
-    if store is None and asked() > 1:
+    if store is None and launched_world_size() > 1:
         store = str(folder / "features")
     done = job.measure(as_typed(), store)
-    if is_first():
+    if is_rank_zero():
         _finish(done, folder, with_report)
 
 
@@ -158,7 +158,7 @@ def report(runs: tuple[Path, ...], out: Path | None, open_it: bool, pdf: bool) -
     from .. import report as reports
     from ..analysis import Series
     from ..analysis.saving import claim
-    from ..records import SERIES
+    from ..storage.records import SERIES
 
     if pdf:
         reports.engine()  # none is said before the work
@@ -174,7 +174,7 @@ def report(runs: tuple[Path, ...], out: Path | None, open_it: bool, pdf: bool) -
 
 def _finish(done: Analysis, folder: Path, with_report: bool = True) -> None:
     """Save, print and report."""
-    from ..table import print_analysis
+    from .tables import print_analysis
 
     try:
         done.save(folder)

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import RecordError, WgeoError
-from ..files import folder_name, locked
-from ..ownership import leftovers, owned
-from ..progress import track
+from ..runtime.progress import track
+from ..storage.files import folder_name, locked
+from ..storage.ownership import leftovers, owned
 from .job import Job
 from .root import as_typed, say
 
@@ -95,8 +95,8 @@ def gather(
     """Run jobs (`run_all`), set all that are done side by side, and say which failed."""
     from ..analysis import Series
     from ..analysis.saving import claim
-    from ..records import SERIES
-    from ..table import print_series
+    from ..storage.records import SERIES
+    from .tables import print_series
 
     claim(folder, SERIES, with_report=with_report)
     done, failed = run_all(jobs, folder, processes=processes, part=part)
@@ -153,7 +153,7 @@ def _tell(job: Job, error: str) -> str:
 
 def _done(job: Job, folder: Path) -> dict[str, Any] | None:
     """The record of this very job, where it is there."""
-    from ..records import read_record
+    from ..storage.records import read_record
 
     key = job.key
     try:
@@ -178,7 +178,7 @@ def _completed(record: Mapping[str, Any], folder: Path) -> str:
     """
     from .. import plots
     from ..plots.files import drawn
-    from ..records import ANALYSIS
+    from ..storage.records import ANALYSIS
 
     figures = folder / "figures"
     try:

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import __version__
-from ..distributed import first
 from ..errors import ArgumentError
+from ..runtime.processes import on_rank_zero
 from .options import parse_solver
 
 if TYPE_CHECKING:
     from ..analysis import Analysis
-    from ..checkpoint import Network
+    from ..checkpoints import Network
     from ..data import Images
 
 # Options that select the images (in their fingerprint), or do not affect results.
@@ -71,8 +71,8 @@ class Job:
     def key(self) -> str:
         """SHA-256 of everything that decides the numbers: contents rather than paths."""
         from ..analysis.beside import REFERENCES
-        from ..memory import bounded
-        from ..store import digest
+        from ..runtime.memory import bounded
+        from ..storage.store import digest
 
         options = {name: v for name, v in self.options.items() if name not in _NO_MATTER}
         reference = options["reference"]
@@ -83,13 +83,13 @@ class Job:
             with bounded(self.options.get("memory")):
                 found = _images(self._of_images)
             # Without --normalize the preset decides how images are normalised.
-            images = [first(lambda: found.fingerprint), found.preset]
+            images = [on_rank_zero(lambda: found.fingerprint), found.preset]
         content = {"target": _sha256(self.target), "images": images, "wgeo": __version__}
         return digest({**content, "options": options})
 
     def measure(self, command: str, store: str | None = None) -> Analysis:
         """Do it, a network's features kept in `store`; the record's provenance holds the key."""
-        from ..memory import bounded
+        from ..runtime.memory import bounded
 
         with bounded(self.options.get("memory")):
             found = self._of_store(command) if self._stored else self._of_network(command, store)
@@ -98,7 +98,7 @@ class Job:
 
     @property
     def _stored(self) -> bool:
-        from ..checkpoint import is_saved_model
+        from ..checkpoints import is_saved_model
 
         return Path(self.target).is_dir() and not is_saved_model(self.target)
 
@@ -144,7 +144,7 @@ class Job:
         )
 
     def _network(self, path: str) -> Network:
-        from ..checkpoint import load_checkpoint
+        from ..checkpoints import load_checkpoint
 
         names = ("arch", "num_classes", "trust_checkpoint", "prefix", "container")
         arch, num_classes, trust, prefix, container = map(self.options.get, names)
@@ -181,8 +181,8 @@ def _sha256(target: str) -> str:
 
     The features are compared with those before they are analysed (`Trajectory.load`).
     """
-    from ..checkpoint import fingerprint, is_saved_model
-    from ..store import MANIFEST, manifest_of
+    from ..checkpoints import fingerprint, is_saved_model
+    from ..storage.store import MANIFEST, manifest_of
 
     path = Path(target)
     if not path.is_dir() or is_saved_model(target):

@@ -18,11 +18,17 @@ from typing import Any, TypeVar
 import click
 
 from .. import __version__
-from ..distributed import asked, first, is_first, launched, speaks
 from ..errors import ArgumentError, WgeoError, WgeoWarning
-from ..files import locked
-from ..names import printable
-from ..progress import shown
+from ..runtime.processes import (
+    is_rank_zero,
+    launched,
+    launched_world_size,
+    on_rank_zero,
+    reports_error,
+)
+from ..runtime.progress import shown
+from ..storage.files import locked
+from ..text import printable
 
 F = TypeVar("F", bound=Callable[..., Any])
 SEED = click.IntRange(min=0)
@@ -66,23 +72,23 @@ class Commands(click.Group):
             with _ended_with_its_reader(), _stoppable(), _told(), _shown_as_text(), _progress():
                 return super().invoke(ctx)
         except (click.ClickException, click.Abort, click.exceptions.Exit) as error:
-            if isinstance(error, click.ClickException) and not speaks(error):
+            if isinstance(error, click.ClickException) and not reports_error(error):
                 ctx.exit(error.exit_code)
             raise  # click answers these itself
         except Exception as error:
             if ctx.meta.get("wgeo.debug"):
                 raise
-            if speaks(error):
+            if reports_error(error):
                 say(f"wgeo{_which()}: {_in_words(error)}", err=True)
             ctx.exit(2)
         except KeyboardInterrupt as stop:
-            if speaks(stop):
+            if reports_error(stop):
                 say("", STOPPED, err=True)
             ctx.exit(128 + (stop.number if isinstance(stop, Stopped) else signal.SIGINT))
 
 
 def _progress() -> AbstractContextManager[None]:
-    return shown() if is_first() else nullcontext()
+    return shown() if is_rank_zero() else nullcontext()
 
 
 @contextmanager
@@ -143,7 +149,7 @@ def _told() -> Iterator[None]:
 
     def show(message: Any, category: type[Warning], *where: Any, **more: Any) -> None:
         if issubclass(category, WgeoWarning):
-            if is_first():
+            if is_rank_zero():
                 say(f"wgeo: {message}", err=True)
         else:
             usual(message, category, *where, **more)
@@ -157,7 +163,7 @@ def _told() -> Iterator[None]:
 
 def _which() -> str:
     """Which of several processes speaks."""
-    return f" [process {os.environ['RANK']}]" if asked() > 1 else ""
+    return f" [process {os.environ['RANK']}]" if launched_world_size() > 1 else ""
 
 
 def _in_words(error: BaseException) -> str:
@@ -198,7 +204,7 @@ def command(
 ) -> Callable[[F], click.Command]:
     """A command (of `main`, or `within` a group) whose help ends in an example to paste.
 
-    Several processes may do it `together` (`wgeo.distributed`), or one alone.
+    Several processes may do it `together` (`wgeo.runtime.processes`), or one alone.
     """
 
     def wrap(function: F) -> click.Command:
@@ -219,7 +225,7 @@ def _by_one(name: str, function: F) -> F:
 
     @functools.wraps(function)
     def run(*args: Any, **kwargs: Any) -> Any:
-        if asked() > 1:
+        if launched_world_size() > 1:
             raise ArgumentError(
                 f"`wgeo {name}` is the work of one process; torchrun is for `wgeo analyze` and "
                 "`wgeo trace`."
@@ -245,7 +251,7 @@ def main() -> None:
 def own_folder(out: str) -> Path:
     """A command's folder, made if need be and kept to it until it has ended."""
     ctx = click.get_current_context()
-    return first(lambda: ctx.with_resource(locked(out)))
+    return on_rank_zero(lambda: ctx.with_resource(locked(out)))
 
 
 def settings_of(texts: Iterable[str]) -> dict[str, Any]:

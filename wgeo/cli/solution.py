@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..plots.models import TERMS
-from ..terminal import Terminal
+from ..runtime.terminal import Terminal
 
 COLUMNS = {
     "nc1": "NC1",

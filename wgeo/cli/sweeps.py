@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from ..errors import ArgumentError
-from ..files import folder_name, regular
+from ..storage.files import folder_name, regular
 from .analysis import analyze, job_of
 from .gathering import gather, named
 from .job import NETWORK_WORDS, Job
@@ -49,7 +49,7 @@ def sweep(config: Path, processes: int, index: str | None, with_report: bool) ->
     Every [[run]] takes what stands above for granted, but for options of images and networks where
     it names features that `wgeo trace` stored. Paths are seen from where the command runs.
     """
-    from ..files import writable
+    from ..storage.files import writable
 
     out, jobs = read_config(config)
     if len(jobs) < 2:

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from ..distributed import is_first
+from ..runtime.processes import is_rank_zero
 from .job import split_names
 from .options import data_options, network_options, reading_options
 from .root import command, say
@@ -62,10 +62,10 @@ def trace(
     Killed at any moment, or stopped by a full disk, the same command goes on where it was and ends
     with the same bytes. `wgeo analyze DIR` and `wgeo.Trajectory.load(DIR)` open it.
     """
-    from ..checkpoint import load_checkpoint
+    from ..checkpoints import load_checkpoint
     from ..data import load_images
     from ..features import trace as follow
-    from ..memory import bounded
+    from ..runtime.memory import bounded
 
     net = load_checkpoint(
         checkpoint,
@@ -86,7 +86,7 @@ def trace(
             skip_broken=skip_broken,
         )
         traj = follow(net, images, layers=split_names(layers), **settings)
-    if not is_first():
+    if not is_rank_zero():
         return
     say(f"{len(traj)} samples, {len(traj.layers)} layers: {settings['store']}")
     if (projected := traj.settings.get("projected")) is not None:

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from ..errors import ArgumentError
-from ..ownership import claim, owned
+from ..storage.ownership import claim, owned
 from .root import CONTEXT, SEED, F, as_typed, command, main, number, own_folder, say
 
 DECAY = {"weight_decay": 5e-3, "feature_decay": 5e-4}

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ..arrays import as_count
+from ..arrays.checks import as_count
 from ..errors import ArgumentError, DataError, WgeoWarning
-from ..files import as_path, printable
+from ..storage.files import as_path, printable
 from .folder import open_folder, open_table
 from .images import PRESETS, Images, Normalization, normalization, suggestion
 from .loaders import as_images

@@ -20,10 +20,10 @@ import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 
-from ..distributed import agreed, everyone, share
 from ..errors import DataError
-from ..files import printable, regular
-from ..progress import track
+from ..runtime.processes import all_gather, raise_on_any, shard
+from ..runtime.progress import track
+from ..storage.files import printable, regular
 from .layout import Read, arrange, by_table, folder_names, sorted_out
 from .members import check_member, check_members
 from .pixels import kept
@@ -167,9 +167,9 @@ def decoded(
     `read` says how to get the bytes of a name; by default of a file in the folder or zip `path`.
     """
     with nullcontext(read) if read else _reader(path) as read, _strict():
-        mine = track(names[share(len(names))], "looking at images")
-        seen = agreed(lambda: {_image(path, read, name, _header) for name in mine})
-        kinds = set().union(*everyone(seen))
+        mine = track(names[shard(len(names))], "looking at images")
+        seen = raise_on_any(lambda: {_image(path, read, name, _header) for name in mine})
+        kinds = set().union(*all_gather(seen))
         mode = "L" if all(kind in _GREY for _, kind in kinds) else "RGB"
         if len({shape for shape, _ in kinds}) == 1:
             shape, scale = next(iter(kinds))[0], 1.0
@@ -187,7 +187,7 @@ def decoded(
 
 def _broken(path: Path, names: dict[int, str]) -> dict[int, str]:
     """Which of the named files cannot be decoded, by their keys."""
-    mine = list(names.items())[share(len(names))]
+    mine = list(names.items())[shard(len(names))]
 
     def look() -> dict[int, str]:
         found = {}
@@ -199,7 +199,7 @@ def _broken(path: Path, names: dict[int, str]) -> dict[int, str]:
                     found[key] = name
         return found
 
-    return {key: name for part in everyone(agreed(look)) for key, name in part.items()}
+    return {key: name for part in all_gather(raise_on_any(look)) for key, name in part.items()}
 
 
 def _whole(image: Image.Image) -> None:

@@ -21,10 +21,10 @@ from torch.utils.data import (
     default_convert,
 )
 
-from ..arrays import as_array, as_labels, check_finite, check_plain
-from ..distributed import everyone
+from ..arrays.checks import as_array, as_labels, check_finite, check_plain
 from ..errors import ArgumentError, DataError, WgeoError, WgeoWarning
-from ..progress import track
+from ..runtime.processes import all_gather
+from ..runtime.progress import track
 from .images import PRESETS, Images
 from .pixels import kept
 
@@ -141,7 +141,7 @@ def _in_order(loader: DataLoader, data: Any, notes: list[str]) -> tuple[torch.Te
             yield from x.numpy()
 
     x = kept(decoded, shape, first.numpy().dtype)
-    return x, np.maximum.reduce(everyone(labels))
+    return x, np.maximum.reduce(all_gather(labels))
 
 
 def _rows(loader: DataLoader, notes: list[str]) -> list[int] | None:

@@ -13,7 +13,7 @@ from typing import TypeVar
 import numpy as np
 
 from ..errors import DataError
-from ..files import printable, regular
+from ..storage.files import printable, regular
 from .members import check_member, check_members
 from .source import Source, checked_labels, first_label, from_array, scaled
 

@@ -13,10 +13,11 @@ from contextlib import suppress
 import numpy as np
 import torch
 
-from ..distributed import agreed, beside, everyone
+from ..arrays.mapped import anonymous_array
 from ..errors import DataError
-from ..files import memory, nameless
-from ..memory import free
+from ..runtime.memory import free
+from ..runtime.processes import all_gather, local_ranks, raise_on_any
+from ..storage.files import memory
 
 
 def kept(
@@ -40,15 +41,15 @@ def kept(
     with suppress(OSError):  # no folder for temporary files
         room = size <= shutil.disk_usage(tempfile.gettempdir()).free / 2  # strangers fill no disk
     fits, room, shared = (
-        all(each) for each in zip(*everyone((fits, room, len(beside()) > 1)), strict=True)
+        all(each) for each in zip(*all_gather((fits, room, len(local_ranks()) > 1)), strict=True)
     )
     if fits and not (shared and room):
         with suppress(MemoryError):  # this process's own limit may be lower
-            return agreed(lambda: _held(decoded, shape, dtype))
+            return raise_on_any(lambda: _held(decoded, shape, dtype))
     try:
         if not room:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return torch.from_numpy(nameless(decoded, shape, dtype))
+        return torch.from_numpy(anonymous_array(decoded, shape, dtype))
     except OSError as error:
         raise DataError(
             f"The images take {size / 2**30:.1f} GiB, more than memory has to spare, and "

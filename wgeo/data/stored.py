@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import DataError
-from ..files import printable, regular
+from ..storage.files import printable, regular
 from .members import most_unpacked
 from .pickles import pixels_of, plain_values
 from .source import Source, checked_labels, first_label, from_array, scaled

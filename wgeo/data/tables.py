@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from ..errors import DataError
-from ..files import printable
+from ..storage.files import printable
 
 Parts = tuple[str, ...]
 Entry = tuple[Parts, str]  # a path's parts, and the name by which the file is read

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from ..errors import DataError
-from ..files import printable, regular
+from ..storage.files import printable, regular
 from .layout import SPLITS
 from .members import most_unpacked
 from .source import Source

@@ -21,9 +21,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..blocks import BlockSpec, evaluating, hooked, run
 from ..errors import FeatureError
-from ..trajectory import entry_key, features_key
+from ..trajectory.trajectory import entry_key, features_key
+from .residual_blocks import BlockSpec, evaluating, hooked, run
 from .taps import tapped
 
 _FEW = 2  # images whose derivatives are taken

@@ -13,11 +13,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import nn
 
-from ..blocks import find_blocks
-from ..checkpoint import Network
+from ..checkpoints import Network
 from ..data import Images, Normalization, as_images, normalization
-from ..distributed import first
 from ..errors import ArgumentError
+from ..runtime.processes import on_rank_zero
+from .residual_blocks import find_blocks
 
 
 def normalization_for(net: Network | nn.Module, images: Images) -> Normalization:
@@ -80,7 +80,7 @@ def identity(net: Network | nn.Module, images: Images) -> dict[str, Any]:
         "weights": weights.hexdigest(),
         "structure": hashlib.sha256(structure.encode()).hexdigest(),
         "checkpoint": net.provenance.sha256 if isinstance(net, Network) else None,
-        "images": first(lambda: images.fingerprint),
+        "images": on_rank_zero(lambda: images.fingerprint),
         "normalization": [list(used.mean), list(used.std)],
     }
 

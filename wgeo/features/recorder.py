@@ -10,14 +10,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..arrays import as_numpy
-from ..blocks import BlockSpec, evaluating, first_tensor, hooked, run
+from ..arrays.checks import as_numpy
 from ..errors import FeatureError
 from ..models import classifier_of, logits_of
-from ..trajectory import entry_key, features_key
+from ..trajectory.trajectory import entry_key, features_key
 from .layout import Layout, find_layouts
 from .network import home_of
 from .pooling import channels_named, keeps_all, pooling
+from .residual_blocks import BlockSpec, evaluating, first_tensor, hooked, run
 from .taps import tapped
 
 HEAD, LOGITS = ":head", ":logits"  # what the classifier reads and returns; no layers

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..blocks import BlockSpec, SumTap, first_tensor, follow_running, hooked, returned
 from ..errors import FeatureError
-from ..trajectory import entry_key, features_key
+from ..trajectory.trajectory import entry_key, features_key
+from .residual_blocks import BlockSpec, SumTap, first_tensor, follow_running, hooked, returned
 
 Put = Callable[[str, torch.Tensor], None]
 

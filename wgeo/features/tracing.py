@@ -15,18 +15,17 @@ import torch
 from jaxtyping import Float, Int
 from torch import nn
 
-from .. import distributed
-from ..arrays import as_labels, as_numpy, check_finite, pick_device
-from ..blocks import Blocks, survey
-from ..checkpoint import Network
+from ..arrays.checks import as_labels, as_numpy, check_finite, pick_device
+from ..checkpoints import Network
 from ..data import Images, Normalization, as_images
 from ..errors import ArgumentError, FeatureError, WgeoWarning
-from ..files import memory
-from ..memory import free
 from ..models import classifier_of
-from ..progress import track
-from ..store import DTYPES, Column, Writer, holds, shards
-from ..trajectory import (
+from ..runtime import processes
+from ..runtime.memory import free
+from ..runtime.progress import track
+from ..storage.files import memory
+from ..storage.store import DTYPES, Column, Writer, holds, shards
+from ..trajectory.trajectory import (
     PREDICTIONS,
     Classifier,
     Trajectory,
@@ -35,17 +34,11 @@ from ..trajectory import (
     outline,
     whole_arrays,
 )
-from .network import (
-    identity,
-    module_of,
-    normalization_for,
-    placed,
-    provenance,
-    sample,
-)
+from .network import identity, module_of, normalization_for, placed, provenance, sample
 from .pooling import pooling
 from .projection import Projection
 from .recorder import HEAD, LOGITS, Batch, Recorder
+from .residual_blocks import Blocks, survey
 
 
 def trace(
@@ -115,7 +108,7 @@ def trace(
     if store is not None:
         how = {"pool": pool, "tap": tap, "layers": layers, "dtype": dtype, "project": project}
         job = {**identity(net, images), **how}
-        if distributed.first(partial(holds, store, job)):
+        if processes.on_rank_zero(partial(holds, store, job)):
             return Trajectory.load(store)
     with placed(module, where):
         probe = sample(net, module, images)
@@ -134,14 +127,14 @@ def trace(
         whole = whole_arrays(labels, _classifier(module, seen, few, stages[-1][0]))
         follow = _Following(recorder, images, normalization_for(net, images), where, narrow)
         if store is None:
-            held = distributed.agreed(partial(_Held, few, len(images)))
+            held = processes.raise_on_any(partial(_Held, few, len(images)))
             follow.into(held, batch_size)
-            arrays = {key: distributed.total(array) for key, array in held.arrays.items()}
+            arrays = {key: processes.all_reduce_sum(array) for key, array in held.arrays.items()}
             return assembled({**arrays, **whole}, about)
         columns = {key: _column(row, dtype) for key, row in few.items()}
         with _written_together(store, job, len(images), columns) as writer:
             follow.into(writer, batch_size)
-            distributed.first(partial(writer.finish, about, whole))
+            processes.on_rank_zero(partial(writer.finish, about, whole))
     return Trajectory.load(store)
 
 
@@ -269,8 +262,8 @@ class _Following:
 
     def into(self, sink: _Sink, batch_size: int) -> None:
         """Follow this process's share of the missing rows, and wait until all have theirs."""
-        mine = _own_share(distributed.first(sink.missing), batch_size)
-        distributed.agreed(partial(self._write, sink, mine, batch_size))
+        mine = _own_share(processes.on_rank_zero(sink.missing), batch_size)
+        processes.raise_on_any(partial(self._write, sink, mine, batch_size))
 
     def _write(self, sink: _Sink, spans: list[slice], batch_size: int) -> None:
         """Follow images and write their rows, a few batches at a time."""
@@ -301,7 +294,7 @@ def _own_share(spans: Sequence[slice], batch_size: int) -> list[slice]:
     """This process's share of ranges of rows, in whole batches: the same whoever follows them."""
     batches = [batch for span in spans for batch in _cut(span, batch_size)]
     own: list[slice] = []
-    for batch in batches[distributed.share(len(batches))]:
+    for batch in batches[processes.shard(len(batches))]:
         if own and own[-1].stop == batch.start:
             own[-1] = slice(own[-1].start, batch.stop)
         else:
@@ -323,9 +316,9 @@ def _written_together(
         def claim(part: int = 0) -> None:
             ours.append(stack.enter_context(Writer(store, job, rows, columns, part)))
 
-        part = distributed.rank()
-        distributed.first(claim)
-        distributed.agreed(lambda: None if ours else claim(part))
+        part = processes.rank()
+        processes.on_rank_zero(claim)
+        processes.raise_on_any(lambda: None if ours else claim(part))
         yield ours[0]
 
 

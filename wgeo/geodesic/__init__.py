@@ -11,18 +11,12 @@ import warnings
 from typing import Any
 
 from .bias import BiasCurve, BiasPoint, bias_curve
+from .gradient_maps import BrenierBlocks, BrenierResult, brenier, brenier_blocks
 from .judge import STATISTICS, StraighterThan, shuffled, straighter_than
 from .measure import straightness
 from .nulls import POWER_MARGIN, null_scores, powerful
 from .paths import LOW_RESOLUTION, PathFigures, path_figures, resolution
-from .result import (
-    BlockTransport,
-    NullScore,
-    Optimality,
-    Pairs,
-    SegmentStraightness,
-    Straightness,
-)
+from .result import BlockTransport, NullScore, Optimality, Pairs, SegmentStraightness, Straightness
 
 __all__ = [
     "LOW_RESOLUTION",
@@ -31,6 +25,8 @@ __all__ = [
     "BiasCurve",
     "BiasPoint",
     "BlockTransport",
+    "BrenierBlocks",
+    "BrenierResult",
     "NullScore",
     "Optimality",
     "Pairs",
@@ -39,6 +35,8 @@ __all__ = [
     "StraighterThan",
     "Straightness",
     "bias_curve",
+    "brenier",
+    "brenier_blocks",
     "null_scores",
     "path_figures",
     "powerful",

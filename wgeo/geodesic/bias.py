@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from ..arrays import as_numpy, as_points
+from ..arrays.checks import as_numpy, as_points
 from ..errors import ArgumentError
-from ..progress import track
+from ..runtime.progress import track
 from ..transport import Exact, wasserstein
 from .paths import LOW_RESOLUTION, resolution
 from .result import plain, table

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from .. import distributed
-from ..rows import Rows, blocks, made_like, mean_of, summed, wide
+from ..arrays.rows import Rows, blocks, made_like, mean_of, summed, wide
+from ..runtime import processes
 from ..transport import Status, TransportResult, wasserstein
 from .result import Score
 
@@ -193,12 +193,12 @@ def _along(
 ) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]:
     """<m, u_i> and <m, v_i> of every sample."""
     x, y = moments.arrays[i], moments.arrays[j]
-    vector, mine = moments.shift(i, j), distributed.share(len(x))
+    vector, mine = moments.shift(i, j), processes.shard(len(x))
     along = np.zeros((2, len(x)))
     for rows, parts in blocks(x, y, within=mine):
         for out, part, layer in zip(along, parts, (i, j), strict=True):
             out[rows] = (part - moments.centres[layer]) @ vector
-    along = distributed.total(along)
+    along = processes.all_reduce_sum(along)
     return along[0], along[1]
 
 

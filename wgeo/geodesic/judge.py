@@ -10,9 +10,9 @@ import numpy as np
 from jaxtyping import Float
 from scipy.stats import t as student
 
-from ..arrays import as_count
+from ..arrays.checks import as_count
+from ..arrays.rows import blocks
 from ..errors import ArgumentError
-from ..rows import blocks
 from ..trajectory import Segment, Trajectory, as_trajectory
 from ..transport import Exact, wasserstein
 from .influence import TRAJECTORY_FIGURES, TRANSPORT_FIGURES, SegmentSample

@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from .. import distributed
-from ..arrays import as_numpy
+from ..arrays.checks import as_numpy
+from ..arrays.rows import Rows, made_like, picked, summed, wide
 from ..errors import ArgumentError, FeatureError, RecordError, WgeoWarning
-from ..progress import track
-from ..rows import Rows, made_like, picked, summed, wide
+from ..runtime import processes
+from ..runtime.progress import track
 from ..trajectory import Block, Segment, Trajectory, as_trajectory
 from ..transport import Chain, Exact, TransportResult, wasserstein
 from ..transport import chain as solve_chain
@@ -234,7 +234,7 @@ def _null(found: _Measured, draws: int, seed: tuple[int, int]) -> Null:
         )
         for i, j in ends
     ]
-    return dict(zip(ends, distributed.dealt(works, "null maps"), strict=True))
+    return dict(zip(ends, processes.map_over_ranks(works, "null maps"), strict=True))
 
 
 def _block(block: Block, found: _Measured, null: Null, step: int, spacing: float) -> BlockTransport:

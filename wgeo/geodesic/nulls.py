@@ -17,7 +17,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float, Int
 
-from ..rows import wide
+from ..arrays.rows import wide
 from ..transport import Exact
 from .correlation import pair_score
 from .result import NullScore, Score

@@ -11,8 +11,8 @@ from dataclasses import dataclass, fields
 import numpy as np
 from jaxtyping import Float
 
-from .. import distributed
-from ..rows import blocks, mean_of, ranges, summed, wide
+from ..arrays.rows import blocks, mean_of, ranges, summed, wide
+from ..runtime import processes
 
 _COINCIDENT = 1e-12  # squared distance, relative to the squared norms, below which points coincide
 _ASKED = 4096  # samples whose nearest neighbour is looked for
@@ -72,7 +72,7 @@ def path_figures(
         What to take off each layer, such as its mean: the paths of the centred features.
     """
     n, d = arrays[0].shape
-    mine, eps = distributed.share(n), _precision(arrays)
+    mine, eps = processes.shard(n), _precision(arrays)
     shapes = {"step_cost": (n, len(arrays) - 1), "square": (n, len(arrays))}
     columns = [np.zeros(shapes.get(each, (n,))) for each in _FIGURES]
     for rows, layers in blocks(*arrays, width=d * len(arrays), within=mine):
@@ -82,7 +82,7 @@ def path_figures(
             path -= centres[:, None]
         for column, found in zip(columns, _figures(path, tolerance), strict=True):
             column[rows] = found
-    return PathFigures(*map(distributed.total, columns))
+    return PathFigures(*map(processes.all_reduce_sum, columns))
 
 
 def _precision(arrays: Sequence[np.ndarray]) -> float:
@@ -140,7 +140,7 @@ def neighbour_distance(x: Float[np.ndarray, "n d"]) -> float:
     n, d = x.shape
     centre = mean_of(x)
     asked = np.arange(n) if n <= _ASKED else np.linspace(0, n - 1, _ASKED).astype(np.int64)
-    nearest, mine = np.zeros(len(asked)), distributed.share(len(asked))
+    nearest, mine = np.zeros(len(asked)), processes.shard(len(asked))
     nearest[mine] = np.inf
     # Twice the usual rows: those asked are read again for every part of the others.
     half = -(-d // 2)
@@ -153,7 +153,7 @@ def neighbour_distance(x: Float[np.ndarray, "n d"]) -> float:
             squared = sums - 2 * points @ others.T
             apart = np.where(squared > _COINCIDENT * sums, squared, np.inf)
             nearest[some] = np.minimum(nearest[some], apart.min(1))
-    nearest = distributed.total(nearest)
+    nearest = processes.all_reduce_sum(nearest)
     found = np.isfinite(nearest)
     return float(np.sqrt(np.median(nearest[found]))) if found.any() else float("nan")
 
@@ -185,9 +185,9 @@ def resolution(
     spacing = neighbour_distance(x) if neighbours is None else neighbours
     if not spacing > 0:
         return None
-    mine = distributed.share(len(x))
+    mine = processes.shard(len(x))
     (drift,) = summed(lambda _, a, b: [(b - a).sum(0) / len(x)], x, y)
     moved = np.zeros(len(x))
     for rows, (a, b) in blocks(x, y, within=mine):
         moved[rows] = np.linalg.norm(b - a - drift, axis=1)
-    return float(np.median(distributed.total(moved))) / spacing
+    return float(np.median(processes.all_reduce_sum(moved))) / spacing

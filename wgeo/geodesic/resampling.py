@@ -13,10 +13,10 @@ import numpy as np
 from jaxtyping import Float, Int
 from scipy.special import ndtr, ndtri
 
-from ..arrays import as_count
+from ..arrays.checks import as_count
+from ..arrays.rows import sums_by_class
 from ..errors import ArgumentError
-from ..memory import share
-from ..rows import sums_by_class
+from ..runtime.memory import share
 
 LEVEL = 0.95
 _HELD = 2**24  # weights of resamples at a time

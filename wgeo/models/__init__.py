@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from torch import nn
 
-from ..files import printable
+from ..storage.files import printable
 from .etf import FixedLinear, simplex_etf, with_etf_classifier
+from .external import Arch
 from .fit import Fit, KeyReport, closest, exact_fits, fit, from_state
 from .fresh import untrained
 from .huggingface import arch_of_config
-from .outside import Arch
 from .parts import ACTIVATIONS, Block, State, head_of, logits_of
 from .registry import ARCHS, build, find
 

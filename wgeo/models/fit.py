@@ -13,9 +13,9 @@ import torch
 from torch import nn
 
 from ..errors import ArgumentError, CheckpointError
-from ..files import printable
+from ..storage.files import printable
 from .etf import with_etf_classifier
-from .outside import HEADS, VITS, Arch
+from .external import HEADS, VITS, Arch
 from .parts import State, count, head_of, without_head
 from .registry import ARCHS, find
 

@@ -15,8 +15,8 @@ import torch
 from torch import nn
 
 from ..errors import ArgumentError, DependencyError
-from ..files import printable
-from .outside import Arch, infer_head, normalization
+from ..storage.files import printable
+from .external import Arch, infer_head, normalization
 from .parts import State, head_of
 
 _LARGEST = 1_000_000  # bytes of a config

@@ -11,9 +11,9 @@ from typing import Any
 from torch import nn
 
 from ..errors import ArgumentError
-from ..files import printable
+from ..storage.files import printable
+from .external import ANY_HEAD, RESNETS, Arch, suggest, timm_arch, torchvision_arch, user_arch
 from .huggingface import huggingface_arch
-from .outside import ANY_HEAD, RESNETS, Arch, suggest, timm_arch, torchvision_arch, user_arch
 from .parts import positive
 from .plain import infer_mlp, infer_resmlp, infer_vgg, mlp, resmlp, vgg
 from .residual import cifar_resnet, infer_cifar_resnet, infer_iso, isotropic

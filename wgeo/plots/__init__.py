@@ -12,20 +12,21 @@ apart, vectors, no pyplot state.
 
 from typing import TYPE_CHECKING, Any
 
-from .beside import ERRORS, model_errors
+from .block_transport import correlation_scores, distances, ot_scores
+from .composed import catalogue
 from .depth import METRICS, collapse
 from .evidence import gradient_maps, sample_sizes
-from .files import catalogue, figures, save
+from .files import figures, save
 from .models import model, model_layers, model_means, model_starts, model_terms
-from .movement import correlation_scores, distances, ot_scores
 from .pairs import correlation_pairs
 from .paths import RATIOS, SCORES, class_means, interpolation_gap, straightness
 from .plot import Plot
-from .several import over, profiles, series_rows
+from .prediction_errors import ERRORS, model_errors
+from .series import over, profiles, series_rows
 from .style import SIZES, axes
 
 if TYPE_CHECKING:
-    from .moving import flow as flow
+    from .animation import flow as flow
 
 __all__ = [
     "ERRORS",
@@ -66,7 +67,7 @@ if not TYPE_CHECKING:  # or every name would be right
     def __getattr__(name: str) -> Any:
         # flow solves transport problems, with torch; figures of a record load without it.
         if name == "flow":
-            from .moving import flow
+            from .animation import flow
 
             return flow
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

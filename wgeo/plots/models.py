@@ -13,8 +13,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from ..errors import ArgumentError
-from ..files import folder_name
-from ..ownership import owned
+from ..storage.files import folder_name
+from ..storage.ownership import owned
 from .files import _png, _svg
 from .style import (
     COLOURS,

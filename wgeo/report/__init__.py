@@ -17,9 +17,9 @@ from typing import Any
 
 from .. import __version__, plots
 from ..errors import RecordError, WgeoError
-from ..ownership import claim, claim_all, leftovers, list_all, owned
 from ..plots.files import drawn, names_of
-from ..records import ANALYSIS, SERIES, read_record
+from ..storage.ownership import claim, claim_all, leftovers, list_all, owned
+from ..storage.records import ANALYSIS, SERIES, read_record
 from . import building, pages
 from .assets import asset
 from .building import engine

@@ -10,18 +10,8 @@ from ..plots.depth import ROUNDING
 from ..plots.style import number, segment_name, short
 from .assets import asset
 from .measured import collapse, straightness, transport
-from .parts import (
-    Plots,
-    Record,
-    centred,
-    correlation,
-    figure_block,
-    flat,
-    interval,
-    join,
-    names_of,
-)
-from .several import series_title, side_by_side
+from .parts import Plots, Record, centred, correlation, figure_block, flat, interval, join, names_of
+from .series import series_title, side_by_side
 from .text import DASH, code, figure, fixed, key_values, plain, share, table, with_interval
 
 

@@ -19,11 +19,11 @@ import torch
 from torch import nn
 
 from .. import models
-from ..arrays import pick_device
+from ..arrays.checks import pick_device
 from ..data import Images, normalization
 from ..errors import ArgumentError, WgeoWarning
-from ..ownership import owned
-from ..progress import track
+from ..runtime.progress import track
+from ..storage.ownership import owned
 from .job import Job, Plan, checkpoint_path, checkpoints_in
 from .recipe import AUGMENTATIONS, DECAYED, LOSSES, PRECISIONS, SCHEDULES, Recipe, learning_rate
 from .terminal import departure, last_below

@@ -17,8 +17,8 @@ from torch import nn
 
 from ..data import Images, normalization
 from ..errors import ArgumentError, ConvergenceError, DataError, RecordError
-from ..files import regular
-from ..ownership import Owned
+from ..storage.files import regular
+from ..storage.ownership import Owned
 from .recipe import Recipe, augmented, criterion, learning_rate, parameter_groups
 from .terminal import last_below, terminal_epoch
 

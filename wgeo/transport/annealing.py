@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 import torch
 from jaxtyping import Float
 
-from .. import distributed
 from ..errors import ArgumentError, ConvergenceError
+from ..runtime import processes
 from .kernel import Kernel
 from .pair import UNIT, Pair
 
@@ -125,7 +125,7 @@ def iterate(kernel: Kernel, g: Float[torch.Tensor, " m"], eps: float) -> Potenti
     error = float((pair.b * log_ratio.expm1()).abs().sum())
     value = float(pair.a @ f + pair.b @ g)
     # Both decide how to go on, so processes must not differ in the last digit.
-    error, value = distributed.first(lambda: (error, value))
+    error, value = processes.on_rank_zero(lambda: (error, value))
     return Potentials(f, g, log_ratio, eps, error, value)
 
 

@@ -10,12 +10,12 @@ import numpy as np
 from jaxtyping import Float
 
 from ..errors import FeatureError, WgeoError
-from ..memory import free, share
+from ..runtime.memory import free, share
+from ..runtime.threads import spread
 from ..trajectory import Trajectory, as_trajectory
 from .entry import Solver, wasserstein
 from .exact import Exact
 from .result import TransportResult
-from .stopping import spread
 
 _BLOCKS = 2**30  # bytes a solver holds beside the clouds, where nothing bounds them
 

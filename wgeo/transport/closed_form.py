@@ -13,9 +13,9 @@ import scipy.sparse as sp
 import torch
 from jaxtyping import Float, Int
 
-from .. import distributed
-from ..arrays import pick_device
+from ..arrays.checks import pick_device
 from ..errors import ArgumentError
+from ..runtime import processes
 from .pair import UNIT, Pair
 from .result import TransportResult
 
@@ -222,11 +222,11 @@ def _merge(
 def _along(pair: Pair, directions: Float[torch.Tensor, "k d"]) -> Float[torch.Tensor, " k"]:
     """W2^2 along each direction, of the centred clouds."""
     step = max(1, _LINES // (len(pair.x) + len(pair.y)))
-    mine, costs = distributed.share(len(directions)), directions.new_zeros(len(directions))
+    mine, costs = processes.shard(len(directions)), directions.new_zeros(len(directions))
     for i in range(mine.start, mine.stop, step):
         some = slice(i, min(i + step, mine.stop))
         costs[some] = line_costs(*pair.project(directions[some]), pair.a, pair.b)
-    return distributed.total(costs)
+    return processes.all_reduce_sum(costs)
 
 
 def _lower(pair: Pair, lines: Float[torch.Tensor, " k"]) -> float:

@@ -17,11 +17,11 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 
-from .. import distributed
-from ..memory import entries
+from ..runtime import processes
+from ..runtime.memory import entries
+from ..runtime.threads import check
 from .pair import UNIT, Pair
 from .screen import directions, fold, slip
-from .stopping import check
 
 _BLOCK = {"cpu": 1 << 20, "cuda": 1 << 26}  # entries: a core's cache; enough to fill a GPU
 _FEWEST_ROWS = 64
@@ -157,7 +157,7 @@ class Costs:
     @property
     def passes(self) -> float:
         """How often all pairs were visited, counting samples and screens by their share."""
-        visited = distributed.total(float(self.tally["features"]))
+        visited = processes.all_reduce_sum(float(self.tally["features"]))
         return round(visited / (self.x.n * self.y.n * self.pair.x.shape[1]), 2)
 
     @cached_property
@@ -316,7 +316,7 @@ class Costs:
         width = len(padded)
         kind = _BLOCK.get(bias.device.type, _BLOCK["cpu"])
         most = entries(min(kind, self.memory // (8 * padded.element_size())))
-        mine = distributed.share(at.n, start)
+        mine = processes.shard(at.n, start)
         step = min(max(most // width, entries(_FEWEST_ROWS)), max(mine.stop - mine.start, 1))
         block = padded.new_empty((step, width))
         for rows in _slices(mine.stop, step, mine.start):

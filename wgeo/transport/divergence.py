@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch.autograd.function import once_differentiable
 
-from ..arrays import as_points
+from ..arrays.checks import as_points
 from ..errors import ArgumentError
 from .annealing import (
     SCALING,

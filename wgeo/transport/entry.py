@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 
-from ..arrays import as_numpy, as_points
+from ..arrays.checks import as_numpy, as_points
 from ..errors import ArgumentError, FeatureError
 from .exact import Exact
 from .result import TransportResult

@@ -11,10 +11,10 @@ import torch
 from jaxtyping import Float, Int
 from scipy.sparse import coo_array, csr_array
 
-from .. import distributed
-from ..arrays import as_points, pick_device
+from ..arrays.checks import as_points, pick_device
 from ..errors import ArgumentError
-from ..memory import parse_bytes, share
+from ..runtime import processes
+from ..runtime.memory import parse_bytes, share
 from .assignment import solve_assignment
 from .cost import Costs, squared_distances
 from .flow import solve_flow
@@ -93,7 +93,7 @@ class Exact:
         pair = Pair.of(x, y, a, b, coupling, device)
         with full_precision:
             found = self._of_pair(pair, potentials)
-            loose = distributed.first(lambda: found.status is not Status.CERTIFIED)
+            loose = processes.on_rank_zero(lambda: found.status is not Status.CERTIFIED)
             if loose and pair.pairing is not None:
                 # Potentials accumulate rounding over many updates; from the optimum they need few.
                 found = self._of_pair(replace(pair, pairing=found.coupling), None)

@@ -13,12 +13,12 @@ from jaxtyping import Float, Int
 from scipy.sparse import coo_array, csr_array
 
 from ..errors import ConvergenceError
+from ..runtime.threads import check
 from .arcs import Arcs, Labels, relax
 from .cost import Costs
 from .line import staircase
 from .multiscale import guess
 from .refine import Solution, candidates, negligible, refine
-from .stopping import check
 
 _FEW = 1 << 16  # pairs that are all taken at once
 _TRUST = 2.0**-10  # of a bound on the cost: an estimate below it is corrected

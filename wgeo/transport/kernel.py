@@ -16,10 +16,10 @@ from functools import cached_property
 import torch
 from jaxtyping import Float, Int
 
-from .. import distributed
-from ..memory import entries, halving
+from ..runtime import processes
+from ..runtime.memory import entries, halving
+from ..runtime.threads import check
 from .pair import UNIT, Pair
-from .stopping import check
 
 # Entries of one block: few enough for a core's cache, enough to fill a GPU.
 BLOCK = {"cpu": 1 << 18, "cuda": 1 << 26}
@@ -71,7 +71,7 @@ class Kernel:
 
     def _slices(self, width: int) -> Iterator[slice]:
         """Runs of this process's rows whose blocks of `width` columns stay within `BLOCK`."""
-        mine = distributed.share(len(self.pair.x))
+        mine = processes.shard(len(self.pair.x))
         most = entries(BLOCK.get(self.pair.x.device.type, BLOCK["cpu"]))
         step = max(entries(_FEWEST_ROWS), most // width)
         for i in range(mine.start, mine.stop, step):
@@ -121,7 +121,7 @@ class Kernel:
                 mass += (pair.a[rows].to(self.dtype) / total) @ scores
             return f, mass
 
-        f, mass = map(distributed.total, mine())
+        f, mass = map(processes.all_reduce_sum, mine())
         return f, self._log_ratio(mass, f, g, eps)
 
     def _log_ratio(
@@ -161,7 +161,7 @@ class Kernel:
                 f[rows] = self.pair.norms_x[rows] - scores.amax(1).double()
             return f
 
-        return distributed.total(mine())
+        return processes.all_reduce_sum(mine())
 
     def plan(
         self,
@@ -196,7 +196,7 @@ class Kernel:
                 costs[1] += row_mass[rows] @ norms + (along @ keep).sum()
             return row_mass, plain_mass, heaviest_mass, heaviest, costs
 
-        row_mass, plain_mass, heaviest_mass, heaviest, costs = map(distributed.total, mine())
+        row_mass, plain_mass, heaviest_mass, heaviest, costs = map(processes.all_reduce_sum, mine())
         plain_cost, cost = costs.tolist()
         lack_x = (pair.a - row_mass).clamp_(min=0)
         lack_y = (pair.b * (1 - log_ratio.exp())).clamp_(min=0)
@@ -234,15 +234,15 @@ class Kernel:
                 onto_y += plan.T @ pair.rows_x(rows, self.dtype)
             return onto_x, onto_y
 
-        onto_x, onto_y = map(distributed.total, mine())
+        onto_x, onto_y = map(processes.all_reduce_sum, mine())
         return onto_x, onto_y
 
 
 def _log_sum(logs: Float[torch.Tensor, " k"]) -> Float[torch.Tensor, " k"]:
     """``log sum exp`` over the processes, about the largest: nothing overflows."""
-    top = distributed.largest(logs.clone())
+    top = processes.all_reduce_max(logs.clone())
     base = torch.where(top.isfinite(), top, 0.0)
-    return base + distributed.total((logs - base).exp()).log()
+    return base + processes.all_reduce_sum((logs - base).exp()).log()
 
 
 class _FullPrecision(ContextDecorator):

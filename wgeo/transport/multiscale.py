@@ -12,7 +12,7 @@ from functools import partial
 import torch
 from jaxtyping import Float
 
-from .. import distributed
+from ..runtime import processes
 from .cost import Costs, Side
 from .passes import least, softmin
 
@@ -51,7 +51,7 @@ def guess(costs: Costs, scale: float, a: Weights = None, b: Weights = None) -> t
             g = softmin(costs, ys, xs, f, g, eps, aw)
             f = softmin(costs, xs, ys, g, f, eps, bw)
             value = _mean(f, aw) + _mean(g, bw)
-            if distributed.first(partial(operator.le, eps, last * max(value, 1e-6 * scale))):
+            if processes.on_rank_zero(partial(operator.le, eps, last * max(value, 1e-6 * scale))):
                 break
             eps *= fall
     return _extend(costs, x, f, y.head(len(g)), g, eps, _share(b, len(g)))

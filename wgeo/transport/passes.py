@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 
-from .. import distributed
-from ..memory import halving
+from ..runtime import processes
+from ..runtime.memory import halving
 from .cost import Costs, Side
 
 _EXPONENTS = (-120.0, 100.0)  # below 2^-126 exponentials take ten times as long; 2^128 overflows
@@ -75,7 +75,7 @@ def softmin(
             fall[rows] = tile.sum(1).double().log2() / base2
         return fall
 
-    return guess - distributed.total(mine())
+    return guess - processes.all_reduce_sum(mine())
 
 
 def nearest(
@@ -109,7 +109,7 @@ def nearest(
         return q, pairs
 
     q, pairs = mine()
-    return distributed.total(q), *_everyones(pairs)
+    return processes.all_reduce_sum(q), *_everyones(pairs)
 
 
 def least(
@@ -124,7 +124,7 @@ def least(
             q[rows] = at.norms[rows] + tile.amin(1).double()
         return q
 
-    return distributed.total(mine())[start:]
+    return processes.all_reduce_sum(mine())[start:]
 
 
 def scan(
@@ -151,7 +151,7 @@ def scan(
     at = costs.y
     loss = np.zeros(at.n)
     arcs: Pairs = []
-    if distributed.first(lambda: costs.folds):  # all or none: the passes below are met in
+    if processes.on_rank_zero(lambda: costs.folds):  # all or none: the passes below are met in
         at, loss, arcs = _screened(costs, *costs.folded, p, q, threshold, rows)
     at, over, bias, limit = _ends(at, costs.x, p, q, rows)
     columns = torch.arange(at.n, device=bias.device) if at.index is None else at.index
@@ -180,9 +180,9 @@ def scan(
 
     found, cut_short, more = mine()
     return Scan(
-        distributed.largest(np.maximum(loss, found)),
+        processes.all_reduce_max(np.maximum(loss, found)),
         *_everyones([*arcs, *more]),
-        distributed.largest(cut_short),
+        processes.all_reduce_max(cut_short),
     )
 
 
@@ -233,8 +233,8 @@ def _screened(
         return np.concatenate(left), loss, arcs
 
     left, loss, arcs = mine()
-    parts = [part for part in distributed.everyone(left) if part is not None]
-    few = len(parts) == distributed.ranks()
+    parts = [part for part in processes.all_gather(left) if part is not None]
+    few = len(parts) == processes.world_size()
     return costs.y.take(np.concatenate(parts)) if few else costs.y, loss, arcs
 
 
@@ -260,7 +260,7 @@ def _everyones(pairs: Pairs) -> tuple[Int[np.ndarray, " k"], Int[np.ndarray, " k
     """Pairs that this process and the others found, in the order of the rows."""
     none = np.zeros(0, np.int64)
     mine = [np.concatenate([none, *(pair[side] for pair in pairs)]) for side in (0, 1)]
-    all_i, all_j = zip(*distributed.everyone(mine), strict=True)
+    all_i, all_j = zip(*processes.all_gather(mine), strict=True)
     return np.concatenate(all_i), np.concatenate(all_j)
 
 

@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from .. import distributed
-from ..progress import track
+from ..runtime import processes
+from ..runtime.progress import track
+from ..runtime.threads import check
 from .arcs import ROUNDING, Arcs, Labels
 from .cost import Costs
 from .passes import Scan, nearest, scan
-from .stopping import check
 
 _CANDIDATES = 8  # arcs a point contributes to begin with
 _MOST_ROUNDS = 100
@@ -66,7 +66,7 @@ def refine(
         done = next(rounds)
         check()
         before = labels.p
-        coupling, labels, tolerance = distributed.first(partial(solve, labels))
+        coupling, labels, tolerance = processes.on_rank_zero(partial(solve, labels))
         # Where p did not fall a pair can only have become worse by what q rose, which is little.
         fell = np.flatnonzero(labels.p < before)
         if 0 < len(fell) < _FEW * costs.x.n:

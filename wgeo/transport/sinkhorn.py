@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 
-from .. import distributed
-from ..arrays import pick_device
+from ..arrays.checks import pick_device
 from ..errors import ArgumentError, ConvergenceError
+from ..runtime import processes
 from .annealing import (
     SCALING,
     Budget,
@@ -143,7 +143,7 @@ class Sinkhorn:
         if pair.spread > 0 and not 1 / _ORDINARY < pair.spread < _ORDINARY:
             return self._rescaled(pair, a, b, coupling)
         scale = min(pair.paired - pair.shift, pair.spread)
-        if distributed.first(partial(operator.le, scale, pair.rounding)):
+        if processes.on_rank_zero(partial(operator.le, scale, pair.rounding)):
             return self._translation(pair, began)
         budget = Budget(self.iterations)
         with full_precision:
@@ -223,7 +223,9 @@ class Sinkhorn:
                 return replace(best, chosen="smallest that converged within the iterations")
             bounds = bound(pair, state).tightened(best.bounds if best else None)
             least = (1 - self.tolerance) * math.sqrt(bounds.upper)
-            narrow = distributed.first(partial(operator.ge, math.sqrt(max(bounds.lower, 0)), least))
+            narrow = processes.on_rank_zero(
+                partial(operator.ge, math.sqrt(max(bounds.lower, 0)), least)
+            )
             if narrow or eps <= floor:
                 why = "interval within tolerance" if narrow else "smallest that float64 resolves"
                 return _Found(state, bounds, True, why)

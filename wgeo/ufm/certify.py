@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .facts import escape, lower_bound, scaled_gradient
 from .problem import Problem
 from .solution import Certificate, UFMSolution
 from .spectral import spectral_optimum
+from .theorems import escape, lower_bound, scaled_gradient
 
 CLOSE = 1e-6  # relative gap to a proved lower bound at which a point counts as global
 CRITICAL = 1e-5  # norm of the gradient at which a point counts as critical

@@ -16,9 +16,9 @@ import numpy as np
 from ..errors import ArgumentError
 from .certify import place
 from .descent import random_points, search
-from .facts import factorise
 from .problem import Problem, check_decays, check_method, check_whole
 from .solution import UFMSolution
+from .theorems import factorise
 
 _ROUNDING = 4 * float(np.finfo(np.float64).eps)
 

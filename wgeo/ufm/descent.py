@@ -16,8 +16,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..collapse.blocks import one_thread
 from ..errors import ArgumentError
+from ..neural_collapse.row_blocks import one_thread
 from .certify import place
 from .lbfgs import Minima, minimise
 from .problem import Problem

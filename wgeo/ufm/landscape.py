@@ -11,12 +11,12 @@ import torch
 from jaxtyping import Float
 from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
 
-from ..collapse.blocks import one_thread
 from ..errors import ArgumentError, ConvergenceError
+from ..neural_collapse.row_blocks import one_thread
 from .certify import CRITICAL
-from .facts import escape
 from .problem import Problem
 from .solution import Certificate, UFMSolution
+from .theorems import escape
 
 KINK = 1e-9  # relative size below which an input of a ReLU lies on its kink
 

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from scipy.special import log_softmax, softmax
 
-from ..rows import Sliceable, blocks
+from ..arrays.rows import Sliceable, blocks
 from .alignment import Alignment, saddle_direction
 from .reduced import Matrix, Statistics
 

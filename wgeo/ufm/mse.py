@@ -26,10 +26,10 @@ from scipy.optimize import minimize
 from ..errors import ArgumentError
 from .certify import place
 from .descent import random_points, search
-from .facts import factorise
 from .problem import Problem, check_method
 from .solution import UFMSolution
 from .spectral import spectral_optimum
+from .theorems import factorise
 
 
 def fit_mse(

@@ -20,11 +20,21 @@ import numpy as np
 from jaxtyping import Float, Int
 from scipy.special import log_softmax
 
-from .. import distributed
-from ..arrays import as_labels
-from ..collapse import LayerCollapse, collapse_of
+from ..arrays.checks import as_labels
+from ..arrays.rows import (
+    Rows,
+    Sliceable,
+    checked,
+    class_means,
+    made_like,
+    picked,
+    summed,
+    wide,
+    width_of,
+)
 from ..errors import ArgumentError, ConvergenceError
-from ..rows import Rows, Sliceable, checked, class_means, made_like, picked, summed, wide, width_of
+from ..neural_collapse import LayerCollapse, collapse_of
+from ..runtime import processes
 from ..transport import Exact, wasserstein
 from .likelihood import Likelihood
 from .reduced import Matrix, Reduced, Statistics
@@ -81,7 +91,7 @@ class MUFMSolution:
             raise ArgumentError(f"Layers go from 0 to {self.layers}; there is none {index}.")
         t, first, last = index / self.layers, self.X.T, self.H.T
         path = Rows(first.shape, lambda rows: (1 - t) * first[rows] + t * last[rows])
-        with distributed.alone():
+        with processes.local_only():
             return made_like([first, last], path)
 
     def apply(self, x: Any, labels: Any) -> Float[np.ndarray, "n d"]:
@@ -105,7 +115,7 @@ class MUFMSolution:
             start = wide(points[rows]) * (mu / (mu + held))
             return start + (eye[y[rows]] - self.b - start @ self.W.T) @ pull
 
-        with distributed.alone():
+        with processes.local_only():
             return made_like([points], Rows(points.shape, ends, classes))
 
     @property
@@ -139,7 +149,7 @@ class MUFMSolution:
         Along (1 - t) X + t H the ratio w/b falls on [0, 1] iff the quadratic
         q(t) = -(w1 b0 + w0 b1) + t (w2 b0 - w0 b2) + t^2 (w2 b1 + w1 b2) is nowhere positive.
         """
-        with distributed.alone():  # a record may be written by one process
+        with processes.local_only():  # a record may be written by one process
             q = monotonicity(self.X.T, self.H.T, self.labels)
         at = [0.0, 1.0]
         if q[2] < 0:
@@ -237,7 +247,7 @@ def fit_mufm(
         return search(problem, restarts=restarts, tolerance=tolerance, rng=rng), stats
 
     # One process for all: what is nearly flat must not follow the rounding of their sums.
-    found, stats = distributed.first(partial(solved, scaled, restarts))
+    found, stats = processes.on_rank_zero(partial(solved, scaled, restarts))
     counted = time.perf_counter()
     if coupling == "free":
         assignment, found, stats = _rematch(points, scaled, y, solved, found, stats)
@@ -260,7 +270,7 @@ def fit_mufm(
     objective = sum(terms.values())
     rest = objective - found.point.value()  # what the feature decay holds whatever W is
     done = time.perf_counter()
-    certificate = distributed.first(partial(certify, found, objective, tolerance))
+    certificate = processes.on_rank_zero(partial(certify, found, objective, tolerance))
     ended = time.perf_counter()
     return MUFMSolution(
         W=w,
@@ -311,7 +321,7 @@ def _rematch(
         ends = features_of(solved, stats, picked(inputs, chosen), labels)
         features = made_like([points], ends)
         matched = wasserstein(features, inputs, solver=Exact()).coupling
-        trial, fresh = distributed.first(partial(solve, picked(inputs, matched)))
+        trial, fresh = processes.on_rank_zero(partial(solve, picked(inputs, matched)))
         if trial.point.value() >= solved.point.value() * (1 - 1e-12):
             break
         chosen, solved, stats = matched, trial, fresh

@@ -23,7 +23,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from ..arrays import as_labels
+from ..arrays.checks import as_labels
 from ..errors import ArgumentError
 from .losses import LOSSES, Loss
 

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from ..rows import Sliceable, mean_of, summed, sums_by_class, wide
+from ..arrays.rows import Sliceable, mean_of, summed, sums_by_class, wide
 from .alignment import Alignment, saddle_direction
-from .metric import FewDirections, GaussNewton, gauss_newton
+from .preconditioner import FewDirections, GaussNewton, gauss_newton
 
 Matrix = Float[np.ndarray, "K r"]
 EPS = float(np.finfo(float).eps)

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 
-from ..collapse import LayerCollapse, collapse_of
 from ..errors import ArgumentError
+from ..neural_collapse import LayerCollapse, collapse_of
 from .problem import Problem
 
 

@@ -26,8 +26,8 @@ from jaxtyping import Float
 from scipy.optimize import brentq
 
 from ..errors import ArgumentError
-from .facts import factorise
 from .problem import Problem, check_whole
+from .theorems import factorise
 
 
 def threshold(y: float, samples: int, factors: int) -> float:

@@ -1,0 +1,1 @@
+"""Arrays as they come in: checked, and read in chunks of rows."""

@@ -1,0 +1,166 @@
+"""Checks of arrays: NumPy or torch, on any device, in; checked points and labels out."""
+
+from __future__ import annotations
+
+import numbers
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+
+from ..errors import ArgumentError, FeatureError
+
+
+def as_points(
+    x: Any, *, name: str = "x", dtype: torch.dtype | None = None, start: int = 0
+) -> Float[torch.Tensor, "n d"]:
+    """Return a point cloud as a finite 2-D floating tensor on its own device.
+
+    Parameters
+    ----------
+    x : array_like, (n, d) or (n,)
+        NumPy or torch, rows are samples; one-dimensional input is n points on a line.
+        Half precision and integers are widened to float32 and float64.
+    name : str
+        What to call the array in an error.
+    dtype : torch.dtype, optional
+        Convert to this type (float64 wherever a number decides something).
+    start : int
+        Number of the first row among all samples, where `x` is one batch of them.
+
+    Raises
+    ------
+    FeatureError
+        Not numeric, not 1-D or 2-D, empty, or holding NaN or infinity (the first bad row is named).
+    """
+    if isinstance(x, torch.Tensor):
+        check_plain(x, name)
+    else:
+        x = as_array(x, name)
+        if x.dtype == np.longdouble and x.dtype.itemsize > 8:
+            x = x.astype(np.float64)
+        # torch takes no negative strides, and NumPy calls one row contiguous however it strides.
+        copied = not x.flags.writeable or min(x.strides, default=0) < 0
+        x = torch.from_numpy(np.array(x, order="C") if copied else np.ascontiguousarray(x))
+    if x.is_complex():
+        raise FeatureError(f"{name} is complex; wgeo works on real features.")
+    if not x.is_floating_point():
+        x = x.double()
+    elif x.dtype in (torch.float16, torch.bfloat16):
+        x = x.float()
+    if x.ndim == 1:
+        x = x[:, None]
+    if x.ndim != 2:
+        raise FeatureError(f"{name} must be (samples, features); it has shape {tuple(x.shape)}.")
+    if 0 in x.shape:
+        raise FeatureError(f"{name} is empty: shape {tuple(x.shape)}.")
+    check_finite(x, name, start)
+    return x if dtype is None else x.to(dtype)
+
+
+_PLAIN = (*(torch.float16, torch.bfloat16, torch.float32, torch.float64),
+          *(torch.complex64, torch.complex128, torch.bool, torch.uint8, torch.uint16, torch.uint32),
+          *(torch.uint64, torch.int8, torch.int16, torch.int32, torch.int64))  # fmt: skip
+
+
+def check_plain(x: torch.Tensor, name: str) -> None:
+    """Raise `FeatureError` for a tensor whose numbers torch does not give away as they are."""
+    kind = "nested" if x.is_nested else str(x.layout).removeprefix("torch.")
+    if x.device.type == "meta":
+        raise FeatureError(f"{name} is a meta tensor: it has a shape and no numbers.")
+    if kind != "strided":
+        raise FeatureError(
+            f"{name} is a {kind} tensor. Make it dense: x.to_dense(), or a padded one."
+        )
+    if x.dtype not in _PLAIN:
+        to = "x.dequantize()" if x.is_quantized else "x.float()"
+        raise FeatureError(f"{name} is of {x.dtype}; give numbers as float32 or wider: {to}.")
+
+
+def as_count(value: Any, name: str, least: int = 0) -> int:
+    """Return a whole number of at least `least`.
+
+    Raises
+    ------
+    ArgumentError
+        Anything else: a text, a fraction, True.
+    """
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < least:
+        raise ArgumentError(f"{name} must be a whole number of at least {least}, not {value!r}.")
+    return int(value)
+
+
+def check_finite(x: torch.Tensor, name: str, start: int = 0) -> None:
+    """Raise `FeatureError` naming the first row, counted from `start`, not finite."""
+    if bool(torch.isfinite(x.detach().sum())):  # one pass; a finite sum means every entry is
+        return
+    bad = ~torch.isfinite(x.detach()).flatten(1).all(1)
+    if bool(bad.any()):
+        first, count = start + int(bad.nonzero()[0, 0]), int(bad.sum())
+        raise FeatureError(
+            f"{name} holds NaN or infinity in {count} of {len(x)} samples, first in sample "
+            f"{first}. Check the checkpoint's weights and the images' normalisation."
+        )
+
+
+def as_numpy(x: Any) -> np.ndarray:
+    """Return any array as NumPy on the host, without a copy where there is none to make."""
+    if isinstance(x, torch.Tensor):
+        check_plain(x, "the tensor")
+        x = x.detach().resolve_conj().resolve_neg()
+        if x.dtype is torch.bfloat16:
+            x = x.float()
+        return x.cpu().numpy()
+    return np.asarray(x)
+
+
+def as_array(x: Any, name: str) -> np.ndarray:
+    """Return numbers as a NumPy array; say in words what is none."""
+    if np.ma.is_masked(x):
+        raise FeatureError(f"{name} has masked entries, which would count as numbers; fill them.")
+    try:
+        array = np.asarray(x)
+    except (ValueError, TypeError) as error:
+        raise FeatureError(f"{name} cannot be read as an array: {error}") from error
+    if array.dtype.kind not in "fiub":
+        raise FeatureError(f"{name} is not numeric (dtype {array.dtype}).")
+    return array
+
+
+def as_labels(labels: Any, n: int | None = None) -> Int[np.ndarray, " n"]:
+    """Return class labels as int64, checked: integral, one a sample, not negative."""
+    if isinstance(labels, torch.Tensor):
+        check_plain(labels, "labels")
+    y = as_numpy(labels) if isinstance(labels, torch.Tensor) else as_array(labels, "labels")
+    if y.ndim != 1 or y.size == 0:
+        raise ArgumentError(f"labels must be a list of class indices; they have shape {y.shape}.")
+    whole = y.dtype.kind in "iub"
+    if y.dtype.kind == "f":
+        whole = bool((np.isfinite(y) & (y == np.trunc(y))).all())
+    if not whole:
+        raise ArgumentError(f"labels must be whole numbers (class indices), not {y.dtype}.")
+    y = y.astype(np.int64)
+    if n is not None and len(y) != n:
+        raise ArgumentError(f"{len(y)} labels for {n} samples.")
+    if y.min() < 0:
+        raise ArgumentError(f"label {y.min()} of sample {int(y.argmin())} is negative.")
+    return y
+
+
+def pick_device(device: str | torch.device) -> torch.device:
+    """Return the device meant: ``auto`` is CUDA where there is one, else the CPU.
+
+    Raises
+    ------
+    ArgumentError
+        A device that this machine does not have (never silently replaced).
+    """
+    if str(device) == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+        torch.empty(0, device=chosen).cpu()  # "meta" holds shapes alone
+    except (RuntimeError, AssertionError) as error:
+        raise ArgumentError(f"Device {str(device)!r} cannot be used here: {error}") from error
+    return chosen

@@ -1,0 +1,262 @@
+"""Untrusted bytes -> plain objects and tensors. Nothing that a file holds is ever run.
+
+A checkpoint by torch is a pickle, which is a program. Before torch sees it, its instructions are
+read without being carried out (`pickles`); then torch's own ``weights_only`` reader loads it, with
+inert stand-ins for every class that is not a tensor's (`standins`). Sizes that a file declares are
+compared with the size it has.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import warnings
+import zipfile
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+
+from ..errors import CheckpointError
+from .locating import checked_path, files_of, read_config, shown
+from .pickles import File, damaged, inspect_pickles
+from .standins import load_inert
+
+_MAX_HEADER = 100_000_000  # bytes, safetensors' own limit
+_LEGACY_PICKLES = 5  # magic number, version, system, the object, storage keys
+_LEGACY_MAGIC = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+_UNCHECKED = "saved without checksums: damage to it would go unnoticed"
+_NOT_OURS = {
+    b"version https://git-lfs": "is a Git LFS pointer; fetch the file itself (git lfs pull)",
+    b"<": "is a web page or XML, perhaps a failed download; download it again",
+    b"\x1f\x8b": "is gzip-compressed; unpack it first",
+    b"\x89HDF": "is an HDF5 file (Keras?); wgeo reads torch checkpoints and safetensors",
+    b"\x93NUMPY": "is a NumPy array; wgeo reads torch checkpoints and safetensors",
+    b"GGUF": "is a GGUF file; wgeo reads torch checkpoints and safetensors",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Contents:
+    """What a file holds.
+
+    Attributes
+    ----------
+    value : object
+        Usually a dict.
+    kind : str
+        ``torch``, ``torch (before 1.6)`` or ``safetensors``, with the number of shards.
+    size : int
+        Bytes of the file, or of all shards.
+    sha256 : str
+        Of the file; of several, of their names and hashes.
+    stand_ins : tuple of str
+        Classes whose objects were stood in for.
+    config : dict
+        What a ``config.json`` beside it says.
+    notes : tuple of str
+    """
+
+    value: Any
+    kind: str
+    size: int
+    sha256: str
+    stand_ins: tuple[str, ...] = ()
+    config: dict[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+def read(path: str | os.PathLike[str]) -> Contents:
+    """Read a checkpoint: a file, or a folder or index of shards.
+
+    Raises
+    ------
+    CheckpointError
+        No such file, not a file, unreadable, empty, damaged, or of another kind.
+    """
+    name = shown(path)
+    try:
+        files = files_of(path, name)
+        parts = [_read_one(file, name if len(files) == 1 else shown(file)) for file in files]
+        config = read_config(files[0])
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise CheckpointError(f"Cannot read the checkpoint {name}: {reason}.") from error
+    if len(parts) == 1:
+        return replace(parts[0], config=config)
+    return Contents(
+        value={"state_dict": _joined([part.value for part in parts], name)},
+        kind=f"{parts[0].kind}, {len(parts)} shards",
+        size=sum(part.size for part in parts),
+        sha256=_combined([part.sha256 for part in parts]),
+        stand_ins=tuple(dict.fromkeys(found for part in parts for found in part.stand_ins)),
+        config=config,
+    )
+
+
+def fingerprint(path: str | os.PathLike[str]) -> str:
+    """Return the SHA-256 that `read` tells of a checkpoint, without reading its tensors.
+
+    Raises
+    ------
+    CheckpointError
+        No such file, or a folder without a checkpoint.
+    """
+    hashes = []
+    for file in files_of(path, shown(path)):
+        with open(file, "rb") as opened:
+            hashes.append(hashlib.file_digest(opened, "sha256").hexdigest())
+    return _combined(hashes)
+
+
+def _combined(hashes: list[str]) -> str:
+    return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
+
+
+def _joined(values: list[Any], name: str) -> dict[Any, Any]:
+    """The tensors of all shards."""
+    joined: dict[Any, Any] = {}
+    for value in values:
+        shard = dict.get(value, "state_dict", value) if isinstance(value, dict) else None
+        if not isinstance(shard, dict) or joined.keys() & dict.keys(shard):
+            raise CheckpointError(
+                f"{name} is damaged: its shards hold the same tensors, or none. Download it again."
+            )
+        joined.update(dict.items(shard))
+    return joined
+
+
+def _read_one(path: str, name: str) -> Contents:
+    checked_path(path, name)
+    with open(path, "rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        size = file.tell()
+        file.seek(0)
+        return _load(file, size, name, sha256)
+
+
+def read_trusted(path: str | os.PathLike[str]) -> Any:
+    """Unpickle whatever a file holds, **which runs code that the file names**.
+
+    Raises
+    ------
+    CheckpointError
+        It needs code that is not here, or is damaged.
+    """
+    name = shown(path)
+    try:
+        with open(path, "rb") as file, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return torch.load(file, map_location="cpu", weights_only=False)
+    except (ImportError, AttributeError) as error:
+        raise CheckpointError(
+            f"{name} needs code that is not here to be unpickled: {error}. "
+            "Install it, or run where it can be imported."
+        ) from error
+    except Exception as error:
+        raise CheckpointError(damaged(name, error)) from error
+
+
+def _load(file: File, size: int, name: str, sha256: str) -> Contents:
+    head = file.read(64)
+    file.seek(0)
+    length = int.from_bytes(head[:8], "little")
+    named = name.endswith(".safetensors")
+    if head[8:9] == b"{" and (named or 0 < length <= size - 8):
+        return Contents(_safetensors(file, size, name), "safetensors", size, sha256)
+    for magic, what in _NOT_OURS.items():
+        if head.lstrip(b"\r\n\t ").startswith(magic):
+            raise CheckpointError(f"{name} {what}.")
+    notes: tuple[str, ...] = ()
+    if head.startswith(b"PK"):
+        program, notes = _checked_zip(file, size, name)
+        names = inspect_pickles(io.BytesIO(program), 1, name)
+        kind = "torch"
+    elif head.startswith(b"\x80"):
+        legacy = head[2:].startswith(_LEGACY_MAGIC)
+        names = inspect_pickles(file, _LEGACY_PICKLES if legacy else 1, name)
+        if not legacy:
+            raise CheckpointError(
+                f"{name} is damaged, or a pickle of another program than torch. Load it where it "
+                "was made and save its tensors: torch.save(state_dict, path)."
+            )
+        kind = "torch (before 1.6)"
+    else:
+        raise CheckpointError(
+            f"{name} is not a checkpoint: it starts like neither a file of torch.save nor "
+            "safetensors. It may be damaged or of another program."
+        )
+    file.seek(0)
+    try:
+        value = load_inert(file, names)
+    except Exception as error:
+        raise CheckpointError(damaged(name, error)) from error
+    return Contents(value, kind, size, sha256, tuple(names), notes=notes)
+
+
+def _checked_zip(file: File, size: int, name: str) -> tuple[bytes, tuple[str, ...]]:
+    """Return the pickle in an archive of torch.save, which must be stored plainly and whole."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            entries = archive.infolist()
+            pickles = [e for e in entries if e.filename.rpartition("/")[2] == "data.pkl"]
+            if len(pickles) != 1:
+                raise CheckpointError(_other_archive(entries, name))
+            if any(e.filename.rpartition("/")[2] == "constants.pkl" for e in entries):
+                raise CheckpointError(
+                    f"{name} is a TorchScript program, not a state dict. Save its weights there: "
+                    "torch.save(torch.jit.load(path).state_dict(), 'weights.pt')."
+                )
+            packed = any(e.compress_type != zipfile.ZIP_STORED for e in entries)
+            if packed or sum(e.file_size for e in entries) > size:
+                raise CheckpointError(
+                    f"{name} declares more than its {size} bytes hold (torch never compresses), "
+                    "as a zip bomb does. It was not unpacked."
+                )
+            checked = any(e.CRC for e in entries)
+            if not checked:  # switched off by torch.serialization.set_crc32_options
+                for entry in entries:
+                    del entry.CRC
+            broken = archive.testzip()
+            if broken is not None:
+                raise CheckpointError(
+                    f"{name} is damaged: the checksum of its part {shown(broken)} is wrong. Save "
+                    "or download it again."
+                )
+            return archive.read(pickles[0]), () if checked else (_UNCHECKED,)
+    except CheckpointError:
+        raise
+    except Exception as error:  # zipfile raises a dozen kinds on damaged archives
+        raise CheckpointError(damaged(name, error)) from error
+
+
+def _other_archive(entries: list[zipfile.ZipInfo], name: str) -> str:
+    if any(entry.filename.endswith(".npy") for entry in entries):
+        return (
+            f"{name} is a NumPy archive without torch's data.pkl, so not a checkpoint. Save its "
+            "arrays as tensors: torch.save({k: torch.from_numpy(v) for k, v in "
+            "np.load(path).items()}, 'weights.pt')."
+        )
+    return f"{name} is a zip archive without torch's data.pkl, so not a checkpoint."
+
+
+def _safetensors(file: File, size: int, name: str) -> dict[str, Any]:
+    import safetensors.torch
+
+    length = int.from_bytes(file.read(8), "little")
+    file.seek(0)
+    if not 0 < length <= min(size - 8, _MAX_HEADER):
+        raise CheckpointError(
+            f"{name} is damaged: its safetensors header claims {length} bytes and the file has "
+            f"{size}. Save or download it again."
+        )
+    try:
+        body = file.read()
+        # Its own reader first: it takes no header but one of tensors, so that ours stays small.
+        tensors: dict[str, Any] = dict(safetensors.torch.load(body))
+        meta = json.loads(body[8 : 8 + length]).get("__metadata__", {}).get("wgeo")
+        return {"state_dict": tensors, **({"wgeo": json.loads(meta)} if meta else {})}
+    except Exception as error:  # safetensors' own errors, and JSON's
+        raise CheckpointError(damaged(name, error)) from error

@@ -1,0 +1,166 @@
+"""One pass of a few images through a network: every module's call, and every sum of two tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from ...errors import FeatureError, WgeoError
+from .sums import Sum, SumWatch
+
+
+@dataclass
+class Call:
+    """A module's calls in a probing pass; what it received and returned is of the first of them.
+
+    Attributes
+    ----------
+    args, kwargs : tuple, dict
+        What the module received; tensors are copies, since an in-place branch may overwrite them.
+    y : Tensor or None
+        The tensor that it returned; None if it returned none, or several.
+    last : Tensor or None
+        The same of the last call.
+    orders : list of int
+        When each call ended, on the pass's clock.
+    """
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    y: torch.Tensor | None
+    last: torch.Tensor | None
+    orders: list[int] = field(default_factory=list)
+
+    @property
+    def x(self) -> torch.Tensor | None:
+        """The first tensor that the module received."""
+        return first_tensor((*self.args, *self.kwargs.values()))
+
+    @property
+    def count(self) -> int:
+        """How many times the module ran."""
+        return len(self.orders)
+
+
+@dataclass
+class Probe:
+    """What a few images showed of a network: calls by the module's name, and the sums."""
+
+    calls: dict[str, Call]
+    watch: SumWatch
+
+    @property
+    def sums(self) -> list[Sum]:
+        """Every sum of two tensors of one shape that both depend on the images."""
+        return self.watch.sums
+
+    def get(self, name: str) -> Call | None:
+        """The calls of a module; None if it did not run."""
+        return self.calls.get(name)
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Put a network in eval mode, and every submodule back in its own mode afterwards."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, training in modes:
+            part.training = training
+
+
+@contextmanager
+def hooked() -> Iterator[Callable[[Any], None]]:
+    """Collect hook handles; remove them all on the way out, exceptions included."""
+    handles: list[Any] = []
+    try:
+        yield handles.append
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def first_tensor(args: Sequence[Any]) -> torch.Tensor | None:
+    """Return what a module takes as its input: the first tensor among its arguments."""
+    return next((a for a in args if isinstance(a, torch.Tensor)), None)
+
+
+def returned(out: Any) -> torch.Tensor | None:
+    """Return the tensor that a module returns, alone or as the only one in a tuple."""
+    if isinstance(out, tuple | list):
+        tensors = [item for item in out if isinstance(item, torch.Tensor)]
+        return tensors[0] if len(tensors) == 1 else None
+    return out if isinstance(out, torch.Tensor) else None
+
+
+def copied(value: Any) -> Any:
+    """Return a copy of the tensors in arguments, however they are nested."""
+    if isinstance(value, torch.Tensor):
+        return value.clone()
+    if type(value) in (tuple, list):
+        return type(value)(copied(item) for item in value)
+    if type(value) is dict:
+        return {key: copied(item) for key, item in value.items()}
+    return value
+
+
+def probed(module: nn.Module, images: torch.Tensor) -> Probe:
+    """Pass a few images through and note every module's input and output, and every sum."""
+    probe = Probe({}, SumWatch(images))
+    watch, calls = probe.watch, probe.calls
+    received: dict[str, Any] = {}
+
+    def before(name: str) -> Callable[..., None]:
+        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if name not in calls:
+                with watch.silent():
+                    received[name] = copied(args), copied(kwargs)
+            watch.begin(name, first_tensor((*args, *kwargs.values())))
+
+        return hook
+
+    def after(name: str) -> Callable[..., None]:
+        def hook(_: nn.Module, args: tuple[Any, ...], out: Any) -> None:
+            y = returned(out)
+            with watch.silent():
+                last = None if y is None else y.clone()
+            if name not in calls:
+                args, kwargs = received.pop(name)
+                calls[name] = Call(args, kwargs, last, last)
+            calls[name].last = last
+            calls[name].orders.append(watch.end(name, y))
+
+        return hook
+
+    with hooked() as keep:
+        for name, part in module.named_modules():
+            if name:
+                keep(part.register_forward_pre_hook(before(name), with_kwargs=True))
+                keep(part.register_forward_hook(after(name)))
+        with watch:
+            run(module, images)
+    watch.finish()
+    return probe
+
+
+def run(module: nn.Module, images: torch.Tensor) -> Any:
+    """Call a network on images; say what it could not take."""
+    try:
+        return module(images)
+    except WgeoError:  # raised by a hook of ours
+        raise
+    except (RuntimeError, ValueError, AssertionError, TypeError) as error:
+        if isinstance(error, torch.cuda.OutOfMemoryError):
+            raise
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise FeatureError(
+            f"{type(module).__name__} cannot take images of shape {tuple(images.shape[1:])}: "
+            f"{reason}. Check the architecture's channels and image size against the data."
+        ) from error

@@ -1,0 +1,416 @@
+"""Is a block an optimal map? Its Jacobian says so at every point, whatever the number of samples.
+
+A map T is optimal for the squared cost exactly where it is the gradient of a convex function
+(Brenier 1991): its Jacobian J is then symmetric and positive semi-definite. Products J v
+(forward mode) and J^T v (reverse mode) test both without ever forming J.
+
+No block of a trained network has this property exactly, so a block counts as excluded from being a
+gradient of a convex function if it misses by more than ``SYMMETRIC`` or ``CONVEX``.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import nn
+
+from ..arrays.checks import as_array, check_plain
+from ..errors import ArgumentError
+from ..features.residual_blocks import evaluating, hooked, run
+from ..runtime.progress import track
+from .jacobian import (
+    Jacobian,
+    Map,
+    Streams,
+    differentiable_everywhere,
+    lowest_eigenvalue,
+    random_signs,
+    seeded,
+)
+from .resampling import mean_interval
+from .result import table
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SYMMETRIC = 0.01
+"""Asymmetry up to which a Jacobian counts as symmetric.
+
+Its antisymmetric part then has at most a tenth of the norm of its symmetric part; a planar rotation
+by 5.7 degrees has this asymmetry.
+"""
+CONVEX = 0.01
+"""Share of the largest eigenvalue, in size, down to minus which the smallest is not negative."""
+
+_BASIS_BYTES = 2**29  # of Lanczos vectors held at once
+_NEGATIVE = 1e-9  # beyond rounding: relative to the largest eigenvalue
+_ASYMMETRIES = ("asymmetry", "displacement_asymmetry", "branch_asymmetry")
+_EIGENVALUES = ("min_eigenvalue", "residual", "scale")
+_CLAMPED = 0.01  # share of exact zeros, and no negative output, by which a final ReLU is known
+
+
+@dataclass(frozen=True, eq=False)
+class BrenierResult:
+    """How far a map is from the gradient of a convex function, at sampled points.
+
+    Attributes
+    ----------
+    asymmetry : float in [0, inf), or None where undefined
+        Mean over points of E||J v - J^T v||^2 / E||J v + J^T v||^2: squared norm of the Jacobian's
+        antisymmetric part over that of its symmetric part. 0 for a gradient; tan^2(delta) for a
+        rotation by delta in the plane; about 1 for a matrix of independent entries.
+    displacement_asymmetry : float or None
+        The same of the displacement T(x) - x alone, J - I in place of J. If the map ends in a ReLU,
+        J - I is -1 on the diagonal of every unit that is off there: a symmetric part that has
+        nothing to do with the branch, and hides its asymmetry.
+    branch_asymmetry : float or None
+        The same of J - D, D the derivative of the ReLU that ends the map (I if none does): of a
+        block ReLU(x + F(x)), D F', the branch's Jacobian at the units that are on.
+    dead_share : float in [0, 1]
+        Share of the outputs that a final ReLU holds at 0; 0 without one.
+    min_eigenvalue : float
+        Mean over points of the smallest eigenvalue of (J + J^T) / 2. Negative where no convex
+        function has this gradient. Lanczos approaches it from above, within `residual`.
+    lowest_eigenvalue : float
+        The smallest of them over all points.
+    negative_share : float in [0, 1]
+        Share of points where it is negative beyond rounding.
+    relative_eigenvalue : float in [-1, 1]
+        Mean over points of the smallest eigenvalue over the largest in size.
+    residual : float
+        Largest bound, over points, on the distance from the value found to an eigenvalue.
+    intervals : dict of (low, high)
+        95 % BCa bootstrap intervals over points of the means and the share above.
+    per_point : dict of ndarray, (points,)
+        ``asymmetry``, ``displacement_asymmetry``, ``branch_asymmetry``, ``min_eigenvalue``,
+        ``relative_eigenvalue``, ``residual``, ``dead_share``; NaN where undefined.
+    probes, lanczos : int
+        Probes for the asymmetries, Lanczos steps (at most the dimension) for the eigenvalue.
+    seconds : float
+    """
+
+    asymmetry: float | None
+    displacement_asymmetry: float | None
+    branch_asymmetry: float | None
+    dead_share: float
+    min_eigenvalue: float
+    lowest_eigenvalue: float
+    relative_eigenvalue: float
+    negative_share: float
+    residual: float
+    probes: int
+    lanczos: int
+    seconds: float
+    intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    per_point: Mapping[str, Float[np.ndarray, " n"]] = field(default_factory=dict, repr=False)
+
+    @property
+    def points(self) -> int:
+        """Number of points at which the map was tested."""
+        return len(self.per_point["min_eigenvalue"])
+
+    @property
+    def excluded_by(self) -> tuple[str, ...]:
+        """Why the map is no gradient of a convex function, by the intervals' nearer ends.
+
+        ``asymmetry``, if it is above ``SYMMETRIC``; ``eigenvalue``, if `relative_eigenvalue` is
+        below -``CONVEX``, which holds the more for an eigenvalue that Lanczos has yet to reach.
+        Without intervals the values decide. Empty if neither: at these points nothing speaks
+        against it.
+        """
+        found = []
+        low, _ = self.intervals.get("asymmetry", (self.asymmetry, None))
+        _, high = self.intervals.get("relative_eigenvalue", (None, self.relative_eigenvalue))
+        if low is not None and low > SYMMETRIC:
+            found.append("asymmetry")
+        if high is not None and high < -CONVEX:
+            found.append("eigenvalue")
+        return tuple(found)
+
+    @property
+    def excluded(self) -> bool:
+        """Whether the map is no gradient of a convex function, for one reason or both."""
+        return bool(self.excluded_by)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers and lists, ready for JSON; None where undefined."""
+        return {
+            "asymmetry": self.asymmetry,
+            "displacement_asymmetry": self.displacement_asymmetry,
+            "branch_asymmetry": self.branch_asymmetry,
+            "dead_share": self.dead_share,
+            "min_eigenvalue": self.min_eigenvalue,
+            "lowest_eigenvalue": self.lowest_eigenvalue,
+            "relative_eigenvalue": self.relative_eigenvalue,
+            "negative_share": self.negative_share,
+            "excluded": self.excluded,
+            "excluded_by": list(self.excluded_by),
+            "residual": self.residual,
+            "points": self.points,
+            "probes": self.probes,
+            "lanczos": self.lanczos,
+            "seconds": self.seconds,
+            "intervals": {name: list(pair) for name, pair in self.intervals.items()},
+        }
+
+    def to_pandas(self) -> pd.DataFrame:
+        """Return a table with a row a point."""
+        return table(dict(self.per_point))
+
+
+def brenier(
+    module: nn.Module | Map,
+    x: Any,
+    *,
+    probes: int = 8,
+    lanczos: int = 40,
+    tolerance: float = 0.0,
+    batch_size: int = 16,
+    bootstrap: int = 200,
+    seed: int = 0,
+) -> BrenierResult:
+    """Test whether a map is the gradient of a convex function, at the points `x`.
+
+    Parameters
+    ----------
+    module : nn.Module or callable, (n, ...) -> (n, ...)
+        A block, several in a row (``nn.Sequential``), or any function that treats samples one by
+        one. A module is copied, in float64 and eval mode, and left as it was.
+    x : array_like, (n, ...)
+        Points of its input space, of any shape: full spatial features, not pooled ones.
+    probes : int
+        Random vectors of signs a point (Hutchinson 1990), two products each.
+    lanczos : int
+        Steps a point at most, two products each; exact from the dimension on.
+    tolerance : float
+        Go on with a point until its `residual` is at most this share of its largest eigenvalue.
+    batch_size : int
+        Points at once; no influence on the result beyond rounding.
+    bootstrap : int
+        Resamples of the points for the intervals.
+    seed : int
+
+    Raises
+    ------
+    ArgumentError
+        The output has another shape than the input (an optimal map is defined within one space: at
+        a change of stage test what follows it), samples influence each other, or the map cannot be
+        differentiated.
+    """
+    if min(probes, lanczos, batch_size) < 1 or tolerance < 0:
+        raise ArgumentError(
+            "probes, lanczos and batch_size must be at least 1, and tolerance at least 0."
+        )
+    began = time.perf_counter()
+    points = (x if isinstance(x, torch.Tensor) else torch.as_tensor(as_array(x, "x"))).detach()
+    check_plain(points, "x")
+    map_, device = _in_float64(module, points.device)
+    points = points.to(device, torch.float64)
+    parts: list[tuple[torch.Tensor, ...]] = []
+    with differentiable_everywhere():
+        _check(map_, points)
+        clamped = _ends_in_relu(map_, points)
+        rows = min(batch_size, max(1, _BASIS_BYTES // (8 * lanczos * points[0].numel())))
+        streams = seeded(len(points), seed)
+        chunks = range(0, len(points), rows)
+        for start in track(chunks, "testing for gradient maps"):
+            jacobian = Jacobian(map_, points[start : start + rows])
+            own = streams[start : start + rows]
+            on = _on(map_, jacobian.x, clamped)
+            parts.append(
+                (
+                    *_asymmetries(jacobian, probes, own, on),
+                    (1 - on).flatten(1).mean(1),
+                    *lowest_eigenvalue(jacobian, lanczos, tolerance, own),
+                )
+            )
+    columns = [torch.cat(column).cpu().numpy() for column in zip(*parts, strict=True)]
+    per_point = dict(zip((*_ASYMMETRIES, "dead_share", *_EIGENVALUES), columns, strict=True))
+    scale = per_point.pop("scale")
+    lowest = per_point["min_eigenvalue"]
+    with np.errstate(invalid="ignore"):
+        per_point["relative_eigenvalue"] = np.where(scale > 0, lowest / scale, 0.0)
+    negative = lowest < -_NEGATIVE * scale
+    averaged = {
+        **{name: per_point[name] for name in (*_ASYMMETRIES, "min_eigenvalue")},
+        "relative_eigenvalue": per_point["relative_eigenvalue"],
+        "negative_share": negative.astype(np.float64),
+    }
+    intervals = {
+        name: mean_interval(values, draws=bootstrap, seed=seed) for name, values in averaged.items()
+    }
+    return BrenierResult(
+        asymmetry=_mean(per_point["asymmetry"]),
+        displacement_asymmetry=_mean(per_point["displacement_asymmetry"]),
+        branch_asymmetry=_mean(per_point["branch_asymmetry"]),
+        dead_share=float(per_point["dead_share"].mean()),
+        min_eigenvalue=float(lowest.mean()),
+        lowest_eigenvalue=float(lowest.min()),
+        relative_eigenvalue=float(per_point["relative_eigenvalue"].mean()),
+        negative_share=float(negative.mean()),
+        residual=float(per_point["residual"].max()),
+        probes=probes,
+        lanczos=min(lanczos, points[0].numel()),
+        seconds=time.perf_counter() - began,
+        intervals={name: pair for name, pair in intervals.items() if pair is not None},
+        per_point=per_point,
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class BrenierBlocks:
+    """The test at every block of a network, and over every run of blocks within one space.
+
+    ``blocks`` maps a block's name, and ``segments`` the names of blocks in a row, to its result;
+    blocks that change the space are in neither.
+    """
+
+    blocks: Mapping[str, BrenierResult]
+    segments: Mapping[tuple[str, ...], BrenierResult]
+
+
+def brenier_blocks(
+    module: nn.Module, x: torch.Tensor, names: Sequence[str], **options: Any
+) -> BrenierBlocks:
+    """Test the blocks of a network at the features that enter them.
+
+    Parameters
+    ----------
+    module : nn.Module
+        The network; left as it was.
+    x : Tensor, (n, ...)
+        Inputs of the network, normalised; a few dozen are plenty.
+    names : sequence of str
+        The blocks, in execution order (`wgeo.blocks` finds them).
+    **options
+        As for `brenier`.
+    """
+    parts = dict(module.named_modules())
+    names = [name for name in names if name in parts]  # a sum in a forward is no module
+    entering: dict[str, torch.Tensor] = {}
+    leaving: dict[str, torch.Tensor] = {}
+    with evaluating(module), torch.no_grad(), hooked() as keep:
+        for name in names:
+            keep(parts[name].register_forward_pre_hook(_into(entering, name)))
+            keep(parts[name].register_forward_hook(_into(leaving, name)))
+        run(module, x)
+    runs: list[list[str]] = []
+    for name in names:
+        if entering[name].shape != leaving[name].shape:
+            continue
+        if not runs or not torch.equal(leaving[runs[-1][-1]], entering[name]):
+            runs.append([])
+        runs[-1].append(name)
+    blocks = {
+        name: brenier(parts[name], entering[name], **options)
+        for name in track([name for names in runs for name in names], "testing blocks")
+    }
+    segments = {
+        tuple(names): brenier(
+            nn.Sequential(*(parts[name] for name in names)), entering[names[0]], **options
+        )
+        for names in track([names for names in runs if len(names) > 1], "testing segments")
+    }
+    return BrenierBlocks(blocks, segments)
+
+
+def _into(store: dict[str, torch.Tensor], name: str) -> Callable[..., None]:
+    """Return a hook, before or after a module, that keeps a copy of the tensor passing there."""
+
+    def hook(_: nn.Module, args: tuple[Any, ...], out: torch.Tensor | None = None) -> None:
+        store[name] = (args[0] if out is None else out).detach().clone()
+
+    return hook
+
+
+def _mean(values: np.ndarray) -> float | None:
+    return None if np.isnan(values).all() else float(np.nanmean(values))
+
+
+def _in_float64(module: nn.Module | Map, device: torch.device) -> tuple[Map, torch.device]:
+    """Return the map in float64 and eval mode, and where it lives; the caller's is not touched."""
+    if not isinstance(module, nn.Module):
+        return lambda z: module(z.clone()), device
+    own = copy.deepcopy(module).double().eval().requires_grad_(False)
+    home = next((p.device for p in own.parameters()), device)
+    # A pre-activation block may overwrite its own input; a copy keeps the point where it is.
+    return lambda z: own(z.clone()), home
+
+
+def _check(map_: Map, points: torch.Tensor) -> None:
+    if points.ndim < 2 or points.numel() == 0:
+        raise ArgumentError(f"x must be (points, ...); it has shape {tuple(points.shape)}.")
+    if not bool(torch.isfinite(points).all()):
+        raise ArgumentError("x holds NaN or infinity; the map cannot be tested there.")
+    few = points[:2]
+    try:
+        with torch.no_grad():
+            together, alone = map_(few), map_(few[:1])
+    except (RuntimeError, TypeError) as error:
+        raise ArgumentError(
+            f"The map cannot take points of shape {tuple(points.shape[1:])} in float64: {error}"
+        ) from error
+    if not isinstance(together, torch.Tensor) or together.shape != few.shape:
+        shape = tuple(together.shape[1:]) if isinstance(together, torch.Tensor) else "no tensor"
+        raise ArgumentError(
+            f"The map takes {tuple(points.shape[1:])} to {shape}. Only a map within one space can "
+            "be the gradient of a function; at a change of stage test the blocks after it."
+        )
+    scale = together.abs().max()
+    if bool((together[:1] - alone).abs().max() > 1e-9 * scale):
+        raise ArgumentError(
+            "The map's output for a sample depends on the samples beside it (batch normalisation "
+            "in training mode?), so it is no map of the feature space."
+        )
+    try:
+        Jacobian(map_, few, many=False).symmetric(torch.ones_like(few))
+    except RuntimeError as error:
+        raise ArgumentError(
+            f"The map cannot be differentiated in forward and reverse mode: {error}"
+        ) from error
+
+
+def _ends_in_relu(map_: Map, points: torch.Tensor) -> bool:
+    """Whether a ReLU, as a module or a function, is the last thing that the map does.
+
+    Known by what it does: inputs of both signs give no negative output, but many that are exactly
+    zero.
+    """
+    noise = torch.randn(points[:2].shape, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        out = map_(noise.to(points) * points.abs().mean().clamp_min(1e-6))
+    return bool((out >= 0).all()) and float((out == 0).double().mean()) >= _CLAMPED
+
+
+def _on(map_: Map, x: torch.Tensor, clamped: bool) -> torch.Tensor:
+    """The derivative of the activation that ends the map, at every output: 1 or 0."""
+    if not clamped:
+        return torch.ones_like(x)
+    with torch.no_grad():
+        return (map_(x) > 0).to(x)
+
+
+def _asymmetries(
+    jacobian: Jacobian, probes: int, streams: Streams, on: torch.Tensor
+) -> tuple[Float[torch.Tensor, " n"], ...]:
+    """Return each point's asymmetries, as `_ASYMMETRIES` names them; NaN where both parts vanish.
+
+    I and D are diagonal, so that J, J - I and J - D have one antisymmetric part.
+    """
+    n = len(jacobian.x)
+    anti = torch.zeros(n).to(jacobian.x)
+    symmetric = [torch.zeros_like(anti) for _ in _ASYMMETRIES]
+    for _ in range(probes):
+        v = random_signs(jacobian.x, streams)
+        forward, transpose = jacobian.forward(v), jacobian.transpose(v)
+        anti += (forward - transpose).flatten(1).square().sum(1)
+        for part, taken in zip(symmetric, (0 * v, 2 * v, 2 * on * v), strict=True):
+            part += (forward + transpose - taken).flatten(1).square().sum(1)
+    return tuple(anti / part for part in symmetric)

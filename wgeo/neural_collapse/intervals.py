@@ -1,0 +1,90 @@
+"""95 % intervals of the metrics of one layer, from bootstrap replicates within classes.
+
+A replicate is to the sample as the sample is to the population: how far the replicates' metrics
+lie from the sample's, as a ratio, estimates how far the sample's lies from the population's. That
+takes the bias of few samples out to first order, which percentiles of the replicates would double.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+from jaxtyping import Int
+from scipy.stats import binomtest
+
+from .metrics import LayerCollapse
+from .small_samples import is_few
+
+LEVEL = 0.95
+_RATIOS = ("nc1", "nc1_quotient", "cdnv", "nc2_equinorm", "nc2_etf")
+
+
+def with_intervals(
+    layer: LayerCollapse, replicates: Sequence[LayerCollapse], counts: Int[np.ndarray, " K"]
+) -> LayerCollapse:
+    """Return a layer with the intervals of its metrics, those that are defined.
+
+    Of the plug-in metrics where every class has `FEW_SAMPLES` samples, else of the corrected ones:
+    an interval about a biased value would exclude the population's.
+    """
+    ends: dict[str, tuple[float, float] | None] = {}
+    few = is_few(counts)
+    for name in ("nc1", "cdnv") if few else _RATIOS:
+        value, draws = getattr(layer, name), [getattr(r, name) for r in replicates]
+        if few:
+            corrected = getattr(layer, f"{name}_corrected")
+            ends[f"{name}_corrected"] = _of_corrected(corrected, value, draws, counts)
+        else:
+            ends[name] = _ratio(value, value, draws)
+    ends |= _accuracies(layer, counts)
+    known = {name: interval for name, interval in ends.items() if interval is not None}
+    return replace(layer, intervals=known)
+
+
+def _ratio(
+    estimate: float | None, truth: float | None, draws: Sequence[float | None], power: float = 1.0
+) -> tuple[float, float] | None:
+    """Return estimate / q^power of the quantiles q of draws / truth, what the draws estimate."""
+    defined = np.array([draw for draw in draws if draw is not None])
+    if estimate is None or not truth or len(defined) < len(draws) or not defined.all():
+        return None
+    low, high = np.quantile(defined / truth, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return float(estimate / high**power), float(estimate / low**power)
+
+
+def _of_corrected(
+    corrected: float | None,
+    plugin: float | None,
+    draws: Sequence[float | None],
+    counts: Int[np.ndarray, " K"],
+) -> tuple[float, float] | None:
+    """Return the interval of a corrected estimate, from the spread of the plug-in value.
+
+    A ratio of scatters a/b, corrected to a'/(b - c a'), moves by a' (b - c a')^-1 b / a = corrected
+    over a'/b per cent where the plug-in value moves by one.
+    """
+    defined = [draw for draw in draws if draw is not None]
+    if corrected is None or not plugin or not defined:
+        return None
+    unbiased = counts.sum() / (counts.sum() - len(counts))
+    power = max(1.0, corrected / (plugin * unbiased))
+    return _ratio(corrected, float(np.mean(defined)), draws, power)
+
+
+def _accuracies(
+    layer: LayerCollapse, counts: Int[np.ndarray, " K"]
+) -> dict[str, tuple[float, float] | None]:
+    """Wilson's intervals of the shares of samples that are nearest to their own class mean."""
+    samples = {"ncc_accuracy": int(counts.sum())}
+    if is_few(counts):
+        samples = {"ncc_accuracy_corrected": int(counts[counts > 1].sum())}
+    return {name: _wilson(getattr(layer, name), n) for name, n in samples.items()}
+
+
+def _wilson(share: float | None, n: int) -> tuple[float, float] | None:
+    if share is None or n == 0:
+        return None
+    found = binomtest(round(share * n), n).proportion_ci(LEVEL, method="wilson")
+    return float(found.low), float(found.high)

@@ -1,0 +1,223 @@
+"""Collapse of features that lie in memory: both passes are free."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+
+from ..arrays.checks import as_labels, as_numpy, as_points, check_plain
+from ..errors import ArgumentError, FeatureError
+from ..runtime import processes
+from ..runtime.progress import track
+from ..trajectory import Classifier, Trajectory
+from .bootstrap import drawn_within_classes, replicates_of
+from .depth import progress_of, with_interval
+from .intervals import with_intervals
+from .metrics import RANK_TOLERANCE, Frame, LayerCollapse, layer_collapse
+from .moments import ClassIndex, ClassMoments
+from .projection import SpanProjection
+from .result import Collapse
+from .row_blocks import mean_of, row_blocks
+from .spectrum import SPECTRUM_SIZE
+
+
+def collapse_of_trajectory(
+    traj: Trajectory,
+    *,
+    weights: str,
+    ood: Trajectory | Mapping[str, Any] | None,
+    rank_tolerance: float,
+    spectrum_size: int,
+    bootstrap: int,
+    seed: int,
+) -> Collapse:
+    """Measure every layer of a trajectory; see `collapse`."""
+    known = len(traj.class_names) or None
+    num_classes = known if traj.classifier is None else len(traj.classifier.weight)
+    ClassIndex(num_classes).add(traj.labels)  # refuses labels out of range
+    last = traj.staged[-1]
+    weight = None if traj.classifier is None else weights_of(traj.classifier)
+    if weight is not None and weight.shape[1] != last.width:
+        weight = None  # it reads something else than the last layer
+    away = None if ood is None else features_by_layer(ood)
+    if away is not None:
+        for layer in traj.layers:
+            check_ood(layer.name, layer.width, _shape(away.get(layer.name)))
+    layers = [
+        collapse_of(
+            layer.features,
+            traj.labels,
+            weight if layer is last else None,
+            traj.predictions,
+            weights=weights,
+            name=layer.name,
+            stage=layer.stage,
+            ood=None if away is None else away[layer.name],
+            rank_tolerance=rank_tolerance,
+            spectrum_size=spectrum_size,
+        )
+        for layer in track(traj.layers, "measuring collapse")
+    ]
+    classes, counts = np.unique(traj.labels, return_counts=True)
+    found = Collapse.of_layers(
+        layers,
+        classes=tuple(classes.tolist()),
+        counts=tuple(counts.tolist()),
+        weights=weights,
+        classifier=None if weight is None else Frame.of(weight),
+        accuracy=traj.accuracy,
+    )
+    return _with_intervals(found, traj, bootstrap, seed, rank_tolerance) if bootstrap else found
+
+
+def collapse_of(
+    features: Any,
+    labels: Any,
+    classifier: Classifier | Any = None,
+    predictions: Any = None,
+    *,
+    weights: str = "uniform",
+    name: str = "features",
+    stage: int | None = 0,
+    ood: Any = None,
+    rank_tolerance: float = RANK_TOLERANCE,
+    spectrum_size: int = SPECTRUM_SIZE,
+) -> LayerCollapse:
+    """Measure the collapse of one set of features; see `collapse`.
+
+    Parameters
+    ----------
+    features : array_like, (n, d)
+        Rows are samples: the transpose of the papers' H.
+    labels : array_like of int, (n,)
+    classifier : Classifier or array_like, (K, d), optional
+        Its weights, for NC3.
+    predictions : array_like of int, (n,), optional
+        Decisions to compare with the nearest class mean (NC4).
+    weights, ood, rank_tolerance, spectrum_size
+        See `collapse`; `ood` is an array here.
+    name, stage
+        What to call the layer.
+
+    Raises
+    ------
+    FeatureError, ArgumentError
+        As `collapse`, and for a classifier of another width.
+    """
+    if isinstance(features, torch.Tensor):
+        check_plain(features, f"layer {name!r}")
+    y = as_labels(labels, len(features))
+    weight = None if classifier is None else weights_of(classifier)
+    index = ClassIndex(None if weight is None else len(weight))
+    rows = index.add(y)
+    predicted = None if predictions is None else index.rows(as_labels(predictions, len(y)))
+    mine = processes.shard(len(y))
+    any_here = mine.stop > mine.start
+    _, first = next(row_blocks(features[:1], name, 0))
+    moments = ClassMoments(name, spectrum_size, mine.start)
+    moments.begin(first)
+    if any_here:
+        some = partial(moments.update, features[mine], rows[mine], len(index))
+    processes.raise_on_any(some if any_here else lambda: None)
+    moments = moments.together(first)
+    geometry = moments.finish(index, frequency=is_frequency(weights))
+    projection = SpanProjection(moments, geometry, index)
+    if any_here:
+        projection.update(
+            features[mine], rows[mine], None if predicted is None else predicted[mine]
+        )
+    return layer_collapse(
+        geometry,
+        projection.together().finish(),
+        stage=stage,
+        decided=predicted is not None,
+        classifier=weight,
+        ood_mean=None if ood is None else mean_of(ood, f"{name} (out of distribution)"),
+        rank_tolerance=rank_tolerance,
+    )
+
+
+def is_frequency(weights: str) -> bool:
+    """Whether classes weigh by their size; refuses a word that is neither."""
+    if weights not in ("uniform", "frequency"):
+        raise ArgumentError(f"weights is 'uniform' or 'frequency', not {weights!r}.")
+    return weights == "frequency"
+
+
+def weights_of(classifier: Any) -> Float[np.ndarray, "C d"]:
+    weight = classifier.weight if isinstance(classifier, Classifier) else classifier
+    return as_numpy(as_points(weight, name="the classifier's weights", dtype=torch.float64))
+
+
+def features_by_layer(ood: Trajectory | Mapping[str, Any]) -> Mapping[str, Any]:
+    """Out-of-distribution features by the layers' names."""
+    if isinstance(ood, Trajectory):
+        return {layer.name: layer.features for layer in ood.layers}
+    return ood
+
+
+def check_ood(name: str, width: int, shape: tuple[int, ...] | None) -> None:
+    """Refuse out-of-distribution features that are not those of a layer."""
+    if shape is None or shape[1:] != (width,):
+        raise FeatureError(
+            f"The out-of-distribution features of layer {name!r} "
+            + ("are missing." if shape is None else f"have shape {shape}.")
+            + f" Take both data sets through the same network: (samples, {width})."
+        )
+
+
+def _shape(array: Any) -> tuple[int, ...] | None:
+    return None if array is None else tuple(np.shape(array))
+
+
+def _with_intervals(
+    found: Collapse, traj: Trajectory, times: int, seed: int, rank_tolerance: float
+) -> Collapse:
+    """Bootstrap every metric and Kendall's tau: samples are drawn anew within each class.
+
+    All layers are drawn together, as Kendall's tau compares them.
+    """
+    index = ClassIndex()
+    index.add(np.array(found.classes))
+    rows = index.rows(traj.labels)
+    predicted = None if traj.predictions is None else index.rows(traj.predictions)
+    drawn = drawn_within_classes(rows, times, np.random.default_rng(seed))
+    by_layer = processes.map_over_ranks(
+        [
+            partial(
+                replicates_of,
+                layer.features,
+                rows,
+                predicted,
+                drawn,
+                name=layer.name,
+                stage=layer.stage,
+                frequency=is_frequency(found.weights),
+                rank_tolerance=rank_tolerance,
+            )
+            for layer in traj.staged
+        ],
+        "bootstrapping collapse",
+    )
+    replicates = [progress_of(layers) for layers in zip(*by_layer, strict=True)]
+    drawn_layers = dict(zip((layer.name for layer in traj.staged), by_layer, strict=True))
+    counts = np.array(found.counts)
+    return replace(
+        found,
+        layers=tuple(
+            with_intervals(layer, drawn_layers[layer.name], counts)
+            if layer.name in drawn_layers
+            else layer
+            for layer in found.layers
+        ),
+        progress={
+            m: with_interval(p, [r[m] for r, _ in replicates]) for m, p in found.progress.items()
+        },
+        separation=with_interval(found.separation, [angle for _, angle in replicates]),
+    )

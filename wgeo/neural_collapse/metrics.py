@@ -1,0 +1,394 @@
+"""The collapse metrics of one layer, from the geometry of its class means."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from scipy.spatial.distance import pdist
+
+from ..errors import FeatureError
+from .moments import ClassGeometry
+from .projection import Projected
+from .small_samples import FewSamples
+from .spectrum import Spectrum
+
+RANK_TOLERANCE = 1e-7
+"""Directions of the class means below this share of the largest singular value are no directions:
+1e-14 of Sigma_B's largest eigenvalue, near where a d x d pseudo-inverse in float64 cuts too. Nor
+are those that the rounding of the features' own type can make; see `ClassGeometry.rounding`."""
+
+_ZERO_NORM = 1e-12
+_SECOND_PASS = "needs a second pass over the data, about the final class means"
+_COINCIDE = "the class means coincide"
+_SINGLE = "every class has a single sample"
+_CORRECTED = ("nc1_corrected", "cdnv_corrected", "ncc_accuracy_corrected")
+_OPTIONAL = ("nc3", "nc3_papyan", "nc5", "ncc_mismatch", *_CORRECTED)
+
+
+@dataclass(frozen=True)
+class Frame:
+    """How near K vectors v_k are to a simplex equiangular tight frame (NC2).
+
+    Attributes
+    ----------
+    equinorm : float or None
+        std_k ||v_k|| / mean_k ||v_k||, the standard deviation over K (not K - 1), in
+        [0, sqrt(K - 1)] (Papyan, Han and Donoho 2020).
+    equiangle : float or None
+        ``mean_{k != l} |cos(v_k, v_l) + 1/(K - 1)|``, in [0, 1 + 1/(K - 1)] (same).
+    etf : float or None
+        || V V^T / ||V V^T||_F - (I - J/K) / sqrt(K - 1) ||_F, in [0, 2] (Zhu et al. 2021).
+    mean_angle : float or None
+        Mean angle between two of the vectors, in degrees; arccos(-1/(K - 1)) for a simplex ETF.
+    max_coherence : float or None
+        ``max_{k != l} |cos(v_k, v_l)|``, in [0, 1]. For vectors that sum to 0, as centred means do,
+        at least 1/(K - 1), reached by the simplex ETF alone (Welch bound).
+
+    All are None where every vector is 0, and those made of angles where any is.
+    """
+
+    equinorm: float | None
+    equiangle: float | None
+    etf: float | None
+    mean_angle: float | None
+    max_coherence: float | None
+
+    @classmethod
+    def of(cls, vectors: Float[np.ndarray, "K d"]) -> Frame:
+        """Measure K >= 2 vectors, given as rows."""
+        vectors = rescaled(vectors)
+        norms = np.linalg.norm(vectors, axis=1)
+        if not norms.any():
+            return cls(None, None, None, None, None)
+        K = len(vectors)
+        equinorm = float(norms.std() / norms.mean())
+        etf = distance_to_etf(vectors @ vectors.T)
+        if norms.min() <= _ZERO_NORM * norms.max():
+            return cls(equinorm, None, etf, None, None)
+        units = vectors / norms[:, None]
+        cosines = (units @ units.T)[~np.eye(K, dtype=bool)]
+        return cls(
+            equinorm,
+            float(np.abs(cosines + 1 / (K - 1)).mean()),
+            etf,
+            float(np.degrees(np.arccos(cosines.clip(-1, 1))).mean()),
+            float(np.abs(cosines).max().clip(max=1)),
+        )
+
+
+def rescaled(x: np.ndarray) -> np.ndarray:
+    """The same with largest entry 1, so that no fourth power of an entry leaves float64's range."""
+    largest = np.abs(x).max(initial=0.0)
+    return x / largest if largest > 0 else x
+
+
+def distance_to_etf(gram: Float[np.ndarray, "K K"]) -> float | None:
+    """|| G/||G||_F - (I - J/K)/sqrt(K - 1) ||_F: is G, up to scale, a simplex ETF's Gram matrix?"""
+    norm = np.linalg.norm(gram)
+    if norm == 0:
+        return None
+    K = len(gram)
+    return float(np.linalg.norm(gram / norm - (np.eye(K) - 1 / K) / np.sqrt(K - 1)))
+
+
+@dataclass(frozen=True)
+class LayerCollapse:
+    """How far the classes have collapsed at one layer.
+
+    N samples h_i of K classes; m_k the class means, g the global mean, Sigma_W and Sigma_B the
+    within- and between-class covariances. K counts the classes that occur. With uniform weights
+    (the default) g = (1/K) sum m_k and Sigma_B = (1/K) sum (m_k - g)(m_k - g)^T; with frequency
+    weights each 1/K is N_k/N. Sigma_W = (1/N) sum (h_i - m_{y_i})(h_i - m_{y_i})^T in both. All of
+    nc1 to nc3 and cdnv are 0 at complete collapse. What is undefined is None, and `undefined`
+    says why.
+
+    Attributes
+    ----------
+    name, stage, width
+        The layer.
+    nc1 : float or None
+        tr(Sigma_W pinv(Sigma_B)) / K, in [0, inf) (Papyan, Han and Donoho 2020), over the `rank`
+        directions of Sigma_B.
+    nc1_quotient : float or None
+        tr Sigma_W / tr Sigma_B, in [0, inf).
+    nc2_equinorm, nc2_equiangle, nc2_etf, mean_angle, max_coherence : float or None
+        See `Frame`, for the vectors m_k - g.
+    nc3 : float or None
+        || W M^T / ||W M^T||_F - (I - J/K)/sqrt(K - 1) ||_F, W the classifier's rows for the
+        classes that occur, M = [m_k - g], in [0, 2] (Zhu et al. 2021). Last layer only.
+    nc3_papyan : float or None
+        || W/||W||_F - M/||M||_F ||_F, in [0, 2] (Papyan, Han and Donoho 2020).
+    nc5 : float or None
+        ``mean_k |cos(m_k, m_ood)|``, the class means and the mean of out-of-distribution samples
+        both as they are, not centred; 0 is orthogonal (Ammar et al. 2024, NC5).
+    ncc_accuracy : float or None
+        Share of samples whose nearest class mean is their own class's.
+    ncc_mismatch : float or None
+        Share of samples on which the network's decision and the nearest class mean differ (NC4).
+    cdnv : float or None
+        mean_{k != l} (var_k + var_l) / (2 ||m_k - m_l||^2), var_k the mean of ||h - m_k||^2 over
+        class k, 0 for a class of one sample (Galanti, Gyorgy and Hutter 2021).
+    effective_rank, stable_rank, participation_ratio : float or None
+        Of the features centred by g; see `Spectrum`.
+    within, between : float
+        tr Sigma_W and tr Sigma_B, in squared units of the features.
+    rank : int
+        Of Sigma_B; directions below the rank tolerance, or the rounding of the features' own type
+        (float32, say), not counted.
+    spectrum_rows : int or None
+        Number of samples the ranks come from, where that is not all.
+    samples_per_class : int
+        Of the smallest class that occurs. With one sample in every class, whatever is measured
+        about class means is undefined.
+    nc1_corrected, cdnv_corrected, ncc_accuracy_corrected : float or None
+        Estimates of the population's values if a class has fewer than ``FEW_SAMPLES`` samples, for
+        which the plug-in values above are biased: see ``FewSamples``; the share of samples
+        nearest to their own class mean when it is computed without them.
+    intervals : mapping of str to (low, high)
+        95 % intervals over samples drawn within classes; see `collapse`.
+    undefined : mapping
+        Why a metric is None.
+    """
+
+    name: str
+    stage: int | None
+    width: int
+    nc1: float | None
+    nc1_quotient: float | None
+    nc2_equinorm: float | None
+    nc2_equiangle: float | None
+    nc2_etf: float | None
+    nc3: float | None
+    nc3_papyan: float | None
+    nc5: float | None
+    ncc_accuracy: float | None
+    ncc_mismatch: float | None
+    cdnv: float | None
+    effective_rank: float | None
+    stable_rank: float | None
+    participation_ratio: float | None
+    within: float
+    between: float
+    mean_angle: float | None
+    max_coherence: float | None
+    rank: int
+    spectrum_rows: int | None
+    samples_per_class: int = 0
+    nc1_corrected: float | None = None
+    cdnv_corrected: float | None = None
+    ncc_accuracy_corrected: float | None = None
+    intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    undefined: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def ncc_error(self) -> float | None:
+        """1 - ncc_accuracy."""
+        return None if self.ncc_accuracy is None else 1 - self.ncc_accuracy
+
+    def to_dict(self) -> dict[str, Any]:
+        """The record's entry for a layer; metrics that don't apply (nc3, ...) are left out."""
+        found = asdict(self)
+        found["undefined"] = dict(self.undefined)
+        found["intervals"] = {key: list(ends) for key, ends in self.intervals.items()}
+        layer = {key: found.pop(key) for key in ("name", "stage", "width")}
+        kept = {k: v for k, v in found.items() if v is not None or k not in _OPTIONAL}
+        return {**layer, "collapse": kept}
+
+
+def layer_collapse(
+    geometry: ClassGeometry,
+    projection: Projected | None,
+    *,
+    stage: int | None,
+    decided: bool = False,
+    classifier: Float[np.ndarray, "C d"] | None = None,
+    ood_mean: Float[np.ndarray, " d"] | None = None,
+    rank_tolerance: float = RANK_TOLERANCE,
+) -> LayerCollapse:
+    """All metrics of a layer, from what one pass knows and, where there was one, from pass two.
+
+    Parameters
+    ----------
+    geometry : ClassGeometry
+    projection : Projected, optional
+        Without it ncc_accuracy and ncc_mismatch are undefined, and nc1 too where d is large.
+    stage : int or None
+    decided : bool
+        Whether the network's decisions were given to the projection.
+    classifier : ndarray, (C, d), optional
+        Weights with a row for every class, whether it occurs or not.
+    ood_mean : ndarray, (d,), optional
+    rank_tolerance : float
+        See `RANK_TOLERANCE`.
+
+    Raises
+    ------
+    FeatureError
+        The classifier reads another width.
+    """
+    if classifier is not None and classifier.shape[1] != geometry.width:
+        raise FeatureError(
+            f"The classifier reads {classifier.shape[1]} features, layer {geometry.name!r} has "
+            f"{geometry.width}. Give the features that the classifier reads."
+        )
+    why: dict[str, str] = {}
+    nc3, nc3_papyan = (None, None) if classifier is None else _self_duality(geometry, classifier)
+    spectrum = geometry.spectrum
+    return LayerCollapse(
+        name=geometry.name,
+        stage=stage,
+        width=geometry.width,
+        within=geometry.within,
+        between=geometry.between,
+        **_variability(geometry, projection, rank_tolerance, why),
+        **_centres(geometry, projection, decided, why),
+        **_nc2(geometry, why),
+        nc3=nc3,
+        nc3_papyan=nc3_papyan,
+        nc5=None if ood_mean is None else _nc5(geometry, ood_mean),
+        **_ranks(spectrum, why),
+        spectrum_rows=None if spectrum is None or spectrum.exact else spectrum.rows,
+        samples_per_class=int(geometry.counts.min()),
+        undefined=why,
+    )
+
+
+def _variability(
+    geometry: ClassGeometry,
+    projection: Projected | None,
+    rank_tolerance: float,
+    why: dict[str, str],
+) -> dict[str, Any]:
+    """nc1 in both forms, cdnv, their corrected estimates, and the rank of Sigma_B."""
+    if geometry.single:
+        names = ("nc1", "nc1_quotient", "cdnv")
+        why |= dict.fromkeys(names, _SINGLE)
+        return {**dict.fromkeys(names), "rank": len(geometry.sigma)}
+    cdnv = _cdnv(geometry)
+    if geometry.coincide:
+        why |= dict.fromkeys(("nc1", "nc1_quotient", "cdnv"), _COINCIDE)
+        return {"nc1": None, "nc1_quotient": None, "cdnv": None, "rank": 0}
+    if cdnv is None:
+        why["cdnv"] = "two class means coincide"
+    least = max(rank_tolerance * geometry.sigma[0], geometry.rounding)
+    sigma = geometry.sigma[geometry.sigma > least]
+    along = geometry.along
+    if along is None and projection is not None:
+        along = projection.along
+    nc1 = None
+    if along is None:
+        why["nc1"] = _SECOND_PASS
+    else:
+        nc1 = float((along[: len(sigma)] / sigma**2).sum() / len(geometry.classes))
+    quotient = geometry.within / geometry.between
+    values = {"nc1": nc1, "nc1_quotient": quotient, "cdnv": cdnv, "rank": len(sigma)}
+    return values | _corrected(geometry, projection, sigma)
+
+
+def _corrected(
+    geometry: ClassGeometry, projection: Projected | None, sigma: Float[np.ndarray, " r"]
+) -> dict[str, float | None]:
+    """Estimates of the population's values, if a class has few samples."""
+    if projection is None or projection.few is None:
+        return {}
+    r, seen = len(sigma), projection.few
+    few = FewSamples(
+        geometry.counts,
+        geometry.variances,
+        sigma,
+        seen.inside[:r, :r],
+        geometry.width,
+        seen.square,
+    )
+    return {
+        "nc1_corrected": few.nc1(),
+        "cdnv_corrected": few.cdnv(pdist(geometry.coordinates, "sqeuclidean")),
+        "ncc_accuracy_corrected": seen.accuracy,
+    }
+
+
+def _cdnv(geometry: ClassGeometry) -> float | None:
+    variances, coordinates = geometry.variances, geometry.coordinates
+    if coordinates.shape[1] == 0:
+        return None
+    squares = pdist(coordinates, "sqeuclidean")  # over pairs k < l: the summand is symmetric
+    first, second = np.triu_indices(len(variances), 1)
+    apart = _ZERO_NORM * np.linalg.norm(coordinates, axis=1).max()
+    if squares.min() <= apart**2:
+        return None
+    return float(((variances[first] + variances[second]) / (2 * squares)).mean())
+
+
+def _centres(
+    geometry: ClassGeometry, projection: Projected | None, decided: bool, why: dict[str, str]
+) -> dict[str, Any]:
+    """How many samples have their own, and the network's, class mean nearest."""
+    if projection is None or geometry.coincide or geometry.single:
+        why["ncc_accuracy"] = (
+            _COINCIDE if geometry.coincide else _SINGLE if geometry.single else _SECOND_PASS
+        )
+        return {"ncc_accuracy": None, "ncc_mismatch": None}
+    return {
+        "ncc_accuracy": projection.hits / projection.samples,
+        "ncc_mismatch": projection.mismatches / projection.samples if decided else None,
+    }
+
+
+def _nc2(geometry: ClassGeometry, why: dict[str, str]) -> dict[str, Any]:
+    angles = ("nc2_equiangle", "mean_angle", "max_coherence")
+    if geometry.coincide or geometry.single:
+        names = ("nc2_equinorm", "nc2_etf", *angles)
+        why |= dict.fromkeys(names, _COINCIDE if geometry.coincide else _SINGLE)
+        return dict.fromkeys(names)
+    frame = Frame.of(geometry.coordinates)
+    if frame.mean_angle is None:
+        why |= dict.fromkeys(angles, "a class mean is the global mean")
+    return {
+        "nc2_equinorm": frame.equinorm,
+        "nc2_equiangle": frame.equiangle,
+        "nc2_etf": frame.etf,
+        "mean_angle": frame.mean_angle,
+        "max_coherence": frame.max_coherence,
+    }
+
+
+def _ranks(spectrum: Spectrum | None, why: dict[str, str]) -> dict[str, Any]:
+    if spectrum is None or spectrum.vanishes:
+        names = ("effective_rank", "stable_rank", "participation_ratio")
+        why |= dict.fromkeys(
+            names, "not asked for" if spectrum is None else "the features are constant"
+        )
+        return dict.fromkeys(names)
+    return {
+        "effective_rank": spectrum.effective_rank,
+        "stable_rank": spectrum.stable_rank,
+        "participation_ratio": spectrum.participation_ratio,
+    }
+
+
+def _self_duality(
+    geometry: ClassGeometry, classifier: Float[np.ndarray, "C d"]
+) -> tuple[float | None, float | None]:
+    """nc3 in the form of Zhu et al. and in that of Papyan et al."""
+    if geometry.coincide:
+        return None, None
+    W = rescaled(classifier[geometry.classes].astype(np.float64))
+    means = rescaled(geometry.coordinates @ geometry.basis)
+    norm = np.linalg.norm(W)
+    if norm == 0:
+        return None, None
+    papyan = float(np.linalg.norm(W / norm - means / np.linalg.norm(means)))
+    return distance_to_etf(W @ means.T), papyan
+
+
+def _nc5(geometry: ClassGeometry, ood_mean: Float[np.ndarray, " d"]) -> float | None:
+    means = rescaled(geometry.centre + geometry.coordinates @ geometry.basis)
+    ood_mean = rescaled(ood_mean)
+    lengths = np.linalg.norm(means, axis=1) * np.linalg.norm(ood_mean)
+    if not lengths.all():
+        return None
+    return float(np.abs(means @ ood_mean / lengths).mean())

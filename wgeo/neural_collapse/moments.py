@@ -1,0 +1,344 @@
+"""Class moments of one layer from batches of any size and order, without a d x d matrix.
+
+Pass one (`ClassMoments`) is single-pass: counts, class means and within-class variances by the
+pairwise update of Chan, Golub and LeVeque (1983, "Algorithms for computing the sample variance"),
+which adds only non-negative terms and so never cancels. Pass two (`projection.py`) is for what
+asks about the *final* means: the within-class energy along their span, and nearest class means.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+
+from ..errors import ArgumentError, FeatureError
+from ..runtime import processes
+from .row_blocks import BLOCK, check_length, one_thread, precision_of, row_blocks
+from .spectrum import SPECTRUM_SIZE, RowSample, Spectrum
+
+_MEANS_TOLERANCE = 64 * np.finfo(np.float64).eps
+_ROUNDING = 4.0  # of single entries, times the type's eps; class means of float32 networks: 0.3
+
+
+_LARGEST = 1e140
+"""Features from the inverse of this up to it have sums of squares within float64's range."""
+
+
+class ClassIndex:
+    """Class labels -> rows 0, 1, ... in order of appearance; only classes that occur count."""
+
+    def __init__(self, num_classes: int | None = None) -> None:
+        self.num_classes = num_classes
+        self._row: dict[int, int] = {}
+
+    def __len__(self) -> int:
+        return len(self._row)
+
+    @property
+    def classes(self) -> Int[np.ndarray, " K"]:
+        """Labels in the order of their rows."""
+        return np.array(list(self._row), dtype=np.int64)
+
+    def add(self, labels: Int[np.ndarray, " n"], seen: int = 0) -> Int[np.ndarray, " n"]:
+        """Rows of `labels`, with new rows for new classes; refuse labels out of range.
+
+        `seen` is the number of samples before these, for the error.
+        """
+        if self.num_classes is not None and labels.max() >= self.num_classes:
+            sample = int(labels.argmax())
+            raise ArgumentError(
+                f"label {labels[sample]} of sample {seen + sample} is out of range: there are "
+                f"{self.num_classes} classes, 0 to {self.num_classes - 1}. "
+                "Give the labels the network was trained on."
+            )
+        for label in np.unique(labels).tolist():
+            self._row.setdefault(label, len(self._row))
+        return self.rows(labels)
+
+    def rows(self, labels: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
+        """Rows of labels; -1 for a class that never occurred."""
+        present, inverse = np.unique(labels, return_inverse=True)
+        found = [self._row.get(label, -1) for label in present.tolist()]
+        return np.array(found, dtype=np.int64)[inverse]
+
+
+@dataclass(frozen=True, eq=False)
+class ClassGeometry:
+    """The class means of a layer as few coordinates, and what pass one knows about the classes.
+
+    Attributes
+    ----------
+    name, width : str, int
+    classes, counts : ndarray of int, (K,)
+        The classes that occur, ascending, and their numbers of samples.
+    variances : ndarray, (K,)
+        var_k = mean of ||h - m_k||^2 over class k; 0 for a class of one sample.
+    centre : ndarray, (d,)
+        The global mean g.
+    basis : ndarray, (r, d)
+        Orthonormal rows V that span the centred means.
+    coordinates : ndarray, (K, r)
+        C with m_k - g = C_k V.
+    sigma : ndarray, (r,)
+        sigma_j^2 is the eigenvalue of Sigma_B along V_j, descending.
+    along : ndarray, (r,), or None
+        V_j^T Sigma_W V_j, where pass one could know it (d <= `SPECTRUM_SIZE`).
+    spectrum : Spectrum or None
+    precision : float
+        Machine epsilon of the type the features came in.
+    """
+
+    name: str
+    width: int
+    classes: Int[np.ndarray, " K"]
+    counts: Int[np.ndarray, " K"]
+    variances: Float[np.ndarray, " K"]
+    centre: Float[np.ndarray, " d"]
+    basis: Float[np.ndarray, "r d"]
+    coordinates: Float[np.ndarray, "K r"]
+    sigma: Float[np.ndarray, " r"]
+    along: Float[np.ndarray, " r"] | None
+    spectrum: Spectrum | None
+    precision: float
+
+    @property
+    def within(self) -> float:
+        """tr Sigma_W, Sigma_W = (1/N) sum (h_i - m_{y_i})(h_i - m_{y_i})^T."""
+        return float(self.counts @ self.variances / self.counts.sum())
+
+    @property
+    def between(self) -> float:
+        """tr Sigma_B."""
+        return float(self.sigma @ self.sigma)
+
+    @property
+    def rounding(self) -> float:
+        """What a sigma_j may be by the rounding of the features' own type alone.
+
+        A network that works in float32 makes errors of a few eps |h_ij| in every entry; directions
+        in which its class means truly agree would count as directions of Sigma_B by those.
+        """
+        squares = self.centre @ self.centre + self.between + self.within  # mean ||h||^2, nearly
+        return float(_ROUNDING * self.precision * np.sqrt(squares / self.width))
+
+    @property
+    def single(self) -> bool:
+        """Whether every class has one sample, so that nothing is known of the scatter in it."""
+        return bool(self.counts.max() == 1)
+
+    @property
+    def coincide(self) -> bool:
+        """Whether the class means are one point, up to rounding."""
+        scale = np.linalg.norm(self.centre) + np.sqrt(self.within)
+        least = max(_MEANS_TOLERANCE * scale, self.rounding)
+        return not len(self.sigma) or bool(self.sigma[0] <= least)
+
+
+class ClassMoments:
+    """Counts, means and within-class variances of the classes at one layer, in one pass.
+
+    Memory is O(K d): the K means in float64; besides, for d <= `spectrum_size` the within-class
+    scatter (at most 2 MiB as it stands), else `spectrum_size` rows in the features' own type.
+    Batches of any size in any order give the same result up to rounding (about 1e-14).
+
+    Parameters
+    ----------
+    name : str
+        The layer, for errors.
+    spectrum_size : int
+        See `SPECTRUM_SIZE`; 0 for no spectrum at all.
+    start : int
+        How many samples come before, in other processes; for errors.
+    """
+
+    def __init__(self, name: str, spectrum_size: int = SPECTRUM_SIZE, start: int = 0) -> None:
+        self.name = name
+        self._start = start
+        self.samples = 0
+        self.width = 0
+        self.precision = 0.0
+        self._spectrum_size = spectrum_size
+        self._scatter: torch.Tensor | None = None
+        self._sample: RowSample | None = None
+
+    def update(self, features: Any, index: Int[np.ndarray, " n"], num_rows: int) -> None:
+        """Take in a batch: features (n, d), the class row of each sample, and how many rows exist.
+
+        Raises
+        ------
+        FeatureError
+            NaN or infinity (layer and sample are named), a width other than before, or not one
+            row of features per label.
+        """
+        check_length(self.name, features, index)
+        self.precision = max(self.precision, precision_of(features))
+        with one_thread():
+            for part, block in row_blocks(features, self.name, self._start + self.samples):
+                if self.width == 0:
+                    self.begin(block)
+                if block.shape[1] != self.width:
+                    raise FeatureError(
+                        f"layer {self.name!r} has {block.shape[1]} features in this batch and "
+                        f"{self.width} in those before."
+                    )
+                self._grow(num_rows)
+                self._absorb(block, torch.from_numpy(index[part]).to(self.means.device))
+                if self._sample is not None:
+                    self._sample.update(block)
+        self.samples += len(index)
+
+    def begin(self, first: Float[torch.Tensor, "b d"]) -> None:
+        """Make room for features like these; `update` does so by itself.
+
+        Sums run relative to the first of them: exactly 0 for constant features, and no digits are
+        lost to an offset however far it is.
+        """
+        self.width = first.shape[1]
+        self.shift = first[0].to(torch.float64, copy=True)  # the caller may reuse his memory
+        self._counts, self._squares = first.new_zeros(2, 0, dtype=torch.float64)
+        self.means = first.new_zeros(0, self.width, dtype=torch.float64)
+        if self.width <= self._spectrum_size:
+            self._scatter = first.new_zeros(self.width, self.width, dtype=torch.float64)
+        elif self._spectrum_size:
+            self._sample = RowSample(self._spectrum_size)
+
+    def _grow(self, num_rows: int) -> None:
+        extra = num_rows - len(self._counts)
+        if extra > 0:
+            self._counts, self._squares, self.means = (
+                torch.cat([old, old.new_zeros(extra, *old.shape[1:])])
+                for old in (self._counts, self._squares, self.means)
+            )
+
+    def _absorb(self, block: Float[torch.Tensor, "b d"], index: Int[torch.Tensor, " b"]) -> None:
+        """Merge a block's class moments into the running ones (Chan et al. 1983, eq. 2.1)."""
+        x = block - self.shift  # promotes to float64
+        rows, inverse, new = torch.unique(index, return_inverse=True, return_counts=True)
+        means = x.new_zeros(len(rows), self.width).index_add_(0, inverse, x) / new[:, None]
+        x -= means[inverse]
+        squares = x.new_zeros(len(rows)).index_add_(0, inverse, x.square().sum(1))
+        if self._scatter is not None:
+            self._scatter.addmm_(x.T, x)
+        self._merge(rows, new, means, squares)
+
+    def _merge(
+        self,
+        rows: Int[torch.Tensor, " k"],
+        new: torch.Tensor,
+        means: Float[torch.Tensor, "k d"],
+        squares: Float[torch.Tensor, " k"],
+    ) -> None:
+        """Merge the moments of more samples of some classes; not what scatter these have inside."""
+        delta = means - self.means[rows]
+        old = self._counts[rows]
+        mass = old * new / (old + new)
+        self._squares[rows] += squares + mass * (delta * delta).sum(1)
+        self.means[rows] += delta * (new / (old + new))[:, None]
+        self._counts[rows] += new
+        if self._scatter is not None:
+            self._scatter.addmm_(delta.T, mass[:, None] * delta)
+
+    def together(self, first: Float[torch.Tensor, "b d"]) -> ClassMoments:
+        """The moments of all processes' samples; all have begun with the same `first`."""
+        if processes.world_size() == 1:
+            return self
+        whole = ClassMoments(self.name, self._spectrum_size)
+        whole.begin(first)
+        for part in processes.all_gather(self):
+            rows = part._counts.nonzero()[:, 0]
+            whole._grow(len(part._counts))
+            if whole._scatter is not None and part._scatter is not None:
+                whole._scatter += part._scatter
+            whole._merge(rows, part._counts[rows], part.means[rows], part._squares[rows])
+            if whole._sample is not None and part._sample is not None and part.samples:
+                whole._sample.update(part._sample.rows)
+            whole.samples += part.samples
+            whole.precision = max(whole.precision, part.precision)
+        return whole
+
+    def finish(self, index: ClassIndex, *, frequency: bool = False) -> ClassGeometry:
+        """What one pass knows; `frequency` weighs g and Sigma_B by class size, else all alike.
+
+        Raises
+        ------
+        FeatureError
+            All samples are of one class.
+        """
+        if len(index) < 2:
+            raise FeatureError(
+                f"All {self.samples} samples are of one class ({index.classes[0]}); collapse "
+                "compares classes. Give samples of two classes or more."
+            )
+        K, d, rows = len(index), self.width, min(self.samples, self._spectrum_size)
+        with one_thread(10 * K * K * d + 2 * rows * rows * max(rows, d)):
+            return self._finish(index, frequency)
+
+    def _finish(self, index: ClassIndex, frequency: bool) -> ClassGeometry:
+        order = torch.from_numpy(np.argsort(index.classes))
+        counts, squares, means = (a.cpu()[order] for a in (self._counts, self._squares, self.means))
+        self._require_range(
+            float(
+                torch.maximum(
+                    (means + self.shift.cpu()).abs().max(), (squares / counts).max().sqrt()
+                )
+            )
+        )
+        weights = counts / counts.sum() if frequency else torch.full_like(counts, 1 / len(counts))
+        centre = weights @ means
+        centred = means - centre
+        _, sigma, basis = torch.linalg.svd(weights.sqrt()[:, None] * centred, full_matrices=False)
+        kept = sigma > max(centred.shape) * np.finfo(np.float64).eps * sigma[0]
+        sigma, basis = sigma[kept], basis[kept]
+        along = None
+        if self._scatter is not None:
+            along = (basis @ self._scatter.cpu() * basis).sum(1).numpy() / self.samples
+        return ClassGeometry(
+            name=self.name,
+            width=self.width,
+            classes=index.classes[order.numpy()],
+            counts=counts.long().numpy(),
+            variances=(squares / counts).numpy(),
+            centre=(centre + self.shift.cpu()).numpy(),
+            basis=basis.numpy(),
+            coordinates=(centred @ basis.T).numpy(),
+            sigma=sigma.numpy(),
+            along=along,
+            spectrum=self._spectrum(counts, centred, centre),
+            precision=self.precision,
+        )
+
+    def _require_range(self, size: float) -> None:
+        """Refuse features whose squares float64 cannot hold; `size` is about their largest."""
+        if size != 0 and not 1 / _LARGEST < size < _LARGEST:
+            raise FeatureError(
+                f"layer {self.name!r} has features too {'small' if size < 1 else 'large'} (about "
+                f"{size:.1g}): their squares leave float64's range. Rescale them by one factor: "
+                "only within and between depend on it, by its square."
+            )
+
+    def _spectrum(
+        self,
+        counts: Float[torch.Tensor, " K"],
+        centred: Float[torch.Tensor, "K d"],
+        centre: Float[torch.Tensor, " d"],
+    ) -> Spectrum | None:
+        """Singular values of [h_i - g], through the smaller of the two Gram matrices."""
+        if self._scatter is not None:
+            gram = self._scatter.cpu().addmm(centred.T, counts[:, None] * centred)
+            rows = self.samples
+        elif self._sample is not None:
+            sample, middle = self._sample.rows, centre + self.shift.cpu()
+            rows = len(sample)
+            gram = centre.new_zeros(rows, rows)
+            step = max(1, BLOCK // rows)
+            for start in range(0, self.width, step):
+                cols = slice(start, start + step)
+                part = sample[:, cols] - middle[cols]
+                gram.addmm_(part, part.T)
+        else:
+            return None
+        return Spectrum.of_gram(gram, width=self.width, rows=rows, samples=self.samples)

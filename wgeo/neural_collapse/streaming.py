@@ -1,0 +1,383 @@
+"""Collapse of features that come in batches and are never held together."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Int
+
+from ..arrays.checks import as_labels
+from ..errors import ArgumentError, FeatureError
+from ..runtime.progress import track
+from ..trajectory import Classifier, Trajectory
+from .measure import check_ood, features_by_layer, is_frequency, weights_of
+from .metrics import RANK_TOLERANCE, Frame, layer_collapse
+from .moments import ClassGeometry, ClassIndex, ClassMoments
+from .projection import SpanProjection
+from .result import Collapse
+from .row_blocks import mean_of
+from .spectrum import SPECTRUM_SIZE
+
+Batch = tuple[Mapping[str, Any], Any] | tuple[Mapping[str, Any], Any, Any]
+"""Features by layer, labels, and the network's decisions where they are known."""
+
+KEEP = 2**26
+"""Bytes of features a stream holds to play back, so that it needs no second pass (64 MiB)."""
+
+
+class CollapseStream:
+    """Collapse metrics from batches, in memory that does not grow with the number of samples.
+
+    ``update`` with every batch gives all metrics but ncc_accuracy, ncc_mismatch and, for layers
+    wider than `spectrum_size`, nc1: those set samples beside the *final* class means, which nobody
+    knows before the end. They need a second pass: ``revisit`` with every batch again. Layers whose
+    features all fit into `keep` bytes need none, the stream plays them back to itself. Batches may
+    be of any size and in any order, in both passes.
+
+    A layer takes K d numbers in float64; besides, for d <= `spectrum_size` a scatter matrix (at
+    most 2 MiB as it stands), else `spectrum_size` rows of features.
+
+    Parameters
+    ----------
+    weights, rank_tolerance, spectrum_size
+        As in `collapse`.
+    classifier : Classifier or array_like, (K, d), optional
+        Weights that read the last layer, for NC3. Labels must then be below K.
+    num_classes : int, optional
+        Refuse labels from here on.
+    stages : mapping of layer name to int or None, optional
+        Which feature space each layer lives in. Default: a change of width starts a new one, and
+        ``input`` is in none.
+    keep : int
+        Bytes of features to hold for playing back, all layers together; the widest layers are let
+        go first. 0 for a strict bound on memory.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> rng, stream = np.random.default_rng(0), CollapseStream()
+    >>> for _ in range(4):
+    ...     labels = rng.integers(3, size=50)
+    ...     stream.update({"last": np.eye(3)[labels] + 0.1 * rng.normal(size=(50, 3))}, labels)
+    >>> stream.result().layers[-1].ncc_accuracy
+    1.0
+    """
+
+    def __init__(
+        self,
+        *,
+        weights: str = "uniform",
+        classifier: Classifier | Any = None,
+        num_classes: int | None = None,
+        stages: Mapping[str, int | None] | None = None,
+        keep: int = KEEP,
+        rank_tolerance: float = RANK_TOLERANCE,
+        spectrum_size: int = SPECTRUM_SIZE,
+    ) -> None:
+        self._weights, self._frequency = weights, is_frequency(weights)
+        self._classifier = None if classifier is None else weights_of(classifier)
+        if num_classes is None and self._classifier is not None:
+            num_classes = len(self._classifier)
+        self._index = ClassIndex(num_classes)
+        self._stages = stages
+        self._rank_tolerance = rank_tolerance
+        self._spectrum_size = spectrum_size
+        self._kept = _Kept(keep)
+        self._moments: dict[str, ClassMoments] = {}
+        self._passes = (_Seen(), _Seen())
+        self._second: _SecondPass | None = None
+        self._outside = _Outside()
+
+    def update(self, features: Mapping[str, Any], labels: Any, predictions: Any = None) -> None:
+        """First pass: take in a batch.
+
+        Parameters
+        ----------
+        features : mapping of layer name to array_like, (n, d)
+            The same layers in every batch, in execution order in the first.
+        labels : array_like of int, (n,)
+        predictions : array_like of int, (n,), optional
+            The network's decisions: in every batch, or in none.
+
+        Raises
+        ------
+        FeatureError
+            NaN or infinity (layer and sample are named), layers or widths other than before. The
+            stream is of no use then.
+        ArgumentError
+            Labels out of range, or the second pass has begun.
+        """
+        if self._second is not None:
+            raise ArgumentError("The second pass has begun; new samples need a new CollapseStream.")
+        y, decided = _checked(labels, predictions)
+        if not self._moments:
+            self._moments = {name: ClassMoments(name, self._spectrum_size) for name in features}
+        _check_layers(self._moments, features)
+        rows = self._index.add(y, self._passes[0].samples)
+        for name, moments in self._moments.items():
+            moments.update(features[name], rows, len(self._index))
+        self._kept.add(features, y, decided)
+        self._passes[0].add(y, decided)
+
+    def update_ood(self, features: Mapping[str, Any]) -> None:
+        """Take in a batch of out-of-distribution samples of all layers, for NC5."""
+        self._outside.add(features)
+
+    @property
+    def complete(self) -> bool:
+        """Whether the stream holds all layers, so that a second pass would tell nothing new."""
+        return self._kept.layers == set(self._moments)
+
+    def revisit(self, features: Mapping[str, Any], labels: Any, predictions: Any = None) -> None:
+        """Second pass: the batches of the first again, of any size and in any order."""
+        y, decided = _checked(labels, predictions)
+        if self._second is None:
+            self._second = _SecondPass(self._moments, self._finish(), self._index)
+            self._kept = _Kept(0)
+        _check_layers(self._moments, features)
+        self._second.see(features, y, decided)
+        self._passes[1].add(y, decided)
+
+    def result(self) -> Collapse:
+        """The metrics of all samples so far.
+
+        Raises
+        ------
+        FeatureError
+            No samples, one class only, or a second pass that did not see the same samples.
+        """
+        if not self._moments:
+            raise FeatureError("The stream has seen no samples.")
+        geometry = self._finish()
+        second, seen = self._second, self._passes[1]
+        if second is None:
+            held = {name: m for name, m in self._moments.items() if name in self._kept.layers}
+            second, seen = _SecondPass(held, geometry, self._index), self._passes[0]
+            for batch in self._kept.batches:
+                second.see(*batch)
+        stages = _stages(geometry) if self._stages is None else self._stages
+        last = list(geometry)[-1]
+        layers = [
+            layer_collapse(
+                g,
+                second.projections[name].finish() if name in second.projections else None,
+                stage=stages.get(name),
+                decided=seen.accuracy is not None,
+                classifier=self._classifier if name == last else None,
+                ood_mean=self._outside.mean(name, g.width),
+                rank_tolerance=self._rank_tolerance,
+            )
+            for name, g in geometry.items()
+        ]
+        return Collapse.of_layers(
+            layers,
+            classes=tuple(geometry[last].classes.tolist()),
+            counts=tuple(geometry[last].counts.tolist()),
+            weights=self._weights,
+            classifier=None if self._classifier is None else Frame.of(self._classifier),
+            accuracy=seen.accuracy,
+        )
+
+    def _finish(self) -> dict[str, ClassGeometry]:
+        return {
+            name: moments.finish(self._index, frequency=self._frequency)
+            for name, moments in self._moments.items()
+        }
+
+
+def collapse_stream(
+    batches: Any,
+    *,
+    ood: Trajectory | Mapping[str, Any] | None = None,
+    **options: Any,
+) -> Collapse:
+    """Measure neural collapse from batches of features; see `CollapseStream`.
+
+    Parameters
+    ----------
+    batches : iterable, or callable that returns one
+        Of (features by layer, labels) or (features by layer, labels, predictions). Re-iterable
+        input (a list, a loader, a callable) is read twice if a metric needs it; from an iterator,
+        such metrics are None unless the features fit into `keep`.
+    ood : Trajectory or mapping of layer name to features, optional
+        Out-of-distribution samples through the same network, for NC5.
+    **options
+        Of `CollapseStream`.
+    """
+    unknown = set(options) - set(inspect.signature(CollapseStream).parameters)
+    if unknown:
+        raise ArgumentError(f"A stream has no option {', '.join(sorted(unknown))}.")
+    stream = CollapseStream(**options)
+    if ood is not None:
+        stream.update_ood(features_by_layer(ood))
+    start = batches if callable(batches) else lambda: batches
+    first = start()
+    for batch in track(first, "measuring collapse"):
+        stream.update(*_unpacked(batch))
+    once = not callable(batches) and iter(first) is first
+    if not (once or stream.complete):
+        for batch in track(start(), "measuring collapse, second pass"):
+            stream.revisit(*_unpacked(batch))
+    return stream.result()
+
+
+def _unpacked(batch: Any) -> Batch:
+    """Refuse what is no batch of features: pairs of images and labels, most likely."""
+    if isinstance(batch, tuple | list) and len(batch) in (2, 3) and isinstance(batch[0], Mapping):
+        return tuple(batch)  # type: ignore[return-value]
+    found = type(batch[0] if isinstance(batch, tuple | list) and batch else batch).__name__
+    raise ArgumentError(
+        "A batch is ({layer name: features}, labels) or ({...}, labels, predictions), as "
+        f"wgeo.stream(net, images) gives them; here is one that begins with {found}."
+    )
+
+
+class _SecondPass:
+    """Projections of several layers, fed together."""
+
+    def __init__(
+        self,
+        moments: Mapping[str, ClassMoments],
+        geometry: Mapping[str, ClassGeometry],
+        index: ClassIndex,
+    ) -> None:
+        self._index = index
+        self.projections: dict[str, SpanProjection] = {
+            name: SpanProjection(m, geometry[name], index) for name, m in moments.items()
+        }
+
+    def see(
+        self,
+        features: Mapping[str, Any],
+        labels: Int[np.ndarray, " n"],
+        decided: Int[np.ndarray, " n"] | None,
+    ) -> None:
+        rows = self._index.rows(labels)
+        if rows.min() < 0:
+            raise FeatureError(
+                f"class {labels[rows.argmin()]} occurs in the second pass and not in the first. "
+                "Both must go over the same data."
+            )
+        predicted = None if decided is None else self._index.rows(decided)
+        for name, projection in self.projections.items():
+            projection.update(features[name], rows, predicted)
+
+
+class _Seen:
+    """Samples of one pass, and on how many the network decided, and right."""
+
+    def __init__(self) -> None:
+        self.samples = self._decided = self._right = 0
+
+    def add(self, labels: Int[np.ndarray, " n"], decided: Int[np.ndarray, " n"] | None) -> None:
+        self.samples += len(labels)
+        if decided is not None:
+            self._decided += len(labels)
+            self._right += int((decided == labels).sum())
+
+    @property
+    def accuracy(self) -> float | None:
+        """Share of right decisions; None where not all are known."""
+        return self._right / self.samples if 0 < self._decided == self.samples else None
+
+
+class _Outside:
+    """Sums of out-of-distribution samples, by layer."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, np.ndarray] = {}
+        self._samples: dict[str, int] = {}
+
+    def add(self, features: Mapping[str, Any]) -> None:
+        for name, array in features.items():
+            mean = mean_of(array, f"{name} (out of distribution)")
+            if name in self._sums:
+                check_ood(name, len(self._sums[name]), (len(array), *mean.shape))
+            self._sums[name] = self._sums.get(name, 0.0) + len(array) * mean
+            self._samples[name] = self._samples.get(name, 0) + len(array)
+
+    def mean(self, name: str, width: int) -> np.ndarray | None:
+        """The mean at a layer; None where there are no such samples at all."""
+        if not self._sums:
+            return None
+        n = self._samples.get(name)
+        check_ood(name, width, None if n is None else (n, *self._sums[name].shape))
+        return self._sums[name] / n
+
+
+class _Kept:
+    """Batches held for playing back, within a budget: the widest layers are let go first."""
+
+    def __init__(self, budget: int) -> None:
+        self._budget = budget
+        self._sizes: dict[str, int] = {}
+        self._dropped: set[str] = set()
+        self.batches: list[tuple[dict[str, Any], np.ndarray, np.ndarray | None]] = []
+
+    @property
+    def layers(self) -> set[str]:
+        """Layers of which all features are held."""
+        return set(self._sizes)
+
+    def add(
+        self,
+        features: Mapping[str, Any],
+        labels: Int[np.ndarray, " n"],
+        decided: Int[np.ndarray, " n"] | None,
+    ) -> None:
+        size = {name: _nbytes(a) for name, a in features.items() if name not in self._dropped}
+        total = {name: self._sizes.get(name, 0) + extra for name, extra in size.items()}
+        while total and sum(total.values()) > self._budget:
+            widest = max(total, key=lambda name: total[name])
+            del total[widest]
+            self._dropped.add(widest)
+            for held, _, _ in self.batches:
+                held.pop(widest, None)
+        self._sizes = total
+        if total:
+            self.batches.append(({name: _copy(features[name]) for name in total}, labels, decided))
+        else:
+            self.batches.clear()
+
+
+def _nbytes(array: Any) -> int:
+    return int(array.nbytes) if hasattr(array, "nbytes") else np.asarray(array).nbytes
+
+
+def _copy(array: Any) -> Any:
+    """A copy on the host: the caller may write the next batch into the same memory."""
+    if isinstance(array, torch.Tensor):
+        return array.detach().to("cpu", copy=True)
+    return np.array(array)
+
+
+def _checked(
+    labels: Any, predictions: Any
+) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " n"] | None]:
+    y = as_labels(labels)
+    return y, None if predictions is None else as_labels(predictions, len(y))
+
+
+def _check_layers(expected: Mapping[str, Any], features: Mapping[str, Any]) -> None:
+    if not features or set(features) != set(expected):
+        raise FeatureError(
+            f"This batch has layers {', '.join(features) or 'none'}; the stream began with "
+            f"{', '.join(expected) or 'none'}. Give the same layers in every batch."
+        )
+
+
+def _stages(geometry: Mapping[str, ClassGeometry]) -> dict[str, int | None]:
+    """A new stage wherever the width changes; none for the input image."""
+    stages: dict[str, int | None] = {}
+    stage, width = -1, None
+    for name, g in geometry.items():
+        if name == "input":
+            stages[name] = None
+            continue
+        stage, width = stage + (g.width != width), g.width
+        stages[name] = stage
+    return stages

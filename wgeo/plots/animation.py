@@ -1,0 +1,225 @@
+"""The feature clouds in motion: what the network does beside what optimal transport would do."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int
+from matplotlib import animation
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+
+from ..errors import ArgumentError, DependencyError, FeatureError
+from ..runtime.progress import track
+from ..storage.files import aside_of, writable
+from ..trajectory import Trajectory, as_trajectory
+from ..transport import Exact, wasserstein
+from .style import CLASS_COLOURS, MUTED, legend, new_figure, short, styled
+
+_PCA_ROWS = 1000  # as many samples show the plane; their Gram matrix is small at any width
+_HOLD = 0.6  # seconds at rest at either end
+_WRITERS = {".gif": "pillow", ".mp4": "ffmpeg"}
+
+
+@dataclass(frozen=True, eq=False)
+class Scene:
+    """Samples in the plane of a segment's first two principal components, at any time t in [0, 1].
+
+    t is the share of the path's length, the sum of the blocks' W2, as in the record's
+    ``interpolation_time``.
+
+    Attributes
+    ----------
+    names : tuple of str
+    times : ndarray, (L + 1,)
+        When each layer is reached.
+    layers : ndarray, (L + 1, n, 2)
+    target : ndarray of int, (n,)
+        The optimal coupling of the ends: sample i goes where sample ``target[i]`` ends.
+    labels : ndarray of int, (n,)
+    """
+
+    names: tuple[str, ...]
+    times: Float[np.ndarray, " L1"]
+    layers: Float[np.ndarray, "L1 n 2"]
+    target: Int[np.ndarray, " n"]
+    labels: Int[np.ndarray, " n"]
+
+    def network(self, t: float) -> Float[np.ndarray, "n 2"]:
+        """The samples on their own way, straight from layer to layer."""
+        block = self._block(t)
+        start, end = self.times[block], self.times[block + 1]
+        s = (t - start) / (end - start) if end > start else 1.0
+        return (1 - s) * self.layers[block] + s * self.layers[block + 1]
+
+    def geodesic(self, t: float) -> Float[np.ndarray, "n 2"]:
+        """The displacement interpolation of the ends (McCann 1997), which is linear in t."""
+        return (1 - t) * self.layers[0] + t * self.layers[-1][self.target]
+
+    def where(self, t: float) -> str:
+        """The layer reached at t, or the two that it lies between."""
+        nearest = int(np.abs(self.times - t).argmin())
+        if abs(self.times[nearest] - t) < 1e-9:
+            return short(self.names[nearest], 30)
+        block = self._block(t)
+        return f"{short(self.names[block], 24)} → {short(self.names[block + 1], 24)}"
+
+    def _block(self, t: float) -> int:
+        return int(np.clip(np.searchsorted(self.times, t, "right") - 1, 0, len(self.times) - 2))
+
+
+def scene(
+    traj: Trajectory, *, segment: int = -1, samples: int = 400, solver: Any = None, seed: int = 0
+) -> Scene:
+    """Prepare a segment of a trajectory to be shown; see `flow`."""
+    traj = as_trajectory(traj)
+    segments = traj.segments
+    if not -len(segments) <= segment < len(segments):
+        raise ArgumentError(f"no segment {segment}; this trajectory has {len(segments)} (from 0).")
+    chosen = segments[segment]
+    rng = np.random.default_rng(seed)
+    rows = np.sort(rng.permutation(len(traj))[: max(2, samples)])
+    arrays = [np.asarray(array[rows], dtype=np.float64) for array in chosen.arrays]
+    solver = Exact() if solver is None else solver
+    pairs = list(pairwise(arrays))
+    steps = [
+        wasserstein(x, y, solver=solver, coupling=np.arange(len(rows))).distance
+        for x, y in track(pairs, "optimal transport")
+    ]
+    target = wasserstein(arrays[0], arrays[-1], solver=solver).coupling
+    if not (isinstance(target, np.ndarray) and target.ndim == 1):
+        raise ArgumentError("flow needs a solver that pairs samples one to one, such as Exact().")
+    length = sum(steps)
+    if length == 0:
+        raise FeatureError(f"Nothing moves from {chosen.names[0]} to {chosen.names[-1]}.")
+    times = np.cumsum([0.0, *steps]) / length
+    return Scene(chosen.names, times, _in_plane(arrays, rng), target, traj.labels[rows])
+
+
+def _in_plane(
+    arrays: list[Float[np.ndarray, "n d"]], rng: np.random.Generator
+) -> Float[np.ndarray, "L1 n 2"]:
+    everything = np.concatenate(arrays)
+    centre = everything.mean(0)
+    shown = everything[rng.permutation(len(everything))[:_PCA_ROWS]] - centre
+    vectors = np.linalg.eigh(shown @ shown.T)[1]
+    axes = shown.T @ vectors[:, :-3:-1]  # the two largest, d x 2
+    axes /= np.maximum(np.linalg.norm(axes, axis=0), np.finfo(float).tiny)
+    return np.stack([(array - centre) @ axes for array in arrays])
+
+
+@styled
+def flow(
+    traj: Trajectory,
+    path: str | os.PathLike[str],
+    *,
+    segment: int = -1,
+    samples: int = 400,
+    seconds: float = 6.0,
+    fps: int = 20,
+    solver: Any = None,
+    seed: int = 0,
+) -> Path:
+    """Write an animation of the feature clouds along a segment, beside the geodesic of its ends.
+
+    Left, each sample goes straight from layer to layer, as the network sends it; right, the
+    displacement interpolation carries the first layer's distribution to the last's at the least
+    cost. Both show the plane of the first two principal components, at equal shares of their
+    length: on a network that follows a constant-speed geodesic the two are one picture.
+
+    Parameters
+    ----------
+    traj : Trajectory
+    path : path
+        ``.gif`` (written by pillow), or ``.mp4`` (needs ffmpeg).
+    segment : int
+        Default the last, whose end the classifier reads.
+    samples : int
+        How many, drawn at random; the transport shown is that of these.
+    seconds, fps
+        Length of the movement and frames a second.
+    solver : solver, optional
+        One that pairs samples one to one; default `Exact()`.
+    seed : int
+
+    Raises
+    ------
+    ArgumentError
+        Another ending, no such segment, a solver without a pairing.
+    DependencyError
+        ``.mp4`` without ffmpeg.
+    FeatureError
+        A segment whose features do not move.
+    """
+    path = Path(path)
+    if path.suffix.lower() not in _WRITERS:
+        raise ArgumentError(f"flow writes .gif or .mp4, not {path.suffix or path.name}.")
+    name = _WRITERS[path.suffix.lower()]
+    if not animation.writers.is_available(name):
+        raise DependencyError(f"Writing {path.suffix} needs {name}; install it, or write a .gif.")
+    if seconds <= 0 or fps < 1:
+        raise ArgumentError(f"flow needs seconds > 0 and fps >= 1, not {seconds} and {fps}.")
+    shown = scene(traj, segment=segment, samples=samples, solver=solver, seed=seed)
+    writable(path.parent)
+    figure = new_figure(7.2, 3.9)
+    axes = figure.subplots(1, 2)
+    colours = [CLASS_COLOURS[k % len(CLASS_COLOURS)] for k in shown.labels]
+    clouds = [_stage(ax, shown, colours) for ax in axes]
+    axes[0].set_title("The network")
+    axes[1].set_title("The geodesic between its ends")
+    told = figure.suptitle(shown.where(0.0), fontsize=8.5, color=MUTED)
+    _class_legend(figure, traj, shown)
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")  # laid out once, for every frame
+    moving = np.linspace(0, 1, max(2, round(seconds * fps)))
+    rest = round(_HOLD * fps)
+    aside = aside_of(path).with_suffix(path.suffix)  # the ending says what is written
+    writer = animation.writers[name](fps=fps)
+    times = [*[0.0] * rest, *moving, *[1.0] * rest]
+    try:
+        writer.setup(figure, str(aside), dpi=100)
+        try:
+            for t in track(times, "drawing frames"):
+                clouds[0].set_offsets(shown.network(t))
+                clouds[1].set_offsets(shown.geodesic(t))
+                told.set_text(shown.where(t))
+                writer.grab_frame()
+        except BaseException:
+            with suppress(Exception):  # ends ffmpeg; what it wrote is thrown away
+                writer.finish()
+            raise
+        writer.finish()
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
+    return path
+
+
+def _stage(ax: Axes, shown: Scene, colours: list[str]) -> Any:
+    low, high = shown.layers.min((0, 1)), shown.layers.max((0, 1))
+    room = 0.06 * float((high - low).max())
+    ax.set(xlim=(low[0] - room, high[0] + room), ylim=(low[1] - room, high[1] + room))
+    ax.set_aspect("equal")
+    ax.set(xticks=[], yticks=[])
+    x, y = shown.layers[0].T
+    return ax.scatter(x, y, s=9, c=colours, alpha=0.75, lw=0)
+
+
+def _class_legend(figure: Any, traj: Trajectory, shown: Scene) -> None:
+    present = np.unique(shown.labels)
+    if len(present) > 20:
+        return
+    names = [
+        short(traj.class_names[k], 14) if k < len(traj.class_names) else f"class {k}"
+        for k in present
+    ]
+    dot: dict[str, Any] = {"marker": "o", "ms": 4, "ls": "none"}
+    handles = [Line2D([], [], color=CLASS_COLOURS[k % len(CLASS_COLOURS)], **dot) for k in present]
+    place: dict[str, Any] = {"loc": "outside lower center", "ncols": 10, "labelcolor": MUTED}
+    legend(figure, handles, names, handletextpad=0.1, columnspacing=0.9, fontsize=7, **place)

@@ -1,0 +1,97 @@
+"""What a store's files are called, and how their numbers are kept."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from ...errors import ArgumentError, FeatureError
+
+MANIFEST, UNFINISHED = "manifest.json", "unfinished.json"
+VERSION = 1
+SHARD = 2**25
+"""Bytes of all arrays together that are made safe at a time (32 MiB), at least one batch."""
+
+DTYPES = {
+    "float32": "<f4",
+    "float16": "<f2",
+    "bfloat16": "<u2",
+    "float64": "<f8",
+    "int64": "<i8",
+}
+"""How numbers may be stored; NumPy has no bfloat16, its bits are kept as unsigned integers."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """An array of a store: `width` numbers a row, or one and no second axis where it is None."""
+
+    dtype: str
+    width: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            raise ArgumentError(f"Unknown dtype {self.dtype!r}; choose {', '.join(DTYPES)}.")
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a row on the disk."""
+        return np.dtype(DTYPES[self.dtype]).itemsize * (1 if self.width is None else self.width)
+
+    def shape(self, rows: int) -> tuple[int, ...]:
+        """Shape of so many rows."""
+        return (rows,) if self.width is None else (rows, self.width)
+
+
+def digest(value: Any) -> str:
+    """SHA-256 of plain values, however a mapping is ordered."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def shards(span: slice, batch: int, row_bytes: int) -> Iterator[slice]:
+    """Cut a range of rows into shards of about `SHARD` bytes, each of whole batches."""
+    step = batch * max(1, SHARD // (batch * max(row_bytes, 1)))
+    for start in range(span.start, span.stop, step):
+        yield slice(start, min(start + step, span.stop))
+
+
+def encoded(array: np.ndarray, dtype: str, key: str, start: int) -> memoryview:
+    """Rows as they are stored."""
+    if dtype == "bfloat16":
+        wide = torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))
+        narrow = wide.to(torch.bfloat16).view(torch.int16).numpy()
+        return np.ascontiguousarray(narrow).data.cast("B")
+    with np.errstate(over="ignore"):
+        narrow = np.ascontiguousarray(array, dtype=DTYPES[dtype])
+    if dtype == "float16" and not np.isfinite(narrow).all():
+        row = start + int(np.argmin(np.isfinite(narrow).reshape(len(narrow), -1).all(1)))
+        raise FeatureError(
+            f"{key} holds {np.abs(array).max():.3g} (sample {row}), which float16 cannot: its "
+            "largest number is 65504. Store as bfloat16 or float32."
+        )
+    return narrow.data.cast("B")
+
+
+def header(shape: tuple[int, ...], dtype: str) -> bytes:
+    text = io.BytesIO()
+    fields = {"descr": dtype, "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(text, fields)
+    return text.getvalue()
+
+
+def as_npy(array: np.ndarray) -> bytes:
+    text = io.BytesIO()
+    np.save(text, array, allow_pickle=False)
+    return text.getvalue()
+
+
+def file_name(place: int, key: str) -> str:
+    return f"{place:03d}-{re.sub(r'[^A-Za-z0-9._-]+', '-', key)[:80]}.npy"

@@ -1,0 +1,6 @@
+"""What a network did to its samples: their features at every layer, in one object."""
+
+from .trajectory import Block, Classifier, Layer, Segment, Trajectory
+from .trajectory import as_trajectory as as_trajectory
+
+__all__ = ["Block", "Classifier", "Layer", "Segment", "Trajectory"]

@@ -1,0 +1,100 @@
+"""Layers of different widths in one space: padded with zeros, or along principal axes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import numpy as np
+from jaxtyping import Float
+from scipy.linalg import eigh
+
+from ..arrays.rows import Rows, made_like, summed
+from ..errors import ArgumentError
+
+_FORMED = 2048  # features up to which their covariance is formed
+_MORE, _SWEEPS = 10, 8  # columns beside those asked for, passes of a subspace iteration
+
+
+def embedded(
+    layers: Sequence[Float[np.ndarray, "n _"]], embed: str
+) -> list[Float[np.ndarray, "n D"]]:
+    """Return layers in one space; on the disk, in files without a name, where they are there.
+
+    Parameters
+    ----------
+    layers : sequence of ndarray
+    embed : str
+        ``pad``, or ``pca:D``; see `Trajectory.embedded`.
+
+    Raises
+    ------
+    ArgumentError
+        Another name, or D not between 1 and the widest layer's width.
+    """
+    widest = max(x.shape[1] for x in layers)
+    kind, _, size = embed.partition(":")
+    if not (embed == "pad" or (kind == "pca" and size.isdecimal() and 0 < int(size) <= widest)):
+        raise ArgumentError(f"Unknown embed {embed!r}; choose pad, or pca:1 to pca:{widest}.")
+    if kind == "pad":
+        return [
+            made_like([x], Rows((len(x), widest), partial(_padded, x, widest)), x.dtype)
+            for x in layers
+        ]
+    mean, axes = _principal(layers, widest, int(size))
+    dtype = np.result_type(np.float32, *layers)
+    return [
+        made_like([x], Rows((len(x), int(size)), partial(_along, x, mean, axes), widest), dtype)
+        for x in layers
+    ]
+
+
+def _padded(x: Float[np.ndarray, "n d"], width: int, rows: slice) -> np.ndarray:
+    """Some rows, with zero features up to a width."""
+    return np.pad(x[rows], ((0, 0), (0, width - x.shape[1])))
+
+
+def _along(
+    x: Float[np.ndarray, "n d"],
+    mean: Float[np.ndarray, " width"],
+    axes: Float[np.ndarray, "width D"],
+    rows: slice,
+) -> np.ndarray:
+    """Coordinates of some rows, padded and centred, in float64."""
+    return (_padded(x, len(mean), rows) - mean) @ axes
+
+
+def _principal(
+    layers: Sequence[Float[np.ndarray, "n _"]], width: int, count: int
+) -> tuple[Float[np.ndarray, " width"], Float[np.ndarray, "width count"]]:
+    """Mean and leading principal axes of all layers' samples, padded, read a few rows at a time.
+
+    In float64, whatever the features' precision: from the covariance, or, for wide layers, by
+    subspace iterations that never form it (Halko, Martinsson, Tropp 2011, Algorithm 4.4). An axis
+    points where its largest entry is positive.
+    """
+    total = sum(len(x) for x in layers)
+    padded = [Rows((len(x), width), partial(_padded, x, width)) for x in layers]
+
+    def over_all(terms: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+        return sum(summed(lambda _, rows: [terms(rows)], x)[0] for x in padded)
+
+    mean = over_all(lambda rows: rows.sum(0)) / total
+
+    def spread_of(rows: np.ndarray, along: np.ndarray | None = None) -> np.ndarray:
+        centred = rows - mean
+        return centred.T @ (centred if along is None else centred @ along)
+
+    if width <= _FORMED or 2 * count >= width:
+        covariance = over_all(spread_of)
+        axes = eigh(covariance, subset_by_index=(width - count, width - 1))[1][:, ::-1]
+    else:
+        axes = np.random.default_rng(0).standard_normal((width, min(count + _MORE, width)))
+        for _ in range(_SWEEPS):
+            axes = np.linalg.qr(axes)[0]
+            spread = over_all(partial(spread_of, along=axes))
+            inner = np.linalg.eigh(axes.T @ spread)[1][:, ::-1]
+            axes, last = spread @ inner, axes @ inner
+        axes = last[:, :count]
+    largest = axes[abs(axes).argmax(0), np.arange(count)]
+    return mean, axes * np.sign(largest)

@@ -1,0 +1,438 @@
+"""What a network did to its samples: their features at every layer, in one object.
+
+A `Trajectory` is the only thing that transport, straightness, collapse and the models see of a
+network. Its rows correspond: row i is the same sample at every layer.
+"""
+
+from __future__ import annotations
+
+import os
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from ..arrays.checks import as_labels, as_numpy, as_points
+from ..arrays.rows import is_mapped
+from ..errors import ArgumentError, FeatureError, RecordError
+from ..runtime.progress import track
+from ..storage import schema
+from ..storage.records import as_json
+from ..storage.store import Column, Writer, holds, read_store, shards
+from .embedding import embedded
+
+_SAVED = 256  # rows of a trajectory that is saved: a shard is a multiple of these
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """Features of every sample at one layer.
+
+    Attributes
+    ----------
+    name : str
+        The module's name in the network; ``input`` and ``stem`` for the two before the blocks.
+    features : ndarray, (n, d)
+        A row a sample.
+    stage : int or None
+        Which feature space the layer lives in; None for the input image, which no block maps.
+    entry : ndarray, (n, d), optional
+        The shortcut's image of the previous layer, where this layer's block changes the space.
+    """
+
+    name: str
+    features: Float[np.ndarray, "n d"]
+    stage: int | None = 0
+    entry: Float[np.ndarray, "n d"] | None = None
+
+    @property
+    def width(self) -> int:
+        """Number of features d."""
+        return int(self.features.shape[1])
+
+
+@dataclass(frozen=True, eq=False)
+class Block:
+    """A map between two consecutive layers, in one space: ``x`` -> ``y``, row by row.
+
+    ``via`` is ``identity``, or ``shortcut`` where ``x`` is the block's own shortcut applied to the
+    source layer (the natural identification across a stage change).
+    """
+
+    source: str
+    target: str
+    stage: int
+    x: Float[np.ndarray, "n d"]
+    y: Float[np.ndarray, "n d"]
+    via: str = "identity"
+
+
+@dataclass(frozen=True, eq=False)
+class Segment:
+    """A run of layers in one feature space; ``arrays[i]`` are the features of ``names[i]``."""
+
+    stage: int
+    names: tuple[str, ...]
+    arrays: tuple[Float[np.ndarray, "n d"], ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Classifier:
+    """The last linear layer: logits = features @ weight.T + bias."""
+
+    weight: Float[np.ndarray, "K d"]
+    bias: Float[np.ndarray, " K"]
+
+
+@dataclass(frozen=True, eq=False)
+class Trajectory:
+    """Features of labelled samples through the layers of a network.
+
+    Attributes
+    ----------
+    layers : tuple of Layer
+        In execution order.
+    labels : ndarray of int, (n,)
+    predictions : ndarray of int, (n,), optional
+        The network's decisions.
+    classifier : Classifier, optional
+        The last linear layer, where there is one that reads the last layer's features.
+    class_names : tuple of str
+    settings : mapping
+        How it was traced: pool, tap, and what else a record should say.
+    """
+
+    layers: tuple[Layer, ...]
+    labels: Int[np.ndarray, " n"]
+    predictions: Int[np.ndarray, " n"] | None = None
+    classifier: Classifier | None = None
+    class_names: tuple[str, ...] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def from_arrays(
+        cls,
+        arrays: Sequence[Any],
+        labels: Any,
+        names: Sequence[str] | None = None,
+        *,
+        predictions: Any = None,
+        classifier: Classifier | None = None,
+    ) -> Trajectory:
+        """Make a trajectory of your own features.
+
+        Parameters
+        ----------
+        arrays : sequence of array_like, each (n, d_l)
+            Features layer by layer, rows corresponding. A change of width starts a new segment.
+        labels : array_like of int, (n,)
+        names : sequence of str, optional
+            Default ``layer0``, ``layer1``, ...
+
+        Raises
+        ------
+        FeatureError
+            No layers, NaN or infinity, or layers with different numbers of samples.
+        """
+        if not hasattr(arrays, "__len__") or isinstance(arrays, str | Mapping):
+            raise ArgumentError(f"arrays must be a list of arrays, not {type(arrays).__name__}.")
+        if len(arrays) == 0:
+            raise FeatureError("A trajectory needs at least one layer.")
+        names = [f"layer{i}" for i in range(len(arrays))] if names is None else list(names)
+        if len(names) != len(arrays):
+            raise FeatureError(f"{len(names)} names for {len(arrays)} layers.")
+        if len(set(names)) != len(names):
+            raise FeatureError("Layer names must differ from each other.")
+        layers: list[Layer] = []
+        stage = 0
+        for name, array in zip(names, arrays, strict=True):
+            features = as_numpy(as_points(array, name=f"layer {name!r}"))
+            if layers and len(features) != len(layers[0].features):
+                raise FeatureError(
+                    f"layer {name!r} has {len(features)} samples, "
+                    f"layer {layers[0].name!r} has {len(layers[0].features)}."
+                )
+            if layers and features.shape[1] != layers[-1].width:
+                stage += 1
+            layers.append(Layer(name, features, stage))
+        n = len(layers[0].features)
+        return cls(
+            layers=tuple(layers),
+            labels=as_labels(labels, n),
+            predictions=None if predictions is None else as_labels(predictions, n),
+            classifier=classifier,
+        )
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str], *, verify: bool = True) -> Trajectory:
+        """Open features that `wgeo.trace` stored, or `save`; layers are memory maps.
+
+        Everything is read once, to compare it with its checksums; nothing is held, and what is
+        used is read a few rows at a time: see :doc:`/scale`. Layers stored as bfloat16, which
+        NumPy lacks, are widened to float32 in a temporary file.
+
+        Parameters
+        ----------
+        folder : path
+        verify : bool
+            Whether to look for damage; False to look at a few rows of a large store at once.
+
+        Raises
+        ------
+        RecordError
+            No finished store there, or a damaged one.
+        """
+        stored = read_store(folder, verify=verify)
+        for fault in _faults(stored.arrays, stored.about):
+            raise RecordError(f"{folder} holds no trajectory: its {fault} is damaged. Trace again.")
+        return assembled(stored.arrays, stored.about)
+
+    def save(self, folder: str | os.PathLike[str], *, dtype: str | None = None) -> Trajectory:
+        """Store the features in a folder, as `wgeo.trace` does; return them as `load` opens them.
+
+        Killed half-way it goes on where it was; done already, it does nothing.
+
+        Parameters
+        ----------
+        folder : path
+            Empty, or one that holds this very trajectory.
+        dtype : str, optional
+            ``float32``, ``float16``, ``bfloat16`` or ``float64``; by default each array's own.
+
+        Raises
+        ------
+        RecordError
+            The folder holds something else, or the disk is full.
+        FeatureError
+            A number too large for float16.
+        """
+        arrays = {features_key(layer.name): layer.features for layer in self.layers}
+        arrays |= {entry_key(a.name): a.entry for a in self.layers if a.entry is not None}
+        columns = {key: Column(dtype or a.dtype.name, a.shape[1]) for key, a in arrays.items()}
+        if self.predictions is not None:
+            arrays[PREDICTIONS], columns[PREDICTIONS] = self.predictions, Column("int64")
+        stages = [(layer.name, layer.stage) for layer in self.layers]
+        about = outline(stages, self.class_names, self.settings)
+        job = {
+            "saved": {key: _checksum(array) for key, array in arrays.items()},
+            "labels": _checksum(self.labels),
+            "about": about,
+            "dtype": dtype,
+        }
+        if self.classifier is not None:
+            job["classifier"] = [
+                _checksum(a) for a in (self.classifier.weight, self.classifier.bias)
+            ]
+        if not holds(folder, job):
+            with Writer(folder, job, len(self), columns) as writer:
+                parts = [
+                    part
+                    for span in writer.missing()
+                    for part in shards(span, _SAVED, writer.row_bytes)
+                ]
+                for part in track(parts, "storing features"):
+                    writer.write(part.start, {key: array[part] for key, array in arrays.items()})
+                writer.finish(about, whole_arrays(self.labels, self.classifier))
+        return type(self).load(folder)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def held(self) -> int:
+        """Bytes of features in this process's memory; those on disk (memory maps) do not count."""
+        layers = [a for layer in self.layers for a in (layer.features, layer.entry)]
+        return sum(a.nbytes for a in layers if a is not None and not is_mapped(a))
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes K: the classifier's, or the number of distinct labels."""
+        if self.classifier is not None:
+            return len(self.classifier.weight)
+        return len(np.unique(self.labels))
+
+    @property
+    def accuracy(self) -> float | None:
+        """Share of samples that the network decides as labelled."""
+        if self.predictions is None:
+            return None
+        return float(np.mean(self.predictions == self.labels))
+
+    @property
+    def staged(self) -> tuple[Layer, ...]:
+        """The layers that blocks map between: all but the input image."""
+        return tuple(layer for layer in self.layers if layer.stage is not None)
+
+    @property
+    def first(self) -> np.ndarray:
+        """Features that enter the first block, (n, d)."""
+        return self.staged[0].features
+
+    @property
+    def last(self) -> np.ndarray:
+        """Features of the last layer, (n, d)."""
+        return self.staged[-1].features
+
+    def embedded(self, embed: str) -> Trajectory:
+        """Return the whole network in one feature space, as one segment.
+
+        Parameters
+        ----------
+        embed : str
+            ``pad``: narrower layers get zero features up to the widest. ``pca:D``: padded, then
+            projected on the first D principal components of all layers' samples together.
+            Layers on disk give layers on disk, in temporary files without a name.
+
+        Raises
+        ------
+        ArgumentError
+            Another name, or D not between 1 and the widest layer's width.
+        """
+        arrays = embedded([layer.features for layer in self.staged], embed)
+        layers = tuple(
+            Layer(layer.name, array) for layer, array in zip(self.staged, arrays, strict=True)
+        )
+        return replace(
+            self, layers=layers, classifier=None, settings={**self.settings, "embed": embed}
+        )
+
+    @property
+    def blocks(self) -> tuple[Block, ...]:
+        """Every block as a pushforward x -> y in one space, in execution order.
+
+        A layer that changes the space and has no shortcut begins a stage of its own, and no block
+        leads to it: nothing identifies the two spaces.
+        """
+        found = []
+        staged = self.staged
+        for a, b in pairwise(staged):
+            if b.entry is not None:
+                found.append(Block(a.name, b.name, b.stage or 0, b.entry, b.features, "shortcut"))
+            elif a.stage == b.stage:
+                found.append(Block(a.name, b.name, b.stage or 0, a.features, b.features))
+        return tuple(found)
+
+    @property
+    def segments(self) -> tuple[Segment, ...]:
+        """Runs of at least two layers in one space; a shortcut's image opens its stage's run."""
+        runs: list[tuple[int, list[str], list[np.ndarray]]] = []
+        for layer in self.staged:
+            stage = layer.stage or 0
+            if not runs or runs[-1][0] != stage or layer.entry is not None:
+                opening = layer.entry is not None
+                names = [f"{layer.name}.shortcut"] if opening else []
+                runs.append((stage, names, [layer.entry] if layer.entry is not None else []))
+            runs[-1][1].append(layer.name)
+            runs[-1][2].append(layer.features)
+        return tuple(
+            Segment(stage, tuple(names), tuple(arrays))
+            for stage, names, arrays in runs
+            if len(arrays) > 1
+        )
+
+
+def as_trajectory(value: Any, name: str = "traj") -> Trajectory:
+    """Return a trajectory; raise an ArgumentError for what is none."""
+    if isinstance(value, Trajectory):
+        return value
+    raise ArgumentError(
+        f"{name} must be a Trajectory, not {type(value).__name__}: wgeo.trace(net, images), "
+        "Trajectory.load(folder) or Trajectory.from_arrays(arrays, labels)."
+    )
+
+
+PREDICTIONS = "predictions"
+
+
+def features_key(name: str) -> str:
+    """What a store calls a layer's features."""
+    return f"features:{name}"
+
+
+def entry_key(name: str) -> str:
+    """What a store calls the shortcut's image that a layer begins with."""
+    return f"entry:{name}"
+
+
+def outline(
+    stages: Sequence[tuple[str, int | None]],
+    class_names: Sequence[str],
+    settings: Mapping[str, Any],
+) -> dict[str, Any]:
+    """What a store says of a trajectory beside its arrays; `stages` are layers in order."""
+    return {
+        "layers": [{"name": name, "stage": stage} for name, stage in stages],
+        "class_names": list(class_names),
+        "settings": as_json(settings),
+    }
+
+
+def _faults(arrays: Mapping[str, np.ndarray], about: Mapping[str, Any]) -> Iterator[str]:
+    """What of a store is not as `assembled` takes it."""
+    yield from (f"manifest, about.{f.place}," for f in schema.faults(about, schema.TRAJECTORY))
+    names = [row["name"] for row in about["layers"]]
+    if not names or len(set(names)) != len(names):
+        yield "list of layers"
+    labels = arrays.get("labels", np.empty(0))
+    n = len(labels)
+    for key in ("labels", PREDICTIONS):
+        one = arrays.get(key, labels)
+        if one.dtype != np.int64 or one.shape != (n,) or not n or one.min() < 0:
+            yield key
+    for name in names:
+        features = arrays.get(features_key(name), np.empty(0))
+        for one in (features, arrays.get(entry_key(name), features)):
+            if one.dtype.kind != "f" or one.shape != (n, *features.shape[1:]) or one.ndim != 2:
+                yield f"layer {name!r}"
+    weight = arrays.get("classifier.weight", np.empty((0, 0)))
+    bias = arrays.get("classifier.bias", np.empty(0))
+    if (
+        weight.ndim != 2
+        or bias.shape != weight.shape[:1]
+        or {"f"} != {weight.dtype.kind, bias.dtype.kind}
+    ):
+        yield "classifier"
+
+
+def assembled(arrays: Mapping[str, np.ndarray], about: Mapping[str, Any]) -> Trajectory:
+    """Return the trajectory that arrays and their outline make."""
+    layers = tuple(
+        Layer(
+            name=row["name"],
+            features=arrays[features_key(row["name"])],
+            stage=row["stage"],
+            entry=arrays.get(entry_key(row["name"])),
+        )
+        for row in about["layers"]
+    )
+    weight = arrays.get("classifier.weight")
+    return Trajectory(
+        layers=layers,
+        labels=as_labels(arrays["labels"], len(layers[0].features)),
+        predictions=arrays.get(PREDICTIONS),
+        classifier=None if weight is None else Classifier(weight, arrays["classifier.bias"]),
+        class_names=tuple(about["class_names"]),
+        settings=about["settings"],
+    )
+
+
+def whole_arrays(
+    labels: Int[np.ndarray, " n"], classifier: Classifier | None
+) -> dict[str, np.ndarray]:
+    """The arrays that a store writes at once."""
+    found = {"labels": labels}
+    if classifier is not None:
+        found |= {"classifier.weight": classifier.weight, "classifier.bias": classifier.bias}
+    return found
+
+
+def _checksum(array: np.ndarray) -> int:
+    """CRC-32 of an array's numbers, some rows at a time."""
+    found = 0
+    for start in range(0, len(array), _SAVED):
+        found = zlib.crc32(np.ascontiguousarray(array[start : start + _SAVED]).data, found)
+    return found
