@@ -41,7 +41,7 @@ import wgeo
 from wgeo.geodesic import path_figures
 from wgeo.runtime import processes
 from wgeo.storage.store import Column, Writer
-from wgeo.trajectory import features_key, outline
+from wgeo.trajectory.trajectory import features_key, outline
 
 CLASSES = 10
 ROWS = 4096
