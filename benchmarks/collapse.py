@@ -36,7 +36,8 @@ from rich.table import Table
 from scipy.sparse.linalg import svds
 
 from wgeo import models
-from wgeo.data import Images, normalization
+from wgeo.data import Images
+from wgeo.data.images import normalization
 from wgeo.features import stream
 from wgeo.neural_collapse import collapse_of, collapse_stream
 from wgeo.runtime.progress import shown, track

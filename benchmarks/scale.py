@@ -38,7 +38,7 @@ from rich.console import Console
 from rich.table import Table
 
 import wgeo
-from wgeo.geodesic import path_figures
+from wgeo.geodesic.paths import path_figures
 from wgeo.runtime import processes
 from wgeo.storage.store import Column, Writer
 from wgeo.trajectory.trajectory import features_key, outline

@@ -29,9 +29,10 @@ from scipy.optimize import minimize
 from torch import Tensor
 
 from wgeo.runtime.progress import shown, track
-from wgeo.ufm import Problem, spectral_optimum
 from wgeo.ufm.descent import descend, random_points, scales
 from wgeo.ufm.lbfgs import Minima
+from wgeo.ufm.problem import Problem
+from wgeo.ufm.spectral import spectral_optimum
 
 DECAY = 4e-3
 

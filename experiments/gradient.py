@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from wgeo.runtime.progress import track
-from wgeo.ufm import Problem
 from wgeo.ufm.descent import scales
+from wgeo.ufm.problem import Problem
 
 
 def gradient_descent(

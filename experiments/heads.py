@@ -19,7 +19,7 @@ from lab import TRAINING, Bench, key_of
 from torch import nn
 
 import wgeo
-from wgeo.data import normalization
+from wgeo.data.images import normalization
 
 
 class Headed(nn.Module):

@@ -34,7 +34,7 @@ from kept import code_of, key_of
 from scipy import stats
 
 import wgeo
-from wgeo.data import PRESETS
+from wgeo.data.images import PRESETS
 from wgeo.runtime.progress import shown, track
 
 Cell = dict[str, Any]

@@ -9,7 +9,8 @@ import pytest
 import torchvision
 
 import wgeo
-from wgeo.analysis import Analysis, analyze_trajectory, class_view
+from wgeo.analysis import Analysis, analyze_trajectory
+from wgeo.analysis.views import class_view
 from wgeo.errors import FeatureError, RecordError, WgeoError
 
 # Of tests that are not about what stands beside the figures.

@@ -12,6 +12,7 @@ import wgeo
 
 PACKAGE = Path(wgeo.__file__).parent
 FLOW = [
+    "_deprecated",
     "text",
     "errors",
     "runtime",

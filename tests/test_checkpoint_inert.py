@@ -21,10 +21,10 @@ from torch import nn
 from torch.nn.utils import parametrizations, prune, spectral_norm
 
 from wgeo import models, trace
-from wgeo.checkpoints import Network, fingerprint, load_checkpoint
+from wgeo.checkpoints import Network, load_checkpoint
 from wgeo.checkpoints.folding import folded
 from wgeo.checkpoints.metadata import claimed_accuracy
-from wgeo.checkpoints.reading import read
+from wgeo.checkpoints.reading import fingerprint, read
 from wgeo.checkpoints.standins import StandIn, as_array
 from wgeo.errors import CheckpointError
 from wgeo.models.parts import head_of
@@ -266,7 +266,7 @@ def test_an_encoder_without_a_head(net, save):
     body = models.build("torchvision:mnasnet0_5", num_classes=3)  # its head is not called fc
     state = {k: t for k, t in body.state_dict().items() if not k.startswith("classifier")}
     loaded = load_checkpoint(save(state), "torchvision:mnasnet0_5")
-    assert models.classifier_of(loaded.module) is None
+    assert models.parts.classifier_of(loaded.module) is None
 
 
 def test_encoders_as_self_supervision_leaves_them(net, save):

@@ -13,8 +13,10 @@ from matplotlib.image import imread
 from wgeo.cli import main
 from wgeo.errors import ArgumentError
 from wgeo.plots.models import model, model_layers, model_means, model_starts, model_terms
-from wgeo.ufm import closed_form_ce, fit_deep, fit_mse, landscape, place, spectral_optimum
+from wgeo.ufm import closed_form_ce, fit_deep, fit_mse, landscape
+from wgeo.ufm.certify import place
 from wgeo.ufm.record import arrays_of, cosines, record_of
+from wgeo.ufm.spectral import spectral_optimum
 
 
 def run(*words, code=0):

@@ -17,14 +17,13 @@ from hypothesis import strategies as st
 from wgeo.errors import ArgumentError, DependencyError, FeatureError
 from wgeo.neural_collapse import (
     CollapseStream,
-    Frame,
     LayerCollapse,
     collapse,
     collapse_of,
     collapse_stream,
 )
 from wgeo.neural_collapse.depth import progress
-from wgeo.neural_collapse.metrics import distance_to_etf
+from wgeo.neural_collapse.metrics import Frame, distance_to_etf
 from wgeo.neural_collapse.moments import ClassIndex, ClassMoments
 from wgeo.neural_collapse.spectrum import RowSample
 from wgeo.trajectory import Classifier, Trajectory

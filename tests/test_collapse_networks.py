@@ -289,7 +289,7 @@ def test_train_and_analyze(arch, pool, activation, loss, analysed, tmp_path):
     )
     saved = tmp_path / "checkpoints" / "epoch-0001.pt"
     net, images = wgeo.load_checkpoint(saved), wgeo.load_images("digits", limit=60)
-    act = models.ACTIVATIONS[activation]
+    act = models.parts.ACTIVATIONS[activation]
     assert any(type(part) is act for part in net.module.modules())
     found = wgeo.collapse(wgeo.trace(net, images, pool))
     assert [layer.name for layer in found.layers[:2]] == ["input", "stem"]

@@ -23,7 +23,8 @@ from sklearn.datasets import load_digits
 from torchvision import transforms
 
 from wgeo import load_images
-from wgeo.data import PRESETS, Images, Normalization, normalization
+from wgeo.data import Images
+from wgeo.data.images import PRESETS, Normalization, normalization
 from wgeo.data.source import balanced, from_array, scaled
 from wgeo.errors import ArgumentError, DataError
 from wgeo.runtime.memory import bounded

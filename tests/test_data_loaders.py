@@ -19,7 +19,7 @@ from torch.utils.data import (
 )
 
 import wgeo
-from wgeo.data import as_images
+from wgeo.data.loaders import as_images
 from wgeo.errors import ArgumentError, DataError, WgeoWarning
 from wgeo.models import build
 

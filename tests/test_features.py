@@ -10,8 +10,8 @@ from torch import nn
 
 from wgeo import blocks, trace
 from wgeo.errors import ArgumentError, FeatureError
-from wgeo.features import pooling
 from wgeo.features.network import module_of
+from wgeo.features.pooling import pooling
 from wgeo.features.residual_blocks import find_blocks
 
 

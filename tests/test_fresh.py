@@ -32,7 +32,7 @@ def network(seed: int, depth: int = 3) -> nn.Module:
 
 
 def pixels(images) -> torch.Tensor:
-    return wgeo.features.normalization_for(network(0), images)(images.x)
+    return wgeo.features.network.normalization_for(network(0), images)(images.x)
 
 
 # --- ranks -----------------------------------------------------------------------------------

@@ -17,19 +17,11 @@ from scipy.spatial.distance import cdist
 
 import wgeo
 from wgeo.errors import ArgumentError, FeatureError
-from wgeo.geodesic import (
-    STATISTICS,
-    BiasCurve,
-    bias_curve,
-    path_figures,
-    resolution,
-    shuffled,
-    straighter_than,
-    straightness,
-)
+from wgeo.geodesic import BiasCurve, bias_curve, straighter_than, straightness
 from wgeo.geodesic.influence import SegmentSample
+from wgeo.geodesic.judge import STATISTICS, shuffled
 from wgeo.geodesic.measure import _is_optimal_permutation
-from wgeo.geodesic.paths import neighbour_distance
+from wgeo.geodesic.paths import neighbour_distance, path_figures, resolution
 from wgeo.geodesic.resampling import bca_interval, permutation_p_value, sign_flip_p_value
 from wgeo.trajectory import Layer, Trajectory
 from wgeo.transport import Exact, Gaussian, Status, TransportResult, wasserstein

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import wgeo
-from wgeo.analysis import versions
+from wgeo.analysis.result import versions
 from wgeo.errors import WgeoError
 from wgeo.transport import Exact, Gaussian, Sinkhorn, Sliced, chain
 

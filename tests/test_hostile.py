@@ -19,9 +19,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from records import sample_record, sample_series
 
-from wgeo import load_images, plots
+from wgeo import load_images
 from wgeo.cli import main
 from wgeo.errors import DataError, RecordError, WgeoError, WgeoWarning
+from wgeo.plots.composed import catalogue
 from wgeo.report import pages
 from wgeo.storage.records import ANALYSIS, SERIES, read_record
 
@@ -242,7 +243,7 @@ def test_what_is_read_can_be_drawn(tmp_path_factory, data):
         assert str(file) in said
         return
     pages.pages(found)
-    for plot in plots.catalogue(found):
+    for plot in catalogue(found):
         plot.rows()
 
 

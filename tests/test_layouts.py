@@ -10,7 +10,7 @@ from torch import nn
 
 from wgeo import trace
 from wgeo.errors import ArgumentError, FeatureError
-from wgeo.features import pooling
+from wgeo.features.pooling import pooling
 
 N, CLASSES, SIDE, WIDTH = 9, 3, 8, 8  # a map of 8 x 8 with 8 channels: lengths tell nothing
 

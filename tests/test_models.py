@@ -17,7 +17,7 @@ from torchvision.models.resnet import ResNet
 from wgeo import models
 from wgeo.errors import ArgumentError, CheckpointError, DependencyError
 
-OWN = [name for name in models.ARCHS if ":" not in name]
+OWN = [name for name in models.registry.ARCHS if ":" not in name]
 SMALL = {  # of each kind, one that is quick to build and run
     "cifar_resnet8": {},
     "isoresnet": {"width": 6, "depth": 2},
@@ -152,9 +152,9 @@ def test_resmlp_and_mlp_blocks():
 @pytest.mark.parametrize("name", SMALL)
 def test_activations_are_modules_used_once_each(name, activation):
     net = small(name, activation=activation).eval()
-    kind = type(models.ACTIVATIONS[activation]())
+    kind = type(models.parts.ACTIVATIONS[activation]())
     found = [part for part in net.modules() if isinstance(part, kind)]
-    others = [k for n, k in models.ACTIVATIONS.items() if n != activation]
+    others = [k for n, k in models.parts.ACTIVATIONS.items() if n != activation]
     assert not any(type(part) in others for part in net.modules())
     calls = []
     for part in found:
@@ -188,7 +188,7 @@ def test_nothing_bends_but_the_activation_modules(name):
     ],
 )
 def test_blocks_are_marked_and_say_their_shortcut(name, blocks, shortcuts):
-    found = [part for part in small(name).modules() if isinstance(part, models.Block)]
+    found = [part for part in small(name).modules() if isinstance(part, models.parts.Block)]
     assert len(found) == blocks
     for block, kind in zip(found, shortcuts, strict=True):
         assert type(block.shortcut) is kind or type(block.shortcut).__name__ == kind
@@ -198,7 +198,7 @@ def test_blocks_are_marked_and_say_their_shortcut(name, blocks, shortcuts):
 def test_a_state_dict_tells_how_its_network_was_built(name):
     net = randomised(small(name, activation="tanh"))
     rng = torch.get_rng_state()
-    twin = models.from_state(name, net.state_dict(), activation="tanh")
+    twin = models.matching.from_state(name, net.state_dict(), activation="tanh")
     assert torch.equal(torch.get_rng_state(), rng), "loading must not disturb anyone's seed"
     images = torch.randn(2, 2, 8, 8)
     assert not twin.training
@@ -223,7 +223,7 @@ def test_any_width_depth_and_channels_are_read_off(
     net = models.build(
         name, num_classes=classes, in_channels=channels, image_size=8, width=width, **options
     )
-    twin = models.from_state(name, net.state_dict())
+    twin = models.matching.from_state(name, net.state_dict())
     shapes = [(k, t.shape) for k, t in net.state_dict().items()]
     assert shapes == [(k, t.shape) for k, t in twin.state_dict().items()]
 
@@ -232,8 +232,8 @@ def test_vit_heads_are_the_one_thing_to_remember():
     net = randomised(small("vit", heads=8))
     images = torch.randn(2, 2, 8, 8)
     state = net.state_dict()
-    assert torch.equal(models.from_state("vit", state, heads=8)(images), net(images))
-    assert not torch.allclose(models.from_state("vit", state)(images), net(images))
+    assert torch.equal(models.matching.from_state("vit", state, heads=8)(images), net(images))
+    assert not torch.allclose(models.matching.from_state("vit", state)(images), net(images))
 
 
 @pytest.mark.parametrize(("size", "patch"), [(28, 4), (32, 4), (8, 1), (64, 8), (7, 1)])
@@ -242,19 +242,19 @@ def test_vit_patches_divide_the_image(size, patch):
     assert net.patch_size == patch
 
 
-@pytest.mark.parametrize("name", [n for n in models.ARCHS if n.startswith("torchvision:")])
+@pytest.mark.parametrize("name", [n for n in models.registry.ARCHS if n.startswith("torchvision:")])
 def test_torchvision_resnets_are_recognised_by_their_shapes(name):
     with torch.device("meta"):
         net = models.build(name, num_classes=12, in_channels=1)
     assert isinstance(net, ResNet)
-    assert models.exact_fits(net.state_dict()) == [name]
+    assert models.matching.exact_fits(net.state_dict()) == [name]
 
 
 @pytest.mark.parametrize("depth", [8, 20, 110, 140])
 def test_cifar_resnets_are_recognised_by_their_shapes(depth):
     with torch.device("meta"):
         net = models.build(f"cifar_resnet{depth}", num_classes=100, option="B")
-    assert models.exact_fits(net.state_dict()) == [f"cifar_resnet{depth}"]
+    assert models.matching.exact_fits(net.state_dict()) == [f"cifar_resnet{depth}"]
 
 
 def test_small_images_get_the_small_stem():
@@ -264,14 +264,14 @@ def test_small_images_get_the_small_stem():
     assert small.conv1.kernel_size == (3, 3)
     assert isinstance(small.maxpool, nn.Identity)
     assert large.conv1.kernel_size == asked.conv1.kernel_size == (7, 7)
-    twin = models.from_state("torchvision:resnet18", small.state_dict())
+    twin = models.matching.from_state("torchvision:resnet18", small.state_dict())
     images = torch.randn(1, 3, 16, 16)
     assert torch.equal(twin(images), small.eval()(images))
 
 
 def test_torchvision_networks_that_are_no_resnets_build_and_load():
     net = models.build("torchvision:squeezenet1_1", num_classes=5, in_channels=1).eval()
-    twin = models.from_state("torchvision:squeezenet1_1", net.state_dict())
+    twin = models.matching.from_state("torchvision:squeezenet1_1", net.state_dict())
     images = torch.randn(1, 1, 64, 64)
     assert torch.equal(twin(images), net(images))
 
@@ -283,13 +283,13 @@ def test_other_peoples_key_names_are_understood():
         for k, t in net.state_dict().items()
     }
     images = torch.randn(2, 2, 8, 8)
-    assert torch.equal(models.from_state("cifar_resnet8", state)(images), net(images))
+    assert torch.equal(models.matching.from_state("cifar_resnet8", state)(images), net(images))
     net = models.build("torchvision:resnet18", num_classes=3, image_size=32).eval()
     state = {
         k.replace("fc.", "linear.").replace(".downsample.", ".shortcut."): t
         for k, t in net.state_dict().items()
     }
-    assert models.exact_fits(state) == ["torchvision:resnet18"]
+    assert models.matching.exact_fits(state) == ["torchvision:resnet18"]
 
 
 # What does not fit.
@@ -299,7 +299,7 @@ def test_a_misfit_names_keys_and_the_architecture_that_fits():
     state = models.build("cifar_resnet32", num_classes=10).state_dict()
     shallow = models.build("cifar_resnet20", num_classes=10).state_dict()
     with pytest.raises(CheckpointError) as error:
-        models.from_state("cifar_resnet20", state)
+        models.matching.from_state("cifar_resnet20", state)
     said = str(error.value)
     assert "60 unexpected" in said
     assert "layer1.3.conv1.weight" in said
@@ -307,52 +307,52 @@ def test_a_misfit_names_keys_and_the_architecture_that_fits():
     assert "and 55 more" in said
     assert "cifar_resnet32" in said
     with pytest.raises(CheckpointError, match=r"60 missing: layer1\.3\.conv1"):
-        models.from_state("cifar_resnet32", shallow)
+        models.matching.from_state("cifar_resnet32", shallow)
 
 
 def test_a_misfit_tells_both_shapes_and_the_head():
     state = small("cifar_resnet8").state_dict()
     said = r"linear\.weight \(the file has 4x64, the network 9x64\)"
     with pytest.raises(CheckpointError, match=said):
-        models.from_state("cifar_resnet8", state, 9)
+        models.matching.from_state("cifar_resnet8", state, 9)
     with pytest.raises(CheckpointError, match="head has 4 classes, and num_classes is 9"):
-        models.from_state("cifar_resnet8", state, 9)
+        models.matching.from_state("cifar_resnet8", state, 9)
 
 
 def test_nearly_fitting_states_name_the_closest():
     state = models.build("cifar_resnet20", num_classes=10).state_dict()
     state["bn1.weight"] = torch.ones(17)
     del state["layer2.0.conv1.weight"]
-    assert models.exact_fits(state) == []
-    name, report = models.closest(state)
+    assert models.matching.exact_fits(state) == []
+    name, report = models.matching.closest(state)
     assert name == "cifar_resnet20"
     assert report.missing == ("layer2.0.conv1.weight",)
     assert len(report.misshapen) == 1
-    assert models.closest({"something.else": torch.ones(3)}) is None
-    assert models.closest({}) is None
+    assert models.matching.closest({"something.else": torch.ones(3)}) is None
+    assert models.matching.closest({}) is None
 
 
 def test_whole_numbers_are_no_weights():
     state = small("mlp").state_dict()
     state["head.weight"] = (100 * state["head.weight"]).to(torch.int8)
     with pytest.raises(CheckpointError, match=r"head\.weight \(the file has torch\.int8"):
-        models.from_state("mlp", state)
+        models.matching.from_state("mlp", state)
 
 
 def test_giant_shapes_ask_for_no_memory():
     state = small("mlp").state_dict()
     state["stem.weight"] = torch.zeros(1, 1).expand(10**9, 10**6)
     with pytest.raises(CheckpointError, match="misshapen"):
-        models.from_state("mlp", state)
+        models.matching.from_state("mlp", state)
     state = {f"blocks.{10**12}.conv1.weight": torch.zeros(1), "stem.conv.weight": torch.zeros(2, 1)}
     with pytest.raises(CheckpointError, match="does not fit isoresnet"):
-        models.from_state("isoresnet", state)
+        models.matching.from_state("isoresnet", state)
 
 
 def test_names_from_files_are_printed_harmlessly():
-    assert models.printable("a\x1b[31mb\n") == r"a\x1b[31mb\n"
-    assert len(models.printable("x" * 10**6)) == 100
-    assert models.printable("größe") == "größe"
+    assert printable("a\x1b[31mb\n") == r"a\x1b[31mb\n"
+    assert len(printable("x" * 10**6)) == 100
+    assert printable("größe") == "größe"
 
 
 @pytest.mark.parametrize(
@@ -383,13 +383,13 @@ def test_what_cannot_be_built_says_why(name, options, said):
 
 def test_shapes_are_not_overruled():
     with pytest.raises(ArgumentError, match="width is told by the checkpoint's shapes"):
-        models.from_state("mlp", small("mlp").state_dict(), width=3)
+        models.matching.from_state("mlp", small("mlp").state_dict(), width=3)
 
 
 def test_classifier_of():
     net = small("isoresnet")
-    assert models.classifier_of(net) is net.head
-    assert models.classifier_of(nn.Sequential(nn.ReLU())) is None
+    assert models.parts.classifier_of(net) is net.head
+    assert models.parts.classifier_of(nn.Sequential(nn.ReLU())) is None
 
 
 # The fixed classifier.
@@ -432,7 +432,7 @@ def test_a_fixed_classifier_saves_what_theory_says(name, saved):
 )
 def test_a_fixed_classifier_is_never_trained(name, dim):
     net = models.with_etf_classifier(small(name, num_classes=5), dim).train()
-    head = models.classifier_of(net)
+    head = models.parts.classifier_of(net)
     frame = head.weight.clone()
     assert head.bias is None
     assert "weight" not in dict(head.named_parameters())
@@ -449,8 +449,8 @@ def test_a_fixed_classifier_is_never_trained(name, dim):
     assert losses[-1] < 0.7 * losses[0]
     assert torch.equal(head.weight, frame)
     assert all(not torch.equal(before[k], p) for k, p in net.named_parameters())
-    twin = models.from_state(name, net.state_dict())
-    assert isinstance(models.classifier_of(twin), models.FixedLinear)
+    twin = models.matching.from_state(name, net.state_dict())
+    assert isinstance(models.parts.classifier_of(twin), models.etf.FixedLinear)
     assert torch.equal(twin(images), net.eval()(images))
 
 
@@ -473,20 +473,20 @@ def test_a_fixed_classifier_needs_room_and_a_block_to_narrow():
 def test_timm_networks_build_and_load():
     pytest.importorskip("timm")
     net = models.build("timm:resnet10t", num_classes=5, in_channels=1).eval()
-    twin = models.from_state("timm:resnet10t", net.state_dict())
+    twin = models.matching.from_state("timm:resnet10t", net.state_dict())
     images = torch.randn(1, 1, 64, 64)
     assert torch.equal(twin(images), net(images))
-    assert models.find("timm:resnet10t").normalize == "imagenet"
+    assert models.registry.find("timm:resnet10t").normalize == "imagenet"
     with pytest.raises(ArgumentError, match="did you mean resnet10t"):
-        models.find("timm:resnet10tt")
+        models.registry.find("timm:resnet10tt")
     with pytest.raises(ArgumentError, match="no network 'hf-hub"):
-        models.find("timm:hf-hub:someone/something")
+        models.registry.find("timm:hf-hub:someone/something")
 
 
 def test_without_timm_the_way_to_get_it_is_told(monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(DependencyError, match="pip install"):
-        models.find("timm:resnet10t")
+        models.registry.find("timm:resnet10t")
 
 
 @pytest.fixture
@@ -527,9 +527,14 @@ def mine(tmp_path, monkeypatch):
 @pytest.mark.usefixtures("mine")
 def test_a_factory_in_the_current_folder():
     net = models.build("my_networks:tiny", num_classes=4, in_channels=1, width=5)
-    assert models.classifier_of(net).weight.shape == (4, 5)
+    assert models.parts.classifier_of(net).weight.shape == (4, 5)
     state = models.build("my_networks:tiny", num_classes=6).state_dict()
-    assert models.classifier_of(models.from_state("my_networks:tiny", state)).out_features == 6
+    assert (
+        models.parts.classifier_of(
+            models.matching.from_state("my_networks:tiny", state)
+        ).out_features
+        == 6
+    )
 
 
 @pytest.mark.usefixtures("mine")
@@ -554,7 +559,7 @@ def test_networks_that_do_not_build_without_memory_are_built_for_real():
     """RegNets compute their widths with tensors, which the meta device cannot tell."""
     torch.manual_seed(0)
     net = torchvision.models.get_model("regnet_x_400mf", num_classes=3)
-    made = models.from_state("torchvision:regnet_x_400mf", net.state_dict())
+    made = models.matching.from_state("torchvision:regnet_x_400mf", net.state_dict())
     x = torch.rand(2, 3, 32, 32)
     with torch.no_grad():
         assert torch.equal(made(x), net.eval()(x))
@@ -564,6 +569,6 @@ def test_networks_that_do_not_build_without_memory_are_built_for_real():
 def test_torchvisions_other_networks_come_back_as_they_were_saved(name):
     """The head is the last of several linear layers; a module may ask how old its weights are."""
     own = torchvision.models.get_model(name, weights=None, num_classes=4).state_dict()
-    back = models.from_state(f"torchvision:{name}", dict(own)).state_dict()
+    back = models.matching.from_state(f"torchvision:{name}", dict(own)).state_dict()
     assert own.keys() == back.keys()
     assert all(torch.equal(tensor, back[key]) for key, tensor in own.items())

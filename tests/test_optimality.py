@@ -17,11 +17,10 @@ from test_honesty import ADVERSARIAL, cloud, exact_w2, rational
 
 import wgeo
 from wgeo.errors import ArgumentError
-from wgeo.geodesic import null_scores, powerful
 from wgeo.geodesic import pairs as pairs_module
 from wgeo.geodesic.correlation import Moments, pair_score
 from wgeo.geodesic.influence import SegmentSample
-from wgeo.geodesic.nulls import antisymmetric
+from wgeo.geodesic.nulls import antisymmetric, null_scores, powerful
 from wgeo.geodesic.pairs import evenly
 from wgeo.geodesic.resampling import resample
 from wgeo.storage import schema

@@ -31,6 +31,7 @@ from wgeo import Analysis, Trajectory
 from wgeo.cli import main
 from wgeo.cli.gathering import named
 from wgeo.errors import ArgumentError, RecordError
+from wgeo.plots.composed import catalogue
 from wgeo.plots.models import write_model
 from wgeo.storage import files
 from wgeo.storage.files import folder_name
@@ -51,7 +52,7 @@ def run(*words, code=0):
 @pytest.fixture(scope="module", autouse=True)
 def blank_figures():
     """All figures, under their own names, but with nothing drawn: these tests are about files."""
-    whole = wgeo.plots.catalogue
+    whole = catalogue
 
     def blank(source):
         return [replace(plot, draw=lambda: Figure(figsize=(1, 1))) for plot in whole(source)]

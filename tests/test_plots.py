@@ -26,6 +26,7 @@ from wgeo import plots
 from wgeo.errors import ArgumentError, DependencyError, FeatureError
 from wgeo.plots import style
 from wgeo.plots.animation import scene
+from wgeo.plots.composed import catalogue
 from wgeo.plots.files import STEMS
 from wgeo.storage.ownership import MANIFEST
 from wgeo.trajectory import Trajectory
@@ -47,10 +48,10 @@ PANELS = {
 }
 SERIES = {"over": plots.over, "profiles": plots.profiles}
 MODEL = {
-    "model_means": plots.model_means,
-    "model_terms": plots.model_terms,
-    "model_layers": plots.model_layers,
-    "model_starts": plots.model_starts,
+    "model_means": plots.models.model_means,
+    "model_terms": plots.models.model_terms,
+    "model_layers": plots.models.model_layers,
+    "model_starts": plots.models.model_starts,
 }
 OTHERS = {"SIZES", "Plot", "axes", "catalogue", "figures", "flow", "model", "save", "series_rows"}
 
@@ -93,8 +94,8 @@ def test_hollow_also_marks_segments_end_to_end() -> None:
     record["segments"][0]["resolution"] = 0.3
     record["segments"][1]["resolution"] = 0.6
     record["segments"][0]["power"], record["segments"][1]["power"] = True, False
-    ax = plots.straightness(record, measures=plots.SCORES)
-    rows = list(plots.SCORES)
+    ax = plots.straightness(record, measures=plots.paths.SCORES)
+    rows = list(plots.paths.SCORES)
 
     def hollow(marker: str) -> set[str]:
         lines = [line for line in ax.lines if line.get_marker() == marker]
@@ -146,7 +147,7 @@ def test_the_map_of_pairs_shows_each_score_from_row_to_column_and_brackets_what_
 
 def test_pairs_are_told_in_rows() -> None:
     record = sample_record()
-    plot = next(plot for plot in plots.catalogue(record) if plot.stem == "correlation-pairs")
+    plot = next(plot for plot in catalogue(record) if plot.stem == "correlation-pairs")
     rows = plot.rows()
     segments = [segment["pairs"] for segment in record["segments"]]
     assert len(rows) == sum(len(p["layers"]) * (len(p["layers"]) - 1) // 2 for p in segments)
@@ -156,7 +157,7 @@ def test_pairs_are_told_in_rows() -> None:
     bare = sample_record()
     for segment in bare["segments"]:
         segment["pairs"] = None
-    assert "correlation-pairs" not in {plot.stem for plot in plots.catalogue(bare)}
+    assert "correlation-pairs" not in {plot.stem for plot in catalogue(bare)}
 
 
 def test_lines_of_models_end_with_their_stage() -> None:
@@ -185,13 +186,13 @@ def test_a_model_whose_fitted_times_go_back_is_not_drawn_there() -> None:
         assert not drawn_at & set(stage)
         assert stage[0] - 1 in drawn_at
         assert stage[-1] + 1 in drawn_at
-    for plot in plots.catalogue(record)[:2]:
+    for plot in catalogue(record)[:2]:
         assert "fitted times go back with depth: MUFM, readout given in stage 1." in plot.caption
-    for plot in plots.catalogue(RECORD)[:2]:
+    for plot in catalogue(RECORD)[:2]:
         assert "fitted times" not in plot.caption
 
 
-@pytest.mark.parametrize("metric", plots.METRICS)
+@pytest.mark.parametrize("metric", plots.depth.METRICS)
 def test_collapse_draws_the_metric_of_every_layer(metric: str) -> None:
     ax = plots.collapse(RECORD, metric)
     blocks, image = (line for line in ax.lines if line.get_zorder() == 4)
@@ -274,10 +275,10 @@ def test_straightness_draws_values_and_intervals() -> None:
     segment = record["segments"][0]
     lines = [line for line in ax.lines if line.get_marker() == "o" and len(line.get_xdata())]
     for line, bars, found in zip(lines, ax.collections, (segment, segment["centred"]), strict=True):
-        np.testing.assert_allclose(line.get_xdata(), [found[key] for key in plots.RATIOS])
+        np.testing.assert_allclose(line.get_xdata(), [found[key] for key in plots.paths.RATIOS])
         assert (line.get_markerfacecolor() == "white") is (found is segment)
         ends = [piece[:, 0] for piece in bars.get_segments()]
-        np.testing.assert_allclose(ends, [found["intervals"][key] for key in plots.RATIOS])
+        np.testing.assert_allclose(ends, [found["intervals"][key] for key in plots.paths.RATIOS])
     (tick,) = (line for line in ax.lines if line.get_marker() == "|")
     assert tick.get_xdata()[0] == segment["centred"]["sqrt_moving_blocks"]
     assert np.isnan(tick.get_xdata()[1:]).all()
@@ -318,8 +319,8 @@ def test_panels_of_a_series_draw_on_axes_given(panel: Any, epochs: bool) -> None
 def test_panels_of_a_model_draw_on_axes_given(panel: Any) -> None:
     solution = wgeo.ufm.fit_mse(np.arange(12) % 3, dim=4, weight_decay=5e-3, feature_decay=5e-3)
     ax = Figure().add_subplot()
-    assert panel(wgeo.ufm.record_of(solution), ax=ax) is ax
-    panel(wgeo.ufm.record_of(solution))
+    assert panel(wgeo.ufm.record.record_of(solution), ax=ax) is ax
+    panel(wgeo.ufm.record.record_of(solution))
 
 
 @pytest.mark.parametrize("panel", PANELS.values(), ids=PANELS)
@@ -362,7 +363,7 @@ def test_wrong_arguments_say_what_there_is() -> None:
 
 @pytest.mark.parametrize("stem", ["distances", "collapse"])
 def test_layer_names_never_touch_at_55_layers(stem: str) -> None:
-    figure = next(plot for plot in plots.catalogue(DEEP) if plot.stem == stem).draw()
+    figure = next(plot for plot in catalogue(DEEP) if plot.stem == stem).draw()
     figure.canvas.draw()
     for ax in figure.axes:
         boxes = [t.get_window_extent() for t in ax.get_xticklabels() if t.get_text()]
@@ -374,13 +375,13 @@ def test_layer_names_never_touch_at_55_layers(stem: str) -> None:
         assert not texts or texts[-1] == "layer3.17"
 
 
-@pytest.mark.parametrize("size", plots.SIZES)
+@pytest.mark.parametrize("size", plots.style.SIZES)
 @pytest.mark.parametrize("panel", {**PANELS, **SERIES}.values(), ids={**PANELS, **SERIES})
 def test_panels_fit_a_column_and_a_slide(panel: Any, size: str) -> None:
     record = sample_series(4) if panel in SERIES.values() else RECORD
     ax = panel(record, ax=plots.axes(size))
     figure = drawn(ax)
-    assert tuple(figure.get_size_inches()) == plots.SIZES[size]
+    assert tuple(figure.get_size_inches()) == plots.style.SIZES[size]
     fits_and_is_not_covered(figure, panel.__name__)
     across = ax.get_window_extent()
     assert across.width > 0.4 * figure.bbox.width
@@ -421,7 +422,7 @@ def test_there_is_no_other_size() -> None:
 )
 @pytest.mark.filterwarnings("ignore:Glyph")
 def test_nothing_is_cut_off_and_no_legend_covers_data(record: dict[str, Any]) -> None:
-    for plot in plots.catalogue(record):
+    for plot in catalogue(record):
         figure = plot.draw()
         figure.canvas.draw()
         fits_and_is_not_covered(figure, plot.stem)
@@ -538,7 +539,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_figure_has_png_svg_and_its_data(folder: Path) -> None:
-    stems = {plot.stem for plot in plots.catalogue(sample_record((2, 2)))}
+    stems = {plot.stem for plot in catalogue(sample_record((2, 2)))}
     assert stems == {
         *("distances", "collapse", "straightness", "sample-sizes", "gradient-maps"),
         *("class-means-1", "class-means-2", "models", "correlation-pairs"),
@@ -628,7 +629,7 @@ def test_a_new_record_removes_the_old_ones_figures_and_nothing_else(tmp_path: Pa
 
 
 def test_every_figures_name_is_known_before_it_is_drawn() -> None:
-    stems = {plot.stem for plot in plots.catalogue(sample_record((2, 2)))}
+    stems = {plot.stem for plot in catalogue(sample_record((2, 2)))}
     assert all(any(fnmatchcase(stem, known) for known in STEMS) for stem in stems)
 
 

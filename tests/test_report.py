@@ -23,6 +23,7 @@ from wgeo import plots, report
 from wgeo.analysis import Series
 from wgeo.cli import main
 from wgeo.errors import DependencyError, RecordError, WgeoError
+from wgeo.plots.composed import catalogue
 from wgeo.plots.style import clean
 from wgeo.report import building, mathtext, pages, text
 from wgeo.report.assets import asset
@@ -320,7 +321,7 @@ def test_the_slider_holds_the_views_and_no_markup() -> None:
 
 
 def test_an_analysis_puts_samples_of_every_class_in_view(rng: np.random.Generator) -> None:
-    from wgeo.analysis import class_view
+    from wgeo.analysis.views import class_view
 
     labels = np.repeat([2, 5, 7], 120)
     layers = [rng.normal(size=(360, 6)) * scale for scale in (1e-3, 2e-3)]
@@ -459,7 +460,7 @@ def test_a_page_on_paper_shows_each_figure_once_and_breaks_long_words() -> None:
     assert sheets["index"].splitlines()[0] == made["index"].splitlines()[0]
     assert sheets["summary"].startswith("# Summary\n")
     shown = re.findall(r"^```\{figure\} (\S+)$", whole, flags=re.M)
-    stems = {plot.stem for plot in plots.catalogue(record)}
+    stems = {plot.stem for plot in catalogue(record)}
     assert {name.split("/")[1].removesuffix(".*") for name in shown} == stems
     repeated = {name for name in shown if shown.count(name) > 1}
     assert repeated <= {"figures/class-means-2.*"}  # the summary's own

@@ -12,10 +12,12 @@ from torch import nn
 
 import wgeo
 from wgeo import plots, report
-from wgeo.analysis import Series, class_view, training_view
+from wgeo.analysis import Series
 from wgeo.analysis.verdict import against_network
+from wgeo.analysis.views import class_view, training_view
 from wgeo.errors import ArgumentError, RecordError
 from wgeo.models import untrained
+from wgeo.plots.composed import catalogue
 from wgeo.trajectory import Trajectory
 
 # Of tests that are not about what stands beside the figures.
@@ -179,7 +181,7 @@ def test_a_record_keeps_all_directions_of_a_hundred_classes_and_none_of_more(rng
 def test_the_last_layer_over_a_training_is_drawn(tmp_path):
     series = sample_series(3)
     series["last_layer"] = training_view(series["analyses"])
-    (plot,) = [p for p in plots.catalogue(series) if p.stem == "class-means-training"]
+    (plot,) = [p for p in catalogue(series) if p.stem == "class-means-training"]
     rows = plot.rows()
     assert len(rows) == 3 * 10
     assert rows[0]["epoch"] == "epoch 0"
@@ -188,7 +190,7 @@ def test_the_last_layer_over_a_training_is_drawn(tmp_path):
     assert texts[-2:] == ["first epoch", "last epoch"]
     assert not any(line.get_linestyle() == "--" for line in ax.lines)
     del series["last_layer"]
-    assert "class-means-training" not in [p.stem for p in plots.catalogue(series)]
+    assert "class-means-training" not in [p.stem for p in catalogue(series)]
     assert not plots.class_means(series).axison
 
 
@@ -276,7 +278,7 @@ def test_folders_are_named_by_what_tells_them_apart(tmp_path):
 
 def test_a_row_an_analysis_and_segment():
     series = sample_series(3)
-    rows = plots.series_rows(series)
+    rows = plots.series.series_rows(series)
     assert len(rows) == 6
     first = series["analyses"][0]
     assert rows[0]["length_ratio"] == first["segments"][0]["length_ratio"]
@@ -298,7 +300,7 @@ def deep_and_shallow():
 
 def test_networks_of_different_depth_are_compared_over_equal_runs(tmp_path):
     series, said = deep_and_shallow()
-    rows = plots.series_rows(series)
+    rows = plots.series.series_rows(series)
     assert [row["runs"] for row in rows] == [2, 2]
     assert [row["length_over_runs_centred"] for row in rows] == said
     ax = plots.over(series, "length_over_runs_centred")
@@ -312,7 +314,7 @@ def test_networks_of_different_depth_are_compared_over_equal_runs(tmp_path):
 def test_series_without_common_runs_say_so():
     series, _ = deep_and_shallow()
     series["analyses"][0]["segments"][0]["centred"] = None
-    assert {row["runs"] for row in plots.series_rows(series)} == {None}
+    assert {row["runs"] for row in plots.series.series_rows(series)} == {None}
     ax = plots.over(series, "length_over_runs_centred")
     assert not ax.axison
 
@@ -322,7 +324,7 @@ def test_epoch_0_is_called_the_initialisation_in_wgeos_own_checkpoints_alone(sou
     series = sample_series(3)
     for row in series["analyses"]:
         row["provenance"]["arch_from"] = source
-    caption = plots.catalogue(series)[0].caption
+    caption = catalogue(series)[0].caption
     assert "Epochs on a logarithmic axis" in caption
     assert ("0 is the initialisation" in caption) is said
 
@@ -463,7 +465,7 @@ def test_the_brenier_test_stands_beside_every_block(net, images):
     assert record["segments"][0]["brenier"]["points"] == 4
     assert record["brenier"] == {"points": 4}
     assert record["segments"][0]["brenier"]["blocks"] == ["blocks.0", "blocks.1", "blocks.2"]
-    assert "gradient-maps" in [plot.stem for plot in plots.catalogue(record)]
+    assert "gradient-maps" in [plot.stem for plot in catalogue(record)]
     with pytest.raises(ArgumentError, match="brenier"):
         wgeo.analyze(net, images, brenier=-1)
 

@@ -31,7 +31,7 @@ from wgeo.arrays.rows import is_mapped
 from wgeo.cli import main
 from wgeo.errors import ArgumentError, FeatureError, RecordError, WgeoWarning
 from wgeo.features import Projection
-from wgeo.geodesic import path_figures, resolution
+from wgeo.geodesic.paths import path_figures, resolution
 from wgeo.storage import schema
 from wgeo.storage.store import Column, Writer, is_store, layout
 from wgeo.trajectory.trajectory import Classifier, outline

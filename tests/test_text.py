@@ -133,7 +133,9 @@ def test_pages_and_figures_are_text(name):
     for page in pages.pages(named(name)).values():
         assert all(unicodedata.category(c) not in ("Cf", "Cs") for c in page)
         assert "\ufffe" not in page
-    for svg in (plots.files._svg(plot.draw()) for plot in plots.catalogue(named(name))[:2]):
+    for svg in (
+        plots.files._svg(plot.draw()) for plot in plots.composed.catalogue(named(name))[:2]
+    ):
         ElementTree.fromstring(svg)  # a character that XML cannot hold is an error
 
 

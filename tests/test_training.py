@@ -18,11 +18,13 @@ from hypothesis import strategies as st
 from torch import nn
 
 from wgeo import load_checkpoint, load_images, train
-from wgeo.data import Images, normalization
+from wgeo.data import Images
+from wgeo.data.images import normalization
 from wgeo.errors import ArgumentError, ConvergenceError, DataError, RecordError, WgeoWarning
-from wgeo.models import FixedLinear, build, classifier_of, simplex_etf
-from wgeo.training import Recipe, TrainingRun, learning_rate
-from wgeo.training.recipe import augmented, criterion, normalized_weights
+from wgeo.models import build, classifier_of, simplex_etf
+from wgeo.models.etf import FixedLinear
+from wgeo.training import TrainingRun
+from wgeo.training.recipe import Recipe, augmented, criterion, learning_rate, normalized_weights
 from wgeo.training.terminal import departure, last_below, terminal_epoch
 
 

@@ -13,7 +13,7 @@ import wgeo
 from wgeo.analysis.trust import copies_of, trust_of
 from wgeo.analysis.verdict import sentences, text
 from wgeo.analysis.verdict.wording import decimals_of, listed, ranged, segment_ends
-from wgeo.data import normalization
+from wgeo.data.images import normalization
 
 
 def trajectory(labels, predictions=None, features=None):

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from wgeo.errors import ArgumentError
-from wgeo.ufm import closed_form_ce, fit_ce, fit_mse, place
+from wgeo.ufm import closed_form_ce, fit_ce, fit_mse
+from wgeo.ufm.certify import place
 from wgeo.ufm.losses import LOSSES
 from wgeo.ufm.problem import Problem
 from wgeo.ufm.theorems import lower_bound

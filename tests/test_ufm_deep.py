@@ -12,20 +12,11 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize_scalar
 
 from wgeo.errors import ArgumentError
-from wgeo.ufm import (
-    configuration,
-    configuration_value,
-    constant,
-    deep_collapse,
-    deep_collapse_of,
-    fit_deep,
-    fit_mse,
-    lower_rank,
-    place,
-    shrink,
-    spectral_optimum,
-    threshold,
-)
+from wgeo.ufm import deep_collapse, fit_deep, fit_mse, lower_rank
+from wgeo.ufm.certify import place
+from wgeo.ufm.deep import deep_collapse_of
+from wgeo.ufm.lower_rank import configuration, configuration_value, constant
+from wgeo.ufm.spectral import shrink, spectral_optimum, threshold
 
 LINEAR = [
     ([4, 4, 4], (3e-3, 2e-3), 1e-3, 0.012942695890, (1.9826426462,) * 3),

@@ -12,7 +12,8 @@ import torch
 from scipy.sparse.linalg import ArpackNoConvergence, eigsh
 
 from wgeo.errors import ArgumentError, ConvergenceError
-from wgeo.ufm import fit_ce, fit_deep, fit_mse, landscape, place
+from wgeo.ufm import fit_ce, fit_deep, fit_mse, landscape
+from wgeo.ufm.certify import place
 from wgeo.ufm.theorems import escape, factorise
 
 

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wgeo.errors import ArgumentError
-from wgeo.ufm import fit_mse, spectral_optimum
+from wgeo.ufm import fit_mse
+from wgeo.ufm.spectral import spectral_optimum
 
 LW, LH = 1e-2, 5e-3
 ALPHA = 0.957573593129

@@ -8,10 +8,22 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from ._deprecated import moved_names
+
 if TYPE_CHECKING:
     from . import analysis as analysis
+    from . import checkpoints as checkpoints
+    from . import comparison as comparison
+    from . import data as data
+    from . import errors as errors
+    from . import features as features
+    from . import geodesic as geodesic
     from . import models as models
+    from . import neural_collapse as neural_collapse
     from . import plots as plots
+    from . import report as report
+    from . import training as training
+    from . import trajectory as trajectory
     from . import transport as transport
     from . import ufm as ufm
     from .analysis import Analysis as Analysis
@@ -71,18 +83,21 @@ _HOME = {
     "TransportResult": "transport",
     "wasserstein": "transport",
 }
-_PACKAGES = ("analysis", "models", "plots", "transport", "ufm")
+_PACKAGES = (
+    *("analysis", "checkpoints", "comparison", "data", "errors", "features", "geodesic", "models"),
+    *("neural_collapse", "plots", "report", "training", "trajectory", "transport", "ufm"),
+)
 
 __all__ = ["__version__", *sorted((*_HOME, *_PACKAGES))]
 
 
-if not TYPE_CHECKING:  # or every name would be right
+if not TYPE_CHECKING:  # or every name would count as defined
 
     def __getattr__(name: str) -> Any:
         if name in _PACKAGES:
             return importlib.import_module(f".{name}", __name__)
         if name not in _HOME:
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+            return moved_names(__name__)(name)
         value = getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
         globals()[name] = value
         return value

@@ -12,7 +12,8 @@ and a certificate says whether what a descent found is global.
 import numpy as np
 
 import wgeo
-from wgeo.ufm import fit_ce, fit_mse, landscape, place
+from wgeo.ufm import fit_ce, fit_mse, landscape
+from wgeo.ufm.certify import place
 
 labels = np.repeat(np.arange(5), 10)
 decays = {"weight_decay": 5e-3, "feature_decay": 5e-4}

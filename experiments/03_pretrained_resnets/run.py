@@ -57,7 +57,7 @@ def _as(net: wgeo.Network, images: wgeo.Images) -> wgeo.Images:
     """The images, normalised as the trained network takes them."""
     from dataclasses import replace
 
-    from wgeo.features import normalization_for
+    from wgeo.features.network import normalization_for
 
     return replace(images, normalize=normalization_for(net, images))
 

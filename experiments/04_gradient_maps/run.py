@@ -18,7 +18,7 @@ import recipes
 from lab import Bench, Cell, Lab, by, mean_interval, spread, table
 
 import wgeo
-from wgeo.features import inputs
+from wgeo.features.network import inputs
 from wgeo.geodesic.gradient_maps import brenier_blocks
 
 FIGURES = ("asymmetry", "displacement_asymmetry", "min_eigenvalue", "negative_share")

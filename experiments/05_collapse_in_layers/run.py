@@ -21,7 +21,8 @@ from figure import draw
 from lab import Bench, Cell, Lab, by, spread, table
 
 import wgeo
-from wgeo.neural_collapse import Collapse, Frame
+from wgeo.neural_collapse import Collapse
+from wgeo.neural_collapse.metrics import Frame
 
 Result = dict[str, Any]
 

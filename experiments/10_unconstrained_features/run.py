@@ -20,7 +20,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from lab import Bench, Cell, Lab, by, table
 from matplotlib.figure import Figure
 
-from wgeo.ufm import fit_ce, fit_deep, fit_mse, landscape, place
+from wgeo.ufm import fit_ce, fit_deep, fit_mse, landscape
+from wgeo.ufm.certify import place
 from wgeo.ufm.record import cosines
 
 Result = dict[str, Any]

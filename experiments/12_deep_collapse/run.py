@@ -20,16 +20,12 @@ from lab import Bench, Cell, Lab, by, spread, table
 from matplotlib.figure import Figure
 
 from wgeo.errors import ArgumentError
-from wgeo.ufm import (
-    Problem,
-    deep_collapse,
-    deep_collapse_of,
-    fit_deep,
-    lower_rank,
-    place,
-    spectral_optimum,
-)
+from wgeo.ufm import deep_collapse, fit_deep, lower_rank
+from wgeo.ufm.certify import place
+from wgeo.ufm.deep import deep_collapse_of
 from wgeo.ufm.descent import descend, random_points
+from wgeo.ufm.problem import Problem
+from wgeo.ufm.spectral import spectral_optimum
 
 REACHED = 1e-6  # relative excess over the value of deep neural collapse that counts as reaching it
 Result = dict[str, Any]

@@ -21,7 +21,8 @@ from lab import Bench, Cell, Lab, by, spread, table
 from matplotlib.figure import Figure
 
 from wgeo.neural_collapse import collapse_of
-from wgeo.ufm import fit_deep, fit_mse, place
+from wgeo.ufm import fit_deep, fit_mse
+from wgeo.ufm.certify import place
 from wgeo.ufm.descent import random_points
 from wgeo.ufm.record import cosines
 

@@ -6,11 +6,13 @@ several checkpoints, or of several networks, side by side.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+from .._deprecated import moved_names
 from .order import analyze, analyze_trajectory
-from .result import Analysis, versions
+from .result import Analysis
 from .series import Series
 from .verdict import THRESHOLDS, Sentence, sentences
-from .views import class_view, training_view
 
 __all__ = [
     "THRESHOLDS",
@@ -19,8 +21,8 @@ __all__ = [
     "Series",
     "analyze",
     "analyze_trajectory",
-    "class_view",
     "sentences",
-    "training_view",
-    "versions",
 ]
+
+if not TYPE_CHECKING:  # or every name would count as defined
+    __getattr__ = moved_names(__name__)

@@ -12,11 +12,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ..checkpoints import Network
 from ..errors import ArgumentError, ProcessError, RecordError, WgeoError
-from ..features import inputs
-from ..features.network import module_of
+from ..features.network import inputs, module_of
 from ..features.residual_blocks import evaluating
-from ..geodesic import shuffled, straighter_than
+from ..geodesic import straighter_than
 from ..geodesic.gradient_maps import BrenierResult, brenier_blocks
+from ..geodesic.judge import shuffled
 from ..trajectory import Trajectory
 
 REFERENCES = ("init", "shuffled", "none")

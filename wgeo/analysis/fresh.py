@@ -21,8 +21,8 @@ from ..arrays.checks import pick_device
 from ..checkpoints import Network
 from ..data import Images
 from ..errors import ArgumentError
-from ..features import inputs, normalization_for, trace
-from ..features.network import as_images, module_of, placed
+from ..features import trace
+from ..features.network import as_images, inputs, module_of, normalization_for, placed
 from ..geodesic.paths import path_figures
 from ..models import untrained
 from ..models.fresh import reestimate_statistics

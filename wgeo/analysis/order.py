@@ -14,8 +14,9 @@ from torch import nn
 
 from ..arrays.checks import pick_device
 from ..checkpoints import Network
-from ..comparison import Comparison, predicted
-from ..data import as_images
+from ..comparison import Comparison
+from ..comparison.entry import predicted
+from ..data.loaders import as_images
 from ..errors import ArgumentError, FeatureError, RecordError
 from ..features import trace
 from ..geodesic import Straightness, bias_curve, straightness

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .. import plots, report
+from .. import report
 from ..errors import ArgumentError
 from ..geodesic.result import table
+from ..plots.series import series_rows
 from ..storage.records import SCHEMA, SERIES, check_record, epoch_of, read_record
 from .saving import claim, save
 from .views import training_view
@@ -122,7 +123,7 @@ class Series:
 
     def to_pandas(self) -> pd.DataFrame:
         """Return a table with a row an analysis and segment."""
-        return table(plots.series_rows(self.record))
+        return table(series_rows(self.record))
 
 
 def _light(record: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,9 +14,11 @@ from torch import nn
 
 from ..arrays.rows import blocks
 from ..checkpoints import Network
-from ..data import PRESETS, Images, Normalization
+from ..data import Images
+from ..data.images import PRESETS, Normalization
 from ..errors import WgeoError
-from ..features import normalization_for, trace
+from ..features import trace
+from ..features.network import normalization_for
 from ..trajectory import Trajectory
 from .verdict import THRESHOLDS
 

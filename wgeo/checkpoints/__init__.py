@@ -9,25 +9,22 @@ from typing import Any
 import torch
 from torch import nn
 
-from .. import models
 from ..errors import ArgumentError, CheckpointError, DependencyError
-from ..models import Fit
+from ..models.huggingface import arch_of_config
+from ..models.matching import Fit
+from ..models.registry import ARCHS, find
 from ..storage.files import as_path, printable
 from .choosing import Choice, choose
 from .contents import Found, find_states
-from .locating import is_saved_model
 from .metadata import claimed_accuracy, epoch
 from .provenance import LoadReport, Network, Provenance
-from .reading import Contents, fingerprint, read, read_trusted, shown
+from .reading import Contents, read, read_trusted, shown
 
 _LONGEST = 500  # characters of a setting that a file remembers
 
 __all__ = [
-    "LoadReport",
     "Network",
     "Provenance",
-    "fingerprint",
-    "is_saved_model",
     "load_checkpoint",
 ]
 
@@ -95,7 +92,7 @@ def load_checkpoint(
     try:
         if arch is None and meta:
             arch = _arch_of(meta)
-        if arch is None and (named := models.arch_of_config(contents.config, path)) is not None:
+        if arch is None and (named := arch_of_config(contents.config, path)) is not None:
             arch, source = named, "config"
         choice = choose(
             states,
@@ -214,7 +211,7 @@ def _remembered(arch: str, meta: Mapping[str, Any]) -> dict[str, Any]:
         return {}
     said = {**meta, **meta.get("options", {})}
     names = {"activation", "heads"}
-    if models.find(arch).external:  # a user's own factory, named by the user: all it was built with
+    if find(arch).external:  # a user's own factory, named by the user: all it was built with
         names = {"in_channels", "image_size", "activation", *meta.get("options", {})}
     kinds = str | int | float
     return {k: said[k] for k in names if isinstance(k, str) and isinstance(said.get(k), kinds)}
@@ -225,7 +222,7 @@ def _assumed(fitted: Fit) -> list[str]:
     notes = []
     if fitted.settings.get("stem") == "cifar":
         notes.append("its first kernel is 3 x 3: taken for a stem of stride 1 without max-pool")
-    ours = fitted.arch.name in models.ARCHS and not fitted.arch.settled
+    ours = fitted.arch.name in ARCHS and not fitted.arch.settled
     if ours and "activation" not in fitted.settings:
         notes.append("its activation is not told: taken to be relu (options={'activation': ...})")
     return notes

@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 
-from .. import models
 from ..errors import CheckpointError
-from ..models import Fit
+from ..models import matching
+from ..models.matching import Fit
+from ..models.registry import find
 from ..storage.files import printable
 from .contents import Found, View, views
 from .folding import folded
@@ -72,7 +73,7 @@ def choose(
 
     def attempt(candidate: _Candidate) -> Fit:
         given = settings(candidate.arch)
-        return models.fit(candidate.arch, candidate.view.state, num_classes, **given)
+        return matching.fit(candidate.arch, candidate.view.state, num_classes, **given)
 
     error: CheckpointError | None = None
     fitting: list[tuple[_Candidate, Fit | None]] = []
@@ -124,7 +125,7 @@ def _best_error(seen: list[View], arch: str | None) -> CheckpointError | None:
     """The error of the view that comes closest to anything, if that is not the first."""
     if arch is not None or len(seen) < 2:
         return None
-    close = [(best[1].share, view) for view in seen if (best := models.closest(view.state))]
+    close = [(best[1].share, view) for view in seen if (best := matching.closest(view.state))]
     if not close:
         return None
     try:
@@ -168,15 +169,15 @@ def _alike(a: torch.Tensor, b: torch.Tensor) -> bool:
 
 def _recognised(view: View) -> tuple[str, str]:
     state = view.state
-    fitting = models.exact_fits(state)
-    if len(fitting) == 1 and models.find(fitting[0]).settled:
+    fitting = matching.exact_fits(state)
+    if len(fitting) == 1 and find(fitting[0]).settled:
         return fitting[0], f"recognized as {fitting[0]} by its tensors: every one fits"
     if fitting:
         raise CheckpointError(
             f"its tensors fit {' and '.join(fitting)}, and shapes don't tell the rest "
             "(shortcuts, activation, heads). Say which with arch= (--arch)."
         )
-    best = models.closest(state)
+    best = matching.closest(state)
     if best is None:
         keys = ", ".join(printable(view.prefix + key) for key in list(state)[:5])
         raise CheckpointError(

@@ -9,7 +9,8 @@ from typing import Any
 from torch import nn
 
 from ..errors import CheckpointError
-from ..models import KeyReport, classifier_of
+from ..models.matching import KeyReport
+from ..models.parts import classifier_of
 
 _SHOWN = 20  # names that a record lists
 

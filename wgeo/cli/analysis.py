@@ -158,10 +158,11 @@ def report(runs: tuple[Path, ...], out: Path | None, open_it: bool, pdf: bool) -
     from .. import report as reports
     from ..analysis import Series
     from ..analysis.saving import claim
+    from ..report.building import engine
     from ..storage.records import SERIES
 
     if pdf:
-        reports.engine()  # none is said before the work
+        engine()  # a missing one is an error before any work
     if len(runs) > 1:
         if out is None:
             raise ArgumentError("A report on several runs needs a folder of its own: --out DIR.")

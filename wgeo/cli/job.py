@@ -98,7 +98,7 @@ class Job:
 
     @property
     def _stored(self) -> bool:
-        from ..checkpoints import is_saved_model
+        from ..checkpoints.locating import is_saved_model
 
         return Path(self.target).is_dir() and not is_saved_model(self.target)
 
@@ -181,7 +181,8 @@ def _sha256(target: str) -> str:
 
     The features are compared with those before they are analysed (`Trajectory.load`).
     """
-    from ..checkpoints import fingerprint, is_saved_model
+    from ..checkpoints.locating import is_saved_model
+    from ..checkpoints.reading import fingerprint
     from ..storage.store import MANIFEST, manifest_of
 
     path = Path(target)

@@ -13,7 +13,7 @@ from .root import command, say
 def list_(what: str) -> None:
     """List the architectures, data sets or solvers that wgeo knows."""
     if what == "archs":
-        from ..models import ARCHS
+        from ..models.registry import ARCHS
 
         rows = [(arch.name, arch.summary) for arch in ARCHS.values()]
         rows += [
@@ -22,7 +22,7 @@ def list_(what: str) -> None:
             ("package.module:factory", "your own: a function that returns the network"),
         ]
     elif what == "datasets":
-        from ..data import NAMES
+        from ..data.named import NAMES
 
         loaded = "downloaded by torchvision into ./data or $WGEO_DATA"
         bundled = "8 x 8 handwritten digits, with scikit-learn; no download"

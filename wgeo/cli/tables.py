@@ -8,7 +8,7 @@ from typing import Any
 from rich.table import Table
 
 from ..analysis import THRESHOLDS, Analysis, Series
-from ..plots import series_rows
+from ..plots.series import series_rows
 from ..runtime.terminal import Terminal
 
 _PIPED = 110  # columns of a terminal that is none

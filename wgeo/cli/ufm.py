@@ -271,7 +271,8 @@ def mufm(
     F = (1/2N) ||W H_L + b 1^T - Y||^2 + (lambda_W/2) ||W||^2
         + (lambda/2N) sum_l ||H_l - H_{l-1}||^2 + (lambda_H/2N) ||H_L||^2,   H_0 = X the data
     """
-    from ..data import load_images, normalization
+    from ..data import load_images
+    from ..data.images import normalization
     from ..ufm import fit_mufm
 
     folder = _folder(out)
@@ -341,7 +342,7 @@ def _show(found: Any, look: bool, folder: Any) -> None:
     """Print a solution, and write it where a folder was given."""
     import numpy as np
 
-    from ..analysis import versions
+    from ..analysis.result import versions
     from ..ufm import landscape
     from ..ufm.record import arrays_of, record_of
     from .solution import print_solution

@@ -1,6 +1,10 @@
 """The network beside the models that theory offers: the geodesic, MUFM, the plain UFM."""
 
-from .entry import compare, predicted
+from .entry import compare
 from .result import Comparison, ModelLayer
 
-__all__ = ["Comparison", "ModelLayer", "compare", "predicted"]
+__all__ = [
+    "Comparison",
+    "ModelLayer",
+    "compare",
+]

@@ -5,15 +5,16 @@ from __future__ import annotations
 import os
 import warnings
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from .._deprecated import moved_names
 from ..arrays.checks import as_count
 from ..errors import ArgumentError, DataError, WgeoWarning
 from ..storage.files import as_path, printable
 from .folder import open_folder, open_table
-from .images import PRESETS, Images, Normalization, normalization, suggestion
-from .loaders import as_images
+from .images import Images, Normalization, normalization, suggestion
 from .named import NAMES, is_svhn, open_named, open_svhn
 from .npz import open_npz
 from .source import Source, balanced
@@ -21,14 +22,12 @@ from .stored import open_stored, stored
 from .tabular import open_tabular, tabular
 
 __all__ = [
-    "NAMES",
-    "PRESETS",
     "Images",
-    "Normalization",
-    "as_images",
     "load_images",
-    "normalization",
 ]
+
+if not TYPE_CHECKING:  # or every name would count as defined
+    __getattr__ = moved_names(__name__)
 
 _READERS = {"npz": open_npz, "folder": open_folder, "zip": open_folder}
 _READERS |= {"csv": open_table, "tsv": open_table, "parquet": open_tabular}

@@ -1,16 +1,18 @@
 """Network and images in, features at every layer out: one forward pass for all blocks."""
 
-from .network import blocks, inputs, normalization_for
-from .pooling import pooling
+from typing import TYPE_CHECKING
+
+from .._deprecated import moved_names
+from .network import blocks
 from .projection import Projection
 from .tracing import stream, trace
 
 __all__ = [
     "Projection",
     "blocks",
-    "inputs",
-    "normalization_for",
-    "pooling",
     "stream",
     "trace",
 ]
+
+if not TYPE_CHECKING:  # or every name would count as defined
+    __getattr__ = moved_names(__name__)

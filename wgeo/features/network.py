@@ -14,7 +14,9 @@ from jaxtyping import Float, Int
 from torch import nn
 
 from ..checkpoints import Network
-from ..data import Images, Normalization, as_images, normalization
+from ..data import Images
+from ..data.images import Normalization, normalization
+from ..data.loaders import as_images
 from ..errors import ArgumentError
 from ..runtime.processes import on_rank_zero
 from .residual_blocks import find_blocks

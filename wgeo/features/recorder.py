@@ -12,7 +12,7 @@ from torch import nn
 
 from ..arrays.checks import as_numpy
 from ..errors import FeatureError
-from ..models import classifier_of, logits_of
+from ..models.parts import classifier_of, logits_of
 from ..trajectory.trajectory import entry_key, features_key
 from .layout import Layout, find_layouts
 from .network import home_of

@@ -17,9 +17,11 @@ from torch import nn
 
 from ..arrays.checks import as_labels, as_numpy, check_finite, pick_device
 from ..checkpoints import Network
-from ..data import Images, Normalization, as_images
+from ..data import Images
+from ..data.images import Normalization
+from ..data.loaders import as_images
 from ..errors import ArgumentError, FeatureError, WgeoWarning
-from ..models import classifier_of
+from ..models.parts import classifier_of
 from ..runtime import processes
 from ..runtime.memory import free
 from ..runtime.progress import track

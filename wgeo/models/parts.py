@@ -140,3 +140,12 @@ def count(state: State, prefix: str) -> int:
     start = prefix + "."
     children = {key[len(start) :].split(".")[0] for key in state if key.startswith(start)}
     return sum(child.isdigit() for child in children)
+
+
+def classifier_of(module: nn.Module) -> nn.Linear | None:
+    """Return a network's last linear layer, in the order of registration.
+
+    None if it has none, or was read from a file without its head.
+    """
+    found = head_of(module)
+    return None if found is None else found[1]

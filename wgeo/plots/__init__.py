@@ -12,31 +12,23 @@ apart, vectors, no pyplot state.
 
 from typing import TYPE_CHECKING, Any
 
+from .._deprecated import moved_names
 from .block_transport import correlation_scores, distances, ot_scores
-from .composed import catalogue
-from .depth import METRICS, collapse
+from .depth import collapse
 from .evidence import gradient_maps, sample_sizes
 from .files import figures, save
-from .models import model, model_layers, model_means, model_starts, model_terms
+from .models import model
 from .pairs import correlation_pairs
-from .paths import RATIOS, SCORES, class_means, interpolation_gap, straightness
-from .plot import Plot
-from .prediction_errors import ERRORS, model_errors
-from .series import over, profiles, series_rows
-from .style import SIZES, axes
+from .paths import class_means, interpolation_gap, straightness
+from .prediction_errors import model_errors
+from .series import over, profiles
+from .style import axes
 
 if TYPE_CHECKING:
     from .animation import flow as flow
 
 __all__ = [
-    "ERRORS",
-    "METRICS",
-    "RATIOS",
-    "SCORES",
-    "SIZES",
-    "Plot",
     "axes",
-    "catalogue",
     "class_means",
     "collapse",
     "correlation_pairs",
@@ -48,21 +40,16 @@ __all__ = [
     "interpolation_gap",
     "model",
     "model_errors",
-    "model_layers",
-    "model_means",
-    "model_starts",
-    "model_terms",
     "ot_scores",
     "over",
     "profiles",
     "sample_sizes",
     "save",
-    "series_rows",
     "straightness",
 ]
 
 
-if not TYPE_CHECKING:  # or every name would be right
+if not TYPE_CHECKING:  # or every name would count as defined
 
     def __getattr__(name: str) -> Any:
         # flow solves transport problems, with torch; figures of a record load without it.
@@ -70,4 +57,4 @@ if not TYPE_CHECKING:  # or every name would be right
             from .animation import flow
 
             return flow
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return moved_names(__name__)(name)

@@ -13,10 +13,12 @@ import webbrowser
 from collections.abc import Mapping
 from pathlib import Path
 from string import Template
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .. import __version__, plots
+from .._deprecated import moved_names
 from ..errors import RecordError, WgeoError
+from ..plots.composed import catalogue
 from ..plots.files import drawn, names_of
 from ..storage.ownership import claim, claim_all, leftovers, list_all, owned
 from ..storage.records import ANALYSIS, SERIES, read_record
@@ -86,7 +88,7 @@ def build(
     record = read_record(run, source.name)
     claim_report(run)
     if drawn(record, run / "figures", source) is None:
-        claim(run / "figures", *names_of(plots.catalogue(record)))
+        claim(run / "figures", *names_of(catalogue(record)))
     try:
         with owned(run) as home, home.scratch("report") as aside:
             figures = _figures(record, source)
@@ -193,4 +195,9 @@ def _swap(new: Path, place: Path, aside: Path) -> None:
         raise
 
 
-__all__ = ["build", "engine"]
+__all__ = [
+    "build",
+]
+
+if not TYPE_CHECKING:  # or every name would count as defined
+    __getattr__ = moved_names(__name__)

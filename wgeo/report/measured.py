@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from ..plots import METRICS, RATIOS
+from ..plots.depth import METRICS
+from ..plots.paths import RATIOS
 from ..plots.style import segment_name, short_names
 from .parts import (
     Plots,

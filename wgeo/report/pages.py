@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from ..plots import catalogue
+from ..plots.composed import catalogue
 from ..plots.depth import ROUNDING
 from ..plots.style import number, segment_name, short
 from .assets import asset

@@ -6,7 +6,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..plots import Plot, style
+from ..plots import style
+from ..plots.plot import Plot
 from ..plots.style import resolved, short_names
 from .text import DASH, fixed, plain, with_interval
 

@@ -13,35 +13,32 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from .. import models
+from .._deprecated import moved_names
 from ..arrays.checks import pick_device
-from ..data import Images, normalization
+from ..data import Images
+from ..data.images import normalization
 from ..errors import ArgumentError, WgeoWarning
 from ..runtime.progress import track
 from ..storage.ownership import owned
 from .job import Job, Plan, checkpoint_path, checkpoints_in
-from .recipe import AUGMENTATIONS, DECAYED, LOSSES, PRECISIONS, SCHEDULES, Recipe, learning_rate
+from .recipe import Recipe
 from .terminal import departure, last_below
 
 CLASSIFIERS = ("learned", "etf", "etf-keep")
 
 __all__ = [
-    "AUGMENTATIONS",
-    "CLASSIFIERS",
-    "DECAYED",
-    "LOSSES",
-    "PRECISIONS",
-    "SCHEDULES",
-    "Recipe",
     "TrainingRun",
-    "learning_rate",
     "train",
 ]
+
+if not TYPE_CHECKING:  # or every name would count as defined
+    __getattr__ = moved_names(__name__)
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..data import Images, normalization
+from ..data import Images
+from ..data.images import normalization
 from ..errors import ArgumentError, ConvergenceError, DataError, RecordError
 from ..storage.files import regular
 from ..storage.ownership import Owned

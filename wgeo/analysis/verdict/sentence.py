@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from ...geodesic import POWER_MARGIN
 from ...geodesic.gradient_maps import SYMMETRIC
+from ...geodesic.nulls import POWER_MARGIN
 
 Record = Mapping[str, Any]
 Strength = Literal["shown", "suggested", "undecided", "warning"]

@@ -16,7 +16,7 @@ from torch import nn
 
 from ...arrays.checks import check_finite
 from ...errors import FeatureError
-from ...models import Block as OwnBlock
+from ...models.parts import Block as OwnBlock
 from .forward import forward_sums
 from .probing import Call, Probe, evaluating, first_tensor, hooked, probed, returned, run
 from .residual import as_residual, final_activation, weighs

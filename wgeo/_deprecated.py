@@ -1,0 +1,122 @@
+"""Names of version 0.1 that stand elsewhere now: they work until 0.3, with a warning."""
+
+from __future__ import annotations
+
+import importlib
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+_MOVED: dict[str, dict[str, str]] = {
+    "wgeo": {
+        "checkpoint": "wgeo.checkpoints",
+        "distributed": "wgeo.runtime.processes",
+        "store": "wgeo.storage.store",
+    },
+    "wgeo.models": {
+        "ACTIVATIONS": "wgeo.models.parts.ACTIVATIONS",
+        "ARCHS": "wgeo.models.registry.ARCHS",
+        "Arch": "wgeo.models.external.Arch",
+        "Block": "wgeo.models.parts.Block",
+        "Fit": "wgeo.models.matching.Fit",
+        "FixedLinear": "wgeo.models.etf.FixedLinear",
+        "KeyReport": "wgeo.models.matching.KeyReport",
+        "State": "wgeo.models.parts.State",
+        "arch_of_config": "wgeo.models.huggingface.arch_of_config",
+        "classifier_of": "wgeo.models.parts.classifier_of",
+        "closest": "wgeo.models.matching.closest",
+        "exact_fits": "wgeo.models.matching.exact_fits",
+        "find": "wgeo.models.registry.find",
+        "fit": "wgeo.models.matching.fit",
+        "from_state": "wgeo.models.matching.from_state",
+        "logits_of": "wgeo.models.parts.logits_of",
+    },
+    "wgeo.data": {
+        "NAMES": "wgeo.data.named.NAMES",
+        "Normalization": "wgeo.data.images.Normalization",
+        "PRESETS": "wgeo.data.images.PRESETS",
+        "as_images": "wgeo.data.loaders.as_images",
+        "normalization": "wgeo.data.images.normalization",
+    },
+    "wgeo.training": {
+        "AUGMENTATIONS": "wgeo.training.recipe.AUGMENTATIONS",
+        "DECAYED": "wgeo.training.recipe.DECAYED",
+        "LOSSES": "wgeo.training.recipe.LOSSES",
+        "PRECISIONS": "wgeo.training.recipe.PRECISIONS",
+        "SCHEDULES": "wgeo.training.recipe.SCHEDULES",
+        "learning_rate": "wgeo.training.recipe.learning_rate",
+    },
+    "wgeo.features": {
+        "inputs": "wgeo.features.network.inputs",
+        "normalization_for": "wgeo.features.network.normalization_for",
+    },
+    "wgeo.geodesic": {
+        "BiasPoint": "wgeo.geodesic.bias.BiasPoint",
+        "LOW_RESOLUTION": "wgeo.geodesic.paths.LOW_RESOLUTION",
+        "NullScore": "wgeo.geodesic.result.NullScore",
+        "Optimality": "wgeo.geodesic.result.Optimality",
+        "POWER_MARGIN": "wgeo.geodesic.nulls.POWER_MARGIN",
+        "Pairs": "wgeo.geodesic.result.Pairs",
+        "PathFigures": "wgeo.geodesic.paths.PathFigures",
+        "STATISTICS": "wgeo.geodesic.judge.STATISTICS",
+        "null_scores": "wgeo.geodesic.nulls.null_scores",
+        "path_figures": "wgeo.geodesic.paths.path_figures",
+        "powerful": "wgeo.geodesic.nulls.powerful",
+        "resolution": "wgeo.geodesic.paths.resolution",
+        "shuffled": "wgeo.geodesic.judge.shuffled",
+    },
+    "wgeo.ufm": {
+        "Problem": "wgeo.ufm.problem.Problem",
+        "SpectralOptimum": "wgeo.ufm.spectral.SpectralOptimum",
+        "configuration": "wgeo.ufm.lower_rank.configuration",
+        "configuration_value": "wgeo.ufm.lower_rank.configuration_value",
+        "deep_collapse_of": "wgeo.ufm.deep.deep_collapse_of",
+        "place": "wgeo.ufm.certify.place",
+        "record_of": "wgeo.ufm.record.record_of",
+        "shrink": "wgeo.ufm.spectral.shrink",
+        "spectral_optimum": "wgeo.ufm.spectral.spectral_optimum",
+    },
+    "wgeo.plots": {
+        "ERRORS": "wgeo.plots.prediction_errors.ERRORS",
+        "METRICS": "wgeo.plots.depth.METRICS",
+        "Plot": "wgeo.plots.plot.Plot",
+        "RATIOS": "wgeo.plots.paths.RATIOS",
+        "SCORES": "wgeo.plots.paths.SCORES",
+        "SIZES": "wgeo.plots.style.SIZES",
+        "catalogue": "wgeo.plots.composed.catalogue",
+        "model_layers": "wgeo.plots.models.model_layers",
+        "model_means": "wgeo.plots.models.model_means",
+        "model_starts": "wgeo.plots.models.model_starts",
+        "model_terms": "wgeo.plots.models.model_terms",
+        "series_rows": "wgeo.plots.series.series_rows",
+    },
+    "wgeo.report": {
+        "engine": "wgeo.report.building.engine",
+    },
+    "wgeo.analysis": {
+        "class_view": "wgeo.analysis.views.class_view",
+        "training_view": "wgeo.analysis.views.training_view",
+        "versions": "wgeo.analysis.result.versions",
+    },
+}
+
+
+def moved_names(package: str) -> Callable[[str], Any]:
+    """Return a module's ``__getattr__`` that finds the names that it had in version 0.1."""
+
+    def find(name: str) -> Any:
+        where = _MOVED[package].get(name)
+        if where is None:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        warnings.warn(
+            f"{package}.{name} is now {where}; the old name goes in version 0.3.",
+            DeprecationWarning,
+            stacklevel=3,
+        )
+        try:
+            return importlib.import_module(where)
+        except ModuleNotFoundError:
+            module, _, last = where.rpartition(".")
+            return getattr(importlib.import_module(module), last)
+
+    return find
