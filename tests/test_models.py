@@ -16,6 +16,7 @@ from torchvision.models.resnet import ResNet
 
 from wgeo import models
 from wgeo.errors import ArgumentError, CheckpointError, DependencyError
+from wgeo.text import printable
 
 OWN = [name for name in models.registry.ARCHS if ":" not in name]
 SMALL = {  # of each kind, one that is quick to build and run
