@@ -14,11 +14,13 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import wgeo
+
 LIST = Path(__file__).with_name("api.txt")
 PACKAGES = (
     *("models", "data", "checkpoints", "training", "trajectory"),
     *("features", "transport", "geodesic", "neural_collapse", "ufm", "comparison", "plots"),
-    *("report", "analysis", "errors"),
+    *("report", "analysis", "runtime", "errors"),
 )
 
 
@@ -61,6 +63,8 @@ def lines() -> list[str]:
         package = importlib.import_module(place)
         for name in names_of(package):
             value = getattr(package, name)
+            if package is not wgeo and getattr(wgeo, name, None) is value:
+                continue  # listed once, where users find it first
             if isinstance(value, ModuleType):
                 found.append(f"{place}.{name}")
                 continue

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import tomllib
 from pathlib import Path
 
 import public
+import pytest
 
 import wgeo
+from wgeo import _deprecated
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -75,3 +78,18 @@ def test_one_version_everywhere():
     assert re.fullmatch(r"\d+\.\d+\.\d+((a|b|rc)\d+)?", wgeo.__version__)
     changes = (ROOT / "CHANGELOG.md").read_text("utf-8")
     assert f"## {wgeo.__version__}" in changes
+
+
+MOVED = [f"{package}.{name}" for package, names in _deprecated._MOVED.items() for name in names]
+
+
+@pytest.mark.parametrize("name", MOVED)
+def test_names_of_the_last_version_work_with_a_warning(name):
+    package, _, last = name.rpartition(".")
+    with pytest.warns(DeprecationWarning, match=re.escape(f"{name} is now wgeo.")):
+        assert getattr(importlib.import_module(package), last) is not None
+
+
+def test_a_name_that_never_was_is_an_error():
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        wgeo.nonsense  # noqa: B018

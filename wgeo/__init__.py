@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     from .transport import TransportResult as TransportResult
     from .transport import wasserstein as wasserstein
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOME = {
     "Analysis": "analysis",

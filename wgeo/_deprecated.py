@@ -32,11 +32,8 @@ _MOVED: dict[str, dict[str, str]] = {
         "logits_of": "wgeo.models.parts.logits_of",
     },
     "wgeo.data": {
-        "NAMES": "wgeo.data.named.NAMES",
-        "Normalization": "wgeo.data.images.Normalization",
         "PRESETS": "wgeo.data.images.PRESETS",
         "as_images": "wgeo.data.loaders.as_images",
-        "normalization": "wgeo.data.images.normalization",
     },
     "wgeo.training": {
         "AUGMENTATIONS": "wgeo.training.recipe.AUGMENTATIONS",
@@ -89,9 +86,6 @@ _MOVED: dict[str, dict[str, str]] = {
         "model_starts": "wgeo.plots.models.model_starts",
         "model_terms": "wgeo.plots.models.model_terms",
         "series_rows": "wgeo.plots.series.series_rows",
-    },
-    "wgeo.report": {
-        "engine": "wgeo.report.building.engine",
     },
     "wgeo.analysis": {
         "class_view": "wgeo.analysis.views.class_view",

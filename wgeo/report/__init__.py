@@ -13,10 +13,9 @@ import webbrowser
 from collections.abc import Mapping
 from pathlib import Path
 from string import Template
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from .. import __version__, plots
-from .._deprecated import moved_names
 from ..errors import RecordError, WgeoError
 from ..plots.composed import catalogue
 from ..plots.files import drawn, names_of
@@ -198,6 +197,3 @@ def _swap(new: Path, place: Path, aside: Path) -> None:
 __all__ = [
     "build",
 ]
-
-if not TYPE_CHECKING:  # or every name would count as defined
-    __getattr__ = moved_names(__name__)
