@@ -26,6 +26,8 @@ from .assets import asset
 from .building import engine
 from .paper import paper
 
+__all__ = ["build"]
+
 _PLACE, _LOG = "report", "report-build.log"
 
 
@@ -192,8 +194,3 @@ def _swap(new: Path, place: Path, aside: Path) -> None:
         if aside.exists():
             aside.rename(place)
         raise
-
-
-__all__ = [
-    "build",
-]
