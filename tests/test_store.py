@@ -556,9 +556,9 @@ def test_what_is_made_of_a_store_is_as_in_memory(tmp_path, rng, monkeypatch):
 
 def test_a_copy_of_a_memory_map_is_held(tmp_path):
     traj = Trajectory.from_arrays([np.eye(4), 2 * np.eye(4)], [0, 1] * 2).save(tmp_path / "s")
-    assert traj.held == 0
+    assert traj.nbytes == 0
     copied = copy.deepcopy(traj)
-    assert copied.held == 2 * 4 * 4 * 8
+    assert copied.nbytes == 2 * 4 * 4 * 8
     assert not is_mapped(copied.embedded("pad").layers[0].features)
     assert is_mapped(traj.embedded("pad").layers[0].features)
 

@@ -187,7 +187,7 @@ def _turning(segment: Segment) -> int:
 def _no_room(traj: Trajectory, who: str, size: int) -> str:
     """Why models that take so many bytes do not fit into memory; empty where they do."""
     left = free()
-    available = 0.8 * memory() if left is None else left - traj.held
+    available = 0.8 * memory() if left is None else left - traj.nbytes
     if size <= available:
         return ""
     return (

@@ -116,7 +116,7 @@ def straightness(
     ends = list(zip(traj.segments, chain.ends, strict=True))
     for place, (segment, end) in enumerate(track(ends, "measuring straightness")):
         results = [next(steps) for _ in segment.arrays[1:]]
-        solved = known_pairs(segment, results, end, _more(segment, pairs, solver, traj.held))
+        solved = known_pairs(segment, results, end, _more(segment, pairs, solver, traj.nbytes))
         found = _Measured.of(segment, solved, bootstrap, seed, groups)
         null = _null(found, nulls, (seed, place))
         spacing = [neighbour_distance(x) for x in segment.arrays[:-1]]

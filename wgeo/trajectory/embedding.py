@@ -12,14 +12,14 @@ from scipy.linalg import eigh
 from ..arrays.rows import Rows, made_like, summed
 from ..errors import ArgumentError
 
-_FORMED = 2048  # features up to which their covariance is formed
-_MORE, _SWEEPS = 10, 8  # columns beside those asked for, passes of a subspace iteration
+_FORMED = 2048  # largest width for which the covariance is formed
+_OVERSAMPLING, _ITERATIONS = 10, 8  # of the subspace iteration
 
 
 def embedded(
     layers: Sequence[Float[np.ndarray, "n _"]], embed: str
 ) -> list[Float[np.ndarray, "n D"]]:
-    """Return layers in one space; on the disk, in files without a name, where they are there.
+    """Return layers in one space; in anonymous temporary files if the layers are on disk.
 
     Parameters
     ----------
@@ -30,7 +30,7 @@ def embedded(
     Raises
     ------
     ArgumentError
-        Another name, or D not between 1 and the widest layer's width.
+        Any other value, or D not between 1 and the widest layer's width.
     """
     widest = max(x.shape[1] for x in layers)
     kind, _, size = embed.partition(":")
@@ -50,7 +50,7 @@ def embedded(
 
 
 def _padded(x: Float[np.ndarray, "n d"], width: int, rows: slice) -> np.ndarray:
-    """Some rows, with zero features up to a width."""
+    """A chunk of rows, padded with zero features to a width."""
     return np.pad(x[rows], ((0, 0), (0, width - x.shape[1])))
 
 
@@ -60,18 +60,18 @@ def _along(
     axes: Float[np.ndarray, "width D"],
     rows: slice,
 ) -> np.ndarray:
-    """Coordinates of some rows, padded and centred, in float64."""
+    """Coordinates of a chunk of rows, padded and centred, in float64."""
     return (_padded(x, len(mean), rows) - mean) @ axes
 
 
 def _principal(
     layers: Sequence[Float[np.ndarray, "n _"]], width: int, count: int
 ) -> tuple[Float[np.ndarray, " width"], Float[np.ndarray, "width count"]]:
-    """Mean and leading principal axes of all layers' samples, padded, read a few rows at a time.
+    """Mean and leading principal axes of all layers' padded samples, read in chunks of rows.
 
-    In float64, whatever the features' precision: from the covariance, or, for wide layers, by
-    subspace iterations that never form it (Halko, Martinsson, Tropp 2011, Algorithm 4.4). An axis
-    points where its largest entry is positive.
+    Computed in float64: from the covariance, or, for wide layers, by subspace iterations that never
+    form it (Halko, Martinsson, Tropp 2011, Algorithm 4.4). Signs are chosen so that the largest
+    entry of an axis is positive.
     """
     total = sum(len(x) for x in layers)
     padded = [Rows((len(x), width), partial(_padded, x, width)) for x in layers]
@@ -81,20 +81,20 @@ def _principal(
 
     mean = over_all(lambda rows: rows.sum(0)) / total
 
-    def spread_of(rows: np.ndarray, along: np.ndarray | None = None) -> np.ndarray:
+    def scatter(rows: np.ndarray, along: np.ndarray | None = None) -> np.ndarray:
         centred = rows - mean
         return centred.T @ (centred if along is None else centred @ along)
 
     if width <= _FORMED or 2 * count >= width:
-        covariance = over_all(spread_of)
+        covariance = over_all(scatter)
         axes = eigh(covariance, subset_by_index=(width - count, width - 1))[1][:, ::-1]
     else:
-        axes = np.random.default_rng(0).standard_normal((width, min(count + _MORE, width)))
-        for _ in range(_SWEEPS):
+        axes = np.random.default_rng(0).standard_normal((width, min(count + _OVERSAMPLING, width)))
+        for _ in range(_ITERATIONS):
             axes = np.linalg.qr(axes)[0]
-            spread = over_all(partial(spread_of, along=axes))
-            inner = np.linalg.eigh(axes.T @ spread)[1][:, ::-1]
-            axes, last = spread @ inner, axes @ inner
+            image = over_all(partial(scatter, along=axes))
+            rotation = np.linalg.eigh(axes.T @ image)[1][:, ::-1]
+            axes, last = image @ rotation, axes @ rotation
         axes = last[:, :count]
     largest = axes[abs(axes).argmax(0), np.arange(count)]
     return mean, axes * np.sign(largest)

@@ -1,12 +1,13 @@
-"""What a network did to its samples: their features at every layer, in one object.
+"""Features of the same samples at every layer of a network, in one object.
 
-A `Trajectory` is the only thing that transport, straightness, collapse and the models see of a
-network. Its rows correspond: row i is the same sample at every layer.
+Transport, straightness, collapse and the models see nothing of a network but its `Trajectory`. Row
+i is the same sample at every layer.
 """
 
 from __future__ import annotations
 
 import os
+import warnings
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -25,7 +26,7 @@ from ..storage.records import as_json
 from ..storage.store import Column, Writer, holds, read_store, shards
 from .embedding import embedded
 
-_SAVED = 256  # rows of a trajectory that is saved: a shard is a multiple of these
+_ROWS = 256  # rows read at a time; the shards of a saved trajectory are multiples of it
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,11 +38,11 @@ class Layer:
     name : str
         The module's name in the network; ``input`` and ``stem`` for the two before the blocks.
     features : ndarray, (n, d)
-        A row a sample.
+        One row per sample.
     stage : int or None
-        Which feature space the layer lives in; None for the input image, which no block maps.
+        Index of the layer's feature space; None for the input image, which no block maps.
     entry : ndarray, (n, d), optional
-        The shortcut's image of the previous layer, where this layer's block changes the space.
+        The shortcut applied to the previous layer, if this layer's block changes the space.
     """
 
     name: str
@@ -59,7 +60,7 @@ class Layer:
 class Block:
     """A map between two consecutive layers, in one space: ``x`` -> ``y``, row by row.
 
-    ``via`` is ``identity``, or ``shortcut`` where ``x`` is the block's own shortcut applied to the
+    ``via`` is ``identity``, or ``shortcut`` if ``x`` is the block's own shortcut applied to the
     source layer (the natural identification across a stage change).
     """
 
@@ -100,10 +101,10 @@ class Trajectory:
     predictions : ndarray of int, (n,), optional
         The network's decisions.
     classifier : Classifier, optional
-        The last linear layer, where there is one that reads the last layer's features.
+        The last linear layer, if it reads the last layer's features.
     class_names : tuple of str
     settings : mapping
-        How it was traced: pool, tap, and what else a record should say.
+        How it was traced: pool, tap, and other entries for the record.
     """
 
     layers: tuple[Layer, ...]
@@ -123,12 +124,13 @@ class Trajectory:
         predictions: Any = None,
         classifier: Classifier | None = None,
     ) -> Trajectory:
-        """Make a trajectory of your own features.
+        """Make a trajectory from your own features.
 
         Parameters
         ----------
         arrays : sequence of array_like, each (n, d_l)
-            Features layer by layer, rows corresponding. A change of width starts a new segment.
+            Features layer by layer, with the same samples in the same rows. A change of width starts
+            a new segment.
         labels : array_like of int, (n,)
         names : sequence of str, optional
             Default ``layer0``, ``layer1``, ...
@@ -169,44 +171,46 @@ class Trajectory:
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str], *, verify: bool = True) -> Trajectory:
-        """Open features that `wgeo.trace` stored, or `save`; layers are memory maps.
+        """Open features that `wgeo.trace` or `save` stored; layers are memory maps.
 
-        Everything is read once, to compare it with its checksums; nothing is held, and what is
-        used is read a few rows at a time: see :doc:`/scale`. Layers stored as bfloat16, which
+        All files are read once to compare them with their checksums. Nothing is kept in memory;
+        later reads take a few rows at a time: see :doc:`/scale`. Layers stored as bfloat16, which
         NumPy lacks, are widened to float32 in a temporary file.
 
         Parameters
         ----------
         folder : path
         verify : bool
-            Whether to look for damage; False to look at a few rows of a large store at once.
+            Whether to compare checksums; False opens a large store immediately.
 
         Raises
         ------
         RecordError
-            No finished store there, or a damaged one.
+            The folder contains no finished store, or a damaged one.
         """
         stored = read_store(folder, verify=verify)
         for fault in _faults(stored.arrays, stored.about):
-            raise RecordError(f"{folder} holds no trajectory: its {fault} is damaged. Trace again.")
+            raise RecordError(
+                f"{folder} is not a stored trajectory: its {fault} is damaged. Trace again."
+            )
         return assembled(stored.arrays, stored.about)
 
     def save(self, folder: str | os.PathLike[str], *, dtype: str | None = None) -> Trajectory:
-        """Store the features in a folder, as `wgeo.trace` does; return them as `load` opens them.
+        """Store the features in a folder, as `wgeo.trace` does, and return `load` of it.
 
-        Killed half-way it goes on where it was; done already, it does nothing.
+        After an interruption, the same call continues; if everything is stored, it writes nothing.
 
         Parameters
         ----------
         folder : path
-            Empty, or one that holds this very trajectory.
+            Empty, or with this same trajectory in it.
         dtype : str, optional
             ``float32``, ``float16``, ``bfloat16`` or ``float64``; by default each array's own.
 
         Raises
         ------
         RecordError
-            The folder holds something else, or the disk is full.
+            The folder contains something else, or the disk is full.
         FeatureError
             A number too large for float16.
         """
@@ -232,7 +236,7 @@ class Trajectory:
                 parts = [
                     part
                     for span in writer.missing()
-                    for part in shards(span, _SAVED, writer.row_bytes)
+                    for part in shards(span, _ROWS, writer.row_bytes)
                 ]
                 for part in track(parts, "storing features"):
                     writer.write(part.start, {key: array[part] for key, array in arrays.items()})
@@ -243,10 +247,16 @@ class Trajectory:
         return len(self.labels)
 
     @property
-    def held(self) -> int:
-        """Bytes of features in this process's memory; those on disk (memory maps) do not count."""
+    def nbytes(self) -> int:
+        """Bytes of features in this process's memory; memory maps do not count."""
         layers = [a for layer in self.layers for a in (layer.features, layer.entry)]
         return sum(a.nbytes for a in layers if a is not None and not is_mapped(a))
+
+    @property
+    def held(self) -> int:
+        """Deprecated name of `nbytes`."""
+        warnings.warn("held is now nbytes; it goes in 0.3.", DeprecationWarning, stacklevel=2)
+        return self.nbytes
 
     @property
     def num_classes(self) -> int:
@@ -257,14 +267,14 @@ class Trajectory:
 
     @property
     def accuracy(self) -> float | None:
-        """Share of samples that the network decides as labelled."""
+        """Fraction of samples whose prediction equals their label, in [0, 1]."""
         if self.predictions is None:
             return None
         return float(np.mean(self.predictions == self.labels))
 
     @property
     def staged(self) -> tuple[Layer, ...]:
-        """The layers that blocks map between: all but the input image."""
+        """The layers that blocks map between: all except the input image."""
         return tuple(layer for layer in self.layers if layer.stage is not None)
 
     @property
@@ -283,14 +293,14 @@ class Trajectory:
         Parameters
         ----------
         embed : str
-            ``pad``: narrower layers get zero features up to the widest. ``pca:D``: padded, then
-            projected on the first D principal components of all layers' samples together.
-            Layers on disk give layers on disk, in temporary files without a name.
+            ``pad``: narrower layers are padded with zero features. ``pca:D``: padded, then projected
+            onto the first D principal components of all layers' samples. The result is on disk, in
+            anonymous temporary files, if the layers are.
 
         Raises
         ------
         ArgumentError
-            Another name, or D not between 1 and the widest layer's width.
+            Any other value, or D not between 1 and the widest layer's width.
         """
         arrays = embedded([layer.features for layer in self.staged], embed)
         layers = tuple(
@@ -304,21 +314,20 @@ class Trajectory:
     def blocks(self) -> tuple[Block, ...]:
         """Every block as a pushforward x -> y in one space, in execution order.
 
-        A layer that changes the space and has no shortcut begins a stage of its own, and no block
-        leads to it: nothing identifies the two spaces.
+        A layer that changes the space without a shortcut begins a new stage, and no block leads to
+        it: nothing identifies the two spaces.
         """
-        found = []
-        staged = self.staged
-        for a, b in pairwise(staged):
+        blocks = []
+        for a, b in pairwise(self.staged):
             if b.entry is not None:
-                found.append(Block(a.name, b.name, b.stage or 0, b.entry, b.features, "shortcut"))
+                blocks.append(Block(a.name, b.name, b.stage or 0, b.entry, b.features, "shortcut"))
             elif a.stage == b.stage:
-                found.append(Block(a.name, b.name, b.stage or 0, a.features, b.features))
-        return tuple(found)
+                blocks.append(Block(a.name, b.name, b.stage or 0, a.features, b.features))
+        return tuple(blocks)
 
     @property
     def segments(self) -> tuple[Segment, ...]:
-        """Runs of at least two layers in one space; a shortcut's image opens its stage's run."""
+        """Runs of at least two layers in one space; a stage begins at its shortcut's output."""
         runs: list[tuple[int, list[str], list[np.ndarray]]] = []
         for layer in self.staged:
             stage = layer.stage or 0
@@ -336,7 +345,7 @@ class Trajectory:
 
 
 def as_trajectory(value: Any, name: str = "traj") -> Trajectory:
-    """Return a trajectory; raise an ArgumentError for what is none."""
+    """Return `value` if it is a trajectory; ArgumentError otherwise."""
     if isinstance(value, Trajectory):
         return value
     raise ArgumentError(
@@ -349,12 +358,12 @@ PREDICTIONS = "predictions"
 
 
 def features_key(name: str) -> str:
-    """What a store calls a layer's features."""
+    """Name of a layer's features in a store."""
     return f"features:{name}"
 
 
 def entry_key(name: str) -> str:
-    """What a store calls the shortcut's image that a layer begins with."""
+    """Name of a layer's `Layer.entry` in a store."""
     return f"entry:{name}"
 
 
@@ -363,7 +372,7 @@ def outline(
     class_names: Sequence[str],
     settings: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """What a store says of a trajectory beside its arrays; `stages` are layers in order."""
+    """Description of a trajectory in a store's manifest; `stages` are (name, stage) in order."""
     return {
         "layers": [{"name": name, "stage": stage} for name, stage in stages],
         "class_names": list(class_names),
@@ -372,7 +381,7 @@ def outline(
 
 
 def _faults(arrays: Mapping[str, np.ndarray], about: Mapping[str, Any]) -> Iterator[str]:
-    """What of a store is not as `assembled` takes it."""
+    """Parts of a store that are not as `assembled` expects them."""
     yield from (f"manifest, about.{f.place}," for f in schema.faults(about, schema.TRAJECTORY))
     names = [row["name"] for row in about["layers"]]
     if not names or len(set(names)) != len(names):
@@ -399,7 +408,7 @@ def _faults(arrays: Mapping[str, np.ndarray], about: Mapping[str, Any]) -> Itera
 
 
 def assembled(arrays: Mapping[str, np.ndarray], about: Mapping[str, Any]) -> Trajectory:
-    """Return the trajectory that arrays and their outline make."""
+    """Return the trajectory made of a store's arrays and its `outline`."""
     layers = tuple(
         Layer(
             name=row["name"],
@@ -423,16 +432,17 @@ def assembled(arrays: Mapping[str, np.ndarray], about: Mapping[str, Any]) -> Tra
 def whole_arrays(
     labels: Int[np.ndarray, " n"], classifier: Classifier | None
 ) -> dict[str, np.ndarray]:
-    """The arrays that a store writes at once."""
-    found = {"labels": labels}
+    """Arrays that are written in one piece."""
+    arrays = {"labels": labels}
     if classifier is not None:
-        found |= {"classifier.weight": classifier.weight, "classifier.bias": classifier.bias}
-    return found
+        arrays |= {"classifier.weight": classifier.weight, "classifier.bias": classifier.bias}
+    return arrays
 
 
 def _checksum(array: np.ndarray) -> int:
-    """CRC-32 of an array's numbers, some rows at a time."""
-    found = 0
-    for start in range(0, len(array), _SAVED):
-        found = zlib.crc32(np.ascontiguousarray(array[start : start + _SAVED]).data, found)
-    return found
+    """CRC-32 of an array's bytes, read in chunks of rows."""
+    checksum = 0
+    for start in range(0, len(array), _ROWS):
+        chunk = np.ascontiguousarray(array[start : start + _ROWS])
+        checksum = zlib.crc32(chunk.data, checksum)
+    return checksum

@@ -86,7 +86,7 @@ def chain(traj: Trajectory, solver: Solver | None = None) -> Chain:
     ends = [
         _Pair(f"{s.names[0]} -> {s.names[-1]}", s.arrays[0], s.arrays[-1]) for s in traj.segments
     ]
-    results = _solved([*blocks, *ends], solver, traj.held)
+    results = _solved([*blocks, *ends], solver, traj.nbytes)
     return Chain(blocks=tuple(results[: len(blocks)]), ends=tuple(results[len(blocks) :]))
 
 
