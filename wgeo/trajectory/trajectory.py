@@ -129,8 +129,8 @@ class Trajectory:
         Parameters
         ----------
         arrays : sequence of array_like, each (n, d_l)
-            Features layer by layer, with the same samples in the same rows. A change of width starts
-            a new segment.
+            Features layer by layer; row i is always the same sample. A change of width starts a new
+            segment.
         labels : array_like of int, (n,)
         names : sequence of str, optional
             Default ``layer0``, ``layer1``, ...
@@ -293,8 +293,8 @@ class Trajectory:
         Parameters
         ----------
         embed : str
-            ``pad``: narrower layers are padded with zero features. ``pca:D``: padded, then projected
-            onto the first D principal components of all layers' samples. The result is on disk, in
+            ``pad``: narrower layers are padded with zeros. ``pca:D``: padded, then projected onto
+            the first D principal components of all layers' samples. The result is on disk, in
             anonymous temporary files, if the layers are.
 
         Raises
