@@ -30,7 +30,7 @@ import wgeo.report
 from wgeo import Analysis, Trajectory, files
 from wgeo.cli import main
 from wgeo.cli.gathering import named
-from wgeo.errors import ArgumentError, RecordError
+from wgeo.errors import ArgumentError, RecordError, WgeoError
 from wgeo.files import folder_name
 from wgeo.ownership import MANIFEST, claim, claim_all, list_all, owned
 from wgeo.plots.models import write_model
@@ -255,6 +255,28 @@ def test_whenever_a_run_is_killed_the_next_knows_its_files(tmp_path):
         if code == 0:
             break
     assert 20 < moment < 99
+
+
+@pytest.mark.usefixtures("no_fsync")
+def test_whenever_a_failing_report_is_killed_the_next_knows_its_log(tmp_path, monkeypatch):
+    failed = subprocess.CompletedProcess([], 1, b"WARNING: a page is wrong")
+    monkeypatch.setattr("wgeo.report.building._run", lambda *_, **__: failed)
+    monkeypatch.setattr("wgeo.report._write_project", lambda *inputs: inputs[2].mkdir())
+    monkeypatch.setattr("wgeo.report.pages.pages", lambda _: {})
+    Analysis(sample_record((2,))).save(tmp_path / "saved")
+
+    def work(folder):
+        with pytest.raises(WgeoError, match=r"a page is wrong.*report-build\.log"):
+            wgeo.report.build(folder)
+
+    for moment in range(100):
+        folder = shutil.copytree(tmp_path / "saved", tmp_path / str(moment))
+        code = killed_at(moment, lambda folder=folder: work(folder))
+        wgeo.report.claim_report(folder)
+        if code == 0:
+            break
+    assert 10 < moment < 99
+    assert (folder / "report-build.log").read_bytes() == failed.stdout
 
 
 # --- every command -------------------------------------------------------------------------------
