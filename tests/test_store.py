@@ -466,7 +466,11 @@ def written(text):
         ),
         *(("rows-7.log", spoil, "a link, a pipe or a device") for spoil in (linked, piped, twice)),
         ("unfinished.json", linked, "in the way"),
-        ("000-x.npy.part", lambda path: path.write_bytes(b"mine".ljust(160)), "does not begin as"),
+        (
+            "000-x.npy.part",
+            lambda path: path.write_bytes(b"mine" + path.read_bytes()[4:]),
+            "does not begin as",
+        ),
         ("000-x.npy.part", written("short"), "another size"),
         *(("rows-7.log", written(text), "in the way") for text in ("my notes", "[1] x", "{")),
         *(
