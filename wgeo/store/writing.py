@@ -294,14 +294,14 @@ class Writer:
                 f"Delete {self.folder} and begin again."
             )
         there = os.pread(handle, len(head), 0)
-        # A machine that lost its power leaves zeros.
-        if os.fstat(handle).st_size > size or not head.startswith(there.rstrip(b"\0")):
-            raise _in_the_way(path)
         if begun and there != head:
             raise RecordError(
                 f"{path} is damaged: it does not begin as its rows were written. Delete "
                 f"{self.folder} and begin again."
             )
+        # A machine that lost its power leaves zeros.
+        if os.fstat(handle).st_size > size or not head.startswith(there.rstrip(b"\0")):
+            raise _in_the_way(path)
         try:
             _write_all(handle, head, 0)
             os.ftruncate(handle, size)
