@@ -616,6 +616,23 @@ def test_every_target_has_a_folder_of_its_own_inside(tmp_path, monkeypatch):
     assert all(Path(name).name == name and not name.startswith(".") for name in names)
 
 
+def test_names_that_a_file_system_takes_for_one_are_told_apart():
+    targets = [
+        "Net.pt",
+        "net.pt",
+        "Report.pt",
+        "caf\u00e9.pt",
+        "cafe\u0301.pt",
+        "stra\u00dfe",
+        "STRASSE",
+    ]
+    names = list(named(targets, taken=("FIGURE", "X")))
+    assert names == [
+        *("Net", "net-2", "Report-2", "caf\u00e9", "cafe\u0301-2", "stra\u00dfe", "STRASSE-2")
+    ]
+    assert list(named(["x.pt"], taken=("X",))) == ["x-2"]
+
+
 @pytest.mark.parametrize("name", ['"../../escaped"', '"a/b"', '"."', '"a\\nb"', '["a"]', "3"])
 def test_a_sweeps_name_that_leads_out_of_it_is_refused(features, tmp_path, name):
     (tmp_path / "sweep.toml").write_text(

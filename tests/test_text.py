@@ -25,6 +25,7 @@ from wgeo.cli import main
 from wgeo.cli.root import command, say
 from wgeo.errors import ArgumentError, DependencyError, WgeoError, WgeoWarning
 from wgeo.names import printable
+from wgeo.plots.plot import as_csv
 from wgeo.plots.style import clean
 from wgeo.report import pages
 from wgeo.terminal import Terminal
@@ -135,6 +136,8 @@ def test_pages_and_figures_are_text(name):
         assert "\ufffe" not in page
     for svg in (plots.files._svg(plot.draw()) for plot in plots.catalogue(named(name))[:2]):
         ElementTree.fromstring(svg)  # a character that XML cannot hold is an error
+    for plot in plots.catalogue(named(name)):
+        assert as_csv(plot.rows()).decode().replace("\n", "").isprintable()
 
 
 @given(ANYTHING)
