@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shlex
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -134,6 +136,17 @@ def test_checkpoints_of_one_name_do_not_overwrite_each_other(trained, tmp_path):
     for name, path in (("epoch-0002", last), ("epoch-0002-2", tmp_path / "epoch-0002.pt")):
         record = json.loads((tmp_path / "both" / name / "analysis.json").read_text())
         assert record["provenance"]["checkpoint"] == str(path)
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+def test_no_file_takes_the_place_of_a_closed_stream(tmp_path, closed):
+    code = (
+        "from wgeo.__main__ import _keep_streams; _keep_streams(); import sys; "
+        "file = open(sys.argv[1], 'w'); file.write(str(file.fileno()))"
+    )
+    line = f'exec "$0" -c "$1" "$2" {closed}'
+    subprocess.run(["sh", "-c", line, sys.executable, code, tmp_path / "file"], check=True)
+    assert int((tmp_path / "file").read_text()) > 2
 
 
 @pytest.mark.parametrize("what", ["archs", "datasets", "solvers"])

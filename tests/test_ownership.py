@@ -30,7 +30,7 @@ import wgeo.report
 from wgeo import Analysis, Trajectory
 from wgeo.cli import main
 from wgeo.cli.gathering import named
-from wgeo.errors import ArgumentError, RecordError
+from wgeo.errors import ArgumentError, RecordError, WgeoError
 from wgeo.plots.composed import catalogue
 from wgeo.plots.models import write_model
 from wgeo.storage import files
@@ -257,6 +257,28 @@ def test_whenever_a_run_is_killed_the_next_knows_its_files(tmp_path):
         if code == 0:
             break
     assert 20 < moment < 99
+
+
+@pytest.mark.usefixtures("no_fsync")
+def test_whenever_a_failing_report_is_killed_the_next_knows_its_log(tmp_path, monkeypatch):
+    failed = subprocess.CompletedProcess([], 1, b"WARNING: a page is wrong")
+    monkeypatch.setattr("wgeo.report.building._run", lambda *_, **__: failed)
+    monkeypatch.setattr("wgeo.report._write_project", lambda *inputs: inputs[2].mkdir())
+    monkeypatch.setattr("wgeo.report.pages.pages", lambda _: {})
+    Analysis(sample_record((2,))).save(tmp_path / "saved")
+
+    def work(folder):
+        with pytest.raises(WgeoError, match=r"a page is wrong.*report-build\.log"):
+            wgeo.report.build(folder)
+
+    for moment in range(100):
+        folder = shutil.copytree(tmp_path / "saved", tmp_path / str(moment))
+        code = killed_at(moment, lambda folder=folder: work(folder))
+        wgeo.report.claim_report(folder)
+        if code == 0:
+            break
+    assert 10 < moment < 99
+    assert (folder / "report-build.log").read_bytes() == failed.stdout
 
 
 # --- every command -------------------------------------------------------------------------------
@@ -594,6 +616,23 @@ def test_every_target_has_a_folder_of_its_own_inside(tmp_path, monkeypatch):
     assert names[8:11] == ["figures-2", "analysis.json-2", "report-2"]
     assert names[11:] == ["n" * 200, "n" * 200 + "-2"]
     assert all(Path(name).name == name and not name.startswith(".") for name in names)
+
+
+def test_names_that_a_file_system_takes_for_one_are_told_apart():
+    targets = [
+        "Net.pt",
+        "net.pt",
+        "Report.pt",
+        "caf\u00e9.pt",
+        "cafe\u0301.pt",
+        "stra\u00dfe",
+        "STRASSE",
+    ]
+    names = list(named(targets, taken=("FIGURE", "X")))
+    assert names == [
+        *("Net", "net-2", "Report-2", "caf\u00e9", "cafe\u0301-2", "stra\u00dfe", "STRASSE-2")
+    ]
+    assert list(named(["x.pt"], taken=("X",))) == ["x-2"]
 
 
 @pytest.mark.parametrize("name", ['"../../escaped"', '"a/b"', '"."', '"a\\nb"', '["a"]', "3"])

@@ -439,6 +439,98 @@ def test_half_a_line_of_the_log_is_a_shard_that_is_not_there(tmp_path):
     assert x[:, 0].tolist() == [1, 1, 2, 2, 3, 3]
 
 
+def linked(path):
+    path.rename(path.parent.parent / "elsewhere")
+    path.symlink_to(path.parent.parent / "elsewhere")
+
+
+def piped(path):
+    path.unlink()
+    os.mkfifo(path)
+
+
+def twice(path):
+    os.link(path, path.parent.parent / "elsewhere")
+
+
+def written(text):
+    return lambda path: path.write_text(text)
+
+
+@pytest.mark.parametrize(
+    ("name", "spoil", "said"),
+    [
+        *(
+            (name, spoil, "a link, a pipe or a device")
+            for name in ("000-x.npy.part", "rows-0.log")
+            for spoil in (linked, piped, twice)
+        ),
+        *(("rows-7.log", spoil, "a link, a pipe or a device") for spoil in (linked, piped, twice)),
+        ("unfinished.json", linked, "in the way"),
+        (
+            "000-x.npy.part",
+            lambda path: path.write_bytes(b"mine" + path.read_bytes()[4:]),
+            "does not begin as",
+        ),
+        ("000-x.npy.part", written("short"), "another size"),
+        *(("rows-7.log", written(text), "in the way") for text in ("my notes", "[1] x", "{")),
+        *(
+            ("rows-7.log", written(text), "names rows that")
+            for text in (
+                *("[]", "{}", "7", "null", '[0, 2, {"x": "1"}]', '[0, 2, {"y": 1}]', "[0, 2, {}]"),
+                *(
+                    '[-2, 2, {"x": 1}]',
+                    '[2, 2, {"x": 1}]',
+                    '[0, 5, {"x": 1}]',
+                    '[0.0, 2, {"x": 1}]',
+                ),
+                *('[0, 2, {"x": -1}]', f'[0, 2, {{"x": {2**32}}}]', '[0, true, {"x": 1}]'),
+            )
+        ),
+    ],
+)
+def test_an_unfinished_store_is_not_trusted(tmp_path, name, spoil, said):
+    columns = {"x": Column("float32", 2)}
+    with Writer(tmp_path / "s", {}, 4, columns) as writer:
+        writer.write(0, {"x": np.ones((2, 2), np.float32)})
+    path = tmp_path / "s" / name
+    if not path.exists():
+        path.touch()
+    spoil(path)
+    kept = {each: each.lstat().st_mtime_ns for each in tmp_path.rglob("*")}
+    with pytest.raises(RecordError, match=said):
+        Writer(tmp_path / "s", {}, 4, columns)
+    assert {each: each.lstat().st_mtime_ns for each in tmp_path.rglob("*")} == kept
+
+
+@pytest.mark.parametrize("name", ["000-x.npy", "001-y.npy", "manifest.json"])
+@pytest.mark.parametrize("kind", ["file", "link", "pipe"])
+def test_what_came_into_the_way_of_a_store_is_kept(tmp_path, name, kind):
+    with Writer(tmp_path / "s", {}, 2, {"x": Column("float32", 2)}) as writer:
+        writer.write(0, {"x": np.ones((2, 2), np.float32)})
+        path = tmp_path / "s" / name
+        (tmp_path / "mine").write_bytes(b"mine")
+        {"file": lambda: path.write_bytes(b"mine"), "pipe": lambda: os.mkfifo(path)}.get(
+            kind, lambda: path.symlink_to(tmp_path / "mine")
+        )()
+        before = path.lstat()
+        with pytest.raises(RecordError, match=rf"{name} (is in the way|cannot be opened)"):
+            writer.finish({}, {"y": np.zeros(2)})
+    assert os.path.samestat(path.lstat(), before)
+    assert (tmp_path / "mine").read_bytes() == b"mine"
+
+
+def test_another_file_in_the_place_of_an_array_does_not_become_it(tmp_path):
+    with Writer(tmp_path / "s", {}, 2, {"x": Column("float32", 2)}) as writer:
+        writer.write(0, {"x": np.ones((2, 2), np.float32)})
+        part = tmp_path / "s" / "000-x.npy.part"
+        part.unlink()
+        part.write_bytes(b"mine")
+        with pytest.raises(RecordError, match="in the way"):
+            writer.finish({}, {})
+    assert part.read_bytes() == b"mine"
+
+
 # --- what is held while a store is read -----------------------------------------------------------
 
 

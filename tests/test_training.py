@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import copy
+import itertools
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import hostile
 import numpy as np
 import pytest
 import torch
@@ -21,8 +25,9 @@ from wgeo import load_checkpoint, load_images, train
 from wgeo.data import Images
 from wgeo.data.images import normalization
 from wgeo.errors import ArgumentError, ConvergenceError, DataError, RecordError, WgeoWarning
-from wgeo.models import build, classifier_of, simplex_etf
+from wgeo.models import build, simplex_etf
 from wgeo.models.etf import FixedLinear
+from wgeo.models.parts import classifier_of
 from wgeo.training import TrainingRun
 from wgeo.training.recipe import Recipe, augmented, criterion, learning_rate, normalized_weights
 from wgeo.training.terminal import departure, last_below, terminal_epoch
@@ -682,6 +687,112 @@ def test_a_damaged_run_is_answered(tmp_path):
         torch.save(state, last)
         with pytest.raises(RecordError):
             train(small(), blobs(), tmp_path, epochs=1)
+
+
+WRONG = (None, math.nan, math.inf, -5, True, "\x1b[31m", [], {}, torch.zeros(2), 10**400, "x" * 999)
+
+
+def places(value, path=()):
+    """Every place in nested dicts and lists."""
+    if isinstance(value, dict | list):
+        for key in value if isinstance(value, dict) else range(len(value)):
+            yield (*path, key)
+            yield from places(value[key], (*path, key))
+
+
+def put(state, path, value):
+    """A copy of a state with another value in one place."""
+    changed = copy.deepcopy(state)
+    inner = changed
+    for key in path[:-1]:
+        inner = inner[key]
+    inner[path[-1]] = value
+    return changed
+
+
+def files_of(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "says"),
+    [
+        *((("epoch",), value, "its epoch is") for value in (math.inf, -5, True, "1", None)),
+        (("epoch",), 1, "not one row for each epoch from 0 to 1"),
+        (("epoch",), 10**400, r"not one row for each epoch from 0 to 1\d+\.\."),
+        (("progress",), {}, "history"),
+        (("progress", "history"), [], "not one row"),
+        (("progress", "history"), [3, "x", None], "row 0 of its history is damaged"),
+        (("progress", "history", 1, "epoch"), 2, "row 1 of its history holds"),
+        (("progress", "history", 1, "loss"), math.inf, "row 1 of its history holds"),
+        (("progress", "history", 1, "lr"), 10**400, "row 1 of its history holds"),
+        (("progress", "history", 2, "train_accuracy"), 1.5, "row 2 of its history holds"),
+        (("progress", "history", 0, "seconds"), None, "row 0 of its history holds"),
+        (("progress", "history", 0, "notes"), 1, "row 0 of its history is damaged"),
+        (("scheduler", "step"), 7, "scheduler is not at epoch 2"),
+        (("state_dict", "1.bias"), torch.full((12,), math.nan), "hold NaN or infinity"),
+        (("state_dict", "1.bias"), torch.zeros(1).double(), "the run's torch.float32"),
+        (("state_dict", "1.bias"), torch.eye(12).to_sparse(), "are no tensor"),
+        (("state_dict", "more"), torch.zeros(1), "other names"),
+        (("optimizer", "state", 9), {"momentum_buffer": None}, "other parameters"),
+        (("optimizer", "state", 0, "step"), 3, "another kind"),
+        (("optimizer", "state", 0, "momentum_buffer"), torch.zeros(3), "momentum 0"),
+        (("optimizer", "state", 0, "momentum_buffer"), None, "momentum 0"),
+        (("optimizer", "state"), {}, "no momenta"),
+        (("optimizer", "param_groups", 0, "params"), [3, 2, 1, 0], "other groups"),
+        (("wgeo", "training"), None, "cannot be resumed"),
+        (("notes",), 1, "holds what wgeo did not write, 'notes'"),
+    ],
+)
+def test_a_wrong_value_in_the_last_state_is_named(stopped, tmp_path, place, value, says):
+    folder = shutil.copytree(stopped, tmp_path / "run")
+    torch.save(put(saved(folder / "last.pt"), place, value), folder / "last.pt")
+    before = files_of(folder)
+    with pytest.raises(RecordError, match=says) as caught:
+        train(small(), blobs(), folder, epochs=3, schedule="constant")
+    assert "cannot be resumed from" in str(caught.value)
+    assert "Choose another folder" in str(caught.value)
+    assert files_of(folder) == before
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory):
+    """A run of two epochs that may go on."""
+    folder = tmp_path_factory.mktemp("stopped")
+    train(small(), blobs(), folder, epochs=2, schedule="constant")
+    return folder
+
+
+def test_whatever_is_in_the_last_state_it_is_refused_or_does_no_harm(stopped, tmp_path):
+    state = saved(stopped / "last.pt")
+    rng = np.random.default_rng(0)
+    whole = train(small(), blobs(), tmp_path / "whole", epochs=3, schedule="constant")
+    refused = harmless = 0
+    tried = list(places(state))[::3]
+    for i, place in enumerate(tried):
+        folder = shutil.copytree(stopped, tmp_path / str(i))
+        torch.save(put(state, place, WRONG[rng.integers(len(WRONG))]), folder / "last.pt")
+        before = files_of(folder)
+        try:
+            run = train(small(), blobs(), folder, epochs=3, schedule="constant")
+        except RecordError as error:
+            refused += len(str(error)) < 1500 and files_of(folder) == before
+        else:
+            harmless += same(weights(run), weights(whole)) and run.history[-1]["epoch"] == 3
+    assert refused + harmless == len(tried)
+    assert refused > harmless
+
+
+def test_a_last_state_is_read_as_a_strangers_file(stopped, tmp_path):
+    folder = shutil.copytree(stopped, tmp_path / "run")
+    canary = tmp_path / "canary"
+    bombs, codes = hostile.bombs(), hostile.code_checkpoints(str(canary))
+    small_ones = (body for _, body in itertools.chain(bombs, codes) if len(body) < 20_000)
+    for body in itertools.islice(small_ones, 0, None, 12):
+        (folder / "last.pt").write_bytes(body)
+        with pytest.raises(RecordError, match="cannot be resumed from"):
+            train(small(), blobs(), folder, epochs=3, schedule="constant")
+    assert not canary.exists()
 
 
 # --- bad input -------------------------------------------------------------------------------

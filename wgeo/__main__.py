@@ -8,6 +8,7 @@ import sys
 
 def main() -> None:
     """Run the command line; Ctrl-C while it is still being loaded is no traceback, either."""
+    _keep_streams()
     _leave_current_folder()
     try:
         from .cli import main as run
@@ -16,6 +17,18 @@ def main() -> None:
     except KeyboardInterrupt:
         print("\nwgeo: stopped before anything was done.", file=sys.stderr)
         sys.exit(130)
+
+
+def _keep_streams() -> None:
+    """Take the places of closed streams: what a library prints must not land in a file of results.
+
+    A file that is opened gets the lowest number that is free, and 2 is where errors are printed.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
 
 
 def _leave_current_folder() -> None:

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import unicodedata
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from multiprocessing import connection
@@ -124,7 +125,10 @@ _RESERVED = ("report", "figures", "report-build.log", "analysis.json", "series.j
 
 
 def named(targets: list[str], prefix: str = "", taken: tuple[str, ...] = ()) -> dict[str, str]:
-    """A folder's name for each target: its stem, numbered where another has it already.
+    """A folder's name for each target: its stem, numbered if another has it already.
+
+    Names that differ in case or in how their accents are composed are one name to some file
+    systems, and so they are here.
 
     Parameters
     ----------
@@ -137,13 +141,20 @@ def named(targets: list[str], prefix: str = "", taken: tuple[str, ...] = ()) -> 
     """
     names = dict.fromkeys((*_RESERVED, *taken), "")  # the series' own
     reserved = len(names)
+    used = {_folded(name) for name in names}
     for target in targets:
         path = Path(os.path.abspath(target))  # "." and ".." have a name, too
         stem = folder_name(path.name if path.is_dir() else path.stem) or "network"
         stem = folder_name(f"{prefix}-{stem}" if prefix else stem)
         tried = (stem if i == 1 else f"{stem}-{i}" for i in itertools.count(1))
-        names[next(name for name in tried if name not in names)] = target
+        name = next(name for name in tried if _folded(name) not in used)
+        names[name] = target
+        used.add(_folded(name))
     return dict(list(names.items())[reserved:])
+
+
+def _folded(name: str) -> str:
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
 
 
 def _tell(job: Job, error: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import os
 import warnings
@@ -22,7 +21,7 @@ from ..runtime.progress import track
 from ..storage.files import writable, write_aside
 from ..storage.ownership import claim, owned
 from .composed import catalogue
-from .plot import Plot, Row
+from .plot import Plot, as_csv
 from .style import styled
 
 STEMS = (
@@ -191,17 +190,6 @@ def save(drawn: Axes | Figure, path: str | os.PathLike[str], *, dpi: int = 300) 
         figure.dpi = usual
         figure.set_canvas(window)
     return path
-
-
-def as_csv(rows: Iterable[Row]) -> bytes:
-    """Rows as CSV, UTF-8, numbers in full precision, empty where a value is undefined."""
-    rows = list(rows)
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue().encode("utf-8", "replace")
 
 
 # --- the figures ---------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from string import Template
 from typing import Any
 
 from .. import __version__, plots
-from ..errors import RecordError, WgeoError
+from ..errors import RecordError
 from ..plots.composed import catalogue
 from ..plots.files import drawn, names_of
 from ..storage.ownership import claim, claim_all, leftovers, list_all, owned
@@ -83,7 +83,6 @@ def build(
         Sphinx failed or warned, or TeX failed; the message says where the log is.
     """
     run = Path(run_dir)
-    log = run / _LOG
     tex = engine() if pdf else ""  # before the work, not after
     source = run / (SERIES if _holds_series(run) else ANALYSIS)
     record = read_record(run, source.name)
@@ -95,15 +94,15 @@ def build(
             figures = _figures(record, source)
             project = aside / "report"
             _write_project(record, pages.pages(record), project, figures, source)
-            try:
-                if html:
-                    building.html(project, log)
-                if pdf:
-                    printed = _write_paper(record, aside / "paper", source)
-                    building.pdf(printed, tex, log).rename(project / "report.pdf")
-            except WgeoError:
-                home.adopt(_LOG)  # the failed program's words, which are kept
-                raise
+
+            def keep(printed: bytes) -> Path:
+                return home.write({_LOG: printed})[0]
+
+            if html:
+                building.html(project, keep)
+            if pdf:
+                typeset = _write_paper(record, aside / "paper", source)
+                building.pdf(typeset, tex, keep).rename(project / "report.pdf")
             home.remove(_LOG)
             list_all(project)
             claim_report(run)  # whatever came into it meanwhile

@@ -7,12 +7,16 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from ..errors import DependencyError, WgeoError
 
 ENGINES = ("xelatex", "lualatex", "tectonic")
 """TeX engines that read Unicode, in order of preference."""
+
+Keep = Callable[[bytes], Path]
+"""Keeps what a program that failed has printed; returns the file."""
 
 _INSTALL = (
     "Debian, Ubuntu: `apt-get install texlive-xetex texlive-latex-extra`; macOS: `brew install "
@@ -21,9 +25,9 @@ _INSTALL = (
 _RUNS = 3  # labels, then the pages they lie on, then the table of contents that both moved
 
 
-def html(project: Path, log: Path) -> None:
+def html(project: Path, keep: Keep) -> None:
     """Build ``project/html``; a warning is an error."""
-    _sphinx(project, "html", project / "html", log)
+    _sphinx(project, "html", project / "html", keep)
     for litter in (".buildinfo", "objects.inv"):
         (project / "html" / litter).unlink(missing_ok=True)
 
@@ -45,7 +49,7 @@ def engine() -> str:
     )
 
 
-def pdf(project: Path, tex: str, log: Path) -> Path:
+def pdf(project: Path, tex: str, keep: Keep) -> Path:
     """Typeset a project; return the PDF.
 
     Raises
@@ -57,7 +61,7 @@ def pdf(project: Path, tex: str, log: Path) -> Path:
     """
     home = project.parent / "latex"
     flavour = "lualatex" if tex == "lualatex" else "xelatex"
-    _sphinx(project, "latex", home, log, "-D", f"latex_engine={flavour}")
+    _sphinx(project, "latex", home, keep, "-D", f"latex_engine={flavour}")
     # What a name could smuggle into TeX is escaped; that it may not run programs is said too.
     command = (
         [tex, "--untrusted", "--chatter", "minimal", "report.tex"]
@@ -67,8 +71,7 @@ def pdf(project: Path, tex: str, log: Path) -> Path:
     for _ in range(1 if tex == "tectonic" else _RUNS):
         done = _run(command, cwd=home)
         if done.returncode:
-            log.write_bytes(done.stdout)
-            raise _tex_error(tex, done.stdout.decode(errors="replace"), log)
+            raise _tex_error(tex, done.stdout.decode(errors="replace"), keep(done.stdout))
     return home / "report.pdf"
 
 
@@ -86,7 +89,7 @@ def _tex_error(tex: str, said: str, log: Path) -> WgeoError:
     )
 
 
-def _sphinx(project: Path, builder: str, out: Path, log: Path, *settings: str) -> None:
+def _sphinx(project: Path, builder: str, out: Path, keep: Keep, *settings: str) -> None:
     """Run Sphinx in a process of its own: it would leave its state and its handlers in ours."""
     # -P: a module in the current folder is not imported, whatever its name.
     command = [sys.executable, "-P", "-m", "sphinx", "-W", "--keep-going", "-q", "-b", builder]
@@ -94,7 +97,7 @@ def _sphinx(project: Path, builder: str, out: Path, log: Path, *settings: str) -
     folders = [str(path.resolve()) for path in (doctrees, project, out)]
     done = _run([*command, *settings, "-d", *folders], cwd=project.parent)
     if done.returncode:
-        log.write_bytes(done.stdout)
+        log = keep(done.stdout)
         lines = done.stdout.decode(errors="replace").strip().splitlines() or ["no message"]
         told = [line.strip() for line in lines if "WARNING" in line or "rror:" in line]
         raise WgeoError(
@@ -102,7 +105,6 @@ def _sphinx(project: Path, builder: str, out: Path, log: Path, *settings: str) -
             f"Its whole log is {log}; any earlier report is untouched. If the log names a missing "
             "module, install wgeo again (`pip install wgeo`) and run `wgeo report` once more."
         )
-    log.unlink(missing_ok=True)
 
 
 def _run(command: list[str], cwd: Path) -> subprocess.CompletedProcess[bytes]:

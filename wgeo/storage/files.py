@@ -60,6 +60,28 @@ def regular(path: str | os.PathLike[str]) -> None:
         raise OSError(errno.EINVAL, said, os.fspath(path))
 
 
+def open_regular(path: str | os.PathLike[str], flags: int) -> int:
+    """Open a regular file that has no other name; for a link, a pipe or a device, an OSError.
+
+    Returns
+    -------
+    int
+        A file descriptor, as `os.open` returns it.
+    """
+    said = "it is a link, a pipe or a device, or has a second name"
+    try:
+        handle = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        raise OSError(errno.ELOOP, said, os.fspath(path)) from error
+    about = os.fstat(handle)
+    if not stat.S_ISREG(about.st_mode) or about.st_nlink > 1:
+        os.close(handle)
+        raise OSError(errno.EINVAL, said, os.fspath(path))
+    return handle
+
+
 def memory() -> int:
     """Bytes of memory that this process may take; endless where the system does not say.
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import math
-import pickle
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -21,6 +20,7 @@ from ..errors import ArgumentError, ConvergenceError, DataError, RecordError
 from ..storage.files import regular
 from ..storage.ownership import Owned
 from .recipe import Recipe, augmented, criterion, learning_rate, parameter_groups
+from .resuming import BROKEN, momenta, read_state, require_state, shortened
 from .terminal import last_below, terminal_epoch
 
 _EVALUATION_BATCH = 512
@@ -140,7 +140,10 @@ class Job:
         if resume and last.exists():
             self._restore(last)
             self._claim_rest()
-            if self.finished and not checkpoint_path(self.folder, self.epoch).exists():
+            measured = self.history[-1]["train_accuracy"] is not None
+            if self.finished and not (
+                measured and checkpoint_path(self.folder, self.epoch).exists()
+            ):
                 row = self.history.pop()  # it was not to be the last epoch, and now it is
                 self._close(row, time.perf_counter() - row["seconds"])
             self.home.write(self._history())
@@ -182,9 +185,9 @@ class Job:
                     return False  # somebody wrote into it
                 said = record["settings"]
             else:
-                said = torch.load(path, map_location="cpu", weights_only=True)["wgeo"]
+                said = read_state(path)["wgeo"]
             return not _differences(said, self.passport)
-        except _BROKEN:
+        except BROKEN:
             return False
 
     def work(self) -> Iterator[None]:
@@ -243,12 +246,10 @@ class Job:
             row["test_accuracy"] = None if accuracy is None else self._accuracy(self.held_out)
         row["seconds"] = time.perf_counter() - began
         self.history.append(row)
-        state = self._state()
         if due:
-            self.home.write({checkpoint_name(self.epoch): _packed(state)})
+            self.home.write({checkpoint_name(self.epoch): _packed(self._state())})
         # Written after the checkpoint: whoever resumes finds every checkpoint up to here.
-        progress = {"history": self.history}
-        self.home.write({"last.pt": _packed({**state, "progress": progress}), **self._history()})
+        self.home.write({"last.pt": _packed(self._last()), **self._history()})
 
     def _history(self) -> dict[str, str]:
         """``history.json``: for people and plots; a resumed run reads ``last.pt``."""
@@ -293,21 +294,33 @@ class Job:
             "wgeo": self.passport,
         }
 
+    def _last(self) -> dict[str, Any]:
+        """What ``last.pt`` holds."""
+        return {**self._state(), "progress": {"history": self.history}}
+
     def _restore(self, path: Path) -> None:
         again = f"Choose another folder than {path.parent}, or start anew with resume=False."
         try:
-            regular(path)  # a pipe would keep the reader waiting
-            saved = torch.load(path, map_location="cpu", weights_only=True)
+            saved, new = read_state(path), self._last()
+            for wrong, names in (
+                ("lacks", new.keys() - saved.keys()),
+                ("holds what wgeo did not write,", saved.keys() - new.keys()),
+            ):
+                if names:
+                    raise ValueError(f"it {wrong} {', '.join(sorted(map(shortened, names)))}")
             differences = _differences(saved["wgeo"], self.passport)
-            if more := sorted(map(repr, saved.keys() - _STATE)):
-                raise ValueError(f"it holds {', '.join(more)}, which wgeo did not write")
             if not differences:
-                self.module.load_state_dict(saved["state_dict"])
-                self.optimizer.load_state_dict(saved["optimizer"])
-                self.epoch = int(saved["epoch"])
-                self.history = list(saved["progress"]["history"])
-        except _BROKEN as error:
-            raise RecordError(f"{path} cannot be resumed from: {error}. {again}") from error
+                require_state(saved, new, self.steps)
+                parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+                moving = saved["epoch"] > 0 and self.recipe.momentum > 0
+                optimizer = momenta(saved["optimizer"], new["optimizer"], parameters, moving=moving)
+                self.module.load_state_dict(dict(saved["state_dict"]))
+                self.optimizer.load_state_dict(optimizer)
+                self.epoch, self.history = saved["epoch"], saved["progress"]["history"]
+        except BROKEN as error:
+            raise RecordError(
+                f"{path} cannot be resumed from: {str(error).removesuffix('.')}. {again}"
+            ) from error
         if differences:
             raise RecordError(
                 f"{path.parent} holds a run of other settings ({'; '.join(differences)}). {again}"
@@ -336,15 +349,6 @@ class Job:
             raise DataError(
                 "The test images have another shape or other classes than the training images."
             )
-
-
-_BROKEN = (
-    *(OSError, RuntimeError, ValueError, LookupError, TypeError, AttributeError, EOFError),
-    pickle.UnpicklingError,
-)
-
-
-_STATE = {"state_dict", "optimizer", "scheduler", "epoch", "wgeo", "progress"}  # of `last.pt`
 
 
 def checkpoint_path(folder: Path, epoch: int) -> Path:
@@ -390,4 +394,4 @@ def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     old, new = ({**usual, **p, **p["training"], "training": None} for p in (before, now))
     free = {"epochs"} if new["schedule"] == "constant" else set()
     keys = [key for key in {**old, **new} if key not in free and old.get(key) != new.get(key)]
-    return [f"{key} was {old.get(key)!r}, now {new.get(key)!r}" for key in keys]
+    return [f"{key} was {shortened(old.get(key))}, now {new.get(key)!r}" for key in keys]

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from ...errors import RecordError
-from ..files import ASIDE, writable, write_aside
+from ..files import ASIDE, open_regular, writable, write_aside
 from .layout import (
     DTYPES,
     MANIFEST,
@@ -36,6 +36,9 @@ try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
+
+_LARGEST = 2**28  # bytes of a log; a thousand layers of a million images take a tenth
+_HALF = re.compile(rb"(\[[\d, ]*(\{.*)?)?\0*", re.DOTALL)  # what a kill leaves of a line of a log
 
 _sync = getattr(os, "fdatasync", os.fsync)  # macOS has but the second
 
@@ -82,10 +85,11 @@ class Writer:
         self._claim()
         self._log = self._locked(self.folder / f"rows-{part}.log")
         self._files: dict[str, tuple[int, int]] = {}
+        self._paths: dict[str, Path] = {}
         try:
             done = self._done()
             for i, (key, column) in enumerate(columns.items()):
-                self._files[key] = self._opened(file_name(i, key), column, bool(done))
+                self._open(key, file_name(i, key), column, bool(done))
             self._require_room(rows - sum(stop - start for start, stop, _ in done))
         except BaseException:
             self.close()
@@ -148,9 +152,7 @@ class Writer:
         arrays: dict[str, dict[str, Any]] = {}
         for i, (key, column) in enumerate(self.columns.items()):
             name = file_name(i, key)
-            part = self.folder / f"{name}.part"
-            if part.exists():  # else a run before this one was killed after it lost its ending
-                part.replace(self.folder / name)
+            self._rename(key, self.folder / name)
             sums = [found[key] for _, _, found in ranges]
             arrays[key] = {"file": name, "dtype": column.dtype, "crc32": sums}
             arrays[key]["shape"] = list(column.shape(self.rows))
@@ -168,7 +170,7 @@ class Writer:
             "arrays": arrays,
         }
         text = json.dumps({**found, "checksum": digest(found)}, indent=1)
-        write_aside(self.folder / MANIFEST, text)
+        self._write_whole(self.folder / MANIFEST, text.encode())
         self.close()
         mine = {MANIFEST, UNFINISHED, *(entry["file"] for entry in arrays.values())}
         asides = [(path, ASIDE.fullmatch(path.name)) for path in self.folder.glob(".*.part")]
@@ -176,12 +178,22 @@ class Writer:
         for path in (self.folder / UNFINISHED, *self._logs(), *left):  # what kills left, too
             path.unlink(missing_ok=True)
 
+    def _rename(self, key: str, final: Path) -> None:
+        """Take its ending from an array's file, if that is the one that was written."""
+        path = self._paths[key]
+        if path == final:  # a run before this one was killed after it lost its ending
+            return
+        if os.path.lexists(final):
+            raise _in_the_way(final)
+        if not os.path.samestat(os.lstat(path), os.fstat(self._files[key][0])):
+            raise _in_the_way(path)
+        path.rename(final)
+        self._paths[key] = final
+
     def _write_whole(self, path: Path, content: bytes) -> None:
         """Write a file at once; refuse another that came into its place meanwhile."""
-        if os.path.lexists(path) and not (path.is_file() and path.read_bytes() == content):
-            raise RecordError(
-                f"{path} is in the way: it is not of this store. Move it, then run the same again."
-            )
+        if os.path.lexists(path) and _content(path, len(content)) != content:
+            raise _in_the_way(path)
         write_aside(path, content)
 
     def _logs(self) -> list[Path]:
@@ -199,6 +211,8 @@ class Writer:
     def _claim(self) -> None:
         """Say whose folder it is, or find that it is this job's already."""
         begun = self.folder / UNFINISHED
+        if begun.is_symlink():
+            raise _in_the_way(begun)
         if begun.is_file():
             if json_of(begun) != self._begun:
                 raise RecordError(
@@ -216,7 +230,7 @@ class Writer:
         write_aside(begun, json.dumps(self._begun))
 
     def _locked(self, path: Path) -> int:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+        handle = _opened(path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
         try:
             if fcntl is not None:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -237,32 +251,62 @@ class Writer:
         """Ranges that are safely there, by all processes, in order."""
         found = {}
         for path in self._logs():
-            for line in path.read_bytes().splitlines():
+            for line in _content(path, _LARGEST).splitlines():
                 try:
-                    start, stop, sums = json.loads(line)
-                except ValueError:  # half a line
+                    made = json.loads(line)
+                except (ValueError, RecursionError) as error:
+                    if not _HALF.fullmatch(line):
+                        raise _in_the_way(path) from error
                     continue
-                found[int(start)] = (int(start), int(stop), dict(sums))
+                if not self._is_range(made):
+                    raise RecordError(
+                        f"{path} is damaged: it names rows that {self.folder} cannot have. Delete "
+                        "the folder and begin again."
+                    )
+                found[made[0]] = tuple(made)
         return [found[start] for start in sorted(found)]
 
-    def _opened(self, name: str, column: Column, begun: bool) -> tuple[int, int]:
-        """An array's file, of its full size, and where its rows begin."""
+    def _is_range(self, made: Any) -> bool:
+        """Whether a line of a log is ``[start, stop, {array: CRC-32}]`` of this store."""
+        if not isinstance(made, list) or len(made) != 3 or not isinstance(made[2], dict):
+            return False
+        start, stop, sums = made
+        return (
+            all(type(each) is int for each in (start, stop, *sums.values()))
+            and 0 <= start < stop <= self.rows
+            and sums.keys() == self.columns.keys()
+            and all(0 <= each < 2**32 for each in sums.values())
+        )
+
+    def _open(self, key: str, name: str, column: Column, begun: bool) -> None:
+        """Open an array's file, of its full size; find where its rows begin."""
         final = self.folder / name
-        path = final if final.exists() else final.with_name(f"{name}.part")
+        path = final if os.path.lexists(final) else final.with_name(f"{name}.part")
         head = header(column.shape(self.rows), DTYPES[column.dtype])
         size = len(head) + self.rows * column.row_bytes
-        if begun and (not path.exists() or path.stat().st_size != size):
+        missing = begun and not os.path.lexists(path)
+        handle = -1 if missing else _opened(path, os.O_RDWR | os.O_CREAT)
+        if not missing:
+            self._files[key], self._paths[key] = (handle, len(head)), path
+        if begun and (missing or os.fstat(handle).st_size != size):
             raise RecordError(
                 f"{path} is missing or of another size, and rows of it were written before. "
                 f"Delete {self.folder} and begin again."
             )
+        there = os.pread(handle, len(head), 0)
+        if begun and there != head:
+            raise RecordError(
+                f"{path} is damaged: it does not begin as its rows were written. Delete "
+                f"{self.folder} and begin again."
+            )
+        # A machine that lost its power leaves zeros.
+        if os.fstat(handle).st_size > size or not head.startswith(there.rstrip(b"\0")):
+            raise _in_the_way(path)
         try:
-            handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
             _write_all(handle, head, 0)
             os.ftruncate(handle, size)
         except OSError as error:
             raise RecordError(f"Cannot write {path}: {error.strerror}.") from error
-        return handle, len(head)
 
     def _require_room(self, rows: int) -> None:
         """Refuse at once what cannot fit, rather than after hours."""
@@ -273,6 +317,30 @@ class Writer:
                 f"{self.rows - rows} of {self.rows} rows are there. Make room, or store less: "
                 "dtype='float16' halves it, project=256 keeps 256 numbers a layer."
             )
+
+
+def _in_the_way(path: Path) -> RecordError:
+    return RecordError(
+        f"{path} is in the way: it is not of this store. Move it, then run the same again."
+    )
+
+
+def _opened(path: Path, flags: int) -> int:
+    try:
+        return open_regular(path, flags)
+    except OSError as error:
+        raise RecordError(
+            f"{path} cannot be opened: {error.strerror}. Move it, then run the same again."
+        ) from error
+
+
+def _content(path: Path, largest: int) -> bytes:
+    """What a regular file of this store holds, up to one byte more than the largest."""
+    with open(_opened(path, os.O_RDONLY), "rb") as file:
+        content = file.read(largest + 1)
+    if len(content) > largest:
+        raise _in_the_way(path)
+    return content
 
 
 def _write_all(handle: int, data: bytes | memoryview, offset: int | None = None) -> None:

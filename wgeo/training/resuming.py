@@ -1,0 +1,155 @@
+"""What a stopped run left in ``last.pt``: read as any file of a stranger's, and checked whole."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..checkpoints.reading import read
+from ..errors import WgeoError
+from ..storage.files import printable, regular
+
+BROKEN = (
+    *(OSError, RuntimeError, ValueError, LookupError, TypeError, AttributeError),
+    WgeoError,
+)
+"""What reading and comparing a damaged state may raise."""
+
+_ROW = {"epoch", "loss", "running_accuracy", "lr", "train_accuracy", "seconds"}
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """Return what a run saved, through the reader of untrusted checkpoints.
+
+    Raises
+    ------
+    CheckpointError, OSError, ValueError
+        It cannot be read, or holds other things than a run saves.
+    """
+    regular(path)
+    contents = read(path)
+    if contents.stand_ins or type(contents.value) is not dict:
+        raise ValueError("it holds other objects than a run of wgeo saves")
+    return contents.value
+
+
+def require_state(saved: Mapping[str, Any], expected: Mapping[str, Any], steps: int) -> None:
+    """Refuse a saved state that no run of this kind can have.
+
+    Parameters
+    ----------
+    saved : mapping
+        As `read_state` returns it.
+    expected : mapping
+        The state of a new run of the same settings.
+    steps : int
+        Of an epoch.
+
+    Raises
+    ------
+    ValueError
+        The message names what is wrong.
+    """
+    epoch = saved["epoch"]
+    if type(epoch) is not int or epoch < 0:
+        raise ValueError(f"its epoch is {shortened(epoch)}")
+    _require_history(saved["progress"], epoch)
+    if saved["scheduler"] != {**expected["scheduler"], "step": epoch * steps}:
+        raise ValueError(f"its scheduler is not at epoch {epoch} of this run")
+    weights = saved["state_dict"]
+    if not isinstance(weights, dict) or dict.keys(weights) != expected["state_dict"].keys():
+        raise ValueError("its weights have other names than the network's")
+    for name, tensor in expected["state_dict"].items():
+        if isinstance(tensor, torch.Tensor):
+            _require_like(dict.__getitem__(weights, name), tensor, f"its weights {name!r}")
+
+
+def momenta(
+    saved: Mapping[str, Any],
+    expected: Mapping[str, Any],
+    parameters: list[torch.Tensor],
+    *,
+    moving: bool,
+) -> dict[str, Any]:
+    """Return what an optimizer goes on with: the saved momenta, everything else as `expected`.
+
+    Parameters
+    ----------
+    saved : mapping
+        The optimizer's state in a file.
+    expected : mapping
+        That of a new run of the same settings.
+    parameters : list of Tensor
+        What is optimized, in the order of the groups.
+    moving : bool
+        Whether steps with momentum were made.
+
+    Raises
+    ------
+    ValueError
+        They do not belong to these parameters.
+    """
+    groups = [group["params"] for group in saved["param_groups"]]
+    if groups != [group["params"] for group in expected["param_groups"]]:
+        raise ValueError("its optimizer has other groups of parameters")
+    state: dict[int, dict[str, Any]] = {}
+    for index, entry in saved["state"].items():
+        if type(index) is not int or not 0 <= index < len(parameters):
+            raise ValueError("its optimizer has other parameters than the network")
+        if entry.keys() != {"momentum_buffer"}:
+            raise ValueError("its optimizer is of another kind")
+        _require_like(entry["momentum_buffer"], parameters[index], f"momentum {index}")
+        # Tensors of a file may share their memory.
+        state[index] = {"momentum_buffer": entry["momentum_buffer"].clone()}
+    trained = {i for i, parameter in enumerate(parameters) if parameter.requires_grad}
+    if moving and trained and not trained & state.keys():
+        raise ValueError("its optimizer has no momenta")
+    # Those that have none had no gradient yet, for which zero stands.
+    for index in trained - state.keys() if state else ():
+        state[index] = {"momentum_buffer": torch.zeros_like(parameters[index])}
+    return {**expected, "state": state}
+
+
+def shortened(value: Any) -> str:
+    """A value of a file, as a message shows it."""
+    return printable(repr(value))
+
+
+def _require_history(progress: Any, epoch: int) -> None:
+    """One row an epoch, of the numbers that an epoch has."""
+    history = progress["history"]
+    if not isinstance(history, list) or len(history) != epoch + 1:
+        raise ValueError(f"its history has not one row for each epoch from 0 to {shortened(epoch)}")
+    for i, row in enumerate(history):
+        if not isinstance(row, dict) or row.keys() - {"test_accuracy"} != _ROW:
+            raise ValueError(f"row {i} of its history is damaged")
+        measured = {key: row[key] for key in ("loss", "running_accuracy", "lr")}
+        right = type(row["epoch"]) is int and row["epoch"] == i and _is_number(row["seconds"])
+        right &= all(
+            (value is None) if i == 0 else _is_number(value) for value in measured.values()
+        )
+        for key in {"running_accuracy", "train_accuracy", "test_accuracy"} & row.keys():
+            right &= row[key] is None or (_is_number(row[key]) and row[key] <= 1)
+        if not right:
+            raise ValueError(f"row {i} of its history holds what no epoch can have")
+
+
+def _is_number(value: Any) -> bool:
+    """Whether a value is a number from 0 on that JSON can hold."""
+    return type(value) in (int, float) and 0 <= value <= sys.float_info.max
+
+
+def _require_like(value: Any, tensor: torch.Tensor, name: str) -> None:
+    if not isinstance(value, torch.Tensor) or value.layout != torch.strided:
+        raise ValueError(f"{name} are no tensor")
+    if value.shape != tensor.shape or value.dtype != tensor.dtype or value.device.type != "cpu":
+        raise ValueError(
+            f"{name} are {value.dtype} {tuple(value.shape)}, the run's {tensor.dtype} "
+            f"{tuple(tensor.shape)}"
+        )
+    if not bool(torch.isfinite(value).all()):
+        raise ValueError(f"{name} hold NaN or infinity")
