@@ -156,7 +156,7 @@ def _hint(found: Found) -> str:
         return ""
     return (
         " The file holds a whole network; if it is yours and its code can be imported here, "
-        "trust=True (--trust-checkpoint) takes that code, and runs what the file names."
+        "`trust=True` takes that code, and runs what the file names."
     )
 
 
@@ -185,7 +185,7 @@ def _meta(value: Any, name: str) -> dict[str, Any]:
     if meta is None:
         return {}
     if not isinstance(meta, dict) or not isinstance(meta.get("arch"), str):
-        raise CheckpointError(f"{name}: its 'wgeo' entry is damaged. Say which arch= it is.")
+        raise CheckpointError(f"{name}: its 'wgeo' entry is damaged. Say which `arch=` it is.")
     if not isinstance(meta.get("options", {}), dict):
         raise CheckpointError(f"{name}: the options in its 'wgeo' entry are damaged.")
     for key, said in {**meta, **meta.get("options", {})}.items():
@@ -203,7 +203,7 @@ def _arch_of(meta: Mapping[str, Any]) -> str:
     if colon and home not in ("torchvision", "timm"):
         raise CheckpointError(
             f"it names {arch!a} as its architecture, which is code outside wgeo. A file does "
-            f"not decide what runs: if it is yours, say arch={arch!a} (--arch) yourself."
+            f"not decide what runs: if it is yours, say `arch={arch!a}` yourself."
         )
     return arch
 
@@ -227,7 +227,7 @@ def _assumed(fitted: Fit) -> list[str]:
         notes.append("its first kernel is 3 x 3: taken for a stem of stride 1 without max-pool")
     ours = fitted.arch.name in models.ARCHS and not fitted.arch.settled
     if ours and "activation" not in fitted.settings:
-        notes.append("its activation is not told: taken to be relu (options={'activation': ...})")
+        notes.append("its activation is not told: taken to be relu (`options={'activation': ...}`)")
     return notes
 
 

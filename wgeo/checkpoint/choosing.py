@@ -143,13 +143,9 @@ def _refuse_several(fitting: list[tuple[_Candidate, Fit | None]]) -> None:
     options = [first, *different]
     if len({each.found.container for each in options}) > 1:
         named = " and ".join(repr(each.found.container) for each in options[:5])
-        raise CheckpointError(
-            f"several networks in it fit, {named}. Say which with container= (--container)."
-        )
+        raise CheckpointError(f"several networks in it fit, {named}. Say which with `container=`.")
     named = " and ".join(repr(each.view.prefix) for each in options[:5])
-    raise CheckpointError(
-        f"several networks in it fit, {named}. Say which with prefix= (--prefix)."
-    )
+    raise CheckpointError(f"several networks in it fit, {named}. Say which with `prefix=`.")
 
 
 def _same(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -> bool:
@@ -174,17 +170,17 @@ def _recognised(view: View) -> tuple[str, str]:
     if fitting:
         raise CheckpointError(
             f"its tensors fit {' and '.join(fitting)}, and shapes don't tell the rest "
-            "(shortcuts, activation, heads). Say which with arch= (--arch)."
+            "(shortcuts, activation, heads). Say which with `arch=`."
         )
     best = models.closest(state)
     if best is None:
         keys = ", ".join(printable(view.prefix + key) for key in list(state)[:5])
         raise CheckpointError(
             f"no built-in architecture is close to its tensors ({keys}, ...). Say which it is "
-            "with arch= (--arch); your own network is 'package.module:factory'."
+            "with `arch=`; your own network is 'package.module:factory'."
         )
     closest, report = best
     raise CheckpointError(
-        f"say which architecture it is with arch= (--arch). The closest is {closest}, with "
+        f"say which architecture it is with `arch=`. The closest is {closest}, with "
         f"{report.share:.0%} of the tensors in common; it differs by {report.describe()}."
     )

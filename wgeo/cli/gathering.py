@@ -18,7 +18,7 @@ from ..files import folder_name, locked
 from ..ownership import leftovers, owned
 from ..progress import track
 from .job import Job
-from .root import as_typed, say
+from .root import as_typed, main, say, with_flags
 
 CONTEXT = "forkserver"  # libraries are imported once, and a job's process is its own
 _PRELOAD = ["wgeo.analysis", "wgeo.cli.job"]
@@ -147,7 +147,8 @@ def named(targets: list[str], prefix: str = "", taken: tuple[str, ...] = ()) -> 
 
 
 def _tell(job: Job, error: str) -> str:
-    say(f"wgeo: {job.target}: {' '.join(error.split())}", err=True)
+    told = with_flags(" ".join(error.split()), main.commands["analyze"])
+    say(f"wgeo: {job.target}: {told}", err=True)
     return error
 
 

@@ -353,5 +353,5 @@ def _misfit(
     if name == arch.name:
         return said + " No other built-in architecture comes closer."
     if found.fits:
-        return said + f" It fits {name}: use arch={name!r} (--arch {name})."
+        return said + f" It fits {name}: use `arch={name!r}`."
     return said + f" The closest is {name}, with {found.share:.0%} of the tensors in common."

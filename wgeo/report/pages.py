@@ -22,7 +22,18 @@ from .parts import (
     names_of,
 )
 from .several import series_title, side_by_side
-from .text import DASH, code, figure, fixed, key_values, plain, share, table, with_interval
+from .text import (
+    DASH,
+    code,
+    figure,
+    fixed,
+    key_values,
+    plain,
+    sentence,
+    share,
+    table,
+    with_interval,
+)
 
 
 def pages(record: Record) -> dict[str, str]:
@@ -107,7 +118,7 @@ def _normalized(used: Record | None) -> str:
 
 def _verdict(record: Record) -> str:
     """The record's verdict, a line a sentence."""
-    sentences = [plain(said["words"]) for said in record.get("verdict") or []]
+    sentences = [sentence(said["words"]) for said in record.get("verdict") or []]
     if not sentences:
         return ""
     text = "\n".join(f"- {s}" for s in sentences) if len(sentences) > 1 else sentences[0]
