@@ -16,6 +16,7 @@ from ..checkpoint import Network
 from ..data import PRESETS, Images, Normalization
 from ..errors import WgeoError
 from ..features import normalization_for, trace
+from ..features.network import declared_normalization
 from ..rows import blocks
 from ..trajectory import Trajectory
 from .verdict import THRESHOLDS
@@ -121,6 +122,8 @@ def _source(net: Network | nn.Module, images: Images) -> str:
         return "asked"
     if isinstance(net, Network) and net.normalize is not None:
         return net.provenance.normalize_source or "asked"
+    if declared_normalization(net) is not None:
+        return "architecture"
     return "none" if images.preset is None else "data"
 
 

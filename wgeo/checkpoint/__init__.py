@@ -16,6 +16,7 @@ from ..models import Fit
 from .choosing import Choice, choose
 from .claims import claimed_accuracy, epoch
 from .contents import Found, find_states
+from .normalizing import normalization_of
 from .places import is_saved_model
 from .provenance import LoadReport, Network, Provenance
 from .reading import Contents, fingerprint, read, read_trusted, shown
@@ -111,24 +112,27 @@ def load_checkpoint(
             raise
         raise CheckpointError(f"{name} says what it is made of, and it fails: {error}") from None
     _check_finite(choice.fitted.module, name)
+    normalize, told = normalization_of(choice.found.state, choice.fitted.module)
+    if isinstance(meta.get("normalize"), str):
+        normalize, told = str(meta["normalize"]), ()
     provenance = Provenance(
         checkpoint=name,
         sha256=contents.sha256,
         arch=choice.fitted.arch.name,
         num_classes=choice.fitted.settings["num_classes"],
         epoch=epoch(contents.value),
-        normalize=_normalize(choice.fitted, meta),
-        report=_report(choice, contents),
+        normalize=normalize or _usual_normalization(choice.fitted, meta),
+        report=_report(choice, contents, told),
         claimed_accuracy=claimed_accuracy(contents.value),
-        normalize_source="file" if isinstance(meta.get("normalize"), str) else "architecture",
+        normalize_source="file" if normalize else "architecture",
         arch_from=source,
     )
     return Network(choice.fitted.module, provenance)
 
 
-def _report(choice: Choice, contents: Contents) -> LoadReport:
+def _report(choice: Choice, contents: Contents, told: tuple[str, ...]) -> LoadReport:
     found, view, fitted = choice.found, choice.view, choice.fitted
-    notes = [*contents.notes, *choice.notes, *_assumed(fitted)]
+    notes = [*contents.notes, *choice.notes, *_assumed(fitted), *told]
     if found.whole:
         notes.append("a whole network was saved: its state dict was read, none of its code")
     if view.head:
@@ -245,9 +249,7 @@ def _check_finite(module: nn.Module, name: str) -> None:
         )
 
 
-def _normalize(fitted: Fit, meta: Mapping[str, Any]) -> str | None:
-    if isinstance(meta.get("normalize"), str):
-        return str(meta["normalize"])
+def _usual_normalization(fitted: Fit, meta: Mapping[str, Any]) -> str | None:
     # Published checkpoints for large colour images: not one with a small stem, nor one for grey.
     usual = fitted.settings.get("stem") != "cifar" and fitted.settings.get("in_channels", 3) == 3
     return fitted.arch.normalize if usual and not meta else None

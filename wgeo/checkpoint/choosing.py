@@ -14,6 +14,7 @@ from ..files import printable
 from ..models import Fit
 from .contents import Found, View, views
 from .folding import folded
+from .normalizing import without_normalizers
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,8 +96,26 @@ def choose(
 def _fitting(
     found: Found, arch: str | None, prefix: str | None, attempt: Callable[[_Candidate], Fit]
 ) -> list[tuple[_Candidate, Fit | None]]:
-    """Return what fits of one state dict; one whose names all have the prefix is enough."""
+    """Return what fits of one state dict, with its normalization if need be without."""
     state, folds = folded(found.state)
+    bare = without_normalizers(state)
+    try:
+        return _fitting_of(found, state, folds, arch, prefix, attempt)
+    except CheckpointError:
+        if len(bare) == len(state):
+            raise
+    return _fitting_of(found, bare, folds, arch, prefix, attempt)
+
+
+def _fitting_of(
+    found: Found,
+    state: Mapping[str, torch.Tensor],
+    folds: tuple[str, ...],
+    arch: str | None,
+    prefix: str | None,
+    attempt: Callable[[_Candidate], Fit],
+) -> list[tuple[_Candidate, Fit | None]]:
+    """Return what fits of a state; one whose names all have the prefix is enough."""
     error: CheckpointError | None = None
     fitting: list[tuple[_Candidate, Fit | None]] = []
     seen = views(state, prefix)

@@ -15,6 +15,7 @@ from torch import nn
 
 from ..blocks import find_blocks
 from ..checkpoint import Network
+from ..checkpoint.normalizing import normalizers
 from ..data import Images, Normalization, as_images, normalization
 from ..distributed import first
 from ..errors import ArgumentError
@@ -22,8 +23,14 @@ from ..errors import ArgumentError
 
 def normalization_for(net: Network | nn.Module, images: Images) -> Normalization:
     """Return how pixels are normalised: as asked, else as the network, else as the data has it."""
-    of_network = net.normalize if isinstance(net, Network) else None
-    return images.normalize or normalization(of_network or images.preset)
+    return images.normalize or normalization(declared_normalization(net) or images.preset)
+
+
+def declared_normalization(net: Network | nn.Module) -> str | None:
+    """Return what a network says of its images: none is left to do if its own forward does it."""
+    if isinstance(net, Network) and net.normalize is not None:
+        return net.normalize
+    return "none" if normalizers(module_of(net).state_dict()) else None
 
 
 def blocks(net: Network | nn.Module, images: Any, layers: Sequence[str] | None = None) -> list[str]:
