@@ -27,7 +27,7 @@ import wgeo
 
 SECONDS = 100  # of processor time that a network may take
 IMAGES, CLASSES = 8, 4
-SIZES = (64, 96, 128, 224, 240, 256, 512)
+SIZES = (64, 96, 112, 128, 224, 240, 256, 512)
 SMALL = ("test_", "atto", "femto", "pico", "nano", "xxs", "xxxs", "_050", "tiny", "_xs", "small")
 
 

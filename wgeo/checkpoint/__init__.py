@@ -138,7 +138,9 @@ def _report(choice: Choice, contents: Contents, told: tuple[str, ...]) -> LoadRe
     if view.head:
         notes.append(f"its head is {printable(view.head)}, beside the rest")
     if fitted.keys.no_head:
-        notes.append("no head in the file: the encoder was read, and there is no accuracy")
+        other = any(key.startswith(f"{fitted.keys.no_head}.") for key in fitted.keys.ignored)
+        head = "the head in the file is no linear layer" if other else "no head in the file"
+        notes.append(f"{head}: the encoder was read, and there is no accuracy")
     return LoadReport(
         kind=contents.kind,
         container=found.container,
