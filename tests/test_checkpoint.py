@@ -279,7 +279,7 @@ def test_networks_in_memory():
     wrapped = Network.from_module(net, normalize="half")
     assert (wrapped.arch, wrapped.num_classes, wrapped.normalize) == ("CifarResNet", 4, "half")
     assert wrapped.provenance.sha256 is None
-    with pytest.raises(CheckpointError, match="say num_classes"):
+    with pytest.raises(CheckpointError, match="num_classes="):
         Network.from_module(nn.Sequential(nn.ReLU()))
     assert Network.from_module(nn.Sequential(nn.ReLU()), num_classes=3).num_classes == 3
 
@@ -293,7 +293,7 @@ def test_the_wrong_architecture_names_the_right_one(save):
         load_checkpoint(path, "cifar_resnet32")
     assert str(path) in str(error.value)
     assert "60 missing: layer1.3.conv1.weight" in str(error.value)
-    assert "--arch cifar_resnet20" in str(error.value)
+    assert "arch='cifar_resnet20'" in str(error.value)
     with pytest.raises(CheckpointError, match="It fits cifar_resnet20"):
         load_checkpoint(path, "torchvision:resnet18")
     with pytest.raises(CheckpointError, match="head has 10 classes, and num_classes is 100"):

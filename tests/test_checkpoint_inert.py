@@ -250,13 +250,40 @@ def test_a_head_beside_the_backbone(net, save):
     assert report.aside == ()
 
 
+@pytest.mark.parametrize(
+    ("arch", "bias"),
+    [("torchvision:resnet18", True), ("cifar_resnet20", True), ("cifar_resnet20", False)],
+)
+def test_a_head_behind_a_dropout(save, arch, bias):
+    """``net.fc = Sequential(Dropout(), Linear(d, K))``, as fine-tuning scripts write it."""
+    net = models.build(arch, num_classes=7).eval()
+    name, head = head_of(net)
+    setattr(net, name, nn.Sequential(nn.Dropout(), nn.Linear(head.in_features, 7, bias=bias)))
+    loaded = load_checkpoint(save({"model": prefixed("module.", net.state_dict())}))
+    assert (loaded.arch, loaded.num_classes) == (arch, 7)
+    assert torch.equal(head_of(loaded.module)[1].weight, getattr(net, name)[1].weight)
+    assert f"{name}.1.weight -> {name}.weight" in loaded.provenance.report.renamed
+    x = torch.randn(2, 3, 32, 32)
+    if arch.startswith("cifar") and bias:
+        assert torch.equal(loaded.module(x), net.eval()(x))
+
+
+def test_a_head_of_several_layers_is_told(save):
+    net = models.build("torchvision:resnet18", num_classes=7).eval()
+    net.fc = nn.Sequential(nn.Linear(512, 16), nn.ReLU(), nn.Linear(16, 7))
+    loaded = load_checkpoint(save(net.state_dict()))
+    assert loaded.num_classes is None
+    (note,) = (each for each in loaded.provenance.report.notes if "no accuracy" in each)
+    assert note.startswith("the head in the file is no linear layer")
+
+
 def test_an_encoder_without_a_head(net, save):
     state = {k: t for k, t in net.state_dict().items() if not k.startswith("linear")}
     for arch in (None, "cifar_resnet8"):
         for projector in ({}, {"fc.0.weight": torch.ones(4, 16), "fc.2.weight": torch.ones(4, 4)}):
             loaded = load_checkpoint(save({**state, **projector}), arch)
             assert loaded.num_classes is None
-            assert any("no head" in note for note in loaded.provenance.report.notes)
+            assert any("no accuracy" in note for note in loaded.provenance.report.notes)
     images = (torch.randn(40, 2, 8, 8), np.arange(40) % 4)
     traj = trace(loaded, images, device="cpu")
     assert traj.classifier is None

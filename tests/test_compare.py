@@ -133,7 +133,7 @@ def test_a_straight_network_is_the_line_at_any_speed(rng):
     assert even[1].time == pytest.approx(1 / 3)
     assert even[1].missed > 0.01
     assert found.solution is None
-    assert "--no-mufm" in found.skipped
+    assert "mufm=False" in found.skipped
 
 
 def test_the_plain_model_is_the_nearest_simplex(rng):
@@ -246,7 +246,7 @@ def test_mufm_is_fitted_unasked_where_a_network_has_a_classifier_and_it_is_quick
     monkeypatch.setattr(entry, "PATIENCE", 0.0)
     found = compare(network, mufm=None)
     assert found.mufm == ()
-    assert "--mufm" in found.to_dict()["mufm"]["skipped"]
+    assert "mufm=True" in found.to_dict()["mufm"]["skipped"]
     assert compare(network, mufm=True).mufm
 
 

@@ -228,7 +228,7 @@ def test_what_cannot_be_traced_is_said():
     for device in ("cuda:77", "meta"):
         with pytest.raises(ArgumentError, match="Device"):
             trace(net, (x, y), device=device)
-    with pytest.raises(FeatureError, match=r"^pool='cls' needs tokens"):
+    with pytest.raises(FeatureError, match=r"^`pool='cls'` needs tokens"):
         trace(net, (x, y), pool="cls")
     with pytest.raises(ArgumentError, match="11 labels for 12"):
         trace(net, (x, y[:11]))

@@ -458,9 +458,9 @@ def test_a_fixed_classifier_is_never_trained(name, dim):
 def test_a_fixed_classifier_needs_room_and_a_block_to_narrow():
     with pytest.raises(ArgumentError, match="needs at least 9 features"):
         models.with_etf_classifier(small("isoresnet", num_classes=9), "keep")
-    with pytest.raises(ArgumentError, match="Use dim='keep'"):
+    with pytest.raises(ArgumentError, match="Use `dim='keep'`"):
         models.with_etf_classifier(small("isoresnet"))
-    with pytest.raises(ArgumentError, match="Use dim='keep'"):
+    with pytest.raises(ArgumentError, match="Use `dim='keep'`"):
         models.with_etf_classifier(small("mlp"))
     with pytest.raises(ArgumentError, match="no linear classifier"):
         models.with_etf_classifier(nn.Sequential(nn.ReLU()), "keep")

@@ -237,7 +237,7 @@ def test_a_folder_of_other_files_is_left_alone(net, images, tmp_path):
     with pytest.raises(RecordError, match=r"other files \(thesis.tex\)"):
         wgeo.trace(net, images, store=tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
-    with pytest.raises(ArgumentError, match="dtype is how a store"):
+    with pytest.raises(ArgumentError, match="dtype is how `store=` keeps"):
         wgeo.trace(net, images, dtype="float16")
     with pytest.raises(ArgumentError, match="bfloat16"):
         wgeo.trace(net, images, store=tmp_path / "s", dtype="int8")

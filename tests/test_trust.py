@@ -136,7 +136,7 @@ def test_a_better_normalization_is_named():
     assert facts["source"] == "data"
     assert facts["better"] == "none"
     said = claims({"normalization": facts})["normalization", "warning"]
-    assert 'With normalize="none"' in said
+    assert "With `normalize='none'`" in said
     assert "100.0 % of 120" in said
 
 

@@ -161,7 +161,7 @@ def _affordable_points(net: Network | nn.Module, images: Any) -> int:
     if operations > _MOST_OPERATIONS:
         raise ArgumentError(
             f"A pass of one image takes {operations:.1e} operations, so the Brenier test would "
-            f"take minutes; ask for it by a number of images, such as brenier={_FEWEST_POINTS}."
+            f"take minutes; ask for it by a number of images, such as `brenier={_FEWEST_POINTS}`."
         )
     return int(min(_MOST_POINTS, max(_FEWEST_POINTS, _OPERATIONS / operations)))
 

@@ -35,7 +35,8 @@ from .views import class_view
 _NO_COMMON_SPACE = (
     "No two consecutive layers share a feature space (their widths differ and no shortcut leads "
     "from one to the next), so transport and straightness are left out; collapse is measured "
-    "layer by layer. Name layers of one width, or give embed='pad' or 'pca:D' for one space."
+    "layer by layer. Name layers of one width, or put them into one space with `embed='pad'` or "
+    "`embed='pca:D'`."
 )
 _MOST_WORK = 1e10  # multiplications behind the intervals of collapse: about 20 s on one core
 

@@ -18,7 +18,7 @@ from ..data import Images
 from ..data.images import PRESETS, Normalization
 from ..errors import WgeoError
 from ..features import trace
-from ..features.network import normalization_for
+from ..features.network import declared_normalization, normalization_for
 from ..trajectory import Trajectory
 from .verdict import THRESHOLDS
 
@@ -123,6 +123,8 @@ def _source(net: Network | nn.Module, images: Images) -> str:
         return "asked"
     if isinstance(net, Network) and net.normalize is not None:
         return net.provenance.normalize_source or "asked"
+    if declared_normalization(net) is not None:
+        return "architecture"
     return "none" if images.preset is None else "data"
 
 

@@ -17,6 +17,7 @@ from ..storage.files import as_path, printable
 from .choosing import Choice, choose
 from .contents import Found, find_states
 from .metadata import claimed_accuracy, epoch
+from .normalizing import normalization_of
 from .provenance import LoadReport, Network, Provenance
 from .reading import Contents, read, read_trusted, shown
 
@@ -108,30 +109,35 @@ def load_checkpoint(
             raise
         raise CheckpointError(f"{name} says what it is made of, and it fails: {error}") from None
     _check_finite(choice.fitted.module, name)
+    normalize, told = normalization_of(choice.found.state, choice.fitted.module)
+    if isinstance(meta.get("normalize"), str):
+        normalize, told = str(meta["normalize"]), ()
     provenance = Provenance(
         checkpoint=name,
         sha256=contents.sha256,
         arch=choice.fitted.arch.name,
         num_classes=choice.fitted.settings["num_classes"],
         epoch=epoch(contents.value),
-        normalize=_normalize(choice.fitted, meta),
-        report=_report(choice, contents),
+        normalize=normalize or _usual_normalization(choice.fitted, meta),
+        report=_report(choice, contents, told),
         claimed_accuracy=claimed_accuracy(contents.value),
-        normalize_source="file" if isinstance(meta.get("normalize"), str) else "architecture",
+        normalize_source="file" if normalize else "architecture",
         arch_from=source,
     )
     return Network(choice.fitted.module, provenance)
 
 
-def _report(choice: Choice, contents: Contents) -> LoadReport:
+def _report(choice: Choice, contents: Contents, told: tuple[str, ...]) -> LoadReport:
     found, view, fitted = choice.found, choice.view, choice.fitted
-    notes = [*contents.notes, *choice.notes, *_assumed(fitted)]
+    notes = [*contents.notes, *choice.notes, *_assumed(fitted), *told]
     if found.whole:
         notes.append("a whole network was saved: its state dict was read, none of its code")
     if view.head:
         notes.append(f"its head is {printable(view.head)}, beside the rest")
     if fitted.keys.no_head:
-        notes.append("no head in the file: the encoder was read, and there is no accuracy")
+        other = any(key.startswith(f"{fitted.keys.no_head}.") for key in fitted.keys.ignored)
+        head = "the head in the file is no linear layer" if other else "no head in the file"
+        notes.append(f"{head}: the encoder was read, and there is no accuracy")
     return LoadReport(
         kind=contents.kind,
         container=found.container,
@@ -153,7 +159,7 @@ def _hint(found: Found) -> str:
         return ""
     return (
         " The file holds a whole network; if it is yours and its code can be imported here, "
-        "trust=True (--trust-checkpoint) takes that code, and runs what the file names."
+        "`trust=True` takes that code, and runs what the file names."
     )
 
 
@@ -182,7 +188,7 @@ def _meta(value: Any, name: str) -> dict[str, Any]:
     if meta is None:
         return {}
     if not isinstance(meta, dict) or not isinstance(meta.get("arch"), str):
-        raise CheckpointError(f"{name}: its 'wgeo' entry is damaged. Say which arch= it is.")
+        raise CheckpointError(f"{name}: its 'wgeo' entry is damaged. Say which `arch=` it is.")
     if not isinstance(meta.get("options", {}), dict):
         raise CheckpointError(f"{name}: the options in its 'wgeo' entry are damaged.")
     for key, said in {**meta, **meta.get("options", {})}.items():
@@ -200,7 +206,7 @@ def _arch_of(meta: Mapping[str, Any]) -> str:
     if colon and home not in ("torchvision", "timm"):
         raise CheckpointError(
             f"it names {arch!a} as its architecture, which is code outside wgeo. A file does "
-            f"not decide what runs: if it is yours, say arch={arch!a} (--arch) yourself."
+            f"not decide what runs: if it is yours, say `arch={arch!a}` yourself."
         )
     return arch
 
@@ -224,7 +230,7 @@ def _assumed(fitted: Fit) -> list[str]:
         notes.append("its first kernel is 3 x 3: taken for a stem of stride 1 without max-pool")
     ours = fitted.arch.name in ARCHS and not fitted.arch.settled
     if ours and "activation" not in fitted.settings:
-        notes.append("its activation is not told: taken to be relu (options={'activation': ...})")
+        notes.append("its activation is not told: taken to be relu (`options={'activation': ...}`)")
     return notes
 
 
@@ -242,9 +248,7 @@ def _check_finite(module: nn.Module, name: str) -> None:
         )
 
 
-def _normalize(fitted: Fit, meta: Mapping[str, Any]) -> str | None:
-    if isinstance(meta.get("normalize"), str):
-        return str(meta["normalize"])
+def _usual_normalization(fitted: Fit, meta: Mapping[str, Any]) -> str | None:
     # Published checkpoints for large colour images: not one with a small stem, nor one for grey.
     usual = fitted.settings.get("stem") != "cifar" and fitted.settings.get("in_channels", 3) == 3
     return fitted.arch.normalize if usual and not meta else None

@@ -15,6 +15,7 @@ from ..models.registry import find
 from ..storage.files import printable
 from .contents import Found, View, views
 from .folding import folded
+from .normalizing import without_normalizers
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,8 +97,26 @@ def choose(
 def _fitting(
     found: Found, arch: str | None, prefix: str | None, attempt: Callable[[_Candidate], Fit]
 ) -> list[tuple[_Candidate, Fit | None]]:
-    """Return what fits of one state dict; one whose names all have the prefix is enough."""
+    """Return what fits of one state dict, with its normalization if need be without."""
     state, folds = folded(found.state)
+    bare = without_normalizers(state)
+    try:
+        return _fitting_of(found, state, folds, arch, prefix, attempt)
+    except CheckpointError:
+        if len(bare) == len(state):
+            raise
+    return _fitting_of(found, bare, folds, arch, prefix, attempt)
+
+
+def _fitting_of(
+    found: Found,
+    state: Mapping[str, torch.Tensor],
+    folds: tuple[str, ...],
+    arch: str | None,
+    prefix: str | None,
+    attempt: Callable[[_Candidate], Fit],
+) -> list[tuple[_Candidate, Fit | None]]:
+    """Return what fits of a state; one whose names all have the prefix is enough."""
     error: CheckpointError | None = None
     fitting: list[tuple[_Candidate, Fit | None]] = []
     seen = views(state, prefix)
@@ -144,13 +163,9 @@ def _refuse_several(fitting: list[tuple[_Candidate, Fit | None]]) -> None:
     options = [first, *different]
     if len({each.found.container for each in options}) > 1:
         named = " and ".join(repr(each.found.container) for each in options[:5])
-        raise CheckpointError(
-            f"several networks in it fit, {named}. Say which with container= (--container)."
-        )
+        raise CheckpointError(f"several networks in it fit, {named}. Say which with `container=`.")
     named = " and ".join(repr(each.view.prefix) for each in options[:5])
-    raise CheckpointError(
-        f"several networks in it fit, {named}. Say which with prefix= (--prefix)."
-    )
+    raise CheckpointError(f"several networks in it fit, {named}. Say which with `prefix=`.")
 
 
 def _same(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -> bool:
@@ -175,17 +190,17 @@ def _recognised(view: View) -> tuple[str, str]:
     if fitting:
         raise CheckpointError(
             f"its tensors fit {' and '.join(fitting)}, and shapes don't tell the rest "
-            "(shortcuts, activation, heads). Say which with arch= (--arch)."
+            "(shortcuts, activation, heads). Say which with `arch=`."
         )
     best = matching.closest(state)
     if best is None:
         keys = ", ".join(printable(view.prefix + key) for key in list(state)[:5])
         raise CheckpointError(
             f"no built-in architecture is close to its tensors ({keys}, ...). Say which it is "
-            "with arch= (--arch); your own network is 'package.module:factory'."
+            "with `arch=`; your own network is 'package.module:factory'."
         )
     closest, report = best
     raise CheckpointError(
-        f"say which architecture it is with arch= (--arch). The closest is {closest}, with "
+        f"say which architecture it is with `arch=`. The closest is {closest}, with "
         f"{report.share:.0%} of the tensors in common; it differs by {report.describe()}."
     )

@@ -125,7 +125,7 @@ def find_states(value: Any, name: str, size: int, container: str | None = None) 
             names = ", ".join(repr(each.container) for each in found[:8])
             raise CheckpointError(
                 f"{name} holds no state dict under {printable(container)!r}. "
-                f"container= (--container) can be {names}."
+                f"`container=` can be {names}."
             )
         found = chosen
     _check_tensors(found[0].state, name, size)
@@ -259,8 +259,7 @@ def views(state: Mapping[str, torch.Tensor], prefix: str | None = None) -> list[
         if not any(key.startswith(asked) for key in plain):
             known = ", ".join(repr(each) for each in list(counts)[:8])
             raise CheckpointError(
-                f"no tensor's name begins with {printable(prefix)!r}. prefix= (--prefix) can be "
-                f"{known}."
+                f"no tensor's name begins with {printable(prefix)!r}. `prefix=` can be {known}."
             )
         return [_view(plain, asked, wrapped)]
     return [_view(plain, each, wrapped) for each in counts]

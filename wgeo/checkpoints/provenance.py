@@ -158,7 +158,7 @@ class Network:
         head = classifier_of(module)
         if num_classes is None and head is None:
             raise CheckpointError(
-                f"{type(module).__name__} has no linear classifier; say num_classes=."
+                f"{type(module).__name__} has no linear classifier; say `num_classes=`."
             )
         classes = num_classes if num_classes is not None else head.out_features  # type: ignore[union-attr]
         parameters = sum(p.numel() for p in module.parameters())

@@ -12,7 +12,7 @@ from ..runtime.processes import is_rank_zero, launched_world_size, on_rank_zero
 from .gathering import gather, named
 from .job import Job
 from .options import data_options, measuring_options, network_options, reading_options
-from .root import SEED, as_typed, command, own_folder, say
+from .root import SEED, as_typed, command, own_folder, say, with_flags
 
 if TYPE_CHECKING:
     from ..analysis import Analysis
@@ -180,7 +180,7 @@ def _finish(done: Analysis, folder: Path, with_report: bool = True) -> None:
     try:
         done.save(folder)
     finally:
-        print_analysis(done)  # whatever the disk took of it
+        print_analysis(done, with_flags)  # whatever the disk took of it
     if with_report:
         from .. import report as reports
 

@@ -19,7 +19,7 @@ from ..runtime.progress import track
 from ..storage.files import folder_name, locked
 from ..storage.ownership import leftovers, owned
 from .job import Job
-from .root import as_typed, say
+from .root import as_typed, main, say, with_flags
 
 CONTEXT = "forkserver"  # libraries are imported once, and a job's process is its own
 _PRELOAD = ["wgeo.analysis", "wgeo.cli.job"]
@@ -158,7 +158,8 @@ def _folded(name: str) -> str:
 
 
 def _tell(job: Job, error: str) -> str:
-    say(f"wgeo: {job.target}: {' '.join(error.split())}", err=True)
+    told = with_flags(" ".join(error.split()), main.commands["analyze"])
+    say(f"wgeo: {job.target}: {told}", err=True)
     return error
 
 

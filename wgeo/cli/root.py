@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import functools
 import os
+import re
 import shlex
 import signal
 import sys
@@ -34,6 +35,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 SEED = click.IntRange(min=0)
 SIGPIPE = 13  # Windows has no such signal
 STOPPED = "wgeo: stopped; what was finished is kept, nothing is half-written."
+_PARAMETER = re.compile(r"`(\w+)=([^`]*)`")
+_OPTION = {"limit": "samples", "size": "image_size", "trust": "trust_checkpoint"}  # other names
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 
@@ -41,6 +44,53 @@ def say(*lines: object, err: bool = False) -> None:
     """Print lines of text, whatever names they hold, on standard output or standard error."""
     for line in lines:
         click.echo(printable(str(line), None), err=err)
+
+
+def with_flags(text: str, command: click.Command | None = None) -> str:
+    """A message of the library as a command has it: ``--pool gap`` for `` `pool='gap'` ``.
+
+    The library names its parameters, in backquotes. What the command has no option for stays.
+
+    Parameters
+    ----------
+    text : str
+    command : click.Command, optional
+        By default the one that runs.
+    """
+    if command is None and (ctx := click.get_current_context(silent=True)):
+        command = ctx.meta.get("wgeo.command")
+    known = {each.name: each for each in command.params} if command else {}
+
+    def flag(found: re.Match[str]) -> str:
+        option = known.get(_OPTION.get(found[1], found[1]))
+        return (option and _flags(option, found[2])) or found[0]
+
+    return _PARAMETER.sub(flag, text)
+
+
+def _flags(option: click.Parameter, value: str) -> str | None:
+    """The option with a value that Python's syntax gives; None if it cannot have that."""
+    if not isinstance(option, click.Option):
+        return None
+    name = max(option.opts, key=len)
+    if option.is_flag:
+        off = option.secondary_opts[0] if option.secondary_opts else None
+        return {"": name, "True": name, "False": off}.get(value)
+    try:
+        parsed = ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        parsed = value  # nothing, or a word in capitals that stands for a value
+    several = parsed if isinstance(parsed, list | tuple) else [parsed]
+    words = ",".join("..." if each is ... else str(each) for each in several)
+    return f"{name} {shlex.quote(words)}" if value else name
+
+
+class Command(click.Command):
+    """A command that is known to run while it does, and when its error is printed."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        ctx.meta["wgeo.command"] = self
+        return super().invoke(ctx)
 
 
 class Commands(click.Group):
@@ -150,7 +200,7 @@ def _told() -> Iterator[None]:
     def show(message: Any, category: type[Warning], *where: Any, **more: Any) -> None:
         if issubclass(category, WgeoWarning):
             if is_rank_zero():
-                say(f"wgeo: {message}", err=True)
+                say(f"wgeo: {with_flags(str(message))}", err=True)
         else:
             usual(message, category, *where, **more)
 
@@ -168,7 +218,7 @@ def _which() -> str:
 
 def _in_words(error: BaseException) -> str:
     if isinstance(error, WgeoError):
-        return str(error)
+        return with_flags(str(error))
     text = " ".join(str(error).split())
     short = ("t allocate memory", "out of memory", "failed to map segment")  # a library, the last
     if isinstance(error, MemoryError) or any(said in text for said in short):
@@ -211,9 +261,9 @@ def command(
         function = launched()(function) if together else _by_one(name, function)
         lines = "\n".join(f"  {line}" for line in example.strip().splitlines())
         epilog = f"\b\nExample:\n{lines}"
-        made = click.command(name, context_settings=CONTEXT, short_help=short, epilog=epilog)(
-            debug_option(function)
-        )
+        made = click.command(
+            name, Command, context_settings=CONTEXT, short_help=short, epilog=epilog
+        )(debug_option(function))
         (within or main).add_command(made)
         return made
 

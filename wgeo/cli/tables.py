@@ -21,8 +21,15 @@ _MARKS = {"warning": "!", "undecided": "?"}
 Row = Mapping[str, Any]
 
 
-def print_analysis(done: Analysis) -> None:
-    """Print what was analysed, a row a layer, then the verdict, a line a sentence."""
+def print_analysis(done: Analysis, worded: Callable[[str], str] = str) -> None:
+    """Print what was analysed, a row a layer, then the verdict, a line a sentence.
+
+    Parameters
+    ----------
+    done : Analysis
+    worded : callable
+        What a sentence becomes: the command line has its own names for parameters.
+    """
     record = done.record
     console = Terminal(_PIPED)
     for line in _header(record):
@@ -32,7 +39,7 @@ def print_analysis(done: Analysis) -> None:
     console.print(_fitting(_columns(record), rows, console.width, _caption(record)))
     for said in record["verdict"]:
         mark = _MARKS.get(said.get("strength"), "-")
-        console.print(f"{mark} {said['words']}", soft_wrap=not console.is_terminal)
+        console.print(f"{mark} {worded(said['words'])}", soft_wrap=not console.is_terminal)
 
 
 def _header(record: Row) -> list[str]:

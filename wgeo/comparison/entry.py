@@ -28,7 +28,7 @@ W2_SAMPLES = 300  # beside one another: enough for two digits, and quick
 _TURNING = 20  # matrices, features x `TURNED`, that turning takes at its peak; measured: 17 to 19
 _BASES = 8  # matrices, features x directions, beside them at the peak of a fit; measured: 5 to 7
 _ROUNDED = 1e-2  # by how much a model's inputs may differ from the network's: in half precision
-UNASKED = "MUFM was left out, as asked (mufm=False, --no-mufm)."
+UNASKED = "MUFM was left out, as asked (`mufm=False`)."
 PATIENCE = 60.0  # seconds on one core that nobody needs to be asked for
 
 
@@ -212,7 +212,7 @@ def _left_out(traj: Trajectory, segment: Segment, classes: int, asked: bool | No
         return ""
     return (
         f"MUFM of {n} samples of {classes} classes, {d} features wide, would take about "
-        f"{seconds / 60:.0f} minutes on one core; ask for it with mufm=True (--mufm)."
+        f"{seconds / 60:.0f} minutes on one core; ask for it with `mufm=True`."
     )
 
 

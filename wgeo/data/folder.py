@@ -227,7 +227,7 @@ def _image(path: Path, read: Read, name: str, use: Callable[[Image.Image], T]) -
         raise DataError(
             f"The image {printable(name, 300)!r} in {path} cannot be decoded "
             f"({printable(why, 300)}). Repair or remove it, or skip such images "
-            "(skip_broken=True, --skip-broken)."
+            "(`skip_broken=True`)."
         ) from error
 
 

@@ -61,7 +61,7 @@ class Normalization:
         if len(self.mean) not in (1, x.shape[1]):
             raise DataError(
                 f"Normalisation {self.name!r} is for {len(self.mean)} channels; the images have "
-                f"{x.shape[1]}. Choose another with --normalize (such as none or half)."
+                f"{x.shape[1]}. Choose another, such as `normalize='none'` or `normalize='half'`."
             )
         shape = (1, -1) + (1,) * (x.ndim - 2)
         mean = torch.tensor(self.mean, dtype=x.dtype, device=x.device).view(shape)

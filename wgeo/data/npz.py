@@ -136,7 +136,7 @@ def _joined(parts: list[np.ndarray], path: Path) -> np.ndarray:
     if len(parts) == 1:
         return parts[0]
     if len({part.shape[1:] for part in parts}) > 1:
-        raise DataError(f"The splits of {path} have different shapes; take one (split=).")
+        raise DataError(f"The splits of {path} have different shapes; take one (`split=`).")
     return np.concatenate(parts)
 
 

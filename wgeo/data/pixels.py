@@ -53,8 +53,8 @@ def kept(
     except OSError as error:
         raise DataError(
             f"The images take {size / 2**30:.1f} GiB, more than memory has to spare, and "
-            f"{tempfile.gettempdir()} cannot hold them ({error.strerror}). Take fewer (--samples) "
-            "or smaller ones (size), or set TMPDIR to a larger disk."
+            f"{tempfile.gettempdir()} cannot hold them ({error.strerror}). Take fewer (`limit=`) "
+            "or smaller ones (`size=`), or set TMPDIR to a larger disk."
         ) from error
 
 

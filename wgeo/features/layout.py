@@ -177,7 +177,7 @@ def _with_samples(maps: torch.Tensor, other: torch.Tensor, n: int, key: str) -> 
         return _shaped(maps, 0, "", n)
     raise FeatureError(
         f"{key.partition(':')[2]!r}: of {n} images it makes a tensor of shape "
-        f"{tuple(maps.shape)}, no axis of which holds the samples. Follow other modules: layers=."
+        f"{tuple(maps.shape)}, no axis of which holds the samples. Follow other modules: `layers=`."
     )
 
 

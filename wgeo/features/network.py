@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 from torch import nn
 
 from ..checkpoints import Network
+from ..checkpoints.normalizing import normalizers
 from ..data import Images
 from ..data.images import Normalization, normalization
 from ..data.loaders import as_images
@@ -24,8 +25,14 @@ from .residual_blocks import find_blocks
 
 def normalization_for(net: Network | nn.Module, images: Images) -> Normalization:
     """Return how pixels are normalised: as asked, else as the network, else as the data has it."""
-    of_network = net.normalize if isinstance(net, Network) else None
-    return images.normalize or normalization(of_network or images.preset)
+    return images.normalize or normalization(declared_normalization(net) or images.preset)
+
+
+def declared_normalization(net: Network | nn.Module) -> str | None:
+    """Return what a network says of its images: none is left to do if its own forward does it."""
+    if isinstance(net, Network) and net.normalize is not None:
+        return net.normalize
+    return "none" if normalizers(module_of(net).state_dict()) else None
 
 
 def blocks(net: Network | nn.Module, images: Any, layers: Sequence[str] | None = None) -> list[str]:

@@ -70,13 +70,13 @@ def _pooled(maps: torch.Tensor, kind: str, side: int) -> torch.Tensor:
     if kind == "cls":
         if len(space) > 1:
             raise FeatureError(
-                "pool='cls' needs tokens (n, t, c); these are feature maps. Use 'gap'."
+                "`pool='cls'` needs tokens (n, t, c); these are feature maps. Use `pool='gap'`."
             )
         return maps[:, :, 0]
     if len(space) == 1:
-        raise FeatureError("pool='grid:K' needs feature maps (n, c, h, w); these are tokens.")
+        raise FeatureError("`pool='grid:K'` needs feature maps (n, c, h, w); these are tokens.")
     if len(space) > 3:
-        raise FeatureError(f"Cannot pool features of shape {tuple(maps.shape)}; use pool='flat'.")
+        raise FeatureError(f"Cannot pool features of shape {tuple(maps.shape)}; use `pool='flat'`.")
     sides = [min(side, maps.shape[axis]) for axis in space]  # a finer grid would repeat pixels
     average: Callable[..., torch.Tensor] = (
         functional.adaptive_avg_pool2d if len(sides) == 2 else functional.adaptive_avg_pool3d

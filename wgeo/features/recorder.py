@@ -169,6 +169,6 @@ def _require_channels(layouts: dict[str, Layout], pool: str) -> None:
             raise FeatureError(
                 f"{key.partition(':')[2]!r} returns maps of shape (n, {shape}), and neither its "
                 "parameters nor their lengths tell which axis holds the channels. Say so: "
-                f"pool='{how}@first' for (n, c, ...), pool='{how}@last' for (n, ..., c); or keep "
-                "every entry with pool='flat'."
+                f"`pool='{how}@first'` for (n, c, ...), `pool='{how}@last'` for (n, ..., c); or "
+                "keep every entry with `pool='flat'`."
             )

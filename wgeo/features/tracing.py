@@ -104,7 +104,7 @@ def trace(
     narrow = None if project is None else Projection(project)
     if dtype is not None and (store is None or dtype not in DTYPES or dtype == "int64"):
         kinds = ", ".join(kind for kind in DTYPES if kind != "int64")
-        raise ArgumentError(f"dtype is how a store=... keeps features: {kinds}; not {dtype!r}.")
+        raise ArgumentError(f"dtype is how `store=` keeps features: {kinds}; not {dtype!r}.")
     settings: dict[str, Any] = {**provenance(net, images), "pool": pool, "tap": tap}
     job: dict[str, Any] = {}
     if store is not None:
@@ -197,7 +197,7 @@ def _other_sums(found: Blocks) -> dict[str, Any]:
     warnings.warn(
         f"{len(found.specs)} residual blocks are followed. Tensors of equal shapes are also added "
         f"in the forward of {shown}, outside of them. If these are residual blocks too, name all "
-        "that are to be followed with layers=.",
+        "that are to be followed with `layers=`.",
         WgeoWarning,
         stacklevel=3,
     )
@@ -239,7 +239,7 @@ class _Held:
             raise FeatureError(
                 f"The features need {rows * self.row_bytes / 2**30:.2f} GiB, and there is memory "
                 f"for {room / 2**30:.2f} GiB of them. "
-                "Write them to disk (store=DIR), take fewer samples, or pool='gap' instead of "
+                "Write them to disk (`store=DIR`), take fewer samples, or `pool='gap'` instead of "
                 "'flat'."
             )
         self.arrays = {key: np.zeros((rows, *row.shape[1:]), row.dtype) for key, row in few.items()}

@@ -120,9 +120,9 @@ def _last_block(net: nn.Module, width: int) -> BasicBlock | Bottleneck | ConvBlo
         if last.out_channels == width:
             return found[-1]
     raise ArgumentError(
-        f"dim='K' narrows the last residual block, and in {type(net).__name__} none of "
+        f"`dim='K'` narrows the last residual block, and in {type(net).__name__} none of "
         "torchvision's ResNets' or wgeo's CIFAR ResNets' kind feeds the classifier. "
-        "Use dim='keep' (--classifier etf-keep)."
+        "Use `dim='keep'`; in training, `classifier='etf-keep'`."
     )
 
 

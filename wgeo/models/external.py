@@ -222,7 +222,7 @@ def infer_head(state: State, given: Mapping[str, Any]) -> dict[str, Any]:
 def _own_activation(name: str, activation: str) -> None:
     if activation != "relu":
         raise ArgumentError(
-            f"torchvision:{name} has its own activation; leave out activation={activation!r}, "
+            f"torchvision:{name} has its own activation; leave out `activation={activation!r}`, "
             "or choose one of wgeo's architectures."
         )
 

@@ -24,6 +24,7 @@ _SHOWN = 5
 _BOOKKEEPING = re.compile(r"(^|\.)(num_batches_tracked|n_averaged|total_ops|total_params)$")
 # What self-supervised training and transformers keep where a classifier would have its head.
 _PROJECTOR = re.compile(r"(fc|head|pooler|predictor|prototypes|proj\w*)\.")
+_IN_SEQUENCE = re.compile(r"((?:fc|linear)\.)(\d+)\.(weight|bias)")
 _CLOSE = 0.2  # share of tensors in common below which no architecture is worth naming
 
 
@@ -332,7 +333,18 @@ def _names(arch: Arch, state: State) -> dict[str, str]:
         for pattern, replacement in arch.rename:
             name = re.sub(pattern, replacement, name)
         names[key] = name
+    if arch.rename:
+        names |= _last_of_sequence(names, state)
     return names if len(set(names.values())) == len(names) else {key: key for key in state}
+
+
+def _last_of_sequence(names: Mapping[str, str], state: State) -> dict[str, str]:
+    """New names of a head that is the only layer with weights of a Sequential: behind a dropout."""
+    found = {key: _IN_SEQUENCE.fullmatch(name) for key, name in names.items()}
+    parts = {key: match for key, match in found.items() if match}
+    alone = len({match[2] for match in parts.values()}) == 1
+    flat = any(state[key].ndim == 2 for key in parts)
+    return {key: match[1] + match[3] for key, match in parts.items()} if alone and flat else {}
 
 
 def _misfit(
@@ -353,5 +365,5 @@ def _misfit(
     if name == arch.name:
         return said + " No other built-in architecture comes closer."
     if found.fits:
-        return said + f" It fits {name}: use arch={name!r} (--arch {name})."
+        return said + f" It fits {name}: use `arch={name!r}`."
     return said + f" The closest is {name}, with {found.share:.0%} of the tensors in common."

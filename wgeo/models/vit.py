@@ -59,8 +59,8 @@ def vit(
     positive(patch=patch)
     if image_size % patch or width % heads:
         raise ArgumentError(
-            f"patch={patch} must divide image_size={image_size}, "
-            f"and heads={heads} must divide width={width}."
+            f"`patch={patch}` must divide `image_size={image_size}`, "
+            f"and `heads={heads}` must divide `width={width}`."
         )
     net = VisionTransformer(image_size, patch, depth, heads, width, hidden, num_classes=num_classes)
     for name, _ in list(net.encoder.layers.named_children()):

@@ -85,7 +85,8 @@ def _tex_error(tex: str, said: str, log: Path) -> WgeoError:
     told = [line.strip() for line in lines if line.startswith("!") or "error:" in line]
     return WgeoError(
         f"{tex} could not typeset the report: {(told or lines[-1:])[0]} Its whole log is "
-        f"{log}; any earlier report is untouched. Without --pdf the pages are built all the same."
+        f"{log}; any earlier report is untouched. Without `pdf=True` the pages are built "
+        "all the same."
     )
 
 

@@ -21,7 +21,7 @@ from .parts import (
     score,
 )
 from .scrubber import scrubber
-from .text import DASH, figure, fixed, key_values, plain, share, table, with_interval
+from .text import DASH, figure, fixed, key_values, plain, sentence, share, table, with_interval
 
 
 def transport(record: Record, plots: Plots) -> str:
@@ -195,7 +195,7 @@ def _reference(record: Record) -> str:
         return ""
     return join(
         "## Straighter than a reference?",
-        *(plain(said["words"]) for said in record["verdict"] if said["claim"] == "reference"),
+        *(sentence(said["words"]) for said in record["verdict"] if said["claim"] == "reference"),
         f"Without fresh weights of their own: {plain(', '.join(kept[:5]), 200)}." if kept else "",
         body,
     )
@@ -265,7 +265,7 @@ def _embedded(record: Record) -> str:
         "## The whole network in one space",
         f"All layers put into one space ({plain(found.get('space'))}), which the network itself "
         "does not do.",
-        *(plain(said["words"]) for said in found.get("verdict") or []),
+        *(sentence(said["words"]) for said in found.get("verdict") or []),
         table(
             ("", *(plain(segment_name(s, i)) for i, s in enumerate(segments))), rows, "Embedded."
         ),

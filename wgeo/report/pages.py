@@ -10,9 +10,30 @@ from ..plots.depth import ROUNDING
 from ..plots.style import number, segment_name, short
 from .assets import asset
 from .measured import collapse, straightness, transport
-from .parts import Plots, Record, centred, correlation, figure_block, flat, interval, join, names_of
+from .parts import (
+    Plots,
+    Record,
+    centred,
+    correlation,
+    figure_block,
+    flat,
+    interval,
+    join,
+    names_of,
+)
 from .series import series_title, side_by_side
-from .text import DASH, code, figure, fixed, key_values, plain, share, table, with_interval
+from .text import (
+    DASH,
+    code,
+    figure,
+    fixed,
+    key_values,
+    plain,
+    sentence,
+    share,
+    table,
+    with_interval,
+)
 
 
 def pages(record: Record) -> dict[str, str]:
@@ -97,7 +118,7 @@ def _normalized(used: Record | None) -> str:
 
 def _verdict(record: Record) -> str:
     """The record's verdict, a line a sentence."""
-    sentences = [plain(said["words"]) for said in record.get("verdict") or []]
+    sentences = [sentence(said["words"]) for said in record.get("verdict") or []]
     if not sentences:
         return ""
     text = "\n".join(f"- {s}" for s in sentences) if len(sentences) > 1 else sentences[0]

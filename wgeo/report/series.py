@@ -20,7 +20,7 @@ from .parts import (
     score,
 )
 from .scrubber import scrubber
-from .text import DASH, code, figure, fixed, plain, share, table, with_interval
+from .text import DASH, code, figure, fixed, plain, sentence, share, table, with_interval
 
 _ALIKE = ("data", "split", "samples", "pool", "tap", "normalize")  # for figures to compare
 
@@ -164,7 +164,7 @@ def _verdicts(series: Record) -> str:
     for row in series["analyses"]:
         parts += [
             f"## {_name(series, row)}",
-            *(f"- {plain(said['words'])}" for said in row["verdict"]),
+            *(f"- {sentence(said['words'])}" for said in row["verdict"]),
         ]
         if row.get("folder"):
             parts.append(f"Its own record: {plain(row['folder'], 120)}")

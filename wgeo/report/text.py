@@ -21,8 +21,17 @@ def plain(value: Any, width: int | None = None) -> str:
     CommonMark lets every ASCII punctuation mark be escaped, so all are: no markup, role, formula,
     table cell or HTML tag can begin.
     """
-    text = clean(value) if width is None else short(value, width)
+    return _escaped(clean(value) if width is None else short(value, width))
+
+
+def _escaped(text: str) -> str:
     return _PUNCTUATION.sub(r"\\\1", text)
+
+
+def sentence(text: str) -> str:
+    """Text of wgeo's own as `plain` has it, but with what stands in backquotes as code."""
+    parts = re.split(r"`([^`]+)`", clean(text))
+    return "".join(f"`{part}`" if k % 2 else _escaped(part) for k, part in enumerate(parts))
 
 
 def code(text: str) -> str:

@@ -57,7 +57,7 @@ def bounded(memory: str | int | None) -> Iterator[None]:
     """
     size = None if memory is None else parse_bytes(memory)
     if size is not None and size < 2 * _LIBRARIES:
-        raise ArgumentError(f"Python and its libraries take half a GiB; memory={memory} is less.")
+        raise ArgumentError(f"Python and its libraries take half a GiB; `memory={memory}` is less.")
     before = _state["bound"]
     try:
         _state["bound"] = size

@@ -129,7 +129,7 @@ def writable(folder: str | os.PathLike[str]) -> Path:
             probe.write(b"wgeo")
     except OSError as error:
         raise RecordError(
-            f"Cannot write into {path}: {error.strerror}. Choose another folder with --out."
+            f"Cannot write into {path}: {error.strerror}. Choose another folder."
         ) from error
     return path
 
@@ -271,7 +271,4 @@ def _let_go(path: Path, handle: int | None) -> None:
 
 def _taken(path: Path, process: int | None) -> str:
     by = f" (process {process})" if process is not None else ""
-    return (
-        f"Another run{by} writes into {path}. Wait until it has ended, or choose another folder "
-        "with --out."
-    )
+    return f"Another run{by} writes into {path}. Wait until it has ended, or choose another folder."

@@ -42,7 +42,7 @@ def claim(folder: Path, kind: str) -> Path:
     if (folder / other).exists():
         raise RecordError(
             f"{folder} holds {other} already, whose figures and report this would replace. Choose "
-            "another folder with --out."
+            "another folder."
         )
     ownership.claim(folder, kind)
     return folder

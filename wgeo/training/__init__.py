@@ -264,7 +264,7 @@ def _build(
         if classifier != "learned":
             raise ArgumentError(
                 "A network of your own is trained as it is; to fix its classifier, give "
-                "wgeo.models.with_etf_classifier(net) instead of classifier=."
+                "wgeo.models.with_etf_classifier(net) instead of `classifier=`."
             )
         return arch
     net = models.build(

@@ -153,7 +153,7 @@ class Job:
         if resume and (kept := checkpoints_in(self.folder)[1:]):
             raise RecordError(
                 f"{kept[-1]} is of an earlier run, and {last} is gone, which it would go on from. "
-                "Choose another folder, or start anew with resume=False, which removes the "
+                "Choose another folder, or start anew with `resume=False`, which removes the "
                 "checkpoints of that run."
             )
         old = (f"checkpoints/{path.name}" for path in checkpoints_in(self.folder))
@@ -299,7 +299,7 @@ class Job:
         return {**self._state(), "progress": {"history": self.history}}
 
     def _restore(self, path: Path) -> None:
-        again = f"Choose another folder than {path.parent}, or start anew with resume=False."
+        again = f"Choose another folder than {path.parent}, or start anew with `resume=False`."
         try:
             saved, new = read_state(path), self._last()
             for wrong, names in (

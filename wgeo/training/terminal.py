@@ -47,7 +47,7 @@ def departure(history: History) -> str | None:
     return (
         f"Training accuracy reached 1 in epoch {first} and fell below it again, to {lowest:.4g} in "
         f"epoch {worst}; {now}. A smaller lr prevents it or, if weight decay shrinks convolutions "
-        'before a batch norm, decayed="unnormalized".'
+        "before a batch norm, `decayed='unnormalized'`."
     )
 
 

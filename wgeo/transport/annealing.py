@@ -194,7 +194,7 @@ def require_epsilon(pair: Pair, eps: float) -> None:
     if eps < floor:
         raise ArgumentError(
             f"epsilon = {eps:.3g} is below what float64 resolves for these clouds: use at least "
-            f'{floor:.3g} (absolute), or epsilon="auto".'
+            f'{floor:.3g} (absolute), or `epsilon="auto"`.'
         )
 
 

@@ -40,14 +40,14 @@ def flash(pair: Pair, eps: float, scaling: float) -> Float[torch.Tensor, " m"]:
     """Potential g by flash-sinkhorn's fused kernels, in float32 (TF32 off), on CUDA only."""
     if pair.x.device.type != "cuda":
         raise DependencyError(
-            'engine="flash" needs a CUDA device and the clouds on it; '
-            'here the work is on the CPU. Use engine="wgeo".'
+            '`engine="flash"` needs a CUDA device and the clouds on it; '
+            'here the work is on the CPU. Use `engine="wgeo"`.'
         )
     try:
         from flash_sinkhorn import SamplesLoss
     except ImportError as error:
         raise DependencyError(
-            'engine="flash" needs flash-sinkhorn: pip install flash-sinkhorn, or engine="wgeo".'
+            '`engine="flash"` needs flash-sinkhorn: pip install flash-sinkhorn, or `engine="wgeo"`.'
         ) from error
     loss = SamplesLoss(
         "sinkhorn",

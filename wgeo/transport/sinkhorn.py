@@ -242,8 +242,8 @@ class Sinkhorn:
         raise ConvergenceError(
             f"Sinkhorn's column marginal is off by {found.state.error:.2g} (L1; asked: "
             f"{self.marginal_tolerance:.2g}) after {did}, at epsilon = {eps:.3g} "
-            f'({eps / scale:.3g} of the scale). Try a larger epsilon, {more}, epsilon="auto", '
-            'or on_failure="return" to look at the interval it has.'
+            f'({eps / scale:.3g} of the scale). Try a larger epsilon, {more}, `epsilon="auto"`, '
+            'or `on_failure="return"` to look at the interval it has.'
         )
 
     def _own(self, pair: Pair, eps: float) -> float:

@@ -125,7 +125,7 @@ def fit_ce(
     check_method(method)
     if method == "closed" and not known:
         raise ArgumentError(
-            "The closed form is for balanced classes and dim >= K - 1; use method='numerical'."
+            "The closed form is for balanced classes and dim >= K - 1; use `method='numerical'`."
         )
     if known and method != "numerical":
         return _closed(problem, began)

@@ -141,7 +141,7 @@ def _closed(problem: Problem, began: float) -> UFMSolution:
     if relu and (problem.with_bias or problem.dim < problem.num_classes):
         raise ArgumentError(
             "Orthogonal frames at every layer of a ReLU model need dim >= K and no bias; use "
-            "method='numerical'."
+            "`method='numerical'`."
         )
     optimum = spectral_optimum(problem)
     H, *weights = optimum.factors

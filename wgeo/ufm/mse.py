@@ -86,7 +86,7 @@ def fit_mse(
         if method == "closed":
             raise ArgumentError(
                 f"With a regularised bias the optimum needs more than dim = {dim} directions, and "
-                "no closed form is known below; use method='numerical'."
+                "no closed form is known below; use `method='numerical'`."
             )
     restarts = (1 if dim >= problem.num_classes else 20) if restarts is None else restarts
     inner = problem.collapsed() if collapsed else problem

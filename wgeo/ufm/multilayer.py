@@ -100,7 +100,7 @@ class MUFMSolution:
         H_L = X' + W^T (W W^T + mu' I)^-1 (Y - W X' - b 1^T), rows are samples. Squared loss only.
         """
         if self.settings["loss"] != "mse":
-            raise ArgumentError("apply is for the squared loss; fit with loss='mse'.")
+            raise ArgumentError("apply is for the squared loss; fit with `loss='mse'`.")
         points, classes = checked(x, "x"), len(self.W)
         y, eye = as_labels(labels, len(points)), np.eye(classes)
         if points.shape[1] != self.W.shape[1] or y.max() >= classes:
@@ -350,7 +350,7 @@ def check_converged(found: Found) -> None:
         problem = found.problem
         raise ConvergenceError(
             f"MUFM's Newton steps stopped at a decrement of {found.decrement:.1e}, above "
-            f"{UNCONVERGED:g}; weight_decay={problem.weight_decay:g} and a transport strength of "
+            f"{UNCONVERGED:g}; `weight_decay={problem.weight_decay:g}` and a transport strength of "
             f"{problem.mu:g} for the whole path are too far apart for these features: rescale x, "
             "or change them."
         )

@@ -61,7 +61,7 @@ def _normalization(trust: Record) -> Iterator[Sentence]:
         tried = {row["name"]: row["accuracy"] for row in used["tried"]}
         yield Sentence(
             "normalization",
-            f'With normalize="{better}" the network classifies {percent(tried[better])} of '
+            f"With `normalize='{better}'` the network classifies {percent(tried[better])} of "
             f"{used['images']} of these images correctly, against {percent(tried[used['name']])} "
             f"as they were normalized ({used['name']}): the pixels are probably normalized wrongly,"
             " and then so are all numbers below.",

@@ -171,12 +171,12 @@ def next_steps(record: Record, body: Sequence[Sentence]) -> Iterator[Sentence]:
     if not (open_claims & {"optimality", "blocks"} or partly):
         return
     about = record.get("provenance") or {}
-    ways = ["more images (samples)"]
+    ways = ["more images"]
     if about.get("pool") == "gap":
-        ways.append('features with more room to move (pool="grid:2")')
+        ways.append("features with more room to move (`pool='grid:2'`)")
     tested = any((b.get("brenier") or {}).get("points") for b in record.get("blocks") or [])
     if not tested:
-        ways.append("the Jacobians (brenier=16)")
+        ways.append("the Jacobians (`brenier=16`)")
     yield Sentence(
         "next",
         f"What is left open could be decided by {listed(ways, 'or')}.",

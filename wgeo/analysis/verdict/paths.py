@@ -93,7 +93,7 @@ def _judged_path(segment: Record, where: str, centred: Record) -> Sentence:
 def _shape(ratio: float, interval: Any, bound: float | None) -> tuple[str, Strength]:
     """What a path is called: its interval must lie in one category, well below sqrt(B)."""
     if interval is None:
-        return "; without an interval (bootstrap=0) it is not given a name", "suggested"
+        return "; without an interval (`bootstrap=0`) it is not given a name", "suggested"
     if bound is not None and bound < THRESHOLDS["few_moving"]:
         return "; one block makes nearly all of it, so this says little", "undecided"
     low, high = (_category(end) for end in interval)

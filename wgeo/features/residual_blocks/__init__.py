@@ -187,10 +187,10 @@ def _nothing(module: nn.Module, probe: Probe, others: dict[str, int]) -> str:
         else ""
     )
     names = _followable(modules, probe)
-    offered = f", such as layers={names[:_SUGGESTED]}" if names else ""
+    offered = f", such as `layers={names[:_SUGGESTED]}`" if names else ""
     return (
         f"No residual block found in {type(module).__name__} (its children: {children}).{added} "
-        f"Name the modules to analyse: layers=['name', ...]{offered}."
+        f"Name the modules to analyse: `layers=['name', ...]`{offered}."
     )
 
 

@@ -315,7 +315,7 @@ class Writer:
             raise RecordError(
                 f"{self.folder} needs {_size(needed)} more, and its disk has {_size(free)} left; "
                 f"{self.rows - rows} of {self.rows} rows are there. Make room, or store less: "
-                "dtype='float16' halves it, project=256 keeps 256 numbers a layer."
+                "`dtype='float16'` halves it, `project=256` keeps 256 numbers a layer."
             )
 
 
