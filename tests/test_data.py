@@ -23,6 +23,7 @@ from sklearn.datasets import load_digits
 from torchvision import transforms
 
 from wgeo import load_images
+from wgeo.arrays import mapped as mapping
 from wgeo.data import Images
 from wgeo.data.images import PRESETS, Normalization, normalization
 from wgeo.data.source import balanced, from_array, scaled
@@ -818,8 +819,10 @@ def test_images_beyond_memory_lie_in_a_file(tmp_path, rng, monkeypatch):
     with bounded("1GiB"):
         assert load_images(tmp_path / "a").fingerprint == held.fingerprint
     mapped: list[np.memmap] = []
-    usual = np.memmap
-    monkeypatch.setattr(np, "memmap", lambda *a, **k: mapped.append(usual(*a, **k)) or mapped[0])
+    usual = mapping.anonymous_array
+    monkeypatch.setattr(
+        "wgeo.data.pixels.anonymous_array", lambda *a: mapped.append(usual(*a)) or mapped[0]
+    )
     monkeypatch.setattr("wgeo.data.pixels.memory", lambda: 2 * held.x.numel())
     assert load_images(tmp_path / "a").fingerprint == held.fingerprint
     assert mapped == []

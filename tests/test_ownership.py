@@ -58,7 +58,7 @@ def blank_figures():
         return [replace(plot, draw=lambda: Figure(figsize=(1, 1))) for plot in whole(source)]
 
     with pytest.MonkeyPatch.context() as patch:
-        for module in ("wgeo.plots.catalogue", "wgeo.report.pages", "wgeo.plots"):
+        for module in ("wgeo.plots.files", "wgeo.report.pages", "wgeo.report"):
             patch.setattr(f"{module}.catalogue", blank)
         yield
 

@@ -1,0 +1,66 @@
+"""The project's language: standard terms, one meaning a word, parameters in library messages."""
+
+from __future__ import annotations
+
+import re
+import tokenize
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+SOURCES = sorted((ROOT / "wgeo").rglob("*.py"))
+PAGES = sorted([*(ROOT / "docs").glob("*.md"), ROOT / "README.md", ROOT / "CONTRIBUTING.md"])
+GALLERY = sorted((ROOT / "docs" / "gallery").glob("*.py"))
+
+# What is written instead stands beside each; see "Write plain, standard English" in CONTRIBUTING.md.
+BANNED = {
+    r"\b[Rr]ooms?\b": "package; space, memory",
+    r"\b[Hh]ouses?\b": "architecture",
+    r"\b[Dd]oors?\b": "entry point",
+    r"\bis none\b|\bare none\b": "say what it is, or what is missing",
+    r"\bso many\b|\bas many as one likes\b": "the number",
+    r"\bin words\b": "as text",
+    r"\bamiss\b": "missing, wrong",
+    r"\bbut for\b": "except for",
+    r"\bfor ever\b": "forever; without end",
+    r"\bis told\b|\bare told\b": "is reported",
+    r"\breadout given\b": "with the network's own classifier",
+    r"\bnameless\b|\bwithout a name\b": "anonymous",
+    r"\btimes as long\b(?! as)": "times as long as the geodesic between its ends",
+}
+
+
+def prose(path: Path) -> list[tuple[int, str]]:
+    """Lines of text: of a page all, of a module its comments and strings."""
+    if path.suffix != ".py":
+        return list(enumerate(path.read_text("utf-8").splitlines(), 1))
+    with tokenize.open(path) as file:
+        return [
+            (token.start[0] + i, line)
+            for token in tokenize.generate_tokens(file.readline)
+            if token.type in (tokenize.COMMENT, tokenize.STRING) or "FSTRING_MIDDLE" in str(token)
+            for i, line in enumerate(token.string.splitlines())
+        ]
+
+
+@pytest.mark.parametrize("pattern", BANNED)
+def test_a_private_word_is_not_used(pattern):
+    found = [
+        f"{path.relative_to(ROOT)}:{number}: {line.strip()}"
+        for path in (*SOURCES, *PAGES, *GALLERY)
+        for number, line in prose(path)
+        if re.search(pattern, line)
+    ]
+    assert not found, f"say instead: {BANNED[pattern]}"
+
+
+def test_messages_of_the_library_name_parameters_not_flags():
+    found = [
+        f"{path.relative_to(ROOT)}:{number}: {line.strip()}"
+        for path in SOURCES
+        if "cli" not in path.parts
+        for number, line in prose(path)
+        if re.search(r"(?<![\w-])--[a-z][a-z-]+", line)
+    ]
+    assert not found, "the command line adds its flags"
