@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -16,7 +15,7 @@ from ..checkpoint import Network
 from ..data import PRESETS, Images, Normalization
 from ..errors import WgeoError
 from ..features import normalization_for, trace
-from ..rows import blocks
+from ..rows import copies_of
 from ..trajectory import Trajectory
 from .verdict import THRESHOLDS
 
@@ -41,7 +40,8 @@ def trust_of(
     -------
     dict
         ``samples``; ``samples_per_class``, of the smallest class that occurs; ``duplicates``, the
-        number of samples that repeat another; ``classes``: how many are ``present`` and how many
+        number of samples that repeat another, and ``relabelled``, of those under another label;
+        ``classes``: how many are ``present`` and how many
         the ``head`` tells apart; ``accuracy``, ``chance`` (that of always answering the most
         frequent class), ``chance_p`` (one-sided binomial) and ``at_chance``; ``claimed_accuracy``,
         what the file says of itself; ``normalization``: ``name``, ``mean``, ``std``, ``source``
@@ -51,10 +51,12 @@ def trust_of(
     head = None if traj.classifier is None else len(traj.classifier.weight)
     if head is None and isinstance(net, Network):
         head = net.num_classes
+    copies = copies_in(traj)
     facts: dict[str, Any] = {
         "samples": len(traj),
         "samples_per_class": int(counts.min()),
-        "duplicates": int(len(traj) - len(np.unique(copies_of(traj)))),
+        "duplicates": int(len(traj) - len(np.unique(copies))),
+        "relabelled": int((traj.labels != traj.labels[copies]).sum()),
         "classes": {"present": len(counts), "head": head},
         **_accuracy(traj, float(counts.max() / counts.sum())),
     }
@@ -79,8 +81,8 @@ def _accuracy(traj: Trajectory, chance: float) -> dict[str, Any]:
     }
 
 
-def copies_of(traj: Trajectory) -> Int[np.ndarray, " n"]:
-    """Return for every sample the first sample that is equal to it, its own number if none is.
+def copies_in(traj: Trajectory) -> Int[np.ndarray, " n"]:
+    """Return for every sample the first one of which it is a copy (`wgeo.rows.copies_of`).
 
     Samples are compared as images if the trajectory begins with the images, else by the features
     of its first and last layer: a later layer can make different samples equal, and rounding can
@@ -90,13 +92,7 @@ def copies_of(traj: Trajectory) -> Int[np.ndarray, " n"]:
     compared = [first_layer.features]
     if first_layer.stage is not None:
         compared.append(traj.layers[-1].features)
-    first: dict[bytes, int] = {}
-    copies = np.empty(len(traj), dtype=np.int64)
-    for rows, parts in blocks(*compared):
-        for i, sample in enumerate(zip(*parts, strict=True), rows.start):
-            digest = hashlib.blake2b(b"".join(row.tobytes() for row in sample)).digest()
-            copies[i] = first.setdefault(digest, i)
-    return copies
+    return copies_of(*compared)
 
 
 def _normalization(
