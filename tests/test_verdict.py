@@ -272,7 +272,7 @@ def test_of_few_samples_a_class_the_corrected_estimate_decides():
     (found,) = [s for s in sentences(few_samples(**known)) if s.claim == "collapse"]
     assert "partly collapsed" in found.words
     assert (
-        "NC1, corrected for few samples a class, is 0.13 (0.11 to 0.16, 95 % over images)"
+        ", corrected for few samples a class, is 0.13 (0.11 to 0.16, 95 % over images)"
         in found.words
     )
     assert "[uncorrected: 0.08]; at input it is 45" in found.words

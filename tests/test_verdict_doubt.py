@@ -86,7 +86,7 @@ def test_near_copies_are_said_and_class_means_of_copies_claim_nothing(rng):
 @pytest.mark.parametrize("nc1", [3e-15, 0.0])
 def test_variability_at_the_level_of_rounding_is_told_as_none(nc1):
     found = collapse_of(nc1, None)
-    assert "NC1, cannot be told from 0" in found.words
+    assert "cannot be told from 0" in found.words
     assert "are collapsed" in found.words
 
 
@@ -114,7 +114,8 @@ def test_motion_of_a_few_roundings_is_no_motion(rng):
 def test_terms_are_explained_once():
     found = sentences({"segments": [segment(), segment(layers=["c", "d", "e"])]})
     words = said(found, "straightness")
-    assert words.count("the mean of its layer is subtracted") == 1
+    assert words.count("each layer's mean is subtracted") == 1
+    assert said(found, "optimality").count("no other pairing") == 1
     row = {"layers": ["a", "b", "c"], "value": 1.2, "median": 1.4, "low": 1.3, "high": 1.5}
     row |= {"adjusted_p": 0.05, "direction": "straighter"}
     reference = {"networks": [{}] * 20, "segments": [row, row]}
@@ -152,12 +153,13 @@ def test_jacobians_are_told_by_level(asymmetry, eigenvalue, excluded, words):
     found = said(sentences({"blocks": [block(brenier=brenier)]}), "blocks")
     assert words in found
     assert f"(Jacobians of the features before pooling, at 8 images: asymmetry {asymmetry}" in found
-    assert "an optimal map has 0, and no negative eigenvalue" in found
+    assert f"smallest eigenvalue {eigenvalue:.2g} of the largest" in found
+    assert "an optimal map has asymmetry 0 and no eigenvalue below 0" in found
 
 
 def test_asymmetries_of_several_blocks_are_told_as_a_range():
     rows = [block(brenier=jacobian(a, -0.4)) for a in (0.06, 0.49)]
-    assert "asymmetry 0.06 to 0.49;" in said(sentences({"blocks": rows}), "blocks")
+    assert "asymmetry 0.06 to 0.49, smallest" in said(sentences({"blocks": rows}), "blocks")
 
 
 @pytest.mark.parametrize(

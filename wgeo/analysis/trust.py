@@ -63,7 +63,8 @@ def trust_of(
     if isinstance(net, Network) and net.provenance.claimed_accuracy:
         facts["claimed_accuracy"] = dict(net.provenance.claimed_accuracy)
     if net is not None and isinstance(images, Images):
-        facts["normalization"] = _normalization(net, images, facts["accuracy"])
+        last = traj.staged[-1].name
+        facts["normalization"] = _normalization(net, images, facts["accuracy"], last)
     return facts
 
 
@@ -96,7 +97,7 @@ def copies_in(traj: Trajectory) -> Int[np.ndarray, " n"]:
 
 
 def _normalization(
-    net: Network | nn.Module, images: Images, accuracy: float | None
+    net: Network | nn.Module, images: Images, accuracy: float | None, last: str
 ) -> dict[str, Any]:
     used = normalization_for(net, images)
     source = _source(net, images)
@@ -108,7 +109,7 @@ def _normalization(
     }
     if accuracy is None or accuracy >= _GOOD or source == "file":
         return facts
-    return {**facts, **_tried(net, images, used)}
+    return {**facts, **_tried(net, images, used, last)}
 
 
 def _source(net: Network | nn.Module, images: Images) -> str:
@@ -120,8 +121,13 @@ def _source(net: Network | nn.Module, images: Images) -> str:
     return "none" if images.preset is None else "data"
 
 
-def _tried(net: Network | nn.Module, images: Images, used: Normalization) -> dict[str, Any]:
-    """Accuracies of a few images under every preset, and the one that is clearly better."""
+def _tried(
+    net: Network | nn.Module, images: Images, used: Normalization, last: str
+) -> dict[str, Any]:
+    """Accuracies of a few images under every preset, and the one that is clearly better.
+
+    One layer, the `last`, is traced, since looking for blocks takes longer than all images do.
+    """
     rows = np.unique(np.linspace(0, len(images) - 1, min(_TRIED, len(images))).astype(int))
     few = replace(images, x=images.x[rows], y=images.y[rows])
     right: dict[str, np.ndarray] = {}
@@ -130,7 +136,7 @@ def _tried(net: Network | nn.Module, images: Images, used: Normalization) -> dic
         if len(preset.mean) not in (1, images.shape[0]):
             continue
         try:
-            traced = trace(net, replace(few, normalize=preset))
+            traced = trace(net, replace(few, normalize=preset), layers=[last])
         except WgeoError:  # features that overflow under a wrong scale are no candidate
             continue
         if traced.predictions is not None:

@@ -4,18 +4,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from .sentence import THRESHOLDS, Record, Sentence
 from .wording import count, ends, few_carrying, listed, ranged, segment_ends, unmoved
 
+_SCORE = (
+    " The correlation score is 1 if no other pairing of the samples at both ends makes transport "
+    "cheaper, and 0 for an unrelated pairing."
+)
+
 
 def optimality(record: Record) -> Iterator[Sentence]:
+    explained = False
     for segment in record.get("segments") or []:
         if unmoved(segment) or segment.get("relative_displacement") is None:
             continue
         if segment.get("corr_score") is not None:
-            yield _end_to_end(segment)
+            sentence = _end_to_end(segment)
+            yield sentence if explained else replace(sentence, words=sentence.words + _SCORE)
+            explained = True
         elif _has_point(segment):
             yield Sentence(
                 "optimality",
@@ -61,13 +70,14 @@ def _end_to_end(segment: Record) -> Sentence:
         )
     if not _refuted(first):
         return Sentence("optimality", f"{where} {_undecided(first)}.{tail}", evidence, "undecided")
+    if few:
+        tail = f" There {few} this score.{tail}"
     later = next((row for row in scores if not _refuted(row)), None)
     evidence["later_undecided"] = later is not None
     rest = _best(scores) if later is None else f"; from {later['from']} onward {_undecided(later)}"
     return Sentence(
         "optimality",
-        f"{where} the map is not optimal (correlation score {_score(first)}; 1 for an optimal "
-        f"map){rest}{few and f'; {few} this score'}.{tail}",
+        f"{where} the map is not optimal (correlation score {_score(first)}){rest}.{tail}",
         evidence,
         "shown",
     )
@@ -189,15 +199,25 @@ def _number(kinds: Sequence[str], kind: str) -> str:
 def _jacobians(blocks: Sequence[Record]) -> str:
     """What the Brenier test measured: of all features, whatever pooling the rest is about."""
     tested = [block["brenier"] for block in blocks if block.get("brenier")]
-    known = [row["asymmetry"] for row in tested if row.get("asymmetry") is not None]
+    asymmetry = _from_to(tested, "asymmetry")
+    eigenvalue = _from_to(tested, "relative_eigenvalue")
+    if not asymmetry:
+        return ""
+    smallest = eigenvalue and f", smallest eigenvalue {eigenvalue} of the largest"
+    return (
+        f" (Jacobians of the features before pooling, at {count(tested[0]['points'], 'image')}: "
+        f"asymmetry {asymmetry}{smallest}; an optimal map has asymmetry 0 and no eigenvalue below "
+        "0)"
+    )
+
+
+def _from_to(rows: Sequence[Record], key: str) -> str:
+    """``0.06 to 0.49``: the values of several blocks; empty if none is known."""
+    known = [row[key] for row in rows if row.get(key) is not None]
     if not known:
         return ""
     least, most = f"{min(known):.2g}", f"{max(known):.2g}"
-    asymmetry = least if least == most else f"{least} to {most}"
-    return (
-        f" (Jacobians of the features before pooling, at {count(tested[0]['points'], 'image')}: "
-        f"asymmetry {asymmetry}; an optimal map has 0, and no negative eigenvalue)"
-    )
+    return least if least == most else f"{least} to {most}"
 
 
 _KINDS = {  # of one block, of several

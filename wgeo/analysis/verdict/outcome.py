@@ -11,8 +11,9 @@ from .wording import OVER_IMAGES, count, listed, ranged, rounded, segment_ends
 
 def reference(record: Record) -> Iterator[Sentence]:
     reference = record.get("reference") or {}
-    for k, row in enumerate(reference.get("segments") or []):
-        yield _against_fresh(row, len(reference.get("networks") or []), explained=k > 0)
+    rows = reference.get("segments") or []
+    for k, row in enumerate(rows):
+        yield _against_fresh(row, len(reference.get("networks") or []), len(rows), explained=k > 0)
     for row in reference.get("tests") or []:
         yield against_network(row)
 
@@ -34,7 +35,7 @@ def against_network(row: Record) -> Sentence:
     )
 
 
-def _against_fresh(row: Record, networks: int, explained: bool) -> Sentence:
+def _against_fresh(row: Record, networks: int, segments: int, explained: bool) -> Sentence:
     where = segment_ends(row)
     evidence = {
         key: row.get(key) for key in ("layers", "value", "median", "low", "high", "adjusted_p")
@@ -50,7 +51,8 @@ def _against_fresh(row: Record, networks: int, explained: bool) -> Sentence:
     return Sentence(
         "reference",
         f"{where} the network is {outcome} {networks} networks of this architecture with fresh "
-        f"weights: {known}; p = {row['adjusted_p']:.2g}, by its rank among these networks.",
+        f"weights: {known}; p = {row['adjusted_p']:.2g}, by its rank among these networks"
+        f"{f', adjusted for {segments} segments' if segments > 1 else ''}.",
         evidence,
         "shown" if told else "undecided",
     )
@@ -122,7 +124,7 @@ def _collapse_sentence(
         "kendall_tau": trend.get("kendall_tau"),
         "violations": trend.get("violations"),
     }
-    what = "NC1, corrected for few samples a class," if few else "NC1,"
+    corrected = ", corrected for few samples a class," if few else ""
     known = (
         "cannot be told from 0"
         if end < THRESHOLDS["rounding"] ** 2
@@ -130,9 +132,9 @@ def _collapse_sentence(
     )
     return Sentence(
         "collapse",
-        f"At {last['name']} the classes of these images are {level}: the variability within "
-        f"classes over that between them, {what} {known}{_uncorrected(last)}{begun}"
-        f"{_trend(trend, inner[0])}.",
+        f"At {last['name']} the classes of these images are {level}: NC1 (variability within "
+        f"classes over that between them, 0 at complete collapse){corrected} {known}"
+        f"{_uncorrected(last)}{begun}{_trend(trend, inner[0])}.",
         evidence,
         "suggested" if interval is None or least != most else "shown",
     )
@@ -195,7 +197,7 @@ def next_steps(record: Record, body: Sequence[Sentence]) -> Iterator[Sentence]:
     about = record.get("provenance") or {}
     ways = ["more images (samples)"]
     if about.get("pool") == "gap":
-        ways.append('features with more room to move (pool="grid:2")')
+        ways.append('features that are pooled less (pool="grid:2")')
     tested = any((b.get("brenier") or {}).get("points") for b in record.get("blocks") or [])
     if not tested:
         ways.append("the Jacobians (brenier=16)")

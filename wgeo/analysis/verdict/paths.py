@@ -102,21 +102,21 @@ def _judged_path(segment: Record, where: str, centred: Record, explained: bool) 
     }
     said = (
         f"{where} the path of the centred features{'' if explained else _CENTRED} is "
-        f"{ranged(ratio, interval, note=OVER_IMAGES)} times as long as the geodesic between its "
-        f"ends{'' if explained else _GEODESIC}"
+        f"{ranged(ratio, interval, note=OVER_IMAGES)} times as long as the geodesic"
+        f"{'' if explained else _GEODESIC} between its ends"
     )
     orthogonal = (
         ""
         if bound is None
-        else f" (steps of the same sizes at right angles to each other: {bound:.2f})"
+        else f" (steps of the same sizes at right angles to each other would give {bound:.2f})"
     )
     return Sentence(
         "straightness", f"{said}{orthogonal}{word}.{_shift(segment)}", evidence, strength
     )
 
 
-_CENTRED = ", from each of which the mean of its layer is subtracted,"
-_GEODESIC = ", the shortest path in Wasserstein distance"
+_CENTRED = " (each layer's mean is subtracted)"
+_GEODESIC = ", the shortest path in Wasserstein distance,"
 _STRAIGHT = 2  # categories of `_category` that are called straight, or nearly
 
 
