@@ -36,7 +36,7 @@ def test_a_refuted_map_of_few_carrying_samples_is_still_refuted():
     found = sentences({"segments": [segment(effective_samples=3.2)]})
     words = said(found, "optimality")
     assert "the map is not optimal" in words
-    assert "about 3 samples of 1,000 carry this score" in words
+    assert "About 3 samples of 1,000 carry this score." in words
 
 
 def test_a_turn_that_sparse_samples_cannot_see_is_not_called_close_to_straight(rng):

@@ -219,8 +219,9 @@ def copies_of(*features: Sliceable) -> Int[np.ndarray, " n"]:
     place = np.zeros(n)
     for rows, parts in blocks(*features):
         place[rows] = sum(part @ line for part, line in zip(parts, lines, strict=True))
-    reach = sum(m * np.linalg.norm(line) for m, line in zip(margins, lines, strict=True))
-    reach += 1e-9 * float(np.abs(place).max())  # rounding of sums
+    lengths = [float(np.linalg.norm(line)) for line in lines]
+    rounding = 1e-9 * float(np.abs(place).max())  # of sums
+    reach = float(np.dot(margins, lengths)) + rounding
     order = np.argsort(place, kind="stable")
     group = np.arange(n)
     for ahead in range(1, min(n, _COMPARED)):

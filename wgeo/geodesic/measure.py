@@ -202,8 +202,8 @@ class _Measured:
             return None  # one step is as long as the path
         rng = np.random.default_rng((seed, self.last))
         rows = chosen_rows(len(arrays[0]), arrays[0].shape[1], self.groups, rng)
-        ends = (wide(arrays[k][rows]) - self.moments.centres[k] for k in (0, -1))
-        return length_ratio_at_most(*ends, self.path.step_cost[rows], seed=seed)
+        u, v = (wide(arrays[k][rows]) - self.moments.centres[k] for k in (0, -1))
+        return length_ratio_at_most(u, v, self.path.step_cost[rows], seed=seed)
 
     def intervals(self, names: Mapping[str, str], centred: bool = False) -> dict[str, Interval]:
         """Return the intervals of `names` {reported as: computed as}, where they are defined."""

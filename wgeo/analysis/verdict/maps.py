@@ -71,7 +71,7 @@ def _end_to_end(segment: Record) -> Sentence:
     if not _refuted(first):
         return Sentence("optimality", f"{where} {_undecided(first)}.{tail}", evidence, "undecided")
     if few:
-        tail = f" There {few} this score.{tail}"
+        tail = f" {few.capitalize()} this score.{tail}"
     later = next((row for row in scores if not _refuted(row)), None)
     evidence["later_undecided"] = later is not None
     rest = _best(scores) if later is None else f"; from {later['from']} onward {_undecided(later)}"
