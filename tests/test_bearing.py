@@ -46,7 +46,7 @@ def test_the_effective_number_lies_between_one_and_all_whatever_the_units(weight
 def test_a_distant_sample_carries_a_path_and_copies_count_as_one(rng):
     x = rng.standard_normal((100, 8))
     x[0] = 1e3
-    assert straight([x, 2 * x, 3 * x]).effective_samples == pytest.approx(1, abs=0.01)
+    assert straight([x, 2 * x, 3 * x]).effective_samples == pytest.approx(1, abs=0.1)
     x[:5] = x[0]
     groups = np.r_[np.zeros(5, int), np.arange(1, 96)]
     assert straight([x, 2 * x, 3 * x]).effective_samples == pytest.approx(5, abs=2)
