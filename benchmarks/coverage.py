@@ -20,6 +20,7 @@ import numpy as np
 import wgeo
 from wgeo.analysis.fresh import rank_test
 from wgeo.analysis.trust import trust_of
+from wgeo.geodesic.bearing import length_ratio_at_most
 
 HERE = Path(__file__).parent
 Row = dict[str, Any]
@@ -51,6 +52,22 @@ def of_paths(runs: int, n: int) -> Iterator[Row]:
         low, high = np.array(ends[name]).T
         inside = (low <= np.mean(values[name])) & (np.mean(values[name]) <= high)
         yield row(f"{name.replace('_', ' ')}, centred, N = {n}", 0.95, inside)
+
+
+def of_bound(runs: int, n: int) -> Row:
+    """The bound by second moments: is it at least the length ratio of Gaussians, known exactly?"""
+    deviations = np.array([np.linspace(1, 2, 6), np.linspace(2, 1.5, 6), np.linspace(4, 1, 6)])
+    lengths = np.linalg.norm(np.diff(deviations, axis=0), axis=1)
+    truth = lengths.sum() / np.linalg.norm(deviations[-1] - deviations[0])
+    above = []
+    for run in range(runs):
+        x = np.random.default_rng(run).standard_normal((n, 6))
+        x -= x.mean(0)
+        layers = x * deviations[:, None]
+        steps = (np.diff(layers, axis=0) ** 2).sum(2).T
+        bound = length_ratio_at_most(layers[0], layers[-1], steps)
+        above.append(bound is not None and bound >= truth)
+    return row(f"length ratio at most, by second moments, N = {n}", 0.95, above)
 
 
 def of_collapse(runs: int, each: int) -> Row:
@@ -120,6 +137,8 @@ def main() -> None:
     jobs: list[Callable[[], Any]] = [
         lambda: list(of_paths(runs, 100)),
         lambda: list(of_paths(runs // 2, 400)),
+        lambda: of_bound(2 * runs, 100),
+        lambda: of_bound(2 * runs, 400),
         lambda: of_collapse(runs, 4),
         lambda: of_collapse(runs, 30),
         lambda: of_fresh_networks(10 * runs, 1),

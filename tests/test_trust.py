@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import wgeo
-from wgeo.analysis.trust import copies_of, trust_of
+from wgeo.analysis.trust import copies_in, trust_of
 from wgeo.analysis.verdict import sentences, text
 from wgeo.analysis.verdict.wording import decimals_of, listed, ranged, segment_ends
 from wgeo.data.images import normalization
@@ -83,7 +83,7 @@ def test_copies_are_counted_and_said():
     x[[7, 9]] = x[3]
     x[50] = x[20]
     traj = trajectory(np.arange(60) % 2, features=x)
-    copies = copies_of(traj)
+    copies = copies_in(traj)
     assert np.flatnonzero(copies != np.arange(60)).tolist() == [7, 9, 50]
     assert copies[[7, 9, 50]].tolist() == [3, 3, 20]
     assert trust_of(traj)["duplicates"] == 3

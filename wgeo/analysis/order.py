@@ -28,7 +28,7 @@ from ..transport import Exact, chain
 from .beside import brenier_test, checked_reference, over_images, reference_test
 from .fresh import fresh_networks
 from .result import Analysis, versions
-from .trust import copies_of, trust_of
+from .trust import copies_in, trust_of
 from .verdict import THRESHOLDS, sentences
 from .views import class_view
 
@@ -182,7 +182,7 @@ def analyze_trajectory(
             "Give images of at least two."
         )
     solver = Exact() if solver is None else solver
-    copies = copies_of(traj)
+    copies = copies_in(traj)
     measuring: dict[str, Any] = {
         "solver": solver,
         "bootstrap": bootstrap,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -12,7 +11,7 @@ from jaxtyping import Int
 from scipy.stats import binom, binomtest
 from torch import nn
 
-from ..arrays.rows import blocks
+from ..arrays.rows import copies_of
 from ..checkpoints import Network
 from ..data import Images
 from ..data.images import PRESETS, Normalization
@@ -43,7 +42,8 @@ def trust_of(
     -------
     dict
         ``samples``; ``samples_per_class``, of the smallest class that occurs; ``duplicates``, the
-        number of samples that repeat another; ``classes``: how many are ``present`` and how many
+        number of samples that repeat another, and ``relabelled``, of those under another label;
+        ``classes``: how many are ``present`` and how many
         the ``head`` tells apart; ``accuracy``, ``chance`` (that of always answering the most
         frequent class), ``chance_p`` (one-sided binomial) and ``at_chance``; ``claimed_accuracy``,
         what the file says of itself; ``normalization``: ``name``, ``mean``, ``std``, ``source``
@@ -53,17 +53,20 @@ def trust_of(
     head = None if traj.classifier is None else len(traj.classifier.weight)
     if head is None and isinstance(net, Network):
         head = net.num_classes
+    copies = copies_in(traj)
     facts: dict[str, Any] = {
         "samples": len(traj),
         "samples_per_class": int(counts.min()),
-        "duplicates": int(len(traj) - len(np.unique(copies_of(traj)))),
+        "duplicates": int(len(traj) - len(np.unique(copies))),
+        "relabelled": int((traj.labels != traj.labels[copies]).sum()),
         "classes": {"present": len(counts), "head": head},
         **_accuracy(traj, float(counts.max() / counts.sum())),
     }
     if isinstance(net, Network) and net.provenance.claimed_accuracy:
         facts["claimed_accuracy"] = dict(net.provenance.claimed_accuracy)
     if net is not None and isinstance(images, Images):
-        facts["normalization"] = _normalization(net, images, facts["accuracy"])
+        last = traj.staged[-1].name
+        facts["normalization"] = _normalization(net, images, facts["accuracy"], last)
     return facts
 
 
@@ -81,8 +84,8 @@ def _accuracy(traj: Trajectory, chance: float) -> dict[str, Any]:
     }
 
 
-def copies_of(traj: Trajectory) -> Int[np.ndarray, " n"]:
-    """Return for every sample the first sample that is equal to it, its own number if none is.
+def copies_in(traj: Trajectory) -> Int[np.ndarray, " n"]:
+    """Return for every sample the first one of which it is a copy (`wgeo.arrays.rows.copies_of`).
 
     Samples are compared as images if the trajectory begins with the images, else by the features
     of its first and last layer: a later layer can make different samples equal, and rounding can
@@ -92,17 +95,11 @@ def copies_of(traj: Trajectory) -> Int[np.ndarray, " n"]:
     compared = [first_layer.features]
     if first_layer.stage is not None:
         compared.append(traj.layers[-1].features)
-    first: dict[bytes, int] = {}
-    copies = np.empty(len(traj), dtype=np.int64)
-    for rows, parts in blocks(*compared):
-        for i, sample in enumerate(zip(*parts, strict=True), rows.start):
-            digest = hashlib.blake2b(b"".join(row.tobytes() for row in sample)).digest()
-            copies[i] = first.setdefault(digest, i)
-    return copies
+    return copies_of(*compared)
 
 
 def _normalization(
-    net: Network | nn.Module, images: Images, accuracy: float | None
+    net: Network | nn.Module, images: Images, accuracy: float | None, last: str
 ) -> dict[str, Any]:
     used = normalization_for(net, images)
     source = _source(net, images)
@@ -114,7 +111,7 @@ def _normalization(
     }
     if accuracy is None or accuracy >= _GOOD or source == "file":
         return facts
-    return {**facts, **_tried(net, images, used)}
+    return {**facts, **_tried(net, images, used, last)}
 
 
 def _source(net: Network | nn.Module, images: Images) -> str:
@@ -128,8 +125,13 @@ def _source(net: Network | nn.Module, images: Images) -> str:
     return "none" if images.preset is None else "data"
 
 
-def _tried(net: Network | nn.Module, images: Images, used: Normalization) -> dict[str, Any]:
-    """Accuracies of a few images under every preset, and the one that is clearly better."""
+def _tried(
+    net: Network | nn.Module, images: Images, used: Normalization, last: str
+) -> dict[str, Any]:
+    """Accuracies of a few images under every preset, and the one that is clearly better.
+
+    One layer, the `last`, is traced, since looking for blocks takes longer than all images do.
+    """
     rows = np.unique(np.linspace(0, len(images) - 1, min(_TRIED, len(images))).astype(int))
     few = replace(images, x=images.x[rows], y=images.y[rows])
     right: dict[str, np.ndarray] = {}
@@ -138,7 +140,7 @@ def _tried(net: Network | nn.Module, images: Images, used: Normalization) -> dic
         if len(preset.mean) not in (1, images.shape[0]):
             continue
         try:
-            traced = trace(net, replace(few, normalize=preset))
+            traced = trace(net, replace(few, normalize=preset), layers=[last])
         except WgeoError:  # features that overflow under a wrong scale are no candidate
             continue
         if traced.predictions is not None:

@@ -12,6 +12,7 @@ from typing import Any, Protocol, TypeGuard, runtime_checkable
 import numpy as np
 from jaxtyping import Float, Int
 from scipy.sparse import csr_array
+from scipy.sparse.csgraph import connected_components
 
 from ..errors import RecordError
 from ..runtime import processes
@@ -20,6 +21,8 @@ from .checks import as_array, as_numpy, as_points
 from .mapped import anonymous_array
 
 _HELD = 2**24  # bytes of float64 rows at a time
+_COPIED = 1e-6  # distance of copies, in distances between samples
+_COMPARED = 64  # pairs of samples that say how far apart samples are; neighbours that may be copies
 
 
 @runtime_checkable
@@ -199,3 +202,64 @@ def on_disk(rows: Rows, dtype: Any, folder: Path | None) -> np.memmap:
             f"Features made of stored ones need a temporary file, for which {where or 'the disk'} "
             f"has no room: {error.strerror}."
         ) from error
+
+
+def copies_of(*features: Sliceable) -> Int[np.ndarray, " n"]:
+    """For every sample the first one of which it is a copy, its own number if none is before it.
+
+    Copies are equal or nearly so: closer than 1e-6 of the median distance between samples, in all
+    of `features`. Rounding and noise too small to see keep them so close, and no two images are.
+    (Samples of a single number may well be, and are copies only if they are equal.) Copies are
+    neighbours on a random line, so O(n d) numbers are read.
+    """
+    rng, n = np.random.default_rng(0), features[0].shape[0]
+    single = sum(each.shape[1] for each in features) == 1
+    margins = [0.0 if single else _COPIED * _apart(each, rng) for each in features]
+    lines = [rng.standard_normal(each.shape[1]) for each in features]
+    place = np.zeros(n)
+    for rows, parts in blocks(*features):
+        place[rows] = sum(part @ line for part, line in zip(parts, lines, strict=True))
+    lengths = [float(np.linalg.norm(line)) for line in lines]
+    rounding = 1e-9 * float(np.abs(place).max())  # of sums
+    reach = float(np.dot(margins, lengths)) + rounding
+    order = np.argsort(place, kind="stable")
+    group = np.arange(n)
+    for ahead in range(1, min(n, _COMPARED)):
+        pairs = np.stack([order[:-ahead], order[ahead:]])
+        near = np.diff(place[pairs], axis=0)[0] <= reach
+        if not near.any():
+            break
+        pairs = pairs[:, near & (group[pairs[0]] != group[pairs[1]])]
+        group = _joined(group, pairs[:, _equal(features, margins, pairs)])
+    return np.unique(group, return_index=True)[1][group]
+
+
+def _apart(features: Sliceable, rng: np.random.Generator) -> float:
+    """The median distance between some of the samples."""
+    a, b = rng.integers(0, features.shape[0], (2, _COMPARED))
+    apart = [
+        float(np.linalg.norm(np.subtract(*wide(features[np.array([i, j])]))))
+        for i, j in zip(a, b, strict=True)
+        if i != j
+    ]
+    return float(np.median(apart)) if apart else 0.0
+
+
+def _equal(
+    features: Sequence[Sliceable], margins: Sequence[float], pairs: Int[np.ndarray, "2 m"]
+) -> np.ndarray:
+    """Which pairs of samples are as close as the margins, in all of the features."""
+    equal = np.ones(pairs.shape[1], bool)
+    for each, margin in zip(features, margins, strict=True):
+        for rows, (x, y) in blocks(picked(each, pairs[0]), picked(each, pairs[1])):
+            equal[rows] &= np.linalg.norm(x - y, axis=1) <= margin
+    return equal
+
+
+def _joined(group: Int[np.ndarray, " n"], pairs: Int[np.ndarray, "2 m"]) -> Int[np.ndarray, " n"]:
+    """Groups 0, 1, ... of samples, those of each pair made one."""
+    if not pairs.size:
+        return group
+    n = len(group)
+    edges = csr_array((np.ones(pairs.shape[1]), group[pairs]), shape=(n, n))
+    return connected_components(edges, directed=False)[1][group]

@@ -105,7 +105,7 @@ _COLUMNS: tuple[tuple[str, Callable[[Row, Row | None], str], int], ...] = (
 )
 _CAPTION = (
     "corr.: correlation score, 1 for an optimal map; in brackets if maps at random score about as "
-    "high, so that these samples cannot tell. NCC acc.: accuracy of the nearest class mean."
+    "high, so that these samples cannot show one. NCC acc.: accuracy of the nearest class mean."
 )
 
 
@@ -198,7 +198,7 @@ def print_series(series: Series) -> None:
         "over k: the centred length over k runs of blocks, to compare networks of different depth. "
         * bool(over)
         + "sqrt B: the length ratio that orthogonal steps of the same sizes would have. corr. in "
-        "brackets: these samples cannot tell."
+        "brackets: not clearly above that of null maps."
     )
     Terminal(130).print(table)
 

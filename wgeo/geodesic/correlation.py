@@ -110,8 +110,13 @@ class CentredPair:
 
 def pair_score(x: np.ndarray, y: np.ndarray, solver: Any) -> Score | None:
     """The certified correlation score of row i of x with row i of y."""
+    return solved_pair(x, y, solver).corr_score
+
+
+def solved_pair(x: np.ndarray, y: np.ndarray, solver: Any) -> CentredPair:
+    """W2 of the centred rows of x and of y, and the correlation score of row i with row i."""
     moments = Moments.of((x, y), rounding_of((x, y)))
-    return moments.pair(0, 1, wasserstein(x, y, solver=solver)).corr_score
+    return moments.pair(0, 1, wasserstein(x, y, solver=solver))
 
 
 def rounding_of(arrays: Sequence[np.ndarray]) -> float:

@@ -24,15 +24,15 @@ from ..trajectory import Block, Segment, Trajectory, as_trajectory
 from ..transport import Chain, Exact, TransportResult, wasserstein
 from ..transport import chain as solve_chain
 from ..transport.chain import solve_pairs
+from .bearing import Ends, costs, effective_samples, length_ratio_at_most
 from .correlation import CentredPair, Moments
 from .influence import LINEARISED, MOVING, TRAJECTORY_FIGURES, TRANSPORT_FIGURES, SegmentSample
-from .nulls import null_scores, powerful
+from .nulls import chosen_rows, null_scores, powerful
 from .pairs import as_matrices, known_pairs, length_over_runs, missing
-from .paths import neighbour_distance, resolution
+from .paths import PathFigures, neighbour_distance, resolution
 from .resampling import Resampled
 from .result import BlockTransport, Interval, NullScore, SegmentStraightness, Straightness
 
-Ends = tuple[int, int]  # two layers of a segment, by their numbers
 Null = Mapping[Ends, Sequence[NullScore]]
 _SAME_COST = 1e-6
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -123,7 +123,7 @@ def straightness(
         blocks += [
             _block(next(maps), found, null, step, spacing[step]) for step in range(len(results))
         ]
-        segments.append(_segment(found, null, spacing[0], traj, solver))
+        segments.append(_segment(found, null, spacing[0], traj, solver, seed))
     return Straightness(tuple(blocks), tuple(segments))
 
 
@@ -137,6 +137,8 @@ class _Measured:
     moments: Moments
     raw: SegmentSample
     figures: Resampled
+    path: PathFigures
+    moved: Mapping[Ends, Float[np.ndarray, " n"]]
     centred: Resampled
     groups: Int[np.ndarray, " n"] | None
 
@@ -159,7 +161,14 @@ class _Measured:
         *steps, end = (pairs[key].transport for key in chain)
         centred = SegmentSample.centred_of(moments, steps, end)
         figures, others = (each.resampled(bootstrap, seed, groups) for each in (raw, centred))
-        return cls(segment, solved, pairs, moments, raw, figures, others, groups)
+        own = [*centred.path.step_cost.T, centred.path.chord_cost]
+        moved = {
+            key: costs(moments, *key, solved[key], each)
+            for key, each in zip(chain, own, strict=True)
+        }
+        return cls(
+            segment, solved, pairs, moments, raw, figures, centred.path, moved, others, groups
+        )
 
     @property
     def last(self) -> int:
@@ -176,13 +185,25 @@ class _Measured:
             "distinct": n if self.groups is None else len(np.unique(self.groups)),
             "spread": tuple(map(float, spread[i : j + 1])),
             "spread_ratio": float(spread[j] / spread[i]) if spread[i] > 0 else None,
+            "effective_samples": effective_samples(self.path, self.moved, i, j, self.groups),
             "relative_displacement": float(moved / largest) if largest > 0 else None,
+            "relative_rounding": float(self.moments.floor / largest) if largest > 0 else None,
             "shift_share": min(pair.shift / paired**2, 1.0) if paired > 0 else None,
             "ot_score_centred": _defined(self.centred.values[f"ot_score{name}"]),
             "corr_score": pair.corr_score,
             "null": null.get((i, j), ()),
             "power": powerful(null.get((i, j), ())),
         }
+
+    def length_ratio_at_most(self, seed: int) -> float | None:
+        """The bound of second moments, from as many samples as null maps are made of."""
+        arrays = self.segment.arrays
+        if self.last < 2:
+            return None  # one step is as long as the path
+        rng = np.random.default_rng((seed, self.last))
+        rows = chosen_rows(len(arrays[0]), arrays[0].shape[1], self.groups, rng)
+        u, v = (wide(arrays[k][rows]) - self.moments.centres[k] for k in (0, -1))
+        return length_ratio_at_most(u, v, self.path.step_cost[rows], seed=seed)
 
     def intervals(self, names: Mapping[str, str], centred: bool = False) -> dict[str, Interval]:
         """Return the intervals of `names` {reported as: computed as}, where they are defined."""
@@ -261,7 +282,7 @@ def _block(block: Block, found: _Measured, null: Null, step: int, spacing: float
 
 
 def _segment(
-    found: _Measured, null: Null, spacing: float, traj: Trajectory, solver: Any
+    found: _Measured, null: Null, spacing: float, traj: Trajectory, solver: Any, seed: int
 ) -> SegmentStraightness:
     segment, sample, last = found.segment, found.raw, found.last
     gap, time = _interpolation(segment, sample, found.figures.values, solver)
@@ -279,7 +300,7 @@ def _segment(
             name: int(np.isnan(getattr(sample.path, name)).sum()) for name in TRAJECTORY_FIGURES
         },
         length_over_runs=length_over_runs(last, distances),
-        centred=_centred(found),
+        centred=_centred(found, null, seed),
         pairs=as_matrices(segment, found.solved, found.pairs, null),
         intervals={
             **found.intervals({name: name for name in _PATH}),
@@ -294,14 +315,23 @@ def _path(figures: Resampled) -> dict[str, Any]:
     return {name: _defined(figures.values[name]) for name in _PATH}
 
 
-def _centred(found: _Measured) -> dict[str, Any]:
+def _centred(found: _Measured, null: Null, seed: int) -> dict[str, Any]:
     """Return the measures of the path with each layer's mean taken off."""
     distances = {key: pair.transport.distance for key, pair in found.pairs.items()}
     return {
         **_path(found.centred),
         "length_over_runs": length_over_runs(found.last, distances),
+        "null_length_ratio": _null_length_ratio(found, null.get((0, found.last), ())),
+        "length_ratio_at_most": found.length_ratio_at_most(seed),
         "intervals": found.intervals({name: name for name in _PATH}, centred=True),
     }
+
+
+def _null_length_ratio(found: _Measured, null: Sequence[NullScore]) -> float | None:
+    """The length over the distance that the samples see between the ends of a null map."""
+    highest = max((each.ot_score for each in null), default=0.0)
+    paired = found.centred.values["paired"] * np.sqrt(highest)
+    return float(found.centred.values["length"] / paired) if paired > 0 else None
 
 
 def _interpolation(

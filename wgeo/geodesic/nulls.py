@@ -19,7 +19,7 @@ from jaxtyping import Float, Int
 
 from ..arrays.rows import wide
 from ..transport import Exact
-from .correlation import pair_score
+from .correlation import pair_score, solved_pair
 from .result import NullScore, Score
 
 SAMPLES = 2000  # of more, so many at random are scored
@@ -58,7 +58,7 @@ def null_scores(
     turned; those of an odd number get one coordinate of zeros.
     """
     rng = np.random.default_rng(seed)
-    rows = _chosen(len(x), x.shape[1], groups, rng)
+    rows = chosen_rows(len(x), x.shape[1], groups, rng)
     if draws < 1 or len(rows) < 2:
         return ()
     all_ = len(rows) == len(x)
@@ -68,9 +68,9 @@ def null_scores(
         return ()
     step = y - x
     step -= step.mean(0)
-    found = {"dealt": [_score(x, step[rng.permutation(len(x))]) for _ in range(draws)]}
+    found = {"dealt": [_scores(x, step[rng.permutation(len(x))]) for _ in range(draws)]}
     if x.shape[1] <= _TURNED_WIDTH:
-        found["turned"] = [_score(*_turned(x, step, rng)) for _ in range(draws)]
+        found["turned"] = [_scores(*_turned(x, step, rng)) for _ in range(draws)]
     return tuple(_gathered(kind, scores, known, len(x)) for kind, scores in found.items())
 
 
@@ -94,9 +94,10 @@ def antisymmetric(width: int, rng: np.random.Generator) -> Float[np.ndarray, "d 
     return half - half.T
 
 
-def _chosen(
+def chosen_rows(
     n: int, d: int, groups: Int[np.ndarray, " n"] | None, rng: np.random.Generator
 ) -> Int[np.ndarray, " m"]:
+    """Distinct samples, at most `SAMPLES` of them, drawn at random from more."""
     rows = np.arange(n) if groups is None else np.unique(groups, return_index=True)[1]
     most = min(SAMPLES, max(_FEWEST, _ENTRIES // d))
     return np.sort(rows if len(rows) <= most else rng.choice(rows, most, replace=False))
@@ -110,12 +111,18 @@ def _turned(
     return x, step @ antisymmetric(x.shape[1], rng).T
 
 
-def _score(x: Float[np.ndarray, "n d"], step: Float[np.ndarray, "n d"]) -> Score:
-    """The score of x -> x + step; of one that nothing bounds from below, the highest interval."""
-    return pair_score(x, x + step, Exact()) or (0.0, 0.0, 1.0)
+def _scores(x: Float[np.ndarray, "n d"], step: Float[np.ndarray, "n d"]) -> tuple[Score, float]:
+    """The scores of x -> x + step: correlation, and the highest that the OT score may be.
+
+    If nothing bounds a correlation from below, the highest interval.
+    """
+    pair = solved_pair(x, x + step, Exact())
+    upper, paired = pair.transport.upper**2, np.vdot(step, step) / len(x)
+    return pair.corr_score or (0.0, 0.0, 1.0), float(upper / paired) if upper < paired else 1.0
 
 
-def _gathered(kind: str, scores: list[Score], own: Score, samples: int) -> NullScore:
-    values, lows, highs = zip(*scores, strict=True)
+def _gathered(kind: str, scores: list[tuple[Score, float]], own: Score, samples: int) -> NullScore:
+    correlations, costs = zip(*scores, strict=True)
+    values, lows, highs = zip(*correlations, strict=True)
     score = (max(values), min(lows), max(highs))
-    return NullScore(kind, score, tuple(values), own, samples)
+    return NullScore(kind, score, tuple(values), own, samples, max(costs))

@@ -33,6 +33,8 @@ class NullScore:
         The correlation score of the pair's own displacements on the same samples.
     samples : int
         How many samples these scores are of: all, or ``wgeo.geodesic.nulls.SAMPLES`` of more.
+    ot_score : float
+        The highest certified upper bound of the draws' centred OT scores.
     """
 
     kind: str
@@ -40,6 +42,7 @@ class NullScore:
     draws: tuple[float, ...]
     own: Score
     samples: int
+    ot_score: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,9 +88,15 @@ class Optimality:
         sd of every layer of the pair or the segment, in units of the features.
     spread_ratio : float or None where x is a point
         sd_y / sd_x of the ends.
+    effective_samples : float in [1, distinct], or None where nothing moves
+        How many samples carry these values: the least of (sum w)^2 / sum w^2, w a sample's
+        ||u|| ||v||, its cost of transport from end to end, or of all steps. Near 1 one of them
+        decides all.
     relative_displacement : float or None where both are points
         sqrt(mean ||v - u||^2) / max(sd_x, sd_y). Near the rounding of the features (1e-6 and less)
         nothing has moved but for a shift, and no score of it means anything.
+    relative_rounding : float or None where both are points
+        The largest displacement that rounding of the features can make, in the same units.
     shift_share : float in [0, 1], or None where nothing moves
         ||m||^2 / mean ||y - x||^2: how much of the motion is a shift common to all samples, which
         never changes which coupling is optimal.
@@ -111,9 +120,11 @@ class Optimality:
 
     samples: int
     distinct: int
+    effective_samples: float | None
     spread: tuple[float, ...]
     spread_ratio: float | None
     relative_displacement: float | None
+    relative_rounding: float | None
     shift_share: float | None
     ot_score_centred: float | None
     corr_score: Score | None
@@ -233,7 +244,10 @@ class SegmentStraightness(Optimality):
         `distance`, `length`, `length_ratio`, `action_ratio`, `speed_deviation`, `moving_blocks`,
         `sqrt_moving_blocks`, the line shapes, `turning_angle`, `orthogonal_share`, `paired`,
         `length_over_runs` and their `intervals`. No W2 is solved for it: W2^2 = ||m||^2 +
-        W2^2(u, v).
+        W2^2(u, v). And what says whether the samples are too sparse to see a path turn:
+        `null_length_ratio`, the length over the least W2 of the null maps from end to end, at
+        which a path that turns would be seen; `length_ratio_at_most`, a one-sided 95 % bound
+        on the population's length ratio by second moments (`wgeo.geodesic.bearing`).
     pairs : Pairs or None
         Every two layers; None where there are two layers only or it was not affordable.
 

@@ -121,14 +121,16 @@ def pairs_plot(record: Mapping[str, Any]) -> Plot | None:
 
     @styled
     def draw() -> Figure:
-        lines = -(-len(chosen) // _COLUMNS)
-        figure = new_figure(7.2, 0.3 + 3.1 * lines)
-        grid = figure.subplots(lines, _COLUMNS, squeeze=False).flat  # two axes or more
-        for i, ax in zip(chosen, grid, strict=False):
+        columns = min(_COLUMNS, len(chosen))
+        lines = -(-len(chosen) // columns)
+        figure = new_figure(0.5 + 3.35 * columns, 0.3 + 3.1 * lines)
+        panels = figure.subplots(lines, columns, squeeze=False).ravel()
+        for i, ax in zip(chosen, panels, strict=False):
             correlation_pairs(record, i, ax)
-        for ax in figure.axes[len(chosen) :]:
+        for ax in panels[len(chosen) :]:
             ax.set_axis_off()
-        _key(figure.axes[0].images[0], figure.axes)
+        if len(panels) > 1:  # a panel alone has its own key
+            _key(panels[0].images[0], list(panels))
         return figure
 
     def rows() -> list[Row]:

@@ -138,7 +138,8 @@ def straightness(record: Record, plots: Plots) -> str:
             header,
             rows,
             "Straightness of every segment; 95 % intervals in square brackets. Centred: with each "
-            "layer's mean taken off. Correlation score in round brackets: the sample cannot tell.",
+            "layer's mean taken off. Correlation score in round brackets: not clearly "
+            "above that of null maps.",
         ),
         *_pairs(segments, plots),
         _reference(record),

@@ -177,7 +177,8 @@ def _glance(record: Record) -> str:
         "Each run of layers in one feature space; 95 % intervals in square brackets. Centred: each "
         "layer's mean taken off. Orthogonal: the ratio that orthogonal steps of the same sizes "
         "would have. Correlation: the score end to end, 1 for an optimal map; in round brackets if "
-        "the sample cannot tell. Nearest centre: accuracy of the nearest class mean." + begun,
+        "it is not clearly above that of null maps. Nearest centre: accuracy of the nearest "
+        "class mean." + begun,
     )
 
 

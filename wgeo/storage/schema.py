@@ -90,9 +90,10 @@ _OPTIMALITY = {
     **dict.fromkeys(("samples?", "distinct?"), whole),
     "spread?": [number],
     **dict.fromkeys(("spread_ratio?", "relative_displacement?"), number),
+    **dict.fromkeys(("effective_samples?", "relative_rounding?"), number),
     **dict.fromkeys(("shift_share?", "ot_score_centred?"), number),
     "corr_score?": score,
-    "null?": [{"kind": text, "score": score, "draws": [number], "own": score, "samples": whole}],
+    "null?": [{"kind": text, "score": score, "draws": [number], "own": score, "*": number}],
     "power?": flag,
 }
 _BLOCK = {
@@ -203,7 +204,7 @@ _NORMALIZATION = {
     "images?": whole,
 }
 _TRUST = {
-    **dict.fromkeys(("samples?", "samples_per_class?", "duplicates?"), whole),
+    **dict.fromkeys(("samples?", "samples_per_class?", "duplicates?", "relabelled?"), whole),
     **dict.fromkeys(("accuracy?", "chance?", "chance_p?"), number),
     "at_chance?": flag,
     "claimed_accuracy?": {"key": text, "value": number},

@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from .sentence import THRESHOLDS, Record, Sentence
-from .wording import count, ends, listed, ranged, segment_ends
+from .wording import count, ends, few_carrying, listed, ranged, segment_ends, unmoved
+
+_SCORE = (
+    " The correlation score is 1 if no other pairing of the samples at both ends makes transport "
+    "cheaper, and 0 for an unrelated pairing."
+)
 
 
 def optimality(record: Record) -> Iterator[Sentence]:
+    explained = False
     for segment in record.get("segments") or []:
-        moved = segment.get("relative_displacement")
-        if (moved or 0) < THRESHOLDS["rounding"]:
+        if unmoved(segment) or segment.get("relative_displacement") is None:
             continue
         if segment.get("corr_score") is not None:
-            yield _end_to_end(segment)
+            sentence = _end_to_end(segment)
+            yield sentence if explained else replace(sentence, words=sentence.words + _SCORE)
+            explained = True
         elif _has_point(segment):
             yield Sentence(
                 "optimality",
@@ -40,6 +48,15 @@ def _end_to_end(segment: Record) -> Sentence:
     where = segment_ends(segment)
     found = next((row for row in scores if row["optimal"]), None)
     tail = _dirac(segment)
+    few = few_carrying(segment)
+    if few and (found is not None or not _refuted(first)):
+        return Sentence(
+            "optimality",
+            f"{where} {few} the correlation score ({_score(first)}), so whether the map is "
+            f"optimal for the others cannot be said.{tail}",
+            {**evidence, "effective_samples": segment["effective_samples"]},
+            "undecided",
+        )
     if found is not None:
         rest = "" if found is first else f"; {_below(first, segment)}"
         start = where if found is first else f"From {found['from']} to {segment['layers'][-1]}"
@@ -53,13 +70,14 @@ def _end_to_end(segment: Record) -> Sentence:
         )
     if not _refuted(first):
         return Sentence("optimality", f"{where} {_undecided(first)}.{tail}", evidence, "undecided")
+    if few:
+        tail = f" {few.capitalize()} this score.{tail}"
     later = next((row for row in scores if not _refuted(row)), None)
     evidence["later_undecided"] = later is not None
     rest = _best(scores) if later is None else f"; from {later['from']} onward {_undecided(later)}"
     return Sentence(
         "optimality",
-        f"{where} the map is not optimal (correlation score {_score(first)}; 1 for an optimal "
-        f"map){rest}.{tail}",
+        f"{where} the map is not optimal (correlation score {_score(first)}){rest}.{tail}",
         evidence,
         "shown",
     )
@@ -157,16 +175,11 @@ def blocks(record: Record) -> Iterator[Sentence]:
         ]
     }
     clauses = [
-        words[0] if len(kinds) == 1 else f"{kinds.count(kind)} {words[kinds.count(kind) > 1]}"
+        words[0] if len(kinds) == 1 else f"{_number(kinds, kind)} {words[kinds.count(kind) > 1]}"
         for kind, words in _KINDS.items()
         if kinds.count(kind)
     ]
-    shape = "with input and output of one shape"
-    whole = (
-        f"The one block {shape}"
-        if len(blocks) == 1
-        else f"Of {count(len(blocks), 'block')} {shape},"
-    )
+    whole = "The one block" if len(blocks) == 1 else f"Of {count(len(blocks), 'block')},"
     undecided = kinds.count("undecided") == len(kinds)
     yield Sentence(
         "blocks",
@@ -176,32 +189,63 @@ def blocks(record: Record) -> Iterator[Sentence]:
     )
 
 
+def _number(kinds: Sequence[str], kind: str) -> str:
+    number = kinds.count(kind)
+    if number < len(kinds):
+        return str(number)
+    return "both" if number == 2 else "all"
+
+
 def _jacobians(blocks: Sequence[Record]) -> str:
     """What the Brenier test measured: of all features, whatever pooling the rest is about."""
     tested = [block["brenier"] for block in blocks if block.get("brenier")]
-    known = [row["asymmetry"] for row in tested if row.get("asymmetry") is not None]
-    if not known:
+    asymmetry = _from_to(tested, "asymmetry")
+    eigenvalue = _from_to(tested, "relative_eigenvalue")
+    if not asymmetry:
         return ""
+    smallest = eigenvalue and f", smallest eigenvalue {eigenvalue} of the largest"
     return (
-        f" (unpooled, at {count(tested[0]['points'], 'image')}: asymmetry {min(known):.2g} to "
-        f"{max(known):.2g}, 0 for a gradient map)"
+        f" (Jacobians of the features before pooling, at {count(tested[0]['points'], 'image')}: "
+        f"asymmetry {asymmetry}{smallest}; an optimal map has asymmetry 0 and no eigenvalue below "
+        "0)"
     )
 
 
+def _from_to(rows: Sequence[Record], key: str) -> str:
+    """``0.06 to 0.49``: the values of several blocks; empty if none is known."""
+    known = [row[key] for row in rows if row.get(key) is not None]
+    if not known:
+        return ""
+    least, most = f"{min(known):.2g}", f"{max(known):.2g}"
+    return least if least == most else f"{least} to {most}"
+
+
 _KINDS = {  # of one block, of several
+    "unmoved": (
+        "does not move these samples by more than rounding may",
+        "do not move these samples by more than rounding may",
+    ),
     "gradient": (
         "may be an optimal map by its Jacobians",
         "may be optimal maps by their Jacobians",
     ),
+    "nearly gradient": (
+        "may be a nearly, but not an exactly, optimal map by its Jacobians",
+        "may be nearly, but not exactly, optimal maps by their Jacobians",
+    ),
     "not gradient": (
-        "cannot be an optimal map by its Jacobians",
-        "cannot be optimal maps by their Jacobians",
+        "cannot be an optimal map, nor nearly one, by its Jacobians",
+        "cannot be optimal maps, nor nearly, by their Jacobians",
     ),
     "not optimal": (
         "is not an optimal map of these samples",
         "are not optimal maps of these samples",
     ),
     "optimal": ("is an optimal map of these samples", "are optimal maps of these samples"),
+    "nearly optimal": (
+        "is a nearly optimal map of these samples",
+        "are nearly optimal maps of these samples",
+    ),
     "undecided": (
         "is undecided from these samples",
         "are undecided from these samples",
@@ -211,10 +255,25 @@ _KINDS = {  # of one block, of several
 
 def _block_kind(block: Record) -> str:
     """What is known of a block: its Jacobians decide if they were tested, else the samples."""
+    if unmoved(block):
+        return "unmoved"
     tested = block.get("brenier") or {}
     if tested.get("excluded") is not None:
-        return "not gradient" if tested["excluded"] else "gradient"
-    _, low, high = block["corr_score"]
-    if high < THRESHOLDS["nearly_optimal"]:
+        if not tested["excluded"]:
+            return "gradient"
+        return "nearly gradient" if _nearly_gradient(tested) else "not gradient"
+    score = _row(block.get("source", ""), block["corr_score"], _null(block), block)
+    if _refuted(score):
         return "not optimal"
-    return "optimal" if block.get("power") and low >= THRESHOLDS["optimal"] else "undecided"
+    return score["word"] if score["optimal"] and not few_carrying(block) else "undecided"
+
+
+def _nearly_gradient(tested: Record) -> bool:
+    """Whether a Jacobian may miss symmetry, or a convex potential, by little (nearer ends)."""
+    intervals, most = tested.get("intervals") or {}, THRESHOLDS["nearly_gradient_map"]
+    asymmetry, eigenvalue = tested.get("asymmetry"), tested.get("relative_eigenvalue")
+    low = intervals.get("asymmetry", [asymmetry])[0]
+    high = intervals.get("relative_eigenvalue", [eigenvalue])[-1]
+    if low is None or high is None:
+        return False
+    return bool(low <= most and high >= -most)

@@ -124,13 +124,14 @@ def _samples(trust: Record) -> Iterator[Sentence]:
             {"samples_per_class": smallest},
             "warning",
         )
-    copies = trust.get("duplicates") or 0
+    copies, relabelled = trust.get("duplicates") or 0, trust.get("relabelled") or 0
     if copies:
         yield Sentence(
             "samples",
             f"{count(copies, 'image')} of {images:,} "
-            f"{'is a copy' if copies == 1 else 'are copies'} of another; intervals resample "
+            f"{'is a copy' if copies == 1 else 'are copies'} of another"
+            f"{f', {relabelled:,} under another label' if relabelled else ''}; intervals resample "
             "distinct images.",
-            {"duplicates": copies, "samples": images},
+            {"duplicates": copies, "relabelled": relabelled, "samples": images},
             "warning",
         )

@@ -6,13 +6,14 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from .sentence import THRESHOLDS, Record, Sentence
-from .wording import OVER_IMAGES, count, listed, ranged, rounded
+from .wording import OVER_IMAGES, count, listed, ranged, rounded, segment_ends
 
 
 def reference(record: Record) -> Iterator[Sentence]:
     reference = record.get("reference") or {}
-    for row in reference.get("segments") or []:
-        yield _against_fresh(row, len(reference.get("networks") or []))
+    rows = reference.get("segments") or []
+    for k, row in enumerate(rows):
+        yield _against_fresh(row, len(reference.get("networks") or []), len(rows), explained=k > 0)
     for row in reference.get("tests") or []:
         yield against_network(row)
 
@@ -34,14 +35,15 @@ def against_network(row: Record) -> Sentence:
     )
 
 
-def _against_fresh(row: Record, networks: int) -> Sentence:
-    where = f"From {row['layers'][0]} to {row['layers'][-1]}"
+def _against_fresh(row: Record, networks: int, segments: int, explained: bool) -> Sentence:
+    where = segment_ends(row)
     evidence = {
         key: row.get(key) for key in ("layers", "value", "median", "low", "high", "adjusted_p")
     } | {"networks": networks}
     known = (
-        f"line-shape ratio of the centred paths {rounded(row['value'])}, against "
-        f"{rounded(row['median'])} ({rounded(row['low'])} to {rounded(row['high'])})"
+        f"line-shape ratio{'' if explained else _LINE_SHAPE} {rounded(row['value'])}, against a "
+        f"median of {rounded(row['median'])} ({rounded(row['low'])} to {rounded(row['high'])}) of "
+        "the fresh ones"
     )
     direction = row.get("direction")
     told = direction in ("straighter", "less straight")
@@ -49,10 +51,17 @@ def _against_fresh(row: Record, networks: int) -> Sentence:
     return Sentence(
         "reference",
         f"{where} the network is {outcome} {networks} networks of this architecture with fresh "
-        f"weights ({known}; rank p = {row['adjusted_p']:.2g}, over networks).",
+        f"weights: {known}; p = {row['adjusted_p']:.2g}, by its rank among these networks"
+        f"{f', adjusted for {segments} segments' if segments > 1 else ''}.",
         evidence,
         "shown" if told else "undecided",
     )
+
+
+_LINE_SHAPE = (
+    " (length of an image's own centred path over the distance between its ends, the mean over "
+    "images; 1 is a straight line)"
+)
 
 
 def collapse(record: Record) -> Iterator[Sentence]:
@@ -84,6 +93,15 @@ def collapse(record: Record) -> Iterator[Sentence]:
             "undecided",
         )
         return
+    if end > THRESHOLDS["rounding"] ** -2:
+        yield Sentence(
+            "collapse",
+            f"At {last['name']} the class means of these images cannot be told apart: what scatter "
+            "they have is rounding beside the scatter within classes, so nothing has collapsed.",
+            {"layer": last["name"], "nc1": end},
+            "undecided",
+        )
+        return
     yield _collapse_sentence(layers, inner, trend)
 
 
@@ -96,7 +114,7 @@ def _collapse_sentence(
     start = _nc1(first)[0] if _is_corrected(first) == few else None  # the two are not compared
     least, most = (_level(value) for value in (interval or (end, end)))
     level = least if least == most else f"between {least} and {most}"
-    begun = "" if start is None else f" ({rounded(start)} at {first['name']})"
+    begun = "" if start is None else f"; at {first['name']} it is {rounded(start)}"
     evidence = {
         "nc1": last["collapse"].get("nc1"),
         **({"nc1_corrected": end} if few else {}),
@@ -106,12 +124,17 @@ def _collapse_sentence(
         "kendall_tau": trend.get("kendall_tau"),
         "violations": trend.get("violations"),
     }
-    what = "NC1, corrected for few samples a class," if few else "NC1"
+    corrected = ", corrected for few samples a class," if few else ""
+    known = (
+        "cannot be told from 0"
+        if end < THRESHOLDS["rounding"] ** 2
+        else f"is {_with_interval(end, interval)}"
+    )
     return Sentence(
         "collapse",
-        f"At {last['name']} the classes of these images are {level}: within-class variability "
-        f"{what} is {_with_interval(end, interval)}{_uncorrected(last)}{begun}"
-        f"{_trend(trend, inner[0])}.",
+        f"At {last['name']} the classes of these images are {level}: NC1 (variability within "
+        f"classes over that between them, 0 at complete collapse){corrected} {known}"
+        f"{_uncorrected(last)}{begun}{_trend(trend, inner[0])}.",
         evidence,
         "suggested" if interval is None or least != most else "shown",
     )
@@ -164,16 +187,17 @@ def next_steps(record: Record, body: Sequence[Sentence]) -> Iterator[Sentence]:
     open_claims = {s.claim for s in body if s.strength == "undecided"}
     partly = any(
         s.evidence.get("later_undecided")
+        or s.evidence.get("turns_unseen")
         or any(b["kind"] == "undecided" for b in s.evidence.get("blocks", []))
         for s in body
-        if s.claim in ("optimality", "blocks")
+        if s.claim in ("straightness", "optimality", "blocks")
     )
     if not (open_claims & {"optimality", "blocks"} or partly):
         return
     about = record.get("provenance") or {}
     ways = ["more images"]
     if about.get("pool") == "gap":
-        ways.append("features with more room to move (`pool='grid:2'`)")
+        ways.append("features that are pooled less (`pool='grid:2'`)")
     tested = any((b.get("brenier") or {}).get("points") for b in record.get("blocks") or [])
     if not tested:
         ways.append("the Jacobians (`brenier=16`)")

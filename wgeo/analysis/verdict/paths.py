@@ -2,28 +2,41 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
 from .sentence import THRESHOLDS, Record, Sentence, Strength
-from .wording import OVER_IMAGES, ends, percent, ranged, segment_ends
+from .wording import (
+    OVER_IMAGES,
+    ends,
+    few_carrying,
+    least_motion,
+    percent,
+    ranged,
+    rounded,
+    segment_ends,
+    unmoved,
+)
 
 
 def straightness(record: Record) -> Iterator[Sentence]:
     if record.get("transport_skipped"):
         yield Sentence("straightness", record["transport_skipped"], {}, "undecided")
+    explained = False
     for segment in record.get("segments") or []:
-        yield _path(segment)
+        sentence = _path(segment, explained)
+        explained = explained or "length_ratio_centred" in sentence.evidence
+        yield sentence
 
 
-def _path(segment: Record) -> Sentence:
+def _path(segment: Record, explained: bool) -> Sentence:
     where = segment_ends(segment)
-    moved = segment.get("relative_displacement")
     spread = max(segment.get("spread") or [1.0])
     if spread == 0:
         return _silent(segment, f"{where} all samples have the same features.", {"spread": spread})
-    if moved is not None and moved < THRESHOLDS["rounding"]:
-        return _unmoved(segment, where, moved, spread)
+    if unmoved(segment):
+        return _unmoved(segment, where, spread)
     if len(segment["layers"]) < 3:
         return _silent(segment, f"{where} there is one block, which has no shape to judge.", {})
     centred = segment.get("centred") or {}
@@ -40,20 +53,28 @@ def _path(segment: Record) -> Sentence:
             "geodesic to compare with.",
             {"shift_share": shift},
         )
-    return _judged_path(segment, where, centred)
+    if ratio > THRESHOLDS["returned"]:
+        return _silent(
+            segment,
+            f"{where} the features move and end nearly where they began, at 1/{ratio:,.0f} of the "
+            "length of their path: there is no geodesic to compare with.",
+            {"length_ratio_centred": ratio},
+        )
+    return _judged_path(segment, where, centred, explained)
 
 
-def _unmoved(segment: Record, where: str, moved: float, spread: float) -> Sentence:
+def _unmoved(segment: Record, where: str, spread: float) -> Sentence:
     """Each sample ends in its place, having stayed there or having been elsewhere."""
+    moved = segment["relative_displacement"]
     length = segment.get("length") or 0.0
-    returned = length > THRESHOLDS["rounding"] * spread
+    returned = length > least_motion(segment) * spread * (len(segment["layers"]) - 1)
     return _silent(
         segment,
         f"{where} the features move and every sample comes back to its place: there is no geodesic "
         "to compare with."
         if returned
-        else f"{where} the features move by less than rounding can tell ({moved:.0e} of their "
-        "spread).",
+        else f"{where} the features do not move by more than rounding may ({rounded(moved)} of "
+        "their spread).",
         {"relative_displacement": moved, "length": length},
     )
 
@@ -62,48 +83,77 @@ def _silent(segment: Record, words: str, evidence: dict[str, Any]) -> Sentence:
     return Sentence("straightness", words, {"layers": ends(segment), **evidence}, "undecided")
 
 
-def _judged_path(segment: Record, where: str, centred: Record) -> Sentence:
+def _judged_path(segment: Record, where: str, centred: Record, explained: bool) -> Sentence:
     ratio = centred["length_ratio"]
     interval = (centred.get("intervals") or {}).get("length_ratio")
     bound = centred.get("sqrt_moving_blocks") or segment.get("sqrt_moving_blocks")
+    word, strength = _shape(segment, interval, bound)
     evidence = {
         "layers": ends(segment),
         "length_ratio_centred": ratio,
         "interval": interval,
         "length_ratio": segment.get("length_ratio"),
         "sqrt_moving_blocks": bound,
+        "null_length_ratio": centred.get("null_length_ratio"),
+        "length_ratio_at_most": centred.get("length_ratio_at_most"),
+        "turns_unseen": word == _UNSEEN,
+        "effective_samples": segment.get("effective_samples"),
         "shift_share": segment.get("shift_share"),
     }
     said = (
-        f"{where} the path of the centred features is "
-        f"{ranged(ratio, interval, note=OVER_IMAGES)} times as long as the geodesic between its "
-        "ends"
+        f"{where} the path of the centred features{'' if explained else _CENTRED} is "
+        f"{ranged(ratio, interval, note=OVER_IMAGES)} times as long as the geodesic"
+        f"{'' if explained else _GEODESIC} between its ends"
     )
-    word, strength = _shape(ratio, interval, bound)
     orthogonal = (
         ""
         if bound is None
-        else f" (if every step were orthogonal to the others, of the same sizes: {bound:.2f})"
+        else f" (steps of the same sizes at right angles to each other would give {bound:.2f})"
     )
     return Sentence(
         "straightness", f"{said}{orthogonal}{word}.{_shift(segment)}", evidence, strength
     )
 
 
-def _shape(ratio: float, interval: Any, bound: float | None) -> tuple[str, Strength]:
-    """What a path is called: its interval must lie in one category, well below sqrt(B)."""
+_CENTRED = " (each layer's mean is subtracted)"
+_GEODESIC = ", the shortest path in Wasserstein distance,"
+_STRAIGHT = 2  # categories of `_category` that are called straight, or nearly
+
+
+def _shape(segment: Record, interval: Any, bound: float | None) -> tuple[str, Strength]:
+    """What a path is called: its interval must lie in one category, well below sqrt(B).
+
+    And if that is a straight one, something must speak against a turn that the samples do not see.
+    """
     if interval is None:
         return "; without an interval (`bootstrap=0`) it is not given a name", "suggested"
+    few = few_carrying(segment)
+    if few:
+        return f"; {few} this value, so it says nothing of the others", "undecided"
     if bound is not None and bound < THRESHOLDS["few_moving"]:
         return "; one block makes nearly all of it, so this says little", "undecided"
     low, high = (_category(end) for end in interval)
-    if bound is not None and high[0] < 2:
-        reach = 1 + THRESHOLDS["orthogonal"] * (bound - 1)
+    if high[0] < _STRAIGHT:
+        reach = math.inf if bound is None else 1 + THRESHOLDS["orthogonal"] * (bound - 1)
         if interval[1] > reach:
-            return ": short, but not clearly straighter than orthogonal steps", "undecided"
+            return ": short, but not clearly straighter than steps at right angles", "undecided"
+        high = max(high, _category(_unseen(segment["centred"], interval[1])))
+        if high[0] >= _STRAIGHT:
+            return _UNSEEN, "undecided"
     if low != high:
         return f": between {low[1]} and {high[1]}", "suggested"
     return f": {low[1]}", "shown"
+
+
+def _unseen(centred: Record, ratio: float) -> float:
+    """The largest length ratio that samples may miss by being sparse: 1 if null maps show more."""
+    null, most = centred.get("null_length_ratio"), centred.get("length_ratio_at_most")
+    if null is not None and null > ratio + THRESHOLDS["power_margin"]:
+        return 1.0
+    return math.inf if most is None else most
+
+
+_UNSEEN = ": short, but these samples are too sparse to tell a straight path from one that turns"
 
 
 def _category(ratio: float) -> tuple[int, str]:

@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from .sentence import THRESHOLDS
+
 _MOST_DECIMALS = 9
 _LARGEST_WRITTEN_OUT = 1e7
 
@@ -75,3 +77,27 @@ def segment_ends(segment: Mapping[str, Any]) -> str:
 def ends(segment: Mapping[str, Any]) -> list[str]:
     """The first and the last layer of a segment, for evidence."""
     return [segment["layers"][0], segment["layers"][-1]]
+
+
+def least_motion(row: Mapping[str, Any]) -> float:
+    """Displacement, over the spread, below which a block or a segment has not moved."""
+    rounding = THRESHOLDS["above_rounding"] * (row.get("relative_rounding") or 0.0)
+    return max(THRESHOLDS["rounding"], rounding)
+
+
+def unmoved(row: Mapping[str, Any]) -> bool:
+    """Whether a block or a segment moves its samples by no more than rounding may."""
+    moved = row.get("relative_displacement")
+    return moved is not None and moved < least_motion(row)
+
+
+def few_carrying(row: Mapping[str, Any]) -> str:
+    """``about 1 sample of 300 carries``, if so few decide its values; else nothing."""
+    number, samples = row.get("effective_samples"), row.get("distinct") or row.get("samples")
+    if number is None or not samples:
+        return ""
+    least = max(THRESHOLDS["fewest_samples"], THRESHOLDS["carrying_share"] * samples)
+    if number >= least:
+        return ""
+    number = round(number)
+    return f"about {count(number, 'sample')} of {samples:,} {'carries' if number == 1 else 'carry'}"

@@ -1,0 +1,183 @@
+"""Where a verdict must hold back: few samples decide, sparse samples, copies, rounding."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from test_verdict import centred, collapse_of, said, segment, trajectory, verdict_of
+
+import wgeo
+from wgeo.analysis import analyze_trajectory
+from wgeo.analysis.verdict import sentences
+from wgeo.trajectory import Layer, Trajectory
+
+
+def dealt(rng, distant, n=100, steps=3):
+    """Samples that exchange places, but for a few distant ones that move straight on."""
+    path = [rng.standard_normal((n, 8))]
+    for _ in range(steps):
+        path.append(path[-1][rng.permutation(n)])
+    for step, layer in enumerate(path):
+        for k in range(distant):
+            layer[k] = 1e3 * (1 + step / steps) * np.eye(8)[k]
+    return path
+
+
+@pytest.mark.parametrize(("distant", "words"), [(1, "about 1 sample of 100 carries"), (3, "carry")])
+def test_what_a_few_distant_samples_decide_is_not_said_of_all(distant, words, rng):
+    found = verdict_of(dealt(rng, distant), pairs=False)
+    assert f"{words} this value, so it says nothing of the others" in said(found, "straightness")
+    assert ": straight" not in said(found, "straightness")
+    assert f"{words} the correlation score" in said(found, "optimality")
+    assert "optimal map of" not in said(found, "blocks")
+
+
+def test_a_refuted_map_of_few_carrying_samples_is_still_refuted():
+    found = sentences({"segments": [segment(effective_samples=3.2)]})
+    words = said(found, "optimality")
+    assert "the map is not optimal" in words
+    assert "About 3 samples of 1,000 carry this score." in words
+
+
+def test_a_turn_that_sparse_samples_cannot_see_is_not_called_close_to_straight(rng):
+    """45 degrees a step in 2 of 16 planes: transport has no length, and samples read 1.08."""
+    x, turn = rng.standard_normal((150, 32)), np.eye(32)
+    turn[:2, :2] = turn[2:4, 2:4] = np.array([[1, -1], [1, 1]]) / np.sqrt(2)
+    path = [x, x @ turn, x @ turn @ turn]
+    straight = wgeo.straightness(trajectory(path), bootstrap=60, pairs=False)
+    assert straight.segments[0].centred["length_ratio"] < 1.2
+    found = sentences(straight.to_dict())
+    assert "too sparse to tell a straight path from one that turns" in said(found, "straightness")
+    assert "more images" in said(found, "next")
+
+
+@pytest.mark.parametrize(
+    ("shown", "words"),
+    [
+        ({"null_length_ratio": 1.12, "length_ratio_at_most": None}, ": straight to within 5 %"),
+        ({"null_length_ratio": 1.04, "length_ratio_at_most": 1.04}, ": straight to within 5 %"),
+        ({"null_length_ratio": 1.04, "length_ratio_at_most": 1.15}, "and close to straight"),
+        ({"null_length_ratio": 1.04, "length_ratio_at_most": 1.3}, "too sparse to tell"),
+        ({"null_length_ratio": None, "length_ratio_at_most": None}, "too sparse to tell"),
+    ],
+)
+def test_straight_needs_a_null_path_that_is_longer_or_a_bound(shown, words):
+    found = sentences({"segments": [segment(centred=centred(1.02, 1.015, 1.025, **shown))]})
+    assert words in said(found, "straightness")
+
+
+def test_a_bent_path_needs_no_null_path():
+    twin = centred(1.3, 1.25, 1.35, null_length_ratio=None)
+    assert ": bent" in said(sentences({"segments": [segment(centred=twin)]}), "straightness")
+
+
+def test_near_copies_are_said_and_class_means_of_copies_claim_nothing(rng):
+    base = rng.standard_normal((60, 6))
+    x = np.concatenate([base, base + 1e-9 * rng.standard_normal(base.shape)])
+    labels = np.repeat([0, 1], 60)  # the same images under either label
+    record = analyze_trajectory(trajectory([x, 2 * x], labels), bootstrap=20, mufm=False).record
+    assert record["trust"]["duplicates"] == record["trust"]["relabelled"] == 60
+    words = " ".join(s["words"] for s in record["verdict"])
+    assert "60 images of 120 are copies of another, 60 under another label" in words
+    assert "the class means of these images cannot be told apart" in words
+    assert record["blocks"][0]["distinct"] == 60
+
+
+@pytest.mark.parametrize("nc1", [3e-15, 0.0])
+def test_variability_at_the_level_of_rounding_is_told_as_none(nc1):
+    found = collapse_of(nc1, None)
+    assert "cannot be told from 0" in found.words
+    assert "are collapsed" in found.words
+
+
+@pytest.mark.parametrize("left", [1e-5, 1e-3])
+def test_a_path_that_ends_nearly_where_it_began_has_no_ratio(left, rng):
+    x = rng.standard_normal((80, 4))
+    path = [x, 2 * x, 3 * x, x + left * rng.standard_normal(x.shape)]
+    words = said(verdict_of(path, pairs=False), "straightness")
+    assert "end nearly where they began" in words
+    assert "times as long" not in words
+
+
+def test_motion_of_a_few_roundings_is_no_motion(rng):
+    """Of float32 features far from 0, whose rounding is larger than 1e-6 of their spread."""
+    x = (100 + rng.standard_normal((80, 8))).astype(np.float32)
+    path = [x, *((x + 1e-4 * rng.standard_normal(x.shape)).astype(np.float32) for _ in range(3))]
+    layers = tuple(Layer(f"layer{i}", features, 0) for i, features in enumerate(path))
+    traj = Trajectory(layers, np.arange(80) % 2)
+    found = sentences(wgeo.straightness(traj, bootstrap=60, pairs=False).to_dict())
+    assert "do not move by more than rounding" in said(found, "straightness")
+    assert "all do not move these samples by more than rounding may" in said(found, "blocks")
+    assert not said(found, "optimality")
+
+
+def test_terms_are_explained_once():
+    found = sentences({"segments": [segment(), segment(layers=["c", "d", "e"])]})
+    words = said(found, "straightness")
+    assert words.count("each layer's mean is subtracted") == 1
+    assert said(found, "optimality").count("no other pairing") == 1
+    row = {"layers": ["a", "b", "c"], "value": 1.2, "median": 1.4, "low": 1.3, "high": 1.5}
+    row |= {"adjusted_p": 0.05, "direction": "straighter"}
+    reference = {"networks": [{}] * 20, "segments": [row, row]}
+    words = said(sentences({"reference": reference}), "reference")
+    assert words.count("line-shape ratio") == 2
+    assert words.count("1 is a straight line") == 1
+
+
+def block(**changes):
+    score = {"corr_score": [0.999, 0.999, 0.999], "power": False, "samples": 1000}
+    return {"source": "a", "target": "b", **score, **changes}
+
+
+def jacobian(asymmetry, eigenvalue, excluded=True):
+    return {
+        "excluded": excluded,
+        "points": 8,
+        "asymmetry": asymmetry,
+        "relative_eigenvalue": eigenvalue,
+        "intervals": {"asymmetry": [0.9 * asymmetry, 1.1 * asymmetry]},
+    }
+
+
+@pytest.mark.parametrize(
+    ("asymmetry", "eigenvalue", "excluded", "words"),
+    [
+        (0.005, 0.0, False, "The one block may be an optimal map by its Jacobians"),
+        (0.018, 0.0, True, "may be a nearly, but not an exactly, optimal map by its Jacobians"),
+        (0.3, 0.0, True, "cannot be an optimal map, nor nearly one, by its Jacobians"),
+        (0.018, -0.4, True, "cannot be an optimal map, nor nearly one, by its Jacobians"),
+    ],
+)
+def test_jacobians_are_told_by_level(asymmetry, eigenvalue, excluded, words):
+    brenier = jacobian(asymmetry, eigenvalue, excluded)
+    found = said(sentences({"blocks": [block(brenier=brenier)]}), "blocks")
+    assert words in found
+    assert f"(Jacobians of the features before pooling, at 8 images: asymmetry {asymmetry}" in found
+    assert f"smallest eigenvalue {eigenvalue:.2g} of the largest" in found
+    assert "an optimal map has asymmetry 0 and no eigenvalue below 0" in found
+
+
+def test_asymmetries_of_several_blocks_are_told_as_a_range():
+    rows = [block(brenier=jacobian(a, -0.4)) for a in (0.06, 0.49)]
+    assert "asymmetry 0.06 to 0.49, smallest" in said(sentences({"blocks": rows}), "blocks")
+
+
+@pytest.mark.parametrize(
+    ("low", "null", "words"),
+    [
+        (0.97, 0.5, "is a nearly optimal map of these samples"),
+        (0.995, 0.5, "is an optimal map of these samples"),
+        (0.97, 0.95, "is undecided from these samples"),
+    ],
+)
+def test_a_nearly_optimal_block_with_power_is_counted_as_one(low, null, words):
+    nulls = [{"kind": "dealt", "score": [null, null, null]}]
+    row = block(corr_score=[low, low, low], null=nulls, power=low > null + 0.05)
+    assert words in said(sentences({"blocks": [row]}), "blocks")
+
+
+@pytest.mark.parametrize(("ratio", "mentioned"), [(141.0, True), (9.0, False)])
+def test_a_start_that_is_nearly_a_point_is_told_with_its_spread(ratio, mentioned):
+    words = said(sentences({"segments": [segment(spread_ratio=ratio)]}), "optimality")
+    assert ("is 141 times smaller than at b" in words) == mentioned
+    assert ("from nearly a point almost any map has a high OT score" in words) == mentioned
