@@ -42,7 +42,12 @@ from wgeo.runtime.progress import shown, track
 from wgeo.ufm import MUFMSolution, fit_mufm
 
 LAYERS, CLASSES, WIDTH = 8, 10, 64
-SETTINGS: dict[str, Any] = {"layers": LAYERS, "weight_decay": 5e-3, "transport": 0.4, "bias": True}
+SETTINGS: dict[str, Any] = {
+    "layers": LAYERS,
+    "weight_decay": 5e-3,
+    "transport": 0.4,
+    "bias": "free",
+}
 GAP = 1e-6
 RATES = (1e-1, 3e-2)  # of Adam, in the units of `Whole`
 

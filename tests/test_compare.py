@@ -17,7 +17,7 @@ from wgeo.comparison.result import Reading
 from wgeo.errors import ArgumentError
 from wgeo.trajectory import Classifier, Segment
 from wgeo.ufm import fit_mufm
-from wgeo.ufm.reduced import Reduced, Statistics
+from wgeo.ufm.mufm.reduced_mse import ReducedMSE, Statistics
 
 
 def centred(features):
@@ -42,7 +42,7 @@ def clusters(rng, n=120, d=6, classes=3):
 def of_mufm(rng, drift=0.0, growth=0.0, noise=0.0, **more):
     """A trajectory that MUFM made, then moved, scaled and blurred layer by layer."""
     x, labels = clusters(rng, **more)
-    made = fit_mufm(x, labels, layers=4, weight_decay=0.3, transport=0.2, bias=True)
+    made = fit_mufm(x, labels, layers=4, weight_decay=0.3, transport=0.2, bias="free")
     path = [(1 - t) * made.X.T + t * made.H.T for t in AT]
     layers = [
         (1 + growth * i) * layer
@@ -191,7 +191,7 @@ def test_the_judge_scores_as_the_features_themselves_do(at, rng):
     labels, half = traj.labels, halves(traj.labels, 0)
     stats = Statistics.of(layers[0][half], labels[half], 3)
     judge = Judge([layer[~half] for layer in layers], labels[~half], stats.basis, at)
-    point = Reduced(stats, 0.05, 0.2, 0.0).at(rng.normal(size=(3, len(stats.s))))
+    point = ReducedMSE(stats, 0.05, 0.2, 0.0).at(rng.normal(size=(3, len(stats.s))))
     x, y = layers[0][~half], np.eye(3)[labels[~half]]
     last = point.features(x @ stats.basis, point.w, y) @ stats.basis.T
     segment = Segment(0, tuple("abcde"), tuple(layer[~half] for layer in layers))
@@ -307,7 +307,7 @@ def test_held_out_figures_of_few_samples_do_not_follow_rounding(rng):
 def test_models_of_permuted_or_rounded_inputs_are_compared(rng):
     traj, _ = of_mufm(rng, n=60)
     x = traj.segments[-1].arrays[0]
-    how = {"layers": 4, "weight_decay": 0.3, "transport": 0.2, "bias": True}
+    how = {"layers": 4, "weight_decay": 0.3, "transport": 0.2, "bias": "free"}
     free = fit_mufm(x, traj.labels, coupling="free", **how)
     assert not np.array_equal(free.assignment, np.arange(60))
     assert len(compare(traj, free).mufm) == 5
@@ -413,7 +413,7 @@ def test_a_model_of_another_size_is_refused(rng):
     with pytest.raises(ArgumentError, match="2 rows"):
         compare(wgeo.Trajectory.from_arrays(layers, traj.labels, classifier=few))
     other = fit_mufm(
-        layers[0][::-1], traj.labels, layers=4, weight_decay=0.3, transport=0.2, bias=True
+        layers[0][::-1], traj.labels, layers=4, weight_decay=0.3, transport=0.2, bias="free"
     )
     with pytest.raises(ArgumentError, match="other inputs"):
         compare(traj, other)

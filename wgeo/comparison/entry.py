@@ -18,7 +18,7 @@ from ..runtime.progress import track
 from ..storage.files import memory
 from ..trajectory import Segment, Trajectory, as_trajectory
 from ..transport import Exact, wasserstein
-from ..ufm.multilayer import MUFMSolution
+from ..ufm.mufm.solution import MUFMSolution
 from .fitting import Fit, expected_seconds
 from .predictions import Errors, Line, Prediction, along, collapsed, gained, times
 from .procrustes import TURNED
@@ -63,7 +63,7 @@ def compare(
 
     - the layer's mean :math:`\bar h_l`: MUFM with a free bias commutes with translations of its
       features, and a drift of all samples together carries nothing about their classes;
-    - a scale :math:`g_l`, by least squares: a network's own is set by its normalisation and read
+    - a scale :math:`g_l`, by least squares: a network's own is set by its normalization and read
       away by its next layer;
     - the time :math:`t_l` of an inner layer: MUFM with a transport strength for every step has
       straight paths at any times and is otherwise the same problem;

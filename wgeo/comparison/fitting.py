@@ -17,10 +17,11 @@ from ..errors import FeatureError
 from ..runtime import processes
 from ..runtime.progress import track
 from ..trajectory import Segment
-from ..ufm.multilayer import MUFMSolution, check_converged, features_of, fit_mufm
-from ..ufm.newton import descend
-from ..ufm.reduced import Reduced, Statistics
-from ..ufm.search import Found, search
+from ..ufm.mufm.fit import check_converged, features_of, fit_mufm
+from ..ufm.mufm.newton import trust_region_newton
+from ..ufm.mufm.reduced_mse import ReducedMSE, Statistics
+from ..ufm.mufm.search import SearchResult, multistart_newton
+from ..ufm.mufm.solution import MUFMSolution
 from .predictions import Errors, Line, Prediction, along, fixed_time, gained, place
 from .procrustes import TURNED, Aim, Block, nuclear
 from .result import HeldOut, Reading
@@ -156,8 +157,8 @@ def choose(
 
     def missed(logs: tuple[float, float]) -> float:
         settings = Settings.at(logs, energy)
-        problem = Reduced(stats, settings.mu, settings.weight_decay, bias_decay=0.0)
-        end = descend(problem.at, problem.ridge(), tolerance=SKETCH, max_steps=60).point
+        problem = ReducedMSE(stats, settings.mu, settings.weight_decay, bias_decay=0.0)
+        end = trust_region_newton(problem.at, problem.ridge(), tolerance=SKETCH, max_steps=60).point
         w, pull = end.w, end.inverse @ end.w  # H - X = (Y - X W^T - b) A^-1 W
         forward = float(np.vdot(pull, yx - w @ xx))
         second = yy - yx @ w.T - w @ yx.T + w @ xx @ w.T
@@ -209,7 +210,7 @@ class Fit:
 
     Settings are chosen on half B of the samples, with the readout of half A. Then each half changes
     its part: readout, times and places come from B, and A, whose deeper layers nothing has seen,
-    judges. What is returned uses all samples. Of processes that work together one fits: a minimiser
+    judges. What is returned uses all samples. Of processes that work together one fits: a minimizer
     that is hardly unique, of fewer features than classes say, follows the last digit of a sum.
 
     Raises
@@ -245,7 +246,7 @@ class Fit:
             layers=steps,
             weight_decay=settings.weight_decay,
             transport=settings.mu * steps,
-            bias=True,
+            bias="free",
             restarts=0,
             tolerance=_TOLERANCE,
         )
@@ -286,10 +287,10 @@ class Fit:
 
     def _solved(
         self, chosen: Int[np.ndarray, " m"], settings: Settings
-    ) -> tuple[Found, Statistics]:
+    ) -> tuple[SearchResult, Statistics]:
         stats = self._statistics(chosen)
-        problem = Reduced(stats, settings.mu, settings.weight_decay, bias_decay=0.0)
-        return search(problem, tolerance=_TOLERANCE), stats
+        problem = ReducedMSE(stats, settings.mu, settings.weight_decay, bias_decay=0.0)
+        return multistart_newton(problem, tolerance=_TOLERANCE), stats
 
     def _statistics(self, chosen: Int[np.ndarray, " m"]) -> Statistics:
         inputs = picked(self.segment.arrays[0], chosen)

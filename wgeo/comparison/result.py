@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from ..arrays.rows import Rows, Sliceable, made_like, mean_of, wide, width_of
 from ..neural_collapse import LayerCollapse
 from ..runtime.processes import local_only
-from ..ufm.multilayer import MUFMSolution
+from ..ufm.mufm.solution import MUFMSolution
 
 if TYPE_CHECKING:
     import pandas
