@@ -140,7 +140,7 @@ def test_a_point_that_is_not_critical_is_called_that():
     assert landscape(moved).verdict == "undecided"
     with pytest.raises(ArgumentError, match="eigenvalues"):
         landscape(solution, eigenvalues=0)
-    with pytest.raises(ArgumentError, match="not of dict"):
+    with pytest.raises(ArgumentError, match="not for dict"):
         landscape({})
 
 

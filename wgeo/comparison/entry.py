@@ -33,13 +33,9 @@ from .procrustes import MAX_DIRECTIONS
 from .result import Comparison, ModelLayer
 
 W2_SAMPLES = 300  # enough for two digits of W2
-_ROTATION_MATRICES = (
-    20  # features x `MAX_DIRECTIONS`, at the peak of a rotation; measured: 17 to 19
-)
+_ROTATION_MATRICES = 20  # features x `MAX_DIRECTIONS`, at its peak; measured: 17 to 19
 _FIT_MATRICES = 8  # features x directions, in addition at the peak of a fit; measured: 5 to 7
-_INPUT_TOLERANCE = (
-    1e-2  # relative difference of a model's inputs from the network's: half precision
-)
+_INPUT_TOLERANCE = 1e-2  # relative difference from the network's inputs: half precision
 NOT_REQUESTED = "MUFM was left out, as requested (mufm=False)."
 DEFAULT_SECONDS = 60.0  # on one core: MUFM is fitted by default if it is expected to take less
 

@@ -205,11 +205,11 @@ class ReducedMSEPoint:
 
     def gradient(self) -> Matrix:
         """Return -mu (Q W + A^-1 (T - W S) + A_b^-1 e (W^T A_b^-1 e + mean(x))^T) + lw W."""
-        turned = np.outer(
+        of_mean = np.outer(
             self.scaled_residual, self.scaled_residual @ self.w + self.problem.stats.x_mean
         )
-        moved = self.inner @ self.w + self.inverse @ self.fit + turned
-        return self.problem.weight_decay * self.w - self.problem.mu * moved
+        total = self.inner @ self.w + self.inverse @ self.fit + of_mean
+        return self.problem.weight_decay * self.w - self.problem.mu * total
 
     def hessian_product(self, v: Matrix) -> Matrix:
         """Return the Hessian of J along V."""
@@ -222,7 +222,7 @@ class ReducedMSEPoint:
         d_inner = half + half.T + self.inverse @ d_residual @ self.inverse
         d_scaled = -self.bias_inverse @ (change @ self.scaled_residual + v @ stats.x_mean)
         toward = self.scaled_residual @ self.w + stats.x_mean
-        moved = (
+        total = (
             d_inner @ self.w
             + self.inner @ v
             + d_inverse @ self.fit
@@ -230,7 +230,7 @@ class ReducedMSEPoint:
             + np.outer(d_scaled, toward)
             + np.outer(self.scaled_residual, d_scaled @ self.w + self.scaled_residual @ v)
         )
-        return self.problem.weight_decay * v - self.problem.mu * moved
+        return self.problem.weight_decay * v - self.problem.mu * total
 
     def preconditioner(self) -> LowRankInverse | EigenbasisInverse:
         """Return the inverse Gauss-Newton matrix, with the second moments of H instead of S."""
