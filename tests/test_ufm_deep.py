@@ -68,15 +68,15 @@ def test_shrinking_a_singular_value_is_a_global_minimum(y, kappa, m):
         assert value <= near.fun + 1e-13
 
 
-@pytest.mark.parametrize(
-    ("m", "Lambda"),
-    [(2, 2.22222222222e-2), (3, 4.629629630e-4), (4, 1.354807025e-5), (5, 3.390842014e-7)],
-)
 def threshold(y, samples, factors):
     """Below this product of decays a singular value y survives."""
     return _threshold(y, factors) / samples**factors
 
 
+@pytest.mark.parametrize(
+    ("m", "Lambda"),
+    [(2, 2.22222222222e-2), (3, 4.629629630e-4), (4, 1.354807025e-5), (5, 3.390842014e-7)],
+)
 def test_threshold_and_jump(m, Lambda):
     y, N = math.sqrt(5), 15
     assert threshold(y, N, m) == pytest.approx(Lambda, rel=5e-9)
