@@ -42,7 +42,12 @@ from wgeo.runtime.progress import shown, track
 from wgeo.ufm import MUFMSolution, fit_mufm
 
 LAYERS, CLASSES, WIDTH = 8, 10, 64
-SETTINGS: dict[str, Any] = {"layers": LAYERS, "weight_decay": 5e-3, "transport": 0.4, "bias": True}
+SETTINGS: dict[str, Any] = {
+    "layers": LAYERS,
+    "weight_decay": 5e-3,
+    "transport": 0.4,
+    "bias": "free",
+}
 GAP = 1e-6
 RATES = (1e-1, 3e-2)  # of Adam, in the units of `Whole`
 
@@ -56,7 +61,7 @@ def features(n: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 class Whole:
-    """The objective of all features, the readout and its bias; features in units of sqrt(N)."""
+    """The objective of all features, the classifier and its bias; features in units of sqrt(N)."""
 
     def __init__(self, x: np.ndarray, y: np.ndarray) -> None:
         self.n, self.d = x.shape
@@ -67,7 +72,7 @@ class Whole:
         self.sizes = [LAYERS * self.n * self.d, CLASSES * self.d, CLASSES]
 
     def start(self) -> torch.Tensor:
-        """Every layer like the input; a small random readout."""
+        """Every layer like the input; a small random classifier."""
         w = 0.1 * torch.randn(CLASSES * self.d, generator=torch.Generator().manual_seed(0))
         still = self.first.expand(LAYERS, self.n, self.d).reshape(-1)
         return torch.cat([still, w.double(), torch.zeros(CLASSES, dtype=torch.float64)])

@@ -14,7 +14,7 @@ from wgeo.cli import main
 from wgeo.errors import ArgumentError
 from wgeo.plots.models import model, model_layers, model_means, model_starts, model_terms
 from wgeo.ufm import closed_form_ce, fit_deep, fit_mse, landscape
-from wgeo.ufm.certify import place
+from wgeo.ufm.certify import evaluate
 from wgeo.ufm.record import arrays_of, cosines, record_of
 from wgeo.ufm.spectral import spectral_optimum
 
@@ -132,8 +132,8 @@ def test_mufm_of_digits(tmp_path):
         (["ce", "--weight-decay", "0"], "weight_decay must be a positive number"),
         (["mse", "--feature-decay", "-1"], "feature_decay must be a positive number"),
         (["mse", "--bias", "some"], "--bias: 'some' is not none, free or a number"),
-        (["mse", "--bias", "-1"], "bias_decay must be >= 0"),
-        (["mse", "--bias", "nan"], "bias_decay must be >= 0"),
+        (["mse", "--bias", "-1"], "a decay >= 0, not -1"),
+        (["mse", "--bias", "nan"], "a decay >= 0, not nan"),
         (["ce", "--method", "closed", "--counts", "3,2"], "balanced"),
         (["deep", "--weight-decay", "1e-3,1e-3"], "2 numbers for 3 layers"),
         (["deep", "--weight-decay", "heavy"], "'heavy' is not a number"),
@@ -195,7 +195,7 @@ def test_figures_draw_what_the_record_holds():
     assert len(model(record).axes) == 5  # four panels and the colour bar
     closed = record_of(fit_deep([0, 0, 1, 1], method="closed", **given))
     assert "searched" in model_starts(closed).texts[-1].get_text()
-    again = place(found.problem, **_factors(arrays_of(found)))
+    again = evaluate(found.problem, **_factors(arrays_of(found)))
     assert again.objective == found.objective
     with pytest.raises(ArgumentError, match="record"):
         model(found)

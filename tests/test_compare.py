@@ -10,25 +10,33 @@ import pytest
 
 import wgeo
 from wgeo.comparison import compare, entry, procrustes
-from wgeo.comparison.fitting import Judge, halves
-from wgeo.comparison.predictions import Errors, Line, along, collapsed, place, times
-from wgeo.comparison.procrustes import Aim, Placing
-from wgeo.comparison.result import Reading
+from wgeo.comparison.fitting import Scorer, halves
+from wgeo.comparison.predictions import (
+    Errors,
+    StraightPath,
+    fit_scale,
+    layer_times,
+    path_predictions,
+    simplex_etf_prediction,
+)
+from wgeo.comparison.procrustes import Procrustes, TargetSubspace
+from wgeo.comparison.result import ClassifierModel
 from wgeo.errors import ArgumentError
 from wgeo.trajectory import Classifier, Segment
 from wgeo.ufm import fit_mufm
-from wgeo.ufm.reduced import Reduced, Statistics
+from wgeo.ufm.mufm.reduced_mse import ReducedMSE, Statistics
 
 
 def centred(features):
     return features - features.mean(0)
 
 
-def placed(shape, measured, *, turn):
-    """The placing that brings one cloud to another, both centred, and what it aims at."""
-    aim = Aim.at(measured, np.zeros(measured.shape[1])) if turn else None
-    product = shape.T @ aim.seen(measured) if turn else float(np.vdot(shape, measured))
-    return Placing.of(float(np.vdot(shape, shape)), product, aim), aim
+def fitted(shape, measured, *, rotate):
+    """The Procrustes fit of one centred cloud to another, and its target subspace."""
+    mean = np.zeros(measured.shape[1])
+    target = TargetSubspace.of_layer(measured, mean) if rotate else None
+    product = shape.T @ target.project(measured) if rotate else float(np.vdot(shape, measured))
+    return Procrustes.fit(float(np.vdot(shape, shape)), product, target), target
 
 
 AT = (0.0, 0.3, 0.6, 0.8, 1.0)
@@ -42,7 +50,7 @@ def clusters(rng, n=120, d=6, classes=3):
 def of_mufm(rng, drift=0.0, growth=0.0, noise=0.0, **more):
     """A trajectory that MUFM made, then moved, scaled and blurred layer by layer."""
     x, labels = clusters(rng, **more)
-    made = fit_mufm(x, labels, layers=4, weight_decay=0.3, transport=0.2, bias=True)
+    made = fit_mufm(x, labels, layers=4, weight_decay=0.3, transport=0.2, bias="free")
     path = [(1 - t) * made.X.T + t * made.H.T for t in AT]
     layers = [
         (1 + growth * i) * layer
@@ -139,7 +147,7 @@ def test_a_straight_network_is_the_line_at_any_speed(rng):
 def test_the_plain_model_is_the_nearest_simplex(rng):
     """Against a search over rotations; its own metrics are those of complete collapse."""
     x, labels = clusters(rng, d=5)
-    frame = collapsed(x, x, labels)
+    frame = simplex_etf_prediction(x, x, labels)
     traj = wgeo.Trajectory.from_arrays([x, x + rng.normal(size=x.shape)], labels)
     layer = compare(traj, mufm=False).ufm[0]
     assert layer.collapse.nc1 == pytest.approx(0, abs=1e-12)
@@ -152,7 +160,7 @@ def test_the_plain_model_is_the_nearest_simplex(rng):
         spread = means - means.mean(0)
         size = np.sum(turned * spread) / np.sum(turned**2)
         assert np.sum((size * turned - spread) ** 2) >= error - 1e-12
-    assert collapsed(x[:, :1], x[:, :1], labels) is None
+    assert simplex_etf_prediction(x[:, :1], x[:, :1], labels) is None
 
 
 def test_errors_against_sums_by_hand(rng):
@@ -160,7 +168,7 @@ def test_errors_against_sums_by_hand(rng):
     measured, said = x + rng.normal(size=x.shape), 1.3 * x + 0.2
     errors = Errors.of(said, x, measured, labels)
     assert errors.model == pytest.approx(np.sum((said - measured) ** 2))
-    assert errors.input == pytest.approx(np.sum((x - measured) ** 2))
+    assert errors.baseline == pytest.approx(np.sum((x - measured) ** 2))
     assert errors.variance == pytest.approx(np.sum((measured - measured.mean(0)) ** 2))
     by_class = sum(
         10 * np.sum((said[labels == k].mean(0) - measured[labels == k].mean(0)) ** 2)
@@ -169,10 +177,10 @@ def test_errors_against_sums_by_hand(rng):
     assert errors.model_means == pytest.approx(by_class)
 
 
-def test_a_placing_is_the_nearest(rng):
+def test_a_procrustes_fit_is_the_nearest(rng):
     """Against scales on a grid and rotations at random."""
     shape, measured = centred(rng.normal(size=(20, 3))), centred(rng.normal(size=(20, 3)))
-    scaled, turned = (placed(shape, measured, turn=turn)[0](shape) for turn in (False, True))
+    scaled, turned = (fitted(shape, measured, rotate=rotate)[0](shape) for rotate in (False, True))
     gains = np.linspace(0, 2, 2001)
     best = min(np.sum((g * shape - measured) ** 2) for g in gains)
     assert np.sum((scaled - measured) ** 2) == pytest.approx(best, rel=1e-5)
@@ -184,41 +192,43 @@ def test_a_placing_is_the_nearest(rng):
 
 
 @pytest.mark.parametrize("at", [None, AT])
-def test_the_judge_scores_as_the_features_themselves_do(at, rng):
+def test_the_scores_are_those_of_the_features_themselves(at, rng):
     """Its moments against predictions formed sample by sample."""
     traj, _ = of_mufm(rng, drift=1.0, growth=0.3, noise=0.2)
     layers = [layer.features for layer in traj.layers]
     labels, half = traj.labels, halves(traj.labels, 0)
     stats = Statistics.of(layers[0][half], labels[half], 3)
-    judge = Judge([layer[~half] for layer in layers], labels[~half], stats.basis, at)
-    point = Reduced(stats, 0.05, 0.2, 0.0).at(rng.normal(size=(3, len(stats.s))))
+    scorer = Scorer([layer[~half] for layer in layers], labels[~half], stats.basis, at)
+    point = ReducedMSE(stats, 0.05, 0.2, 0.0).at(rng.normal(size=(3, len(stats.s))))
     x, y = layers[0][~half], np.eye(3)[labels[~half]]
     last = point.features(x @ stats.basis, point.w, y) @ stats.basis.T
     segment = Segment(0, tuple("abcde"), tuple(layer[~half] for layer in layers))
     shares = [
         np.sum((prediction.features[:] - layer) ** 2) / np.sum(centred(layer) ** 2)
         for prediction, layer in zip(
-            islice(along(segment, at, Line(x, last)), 1, None), segment.arrays[1:], strict=True
+            islice(path_predictions(segment, at, StraightPath(x, last)), 1, None),
+            segment.arrays[1:],
+            strict=True,
         )
     ]
-    assert judge.missed(point.w, 0.05) == pytest.approx(np.mean(shares), rel=1e-9)
+    assert scorer.unexplained_variance(point.w, 0.05) == pytest.approx(np.mean(shares), rel=1e-9)
 
 
-def test_a_network_that_moves_along_its_readout_is_explained_by_it(rng):
-    """MUFM cannot know which way the readout looks; given it, the features follow."""
+def test_a_network_that_moves_along_its_classifier_is_explained_by_it(rng):
+    """MUFM cannot know which way the classifier looks; given it, the features follow."""
     x, labels = clusters(rng, n=400, d=12)
-    readout = rng.normal(size=(3, 12))
-    last = Reading(0.4 * (readout - readout.mean(0)), 0.3).features(x, labels)
+    weight = rng.normal(size=(3, 12))
+    last = ClassifierModel(0.4 * (weight - weight.mean(0)), 0.3).features(x, labels)
     path = [(1 - t) * centred(x) + t * last + i for i, t in enumerate(AT)]
     network = wgeo.Trajectory.from_arrays(
-        path, labels, classifier=Classifier(5 * readout + 3, np.zeros(3))
+        path, labels, classifier=Classifier(5 * weight + 3, np.zeros(3))
     )
     found = compare(network)
     assert found.held_out_given.r2 > 0.999
     assert found.held_out_given.r2 > found.held_out.r2 + 0.1
     assert [layer.time for layer in found.given] == pytest.approx(AT, abs=0.02)
     assert found.reading.mu / np.linalg.norm(found.reading.w, 2) ** 2 == pytest.approx(
-        0.3 / np.linalg.norm(0.4 * (readout - readout.mean(0)), 2) ** 2, rel=0.3
+        0.3 / np.linalg.norm(0.4 * (weight - weight.mean(0)), 2) ** 2, rel=0.3
     )
     assert found.to_dict()["mufm_given"]["held_out_r2"] == found.held_out_given.r2
     alike = Classifier(np.ones((3, 12)), np.zeros(3))
@@ -239,11 +249,11 @@ def test_what_is_gained_over_the_line_is_by_what_both_miss(rng):
 
 def test_mufm_is_fitted_unasked_where_a_network_has_a_classifier_and_it_is_quick(rng, monkeypatch):
     traj, _ = of_mufm(rng, n=40)
-    assert "no classifier" in compare(traj, mufm=None).skipped
+    assert "No classifier" in compare(traj, mufm=None).skipped
     layers = [layer.features for layer in traj.layers]
     network = wgeo.Trajectory.from_arrays(layers, traj.labels, predictions=traj.labels)
     assert compare(network, mufm=None).mufm
-    monkeypatch.setattr(entry, "PATIENCE", 0.0)
+    monkeypatch.setattr(entry, "DEFAULT_SECONDS", 0.0)
     found = compare(network, mufm=None)
     assert found.mufm == ()
     assert "mufm=True" in found.to_dict()["mufm"]["skipped"]
@@ -258,16 +268,18 @@ def test_wide_layers_are_turned_by_rotations_to_their_leading_directions(rng, mo
     n, d = 60, 40
     shape = centred(rng.normal(size=(n, d)))
     thin = centred(rng.normal(size=(n, 5)) @ rng.normal(size=(5, d)))
-    best = placed(shape, thin, turn=True)[0]
-    monkeypatch.setattr(procrustes, "TURNED", 8)
+    best = fitted(shape, thin, rotate=True)[0]
+    monkeypatch.setattr(procrustes, "MAX_DIRECTIONS", 8)
     for measured in (thin, centred(thin + 0.1 * rng.normal(size=(n, d)))):
-        found, aim = placed(shape, measured, turn=True)
-        turn = found.turn(np.eye(d))
-        assert np.allclose(turn @ turn.T, np.eye(d), atol=1e-12)
-        onto = np.vdot(found.turn(shape) @ aim.basis, aim.seen(measured)) / np.vdot(shape, shape)
-        assert onto == pytest.approx(found.gain, rel=1e-9)
-    wide = placed(shape, thin, turn=True)[0]
-    assert wide.gain == pytest.approx(best.gain, rel=1e-9)
+        found, target = fitted(shape, measured, rotate=True)
+        rotation = found.rotation(np.eye(d))
+        assert np.allclose(rotation @ rotation.T, np.eye(d), atol=1e-12)
+        onto = np.vdot(found.rotation(shape) @ target.basis, target.project(measured)) / np.vdot(
+            shape, shape
+        )
+        assert onto == pytest.approx(found.scale, rel=1e-9)
+    wide = fitted(shape, thin, rotate=True)[0]
+    assert wide.scale == pytest.approx(best.scale, rel=1e-9)
     assert np.allclose(np.sum((wide(shape) - thin) ** 2), np.sum((best(shape) - thin) ** 2))
 
 
@@ -276,7 +288,7 @@ def test_a_wide_layer_that_is_dead_is_predicted_as_such(n, rng):
     """Of zeros no direction leads, whether they are sought over samples or over features."""
     x, labels = clusters(rng, n=n, d=300)
     dead = np.zeros_like(x)
-    assert placed(centred(x), dead, turn=True)[0].gain == 0
+    assert fitted(centred(x), dead, rotate=True)[0].scale == 0
     found = compare(wgeo.Trajectory.from_arrays([x, dead, x + 1], labels), mufm=False)
     assert found.geodesic[1].gain == 0
     json.dumps(found.to_dict(), allow_nan=False)
@@ -307,18 +319,18 @@ def test_held_out_figures_of_few_samples_do_not_follow_rounding(rng):
 def test_models_of_permuted_or_rounded_inputs_are_compared(rng):
     traj, _ = of_mufm(rng, n=60)
     x = traj.segments[-1].arrays[0]
-    how = {"layers": 4, "weight_decay": 0.3, "transport": 0.2, "bias": True}
+    how = {"layers": 4, "weight_decay": 0.3, "transport": 0.2, "bias": "free"}
     free = fit_mufm(x, traj.labels, coupling="free", **how)
     assert not np.array_equal(free.assignment, np.arange(60))
     assert len(compare(traj, free).mufm) == 5
     assert len(compare(traj, fit_mufm(x.astype(np.float16), traj.labels, **how)).mufm) == 5
 
 
-def test_a_reading_is_the_minimiser_given_w(rng):
+def test_a_classifier_model_is_the_minimizer_given_w(rng):
     """Its features against a linear solve for all of them, b free."""
     x, labels = clusters(rng, n=9, d=4)
     w, mu = rng.normal(size=(3, 4)), 0.7
-    h = Reading(w, mu).features(x, labels) + x.mean(0)
+    h = ClassifierModel(w, mu).features(x, labels) + x.mean(0)
     y = np.eye(3)[labels]
 
     def objective(h):
@@ -342,14 +354,14 @@ def test_nothing_moves(rng):
     for layer in found.geodesic:
         assert layer.relative_error is None
     json.dumps(found.to_dict(), allow_nan=False)
-    assert times(Segment(0, ("a", "b"), (x, x)), "length") == [0, 1]
+    assert layer_times(Segment(0, ("a", "b"), (x, x)), "length") == [0, 1]
 
 
-def test_the_place_on_a_path_is_the_nearest(rng):
+def test_the_time_on_a_path_is_the_nearest(rng):
     """Against a grid of times and scales."""
     for _ in range(20):
         x, d, m = rng.normal(size=(3, 4)) + 0.5
-        t, gain, explained = place((x @ x, x @ d, d @ d), (x @ m, d @ m), None)
+        t, gain, explained = fit_scale((x @ x, x @ d, d @ d), (x @ m, d @ m), None)
         assert np.sum((gain * (x + t * d) - m) ** 2) == pytest.approx(m @ m - explained)
         for s in np.linspace(0, 1, 41):
             path = x + s * d
@@ -413,7 +425,7 @@ def test_a_model_of_another_size_is_refused(rng):
     with pytest.raises(ArgumentError, match="2 rows"):
         compare(wgeo.Trajectory.from_arrays(layers, traj.labels, classifier=few))
     other = fit_mufm(
-        layers[0][::-1], traj.labels, layers=4, weight_decay=0.3, transport=0.2, bias=True
+        layers[0][::-1], traj.labels, layers=4, weight_decay=0.3, transport=0.2, bias="free"
     )
     with pytest.raises(ArgumentError, match="other inputs"):
         compare(traj, other)

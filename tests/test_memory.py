@@ -259,7 +259,7 @@ def test_batches_and_blocks_change_no_number_of_a_record(rng):
 
 
 def test_models_without_room_are_left_out_and_said_to_be(rng):
-    """Of 20,000 features their turns take 0.8 GiB, and of 3,000 MUFM's matrices 0.5."""
+    """For 20,000 features rotations take 0.8 GiB, and for 3,000 MUFM's matrices 0.5."""
     labels = np.arange(3000) % 2
     wide, narrower = (
         Trajectory.from_arrays([x, x + 1.0 + 0.1 * labels[: len(x), None]], labels[: len(x)])
@@ -269,7 +269,7 @@ def test_models_without_room_are_left_out_and_said_to_be(rng):
         found = wgeo.compare(wide)
         assert len(found.geodesic) == 2
         assert found.ufm == found.mufm == ()
-        assert re.search(r"turn features need about 0\.8 GiB; .* is available", found.skipped)
+        assert re.search(r"rotate features need about 0\.8 GiB; .* is available", found.skipped)
         found = wgeo.compare(narrower)
         assert found.ufm
         assert found.mufm == ()

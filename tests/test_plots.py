@@ -30,6 +30,7 @@ from wgeo.plots.composed import catalogue
 from wgeo.plots.files import STEMS
 from wgeo.storage.ownership import MANIFEST
 from wgeo.trajectory import Trajectory
+from wgeo.ufm.record import record_of
 
 RECORD = sample_record()
 DEEP = sample_record((19, 18, 18))
@@ -187,7 +188,10 @@ def test_a_model_whose_fitted_times_go_back_is_not_drawn_there() -> None:
         assert stage[0] - 1 in drawn_at
         assert stage[-1] + 1 in drawn_at
     for plot in catalogue(record)[:2]:
-        assert "fitted times go back with depth: MUFM, readout given in stage 1." in plot.caption
+        assert (
+            "fitted times go back with depth: MUFM with the network's own classifier in stage 1."
+            in plot.caption
+        )
     for plot in catalogue(RECORD)[:2]:
         assert "fitted times" not in plot.caption
 
@@ -319,8 +323,8 @@ def test_panels_of_a_series_draw_on_axes_given(panel: Any, epochs: bool) -> None
 def test_panels_of_a_model_draw_on_axes_given(panel: Any) -> None:
     solution = wgeo.ufm.fit_mse(np.arange(12) % 3, dim=4, weight_decay=5e-3, feature_decay=5e-3)
     ax = Figure().add_subplot()
-    assert panel(wgeo.ufm.record.record_of(solution), ax=ax) is ax
-    panel(wgeo.ufm.record.record_of(solution))
+    assert panel(record_of(solution), ax=ax) is ax
+    panel(record_of(solution))
 
 
 @pytest.mark.parametrize("panel", PANELS.values(), ids=PANELS)

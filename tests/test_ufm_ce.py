@@ -11,7 +11,7 @@ import torch
 
 from wgeo.errors import ArgumentError
 from wgeo.ufm import closed_form_ce, fit_ce, fit_mse
-from wgeo.ufm.certify import place
+from wgeo.ufm.certify import evaluate
 from wgeo.ufm.losses import LOSSES
 from wgeo.ufm.problem import Problem
 from wgeo.ufm.theorems import lower_bound
@@ -66,7 +66,7 @@ def test_numerical_solution_agrees_with_the_closed_form(K, n, extra, active):
         dim=K + extra,
         weight_decay=lw,
         feature_decay=product / lw,
-        bias_decay=0.1 if extra else None,
+        bias=0.1 if extra else "free",
         method="numerical",
     )
     known = closed_form_ce(K, n, lw, product / lw)
@@ -75,11 +75,11 @@ def test_numerical_solution_agrees_with_the_closed_form(K, n, extra, active):
     assert (known.rho == 0) == (active >= 1)
 
 
-@pytest.mark.parametrize("lb", [None, 0.05, math.inf])
+@pytest.mark.parametrize("bias", ["free", 0.05, "none"])
 @pytest.mark.parametrize("counts", [(6, 3, 2), (5, 1), (4, 4, 1, 1)])
-def test_imbalanced_classes_are_solved_and_certified_from_anywhere(counts, lb):
+def test_imbalanced_classes_are_solved_and_certified_from_anywhere(counts, bias):
     labels = np.repeat(np.arange(len(counts)), counts)
-    given = {"weight_decay": 1e-2, "feature_decay": 5e-3, "bias_decay": lb}
+    given = {"weight_decay": 1e-2, "feature_decay": 5e-3, "bias": bias}
     found = fit_ce(labels, dim=len(counts) - 1, restarts=8, **given)
     assert found.certificate.verdict == "global"
     assert found.values[-1] - found.values[0] < 1e-8  # no seed is left in a local minimum
@@ -109,12 +109,12 @@ def test_too_few_dimensions_give_softmax_codes_and_spurious_minima():
     gaps = np.sort(Z.diagonal() - Z, 0)
     np.testing.assert_allclose(gaps[[1, 2]], a, atol=1e-5)
     np.testing.assert_allclose(gaps[3], 2 * a, atol=1e-5)
-    line = fit_ce(labels, dim=1, bias_decay=1e-2, **given)
+    line = fit_ce(labels, dim=1, bias=1e-2, **given)
     assert line.objective == pytest.approx(0.30214478, abs=6e-9)
     assert abs(line.b).max() > 1
     assert fit_ce(labels, dim=3, **given).objective == pytest.approx(0.085907281887, abs=6e-13)
 
-    given = {"weight_decay": 5e-3, "feature_decay": 1e-3, "bias_decay": 1e-2}
+    given = {"weight_decay": 5e-3, "feature_decay": 1e-3, "bias": 1e-2}
     hexagon = fit_ce(np.arange(6), dim=2, **given)
     assert hexagon.objective == pytest.approx(0.14215838, abs=6e-9)
     assert hexagon.values[-1] == pytest.approx(0.17601774, abs=6e-9)
@@ -136,7 +136,7 @@ def test_metrics_and_record_of_a_solution():
     record = json.loads(json.dumps(found.to_dict()))
     assert record["model"] == "ufm-ce"
     assert record["certificate"]["verdict"] == "global"
-    with pytest.raises(ArgumentError, match="there is none 1"):
+    with pytest.raises(ArgumentError, match="there is no layer 1"):
         found.layer(1)
 
 
@@ -151,8 +151,9 @@ def test_metrics_and_record_of_a_solution():
         ({"dim": 0}, "dim must be a whole number >= 1"),
         ({"dim": True}, "dim must be"),
         ({"labels": np.array([0, 0])}, "K >= 2"),
-        ({"bias_decay": -0.1}, "bias_decay must be >= 0"),
-        ({"bias_decay": math.nan}, "bias_decay"),
+        ({"bias": -0.1}, "bias must be 'free', 'none' or a decay >= 0"),
+        ({"bias": math.nan}, "bias must be"),
+        ({"bias": "some"}, "bias must be"),
         ({"labels": [0, 2, 2]}, "No sample has label 1"),
         ({"labels": [0, 0, 0]}, "K >= 2"),
         ({"labels": []}, "labels"),
@@ -189,9 +190,9 @@ def test_the_formula_holds_for_tiny_decays():
     assert known.value == pytest.approx(0, abs=1e-190)
 
 
-@pytest.mark.parametrize("lb", [None, math.inf, 0.3])
-def test_terms_add_up_to_the_objective(lb):
-    found = fit_ce([0, 0, 1, 2], dim=2, weight_decay=1e-2, feature_decay=2e-2, bias_decay=lb)
+@pytest.mark.parametrize("bias", ["free", "none", 0.3])
+def test_terms_add_up_to_the_objective(bias):
+    found = fit_ce([0, 0, 1, 2], dim=2, weight_decay=1e-2, feature_decay=2e-2, bias=bias)
     terms = found.terms
     assert sum(terms.values()) == pytest.approx(found.objective, rel=1e-14)
     shifted = np.exp(found.logits - found.logits.max(0))
@@ -199,7 +200,7 @@ def test_terms_add_up_to_the_objective(lb):
     assert terms["fit"] == pytest.approx(fit, rel=1e-12)
     assert terms["weight_decay"] == pytest.approx(0.5e-2 * (found.W**2).sum())
     assert terms["feature_decay"] == pytest.approx(1e-2 * (found.H**2).sum())
-    assert ("bias_decay" in terms) == (lb != math.inf)
+    assert ("bias_decay" in terms) == (bias != "none")
     assert terms["weight_decay"] == pytest.approx(terms["feature_decay"])  # balanced factors
 
 
@@ -211,17 +212,17 @@ def test_a_closed_form_that_does_not_exist_is_not_invented():
         fit_ce([0, 1, 2], dim=1, **given)
     found = fit_ce([0, 1, 2], dim=2, **given)
     with pytest.raises(ArgumentError, match="shapes"):
-        place(found.problem, H=np.zeros((2, 4)), weights=[found.W])
-    bare = fit_ce([0, 1, 2], dim=2, bias_decay=math.inf, **given)
+        evaluate(found.problem, H=np.zeros((2, 4)), weights=[found.W])
+    bare = fit_ce([0, 1, 2], dim=2, bias="none", **given)
     with pytest.raises(ArgumentError, match="no bias"):
-        place(bare.problem, H=bare.H, weights=[bare.W], b=np.ones(3))
+        evaluate(bare.problem, H=bare.H, weights=[bare.W], b=np.ones(3))
     with pytest.raises(ArgumentError, match=r"one of \['ce', 'mse'\], not 'hinge'"):
         Problem.checked([0, 1], 2, (0.1, 0.1), loss="hinge")
 
 
 def test_deep_cross_entropy_has_no_known_minimum():
     deep = Problem.checked([0, 0, 1, 1], 2, (0.1, 0.1, 0.1), loss="ce")
-    zero = place(deep, H=np.zeros((2, 4)), weights=[np.zeros((2, 2))] * 2)
+    zero = evaluate(deep, H=np.zeros((2, 4)), weights=[np.zeros((2, 2))] * 2)
     assert zero.objective == pytest.approx(math.log(2))
     assert zero.certificate.verdict == "undecided"
     assert "No global minimum is known" in zero.certificate.evidence

@@ -13,10 +13,10 @@ from scipy.optimize import minimize_scalar
 
 from wgeo.errors import ArgumentError
 from wgeo.ufm import deep_collapse, fit_deep, fit_mse, lower_rank
-from wgeo.ufm.certify import place
+from wgeo.ufm.certify import evaluate
 from wgeo.ufm.deep import deep_collapse_of
-from wgeo.ufm.lower_rank import configuration, configuration_value, constant
-from wgeo.ufm.spectral import shrink, spectral_optimum, threshold
+from wgeo.ufm.lower_rank import _norm_product, configuration, configuration_value
+from wgeo.ufm.spectral import _threshold, shrink, spectral_optimum
 
 LINEAR = [
     ([4, 4, 4], (3e-3, 2e-3), 1e-3, 0.012942695890, (1.9826426462,) * 3),
@@ -68,6 +68,11 @@ def test_shrinking_a_singular_value_is_a_global_minimum(y, kappa, m):
         assert value <= near.fun + 1e-13
 
 
+def threshold(y, samples, factors):
+    """Below this product of decays a singular value y survives."""
+    return _threshold(y, factors) / samples**factors
+
+
 @pytest.mark.parametrize(
     ("m", "Lambda"),
     [(2, 2.22222222222e-2), (3, 4.629629630e-4), (4, 1.354807025e-5), (5, 3.390842014e-7)],
@@ -89,15 +94,15 @@ def test_thresholds_of_two_classes(layers):
 
 
 @pytest.mark.parametrize("layers", [2, 3])
-@pytest.mark.parametrize("lb", [None, 0.0])
+@pytest.mark.parametrize("bias", ["none", "free"])
 @pytest.mark.parametrize("counts", [(3, 3, 3), (4, 2, 1)])
 @pytest.mark.parametrize("dim", [2, 3, 5])
 @pytest.mark.parametrize("active", [0.05, 0.9, 1.1])
-def test_linear_search_agrees_with_the_closed_form(layers, lb, counts, dim, active):
+def test_linear_search_agrees_with_the_closed_form(layers, bias, counts, dim, active):
     """Class sizes balanced and not, d below, at and above K, both sides of the threshold."""
     m = layers + 1
     decay = (active * threshold(math.sqrt(counts[0]), sum(counts), m)) ** (1 / m)
-    given = {"dim": dim, "bias_decay": lb}
+    given = {"dim": dim, "bias": bias}
     closed = _fit(counts, [decay] * layers, decay, **given)
     found = _fit(
         counts, [decay] * layers, decay, method="numerical", collapsed=True, restarts=40, **given
@@ -170,7 +175,7 @@ def test_features_before_the_first_relu_are_not_determined():
     balance = (2 * lh / l1) ** 0.25  # two samples a class
     W = vectors * root * balance
     H = (root / balance)[:, None] * vectors.T
-    other = place(frame.problem, H=np.repeat(H, 2, 1), weights=[W, W2])
+    other = evaluate(frame.problem, H=np.repeat(H, 2, 1), weights=[W, W2])
     np.testing.assert_allclose(other.layers[1], frame.layers[1], atol=1e-14)
     assert other.objective == pytest.approx(frame.objective, abs=1e-15)
     cosine = H[:, 0] @ H[:, 1] / (H[:, 0] @ H[:, 0])
@@ -190,7 +195,7 @@ def test_features_before_the_first_relu_are_not_determined():
 def test_points_below_deep_neural_collapse(K, layers, C, value, dnc):
     found = lower_rank(np.arange(K), dim=K + 1, weight_decays=[1e-3] * layers, feature_decay=1e-3)
     if C is not None:
-        assert constant(configuration(K, layers)) == pytest.approx(C, abs=6e-11)
+        assert _norm_product(configuration(K, layers)) == pytest.approx(C, abs=6e-11)
     assert found.objective == pytest.approx(value, abs=6e-13)
     assert found.settings["dnc"] == pytest.approx(dnc, abs=6e-13)
     collapsed = fit_deep(
@@ -231,14 +236,16 @@ def test_configurations_fit_exactly(K, layers):
         X = np.maximum(W @ X, 0)
     np.testing.assert_allclose(weights[-1] @ X, np.eye(K), atol=1e-12)
     assert len(weights) == layers
-    assert constant(configuration(K, layers)) < K
+    assert _norm_product(configuration(K, layers)) < K
 
 
 def test_the_graph_of_edges_needs_four_layers():
     """Its constant in closed form, and that it exceeds K at three layers."""
     s, K = 4, 6
     nuclear = math.sqrt(2 * s - 2) + (s - 1) * math.sqrt(s - 2)
-    assert constant(configuration(K, 4)) == pytest.approx((nuclear**2 * s * (K * s / 4) * K) ** 0.2)
+    assert _norm_product(configuration(K, 4)) == pytest.approx(
+        (nuclear**2 * s * (K * s / 4) * K) ** 0.2
+    )
     assert (nuclear**2 * (K * s / 4) * K) ** 0.25 > K
 
 
@@ -276,13 +283,13 @@ def test_metrics_of_a_layer_see_what_is_wrong():
     ("change", "said"),
     [
         ({"weight_decays": []}, "at least one layer"),
-        ({"weight_decays": 1e-3}, "one number a layer"),
-        ({"weight_decays": "12"}, "one number a layer"),
+        ({"weight_decays": 1e-3}, "one number per layer"),
+        ({"weight_decays": "12"}, "one number per layer"),
         ({"weight_decays": [1e-3, 0.0]}, r"weight_decays\[1\]"),
         ({"activation": "tanh"}, "activation"),
         ({"restarts": 0, "activation": "relu"}, "restarts"),
         ({"method": "closed", "activation": "relu", "dim": 1}, "dim >= K"),
-        ({"method": "closed", "bias_decay": 0.1}, "splits"),
+        ({"method": "closed", "bias": 0.1}, "closed form by singular values"),
     ],
 )
 def test_what_cannot_be_solved_is_refused_in_words(change, said):
@@ -303,6 +310,4 @@ def test_no_counterexample_is_invented():
     with pytest.raises(ArgumentError, match="spread"):
         configuration(3, 4, spread=0.0)
     with pytest.raises(ArgumentError, match="factors must be a whole number >= 2"):
-        threshold(1.0, 5, 1)
-    with pytest.raises(ArgumentError, match="factors"):
         shrink(1.0, 0.1, 1)

@@ -13,8 +13,8 @@ from scipy.sparse.linalg import ArpackNoConvergence, eigsh
 
 from wgeo.errors import ArgumentError, ConvergenceError
 from wgeo.ufm import fit_ce, fit_deep, fit_mse, landscape
-from wgeo.ufm.certify import place
-from wgeo.ufm.theorems import escape, factorise
+from wgeo.ufm.certify import evaluate
+from wgeo.ufm.theorems import escape_direction, factorize
 
 
 def _dense(problem, x):
@@ -26,18 +26,18 @@ def _dense(problem, x):
 
 
 def _falls(solution, found):
-    """Evaluate the exhibited direction through `place`, apart from what found it."""
+    """Evaluate the exhibited direction through `evaluate`, apart from what found it."""
     t, v = found.step, found.direction
     weights = [W + t * v[f"W{i}"] for i, W in enumerate(solution.weights, 1)]
     b = solution.b + t * v["b"] if "b" in v else None
-    moved = place(solution.problem, H=solution.H + t * v["H"], weights=weights, b=b)
+    moved = evaluate(solution.problem, H=solution.H + t * v["H"], weights=weights, b=b)
     assert moved.objective == pytest.approx(solution.objective - found.decrease, rel=1e-12)
     assert found.decrease > 0
     assert found.curvature < 0
 
 
 def _zero(solution):
-    return place(
+    return evaluate(
         solution.problem, H=0 * solution.H, weights=[0 * W for W in solution.weights], b=solution.b
     )
 
@@ -47,13 +47,13 @@ def _partial(solution, rank):
     problem = solution.problem
     U, z, V = np.linalg.svd(solution.W @ solution.H, full_matrices=False)
     z[rank:] = 0
-    H, W = factorise(problem, U, z, V)
-    return place(problem, H=H, weights=[W], b=solution.b)
+    H, W = factorize(problem, U, z, V)
+    return evaluate(problem, H=H, weights=[W], b=solution.b)
 
 
 def test_zero_is_a_strict_saddle_with_a_known_eigenvalue():
     labels = np.repeat(np.arange(4), 2)
-    solution = fit_ce(labels, dim=4, weight_decay=5e-3, feature_decay=2e-3, bias_decay=0.1)
+    solution = fit_ce(labels, dim=4, weight_decay=5e-3, feature_decay=2e-3, bias=0.1)
     zero = _zero(solution)
     found = landscape(zero)
     assert found.verdict == zero.certificate.verdict == "strict saddle"
@@ -70,7 +70,7 @@ def test_zero_is_a_strict_saddle_with_a_known_eigenvalue():
 @pytest.mark.parametrize("dim", [4, 7])
 def test_dropped_classes_are_strict_saddles(lb, rank, dim):
     labels = np.repeat(np.arange(4), [5, 4, 3, 3])
-    solution = fit_mse(labels, dim=dim, weight_decay=1e-2, feature_decay=4e-3, bias_decay=lb)
+    solution = fit_mse(labels, dim=dim, weight_decay=1e-2, feature_decay=4e-3, bias=lb)
     partial = _partial(solution, rank)
     assert partial.certificate.verdict == "strict saddle"
     assert partial.certificate.gradient_norm < 1e-13
@@ -80,13 +80,13 @@ def test_dropped_classes_are_strict_saddles(lb, rank, dim):
     problem, x = partial.problem, partial.point()
     spectrum = _dense(problem, x)
     np.testing.assert_allclose(found.eigenvalues, spectrum[:2], atol=1e-10)
-    out = escape(problem, x)
-    v = out.direction
-    torch.testing.assert_close(problem.hvp(x, v), out.curvature * v, atol=1e-12, rtol=1e-9)
-    assert min(abs(spectrum - out.curvature)) < 1e-12  # an eigenvalue, exactly
+    escape = escape_direction(problem, x)
+    v = escape.direction
+    torch.testing.assert_close(problem.hvp(x, v), escape.curvature * v, atol=1e-12, rtol=1e-9)
+    assert min(abs(spectrum - escape.curvature)) < 1e-12  # an eigenvalue, exactly
     lh, lw = problem.decays
     sigma = partial.certificate.spectral_norm
-    assert out.curvature == pytest.approx((lw + lh) / 2 - math.hypot((lw - lh) / 2, sigma))
+    assert escape.curvature == pytest.approx((lw + lh) / 2 - math.hypot((lw - lh) / 2, sigma))
 
 
 def test_cross_entropy_of_low_rank_is_a_saddle_in_a_larger_space():
@@ -97,7 +97,7 @@ def test_cross_entropy_of_low_rank_is_a_saddle_in_a_larger_space():
     wide = fit_ce(labels, dim=4, **given)
     H = np.vstack([square.H, np.zeros((2, 8))])
     W = np.hstack([square.W, np.zeros((4, 2))])
-    lifted = place(wide.problem, H=H, weights=[W], b=square.b)
+    lifted = evaluate(wide.problem, H=H, weights=[W], b=square.b)
     assert lifted.objective == pytest.approx(square.objective, abs=1e-14)
     assert lifted.certificate.verdict == "strict saddle"
     found = landscape(lifted)
@@ -134,13 +134,13 @@ def test_deep_models_zero_is_a_local_minimum_and_partial_points_too():
 
 def test_a_point_that_is_not_critical_is_called_that():
     solution = fit_mse([0, 1, 2], dim=3, weight_decay=0.01, feature_decay=0.01)
-    moved = place(solution.problem, H=2 * solution.H, weights=solution.weights)
+    moved = evaluate(solution.problem, H=2 * solution.H, weights=solution.weights)
     assert moved.certificate.verdict == "undecided"
     assert "Not a critical point" in moved.certificate.evidence
     assert landscape(moved).verdict == "undecided"
     with pytest.raises(ArgumentError, match="eigenvalues"):
         landscape(solution, eigenvalues=0)
-    with pytest.raises(ArgumentError, match="not of dict"):
+    with pytest.raises(ArgumentError, match="not for dict"):
         landscape({})
 
 
@@ -164,15 +164,15 @@ def test_eigenvalues_that_lanczos_did_find_are_kept(monkeypatch):
 def test_what_has_no_explicit_way_out():
     """Where the certificate holds there is none; elsewhere two factors, all samples, have one."""
     best = fit_mse([0, 0, 1], dim=3, weight_decay=0.01, feature_decay=0.01)
-    assert escape(best.problem, best.point()) is None
+    assert escape_direction(best.problem, best.point()) is None
     problem = best.problem.collapsed()
     with pytest.raises(ArgumentError, match="two factors, all samples"):
-        escape(problem, torch.zeros(problem.size, dtype=torch.float64))
+        escape_direction(problem, torch.zeros(problem.size, dtype=torch.float64))
     deep = fit_deep([0, 0, 1], dim=3, weight_decays=[1e-3] * 2, feature_decay=1e-3)
     with pytest.raises(ArgumentError, match="two factors, all samples"):
-        escape(deep.problem, deep.point())
+        escape_direction(deep.problem, deep.point())
     with pytest.raises(ArgumentError, match="rank 2 needs dim >= 2"):
-        factorise(
+        factorize(
             fit_mse([0, 1], dim=1, weight_decay=1.0, feature_decay=1.0).problem,
             np.eye(2),
             np.ones(2),

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from wgeo.errors import ArgumentError
 from wgeo.ufm.descent import descend, random_points
-from wgeo.ufm.lbfgs import minimise
+from wgeo.ufm.lbfgs import minimize_batch
 from wgeo.ufm.problem import Problem
 
 LABELS = np.array([0, 1, 2, 0, 1, 0])
@@ -82,7 +82,7 @@ def test_quadratics_are_minimised_whatever_their_conditioning(seed, rows, size):
     def quadratic(x):  # every row shares A; rows differ by where they start from
         return ((x @ A) * x).sum(-1) / 2, x @ A
 
-    end = minimise(quadratic, target, tolerance=1e-9)
+    end = minimize_batch(quadratic, target, tolerance=1e-9)
     assert float(end.gradient_norm.max()) <= 1e-9
     assert float(end.x.abs().max()) < 1e-6
 
@@ -97,10 +97,10 @@ def test_rows_of_a_batch_are_descents_of_their_own():
             return f.detach(), torch.autograd.grad(f.sum(), x)[0]
 
     starts = torch.randn(6, 5, dtype=torch.float64) * 2
-    together = minimise(rosenbrock, starts, tolerance=1e-9)
+    together = minimize_batch(rosenbrock, starts, tolerance=1e-9)
     assert float(together.gradient_norm.max()) <= 1e-9
     for i in range(6):
-        alone = minimise(rosenbrock, starts[i : i + 1], tolerance=1e-9)
+        alone = minimize_batch(rosenbrock, starts[i : i + 1], tolerance=1e-9)
         assert int(alone.steps) <= int(together.steps[i])
         torch.testing.assert_close(alone.x[0], together.x[i], rtol=1e-6, atol=1e-7)
 
@@ -112,7 +112,9 @@ def test_kinks_do_not_stop_the_descent_of_a_nonsmooth_function():
     def folded(x):
         return (weights * x.abs()).sum(-1), weights * x.sign()
 
-    end = minimise(folded, torch.randn(5, 3, dtype=torch.float64), tolerance=1e-9, max_steps=2000)
+    end = minimize_batch(
+        folded, torch.randn(5, 3, dtype=torch.float64), tolerance=1e-9, max_steps=2000
+    )
     assert float(end.value.max()) < 1e-6
 
 
@@ -121,7 +123,7 @@ def test_infinite_and_undefined_values_end_a_row_alone():
         f = torch.where(x[:, 0] > 5, torch.nan, x.square().sum(-1))
         return f, 2 * x
 
-    end = minimise(partly, torch.tensor([[9.0, 1.0], [1.0, 2.0]]).double(), tolerance=1e-9)
+    end = minimize_batch(partly, torch.tensor([[9.0, 1.0], [1.0, 2.0]]).double(), tolerance=1e-9)
     assert torch.isnan(end.value[0])
     assert float(end.value[1]) < 1e-15
 

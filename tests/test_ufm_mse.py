@@ -39,7 +39,7 @@ def _fit(counts, dim, lw=LW, lh=LH, **given):
 @pytest.mark.parametrize("method", ["closed", "numerical"])
 @pytest.mark.parametrize(("lb", "beta", "b", "value"), BALANCED)
 def test_balanced(lb, beta, b, value, method):
-    found = _fit([4, 4, 4], 3, bias_decay=lb, method=method)
+    found = _fit([4, 4, 4], 3, bias=lb, method=method)
     atol = 6e-13 if method == "closed" else 1e-8
     assert found.objective == pytest.approx(value, abs=atol)
     assert found.certificate.verdict == "global"
@@ -55,7 +55,7 @@ def test_balanced(lb, beta, b, value, method):
 @pytest.mark.parametrize("method", ["closed", "numerical"])
 @pytest.mark.parametrize(("lb", "value", "b"), IMBALANCED)
 def test_imbalanced(lb, value, b, method):
-    found = _fit([6, 3, 2], 3, bias_decay=lb, method=method)
+    found = _fit([6, 3, 2], 3, bias=lb, method=method)
     assert found.objective == pytest.approx(value, abs=6e-13 if method == "closed" else 1e-8)
     np.testing.assert_allclose(found.b, b, atol=6e-11 if method == "closed" else 1e-5)
     assert found.certificate.verdict == "global"
@@ -65,11 +65,11 @@ def test_singular_values_and_more_values():
     assert spectral_optimum(_fit([6, 3, 2], 3).problem).sizes == pytest.approx(
         [2.3717079969, 1.6542690616, 1.3364318164], abs=6e-11
     )
-    assert spectral_optimum(_fit([6, 3, 2], 3, bias_decay=0).problem).sizes == pytest.approx(
+    assert spectral_optimum(_fit([6, 3, 2], 3, bias=0).problem).sizes == pytest.approx(
         [1.9758692124, 1.4479876622, 0], abs=6e-11
     )
-    for lb, value in ((None, 0.029442611053), (0, 0.019440029874), (0.1, 0.028012611053)):
-        found = _fit([10, 10, 1, 1], 4, lh=1.3e-3, bias_decay=lb)
+    for lb, value in (("none", 0.029442611053), (0, 0.019440029874), (0.1, 0.028012611053)):
+        found = _fit([10, 10, 1, 1], 4, lh=1.3e-3, bias=lb)
         assert found.objective == pytest.approx(value, abs=6e-13)
 
 
@@ -89,7 +89,7 @@ def test_minority_collapse():
 def test_numerical_solution_agrees_with_the_closed_form(K, n, dim, lb, active):
     product = (active / K) ** 2 / n
     lw = math.sqrt(product) / 2
-    given = {"lw": lw, "lh": product / lw, "bias_decay": lb}
+    given = {"lw": lw, "lh": product / lw, "bias": lb}
     closed = _fit([n] * K, dim, **given)
     found = _fit([n] * K, dim, method="numerical", restarts=10 if dim < K else 1, **given)
     assert found.objective == pytest.approx(closed.objective, abs=1e-8)
@@ -109,7 +109,7 @@ def test_numerical_solution_agrees_around_the_threshold_of_a_regularised_bias(
     n, q = 2, active / K
     ratio = min(theta * K * q, 0.95)  # lb/(1 + lb)
     lw = q / math.sqrt(n) * 1.5
-    given = {"lw": lw, "lh": q**2 / n / lw, "bias_decay": ratio / (1 - ratio)}
+    given = {"lw": lw, "lh": q**2 / n / lw, "bias": ratio / (1 - ratio)}
     found = _fit([n] * K, K + extra, method="numerical", restarts=4, **given)
     wide = _fit([n] * K, K, method="closed", **given)
     alpha, beta = 1 - K * q, max(1 - K * q / ratio, 0.0)
@@ -131,26 +131,26 @@ def test_numerical_solution_agrees_around_the_threshold_of_a_regularised_bias(
 )
 def test_the_dual_bound_meets_every_closed_form(counts, lw, lh, lb):
     """Any class sizes and decays, every kind of bias: value and proved bound coincide."""
-    for bias in (None, 0.0, 10**lb):
-        found = _fit(counts, len(counts), 10**lw, 10**lh, bias_decay=bias)
+    for bias in ("none", "free", 10**lb):
+        found = _fit(counts, len(counts), 10**lw, 10**lh, bias=bias)
         assert found.certificate.gap == pytest.approx(0, abs=1e-10)
         assert found.certificate.gap >= -1e-14
 
 
 def test_all_samples_free_reach_the_same_minimum():
-    closed = _fit([4, 2, 2], 3, bias_decay=0.05)
-    found = _fit([4, 2, 2], 4, bias_decay=0.05, method="numerical", collapsed=False)
+    closed = _fit([4, 2, 2], 3, bias=0.05)
+    found = _fit([4, 2, 2], 4, bias=0.05, method="numerical", collapsed=False)
     assert found.objective == pytest.approx(closed.objective, abs=1e-8)
     assert found.collapse().nc1 < 1e-6
 
 
 def test_a_regularised_bias_needs_all_classes_directions():
     with pytest.raises(ArgumentError, match="numerical"):
-        _fit([4, 4, 4], 2, bias_decay=0.5, method="closed")
-    found = _fit([4, 4, 4], 2, bias_decay=0.5)
+        _fit([4, 4, 4], 2, bias=0.5, method="closed")
+    found = _fit([4, 4, 4], 2, bias=0.5)
     assert found.settings["method"] == "numerical"
     assert found.objective > 0.040926406871 + 1e-3
     assert found.certificate.verdict == "undecided"
     assert found.certificate.lower_bound <= 0.040926406871 + 1e-12
-    etf = _fit([4, 4, 4], 2, bias_decay=0.01)  # rank K - 1 where lb/(1 + lb) <= K q
+    etf = _fit([4, 4, 4], 2, bias=0.01)  # rank K - 1 where lb/(1 + lb) <= K q
     assert etf.certificate.verdict == "global"

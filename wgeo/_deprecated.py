@@ -68,7 +68,7 @@ _MOVED: dict[str, dict[str, str]] = {
         "configuration": "wgeo.ufm.lower_rank.configuration",
         "configuration_value": "wgeo.ufm.lower_rank.configuration_value",
         "deep_collapse_of": "wgeo.ufm.deep.deep_collapse_of",
-        "place": "wgeo.ufm.certify.place",
+        "place": "wgeo.ufm.certify.evaluate",
         "record_of": "wgeo.ufm.record.record_of",
         "shrink": "wgeo.ufm.spectral.shrink",
         "spectral_optimum": "wgeo.ufm.spectral.spectral_optimum",

@@ -13,7 +13,7 @@ import numpy as np
 
 import wgeo
 from wgeo.ufm import fit_ce, fit_mse, landscape
-from wgeo.ufm.certify import place
+from wgeo.ufm.certify import evaluate
 
 labels = np.repeat(np.arange(5), 10)
 decays = {"weight_decay": 5e-3, "feature_decay": 5e-4}
@@ -30,16 +30,16 @@ print(f"NC1 {collapsed.nc1:.1e}, distance to the simplex ETF {collapsed.nc2_etf:
 
 # %%
 # Squared loss: an orthogonal frame without a bias, a simplex ETF with a free one.
-for name, bias in (("no bias", None), ("free bias", 0.0)):
-    solved = fit_mse(labels, dim=8, **decays, bias_decay=bias)
+for bias in ("none", "free"):
+    solved = fit_mse(labels, dim=8, **decays, bias=bias)
     means = solved.H[:, ::10]
     cosine = (means.T @ means / np.outer(*2 * [np.linalg.norm(means, axis=0)]))[0, 1]
-    print(f"{name:9} F = {solved.objective:.6f}, cosine between class means {cosine:+.3f}")
+    print(f"bias {bias}: F = {solved.objective:.6f}, cosine between class means {cosine:+.3f}")
 
 # %%
 # Every other critical point is a strict saddle. At zero, where nothing has been learned,
 # `landscape` exhibits a direction in which the objective falls, and walks along it:
-zero = place(closed.problem, H=np.zeros((8, 50)), weights=[np.zeros((5, 8))])
+zero = evaluate(closed.problem, H=np.zeros((8, 50)), weights=[np.zeros((5, 8))])
 around = landscape(zero)
 print(
     f"{around.verdict}: curvature {around.curvature:.4f}; a step lowers F by {around.decrease:.3g}"
@@ -52,8 +52,8 @@ from matplotlib.figure import Figure
 along = np.linspace(-1.5, 1.5, 61)
 values = []
 for t in along:
-    way = t * 4 * around.direction["H"], t * 4 * around.direction["W1"]
-    values.append(place(closed.problem, H=way[0], weights=[way[1]]).objective)
+    H, W = (4 * t * around.direction[name] for name in ("H", "W1"))
+    values.append(evaluate(closed.problem, H=H, weights=[W]).objective)
 figure = Figure(figsize=(5.5, 3), layout="constrained")
 ax = figure.add_subplot(title="Zero is a saddle: F along the direction found")
 ax.plot(4 * along, values, color="#0072B2")

@@ -17,7 +17,7 @@ from wgeo.ufm import fit_mufm
 rng = np.random.default_rng(0)
 labels = np.arange(300) % 3
 x = np.eye(3)[labels] + 0.2 * rng.normal(size=(300, 3))
-model = fit_mufm(x, labels, layers=8, weight_decay=5e-3, transport=0.4, bias=True)
+model = fit_mufm(x, labels, layers=8, weight_decay=5e-3, transport=0.4, bias="free")
 print(f"F = {model.objective:.6f} in {model.seconds * 1e3:.0f} ms: {model.certificate.verdict}")
 print(f"starts ended between {model.values[0]:.6f} and {model.values[-1]:.6f}")
 

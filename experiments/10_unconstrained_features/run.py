@@ -21,14 +21,14 @@ from lab import Bench, Cell, Lab, by, table
 from matplotlib.figure import Figure
 
 from wgeo.ufm import fit_ce, fit_deep, fit_mse, landscape
-from wgeo.ufm.certify import place
+from wgeo.ufm.certify import evaluate
 from wgeo.ufm.record import cosines
 
 Result = dict[str, Any]
 FITS = {
-    "ce": (fit_ce, 0.0),
-    "mse": (fit_mse, math.inf),
-    "mse, free bias": (fit_mse, 0.0),
+    "ce": (fit_ce, "free"),
+    "mse": (fit_mse, "none"),
+    "mse, free bias": (fit_mse, "free"),
 }
 
 LOOK = {-1: ("#D55E00", "v"), 0: ("#0072B2", "o"), 3: ("#009E73", "^")}  # by d - K
@@ -40,7 +40,7 @@ LOOK = {-1: ("#D55E00", "v"), 0: ("#0072B2", "o"), 3: ("#009E73", "^")}  # by d 
 def grid(cell: Cell, bench: Bench) -> Result:
     """Solve a model in closed form and by descent from random points, all samples free."""
     K, n = cell["classes"], cell["per_class"]
-    fit, lb = FITS[cell["model"]]
+    fit, bias = FITS[cell["model"]]
     rows = []
     for extra in cell["extra"]:
         if K + extra < 1:
@@ -52,7 +52,7 @@ def grid(cell: Cell, bench: Bench) -> Result:
                 "dim": K + extra,
                 "weight_decay": lw,
                 "feature_decay": product / lw,
-                "bias_decay": lb,
+                "bias": bias,
             }
             labels = np.repeat(np.arange(K), n)
             known = fit(labels, method="closed", **given)
@@ -124,10 +124,10 @@ def share(found: Any) -> str:
 def critical(cell: Cell, bench: Bench) -> Result:
     """Find critical points of any kind by minimising ||grad F||^2, and judge each."""
     K, n = cell["classes"], cell["per_class"]
-    fit, lb = FITS[cell["model"]]
+    fit, bias = FITS[cell["model"]]
     given = {"dim": K + cell["extra"], "weight_decay": 2e-2, "feature_decay": 1e-2}
     # a little decay of the bias, so that no direction is flat
-    given["bias_decay"] = lb if math.isinf(lb) else 1e-2
+    given["bias"] = bias if bias == "none" else 1e-2
     labels = np.repeat(np.arange(K), n)
     best = fit(labels, **given)
     problem = best.problem
@@ -152,7 +152,7 @@ def critical(cell: Cell, bench: Bench) -> Result:
             kinds["not critical"] += 1
             continue
         (H, *weights), b = problem.split(torch.from_numpy(end.x))
-        point = place(problem, H=H, weights=weights, b=b)
+        point = evaluate(problem, H=H, weights=weights, b=b)
         seen = landscape(point)
         kinds[seen.verdict] += 1
         if seen.verdict == "global":
@@ -211,9 +211,8 @@ def _or_none(value: float | None) -> str:
 
 def bias(cell: Cell, bench: Bench) -> Result:
     """E1: the angle between class means as the decay of the bias changes; minority collapse."""
-    lb = math.inf if cell["bias_decay"] == "none" else cell["bias_decay"]
     labels = np.repeat(np.arange(len(cell["counts"])), cell["counts"])
-    given = {"dim": 4, "weight_decay": 1e-2, "feature_decay": 5e-3, "bias_decay": lb}
+    given = {"dim": 4, "weight_decay": 1e-2, "feature_decay": 5e-3, "bias": cell["bias_decay"]}
     known = fit_mse(labels, method="closed", **given)
     found = fit_mse(labels, method="numerical", restarts=5, collapsed=False, **given)
     means = [np.linalg.norm(known.H[:, labels == k].mean(1)) for k in range(len(cell["counts"]))]

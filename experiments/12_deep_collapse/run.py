@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 
 from wgeo.errors import ArgumentError
 from wgeo.ufm import deep_collapse, fit_deep, lower_rank
-from wgeo.ufm.certify import place
+from wgeo.ufm.certify import evaluate
 from wgeo.ufm.deep import deep_collapse_of
 from wgeo.ufm.descent import descend, random_points
 from wgeo.ufm.problem import Problem
@@ -48,7 +48,7 @@ def binary(cell: Cell, bench: Bench) -> Result:
     metrics: dict[str, list[float]] = {"dnc1": [], "dnc2": [], "dnc3": []}
     for row in x[reached]:
         (H, *weights), _ = problem.split(row)
-        for layer in deep_collapse(place(problem, H=H, weights=weights)):
+        for layer in deep_collapse(evaluate(problem, H=H, weights=weights)):
             for name in metrics if layer.layer > 1 else ("dnc1",):
                 value = getattr(layer, name)
                 metrics[name].append(float("inf") if value is None else value)

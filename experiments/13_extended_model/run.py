@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 
 from wgeo.neural_collapse import collapse_of
 from wgeo.ufm import fit_deep, fit_mse
-from wgeo.ufm.certify import place
+from wgeo.ufm.certify import evaluate
 from wgeo.ufm.descent import random_points
 from wgeo.ufm.record import cosines
 
@@ -130,7 +130,7 @@ def model(cell: Cell, name: str, end: Result) -> Result:
     def look(step: int, x: torch.Tensor) -> None:
         for path, row in zip(paths, x, strict=True):
             (H, *weights), _ = problem.split(row)
-            point = place(problem, H=H, weights=weights)
+            point = evaluate(problem, H=H, weights=weights)
             seen = described(list(point.layers), list(point.weights), labels)
             path.append({"step": step, **seen})
 

@@ -25,7 +25,7 @@ LOOKS = {
     "network": ("#222222", "-", "network"),
     "geodesic model": ("#0072B2", "--", "line"),
     "MUFM": ("#D55E00", "--", "MUFM"),
-    "given": ("#009E73", ":", "MUFM, readout given"),
+    "given": ("#009E73", ":", "MUFM with the network's own classifier"),
 }
 MARKERS = {"digits": "o", "mnist": "s", "cifar10": "^"}
 
@@ -85,8 +85,8 @@ def measure(cell: Cell, bench: Bench) -> dict[str, Any]:
     }
 
 
-def inner_missed(result: dict[str, Any], model: str) -> float:
-    """Share of the variance that a model misses, mean over the layers between the ends."""
+def inner_unexplained(result: dict[str, Any], model: str) -> float:
+    """Unexplained variance of a model, mean over the layers between the ends."""
     return float(np.mean(result["errors"][model]["missed"][1:-1]))
 
 
@@ -123,7 +123,7 @@ def grouped(results: list[dict[str, Any]]) -> list[tuple[list[str], list[dict[st
 def last_layer(results: list[dict[str, Any]]) -> str:
     """NC1 at both ends: measured, and as MUFM has it."""
     head = ["data", "weight decay", "accuracy", "NC1 input", "NC1 last", "MUFM's NC1 last"]
-    head += ["readout given"]
+    head += ["with own classifier"]
     rows = [
         [
             *names,
@@ -154,7 +154,7 @@ def curves(results: list[dict[str, Any]]) -> str:
         "geodesic",
         "at uniform time",
         "MUFM",
-        "readout given",
+        "with own classifier",
     ]
     rows = []
     for names, group in grouped(results):
@@ -169,14 +169,20 @@ def curves(results: list[dict[str, Any]]) -> str:
 
 def features(results: list[dict[str, Any]]) -> str:
     """What share of the layers' variance, and of the input's errors, the models explain."""
-    head = ["data", "weight decay", "line misses", "MUFM misses", "readout given misses"]
-    head += ["MUFM: R² held out", "of class means", "readout given: R² held out", "of class means"]
-    head += ["MUFM misses of the last layer", "UFM misses of it"]
+    head = [
+        "data",
+        "weight decay",
+        "unexplained: line",
+        "unexplained: MUFM",
+        "unexplained: MUFM with own classifier",
+    ]
+    head += ["MUFM: R² held out", "of class means", "own classifier: R² held out", "of class means"]
+    head += ["unexplained in the last layer: MUFM", "unexplained in the last layer: UFM"]
     rows = [
         [
             *names,
             *(
-                spread([inner_missed(r, model) for r in group])
+                spread([inner_unexplained(r, model) for r in group])
                 for model in ("geodesic model", "MUFM", "given")
             ),
             *(
@@ -217,11 +223,11 @@ def answers(results: list[dict[str, Any]]) -> str:
         ("length_ratio", "W2 length ratio"),
     ):
         x = [r[name] for r in results]
-        y = [inner_missed(r, "geodesic model") for r in results]
+        y = [inner_unexplained(r, "geodesic model") for r in results]
         found = stats.spearmanr(x, y)
         rows.append(
             [
-                f"P3: Spearman correlation of {words} and what the line misses",
+                f"P3: Spearman correlation of {words} and the line's unexplained variance",
                 f"{found.statistic:+.2f} (p = {found.pvalue:.1g})",
             ]
         )
@@ -251,18 +257,18 @@ def draw_curves(results: list[dict[str, Any]], lab: Lab) -> None:
 
 
 def draw_straightness(results: list[dict[str, Any]], lab: Lab) -> None:
-    """What the line misses over how straight the network is."""
+    """The line's unexplained variance over how straight the network is."""
     figure = Figure(figsize=(7.0, 2.8), layout="constrained", dpi=160)
     axes = figure.subplots(1, 2)
     for ax, name in zip(axes, ("line_shape_ratio", "length_ratio"), strict=True):
         for (data,), group in by(results, "data").items():
             x = [r[name] for r in group]
-            y = [100 * inner_missed(r, "geodesic model") for r in group]
+            y = [100 * inner_unexplained(r, "geodesic model") for r in group]
             ax.plot(x, y, MARKERS[data], ms=5, alpha=0.8, label=data)
         ax.set_xlabel(
             {"line_shape_ratio": "line-shape ratio", "length_ratio": "W2 length ratio"}[name]
         )
-    axes[0].set_ylabel("missed by the line (% of variance)")
+    axes[0].set_ylabel("unexplained by the line (% of variance)")
     axes[0].legend(frameon=False, fontsize=8)
     figure.savefig(lab.figure("straightness.png"))
 

@@ -15,7 +15,7 @@ from torch import nn
 from ..arrays.checks import pick_device
 from ..checkpoints import Network
 from ..comparison import Comparison
-from ..comparison.entry import predicted
+from ..comparison.entry import model_predictions
 from ..data.loaders import as_images
 from ..errors import ArgumentError, FeatureError, RecordError
 from ..features import trace
@@ -199,7 +199,7 @@ def analyze_trajectory(
     ]
     sizes = processes.map_over_ranks(curves, "sample sizes")
     try:
-        models = predicted(traj, mufm=mufm, seed=seed)
+        models = model_predictions(traj, mufm=mufm, seed=seed)
     except RecordError as error:  # a full disk; what was measured before is kept
         models = Comparison(skipped=str(error))
     segments = [

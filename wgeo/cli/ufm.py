@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime
 import io
 import json
-import math
 from typing import Any
 
 import click
@@ -228,7 +227,7 @@ def deep(
         given |= {"activation": activation, "method": method, "seed": seed}
         if restarts is not None:
             given["restarts"] = restarts
-        found = fit_deep(labels, bias_decay=_bias(bias), **given)
+        found = fit_deep(labels, bias=_bias(bias), **given)
     _show(found, look, folder)
 
 
@@ -278,9 +277,7 @@ def mufm(
     folder = _folder(out)
     images = load_images(source, limit=samples, seed=seed, normalize=normalize)
     pixels = (images.normalize or normalization(images.preset))(images.x).flatten(1)
-    decay = _bias(bias)
-    free: bool | float = {0.0: True, math.inf: False}.get(decay, decay)
-    found = fit_mufm(pixels, images.y, bias=free, seed=seed, **asked)
+    found = fit_mufm(pixels, images.y, bias=_bias(bias), seed=seed, **asked)
     _show(found, False, folder)
 
 
@@ -300,11 +297,10 @@ def _labels(
     ) if dim is None else dim
 
 
-def _bias(text: str) -> float:
-    """lambda_b: 0 for a free bias, infinite for none."""
-    words = {"free": 0.0, "none": math.inf}
+def _bias(text: str) -> str | float:
+    """Return the option as every ``fit_*`` takes it."""
     try:
-        return words[text] if text in words else float(text)
+        return text if text in ("free", "none") else float(text)
     except ValueError:
         raise ArgumentError(f"--bias: {text!r} is not none, free or a number.") from None
 
@@ -328,11 +324,11 @@ def _folder(out: str | None) -> Any:
     return folder
 
 
-def _solve_plain(fit: Any, bias_decay: float, asked: dict[str, Any]) -> None:
+def _solve_plain(fit: Any, bias: str | float, asked: dict[str, Any]) -> None:
     size = {name: asked.pop(name) for name in ("classes", "per_class", "counts", "dim")}
     labels, dim = _labels(**size)
     look, folder = asked.pop("look"), _folder(asked.pop("out"))
-    _show(fit(labels, dim=dim, bias_decay=bias_decay, **asked), look, folder)
+    _show(fit(labels, dim=dim, bias=bias, **asked), look, folder)
 
 
 # --- showing ---------------------------------------------------------------------------------

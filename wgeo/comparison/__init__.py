@@ -1,4 +1,4 @@
-"""The network beside the models that theory offers: the geodesic, MUFM, the plain UFM."""
+"""Comparison of a network with theoretical models: the geodesic, MUFM, the plain UFM."""
 
 from .entry import compare
 from .result import Comparison, ModelLayer

@@ -1,4 +1,4 @@
-"""The network beside the models that theory offers, layer by layer."""
+"""Compare a network with theoretical models, layer by layer."""
 
 from __future__ import annotations
 
@@ -18,18 +18,26 @@ from ..runtime.progress import track
 from ..storage.files import memory
 from ..trajectory import Segment, Trajectory, as_trajectory
 from ..transport import Exact, wasserstein
-from ..ufm.multilayer import MUFMSolution
-from .fitting import Fit, expected_seconds
-from .predictions import Errors, Line, Prediction, along, collapsed, gained, times
-from .procrustes import TURNED
+from ..ufm.mufm.solution import MUFMSolution
+from .fitting import MUFMFit, expected_seconds
+from .predictions import (
+    Errors,
+    Prediction,
+    StraightPath,
+    layer_times,
+    path_predictions,
+    relative_gain,
+    simplex_etf_prediction,
+)
+from .procrustes import MAX_DIRECTIONS
 from .result import Comparison, ModelLayer
 
-W2_SAMPLES = 300  # beside one another: enough for two digits, and quick
-_TURNING = 20  # matrices, features x `TURNED`, that turning takes at its peak; measured: 17 to 19
-_BASES = 8  # matrices, features x directions, beside them at the peak of a fit; measured: 5 to 7
-_ROUNDED = 1e-2  # by how much a model's inputs may differ from the network's: in half precision
-UNASKED = "MUFM was left out, as asked (`mufm=False`)."
-PATIENCE = 60.0  # seconds on one core that nobody needs to be asked for
+W2_SAMPLES = 300  # enough for two digits of W2
+_ROTATION_MATRICES = 20  # features x `MAX_DIRECTIONS`, at its peak; measured: 17 to 19
+_FIT_MATRICES = 8  # features x directions, in addition at the peak of a fit; measured: 5 to 7
+_INPUT_TOLERANCE = 1e-2  # relative difference from the network's inputs: half precision
+NOT_REQUESTED = "MUFM was left out, as requested (`mufm=False`)."
+DEFAULT_SECONDS = 60.0  # on one core: MUFM is fitted by default if it is expected to take less
 
 
 def compare(
@@ -40,78 +48,79 @@ def compare(
     time: str = "nearest",
     seed: int = 0,
 ) -> Comparison:
-    r"""Set a trained network's layers beside what the models predict for them.
+    r"""Compare the layers of a trained network with the predictions of theoretical models.
 
-    Every model says that features move on straight lines. Of the network it is given, and no more:
+    In every model features move on straight lines. The models use different parts of the network:
 
-    - the *geodesic model* its first and its last layer, H_0 and H_L: a network on a Wasserstein
+    - the *geodesic model* uses the first and last layer, H_0 and H_L: a network on a Wasserstein
       geodesic whose end-to-end pairing is optimal (Wang, Gai, Zhang 2024, arXiv 2405.00985);
-    - *MUFM* its first layer and the labels, and two numbers, the transport strength and the weight
-      decay, chosen so that the last layer of one half of the samples is predicted best with the
-      readout W fitted to the other half (squared loss, free bias). The network's own weight decay
-      is that of all its layers, and says little of W's. Which directions the features take is
-      nothing that MUFM can know of a wide network, where many W do as well: it is judged by shape,
-      that is, up to a rotation of every layer;
-    - *MUFM, readout given*: its first layer, the labels and the directions of its classifier in the
-      place of MUFM's best W; the size of W and the transport strength chosen as above, for all
-      layers. It is judged in the network's own directions;
-    - the *plain UFM* the class means of the last layer: it says that this layer has collapsed onto
-      a simplex ETF, and leaves rotation and size free, which are fitted.
+    - *MUFM* uses the first layer, the labels and two numbers, the transport strength and the weight
+      decay. These are chosen so that a classifier W fitted to one half of the samples (squared
+      loss, free bias) predicts the last layer of the other half best; the network's own weight
+      decay applies to all its layers and does not determine that of W. MUFM does not determine the
+      directions of the features of a wide network, where many W are equivalent, so its shape is
+      compared: up to a rotation of every layer;
+    - *MUFM with the network's own classifier* uses the first layer, the labels and the directions
+      of the classifier instead of an optimal W; the size of W and the transport strength are chosen
+      as above, for all layers. No rotation is fitted;
+    - the *plain UFM* uses the class means of the last layer: it predicts that this layer has
+      collapsed onto a simplex ETF, whose rotation and size are fitted.
 
     The prediction of layer l is :math:`\bar h_l + g_l ((1 - t_l) X + t_l H) Q_l`, X and H centred
-    (rows are samples), where every model is also given
+    (rows are samples), with
 
-    - the layer's mean :math:`\bar h_l`: MUFM with a free bias commutes with translations of its
-      features, and a drift of all samples together carries nothing about their classes;
-    - a scale :math:`g_l`, by least squares: a network's own is set by its normalisation and read
-      away by its next layer;
-    - the time :math:`t_l` of an inner layer: MUFM with a transport strength for every step has
-      straight paths at any times and is otherwise the same problem;
-    - for MUFM, a rotation :math:`Q_l`, by least squares; it is the identity for the geodesic and
-      for the readout given.
+    - the mean :math:`\bar h_l` of the layer: MUFM with a free bias commutes with translations of
+      its features, and a translation of all samples carries no information on classes;
+    - a scale :math:`g_l`, by least squares: the network's scale is set by its normalization and
+      removed by that of the next layer;
+    - the time :math:`t_l` of an inner layer: with a different transport strength for every step,
+      MUFM has straight paths at any times and is otherwise the same problem;
+    - a rotation :math:`Q_l` for MUFM (orthogonal Procrustes), and the identity for the geodesic
+      model and for MUFM with the network's own classifier.
 
-    So is the input, beside which they are judged: ``r2`` is 0 for :math:`\bar h_l + g_l X Q_l`, and
-    1 for a perfect prediction. Collapse metrics depend on the times alone of these four.
+    The baseline is the input with the same degrees of freedom, :math:`\bar h_l + g_l X Q_l`, for
+    which ``r2`` is 0; ``r2`` is 1 for a perfect prediction. Collapse metrics of a prediction depend
+    only on the times.
 
     Parameters
     ----------
     traj : Trajectory
     model : MUFMSolution, optional
         Fitted to the first layer of the last segment (``fit_mufm(traj.segments[-1].arrays[0],
-        traj.labels, layers=...)``), to be compared in the place of one with fitted settings.
+        traj.labels, layers=...)``), to compare instead of one with fitted settings.
     mufm : bool or None
-        Whether to fit MUFM where no `model` is given. None: where the network has a classifier and
-        the fit is expected to take a minute at most on one core, as it does unless features are
-        thousands wide, samples tens of thousands or classes hundreds; ``skipped`` says why not.
-        It also says if the models that rotate features do not fit into memory.
+        Whether to fit MUFM if no `model` is given. None: if the network has a classifier and the
+        fit is expected to take at most a minute on one core, which holds up to thousands of
+        features, tens of thousands of samples and hundreds of classes. ``skipped`` is the reason
+        if it is not fitted, or if the models that rotate features need too much memory.
     time : {"nearest", "length", "uniform"}
-        The times :math:`t_l` of inner layers, in [0, 1]: where the model's path comes nearest to
-        the layer, so that its shape is judged and not its speed; the share of the root mean squared
-        steps up to the layer; or l / L, constant speed over the layers.
+        The times :math:`t_l` of inner layers, in [0, 1]: the time at which the model's path is
+        nearest to the layer, independent of speed; the sum of the root mean squared steps up to
+        the layer over that of all steps; or l / L, constant speed over the layers.
     seed : int
-        Of the halves, and of the samples between which W2 is measured (300, of all classes alike).
+        Random seed of the halves, and of the samples for W2 (300, the same number of each class).
 
-    Features are read a few rows at a time, and those of the models lie where the network's do: of
-    a stored trajectory on the disk, in files without a name.
+    Features are read in blocks of rows. Features of the models are stored as the network's are: on
+    disk, in temporary files, for a stored trajectory.
 
     Raises
     ------
     ArgumentError
-        `model` has another number of layers, samples or features than the segment, or was fitted
+        `model` has other numbers of layers, samples or features than the segment, or was fitted
         to other inputs; an unknown `time`.
     FeatureError
-        Samples of one class; a `model`, and no memory to compare it.
+        Samples of one class; a `model` that needs too much memory.
     """
-    found = predicted(traj, model, mufm=mufm, time=time, seed=seed)
+    comparison = model_predictions(traj, model, mufm=mufm, time=time, seed=seed)
     network = [
         collapse_of(array, traj.labels, name=name, stage=segment.stage)
         for segment in traj.segments
         for name, array in zip(segment.names, segment.arrays, strict=True)
     ]
-    return replace(found, network=tuple(network))
+    return replace(comparison, network=tuple(network))
 
 
-def predicted(
+def model_predictions(
     traj: Trajectory,
     model: MUFMSolution | None = None,
     *,
@@ -119,145 +128,152 @@ def predicted(
     time: str = "nearest",
     seed: int = 0,
 ) -> Comparison:
-    """What the models say and miss, as `compare`, without collapse metrics of the network's own."""
+    """Compare as `compare`, without the collapse metrics of the network."""
     traj = as_trajectory(traj)
     classes, labels = np.unique(traj.labels, return_inverse=True)
     labels = labels.astype(np.int64)
-    view = _View(labels, seed)
+    evaluator = _Evaluator(labels, seed)
     geodesic: list[ModelLayer] = []
     for segment in track(traj.segments, "comparing with the geodesic"):
-        line = Line(segment.arrays[0], segment.arrays[-1])
-        lines = view.layers(segment, along(segment, times(segment, time), line))
-        view.lines |= {la.name: la.missed for la in lines if la.missed and la.missed > 1e-12}
-        geodesic += lines
+        path = StraightPath(segment.arrays[0], segment.arrays[-1])
+        predictions = path_predictions(segment, layer_times(segment, time), path)
+        layers = evaluator.layers(segment, predictions)
+        evaluator.unexplained_by_line |= {
+            layer.name: layer.missed for layer in layers if layer.missed and layer.missed > 1e-12
+        }
+        geodesic += layers
     if not traj.segments:
         return Comparison(skipped="No two layers share a feature space.")
     segment = traj.segments[-1]
-    turning = partial(_no_room, traj, "The models that turn features", _turning(segment))
-    wanting = on_rank_zero(turning)
-    if wanting and model is not None:
-        raise FeatureError(wanting)
-    if wanting:
-        return Comparison(geodesic=tuple(geodesic), skipped=wanting)
-    final = collapsed(segment.arrays[-1], segment.arrays[0], labels)
-    known = Comparison(
+    size = _rotation_bytes(segment)
+    shortage = on_rank_zero(
+        partial(_memory_shortage, traj, "The models that rotate features", size)
+    )
+    if shortage and model is not None:
+        raise FeatureError(shortage)
+    if shortage:
+        return Comparison(geodesic=tuple(geodesic), skipped=shortage)
+    etf = simplex_etf_prediction(segment.arrays[-1], segment.arrays[0], labels)
+    comparison = Comparison(
         geodesic=tuple(geodesic),
-        ufm=() if final is None else tuple(view.layers(segment, [final], last=True)),
-        skipped=on_rank_zero(partial(_left_out, traj, segment, len(classes), mufm)),
+        ufm=() if etf is None else tuple(evaluator.layers(segment, [etf], last=True)),
+        skipped=on_rank_zero(partial(_reason_skipped, traj, segment, len(classes), mufm)),
     )
     if model is not None:
-        _check(model, segment, view.sample)
-        line = Line(model.X.T, model.H.T)
-        said = along(segment, times(segment, time), line, rotate=True)
-        mine = tuple(view.layers(segment, said))
-        return replace(known, mufm=mine, solution=model, skipped="")
-    if known.skipped:
-        return known
+        _check(model, segment, evaluator.sample)
+        path = StraightPath(model.X.T, model.H.T)
+        predictions = path_predictions(segment, layer_times(segment, time), path, rotate=True)
+        layers = evaluator.layers(segment, predictions)
+        return replace(comparison, mufm=tuple(layers), solution=model, skipped="")
+    if comparison.skipped:
+        return comparison
     try:
-        fit = Fit(segment, labels, times(segment, time), seed)
-        solution, said, held_out = fit.mufm()
+        fit = MUFMFit(segment, labels, layer_times(segment, time), seed)
+        solution, predictions, held_out = fit.fit()
     except (FeatureError, ConvergenceError) as error:
-        return replace(known, skipped=str(error))
-    known = replace(
-        known,
-        mufm=tuple(view.layers(segment, said)),
+        return replace(comparison, skipped=str(error))
+    comparison = replace(
+        comparison,
+        mufm=tuple(evaluator.layers(segment, predictions)),
         solution=solution,
         held_out=held_out,
         skipped="",
     )
-    readout = _readout(traj, segment, classes)
-    given = None if readout is None else fit.given(readout)
+    weight = _classifier_weight(traj, segment, classes)
+    given = None if weight is None else fit.fit_with_classifier(weight)
     if given is None:
-        return known
-    reading, said, held_out_given = given
+        return comparison
+    classifier_model, predictions, held_out_given = given
     return replace(
-        known,
-        given=tuple(view.layers(segment, said)),
-        reading=reading,
+        comparison,
+        given=tuple(evaluator.layers(segment, predictions)),
+        reading=classifier_model,
         held_out_given=held_out_given,
     )
 
 
-def _turning(segment: Segment) -> int:
-    """Bytes that turning the features of a layer takes."""
+def _rotation_bytes(segment: Segment) -> int:
+    """Return the bytes needed to rotate the features of a layer."""
     d = segment.arrays[0].shape[1]
-    return 8 * _TURNING * d * min(d, TURNED)
+    return 8 * _ROTATION_MATRICES * d * min(d, MAX_DIRECTIONS)
 
 
-def _no_room(traj: Trajectory, who: str, size: int) -> str:
-    """Why models that take so many bytes do not fit into memory; empty where they do."""
-    left = free()
-    available = 0.8 * memory() if left is None else left - traj.nbytes
+def _memory_shortage(traj: Trajectory, what: str, size: int) -> str:
+    """Return a message if `size` bytes do not fit into memory, else an empty string."""
+    unused = free()
+    available = 0.8 * memory() if unused is None else unused - traj.nbytes
     if size <= available:
         return ""
     return (
-        f"{who} need about {size / 2**30:.1f} GiB; {max(available, 0) / 2**30:.1f} GiB is "
+        f"{what} need about {size / 2**30:.1f} GiB; {max(available, 0) / 2**30:.1f} GiB is "
         "available. Allow more (`memory`), or use features of fewer dimensions."
     )
 
 
-def _left_out(traj: Trajectory, segment: Segment, classes: int, asked: bool | None) -> str:
-    """Why MUFM is not fitted, asked or not; empty where it is."""
+def _reason_skipped(traj: Trajectory, segment: Segment, classes: int, mufm: bool | None) -> str:
+    """Return why MUFM is not fitted, or an empty string."""
     n, d = segment.arrays[0].shape
-    if asked is False:
-        return UNASKED
-    if wanting := _no_room(traj, "MUFM's matrices", _turning(segment) + 8 * _BASES * d * min(n, d)):
-        return wanting
-    if asked:
+    if mufm is False:
+        return NOT_REQUESTED
+    size = _rotation_bytes(segment) + 8 * _FIT_MATRICES * d * min(n, d)
+    if shortage := _memory_shortage(traj, "MUFM's matrices", size):
+        return shortage
+    if mufm:
         return ""
     if traj.classifier is None and traj.predictions is None:
-        return "The network has no classifier that was found; MUFM is about networks with one."
+        return "No classifier was found; MUFM models networks with a classifier."
     seconds = expected_seconds(segment, classes)
-    if seconds <= PATIENCE:
+    if seconds <= DEFAULT_SECONDS:
         return ""
     return (
-        f"MUFM of {n} samples of {classes} classes, {d} features wide, would take about "
-        f"{seconds / 60:.0f} minutes on one core; ask for it with `mufm=True`."
+        f"MUFM of {n} samples, {classes} classes and {d} features would take about "
+        f"{seconds / 60:.0f} minutes on one core; fit it with `mufm=True`."
     )
 
 
-class _View:
-    """Sets predictions of a segment's layers beside what was measured."""
+class _Evaluator:
+    """Evaluates predictions of a segment's layers against the measured features."""
 
     def __init__(self, labels: Int[np.ndarray, " n"], seed: int) -> None:
         self.labels = labels
-        each = max(1, W2_SAMPLES // (int(labels.max()) + 1))
+        classes = int(labels.max()) + 1
+        per_class = max(1, W2_SAMPLES // classes)
         order = np.random.default_rng(seed).permutation(len(labels))
-        mine = [order[labels[order] == k][:each] for k in range(int(labels.max()) + 1)]
-        self.sample = np.sort(np.concatenate(mine))
-        self.lines: dict[str, float] = {}  # what the geodesic model misses of a layer
+        samples = [order[labels[order] == k][:per_class] for k in range(classes)]
+        self.sample = np.sort(np.concatenate(samples))
+        self.unexplained_by_line: dict[str, float] = {}  # variance, for each layer
 
     def layers(
         self, segment: Segment, predictions: Iterable[Prediction], *, last: bool = False
     ) -> list[ModelLayer]:
-        """Judge a prediction of every layer of a segment, or of its last one."""
-        places = list(zip(segment.names, segment.arrays, strict=True))
-        found = []
+        """Evaluate a prediction of every layer of a segment, or of its last one."""
+        measured = list(zip(segment.names, segment.arrays, strict=True))
+        layers = []
         for prediction, (name, array) in zip(
-            predictions, places[-1:] if last else places, strict=True
+            predictions, measured[-1:] if last else measured, strict=True
         ):
             features = made_like(segment.arrays, prediction.features)
-            errors = Errors.of(features, prediction.still, array, self.labels)
-            line = self.lines.get(name, 0.0)
-            missed = errors.model / errors.variance if errors.variance > 0 else None
-            found.append(
+            errors = Errors.of(features, prediction.baseline, array, self.labels)
+            line = self.unexplained_by_line.get(name, 0.0)
+            unexplained = errors.model / errors.variance if errors.variance > 0 else None
+            layers.append(
                 ModelLayer(
                     name=name,
                     stage=segment.stage,
                     time=prediction.time,
-                    gain=prediction.gain,
+                    gain=prediction.scale,
                     relative_error=None
-                    if errors.input == 0
-                    else float(np.sqrt(errors.model / errors.input)),
-                    r2=gained(errors.model, errors.input),
-                    r2_means=gained(errors.model_means, errors.input_means),
-                    r2_line=None if missed is None else gained(missed, line),
-                    missed=missed,
+                    if errors.baseline == 0
+                    else float(np.sqrt(errors.model / errors.baseline)),
+                    r2=relative_gain(errors.model, errors.baseline),
+                    r2_means=relative_gain(errors.model_means, errors.baseline_means),
+                    r2_line=None if unexplained is None else relative_gain(unexplained, line),
+                    missed=unexplained,
                     w2=self._w2(features, array, errors.variance),
                     collapse=collapse_of(features, self.labels, name=name, stage=segment.stage),
                 )
             )
-        return found
+        return layers
 
     def _w2(
         self,
@@ -267,22 +283,21 @@ class _View:
     ) -> float | None:
         if variance == 0:
             return None
-        said, seen = (wide(each[self.sample]) for each in (features, measured))
-        found = wasserstein(said, seen, solver=Exact())
-        return found.distance / float(np.sqrt(variance / len(measured)))
+        x, y = (wide(array[self.sample]) for array in (features, measured))
+        return wasserstein(x, y, solver=Exact()).distance / float(np.sqrt(variance / len(measured)))
 
 
-def _readout(
+def _classifier_weight(
     traj: Trajectory, segment: Segment, classes: Int[np.ndarray, " K"]
 ) -> Float[np.ndarray, "K d"] | None:
-    """The classifier's rows of the classes that the samples are of; None where it reads another."""
+    """Return the classifier's rows for the samples' classes; None if it reads another layer."""
     if traj.classifier is None or traj.classifier.weight.shape[1] != segment.arrays[-1].shape[1]:
         return None
     weight = traj.classifier.weight
     if classes[-1] >= len(weight):
         raise ArgumentError(
-            f"A label is {classes[-1]}, and the classifier has {len(weight)} rows; labels must be "
-            "the network's own classes."
+            f"A label is {classes[-1]}, but the classifier has {len(weight)} rows; labels must be "
+            "the classes of the network."
         )
     return weight[classes].astype(np.float64)
 
@@ -295,10 +310,10 @@ def _check(model: MUFMSolution, segment: Segment, sample: Int[np.ndarray, " m"])
             f"{model.X.shape[0]} features; the segment has {steps} of "
             f"{segment.arrays[0].shape[0]} by {segment.arrays[0].shape[1]}."
         )
-    entered = sample if model.assignment is None else model.assignment[sample]
-    entering = wide(segment.arrays[0][entered])
-    off = np.linalg.norm(wide(model.X.T[sample]) - entering)
-    if off > _ROUNDED * np.linalg.norm(entering):
+    rows = sample if model.assignment is None else model.assignment[sample]
+    inputs = wide(segment.arrays[0][rows])
+    difference = np.linalg.norm(wide(model.X.T[sample]) - inputs)
+    if difference > _INPUT_TOLERANCE * np.linalg.norm(inputs):
         raise ArgumentError(
             "The model was fitted to other inputs than those of the last segment, "
             "traj.segments[-1].arrays[0]."

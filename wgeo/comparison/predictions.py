@@ -1,4 +1,4 @@
-"""What each model says the features of a segment's layers are."""
+"""Each model's predictions of the features of a segment's layers."""
 
 from __future__ import annotations
 
@@ -24,35 +24,35 @@ from ..arrays.rows import (
 from ..errors import ArgumentError
 from ..runtime.processes import on_rank_zero
 from ..trajectory import Segment
-from .procrustes import Aim, Block, Placing, Product, nearest_shape
+from .procrustes import Block, Procrustes, Product, TargetSubspace, nearest_rotated_time
 
-NOTHING = 1e-20  # relative variance that is rounding: the layer is the input, shifted and scaled
+ROUNDING = 1e-20  # relative error of the baseline that counts as zero
 
 
 @dataclass(frozen=True, eq=False)
 class Prediction:
-    """A model's features of one layer, and how they were brought to the network's place and size.
+    """A model's features of one layer, fitted to the network's mean and size.
 
     Attributes
     ----------
     features : Rows, (n, d)
-    still : Rows, (n, d)
-        The input, brought there with the same freedom: what the model is judged beside.
-    time, gain : float
-        See `ModelLayer`.
+    baseline : Rows, (n, d)
+        The input, fitted to the layer with the same degrees of freedom.
+    time, scale : float
+        See ``time`` and ``gain`` of `ModelLayer`.
     """
 
     features: Rows
-    still: Rows
+    baseline: Rows
     time: float
-    gain: float
+    scale: float
 
 
-def times(segment: Segment, kind: str) -> list[float] | None:
-    """Where on the way from first to last each layer is; None where each model says so itself.
+def layer_times(segment: Segment, kind: str) -> list[float] | None:
+    """Return the time of every layer on a path from first to last; None if fitted to each model.
 
-    ``nearest``: where the model's path comes nearest to the layer (None). ``length``: the sum of
-    the root mean squared steps up to the layer, over that of all steps. ``uniform``: l / L.
+    ``nearest``: the time at which the model's path is nearest to the layer (None). ``length``: the
+    sum of the root mean squared steps up to the layer, over that of all steps. ``uniform``: l / L.
     """
     steps = len(segment.arrays) - 1
     uniform = [i / steps for i in range(steps + 1)]
@@ -71,27 +71,27 @@ def times(segment: Segment, kind: str) -> list[float] | None:
 
 
 @dataclass(frozen=True, eq=False)
-class Place:
-    """Where a straight path passes a layer, and what brings its features there.
+class LayerFit:
+    """A straight path fitted to a layer: its time, and how its features are mapped to the layer.
 
     Attributes
     ----------
     time : float
     mean : ndarray, (d,)
-        Of the layer.
-    path, still : Placing
-        Of the path at that time, and of its start.
+        Mean of the layer.
+    model, baseline : Procrustes
+        Fit of the path at that time, and of its start.
     """
 
     time: float
     mean: Float[np.ndarray, " d"]
-    path: Placing
-    still: Placing
+    model: Procrustes
+    baseline: Procrustes
 
 
 @dataclass(frozen=True, eq=False)
-class Line:
-    """A straight path, X + t (H - X) sample by sample, from `first` to `last`."""
+class StraightPath:
+    """The straight path X + t (H - X) of every sample, X being `first` and H `last`."""
 
     first: Sliceable
     last: Sliceable
@@ -105,19 +105,19 @@ class Line:
         """<X, X>, <X, D> and <D, D> of X and D = H - X about their means."""
 
         def terms(_: slice, start: Block, end: Block) -> list[float]:
-            x, d = self._about(start, end)
+            x, d = self._centred(start, end)
             return [float(np.vdot(x, x)), float(np.vdot(x, d)), float(np.vdot(d, d))]
 
         xx, xd, dd = summed(terms, self.first, self.last)
         return xx, xd, dd
 
-    def _about(self, start: Block, end: Block) -> tuple[Block, Block]:
-        """Some rows of X and H - X, about their means."""
+    def _centred(self, start: Block, end: Block) -> tuple[Block, Block]:
+        """Return rows of X and H - X, centred."""
         of_first, of_last = self._means
         return start - of_first, end - start - (of_last - of_first)
 
     def at(self, t: float) -> Rows:
-        """The path at a time, about its mean."""
+        """Return the path at a time, centred."""
         of_first, of_last = self._means
 
         def make(rows: Any) -> Block:
@@ -126,80 +126,85 @@ class Line:
 
         return Rows(self.first.shape, make, width_of(self.first, self.last))
 
-    def places(
-        self, layers: Sequence[Sliceable], at: Sequence[float] | None, *, rotate: bool
-    ) -> Iterator[Place]:
-        """Of every layer in turn; at the nearest times where `at` is None."""
+    def fit_layers(
+        self, layers: Sequence[Sliceable], times: Sequence[float] | None, *, rotate: bool
+    ) -> Iterator[LayerFit]:
+        """Yield the fit to every layer; at the nearest times if `times` is None."""
         xx, xd, dd = self.products
         for i, layer in enumerate(layers):
-            t = at[i] if at is not None else fixed_time(i, len(layers))
+            t = times[i] if times is not None else end_time(i, len(layers))
             mean = mean_of(layer)
-            aim = on_rank_zero(partial(Aim.at, layer, mean)) if rotate else None
-            x_onto, d_onto = self._onto(layer, mean, aim)
-            if t is None and isinstance(x_onto, np.ndarray) and isinstance(d_onto, np.ndarray):
-                t = nearest_shape(self.products, x_onto, d_onto)
+            target = on_rank_zero(partial(TargetSubspace.of_layer, layer, mean)) if rotate else None
+            x_product, d_product = self._products_with(layer, mean, target)
+            if (
+                t is None
+                and isinstance(x_product, np.ndarray)
+                and isinstance(d_product, np.ndarray)
+            ):
+                t = nearest_rotated_time(self.products, x_product, d_product)
             elif t is None:
-                t = place(self.products, (float(x_onto), float(d_onto)), None)[0]
+                t = fit_scale(self.products, (float(x_product), float(d_product)), None)[0]
             size = xx + 2 * t * xd + t * t * dd
-            path = Placing.of(size, x_onto + t * d_onto, aim)
-            yield Place(t, mean, path, Placing.of(xx, x_onto, aim))
+            model = Procrustes.fit(size, x_product + t * d_product, target)
+            yield LayerFit(t, mean, model, Procrustes.fit(xx, x_product, target))
 
-    def _onto(
-        self, layer: Sliceable, mean: Float[np.ndarray, " d"], aim: Aim | None
+    def _products_with(
+        self, layer: Sliceable, mean: Float[np.ndarray, " d"], target: TargetSubspace | None
     ) -> tuple[Product, Product]:
-        """Products of X and H - X with what is seen of a layer."""
+        """Return the products of X and H - X with a layer in its target subspace."""
 
         def terms(_: slice, start: Block, end: Block, measured: Block) -> list[Product]:
-            x, d = self._about(start, end)
-            spread = measured - mean
-            if aim is None:
-                return [float(np.vdot(x, spread)), float(np.vdot(d, spread))]
-            seen = aim.seen(spread)
-            return [x.T @ seen, d.T @ seen]
+            x, d = self._centred(start, end)
+            centred = measured - mean
+            if target is None:
+                return [float(np.vdot(x, centred)), float(np.vdot(d, centred))]
+            projected = target.project(centred)
+            return [x.T @ projected, d.T @ projected]
 
         of_x, of_d = summed(terms, self.first, self.last, layer)
         return of_x, of_d
 
-    def brought(self, place: Place, mean: Float[np.ndarray, " d"] | None = None) -> Prediction:
-        """The path's features there; about another mean than the layer's where one is given."""
-        about = place.mean if mean is None else mean
+    def predict(self, fit: LayerFit, mean: Float[np.ndarray, " d"] | None = None) -> Prediction:
+        """Return the fitted features of a layer; about `mean` if given, else the layer's mean."""
+        center = fit.mean if mean is None else mean
 
-        def placed(placing: Placing, t: float) -> Rows:
+        def transformed(procrustes: Procrustes, t: float) -> Rows:
             path = self.at(t)
-            return Rows(path.shape, lambda rows: about + placing(path[rows]), path.width)
+            return Rows(path.shape, lambda rows: center + procrustes(path[rows]), path.width)
 
-        features, still = placed(place.path, place.time), placed(place.still, 0.0)
-        return Prediction(features, still, place.time, place.path.gain)
+        features, baseline = transformed(fit.model, fit.time), transformed(fit.baseline, 0.0)
+        return Prediction(features, baseline, fit.time, fit.model.scale)
 
 
-def along(
-    segment: Segment, at: Sequence[float] | None, line: Line, *, rotate: bool = False
+def path_predictions(
+    segment: Segment, times: Sequence[float] | None, path: StraightPath, *, rotate: bool = False
 ) -> Iterator[Prediction]:
-    """The straight path brought to the network's layers, one by one."""
-    return (line.brought(place) for place in line.places(segment.arrays, at, rotate=rotate))
+    """Yield the path's prediction of every layer of the segment."""
+    return (path.predict(fit) for fit in path.fit_layers(segment.arrays, times, rotate=rotate))
 
 
-def fixed_time(index: int, count: int) -> float | None:
-    """The ends of a path are its ends; the inner layers lie where they lie."""
+def end_time(index: int, count: int) -> float | None:
+    """Return 0 for the first layer, 1 for the last, None for inner layers."""
     return 0.0 if index == 0 else 1.0 if index == count - 1 else None
 
 
-def place(
-    products: tuple[float, float, float], onto: tuple[float, float], t: float | None
+def fit_scale(
+    products: tuple[float, float, float], layer_products: tuple[float, float], t: float | None
 ) -> tuple[float, float, float]:
-    """Time t, scale g >= 0 for which g (x + t d) is nearest to m, and the square it explains.
+    """Return t, the scale g >= 0 for which g (x + t d) is nearest to m, and the explained square.
 
-    From <x, x>, <x, d>, <d, d> and <x, m>, <d, m>; t in [0, 1] is found where it is None.
+    `products` are <x, x>, <x, d>, <d, d>; `layer_products` are <x, m>, <d, m>. If t is None, the
+    nearest t in [0, 1] is returned.
     """
     xx, xd, dd = products
-    xm, dm = onto
+    xm, dm = layer_products
     if t is None:
         det = xx * dd - xd * xd
         if det > 1e-12 * xx * dd:
-            gain, along_d = (xm * dd - dm * xd) / det, (dm * xx - xm * xd) / det
-            if gain > 0 and 0 <= along_d <= gain:
-                return along_d / gain, gain, gain * xm + along_d * dm
-        ends = [place(products, onto, end) for end in (0.0, 1.0)]
+            scale, scale_d = (xm * dd - dm * xd) / det, (dm * xx - xm * xd) / det
+            if scale > 0 and 0 <= scale_d <= scale:
+                return scale_d / scale, scale, scale * xm + scale_d * dm
+        ends = [fit_scale(products, layer_products, end) for end in (0.0, 1.0)]
         return max(ends, key=lambda end: end[2])
     size, product = xx + 2 * t * xd + t * t * dd, xm + t * dm
     if size <= 0 or product <= 0:
@@ -207,80 +212,80 @@ def place(
     return t, product / size, product**2 / size
 
 
-def collapsed(
+def simplex_etf_prediction(
     features: Sliceable, first: Sliceable, labels: Int[np.ndarray, " n"]
 ) -> Prediction | None:
-    """Complete collapse onto the simplex ETF nearest to the class means; None where d < K - 1.
+    """Predict complete collapse onto the simplex ETF nearest to the class means; None if d < K - 1.
 
-    The plain model leaves the frame's rotation and size free, so they are fitted: with M the
-    class means (K x d) and E = I - J / K, the frame is c Q, Q the polar factor of E M of rank K - 1
-    and c = ||E M||_* / (K - 1).
+    The plain model does not determine the rotation and size of the frame, so they are fitted: with
+    M the class means (K x d) and E = I - J / K, the frame is c Q, Q the polar factor of E M of rank
+    K - 1 and c = ||E M||_* / (K - 1).
     """
     classes = int(labels.max()) + 1
     if features.shape[1] < classes - 1:
         return None
     means = class_means(features, labels)
-    contrasts = np.linalg.svd(np.eye(classes) - 1 / classes)[0][:, :-1]  # orthonormal, sums zero
-    left, scales, right = np.linalg.svd(contrasts.T @ means, full_matrices=False)
-    size = float(scales.sum()) / (classes - 1)
-    points = means.mean(0) + size * contrasts @ left @ right
-    line = Line(first, features)
-    there = next(line.places([features], [1.0], rotate=True))
+    contrasts = np.linalg.svd(np.eye(classes) - 1 / classes)[0][:, :-1]  # orthonormal, of zero sum
+    left, values, right = np.linalg.svd(contrasts.T @ means, full_matrices=False)
+    scale = float(values.sum()) / (classes - 1)
+    points = means.mean(0) + scale * contrasts @ left @ right
+    path = StraightPath(first, features)
+    fit = next(path.fit_layers([features], [1.0], rotate=True))
     collapse = Rows(features.shape, lambda rows: points[labels[rows]])
-    return Prediction(collapse, line.brought(there).still, 1.0, size)
+    return Prediction(collapse, path.predict(fit).baseline, 1.0, scale)
 
 
 @dataclass(frozen=True)
 class Errors:
-    """Squared errors of a prediction of one layer and of what it is judged against.
-
-    Of all features, and of the class means alone (every class weighing by its samples).
+    """Squared errors of a model and of the baseline as predictions of one layer.
 
     Attributes
     ----------
-    model, input : float
-    model_means, input_means : float
+    model, baseline : float
+        Of all features.
+    model_means, baseline_means : float
+        Of the class means, weighted by samples.
     variance : float
-        Of the layer, about its mean.
+        Sum of squares of the layer about its mean.
     """
 
     model: float
-    input: float
+    baseline: float
     model_means: float
-    input_means: float
+    baseline_means: float
     variance: float
 
     @classmethod
     def of(
         cls,
         features: Sliceable,
-        still: Sliceable,
+        baseline: Sliceable,
         measured: Sliceable,
         labels: Int[np.ndarray, " n"],
     ) -> Errors:
-        """Judge `features`, and the input that was brought there, as predictions of `measured`."""
+        """Compute the errors of `features` and `baseline` as predictions of `measured`."""
         counts = np.bincount(labels)
-        middle = mean_of(measured)
+        mean = mean_of(measured)
 
-        def terms(rows: slice, said: Block, stayed: Block, layer: Block) -> list[Any]:
-            found: list[Any] = [float(np.sum((layer - middle) ** 2))]
-            for error in (said - layer, stayed - layer):
+        def terms(rows: slice, model: Block, start: Block, layer: Block) -> list[Any]:
+            sums: list[Any] = [float(np.sum((layer - mean) ** 2))]
+            for error in (model - layer, start - layer):
                 by_class = sums_by_class(error, labels[rows], len(counts))
-                found += [float(np.vdot(error, error)), by_class]
-            return found
+                sums += [float(np.vdot(error, error)), by_class]
+            return sums
 
-        variance, model, of_model, input_, of_input = summed(terms, features, still, measured)
-        model_means, input_means = (
+        variance, model, of_model, base, of_base = summed(terms, features, baseline, measured)
+        model_means, base_means = (
             float(np.sum(np.sum(sums**2, axis=1)[counts > 0] / counts[counts > 0]))
-            for sums in (of_model, of_input)
+            for sums in (of_model, of_base)
         )
 
         def rounded(value: float) -> float:
-            return value if value > NOTHING * variance else 0.0
+            return value if value > ROUNDING * variance else 0.0
 
-        return cls(model, rounded(input_), model_means, rounded(input_means), variance)
+        return cls(model, rounded(base), model_means, rounded(base_means), variance)
 
 
-def gained(error: float, over: float) -> float | None:
-    """1 - error / over; None where there was nothing to gain."""
-    return None if over == 0 else float(1 - error / over)
+def relative_gain(error: float, baseline: float) -> float | None:
+    """Return 1 - error / baseline; None if the baseline has no error."""
+    return None if baseline == 0 else float(1 - error / baseline)

@@ -1,4 +1,4 @@
-"""Bringing a model's features to a network's layer: a turn and a scale, by least squares."""
+"""Orthogonal Procrustes: rotate and scale a model's features to a layer, by least squares."""
 
 from __future__ import annotations
 
@@ -12,103 +12,104 @@ from scipy.optimize import minimize_scalar
 from ..arrays.rows import Sliceable, wide
 
 Block = Float[np.ndarray, "b d"]  # some rows
-Product = Float[np.ndarray, "d p"] | float  # with what an aim sees of a layer; without one, <,>
-TURNED = 256  # directions of a layer that are turned to; in wider ones the leading so many
-SKETCHED = 1024  # samples that say which directions lead
-SEEN = 1e-8  # relative variance of a wide layer, or scale of a product, below which none leads
+Product = Float[np.ndarray, "d p"] | float  # x^T layer in a target subspace; without one <x, layer>
+MAX_DIRECTIONS = 256  # dimension of a target subspace: the leading directions of a wider layer
+SUBSPACE_SAMPLES = 1024  # samples from which the leading directions are computed
+RANK_TOLERANCE = 1e-8  # relative variance or singular value below which a direction is ignored
 
 
 @dataclass(frozen=True, eq=False)
-class Placing:
-    """A turn and a scale that bring centred features to a layer.
+class Procrustes:
+    """A scale and an orthogonal map that bring centred features nearest to a layer.
 
     Attributes
     ----------
-    gain : float
-        Not negative.
-    turn : callable or None
-        Turns features (rows): a rotation of their space, or a reflection.
+    scale : float
+        At least 0.
+    rotation : callable or None
+        Rotates features (rows); may include a reflection. None for the identity.
     """
 
-    gain: float
-    turn: Callable[[Block], Block] | None = None
+    scale: float
+    rotation: Callable[[Block], Block] | None = None
 
-    def __call__(self, shape: Block) -> Block:
-        """Return the features, turned and scaled."""
-        return self.gain * (shape if self.turn is None else self.turn(shape))
+    def __call__(self, features: Block) -> Block:
+        """Return the features, rotated and scaled."""
+        return self.scale * (features if self.rotation is None else self.rotation(features))
 
     @classmethod
-    def of(cls, size: float, product: Product, aim: Aim | None) -> Placing:
-        """The one that comes nearest to a layer; turning only with an aim at it.
+    def fit(cls, size: float, product: Product, target: TargetSubspace | None) -> Procrustes:
+        """Fit centred features x to a layer by least squares; rotate only with a target.
 
-        Of the shape, centred: `size` is ||shape||^2, and `product` is <shape, layer>, or with an
-        aim shape^T times what it sees. With U S V^T of shape^T layer the turn is U V^T and the
-        scale tr S / ||shape||^2 (Procrustes).
+        `size` is ||x||^2. `product` is <x, layer>, or with a target x^T layer in its subspace. If
+        x^T layer = U S V^T, the rotation is U V^T and the scale is tr S / ||x||^2.
         """
         if size == 0:
             return cls(0.0)
-        if aim is None or isinstance(product, float):
+        if target is None or isinstance(product, float):
             return cls(max(float(product) / size, 0.0))
-        if not product.any():  # a dead layer, of which a wide one has no directions
+        if not product.any():  # a constant layer, which has no leading directions
             return cls(0.0)
-        if aim.basis is None:
-            left, scales, right = np.linalg.svd(product)
-            led = scales > SEEN * scales[0]
-            if not led.all():  # where nothing leads rounding would
-                return cls(float(scales[led].sum()) / size, _direct(left[:, led], right[led].T))
+        if target.basis is None:
+            left, values, right = np.linalg.svd(product)
+            kept = values > RANK_TOLERANCE * values[0]
+            if not kept.all():  # the other singular vectors are rounding errors
+                rotation = _rotation_between(left[:, kept], right[kept].T)
+                return cls(float(values[kept].sum()) / size, rotation)
             polar = left @ right
-            return cls(float(scales.sum()) / size, lambda features: features @ polar)
+            return cls(float(values.sum()) / size, lambda features: features @ polar)
         values, axes = np.linalg.eigh(product.T @ product)
-        axes = axes[:, values > SEEN * values[-1]]
-        scales = np.linalg.norm(product @ axes, axis=0)
-        turn = _direct(product @ axes / scales, aim.basis @ axes)
-        return cls(float(scales.sum()) / size, turn)
+        axes = axes[:, values > RANK_TOLERANCE * values[-1]]
+        singular = np.linalg.norm(product @ axes, axis=0)
+        rotation = _rotation_between(product @ axes / singular, target.basis @ axes)
+        return cls(float(singular.sum()) / size, rotation)
 
 
 @dataclass(frozen=True, eq=False)
-class Aim:
-    """What of a layer features are turned to: all of it, or the leading directions of a wide one.
+class TargetSubspace:
+    """The subspace of a layer to which features are rotated: its leading directions, or all.
 
     Attributes
     ----------
     basis : ndarray, (d, p), or None
-        The directions, orthonormal; None where they are all.
+        Orthonormal directions; None for the whole space.
     """
 
     basis: Float[np.ndarray, "d p"] | None = None
 
-    def seen(self, spread: Block) -> Float[np.ndarray, "b p"]:
-        """The centred layer along these directions."""
-        return spread if self.basis is None else spread @ self.basis
+    def project(self, centred: Block) -> Float[np.ndarray, "b p"]:
+        """Return the centred layer's coordinates in the subspace."""
+        return centred if self.basis is None else centred @ self.basis
 
     @classmethod
-    def at(cls, layer: Sliceable, mean: Float[np.ndarray, " d"]) -> Aim:
-        """The `TURNED` leading directions, found on `SKETCHED` of the samples."""
+    def of_layer(cls, layer: Sliceable, mean: Float[np.ndarray, " d"]) -> TargetSubspace:
+        """Return the `MAX_DIRECTIONS` leading directions of `SUBSPACE_SAMPLES` samples."""
         n, d = layer.shape
-        if d <= TURNED:
+        if d <= MAX_DIRECTIONS:
             return cls()
-        rows = wide(layer[np.linspace(0, n - 1, min(n, SKETCHED)).astype(np.int64)]) - mean
+        rows = wide(layer[np.linspace(0, n - 1, min(n, SUBSPACE_SAMPLES)).astype(np.int64)]) - mean
         if len(rows) < d:
             values, left = np.linalg.eigh(rows @ rows.T)
-            axes = rows.T @ left[:, values > SEEN * values[-1]][:, -TURNED:]
+            axes = rows.T @ left[:, values > RANK_TOLERANCE * values[-1]][:, -MAX_DIRECTIONS:]
         else:
-            axes = np.linalg.eigh(rows.T @ rows)[1][:, -TURNED:]
+            axes = np.linalg.eigh(rows.T @ rows)[1][:, -MAX_DIRECTIONS:]
         return cls(np.linalg.qr(axes)[0])
 
 
-def nuclear(matrix: Float[np.ndarray, "a b"]) -> float:
-    """Sum of the singular values; of a tall matrix to about 1e-8 of the largest."""
+def nuclear_norm(matrix: Float[np.ndarray, "a b"]) -> float:
+    """Return the sum of the singular values; for a tall matrix to about 1e-8 of the largest."""
     if matrix.shape[0] < 2 * matrix.shape[1]:
         return float(np.linalg.svd(matrix, compute_uv=False).sum())
     return float(np.sqrt(np.maximum(np.linalg.eigvalsh(matrix.T @ matrix), 0)).sum())
 
 
-def _direct(
+def _rotation_between(
     start: Float[np.ndarray, "d p"], end: Float[np.ndarray, "d p"]
 ) -> Callable[[Block], Block]:
-    """The turn that takes orthonormal directions to others, and stays near the identity elsewhere.
+    """Return a rotation that maps orthonormal directions `start` to `end`.
 
-    It moves nothing across the space that both span, of at most 2 p dimensions.
+    It is the identity on the complement of their joint span, of at most 2 p dimensions, and nearest
+    to the identity within the span.
     """
     frame = np.linalg.qr(np.concatenate([start, end], axis=1))[0]
     a, b = frame.T @ start, frame.T @ end
@@ -118,20 +119,23 @@ def _direct(
     return lambda features: features + (features @ frame) @ change @ frame.T
 
 
-def nearest_shape(
+def nearest_rotated_time(
     products: tuple[float, float, float],
-    x_onto: Float[np.ndarray, "d p"],
-    d_onto: Float[np.ndarray, "d p"],
+    x_product: Float[np.ndarray, "d p"],
+    d_product: Float[np.ndarray, "d p"],
 ) -> float:
-    """Time t in [0, 1] for which x + t d, turned and scaled, comes nearest to a layer.
+    """Return t in [0, 1] for which x + t d, rotated and scaled, is nearest to a layer m.
 
-    From <x, x>, <x, d>, <d, d> and the products x^T m and d^T m with what is aimed at of the layer.
+    `products` are <x, x>, <x, d> and <d, d>; `x_product`, `d_product` are x^T m and d^T m in the
+    target subspace.
     """
     xx, xd, dd = products
 
-    def missed(t: float) -> float:
+    def negative_explained(t: float) -> float:
         size = xx + 2 * t * xd + t * t * dd
-        return -(nuclear(x_onto + t * d_onto) ** 2) / size if size > 0 else 0.0
+        return -(nuclear_norm(x_product + t * d_product) ** 2) / size if size > 0 else 0.0
 
-    inner = minimize_scalar(missed, bounds=(0, 1), method="bounded", options={"xatol": 1e-3})
-    return float(min((0.0, 1.0, float(inner.x)), key=missed))
+    inner = minimize_scalar(
+        negative_explained, bounds=(0, 1), method="bounded", options={"xatol": 1e-3}
+    )
+    return float(min((0.0, 1.0, float(inner.x)), key=negative_explained))

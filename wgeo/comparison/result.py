@@ -1,4 +1,4 @@
-"""What a comparison says, layer by layer."""
+"""The result of a comparison, layer by layer."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from ..arrays.rows import Rows, Sliceable, made_like, mean_of, wide, width_of
 from ..neural_collapse import LayerCollapse
 from ..runtime.processes import local_only
-from ..ufm.multilayer import MUFMSolution
+from ..ufm.mufm.solution import MUFMSolution
 
 if TYPE_CHECKING:
     import pandas
@@ -19,35 +19,34 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ModelLayer:
-    """What a model predicts at one layer, beside what was measured there.
+    """A model's prediction of one layer, compared with the network's features.
 
-    All errors are sums over samples of squared distances; "over the input" compares with the
-    features that enter the segment, brought to the layer with the freedom that the model has: see
-    `compare`.
+    Errors are sums over samples of squared distances. The baseline are the features that enter the
+    segment, fitted to the layer with the same degrees of freedom as the model; see `compare`.
 
     Attributes
     ----------
     name, stage
         The layer of the network.
     time : float
-        Where on its path from first to last layer the model has the layer, in [0, 1].
+        Time of the layer on the model's path from first to last layer, in [0, 1].
     gain : float
-        The scale that the model's features were given to fit the layer.
+        The scale by which the model's features are multiplied to fit the layer.
     relative_error : float or None
-        sqrt(error of the model / error of the input): 0 is a perfect prediction, 1 no better than
-        that nothing happens but a shift and a scaling. None where nothing else happens.
+        sqrt(error of the model / error of the baseline): 0 for a perfect prediction, 1 for one no
+        better than the baseline. None if the baseline has no error.
     r2 : float or None
         1 - relative_error^2.
     r2_means : float or None
-        As `r2`, of the class means alone.
+        As `r2`, for the class means only.
     r2_line : float or None
-        1 - error of the model / error of the geodesic model there; None for that model itself and
-        at the ends of its line, where it is given the layer.
+        Gain over the straight line: 1 - error of the model / error of the geodesic model. None for
+        the geodesic model, and for the first and last layer, which it is given.
     missed : float or None
-        Error of the model / variance of the layer.
+        Unexplained variance: error of the model / variance of the layer.
     w2 : float or None
-        W2 between the model's and the network's features / root of the layer's variance: 0 where
-        the distributions agree, whichever sample is where; about 1 where the model says a point.
+        W2 between the model's and the network's features / root of the layer's variance: 0 if the
+        distributions agree, whatever the pairing of samples; about 1 for a prediction of one point.
     collapse : LayerCollapse
         Collapse metrics of the predicted features.
     """
@@ -65,20 +64,20 @@ class ModelLayer:
     collapse: LayerCollapse
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain numbers and strings, ready for JSON."""
+        """Return plain numbers and strings, ready for JSON."""
         plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "collapse"}
         return {**plain, "collapse": self.collapse.to_dict()["collapse"]}
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """How well a model does on samples that nothing was fitted to, all layers together.
+    """Scores of a model on held-out samples, all layers together.
 
     Attributes
     ----------
     r2, r2_means : float or None
-        As of `ModelLayer`, every layer weighing by its variance's inverse. None where a class has
-        one sample.
+        As in `ModelLayer`, layers weighted by their inverse variance. None if a class has one
+        sample.
     """
 
     r2: float | None = None
@@ -86,13 +85,13 @@ class HeldOut:
 
 
 @dataclass(frozen=True, eq=False)
-class Reading:
-    """MUFM's features given its readout.
+class ClassifierModel:
+    """MUFM with a given classifier.
 
     Attributes
     ----------
     w : ndarray, (K, d)
-        The network's classifier less what its rows share, in the size that predicts best.
+        The network's classifier minus the mean of its rows, scaled to predict best.
     mu : float
         Transport strength of the whole path.
     """
@@ -103,47 +102,47 @@ class Reading:
     def features(
         self, x: Float[np.ndarray, "n d"], labels: Int[np.ndarray, " n"]
     ) -> Float[np.ndarray, "n d"]:
-        """H = X + W^T (W W^T + mu I)^-1 (Y - W X - b 1^T), b free; about their mean."""
+        """Return H = X + W^T (W W^T + mu I)^-1 (Y - W X - b 1^T), b free, centred."""
         with local_only():
-            return made_like([x], self.ends(x, labels))
+            return made_like([x], self.last_layer(x, labels))
 
-    def ends(self, x: Sliceable, labels: Int[np.ndarray, " n"]) -> Rows:
-        """The same, made when rows are taken."""
-        eye, middle = np.eye(len(self.w)), mean_of(x)
+    def last_layer(self, x: Sliceable, labels: Int[np.ndarray, " n"]) -> Rows:
+        """Return the same, computed when rows are read."""
+        eye, mean = np.eye(len(self.w)), mean_of(x)
         pull = np.linalg.solve(self.w @ self.w.T + self.mu * eye, self.w)
-        shares = np.bincount(labels, minlength=len(eye)) / len(labels)
+        frequencies = np.bincount(labels, minlength=len(eye)) / len(labels)
 
         def make(rows: Any) -> Float[np.ndarray, "b d"]:
-            shape = wide(x[rows]) - middle
-            return shape + (eye[labels[rows]] - shares - shape @ self.w.T) @ pull
+            centred = wide(x[rows]) - mean
+            return centred + (eye[labels[rows]] - frequencies - centred @ self.w.T) @ pull
 
         return Rows(x.shape, make, max(len(eye), width_of(x)))
 
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """A trained network's layers beside the geodesic model, MUFM and the plain UFM.
+    """A trained network compared with the geodesic model, MUFM and the plain UFM.
 
     Attributes
     ----------
     network : tuple of LayerCollapse
         Collapse metrics measured at every layer of every segment.
     geodesic : tuple of ModelLayer
-        Of every segment: the straight line from its first to its last layer.
+        For every segment: the straight line from its first to its last layer.
     mufm : tuple of ModelLayer
-        Of the last segment, the one whose end the classifier reads.
+        For the last segment, whose last layer enters the classifier.
     given : tuple of ModelLayer
-        Of MUFM with the network's own readout; empty where it has none.
+        MUFM with the network's own classifier; empty without a classifier.
     ufm : tuple of ModelLayer
-        Of the last layer alone: complete collapse onto a simplex ETF, turned and scaled to fit.
-        Empty where an ETF of the classes needs more features than there are.
+        For the last layer: complete collapse onto a simplex ETF, rotated and scaled to fit. Empty
+        if the layer has fewer than K - 1 features.
     solution : MUFMSolution or None
-    reading : Reading or None
-        The readout of `given`.
+    reading : ClassifierModel or None
+        The model of `given`.
     held_out, held_out_given : HeldOut
-        Of `mufm` and `given`.
+        Scores of `mufm` and `given` on held-out samples.
     skipped : str
-        Why there is no MUFM, where there is none.
+        Why MUFM was not fitted; empty if it was.
     """
 
     network: tuple[LayerCollapse, ...] = ()
@@ -152,7 +151,7 @@ class Comparison:
     given: tuple[ModelLayer, ...] = ()
     ufm: tuple[ModelLayer, ...] = ()
     solution: MUFMSolution | None = None
-    reading: Reading | None = None
+    reading: ClassifierModel | None = None
     held_out: HeldOut = HeldOut()
     held_out_given: HeldOut = HeldOut()
     skipped: str = ""
@@ -188,29 +187,29 @@ class Comparison:
 
     @property
     def record(self) -> dict[str, Any]:
-        """What `wgeo.plots` draws: the network's layers and `to_dict`."""
+        """The network's layers and `to_dict`, as `wgeo.plots` draws them."""
         return {"layers": [layer.to_dict() for layer in self.network], **self.to_dict()}
 
     def rows(self) -> list[dict[str, Any]]:
-        """A row a model and layer: errors beside collapse metrics, the network's among them."""
-        found = [
+        """Return one row per model and layer, and per layer of the network: errors and metrics."""
+        rows = [
             {"model": "network", "layer": layer.name, **layer.to_dict()["collapse"]}
             for layer in self.network
         ]
         models = {
             "geodesic model": self.geodesic,
             "MUFM": self.mufm,
-            "MUFM, readout given": self.given,
+            "MUFM with the network's own classifier": self.given,
             "UFM": self.ufm,
         }
         for model, layers in models.items():
             for layer in layers:
-                said = layer.to_dict()
-                metrics = said.pop("collapse")
-                found.append({"model": model, "layer": said.pop("name"), **said, **metrics})
-        for row in found:
+                errors = layer.to_dict()
+                metrics = errors.pop("collapse")
+                rows.append({"model": model, "layer": errors.pop("name"), **errors, **metrics})
+        for row in rows:
             row.pop("undefined", None)
-        return found
+        return rows
 
     def to_pandas(self) -> pandas.DataFrame:
         """`rows` as a table."""

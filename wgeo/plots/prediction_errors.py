@@ -27,7 +27,7 @@ from .style import (
 )
 
 ERRORS: dict[str, str] = {
-    "missed": "Share of the layer's variance missed",
+    "missed": "Unexplained variance of the layer",
     "w2": "W2 to the network's features",
 }
 """Errors of a model's features, and what their panel is called."""
@@ -40,8 +40,8 @@ def model_errors(record: Any, measure: str = "missed", ax: Axes | None = None) -
     Parameters
     ----------
     measure : {"missed", "w2"}
-        The share of a layer's variance that the prediction leaves, or W2 between the two clouds
-        over the root of that variance. 0 is a perfect prediction; 1 is about what a point has.
+        The unexplained variance of a layer, as a fraction, or W2 between the two clouds over the
+        root of its variance. 0 for a perfect prediction; about 1 for a prediction of one point.
     """
     record = as_record(record)
     if measure not in ERRORS:

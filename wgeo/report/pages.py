@@ -193,12 +193,12 @@ _MODELS = {
         "MUFM",
         "The multilayer unconstrained feature model, fitted to the features that enter the last "
         "segment and to the labels; its two settings are those that predict the last layer best on "
-        "samples left out. It is judged by shape: every layer may be turned.",
+        "held-out samples. Its shape is compared: every layer may be rotated.",
     ),
     "mufm_given": (
-        "MUFM, readout given",
-        "The same with the directions of the network's own classifier in the place of MUFM's best "
-        "readout, judged in the network's own directions.",
+        "MUFM with the network's own classifier",
+        "The same with the directions of the network's own classifier instead of MUFM's best "
+        "one; layers are not rotated.",
     ),
     "ufm": (
         "Plain UFM",
@@ -216,8 +216,8 @@ def _models(record: Record, plots: Plots) -> str:
         "# Models",
         "What theory predicts for every layer, beside what was measured there. R² is 1 where the "
         "prediction is perfect, and 0 where it is as far off as the segment's first features, "
-        "brought to the layer with the same freedom (mean, scale, and a rotation for MUFM). Missed "
-        "is the share of the layer's variance that the prediction leaves; W2, between the model's "
+        "fitted to the layer in the same way (mean, scale, and a rotation for MUFM). Unexplained "
+        "variance is a fraction of the layer's variance; W2, between the model's "
         "features and the network's, is over the root of that variance.",
         _beside(record),
         figure_block(plots, "models"),
@@ -250,11 +250,18 @@ def _beside(record: Record) -> str:
                 _rounded(metrics.get("cdnv")),
             ]
         )
-    header = ("Model", "R² held out", "missed of last layer", "W2 there", "NC1 there", "CDNV there")
+    header = (
+        "Model",
+        "R² held out",
+        "unexplained variance of last layer",
+        "W2 there",
+        "NC1 there",
+        "CDNV there",
+    )
     return table(
         header,
         rows,
-        "Held out: on half the samples, with readout, times and scales from the other half; all "
+        "Held out: on half the samples, with classifier, times and scales from the other half; all "
         "layers of the last segment together. The geodesic model is given the last layer.",
     )
 
@@ -283,7 +290,15 @@ def _model(record: Record, key: str) -> str:
                 *pairs,
             ]
         )
-    header = ("Layer", "time", "R²", "over the line", "missed", "W2", *_JUDGED)
+    header = (
+        "Layer",
+        "time",
+        "R²",
+        "gain over the straight line",
+        "unexplained variance",
+        "W2",
+        *_JUDGED,
+    )
     skipped = model.get("skipped")
     fitted = flat({k: v for k, v in model.items() if k not in ("layers", "skipped")})
     return join(

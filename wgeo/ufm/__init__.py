@@ -1,8 +1,8 @@
-"""Unconstrained-feature models: solved, and certified for what was found.
+"""Unconstrained-feature models: solutions with certificates.
 
-The last-layer features of a network are taken for free variables, under the network's own loss and
-weight decay: with cross-entropy (`fit_ce`) or squared loss (`fit_mse`), with more layers of weights
-(`fit_deep`), or tied to the data by optimal transport (`fit_mufm`).
+The last-layer features of a network are free variables, under the network's loss and weight decay:
+with cross-entropy (`fit_ce`) or squared loss (`fit_mse`), with more layers of weights (`fit_deep`),
+or tied to the data by optimal transport (`fit_mufm`).
 """
 
 from typing import TYPE_CHECKING
@@ -13,7 +13,8 @@ from .deep import DeepCollapse, deep_collapse, fit_deep
 from .landscape import Landscape, landscape
 from .lower_rank import lower_rank
 from .mse import fit_mse
-from .multilayer import MUFMSolution, fit_mufm
+from .mufm.fit import fit_mufm
+from .mufm.solution import MUFMSolution
 from .solution import Certificate, UFMSolution
 
 __all__ = [

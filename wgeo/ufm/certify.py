@@ -1,8 +1,7 @@
-"""From a point of a model to a solution that says what is proved about it."""
+"""Evaluate and certify a point of an unconstrained-feature model."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,22 +12,21 @@ from torch import Tensor
 from .problem import Problem
 from .solution import Certificate, UFMSolution
 from .spectral import spectral_optimum
-from .theorems import escape, lower_bound, scaled_gradient
+from .theorems import escape_direction, lower_bound, scaled_gradient
 
 CLOSE = 1e-6  # relative gap to a proved lower bound at which a point counts as global
 CRITICAL = 1e-5  # norm of the gradient at which a point counts as critical
 
 
-def place(
+def evaluate(
     problem: Problem,
     *,
     H: Any,
     weights: Sequence[Any],
     b: Any = None,
     settings: Mapping[str, Any] | None = None,
-    began: float | None = None,
 ) -> UFMSolution:
-    """Return any point of a model as a solution: evaluated, and certified for what it is.
+    """Return any point of a model as a solution, with its objective and its certificate.
 
     Parameters
     ----------
@@ -40,14 +38,12 @@ def place(
     b : array_like, (K,), optional
         Zero by default.
     settings : mapping, optional
-        How the point was found.
-    began : float, optional
-        When the search for it began, by ``time.perf_counter``.
+        How the point was computed.
 
     Raises
     ------
     ArgumentError
-        Shapes that are not the problem's.
+        Shapes other than the problem's.
     """
     x = problem.join([H, *weights], b)
     (features, *layers), bias = problem.split(x)
@@ -59,22 +55,22 @@ def place(
         b=np.zeros(problem.num_classes) if bias is None else bias.numpy(),
         objective=float(problem.value(x)),
         certificate=certificate,
-        seconds=0.0 if began is None else time.perf_counter() - began,
+        seconds=0.0,
         settings=dict(settings or {}),
     )
 
 
 def certify(problem: Problem, x: Tensor) -> Certificate:
-    """What is known of a point: by facts M2 and M3, or by the model's known minimum."""
+    """Certify a point by theorems M2 and M3, or by comparison with the model's known minimum."""
     if problem.depth == 2:
         return _certify_convex(problem, x)
     size = float(problem.gradient(x).norm())
-    known = known_minimum(problem)
-    if known is None:
+    minimum = known_minimum(problem)
+    if minimum is None:
         return Certificate(
             "undecided", size, evidence="No global minimum is known for this model to compare with."
         )
-    bound, source = known
+    bound, source = minimum
     gap = float(problem.value(x)) - bound
     if gap <= CLOSE * bound:
         evidence = f"The objective is within {gap:.1e} of the global minimum {bound:.9g}: {source}."
@@ -84,7 +80,7 @@ def certify(problem: Problem, x: Tensor) -> Certificate:
 
 
 def known_minimum(problem: Problem) -> tuple[float, str] | None:
-    """The least value of a deep model and why, where theory has it.
+    """Return the minimum of a deep model and its source; None if theory has none.
 
     Linear models with squared loss, without bias or with a free one: by singular values. ReLU
     models of two balanced classes without bias: deep neural collapse.
@@ -122,18 +118,18 @@ def _certify_convex(problem: Problem, x: Tensor) -> Certificate:
     if size > CRITICAL:
         evidence = f"Not a critical point: the gradient has norm {size:.2g}."
         return Certificate("undecided", evidence=evidence, **common)
-    out = escape(problem, x)
-    if out is None:
+    escape = escape_direction(problem, x)
+    if escape is None:
         evidence = (
             f"||G||_2 = {sigma:.6g} exceeds {problem.decay_mean:.6g}, but W and H use all of "
             f"dim = {problem.dim}: the convex bound need not be attained, and no explicit "
-            "direction leads out. landscape() looks for one."
+            "direction of descent is known. landscape() looks for one."
         )
         return Certificate("undecided", evidence=evidence, **common)
-    measured = float(out.direction @ problem.hvp(x, out.direction))
+    curvature = float(escape.direction @ problem.hvp(x, escape.direction))
     evidence = (
-        f"||G||_2 = {sigma:.6g} exceeds {problem.decay_mean:.6g} and a null direction of W and H "
-        f"is at hand: along it the Hessian is {out.curvature:.9g} ({measured:.9g} measured by a "
+        f"||G||_2 = {sigma:.6g} exceeds {problem.decay_mean:.6g}, and W and H have a common null "
+        f"direction: along it the Hessian is {escape.curvature:.9g} ({curvature:.9g} measured by a "
         "Hessian-vector product)."
     )
-    return Certificate("strict saddle", curvature=measured, evidence=evidence, **common)
+    return Certificate("strict saddle", curvature=curvature, evidence=evidence, **common)

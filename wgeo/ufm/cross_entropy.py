@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from ..errors import ArgumentError
-from .certify import place
-from .descent import random_points, search
+from .bias import accepts_former_bias
+from .certify import evaluate
+from .descent import multistart, random_points
 from .problem import Problem, check_decays, check_method, check_whole
 from .solution import UFMSolution
-from .theorems import factorise
+from .theorems import factorize
 
 _ROUNDING = 4 * float(np.finfo(np.float64).eps)
 
@@ -30,7 +31,7 @@ class CrossEntropyOptimum:
     Attributes
     ----------
     value : float
-        F* = -log(1 - p) + p a, or log K where zero is optimal.
+        F* = -log(1 - p) + p a, or log K if zero is optimal.
     margin : float
         a = log((K - 1)(1 - p)/p): the correct logit minus each of the others.
     error : float
@@ -48,9 +49,9 @@ class CrossEntropyOptimum:
 def closed_form_ce(
     num_classes: int, per_class: int, weight_decay: float, feature_decay: float
 ) -> CrossEntropyOptimum:
-    """Return the value and the scale of the simplex ETF that minimises F  (Zhu et al. 2021).
+    """Return the value and the scale of the simplex ETF that minimizes F (Zhu et al. 2021).
 
-    Zero is optimal where K sqrt(n lw lh) >= 1.
+    Zero is optimal if K sqrt(n lw lh) >= 1.
 
     Raises
     ------
@@ -62,7 +63,7 @@ def closed_form_ce(
     check_decays({"weight_decay": weight_decay, "feature_decay": feature_decay})
     K = num_classes
     q = math.sqrt(per_class) * math.sqrt(weight_decay) * math.sqrt(feature_decay)  # no underflow
-    if not K * q < 1 - _ROUNDING:  # at the threshold itself, q is known to rounding only
+    if not K * q < 1 - _ROUNDING:  # at the threshold itself q has rounding errors
         return CrossEntropyOptimum(math.log(K), 0.0, (K - 1) / K, 0.0)
     p = (K - 1) * q
     margin = math.log1p(-p) - math.log(q)
@@ -70,13 +71,14 @@ def closed_form_ce(
     return CrossEntropyOptimum(-math.log1p(-p) + p * margin, margin, p, rho)
 
 
+@accepts_former_bias
 def fit_ce(
     labels: Any,
     *,
     dim: int,
     weight_decay: float,
     feature_decay: float,
-    bias_decay: float | int | None = None,
+    bias: str | float | int = "free",
     method: str = "auto",
     restarts: int | None = None,
     seed: int = 0,
@@ -84,33 +86,33 @@ def fit_ce(
     max_steps: int = 10_000,
     collapsed: bool = True,
 ) -> UFMSolution:
-    """Solve the cross-entropy model and certify what was found.
+    """Solve the cross-entropy model and certify the solution.
 
-    For d >= K - 1 every critical point is global or a strict saddle, balanced or not, so that a
-    descent from anywhere finds the minimum; for balanced classes it is known in closed form. For
-    d < K - 1 there are spurious local minima, and the best of several starts is returned.
+    For d >= K - 1 every critical point is global or a strict saddle, whether or not classes are
+    balanced, and a descent from any start finds the minimum. Balanced classes have a closed form.
+    For d < K - 1 there are spurious local minima, and the best of several starts is returned.
 
     Parameters
     ----------
     labels : array_like of int, (N,)
-        Every class 0, ..., K - 1 occurs.
+        Classes 0, ..., K - 1, each present.
     dim : int
         Feature dimension d.
     weight_decay, feature_decay : float
         lw, lh > 0.
-    bias_decay : float, optional
-        lb >= 0; None (the default) and 0 leave the bias free, ``math.inf`` removes it.
+    bias : {"free", "none"} or float, optional
+        A number is its decay lb >= 0 (0: free, ``math.inf``: none).
     method : {"auto", "closed", "numerical"}
-        The closed form where there is one and L-BFGS elsewhere, or one of the two.
+        "auto" uses the closed form if there is one, else L-BFGS ("numerical").
     restarts : int, optional
         Random starts of the numerical method; 1 for d >= K - 1, else 20.
     seed : int
     tolerance : float
-        On the norm of the gradient.
+        Norm of the gradient at which a descent stops.
     max_steps : int
-        Evaluations that a start may take.
+        Limit on evaluations for each start.
     collapsed : bool
-        Descend with one feature a class, which is no loss at the minimum, or with all N.
+        Descend with one feature per class, which has the same minimum, or with all N.
 
     Raises
     ------
@@ -118,32 +120,31 @@ def fit_ce(
         See `Problem.checked`; ``method="closed"`` for imbalanced classes or d < K - 1.
     """
     began = time.perf_counter()
-    lb = 0.0 if bias_decay is None else bias_decay
-    problem = Problem.checked(labels, dim, (feature_decay, weight_decay), lb, loss="ce")
+    problem = Problem.checked(labels, dim, (feature_decay, weight_decay), bias, loss="ce")
     K = problem.num_classes
-    known = problem.balanced and dim >= K - 1
+    solvable = problem.balanced and dim >= K - 1
     check_method(method)
-    if method == "closed" and not known:
+    if method == "closed" and not solvable:
         raise ArgumentError(
             "The closed form is for balanced classes and dim >= K - 1; use `method='numerical'`."
         )
-    if known and method != "numerical":
-        return _closed(problem, began)
+    if solvable and method != "numerical":
+        return replace(_closed(problem), seconds=time.perf_counter() - began)
     restarts = (1 if dim >= K - 1 else 20) if restarts is None else restarts
     inner = problem.collapsed() if collapsed else problem
-    return search(
+    solution = multistart(
         problem,
         random_points(inner, restarts, seed),
         collapsed=collapsed,
-        began=began,
         tolerance=tolerance,
         max_steps=max_steps,
         seed=seed,
         settings={"method": "numerical", "collapsed": collapsed},
     )
+    return replace(solution, seconds=time.perf_counter() - began)
 
 
-def _closed(problem: Problem, began: float) -> UFMSolution:
+def _closed(problem: Problem) -> UFMSolution:
     """Z = a (I - J/K) Y, whose K - 1 singular values are a sqrt(n)."""
     K, n = problem.num_classes, int(problem.counts[0])
     lh, lw = problem.decays
@@ -151,5 +152,5 @@ def _closed(problem: Problem, began: float) -> UFMSolution:
     U, z, V = np.linalg.svd(np.eye(K) - 1 / K)
     z[-1] = 0.0
     classes = V / math.sqrt(n) @ np.eye(K)[:, problem.labels]
-    H, W = factorise(problem, U, z * margin * math.sqrt(n), classes)
-    return place(problem, H=H, weights=[W], settings={"method": "closed"}, began=began)
+    H, W = factorize(problem, U, z * margin * math.sqrt(n), classes)
+    return evaluate(problem, H=H, weights=[W], settings={"method": "closed"})

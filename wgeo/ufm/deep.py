@@ -3,13 +3,12 @@
     F = (1/2N) ||W_L s(W_{L-1} ... s(W_1 H)) - Y||_F^2
         + sum_l (lambda_l / 2) ||W_l||_F^2 + (lambda_H / 2) ||H||_F^2
 
-L = 2 is the extended model (Tirer, Bruna 2022), larger L the deep one (Súkeník, Mondelli, Lampert
-2023). The first activation is after W_1: H itself is free to be negative.
+L = 2 is the extended model (Tirer, Bruna 2022), L > 2 the deep one (Súkeník, Mondelli, Lampert
+2023). The first activation is after W_1: H itself may be negative.
 """
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -19,22 +18,24 @@ import numpy as np
 from jaxtyping import Float
 
 from ..errors import ArgumentError
-from .certify import place
-from .descent import points_around, random_points, search
+from .bias import accepts_former_bias
+from .certify import evaluate
+from .descent import multistart, points_around, random_points
 from .problem import Problem, all_decays, check_method
 from .solution import UFMSolution
 from .spectral import spectral_optimum
 
-ACTIVE = 1e-4  # rows of a weight below this share of the largest take part in no metric
+ACTIVE = 1e-4  # rows of a weight below this fraction of the largest are left out of metrics
 
 
+@accepts_former_bias
 def fit_deep(
     labels: Any,
     *,
     dim: int,
     weight_decays: Sequence[float],
     feature_decay: float,
-    bias_decay: float | int | None = None,
+    bias: str | float | int = "none",
     activation: str = "linear",
     method: str = "auto",
     restarts: int = 10,
@@ -48,41 +49,42 @@ def fit_deep(
 ) -> UFMSolution:
     """Solve a model with L layers of weights.
 
-    Linear models without a bias, or with a free one, are solved in closed form. For ReLU models
-    the closed form is deep neural collapse, orthogonal frames at every layer: the minimum for two
-    classes, and not for more (`lower_rank`). "auto" solves linear models in closed form and
-    searches for ReLU ones from random starts, all in one tensor program: zero, and every point
-    that gives up some classes, is a local minimum, so several starts are needed; zero itself is
-    always among the candidates.
+    Linear models without a bias, or with a free one, are solved in closed form. For ReLU models the
+    closed form is deep neural collapse, orthogonal frames at every layer: the minimum for two
+    classes, but not for more (`lower_rank`). ReLU models are therefore solved from random starts
+    by default, all in one tensor program. Several starts are needed because zero, and every point
+    that gives up some classes, is a local minimum. Zero is always among the candidates.
 
     Parameters
     ----------
     labels : array_like of int, (N,)
-        Every class 0, ..., K - 1 occurs.
+        Classes 0, ..., K - 1, each present.
     dim : int
         Width d of the features and of every hidden layer.
     weight_decays : sequence of float, (L,)
         lambda_1, ..., lambda_L > 0, the classifier's last.
     feature_decay : float
         lambda_H > 0.
-    bias_decay : float, optional
-        None (the default) and ``math.inf``: no bias; 0: a free one.
+    bias : {"free", "none"} or float, optional
+        A number is its decay lb >= 0 (0: free, ``math.inf``: none).
     activation : {"linear", "relu"}
     method : {"auto", "closed", "numerical"}
     restarts : int
         Random starts.
     seed : int
     tolerance : float
-        On the norm of the gradient; the ReLU's derivative at 0 counts as 0.
+        Norm of the gradient at which a descent stops; the ReLU's derivative at 0 is taken as 0.
     max_steps : int
-        Evaluations that a start may take.
+        Limit on evaluations for each start.
     collapsed : bool
-        Descend with one feature a class, which is no loss at the minimum, instead of all N.
+        Descend with one feature per class, which has the same minimum, instead of all N.
     start : UFMSolution, optional
-        Search around this point instead: the first start is the point itself, the others are
-        `spread` (relative, entrywise Gaussian) aside. Always with all N features.
+        Search around this point instead, with all N features: from the point itself and from
+        Gaussian perturbations of it.
+    spread : float
+        Size of these perturbations, relative to the mean entry of `start`.
     device : str
-        Where the tensor program runs.
+        torch device of the descents.
 
     Raises
     ------
@@ -90,44 +92,43 @@ def fit_deep(
         See `Problem.checked`; a closed form that does not exist.
     """
     began = time.perf_counter()
-    lb = math.inf if bias_decay is None else bias_decay
     decays = all_decays(feature_decay, weight_decays)
-    problem = Problem.checked(labels, dim, decays, lb, activation=activation)
+    problem = Problem.checked(labels, dim, decays, bias, activation=activation)
     check_method(method)
     splits = problem.bias_decay == 0 or not problem.with_bias
     if method == "closed" or (method == "auto" and activation == "linear" and splits and not start):
-        return _closed(problem, began)
+        return replace(_closed(problem), seconds=time.perf_counter() - began)
     if start is None:
         x = random_points(problem.collapsed() if collapsed else problem, restarts, seed)
     else:
         collapsed = False
         x = points_around(start, restarts, spread, seed)
-    found = search(
+    solution = multistart(
         problem,
         x.to(device),
         collapsed=collapsed,
-        began=began,
         tolerance=tolerance,
         max_steps=max_steps,
         seed=seed,
         settings={"method": "numerical", "collapsed": collapsed},
     )
-    zero = _zero(found)
-    return zero if zero.objective < found.objective else found
+    zero = _zero(solution)
+    best = zero if zero.objective < solution.objective else solution
+    return replace(best, seconds=time.perf_counter() - began)
 
 
-def _zero(found: UFMSolution) -> UFMSolution:
-    """The point without features and weights, which no random start reaches exactly."""
-    problem = found.problem
+def _zero(solution: UFMSolution) -> UFMSolution:
+    """Return the point of zero features and weights, which no random start reaches exactly."""
+    problem = solution.problem
     b = problem.counts / problem.num_samples / (1 + problem.bias_decay)
-    zero = place(
+    zero = evaluate(
         problem,
-        H=0 * found.H,
-        weights=[0 * W for W in found.weights],
+        H=0 * solution.H,
+        weights=[0 * W for W in solution.weights],
         b=b if problem.with_bias else None,
     )
     return replace(
-        found,
+        solution,
         H=zero.H,
         weights=zero.weights,
         b=zero.b,
@@ -136,7 +137,7 @@ def _zero(found: UFMSolution) -> UFMSolution:
     )
 
 
-def _closed(problem: Problem, began: float) -> UFMSolution:
+def _closed(problem: Problem) -> UFMSolution:
     relu = problem.activation == "relu"
     if relu and (problem.with_bias or problem.dim < problem.num_classes):
         raise ArgumentError(
@@ -146,7 +147,7 @@ def _closed(problem: Problem, began: float) -> UFMSolution:
     optimum = spectral_optimum(problem)
     H, *weights = optimum.factors
     b = optimum.b if problem.with_bias else None
-    return place(problem, H=H, weights=weights, b=b, settings={"method": "closed"}, began=began)
+    return evaluate(problem, H=H, weights=weights, b=b, settings={"method": "closed"})
 
 
 @dataclass(frozen=True)
@@ -161,8 +162,8 @@ class DeepCollapse:
         tr Sigma_W / mean ||x||^2 of the features that enter W_l, in [0, 1]; 0 at collapse.
     dnc2 : float or None
         Condition number of the matrix of their class means minus 1; 0 for an orthogonal frame.
-        None for l = 1, where the optimum leaves the features' angles open, and for features of
-        rank below K.
+        None for l = 1, because the optimum does not determine the features' angles, and for
+        features of rank below K.
     dnc3 : float or None
         1 - the least cosine between a row of W_l and the class mean nearest to it in angle, in
         [0, 2]; rows of vanishing norm do not count. 0 at collapse; None for l = 1.
@@ -180,12 +181,12 @@ class DeepCollapse:
 
 def deep_collapse(solution: UFMSolution) -> tuple[DeepCollapse, ...]:
     """Measure DNC1 to DNC3 at every layer of a solution, the classifier's last."""
-    found = []
+    layers = []
     y = solution.labels
     pairs = zip(solution.layers, solution.weights, strict=True)
     for l, (X, W) in enumerate(pairs, 1):  # noqa: E741
-        found.append(deep_collapse_of(X, y, W, layer=l))
-    return tuple(found)
+        layers.append(deep_collapse_of(X, y, W, layer=l))
+    return tuple(layers)
 
 
 def deep_collapse_of(

@@ -1,8 +1,9 @@
-"""From random features and weights to critical points: S seeds of a model in one tensor program.
+"""Descents from random features and weights: S starts of a model in one tensor program.
 
 The descent runs in balanced variables, in which every factor has the same decay c (the geometric
 mean of the decays) and every column of H the same mass. Scaling a factor by a positive number
-passes through linear maps and ReLUs alike, so the product, and with it the loss, stay as they are.
+commutes with linear maps and ReLUs, so that the product of all factors, and the loss, do not
+change.
 """
 
 from __future__ import annotations
@@ -18,15 +19,15 @@ from torch import Tensor
 
 from ..errors import ArgumentError
 from ..neural_collapse.row_blocks import one_thread
-from .certify import place
-from .lbfgs import Minima, minimise
+from .certify import evaluate
+from .lbfgs import Minima, minimize_batch
 from .problem import Problem
 from .solution import UFMSolution
 
 FIRST = (20, 700)  # memory and ticks of the first round
-LATER = (60, 3000)  # of the following ones, for rows that stalled or are slow
-FLOPS = 40  # of a tick, about, for every variable
-JITTER = 1e-4  # relative size of the push off a ReLU's kinks before a later round
+LATER = (60, 3000)  # of the later rounds, for rows that stalled or are slow
+FLOPS = 40  # per tick and variable, approximately
+JITTER = 1e-4  # relative perturbation off the ReLUs' kinks before a later round
 
 
 def scales(problem: Problem) -> Tensor:
@@ -38,15 +39,15 @@ def scales(problem: Problem) -> Tensor:
 
 
 def random_points(problem: Problem, restarts: int, seed: int) -> Float[Tensor, "S P"]:
-    """Gaussian starting points whose layers have singular values of order one, zero bias.
+    """Return Gaussian starting points with singular values of order one and zero bias.
 
-    Their scales spread over 2^-1/2 to 2: smaller ones fall into the attraction of zero, a local
-    minimum of every deep model, and what is best depends on the decays.
+    Their scales are uniform in the exponent, from 2^-1/2 to 2: smaller points are attracted by
+    zero, a local minimum of every deep model, and the best scale depends on the decays.
     """
     gain = (problem.num_samples / problem.num_classes) ** (0.5 / problem.depth)
     x = _normal(restarts, problem.size, seed) * (gain / problem.dim**0.5 * scales(problem))
-    spread = np.random.default_rng([seed, 1]).uniform(-0.5, 1.0, (len(x), 1))
-    x *= torch.from_numpy(2.0**spread)
+    exponents = np.random.default_rng([seed, 1]).uniform(-0.5, 1.0, (len(x), 1))
+    x *= torch.from_numpy(2.0**exponents)
     if problem.with_bias:
         x[:, -problem.num_classes :] = 0.0
     return x
@@ -55,11 +56,11 @@ def random_points(problem: Problem, restarts: int, seed: int) -> Float[Tensor, "
 def points_around(
     solution: UFMSolution, restarts: int, spread: float, seed: int
 ) -> Float[Tensor, "S P"]:
-    """The solution's point itself, then points aside by `spread` times its mean entry."""
+    """Return the solution's point, then points perturbed by `spread` times its mean entry."""
     x = solution.point()
-    aside = _normal(restarts, len(x), seed) * (spread * x.abs().mean())
-    aside[0] = 0.0
-    return x + aside
+    noise = _normal(restarts, len(x), seed) * (spread * x.abs().mean())
+    noise[0] = 0.0
+    return x + noise
 
 
 def _normal(restarts: int, size: int, seed: int) -> Float[Tensor, "S P"]:
@@ -76,11 +77,11 @@ def descend(
     max_steps: int = 10_000,
     seed: int = 0,
 ) -> Minima:
-    """Minimise from every row of x by L-BFGS until the gradient's norm is at most `tolerance`.
+    """Minimize from every row of x by L-BFGS until the gradient's norm is at most `tolerance`.
 
-    Gradients are those of the original variables. Rows that stall, which with ReLUs happens where
-    many kinks meet, go on with a longer memory (it resolves more kinks at once) from a point a
-    little aside. What has not converged after `max_steps` ticks is returned as it is.
+    Gradients are those of the original variables. With ReLUs, rows stall where many kinks meet;
+    they continue from a perturbed point with a longer memory, which resolves more kinks at once.
+    Rows that have not converged after `max_steps` ticks are returned as they are.
     """
     if not tolerance > 0:
         raise ArgumentError(f"tolerance must be > 0, not {tolerance!r}.")
@@ -96,7 +97,7 @@ def descend(
         return torch.linalg.vector_norm(gradient / scale, dim=-1)
 
     def descent(u: Tensor, memory: int, ticks: int) -> Minima:
-        return minimise(
+        return minimize_batch(
             objective, u, tolerance=tolerance, memory=memory, max_steps=ticks, norm=norm
         )
 
@@ -109,27 +110,26 @@ def descend(
             break
         u = end.x[rows]
         if problem.activation == "relu":
-            aside = _normal(len(u), problem.size, seed + budget).to(u.device)
-            u = u + JITTER * u.abs().mean(-1, keepdim=True) * aside
-        found = descent(u, memory, min(ticks, budget))
-        end.x[rows], end.value[rows] = found.x, found.value
-        end.gradient_norm[rows] = found.gradient_norm
-        end.steps[rows] += found.steps
+            noise = _normal(len(u), problem.size, seed + budget).to(u.device)
+            u = u + JITTER * u.abs().mean(-1, keepdim=True) * noise
+        later = descent(u, memory, min(ticks, budget))
+        end.x[rows], end.value[rows] = later.x, later.value
+        end.gradient_norm[rows] = later.gradient_norm
+        end.steps[rows] += later.steps
     return replace(end, x=end.x * scale)
 
 
-def search(
+def multistart(
     problem: Problem,
     x: Float[Tensor, "S P"],
     *,
     collapsed: bool = False,
-    began: float,
     tolerance: float,
     max_steps: int,
     seed: int,
     settings: Mapping[str, Any],
 ) -> UFMSolution:
-    """Descend from every row of x and return the lowest point found, as a solution.
+    """Descend from every row of x and return the lowest end point as a solution.
 
     With `collapsed`, x are points of ``problem.collapsed()`` and every sample gets its class's
     column of H.
@@ -139,16 +139,15 @@ def search(
         end = descend(inner, x, tolerance=tolerance, max_steps=max_steps, seed=seed)
     order = end.value.argsort()
     (H, *weights), b = inner.split(end.x[order[0]].cpu())
-    found = place(
+    solution = evaluate(
         problem,
         H=H[:, problem.labels] if collapsed else H,
         weights=weights,
         b=b,
         settings={**settings, "restarts": len(x), "seed": seed, "tolerance": tolerance},
-        began=began,
     )
     return replace(
-        found,
+        solution,
         values=tuple(end.value[order].tolist()),
         gradient_norms=tuple(end.gradient_norm[order].tolist()),
         steps=tuple(end.steps[order].tolist()),

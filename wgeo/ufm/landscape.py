@@ -1,4 +1,4 @@
-"""What the landscape looks like around a solution: slope, curvature, and a way down if any."""
+"""The landscape around a solution: gradient, curvature, and a direction of descent if any."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from ..neural_collapse.row_blocks import one_thread
 from .certify import CRITICAL
 from .problem import Problem
 from .solution import Certificate, UFMSolution
-from .theorems import escape
+from .theorems import escape_direction
 
-KINK = 1e-9  # relative size below which an input of a ReLU lies on its kink
+KINK = 1e-9  # relative size below which an input of a ReLU counts as zero
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,9 +30,9 @@ class Landscape:
     verdict : {"global", "strict saddle", "undecided"}
     gradient_norm : float
     eigenvalues : ndarray
-        The smallest of the Hessian, rising, by Lanczos on Hessian-vector products.
+        The smallest eigenvalues of the Hessian, ascending, by Lanczos.
     residuals : ndarray
-        ||Hv - theta v|| of each: within so much of theta lies a true eigenvalue.
+        ||Hv - theta v|| of each: an eigenvalue lies within this distance of theta.
     curvature : float or None
         Rayleigh quotient of `direction`, by a Hessian-vector product.
     direction : dict or None
@@ -40,9 +40,9 @@ class Landscape:
     step, decrease : float or None
         F(x) - F(x + step direction) = decrease > 0, by evaluation.
     kinks : int
-        ReLU inputs at zero: there the Hessian is that of one side.
+        Number of ReLU inputs at zero, for which the Hessian is one-sided.
     certificate : Certificate
-        The solution's own.
+        The solution's certificate.
     evidence : str
     seconds : float
     """
@@ -78,33 +78,32 @@ class Landscape:
 
 
 def landscape(solution: Any, *, eigenvalues: int = 3, seed: int = 0) -> Landscape:
-    """Judge a point of a model: global, strict saddle, or undecided, and why.
+    """Classify a point of a model as global, strict saddle or undecided, with evidence.
 
-    A point that its certificate does not prove global is a strict saddle if it is critical and a
-    direction of negative curvature is found, the explicit one of fact M3 or Lanczos's, along which
-    F falls when evaluated.
+    A point not certified as global is a strict saddle if it is critical and F decreases, when
+    evaluated, along a direction of negative curvature: that of theorem M3 or an eigenvector.
 
     Parameters
     ----------
     solution : UFMSolution
-        Of any ``fit_*``, or any point by `place`.
+        Of `fit_ce`, `fit_mse`, `fit_deep` or `lower_rank`.
     eigenvalues : int
-        How many of the smallest to compute.
+        Number of the smallest eigenvalues to compute.
     seed : int
-        Of Lanczos's first vector.
+        Seed of Lanczos's first vector.
 
     Raises
     ------
     ArgumentError
-        A solution of another kind, or more eigenvalues than there are.
+        A solution of another kind, or more eigenvalues than the Hessian has.
     ConvergenceError
         Lanczos found none of the eigenvalues.
     """
     began = time.perf_counter()
     if not isinstance(solution, UFMSolution):
         raise ArgumentError(
-            f"landscape is for solutions of fit_ce, fit_mse, fit_deep and place, not of "
-            f"{type(solution).__name__}; a MUFM solution has its own `certificate`."
+            f"landscape is for solutions of fit_ce, fit_mse, fit_deep and lower_rank, not for "
+            f"{type(solution).__name__}; use the `certificate` of a MUFM solution."
         )
     problem, x = solution.problem, solution.point()
     if not 1 <= eigenvalues < problem.size:
@@ -114,12 +113,12 @@ def landscape(solution: Any, *, eigenvalues: int = 3, seed: int = 0) -> Landscap
     slope = float(problem.gradient(x).norm())
     verdict: Literal["global", "strict saddle", "undecided"] = solution.certificate.verdict
     evidence = solution.certificate.evidence
-    way = None if verdict == "global" else _way_down(problem, x, vectors[:, 0])
+    descent = None if verdict == "global" else _descent_direction(problem, x, vectors[:, 0])
     kinks = _kinks(problem, x)
-    if way is not None:
+    if descent is not None:
         evidence = (
-            f"Along a direction with Hessian {way[1]:.6g} the objective falls by {way[3]:.3g} "
-            f"within a step of {way[2]:.3g}."
+            f"Along a direction with Hessian {descent[1]:.6g} the objective falls by "
+            f"{descent[3]:.3g} within a step of {descent[2]:.3g}."
         )
         critical = slope <= CRITICAL
         verdict = "strict saddle" if critical else "undecided"
@@ -136,10 +135,10 @@ def landscape(solution: Any, *, eigenvalues: int = 3, seed: int = 0) -> Landscap
         gradient_norm=slope,
         eigenvalues=values,
         residuals=residuals,
-        curvature=None if way is None else way[1],
-        direction=None if way is None else _named(problem, way[0]),
-        step=None if way is None else way[2],
-        decrease=None if way is None else way[3],
+        curvature=None if descent is None else descent[1],
+        direction=None if descent is None else _by_name(problem, descent[0]),
+        step=None if descent is None else descent[2],
+        decrease=None if descent is None else descent[3],
         kinks=kinks,
         certificate=solution.certificate,
         evidence=evidence,
@@ -150,7 +149,7 @@ def landscape(solution: Any, *, eigenvalues: int = 3, seed: int = 0) -> Landscap
 def smallest_eigenpairs(
     problem: Problem, x: Float[torch.Tensor, " P"], count: int, seed: int
 ) -> tuple[Float[np.ndarray, " k"], Float[np.ndarray, "P k"], Float[np.ndarray, " k"]]:
-    """The smallest eigenvalues of the Hessian at x, their vectors and residuals, by Lanczos."""
+    """Return the smallest eigenvalues of the Hessian at x, vectors and residuals, by Lanczos."""
 
     def product(v: np.ndarray) -> np.ndarray:
         return problem.hvp(x, torch.from_numpy(np.ascontiguousarray(v.ravel()))).numpy()
@@ -167,7 +166,7 @@ def smallest_eigenpairs(
         values, vectors = stopped.eigenvalues, stopped.eigenvectors
         if len(values) == 0:
             raise ConvergenceError(
-                "Lanczos found no eigenvalue of the Hessian; ask for fewer, or another seed."
+                "Lanczos found no eigenvalue of the Hessian; try fewer eigenvalues or another seed."
             ) from stopped
     order = np.argsort(values)
     values, vectors = values[order], vectors[:, order]
@@ -177,13 +176,13 @@ def smallest_eigenpairs(
     return values, vectors, np.array(residuals)
 
 
-def _way_down(
+def _descent_direction(
     problem: Problem, x: torch.Tensor, lanczos: Float[np.ndarray, " P"]
 ) -> tuple[torch.Tensor, float, float, float] | None:
-    """Direction, curvature, step and decrease of a way down that curvature explains."""
+    """Return a direction of negative curvature, the curvature, a step and the decrease of F."""
     directions = [torch.from_numpy(lanczos.copy())]
-    if problem.depth == 2 and (out := escape(problem, x)) is not None:
-        directions.insert(0, out.direction)
+    if problem.depth == 2 and (escape := escape_direction(problem, x)) is not None:
+        directions.insert(0, escape.direction)
     floor = 1e-8 * max(problem.decays)
     for v in directions:
         curvature = float(v @ problem.hvp(x, v))
@@ -191,10 +190,10 @@ def _way_down(
             continue
         v = v if float(problem.gradient(x) @ v) <= 0 else -v
         steps = 2.0 ** torch.arange(3, -24, -1, dtype=torch.float64)
-        falls = problem.value(x) - problem.value(x + steps[:, None] * v)
-        best = int(falls.argmax())
-        if float(falls[best]) > 0:
-            return v, curvature, float(steps[best]), float(falls[best])
+        decreases = problem.value(x) - problem.value(x + steps[:, None] * v)
+        best = int(decreases.argmax())
+        if float(decreases[best]) > 0:
+            return v, curvature, float(steps[best]), float(decreases[best])
     return None
 
 
@@ -207,7 +206,7 @@ def _kinks(problem: Problem, x: torch.Tensor) -> int:
     return sum(int((P.abs() <= KINK * P.abs().max()).sum()) for P in inputs)
 
 
-def _named(problem: Problem, v: torch.Tensor) -> dict[str, np.ndarray]:
+def _by_name(problem: Problem, v: torch.Tensor) -> dict[str, np.ndarray]:
     (H, *weights), b = problem.split(v)
     parts = {"H": H, **{f"W{i}": W for i, W in enumerate(weights, 1)}}
     if b is not None:

@@ -1,12 +1,12 @@
 """L-BFGS for many starting points at once, in one tensor program.
 
-Every row of x is a descent of its own, with its own line search and its own memory; a tick
+Every row of x is an independent descent, with its own line search and memory; a tick
 evaluates all rows at their trial points together. Rows that have converged leave the batch.
 
 The direction is -B g in the compact form of Byrd, Nocedal, Schnabel (1994, eq. 3.1), so that a tick
 reads the memory twice. The line search is the weak Wolfe bisection of Lewis, Overton (2013), which
-also works where the objective has kinks; next to a minimum, where differences of F are rounding,
-Hager and Zhang's (2005) slope test takes over from the sufficient decrease.
+also works at kinks of the objective. Near a minimum, where differences of F are rounding errors,
+the slope test of Hager and Zhang (2005) replaces the sufficient decrease.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from torch import Tensor
 
 ARMIJO, WOLFE = 1e-4, 0.9
 ROUNDING = 1e-15  # relative error allowed to a value of F
-CHECK = 5  # ticks between looking whether rows are done
-MEMORY = torch.float32  # shapes the direction only; every decision is taken in float64
+CHECK = 5  # ticks between tests for convergence
+MEMORY = torch.float32  # affects the direction only; every decision is made in float64
 RESETS = 3  # a row whose line search fails this often has stalled
 
 
 @dataclass(frozen=True, eq=False)
 class Minima:
-    """Where S descents ended: points, values, gradients' norms and ticks taken."""
+    """End points of S descents, their values, gradient norms and ticks."""
 
     x: Float[Tensor, "S P"]
     value: Float[Tensor, " S"]
@@ -38,9 +38,9 @@ class Minima:
 
 @dataclass(eq=False)
 class _State:
-    """Everything a row carries; the first axis of every tensor is the row."""
+    """State of every row; the first axis of every tensor is the row."""
 
-    row: Tensor  # where the row's answer goes
+    row: Tensor  # index of the row in the result
     x: Tensor
     f: Tensor
     g: Tensor
@@ -63,7 +63,7 @@ class _State:
             setattr(self, field.name, getattr(self, field.name)[rows])
 
 
-def minimise(
+def minimize_batch(
     objective: Callable[[Tensor], tuple[Tensor, Tensor]],
     x: Float[Tensor, "S P"],
     *,
@@ -72,19 +72,19 @@ def minimise(
     max_steps: int = 10_000,
     norm: Callable[[Tensor], Tensor] | None = None,
 ) -> Minima:
-    """Minimise a function from S starting points.
+    """Minimize a function from S starting points.
 
     Parameters
     ----------
     objective : callable
-        Maps (R, P) to values (R,) and gradients (R, P), each row by itself.
+        Maps (R, P) to values (R,) and gradients (R, P), each row independently.
     x : Tensor, (S, P), float64
     tolerance : float
         A row is done when `norm` of its gradient is at most this.
     memory : int
-        Pairs that each row remembers.
+        Pairs of steps and gradient changes stored for each row.
     max_steps : int
-        Ticks (evaluations of a row) after which the remaining rows are returned as they are.
+        Limit on ticks (evaluations of a row); rows that remain are returned as they are.
     norm : callable, optional
         Maps gradients (R, P) to (R,); Euclidean by default.
     """
@@ -100,7 +100,7 @@ def minimise(
             if step == max_steps or ready == len(done):
                 _write(end, state, size, step)
                 break
-            # leaving costs a copy of the batch: wait until enough rows are ready
+            # dropping rows copies the batch: wait until enough rows are ready
             if 10 * ready >= len(done):
                 _write(end, state, size, step)
                 state.keep(~done)
@@ -142,7 +142,7 @@ def _write(end: Minima, state: _State, size: Tensor, step: int) -> None:
 
 
 def _descend_steeply(state: _State, rows: Tensor, length: float) -> None:
-    """Forget the memory of these rows and set out along the negative gradient."""
+    """Clear the memory of these rows and restart along the negative gradient."""
     g = state.g[rows]
     state.d[rows] = -g * (length / _norm(g).clamp_min(1.0))[:, None]
     state.slope[rows] = torch.linalg.vecdot(state.d[rows], g)
@@ -155,7 +155,7 @@ def _descend_steeply(state: _State, rows: Tensor, length: float) -> None:
 
 
 def _tick(objective: Callable[[Tensor], tuple[Tensor, Tensor]], state: _State) -> None:
-    """Evaluate every row at its trial point; accept it, or move its bracket."""
+    """Evaluate every row at its trial point; accept it, or update its bracket."""
     trial = torch.addcmul(state.x, state.t[:, None], state.d)
     f, g = objective(trial)
     slope = torch.linalg.vecdot(state.d, g)
@@ -185,22 +185,22 @@ def _tick(objective: Callable[[Tensor], tuple[Tensor, Tensor]], state: _State) -
 
 
 def _accept(state: _State, accepted: Tensor, t: Tensor, g: Tensor, slope: Tensor) -> None:
-    """Move the accepted rows by t d to gradient g, remember the step, and point them anew."""
+    """Move the accepted rows by t d, store the step, and compute their new directions."""
     S, m = len(g), state.sy.shape[1]
-    everyone = torch.arange(S, device=g.device)
+    all_rows = torch.arange(S, device=g.device)
     newest = state.count % m
     y = g - state.g
-    # a row that was not accepted may spoil its oldest pair: nothing reads it before its next
-    # accepted step overwrites it
-    state.memory[everyone, newest] = (t[:, None] * state.d).to(MEMORY)
-    state.memory[everyone, m + newest] = y.to(MEMORY)
+    # the oldest pair of a row that was not accepted may be overwritten: its next accepted step
+    # overwrites it before it is read
+    state.memory[all_rows, newest] = (t[:, None] * state.d).to(MEMORY)
+    state.memory[all_rows, m + newest] = y.to(MEMORY)
     age = torch.arange(1, m + 1, device=g.device)
     order = (newest[:, None] + age) % m  # of the slots, the oldest first
     order = torch.cat([order, order + m], 1)
 
     products = (g[:, None].to(MEMORY) @ state.memory.mT)[:, 0].double()
     products = products.gather(1, order).unflatten(1, (2, m))
-    change = products - state.products.roll(-1, 2)  # of the memory with y, but for the new pair
+    change = products - state.products.roll(-1, 2)  # of the memory with y, except the new pair
     change[:, 0, -1] = t * (slope - state.slope)
     change[:, 1, -1] = torch.linalg.vecdot(y, y)
     sy, yy = state.sy.roll((-1, -1), (1, 2)), state.yy.roll((-1, -1), (1, 2))
@@ -211,14 +211,15 @@ def _accept(state: _State, accepted: Tensor, t: Tensor, g: Tensor, slope: Tensor
     slots = torch.empty_like(weights).scatter_(1, order, weights)
     d = (slots[:, None].to(MEMORY) @ state.memory)[:, 0].double().addcmul_(-gamma[:, None], g)
 
-    def moved(new: Tensor, old: Tensor) -> Tensor:
+    def if_accepted(new: Tensor, old: Tensor) -> Tensor:
         return torch.where(accepted[(..., *[None] * (new.ndim - 1))], new, old)
 
-    state.x.addcmul_(moved(t, torch.zeros_like(t))[:, None], state.d)
-    state.slope = moved(torch.linalg.vecdot(d, g), state.slope)
-    state.g, state.d = moved(g, state.g), moved(d, state.d)
+    state.x.addcmul_(if_accepted(t, torch.zeros_like(t))[:, None], state.d)
+    state.slope = if_accepted(torch.linalg.vecdot(d, g), state.slope)
+    state.g, state.d = if_accepted(g, state.g), if_accepted(d, state.d)
     state.products, state.sy, state.yy = (
-        moved(new, old) for new, old in ((products, state.products), (sy, state.sy), (yy, state.yy))
+        if_accepted(new, old)
+        for new, old in ((products, state.products), (sy, state.sy), (yy, state.yy))
     )
     state.count = state.count + accepted
     state.t = state.t.masked_fill(accepted, 1.0)
@@ -229,11 +230,11 @@ def _accept(state: _State, accepted: Tensor, t: Tensor, g: Tensor, slope: Tensor
 def _compact(
     sy: Float[Tensor, "S m m"], yy: Float[Tensor, "S m m"], products: Float[Tensor, "S 2 m"]
 ) -> tuple[Float[Tensor, " S"], Float[Tensor, "S m2"]]:
-    """-B g = memory^T weights - gamma g, from the Gram matrices of the memory alone.
+    """Return gamma and weights with -B g = memory^T weights - gamma g, from Gram matrices alone.
 
     With R = sy, the upper triangle of S^T Y in order of age, D its diagonal and u = R^-1 S^T g:
-    -weights on S: R^-T ((D + gamma Y^T Y) u - gamma Y^T g); on Y: -gamma u. A slot still empty has
-    products 0 and a 1 on the diagonal, and gets no weight.
+    -weights on S: R^-T ((D + gamma Y^T Y) u - gamma Y^T g); on Y: -gamma u. An empty slot has
+    products 0 and a 1 on the diagonal, and weight 0.
     """
     D = sy.diagonal(dim1=1, dim2=2)
     latest = yy[:, -1, -1]

@@ -1,7 +1,7 @@
 """The two convex losses of the unconstrained-feature models, with their conjugates.
 
-A loss sees logits Z (K x n columns), one-hot targets Y and the share p_j of the data that column j
-stands for (p_j = 1/N for a sample, n_k/N for a whole class); leading axes of Z are a batch.
+A loss takes logits Z (K x n), one-hot targets Y and the fraction p_j of the data that column j
+represents (p_j = 1/N for a sample, n_k/N for a whole class); leading axes of Z are a batch.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 
 @runtime_checkable
 class Loss(Protocol):
-    """A convex function g(Z) = sum_j p_j l(z_j, y_j) and what duality needs of it."""
+    """A convex function g(Z) = sum_j p_j l(z_j, y_j), its gradient and its conjugate."""
 
     @property
     def name(self) -> str:
@@ -23,15 +23,15 @@ class Loss(Protocol):
         ...
 
     def value(self, Z: Tensor, Y: Tensor, p: Tensor) -> Tensor:
-        """g(Z), one number for every leading index."""
+        """Return g(Z), one number for every leading index."""
         ...
 
     def gradient(self, Z: Tensor, Y: Tensor, p: Tensor) -> Tensor:
-        """The gradient of g in Z, the shape of Z."""
+        """Return the gradient of g in Z, of the shape of Z."""
         ...
 
     def conjugate(self, U: Tensor, Y: Tensor, p: Tensor) -> float:
-        """g*(U) = sup_Z <U, Z> - g(Z); infinity outside its domain."""
+        """Return g*(U) = sup_Z <U, Z> - g(Z); infinity outside its domain."""
         ...
 
 
@@ -50,7 +50,7 @@ class CrossEntropy:
         return (Z.softmax(-2) - Y) * p
 
     def conjugate(self, U: Tensor, Y: Tensor, p: Tensor) -> float:
-        """sum_j p_j sum_k q_kj log q_kj where q = Y + U/p lies in the simplex."""
+        """sum_j p_j sum_k q_kj log q_kj if q = Y + U/p lies in the simplex."""
         q = Y + U / p
         if float(q.min()) < -1e-15:
             return float("inf")

@@ -1,15 +1,14 @@
-"""Points of ReLU models that lie below deep neural collapse (Súkeník, Lampert, Mondelli 2024).
+"""Points of ReLU models below deep neural collapse (Súkeník, Lampert, Mondelli 2024).
 
-A configuration is a choice of factors that fits exactly, A_m s(... s(A_2 A_1)) = I. Scaled along
-its ray to A_i = t_i A_i it reaches
+A configuration is a choice of factors with A_m s(... s(A_2 A_1)) = I. Its multiples t_i A_i reach
 
     V(C) = min_x (1 - x)^2 / 2 + (m/2) (n Lambda)^(1/m) C x^(2/m),   C = prod_i ||A_i||_F^(2/m),
 
 Lambda the product of all decays; orthogonal frames (deep neural collapse) have C = K. Inner layers
 of a rank below K can have less: C = 2.946 for three classes and four layers, 5.780 for six and
-four, 9.234 for ten classes and three layers. Put beside each other as diagonal blocks, with frames
-for the classes left over, they beat deep neural collapse for every K >= 3 with L >= 4 and every
-K >= 10 with L >= 3.
+four, 9.234 for ten classes and three layers. As diagonal blocks, with
+frames for the remaining classes, they lie below deep neural collapse for all K >= 3 with L >= 4 and
+all K >= 10 with L >= 3.
 """
 
 from __future__ import annotations
@@ -18,13 +17,14 @@ import itertools
 import math
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
 from ..errors import ArgumentError
-from .certify import place
+from .certify import evaluate
 from .problem import Problem, all_decays
 from .solution import UFMSolution
 from .spectral import shrink
@@ -33,14 +33,14 @@ Factors = list[Float[np.ndarray, "_ _"]]
 
 
 def configuration(classes: int, layers: int, spread: float = 1.1) -> Factors:
-    """Return the factors A_1, ..., A_m of an explicit configuration, one column a class.
+    """Return the factors A_1, ..., A_m of an explicit configuration, one column per class.
 
     Parameters
     ----------
     classes, layers : int
         (3, L >= 4): inner layers of rank two. (10, L >= 3): vertices, edges and triples of the
-        complete graph on five vertices. (s (s - 1) / 2, L >= 4) with s >= 4, 10 excepted: vertices
-        and edges of the complete graph on s vertices, the strongly regular graphs of Súkeník,
+        complete graph on five vertices. (s (s - 1) / 2, L >= 4) with s >= 4, s != 5: vertices and
+        edges of the complete graph on s vertices, the strongly regular graphs of Súkeník,
         Lampert, Mondelli (2024).
     spread : float
         The parameter b > 0 of the three-class family.
@@ -48,7 +48,7 @@ def configuration(classes: int, layers: int, spread: float = 1.1) -> Factors:
     Raises
     ------
     ArgumentError
-        Another number of classes or layers, or a spread that is not positive.
+        Other numbers of classes or layers, or a spread that is not positive.
     """
     if not spread > 0:
         raise ArgumentError(f"spread must be > 0, not {spread!r}.")
@@ -65,26 +65,26 @@ def configuration(classes: int, layers: int, spread: float = 1.1) -> Factors:
 
 
 def _edge_counts(most: int) -> list[int]:
-    """s (s - 1) / 2 up to `most`: the edges of complete graphs on s >= 4 vertices."""
+    """Return s (s - 1) / 2 up to `most`: the edges of complete graphs on s >= 4 vertices."""
     return [s * (s - 1) // 2 for s in range(4, most + 1) if s * (s - 1) // 2 <= most]
 
 
 def _three(layers: int, b: float) -> Factors:
-    """X = [[1, b, 0], [1, 0, b]] stays two-dimensional until the last hidden layer opens it."""
+    """X = [[1, b, 0], [1, 0, b]] is two-dimensional up to the last hidden layer."""
     s, t = 1.0, math.sqrt(0.5)
     X = np.array([[1, b, 0], [1, 0, b]])
-    opening = np.array([[s, -s], [-s, s], [t, t]])
-    reading = np.array([[-0.5 / s, -0.5 / s, 0.5 / t], [1 / (s * b), 0, 0], [0, 1 / (s * b), 0]])
-    return [*_halves(X), *[np.eye(2)] * (layers - 3), opening, reading]
+    expansion = np.array([[s, -s], [-s, s], [t, t]])
+    readout = np.array([[-0.5 / s, -0.5 / s, 0.5 / t], [1 / (s * b), 0, 0], [0, 1 / (s * b), 0]])
+    return [*_halves(X), *[np.eye(2)] * (layers - 3), expansion, readout]
 
 
 def _ten(layers: int) -> Factors:
     """Classes are the edges of K_5: X has their vertices, the next layer the triples they span."""
     X = _incidence(5)
     triples = list(itertools.combinations(range(5), 3))
-    opening = np.array([[1.0 if v in t else -1.0 for v in range(5)] for t in triples]) / 2
-    reading = np.linalg.inv(np.maximum(opening @ X, 0))
-    return [*_halves(X), *[np.eye(5)] * (layers - 3), opening, reading]
+    expansion = np.array([[1.0 if v in t else -1.0 for v in range(5)] for t in triples]) / 2
+    readout = np.linalg.inv(np.maximum(expansion @ X, 0))
+    return [*_halves(X), *[np.eye(5)] * (layers - 3), expansion, readout]
 
 
 def _edges(classes: int, layers: int) -> Factors:
@@ -94,24 +94,24 @@ def _edges(classes: int, layers: int) -> Factors:
 
 
 def _incidence(s: int) -> Float[np.ndarray, "s K"]:
-    """Which of s vertices lie on which edge of the complete graph."""
+    """Return the incidence matrix of the complete graph on s vertices."""
     edges = itertools.combinations(range(s), 2)
     return np.array([[float(v in edge) for v in range(s)] for edge in edges]).T
 
 
 def _halves(X: Float[np.ndarray, "r K"]) -> Factors:
-    """H and W_1 of least penalty with W_1 H = X: each takes the root of the singular values."""
+    """Return H and W_1 of least penalty with W_1 H = X, by the roots of the singular values."""
     U, z, V = np.linalg.svd(X, full_matrices=False)
     return [np.sqrt(z)[:, None] * V, U * np.sqrt(z)]
 
 
-def constant(factors: Factors) -> float:
-    """C = prod_i ||A_i||_F^(2/m) of a configuration; frames of K classes have K."""
+def _norm_product(factors: Factors) -> float:
+    """Return C = prod_i ||A_i||_F^(2/m) of a configuration; C = K for frames of K classes."""
     return math.prod(float(np.linalg.norm(A)) ** (2 / len(factors)) for A in factors)
 
 
 def configuration_value(C: float | int, per_class: int, decays: Sequence[float]) -> float:
-    """V(C), the least value on the ray of a configuration; `decays` with the features' first."""
+    """Return V(C), the least value among multiples of a configuration; features' decay first."""
     m = len(decays)
     return shrink(1.0, C * (per_class * math.prod(decays)) ** (1 / m), m)[1]
 
@@ -121,9 +121,9 @@ def lower_rank(
 ) -> UFMSolution:
     """Return a point below deep neural collapse: blocks of configurations, frames for the rest.
 
-    Of all ways to divide the classes among the configurations known, the lowest. Its ``settings``
-    hold ``dnc``, the value of deep neural collapse, and ``blocks`` and ``constants``, the classes
-    and the C of every block.
+    The classes are divided among the known configurations so that the objective is least. The
+    ``settings`` hold ``dnc``, the value of deep neural collapse, and ``blocks`` and ``constants``,
+    the number of classes and the C of every block.
 
     Parameters
     ----------
@@ -137,7 +137,7 @@ def lower_rank(
     Raises
     ------
     ArgumentError
-        No configuration for so few classes or layers, imbalanced classes, or dim < K.
+        Too few classes or layers, imbalanced classes, or dim < K.
     """
     began = time.perf_counter()
     decays = all_decays(feature_decay, weight_decays)
@@ -148,7 +148,7 @@ def lower_rank(
     if (L < 4 and K < 10) or K < 3 or L < 3:
         raise ArgumentError(
             f"No point below deep neural collapse is known for {K} classes and {L} layers; there "
-            "are some for K >= 3 with L >= 4 and for K >= 10 with L >= 3."
+            "are points for K >= 3 with L >= 4 and for K >= 10 with L >= 3."
         )
     n = int(problem.counts[0])
     blocks = _division(problem, n)
@@ -157,50 +157,51 @@ def lower_rank(
     settings = {
         "method": "lower-rank",
         "blocks": [factors[0].shape[1] for factors in blocks],
-        "constants": [constant(factors) for factors in blocks],
+        "constants": [_norm_product(factors) for factors in blocks],
         "dnc": configuration_value(K, n, decays),
     }
-    return place(problem, H=H[:, problem.labels], weights=weights, settings=settings, began=began)
+    solution = evaluate(problem, H=H[:, problem.labels], weights=weights, settings=settings)
+    return replace(solution, seconds=time.perf_counter() - began)
 
 
 def _division(problem: Problem, n: int) -> list[Factors]:
-    """The configurations whose sizes add up to K and whose values add up to the least."""
+    """Return the configurations of K classes in all whose values have the least sum."""
     K, L = problem.num_classes, problem.depth - 1
-    known: list[Factors] = [[np.eye(1)] * (L + 1)]
+    candidates: list[Factors] = [[np.eye(1)] * (L + 1)]
     if L >= 4:
-        known += [configuration(size, L) for size in (3, *_edge_counts(K)) if size <= K]
+        candidates += [configuration(size, L) for size in (3, *_edge_counts(K)) if size <= K]
     else:
-        known.append(configuration(10, L))
-    costs = [_on_ray(factors, problem, n)[1] for factors in known]
+        candidates.append(configuration(10, L))
+    costs = [_best_multiple(factors, problem, n)[1] for factors in candidates]
     best: list[tuple[float, list[Factors]]] = [(0.0, [])]
     for total in range(1, K + 1):
         fitting = [
             (best[total - factors[0].shape[1]][0] + cost, i)
-            for i, (factors, cost) in enumerate(zip(known, costs, strict=True))
+            for i, (factors, cost) in enumerate(zip(candidates, costs, strict=True))
             if factors[0].shape[1] <= total
         ]
         value, i = min(fitting)
-        best.append((value, [*best[total - known[i][0].shape[1]][1], known[i]]))
+        best.append((value, [*best[total - candidates[i][0].shape[1]][1], candidates[i]]))
     return best[K][1]
 
 
-def _on_ray(factors: Factors, problem: Problem, n: int) -> tuple[float, float]:
-    """The best x on a block's ray, where its product is x I, and its part of the objective.
+def _best_multiple(factors: Factors, problem: Problem, n: int) -> tuple[float, float]:
+    """Return the best x for a block whose product is x I, and its part of the objective.
 
     A block of k classes has (k/K) [(1 - x)^2 / 2 + (m/2) (K/k) C (n Lambda)^(1/m) x^(2/m)].
     """
-    m, share = len(factors), factors[0].shape[1] / problem.num_classes
-    mean = n ** (1 / m) * problem.decay_mean  # every column of H stands for n
-    x, value = shrink(1.0, constant(factors) / share * mean, m)
-    return x, share * value
+    m, fraction = len(factors), factors[0].shape[1] / problem.num_classes
+    mean = n ** (1 / m) * problem.decay_mean  # every column of H represents n
+    x, value = shrink(1.0, _norm_product(factors) / fraction * mean, m)
+    return x, fraction * value
 
 
 def _scale(factors: Factors, problem: Problem, n: int) -> Factors:
-    """The best point on a block's ray, whose factors share the penalty evenly."""
-    m, C = len(factors), constant(factors)
+    """Return the best multiple of a block, with the penalty equal for all factors."""
+    m, C = len(factors), _norm_product(factors)
     decays = [n * problem.decays[0], *problem.decays[1:]]
     mean = n ** (1 / m) * problem.decay_mean
-    x = _on_ray(factors, problem, n)[0]
+    x = _best_multiple(factors, problem, n)[0]
     penalty = mean * C * x ** (2 / m)  # decay_i ||A_i||^2, the same for every i
     return [
         A / np.linalg.norm(A) * math.sqrt(penalty / decay)
@@ -209,12 +210,12 @@ def _scale(factors: Factors, problem: Problem, n: int) -> Factors:
 
 
 def _diagonal(blocks: list[Factors], shapes: list[tuple[int, int]]) -> Factors:
-    """The factors of all blocks on the diagonals of matrices of these shapes."""
-    whole = [np.zeros(shape) for shape in shapes]
-    for i, A in enumerate(whole):
+    """Return block-diagonal factors of these shapes."""
+    combined = [np.zeros(shape) for shape in shapes]
+    for i, A in enumerate(combined):
         row = column = 0
         for factors in blocks:
             r, c = factors[i].shape
             A[row : row + r, column : column + c] = factors[i]
             row, column = row + r, column + c
-    return whole
+    return combined

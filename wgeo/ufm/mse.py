@@ -3,20 +3,21 @@
     F(W, H, b) = (1/2N) ||W H + b 1^T - Y||_F^2
                  + (lw/2) ||W||_F^2 + (lh/2) ||H||_F^2 [+ (lb/2) ||b||^2]
 
-Without a bias, or with a free one, `spectral` has the minimum for any class sizes and any d. With
-a regularised bias, in the notation there and P = nu nu^T, theta = lb/(1 + lb), what is left is
+Without a bias, or with a free one, `spectral` computes the minimum for any class sizes and any d.
+With a regularized bias, P = nu nu^T and theta = lb/(1 + lb) in its notation, it remains to solve
 
     min_A  ||(A - D^(1/2)) (I - P + sqrt(theta) P)||_F^2 / (2N) + c ||A||_*,   c = sqrt(lw lh),
 
-solved here by A = D^(1/2) - N c I - (N c/lb) P where that is positive semi-definite, for balanced
-classes always, and otherwise as the smooth convex problem in b that remains when A is minimised
-out by soft-thresholding.
+The solution is A = D^(1/2) - N c I - (N c/lb) P if that is positive semi-definite. Balanced classes
+have a closed form in any case; otherwise A is eliminated by soft-thresholding and a smooth convex
+problem in b remains.
 """
 
 from __future__ import annotations
 
 import math
 import time
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -24,21 +25,23 @@ from jaxtyping import Float
 from scipy.optimize import minimize
 
 from ..errors import ArgumentError
-from .certify import place
-from .descent import random_points, search
+from .bias import accepts_former_bias
+from .certify import evaluate
+from .descent import multistart, random_points
 from .problem import Problem, check_method
 from .solution import UFMSolution
 from .spectral import spectral_optimum
-from .theorems import factorise
+from .theorems import factorize
 
 
+@accepts_former_bias
 def fit_mse(
     labels: Any,
     *,
     dim: int,
     weight_decay: float,
     feature_decay: float,
-    bias_decay: float | int | None = None,
+    bias: str | float | int = "none",
     method: str = "auto",
     restarts: int | None = None,
     seed: int = 0,
@@ -46,24 +49,24 @@ def fit_mse(
     max_steps: int = 10_000,
     collapsed: bool = True,
 ) -> UFMSolution:
-    """Solve the squared-loss model and certify what was found.
+    """Solve the squared-loss model and certify the solution.
 
-    Without a bias the class means form an orthogonal frame, with a free one a simplex ETF; with a
-    regularised one something between, an ETF still where lb/(1 + lb) <= K sqrt(n lw lh). Of
-    imbalanced classes those with n_k <= N^2 lw lh vanish (minority collapse).
+    Without a bias the class means form an orthogonal frame, with a free bias a simplex ETF. A
+    regularized bias lies between the two: still an ETF if lb/(1 + lb) <= K sqrt(n lw lh). Classes
+    with n_k <= N^2 lw lh vanish (minority collapse).
 
     Parameters
     ----------
     labels : array_like of int, (N,)
-        Every class 0, ..., K - 1 occurs.
+        Classes 0, ..., K - 1, each present.
     dim : int
         Feature dimension d.
     weight_decay, feature_decay : float
         lw, lh > 0.
-    bias_decay : float, optional
-        lb; None (the default) and ``math.inf``: no bias; 0: a free one.
+    bias : {"free", "none"} or float, optional
+        A number is its decay lb >= 0 (0: free, ``math.inf``: none).
     method : {"auto", "closed", "numerical"}
-        Singular-value thresholding where it is exact and L-BFGS elsewhere, or one of the two.
+        "auto" uses singular-value thresholding if it is exact, else L-BFGS ("numerical").
     restarts : int, optional
         Random starts of the numerical method; 1 for d >= K, else 20.
     seed, tolerance, max_steps, collapsed
@@ -72,54 +75,53 @@ def fit_mse(
     Raises
     ------
     ArgumentError
-        See `Problem.checked`; ``method="closed"`` with a regularised bias whose solution has a
+        See `Problem.checked`; ``method="closed"`` with a regularized bias whose solution has a
         rank above d.
     """
     began = time.perf_counter()
-    lb = math.inf if bias_decay is None else bias_decay
-    problem = Problem.checked(labels, dim, (feature_decay, weight_decay), lb)
+    problem = Problem.checked(labels, dim, (feature_decay, weight_decay), bias)
     check_method(method)
     if method != "numerical":
-        found = _closed(problem, began)
-        if found is not None:
-            return found
+        closed = _closed(problem)
+        if closed is not None:
+            return replace(closed, seconds=time.perf_counter() - began)
         if method == "closed":
             raise ArgumentError(
-                f"With a regularised bias the optimum needs more than dim = {dim} directions, and "
-                "no closed form is known below; use `method='numerical'`."
+                f"With a regularized bias the optimum needs more than dim = {dim} directions, and "
+                "no closed form is known for fewer; use `method='numerical'`."
             )
     restarts = (1 if dim >= problem.num_classes else 20) if restarts is None else restarts
     inner = problem.collapsed() if collapsed else problem
-    return search(
+    solution = multistart(
         problem,
         random_points(inner, restarts, seed),
         collapsed=collapsed,
-        began=began,
         tolerance=tolerance,
         max_steps=max_steps,
         seed=seed,
         settings={"method": "numerical", "collapsed": collapsed},
     )
+    return replace(solution, seconds=time.perf_counter() - began)
 
 
-def _closed(problem: Problem, began: float) -> UFMSolution | None:
+def _closed(problem: Problem) -> UFMSolution | None:
     settings = {"method": "closed"}
     if problem.bias_decay in (0.0, math.inf):
         optimum = spectral_optimum(problem)
         H, W = optimum.factors
         b = optimum.b if problem.with_bias else None
-        return place(problem, H=H, weights=[W], b=b, settings=settings, began=began)
-    A, b = regularised_bias(problem.counts, problem.decay_mean, problem.bias_decay)
+        return evaluate(problem, H=H, weights=[W], b=b, settings=settings)
+    A, b = regularized_bias(problem.counts, problem.decay_mean, problem.bias_decay)
     U, z, V = np.linalg.svd(A)
     z[z < 1e-12 * max(1.0, z[0])] = 0.0
     if np.count_nonzero(z) > problem.dim:
         return None
     classes = V / np.sqrt(problem.counts) @ np.eye(len(z))[:, problem.labels]
-    H, W = factorise(problem, U, z, classes)
-    return place(problem, H=H, weights=[W], b=b, settings=settings, began=began)
+    H, W = factorize(problem, U, z, classes)
+    return evaluate(problem, H=H, weights=[W], b=b, settings=settings)
 
 
-def regularised_bias(
+def regularized_bias(
     counts: Float[np.ndarray, " K"] | Any, c: float, lb: float
 ) -> tuple[Float[np.ndarray, "K K"], Float[np.ndarray, " K"]]:
     """Return A = Zbar D^(1/2) and b at the minimum with 0 < lb < infinity; c = sqrt(lw lh)."""
@@ -139,7 +141,7 @@ def regularised_bias(
 def _by_bias(
     roots: Float[np.ndarray, " K"], c: float, lb: float
 ) -> tuple[Float[np.ndarray, "K K"], Float[np.ndarray, " K"]]:
-    """Minimise over b what is left when A = SVT_{Nc}(D^(1/2) - b s^T), s = diag D^(1/2)."""
+    """Minimize over b, A = SVT_{Nc}(D^(1/2) - b s^T) eliminated, s = diag D^(1/2)."""
     N = float(roots @ roots)
 
     def best(b: Float[np.ndarray, " K"]) -> tuple[Float[np.ndarray, "K K"], float]:
@@ -153,6 +155,6 @@ def _by_bias(
         return value + lb / 2 * float(b @ b), residual @ roots / N + lb * b
 
     b = minimize(objective, roots**2 / N, jac=True, method="BFGS", options={"gtol": 1e-13}).x
-    for _ in range(20):  # BFGS ends where differences of F are rounding; the map contracts further
+    for _ in range(20):  # BFGS stops at rounding errors of F; this map contracts further
         b = (roots**2 - best(b)[0] @ roots) / (N * (1 + lb))
     return best(b)[0], b

@@ -1,4 +1,4 @@
-"""The objective that every model in this package minimises, in one place.
+"""The objective of the unconstrained-feature models, and its derivatives.
 
 F(A_1, ..., A_m, b) = (1/N) sum_i l(A_m s(A_{m-1} ... s(A_2 A_1)) e_i + b, y_i)
                       + sum_i (lambda_i / 2) ||A_i||_F^2 + (lambda_b / 2) ||b||^2
@@ -25,6 +25,7 @@ from torch import Tensor
 
 from ..arrays.checks import as_labels
 from ..errors import ArgumentError
+from .bias import accepts_former_bias, bias_decay_of
 from .losses import LOSSES, Loss
 
 
@@ -35,18 +36,18 @@ class Problem:
     Attributes
     ----------
     labels : ndarray of int, (n,)
-        Class of every column of H; all of 0, ..., K - 1 occur.
+        Class of every column of H: 0, ..., K - 1, each present.
     dim : int
         Width d of the features and of every hidden layer.
     decays : tuple of float, (m,)
         (lambda_H, lambda_1, ..., lambda_L): the features' first, the classifier's last.
     bias_decay : float
-        lambda_b >= 0; 0 leaves the bias free, infinity removes it.
+        lambda_b >= 0: 0 for a free bias, infinity for none.
     loss : {"ce", "mse"}
     activation : {"linear", "relu"}
-        Between the factors; F with two factors has none.
+        Between the factors; not used with two factors.
     copies : ndarray of int, (n,), optional
-        How many samples each column stands for, where equal samples share a column.
+        How many samples each column represents, if equal samples share a column.
     """
 
     labels: Int[np.ndarray, " n"]
@@ -58,22 +59,23 @@ class Problem:
     copies: Int[np.ndarray, " n"] | None = None
 
     @classmethod
+    @accepts_former_bias
     def checked(
         cls,
         labels: Any,
         dim: int,
         decays: Sequence[float],
-        bias_decay: float | int = math.inf,
+        bias: str | float | int = "none",
         loss: str = "mse",
         activation: str = "linear",
     ) -> Problem:
-        """A problem from user input.
+        """Make a problem from user input.
 
         Raises
         ------
         ArgumentError
             Fewer than two classes, a class without samples, a width below 1, a decay that is not
-            a positive number, a negative bias decay, an unknown activation.
+            a positive number, an unknown bias, loss or activation.
         """
         y = as_labels(labels)
         counts = np.bincount(y)
@@ -83,26 +85,23 @@ class Problem:
             missing = ", ".join(map(str, np.flatnonzero(counts == 0)[:10]))
             raise ArgumentError(
                 f"No sample has label {missing}, though labels go up to {len(counts) - 1}; "
-                "number the classes 0, ..., K - 1 without holes."
+                "number the classes 0, ..., K - 1 without gaps."
             )
         check_whole(1, dim=dim)
         if len(decays) < 2:
             raise ArgumentError("A model has features and at least one layer of weights.")
         check_decays(dict(zip(_decay_names(len(decays)), decays, strict=True)))
-        if not (isinstance(bias_decay, Real) and bias_decay >= 0):
-            raise ArgumentError(
-                f"bias_decay must be >= 0 (0: free bias, math.inf: no bias), not {bias_decay!r}."
-            )
+        decay = bias_decay_of(bias)
         if activation not in ("linear", "relu"):
             raise ArgumentError(f"activation must be 'linear' or 'relu', not {activation!r}.")
         if loss not in LOSSES:
             raise ArgumentError(f"loss must be one of {sorted(LOSSES)}, not {loss!r}.")
-        return cls(y, int(dim), tuple(map(float, decays)), float(bias_decay), loss, activation)
+        return cls(y, int(dim), tuple(map(float, decays)), decay, loss, activation)
 
     def collapsed(self) -> Problem:
-        """The same problem with one column of H a class.
+        """Return the same problem with one column of H per class.
 
-        Equal up to the size of H: given the weights, one minimiser serves all samples of a class.
+        The minimum is the same: given the weights, all samples of a class have one minimizer.
         """
         return replace(self, labels=np.arange(self.num_classes), copies=self.counts)
 
@@ -110,7 +109,7 @@ class Problem:
 
     @property
     def depth(self) -> int:
-        """Number m of factors, the features among them."""
+        """Number m of factors, including the features."""
         return len(self.decays)
 
     @cached_property
@@ -130,12 +129,12 @@ class Problem:
 
     @property
     def balanced(self) -> bool:
-        """Whether every class has equally many samples."""
+        """Whether all classes have the same number of samples."""
         return bool((self.counts == self.counts[0]).all())
 
     @property
     def with_bias(self) -> bool:
-        """Whether there is a bias at all."""
+        """Whether the model has a bias."""
         return math.isfinite(self.bias_decay)
 
     @property
@@ -145,7 +144,7 @@ class Problem:
 
     @cached_property
     def shapes(self) -> tuple[tuple[int, ...], ...]:
-        """Of A_1, ..., A_m, and of b where there is one."""
+        """Shapes of A_1, ..., A_m, and of b if the model has one."""
         d, K, n = self.dim, self.num_classes, len(self.labels)
         factors = ((d, n), *[(d, d)] * (self.depth - 2), (K, d))
         return (*factors, (K,)) if self.with_bias else factors
@@ -169,13 +168,13 @@ class Problem:
 
     @cached_property
     def mass(self) -> Tensor:
-        """Samples that each column stands for, (n,)."""
+        """Samples that each column represents, (n,)."""
         copies = np.ones(len(self.labels)) if self.copies is None else self.copies
         return torch.as_tensor(copies, dtype=torch.float64)
 
     @cached_property
-    def share(self) -> Tensor:
-        """Share of the data that each column stands for, (n,)."""
+    def column_weights(self) -> Tensor:
+        """Fraction of the data that each column represents, (n,)."""
         return self.mass / self.num_samples
 
     @cached_property
@@ -197,7 +196,7 @@ class Problem:
     # points -------------------------------------------------------------------------------------
 
     def split(self, x: Tensor) -> tuple[list[Tensor], Tensor | None]:
-        """Factors A_1, ..., A_m and bias of a point; views where the memory allows."""
+        """Return the factors A_1, ..., A_m and the bias of a point, as views."""
         parts, start = [], 0
         for size, shape in zip(self.sizes, self.shapes, strict=True):
             parts.append(x[..., start : start + size].unflatten(-1, shape))
@@ -205,28 +204,28 @@ class Problem:
         return (parts[:-1], parts[-1]) if self.with_bias else (parts, None)
 
     def join(self, factors: Sequence[Any], b: Any = None) -> Tensor:
-        """The point with these factors and bias (zero where none is given).
+        """Return the point with these factors and this bias (zero by default).
 
         Raises
         ------
         ArgumentError
-            A factor whose shape the problem does not have, or a bias where it has none.
+            Factors of other shapes than the problem's, or a bias in a problem without one.
         """
         parts = [torch.as_tensor(np.asarray(a), dtype=torch.float64) for a in factors]
         if self.with_bias:
             zero = torch.zeros(self.num_classes, dtype=torch.float64)
             parts.append(zero if b is None else torch.as_tensor(np.asarray(b)).double())
         elif b is not None and np.any(np.asarray(b) != 0):
-            raise ArgumentError("This problem has no bias (bias_decay is infinite).")
-        found = tuple(tuple(part.shape) for part in parts)
-        if found != self.shapes:
-            raise ArgumentError(f"Factors have shapes {found}; this problem's are {self.shapes}.")
+            raise ArgumentError("This problem has no bias; leave out b.")
+        shapes = tuple(tuple(part.shape) for part in parts)
+        if shapes != self.shapes:
+            raise ArgumentError(f"Factors have shapes {shapes}; this problem's are {self.shapes}.")
         return torch.cat([part.reshape(-1) for part in parts])
 
     # calculus -----------------------------------------------------------------------------------
 
     def layers(self, factors: Sequence[Tensor]) -> list[Tensor]:
-        """Features that enter each weight: A_1, s(A_2 A_1), ..., each (..., d, n)."""
+        """Return the features that enter each weight: A_1, s(A_2 A_1), ..., each (..., d, n)."""
         X = [factors[0]]
         for A in factors[1:-1]:
             X.append((A @ X[-1]).relu() if self.activation == "relu" else A @ X[-1])
@@ -240,24 +239,24 @@ class Problem:
 
     def value(self, x: Tensor) -> Tensor:
         """F, one number for every leading index."""
-        Y, p = self.targets.to(x.device), self.share.to(x.device)
+        Y, p = self.targets.to(x.device), self.column_weights.to(x.device)
         penalty = (self.penalties.to(x.device) * x.square()).sum(-1) / 2
         return self.criterion.value(self.logits(x), Y, p) + penalty
 
     def terms(self, x: Tensor) -> dict[str, float]:
-        """F of one point, split into what it is the sum of."""
-        share = (self.penalties * x.square() / 2).split(self.sizes)
-        found = {
-            "fit": float(self.criterion.value(self.logits(x), self.targets, self.share)),
-            "weight_decay": sum(float(part.sum()) for part in share[1 : self.depth]),
-            "feature_decay": float(share[0].sum()),
+        """Return the terms of which F is the sum, at one point."""
+        penalties = (self.penalties * x.square() / 2).split(self.sizes)
+        terms = {
+            "fit": float(self.criterion.value(self.logits(x), self.targets, self.column_weights)),
+            "weight_decay": sum(float(part.sum()) for part in penalties[1 : self.depth]),
+            "feature_decay": float(penalties[0].sum()),
         }
-        return found | ({"bias_decay": float(share[-1].sum())} if self.with_bias else {})
+        return terms | ({"bias_decay": float(penalties[-1].sum())} if self.with_bias else {})
 
     def product_gradient(self, x: Tensor) -> Tensor:
         """G, the gradient of the loss in the logits, (..., K, n)."""
         return self.criterion.gradient(
-            self.logits(x), self.targets.to(x.device), self.share.to(x.device)
+            self.logits(x), self.targets.to(x.device), self.column_weights.to(x.device)
         )
 
     def value_and_gradient(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -268,11 +267,11 @@ class Problem:
         factors, b = self.split(x)
         X = self.layers(factors)
         Z = factors[-1] @ X[-1] if b is None else factors[-1] @ X[-1] + b[..., None]
-        Y, p = self.targets.to(x.device), self.share.to(x.device)
+        Y, p = self.targets.to(x.device), self.column_weights.to(x.device)
         gradient = self.penalties.to(x.device) * x
         value = self.criterion.value(Z, Y, p) + torch.linalg.vecdot(gradient, x) / 2
         blocks, bias_block = self.split(gradient)  # views, filled in place
-        D = self.criterion.gradient(Z, Y, p)  # what flows back
+        D = self.criterion.gradient(Z, Y, p)  # back-propagated
         if bias_block is not None:
             bias_block.add_(D.sum(-1))
         for i in range(self.depth - 1, 0, -1):
@@ -295,7 +294,7 @@ class Problem:
 
 
 def check_whole(least: int, **numbers: Any) -> None:
-    """Refuse numbers that are not whole, or below `least`."""
+    """Raise ArgumentError for numbers that are not whole, or below `least`."""
     for name, value in numbers.items():
         number = isinstance(value, Real) and not isinstance(value, bool)
         if not (number and float(value).is_integer() and value >= least):
@@ -303,11 +302,11 @@ def check_whole(least: int, **numbers: Any) -> None:
 
 
 def check_decays(decays: Mapping[str, Any]) -> None:
-    """Refuse penalties that are not positive numbers."""
+    """Raise ArgumentError for penalties that are not positive numbers."""
     for name, value in decays.items():
         if not (isinstance(value, Real) and 0 < float(value) < math.inf):
             raise ArgumentError(
-                f"{name} must be a positive number, not {value!r}: without it no minimum is "
+                f"{name} must be a positive number, not {value!r}; without it no minimum is "
                 "attained."
             )
 
@@ -316,19 +315,19 @@ def all_decays(feature_decay: Any, weight_decays: Any) -> tuple[Any, ...]:
     """(lambda_H, lambda_1, ..., lambda_L) of a deep model, as `Problem.checked` takes them."""
     if isinstance(weight_decays, str) or not isinstance(weight_decays, Iterable):
         raise ArgumentError(
-            f"weight_decays must be a list, one number a layer of weights, not {weight_decays!r}."
+            f"weight_decays must be a list, one number per layer of weights, not {weight_decays!r}."
         )
     return (feature_decay, *weight_decays)
 
 
 def check_method(method: str) -> None:
-    """Refuse a way of solving that no ``fit_*`` knows."""
+    """Raise ArgumentError for an unknown method."""
     if method not in ("auto", "closed", "numerical"):
         raise ArgumentError(f"method is 'auto', 'closed' or 'numerical', not {method!r}.")
 
 
 def _decay_names(m: int) -> list[str]:
-    """What the user calls each penalty, for an error."""
+    """Return the parameter name of each penalty, for an error message."""
     if m == 2:
         return ["feature_decay", "weight_decay"]
     return ["feature_decay", *(f"weight_decays[{i}]" for i in range(m - 1))]

@@ -1,4 +1,4 @@
-"""A solution as a record: plain numbers that a table and a figure are made of."""
+"""A solution as a record: the numbers of its tables and figures."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from jaxtyping import Float
 
 from .deep import deep_collapse
 from .landscape import Landscape
-from .multilayer import MUFMSolution
+from .mufm.solution import MUFMSolution
 from .solution import UFMSolution
 
 SCHEMA = 1
@@ -18,12 +18,12 @@ SCHEMA = 1
 def record_of(
     solution: UFMSolution | MUFMSolution, landscape: Landscape | None = None
 ) -> dict[str, Any]:
-    """Return everything but the arrays, ready for JSON.
+    """Return everything except the arrays, ready for JSON.
 
-    ``to_dict()`` of the solution, and ``curve``: for every layer what `collapse` says of it, and
-    of the models of weights ``deep``, its DNC1 to DNC3; ``values``: the objective that each random
-    start ended at; ``view``: cosines of the last layer's class means, not centred (K x K, None
-    where one vanishes); ``landscape`` where one was looked at.
+    ``to_dict()`` of the solution, and ``curve``: collapse metrics of every layer, with ``deep``,
+    its DNC1 to DNC3, for models other than MUFM; ``values``: final objective of each random start;
+    ``view``: cosines of the last layer's class means, not centred (K x K, None if one vanishes);
+    ``landscape``, if given.
     """
     curve: list[dict[str, Any]] = [layer.to_dict() for layer in solution.curve()]
     if isinstance(solution, UFMSolution):
@@ -49,7 +49,7 @@ def record_of(
 
 
 def cosines(A: Float[np.ndarray, "K d"]) -> Float[np.ndarray, "K K"]:
-    """cos(a_k, a_l) of all rows; NaN where one is zero up to rounding beside the largest."""
+    """Return cos(a_k, a_l) of all rows; NaN if one is zero relative to the largest."""
     norms = np.linalg.norm(A, axis=1, keepdims=True)
     vanishing = norms <= 1e-12 * max(float(norms.max()), 1e-300)
     unit = A / np.where(vanishing, np.nan, norms)

@@ -1,4 +1,4 @@
-"""What every unconstrained-feature solver returns: the point, and how good it is."""
+"""Solutions of the unconstrained-feature models, and their certificates."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .problem import Problem
 
 @dataclass(frozen=True)
 class Certificate:
-    """What is proved about a critical point.
+    """What is proved about a point.
 
     Attributes
     ----------
@@ -25,13 +25,13 @@ class Certificate:
     gradient_norm : float
         Norm of the gradient of the objective in all its variables.
     spectral_norm, threshold : float or None
-        Global where ``spectral_norm <= threshold`` (theory: ||G||_2 <= sqrt(lambda_W lambda_H)).
+        Global if ``spectral_norm <= threshold`` (theory: ||G||_2 <= sqrt(lambda_W lambda_H)).
     curvature : float or None
-        The negative eigenvalue of the Hessian along an exhibited direction, where there is one.
+        A negative eigenvalue of the Hessian along a known direction, if there is one.
     lower_bound, gap : float or None
-        A proved lower bound of the objective and (objective - lower_bound).
+        A proved lower bound of the objective, and objective - lower_bound.
     evidence : str
-        One sentence saying which theorem or computation supports the verdict.
+        One sentence: the theorem or computation that supports the verdict.
     """
 
     verdict: Literal["global", "strict saddle", "undecided"]
@@ -50,28 +50,28 @@ class Certificate:
 
 @dataclass(frozen=True, eq=False)
 class UFMSolution:
-    """A point of an unconstrained-feature model, with what is known about it.
+    """A point of an unconstrained-feature model, with its certificate.
 
     Attributes
     ----------
     problem : Problem
         The model: labels, widths and penalties.
     H : ndarray, (d, N)
-        The free features; columns are samples, as in the papers.
+        The free features; columns are samples.
     weights : tuple of ndarray
         W_1, ..., W_L; the last is the classifier.
     b : ndarray, (K,)
-        Bias; zero where the model has none.
+        Bias; zero if the model has none.
     objective : float
     certificate : Certificate
     seconds : float
         Wall time of the solve.
     settings : mapping
-        How it was found: method, restarts, seed, tolerance.
+        Method, restarts, seed, tolerance.
     values : tuple of float
-        The objective each random start ended at, the lowest first; empty for a closed form.
+        Final objective of each random start, ascending; empty for a closed form.
     gradient_norms, steps : tuple
-        In the order of `values`: where the start's gradient ended, and after how many evaluations.
+        Final gradient norm and number of evaluations of each start, in the order of `values`.
     """
 
     problem: Problem
@@ -88,7 +88,7 @@ class UFMSolution:
 
     @property
     def model(self) -> str:
-        """``ufm-ce``, ``ufm-mse``, or for more layers ``dufm-mse-relu`` and the like."""
+        """``ufm-ce``, ``ufm-mse``, or with more layers ``dufm-mse-relu``, for example."""
         p = self.problem
         return f"ufm-{p.loss}" if p.depth == 2 else f"dufm-{p.loss}-{p.activation}"
 
@@ -110,30 +110,30 @@ class UFMSolution:
 
     @property
     def logits(self) -> Float[np.ndarray, "K N"]:
-        """What the classifier answers, bias included."""
+        """Logits of the classifier, including the bias."""
         return self.W @ self.layers[-1] + self.b[:, None]
 
     @property
     def terms(self) -> dict[str, float]:
-        """The objective as a sum: ``fit``, ``weight_decay``, ``feature_decay``, ``bias_decay``."""
+        """Terms of the objective: ``fit``, ``weight_decay``, ``feature_decay``, ``bias_decay``."""
         return self.problem.terms(self.point())
 
     def point(self) -> torch.Tensor:
-        """All variables as one vector, the way `Problem` reads them."""
+        """Return all variables as one vector, as `Problem` takes them."""
         return self.problem.join(
             (self.H, *self.weights), self.b if self.problem.with_bias else None
         )
 
     def layer(self, index: int) -> Float[np.ndarray, "N d"]:
-        """Return the features that enter W_{index + 1}, a row a sample."""
+        """Return the features that enter W_{index + 1}; rows are samples."""
         if not 0 <= index < len(self.weights):
             raise ArgumentError(
-                f"Layers go from 0 to {len(self.weights) - 1}; there is none {index}."
+                f"Layers go from 0 to {len(self.weights) - 1}; there is no layer {index}."
             )
         return np.ascontiguousarray(self.layers[index].T)
 
     def collapse(self, index: int | None = None) -> LayerCollapse:
-        """Return the collapse metrics of a layer, the one the classifier reads by default."""
+        """Return the collapse metrics of a layer, by default the classifier's input."""
         last = len(self.weights) - 1
         index = last if index is None else index
         classifier = self.W if index == last else None
@@ -144,7 +144,7 @@ class UFMSolution:
         return [self.collapse(index) for index in range(len(self.weights))]
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything but the arrays, ready for JSON."""
+        """Everything except the arrays, ready for JSON."""
         p = self.problem
         return {
             "model": self.model,

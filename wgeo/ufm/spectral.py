@@ -1,19 +1,20 @@
 """Squared-loss models without activation, solved one singular value at a time.
 
 With Z = Zbar Y constant on classes, D = diag(n_k) and A = Zbar D^(1/2), the loss is
-||A - T||_F^2 / (2N), where T = D^(1/2) without a bias and D^(1/2) (I - nu nu^T), nu = (n/N)^(1/2),
-where a free one has been minimised out. By fact M1 and von Neumann's trace inequality A shares T's
-singular vectors, and each singular value y of T is shrunk on its own to the z that minimises
+||A - T||_F^2 / (2N) with T = D^(1/2) without a bias. A free bias is eliminated, which leaves
+T = D^(1/2) (I - nu nu^T), nu = (n/N)^(1/2). By theorem M1 and von Neumann's trace inequality A has
+the singular vectors of T, and each singular value y of T is shrunk independently to the minimizer
+of
 
     phi(z) = (y - z)^2 / (2N) + (m/2) (lambda_1 ... lambda_m)^(1/m) z^(2/m),
 
 a soft threshold for two factors (Tirer, Bruna 2022), a hard one for more: z jumps from 0 to
-y (m-2)/(m-1) where the product of decays falls below
+y (m-2)/(m-1) when the product of decays falls below
 
     Lambda* = y^(2(m-1)) (m-2)^(m-2) / (N^m (m-1)^(2(m-1))).
 
-Without a bias T is diagonal and the factors can be non-negative, so the same point is one of the
-ReLU model: deep neural collapse with orthogonal frames (Súkeník, Mondelli, Lampert 2023).
+Without a bias T is diagonal and the factors can be non-negative, so that the same point belongs to
+the ReLU model: deep neural collapse with orthogonal frames (Súkeník, Mondelli, Lampert 2023).
 """
 
 from __future__ import annotations
@@ -27,26 +28,18 @@ from scipy.optimize import brentq
 
 from ..errors import ArgumentError
 from .problem import Problem, check_whole
-from .theorems import factorise
-
-
-def threshold(y: float, samples: int, factors: int) -> float:
-    """Lambda*: below this product of decays a singular value y of T survives."""
-    check_whole(1, samples=samples)
-    check_whole(2, factors=factors)
-    m = factors
-    return y ** (2 * (m - 1)) * _power(m) / samples**m
+from .theorems import factorize
 
 
 def shrink(y: float, kappa: float, factors: int) -> tuple[float, float]:
     """Minimise (y - z)^2 / 2 + (m/2) kappa z^(2/m) over z >= 0; return (z, value).
 
     The stationary points are the roots of z^((m-2)/m) (y - z) = kappa; the larger one is the local
-    minimum, and beats z = 0 where kappa^m < y^(2(m-1)) (m-2)^(m-2) / (m-1)^(2(m-1)).
+    minimum, and is below z = 0 if kappa^m < y^(2(m-1)) (m-2)^(m-2) / (m-1)^(2(m-1)).
     """
     check_whole(2, factors=factors)
     m = factors
-    if not kappa**m < y ** (2 * (m - 1)) * _power(m):
+    if not kappa**m < _threshold(y, m):
         return 0.0, y * y / 2
     if m == 2:
         z = y - kappa
@@ -58,9 +51,9 @@ def shrink(y: float, kappa: float, factors: int) -> tuple[float, float]:
     return z, (y - z) ** 2 / 2 + m / 2 * kappa * z ** (2 / m)
 
 
-def _power(m: int) -> float:
-    """(m-2)^(m-2) / (m-1)^(2(m-1)), 0^0 = 1."""
-    return float(m - 2) ** (m - 2) / (m - 1) ** (2 * (m - 1))
+def _threshold(y: float, m: int) -> float:
+    """N^m Lambda*: y^(2(m-1)) (m-2)^(m-2) / (m-1)^(2(m-1)), 0^0 = 1."""
+    return y ** (2 * (m - 1)) * (float(m - 2) ** (m - 2) / (m - 1) ** (2 * (m - 1)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,7 +64,7 @@ class SpectralOptimum:
     ----------
     value : float
     targets, sizes : ndarray, (K,)
-        Singular values of T and what each is shrunk to, in falling order of `targets`.
+        Singular values of T, descending, and of the solution.
     factors : tuple of ndarray
         A_1 (d x N) = H, A_2, ..., A_m = W.
     b : ndarray, (K,)
@@ -85,17 +78,20 @@ class SpectralOptimum:
 
 
 def spectral_optimum(problem: Problem) -> SpectralOptimum:
-    """Solve a squared-loss model without bias, or with a free one, any number of linear factors.
+    """Solve a linear squared-loss model without bias or with a free one, of any depth.
 
     With d < K (or d < K - 1, free bias) only the d largest singular values of T are kept.
 
     Raises
     ------
     ArgumentError
-        Cross-entropy, or a bias that is regularised: these do not split.
+        Cross-entropy, or a regularized bias: these do not separate by singular values.
     """
     if problem.loss != "mse" or 0 < problem.bias_decay < math.inf:
-        raise ArgumentError("Only the squared loss without bias or with a free one splits.")
+        raise ArgumentError(
+            "Only the squared loss without a bias, or with a free one, has a closed form by "
+            "singular values; use method='numerical'."
+        )
     N, m = problem.num_samples, problem.depth
     roots = np.sqrt(problem.counts)
     nu = roots / math.sqrt(N)
@@ -112,4 +108,4 @@ def spectral_optimum(problem: Problem) -> SpectralOptimum:
     value = float(sum(v for _, v in shrunk)) / N
     classes = V / roots @ np.eye(len(roots))[:, problem.labels]
     b = problem.counts / N if problem.with_bias else np.zeros(len(roots))
-    return SpectralOptimum(value, y, z, tuple(factorise(problem, U, z, classes)), b)
+    return SpectralOptimum(value, y, z, tuple(factorize(problem, U, z, classes)), b)

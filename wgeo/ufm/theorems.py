@@ -1,17 +1,18 @@
-"""The three facts about factored objectives on which every certificate in this package rests.
+"""The three theorems on factored objectives behind every certificate in this package.
 
 For F(W, H, b) = g(W H, b) + (lw/2) ||W||^2 + (lh/2) ||H||^2 + (lb/2) ||b||^2 with g convex and
 c = sqrt(lw lh), G the gradient of g in its matrix argument:
 
 M1. The least penalty of a product Z is c ||Z||_* (and (m/2) c_m sum sigma_j^(2/m) for m factors,
-    c_m the geometric mean of their decays; Shang, Liu, Cheng 2016), attained by `factorise`.
+    c_m the geometric mean of their decays; Shang, Liu, Cheng 2016), attained by `factorize`.
 M2. A critical point with ||G||_2 <= c is global, whatever d: G / c is then a subgradient of the
     nuclear norm at -W H, so Z = W H solves the convex problem min g(Z, b) + c ||Z||_*
     (Haeffele, Vidal 2015; Zhu et al. 2021). Any G scaled down to ||G||_2 <= c proves a lower bound
     by Fenchel duality, at a critical point or not: `lower_bound`.
 M3. A critical point with W a = 0, H^T a = 0 for a unit vector a and ||G||_2 = sigma > c is a strict
     saddle: on the plane of (u a^T, 0) and (0, a v^T), with (u, v) the top singular pair of G, the
-    Hessian is [[lw, sigma], [sigma, lh]] (signs aside), whose determinant is negative: `escape`.
+    Hessian is [[lw, sigma], [sigma, lh]] up to signs, with a negative determinant:
+    `escape_direction`.
 """
 
 from __future__ import annotations
@@ -30,22 +31,22 @@ from .problem import Problem
 NULL = 1e-6  # relative size below which W a and H^T a count as zero
 
 
-def factorise(
+def factorize(
     problem: Problem,
     U: Float[np.ndarray, "K r"],
     z: Float[np.ndarray, " r"],
     V: Float[np.ndarray, "r n"],
 ) -> list[Float[np.ndarray, "_ _"]]:
-    """Return A_1, ..., A_m of least penalty with A_m ... A_1 = U diag(z) V  (fact M1).
+    """Return A_1, ..., A_m of least penalty with A_m ... A_1 = U diag(z) V (theorem M1).
 
-    Every factor carries z^(1/m), shared out so that decay_i ||A_i||^2 is the same for all i; the
-    hidden bases are the first r unit vectors, so that factors are non-negative where U and V are,
-    and ReLUs between them change nothing.
+    Every factor carries z^(1/m), scaled so that decay_i ||A_i||^2 is the same for all i. The hidden
+    bases are the first r unit vectors: factors are non-negative if U and V are, and then ReLUs
+    between them change nothing.
 
     Raises
     ------
     ArgumentError
-        More nonzero singular values than the width d has room for.
+        More nonzero singular values than the width d.
     """
     keep = z > 0
     U, z, V = U[:, keep], z[keep], V[keep]
@@ -59,19 +60,21 @@ def factorise(
 
 
 def scaled_gradient(problem: Problem, x: Tensor) -> Float[Tensor, "K n"]:
-    """G with the column of a class of n_k samples divided by sqrt(n_k): the same singular values
-    as the gradient of all N samples.
+    """Return G, the column of a class of n_k samples divided by sqrt(n_k).
+
+    It has the singular values of the gradient of all N samples.
     """
     return problem.product_gradient(x) / problem.mass.sqrt()
 
 
 def lower_bound(problem: Problem, x: Tensor) -> float:
-    """A number that no point of a two-factor problem can undercut  (fact M2).
+    """Return a lower bound of a two-factor problem's objective (theorem M2).
 
     The dual of min_Z,b g(Z + b 1^T) + c ||Z||_* + (lb/2) ||b||^2 at U = t G is
-    -g*(U) - ||U 1||^2 / (2 lb), for ||U||_2 <= c; a free bias asks U 1 = 0, a missing one nothing.
+    -g*(U) - ||U 1||^2 / (2 lb), for ||U||_2 <= c. A free bias requires U 1 = 0; without a bias the
+    last term vanishes.
     """
-    U, Y, p = problem.product_gradient(x), problem.targets, problem.share
+    U, Y, p = problem.product_gradient(x), problem.targets, problem.column_weights
     if problem.bias_decay == 0:
         U = _without_bias(problem, U)
     norm = float(torch.linalg.matrix_norm(U / problem.mass.sqrt(), 2))
@@ -83,12 +86,13 @@ def lower_bound(problem: Problem, x: Tensor) -> float:
 
 
 def _without_bias(problem: Problem, U: Tensor) -> Tensor:
-    """The nearest-by dual point with U 1 = 0 that stays in the domain of the conjugate.
+    """Return a nearby dual point with U 1 = 0 in the domain of the conjugate.
 
-    Taking the mean off can push a probability of the cross-entropy below zero by as much as the
-    gradient in b was off; mixing in the uninformed prediction, which is feasible, mends that.
+    Subtracting the mean can push a probability of the cross-entropy below zero by as much as the
+    gradient in b differs from zero; mixing in the class frequencies, which are feasible, corrects
+    this.
     """
-    Y, p = problem.targets, problem.share
+    Y, p = problem.targets, problem.column_weights
     U = U - U.sum(-1, keepdim=True) * p
     if problem.loss == "ce":
         prior = (Y * p).sum(-1, keepdim=True)
@@ -98,23 +102,23 @@ def _without_bias(problem: Problem, U: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True, eq=False)
-class Escape:
-    """A direction along which F curves down at a critical point.
+class EscapeDirection:
+    """A direction of negative curvature of F at a critical point.
 
     Attributes
     ----------
     direction : Tensor, (size,)
         Of unit norm.
     curvature : float
-        Its Rayleigh quotient, the exact eigenvalue of the Hessian for critical points.
+        Its Rayleigh quotient; at a critical point an exact eigenvalue of the Hessian.
     """
 
     direction: Float[Tensor, " P"]
     curvature: float
 
 
-def escape(problem: Problem, x: Tensor) -> Escape | None:
-    """The direction of fact M3, or None where ||G||_2 <= c or no vector a is null.
+def escape_direction(problem: Problem, x: Tensor) -> EscapeDirection | None:
+    """Return the direction of theorem M3; None if ||G||_2 <= c or no vector a is null.
 
     The eigenvalue is (lw + lh)/2 - sqrt(((lw - lh)/2)^2 + sigma^2).
     """
@@ -125,11 +129,11 @@ def escape(problem: Problem, x: Tensor) -> Escape | None:
     sigma, u, v = float(values[0]), left[:, 0], right[0]
     if sigma <= problem.decay_mean * (1 + 1e-9):
         return None
-    a = torch.linalg.eigh(W.T @ W + H @ H.T)[1][:, 0]  # the direction they use least
+    a = torch.linalg.eigh(W.T @ W + H @ H.T)[1][:, 0]  # the direction that W and H use least
     if float((W @ a).norm() + (a @ H).norm()) > NULL * max(1.0, float(W.norm() + H.norm())):
         return None
     lh, lw = problem.decays
     curvature = (lw + lh) / 2 - math.hypot((lw - lh) / 2, sigma)
     along_w, along_h = sigma, lw - curvature  # the eigenvector of [[lw, -sigma], [-sigma, lh]]
     direction = problem.join([-along_h * torch.outer(a, v), along_w * torch.outer(u, a)])
-    return Escape(direction / direction.norm(), curvature)
+    return EscapeDirection(direction / direction.norm(), curvature)

@@ -1,7 +1,7 @@
-"""Ways out of critical points that are not minima, at a cost linear in the width.
+"""Escapes from critical points that are not minima, at a cost linear in the width.
 
-At a global minimum of MUFM the matrix H X^T is positive semi-definite; along an axis v where it is
-not, the reflection W (I - 2 v v^T), H likewise, lowers the objective by 2 mu v^T (H X^T / N) v.
+At a global minimum of MUFM the matrix H X^T is positive semi-definite. If v^T (H X^T / N) v < 0,
+the reflections W (I - 2 v v^T) and (I - 2 v v^T) H lower the objective by 2 mu |v^T (H X^T / N) v|.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ NEGLIGIBLE = 1e-9  # relative eigenvalue that counts as not negative
 class Alignment:
     """H X^T / N at a critical point: diag(s) + m m^T + V Z V^T.
 
-    X X^T / N is the first two terms, and (H - X) X^T is symmetric with the row space of W.
+    The first two terms are X X^T / N; (H - X) X^T is symmetric, with the row space of W.
 
     Attributes
     ----------
     s, mean : ndarray, (r,)
     axes : ndarray, (r, k)
         V: an orthonormal basis of W's row space.
-    moved : ndarray, (k, k)
+    update : ndarray, (k, k)
         Z.
     """
 
     s: Float[np.ndarray, " r"]
     mean: Float[np.ndarray, " r"]
     axes: Float[np.ndarray, "r k"]
-    moved: Float[np.ndarray, "k k"]
+    update: Float[np.ndarray, "k k"]
 
     @classmethod
     def of(
@@ -43,19 +43,19 @@ class Alignment:
         left: Float[np.ndarray, "r m"],
         right: Float[np.ndarray, "m r"],
     ) -> Alignment:
-        """Take apart s, the mean, W and (H - X) X^T / N = left @ right."""
+        """Form Z from W and (H - X) X^T / N = left @ right."""
         axes = np.linalg.svd(w, full_matrices=False)[2].T
         inner = (axes.T @ left) @ (right @ axes)
         return cls(s, mean, axes, (inner + inner.T) / 2)
 
-    def least(self) -> tuple[float, Float[np.ndarray, " r"]] | None:
-        """The most negative eigenvalue and its eigenvector; None where there is none to speak of.
+    def most_negative(self) -> tuple[float, Float[np.ndarray, " r"]] | None:
+        """Return the most negative eigenvalue and its eigenvector; None if it is negligible.
 
         theta < 0 is below all eigenvalues iff Z + (V^T M(theta)^-1 V)^-1 is positive definite,
-        M(theta) = diag(s) + m m^T - theta I: a k x k question, and monotone in theta.
+        M(theta) = diag(s) + m m^T - theta I: a k x k problem, monotone in theta.
         """
         largest = float(self.s.max(initial=0.0) + self.mean @ self.mean)
-        scale = max(largest, float(np.linalg.norm(self.moved, 2)))
+        scale = max(largest, float(np.linalg.norm(self.update, 2)))
         if scale == 0:
             return None
         low, high = -2 * scale, -NEGLIGIBLE * scale
@@ -64,39 +64,39 @@ class Alignment:
         for _ in range(40):
             middle = -np.sqrt(low * high)
             low, high = (low, middle) if self._secular(middle)[0] < 0 else (middle, high)
-        _, kernel, spread, gram = self._secular(high)
-        axis = spread @ np.linalg.solve(gram, kernel)
+        _, kernel, solved, gram = self._secular(high)
+        axis = solved @ np.linalg.solve(gram, kernel)
         return high, axis / np.linalg.norm(axis)
 
     def _secular(self, theta: float) -> tuple[float, np.ndarray, np.ndarray, np.ndarray]:
         """Least eigenvalue of Z + (V^T M^-1 V)^-1, its eigenvector, M^-1 V and V^T M^-1 V."""
         inverse = 1 / (self.s - theta)
-        spread = inverse[:, None] * self.axes
-        toward = inverse * self.mean
-        spread -= np.outer(toward, (self.mean @ spread) / (1 + self.mean @ toward))
-        gram = self.axes.T @ spread
-        values, vectors = np.linalg.eigh(self.moved + np.linalg.inv(gram))
-        return float(values[0]), vectors[:, 0], spread, gram
+        solved = inverse[:, None] * self.axes
+        scaled_mean = inverse * self.mean
+        solved -= np.outer(scaled_mean, (self.mean @ solved) / (1 + self.mean @ scaled_mean))
+        gram = self.axes.T @ solved
+        values, vectors = np.linalg.eigh(self.update + np.linalg.inv(gram))
+        return float(values[0]), vectors[:, 0], solved, gram
 
 
 def saddle_direction(
     w: Float[np.ndarray, "K r"],
-    still: Bool[np.ndarray, " r"],
+    zero: Bool[np.ndarray, " r"],
     inner: Float[np.ndarray, "K K"],
     certificate: float,
 ) -> Float[np.ndarray, "K r"] | None:
-    """Return u a^T along which a critical point of MUFM is a strict saddle; None where it is none.
+    """Return u a^T along which a critical point of MUFM is a strict saddle; None if it is not one.
 
     With W a = 0 and every sample zero along a, the Hessian along u a^T is lw - mu u^T Q u, Q being
     `inner`: least for the top eigenvector u of Q, and negative iff the certificate exceeds 1 (as in
-    Zhu et al. 2021, arXiv 2105.02375, for features that are free). `still` are the coordinates in
-    which every sample is zero.
+    Zhu et al. 2021, arXiv 2105.02375, for free features). `zero` marks the coordinates in which
+    every sample is zero.
     """
-    if not still.any() or certificate <= 1 + 1e-7:
+    if not zero.any() or certificate <= 1 + 1e-7:
         return None
-    _, scales, rows = np.linalg.svd(w[:, still])
-    if int((scales > 1e-6 * np.linalg.norm(w)).sum()) == int(still.sum()):
+    _, scales, rows = np.linalg.svd(w[:, zero])
+    if int((scales > 1e-6 * np.linalg.norm(w)).sum()) == int(zero.sum()):
         return None
     axis = np.zeros(w.shape[1])
-    axis[still] = rows[-1]
+    axis[zero] = rows[-1]
     return np.outer(np.linalg.eigh((inner + inner.T) / 2)[1][:, -1], axis)

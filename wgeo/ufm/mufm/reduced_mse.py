@@ -1,7 +1,7 @@
-"""MUFM with every feature eliminated: an objective of W alone, at a cost free of N.
+"""MUFM with squared loss, all features eliminated: an objective of W, at a cost independent of N.
 
-The optimal path between X and H_L is a straight line, and H_L is a ridge problem; what is left
-depends on the data through S = X X^T / N, T = Y X^T / N and C_Y = Y Y^T / N alone.
+The optimal path from X to H_L is a straight line, and H_L solves a ridge problem. The remaining
+objective depends on the data only through S = X X^T / N, T = Y X^T / N and C_Y = Y Y^T / N.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from ..arrays.rows import Sliceable, mean_of, summed, sums_by_class, wide
+from ...arrays.rows import Sliceable, mean_of, summed, sums_by_class, wide
 from .alignment import Alignment, saddle_direction
-from .preconditioner import FewDirections, GaussNewton, gauss_newton
+from .preconditioner import EigenbasisInverse, LowRankInverse, gauss_newton
 
 Matrix = Float[np.ndarray, "K r"]
 EPS = float(np.finfo(float).eps)
@@ -28,8 +28,8 @@ class Statistics:
     Attributes
     ----------
     basis : ndarray, (d, r)
-        Orthonormal directions of features: all in which the samples vary, and up to K in which
-        they do not (an optimal W never needs more of those).
+        Orthonormal directions of features: all in which the samples vary, and up to K + 1 in which
+        they do not (an optimal W needs no more).
     s : ndarray, (r,)
         Variances along them: the centred S in this basis is diagonal.
     t : ndarray, (K, r)
@@ -48,9 +48,9 @@ class Statistics:
 
     @classmethod
     def of(cls, x: Sliceable, labels: Int[np.ndarray, " n"], classes: int) -> Statistics:
-        """Form the statistics of samples (rows) and labels: all that is read of the data.
+        """Form the statistics of samples (rows) and labels.
 
-        A few rows at a time; of more features than samples, which are a matrix that fits, at once.
+        Samples are read in blocks of rows, except if there are fewer samples than features.
         """
         n, d = x.shape
         mean, y_mean = mean_of(x), np.bincount(labels, minlength=classes) / n
@@ -73,16 +73,16 @@ class Statistics:
             s, axes = scales**2 / n, right.T
         t = t / n
         rank = int((s > max(1e-14, d * EPS) * s[0]).sum()) if s[0] > 0 else 0
-        still = _still(axes[:, :rank], mean, min(d - rank, classes + 1))
-        width = rank + still.shape[1]
-        kept = np.concatenate([axes[:, :rank], still], axis=1)
+        unvaried = _unvaried(axes[:, :rank], mean, min(d - rank, classes + 1))
+        width = rank + unvaried.shape[1]
+        kept = np.concatenate([axes[:, :rank], unvaried], axis=1)
         x_mean = mean @ kept
-        x_mean[rank + 1 :] = 0  # exact where only rounding is left
+        x_mean[rank + 1 :] = 0  # exact: the rest is rounding
         t = np.pad(t @ kept[:, :rank], ((0, 0), (0, width - rank)))
         return cls(kept, np.pad(s[:rank], (0, width - rank)), t, c_y, x_mean, y_mean)
 
     def padded(self) -> Statistics:
-        """Add K directions in which the samples are zero: a convex problem's statistics."""
+        """Add K directions in which the samples are zero; the problem becomes convex."""
         classes = len(self.y_mean)
         wider = ((0, 0), (0, classes))
         return Statistics(
@@ -95,33 +95,33 @@ class Statistics:
         )
 
 
-def _still(
+def _unvaried(
     varied: Float[np.ndarray, "d rank"], mean: Float[np.ndarray, " d"], count: int
 ) -> Float[np.ndarray, "d count"]:
-    """Return directions in which no sample varies; the mean's own comes first, if it has one."""
+    """Return directions in which no sample varies; the first holds the mean's component there."""
     if count == 0:
         return np.zeros((len(mean), 0))
     drawn = np.random.default_rng(0).standard_normal((len(mean), count))
     size = np.linalg.norm(mean)
     if size > 0:
-        aside = mean / size - varied @ (varied.T @ mean) / size
-        if np.linalg.norm(aside) > 1e-10:
-            drawn[:, 0] = aside / np.linalg.norm(aside)
-    for _ in range(2):  # twice: once leaves rounding of the size of what it removes
+        rest = mean / size - varied @ (varied.T @ mean) / size
+        if np.linalg.norm(rest) > 1e-10:
+            drawn[:, 0] = rest / np.linalg.norm(rest)
+    for _ in range(2):  # twice, for orthogonality to rounding
         drawn = np.linalg.qr(drawn - varied @ (varied.T @ drawn))[0]
     return drawn
 
 
 @dataclass(frozen=True, eq=False)
-class Reduced:
-    """J(W) = min over b and all features of the MUFM objective, for the squared loss.
+class ReducedMSE:
+    """J(W): the MUFM objective with squared loss, minimized over b and all features.
 
     With A = W W^T + mu I and A_b = A + (mu / lb) I,
 
         J(W) = (mu/2) [tr(A^-1 R) + e^T A_b^-1 e] + (lw/2) ||W||^2,
 
     R = C_Y - T W^T - W T^T + W S W^T of the centred statistics and e = mean(y) - W mean(x). Without
-    a bias lb is infinite and A_b = A; with a free one the second term vanishes.
+    a bias lb is infinite and A_b = A; with a free bias the second term vanishes.
     """
 
     stats: Statistics
@@ -134,12 +134,12 @@ class Reduced:
         """(K, r)."""
         return self.stats.t.shape[0], self.stats.t.shape[1]
 
-    def at(self, w: Matrix) -> Point:
-        """Return everything that is computed once at a point."""
-        return Point(self, w)
+    def at(self, w: Matrix) -> ReducedMSEPoint:
+        """Return the objective and its derivatives at W."""
+        return ReducedMSEPoint(self, w)
 
     def ridge(self) -> Matrix:
-        """T (S + lw I)^-1: the minimiser as mu grows without bound; the solver's start."""
+        """Return T (S + lw I)^-1, the minimizer as mu tends to infinity: the first start."""
         s, t = self.stats.s, self.stats.t
         if self.bias_decay == 0:
             return t / (s + self.weight_decay)
@@ -150,19 +150,19 @@ class Reduced:
         cross = t + share * np.outer(self.stats.y_mean, self.stats.x_mean)
         return np.linalg.solve(second, cross.T).T
 
-    def padded(self) -> Reduced:
-        """The same problem with K feature dimensions more, zero in every sample."""
-        return Reduced(self.stats.padded(), self.mu, self.weight_decay, self.bias_decay)
+    def padded(self) -> ReducedMSE:
+        """Return the problem with K more feature dimensions, zero in every sample."""
+        return ReducedMSE(self.stats.padded(), self.mu, self.weight_decay, self.bias_decay)
 
     def widen(self, w: Matrix) -> Float[np.ndarray, "K wider"]:
-        """Fit a W of this problem into the padded one."""
+        """Return W as a point of the padded problem."""
         return np.pad(w, ((0, 0), (0, len(w))))
 
 
-class Point:
+class ReducedMSEPoint:
     """The reduced objective and its derivatives at one W."""
 
-    def __init__(self, problem: Reduced, w: Matrix) -> None:
+    def __init__(self, problem: ReducedMSE, w: Matrix) -> None:
         self.problem, self.w = problem, w
         self.shifted = w @ w.T + problem.mu * np.eye(len(w))  # A
         self.inverse = np.linalg.inv(self.shifted)
@@ -173,7 +173,7 @@ class Point:
 
     @cached_property
     def bias_inverse(self) -> Float[np.ndarray, "K K"]:
-        """A_b^-1: zero where the bias is free."""
+        """A_b^-1; zero if the bias is free."""
         problem = self.problem
         if problem.bias_decay == 0:
             return np.zeros_like(self.inverse)
@@ -181,14 +181,14 @@ class Point:
         return np.linalg.inv(self.shifted + extra * np.eye(len(self.w)))
 
     @cached_property
-    def miss(self) -> Float[np.ndarray, " K"]:
+    def mean_residual(self) -> Float[np.ndarray, " K"]:
         """e = mean(y) - W mean(x)."""
         return self.problem.stats.y_mean - self.w @ self.problem.stats.x_mean
 
     @cached_property
-    def pull(self) -> Float[np.ndarray, " K"]:
+    def scaled_residual(self) -> Float[np.ndarray, " K"]:
         """A_b^-1 e."""
-        return self.bias_inverse @ self.miss
+        return self.bias_inverse @ self.mean_residual
 
     @cached_property
     def inner(self) -> Float[np.ndarray, "K K"]:
@@ -196,42 +196,44 @@ class Point:
         return self.inverse @ self.residual @ self.inverse
 
     def value(self) -> float:
-        """J(W)."""
+        """Return J(W)."""
         fit = float(np.einsum("ij,ji->", self.inverse, self.residual)) + float(
-            self.miss @ self.pull
+            self.mean_residual @ self.scaled_residual
         )
         decay = self.problem.weight_decay * float(np.sum(self.w**2))
         return (self.problem.mu * fit + decay) / 2
 
     def gradient(self) -> Matrix:
-        """-mu (Q W + A^-1 (T - W S) + A_b^-1 e (W^T A_b^-1 e + mean(x))^T) + lw W."""
-        turned = np.outer(self.pull, self.pull @ self.w + self.problem.stats.x_mean)
-        moved = self.inner @ self.w + self.inverse @ self.fit + turned
-        return self.problem.weight_decay * self.w - self.problem.mu * moved
+        """Return -mu (Q W + A^-1 (T - W S) + A_b^-1 e (W^T A_b^-1 e + mean(x))^T) + lw W."""
+        of_mean = np.outer(
+            self.scaled_residual, self.scaled_residual @ self.w + self.problem.stats.x_mean
+        )
+        total = self.inner @ self.w + self.inverse @ self.fit + of_mean
+        return self.problem.weight_decay * self.w - self.problem.mu * total
 
     def hessian_product(self, v: Matrix) -> Matrix:
-        """The Hessian of J along V."""
+        """Return the Hessian of J along V."""
         stats = self.problem.stats
         change = v @ self.w.T + self.w @ v.T  # of A
         d_inverse = -self.inverse @ change @ self.inverse
         step = self.fit @ v.T
         d_residual = -(step + step.T)
-        turn = d_inverse @ self.residual @ self.inverse
-        d_inner = turn + turn.T + self.inverse @ d_residual @ self.inverse
-        d_pull = -self.bias_inverse @ (change @ self.pull + v @ stats.x_mean)
-        toward = self.pull @ self.w + stats.x_mean
-        moved = (
+        half = d_inverse @ self.residual @ self.inverse
+        d_inner = half + half.T + self.inverse @ d_residual @ self.inverse
+        d_scaled = -self.bias_inverse @ (change @ self.scaled_residual + v @ stats.x_mean)
+        toward = self.scaled_residual @ self.w + stats.x_mean
+        total = (
             d_inner @ self.w
             + self.inner @ v
             + d_inverse @ self.fit
             - self.inverse @ (v * stats.s)
-            + np.outer(d_pull, toward)
-            + np.outer(self.pull, d_pull @ self.w + self.pull @ v)
+            + np.outer(d_scaled, toward)
+            + np.outer(self.scaled_residual, d_scaled @ self.w + self.scaled_residual @ v)
         )
-        return self.problem.weight_decay * v - self.problem.mu * moved
+        return self.problem.weight_decay * v - self.problem.mu * total
 
-    def preconditioner(self) -> GaussNewton | FewDirections:
-        """The Gauss-Newton matrix's inverse: H's second moments in the place of S."""
+    def preconditioner(self) -> LowRankInverse | EigenbasisInverse:
+        """Return the inverse Gauss-Newton matrix, with the second moments of H instead of S."""
         problem, stats = self.problem, self.problem.stats
         classes, width = self.w.shape
         free = problem.bias_decay == 0
@@ -242,7 +244,7 @@ class Point:
         middle[:classes, classes:-1] = middle[classes:-1, :classes] = eye
         middle[-1, -1] = 1.0
         pull = self.w.T @ self.inverse  # C
-        mean = np.zeros(width) if free else stats.x_mean + pull @ (self.miss - self.bias())
+        mean = np.zeros(width) if free else stats.x_mean + pull @ (self.mean_residual - self.bias())
         return gauss_newton(
             shifted=self.shifted,
             s=stats.s,
@@ -250,16 +252,16 @@ class Point:
             weight_decay=problem.weight_decay,
             thin=np.column_stack([pull, self.fit.T, mean]),
             middle=middle,
-            of_mean=extra,
+            bias_shift=extra,
         )
 
     def bias(self) -> Float[np.ndarray, " K"]:
-        """The optimal b: zero without one, mean(y) - W mean(x) where it is free."""
+        """Return the optimal b: zero without a bias, mean(y) - W mean(x) for a free one."""
         if not np.isfinite(self.problem.bias_decay):
             return np.zeros(len(self.w))
         if self.problem.bias_decay == 0:
-            return self.miss
-        return self.problem.mu * self.pull / self.problem.bias_decay
+            return self.mean_residual
+        return self.problem.mu * self.scaled_residual / self.problem.bias_decay
 
     @property
     def weights(self) -> Matrix:
@@ -273,27 +275,27 @@ class Point:
         onehot: Float[np.ndarray, "n K"],
         rows: Any = slice(None),
     ) -> Float[np.ndarray, "n d"]:
-        """H_L = X + W^T A^-1 (Y - W X - b 1^T) in the coordinates of `x` and `w`, for any x."""
+        """Return H_L = X + W^T A^-1 (Y - W X - b 1^T) in the coordinates of `x` and `w`."""
         return x + (onehot - self.bias() - x @ w.T) @ self.inverse @ w
 
     def alignment(self) -> Alignment:
-        """H X^T / N, positive semi-definite at every global minimum (centred if b is free)."""
+        """Return H X^T / N, positive semi-definite at a global minimum (centred if b is free)."""
         stats = self.problem.stats
         pull = self.w.T @ self.inverse  # C; (H - X) X^T / N = C (T - W S) for centred samples
         if self.problem.bias_decay == 0:
             return Alignment.of(stats.s, np.zeros(len(stats.s)), self.w, pull, self.fit)
-        shift = np.outer(self.miss - self.bias(), stats.x_mean)
+        shift = np.outer(self.mean_residual - self.bias(), stats.x_mean)
         return Alignment.of(stats.s, stats.x_mean, self.w, pull, self.fit + shift)
 
-    def unused(self) -> Matrix | None:
-        """A way out of a strict saddle that leaves a direction without data unused; or None."""
+    def escape_direction(self) -> Matrix | None:
+        """Return a direction out of a strict saddle along a coordinate without data, or None."""
         stats = self.problem.stats
-        held = stats.x_mean if self.problem.bias_decay > 0 else 0 * stats.x_mean
-        inner = self.inner + np.outer(self.pull, self.pull)
-        return saddle_direction(self.w, (stats.s == 0) & (held == 0), inner, self.certificate())
+        mean = stats.x_mean if self.problem.bias_decay > 0 else 0 * stats.x_mean
+        inner = self.inner + np.outer(self.scaled_residual, self.scaled_residual)
+        return saddle_direction(self.w, (stats.s == 0) & (mean == 0), inner, self.certificate())
 
     def certificate(self) -> float:
-        """||W H_L + b 1^T - Y||_2 / sqrt(N lw mu): at most 1 proves a global minimum."""
-        inner = self.inner + np.outer(self.pull, self.pull)
+        """Return ||W H_L + b 1^T - Y||_2 / sqrt(N lw mu); at most 1 at a certified minimum."""
+        inner = self.inner + np.outer(self.scaled_residual, self.scaled_residual)
         top = float(np.linalg.eigvalsh((inner + inner.T) / 2)[-1])
         return float(np.sqrt(self.problem.mu * max(top, 0.0) / self.problem.weight_decay))

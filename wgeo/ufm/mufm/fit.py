@@ -1,0 +1,281 @@
+"""MUFM, the multilayer unconstrained-feature model: layers tied by optimal transport.
+
+    F = (1/2N) ||W H_L + b 1^T - Y||^2 + (lw/2) ||W||^2
+        + (lam/2N) sum_l ||H_l - H_{l-1}||^2 [+ (lh/2N) ||H_L||^2] [+ (lb/2) ||b||^2],   H_0 = X
+
+(Wang, Gai, Zhang 2024, arXiv 2405.00985; ``transport`` is lam). The inner layers of an optimum lie
+on straight lines from X to H_L, so that F depends on lam and the number of layers L only through
+mu = lam / L, and H_L is determined by W and b. `reduced_mse` and `reduced_ce` have the objective
+that remains.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import Float, Int
+from scipy.special import log_softmax
+
+from ...arrays.checks import as_labels
+from ...arrays.rows import (
+    Rows,
+    Sliceable,
+    checked,
+    made_like,
+    picked,
+    summed,
+    width_of,
+)
+from ...errors import ArgumentError, ConvergenceError
+from ...runtime import processes
+from ...transport import Exact, wasserstein
+from ..bias import accepts_former_bias, bias_decay_of
+from .reduced_ce import ReducedCE
+from .reduced_mse import Matrix, ReducedMSE, Statistics
+from .search import ReducedProblem, SearchResult, certify_minimum, multistart_newton
+from .solution import MUFMSolution
+
+MAX_DECREMENT = 1e-4  # above it: an error; a relative excess of the objective of about 5e-9
+
+
+@accepts_former_bias
+def fit_mufm(
+    x: Any,
+    labels: Any,
+    *,
+    layers: int,
+    weight_decay: float,
+    transport: float,
+    feature_decay: float = 0.0,
+    bias: str | float | int = "none",
+    loss: Literal["mse", "ce"] = "mse",
+    coupling: Literal["trajectory", "class", "free"] = "trajectory",
+    restarts: int = 4,
+    tolerance: float = 1e-10,
+    seed: int = 0,
+) -> MUFMSolution:
+    """Minimise the MUFM objective over W, b and the features of every layer.
+
+    Parameters
+    ----------
+    x : array_like, (n, d)
+        Input of the first layer; rows are samples. A memory map is read in blocks of rows (with
+        cross-entropy the samples are kept in memory, in their principal axes).
+    labels : array_like of int, (n,)
+        Classes 0, ..., K - 1, each present.
+    layers : int
+        L >= 1.
+    weight_decay, transport : float
+        lw > 0 and lam > 0.
+    feature_decay : float
+        lh >= 0 on the last layer, per sample.
+    bias : {"free", "none"} or float, optional
+        A number is its decay lb >= 0 (0: free, ``math.inf``: none).
+    loss : {"mse", "ce"}
+        Squared error to one-hot labels, or cross-entropy.
+    coupling : {"trajectory", "class", "free"}
+        Which input each feature is coupled with. ``trajectory`` (that of the same sample) and
+        ``class`` (any input of its class, by optimal transport) have the same solutions. ``free``
+        couples the two distributions regardless of labels: a different problem, solved to a local
+        optimum by alternation.
+    restarts : int
+        Random starts in addition to the ridge start.
+    tolerance : float
+        Newton decrement sqrt(g^T M g / F), M the inverse Gauss-Newton matrix, at which the search
+        stops. Its square is about twice the relative excess of the objective.
+    seed : int
+
+    Raises
+    ------
+    ArgumentError
+        A setting out of range, a class without samples, or a single class.
+    ConvergenceError
+        Newton's steps stopped at a decrement above 1e-4.
+    """
+    began = time.perf_counter()
+    inputs = checked(x, "x")
+    points = made_like([inputs], Rows(inputs.shape, lambda rows: inputs[rows]))
+    y = as_labels(labels, len(points))
+    classes = _classes(y)
+    _check(layers, weight_decay, transport, feature_decay, loss, coupling, restarts)
+    decay = bias_decay_of(bias)
+    mu = transport / layers
+    strength = mu + feature_decay  # a penalty on H_L only rescales X and mu
+    factor = mu / strength
+    scaled, assignment = Rows(points.shape, lambda rows: factor * points[rows]), None
+    rng = np.random.default_rng(seed)
+
+    def solve(inputs: Rows, restarts: int = 0) -> tuple[SearchResult, Statistics]:
+        stats = Statistics.of(inputs, y, classes)
+        terms = {"mu": strength, "weight_decay": weight_decay, "bias_decay": decay}
+        problem: ReducedProblem = (
+            ReducedMSE(stats, **terms) if loss == "mse" else ReducedCE.of(inputs, y, stats, **terms)
+        )
+        return multistart_newton(problem, restarts=restarts, tolerance=tolerance, rng=rng), stats
+
+    # Solved on one process: nearly flat directions would follow the rounding of distributed sums.
+    result, stats = processes.on_rank_zero(partial(solve, scaled, restarts))
+    searched = time.perf_counter()
+    if coupling == "free":
+        assignment, result, stats = _rematch(points, scaled, y, solve, result, stats)
+    check_converged(result)
+    first = points
+    if assignment is not None:
+        first = made_like([points], picked(points, assignment))
+    w = result.point.weights @ stats.basis.T
+    b = result.point.bias()
+    ends = features_of(result, stats, Rows(first.shape, lambda rows: factor * first[rows]), y)
+    last = made_like([points], ends)
+    fit, distance, size = _mean_terms(first, last, w, b, y, loss)
+    terms = {
+        "fit": fit,
+        "weight_decay": weight_decay * float(np.sum(w**2)) / 2,
+        "transport": mu * distance / 2,
+        "feature_decay": feature_decay * size / 2,
+        "bias_decay": decay * float(np.sum(b**2)) / 2 if np.isfinite(decay) else 0.0,
+    }
+    objective = sum(terms.values())
+    constant = objective - result.point.value()  # part of the feature decay independent of W
+    done = time.perf_counter()
+    certificate = processes.on_rank_zero(partial(certify_minimum, result, objective, tolerance))
+    ended = time.perf_counter()
+    return MUFMSolution(
+        W=w,
+        b=b,
+        X=first.T,
+        H=last.T,
+        labels=y,
+        layers=layers,
+        objective=objective,
+        terms=terms,
+        certificate=certificate,
+        values=tuple(value + constant for value in result.values),
+        settings={
+            "weight_decay": weight_decay,
+            "transport": transport,
+            "mu": mu,
+            "feature_decay": feature_decay,
+            "bias": bias,
+            "loss": loss,
+            "coupling": coupling,
+            "restarts": restarts,
+            "seed": seed,
+        },
+        effort={
+            "steps": result.steps,
+            "products": result.products,
+            "decrement": result.decrement,
+            "statistics": searched - began - result.seconds,
+            "search": result.seconds,
+            "certificate": ended - done,
+            "seconds": ended - began,
+        },
+        assignment=assignment,
+    )
+
+
+def _rematch(
+    points: Float[np.ndarray, "n d"],
+    scaled: Rows,
+    labels: Int[np.ndarray, " n"],
+    solve: Callable[[Rows], tuple[SearchResult, Statistics]],
+    result: SearchResult,
+    stats: Statistics,
+) -> tuple[Int[np.ndarray, " n"], SearchResult, Statistics]:
+    """Alternate between the features and the optimal coupling of inputs with them."""
+    assignment, inputs = np.arange(len(points)), made_like([points], scaled)
+    for _ in range(100):
+        ends = features_of(result, stats, picked(inputs, assignment), labels)
+        features = made_like([points], ends)
+        coupling = wasserstein(features, inputs, solver=Exact()).coupling
+        trial, trial_stats = processes.on_rank_zero(partial(solve, picked(inputs, coupling)))
+        if trial.point.value() >= result.point.value() * (1 - 1e-12):
+            break
+        assignment, result, stats = coupling, trial, trial_stats
+    return assignment, result, stats
+
+
+def features_of(
+    result: SearchResult, stats: Statistics, inputs: Rows, labels: Int[np.ndarray, " n"]
+) -> Rows:
+    """Return H_L of labelled samples; `inputs` are scaled as those of `stats`."""
+    w = result.point.weights @ stats.basis.T
+    onehot = np.eye(len(w))
+    return Rows(
+        inputs.shape,
+        lambda rows: result.point.features(inputs[rows], w, onehot[labels[rows]], rows),
+        max(len(w), width_of(inputs)),
+    )
+
+
+def check_converged(result: SearchResult) -> None:
+    """Raise ConvergenceError if Newton's steps stopped early."""
+    if result.decrement > MAX_DECREMENT:
+        problem = result.problem
+        raise ConvergenceError(
+            f"MUFM's Newton steps stopped at a decrement of {result.decrement:.1e}, above "
+            f"{MAX_DECREMENT:g}; weight_decay={problem.weight_decay:g} and a transport strength of "
+            f"{problem.mu:g} for the whole path are too far apart for these features; rescale x "
+            "or change these settings."
+        )
+
+
+def _mean_terms(
+    first: Sliceable,
+    last: Sliceable,
+    w: Matrix,
+    b: Float[np.ndarray, " K"],
+    labels: Int[np.ndarray, " n"],
+    loss: str,
+) -> tuple[float, float, float]:
+    """Return the mean loss, mean |H - X|^2 and mean |H|^2."""
+
+    def terms(rows: slice, start: Matrix, end: Matrix) -> list[float]:
+        logits, y = end @ w.T + b, (np.arange(end.shape[0]), labels[rows])
+        if loss == "mse":
+            logits[y] -= 1
+            fit = float(np.vdot(logits, logits)) / 2
+        else:
+            fit = -float(np.sum(log_softmax(logits, axis=1)[y]))
+        return [fit, float(np.sum((end - start) ** 2)), float(np.vdot(end, end))]
+
+    fit, distance, size = summed(terms, first, last, width=len(w))
+    return fit / len(labels), distance / len(labels), size / len(labels)
+
+
+def _classes(labels: Int[np.ndarray, " n"]) -> int:
+    classes = int(labels.max()) + 1
+    missing = np.flatnonzero(np.bincount(labels, minlength=classes) == 0)
+    if classes < 2:
+        raise ArgumentError("MUFM needs at least two classes; all labels are 0.")
+    if len(missing):
+        raise ArgumentError(f"No sample of class {missing[0]}; number the classes 0 to K - 1.")
+    return classes
+
+
+def _check(
+    layers: int,
+    weight_decay: float,
+    transport: float,
+    feature_decay: float,
+    loss: str,
+    coupling: str,
+    restarts: int,
+) -> None:
+    if layers < 1:
+        raise ArgumentError(f"layers must be at least 1, not {layers}.")
+    for name, value in (("weight_decay", weight_decay), ("transport", transport)):
+        if not (value > 0 and np.isfinite(value)):
+            raise ArgumentError(f"{name} must be positive, not {value}.")
+    if not (feature_decay >= 0 and np.isfinite(feature_decay)):
+        raise ArgumentError(f"feature_decay must be at least 0, not {feature_decay}.")
+    if loss not in ("mse", "ce"):
+        raise ArgumentError(f"Unknown loss {loss!r}; choose mse or ce.")
+    if coupling not in ("trajectory", "class", "free"):
+        raise ArgumentError(f"Unknown coupling {coupling!r}; choose trajectory, class or free.")
+    if restarts < 0:
+        raise ArgumentError(f"restarts must be at least 0, not {restarts}.")

@@ -1,0 +1,171 @@
+"""The solution of a multilayer unconstrained-feature model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from ...arrays.checks import as_labels
+from ...arrays.rows import Rows, Sliceable, checked, class_means, made_like, summed, wide
+from ...errors import ArgumentError
+from ...neural_collapse import LayerCollapse, collapse_of
+from ...runtime.processes import local_only
+from ..solution import Certificate
+from .newton import Matrix
+
+
+@dataclass(frozen=True, eq=False)
+class MUFMSolution:
+    """A minimizer of the MUFM objective (`fit_mufm`).
+
+    Attributes
+    ----------
+    W : ndarray, (K, d)
+    b : ndarray, (K,)
+    X, H : ndarray, (d, N)
+        First and last layer; columns are samples. `layer` returns the others. If the input is a
+        memory map, so are they, of temporary files.
+    objective : float
+        F at the solution.
+    terms : dict
+        F split into ``fit``, ``weight_decay``, ``transport``, ``feature_decay``, ``bias_decay``.
+    certificate : Certificate
+    values : tuple of float
+        Final objective of each start, ascending.
+    settings : dict
+    effort : dict
+        Newton ``steps`` and Hessian ``products`` of all starts, the ``decrement`` of the best one,
+        and times in seconds: of the ``statistics`` (the only pass over the samples), the last
+        ``search``, the ``certificate``, and the whole fit (``seconds``).
+    assignment : ndarray of int, (N,), or None
+        With ``coupling="free"``: the index of the input at which each path starts.
+    """
+
+    W: Matrix
+    b: Float[np.ndarray, " K"]
+    X: Float[np.ndarray, "d N"]
+    H: Float[np.ndarray, "d N"]
+    labels: Int[np.ndarray, " N"]
+    layers: int
+    objective: float
+    terms: dict[str, float]
+    certificate: Certificate
+    values: tuple[float, ...]
+    settings: dict[str, Any]
+    effort: dict[str, Any]
+    assignment: Int[np.ndarray, " N"] | None = field(default=None, repr=False)
+
+    def layer(self, index: int) -> Float[np.ndarray, "N d"]:
+        """Return the features of layer 0, ..., L; rows are samples."""
+        if not 0 <= index <= self.layers:
+            raise ArgumentError(f"Layers go from 0 to {self.layers}; there is no layer {index}.")
+        t, first, last = index / self.layers, self.X.T, self.H.T
+        path = Rows(first.shape, lambda rows: (1 - t) * first[rows] + t * last[rows])
+        with local_only():
+            return made_like([first, last], path)
+
+    def apply(self, x: Any, labels: Any) -> Float[np.ndarray, "n d"]:
+        """Return H_L of other labelled samples for the fitted W and b.
+
+        H_L = X' + W^T (W W^T + mu' I)^-1 (Y - W X' - b 1^T) with X' = mu X / mu', mu' = mu + lh;
+        rows are samples. Squared loss only.
+        """
+        if self.settings["loss"] != "mse":
+            raise ArgumentError("apply is for the squared loss; fit with `loss='mse'`.")
+        points, classes = checked(x, "x"), len(self.W)
+        y, eye = as_labels(labels, len(points)), np.eye(classes)
+        if points.shape[1] != self.W.shape[1] or y.max() >= classes:
+            raise ArgumentError(
+                f"The model has {self.W.shape[1]} features and classes 0 to {classes - 1}; x has "
+                f"{points.shape[1]} features and labels go up to {y.max()}."
+            )
+        mu, decay = self.settings["mu"], self.settings["feature_decay"]
+        pull = np.linalg.solve(self.W @ self.W.T + (mu + decay) * eye, self.W)
+
+        def ends(rows: slice) -> Float[np.ndarray, "b d"]:
+            start = wide(points[rows]) * (mu / (mu + decay))
+            return start + (eye[y[rows]] - self.b - start @ self.W.T) @ pull
+
+        with local_only():
+            return made_like([points], Rows(points.shape, ends, classes))
+
+    @property
+    def seconds(self) -> float:
+        """Wall time of the fit."""
+        return float(self.effort["seconds"])
+
+    @property
+    def contraction(self) -> Float[np.ndarray, " K"]:
+        """Factors kappa_i by which within-class deviations shrink along W's right singular vectors.
+
+        kappa_i = mu / (sigma_i^2 + mu + lh); variances shrink by its square. In the null space of W
+        deviations do not change (with feature decay they shrink by mu / (mu + lh)).
+        """
+        mu, decay = self.settings["mu"], self.settings["feature_decay"]
+        return mu / (np.linalg.svd(self.W, compute_uv=False) ** 2 + mu + decay)
+
+    def collapse(self, index: int | None = None) -> LayerCollapse:
+        """Return the collapse metrics of a layer, the last by default."""
+        index = self.layers if index is None else index
+        return collapse_of(self.layer(index), self.labels, name=f"layer{index}")
+
+    def curve(self) -> list[LayerCollapse]:
+        """Return the collapse metrics of every layer, first to last."""
+        return [self.collapse(index) for index in range(self.layers + 1)]
+
+    @property
+    def monotone(self) -> bool:
+        """Whether tr Sigma_W / tr Sigma_B decreases monotonically from X to H_L, decided exactly.
+
+        Along (1 - t) X + t H the ratio w/b decreases on [0, 1] iff the quadratic
+        q(t) = -(w1 b0 + w0 b1) + t (w2 b0 - w0 b2) + t^2 (w2 b1 + w1 b2) is nowhere positive.
+        """
+        with local_only():  # a record may be written by one process
+            q = monotonicity(self.X.T, self.H.T, self.labels)
+        times = [0.0, 1.0]
+        if q[2] < 0:
+            times.append(float(np.clip(-q[1] / (2 * q[2]), 0, 1)))
+        scale = float(np.abs(q).sum())
+        return all(q[0] + q[1] * t + q[2] * t * t <= 1e-12 * scale for t in times)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything except the arrays, ready for JSON."""
+        return {
+            "model": "mufm",
+            "layers": self.layers,
+            "objective": self.objective,
+            "terms": self.terms,
+            "certificate": self.certificate.to_dict(),
+            "spread": [min(self.values), max(self.values)],
+            "contraction": self.contraction.tolist(),
+            "monotone": self.monotone,
+            "settings": self.settings,
+            "effort": self.effort,
+            "seconds": self.seconds,
+        }
+
+
+def monotonicity(
+    first: Sliceable, last: Sliceable, labels: Int[np.ndarray, " n"]
+) -> tuple[float, float, float]:
+    """Return the coefficients of q(t), whose sign is that of d/dt of w(t)/b(t) on the line."""
+    _, labels = np.unique(labels, return_inverse=True)
+    first_means, last_means = (class_means(each, labels) for each in (first, last))
+
+    def within(rows: slice, start: Matrix, end: Matrix) -> list[float]:
+        d0 = start - first_means[labels[rows]]
+        change = d0 - (end - last_means[labels[rows]])
+        return [float(np.vdot(*pair)) for pair in ((d0, d0), (d0, change), (change, change))]
+
+    w0, w1, w2 = (w / len(labels) for w in summed(within, first, last))
+    k = len(first_means)
+    m0, m1 = (means - means.mean(0) for means in (first_means, last_means))
+    b0, b1, b2 = np.sum(m0**2) / k, np.sum(m0 * (m1 - m0)) / k, np.sum((m1 - m0) ** 2) / k
+    return (
+        float(-(w1 * b0 + w0 * b1)),
+        float(w2 * b0 - w0 * b2),
+        float(w2 * b1 + w1 * b2),
+    )
