@@ -15,7 +15,7 @@ from scipy.sparse import csr_array
 
 from ..errors import RecordError
 from ..runtime import processes
-from ..runtime.memory import free, share
+from ..runtime.memory import available_bytes, limited_size
 from .checks import as_array, as_numpy, as_points
 from .mapped import anonymous_array
 
@@ -82,7 +82,7 @@ def ranges(stop: int, width: int, start: int = 0) -> list[slice]:
 
     In float64; less where memory is bounded (`wgeo.runtime.memory`).
     """
-    step = max(1, share(_HELD, 1 / 32) // (8 * width))
+    step = max(1, limited_size(_HELD, 1 / 32) // (8 * width))
     return [slice(i, min(i + step, stop)) for i in range(start, stop, step)]
 
 
@@ -166,7 +166,7 @@ def made_like(layers: Sequence[np.ndarray], rows: Rows, dtype: Any = np.float64)
     """
     dtype, shape = np.dtype(dtype), rows.shape
     maps = [layer for layer in layers if is_mapped(layer)]
-    left = free()
+    left = available_bytes()
     if maps or (left is not None and math.prod(shape) * dtype.itemsize > left / 8):
         named = next((Path(a.filename).parent for a in maps if a.filename), None)
         return on_disk(rows, dtype, named)

@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from ..arrays.rows import made_like, wide
 from ..errors import ArgumentError, ConvergenceError, FeatureError
 from ..neural_collapse import collapse_of
-from ..runtime.memory import free
+from ..runtime.memory import available_bytes
 from ..runtime.processes import on_rank_zero
 from ..runtime.progress import track
 from ..storage.files import memory
@@ -186,7 +186,7 @@ def _turning(segment: Segment) -> int:
 
 def _no_room(traj: Trajectory, who: str, size: int) -> str:
     """Why models that take so many bytes do not fit into memory; empty where they do."""
-    left = free()
+    left = available_bytes()
     available = 0.8 * memory() if left is None else left - traj.held
     if size <= available:
         return ""

@@ -19,7 +19,8 @@ from jaxtyping import Float, Int
 from .metrics import RANK_TOLERANCE, LayerCollapse, layer_collapse
 from .moments import ClassGeometry, ClassMoments
 from .projection import Projected, nearest_mean
-from .row_blocks import BLOCK, one_thread, row_blocks
+from ..runtime.threads import one_thread
+from .row_blocks import BLOCK, row_blocks
 
 _HELD = 2**23
 """Entries held in float64 for the replicates measured together (64 MiB)."""

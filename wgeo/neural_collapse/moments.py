@@ -17,7 +17,8 @@ from jaxtyping import Float, Int
 
 from ..errors import ArgumentError, FeatureError
 from ..runtime import processes
-from .row_blocks import BLOCK, check_length, one_thread, precision_of, row_blocks
+from ..runtime.threads import one_thread
+from .row_blocks import BLOCK, check_length, precision_of, row_blocks
 from .spectrum import SPECTRUM_SIZE, RowSample, Spectrum
 
 _MEANS_TOLERANCE = 64 * np.finfo(np.float64).eps

@@ -12,7 +12,8 @@ from jaxtyping import Float, Int
 from ..errors import FeatureError
 from ..runtime import processes
 from .moments import ClassGeometry, ClassIndex, ClassMoments
-from .row_blocks import check_length, one_thread, row_blocks
+from ..runtime.threads import one_thread
+from .row_blocks import check_length, row_blocks
 from .small_samples import LeftOut, is_few
 
 _DRIFT_TOLERANCE = 1e-4

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,6 @@ BLOCK = 2**18
 """Entries held in float64 at a time (2 MiB): small enough to stay in a CPU's cache."""
 
 _LEAST_ROWS = 8
-_MUCH_WORK = 10**10
 
 
 def row_blocks(
@@ -65,18 +63,3 @@ def check_length(name: str, features: Any, index: Int[np.ndarray, " n"]) -> None
         check_plain(features, f"layer {name!r}")
     if len(features) != len(index):
         raise FeatureError(f"layer {name!r} has {len(features)} samples for {len(index)} labels.")
-
-
-@contextmanager
-def one_thread(work: int = 0) -> Iterator[None]:
-    """Run torch's CPU operators on one thread inside the block, if `work` (flops) is little.
-
-    On arrays that fit into a cache, threads wait for each other longer than they work: measured
-    20 to 60 times slower where other processes compete for two cores, and never much faster.
-    """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1 if work < _MUCH_WORK else threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)

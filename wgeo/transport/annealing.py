@@ -17,7 +17,7 @@ from jaxtyping import Float
 from ..errors import ArgumentError, ConvergenceError
 from ..runtime import processes
 from .kernel import Kernel
-from .pair import UNIT, Pair
+from .clouds import UNIT_ROUNDOFF, PointClouds
 
 _DEPTH = 16  # past steps that an extrapolation uses
 SCALING = 0.5  # of sqrt(epsilon) from one step of the annealing to the next
@@ -101,8 +101,8 @@ def converge(
 
     Return the last iterate and whether it got there before the budget was spent.
     """
-    pair = kernel.pair
-    anderson = _Anderson(pair.b.sqrt())
+    clouds = kernel.clouds
+    anderson = _Anderson(clouds.b.sqrt())
     safe, value = None, -math.inf
     while True:
         state = iterate(kernel, g, eps)
@@ -120,17 +120,17 @@ def converge(
 
 def iterate(kernel: Kernel, g: Float[torch.Tensor, " m"], eps: float) -> Potentials:
     """One pass: the softmin of g, and how far the marginal of its plan is from b."""
-    pair = kernel.pair
+    clouds = kernel.clouds
     f, log_ratio = kernel.softmin(g, eps)
-    error = float((pair.b * log_ratio.expm1()).abs().sum())
-    value = float(pair.a @ f + pair.b @ g)
+    error = float((clouds.b * log_ratio.expm1()).abs().sum())
+    value = float(clouds.a @ f + clouds.b @ g)
     # Both decide how to go on, so processes must not differ in the last digit.
     error, value = processes.on_rank_zero(lambda: (error, value))
     return Potentials(f, g, log_ratio, eps, error, value)
 
 
-def descend(
-    pair: Pair,
+def anneal(
+    clouds: PointClouds,
     scale: float,
     eps: float,
     tolerance: float,
@@ -145,13 +145,13 @@ def descend(
     """
     steps = [eps]
     if g is None:
-        g = torch.zeros_like(pair.b)
-        start = math.sqrt(scale * pair.spread)
+        g = torch.zeros_like(clouds.b)
+        start = math.sqrt(scale * clouds.total_variance)
         while steps[0] < start:
             steps.insert(0, steps[0] / scaling**2)
     for step in steps:
         asked = tolerance if step == eps else max(tolerance, _LOOSE)
-        kernel = Kernel(pair, pick_dtype(pair, step, asked))
+        kernel = Kernel(clouds, pick_dtype(clouds, step, asked))
         state, done = converge(kernel, g, step, asked, budget)
         if not done:
             break
@@ -159,28 +159,28 @@ def descend(
     return state, done and step == eps
 
 
-def pick_dtype(pair: Pair, eps: float, tolerance: float) -> torch.dtype:
+def pick_dtype(clouds: PointClouds, eps: float, tolerance: float) -> torch.dtype:
     """Float32 where its rounding of ``x.y / eps`` is small against the marginal error asked."""
-    terms = pair.radius**2 / eps + 16  # the exponent's, and those of sums of exponentials
+    terms = clouds.radius**2 / eps + 16  # the exponent's, and those of sums of exponentials
     rounding = 4 * (torch.finfo(torch.float32).eps / 2) * terms
     return torch.float32 if rounding <= 0.1 * tolerance else torch.float64
 
 
-def smallest_epsilon(pair: Pair) -> float:
+def smallest_epsilon(clouds: PointClouds) -> float:
     """Where float64's rounding of ``x.y / eps`` would begin to show, about 1e-3 in the exponent."""
-    return 4096 * UNIT * pair.radius**2
+    return 4096 * UNIT_ROUNDOFF * clouds.radius**2
 
 
 def solve_itself(
-    pair: Pair, eps: float, tolerance: float, budget: Budget
+    clouds: PointClouds, eps: float, tolerance: float, budget: Budget
 ) -> tuple[Potentials, bool]:
     """Solve a cloud against itself (a pair of `Pair.doubled`), as `converge` does two clouds.
 
     The averaged update ``f <- (f + softmin f) / 2`` has its spectrum in [0, 1/2] (Feydy 2020,
     Section 3.3), so it needs neither annealing nor acceleration.
     """
-    kernel = Kernel(pair)
-    g = torch.zeros_like(pair.a)
+    kernel = Kernel(clouds)
+    g = torch.zeros_like(clouds.a)
     while True:
         state = iterate(kernel, g, eps)
         if state.error <= tolerance or not budget.take():
@@ -188,9 +188,9 @@ def solve_itself(
         g = (state.f + g) / 2
 
 
-def require_epsilon(pair: Pair, eps: float) -> None:
+def require_epsilon(clouds: PointClouds, eps: float) -> None:
     """Refuse an epsilon that float64 cannot resolve."""
-    floor = smallest_epsilon(pair)
+    floor = smallest_epsilon(clouds)
     if eps < floor:
         raise ArgumentError(
             f"epsilon = {eps:.3g} is below what float64 resolves for these clouds: use at least "

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Int
 
-from .cost import Costs
+from .geometry import Geometry
 
 ROUNDING = 2.0**-47  # of the numbers that enter: what counts as zero
 _MOST_SWEEPS = 3000
@@ -44,9 +44,9 @@ class Groups:
 class Arcs:
     """Pairs (i, j), once each, with their costs in float64, sorted by column."""
 
-    def __init__(self, costs: Costs) -> None:
-        self._costs = costs
-        self.shape = costs.x.n, costs.y.n
+    def __init__(self, geometry: Geometry) -> None:
+        self._geometry = geometry
+        self.shape = geometry.x.n, geometry.y.n
         self._key = np.zeros(0, np.int64)
         self.cost = np.zeros(0)
         self.i = np.zeros(0, np.int32)
@@ -68,7 +68,7 @@ class Arcs:
         known[known] = self._key[place[known]] == key[known]
         key, place = key[~known], place[~known]
         i, j = (key % n).astype(np.int32), (key // n).astype(np.int32)
-        self.cost = np.insert(self.cost, place, self._costs.between(i, j))
+        self.cost = np.insert(self.cost, place, self._geometry.pair_costs(i, j))
         self._key = np.insert(self._key, place, key)
         self.i = np.insert(self.i, place, i)
         self.j = np.insert(self.j, place, j)
@@ -85,7 +85,7 @@ class Arcs:
         return labels.p[self.i] + self.cost - labels.q[self.j]
 
 
-def relax(
+def shortest_path_labels(
     arcs: Arcs, cost: Float[np.ndarray, " k"], used: Int[np.ndarray, " u"], tolerance: float
 ) -> Labels:
     """Largest feasible labels with p <= 0, for other costs of the arcs: Bellman-Ford sweeps.

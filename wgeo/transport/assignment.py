@@ -7,10 +7,10 @@ from jaxtyping import Float, Int
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import min_weight_full_bipartite_matching
 
-from .arcs import Arcs, Labels, relax
-from .cost import Costs
-from .multiscale import guess
-from .refine import Solution, candidates, examine, negligible, refine
+from .arcs import Arcs, Labels, shortest_path_labels
+from .geometry import Geometry
+from .multiscale import estimate_potentials
+from .column_generation import Solution, add_nearest, verify, negligible, refine
 
 _FEW = 1 << 14  # pairs that are all taken at once
 _COLD = 0.5  # share of columns at fault from which the pairing given is no useful start
@@ -23,7 +23,7 @@ _TRUST = 2.0**-10  # of the upper bound: a guess below is no measure of the opti
 _LARGEST = 2.0**50  # whole numbers that float64 adds exactly
 
 
-def solve_assignment(costs: Costs, start: Float[np.ndarray, " n"] | None = None) -> Solution:
+def solve_assignment(geometry: Geometry, start: Float[np.ndarray, " n"] | None = None) -> Solution:
     """Improve the costs' own pairing (place i with place i) until no pair objects.
 
     The pairing is optimal exactly when labels exist with ``p_j + c_jj <= p_i + c_ij``. A scan at
@@ -31,18 +31,18 @@ def solve_assignment(costs: Costs, start: Float[np.ndarray, " n"] | None = None)
     begin with; else potentials are guessed anew (`multiscale`) and each point names its nearest. Of
     small clouds all pairs are taken.
     """
-    n = costs.x.n
+    n = geometry.x.n
     pairing = np.arange(n)
-    arcs = Arcs(costs)
+    arcs = Arcs(geometry)
     arcs.add(pairing, pairing)
-    labels = Labels(p := costs.start() if start is None else start, p + arcs.cost)
-    upper = min(float(arcs.cost.mean()), float((costs.x.norms + costs.y.norms).mean()))
+    labels = Labels(p := geometry.start() if start is None else start, p + arcs.cost)
+    upper = min(float(arcs.cost.mean()), float((geometry.x.norms + geometry.y.norms).mean()))
     tolerance = _FLOOR * upper
-    found = examine(costs, labels, tolerance)
+    found = verify(geometry, labels, tolerance)
     if len(found.i) > 0 and n * n <= _FEW:
         arcs.add(np.repeat(pairing, n), np.tile(pairing, n))
     elif len(np.unique(found.j)) > _COLD * n:
-        labels = candidates(costs, arcs, guess(costs, upper))
+        labels = add_nearest(geometry, arcs, estimate_potentials(geometry, upper))
         lower = float(labels.q.mean() - labels.p.mean())
         tolerance = _FLOOR * min(max(lower, _TRUST * upper), upper)
     elif arcs.add(found.i, found.j) == 0:
@@ -52,11 +52,11 @@ def solve_assignment(costs: Costs, start: Float[np.ndarray, " n"] | None = None)
     def solve(labels: Labels) -> tuple[np.ndarray, Labels, float]:
         nonlocal reach, shares
         reach = max(reach, -float(arcs.slack(labels).min()))
-        steps = falling(reach, max(tolerance, negligible(labels)), shares)
+        steps = decreasing_steps(reach, max(tolerance, negligible(labels)), shares)
         reach, shares = 0.0, _LATER
         return *assign(arcs, labels, steps), tolerance
 
-    return refine(costs, arcs, labels, solve)
+    return refine(geometry, arcs, labels, solve)
 
 
 def assign(arcs: Arcs, labels: Labels, steps: list[float]) -> tuple[Int[np.ndarray, " n"], Labels]:
@@ -75,14 +75,14 @@ def assign(arcs: Arcs, labels: Labels, steps: list[float]) -> tuple[Int[np.ndarr
         weight = np.minimum(slack - slack.min(), _LARGEST) + 1  # a zero would be an absent arc
         graph = csr_array((weight, arcs.i, arcs.pointers), shape=arcs.shape[::-1])
         _, rows = min_weight_full_bipartite_matching(graph)
-        change = relax(arcs, slack, arcs.at(rows, columns), 0.0)
+        change = shortest_path_labels(arcs, slack, arcs.at(rows, columns), 0.0)
         labels = Labels(labels.p + step * change.p, labels.q + step * change.q)
     permutation = np.empty(len(rows), np.int64)
     permutation[rows] = columns
     return permutation, labels
 
 
-def falling(reach: float, floor: float, shares: tuple[float, ...]) -> list[float]:
+def decreasing_steps(reach: float, floor: float, shares: tuple[float, ...]) -> list[float]:
     """Steps for labels that have to move by `reach`: shares of it, then down to the floor."""
     steps = [reach * share for share in shares if reach * share > 2 * floor]
     while steps and steps[-1] > _FALL * floor:

@@ -10,8 +10,8 @@ import numpy as np
 from jaxtyping import Float
 
 from ..errors import FeatureError, WgeoError
-from ..runtime.memory import free, share
-from ..runtime.threads import spread
+from ..runtime.memory import available_bytes, limited_size
+from ..runtime.threads import thread_map
 from ..trajectory import Trajectory, as_trajectory
 from .entry import Solver, wasserstein
 from .exact import Exact
@@ -54,7 +54,7 @@ class _Pair:
     @property
     def bytes(self) -> int:
         """About what a solver holds: copies of both clouds, and its blocks."""
-        return 12 * (self.x.size + self.y.size) + share(_BLOCKS, 1 / 8)
+        return 12 * (self.x.size + self.y.size) + limited_size(_BLOCKS, 1 / 8)
 
     @property
     def key(self) -> tuple[int, int]:
@@ -120,7 +120,7 @@ def _at_once(size: int, held: int) -> int | None:
     FeatureError
         Not even one.
     """
-    left = free()
+    left = available_bytes()
     if left is None:
         return None
     left -= held

@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from ..arrays.checks import pick_device
 from ..errors import ArgumentError
 from ..runtime import processes
-from .pair import UNIT, Pair
+from .clouds import UNIT_ROUNDOFF, PointClouds
 from .result import TransportResult
 
 _POINTS = 1 << 23  # entries of points factored at a time, in float64: 64 MiB
@@ -58,36 +58,36 @@ class Gaussian:
         potentials: tuple[np.ndarray, np.ndarray] | None = None,
     ) -> TransportResult:
         """Return the Bures distance as a lower bound of W2 between the clouds (`wasserstein`)."""
-        began = time.perf_counter()
-        pair = Pair.of(x, y, a, b, coupling, pick_device(self.device))
-        bures, slack = _bures(pair)
-        product = pair.shift + pair.spread + pair.rounding
-        paired = pair.paired <= product
-        return pair.result(
-            lower=pair.shift + bures - slack - pair.rounding,
-            upper=min(pair.paired, product),
-            cost=pair.shift + bures,
+        start_time = time.perf_counter()
+        clouds = PointClouds.of(x, y, a, b, coupling, pick_device(self.device))
+        bures, slack = _bures(clouds)
+        product = clouds.translation_cost + clouds.total_variance + clouds.rounding
+        paired = clouds.pairing_cost <= product
+        return clouds.result(
+            lower=clouds.translation_cost + bures - slack - clouds.rounding,
+            upper=min(clouds.pairing_cost, product),
+            cost=clouds.translation_cost + bures,
             solver=self.name,
-            seconds=time.perf_counter() - began,
-            coupling=pair.pairing if paired else None,
+            seconds=time.perf_counter() - start_time,
+            coupling=clouds.pairing if paired else None,
             stats={
                 "estimand": "W2 between Gaussians with the clouds' means and covariances",
-                "means": max(pair.shift, 0.0),
+                "means": max(clouds.translation_cost, 0.0),
                 "covariances": bures,
                 "upper_from": "pairing" if paired else "product",
             },
         )
 
 
-def _bures(pair: Pair) -> tuple[float, float]:
+def _bures(clouds: PointClouds) -> tuple[float, float]:
     """Return B^2 between the centred clouds, and a bound on its rounding error."""
-    factor_x, factor_y = _factor(pair.x, pair.a), _factor(pair.y, pair.b)
+    factor_x, factor_y = _factor(clouds.x, clouds.a), _factor(clouds.y, clouds.b)
     product = factor_x @ factor_y.T
     values = torch.linalg.svdvals(product)
-    terms = pair.x.shape[1] + sum(product.shape)
-    slack = 8 * terms * UNIT * float(values.max()) + 64 * UNIT * pair.spread
-    value = pair.spread - 2 * float(values.sum())
-    if value > 1e-4 * pair.spread:
+    terms = clouds.x.shape[1] + sum(product.shape)
+    slack = 8 * terms * UNIT_ROUNDOFF * float(values.max()) + 64 * UNIT_ROUNDOFF * clouds.total_variance
+    value = clouds.total_variance - 2 * float(values.sum())
+    if value > 1e-4 * clouds.total_variance:
         return value, slack
     # The traces cancel: the Procrustes residual min_U ||R_x - U R_y||^2 is the same number, and
     # keeps its relative accuracy where the clouds nearly coincide.
@@ -155,20 +155,20 @@ class Sliced:
         potentials: tuple[np.ndarray, np.ndarray] | None = None,
     ) -> TransportResult:
         """Return an interval for W2 and the sliced distance (`wasserstein`)."""
-        began = time.perf_counter()
-        pair = Pair.of(x, y, a, b, coupling, pick_device(self.device))
-        drawn = self._directions(pair)
-        axes = _principal_axes(pair, self.seed)
-        costs = _along(pair, torch.cat([drawn, axes]))
-        frames = [*costs[: len(drawn)].split(pair.x.shape[1]), costs[len(drawn) :]]
-        cost, plan, origin = _best_coupling(pair, torch.cat([drawn, axes]), costs)
+        start_time = time.perf_counter()
+        clouds = PointClouds.of(x, y, a, b, coupling, pick_device(self.device))
+        drawn = self._directions(clouds)
+        axes = _principal_axes(clouds, self.seed)
+        costs = _along(clouds, torch.cat([drawn, axes]))
+        frames = [*costs[: len(drawn)].split(clouds.x.shape[1]), costs[len(drawn) :]]
+        cost, plan, origin = _best_coupling(clouds, torch.cat([drawn, axes]), costs)
         # Centred projections: a translation costs the same on every coupling, so it is added whole.
-        with_shift = costs[: len(drawn)] + (drawn @ pair.offset).square()
-        return pair.result(
-            lower=pair.shift + max(_lower(pair, frame) for frame in frames),
+        with_shift = costs[: len(drawn)] + (drawn @ clouds.offset).square()
+        return clouds.result(
+            lower=clouds.translation_cost + max(_lower(clouds, frame) for frame in frames),
             upper=cost,
             solver=self.name,
-            seconds=time.perf_counter() - began,
+            seconds=time.perf_counter() - start_time,
             coupling=plan,
             stats={
                 "sliced": math.sqrt(float(with_shift.mean())),
@@ -179,16 +179,16 @@ class Sliced:
             },
         )
 
-    def _directions(self, pair: Pair) -> Float[torch.Tensor, "k d"]:
+    def _directions(self, clouds: PointClouds) -> Float[torch.Tensor, "k d"]:
         """`projections` directions, every d in succession an orthonormal frame."""
-        d = pair.x.shape[1]
+        d = clouds.x.shape[1]
         count = -(-self.projections // d)
         generator = np.random.default_rng(self.seed)
         normal = torch.from_numpy(generator.standard_normal((count, d, min(d, self.projections))))
         q, r = torch.linalg.qr(normal)
         # The sign convention makes Q uniform (Mezzadri 2007), not only orthonormal.
         q = q * r.diagonal(dim1=1, dim2=2).sign()[:, None]
-        return q.transpose(1, 2).reshape(-1, d)[: self.projections].to(pair.x.device)
+        return q.transpose(1, 2).reshape(-1, d)[: self.projections].to(clouds.x.device)
 
 
 def line_costs(
@@ -219,27 +219,27 @@ def _merge(
     return i, j, mass
 
 
-def _along(pair: Pair, directions: Float[torch.Tensor, "k d"]) -> Float[torch.Tensor, " k"]:
+def _along(clouds: PointClouds, directions: Float[torch.Tensor, "k d"]) -> Float[torch.Tensor, " k"]:
     """W2^2 along each direction, of the centred clouds."""
-    step = max(1, _LINES // (len(pair.x) + len(pair.y)))
-    mine, costs = processes.shard(len(directions)), directions.new_zeros(len(directions))
-    for i in range(mine.start, mine.stop, step):
-        some = slice(i, min(i + step, mine.stop))
-        costs[some] = line_costs(*pair.project(directions[some]), pair.a, pair.b)
+    step = max(1, _LINES // (len(clouds.x) + len(clouds.y)))
+    local_part, costs = processes.shard(len(directions)), directions.new_zeros(len(directions))
+    for i in range(local_part.start, local_part.stop, step):
+        some = slice(i, min(i + step, local_part.stop))
+        costs[some] = line_costs(*clouds.project(directions[some]), clouds.a, clouds.b)
     return processes.all_reduce_sum(costs)
 
 
-def _lower(pair: Pair, lines: Float[torch.Tensor, " k"]) -> float:
+def _lower(clouds: PointClouds, lines: Float[torch.Tensor, " k"]) -> float:
     """Lower bound from one orthonormal frame's costs, less what rounding can have added to it."""
     # Projections err by d u, sums of n weights by n u, each relative to the clouds' radius.
-    terms = len(pair.x) + len(pair.y) if pair.pairing is None else 1
-    slack = 4 * UNIT * terms * len(lines) * pair.radius**2 + math.sqrt(len(lines)) * pair.rounding
-    return float(lines.sum()) * (1 - 8 * (pair.x.shape[1] + 64) * UNIT) - slack
+    terms = len(clouds.x) + len(clouds.y) if clouds.pairing is None else 1
+    slack = 4 * UNIT_ROUNDOFF * terms * len(lines) * clouds.radius**2 + math.sqrt(len(lines)) * clouds.rounding
+    return float(lines.sum()) * (1 - 8 * (clouds.x.shape[1] + 64) * UNIT_ROUNDOFF) - slack
 
 
-def _principal_axes(pair: Pair, seed: int) -> Float[torch.Tensor, "r d"]:
+def _principal_axes(clouds: PointClouds, seed: int) -> Float[torch.Tensor, "r d"]:
     """Orthonormal directions that hold most of the pooled variance."""
-    pooled = torch.cat([_factor(pair.x, pair.a), _factor(pair.y, pair.b)])
+    pooled = torch.cat([_factor(clouds.x, clouds.a), _factor(clouds.y, clouds.b)])
     if min(pooled.shape) <= _AXES:
         return torch.linalg.svd(pooled, full_matrices=False)[2]
     start = np.random.default_rng(seed).standard_normal((len(pooled), _AXES // 8))
@@ -251,32 +251,32 @@ def _principal_axes(pair: Pair, seed: int) -> Float[torch.Tensor, "r d"]:
 
 
 def _best_coupling(
-    pair: Pair, directions: Float[torch.Tensor, "k d"], costs: Float[torch.Tensor, " k"]
+    clouds: PointClouds, directions: Float[torch.Tensor, "k d"], costs: Float[torch.Tensor, " k"]
 ) -> tuple[float, np.ndarray | sp.coo_array | None, str]:
     """Cheapest of the pairing and of sorting along the directions that say most."""
-    best = (pair.paired, pair.pairing, "pairing")
+    best = (clouds.pairing_cost, clouds.pairing, "pairing")
     for k in costs.argsort(descending=True)[:_COUPLINGS].tolist():
-        plan = _line_coupling(pair, directions[k : k + 1])
-        cost = pair.cost_of(plan) if isinstance(plan, np.ndarray) else pair.cost_of_sparse(plan)
+        plan = _line_coupling(clouds, directions[k : k + 1])
+        cost = clouds.permutation_cost(plan) if isinstance(plan, np.ndarray) else clouds.plan_cost(plan)
         if cost < best[0]:
             best = (cost, plan, "line")
     return best
 
 
 def _line_coupling(
-    pair: Pair, direction: Float[torch.Tensor, "1 d"]
+    clouds: PointClouds, direction: Float[torch.Tensor, "1 d"]
 ) -> Int[np.ndarray, " n"] | sp.coo_array:
     """The optimal coupling of the projections: a permutation where the clouds pair up."""
-    along_x, along_y = pair.project(direction)
+    along_x, along_y = clouds.project(direction)
     order_x, order_y = along_x[0].argsort(), along_y[0].argsort()
-    if pair.pairing is not None:
-        permutation = np.empty(len(pair.x), dtype=np.int64)
+    if clouds.pairing is not None:
+        permutation = np.empty(len(clouds.x), dtype=np.int64)
         permutation[order_x.cpu().numpy()] = order_y.cpu().numpy()
         return permutation
-    i, j, mass = _merge(pair.a[order_x][None], pair.b[order_y][None])
+    i, j, mass = _merge(clouds.a[order_x][None], clouds.b[order_y][None])
     keep = mass[0] > 0
     coords = (order_x[i[0][keep]].cpu().numpy(), order_y[j[0][keep]].cpu().numpy())
-    return sp.coo_array((mass[0][keep].cpu().numpy(), coords), shape=(len(pair.x), len(pair.y)))
+    return sp.coo_array((mass[0][keep].cpu().numpy(), coords), shape=(len(clouds.x), len(clouds.y)))
 
 
 def _error_of_root_mean(costs: Float[torch.Tensor, " k"]) -> float | None:

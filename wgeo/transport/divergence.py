@@ -15,14 +15,14 @@ from .annealing import (
     SCALING,
     Budget,
     Potentials,
-    descend,
+    anneal,
     require_converged,
     require_epsilon,
     solve_itself,
 )
-from .entry import as_weights, require_one_space, together
+from .entry import as_weights, require_one_space, on_one_device
 from .kernel import Kernel, full_precision
-from .pair import Pair
+from .clouds import PointClouds
 
 
 def sinkhorn_divergence(
@@ -64,7 +64,7 @@ def sinkhorn_divergence(
     ConvergenceError
         The marginals were not reached.
     """
-    x, y = together(as_points(x, name="x"), as_points(y, name="y"))
+    x, y = on_one_device(as_points(x, name="x"), as_points(y, name="y"))
     require_one_space(x, y)
     if not 0 < epsilon < math.inf:
         raise ArgumentError(f"epsilon must be a positive number, not {epsilon!r}.")
@@ -80,7 +80,7 @@ class _Divergence(torch.autograd.Function):
         ctx: Any, x: torch.Tensor, y: torch.Tensor, weights: Any, settings: Any
     ) -> torch.Tensor:
         with full_precision:
-            value, grad_x, grad_y = _solve(Pair.of(x, y, *weights), *settings)
+            value, grad_x, grad_y = _solve(PointClouds.of(x, y, *weights), *settings)
         ctx.save_for_backward(grad_x.to(x.dtype), grad_y.to(y.dtype))
         return x.new_tensor(value)
 
@@ -92,21 +92,21 @@ class _Divergence(torch.autograd.Function):
 
 
 def _solve(
-    pair: Pair, eps: float, tolerance: float, iterations: int
+    clouds: PointClouds, eps: float, tolerance: float, iterations: int
 ) -> tuple[float, Float[torch.Tensor, "n d"], Float[torch.Tensor, "m d"]]:
     """Return the divergence and its gradients with respect to both clouds."""
-    require_epsilon(pair, eps)
-    scale = min(pair.paired - pair.shift, pair.spread)
+    require_epsilon(clouds, eps)
+    scale = min(clouds.pairing_cost - clouds.translation_cost, clouds.total_variance)
     asked = (eps, tolerance, SCALING, Budget(iterations))
-    state = require_converged(*descend(pair, max(scale, 0.0), *asked), "x and y")
-    toward_y, toward_x = _pulls(pair, state)
-    apart = 2 * pair.offset  # what centring took from x_i - y_j
+    state = require_converged(*anneal(clouds, max(scale, 0.0), *asked), "x and y")
+    toward_y, toward_x = _pulls(clouds, state)
+    apart = 2 * clouds.offset  # what centring took from x_i - y_j
     grads = [
-        toward_y + pair.a[:, None] * apart,
-        toward_x - (pair.b * state.log_ratio.exp())[:, None] * apart,
+        toward_y + clouds.a[:, None] * apart,
+        toward_x - (clouds.b * state.log_ratio.exp())[:, None] * apart,
     ]
-    value = pair.shift + state.value
-    for k, twin in enumerate(pair.doubled):
+    value = clouds.translation_cost + state.value
+    for k, twin in enumerate(clouds.self_problems):
         own = require_converged(
             *solve_itself(twin, eps, tolerance, Budget(iterations)), "xy"[k] + " and itself"
         )
@@ -118,12 +118,12 @@ def _solve(
 
 
 def _pulls(
-    pair: Pair, state: Potentials
+    clouds: PointClouds, state: Potentials
 ) -> tuple[Float[torch.Tensor, "n d"], Float[torch.Tensor, "m d"]]:
     """Gradients of OT_eps between the centred clouds with respect to either."""
-    onto_x, onto_y = Kernel(pair).transported(state.f, state.g, state.eps)
-    mass = pair.b * state.log_ratio.exp()
+    onto_x, onto_y = Kernel(clouds).apply_plan(state.f, state.g, state.eps)
+    mass = clouds.b * state.log_ratio.exp()
     return (
-        2 * (pair.a[:, None] * pair.all_x(torch.float64) - onto_x),
-        2 * (mass[:, None] * pair.all_y(torch.float64) - onto_y),
+        2 * (clouds.a[:, None] * clouds.centered_x(torch.float64) - onto_x),
+        2 * (mass[:, None] * clouds.centered_y(torch.float64) - onto_y),
     )

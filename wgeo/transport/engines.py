@@ -14,12 +14,12 @@ import torch
 from jaxtyping import Float
 
 from ..errors import DependencyError
-from .pair import Pair
+from .clouds import PointClouds
 
-Engine = Callable[[Pair, float, float], torch.Tensor]
+Engine = Callable[[PointClouds, float, float], torch.Tensor]
 
 
-def geomloss(pair: Pair, eps: float, scaling: float) -> Float[torch.Tensor, " m"]:
+def geomloss(clouds: PointClouds, eps: float, scaling: float) -> Float[torch.Tensor, " m"]:
     """Potential g by GeomLoss (Feydy et al. 2019), in float64; it holds n x m matrices."""
     from geomloss import SamplesLoss
 
@@ -32,13 +32,13 @@ def geomloss(pair: Pair, eps: float, scaling: float) -> Float[torch.Tensor, " m"
         potentials=True,
         backend="tensorized",
     )
-    _, half_g = loss(pair.a, pair.all_x(torch.float64), pair.b, pair.all_y(torch.float64))
+    _, half_g = loss(clouds.a, clouds.centered_x(torch.float64), clouds.b, clouds.centered_y(torch.float64))
     return 2 * half_g.view(-1)
 
 
-def flash(pair: Pair, eps: float, scaling: float) -> Float[torch.Tensor, " m"]:
+def flash(clouds: PointClouds, eps: float, scaling: float) -> Float[torch.Tensor, " m"]:
     """Potential g by flash-sinkhorn's fused kernels, in float32 (TF32 off), on CUDA only."""
-    if pair.x.device.type != "cuda":
+    if clouds.x.device.type != "cuda":
         raise DependencyError(
             'engine="flash" needs a CUDA device and the clouds on it; '
             'here the work is on the CPU. Use engine="wgeo".'
@@ -59,7 +59,7 @@ def flash(pair: Pair, eps: float, scaling: float) -> Float[torch.Tensor, " m"]:
         allow_tf32=False,
     )
     single = torch.float32
-    _, g = loss(pair.a.to(single), pair.all_x(single), pair.b.to(single), pair.all_y(single))
+    _, g = loss(clouds.a.to(single), clouds.centered_x(single), clouds.b.to(single), clouds.centered_y(single))
     return g.double().view(-1)
 
 

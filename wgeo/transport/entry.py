@@ -83,7 +83,7 @@ def wasserstein(
     ConvergenceError
         The solver stopped before its tolerance and was not asked to return what it had.
     """
-    x, y = together(as_points(x, name="x"), as_points(y, name="y"))
+    x, y = on_one_device(as_points(x, name="x"), as_points(y, name="y"))
     require_one_space(x, y)
     n, m = len(x), len(y)
     weights_a = as_weights(a, n, "a")
@@ -143,7 +143,7 @@ def as_weights(w: Any, n: int, name: str) -> Float[np.ndarray, " n"] | None:
     return values / values.sum()
 
 
-def together(x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def on_one_device(x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Both clouds on one device, an accelerator if either lies on one."""
     if x.device == y.device:
         return x, y

@@ -14,14 +14,14 @@ from scipy.sparse import coo_array, csr_array
 from ..arrays.checks import as_points, pick_device
 from ..errors import ArgumentError
 from ..runtime import processes
-from ..runtime.memory import parse_bytes, share
+from ..runtime.memory import limited_size, parse_bytes
 from .assignment import solve_assignment
-from .cost import Costs, squared_distances
+from .geometry import Geometry, squared_distances
 from .flow import solve_flow
 from .kernel import full_precision
 from .line import solve_line
-from .pair import UNIT, Pair
-from .refine import Solution
+from .clouds import UNIT_ROUNDOFF, PointClouds
+from .column_generation import Solution
 from .result import Status, TransportResult
 
 
@@ -84,43 +84,43 @@ class Exact:
         ConvergenceError
             The network simplex failed (weights only).
         """
-        began = time.perf_counter()
+        start_time = time.perf_counter()
         x, y = as_points(x, name="x"), as_points(y, name="y")
         device = pick_device(self.device)
         idle = [w is not None and not w.all() for w in (a, b)]
         if any(idle):
             return self._without_idle(x.to(device), y.to(device), a, b)
-        pair = Pair.of(x, y, a, b, coupling, device)
+        clouds = PointClouds.of(x, y, a, b, coupling, device)
         with full_precision:
-            found = self._of_pair(pair, potentials)
+            found = self._of_pair(clouds, potentials)
             loose = processes.on_rank_zero(lambda: found.status is not Status.CERTIFIED)
-            if loose and pair.pairing is not None:
+            if loose and clouds.pairing is not None:
                 # Potentials accumulate rounding over many updates; from the optimum they need few.
-                found = self._of_pair(replace(pair, pairing=found.coupling), None)
-        return replace(found, seconds=time.perf_counter() - began)
+                found = self._of_pair(replace(clouds, pairing=found.coupling), None)
+        return replace(found, seconds=time.perf_counter() - start_time)
 
     def _of_pair(
-        self, pair: Pair, potentials: tuple[np.ndarray, np.ndarray] | None
+        self, clouds: PointClouds, potentials: tuple[np.ndarray, np.ndarray] | None
     ) -> TransportResult:
-        costs = Costs.of(pair, share(parse_bytes(self.memory), 1 / 8))
-        start = None if potentials is None else costs.start(np.asarray(potentials[0]))
-        solution = _solve(costs, start)
-        if pair.pairing is not None:
-            plan = _permutation(costs, solution)
-            cost = upper = pair.cost_of(plan)
+        geometry = Geometry.of(clouds, limited_size(parse_bytes(self.memory), 1 / 8))
+        start = None if potentials is None else geometry.start(np.asarray(potentials[0]))
+        solution = _solve(geometry, start)
+        if clouds.pairing is not None:
+            plan = _permutation(geometry, solution)
+            cost = upper = clouds.permutation_cost(plan)
         else:
-            plan, cost, upper = _plan(costs, solution)
+            plan, cost, upper = _plan(geometry, solution)
         labels = solution.labels
-        return pair.result(
-            lower=_dual(costs, solution),
+        return clouds.result(
+            lower=_dual(geometry, solution),
             upper=upper,
             cost=cost,
             solver=self.name,
             seconds=0.0,
             tolerance=self.tolerance,
             coupling=plan,
-            potentials=costs.lift(labels.p, labels.q - solution.scan.loss),
-            stats={"rounds": solution.rounds, "passes": costs.passes, "arcs": solution.arcs},
+            potentials=geometry.original_potentials(labels.p, labels.q - solution.find_violations.loss),
+            stats={"rounds": solution.rounds, "passes": geometry.passes, "arcs": solution.arcs},
         )
 
     def _without_idle(
@@ -143,51 +143,51 @@ class Exact:
         )
 
 
-def _solve(costs: Costs, start: Float[np.ndarray, " n"] | None) -> Solution:
-    if costs.pair.x.shape[1] == 1:
-        return solve_line(costs)
-    if costs.pair.pairing is not None:
-        return solve_assignment(costs, start)
-    return solve_flow(costs, start)
+def _solve(geometry: Geometry, start: Float[np.ndarray, " n"] | None) -> Solution:
+    if geometry.clouds.x.shape[1] == 1:
+        return solve_line(geometry)
+    if geometry.clouds.pairing is not None:
+        return solve_assignment(geometry, start)
+    return solve_flow(geometry, start)
 
 
-def _permutation(costs: Costs, solution: Solution) -> Int[np.ndarray, " n"]:
+def _permutation(geometry: Geometry, solution: Solution) -> Int[np.ndarray, " n"]:
     """The coupling of the clouds as given."""
-    permutation = np.empty(costs.x.n, np.int64)
-    permutation[costs.rows] = costs.columns[solution.coupling]
+    permutation = np.empty(geometry.x.n, np.int64)
+    permutation[geometry.rows] = geometry.columns[solution.coupling]
     return permutation
 
 
-def _plan(costs: Costs, solution: Solution) -> tuple[csr_array, float, float]:
+def _plan(geometry: Geometry, solution: Solution) -> tuple[csr_array, float, float]:
     """The plan of the clouds as given, its cost, and a bound on that of a coupling next to it.
 
     Marginals that are wrong by e (L1) are made right by moving at most that much mass.
     """
-    pair = costs.pair
+    clouds = geometry.clouds
     found = solution.coupling.tocoo()
-    at = costs.rows[found.row], costs.columns[found.col]
+    at = geometry.rows[found.row], geometry.columns[found.col]
     plan = csr_array((found.data, at), shape=found.shape)
     off = sum(
-        float(abs(plan.sum(axis) - w.cpu().numpy()).sum()) for axis, w in ((1, pair.a), (0, pair.b))
+        float(abs(plan.sum(axis) - w.cpu().numpy()).sum()) for axis, w in ((1, clouds.a), (0, clouds.b))
     )
-    ends = [torch.stack((z.amin(0), z.amax(0))).double() for z in (pair.x, pair.y)]
+    ends = [torch.stack((z.amin(0), z.amax(0))).double() for z in (clouds.x, clouds.y)]
     corners = torch.stack(ends)
     farthest = corners[:, 1].amax(0) - corners[:, 0].amin(0)  # a box around both clouds
-    cost = pair.cost_of_sparse(plan)
+    cost = clouds.plan_cost(plan)
     return plan, cost, cost + off * float(farthest @ farthest)
 
 
-def _dual(costs: Costs, solution: Solution) -> float:
+def _dual(geometry: Geometry, solution: Solution) -> float:
     """Lower bound of W2^2 from feasible labels, less what rounding can have added."""
-    pair = costs.pair
-    a, b = costs.weights
-    p, q = solution.labels.p, solution.labels.q - solution.scan.loss
+    clouds = geometry.clouds
+    a, b = geometry.weights
+    p, q = solution.labels.p, solution.labels.q - solution.find_violations.loss
     middle = (float(a @ p) + float(b @ q)) / 2  # labels are free up to a constant
     p, q = p - middle, q - middle
     dual = float(b @ q) - float(a @ p)
-    dual -= 64 * UNIT * float(a @ abs(p) + b @ abs(q))
-    shift = pair.shift if bool(costs.offset.any()) else 0.0
-    return (dual / costs.scale**2 + shift) - 16 * UNIT * abs(shift)
+    dual -= 64 * UNIT_ROUNDOFF * float(a @ abs(p) + b @ abs(q))
+    shift = clouds.translation_cost if bool(geometry.offset.any()) else 0.0
+    return (dual / geometry.scale**2 + shift) - 16 * UNIT_ROUNDOFF * abs(shift)
 
 
 def _for_all(

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable
-from typing import TypeVar
-
 import numpy as np
 import ot
 import torch
@@ -13,39 +9,36 @@ from jaxtyping import Float, Int
 from scipy.sparse import coo_array, csr_array
 
 from ..errors import ConvergenceError
-from ..runtime.threads import check
-from .arcs import Arcs, Labels, relax
-from .cost import Costs
-from .line import staircase
-from .multiscale import guess
-from .refine import Solution, candidates, negligible, refine
+from ..runtime.threads import interruptible
+from .arcs import Arcs, Labels, shortest_path_labels
+from .geometry import Geometry
+from .line import northwest_corner
+from .multiscale import estimate_potentials
+from .column_generation import Solution, add_nearest, negligible, refine
 
 _FEW = 1 << 16  # pairs that are all taken at once
 _TRUST = 2.0**-10  # of a bound on the cost: an estimate below it is corrected
 _SIMPLEX = 2.0**-36  # of the scale: what the network simplex takes for zero
 
-T = TypeVar("T")
-
-
-def solve_flow(costs: Costs, start: Float[np.ndarray, " n"] | None = None) -> Solution:
+def solve_flow(geometry: Geometry, start: Float[np.ndarray, " n"] | None = None) -> Solution:
     """Optimal plan between the pair's weights, all positive.
 
     Each point names its nearest under potentials guessed anew (`multiscale`) or given; the plan
     that is monotone along the first coordinate makes sure that the arcs carry all mass.
     """
-    n, m = costs.x.n, costs.y.n
-    a, b = costs.weights
-    arcs = Arcs(costs)
+    n, m = geometry.x.n, geometry.y.n
+    a, b = geometry.weights
+    arcs = Arcs(geometry)
     if n * m <= _FEW:
         arcs.add(np.repeat(np.arange(n), m), np.tile(np.arange(m), n))
         labels = Labels(np.zeros(n), np.zeros(m))
         scale = float(arcs.cost.mean())
     else:
-        aw, bw = (torch.from_numpy(w).to(costs.x.norms) for w in (a, b))
-        scale = float(aw @ costs.x.norms + bw @ costs.y.norms)
-        f = guess(costs, scale, aw, bw) if start is None else torch.from_numpy(-start).to(aw)
-        arcs.add(*monotone(costs, a, b))
-        labels = candidates(costs, arcs, f)
+        aw, bw = (torch.from_numpy(w).to(geometry.x.norms) for w in (a, b))
+        scale = float(aw @ geometry.x.norms + bw @ geometry.y.norms)
+        f = estimate_potentials(geometry, scale, aw, bw) if start is None else torch.from_numpy(-start).to(aw)
+        arcs.add(*monotone(geometry, a, b))
+        labels = add_nearest(geometry, arcs, f)
         scale = max(float(b @ labels.q - a @ labels.p), _TRUST * scale)
 
     def solve(labels: Labels) -> tuple[csr_array, Labels, float]:
@@ -56,7 +49,7 @@ def solve_flow(costs: Costs, start: Float[np.ndarray, " n"] | None = None) -> So
                 return plan, labels, _SIMPLEX * scale
             scale = cost  # far less than thought: what was negligible beside it no longer is
 
-    return refine(costs, arcs, labels, solve)
+    return refine(geometry, arcs, labels, solve)
 
 
 def transport(
@@ -88,36 +81,15 @@ def transport(
     carries = plan.data > 0
     mass, i, j = plan.data[carries], plan.row[carries], plan.col[carries]
     used = arcs.at(i, j)
-    change = relax(arcs, slack, used, max(_SIMPLEX * scale, negligible(labels)))
+    change = shortest_path_labels(arcs, slack, used, max(_SIMPLEX * scale, negligible(labels)))
     labels = Labels(labels.p + change.p, labels.q + change.q)
     return csr_array((mass, (i, j)), shape=arcs.shape), labels, float(mass @ arcs.cost[used])
 
 
 def monotone(
-    costs: Costs, a: Float[np.ndarray, " n"], b: Float[np.ndarray, " m"]
+    geometry: Geometry, a: Float[np.ndarray, " n"], b: Float[np.ndarray, " m"]
 ) -> tuple[Int[np.ndarray, " k"], Int[np.ndarray, " k"]]:
     """Pairs of the plan that is monotone along the first coordinate: they carry all mass."""
-    x, y = (np.argsort(side.points[: side.n, 0].cpu().numpy()) for side in (costs.x, costs.y))
-    i, j, _ = staircase(a[x], b[y])
+    x, y = (np.argsort(side.points[: side.n, 0].cpu().numpy()) for side in (geometry.x, geometry.y))
+    i, j, _ = northwest_corner(a[x], b[y])
     return x[i], y[j]
-
-
-def interruptible(work: Callable[[], T]) -> T:
-    """Run a long call that does not look for Ctrl-C where the main thread still can."""
-    done: list[T] = []
-    failed: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            done.append(work())
-        except BaseException as error:
-            failed.append(error)
-
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    while thread.is_alive():
-        thread.join(0.2)
-        check()
-    if failed:
-        raise failed[0]
-    return done[0]

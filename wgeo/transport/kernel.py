@@ -17,9 +17,9 @@ import torch
 from jaxtyping import Float, Int
 
 from ..runtime import processes
-from ..runtime.memory import entries, halving
-from ..runtime.threads import check
-from .pair import UNIT, Pair
+from ..runtime.memory import block_entries, halve_blocks_on_oom
+from ..runtime.threads import raise_if_interrupted
+from .clouds import UNIT_ROUNDOFF, PointClouds
 
 # Entries of one block: few enough for a core's cache, enough to fill a GPU.
 BLOCK = {"cpu": 1 << 18, "cuda": 1 << 26}
@@ -61,29 +61,29 @@ class Kernel:
     that a small problem's products are worth keeping.
     """
 
-    pair: Pair
+    clouds: PointClouds
     dtype: torch.dtype = torch.float64
     reused: bool = True
 
     @cached_property
     def columns(self) -> Float[torch.Tensor, "d m"]:
-        return self.pair.all_y(self.dtype).T
+        return self.clouds.centered_y(self.dtype).T
 
     def _slices(self, width: int) -> Iterator[slice]:
         """Runs of this process's rows whose blocks of `width` columns stay within `BLOCK`."""
-        mine = processes.shard(len(self.pair.x))
-        most = entries(BLOCK.get(self.pair.x.device.type, BLOCK["cpu"]))
-        step = max(entries(_FEWEST_ROWS), most // width)
-        for i in range(mine.start, mine.stop, step):
-            check()
-            yield slice(i, min(i + step, mine.stop))
+        local_part = processes.shard(len(self.clouds.x))
+        most = block_entries(BLOCK.get(self.clouds.x.device.type, BLOCK["cpu"]))
+        step = max(block_entries(_FEWEST_ROWS), most // width)
+        for i in range(local_part.start, local_part.stop, step):
+            raise_if_interrupted()
+            yield slice(i, min(i + step, local_part.stop))
 
     def _blocks(
         self, scale: float, bias: Float[torch.Tensor, " m"]
     ) -> Iterator[tuple[slice, Float[torch.Tensor, "rows m"]]]:
         """Yield ``scale * x_i.y_j + bias_j`` for blocks of rows i, each overwriting the last."""
-        n, m, kind = len(self.pair.x), len(self.pair.y), self.pair.x.device.type
-        stored = self.reused and n * m <= entries(STORED.get(kind, STORED["cpu"]))
+        n, m, kind = len(self.clouds.x), len(self.clouds.y), self.clouds.x.device.type
+        stored = self.reused and n * m <= block_entries(STORED.get(kind, STORED["cpu"]))
         bias = bias.to(self.dtype)
         buffer = None
         for rows in self._slices(m):
@@ -91,10 +91,10 @@ class Kernel:
                 buffer = bias.new_empty((rows.stop - rows.start, m))
             out = buffer[: rows.stop - rows.start]
             if stored:
-                products = self.pair.products[rows].to(self.dtype)
+                products = self.clouds.products[rows].to(self.dtype)
                 torch.add(bias, products, alpha=scale, out=out)
             else:
-                left = (self.pair.rows_x(rows, torch.float64) * scale).to(self.dtype)
+                left = (self.clouds.centered_rows_x(rows, torch.float64) * scale).to(self.dtype)
                 torch.addmm(bias, left, self.columns, out=out)
             yield rows, out
 
@@ -107,21 +107,21 @@ class Kernel:
         column marginal holds, so ``g - eps * log_ratio`` completes the Sinkhorn iteration. Rows of
         that plan sum to a_i exactly.
         """
-        pair = self.pair
-        bias = pair.b.log() + (g - pair.norms_y) / eps
+        clouds = self.clouds
+        bias = clouds.b.log() + (g - clouds.norms_y) / eps
 
-        @halving
-        def mine() -> tuple[torch.Tensor, torch.Tensor]:
-            f, mass = torch.zeros_like(pair.a), torch.zeros_like(pair.b)
+        @halve_blocks_on_oom
+        def local_part() -> tuple[torch.Tensor, torch.Tensor]:
+            f, mass = torch.zeros_like(clouds.a), torch.zeros_like(clouds.b)
             for rows, scores in self._blocks(2 / eps, bias):
                 top = scores.amax(1, keepdim=True)
                 scores.sub_(top).exp_()
                 total = scores.sum(1)
-                f[rows] = pair.norms_x[rows] - eps * (top[:, 0].double() + total.double().log())
-                mass += (pair.a[rows].to(self.dtype) / total) @ scores
+                f[rows] = clouds.norms_x[rows] - eps * (top[:, 0].double() + total.double().log())
+                mass += (clouds.a[rows].to(self.dtype) / total) @ scores
             return f, mass
 
-        f, mass = map(processes.all_reduce_sum, mine())
+        f, mass = map(processes.all_reduce_sum, local_part())
         return f, self._log_ratio(mass, f, g, eps)
 
     def _log_ratio(
@@ -131,37 +131,37 @@ class Kernel:
         g: Float[torch.Tensor, " m"],
         eps: float,
     ) -> Float[torch.Tensor, " m"]:
-        pair = self.pair
-        ratio = torch.where(pair.b > 0, (mass / pair.b).log(), 0.0)
-        lost = ((mass <= 0) & (pair.b > 0)).nonzero()[:, 0]
+        clouds = self.clouds
+        ratio = torch.where(clouds.b > 0, (mass / clouds.b).log(), 0.0)
+        lost = ((mass <= 0) & (clouds.b > 0)).nonzero()[:, 0]
         if len(lost) == 0:
             return ratio
         # Underflow: these columns are summed by themselves, in the log domain.
-        points = pair.y[lost].double() - pair.center_y
-        bias = pair.a.log() + (f - pair.norms_x) / eps
+        points = clouds.y[lost].double() - clouds.center_y
+        bias = clouds.a.log() + (f - clouds.norms_x) / eps
 
-        @halving
-        def mine() -> torch.Tensor:
-            total = torch.full_like(pair.b[lost], -torch.inf)
+        @halve_blocks_on_oom
+        def local_part() -> torch.Tensor:
+            total = torch.full_like(clouds.b[lost], -torch.inf)
             for rows in self._slices(len(lost)):
-                scores = pair.rows_x(rows, torch.float64) @ points.T * (2 / eps) + bias[rows, None]
+                scores = clouds.centered_rows_x(rows, torch.float64) @ points.T * (2 / eps) + bias[rows, None]
                 total = torch.logaddexp(total, scores.logsumexp(0))
             return total
 
-        ratio[lost] = _log_sum(mine()) + (g - pair.norms_y)[lost] / eps
+        ratio[lost] = _log_sum(local_part()) + (g - clouds.norms_y)[lost] / eps
         return ratio
 
-    def hardmin(self, g: Float[torch.Tensor, " m"]) -> Float[torch.Tensor, " n"]:
+    def c_transform(self, g: Float[torch.Tensor, " m"]) -> Float[torch.Tensor, " n"]:
         """c-transform: ``f_i = min_j C_ij - g_j``, the largest f feasible with g."""
 
-        @halving
-        def mine() -> torch.Tensor:
-            f = torch.zeros_like(self.pair.a)
-            for rows, scores in self._blocks(2.0, g - self.pair.norms_y):
-                f[rows] = self.pair.norms_x[rows] - scores.amax(1).double()
+        @halve_blocks_on_oom
+        def local_part() -> torch.Tensor:
+            f = torch.zeros_like(self.clouds.a)
+            for rows, scores in self._blocks(2.0, g - self.clouds.norms_y):
+                f[rows] = self.clouds.norms_x[rows] - scores.amax(1).double()
             return f
 
-        return processes.all_reduce_sum(mine())
+        return processes.all_reduce_sum(local_part())
 
     def plan(
         self,
@@ -175,66 +175,66 @@ class Kernel:
         Columns with too much mass are scaled down; what rows and columns then lack is coupled
         independently (Altschuler, Weed, Rigollet 2017, Algorithm 2; here no row has too much).
         """
-        pair = self.pair
+        clouds = self.clouds
         keep = (-log_ratio).clamp(max=0).exp()
-        bias = pair.b.log() + (g - pair.norms_y) / eps
-        zero = torch.zeros_like(pair.b)
+        bias = clouds.b.log() + (g - clouds.norms_y) / eps
+        zero = torch.zeros_like(clouds.b)
 
-        @halving
-        def mine() -> tuple[torch.Tensor, ...]:
-            row_mass, plain_mass, heaviest_mass = pair.a.new_zeros(3, len(pair.a))
-            heaviest = torch.zeros_like(pair.a, dtype=torch.int64)
-            costs = pair.a.new_zeros(2)
+        @halve_blocks_on_oom
+        def local_part() -> tuple[torch.Tensor, ...]:
+            row_mass, plain_mass, heaviest_mass = clouds.a.new_zeros(3, len(clouds.a))
+            heaviest = torch.zeros_like(clouds.a, dtype=torch.int64)
+            costs = clouds.a.new_zeros(2)
             for rows, dots in self._blocks(1.0, zero):
                 plan = (dots * (2 / eps)).add_(bias)
-                plan.add_(((f - pair.norms_x)[rows] / eps)[:, None]).exp_().mul_(pair.a[rows, None])
+                plan.add_(((f - clouds.norms_x)[rows] / eps)[:, None]).exp_().mul_(clouds.a[rows, None])
                 heaviest_mass[rows], heaviest[rows] = plan.max(1)
                 plain_mass[rows], row_mass[rows] = plan.sum(1), plan @ keep
-                along = plan.mul_(dots.mul_(-2).add_(pair.norms_y))
-                norms = pair.norms_x[rows]
+                along = plan.mul_(dots.mul_(-2).add_(clouds.norms_y))
+                norms = clouds.norms_x[rows]
                 costs[0] += plain_mass[rows] @ norms + along.sum()
                 costs[1] += row_mass[rows] @ norms + (along @ keep).sum()
             return row_mass, plain_mass, heaviest_mass, heaviest, costs
 
-        row_mass, plain_mass, heaviest_mass, heaviest, costs = map(processes.all_reduce_sum, mine())
+        row_mass, plain_mass, heaviest_mass, heaviest, costs = map(processes.all_reduce_sum, local_part())
         plain_cost, cost = costs.tolist()
-        lack_x = (pair.a - row_mass).clamp_(min=0)
-        lack_y = (pair.b * (1 - log_ratio.exp())).clamp_(min=0)
+        lack_x = (clouds.a - row_mass).clamp_(min=0)
+        lack_y = (clouds.b * (1 - log_ratio.exp())).clamp_(min=0)
         return Plan(
             cost=cost + self._product(lack_x, lack_y),
             entropic_cost=plain_cost,
-            row_error=float((plain_mass - pair.a).abs().sum()),
-            column_error=float((pair.b * log_ratio.expm1()).abs().sum()),
+            row_error=float((plain_mass - clouds.a).abs().sum()),
+            column_error=float((clouds.b * log_ratio.expm1()).abs().sum()),
             heaviest=heaviest,
             heaviest_mass=heaviest_mass,
         )
 
     def _product(self, a: Float[torch.Tensor, " n"], b: Float[torch.Tensor, " m"]) -> float:
         """Cost of coupling the masses a and b (equal sums, but for rounding) independently."""
-        mass, pair = float(b.sum()), self.pair
+        mass, clouds = float(b.sum()), self.clouds
         if mass <= 0:
             return 0.0
-        a = a * (mass / max(float(a.sum()), mass * UNIT))
-        across = float(pair.total_x(a) @ pair.total_y(b)) / mass
-        return float(a @ pair.norms_x + b @ pair.norms_y) - 2 * across
+        a = a * (mass / max(float(a.sum()), mass * UNIT_ROUNDOFF))
+        across = float(clouds.weighted_sum_x(a) @ clouds.weighted_sum_y(b)) / mass
+        return float(a @ clouds.norms_x + b @ clouds.norms_y) - 2 * across
 
-    def transported(
+    def apply_plan(
         self, f: Float[torch.Tensor, " n"], g: Float[torch.Tensor, " m"], eps: float
     ) -> tuple[Float[torch.Tensor, "n d"], Float[torch.Tensor, "m d"]]:
         """``P y`` and ``P^T x`` of the plan with potentials f, g: what its gradients need."""
-        pair = self.pair
-        bias = pair.b.log() + (g - pair.norms_y) / eps
+        clouds = self.clouds
+        bias = clouds.b.log() + (g - clouds.norms_y) / eps
 
-        @halving
-        def mine() -> tuple[torch.Tensor, torch.Tensor]:
-            onto_x, onto_y = (torch.zeros_like(z, dtype=torch.float64) for z in (pair.x, pair.y))
+        @halve_blocks_on_oom
+        def local_part() -> tuple[torch.Tensor, torch.Tensor]:
+            onto_x, onto_y = (torch.zeros_like(z, dtype=torch.float64) for z in (clouds.x, clouds.y))
             for rows, plan in self._blocks(2 / eps, bias):
-                plan.add_(((f - pair.norms_x)[rows] / eps)[:, None]).exp_().mul_(pair.a[rows, None])
+                plan.add_(((f - clouds.norms_x)[rows] / eps)[:, None]).exp_().mul_(clouds.a[rows, None])
                 onto_x[rows] = (plan @ self.columns.T).double()
-                onto_y += plan.T @ pair.rows_x(rows, self.dtype)
+                onto_y += plan.T @ clouds.centered_rows_x(rows, self.dtype)
             return onto_x, onto_y
 
-        onto_x, onto_y = map(processes.all_reduce_sum, mine())
+        onto_x, onto_y = map(processes.all_reduce_sum, local_part())
         return onto_x, onto_y
 
 

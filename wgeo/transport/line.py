@@ -7,37 +7,37 @@ from jaxtyping import Float, Int
 from scipy.sparse import csr_array
 
 from .arcs import Labels
-from .cost import Costs
-from .refine import Solution, examine
+from .geometry import Geometry
+from .column_generation import Solution, verify
 
 
-def solve_line(costs: Costs) -> Solution:
+def solve_line(geometry: Geometry) -> Solution:
     """Optimal coupling of points on a line, of any weights, with its labels.
 
     Sorted points are coupled in order (Peyre, Cuturi 2019, Section 2.6); since convex costs have
     the Monge property, labels that neighbours agree on suit everybody.
     """
-    x, y = (side.points[: side.n, 0].cpu().numpy() for side in (costs.precise.x, costs.precise.y))
+    x, y = (side.points[: side.n, 0].cpu().numpy() for side in (geometry.double_precision.x, geometry.double_precision.y))
     in_x, in_y = np.argsort(x, kind="stable"), np.argsort(y, kind="stable")
     p, q = np.empty(len(x)), np.empty(len(y))
-    if costs.pair.pairing is not None:
+    if geometry.clouds.pairing is not None:
         p[in_x], q[in_y] = _between_neighbours(x[in_x], y[in_y])
         coupling = np.empty(len(x), np.int64)
         coupling[in_x] = in_y
         arcs = len(x)
     else:
-        a, b = costs.weights
-        i, j, mass = staircase(a[in_x], b[in_y])
+        a, b = geometry.weights
+        i, j, mass = northwest_corner(a[in_x], b[in_y])
         p[in_x], q[in_y] = _along_stairs(x[in_x], y[in_y], i, j)
         some = mass > 0
         places = in_x[i[some]], in_y[j[some]]
         coupling = csr_array((mass[some], places), shape=(len(x), len(y)))
         arcs = len(mass)
     labels = Labels(p, q)
-    return Solution(coupling, labels, examine(costs, labels, 0.0), arcs, 0)
+    return Solution(coupling, labels, verify(geometry, labels, 0.0), arcs, 0)
 
 
-def staircase(
+def northwest_corner(
     a: Float[np.ndarray, " n"], b: Float[np.ndarray, " m"]
 ) -> tuple[Int[np.ndarray, " k"], Int[np.ndarray, " k"], Float[np.ndarray, " k"]]:
     """North-west corner rule: n + m - 1 pairs (i, j) in order, and the mass of each."""

@@ -13,8 +13,8 @@ import torch
 from jaxtyping import Float
 
 from ..runtime import processes
-from .cost import Costs, Side
-from .passes import least, softmin
+from .geometry import Geometry, PointCloud
+from .all_pairs import least, softmin
 
 # Points of a sample; the share of W2^2 at which epsilon ends there; the factor by which it falls.
 _LEVELS = ((512, 2.0**-4.5, 2.0**-0.5), (2048, 2.0**-7, 0.5))
@@ -23,7 +23,7 @@ _MOST = 40  # iterations at one level
 Weights = Float[torch.Tensor, " _"] | None
 
 
-def guess(costs: Costs, scale: float, a: Weights = None, b: Weights = None) -> torch.Tensor:
+def estimate_potentials(geometry: Geometry, scale: float, a: Weights = None, b: Weights = None) -> torch.Tensor:
     """Return potentials f of the first cloud, (n,), near-optimal to about a percent.
 
     Parameters
@@ -33,7 +33,7 @@ def guess(costs: Costs, scale: float, a: Weights = None, b: Weights = None) -> t
     a, b : Tensor, optional
         Weights in the costs' order; None where uniform.
     """
-    x, y = costs.x, costs.y
+    x, y = geometry.x, geometry.y
     eps = scale
     f, g = x.norms[:0], y.norms[:0]
     for size, last, fall in _LEVELS:
@@ -41,31 +41,31 @@ def guess(costs: Costs, scale: float, a: Weights = None, b: Weights = None) -> t
         aw, bw = _share(a, xs.n), _share(b, ys.n)
         if len(f) == 0:
             f = torch.zeros_like(xs.norms)
-            g = least(costs, ys, xs, -f)
+            g = least(geometry, ys, xs, -f)
         elif len(f) < xs.n or len(g) < ys.n:
             f, g = (
-                _extend(costs, xs, f, y.head(len(g)), g, eps, _share(b, len(g))),
-                _extend(costs, ys, g, x.head(len(f)), f, eps, _share(a, len(f))),
+                _extend(geometry, xs, f, y.head(len(g)), g, eps, _share(b, len(g))),
+                _extend(geometry, ys, g, x.head(len(f)), f, eps, _share(a, len(f))),
             )
         for _ in range(_MOST):
-            g = softmin(costs, ys, xs, f, g, eps, aw)
-            f = softmin(costs, xs, ys, g, f, eps, bw)
+            g = softmin(geometry, ys, xs, f, g, eps, aw)
+            f = softmin(geometry, xs, ys, g, f, eps, bw)
             value = _mean(f, aw) + _mean(g, bw)
             if processes.on_rank_zero(partial(operator.le, eps, last * max(value, 1e-6 * scale))):
                 break
             eps *= fall
-    return _extend(costs, x, f, y.head(len(g)), g, eps, _share(b, len(g)))
+    return _extend(geometry, x, f, y.head(len(g)), g, eps, _share(b, len(g)))
 
 
 def _extend(
-    costs: Costs, at: Side, known: torch.Tensor, over: Side, g: torch.Tensor, eps: float, b: Weights
+    geometry: Geometry, at: PointCloud, known: torch.Tensor, over: PointCloud, g: torch.Tensor, eps: float, b: Weights
 ) -> torch.Tensor:
     """Potentials of all points of `at`, of which the first are known, from those of `over`."""
     start = len(known)
     if start == at.n:
         return known
-    first = torch.cat([known, least(costs, at, over, -g, start)])
-    return softmin(costs, at, over, g, first, eps, b, start)
+    first = torch.cat([known, least(geometry, at, over, -g, start)])
+    return softmin(geometry, at, over, g, first, eps, b, start)
 
 
 def _share(weights: Weights, n: int) -> Weights:

@@ -10,9 +10,9 @@ from jaxtyping import Int
 from scipy.optimize import linear_sum_assignment
 
 from .annealing import Potentials
-from .cost import squared_distances
+from .geometry import squared_distances
 from .kernel import Kernel, Plan
-from .pair import UNIT, Pair
+from .clouds import UNIT_ROUNDOFF, PointClouds
 
 _LEFT_OVER = 1024  # rows without a partner that are assigned exactly
 
@@ -42,37 +42,37 @@ class Bounds:
         return best
 
 
-def bound(pair: Pair, state: Potentials) -> Bounds:
+def bound(clouds: PointClouds, state: Potentials) -> Bounds:
     """Bound W2^2 by hard c-transforms of the potentials and by couplings made of the plan."""
-    kernel = Kernel(pair)
+    kernel = Kernel(clouds)
     f, log_ratio = kernel.softmin(state.g, state.eps)
     plan = kernel.plan(f, state.g, log_ratio, state.eps)
-    hard_f = kernel.hardmin(torch.where(pair.b > 0, state.g, -torch.inf))
+    hard_f = kernel.c_transform(torch.where(clouds.b > 0, state.g, -torch.inf))
     del kernel
-    hard_g = Kernel(pair.transposed, reused=False).hardmin(hard_f)
-    dual = float(pair.a @ hard_f + pair.b @ hard_g)
-    slack = pair.rounding + 16 * UNIT * float(hard_f.abs().max() + hard_g.abs().max())
+    hard_g = Kernel(clouds.transposed, reused=False).c_transform(hard_f)
+    dual = float(clouds.a @ hard_f + clouds.b @ hard_g)
+    slack = clouds.rounding + 16 * UNIT_ROUNDOFF * float(hard_f.abs().max() + hard_g.abs().max())
     # Marginals are sums of at most n + m terms, each wrong by u relative to its mass.
-    loss = pair.rounding + 4 * (len(pair.x) + len(pair.y)) * UNIT * pair.spread
-    upper, coupling, origin = pair.shift + plan.cost + loss, None, "plan"
-    if pair.pairing is not None:
+    loss = clouds.rounding + 4 * (len(clouds.x) + len(clouds.y)) * UNIT_ROUNDOFF * clouds.total_variance
+    upper, coupling, origin = clouds.translation_cost + plan.cost + loss, None, "plan"
+    if clouds.pairing is not None:
         for name, permutation in (
-            ("pairing", pair.pairing),
-            ("permutation", to_permutation(pair, plan)),
+            ("pairing", clouds.pairing),
+            ("permutation", to_permutation(clouds, plan)),
         ):
-            if permutation is not None and (cost := pair.cost_of(permutation)) < upper:
+            if permutation is not None and (cost := clouds.permutation_cost(permutation)) < upper:
                 upper, coupling, origin = cost, permutation, name
     return Bounds(
-        lower=pair.shift + dual - slack,
+        lower=clouds.translation_cost + dual - slack,
         upper=upper,
-        potentials=pair.lift(hard_f, hard_g),
+        potentials=clouds.original_potentials(hard_f, hard_g),
         coupling=coupling,
         upper_from=origin,
         plan=plan,
     )
 
 
-def to_permutation(pair: Pair, plan: Plan) -> Int[np.ndarray, " n"] | None:
+def to_permutation(clouds: PointClouds, plan: Plan) -> Int[np.ndarray, " n"] | None:
     """Send each row where most of its mass goes; assign rows that lose their column exactly.
 
     None where more than `_LEFT_OVER` rows are left over: epsilon is too large to tell partners.
@@ -87,7 +87,7 @@ def to_permutation(pair: Pair, plan: Plan) -> Int[np.ndarray, " n"] | None:
     if len(rows) > _LEFT_OVER:
         return None
     free = np.setdiff1d(np.arange(n), columns)
-    cost = squared_distances(pair.x[rows].double(), pair.y[free].double()).cpu().numpy()
+    cost = squared_distances(clouds.x[rows].double(), clouds.y[free].double()).cpu().numpy()
     at, to = linear_sum_assignment(cost)
     permutation[rows[at]] = free[to]
     return permutation

@@ -20,7 +20,7 @@ from .annealing import (
     SCALING,
     Budget,
     Potentials,
-    descend,
+    anneal,
     iterate,
     require_converged,
     require_epsilon,
@@ -29,7 +29,7 @@ from .annealing import (
 )
 from .engines import ENGINES
 from .kernel import Kernel, full_precision
-from .pair import Pair
+from .clouds import PointClouds
 from .result import TransportResult
 from .rounding import Bounds, bound
 
@@ -138,41 +138,41 @@ class Sinkhorn:
         DependencyError
             The engine's package or device is missing.
         """
-        began = time.perf_counter()
-        pair = Pair.of(x, y, a, b, coupling, pick_device(self.device))
-        if pair.spread > 0 and not 1 / _ORDINARY < pair.spread < _ORDINARY:
-            return self._rescaled(pair, a, b, coupling)
-        scale = min(pair.paired - pair.shift, pair.spread)
-        if processes.on_rank_zero(partial(operator.le, scale, pair.rounding)):
-            return self._translation(pair, began)
+        start_time = time.perf_counter()
+        clouds = PointClouds.of(x, y, a, b, coupling, pick_device(self.device))
+        if clouds.total_variance > 0 and not 1 / _ORDINARY < clouds.total_variance < _ORDINARY:
+            return self._rescaled(clouds, a, b, coupling)
+        scale = min(clouds.pairing_cost - clouds.translation_cost, clouds.total_variance)
+        if processes.on_rank_zero(partial(operator.le, scale, clouds.rounding)):
+            return self._translation(clouds, start_time)
         budget = Budget(self.iterations)
         with full_precision:
-            found = self._auto(pair, scale, budget) if self.epsilon == "auto" else None
-            found = found or self._at(pair, scale, budget)
-            state, bounds = found.state, found.bounds or bound(pair, found.state)
-            own = self._own(pair, state.eps) if self.debias else None
-        return pair.result(
+            found = self._auto(clouds, scale, budget) if self.epsilon == "auto" else None
+            found = found or self._at(clouds, scale, budget)
+            state, bounds = found.state, found.bounds or bound(clouds, found.state)
+            own = self._own(clouds, state.eps) if self.debias else None
+        return clouds.result(
             lower=bounds.lower,
             upper=bounds.upper,
             solver=self.name,
-            seconds=time.perf_counter() - began,
+            seconds=time.perf_counter() - start_time,
             tolerance=self.tolerance,
             coupling=bounds.coupling,
             potentials=bounds.potentials,
-            divergence=None if own is None else pair.shift + state.value - own,
+            divergence=None if own is None else clouds.translation_cost + state.value - own,
             stats={
                 "epsilon": state.eps,
                 "epsilon_share": state.eps / scale,
                 "epsilon_chosen": found.chosen,
                 "scale": scale,
-                "scale_is": "spread" if scale == pair.spread else "mean squared displacement",
+                "scale_is": "spread" if scale == clouds.total_variance else "mean squared displacement",
                 "converged": found.converged,
                 "iterations": budget.spent,
                 "engine": self.engine,
                 "row_error": bounds.plan.row_error,
                 "column_error": bounds.plan.column_error,
-                "entropic_value": pair.shift + state.value,
-                "entropic_cost": pair.shift + bounds.plan.entropic_cost,
+                "entropic_value": clouds.translation_cost + state.value,
+                "entropic_cost": clouds.translation_cost + bounds.plan.entropic_cost,
                 "primal_dual_gap": bounds.upper - bounds.lower,
                 "upper_from": bounds.upper_from,
             },
@@ -180,7 +180,7 @@ class Sinkhorn:
 
     def _rescaled(
         self,
-        pair: Pair,
+        clouds: PointClouds,
         a: Float[np.ndarray, " n"] | None,
         b: Float[np.ndarray, " m"] | None,
         coupling: Int[np.ndarray, " n"] | None,
@@ -189,39 +189,39 @@ class Sinkhorn:
 
         Exponentials of costs over epsilon leave float32's range long before the clouds do.
         """
-        factor = 2.0 ** -round(math.log2(pair.spread) / 2)
+        factor = 2.0 ** -round(math.log2(clouds.total_variance) / 2)
         absolute = self.epsilon != "auto" and self.unit == "absolute"
         solver = replace(self, epsilon=self.epsilon * factor**2) if absolute else self  # type: ignore[operator]
-        x, y = pair.x.double() * factor, pair.y.double() * factor
+        x, y = clouds.x.double() * factor, clouds.y.double() * factor
         return scaled_back(solver.solve(x, y, a, b, coupling), factor)
 
-    def _at(self, pair: Pair, scale: float, budget: Budget) -> _Found:
+    def _at(self, clouds: PointClouds, scale: float, budget: Budget) -> _Found:
         """Solve at the epsilon asked for, by whichever engine."""
         assert self.epsilon != "auto"
         eps = self.epsilon * (scale if self.unit == "scale" else 1.0)
-        require_epsilon(pair, eps)
+        require_epsilon(clouds, eps)
         if self.engine == "wgeo":
             asked = (eps, self.marginal_tolerance, self.scaling, budget)
-            state, converged = descend(pair, scale, *asked)
+            state, converged = anneal(clouds, scale, *asked)
         else:
-            g = ENGINES[self.engine](pair, eps, self.scaling)
-            state = iterate(Kernel(pair), g, eps)
+            g = ENGINES[self.engine](clouds, eps, self.scaling)
+            state = iterate(Kernel(clouds), g, eps)
             converged = state.error <= self.marginal_tolerance
         return self._checked(_Found(state, None, converged, "as given"), scale, budget)
 
-    def _auto(self, pair: Pair, scale: float, budget: Budget) -> _Found:
+    def _auto(self, clouds: PointClouds, scale: float, budget: Budget) -> _Found:
         """Lower epsilon while it converges and the interval is not yet narrow enough."""
-        floor = smallest_epsilon(pair)
+        floor = smallest_epsilon(clouds)
         eps = max(_AUTO_FROM * scale, floor)
         best, g = None, None
         while True:
             asked = (eps, self.marginal_tolerance, self.scaling, budget)
-            state, converged = descend(pair, scale, *asked, g)
+            state, converged = anneal(clouds, scale, *asked, g)
             if not converged:
                 if best is None:
                     return self._checked(_Found(state, None, False, "none"), scale, budget)
                 return replace(best, chosen="smallest that converged within the iterations")
-            bounds = bound(pair, state).tightened(best.bounds if best else None)
+            bounds = bound(clouds, state).tightened(best.bounds if best else None)
             least = (1 - self.tolerance) * math.sqrt(bounds.upper)
             narrow = processes.on_rank_zero(
                 partial(operator.ge, math.sqrt(max(bounds.lower, 0)), least)
@@ -246,29 +246,29 @@ class Sinkhorn:
             'or on_failure="return" to look at the interval it has.'
         )
 
-    def _own(self, pair: Pair, eps: float) -> float:
+    def _own(self, clouds: PointClouds, eps: float) -> float:
         """What debiasing takes away; blind to translations, so centring is exact here too."""
         both = [
             require_converged(
                 *solve_itself(twin, eps, self.marginal_tolerance, Budget(_OWN)),
                 "a cloud and itself",
             )
-            for twin in pair.doubled
+            for twin in clouds.self_problems
         ]
         return sum(state.value for state in both) / 2
 
-    def _translation(self, pair: Pair, began: float) -> TransportResult:
+    def _translation(self, clouds: PointClouds, start_time: float) -> TransportResult:
         """One cloud is the other translated: the pairing is optimal and nothing is left to do."""
-        f, g = pair.lift(torch.zeros_like(pair.a), torch.zeros_like(pair.b))
-        return pair.result(
-            lower=pair.shift - pair.rounding,
-            upper=min(pair.paired, pair.shift + pair.spread + pair.rounding),
+        f, g = clouds.original_potentials(torch.zeros_like(clouds.a), torch.zeros_like(clouds.b))
+        return clouds.result(
+            lower=clouds.translation_cost - clouds.rounding,
+            upper=min(clouds.pairing_cost, clouds.translation_cost + clouds.total_variance + clouds.rounding),
             solver=self.name,
-            seconds=time.perf_counter() - began,
+            seconds=time.perf_counter() - start_time,
             tolerance=self.tolerance,
-            coupling=pair.pairing,
+            coupling=clouds.pairing,
             potentials=(f, g),
-            divergence=max(pair.shift, 0.0) if self.debias else None,
+            divergence=max(clouds.translation_cost, 0.0) if self.debias else None,
             stats={
                 "epsilon": 0.0,
                 "epsilon_chosen": "none needed: one cloud is the other translated",
@@ -277,7 +277,7 @@ class Sinkhorn:
                 "engine": self.engine,
                 "row_error": 0.0,
                 "column_error": 0.0,
-                "upper_from": "pairing" if pair.pairing is not None else "product",
+                "upper_from": "pairing" if clouds.pairing is not None else "product",
             },
         )
 

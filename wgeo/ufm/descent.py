@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..errors import ArgumentError
-from ..neural_collapse.row_blocks import one_thread
+from ..runtime.threads import one_thread
 from .certify import place
 from .lbfgs import Minima, minimise
 from .problem import Problem

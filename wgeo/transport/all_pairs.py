@@ -15,8 +15,8 @@ import torch
 from jaxtyping import Float, Int
 
 from ..runtime import processes
-from ..runtime.memory import halving
-from .cost import Costs, Side
+from ..runtime.memory import halve_blocks_on_oom
+from .geometry import Geometry, PointCloud
 
 _EXPONENTS = (-120.0, 100.0)  # below 2^-126 exponentials take ten times as long; 2^128 overflows
 _DENSE = 8  # groups of pairs a column may list, on average, before its list is cut short
@@ -27,7 +27,7 @@ Pairs = list[tuple[np.ndarray, np.ndarray]]
 
 
 @dataclass(frozen=True, eq=False)
-class Scan:
+class Violations:
     """What a dense pass proved about labels p, q.
 
     Attributes
@@ -47,11 +47,11 @@ class Scan:
 
 
 def softmin(
-    costs: Costs,
-    at: Side,
-    over: Side,
+    geometry: Geometry,
+    at: PointCloud,
+    over: PointCloud,
     f: Float[torch.Tensor, " n"],
-    guess: Float[torch.Tensor, " m"],
+    estimate_potentials: Float[torch.Tensor, " m"],
     eps: float,
     weights: Float[torch.Tensor, " n"] | None = None,
     start: int = 0,
@@ -65,21 +65,21 @@ def softmin(
     log_a = -math.log(over.n) if weights is None else weights.log()
     # Tiles are bias - 2 x.y, so exponents are their negatives.
     bias = over.norms - f - eps * log_a
-    shift = at.norms - guess
+    shift = at.norms - estimate_potentials
 
-    @halving
-    def mine() -> torch.Tensor:
-        fall = torch.zeros_like(guess)
-        for rows, tile in costs.tiles(at, over, bias, start):
+    @halve_blocks_on_oom
+    def local_part() -> torch.Tensor:
+        fall = torch.zeros_like(estimate_potentials)
+        for rows, tile in geometry.tiles(at, over, bias, start):
             tile.add_(shift[rows, None].to(tile.dtype)).mul_(-base2).clamp_(*_EXPONENTS).exp2_()
             fall[rows] = tile.sum(1).double().log2() / base2
         return fall
 
-    return guess - processes.all_reduce_sum(mine())
+    return estimate_potentials - processes.all_reduce_sum(local_part())
 
 
 def nearest(
-    costs: Costs, at: Side, over: Side, p: Float[torch.Tensor, " n"], k: int, seed: int = 0
+    geometry: Geometry, at: PointCloud, over: PointCloud, p: Float[torch.Tensor, " n"], k: int, seed: int = 0
 ) -> tuple[Float[torch.Tensor, " m"], Int[np.ndarray, " l"], Int[np.ndarray, " l"]]:
     """Return ``q_j = min_i p_i + c_ij`` to the products' precision, and about k least pairs a j.
 
@@ -91,13 +91,13 @@ def nearest(
     draw = torch.Generator().manual_seed(seed)
     by_point = torch.rand(at.n, 1, generator=draw).to(device)
     by_group = torch.rand(over.groups, generator=draw).to(device)
-    noise = 2 * (at.error(at.norms) + over.error(p).mean()).to(costs.dtype)[:, None]
+    noise = 2 * (at.error(at.norms) + over.error(p).mean()).to(geometry.dtype)[:, None]
 
-    @halving
-    def mine() -> tuple[torch.Tensor, list[tuple[np.ndarray, np.ndarray]]]:
+    @halve_blocks_on_oom
+    def local_part() -> tuple[torch.Tensor, list[tuple[np.ndarray, np.ndarray]]]:
         q = torch.zeros(at.n, dtype=torch.float64, device=device)
         pairs = []
-        for rows, tile in costs.tiles(at, over, p + over.norms):
+        for rows, tile in geometry.tiles(at, over, p + over.norms):
             grouped = tile.view(len(tile), -1, over.groups)
             least = grouped.amin(1)
             q[rows] = at.norms[rows] + least.amin(1).double()
@@ -108,33 +108,33 @@ def nearest(
             pairs.append((i.cpu().numpy(), (row + rows.start).cpu().numpy()))
         return q, pairs
 
-    q, pairs = mine()
+    q, pairs = local_part()
     return processes.all_reduce_sum(q), *_everyones(pairs)
 
 
 def least(
-    costs: Costs, at: Side, over: Side, p: Float[torch.Tensor, " n"], start: int = 0
+    geometry: Geometry, at: PointCloud, over: PointCloud, p: Float[torch.Tensor, " n"], start: int = 0
 ) -> Float[torch.Tensor, " m"]:
     """Return ``min_i p_i + c_ij`` for j >= `start`, to the products' precision."""
 
-    @halving
-    def mine() -> torch.Tensor:
+    @halve_blocks_on_oom
+    def local_part() -> torch.Tensor:
         q = torch.zeros_like(at.norms)
-        for rows, tile in costs.tiles(at, over, p + over.norms, start):
+        for rows, tile in geometry.tiles(at, over, p + over.norms, start):
             q[rows] = at.norms[rows] + tile.amin(1).double()
         return q
 
-    return processes.all_reduce_sum(mine())[start:]
+    return processes.all_reduce_sum(local_part())[start:]
 
 
-def scan(
-    costs: Costs,
+def find_violations(
+    geometry: Geometry,
     p: Float[np.ndarray, " n"],
     q: Float[np.ndarray, " m"],
     threshold: float,
     thorough: bool = False,
     rows: Int[np.ndarray, " r"] | None = None,
-) -> Scan:
+) -> Violations:
     """Test ``q_j <= p_i + c_ij`` for all pairs.
 
     Pairs whose slack the products cannot tell from zero are computed again in float64. A column
@@ -148,19 +148,19 @@ def scan(
     rows : ndarray of int, optional
         Test pairs of these rows only; the losses then speak of no others.
     """
-    at = costs.y
+    at = geometry.y
     loss = np.zeros(at.n)
     arcs: Pairs = []
-    if processes.on_rank_zero(lambda: costs.folds):  # all or none: the passes below are met in
-        at, loss, arcs = _screened(costs, *costs.folded, p, q, threshold, rows)
-    at, over, bias, limit = _ends(at, costs.x, p, q, rows)
+    if processes.on_rank_zero(lambda: geometry.screens):  # all or none: the passes below are met in
+        at, loss, arcs = _screened(geometry, *geometry.reduced, p, q, threshold, rows)
+    at, over, bias, limit = _ends(at, geometry.x, p, q, rows)
     columns = torch.arange(at.n, device=bias.device) if at.index is None else at.index
 
-    @halving
-    def mine() -> tuple[np.ndarray, np.ndarray, Pairs]:
-        loss, cut_short = np.zeros(costs.y.n), np.zeros(costs.y.n, bool)
+    @halve_blocks_on_oom
+    def local_part() -> tuple[np.ndarray, np.ndarray, Pairs]:
+        loss, cut_short = np.zeros(geometry.y.n), np.zeros(geometry.y.n, bool)
         arcs: Pairs = []
-        for block, tile in costs.tiles(at, over, bias):
+        for block, tile in geometry.tiles(at, over, bias):
             bound = limit[block].to(tile.dtype)
             grouped, least, row, group = _in_doubt(tile, over.groups, bound)
             if len(row) == 0:
@@ -171,15 +171,15 @@ def scan(
                 cut_short[where] = True
                 loss[where] = (limit[block] - least.amin(1).double()).clamp_(min=0).cpu().numpy()
                 j = columns[block][worst]
-                arcs.append(_judge(costs, p, q, *_places(i, j, rows), threshold, None))
+                arcs.append(_judge(geometry, p, q, *_places(i, j, rows), threshold, None))
             else:
                 for near, i in _members(grouped, row, group, bound):
                     j = columns[block][near]
-                    arcs.append(_judge(costs, p, q, *_places(i, j, rows), threshold, loss))
+                    arcs.append(_judge(geometry, p, q, *_places(i, j, rows), threshold, loss))
         return loss, cut_short, arcs
 
-    found, cut_short, more = mine()
-    return Scan(
+    found, cut_short, more = local_part()
+    return Violations(
         processes.all_reduce_max(np.maximum(loss, found)),
         *_everyones([*arcs, *more]),
         processes.all_reduce_max(cut_short),
@@ -187,8 +187,8 @@ def scan(
 
 
 def _ends(
-    at: Side, over: Side, p: np.ndarray, q: np.ndarray, rows: np.ndarray | None
-) -> tuple[Side, Side, torch.Tensor, torch.Tensor]:
+    at: PointCloud, over: PointCloud, p: np.ndarray, q: np.ndarray, rows: np.ndarray | None
+) -> tuple[PointCloud, PointCloud, torch.Tensor, torch.Tensor]:
     """Columns, rows, and what tiles are made of and compared with, all errors allowed for."""
     labels_p, labels_q = (torch.from_numpy(z).to(over.norms.device) for z in (p, q))
     if rows is not None:
@@ -199,26 +199,26 @@ def _ends(
 
 
 def _screened(
-    costs: Costs,
-    folded_x: Side,
-    folded_y: Side,
+    geometry: Geometry,
+    folded_x: PointCloud,
+    folded_y: PointCloud,
     p: Float[np.ndarray, " n"],
     q: Float[np.ndarray, " m"],
     threshold: float,
     rows: Int[np.ndarray, " r"] | None,
-) -> tuple[Side, Float[np.ndarray, " m"], Pairs]:
+) -> tuple[PointCloud, Float[np.ndarray, " m"], Pairs]:
     """Columns the low-dimensional bound cannot decide: it leaves them more than a few pairs.
 
     The few are judged. Where too many columns are open, all are: then folding does not pay.
     """
     at, over, bias, limit = _ends(folded_y, folded_x, p, q, rows)
 
-    @halving
-    def mine() -> tuple[np.ndarray | None, np.ndarray, Pairs]:
+    @halve_blocks_on_oom
+    def local_part() -> tuple[np.ndarray | None, np.ndarray, Pairs]:
         loss, seen = np.zeros(at.n), 0
         arcs: Pairs = []
         left = [np.zeros(0, np.int64)]
-        for block, tile in costs.tiles(at, over, bias):
+        for block, tile in geometry.tiles(at, over, bias):
             bound = limit[block].to(tile.dtype)
             grouped, _, row, group = _in_doubt(tile, over.groups, bound)
             many = row.bincount(minlength=len(tile)) > _DENSE
@@ -229,13 +229,13 @@ def _screened(
             few = ~many[row]
             for near, i in _members(grouped, row[few], group[few], bound):
                 j = near + block.start
-                arcs.append(_judge(costs, p, q, *_places(i, j, rows), threshold, loss))
+                arcs.append(_judge(geometry, p, q, *_places(i, j, rows), threshold, loss))
         return np.concatenate(left), loss, arcs
 
-    left, loss, arcs = mine()
+    left, loss, arcs = local_part()
     parts = [part for part in processes.all_gather(left) if part is not None]
     few = len(parts) == processes.world_size()
-    return costs.y.take(np.concatenate(parts)) if few else costs.y, loss, arcs
+    return geometry.y.take(np.concatenate(parts)) if few else geometry.y, loss, arcs
 
 
 def _in_doubt(
@@ -259,13 +259,13 @@ def _places(
 def _everyones(pairs: Pairs) -> tuple[Int[np.ndarray, " k"], Int[np.ndarray, " k"]]:
     """Pairs that this process and the others found, in the order of the rows."""
     none = np.zeros(0, np.int64)
-    mine = [np.concatenate([none, *(pair[side] for pair in pairs)]) for side in (0, 1)]
-    all_i, all_j = zip(*processes.all_gather(mine), strict=True)
+    local_part = [np.concatenate([none, *(clouds[side] for clouds in pairs)]) for side in (0, 1)]
+    all_i, all_j = zip(*processes.all_gather(local_part), strict=True)
     return np.concatenate(all_i), np.concatenate(all_j)
 
 
 def _judge(
-    costs: Costs,
+    geometry: Geometry,
     p: np.ndarray,
     q: np.ndarray,
     i: np.ndarray,
@@ -274,11 +274,11 @@ def _judge(
     loss: np.ndarray | None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Compute listed slacks in float64: note the losses, return the pairs below -threshold."""
-    cost = costs.between(i, j)
+    cost = geometry.pair_costs(i, j)
     slack = p[i] + cost - q[j]
     if loss is not None:
         unit = float(np.finfo(np.float64).eps)
-        doubt = costs.rounding(cost) + unit * (abs(p[i]) + cost + abs(q[j]))
+        doubt = geometry.rounding(cost) + unit * (abs(p[i]) + cost + abs(q[j]))
         np.maximum.at(loss, j, doubt - slack)
     worse = slack < -threshold
     return i[worse], j[worse]

@@ -14,7 +14,7 @@ import math
 import torch
 from jaxtyping import Float
 
-from .pair import UNIT
+from .clouds import UNIT_ROUNDOFF
 
 _SAMPLE = 512  # points of each cloud that the directions are made of
 _ITERATIONS = 4
@@ -32,7 +32,7 @@ def directions(
     return torch.linalg.qr(v.double()).Q
 
 
-def slip(v: Float[torch.Tensor, "d count"]) -> float:
+def inner_product_error(v: Float[torch.Tensor, "d count"]) -> float:
     """How far twice an inner product may grow less than it should, beside ||x||^2 + ||y||^2.
 
     V^T V differs from 1 by what is measured here, and by its own rounding; folding rounds each
@@ -40,11 +40,11 @@ def slip(v: Float[torch.Tensor, "d count"]) -> float:
     """
     d, count = v.shape
     skew = v.T @ v - torch.eye(count, dtype=v.dtype, device=v.device)
-    return 1.1 * (float(skew.norm()) + (count + 2.5 * math.sqrt(count)) * (d + 2) * UNIT)
+    return 1.1 * (float(skew.norm()) + (count + 2.5 * math.sqrt(count)) * (d + 2) * UNIT_ROUNDOFF)
 
 
-def fold(
-    points: Float[torch.Tensor, "rows d"], v: Float[torch.Tensor, "d count"], slip: float
+def reduce_dimension(
+    points: Float[torch.Tensor, "rows d"], v: Float[torch.Tensor, "d count"], inner_product_error: float
 ) -> Float[torch.Tensor, "rows folded"]:
     """Return (V^T x, r) of float64 rows, r never less than the distance of x to V's range.
 
@@ -53,5 +53,5 @@ def fold(
     """
     along = points @ v
     size = points.square().sum(1)
-    rest = size - along.square().sum(1) + (slip + 2 * sum(v.shape) * UNIT) * size
+    rest = size - along.square().sum(1) + (inner_product_error + 2 * sum(v.shape) * UNIT_ROUNDOFF) * size
     return torch.cat([along, rest.clamp_(min=0).sqrt_()[:, None]], 1)

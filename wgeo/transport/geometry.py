@@ -18,10 +18,10 @@ import torch
 from jaxtyping import Float, Int
 
 from ..runtime import processes
-from ..runtime.memory import entries
-from ..runtime.threads import check
-from .pair import UNIT, Pair
-from .screen import directions, fold, slip
+from ..runtime.memory import block_entries
+from ..runtime.threads import raise_if_interrupted
+from .clouds import UNIT_ROUNDOFF, PointClouds
+from .screening import directions, reduce_dimension, inner_product_error
 
 _BLOCK = {"cpu": 1 << 20, "cuda": 1 << 26}  # entries: a core's cache; enough to fill a GPU
 _FEWEST_ROWS = 64
@@ -44,7 +44,7 @@ def squared_distances(
 
 
 @dataclass(frozen=True, eq=False)
-class Side:
+class PointCloud:
     """One cloud, centred and scaled, in the order the solver works in; rows padded with zeros.
 
     Attributes
@@ -68,9 +68,9 @@ class Side:
     points: Float[torch.Tensor, "padded d"]
     norms: Float[torch.Tensor, " n"]
     groups: int
-    drift: float = 0.0
+    offset_error: float = 0.0
     index: Int[torch.Tensor, " n"] | None = None
-    slip: float = 0.0
+    inner_product_error: float = 0.0
     second: bool = False
 
     @property
@@ -90,14 +90,14 @@ class Side:
 
     def error(self, bias: Float[torch.Tensor, " n"]) -> Float[torch.Tensor, " n"]:
         """Each point's part in the error of ``bias_i - 2 x_i.y_j``; the two parts add up."""
-        each = (self.terms + 6) * self.unit + self.slip
-        return 1.01 * each * (self.norms + abs(bias)) + self.drift * (1 + self.norms) + 1e-30
+        each = (self.terms + 6) * self.unit + self.inner_product_error
+        return 1.01 * each * (self.norms + abs(bias)) + self.offset_error * (1 + self.norms) + 1e-30
 
-    def head(self, n: int) -> Side:
+    def head(self, n: int) -> PointCloud:
         """The first n points, as a cloud of its own."""
         return replace(self, points=self.points[:n], norms=self.norms[:n], groups=1)
 
-    def take(self, which: Int[np.ndarray, " k"]) -> Side:
+    def take(self, which: Int[np.ndarray, " k"]) -> PointCloud:
         """Some points, as a cloud of its own."""
         index = torch.from_numpy(which).to(self.points.device)
         groups = _groups(len(which))
@@ -107,7 +107,7 @@ class Side:
 
 
 @dataclass(frozen=True, eq=False)
-class Costs:
+class Geometry:
     """``c_ij = ||x_i - y_j - offset||^2 * scale^2``, in the order `rows`, `columns`.
 
     The order is random, so that a prefix is a fair sample and neighbours spread over groups; where
@@ -129,39 +129,39 @@ class Costs:
         How many pairs were visited so far, times their features.
     """
 
-    pair: Pair
+    clouds: PointClouds
     rows: Int[np.ndarray, " n"]
     columns: Int[np.ndarray, " m"]
     scale: float
     memory: int
     dtype: torch.dtype = torch.float32
-    tally: Counter[str] = field(default_factory=Counter)
+    visits: Counter[str] = field(default_factory=Counter)
 
     @classmethod
-    def of(cls, pair: Pair, memory: int, seed: int = 0) -> Costs:
+    def of(cls, clouds: PointClouds, memory: int, seed: int = 0) -> Geometry:
         """Order and scale a pair."""
         rng = np.random.default_rng(seed)
-        rows = rng.permutation(len(pair.x))
-        pairing = pair.pairing
-        columns = rng.permutation(len(pair.y)) if pairing is None else pairing[rows]
-        spread = pair.spread
-        scale = 2.0 ** -round(np.log2(spread) / 2) if spread > 0 else 1.0
-        return cls(pair, rows, columns, scale, memory)
+        rows = rng.permutation(len(clouds.x))
+        pairing = clouds.pairing
+        columns = rng.permutation(len(clouds.y)) if pairing is None else pairing[rows]
+        total_variance = clouds.total_variance
+        scale = 2.0 ** -round(np.log2(total_variance) / 2) if total_variance > 0 else 1.0
+        return cls(clouds, rows, columns, scale, memory)
 
     @property
     def weights(self) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " m"]]:
         """The pair's weights, in these orders."""
-        a, b = self.pair.a.cpu().numpy(), self.pair.b.cpu().numpy()
+        a, b = self.clouds.a.cpu().numpy(), self.clouds.b.cpu().numpy()
         return a[self.rows], b[self.columns]
 
     @property
     def passes(self) -> float:
         """How often all pairs were visited, counting samples and screens by their share."""
-        visited = processes.all_reduce_sum(float(self.tally["features"]))
-        return round(visited / (self.x.n * self.y.n * self.pair.x.shape[1]), 2)
+        visited = processes.all_reduce_sum(float(self.visits["features"]))
+        return round(visited / (self.x.n * self.y.n * self.clouds.x.shape[1]), 2)
 
     @cached_property
-    def precise(self) -> Costs:
+    def double_precision(self) -> Geometry:
         """The same costs with products in float64."""
         return replace(self, dtype=torch.float64)
 
@@ -171,55 +171,55 @@ class Costs:
 
         Taking it off tiny differences would only put rounding into them (`start` allows for it).
         """
-        offset = self.pair.offset
+        offset = self.clouds.offset
         return offset if float(offset.norm()) * self.scale > _APART else torch.zeros_like(offset)
 
     @property
     def _center_y(self) -> Float[torch.Tensor, " d"]:
-        return self.pair.center_y if self.offset.any() else self.pair.center_x
+        return self.clouds.center_y if self.offset.any() else self.clouds.center_x
 
     @cached_property
-    def x(self) -> Side:
-        return self._side(second=False)
+    def x(self) -> PointCloud:
+        return self._point_cloud(second=False)
 
     @cached_property
-    def y(self) -> Side:
-        return self._side(second=True)
+    def y(self) -> PointCloud:
+        return self._point_cloud(second=True)
 
     @property
-    def folds(self) -> bool:
+    def screens(self) -> bool:
         """Whether a pass over folded points is cheaper than one that knows the products.
 
         Of this process: products are held once it has come to need them.
         """
         held = self.__dict__.get("products") is not None
-        return not held and self.pair.x.shape[1] >= _SCREENED
+        return not held and self.clouds.x.shape[1] >= _SCREENED
 
     @cached_property
-    def folded(self) -> tuple[Side, Side]:
+    def reduced(self) -> tuple[PointCloud, PointCloud]:
         """Both clouds folded into few features (`screen`)."""
         v = directions(self.x.points, self.y.points, _FOLDED)
-        return self._side(second=False, v=v), self._side(second=True, v=v)
+        return self._point_cloud(second=False, v=v), self._point_cloud(second=True, v=v)
 
-    def _side(self, *, second: bool, v: Float[torch.Tensor, "d k"] | None = None) -> Side:
+    def _point_cloud(self, *, second: bool, v: Float[torch.Tensor, "d k"] | None = None) -> PointCloud:
         """The centred, scaled points of a cloud in their order; folded along v if it is given."""
         x, center, order = (
-            (self.pair.y, self._center_y, self.columns)
+            (self.clouds.y, self._center_y, self.columns)
             if second
-            else (self.pair.x, self.pair.center_x, self.rows)
+            else (self.clouds.x, self.clouds.center_x, self.rows)
         )
         n, d = x.shape
         at = torch.from_numpy(order).to(x.device)
         groups = _groups(n)
-        width, lost = (d, 0.0) if v is None else (v.shape[1] + 1, slip(v))
+        width, lost = (d, 0.0) if v is None else (v.shape[1] + 1, inner_product_error(v))
         points = torch.zeros((_round_up(n, groups), width), dtype=self.dtype, device=x.device)
         norms = torch.empty(n, dtype=torch.float64, device=x.device)
         for part, block in self._float64(x, center, at):
             block *= self.scale
-            points[part] = (block if v is None else fold(block, v, lost)).to(self.dtype)
+            points[part] = (block if v is None else reduce_dimension(block, v, lost)).to(self.dtype)
             norms[part] = block.square_().sum(1)
-        drift = UNIT * float(self.offset.norm()) * self.scale
-        return Side(points, norms, groups, drift, slip=lost, second=second)
+        offset_error = UNIT_ROUNDOFF * float(self.offset.norm()) * self.scale
+        return PointCloud(points, norms, groups, offset_error, inner_product_error=lost, second=second)
 
     @staticmethod
     def _float64(
@@ -230,18 +230,18 @@ class Costs:
             part = slice(i, min(i + step, len(x)))
             yield part, x[part if order is None else order[part]].double() - center
 
-    def between(
+    def pair_costs(
         self, i: Int[np.ndarray, " k"], j: Int[np.ndarray, " k"]
     ) -> Float[np.ndarray, " k"]:
         """Return c_ij of listed pairs, from differences in float64 (see `rounding`)."""
         out = np.empty(len(i))
         rows, columns = self.rows[i], self.columns[j]
-        device = self.pair.x.device
-        step = max(1, _LISTED // self.pair.x.shape[1])
+        device = self.clouds.x.device
+        step = max(1, _LISTED // self.clouds.x.shape[1])
         for k in range(0, len(i), step):
             part = slice(k, k + step)
-            xs = self.pair.x[torch.from_numpy(rows[part]).to(device)].double()
-            ys = self.pair.y[torch.from_numpy(columns[part]).to(device)].double()
+            xs = self.clouds.x[torch.from_numpy(rows[part]).to(device)].double()
+            ys = self.clouds.y[torch.from_numpy(columns[part]).to(device)].double()
             difference = xs.sub_(ys).sub_(self.offset).mul_(self.scale)
             out[part] = difference.square_().sum(1).cpu().numpy()
         return out
@@ -249,18 +249,18 @@ class Costs:
     def rounding(self, cost: Float[np.ndarray, " k"]) -> Float[np.ndarray, " k"]:
         """Bound on the error of `between`: relative in c_ij, but for the offset's part."""
         shift = float(self.offset @ self.offset) * self.scale**2
-        return (self.pair.x.shape[1] + 16) * UNIT * 2 * (cost + (shift if shift else 0.0))
+        return (self.clouds.x.shape[1] + 16) * UNIT_ROUNDOFF * 2 * (cost + (shift if shift else 0.0))
 
     def start(self, f: Float[np.ndarray, " n"] | None = None) -> Float[np.ndarray, " n"]:
         """Labels p, in these costs' terms, of potentials f; by default those of a translation."""
         if f is None:
-            left, _ = self._along(self.pair.offset - self.offset)
+            left, _ = self._along(self.clouds.offset - self.offset)
             return -2 * left * self.scale**2
         along, _ = self._along(self.offset)
         p = (2 * along - f[self.rows]) * self.scale**2
         return p - p.mean()
 
-    def lift(
+    def original_potentials(
         self, p: Float[np.ndarray, " n"], q: Float[np.ndarray, " m"]
     ) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " m"]]:
         """Potentials ``f_i + g_j <= ||x_i - y_j||^2`` of the clouds as given, from labels."""
@@ -270,15 +270,15 @@ class Costs:
         f[self.rows] = (middle - p) / self.scale**2 + 2 * along_x
         g[self.columns] = (q - middle) / self.scale**2 - 2 * along_y
         f += float(self.offset @ self.offset)
-        return f - 32 * UNIT * (abs(f).max() + abs(g).max()), g
+        return f - 32 * UNIT_ROUNDOFF * (abs(f).max() + abs(g).max()), g
 
     def _along(
         self, direction: Float[torch.Tensor, " d"]
     ) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " m"]]:
         """Inner products of the centred points with a direction."""
         sides = (
-            (self.pair.x, self.pair.center_x, self.rows),
-            (self.pair.y, self._center_y, self.columns),
+            (self.clouds.x, self.clouds.center_x, self.rows),
+            (self.clouds.y, self._center_y, self.columns),
         )
         along = []
         for x, center, order in sides:
@@ -291,7 +291,7 @@ class Costs:
     def products(self) -> Float[torch.Tensor, "n m"] | None:
         """All inner products, where points are so wide that they pay, and memory has room."""
         x, y = self.x.points, self.y.points
-        room = entries(self.memory) // 2
+        room = block_entries(self.memory) // 2
         if x.shape[1] < _WIDE or len(x) * len(y) * x.element_size() > room:
             return None
         out = x.new_empty((len(x), len(y)))
@@ -301,8 +301,8 @@ class Costs:
 
     def tiles(
         self,
-        at: Side,
-        over: Side,
+        at: PointCloud,
+        over: PointCloud,
         bias: Float[torch.Tensor, " n"],
         start: int = 0,
     ) -> Iterator[tuple[slice, Float[torch.Tensor, "rows padded"]]]:
@@ -315,15 +315,15 @@ class Costs:
         padded[: len(bias)] = bias
         width = len(padded)
         kind = _BLOCK.get(bias.device.type, _BLOCK["cpu"])
-        most = entries(min(kind, self.memory // (8 * padded.element_size())))
-        mine = processes.shard(at.n, start)
-        step = min(max(most // width, entries(_FEWEST_ROWS)), max(mine.stop - mine.start, 1))
+        most = block_entries(min(kind, self.memory // (8 * padded.element_size())))
+        local_part = processes.shard(at.n, start)
+        step = min(max(most // width, block_entries(_FEWEST_ROWS)), max(local_part.stop - local_part.start, 1))
         block = padded.new_empty((step, width))
-        for rows in _slices(mine.stop, step, mine.start):
-            check()
+        for rows in _slices(local_part.stop, step, local_part.start):
+            raise_if_interrupted()
             out = block[: rows.stop - rows.start]
-            self.tally["features"] += len(out) * over.n * at.points.shape[1]
-            known = self._known(at, over, rows)
+            self.visits["features"] += len(out) * over.n * at.points.shape[1]
+            known = self._stored_products(at, over, rows)
             if known is not None:
                 out.copy_(padded.expand_as(out))
                 out[:, : known.shape[1]].sub_(known, alpha=2)
@@ -335,9 +335,9 @@ class Costs:
                 _products(at.points[rows], over.points, out)
                 yield rows, out.mul_(-2).add_(padded)
 
-    def _known(self, at: Side, over: Side, rows: slice) -> torch.Tensor | None:
+    def _stored_products(self, at: PointCloud, over: PointCloud, rows: slice) -> torch.Tensor | None:
         """Products held of some rows of `at`; none are made for a screen or what it leaves."""
-        whole = at.points.shape[1] == self.pair.x.shape[1] and at.index is None
+        whole = at.points.shape[1] == self.clouds.x.shape[1] and at.index is None
         products = self.products if whole else None
         if products is None:
             return None

@@ -14,10 +14,10 @@ from jaxtyping import Float
 
 from ..runtime import processes
 from ..runtime.progress import track
-from ..runtime.threads import check
+from ..runtime.threads import raise_if_interrupted
 from .arcs import ROUNDING, Arcs, Labels
-from .cost import Costs
-from .passes import Scan, nearest, scan
+from .geometry import Geometry
+from .all_pairs import Violations, nearest, find_violations
 
 _CANDIDATES = 8  # arcs a point contributes to begin with
 _MOST_ROUNDS = 100
@@ -42,13 +42,13 @@ class Solution:
 
     coupling: Any
     labels: Labels
-    scan: Scan
+    find_violations: Violations
     arcs: int
     rounds: int
 
 
 def refine(
-    costs: Costs,
+    geometry: Geometry,
     arcs: Arcs,
     labels: Labels,
     solve: Callable[[Labels], tuple[Any, Labels, float]],
@@ -60,42 +60,42 @@ def refine(
     loose, and take tens of rounds.) One process solves; all test.
     """
     rounds: Iterator[int] = count(1)
-    if costs.x.n * costs.y.n >= _LONG:
+    if geometry.x.n * geometry.y.n >= _LONG:
         rounds = track(rounds, "optimal coupling: solving, testing all pairs")
     while True:
         done = next(rounds)
-        check()
+        raise_if_interrupted()
         before = labels.p
         coupling, labels, tolerance = processes.on_rank_zero(partial(solve, labels))
         # Where p did not fall a pair can only have become worse by what q rose, which is little.
         fell = np.flatnonzero(labels.p < before)
-        if 0 < len(fell) < _FEW * costs.x.n:
+        if 0 < len(fell) < _FEW * geometry.x.n:
             threshold = max(tolerance, negligible(labels))
-            found = scan(costs, labels.p, labels.q, threshold, rows=fell)
+            found = find_violations(geometry, labels.p, labels.q, threshold, rows=fell)
             if arcs.add(found.i, found.j) > 0 and done < _MOST_ROUNDS:
                 continue
-        found = examine(costs, labels, tolerance)
+        found = verify(geometry, labels, tolerance)
         if arcs.add(found.i, found.j) == 0 or done >= _MOST_ROUNDS:
             return Solution(coupling, labels, found, len(arcs), done)
 
 
-def examine(costs: Costs, labels: Labels, tolerance: float) -> Scan:
+def verify(geometry: Geometry, labels: Labels, tolerance: float) -> Violations:
     """Test labels on all pairs; in float64 where float32 finds no fault but proves too little.
 
     Slack below zero by less than `tolerance`, or than rounding, is no fault; it counts as loss.
     """
     threshold = max(tolerance, negligible(labels))
-    found = scan(costs, labels.p, labels.q, threshold)
+    found = find_violations(geometry, labels.p, labels.q, threshold)
     if len(found.i) == 0 and found.open.any():
-        found = scan(costs.precise, labels.p, labels.q, threshold, thorough=True)
+        found = find_violations(geometry.double_precision, labels.p, labels.q, threshold, thorough=True)
     return found
 
 
-def candidates(costs: Costs, arcs: Arcs, f: Float[torch.Tensor, " n"]) -> Labels:
+def add_nearest(geometry: Geometry, arcs: Arcs, f: Float[torch.Tensor, " n"]) -> Labels:
     """Add each point's nearest by slack under potentials f; return labels made of f."""
-    g, i, j = nearest(costs, costs.y, costs.x, -f, _CANDIDATES)
+    g, i, j = nearest(geometry, geometry.y, geometry.x, -f, _CANDIDATES)
     arcs.add(i, j)
-    f, j, i = nearest(costs, costs.x, costs.y, -g, _CANDIDATES)
+    f, j, i = nearest(geometry, geometry.x, geometry.y, -g, _CANDIDATES)
     arcs.add(i, j)
     return Labels(-f.cpu().numpy(), g.cpu().numpy())
 
