@@ -215,7 +215,11 @@ def _more(
         (f"{segment.names[i]} -> {segment.names[j]}", segment.arrays[i], segment.arrays[j])
         for i, j in pairs
     ]
-    return dict(zip(pairs, solve_pairs(clouds, solver, held=held), strict=True)) if pairs else {}
+    return (
+        dict(zip(pairs, solve_pairs(clouds, solver, feature_bytes=held), strict=True))
+        if pairs
+        else {}
+    )
 
 
 def _null(found: _Measured, draws: int, seed: tuple[int, int]) -> Null:

@@ -16,10 +16,10 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 
+from ..runtime.threads import one_thread
 from .metrics import RANK_TOLERANCE, LayerCollapse, layer_collapse
 from .moments import ClassGeometry, ClassMoments
 from .projection import Projected, nearest_mean
-from ..runtime.threads import one_thread
 from .row_blocks import BLOCK, row_blocks
 
 _HELD = 2**23

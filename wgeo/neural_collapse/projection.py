@@ -11,8 +11,8 @@ from jaxtyping import Float, Int
 
 from ..errors import FeatureError
 from ..runtime import processes
-from .moments import ClassGeometry, ClassIndex, ClassMoments
 from ..runtime.threads import one_thread
+from .moments import ClassGeometry, ClassIndex, ClassMoments
 from .row_blocks import check_length, row_blocks
 from .small_samples import LeftOut, is_few
 

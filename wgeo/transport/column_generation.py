@@ -1,4 +1,4 @@
-"""Solve on few pairs, test on all, add the pairs at fault, until none is left."""
+"""Column generation: solve on few pairs, test all pairs, add the violated ones, and repeat."""
 
 from __future__ import annotations
 
@@ -15,91 +15,97 @@ from jaxtyping import Float
 from ..runtime import processes
 from ..runtime.progress import track
 from ..runtime.threads import raise_if_interrupted
-from .arcs import ROUNDING, Arcs, Labels
+from .all_pairs import Violations, find_violations, nearest
+from .arcs import ROUNDING, Arcs, Potentials
 from .geometry import Geometry
-from .all_pairs import Violations, nearest, find_violations
 
-_CANDIDATES = 8  # arcs a point contributes to begin with
-_MOST_ROUNDS = 100
-_FEW = 0.7  # of the rows: fewer are tested apart before all are
-_LONG = 10**9  # pairs from which progress is worth showing
+_CANDIDATES = 8  # arcs that each point contributes at first
+_MAX_ROUNDS = 100
+_FEW_ROWS = 0.7  # fraction of the rows: fewer are tested by themselves before all are
+_SHOW_PROGRESS = 10**9  # pairs from which progress is worth showing
 
 
 @dataclass(frozen=True, eq=False)
 class Solution:
-    """A coupling, labels, and what a scan proved of them.
+    """A coupling, potentials, and the constraints that these violate.
 
     Attributes
     ----------
     coupling : ndarray of int, (n,), or sparse array (n, m)
-        In the costs' order.
-    labels : Labels
-    scan : Scan
-        ``(p, q - scan.loss)`` is feasible.
+        In the geometry's order.
+    potentials : Potentials
+    violations : Violations
+        ``(f, g - violations.excess)`` is feasible.
     arcs, rounds : int
-        How many pairs the sparse problem ended with, and how often it was solved.
+        Number of pairs in the last sparse problem, and of problems solved.
     """
 
     coupling: Any
-    labels: Labels
-    find_violations: Violations
+    potentials: Potentials
+    violations: Violations
     arcs: int
     rounds: int
 
+    @property
+    def feasible(self) -> Potentials:
+        """Feasible potentials (f, g - excess)."""
+        return Potentials(self.potentials.f, self.potentials.g - self.violations.excess)
 
-def refine(
+
+def generate_columns(
     geometry: Geometry,
     arcs: Arcs,
-    labels: Labels,
-    solve: Callable[[Labels], tuple[Any, Labels, float]],
+    potentials: Potentials,
+    solve: Callable[[Potentials], tuple[Any, Potentials, float]],
 ) -> Solution:
-    """Call ``solve(labels)`` while `arcs` grow, until its labels satisfy all pairs.
+    """Call ``solve(potentials)`` on more and more `arcs`, until its potentials satisfy all pairs.
 
-    It returns a coupling, labels near those it is given and feasible on the arcs, and the slack
-    that it takes for none. (Those that a sparse solver ends with by itself leave points of few arcs
-    loose, and take tens of rounds.) One process solves; all test.
+    It returns a coupling, potentials close to those given and feasible on the arcs, and the slack
+    that counts as zero. (The potentials of a sparse solver itself leave points with few arcs
+    undetermined, and take tens of rounds.) One process solves; all test.
     """
     rounds: Iterator[int] = count(1)
-    if geometry.x.n * geometry.y.n >= _LONG:
+    if geometry.x.n * geometry.y.n >= _SHOW_PROGRESS:
         rounds = track(rounds, "optimal coupling: solving, testing all pairs")
     while True:
         done = next(rounds)
         raise_if_interrupted()
-        before = labels.p
-        coupling, labels, tolerance = processes.on_rank_zero(partial(solve, labels))
-        # Where p did not fall a pair can only have become worse by what q rose, which is little.
-        fell = np.flatnonzero(labels.p < before)
-        if 0 < len(fell) < _FEW * geometry.x.n:
-            threshold = max(tolerance, negligible(labels))
-            found = find_violations(geometry, labels.p, labels.q, threshold, rows=fell)
-            if arcs.add(found.i, found.j) > 0 and done < _MOST_ROUNDS:
+        before = potentials.f
+        coupling, potentials, tolerance = processes.on_rank_zero(partial(solve, potentials))
+        # If f did not rise, a row's slacks fell only by what g rose, which is little.
+        raised = np.flatnonzero(potentials.f > before)
+        if 0 < len(raised) < _FEW_ROWS * geometry.x.n:
+            threshold = max(tolerance, negligible(potentials))
+            violations = find_violations(geometry, potentials, threshold, rows=raised)
+            if arcs.add(violations.i, violations.j) > 0 and done < _MAX_ROUNDS:
                 continue
-        found = verify(geometry, labels, tolerance)
-        if arcs.add(found.i, found.j) == 0 or done >= _MOST_ROUNDS:
-            return Solution(coupling, labels, found, len(arcs), done)
+        violations = verify(geometry, potentials, tolerance)
+        if arcs.add(violations.i, violations.j) == 0 or done >= _MAX_ROUNDS:
+            return Solution(coupling, potentials, violations, len(arcs), done)
 
 
-def verify(geometry: Geometry, labels: Labels, tolerance: float) -> Violations:
-    """Test labels on all pairs; in float64 where float32 finds no fault but proves too little.
+def verify(geometry: Geometry, potentials: Potentials, tolerance: float) -> Violations:
+    """Test all pairs; in float64 if float32 finds no violation but cannot decide every column.
 
-    Slack below zero by less than `tolerance`, or than rounding, is no fault; it counts as loss.
+    Slack below zero by less than `tolerance`, or than rounding, adds no pair; it counts as excess.
     """
-    threshold = max(tolerance, negligible(labels))
-    found = find_violations(geometry, labels.p, labels.q, threshold)
-    if len(found.i) == 0 and found.open.any():
-        found = find_violations(geometry.double_precision, labels.p, labels.q, threshold, thorough=True)
-    return found
+    threshold = max(tolerance, negligible(potentials))
+    violations = find_violations(geometry, potentials, threshold)
+    if len(violations.i) == 0 and violations.undecided.any():
+        precise = geometry.double_precision
+        violations = find_violations(precise, potentials, threshold, thorough=True)
+    return violations
 
 
-def add_nearest(geometry: Geometry, arcs: Arcs, f: Float[torch.Tensor, " n"]) -> Labels:
-    """Add each point's nearest by slack under potentials f; return labels made of f."""
-    g, i, j = nearest(geometry, geometry.y, geometry.x, -f, _CANDIDATES)
+def add_nearest(geometry: Geometry, arcs: Arcs, f: Float[torch.Tensor, " n"]) -> Potentials:
+    """Add each point's pairs of least slack under potentials f; return their c-transforms."""
+    g, i, j = nearest(geometry, geometry.y, geometry.x, f, _CANDIDATES)
     arcs.add(i, j)
-    f, j, i = nearest(geometry, geometry.x, geometry.y, -g, _CANDIDATES)
+    f, j, i = nearest(geometry, geometry.x, geometry.y, g, _CANDIDATES)
     arcs.add(i, j)
-    return Labels(-f.cpu().numpy(), g.cpu().numpy())
+    return Potentials(f.cpu().numpy(), g.cpu().numpy())
 
 
-def negligible(labels: Labels) -> float:
-    """Slack below zero by less than this is rounding."""
-    return ROUNDING * float(abs(labels.p).max() + abs(labels.q).max())
+def negligible(potentials: Potentials) -> float:
+    """Slack that is zero up to rounding."""
+    return ROUNDING * float(abs(potentials.f).max() + abs(potentials.g).max())

@@ -1,4 +1,4 @@
-"""The Sinkhorn divergence as something to differentiate."""
+"""The Sinkhorn divergence as a differentiable function."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from ..errors import ArgumentError
 from .annealing import (
     SCALING,
     Budget,
-    Potentials,
+    SinkhornState,
     anneal,
     require_converged,
     require_epsilon,
     solve_itself,
 )
-from .entry import as_weights, require_one_space, on_one_device
+from .entry import as_weights, on_one_device, require_one_space
 from .kernel import Kernel, full_precision
-from .clouds import PointClouds
+from .point_clouds import PointClouds
 
 
 def sinkhorn_divergence(
@@ -35,34 +35,35 @@ def sinkhorn_divergence(
     marginal_tolerance: float = 1e-6,
     iterations: int = 2000,
 ) -> Float[torch.Tensor, ""]:
-    r"""Debiased Sinkhorn divergence as a tensor to differentiate with respect to the points.
+    r"""Compute the debiased Sinkhorn divergence, differentiable with respect to the points.
 
     .. math:: S_\varepsilon(x, y) = OT_\varepsilon(x, y) - \frac{1}{2} OT_\varepsilon(x, x)
               - \frac{1}{2} OT_\varepsilon(y, y), \qquad
               \nabla_{x_i} OT_\varepsilon(x, y) = 2 \sum_j P_{ij} (x_i - y_j)
 
-    (Feydy et al. 2019, Theorem 1 and Section 3). The gradient is that of the envelope: potentials
-    count as constants, so nothing is unrolled and memory stays (n + m) d. First derivatives only.
+    (Feydy et al. 2019, Theorem 1 and Section 3). By the envelope theorem potentials count
+    as constants, so nothing is unrolled and memory is (n + m) d. First derivatives only.
 
     Parameters
     ----------
     x, y : array_like, (n, d), (m, d)
-        Torch tensors where gradients are wanted; the result has x's dtype and device.
+        Torch tensors, for gradients; the result has the dtype and device of x.
     epsilon : float
-        Absolute, in the units of ||x - y||^2 (a share of the data's scale would have a gradient).
+        Absolute, in the units of ||x - y||^2 (a fraction of the data's scale would have a
+        gradient).
     a, b : array_like, (n,), (m,), optional
-        Weights, constants of the differentiation.
+        Weights; they are not differentiated.
     marginal_tolerance : float
-        L1 error of the marginals; the gradient's relative error is of this order.
+        L1 error of the marginals; the relative error of the gradient is of this order.
     iterations : int
-        Passes over all pairs at most, for each of the three problems.
+        Maximum number of passes over all pairs, for each of the three problems.
 
     Raises
     ------
     FeatureError, ArgumentError
         As `wasserstein`.
     ConvergenceError
-        The marginals were not reached.
+        The marginal tolerance was not reached.
     """
     x, y = on_one_device(as_points(x, name="x"), as_points(y, name="y"))
     require_one_space(x, y)
@@ -73,7 +74,7 @@ def sinkhorn_divergence(
 
 
 class _Divergence(torch.autograd.Function):
-    """Value forward; the envelope's gradients, found on the way, backward."""
+    """Value and gradients in the forward pass; the backward pass returns the stored gradients."""
 
     @staticmethod
     def forward(
@@ -97,30 +98,30 @@ def _solve(
     """Return the divergence and its gradients with respect to both clouds."""
     require_epsilon(clouds, eps)
     scale = min(clouds.pairing_cost - clouds.translation_cost, clouds.total_variance)
-    asked = (eps, tolerance, SCALING, Budget(iterations))
-    state = require_converged(*anneal(clouds, max(scale, 0.0), *asked), "x and y")
-    toward_y, toward_x = _pulls(clouds, state)
-    apart = 2 * clouds.offset  # what centring took from x_i - y_j
+    settings = (eps, tolerance, SCALING, Budget(iterations))
+    state = require_converged(*anneal(clouds, max(scale, 0.0), *settings), "x and y")
+    grad_x, grad_y = _centered_gradients(clouds, state)
+    shift = 2 * clouds.offset  # what centering removed from x_i - y_j
     grads = [
-        toward_y + clouds.a[:, None] * apart,
-        toward_x - (clouds.b * state.log_ratio.exp())[:, None] * apart,
+        grad_x + clouds.a[:, None] * shift,
+        grad_y - (clouds.b * state.log_ratio.exp())[:, None] * shift,
     ]
     value = clouds.translation_cost + state.value
-    for k, twin in enumerate(clouds.self_problems):
+    for k, itself in enumerate(clouds.self_problems):
         own = require_converged(
-            *solve_itself(twin, eps, tolerance, Budget(iterations)), "xy"[k] + " and itself"
+            *solve_itself(itself, eps, tolerance, Budget(iterations)), "xy"[k] + " and itself"
         )
         # Both arguments of OT(x, x) move with x, and it is symmetric.
-        first, second = _pulls(twin, own)
+        first, second = _centered_gradients(itself, own)
         grads[k] = grads[k] - (first + second) / 2
         value -= own.value / 2
     return value, grads[0], grads[1]
 
 
-def _pulls(
-    clouds: PointClouds, state: Potentials
+def _centered_gradients(
+    clouds: PointClouds, state: SinkhornState
 ) -> tuple[Float[torch.Tensor, "n d"], Float[torch.Tensor, "m d"]]:
-    """Gradients of OT_eps between the centred clouds with respect to either."""
+    """Gradients of OT_eps between the centered clouds with respect to x and y."""
     onto_x, onto_y = Kernel(clouds).apply_plan(state.f, state.g, state.eps)
     mass = clouds.b * state.log_ratio.exp()
     return (

@@ -1,8 +1,8 @@
-"""Passes over all pairs of points, a block of rows at a time: never an n x m matrix.
+"""The Gibbs kernel of entropic transport, a block of rows at a time: no n x m matrices.
 
-With centred points, ``C_ij = |x_i|^2 + |y_j|^2 - 2 x_i.y_j``; one matrix product and one
-exponential per pair make a whole Sinkhorn iteration: a block's row potentials are exact as soon as
-its rows are summed, so its share of the column masses can be taken from the same exponentials.
+With centered points, ``C_ij = ||x_i||^2 + ||y_j||^2 - 2 x_i.y_j``. A whole Sinkhorn iteration takes
+one matrix product and one exponential per pair: the row potentials of a block are exact once its
+rows are summed, so its part of the column masses comes from the same exponentials.
 """
 
 from __future__ import annotations
@@ -19,30 +19,30 @@ from jaxtyping import Float, Int
 from ..runtime import processes
 from ..runtime.memory import block_entries, halve_blocks_on_oom
 from ..runtime.threads import raise_if_interrupted
-from .clouds import UNIT_ROUNDOFF, PointClouds
+from .point_clouds import UNIT_ROUNDOFF, PointClouds
 
-# Entries of one block: few enough for a core's cache, enough to fill a GPU.
-BLOCK = {"cpu": 1 << 18, "cuda": 1 << 26}
-_FEWEST_ROWS = 32
-# Entries of x.y^T that are kept from pass to pass where they fit: 128 MiB, 1 GiB on a GPU. An
-# iteration is nearly two times faster for it at d = 64, six times at d = 512.
-STORED = {"cpu": 1 << 24, "cuda": 1 << 27}
+# Entries of a block: few enough for a core's cache, enough to fill a GPU.
+BLOCK_ENTRIES = {"cpu": 1 << 18, "cuda": 1 << 26}
+_MIN_ROWS = 32
+# Entries of x.y^T up to which it is stored between passes: 128 MiB, 1 GiB on a GPU. That makes an
+# iteration nearly two times faster at d = 64, six times at d = 512.
+STORED_ENTRIES = {"cpu": 1 << 24, "cuda": 1 << 27}
 
 
 @dataclass(frozen=True, eq=False)
-class Plan:
-    """What a pass over the entropic plan found out about it (float64).
+class PlanSummary:
+    """Costs and marginals of an entropic plan, in float64.
 
     Attributes
     ----------
     cost : float
-        Centred cost of a feasible coupling: the plan rounded (`Kernel.plan`).
+        Centered cost of a feasible coupling, the rounded plan (`Kernel.round_plan`).
     entropic_cost : float
-        Centred cost of the plan itself, whose column marginal is not exact.
+        Centered cost of the plan itself, whose column marginal is not exact.
     row_error, column_error : float
         L1 distance of the plan's marginals from a and b.
     heaviest, heaviest_mass : Tensor of int, (n,), Tensor, (n,)
-        Column that takes most of each row's mass, and that mass.
+        Column with the largest mass in each row, and that mass.
     """
 
     cost: float
@@ -55,10 +55,10 @@ class Plan:
 
 @dataclass(frozen=True, eq=False)
 class Kernel:
-    """``exp((f_i + g_j - C_ij) / eps) a_i b_j`` of a pair, at one precision.
+    """``exp((f_i + g_j - C_ij) / eps) a_i b_j`` between two clouds, in one precision.
 
-    `reused` says that more passes will follow over the same pair (in this kernel or another), so
-    that a small problem's products are worth keeping.
+    `reused` means that more passes over the same clouds follow, in this kernel or another, so that
+    the products of a small problem are worth storing.
     """
 
     clouds: PointClouds
@@ -70,20 +70,22 @@ class Kernel:
         return self.clouds.centered_y(self.dtype).T
 
     def _slices(self, width: int) -> Iterator[slice]:
-        """Runs of this process's rows whose blocks of `width` columns stay within `BLOCK`."""
-        local_part = processes.shard(len(self.clouds.x))
-        most = block_entries(BLOCK.get(self.clouds.x.device.type, BLOCK["cpu"]))
-        step = max(block_entries(_FEWEST_ROWS), most // width)
-        for i in range(local_part.start, local_part.stop, step):
+        """Yield slices of this process's rows whose blocks have `width` columns."""
+        shard = processes.shard(len(self.clouds.x))
+        size = block_entries(BLOCK_ENTRIES.get(self.clouds.x.device.type, BLOCK_ENTRIES["cpu"]))
+        step = max(block_entries(_MIN_ROWS), size // width)
+        for i in range(shard.start, shard.stop, step):
             raise_if_interrupted()
-            yield slice(i, min(i + step, local_part.stop))
+            yield slice(i, min(i + step, shard.stop))
 
     def _blocks(
         self, scale: float, bias: Float[torch.Tensor, " m"]
     ) -> Iterator[tuple[slice, Float[torch.Tensor, "rows m"]]]:
-        """Yield ``scale * x_i.y_j + bias_j`` for blocks of rows i, each overwriting the last."""
+        """Yield ``scale * x_i.y_j + bias_j`` for blocks of rows i; each overwrites the last."""
         n, m, kind = len(self.clouds.x), len(self.clouds.y), self.clouds.x.device.type
-        stored = self.reused and n * m <= block_entries(STORED.get(kind, STORED["cpu"]))
+        stored = self.reused and n * m <= block_entries(
+            STORED_ENTRIES.get(kind, STORED_ENTRIES["cpu"])
+        )
         bias = bias.to(self.dtype)
         buffer = None
         for rows in self._slices(m):
@@ -101,10 +103,10 @@ class Kernel:
     def softmin(
         self, g: Float[torch.Tensor, " m"], eps: float
     ) -> tuple[Float[torch.Tensor, " n"], Float[torch.Tensor, " m"]]:
-        r"""Return ``f_i = -eps log sum_j b_j exp((g_j - C_ij)/eps)`` and what it leaves undone.
+        r"""Return ``f_i = -eps log sum_j b_j exp((g_j - C_ij)/eps)`` and the column log ratio.
 
-        The second is ``log(column mass / b_j)`` of the plan with potentials f, g: 0 where the
-        column marginal holds, so ``g - eps * log_ratio`` completes the Sinkhorn iteration. Rows of
+        The log ratio is ``log(column mass / b_j)`` of the plan with potentials f, g: 0 if the
+        column marginal is exact. ``g - eps * log_ratio`` completes the Sinkhorn iteration. Rows of
         that plan sum to a_i exactly.
         """
         clouds = self.clouds
@@ -133,26 +135,29 @@ class Kernel:
     ) -> Float[torch.Tensor, " m"]:
         clouds = self.clouds
         ratio = torch.where(clouds.b > 0, (mass / clouds.b).log(), 0.0)
-        lost = ((mass <= 0) & (clouds.b > 0)).nonzero()[:, 0]
-        if len(lost) == 0:
+        underflown = ((mass <= 0) & (clouds.b > 0)).nonzero()[:, 0]
+        if len(underflown) == 0:
             return ratio
-        # Underflow: these columns are summed by themselves, in the log domain.
-        points = clouds.y[lost].double() - clouds.center_y
+        # Columns that underflow are summed separately, in the log domain.
+        points = clouds.y[underflown].double() - clouds.center_y
         bias = clouds.a.log() + (f - clouds.norms_x) / eps
 
         @halve_blocks_on_oom
         def local_part() -> torch.Tensor:
-            total = torch.full_like(clouds.b[lost], -torch.inf)
-            for rows in self._slices(len(lost)):
-                scores = clouds.centered_rows_x(rows, torch.float64) @ points.T * (2 / eps) + bias[rows, None]
+            total = torch.full_like(clouds.b[underflown], -torch.inf)
+            for rows in self._slices(len(underflown)):
+                scores = (
+                    clouds.centered_rows_x(rows, torch.float64) @ points.T * (2 / eps)
+                    + bias[rows, None]
+                )
                 total = torch.logaddexp(total, scores.logsumexp(0))
             return total
 
-        ratio[lost] = _log_sum(local_part()) + (g - clouds.norms_y)[lost] / eps
+        ratio[underflown] = _log_sum(local_part()) + (g - clouds.norms_y)[underflown] / eps
         return ratio
 
     def c_transform(self, g: Float[torch.Tensor, " m"]) -> Float[torch.Tensor, " n"]:
-        """c-transform: ``f_i = min_j C_ij - g_j``, the largest f feasible with g."""
+        """Return ``f_i = min_j C_ij - g_j``, the largest f that is feasible with g."""
 
         @halve_blocks_on_oom
         def local_part() -> torch.Tensor:
@@ -163,20 +168,21 @@ class Kernel:
 
         return processes.all_reduce_sum(local_part())
 
-    def plan(
+    def round_plan(
         self,
         f: Float[torch.Tensor, " n"],
         g: Float[torch.Tensor, " m"],
         log_ratio: Float[torch.Tensor, " m"],
         eps: float,
-    ) -> Plan:
-        """Cost of the entropic plan, rounded to a feasible coupling without ever holding it.
+    ) -> PlanSummary:
+        """Summarize the entropic plan and its rounding to a feasible coupling; neither is stored.
 
-        Columns with too much mass are scaled down; what rows and columns then lack is coupled
-        independently (Altschuler, Weed, Rigollet 2017, Algorithm 2; here no row has too much).
+        Columns with too much mass are scaled down; the mass that rows and columns then lack is
+        coupled independently (Altschuler, Weed, Rigollet 2017, Algorithm 2; here no row has too
+        much).
         """
         clouds = self.clouds
-        keep = (-log_ratio).clamp(max=0).exp()
+        column_scale = (-log_ratio).clamp(max=0).exp()
         bias = clouds.b.log() + (g - clouds.norms_y) / eps
         zero = torch.zeros_like(clouds.b)
 
@@ -187,20 +193,24 @@ class Kernel:
             costs = clouds.a.new_zeros(2)
             for rows, dots in self._blocks(1.0, zero):
                 plan = (dots * (2 / eps)).add_(bias)
-                plan.add_(((f - clouds.norms_x)[rows] / eps)[:, None]).exp_().mul_(clouds.a[rows, None])
+                plan.add_(((f - clouds.norms_x)[rows] / eps)[:, None]).exp_().mul_(
+                    clouds.a[rows, None]
+                )
                 heaviest_mass[rows], heaviest[rows] = plan.max(1)
-                plain_mass[rows], row_mass[rows] = plan.sum(1), plan @ keep
-                along = plan.mul_(dots.mul_(-2).add_(clouds.norms_y))
+                plain_mass[rows], row_mass[rows] = plan.sum(1), plan @ column_scale
+                costs_ij = plan.mul_(dots.mul_(-2).add_(clouds.norms_y))
                 norms = clouds.norms_x[rows]
-                costs[0] += plain_mass[rows] @ norms + along.sum()
-                costs[1] += row_mass[rows] @ norms + (along @ keep).sum()
+                costs[0] += plain_mass[rows] @ norms + costs_ij.sum()
+                costs[1] += row_mass[rows] @ norms + (costs_ij @ column_scale).sum()
             return row_mass, plain_mass, heaviest_mass, heaviest, costs
 
-        row_mass, plain_mass, heaviest_mass, heaviest, costs = map(processes.all_reduce_sum, local_part())
+        row_mass, plain_mass, heaviest_mass, heaviest, costs = map(
+            processes.all_reduce_sum, local_part()
+        )
         plain_cost, cost = costs.tolist()
         lack_x = (clouds.a - row_mass).clamp_(min=0)
         lack_y = (clouds.b * (1 - log_ratio.exp())).clamp_(min=0)
-        return Plan(
+        return PlanSummary(
             cost=cost + self._product(lack_x, lack_y),
             entropic_cost=plain_cost,
             row_error=float((plain_mass - clouds.a).abs().sum()),
@@ -210,7 +220,7 @@ class Kernel:
         )
 
     def _product(self, a: Float[torch.Tensor, " n"], b: Float[torch.Tensor, " m"]) -> float:
-        """Cost of coupling the masses a and b (equal sums, but for rounding) independently."""
+        """Cost of coupling masses a and b, of equal sums up to rounding, independently."""
         mass, clouds = float(b.sum()), self.clouds
         if mass <= 0:
             return 0.0
@@ -221,15 +231,19 @@ class Kernel:
     def apply_plan(
         self, f: Float[torch.Tensor, " n"], g: Float[torch.Tensor, " m"], eps: float
     ) -> tuple[Float[torch.Tensor, "n d"], Float[torch.Tensor, "m d"]]:
-        """``P y`` and ``P^T x`` of the plan with potentials f, g: what its gradients need."""
+        """Return ``P y`` and ``P^T x`` of the plan P with potentials f, g, for gradients."""
         clouds = self.clouds
         bias = clouds.b.log() + (g - clouds.norms_y) / eps
 
         @halve_blocks_on_oom
         def local_part() -> tuple[torch.Tensor, torch.Tensor]:
-            onto_x, onto_y = (torch.zeros_like(z, dtype=torch.float64) for z in (clouds.x, clouds.y))
+            onto_x, onto_y = (
+                torch.zeros_like(z, dtype=torch.float64) for z in (clouds.x, clouds.y)
+            )
             for rows, plan in self._blocks(2 / eps, bias):
-                plan.add_(((f - clouds.norms_x)[rows] / eps)[:, None]).exp_().mul_(clouds.a[rows, None])
+                plan.add_(((f - clouds.norms_x)[rows] / eps)[:, None]).exp_().mul_(
+                    clouds.a[rows, None]
+                )
                 onto_x[rows] = (plan @ self.columns.T).double()
                 onto_y += plan.T @ clouds.centered_rows_x(rows, self.dtype)
             return onto_x, onto_y
@@ -239,34 +253,35 @@ class Kernel:
 
 
 def _log_sum(logs: Float[torch.Tensor, " k"]) -> Float[torch.Tensor, " k"]:
-    """``log sum exp`` over the processes, about the largest: nothing overflows."""
+    """``log sum exp`` over the processes, shifted by the largest so that nothing overflows."""
     top = processes.all_reduce_max(logs.clone())
     base = torch.where(top.isfinite(), top, 0.0)
     return base + processes.all_reduce_sum((logs - base).exp()).log()
 
 
 class _FullPrecision(ContextDecorator):
-    """Float32 products in float32: TF32 has 10 bits, and costs are differences.
+    """Disable TF32, whose 10 bits are too few for costs, which are differences.
 
-    The setting is the process's: the first of several threads inside saves it, the last restores.
+    The setting is global to the process: of several threads the first saves it, the last restores
+    it.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._inside = 0
+        self._depth = 0
         self._before = "highest"
 
     def __enter__(self) -> None:
         with self._lock:
-            if self._inside == 0:
+            if self._depth == 0:
                 self._before = torch.get_float32_matmul_precision()
                 torch.set_float32_matmul_precision("highest")
-            self._inside += 1
+            self._depth += 1
 
     def __exit__(self, *_: object) -> None:
         with self._lock:
-            self._inside -= 1
-            if self._inside == 0:
+            self._depth -= 1
+            if self._depth == 0:
                 torch.set_float32_matmul_precision(self._before)
 
 

@@ -1,10 +1,11 @@
-"""Wide points folded into few features, so that inner products only grow.
+"""Low-dimensional lower bounds on squared distances, which screen pairs of wide points.
 
-With V of orthonormal columns, x -> (V^T x, ||x - V V^T x||) keeps norms, and by Cauchy and Schwarz
+With orthonormal columns V, x -> (V^T x, ||x - V V^T x||) keeps norms, and by Cauchy and Schwarz
 
     <x, y> <= <V^T x, V^T y> + ||x - V V^T x|| ||y - V V^T y||,
 
-so that distances of folded points are lower bounds. A test that they pass, the points pass.
+so distances between the reduced points are lower bounds. Slack that is nonnegative under the bound
+is nonnegative.
 """
 
 from __future__ import annotations
@@ -14,44 +15,46 @@ import math
 import torch
 from jaxtyping import Float
 
-from .clouds import UNIT_ROUNDOFF
+from .point_clouds import UNIT_ROUNDOFF
 
-_SAMPLE = 512  # points of each cloud that the directions are made of
+_SAMPLE = 512  # points of each cloud from which the directions are computed
 _ITERATIONS = 4
 
 
-def directions(
+def principal_directions(
     x: Float[torch.Tensor, "n d"], y: Float[torch.Tensor, "m d"], count: int, seed: int = 0
 ) -> Float[torch.Tensor, "d count"]:
-    """About the leading principal directions of two centred clouds: subspace iteration."""
+    """Approximate the leading principal directions of two centered clouds (subspace iteration)."""
     samples = x[:_SAMPLE], y[:_SAMPLE]
-    draw = torch.Generator().manual_seed(seed)
-    v = torch.randn(x.shape[1], count, generator=draw, dtype=x.dtype).to(x.device)
+    generator = torch.Generator().manual_seed(seed)
+    v = torch.randn(x.shape[1], count, generator=generator, dtype=x.dtype).to(x.device)
     for _ in range(_ITERATIONS):
         v = torch.linalg.qr(sum(z.T @ (z @ v) for z in samples)).Q
     return torch.linalg.qr(v.double()).Q
 
 
 def inner_product_error(v: Float[torch.Tensor, "d count"]) -> float:
-    """How far twice an inner product may grow less than it should, beside ||x||^2 + ||y||^2.
+    """Bound on how far 2 <x, y> of reduced points may fall short, per ||x||^2 + ||y||^2.
 
-    V^T V differs from 1 by what is measured here, and by its own rounding; folding rounds each
-    inner product with a column of V.
+    It allows for the measured difference of V^T V from the identity, for the rounding of that, and
+    for the rounding of each inner product with a column of V.
     """
     d, count = v.shape
     skew = v.T @ v - torch.eye(count, dtype=v.dtype, device=v.device)
-    return 1.1 * (float(skew.norm()) + (count + 2.5 * math.sqrt(count)) * (d + 2) * UNIT_ROUNDOFF)
+    rounding = (count + 2.5 * math.sqrt(count)) * (d + 2) * UNIT_ROUNDOFF
+    return 1.1 * (float(skew.norm()) + rounding)
 
 
 def reduce_dimension(
-    points: Float[torch.Tensor, "rows d"], v: Float[torch.Tensor, "d count"], inner_product_error: float
-) -> Float[torch.Tensor, "rows folded"]:
-    """Return (V^T x, r) of float64 rows, r never less than the distance of x to V's range.
+    points: Float[torch.Tensor, "rows d"], v: Float[torch.Tensor, "d count"], error: float
+) -> Float[torch.Tensor, "rows reduced"]:
+    """Return (V^T x, r) of float64 rows, with r at least the distance of x from V's range.
 
-    ||x||^2 - ||V^T x||^2 is wrong by at most the slip and the sums' own rounding. Two points in
-    the range gain the product of two such errors' roots, which is again but one.
+    The error of ||x||^2 - ||V^T x||^2 is at most `error` and the rounding of the sums. Two points
+    in the range of V gain the product of two roots of such errors, which is one such error again.
     """
-    along = points @ v
-    size = points.square().sum(1)
-    rest = size - along.square().sum(1) + (inner_product_error + 2 * sum(v.shape) * UNIT_ROUNDOFF) * size
-    return torch.cat([along, rest.clamp_(min=0).sqrt_()[:, None]], 1)
+    projection = points @ v
+    square = points.square().sum(1)
+    rest = square - projection.square().sum(1)
+    rest += (error + 2 * sum(v.shape) * UNIT_ROUNDOFF) * square
+    return torch.cat([projection, rest.clamp_(min=0).sqrt_()[:, None]], 1)
