@@ -23,14 +23,14 @@ from wgeo.storage import files
 from wgeo.storage.records import read_record
 from wgeo.trajectory import Classifier
 from wgeo.transport import chain as solve_chain
-from wgeo.transport.cost import Costs
+from wgeo.transport.geometry import Geometry
 from wgeo.transport.kernel import Kernel
 
 
 @pytest.fixture(autouse=True)
 def _as_before():
     yield
-    memory._state.update(bound=None, halvings=0)
+    memory._state.update(limit=None, halvings=0)
 
 
 @pytest.fixture
@@ -89,7 +89,7 @@ def test_solvers_halve_their_blocks_and_find_the_same(clouds, monkeypatch, solve
 
         return some
 
-    monkeypatch.setattr(Costs, "tiles", short(Costs.tiles))
+    monkeypatch.setattr(Geometry, "blocks", short(Geometry.blocks))
     monkeypatch.setattr(Kernel, "_blocks", short(Kernel._blocks))
     found = wgeo.wasserstein(*clouds, solver=solver)
     assert found.distance == pytest.approx(expected.distance, rel=rounding)
@@ -103,7 +103,7 @@ def test_a_device_with_no_room_at_all_is_told(clouds, monkeypatch):
         raise torch.OutOfMemoryError("CUDA out of memory")
         yield
 
-    monkeypatch.setattr(Costs, "tiles", none)
+    monkeypatch.setattr(Geometry, "blocks", none)
     with pytest.raises(torch.OutOfMemoryError):
         wgeo.wasserstein(*clouds)
 
@@ -126,8 +126,11 @@ def test_a_bound_decides_how_many_pairs_are_solved_at_once(clouds, monkeypatch):
     asked = []
     monkeypatch.setattr(
         sys.modules["wgeo.transport.chain"],
-        "spread",
-        lambda work, items, what, most: (asked.append(most), [work(item) for item in items])[1],
+        "thread_map",
+        lambda work, items, what, max_threads: (
+            asked.append(max_threads),
+            [work(item) for item in items],
+        )[1],
     )
     solve_chain(traj)
     with memory.memory_limit("2GiB"):
@@ -136,7 +139,7 @@ def test_a_bound_decides_how_many_pairs_are_solved_at_once(clouds, monkeypatch):
     assert 1 <= asked[1] <= 8
     monkeypatch.setattr(memory, "_LIBRARIES", 2**31 - 2**16)
     memory._state["limit"] = 2**31
-    with pytest.raises(FeatureError, match=r"takes about 0\.0 GiB, which the memory allowed"):
+    with pytest.raises(FeatureError, match=r"needs about 0\.0 GiB; 0\.0 GiB is available"):
         solve_chain(traj)
 
 
