@@ -40,7 +40,7 @@ from wgeo.data import Images
 from wgeo.data.images import normalization
 from wgeo.features import stream
 from wgeo.neural_collapse import collapse_of, collapse_stream
-from wgeo.runtime.progress import shown, track
+from wgeo.runtime.progress import show_progress, track
 
 BATCH = 256
 TURNS = 5  # of forward passes
@@ -284,7 +284,7 @@ def main() -> None:
         keep(args.out, "stream", rows, ("samples",))
         Console(width=100).print(stream_table(rows))
         return
-    with shown():
+    with show_progress():
         rows = run_widths(args)
     keep(args.out, "rows", rows, ("width", "form", "samples"))
     Console(width=100).print(table(rows))

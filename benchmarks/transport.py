@@ -42,7 +42,7 @@ from rich.table import Table
 from scipy.optimize import linear_sum_assignment
 
 import wgeo
-from wgeo.runtime.progress import shown, track
+from wgeo.runtime.progress import show_progress, track
 from wgeo.transport import Exact, Sinkhorn, wasserstein
 
 GOOD = 1e-3  # relative error of W2^2 that GeomLoss is asked for
@@ -338,7 +338,7 @@ def main() -> None:
         os.environ[key] = str(args.threads)  # for the processes to come
     cuda = torch.cuda.is_available()
     console, found = Console(width=110), kept(args.out)
-    with tempfile.TemporaryDirectory() as folder, shown():
+    with tempfile.TemporaryDirectory() as folder, show_progress():
         file = Path(folder) / "pairs.npz"
         traj = trajectory(args, Path(folder))
 
