@@ -104,7 +104,7 @@ def test_other_types_are_widened(dtype):
 def test_the_message_says_what_is_wanted():
     with pytest.raises(ArgumentError, match=r"wgeo\.trace\(net, images\).*Trajectory\.load"):
         as_trajectory("run")
-    with pytest.raises(FeatureError, match=r"x is of torch\.float8_e4m3fn; .*x\.float\(\)"):
+    with pytest.raises(FeatureError, match=r"x has dtype torch\.float8_e4m3fn; .*x\.float\(\)"):
         wgeo.wasserstein(torch.rand(4, 3).to(torch.float8_e4m3fn), X)
 
 

@@ -12,7 +12,7 @@ from jaxtyping import Int
 from scipy.stats import binom, binomtest
 from torch import nn
 
-from ..arrays.rows import blocks
+from ..arrays.rows import row_chunks
 from ..checkpoints import Network
 from ..data import Images
 from ..data.images import PRESETS, Normalization
@@ -94,7 +94,7 @@ def copies_of(traj: Trajectory) -> Int[np.ndarray, " n"]:
         compared.append(traj.layers[-1].features)
     first: dict[bytes, int] = {}
     copies = np.empty(len(traj), dtype=np.int64)
-    for rows, parts in blocks(*compared):
+    for rows, parts in row_chunks(*compared):
         for i, sample in enumerate(zip(*parts, strict=True), rows.start):
             digest = hashlib.blake2b(b"".join(row.tobytes() for row in sample)).digest()
             copies[i] = first.setdefault(digest, i)

@@ -9,7 +9,7 @@ from functools import partial
 import numpy as np
 from jaxtyping import Float, Int
 
-from ..arrays.rows import made_like, wide
+from ..arrays.rows import as_float64, materialize
 from ..errors import ArgumentError, ConvergenceError, FeatureError
 from ..neural_collapse import collapse_of
 from ..runtime.memory import available_bytes
@@ -236,7 +236,7 @@ class _View:
         for prediction, (name, array) in zip(
             predictions, places[-1:] if last else places, strict=True
         ):
-            features = made_like(segment.arrays, prediction.features)
+            features = materialize(segment.arrays, prediction.features)
             errors = Errors.of(features, prediction.still, array, self.labels)
             line = self.lines.get(name, 0.0)
             missed = errors.model / errors.variance if errors.variance > 0 else None
@@ -267,7 +267,7 @@ class _View:
     ) -> float | None:
         if variance == 0:
             return None
-        said, seen = (wide(each[self.sample]) for each in (features, measured))
+        said, seen = (as_float64(each[self.sample]) for each in (features, measured))
         found = wasserstein(said, seen, solver=Exact())
         return found.distance / float(np.sqrt(variance / len(measured)))
 
@@ -296,8 +296,8 @@ def _check(model: MUFMSolution, segment: Segment, sample: Int[np.ndarray, " m"])
             f"{segment.arrays[0].shape[0]} by {segment.arrays[0].shape[1]}."
         )
     entered = sample if model.assignment is None else model.assignment[sample]
-    entering = wide(segment.arrays[0][entered])
-    off = np.linalg.norm(wide(model.X.T[sample]) - entering)
+    entering = as_float64(segment.arrays[0][entered])
+    off = np.linalg.norm(as_float64(model.X.T[sample]) - entering)
     if off > _ROUNDED * np.linalg.norm(entering):
         raise ArgumentError(
             "The model was fitted to other inputs than those of the last segment, "

@@ -12,7 +12,15 @@ import numpy as np
 from jaxtyping import Float, Int
 from scipy.optimize import minimize
 
-from ..arrays.rows import Rows, Sliceable, mean_of, picked, summed, sums_by_class, wide
+from ..arrays.rows import (
+    LazyRows,
+    Sliceable,
+    as_float64,
+    mean_of,
+    select_rows,
+    sum_over_rows,
+    sums_by_class,
+)
 from ..errors import FeatureError
 from ..runtime import processes
 from ..runtime.progress import track
@@ -83,7 +91,7 @@ class Judge:
             seen, size = (x - middle) @ self.basis, float(np.sum((x - middle) ** 2))
             return [seen.T @ seen, sums_by_class(seen, self.labels[rows], classes), size]
 
-        xx, yx, first_size = summed(of_first, first)
+        xx, yx, first_size = sum_over_rows(of_first, first)
         yy = len(self.labels) * (np.diag(shares) - np.outer(shares, shares))
         of_x, of_y, with_first, sizes = [], [], [first_size], []
         for layer in self.layers[1:]:
@@ -96,7 +104,7 @@ class Judge:
                 sizes = [float(np.vdot(start, spread)), float(np.vdot(spread, spread))]
                 return [(start @ self.basis).T @ seen, of_y, *sizes]
 
-            x_seen, y_seen, onto, size = summed(of_layer, first, layer)
+            x_seen, y_seen, onto, size = sum_over_rows(of_layer, first, layer)
             of_x.append(x_seen)
             of_y.append(y_seen)
             with_first.append(onto)
@@ -151,7 +159,7 @@ def choose(
         of_y = (sums_by_class(each, labels[rows], classes) for each in (seen, m))
         return [float(np.vdot(x, x)), seen.T @ seen, x.T @ m, *of_y]
 
-    energy_here, xx, x_m, yx, y_m = summed(moments, first, last)
+    energy_here, xx, x_m, yx, y_m = sum_over_rows(moments, first, last)
     seen_m = stats.basis.T @ x_m
 
     def missed(logs: tuple[float, float]) -> float:
@@ -253,7 +261,7 @@ class Fit:
         if self.halved:
             found, stats = processes.on_rank_zero(partial(self._solved, there, settings))
             check_converged(found)
-            inputs = Rows(arrays[0].shape, lambda rows: wide(arrays[0][rows]))
+            inputs = LazyRows(arrays[0].shape, lambda rows: as_float64(arrays[0][rows]))
             ends = features_of(found, stats, inputs, self.labels)
             held_out = self._held_out(ends, rotate=True)
         line = Line(solution.X.T, solution.H.T)
@@ -271,7 +279,7 @@ class Fit:
         if top == 0:
             return None
         basis = np.linalg.svd(shared, full_matrices=False)[2].T
-        layers = [picked(array, self.there) for array in self.segment.arrays]
+        layers = [select_rows(array, self.there) for array in self.segment.arrays]
         judge = Judge(layers, self.labels[self.there], basis, self.at)
         reading = processes.on_rank_zero(partial(choose_reading, judge, shared / top, self.energy))
         ends = reading.ends(self.segment.arrays[0], self.labels)
@@ -280,7 +288,7 @@ class Fit:
         return reading, along(self.segment, self.at, line), held_out
 
     def _settings(self) -> Settings:
-        first, last = (picked(self.segment.arrays[i], self.there) for i in (0, -1))
+        first, last = (select_rows(self.segment.arrays[i], self.there) for i in (0, -1))
         known = self._statistics(self.here)
         return choose(known, first, last, self.labels[self.there], self.energy)
 
@@ -292,19 +300,21 @@ class Fit:
         return search(problem, tolerance=_TOLERANCE), stats
 
     def _statistics(self, chosen: Int[np.ndarray, " m"]) -> Statistics:
-        inputs = picked(self.segment.arrays[0], chosen)
+        inputs = select_rows(self.segment.arrays[0], chosen)
         return Statistics.of(inputs, self.labels[chosen], int(self.labels.max()) + 1)
 
-    def _held_out(self, ends: Rows, *, rotate: bool) -> HeldOut:
+    def _held_out(self, ends: LazyRows, *, rotate: bool) -> HeldOut:
         """Judge the path to `ends` on half A, with the times and places of half B."""
         here, there, arrays = self.here, self.there, self.segment.arrays
         judged, taught = (
-            Line(picked(arrays[0], half), picked(ends, half)) for half in (here, there)
+            Line(select_rows(arrays[0], half), select_rows(ends, half)) for half in (here, there)
         )
-        places = taught.places([picked(array, there) for array in arrays], self.at, rotate=rotate)
+        places = taught.places(
+            [select_rows(array, there) for array in arrays], self.at, rotate=rotate
+        )
         sums = np.zeros(4)
         for place_, array in islice(zip(places, arrays, strict=True), 1, None):
-            layer = picked(array, here)
+            layer = select_rows(array, here)
             said = judged.brought(place_, mean_of(layer))
             errors = Errors.of(said.features, said.still, layer, self.labels[here])
             if errors.variance > 0:  # every layer counts alike
@@ -316,7 +326,7 @@ class Fit:
 def _mean_and_energy(features: Sliceable) -> tuple[Float[np.ndarray, " d"], float]:
     """Mean of the samples, and their variance, of all features together."""
     mean = mean_of(features)
-    (spread,) = summed(lambda _, block: [float(np.sum((block - mean) ** 2))], features)
+    (spread,) = sum_over_rows(lambda _, block: [float(np.sum((block - mean) ** 2))], features)
     return mean, spread / features.shape[0]
 
 

@@ -12,14 +12,14 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from ..arrays.rows import (
-    Rows,
+    LazyRows,
     Sliceable,
+    as_float64,
     class_means,
+    max_width,
     mean_of,
-    summed,
+    sum_over_rows,
     sums_by_class,
-    wide,
-    width_of,
 )
 from ..errors import ArgumentError
 from ..runtime.processes import on_rank_zero
@@ -35,15 +35,15 @@ class Prediction:
 
     Attributes
     ----------
-    features : Rows, (n, d)
-    still : Rows, (n, d)
+    features : LazyRows, (n, d)
+    still : LazyRows, (n, d)
         The input, brought there with the same freedom: what the model is judged beside.
     time, gain : float
         See `ModelLayer`.
     """
 
-    features: Rows
-    still: Rows
+    features: LazyRows
+    still: LazyRows
     time: float
     gain: float
 
@@ -63,7 +63,7 @@ def times(segment: Segment, kind: str) -> list[float] | None:
     if kind != "length":
         raise ArgumentError(f"time is 'nearest', 'length' or 'uniform', not {kind!r}.")
     sizes = [
-        float(np.sqrt(summed(lambda _, x, y: [np.sum((y - x) ** 2)], a, b)[0]))
+        float(np.sqrt(sum_over_rows(lambda _, x, y: [np.sum((y - x) ** 2)], a, b)[0]))
         for a, b in pairwise(segment.arrays)
     ]
     total = sum(sizes)
@@ -108,7 +108,7 @@ class Line:
             x, d = self._about(start, end)
             return [float(np.vdot(x, x)), float(np.vdot(x, d)), float(np.vdot(d, d))]
 
-        xx, xd, dd = summed(terms, self.first, self.last)
+        xx, xd, dd = sum_over_rows(terms, self.first, self.last)
         return xx, xd, dd
 
     def _about(self, start: Block, end: Block) -> tuple[Block, Block]:
@@ -116,15 +116,15 @@ class Line:
         of_first, of_last = self._means
         return start - of_first, end - start - (of_last - of_first)
 
-    def at(self, t: float) -> Rows:
+    def at(self, t: float) -> LazyRows:
         """The path at a time, about its mean."""
         of_first, of_last = self._means
 
         def make(rows: Any) -> Block:
-            x = wide(self.first[rows]) - of_first
-            return x if t == 0 else (1 - t) * x + t * (wide(self.last[rows]) - of_last)
+            x = as_float64(self.first[rows]) - of_first
+            return x if t == 0 else (1 - t) * x + t * (as_float64(self.last[rows]) - of_last)
 
-        return Rows(self.first.shape, make, width_of(self.first, self.last))
+        return LazyRows(self.first.shape, make, max_width(self.first, self.last))
 
     def places(
         self, layers: Sequence[Sliceable], at: Sequence[float] | None, *, rotate: bool
@@ -157,16 +157,16 @@ class Line:
             seen = aim.seen(spread)
             return [x.T @ seen, d.T @ seen]
 
-        of_x, of_d = summed(terms, self.first, self.last, layer)
+        of_x, of_d = sum_over_rows(terms, self.first, self.last, layer)
         return of_x, of_d
 
     def brought(self, place: Place, mean: Float[np.ndarray, " d"] | None = None) -> Prediction:
         """The path's features there; about another mean than the layer's where one is given."""
         about = place.mean if mean is None else mean
 
-        def placed(placing: Placing, t: float) -> Rows:
+        def placed(placing: Placing, t: float) -> LazyRows:
             path = self.at(t)
-            return Rows(path.shape, lambda rows: about + placing(path[rows]), path.width)
+            return LazyRows(path.shape, lambda rows: about + placing(path[rows]), path.width)
 
         features, still = placed(place.path, place.time), placed(place.still, 0.0)
         return Prediction(features, still, place.time, place.path.gain)
@@ -226,7 +226,7 @@ def collapsed(
     points = means.mean(0) + size * contrasts @ left @ right
     line = Line(first, features)
     there = next(line.places([features], [1.0], rotate=True))
-    collapse = Rows(features.shape, lambda rows: points[labels[rows]])
+    collapse = LazyRows(features.shape, lambda rows: points[labels[rows]])
     return Prediction(collapse, line.brought(there).still, 1.0, size)
 
 
@@ -269,7 +269,9 @@ class Errors:
                 found += [float(np.vdot(error, error)), by_class]
             return found
 
-        variance, model, of_model, input_, of_input = summed(terms, features, still, measured)
+        variance, model, of_model, input_, of_input = sum_over_rows(
+            terms, features, still, measured
+        )
         model_means, input_means = (
             float(np.sum(np.sum(sums**2, axis=1)[counts > 0] / counts[counts > 0]))
             for sums in (of_model, of_input)

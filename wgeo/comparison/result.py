@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from ..arrays.rows import Rows, Sliceable, made_like, mean_of, wide, width_of
+from ..arrays.rows import LazyRows, Sliceable, as_float64, materialize, max_width, mean_of
 from ..neural_collapse import LayerCollapse
 from ..runtime.processes import local_only
 from ..ufm.multilayer import MUFMSolution
@@ -105,19 +105,19 @@ class Reading:
     ) -> Float[np.ndarray, "n d"]:
         """H = X + W^T (W W^T + mu I)^-1 (Y - W X - b 1^T), b free; about their mean."""
         with local_only():
-            return made_like([x], self.ends(x, labels))
+            return materialize([x], self.ends(x, labels))
 
-    def ends(self, x: Sliceable, labels: Int[np.ndarray, " n"]) -> Rows:
+    def ends(self, x: Sliceable, labels: Int[np.ndarray, " n"]) -> LazyRows:
         """The same, made when rows are taken."""
         eye, middle = np.eye(len(self.w)), mean_of(x)
         pull = np.linalg.solve(self.w @ self.w.T + self.mu * eye, self.w)
         shares = np.bincount(labels, minlength=len(eye)) / len(labels)
 
         def make(rows: Any) -> Float[np.ndarray, "b d"]:
-            shape = wide(x[rows]) - middle
+            shape = as_float64(x[rows]) - middle
             return shape + (eye[labels[rows]] - shares - shape @ self.w.T) @ pull
 
-        return Rows(x.shape, make, max(len(eye), width_of(x)))
+        return LazyRows(x.shape, make, max(len(eye), max_width(x)))
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from ..arrays.checks import as_numpy
-from ..arrays.rows import Rows, made_like, picked, summed, wide
+from ..arrays.rows import LazyRows, as_float64, materialize, select_rows, sum_over_rows
 from ..errors import ArgumentError, FeatureError, RecordError, WgeoWarning
 from ..runtime import processes
 from ..runtime.progress import track
@@ -326,10 +326,10 @@ def _interpolation(
 
         def between(rows: slice, t: float = t) -> np.ndarray:
             first, last = layers[0][rows], layers[-1][end.coupling[rows]]
-            return (1 - t) * wide(first) + t * wide(last)
+            return (1 - t) * as_float64(first) + t * as_float64(last)
 
         try:
-            geodesic = made_like(layers, Rows(layers[0].shape, between))
+            geodesic = materialize(layers, LazyRows(layers[0].shape, between))
         except RecordError as error:  # a full disk, after what may have taken hours
             warnings.warn(f"No interpolation gaps: {error}", WgeoWarning, stacklevel=2)
             return (None,) * len(layers), tuple(times)
@@ -354,7 +354,9 @@ def _apart(
     x: Float[np.ndarray, "n d"], y: Float[np.ndarray, "n d"], match: Int[np.ndarray, " n"]
 ) -> float:
     """Sum of ||x_i - y_match(i)||^2 in float64, some rows at a time."""
-    (total,) = summed(lambda _, a, b: [float(np.sum((a - b) ** 2))], x, picked(y, match))
+    (total,) = sum_over_rows(
+        lambda _, a, b: [float(np.sum((a - b) ** 2))], x, select_rows(y, match)
+    )
     return float(total)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from scipy.special import log_softmax, softmax
 
-from ..arrays.rows import Sliceable, blocks
+from ..arrays.rows import Sliceable, row_chunks
 from .alignment import Alignment, saddle_direction
 from .reduced import Matrix, Statistics
 
@@ -53,7 +53,7 @@ class Likelihood:
 
         A mean far from zero would make W and b nearly the same variable.
         """
-        seen = np.concatenate([block @ stats.basis for _, (block,) in blocks(x)])
+        seen = np.concatenate([block @ stats.basis for _, (block,) in row_chunks(x)])
         if bias_decay > 0:
             return cls(seen, labels, mu, weight_decay, bias_decay)
         about = np.where(stats.s > 0, seen - stats.x_mean, 0.0)

@@ -22,15 +22,15 @@ from scipy.special import log_softmax
 
 from ..arrays.checks import as_labels
 from ..arrays.rows import (
-    Rows,
+    LazyRows,
     Sliceable,
-    checked,
+    as_float64,
+    check_features,
     class_means,
-    made_like,
-    picked,
-    summed,
-    wide,
-    width_of,
+    materialize,
+    max_width,
+    select_rows,
+    sum_over_rows,
 )
 from ..errors import ArgumentError, ConvergenceError
 from ..neural_collapse import LayerCollapse, collapse_of
@@ -90,9 +90,9 @@ class MUFMSolution:
         if not 0 <= index <= self.layers:
             raise ArgumentError(f"Layers go from 0 to {self.layers}; there is none {index}.")
         t, first, last = index / self.layers, self.X.T, self.H.T
-        path = Rows(first.shape, lambda rows: (1 - t) * first[rows] + t * last[rows])
+        path = LazyRows(first.shape, lambda rows: (1 - t) * first[rows] + t * last[rows])
         with processes.local_only():
-            return made_like([first, last], path)
+            return materialize([first, last], path)
 
     def apply(self, x: Any, labels: Any) -> Float[np.ndarray, "n d"]:
         """Return H_L of other labelled samples, W and b held: the model's prediction for them.
@@ -101,7 +101,7 @@ class MUFMSolution:
         """
         if self.settings["loss"] != "mse":
             raise ArgumentError("apply is for the squared loss; fit with loss='mse'.")
-        points, classes = checked(x, "x"), len(self.W)
+        points, classes = check_features(x, "x"), len(self.W)
         y, eye = as_labels(labels, len(points)), np.eye(classes)
         if points.shape[1] != self.W.shape[1] or y.max() >= classes:
             raise ArgumentError(
@@ -112,11 +112,11 @@ class MUFMSolution:
         pull = np.linalg.solve(self.W @ self.W.T + (mu + held) * eye, self.W)
 
         def ends(rows: slice) -> Float[np.ndarray, "b d"]:
-            start = wide(points[rows]) * (mu / (mu + held))
+            start = as_float64(points[rows]) * (mu / (mu + held))
             return start + (eye[y[rows]] - self.b - start @ self.W.T) @ pull
 
         with processes.local_only():
-            return made_like([points], Rows(points.shape, ends, classes))
+            return materialize([points], LazyRows(points.shape, ends, classes))
 
     @property
     def seconds(self) -> float:
@@ -226,8 +226,8 @@ def fit_mufm(
         A setting out of range, labels that miss a class or are of one.
     """
     began = time.perf_counter()
-    given = checked(x, "x")
-    points = made_like([given], Rows(given.shape, lambda rows: given[rows]))
+    given = check_features(x, "x")
+    points = materialize([given], LazyRows(given.shape, lambda rows: given[rows]))
     y = as_labels(labels, len(points))
     classes = _classes(y)
     _check(layers, weight_decay, transport, feature_decay, loss, coupling, restarts)
@@ -235,10 +235,10 @@ def fit_mufm(
     mu = transport / layers
     strength = mu + feature_decay  # a penalty on H_L itself only rescales X and mu
     factor = mu / strength
-    scaled, assignment = Rows(points.shape, lambda rows: factor * points[rows]), None
+    scaled, assignment = LazyRows(points.shape, lambda rows: factor * points[rows]), None
     rng = np.random.default_rng(seed)
 
-    def solved(inputs: Rows, restarts: int = 0) -> tuple[Found, Statistics]:
+    def solved(inputs: LazyRows, restarts: int = 0) -> tuple[Found, Statistics]:
         stats = Statistics.of(inputs, y, classes)
         terms = {"mu": strength, "weight_decay": weight_decay, "bias_decay": decay}
         problem: Problem = (
@@ -254,11 +254,11 @@ def fit_mufm(
     check_converged(found)
     first = points
     if assignment is not None:
-        first = made_like([points], picked(points, assignment))
+        first = materialize([points], select_rows(points, assignment))
     w = found.point.weights @ stats.basis.T
     b = found.point.bias()
-    ends = features_of(found, stats, Rows(first.shape, lambda rows: factor * first[rows]), y)
-    last = made_like([points], ends)
+    ends = features_of(found, stats, LazyRows(first.shape, lambda rows: factor * first[rows]), y)
+    last = materialize([points], ends)
     fit, moved, size = _sums(first, last, w, b, y, loss)
     terms = {
         "fit": fit,
@@ -309,19 +309,19 @@ def fit_mufm(
 
 def _rematch(
     points: Float[np.ndarray, "n d"],
-    scaled: Rows,
+    scaled: LazyRows,
     labels: Int[np.ndarray, " n"],
-    solve: Callable[[Rows], tuple[Found, Statistics]],
+    solve: Callable[[LazyRows], tuple[Found, Statistics]],
     solved: Found,
     stats: Statistics,
 ) -> tuple[Int[np.ndarray, " n"], Found, Statistics]:
     """Alternate between the features and the optimal coupling of inputs with them."""
-    chosen, inputs = np.arange(len(points)), made_like([points], scaled)
+    chosen, inputs = np.arange(len(points)), materialize([points], scaled)
     for _ in range(100):
-        ends = features_of(solved, stats, picked(inputs, chosen), labels)
-        features = made_like([points], ends)
+        ends = features_of(solved, stats, select_rows(inputs, chosen), labels)
+        features = materialize([points], ends)
         matched = wasserstein(features, inputs, solver=Exact()).coupling
-        trial, fresh = processes.on_rank_zero(partial(solve, picked(inputs, matched)))
+        trial, fresh = processes.on_rank_zero(partial(solve, select_rows(inputs, matched)))
         if trial.point.value() >= solved.point.value() * (1 - 1e-12):
             break
         chosen, solved, stats = matched, trial, fresh
@@ -332,15 +332,15 @@ def _rematch(
 
 
 def features_of(
-    found: Found, stats: Statistics, inputs: Rows, labels: Int[np.ndarray, " n"]
-) -> Rows:
+    found: Found, stats: Statistics, inputs: LazyRows, labels: Int[np.ndarray, " n"]
+) -> LazyRows:
     """H_L of the samples whose inputs, scaled as those of `stats`, are given."""
     w = found.point.weights @ stats.basis.T
     onehot = np.eye(len(w))
-    return Rows(
+    return LazyRows(
         inputs.shape,
         lambda rows: found.point.features(inputs[rows], w, onehot[labels[rows]], rows),
-        max(len(w), width_of(inputs)),
+        max(len(w), max_width(inputs)),
     )
 
 
@@ -368,7 +368,7 @@ def monotonicity(
         moved = d0 - (end - last_means[labels[rows]])
         return [float(np.vdot(*pair)) for pair in ((d0, d0), (d0, moved), (moved, moved))]
 
-    w0, w1, w2 = (w / len(labels) for w in summed(within, first, last))
+    w0, w1, w2 = (w / len(labels) for w in sum_over_rows(within, first, last))
     k = len(first_means)
     m0, m1 = (means - means.mean(0) for means in (first_means, last_means))
     b0, b1, b2 = np.sum(m0**2) / k, np.sum(m0 * (m1 - m0)) / k, np.sum((m1 - m0) ** 2) / k
@@ -398,7 +398,7 @@ def _sums(
             fit = -float(np.sum(log_softmax(logits, axis=1)[y]))
         return [fit, float(np.sum((end - start) ** 2)), float(np.vdot(end, end))]
 
-    fit, moved, size = summed(terms, first, last, width=len(w))
+    fit, moved, size = sum_over_rows(terms, first, last, width=len(w))
     return fit / len(labels), moved / len(labels), size / len(labels)
 
 
