@@ -1,4 +1,8 @@
-"""Features a block of rows at a time: checked, and of a size that stays in a CPU's cache."""
+"""Checked chunks of rows as torch tensors, on their own device, of a size that fits a CPU cache.
+
+Unlike `wgeo.arrays.rows.row_chunks`, chunks keep the features' dtype and device, and their size
+does not depend on the memory limit.
+"""
 
 from __future__ import annotations
 
@@ -12,16 +16,19 @@ from jaxtyping import Float, Int
 from ..arrays.checks import as_array, as_points, check_plain
 from ..errors import FeatureError
 
-BLOCK = 2**18
-"""Entries held in float64 at a time (2 MiB): small enough to stay in a CPU's cache."""
+CHUNK_ENTRIES = 2**18
+"""Entries of a chunk (2 MiB in float64): few enough for a CPU's cache."""
 
-_LEAST_ROWS = 8
+_MIN_ROWS = 8
 
 
-def row_blocks(
-    features: Any, name: str, seen: int
+def tensor_chunks(
+    features: Any, name: str, start: int = 0
 ) -> Iterator[tuple[slice, Float[torch.Tensor, "b d"]]]:
-    """Checked row blocks of `features`, of about `BLOCK` entries, where float64 can be had."""
+    """Yield checked chunks of rows and their slices, on a device that supports float64.
+
+    `start` is the number of samples before these, for errors.
+    """
     layer = f"layer {name!r}"
     x = features if isinstance(features, torch.Tensor) else as_array(features, layer)
     if isinstance(x, torch.Tensor):
@@ -31,18 +38,18 @@ def row_blocks(
             f"layer {name!r} must be (samples, features); it has shape {tuple(x.shape)}. "
             "Pool or flatten it first."
         )
-    step = max(_LEAST_ROWS, BLOCK // (x.shape[1] if x.ndim == 2 else 1))
-    for start in range(0, len(x), step):
-        part = x[start : start + step]
+    step = max(_MIN_ROWS, CHUNK_ENTRIES // (x.shape[1] if x.ndim == 2 else 1))
+    for first in range(0, len(x), step):
+        part = x[first : first + step]
         if isinstance(part, torch.Tensor):
             part = part.detach()
-            part = part.cpu() if part.device.type == "mps" else part  # which has no float64
-        block = as_points(part, name=f"layer {name!r}", start=seen + start)
-        yield slice(start, start + len(block)), block
+            part = part.cpu() if part.device.type == "mps" else part  # MPS has no float64
+        chunk = as_points(part, name=f"layer {name!r}", start=start + first)
+        yield slice(first, first + len(chunk)), chunk
 
 
 def precision_of(features: Any) -> float:
-    """Distance from 1 to the next number of the features' own type; of float64 for integers."""
+    """Machine epsilon of the features' dtype; of float64 for integers."""
     if isinstance(features, torch.Tensor):
         floating = features.is_floating_point()
         return torch.finfo(features.dtype if floating else torch.float64).eps
@@ -51,10 +58,10 @@ def precision_of(features: Any) -> float:
 
 
 def mean_of(features: Any, name: str) -> Float[np.ndarray, " d"]:
-    """Mean of the rows in float64, in blocks; refuses NaN and infinity."""
+    """Mean of the rows in float64; raises `FeatureError` for NaN and infinity."""
     total: Any = 0.0
-    for _, block in row_blocks(features, name, 0):
-        total = total + block.sum(0, dtype=torch.float64)
+    for _, chunk in tensor_chunks(features, name):
+        total = total + chunk.sum(0, dtype=torch.float64)
     return (total / len(features)).cpu().numpy()
 
 
