@@ -646,7 +646,7 @@ def test_a_class_mean_at_the_centre_has_no_angle():
     assert set(found.undefined) == {"nc2_equiangle", "mean_angle", "max_coherence"}
     assert set(found.undefined.values()) == {"a class mean is the global mean"}
     unasked = collapse_of(H[:4], [0, 0, 1, 1], spectrum_size=0)
-    assert unasked.undefined["stable_rank"] == "not asked for"
+    assert unasked.undefined["stable_rank"] == "not computed (spectrum_size=0)"
     assert unasked.mean_angle == 180
     assert "mean_angle" not in unasked.undefined
 

@@ -100,7 +100,7 @@ def check_finite(x: torch.Tensor, name: str, start: int = 0) -> None:
         first, count = start + int(bad.nonzero()[0, 0]), int(bad.sum())
         raise FeatureError(
             f"{name} holds NaN or infinity in {count} of {len(x)} samples, first in sample "
-            f"{first}. Check the checkpoint's weights and the images' normalisation."
+            f"{first}. Check the checkpoint's weights and the images' normalization."
         )
 
 

@@ -124,8 +124,8 @@ def sum_over_rows(
     This is a collective operation (`wgeo.runtime.processes`): each process sums its own shard.
     """
     shard = processes.shard(features[0].shape[0])
-    none = slice(shard.start, shard.start)
-    sums = list(terms(none, *(as_float64(each[none]) for each in features)))
+    empty = slice(shard.start, shard.start)
+    sums = list(terms(empty, *(as_float64(each[empty]) for each in features)))
     for rows, parts in row_chunks(*features, width=width, within=shard):
         for k, term in enumerate(terms(rows, *parts)):
             sums[k] += term

@@ -72,7 +72,7 @@ def collapse(
     >>> import wgeo
     >>> labels = np.arange(60) % 3
     >>> noise = np.random.default_rng(0).normal(size=(60, 4))
-    >>> layers = [np.eye(3, 4)[labels] + spread * noise for spread in (1.0, 0.3, 0.1)]
+    >>> layers = [np.eye(3, 4)[labels] + scale * noise for scale in (1.0, 0.3, 0.1)]
     >>> result = wgeo.collapse(wgeo.Trajectory.from_arrays(layers, labels))
     >>> result.progress["nc1"].monotone
     True

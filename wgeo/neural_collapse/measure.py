@@ -38,8 +38,8 @@ def collapse_of_trajectory(
     seed: int,
 ) -> Collapse:
     """Measure every layer of a trajectory; see `collapse`."""
-    known = len(traj.class_names) or None
-    num_classes = known if traj.classifier is None else len(traj.classifier.weight)
+    num_names = len(traj.class_names) or None
+    num_classes = num_names if traj.classifier is None else len(traj.classifier.weight)
     ClassIndex(num_classes).add(traj.labels)  # checks their range
     last = traj.staged[-1]
     weight = None if traj.classifier is None else weights_of(traj.classifier)
@@ -65,7 +65,7 @@ def collapse_of_trajectory(
         for layer in track(traj.layers, "measuring collapse")
     ]
     classes, counts = np.unique(traj.labels, return_counts=True)
-    found = Collapse.of_layers(
+    result = Collapse.of_layers(
         layers,
         classes=tuple(classes.tolist()),
         counts=tuple(counts.tolist()),
@@ -73,7 +73,7 @@ def collapse_of_trajectory(
         classifier=None if weight is None else Frame.of(weight),
         accuracy=traj.accuracy,
     )
-    return _with_intervals(found, traj, bootstrap, seed, rank_tolerance) if bootstrap else found
+    return _with_intervals(result, traj, bootstrap, seed, rank_tolerance) if bootstrap else result
 
 
 def collapse_of(
@@ -177,17 +177,17 @@ def _shape(array: Any) -> tuple[int, ...] | None:
 
 
 def _with_intervals(
-    found: Collapse, traj: Trajectory, times: int, seed: int, rank_tolerance: float
+    result: Collapse, traj: Trajectory, resamples: int, seed: int, rank_tolerance: float
 ) -> Collapse:
-    """Bootstrap every metric and Kendall's tau: samples are drawn anew within each class.
+    """Add bootstrap intervals of every metric and Kendall's tau, by resampling within classes.
 
-    All layers are drawn together, as Kendall's tau compares them.
+    All layers use the same resamples, since Kendall's tau compares them.
     """
     index = ClassIndex()
-    index.add(np.array(found.classes))
+    index.add(np.array(result.classes))
     rows = index.rows(traj.labels)
     predicted = None if traj.predictions is None else index.rows(traj.predictions)
-    drawn = stratified_counts(rows, times, np.random.default_rng(seed))
+    multiplicities = stratified_counts(rows, resamples, np.random.default_rng(seed))
     by_layer = processes.map_over_ranks(
         [
             partial(
@@ -195,10 +195,10 @@ def _with_intervals(
                 layer.features,
                 rows,
                 predicted,
-                drawn,
+                multiplicities,
                 name=layer.name,
                 stage=layer.stage,
-                frequency=is_frequency(found.weights),
+                frequency=is_frequency(result.weights),
                 rank_tolerance=rank_tolerance,
             )
             for layer in traj.staged
@@ -206,18 +206,18 @@ def _with_intervals(
         "bootstrapping collapse",
     )
     replicates = [progress_of_layers(layers) for layers in zip(*by_layer, strict=True)]
-    drawn_layers = dict(zip((layer.name for layer in traj.staged), by_layer, strict=True))
-    counts = np.array(found.counts)
+    replicates_by_layer = dict(zip((layer.name for layer in traj.staged), by_layer, strict=True))
+    counts = np.array(result.counts)
     return replace(
-        found,
+        result,
         layers=tuple(
-            with_intervals(layer, drawn_layers[layer.name], counts)
-            if layer.name in drawn_layers
+            with_intervals(layer, replicates_by_layer[layer.name], counts)
+            if layer.name in replicates_by_layer
             else layer
-            for layer in found.layers
+            for layer in result.layers
         ),
         progress={
-            m: with_interval(p, [r[m] for r, _ in replicates]) for m, p in found.progress.items()
+            m: with_interval(p, [r[m] for r, _ in replicates]) for m, p in result.progress.items()
         },
-        separation=with_interval(found.separation, [angle for _, angle in replicates]),
+        separation=with_interval(result.separation, [angle for _, angle in replicates]),
     )

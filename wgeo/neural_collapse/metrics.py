@@ -368,7 +368,8 @@ def _ranks(spectrum: Spectrum | None, why: dict[str, str]) -> dict[str, Any]:
     if spectrum is None or spectrum.vanishes:
         names = ("effective_rank", "stable_rank", "participation_ratio")
         why |= dict.fromkeys(
-            names, "not asked for" if spectrum is None else "the features are constant"
+            names,
+            "not computed (spectrum_size=0)" if spectrum is None else "the features are constant",
         )
         return dict.fromkeys(names)
     return {

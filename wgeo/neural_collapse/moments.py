@@ -83,10 +83,10 @@ class ClassGeometry:
         The classes that occur, ascending, and their numbers of samples.
     variances : ndarray, (K,)
         var_k = mean of ||h - m_k||^2 over class k; 0 for a class of one sample.
-    centre : ndarray, (d,)
+    center : ndarray, (d,)
         The global mean g.
     basis : ndarray, (r, d)
-        Orthonormal rows V that span the centred means.
+        Orthonormal rows V that span the centered means.
     coordinates : ndarray, (K, r)
         C with m_k - g = C_k V.
     sigma : ndarray, (r,)
@@ -318,7 +318,7 @@ class ClassMoments:
         )
 
     def _require_range(self, size: float) -> None:
-        """Raise `FeatureError` if the square of `size`, the largest entry, leaves float64's range."""
+        """Raise `FeatureError` if the square of `size`, the largest entry, overflows float64."""
         if size != 0 and not 1 / _LARGEST < size < _LARGEST:
             raise FeatureError(
                 f"layer {self.name!r} has features too {'small' if size < 1 else 'large'} (about "

@@ -198,17 +198,17 @@ class LeaveOneOut:
         outside = ((x * x).sum(1) - square).clamp_min_(0)
         n = self._counts[rows]
         # h - m'_k = n/(n - 1) (h - m_k), with m'_k the class mean without h.
-        own = (n / (n - 1)).square() * (square + outside) - outside
+        own_square = (n / (n - 1)).square() * (square + outside) - outside
         at = residual + self._coordinates[rows]
         squares = (self._coordinates * self._coordinates).sum(1) - 2 * at @ self._coordinates.T
         squares += (at * at).sum(1)[:, None]
         squares[torch.arange(len(rows), device=rows.device), rows] = torch.inf
-        known = n > 1
-        self._several += int(known.sum())
-        self._hits += int((known & (own <= squares.min(1).values)).sum())
+        several = n > 1
+        self._several += int(several.sum())
+        self._hits += int((several & (own_square <= squares.min(1).values)).sum())
         # Sampled by the features themselves: residuals vary in their last digits with the batches.
         labelled = torch.cat([x + self._means[rows], self._classes[rows][:, None]], 1)
-        self._sample.update(labelled[known])
+        self._sample.update(labelled[several])
 
     def all_reduce(self) -> LeaveOneOut:
         """Add the sums of all processes."""

@@ -14,7 +14,7 @@ SPECTRUM_SIZE = 512
 
 @dataclass(frozen=True, eq=False)
 class Spectrum:
-    """Singular values of the centred features A = [h_i - g], of all samples or a sample of them.
+    """Singular values of the centered features A = [h_i - g], of all samples or a sample of them.
 
     Attributes
     ----------
@@ -121,7 +121,7 @@ class RowSample:
 
 
 def _mixed(key: UInt64[np.ndarray, " b"]) -> UInt64[np.ndarray, " b"]:
-    """Let every bit depend on every other: the finaliser of splitmix64 (Steele et al. 2014)."""
+    """Let every bit depend on every other: the finalizer of splitmix64 (Steele et al. 2014)."""
     key = (key ^ (key >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     key = (key ^ (key >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return key ^ (key >> np.uint64(31))

@@ -68,8 +68,8 @@ def local_ranks() -> list[int]:
     """Ranks of the processes of this job on this machine, including this one."""
     if world_size() == 1 or _launch is None or not _launch.hosts:
         return [rank()]
-    mine = _launch.hosts[_launch.rank]
-    return [other for other, host in enumerate(_launch.hosts) if host == mine]
+    own_host = _launch.hosts[_launch.rank]
+    return [other for other, host in enumerate(_launch.hosts) if host == own_host]
 
 
 @contextmanager
@@ -234,8 +234,8 @@ def map_over_ranks(works: Sequence[Callable[[], T]], what: str) -> list[T]:
     if world_size() == 1:
         return [work() for work in track(works, what)]
     turns = range(rank(), len(works), world_size())
-    mine = {i: _attempt(works[i]) for i in track(turns, what)}
-    return [_broadcast(mine.get(i), i % world_size()) for i in range(len(works))]
+    outcomes = {i: _attempt(works[i]) for i in track(turns, what)}
+    return [_broadcast(outcomes.get(i), i % world_size()) for i in range(len(works))]
 
 
 def _attempt(work: Callable[[], Any]) -> tuple[Any, Exception | None]:
