@@ -505,7 +505,7 @@ def test_streams_refuse_layers_that_change(rng):
 
 PEAK = """
 import resource, numpy as np
-from wgeo.collapse import collapse_of
+from wgeo.neural_collapse import collapse_of
 H = np.random.default_rng(0).normal(size=(300, {d})).astype(np.float32)
 collapse_of(H[:, :600], np.arange(300) % 3)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
