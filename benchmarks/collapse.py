@@ -1,11 +1,11 @@
-"""Collapse metrics beside the straightforward d x d form, and beside a plain forward pass.
+"""Collapse metrics compared with the straightforward d x d form, and with a plain forward pass.
 
     python benchmarks/collapse.py                     # d = 64 to 16384, N = 10000, K = 10
     python benchmarks/collapse.py --widths 100000 --samples 2000
     python benchmarks/collapse.py --stream --samples 4096    # all layers of a CIFAR ResNet-20
 
-Every measurement runs in a process of its own; "x" columns are multiples of wgeo's. CPU seconds
-are of all threads, and mean something on a machine that does other work too. Memory is the peak of
+Every measurement runs in a separate process; "x" columns are multiples of wgeo's. CPU seconds are
+of all threads, and are meaningful even if the machine does other work. Memory is the peak of
 resident memory above what the process held with its libraries and the features loaded. The peers
 compute NC1 alone, as published scripts do: Sigma_W and Sigma_B in full, then `numpy.linalg.pinv`,
 or the truncated decomposition of Papyan's script; wgeo computes every metric of its record, and
@@ -14,9 +14,9 @@ without the ranks where the table says so.
 With ``--stream``, random images go through a CIFAR ResNet-20 with and without all layers' metrics
 (the pixels', the stem's and nine blocks') being collected in the same pass, in turns; the ratio is
 the median over turns. Beyond some 4,800 images the pixels do not fit into what the stream keeps;
-their NC1 and nearest means, which would take a second pass, are then left out.
+their NC1 and nearest means, which need a second pass, are then omitted.
 
-Figures measured go into `benchmarks/collapse.json`; those measured before stay there.
+Results go into `benchmarks/collapse.json`; earlier ones stay there.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from wgeo.data import Images
 from wgeo.data.images import normalization
 from wgeo.features import stream
 from wgeo.neural_collapse import collapse_of, collapse_stream
-from wgeo.runtime.progress import shown, track
+from wgeo.runtime.progress import show_progress, track
 
 BATCH = 256
 TURNS = 5  # of forward passes
@@ -136,7 +136,7 @@ def measure(form: str, n: int, d: int, num_classes: int, threads: int, result) -
 
 
 def run(form: str, n: int, d: int, num_classes: int, threads: int, limit: float) -> dict:
-    """Measure in a fresh process; say why where there is no figure."""
+    """Measure in a new process; the reason if there is no result."""
     needed = MATRICES.get(form, 0) * 8 * d * d
     if needed > 0.4 * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"):
         return {"skipped": f"~ {needed / 1e9:.0f} GB"}
@@ -189,7 +189,7 @@ def overhead(n: int, threads: int, result) -> None:
 
 
 def run_stream(n: int, threads: int) -> list[dict]:
-    """Measure the overhead of streaming in a fresh process."""
+    """Measure the overhead of streaming in a new process."""
     receive, send = mp.get_context("spawn").Pipe(duplex=False)
     process = mp.get_context("spawn").Process(target=overhead, args=(n, threads, send))
     process.start()
@@ -253,7 +253,7 @@ def run_widths(args: argparse.Namespace) -> list[dict]:
 
 
 def keep(out: Path, kind: str, rows: list[dict], keys: tuple[str, ...]) -> None:
-    """Put rows into the JSON file, in place of those it has for the same `keys`."""
+    """Write rows into the JSON file, replacing those with the same `keys`."""
     found = json.loads(out.read_text()) if out.exists() else {}
     fresh = {tuple(row[key] for key in keys) for row in rows}
     old = [row for row in found.get(kind, []) if tuple(row[key] for key in keys) not in fresh]
@@ -267,7 +267,7 @@ def keep(out: Path, kind: str, rows: list[dict], keys: tuple[str, ...]) -> None:
 
 
 def main() -> None:
-    """Measure, print the table, and put the figures into the JSON beside this file."""
+    """Measure, print the table, and write the results into the JSON file."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--widths", type=int, nargs="+", default=[64, 512, 4096, 16384])
     parser.add_argument("--samples", type=int, default=10_000)
@@ -284,7 +284,7 @@ def main() -> None:
         keep(args.out, "stream", rows, ("samples",))
         Console(width=100).print(stream_table(rows))
         return
-    with shown():
+    with show_progress():
         rows = run_widths(args)
     keep(args.out, "rows", rows, ("width", "form", "samples"))
     Console(width=100).print(table(rows))

@@ -38,7 +38,7 @@ from rich.table import Table
 from scipy.optimize import minimize
 
 from wgeo import load_images
-from wgeo.runtime.progress import shown, track
+from wgeo.runtime.progress import show_progress, track
 from wgeo.ufm import MUFMSolution, fit_mufm
 
 LAYERS, CLASSES, WIDTH = 8, 10, 64
@@ -295,7 +295,7 @@ def main() -> None:
         "machine": {"processor": platform.machine(), "cores": os.cpu_count()},
     }
     rate = asked.rate
-    with shown():
+    with show_progress():
         for n in track(asked.samples, "N"):
             found["rows"][str(n)] = row = measured(n, asked.times, rate)
             rate = rate or row["adam"]["rate"]

@@ -1,4 +1,4 @@
-"""How time and memory grow: with samples, width and layers.
+"""Growth of time and memory with samples, width and layers.
 
     python benchmarks/scale.py                    # N = 1000 to 16000 doubling, d, L
     python benchmarks/scale.py --largest 128000 --tasks collapse paths
@@ -6,13 +6,13 @@
     python benchmarks/scale.py --large            # 100,000 x 512 x 8 layers from disk, 1.6 GB
 
 Features are synthetic: clusters that contract and drift from layer to layer, written to disk a few
-rows at a time and opened as `wgeo.Trajectory.load` does. Every measurement runs in a process of
-its own. ``anon`` is the peak of memory that is the process's own (RssAnon, sampled every 20 ms);
-``peak`` is the largest resident set (ru_maxrss), which also counts pages of the memory maps: the
-system takes those back when others need them. Both include Python and the libraries (``idle``).
+rows at a time and opened as `wgeo.Trajectory.load` does. Every measurement runs in a
+separate process. ``anon`` is the peak of anonymous memory (RssAnon, sampled every 20 ms); ``peak``
+is the largest resident set (ru_maxrss), which also counts pages of the memory maps: the system
+reclaims those when others need them. Both include Python and the libraries (``idle``).
 CPU seconds are of all threads.
 
-Figures go into `benchmarks/scale.json`; those measured before stay there. Exponents are slopes of
+Results go into `benchmarks/scale.json`; earlier ones stay there. Exponents are slopes of
 log time (or memory above idle) over log size, by least squares.
 """
 
@@ -81,7 +81,7 @@ def collapse(traj: wgeo.Trajectory) -> float:
 
 
 def paths(traj: wgeo.Trajectory) -> float:
-    """Straightness of every sample's own path, by its pairing: no transport."""
+    """Straightness of every sample's own path, under the pairing, without transport."""
     (segment,) = traj.segments
     return float(np.nanmean(path_figures(segment.arrays).line_shape_ratio))
 
@@ -93,9 +93,9 @@ def sliced(traj: wgeo.Trajectory) -> float:
 
 def certified(traj: wgeo.Trajectory) -> float:
     """W2 between the first two layers, certified."""
-    found = wgeo.wasserstein(traj.layers[0].features, traj.layers[1].features)
-    assert found.status == "certified"
-    return found.distance
+    result = wgeo.wasserstein(traj.layers[0].features, traj.layers[1].features)
+    assert result.status == "certified"
+    return result.distance
 
 
 def sinkhorn(traj: wgeo.Trajectory) -> float:
@@ -107,7 +107,7 @@ def sinkhorn(traj: wgeo.Trajectory) -> float:
 
 
 def compared(traj: wgeo.Trajectory) -> float:
-    """The layers beside every model, MUFM fitted to the first and held against all."""
+    """The layers compared with every model; MUFM is fitted to the first and tested on all."""
     return wgeo.compare(traj, mufm=True).held_out.r2 or 0.0
 
 
@@ -122,67 +122,69 @@ def resident(key: str) -> int:
 
 
 def warm() -> wgeo.Trajectory:
-    """A few samples, on which libraries load."""
+    """A few samples, to load libraries."""
     rng = np.random.default_rng(0)
     first = rng.standard_normal((40, 8), dtype=np.float32)
     return wgeo.Trajectory.from_arrays([first, 0.9 * first + 0.1, 0.8 * first], np.arange(40) % 2)
 
 
-def measure(task: str, folder: Path, threads: int, answer, together: dict[str, str]) -> None:
-    """Run a task in this process, with others where they are to be met; send what it found."""
-    os.environ |= together
+def measure(task: str, folder: Path, threads: int, answer, environment: dict[str, str]) -> None:
+    """Run a task in this process, one of several if `environment` says so; send the result."""
+    os.environ |= environment
     torch.set_num_threads(threads)
     with processes.launched():
         answer.send(_measured(task, folder))
 
 
 def _measured(task: str, folder: Path) -> dict:
-    """What a task found, took and held."""
+    """Value, time and memory of a task."""
     TASKS[task](warm())
-    idle, most, done = resident("RssAnon"), [0], threading.Event()
+    idle, largest, done = resident("RssAnon"), [0], threading.Event()
 
     def watch() -> None:
         while not done.wait(0.02):
-            most[0] = max(most[0], resident("RssAnon"))
+            largest[0] = max(largest[0], resident("RssAnon"))
 
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
-    began, cpu = time.perf_counter(), time.process_time()
+    start_time, cpu = time.perf_counter(), time.process_time()
     value = TASKS[task](wgeo.Trajectory.load(folder))
-    seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
+    seconds, cpu = time.perf_counter() - start_time, time.process_time() - cpu
     done.set()
     watcher.join()
-    anon = max(most[0], resident("RssAnon"))
+    anon = max(largest[0], resident("RssAnon"))
     peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    found = {"value": value, "seconds": seconds, "cpu": cpu, "threads": torch.get_num_threads()}
-    return {**found, "idle": idle, "anon": anon, "peak": peak}
+    result = {"value": value, "seconds": seconds, "cpu": cpu, "threads": torch.get_num_threads()}
+    return {**result, "idle": idle, "anon": anon, "peak": peak}
 
 
 def run(task: str, folder: Path, threads: int, ranks: int = 1) -> dict:
-    """Measure in a fresh process, or in several that work together: what the first found."""
+    """Measure in a new process, or in several on one job; return the result of rank 0."""
     context = mp.get_context("spawn")
     meeting = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(meeting.port)}
-    where |= {"WORLD_SIZE": str(ranks), "TORCHELASTIC_USE_AGENT_STORE": "True"}
+    rendezvous = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(meeting.port)}
+    rendezvous |= {"WORLD_SIZE": str(ranks), "TORCHELASTIC_USE_AGENT_STORE": "True"}
     answers = []
     os.environ |= {"OMP_NUM_THREADS": str(threads), "OPENBLAS_NUM_THREADS": str(threads)}
     for rank in range(ranks):
-        ours, theirs = context.Pipe(duplex=False)
-        together = {**where, "RANK": str(rank), "LOCAL_RANK": str(rank)} if ranks > 1 else {}
-        process = context.Process(target=measure, args=(task, folder, threads, theirs, together))
+        receiver, sender = context.Pipe(duplex=False)
+        environment = (
+            {**rendezvous, "RANK": str(rank), "LOCAL_RANK": str(rank)} if ranks > 1 else {}
+        )
+        process = context.Process(target=measure, args=(task, folder, threads, sender, environment))
         process.start()
-        theirs.close()
-        answers.append(ours)
+        sender.close()
+        answers.append(receiver)
     try:
-        found, *_ = [ours.recv() for ours in answers]
-        return found
+        result, *_ = [receiver.recv() for receiver in answers]
+        return result
     except EOFError:
         process.join()
         return {"failed": process.exitcode}
 
 
 def shared(args: argparse.Namespace, home: Path) -> Iterator[tuple[str, dict]]:
-    """The same work by one process and by several, of one thread each."""
+    """The same work by one process and by several, with one thread each."""
     pairs, reading = {"n": 16000, "d": 64, "layers": 4}, {"n": 64000, "d": 128, "layers": 4}
     shapes = {"certified": pairs, "sinkhorn": pairs, "sliced": pairs}
     shapes |= {"collapse": reading, "paths": reading, "compared": reading}
@@ -193,7 +195,7 @@ def shared(args: argparse.Namespace, home: Path) -> Iterator[tuple[str, dict]]:
 
 
 def exponent(rows: list[dict], size: str, what: str) -> float | None:
-    """Slope of log `what` over log `size`, where there are three points at least."""
+    """Slope of log `what` over log `size`, from at least three points."""
     points = [(row[size], row[what]) for row in rows if row.get(what, 0) > 0]
     if len(points) < 3:
         return None
@@ -205,7 +207,7 @@ MIDDLE = {"n": 4000, "d": 64, "layers": 4}
 
 
 def axes(largest: int) -> dict[str, list[int]]:
-    """What is doubled, one at a time, from the middle."""
+    """Sizes that are doubled, one at a time, from the middle."""
     return {
         "n": [1000 * 2**k for k in range(1 + int(math.log2(largest / 1000)))],
         "d": [32, 64, 128, 256, 512],
@@ -214,7 +216,7 @@ def axes(largest: int) -> dict[str, list[int]]:
 
 
 def sweep(args: argparse.Namespace, home: Path) -> Iterator[tuple[str, dict]]:
-    """Each task over each axis, with the exponents."""
+    """Each task along each axis, with the exponents."""
     for size, values in axes(args.largest).items():
         for task in args.tasks if size in args.axes else ():
             rows = []
@@ -229,7 +231,7 @@ def sweep(args: argparse.Namespace, home: Path) -> Iterator[tuple[str, dict]]:
 
 
 def large(args: argparse.Namespace, home: Path) -> Iterator[tuple[str, dict]]:
-    """100,000 samples, 512 wide, 8 layers: 1.6 GB on the disk."""
+    """100,000 samples of width 512 at 8 layers: 1.6 GB on disk."""
     place = features(home / "large", args.samples, 512, 8)
     for task in args.tasks:
         yield task, run(task, place, args.threads)
@@ -252,8 +254,8 @@ def main() -> None:
         home = args.folder or Path(temporary)
         kind, measured = ("ranks", shared) if args.ranks else ("sweep", sweep)
         kind, measured = ("large", large) if args.large else (kind, measured)
-        for name, found in measured(args, home):  # written as they come: a run may take hours
-            record.setdefault(kind, {})[name] = found
+        for name, result in measured(args, home):  # written as they come: a run may take hours
+            record.setdefault(kind, {})[name] = result
             record["machine"] = {"processor": platform.machine()}
             record["versions"] = {"torch": torch.__version__, "numpy": np.__version__}
             args.out.write_text(json.dumps(record, indent=1) + "\n")
@@ -261,7 +263,7 @@ def main() -> None:
 
 
 def show(record: dict) -> None:
-    """Print what was measured."""
+    """Print the results."""
     console = Console(width=110)
     for name, row in record.get("large", {}).items():
         if "seconds" in row:
@@ -273,9 +275,9 @@ def show(record: dict) -> None:
     table = Table(title="exponents")
     for head in ("task over size", "CPU time", "memory above idle", "largest: CPU s", "MiB"):
         table.add_column(head)
-    for name, found in record.get("sweep", {}).items():
-        last = found["rows"][-1]
-        powers = ["" if power is None else f"{power:.2f}" for power in found["exponents"].values()]
+    for name, result in record.get("sweep", {}).items():
+        last = result["rows"][-1]
+        powers = ["" if power is None else f"{power:.2f}" for power in result["exponents"].values()]
         table.add_row(name, *powers, f"{last.get('cpu', 0):.1f}", f"{last['held'] / 2**20:.0f}")
     console.print(table)
 

@@ -1,23 +1,23 @@
-"""Exact transport beside its peers, on a trained network's features: seconds, memory, error.
+"""Exact transport compared with its peers, on a trained network's features: seconds, memory, error.
 
     python benchmarks/transport.py --checkpoint resnet20.th --arch cifar_resnet20 --data cifar10.zip
     python benchmarks/transport.py                      # a small ResNet, trained on digits first
     python benchmarks/transport.py --chain 1000 --pair 0 --large 0        # minutes, not hours
 
-Three questions, all of gap-pooled features in float32, as a network gives them:
+Three tasks on gap-pooled features in float32, as a network computes them:
 
 chain   every block, and every segment end to end, at N = 2000 and 4000, summed over the pairs;
 pair    the pair whose own coupling is optimal and moves least, and the hardest, at N = 10,000;
 large   the easy pair at N = 50,000.
 
-Every solver runs in a process of its own, on the same arrays, and builds what cost matrix it needs.
+Every solver runs in a separate process, on the same arrays, and builds the cost matrix it needs.
 Memory is the peak of resident memory above what the process held with libraries and features
 loaded. Errors of W2^2 are relative to wgeo's certified value, whose own gap is in the first row.
-GeomLoss (debiased, scaling 0.8) is run at blur 0.5, and then at half the blur again and again until
-the error is below 0.1 %; the second row counts that last run alone, which nobody knows beforehand.
-Where there are fewer images than N, further samples lie between two of one class, at every layer.
-Writes `benchmarks/transport.json`, question by question; ``--chain --large 0`` asks only for pairs
-again and keeps the other answers.
+GeomLoss (debiased, scaling 0.8) is run at blur 0.5, and then with the blur halved until the error
+is below 0.1 %; the second row counts only that last run, whose blur is not known in advance.
+If there are fewer images than N, further samples lie between two of one class, at every layer.
+Writes `benchmarks/transport.json`, task by task; ``--chain --large 0`` repeats only `pair` and
+keeps the other results.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ from rich.table import Table
 from scipy.optimize import linear_sum_assignment
 
 import wgeo
-from wgeo.runtime.progress import shown, track
+from wgeo.runtime.progress import show_progress, track
 from wgeo.transport import Exact, Sinkhorn, wasserstein
 
-GOOD = 1e-3  # relative error of W2^2 that GeomLoss is asked for
+GOOD = 1e-3  # relative error of W2^2 at which GeomLoss stops
 BLURS = [0.5 / 2**k for k in range(8)]
 Pairs = dict[str, tuple[np.ndarray, np.ndarray]]
 
@@ -55,20 +55,20 @@ Pairs = dict[str, tuple[np.ndarray, np.ndarray]]
 
 def solve_wgeo(x: np.ndarray, y: np.ndarray) -> tuple[float, dict]:
     """`wgeo.Exact`, from the network's own pairing."""
-    found = wasserstein(x, y, solver=Exact(device="cpu"))
-    return found.cost, {"gap": found.gap, "status": str(found.status), **found.stats}
+    outcome = wasserstein(x, y, solver=Exact(device="cpu"))
+    return outcome.cost, {"gap": outcome.gap, "status": str(outcome.status), **outcome.stats}
 
 
 def solve_wgeo_cuda(x: np.ndarray, y: np.ndarray) -> tuple[float, dict]:
     """`wgeo.Exact` with its dense passes on a GPU."""
-    found = wasserstein(x, y, solver=Exact(device="cuda"))
-    return found.cost, {"gap": found.gap, "status": str(found.status), **found.stats}
+    outcome = wasserstein(x, y, solver=Exact(device="cuda"))
+    return outcome.cost, {"gap": outcome.gap, "status": str(outcome.status), **outcome.stats}
 
 
 def solve_sinkhorn(x: np.ndarray, y: np.ndarray) -> tuple[float, dict]:
-    """`wgeo.Sinkhorn`: its error is that of the upper end, its gap the width it knows of."""
-    found = wasserstein(x, y, solver=Sinkhorn(on_failure="return", debias=False))
-    return found.cost, {"gap": found.gap}
+    """`wgeo.Sinkhorn`: its error is that of the upper end, its gap the width of its interval."""
+    outcome = wasserstein(x, y, solver=Sinkhorn(on_failure="return", debias=False))
+    return outcome.cost, {"gap": outcome.gap}
 
 
 def solve_pot(x: np.ndarray, y: np.ndarray) -> tuple[float, dict]:
@@ -102,7 +102,7 @@ def solve_geomloss(x: np.ndarray, y: np.ndarray, blur: float) -> float:
 
 
 def solve_ott(x: np.ndarray, y: np.ndarray) -> tuple[float, dict]:
-    """ott-jax's Sinkhorn divergence at its own choice of epsilon."""
+    """ott-jax's Sinkhorn divergence at its default epsilon."""
     import jax.numpy as jnp
     from ott.tools.sinkhorn_divergence import sinkdiv
 
@@ -161,7 +161,7 @@ def until_good(x: np.ndarray, y: np.ndarray, truth: float) -> dict:
 
 
 def measure(solver: str, file: str, name: str, truth: float, threads: int, result) -> None:
-    """Measure one solver on one pair of a file and send what was found."""
+    """Measure one solver on one pair of a file and send the result."""
     torch.set_num_threads(threads)
     with np.load(file) as arrays:
         x, y = arrays[f"{name} x"], arrays[f"{name} y"]
@@ -174,28 +174,28 @@ def measure(solver: str, file: str, name: str, truth: float, threads: int, resul
 
 
 def run(solver: str, file: Path, name: str, truth: float, threads: int, limit: float) -> dict:
-    """Measure in a fresh process; say why where there is no figure."""
+    """Measure in a new process; the reason if there is no result."""
     receive, send = mp.get_context("spawn").Pipe(duplex=False)
     args = (solver, str(file), name, truth, threads, send)
     process = mp.get_context("spawn").Process(target=measure, args=args)
     process.start()
     send.close()
-    found = {"skipped": f"> {limit:.0f} s"}
+    outcome = {"skipped": f"> {limit:.0f} s"}
     try:
         if receive.poll(limit):
-            found = receive.recv()
+            outcome = receive.recv()
     except EOFError:
-        found = {"skipped": "failed"}
+        outcome = {"skipped": "failed"}
     process.kill()
     process.join()
-    return found
+    return outcome
 
 
 # --- features -----------------------------------------------------------------------------------
 
 
 def trajectory(args: argparse.Namespace, folder: Path) -> wgeo.Trajectory:
-    """The network's features on as many images as any question wants, and there are."""
+    """The network's features on as many images as the tasks need and the data set has."""
     if args.checkpoint is None:
         images = wgeo.load_images("digits", split=None)
         trained = wgeo.train("isoresnet", images, folder / "run", epochs=12, terminal_epochs=2)
@@ -227,7 +227,7 @@ def pairs_of(traj: wgeo.Trajectory, n: int) -> Pairs:
 
 
 def saved(pairs: Pairs, file: Path) -> Path:
-    """Write pairs where other processes can read them."""
+    """Write pairs to a file for other processes."""
     np.savez(
         file, **{f"{n} {k}": z for n, xy in pairs.items() for k, z in zip("xy", xy, strict=True)}
     )
@@ -240,19 +240,19 @@ def saved(pairs: Pairs, file: Path) -> Path:
 def question(
     title: str, pairs: Pairs, file: Path, solvers: list[str], args: argparse.Namespace
 ) -> dict:
-    """Measure all solvers on all pairs; wgeo first, whose values are the truth."""
+    """Measure all solvers on all pairs; wgeo first, for the reference values."""
     saved(pairs, file)
     n = len(next(iter(pairs.values()))[0])
     rows: list[dict] = []
     truth: dict[str, float] = {}
     cases = [(solver, name) for solver in solvers for name in pairs]
     for solver, name in track(cases, f"{title}, N = {n}"):
-        found = run(solver, file, name, truth.get(name, 1.0), args.threads, args.limit)
-        if solver == "wgeo" and "value" in found:
-            truth[name] = found["value"]
+        outcome = run(solver, file, name, truth.get(name, 1.0), args.threads, args.limit)
+        if solver == "wgeo" and "value" in outcome:
+            truth[name] = outcome["value"]
         both = {FIRST: "first", LAST: "last"} if solver == "GeomLoss" else {solver: None}
         for label, key in both.items():
-            one = found if key is None else found.get(key, found)
+            one = outcome if key is None else outcome.get(key, outcome)
             rows.append({"solver": label, "pair": name, **one})
     for row in rows:
         if "value" in row and row["pair"] in truth:
@@ -261,15 +261,15 @@ def question(
     return {"title": title, "samples": n, "load": os.getloadavg()[0], "rows": rows}
 
 
-def table(found: dict) -> Table:
-    """A solver a row, summed over the pairs, and its ratio to wgeo."""
-    n, by_solver = found["samples"], {}
-    for row in found["rows"]:
+def table(outcome: dict) -> Table:
+    """One row per solver, summed over the pairs, and its ratio to wgeo."""
+    n, by_solver = outcome["samples"], {}
+    for row in outcome["rows"]:
         by_solver.setdefault(row["solver"], []).append(row)
     pairs = len(by_solver["wgeo"])
     dense = 8 * n * n
     out = Table(
-        title=f"{found['title']}: {pairs} pairs, N = {n} (dense cost {dense / 2**20:.0f} MiB)"
+        title=f"{outcome['title']}: {pairs} pairs, N = {n} (dense cost {dense / 2**20:.0f} MiB)"
     )
     out.add_column("solver", no_wrap=True)
     for column in (
@@ -309,15 +309,15 @@ def table(found: dict) -> Table:
 
 
 def versions() -> dict[str, str]:
-    """What was compared, and on what."""
-    found = {"python": platform.python_version(), "machine": platform.machine()}
+    """Versions of the packages, and the machine."""
+    outcome = {"python": platform.python_version(), "machine": platform.machine()}
     for name in ("torch", "numpy", "scipy", "pot", "geomloss", "lapx", "ott-jax"):
         try:
-            found[name] = version(name)
+            outcome[name] = version(name)
         except PackageNotFoundError:
-            found[name] = "not installed"
-    found["cuda"] = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
-    return found
+            outcome[name] = "not installed"
+    outcome["cuda"] = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
+    return outcome
 
 
 def main() -> None:
@@ -337,20 +337,20 @@ def main() -> None:
     for key in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ[key] = str(args.threads)  # for the processes to come
     cuda = torch.cuda.is_available()
-    console, found = Console(width=110), kept(args.out)
-    with tempfile.TemporaryDirectory() as folder, shown():
+    console, outcome = Console(width=110), kept(args.out)
+    with tempfile.TemporaryDirectory() as folder, show_progress():
         file = Path(folder) / "pairs.npz"
         traj = trajectory(args, Path(folder))
 
         def ask(title: str, pairs: Pairs, names: list[str]) -> None:
             answer = question(title, pairs, file, names, args)
             console.print(table(answer))
-            found[:] = [old for old in found if key_of(old) != key_of(answer)] + [answer]
-            write(found, args)
+            outcome[:] = [old for old in outcome if key_of(old) != key_of(answer)] + [answer]
+            write(outcome, args)
 
         for n in args.chain:
             ask("chain", pairs_of(traj, n), peers(cuda))
-        easy, hard = extremes(next(old for old in reversed(found) if old["title"] == "chain"))
+        easy, hard = extremes(next(old for old in reversed(outcome) if old["title"] == "chain"))
         if args.pair:
             pairs = pairs_of(traj, args.pair)
             names = [name for name in peers(cuda) if name != "POT emd2"]
@@ -362,23 +362,23 @@ def main() -> None:
 
 
 def kept(file: Path) -> list[dict]:
-    """Answers of an earlier run: those that are not asked again stay."""
+    """Results of an earlier run; those that are not repeated stay."""
     return json.loads(file.read_text())["questions"] if file.exists() else []
 
 
 def key_of(answer: dict) -> tuple[str, int]:
-    """What tells one answer from another."""
+    """The key that identifies a result."""
     return answer["title"], answer["samples"]
 
 
-def write(found: list[dict], args: argparse.Namespace) -> None:
-    """Write what is known so far."""
-    record = {"versions": versions(), "threads": args.threads, "questions": found}
+def write(outcome: list[dict], args: argparse.Namespace) -> None:
+    """Write the results so far."""
+    record = {"versions": versions(), "threads": args.threads, "questions": outcome}
     args.out.write_text(json.dumps(record, indent=1) + "\n")
 
 
 def extremes(chain: dict) -> tuple[str, str]:
-    """The pair that wgeo proved with the fewest passes, and the one that took most CPU seconds."""
+    """The pair that took wgeo the fewest passes, and the one that took most CPU seconds."""
     rows = [row for row in chain["rows"] if row["solver"] == "wgeo"]
     return (
         min(rows, key=lambda row: row["passes"])["pair"],

@@ -28,7 +28,7 @@ from rich.table import Table
 from scipy.optimize import minimize
 from torch import Tensor
 
-from wgeo.runtime.progress import shown, track
+from wgeo.runtime.progress import show_progress, track
 from wgeo.ufm.descent import descend, random_points, scales
 from wgeo.ufm.lbfgs import Minima
 from wgeo.ufm.problem import Problem
@@ -187,5 +187,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with shown():
+    with show_progress():
         main()

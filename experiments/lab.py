@@ -35,7 +35,7 @@ from scipy import stats
 
 import wgeo
 from wgeo.data.images import PRESETS
-from wgeo.runtime.progress import shown, track
+from wgeo.runtime.progress import show_progress, track
 
 Cell = dict[str, Any]
 # Raised by hand when `wgeo.train` or an architecture changes what a recipe makes: networks trained
@@ -118,7 +118,7 @@ class Lab:
         began = time.perf_counter()
         context = mp.get_context("spawn")
         jobs = max(1, min(self.asked.jobs, len(todo)))
-        with ProcessPoolExecutor(jobs, context, initializer=_alone) as pool, shown():
+        with ProcessPoolExecutor(jobs, context, initializer=_alone) as pool, show_progress():
             running = {
                 pool.submit(_one, self.home / "run.py", work.__name__, cell, bench): (k, cell)
                 for k, cell in todo

@@ -17,7 +17,7 @@ import wgeo
 from wgeo.cli import main
 from wgeo.cli.sweeps import read_config
 from wgeo.errors import ArgumentError, FeatureError
-from wgeo.runtime.progress import shown, track
+from wgeo.runtime.progress import show_progress, track
 from wgeo.trajectory import as_trajectory
 
 X = np.random.default_rng(0).normal(size=(20, 3))
@@ -104,7 +104,7 @@ def test_other_types_are_widened(dtype):
 def test_the_message_says_what_is_wanted():
     with pytest.raises(ArgumentError, match=r"wgeo\.trace\(net, images\).*Trajectory\.load"):
         as_trajectory("run")
-    with pytest.raises(FeatureError, match=r"x is of torch\.float8_e4m3fn; .*x\.float\(\)"):
+    with pytest.raises(FeatureError, match=r"x has dtype torch\.float8_e4m3fn; .*x\.float\(\)"):
         wgeo.wasserstein(torch.rand(4, 3).to(torch.float8_e4m3fn), X)
 
 
@@ -153,7 +153,7 @@ def test_a_checkpoint_called_like_an_option_is_a_checkpoint(tmp_path, monkeypatc
 
 def test_a_command_works_without_standard_streams(monkeypatch):
     monkeypatch.setattr(sys, "stderr", None)
-    with shown():
+    with show_progress():
         assert list(track([1, 2], "counting")) == [1, 2]
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from wgeo.errors import ArgumentError
 from wgeo.transport import Gaussian, Sliced, Status, closed_form, wasserstein
 from wgeo.transport.closed_form import line_costs
-from wgeo.transport.pair import Pair
+from wgeo.transport.point_clouds import PointClouds
 
 
 def bures(x, y, **weights) -> float:
@@ -107,7 +107,7 @@ class TestGaussian:
         x, y = rng.standard_normal((50, 3)) + 1, rng.standard_normal((40, 3))
         a = rng.dirichlet(np.ones(50))
         at_once = bures(x, y, a=a)
-        monkeypatch.setattr(closed_form, "_POINTS", 21)
+        monkeypatch.setattr(closed_form, "_FACTOR_ENTRIES", 21)
         assert bures(x, y, a=a) == pytest.approx(at_once, rel=1e-12)
 
 
@@ -201,8 +201,8 @@ class TestSliced:
         x, y = (20 * rng.standard_normal((50, 3)) @ strong for _ in range(2))
         x, y = x + 0.01 * rng.standard_normal(x.shape), y + 0.01 * rng.standard_normal(y.shape)
         whole = sliced(x, y, projections=1)
-        monkeypatch.setattr(closed_form, "_AXES", 40)
-        pair = Pair.of(torch.from_numpy(x), torch.from_numpy(y))
+        monkeypatch.setattr(closed_form, "_MAX_AXES", 40)
+        pair = PointClouds.of(torch.from_numpy(x), torch.from_numpy(y))
         axes = closed_form._principal_axes(pair, 0).numpy()
         assert axes.shape == (5, 60)
         np.testing.assert_allclose(axes @ axes.T, np.eye(5), atol=1e-12)
@@ -213,12 +213,12 @@ class TestSliced:
     def test_lines_a_few_at_a_time(self, rng, monkeypatch):
         x, y = rng.standard_normal((20, 5)), rng.standard_normal((30, 5)) + 1
         at_once = sliced(x, y).to_dict() | {"seconds": 0}
-        monkeypatch.setattr(closed_form, "_LINES", 150)
+        monkeypatch.setattr(closed_form, "_LINE_ENTRIES", 150)
         assert sliced(x, y).to_dict() | {"seconds": 0} == at_once
 
     @pytest.mark.parametrize(("projections", "d"), [(5, 3), (6, 3), (2, 40), (1, 1)])
     def test_directions_are_frames_without_a_bent_to_one_side(self, rng, projections, d):
-        pair = Pair.of(*(torch.from_numpy(rng.standard_normal((4, d))) for _ in range(2)))
+        pair = PointClouds.of(*(torch.from_numpy(rng.standard_normal((4, d))) for _ in range(2)))
         drawn = [Sliced(projections, seed)._directions(pair).numpy() for seed in range(300)]
         assert {q.shape for q in drawn} == {(projections, d)}
         for q in drawn[:3]:

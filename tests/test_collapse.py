@@ -646,7 +646,7 @@ def test_a_class_mean_at_the_centre_has_no_angle():
     assert set(found.undefined) == {"nc2_equiangle", "mean_angle", "max_coherence"}
     assert set(found.undefined.values()) == {"a class mean is the global mean"}
     unasked = collapse_of(H[:4], [0, 0, 1, 1], spectrum_size=0)
-    assert unasked.undefined["stable_rank"] == "not asked for"
+    assert unasked.undefined["stable_rank"] == "not computed (spectrum_size=0)"
     assert unasked.mean_angle == 180
     assert "mean_angle" not in unasked.undefined
 
@@ -821,14 +821,14 @@ def test_moments_of_parts_are_those_of_the_whole(rng, monkeypatch, spectrum_size
             part.update(x[start:stop], rows[start:stop], 3)
     monkeypatch.setattr("wgeo.runtime.processes.world_size", lambda: len(parts))
     monkeypatch.setattr("wgeo.runtime.processes.all_gather", lambda _: parts)
-    merged = parts[0].together(torch.from_numpy(x[:1]))
+    merged = parts[0].all_reduce(torch.from_numpy(x[:1]))
     assert merged is not parts[0]
     assert merged.samples == 75
     assert merged.precision == whole.precision > 0
     found, expected = merged.finish(index), whole.finish(index)
     assert found.counts.tolist() == expected.counts.tolist() == [40, 20, 15]
     np.testing.assert_allclose(found.variances, expected.variances, rtol=1e-12)
-    np.testing.assert_allclose(found.centre, expected.centre, rtol=1e-14)
+    np.testing.assert_allclose(found.center, expected.center, rtol=1e-14)
     np.testing.assert_allclose(found.sigma, expected.sigma, rtol=1e-11)
     if spectrum_size == 40:
         np.testing.assert_allclose(found.along, expected.along, rtol=1e-10)

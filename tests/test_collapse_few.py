@@ -45,8 +45,8 @@ def test_in_many_dimensions_the_classes_themselves_are_estimated(each, rng):
     truths, estimates, plugins = [], [], []
     for _ in range(20):
         means, x, y = population(rng, 10, 200, each)
-        centred = means - means.mean(0)
-        sigma = np.linalg.svd(centred / np.sqrt(10), compute_uv=False)[:9]
+        centered = means - means.mean(0)
+        sigma = np.linalg.svd(centered / np.sqrt(10), compute_uv=False)[:9]
         truths.append((1.96 / sigma**2).sum() / 10)
         found = collapse_of(x, y)
         estimates.append(found.nc1_corrected)

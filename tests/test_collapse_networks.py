@@ -59,10 +59,10 @@ def test_replicates_are_the_metrics_of_the_rows_drawn(d, frequency, rng, monkeyp
     y[y == 3] = np.where(rng.random((y == 3).sum()) < 0.8, 2, 3)  # of unequal sizes
     rows = np.unique(y, return_inverse=True)[1]
     predicted = np.where(rng.random(len(y)) < 0.7, rows, -1)
-    drawn = bootstrap.drawn_within_classes(rows, 6, rng)
-    for held in (bootstrap._HELD, 1):  # all together, and one at a time
-        monkeypatch.setattr(bootstrap, "_HELD", held)
-        found = bootstrap.replicates_of(H, rows, predicted, drawn, frequency=frequency)
+    drawn = bootstrap.stratified_counts(rows, 6, rng)
+    for held in (bootstrap._REPLICATE_ENTRIES, 1):  # all together, and one at a time
+        monkeypatch.setattr(bootstrap, "_REPLICATE_ENTRIES", held)
+        found = bootstrap.bootstrap_replicates(H, rows, predicted, drawn, frequency=frequency)
         assert len(found) == 6
         for layer, times in zip(found, drawn, strict=True):
             again = np.repeat(np.arange(len(y)), times)
@@ -76,16 +76,18 @@ def test_replicates_are_the_metrics_of_the_rows_drawn(d, frequency, rng, monkeyp
 
 def test_a_layer_is_drawn_from_in_blocks(rng, monkeypatch):
     H, y = clusters(rng)
-    drawn = bootstrap.drawn_within_classes(y, 3, rng)
-    whole = bootstrap.replicates_of(H, y, None, drawn)
-    monkeypatch.setattr(importlib.import_module("wgeo.neural_collapse.row_blocks"), "BLOCK", 50)
-    for layer, other in zip(bootstrap.replicates_of(H, y, None, drawn), whole, strict=True):
+    drawn = bootstrap.stratified_counts(y, 3, rng)
+    whole = bootstrap.bootstrap_replicates(H, y, None, drawn)
+    monkeypatch.setattr(
+        importlib.import_module("wgeo.neural_collapse.tensor_chunks"), "CHUNK_ENTRIES", 50
+    )
+    for layer, other in zip(bootstrap.bootstrap_replicates(H, y, None, drawn), whole, strict=True):
         assert_same(layer, other, rtol=1e-10)
 
 
 def test_every_class_is_drawn_from_itself(rng):
     y = np.array([0] * 5 + [1] + [2] * 30)
-    drawn = bootstrap.drawn_within_classes(y, 400, rng)
+    drawn = bootstrap.stratified_counts(y, 400, rng)
     for k, n in enumerate((5, 1, 30)):
         assert (drawn[:, y == k].sum(1) == n).all()
     assert (drawn[:, 5] == 1).all()
@@ -95,11 +97,11 @@ def test_every_class_is_drawn_from_itself(rng):
 
 def test_constant_and_collapsed_layers_have_replicates_too(rng):
     y = np.arange(40) % 4
-    drawn = bootstrap.drawn_within_classes(y, 3, rng)
-    for layer in bootstrap.replicates_of(np.full((40, 5), 7.3), y, y, drawn):
+    drawn = bootstrap.stratified_counts(y, 3, rng)
+    for layer in bootstrap.bootstrap_replicates(np.full((40, 5), 7.3), y, y, drawn):
         assert layer.nc1 is layer.nc2_etf is layer.ncc_accuracy is None
         assert layer.within == layer.between == 0
-    for layer in bootstrap.replicates_of(np.eye(4)[y], y, y, drawn):
+    for layer in bootstrap.bootstrap_replicates(np.eye(4)[y], y, y, drawn):
         assert layer.nc1 == layer.cdnv == layer.ncc_mismatch == 0
         assert layer.ncc_accuracy == 1
 

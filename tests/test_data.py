@@ -28,7 +28,7 @@ from wgeo.data import Images
 from wgeo.data.images import PRESETS, Normalization, normalization
 from wgeo.data.source import balanced, from_array, scaled
 from wgeo.errors import ArgumentError, DataError
-from wgeo.runtime.memory import bounded
+from wgeo.runtime.memory import memory_limit
 
 LAYOUT = {
     "train/cat": 5,
@@ -816,7 +816,7 @@ def test_images_that_fit_need_no_temporary_folder(tmp_path, rng, monkeypatch):
 def test_images_beyond_memory_lie_in_a_file(tmp_path, rng, monkeypatch):
     write_folder(tmp_path / "a", rng, {"cat": 3, "dog": 3})
     held = load_images(tmp_path / "a")
-    with bounded("1GiB"):
+    with memory_limit("1GiB"):
         assert load_images(tmp_path / "a").fingerprint == held.fingerprint
     mapped: list[np.memmap] = []
     usual = mapping.anonymous_array

@@ -408,7 +408,7 @@ def test_figures_do_not_depend_on_the_chunk(rng, monkeypatch):
     layers = [rng.normal(size=(37, 5)) for _ in range(4)]
     whole = path_figures(layers)
     near = neighbour_distance(layers[0])
-    monkeypatch.setattr("wgeo.arrays.rows._HELD", 1000)
+    monkeypatch.setattr("wgeo.arrays.rows._CHUNK_BYTES", 1000)
     parts = path_figures(layers)
     np.testing.assert_array_equal(whole.line_shape_score, parts.line_shape_score)
     np.testing.assert_array_equal(whole.turning_angle, parts.turning_angle)

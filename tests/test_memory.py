@@ -23,14 +23,14 @@ from wgeo.storage import files
 from wgeo.storage.records import read_record
 from wgeo.trajectory import Classifier
 from wgeo.transport import chain as solve_chain
-from wgeo.transport.cost import Costs
+from wgeo.transport.geometry import Geometry
 from wgeo.transport.kernel import Kernel
 
 
 @pytest.fixture(autouse=True)
 def _as_before():
     yield
-    memory._state.update(bound=None, halvings=0)
+    memory._state.update(limit=None, halvings=0)
 
 
 @pytest.fixture
@@ -89,7 +89,7 @@ def test_solvers_halve_their_blocks_and_find_the_same(clouds, monkeypatch, solve
 
         return some
 
-    monkeypatch.setattr(Costs, "tiles", short(Costs.tiles))
+    monkeypatch.setattr(Geometry, "blocks", short(Geometry.blocks))
     monkeypatch.setattr(Kernel, "_blocks", short(Kernel._blocks))
     found = wgeo.wasserstein(*clouds, solver=solver)
     assert found.distance == pytest.approx(expected.distance, rel=rounding)
@@ -103,7 +103,7 @@ def test_a_device_with_no_room_at_all_is_told(clouds, monkeypatch):
         raise torch.OutOfMemoryError("CUDA out of memory")
         yield
 
-    monkeypatch.setattr(Costs, "tiles", none)
+    monkeypatch.setattr(Geometry, "blocks", none)
     with pytest.raises(torch.OutOfMemoryError):
         wgeo.wasserstein(*clouds)
 
@@ -111,10 +111,10 @@ def test_a_device_with_no_room_at_all_is_told(clouds, monkeypatch):
 def test_a_bound_changes_no_figure(clouds):
     traj = Trajectory.from_arrays([clouds[0], *(clouds[1] * k for k in (1, 2))], np.arange(300) % 3)
     held = wgeo.straightness(traj, bootstrap=20).to_dict()
-    with memory.bounded("1100 MiB"):
-        assert memory.share(2**40, 0.5) == (1100 - 512) * 2**19
+    with memory.memory_limit("1100 MiB"):
+        assert memory.limited_size(2**40, 0.5) == (1100 - 512) * 2**19
         bound = wgeo.straightness(traj, bootstrap=20).to_dict()
-    assert memory.share(7, 0.5) == 7
+    assert memory.limited_size(7, 0.5) == 7
     for rows in ("blocks", "segments"):
         for a, b in zip(held[rows], bound[rows], strict=True):
             for name in ("distance", "paired", "resolution", "ot_score"):
@@ -126,24 +126,27 @@ def test_a_bound_decides_how_many_pairs_are_solved_at_once(clouds, monkeypatch):
     asked = []
     monkeypatch.setattr(
         sys.modules["wgeo.transport.chain"],
-        "spread",
-        lambda work, items, what, most: (asked.append(most), [work(item) for item in items])[1],
+        "thread_map",
+        lambda work, items, what, max_threads: (
+            asked.append(max_threads),
+            [work(item) for item in items],
+        )[1],
     )
     solve_chain(traj)
-    with memory.bounded("2GiB"):
+    with memory.memory_limit("2GiB"):
         solve_chain(traj)
     assert asked[0] is None
     assert 1 <= asked[1] <= 8
     monkeypatch.setattr(memory, "_LIBRARIES", 2**31 - 2**16)
-    memory._state["bound"] = 2**31
-    with pytest.raises(FeatureError, match=r"takes about 0\.0 GiB, which the memory allowed"):
+    memory._state["limit"] = 2**31
+    with pytest.raises(FeatureError, match=r"needs about 0\.0 GiB; 0\.0 GiB is available"):
         solve_chain(traj)
 
 
 def test_features_beyond_the_bound_belong_on_disk(monkeypatch):
     net = wgeo.models.build("mlp", num_classes=2, in_channels=1, image_size=8, width=8, depth=1)
     images = torch.rand(20, 1, 8, 8), np.arange(20) % 2
-    memory._state["bound"] = memory._LIBRARIES + 1000
+    memory._state["limit"] = memory._LIBRARIES + 1000
     with pytest.raises(FeatureError, match="store=DIR"):
         wgeo.trace(net, images, pool="flat")
 
@@ -160,11 +163,11 @@ def test_a_bound_holds_for_the_gpu(monkeypatch):
     monkeypatch.setattr(
         torch.cuda, "set_per_process_memory_fraction", lambda part: told.append(part)
     )
-    with memory.bounded(None):
+    with memory.memory_limit(None):
         assert told == []
-    with memory.bounded("6GiB"):
+    with memory.memory_limit("6GiB"):
         assert told == [0.75]
-        with memory.bounded("2GiB"):
+        with memory.memory_limit("2GiB"):
             assert told == [0.75, 0.25]
         assert told == [0.75, 0.25, 0.75]
     assert told == [0.75, 0.25, 0.75, 1.0]
@@ -179,7 +182,7 @@ def test_a_gpu_keeps_to_the_bound_and_finds_the_same(rng):
     expected = [wgeo.wasserstein(x, y, solver=solver) for solver in solvers]
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
-    with memory.bounded("1GiB"):
+    with memory.memory_limit("1GiB"):
         found = [wgeo.wasserstein(x, y, solver=solver) for solver in solvers]
         with pytest.raises(torch.OutOfMemoryError):
             torch.empty(2**31, dtype=torch.uint8, device="cuda")
@@ -217,7 +220,7 @@ def test_memory_is_what_a_container_allows(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("size", ["much", "100MiB", "-1"])
 def test_a_size_that_makes_no_sense_is_refused(size, tmp_path):
-    with pytest.raises(ArgumentError, match="memory"), memory.bounded(size):
+    with pytest.raises(ArgumentError, match="memory"), memory.memory_limit(size):
         pass
     traj = Trajectory.from_arrays([np.eye(4), np.eye(4) + 1], [0, 1, 0, 1])
     traj.save(tmp_path / "s")
@@ -247,7 +250,7 @@ def test_batches_and_blocks_change_no_number_of_a_record(rng):
     images = torch.from_numpy(rng.random((60, 1, 8, 8), dtype=np.float32)), np.arange(60) % 2
 
     def analysed(batch_size, bound):
-        with memory.bounded(bound):
+        with memory.memory_limit(bound):
             words = {"bootstrap": 20, "reference": "none", "brenier": 0}
             found = wgeo.analyze(net, images, batch_size=batch_size, **words)
             return dict(numbers(found.record))
@@ -265,7 +268,7 @@ def test_models_without_room_are_left_out_and_said_to_be(rng):
         Trajectory.from_arrays([x, x + 1.0 + 0.1 * labels[: len(x), None]], labels[: len(x)])
         for x in (rng.normal(size=(20, 20_000)), rng.normal(size=(3000, 3000)))
     )
-    with memory.bounded("1GiB"):
+    with memory.memory_limit("1GiB"):
         found = wgeo.compare(wide)
         assert len(found.geodesic) == 2
         assert found.ufm == found.mufm == ()

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from wgeo.errors import ArgumentError, ConvergenceError, DependencyError
 from wgeo.transport import Sinkhorn, Status, annealing, kernel, sinkhorn_divergence, wasserstein
 from wgeo.transport.kernel import Kernel, full_precision
-from wgeo.transport.pair import Pair
+from wgeo.transport.point_clouds import PointClouds
 
 TIGHT = {"marginal_tolerance": 1e-10, "iterations": 5000}
 
@@ -153,11 +153,11 @@ class TestInterval:
         """Its cost is that of an explicit coupling (Altschuler et al., Algorithm 2)."""
         x, y = two_clouds(rng)
         a, b = rng.dirichlet(np.ones(30)), rng.dirichlet(np.ones(20))
-        pair = Pair.of(torch.from_numpy(x), torch.from_numpy(y), a, b)
+        pair = PointClouds.of(torch.from_numpy(x), torch.from_numpy(y), a, b)
         core, eps = Kernel(pair), 0.5
         g = torch.from_numpy(rng.standard_normal(20))
         f, log_ratio = core.softmin(g, eps)
-        found = core.plan(f, g, log_ratio, eps)
+        found = core.round_plan(f, g, log_ratio, eps)
         cost = squared(x - a @ x, y - b @ y)
         plan = np.exp((f.numpy()[:, None] + g.numpy()[None] - cost) / eps) * np.outer(a, b)
         assert found.entropic_cost == pytest.approx((plan * cost).sum(), rel=1e-10)
@@ -250,7 +250,7 @@ class TestEpsilon:
         x, y = two_clouds(rng, 30, 30)
         solver = Sinkhorn(epsilon=5.0)
         sharp = wasserstein(x, y, solver=solver)
-        monkeypatch.setattr("wgeo.transport.rounding._LEFT_OVER", 0)
+        monkeypatch.setattr("wgeo.transport.rounding._MAX_UNASSIGNED", 0)
         blurred = wasserstein(x, y, solver=solver)
         assert sharp.stats["upper_from"] == "permutation"
         assert blurred.stats["upper_from"] != "permutation"
@@ -284,7 +284,7 @@ class Largest(TorchDispatchMode):
 class TestKernel:
     @staticmethod
     def dense(pair, g, eps):
-        cost = torch.cdist(pair.all_x(torch.float64), pair.all_y(torch.float64)) ** 2
+        cost = torch.cdist(pair.centered_x(torch.float64), pair.centered_y(torch.float64)) ** 2
         f = -eps * ((g - cost) / eps + pair.b.log()).logsumexp(1)
         column = ((f[:, None] - cost) / eps + pair.a.log()[:, None]).logsumexp(0)
         return f, column + g / eps
@@ -292,7 +292,7 @@ class TestKernel:
     @pytest.fixture
     def pair(self, rng):
         x, y = two_clouds(rng, 50, 40)
-        return Pair.of(torch.from_numpy(x), torch.from_numpy(y))
+        return PointClouds.of(torch.from_numpy(x), torch.from_numpy(y))
 
     @pytest.mark.parametrize("reused", [False, True])
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -315,15 +315,15 @@ class TestKernel:
     def test_blocks_change_nothing(self, rng, monkeypatch):
         x, y = two_clouds(rng, 300, 200)
         whole = entropic(x, y, 0.5, marginal_tolerance=1e-6)
-        for name, entries in (("BLOCK", 1), ("STORED", 0)):
+        for name, entries in (("BLOCK_ENTRIES", 1), ("STORED_ENTRIES", 0)):
             monkeypatch.setitem(getattr(kernel, name), "cpu", entries)
             parts = entropic(x, y, 0.5, marginal_tolerance=1e-6)
             for name in ("lower", "upper", "divergence"):
                 assert getattr(parts, name) == pytest.approx(getattr(whole, name), rel=1e-10)
 
     def test_never_an_n_by_m_matrix(self, rng, monkeypatch):
-        monkeypatch.setitem(kernel.BLOCK, "cpu", 1 << 12)
-        monkeypatch.setitem(kernel.STORED, "cpu", 0)
+        monkeypatch.setitem(kernel.BLOCK_ENTRIES, "cpu", 1 << 12)
+        monkeypatch.setitem(kernel.STORED_ENTRIES, "cpu", 0)
         x, y = two_clouds(rng, 900, 600)
         with Largest() as seen:
             wasserstein(x, y, solver=Sinkhorn(epsilon=1.0))

@@ -27,7 +27,7 @@ from click.testing import CliRunner
 import wgeo
 from wgeo import Trajectory
 from wgeo.analysis import analyze_trajectory
-from wgeo.arrays.rows import is_mapped
+from wgeo.arrays.rows import is_memmapped
 from wgeo.cli import main
 from wgeo.errors import ArgumentError, FeatureError, RecordError, WgeoWarning
 from wgeo.features import Projection
@@ -611,7 +611,7 @@ def test_a_store_is_read_a_few_rows_at_a_time(tmp_path, monkeypatch):
             assert all(isinstance(layer.features, np.memmap) for layer in embedded.layers)
 
     monkeypatch.setattr("wgeo.geodesic.paths._ASKED", 32)
-    monkeypatch.setattr("wgeo.arrays.rows._HELD", 2**21)
+    monkeypatch.setattr("wgeo.arrays.rows._CHUNK_BYTES", 2**21)
     traj = stored(n)
     measured(traj)  # libraries warm up
     held = held_by(lambda: measured(traj))
@@ -620,7 +620,7 @@ def test_a_store_is_read_a_few_rows_at_a_time(tmp_path, monkeypatch):
 
 
 def test_what_is_made_of_a_store_is_as_in_memory(tmp_path, rng, monkeypatch):
-    monkeypatch.setattr("wgeo.arrays.rows._HELD", 999)  # many parts
+    monkeypatch.setattr("wgeo.arrays.rows._CHUNK_BYTES", 999)  # many parts
     arrays = [rng.standard_normal((60, 4)).astype(np.float32) for _ in range(3)]
     held = Trajectory.from_arrays([arrays[0], *(arrays[0] + 0.3 * a for a in arrays)], [0, 1] * 30)
     for dtype in (None, "bfloat16"):
@@ -651,8 +651,8 @@ def test_a_copy_of_a_memory_map_is_held(tmp_path):
     assert traj.nbytes == 0
     copied = copy.deepcopy(traj)
     assert copied.nbytes == 2 * 4 * 4 * 8
-    assert not is_mapped(copied.embedded("pad").layers[0].features)
-    assert is_mapped(traj.embedded("pad").layers[0].features)
+    assert not is_memmapped(copied.embedded("pad").layers[0].features)
+    assert is_memmapped(traj.embedded("pad").layers[0].features)
 
 
 def test_a_full_disk_is_told_while_features_are_made(tmp_path, rng, monkeypatch):
@@ -680,9 +680,9 @@ def test_a_full_disk_costs_an_analysis_what_needs_it_and_no_more(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("wgeo.storage.files.tempfile.TemporaryFile", full)
-    with pytest.warns(WgeoWarning, match="No interpolation gaps: .* has no room"):
+    with pytest.warns(WgeoWarning, match="No interpolation gaps: .* has no space"):
         done = analyze_trajectory(traj, bootstrap=0)
-    assert "has no room" in done.record["mufm"]["skipped"]
+    assert "has no space" in done.record["mufm"]["skipped"]
     for row, segment in zip(done.record["segments"], whole.segments, strict=True):
         assert row["distance"] == segment.distance
         assert row["interpolation_gap"] == [None] * len(segment.layers)

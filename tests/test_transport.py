@@ -19,9 +19,9 @@ from scipy.optimize import linear_sum_assignment
 
 import wgeo
 from wgeo.errors import ArgumentError, ConvergenceError, FeatureError
-from wgeo.runtime.threads import spread
+from wgeo.runtime.threads import thread_map
 from wgeo.transport import Gaussian, Sinkhorn, Sliced, Status, chain, wasserstein
-from wgeo.transport.entry import together
+from wgeo.transport.entry import on_one_device
 
 SOLVERS = {
     "exact": wgeo.Exact(),
@@ -341,9 +341,9 @@ class TestDoor:
 def test_clouds_meet_on_an_accelerator():
     """The device that holds no numbers stands in for one."""
     cpu, away = torch.zeros(2, 1), torch.zeros(2, 1, device="meta")
-    assert [p.device.type for p in together(cpu, cpu)] == ["cpu", "cpu"]
+    assert [p.device.type for p in on_one_device(cpu, cpu)] == ["cpu", "cpu"]
     for pair in ((cpu, away), (away, cpu)):
-        assert [p.device.type for p in together(*pair)] == ["meta", "meta"]
+        assert [p.device.type for p in on_one_device(*pair)] == ["meta", "meta"]
 
 
 def a_network(rng, widths=(3, 3, 3, 2, 2), n=20):
@@ -400,7 +400,7 @@ class TestThreads:
         torch.set_num_threads(before)
 
     def test_order_is_kept_and_torch_threads_are_shared_out(self):
-        found = spread(lambda i: (i, torch.get_num_threads()), list(range(20)), "")
+        found = thread_map(lambda i: (i, torch.get_num_threads()), list(range(20)), "")
         assert found == [(i, 1) for i in range(20)]
 
     def test_the_first_error_stops_the_rest(self):
@@ -412,7 +412,7 @@ class TestThreads:
             done.append(i)
 
         with pytest.raises(ArgumentError, match="no"):
-            spread(work, list(range(10_000)), "")
+            thread_map(work, list(range(10_000)), "")
         assert len(done) < 10_000
 
     def test_threads_change_no_answer(self, rng):

@@ -26,7 +26,7 @@ class Greedy:
 
     name: str = "greedy"
 
-    def solve(self, x, y, a=None, b=None, coupling=None, potentials=None) -> TransportResult:
+    def solve(self, x, y, a=None, b=None, coupling=None) -> TransportResult:
         began = time.perf_counter()
         if a is not None or b is not None or len(x) != len(y):
             raise wgeo.errors.ArgumentError("Greedy pairs clouds of one size, without weights.")

@@ -1,4 +1,4 @@
-"""Checks of arrays: NumPy or torch, on any device, in; checked points and labels out."""
+"""Checks of NumPy and torch arrays, on any device: points, labels, counts, devices."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ def as_points(
         NumPy or torch, rows are samples; one-dimensional input is n points on a line.
         Half precision and integers are widened to float32 and float64.
     name : str
-        What to call the array in an error.
+        Name of the array for errors.
     dtype : torch.dtype, optional
-        Convert to this type (float64 wherever a number decides something).
+        Convert to this dtype.
     start : int
-        Number of the first row among all samples, where `x` is one batch of them.
+        Sample number of the first row, if `x` is one batch of many.
 
     Raises
     ------
@@ -65,26 +65,26 @@ _PLAIN = (*(torch.float16, torch.bfloat16, torch.float32, torch.float64),
 
 
 def check_plain(x: torch.Tensor, name: str) -> None:
-    """Raise `FeatureError` for a tensor whose numbers torch does not give away as they are."""
+    """Raise `FeatureError` for tensors that do not convert to NumPy: meta, sparse, quantized."""
     kind = "nested" if x.is_nested else str(x.layout).removeprefix("torch.")
     if x.device.type == "meta":
-        raise FeatureError(f"{name} is a meta tensor: it has a shape and no numbers.")
+        raise FeatureError(f"{name} is a meta tensor: it has a shape but no data.")
     if kind != "strided":
         raise FeatureError(
             f"{name} is a {kind} tensor. Make it dense: x.to_dense(), or a padded one."
         )
     if x.dtype not in _PLAIN:
         to = "x.dequantize()" if x.is_quantized else "x.float()"
-        raise FeatureError(f"{name} is of {x.dtype}; give numbers as float32 or wider: {to}.")
+        raise FeatureError(f"{name} has dtype {x.dtype}; convert it to float32 or wider: {to}.")
 
 
 def as_count(value: Any, name: str, least: int = 0) -> int:
-    """Return a whole number of at least `least`.
+    """Return `value` as an int of at least `least`.
 
     Raises
     ------
     ArgumentError
-        Anything else: a text, a fraction, True.
+        Anything else: a string, a fraction, True.
     """
     if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < least:
         raise ArgumentError(f"{name} must be a whole number of at least {least}, not {value!r}.")
@@ -92,7 +92,7 @@ def as_count(value: Any, name: str, least: int = 0) -> int:
 
 
 def check_finite(x: torch.Tensor, name: str, start: int = 0) -> None:
-    """Raise `FeatureError` naming the first row, counted from `start`, not finite."""
+    """Raise `FeatureError` naming the first row that is not finite, counted from `start`."""
     if bool(torch.isfinite(x.detach().sum())):  # one pass; a finite sum means every entry is
         return
     bad = ~torch.isfinite(x.detach()).flatten(1).all(1)
@@ -100,12 +100,12 @@ def check_finite(x: torch.Tensor, name: str, start: int = 0) -> None:
         first, count = start + int(bad.nonzero()[0, 0]), int(bad.sum())
         raise FeatureError(
             f"{name} holds NaN or infinity in {count} of {len(x)} samples, first in sample "
-            f"{first}. Check the checkpoint's weights and the images' normalisation."
+            f"{first}. Check the checkpoint's weights and the images' normalization."
         )
 
 
 def as_numpy(x: Any) -> np.ndarray:
-    """Return any array as NumPy on the host, without a copy where there is none to make."""
+    """Return any array as NumPy on the host, without a copy if possible."""
     if isinstance(x, torch.Tensor):
         check_plain(x, "the tensor")
         x = x.detach().resolve_conj().resolve_neg()
@@ -116,7 +116,7 @@ def as_numpy(x: Any) -> np.ndarray:
 
 
 def as_array(x: Any, name: str) -> np.ndarray:
-    """Return numbers as a NumPy array; say in words what is none."""
+    """Return numbers as a NumPy array; raise `FeatureError` for anything else."""
     if np.ma.is_masked(x):
         raise FeatureError(f"{name} has masked entries, which would count as numbers; fill them.")
     try:
@@ -129,7 +129,7 @@ def as_array(x: Any, name: str) -> np.ndarray:
 
 
 def as_labels(labels: Any, n: int | None = None) -> Int[np.ndarray, " n"]:
-    """Return class labels as int64, checked: integral, one a sample, not negative."""
+    """Return class labels as int64, checked: integral, one per sample, not negative."""
     if isinstance(labels, torch.Tensor):
         check_plain(labels, "labels")
     y = as_numpy(labels) if isinstance(labels, torch.Tensor) else as_array(labels, "labels")
@@ -149,7 +149,7 @@ def as_labels(labels: Any, n: int | None = None) -> Int[np.ndarray, " n"]:
 
 
 def pick_device(device: str | torch.device) -> torch.device:
-    """Return the device meant: ``auto`` is CUDA where there is one, else the CPU.
+    """Return the device: ``auto`` is CUDA if available, else the CPU.
 
     Raises
     ------
@@ -160,7 +160,7 @@ def pick_device(device: str | torch.device) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         chosen = torch.device(device)
-        torch.empty(0, device=chosen).cpu()  # "meta" holds shapes alone
+        torch.empty(0, device=chosen).cpu()  # fails for "meta"
     except (RuntimeError, AssertionError) as error:
         raise ArgumentError(f"Device {str(device)!r} cannot be used here: {error}") from error
     return chosen

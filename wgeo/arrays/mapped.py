@@ -1,4 +1,4 @@
-"""Arrays on disk that have no name: memory-mapped temporary files, shared by processes."""
+"""Memory-mapped arrays in anonymous temporary files, shared by processes."""
 
 from __future__ import annotations
 
@@ -15,45 +15,44 @@ from ..runtime.processes import all_gather, local_ranks, raise_on_any, rank, wor
 
 
 def anonymous_array(
-    made: Callable[[slice], Iterable[np.ndarray]],
+    compute: Callable[[slice], Iterable[np.ndarray]],
     shape: tuple[int, ...],
     dtype: Any,
     folder: str | os.PathLike[str] | None = None,
 ) -> np.memmap:
     """Return an array in an anonymous temporary file, which is removed when the process ends.
 
-    ``made(rows)`` yields a range of its rows, part by part. This is a collective operation: all
-    processes that work together must call it, and those of one machine fill one file, a shard
-    each. The file is made in `folder`, by default the system's folder for temporary files. A full
-    disk is an OSError.
+    ``compute(rows)`` yields a slice of its rows, part by part. This is a collective operation:
+    processes of one host write one file, a shard each. The file is in `folder`, by default the
+    system's folder for temporary files. A full disk raises OSError.
     """
     n, row = shape[0], math.prod(shape[1:]) * np.dtype(dtype).itemsize
     with ExitStack() as stack:
-        ours = stack.enter_context(_shared_file(n * row, folder)) if world_size() > 1 else None
-        others = [rank()] if ours is None else local_ranks()
-        part, parts = others.index(rank()), len(others)
+        shared = stack.enter_context(_shared_file(n * row, folder)) if world_size() > 1 else None
+        ranks = [rank()] if shared is None else local_ranks()
+        part, parts = ranks.index(rank()), len(ranks)
 
         def write() -> np.memmap:
-            file = ours or stack.enter_context(tempfile.TemporaryFile(dir=folder))
-            mine = slice(n * part // parts, n * (part + 1) // parts)
-            file.seek(mine.start * row)
-            for some in made(mine):  # written, not mapped: a full disk is an error and no crash
-                file.write(np.ascontiguousarray(some, dtype).data)
+            file = shared or stack.enter_context(tempfile.TemporaryFile(dir=folder))
+            shard = slice(n * part // parts, n * (part + 1) // parts)
+            file.seek(shard.start * row)
+            for chunk in compute(shard):  # written, not mapped: a full disk raises, not crashes
+                file.write(np.ascontiguousarray(chunk, dtype).data)
             file.flush()
             return np.memmap(file, dtype, "r+", shape=shape)
 
-        return raise_on_any(write)  # nobody reads before all have written
+        return raise_on_any(write)  # no process reads before all have written
 
 
 @contextmanager
 def _shared_file(size: int, folder: str | os.PathLike[str] | None) -> Iterator[IO[bytes] | None]:
     """An anonymous temporary file shared by this host's processes, or None.
 
-    One of them makes it; its name is removed as soon as the others have opened it.
+    One process creates it; its name is removed as soon as the others have opened it.
     """
-    others, path = local_ranks(), None
+    ranks, path = local_ranks(), None
     all_gather(None)
-    if others[0] == rank():
+    if ranks[0] == rank():
         with (
             suppress(OSError),
             tempfile.NamedTemporaryFile(prefix="wgeo-", dir=folder, delete=False) as file,
@@ -61,15 +60,15 @@ def _shared_file(size: int, folder: str | os.PathLike[str] | None) -> Iterator[I
             path = file.name
             file.truncate(size)
     with ExitStack() as stack:
-        ours = None
+        shared = None
         try:
-            given = all_gather(path)[others[0]]
-            if given is not None:
-                with suppress(OSError):  # another machine of the same name, say
-                    ours = stack.enter_context(open(given, "r+b"))
-            opened = all_gather(ours is not None)
+            first_path = all_gather(path)[ranks[0]]
+            if first_path is not None:
+                with suppress(OSError):  # another machine of the same name, for example
+                    shared = stack.enter_context(open(first_path, "r+b"))
+            opened = all_gather(shared is not None)
         finally:
             if path is not None:
                 with suppress(OSError):
-                    os.unlink(path)  # who has it open keeps it
-        yield ours if all(opened[other] for other in others) else None
+                    os.unlink(path)  # open handles stay valid
+        yield shared if all(opened[other] for other in ranks) else None

@@ -1,4 +1,4 @@
-"""Features a few rows at a time: what is large is neither read nor made at once."""
+"""Features in chunks of rows: large arrays are neither read nor computed as a whole."""
 
 from __future__ import annotations
 
@@ -16,93 +16,93 @@ from scipy.sparse.csgraph import connected_components
 
 from ..errors import RecordError
 from ..runtime import processes
-from ..runtime.memory import free, share
+from ..runtime.memory import available_bytes, limited_size
 from .checks import as_array, as_numpy, as_points
 from .mapped import anonymous_array
 
-_HELD = 2**24  # bytes of float64 rows at a time
+_CHUNK_BYTES = 2**24  # of float64 rows
 _COPIED = 1e-6  # distance of copies, in distances between samples
 _COMPARED = 64  # pairs of samples that say how far apart samples are; neighbours that may be copies
 
 
 @runtime_checkable
 class Sliceable(Protocol):
-    """Features (n, d) of which rows can be taken: an array, a memory map, or `Rows`."""
+    """Features (n, d) whose rows can be indexed: an array, a memory map, or `LazyRows`."""
 
     @property
     def shape(self) -> tuple[int, ...]:
         """(n, d)."""
 
     def __getitem__(self, rows: Any, /) -> np.ndarray:
-        """Some rows, by a slice or an array of their numbers."""
+        """Rows by a slice or an array of row numbers."""
 
 
 @dataclass(frozen=True, eq=False)
-class Rows:
-    """Features that are made when rows of them are taken.
+class LazyRows:
+    """Features that are computed when rows of them are indexed.
 
     Attributes
     ----------
     shape : tuple of int
         (n, d).
-    make : callable
-        Rows by a slice or an array of their numbers.
+    compute : callable
+        Rows by a slice or an array of row numbers.
     width : int
-        How many numbers making a row takes at a time, where that is more than d.
+        Numbers in memory per row while it is computed, if more than d.
     """
 
     shape: tuple[int, ...]
-    make: Callable[[Any], Float[np.ndarray, "b d"]]
+    compute: Callable[[Any], Float[np.ndarray, "b d"]]
     width: int = 0
 
     def __getitem__(self, rows: Any) -> Float[np.ndarray, "b d"]:
-        return self.make(rows)
+        return self.compute(rows)
 
 
-def is_mapped(features: np.ndarray) -> TypeGuard[np.memmap]:
-    """Whether they lie on the disk; a copy of a memory map is of its type, and does not."""
+def is_memmapped(features: np.ndarray) -> TypeGuard[np.memmap]:
+    """Whether features are on disk; a copy of a memory map has its type, but is in memory."""
     return isinstance(features, np.memmap) and getattr(features, "_mmap", None) is not None
 
 
-def picked(features: Sliceable, chosen: Int[np.ndarray, " m"]) -> Rows:
-    """The rows `chosen`, as features of their own."""
-    shape = (len(chosen), *features.shape[1:])
-    return Rows(shape, lambda rows: wide(features[chosen[rows]]), width_of(features))
+def select_rows(features: Sliceable, indices: Int[np.ndarray, " m"]) -> LazyRows:
+    """Return the rows `indices` as features."""
+    shape = (len(indices), *features.shape[1:])
+    return LazyRows(shape, lambda rows: as_float64(features[indices[rows]]), max_width(features))
 
 
-def width_of(*features: Sliceable) -> int:
-    """How many numbers a row takes at a time, of the widest."""
-    return max(max(x.shape[1], x.width if isinstance(x, Rows) else 0) for x in features)
+def max_width(*features: Sliceable) -> int:
+    """Return the largest number of entries per row that any of the features needs in memory."""
+    return max(max(x.shape[1], x.width if isinstance(x, LazyRows) else 0) for x in features)
 
 
-def wide(features: np.ndarray) -> np.ndarray:
-    """Features in float64."""
+def as_float64(features: np.ndarray) -> np.ndarray:
+    """Return features in float64."""
     return np.asarray(features, dtype=np.float64)
 
 
-def ranges(stop: int, width: int, start: int = 0) -> list[slice]:
-    """The rows from `start` in turn, so many at a time that of this width they take 16 MiB.
+def row_ranges(stop: int, width: int, start: int = 0) -> list[slice]:
+    """Return slices of the rows from `start` on, each of 16 MiB in float64 at the given width.
 
-    In float64; less where memory is bounded (`wgeo.runtime.memory`).
+    Less if memory is limited (`wgeo.runtime.memory`).
     """
-    step = max(1, share(_HELD, 1 / 32) // (8 * width))
+    step = max(1, limited_size(_CHUNK_BYTES, 1 / 32) // (8 * width))
     return [slice(i, min(i + step, stop)) for i in range(start, stop, step)]
 
 
-def blocks(
+def row_chunks(
     *features: Sliceable, width: int = 0, within: slice | None = None
 ) -> Iterator[tuple[slice, list[Float[np.ndarray, "b d"]]]]:
-    """Rows of as many samples in float64, with the range of their numbers; some of all rows.
+    """Yield chunks of rows in float64 and their slices; only rows `within` a slice if it is given.
 
     Chunks are sized for rows of `width`, if wider.
     """
     within = slice(0, features[0].shape[0]) if within is None else within
-    for rows in ranges(within.stop, max(width, width_of(*features)), within.start):
-        yield rows, [wide(each[rows]) for each in features]
+    for rows in row_ranges(within.stop, max(width, max_width(*features)), within.start):
+        yield rows, [as_float64(each[rows]) for each in features]
 
 
-def checked(features: Any, name: str) -> np.ndarray:
-    """Features (n, d) of their own type, not copied; refused as `as_points` refuses them.
+def check_features(features: Any, name: str) -> np.ndarray:
+    """Return features (n, d) in their own dtype, without a copy, if they pass `as_points`.
 
     Raises
     ------
@@ -114,21 +114,22 @@ def checked(features: Any, name: str) -> np.ndarray:
         array = as_numpy(features if hasattr(features, "detach") else as_array(features, name))
     if array.ndim != 2 or array.size == 0:
         return as_numpy(as_points(features, name=name))
-    for rows in ranges(*array.shape):
+    for rows in row_ranges(*array.shape):
         as_points(array[rows], name=name, start=rows.start)
     return array
 
 
-def summed(terms: Callable[..., Sequence[Any]], *features: Sliceable, width: int = 0) -> list[Any]:
-    """Sums over all rows of what ``terms(rows, *blocks)`` makes of some: arrays, numbers.
+def sum_over_rows(
+    terms: Callable[..., Sequence[Any]], *features: Sliceable, width: int = 0
+) -> list[Any]:
+    """Sum ``terms(rows, *chunks)``, a sequence of arrays or numbers, over all rows.
 
-    Processes that work together (`wgeo.runtime.processes`) go over a share of the rows each; all
-    must come here.
+    This is a collective operation (`wgeo.runtime.processes`): each process sums its own shard.
     """
-    mine = processes.shard(features[0].shape[0])
-    none = slice(mine.start, mine.start)
-    sums = list(terms(none, *(wide(each[none]) for each in features)))
-    for rows, parts in blocks(*features, width=width, within=mine):
+    shard = processes.shard(features[0].shape[0])
+    empty = slice(shard.start, shard.start)
+    sums = list(terms(empty, *(as_float64(each[empty]) for each in features)))
+    for rows, parts in row_chunks(*features, width=width, within=shard):
         for k, term in enumerate(terms(rows, *parts)):
             sums[k] += term
     return [processes.all_reduce_sum(each) for each in sums]
@@ -136,7 +137,7 @@ def summed(terms: Callable[..., Sequence[Any]], *features: Sliceable, width: int
 
 def mean_of(features: Sliceable) -> Float[np.ndarray, " d"]:
     """Mean of all rows."""
-    (total,) = summed(lambda _, block: [block.sum(0)], features)
+    (total,) = sum_over_rows(lambda _, chunk: [chunk.sum(0)], features)
     return total / features.shape[0]
 
 
@@ -151,16 +152,18 @@ def sums_by_class(
 def class_means(features: Sliceable, labels: Int[np.ndarray, " n"]) -> Float[np.ndarray, "K d"]:
     """Mean of every class 0, ..., K - 1, each of which has a sample."""
     counts = np.bincount(labels)
-    (total,) = summed(
-        lambda rows, block: [sums_by_class(block, labels[rows], len(counts))], features
+    (total,) = sum_over_rows(
+        lambda rows, chunk: [sums_by_class(chunk, labels[rows], len(counts))], features
     )
     return total / counts[:, None]
 
 
-def made_like(layers: Sequence[np.ndarray], rows: Rows, dtype: Any = np.float64) -> np.ndarray:
-    """An array of `rows`: on the disk if one of the layers it is made of is, else in memory.
+def materialize(
+    layers: Sequence[np.ndarray], rows: LazyRows, dtype: Any = np.float64
+) -> np.ndarray:
+    """Compute `rows` as an array: on disk if one of the source layers is, else in memory.
 
-    On the disk too where the bound of memory leaves no room for it.
+    Also on disk if it would exceed an eighth of the available memory.
 
     Raises
     ------
@@ -168,39 +171,39 @@ def made_like(layers: Sequence[np.ndarray], rows: Rows, dtype: Any = np.float64)
         The disk is full.
     """
     dtype, shape = np.dtype(dtype), rows.shape
-    maps = [layer for layer in layers if is_mapped(layer)]
-    left = free()
-    if maps or (left is not None and math.prod(shape) * dtype.itemsize > left / 8):
-        named = next((Path(a.filename).parent for a in maps if a.filename), None)
-        return on_disk(rows, dtype, named)
+    maps = [layer for layer in layers if is_memmapped(layer)]
+    available = available_bytes()
+    if maps or (available is not None and math.prod(shape) * dtype.itemsize > available / 8):
+        folder = next((Path(a.filename).parent for a in maps if a.filename), None)
+        return materialize_on_disk(rows, dtype, folder)
     out = np.empty(shape, dtype)
-    for part in ranges(shape[0], width_of(rows)):
+    for part in row_ranges(shape[0], max_width(rows)):
         out[part] = rows[part]
     return out
 
 
-def on_disk(rows: Rows, dtype: Any, folder: Path | None) -> np.memmap:
-    """An array of `rows` in a file without a name beside a store.
+def materialize_on_disk(rows: LazyRows, dtype: Any, folder: Path | None) -> np.memmap:
+    """Compute `rows` into an anonymous temporary file, in `folder` if it is writable.
 
-    Processes that work together make a share of them each (`wgeo.arrays.mapped.anonymous_array`).
+    Each process of a job computes a shard (`wgeo.arrays.mapped.anonymous_array`).
 
     Raises
     ------
     RecordError
         The disk is full.
     """
-    where = folder if folder is not None and os.access(folder, os.W_OK) else None
+    target = folder if folder is not None and os.access(folder, os.W_OK) else None
 
-    def made(mine: slice) -> Iterator[np.ndarray]:
-        for part in ranges(mine.stop, width_of(rows), mine.start):
+    def compute(shard: slice) -> Iterator[np.ndarray]:
+        for part in row_ranges(shard.stop, max_width(rows), shard.start):
             yield rows[part]
 
     try:
-        return anonymous_array(made, rows.shape, dtype, where)
+        return anonymous_array(compute, rows.shape, dtype, target)
     except OSError as error:
         raise RecordError(
-            f"Features made of stored ones need a temporary file, for which {where or 'the disk'} "
-            f"has no room: {error.strerror}."
+            "Features computed from stored ones need a temporary file, for which "
+            f"{target or 'the disk'} has no space ({error.strerror}). Free some space."
         ) from error
 
 
@@ -217,7 +220,7 @@ def copies_of(*features: Sliceable) -> Int[np.ndarray, " n"]:
     margins = [0.0 if single else _COPIED * _apart(each, rng) for each in features]
     lines = [rng.standard_normal(each.shape[1]) for each in features]
     place = np.zeros(n)
-    for rows, parts in blocks(*features):
+    for rows, parts in row_chunks(*features):
         place[rows] = sum(part @ line for part, line in zip(parts, lines, strict=True))
     lengths = [float(np.linalg.norm(line)) for line in lines]
     rounding = 1e-9 * float(np.abs(place).max())  # of sums
@@ -238,7 +241,7 @@ def _apart(features: Sliceable, rng: np.random.Generator) -> float:
     """The median distance between some of the samples."""
     a, b = rng.integers(0, features.shape[0], (2, _COMPARED))
     apart = [
-        float(np.linalg.norm(np.subtract(*wide(features[np.array([i, j])]))))
+        float(np.linalg.norm(np.subtract(*as_float64(features[np.array([i, j])]))))
         for i, j in zip(a, b, strict=True)
         if i != j
     ]
@@ -251,7 +254,7 @@ def _equal(
     """Which pairs of samples are as close as the margins, in all of the features."""
     equal = np.ones(pairs.shape[1], bool)
     for each, margin in zip(features, margins, strict=True):
-        for rows, (x, y) in blocks(picked(each, pairs[0]), picked(each, pairs[1])):
+        for rows, (x, y) in row_chunks(select_rows(each, pairs[0]), select_rows(each, pairs[1])):
             equal[rows] &= np.linalg.norm(x - y, axis=1) <= margin
     return equal
 

@@ -71,7 +71,7 @@ class Job:
     def key(self) -> str:
         """SHA-256 of everything that decides the numbers: contents rather than paths."""
         from ..analysis.beside import REFERENCES
-        from ..runtime.memory import bounded
+        from ..runtime.memory import memory_limit
         from ..storage.store import digest
 
         options = {name: v for name, v in self.options.items() if name not in _NO_MATTER}
@@ -80,7 +80,7 @@ class Job:
             options["reference"] = _sha256(reference)
         images = None
         if not self._stored:
-            with bounded(self.options.get("memory")):
+            with memory_limit(self.options.get("memory")):
                 found = _images(self._of_images)
             # Without --normalize the preset decides how images are normalised.
             images = [on_rank_zero(lambda: found.fingerprint), found.preset]
@@ -89,9 +89,9 @@ class Job:
 
     def measure(self, command: str, store: str | None = None) -> Analysis:
         """Do it, a network's features kept in `store`; the record's provenance holds the key."""
-        from ..runtime.memory import bounded
+        from ..runtime.memory import memory_limit
 
-        with bounded(self.options.get("memory")):
+        with memory_limit(self.options.get("memory")):
             found = self._of_store(command) if self._stored else self._of_network(command, store)
         found.record["provenance"]["job"] = self.key
         return found

@@ -27,7 +27,7 @@ from ..runtime.processes import (
     on_rank_zero,
     reports_error,
 )
-from ..runtime.progress import shown
+from ..runtime.progress import show_progress
 from ..storage.files import locked
 from ..text import printable
 
@@ -138,7 +138,7 @@ class Commands(click.Group):
 
 
 def _progress() -> AbstractContextManager[None]:
-    return shown() if is_rank_zero() else nullcontext()
+    return show_progress() if is_rank_zero() else nullcontext()
 
 
 @contextmanager

@@ -65,7 +65,7 @@ def trace(
     from ..checkpoints import load_checkpoint
     from ..data import load_images
     from ..features import trace as follow
-    from ..runtime.memory import bounded
+    from ..runtime.memory import memory_limit
 
     net = load_checkpoint(
         checkpoint,
@@ -75,7 +75,7 @@ def trace(
         prefix=prefix,
         container=container,
     )
-    with bounded(memory):
+    with memory_limit(memory):
         images = load_images(
             source,
             split=split,

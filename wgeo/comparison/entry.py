@@ -9,10 +9,10 @@ from functools import partial
 import numpy as np
 from jaxtyping import Float, Int
 
-from ..arrays.rows import made_like, wide
+from ..arrays.rows import as_float64, materialize
 from ..errors import ArgumentError, ConvergenceError, FeatureError
 from ..neural_collapse import collapse_of
-from ..runtime.memory import free
+from ..runtime.memory import available_bytes
 from ..runtime.processes import on_rank_zero
 from ..runtime.progress import track
 from ..storage.files import memory
@@ -200,7 +200,7 @@ def _rotation_bytes(segment: Segment) -> int:
 
 def _memory_shortage(traj: Trajectory, what: str, size: int) -> str:
     """Return a message if `size` bytes do not fit into memory, else an empty string."""
-    unused = free()
+    unused = available_bytes()
     available = 0.8 * memory() if unused is None else unused - traj.nbytes
     if size <= available:
         return ""
@@ -252,7 +252,7 @@ class _Evaluator:
         for prediction, (name, array) in zip(
             predictions, measured[-1:] if last else measured, strict=True
         ):
-            features = made_like(segment.arrays, prediction.features)
+            features = materialize(segment.arrays, prediction.features)
             errors = Errors.of(features, prediction.baseline, array, self.labels)
             line = self.unexplained_by_line.get(name, 0.0)
             unexplained = errors.model / errors.variance if errors.variance > 0 else None
@@ -283,7 +283,7 @@ class _Evaluator:
     ) -> float | None:
         if variance == 0:
             return None
-        x, y = (wide(array[self.sample]) for array in (features, measured))
+        x, y = (as_float64(array[self.sample]) for array in (features, measured))
         return wasserstein(x, y, solver=Exact()).distance / float(np.sqrt(variance / len(measured)))
 
 
@@ -311,8 +311,8 @@ def _check(model: MUFMSolution, segment: Segment, sample: Int[np.ndarray, " m"])
             f"{segment.arrays[0].shape[0]} by {segment.arrays[0].shape[1]}."
         )
     rows = sample if model.assignment is None else model.assignment[sample]
-    inputs = wide(segment.arrays[0][rows])
-    difference = np.linalg.norm(wide(model.X.T[sample]) - inputs)
+    inputs = as_float64(segment.arrays[0][rows])
+    difference = np.linalg.norm(as_float64(model.X.T[sample]) - inputs)
     if difference > _INPUT_TOLERANCE * np.linalg.norm(inputs):
         raise ArgumentError(
             "The model was fitted to other inputs than those of the last segment, "

@@ -12,7 +12,15 @@ import numpy as np
 from jaxtyping import Float, Int
 from scipy.optimize import minimize
 
-from ..arrays.rows import Rows, Sliceable, mean_of, picked, summed, sums_by_class, wide
+from ..arrays.rows import (
+    LazyRows,
+    Sliceable,
+    as_float64,
+    mean_of,
+    select_rows,
+    sum_over_rows,
+    sums_by_class,
+)
 from ..errors import FeatureError
 from ..runtime import processes
 from ..runtime.progress import track
@@ -94,7 +102,7 @@ class Scorer:
             z, size = centred @ self.basis, float(np.sum(centred**2))
             return [z.T @ z, sums_by_class(z, self.labels[rows], classes), size]
 
-        xx, yx, first_size = summed(of_first, first)
+        xx, yx, first_size = sum_over_rows(of_first, first)
         yy = len(self.labels) * (np.diag(frequencies) - np.outer(frequencies, frequencies))
         of_x, of_y, with_first, sizes = [], [], [first_size], []
         for layer in self.layers[1:]:
@@ -107,7 +115,7 @@ class Scorer:
                 sizes = [float(np.vdot(start, centred)), float(np.vdot(centred, centred))]
                 return [(start @ self.basis).T @ z, of_y, *sizes]
 
-            x_sums, y_sums, product, size = summed(of_layer, first, layer)
+            x_sums, y_sums, product, size = sum_over_rows(of_layer, first, layer)
             of_x.append(x_sums)
             of_y.append(y_sums)
             with_first.append(product)
@@ -163,7 +171,7 @@ def choose_settings(
         of_y = (sums_by_class(each, labels[rows], classes) for each in (z, m))
         return [float(np.vdot(x, x)), z.T @ z, x.T @ m, *of_y]
 
-    x_size, xx, x_m, yx, y_m = summed(moments, first, last)
+    x_size, xx, x_m, yx, y_m = sum_over_rows(moments, first, last)
     z_m = stats.basis.T @ x_m
 
     def negative_explained(logs: tuple[float, float]) -> float:
@@ -273,7 +281,7 @@ class MUFMFit:
         if self.halved:
             result, stats = processes.on_rank_zero(partial(self._solve, self.half_b, settings))
             check_converged(result)
-            inputs = Rows(arrays[0].shape, lambda rows: wide(arrays[0][rows]))
+            inputs = LazyRows(arrays[0].shape, lambda rows: as_float64(arrays[0][rows]))
             ends = features_of(result, stats, inputs, self.labels)
             held_out = self._held_out(ends, rotate=True)
         path = StraightPath(solution.X.T, solution.H.T)
@@ -292,7 +300,7 @@ class MUFMFit:
         if norm == 0:
             return None
         basis = np.linalg.svd(centred, full_matrices=False)[2].T
-        layers = [picked(array, self.half_b) for array in self.segment.arrays]
+        layers = [select_rows(array, self.half_b) for array in self.segment.arrays]
         scorer = Scorer(layers, self.labels[self.half_b], basis, self.times)
         choice = partial(choose_classifier_model, scorer, centred / norm, self.energy)
         model = processes.on_rank_zero(choice)
@@ -302,7 +310,7 @@ class MUFMFit:
         return model, path_predictions(self.segment, self.times, path), held_out
 
     def _settings(self) -> Settings:
-        first, last = (picked(self.segment.arrays[i], self.half_b) for i in (0, -1))
+        first, last = (select_rows(self.segment.arrays[i], self.half_b) for i in (0, -1))
         stats = self._statistics(self.half_a)
         return choose_settings(stats, first, last, self.labels[self.half_b], self.energy)
 
@@ -314,21 +322,21 @@ class MUFMFit:
         return multistart_newton(problem, tolerance=_TOLERANCE), stats
 
     def _statistics(self, samples: Int[np.ndarray, " m"]) -> Statistics:
-        inputs = picked(self.segment.arrays[0], samples)
+        inputs = select_rows(self.segment.arrays[0], samples)
         return Statistics.of(inputs, self.labels[samples], int(self.labels.max()) + 1)
 
-    def _held_out(self, ends: Rows, *, rotate: bool) -> HeldOut:
+    def _held_out(self, ends: LazyRows, *, rotate: bool) -> HeldOut:
         """Score the path to `ends` on half A, with the times and fits of half B."""
         arrays, labels = self.segment.arrays, self.labels[self.half_a]
         scored, fitted = (
-            StraightPath(picked(arrays[0], half), picked(ends, half))
+            StraightPath(select_rows(arrays[0], half), select_rows(ends, half))
             for half in (self.half_a, self.half_b)
         )
-        layers = [picked(array, self.half_b) for array in arrays]
+        layers = [select_rows(array, self.half_b) for array in arrays]
         fits = fitted.fit_layers(layers, self.times, rotate=rotate)
         sums = np.zeros(4)
         for fit, array in islice(zip(fits, arrays, strict=True), 1, None):
-            layer = picked(array, self.half_a)
+            layer = select_rows(array, self.half_a)
             prediction = scored.predict(fit, mean_of(layer))
             errors = Errors.of(prediction.features, prediction.baseline, layer, labels)
             if errors.variance > 0:  # every layer has the same weight
@@ -340,7 +348,7 @@ class MUFMFit:
 def _mean_and_energy(features: Sliceable) -> tuple[Float[np.ndarray, " d"], float]:
     """Return the mean of the samples and their total variance."""
     mean = mean_of(features)
-    (total,) = summed(lambda _, block: [float(np.sum((block - mean) ** 2))], features)
+    (total,) = sum_over_rows(lambda _, block: [float(np.sum((block - mean) ** 2))], features)
     return mean, total / features.shape[0]
 
 

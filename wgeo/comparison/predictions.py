@@ -12,14 +12,14 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from ..arrays.rows import (
-    Rows,
+    LazyRows,
     Sliceable,
+    as_float64,
     class_means,
+    max_width,
     mean_of,
-    summed,
+    sum_over_rows,
     sums_by_class,
-    wide,
-    width_of,
 )
 from ..errors import ArgumentError
 from ..runtime.processes import on_rank_zero
@@ -35,15 +35,15 @@ class Prediction:
 
     Attributes
     ----------
-    features : Rows, (n, d)
-    baseline : Rows, (n, d)
+    features : LazyRows, (n, d)
+    baseline : LazyRows, (n, d)
         The input, fitted to the layer with the same degrees of freedom.
     time, scale : float
         See ``time`` and ``gain`` of `ModelLayer`.
     """
 
-    features: Rows
-    baseline: Rows
+    features: LazyRows
+    baseline: LazyRows
     time: float
     scale: float
 
@@ -63,7 +63,7 @@ def layer_times(segment: Segment, kind: str) -> list[float] | None:
     if kind != "length":
         raise ArgumentError(f"time is 'nearest', 'length' or 'uniform', not {kind!r}.")
     sizes = [
-        float(np.sqrt(summed(lambda _, x, y: [np.sum((y - x) ** 2)], a, b)[0]))
+        float(np.sqrt(sum_over_rows(lambda _, x, y: [np.sum((y - x) ** 2)], a, b)[0]))
         for a, b in pairwise(segment.arrays)
     ]
     total = sum(sizes)
@@ -108,7 +108,7 @@ class StraightPath:
             x, d = self._centred(start, end)
             return [float(np.vdot(x, x)), float(np.vdot(x, d)), float(np.vdot(d, d))]
 
-        xx, xd, dd = summed(terms, self.first, self.last)
+        xx, xd, dd = sum_over_rows(terms, self.first, self.last)
         return xx, xd, dd
 
     def _centred(self, start: Block, end: Block) -> tuple[Block, Block]:
@@ -116,15 +116,15 @@ class StraightPath:
         of_first, of_last = self._means
         return start - of_first, end - start - (of_last - of_first)
 
-    def at(self, t: float) -> Rows:
+    def at(self, t: float) -> LazyRows:
         """Return the path at a time, centred."""
         of_first, of_last = self._means
 
         def make(rows: Any) -> Block:
-            x = wide(self.first[rows]) - of_first
-            return x if t == 0 else (1 - t) * x + t * (wide(self.last[rows]) - of_last)
+            x = as_float64(self.first[rows]) - of_first
+            return x if t == 0 else (1 - t) * x + t * (as_float64(self.last[rows]) - of_last)
 
-        return Rows(self.first.shape, make, width_of(self.first, self.last))
+        return LazyRows(self.first.shape, make, max_width(self.first, self.last))
 
     def fit_layers(
         self, layers: Sequence[Sliceable], times: Sequence[float] | None, *, rotate: bool
@@ -161,16 +161,16 @@ class StraightPath:
             projected = target.project(centred)
             return [x.T @ projected, d.T @ projected]
 
-        of_x, of_d = summed(terms, self.first, self.last, layer)
+        of_x, of_d = sum_over_rows(terms, self.first, self.last, layer)
         return of_x, of_d
 
     def predict(self, fit: LayerFit, mean: Float[np.ndarray, " d"] | None = None) -> Prediction:
         """Return the fitted features of a layer; about `mean` if given, else the layer's mean."""
         center = fit.mean if mean is None else mean
 
-        def transformed(procrustes: Procrustes, t: float) -> Rows:
+        def transformed(procrustes: Procrustes, t: float) -> LazyRows:
             path = self.at(t)
-            return Rows(path.shape, lambda rows: center + procrustes(path[rows]), path.width)
+            return LazyRows(path.shape, lambda rows: center + procrustes(path[rows]), path.width)
 
         features, baseline = transformed(fit.model, fit.time), transformed(fit.baseline, 0.0)
         return Prediction(features, baseline, fit.time, fit.model.scale)
@@ -231,7 +231,7 @@ def simplex_etf_prediction(
     points = means.mean(0) + scale * contrasts @ left @ right
     path = StraightPath(first, features)
     fit = next(path.fit_layers([features], [1.0], rotate=True))
-    collapse = Rows(features.shape, lambda rows: points[labels[rows]])
+    collapse = LazyRows(features.shape, lambda rows: points[labels[rows]])
     return Prediction(collapse, path.predict(fit).baseline, 1.0, scale)
 
 
@@ -274,7 +274,9 @@ class Errors:
                 sums += [float(np.vdot(error, error)), by_class]
             return sums
 
-        variance, model, of_model, base, of_base = summed(terms, features, baseline, measured)
+        variance, model, of_model, base, of_base = sum_over_rows(
+            terms, features, baseline, measured
+        )
         model_means, base_means = (
             float(np.sum(np.sum(sums**2, axis=1)[counts > 0] / counts[counts > 0]))
             for sums in (of_model, of_base)

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy.optimize import minimize_scalar
 
-from ..arrays.rows import Sliceable, wide
+from ..arrays.rows import Sliceable, as_float64
 
 Block = Float[np.ndarray, "b d"]  # some rows
 Product = Float[np.ndarray, "d p"] | float  # x^T layer in a target subspace; without one <x, layer>
@@ -87,7 +87,10 @@ class TargetSubspace:
         n, d = layer.shape
         if d <= MAX_DIRECTIONS:
             return cls()
-        rows = wide(layer[np.linspace(0, n - 1, min(n, SUBSPACE_SAMPLES)).astype(np.int64)]) - mean
+        rows = (
+            as_float64(layer[np.linspace(0, n - 1, min(n, SUBSPACE_SAMPLES)).astype(np.int64)])
+            - mean
+        )
         if len(rows) < d:
             values, left = np.linalg.eigh(rows @ rows.T)
             axes = rows.T @ left[:, values > RANK_TOLERANCE * values[-1]][:, -MAX_DIRECTIONS:]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from ..arrays.rows import Rows, Sliceable, made_like, mean_of, wide, width_of
+from ..arrays.rows import LazyRows, Sliceable, as_float64, materialize, max_width, mean_of
 from ..neural_collapse import LayerCollapse
 from ..runtime.processes import local_only
 from ..ufm.mufm.solution import MUFMSolution
@@ -104,19 +104,19 @@ class ClassifierModel:
     ) -> Float[np.ndarray, "n d"]:
         """Return H = X + W^T (W W^T + mu I)^-1 (Y - W X - b 1^T), b free, centred."""
         with local_only():
-            return made_like([x], self.last_layer(x, labels))
+            return materialize([x], self.last_layer(x, labels))
 
-    def last_layer(self, x: Sliceable, labels: Int[np.ndarray, " n"]) -> Rows:
+    def last_layer(self, x: Sliceable, labels: Int[np.ndarray, " n"]) -> LazyRows:
         """Return the same, computed when rows are read."""
         eye, mean = np.eye(len(self.w)), mean_of(x)
         pull = np.linalg.solve(self.w @ self.w.T + self.mu * eye, self.w)
         frequencies = np.bincount(labels, minlength=len(eye)) / len(labels)
 
         def make(rows: Any) -> Float[np.ndarray, "b d"]:
-            centred = wide(x[rows]) - mean
+            centred = as_float64(x[rows]) - mean
             return centred + (eye[labels[rows]] - frequencies - centred @ self.w.T) @ pull
 
-        return Rows(x.shape, make, max(len(eye), width_of(x)))
+        return LazyRows(x.shape, make, max(len(eye), max_width(x)))
 
 
 @dataclass(frozen=True, eq=False)

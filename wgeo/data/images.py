@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 
-from ..arrays.rows import Rows, copies_of
+from ..arrays.rows import LazyRows, copies_of
 from ..errors import ArgumentError, DataError
 
 
@@ -197,7 +197,7 @@ class Images:
         def pixels(rows: Any) -> np.ndarray:
             return self.x[rows].flatten(1).double().cpu().numpy()
 
-        return copies_of(Rows((len(self), math.prod(self.shape)), pixels))
+        return copies_of(LazyRows((len(self), math.prod(self.shape)), pixels))
 
     @property
     def distinct(self) -> Int[np.ndarray, " m"]:

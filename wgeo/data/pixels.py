@@ -15,7 +15,7 @@ import torch
 
 from ..arrays.mapped import anonymous_array
 from ..errors import DataError
-from ..runtime.memory import free
+from ..runtime.memory import available_bytes
 from ..runtime.processes import all_gather, local_ranks, raise_on_any
 from ..storage.files import memory
 
@@ -35,7 +35,7 @@ def kept(
     DataError
         Neither memory nor the disk has room for them.
     """
-    size, left = math.prod(shape) * np.dtype(dtype).itemsize, free()
+    size, left = math.prod(shape) * np.dtype(dtype).itemsize, available_bytes()
     fits = size <= (memory() if left is None else left) / 2
     room = False
     with suppress(OSError):  # no folder for temporary files

@@ -23,7 +23,7 @@ from ..data.loaders import as_images
 from ..errors import ArgumentError, FeatureError, WgeoWarning
 from ..models.parts import classifier_of
 from ..runtime import processes
-from ..runtime.memory import free
+from ..runtime.memory import available_bytes
 from ..runtime.progress import track
 from ..storage.files import memory
 from ..storage.store import DTYPES, Column, Writer, holds, shards
@@ -233,7 +233,7 @@ class _Held:
     def __init__(self, few: Batch, rows: int) -> None:
         self.rows = rows
         self.row_bytes = sum(row[0].nbytes for row in few.values())
-        left = free()
+        left = available_bytes()
         room = 0.8 * memory() if left is None else 0.5 * left
         if rows * self.row_bytes > room:
             raise FeatureError(

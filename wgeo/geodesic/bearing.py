@@ -13,7 +13,8 @@ import numpy as np
 from jaxtyping import Float, Int
 from scipy.special import ndtri
 
-from ..arrays.rows import blocks, picked
+from ..arrays.rows import row_chunks, select_rows
+from ..runtime import processes
 from ..transport import TransportResult
 from .correlation import Moments
 from .paths import PathFigures
@@ -78,7 +79,7 @@ def costs(
         return own
     x, y, shift = moments.arrays[i], moments.arrays[j], moments.shift(i, j)
     found = np.zeros(len(x))
-    for rows, (a, b) in blocks(x, picked(y, coupling), within=processes.shard(len(x))):
+    for rows, (a, b) in row_chunks(x, select_rows(y, coupling), within=processes.shard(len(x))):
         found[rows] = ((b - a - shift) ** 2).sum(1)
     return processes.all_reduce_sum(found)
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from ..arrays.rows import Rows, blocks, made_like, mean_of, summed, wide
+from ..arrays.rows import LazyRows, as_float64, materialize, mean_of, row_chunks, sum_over_rows
 from ..runtime import processes
 from ..transport import Status, TransportResult, wasserstein
 from .result import Score
@@ -56,7 +56,7 @@ class Moments:
             flat = centred.reshape(count, -1)
             return [centred.sum(1), flat @ flat.T]
 
-        rest, products = (s / n for s in summed(terms, *arrays, width=d * count))
+        rest, products = (s / n for s in sum_over_rows(terms, *arrays, width=d * count))
         return cls(arrays, centres, rest, products - rest @ rest.T, floor)
 
     @property
@@ -123,7 +123,7 @@ def rounding_of(arrays: Sequence[np.ndarray]) -> float:
     """Return the largest W2, or spread, that rounding of the features alone can make."""
     eps = max(np.finfo(a.dtype if a.dtype.kind == "f" else np.float64).eps for a in arrays)
     square = max(
-        summed(lambda _, part: [float(np.vdot(part, part))], a)[0] / len(a) for a in arrays
+        sum_over_rows(lambda _, part: [float(np.vdot(part, part))], a)[0] / len(a) for a in arrays
     )
     return 4 * float(eps) * float(np.sqrt(square))
 
@@ -200,7 +200,7 @@ def _along(
     x, y = moments.arrays[i], moments.arrays[j]
     vector, mine = moments.shift(i, j), processes.shard(len(x))
     along = np.zeros((2, len(x)))
-    for rows, parts in blocks(x, y, within=mine):
+    for rows, parts in row_chunks(x, y, within=mine):
         for out, part, layer in zip(along, parts, (i, j), strict=True):
             out[rows] = (part - moments.centres[layer]) @ vector
     along = processes.all_reduce_sum(along)
@@ -214,9 +214,9 @@ def _solved_again(moments: Moments, i: int, j: int, result: TransportResult) -> 
         array, centre = moments.arrays[layer], moments.centres[layer]
 
         def made(part: slice, array: np.ndarray = array, centre: np.ndarray = centre) -> np.ndarray:
-            return wide(array[part]) - centre
+            return as_float64(array[part]) - centre
 
-        clouds.append(made_like(moments.arrays, Rows(array.shape, made)))
+        clouds.append(materialize(moments.arrays, LazyRows(array.shape, made)))
     start = result.coupling
     permutation = isinstance(start, np.ndarray) and start.ndim == 1
     solved = wasserstein(*clouds, coupling=start if permutation else None)

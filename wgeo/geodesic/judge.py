@@ -11,7 +11,7 @@ from jaxtyping import Float
 from scipy.stats import t as student
 
 from ..arrays.checks import as_count
-from ..arrays.rows import blocks
+from ..arrays.rows import row_chunks
 from ..errors import ArgumentError
 from ..trajectory import Segment, Trajectory, as_trajectory
 from ..transport import Exact, wasserstein
@@ -172,7 +172,7 @@ def _same_samples(a: Trajectory, b: Trajectory) -> bool:
     return (
         np.array_equal(a.labels, b.labels)
         and x.shape == y.shape
-        and all(np.array_equal(p, q) for _, (p, q) in blocks(x, y))
+        and all(np.array_equal(p, q) for _, (p, q) in row_chunks(x, y))
     )
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from ..arrays.checks import as_numpy
-from ..arrays.rows import Rows, made_like, picked, summed, wide
+from ..arrays.rows import LazyRows, as_float64, materialize, select_rows, sum_over_rows
 from ..errors import ArgumentError, FeatureError, RecordError, WgeoWarning
 from ..runtime import processes
 from ..runtime.progress import track
@@ -202,7 +202,7 @@ class _Measured:
             return None  # one step is as long as the path
         rng = np.random.default_rng((seed, self.last))
         rows = chosen_rows(len(arrays[0]), arrays[0].shape[1], self.groups, rng)
-        u, v = (wide(arrays[k][rows]) - self.moments.centres[k] for k in (0, -1))
+        u, v = (as_float64(arrays[k][rows]) - self.moments.centres[k] for k in (0, -1))
         return length_ratio_at_most(u, v, self.path.step_cost[rows], seed=seed)
 
     def intervals(self, names: Mapping[str, str], centred: bool = False) -> dict[str, Interval]:
@@ -236,7 +236,11 @@ def _more(
         (f"{segment.names[i]} -> {segment.names[j]}", segment.arrays[i], segment.arrays[j])
         for i, j in pairs
     ]
-    return dict(zip(pairs, solve_pairs(clouds, solver, held=held), strict=True)) if pairs else {}
+    return (
+        dict(zip(pairs, solve_pairs(clouds, solver, feature_bytes=held), strict=True))
+        if pairs
+        else {}
+    )
 
 
 def _null(found: _Measured, draws: int, seed: tuple[int, int]) -> Null:
@@ -352,10 +356,10 @@ def _interpolation(
 
         def between(rows: slice, t: float = t) -> np.ndarray:
             first, last = layers[0][rows], layers[-1][end.coupling[rows]]
-            return (1 - t) * wide(first) + t * wide(last)
+            return (1 - t) * as_float64(first) + t * as_float64(last)
 
         try:
-            geodesic = made_like(layers, Rows(layers[0].shape, between))
+            geodesic = materialize(layers, LazyRows(layers[0].shape, between))
         except RecordError as error:  # a full disk, after what may have taken hours
             warnings.warn(f"No interpolation gaps: {error}", WgeoWarning, stacklevel=2)
             return (None,) * len(layers), tuple(times)
@@ -380,7 +384,9 @@ def _apart(
     x: Float[np.ndarray, "n d"], y: Float[np.ndarray, "n d"], match: Int[np.ndarray, " n"]
 ) -> float:
     """Sum of ||x_i - y_match(i)||^2 in float64, some rows at a time."""
-    (total,) = summed(lambda _, a, b: [float(np.sum((a - b) ** 2))], x, picked(y, match))
+    (total,) = sum_over_rows(
+        lambda _, a, b: [float(np.sum((a - b) ** 2))], x, select_rows(y, match)
+    )
     return float(total)
 
 

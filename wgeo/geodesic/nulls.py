@@ -17,7 +17,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float, Int
 
-from ..arrays.rows import wide
+from ..arrays.rows import as_float64
 from ..transport import Exact
 from .correlation import pair_score, solved_pair
 from .result import NullScore, Score
@@ -62,7 +62,7 @@ def null_scores(
     if draws < 1 or len(rows) < 2:
         return ()
     all_ = len(rows) == len(x)
-    x, y = wide(x[rows]), wide(y[rows])
+    x, y = as_float64(x[rows]), as_float64(y[rows])
     known = own if own is not None and all_ else pair_score(x, y, Exact())
     if known is None:
         return ()

@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 from jaxtyping import Float
 
-from ..arrays.rows import blocks, mean_of, ranges, summed, wide
+from ..arrays.rows import as_float64, mean_of, row_chunks, row_ranges, sum_over_rows
 from ..runtime import processes
 
 _COINCIDENT = 1e-12  # squared distance, relative to the squared norms, below which points coincide
@@ -75,7 +75,7 @@ def path_figures(
     mine, eps = processes.shard(n), _precision(arrays)
     shapes = {"step_cost": (n, len(arrays) - 1), "square": (n, len(arrays))}
     columns = [np.zeros(shapes.get(each, (n,))) for each in _FIGURES]
-    for rows, layers in blocks(*arrays, width=d * len(arrays), within=mine):
+    for rows, layers in row_chunks(*arrays, width=d * len(arrays), within=mine):
         path = np.stack(layers)
         tolerance = 4 * eps * np.linalg.norm(path, axis=2).max(0)  # rounding of the features
         if centres is not None:
@@ -144,11 +144,11 @@ def neighbour_distance(x: Float[np.ndarray, "n d"]) -> float:
     nearest[mine] = np.inf
     # Twice the usual rows: those asked are read again for every part of the others.
     half = -(-d // 2)
-    for part in ranges(n, half):
-        others = wide(x[part]) - centre
+    for part in row_ranges(n, half):
+        others = as_float64(x[part]) - centre
         norms = (others**2).sum(1)
-        for some in ranges(mine.stop, max(half, len(others)), mine.start):
-            points = wide(x[asked[some]]) - centre
+        for some in row_ranges(mine.stop, max(half, len(others)), mine.start):
+            points = as_float64(x[asked[some]]) - centre
             sums = (points**2).sum(1)[:, None] + norms
             squared = sums - 2 * points @ others.T
             apart = np.where(squared > _COINCIDENT * sums, squared, np.inf)
@@ -186,8 +186,8 @@ def resolution(
     if not spacing > 0:
         return None
     mine = processes.shard(len(x))
-    (drift,) = summed(lambda _, a, b: [(b - a).sum(0) / len(x)], x, y)
+    (drift,) = sum_over_rows(lambda _, a, b: [(b - a).sum(0) / len(x)], x, y)
     moved = np.zeros(len(x))
-    for rows, (a, b) in blocks(x, y, within=mine):
+    for rows, (a, b) in row_chunks(x, y, within=mine):
         moved[rows] = np.linalg.norm(b - a - drift, axis=1)
     return float(np.median(processes.all_reduce_sum(moved))) / spacing

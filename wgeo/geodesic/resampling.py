@@ -16,7 +16,7 @@ from scipy.special import ndtr, ndtri
 from ..arrays.checks import as_count
 from ..arrays.rows import sums_by_class
 from ..errors import ArgumentError
-from ..runtime.memory import share
+from ..runtime.memory import limited_size
 
 LEVEL = 0.95
 _HELD = 2**24  # weights of resamples at a time
@@ -82,7 +82,7 @@ def resample(
     mean = columns.mean(0, keepdims=True)
     sums, sizes = _by_group(columns, groups)
     n = len(sums)
-    rng, together = np.random.default_rng(seed), max(1, share(8 * _HELD, 1 / 16) // (8 * n))
+    rng, together = np.random.default_rng(seed), max(1, limited_size(8 * _HELD, 1 / 16) // (8 * n))
     means = []
     for k in range(0, draws, together):
         drawn = rng.multinomial(n, np.full(n, 1 / n), size=min(together, draws - k))

@@ -1,4 +1,4 @@
-"""Neural collapse, layer by layer: of features in memory, or of a stream of batches."""
+"""Neural collapse, layer by layer, of features in memory or of a stream of batches."""
 
 from .depth import Progress
 from .entry import collapse

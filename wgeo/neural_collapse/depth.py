@@ -29,27 +29,27 @@ _REACHED = 0.9
 
 @dataclass(frozen=True)
 class Progress:
-    """How a metric moves with depth, over the layers that blocks map between.
+    """How a metric changes with depth, over the layers that blocks map between.
 
-    Layers at which it is undefined are passed over; with fewer than two left, all is None.
+    Layers at which it is undefined are skipped; with fewer than two left, all fields are None.
 
     Attributes
     ----------
     metric : str
     kendall_tau : float or None
-        Kendall's tau-b between depth and the metric: -1 where it falls at every layer. None where
-        it is constant.
+        Kendall's tau-b between depth and the metric: -1 if it falls at every layer. None if it is
+        constant.
     violations : int or None
         Number of layers at which it is larger than at the layer before.
     violation_size : float or None
-        Sum of those rises over the metric's range: 0 is none.
+        Sum of those rises over the range of the metric; 0 without violations.
     monotone : bool or None
         Whether there is no violation.
     reached : str or None
         The first layer at which 90 % of the fall from first to last layer is reached (Parker et
-        al. 2023); None where it does not fall.
+        al. 2023); None if it does not fall.
     reached_depth : float or None
-        That layer's place, from 0 (first) to 1 (last).
+        Relative depth of that layer, from 0 (first) to 1 (last).
     interval : tuple of float, or None
         95 % bootstrap interval of kendall_tau.
     """
@@ -64,11 +64,11 @@ class Progress:
     interval: tuple[float, float] | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain numbers and strings, ready for JSON."""
-        found = asdict(self)
-        del found["metric"]
-        found["interval"] = None if self.interval is None else list(self.interval)
-        return found
+        """Return plain numbers and strings for JSON."""
+        fields = asdict(self)
+        del fields["metric"]
+        fields["interval"] = None if self.interval is None else list(self.interval)
+        return fields
 
 
 def progress(layers: Sequence[LayerCollapse], metric: str, *, rises: bool = False) -> Progress:
@@ -86,7 +86,7 @@ def progress(layers: Sequence[LayerCollapse], metric: str, *, rises: bool = Fals
         return Progress(metric)
     v = np.array(values)
     steps, span = np.diff(v), float(np.ptp(v))
-    least = _ROUNDING * float(np.abs(v).max())  # what counts as a difference
+    least = _ROUNDING * float(np.abs(v).max())  # smaller differences are rounding
     up = steps > least
     fall = v[0] - v[-1]
     first = int(np.argmax(v[0] - v >= _REACHED * fall)) if fall > least else None
@@ -101,19 +101,19 @@ def progress(layers: Sequence[LayerCollapse], metric: str, *, rises: bool = Fals
     )
 
 
-def progress_of(layers: Sequence[LayerCollapse]) -> tuple[dict[str, Progress], Progress]:
-    """Progress of every metric that should fall, and that of the angle between class means."""
+def progress_of_layers(layers: Sequence[LayerCollapse]) -> tuple[dict[str, Progress], Progress]:
+    """Return the progress of metrics that should fall, and of the angle between class means."""
     falling = {metric: progress(layers, metric) for metric in FALLING}
     return falling, progress(layers, "mean_angle", rises=True)
 
 
-def with_interval(found: Progress, replicates: Sequence[Progress]) -> Progress:
+def with_interval(progress: Progress, replicates: Sequence[Progress]) -> Progress:
     """Add the 95 % percentile interval of tau over bootstrap replicates."""
     defined = [r.kendall_tau for r in replicates if r.kendall_tau is not None]
-    if found.kendall_tau is None or not defined:
-        return found
+    if progress.kendall_tau is None or not defined:
+        return progress
     low, high = np.quantile(defined, (0.025, 0.975))
-    return replace(found, interval=(float(low), float(high)))
+    return replace(progress, interval=(float(low), float(high)))
 
 
 def _tau(values: Float[np.ndarray, " L"], least: float) -> float | None:

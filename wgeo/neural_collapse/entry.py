@@ -1,4 +1,4 @@
-"""The entry: collapse of a trajectory, or of a stream of batches."""
+"""`collapse`, the entry point for trajectories and streams of batches."""
 
 from __future__ import annotations
 
@@ -32,30 +32,30 @@ def collapse(
 
     Definitions are in `LayerCollapse` and `Progress`. No d x d matrix is formed for wide layers:
     NC1 only sees the span of the K class means, at a cost of O(N d K) (d features, N samples).
-    All arithmetic is float64, about one of the samples, so no digits are lost to an offset.
+    All arithmetic is in float64, relative to one of the samples, so an offset costs no precision.
 
     Parameters
     ----------
     source : Trajectory, or batches
-        Batches are as `collapse_stream` takes them, such as ``lambda: wgeo.stream(net, images)``:
-        then memory does not grow with the number of samples.
+        Batches are as in `collapse_stream`, such as ``lambda: wgeo.stream(net, images)``: then
+        memory does not grow with the number of samples.
     weights : {"uniform", "frequency"}
-        Whether the classes count alike in the global mean and Sigma_B, or by their size.
+        Whether classes have equal weights in the global mean and Sigma_B, or weights by their size.
     ood : Trajectory or mapping of layer name to features, optional
-        Out-of-distribution samples through the same network, for NC5.
+        Out-of-distribution samples, traced through the same network, for NC5.
     rank_tolerance : float
-        Directions of the class means below this share of the largest count as none, and so do
-        those that the rounding of the features' own type can make.
+        Directions of the class means below this fraction of the largest are ignored, and so are
+        those that rounding in the features' dtype can cause.
     spectrum_size : int
-        The ranks are exact where samples or width are at most this many, and otherwise of a sample
-        of so many rows chosen by their content; 0 leaves the ranks out.
+        The ranks are exact if the number of samples or the width is at most this; otherwise they
+        come from a sample of this many rows, chosen by their content. 0 omits the ranks.
     bootstrap : int
-        Number of resamplings (within each class) for the intervals of Kendall's tau, measured all
-        together; 0 for none. Of a trajectory only: a stream cannot be drawn from again.
+        Number of resamples (within each class) for the intervals; 0 for none. Only for a
+        trajectory: a stream cannot be resampled.
     seed : int
-        Of the bootstrap.
+        Random seed of the bootstrap.
     **stream
-        Of batches, what else `CollapseStream` takes: classifier, num_classes, stages, keep.
+        Other options of `CollapseStream`, for batches: classifier, num_classes, stages, keep.
 
     Raises
     ------
@@ -63,8 +63,8 @@ def collapse(
         One class only, NaN or infinity (layer and sample are named), or two passes over a stream
         that differ.
     ArgumentError
-        A label that the classifier has no row for, unknown `weights`, or an option that does not
-        go with the source.
+        A label without a row in the classifier, unknown `weights`, or an option that does not
+        apply to the source.
 
     Examples
     --------
@@ -72,15 +72,17 @@ def collapse(
     >>> import wgeo
     >>> labels = np.arange(60) % 3
     >>> noise = np.random.default_rng(0).normal(size=(60, 4))
-    >>> layers = [np.eye(3, 4)[labels] + spread * noise for spread in (1.0, 0.3, 0.1)]
-    >>> found = wgeo.collapse(wgeo.Trajectory.from_arrays(layers, labels))
-    >>> found.progress["nc1"].monotone
+    >>> layers = [np.eye(3, 4)[labels] + scale * noise for scale in (1.0, 0.3, 0.1)]
+    >>> result = wgeo.collapse(wgeo.Trajectory.from_arrays(layers, labels))
+    >>> result.progress["nc1"].monotone
     True
     """
     bootstrap, seed = as_count(bootstrap, "bootstrap"), as_count(seed, "seed")
     if isinstance(source, Trajectory):
         if stream:
-            raise ArgumentError(f"{', '.join(stream)}: options of a stream, not of a Trajectory.")
+            raise ArgumentError(
+                f"{', '.join(stream)}: options of a stream, not of a Trajectory. Omit them."
+            )
         return collapse_of_trajectory(
             source,
             weights=weights,

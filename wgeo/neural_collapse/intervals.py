@@ -2,7 +2,7 @@
 
 A replicate is to the sample as the sample is to the population: how far the replicates' metrics
 lie from the sample's, as a ratio, estimates how far the sample's lies from the population's. That
-takes the bias of few samples out to first order, which percentiles of the replicates would double.
+removes the bias of few samples to first order, which percentiles of the replicates would double.
 """
 
 from __future__ import annotations
@@ -24,23 +24,23 @@ _RATIOS = ("nc1", "nc1_quotient", "cdnv", "nc2_equinorm", "nc2_etf")
 def with_intervals(
     layer: LayerCollapse, replicates: Sequence[LayerCollapse], counts: Int[np.ndarray, " K"]
 ) -> LayerCollapse:
-    """Return a layer with the intervals of its metrics, those that are defined.
+    """Return a layer with the intervals of its defined metrics.
 
-    Of the plug-in metrics where every class has `FEW_SAMPLES` samples, else of the corrected ones:
-    an interval about a biased value would exclude the population's.
+    They are of the plug-in metrics if every class has `FEW_SAMPLES` samples, else of the corrected
+    ones: an interval about a biased value would exclude the population's.
     """
-    ends: dict[str, tuple[float, float] | None] = {}
+    intervals: dict[str, tuple[float, float] | None] = {}
     few = is_few(counts)
     for name in ("nc1", "cdnv") if few else _RATIOS:
         value, draws = getattr(layer, name), [getattr(r, name) for r in replicates]
         if few:
             corrected = getattr(layer, f"{name}_corrected")
-            ends[f"{name}_corrected"] = _of_corrected(corrected, value, draws, counts)
+            intervals[f"{name}_corrected"] = _corrected_interval(corrected, value, draws, counts)
         else:
-            ends[name] = _ratio(value, value, draws)
-    ends |= _accuracies(layer, counts)
-    known = {name: interval for name, interval in ends.items() if interval is not None}
-    return replace(layer, intervals=known)
+            intervals[name] = _ratio(value, value, draws)
+    intervals |= _accuracies(layer, counts)
+    defined = {name: interval for name, interval in intervals.items() if interval is not None}
+    return replace(layer, intervals=defined)
 
 
 def _ratio(
@@ -54,16 +54,16 @@ def _ratio(
     return float(estimate / high**power), float(estimate / low**power)
 
 
-def _of_corrected(
+def _corrected_interval(
     corrected: float | None,
     plugin: float | None,
     draws: Sequence[float | None],
     counts: Int[np.ndarray, " K"],
 ) -> tuple[float, float] | None:
-    """Return the interval of a corrected estimate, from the spread of the plug-in value.
+    """Return the interval of a corrected estimate, from the distribution of the plug-in value.
 
     A ratio of scatters a/b, corrected to a'/(b - c a'), moves by a' (b - c a')^-1 b / a = corrected
-    over a'/b per cent where the plug-in value moves by one.
+    over a'/b percent if the plug-in value moves by one.
     """
     defined = [draw for draw in draws if draw is not None]
     if corrected is None or not plugin or not defined:
@@ -76,15 +76,15 @@ def _of_corrected(
 def _accuracies(
     layer: LayerCollapse, counts: Int[np.ndarray, " K"]
 ) -> dict[str, tuple[float, float] | None]:
-    """Wilson's intervals of the shares of samples that are nearest to their own class mean."""
+    """Wilson intervals of the fractions of samples nearest to their own class mean."""
     samples = {"ncc_accuracy": int(counts.sum())}
     if is_few(counts):
         samples = {"ncc_accuracy_corrected": int(counts[counts > 1].sum())}
     return {name: _wilson(getattr(layer, name), n) for name, n in samples.items()}
 
 
-def _wilson(share: float | None, n: int) -> tuple[float, float] | None:
-    if share is None or n == 0:
+def _wilson(proportion: float | None, n: int) -> tuple[float, float] | None:
+    if proportion is None or n == 0:
         return None
-    found = binomtest(round(share * n), n).proportion_ci(LEVEL, method="wilson")
-    return float(found.low), float(found.high)
+    interval = binomtest(round(proportion * n), n).proportion_ci(LEVEL, method="wilson")
+    return float(interval.low), float(interval.high)

@@ -1,4 +1,4 @@
-"""Collapse of features that lie in memory: both passes are free."""
+"""Collapse of features in memory, for which a second pass is cheap."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from ..errors import ArgumentError, FeatureError
 from ..runtime import processes
 from ..runtime.progress import track
 from ..trajectory import Classifier, Trajectory
-from .bootstrap import drawn_within_classes, replicates_of
-from .depth import progress_of, with_interval
+from .bootstrap import bootstrap_replicates, stratified_counts
+from .depth import progress_of_layers, with_interval
 from .intervals import with_intervals
 from .metrics import RANK_TOLERANCE, Frame, LayerCollapse, layer_collapse
 from .moments import ClassIndex, ClassMoments
 from .projection import SpanProjection
 from .result import Collapse
-from .row_blocks import mean_of, row_blocks
 from .spectrum import SPECTRUM_SIZE
+from .tensor_chunks import mean_of, tensor_chunks
 
 
 def collapse_of_trajectory(
@@ -38,17 +38,17 @@ def collapse_of_trajectory(
     seed: int,
 ) -> Collapse:
     """Measure every layer of a trajectory; see `collapse`."""
-    known = len(traj.class_names) or None
-    num_classes = known if traj.classifier is None else len(traj.classifier.weight)
-    ClassIndex(num_classes).add(traj.labels)  # refuses labels out of range
+    num_names = len(traj.class_names) or None
+    num_classes = num_names if traj.classifier is None else len(traj.classifier.weight)
+    ClassIndex(num_classes).add(traj.labels)  # checks their range
     last = traj.staged[-1]
     weight = None if traj.classifier is None else weights_of(traj.classifier)
     if weight is not None and weight.shape[1] != last.width:
-        weight = None  # it reads something else than the last layer
-    away = None if ood is None else features_by_layer(ood)
-    if away is not None:
+        weight = None  # its input is not the last layer
+    ood_features = None if ood is None else features_by_layer(ood)
+    if ood_features is not None:
         for layer in traj.layers:
-            check_ood(layer.name, layer.width, _shape(away.get(layer.name)))
+            check_ood(layer.name, layer.width, _shape(ood_features.get(layer.name)))
     layers = [
         collapse_of(
             layer.features,
@@ -58,14 +58,14 @@ def collapse_of_trajectory(
             weights=weights,
             name=layer.name,
             stage=layer.stage,
-            ood=None if away is None else away[layer.name],
+            ood=None if ood_features is None else ood_features[layer.name],
             rank_tolerance=rank_tolerance,
             spectrum_size=spectrum_size,
         )
         for layer in track(traj.layers, "measuring collapse")
     ]
     classes, counts = np.unique(traj.labels, return_counts=True)
-    found = Collapse.of_layers(
+    result = Collapse.of_layers(
         layers,
         classes=tuple(classes.tolist()),
         counts=tuple(counts.tolist()),
@@ -73,7 +73,7 @@ def collapse_of_trajectory(
         classifier=None if weight is None else Frame.of(weight),
         accuracy=traj.accuracy,
     )
-    return _with_intervals(found, traj, bootstrap, seed, rank_tolerance) if bootstrap else found
+    return _with_intervals(result, traj, bootstrap, seed, rank_tolerance) if bootstrap else result
 
 
 def collapse_of(
@@ -99,11 +99,11 @@ def collapse_of(
     classifier : Classifier or array_like, (K, d), optional
         Its weights, for NC3.
     predictions : array_like of int, (n,), optional
-        Decisions to compare with the nearest class mean (NC4).
+        The network's predictions, to compare with the nearest class mean (NC4).
     weights, ood, rank_tolerance, spectrum_size
         See `collapse`; `ood` is an array here.
     name, stage
-        What to call the layer.
+        Name and stage of the layer.
 
     Raises
     ------
@@ -117,26 +117,26 @@ def collapse_of(
     index = ClassIndex(None if weight is None else len(weight))
     rows = index.add(y)
     predicted = None if predictions is None else index.rows(as_labels(predictions, len(y)))
-    mine = processes.shard(len(y))
-    any_here = mine.stop > mine.start
-    _, first = next(row_blocks(features[:1], name, 0))
-    moments = ClassMoments(name, spectrum_size, mine.start)
+    shard = processes.shard(len(y))
+    has_rows = shard.stop > shard.start
+    _, first = next(tensor_chunks(features[:1], name, 0))
+    moments = ClassMoments(name, spectrum_size, shard.start)
     moments.begin(first)
-    if any_here:
-        some = partial(moments.update, features[mine], rows[mine], len(index))
-    processes.raise_on_any(some if any_here else lambda: None)
-    moments = moments.together(first)
+    if has_rows:
+        update = partial(moments.update, features[shard], rows[shard], len(index))
+    processes.raise_on_any(update if has_rows else lambda: None)
+    moments = moments.all_reduce(first)
     geometry = moments.finish(index, frequency=is_frequency(weights))
     projection = SpanProjection(moments, geometry, index)
-    if any_here:
+    if has_rows:
         projection.update(
-            features[mine], rows[mine], None if predicted is None else predicted[mine]
+            features[shard], rows[shard], None if predicted is None else predicted[shard]
         )
     return layer_collapse(
         geometry,
-        projection.together().finish(),
+        projection.all_reduce().finish(),
         stage=stage,
-        decided=predicted is not None,
+        has_predictions=predicted is not None,
         classifier=weight,
         ood_mean=None if ood is None else mean_of(ood, f"{name} (out of distribution)"),
         rank_tolerance=rank_tolerance,
@@ -144,9 +144,9 @@ def collapse_of(
 
 
 def is_frequency(weights: str) -> bool:
-    """Whether classes weigh by their size; refuses a word that is neither."""
+    """Whether classes are weighted by their size."""
     if weights not in ("uniform", "frequency"):
-        raise ArgumentError(f"weights is 'uniform' or 'frequency', not {weights!r}.")
+        raise ArgumentError(f"weights must be 'uniform' or 'frequency', not {weights!r}.")
     return weights == "frequency"
 
 
@@ -156,19 +156,19 @@ def weights_of(classifier: Any) -> Float[np.ndarray, "C d"]:
 
 
 def features_by_layer(ood: Trajectory | Mapping[str, Any]) -> Mapping[str, Any]:
-    """Out-of-distribution features by the layers' names."""
+    """Out-of-distribution features by layer name."""
     if isinstance(ood, Trajectory):
         return {layer.name: layer.features for layer in ood.layers}
     return ood
 
 
 def check_ood(name: str, width: int, shape: tuple[int, ...] | None) -> None:
-    """Refuse out-of-distribution features that are not those of a layer."""
+    """Raise `FeatureError` unless out-of-distribution features have the shape of a layer's."""
     if shape is None or shape[1:] != (width,):
         raise FeatureError(
             f"The out-of-distribution features of layer {name!r} "
             + ("are missing." if shape is None else f"have shape {shape}.")
-            + f" Take both data sets through the same network: (samples, {width})."
+            + f" Trace both data sets through the same network: (samples, {width})."
         )
 
 
@@ -177,47 +177,47 @@ def _shape(array: Any) -> tuple[int, ...] | None:
 
 
 def _with_intervals(
-    found: Collapse, traj: Trajectory, times: int, seed: int, rank_tolerance: float
+    result: Collapse, traj: Trajectory, resamples: int, seed: int, rank_tolerance: float
 ) -> Collapse:
-    """Bootstrap every metric and Kendall's tau: samples are drawn anew within each class.
+    """Add bootstrap intervals of every metric and Kendall's tau, by resampling within classes.
 
-    All layers are drawn together, as Kendall's tau compares them.
+    All layers use the same resamples, since Kendall's tau compares them.
     """
     index = ClassIndex()
-    index.add(np.array(found.classes))
+    index.add(np.array(result.classes))
     rows = index.rows(traj.labels)
     predicted = None if traj.predictions is None else index.rows(traj.predictions)
-    drawn = drawn_within_classes(rows, times, np.random.default_rng(seed))
+    multiplicities = stratified_counts(rows, resamples, np.random.default_rng(seed))
     by_layer = processes.map_over_ranks(
         [
             partial(
-                replicates_of,
+                bootstrap_replicates,
                 layer.features,
                 rows,
                 predicted,
-                drawn,
+                multiplicities,
                 name=layer.name,
                 stage=layer.stage,
-                frequency=is_frequency(found.weights),
+                frequency=is_frequency(result.weights),
                 rank_tolerance=rank_tolerance,
             )
             for layer in traj.staged
         ],
         "bootstrapping collapse",
     )
-    replicates = [progress_of(layers) for layers in zip(*by_layer, strict=True)]
-    drawn_layers = dict(zip((layer.name for layer in traj.staged), by_layer, strict=True))
-    counts = np.array(found.counts)
+    replicates = [progress_of_layers(layers) for layers in zip(*by_layer, strict=True)]
+    replicates_by_layer = dict(zip((layer.name for layer in traj.staged), by_layer, strict=True))
+    counts = np.array(result.counts)
     return replace(
-        found,
+        result,
         layers=tuple(
-            with_intervals(layer, drawn_layers[layer.name], counts)
-            if layer.name in drawn_layers
+            with_intervals(layer, replicates_by_layer[layer.name], counts)
+            if layer.name in replicates_by_layer
             else layer
-            for layer in found.layers
+            for layer in result.layers
         ),
         progress={
-            m: with_interval(p, [r[m] for r, _ in replicates]) for m, p in found.progress.items()
+            m: with_interval(p, [r[m] for r, _ in replicates]) for m, p in result.progress.items()
         },
-        separation=with_interval(found.separation, [angle for _, angle in replicates]),
+        separation=with_interval(result.separation, [angle for _, angle in replicates]),
     )

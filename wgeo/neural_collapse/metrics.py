@@ -12,14 +12,14 @@ from scipy.spatial.distance import pdist
 
 from ..errors import FeatureError
 from .moments import ClassGeometry
-from .projection import Projected
-from .small_samples import FewSamples
+from .projection import ProjectionSums
+from .small_samples import SmallSampleEstimates
 from .spectrum import Spectrum
 
 RANK_TOLERANCE = 1e-7
-"""Directions of the class means below this share of the largest singular value are no directions:
-1e-14 of Sigma_B's largest eigenvalue, near where a d x d pseudo-inverse in float64 cuts too. Nor
-are those that the rounding of the features' own type can make; see `ClassGeometry.rounding`."""
+"""Directions of the class means below this fraction of the largest singular value are ignored:
+1e-14 of Sigma_B's largest eigenvalue, about the cutoff of a d x d pseudo-inverse in float64. So are
+those that rounding in the features' dtype can cause; see `ClassGeometry.rounding`."""
 
 _ZERO_NORM = 1e-12
 _SECOND_PASS = "needs a second pass over the data, about the final class means"
@@ -31,7 +31,7 @@ _OPTIONAL = ("nc3", "nc3_papyan", "nc5", "ncc_mismatch", *_CORRECTED)
 
 @dataclass(frozen=True)
 class Frame:
-    """How near K vectors v_k are to a simplex equiangular tight frame (NC2).
+    """Distance of K vectors v_k from a simplex equiangular tight frame (NC2).
 
     Attributes
     ----------
@@ -43,12 +43,12 @@ class Frame:
     etf : float or None
         || V V^T / ||V V^T||_F - (I - J/K) / sqrt(K - 1) ||_F, in [0, 2] (Zhu et al. 2021).
     mean_angle : float or None
-        Mean angle between two of the vectors, in degrees; arccos(-1/(K - 1)) for a simplex ETF.
+        Mean angle between pairs of vectors, in degrees; arccos(-1/(K - 1)) for a simplex ETF.
     max_coherence : float or None
-        ``max_{k != l} |cos(v_k, v_l)|``, in [0, 1]. For vectors that sum to 0, as centred means do,
-        at least 1/(K - 1), reached by the simplex ETF alone (Welch bound).
+        ``max_{k != l} |cos(v_k, v_l)|``, in [0, 1]. For vectors that sum to 0, such as centered
+        means, at least 1/(K - 1), reached by the simplex ETF alone (Welch bound).
 
-    All are None where every vector is 0, and those made of angles where any is.
+    All are None if every vector is 0, and those based on angles if any is.
     """
 
     equinorm: float | None
@@ -81,13 +81,13 @@ class Frame:
 
 
 def rescaled(x: np.ndarray) -> np.ndarray:
-    """The same with largest entry 1, so that no fourth power of an entry leaves float64's range."""
+    """Scale to largest entry 1, so that fourth powers of entries stay in float64's range."""
     largest = np.abs(x).max(initial=0.0)
     return x / largest if largest > 0 else x
 
 
 def distance_to_etf(gram: Float[np.ndarray, "K K"]) -> float | None:
-    """|| G/||G||_F - (I - J/K)/sqrt(K - 1) ||_F: is G, up to scale, a simplex ETF's Gram matrix?"""
+    """|| G/||G||_F - (I - J/K)/sqrt(K - 1) ||_F: 0 for the Gram matrix of a simplex ETF."""
     norm = np.linalg.norm(gram)
     if norm == 0:
         return None
@@ -102,14 +102,14 @@ class LayerCollapse:
     N samples h_i of K classes; m_k the class means, g the global mean, Sigma_W and Sigma_B the
     within- and between-class covariances. K counts the classes that occur. With uniform weights
     (the default) g = (1/K) sum m_k and Sigma_B = (1/K) sum (m_k - g)(m_k - g)^T; with frequency
-    weights each 1/K is N_k/N. Sigma_W = (1/N) sum (h_i - m_{y_i})(h_i - m_{y_i})^T in both. All of
-    nc1 to nc3 and cdnv are 0 at complete collapse. What is undefined is None, and `undefined`
-    says why.
+    weights each 1/K is N_k/N. Sigma_W = (1/N) sum (h_i - m_{y_i})(h_i - m_{y_i})^T in both. The
+    metrics nc1 to nc3 and cdnv are 0 at complete collapse. Undefined metrics are None, and
+    `undefined` gives the reason.
 
     Attributes
     ----------
     name, stage, width
-        The layer.
+        Of the layer.
     nc1 : float or None
         tr(Sigma_W pinv(Sigma_B)) / K, in [0, inf) (Papyan, Han and Donoho 2020), over the `rank`
         directions of Sigma_B.
@@ -124,34 +124,35 @@ class LayerCollapse:
         || W/||W||_F - M/||M||_F ||_F, in [0, 2] (Papyan, Han and Donoho 2020).
     nc5 : float or None
         ``mean_k |cos(m_k, m_ood)|``, the class means and the mean of out-of-distribution samples
-        both as they are, not centred; 0 is orthogonal (Ammar et al. 2024, NC5).
+        not centered; 0 is orthogonal (Ammar et al. 2024, NC5).
     ncc_accuracy : float or None
-        Share of samples whose nearest class mean is their own class's.
+        Fraction of samples whose nearest class mean is that of their own class.
     ncc_mismatch : float or None
-        Share of samples on which the network's decision and the nearest class mean differ (NC4).
+        Fraction of samples for which the network's prediction and the nearest class mean differ
+        (NC4).
     cdnv : float or None
         mean_{k != l} (var_k + var_l) / (2 ||m_k - m_l||^2), var_k the mean of ||h - m_k||^2 over
         class k, 0 for a class of one sample (Galanti, Gyorgy and Hutter 2021).
     effective_rank, stable_rank, participation_ratio : float or None
-        Of the features centred by g; see `Spectrum`.
+        Of the features centered by g; see `Spectrum`.
     within, between : float
         tr Sigma_W and tr Sigma_B, in squared units of the features.
     rank : int
-        Of Sigma_B; directions below the rank tolerance, or the rounding of the features' own type
-        (float32, say), not counted.
+        Of Sigma_B, without directions below the rank tolerance or the rounding of the features'
+        dtype.
     spectrum_rows : int or None
-        Number of samples the ranks come from, where that is not all.
+        Number of samples from which the ranks were computed, if not all.
     samples_per_class : int
-        Of the smallest class that occurs. With one sample in every class, whatever is measured
-        about class means is undefined.
+        Of the smallest class that occurs. With one sample in every class, metrics of the class
+        means are undefined.
     nc1_corrected, cdnv_corrected, ncc_accuracy_corrected : float or None
         Estimates of the population's values if a class has fewer than ``FEW_SAMPLES`` samples, for
-        which the plug-in values above are biased: see ``FewSamples``; the share of samples
-        nearest to their own class mean when it is computed without them.
+        which the plug-in values above are biased (`small_samples`); the last is the fraction of
+        samples nearest to their own class mean computed without them.
     intervals : mapping of str to (low, high)
         95 % intervals over samples drawn within classes; see `collapse`.
     undefined : mapping
-        Why a metric is None.
+        Reasons why metrics are None.
     """
 
     name: str
@@ -190,37 +191,37 @@ class LayerCollapse:
         return None if self.ncc_accuracy is None else 1 - self.ncc_accuracy
 
     def to_dict(self) -> dict[str, Any]:
-        """The record's entry for a layer; metrics that don't apply (nc3, ...) are left out."""
-        found = asdict(self)
-        found["undefined"] = dict(self.undefined)
-        found["intervals"] = {key: list(ends) for key, ends in self.intervals.items()}
-        layer = {key: found.pop(key) for key in ("name", "stage", "width")}
-        kept = {k: v for k, v in found.items() if v is not None or k not in _OPTIONAL}
+        """Return the record's entry for a layer, without metrics that do not apply (nc3, ...)."""
+        fields = asdict(self)
+        fields["undefined"] = dict(self.undefined)
+        fields["intervals"] = {key: list(interval) for key, interval in self.intervals.items()}
+        layer = {key: fields.pop(key) for key in ("name", "stage", "width")}
+        kept = {k: v for k, v in fields.items() if v is not None or k not in _OPTIONAL}
         return {**layer, "collapse": kept}
 
 
 def layer_collapse(
     geometry: ClassGeometry,
-    projection: Projected | None,
+    projection: ProjectionSums | None,
     *,
     stage: int | None,
-    decided: bool = False,
+    has_predictions: bool = False,
     classifier: Float[np.ndarray, "C d"] | None = None,
     ood_mean: Float[np.ndarray, " d"] | None = None,
     rank_tolerance: float = RANK_TOLERANCE,
 ) -> LayerCollapse:
-    """All metrics of a layer, from what one pass knows and, where there was one, from pass two.
+    """Compute all metrics of a layer from the results of pass one and, if given, of pass two.
 
     Parameters
     ----------
     geometry : ClassGeometry
     projection : Projected, optional
-        Without it ncc_accuracy and ncc_mismatch are undefined, and nc1 too where d is large.
+        Without it ncc_accuracy and ncc_mismatch are undefined, and nc1 too if d is large.
     stage : int or None
-    decided : bool
-        Whether the network's decisions were given to the projection.
+    has_predictions : bool
+        Whether the projection was given the network's predictions.
     classifier : ndarray, (C, d), optional
-        Weights with a row for every class, whether it occurs or not.
+        Weights with a row for every class, including those that do not occur.
     ood_mean : ndarray, (d,), optional
     rank_tolerance : float
         See `RANK_TOLERANCE`.
@@ -228,12 +229,12 @@ def layer_collapse(
     Raises
     ------
     FeatureError
-        The classifier reads another width.
+        The width of the classifier differs from that of the layer.
     """
     if classifier is not None and classifier.shape[1] != geometry.width:
         raise FeatureError(
             f"The classifier reads {classifier.shape[1]} features, layer {geometry.name!r} has "
-            f"{geometry.width}. Give the features that the classifier reads."
+            f"{geometry.width}. Use the features of the layer before the classifier."
         )
     why: dict[str, str] = {}
     nc3, nc3_papyan = (None, None) if classifier is None else _self_duality(geometry, classifier)
@@ -245,7 +246,7 @@ def layer_collapse(
         within=geometry.within,
         between=geometry.between,
         **_variability(geometry, projection, rank_tolerance, why),
-        **_centres(geometry, projection, decided, why),
+        **_nearest_center_metrics(geometry, projection, has_predictions, why),
         **_nc2(geometry, why),
         nc3=nc3,
         nc3_papyan=nc3_papyan,
@@ -259,17 +260,17 @@ def layer_collapse(
 
 def _variability(
     geometry: ClassGeometry,
-    projection: Projected | None,
+    projection: ProjectionSums | None,
     rank_tolerance: float,
     why: dict[str, str],
 ) -> dict[str, Any]:
     """nc1 in both forms, cdnv, their corrected estimates, and the rank of Sigma_B."""
-    if geometry.single:
+    if geometry.single_samples:
         names = ("nc1", "nc1_quotient", "cdnv")
         why |= dict.fromkeys(names, _SINGLE)
         return {**dict.fromkeys(names), "rank": len(geometry.sigma)}
     cdnv = _cdnv(geometry)
-    if geometry.coincide:
+    if geometry.means_coincide:
         why |= dict.fromkeys(("nc1", "nc1_quotient", "cdnv"), _COINCIDE)
         return {"nc1": None, "nc1_quotient": None, "cdnv": None, "rank": 0}
     if cdnv is None:
@@ -290,24 +291,24 @@ def _variability(
 
 
 def _corrected(
-    geometry: ClassGeometry, projection: Projected | None, sigma: Float[np.ndarray, " r"]
+    geometry: ClassGeometry, projection: ProjectionSums | None, sigma: Float[np.ndarray, " r"]
 ) -> dict[str, float | None]:
     """Estimates of the population's values, if a class has few samples."""
-    if projection is None or projection.few is None:
+    if projection is None or projection.leave_one_out is None:
         return {}
-    r, seen = len(sigma), projection.few
-    few = FewSamples(
+    r, sums = len(sigma), projection.leave_one_out
+    estimates = SmallSampleEstimates(
         geometry.counts,
         geometry.variances,
         sigma,
-        seen.inside[:r, :r],
+        sums.inside[:r, :r],
         geometry.width,
-        seen.square,
+        sums.square,
     )
     return {
-        "nc1_corrected": few.nc1(),
-        "cdnv_corrected": few.cdnv(pdist(geometry.coordinates, "sqeuclidean")),
-        "ncc_accuracy_corrected": seen.accuracy,
+        "nc1_corrected": estimates.nc1(),
+        "cdnv_corrected": estimates.cdnv(pdist(geometry.coordinates, "sqeuclidean")),
+        "ncc_accuracy_corrected": sums.accuracy,
     }
 
 
@@ -317,32 +318,39 @@ def _cdnv(geometry: ClassGeometry) -> float | None:
         return None
     squares = pdist(coordinates, "sqeuclidean")  # over pairs k < l: the summand is symmetric
     first, second = np.triu_indices(len(variances), 1)
-    apart = _ZERO_NORM * np.linalg.norm(coordinates, axis=1).max()
-    if squares.min() <= apart**2:
+    least = _ZERO_NORM * np.linalg.norm(coordinates, axis=1).max()
+    if squares.min() <= least**2:
         return None
     return float(((variances[first] + variances[second]) / (2 * squares)).mean())
 
 
-def _centres(
-    geometry: ClassGeometry, projection: Projected | None, decided: bool, why: dict[str, str]
+def _nearest_center_metrics(
+    geometry: ClassGeometry,
+    projection: ProjectionSums | None,
+    has_predictions: bool,
+    why: dict[str, str],
 ) -> dict[str, Any]:
-    """How many samples have their own, and the network's, class mean nearest."""
-    if projection is None or geometry.coincide or geometry.single:
+    """ncc_accuracy and ncc_mismatch."""
+    if projection is None or geometry.means_coincide or geometry.single_samples:
         why["ncc_accuracy"] = (
-            _COINCIDE if geometry.coincide else _SINGLE if geometry.single else _SECOND_PASS
+            _COINCIDE
+            if geometry.means_coincide
+            else _SINGLE
+            if geometry.single_samples
+            else _SECOND_PASS
         )
         return {"ncc_accuracy": None, "ncc_mismatch": None}
     return {
         "ncc_accuracy": projection.hits / projection.samples,
-        "ncc_mismatch": projection.mismatches / projection.samples if decided else None,
+        "ncc_mismatch": projection.mismatches / projection.samples if has_predictions else None,
     }
 
 
 def _nc2(geometry: ClassGeometry, why: dict[str, str]) -> dict[str, Any]:
     angles = ("nc2_equiangle", "mean_angle", "max_coherence")
-    if geometry.coincide or geometry.single:
+    if geometry.means_coincide or geometry.single_samples:
         names = ("nc2_equinorm", "nc2_etf", *angles)
-        why |= dict.fromkeys(names, _COINCIDE if geometry.coincide else _SINGLE)
+        why |= dict.fromkeys(names, _COINCIDE if geometry.means_coincide else _SINGLE)
         return dict.fromkeys(names)
     frame = Frame.of(geometry.coordinates)
     if frame.mean_angle is None:
@@ -360,7 +368,8 @@ def _ranks(spectrum: Spectrum | None, why: dict[str, str]) -> dict[str, Any]:
     if spectrum is None or spectrum.vanishes:
         names = ("effective_rank", "stable_rank", "participation_ratio")
         why |= dict.fromkeys(
-            names, "not asked for" if spectrum is None else "the features are constant"
+            names,
+            "not computed (spectrum_size=0)" if spectrum is None else "the features are constant",
         )
         return dict.fromkeys(names)
     return {
@@ -374,7 +383,7 @@ def _self_duality(
     geometry: ClassGeometry, classifier: Float[np.ndarray, "C d"]
 ) -> tuple[float | None, float | None]:
     """nc3 in the form of Zhu et al. and in that of Papyan et al."""
-    if geometry.coincide:
+    if geometry.means_coincide:
         return None, None
     W = rescaled(classifier[geometry.classes].astype(np.float64))
     means = rescaled(geometry.coordinates @ geometry.basis)
@@ -386,9 +395,9 @@ def _self_duality(
 
 
 def _nc5(geometry: ClassGeometry, ood_mean: Float[np.ndarray, " d"]) -> float | None:
-    means = rescaled(geometry.centre + geometry.coordinates @ geometry.basis)
+    means = rescaled(geometry.center + geometry.coordinates @ geometry.basis)
     ood_mean = rescaled(ood_mean)
-    lengths = np.linalg.norm(means, axis=1) * np.linalg.norm(ood_mean)
-    if not lengths.all():
+    norms = np.linalg.norm(means, axis=1) * np.linalg.norm(ood_mean)
+    if not norms.all():
         return None
-    return float(np.abs(means @ ood_mean / lengths).mean())
+    return float(np.abs(means @ ood_mean / norms).mean())

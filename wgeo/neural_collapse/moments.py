@@ -2,8 +2,8 @@
 
 Pass one (`ClassMoments`) is single-pass: counts, class means and within-class variances by the
 pairwise update of Chan, Golub and LeVeque (1983, "Algorithms for computing the sample variance"),
-which adds only non-negative terms and so never cancels. Pass two (`projection.py`) is for what
-asks about the *final* means: the within-class energy along their span, and nearest class means.
+which adds only nonnegative terms and so never cancels. Pass two (`projection.py`) computes what
+depends on the *final* means: the within-class energy along their span, and nearest class means.
 """
 
 from __future__ import annotations
@@ -17,15 +17,16 @@ from jaxtyping import Float, Int
 
 from ..errors import ArgumentError, FeatureError
 from ..runtime import processes
-from .row_blocks import BLOCK, check_length, one_thread, precision_of, row_blocks
+from ..runtime.threads import one_thread
 from .spectrum import SPECTRUM_SIZE, RowSample, Spectrum
+from .tensor_chunks import CHUNK_ENTRIES, check_length, precision_of, tensor_chunks
 
 _MEANS_TOLERANCE = 64 * np.finfo(np.float64).eps
-_ROUNDING = 4.0  # of single entries, times the type's eps; class means of float32 networks: 0.3
+_ROUNDING = 4.0  # error of an entry over the dtype's eps; 0.3 for class means of float32 networks
 
 
 _LARGEST = 1e140
-"""Features from the inverse of this up to it have sums of squares within float64's range."""
+"""Features between the inverse of this and this have sums of squares in float64's range."""
 
 
 class ClassIndex:
@@ -43,32 +44,37 @@ class ClassIndex:
         """Labels in the order of their rows."""
         return np.array(list(self._row), dtype=np.int64)
 
-    def add(self, labels: Int[np.ndarray, " n"], seen: int = 0) -> Int[np.ndarray, " n"]:
-        """Rows of `labels`, with new rows for new classes; refuse labels out of range.
+    def add(self, labels: Int[np.ndarray, " n"], start: int = 0) -> Int[np.ndarray, " n"]:
+        """Return the rows of `labels`, with new rows for new classes.
 
-        `seen` is the number of samples before these, for the error.
+        `start` is the number of samples before these, for errors.
+
+        Raises
+        ------
+        ArgumentError
+            Labels out of range.
         """
         if self.num_classes is not None and labels.max() >= self.num_classes:
             sample = int(labels.argmax())
             raise ArgumentError(
-                f"label {labels[sample]} of sample {seen + sample} is out of range: there are "
+                f"label {labels[sample]} of sample {start + sample} is out of range: there are "
                 f"{self.num_classes} classes, 0 to {self.num_classes - 1}. "
-                "Give the labels the network was trained on."
+                "Use the labels the network was trained on."
             )
         for label in np.unique(labels).tolist():
             self._row.setdefault(label, len(self._row))
         return self.rows(labels)
 
     def rows(self, labels: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
-        """Rows of labels; -1 for a class that never occurred."""
+        """Return the rows of labels; -1 for a class that did not occur."""
         present, inverse = np.unique(labels, return_inverse=True)
-        found = [self._row.get(label, -1) for label in present.tolist()]
-        return np.array(found, dtype=np.int64)[inverse]
+        rows = [self._row.get(label, -1) for label in present.tolist()]
+        return np.array(rows, dtype=np.int64)[inverse]
 
 
 @dataclass(frozen=True, eq=False)
 class ClassGeometry:
-    """The class means of a layer as few coordinates, and what pass one knows about the classes.
+    """The class means of a layer in a low-dimensional basis, and the other results of pass one.
 
     Attributes
     ----------
@@ -77,19 +83,19 @@ class ClassGeometry:
         The classes that occur, ascending, and their numbers of samples.
     variances : ndarray, (K,)
         var_k = mean of ||h - m_k||^2 over class k; 0 for a class of one sample.
-    centre : ndarray, (d,)
+    center : ndarray, (d,)
         The global mean g.
     basis : ndarray, (r, d)
-        Orthonormal rows V that span the centred means.
+        Orthonormal rows V that span the centered means.
     coordinates : ndarray, (K, r)
         C with m_k - g = C_k V.
     sigma : ndarray, (r,)
         sigma_j^2 is the eigenvalue of Sigma_B along V_j, descending.
     along : ndarray, (r,), or None
-        V_j^T Sigma_W V_j, where pass one could know it (d <= `SPECTRUM_SIZE`).
+        V_j^T Sigma_W V_j, if pass one computes it (d <= `SPECTRUM_SIZE`).
     spectrum : Spectrum or None
     precision : float
-        Machine epsilon of the type the features came in.
+        Machine epsilon of the features' dtype.
     """
 
     name: str
@@ -97,7 +103,7 @@ class ClassGeometry:
     classes: Int[np.ndarray, " K"]
     counts: Int[np.ndarray, " K"]
     variances: Float[np.ndarray, " K"]
-    centre: Float[np.ndarray, " d"]
+    center: Float[np.ndarray, " d"]
     basis: Float[np.ndarray, "r d"]
     coordinates: Float[np.ndarray, "K r"]
     sigma: Float[np.ndarray, " r"]
@@ -117,23 +123,23 @@ class ClassGeometry:
 
     @property
     def rounding(self) -> float:
-        """What a sigma_j may be by the rounding of the features' own type alone.
+        """The largest sigma_j that rounding in the features' dtype alone can cause.
 
-        A network that works in float32 makes errors of a few eps |h_ij| in every entry; directions
-        in which its class means truly agree would count as directions of Sigma_B by those.
+        A network in float32 has errors of a few eps |h_ij| in every entry, which would count as
+        directions of Sigma_B even if its class means agree there.
         """
-        squares = self.centre @ self.centre + self.between + self.within  # mean ||h||^2, nearly
+        squares = self.center @ self.center + self.between + self.within  # mean ||h||^2, nearly
         return float(_ROUNDING * self.precision * np.sqrt(squares / self.width))
 
     @property
-    def single(self) -> bool:
-        """Whether every class has one sample, so that nothing is known of the scatter in it."""
+    def single_samples(self) -> bool:
+        """Whether every class has one sample, so that its scatter is unknown."""
         return bool(self.counts.max() == 1)
 
     @property
-    def coincide(self) -> bool:
-        """Whether the class means are one point, up to rounding."""
-        scale = np.linalg.norm(self.centre) + np.sqrt(self.within)
+    def means_coincide(self) -> bool:
+        """Whether all class means coincide, up to rounding."""
+        scale = np.linalg.norm(self.center) + np.sqrt(self.within)
         least = max(_MEANS_TOLERANCE * scale, self.rounding)
         return not len(self.sigma) or bool(self.sigma[0] <= least)
 
@@ -141,18 +147,18 @@ class ClassGeometry:
 class ClassMoments:
     """Counts, means and within-class variances of the classes at one layer, in one pass.
 
-    Memory is O(K d): the K means in float64; besides, for d <= `spectrum_size` the within-class
-    scatter (at most 2 MiB as it stands), else `spectrum_size` rows in the features' own type.
+    Memory is O(K d): the K means in float64, and in addition the within-class scatter if d <=
+    `spectrum_size` (at most 2 MiB by default), else `spectrum_size` rows in the features' dtype.
     Batches of any size in any order give the same result up to rounding (about 1e-14).
 
     Parameters
     ----------
     name : str
-        The layer, for errors.
+        Name of the layer, for errors.
     spectrum_size : int
-        See `SPECTRUM_SIZE`; 0 for no spectrum at all.
+        See `SPECTRUM_SIZE`; 0 for no spectrum.
     start : int
-        How many samples come before, in other processes; for errors.
+        Number of samples before these, in other processes; for errors.
     """
 
     def __init__(self, name: str, spectrum_size: int = SPECTRUM_SIZE, start: int = 0) -> None:
@@ -166,18 +172,18 @@ class ClassMoments:
         self._sample: RowSample | None = None
 
     def update(self, features: Any, index: Int[np.ndarray, " n"], num_rows: int) -> None:
-        """Take in a batch: features (n, d), the class row of each sample, and how many rows exist.
+        """Add a batch: features (n, d), the class row of each sample, and the number of rows.
 
         Raises
         ------
         FeatureError
-            NaN or infinity (layer and sample are named), a width other than before, or not one
-            row of features per label.
+            NaN or infinity (layer and sample are named), another width than before, or numbers of
+            features and labels that differ.
         """
         check_length(self.name, features, index)
         self.precision = max(self.precision, precision_of(features))
         with one_thread():
-            for part, block in row_blocks(features, self.name, self._start + self.samples):
+            for part, block in tensor_chunks(features, self.name, self._start + self.samples):
                 if self.width == 0:
                     self.begin(block)
                 if block.shape[1] != self.width:
@@ -186,19 +192,19 @@ class ClassMoments:
                         f"{self.width} in those before."
                     )
                 self._grow(num_rows)
-                self._absorb(block, torch.from_numpy(index[part]).to(self.means.device))
+                self._add(block, torch.from_numpy(index[part]).to(self.means.device))
                 if self._sample is not None:
                     self._sample.update(block)
         self.samples += len(index)
 
     def begin(self, first: Float[torch.Tensor, "b d"]) -> None:
-        """Make room for features like these; `update` does so by itself.
+        """Allocate the sums for features like these; `update` calls it if needed.
 
-        Sums run relative to the first of them: exactly 0 for constant features, and no digits are
-        lost to an offset however far it is.
+        Sums are relative to the first sample: exactly 0 for constant features, and an offset costs
+        no precision.
         """
         self.width = first.shape[1]
-        self.shift = first[0].to(torch.float64, copy=True)  # the caller may reuse his memory
+        self.shift = first[0].to(torch.float64, copy=True)  # the caller may reuse the memory
         self._counts, self._squares = first.new_zeros(2, 0, dtype=torch.float64)
         self.means = first.new_zeros(0, self.width, dtype=torch.float64)
         if self.width <= self._spectrum_size:
@@ -214,7 +220,7 @@ class ClassMoments:
                 for old in (self._counts, self._squares, self.means)
             )
 
-    def _absorb(self, block: Float[torch.Tensor, "b d"], index: Int[torch.Tensor, " b"]) -> None:
+    def _add(self, block: Float[torch.Tensor, "b d"], index: Int[torch.Tensor, " b"]) -> None:
         """Merge a block's class moments into the running ones (Chan et al. 1983, eq. 2.1)."""
         x = block - self.shift  # promotes to float64
         rows, inverse, new = torch.unique(index, return_inverse=True, return_counts=True)
@@ -232,7 +238,7 @@ class ClassMoments:
         means: Float[torch.Tensor, "k d"],
         squares: Float[torch.Tensor, " k"],
     ) -> None:
-        """Merge the moments of more samples of some classes; not what scatter these have inside."""
+        """Merge the moments of more samples of some classes, without the scatter within these."""
         delta = means - self.means[rows]
         old = self._counts[rows]
         mass = old * new / (old + new)
@@ -242,8 +248,8 @@ class ClassMoments:
         if self._scatter is not None:
             self._scatter.addmm_(delta.T, mass[:, None] * delta)
 
-    def together(self, first: Float[torch.Tensor, "b d"]) -> ClassMoments:
-        """The moments of all processes' samples; all have begun with the same `first`."""
+    def all_reduce(self, first: Float[torch.Tensor, "b d"]) -> ClassMoments:
+        """Return the moments of all processes' samples; `first` must be the same in all."""
         if processes.world_size() == 1:
             return self
         whole = ClassMoments(self.name, self._spectrum_size)
@@ -261,7 +267,7 @@ class ClassMoments:
         return whole
 
     def finish(self, index: ClassIndex, *, frequency: bool = False) -> ClassGeometry:
-        """What one pass knows; `frequency` weighs g and Sigma_B by class size, else all alike.
+        """Return the geometry; `frequency` weights classes by size in g and Sigma_B, else equally.
 
         Raises
         ------
@@ -271,7 +277,7 @@ class ClassMoments:
         if len(index) < 2:
             raise FeatureError(
                 f"All {self.samples} samples are of one class ({index.classes[0]}); collapse "
-                "compares classes. Give samples of two classes or more."
+                "compares classes. Use samples of two classes or more."
             )
         K, d, rows = len(index), self.width, min(self.samples, self._spectrum_size)
         with one_thread(10 * K * K * d + 2 * rows * rows * max(rows, d)):
@@ -288,10 +294,10 @@ class ClassMoments:
             )
         )
         weights = counts / counts.sum() if frequency else torch.full_like(counts, 1 / len(counts))
-        centre = weights @ means
-        centred = means - centre
-        _, sigma, basis = torch.linalg.svd(weights.sqrt()[:, None] * centred, full_matrices=False)
-        kept = sigma > max(centred.shape) * np.finfo(np.float64).eps * sigma[0]
+        center = weights @ means
+        centered = means - center
+        _, sigma, basis = torch.linalg.svd(weights.sqrt()[:, None] * centered, full_matrices=False)
+        kept = sigma > max(centered.shape) * np.finfo(np.float64).eps * sigma[0]
         sigma, basis = sigma[kept], basis[kept]
         along = None
         if self._scatter is not None:
@@ -302,17 +308,17 @@ class ClassMoments:
             classes=index.classes[order.numpy()],
             counts=counts.long().numpy(),
             variances=(squares / counts).numpy(),
-            centre=(centre + self.shift.cpu()).numpy(),
+            center=(center + self.shift.cpu()).numpy(),
             basis=basis.numpy(),
-            coordinates=(centred @ basis.T).numpy(),
+            coordinates=(centered @ basis.T).numpy(),
             sigma=sigma.numpy(),
             along=along,
-            spectrum=self._spectrum(counts, centred, centre),
+            spectrum=self._spectrum(counts, centered, center),
             precision=self.precision,
         )
 
     def _require_range(self, size: float) -> None:
-        """Refuse features whose squares float64 cannot hold; `size` is about their largest."""
+        """Raise `FeatureError` if the square of `size`, the largest entry, overflows float64."""
         if size != 0 and not 1 / _LARGEST < size < _LARGEST:
             raise FeatureError(
                 f"layer {self.name!r} has features too {'small' if size < 1 else 'large'} (about "
@@ -323,18 +329,18 @@ class ClassMoments:
     def _spectrum(
         self,
         counts: Float[torch.Tensor, " K"],
-        centred: Float[torch.Tensor, "K d"],
-        centre: Float[torch.Tensor, " d"],
+        centered: Float[torch.Tensor, "K d"],
+        center: Float[torch.Tensor, " d"],
     ) -> Spectrum | None:
         """Singular values of [h_i - g], through the smaller of the two Gram matrices."""
         if self._scatter is not None:
-            gram = self._scatter.cpu().addmm(centred.T, counts[:, None] * centred)
+            gram = self._scatter.cpu().addmm(centered.T, counts[:, None] * centered)
             rows = self.samples
         elif self._sample is not None:
-            sample, middle = self._sample.rows, centre + self.shift.cpu()
+            sample, middle = self._sample.rows, center + self.shift.cpu()
             rows = len(sample)
-            gram = centre.new_zeros(rows, rows)
-            step = max(1, BLOCK // rows)
+            gram = center.new_zeros(rows, rows)
+            step = max(1, CHUNK_ENTRIES // rows)
             for start in range(0, self.width, step):
                 cols = slice(start, start + step)
                 part = sample[:, cols] - middle[cols]

@@ -1,4 +1,4 @@
-"""The collapse of a whole network: every layer, and what happens from one to the next."""
+"""The collapse of a network: every layer, and the progress from one to the next."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..errors import DependencyError
-from .depth import Progress, progress_of
+from .depth import Progress, progress_of_layers
 from .metrics import Frame, LayerCollapse
 
 if TYPE_CHECKING:
@@ -25,19 +25,19 @@ class Collapse:
     layers : tuple of LayerCollapse
         In execution order.
     progress : dict of str to Progress
-        For every metric that should fall with depth, whether it does; the input image does not
-        take part, since no block maps from it.
+        For every metric that should fall with depth, whether it does; without the input image,
+        which no block maps from.
     separation : Progress
         Whether the mean angle between class means grows with depth: here a violation is a layer
         at which it shrinks.
     classes, counts : tuple of int
-        The classes that occur and their numbers of samples.
+        The classes that occur, and their numbers of samples.
     weights : str
         ``uniform`` (g the mean of class means, Sigma_B unweighted) or ``frequency``.
     classifier : Frame or None
-        NC2 of the classifier's rows, as they are.
+        NC2 of the classifier's rows, not centered.
     accuracy : float or None
-        The network's own, where its decisions are known.
+        The accuracy of the network, if its predictions are known.
     """
 
     layers: tuple[LayerCollapse, ...]
@@ -50,29 +50,29 @@ class Collapse:
     accuracy: float | None = None
 
     @classmethod
-    def of_layers(cls, layers: Sequence[LayerCollapse], **known: Any) -> Collapse:
-        """Put layers together and measure what happens from one to the next."""
-        falling, separation = progress_of(layers)
-        return cls(layers=tuple(layers), progress=falling, separation=separation, **known)
+    def of_layers(cls, layers: Sequence[LayerCollapse], **fields: Any) -> Collapse:
+        """Combine layers and measure the progress from one to the next."""
+        falling, separation = progress_of_layers(layers)
+        return cls(layers=tuple(layers), progress=falling, separation=separation, **fields)
 
     @property
     def learned_at(self) -> str | None:
         """The first layer whose nearest-class-mean accuracy is 99 % of the network's.
 
-        Where the network's decisions are unknown, 99 % of the last layer's (Parker et al. 2023).
+        If the network's predictions are unknown, 99 % of the last layer's (Parker et al. 2023).
         """
-        known = [
+        accuracies = [
             (layer.name, layer.ncc_accuracy)
             for layer in self.layers
             if layer.stage is not None and layer.ncc_accuracy is not None
         ]
-        if not known:
+        if not accuracies:
             return None
-        goal = known[-1][1] if self.accuracy is None else self.accuracy
-        return next((name for name, accuracy in known if accuracy >= _LEARNED * goal), None)
+        goal = accuracies[-1][1] if self.accuracy is None else self.accuracy
+        return next((name for name, accuracy in accuracies if accuracy >= _LEARNED * goal), None)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain numbers and strings for JSON; ``layers`` and ``progress`` as in the record."""
+        """Return plain numbers and strings for JSON; ``layers``, ``progress`` as in the record."""
         return {
             "layers": [layer.to_dict() for layer in self.layers],
             "progress": {metric: p.to_dict() for metric, p in self.progress.items()},
@@ -86,7 +86,7 @@ class Collapse:
         }
 
     def to_pandas(self) -> pandas.DataFrame:
-        """A row per layer, a column per metric.
+        """Return a data frame with a row per layer and a column per metric.
 
         Raises
         ------

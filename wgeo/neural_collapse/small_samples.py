@@ -1,8 +1,8 @@
-"""Few samples a class: estimates of the population's NC1, CDNV and nearest-centre accuracy.
+"""Few samples per class: estimates of the population's NC1, CDNV and nearest-center accuracy.
 
-With n samples a class the scatter within classes is too small by (n - 1)/n, the scatter of class
-means too large by Sigma_W/n, and every class mean is drawn towards its own samples. The metrics as
-the papers define them inherit all three; these correct for them.
+With n samples per class the scatter within classes is too small by (n - 1)/n, the scatter of class
+means too large by Sigma_W/n, and every class mean is biased towards its own samples. The metrics as
+the papers define them inherit all three biases; these estimates correct for them.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ def is_few(counts: Num[np.ndarray, " K"]) -> bool:
 
 
 @dataclass(frozen=True, eq=False)
-class FewSamples:
-    """What is known of a layer with few samples a class.
+class SmallSampleEstimates:
+    """Estimates for a layer with few samples per class.
 
     Attributes
     ----------
@@ -55,7 +55,7 @@ class FewSamples:
 
     @property
     def noise(self) -> float:
-        """mean_k 1/n_k: the sampling of class means adds this share of S_W to their scatter."""
+        """mean_k 1/n_k: sampling the class means adds this multiple of S_W to their scatter."""
         return float((1 / self.counts).mean())
 
     @property
@@ -67,16 +67,16 @@ class FewSamples:
     def nc1(self) -> float | None:
         """Return an estimate of tr(S_W pinv(S_B)) / K; None if sampling hides S_B.
 
-        If the classes are more than the features, they are taken as drawn from a population of
-        classes, otherwise as the ones there are.
+        If there are more classes than features, they count as a sample from a population of
+        classes, otherwise as the population itself.
         """
         if self.counts.max() == 1:
             return None
         if len(self.sigma) == self.width < len(self.counts) - 1:
-            return self._of_many_classes()
-        return self._of_these_classes()
+            return self._nc1_of_class_population()
+        return self._nc1_of_given_classes()
 
-    def _of_many_classes(self) -> float | None:
+    def _nc1_of_class_population(self) -> float | None:
         """NC1 of the population of classes, K > d + 1.
 
         In coordinates in which S_W = I the sample covariance of the class means has eigenvalues
@@ -107,7 +107,7 @@ class FewSamples:
         z = float(brentq(excess, grid[first - 1], grid[first]))
         return float(z / c * (1 / (b - z)).mean() * d / K)
 
-    def _of_these_classes(self) -> float | None:
+    def _nc1_of_given_classes(self) -> float | None:
         """NC1 of the K classes themselves, in d >= K - 1 dimensions.
 
         Sampling adds tr(S_W) c/K to every eigenvalue sigma_j^2 of the Gram matrix of the class
@@ -136,11 +136,11 @@ class FewSamples:
         squares : ndarray, (K (K - 1) / 2,)
             ||m_k - m_l||^2 for k < l.
         """
-        known = self.counts > 1
-        if known.sum() < 2:
+        several = self.counts > 1
+        if several.sum() < 2:
             return None
-        n, pairs = self.counts[known], squareform(squares)[np.ix_(known, known)]
-        v = self.variances[known] * n / (n - 1)
+        n, pairs = self.counts[several], squareform(squares)[np.ix_(several, several)]
+        v = self.variances[several] * n / (n - 1)
         first, second = np.triu_indices(len(v), 1)
         apart = pairs[first, second] - (v / n)[first] - (v / n)[second]
         if apart.min() <= 0:
@@ -152,15 +152,15 @@ class FewSamples:
         return float(((v[first] + v[second]) / (2 * apart) * (1 - variance)).mean())
 
 
-class LeftOut:
-    """What `FewSamples` needs of every sample, taken in during the second pass.
+class LeaveOneOut:
+    """Leave-one-out accuracy and the other sums for `SmallSampleEstimates`, in the second pass.
 
     Parameters
     ----------
     basis : Tensor, (r, d)
-        Of the span of the class means, orthonormal rows.
-    places : Tensor, (K, r)
-        The class means in it.
+        Orthonormal rows that span the class means.
+    coordinates : Tensor, (K, r)
+        The class means in this basis.
     means : Tensor, (K, d)
         The class means themselves.
     counts, classes : Tensor, (K,)
@@ -170,45 +170,50 @@ class LeftOut:
     def __init__(
         self,
         basis: Float[torch.Tensor, "r d"],
-        places: Float[torch.Tensor, "K r"],
+        coordinates: Float[torch.Tensor, "K r"],
         means: Float[torch.Tensor, "K d"],
         counts: Float[torch.Tensor, " K"],
         classes: Float[torch.Tensor, " K"],
     ) -> None:
-        self._places, self._means, self._counts, self._classes = places, means, counts, classes
+        self._coordinates, self._means, self._counts, self._classes = (
+            coordinates,
+            means,
+            counts,
+            classes,
+        )
         self._inside = basis.new_zeros(len(basis), len(basis))
         self._sample = RowSample(SPECTRUM_SIZE)
-        self._samples = self._known = self._hits = 0
+        self._samples = self._several = self._hits = 0
 
-    def absorb(
+    def add(
         self,
         x: Float[torch.Tensor, "b d"],
         residual: Float[torch.Tensor, "b r"],
         rows: Int[torch.Tensor, " b"],
     ) -> None:
-        """Take in samples x = h - m_k, and their part in the span, of the classes `rows`."""
+        """Add samples x = h - m_k, and their projections on the span, of the classes `rows`."""
         self._samples += len(rows)
         self._inside += residual.T @ residual
         square = (residual * residual).sum(1)
         outside = ((x * x).sum(1) - square).clamp_min_(0)
         n = self._counts[rows]
         # h - m'_k = n/(n - 1) (h - m_k), with m'_k the class mean without h.
-        own = (n / (n - 1)).square() * (square + outside) - outside
-        at = residual + self._places[rows]
-        squares = (self._places * self._places).sum(1) - 2 * at @ self._places.T
+        own_square = (n / (n - 1)).square() * (square + outside) - outside
+        at = residual + self._coordinates[rows]
+        squares = (self._coordinates * self._coordinates).sum(1) - 2 * at @ self._coordinates.T
         squares += (at * at).sum(1)[:, None]
         squares[torch.arange(len(rows), device=rows.device), rows] = torch.inf
-        known = n > 1
-        self._known += int(known.sum())
-        self._hits += int((known & (own <= squares.min(1).values)).sum())
-        # Chosen by the samples themselves: residuals differ in their last digits between batches.
+        several = n > 1
+        self._several += int(several.sum())
+        self._hits += int((several & (own_square <= squares.min(1).values)).sum())
+        # Sampled by the features themselves: residuals vary in their last digits with the batches.
         labelled = torch.cat([x + self._means[rows], self._classes[rows][:, None]], 1)
-        self._sample.update(labelled[known])
+        self._sample.update(labelled[several])
 
-    def together(self) -> LeftOut:
-        """Take in what other processes found of their samples."""
-        ints = np.array([self._samples, self._known, self._hits])
-        self._samples, self._known, self._hits = processes.all_reduce_sum(ints).tolist()
+    def all_reduce(self) -> LeaveOneOut:
+        """Add the sums of all processes."""
+        ints = np.array([self._samples, self._several, self._hits])
+        self._samples, self._several, self._hits = processes.all_reduce_sum(ints).tolist()
         processes.all_reduce_sum(self._inside)
         if processes.world_size() > 1:
             whole = RowSample(SPECTRUM_SIZE)
@@ -225,8 +230,8 @@ class LeftOut:
 
     @property
     def accuracy(self) -> float | None:
-        """Share of samples nearest to their class mean without them, in classes of two and more."""
-        return self._hits / self._known if self._known else None
+        """Fraction of samples nearest to their class mean without them, in classes of several."""
+        return self._hits / self._several if self._several else None
 
     @property
     def square(self) -> float:
@@ -234,10 +239,10 @@ class LeftOut:
         if len(self._sample) < 2:
             return 0.0
         rows = self._sample.rows.to(self._means)
-        place = torch.searchsorted(self._classes.sort().values, rows[:, -1].contiguous())
-        place = self._classes.argsort()[place]
-        n = self._counts[place]
-        x = (rows[:, :-1] - self._means[place]) * (n / (n - 1)).sqrt()[:, None]
-        apart = place[:, None] != place
-        products = (x @ x.T).square()[apart]
+        row = torch.searchsorted(self._classes.sort().values, rows[:, -1].contiguous())
+        row = self._classes.argsort()[row]
+        n = self._counts[row]
+        x = (rows[:, :-1] - self._means[row]) * (n / (n - 1)).sqrt()[:, None]
+        different = row[:, None] != row
+        products = (x @ x.T).square()[different]
         return float(products.mean()) if len(products) else 0.0

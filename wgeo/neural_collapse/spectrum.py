@@ -1,4 +1,4 @@
-"""Ranks that are not whole numbers: effective and stable rank, participation ratio."""
+"""Continuous ranks: effective rank, stable rank, participation ratio."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ import torch
 from jaxtyping import Float, UInt64
 
 SPECTRUM_SIZE = 512
-"""A spectrum is exact where samples or width are at most this many, else of so many samples."""
+"""A spectrum is exact if samples or width are at most this many, else of this many samples."""
 
 
 @dataclass(frozen=True, eq=False)
 class Spectrum:
-    """Singular values of the centred features A = [h_i - g], of all samples or a sample of them.
+    """Singular values of the centered features A = [h_i - g], of all samples or a sample of them.
 
     Attributes
     ----------
     values : ndarray, (min(rows, d),)
-        Ascending. Those below sqrt(max(rows, d) eps) of the largest are rounding, and set to 0.
+        Ascending. Those below sqrt(max(rows, d) eps) times the largest are rounding, and set to 0.
     rows : int
         Number of samples they were computed from.
     exact : bool
@@ -42,15 +42,15 @@ class Spectrum:
 
     @property
     def vanishes(self) -> bool:
-        """Whether all features are one point, so that no rank is defined."""
+        """Whether all samples coincide, so that no rank is defined."""
         return not self.values.any()
 
     @property
     def effective_rank(self) -> float:
         """exp of the entropy of s_j / sum s, in [1, min(n, d)] (Roy and Vetterli 2007, def. 1)."""
-        share = self.values[self.values > 0]
-        share = share / share.sum()
-        return float(np.exp(-(share @ np.log(share))))
+        p = self.values[self.values > 0]
+        p = p / p.sum()
+        return float(np.exp(-(p @ np.log(p))))
 
     @property
     def stable_rank(self) -> float:
@@ -81,7 +81,7 @@ class RowSample:
 
     @property
     def rows(self) -> Float[torch.Tensor, "m d"]:
-        """The sampled rows, in no particular order, in the features' own type."""
+        """The sampled rows, in no particular order, in the features' dtype."""
         assert self._rows is not None
         return self._rows[: len(self._keys)]
 
@@ -94,17 +94,17 @@ class RowSample:
         if self._rows is None:
             self._rows = torch.empty((self.size, block.shape[1]), dtype=block.dtype)
         self._rows = self._rows.to(torch.promote_types(self._rows.dtype, block.dtype))
-        held = len(self._keys)
+        size = len(self._keys)
         offered = np.concatenate([self._keys, keys])
         chosen = np.arange(len(offered))
         if len(offered) > self.size:
             chosen = np.argpartition(offered, self.size - 1)[: self.size]
-        stay, enter = chosen[chosen < held], chosen[chosen >= held] - held
-        freed = np.setdiff1d(np.arange(len(chosen)), stay)
-        entering = block[torch.from_numpy(enter).to(block.device)]
-        self._rows[torch.from_numpy(freed)] = entering.to("cpu", self._rows.dtype)
+        old, new = chosen[chosen < size], chosen[chosen >= size] - size
+        free = np.setdiff1d(np.arange(len(chosen)), old)
+        new_rows = block[torch.from_numpy(new).to(block.device)]
+        self._rows[torch.from_numpy(free)] = new_rows.to("cpu", self._rows.dtype)
         merged = np.empty(len(chosen), dtype=np.uint64)
-        merged[stay], merged[freed] = self._keys[stay], keys[enter]
+        merged[old], merged[free] = self._keys[old], keys[new]
         self._keys = merged
 
     def _hash(self, block: Float[torch.Tensor, "b d"]) -> UInt64[np.ndarray, " b"]:
@@ -121,7 +121,7 @@ class RowSample:
 
 
 def _mixed(key: UInt64[np.ndarray, " b"]) -> UInt64[np.ndarray, " b"]:
-    """Let every bit depend on every other: the finaliser of splitmix64 (Steele et al. 2014)."""
+    """Let every bit depend on every other: the finalizer of splitmix64 (Steele et al. 2014)."""
     key = (key ^ (key >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     key = (key ^ (key >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return key ^ (key >> np.uint64(31))

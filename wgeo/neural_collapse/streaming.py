@@ -1,4 +1,4 @@
-"""Collapse of features that come in batches and are never held together."""
+"""Collapse of features that arrive in batches and are not kept in memory."""
 
 from __future__ import annotations
 
@@ -19,42 +19,41 @@ from .metrics import RANK_TOLERANCE, Frame, layer_collapse
 from .moments import ClassGeometry, ClassIndex, ClassMoments
 from .projection import SpanProjection
 from .result import Collapse
-from .row_blocks import mean_of
 from .spectrum import SPECTRUM_SIZE
+from .tensor_chunks import mean_of
 
 Batch = tuple[Mapping[str, Any], Any] | tuple[Mapping[str, Any], Any, Any]
-"""Features by layer, labels, and the network's decisions where they are known."""
+"""Features by layer, labels, and the network's predictions if they are known."""
 
 KEEP = 2**26
-"""Bytes of features a stream holds to play back, so that it needs no second pass (64 MiB)."""
+"""Bytes of features that a stream keeps, so that they need no second pass (64 MiB)."""
 
 
 class CollapseStream:
     """Collapse metrics from batches, in memory that does not grow with the number of samples.
 
     ``update`` with every batch gives all metrics but ncc_accuracy, ncc_mismatch and, for layers
-    wider than `spectrum_size`, nc1: those set samples beside the *final* class means, which nobody
-    knows before the end. They need a second pass: ``revisit`` with every batch again. Layers whose
-    features all fit into `keep` bytes need none, the stream plays them back to itself. Batches may
-    be of any size and in any order, in both passes.
+    wider than `spectrum_size`, nc1: those compare samples with the *final* class means, and need a
+    second pass, ``revisit`` with every batch again. Layers whose features fit into `keep` bytes
+    need none: the stream keeps them. Batches may have any size and order, in both passes.
 
-    A layer takes K d numbers in float64; besides, for d <= `spectrum_size` a scatter matrix (at
-    most 2 MiB as it stands), else `spectrum_size` rows of features.
+    A layer takes K d numbers in float64, and in addition a scatter matrix if d <= `spectrum_size`
+    (at most 2 MiB by default), else `spectrum_size` rows of features.
 
     Parameters
     ----------
     weights, rank_tolerance, spectrum_size
         As in `collapse`.
     classifier : Classifier or array_like, (K, d), optional
-        Weights that read the last layer, for NC3. Labels must then be below K.
+        Weights of the classifier on the last layer, for NC3. Labels must then be below K.
     num_classes : int, optional
-        Refuse labels from here on.
+        Number of classes; labels must be below it.
     stages : mapping of layer name to int or None, optional
-        Which feature space each layer lives in. Default: a change of width starts a new one, and
-        ``input`` is in none.
+        The stage (feature space) of each layer. Default: a change of width starts a new one, and
+        ``input`` has none.
     keep : int
-        Bytes of features to hold for playing back, all layers together; the widest layers are let
-        go first. 0 for a strict bound on memory.
+        Bytes of features to keep, of all layers in total; the widest layers are dropped first.
+        0 for a strict bound on memory.
 
     Examples
     --------
@@ -86,14 +85,14 @@ class CollapseStream:
         self._stages = stages
         self._rank_tolerance = rank_tolerance
         self._spectrum_size = spectrum_size
-        self._kept = _Kept(keep)
+        self._replay = _ReplayBuffer(keep)
         self._moments: dict[str, ClassMoments] = {}
-        self._passes = (_Seen(), _Seen())
-        self._second: _SecondPass | None = None
-        self._outside = _Outside()
+        self._pass_counts = (_PassCounts(), _PassCounts())
+        self._second_pass: _Projections | None = None
+        self._ood = _OodMeans()
 
     def update(self, features: Mapping[str, Any], labels: Any, predictions: Any = None) -> None:
-        """First pass: take in a batch.
+        """First pass: add a batch.
 
         Parameters
         ----------
@@ -101,64 +100,64 @@ class CollapseStream:
             The same layers in every batch, in execution order in the first.
         labels : array_like of int, (n,)
         predictions : array_like of int, (n,), optional
-            The network's decisions: in every batch, or in none.
+            The network's predictions: in every batch, or in none.
 
         Raises
         ------
         FeatureError
-            NaN or infinity (layer and sample are named), layers or widths other than before. The
-            stream is of no use then.
+            NaN or infinity (layer and sample are named), or other layers or widths than before. The
+            stream cannot be used after that.
         ArgumentError
             Labels out of range, or the second pass has begun.
         """
-        if self._second is not None:
+        if self._second_pass is not None:
             raise ArgumentError("The second pass has begun; new samples need a new CollapseStream.")
-        y, decided = _checked(labels, predictions)
+        y, decisions = _check_labels(labels, predictions)
         if not self._moments:
             self._moments = {name: ClassMoments(name, self._spectrum_size) for name in features}
         _check_layers(self._moments, features)
-        rows = self._index.add(y, self._passes[0].samples)
+        rows = self._index.add(y, self._pass_counts[0].samples)
         for name, moments in self._moments.items():
             moments.update(features[name], rows, len(self._index))
-        self._kept.add(features, y, decided)
-        self._passes[0].add(y, decided)
+        self._replay.add(features, y, decisions)
+        self._pass_counts[0].add(y, decisions)
 
     def update_ood(self, features: Mapping[str, Any]) -> None:
-        """Take in a batch of out-of-distribution samples of all layers, for NC5."""
-        self._outside.add(features)
+        """Add a batch of out-of-distribution samples of all layers, for NC5."""
+        self._ood.add(features)
 
     @property
     def complete(self) -> bool:
-        """Whether the stream holds all layers, so that a second pass would tell nothing new."""
-        return self._kept.layers == set(self._moments)
+        """Whether the stream keeps the features of all layers and needs no second pass."""
+        return self._replay.layers == set(self._moments)
 
     def revisit(self, features: Mapping[str, Any], labels: Any, predictions: Any = None) -> None:
-        """Second pass: the batches of the first again, of any size and in any order."""
-        y, decided = _checked(labels, predictions)
-        if self._second is None:
-            self._second = _SecondPass(self._moments, self._finish(), self._index)
-            self._kept = _Kept(0)
+        """Second pass: add the samples of the first again, in batches of any size and order."""
+        y, decisions = _check_labels(labels, predictions)
+        if self._second_pass is None:
+            self._second_pass = _Projections(self._moments, self._finish(), self._index)
+            self._replay = _ReplayBuffer(0)
         _check_layers(self._moments, features)
-        self._second.see(features, y, decided)
-        self._passes[1].add(y, decided)
+        self._second_pass.update(features, y, decisions)
+        self._pass_counts[1].add(y, decisions)
 
     def result(self) -> Collapse:
-        """The metrics of all samples so far.
+        """Return the metrics of all samples so far.
 
         Raises
         ------
         FeatureError
-            No samples, one class only, or a second pass that did not see the same samples.
+            No samples, one class only, or a second pass over other samples.
         """
         if not self._moments:
             raise FeatureError("The stream has seen no samples.")
         geometry = self._finish()
-        second, seen = self._second, self._passes[1]
+        second, seen = self._second_pass, self._pass_counts[1]
         if second is None:
-            held = {name: m for name, m in self._moments.items() if name in self._kept.layers}
-            second, seen = _SecondPass(held, geometry, self._index), self._passes[0]
-            for batch in self._kept.batches:
-                second.see(*batch)
+            kept = {name: m for name, m in self._moments.items() if name in self._replay.layers}
+            second, seen = _Projections(kept, geometry, self._index), self._pass_counts[0]
+            for batch in self._replay.batches:
+                second.update(*batch)
         stages = _stages(geometry) if self._stages is None else self._stages
         last = list(geometry)[-1]
         layers = [
@@ -166,9 +165,9 @@ class CollapseStream:
                 g,
                 second.projections[name].finish() if name in second.projections else None,
                 stage=stages.get(name),
-                decided=seen.accuracy is not None,
+                has_predictions=seen.accuracy is not None,
                 classifier=self._classifier if name == last else None,
-                ood_mean=self._outside.mean(name, g.width),
+                ood_mean=self._ood.mean(name, g.width),
                 rank_tolerance=self._rank_tolerance,
             )
             for name, g in geometry.items()
@@ -200,44 +199,44 @@ def collapse_stream(
     Parameters
     ----------
     batches : iterable, or callable that returns one
-        Of (features by layer, labels) or (features by layer, labels, predictions). Re-iterable
+        Tuples (features by layer, labels) or (features by layer, labels, predictions). Re-iterable
         input (a list, a loader, a callable) is read twice if a metric needs it; from an iterator,
         such metrics are None unless the features fit into `keep`.
     ood : Trajectory or mapping of layer name to features, optional
         Out-of-distribution samples through the same network, for NC5.
     **options
-        Of `CollapseStream`.
+        Options of `CollapseStream`.
     """
     unknown = set(options) - set(inspect.signature(CollapseStream).parameters)
     if unknown:
-        raise ArgumentError(f"A stream has no option {', '.join(sorted(unknown))}.")
+        raise ArgumentError(f"CollapseStream has no option {', '.join(sorted(unknown))}.")
     stream = CollapseStream(**options)
     if ood is not None:
         stream.update_ood(features_by_layer(ood))
     start = batches if callable(batches) else lambda: batches
     first = start()
     for batch in track(first, "measuring collapse"):
-        stream.update(*_unpacked(batch))
+        stream.update(*_check_batch(batch))
     once = not callable(batches) and iter(first) is first
     if not (once or stream.complete):
         for batch in track(start(), "measuring collapse, second pass"):
-            stream.revisit(*_unpacked(batch))
+            stream.revisit(*_check_batch(batch))
     return stream.result()
 
 
-def _unpacked(batch: Any) -> Batch:
-    """Refuse what is no batch of features: pairs of images and labels, most likely."""
+def _check_batch(batch: Any) -> Batch:
+    """Return a batch as a tuple, or raise, most likely for pairs of images and labels."""
     if isinstance(batch, tuple | list) and len(batch) in (2, 3) and isinstance(batch[0], Mapping):
         return tuple(batch)  # type: ignore[return-value]
-    found = type(batch[0] if isinstance(batch, tuple | list) and batch else batch).__name__
+    first = type(batch[0] if isinstance(batch, tuple | list) and batch else batch).__name__
     raise ArgumentError(
         "A batch is ({layer name: features}, labels) or ({...}, labels, predictions), as "
-        f"wgeo.stream(net, images) gives them; here is one that begins with {found}."
+        f"wgeo.stream(net, images) gives them; this one begins with {first}."
     )
 
 
-class _SecondPass:
-    """Projections of several layers, fed together."""
+class _Projections:
+    """Second-pass sums of several layers."""
 
     def __init__(
         self,
@@ -250,43 +249,43 @@ class _SecondPass:
             name: SpanProjection(m, geometry[name], index) for name, m in moments.items()
         }
 
-    def see(
+    def update(
         self,
         features: Mapping[str, Any],
         labels: Int[np.ndarray, " n"],
-        decided: Int[np.ndarray, " n"] | None,
+        decisions: Int[np.ndarray, " n"] | None,
     ) -> None:
         rows = self._index.rows(labels)
         if rows.min() < 0:
             raise FeatureError(
-                f"class {labels[rows.argmin()]} occurs in the second pass and not in the first. "
-                "Both must go over the same data."
+                f"class {labels[rows.argmin()]} occurs in the second pass but not in the first. "
+                "Both passes need the same data."
             )
-        predicted = None if decided is None else self._index.rows(decided)
+        predicted = None if decisions is None else self._index.rows(decisions)
         for name, projection in self.projections.items():
             projection.update(features[name], rows, predicted)
 
 
-class _Seen:
-    """Samples of one pass, and on how many the network decided, and right."""
+class _PassCounts:
+    """Numbers of samples in a pass, of those with predictions, and of correct predictions."""
 
     def __init__(self) -> None:
-        self.samples = self._decided = self._right = 0
+        self.samples = self._with_decisions = self._correct = 0
 
-    def add(self, labels: Int[np.ndarray, " n"], decided: Int[np.ndarray, " n"] | None) -> None:
+    def add(self, labels: Int[np.ndarray, " n"], decisions: Int[np.ndarray, " n"] | None) -> None:
         self.samples += len(labels)
-        if decided is not None:
-            self._decided += len(labels)
-            self._right += int((decided == labels).sum())
+        if decisions is not None:
+            self._with_decisions += len(labels)
+            self._correct += int((decisions == labels).sum())
 
     @property
     def accuracy(self) -> float | None:
-        """Share of right decisions; None where not all are known."""
-        return self._right / self.samples if 0 < self._decided == self.samples else None
+        """Fraction of correct predictions; None if not all are known."""
+        return self._correct / self.samples if 0 < self._with_decisions == self.samples else None
 
 
-class _Outside:
-    """Sums of out-of-distribution samples, by layer."""
+class _OodMeans:
+    """Means of out-of-distribution samples, by layer."""
 
     def __init__(self) -> None:
         self._sums: dict[str, np.ndarray] = {}
@@ -301,7 +300,7 @@ class _Outside:
             self._samples[name] = self._samples.get(name, 0) + len(array)
 
     def mean(self, name: str, width: int) -> np.ndarray | None:
-        """The mean at a layer; None where there are no such samples at all."""
+        """The mean at a layer; None without such samples."""
         if not self._sums:
             return None
         n = self._samples.get(name)
@@ -309,8 +308,8 @@ class _Outside:
         return self._sums[name] / n
 
 
-class _Kept:
-    """Batches held for playing back, within a budget: the widest layers are let go first."""
+class _ReplayBuffer:
+    """Batches kept for a second pass, within a budget; the widest layers are dropped first."""
 
     def __init__(self, budget: int) -> None:
         self._budget = budget
@@ -320,14 +319,14 @@ class _Kept:
 
     @property
     def layers(self) -> set[str]:
-        """Layers of which all features are held."""
+        """Layers whose features are all kept."""
         return set(self._sizes)
 
     def add(
         self,
         features: Mapping[str, Any],
         labels: Int[np.ndarray, " n"],
-        decided: Int[np.ndarray, " n"] | None,
+        decisions: Int[np.ndarray, " n"] | None,
     ) -> None:
         size = {name: _nbytes(a) for name, a in features.items() if name not in self._dropped}
         total = {name: self._sizes.get(name, 0) + extra for name, extra in size.items()}
@@ -335,11 +334,13 @@ class _Kept:
             widest = max(total, key=lambda name: total[name])
             del total[widest]
             self._dropped.add(widest)
-            for held, _, _ in self.batches:
-                held.pop(widest, None)
+            for kept, _, _ in self.batches:
+                kept.pop(widest, None)
         self._sizes = total
         if total:
-            self.batches.append(({name: _copy(features[name]) for name in total}, labels, decided))
+            self.batches.append(
+                ({name: _copy(features[name]) for name in total}, labels, decisions)
+            )
         else:
             self.batches.clear()
 
@@ -349,13 +350,13 @@ def _nbytes(array: Any) -> int:
 
 
 def _copy(array: Any) -> Any:
-    """A copy on the host: the caller may write the next batch into the same memory."""
+    """Copy to the host: the caller may reuse the memory for the next batch."""
     if isinstance(array, torch.Tensor):
         return array.detach().to("cpu", copy=True)
     return np.array(array)
 
 
-def _checked(
+def _check_labels(
     labels: Any, predictions: Any
 ) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " n"] | None]:
     y = as_labels(labels)
@@ -371,7 +372,7 @@ def _check_layers(expected: Mapping[str, Any], features: Mapping[str, Any]) -> N
 
 
 def _stages(geometry: Mapping[str, ClassGeometry]) -> dict[str, int | None]:
-    """A new stage wherever the width changes; none for the input image."""
+    """A new stage at every change of width; None for the input image."""
     stages: dict[str, int | None] = {}
     stage, width = -1, None
     for name, g in geometry.items():

@@ -1,4 +1,4 @@
-"""What long work needs from the machine: processes, threads, memory, progress, a terminal."""
+"""Support for long computations: processes, threads, a memory limit, progress, a terminal."""
 
 from .processes import launched, local_only
 

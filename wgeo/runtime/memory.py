@@ -1,6 +1,6 @@
-"""How much memory blocks may take: a bound they derive from, and halves where a device runs out.
+"""A limit on memory: block sizes derive from it, and are halved when a GPU runs out of memory.
 
-Nothing here changes a result beyond the rounding of sums in another order.
+Results change only by the rounding of sums in another order.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 _UNITS = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
-_LIBRARIES = 2**29  # bytes that Python and its libraries take by themselves
-_MOST_HALVINGS = 14
-_state: dict[str, int | None] = {"bound": None, "halvings": 0}
+_LIBRARIES = 2**29  # bytes that Python and its libraries take
+_MAX_HALVINGS = 14
+_state: dict[str, int | None] = {"limit": None, "halvings": 0}
 
 
 def parse_bytes(memory: str | float | int) -> int:
@@ -32,9 +32,9 @@ def parse_bytes(memory: str | float | int) -> int:
     ArgumentError
         Anything else, or a size that is not positive.
     """
-    found = re.fullmatch(r"\s*([\d.]+)\s*([kmgt]?)(i?b)?\s*", str(memory).lower())
+    match = re.fullmatch(r"\s*([\d.]+)\s*([kmgt]?)(i?b)?\s*", str(memory).lower())
     try:
-        size = int(float(found[1]) * _UNITS[found[2]]) if found else 0
+        size = int(float(match[1]) * _UNITS[match[2]]) if match else 0
     except ValueError:
         size = 0
     if size <= 0:
@@ -43,75 +43,78 @@ def parse_bytes(memory: str | float | int) -> int:
 
 
 @contextmanager
-def bounded(memory: str | int | None) -> Iterator[None]:
-    """Keep memory below a bound while the block lasts, a GPU's too; None for no bound.
+def memory_limit(memory: str | int | None) -> Iterator[None]:
+    """Limit memory inside the block, on a GPU too; None for no limit.
 
-    Blocks, features kept in memory and the number of problems solved at a time derive from it.
-    Features on disk (memory maps) do not count: the system takes their pages back when it must.
-    On the current GPU PyTorch's allocator keeps to it, and blocks are halved where it refuses.
+    Block sizes, features kept in memory and the number of problems solved concurrently derive from
+    it. Features on disk (memory maps) do not count: the system reclaims their pages when it must.
+    On the current GPU PyTorch's allocator enforces the limit, and blocks are halved if it refuses.
 
     Raises
     ------
     ArgumentError
-        No size, or one that Python and its libraries alone exceed.
+        Not a size, or less than Python and its libraries need.
     """
     size = None if memory is None else parse_bytes(memory)
     if size is not None and size < 2 * _LIBRARIES:
-        raise ArgumentError(f"Python and its libraries take half a GiB; `memory={memory}` is less.")
-    before = _state["bound"]
+        raise ArgumentError(
+            f"`memory={memory}` is too little: Python and its libraries alone take half a GiB. "
+            "Allow at least 1GiB."
+        )
+    before = _state["limit"]
     try:
-        _state["bound"] = size
+        _state["limit"] = size
         if size is not None:
-            _bound_gpu(size)
+            _limit_gpu(size)
         yield
     finally:
-        _state["bound"] = before
+        _state["limit"] = before
         if size is not None:
-            _bound_gpu(before)
+            _limit_gpu(before)
 
 
-def _bound_gpu(size: int | None) -> None:
-    """Let this process's GPU give it so many bytes; None for all it has.
+def _limit_gpu(size: int | None) -> None:
+    """Limit this process to `size` bytes of the current GPU; None for all of it.
 
-    The current one alone: to bound another makes that the current one.
+    Only the current one: setting the limit of another GPU would make it the current one.
     """
     if torch.cuda.is_available():
-        has = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
-        torch.cuda.set_per_process_memory_fraction(1.0 if size is None else min(1.0, size / has))
+        total = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
+        torch.cuda.set_per_process_memory_fraction(1.0 if size is None else min(1.0, size / total))
 
 
-def free() -> int | None:
-    """Bytes that the bound leaves beside the libraries; None where there is no bound."""
-    bound = _state["bound"]
-    return None if bound is None else bound - _LIBRARIES
+def available_bytes() -> int | None:
+    """Bytes that the limit leaves after the libraries' own memory; None without a limit."""
+    limit = _state["limit"]
+    return None if limit is None else limit - _LIBRARIES
 
 
-def share(usual: int, part: float) -> int:
-    """`usual`, a number of bytes, or `part` of what is free where that is less."""
-    left = free()
-    return usual if left is None else max(1, min(usual, int(part * left)))
+def limited_size(default: int, fraction: float) -> int:
+    """Return `default`, a number of bytes, or `fraction` of the available bytes if that is less."""
+    available = available_bytes()
+    return default if available is None else max(1, min(default, int(fraction * available)))
 
 
-def entries(usual: int) -> int:
-    """`usual`, the size of a block, halved as often as a device ran out of memory."""
-    return max(1, usual >> (_state["halvings"] or 0))
+def block_entries(default: int) -> int:
+    """Return `default`, the size of a block, halved as often as a GPU ran out of memory."""
+    return max(1, default >> (_state["halvings"] or 0))
 
 
-def halving(work: Callable[P, R]) -> Callable[P, R]:
-    """Call `work` again with blocks of half the size where a device's memory ends.
+def halve_blocks_on_oom(work: Callable[P, R]) -> Callable[P, R]:
+    """Decorate `work` to start again with blocks of half the size when a GPU runs out of memory.
 
-    `work` must be one that can begin anew, and take the size of its blocks from `entries`.
+    `work` must be safe to repeat, and take the size of its blocks from `block_entries`.
     """
 
     @functools.wraps(work)
-    def again(*args: P.args, **kwargs: P.kwargs) -> R:
+    def retrying(*args: P.args, **kwargs: P.kwargs) -> R:
         while True:
             try:
                 return work(*args, **kwargs)
             except torch.OutOfMemoryError:
                 halvings = _state["halvings"] or 0
-                if halvings >= _MOST_HALVINGS:
+                if halvings >= _MAX_HALVINGS:
                     raise
                 _state["halvings"] = halvings + 1
 
-    return again
+    return retrying

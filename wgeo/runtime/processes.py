@@ -5,7 +5,7 @@ order (they are collective operations). Heavy loops take a process's `shard` of 
 and without padding, and combine the results (`all_reduce_sum`, `all_gather`); work that cannot be
 divided is done by one process for all (`on_rank_zero`, `map_over_ranks`). The result equals that of
 a single process up to the rounding of sums in another order, and every process has it. With one
-process, or inside `local_only`, these functions do nothing else than call what they are given.
+process, or inside `local_only`, these functions only call the given function, or return the value.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:  # the command line reports errors before it needs libraries
 T = TypeVar("T")
 
 _CONNECT = datetime.timedelta(minutes=5)  # for processes launched together to find each other
-_WORK = datetime.timedelta(days=7)  # one process may solve for long; the end of one is seen at once
+_WORK = datetime.timedelta(days=7)  # for one process's computation; a lost process is seen at once
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,11 +65,11 @@ def local_world_size() -> int:
 
 
 def local_ranks() -> list[int]:
-    """Ranks of the processes that work together on this machine, this one included."""
+    """Ranks of the processes of this job on this machine, including this one."""
     if world_size() == 1 or _launch is None or not _launch.hosts:
         return [rank()]
-    mine = _launch.hosts[_launch.rank]
-    return [other for other, host in enumerate(_launch.hosts) if host == mine]
+    own_host = _launch.hosts[_launch.rank]
+    return [other for other, host in enumerate(_launch.hosts) if host == own_host]
 
 
 @contextmanager
@@ -95,20 +95,20 @@ def launched() -> Iterator[None]:
 
     with _connected():
         store, me, count = next(dist.rendezvous("env://", timeout=_CONNECT))
-        notes = dist.PrefixStore("wgeo", store)
+        own_store = dist.PrefixStore("wgeo", store)
         dist.init_process_group("gloo", store=store, rank=me, world_size=count, timeout=_WORK)
         gpus, group = torch.cuda.device_count(), None
         if gpus:
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", me)) % gpus)
-        seen: list[Any] = [None] * count
-        dist.all_gather_object(seen, (socket.gethostname(), gpus))
-        hosts = [host for host, _ in seen]
-        if all(has >= hosts.count(host) for host, has in seen):  # NCCL shares no GPU
+        hosts_gpus: list[Any] = [None] * count
+        dist.all_gather_object(hosts_gpus, (socket.gethostname(), gpus))
+        hosts = [host for host, _ in hosts_gpus]
+        if all(number >= hosts.count(host) for host, number in hosts_gpus):  # NCCL: no GPU twice
             group = dist.new_group(backend="nccl", timeout=_WORK)
-    _launch = _Launch(me, count, hosts, notes, group)
+    _launch = _Launch(me, count, hosts, own_store, group)
     yield
     with _connected():
-        dist.barrier()  # nobody leaves while another may still need it
+        dist.barrier()  # no process leaves while another may still need it
         dist.destroy_process_group()
     _launch = None  # but not after an error: `reports_error` still needs it
 
@@ -178,15 +178,15 @@ def _reduced(part: Any, operation: str) -> Any:
     if isinstance(part, np.ndarray):
         whole = np.ascontiguousarray(part)
         flags = whole.dtype == bool
-        assert not flags or operation == "MAX", "a sum of truths is none"
+        assert not flags or operation == "MAX", "booleans have no sum"
         _reduced(torch.from_numpy(whole.view(np.uint8) if flags else whole), operation)
         return whole
     if not isinstance(part, torch.Tensor):
         return float(_reduced(torch.tensor(part, dtype=torch.float64), operation))
     assert _launch is not None
     with _connected():
-        how = getattr(dist.ReduceOp, operation)
-        dist.all_reduce(part, how, _launch.device_group if part.is_cuda else None)
+        reduction = getattr(dist.ReduceOp, operation)
+        dist.all_reduce(part, reduction, _launch.device_group if part.is_cuda else None)
     return part
 
 
@@ -234,8 +234,8 @@ def map_over_ranks(works: Sequence[Callable[[], T]], what: str) -> list[T]:
     if world_size() == 1:
         return [work() for work in track(works, what)]
     turns = range(rank(), len(works), world_size())
-    mine = {i: _attempt(works[i]) for i in track(turns, what)}
-    return [_broadcast(mine.get(i), i % world_size()) for i in range(len(works))]
+    outcomes = {i: _attempt(works[i]) for i in track(turns, what)}
+    return [_broadcast(outcomes.get(i), i % world_size()) for i in range(len(works))]
 
 
 def _attempt(work: Callable[[], Any]) -> tuple[Any, Exception | None]:
@@ -259,21 +259,21 @@ def _broadcast(outcome: Any, source: int) -> Any:
     """Give every process the outcome of one."""
     import torch.distributed as dist
 
-    held: list[Any] = [None]
+    message: list[Any] = [None]
     if rank() == source:
         try:
-            held = [pickle.dumps(outcome)]
-        except Exception as odd:  # the others wait for an answer
-            held = [
+            message = [pickle.dumps(outcome)]
+        except Exception as error:  # the others are waiting
+            message = [
                 pickle.dumps(
-                    (None, WgeoError(f"A result cannot be sent to other processes: {odd}"))
+                    (None, WgeoError(f"A result cannot be sent to other processes: {error}"))
                 )
             ]
     with _connected():
-        dist.broadcast_object_list(held, source)
-    result, error = pickle.loads(held[0])
-    if error is not None:
-        raise error
+        dist.broadcast_object_list(message, source)
+    result, raised = pickle.loads(message[0])
+    if raised is not None:
+        raise raised
     return result
 
 

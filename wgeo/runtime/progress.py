@@ -1,6 +1,6 @@
-"""Progress of long work: a bar on a terminal, plain lines on a pipe, silence unless asked.
+"""Progress of long work: a bar on a terminal, plain lines on a pipe, nothing by default.
 
-Library code calls `track`; whoever wants to see it (the command line) opens `shown()`.
+Library code calls `track`; the command line shows it by opening `show_progress()`.
 """
 
 from __future__ import annotations
@@ -22,31 +22,32 @@ _display: ContextVar[Progress | _Lines | None] = ContextVar("wgeo_progress", def
 
 
 class _Lines:
-    """What a pipe or a log file gets: a line every few seconds, none for what is quickly done."""
+    """Progress for a pipe or a log file: a line every few seconds, none for short work."""
 
     SECONDS = 5.0
 
     def start(self, what: str, total: int | None) -> Callable[[int], None]:
-        began = said = time.monotonic()
+        start_time = last_time = time.monotonic()
 
         def advance(done: int) -> None:
-            nonlocal said
+            nonlocal last_time
             now = time.monotonic()
-            last = done == total and now - began >= self.SECONDS
-            if now - said < self.SECONDS and not last:
+            seconds = now - start_time
+            last = done == total and seconds >= self.SECONDS
+            if now - last_time < self.SECONDS and not last:
                 return
-            said = now
-            left = f", {(total - done) * (now - began) / done:.0f} s left" if total else ""
+            last_time = now
+            left = f", {(total - done) * seconds / done:.0f} s left" if total else ""
             of = f"/{total}" if total else ""
-            print(f"{what}: {done}{of} ({now - began:.0f} s{left})", file=sys.stderr, flush=True)
+            print(f"{what}: {done}{of} ({seconds:.0f} s{left})", file=sys.stderr, flush=True)
 
         return advance
 
 
 @contextmanager
-def shown() -> Iterator[None]:
-    """Show progress of everything `track`-ed inside the block, on standard error."""
-    if _display.get() is not None or sys.stderr is None:  # closed, as by ``2>&-``
+def show_progress() -> Iterator[None]:
+    """Show the progress of all `track` calls inside the block, on standard error."""
+    if _display.get() is not None or sys.stderr is None:  # standard error is closed, as by ``2>&-``
         yield
         return
     if not sys.stderr.isatty():
@@ -82,7 +83,7 @@ def shown() -> Iterator[None]:
 
 
 def track(items: Iterable[T], what: str, total: int | None = None) -> Iterator[T]:
-    """Yield from `items`, showing `what` is being done and how long is left."""
+    """Yield from `items`, showing the description `what`, the progress and the time left."""
     what = printable(what, None)
     if total is None and isinstance(items, Sized):
         total = len(items)

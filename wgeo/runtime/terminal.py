@@ -1,4 +1,4 @@
-"""What a terminal is shown: a string is one line of text, whatever it holds."""
+"""A console on which a string is one line of text, whatever its characters."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from ..text import printable
 
 
 class Terminal(Console):
-    """A console for tables and sentences in which names of files, layers and classes occur.
+    """A console for tables and sentences that contain names of files, layers and classes.
 
-    A string (a cell, a title, a sentence) is text: square brackets are no markup, and control
-    characters are shown, not obeyed. Style is given by `rich.text.Text` or ``style=``.
+    Strings (cells, titles, sentences) are plain text: square brackets are not markup, and control
+    characters are escaped. Style is given by `rich.text.Text` or ``style=``.
 
     Parameters
     ----------
     width : int
-        Columns where the output is no terminal.
+        Columns if the output is not a terminal.
     """
 
     def __init__(self, width: int) -> None:
@@ -28,9 +28,9 @@ class Terminal(Console):
             self.width = width
 
     def render_str(self, text: str, **options: Any) -> Text:
-        """Text as it is; rich has every string come here."""
+        """Return the string as plain text; rich passes every string to this method."""
         return super().render_str(printable(text, None), **options)
 
     def on_broken_pipe(self) -> None:
-        """Leave to the command what it does if nobody reads on; rich would end the process."""
+        """Let the command handle a closed pipe; rich would end the process."""
         raise  # rich calls this while it handles the error

@@ -1,10 +1,11 @@
-"""Work in threads that an error or Ctrl-C can stop: long loops ask `check` now and then."""
+"""Threads whose work an error or Ctrl-C interrupts, and how many of them torch uses."""
 
 from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -15,71 +16,114 @@ from .progress import track
 T = TypeVar("T")
 R = TypeVar("R")
 
-_GRACE = 1.0  # seconds that threads get to notice they were stopped
+_GRACE = 1.0  # seconds that interrupted threads get to end
+_POLL = 0.2  # seconds between two checks for an interrupt
+_MUCH_WORK = 10**10  # floating-point operations
 _local = threading.local()
 
 
-class Stopped(BaseException):
-    """Raised by `check` inside a thread whose work is no longer wanted."""
+class Interrupted(BaseException):
+    """Raised by `raise_if_interrupted` in a thread whose result is no longer needed."""
 
 
-def check() -> None:
-    """Raise `Stopped` where the work of this thread is no longer wanted."""
-    stop = getattr(_local, "stop", None)
-    if stop is not None and stop.is_set():
-        raise Stopped
+def raise_if_interrupted() -> None:
+    """Raise `Interrupted` if this thread's result is no longer needed; long loops call it."""
+    interrupt = getattr(_local, "interrupt", None)
+    if interrupt is not None and interrupt.is_set():
+        raise Interrupted
 
 
-def spread(
-    work: Callable[[T], R], items: Sequence[T], what: str, most: int | None = None
+def thread_map(
+    work: Callable[[T], R], items: Sequence[T], what: str, max_threads: int | None = None
 ) -> list[R]:
-    """Return ``[work(item) for item in items]``, made in as many threads as there are cores to use.
+    """Return ``[work(item) for item in items]``, computed by a pool of threads.
 
-    `most` are at work at once where it is given.
+    The pool has as many threads as torch may use, at most `max_threads`, and torch's own threads
+    are divided among them. The first error, or Ctrl-C, interrupts the others: immediately if `work`
+    calls `raise_if_interrupted`, otherwise when a call into compiled code returns. The threads are
+    daemons, so neither the caller nor the interpreter's exit waits for such a call. On a GPU, and
+    if several processes share the work, items are computed one after the other.
 
-    Torch's own threads are shared out among them. The first error, or Ctrl-C, stops the rest: at
-    once where `work` calls `check`, else when a call into compiled code returns; the threads are
-    daemons, so that neither the caller nor the interpreter's end waits for such a call.
+    `what` describes the work on the progress bar.
     """
     cores = torch.get_num_threads()
-    threads = min(cores, len(items), most or cores)
-    # One device serves one pair at a time best, and processes meet about one thing at a time.
+    threads = min(cores, len(items), max_threads or cores)
+    # A GPU solves one problem at a time fastest, and collective operations need a common order.
     if threads <= 1 or torch.cuda.is_available() or processes.world_size() > 1:
         return [work(item) for item in track(items, what)]
-    todo: queue.SimpleQueue[tuple[int, T]] = queue.SimpleQueue()
-    done: queue.SimpleQueue[tuple[int, Any, BaseException | None]] = queue.SimpleQueue()
+    tasks: queue.SimpleQueue[tuple[int, T]] = queue.SimpleQueue()
+    outcomes: queue.SimpleQueue[tuple[int, Any, BaseException | None]] = queue.SimpleQueue()
     for numbered in enumerate(items):
-        todo.put(numbered)
-    stop = threading.Event()
+        tasks.put(numbered)
+    interrupt = threading.Event()
 
-    def serve() -> None:
-        _local.stop = stop
-        while not stop.is_set():
+    def run_tasks() -> None:
+        _local.interrupt = interrupt
+        while not interrupt.is_set():
             try:
-                i, item = todo.get_nowait()
+                i, item = tasks.get_nowait()
             except queue.Empty:
                 return
             try:
-                done.put((i, work(item), None))
+                outcomes.put((i, work(item), None))
             except BaseException as error:
-                done.put((i, None, error))
+                outcomes.put((i, None, error))
 
-    servants = [threading.Thread(target=serve, daemon=True) for _ in range(threads)]
+    workers = [threading.Thread(target=run_tasks, daemon=True) for _ in range(threads)]
     results: dict[int, R] = {}
     torch.set_num_threads(max(1, cores // threads))
     try:
-        for servant in servants:
-            servant.start()
+        for worker in workers:
+            worker.start()
         for _ in track(items, what):
-            i, result, error = done.get()
+            i, result, error = outcomes.get()
             if error is not None:
                 raise error
             results[i] = result
     except BaseException:
-        stop.set()
-        for servant in servants:
-            servant.join(_GRACE / threads)
+        interrupt.set()
+        for worker in workers:
+            worker.join(_GRACE / threads)
         raise
     finally:
         torch.set_num_threads(cores)
     return [results[i] for i in range(len(items))]
+
+
+def interruptible(work: Callable[[], T]) -> T:
+    """Return ``work()``, a long call into compiled code that Ctrl-C alone would not interrupt.
+
+    It runs in a daemon thread while this thread waits for a result or an interrupt.
+    """
+    results: list[T] = []
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            results.append(work())
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(_POLL)
+        raise_if_interrupted()
+    if errors:
+        raise errors[0]
+    return results[0]
+
+
+@contextmanager
+def one_thread(work: int = 0) -> Iterator[None]:
+    """Run torch's CPU operators on one thread inside the block, unless `work` (flops) is large.
+
+    On arrays that fit into a cache, threads wait for each other longer than they work: measured
+    20 to 60 times slower if other processes compete for two cores, and never much faster.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1 if work < _MUCH_WORK else threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy.linalg import eigh
 
-from ..arrays.rows import Rows, made_like, summed
+from ..arrays.rows import LazyRows, materialize, sum_over_rows
 from ..errors import ArgumentError
 
 _FORMED = 2048  # largest width for which the covariance is formed
@@ -38,13 +38,15 @@ def embedded(
         raise ArgumentError(f"Unknown embed {embed!r}; choose pad, or pca:1 to pca:{widest}.")
     if kind == "pad":
         return [
-            made_like([x], Rows((len(x), widest), partial(_padded, x, widest)), x.dtype)
+            materialize([x], LazyRows((len(x), widest), partial(_padded, x, widest)), x.dtype)
             for x in layers
         ]
     mean, axes = _principal(layers, widest, int(size))
     dtype = np.result_type(np.float32, *layers)
     return [
-        made_like([x], Rows((len(x), int(size)), partial(_along, x, mean, axes), widest), dtype)
+        materialize(
+            [x], LazyRows((len(x), int(size)), partial(_along, x, mean, axes), widest), dtype
+        )
         for x in layers
     ]
 
@@ -74,10 +76,10 @@ def _principal(
     entry of an axis is positive.
     """
     total = sum(len(x) for x in layers)
-    padded = [Rows((len(x), width), partial(_padded, x, width)) for x in layers]
+    padded = [LazyRows((len(x), width), partial(_padded, x, width)) for x in layers]
 
     def over_all(terms: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-        return sum(summed(lambda _, rows: [terms(rows)], x)[0] for x in padded)
+        return sum(sum_over_rows(lambda _, rows: [terms(rows)], x)[0] for x in padded)
 
     mean = over_all(lambda rows: rows.sum(0)) / total
 

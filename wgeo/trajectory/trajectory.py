@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from ..arrays.checks import as_labels, as_numpy, as_points
-from ..arrays.rows import is_mapped
+from ..arrays.rows import is_memmapped
 from ..errors import ArgumentError, FeatureError, RecordError
 from ..runtime.progress import track
 from ..storage import schema
@@ -250,7 +250,7 @@ class Trajectory:
     def nbytes(self) -> int:
         """Bytes of features in this process's memory; memory maps do not count."""
         layers = [a for layer in self.layers for a in (layer.features, layer.entry)]
-        return sum(a.nbytes for a in layers if a is not None and not is_mapped(a))
+        return sum(a.nbytes for a in layers if a is not None and not is_memmapped(a))
 
     @property
     def held(self) -> int:

@@ -1,8 +1,8 @@
-"""Optimal transport between point clouds: W2, and an interval that contains it, always.
+"""Optimal transport between point clouds: W2, always with an interval that contains it.
 
-`wasserstein` solves one pair, `chain` every block of a trajectory. Solvers are small frozen
-objects: `Exact` (certified optimum), `Sinkhorn` (entropic, streamed, differentiable), `Gaussian`
-(Bures closed form, a lower bound) and `Sliced` (random lines, an interval in a moment).
+`wasserstein` compares two clouds, `chain` solves every block of a trajectory. Solvers are small
+frozen objects: `Exact` (certified optimum), `Sinkhorn` (entropic, streamed), `Gaussian` (Bures
+closed form, a lower bound) and `Sliced` (random lines, a fast interval).
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Sinkhorn's fixed point, reached fast: accelerated, and epsilon lowered step by step.
+"""Accelerated Sinkhorn iterations, with epsilon lowered step by step (annealing).
 
 The semi-dual ``D(g) = <f(g), a> + <g, b>``, f(g) the softmin of g, is concave with gradient
-``b - column mass``: a Sinkhorn iteration is one ascent step on it. Anderson's extrapolation of
-those steps takes a tenth of the passes where epsilon is small, and the semi-dual tells when an
-extrapolation failed.
+``b - column mass``: a Sinkhorn iteration is one ascent step on it. At small epsilon, Anderson
+acceleration of those steps takes a tenth of the passes, and the semi-dual shows if an extrapolation
+failed.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ from jaxtyping import Float
 from ..errors import ArgumentError, ConvergenceError
 from ..runtime import processes
 from .kernel import Kernel
-from .pair import UNIT, Pair
+from .point_clouds import UNIT_ROUNDOFF, PointClouds
 
-_DEPTH = 16  # past steps that an extrapolation uses
-SCALING = 0.5  # of sqrt(epsilon) from one step of the annealing to the next
-_LOOSE = 0.1  # L1 marginal error at which an intermediate epsilon has done its work
+_MEMORY = 16  # past steps that an extrapolation uses
+SCALING = 0.5  # factor of sqrt(epsilon) from one step of the annealing to the next
+_LOOSE_TOLERANCE = 0.1  # L1 marginal error that suffices at an intermediate epsilon
 
 
 @dataclass
 class Budget:
-    """Passes over all pairs that may still be made."""
+    """A limit on the number of passes over all pairs."""
 
     left: int
     spent: int = 0
 
     def take(self) -> bool:
-        """Count a pass; False where none is left."""
+        """Count a pass; return False if none is left."""
         if self.left <= 0:
             return False
         self.left -= 1
@@ -48,33 +48,33 @@ class _Anderson:
     points: list[torch.Tensor] = field(default_factory=list)
     steps: list[torch.Tensor] = field(default_factory=list)
 
-    def forget(self) -> None:
+    def clear(self) -> None:
         self.points.clear()
         self.steps.clear()
 
     def next(
         self, point: Float[torch.Tensor, " m"], step: Float[torch.Tensor, " m"]
     ) -> Float[torch.Tensor, " m"]:
-        self.points = [*self.points[-_DEPTH:], point]
-        self.steps = [*self.steps[-_DEPTH:], step]
+        self.points = [*self.points[-_MEMORY:], point]
+        self.steps = [*self.steps[-_MEMORY:], step]
         if len(self.points) == 1:
             return point + step
-        moves = torch.stack(self.points).diff(dim=0).T
-        turns = torch.stack(self.steps).diff(dim=0).T
-        weighted = turns * self.weights[:, None]
-        # Old steps are larger by orders of magnitude; without equal columns they hide the new.
+        point_differences = torch.stack(self.points).diff(dim=0).T
+        step_differences = torch.stack(self.steps).diff(dim=0).T
+        weighted = step_differences * self.weights[:, None]
+        # Old steps are larger by orders of magnitude: unscaled, they would dominate the new ones.
         size = weighted.norm(dim=0).clamp_(min=torch.finfo(weighted.dtype).tiny)
         q, r = torch.linalg.qr(weighted / size)
         mix = torch.linalg.pinv(r, rtol=1e-10) @ (q.T @ (step * self.weights)) / size
-        return point + step - (moves + turns) @ mix
+        return point + step - (point_differences + step_differences) @ mix
 
 
 @dataclass(frozen=True, eq=False)
-class Potentials:
-    """Where an iteration at one epsilon stopped.
+class SinkhornState:
+    """Potentials after an iteration at one epsilon.
 
-    ``error`` is the L1 error of the column marginal, ``log_ratio`` its logarithm per column;
-    ``value`` the semi-dual, which is OT_eps once the marginal holds.
+    ``error`` is the L1 error of the column marginal, ``log_ratio`` the logarithm of each column's
+    mass over b_j; ``value`` the semi-dual, which is OT_eps once the marginal is exact.
     """
 
     f: Float[torch.Tensor, " n"]
@@ -86,7 +86,7 @@ class Potentials:
 
     @property
     def completed(self) -> Float[torch.Tensor, " m"]:
-        """g after the iteration's other half: the plain Sinkhorn step."""
+        """g after the second half of the iteration: the plain Sinkhorn step."""
         return self.g - self.eps * self.log_ratio
 
 
@@ -96,13 +96,13 @@ def converge(
     eps: float,
     tolerance: float,
     budget: Budget,
-) -> tuple[Potentials, bool]:
-    """Iterate at one epsilon until the column marginal holds within `tolerance` (L1).
+) -> tuple[SinkhornState, bool]:
+    """Iterate at one epsilon until the L1 error of the column marginal is at most `tolerance`.
 
-    Return the last iterate and whether it got there before the budget was spent.
+    Return the last iterate, and whether it converged within the budget.
     """
-    pair = kernel.pair
-    anderson = _Anderson(pair.b.sqrt())
+    clouds = kernel.clouds
+    anderson = _Anderson(clouds.b.sqrt())
     safe, value = None, -math.inf
     while True:
         state = iterate(kernel, g, eps)
@@ -111,76 +111,76 @@ def converge(
         if not budget.take():
             return state, False
         if safe is not None and not state.value >= value - 1e-12 * abs(value):
-            g, safe = safe, None  # the extrapolation lost ground (or overflowed): the plain step
-            anderson.forget()
+            g, safe = safe, None  # the extrapolation failed (or overflowed): take the plain step
+            anderson.clear()
             continue
         safe, value = state.completed, state.value
         g = anderson.next(g, safe - g)
 
 
-def iterate(kernel: Kernel, g: Float[torch.Tensor, " m"], eps: float) -> Potentials:
-    """One pass: the softmin of g, and how far the marginal of its plan is from b."""
-    pair = kernel.pair
+def iterate(kernel: Kernel, g: Float[torch.Tensor, " m"], eps: float) -> SinkhornState:
+    """Make one pass: the softmin of g, and the marginal error of the plan."""
+    clouds = kernel.clouds
     f, log_ratio = kernel.softmin(g, eps)
-    error = float((pair.b * log_ratio.expm1()).abs().sum())
-    value = float(pair.a @ f + pair.b @ g)
-    # Both decide how to go on, so processes must not differ in the last digit.
+    error = float((clouds.b * log_ratio.expm1()).abs().sum())
+    value = float(clouds.a @ f + clouds.b @ g)
+    # Control flow depends on both, so processes must agree to the last digit.
     error, value = processes.on_rank_zero(lambda: (error, value))
-    return Potentials(f, g, log_ratio, eps, error, value)
+    return SinkhornState(f, g, log_ratio, eps, error, value)
 
 
-def descend(
-    pair: Pair,
+def anneal(
+    clouds: PointClouds,
     scale: float,
     eps: float,
     tolerance: float,
     scaling: float,
     budget: Budget,
     g: Float[torch.Tensor, " m"] | None = None,
-) -> tuple[Potentials, bool]:
-    """Solve at `eps`, coming down from a larger one unless potentials `g` are given to start from.
+) -> tuple[SinkhornState, bool]:
+    """Solve at `eps`, lowered step by step unless an initial potential `g` is given.
 
-    Centred clouds begin at g = 0, which is optimal for two equal clouds, and at an epsilon between
-    the scale of their displacement and that of their spread; intermediate steps stop early.
+    Centered clouds start at g = 0, which is optimal for two equal clouds, and at an epsilon between
+    the scale of their displacement and their total variance; intermediate steps stop early.
     """
     steps = [eps]
     if g is None:
-        g = torch.zeros_like(pair.b)
-        start = math.sqrt(scale * pair.spread)
+        g = torch.zeros_like(clouds.b)
+        start = math.sqrt(scale * clouds.total_variance)
         while steps[0] < start:
             steps.insert(0, steps[0] / scaling**2)
     for step in steps:
-        asked = tolerance if step == eps else max(tolerance, _LOOSE)
-        kernel = Kernel(pair, pick_dtype(pair, step, asked))
-        state, done = converge(kernel, g, step, asked, budget)
+        settings = tolerance if step == eps else max(tolerance, _LOOSE_TOLERANCE)
+        kernel = Kernel(clouds, pick_dtype(clouds, step, settings))
+        state, done = converge(kernel, g, step, settings, budget)
         if not done:
             break
         g = state.completed
     return state, done and step == eps
 
 
-def pick_dtype(pair: Pair, eps: float, tolerance: float) -> torch.dtype:
-    """Float32 where its rounding of ``x.y / eps`` is small against the marginal error asked."""
-    terms = pair.radius**2 / eps + 16  # the exponent's, and those of sums of exponentials
+def pick_dtype(clouds: PointClouds, eps: float, tolerance: float) -> torch.dtype:
+    """Return float32 if its rounding of ``x.y / eps`` is small compared with the tolerance."""
+    terms = clouds.radius**2 / eps + 16  # of the exponent, and of sums of exponentials
     rounding = 4 * (torch.finfo(torch.float32).eps / 2) * terms
     return torch.float32 if rounding <= 0.1 * tolerance else torch.float64
 
 
-def smallest_epsilon(pair: Pair) -> float:
-    """Where float64's rounding of ``x.y / eps`` would begin to show, about 1e-3 in the exponent."""
-    return 4096 * UNIT * pair.radius**2
+def smallest_epsilon(clouds: PointClouds) -> float:
+    """Return the epsilon at which float64 rounding of ``x.y / eps`` is about 1e-3."""
+    return 4096 * UNIT_ROUNDOFF * clouds.radius**2
 
 
 def solve_itself(
-    pair: Pair, eps: float, tolerance: float, budget: Budget
-) -> tuple[Potentials, bool]:
-    """Solve a cloud against itself (a pair of `Pair.doubled`), as `converge` does two clouds.
+    clouds: PointClouds, eps: float, tolerance: float, budget: Budget
+) -> tuple[SinkhornState, bool]:
+    """Solve a cloud against itself (`PointClouds.self_problems`).
 
     The averaged update ``f <- (f + softmin f) / 2`` has its spectrum in [0, 1/2] (Feydy 2020,
     Section 3.3), so it needs neither annealing nor acceleration.
     """
-    kernel = Kernel(pair)
-    g = torch.zeros_like(pair.a)
+    kernel = Kernel(clouds)
+    g = torch.zeros_like(clouds.a)
     while True:
         state = iterate(kernel, g, eps)
         if state.error <= tolerance or not budget.take():
@@ -188,9 +188,9 @@ def solve_itself(
         g = (state.f + g) / 2
 
 
-def require_epsilon(pair: Pair, eps: float) -> None:
-    """Refuse an epsilon that float64 cannot resolve."""
-    floor = smallest_epsilon(pair)
+def require_epsilon(clouds: PointClouds, eps: float) -> None:
+    """Raise `ArgumentError` if float64 cannot resolve epsilon."""
+    floor = smallest_epsilon(clouds)
     if eps < floor:
         raise ArgumentError(
             f"epsilon = {eps:.3g} is below what float64 resolves for these clouds: use at least "
@@ -198,8 +198,8 @@ def require_epsilon(pair: Pair, eps: float) -> None:
         )
 
 
-def require_converged(state: Potentials, converged: bool, what: str) -> Potentials:
-    """Return the potentials, or say how far they are from having converged."""
+def require_converged(state: SinkhornState, converged: bool, what: str) -> SinkhornState:
+    """Return the state if it converged, else raise `ConvergenceError`."""
     if converged:
         return state
     raise ConvergenceError(

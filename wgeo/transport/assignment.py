@@ -1,90 +1,93 @@
-"""Equal clouds of equal weights: an optimal permutation and the labels that prove it."""
+"""Clouds of one size and equal weights: an optimal permutation and the potentials that prove it."""
 
 from __future__ import annotations
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import min_weight_full_bipartite_matching
 
-from .arcs import Arcs, Labels, relax
-from .cost import Costs
-from .multiscale import guess
-from .refine import Solution, candidates, examine, negligible, refine
+from .arcs import Arcs, Potentials, shortest_path_labels
+from .column_generation import Solution, add_nearest, generate_columns, negligible, verify
+from .geometry import Geometry
+from .multiscale import estimate_potentials
 
-_FEW = 1 << 14  # pairs that are all taken at once
-_COLD = 0.5  # share of columns at fault from which the pairing given is no useful start
-# Steps as shares of what labels have to move: at first close together, since much is to be done.
-_FIRST: tuple[float, ...] = (2.0**-4, 2.0**-7, 2.0**-10)
-_LATER: tuple[float, ...] = (2.0**-6,)
-_FALL = 2.0**14  # from one step to the next after those
-_FLOOR = 2.0**-40  # the last step, as a share of the mean cost
-_TRUST = 2.0**-10  # of the upper bound: a guess below is no measure of the optimum
-_LARGEST = 2.0**50  # whole numbers that float64 adds exactly
+_ALL_PAIRS = 1 << 14  # problems with at most this many pairs are solved on all of them
+_POOR_START = 0.5  # fraction of violated columns from which the given pairing is not a useful start
+# Steps as fractions of what potentials have to change: close together at first.
+_FIRST_STEPS: tuple[float, ...] = (2.0**-4, 2.0**-7, 2.0**-10)
+_LATER_STEPS: tuple[float, ...] = (2.0**-6,)
+_STEP_RATIO = 2.0**14  # from one step to the next after those
+_LAST_STEP = 2.0**-40  # as a fraction of the mean cost
+_LEAST_BOUND = 2.0**-10  # fraction of the upper bound: a lower estimate says nothing of the optimum
+_MAX_EXACT = 2.0**50  # integers that float64 adds exactly
 
 
-def solve_assignment(costs: Costs, start: Float[np.ndarray, " n"] | None = None) -> Solution:
-    """Improve the costs' own pairing (place i with place i) until no pair objects.
+def solve_assignment(geometry: Geometry) -> Solution:
+    """Improve the geometry's own pairing (i with i) until no pair is violated.
 
-    The pairing is optimal exactly when labels exist with ``p_j + c_jj <= p_i + c_ij``. A scan at
-    ``p = start`` counts the columns that object. Where few do, the pairs they name are enough to
-    begin with; else potentials are guessed anew (`multiscale`) and each point names its nearest. Of
-    small clouds all pairs are taken.
+    The pairing is optimal if and only if potentials exist with ``f_i + g_j <= c_ij``, and equality
+    for i = j. First all pairs are tested under the potentials of a translation. If few columns are
+    violated, their pairs suffice to begin with; else potentials are estimated (`multiscale`) and
+    each point contributes its nearest. Small problems are solved on all pairs.
     """
-    n = costs.x.n
+    n = geometry.x.n
     pairing = np.arange(n)
-    arcs = Arcs(costs)
+    arcs = Arcs(geometry)
     arcs.add(pairing, pairing)
-    labels = Labels(p := costs.start() if start is None else start, p + arcs.cost)
-    upper = min(float(arcs.cost.mean()), float((costs.x.norms + costs.y.norms).mean()))
-    tolerance = _FLOOR * upper
-    found = examine(costs, labels, tolerance)
-    if len(found.i) > 0 and n * n <= _FEW:
+    f = geometry.translation_potential()
+    potentials = Potentials(f, arcs.cost - f)
+    upper = min(float(arcs.cost.mean()), float((geometry.x.norms + geometry.y.norms).mean()))
+    tolerance = _LAST_STEP * upper
+    violations = verify(geometry, potentials, tolerance)
+    if len(violations.i) > 0 and n * n <= _ALL_PAIRS:
         arcs.add(np.repeat(pairing, n), np.tile(pairing, n))
-    elif len(np.unique(found.j)) > _COLD * n:
-        labels = candidates(costs, arcs, guess(costs, upper))
-        lower = float(labels.q.mean() - labels.p.mean())
-        tolerance = _FLOOR * min(max(lower, _TRUST * upper), upper)
-    elif arcs.add(found.i, found.j) == 0:
-        return Solution(pairing, labels, found, len(arcs), 0)
-    reach, shares = upper, _FIRST
+    elif len(np.unique(violations.j)) > _POOR_START * n:
+        potentials = add_nearest(geometry, arcs, estimate_potentials(geometry, upper))
+        lower = float(potentials.g.mean() + potentials.f.mean())
+        tolerance = _LAST_STEP * min(max(lower, _LEAST_BOUND * upper), upper)
+    elif arcs.add(violations.i, violations.j) == 0:
+        return Solution(pairing, potentials, violations, len(arcs), 0)
+    change, fractions = upper, _FIRST_STEPS
 
-    def solve(labels: Labels) -> tuple[np.ndarray, Labels, float]:
-        nonlocal reach, shares
-        reach = max(reach, -float(arcs.slack(labels).min()))
-        steps = falling(reach, max(tolerance, negligible(labels)), shares)
-        reach, shares = 0.0, _LATER
-        return *assign(arcs, labels, steps), tolerance
+    def solve(potentials: Potentials) -> tuple[np.ndarray, Potentials, float]:
+        nonlocal change, fractions
+        change = max(change, -float(arcs.slack(potentials).min()))
+        steps = decreasing_steps(change, max(tolerance, negligible(potentials)), fractions)
+        change, fractions = 0.0, _LATER_STEPS
+        return *assign(arcs, potentials, steps), tolerance
 
-    return refine(costs, arcs, labels, solve)
+    return generate_columns(geometry, arcs, potentials, solve)
 
 
-def assign(arcs: Arcs, labels: Labels, steps: list[float]) -> tuple[Int[np.ndarray, " n"], Labels]:
-    """Optimal assignment on the arcs, i -> column, and labels near those given that prove it.
+def assign(
+    arcs: Arcs, potentials: Potentials, steps: list[float]
+) -> tuple[Int[np.ndarray, " n"], Potentials]:
+    """Return the optimal assignment on the arcs, i -> column, and potentials that prove it.
 
-    Shortest augmenting paths (Jonker, Volgenant 1987) of slacks rounded down to multiples of a
-    step, for each of falling `steps`: with coarse costs few distances differ and searches end
-    early, and each solution's labels leave little for the next. (On exact slacks the same code
-    takes up to thirty times as long; and where two arcs differ by next to nothing its bids rise by
-    as little, and need not end.) The answer is optimal to the last step a point.
+    Shortest augmenting paths (Jonker, Volgenant 1987) on slacks rounded down to multiples of a
+    step, for each of the decreasing `steps`: with coarse costs few distances differ and searches
+    end early, and the potentials of each solution leave little to do for the next. (On exact slacks
+    the same code takes up to thirty times as long; if two arcs nearly tie, its bids rise by next to
+    nothing and may never end.) The assignment is optimal up to the last step per point.
     """
     columns = np.arange(arcs.shape[1])
     rows = columns
     for step in steps:
-        slack = np.floor(arcs.slack(labels) / step)
-        weight = np.minimum(slack - slack.min(), _LARGEST) + 1  # a zero would be an absent arc
+        slack = np.floor(arcs.slack(potentials) / step)
+        weight = np.minimum(slack - slack.min(), _MAX_EXACT) + 1  # a zero would be an absent arc
         graph = csr_array((weight, arcs.i, arcs.pointers), shape=arcs.shape[::-1])
         _, rows = min_weight_full_bipartite_matching(graph)
-        change = relax(arcs, slack, arcs.at(rows, columns), 0.0)
-        labels = Labels(labels.p + step * change.p, labels.q + step * change.q)
+        change = shortest_path_labels(arcs, slack, arcs.index_of(rows, columns), 0.0)
+        potentials = Potentials(potentials.f + step * change.f, potentials.g + step * change.g)
     permutation = np.empty(len(rows), np.int64)
     permutation[rows] = columns
-    return permutation, labels
+    return permutation, potentials
 
 
-def falling(reach: float, floor: float, shares: tuple[float, ...]) -> list[float]:
-    """Steps for labels that have to move by `reach`: shares of it, then down to the floor."""
-    steps = [reach * share for share in shares if reach * share > 2 * floor]
-    while steps and steps[-1] > _FALL * floor:
-        steps.append(steps[-1] / _FALL)
-    return [*steps, floor] if floor > 0 else [1.0]
+def decreasing_steps(change: float, last: float, fractions: tuple[float, ...]) -> list[float]:
+    """Return steps from fractions of `change`, which potentials have to move by, down to `last`."""
+    steps = [change * fraction for fraction in fractions if change * fraction > 2 * last]
+    while steps and steps[-1] > _STEP_RATIO * last:
+        steps.append(steps[-1] / _STEP_RATIO)
+    return [*steps, last] if last > 0 else [1.0]

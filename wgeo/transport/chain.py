@@ -1,4 +1,4 @@
-"""Every block of a trajectory, and every segment end to end, solved once."""
+"""Optimal transport over every block and every segment of a trajectory."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import numpy as np
 from jaxtyping import Float
 
 from ..errors import FeatureError, WgeoError
-from ..runtime.memory import free, share
-from ..runtime.threads import spread
+from ..runtime.memory import available_bytes, limited_size
+from ..runtime.threads import thread_map
 from ..trajectory import Trajectory, as_trajectory
 from .entry import Solver, wasserstein
 from .exact import Exact
 from .result import TransportResult
 
-_BLOCKS = 2**30  # bytes a solver holds beside the clouds, where nothing bounds them
+_COST_BLOCKS = 2**30  # bytes of a solver's blocks of costs without a memory limit
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +36,7 @@ class Chain:
     ends: tuple[TransportResult, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain numbers and strings, ready for JSON."""
+        """Return plain numbers and strings for JSON."""
         return {
             "blocks": [result.to_dict() for result in self.blocks],
             "ends": [result.to_dict() for result in self.ends],
@@ -44,17 +44,17 @@ class Chain:
 
 
 @dataclass(frozen=True, eq=False)
-class _Pair:
-    """Two layers to solve between, and what to call them in an error."""
+class _Problem:
+    """Two clouds, and their name for errors."""
 
-    what: str
+    name: str
     x: Float[np.ndarray, "n d"]
     y: Float[np.ndarray, "n d"]
 
     @property
     def bytes(self) -> int:
-        """About what a solver holds: copies of both clouds, and its blocks."""
-        return 12 * (self.x.size + self.y.size) + share(_BLOCKS, 1 / 8)
+        """Memory of a solver, about: copies of both clouds, and blocks of costs."""
+        return 12 * (self.x.size + self.y.size) + limited_size(_COST_BLOCKS, 1 / 8)
 
     @property
     def key(self) -> tuple[int, int]:
@@ -64,10 +64,8 @@ class _Pair:
 def chain(traj: Trajectory, solver: Solver | None = None) -> Chain:
     """Measure W2 over every block and every segment of a trajectory.
 
-    A pair that stands twice (a segment of one block, end to end) is solved once. No pair starts
-    from another's potentials: measured on ResNet-20, the block before is a worse start for `Exact`
-    than the network's own pairing (up to five times slower), and answers would depend on the order
-    of solving. Pairs are spread over the processor's cores; Ctrl-C stops them all.
+    A pair that occurs twice (a segment of one block) is solved once. Pairs are solved concurrently
+    on the cores of the CPU; Ctrl-C interrupts them all.
 
     Parameters
     ----------
@@ -78,63 +76,68 @@ def chain(traj: Trajectory, solver: Solver | None = None) -> Chain:
     Raises
     ------
     WgeoError
-        Of the kind that the solver raised, naming the layers and their shapes.
+        The solver failed; the error has the solver's type, and names the layers and their shapes.
     """
     traj = as_trajectory(traj)
     solver = Exact() if solver is None else solver
-    blocks = [_Pair(f"{b.source} -> {b.target}", b.x, b.y) for b in traj.blocks]
+    blocks = [_Problem(f"{b.source} -> {b.target}", b.x, b.y) for b in traj.blocks]
     ends = [
-        _Pair(f"{s.names[0]} -> {s.names[-1]}", s.arrays[0], s.arrays[-1]) for s in traj.segments
+        _Problem(f"{s.names[0]} -> {s.names[-1]}", s.arrays[0], s.arrays[-1]) for s in traj.segments
     ]
-    results = _solved([*blocks, *ends], solver, traj.nbytes)
+    results = _solve_all([*blocks, *ends], solver, traj.nbytes)
     return Chain(blocks=tuple(results[: len(blocks)]), ends=tuple(results[len(blocks) :]))
 
 
 def solve_pairs(
-    pairs: Sequence[tuple[str, np.ndarray, np.ndarray]], solver: Solver, *, held: int = 0
+    pairs: Sequence[tuple[str, np.ndarray, np.ndarray]], solver: Solver, *, feature_bytes: int = 0
 ) -> list[TransportResult]:
-    """Measure W2 between pairs of clouds, (what to call it in an error, x, y), as `chain` does.
+    """Measure W2 between pairs of clouds, (name for errors, x, y), as `chain` does.
 
-    `held` is how many bytes of features this process holds already.
+    `feature_bytes` is the memory of the features that this process already holds.
     """
-    return _solved([_Pair(*pair) for pair in pairs], solver, held)
+    return _solve_all([_Problem(*pair) for pair in pairs], solver, feature_bytes)
 
 
-def _solved(pairs: Sequence[_Pair], solver: Solver, held: int) -> list[TransportResult]:
-    todo = {pair.key: pair for pair in pairs}
-    solved = spread(
-        lambda pair: _solve(pair, solver),
-        list(todo.values()),
+def _solve_all(
+    problems: Sequence[_Problem], solver: Solver, feature_bytes: int
+) -> list[TransportResult]:
+    distinct = {problem.key: problem for problem in problems}
+    results = thread_map(
+        lambda problem: _solve(problem, solver),
+        list(distinct.values()),
         "optimal transport",
-        most=_at_once(max((pair.bytes for pair in todo.values()), default=1), held),
+        max_threads=_max_concurrent(
+            max((problem.bytes for problem in distinct.values()), default=1), feature_bytes
+        ),
     )
-    results = dict(zip(todo, solved, strict=True))
-    return [results[pair.key] for pair in pairs]
+    by_key = dict(zip(distinct, results, strict=True))
+    return [by_key[problem.key] for problem in problems]
 
 
-def _at_once(size: int, held: int) -> int | None:
-    """How many pairs of a size fit beside the features (if any number, None).
+def _max_concurrent(size: int, feature_bytes: int) -> int | None:
+    """Number of problems of `size` bytes that fit in memory at a time; None without a limit.
 
     Raises
     ------
     FeatureError
-        Not even one.
+        Not even one fits.
     """
-    left = free()
-    if left is None:
+    available = available_bytes()
+    if available is None:
         return None
-    left -= held
-    if size > left:
+    available -= feature_bytes
+    if size > available:
         raise FeatureError(
-            f"Transport between two layers takes about {size / 2**30:.1f} GiB, which the memory "
-            "allowed does not have. Allow more, take fewer samples, or project the features."
+            f"Transport between two layers needs about {size / 2**30:.1f} GiB; "
+            f"{max(available, 0) / 2**30:.1f} GiB is available. Allow more memory, use fewer "
+            "samples, or project the features."
         )
-    return left // size
+    return available // size
 
 
-def _solve(pair: _Pair, solver: Solver) -> TransportResult:
+def _solve(problem: _Problem, solver: Solver) -> TransportResult:
     try:
-        return wasserstein(pair.x, pair.y, solver=solver)
+        return wasserstein(problem.x, problem.y, solver=solver)
     except WgeoError as error:
-        shapes = f"{tuple(pair.x.shape)} to {tuple(pair.y.shape)}"
-        raise type(error)(f"Transport {pair.what} ({shapes}): {error}") from error
+        shapes = f"{tuple(problem.x.shape)} to {tuple(problem.y.shape)}"
+        raise type(error)(f"Transport {problem.name} ({shapes}): {error}") from error

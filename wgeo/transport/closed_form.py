@@ -1,5 +1,7 @@
-"""Transport in closed form: between Gaussians, and on a line. Both bound W2 from below in any
-dimension, and lines also give good couplings."""
+"""Transport in closed form: between Gaussians, and along lines.
+
+Both bound W2 from below in any dimension, and lines also give good couplings.
+"""
 
 from __future__ import annotations
 
@@ -16,13 +18,13 @@ from jaxtyping import Float, Int
 from ..arrays.checks import pick_device
 from ..errors import ArgumentError
 from ..runtime import processes
-from .pair import UNIT, Pair
+from .point_clouds import UNIT_ROUNDOFF, PointClouds
 from .result import TransportResult
 
-_POINTS = 1 << 23  # entries of points factored at a time, in float64: 64 MiB
-_LINES = 1 << 22  # projected coordinates held at a time: 32 MiB
-_COUPLINGS = 8  # how many of the drawn lines' couplings are tried in full dimension
-_AXES = 512  # principal axes wanted at most
+_FACTOR_ENTRIES = 1 << 23  # entries of points in float64 factored at a time: 64 MiB
+_LINE_ENTRIES = 1 << 22  # projected coordinates in memory at a time: 32 MiB
+_MAX_COUPLINGS = 8  # couplings from lines tried in full dimension
+_MAX_AXES = 512  # principal axes at most
 
 
 @dataclass(frozen=True)
@@ -32,17 +34,16 @@ class Gaussian:
     .. math:: B^2 = \|m_x - m_y\|^2 + \mathrm{tr}\,\Sigma_x + \mathrm{tr}\,\Sigma_y
               - 2\,\mathrm{tr}\,(\Sigma_x^{1/2} \Sigma_y \Sigma_x^{1/2})^{1/2}
 
-    It is W2^2 between the Gaussians and never more than W2^2 between the clouds (Gelbrich 1990,
-    Theorem 2.1), so it is the lower end of the interval; the upper end is the cheaper of the
-    given pairing and the product coupling. ``cost`` is B^2. Covariances divide by the number of
-    samples (they are the clouds' own second moments), and no d x d matrix is formed unless d is
-    smaller than the number of samples: with centred weighted rows A and B, Sigma_x = A^T A, the
-    last trace is the nuclear norm of A B^T.
+    It is W2^2 between the Gaussians and at most W2^2 between the clouds (Gelbrich 1990, Theorem
+    2.1), so it is the lower end of the interval; the upper end is the cheaper of the given pairing
+    and the product coupling. ``cost`` is B^2. Covariances divide by the number of samples, and no
+    d x d matrix is formed unless d is smaller than the number of samples: with centered weighted
+    rows A and B, Sigma_x = A^T A, the last trace is the nuclear norm of A B^T.
 
     Parameters
     ----------
     device : str
-        ``auto`` (CUDA where there is one), ``cpu`` or ``cuda``.
+        ``auto`` (CUDA if available), ``cpu`` or ``cuda``.
     """
 
     device: str = "auto"
@@ -55,42 +56,43 @@ class Gaussian:
         a: Float[np.ndarray, " n"] | None = None,
         b: Float[np.ndarray, " m"] | None = None,
         coupling: Int[np.ndarray, " n"] | None = None,
-        potentials: tuple[np.ndarray, np.ndarray] | None = None,
     ) -> TransportResult:
         """Return the Bures distance as a lower bound of W2 between the clouds (`wasserstein`)."""
-        began = time.perf_counter()
-        pair = Pair.of(x, y, a, b, coupling, pick_device(self.device))
-        bures, slack = _bures(pair)
-        product = pair.shift + pair.spread + pair.rounding
-        paired = pair.paired <= product
-        return pair.result(
-            lower=pair.shift + bures - slack - pair.rounding,
-            upper=min(pair.paired, product),
-            cost=pair.shift + bures,
+        start_time = time.perf_counter()
+        clouds = PointClouds.of(x, y, a, b, coupling, pick_device(self.device))
+        bures, slack = _bures(clouds)
+        product = clouds.translation_cost + clouds.total_variance + clouds.rounding
+        pairing_is_best = clouds.pairing_cost <= product
+        return clouds.result(
+            lower=clouds.translation_cost + bures - slack - clouds.rounding,
+            upper=min(clouds.pairing_cost, product),
+            cost=clouds.translation_cost + bures,
             solver=self.name,
-            seconds=time.perf_counter() - began,
-            coupling=pair.pairing if paired else None,
+            seconds=time.perf_counter() - start_time,
+            coupling=clouds.pairing if pairing_is_best else None,
             stats={
                 "estimand": "W2 between Gaussians with the clouds' means and covariances",
-                "means": max(pair.shift, 0.0),
+                "means": max(clouds.translation_cost, 0.0),
                 "covariances": bures,
-                "upper_from": "pairing" if paired else "product",
+                "upper_from": "pairing" if pairing_is_best else "product",
             },
         )
 
 
-def _bures(pair: Pair) -> tuple[float, float]:
-    """Return B^2 between the centred clouds, and a bound on its rounding error."""
-    factor_x, factor_y = _factor(pair.x, pair.a), _factor(pair.y, pair.b)
+def _bures(clouds: PointClouds) -> tuple[float, float]:
+    """Return B^2 between the centered clouds, and a bound on its rounding error."""
+    factor_x, factor_y = _factor(clouds.x, clouds.a), _factor(clouds.y, clouds.b)
     product = factor_x @ factor_y.T
     values = torch.linalg.svdvals(product)
-    terms = pair.x.shape[1] + sum(product.shape)
-    slack = 8 * terms * UNIT * float(values.max()) + 64 * UNIT * pair.spread
-    value = pair.spread - 2 * float(values.sum())
-    if value > 1e-4 * pair.spread:
+    terms = clouds.x.shape[1] + sum(product.shape)
+    slack = (
+        8 * terms * UNIT_ROUNDOFF * float(values.max()) + 64 * UNIT_ROUNDOFF * clouds.total_variance
+    )
+    value = clouds.total_variance - 2 * float(values.sum())
+    if value > 1e-4 * clouds.total_variance:
         return value, slack
-    # The traces cancel: the Procrustes residual min_U ||R_x - U R_y||^2 is the same number, and
-    # keeps its relative accuracy where the clouds nearly coincide.
+    # The traces cancel. The Procrustes residual min_U ||R_x - U R_y||^2 is the same number, and
+    # is relatively accurate even if the clouds nearly coincide.
     left, _, right = torch.linalg.svd(product, full_matrices=False)
     common = right @ factor_y
     outside = factor_y - right.T @ common
@@ -99,9 +101,9 @@ def _bures(pair: Pair) -> tuple[float, float]:
 
 
 def _factor(x: torch.Tensor, weights: torch.Tensor) -> Float[torch.Tensor, "r d"]:
-    """R with R^T R the covariance and no more rows than columns, some points at a time."""
+    """Return R with R^T R the covariance and at most d rows, from some points at a time."""
     n, d = x.shape
-    step = max(_POINTS // d, d)
+    step = max(_FACTOR_ENTRIES // d, d)
     parts = [slice(k, min(k + step, n)) for k in range(0, n, step)]
     center = sum(weights[part] @ x[part].double() for part in parts)
     factor = x.new_empty((0, d), dtype=torch.float64)
@@ -115,25 +117,25 @@ def _factor(x: torch.Tensor, weights: torch.Tensor) -> Float[torch.Tensor, "r d"
 
 @dataclass(frozen=True)
 class Sliced:
-    r"""Transport along random lines: the sliced distance, and an interval for W2 in a moment.
+    r"""Transport along random lines: the sliced distance, and a fast interval for W2.
 
     .. math:: SW_2^2 = E_\theta\, W_2^2(\theta^T x, \theta^T y), \qquad \|\theta\| = 1
 
     (Rabin, Peyre, Delon, Bernot 2011), reported as ``stats["sliced"]`` with its standard error.
     For orthonormal directions sum_k W2^2(theta_k^T x, theta_k^T y) <= W2^2(x, y), since an optimal
-    coupling is feasible on every line; directions are drawn as random orthonormal frames, each
-    uniform by itself, and the best frame, the principal axes' included, gives ``lower``. Sorting
-    along a line couples the clouds; the cheapest such coupling in full dimension, or the given
-    pairing, gives ``upper`` and ``cost``. In one dimension the answer is exact and certified.
+    coupling is feasible on every line. Directions are drawn as random orthonormal frames, each
+    direction uniformly distributed, and the best frame, or the principal axes, gives ``lower``.
+    Sorting along a line couples the clouds; the cheapest such coupling in full dimension, or the
+    given pairing, gives ``upper`` and ``cost``. In one dimension the result is exact and certified.
 
     Parameters
     ----------
     projections : int
-        How many directions to draw.
+        Number of random directions.
     seed : int
-        Of the directions.
+        Random seed of the directions.
     device : str
-        ``auto`` (CUDA where there is one), ``cpu`` or ``cuda``.
+        ``auto`` (CUDA if available), ``cpu`` or ``cuda``.
     """
 
     projections: int = 256
@@ -152,43 +154,42 @@ class Sliced:
         a: Float[np.ndarray, " n"] | None = None,
         b: Float[np.ndarray, " m"] | None = None,
         coupling: Int[np.ndarray, " n"] | None = None,
-        potentials: tuple[np.ndarray, np.ndarray] | None = None,
     ) -> TransportResult:
         """Return an interval for W2 and the sliced distance (`wasserstein`)."""
-        began = time.perf_counter()
-        pair = Pair.of(x, y, a, b, coupling, pick_device(self.device))
-        drawn = self._directions(pair)
-        axes = _principal_axes(pair, self.seed)
-        costs = _along(pair, torch.cat([drawn, axes]))
-        frames = [*costs[: len(drawn)].split(pair.x.shape[1]), costs[len(drawn) :]]
-        cost, plan, origin = _best_coupling(pair, torch.cat([drawn, axes]), costs)
-        # Centred projections: a translation costs the same on every coupling, so it is added whole.
-        with_shift = costs[: len(drawn)] + (drawn @ pair.offset).square()
-        return pair.result(
-            lower=pair.shift + max(_lower(pair, frame) for frame in frames),
+        start_time = time.perf_counter()
+        clouds = PointClouds.of(x, y, a, b, coupling, pick_device(self.device))
+        directions = self._directions(clouds)
+        axes = _principal_axes(clouds, self.seed)
+        costs = _projected_costs(clouds, torch.cat([directions, axes]))
+        frames = [*costs[: len(directions)].split(clouds.x.shape[1]), costs[len(directions) :]]
+        cost, plan, origin = _best_coupling(clouds, torch.cat([directions, axes]), costs)
+        # Projections are centered: a translation costs the same under every coupling.
+        with_shift = costs[: len(directions)] + (directions @ clouds.offset).square()
+        return clouds.result(
+            lower=clouds.translation_cost + max(_lower_bound(clouds, frame) for frame in frames),
             upper=cost,
             solver=self.name,
-            seconds=time.perf_counter() - began,
+            seconds=time.perf_counter() - start_time,
             coupling=plan,
             stats={
                 "sliced": math.sqrt(float(with_shift.mean())),
                 "sliced_error": _error_of_root_mean(with_shift),
-                "projections": len(drawn),
+                "projections": len(directions),
                 "seed": self.seed,
                 "upper_from": origin,
             },
         )
 
-    def _directions(self, pair: Pair) -> Float[torch.Tensor, "k d"]:
-        """`projections` directions, every d in succession an orthonormal frame."""
-        d = pair.x.shape[1]
+    def _directions(self, clouds: PointClouds) -> Float[torch.Tensor, "k d"]:
+        """Draw directions, of which every d in succession are an orthonormal frame."""
+        d = clouds.x.shape[1]
         count = -(-self.projections // d)
         generator = np.random.default_rng(self.seed)
         normal = torch.from_numpy(generator.standard_normal((count, d, min(d, self.projections))))
         q, r = torch.linalg.qr(normal)
-        # The sign convention makes Q uniform (Mezzadri 2007), not only orthonormal.
+        # The sign convention makes Q uniformly distributed (Mezzadri 2007), not only orthonormal.
         q = q * r.diagonal(dim1=1, dim2=2).sign()[:, None]
-        return q.transpose(1, 2).reshape(-1, d)[: self.projections].to(pair.x.device)
+        return q.transpose(1, 2).reshape(-1, d)[: self.projections].to(clouds.x.device)
 
 
 def line_costs(
@@ -197,19 +198,19 @@ def line_costs(
     a: Float[torch.Tensor, " n"],
     b: Float[torch.Tensor, " m"],
 ) -> Float[torch.Tensor, " k"]:
-    r"""W2^2 between weighted points on k lines: ``\int_0^1 (F^{-1} - G^{-1})^2``, by sorting."""
+    r"""Return W2^2 between weighted points on k lines, ``\int_0^1 (F^{-1} - G^{-1})^2``."""
     x, order_x = x.sort(dim=1)
     y, order_y = y.sort(dim=1)
     if len(a) == len(b) and bool((a == a[0]).all()) and bool((b == b[0]).all()):
         return (x - y).square().mean(1)
-    i, j, mass = _merge(a[order_x], b[order_y])
+    i, j, mass = _northwest_corner(a[order_x], b[order_y])
     return ((x.gather(1, i) - y.gather(1, j)).square() * mass).sum(1)
 
 
-def _merge(
+def _northwest_corner(
     a: Float[torch.Tensor, "k n"], b: Float[torch.Tensor, "k m"]
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """North-west corner couplings of sorted weights: positions i, j and masses, each (k, n + m)."""
+    """North-west corner couplings of sorted weights: indices i, j and masses, each (k, n + m)."""
     ends_a, ends_b = a.cumsum(1), b.cumsum(1)
     ends_a, ends_b = ends_a / ends_a[:, -1:], ends_b / ends_b[:, -1:]
     ends = torch.cat([ends_a, ends_b], 1).sort(dim=1).values
@@ -219,68 +220,77 @@ def _merge(
     return i, j, mass
 
 
-def _along(pair: Pair, directions: Float[torch.Tensor, "k d"]) -> Float[torch.Tensor, " k"]:
-    """W2^2 along each direction, of the centred clouds."""
-    step = max(1, _LINES // (len(pair.x) + len(pair.y)))
-    mine, costs = processes.shard(len(directions)), directions.new_zeros(len(directions))
-    for i in range(mine.start, mine.stop, step):
-        some = slice(i, min(i + step, mine.stop))
-        costs[some] = line_costs(*pair.project(directions[some]), pair.a, pair.b)
+def _projected_costs(
+    clouds: PointClouds, directions: Float[torch.Tensor, "k d"]
+) -> Float[torch.Tensor, " k"]:
+    """Return W2^2 between the centered clouds along each direction."""
+    step = max(1, _LINE_ENTRIES // (len(clouds.x) + len(clouds.y)))
+    shard, costs = processes.shard(len(directions)), directions.new_zeros(len(directions))
+    for i in range(shard.start, shard.stop, step):
+        part = slice(i, min(i + step, shard.stop))
+        costs[part] = line_costs(*clouds.project(directions[part]), clouds.a, clouds.b)
     return processes.all_reduce_sum(costs)
 
 
-def _lower(pair: Pair, lines: Float[torch.Tensor, " k"]) -> float:
-    """Lower bound from one orthonormal frame's costs, less what rounding can have added to it."""
-    # Projections err by d u, sums of n weights by n u, each relative to the clouds' radius.
-    terms = len(pair.x) + len(pair.y) if pair.pairing is None else 1
-    slack = 4 * UNIT * terms * len(lines) * pair.radius**2 + math.sqrt(len(lines)) * pair.rounding
-    return float(lines.sum()) * (1 - 8 * (pair.x.shape[1] + 64) * UNIT) - slack
+def _lower_bound(clouds: PointClouds, lines: Float[torch.Tensor, " k"]) -> float:
+    """Lower bound from the costs along one orthonormal frame, reduced by its rounding error."""
+    # Relative to the clouds' radius, projections are off by d u, sums of n weights by n u.
+    terms = len(clouds.x) + len(clouds.y) if clouds.pairing is None else 1
+    slack = (
+        4 * UNIT_ROUNDOFF * terms * len(lines) * clouds.radius**2
+        + math.sqrt(len(lines)) * clouds.rounding
+    )
+    return float(lines.sum()) * (1 - 8 * (clouds.x.shape[1] + 64) * UNIT_ROUNDOFF) - slack
 
 
-def _principal_axes(pair: Pair, seed: int) -> Float[torch.Tensor, "r d"]:
-    """Orthonormal directions that hold most of the pooled variance."""
-    pooled = torch.cat([_factor(pair.x, pair.a), _factor(pair.y, pair.b)])
-    if min(pooled.shape) <= _AXES:
+def _principal_axes(clouds: PointClouds, seed: int) -> Float[torch.Tensor, "r d"]:
+    """Orthonormal directions that explain most of the pooled variance."""
+    pooled = torch.cat([_factor(clouds.x, clouds.a), _factor(clouds.y, clouds.b)])
+    if min(pooled.shape) <= _MAX_AXES:
         return torch.linalg.svd(pooled, full_matrices=False)[2]
-    start = np.random.default_rng(seed).standard_normal((len(pooled), _AXES // 8))
+    start = np.random.default_rng(seed).standard_normal((len(pooled), _MAX_AXES // 8))
     q = torch.from_numpy(start).to(pooled)
-    for _ in range(2):  # subspace iteration: any orthonormal set is a bound, a good one suffices
+    for _ in range(2):  # subspace iteration; any orthonormal set gives a bound
         q = torch.linalg.qr(pooled.T @ q).Q
         q = pooled @ q
     return torch.linalg.qr(pooled.T @ q).Q.T
 
 
 def _best_coupling(
-    pair: Pair, directions: Float[torch.Tensor, "k d"], costs: Float[torch.Tensor, " k"]
+    clouds: PointClouds, directions: Float[torch.Tensor, "k d"], costs: Float[torch.Tensor, " k"]
 ) -> tuple[float, np.ndarray | sp.coo_array | None, str]:
-    """Cheapest of the pairing and of sorting along the directions that say most."""
-    best = (pair.paired, pair.pairing, "pairing")
-    for k in costs.argsort(descending=True)[:_COUPLINGS].tolist():
-        plan = _line_coupling(pair, directions[k : k + 1])
-        cost = pair.cost_of(plan) if isinstance(plan, np.ndarray) else pair.cost_of_sparse(plan)
+    """The cheapest of the pairing and of sorting along the directions of largest cost."""
+    best = (clouds.pairing_cost, clouds.pairing, "pairing")
+    for k in costs.argsort(descending=True)[:_MAX_COUPLINGS].tolist():
+        plan = _line_coupling(clouds, directions[k : k + 1])
+        cost = (
+            clouds.permutation_cost(plan)
+            if isinstance(plan, np.ndarray)
+            else clouds.plan_cost(plan)
+        )
         if cost < best[0]:
             best = (cost, plan, "line")
     return best
 
 
 def _line_coupling(
-    pair: Pair, direction: Float[torch.Tensor, "1 d"]
+    clouds: PointClouds, direction: Float[torch.Tensor, "1 d"]
 ) -> Int[np.ndarray, " n"] | sp.coo_array:
-    """The optimal coupling of the projections: a permutation where the clouds pair up."""
-    along_x, along_y = pair.project(direction)
+    """The optimal coupling of the projections: a permutation if the clouds have a pairing."""
+    along_x, along_y = clouds.project(direction)
     order_x, order_y = along_x[0].argsort(), along_y[0].argsort()
-    if pair.pairing is not None:
-        permutation = np.empty(len(pair.x), dtype=np.int64)
+    if clouds.pairing is not None:
+        permutation = np.empty(len(clouds.x), dtype=np.int64)
         permutation[order_x.cpu().numpy()] = order_y.cpu().numpy()
         return permutation
-    i, j, mass = _merge(pair.a[order_x][None], pair.b[order_y][None])
+    i, j, mass = _northwest_corner(clouds.a[order_x][None], clouds.b[order_y][None])
     keep = mass[0] > 0
     coords = (order_x[i[0][keep]].cpu().numpy(), order_y[j[0][keep]].cpu().numpy())
-    return sp.coo_array((mass[0][keep].cpu().numpy(), coords), shape=(len(pair.x), len(pair.y)))
+    return sp.coo_array((mass[0][keep].cpu().numpy(), coords), shape=(len(clouds.x), len(clouds.y)))
 
 
 def _error_of_root_mean(costs: Float[torch.Tensor, " k"]) -> float | None:
-    """Standard error of sqrt(mean) over directions, by the delta method."""
+    """Standard error of the root mean over directions, by the delta method."""
     if len(costs) < 2 or not float(costs.mean()) > 0:
         return None
     error_of_mean = float(costs.std()) / math.sqrt(len(costs))

@@ -1,4 +1,4 @@
-"""The Sinkhorn divergence as something to differentiate."""
+"""The Sinkhorn divergence as a differentiable function."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from ..errors import ArgumentError
 from .annealing import (
     SCALING,
     Budget,
-    Potentials,
-    descend,
+    SinkhornState,
+    anneal,
     require_converged,
     require_epsilon,
     solve_itself,
 )
-from .entry import as_weights, require_one_space, together
+from .entry import as_weights, on_one_device, require_one_space
 from .kernel import Kernel, full_precision
-from .pair import Pair
+from .point_clouds import PointClouds
 
 
 def sinkhorn_divergence(
@@ -35,36 +35,37 @@ def sinkhorn_divergence(
     marginal_tolerance: float = 1e-6,
     iterations: int = 2000,
 ) -> Float[torch.Tensor, ""]:
-    r"""Debiased Sinkhorn divergence as a tensor to differentiate with respect to the points.
+    r"""Compute the debiased Sinkhorn divergence, differentiable with respect to the points.
 
     .. math:: S_\varepsilon(x, y) = OT_\varepsilon(x, y) - \frac{1}{2} OT_\varepsilon(x, x)
               - \frac{1}{2} OT_\varepsilon(y, y), \qquad
               \nabla_{x_i} OT_\varepsilon(x, y) = 2 \sum_j P_{ij} (x_i - y_j)
 
-    (Feydy et al. 2019, Theorem 1 and Section 3). The gradient is that of the envelope: potentials
-    count as constants, so nothing is unrolled and memory stays (n + m) d. First derivatives only.
+    (Feydy et al. 2019, Theorem 1 and Section 3). By the envelope theorem potentials count
+    as constants, so nothing is unrolled and memory is (n + m) d. First derivatives only.
 
     Parameters
     ----------
     x, y : array_like, (n, d), (m, d)
-        Torch tensors where gradients are wanted; the result has x's dtype and device.
+        Torch tensors, for gradients; the result has the dtype and device of x.
     epsilon : float
-        Absolute, in the units of ||x - y||^2 (a share of the data's scale would have a gradient).
+        Absolute, in the units of ||x - y||^2 (a fraction of the data's scale would have a
+        gradient).
     a, b : array_like, (n,), (m,), optional
-        Weights, constants of the differentiation.
+        Weights; they are not differentiated.
     marginal_tolerance : float
-        L1 error of the marginals; the gradient's relative error is of this order.
+        L1 error of the marginals; the relative error of the gradient is of this order.
     iterations : int
-        Passes over all pairs at most, for each of the three problems.
+        Maximum number of passes over all pairs, for each of the three problems.
 
     Raises
     ------
     FeatureError, ArgumentError
         As `wasserstein`.
     ConvergenceError
-        The marginals were not reached.
+        The marginal tolerance was not reached.
     """
-    x, y = together(as_points(x, name="x"), as_points(y, name="y"))
+    x, y = on_one_device(as_points(x, name="x"), as_points(y, name="y"))
     require_one_space(x, y)
     if not 0 < epsilon < math.inf:
         raise ArgumentError(f"epsilon must be a positive number, not {epsilon!r}.")
@@ -73,14 +74,14 @@ def sinkhorn_divergence(
 
 
 class _Divergence(torch.autograd.Function):
-    """Value forward; the envelope's gradients, found on the way, backward."""
+    """Value and gradients in the forward pass; the backward pass returns the stored gradients."""
 
     @staticmethod
     def forward(
         ctx: Any, x: torch.Tensor, y: torch.Tensor, weights: Any, settings: Any
     ) -> torch.Tensor:
         with full_precision:
-            value, grad_x, grad_y = _solve(Pair.of(x, y, *weights), *settings)
+            value, grad_x, grad_y = _solve(PointClouds.of(x, y, *weights), *settings)
         ctx.save_for_backward(grad_x.to(x.dtype), grad_y.to(y.dtype))
         return x.new_tensor(value)
 
@@ -92,38 +93,38 @@ class _Divergence(torch.autograd.Function):
 
 
 def _solve(
-    pair: Pair, eps: float, tolerance: float, iterations: int
+    clouds: PointClouds, eps: float, tolerance: float, iterations: int
 ) -> tuple[float, Float[torch.Tensor, "n d"], Float[torch.Tensor, "m d"]]:
     """Return the divergence and its gradients with respect to both clouds."""
-    require_epsilon(pair, eps)
-    scale = min(pair.paired - pair.shift, pair.spread)
-    asked = (eps, tolerance, SCALING, Budget(iterations))
-    state = require_converged(*descend(pair, max(scale, 0.0), *asked), "x and y")
-    toward_y, toward_x = _pulls(pair, state)
-    apart = 2 * pair.offset  # what centring took from x_i - y_j
+    require_epsilon(clouds, eps)
+    scale = min(clouds.pairing_cost - clouds.translation_cost, clouds.total_variance)
+    settings = (eps, tolerance, SCALING, Budget(iterations))
+    state = require_converged(*anneal(clouds, max(scale, 0.0), *settings), "x and y")
+    grad_x, grad_y = _centered_gradients(clouds, state)
+    shift = 2 * clouds.offset  # what centering removed from x_i - y_j
     grads = [
-        toward_y + pair.a[:, None] * apart,
-        toward_x - (pair.b * state.log_ratio.exp())[:, None] * apart,
+        grad_x + clouds.a[:, None] * shift,
+        grad_y - (clouds.b * state.log_ratio.exp())[:, None] * shift,
     ]
-    value = pair.shift + state.value
-    for k, twin in enumerate(pair.doubled):
+    value = clouds.translation_cost + state.value
+    for k, itself in enumerate(clouds.self_problems):
         own = require_converged(
-            *solve_itself(twin, eps, tolerance, Budget(iterations)), "xy"[k] + " and itself"
+            *solve_itself(itself, eps, tolerance, Budget(iterations)), "xy"[k] + " and itself"
         )
         # Both arguments of OT(x, x) move with x, and it is symmetric.
-        first, second = _pulls(twin, own)
+        first, second = _centered_gradients(itself, own)
         grads[k] = grads[k] - (first + second) / 2
         value -= own.value / 2
     return value, grads[0], grads[1]
 
 
-def _pulls(
-    pair: Pair, state: Potentials
+def _centered_gradients(
+    clouds: PointClouds, state: SinkhornState
 ) -> tuple[Float[torch.Tensor, "n d"], Float[torch.Tensor, "m d"]]:
-    """Gradients of OT_eps between the centred clouds with respect to either."""
-    onto_x, onto_y = Kernel(pair).transported(state.f, state.g, state.eps)
-    mass = pair.b * state.log_ratio.exp()
+    """Gradients of OT_eps between the centered clouds with respect to x and y."""
+    onto_x, onto_y = Kernel(clouds).apply_plan(state.f, state.g, state.eps)
+    mass = clouds.b * state.log_ratio.exp()
     return (
-        2 * (pair.a[:, None] * pair.all_x(torch.float64) - onto_x),
-        2 * (mass[:, None] * pair.all_y(torch.float64) - onto_y),
+        2 * (clouds.a[:, None] * clouds.centered_x(torch.float64) - onto_x),
+        2 * (mass[:, None] * clouds.centered_y(torch.float64) - onto_y),
     )

@@ -1,8 +1,7 @@
-"""Other packages' Sinkhorn iterations, asked for potentials at one epsilon.
+"""Sinkhorn iterations of other packages, which return potentials at one epsilon.
 
-Both halve nothing here: epsilon belongs to the cost ||x - y||^2. GeomLoss works with
-||x - y||^2 / 2, for which the same plan has half the epsilon, ``blur = sqrt(eps / 2)``, and half
-the potentials.
+Epsilon refers to the cost ||x - y||^2. GeomLoss uses ||x - y||^2 / 2, for which the same plan has
+half the epsilon, ``blur = sqrt(eps / 2)``, and half the potentials.
 """
 
 from __future__ import annotations
@@ -14,13 +13,13 @@ import torch
 from jaxtyping import Float
 
 from ..errors import DependencyError
-from .pair import Pair
+from .point_clouds import PointClouds
 
-Engine = Callable[[Pair, float, float], torch.Tensor]
+Engine = Callable[[PointClouds, float, float], torch.Tensor]
 
 
-def geomloss(pair: Pair, eps: float, scaling: float) -> Float[torch.Tensor, " m"]:
-    """Potential g by GeomLoss (Feydy et al. 2019), in float64; it holds n x m matrices."""
+def geomloss(clouds: PointClouds, eps: float, scaling: float) -> Float[torch.Tensor, " m"]:
+    """Return the potential g by GeomLoss (Feydy et al. 2019), in float64, with n x m matrices."""
     from geomloss import SamplesLoss
 
     loss = SamplesLoss(
@@ -32,13 +31,15 @@ def geomloss(pair: Pair, eps: float, scaling: float) -> Float[torch.Tensor, " m"
         potentials=True,
         backend="tensorized",
     )
-    _, half_g = loss(pair.a, pair.all_x(torch.float64), pair.b, pair.all_y(torch.float64))
+    _, half_g = loss(
+        clouds.a, clouds.centered_x(torch.float64), clouds.b, clouds.centered_y(torch.float64)
+    )
     return 2 * half_g.view(-1)
 
 
-def flash(pair: Pair, eps: float, scaling: float) -> Float[torch.Tensor, " m"]:
-    """Potential g by flash-sinkhorn's fused kernels, in float32 (TF32 off), on CUDA only."""
-    if pair.x.device.type != "cuda":
+def flash(clouds: PointClouds, eps: float, scaling: float) -> Float[torch.Tensor, " m"]:
+    """Return the potential g by flash-sinkhorn's fused kernels: in float32, no TF32, CUDA only."""
+    if clouds.x.device.type != "cuda":
         raise DependencyError(
             '`engine="flash"` needs a CUDA device and the clouds on it; '
             'here the work is on the CPU. Use `engine="wgeo"`.'
@@ -59,7 +60,12 @@ def flash(pair: Pair, eps: float, scaling: float) -> Float[torch.Tensor, " m"]:
         allow_tf32=False,
     )
     single = torch.float32
-    _, g = loss(pair.a.to(single), pair.all_x(single), pair.b.to(single), pair.all_y(single))
+    _, g = loss(
+        clouds.a.to(single),
+        clouds.centered_x(single),
+        clouds.b.to(single),
+        clouds.centered_y(single),
+    )
     return g.double().view(-1)
 
 

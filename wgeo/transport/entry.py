@@ -1,4 +1,4 @@
-"""The entry point of every transport solver: inputs checked and brought together, then solved."""
+"""`wasserstein`, the entry point of all solvers: check the inputs, then solve."""
 
 from __future__ import annotations
 
@@ -18,12 +18,11 @@ _LARGEST = 1e120
 
 @runtime_checkable
 class Solver(Protocol):
-    """What `wasserstein` asks of a solver: a name, and `solve` on inputs already checked.
+    """The protocol of solvers: a name, and `solve`, which is called on checked inputs.
 
-    ``x`` and ``y`` are finite floating tensors, (n, d) and (m, d), on one device; ``a`` and ``b``
-    float64 weights that sum to 1, or None where uniform; ``coupling`` a permutation to start
-    from, or None, which for clouds of one size and uniform weights means row i with row i;
-    ``potentials`` a guess of the duals, such as a neighbouring pair's, of use to some solvers.
+    ``x`` and ``y`` are finite floating-point tensors, (n, d) and (m, d), on one device; ``a`` and
+    ``b`` float64 weights that sum to 1, or None if uniform; ``coupling`` a permutation to start
+    from, or None, which for clouds of one size and uniform weights means row i with row i.
     """
 
     @property
@@ -36,7 +35,6 @@ class Solver(Protocol):
         a: Float[np.ndarray, " n"] | None = None,
         b: Float[np.ndarray, " m"] | None = None,
         coupling: Int[np.ndarray, " n"] | None = None,
-        potentials: tuple[np.ndarray, np.ndarray] | None = None,
     ) -> TransportResult: ...
 
 
@@ -49,7 +47,7 @@ def wasserstein(
     b: Any = None,
     coupling: Any = None,
 ) -> TransportResult:
-    r"""W2 between two point clouds, with an interval that contains it.
+    r"""Compute W2 between two point clouds, with an interval that contains it.
 
     .. math:: W_2^2 = \min_{P \geq 0,\ P 1 = a,\ P^T 1 = b} \sum_{ij} P_{ij} \|x_i - y_j\|^2
 
@@ -57,17 +55,17 @@ def wasserstein(
     ----------
     x : array_like, (n, d)
         NumPy or torch, on any device; rows are samples. One-dimensional input is n points on a
-        line. Where the clouds lie on different devices the work is done on the accelerator.
+        line. If the clouds are on different devices, the accelerator does the work.
     y : array_like, (m, d)
-        May have another number of samples, never another width.
+        The number of samples may differ from that of x, the width may not.
     solver : Solver, optional
         `Exact` (default), `Sinkhorn`, `Sliced` or `Gaussian`.
     a, b : array_like, (n,), (m,), optional
-        Weights, nonnegative; normalised to sum to 1. Uniform by default.
+        Nonnegative weights, normalized to sum to 1. Uniform by default.
     coupling : array_like of int, (n,), optional
         A permutation to start from, for clouds of one size and uniform weights: row i of x with
-        row ``coupling[i]`` of y. By default row i with row i, the network's own pairing where
-        rows are the same samples at two layers. It only ever speeds up or tightens an answer.
+        row ``coupling[i]`` of y. By default row i with row i, the network's own pairing if rows
+        are the same samples at two layers. It only makes solvers faster or bounds tighter.
 
     Returns
     -------
@@ -79,11 +77,11 @@ def wasserstein(
     FeatureError
         NaN, infinity, an empty cloud, or clouds of different widths.
     ArgumentError
-        Weights that are negative, not finite or all zero; a coupling that is no permutation.
+        Weights that are negative, not finite or all zero; a coupling that is not a permutation.
     ConvergenceError
-        The solver stopped before its tolerance and was not asked to return what it had.
+        The solver stopped before reaching its tolerance (see `Sinkhorn`'s ``on_failure``).
     """
-    x, y = together(as_points(x, name="x"), as_points(y, name="y"))
+    x, y = on_one_device(as_points(x, name="x"), as_points(y, name="y"))
     require_one_space(x, y)
     n, m = len(x), len(y)
     weights_a = as_weights(a, n, "a")
@@ -99,7 +97,7 @@ def wasserstein(
 
 
 def require_one_space(x: torch.Tensor, y: torch.Tensor) -> None:
-    """Refuse clouds of different widths, and coordinates whose squares float64 cannot hold."""
+    """Refuse clouds of different widths, and coordinates whose squares overflow float64."""
     d, width = x.shape[1], y.shape[1]
     if d != width:
         raise FeatureError(
@@ -107,23 +105,23 @@ def require_one_space(x: torch.Tensor, y: torch.Tensor) -> None:
             "stage, use the block's own shortcut (traj.blocks does), pool to one width, or embed "
             "both (zero padding, or PCA to a common dimension)."
         )
-    ends = [end for z in (x, y) for end in z.detach().aminmax()]  # of a copy abs() would make
-    largest = max(abs(float(end)) for end in ends)
+    extremes = [value for z in (x, y) for value in z.detach().aminmax()]  # abs() would copy
+    largest = max(abs(float(value)) for value in extremes)
     if largest > _LARGEST or 0 < largest < 1 / _LARGEST:
         raise FeatureError(
-            f"the largest coordinate is {largest:.1g}: its square leaves float64's range. "
+            f"the largest coordinate is {largest:.1g}: its square is outside float64's range. "
             "Rescale both clouds by one factor; W2 scales with it."
         )
 
 
 def as_weights(w: Any, n: int, name: str) -> Float[np.ndarray, " n"] | None:
-    """Return checked weights as float64 that sum to 1, or None where they are uniform."""
+    """Return checked weights as float64 that sum to 1, or None if they are uniform."""
     if w is None:
         return None
     values = np.asarray(as_numpy(w))
     if values.shape != (n,) or values.dtype.kind not in "fiub":
         raise ArgumentError(
-            f"weights {name} must be {n} numbers, one a sample; "
+            f"weights {name} must be {n} numbers, one per sample; "
             f"they have shape {values.shape} and dtype {values.dtype}."
         )
     values = values.astype(np.float64)
@@ -143,8 +141,8 @@ def as_weights(w: Any, n: int, name: str) -> Float[np.ndarray, " n"] | None:
     return values / values.sum()
 
 
-def together(x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Both clouds on one device, an accelerator if either lies on one."""
+def on_one_device(x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return both clouds on one device, an accelerator if either is on one."""
     if x.device == y.device:
         return x, y
     device = y.device if x.device.type == "cpu" else x.device
@@ -166,6 +164,6 @@ def _as_permutation(coupling: Any, n: int, m: int, uniform: bool) -> np.ndarray:
     values = values.astype(np.int64)
     if not np.array_equal(np.sort(values), np.arange(n)):
         raise ArgumentError(
-            f"coupling must hold every row number 0..{n - 1} of y once; it is no permutation."
+            f"coupling must hold every row number 0..{n - 1} of y once; it is not a permutation."
         )
     return values

@@ -14,14 +14,15 @@ from scipy.sparse import coo_array, csr_array
 from ..arrays.checks import as_points, pick_device
 from ..errors import ArgumentError
 from ..runtime import processes
-from ..runtime.memory import parse_bytes, share
+from ..runtime.memory import limited_size, parse_bytes
+from .arcs import Potentials
 from .assignment import solve_assignment
-from .cost import Costs, squared_distances
+from .column_generation import Solution
 from .flow import solve_flow
+from .geometry import Geometry, squared_distances
 from .kernel import full_precision
 from .line import solve_line
-from .pair import UNIT, Pair
-from .refine import Solution
+from .point_clouds import UNIT_ROUNDOFF, PointClouds
 from .result import Status, TransportResult
 
 
@@ -34,26 +35,27 @@ class Exact:
 
     .. math:: \sum_i a_i f_i + \sum_j b_j g_j \leq W_2^2 \leq \sum_{ij} P_{ij} \|x_i - y_j\|^2
 
-    and at the optimum the two agree. Both sides are evaluated in float64 with their rounding errors
-    accounted for, so that ``lower <= W2 <= upper`` holds for the points given, not nearly.
+    and at the optimum the two agree. Both sides are evaluated in float64, and their rounding errors
+    are accounted for: ``lower <= W2 <= upper`` holds rigorously for the points given.
 
-    Neighbouring layers nearly coincide, so the pairing given is tried first; where it is not
-    optimal, or there is none, potentials are guessed by entropic transport of samples. Transport is
-    solved on the few pairs those suggest, tested on all, and solved again with the pairs at fault,
-    until none is left. All n m costs are computed several times and never stored, except products
-    of wide points that `memory` has room for. Pairs of wide points are first tested folded into few
-    features, which clears most of them where layers nearly coincide.
+    Neighboring layers nearly coincide, so the given pairing is tried first; if it is not optimal,
+    or there is none, potentials are estimated by entropic transport of samples. The problem is
+    solved on the few pairs these suggest, tested on all pairs, and solved again with the violated
+    ones, until there are none (column generation). All n m costs are computed several times and
+    never stored, except inner products of wide points that fit in `memory`. Pairs of wide points
+    are first screened by a low-dimensional lower bound of their cost, which decides most of them
+    if layers nearly coincide.
 
     Parameters
     ----------
     tolerance : float
-        Relative width of the interval at which a result counts as certified. The solver goes on to
-        the optimum in any case; a wider interval means that float64 could not tell more.
+        Relative width of the interval at which a result counts as certified. The solver computes
+        the optimum in any case; a wider interval means that float64 cannot resolve it further.
     memory : str or int
-        What may be held beside the points, in bytes or as ``"1GiB"``. Speed only.
+        Memory for blocks of costs, in bytes or as ``"1GiB"``. It affects speed only.
     device : str
-        Where all pairs are visited: ``auto`` (CUDA where there is one), ``cpu`` or ``cuda``. The
-        sparse problems are solved on the processor.
+        Where all pairs are tested: ``auto`` (CUDA if available), ``cpu`` or ``cuda``. The sparse
+        problems are solved on the CPU.
     """
 
     tolerance: float | int = 1e-6
@@ -73,7 +75,6 @@ class Exact:
         a: Float[np.ndarray, " n"] | None = None,
         b: Float[np.ndarray, " m"] | None = None,
         coupling: Int[np.ndarray, " n"] | None = None,
-        potentials: tuple[np.ndarray, np.ndarray] | None = None,
     ) -> TransportResult:
         """Return W2 with its optimal coupling and potentials (`wasserstein`).
 
@@ -84,130 +85,125 @@ class Exact:
         ConvergenceError
             The network simplex failed (weights only).
         """
-        began = time.perf_counter()
+        start_time = time.perf_counter()
         x, y = as_points(x, name="x"), as_points(y, name="y")
         device = pick_device(self.device)
-        idle = [w is not None and not w.all() for w in (a, b)]
-        if any(idle):
-            return self._without_idle(x.to(device), y.to(device), a, b)
-        pair = Pair.of(x, y, a, b, coupling, device)
+        if any(w is not None and not w.all() for w in (a, b)):
+            return self._solve_positive_weights(x.to(device), y.to(device), a, b)
+        clouds = PointClouds.of(x, y, a, b, coupling, device)
         with full_precision:
-            found = self._of_pair(pair, potentials)
-            loose = processes.on_rank_zero(lambda: found.status is not Status.CERTIFIED)
-            if loose and pair.pairing is not None:
+            result = self._solve(clouds)
+            uncertified = processes.on_rank_zero(lambda: result.status is not Status.CERTIFIED)
+            if uncertified and clouds.pairing is not None:
                 # Potentials accumulate rounding over many updates; from the optimum they need few.
-                found = self._of_pair(replace(pair, pairing=found.coupling), None)
-        return replace(found, seconds=time.perf_counter() - began)
+                result = self._solve(replace(clouds, pairing=result.coupling))
+        return replace(result, seconds=time.perf_counter() - start_time)
 
-    def _of_pair(
-        self, pair: Pair, potentials: tuple[np.ndarray, np.ndarray] | None
-    ) -> TransportResult:
-        costs = Costs.of(pair, share(parse_bytes(self.memory), 1 / 8))
-        start = None if potentials is None else costs.start(np.asarray(potentials[0]))
-        solution = _solve(costs, start)
-        if pair.pairing is not None:
-            plan = _permutation(costs, solution)
-            cost = upper = pair.cost_of(plan)
+    def _solve(self, clouds: PointClouds) -> TransportResult:
+        geometry = Geometry.of(clouds, limited_size(parse_bytes(self.memory), 1 / 8))
+        solution = _optimal_coupling(geometry)
+        if clouds.pairing is not None:
+            plan = _permutation(geometry, solution)
+            cost = upper = clouds.permutation_cost(plan)
         else:
-            plan, cost, upper = _plan(costs, solution)
-        labels = solution.labels
-        return pair.result(
-            lower=_dual(costs, solution),
+            plan, cost, upper = _plan(geometry, solution)
+        potentials = solution.feasible
+        return clouds.result(
+            lower=_lower_bound(geometry, potentials),
             upper=upper,
             cost=cost,
             solver=self.name,
             seconds=0.0,
             tolerance=self.tolerance,
             coupling=plan,
-            potentials=costs.lift(labels.p, labels.q - solution.scan.loss),
-            stats={"rounds": solution.rounds, "passes": costs.passes, "arcs": solution.arcs},
+            potentials=geometry.original_potentials(potentials.f, potentials.g),
+            stats={"rounds": solution.rounds, "passes": geometry.passes, "arcs": solution.arcs},
         )
 
-    def _without_idle(
+    def _solve_positive_weights(
         self,
         x: torch.Tensor,
         y: torch.Tensor,
         a: np.ndarray | None,
         b: np.ndarray | None,
     ) -> TransportResult:
-        """Leave out points of no weight; give them potentials afterwards."""
+        """Solve without the points of weight 0, then extend the potentials to them."""
         n, m = len(x), len(y)
         i = np.arange(n) if a is None else np.flatnonzero(a)
         j = np.arange(m) if b is None else np.flatnonzero(b)
         a, b = (None if w is None else w[k] for w, k in ((a, i), (b, j)))
-        found = self.solve(x[i], y[j], a, b)
-        plan = coo_array(found.coupling)
+        result = self.solve(x[i], y[j], a, b)
+        plan = coo_array(result.coupling)
         plan = csr_array((plan.data, (i[plan.row], j[plan.col])), shape=(n, m))
-        return replace(
-            found, coupling=plan, potentials=_for_all(x, y, (i, j), found.potentials or ())
-        )
+        potentials = _extend_potentials(x, y, (i, j), result.potentials or ())
+        return replace(result, coupling=plan, potentials=potentials)
 
 
-def _solve(costs: Costs, start: Float[np.ndarray, " n"] | None) -> Solution:
-    if costs.pair.x.shape[1] == 1:
-        return solve_line(costs)
-    if costs.pair.pairing is not None:
-        return solve_assignment(costs, start)
-    return solve_flow(costs, start)
+def _optimal_coupling(geometry: Geometry) -> Solution:
+    if geometry.clouds.x.shape[1] == 1:
+        return solve_line(geometry)
+    if geometry.clouds.pairing is not None:
+        return solve_assignment(geometry)
+    return solve_flow(geometry)
 
 
-def _permutation(costs: Costs, solution: Solution) -> Int[np.ndarray, " n"]:
-    """The coupling of the clouds as given."""
-    permutation = np.empty(costs.x.n, np.int64)
-    permutation[costs.rows] = costs.columns[solution.coupling]
+def _permutation(geometry: Geometry, solution: Solution) -> Int[np.ndarray, " n"]:
+    """The coupling in the order of the clouds as given."""
+    permutation = np.empty(geometry.x.n, np.int64)
+    permutation[geometry.order_x] = geometry.order_y[solution.coupling]
     return permutation
 
 
-def _plan(costs: Costs, solution: Solution) -> tuple[csr_array, float, float]:
-    """The plan of the clouds as given, its cost, and a bound on that of a coupling next to it.
+def _plan(geometry: Geometry, solution: Solution) -> tuple[csr_array, float, float]:
+    """The plan of the clouds as given, its cost, and a bound on that of a feasible coupling.
 
-    Marginals that are wrong by e (L1) are made right by moving at most that much mass.
+    Marginals with an L1 error of e are corrected by moving at most that much mass.
     """
-    pair = costs.pair
-    found = solution.coupling.tocoo()
-    at = costs.rows[found.row], costs.columns[found.col]
-    plan = csr_array((found.data, at), shape=found.shape)
-    off = sum(
-        float(abs(plan.sum(axis) - w.cpu().numpy()).sum()) for axis, w in ((1, pair.a), (0, pair.b))
+    clouds = geometry.clouds
+    sparse = solution.coupling.tocoo()
+    pairs = geometry.order_x[sparse.row], geometry.order_y[sparse.col]
+    plan = csr_array((sparse.data, pairs), shape=sparse.shape)
+    error = sum(
+        float(abs(plan.sum(axis) - w.cpu().numpy()).sum())
+        for axis, w in ((1, clouds.a), (0, clouds.b))
     )
-    ends = [torch.stack((z.amin(0), z.amax(0))).double() for z in (pair.x, pair.y)]
-    corners = torch.stack(ends)
-    farthest = corners[:, 1].amax(0) - corners[:, 0].amin(0)  # a box around both clouds
-    cost = pair.cost_of_sparse(plan)
-    return plan, cost, cost + off * float(farthest @ farthest)
+    ranges = [torch.stack((z.amin(0), z.amax(0))).double() for z in (clouds.x, clouds.y)]
+    corners = torch.stack(ranges)
+    diagonal = corners[:, 1].amax(0) - corners[:, 0].amin(0)  # of a box around both clouds
+    cost = clouds.plan_cost(plan)
+    return plan, cost, cost + error * float(diagonal @ diagonal)
 
 
-def _dual(costs: Costs, solution: Solution) -> float:
-    """Lower bound of W2^2 from feasible labels, less what rounding can have added."""
-    pair = costs.pair
-    a, b = costs.weights
-    p, q = solution.labels.p, solution.labels.q - solution.scan.loss
-    middle = (float(a @ p) + float(b @ q)) / 2  # labels are free up to a constant
-    p, q = p - middle, q - middle
-    dual = float(b @ q) - float(a @ p)
-    dual -= 64 * UNIT * float(a @ abs(p) + b @ abs(q))
-    shift = pair.shift if bool(costs.offset.any()) else 0.0
-    return (dual / costs.scale**2 + shift) - 16 * UNIT * abs(shift)
+def _lower_bound(geometry: Geometry, potentials: Potentials) -> float:
+    """Lower bound of W2^2 from feasible potentials, reduced by what rounding can have added."""
+    a, b = geometry.weights
+    f, g = potentials.f, potentials.g
+    middle = (float(b @ g) - float(a @ f)) / 2  # potentials are determined up to a constant
+    f, g = f + middle, g - middle
+    dual = float(b @ g) + float(a @ f)
+    dual -= 64 * UNIT_ROUNDOFF * float(a @ abs(f) + b @ abs(g))
+    shift = geometry.clouds.translation_cost if bool(geometry.offset.any()) else 0.0
+    return (dual / geometry.scale**2 + shift) - 16 * UNIT_ROUNDOFF * abs(shift)
 
 
-def _for_all(
-    x: torch.Tensor, y: torch.Tensor, known: tuple[np.ndarray, np.ndarray], potentials: Any
+def _extend_potentials(
+    x: torch.Tensor, y: torch.Tensor, indices: tuple[np.ndarray, np.ndarray], potentials: Any
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Potentials of all points from those of some: c-transforms, rows first."""
+    """Extend potentials of some points to all by c-transforms, rows first."""
     f, g = np.empty(len(x)), np.empty(len(y))
-    (i, j), (f[i], g[j]) = known, potentials
-    rest_i, rest_j = np.setdiff1d(np.arange(len(x)), i), np.setdiff1d(np.arange(len(y)), j)
-    f[rest_i] = _transform(x[rest_i], y[j], g[j])
-    g[rest_j] = _transform(y[rest_j], x, f)
+    (i, j), (f[i], g[j]) = indices, potentials
+    other_i, other_j = np.setdiff1d(np.arange(len(x)), i), np.setdiff1d(np.arange(len(y)), j)
+    f[other_i] = _c_transform(x[other_i], y[j], g[j])
+    g[other_j] = _c_transform(y[other_j], x, f)
     return f, g
 
 
-def _transform(x: torch.Tensor, y: torch.Tensor, g: np.ndarray) -> Float[np.ndarray, " n"]:
-    """``min_j ||x_i - y_j||^2 - g_j``, some rows at a time, in float64."""
-    y, labels = y.double(), torch.from_numpy(g).to(y.device)
+def _c_transform(x: torch.Tensor, y: torch.Tensor, g: np.ndarray) -> Float[np.ndarray, " n"]:
+    """``min_j ||x_i - y_j||^2 - g_j`` in float64, some rows at a time."""
+    y, potential = y.double(), torch.from_numpy(g).to(y.device)
     step = max(1, (1 << 20) // len(y))
     parts = [
-        (squared_distances(x[k : k + step].double(), y) - labels).amin(1).cpu().numpy()
+        (squared_distances(x[k : k + step].double(), y) - potential).amin(1).cpu().numpy()
         for k in range(0, len(x), step)
     ]
     return np.concatenate(parts) if parts else np.empty(0)

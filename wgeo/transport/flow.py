@@ -1,10 +1,6 @@
-"""Clouds with weights or of different sizes: an optimal plan and the labels that prove it."""
+"""Clouds with weights or of different sizes: an optimal plan and the potentials that prove it."""
 
 from __future__ import annotations
-
-import threading
-from collections.abc import Callable
-from typing import TypeVar
 
 import numpy as np
 import ot
@@ -13,65 +9,63 @@ from jaxtyping import Float, Int
 from scipy.sparse import coo_array, csr_array
 
 from ..errors import ConvergenceError
-from ..runtime.threads import check
-from .arcs import Arcs, Labels, relax
-from .cost import Costs
-from .line import staircase
-from .multiscale import guess
-from .refine import Solution, candidates, negligible, refine
+from ..runtime.threads import interruptible
+from .arcs import Arcs, Potentials, shortest_path_labels
+from .column_generation import Solution, add_nearest, generate_columns, negligible
+from .geometry import Geometry
+from .line import northwest_corner
+from .multiscale import estimate_potentials
 
-_FEW = 1 << 16  # pairs that are all taken at once
-_TRUST = 2.0**-10  # of a bound on the cost: an estimate below it is corrected
-_SIMPLEX = 2.0**-36  # of the scale: what the network simplex takes for zero
-
-T = TypeVar("T")
+_ALL_PAIRS = 1 << 16  # problems with at most this many pairs are solved on all of them
+_LEAST_COST = 2.0**-10  # fraction of the scale: below it the scale was a poor estimate of the cost
+_SIMPLEX_ZERO = 2.0**-36  # fraction of the scale that the network simplex treats as zero
 
 
-def solve_flow(costs: Costs, start: Float[np.ndarray, " n"] | None = None) -> Solution:
-    """Optimal plan between the pair's weights, all positive.
+def solve_flow(geometry: Geometry) -> Solution:
+    """Find an optimal plan between the clouds' weights, all positive.
 
-    Each point names its nearest under potentials guessed anew (`multiscale`) or given; the plan
-    that is monotone along the first coordinate makes sure that the arcs carry all mass.
+    Each point contributes its nearest under estimated potentials (`multiscale`); the plan that is
+    monotone along the first coordinate ensures that the arcs can carry all mass.
     """
-    n, m = costs.x.n, costs.y.n
-    a, b = costs.weights
-    arcs = Arcs(costs)
-    if n * m <= _FEW:
+    n, m = geometry.x.n, geometry.y.n
+    a, b = geometry.weights
+    arcs = Arcs(geometry)
+    if n * m <= _ALL_PAIRS:
         arcs.add(np.repeat(np.arange(n), m), np.tile(np.arange(m), n))
-        labels = Labels(np.zeros(n), np.zeros(m))
+        potentials = Potentials.zeros(n, m)
         scale = float(arcs.cost.mean())
     else:
-        aw, bw = (torch.from_numpy(w).to(costs.x.norms) for w in (a, b))
-        scale = float(aw @ costs.x.norms + bw @ costs.y.norms)
-        f = guess(costs, scale, aw, bw) if start is None else torch.from_numpy(-start).to(aw)
-        arcs.add(*monotone(costs, a, b))
-        labels = candidates(costs, arcs, f)
-        scale = max(float(b @ labels.q - a @ labels.p), _TRUST * scale)
+        aw, bw = (torch.from_numpy(w).to(geometry.x.norms) for w in (a, b))
+        scale = float(aw @ geometry.x.norms + bw @ geometry.y.norms)
+        f = estimate_potentials(geometry, scale, aw, bw)
+        arcs.add(*monotone_pairs(geometry, a, b))
+        potentials = add_nearest(geometry, arcs, f)
+        scale = max(float(b @ potentials.g + a @ potentials.f), _LEAST_COST * scale)
 
-    def solve(labels: Labels) -> tuple[csr_array, Labels, float]:
+    def solve(potentials: Potentials) -> tuple[csr_array, Potentials, float]:
         nonlocal scale
         while True:
-            plan, labels, cost = transport(arcs, labels, a, b, scale or 1.0)
-            if cost >= _TRUST * scale or cost == 0:
-                return plan, labels, _SIMPLEX * scale
-            scale = cost  # far less than thought: what was negligible beside it no longer is
+            plan, potentials, cost = network_simplex(arcs, potentials, a, b, scale or 1.0)
+            if cost >= _LEAST_COST * scale or cost == 0:
+                return plan, potentials, _SIMPLEX_ZERO * scale
+            scale = cost  # far less than estimated: what seemed negligible may no longer be
 
-    return refine(costs, arcs, labels, solve)
+    return generate_columns(geometry, arcs, potentials, solve)
 
 
-def transport(
+def network_simplex(
     arcs: Arcs,
-    labels: Labels,
+    potentials: Potentials,
     a: Float[np.ndarray, " n"],
     b: Float[np.ndarray, " m"],
     scale: float,
-) -> tuple[csr_array, Labels, float]:
-    """Optimal plan on the arcs, labels near those given that prove it, and its cost.
+) -> tuple[csr_array, Potentials, float]:
+    """Return an optimal plan on the arcs, potentials that prove it, and its cost.
 
-    POT's network simplex on the slacks, in units of `scale` since its tolerance is absolute: good
-    labels make good first pivots.
+    POT's network simplex runs on the slacks, which makes good potentials good first pivots, and in
+    units of `scale`, since its tolerance is absolute.
     """
-    slack = arcs.slack(labels)
+    slack = arcs.slack(potentials)
     graph = coo_array((slack / scale, (arcs.i, arcs.j)), shape=arcs.shape)
     zeros = np.zeros(arcs.shape[0]), np.zeros(arcs.shape[1])
 
@@ -85,39 +79,21 @@ def transport(
             "magnitude apart? Drop the smallest, or use wgeo.Sinkhorn()."
         )
     plan = plan.tocoo()
-    carries = plan.data > 0
-    mass, i, j = plan.data[carries], plan.row[carries], plan.col[carries]
-    used = arcs.at(i, j)
-    change = relax(arcs, slack, used, max(_SIMPLEX * scale, negligible(labels)))
-    labels = Labels(labels.p + change.p, labels.q + change.q)
-    return csr_array((mass, (i, j)), shape=arcs.shape), labels, float(mass @ arcs.cost[used])
+    positive = plan.data > 0
+    mass, i, j = plan.data[positive], plan.row[positive], plan.col[positive]
+    used = arcs.index_of(i, j)
+    tolerance = max(_SIMPLEX_ZERO * scale, negligible(potentials))
+    change = shortest_path_labels(arcs, slack, used, tolerance)
+    potentials = Potentials(potentials.f + change.f, potentials.g + change.g)
+    return csr_array((mass, (i, j)), shape=arcs.shape), potentials, float(mass @ arcs.cost[used])
 
 
-def monotone(
-    costs: Costs, a: Float[np.ndarray, " n"], b: Float[np.ndarray, " m"]
+def monotone_pairs(
+    geometry: Geometry, a: Float[np.ndarray, " n"], b: Float[np.ndarray, " m"]
 ) -> tuple[Int[np.ndarray, " k"], Int[np.ndarray, " k"]]:
-    """Pairs of the plan that is monotone along the first coordinate: they carry all mass."""
-    x, y = (np.argsort(side.points[: side.n, 0].cpu().numpy()) for side in (costs.x, costs.y))
-    i, j, _ = staircase(a[x], b[y])
+    """Return the pairs of the plan that is monotone along the first coordinate."""
+    x, y = (
+        np.argsort(cloud.points[: cloud.n, 0].cpu().numpy()) for cloud in (geometry.x, geometry.y)
+    )
+    i, j, _ = northwest_corner(a[x], b[y])
     return x[i], y[j]
-
-
-def interruptible(work: Callable[[], T]) -> T:
-    """Run a long call that does not look for Ctrl-C where the main thread still can."""
-    done: list[T] = []
-    failed: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            done.append(work())
-        except BaseException as error:
-            failed.append(error)
-
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    while thread.is_alive():
-        thread.join(0.2)
-        check()
-    if failed:
-        raise failed[0]
-    return done[0]

@@ -1,8 +1,8 @@
-"""Passes over all pairs of points, a block of rows at a time: never an n x m matrix.
+"""The Gibbs kernel of entropic transport, a block of rows at a time: no n x m matrices.
 
-With centred points, ``C_ij = |x_i|^2 + |y_j|^2 - 2 x_i.y_j``; one matrix product and one
-exponential per pair make a whole Sinkhorn iteration: a block's row potentials are exact as soon as
-its rows are summed, so its share of the column masses can be taken from the same exponentials.
+With centered points, ``C_ij = ||x_i||^2 + ||y_j||^2 - 2 x_i.y_j``. A whole Sinkhorn iteration takes
+one matrix product and one exponential per pair: the row potentials of a block are exact once its
+rows are summed, so its part of the column masses comes from the same exponentials.
 """
 
 from __future__ import annotations
@@ -17,32 +17,32 @@ import torch
 from jaxtyping import Float, Int
 
 from ..runtime import processes
-from ..runtime.memory import entries, halving
-from ..runtime.threads import check
-from .pair import UNIT, Pair
+from ..runtime.memory import block_entries, halve_blocks_on_oom
+from ..runtime.threads import raise_if_interrupted
+from .point_clouds import UNIT_ROUNDOFF, PointClouds
 
-# Entries of one block: few enough for a core's cache, enough to fill a GPU.
-BLOCK = {"cpu": 1 << 18, "cuda": 1 << 26}
-_FEWEST_ROWS = 32
-# Entries of x.y^T that are kept from pass to pass where they fit: 128 MiB, 1 GiB on a GPU. An
-# iteration is nearly two times faster for it at d = 64, six times at d = 512.
-STORED = {"cpu": 1 << 24, "cuda": 1 << 27}
+# Entries of a block: few enough for a core's cache, enough to fill a GPU.
+BLOCK_ENTRIES = {"cpu": 1 << 18, "cuda": 1 << 26}
+_MIN_ROWS = 32
+# Entries of x.y^T up to which it is stored between passes: 128 MiB, 1 GiB on a GPU. That makes an
+# iteration nearly two times faster at d = 64, six times at d = 512.
+STORED_ENTRIES = {"cpu": 1 << 24, "cuda": 1 << 27}
 
 
 @dataclass(frozen=True, eq=False)
-class Plan:
-    """What a pass over the entropic plan found out about it (float64).
+class PlanSummary:
+    """Costs and marginals of an entropic plan, in float64.
 
     Attributes
     ----------
     cost : float
-        Centred cost of a feasible coupling: the plan rounded (`Kernel.plan`).
+        Centered cost of a feasible coupling, the rounded plan (`Kernel.round_plan`).
     entropic_cost : float
-        Centred cost of the plan itself, whose column marginal is not exact.
+        Centered cost of the plan itself, whose column marginal is not exact.
     row_error, column_error : float
         L1 distance of the plan's marginals from a and b.
     heaviest, heaviest_mass : Tensor of int, (n,), Tensor, (n,)
-        Column that takes most of each row's mass, and that mass.
+        Column with the largest mass in each row, and that mass.
     """
 
     cost: float
@@ -55,35 +55,37 @@ class Plan:
 
 @dataclass(frozen=True, eq=False)
 class Kernel:
-    """``exp((f_i + g_j - C_ij) / eps) a_i b_j`` of a pair, at one precision.
+    """``exp((f_i + g_j - C_ij) / eps) a_i b_j`` between two clouds, in one precision.
 
-    `reused` says that more passes will follow over the same pair (in this kernel or another), so
-    that a small problem's products are worth keeping.
+    `reused` means that more passes over the same clouds follow, in this kernel or another, so that
+    the products of a small problem are worth storing.
     """
 
-    pair: Pair
+    clouds: PointClouds
     dtype: torch.dtype = torch.float64
     reused: bool = True
 
     @cached_property
     def columns(self) -> Float[torch.Tensor, "d m"]:
-        return self.pair.all_y(self.dtype).T
+        return self.clouds.centered_y(self.dtype).T
 
     def _slices(self, width: int) -> Iterator[slice]:
-        """Runs of this process's rows whose blocks of `width` columns stay within `BLOCK`."""
-        mine = processes.shard(len(self.pair.x))
-        most = entries(BLOCK.get(self.pair.x.device.type, BLOCK["cpu"]))
-        step = max(entries(_FEWEST_ROWS), most // width)
-        for i in range(mine.start, mine.stop, step):
-            check()
-            yield slice(i, min(i + step, mine.stop))
+        """Yield slices of this process's rows whose blocks have `width` columns."""
+        shard = processes.shard(len(self.clouds.x))
+        size = block_entries(BLOCK_ENTRIES.get(self.clouds.x.device.type, BLOCK_ENTRIES["cpu"]))
+        step = max(block_entries(_MIN_ROWS), size // width)
+        for i in range(shard.start, shard.stop, step):
+            raise_if_interrupted()
+            yield slice(i, min(i + step, shard.stop))
 
     def _blocks(
         self, scale: float, bias: Float[torch.Tensor, " m"]
     ) -> Iterator[tuple[slice, Float[torch.Tensor, "rows m"]]]:
-        """Yield ``scale * x_i.y_j + bias_j`` for blocks of rows i, each overwriting the last."""
-        n, m, kind = len(self.pair.x), len(self.pair.y), self.pair.x.device.type
-        stored = self.reused and n * m <= entries(STORED.get(kind, STORED["cpu"]))
+        """Yield ``scale * x_i.y_j + bias_j`` for blocks of rows i; each overwrites the last."""
+        n, m, kind = len(self.clouds.x), len(self.clouds.y), self.clouds.x.device.type
+        stored = self.reused and n * m <= block_entries(
+            STORED_ENTRIES.get(kind, STORED_ENTRIES["cpu"])
+        )
         bias = bias.to(self.dtype)
         buffer = None
         for rows in self._slices(m):
@@ -91,37 +93,37 @@ class Kernel:
                 buffer = bias.new_empty((rows.stop - rows.start, m))
             out = buffer[: rows.stop - rows.start]
             if stored:
-                products = self.pair.products[rows].to(self.dtype)
+                products = self.clouds.products[rows].to(self.dtype)
                 torch.add(bias, products, alpha=scale, out=out)
             else:
-                left = (self.pair.rows_x(rows, torch.float64) * scale).to(self.dtype)
+                left = (self.clouds.centered_rows_x(rows, torch.float64) * scale).to(self.dtype)
                 torch.addmm(bias, left, self.columns, out=out)
             yield rows, out
 
     def softmin(
         self, g: Float[torch.Tensor, " m"], eps: float
     ) -> tuple[Float[torch.Tensor, " n"], Float[torch.Tensor, " m"]]:
-        r"""Return ``f_i = -eps log sum_j b_j exp((g_j - C_ij)/eps)`` and what it leaves undone.
+        r"""Return ``f_i = -eps log sum_j b_j exp((g_j - C_ij)/eps)`` and the column log ratio.
 
-        The second is ``log(column mass / b_j)`` of the plan with potentials f, g: 0 where the
-        column marginal holds, so ``g - eps * log_ratio`` completes the Sinkhorn iteration. Rows of
+        The log ratio is ``log(column mass / b_j)`` of the plan with potentials f, g: 0 if the
+        column marginal is exact. ``g - eps * log_ratio`` completes the Sinkhorn iteration. Rows of
         that plan sum to a_i exactly.
         """
-        pair = self.pair
-        bias = pair.b.log() + (g - pair.norms_y) / eps
+        clouds = self.clouds
+        bias = clouds.b.log() + (g - clouds.norms_y) / eps
 
-        @halving
-        def mine() -> tuple[torch.Tensor, torch.Tensor]:
-            f, mass = torch.zeros_like(pair.a), torch.zeros_like(pair.b)
+        @halve_blocks_on_oom
+        def local_part() -> tuple[torch.Tensor, torch.Tensor]:
+            f, mass = torch.zeros_like(clouds.a), torch.zeros_like(clouds.b)
             for rows, scores in self._blocks(2 / eps, bias):
                 top = scores.amax(1, keepdim=True)
                 scores.sub_(top).exp_()
                 total = scores.sum(1)
-                f[rows] = pair.norms_x[rows] - eps * (top[:, 0].double() + total.double().log())
-                mass += (pair.a[rows].to(self.dtype) / total) @ scores
+                f[rows] = clouds.norms_x[rows] - eps * (top[:, 0].double() + total.double().log())
+                mass += (clouds.a[rows].to(self.dtype) / total) @ scores
             return f, mass
 
-        f, mass = map(processes.all_reduce_sum, mine())
+        f, mass = map(processes.all_reduce_sum, local_part())
         return f, self._log_ratio(mass, f, g, eps)
 
     def _log_ratio(
@@ -131,142 +133,155 @@ class Kernel:
         g: Float[torch.Tensor, " m"],
         eps: float,
     ) -> Float[torch.Tensor, " m"]:
-        pair = self.pair
-        ratio = torch.where(pair.b > 0, (mass / pair.b).log(), 0.0)
-        lost = ((mass <= 0) & (pair.b > 0)).nonzero()[:, 0]
-        if len(lost) == 0:
+        clouds = self.clouds
+        ratio = torch.where(clouds.b > 0, (mass / clouds.b).log(), 0.0)
+        underflown = ((mass <= 0) & (clouds.b > 0)).nonzero()[:, 0]
+        if len(underflown) == 0:
             return ratio
-        # Underflow: these columns are summed by themselves, in the log domain.
-        points = pair.y[lost].double() - pair.center_y
-        bias = pair.a.log() + (f - pair.norms_x) / eps
+        # Columns that underflow are summed separately, in the log domain.
+        points = clouds.y[underflown].double() - clouds.center_y
+        bias = clouds.a.log() + (f - clouds.norms_x) / eps
 
-        @halving
-        def mine() -> torch.Tensor:
-            total = torch.full_like(pair.b[lost], -torch.inf)
-            for rows in self._slices(len(lost)):
-                scores = pair.rows_x(rows, torch.float64) @ points.T * (2 / eps) + bias[rows, None]
+        @halve_blocks_on_oom
+        def local_part() -> torch.Tensor:
+            total = torch.full_like(clouds.b[underflown], -torch.inf)
+            for rows in self._slices(len(underflown)):
+                scores = (
+                    clouds.centered_rows_x(rows, torch.float64) @ points.T * (2 / eps)
+                    + bias[rows, None]
+                )
                 total = torch.logaddexp(total, scores.logsumexp(0))
             return total
 
-        ratio[lost] = _log_sum(mine()) + (g - pair.norms_y)[lost] / eps
+        ratio[underflown] = _log_sum(local_part()) + (g - clouds.norms_y)[underflown] / eps
         return ratio
 
-    def hardmin(self, g: Float[torch.Tensor, " m"]) -> Float[torch.Tensor, " n"]:
-        """c-transform: ``f_i = min_j C_ij - g_j``, the largest f feasible with g."""
+    def c_transform(self, g: Float[torch.Tensor, " m"]) -> Float[torch.Tensor, " n"]:
+        """Return ``f_i = min_j C_ij - g_j``, the largest f that is feasible with g."""
 
-        @halving
-        def mine() -> torch.Tensor:
-            f = torch.zeros_like(self.pair.a)
-            for rows, scores in self._blocks(2.0, g - self.pair.norms_y):
-                f[rows] = self.pair.norms_x[rows] - scores.amax(1).double()
+        @halve_blocks_on_oom
+        def local_part() -> torch.Tensor:
+            f = torch.zeros_like(self.clouds.a)
+            for rows, scores in self._blocks(2.0, g - self.clouds.norms_y):
+                f[rows] = self.clouds.norms_x[rows] - scores.amax(1).double()
             return f
 
-        return processes.all_reduce_sum(mine())
+        return processes.all_reduce_sum(local_part())
 
-    def plan(
+    def round_plan(
         self,
         f: Float[torch.Tensor, " n"],
         g: Float[torch.Tensor, " m"],
         log_ratio: Float[torch.Tensor, " m"],
         eps: float,
-    ) -> Plan:
-        """Cost of the entropic plan, rounded to a feasible coupling without ever holding it.
+    ) -> PlanSummary:
+        """Summarize the entropic plan and its rounding to a feasible coupling; neither is stored.
 
-        Columns with too much mass are scaled down; what rows and columns then lack is coupled
-        independently (Altschuler, Weed, Rigollet 2017, Algorithm 2; here no row has too much).
+        Columns with too much mass are scaled down; the mass that rows and columns then lack is
+        coupled independently (Altschuler, Weed, Rigollet 2017, Algorithm 2; here no row has too
+        much).
         """
-        pair = self.pair
-        keep = (-log_ratio).clamp(max=0).exp()
-        bias = pair.b.log() + (g - pair.norms_y) / eps
-        zero = torch.zeros_like(pair.b)
+        clouds = self.clouds
+        column_scale = (-log_ratio).clamp(max=0).exp()
+        bias = clouds.b.log() + (g - clouds.norms_y) / eps
+        zero = torch.zeros_like(clouds.b)
 
-        @halving
-        def mine() -> tuple[torch.Tensor, ...]:
-            row_mass, plain_mass, heaviest_mass = pair.a.new_zeros(3, len(pair.a))
-            heaviest = torch.zeros_like(pair.a, dtype=torch.int64)
-            costs = pair.a.new_zeros(2)
+        @halve_blocks_on_oom
+        def local_part() -> tuple[torch.Tensor, ...]:
+            row_mass, plain_mass, heaviest_mass = clouds.a.new_zeros(3, len(clouds.a))
+            heaviest = torch.zeros_like(clouds.a, dtype=torch.int64)
+            costs = clouds.a.new_zeros(2)
             for rows, dots in self._blocks(1.0, zero):
                 plan = (dots * (2 / eps)).add_(bias)
-                plan.add_(((f - pair.norms_x)[rows] / eps)[:, None]).exp_().mul_(pair.a[rows, None])
+                plan.add_(((f - clouds.norms_x)[rows] / eps)[:, None]).exp_().mul_(
+                    clouds.a[rows, None]
+                )
                 heaviest_mass[rows], heaviest[rows] = plan.max(1)
-                plain_mass[rows], row_mass[rows] = plan.sum(1), plan @ keep
-                along = plan.mul_(dots.mul_(-2).add_(pair.norms_y))
-                norms = pair.norms_x[rows]
-                costs[0] += plain_mass[rows] @ norms + along.sum()
-                costs[1] += row_mass[rows] @ norms + (along @ keep).sum()
+                plain_mass[rows], row_mass[rows] = plan.sum(1), plan @ column_scale
+                costs_ij = plan.mul_(dots.mul_(-2).add_(clouds.norms_y))
+                norms = clouds.norms_x[rows]
+                costs[0] += plain_mass[rows] @ norms + costs_ij.sum()
+                costs[1] += row_mass[rows] @ norms + (costs_ij @ column_scale).sum()
             return row_mass, plain_mass, heaviest_mass, heaviest, costs
 
-        row_mass, plain_mass, heaviest_mass, heaviest, costs = map(processes.all_reduce_sum, mine())
+        row_mass, plain_mass, heaviest_mass, heaviest, costs = map(
+            processes.all_reduce_sum, local_part()
+        )
         plain_cost, cost = costs.tolist()
-        lack_x = (pair.a - row_mass).clamp_(min=0)
-        lack_y = (pair.b * (1 - log_ratio.exp())).clamp_(min=0)
-        return Plan(
+        lack_x = (clouds.a - row_mass).clamp_(min=0)
+        lack_y = (clouds.b * (1 - log_ratio.exp())).clamp_(min=0)
+        return PlanSummary(
             cost=cost + self._product(lack_x, lack_y),
             entropic_cost=plain_cost,
-            row_error=float((plain_mass - pair.a).abs().sum()),
-            column_error=float((pair.b * log_ratio.expm1()).abs().sum()),
+            row_error=float((plain_mass - clouds.a).abs().sum()),
+            column_error=float((clouds.b * log_ratio.expm1()).abs().sum()),
             heaviest=heaviest,
             heaviest_mass=heaviest_mass,
         )
 
     def _product(self, a: Float[torch.Tensor, " n"], b: Float[torch.Tensor, " m"]) -> float:
-        """Cost of coupling the masses a and b (equal sums, but for rounding) independently."""
-        mass, pair = float(b.sum()), self.pair
+        """Cost of coupling masses a and b, of equal sums up to rounding, independently."""
+        mass, clouds = float(b.sum()), self.clouds
         if mass <= 0:
             return 0.0
-        a = a * (mass / max(float(a.sum()), mass * UNIT))
-        across = float(pair.total_x(a) @ pair.total_y(b)) / mass
-        return float(a @ pair.norms_x + b @ pair.norms_y) - 2 * across
+        a = a * (mass / max(float(a.sum()), mass * UNIT_ROUNDOFF))
+        across = float(clouds.weighted_sum_x(a) @ clouds.weighted_sum_y(b)) / mass
+        return float(a @ clouds.norms_x + b @ clouds.norms_y) - 2 * across
 
-    def transported(
+    def apply_plan(
         self, f: Float[torch.Tensor, " n"], g: Float[torch.Tensor, " m"], eps: float
     ) -> tuple[Float[torch.Tensor, "n d"], Float[torch.Tensor, "m d"]]:
-        """``P y`` and ``P^T x`` of the plan with potentials f, g: what its gradients need."""
-        pair = self.pair
-        bias = pair.b.log() + (g - pair.norms_y) / eps
+        """Return ``P y`` and ``P^T x`` of the plan P with potentials f, g, for gradients."""
+        clouds = self.clouds
+        bias = clouds.b.log() + (g - clouds.norms_y) / eps
 
-        @halving
-        def mine() -> tuple[torch.Tensor, torch.Tensor]:
-            onto_x, onto_y = (torch.zeros_like(z, dtype=torch.float64) for z in (pair.x, pair.y))
+        @halve_blocks_on_oom
+        def local_part() -> tuple[torch.Tensor, torch.Tensor]:
+            onto_x, onto_y = (
+                torch.zeros_like(z, dtype=torch.float64) for z in (clouds.x, clouds.y)
+            )
             for rows, plan in self._blocks(2 / eps, bias):
-                plan.add_(((f - pair.norms_x)[rows] / eps)[:, None]).exp_().mul_(pair.a[rows, None])
+                plan.add_(((f - clouds.norms_x)[rows] / eps)[:, None]).exp_().mul_(
+                    clouds.a[rows, None]
+                )
                 onto_x[rows] = (plan @ self.columns.T).double()
-                onto_y += plan.T @ pair.rows_x(rows, self.dtype)
+                onto_y += plan.T @ clouds.centered_rows_x(rows, self.dtype)
             return onto_x, onto_y
 
-        onto_x, onto_y = map(processes.all_reduce_sum, mine())
+        onto_x, onto_y = map(processes.all_reduce_sum, local_part())
         return onto_x, onto_y
 
 
 def _log_sum(logs: Float[torch.Tensor, " k"]) -> Float[torch.Tensor, " k"]:
-    """``log sum exp`` over the processes, about the largest: nothing overflows."""
+    """``log sum exp`` over the processes, shifted by the largest so that nothing overflows."""
     top = processes.all_reduce_max(logs.clone())
     base = torch.where(top.isfinite(), top, 0.0)
     return base + processes.all_reduce_sum((logs - base).exp()).log()
 
 
 class _FullPrecision(ContextDecorator):
-    """Float32 products in float32: TF32 has 10 bits, and costs are differences.
+    """Disable TF32, whose 10 bits are too few for costs, which are differences.
 
-    The setting is the process's: the first of several threads inside saves it, the last restores.
+    The setting is global to the process: of several threads the first saves it, the last restores
+    it.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._inside = 0
+        self._depth = 0
         self._before = "highest"
 
     def __enter__(self) -> None:
         with self._lock:
-            if self._inside == 0:
+            if self._depth == 0:
                 self._before = torch.get_float32_matmul_precision()
                 torch.set_float32_matmul_precision("highest")
-            self._inside += 1
+            self._depth += 1
 
     def __exit__(self, *_: object) -> None:
         with self._lock:
-            self._inside -= 1
-            if self._inside == 0:
+            self._depth -= 1
+            if self._depth == 0:
                 torch.set_float32_matmul_precision(self._before)
 
 

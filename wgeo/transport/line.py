@@ -1,4 +1,4 @@
-"""Points on a line: the monotone coupling is optimal, and its labels are known too."""
+"""Points on a line: the monotone coupling is optimal, and its potentials have a closed form."""
 
 from __future__ import annotations
 
@@ -6,73 +6,74 @@ import numpy as np
 from jaxtyping import Float, Int
 from scipy.sparse import csr_array
 
-from .arcs import Labels
-from .cost import Costs
-from .refine import Solution, examine
+from .arcs import Potentials
+from .column_generation import Solution, verify
+from .geometry import Geometry
 
 
-def solve_line(costs: Costs) -> Solution:
-    """Optimal coupling of points on a line, of any weights, with its labels.
+def solve_line(geometry: Geometry) -> Solution:
+    """Return the optimal coupling of points on a line, with any weights, and its potentials.
 
-    Sorted points are coupled in order (Peyre, Cuturi 2019, Section 2.6); since convex costs have
-    the Monge property, labels that neighbours agree on suit everybody.
+    Sorted points are coupled in order (Peyre, Cuturi 2019, Section 2.6). Convex costs have the
+    Monge property, so potentials that satisfy the constraints of neighbors satisfy all.
     """
-    x, y = (side.points[: side.n, 0].cpu().numpy() for side in (costs.precise.x, costs.precise.y))
-    in_x, in_y = np.argsort(x, kind="stable"), np.argsort(y, kind="stable")
-    p, q = np.empty(len(x)), np.empty(len(y))
-    if costs.pair.pairing is not None:
-        p[in_x], q[in_y] = _between_neighbours(x[in_x], y[in_y])
+    precise = geometry.double_precision
+    x, y = (cloud.points[: cloud.n, 0].cpu().numpy() for cloud in (precise.x, precise.y))
+    order_x, order_y = np.argsort(x, kind="stable"), np.argsort(y, kind="stable")
+    f, g = np.empty(len(x)), np.empty(len(y))
+    if geometry.clouds.pairing is not None:
+        f[order_x], g[order_y] = _matching_potentials(x[order_x], y[order_y])
         coupling = np.empty(len(x), np.int64)
-        coupling[in_x] = in_y
+        coupling[order_x] = order_y
         arcs = len(x)
     else:
-        a, b = costs.weights
-        i, j, mass = staircase(a[in_x], b[in_y])
-        p[in_x], q[in_y] = _along_stairs(x[in_x], y[in_y], i, j)
-        some = mass > 0
-        places = in_x[i[some]], in_y[j[some]]
-        coupling = csr_array((mass[some], places), shape=(len(x), len(y)))
+        a, b = geometry.weights
+        i, j, mass = northwest_corner(a[order_x], b[order_y])
+        f[order_x], g[order_y] = _plan_potentials(x[order_x], y[order_y], i, j)
+        positive = mass > 0
+        pairs = order_x[i[positive]], order_y[j[positive]]
+        coupling = csr_array((mass[positive], pairs), shape=(len(x), len(y)))
         arcs = len(mass)
-    labels = Labels(p, q)
-    return Solution(coupling, labels, examine(costs, labels, 0.0), arcs, 0)
+    potentials = Potentials(f, g)
+    return Solution(coupling, potentials, verify(geometry, potentials, 0.0), arcs, 0)
 
 
-def staircase(
+def northwest_corner(
     a: Float[np.ndarray, " n"], b: Float[np.ndarray, " m"]
 ) -> tuple[Int[np.ndarray, " k"], Int[np.ndarray, " k"], Float[np.ndarray, " k"]]:
-    """North-west corner rule: n + m - 1 pairs (i, j) in order, and the mass of each."""
+    """Return the n + m - 1 pairs (i, j) of the north-west corner rule, in order, and their mass."""
     cuts = np.concatenate([a.cumsum()[:-1], b.cumsum()[:-1]])
     order = np.argsort(cuts, kind="stable")
-    of_a = order < len(a) - 1
-    i = np.append(0, of_a.cumsum())
-    j = np.append(0, (~of_a).cumsum())
+    from_a = order < len(a) - 1
+    i = np.append(0, from_a.cumsum())
+    j = np.append(0, (~from_a).cumsum())
     ends = np.append(cuts[order], max(1.0, cuts.max(initial=0.0)))
     return i, j, np.diff(ends, prepend=0.0)
 
 
-def _between_neighbours(
+def _matching_potentials(
     x: Float[np.ndarray, " n"], y: Float[np.ndarray, " n"]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Labels of x_k -> y_k, both sorted: halfway between the least and the most allowed.
+    """Potentials of x_k -> y_k, both sorted: midway between the least and the largest feasible.
 
-    ``c[k+1, k] - c[k, k] >= p[k] - p[k+1] >= c[k+1, k+1] - c[k, k+1]``.
+    ``c[k+1, k] - c[k, k] >= f[k+1] - f[k] >= c[k+1, k+1] - c[k, k+1]``.
     """
-    falls = np.diff(x) * (x[1:] + x[:-1] - y[1:] - y[:-1])
-    p = -np.append(0.0, falls.cumsum())
-    return p, p + (x - y) ** 2
+    differences = np.diff(x) * (x[1:] + x[:-1] - y[1:] - y[:-1])
+    f = np.append(0.0, differences.cumsum())
+    return f, (x - y) ** 2 - f
 
 
-def _along_stairs(
+def _plan_potentials(
     x: Float[np.ndarray, " n"],
     y: Float[np.ndarray, " m"],
     i: Int[np.ndarray, " k"],
     j: Int[np.ndarray, " k"],
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Labels for which every pair of a staircase is tight: each step settles one more."""
-    p, q = np.zeros(len(x)), np.zeros(len(y))
-    in_x = np.diff(i) > 0
-    to, at = i[1:][in_x], j[1:][in_x]
-    p[to] = -(x[to] - x[to - 1]) * (x[to] + x[to - 1] - 2 * y[at])
-    to, at = j[1:][~in_x], i[1:][~in_x]
-    q[to] = (y[to] - y[to - 1]) * (y[to] + y[to - 1] - 2 * x[at])
-    return p.cumsum(), q.cumsum() + (x[0] - y[0]) ** 2
+    """Potentials for which every pair of a monotone plan is tight: each pair fixes one more."""
+    f, g = np.zeros(len(x)), np.zeros(len(y))
+    new_row = np.diff(i) > 0
+    row, column = i[1:][new_row], j[1:][new_row]
+    f[row] = (x[row] - x[row - 1]) * (x[row] + x[row - 1] - 2 * y[column])
+    column, row = j[1:][~new_row], i[1:][~new_row]
+    g[column] = (y[column] - y[column - 1]) * (y[column] + y[column - 1] - 2 * x[row])
+    return f.cumsum(), g.cumsum() + (x[0] - y[0]) ** 2

@@ -1,7 +1,7 @@
-"""A cheap guess of the potentials: entropic transport of ever larger samples, epsilon falling.
+"""An estimate of the potentials: entropic transport of growing samples, with epsilon decreasing.
 
-While epsilon is large potentials are smooth and few points know them; by the time they must follow
-single points only a pass or two over many points remain to be made.
+At a large epsilon potentials are smooth, and few points determine them; at the epsilon that needs
+all points, only one or two passes over all pairs are left to do.
 """
 
 from __future__ import annotations
@@ -13,62 +13,70 @@ import torch
 from jaxtyping import Float
 
 from ..runtime import processes
-from .cost import Costs, Side
-from .passes import least, softmin
+from .all_pairs import c_transform, softmin
+from .geometry import Geometry, PointCloud
 
-# Points of a sample; the share of W2^2 at which epsilon ends there; the factor by which it falls.
+# Points of a sample; the fraction of W2^2 at which epsilon ends there; the factor of each step.
 _LEVELS = ((512, 2.0**-4.5, 2.0**-0.5), (2048, 2.0**-7, 0.5))
-_MOST = 40  # iterations at one level
+_MAX_ITERATIONS = 40  # at one level
 
 Weights = Float[torch.Tensor, " _"] | None
 
 
-def guess(costs: Costs, scale: float, a: Weights = None, b: Weights = None) -> torch.Tensor:
+def estimate_potentials(
+    geometry: Geometry, scale: float, a: Weights = None, b: Weights = None
+) -> torch.Tensor:
     """Return potentials f of the first cloud, (n,), near-optimal to about a percent.
 
     Parameters
     ----------
     scale : float
-        Upper bound of the optimal cost: where epsilon begins.
+        Upper bound of the optimal cost, and the first epsilon.
     a, b : Tensor, optional
-        Weights in the costs' order; None where uniform.
+        Weights in the geometry's order; None if uniform.
     """
-    x, y = costs.x, costs.y
+    x, y = geometry.x, geometry.y
     eps = scale
     f, g = x.norms[:0], y.norms[:0]
-    for size, last, fall in _LEVELS:
+    for size, last, factor in _LEVELS:
         xs, ys = x.head(min(size, x.n)), y.head(min(size, y.n))
-        aw, bw = _share(a, xs.n), _share(b, ys.n)
+        aw, bw = _head_weights(a, xs.n), _head_weights(b, ys.n)
         if len(f) == 0:
             f = torch.zeros_like(xs.norms)
-            g = least(costs, ys, xs, -f)
+            g = c_transform(geometry, ys, xs, f)
         elif len(f) < xs.n or len(g) < ys.n:
             f, g = (
-                _extend(costs, xs, f, y.head(len(g)), g, eps, _share(b, len(g))),
-                _extend(costs, ys, g, x.head(len(f)), f, eps, _share(a, len(f))),
+                _extend(geometry, xs, f, y.head(len(g)), g, eps, _head_weights(b, len(g))),
+                _extend(geometry, ys, g, x.head(len(f)), f, eps, _head_weights(a, len(f))),
             )
-        for _ in range(_MOST):
-            g = softmin(costs, ys, xs, f, g, eps, aw)
-            f = softmin(costs, xs, ys, g, f, eps, bw)
+        for _ in range(_MAX_ITERATIONS):
+            g = softmin(geometry, ys, xs, f, g, eps, aw)
+            f = softmin(geometry, xs, ys, g, f, eps, bw)
             value = _mean(f, aw) + _mean(g, bw)
             if processes.on_rank_zero(partial(operator.le, eps, last * max(value, 1e-6 * scale))):
                 break
-            eps *= fall
-    return _extend(costs, x, f, y.head(len(g)), g, eps, _share(b, len(g)))
+            eps *= factor
+    return _extend(geometry, x, f, y.head(len(g)), g, eps, _head_weights(b, len(g)))
 
 
 def _extend(
-    costs: Costs, at: Side, known: torch.Tensor, over: Side, g: torch.Tensor, eps: float, b: Weights
+    geometry: Geometry,
+    target: PointCloud,
+    f: torch.Tensor,
+    source: PointCloud,
+    g: torch.Tensor,
+    eps: float,
+    b: Weights,
 ) -> torch.Tensor:
-    """Potentials of all points of `at`, of which the first are known, from those of `over`."""
-    start = len(known)
-    if start == at.n:
-        return known
-    first = torch.cat([known, least(costs, at, over, -g, start)])
-    return softmin(costs, at, over, g, first, eps, b, start)
+    """Extend potentials f of the first points of `target` to all, from those of `source`."""
+    start = len(f)
+    if start == target.n:
+        return f
+    first = torch.cat([f, c_transform(geometry, target, source, g, start)])
+    return softmin(geometry, target, source, g, first, eps, b, start)
 
 
-def _share(weights: Weights, n: int) -> Weights:
+def _head_weights(weights: Weights, n: int) -> Weights:
     """Weights of the first n points, summing to 1."""
     if weights is None or n == len(weights):
         return weights

@@ -1,4 +1,4 @@
-"""The answer of every transport solver: a distance, and an interval that contains it."""
+"""The result of every transport solver: a distance, and an interval that contains it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 
 class Status(StrEnum):
-    """How far a result can be trusted."""
+    """Whether a result is certified to the solver's tolerance."""
 
     CERTIFIED = "certified"
     BOUNDED = "bounded"
@@ -18,31 +18,31 @@ class Status(StrEnum):
 
 @dataclass(frozen=True, eq=False)
 class TransportResult:
-    """W2 between two point clouds, with the proof of what is known about it.
+    """W2 between two point clouds, with an interval that contains it and its proof.
 
     ``lower <= W2 <= upper`` always: ``upper`` from a feasible coupling, ``lower`` from feasible
-    dual potentials (theory of Kantorovich duality), both evaluated in float64.
+    dual potentials (Kantorovich duality), both evaluated in float64.
 
     Attributes
     ----------
     cost : float
-        W2^2, the mean squared Euclidean displacement under the coupling found (never halved).
+        W2^2, the mean squared Euclidean displacement under the optimal coupling (never halved).
     lower, upper : float
         Interval that contains W2, in the units of the features.
     status : Status
-        ``certified`` where (upper - lower) / upper is within the solver's tolerance, else
+        ``certified`` if (upper - lower) / upper is within the solver's tolerance, else
         ``bounded``.
     solver : str
     seconds : float
-        Wall time of the solve.
+        Wall-clock time of the solver.
     coupling : ndarray of int, (n,), or scipy sparse array, (n, m), or None
-        The permutation i -> coupling[i] where it is one, else the transport plan.
+        The permutation i -> coupling[i] if the coupling is one, else the transport plan.
     potentials : tuple of ndarray (n,), (m,), or None
         Feasible duals: f_i + g_j <= ||x_i - y_j||^2 for all i, j.
     divergence : float or None
-        The debiased Sinkhorn divergence, where that is what the solver estimates.
+        The debiased Sinkhorn divergence, if the solver estimates it.
     stats : mapping
-        What the solver did: passes, arcs, epsilon, marginal errors.
+        Diagnostics of the solver: passes, arcs, epsilon, marginal errors.
     """
 
     cost: float
@@ -63,11 +63,11 @@ class TransportResult:
 
     @property
     def gap(self) -> float:
-        """Relative width of the interval, (upper - lower) / upper; 0 where upper is 0."""
+        """Relative width of the interval, (upper - lower) / upper; 0 if upper is 0."""
         return (self.upper - self.lower) / self.upper if self.upper > 0 else 0.0
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain numbers and strings, ready for JSON."""
+        """Return plain numbers and strings for JSON."""
         return {
             "distance": self.distance,
             "cost": self.cost,

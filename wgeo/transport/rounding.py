@@ -1,4 +1,4 @@
-"""From potentials of an entropic problem to an interval for W2: a proof from either side."""
+"""Bounds on W2 from the potentials of an entropic problem."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ import torch
 from jaxtyping import Int
 from scipy.optimize import linear_sum_assignment
 
-from .annealing import Potentials
-from .cost import squared_distances
-from .kernel import Kernel, Plan
-from .pair import UNIT, Pair
+from .annealing import SinkhornState
+from .geometry import squared_distances
+from .kernel import Kernel, PlanSummary
+from .point_clouds import UNIT_ROUNDOFF, PointClouds
 
-_LEFT_OVER = 1024  # rows without a partner that are assigned exactly
+_MAX_UNASSIGNED = 1024  # rows without a column that are assigned exactly
 
 
 @dataclass(frozen=True, eq=False)
 class Bounds:
-    """Squared bounds of W2 (shift included), what proves them, and the plan they came from."""
+    """Squared bounds of W2 (translation included), their proofs, and the plan they came from."""
 
     lower: float
     upper: float
     potentials: tuple[np.ndarray, np.ndarray]
     coupling: Int[np.ndarray, " n"] | None
     upper_from: str
-    plan: Plan
+    plan: PlanSummary
 
     def tightened(self, other: Bounds | None) -> Bounds:
-        """The better of each side of two proofs about one pair; the plan is this one's."""
+        """Return the better bound on each side; the plan is this one's."""
         if other is None:
             return self
         best = self
@@ -42,40 +42,43 @@ class Bounds:
         return best
 
 
-def bound(pair: Pair, state: Potentials) -> Bounds:
-    """Bound W2^2 by hard c-transforms of the potentials and by couplings made of the plan."""
-    kernel = Kernel(pair)
+def compute_bounds(clouds: PointClouds, state: SinkhornState) -> Bounds:
+    """Bound W2^2 by c-transforms of the potentials and by couplings derived from the plan."""
+    kernel = Kernel(clouds)
     f, log_ratio = kernel.softmin(state.g, state.eps)
-    plan = kernel.plan(f, state.g, log_ratio, state.eps)
-    hard_f = kernel.hardmin(torch.where(pair.b > 0, state.g, -torch.inf))
+    plan = kernel.round_plan(f, state.g, log_ratio, state.eps)
+    hard_f = kernel.c_transform(torch.where(clouds.b > 0, state.g, -torch.inf))
     del kernel
-    hard_g = Kernel(pair.transposed, reused=False).hardmin(hard_f)
-    dual = float(pair.a @ hard_f + pair.b @ hard_g)
-    slack = pair.rounding + 16 * UNIT * float(hard_f.abs().max() + hard_g.abs().max())
-    # Marginals are sums of at most n + m terms, each wrong by u relative to its mass.
-    loss = pair.rounding + 4 * (len(pair.x) + len(pair.y)) * UNIT * pair.spread
-    upper, coupling, origin = pair.shift + plan.cost + loss, None, "plan"
-    if pair.pairing is not None:
+    hard_g = Kernel(clouds.transposed, reused=False).c_transform(hard_f)
+    dual = float(clouds.a @ hard_f + clouds.b @ hard_g)
+    slack = clouds.rounding + 16 * UNIT_ROUNDOFF * float(hard_f.abs().max() + hard_g.abs().max())
+    # Marginals are sums of at most n + m terms, each with a relative error of u.
+    loss = (
+        clouds.rounding
+        + 4 * (len(clouds.x) + len(clouds.y)) * UNIT_ROUNDOFF * clouds.total_variance
+    )
+    upper, coupling, origin = clouds.translation_cost + plan.cost + loss, None, "plan"
+    if clouds.pairing is not None:
         for name, permutation in (
-            ("pairing", pair.pairing),
-            ("permutation", to_permutation(pair, plan)),
+            ("pairing", clouds.pairing),
+            ("permutation", to_permutation(clouds, plan)),
         ):
-            if permutation is not None and (cost := pair.cost_of(permutation)) < upper:
+            if permutation is not None and (cost := clouds.permutation_cost(permutation)) < upper:
                 upper, coupling, origin = cost, permutation, name
     return Bounds(
-        lower=pair.shift + dual - slack,
+        lower=clouds.translation_cost + dual - slack,
         upper=upper,
-        potentials=pair.lift(hard_f, hard_g),
+        potentials=clouds.original_potentials(hard_f, hard_g),
         coupling=coupling,
         upper_from=origin,
         plan=plan,
     )
 
 
-def to_permutation(pair: Pair, plan: Plan) -> Int[np.ndarray, " n"] | None:
-    """Send each row where most of its mass goes; assign rows that lose their column exactly.
+def to_permutation(clouds: PointClouds, plan: PlanSummary) -> Int[np.ndarray, " n"] | None:
+    """Send each row to the column with most of its mass; assign rows that lose it optimally.
 
-    None where more than `_LEFT_OVER` rows are left over: epsilon is too large to tell partners.
+    None if more than `_MAX_UNASSIGNED` rows lose theirs: epsilon is too large.
     """
     wanted, mass = plan.heaviest.cpu().numpy(), plan.heaviest_mass.cpu().numpy()
     n = len(wanted)
@@ -84,10 +87,10 @@ def to_permutation(pair: Pair, plan: Plan) -> Int[np.ndarray, " n"] | None:
     permutation = np.full(n, -1)
     permutation[order[first]] = columns
     rows = np.flatnonzero(permutation < 0)
-    if len(rows) > _LEFT_OVER:
+    if len(rows) > _MAX_UNASSIGNED:
         return None
     free = np.setdiff1d(np.arange(n), columns)
-    cost = squared_distances(pair.x[rows].double(), pair.y[free].double()).cpu().numpy()
+    cost = squared_distances(clouds.x[rows].double(), clouds.y[free].double()).cpu().numpy()
     at, to = linear_sum_assignment(cost)
     permutation[rows[at]] = free[to]
     return permutation

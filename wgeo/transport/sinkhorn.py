@@ -1,4 +1,4 @@
-"""Sinkhorn: entropic transport in the log domain, annealed, streamed, debiased, differentiable."""
+"""Sinkhorn: entropic transport in the log domain, annealed, accelerated and debiased."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from ..runtime import processes
 from .annealing import (
     SCALING,
     Budget,
-    Potentials,
-    descend,
+    SinkhornState,
+    anneal,
     iterate,
     require_converged,
     require_epsilon,
@@ -29,61 +29,63 @@ from .annealing import (
 )
 from .engines import ENGINES
 from .kernel import Kernel, full_precision
-from .pair import Pair
+from .point_clouds import PointClouds
 from .result import TransportResult
-from .rounding import Bounds, bound
+from .rounding import Bounds, compute_bounds
 
-_ORDINARY = 1e16  # mean squared norm beyond which, or below its inverse, clouds are scaled
-_OWN = 1000  # passes at most for a cloud against itself, which takes about fifteen
-_AUTO_FROM = 0.25  # epsilon="auto" bounds W2 from this share of the scale downwards
+_NORMAL_RANGE = 1e16  # total variance above which, or below whose inverse, clouds are rescaled
+_SELF_ITERATIONS = 1000  # maximum for a cloud against itself, which takes about fifteen
+_FIRST_AUTO_EPSILON = 0.25  # as a fraction of the scale, for epsilon="auto"
 
 
 @dataclass(frozen=True)
 class Sinkhorn:
-    r"""Entropic optimal transport, with an interval that contains the unregularised W2.
+    r"""Entropic optimal transport, with an interval that contains the unregularized W2.
 
     .. math:: OT_\varepsilon = \min_P \sum_{ij} P_{ij} \|x_i - y_j\|^2
               + \varepsilon\, KL(P \,|\, a \otimes b)
 
     solved in the log domain (Cuturi 2013; Peyre, Cuturi 2019, Section 4.4) by accelerated
     iterations while epsilon is lowered step by step, a block of rows at a time: memory grows with
-    (n + m) d, not with n m (small problems keep their products x.y^T, at most 128 MiB).
+    (n + m) d, not with n m (small problems store their products x.y^T, at most 128 MiB).
 
-    The answer's ``cost`` is that of the cheapest *feasible* coupling at hand, so it equals
-    ``upper^2``: the plan rounded to exact marginals (Altschuler, Weed, Rigollet 2017), for equal
-    uniform clouds also a permutation read off the plan, or the pairing given. ``lower`` comes from
-    hard c-transforms of the potentials. Both are evaluated in float64 and hold for W2 itself, at
-    any epsilon. ``divergence`` is another thing, the debiased Sinkhorn divergence
-    ``OT(x, y) - OT(x, x)/2 - OT(y, y)/2`` (Feydy et al. 2019), an estimate of W2^2 without a bound.
+    ``cost`` is that of the cheapest *feasible* coupling, so it equals ``upper^2``: the plan rounded
+    to exact marginals (Altschuler, Weed, Rigollet 2017), for uniform clouds of one size also a
+    permutation derived from the plan, or the given pairing. ``lower`` comes from c-transforms of
+    the potentials. Both are evaluated in float64 and bound W2 itself, at any epsilon.
+    ``divergence`` is the debiased Sinkhorn divergence ``OT(x, y) - OT(x, x)/2 - OT(y, y)/2``
+    (Feydy et al. 2019), an estimate of W2^2 that is not a bound.
 
     Parameters
     ----------
     epsilon : float or "auto"
-        Temperature, as a share of a scale: the mean squared displacement of the pairing (row i
-        with row i by default), else the cost's spread tr cov x + tr cov y, both after removing the
-        means. ``stats["epsilon"]`` is the same in absolute units, those of ||x - y||^2 (the
-        convention ||x - y||^2 / 2 of other packages halves it). ``"auto"`` lowers it until the
-        interval is within `tolerance`, the iterations are spent, or rounding would show, keeps
-        the smallest that converged, and says which it was and why (``stats["epsilon_chosen"]``).
+        Regularization strength, as a fraction of a scale: the mean squared displacement of the
+        pairing (row i with row i by default), or the total variance tr cov x + tr cov y if that is
+        less, both after removing the means. ``stats["epsilon"]`` is in absolute units, those of
+        ||x - y||^2 (the convention ||x - y||^2 / 2 of other packages halves it). ``"auto"`` lowers
+        it until the interval is within `tolerance`, the iterations are used up, or float64 cannot
+        resolve it, keeps the smallest that converged, and reports the reason
+        (``stats["epsilon_chosen"]``).
     unit : "scale" or "absolute"
-        What a number for `epsilon` means.
+        Unit of a number for `epsilon`.
     tolerance : float
         Relative width of the interval at which a result is certified.
     marginal_tolerance : float
-        L1 error of the column marginal at which an epsilon has converged; rows hold exactly.
+        L1 error of the column marginal at which an epsilon has converged; row marginals are exact.
     iterations : int
-        Passes over all pairs at most.
+        Maximum number of passes over all pairs.
     scaling : float
         Each step of the annealing multiplies sqrt(epsilon) by it.
     debias : bool
-        Compute ``divergence`` (two more, quick, problems).
+        Compute ``divergence`` (two more problems, which are fast).
     engine : "wgeo", "geomloss" or "flash"
-        Who iterates. The interval and the marginal errors are wgeo's own in any case.
+        Implementation of the iterations. The interval and the marginal errors are always computed
+        by wgeo.
     on_failure : "raise" or "return"
-        What to do where the marginals were not reached. A returned result is still an interval
-        that contains W2, with ``stats["converged"]`` False.
+        What to do if the marginal tolerance was not reached. A returned interval still contains W2,
+        and ``stats["converged"]`` is False.
     device : str
-        ``auto`` (CUDA where there is one), ``cpu`` or ``cuda``; the same code runs on either.
+        ``auto`` (CUDA if available), ``cpu`` or ``cuda``; the same code runs on either.
     """
 
     epsilon: float | Literal["auto"] = "auto"
@@ -125,54 +127,61 @@ class Sinkhorn:
         a: Float[np.ndarray, " n"] | None = None,
         b: Float[np.ndarray, " m"] | None = None,
         coupling: Int[np.ndarray, " n"] | None = None,
-        potentials: tuple[np.ndarray, np.ndarray] | None = None,
     ) -> TransportResult:
         """Return an interval for W2 and the Sinkhorn divergence (`wasserstein`).
-
-        `potentials` are of no use to it: centred clouds and a large epsilon begin well at zero.
 
         Raises
         ------
         ConvergenceError
-            The marginals were not reached and ``on_failure`` is "raise".
+            The marginal tolerance was not reached and ``on_failure`` is "raise".
         DependencyError
-            The engine's package or device is missing.
+            The engine's package is not installed, or its device is not available.
         """
-        began = time.perf_counter()
-        pair = Pair.of(x, y, a, b, coupling, pick_device(self.device))
-        if pair.spread > 0 and not 1 / _ORDINARY < pair.spread < _ORDINARY:
-            return self._rescaled(pair, a, b, coupling)
-        scale = min(pair.paired - pair.shift, pair.spread)
-        if processes.on_rank_zero(partial(operator.le, scale, pair.rounding)):
-            return self._translation(pair, began)
+        start_time = time.perf_counter()
+        clouds = PointClouds.of(x, y, a, b, coupling, pick_device(self.device))
+        if (
+            clouds.total_variance > 0
+            and not 1 / _NORMAL_RANGE < clouds.total_variance < _NORMAL_RANGE
+        ):
+            return self._rescaled(clouds, a, b, coupling)
+        scale = min(clouds.pairing_cost - clouds.translation_cost, clouds.total_variance)
+        if processes.on_rank_zero(partial(operator.le, scale, clouds.rounding)):
+            return self._translation_result(clouds, start_time)
         budget = Budget(self.iterations)
         with full_precision:
-            found = self._auto(pair, scale, budget) if self.epsilon == "auto" else None
-            found = found or self._at(pair, scale, budget)
-            state, bounds = found.state, found.bounds or bound(pair, found.state)
-            own = self._own(pair, state.eps) if self.debias else None
-        return pair.result(
+            solution = self._auto(clouds, scale, budget) if self.epsilon == "auto" else None
+            solution = solution or self._at_epsilon(clouds, scale, budget)
+            state, bounds = (
+                solution.state,
+                solution.bounds or compute_bounds(clouds, solution.state),
+            )
+            self_value = self._self_transport(clouds, state.eps) if self.debias else None
+        return clouds.result(
             lower=bounds.lower,
             upper=bounds.upper,
             solver=self.name,
-            seconds=time.perf_counter() - began,
+            seconds=time.perf_counter() - start_time,
             tolerance=self.tolerance,
             coupling=bounds.coupling,
             potentials=bounds.potentials,
-            divergence=None if own is None else pair.shift + state.value - own,
+            divergence=None
+            if self_value is None
+            else clouds.translation_cost + state.value - self_value,
             stats={
                 "epsilon": state.eps,
                 "epsilon_share": state.eps / scale,
-                "epsilon_chosen": found.chosen,
+                "epsilon_chosen": solution.chosen,
                 "scale": scale,
-                "scale_is": "spread" if scale == pair.spread else "mean squared displacement",
-                "converged": found.converged,
+                "scale_is": "spread"
+                if scale == clouds.total_variance
+                else "mean squared displacement",
+                "converged": solution.converged,
                 "iterations": budget.spent,
                 "engine": self.engine,
                 "row_error": bounds.plan.row_error,
                 "column_error": bounds.plan.column_error,
-                "entropic_value": pair.shift + state.value,
-                "entropic_cost": pair.shift + bounds.plan.entropic_cost,
+                "entropic_value": clouds.translation_cost + state.value,
+                "entropic_cost": clouds.translation_cost + bounds.plan.entropic_cost,
                 "primal_dual_gap": bounds.upper - bounds.lower,
                 "upper_from": bounds.upper_from,
             },
@@ -180,95 +189,102 @@ class Sinkhorn:
 
     def _rescaled(
         self,
-        pair: Pair,
+        clouds: PointClouds,
         a: Float[np.ndarray, " n"] | None,
         b: Float[np.ndarray, " m"] | None,
         coupling: Int[np.ndarray, " n"] | None,
     ) -> TransportResult:
-        """Solve for clouds of ordinary size and scale back: by powers of two, so without rounding.
+        """Solve for rescaled clouds and scale back, by powers of two: this does not round.
 
-        Exponentials of costs over epsilon leave float32's range long before the clouds do.
+        Exponentials of costs over epsilon leave the range of float32 long before the clouds do.
         """
-        factor = 2.0 ** -round(math.log2(pair.spread) / 2)
+        factor = 2.0 ** -round(math.log2(clouds.total_variance) / 2)
         absolute = self.epsilon != "auto" and self.unit == "absolute"
         solver = replace(self, epsilon=self.epsilon * factor**2) if absolute else self  # type: ignore[operator]
-        x, y = pair.x.double() * factor, pair.y.double() * factor
-        return scaled_back(solver.solve(x, y, a, b, coupling), factor)
+        x, y = clouds.x.double() * factor, clouds.y.double() * factor
+        return rescale_result(solver.solve(x, y, a, b, coupling), factor)
 
-    def _at(self, pair: Pair, scale: float, budget: Budget) -> _Found:
-        """Solve at the epsilon asked for, by whichever engine."""
+    def _at_epsilon(self, clouds: PointClouds, scale: float, budget: Budget) -> _Solution:
+        """Solve at the given epsilon, with the chosen engine."""
         assert self.epsilon != "auto"
         eps = self.epsilon * (scale if self.unit == "scale" else 1.0)
-        require_epsilon(pair, eps)
+        require_epsilon(clouds, eps)
         if self.engine == "wgeo":
-            asked = (eps, self.marginal_tolerance, self.scaling, budget)
-            state, converged = descend(pair, scale, *asked)
+            settings = (eps, self.marginal_tolerance, self.scaling, budget)
+            state, converged = anneal(clouds, scale, *settings)
         else:
-            g = ENGINES[self.engine](pair, eps, self.scaling)
-            state = iterate(Kernel(pair), g, eps)
+            g = ENGINES[self.engine](clouds, eps, self.scaling)
+            state = iterate(Kernel(clouds), g, eps)
             converged = state.error <= self.marginal_tolerance
-        return self._checked(_Found(state, None, converged, "as given"), scale, budget)
+        return self._require_convergence(
+            _Solution(state, None, converged, "as given"), scale, budget
+        )
 
-    def _auto(self, pair: Pair, scale: float, budget: Budget) -> _Found:
+    def _auto(self, clouds: PointClouds, scale: float, budget: Budget) -> _Solution:
         """Lower epsilon while it converges and the interval is not yet narrow enough."""
-        floor = smallest_epsilon(pair)
-        eps = max(_AUTO_FROM * scale, floor)
+        floor = smallest_epsilon(clouds)
+        eps = max(_FIRST_AUTO_EPSILON * scale, floor)
         best, g = None, None
         while True:
-            asked = (eps, self.marginal_tolerance, self.scaling, budget)
-            state, converged = descend(pair, scale, *asked, g)
+            settings = (eps, self.marginal_tolerance, self.scaling, budget)
+            state, converged = anneal(clouds, scale, *settings, g)
             if not converged:
                 if best is None:
-                    return self._checked(_Found(state, None, False, "none"), scale, budget)
+                    return self._require_convergence(
+                        _Solution(state, None, False, "none"), scale, budget
+                    )
                 return replace(best, chosen="smallest that converged within the iterations")
-            bounds = bound(pair, state).tightened(best.bounds if best else None)
-            least = (1 - self.tolerance) * math.sqrt(bounds.upper)
+            bounds = compute_bounds(clouds, state).tightened(best.bounds if best else None)
+            needed = (1 - self.tolerance) * math.sqrt(bounds.upper)
             narrow = processes.on_rank_zero(
-                partial(operator.ge, math.sqrt(max(bounds.lower, 0)), least)
+                partial(operator.ge, math.sqrt(max(bounds.lower, 0)), needed)
             )
             if narrow or eps <= floor:
                 why = "interval within tolerance" if narrow else "smallest that float64 resolves"
-                return _Found(state, bounds, True, why)
-            best, g = _Found(state, bounds, True, ""), state.completed
+                return _Solution(state, bounds, True, why)
+            best, g = _Solution(state, bounds, True, ""), state.completed
             eps = max(eps * self.scaling**2, floor)
 
-    def _checked(self, found: _Found, scale: float, budget: Budget) -> _Found:
-        """Raise unless converged, or asked to return what there is."""
-        if found.converged or self.on_failure == "return":
-            return found
-        eps, spent = found.state.eps, budget.spent
-        did = f"{spent} passes" if self.engine == "wgeo" else f"engine {self.engine!r}"
-        more = "more iterations" if self.engine == "wgeo" else "a scaling closer to 1"
+    def _require_convergence(self, solution: _Solution, scale: float, budget: Budget) -> _Solution:
+        """Return the solution if it converged or ``on_failure`` is "return"; else raise."""
+        if solution.converged or self.on_failure == "return":
+            return solution
+        eps, spent = solution.state.eps, budget.spent
+        effort = f"{spent} passes" if self.engine == "wgeo" else f"engine {self.engine!r}"
+        remedy = "more iterations" if self.engine == "wgeo" else "a scaling closer to 1"
         raise ConvergenceError(
-            f"Sinkhorn's column marginal is off by {found.state.error:.2g} (L1; asked: "
-            f"{self.marginal_tolerance:.2g}) after {did}, at epsilon = {eps:.3g} "
-            f'({eps / scale:.3g} of the scale). Try a larger epsilon, {more}, `epsilon="auto"`, '
-            'or `on_failure="return"` to look at the interval it has.'
+            f"Sinkhorn's column marginal is off by {solution.state.error:.2g} (L1; tolerance "
+            f"{self.marginal_tolerance:.2g}) after {effort}, at epsilon = {eps:.3g} "
+            f"({eps / scale:.3g} of the scale). Try a larger epsilon, {remedy}, "
+            '`epsilon="auto"`, or `on_failure="return"` for the interval so far.'
         )
 
-    def _own(self, pair: Pair, eps: float) -> float:
-        """What debiasing takes away; blind to translations, so centring is exact here too."""
+    def _self_transport(self, clouds: PointClouds, eps: float) -> float:
+        """OT(x, x)/2 + OT(y, y)/2; invariant to translations, so centering is exact here too."""
         both = [
             require_converged(
-                *solve_itself(twin, eps, self.marginal_tolerance, Budget(_OWN)),
+                *solve_itself(itself, eps, self.marginal_tolerance, Budget(_SELF_ITERATIONS)),
                 "a cloud and itself",
             )
-            for twin in pair.doubled
+            for itself in clouds.self_problems
         ]
         return sum(state.value for state in both) / 2
 
-    def _translation(self, pair: Pair, began: float) -> TransportResult:
-        """One cloud is the other translated: the pairing is optimal and nothing is left to do."""
-        f, g = pair.lift(torch.zeros_like(pair.a), torch.zeros_like(pair.b))
-        return pair.result(
-            lower=pair.shift - pair.rounding,
-            upper=min(pair.paired, pair.shift + pair.spread + pair.rounding),
+    def _translation_result(self, clouds: PointClouds, start_time: float) -> TransportResult:
+        """One cloud is the other translated, so the pairing is optimal."""
+        f, g = clouds.original_potentials(torch.zeros_like(clouds.a), torch.zeros_like(clouds.b))
+        return clouds.result(
+            lower=clouds.translation_cost - clouds.rounding,
+            upper=min(
+                clouds.pairing_cost,
+                clouds.translation_cost + clouds.total_variance + clouds.rounding,
+            ),
             solver=self.name,
-            seconds=time.perf_counter() - began,
+            seconds=time.perf_counter() - start_time,
             tolerance=self.tolerance,
-            coupling=pair.pairing,
+            coupling=clouds.pairing,
             potentials=(f, g),
-            divergence=max(pair.shift, 0.0) if self.debias else None,
+            divergence=max(clouds.translation_cost, 0.0) if self.debias else None,
             stats={
                 "epsilon": 0.0,
                 "epsilon_chosen": "none needed: one cloud is the other translated",
@@ -277,35 +293,38 @@ class Sinkhorn:
                 "engine": self.engine,
                 "row_error": 0.0,
                 "column_error": 0.0,
-                "upper_from": "pairing" if pair.pairing is not None else "product",
+                "upper_from": "pairing" if clouds.pairing is not None else "product",
             },
         )
 
 
-_OF_COST = ("epsilon", "scale", "entropic_value", "entropic_cost", "primal_dual_gap")
+_COST_STATS = ("epsilon", "scale", "entropic_value", "entropic_cost", "primal_dual_gap")
 
 
-def scaled_back(found: TransportResult, factor: float) -> TransportResult:
-    """The answer for clouds that were multiplied by `factor` before they were given."""
+def rescale_result(solution: TransportResult, factor: float) -> TransportResult:
+    """Return the result for the original clouds from that for clouds multiplied by `factor`."""
     square = factor**2
-    stats = {k: v / square if k in _OF_COST else v for k, v in found.stats.items()}
-    potentials = found.potentials and (found.potentials[0] / square, found.potentials[1] / square)
+    stats = {k: v / square if k in _COST_STATS else v for k, v in solution.stats.items()}
+    potentials = solution.potentials and (
+        solution.potentials[0] / square,
+        solution.potentials[1] / square,
+    )
     return replace(
-        found,
-        cost=found.cost / square,
-        lower=found.lower / factor,
-        upper=found.upper / factor,
+        solution,
+        cost=solution.cost / square,
+        lower=solution.lower / factor,
+        upper=solution.upper / factor,
         potentials=potentials,
-        divergence=None if found.divergence is None else found.divergence / square,
+        divergence=None if solution.divergence is None else solution.divergence / square,
         stats=stats,
     )
 
 
 @dataclass(frozen=True, eq=False)
-class _Found:
-    """Potentials at the epsilon settled on, and how it was."""
+class _Solution:
+    """Potentials at the chosen epsilon, and how it was chosen."""
 
-    state: Potentials
+    state: SinkhornState
     bounds: Bounds | None
     converged: bool
     chosen: str

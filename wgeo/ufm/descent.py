@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..errors import ArgumentError
-from ..neural_collapse.row_blocks import one_thread
+from ..runtime.threads import one_thread
 from .certify import evaluate
 from .lbfgs import Minima, minimize_batch
 from .problem import Problem

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
 
 from ..errors import ArgumentError, ConvergenceError
-from ..neural_collapse.row_blocks import one_thread
+from ..runtime.threads import one_thread
 from .certify import CRITICAL
 from .problem import Problem
 from .solution import Certificate, UFMSolution

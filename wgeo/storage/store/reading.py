@@ -13,7 +13,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from ...arrays.rows import Rows, on_disk
+from ...arrays.rows import LazyRows, materialize_on_disk
 from ...errors import RecordError
 from ...runtime.processes import local_only
 from .. import schema
@@ -185,4 +185,4 @@ def _widened(bits: np.ndarray, folder: Path) -> np.ndarray:
         return np.left_shift(bits[rows], 16, dtype=np.uint32).view(np.float32)
 
     with local_only():  # a store may be opened by one process
-        return on_disk(Rows(bits.shape, made), np.float32, folder)
+        return materialize_on_disk(LazyRows(bits.shape, made), np.float32, folder)

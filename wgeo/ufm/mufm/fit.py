@@ -22,13 +22,13 @@ from scipy.special import log_softmax
 
 from ...arrays.checks import as_labels
 from ...arrays.rows import (
-    Rows,
+    LazyRows,
     Sliceable,
-    checked,
-    made_like,
-    picked,
-    summed,
-    width_of,
+    check_features,
+    materialize,
+    max_width,
+    select_rows,
+    sum_over_rows,
 )
 from ...errors import ArgumentError, ConvergenceError
 from ...runtime import processes
@@ -97,8 +97,8 @@ def fit_mufm(
         Newton's steps stopped at a decrement above 1e-4.
     """
     began = time.perf_counter()
-    inputs = checked(x, "x")
-    points = made_like([inputs], Rows(inputs.shape, lambda rows: inputs[rows]))
+    inputs = check_features(x, "x")
+    points = materialize([inputs], LazyRows(inputs.shape, lambda rows: inputs[rows]))
     y = as_labels(labels, len(points))
     classes = _classes(y)
     _check(layers, weight_decay, transport, feature_decay, loss, coupling, restarts)
@@ -106,10 +106,10 @@ def fit_mufm(
     mu = transport / layers
     strength = mu + feature_decay  # a penalty on H_L only rescales X and mu
     factor = mu / strength
-    scaled, assignment = Rows(points.shape, lambda rows: factor * points[rows]), None
+    scaled, assignment = LazyRows(points.shape, lambda rows: factor * points[rows]), None
     rng = np.random.default_rng(seed)
 
-    def solve(inputs: Rows, restarts: int = 0) -> tuple[SearchResult, Statistics]:
+    def solve(inputs: LazyRows, restarts: int = 0) -> tuple[SearchResult, Statistics]:
         stats = Statistics.of(inputs, y, classes)
         terms = {"mu": strength, "weight_decay": weight_decay, "bias_decay": decay}
         problem: ReducedProblem = (
@@ -125,11 +125,11 @@ def fit_mufm(
     check_converged(result)
     first = points
     if assignment is not None:
-        first = made_like([points], picked(points, assignment))
+        first = materialize([points], select_rows(points, assignment))
     w = result.point.weights @ stats.basis.T
     b = result.point.bias()
-    ends = features_of(result, stats, Rows(first.shape, lambda rows: factor * first[rows]), y)
-    last = made_like([points], ends)
+    ends = features_of(result, stats, LazyRows(first.shape, lambda rows: factor * first[rows]), y)
+    last = materialize([points], ends)
     fit, distance, size = _mean_terms(first, last, w, b, y, loss)
     terms = {
         "fit": fit,
@@ -180,19 +180,19 @@ def fit_mufm(
 
 def _rematch(
     points: Float[np.ndarray, "n d"],
-    scaled: Rows,
+    scaled: LazyRows,
     labels: Int[np.ndarray, " n"],
-    solve: Callable[[Rows], tuple[SearchResult, Statistics]],
+    solve: Callable[[LazyRows], tuple[SearchResult, Statistics]],
     result: SearchResult,
     stats: Statistics,
 ) -> tuple[Int[np.ndarray, " n"], SearchResult, Statistics]:
     """Alternate between the features and the optimal coupling of inputs with them."""
-    assignment, inputs = np.arange(len(points)), made_like([points], scaled)
+    assignment, inputs = np.arange(len(points)), materialize([points], scaled)
     for _ in range(100):
-        ends = features_of(result, stats, picked(inputs, assignment), labels)
-        features = made_like([points], ends)
+        ends = features_of(result, stats, select_rows(inputs, assignment), labels)
+        features = materialize([points], ends)
         coupling = wasserstein(features, inputs, solver=Exact()).coupling
-        trial, trial_stats = processes.on_rank_zero(partial(solve, picked(inputs, coupling)))
+        trial, trial_stats = processes.on_rank_zero(partial(solve, select_rows(inputs, coupling)))
         if trial.point.value() >= result.point.value() * (1 - 1e-12):
             break
         assignment, result, stats = coupling, trial, trial_stats
@@ -200,15 +200,15 @@ def _rematch(
 
 
 def features_of(
-    result: SearchResult, stats: Statistics, inputs: Rows, labels: Int[np.ndarray, " n"]
-) -> Rows:
+    result: SearchResult, stats: Statistics, inputs: LazyRows, labels: Int[np.ndarray, " n"]
+) -> LazyRows:
     """Return H_L of labelled samples; `inputs` are scaled as those of `stats`."""
     w = result.point.weights @ stats.basis.T
     onehot = np.eye(len(w))
-    return Rows(
+    return LazyRows(
         inputs.shape,
         lambda rows: result.point.features(inputs[rows], w, onehot[labels[rows]], rows),
-        max(len(w), width_of(inputs)),
+        max(len(w), max_width(inputs)),
     )
 
 
@@ -243,7 +243,7 @@ def _mean_terms(
             fit = -float(np.sum(log_softmax(logits, axis=1)[y]))
         return [fit, float(np.sum((end - start) ** 2)), float(np.vdot(end, end))]
 
-    fit, distance, size = summed(terms, first, last, width=len(w))
+    fit, distance, size = sum_over_rows(terms, first, last, width=len(w))
     return fit / len(labels), distance / len(labels), size / len(labels)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from scipy.special import log_softmax, softmax
 
-from ...arrays.rows import Sliceable, blocks
+from ...arrays.rows import Sliceable, row_chunks
 from .alignment import Alignment, saddle_direction
 from .reduced_mse import Matrix, Statistics
 
@@ -53,7 +53,7 @@ class ReducedCE:
 
         Otherwise W and b would be nearly collinear for a mean far from zero.
         """
-        samples = np.concatenate([block @ stats.basis for _, (block,) in blocks(x)])
+        samples = np.concatenate([block @ stats.basis for _, (block,) in row_chunks(x)])
         if bias_decay > 0:
             return cls(samples, labels, mu, weight_decay, bias_decay)
         centred = np.where(stats.s > 0, samples - stats.x_mean, 0.0)

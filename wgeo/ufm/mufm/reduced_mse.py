@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from ...arrays.rows import Sliceable, mean_of, summed, sums_by_class, wide
+from ...arrays.rows import Sliceable, as_float64, mean_of, sum_over_rows, sums_by_class
 from .alignment import Alignment, saddle_direction
 from .preconditioner import EigenbasisInverse, LowRankInverse, gauss_newton
 
@@ -63,11 +63,11 @@ class Statistics:
                 centred = block - mean
                 return sums_by_class(centred, labels[rows], classes), centred.T @ centred
 
-            t, second = summed(moments, x)
+            t, second = sum_over_rows(moments, x)
             s, axes = np.linalg.eigh(second / n)
             s, axes = s[::-1], axes[:, ::-1]
         else:
-            centred = wide(x[:]) - mean
+            centred = as_float64(x[:]) - mean
             t = sums_by_class(centred, labels, classes)
             _, scales, right = np.linalg.svd(centred, full_matrices=False)
             s, axes = scales**2 / n, right.T

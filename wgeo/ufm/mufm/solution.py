@@ -9,7 +9,15 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from ...arrays.checks import as_labels
-from ...arrays.rows import Rows, Sliceable, checked, class_means, made_like, summed, wide
+from ...arrays.rows import (
+    LazyRows,
+    Sliceable,
+    as_float64,
+    check_features,
+    class_means,
+    materialize,
+    sum_over_rows,
+)
 from ...errors import ArgumentError
 from ...neural_collapse import LayerCollapse, collapse_of
 from ...runtime.processes import local_only
@@ -63,9 +71,9 @@ class MUFMSolution:
         if not 0 <= index <= self.layers:
             raise ArgumentError(f"Layers go from 0 to {self.layers}; there is no layer {index}.")
         t, first, last = index / self.layers, self.X.T, self.H.T
-        path = Rows(first.shape, lambda rows: (1 - t) * first[rows] + t * last[rows])
+        path = LazyRows(first.shape, lambda rows: (1 - t) * first[rows] + t * last[rows])
         with local_only():
-            return made_like([first, last], path)
+            return materialize([first, last], path)
 
     def apply(self, x: Any, labels: Any) -> Float[np.ndarray, "n d"]:
         """Return H_L of other labelled samples for the fitted W and b.
@@ -75,7 +83,7 @@ class MUFMSolution:
         """
         if self.settings["loss"] != "mse":
             raise ArgumentError("apply is for the squared loss; fit with `loss='mse'`.")
-        points, classes = checked(x, "x"), len(self.W)
+        points, classes = check_features(x, "x"), len(self.W)
         y, eye = as_labels(labels, len(points)), np.eye(classes)
         if points.shape[1] != self.W.shape[1] or y.max() >= classes:
             raise ArgumentError(
@@ -86,11 +94,11 @@ class MUFMSolution:
         pull = np.linalg.solve(self.W @ self.W.T + (mu + decay) * eye, self.W)
 
         def ends(rows: slice) -> Float[np.ndarray, "b d"]:
-            start = wide(points[rows]) * (mu / (mu + decay))
+            start = as_float64(points[rows]) * (mu / (mu + decay))
             return start + (eye[y[rows]] - self.b - start @ self.W.T) @ pull
 
         with local_only():
-            return made_like([points], Rows(points.shape, ends, classes))
+            return materialize([points], LazyRows(points.shape, ends, classes))
 
     @property
     def seconds(self) -> float:
@@ -160,7 +168,7 @@ def monotonicity(
         change = d0 - (end - last_means[labels[rows]])
         return [float(np.vdot(*pair)) for pair in ((d0, d0), (d0, change), (change, change))]
 
-    w0, w1, w2 = (w / len(labels) for w in summed(within, first, last))
+    w0, w1, w2 = (w / len(labels) for w in sum_over_rows(within, first, last))
     k = len(first_means)
     m0, m1 = (means - means.mean(0) for means in (first_means, last_means))
     b0, b1, b2 = np.sum(m0**2) / k, np.sum(m0 * (m1 - m0)) / k, np.sum((m1 - m0) ** 2) / k

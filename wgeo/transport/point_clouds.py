@@ -1,8 +1,8 @@
-"""A pair of clouds made ready: weights filled in, both centred, and the couplings one has for free.
+"""The two point clouds of a transport problem: weights filled in, centered, with a known coupling.
 
-Removing each cloud's own mean changes W2^2 by a known amount and never which coupling is optimal:
-``W2^2(x, y) = |mean x - mean y|^2 + W2^2(x - mean x, y - mean y)``. It makes every later product
-smaller, hence every rounding error.
+Centering both clouds changes W2^2 by a known amount, and not which coupling is optimal:
+``W2^2(x, y) = ||mean x - mean y||^2 + W2^2(x - mean x, y - mean y)``. It makes inner products
+smaller, and so their rounding errors.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from jaxtyping import Float, Int
 
 from .result import Status, TransportResult
 
-UNIT = float(np.finfo(np.float64).eps) / 2  # unit roundoff u of float64
-_CHUNK = 1 << 22  # entries of a float64 copy of some rows: 32 MiB
+UNIT_ROUNDOFF = float(np.finfo(np.float64).eps) / 2  # of float64
+_CHUNK_ENTRIES = 1 << 22  # entries of a float64 copy of some rows: 32 MiB
 
 
 @dataclass(frozen=True, eq=False)
-class Pair:
-    """Two weighted clouds on one device, seen from their own centres.
+class PointClouds:
+    """Two weighted point clouds on one device; costs refer to the centered points.
 
     Attributes
     ----------
@@ -33,8 +33,8 @@ class Pair:
     a, b : Tensor of float64, (n,), (m,)
         Weights, each summing to 1.
     pairing : ndarray of int, (n,), or None
-        A permutation known to be feasible: the one given, else row i with row i; None for clouds
-        of different sizes or with weights.
+        A feasible permutation: the one given, else row i with row i; None for clouds of different
+        sizes or with weights.
     """
 
     x: Float[torch.Tensor, "n d"]
@@ -52,8 +52,8 @@ class Pair:
         b: np.ndarray | None = None,
         coupling: np.ndarray | None = None,
         device: torch.device | None = None,
-    ) -> Pair:
-        """Make a pair of what a solver is given (see `entry.Solver`), on `device`."""
+    ) -> PointClouds:
+        """Return the problem that a solver is given (see `entry.Solver`), on `device`."""
         device = x.device if device is None else device
         x, y = x.detach().to(device), y.detach().to(device)
         pairing = None
@@ -68,16 +68,16 @@ class Pair:
         return cls(x, y, weights[0], weights[1], pairing)
 
     @property
-    def transposed(self) -> Pair:
-        """The same problem from y to x (without its pairing)."""
-        return Pair(self.y, self.x, self.b, self.a, None)
+    def transposed(self) -> PointClouds:
+        """The problem from y to x, without the pairing."""
+        return PointClouds(self.y, self.x, self.b, self.a, None)
 
     @property
-    def doubled(self) -> tuple[Pair, Pair]:
-        """Each cloud against itself, which is what debiasing takes away."""
+    def self_problems(self) -> tuple[PointClouds, PointClouds]:
+        """Each cloud against itself, as debiasing needs it."""
         return (
-            Pair(self.x, self.x, self.a, self.a, None),
-            Pair(self.y, self.y, self.b, self.b, None),
+            PointClouds(self.x, self.x, self.a, self.a, None),
+            PointClouds(self.y, self.y, self.b, self.b, None),
         )
 
     @cached_property
@@ -91,62 +91,67 @@ class Pair:
     @cached_property
     def norms_x(self) -> Float[torch.Tensor, " n"]:
         """||x_i - center||^2."""
-        return torch.cat([part.square().sum(1) for _, part in _centred(self.x, self.center_x)])
+        return torch.cat(
+            [part.square().sum(1) for _, part in _centered_rows(self.x, self.center_x)]
+        )
 
     @cached_property
     def norms_y(self) -> Float[torch.Tensor, " m"]:
         """||y_j - center||^2."""
-        return torch.cat([part.square().sum(1) for _, part in _centred(self.y, self.center_y)])
+        return torch.cat(
+            [part.square().sum(1) for _, part in _centered_rows(self.y, self.center_y)]
+        )
 
     @cached_property
     def offset(self) -> Float[torch.Tensor, " d"]:
-        """The vector between the two centres."""
+        """Difference of the two centers."""
         return self.center_x - self.center_y
 
     @cached_property
-    def shift(self) -> float:
-        """What centring took from W2^2; exact also where the centres are rounded means."""
-        left = self.total_x(self.a) - self.total_y(self.b)
-        return float(self.offset @ self.offset + 2 * self.offset @ left)
+    def translation_cost(self) -> float:
+        """Part of W2^2 that centering removes; exact even if the centers are rounded means."""
+        remainder = self.weighted_sum_x(self.a) - self.weighted_sum_y(self.b)
+        return float(self.offset @ self.offset + 2 * self.offset @ remainder)
 
     @cached_property
-    def spread(self) -> float:
-        """Centred cost of the product coupling, tr cov x + tr cov y: an upper bound."""
+    def total_variance(self) -> float:
+        """tr cov x + tr cov y: the centered cost of the product coupling, an upper bound."""
         return float(self.a @ self.norms_x + self.b @ self.norms_y)
 
     @cached_property
-    def paired(self) -> float:
+    def pairing_cost(self) -> float:
         """Cost of the pairing, mean ||x_i - y_c(i)||^2 from differences; infinite without one."""
-        return np.inf if self.pairing is None else self.cost_of(self.pairing)
+        return np.inf if self.pairing is None else self.permutation_cost(self.pairing)
 
     @cached_property
     def radius(self) -> float:
-        """Largest ||x_i|| + largest ||y_j||, centred: no centred cost exceeds its square."""
+        """Largest ||x_i|| + largest ||y_j||, centered: no centered cost exceeds its square."""
         return float(self.norms_x.max().sqrt() + self.norms_y.max().sqrt())
 
     @cached_property
     def products(self) -> Float[torch.Tensor, "n m"]:
-        """x_i.y_j of the centred points, for problems small enough to hold them."""
-        return self.all_x(torch.float64) @ self.all_y(torch.float64).T
+        """x_i.y_j of the centered points, for problems small enough to store them."""
+        return self.centered_x(torch.float64) @ self.centered_y(torch.float64).T
 
     @property
     def rounding(self) -> float:
-        """Bound on the float64 error of ||x||^2 + ||y||^2 - 2 x.y (d + 4 terms), and of `shift`."""
-        return UNIT * (2 * (self.x.shape[1] + 16) * self.radius**2 + 16 * abs(self.shift))
+        """Bound on the float64 error of a cost (d + 4 terms) and of `translation_cost`."""
+        terms = 2 * (self.x.shape[1] + 16) * self.radius**2 + 16 * abs(self.translation_cost)
+        return UNIT_ROUNDOFF * terms
 
-    def cost_of(self, permutation: Int[np.ndarray, " n"]) -> float:
+    def permutation_cost(self, permutation: Int[np.ndarray, " n"]) -> float:
         """Return mean ||x_i - y_p(i)||^2, from differences in float64."""
         order = torch.from_numpy(np.asarray(permutation)).to(self.x.device)
         total = 0.0
-        for rows, part in _centred(self.x, self.x.new_zeros((), dtype=torch.float64)):
+        for rows, part in _centered_rows(self.x, self.x.new_zeros((), dtype=torch.float64)):
             total += float((part - self.y[order[rows]].double()).square().sum())
         return total / len(self.x)
 
-    def cost_of_sparse(self, plan: Any) -> float:
+    def plan_cost(self, plan: Any) -> float:
         """Return sum P_ij ||x_i - y_j||^2 of a sparse plan, from differences in float64."""
         plan = plan.tocoo()
         rows, cols, mass = (torch.from_numpy(np.asarray(v)) for v in (*plan.coords, plan.data))
-        total, step = 0.0, max(1, _CHUNK // self.x.shape[1])
+        total, step = 0.0, max(1, _CHUNK_ENTRIES // self.x.shape[1])
         for i in range(0, len(rows), step):
             part = slice(i, i + step)
             xs = self.x[rows[part].to(self.x.device)].double()
@@ -154,44 +159,48 @@ class Pair:
             total += float(mass[part].to(xs) @ (xs - ys).square().sum(1))
         return total
 
-    def rows_x(self, rows: slice, dtype: torch.dtype) -> Float[torch.Tensor, "rows d"]:
-        """Some centred rows of x, rounded once, after centring."""
+    def centered_rows_x(self, rows: slice, dtype: torch.dtype) -> Float[torch.Tensor, "rows d"]:
+        """Some centered rows of x, rounded once, after centering."""
         return (self.x[rows].double() - self.center_x).to(dtype)
 
-    def all_x(self, dtype: torch.dtype) -> Float[torch.Tensor, "n d"]:
-        """All centred rows of x."""
-        return _all(self.x, self.center_x, dtype)
+    def centered_x(self, dtype: torch.dtype) -> Float[torch.Tensor, "n d"]:
+        """All centered rows of x."""
+        return _all_centered_rows(self.x, self.center_x, dtype)
 
-    def all_y(self, dtype: torch.dtype) -> Float[torch.Tensor, "m d"]:
-        """All centred rows of y."""
-        return _all(self.y, self.center_y, dtype)
+    def centered_y(self, dtype: torch.dtype) -> Float[torch.Tensor, "m d"]:
+        """All centered rows of y."""
+        return _all_centered_rows(self.y, self.center_y, dtype)
 
-    def total_x(self, weights: Float[torch.Tensor, " n"]) -> Float[torch.Tensor, " d"]:
-        """sum_i w_i x_i of the centred points."""
+    def weighted_sum_x(self, weights: Float[torch.Tensor, " n"]) -> Float[torch.Tensor, " d"]:
+        """sum_i w_i x_i of the centered points."""
         return _weighted_sum(self.x, weights, self.center_x)
 
-    def total_y(self, weights: Float[torch.Tensor, " m"]) -> Float[torch.Tensor, " d"]:
-        """sum_j w_j y_j of the centred points."""
+    def weighted_sum_y(self, weights: Float[torch.Tensor, " m"]) -> Float[torch.Tensor, " d"]:
+        """sum_j w_j y_j of the centered points."""
         return _weighted_sum(self.y, weights, self.center_y)
 
     def project(
         self, directions: Float[torch.Tensor, "k d"]
     ) -> tuple[Float[torch.Tensor, "k n"], Float[torch.Tensor, "k m"]]:
-        """Coordinates of both centred clouds along each direction (a row)."""
-        xs = [part @ directions.T for _, part in _centred(self.x, self.center_x)]
-        ys = [part @ directions.T for _, part in _centred(self.y, self.center_y)]
+        """Coordinates of both centered clouds along each direction (a row)."""
+        xs = [part @ directions.T for _, part in _centered_rows(self.x, self.center_x)]
+        ys = [part @ directions.T for _, part in _centered_rows(self.y, self.center_y)]
         return torch.cat(xs).T.contiguous(), torch.cat(ys).T.contiguous()
 
-    def lift(
+    def original_potentials(
         self, f: Float[torch.Tensor, " n"], g: Float[torch.Tensor, " m"]
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Turn feasible potentials of the centred clouds into feasible ones of the clouds given.
+        """Return feasible potentials of the clouds as given, from those of the centered clouds.
 
-        The bound on rounding is taken off, so that f_i + g_j <= ||x_i - y_j||^2 holds exactly.
+        A bound on rounding is subtracted, so that f_i + g_j <= ||x_i - y_j||^2 holds exactly.
         """
-        slack = self.rounding + 8 * UNIT * float(f.abs().max() + g.abs().max())
-        along_x = torch.cat([part @ self.offset for _, part in _centred(self.x, self.center_x)])
-        along_y = torch.cat([part @ self.offset for _, part in _centred(self.y, self.center_y)])
+        slack = self.rounding + 8 * UNIT_ROUNDOFF * float(f.abs().max() + g.abs().max())
+        along_x = torch.cat(
+            [part @ self.offset for _, part in _centered_rows(self.x, self.center_x)]
+        )
+        along_y = torch.cat(
+            [part @ self.offset for _, part in _centered_rows(self.y, self.center_y)]
+        )
         f = f + 2 * along_x + self.offset @ self.offset - slack
         return f.cpu().numpy(), (g - 2 * along_y).cpu().numpy()
 
@@ -206,18 +215,18 @@ class Pair:
         tolerance: float = 1e-6,
         **fields: Any,
     ) -> TransportResult:
-        """Make the answer of squared bounds, each moved outwards by what rounding can have done.
+        """Return the result for squared bounds, each moved outwards by its possible rounding error.
 
-        `cost` is `upper` (a feasible coupling's) unless given, and is kept inside the interval.
+        `cost` is `upper`, that of a feasible coupling, unless given; it is kept in the interval.
         """
-        relative = (self.x.shape[1] + 64) * UNIT  # of a sum of squared differences
+        relative = (self.x.shape[1] + 64) * UNIT_ROUNDOFF  # of a sum of squared differences
         low = float(np.sqrt(max(lower, 0.0)))
         high = float(np.sqrt(upper * (1 + relative)))
         low = min(low, high)
         certified = high - low <= tolerance * high
-        inside = upper if cost is None else min(max(cost, low**2), high**2)
+        clipped = upper if cost is None else min(max(cost, low**2), high**2)
         return TransportResult(
-            cost=inside,
+            cost=clipped,
             lower=low,
             upper=high,
             status=Status.CERTIFIED if certified else Status.BOUNDED,
@@ -227,20 +236,22 @@ class Pair:
         )
 
 
-def _centred(
+def _centered_rows(
     x: torch.Tensor, center: torch.Tensor
 ) -> Iterator[tuple[slice, Float[torch.Tensor, "rows d"]]]:
-    """Float64 rows of x less `center`, some at a time."""
-    step = max(1, _CHUNK // x.shape[1])
+    """Yield float64 rows of x minus `center`, some at a time."""
+    step = max(1, _CHUNK_ENTRIES // x.shape[1])
     for i in range(0, len(x), step):
         rows = slice(i, min(i + step, len(x)))
         yield rows, x[rows].double() - center
 
 
-def _all(x: torch.Tensor, center: torch.Tensor, dtype: torch.dtype) -> Float[torch.Tensor, "n d"]:
-    """Rows less `center`, without a float64 copy of all of them where `dtype` is smaller."""
+def _all_centered_rows(
+    x: torch.Tensor, center: torch.Tensor, dtype: torch.dtype
+) -> Float[torch.Tensor, "n d"]:
+    """Rows minus `center`; not more than some of them are in float64 at a time."""
     out = torch.empty(x.shape, dtype=dtype, device=x.device)
-    for rows, part in _centred(x, center):
+    for rows, part in _centered_rows(x, center):
         out[rows] = part
     return out
 
@@ -251,6 +262,6 @@ def _weighted_sum(
     """sum_i w_i (x_i - center), in float64."""
     center = x.new_zeros(x.shape[1], dtype=torch.float64) if center is None else center
     total = torch.zeros_like(center)
-    for rows, part in _centred(x, center):
+    for rows, part in _centered_rows(x, center):
         total += weights[rows] @ part
     return total

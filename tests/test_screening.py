@@ -1,4 +1,4 @@
-"""Folded points: their distances never exceed the points' own, and no answer depends on them."""
+"""Screening: reduced points' distances are lower bounds, and no answer depends on them."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wgeo.transport import Status, wasserstein
-from wgeo.transport import cost as cost_module
-from wgeo.transport.cost import Costs
-from wgeo.transport.pair import Pair
-from wgeo.transport.passes import scan
-from wgeo.transport.screen import directions, fold, slip
+from wgeo.transport import geometry as geometry_module
+from wgeo.transport.all_pairs import find_violations
+from wgeo.transport.arcs import Potentials
+from wgeo.transport.geometry import Geometry
+from wgeo.transport.point_clouds import PointClouds
+from wgeo.transport.screening import inner_product_error, principal_directions, reduce_dimension
 
-WIDTH = cost_module._SCREENED  # the least that is screened
+WIDTH = geometry_module._SCREEN_FROM  # the least that is screened
 KINDS = ["gauss", "duplicates", "tiny", "flat", "offset", "spiked", "heavy", "near", "zero"]
 
 
@@ -43,70 +44,71 @@ def clouds(kind, seed, n=90, d=WIDTH):
     return x, y
 
 
-def costs_of(x, y):
-    return Costs.of(Pair.of(torch.from_numpy(x), torch.from_numpy(y)), 2**30)
+def geometry_of(x, y):
+    return Geometry.of(PointClouds.of(torch.from_numpy(x), torch.from_numpy(y)), 2**30)
 
 
 @pytest.fixture
 def unscreened(monkeypatch):
     def solve(*args):
         with monkeypatch.context() as patch:
-            patch.setattr(cost_module, "_SCREENED", 10**9)
+            patch.setattr(geometry_module, "_SCREEN_FROM", 10**9)
             return wasserstein(*args)
 
     return solve
 
 
 @given(st.sampled_from(KINDS), st.integers(0, 10**6), st.sampled_from([1, 5, 24]))
-def test_inner_products_of_folded_points_fall_short_by_no_more_than_the_slip(kind, seed, count):
+def test_inner_products_of_reduced_points_fall_short_by_no_more_than_their_bound(kind, seed, count):
     """In fractions, since float64 could not tell."""
     x, y = clouds(kind, seed, n=3, d=24)
-    v = directions(torch.from_numpy(x), torch.from_numpy(y), count)
-    lost = slip(v)
-    assert lost < 1e-11
-    folded = [fold(torch.from_numpy(z), v, lost).numpy() for z in (x, y)]
+    v = principal_directions(torch.from_numpy(x), torch.from_numpy(y), count)
+    error = inner_product_error(v)
+    assert error < 1e-11
+    reduced = [reduce_dimension(torch.from_numpy(z), v, error).numpy() for z in (x, y)]
 
     def inner(a, b):
         return sum(Fraction(s) * Fraction(t) for s, t in zip(a, b, strict=True))
 
-    for p, p_folded in zip(x, folded[0], strict=True):
-        for q, q_folded in zip(y, folded[1], strict=True):
-            room = Fraction(lost) * (inner(p, p) + inner(q, q))
-            assert 2 * inner(p_folded, q_folded) >= 2 * inner(p, q) - room
+    for p, p_reduced in zip(x, reduced[0], strict=True):
+        for q, q_reduced in zip(y, reduced[1], strict=True):
+            allowed = Fraction(error) * (inner(p, p) + inner(q, q))
+            assert 2 * inner(p_reduced, q_reduced) >= 2 * inner(p, q) - allowed
             rounding = Fraction(1, 10**9) * (inner(p, p) + 1)
-            assert abs(inner(p_folded, p_folded) - inner(p, p)) <= rounding
+            assert abs(inner(p_reduced, p_reduced) - inner(p, p)) <= rounding
 
 
 def test_directions_are_those_along_which_points_differ(rng):
     x, y = rng.standard_normal((2, 400, 300))
     x[:, :4] *= 30
     y[:, :4] *= 30
-    v = directions(torch.from_numpy(x), torch.from_numpy(y), 8)
+    v = principal_directions(torch.from_numpy(x), torch.from_numpy(y), 8)
     assert v.T @ v == pytest.approx(np.eye(8), abs=1e-13)
     assert v[:4].square().sum() == pytest.approx(4, abs=1e-2)
 
 
 @given(st.sampled_from(KINDS), st.integers(0, 10**6), st.sampled_from([0.0, 1e-3, 1.0]))
-def test_a_screened_scan_makes_any_labels_feasible(kind, seed, wild):
+def test_the_excess_after_screening_makes_any_potentials_feasible(kind, seed, wild):
     x, y = clouds(kind, seed)
-    costs = costs_of(x, y)
-    assert costs.folds
+    geometry = geometry_of(x, y)
+    assert geometry.screens
     n = len(x)
-    full = costs.between(*np.divmod(np.arange(n * n), n)).reshape(n, n)
+    full = geometry.pair_costs(*np.divmod(np.arange(n * n), n)).reshape(n, n)
     rng = np.random.default_rng(seed)
-    p = rng.standard_normal(n) * wild
-    q = (p[:, None] + full).min(0) + wild * rng.standard_normal(n)
-    threshold = 1e-11 * (abs(p).max() + full.max())
-    slack = p[:, None] + full - q
-    found = scan(costs, p, q, threshold, thorough=True)
-    doubt = costs.rounding(full.ravel()).max() + 1e-15 * (abs(p).max() + abs(q).max() + full.max())
-    assert (slack + found.loss).min() >= -doubt
+    f = rng.standard_normal(n) * wild
+    g = (full - f[:, None]).min(0) + wild * rng.standard_normal(n)
+    threshold = 1e-11 * (abs(f).max() + full.max())
+    slack = full - f[:, None] - g
+    found = find_violations(geometry, Potentials(f, g), threshold, thorough=True)
+    rounding = 1e-15 * (abs(f).max() + abs(g).max() + full.max())
+    rounding += geometry.cost_error(full.ravel()).max()
+    assert (slack + found.excess).min() >= -rounding
     at_fault = {*zip(*np.nonzero(slack < -threshold), strict=True)}
     assert {*zip(found.i, found.j, strict=True)} == at_fault
 
 
 @pytest.mark.parametrize("kind", [*KINDS, "loose"])
-def test_no_answer_depends_on_the_screen(kind, rng, unscreened):
+def test_no_answer_depends_on_screening(kind, rng, unscreened):
     x, y = clouds("gauss" if kind == "loose" else kind, 7, n=300, d=WIDTH + 3)
     if kind == "gauss":
         x = y * (1 + 0.1 * rng.random(len(y))[:, None])  # a start that is nearly right
@@ -135,11 +137,12 @@ def test_a_translation_of_wide_points_costs_its_length(rng):
     assert found.stats["passes"] < 0.2
 
 
-def test_a_screen_that_proves_little_is_given_up_after_a_block(rng, monkeypatch):
-    monkeypatch.setattr(cost_module, "_FEWEST_ROWS", 8)
-    monkeypatch.setitem(cost_module._BLOCK, "cpu", 1 << 12)
-    costs = costs_of(*rng.standard_normal((2, 600, WIDTH)))
-    scan(costs, np.zeros(600), np.full(600, 2.0), 1e-12)  # nearly all pairs are at fault
-    assert costs.products is not None
-    assert not costs.folds
-    assert costs.passes <= 1.01
+def test_screening_that_decides_little_is_given_up_after_a_block(rng, monkeypatch):
+    monkeypatch.setattr(geometry_module, "_MIN_ROWS", 8)
+    monkeypatch.setitem(geometry_module._BLOCK, "cpu", 1 << 12)
+    geometry = geometry_of(*rng.standard_normal((2, 600, WIDTH)))
+    nearly_all = Potentials(np.zeros(600), np.full(600, 2.0))
+    find_violations(geometry, nearly_all, 1e-12)
+    assert geometry.products is not None
+    assert not geometry.screens
+    assert geometry.passes <= 1.01

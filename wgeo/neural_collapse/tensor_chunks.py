@@ -1,0 +1,72 @@
+"""Checked chunks of rows as torch tensors, on their own device, of a size that fits a CPU cache.
+
+Unlike `wgeo.arrays.rows.row_chunks`, chunks keep the features' dtype and device, and their size
+does not depend on the memory limit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+
+from ..arrays.checks import as_array, as_points, check_plain
+from ..errors import FeatureError
+
+CHUNK_ENTRIES = 2**18
+"""Entries of a chunk (2 MiB in float64): few enough for a CPU's cache."""
+
+_MIN_ROWS = 8
+
+
+def tensor_chunks(
+    features: Any, name: str, start: int = 0
+) -> Iterator[tuple[slice, Float[torch.Tensor, "b d"]]]:
+    """Yield checked chunks of rows and their slices, on a device that supports float64.
+
+    `start` is the number of samples before these, for errors.
+    """
+    layer = f"layer {name!r}"
+    x = features if isinstance(features, torch.Tensor) else as_array(features, layer)
+    if isinstance(x, torch.Tensor):
+        check_plain(x, layer)
+    if x.ndim not in (1, 2) or 0 in x.shape:
+        raise FeatureError(
+            f"layer {name!r} must be (samples, features); it has shape {tuple(x.shape)}. "
+            "Pool or flatten it first."
+        )
+    step = max(_MIN_ROWS, CHUNK_ENTRIES // (x.shape[1] if x.ndim == 2 else 1))
+    for first in range(0, len(x), step):
+        part = x[first : first + step]
+        if isinstance(part, torch.Tensor):
+            part = part.detach()
+            part = part.cpu() if part.device.type == "mps" else part  # MPS has no float64
+        chunk = as_points(part, name=f"layer {name!r}", start=start + first)
+        yield slice(first, first + len(chunk)), chunk
+
+
+def precision_of(features: Any) -> float:
+    """Machine epsilon of the features' dtype; of float64 for integers."""
+    if isinstance(features, torch.Tensor):
+        floating = features.is_floating_point()
+        return torch.finfo(features.dtype if floating else torch.float64).eps
+    kind = np.asarray(features).dtype
+    return float(np.finfo(kind if kind.kind == "f" else np.float64).eps)
+
+
+def mean_of(features: Any, name: str) -> Float[np.ndarray, " d"]:
+    """Mean of the rows in float64; raises `FeatureError` for NaN and infinity."""
+    total: Any = 0.0
+    for _, chunk in tensor_chunks(features, name):
+        total = total + chunk.sum(0, dtype=torch.float64)
+    return (total / len(features)).cpu().numpy()
+
+
+def check_length(name: str, features: Any, index: Int[np.ndarray, " n"]) -> None:
+    if isinstance(features, torch.Tensor):
+        check_plain(features, f"layer {name!r}")
+    if len(features) != len(index):
+        raise FeatureError(f"layer {name!r} has {len(features)} samples for {len(index)} labels.")

@@ -1,0 +1,331 @@
+"""Operations on all pairs, a block at a time: softmin, c-transform, nearest, feasibility.
+
+The *slack* of a pair is ``c_ij - f_i - g_j``; potentials f, g are feasible if no slack is negative
+(Peyre, Cuturi 2019, Section 2.5).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+
+from ..runtime import processes
+from ..runtime.memory import halve_blocks_on_oom
+from .arcs import Potentials
+from .geometry import Geometry, PointCloud
+
+_EXPONENTS = (-120.0, 100.0)  # below 2^-126 exponentials take ten times as long; 2^128 overflows
+_MAX_GROUPS = 8  # groups of pairs listed per column, on average, before the list is cut short
+_MAX_UNDECIDED = 0.25  # fraction of columns that a useful screening may leave undecided
+_GATHERED = 1 << 18  # entries of groups gathered at a time
+
+Pairs = list[tuple[np.ndarray, np.ndarray]]
+
+
+@dataclass(frozen=True, eq=False)
+class Violations:
+    """Constraints ``f_i + g_j <= c_ij`` that potentials violate.
+
+    Attributes
+    ----------
+    excess : ndarray, (m,)
+        ``(f, g - excess)`` is feasible, with all rounding accounted for.
+    i, j : ndarray of int
+        Pairs with negative slack, to be added to the arcs.
+    undecided : ndarray of bool, (m,)
+        Columns whose excess is only a bound, of the precision of the products.
+    """
+
+    excess: Float[np.ndarray, " m"]
+    i: Int[np.ndarray, " k"]
+    j: Int[np.ndarray, " k"]
+    undecided: np.ndarray
+
+
+def softmin(
+    geometry: Geometry,
+    target: PointCloud,
+    source: PointCloud,
+    f: Float[torch.Tensor, " n"],
+    guess: Float[torch.Tensor, " m"],
+    eps: float,
+    weights: Float[torch.Tensor, " n"] | None = None,
+    start: int = 0,
+) -> Float[torch.Tensor, " m"]:
+    """Return ``g_j = -eps log sum_i a_i exp((f_i - c_ij)/eps)`` for j >= `start`.
+
+    `guess` (g at a larger eps, or a c-transform) keeps the exponents in range, which saves a pass
+    for the maximum; if it is too far off, g moves as far as the range allows.
+    """
+    base2 = math.log2(math.e) / eps
+    log_a = -math.log(source.n) if weights is None else weights.log()
+    # Blocks hold bias - 2 x.y, so exponents are their negatives.
+    bias = source.norms - f - eps * log_a
+    shift = target.norms - guess
+
+    @halve_blocks_on_oom
+    def local_part() -> torch.Tensor:
+        decrease = torch.zeros_like(guess)
+        for rows, block in geometry.blocks(target, source, bias, start):
+            block.add_(shift[rows, None].to(block.dtype)).mul_(-base2).clamp_(*_EXPONENTS).exp2_()
+            decrease[rows] = block.sum(1).double().log2() / base2
+        return decrease
+
+    return guess - processes.all_reduce_sum(local_part())
+
+
+def nearest(
+    geometry: Geometry,
+    target: PointCloud,
+    source: PointCloud,
+    f: Float[torch.Tensor, " n"],
+    k: int,
+    seed: int = 0,
+) -> tuple[Float[torch.Tensor, " m"], Int[np.ndarray, " l"], Int[np.ndarray, " l"]]:
+    """Return the c-transform ``g_j = min_i c_ij - f_i``, and about k pairs of least slack per j.
+
+    Only the least pair of each group is considered. Ties are broken at random, so that copies of a
+    point share the arcs between them.
+    """
+    k = min(k, source.groups)
+    device = f.device
+    generator = torch.Generator().manual_seed(seed)
+    by_point = torch.rand(target.n, 1, generator=generator).to(device)
+    by_group = torch.rand(source.groups, generator=generator).to(device)
+    noise = 2 * (target.error(target.norms) + source.error(f).mean()).to(geometry.dtype)[:, None]
+
+    @halve_blocks_on_oom
+    def local_part() -> tuple[torch.Tensor, Pairs]:
+        g = torch.zeros(target.n, dtype=torch.float64, device=device)
+        pairs = []
+        for rows, block in geometry.blocks(target, source, source.norms - f):
+            grouped = block.view(len(block), -1, source.groups)
+            least = grouped.amin(1)
+            g[rows] = target.norms[rows] + least.amin(1).double()
+            least += noise[rows] * ((by_point[rows] + by_group) % 1)
+            group = least.topk(k, 1, largest=False, sorted=False).indices.flatten()
+            row = torch.arange(len(block), device=device).repeat_interleave(k)
+            i = _group_argmin(grouped, row, group)
+            pairs.append((i.cpu().numpy(), (row + rows.start).cpu().numpy()))
+        return g, pairs
+
+    g, pairs = local_part()
+    return processes.all_reduce_sum(g), *_gather_pairs(pairs)
+
+
+def c_transform(
+    geometry: Geometry,
+    target: PointCloud,
+    source: PointCloud,
+    f: Float[torch.Tensor, " n"],
+    start: int = 0,
+) -> Float[torch.Tensor, " m"]:
+    """Return ``g_j = min_i c_ij - f_i`` for j >= `start`, to the products' precision."""
+
+    @halve_blocks_on_oom
+    def local_part() -> torch.Tensor:
+        g = torch.zeros_like(target.norms)
+        for rows, block in geometry.blocks(target, source, source.norms - f, start):
+            g[rows] = target.norms[rows] + block.amin(1).double()
+        return g
+
+    return processes.all_reduce_sum(local_part())[start:]
+
+
+def find_violations(
+    geometry: Geometry,
+    potentials: Potentials,
+    threshold: float,
+    thorough: bool = False,
+    rows: Int[np.ndarray, " r"] | None = None,
+) -> Violations:
+    """Test ``f_i + g_j <= c_ij`` for all pairs.
+
+    Pairs whose slack the products cannot distinguish from zero are computed again in float64. A
+    column with very many of those keeps the bound that the products give
+    (`Violations.undecided`), unless the test is `thorough`.
+
+    Parameters
+    ----------
+    threshold : float
+        Pairs are listed if their slack is below minus this.
+    rows : ndarray of int, optional
+        Test only pairs of these rows; the excess then allows for no others.
+    """
+    target = geometry.y
+    excess = np.zeros(target.n)
+    pairs: Pairs = []
+    if processes.on_rank_zero(lambda: geometry.screens):  # collective passes follow: all or none
+        target, excess, pairs = _screen(geometry, potentials, threshold, rows)
+    target, source, bias, limit = _operands(target, geometry.x, potentials, rows)
+    columns = torch.arange(target.n, device=bias.device) if target.index is None else target.index
+
+    @halve_blocks_on_oom
+    def local_part() -> tuple[np.ndarray, np.ndarray, Pairs]:
+        excess, undecided = np.zeros(geometry.y.n), np.zeros(geometry.y.n, bool)
+        pairs: Pairs = []
+        for part, block in geometry.blocks(target, source, bias):
+            bound = limit[part].to(block.dtype)
+            grouped, least, row, group = _undecided_groups(block, source.groups, bound)
+            if len(row) == 0:
+                continue
+            if len(row) > _MAX_GROUPS * len(block) and not thorough:
+                worst, i = _lowest_groups(grouped, least, bound)
+                js = columns[part].cpu().numpy()
+                undecided[js] = True
+                excess[js] = (limit[part] - least.amin(1).double()).clamp_(min=0).cpu().numpy()
+                ij = _global_indices(i, columns[part][worst], rows)
+                pairs.append(_negative_slack(geometry, potentials, *ij, threshold, None))
+            else:
+                for member, i in _members_below(grouped, row, group, bound):
+                    ij = _global_indices(i, columns[part][member], rows)
+                    pairs.append(_negative_slack(geometry, potentials, *ij, threshold, excess))
+        return excess, undecided, pairs
+
+    local_excess, undecided, local_pairs = local_part()
+    return Violations(
+        processes.all_reduce_max(np.maximum(excess, local_excess)),
+        *_gather_pairs([*pairs, *local_pairs]),
+        processes.all_reduce_max(undecided),
+    )
+
+
+def _operands(
+    target: PointCloud,
+    source: PointCloud,
+    potentials: Potentials,
+    rows: Int[np.ndarray, " r"] | None,
+) -> tuple[PointCloud, PointCloud, torch.Tensor, torch.Tensor]:
+    """Clouds, the bias of blocks, and the limit to compare them with, all errors allowed for."""
+    f, g = (torch.from_numpy(z).to(source.norms.device) for z in (potentials.f, potentials.g))
+    if rows is not None:
+        source, f = source.take(rows), f[torch.from_numpy(rows).to(f.device)]
+    bias = source.norms - f
+    limit = (g if target.index is None else g[target.index]) - target.norms
+    return target, source, bias - source.error(bias), limit + target.error(limit)
+
+
+def _screen(
+    geometry: Geometry,
+    potentials: Potentials,
+    threshold: float,
+    rows: Int[np.ndarray, " r"] | None,
+) -> tuple[PointCloud, Float[np.ndarray, " m"], Pairs]:
+    """Columns the low-dimensional bound cannot decide, and the excess and pairs of the others.
+
+    A column is decided if the bound leaves few pairs, whose slack is computed. If too many columns
+    remain undecided, all are returned: screening does not pay then.
+    """
+    reduced_x, reduced_y = geometry.reduced
+    target, source, bias, limit = _operands(reduced_y, reduced_x, potentials, rows)
+
+    @halve_blocks_on_oom
+    def local_part() -> tuple[np.ndarray | None, np.ndarray, Pairs]:
+        excess, tested = np.zeros(target.n), 0
+        pairs: Pairs = []
+        undecided = [np.zeros(0, np.int64)]
+        for part, block in geometry.blocks(target, source, bias):
+            bound = limit[part].to(block.dtype)
+            grouped, _, row, group = _undecided_groups(block, source.groups, bound)
+            many = row.bincount(minlength=len(block)) > _MAX_GROUPS
+            undecided.append(many.nonzero()[:, 0].cpu().numpy() + part.start)
+            tested += len(block)
+            if sum(map(len, undecided)) > _MAX_UNDECIDED * tested:
+                return None, excess, pairs
+            few = ~many[row]
+            for member, i in _members_below(grouped, row[few], group[few], bound):
+                ij = _global_indices(i, member + part.start, rows)
+                pairs.append(_negative_slack(geometry, potentials, *ij, threshold, excess))
+        return np.concatenate(undecided), excess, pairs
+
+    undecided, excess, pairs = local_part()
+    parts = [part for part in processes.all_gather(undecided) if part is not None]
+    pays = len(parts) == processes.world_size()
+    return geometry.y.take(np.concatenate(parts)) if pays else geometry.y, excess, pairs
+
+
+def _undecided_groups(
+    block: torch.Tensor, groups: int, bound: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """A block by groups, the minimum of each, and the groups that reach their row's bound."""
+    grouped = block.view(len(block), -1, groups)
+    least = grouped.amin(1)
+    row, group = (least <= bound[:, None]).nonzero(as_tuple=True)
+    return grouped, least, row, group
+
+
+def _global_indices(
+    i: Int[torch.Tensor, " k"], j: Int[torch.Tensor, " k"], rows: Int[np.ndarray, " r"] | None
+) -> tuple[Int[np.ndarray, " k"], Int[np.ndarray, " k"]]:
+    """Pairs as indices into the whole clouds, with i an index into `rows` if those are given."""
+    local_i, local_j = i.cpu().numpy(), j.cpu().numpy()
+    return local_i if rows is None else rows[local_i], local_j
+
+
+def _gather_pairs(pairs: Pairs) -> tuple[Int[np.ndarray, " k"], Int[np.ndarray, " k"]]:
+    """Pairs of all processes, in the order of the rows."""
+    empty = np.zeros(0, np.int64)
+    local = [np.concatenate([empty, *(pair[k] for pair in pairs)]) for k in (0, 1)]
+    all_i, all_j = zip(*processes.all_gather(local), strict=True)
+    return np.concatenate(all_i), np.concatenate(all_j)
+
+
+def _negative_slack(
+    geometry: Geometry,
+    potentials: Potentials,
+    i: np.ndarray,
+    j: np.ndarray,
+    threshold: float,
+    excess: np.ndarray | None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Compute slacks in float64, update `excess`, and return the pairs below -threshold."""
+    cost = geometry.pair_costs(i, j)
+    f, g = potentials.f[i], potentials.g[j]
+    slack = cost - f - g
+    if excess is not None:
+        unit = float(np.finfo(np.float64).eps)
+        error = geometry.cost_error(cost) + unit * (abs(f) + cost + abs(g))
+        np.maximum.at(excess, j, error - slack)
+    negative = slack < -threshold
+    return i[negative], j[negative]
+
+
+def _group_argmin(
+    grouped: torch.Tensor, row: torch.Tensor, group: torch.Tensor
+) -> Int[torch.Tensor, " k"]:
+    """Index of the least member of each listed group."""
+    out = torch.empty_like(row)
+    step = max(1, _GATHERED // grouped.shape[1])
+    for k in range(0, len(row), step):
+        part = slice(k, k + step)
+        members = grouped[row[part], :, group[part]]
+        out[part] = members.argmin(1) * grouped.shape[2] + group[part]
+    return out
+
+
+def _lowest_groups(
+    grouped: torch.Tensor, least: torch.Tensor, bound: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The least members of the `_MAX_GROUPS` lowest groups of each row, if within its bound."""
+    k = min(_MAX_GROUPS, grouped.shape[2])
+    value, group = least.topk(k, 1, largest=False, sorted=False)
+    row, position = (value <= bound[:, None]).nonzero(as_tuple=True)
+    return row, _group_argmin(grouped, row, group[row, position])
+
+
+def _members_below(
+    grouped: torch.Tensor, row: torch.Tensor, group: torch.Tensor, bound: torch.Tensor
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Every member of the listed groups that is within its row's bound."""
+    out = []
+    step = max(1, _GATHERED // grouped.shape[1])
+    for k in range(0, len(row), step):
+        part = slice(k, k + step)
+        members = grouped[row[part], :, group[part]]
+        index, position = (members <= bound[row[part], None]).nonzero(as_tuple=True)
+        out.append((row[part][index], position * grouped.shape[2] + group[part][index]))
+    return out

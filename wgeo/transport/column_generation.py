@@ -1,0 +1,111 @@
+"""Column generation: solve on few pairs, test all pairs, add the violated ones, and repeat."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from itertools import count
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+
+from ..runtime import processes
+from ..runtime.progress import track
+from ..runtime.threads import raise_if_interrupted
+from .all_pairs import Violations, find_violations, nearest
+from .arcs import ROUNDING, Arcs, Potentials
+from .geometry import Geometry
+
+_CANDIDATES = 8  # arcs that each point contributes at first
+_MAX_ROUNDS = 100
+_FEW_ROWS = 0.7  # fraction of the rows: fewer are tested by themselves before all are
+_SHOW_PROGRESS = 10**9  # pairs from which progress is worth showing
+
+
+@dataclass(frozen=True, eq=False)
+class Solution:
+    """A coupling, potentials, and the constraints that these violate.
+
+    Attributes
+    ----------
+    coupling : ndarray of int, (n,), or sparse array (n, m)
+        In the geometry's order.
+    potentials : Potentials
+    violations : Violations
+        ``(f, g - violations.excess)`` is feasible.
+    arcs, rounds : int
+        Number of pairs in the last sparse problem, and of problems solved.
+    """
+
+    coupling: Any
+    potentials: Potentials
+    violations: Violations
+    arcs: int
+    rounds: int
+
+    @property
+    def feasible(self) -> Potentials:
+        """Feasible potentials (f, g - excess)."""
+        return Potentials(self.potentials.f, self.potentials.g - self.violations.excess)
+
+
+def generate_columns(
+    geometry: Geometry,
+    arcs: Arcs,
+    potentials: Potentials,
+    solve: Callable[[Potentials], tuple[Any, Potentials, float]],
+) -> Solution:
+    """Call ``solve(potentials)`` on more and more `arcs`, until its potentials satisfy all pairs.
+
+    It returns a coupling, potentials close to those given and feasible on the arcs, and the slack
+    that counts as zero. (The potentials of a sparse solver itself leave points with few arcs
+    undetermined, and take tens of rounds.) One process solves; all test.
+    """
+    rounds: Iterator[int] = count(1)
+    if geometry.x.n * geometry.y.n >= _SHOW_PROGRESS:
+        rounds = track(rounds, "optimal coupling: solving, testing all pairs")
+    while True:
+        done = next(rounds)
+        raise_if_interrupted()
+        before = potentials.f
+        coupling, potentials, tolerance = processes.on_rank_zero(partial(solve, potentials))
+        # If f did not rise, a row's slacks fell only by what g rose, which is little.
+        raised = np.flatnonzero(potentials.f > before)
+        if 0 < len(raised) < _FEW_ROWS * geometry.x.n:
+            threshold = max(tolerance, negligible(potentials))
+            violations = find_violations(geometry, potentials, threshold, rows=raised)
+            if arcs.add(violations.i, violations.j) > 0 and done < _MAX_ROUNDS:
+                continue
+        violations = verify(geometry, potentials, tolerance)
+        if arcs.add(violations.i, violations.j) == 0 or done >= _MAX_ROUNDS:
+            return Solution(coupling, potentials, violations, len(arcs), done)
+
+
+def verify(geometry: Geometry, potentials: Potentials, tolerance: float) -> Violations:
+    """Test all pairs; in float64 if float32 finds no violation but cannot decide every column.
+
+    Slack below zero by less than `tolerance`, or than rounding, adds no pair; it counts as excess.
+    """
+    threshold = max(tolerance, negligible(potentials))
+    violations = find_violations(geometry, potentials, threshold)
+    if len(violations.i) == 0 and violations.undecided.any():
+        precise = geometry.double_precision
+        violations = find_violations(precise, potentials, threshold, thorough=True)
+    return violations
+
+
+def add_nearest(geometry: Geometry, arcs: Arcs, f: Float[torch.Tensor, " n"]) -> Potentials:
+    """Add each point's pairs of least slack under potentials f; return their c-transforms."""
+    g, i, j = nearest(geometry, geometry.y, geometry.x, f, _CANDIDATES)
+    arcs.add(i, j)
+    f, j, i = nearest(geometry, geometry.x, geometry.y, g, _CANDIDATES)
+    arcs.add(i, j)
+    return Potentials(f.cpu().numpy(), g.cpu().numpy())
+
+
+def negligible(potentials: Potentials) -> float:
+    """Slack that is zero up to rounding."""
+    return ROUNDING * float(abs(potentials.f).max() + abs(potentials.g).max())

@@ -1,0 +1,375 @@
+"""Squared Euclidean costs as an exact solver needs them: fast, and with bounds on their error.
+
+Matrix products in float32, a block at a time, show which pairs could matter; the costs of those few
+are computed again from differences in float64. ``||x||^2 + ||y||^2 - 2 x.y`` of d terms, in any
+order of summation, is wrong by at most ``(d + 4) u (||x||^2 + ||y||^2)``, u the unit roundoff
+(Higham 2002, Section 3.1), so the selection is rigorous.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+
+from ..runtime import processes
+from ..runtime.memory import block_entries
+from ..runtime.threads import raise_if_interrupted
+from .point_clouds import UNIT_ROUNDOFF, PointClouds
+from .screening import inner_product_error, principal_directions, reduce_dimension
+
+_BLOCK = {"cpu": 1 << 20, "cuda": 1 << 26}  # entries: a core's cache; enough to fill a GPU
+_MIN_ROWS = 64
+_PANEL = 512  # features summed at a time: an error of _PANEL + d / _PANEL units, not of d
+_STORE_FROM = 256  # features from which products are worth storing
+_SCREENING_DIRECTIONS = 32
+_SCREEN_FROM = 8 * _SCREENING_DIRECTIONS  # features from which screening pays
+_FAR_CENTERS = 0.125  # of the root total variance: distance from which the offset is removed
+_GATHERED = 1 << 17  # entries of gathered rows at a time
+
+
+def squared_distances(
+    x: Float[torch.Tensor, "n d"], y: Float[torch.Tensor, "m d"]
+) -> Float[torch.Tensor, "n m"]:
+    """Return ||x_i - y_j||^2 from differences: relative error (d + 2) u, u the unit roundoff.
+
+    Slower than by a matrix product, and accurate even if points nearly coincide.
+    """
+    return torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist").square_()
+
+
+@dataclass(frozen=True, eq=False)
+class PointCloud:
+    """One cloud, centered and scaled, in the solver's order; rows are padded with zeros.
+
+    Attributes
+    ----------
+    points : Tensor, (padded, d)
+        ``padded`` is n rounded up to a multiple of `groups`.
+    norms : Tensor of float64, (n,)
+        ||x_i||^2 of the points before they were rounded to the precision of `points`.
+    groups : int
+        Passes find the minimum of each group of points (i mod groups) instead of sorting all.
+    offset_error : float
+        Rounding error of the offset as the difference of the centers.
+    index : Tensor of int, (n,), optional
+        Indices of these points in a larger cloud.
+    product_error : float
+        How far twice an inner product may fall short, relative to the norms (`screening`).
+    is_y : bool
+        Whether this is the second cloud.
+    """
+
+    points: Float[torch.Tensor, "padded d"]
+    norms: Float[torch.Tensor, " n"]
+    groups: int
+    offset_error: float = 0.0
+    index: Int[torch.Tensor, " n"] | None = None
+    product_error: float = 0.0
+    is_y: bool = False
+
+    @property
+    def n(self) -> int:
+        return len(self.norms)
+
+    @property
+    def unit(self) -> float:
+        """Unit roundoff u of the products."""
+        return torch.finfo(self.points.dtype).eps / 2
+
+    @cached_property
+    def roundings(self) -> int:
+        """Largest number of roundings in a sum of d products."""
+        d = self.points.shape[1]
+        return d if d <= _PANEL else _PANEL + 2 * -(-d // _PANEL)
+
+    def error(self, bias: Float[torch.Tensor, " n"]) -> Float[torch.Tensor, " n"]:
+        """Each point's part of the error of ``bias_i - 2 x_i.y_j``; the parts of i and j add up."""
+        relative = (self.roundings + 6) * self.unit + self.product_error
+        error = 1.01 * relative * (self.norms + abs(bias))
+        return error + self.offset_error * (1 + self.norms) + 1e-30
+
+    def head(self, n: int) -> PointCloud:
+        """The first n points as a cloud."""
+        return replace(self, points=self.points[:n], norms=self.norms[:n], groups=1)
+
+    def take(self, indices: Int[np.ndarray, " k"]) -> PointCloud:
+        """The points with these indices as a cloud."""
+        index = torch.from_numpy(indices).to(self.points.device)
+        groups = _groups(len(indices))
+        points = self.points.new_zeros((_round_up(len(indices), groups), self.points.shape[1]))
+        points[: len(indices)] = self.points[index]
+        return replace(self, points=points, norms=self.norms[index], groups=groups, index=index)
+
+
+@dataclass(frozen=True, eq=False)
+class Geometry:
+    """Costs ``c_ij = ||x_i - y_j - offset||^2 * scale^2``, in the order `order_x`, `order_y`.
+
+    The order is random, so that a prefix is a fair sample and neighbors fall into different groups;
+    with a pairing, both orders agree: point i of x is paired with point i of y.
+
+    Attributes
+    ----------
+    clouds : PointClouds
+        The clouds as given.
+    order_x, order_y : ndarray of int, (n,), (m,)
+        Row of `clouds.x`, of `clouds.y`, for each point in order.
+    scale : float
+        A power of two that makes the total variance of the clouds about 1.
+    memory : int
+        Bytes that may be used in addition to the points.
+    dtype : torch.dtype
+        Of the products.
+    visits : Counter
+        Number of pairs visited, times their features.
+    """
+
+    clouds: PointClouds
+    order_x: Int[np.ndarray, " n"]
+    order_y: Int[np.ndarray, " m"]
+    scale: float
+    memory: int
+    dtype: torch.dtype = torch.float32
+    visits: Counter[str] = field(default_factory=Counter)
+
+    @classmethod
+    def of(cls, clouds: PointClouds, memory: int, seed: int = 0) -> Geometry:
+        """Order and scale the clouds."""
+        rng = np.random.default_rng(seed)
+        order_x = rng.permutation(len(clouds.x))
+        pairing = clouds.pairing
+        order_y = rng.permutation(len(clouds.y)) if pairing is None else pairing[order_x]
+        variance = clouds.total_variance
+        scale = 2.0 ** -round(np.log2(variance) / 2) if variance > 0 else 1.0
+        return cls(clouds, order_x, order_y, scale, memory)
+
+    @property
+    def weights(self) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " m"]]:
+        """The clouds' weights, in order."""
+        a, b = self.clouds.a.cpu().numpy(), self.clouds.b.cpu().numpy()
+        return a[self.order_x], b[self.order_y]
+
+    @property
+    def passes(self) -> float:
+        """How often all pairs were visited, counting samples and screening in proportion."""
+        visited = processes.all_reduce_sum(float(self.visits["features"]))
+        return round(visited / (self.x.n * self.y.n * self.clouds.x.shape[1]), 2)
+
+    @cached_property
+    def double_precision(self) -> Geometry:
+        """The same costs with products in float64."""
+        return replace(self, dtype=torch.float64)
+
+    @cached_property
+    def offset(self) -> Float[torch.Tensor, " d"]:
+        """Difference of the centers; 0 if it is small compared with the clouds' variance.
+
+        Subtracting it from tiny differences would only add rounding errors; `translation_potential`
+        accounts for it instead.
+        """
+        offset = self.clouds.offset
+        far = float(offset.norm()) * self.scale > _FAR_CENTERS
+        return offset if far else torch.zeros_like(offset)
+
+    @property
+    def _center_y(self) -> Float[torch.Tensor, " d"]:
+        return self.clouds.center_y if self.offset.any() else self.clouds.center_x
+
+    @cached_property
+    def x(self) -> PointCloud:
+        return self._point_cloud(is_y=False)
+
+    @cached_property
+    def y(self) -> PointCloud:
+        return self._point_cloud(is_y=True)
+
+    @property
+    def screens(self) -> bool:
+        """Whether a pass over reduced points is cheaper than one over stored products.
+
+        It depends on the process: each stores the products once it needs them.
+        """
+        stored = self.__dict__.get("products") is not None
+        return not stored and self.clouds.x.shape[1] >= _SCREEN_FROM
+
+    @cached_property
+    def reduced(self) -> tuple[PointCloud, PointCloud]:
+        """Both clouds reduced to few features (`screening`)."""
+        v = principal_directions(self.x.points, self.y.points, _SCREENING_DIRECTIONS)
+        return self._point_cloud(is_y=False, v=v), self._point_cloud(is_y=True, v=v)
+
+    def _point_cloud(
+        self, *, is_y: bool, v: Float[torch.Tensor, "d k"] | None = None
+    ) -> PointCloud:
+        """The centered, scaled points of a cloud in order; reduced along v if it is given."""
+        x, center, order = (
+            (self.clouds.y, self._center_y, self.order_y)
+            if is_y
+            else (self.clouds.x, self.clouds.center_x, self.order_x)
+        )
+        n, d = x.shape
+        index = torch.from_numpy(order).to(x.device)
+        groups = _groups(n)
+        width, error = (d, 0.0) if v is None else (v.shape[1] + 1, inner_product_error(v))
+        points = torch.zeros((_round_up(n, groups), width), dtype=self.dtype, device=x.device)
+        norms = torch.empty(n, dtype=torch.float64, device=x.device)
+        for part, rows in self._centered_rows(x, center, index):
+            rows *= self.scale
+            points[part] = (rows if v is None else reduce_dimension(rows, v, error)).to(self.dtype)
+            norms[part] = rows.square_().sum(1)
+        offset_error = UNIT_ROUNDOFF * float(self.offset.norm()) * self.scale
+        return PointCloud(points, norms, groups, offset_error, product_error=error, is_y=is_y)
+
+    @staticmethod
+    def _centered_rows(
+        x: torch.Tensor, center: torch.Tensor, index: torch.Tensor
+    ) -> Iterator[tuple[slice, Float[torch.Tensor, "rows d"]]]:
+        """Yield float64 rows ``x[index] - center``, some at a time."""
+        step = max(1, _GATHERED // x.shape[1])
+        for part in _slices(len(x), step):
+            yield part, x[index[part]].double() - center
+
+    def pair_costs(
+        self, i: Int[np.ndarray, " k"], j: Int[np.ndarray, " k"]
+    ) -> Float[np.ndarray, " k"]:
+        """Return c_ij of listed pairs, from differences in float64 (see `cost_error`)."""
+        out = np.empty(len(i))
+        rows_x, rows_y = self.order_x[i], self.order_y[j]
+        device = self.clouds.x.device
+        step = max(1, _GATHERED // self.clouds.x.shape[1])
+        for part in _slices(len(i), step):
+            xs = self.clouds.x[torch.from_numpy(rows_x[part]).to(device)].double()
+            ys = self.clouds.y[torch.from_numpy(rows_y[part]).to(device)].double()
+            difference = xs.sub_(ys).sub_(self.offset).mul_(self.scale)
+            out[part] = difference.square_().sum(1).cpu().numpy()
+        return out
+
+    def cost_error(self, cost: Float[np.ndarray, " k"]) -> Float[np.ndarray, " k"]:
+        """Bound the error of `pair_costs`: relative to c_ij, apart from the offset's part."""
+        shift = float(self.offset @ self.offset) * self.scale**2
+        return (
+            (self.clouds.x.shape[1] + 16) * UNIT_ROUNDOFF * 2 * (cost + (shift if shift else 0.0))
+        )
+
+    def translation_potential(self) -> Float[np.ndarray, " n"]:
+        """Return the potential f that is optimal if y is a translation of x."""
+        along_x, _ = self._inner_products(self.clouds.offset - self.offset)
+        return 2 * along_x * self.scale**2
+
+    def original_potentials(
+        self, f: Float[np.ndarray, " n"], g: Float[np.ndarray, " m"]
+    ) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " m"]]:
+        """Return feasible potentials of the clouds as given, from feasible f, g of these costs."""
+        along_x, along_y = self._inner_products(self.offset)
+        middle = (float(g.mean()) - float(f.mean())) / 2
+        original_f, original_g = np.empty(len(f)), np.empty(len(g))
+        original_f[self.order_x] = (middle + f) / self.scale**2 + 2 * along_x
+        original_g[self.order_y] = (g - middle) / self.scale**2 - 2 * along_y
+        original_f += float(self.offset @ self.offset)
+        largest = abs(original_f).max() + abs(original_g).max()
+        return original_f - 32 * UNIT_ROUNDOFF * largest, original_g
+
+    def _inner_products(
+        self, direction: Float[torch.Tensor, " d"]
+    ) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " m"]]:
+        """Inner products of the centered points with a direction."""
+        clouds = (
+            (self.clouds.x, self.clouds.center_x, self.order_x),
+            (self.clouds.y, self._center_y, self.order_y),
+        )
+        along = []
+        for x, center, order in clouds:
+            index = torch.from_numpy(order).to(x.device)
+            parts = [rows @ direction for _, rows in self._centered_rows(x, center, index)]
+            along.append(torch.cat(parts).cpu().numpy())
+        return along[0], along[1]
+
+    @cached_property
+    def products(self) -> Float[torch.Tensor, "n m"] | None:
+        """All inner products, if points are wide enough for that to pay and they fit in memory."""
+        x, y = self.x.points, self.y.points
+        available = block_entries(self.memory) // 2
+        if x.shape[1] < _STORE_FROM or len(x) * len(y) * x.element_size() > available:
+            return None
+        out = x.new_empty((len(x), len(y)))
+        for rows in _slices(len(x), _MIN_ROWS * 4):
+            out[rows] = _inner_products(x[rows], y)
+        return out
+
+    def blocks(
+        self,
+        target: PointCloud,
+        source: PointCloud,
+        bias: Float[torch.Tensor, " n"],
+        start: int = 0,
+    ) -> Iterator[tuple[slice, Float[torch.Tensor, "rows padded"]]]:
+        """Yield ``bias_i - 2 <target_j, source_i>`` for blocks of this process's rows j >= `start`.
+
+        `bias` is padded with infinity, so that padding is never the minimum. Each block overwrites
+        the last.
+        """
+        padded = torch.full((len(source.points),), torch.inf, dtype=self.dtype, device=bias.device)
+        padded[: len(bias)] = bias
+        width = len(padded)
+        device_size = _BLOCK.get(bias.device.type, _BLOCK["cpu"])
+        size = block_entries(min(device_size, self.memory // (8 * padded.element_size())))
+        shard = processes.shard(target.n, start)
+        step = min(max(size // width, block_entries(_MIN_ROWS)), max(shard.stop - shard.start, 1))
+        buffer = padded.new_empty((step, width))
+        for rows in _slices(shard.stop, step, shard.start):
+            raise_if_interrupted()
+            block = buffer[: rows.stop - rows.start]
+            self.visits["features"] += len(block) * source.n * target.points.shape[1]
+            products = self._stored_products(target, source, rows)
+            if products is not None:
+                block.copy_(padded.expand_as(block))
+                block[:, : products.shape[1]].sub_(products, alpha=2)
+                yield rows, block
+            elif target.points.shape[1] <= _PANEL:
+                left = target.points[rows]
+                yield rows, torch.addmm(padded, left, source.points.T, alpha=-2, out=block)
+            else:
+                _inner_products(target.points[rows], source.points, block)
+                yield rows, block.mul_(-2).add_(padded)
+
+    def _stored_products(
+        self, target: PointCloud, source: PointCloud, rows: slice
+    ) -> torch.Tensor | None:
+        """Stored products of rows of `target`, unless points are reduced or undecided ones."""
+        complete = target.points.shape[1] == self.clouds.x.shape[1] and target.index is None
+        products = self.products if complete else None
+        if products is None:
+            return None
+        columns = slice(len(source.points)) if source.index is None else source.index
+        return products[columns, rows].T if target.is_y else products[rows, columns]
+
+
+def _groups(n: int) -> int:
+    """Number of groups, about that of members of each: both lists are short."""
+    return max(n, 1) if n <= 64 else int(2 ** round(np.log2(n) / 2))
+
+
+def _round_up(n: int, unit: int) -> int:
+    return -(-n // unit) * unit
+
+
+def _slices(n: int, step: int, start: int = 0) -> Iterator[slice]:
+    for i in range(start, n, step):
+        yield slice(i, min(i + step, n))
+
+
+def _inner_products(
+    a: torch.Tensor, b: torch.Tensor, out: torch.Tensor | None = None
+) -> Float[torch.Tensor, "rows columns"]:
+    """a b^T, a panel of features at a time: the roundings of one panel, plus one per panel."""
+    out = a.new_empty((len(a), len(b))) if out is None else out
+    torch.mm(a[:, :_PANEL], b[:, :_PANEL].T, out=out)
+    for k in range(_PANEL, a.shape[1], _PANEL):
+        out += a[:, k : k + _PANEL] @ b[:, k : k + _PANEL].T
+    return out

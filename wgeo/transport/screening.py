@@ -1,0 +1,60 @@
+"""Low-dimensional lower bounds on squared distances, which screen pairs of wide points.
+
+With orthonormal columns V, x -> (V^T x, ||x - V V^T x||) keeps norms, and by Cauchy and Schwarz
+
+    <x, y> <= <V^T x, V^T y> + ||x - V V^T x|| ||y - V V^T y||,
+
+so distances between the reduced points are lower bounds. Slack that is nonnegative under the bound
+is nonnegative.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from jaxtyping import Float
+
+from .point_clouds import UNIT_ROUNDOFF
+
+_SAMPLE = 512  # points of each cloud from which the directions are computed
+_ITERATIONS = 4
+
+
+def principal_directions(
+    x: Float[torch.Tensor, "n d"], y: Float[torch.Tensor, "m d"], count: int, seed: int = 0
+) -> Float[torch.Tensor, "d count"]:
+    """Approximate the leading principal directions of two centered clouds (subspace iteration)."""
+    samples = x[:_SAMPLE], y[:_SAMPLE]
+    generator = torch.Generator().manual_seed(seed)
+    v = torch.randn(x.shape[1], count, generator=generator, dtype=x.dtype).to(x.device)
+    for _ in range(_ITERATIONS):
+        v = torch.linalg.qr(sum(z.T @ (z @ v) for z in samples)).Q
+    return torch.linalg.qr(v.double()).Q
+
+
+def inner_product_error(v: Float[torch.Tensor, "d count"]) -> float:
+    """Bound on how far 2 <x, y> of reduced points may fall short, per ||x||^2 + ||y||^2.
+
+    It allows for the measured difference of V^T V from the identity, for the rounding of that, and
+    for the rounding of each inner product with a column of V.
+    """
+    d, count = v.shape
+    skew = v.T @ v - torch.eye(count, dtype=v.dtype, device=v.device)
+    rounding = (count + 2.5 * math.sqrt(count)) * (d + 2) * UNIT_ROUNDOFF
+    return 1.1 * (float(skew.norm()) + rounding)
+
+
+def reduce_dimension(
+    points: Float[torch.Tensor, "rows d"], v: Float[torch.Tensor, "d count"], error: float
+) -> Float[torch.Tensor, "rows reduced"]:
+    """Return (V^T x, r) of float64 rows, with r at least the distance of x from V's range.
+
+    The error of ||x||^2 - ||V^T x||^2 is at most `error` and the rounding of the sums. Two points
+    in the range of V gain the product of two roots of such errors, which is one such error again.
+    """
+    projection = points @ v
+    square = points.square().sum(1)
+    rest = square - projection.square().sum(1)
+    rest += (error + 2 * sum(v.shape) * UNIT_ROUNDOFF) * square
+    return torch.cat([projection, rest.clamp_(min=0).sqrt_()[:, None]], 1)
