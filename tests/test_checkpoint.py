@@ -234,7 +234,7 @@ def test_wgeos_own_checkpoints_know_their_architecture(save):
 def test_what_shapes_leave_open_is_asked_or_told(save):
     net = models.build("isoresnet", num_classes=4, in_channels=2, activation="tanh", depth=1).eval()
     path = save(net.state_dict())
-    with pytest.raises(CheckpointError, match=r"fit isoresnet and isoplain.*Say which"):
+    with pytest.raises(CheckpointError, match=r"fit isoresnet and isoplain.*Pass"):
         load_checkpoint(path)
     assert_same(load_checkpoint(path, "isoresnet", options={"activation": "tanh"}), net)
     assumed = load_checkpoint(path, "isoresnet")
@@ -350,10 +350,10 @@ def test_tensors_that_are_no_weights(net, save, tensor, said):
     ("value", "said"),
     [
         ([torch.ones(3)], "its entries: nothing"),
-        ((torch.ones(3), torch.ones(3)), "contains nested tuples"),
-        (torch.ones(3), "holds a single tensor"),
-        (None, "holds nothing"),
-        (7, "holds a int"),
+        ((torch.ones(3), torch.ones(3)), "contains a tuple"),
+        (torch.ones(3), "contains a single tensor"),
+        (None, "contains nothing"),
+        (7, "contains a int"),
         ({}, "its entries: nothing"),
         ({"state_dict": {}}, "no tensors.*its entries: state_dict"),
         ({"a": 1, "b": "c"}, "its entries: a, b"),
@@ -426,7 +426,7 @@ def test_paths_that_lead_nowhere(tmp_path, monkeypatch):
     for name, said in {
         "absent.pt": "There is no checkpoint",
         "folder": "is a folder.*contains no checkpoint",
-        "full": r"is a folder.*It holds epoch-9\.pt",
+        "full": r"is a folder.*It contains epoch-9\.pt",
         "link": r"is a link to gone\.pt, which does not exist",
         "loop": "Cannot read|symbolic links",
         "pipe": "is no regular file",
@@ -588,7 +588,7 @@ def test_no_code_in_a_file_is_run(net, tmp_path, name, form):
             assert_same(loaded, net)
             assert loaded.provenance.report.stand_ins
         else:
-            said = "protocol 4" if form == "pickle 4" else "another program"
+            said = "protocol 4" if form == "pickle 4" else "program other than torch"
             said = said if name in STOOD_IN else "None of it was run"
             with pytest.raises(CheckpointError, match=said):
                 load_checkpoint(path, "cifar_resnet8", trust=True)

@@ -693,7 +693,7 @@ def test_a_zip_member_that_claims_too_much_is_not_read(tmp_path, rng, monkeypatc
     root = tmp_path / "a"
     write_folder(root, rng, {"a": 1, "b": 1})
     archive = zipped(root, tmp_path / "a.zip")
-    monkeypatch.setattr("wgeo.data.folder._LARGEST_FILE", 10)
+    monkeypatch.setattr("wgeo.data.folder._MAX_FILE", 10)
     with pytest.raises(DataError, match="it claims"):
         load_images(archive)
 
@@ -765,11 +765,11 @@ def test_paths_and_names_that_lead_nowhere(tmp_path):
         (tmp_path / "nowhere", "No data set or file"),
         (f"npz:{tmp_path}/no.npz", "No data set or file"),
         ("npz:", "neither|No images|No data"),
-        ("a\0b", "No data set|Cannot look"),
-        ("x" * 5000, "No data set|Cannot look"),
+        ("a\0b", "No data set|Cannot access"),
+        ("x" * 5000, "No data set|Cannot access"),
         (tmp_path / "empty", "No images in the folders"),
         (tmp_path / "hollow", "No images in the folders"),
-        (tmp_path / "notes.txt", "neither an .npz, nor a .zip"),
+        (tmp_path / "notes.txt", "not an .npz, a .zip"),
         (f"folder:{tmp_path}/notes.txt", "not a readable zip"),
     ):
         with pytest.raises(DataError, match=says):
@@ -792,7 +792,7 @@ def test_one_class_and_too_few_samples(tmp_path, rng):
         load_images("digits", size=0)
     with pytest.raises(DataError, match="no split 'validation'; choose train, test or all"):
         load_images("digits", "validation")
-    with pytest.raises(ArgumentError, match="Unknown normalisation"):
+    with pytest.raises(ArgumentError, match="Unknown normalization"):
         load_images("digits", normalize="mnits")
 
 
@@ -834,5 +834,5 @@ def test_images_beyond_memory_lie_in_a_file(tmp_path, rng, monkeypatch):
     assert all(torch.equal(a, b) for (a, _), (b, _) in batches)
     free = shutil.disk_usage(tmp_path)._replace(free=2 * held.x.numel() - 1)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: free)
-    with pytest.raises(DataError, match=r"take 0\.0 GiB.*cannot hold them.*TMPDIR"):
+    with pytest.raises(DataError, match=r"take 0\.0 GiB.*not fit in.*TMPDIR"):
         load_images(tmp_path / "a")

@@ -69,12 +69,12 @@ def test_an_empty_class_folder_is_a_class_as_torchvision_has_it(archive, tmp_pat
     st.sets(st.sampled_from("abcdef"), max_size=2),
 )
 def test_numbers_do_not_depend_on_the_split(train, test, empty):
-    from wgeo.data.layout import arrange, sorted_out
+    from wgeo.data.layout import arrange, classify_files
 
     names = [f"train/{c}/0.png" for c in train] + [f"test/{c}/0.png" for c in test]
     names += [f"test/{c}/" for c in empty - test]
     random.Random(0).shuffle(names)
-    listing = sorted_out(names)
+    listing = classify_files(names)
     for split, classes in (("train", train), ("test", test | empty)):
         found = arrange(listing, split, Path("x"), lambda name: b"")
         shared = (train & (test | empty)) != set()
@@ -220,7 +220,7 @@ def test_the_development_kits_numbers_are_refused(tmp_path, rng):
     flat(tmp_path / "imagenet" / "val", rng, 6, "ILSVRC2012_val_{:08}.JPEG")
     truth = tmp_path / "imagenet" / "ILSVRC2012_validation_ground_truth.txt"
     truth.write_text("490\n361\n171\n822\n297\n482\n")
-    with pytest.raises(DataError, match=r"no network counts by.*LOC_val_solution"):
+    with pytest.raises(DataError, match=r"networks do not use.*LOC_val_solution"):
         load_images(tmp_path / "imagenet", "val")
 
 
@@ -311,7 +311,7 @@ def test_arrays_by_their_usual_names(keys, tmp_path, rng):
         split = load_images(save_npz(tmp_path / "b.npz", **parts), "test")
         assert (split.split, split.y.tolist()) == ("test", y.tolist())
     else:
-        with pytest.raises(DataError, match="wanted are x and y"):
+        with pytest.raises(DataError, match="it needs x and y"):
             load_images(save_npz(tmp_path / "c.npz", arr_0=x, arr_1=y, arr_2=x, arr_3=y))
 
 
@@ -362,7 +362,7 @@ def test_labels_one_hot_and_in_words(tmp_path, rng):
     [
         (np.zeros((6, 784), np.uint8), r"flat: x.reshape\(n, ...\) with \(28, 28\)"),
         (np.zeros((6, 3072), np.uint8), r"\(3, 32, 32\) or \(32, 32, 3\)"),
-        (np.full((6, 4, 4), -1.0), "normalized already.*the pair"),
+        (np.full((6, 4, 4), -1.0), "already normalized.*the pair"),
         (np.full((6, 4, 4), 255.0), "divide by the largest"),
     ],
 )
