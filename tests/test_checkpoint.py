@@ -429,7 +429,7 @@ def test_paths_that_lead_nowhere(tmp_path, monkeypatch):
         "full": r"is a folder.*It contains epoch-9\.pt",
         "link": r"is a link to gone\.pt, which does not exist",
         "loop": "Cannot read|symbolic links",
-        "pipe": "is no regular file",
+        "pipe": "is not a regular file",
         "folder/absent/x.pt": "There is no checkpoint",
         "null\0byte": r"null\\x00byte is no path",
         "x" * 5000: "Cannot read the checkpoint",

@@ -407,7 +407,7 @@ def bad_npz():
     nan[3, 1, 2] = np.nan
     return {
         "keys": ({"a": x, "b": y}, "keys 'a', 'b'"),
-        "nan": ({"x": nan, "y": y}, "first image 3"),
+        "nan": ({"x": nan, "y": y}, "first is image 3"),
         "infinite": ({"x": np.where(np.isnan(nan), np.inf, 0.0), "y": y}, "NaN or infinity"),
         "large floats": ({"x": x + 200.0, "y": y}, r"0, 1\]: divide"),
         "negative": ({"x": x.astype(int) - 1, "y": y}, "from -1 to -1"),
@@ -446,7 +446,7 @@ def test_only_the_chosen_images_of_an_npz_need_be_sound(tmp_path):
     x[17] = np.nan
     path = save_npz(tmp_path / "a.npz", x=x, y=y)
     assert len(load_images(path, limit=4, seed=0)) == 4
-    with pytest.raises(DataError, match="first image 17"):
+    with pytest.raises(DataError, match="first is image 17"):
         load_images(path)
 
 
@@ -790,7 +790,7 @@ def test_one_class_and_too_few_samples(tmp_path, rng):
     assert np.array_equal(np.bincount(load_images("digits", limit=20).y), np.full(10, 2))
     with pytest.raises(ArgumentError, match="size"):
         load_images("digits", size=0)
-    with pytest.raises(DataError, match="no split 'validation'; choose train, test or all"):
+    with pytest.raises(DataError, match="no split 'validation'; choose from train, test and all"):
         load_images("digits", "validation")
     with pytest.raises(ArgumentError, match="Unknown normalization"):
         load_images("digits", normalize="mnits")

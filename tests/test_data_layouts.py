@@ -334,7 +334,7 @@ def test_classes_of_arrays_are_numbered_over_all_splits(tmp_path, rng):
 
 def test_labels_from_one_are_told_and_named_classes_decide(tmp_path, rng):
     x, y = rng.integers(0, 256, (6, 4, 4), dtype=np.uint8), 1 + np.arange(6) % 3
-    with pytest.warns(WgeoWarning, match="run from 1 to 3 and are taken as classes 0 to 2"):
+    with pytest.warns(WgeoWarning, match="run from 1 to 3 and are shifted to 0 to 2"):
         images = load_images(save_npz(tmp_path / "a.npz", x=x, y=y))
     assert (images.class_names, images.y.tolist()) == (("1", "2", "3"), [0, 1, 2, 0, 1, 2])
     names = np.array(["none", "a", "b", "c"])

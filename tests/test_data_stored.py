@@ -218,7 +218,7 @@ def test_svhn_given_as_a_path(tmp_path, rng, monkeypatch):
     x, y = rng.integers(0, 256, (6, 3, 32, 32), dtype=np.uint8), [10, 1, 2, 10, 1, 2]
     file = tmp_path / "train_32x32.mat"
     savemat(file, {"X": x.transpose(2, 3, 1, 0), "y": np.array(y)[:, None]})
-    with pytest.raises(DataError, match="does not hold svhn as it was published"):
+    with pytest.raises(DataError, match="does not contain the published files of svhn"):
         load_images(tmp_path)
     with pytest.raises(DataError, match="no split 'test'; it has 'train'"):
         load_images(tmp_path, "test")

@@ -542,8 +542,8 @@ def test_a_factory_in_the_current_folder():
 @pytest.mark.parametrize(
     ("name", "options", "said"),
     [
-        ("my_networks:tidy", {}, "is no function.*did you mean tiny"),
-        ("my_networks:made", {}, "is a network already"),
+        ("my_networks:tidy", {}, "is not a function.*did you mean tiny"),
+        ("my_networks:made", {}, "is already a network"),
         ("my_networks:fails", {}, r"fails\(num_classes=3\) failed: KeyError"),
         ("my_networks:odd", {}, "returned int, not a torch"),
         ("my_networks:tiny", {"height": 3}, "does not take height"),

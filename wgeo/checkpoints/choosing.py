@@ -144,7 +144,11 @@ def _best_error(candidates: list[View], arch: str | None) -> CheckpointError | N
     """Return the error of the view that is closest to any architecture."""
     if arch is not None or len(candidates) < 2:
         return None
-    close = [(best[1].share, view) for view in candidates if (best := matching.closest(view.state))]
+    close = [
+        (best[1].matched_fraction, view)
+        for view in candidates
+        if (best := matching.closest(view.state))
+    ]
     if not close:
         return None
     try:
@@ -202,5 +206,5 @@ def _recognize(view: View) -> tuple[str, str]:
     closest, report = best
     raise CheckpointError(
         f"its architecture was not recognized: pass `arch=`. The closest is {closest}, with "
-        f"{report.share:.0%} of the tensors in common; it differs by {report.describe()}."
+        f"{report.matched_fraction:.0%} of the tensors in common; it differs by {report.describe()}."
     )
