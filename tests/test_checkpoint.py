@@ -609,7 +609,7 @@ def test_only_a_network_of_foreign_code_needs_trust(net, save):
     assert_same(load_checkpoint(save({"model": net, "epoch": 4}), trust=True), net)
     foreign = nn.Sequential(nn.Flatten(), nn.Linear(128, 4)).eval()
     path = save({"net": [foreign]})
-    with pytest.raises(CheckpointError, match=r"whole network.*trust=True"):
+    with pytest.raises(CheckpointError, match=r"whole pickled network.*trust=True"):
         load_checkpoint(path)
     assert_same(load_checkpoint(path, trust=True), foreign)
     broken = tiny()

@@ -245,7 +245,7 @@ def test_a_head_beside_the_backbone(net, save):
     loaded = load_checkpoint(save(state))
     assert_same(loaded, net)
     report = loaded.provenance.report
-    assert "its head is head.fc, beside the rest" in report.notes
+    assert "its head, head.fc, is outside the prefix" in report.notes
     assert "fc.weight -> linear.weight" in report.renamed
     assert report.aside == ()
 
@@ -438,7 +438,7 @@ def test_shards_by_folder_index_or_shard(net, tmp_path):
         assert loaded.provenance.report.kind == "safetensors, 3 shards"
         assert loaded.provenance.sha256 == fingerprint(path)
     (tmp_path / "net" / names[2]).unlink()
-    with pytest.raises(CheckpointError, match=rf"1 are missing beside it: {names[2]}"):
+    with pytest.raises(CheckpointError, match=rf"1 are missing in its folder: {names[2]}"):
         load_checkpoint(tmp_path / "net")
 
 

@@ -219,7 +219,7 @@ def test_plain_networks_are_followed_by_layer_names():
 def test_what_cannot_be_traced_is_said():
     net = torchvision.models.resnet18(num_classes=3)
     x, y = pair()
-    with pytest.raises(FeatureError, match="cannot take images of shape"):
+    with pytest.raises(FeatureError, match="cannot process images of shape"):
         trace(net, (x[:, :1], y))
     with pytest.raises(FeatureError, match="label 5"):
         trace(net, (x, y + 3))
