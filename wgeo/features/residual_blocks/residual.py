@@ -129,7 +129,7 @@ def has_weights(part: nn.Module, kept_children: Set[str] = frozenset()) -> bool:
 def _run_silenced(
     part: nn.Module, call: Call, kept_children: Set[str] = frozenset()
 ) -> torch.Tensor | None:
-    """Run a copy whose weights are zero, except for the children in `kept_children`; None if it fails."""
+    """Run a copy with zero weights outside the children in `kept_children`; None if it fails."""
     try:
         clone = copy.deepcopy(part)
         for key, value in [*clone.named_parameters(), *clone.named_buffers()]:
