@@ -316,7 +316,7 @@ def test_a_misfit_tells_both_shapes_and_the_head():
     said = r"linear\.weight \(the file has 4x64, the network 9x64\)"
     with pytest.raises(CheckpointError, match=said):
         models.matching.from_state("cifar_resnet8", state, 9)
-    with pytest.raises(CheckpointError, match="head has 4 classes, and num_classes is 9"):
+    with pytest.raises(CheckpointError, match="head has 4 classes, but num_classes is 9"):
         models.matching.from_state("cifar_resnet8", state, 9)
 
 
@@ -383,7 +383,7 @@ def test_what_cannot_be_built_says_why(name, options, said):
 
 
 def test_shapes_are_not_overruled():
-    with pytest.raises(ArgumentError, match="width is told by the checkpoint's shapes"):
+    with pytest.raises(ArgumentError, match="width is determined by the checkpoint's shapes"):
         models.matching.from_state("mlp", small("mlp").state_dict(), width=3)
 
 

@@ -116,10 +116,10 @@ def logits_of(module: nn.Module, output: Any) -> torch.Tensor | None:
 
 
 def require_positive(**settings: Any) -> None:
-    """Raise `ArgumentError` for the first setting that is not an integer of at least 1."""
+    """Raise `ArgumentError` for the first setting that is not a whole number of at least 1."""
     for name, value in settings.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ArgumentError(f"{name} must be an integer of at least 1, not {value!r}.")
+            raise ArgumentError(f"{name} must be a whole number of at least 1, not {value!r}.")
 
 
 def axis_length(state: State, key: str, axis: int, default: int) -> int:
