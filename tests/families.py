@@ -320,10 +320,10 @@ def _summary(rows):
         f"classifiers of torchvision {torchvision.__version__.partition('+')[0]}: "
         f"{count['followed']} are followed, {count['layers']} need `layers=` or `pool=`, "
         f"{count['skipped']} could not be tried. Of {layers:,} layers compared with plain hooks, "
-        f"{wrong} were read wrong. {len(one_size)} networks take images of one size only "
-        f"({', '.join(row['name'].partition(':')[2] for row in one_size)}), so that the channel "
-        f"axis of {sum(row['undecided_here'] for row in one_size)} layers was not found in "
-        "another way: there, the features are a mean over one of the axes."
+        f"{wrong} were wrong. {len(one_size)} networks accept only one image size "
+        f"({', '.join(row['name'].partition(':')[2] for row in one_size)}), so the channel "
+        f"axis of {sum(row['undecided_here'] for row in one_size)} layers was not verified in a "
+        "second way: the features are shown to be a mean over one of the axes."
     )
 
 

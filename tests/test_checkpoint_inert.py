@@ -22,7 +22,7 @@ from torch.nn.utils import parametrizations, prune, spectral_norm
 
 from wgeo import models, trace
 from wgeo.checkpoints import Network, load_checkpoint
-from wgeo.checkpoints.folding import folded
+from wgeo.checkpoints.folding import fold_parts
 from wgeo.checkpoints.metadata import claimed_accuracy
 from wgeo.checkpoints.reading import fingerprint, read
 from wgeo.checkpoints.standins import StandIn, as_array
@@ -245,7 +245,7 @@ def test_a_head_beside_the_backbone(net, save):
     loaded = load_checkpoint(save(state))
     assert_same(loaded, net)
     report = loaded.provenance.report
-    assert "its head is head.fc, beside the rest" in report.notes
+    assert "its head, head.fc, is outside the prefix" in report.notes
     assert "fc.weight -> linear.weight" in report.renamed
     assert report.aside == ()
 
@@ -274,7 +274,7 @@ def test_a_head_of_several_layers_is_told(save):
     loaded = load_checkpoint(save(net.state_dict()))
     assert loaded.num_classes is None
     (note,) = (each for each in loaded.provenance.report.notes if "no accuracy" in each)
-    assert note.startswith("the head in the file is no linear layer")
+    assert note.startswith("the head in the file is not a linear layer")
 
 
 def test_an_encoder_without_a_head(net, save):
@@ -380,7 +380,7 @@ def test_weights_kept_in_parts_are_folded(case):
     inputs = torch.randn(2, 4, 6, 6) if isinstance(part, nn.ConvTranspose2d) else None
     if inputs is not None:
         part(inputs)
-    state, notes = folded({f"a.{key}": tensor for key, tensor in part.state_dict().items()})
+    state, notes = fold_parts({f"a.{key}": tensor for key, tensor in part.state_dict().items()})
     assert state.keys() == {"a.weight", "a.bias"}
     assert torch.allclose(state["a.weight"], part.weight, rtol=1e-6, atol=1e-7)
     assert said in notes[0]
@@ -397,7 +397,7 @@ def test_quantised_weights_are_told(save):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch means to give them up
         weight = torch.quantize_per_tensor(torch.ones(2, 2), 0.1, 0, torch.qint8)
-    with pytest.raises(CheckpointError, match=r"int8.*before it is quantised"):
+    with pytest.raises(CheckpointError, match=r"int8.*before quantization"):
         load_checkpoint(save({"w": weight}))
 
 
@@ -438,7 +438,7 @@ def test_shards_by_folder_index_or_shard(net, tmp_path):
         assert loaded.provenance.report.kind == "safetensors, 3 shards"
         assert loaded.provenance.sha256 == fingerprint(path)
     (tmp_path / "net" / names[2]).unlink()
-    with pytest.raises(CheckpointError, match=rf"1 are missing beside it: {names[2]}"):
+    with pytest.raises(CheckpointError, match=rf"1 are missing in its folder: {names[2]}"):
         load_checkpoint(tmp_path / "net")
 
 
@@ -568,7 +568,7 @@ def test_a_config_chooses_no_code(tmp_path):
     assert type(net).__module__.startswith("transformers.models.vit")
     for change in ({"num_hidden_layers": 10**9}, {"model_type": "timm_wrapper"}):
         (tmp_path / "config.json").write_text(json.dumps({**evil, **change}))
-        with pytest.raises(Exception, match=r"claims .* layers|no image classifier"):
+        with pytest.raises(Exception, match=r"claims .* layers|not an image classifier"):
             huggingface_arch(str(tmp_path))
 
 

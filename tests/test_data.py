@@ -407,7 +407,7 @@ def bad_npz():
     nan[3, 1, 2] = np.nan
     return {
         "keys": ({"a": x, "b": y}, "keys 'a', 'b'"),
-        "nan": ({"x": nan, "y": y}, "first image 3"),
+        "nan": ({"x": nan, "y": y}, "first is image 3"),
         "infinite": ({"x": np.where(np.isnan(nan), np.inf, 0.0), "y": y}, "NaN or infinity"),
         "large floats": ({"x": x + 200.0, "y": y}, r"0, 1\]: divide"),
         "negative": ({"x": x.astype(int) - 1, "y": y}, "from -1 to -1"),
@@ -446,7 +446,7 @@ def test_only_the_chosen_images_of_an_npz_need_be_sound(tmp_path):
     x[17] = np.nan
     path = save_npz(tmp_path / "a.npz", x=x, y=y)
     assert len(load_images(path, limit=4, seed=0)) == 4
-    with pytest.raises(DataError, match="first image 17"):
+    with pytest.raises(DataError, match="first is image 17"):
         load_images(path)
 
 
@@ -693,7 +693,7 @@ def test_a_zip_member_that_claims_too_much_is_not_read(tmp_path, rng, monkeypatc
     root = tmp_path / "a"
     write_folder(root, rng, {"a": 1, "b": 1})
     archive = zipped(root, tmp_path / "a.zip")
-    monkeypatch.setattr("wgeo.data.folder._LARGEST_FILE", 10)
+    monkeypatch.setattr("wgeo.data.folder._MAX_FILE", 10)
     with pytest.raises(DataError, match="it claims"):
         load_images(archive)
 
@@ -765,11 +765,11 @@ def test_paths_and_names_that_lead_nowhere(tmp_path):
         (tmp_path / "nowhere", "No data set or file"),
         (f"npz:{tmp_path}/no.npz", "No data set or file"),
         ("npz:", "neither|No images|No data"),
-        ("a\0b", "No data set|Cannot look"),
-        ("x" * 5000, "No data set|Cannot look"),
+        ("a\0b", "No data set|Cannot access"),
+        ("x" * 5000, "No data set|Cannot access"),
         (tmp_path / "empty", "No images in the folders"),
         (tmp_path / "hollow", "No images in the folders"),
-        (tmp_path / "notes.txt", "neither an .npz, nor a .zip"),
+        (tmp_path / "notes.txt", "not an .npz, a .zip"),
         (f"folder:{tmp_path}/notes.txt", "not a readable zip"),
     ):
         with pytest.raises(DataError, match=says):
@@ -790,9 +790,9 @@ def test_one_class_and_too_few_samples(tmp_path, rng):
     assert np.array_equal(np.bincount(load_images("digits", limit=20).y), np.full(10, 2))
     with pytest.raises(ArgumentError, match="size"):
         load_images("digits", size=0)
-    with pytest.raises(DataError, match="no split 'validation'; choose train, test or all"):
+    with pytest.raises(DataError, match="no split 'validation'; choose from train, test and all"):
         load_images("digits", "validation")
-    with pytest.raises(ArgumentError, match="Unknown normalisation"):
+    with pytest.raises(ArgumentError, match="Unknown normalization"):
         load_images("digits", normalize="mnits")
 
 
@@ -834,5 +834,5 @@ def test_images_beyond_memory_lie_in_a_file(tmp_path, rng, monkeypatch):
     assert all(torch.equal(a, b) for (a, _), (b, _) in batches)
     free = shutil.disk_usage(tmp_path)._replace(free=2 * held.x.numel() - 1)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: free)
-    with pytest.raises(DataError, match=r"take 0\.0 GiB.*cannot hold them.*TMPDIR"):
+    with pytest.raises(DataError, match=r"take 0\.0 GiB.*not fit in.*TMPDIR"):
         load_images(tmp_path / "a")

@@ -69,12 +69,12 @@ def test_an_empty_class_folder_is_a_class_as_torchvision_has_it(archive, tmp_pat
     st.sets(st.sampled_from("abcdef"), max_size=2),
 )
 def test_numbers_do_not_depend_on_the_split(train, test, empty):
-    from wgeo.data.layout import arrange, sorted_out
+    from wgeo.data.layout import arrange, classify_files
 
     names = [f"train/{c}/0.png" for c in train] + [f"test/{c}/0.png" for c in test]
     names += [f"test/{c}/" for c in empty - test]
     random.Random(0).shuffle(names)
-    listing = sorted_out(names)
+    listing = classify_files(names)
     for split, classes in (("train", train), ("test", test | empty)):
         found = arrange(listing, split, Path("x"), lambda name: b"")
         shared = (train & (test | empty)) != set()
@@ -179,7 +179,7 @@ def test_a_table_with_splits_and_rows_of_absent_images(tmp_path, rng):
     flat(tmp_path / "set" / "images", rng, 8)
     rows = [f"{i}.png,{'abc'[i % 3]},{'train' if i < 4 else 'test'}" for i in range(10)]
     (tmp_path / "set" / "all.csv").write_text("\n".join(["filename,label,split", *rows]))
-    with pytest.warns(WgeoWarning, match="2 rows of all.csv name no image"):
+    with pytest.warns(WgeoWarning, match="2 rows of all.csv name images that do not exist"):
         test = load_images(tmp_path / "set", "test")
     assert (test.split, test.y.tolist()) == ("test", [1, 2, 0, 1])
     with pytest.raises(DataError, match="no split 'val'; its table has 'test', 'train'"):
@@ -220,7 +220,7 @@ def test_the_development_kits_numbers_are_refused(tmp_path, rng):
     flat(tmp_path / "imagenet" / "val", rng, 6, "ILSVRC2012_val_{:08}.JPEG")
     truth = tmp_path / "imagenet" / "ILSVRC2012_validation_ground_truth.txt"
     truth.write_text("490\n361\n171\n822\n297\n482\n")
-    with pytest.raises(DataError, match=r"no network counts by.*LOC_val_solution"):
+    with pytest.raises(DataError, match=r"networks do not use.*LOC_val_solution"):
         load_images(tmp_path / "imagenet", "val")
 
 
@@ -311,7 +311,7 @@ def test_arrays_by_their_usual_names(keys, tmp_path, rng):
         split = load_images(save_npz(tmp_path / "b.npz", **parts), "test")
         assert (split.split, split.y.tolist()) == ("test", y.tolist())
     else:
-        with pytest.raises(DataError, match="wanted are x and y"):
+        with pytest.raises(DataError, match="it needs x and y"):
             load_images(save_npz(tmp_path / "c.npz", arr_0=x, arr_1=y, arr_2=x, arr_3=y))
 
 
@@ -334,7 +334,7 @@ def test_classes_of_arrays_are_numbered_over_all_splits(tmp_path, rng):
 
 def test_labels_from_one_are_told_and_named_classes_decide(tmp_path, rng):
     x, y = rng.integers(0, 256, (6, 4, 4), dtype=np.uint8), 1 + np.arange(6) % 3
-    with pytest.warns(WgeoWarning, match="run from 1 to 3 and are taken as classes 0 to 2"):
+    with pytest.warns(WgeoWarning, match="run from 1 to 3 and are shifted to 0 to 2"):
         images = load_images(save_npz(tmp_path / "a.npz", x=x, y=y))
     assert (images.class_names, images.y.tolist()) == (("1", "2", "3"), [0, 1, 2, 0, 1, 2])
     names = np.array(["none", "a", "b", "c"])
@@ -362,7 +362,7 @@ def test_labels_one_hot_and_in_words(tmp_path, rng):
     [
         (np.zeros((6, 784), np.uint8), r"flat: x.reshape\(n, ...\) with \(28, 28\)"),
         (np.zeros((6, 3072), np.uint8), r"\(3, 32, 32\) or \(32, 32, 3\)"),
-        (np.full((6, 4, 4), -1.0), "normalized already.*the pair"),
+        (np.full((6, 4, 4), -1.0), "already normalized.*the pair"),
         (np.full((6, 4, 4), 255.0), "divide by the largest"),
     ],
 )

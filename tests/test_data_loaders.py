@@ -119,7 +119,7 @@ def test_samplers(pair):
         RandomSampler(data, num_samples=5),
         WeightedRandomSampler([1.0] * 21, 21),
     ):
-        with pytest.raises(ArgumentError, match="draws samples anew"):
+        with pytest.raises(ArgumentError, match="draws different samples"):
             as_images(DataLoader(data, batch_size=4, sampler=sampler))
 
 
@@ -130,7 +130,7 @@ def test_the_callers_random_state_is_left_alone_and_random_transforms_are_said(p
             return image + torch.randn(()), label
 
     torch.manual_seed(3)
-    with pytest.warns(WgeoWarning, match="another image each time"):
+    with pytest.warns(WgeoWarning, match="a different image each time"):
         as_images(Noisy(list(zip(*pair, strict=True))))
     noiseless = torch.random.get_rng_state()
     as_images(TensorDataset(*pair))
@@ -153,8 +153,8 @@ def test_workers_and_memory_change_nothing(pair, monkeypatch):
         ("digits", ArgumentError, "not str"),
         (nn.Linear(2, 2), ArgumentError, "not Linear"),
         (Items([]), DataError, "empty"),
-        (Items([torch.zeros(1, 2, 2)] * 4), DataError, "must give pairs"),
-        (Items([(torch.zeros(1, 2, 2), torch.zeros(3))] * 4), DataError, "must give pairs"),
+        (Items([torch.zeros(1, 2, 2)] * 4), DataError, "must return pairs"),
+        (Items([(torch.zeros(1, 2, 2), torch.zeros(3))] * 4), DataError, "must return pairs"),
         (Items([(torch.zeros(1, 2, 2), "cat")] * 4), DataError, "pairs"),
         (Items([(torch.zeros(1, k, 2), 0) for k in (2, 3)]), DataError, "shape"),
         (Items([(torch.full((1, 2, 2), float("nan")), 0)] * 4), wgeo.WgeoError, "NaN"),

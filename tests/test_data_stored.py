@@ -136,7 +136,7 @@ def nested(levels):
     ],
 )
 def test_hostile_batches_are_refused_and_run_nothing(body, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(pickles, "_MOST", 10_000)  # instructions: 2,000,000 take seconds
+    monkeypatch.setattr(pickles, "_MAX_OPS", 10_000)  # instructions: 2,000,000 take seconds
     home = tmp_path / "cifar-10-batches-py"
     home.mkdir()
     (home / "data_batch_1").write_bytes(body)
@@ -179,7 +179,7 @@ def test_idx_files_given_as_a_path(home, preset, packed, tmp_path, rng):
     for body in (b"", b"\0\0\x08\x03", struct.pack(">4I", 0x803, 2**31, 2**31, 4)):
         file = tmp_path / home / "raw" / "t10k-images-idx3-ubyte"
         file.write_bytes(body)
-        with pytest.raises(DataError, match="not a whole IDX file"):
+        with pytest.raises(DataError, match="not a complete IDX file"):
             load_images(tmp_path, "test")
 
 
@@ -218,7 +218,7 @@ def test_svhn_given_as_a_path(tmp_path, rng, monkeypatch):
     x, y = rng.integers(0, 256, (6, 3, 32, 32), dtype=np.uint8), [10, 1, 2, 10, 1, 2]
     file = tmp_path / "train_32x32.mat"
     savemat(file, {"X": x.transpose(2, 3, 1, 0), "y": np.array(y)[:, None]})
-    with pytest.raises(DataError, match="does not hold svhn as it was published"):
+    with pytest.raises(DataError, match="does not contain the published files of svhn"):
         load_images(tmp_path)
     with pytest.raises(DataError, match="no split 'test'; it has 'train'"):
         load_images(tmp_path, "test")
@@ -349,7 +349,7 @@ def test_a_parquet_file_that_unpacks_to_far_more_is_refused(tmp_path, parquet):
     bomb = {"image": [bytes(2**20)] * 64, "label": [0, 1] * 32}
     pq.write_table(pyarrow.table(bomb), tmp_path / "a.parquet", compression="zstd")
     assert (tmp_path / "a.parquet").stat().st_size < 10_000
-    with pytest.raises(DataError, match="as a bomb does"):
+    with pytest.raises(DataError, match="like a zip bomb"):
         load_images(tmp_path / "a.parquet")
 
 
@@ -365,7 +365,7 @@ def test_labels_are_numbers_or_words_one_a_row(tmp_path, parquet):
     for odd in ([[0], [1, 2], [0], [1]], [0, None, 1, 1], [b"a", b"b", b"a", b"b"], [0.5, 1, 2, 3]):
         changed = few.set_column(1, "label", pyarrow.array(odd))
         pq.write_table(changed, tmp_path / "b.parquet")
-        with pytest.raises(DataError, match="neither whole numbers nor words"):
+        with pytest.raises(DataError, match="must be integers or text"):
             load_images(tmp_path / "b.parquet")
     twice = pyarrow.Table.from_arrays([few["image"], *few.columns], ["image", "image", "label"])
     pq.write_table(twice, tmp_path / "c.parquet")

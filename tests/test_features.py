@@ -219,7 +219,7 @@ def test_plain_networks_are_followed_by_layer_names():
 def test_what_cannot_be_traced_is_said():
     net = torchvision.models.resnet18(num_classes=3)
     x, y = pair()
-    with pytest.raises(FeatureError, match="cannot take images of shape"):
+    with pytest.raises(FeatureError, match="cannot process images of shape"):
         trace(net, (x[:, :1], y))
     with pytest.raises(FeatureError, match="label 5"):
         trace(net, (x, y + 3))
@@ -250,7 +250,7 @@ def test_images_that_begin_alike_do_not_hide_the_blocks():
 def test_a_network_of_nan_is_not_called_one_without_blocks():
     net = torchvision.models.resnet18(num_classes=3)
     net.bn1.weight.data[0] = float("nan")
-    with pytest.raises(FeatureError, match="what 'bn1' returns holds NaN"):
+    with pytest.raises(FeatureError, match="the output of 'bn1' holds NaN"):
         trace(net, pair())
 
 

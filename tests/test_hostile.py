@@ -186,7 +186,7 @@ def test_more_pixels_than_there_is_room_for_are_refused_before_they_are_asked_fo
     pixels = load_images(broken_zip(tmp_path / "a.zip", {})).x.numel()
     free = shutil.disk_usage(tmp_path)._replace(free=2 * pixels - 1)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: free)
-    with pytest.raises(DataError, match=r"more than memory has to spare.*limit="):
+    with pytest.raises(DataError, match=r"more than the free memory.*limit="):
         load_images(broken_zip(tmp_path / "a.zip", {}))
 
 

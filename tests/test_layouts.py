@@ -223,7 +223,7 @@ def test_what_cannot_be_told_is_refused_and_can_be_said():
     for axis, space in (("first", (2, 3)), ("last", (1, 2))):
         traj = trace(net, (x, y), layers=["0", "1"], pool=f"gap@{axis}")
         np.testing.assert_allclose(traj.layers[2].features, truth.mean(space), rtol=1e-4)
-        assert traj.settings["axes"][0]["evidence"] == f"as asked (@{axis})"
+        assert traj.settings["axes"][0]["evidence"] == f"as specified (@{axis})"
     assert trace(net, (x, y), layers=["0", "1"], pool="flat").last.shape == (N, 3 * SIDE * SIDE)
     with pytest.raises(ArgumentError, match="@first"):
         trace(net, (x, y), layers=["0", "1"], pool="gap@middle")
@@ -247,7 +247,7 @@ def test_a_layer_without_samples_is_refused():
             return self.head(x.flatten(1)) + self.gram(x).mean()
 
     x, y = pair(side=4)
-    with pytest.raises(FeatureError, match="no axis of which holds the samples"):
+    with pytest.raises(FeatureError, match="none of whose axes is the sample axis"):
         trace(Net(), (x, y), layers=["gram"])
 
 

@@ -316,7 +316,7 @@ def test_a_misfit_tells_both_shapes_and_the_head():
     said = r"linear\.weight \(the file has 4x64, the network 9x64\)"
     with pytest.raises(CheckpointError, match=said):
         models.matching.from_state("cifar_resnet8", state, 9)
-    with pytest.raises(CheckpointError, match="head has 4 classes, and num_classes is 9"):
+    with pytest.raises(CheckpointError, match="head has 4 classes, but num_classes is 9"):
         models.matching.from_state("cifar_resnet8", state, 9)
 
 
@@ -383,7 +383,7 @@ def test_what_cannot_be_built_says_why(name, options, said):
 
 
 def test_shapes_are_not_overruled():
-    with pytest.raises(ArgumentError, match="width is told by the checkpoint's shapes"):
+    with pytest.raises(ArgumentError, match="width is determined by the checkpoint's shapes"):
         models.matching.from_state("mlp", small("mlp").state_dict(), width=3)
 
 
@@ -542,8 +542,8 @@ def test_a_factory_in_the_current_folder():
 @pytest.mark.parametrize(
     ("name", "options", "said"),
     [
-        ("my_networks:tidy", {}, "is no function.*did you mean tiny"),
-        ("my_networks:made", {}, "is a network already"),
+        ("my_networks:tidy", {}, "is not a function.*did you mean tiny"),
+        ("my_networks:made", {}, "is already a network"),
         ("my_networks:fails", {}, r"fails\(num_classes=3\) failed: KeyError"),
         ("my_networks:odd", {}, "returned int, not a torch"),
         ("my_networks:tiny", {"height": 3}, "does not take height"),

@@ -69,7 +69,7 @@ def test_the_file_says_how_images_are_normalized(tmp_path, kind, arch):
     np.testing.assert_array_equal(np.float32(read.mean), np.float32(MEAN))
     np.testing.assert_array_equal(np.float32(read.std), np.float32(STD))
     assert found.provenance.normalize_source == "file"
-    assert any("normalized as" in note for note in found.provenance.report.notes)
+    assert any("normalized with" in note for note in found.provenance.report.notes)
     for key, tensor in net.state_dict().items():
         assert torch.equal(found.module.state_dict()[key], tensor)
 

@@ -173,7 +173,7 @@ def test_projection_keeps_distances_as_it_says(rng, tmp_path):
     before, after = wgeo.wasserstein(x, y).distance, wgeo.wasserstein(narrow(x), narrow(y)).distance
     assert least <= after / before <= most
     assert Projection(300)(x) is x
-    with pytest.raises(ArgumentError, match="project is a number"):
+    with pytest.raises(ArgumentError, match="project must be a positive number"):
         Projection(0)
 
 
@@ -237,7 +237,7 @@ def test_a_folder_of_other_files_is_left_alone(net, images, tmp_path):
     with pytest.raises(RecordError, match=r"other files \(thesis.tex\)"):
         wgeo.trace(net, images, store=tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
-    with pytest.raises(ArgumentError, match="dtype is how `store=` keeps"):
+    with pytest.raises(ArgumentError, match="dtype is the precision of `store=`"):
         wgeo.trace(net, images, dtype="float16")
     with pytest.raises(ArgumentError, match="bfloat16"):
         wgeo.trace(net, images, store=tmp_path / "s", dtype="int8")

@@ -22,7 +22,7 @@ from ..checkpoints import Network
 from ..data import Images
 from ..errors import ArgumentError
 from ..features import trace
-from ..features.network import as_images, inputs, module_of, normalization_for, placed
+from ..features.network import as_images, inputs, module_of, normalization_for, on_device
 from ..geodesic.paths import path_figures
 from ..models import untrained
 from ..models.fresh import reestimate_statistics
@@ -120,7 +120,7 @@ def _fresh_ratios(
     fresh, kept = untrained(module, seed)
     _check_fresh(fresh, kept)
     parts = _parts(len(images), _AT_ONCE)
-    with placed(fresh, pick_device(reading["device"])):
+    with on_device(fresh, pick_device(reading["device"])):
         reestimate_statistics(fresh, (inputs(fresh, images, part) for part in parts))
         traj = trace(fresh, images, **reading)
     return [_ratios(segment.arrays) for segment in traj.segments], kept

@@ -1,4 +1,4 @@
-"""Of the state dicts in a file, under all their prefixes: the one that an architecture fits."""
+"""Choose the state dict and prefix in a file that an architecture fits."""
 
 from __future__ import annotations
 
@@ -13,163 +13,167 @@ from ..models import matching
 from ..models.matching import Fit
 from ..models.registry import find
 from ..storage.files import printable
-from .contents import Found, View, views
-from .folding import folded
+from .contents import SavedState, View, views
+from .folding import fold_parts
 from .normalizing import without_normalizers
 
 
 @dataclass(frozen=True, eq=False)
 class Choice:
-    """What was taken, and the network that it makes.
+    """The chosen state dict and the network built from it.
 
     Attributes
     ----------
-    found : Found
+    saved : SavedState
     view : View
-    fitted : Fit
+    fit : Fit
     notes : tuple of str
-        What a reader should know: what was assumed or chosen.
+        What was assumed or chosen.
     """
 
-    found: Found
+    saved: SavedState
     view: View
-    fitted: Fit
+    fit: Fit
     notes: tuple[str, ...]
 
 
 @dataclass(frozen=True, eq=False)
 class _Candidate:
-    found: Found
+    saved: SavedState
     view: View
     arch: str
     notes: tuple[str, ...]
 
 
 def choose(
-    states: list[Found],
+    states: list[SavedState],
     arch: str | None,
     num_classes: int | None,
     settings: Callable[[str], Mapping[str, Any]],
     prefix: str | None,
 ) -> Choice:
-    """Choose the state dict and prefix that fit; the first of usual name, else the only one.
+    """Choose the state dict and prefix that fit: the first with a usual name, else the only one.
 
     Parameters
     ----------
-    states : list of Found
-        The likeliest first, as `find_states` returns them.
+    states : list of SavedState
+        The most likely first, as returned by `find_states`.
     arch : str or None
-        None: whatever built-in architecture fits.
+        None: any built-in architecture that fits.
     num_classes : int or None
     settings : callable
-        What an architecture is built with beyond what shapes tell.
+        Maps an architecture to its settings that shapes do not determine.
     prefix : str or None
-        The one to take.
+        The prefix to use; None: any that fits.
 
     Raises
     ------
     CheckpointError
-        None fits (the error of the likeliest), or several do and hold different weights.
+        None fits (the error of the most likely one), or several with different weights do.
     """
 
     def attempt(candidate: _Candidate) -> Fit:
-        given = settings(candidate.arch)
-        return matching.fit(candidate.arch, candidate.view.state, num_classes, **given)
+        options = settings(candidate.arch)
+        return matching.fit(candidate.arch, candidate.view.state, num_classes, **options)
 
     error: CheckpointError | None = None
     fitting: list[tuple[_Candidate, Fit | None]] = []
-    for found in states:
-        if fitting and (found.usual or fitting[0][0].found.usual):
-            break  # the first of usual name that fits is taken
+    for saved in states:
+        if fitting and (saved.usual or fitting[0][0].saved.usual):
+            break  # the first one with a usual name that fits is used
         try:
-            fitting += _fitting(found, arch, prefix, attempt)
-        except CheckpointError as failed:
-            error = error or failed
+            fitting += _fitting(saved, arch, prefix, attempt)
+        except CheckpointError as reason:
+            error = error or reason
     if not fitting:
-        raise error or CheckpointError("it holds no state dict.")
+        raise error or CheckpointError("it contains no state dict.")
     _refuse_several(fitting)
-    chosen, fitted = fitting[0]
-    others = [f"{each.container!r}" for each in states if each is not chosen.found]
-    notes = [*chosen.notes, *(f"used {chosen.found.container!r}, not {each}" for each in others)]
-    return Choice(chosen.found, chosen.view, fitted or attempt(chosen), tuple(notes))
+    chosen, fit = fitting[0]
+    others = [f"{each.container!r}" for each in states if each is not chosen.saved]
+    notes = [*chosen.notes, *(f"used {chosen.saved.container!r}, not {each}" for each in others)]
+    return Choice(chosen.saved, chosen.view, fit or attempt(chosen), tuple(notes))
 
 
 def _fitting(
-    found: Found, arch: str | None, prefix: str | None, attempt: Callable[[_Candidate], Fit]
+    saved: SavedState, arch: str | None, prefix: str | None, attempt: Callable[[_Candidate], Fit]
 ) -> list[tuple[_Candidate, Fit | None]]:
-    """Return what fits of one state dict, with its normalization if need be without."""
-    state, folds = folded(found.state)
+    """Return the candidates from one state dict, without its normalization if necessary."""
+    state, folds = fold_parts(saved.state)
     bare = without_normalizers(state)
     try:
-        return _fitting_of(found, state, folds, arch, prefix, attempt)
+        return _fitting_of(saved, state, folds, arch, prefix, attempt)
     except CheckpointError:
         if len(bare) == len(state):
             raise
-    return _fitting_of(found, bare, folds, arch, prefix, attempt)
+    return _fitting_of(saved, bare, folds, arch, prefix, attempt)
 
 
 def _fitting_of(
-    found: Found,
+    saved: SavedState,
     state: Mapping[str, torch.Tensor],
     folds: tuple[str, ...],
     arch: str | None,
     prefix: str | None,
     attempt: Callable[[_Candidate], Fit],
 ) -> list[tuple[_Candidate, Fit | None]]:
-    """Return what fits of a state; one whose names all have the prefix is enough."""
+    """Return the candidates; a view that uses all tensors is enough."""
     error: CheckpointError | None = None
     fitting: list[tuple[_Candidate, Fit | None]] = []
-    seen = views(state, prefix)
-    for view in seen:
+    candidates = views(state, prefix)
+    for view in candidates:
         if fitting and not view.aside:
             continue
         try:
             if arch is None:
-                name, note = _recognised(view)
-                fitting.append((_Candidate(found, view, name, (note, *folds)), None))
+                name, note = _recognize(view)
+                fitting.append((_Candidate(saved, view, name, (note, *folds)), None))
             else:
-                candidate = _Candidate(found, view, arch, folds)
+                candidate = _Candidate(saved, view, arch, folds)
                 fitting.append((candidate, attempt(candidate)))
-        except CheckpointError as failed:
-            error = error or failed
+        except CheckpointError as reason:
+            error = error or reason
             continue
         if not view.aside:
             return fitting[-1:]
     if not fitting:
-        raise _best_error(seen, arch) or error or CheckpointError("it holds no tensors.")
+        raise _best_error(candidates, arch) or error or CheckpointError("it contains no tensors.")
     return fitting
 
 
-def _best_error(seen: list[View], arch: str | None) -> CheckpointError | None:
-    """The error of the view that comes closest to anything, if that is not the first."""
-    if arch is not None or len(seen) < 2:
+def _best_error(candidates: list[View], arch: str | None) -> CheckpointError | None:
+    """Return the error of the view that is closest to any architecture."""
+    if arch is not None or len(candidates) < 2:
         return None
-    close = [(best[1].share, view) for view in seen if (best := matching.closest(view.state))]
+    close = [
+        (best[1].matched_fraction, view)
+        for view in candidates
+        if (best := matching.closest(view.state))
+    ]
     if not close:
         return None
     try:
-        _recognised(max(close, key=lambda pair: pair[0])[1])
+        _recognize(max(close, key=lambda pair: pair[0])[1])
     except CheckpointError as error:
         return error
     return None
 
 
 def _refuse_several(fitting: list[tuple[_Candidate, Fit | None]]) -> None:
-    """Refuse when different weights fit; copies of the same are one."""
+    """Raise if different weights fit; copies of the same weights count once."""
     first = fitting[0][0]
     different = [each for each, _ in fitting if not _same(each.view.state, first.view.state)]
     if not different:
         return
     options = [first, *different]
-    if len({each.found.container for each in options}) > 1:
-        named = " and ".join(repr(each.found.container) for each in options[:5])
-        raise CheckpointError(f"several networks in it fit, {named}. Say which with `container=`.")
-    named = " and ".join(repr(each.view.prefix) for each in options[:5])
-    raise CheckpointError(f"several networks in it fit, {named}. Say which with `prefix=`.")
+    if len({each.saved.container for each in options}) > 1:
+        names = " and ".join(repr(each.saved.container) for each in options[:5])
+        raise CheckpointError(f"it contains several networks that fit: {names}. Pass `container=`.")
+    names = " and ".join(repr(each.view.prefix) for each in options[:5])
+    raise CheckpointError(f"it contains several networks that fit: {names}. Pass `prefix=`.")
 
 
 def _same(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -> bool:
-    """Whether two states hold the same bits, of any type."""
+    """Whether two states are equal bit by bit."""
     return one is other or (
         one.keys() == other.keys() and all(_alike(one[key], other[key]) for key in one)
     )
@@ -182,25 +186,26 @@ def _alike(a: torch.Tensor, b: torch.Tensor) -> bool:
     return torch.equal(*bits)
 
 
-def _recognised(view: View) -> tuple[str, str]:
+def _recognize(view: View) -> tuple[str, str]:
     state = view.state
     fitting = matching.exact_fits(state)
     if len(fitting) == 1 and find(fitting[0]).settled:
-        return fitting[0], f"recognized as {fitting[0]} by its tensors: every one fits"
+        return fitting[0], f"recognized as {fitting[0]}: all its tensors fit"
     if fitting:
         raise CheckpointError(
-            f"its tensors fit {' and '.join(fitting)}, and shapes don't tell the rest "
-            "(shortcuts, activation, heads). Say which with `arch=`."
+            f"its tensors fit {' and '.join(fitting)}; shapes do not determine the rest "
+            "(shortcuts, activation, heads). Pass `arch=`."
         )
     best = matching.closest(state)
     if best is None:
         keys = ", ".join(printable(view.prefix + key) for key in list(state)[:5])
         raise CheckpointError(
-            f"no built-in architecture is close to its tensors ({keys}, ...). Say which it is "
-            "with `arch=`; your own network is 'package.module:factory'."
+            f"no built-in architecture is close to its tensors ({keys}, ...). Pass "
+            "`arch=`; for your own network, 'package.module:factory'."
         )
     closest, report = best
     raise CheckpointError(
-        f"say which architecture it is with `arch=`. The closest is {closest}, with "
-        f"{report.share:.0%} of the tensors in common; it differs by {report.describe()}."
+        f"its architecture was not recognized: pass `arch=`. The closest is {closest}, with "
+        f"{report.matched_fraction:.0%} of the tensors in common; the differences are: "
+        f"{report.describe()}."
     )

@@ -1,4 +1,4 @@
-"""What a training script saved -> the state dicts in it, under the names of one network."""
+"""Find the state dicts in the contents of a checkpoint, and remove name prefixes."""
 
 from __future__ import annotations
 
@@ -29,33 +29,33 @@ _CONTAINERS = (
     "model_ema",
     "ema",
 )
-# What training scripts keep beside a network, and what holds tensors that are no network's.
-_BESIDE = re.compile(r"optim|sched|scaler|rng|random|queue|center|grad|moment", re.IGNORECASE)
+# Entries that contain tensors but no network, as training scripts save them.
+_NOT_NETWORK = re.compile(r"optim|sched|scaler|rng|random|queue|center|grad|moment", re.IGNORECASE)
 _WRAPPERS = re.compile(r"(^|\.)(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)(?=\.)")
-_DEPTH = 6  # a state dict lies at most five dicts down, as in VISSL's files
+_DEPTH = 6  # a state dict is nested at most five levels deep, as in VISSL's files
 _SLACK = 2**20
-_MOST = 10_000  # tensors; a network of a thousand layers has six thousand
-_MOST_CONTAINERS = 10_000  # looked into
-_SHARE = 0.1  # of all tensors: what a part holds at least that is taken for a network
-_MOST_PREFIXES = 12
-_LONGEST_PREFIX = 6  # parts
+_MAX_TENSORS = 10_000  # a network of a thousand layers has six thousand
+_MAX_CONTAINERS = 10_000  # searched
+_MIN_FRACTION = 0.1  # of all tensors, for a part to be considered as a network
+_MAX_PREFIXES = 12
+_MAX_PREFIX_PARTS = 6
 _HEAD = r"(?:head\.fc|heads\.head|head|fc|linear|classifier)\.(?:weight|bias)"
 
 
 @dataclass(frozen=True, eq=False)
-class Found:
-    """A state dict and where it lay.
+class SavedState:
+    """A state dict and its place in the file.
 
     Attributes
     ----------
     state : dict of str to Tensor
         As saved, prefixes included.
     container : str
-        Such as ``state_dict`` or ``model.ema``; empty for a plain state dict.
+        Its entry, such as ``state_dict`` or ``model.ema``; empty for a plain state dict.
     usual : bool
-        Whether the container has one of the usual names of a network's.
+        Whether the container has one of the usual names.
     whole : bool
-        Whether a whole network was saved, not its state dict.
+        Whether the file contains the whole pickled network, not its state dict.
     """
 
     state: dict[str, torch.Tensor]
@@ -66,17 +66,17 @@ class Found:
 
 @dataclass(frozen=True, eq=False)
 class View:
-    """A state dict under the names that one prefix leaves.
+    """A state dict with one prefix removed from its names.
 
     Attributes
     ----------
     state : dict of str to Tensor
     prefix : str
-        What was taken off the front of every name.
+        The prefix removed from every name.
     aside : tuple of str
-        Tensors without the prefix, left out.
+        Tensors without the prefix, which are ignored.
     head : str
-        The name under which a head was found outside the prefix; empty if it was not.
+        Name of a head outside the prefix; empty if there is none outside it.
     """
 
     state: dict[str, torch.Tensor]
@@ -85,54 +85,55 @@ class View:
     head: str = ""
 
 
-def find_states(value: Any, name: str, size: int, container: str | None = None) -> list[Found]:
-    """Find the state dicts in what a file held, and check that their tensors can be weights.
+def find_states(value: Any, name: str, size: int, container: str | None = None) -> list[SavedState]:
+    """Find the state dicts in a file's contents, and check that their tensors can be weights.
 
     Parameters
     ----------
     value : object
-        What the file held.
+        The file's contents.
     name : str
-        The file's, for errors.
+        The file's name, for errors.
     size : int
-        Bytes of the file.
+        Size of the file in bytes.
     container : str, optional
-        Which one; default all, the likeliest first.
+        The entry to use; by default all, the most likely first.
 
     Raises
     ------
     CheckpointError
-        There is none, it is empty, or its tensors are sparse, complex or larger than the file.
+        There is no state dict, it is empty, or its tensors are sparse, complex or larger than the
+        file.
     """
     if not isinstance(value, dict | list | StandIn):
         raise CheckpointError(
-            f"{name} holds {_kind(value)}, not a state dict or a dict with one. "
+            f"{name} contains {_kind(value)}, not a state dict or a dict with one. "
             "Save it with torch.save(model.state_dict(), path)."
         )
-    found = list(_search(value, "", True, _DEPTH, {}, name))
-    found.sort(key=lambda each: not each.usual)  # stable: else in the order of the search
-    if not found:
+    states = list(_search(value, "", True, _DEPTH, {}, name))
+    states.sort(key=lambda each: not each.usual)  # a stable sort keeps the order of the search
+    if not states:
         entries = attributes(value) if isinstance(value, StandIn) else value
         keys = dict.keys(entries) if isinstance(entries, dict) else ()
-        told = ", ".join(_name(key) for key in list(keys)[:8]) or "nothing"
+        names = ", ".join(_name(key) for key in list(keys)[:8]) or "nothing"
         raise CheckpointError(
-            f"{name} holds no tensors that make a state dict (its entries: {told}). "
+            f"{name} contains no tensors that form a state dict (its entries: {names}). "
             "Save it with torch.save(model.state_dict(), path)."
         )
     if container is not None:
-        chosen = [each for each in found if each.container == container]
+        chosen = [each for each in states if each.container == container]
         if not chosen:
-            names = ", ".join(repr(each.container) for each in found[:8])
+            names = ", ".join(repr(each.container) for each in states[:8])
             raise CheckpointError(
-                f"{name} holds no state dict under {printable(container)!r}. "
+                f"{name} contains no state dict under {printable(container)!r}. "
                 f"`container=` can be {names}."
             )
-        found = chosen
-    _check_tensors(found[0].state, name, size)
-    return [found[0], *(each for each in found[1:] if _sound(each.state, size))]
+        states = chosen
+    _check_tensors(states[0].state, name, size)
+    return [states[0], *(each for each in states[1:] if _is_valid(each.state, size))]
 
 
-def _sound(state: Mapping[str, torch.Tensor], size: int) -> bool:
+def _is_valid(state: Mapping[str, torch.Tensor], size: int) -> bool:
     try:
         _check_tensors(state, "", size)
     except CheckpointError:
@@ -148,22 +149,22 @@ def _kind(value: Any) -> str:
 
 def _search(
     value: Any, path: str, usual: bool, depth: int, seen: dict[int, None], name: str
-) -> Iterator[Found]:
-    """Yield state dicts; those of usual names first, then the value's own tensors, then others."""
+) -> Iterator[SavedState]:
+    """Yield state dicts: usual names first, then the value's own tensors, then other entries."""
     if isinstance(value, list | tuple) and len(value) == 1:
         value = value[0]
     if not isinstance(value, dict | StandIn) or depth == 0 or id(value) in seen:
         return
-    if len(seen) > _MOST_CONTAINERS:
+    if len(seen) > _MAX_CONTAINERS:
         raise CheckpointError(
-            f"{name} holds more than {_MOST_CONTAINERS} containers inside each other. Save only "
+            f"{name} contains more than {_MAX_CONTAINERS} nested containers. Save only "
             "the state dict: torch.save(model.state_dict(), path)."
         )
     seen[id(value)] = None
     if is_module(value):
         state = _tensors(state_of(value, name))
         if any(tensor.ndim > 0 for tensor in state.values()):
-            yield Found(state, path, usual, whole=True)
+            yield SavedState(state, path, usual, whole=True)
         return
     # dict's own methods: an unpickled OrderedDict may carry attributes that hide its methods.
     entries = dict(dict.items(attributes(value) if isinstance(value, StandIn) else value))
@@ -171,9 +172,9 @@ def _search(
         yield from _search(entries.get(key), _joined(path, key), usual, depth - 1, seen, name)
     state = _tensors(entries)
     if any(tensor.ndim > 0 for tensor in state.values()):
-        yield Found(state, path, usual)
+        yield SavedState(state, path, usual)
     for key, part in entries.items():
-        if isinstance(key, str) and key not in _CONTAINERS and not _BESIDE.search(key):
+        if isinstance(key, str) and key not in _CONTAINERS and not _NOT_NETWORK.search(key):
             yield from _search(part, _joined(path, printable(key)), False, depth - 1, seen, name)
 
 
@@ -182,18 +183,18 @@ def _joined(path: str, key: str) -> str:
 
 
 def _tensors(entries: Mapping[Any, Any]) -> dict[str, torch.Tensor]:
-    """The tensors among entries, without the attributes that could hide their methods."""
-    found = {}
+    """Return the tensors among entries, detached from attributes that could hide their methods."""
+    tensors = {}
     for key, value in entries.items():
         if isinstance(key, str) and isinstance(value, torch.Tensor):
-            found[key] = torch.Tensor.detach(value)
+            tensors[key] = torch.Tensor.detach(value)
         elif isinstance(key, str) and (array := as_array(value)) is not None:
-            found[key] = torch.from_numpy(array)
-    return found
+            tensors[key] = torch.from_numpy(array)
+    return tensors
 
 
 def _name(key: Any) -> str:
-    """A key as it may be printed; only its type if it is neither text nor a small number."""
+    """Return a key as printable text; only its type if it is neither text nor a small number."""
     if isinstance(key, str):
         return printable(key)
     small = isinstance(key, int | float) and abs(key) < 2**63
@@ -201,84 +202,87 @@ def _name(key: Any) -> str:
 
 
 def _check_tensors(state: Mapping[str, torch.Tensor], name: str, size: int) -> None:
-    if len(state) > _MOST:
+    if len(state) > _MAX_TENSORS:
         raise CheckpointError(
-            f"{name} holds {len(state)} tensors, far more than a network of images has. Save the "
-            "state dict of the network alone."
+            f"{name} contains {len(state)} tensors, far more than an image network has. Save only "
+            "the state dict of the network."
         )
     declared = 0
     for key, tensor in state.items():
-        what = None
+        problem = None
         if tensor.layout != torch.strided:
-            what = "sparse"
+            problem = "sparse"
         elif tensor.is_complex():
-            what = "complex"
+            problem = "complex"
         elif tensor.is_meta:
-            what = "without values"
-        if what is not None:
+            problem = "on the meta device, without values"
+        if problem is not None:
             raise CheckpointError(
-                f"{name}: the tensor {printable(key)} is {what}; wgeo takes dense real weights."
+                f"{name}: the tensor {printable(key)} is {problem}; wgeo needs dense real weights."
             )
         declared += tensor.numel() * tensor.element_size()
-    # Tied weights are stored once and counted twice or so; a giant view of one number is a trap.
+    # Tied weights are stored once but counted several times; an expanded view of one number is a
+    # trap.
     if declared > 4 * size + _SLACK:
         raise CheckpointError(
-            f"{name} declares {declared} bytes of weights and has {size}: damaged, or made to "
-            "exhaust memory. It was not expanded."
+            f"{name} declares {declared} bytes of weights but has only {size} bytes: it is "
+            "damaged or made to exhaust memory. It was not expanded."
         )
 
 
 def views(state: Mapping[str, torch.Tensor], prefix: str | None = None) -> list[View]:
-    """Return a state under the names that its prefixes leave, the likeliest first.
+    """Return a state with each candidate prefix removed, the most likely first.
 
-    ``_orig_mod`` (torch.compile) and its like go wherever they stand. Any other dotted prefix,
-    such as ``module.``, ``model.``, ``backbone.`` or ``module.encoder_q.``, is tried if enough
-    tensors have it: the longest that all tensors share comes first, then shorter ones, which a
-    network with a part of that name of its own needs, then those of parts.
+    ``_orig_mod`` (torch.compile) and similar wrappers are removed wherever they occur. Any other
+    dotted prefix, such as ``module.``, ``model.``, ``backbone.`` or ``module.encoder_q.``, is
+    tried if enough tensors have it: first the longest prefix common to all tensors, then shorter
+    ones (the network itself may have a part of that name), then prefixes of some tensors only.
 
     Parameters
     ----------
     state : mapping of str to Tensor
     prefix : str, optional
-        The one to take off; default all that could be one.
+        The prefix to remove; by default every candidate.
 
     Raises
     ------
     CheckpointError
-        No name begins with the prefix that was asked for.
+        No name begins with `prefix`.
     """
     plain = {_WRAPPERS.sub("", key).removeprefix("."): tensor for key, tensor in state.items()}
     if len(plain) != len(state):
         plain = dict(state)
     wrappers = (_WRAPPERS.search(key) for key in state) if list(plain) != list(state) else ()
-    wrapped = next((f"{each[2]}." for each in wrappers if each), "")
-    counts = _prefixes(plain)
+    wrapper = next((f"{each[2]}." for each in wrappers if each), "")
+    prefixes = _prefixes(plain)
     if prefix is not None:
-        asked = prefix if not prefix or prefix.endswith(".") else prefix + "."
-        asked = _WRAPPERS.sub("", asked).removeprefix(".")
-        if not any(key.startswith(asked) for key in plain):
-            known = ", ".join(repr(each) for each in list(counts)[:8])
+        dotted = prefix if not prefix or prefix.endswith(".") else prefix + "."
+        dotted = _WRAPPERS.sub("", dotted).removeprefix(".")
+        if not any(key.startswith(dotted) for key in plain):
+            choices = ", ".join(repr(each) for each in prefixes[:8])
             raise CheckpointError(
-                f"no tensor's name begins with {printable(prefix)!r}. `prefix=` can be {known}."
+                f"no tensor's name begins with {printable(prefix)!r}. `prefix=` can be {choices}."
             )
-        return [_view(plain, asked, wrapped)]
-    return [_view(plain, each, wrapped) for each in counts]
+        return [_view(plain, dotted, wrapper)]
+    return [_view(plain, each, wrapper) for each in prefixes]
 
 
 def _prefixes(state: Mapping[str, torch.Tensor]) -> list[str]:
-    """Prefixes that leave a network, the likeliest first: all share it, then by size."""
+    """Return candidate prefixes, the most likely first: common to all tensors, then by count."""
     keys = [key for key in state if key != "n_averaged"]
     counts: Counter[str] = Counter()
     for key in keys:
-        parts = key.split(".")[:-1][:_LONGEST_PREFIX]
+        parts = key.split(".")[:-1][:_MAX_PREFIX_PARTS]
         counts.update("".join(f"{part}." for part in parts[:i]) for i in range(len(parts) + 1))
     common = [each for each, count in counts.items() if count == len(keys)]
-    rest = [each for each, count in counts.items() if _SHARE * len(keys) <= count < len(keys)]
+    rest = [
+        each for each, count in counts.items() if _MIN_FRACTION * len(keys) <= count < len(keys)
+    ]
     rest.sort(key=lambda each: (-counts[each], len(each)))
-    return [*sorted(common, key=len, reverse=True), *rest][:_MOST_PREFIXES]
+    return [*sorted(common, key=len, reverse=True), *rest][:_MAX_PREFIXES]
 
 
-def _view(state: Mapping[str, torch.Tensor], prefix: str, wrapped: str) -> View:
+def _view(state: Mapping[str, torch.Tensor], prefix: str, wrapper: str) -> View:
     inside = {k.removeprefix(prefix): t for k, t in state.items() if k.startswith(prefix)}
     outside = [key for key in state if not key.startswith(prefix) and key != "n_averaged"]
     if "n_averaged" in state:
@@ -293,7 +297,7 @@ def _view(state: Mapping[str, torch.Tensor], prefix: str, wrapped: str) -> View:
                 if f"{head}.{part}" in state:
                     inside[f"fc.{part}"] = state[f"{head}.{part}"]
             outside = [key for key in outside if key.rpartition(".")[0] != head]
-    return View(inside, wrapped + prefix, tuple(printable(key) for key in outside), head)
+    return View(inside, wrapper + prefix, tuple(printable(key) for key in outside), head)
 
 
 def _is_matrix(tensor: torch.Tensor | None) -> bool:

@@ -1,4 +1,4 @@
-"""Weights that are kept in parts -> the weights that the network computes with."""
+"""Fold weights stored in parts into the weights that the network computes with."""
 
 from __future__ import annotations
 
@@ -9,38 +9,38 @@ import torch
 from ..errors import CheckpointError
 from ..storage.files import printable
 
-# torch.nn.utils, old and new: the names that stand for one weight, by what each is.
+# torch.nn.utils, old and new: name endings of the parts of one weight, by role.
 _PARTS = (
-    ("weight normalisation", {"g": "_g", "v": "_v"}),
-    ("weight normalisation", {"g": ".original0", "v": ".original1"}),
-    ("spectral normalisation", {"w": "_orig", "left": "_u", "right": "_v"}),
-    ("spectral normalisation", {"w": ".original", "left": ".0._u", "right": ".0._v"}),
+    ("weight normalization", {"g": "_g", "v": "_v"}),
+    ("weight normalization", {"g": ".original0", "v": ".original1"}),
+    ("spectral normalization", {"w": "_orig", "left": "_u", "right": "_v"}),
+    ("spectral normalization", {"w": ".original", "left": ".0._u", "right": ".0._v"}),
     ("a pruning mask", {"w": "_orig", "mask": "_mask"}),
 )
 _LEFT = re.compile(r"(.+)(_orig|_mask|_g|\.original\d?)")
 
 
-def folded(state: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], tuple[str, ...]]:
+def fold_parts(state: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], tuple[str, ...]]:
     """Return a state with weight_norm, spectral_norm and pruning masks folded into its weights.
 
-    Weight normalisation is w = g v / |v| (Salimans and Kingma 2016); spectral normalisation
-    w = W / (u^T W v) with the vectors as saved (Miyato et al. 2018), as in eval mode; a mask is
-    multiplied.
+    Weight normalization is w = g v / |v| (Salimans and Kingma 2016); spectral normalization
+    w = W / (u^T W v) with the saved vectors (Miyato et al. 2018), as in eval mode; masks are
+    multiplied with their weights.
 
     Returns
     -------
     state : dict of str to Tensor
     notes : tuple of str
-        What was folded, and into how many weights.
+        Which kinds of parts were folded, and the number of weights.
 
     Raises
     ------
     CheckpointError
-        Weights are kept in parts, and some of them are missing or do not fit each other.
+        Parts of a weight are missing or do not fit together.
     """
     state = dict(state)
     notes = []
-    for what, parts in _PARTS:
+    for kind, parts in _PARTS:
         count = 0
         first = next(iter(parts.values()))
         for key in [key for key in state if key.endswith(first)]:
@@ -52,13 +52,13 @@ def folded(state: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], tup
             state[name] = _weight(pieces, name)
             count += 1
         if count:
-            notes.append(f"folded {what} into {count} weight{'s' * (count != 1)}")
+            notes.append(f"folded {kind} into {count} weight{'s' * (count != 1)}")
     for key in state:
         split = _LEFT.fullmatch(key)
         if split and "weight" in split[1].rpartition(".")[2] and split[1] not in state:
             raise CheckpointError(
-                f"it keeps {printable(split[1])} in parts, and has only {printable(key)} of it. "
-                "Fold it where it was trained (torch.nn.utils.remove_spectral_norm, "
+                f"it stores {printable(split[1])} in parts, but contains only {printable(key)}. "
+                "Fold the parts with the training code (torch.nn.utils.remove_spectral_norm, "
                 "remove_weight_norm, prune.remove or parametrize.remove_parametrizations), then "
                 "save the state dict."
             )
@@ -74,12 +74,12 @@ def _weight(pieces: dict[str, torch.Tensor], name: str) -> torch.Tensor:
         if "mask" in pieces:
             return pieces["w"] * pieces["mask"].to(pieces["w"].dtype)
         weight, left, right = pieces["w"], pieces["left"], pieces["right"]
-        # A transposed convolution has its outputs on the second axis: there u fits W v.
+        # A transposed convolution has its outputs on the second axis, so u matches W v there.
         axes = [axis for axis in (0, 1) if weight.shape[axis] == len(left)]
         images = [torch.mv(weight.transpose(0, axis).flatten(1), right) for axis in axes]
         return weight / max(torch.dot(left, image) for image in images)
     except (RuntimeError, IndexError, ValueError) as error:
         raise CheckpointError(
-            f"the parts that {printable(name)} is kept in do not fit each other. Save the state "
-            "dict again where it was trained."
+            f"the stored parts of {printable(name)} do not fit together. Save the state dict again "
+            "with the training code."
         ) from error

@@ -1,4 +1,4 @@
-"""Where the files of a checkpoint lie: one file, or the shards of a folder."""
+"""Find the files of a checkpoint: one file, or the shards in a folder."""
 
 from __future__ import annotations
 
@@ -15,65 +15,73 @@ from ..storage.files import printable
 _ENDINGS = (".pt", ".pth", ".th", ".ckpt", ".bin", ".safetensors")
 _SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})(\.safetensors|\.bin)")
 _INDEX = (".safetensors.index.json", ".bin.index.json")
-_USUAL = (  # in a folder of save_pretrained, the first of these that is there
+_USUAL = (  # names in a folder written by save_pretrained, in order of preference
     "model.safetensors.index.json",
     "model.safetensors",
     "pytorch_model.bin.index.json",
     "pytorch_model.bin",
 )
-_LARGEST = 10_000_000  # bytes of an index or config
-_MOST_SHARDS = 1_000
+_MAX_BYTES = 10_000_000  # of an index or config
+_MAX_SHARDS = 1_000
 
 
 def shown(path: str | os.PathLike[str]) -> str:
-    """Return a path as it may be printed, whatever bytes its name has."""
+    """Return a path as printable text, whatever bytes it contains."""
     return printable(os.fsdecode(path), limit=1000)
 
 
 def files_of(path: str | os.PathLike[str], name: str) -> list[str]:
-    """Return the files that a path means: itself, or the shards of a folder, index or shard.
+    """Return the files that belong to a path: itself, or all shards of a folder, index or shard.
 
     Raises
     ------
     CheckpointError
-        There is nothing, a shard is missing, or a folder holds no checkpoint or several.
+        The path does not exist, a shard is missing, or a folder contains no checkpoint or several.
     """
     status = checked_path(path, name)
-    given = os.fsdecode(path)
+    text = os.fsdecode(path)
     if stat.S_ISDIR(status.st_mode):
-        return files_of(_in_folder(given, name), name)
-    if given.endswith(_INDEX):
-        return _indexed(given, name)
-    shard = _SHARD.fullmatch(os.path.basename(given))
+        return files_of(_in_folder(text, name), name)
+    if text.endswith(_INDEX):
+        return _indexed(text, name)
+    shard = _SHARD.fullmatch(os.path.basename(text))
     if shard is None:
-        return [given]
+        return [text]
     start, _, count, ending = shard.groups()
     names = [f"{start}-{i:05d}-of-{count}{ending}" for i in range(1, int(count) + 1)]
-    return _beside(given, names[: _MOST_SHARDS + 1], name)
+    return _siblings(text, names[: _MAX_SHARDS + 1], name)
 
 
 def is_saved_model(folder: str | os.PathLike[str]) -> bool:
-    """Whether a folder holds a network, as ``save_pretrained`` leaves it."""
+    """Whether a folder contains a network saved by ``save_pretrained``."""
     return any(os.path.isfile(os.path.join(os.fsdecode(folder), each)) for each in _USUAL)
 
 
 def checked_path(path: str | os.PathLike[str], name: str) -> os.stat_result:
-    """Return what kind of thing lies at a path; refuse what can be neither file nor folder."""
+    """Return the status of a file or folder.
+
+    Raises
+    ------
+    CheckpointError
+        The path does not exist, is neither a regular file nor a folder, or is an empty file.
+    """
     try:
         status = os.stat(path)
     except FileNotFoundError:
         if os.path.islink(path):
             target = shown(os.readlink(path))
             raise CheckpointError(
-                f"{name} is a link to {target}, which does not exist. Name the file itself."
+                f"{name} is a link to {target}, which does not exist. Pass the file itself."
             ) from None
         raise CheckpointError(f"There is no checkpoint {name}. Check the path.") from None
     except ValueError as error:  # a null byte
-        raise CheckpointError(f"{name} is no path: {error}.") from error
+        raise CheckpointError(f"{name} is not a valid path: {error}.") from error
     if stat.S_ISDIR(status.st_mode):
         return status
     if not stat.S_ISREG(status.st_mode):
-        raise CheckpointError(f"{name} is no regular file (a pipe or a device); copy it to one.")
+        raise CheckpointError(
+            f"{name} is not a regular file but a pipe or device; copy it to a file."
+        )
     if status.st_size == 0:
         raise CheckpointError(f"{name} is empty (0 bytes). Save or download it again.")
     return status
@@ -85,8 +93,8 @@ def _in_folder(folder: str, name: str) -> str:
     if usual is not None:
         return os.path.join(folder, usual)
     inside = sorted(shown(each) for each in names if each.endswith(_ENDINGS))
-    hint = f" It holds {', '.join(inside[:5])}." if inside else " It holds no checkpoint."
-    raise CheckpointError(f"{name} is a folder; name a file in it.{hint}")
+    hint = f" It contains {', '.join(inside[:5])}." if inside else " It contains no checkpoint."
+    raise CheckpointError(f"{name} is a folder; pass a file in it.{hint}")
 
 
 def _indexed(path: str, name: str) -> list[str]:
@@ -95,29 +103,29 @@ def _indexed(path: str, name: str) -> list[str]:
     plain = [each for each in names if isinstance(each, str) and os.path.basename(each) == each]
     if not plain or len(plain) != len(names):
         raise CheckpointError(
-            f"{name} is no index of shards: its weight_map does not name files beside it. "
+            f"{name} is not an index of shards: its weight_map does not name files in its folder. "
             "Download it again."
         )
-    return _beside(path, sorted(set(plain))[: _MOST_SHARDS + 1], name)
+    return _siblings(path, sorted(set(plain))[: _MAX_SHARDS + 1], name)
 
 
-def _beside(path: str, names: list[str], name: str) -> list[str]:
-    """Files in the same folder; all must be there."""
-    if not 1 <= len(names) <= _MOST_SHARDS:
-        raise CheckpointError(f"{name} claims more than {_MOST_SHARDS} shards, or none.")
+def _siblings(path: str, names: list[str], name: str) -> list[str]:
+    """Return the paths of files in the same folder; all must exist."""
+    if not 1 <= len(names) <= _MAX_SHARDS:
+        raise CheckpointError(f"{name} claims more than {_MAX_SHARDS} shards, or none.")
     folder = os.path.dirname(path)
     files = [os.path.join(folder, each) for each in names]
     missing = [shown(names[i]) for i, file in enumerate(files) if not os.path.exists(file)]
     if missing:
         raise CheckpointError(
-            f"{name} is one of {len(names)} shards, and {len(missing)} are missing beside it: "
+            f"{name} is one of {len(names)} shards, and {len(missing)} are missing in its folder: "
             f"{', '.join(missing[:3])}. Download them too."
         )
     return files
 
 
 def read_config(file: str) -> dict[str, Any]:
-    """Return what the ``config.json`` beside a file of save_pretrained says; empty without one."""
+    """Return the ``config.json`` next to a file written by save_pretrained; empty if missing."""
     if not file.endswith((".safetensors", ".bin")):
         return {}
     return _json(os.path.join(os.path.dirname(file), "config.json"))
@@ -126,9 +134,9 @@ def read_config(file: str) -> dict[str, Any]:
 def _json(path: str) -> dict[str, Any]:
     try:
         status = os.stat(path)
-        if not stat.S_ISREG(status.st_mode) or status.st_size > _LARGEST:
+        if not stat.S_ISREG(status.st_mode) or status.st_size > _MAX_BYTES:
             return {}
-        found = json.loads(Path(path).read_bytes())
+        config = json.loads(Path(path).read_bytes())
     except (OSError, ValueError, RecursionError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return config if isinstance(config, dict) else {}

@@ -1,4 +1,4 @@
-"""What a file says of itself beside its weights: epoch and accuracy."""
+"""Metadata stored next to the weights: epoch and accuracy."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from ..storage.files import printable
 from .standins import as_array
 
 _DEPTH = 3
-_MOST = 10_000  # entries looked at
+_MAX_ENTRIES = 10_000  # searched
 _SPLIT = r"((best|max|final|test|val|valid|validation|eval|dev)_)*"
 _ACCURACY = re.compile(
     _SPLIT + r"(acc|accuracy|prec|precision|top)(_?@?_?1)?(_(test|val|valid|eval|best|top_?1))*",
     re.IGNORECASE,
 )
-_NEVER = re.compile(r"(best_|max_|val_|test_)*(top|prec|precision)", re.IGNORECASE)  # of what?
+_NEVER = re.compile(r"(best_|max_|val_|test_)*(top|prec|precision)", re.IGNORECASE)  # ambiguous
 
 
-def number(value: Any) -> int | float | None:
-    """Return a number, or the only number of a tensor or NumPy scalar; None if it is none."""
+def as_number(value: Any) -> int | float | None:
+    """Return a number, or the only number in a tensor or NumPy scalar; None for anything else."""
     if isinstance(value, torch.Tensor):
         value = torch.Tensor.detach(value)  # without attributes that could hide its methods
         plain = value.layout == torch.strided and not value.is_meta and not value.is_complex()
@@ -35,15 +35,15 @@ def number(value: Any) -> int | float | None:
 
 
 def epoch(value: Any) -> int | None:
-    """Return the epoch that a file says it was saved at; None if it does not say."""
-    found = number(dict.get(value, "epoch")) if isinstance(value, dict) else None
-    return int(found) if isinstance(found, int) else None
+    """Return the epoch stored in a file, or None."""
+    stored = as_number(dict.get(value, "epoch")) if isinstance(value, dict) else None
+    return int(stored) if isinstance(stored, int) else None
 
 
 def claimed_accuracy(value: Any) -> dict[str, Any] | None:
-    """Return the accuracy that a file claims, and under which name; None if it claims none.
+    """Return the accuracy claimed by a file and its key; None if it claims no accuracy.
 
-    Numbers above 1 are percent. Of several, the first that is not nested.
+    Numbers above 1 are percentages. If there are several, the first that is not nested is used.
 
     Returns
     -------
@@ -58,14 +58,14 @@ def claimed_accuracy(value: Any) -> dict[str, Any] | None:
 def _claims(value: Any, path: str, depth: int) -> Iterator[tuple[str, int | float | None]]:
     if not isinstance(value, dict) or depth == 0:
         return
-    inside = []
-    for key, entry in list(dict.items(value))[:_MOST]:
+    nested = []
+    for key, entry in list(dict.items(value))[:_MAX_ENTRIES]:
         if not isinstance(key, str):
             continue
-        where = f"{path}.{printable(key)}" if path else printable(key)
+        entry_path = f"{path}.{printable(key)}" if path else printable(key)
         if isinstance(entry, dict):
-            inside.append((where, entry))
+            nested.append((entry_path, entry))
         elif _ACCURACY.fullmatch(re.sub(r"[/. -]", "_", key)) and not _NEVER.fullmatch(key):
-            yield where, number(entry)
-    for where, entry in inside[:100]:
-        yield from _claims(entry, where, depth - 1)
+            yield entry_path, as_number(entry)
+    for entry_path, entry in nested[:100]:
+        yield from _claims(entry, entry_path, depth - 1)

@@ -1,4 +1,4 @@
-"""Networks saved with their normalization: buffers of a mean and a spread for every channel."""
+"""Input normalization stored in a checkpoint: buffers of means and standard deviations."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ import torch
 
 from ..storage.files import printable
 
-# What the two are called in torchattacks and most scripts, RobustBench, and the robustness library.
-_SPREAD = {"mean": "std", "mu": "sigma", "new_mean": "new_std"}
+# Names of the two in torchattacks and most scripts, RobustBench, and the robustness library.
+_STD_OF_MEAN = {"mean": "std", "mu": "sigma", "new_mean": "new_std"}
 _PIXEL = 255.0
 
 
 def normalizers(state: Mapping[str, torch.Tensor]) -> dict[str, str]:
-    """Names of means, and of the spreads that belong to them: vectors of 1 or 3 numbers."""
-    found = {}
+    """Map names of means to names of standard deviations: vectors of 1 or 3 numbers."""
+    pairs = {}
     for name in state:
         module, dot, last = name.rpartition(".")
-        spread = f"{module}{dot}{_SPREAD.get(last, '')}"
-        if last in _SPREAD and _is_vector(state[name]) and _is_vector(state.get(spread)):
-            found[name] = spread
-    return found
+        std = f"{module}{dot}{_STD_OF_MEAN.get(last, '')}"
+        if last in _STD_OF_MEAN and _is_vector(state[name]) and _is_vector(state.get(std)):
+            pairs[name] = std
+    return pairs
 
 
 def without_normalizers(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The state of a network whose own forward normalizes, for an architecture that does not."""
+    """Return a state without its normalization buffers, for an architecture that has none."""
     pairs = normalizers(state)
     return {k: v for k, v in state.items() if k not in pairs.keys() | pairs.values()}
 
@@ -34,39 +34,39 @@ def without_normalizers(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Te
 def normalization_of(
     state: Mapping[str, torch.Tensor], module: torch.nn.Module
 ) -> tuple[str | None, tuple[str, ...]]:
-    """How images are normalized, as ``"mean,...;std,..."``, and what a reader should know of it.
+    """Return the stored normalization as ``"mean,...;std,..."``, and notes about it.
 
     Parameters
     ----------
     state : mapping of str to Tensor
         As saved.
     module : nn.Module
-        The network that was made of it: if it has such buffers, it normalizes pixels itself.
+        The network built from it: if it has such buffers, it normalizes pixels itself.
 
     Returns
     -------
     spec : str or None
-        None if the file does not say, or says several things.
+        None if the file contains no normalization, or several different ones.
     notes : tuple of str
     """
     if own := normalizers(module.state_dict()):
         name = printable(next(iter(own)))
-        return "none", (f"it normalizes images itself ({name}): it is given pixels in [0, 1]",)
+        return "none", (f"it normalizes images itself ({name}): its input is pixels in [0, 1]",)
     specs = {}
-    for mean, spread in normalizers(state).items():
-        m, s = (state[each].detach().float().reshape(-1).numpy() for each in (mean, spread))
-        scale = np.float32(_PIXEL if m.max() > 1 else 1)  # of bytes, as mmcv has them
+    for mean, std in normalizers(state).items():
+        m, s = (state[each].detach().float().reshape(-1).numpy() for each in (mean, std))
+        scale = np.float32(_PIXEL if m.max() > 1 else 1)  # for pixels in [0, 255], as in mmcv
         if np.isfinite([m, s]).all() and (s > 0).all() and m.shape == s.shape:
             specs[";".join(",".join(map(str, each / scale)) for each in (m, s))] = printable(mean)
     if len(specs) == 1:
         ((spec, name),) = specs.items()
-        return spec, (f"images are normalized as {name} in the file says",)
+        return spec, (f"images are normalized with {name} from the file",)
     if specs:
         names = ", ".join(specs.values())
-        return None, (f"it has several normalizations ({names}): say which with `normalize=`",)
+        return None, (f"it has several normalizations ({names}): pass `normalize=`",)
     return None, ()
 
 
 def _is_vector(tensor: torch.Tensor | None) -> bool:
-    """One number for each channel, or for all; not the counter or the weight of something else."""
+    """Whether a tensor has one number per channel, or one for all channels."""
     return tensor is not None and tensor.is_floating_point() and tensor.numel() in (1, 3)

@@ -1,7 +1,7 @@
-"""What a pickle would do, found without doing it: the names it imports, and how it uses them.
+"""Static analysis of a pickle: the names it imports and how it uses them, without running it.
 
-A pickle is a program for a machine with a stack. Its instructions are followed here with marks
-instead of objects, so that a file is known before torch's reader builds anything from it.
+A pickle is a program for a stack machine. Its instructions are followed here with placeholders
+instead of objects, so that a file is checked before torch's reader builds anything from it.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from ..storage.files import printable
 
 File = io.BufferedReader | io.BytesIO
 
-_MAX_OPS = 750_000  # pickle instructions; a state dict of a thousand tensors has some 40,000
-_MAX_LEAVES = 1_000_000  # of nested tuples, written out
-_MAX_NAMES = 1_000  # classes that are stood in for
-_MAX_WORK = 20_000_000  # names times instructions that use one: torch looks through all each time
-_PROTOCOL = 2  # of every file of torch.save; torch's restricted reader knows no later one
+_MAX_OPS = 750_000  # pickle instructions; a state dict of a thousand tensors has about 40,000
+_MAX_LEAVES = 1_000_000  # entries of nested tuples, written out
+_MAX_NAMES = 1_000  # classes replaced by stand-ins
+_MAX_WORK = 20_000_000  # names times instructions that use one: torch scans all names each time
+_PROTOCOL = 2  # used by torch.save; torch's restricted reader supports no later one
 
-_PLAIN = re.compile(  # what torch's restricted reader makes itself, and wgeo lets it
+_PLAIN = re.compile(  # what torch's restricted reader builds itself, and wgeo allows
     r"collections\.(OrderedDict|Counter)"
     r"|torch\._utils\._rebuild_(tensor|tensor_v2|tensor_v3|parameter|parameter_with_state"
     r"|sparse_tensor|meta_tensor_no_storage)"
@@ -36,27 +36,27 @@ _PLAIN = re.compile(  # what torch's restricted reader makes itself, and wgeo le
     r"|builtins\.(set|complex)"
     r"|_codecs\.encode"
 )
-# No honest checkpoint names these. They would be as inert as any other stand-in; a file that asks
-# for them is refused because whoever has it should know.
+# No honest checkpoint names these. They would be as inert as any other stand-in, but a file that
+# names them is refused to warn the user.
 _ATTACK = re.compile(
     r"(os|posix|nt|sys|subprocess|pty|runpy|ctypes|importlib)\..*"
     r"|_?io\.open\w*"
     r"|builtins\.(eval|exec|execfile|compile|open|apply|input|__import__|breakpoint)"
 )
 _INT8 = re.compile(r"torch\._utils\._rebuild_qtensor|torch\.(per_\w+_(affine|symmetric)\w*|q\w+)")
-# torch's reader makes these itself whatever stands in for them, from sizes and objects that a file
-# chooses freely.
+# torch's reader builds these itself even if they have a stand-in, from sizes and objects that a
+# file chooses freely.
 _UNSAFE = re.compile(r"builtins\.bytearray|torch\._utils\._rebuild_\w+")
 _REBUILT = ("torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_tensor_v3")
-_ADDING = ("APPEND", "APPENDS", "SETITEM", "SETITEMS")
+_ADD_OPS = ("APPEND", "APPENDS", "SETITEM", "SETITEMS")
 
 
 @dataclass(eq=False, slots=True)
 class _Item:
-    """A mark for an object on the stack."""
+    """A placeholder for an object on the stack."""
 
-    tag: str = ""  # such as "global torch.Size", "made by torch.Size", "text latin1", "tuple"
-    leaves: int = 1  # entries, when all tuples inside are written out
+    tag: str = ""  # such as "global torch.Size", "result of torch.Size", "text latin1", "tuple"
+    leaves: int = 1  # entries, if all nested tuples are written out
     parts: tuple[_Item, ...] = ()  # of a short tuple
 
 
@@ -64,30 +64,30 @@ _ANY = _Item()
 _MARK = _Item("mark")
 
 
-def inspect_pickles(file: File, number: int, name: str) -> dict[str, str]:
-    """Follow the instructions of so many pickles in a row without carrying them out.
+def inspect_pickles(file: File, count: int, name: str) -> dict[str, str]:
+    """Follow the instructions of `count` consecutive pickles without executing them.
 
     Returns
     -------
     dict of str to str
-        Every class or function that they name beyond those that make tensors, and how its objects
-        are used: ``dict`` or ``list`` if entries are put into them, else ``object``.
+        Every class or function they name, other than those that build tensors, and how its
+        objects are used: ``dict`` or ``list`` if entries are added to them, else ``object``.
 
     Raises
     ------
     CheckpointError
-        They are damaged, run programs, ask for memory, or are of a kind that is not read.
+        The pickles are damaged, would run programs or exhaust memory, or are not supported.
     """
     reader = _Reader(name)
-    reason: Exception | None = None
+    failure: Exception | None = None
     try:
-        for _ in range(number):
+        for _ in range(count):
             reader.pickle(file)
     except CheckpointError:
         raise
-    except Exception as error:  # an instruction cut short, or bytes that are none
-        reason = error
-    reader.check(reason)
+    except Exception as error:  # a truncated or invalid instruction
+        failure = error
+    reader.check(failure)
     return reader.names
 
 
@@ -96,26 +96,26 @@ class _Reader:
         self.name = name
         self.names: dict[str, str] = {}
         self.attacks: dict[str, None] = {}  # a set that keeps its order
-        self.refused = ""
+        self.reason = ""
         self.steps = self.work = 0
 
-    def refuse(self, why: str) -> None:
-        """Remember the first reason; an attack found later goes before it."""
-        self.refused = self.refused or why
+    def refuse(self, reason: str) -> None:
+        """Store the first reason; an attack found later takes precedence."""
+        self.reason = self.reason or reason
 
-    def check(self, reason: Exception | None) -> None:
-        """Raise what was found."""
+    def check(self, error: Exception | None) -> None:
+        """Raise the most important error, if any."""
         if self.attacks:
-            named = ", ".join(printable(found, 80) for found in list(self.attacks)[:5])
+            names = ", ".join(printable(each, 80) for each in list(self.attacks)[:5])
             raise CheckpointError(
-                f"{self.name} would run {named}{', ...' if len(self.attacks) > 5 else ''}, which "
-                "no checkpoint needs: it was made to attack whoever loads it. Nothing of it was "
-                "run. Get the weights elsewhere, as safetensors."
+                f"{self.name} would run {names}{', ...' if len(self.attacks) > 5 else ''}, which "
+                "no checkpoint needs: it was made to attack whoever loads it. None of it was run. "
+                "Get the weights elsewhere, as safetensors."
             )
-        if self.refused:
-            raise CheckpointError(f"{self.name} {self.refused}")
-        if reason is not None:
-            raise CheckpointError(damaged(self.name, reason)) from reason
+        if self.reason:
+            raise CheckpointError(f"{self.name} {self.reason}")
+        if error is not None:
+            raise CheckpointError(damaged(self.name, error)) from error
 
     def pickle(self, file: File) -> None:
         self.stack: list[_Item] = []
@@ -125,108 +125,109 @@ class _Reader:
             self.steps += 1
             if self.steps > _MAX_OPS:
                 raise CheckpointError(
-                    f"{self.name} holds more than {_MAX_OPS} pickle instructions, far more than a "
-                    "state dict needs. Save only the state dict."
+                    f"{self.name} contains more than {_MAX_OPS} pickle instructions, far more than "
+                    "a state dict needs. Save only the state dict."
                 )
             if op.proto > _PROTOCOL:
                 self.refuse(
-                    f"is a pickle of protocol {op.proto}, and torch.save writes protocol 2. Load "
-                    "it where it was made and save it anew: torch.save(state_dict, path)."
+                    f"is a pickle of protocol {op.proto}, but torch.save writes protocol 2. Load "
+                    "it with the program that wrote it and save it again: "
+                    "torch.save(state_dict, path)."
                 )
-            if op.name == "STACK_GLOBAL":  # its names can come from anywhere; torch has none
-                self._named(".".join(strings))
+            if op.name == "STACK_GLOBAL":  # its names can be computed; torch never writes it
+                self._import(".".join(strings))
             elif isinstance(argument, str):
                 strings = [strings[1], argument]
             if self._after(op, argument).leaves > _MAX_LEAVES:
                 raise CheckpointError(
-                    f"{self.name} holds a tuple of tuples with more than {_MAX_LEAVES} entries, "
+                    f"{self.name} contains nested tuples with more than {_MAX_LEAVES} entries, "
                     "made to exhaust whoever hashes it. It was not read."
                 )
 
-    def _named(self, found: str) -> str:
-        """Take note of a name that the pickle imports."""
-        if _ATTACK.fullmatch(found):
-            self.attacks[found] = None
-        elif _INT8.fullmatch(found):
+    def _import(self, name: str) -> str:
+        """Record a name that the pickle imports."""
+        if _ATTACK.fullmatch(name):
+            self.attacks[name] = None
+        elif _INT8.fullmatch(name):
             self.refuse(
-                "holds int8 weights of torch's quantisation, and wgeo reads floating-point "
-                "weights. Save the network's state dict before it is quantised."
+                "contains int8 weights quantized by torch, but wgeo reads floating-point weights. "
+                "Save the network's state dict before quantization."
             )
-        elif not _PLAIN.fullmatch(found):
-            if _UNSAFE.fullmatch(found):
+        elif not _PLAIN.fullmatch(name):
+            if _UNSAFE.fullmatch(name):
                 self.refuse(
-                    f"holds {printable(found, 80)}, which could ask for any amount of memory. "
+                    f"contains {printable(name, 80)}, which could allocate any amount of memory. "
                     "Save only the state dict: torch.save(model.state_dict(), path)."
                 )
-            self.names.setdefault(found, "object")
+            self.names.setdefault(name, "object")
             if len(self.names) > _MAX_NAMES:
                 raise CheckpointError(
                     f"{self.name} names more than {_MAX_NAMES} classes, far more than a training "
                     "script has. Save only the state dict."
                 )
-        return found
+        return name
 
     def _after(self, op: pickletools.OpcodeInfo, argument: Any) -> _Item:
-        """Follow one instruction; return what it leaves on top."""
+        """Follow one instruction; return the item it leaves on top of the stack."""
         if op.name in ("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"):
-            at = len(self.memo) if argument is None else argument
-            self.memo[at] = self.stack[-1] if self.stack else _ANY
+            index = len(self.memo) if argument is None else argument
+            self.memo[index] = self.stack[-1] if self.stack else _ANY
             return _ANY
         if op.name in ("GET", "BINGET", "LONG_BINGET"):
-            made = self.memo.get(argument, _ANY)
-            self.stack.append(made)
-            return made
+            item = self.memo.get(argument, _ANY)
+            self.stack.append(item)
+            return item
         if op.name in ("MARK", "POP_MARK"):
             if op.name == "MARK":
                 self.stack.append(_MARK)
             else:
-                self._taken(op)
+                self._pop(op)
             return _ANY
-        taken = self._taken(op)
-        made = self._made(op, argument, taken)
-        self.stack.extend([made] * len(op.stack_after))
-        return made
+        operands = self._pop(op)
+        item = self._result(op, argument, operands)
+        self.stack.extend([item] * len(op.stack_after))
+        return item
 
-    def _taken(self, op: pickletools.OpcodeInfo) -> list[_Item]:
-        """What an instruction takes off the stack, the deepest first."""
-        taken: list[_Item] = []
-        for wanted in reversed(op.stack_before):
-            if wanted is pickletools.stackslice:
+    def _pop(self, op: pickletools.OpcodeInfo) -> list[_Item]:
+        """Pop the operands of an instruction off the stack; return them, the deepest first."""
+        operands: list[_Item] = []
+        for operand in reversed(op.stack_before):
+            if operand is pickletools.stackslice:
                 while self.stack and self.stack[-1] is not _MARK:
-                    taken.append(self.stack.pop())
+                    operands.append(self.stack.pop())
             elif self.stack:
                 item = self.stack.pop()
                 if item is not _MARK:
-                    taken.append(item)
-        return taken[::-1]
+                    operands.append(item)
+        return operands[::-1]
 
-    def _made(self, op: pickletools.OpcodeInfo, argument: Any, taken: list[_Item]) -> _Item:
+    def _result(self, op: pickletools.OpcodeInfo, argument: Any, operands: list[_Item]) -> _Item:
         if op.name in ("GLOBAL", "INST"):
             module, _, attribute = str(argument).partition(" ")
             if (module, attribute) in NAME_MAPPING:  # Python 2's names, as torch translates them
                 module, attribute = NAME_MAPPING[module, attribute]
             module = IMPORT_MAPPING.get(module, module)
-            return _Item("global " + self._named(f"{module}.{attribute}"))
-        leaves = 1 + sum(item.leaves for item in taken)
+            return _Item("global " + self._import(f"{module}.{attribute}"))
+        leaves = 1 + sum(item.leaves for item in operands)
         if op.name.startswith("TUPLE"):
-            return _Item("tuple", leaves, tuple(taken) if len(taken) <= 4 else ())
+            return _Item("tuple", leaves, tuple(operands) if len(operands) <= 4 else ())
         if op.name == "EMPTY_TUPLE":
             return _Item("tuple")
-        if op.name in ("REDUCE", "NEWOBJ") and len(taken) == 2:
-            return self._called(taken[0], taken[1], leaves)
-        if op.name == "BUILD" and taken:
+        if op.name in ("REDUCE", "NEWOBJ") and len(operands) == 2:
+            return self._call(operands[0], operands[1], leaves)
+        if op.name == "BUILD" and operands:
             self._count()
-            return taken[0]
-        if op.name in _ADDING and taken:
-            self._filled(taken[0], "dict" if "SET" in op.name else "list")
-            return taken[0]
-        if op.name == "DUP" and taken:
-            return taken[0]
-        if op.name == "BINPERSID" and taken and taken[0].parts:
-            if taken[0].parts[0].tag == "text module":
+            return operands[0]
+        if op.name in _ADD_OPS and operands:
+            self._fill(operands[0], "dict" if "SET" in op.name else "list")
+            return operands[0]
+        if op.name == "DUP" and operands:
+            return operands[0]
+        if op.name == "BINPERSID" and operands and operands[0].parts:
+            if operands[0].parts[0].tag == "text module":
                 self.refuse(
-                    "holds a whole network in the format of before torch 1.6, with its source "
-                    "code. Load it where it was made and save its state dict: "
+                    "contains a whole network in the format used before torch 1.6, with its source "
+                    "code. Load it with the program that wrote it and save its state dict: "
                     "torch.save(model.state_dict(), path)."
                 )
             return _ANY
@@ -236,33 +237,35 @@ class _Reader:
             return _Item(f"text {argument}")
         return _ANY
 
-    def _called(self, function: _Item, arguments: _Item, leaves: int) -> _Item:
-        """Check a call: what torch's reader itself would do with these arguments."""
-        called = function.tag.removeprefix("global ")
+    def _call(self, function: _Item, arguments: _Item, leaves: int) -> _Item:
+        """Check a call that torch's reader would execute with these arguments."""
+        function_name = function.tag.removeprefix("global ")
         parts = arguments.parts
         kinds = [part.tag for part in parts]
-        if called == function.tag:
-            # torch's reader refuses it too, and prints it, which may take for ever.
-            self.refuse("is damaged or made to confuse: it calls what is no name.")
-        elif called == "_codecs.encode":  # bytes, as old pickles have them
+        if function_name == function.tag:
+            # torch's reader refuses it too, but prints it, which may never end.
+            self.refuse("is damaged or malicious: it calls an object that is not an imported name.")
+        elif function_name == "_codecs.encode":  # bytes, in old pickles
             if kinds[1:] != ["text latin1"]:
-                self.refuse("encodes text by another codec than latin1, which only attacks do.")
+                self.refuse("encodes text with a codec other than latin1, which only attacks do.")
             return _ANY
-        elif called == "torch._utils._rebuild_sparse_tensor":
-            if kinds[:1] != ["made by torch.serialization._get_layout"]:
-                self.refuse("is damaged: it holds a sparse tensor without a layout.")
-        elif called == "torch._tensor._rebuild_from_type_v2":
-            if not (kinds and kinds[0].removeprefix("global ") in _REBUILT and _stateful(parts)):
+        elif function_name == "torch._utils._rebuild_sparse_tensor":
+            if kinds[:1] != ["result of torch.serialization._get_layout"]:
+                self.refuse("is damaged: it contains a sparse tensor without a layout.")
+        elif function_name == "torch._tensor._rebuild_from_type_v2":
+            if not (kinds and kinds[0].removeprefix("global ") in _REBUILT and _has_state(parts)):
                 self.refuse(
-                    "holds tensors of an unusual class. Save plain ones: "
+                    "contains tensors of an unusual class. Save plain ones: "
                     "torch.save({k: v.as_subclass(torch.Tensor) for k, v in "
                     "model.state_dict().items()}, path)."
                 )
-        elif called == "torch._utils._rebuild_parameter_with_state" and not _stateful(parts):
-            self.refuse("is damaged: it holds a parameter without its state.")
+        elif function_name == "torch._utils._rebuild_parameter_with_state" and not _has_state(
+            parts
+        ):
+            self.refuse("is damaged: it contains a parameter without its state.")
         self._count()
-        # Of what is made, only sizes are hashed by what they hold.
-        return _Item(f"made by {called}", leaves if called == "torch.Size" else 1)
+        # Of all results, only torch.Size is hashed by its contents.
+        return _Item(f"result of {function_name}", leaves if function_name == "torch.Size" else 1)
 
     def _count(self) -> None:
         self.work += len(self.names)
@@ -272,22 +275,22 @@ class _Reader:
                 "whoever reads it. Save only the state dict."
             )
 
-    def _filled(self, item: _Item, kind: str) -> None:
-        called = item.tag.removeprefix("made by ")
-        if called in self.names and called != item.tag:
-            self.names[called] = kind
+    def _fill(self, item: _Item, kind: str) -> None:
+        function_name = item.tag.removeprefix("result of ")
+        if function_name in self.names and function_name != item.tag:
+            self.names[function_name] = kind
 
 
-def _stateful(parts: tuple[_Item, ...]) -> bool:
+def _has_state(parts: tuple[_Item, ...]) -> bool:
     """Whether the last of four arguments is a state that torch accepts, or would print."""
     state = parts[3] if len(parts) == 4 else _Item("tuple")
     return state.tag != "tuple" or len(state.parts) == 2
 
 
 def damaged(name: str, error: Exception) -> str:
-    """What to say of a file that a reader gave up on."""
+    """Return the message for a file that a reader failed on."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
-    # torch's reader says first how to switch it off, and later what it met.
-    told = [line.partition("WeightsUnpickler error:")[2].strip() for line in lines]
-    reason = printable(next(filter(None, told), lines[0]), 200)
+    # torch's message first explains how to switch the reader off, then names the error.
+    details = [line.partition("WeightsUnpickler error:")[2].strip() for line in lines]
+    reason = printable(next(filter(None, details), lines[0]), 200)
     return f"{name} is damaged or not a checkpoint ({reason}). Save or download it again."

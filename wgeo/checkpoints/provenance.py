@@ -1,4 +1,4 @@
-"""Where a network came from, and the network with it."""
+"""A network and its provenance."""
 
 from __future__ import annotations
 
@@ -12,35 +12,37 @@ from ..errors import CheckpointError
 from ..models.matching import KeyReport
 from ..models.parts import classifier_of
 
-_SHOWN = 20  # names that a record lists
+_MAX_NAMES = 20  # listed in a record
 
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What was found in a checkpoint and how it was read.
+    """The contents of a checkpoint and how it was read.
 
     Attributes
     ----------
     kind : str
-        ``torch``, ``torch (before 1.6)``, ``safetensors``; ``memory`` for a network not loaded.
+        ``torch``, ``torch (before 1.6)``, ``safetensors``; ``memory`` for a network
+        that was not loaded from a file.
     container : str
-        The entry of the file that held the weights; empty for a plain state dict.
+        The entry of the file that contains the weights; empty for a plain state dict.
     prefix : str
-        What was taken off the front of every name.
+        The prefix removed from every name.
     tensors, parameters : int
-        Number of tensors, and of numbers in them.
+        Number of tensors, and of their entries.
     settings : mapping
-        What the architecture was built with, read off the shapes.
+        Settings of the architecture, inferred from the shapes.
     keys : KeyReport
-        Which tensors matched, and bookkeeping that did not and need not.
+        Which tensors matched, and which bookkeeping entries were ignored.
     renamed : tuple of str
-        Tensors that the architecture has under another name, as ``old -> new``.
+        Tensors with another name in the architecture, as ``old -> new``.
     aside : tuple of str
-        Tensors beside the network's that were left out, as those of a loss or a second network.
+        Tensors that are not the network's and were ignored, such as those of a loss or of a
+        second network.
     stand_ins : tuple of str
-        Classes of objects in the file that were stood in for; none of their code was run.
+        Classes of objects in the file read as stand-ins; none of their code was run.
     notes : tuple of str
-        What a reader should know: what was assumed or chosen.
+        What was assumed or chosen.
     """
 
     kind: str = "memory"
@@ -65,44 +67,45 @@ class LoadReport:
             "parameters": self.parameters,
             "settings": dict(self.settings),
             "keys": self.keys.to_dict(),
-            "renamed": _told(self.renamed),
-            "aside": _told(self.aside),
-            "stand_ins": _told(self.stand_ins),
+            "renamed": _summary(self.renamed),
+            "aside": _summary(self.aside),
+            "stand_ins": _summary(self.stand_ins),
             "notes": list(self.notes),
         }
 
 
-def _told(names: tuple[str, ...]) -> dict[str, Any]:
-    return {"count": len(names), "first": list(names[:_SHOWN])}
+def _summary(names: tuple[str, ...]) -> dict[str, Any]:
+    return {"count": len(names), "first": list(names[:_MAX_NAMES])}
 
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where a network came from.
+    """The origin of a network.
 
     Attributes
     ----------
     checkpoint : str or None
-        The file's path, as given.
+        The file's path, as passed.
     sha256 : str or None
-        Of the file; of shards, of their hashes in order.
+        Hash of the file; for shards, the hash of their hashes in order.
     arch : str
     num_classes : int or None
-        None for an encoder whose file held no head.
+        None for an encoder whose file contains no head.
     epoch : int or None
-        When it was saved, where the file says.
+        The epoch at which it was saved, if the file states it.
     normalize : str or None
-        The normalisation it was trained with (as `wgeo.data.normalization` takes it): what the
-        checkpoint says, else what the architecture's published checkpoints expect.
+        The normalization it was trained with, in the format of `wgeo.data.normalization`: the
+        checkpoint's own, else that of the architecture's published checkpoints.
     report : LoadReport
     normalize_source : {"file", "architecture"} or None
-        Which of the two says so.
+        Which of the two it is.
     claimed_accuracy : mapping or None
-        What the file claims: ``key``, where it says so, and ``value`` in [0, 1].
+        The file's own claim: ``key``, its entry in the file, and ``value`` in [0, 1].
     arch_from : str
-        How the architecture was known: ``asked``, ``file`` (a checkpoint by wgeo), ``tensors``
-        (no other architecture searched has these names and shapes), ``config`` (a ``config.json``
-        beside the file) or ``module`` (a network in memory, or unpickled on trust).
+        The source of the architecture's name: ``asked`` (passed as `arch`), ``file`` (a checkpoint
+        written by wgeo), ``tensors`` (no other architecture searched has these names and shapes),
+        ``config`` (a ``config.json`` in the same folder) or ``module`` (a network in memory, or
+        unpickled with ``trust=True``).
     """
 
     checkpoint: str | None
@@ -148,17 +151,17 @@ class Network:
         num_classes: int | None = None,
         normalize: str | None = None,
     ) -> Network:
-        """Wrap a network that is in memory already.
+        """Wrap a network that is already in memory.
 
         Raises
         ------
         CheckpointError
-            The number of classes is not given and the network has no linear head to tell it.
+            `num_classes` is not passed and the network has no linear head that determines it.
         """
         head = classifier_of(module)
         if num_classes is None and head is None:
             raise CheckpointError(
-                f"{type(module).__name__} has no linear classifier; say `num_classes=`."
+                f"{type(module).__name__} has no linear classifier; pass `num_classes=`."
             )
         classes = num_classes if num_classes is not None else head.out_features  # type: ignore[union-attr]
         parameters = sum(p.numel() for p in module.parameters())
@@ -173,10 +176,10 @@ class Network:
 
     @property
     def num_classes(self) -> int | None:
-        """Number of classes the network tells apart; None for an encoder without a head."""
+        """Number of classes; None for an encoder without a head."""
         return self.provenance.num_classes
 
     @property
     def normalize(self) -> str | None:
-        """The normalisation the network expects; None where nothing says."""
+        """The input normalization that the network expects; None if unknown."""
         return self.provenance.normalize

@@ -1,9 +1,9 @@
-"""Untrusted bytes -> plain objects and tensors. Nothing that a file holds is ever run.
+"""Read plain objects and tensors from untrusted files. No code in a file is ever run.
 
-A checkpoint by torch is a pickle, which is a program. Before torch sees it, its instructions are
-read without being carried out (`pickles`); then torch's own ``weights_only`` reader loads it, with
-inert stand-ins for every class that is not a tensor's (`standins`). Sizes that a file declares are
-compared with the size it has.
+A torch checkpoint is a pickle, which is a program. Before torch sees it, its instructions are
+analyzed without being executed (`pickles`); then torch's own ``weights_only`` reader loads it, with
+inert stand-ins for every class other than tensors (`standins`). Sizes declared in a file are
+compared with the size of the file.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from .standins import load_inert
 _MAX_HEADER = 100_000_000  # bytes, safetensors' own limit
 _LEGACY_PICKLES = 5  # magic number, version, system, the object, storage keys
 _LEGACY_MAGIC = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
-_UNCHECKED = "saved without checksums: damage to it would go unnoticed"
-_NOT_OURS = {
+_UNCHECKED = "saved without checksums: damage to the file would go unnoticed"
+_OTHER_FORMATS = {
     b"version https://git-lfs": "is a Git LFS pointer; fetch the file itself (git lfs pull)",
     b"<": "is a web page or XML, perhaps a failed download; download it again",
     b"\x1f\x8b": "is gzip-compressed; unpack it first",
@@ -40,7 +40,7 @@ _NOT_OURS = {
 
 @dataclass(frozen=True, eq=False)
 class Contents:
-    """What a file holds.
+    """The contents of a checkpoint.
 
     Attributes
     ----------
@@ -49,13 +49,13 @@ class Contents:
     kind : str
         ``torch``, ``torch (before 1.6)`` or ``safetensors``, with the number of shards.
     size : int
-        Bytes of the file, or of all shards.
+        Size in bytes of the file, or of all shards.
     sha256 : str
-        Of the file; of several, of their names and hashes.
+        Hash of the file; for shards, the hash of their hashes in order.
     stand_ins : tuple of str
-        Classes whose objects were stood in for.
+        Classes whose objects were read as stand-ins.
     config : dict
-        What a ``config.json`` beside it says.
+        Contents of a ``config.json`` in the same folder.
     notes : tuple of str
     """
 
@@ -74,7 +74,7 @@ def read(path: str | os.PathLike[str]) -> Contents:
     Raises
     ------
     CheckpointError
-        No such file, not a file, unreadable, empty, damaged, or of another kind.
+        The file does not exist, is unreadable, empty or damaged, or has another format.
     """
     name = shown(path)
     try:
@@ -91,23 +91,23 @@ def read(path: str | os.PathLike[str]) -> Contents:
         kind=f"{parts[0].kind}, {len(parts)} shards",
         size=sum(part.size for part in parts),
         sha256=_combined([part.sha256 for part in parts]),
-        stand_ins=tuple(dict.fromkeys(found for part in parts for found in part.stand_ins)),
+        stand_ins=tuple(dict.fromkeys(each for part in parts for each in part.stand_ins)),
         config=config,
     )
 
 
 def fingerprint(path: str | os.PathLike[str]) -> str:
-    """Return the SHA-256 that `read` tells of a checkpoint, without reading its tensors.
+    """Return the SHA-256 that `read` reports for a checkpoint, without reading its tensors.
 
     Raises
     ------
     CheckpointError
-        No such file, or a folder without a checkpoint.
+        The file does not exist, or the folder contains no checkpoint.
     """
     hashes = []
     for file in files_of(path, shown(path)):
-        with open(file, "rb") as opened:
-            hashes.append(hashlib.file_digest(opened, "sha256").hexdigest())
+        with open(file, "rb") as stream:
+            hashes.append(hashlib.file_digest(stream, "sha256").hexdigest())
     return _combined(hashes)
 
 
@@ -116,13 +116,14 @@ def _combined(hashes: list[str]) -> str:
 
 
 def _joined(values: list[Any], name: str) -> dict[Any, Any]:
-    """The tensors of all shards."""
+    """Return the tensors of all shards."""
     joined: dict[Any, Any] = {}
     for value in values:
         shard = dict.get(value, "state_dict", value) if isinstance(value, dict) else None
         if not isinstance(shard, dict) or joined.keys() & dict.keys(shard):
             raise CheckpointError(
-                f"{name} is damaged: its shards hold the same tensors, or none. Download it again."
+                f"{name} is damaged: its shards contain the same tensors, or no tensors. "
+                "Download it again."
             )
         joined.update(dict.items(shard))
     return joined
@@ -138,12 +139,12 @@ def _read_one(path: str, name: str) -> Contents:
 
 
 def read_trusted(path: str | os.PathLike[str]) -> Any:
-    """Unpickle whatever a file holds, **which runs code that the file names**.
+    """Unpickle a file, **which runs whatever code the file names**.
 
     Raises
     ------
     CheckpointError
-        It needs code that is not here, or is damaged.
+        The file needs code that is not installed, or is damaged.
     """
     name = shown(path)
     try:
@@ -152,8 +153,8 @@ def read_trusted(path: str | os.PathLike[str]) -> Any:
             return torch.load(file, map_location="cpu", weights_only=False)
     except (ImportError, AttributeError) as error:
         raise CheckpointError(
-            f"{name} needs code that is not here to be unpickled: {error}. "
-            "Install it, or run where it can be imported."
+            f"{name} needs code that cannot be imported: {error}. "
+            "Install it, or run in a folder from which it can be imported."
         ) from error
     except Exception as error:
         raise CheckpointError(damaged(name, error)) from error
@@ -163,12 +164,12 @@ def _load(file: File, size: int, name: str, sha256: str) -> Contents:
     head = file.read(64)
     file.seek(0)
     length = int.from_bytes(head[:8], "little")
-    named = name.endswith(".safetensors")
-    if head[8:9] == b"{" and (named or 0 < length <= size - 8):
+    suffix_matches = name.endswith(".safetensors")
+    if head[8:9] == b"{" and (suffix_matches or 0 < length <= size - 8):
         return Contents(_safetensors(file, size, name), "safetensors", size, sha256)
-    for magic, what in _NOT_OURS.items():
+    for magic, problem in _OTHER_FORMATS.items():
         if head.lstrip(b"\r\n\t ").startswith(magic):
-            raise CheckpointError(f"{name} {what}.")
+            raise CheckpointError(f"{name} {problem}.")
     notes: tuple[str, ...] = ()
     if head.startswith(b"PK"):
         program, notes = _checked_zip(file, size, name)
@@ -179,14 +180,14 @@ def _load(file: File, size: int, name: str, sha256: str) -> Contents:
         names = inspect_pickles(file, _LEGACY_PICKLES if legacy else 1, name)
         if not legacy:
             raise CheckpointError(
-                f"{name} is damaged, or a pickle of another program than torch. Load it where it "
-                "was made and save its tensors: torch.save(state_dict, path)."
+                f"{name} is damaged, or a pickle written by a program other than torch. Load it "
+                "with that program and save its tensors: torch.save(state_dict, path)."
             )
         kind = "torch (before 1.6)"
     else:
         raise CheckpointError(
-            f"{name} is not a checkpoint: it starts like neither a file of torch.save nor "
-            "safetensors. It may be damaged or of another program."
+            f"{name} is not a checkpoint: it is in neither the format of torch.save nor that of "
+            "safetensors. It may be damaged or written by another program."
         )
     file.seek(0)
     try:
@@ -197,7 +198,7 @@ def _load(file: File, size: int, name: str, sha256: str) -> Contents:
 
 
 def _checked_zip(file: File, size: int, name: str) -> tuple[bytes, tuple[str, ...]]:
-    """Return the pickle in an archive of torch.save, which must be stored plainly and whole."""
+    """Return the pickle in an archive of torch.save, which must be uncompressed and complete."""
     try:
         with zipfile.ZipFile(file) as archive:
             entries = archive.infolist()
@@ -206,14 +207,14 @@ def _checked_zip(file: File, size: int, name: str) -> tuple[bytes, tuple[str, ..
                 raise CheckpointError(_other_archive(entries, name))
             if any(e.filename.rpartition("/")[2] == "constants.pkl" for e in entries):
                 raise CheckpointError(
-                    f"{name} is a TorchScript program, not a state dict. Save its weights there: "
+                    f"{name} is a TorchScript program, not a state dict. Save its weights: "
                     "torch.save(torch.jit.load(path).state_dict(), 'weights.pt')."
                 )
             packed = any(e.compress_type != zipfile.ZIP_STORED for e in entries)
             if packed or sum(e.file_size for e in entries) > size:
                 raise CheckpointError(
-                    f"{name} declares more than its {size} bytes hold (torch never compresses), "
-                    "as a zip bomb does. It was not unpacked."
+                    f"{name} declares more data than its {size} bytes can contain (torch never "
+                    "compresses), like a zip bomb. It was not unpacked."
                 )
             checked = any(e.CRC for e in entries)
             if not checked:  # switched off by torch.serialization.set_crc32_options
@@ -222,7 +223,7 @@ def _checked_zip(file: File, size: int, name: str) -> tuple[bytes, tuple[str, ..
             broken = archive.testzip()
             if broken is not None:
                 raise CheckpointError(
-                    f"{name} is damaged: the checksum of its part {shown(broken)} is wrong. Save "
+                    f"{name} is damaged: the checksum of its entry {shown(broken)} is wrong. Save "
                     "or download it again."
                 )
             return archive.read(pickles[0]), () if checked else (_UNCHECKED,)
@@ -254,7 +255,7 @@ def _safetensors(file: File, size: int, name: str) -> dict[str, Any]:
         )
     try:
         body = file.read()
-        # Its own reader first: it takes no header but one of tensors, so that ours stays small.
+        # Its own reader first: it validates the header, so that no check is needed here.
         tensors: dict[str, Any] = dict(safetensors.torch.load(body))
         meta = json.loads(body[8 : 8 + length]).get("__metadata__", {}).get("wgeo")
         return {"state_dict": tensors, **({"wgeo": json.loads(meta)} if meta else {})}

@@ -1,7 +1,8 @@
-"""Objects of any class, read by torch's restricted reader into inert stand-ins.
+"""Inert stand-ins, built by torch's restricted reader for objects of any class.
 
-A stand-in keeps what it was handed and does nothing else: it calls, prints, hashes and compares
-nothing of it. So a file gives up its tensors whatever lies beside them, and no code of it runs.
+A stand-in stores its arguments and does nothing else: it does not call, print, hash or compare
+them. So the tensors in a file can be read whatever other objects it contains, and none of its code
+runs.
 """
 
 from __future__ import annotations
@@ -20,37 +21,37 @@ from torch import serialization
 
 from ..errors import CheckpointError
 
-_LOCK = threading.Lock()  # torch keeps one list of safe names for the whole process
-_DEEPEST = 100  # modules inside modules
-_MOST_ENTRIES = 200_000  # a part that stands in a hundred places is looked at a hundred times
+_LOCK = threading.Lock()  # torch has one list of safe names per process
+_MAX_DEPTH = 100  # nested modules
+_MAX_ENTRIES = 200_000  # a part that occurs a hundred times counts a hundred times
 _NUMBERS = {"f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "b1"}
 
 
 class StandIn:
-    """Keeps what an object of some class was made of.
+    """The arguments and state of an object of some class.
 
     Attributes
     ----------
-    made_from : tuple
-        The arguments it was made with.
+    arguments : tuple
+        The arguments of its constructor.
     state : object
-        What it was given afterwards, usually its attributes; None if nothing.
+        The state set afterwards, usually its attributes; None if it was not set.
     """
 
-    __slots__ = ("made_from", "state")
+    __slots__ = ("arguments", "state")
 
-    made_from: tuple[Any, ...]
+    arguments: tuple[Any, ...]
     state: Any
-    stands_for = ""
+    class_name = ""
 
     def __new__(cls, *args: Any) -> Any:
-        """Keep the arguments."""
-        made = object.__new__(cls)
-        made.made_from, made.state = args, None
-        return made
+        """Store the arguments."""
+        stand_in = object.__new__(cls)
+        stand_in.arguments, stand_in.state = args, None
+        return stand_in
 
     def __setstate__(self, state: Any) -> None:
-        """Keep the state."""
+        """Store the state."""
         self.state = state
 
 
@@ -68,115 +69,120 @@ _KINDS = {"object": StandIn, "dict": _AsDict, "list": _AsList}
 
 
 def load_inert(file: IO[bytes], names: Mapping[str, str]) -> Any:
-    """Load a file of torch.save with stand-ins for these names, and nothing else but tensors.
+    """Load tensors and plain objects from a file of torch.save, with stand-ins for `names`.
 
-    What other code declared safe (``torch.serialization.add_safe_globals``) does not count here.
+    Names that other code declared safe (``torch.serialization.add_safe_globals``) are not allowed
+    here.
 
     Parameters
     ----------
     file : binary file
     names : mapping of str to str
-        As `inspect_pickles` returns them.
+        As returned by `inspect_pickles`.
     """
     stand_ins: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
-        (type("StandIn", (_KINDS[kind],), {"__slots__": (), "stands_for": name}), name)
+        (type("StandIn", (_KINDS[kind],), {"__slots__": (), "class_name": name}), name)
         for name, kind in names.items()
     ]
     with _LOCK, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch's deprecations: of no use to who reads a file
-        before = serialization.get_safe_globals()
+        warnings.simplefilter(
+            "ignore"
+        )  # torch's deprecations do not concern someone who reads a file
+        previous = serialization.get_safe_globals()
         serialization.clear_safe_globals()
         try:
             serialization.add_safe_globals(stand_ins)
             return torch.load(file, map_location="cpu", weights_only=True)
         finally:
             serialization.clear_safe_globals()
-            serialization.add_safe_globals(before)
+            serialization.add_safe_globals(previous)
 
 
 def attributes(value: Any) -> dict[Any, Any]:
-    """Return what an object that is stood in for had as attributes; empty if it does not say."""
+    """Return the attributes of the object that a stand-in replaces; empty if unknown."""
     if isinstance(value, StandIn):
-        for held in (value.state, *value.made_from):
-            if isinstance(held, dict):
-                return held
+        for part in (value.state, *value.arguments):
+            if isinstance(part, dict):
+                return part
     return {}
 
 
 def is_module(value: Any) -> bool:
-    """Whether a stand-in holds what a ``torch.nn.Module`` consists of."""
+    """Whether a stand-in replaces a ``torch.nn.Module``."""
     # dict's own methods: an unpickled OrderedDict may carry attributes that hide its methods.
-    held = attributes(value)
-    return all(isinstance(dict.get(held, part), dict) for part in ("_parameters", "_modules"))
+    entries = attributes(value)
+    return all(isinstance(dict.get(entries, part), dict) for part in ("_parameters", "_modules"))
 
 
 def state_of(module: Any, name: str) -> dict[str, torch.Tensor]:
-    """Return the state dict of a pickled network, from what its stand-ins hold.
+    """Return the state dict of a pickled network from its stand-ins.
 
     Raises
     ------
     CheckpointError
-        Its parts contain each other, or are more than a network has.
+        Its parts contain each other, or are far more than a network has.
     """
     return dict(_entries(module, "", itertools.count(), name))
 
 
 def _entries(
-    module: Any, prefix: str, seen: Iterator[int], name: str
+    module: Any, prefix: str, counter: Iterator[int], name: str
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    held = attributes(module)
-    if prefix.count(".") > _DEEPEST:
+    entries = attributes(module)
+    if prefix.count(".") > _MAX_DEPTH:
         raise CheckpointError(
-            f"{name} holds a network whose parts contain each other. It was not read."
+            f"{name} contains a network whose parts contain each other. It was not read."
         )
-    passing = dict.get(held, "_non_persistent_buffers_set")
+    non_persistent = dict.get(entries, "_non_persistent_buffers_set")
     for part in ("_parameters", "_buffers", "_modules"):
-        for key, value in dict.items(dict.get(held, part) or {}):
-            if next(seen) > _MOST_ENTRIES:
+        for key, value in dict.items(dict.get(entries, part) or {}):
+            if next(counter) > _MAX_ENTRIES:
                 raise CheckpointError(
-                    f"{name} holds a network of more than {_MOST_ENTRIES} parts, made to exhaust "
+                    f"{name} contains a network of more than {_MAX_ENTRIES} parts, made to exhaust "
                     "whoever reads it. It was not read."
                 )
-            if not isinstance(key, str) or (isinstance(passing, set) and key in passing):
+            if not isinstance(key, str) or (
+                isinstance(non_persistent, set) and key in non_persistent
+            ):
                 continue
             if part == "_modules" and is_module(value):
-                yield from _entries(value, f"{prefix}{key}.", seen, name)
+                yield from _entries(value, f"{prefix}{key}.", counter, name)
             elif isinstance(value, torch.Tensor):
                 yield prefix + key, value
 
 
 def as_array(value: Any) -> np.ndarray | None:
-    """Return the NumPy array or scalar of plain numbers that a stand-in holds; None if it is none.
+    """Return the NumPy array or scalar of plain numbers in a stand-in; None for anything else.
 
-    Decoded here rather than by NumPy, which would believe the sizes that a file declares.
+    Decoded here rather than by NumPy, which would trust the sizes declared in the file.
     """
     if not isinstance(value, StandIn):
         return None
-    if value.stands_for.endswith("multiarray.scalar") and len(value.made_from) == 2:
+    if value.class_name.endswith("multiarray.scalar") and len(value.arguments) == 2:
         shape: Any = ()
         columns_first: Any = False
-        described, body = value.made_from
-    elif value.stands_for.endswith("multiarray._reconstruct") and isinstance(value.state, tuple):
+        dtype_stand_in, body = value.arguments
+    elif value.class_name.endswith("multiarray._reconstruct") and isinstance(value.state, tuple):
         if len(value.state) != 5:
             return None
-        _, shape, described, columns_first, body = value.state
+        _, shape, dtype_stand_in, columns_first, body = value.state
     else:
         return None
-    kind = _dtype(described)
-    if kind is None or not isinstance(body, bytes) or not body or not isinstance(shape, tuple):
+    dtype = _dtype(dtype_stand_in)
+    if dtype is None or not isinstance(body, bytes) or not body or not isinstance(shape, tuple):
         return None
     if not all(type(side) is int and side >= 0 for side in shape) or len(shape) > 8:
         return None
-    if math.prod(shape) * kind.itemsize != len(body):
+    if math.prod(shape) * dtype.itemsize != len(body):
         return None
-    numbers = np.frombuffer(body, kind).reshape(shape, order="F" if columns_first is True else "C")
-    return numbers.astype(kind.newbyteorder("="), order="C")  # a copy, which may be written to
+    numbers = np.frombuffer(body, dtype).reshape(shape, order="F" if columns_first is True else "C")
+    return numbers.astype(dtype.newbyteorder("="), order="C")  # a writable copy
 
 
 def _dtype(value: Any) -> np.dtype | None:
-    if not isinstance(value, StandIn) or value.stands_for != "numpy.dtype":
+    if not isinstance(value, StandIn) or value.class_name != "numpy.dtype":
         return None
-    name = value.made_from[0] if value.made_from else None
+    name = value.arguments[0] if value.arguments else None
     if not isinstance(name, str) or name not in _NUMBERS:
         return None
     order = value.state[1] if isinstance(value.state, tuple) and len(value.state) > 1 else "<"

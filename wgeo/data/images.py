@@ -1,4 +1,4 @@
-"""Labelled images in memory, and how their pixels are normalised."""
+"""Labelled images in memory, and the normalization of their pixels."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class Normalization:
     Attributes
     ----------
     mean, std : tuple of float
-        One value for all channels, or one a channel.
+        One value for all channels, or one per channel.
     name : str
-        The preset's name, or the values as `normalization` reads them back.
+        The preset's name, or the values in the format of `normalization`.
     """
 
     mean: tuple[float, ...]
@@ -37,19 +37,23 @@ class Normalization:
     def __post_init__(self) -> None:
         if not self.mean or len(self.mean) != len(self.std):
             raise ArgumentError(
-                f"A normalisation needs as many means as deviations, at least one; it has "
-                f"{len(self.mean)} and {len(self.std)}."
+                f"A normalization needs equally many means and standard deviations, at least one; "
+                f"it has {len(self.mean)} and {len(self.std)}."
             )
         if not all(math.isfinite(value) for value in (*self.mean, *self.std)):
-            raise ArgumentError("The means and deviations of a normalisation must be finite.")
+            raise ArgumentError(
+                "The means and standard deviations of a normalization must be finite."
+            )
         if min(self.std) <= 0:
-            raise ArgumentError("The deviations of a normalisation must be positive.")
+            raise ArgumentError("The standard deviations of a normalization must be positive.")
         if not self.name:
-            values = (",".join(f"{value:g}" for value in side) for side in (self.mean, self.std))
+            values = (
+                ",".join(f"{value:g}" for value in numbers) for numbers in (self.mean, self.std)
+            )
             object.__setattr__(self, "name", ";".join(values))
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """Normalise a batch (n, c, ...): uint8 is first divided by 255.
+        """Normalize a batch (n, c, ...); uint8 pixels are first divided by 255.
 
         Raises
         ------
@@ -61,7 +65,7 @@ class Normalization:
             return x
         if len(self.mean) not in (1, x.shape[1]):
             raise DataError(
-                f"Normalisation {self.name!r} is for {len(self.mean)} channels; the images have "
+                f"Normalization {self.name!r} is for {len(self.mean)} channels; the images have "
                 f"{x.shape[1]}. Choose another, such as `normalize='none'` or `normalize='half'`."
             )
         shape = (1, -1) + (1,) * (x.ndim - 2)
@@ -70,7 +74,7 @@ class Normalization:
         return (x - mean) / std
 
 
-# Means and deviations of the training sets' pixels; digits and MNIST are recomputed in the tests.
+# Means and standard deviations of the training sets' pixels; the tests recompute digits and MNIST.
 PRESETS: dict[str, Normalization] = {
     name: Normalization(mean, std, name)
     for name, mean, std in (
@@ -89,19 +93,19 @@ PRESETS: dict[str, Normalization] = {
 
 
 def normalization(spec: str | Normalization | None) -> Normalization:
-    """Return the normalisation that a name or a pair of lists describes.
+    """Return the normalization for a preset's name or a pair of lists.
 
     Parameters
     ----------
     spec : str, Normalization or None
         A preset (see `PRESETS`), ``"mean,...;std,..."`` such as
-        ``"0.5,0.5,0.5;0.25,0.25,0.25"`` (one value for all channels, or one a channel), or None
-        for no normalisation: pixels stay in [0, 1].
+        ``"0.5,0.5,0.5;0.25,0.25,0.25"`` (one value for all channels, or one per channel), or None
+        for no normalization: pixels stay in [0, 1].
 
     Raises
     ------
     ArgumentError
-        An unknown name, or values that make no sense.
+        The name is unknown or the values are invalid.
     """
     if isinstance(spec, Normalization):
         return spec
@@ -116,15 +120,15 @@ def normalization(spec: str | Normalization | None) -> Normalization:
         mean, std = (tuple(float(value) for value in side.split(",")) for side in sides)
     except ValueError:
         raise ArgumentError(
-            f"Unknown normalisation {spec!r}{suggestion(spec, PRESETS)}; choose one of "
-            f"{', '.join(PRESETS)}, or give 'mean,...;std,...' such as '0.5,0.5,0.5;0.2,0.2,0.2'."
+            f"Unknown normalization {spec!r}{suggestion(spec, PRESETS)}; choose one of "
+            f"{', '.join(PRESETS)}, or pass 'mean,...;std,...' such as '0.5,0.5,0.5;0.2,0.2,0.2'."
         ) from None
     return Normalization(mean, std, spec)
 
 
-def suggestion(word: str, known: object) -> str:
-    """Return `` (did you mean ...?)`` where one of the `known` names is close, else nothing."""
-    close = difflib.get_close_matches(word.lower(), list(known), n=1)  # type: ignore[call-overload]
+def suggestion(word: str, names: object) -> str:
+    """Return `` (did you mean ...?)`` if one of `names` is close to `word`, else an empty text."""
+    close = difflib.get_close_matches(word.lower(), list(names), n=1)  # type: ignore[call-overload]
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 
@@ -135,23 +139,23 @@ class Images:
     Attributes
     ----------
     x : Tensor, (n, c, h, w)
-        uint8 in [0, 255] or float32 in [0, 1], not normalised.
+        uint8 in [0, 255] or float32 in [0, 1], not normalized.
     y : ndarray of int64, (n,)
         Class indices.
     class_names : tuple of str
-        In the order of the indices; a class may have no image here.
+        In the order of the indices; a class may have no images.
     name : str
-        The data set's name, or the file's.
+        Name of the data set or file.
     split : str or None
-        Which part; None where the source has none.
+        Name of the split; None if the source has no splits.
     normalize : Normalization or None
-        The normalisation that was explicitly asked for.
+        The normalization passed explicitly.
     preset : str or None
-        The data set's own normalisation, where it is known.
+        Name of the data set's own normalization, if known.
     skipped : tuple of str
-        Images that could not be decoded and were left out, as was asked.
+        Images that could not be decoded and were skipped (``skip_broken=True``).
     notes : tuple of str
-        How classes were numbered, if somebody may have expected another numbering.
+        Notes on the numbering of classes, if another numbering could be expected.
     """
 
     x: torch.Tensor
@@ -169,7 +173,7 @@ class Images:
 
     @property
     def num_classes(self) -> int:
-        """Number of classes K, with or without images."""
+        """Number of classes K, including those without images."""
         return len(self.class_names)
 
     @property
@@ -179,7 +183,7 @@ class Images:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of pixels, shape and labels: two sets with one fingerprint are the same."""
+        """SHA-256 of pixels, shape and labels: sets with the same fingerprint are equal."""
         x = self.x.contiguous().cpu().numpy()
         digest = hashlib.sha256(f"{x.dtype.str}{x.shape}".encode())
         digest.update(x.data)
@@ -188,10 +192,9 @@ class Images:
 
     @cached_property
     def copies_of(self) -> Int[np.ndarray, " n"]:
-        """For every image the first one of which it is a copy, its own number if none is before it.
+        """Index of the first copy of every image, its own if it is the first; labels are ignored.
 
-        Copies have the same pixels, or nearly: as close as 1e-6 of the distance between images.
-        Labels play no part.
+        Copies have equal pixels, or differ by less than 1e-6 of the distance between images.
         """
 
         def pixels(rows: Any) -> np.ndarray:
@@ -201,26 +204,26 @@ class Images:
 
     @property
     def distinct(self) -> Int[np.ndarray, " m"]:
-        """The first of each of the images that differ: rows to resample from."""
+        """Indices of the first image of each group of equal images: the rows to resample from."""
         return np.flatnonzero(self.copies_of == np.arange(len(self)))
 
     def facts(self, head: int | None = None) -> dict[str, Any]:
-        """Return what a reader must know of classes and samples to trust a result.
+        """Return counts of samples and classes that affect the reliability of results.
 
         Parameters
         ----------
         head : int, optional
-            How many classes the network tells apart, if it is known.
+            Number of the network's classes, if known.
 
         Returns
         -------
         dict
-            ``samples``; ``samples_per_class``, of the smallest class that occurs; ``distinct``
-            and ``duplicates``, how many images are the first of their kind and how many repeat
-            one; ``relabelled``, how many of the latter under another label; ``classes``:
-            ``named`` (of the data, with or without images), ``present``, ``missing`` (names of
-            those without images, ten at most), ``head``, and ``beyond``, the number of images
-            whose class the head has no output for; ``notes``, on how classes were numbered.
+            ``samples``; ``samples_per_class``, for the smallest class that occurs; ``distinct``
+            and ``duplicates``, the numbers of distinct images and of copies of them;
+            ``relabelled``, the number of copies with a different label; ``classes``: ``named``
+            (number of classes, with or without images), ``present``, ``missing`` (names of those
+            without images, at most ten), ``head``, and ``beyond``, the number of images whose
+            class has no output in the head; ``notes`` on the numbering of classes.
         """
         present, counts = np.unique(self.y, return_counts=True)
         copies = self.copies_of
@@ -245,7 +248,7 @@ class Images:
     def batches(
         self, size: int, normalization: Normalization
     ) -> Iterator[tuple[Float[torch.Tensor, "b ..."], Int[np.ndarray, " b"]]]:
-        """Yield the images in order: normalised float32 pixels (b, c, h, w), and labels (b,)."""
+        """Yield the images in order: normalized float32 pixels (b, c, h, w), and labels (b,)."""
         for start in range(0, len(self), size):
             part = slice(start, start + size)
             yield normalization(self.x[part]), self.y[part]

@@ -1,4 +1,4 @@
-"""Members of a zip archive that say more than is true, found before anything is unpacked."""
+"""Checks for zip bombs, before anything is unpacked."""
 
 from __future__ import annotations
 
@@ -6,45 +6,45 @@ import zipfile
 
 from ..errors import DataError
 
-_PACKS = 200  # times; deflate can do a thousand, pictures and arrays of pictures never do this
-_SMALL = 2**24  # bytes that a file may unpack to, however small it is
+_MAX_RATIO = 200  # deflate reaches a thousand; images and arrays of images never reach this
+_SMALL = 2**24  # bytes to which a file may unpack at any ratio
 
 
-def most_unpacked(packed: int) -> int:
-    """Bytes that a file of `packed` bytes may unpack to; one that asks for more is a bomb."""
-    return max(_SMALL, _PACKS * packed)
+def max_unpacked(packed: int) -> int:
+    """Return the bytes to which a file of `packed` bytes may unpack; beyond that it is a bomb."""
+    return max(_SMALL, _MAX_RATIO * packed)
 
 
 def check_members(archive: zipfile.ZipFile, size: int) -> None:
-    """Raise a `DataError` where the members together take more than the archive has.
+    """Raise a `DataError` if the members together are larger than the archive.
 
     Parameters
     ----------
     archive : ZipFile
     size : int
-        Bytes of the archive's file.
+        Size of the archive in bytes.
     """
-    taken = sum(info.compress_size for info in archive.infolist())
-    if taken > size:
+    total = sum(info.compress_size for info in archive.infolist())
+    if total > size:
         raise DataError(
-            f"its members take {taken} bytes and it has {size}: they overlap, as in a zip bomb. It "
-            "was not unpacked."
+            f"its members take {total} bytes but it has only {size}: they overlap, as in a zip "
+            "bomb. It was not unpacked."
         )
 
 
-def check_member(info: zipfile.ZipInfo, plain: int) -> None:
-    """Raise a `DataError` where a member is a bomb or its size a lie.
+def check_member(info: zipfile.ZipInfo, unchecked: int) -> None:
+    """Raise a `DataError` if a member is a zip bomb or declares a wrong size.
 
     Parameters
     ----------
     info : ZipInfo
-    plain : int
-        Bytes that a member may unpack to, however few it takes.
+    unchecked : int
+        Bytes to which a member may unpack at any compression ratio.
     """
     stored = info.compress_type == zipfile.ZIP_STORED
     if stored and info.file_size != info.compress_size:
-        raise DataError(f"it claims {info.file_size} bytes and takes {info.compress_size}")
-    if info.file_size > max(plain, _PACKS * info.compress_size):
+        raise DataError(f"it claims {info.file_size} bytes but takes {info.compress_size}")
+    if info.file_size > max(unchecked, _MAX_RATIO * info.compress_size):
         raise DataError(
-            f"it claims {info.file_size} bytes in {info.compress_size}, as a zip bomb does"
+            f"it claims {info.file_size} bytes in {info.compress_size}, like a zip bomb"
         )

@@ -1,4 +1,4 @@
-"""Data sets known by name: scikit-learn's digits, and torchvision's, downloaded on first use."""
+"""Data sets by name: scikit-learn's digits, and torchvision's, downloaded on first use."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import torch
 from ..errors import DataError
 from .source import Source, balanced, from_array, scaled
 
-# torchvision's class, its splits, and where it looks for the files under the root.
+# torchvision's class, its splits, and the place of its files under the root.
 _TORCHVISION = {
     "mnist": ("MNIST", ("train", "test"), "MNIST/raw/"),
     "fashion_mnist": ("FashionMNIST", ("train", "test"), "FashionMNIST/raw/"),
@@ -25,40 +25,40 @@ _TORCHVISION = {
     "stl10": ("STL10", ("train", "test"), "stl10_binary/"),
 }
 NAMES = ("digits", *_TORCHVISION)
-_SILENCE = 10.0  # seconds without an answer after which a download is given up
+_TIMEOUT = 10.0  # seconds without an answer after which a download is aborted
 
 
 def is_svhn(path: Path) -> bool:
-    """Whether a folder holds SVHN's files."""
+    """Whether a folder contains SVHN's files."""
     return any(path.glob("*_32x32.mat"))
 
 
 def open_svhn(path: Path, split: str | None) -> Source:
-    """Open a folder of SVHN's files, as published: torchvision compares their checksums.
+    """Open a folder of SVHN's published files; torchvision verifies their checksums.
 
     Raises
     ------
     DataError
-        The split is not there, or its file is another than the published one.
+        The split does not exist, or its file differs from the published one.
     """
-    there = [each for each in _TORCHVISION["svhn"][1] if (path / f"{each}_32x32.mat").is_file()]
-    if split not in (None, "all", *there):
-        raise DataError(f"{path} has no split {split!r}; it has {', '.join(map(repr, there))}.")
-    wanted = there if split in (None, "all") else [str(split)]
-    return _joined("svhn", split, [_torchvision("svhn", part, path, False) for part in wanted])
+    available = [each for each in _TORCHVISION["svhn"][1] if (path / f"{each}_32x32.mat").is_file()]
+    if split not in (None, "all", *available):
+        raise DataError(f"{path} has no split {split!r}; it has {', '.join(map(repr, available))}.")
+    selected = available if split in (None, "all") else [str(split)]
+    return _joined("svhn", split, [_torchvision("svhn", part, path, False) for part in selected])
 
 
 def open_named(name: str, split: str | None, root: str | os.PathLike[str] | None) -> Source:
     """Open one of `NAMES`; ``all`` (or None) joins training and test set, in this order."""
     splits = ("train", "test") if name == "digits" else _TORCHVISION[name][1]
     if split not in (None, "all", *splits):
-        raise DataError(f"{name} has no split {split!r}; choose {', '.join(splits)} or all.")
-    wanted = ("train", "test") if split in (None, "all") else (str(split),)
+        raise DataError(f"{name} has no split {split!r}; choose from {', '.join(splits)} and all.")
+    selected = ("train", "test") if split in (None, "all") else (str(split),)
     if name == "digits":
-        parts = [_digits(part) for part in wanted]
+        parts = [_digits(part) for part in selected]
     else:
-        where = Path(root or os.environ.get("WGEO_DATA") or "data")
-        parts = [_torchvision(name, part, where) for part in wanted]
+        folder = Path(root or os.environ.get("WGEO_DATA") or "data")
+        parts = [_torchvision(name, part, folder) for part in selected]
     return _joined(name, split, parts)
 
 
@@ -74,7 +74,7 @@ def _joined(name: str, split: str | None, parts: list[Part]) -> Source:
 
 
 def _digits(split: str) -> Part:
-    """1,797 handwritten digits, 8 x 8, in 16 steps of grey; 36 of each are the test set."""
+    """Return handwritten digits, 8 x 8 in 16 gray levels; 360 of all 1,797 are the test set."""
     from sklearn.datasets import load_digits
 
     data = load_digits()
@@ -88,28 +88,28 @@ def _torchvision(name: str, split: str, root: Path, download: bool = True) -> Pa
     from torchvision import datasets
 
     kind, _, files = _TORCHVISION[name]
-    make = getattr(datasets, kind)
+    dataset = getattr(datasets, kind)
     part: dict[str, Any] = (
         {"split": split} if kind in ("SVHN", "STL10") else {"train": split == "train"}
     )
     try:
         try:
-            data = make(root, download=False, **part)
-        except (RuntimeError, FileNotFoundError):  # torchvision's way to say: not there
+            data = dataset(root, download=False, **part)
+        except (RuntimeError, FileNotFoundError):  # raised by torchvision if the files do not exist
             if not download:
                 raise
-            with _impatient():
-                data = make(root, download=True, **part)
+            with _socket_timeout():
+                data = dataset(root, download=True, **part)
     except Exception as error:  # URLError, timeouts, md5 mismatch, damaged files, full disks
         if not download:
             raise DataError(
-                f"{root} does not hold {name} as it was published ({_short(error)}). Read your own "
-                "files in Python and give wgeo.trace or wgeo.analyze the pair (x, y)."
+                f"{root} does not contain the published files of {name} ({_short(error)}). Read "
+                "your own files in Python and pass the pair (x, y) to wgeo.trace or wgeo.analyze."
             ) from error
         raise DataError(
             f"{name} is not in {root} and could not be downloaded ({_short(error)}). "
-            f"Put its files where torchvision looks for them, {root / files}, or say where they "
-            "are with WGEO_DATA; or give your own images as npz:PATH or folder:PATH."
+            f"Put its files where torchvision expects them, {root / files}, or set WGEO_DATA to "
+            "their folder; or pass your own images as npz:PATH or folder:PATH."
         ) from error
     labels = np.asarray(data.targets if hasattr(data, "targets") else data.labels)
     x = from_array(np.asarray(data.data), name)
@@ -123,11 +123,11 @@ def _short(error: Exception) -> str:
 
 
 @contextmanager
-def _impatient() -> Iterator[None]:
-    """torchvision sets no timeout; a network that swallows packets would hang for ever."""
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(_SILENCE)
+def _socket_timeout() -> Iterator[None]:
+    """Set a timeout, since torchvision sets none and a download could hang without end."""
+    previous = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(_TIMEOUT)
     try:
         yield
     finally:
-        socket.setdefaulttimeout(before)
+        socket.setdefaulttimeout(previous)

@@ -1,4 +1,4 @@
-"""Where the pixels of many images lie: in memory, or in a file without a name."""
+"""Storage for the pixels of many images: memory, or an anonymous temporary file."""
 
 from __future__ import annotations
 
@@ -20,50 +20,53 @@ from ..runtime.processes import all_gather, local_ranks, raise_on_any
 from ..storage.files import memory
 
 
-def kept(
-    decoded: Callable[[slice], Iterator[np.ndarray]],
+def pixel_tensor(
+    decode: Callable[[slice], Iterator[np.ndarray]],
     shape: tuple[int, ...],
     dtype: type[np.generic] | np.dtype = np.uint8,
 ) -> torch.Tensor:
-    """All pixels, (n, c, h, w), of which `decoded` makes some rows, an image at a time.
+    """Return all pixels, (n, c, h, w); `decode` yields the images of some rows.
 
-    In memory, or, where they take half of it, in a file where temporary files lie. Where several
-    processes of this machine work together they share such a file, and decode a part of it each.
+    They are in memory or, if they need more than half of it, in an anonymous temporary file. If
+    several processes run on this host, they share one file and each decodes a part of it.
 
     Raises
     ------
     DataError
-        Neither memory nor the disk has room for them.
+        Neither the memory nor the disk is large enough.
     """
-    size, left = math.prod(shape) * np.dtype(dtype).itemsize, available_bytes()
-    fits = size <= (memory() if left is None else left) / 2
-    room = False
+    size, available = math.prod(shape) * np.dtype(dtype).itemsize, available_bytes()
+    fits = size <= (memory() if available is None else available) / 2
+    disk_fits = False
     with suppress(OSError):  # no folder for temporary files
-        room = size <= shutil.disk_usage(tempfile.gettempdir()).free / 2  # strangers fill no disk
-    fits, room, shared = (
-        all(each) for each in zip(*all_gather((fits, room, len(local_ranks()) > 1)), strict=True)
+        disk_fits = (
+            size <= shutil.disk_usage(tempfile.gettempdir()).free / 2
+        )  # a stranger's file must not fill the disk
+    fits, disk_fits, shared = (
+        all(each)
+        for each in zip(*all_gather((fits, disk_fits, len(local_ranks()) > 1)), strict=True)
     )
-    if fits and not (shared and room):
+    if fits and not (shared and disk_fits):
         with suppress(MemoryError):  # this process's own limit may be lower
-            return raise_on_any(lambda: _held(decoded, shape, dtype))
+            return raise_on_any(lambda: _in_memory(decode, shape, dtype))
     try:
-        if not room:
+        if not disk_fits:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return torch.from_numpy(anonymous_array(decoded, shape, dtype))
+        return torch.from_numpy(anonymous_array(decode, shape, dtype))
     except OSError as error:
         raise DataError(
-            f"The images take {size / 2**30:.1f} GiB, more than memory has to spare, and "
-            f"{tempfile.gettempdir()} cannot hold them ({error.strerror}). Take fewer (`limit=`) "
-            "or smaller ones (`size=`), or set TMPDIR to a larger disk."
+            f"The images take {size / 2**30:.1f} GiB, more than the free memory, and do "
+            f"not fit in {tempfile.gettempdir()} ({error.strerror}). Use fewer (`limit=`) or "
+            "smaller ones (`size=`), or set TMPDIR to a folder on a larger disk."
         ) from error
 
 
-def _held(
-    decoded: Callable[[slice], Iterator[np.ndarray]],
+def _in_memory(
+    decode: Callable[[slice], Iterator[np.ndarray]],
     shape: tuple[int, ...],
     dtype: type[np.generic] | np.dtype,
 ) -> torch.Tensor:
     x = np.empty(shape, dtype)
-    for i, image in enumerate(decoded(slice(0, len(x)))):
+    for i, image in enumerate(decode(slice(0, len(x)))):
         x[i] = image
     return torch.from_numpy(x)

@@ -1,4 +1,4 @@
-"""Classes of images from a table beside them: a CSV, or the lists that ImageNet's sets ship."""
+"""Classes of images from a table: a CSV, or the lists that come with ImageNet data sets."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from ..errors import DataError
 from ..storage.files import printable
 
 Parts = tuple[str, ...]
-Entry = tuple[Parts, str]  # a path's parts, and the name by which the file is read
+Entry = tuple[Parts, str]  # the parts of a path, and the name for reading the file
 
-LARGEST = 2**26  # bytes of a table: a million rows take about half of it
-_MOST = 50  # tables that are tried
+MAX_BYTES = 2**26  # of a table; a million rows take about half of it
+_MAX_TABLES = 50  # tried
 _LISTS = re.compile(
     r"(train|val|test)(_annotations|_list)?|labels|annotations|.*ground_truth.*|.*synset_labels.*"
 )
@@ -31,17 +31,17 @@ _SPLIT = ("split", "subset", "partition", "set")
 
 
 @dataclass(frozen=True, eq=False)
-class Labelled:
-    """Labels of image files, as text, and all labels that the table has."""
+class LabelTable:
+    """Labels of image files, as text, and all label values in the table."""
 
     labels: dict[str, str]
-    every: set[str]
+    values: set[str]
     splits: dict[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
 
 def is_table(name: str) -> bool:
-    """Whether a file may say the classes of images."""
+    """Whether a file may be a table of labels."""
     stem, _, ending = name.lower().rpartition(".")
     if stem.startswith("sample_submission"):
         return False
@@ -49,46 +49,45 @@ def is_table(name: str) -> bool:
 
 
 def labels_of(
-    files: list[Entry], tables: list[Entry], read: Callable[[str], bytes], place: str
-) -> Labelled | None:
-    """Return the labels of image files from the table that names most of them; None if none does.
+    files: list[Entry], tables: list[Entry], read: Callable[[str], bytes], source: str
+) -> LabelTable | None:
+    """Return the labels from the table that names the most image files; None if no table does.
 
-    An image is only ever taken from `files`: whatever path a table gives, nothing else is opened.
+    Only images in `files` are opened, whatever paths a table contains.
 
     Raises
     ------
     DataError
-        A table that names files and cannot be read, or two of which neither names more.
+        A table cannot be read, or two tables disagree and name equally many images.
     """
-    found: list[tuple[str, Labelled]] = []
-    refused: list[DataError] = []
-    for parts, name in sorted(tables, key=lambda entry: (len(entry[0]), entry))[:_MOST]:
+    matches: list[tuple[str, LabelTable]] = []
+    errors: list[DataError] = []
+    for parts, name in sorted(tables, key=lambda entry: (len(entry[0]), entry))[:_MAX_TABLES]:
         try:
-            labelled = _labelled(
-                _Finder(files, parts[:-1]), _text(read(name), parts[-1]), parts[-1]
-            )
+            table = _parse(_Finder(files, parts[:-1]), _text(read(name), parts[-1]), parts[-1])
         except DataError as error:
-            refused.append(error)
+            errors.append(error)
             continue
-        if labelled.labels:
-            found.append((name, labelled))
-    if not found:
-        if refused:
-            raise DataError(f"{place}: {refused[0]}") from refused[0]
+        if table.labels:
+            matches.append((name, table))
+    if not matches:
+        if errors:
+            raise DataError(f"{source}: {errors[0]}") from errors[0]
         return None
-    found.sort(key=lambda one: -len(one[1].labels))
-    most = [one for one in found if len(one[1].labels) == len(found[0][1].labels)]
-    if any(other.labels != most[0][1].labels for _, other in most[1:]):
-        named = ", ".join(printable(name, 100) for name, _ in most[:3])
+    matches.sort(key=lambda match: -len(match[1].labels))
+    most = len(matches[0][1].labels)
+    best = [match for match in matches if len(match[1].labels) == most]
+    if any(other.labels != best[0][1].labels for _, other in best[1:]):
+        names = ", ".join(printable(name, 100) for name, _ in best[:3])
         raise DataError(
-            f"{place} has several tables with other labels for the same images: {named}. Give the "
-            "path of one of them in place of the folder."
+            f"{source} has several tables with different labels for the same images: {names}. Pass "
+            "the path of one of them instead of the folder."
         )
-    return most[0][1]
+    return best[0][1]
 
 
 def _text(body: bytes, name: str) -> str:
-    if len(body) > LARGEST:
+    if len(body) > MAX_BYTES:
         raise DataError(f"The table {printable(name)!r} is too large ({len(body)} bytes).")
     try:
         return body.decode("utf-8-sig")
@@ -97,34 +96,36 @@ def _text(body: bytes, name: str) -> str:
 
 
 class _Finder:
-    """Image files by what a table may call them."""
+    """Finds image files by their names in a table."""
 
-    def __init__(self, files: Iterable[Entry], home: Parts) -> None:
-        self.home = home
+    def __init__(self, files: Iterable[Entry], folder: Parts) -> None:
+        self.folder = folder
         self.order = [name for _, name in sorted(files)]
         self.paths: dict[Parts, str] = {}
-        self.short: dict[str, str | None] = {}  # None: several have it
+        self.short: dict[str, str | None] = {}  # None: ambiguous
         for parts, name in files:
             self.paths[parts] = name
             for key in {parts[-1], parts[-1].rpartition(".")[0]}:
                 self.short[key] = None if key in self.short else name
 
-    def __call__(self, said: str) -> str | None:
-        parts = tuple(part for part in said.replace("\\", "/").split("/") if part not in ("", "."))
+    def __call__(self, reference: str) -> str | None:
+        parts = tuple(
+            part for part in reference.replace("\\", "/").split("/") if part not in ("", ".")
+        )
         if not parts:
             return None
-        for path in (self.home + parts, parts):
+        for path in (self.folder + parts, parts):
             if path in self.paths:
                 return self.paths[path]
         return self.short.get(parts[-1])
 
 
-def _labelled(find: _Finder, text: str, name: str) -> Labelled:
+def _parse(find: _Finder, text: str, name: str) -> LabelTable:
     rows = _rows(text, name)
     if not rows:
-        return Labelled({}, set())
+        return LabelTable({}, set())
     if max(map(len, rows)) == 1:
-        return _in_order(find, [row[0] for row in rows], name)
+        return _by_order(find, [row[0] for row in rows], name)
     head = [cell.strip().lower() for cell in rows[0]]
     file, label = _column(head, _FILE), _column(head, _LABEL)
     if file is not None and label is None and len(head) == 2:
@@ -136,44 +137,47 @@ def _labelled(find: _Finder, text: str, name: str) -> Labelled:
         rows = rows[1:]
     labels: dict[str, str] = {}
     splits: dict[str, str] = {}
-    every, absent = set(), 0
+    values, missing = set(), 0
     for row in rows:
         if len(row) <= max(file, label):
             continue
-        what = row[label].strip()
-        if head[label] == "predictionstring":  # and then a box, several times
-            what = what.split(" ")[0]
+        value = row[label].strip()
+        if head[label] == "predictionstring":  # followed by boxes
+            value = value.split(" ")[0]
         image = find(row[file].strip())
         if image is None:
-            absent += 1
-            every.add(what)
+            missing += 1
+            values.add(value)
             continue
-        if labels.setdefault(image, what) != what:
+        if labels.setdefault(image, value) != value:
             raise DataError(
                 f"{printable(name)} gives {printable(image)!r} two labels: "
-                f"{printable(labels[image])!r} and {printable(what)!r}."
+                f"{printable(labels[image])!r} and {printable(value)!r}."
             )
-        every.add(what)
+        values.add(value)
         if split is not None and split < len(row):
             splits[image] = row[split].strip()
     if not labels:
-        return Labelled({}, set())
-    notes = (f"{absent} rows of {printable(name)} name no image that is there",) if absent else ()
-    return Labelled(labels, every, splits, notes)
+        return LabelTable({}, set())
+    notes = (
+        (f"{missing} rows of {printable(name)} name images that do not exist",) if missing else ()
+    )
+    return LabelTable(labels, values, splits, notes)
 
 
-def _in_order(find: _Finder, labels: list[str], name: str) -> Labelled:
-    """A list of labels alone: as many as there are images, in the order of the images' names."""
+def _by_order(find: _Finder, labels: list[str], name: str) -> LabelTable:
+    """Assign a list of labels to the images in the order of their names, if the lengths match."""
     if "ground_truth" in name.lower() and all(label.isdigit() for label in labels):
         raise DataError(
-            f"{printable(name)} holds the ImageNet development kit's own numbers, which no network "
-            "counts by. Put LOC_val_solution.csv, a val.txt of names and class indices, or a list "
-            "of one WordNet id a line (imagenet_2012_validation_synset_labels.txt) beside it in "
-            "its place, or sort the images into one folder a class."
+            f"{printable(name)} contains the class numbers of the ImageNet development kit, which "
+            "networks do not use. Replace it by LOC_val_solution.csv, by a val.txt of names and "
+            "class indices or by a list of one WordNet id per line "
+            "(imagenet_2012_validation_synset_labels.txt), or sort the images into one folder per "
+            "class."
         )
     if len(labels) != len(find.order):
-        return Labelled({}, set())
-    return Labelled(dict(zip(find.order, labels, strict=True)), set(labels))
+        return LabelTable({}, set())
+    return LabelTable(dict(zip(find.order, labels, strict=True)), set(labels))
 
 
 def _column(head: list[str], names: Iterable[str]) -> int | None:
@@ -186,12 +190,12 @@ def _rows(text: str, name: str) -> list[list[str]]:
         return []
     first = lines[0]
     if "\t" in first:
-        between = "\t"
+        delimiter = "\t"
     elif name.lower().endswith(".txt"):
         return [line.rsplit(None, 1) for line in lines]
     else:
-        between = ";" if first.count(";") > first.count(",") else ","
+        delimiter = ";" if first.count(";") > first.count(",") else ","
     try:
-        return [row for row in csv.reader(io.StringIO(text), delimiter=between) if row]
+        return [row for row in csv.reader(io.StringIO(text), delimiter=delimiter) if row]
     except csv.Error as error:
         raise DataError(f"The table {printable(name)!r} cannot be read: {error}.") from error

@@ -13,48 +13,48 @@ import torch
 from ..errors import DataError
 from ..storage.files import printable, regular
 from .layout import SPLITS
-from .members import most_unpacked
+from .members import max_unpacked
 from .source import Source
 
 _IMAGES = ("image", "img", "pixel_values", "images", "x")
 _LABELS = ("label", "labels", "fine_label", "target", "class", "y")
-_LARGEST_IMAGE = 2**28
-_ROWS = 64  # unpacked at once
-_INSTALL = "Parquet and Hugging Face data sets are read with pyarrow: pip install 'wgeo[hf]'."
+_MAX_IMAGE = 2**28  # bytes
+_BATCH_ROWS = 64  # decoded at a time
+_INSTALL = "Parquet and Hugging Face data sets need pyarrow: pip install 'wgeo[hf]'."
 
 
-def tabular(path: Path) -> bool:
-    """Whether a folder is a Hugging Face data set: saved to disk, or Parquet as on the hub."""
+def is_tabular(path: Path) -> bool:
+    """Whether a folder is a Hugging Face data set: saved to disk, or Parquet files from the hub."""
     return bool(_parts(path))
 
 
 def _parts(path: Path) -> dict[str, list[Path]]:
-    """The files of each split; the split of one that has none is the empty text."""
+    """Return the files of each split; the key is an empty string if there are no splits."""
     if path.is_file():
         return {"": [path]}
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
-        homes = [path, *sorted(each for each in path.iterdir() if each.is_dir())]
-        found = {h.name if h != path else "": sorted(h.glob("*.arrow")) for h in homes}
-        return {split: files for split, files in found.items() if files}
+        folders = [path, *sorted(each for each in path.iterdir() if each.is_dir())]
+        splits = {h.name if h != path else "": sorted(h.glob("*.arrow")) for h in folders}
+        return {split: files for split, files in splits.items() if files}
     parts: dict[str, list[Path]] = {}
     for file in sorted([*path.glob("*.parquet"), *path.glob("*/*.parquet")]):
         word = file.name.partition("-")[0].partition(".")[0].lower()
-        known = word if word in SPLITS else file.parent.name if file.parent != path else ""
-        parts.setdefault("" if known == "data" else known, []).append(file)
+        name = word if word in SPLITS else file.parent.name if file.parent != path else ""
+        parts.setdefault("" if name == "data" else name, []).append(file)
     return parts
 
 
 def open_tabular(path: str | os.PathLike[str], split: str | None) -> Source:
     """Open a ``.parquet`` file, or a folder of a Hugging Face data set.
 
-    A column ``image`` (``img``, ...) holds encoded images, ``{bytes, path}`` or bytes; only bytes
-    are read, a path is never followed. A column ``label`` holds class indices, whose names the
-    file's ``huggingface`` metadata may give, or words. All splits are numbered together.
+    A column ``image`` (``img``, ...) contains encoded images, ``{bytes, path}`` or bytes; only
+    bytes are read, a path is never followed. A column ``label`` contains text or class indices,
+    whose names may be in the file's ``huggingface`` metadata. Classes are numbered over all splits.
 
     Raises
     ------
     DataError
-        pyarrow is not installed, columns or split missing, a damaged file.
+        pyarrow is not installed, columns or the split are missing, or a file is damaged.
     """
     try:
         import pyarrow
@@ -73,41 +73,41 @@ def open_tabular(path: str | os.PathLike[str], split: str | None) -> Source:
     except DataError:
         raise
     except Exception as error:  # pyarrow raises a dozen kinds on damaged files
-        why = printable(str(error).strip() or type(error).__name__, 200)
+        reason = printable(str(error).strip() or type(error).__name__, 200)
         raise DataError(
-            f"{path} is not a readable Parquet or Arrow file ({why}). Is it whole?"
+            f"{path} is not a readable Parquet or Arrow file ({reason}). Is it complete?"
         ) from error
-    wanted = [name for name in tables if not names or split in (None, "all", name)]
-    some = next(iter(tables.values()))
-    image, label = (_column(some, known, path) for known in (_IMAGES, _LABELS))
+    selected = [name for name in tables if not names or split in (None, "all", name)]
+    table = next(iter(tables.values()))
+    image, label = (_column(table, names, path) for names in (_IMAGES, _LABELS))
     labels = {name: _labels(table.column(label), path) for name, table in tables.items()}
-    from .npz import numbered
+    from .npz import number_labels
 
-    numbers, classes, notes = numbered(
+    numbers, classes, notes = number_labels(
         labels,
         path.name,
-        _class_names(some, label),
+        _class_names(table, label),
     )
-    cells = [table for name in wanted for table in (tables[name].column(image),)]
+    cells = [table for name in selected for table in (tables[name].column(image),)]
     offsets = np.cumsum([0, *(len(cell) for cell in cells)])
 
     def encoded(row: int) -> bytes:
         k = int(np.searchsorted(offsets, row, "right")) - 1
         value: Any = cells[k][row - int(offsets[k])].as_py()
         value = value.get("bytes") if isinstance(value, dict) else value
-        if not isinstance(value, bytes) or len(value) > _LARGEST_IMAGE:
-            raise DataError("it holds no encoded image; a path in it is not followed")
+        if not isinstance(value, bytes) or len(value) > _MAX_IMAGE:
+            raise DataError("it contains no encoded image; paths are not followed")
         return value
 
     def fetch(rows: np.ndarray, size: int | None) -> torch.Tensor:
-        from .folder import decoded
+        from .folder import decode_images
 
         names = [str(row) for row in rows]
-        return decoded(path, names, size, lambda name: encoded(int(name)))
+        return decode_images(path, names, size, lambda name: encoded(int(name)))
 
     return Source(
         path.stem,
-        np.concatenate([numbers[name] for name in wanted]),
+        np.concatenate([numbers[name] for name in selected]),
         tuple(classes),
         (split or "all") if names else None,
         fetch,
@@ -124,26 +124,26 @@ def _table(file: Path) -> Any:
         with pyarrow.OSFile(str(file)) as source:
             table = pyarrow.ipc.open_stream(source).read_all()
     else:
-        held = pyarrow.parquet.ParquetFile(file)
-        if held.metadata.num_rows > file.stat().st_size:
+        parquet = pyarrow.parquet.ParquetFile(file)
+        if parquet.metadata.num_rows > file.stat().st_size:
             raise DataError(f"{file} claims more rows than it has bytes. It was not read.")
-        table = _unpacked(held, file)
+        table = _unpack(parquet, file)
     table.validate(full=True)
     return table
 
 
-def _unpacked(held: Any, file: Path) -> Any:
-    """All rows, a few at a time: values that occur often take no room in a file, and do here."""
+def _unpack(parquet: Any, file: Path) -> Any:
+    """Return all rows, with a limit on memory: repeated values are stored once only in the file."""
     import pyarrow
 
-    most = most_unpacked(file.stat().st_size)
+    limit = max_unpacked(file.stat().st_size)
     batches, size = [], 0
-    for batch in held.iter_batches(_ROWS):
+    for batch in parquet.iter_batches(_BATCH_ROWS):
         size += batch.nbytes
-        if size > most:
-            raise DataError(f"{file} unpacks to more than {most} bytes, as a bomb does.")
+        if size > limit:
+            raise DataError(f"{file} unpacks to more than {limit} bytes, like a zip bomb.")
         batches.append(batch)
-    return pyarrow.Table.from_batches(batches, held.schema_arrow)
+    return pyarrow.Table.from_batches(batches, parquet.schema_arrow)
 
 
 def _labels(column: Any, path: Path) -> np.ndarray:
@@ -152,26 +152,26 @@ def _labels(column: Any, path: Path) -> np.ndarray:
     kinds = pyarrow.types
     kind = column.type.value_type if kinds.is_dictionary(column.type) else column.type
     if column.null_count or not any(
-        known(kind) for known in (kinds.is_integer, kinds.is_string, kinds.is_large_string)
+        is_kind(kind) for is_kind in (kinds.is_integer, kinds.is_string, kinds.is_large_string)
     ):
-        raise DataError(f"{path}: its labels are neither whole numbers nor words, one a row.")
+        raise DataError(f"{path}: its labels must be integers or text, one per row.")
     return np.asarray(column.to_pylist())
 
 
-def _column(table: Any, known: tuple[str, ...], path: Path) -> str:
-    for name in known:
+def _column(table: Any, names: tuple[str, ...], path: Path) -> str:
+    for name in names:
         if table.column_names.count(name) > 1:
             raise DataError(f"{path} has several columns {name!r}.")
         if name in table.column_names:
             return name
     columns = ", ".join(printable(repr(name), 40) for name in table.column_names[:8])
-    raise DataError(f"{path} has the columns {columns}; wanted are {known[0]!r} or {known[1]!r}.")
+    raise DataError(f"{path} has the columns {columns}; it needs {names[0]!r} or {names[1]!r}.")
 
 
 def _class_names(table: Any, label: str) -> list[str] | None:
     try:
-        told = json.loads(table.schema.metadata[b"huggingface"])
-        names = told["info"]["features"][label]["names"]
+        metadata = json.loads(table.schema.metadata[b"huggingface"])
+        names = metadata["info"]["features"][label]["names"]
     except (KeyError, TypeError, ValueError, RecursionError):
         return None
     if isinstance(names, list) and names and all(isinstance(name, str) for name in names):

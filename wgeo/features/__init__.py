@@ -1,4 +1,4 @@
-"""Network and images in, features at every layer out: one forward pass for all blocks."""
+"""Features of images at every layer of a network, in one forward pass."""
 
 from typing import TYPE_CHECKING
 
@@ -14,5 +14,5 @@ __all__ = [
     "trace",
 ]
 
-if not TYPE_CHECKING:  # or every name would count as defined
+if not TYPE_CHECKING:  # otherwise every name would count as defined
     __getattr__ = moved_names(__name__)

@@ -1,14 +1,14 @@
-"""Which axis of a feature map holds the samples, and which its channels: found by evidence.
+"""Detect the sample axis and the channel axis of feature maps by experiment.
 
 (n, c, h, w), (n, h, w, c), tokens (n, t, c), (n, c, t) or (t, n, c), video, windows folded into the
-batch: shapes do not tell them apart, and a mean over the wrong axes is no feature of anything.
+batch: shapes do not distinguish them, and a mean over the wrong axes is meaningless.
 
-The samples: replace one image, and see along which axis the change is confined.
+Samples: replace one image, and find the axis along which the change is confined to one sample.
 
-The channels: the derivative of the map with respect to one entry of a bias (or one row of a
-weight) lies in one slice of the channel axis, and in all slices of the others. Of the parameters
-applied before the map is returned the last that decides is asked, as a mixer's tokens have weights
-too. If derivatives say nothing, the length of such a parameter does, if only one axis has it.
+Channels: the derivative of the map with respect to one entry of a bias (or one row of a weight) is
+confined to one slice of the channel axis, but not of other axes. The last conclusive parameter
+before the map is used, since the token axis of a mixer has weights too. If derivatives are
+inconclusive, the length of such a parameter is used, if only one axis has that length.
 """
 
 from __future__ import annotations
@@ -24,43 +24,43 @@ from torch import nn
 from ..errors import FeatureError
 from ..trajectory.trajectory import entry_key, features_key
 from .residual_blocks import BlockSpec, evaluating, hooked, run
-from .taps import tapped
+from .taps import tensor_hooks
 
-_FEW = 2  # images whose derivatives are taken
-_ASKED = 16  # modules with parameters, from the last, before derivatives are given up
-_SIZED = 4  # modules whose lengths are asked
-_CONFINED = 0.95  # share of a derivative's square in one slice; the rest may leak through a gate
-_CHANGE = 1e-6  # of the largest entry, beyond rounding
+_MAX_IMAGES = 2  # for derivatives
+_MAX_DERIVATIVES = 16  # modules with parameters, from the last, whose derivatives are tried
+_MAX_LENGTHS = 4  # modules whose lengths are tried
+_MIN_CONFINED = 0.95  # of a derivative's squared norm in one slice; gates may leak the rest
+_MIN_CHANGE = 1e-6  # relative to the largest entry, above rounding
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where a tensor has its samples and channels.
+    """The sample axis and channel axis of a tensor.
 
     Attributes
     ----------
     shape : tuple of int
-        Of one sample's map, as returned, without the axis of samples (windows folded into it
-        count as an axis of their own).
+        Shape of one sample's map, as returned, without the sample axis (windows folded into the
+        batch are a separate axis).
     samples : int
         The axis of samples in the tensor.
     folded : str
-        ``outer`` or ``inner`` if that axis holds parts of samples: a sample's parts side by side,
-        or the samples of one part.
+        ``outer`` or ``inner`` if that axis contains parts of samples: either the parts of a sample
+        are consecutive, or the samples of a part.
     channels : int or None
-        The axis in a sample's map that holds channels, counted from 1; None if nothing tells.
+        The channel axis in a sample's map, counted from 1; None if unknown.
     evidence : str
-        How the channel axis is known.
+        How the channel axis was determined.
     """
 
     shape: tuple[int, ...]
     samples: int = 0
     folded: str = ""
     channels: int | None = 1
-    evidence: str = "a vector a sample"
+    evidence: str = "one vector per sample"
 
     def samples_first(self, maps: torch.Tensor, n: int) -> torch.Tensor:
-        """Return the map with the samples on its first axis, n of them."""
+        """Return the map with its n samples on the first axis."""
         maps = maps.movedim(self.samples, 0)
         if self.folded == "outer":
             return maps.unflatten(0, (n, -1))
@@ -77,8 +77,8 @@ class Layout:
     def space(self) -> tuple[int, ...]:
         """The shape of a sample's map with its channels first."""
         assert self.channels is not None
-        at = self.channels - 1
-        return (self.shape[at], *self.shape[:at], *self.shape[at + 1 :])
+        axis = self.channels - 1
+        return (self.shape[axis], *self.shape[:axis], *self.shape[axis + 1 :])
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, for a record."""
@@ -90,9 +90,9 @@ def find_layouts(
     specs: Sequence[BlockSpec],
     tap: str,
     images: torch.Tensor,
-    named: str | None = None,
+    channels: str | None = None,
 ) -> dict[str, Layout]:
-    """Return the layout of every tensor that `tapped` hands out.
+    """Return the layout of every tensor that `tensor_hooks` returns.
 
     Parameters
     ----------
@@ -101,42 +101,42 @@ def find_layouts(
     specs : sequence of BlockSpec
     tap : {"post", "pre"}
     images : Tensor, (n, ...)
-        A few, as the network takes them, on its device.
-    named : {"first", "last"}, optional
-        Where the channels are, as the user says.
+        A few inputs of the network, on its device.
+    channels : {"first", "last"}, optional
+        The position of the channel axis, if given by the user.
 
     Raises
     ------
     FeatureError
-        No axis of a tensor holds the samples.
+        A tensor has no sample axis.
     """
     n = len(images)
     with evaluating(module):
         with torch.no_grad():
             maps = _maps(module, specs, tap, images)
             others = _maps(module, specs, tap, _one_replaced(images))
-        found = {key: _with_samples(maps[key], others[key], n, key) for key in maps}
-        for key, tensor in maps.items():  # what enters the first block may be the images
-            if found[key].channels is None and torch.equal(tensor, images):
-                found[key] = replace(found[key], channels=1, evidence="the images themselves")
-        if named is not None:
-            return {key: _as_named(layout, named) for key, layout in found.items()}
-        unknown = [key for key, layout in found.items() if layout.channels is None]
+        layouts = {key: _with_samples(maps[key], others[key], n, key) for key in maps}
+        for key, tensor in maps.items():  # the input of the first block may be the images
+            if layouts[key].channels is None and torch.equal(tensor, images):
+                layouts[key] = replace(layouts[key], channels=1, evidence="the images themselves")
+        if channels is not None:
+            return {key: _with_given_axis(layout, channels) for key, layout in layouts.items()}
+        unknown = [key for key, layout in layouts.items() if layout.channels is None]
         if not unknown:
-            return found
+            return layouts
         with _differentiable(module), torch.enable_grad():
-            graph = _Graph(module, specs, tap, images[:_FEW])
+            graph = _Graph(module, specs, tap, images[:_MAX_IMAGES])
             for key in sorted(unknown, key=lambda key: key.startswith(entry_key(""))):
-                total = found.get(key.replace(entry_key(""), features_key(""), 1))
-                # A shortcut and the sum that it is part of lie alike.
-                alike = total is not None and total.shape == found[key].shape
-                if alike and total is not None and total.channels is not None:
-                    found[key] = replace(
-                        found[key], channels=total.channels, evidence=total.evidence
+                total = layouts.get(key.replace(entry_key(""), features_key(""), 1))
+                # A shortcut has the same layout as the sum it is part of.
+                same_shape = total is not None and total.shape == layouts[key].shape
+                if same_shape and total is not None and total.channels is not None:
+                    layouts[key] = replace(
+                        layouts[key], channels=total.channels, evidence=total.evidence
                     )
                 else:
-                    found[key] = graph.with_channels(key, found[key])
-    return found
+                    layouts[key] = graph.with_channels(key, layouts[key])
+    return layouts
 
 
 def _maps(
@@ -147,13 +147,13 @@ def _maps(
     def put(key: str, value: torch.Tensor) -> None:
         maps[key] = value.clone()
 
-    with tapped(module, specs, tap, put):
+    with tensor_hooks(module, specs, tap, put):
         run(module, images.clone())
     return maps
 
 
 def _one_replaced(images: torch.Tensor) -> torch.Tensor:
-    """Return the images, the one at index 1 another."""
+    """Return the images with noise added to the one at index 1."""
     others = images.clone()
     noise = torch.randn(images.shape[1:], generator=torch.Generator().manual_seed(1))
     others[1] = others[1] + noise.to(others)
@@ -161,124 +161,125 @@ def _one_replaced(images: torch.Tensor) -> torch.Tensor:
 
 
 def _with_samples(maps: torch.Tensor, other: torch.Tensor, n: int, key: str) -> Layout:
-    """Find the axis along which replacing the image at index 1 changes one sample alone."""
-    changed = (maps - other).abs() > _CHANGE * maps.abs().max()
+    """Find the axis along which replacing the image at index 1 changes only one sample."""
+    changed = (maps - other).abs() > _MIN_CHANGE * maps.abs().max()
     for fold in ("", "outer", "inner"):
         for axis, size in enumerate(maps.shape):
             parts = size // n
             if size % n or (parts == 1) != (fold == ""):
                 continue
-            at = torch.arange(size, device=maps.device)
-            own = at // parts == 1 if fold != "inner" else at % n == 1
-            seen = changed.movedim(axis, 0).flatten(1).any(1) if maps.ndim > 1 else changed
-            if bool(seen.any()) and not bool(seen[~own].any()):
-                return _shaped(maps, axis, fold, n)
-    if maps.shape[0] == n:  # samples that influence each other, or a layer that sees no image
-        return _shaped(maps, 0, "", n)
+            index = torch.arange(size, device=maps.device)
+            own = index // parts == 1 if fold != "inner" else index % n == 1
+            slices = changed.movedim(axis, 0).flatten(1).any(1) if maps.ndim > 1 else changed
+            if bool(slices.any()) and not bool(slices[~own].any()):
+                return _layout_of(maps, axis, fold, n)
+    if maps.shape[0] == n:  # samples that affect each other, or a layer independent of the images
+        return _layout_of(maps, 0, "", n)
     raise FeatureError(
-        f"{key.partition(':')[2]!r}: of {n} images it makes a tensor of shape "
-        f"{tuple(maps.shape)}, no axis of which holds the samples. Follow other modules: `layers=`."
+        f"{key.partition(':')[2]!r} returns a tensor of shape {tuple(maps.shape)} for {n} images, "
+        f"none of whose axes is the sample axis. Choose other modules: `layers=`."
     )
 
 
-def _shaped(maps: torch.Tensor, axis: int, folded: str, n: int) -> Layout:
+def _layout_of(maps: torch.Tensor, axis: int, folded: str, n: int) -> Layout:
     layout = Layout((), axis, folded)
     shape = tuple(layout.samples_first(maps, n).shape[1:])
     long = [k for k, size in enumerate(shape, 1) if size > 1]
     if len(shape) <= 1:
         return replace(layout, shape=shape or (1,))
     if len(long) == 1:
-        said = "the only axis longer than 1"
-        return replace(layout, shape=shape, channels=long[0], evidence=said)
+        evidence = "the only axis longer than 1"
+        return replace(layout, shape=shape, channels=long[0], evidence=evidence)
     return replace(layout, shape=shape, channels=None, evidence="")
 
 
-def _as_named(layout: Layout, named: str) -> Layout:
+def _with_given_axis(layout: Layout, channels: str) -> Layout:
     if len(layout.shape) < 2:
         return layout
-    axis = 1 if named == "first" else len(layout.shape)
-    return replace(layout, channels=axis, evidence=f"as asked (@{named})")
+    axis = 1 if channels == "first" else len(layout.shape)
+    return replace(layout, channels=axis, evidence=f"as specified (@{channels})")
 
 
 @contextmanager
 def _differentiable(module: nn.Module) -> Iterator[None]:
-    """Let derivatives be taken with respect to all parameters, frozen ones too."""
-    asked = [(p, p.requires_grad) for p in module.parameters() if p.is_floating_point()]
-    for parameter, _ in asked:
+    """Enable derivatives with respect to all parameters, including frozen ones."""
+    states = [(p, p.requires_grad) for p in module.parameters() if p.is_floating_point()]
+    for parameter, _ in states:
         parameter.requires_grad_(True)
     try:
         yield
     finally:
-        for parameter, before in asked:
-            parameter.requires_grad_(before)
+        for parameter, previous in states:
+            parameter.requires_grad_(previous)
 
 
 class _Graph:
-    """Maps of a few images with their derivatives, and which modules ran before each."""
+    """Maps of a few images with their derivatives, and the modules that ran before each."""
 
     def __init__(
         self, module: nn.Module, specs: Sequence[BlockSpec], tap: str, images: torch.Tensor
     ) -> None:
         self.n = len(images)
         self.maps: dict[str, torch.Tensor] = {}
-        self.ran: list[tuple[str, nn.Module]] = []
-        self.before: dict[str, int] = {}
+        self.calls: list[tuple[str, nn.Module]] = []
+        self.calls_before: dict[str, int] = {}
 
         def put(key: str, value: torch.Tensor) -> None:
             self.maps[key] = value.clone()
-            self.before[key] = len(self.ran)
+            self.calls_before[key] = len(self.calls)
 
         with hooked() as keep:
             for name, part in module.named_modules():
                 if any(True for _ in part.parameters(recurse=False)):
                     keep(part.register_forward_hook(self._end(name)))
-            with tapped(module, specs, tap, put):
+            with tensor_hooks(module, specs, tap, put):
                 run(module, images.clone())
 
     def _end(self, name: str) -> Any:
         def hook(part: nn.Module, *_: Any) -> None:
-            self.ran.append((name, part))
+            self.calls.append((name, part))
 
         return hook
 
     def with_channels(self, key: str, layout: Layout) -> Layout:
-        """Find the channel axis of one map, by derivatives or else by lengths."""
+        """Find the channel axis of one map, by derivatives or otherwise by lengths."""
         if key not in self.maps:
             return layout
         maps = layout.samples_first(self.maps[key], self.n)
-        last = list(dict.fromkeys(reversed(self.ran[: self.before[key]])))
+        last = list(dict.fromkeys(reversed(self.calls[: self.calls_before[key]])))
         if maps.requires_grad:
-            for name, part in last[:_ASKED]:
-                for kind, parameter in _telling(part):
-                    axis = _acts_on(maps, parameter)
+            for name, part in last[:_MAX_DERIVATIVES]:
+                for kind, parameter in _test_parameters(part):
+                    axis = _channel_axis(maps, parameter)
                     if axis is not None:
-                        said = f"one entry of {name}.{kind} acts on one slice of it"
-                        return replace(layout, channels=axis, evidence=said.replace(" .", " "))
-        for name, part in last[:_SIZED]:
+                        evidence = f"one entry of {name}.{kind} acts on one slice of it"
+                        evidence = evidence.replace(" .", " ")
+                        return replace(layout, channels=axis, evidence=evidence)
+        for name, part in last[:_MAX_LENGTHS]:
             for kind, parameter in part.named_parameters(recurse=False):
                 length = parameter.shape[0] if parameter.ndim else 1
                 axes = [k for k, size in enumerate(layout.shape, 1) if size == length > 1]
                 if len(axes) == 1:
-                    said = f"the only axis as long as {name}.{kind}"
-                    return replace(layout, channels=axes[0], evidence=said)
+                    evidence = f"the only axis as long as {name}.{kind}"
+                    return replace(layout, channels=axes[0], evidence=evidence)
         return layout
 
 
-def _telling(part: nn.Module) -> list[tuple[str, nn.Parameter]]:
-    """The parameters of a module to ask: vectors if it has some, bias first, else the others."""
+def _test_parameters(part: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    """Return the parameters of a module to test: vectors, bias first; others if there are none."""
     own = list(reversed(list(part.named_parameters(recurse=False))))
     vectors = [(kind, p) for kind, p in own if max(p.shape, default=0) == p.numel() > 1]
     return vectors or own
 
 
-def _acts_on(maps: torch.Tensor, parameter: torch.Tensor) -> int | None:
+def _channel_axis(maps: torch.Tensor, parameter: torch.Tensor) -> int | None:
     """Return the axis of which one slice depends on one entry, or row, of a parameter.
 
-    Another entry acts on another slice: what acts on the class token alone, whichever entry it is,
-    does not tell tokens from channels.
+    Different entries must act on different slices: if all act on the class token only, they do not
+    distinguish tokens from channels.
 
-    The derivative of the maps in one direction of the parameter is that of a derivative in the
-    other order: of <d<maps, v>/dp, direction> with respect to v.
+    The derivative of the maps in one direction of the parameter is computed in the other order, as
+    the derivative of <d<maps, v>/dp, direction> with respect to v.
     """
     try:
         v = torch.ones_like(maps, requires_grad=True)
@@ -291,14 +292,14 @@ def _acts_on(maps: torch.Tensor, parameter: torch.Tensor) -> int | None:
             if slope.shape[dim] < 2:
                 continue
             rows = slope.movedim(dim, 0).flatten(1) if slope.ndim > 1 else slope[:, None]
-            spread = torch.linspace(1, 2, rows.shape[1]).to(rows)
+            weights = torch.linspace(1, 2, rows.shape[1]).to(rows)
             slices = [
-                _confined(_derivative((rows[k] * spread).sum(), v))
+                _confined(_derivative((rows[k] * weights).sum(), v))
                 for k in rows.detach().abs().sum(1).topk(2).indices.tolist()
             ]
-            hits |= {axis for axis, at in slices[0].items() if slices[1].get(axis, at) != at}
+            hits |= {axis for axis, k in slices[0].items() if slices[1].get(axis, k) != k}
         return hits.pop() if len(hits) == 1 else None
-    except RuntimeError:  # a function without a second derivative; the next parameter may do
+    except RuntimeError:  # a function without a second derivative; the next parameter may work
         return None
 
 
@@ -312,18 +313,18 @@ def _derivative(
     )[0]
 
 
-def _confined(image: torch.Tensor | None) -> dict[int, int]:
-    """Return the axes, except for the samples', along which a derivative is in one slice: which."""
-    if image is None:
+def _confined(derivative: torch.Tensor | None) -> dict[int, int]:
+    """Map axes along which a derivative is confined to one slice to the index of that slice."""
+    if derivative is None:
         return {}
-    square = image.detach().double().square()
+    square = derivative.detach().double().square()
     total = square.sum()
     if not bool(total > 0):
         return {}
-    axes = [axis for axis in range(1, image.ndim) if image.shape[axis] > 1]
+    axes = [axis for axis in range(1, derivative.ndim) if derivative.shape[axis] > 1]
     sums = {axis: square.movedim(axis, 0).flatten(1).sum(1) for axis in axes}
     return {
         axis: int(sums[axis].argmax())
         for axis in axes
-        if bool(sums[axis].max() >= _CONFINED * total)
+        if bool(sums[axis].max() >= _MIN_CONFINED * total)
     }

@@ -1,4 +1,4 @@
-"""Feature maps made vectors."""
+"""Pooling of feature maps to vectors."""
 
 from __future__ import annotations
 
@@ -16,52 +16,52 @@ _AXES = ("first", "last")
 def pooling(pool: str) -> Pool:
     """Return the function that turns a batch of feature maps into a matrix (n, d).
 
-    It takes maps with the samples on the first axis and the channels on the second: (n, c, h, w),
-    tokens (n, c, t), video (n, c, t, h, w). `wgeo.trace` finds the axes of what a network returns,
+    Its input has the samples on the first axis and the channels on the second: (n, c, h, w),
+    tokens (n, c, t), video (n, c, t, h, w). `wgeo.trace` finds the axes of a network's outputs
     and moves them there.
 
     ``gap``
-        Mean over space, what a convolutional network's classifier reads; mean over tokens.
+        Mean over space, which a convolutional network's classifier reads; mean over tokens.
     ``flat``
         Every entry.
     ``grid:K``
-        K x K adaptive average over space, then flat; every pixel of maps smaller than that.
+        K x K adaptive average over space, then flat; smaller maps keep every pixel.
     ``cls``
         The first token.
 
-    ``@first`` or ``@last`` after any of them says where a network has its channels, if `trace`
-    cannot tell: right after the samples, or on the last axis.
+    ``@first`` or ``@last`` after any of them specifies the channel axis, if `trace` cannot
+    determine it: right after the samples, or the last axis.
 
     Raises
     ------
     ArgumentError
-        An unknown name.
+        The name is unknown.
     """
-    how, at, axis = pool.partition("@")
-    kind, _, size = how.partition(":")
-    known = how in ("gap", "flat", "cls") or (
+    method, at, axis = pool.partition("@")
+    kind, _, size = method.partition(":")
+    valid = method in ("gap", "flat", "cls") or (
         kind == "grid" and size.isascii() and size.isdecimal() and int(size) > 0
     )
-    if not known or (at and axis not in _AXES):
+    if not valid or (at and axis not in _AXES):
         raise ArgumentError(
             f"Unknown pool {pool!r}; choose gap, flat, cls or grid:K (such as grid:2), with @first "
-            "or @last if it cannot be told which axis holds the channels."
+            "or @last if the channel axis cannot be determined."
         )
-    side = int(size) if size else 0
-    return lambda maps: _pooled(maps, kind, side)
+    grid = int(size) if size else 0
+    return lambda maps: _pool(maps, kind, grid)
 
 
-def channels_named(pool: str) -> str | None:
-    """Return ``first`` or ``last``, if `pool` says which axis holds the channels."""
+def channel_axis(pool: str) -> str | None:
+    """Return ``first`` or ``last`` if `pool` specifies the channel axis, else None."""
     return pool.partition("@")[2] or None
 
 
 def keeps_all(pool: str) -> bool:
-    """Whether every entry is kept, so that no channel axis is needed."""
+    """Whether every entry is kept, so that the channel axis is not needed."""
     return pool.partition("@")[0] == "flat"
 
 
-def _pooled(maps: torch.Tensor, kind: str, side: int) -> torch.Tensor:
+def _pool(maps: torch.Tensor, kind: str, grid: int) -> torch.Tensor:
     if maps.ndim == 2 or kind == "flat":
         return maps.flatten(1)
     space = tuple(range(2, maps.ndim))
@@ -77,8 +77,8 @@ def _pooled(maps: torch.Tensor, kind: str, side: int) -> torch.Tensor:
         raise FeatureError("`pool='grid:K'` needs feature maps (n, c, h, w); these are tokens.")
     if len(space) > 3:
         raise FeatureError(f"Cannot pool features of shape {tuple(maps.shape)}; use `pool='flat'`.")
-    sides = [min(side, maps.shape[axis]) for axis in space]  # a finer grid would repeat pixels
+    sizes = [min(grid, maps.shape[axis]) for axis in space]  # a finer grid would repeat pixels
     average: Callable[..., torch.Tensor] = (
-        functional.adaptive_avg_pool2d if len(sides) == 2 else functional.adaptive_avg_pool3d
+        functional.adaptive_avg_pool2d if len(sizes) == 2 else functional.adaptive_avg_pool3d
     )
-    return average(maps, sides).flatten(1)
+    return average(maps, sizes).flatten(1)

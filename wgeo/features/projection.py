@@ -1,4 +1,4 @@
-"""Wide features made narrow by random projection, with what that does to distances."""
+"""Random projection of wide features, with bounds on the distortion of distances."""
 
 from __future__ import annotations
 
@@ -11,22 +11,23 @@ from scipy.stats import chi2
 
 from ..errors import ArgumentError
 
-_DOUBT = 0.01  # probability that any distance of all is distorted by more than is said
+_FAILURE = 0.01  # probability that any distance is distorted by more than the bounds
 
 
 @dataclass(frozen=True, eq=False)
 class Projection:
-    r"""Features of more than `width` numbers, projected onto `width` (Johnson, Lindenstrauss 1984).
+    r"""Random projection of features to `width` dimensions (Johnson and Lindenstrauss 1984).
 
-    x becomes R x, the entries of R independent and normal with variance 1 / width, so that
-    :math:`\|R(x - y)\|^2 / \|x - y\|^2` is chi-squared with `width` degrees of freedom over
-    `width`, whatever x and y. Layers of one width share one R: distances between them are kept too.
+    x becomes R x, where the entries of R are independent and normal with variance 1 / width, so
+    that :math:`\|R(x - y)\|^2 / \|x - y\|^2` is chi-squared with `width` degrees of freedom,
+    divided by `width`, for all x and y. Layers of equal width use the same R, so distances between
+    them are preserved too. Features that are not wider than `width` are unchanged.
 
     Parameters
     ----------
     width : int
     seed : int
-        R depends on it and on the width of the features alone.
+        R depends only on the seed and on the width of the features.
     """
 
     width: int
@@ -35,10 +36,12 @@ class Projection:
 
     def __post_init__(self) -> None:
         if isinstance(self.width, bool) or not isinstance(self.width, int) or self.width < 1:
-            raise ArgumentError(f"project is a number of features from 1, not {self.width!r}.")
+            raise ArgumentError(
+                f"project must be a positive number of features, not {self.width!r}."
+            )
 
     def __call__(self, rows: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n k"]:
-        """Project rows; those already as narrow stay as they are."""
+        """Project rows; rows of at most `width` entries are unchanged."""
         d = rows.shape[1]
         if d <= self.width:
             return rows
@@ -49,19 +52,18 @@ class Projection:
         return rows @ self._matrices[d].astype(rows.dtype, copy=False)
 
     def distortion(self, points: int) -> dict[str, Any]:
-        """What is true of all distances between so many points, and of one.
+        """Return bounds on the distortion of distances between `points` points.
 
         Returns
         -------
         dict
-            ``all``: the least and the largest factor by which any distance is changed, with a
-            probability of 99 %; W2 between projected layers is changed by a factor in the same
-            range. ``typical``: the standard deviation of one distance's factor, which is 1 on
-            average.
+            ``all``: the smallest and largest factor by which any distance changes, with
+            probability 99 %; W2 between projected layers changes by a factor in the same range.
+            ``typical``: the standard deviation of one distance's factor, whose mean is 1.
         """
-        tail = _DOUBT / max(points * (points - 1), 1)  # of each side, for points^2 / 2 pairs
-        least, most = (np.sqrt(f(tail, self.width) / self.width) for f in (chi2.ppf, chi2.isf))
+        tail = _FAILURE / max(points * (points - 1), 1)  # on each side, for points^2 / 2 pairs
+        low, high = (np.sqrt(f(tail, self.width) / self.width) for f in (chi2.ppf, chi2.isf))
         return {
-            "all": [float(least), float(most)],
+            "all": [float(low), float(high)],
             "typical": float(np.sqrt(0.5 / self.width)),
         }

@@ -1,4 +1,4 @@
-"""What passes the chosen places of a network during one pass: stem, blocks, shortcuts."""
+"""Hooks for the tensors at a network's stem, blocks and shortcuts during one pass."""
 
 from __future__ import annotations
 
@@ -18,12 +18,14 @@ Put = Callable[[str, torch.Tensor], None]
 
 
 @contextmanager
-def tapped(module: nn.Module, specs: Sequence[BlockSpec], tap: str, put: Put) -> Iterator[None]:
-    """Hand tensors to `put`, under the keys that a store gives them, as a pass computes them.
+def tensor_hooks(
+    module: nn.Module, specs: Sequence[BlockSpec], tap: str, put: Put
+) -> Iterator[None]:
+    """Call ``put(key, tensor)`` for tensors as a pass computes them, with their keys in a store.
 
-    The stem is what enters the first block. A block's entry is its shortcut's output, or what the
-    identity is of. The same key may come again, from an activation that is used twice: the last
-    one counts. Tensors may be overwritten later: `put` takes what it needs at once.
+    The stem is the input of the first block. A block's entry is its shortcut's output, or the input
+    of the identity. A key may occur twice if an activation is used twice: the last one counts.
+    Tensors may be overwritten later, so `put` must copy them at once.
     """
     parts = dict(module.named_modules())
     with hooked() as keep:
@@ -48,7 +50,7 @@ def _on_modules(
         if spec.sum is None:
             by_module[spec.module][spec.call] = spec
 
-    def begun(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def before(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         spec = by_module[name].get(calls[name])
         calls[name] += 1
         if spec is None:
@@ -56,22 +58,22 @@ def _on_modules(
         if spec is specs[0]:
             put(features_key("stem"), _tensor(first_tensor((*args, *kwargs.values())), name))
         if spec.residual and spec.shortcut is None:
-            at = spec.argument
-            given = kwargs.get(at) if isinstance(at, str) else (*args, None)[min(at, len(args))]
-            put(entry_key(spec.name), _tensor(given, name))
+            key = spec.argument
+            value = kwargs.get(key) if isinstance(key, str) else (*args, None)[min(key, len(args))]
+            put(entry_key(spec.name), _tensor(value, name))
 
     def inside(name: str, key: Callable[[str], str], value: Any) -> None:
-        """Something within a block's call that is running."""
+        """Record a tensor computed within the current call of a block."""
         spec = by_module[name].get(calls[name] - 1)
         if spec is not None:
             put(key(spec.name), _tensor(value, name))
 
     for name, own in by_module.items():
-        spec = next(iter(own.values()))  # every call of a module is read alike
+        spec = next(iter(own.values()))  # all calls of a module are recorded in the same way
         part = parts[name]
         keep(
             part.register_forward_pre_hook(
-                lambda _, args, kwargs, name=name: begun(name, args, kwargs), with_kwargs=True
+                lambda _, args, kwargs, name=name: before(name, args, kwargs), with_kwargs=True
             )
         )
         if spec.shortcut is not None:
@@ -95,28 +97,28 @@ def _on_modules(
 
 
 def _on_sums(specs: Sequence[BlockSpec], tap: str, put: Put) -> SumTap | None:
-    wanted = {}
+    sums = {}
     for spec in specs:
         if spec.sum is None:
             continue
 
-        def summed(
+        def on_sum(
             operands: list[torch.Tensor], before: torch.Tensor, value: torch.Tensor,
             spec: BlockSpec = spec,
         ) -> None:  # fmt: skip
             assert isinstance(spec.argument, int)
-            entering = operands[spec.argument]
+            identity = operands[spec.argument]
             if spec is specs[0]:
-                put(features_key("stem"), entering)
-            put(entry_key(spec.name), entering)
+                put(features_key("stem"), identity)
+            put(entry_key(spec.name), identity)
             put(features_key(spec.name), value if tap == "post" else before)
 
-        wanted[spec.sum] = spec.tail, summed
-    return SumTap(wanted) if wanted else None
+        sums[spec.sum] = spec.tail, on_sum
+    return SumTap(sums) if sums else None
 
 
 def _tensor(value: Any, name: str) -> torch.Tensor:
     tensor = returned(value)
-    if tensor is None:  # not what the probe saw
+    if tensor is None:  # unlike in the probing pass
         raise FeatureError(f"{name!r} takes or returns {type(value).__name__}, not a tensor.")
     return tensor

@@ -36,7 +36,7 @@ from ..trajectory.trajectory import (
     outline,
     whole_arrays,
 )
-from .network import identity, module_of, normalization_for, placed, provenance, sample
+from .network import identity, module_of, normalization_for, on_device, provenance, sample
 from .pooling import pooling
 from .projection import Projection
 from .recorder import HEAD, LOGITS, Batch, Recorder
@@ -58,22 +58,22 @@ def trace(
 ) -> Trajectory:
     """Follow labelled images through every block of a network.
 
-    The layers are ``input`` (the normalised pixels, flat), ``stem`` (what enters the first block)
-    and one for each block. Where a block changes the feature space, its own shortcut s gives the
-    identification: the layer's ``entry`` is s(x) of the old layer's features.
+    The layers are ``input`` (the normalized pixels, flattened), ``stem`` (the input of the first
+    block) and one per block. If a block changes the feature space, its own shortcut s identifies
+    the spaces: the layer's ``entry`` is s(x) of the previous layer's features.
 
     Parameters
     ----------
     net : Network or nn.Module
-        Left as it was: weights, hooks, device, train or eval mode of every part.
+        Unchanged afterwards: weights, hooks, device, train or eval mode of every module.
     images : Images, (x, labels), Dataset or DataLoader
-        A pair, x (n, c, h, w), is taken as it is: floats count as normalized. So are the pairs
-        that a torch Dataset or DataLoader gives; a loader that shuffles is read in the order of
+        A pair, x (n, c, h, w), is used as it is: floats count as normalized. The same holds for
+        the pairs of a torch Dataset or DataLoader; a loader that shuffles is read in the order of
         its data set, with a warning.
     pool : str
-        See `pooling`; the record says which.
+        See `pooling`; it is stored in the record.
     tap : {"post", "pre"}
-        Take a block's features after its final activation, or the sum before it.
+        Record a block's features after its final activation, or the sum before it.
     layers : sequence of str, optional
         Names of modules to follow, for networks without residual blocks.
     batch_size : int
@@ -81,61 +81,61 @@ def trace(
     device : str
         ``auto``, ``cpu``, ``cuda``, ``cuda:1``.
     store : path, optional
-        Write the features into this folder as they come, and return them as memory maps
-        (`Trajectory.load`). Killed at any moment, the same call goes on where it was; done
-        already, it returns at once.
+        Write the features into this folder as they are computed, and return them as memory maps
+        (`Trajectory.load`). If interrupted, the same call resumes; if complete, it returns at once.
     dtype : {"float32", "float16", "bfloat16", "float64"}, optional
-        How a store keeps them; by default in the network's own precision.
+        Precision of the store; by default the network's own.
     project : int, optional
-        Project layers of more than so many features onto so many (`Projection`); the settings say
-        what that does to distances.
+        Project layers with more features to this number (`Projection`); the settings record the
+        distortion of distances.
 
     Raises
     ------
     FeatureError
-        No blocks, NaN in a layer (named), images the network cannot take.
+        No blocks were found, a layer is NaN (the message names it), or the images do not fit the
+        network.
     ArgumentError
-        An unknown pool, tap, device or dtype.
+        The pool, tap, device or dtype is unknown.
     RecordError
-        The store is another job's, or its disk is full; rows already there are kept.
+        The store belongs to another job, or its disk is full; rows already written are kept.
     """
-    images, module, where = as_images(images), module_of(net), pick_device(device)
+    images, module, target = as_images(images), module_of(net), pick_device(device)
     _check(images, pool, tap, batch_size)
-    narrow = None if project is None else Projection(project)
+    projection = None if project is None else Projection(project)
     if dtype is not None and (store is None or dtype not in DTYPES or dtype == "int64"):
         kinds = ", ".join(kind for kind in DTYPES if kind != "int64")
-        raise ArgumentError(f"dtype is how `store=` keeps features: {kinds}; not {dtype!r}.")
+        raise ArgumentError(f"dtype is the precision of `store=`, one of {kinds}; not {dtype!r}.")
     settings: dict[str, Any] = {**provenance(net, images), "pool": pool, "tap": tap}
     job: dict[str, Any] = {}
     if store is not None:
-        how = {"pool": pool, "tap": tap, "layers": layers, "dtype": dtype, "project": project}
-        job = {**identity(net, images), **how}
+        options = {"pool": pool, "tap": tap, "layers": layers, "dtype": dtype, "project": project}
+        job = {**identity(net, images), **options}
         if processes.on_rank_zero(partial(holds, store, job)):
             return Trajectory.load(store)
-    with placed(module, where):
+    with on_device(module, target):
         probe = sample(net, module, images)
-        found = survey(module, probe, layers)
-        recorder = Recorder.of(module, found.specs, pool, tap, probe)
-        settings["axes"] = recorder.described()
-        settings |= _other_sums(found)
-        seen = recorder.follow(probe, where)
-        stages, few = recorder.stages(), _kept(seen, narrow)
-        if narrow is not None:
-            points = len(images) * sum(row.ndim > 1 for row in few.values())
-            settings["projected"] = {"width": project, **narrow.distortion(points)}
+        blocks = survey(module, probe, layers)
+        recorder = Recorder.of(module, blocks.specs, pool, tap, probe)
+        settings["axes"] = recorder.describe_axes()
+        settings |= _other_sums(blocks)
+        probe_rows = recorder.follow(probe, target)
+        stages, columns = recorder.stages(), _stored_rows(probe_rows, projection)
+        if projection is not None:
+            points = len(images) * sum(row.ndim > 1 for row in columns.values())
+            settings["projected"] = {"width": project, **projection.distortion(points)}
         about = outline(stages, images.class_names, settings)
         labels = as_labels(images.y, len(images))
-        _require_classes(seen, labels)
-        whole = whole_arrays(labels, _classifier(module, seen, few, stages[-1][0]))
-        follow = _Following(recorder, images, normalization_for(net, images), where, narrow)
+        _require_classes(probe_rows, labels)
+        whole = whole_arrays(labels, _classifier(module, probe_rows, columns, stages[-1][0]))
+        row_job = _RowJob(recorder, images, normalization_for(net, images), target, projection)
         if store is None:
-            held = processes.raise_on_any(partial(_Held, few, len(images)))
-            follow.into(held, batch_size)
-            arrays = {key: processes.all_reduce_sum(array) for key, array in held.arrays.items()}
+            sink = processes.raise_on_any(partial(_MemorySink, columns, len(images)))
+            row_job.write_to(sink, batch_size)
+            arrays = {key: processes.all_reduce_sum(array) for key, array in sink.arrays.items()}
             return assembled({**arrays, **whole}, about)
-        columns = {key: _column(row, dtype) for key, row in few.items()}
-        with _written_together(store, job, len(images), columns) as writer:
-            follow.into(writer, batch_size)
+        formats = {key: _column(row, dtype) for key, row in columns.items()}
+        with _shared_store(store, job, len(images), formats) as writer:
+            row_job.write_to(writer, batch_size)
             processes.on_rank_zero(partial(writer.finish, about, whole))
     return Trajectory.load(store)
 
@@ -150,10 +150,10 @@ def stream(
     batch_size: int = 256,
     device: str | torch.device = "auto",
 ) -> Iterator[tuple[dict[str, np.ndarray], np.ndarray, np.ndarray | None]]:
-    """Follow labelled images as `trace` does, and hand out each batch as it comes.
+    """Follow labelled images as `trace` does, and yield the features of each batch.
 
-    For `wgeo.collapse`, which needs no more at a time: ``wgeo.collapse(lambda: wgeo.stream(net,
-    images))`` measures any number of images in the memory of a batch and of the class means.
+    ``wgeo.collapse(lambda: wgeo.stream(net, images))`` measures any number of images with memory
+    for one batch and the class means.
 
     Parameters
     ----------
@@ -163,61 +163,61 @@ def stream(
     Yields
     ------
     features : dict of str to ndarray, (b, d)
-        By the layers' names, in execution order.
+        Features by layer name, in execution order.
     labels : ndarray of int, (b,)
     predictions : ndarray of int, (b,), or None
-        The network's decisions, where it returns logits.
+        The network's decisions; None if it returns no logits.
 
     Raises
     ------
     FeatureError, ArgumentError
-        As `trace`, when the first batch is asked for.
+        As for `trace`, raised when the first batch is requested.
     """
-    images, module, where = as_images(images), module_of(net), pick_device(device)
+    images, module, target = as_images(images), module_of(net), pick_device(device)
     _check(images, pool, tap, batch_size)
-    with placed(module, where):
+    with on_device(module, target):
         probe = sample(net, module, images)
-        found = survey(module, probe, layers)
-        _other_sums(found)
-        recorder = Recorder.of(module, found.specs, pool, tap, probe)
-        names = ("input", "stem", *(spec.name for spec in found.specs))
+        blocks = survey(module, probe, layers)
+        _other_sums(blocks)
+        recorder = Recorder.of(module, blocks.specs, pool, tap, probe)
+        names = ("input", "stem", *(spec.name for spec in blocks.specs))
         for x, y in images.batches(batch_size, normalization_for(net, images)):
-            rows = recorder.follow(x, where)
+            rows = recorder.follow(x, target)
             _require_classes(rows, y)
-            decided = decisions(rows[LOGITS]) if LOGITS in rows else None
-            yield {name: rows[features_key(name)] for name in names}, y, decided
+            predictions = decisions(rows[LOGITS]) if LOGITS in rows else None
+            yield {name: rows[features_key(name)] for name in names}, y, predictions
 
 
-def _other_sums(found: Blocks) -> dict[str, Any]:
-    """Warn of sums outside the blocks, since blocks may have been missed; return them to record."""
-    if not found.other_sums:
+def _other_sums(blocks: Blocks) -> dict[str, Any]:
+    """Warn of sums outside the blocks, which may be missed blocks; return them for the record."""
+    if not blocks.other_sums:
         return {}
-    names = [f"{name or 'the network itself'} ({n})" for name, n in found.other_sums.items()]
-    shown = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
+    names = [f"{name or 'the network itself'} ({n})" for name, n in blocks.other_sums.items()]
+    listing = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
     warnings.warn(
-        f"{len(found.specs)} residual blocks are followed. Tensors of equal shapes are also added "
-        f"in the forward of {shown}, outside of them. If these are residual blocks too, name all "
-        "that are to be followed with `layers=`.",
+        f"{len(blocks.specs)} residual blocks are followed. Tensors of equal shapes are also "
+        f"added in the forward of {listing}, outside them. If these are residual blocks too, pass "
+        "the names of all blocks as `layers=`.",
         WgeoWarning,
         stacklevel=3,
     )
-    return {"other_sums": found.other_sums}
+    return {"other_sums": blocks.other_sums}
 
 
 def _check(images: Images, pool: str, tap: str, batch_size: int) -> None:
-    """Refuse what cannot be traced, before anything is computed."""
+    """Check the arguments before anything is computed."""
     pooling(pool)
     if tap not in ("post", "pre"):
         raise ArgumentError(f"Unknown tap {tap!r}; choose post (after the activation) or pre.")
     if batch_size < 1:
         raise ArgumentError(f"batch_size must be at least 1, not {batch_size}.")
     if len(images) < 2:
-        raise FeatureError("At least two images are needed to say anything of a distribution.")
+        raise FeatureError("At least two images are needed to describe a distribution.")
 
 
 @runtime_checkable
 class _Sink(Protocol):
-    """Where rows go: this process's memory, or a store."""
+    """A destination of rows: this process's memory, or a store."""
 
     @property
     def row_bytes(self) -> int: ...
@@ -227,22 +227,23 @@ class _Sink(Protocol):
     def write(self, start: int, arrays: Batch) -> None: ...
 
 
-class _Held:
-    """Rows in arrays of this process; as many as fit into its memory."""
+class _MemorySink:
+    """Rows in this process's memory; raises if there is not enough."""
 
-    def __init__(self, few: Batch, rows: int) -> None:
+    def __init__(self, columns: Batch, rows: int) -> None:
         self.rows = rows
-        self.row_bytes = sum(row[0].nbytes for row in few.values())
-        left = available_bytes()
-        room = 0.8 * memory() if left is None else 0.5 * left
-        if rows * self.row_bytes > room:
+        self.row_bytes = sum(row[0].nbytes for row in columns.values())
+        available = available_bytes()
+        limit = 0.8 * memory() if available is None else 0.5 * available
+        if rows * self.row_bytes > limit:
             raise FeatureError(
-                f"The features need {rows * self.row_bytes / 2**30:.2f} GiB, and there is memory "
-                f"for {room / 2**30:.2f} GiB of them. "
-                "Write them to disk (`store=DIR`), take fewer samples, or `pool='gap'` instead of "
-                "'flat'."
+                f"The features need {rows * self.row_bytes / 2**30:.2f} GiB, but only "
+                f"{limit / 2**30:.2f} GiB of memory can be used. Write them to disk (`store=DIR`), "
+                "use fewer samples, or `pool='gap'` instead of 'flat'."
             )
-        self.arrays = {key: np.zeros((rows, *row.shape[1:]), row.dtype) for key, row in few.items()}
+        self.arrays = {
+            key: np.zeros((rows, *row.shape[1:]), row.dtype) for key, row in columns.items()
+        }
 
     def missing(self) -> list[slice]:
         return [slice(0, self.rows)]
@@ -253,48 +254,54 @@ class _Held:
 
 
 @dataclass(frozen=True, eq=False)
-class _Following:
-    """Images, and how a network follows them."""
+class _RowJob:
+    """Computes the rows of images and writes them to a sink."""
 
     recorder: Recorder
     images: Images
     normalization: Normalization
-    where: torch.device
-    narrow: Projection | None
+    device: torch.device
+    projection: Projection | None
 
-    def into(self, sink: _Sink, batch_size: int) -> None:
-        """Follow this process's share of the missing rows, and wait until all have theirs."""
-        mine = _own_share(processes.on_rank_zero(sink.missing), batch_size)
-        processes.raise_on_any(partial(self._write, sink, mine, batch_size))
+    def write_to(self, sink: _Sink, batch_size: int) -> None:
+        """Write this process's part of the missing rows, and wait for all processes."""
+        spans = _local_spans(processes.on_rank_zero(sink.missing), batch_size)
+        processes.raise_on_any(partial(self._write, sink, spans, batch_size))
 
     def _write(self, sink: _Sink, spans: list[slice], batch_size: int) -> None:
-        """Follow images and write their rows, a few batches at a time."""
+        """Compute the rows of images and write them, a few batches at a time."""
         batches = [
             (part, batch)
             for span in spans
             for part in shards(span, batch_size, sink.row_bytes)
-            for batch in _cut(part, batch_size)
+            for batch in _split(part, batch_size)
         ]
-        held: list[Batch] = []
+        pending: list[Batch] = []
         for part, batch in track(batches, "tracing features"):
             x = self.normalization(self.images.x[batch])
-            held.append(_kept(self.recorder.follow(x, self.where), self.narrow, batch.start))
+            rows = self.recorder.follow(x, self.device)
+            pending.append(_stored_rows(rows, self.projection, batch.start))
             if batch.stop == part.stop:
-                together = {key: np.concatenate([rows[key] for rows in held]) for key in held[0]}
-                sink.write(part.start, together)
-                held = []
+                arrays = {
+                    key: np.concatenate([each[key] for each in pending]) for key in pending[0]
+                }
+                sink.write(part.start, arrays)
+                pending = []
 
 
-def _cut(span: slice, size: int) -> list[slice]:
-    """A range of rows as batches."""
+def _split(span: slice, size: int) -> list[slice]:
+    """Split a range of rows into batches."""
     return [
         slice(start, min(start + size, span.stop)) for start in range(span.start, span.stop, size)
     ]
 
 
-def _own_share(spans: Sequence[slice], batch_size: int) -> list[slice]:
-    """This process's share of ranges of rows, in whole batches: the same whoever follows them."""
-    batches = [batch for span in spans for batch in _cut(span, batch_size)]
+def _local_spans(spans: Sequence[slice], batch_size: int) -> list[slice]:
+    """Return this process's part of ranges of rows, in whole batches.
+
+    Batches are the same for any number of processes.
+    """
+    batches = [batch for span in spans for batch in _split(span, batch_size)]
     own: list[slice] = []
     for batch in batches[processes.shard(len(batches))]:
         if own and own[-1].stop == batch.start:
@@ -305,36 +312,36 @@ def _own_share(spans: Sequence[slice], batch_size: int) -> list[slice]:
 
 
 @contextmanager
-def _written_together(
+def _shared_store(
     store: str | os.PathLike[str],
     job: dict[str, Any],
     rows: int,
     columns: dict[str, Column],
 ) -> Iterator[Writer]:
-    """A store that every process writes its rows into, once the first has claimed the folder."""
+    """Open a store for all processes, after the first has claimed the folder."""
     with ExitStack() as stack:
-        ours: list[Writer] = []
+        writers: list[Writer] = []
 
         def claim(part: int = 0) -> None:
-            ours.append(stack.enter_context(Writer(store, job, rows, columns, part)))
+            writers.append(stack.enter_context(Writer(store, job, rows, columns, part)))
 
         part = processes.rank()
         processes.on_rank_zero(claim)
-        processes.raise_on_any(lambda: None if ours else claim(part))
-        yield ours[0]
+        processes.raise_on_any(lambda: None if writers else claim(part))
+        yield writers[0]
 
 
-def _kept(seen: Batch, narrow: Projection | None, start: int = 0) -> Batch:
-    """What a trajectory keeps of a batch's rows: finite, and projected if asked."""
-    kept: Batch = {}
-    for key, rows in seen.items():
+def _stored_rows(batch: Batch, projection: Projection | None, start: int = 0) -> Batch:
+    """Return the rows that a trajectory stores: finite, and projected if requested."""
+    stored: Batch = {}
+    for key, rows in batch.items():
         if key in (HEAD, LOGITS):
             continue
         check_finite(torch.from_numpy(rows), f"layer {key.partition(':')[2]!r}", start)
-        kept[key] = rows if narrow is None else narrow(rows)
-    if LOGITS in seen:
-        kept[PREDICTIONS] = decisions(seen[LOGITS])
-    return kept
+        stored[key] = rows if projection is None else projection(rows)
+    if LOGITS in batch:
+        stored[PREDICTIONS] = decisions(batch[LOGITS])
+    return stored
 
 
 def _column(row: np.ndarray, dtype: str | None) -> Column:
@@ -344,26 +351,26 @@ def _column(row: np.ndarray, dtype: str | None) -> Column:
 
 
 def decisions(logits: Float[np.ndarray, "n K"]) -> Int[np.ndarray, " n"]:
-    """The classes that a network decides for."""
+    """Return the predicted classes."""
     return logits.argmax(1).astype(np.int64)
 
 
-def _require_classes(seen: Batch, labels: Int[np.ndarray, " n"]) -> None:
-    """Refuse labels that the network has no class for."""
-    logits = seen.get(LOGITS)
+def _require_classes(rows: Batch, labels: Int[np.ndarray, " n"]) -> None:
+    """Raise if a label is beyond the network's classes."""
+    logits = rows.get(LOGITS)
     if logits is not None and labels.max() >= logits.shape[1]:
         raise FeatureError(
-            f"The data has label {labels.max()}, the network decides among {logits.shape[1]} "
+            f"The data has label {labels.max()}, but the network has only {logits.shape[1]} "
             "classes. Is this the data set it was trained on?"
         )
 
 
-def _classifier(module: nn.Module, seen: Batch, kept: Batch, last: str) -> Classifier | None:
-    """The last linear layer, if it is true that it reads the last layer's features as kept."""
-    head, read, features = classifier_of(module), seen.get(HEAD), kept[features_key(last)]
-    if head is None or read is None or read.shape != features.shape:
+def _classifier(module: nn.Module, rows: Batch, stored: Batch, last: str) -> Classifier | None:
+    """Return the last linear layer, if its input is the last layer's stored features."""
+    head, x, features = classifier_of(module), rows.get(HEAD), stored[features_key(last)]
+    if head is None or x is None or x.shape != features.shape:
         return None
-    if not np.allclose(read, features, rtol=1e-4, atol=1e-4 * float(np.abs(read).max())):
+    if not np.allclose(x, features, rtol=1e-4, atol=1e-4 * float(np.abs(x).max())):
         return None
     weight = as_numpy(head.weight)
     bias = np.zeros(len(weight), weight.dtype) if head.bias is None else as_numpy(head.bias)

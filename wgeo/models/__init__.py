@@ -1,6 +1,6 @@
-"""Networks: wgeo's own, torchvision's, timm's and a user's, by name; and which one fits a file.
+"""Networks by name: wgeo's own, torchvision's, timm's and the user's.
 
-`build` makes one with fresh weights.
+`build` returns a network with fresh weights.
 """
 
 from typing import TYPE_CHECKING
@@ -12,5 +12,5 @@ from .registry import build
 
 __all__ = ["build", "simplex_etf", "untrained", "with_etf_classifier"]
 
-if not TYPE_CHECKING:  # or every name would count as defined
+if not TYPE_CHECKING:  # otherwise every name would count as defined
     __getattr__ = moved_names(__name__)

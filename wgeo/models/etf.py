@@ -1,4 +1,4 @@
-"""A classifier that is not learned: the vertices of a fixed simplex equiangular tight frame."""
+"""A fixed classifier: the vertices of a simplex equiangular tight frame (ETF)."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from torch import nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from ..errors import ArgumentError
-from .parts import positive
+from .parts import require_positive
 from .residual import ConvBlock, projection
 
 
 class FixedLinear(nn.Linear):
-    """A linear map without bias whose weight is a buffer: saved and moved, never trained.
+    """A linear map without bias whose weight is a buffer: saved and moved, but never trained.
 
     Parameters
     ----------
@@ -28,23 +28,23 @@ class FixedLinear(nn.Linear):
         self.register_parameter("bias", None)
 
     def reset_parameters(self) -> None:
-        """Keep the weight: there is nothing to draw."""
+        """Do nothing: the weight is fixed."""
 
 
 def simplex_etf(num_classes: int, dim: int | None = None) -> torch.Tensor:
     """Return K unit vectors in R^d with pairwise cosine -1/(K-1), rows of a (K, d) tensor.
 
     W = sqrt(K/(K-1)) (I_K - J/K) P^T  (Papyan, Han and Donoho 2020, definition 1), with P^T P = I.
-    The columns of P are the normalised indicators of K consecutive groups of features, so that
-    non-negative features (after a ReLU) can align with every class: h = P e_k gives the logits
-    proportional to W w_k plus a constant. A random rotation P could ask for negative features.
+    The columns of P are the normalized indicators of K consecutive groups of features, so that
+    nonnegative features (after a ReLU) can align with every class: h = P e_k gives logits
+    proportional to W w_k plus a constant. A random rotation P could require negative features.
 
     Parameters
     ----------
     num_classes : int
         K >= 2.
     dim : int, optional
-        d >= K; default K, where P = I.
+        d >= K; default K, for which P = I.
 
     Raises
     ------
@@ -52,19 +52,19 @@ def simplex_etf(num_classes: int, dim: int | None = None) -> torch.Tensor:
         K < 2 or d < K.
     """
     dim = num_classes if dim is None else dim
-    positive(num_classes=num_classes, dim=dim)
+    require_positive(num_classes=num_classes, dim=dim)
     if num_classes < 2:
         raise ArgumentError("A simplex ETF needs at least two classes.")
     if dim < num_classes:
         raise ArgumentError(
             f"A simplex ETF of {num_classes} classes needs at least {num_classes} features, "
-            f"and there are {dim}."
+            f"not {dim}."
         )
-    group = torch.arange(dim) * num_classes // dim  # (d,), which class a feature belongs to
+    group = torch.arange(dim) * num_classes // dim  # (d,), the class of each feature
     p = nn.functional.one_hot(group, num_classes).double()  # (d, K)
     p /= p.norm(dim=0)
-    centred = torch.eye(num_classes, dtype=torch.float64) - 1 / num_classes
-    return ((num_classes / (num_classes - 1)) ** 0.5 * centred @ p.T).float()
+    centered = torch.eye(num_classes, dtype=torch.float64) - 1 / num_classes
+    return ((num_classes / (num_classes - 1)) ** 0.5 * centered @ p.T).float()
 
 
 def with_etf_classifier(net: nn.Module, dim: str = "K") -> nn.Module:
@@ -73,35 +73,35 @@ def with_etf_classifier(net: nn.Module, dim: str = "K") -> nn.Module:
     Parameters
     ----------
     net : nn.Module
-        Any network with a linear head for ``dim="keep"``; for ``dim="K"`` a ResNet of torchvision
-        (or a user's made of its blocks) or a CIFAR ResNet, since the last residual block is made
+        For ``dim="keep"`` any network with a linear head; for ``dim="K"`` a torchvision ResNet
+        (or a network of the same blocks) or a CIFAR ResNet, since the last residual block is made
         narrower.
     dim : ``"K"``, ``"keep"``
-        ``"K"``: the last residual block ends in K features instead of d: its last convolution has K
-        filters, and its shortcut becomes a 1 x 1 projection with batch norm. This is where the
-        memory is saved (20.7 % of ResNet-18's parameters at K = 10, 4.5 % of ResNet-50's); to
-        project after the pooling instead would save nothing. Features that are K already stay.
-        ``"keep"``: the features stay as they are, and only the head is fixed.
+        ``"K"``: the last residual block has K output features instead of d: its last convolution
+        has K filters, and its shortcut becomes a 1 x 1 projection with batch norm. This saves
+        memory (20.7 % of ResNet-18's parameters at K = 10, 4.5 % of ResNet-50's), which a
+        projection after the pooling would not. If d = K already, the block is unchanged.
+        ``"keep"``: the features are unchanged, and only the head is fixed.
 
     Returns
     -------
     nn.Module
-        The new weights are freshly drawn, the rest is copied. Its state dict has the frame under
-        the old head's name, without a bias; `from_state` recognises it by that.
+        New layers have fresh random weights, the rest is copied. In the state dict the frame has
+        the old head's name and no bias, by which `from_state` recognizes it.
 
     Raises
     ------
     ArgumentError
-        No linear head, fewer features than classes, or ``dim="K"`` where the last block is not one
-        that can be narrowed.
+        There is no linear head, there are fewer features than classes, or ``dim="K"`` and the last
+        block cannot be narrowed.
     """
     if dim not in ("K", "keep"):
         raise ArgumentError(f"dim must be 'K' or 'keep', not {dim!r}.")
     net = copy.deepcopy(net)
-    found = [(name, part) for name, part in net.named_modules() if isinstance(part, nn.Linear)]
-    if not found:
+    heads = [(name, part) for name, part in net.named_modules() if isinstance(part, nn.Linear)]
+    if not heads:
         raise ArgumentError(f"{type(net).__name__} has no linear classifier to replace.")
-    name, head = found[-1]
+    name, head = heads[-1]
     width = head.in_features
     if dim == "K" and width != head.out_features:
         width = head.out_features
@@ -113,21 +113,21 @@ def with_etf_classifier(net: nn.Module, dim: str = "K") -> nn.Module:
 
 
 def _last_block(net: nn.Module, width: int) -> BasicBlock | Bottleneck | ConvBlock:
-    found = [m for m in net.modules() if isinstance(m, BasicBlock | Bottleneck | ConvBlock)]
-    # A block without a final activation belongs to an isotropic network, whose point is one width.
-    if found and not isinstance(getattr(found[-1], "act2", None), nn.Identity):
-        last = _closing(found[-1])[1]
+    candidates = [m for m in net.modules() if isinstance(m, BasicBlock | Bottleneck | ConvBlock)]
+    # A block without a final activation belongs to an isotropic network, which has one width.
+    if candidates and not isinstance(getattr(candidates[-1], "act2", None), nn.Identity):
+        last = _last_conv(candidates[-1])[1]
         if last.out_channels == width:
-            return found[-1]
+            return candidates[-1]
     raise ArgumentError(
-        f"`dim='K'` narrows the last residual block, and in {type(net).__name__} none of "
-        "torchvision's ResNets' or wgeo's CIFAR ResNets' kind feeds the classifier. "
+        f"`dim='K'` narrows the last residual block, but the classifier of {type(net).__name__} "
+        "does not read the output of a block of torchvision's ResNets or wgeo's CIFAR ResNets. "
         "Use `dim='keep'`; in training, `classifier='etf-keep'`."
     )
 
 
-def _closing(block: BasicBlock | Bottleneck | ConvBlock) -> tuple[str, nn.Conv2d]:
-    """Return which convolution ends the block's branch: its number and itself."""
+def _last_conv(block: BasicBlock | Bottleneck | ConvBlock) -> tuple[str, nn.Conv2d]:
+    """Return the last convolution of a block's branch, and its number."""
     number = "3" if isinstance(block, Bottleneck) else "2"
     conv = getattr(block, "conv" + number)
     assert isinstance(conv, nn.Conv2d)
@@ -135,8 +135,8 @@ def _closing(block: BasicBlock | Bottleneck | ConvBlock) -> tuple[str, nn.Conv2d
 
 
 def _narrow(block: BasicBlock | Bottleneck | ConvBlock, width: int) -> None:
-    """Make a residual block end in `width` channels, in place."""
-    number, old = _closing(block)
+    """Change a residual block to `width` output channels, in place."""
+    number, old = _last_conv(block)
     device = old.weight.device
     size, pad = old.kernel_size[0], old.padding[0]
     conv = nn.Conv2d(old.in_channels, width, size, 1, int(pad), bias=False)

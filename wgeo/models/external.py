@@ -1,4 +1,4 @@
-"""Architectures that others define: torchvision's, timm's, and a user's own factory."""
+"""Architectures defined elsewhere: torchvision's, timm's, and the user's own factories."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from torch import nn
 from torchvision.models.resnet import ResNet
 
 from ..errors import ArgumentError, DependencyError
-from .parts import State, length
+from .parts import State, axis_length
 
 Infer = Callable[[State, Mapping[str, Any]], dict[str, Any]]
 
@@ -36,23 +36,24 @@ class Arch:
     build : callable
         ``build(*, num_classes, in_channels, image_size, activation, **options) -> nn.Module``.
     normalize : str or None
-        The normalisation its published checkpoints expect, as `wgeo.data.normalization` takes it.
+        The normalization of its published checkpoints, in the format of
+        `wgeo.data.normalization`.
     infer : callable
-        ``infer(state, given)``: what to call `build` with, so that it fits a state dict; ``given``
-        are settings that shapes don't show.
+        ``infer(state, options)``: the arguments of `build` that fit a state dict; ``options`` are
+        settings that shapes do not determine.
     rename : tuple of (pattern, replacement)
-        Regular expressions that turn other people's key names into this architecture's.
+        Regular expressions that convert other common key names to this architecture's.
     mark : str
-        Regular expression that some key of every such network matches: a quick look before the
-        search for what fits a file builds anything.
+        Regular expression that matches some key of every such network: a quick test before the
+        search for a fitting architecture builds any network.
     settled : bool
-        Whether shapes settle what the network computes. Where an activation or a number of heads
-        is left open, a file that fits is not taken for it unasked.
+        Whether shapes determine the network. If they leave an activation or number of heads open,
+        a file that fits is not assigned to it automatically.
     external : bool
-        Whether its code is a user's own: it is then built for real before shapes are compared.
+        Whether its code is the user's: it is then fully built before shapes are compared.
     translate : callable or None
-        ``translate(state, settings)``: a file's tensors under the names of the network that its
-        library builds today, where it saves them under older ones.
+        ``translate(state, settings)``: converts tensor names to those of the network that its
+        library builds today, if files have older names.
     """
 
     name: str
@@ -67,7 +68,7 @@ class Arch:
     translate: Callable[[State, Mapping[str, Any]], State] | None = None
 
 
-_LAST = {  # torchvision's ResNets, each with a module that it has and shallower ones lack
+_LAST_MODULE = {  # of torchvision's ResNets: a module that shallower ones lack
     "resnet18": "layer3.1.conv2",
     "resnet34": "layer3.5.conv2",
     "resnet50": "layer3.5.conv3",
@@ -79,12 +80,12 @@ _LAST = {  # torchvision's ResNets, each with a module that it has and shallower
     "wide_resnet50_2": "layer3.5.conv3",
     "wide_resnet101_2": "layer3.22.conv3",
 }
-RESNETS = tuple(_LAST)
+RESNETS = tuple(_LAST_MODULE)
 VITS = ("vit_b_16", "vit_b_32", "vit_l_16", "vit_l_32", "vit_h_14")
-_SMALL_IMAGE = 64  # pixels up to which a ResNet is built with the small stem
+_SMALL_IMAGE = 64  # pixels, up to which a ResNet has the small stem
 HEADS = ("fc", "linear", "head", "heads.head", "head.fc", "classifier", "classifier.1")
 ANY_HEAD = r"(?:head\.fc|heads\.head|classifier\.1|head|fc|linear|classifier)"
-# transformers' ResNet is torchvision's under other names.
+# transformers' ResNet is torchvision's with other names.
 HUGGINGFACE_RESNET = (
     (r"^(?:resnet\.)?embedder\.embedder\.convolution\.", "conv1."),
     (r"^(?:resnet\.)?embedder\.embedder\.normalization\.", "bn1."),
@@ -95,9 +96,9 @@ HUGGINGFACE_RESNET = (
     (r"^(layer\d\.\d+)\.shortcut\.convolution\.", r"\1.downsample.0."),
     (r"^(layer\d\.\d+)\.shortcut\.normalization\.", r"\1.downsample.1."),
     *(
-        (rf"^(layer\d\.\d+)\.layer\.{at}\.{theirs}\.", rf"\1.{ours}{at + 1}.")
-        for at in range(3)
-        for theirs, ours in (("convolution", "conv"), ("normalization", "bn"))
+        (rf"^(layer\d\.\d+)\.layer\.{i}\.{name}\.", rf"\1.{renamed}{i + 1}.")
+        for i in range(3)
+        for name, renamed in (("convolution", "conv"), ("normalization", "bn"))
     ),
 )
 
@@ -110,9 +111,9 @@ def torchvision_arch(name: str) -> Arch:
     ArgumentError
         torchvision has no such network.
     """
-    known = torchvision.models.list_models(module=torchvision.models)
-    if name not in known:
-        raise ArgumentError(f"torchvision has no network {name!r}{suggest(name, known)}.")
+    names = torchvision.models.list_models(module=torchvision.models)
+    if name not in names:
+        raise ArgumentError(f"torchvision has no network {name!r}{suggest(name, names)}.")
     if name not in RESNETS:
         return Arch(
             f"torchvision:{name}",
@@ -128,7 +129,7 @@ def torchvision_arch(name: str) -> Arch:
         partial(_torchvision_resnet, name),
         infer_torchvision_resnet,
         normalize="imagenet",
-        mark="^" + re.escape(_LAST[name]),
+        mark="^" + re.escape(_LAST_MODULE[name]),
         settled=True,
         rename=(
             *HUGGINGFACE_RESNET,
@@ -150,7 +151,7 @@ def _torchvision_resnet(
     """Build a ResNet; `stem` is ``imagenet`` (7 x 7, max-pool), ``cifar`` (3 x 3) or ``auto``."""
     if stem not in ("auto", "imagenet", "cifar"):
         raise ArgumentError(f"stem must be auto, imagenet or cifar, not {stem!r}.")
-    _own_activation(name, activation)
+    _refuse_activation(name, activation)
     net = torchvision.models.get_model(name, weights=None, num_classes=num_classes)
     assert isinstance(net, ResNet)
     small = image_size is not None and image_size <= _SMALL_IMAGE
@@ -161,12 +162,12 @@ def _torchvision_resnet(
     return _with_channels(net, in_channels)
 
 
-def infer_torchvision_resnet(state: State, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return how a state's ResNet was built; a 3 x 3 first kernel means the small-image stem."""
+def infer_torchvision_resnet(state: State, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of a state's ResNet; a 3 x 3 first kernel means the small-image stem."""
     return {
-        "num_classes": length(state, "fc.weight", 0, 1000),
-        "in_channels": length(state, "conv1.weight", 1, 3),
-        "stem": "cifar" if length(state, "conv1.weight", 2, 7) == 3 else "imagenet",
+        "num_classes": axis_length(state, "fc.weight", 0, 1000),
+        "in_channels": axis_length(state, "conv1.weight", 1, 3),
+        "stem": "cifar" if axis_length(state, "conv1.weight", 2, 7) == 3 else "imagenet",
     }
 
 
@@ -178,12 +179,12 @@ def _torchvision(
     image_size: int | None = None,
     activation: str = "relu",
 ) -> nn.Module:
-    _own_activation(name, activation)
+    _refuse_activation(name, activation)
     extra: dict[str, Any] = {}
     if name.startswith("vit_") and image_size is not None:
         extra["image_size"] = image_size
     if name in ("googlenet", "inception_v3"):
-        extra["init_weights"] = False  # its scipy initialisation takes minutes
+        extra["init_weights"] = False  # its scipy initialization takes minutes
     try:
         net = torchvision.models.get_model(name, weights=None, num_classes=num_classes, **extra)
     except (AssertionError, TypeError, ValueError) as error:
@@ -191,44 +192,44 @@ def _torchvision(
     return _with_channels(net, in_channels)
 
 
-def infer_torchvision(state: State, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return how a state's torchvision network was built."""
-    found = infer_head(state, given)
+def infer_torchvision(state: State, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of a state's torchvision network."""
+    settings = infer_head(state, options)
     if "encoder.pos_embedding" in state:
-        patch = length(state, "conv_proj.weight", 2, 16)
-        side = isqrt(max(1, length(state, "encoder.pos_embedding", 1, 197) - 1))
-        found["image_size"] = patch * side
-    return found
+        patch = axis_length(state, "conv_proj.weight", 2, 16)
+        side = isqrt(max(1, axis_length(state, "encoder.pos_embedding", 1, 197) - 1))
+        settings["image_size"] = patch * side
+    return settings
 
 
-def infer_head(state: State, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the number of classes and channels that a network of unknown make seems to have.
+def infer_head(state: State, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the probable number of classes and channels of an unknown network.
 
-    The head is the weight under one of the usual names, else the last matrix; the channels are
+    The head is the weight with one of the usual names, else the last matrix; the channels are
     those of the first convolution.
     """
     usual = [f"{name}.weight" for name in HEADS]
     matrices = [k for k, t in state.items() if t.ndim in (2, 4) and k.endswith("weight")]
     head = next((key for key in usual if key in state), matrices[-1] if matrices else "")
-    if head.startswith("classifier."):  # of several, as in AlexNet, the last one
+    if head.startswith("classifier."):  # the last of several, as in AlexNet
         head = next(key for key in reversed(matrices) if key.startswith("classifier."))
     kernels = [key for key in matrices if state[key].ndim == 4]
     return {
-        "num_classes": length(state, head, 0, 1000),
-        "in_channels": length(state, kernels[0], 1, 3) if kernels else 3,
+        "num_classes": axis_length(state, head, 0, 1000),
+        "in_channels": axis_length(state, kernels[0], 1, 3) if kernels else 3,
     }
 
 
-def _own_activation(name: str, activation: str) -> None:
+def _refuse_activation(name: str, activation: str) -> None:
     if activation != "relu":
         raise ArgumentError(
-            f"torchvision:{name} has its own activation; leave out `activation={activation!r}`, "
+            f"torchvision:{name} has its own activation; omit `activation={activation!r}`, "
             "or choose one of wgeo's architectures."
         )
 
 
 def _with_channels(net: nn.Module, channels: int) -> nn.Module:
-    """Replace the first convolution by one that reads `channels` channels."""
+    """Replace the first convolution by one with `channels` input channels."""
     name, old = next((n, m) for n, m in net.named_modules() if isinstance(m, nn.Conv2d))
     if channels != old.in_channels:
         if old.groups != 1:
@@ -254,7 +255,7 @@ def timm_arch(name: str) -> Arch:
     DependencyError
         timm is not installed.
     ArgumentError
-        timm has no such network (names that reach for the network, as ``hf-hub:``, are not taken).
+        timm has no such network (names such as ``hf-hub:``, which download, are not accepted).
     """
     try:
         import timm
@@ -263,8 +264,8 @@ def timm_arch(name: str) -> Arch:
             f"timm:{name} needs timm, which is not installed: pip install 'wgeo[timm]'."
         ) from error
     if not timm.is_model(name):
-        known = timm.list_models()
-        raise ArgumentError(f"timm has no network {name!r}{suggest(name, known)}.")
+        names = timm.list_models()
+        raise ArgumentError(f"timm has no network {name!r}{suggest(name, names)}.")
     config = timm.get_pretrained_cfg(name)
     normalize = normalization(config.mean, config.std) if config is not None else None
     return Arch(
@@ -294,7 +295,7 @@ def _timm(
 
 
 def normalization(mean: tuple[float, ...], std: tuple[float, ...]) -> str:
-    """Return what `wgeo.data.normalization` takes for a mean and standard deviation a channel."""
+    """Return a mean and standard deviation per channel in the format of `data.normalization`."""
     if tuple(mean) == (0.485, 0.456, 0.406) and tuple(std) == (0.229, 0.224, 0.225):
         return "imagenet"
     if set(mean) == {0.5} and set(std) == {0.5}:
@@ -303,10 +304,10 @@ def normalization(mean: tuple[float, ...], std: tuple[float, ...]) -> str:
 
 
 def user_arch(name: str) -> Arch:
-    """Return a user's ``package.module:factory`` as an `Arch`; the current folder is searched too.
+    """Return a user's ``package.module:factory`` as an `Arch`; also searches the current folder.
 
     The factory is called with those of num_classes, in_channels, image_size, activation and the
-    given options that its signature names, and returns a network.
+    options that are in its signature, and returns a network.
 
     Raises
     ------
@@ -315,26 +316,27 @@ def user_arch(name: str) -> Arch:
     """
     module_name, _, attribute = name.partition(":")
     if os.getcwd() not in sys.path and "" not in sys.path:
-        sys.path.append(os.getcwd())  # last: nothing there takes an installed module's place
+        sys.path.append(os.getcwd())  # last, so that nothing there replaces an installed module
     try:
         module = importlib.import_module(module_name)
     except Exception as error:  # a user's module can raise anything
         raise ArgumentError(
             f"Cannot import {module_name!r} for the architecture {name!r}: "
-            f"{type(error).__name__}: {error}. It is looked for in the current folder "
-            "and among the installed packages."
+            f"{type(error).__name__}: {error}. wgeo searches the current folder "
+            "and the installed packages."
         ) from error
     factory: Any = module
     for part in attribute.split("."):
         factory = getattr(factory, part, None)
     if isinstance(factory, nn.Module) or not callable(factory):
         names = [n for n, v in vars(module).items() if callable(v) and not n.startswith("_")]
-        what = "is a network already" if isinstance(factory, nn.Module) else "is no function"
+        problem = "is already a network" if isinstance(factory, nn.Module) else "is not a function"
         raise ArgumentError(
-            f"{attribute!r} of {module_name} {what}; name a function or class that makes a network"
+            f"{attribute!r} of {module_name} {problem}; pass a function or class that returns a "
+            f"network"
             f"{suggest(attribute, names)}."
         )
-    return Arch(name, f"{name}, a factory of yours", partial(_call, name, factory), infer_head,
+    return Arch(name, f"{name}, a user's factory", partial(_call, name, factory), infer_head,
                 external=True)  # fmt: skip
 
 
@@ -345,25 +347,27 @@ def _call(name: str, factory: Callable[..., Any], /, **settings: Any) -> nn.Modu
         parameters = inspect.Signature().parameters
     kinds = {parameter.kind for parameter in parameters.values()}
     common = {"num_classes", "in_channels", "image_size", "activation"}
-    wanted = {
+    accepted = {
         key: value
         for key, value in settings.items()
         if key in parameters or (key not in common and inspect.Parameter.VAR_KEYWORD in kinds)
     }
-    unknown = sorted(set(settings) - set(wanted) - common)
+    unknown = sorted(set(settings) - set(accepted) - common)
     if unknown:
         raise ArgumentError(f"{name} does not take {', '.join(unknown)}.")
     try:
-        net = factory(**wanted)
+        net = factory(**accepted)
     except Exception as error:  # a user's factory can raise anything
-        given = ", ".join(f"{key}={value!r}" for key, value in wanted.items())
-        raise ArgumentError(f"{name}({given}) failed: {type(error).__name__}: {error}") from error
+        arguments = ", ".join(f"{key}={value!r}" for key, value in accepted.items())
+        raise ArgumentError(
+            f"{name}({arguments}) failed: {type(error).__name__}: {error}"
+        ) from error
     if not isinstance(net, nn.Module):
         raise ArgumentError(f"{name} returned {type(net).__name__}, not a torch.nn.Module.")
     return net
 
 
-def suggest(name: str, known: list[str]) -> str:
-    """Return ``; did you mean ...?`` with the known names closest to `name`, or nothing."""
-    close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+def suggest(name: str, names: list[str]) -> str:
+    """Return `` (did you mean ...?)`` with the closest of `names`, or an empty string."""
+    close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
     return f" (did you mean {', '.join(close)}?)" if close else ""

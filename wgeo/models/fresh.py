@@ -1,4 +1,4 @@
-"""A network as it was before training, for comparison."""
+"""Untrained copies of networks, for comparison."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ _BatchNorm = nn.modules.batchnorm._BatchNorm
 
 
 def untrained(module: nn.Module, seed: int = 0) -> tuple[nn.Module, tuple[str, ...]]:
-    """Return a copy with fresh weights, on the CPU, and the parameters that kept theirs.
+    """Return a copy with fresh weights, on the CPU, and the names of parameters not reset.
 
-    Every part is reset by its own ``reset_parameters``, PyTorch's default initialisation, batch
-    statistics included. A network's author may have initialised it otherwise, and parameters that
-    no reset reaches (a class token, a layer scale, a weight behind a parametrisation) stay as they
-    were trained; a checkpoint of epoch 0, where there is one, is the better reference.
+    Every module is reset by its own ``reset_parameters``, PyTorch's default initialization,
+    including batch statistics. The network's author may have used another initialization, and
+    parameters without a reset method (a class token, a layer scale, a parametrized weight) keep
+    their trained values; if there is a checkpoint of epoch 0, it is the better reference.
 
     Raises
     ------
@@ -27,23 +27,23 @@ def untrained(module: nn.Module, seed: int = 0) -> tuple[nn.Module, tuple[str, .
         The network cannot be copied.
     """
     try:
-        fresh = copy.deepcopy(module).cpu()  # where the same seed gives the same weights
+        fresh = copy.deepcopy(module).cpu()  # so that one seed gives the same weights on any device
     except RuntimeError as error:
         raise WgeoError(f"{type(module).__name__} cannot be copied: {error}") from error
     trained = {name: p.detach().clone() for name, p in fresh.named_parameters()}
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         for parameter in fresh.parameters():
             if parameter.is_floating_point():
-                parameter.fill_(torch.nan)  # what is NaN afterwards was not reset
+                parameter.fill_(torch.nan)  # values still NaN afterwards were not reset
         torch.manual_seed(seed)
         for part in fresh.modules():
             _reset(part)
-        kept = []
+        not_reset = []
         for name, parameter in fresh.named_parameters():
             if bool(parameter.isnan().any()):
                 parameter.copy_(trained[name])
-                kept.append(name)
-    return fresh, tuple(kept)
+                not_reset.append(name)
+    return fresh, tuple(not_reset)
 
 
 def _reset(part: nn.Module) -> None:
@@ -51,23 +51,24 @@ def _reset(part: nn.Module) -> None:
     if callable(reset):
         try:
             reset()
-        except (TypeError, RuntimeError):  # one that wants arguments, or is hidden by a hook
+        except (TypeError, RuntimeError):  # it needs arguments, or is hidden by a hook
             return
 
 
 def reestimate_statistics(module: nn.Module, batches: Iterable[torch.Tensor]) -> None:
     """Set the running statistics of batch normalization to those of `batches`, in one pass.
 
-    A network with fresh weights whose statistics are as reset (mean 0, variance 1) is another
-    function than the one that training begins with. Each layer normalizes by the batch's own
-    statistics meanwhile, and keeps their average over batches; everything else is in eval mode,
-    dropout included. Networks without running statistics are left alone. Modes are restored.
+    A network with fresh weights and reset statistics (mean 0, variance 1) is a different function
+    from the one at the start of training. During the pass each layer normalizes by the batch's
+    statistics and stores their average over batches; everything else, including dropout, is in
+    eval mode. Networks without running statistics are unchanged. Modes are restored.
 
     Parameters
     ----------
     module : nn.Module
     batches : iterable of Tensor, (b, ...)
-        Inputs, normalized, on the network's device; they count the same whatever their size.
+        Normalized inputs on the network's device; all batches have equal weight, whatever their
+        size.
     """
     norms = [
         part

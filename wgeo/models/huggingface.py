@@ -1,4 +1,4 @@
-"""Image classifiers of HuggingFace's transformers, built from a ``config.json``."""
+"""Image classifiers of Hugging Face transformers, built from a ``config.json``."""
 
 from __future__ import annotations
 
@@ -19,16 +19,17 @@ from ..storage.files import printable
 from .external import Arch, infer_head, normalization
 from .parts import State, head_of
 
-_LARGEST = 1_000_000  # bytes of a config
-_DEEPEST = 1_000  # layers
-# Settings that choose code, weights or places rather than shapes.
+_MAX_BYTES = 1_000_000  # of a config
+_MAX_LAYERS = 1_000
+# Settings that select code, weights or paths rather than shapes.
 _NOT_SHAPES = ("attn", "dtype", "backbone", "quantization", "auto_map", "path", "timm", "return")
 
 
 def arch_of_config(config: Mapping[str, Any], path: str | os.PathLike[str]) -> str | None:
-    """Return the architecture that a ``config.json`` beside a checkpoint names; None for none.
+    """Return the architecture named in a checkpoint's ``config.json``, or None.
 
-    transformers' ResNets are torchvision's under other names, and are known by their tensors.
+    The ResNets of transformers are torchvision's with other names, and are recognized by their
+    tensors.
 
     Parameters
     ----------
@@ -36,16 +37,16 @@ def arch_of_config(config: Mapping[str, Any], path: str | os.PathLike[str]) -> s
     path : path
         The checkpoint, or its folder.
     """
-    kind, timms = config.get("model_type"), config.get("architecture")
-    if isinstance(timms, str) and kind is None:  # a folder of timm's
-        return f"timm:{timms}"
-    if not isinstance(kind, str) or (kind == "resnet" and _is_torchvisions(config)):
+    kind, timm_name = config.get("model_type"), config.get("architecture")
+    if isinstance(timm_name, str) and kind is None:  # a folder written by timm
+        return f"timm:{timm_name}"
+    if not isinstance(kind, str) or (kind == "resnet" and _is_torchvision_resnet(config)):
         return None
-    place = os.fsdecode(path)
-    return f"hf:{place if os.path.isdir(place) else os.path.dirname(place) or '.'}"
+    text = os.fsdecode(path)
+    return f"hf:{text if os.path.isdir(text) else os.path.dirname(text) or '.'}"
 
 
-def _is_torchvisions(config: Mapping[str, Any]) -> bool:
+def _is_torchvision_resnet(config: Mapping[str, Any]) -> bool:
     bottleneck = config.get("layer_type", "bottleneck") == "bottleneck"
     widths = [64, 128, 256, 512]
     return (
@@ -59,15 +60,15 @@ def _is_torchvisions(config: Mapping[str, Any]) -> bool:
 
 
 def huggingface_arch(folder: str) -> Arch:
-    """Return the network that a folder's ``config.json`` describes as an `Arch`.
+    """Return the `Arch` described by a folder's ``config.json``.
 
-    Only settings that decide shapes are taken from the file; its weights, code and other places
-    that it may name are not.
+    Only settings that determine shapes are read from the file; weights, code and paths that it may
+    name are ignored.
 
     Raises
     ------
     ArgumentError
-        No such file, or it describes no image classifier of transformers.
+        There is no such file, or it does not describe an image classifier of transformers.
     DependencyError
         transformers is not installed.
     """
@@ -81,38 +82,37 @@ def huggingface_arch(folder: str) -> Arch:
         )
     except ImportError as error:
         raise DependencyError(
-            f"{name} is a {printable(str(kind))} of transformers, which is not installed: "
-            "pip install 'wgeo[hf]'."
+            f"{name} is a {printable(str(kind))}, which needs transformers: pip install 'wgeo[hf]'."
         ) from error
     if not isinstance(kind, str) or kind not in CLASSIFIERS or kind == "timm_wrapper":
         raise ArgumentError(
-            f"{name} is a {printable(str(kind))}, which is no image classifier of transformers."
+            f"{name} is a {printable(str(kind))}, which is not an image classifier of transformers."
         )
-    made = CONFIG_MAPPING[kind]
-    takes = inspect.signature(made).parameters
+    config_class = CONFIG_MAPPING[kind]
+    parameters = inspect.signature(config_class).parameters
     shapes = {
         key: value
         for key, value in config.items()
-        if key in takes and not any(word in key for word in _NOT_SHAPES)
+        if key in parameters and not any(word in key for word in _NOT_SHAPES)
     }
     for key, value in shapes.items():
         depth = sum(value) if isinstance(value, list) and "depth" in key else value
-        if ("depth" in key or "layers" in key) and isinstance(depth, int) and depth > _DEEPEST:
-            raise ArgumentError(f"{name} claims {depth} layers; wgeo builds up to {_DEEPEST}.")
+        if ("depth" in key or "layers" in key) and isinstance(depth, int) and depth > _MAX_LAYERS:
+            raise ArgumentError(f"{name} claims {depth} layers; wgeo builds up to {_MAX_LAYERS}.")
     shapes.setdefault("num_channels", 3)
     classes = len(config["id2label"]) if isinstance(config.get("id2label"), dict) else None
     return Arch(
         name,
         f"transformers' {kind}",
-        partial(_build, made, shapes),
+        partial(_build, config_class, shapes),
         partial(_infer, classes, shapes["num_channels"]),
         normalize=_normalize(Path(folder) / "preprocessor_config.json"),
-        translate=partial(_translated, made, shapes),
+        translate=partial(_translate, config_class, shapes),
     )
 
 
 def _build(
-    made: Any,
+    config_class: Any,
     shapes: Mapping[str, Any],
     *,
     num_classes: int | None,
@@ -127,49 +127,47 @@ def _build(
         extra["image_size"] = image_size
     labels = ("id2label", "label2id")
     try:
-        config = made(**{k: v for k, v in shapes.items() if k not in labels} | extra)
+        config = config_class(**{k: v for k, v in shapes.items() if k not in labels} | extra)
         net = AutoModelForImageClassification.from_config(config, trust_remote_code=False)
-    except Exception as error:  # transformers checks a file's settings in its own ways
+    except Exception as error:  # transformers raises many kinds of errors
         raise ArgumentError(f"transformers could not build it: {error}") from error
     net.register_forward_hook(_logits)
     return net
 
 
-def _translated(
-    made: Any, shapes: Mapping[str, Any], state: State, settings: Mapping[str, Any]
+def _translate(
+    config_class: Any, shapes: Mapping[str, Any], state: State, settings: Mapping[str, Any]
 ) -> State:
-    """The state as transformers itself loads it: its networks are saved under older names.
+    """Return the state as loaded by transformers, which maps older names to current ones.
 
-    An encoder that was saved without a head gets the names it has inside the classifier. All this
-    only after its size was compared with the network's, so that no file asks for memory.
+    An encoder saved without a head gets its names within the classifier. The sizes are compared
+    with the network's first, so that a file cannot make transformers allocate much memory.
     """
     with torch.device("meta"):
-        net = _build(made, shapes, **settings)
-    numbers = [
-        sum(tensor.numel() for tensor in each.values()) for each in (net.state_dict(), state)
-    ]
-    if state.keys() == net.state_dict().keys() or numbers[0] > 2 * numbers[1]:
+        net = _build(config_class, shapes, **settings)
+    sizes = [sum(tensor.numel() for tensor in each.values()) for each in (net.state_dict(), state)]
+    if state.keys() == net.state_dict().keys() or sizes[0] > 2 * sizes[1]:
         return state
-    kind: Any = type(net)
+    model_class: Any = type(net)
     try:
         with _quiet():
-            loaded, info = kind.from_pretrained(
+            loaded, info = model_class.from_pretrained(
                 None, config=net.config, state_dict=dict(state), output_loading_info=True
             )
-    except Exception:  # it does not fit; the comparison says how
+    except Exception:  # it does not fit; the later comparison reports the differences
         return state
     missing = set(info.get("missing_keys", ()))
-    found = head_of(net)
-    head = {f"{found[0]}.weight", f"{found[0]}.bias"} if found is not None else set()
+    head = head_of(net)
+    head_names = {f"{head[0]}.weight", f"{head[0]}.bias"} if head is not None else set()
     others = {key: state[key] for key in info.get("unexpected_keys", ()) if key in state}
-    if info.get("mismatched_keys") or not missing <= head or (others and not missing):
+    if info.get("mismatched_keys") or not missing <= head_names or (others and not missing):
         return state
     return {k: tensor for k, tensor in loaded.state_dict().items() if k not in missing} | others
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without transformers' warnings and progress bars."""
+    """Suppress transformers' warnings and progress bars."""
     from transformers.utils import logging
 
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
@@ -184,21 +182,21 @@ def _quiet() -> Iterator[None]:
 
 
 def _logits(_: nn.Module, args: Any, output: Any) -> Any:
-    """What the network decides by, rather than a record of several outputs."""
+    """Return only the logits from an object with several outputs."""
     return getattr(output, "logits", output)
 
 
 def _infer(
-    classes: int | None, channels: int, state: State, given: Mapping[str, Any]
+    classes: int | None, channels: int, state: State, options: Mapping[str, Any]
 ) -> dict[str, Any]:
-    found = infer_head(state, given)["num_classes"] if classes is None else classes
-    return {"num_classes": found, "in_channels": channels}
+    count = infer_head(state, options)["num_classes"] if classes is None else classes
+    return {"num_classes": count, "in_channels": channels}
 
 
 def _normalize(path: Path) -> str | None:
     try:
-        said = _read(path, "")
-        mean, std = (tuple(map(float, said[key])) for key in ("image_mean", "image_std"))
+        settings = _read(path, "")
+        mean, std = (tuple(map(float, settings[key])) for key in ("image_mean", "image_std"))
     except (ArgumentError, KeyError, TypeError, ValueError):
         return None
     return normalization(mean, std)
@@ -206,11 +204,11 @@ def _normalize(path: Path) -> str | None:
 
 def _read(path: Path, name: str) -> dict[str, Any]:
     try:
-        if not path.is_file() or path.stat().st_size > _LARGEST:
-            raise ArgumentError(f"{name}: there is no {path.name} there. Name the folder of one.")
-        found = json.loads(path.read_bytes())
+        if not path.is_file() or path.stat().st_size > _MAX_BYTES:
+            raise ArgumentError(f"{name}: it contains no {path.name}. Pass the folder of one.")
+        value = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
         raise ArgumentError(f"{name}: its {path.name} is damaged: {error}") from error
-    if not isinstance(found, dict):
-        raise ArgumentError(f"{name}: its {path.name} is no JSON object.")
-    return found
+    if not isinstance(value, dict):
+        raise ArgumentError(f"{name}: its {path.name} is not a JSON object.")
+    return value

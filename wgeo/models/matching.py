@@ -1,4 +1,4 @@
-"""A state dict meets an architecture: what fits, what does not, and which one would."""
+"""Match state dicts with architectures, and report differences."""
 
 from __future__ import annotations
 
@@ -16,34 +16,35 @@ from ..errors import ArgumentError, CheckpointError
 from ..storage.files import printable
 from .etf import with_etf_classifier
 from .external import HEADS, VITS, Arch
-from .parts import State, count, head_of, without_head
+from .parts import State, count_children, head_of, without_head
 from .registry import ARCHS, find
 
-_SHOWN = 5
+_MAX_LISTED = 5  # names in a message
 # Written by batch norm, weight averaging and profilers; they change no output in eval mode.
 _BOOKKEEPING = re.compile(r"(^|\.)(num_batches_tracked|n_averaged|total_ops|total_params)$")
-# What self-supervised training and transformers keep where a classifier would have its head.
+# Parts that self-supervised networks and transformers have in place of a classifier's head.
 _PROJECTOR = re.compile(r"(fc|head|pooler|predictor|prototypes|proj\w*)\.")
-_IN_SEQUENCE = re.compile(r"((?:fc|linear)\.)(\d+)\.(weight|bias)")
-_CLOSE = 0.2  # share of tensors in common below which no architecture is worth naming
+_SEQUENTIAL_HEAD = re.compile(r"((?:fc|linear)\.)(\d+)\.(weight|bias)")
+_MIN_MATCHED = 0.2  # fraction of common tensors for an architecture to be suggested
 
 
 @dataclass(frozen=True)
 class KeyReport:
-    """How the tensors of a file and of a network correspond.
+    """The correspondence between the tensors of a file and of a network.
 
     Attributes
     ----------
     missing, unexpected : tuple of str
-        Names only the network, and only the file, has.
+        Names only in the network, and only in the file.
     misshapen : tuple of str
-        Names both have with another shape (or with whole numbers for weights), both told.
+        Names in both with different shapes (or with integers instead of weights), with both
+        shapes.
     ignored : tuple of str
-        Bookkeeping tensors on one side only, which change no output.
+        Bookkeeping tensors on one side only, which do not affect outputs.
     matched : int
         Number of tensors that fit.
     no_head : str
-        The network's head, if it alone is missing: the encoder fits. Empty otherwise.
+        Name of the network's head, if only the head is missing; else empty.
     """
 
     missing: tuple[str, ...] = ()
@@ -55,17 +56,17 @@ class KeyReport:
 
     @property
     def fits(self) -> bool:
-        """Whether every tensor has its place."""
+        """Whether all tensors correspond."""
         return not (self.missing or self.unexpected or self.misshapen)
 
     @property
-    def share(self) -> float:
-        """Tensors that fit, as a share of all names on either side; in [0, 1]."""
+    def matched_fraction(self) -> float:
+        """Tensors that fit, as a fraction of all names on either side; in [0, 1]."""
         others = len(self.missing) + len(self.unexpected) + len(self.misshapen)
         return self.matched / max(1, self.matched + others)
 
     def describe(self) -> str:
-        """Return the differences in words, the first five of each kind."""
+        """Return the differences as text, the first five of each kind."""
         kinds = (("missing", self.missing), ("unexpected", self.unexpected))
         parts = [_listed(f"{len(keys)} {kind}", keys) for kind, keys in kinds if keys]
         if self.misshapen:
@@ -75,20 +76,23 @@ class KeyReport:
     def to_dict(self) -> dict[str, Any]:
         """Return counts and the first five names of each kind."""
         kinds = ("missing", "unexpected", "misshapen", "ignored")
-        found: dict[str, Any] = {
-            kind: {"count": len(getattr(self, kind)), "first": list(getattr(self, kind)[:_SHOWN])}
+        counts: dict[str, Any] = {
+            kind: {
+                "count": len(getattr(self, kind)),
+                "first": list(getattr(self, kind)[:_MAX_LISTED]),
+            }
             for kind in kinds
         }
-        return {"matched": self.matched, **found}
+        return {"matched": self.matched, **counts}
 
 
-def _listed(what: str, keys: tuple[str, ...], between: str = ", ") -> str:
-    more = f" and {len(keys) - _SHOWN} more" if len(keys) > _SHOWN else ""
-    return f"{what}: {between.join(keys[:_SHOWN])}{more}"
+def _listed(kind: str, keys: tuple[str, ...], separator: str = ", ") -> str:
+    more = f" and {len(keys) - _MAX_LISTED} more" if len(keys) > _MAX_LISTED else ""
+    return f"{kind}: {separator.join(keys[:_MAX_LISTED])}{more}"
 
 
 def compare_keys(network: State, state: State) -> KeyReport:
-    """Compare the tensors a network has with those of a file, by name, shape and kind."""
+    """Compare the tensors of a network with those of a file, by name, shape and dtype."""
     matched = 0
     missing: list[str] = []
     unexpected: list[str] = []
@@ -99,12 +103,12 @@ def compare_keys(network: State, state: State) -> KeyReport:
         if key not in state:
             (ignored if _BOOKKEEPING.search(key) else missing).append(name)
             continue
-        found = state[key]
-        if found.shape != tensor.shape:
-            told = f"the file has {_shape(found)}, the network {_shape(tensor)}"
-            misshapen.append(f"{name} ({told})")
-        elif tensor.is_floating_point() and not found.is_floating_point():
-            misshapen.append(f"{name} (the file has {found.dtype}, the network {tensor.dtype})")
+        stored = state[key]
+        if stored.shape != tensor.shape:
+            shapes = f"the file has {_shape(stored)}, the network {_shape(tensor)}"
+            misshapen.append(f"{name} ({shapes})")
+        elif tensor.is_floating_point() and not stored.is_floating_point():
+            misshapen.append(f"{name} (the file has {stored.dtype}, the network {tensor.dtype})")
         else:
             matched += 1
     for key in state:
@@ -119,7 +123,7 @@ def _shape(tensor: torch.Tensor) -> str:
 
 @dataclass(frozen=True, eq=False)
 class Fit:
-    """A network that carries a state dict's weights, and how it came to.
+    """A network with the weights of a state dict, and details of the match.
 
     Attributes
     ----------
@@ -127,11 +131,11 @@ class Fit:
         In eval mode.
     arch : Arch
     settings : dict
-        What the architecture was built with, read off the shapes.
-        ``num_classes`` is None for an encoder without a head.
+        Settings of the architecture, inferred from the shapes; ``num_classes`` is None for an
+        encoder without a head.
     keys : KeyReport
     renamed : tuple of str
-        Tensors that the file has under another name, as ``old -> new``.
+        Tensors with another name in the file, as ``old -> new``.
     """
 
     module: nn.Module
@@ -141,152 +145,155 @@ class Fit:
     renamed: tuple[str, ...] = ()
 
 
-def from_state(name: str, state: State, num_classes: int | None = None, **given: Any) -> nn.Module:
+def from_state(
+    name: str, state: State, num_classes: int | None = None, **options: Any
+) -> nn.Module:
     """Build the network that fits a state dict, and load it.
 
-    Depth, width, channels, classes, shortcut option and stem are read off the tensors' shapes.
+    Depth, width, channels, classes, shortcut option and stem are inferred from the tensors'
+    shapes.
 
     Parameters
     ----------
     name : str
-        As `find` takes it.
+        A name for `find`.
     state : mapping of str to Tensor
-        Without wrappers' prefixes.
+        Without prefixes of wrappers.
     num_classes : int, optional
-        Default what the head's shape says.
-    **given
-        What shapes don't show: ``activation`` (default relu), a vit's ``heads``; whatever a
-        factory of yours takes.
+        By default, inferred from the head's shape.
+    **options
+        Settings that shapes do not determine: ``activation`` (default relu), ``heads`` of a vit,
+        or any argument of your own factory.
 
     Raises
     ------
     CheckpointError
-        Tensors are missing, unexpected or misshapen (the first five of each are named), with the
-        architecture that would fit, or come closest.
+        Tensors are missing, unexpected or misshapen. The message lists the first five of each, and
+        the architecture that fits or is closest.
     ArgumentError
-        An unknown architecture or setting.
+        The architecture or a setting is unknown.
     """
-    return fit(name, state, num_classes, **given).module
+    return fit(name, state, num_classes, **options).module
 
 
-def fit(name: str, state: State, num_classes: int | None = None, **given: Any) -> Fit:
-    """Do what `from_state` does and say how; same parameters and errors."""
+def fit(name: str, state: State, num_classes: int | None = None, **options: Any) -> Fit:
+    """Build a network as `from_state` does, and return details; same parameters and errors."""
     arch = find(name)
-    names = _names(arch, state)
+    names = _new_names(arch, state)
     state = {names[key]: tensor for key, tensor in state.items()}
-    settings = _settings(arch, state, num_classes, given)
+    settings = _settings(arch, state, num_classes, options)
     with torch.random.fork_rng(devices=[]):
         if arch.translate is not None:
             state = arch.translate(state, settings)
-        report, module, heads = _compared(arch, settings, state)
+        report, module, heads = _compare(arch, settings, state)
         if not report.fits:
-            raise CheckpointError(_misfit(arch, settings, report, state, num_classes))
+            raise CheckpointError(_misfit_message(arch, settings, report, state, num_classes))
         if module is None:
-            module = _dressed(arch.build(**settings), state)
+            module = _with_fixed_head(arch.build(**settings), state)
     if report.no_head:
         module = without_head(module, report.no_head)
         settings["num_classes"] = None
     state = {heads.get(key, key): tensor for key, tensor in state.items()}
     own = module.state_dict()
     weights = OrderedDict((key, state[key]) for key in own if key in state)
-    weights._metadata = own._metadata  # type: ignore[attr-defined]  # torchvision's MNASNet asks
+    weights._metadata = own._metadata  # type: ignore[attr-defined]  # torchvision's MNASNet needs it
     module.load_state_dict(weights, strict=False)
     renamed = {old: heads.get(new, new) for old, new in names.items()}
-    told = tuple(f"{printable(old)} -> {new}" for old, new in renamed.items() if old != new)
-    return Fit(module.eval(), arch, settings, report, told)
+    changes = tuple(f"{printable(old)} -> {new}" for old, new in renamed.items() if old != new)
+    return Fit(module.eval(), arch, settings, report, changes)
 
 
 def exact_fits(state: State) -> list[str]:
-    """Return the names of all architectures searched that a state dict fits to the last tensor.
+    """Return the names of all searched architectures that fit a state dict exactly.
 
-    Those that fit but for a missing head count only if none fits with its head.
+    Architectures that fit except for a missing head count only if none fits with its head.
     """
     fitting = {name: report for name, report in _ranked(state) if report.fits}
-    whole = [name for name, report in fitting.items() if not report.no_head]
-    return whole or list(fitting)
+    complete = [name for name, report in fitting.items() if not report.no_head]
+    return complete or list(fitting)
 
 
 def closest(state: State) -> tuple[str, KeyReport] | None:
-    """Return the built-in architecture that a state dict comes closest to; None if none is close.
+    """Return the built-in architecture closest to a state dict, or None if all differ too much.
 
-    Closest is the largest share of tensors that agree in name and shape, among wgeo's own
-    architectures and torchvision's ResNets.
+    The closest one has the largest fraction of tensors that agree in name and shape, among wgeo's
+    own architectures and torchvision's ResNets.
     """
     ranked = _ranked(state)
-    return ranked[0] if ranked and ranked[0][1].share >= _CLOSE else None
+    return ranked[0] if ranked and ranked[0][1].matched_fraction >= _MIN_MATCHED else None
 
 
 def _ranked(state: State) -> list[tuple[str, KeyReport]]:
-    """Every architecture whose mark the state bears, with its differences, the best first."""
+    """Return the architectures whose mark occurs in the state, the best match first."""
     reports = []
-    depth = 6 * count(state, "layer1") + 2  # a CIFAR ResNet of any depth
+    depth = 6 * count_children(state, "layer1") + 2  # a CIFAR ResNet of any depth
     unusual = [f"cifar_resnet{depth}"] if 8 <= depth <= 2000 else []
-    known: dict[tuple[tuple[str, str], ...], dict[str, torch.Tensor]] = {}
+    cache: dict[tuple[tuple[str, str], ...], dict[str, torch.Tensor]] = {}
     for name in dict.fromkeys([*ARCHS, *unusual, *(f"torchvision:{vit}" for vit in VITS)]):
         arch = find(name)
-        if arch.rename not in known:  # ten of torchvision's have the same
-            names = _names(arch, state)
-            known[arch.rename] = {names[key]: tensor for key, tensor in state.items()}
-        renamed = known[arch.rename]
+        if arch.rename not in cache:  # ten of torchvision's have the same
+            names = _new_names(arch, state)
+            cache[arch.rename] = {names[key]: tensor for key, tensor in state.items()}
+        renamed = cache[arch.rename]
         if not any(re.search(arch.mark, key) for key in renamed):
             continue
         try:
             settings = _settings(arch, renamed, None, {})
-            reports.append((name, _compared(arch, settings, renamed)[0]))
-        except ArgumentError:  # shapes that nothing can be built from: not this one
+            reports.append((name, _compare(arch, settings, renamed)[0]))
+        except ArgumentError:  # nothing can be built from these shapes
             continue
-    return sorted(reports, key=lambda pair: -pair[1].share)
+    return sorted(reports, key=lambda pair: -pair[1].matched_fraction)
 
 
 def _settings(
-    arch: Arch, state: State, num_classes: int | None, given: Mapping[str, Any]
+    arch: Arch, state: State, num_classes: int | None, options: Mapping[str, Any]
 ) -> dict[str, Any]:
-    settings = arch.infer(state, given)
+    settings = arch.infer(state, options)
     if num_classes is not None:
         settings["num_classes"] = num_classes
     if arch.external:
-        return {**settings, **given}
-    unknown = sorted(set(given) - {"activation", "heads"})
+        return {**settings, **options}
+    unknown = sorted(set(options) - {"activation", "heads"})
     if unknown:
         raise ArgumentError(
-            f"{', '.join(unknown)} is told by the checkpoint's shapes. What they don't tell, and "
-            "can be given, is the activation and a vit's heads."
+            f"{', '.join(unknown)} is determined by the checkpoint's shapes. Only the activation "
+            "and the heads of a vit are not, and can be passed."
         )
-    if "activation" in given:
-        settings["activation"] = given["activation"]
+    if "activation" in options:
+        settings["activation"] = options["activation"]
     return settings
 
 
-def _compared(
+def _compare(
     arch: Arch, settings: dict[str, Any], state: State
 ) -> tuple[KeyReport, nn.Module | None, dict[str, str]]:
-    """Compare with a network that has shapes only, so that no file can ask for memory.
+    """Compare with a network on the meta device, so that no file can exhaust memory.
 
-    A user's own factory may not manage to build such a network, nor do torchvision's RegNets, which
-    compute their widths with tensors: these are built for real, and returned. With it comes what a
-    head of another name is called in the network.
+    A user's factory may not be able to build such a network, nor are torchvision's RegNets, which
+    compute their widths with tensors: these are fully built, and returned. Also returned are the
+    names in the network of a head with another name in the file.
     """
     if not arch.external:
         try:
             with torch.device("meta"):
-                shapes = _dressed(_shapes(arch.name, tuple(settings.items())), state)
-            report, heads = _matched(shapes, state)
+                shapes = _with_fixed_head(_shapes(arch.name, tuple(settings.items())), state)
+            report, heads = _match(shapes, state)
             return report, None, heads
         except NotImplementedError:  # "Cannot copy out of meta tensor; no data!"
             pass
         except (RuntimeError, ValueError, OverflowError) as error:
             raise ArgumentError(f"{arch.name} cannot be built with {settings}: {error}") from error
-    module = _dressed(arch.build(**settings), state)
-    report, heads = _matched(module, state)
+    module = _with_fixed_head(arch.build(**settings), state)
+    report, heads = _match(module, state)
     return report, module, heads
 
 
-def _matched(net: nn.Module, state: State) -> tuple[KeyReport, dict[str, str]]:
-    """Compare names, a head under another usual name and a missing one allowed for."""
-    own, found = net.state_dict(), head_of(net)
-    if found is None:
+def _match(net: nn.Module, state: State) -> tuple[KeyReport, dict[str, str]]:
+    """Compare names, accepting a head with another usual name, or a missing one."""
+    own, named_head = net.state_dict(), head_of(net)
+    if named_head is None:
         return compare_keys(own, state), {}
-    head = found[0]
+    head = named_head[0]
     renamed: dict[str, str] = {}
     if f"{head}.weight" not in state:
         others = [each for each in HEADS if f"{each}.weight" in state.keys() - own.keys()]
@@ -294,27 +301,31 @@ def _matched(net: nn.Module, state: State) -> tuple[KeyReport, dict[str, str]]:
         if len(others) == 1:
             renamed = {f"{others[0]}.{part}": f"{head}.{part}" for part in ("weight", "bias")}
     report = compare_keys(own, {renamed.get(key, key): t for key, t in state.items()})
-    # What lies under the head's name and is no linear layer is a projector of its training.
-    beside = all(key.startswith(f"{head}.") or _PROJECTOR.match(key) for key in report.unexpected)
-    lost = {f"{head}.weight", f"{head}.bias"}
-    only = f"{head}.weight" in report.missing and lost >= set(report.missing)
-    if only and beside and not report.misshapen:
+    # Tensors under the head's name that are not a linear layer are a projector used in training.
+    projector = all(
+        key.startswith(f"{head}.") or _PROJECTOR.match(key) for key in report.unexpected
+    )
+    parts = {f"{head}.weight", f"{head}.bias"}
+    headless = f"{head}.weight" in report.missing and parts >= set(report.missing)
+    if headless and projector and not report.misshapen:
         ignored = report.ignored + report.unexpected
         return replace(report, missing=(), unexpected=(), ignored=ignored, no_head=head), {}
     return report, renamed
 
 
-@lru_cache(maxsize=32)  # a search and the fit after it, and several checkpoints of one network
+@lru_cache(
+    maxsize=32
+)  # shared by a search, the fit after it, and several checkpoints of one network
 def _shapes(name: str, settings: tuple[tuple[str, Any], ...]) -> nn.Module:
     return find(name).build(**dict(settings))
 
 
-def _dressed(net: nn.Module, state: State) -> nn.Module:
-    """Give the network a fixed simplex-ETF head where the state's head has no bias."""
-    found = head_of(net)
-    if found is None:
+def _with_fixed_head(net: nn.Module, state: State) -> nn.Module:
+    """Give the network a fixed simplex-ETF head if the state's head has no bias."""
+    named_head = head_of(net)
+    if named_head is None:
         return net
-    name, head = found
+    name, head = named_head
     weight = state.get(f"{name}.weight")
     if head.bias is None or f"{name}.bias" in state or weight is None or weight.ndim != 2:
         return net
@@ -325,8 +336,8 @@ def _dressed(net: nn.Module, state: State) -> nn.Module:
         return net
 
 
-def _names(arch: Arch, state: State) -> dict[str, str]:
-    """Return what a file's names are in the architecture; the same if two would become one."""
+def _new_names(arch: Arch, state: State) -> dict[str, str]:
+    """Map a file's names to the architecture's; unchanged if two names would coincide."""
     names = {}
     for key in state:
         name = key
@@ -334,36 +345,40 @@ def _names(arch: Arch, state: State) -> dict[str, str]:
             name = re.sub(pattern, replacement, name)
         names[key] = name
     if arch.rename:
-        names |= _last_of_sequence(names, state)
+        names |= _sequential_head_names(names, state)
     return names if len(set(names.values())) == len(names) else {key: key for key in state}
 
 
-def _last_of_sequence(names: Mapping[str, str], state: State) -> dict[str, str]:
-    """New names of a head that is the only layer with weights of a Sequential: behind a dropout."""
-    found = {key: _IN_SEQUENCE.fullmatch(name) for key, name in names.items()}
-    parts = {key: match for key, match in found.items() if match}
-    alone = len({match[2] for match in parts.values()}) == 1
+def _sequential_head_names(names: Mapping[str, str], state: State) -> dict[str, str]:
+    """Return new names for a head that is the only layer with weights in a Sequential."""
+    matches = {key: _SEQUENTIAL_HEAD.fullmatch(name) for key, name in names.items()}
+    parts = {key: match for key, match in matches.items() if match}
+    single = len({match[2] for match in parts.values()}) == 1
     flat = any(state[key].ndim == 2 for key in parts)
-    return {key: match[1] + match[3] for key, match in parts.items()} if alone and flat else {}
+    return {key: match[1] + match[3] for key, match in parts.items()} if single and flat else {}
 
 
-def _misfit(
+def _misfit_message(
     arch: Arch,
     settings: dict[str, Any],
     report: KeyReport,
     state: State,
     num_classes: int | None,
 ) -> str:
-    said = f"The checkpoint does not fit {arch.name}: {report.describe()}."
+    message = f"The checkpoint does not fit {arch.name}: {report.describe()}."
     inferred = arch.infer(state, {})["num_classes"]
     if num_classes is not None and num_classes != inferred:
-        said += f" Its head has {inferred} classes, and num_classes is {num_classes}."
+        message += f" Its head has {inferred} classes, but num_classes is {num_classes}."
     best = closest(state)
     if best is None:
-        return said + " None of the built-in architectures is close; see `wgeo list archs`."
-    name, found = best
+        return message + " None of the built-in architectures is close; see `wgeo list archs`."
+    name, best_report = best
     if name == arch.name:
-        return said + " No other built-in architecture comes closer."
-    if found.fits:
-        return said + f" It fits {name}: use `arch={name!r}`."
-    return said + f" The closest is {name}, with {found.share:.0%} of the tensors in common."
+        return message + " No other built-in architecture is closer."
+    if best_report.fits:
+        return message + f" It fits {name}: use `arch={name!r}`."
+    return (
+        message
+        + f" The closest is {name}, with {best_report.matched_fraction:.0%} of the tensors in "
+        "common."
+    )

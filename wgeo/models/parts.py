@@ -1,4 +1,4 @@
-"""What every architecture here is made of: the block marker, activations, shapes of a state."""
+"""Common parts of architectures: the block marker, activations, initialization, heads."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..errors import ArgumentError
 
 State = Mapping[str, torch.Tensor]  # a state dict: tensors by name
 
-_HEADLESS = "read_without_head"  # an attribute of a network whose file held no head
+_HEADLESS = "read_without_head"  # attribute of a network whose file has no head
 
 ACTIVATIONS: Mapping[str, Callable[[], nn.Module]] = {
     "relu": nn.ReLU,
@@ -23,8 +23,8 @@ ACTIVATIONS: Mapping[str, Callable[[], nn.Module]] = {
     "gelu": nn.GELU,
 }
 
-# He et al. 2015 for ReLU and its smooth relatives; the inverse slope at zero for sigmoid, as Glorot
-# and Bengio 2010 have it (with gain 1, six sigmoid layers never start to learn).
+# He et al. 2015 for ReLU and similar functions; for sigmoid the inverse slope at zero, as in Glorot
+# and Bengio 2010 (with gain 1, six sigmoid layers never start to learn).
 _GAINS = {
     "linear": 1.0,
     "relu": 2**0.5,
@@ -37,25 +37,25 @@ _GAINS = {
 
 
 class Block(nn.Module):
-    """Marks a module as one map between two layers; wgeo finds such modules by this class.
+    """A module that is one map between two layers; wgeo finds such modules by this class.
 
     Attributes
     ----------
     shortcut : nn.Module or None
-        What the block adds to what it computes: ``nn.Identity`` or a module that changes the
-        space. None in a plain block, which adds nothing. Set it in ``__init__``.
+        The map whose output the block adds to its branch: ``nn.Identity``, or a module that
+        changes the space. None in a plain block, which adds nothing. Set it in ``__init__``.
     """
 
     shortcut: nn.Module | None
 
 
 def activation(name: str) -> nn.Module:
-    """Return a new activation module; a module each, so that every use can be hooked.
+    """Return a new activation module, so that each use has its own hook.
 
     Raises
     ------
     ArgumentError
-        An unknown name.
+        The name is unknown.
     """
     if name not in ACTIVATIONS:
         raise ArgumentError(f"Unknown activation {name!r}; choose one of {', '.join(ACTIVATIONS)}.")
@@ -70,11 +70,11 @@ def conv_stem(inputs: int, width: int, kernel: int, stride: int) -> nn.Sequentia
     return stem
 
 
-def initialise(module: nn.Module, activation: str) -> None:
-    """Draw weights that keep the signal's variance through the layers (He et al. 2015).
+def initialize(module: nn.Module, activation: str) -> None:
+    """Draw weights that preserve the signal's variance through the layers (He et al. 2015).
 
-    Weights are normal with variance gain^2 / fan_in, gain that of the activation (``linear``: 1);
-    biases are zero.
+    Weights are normal with variance gain^2 / fan_in, with the gain of the activation (``linear``:
+    1); biases are zero.
     """
     gain = _GAINS[activation]
     for part in module.modules():
@@ -87,12 +87,12 @@ def initialise(module: nn.Module, activation: str) -> None:
 
 def head_of(module: nn.Module) -> tuple[str, nn.Linear] | None:
     """Return a network's last linear layer, in the order of registration, and its name."""
-    found = [(name, part) for name, part in module.named_modules() if isinstance(part, nn.Linear)]
-    return found[-1] if found and not getattr(module, _HEADLESS, False) else None
+    layers = [(name, part) for name, part in module.named_modules() if isinstance(part, nn.Linear)]
+    return layers[-1] if layers and not getattr(module, _HEADLESS, False) else None
 
 
 def without_head(module: nn.Module, name: str) -> nn.Module:
-    """Replace a network's head by the identity, in place; `head_of` is None from then on."""
+    """Replace a network's head by the identity, in place; `head_of` then returns None."""
     owner, _, attribute = name.rpartition(".")
     setattr(module.get_submodule(owner), attribute, nn.Identity())
     setattr(module, _HEADLESS, True)
@@ -100,7 +100,7 @@ def without_head(module: nn.Module, name: str) -> nn.Module:
 
 
 def logits_of(module: nn.Module, output: Any) -> torch.Tensor | None:
-    """Return the logits in what a network returned: it, its ``logits``, or the first of a tuple.
+    """Return the logits in a network's output: the output, its ``logits``, or its first entry.
 
     None if that is not a tensor (n, K), or the network was read without its head.
     """
@@ -115,27 +115,27 @@ def logits_of(module: nn.Module, output: Any) -> torch.Tensor | None:
     return output if output.ndim == 2 else None
 
 
-def positive(**settings: Any) -> None:
+def require_positive(**settings: Any) -> None:
     """Raise `ArgumentError` for the first setting that is not a whole number of at least 1."""
     for name, value in settings.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ArgumentError(f"{name} must be a whole number of at least 1, not {value!r}.")
 
 
-def length(state: State, key: str, axis: int, default: int) -> int:
-    """Return a tensor's length along one axis; `default` where there is no such tensor.
+def axis_length(state: State, key: str, axis: int, default: int) -> int:
+    """Return a tensor's length along one axis; `default` if there is no such tensor.
 
-    A state that lacks the tensor fits no network anyway, and saying which tensors are missing is
-    the comparison's business, so this never raises.
+    This never raises: a state that lacks the tensor fits no network anyway, and the comparison
+    reports which tensors are missing.
     """
     shape = state[key].shape if key in state else ()
     return int(shape[axis]) if -len(shape) <= axis < len(shape) and shape[axis] > 0 else default
 
 
-def count(state: State, prefix: str) -> int:
-    """Return how many numbered children a module has: distinct i among keys ``prefix.i.*``.
+def count_children(state: State, prefix: str) -> int:
+    """Return the number of numbered children of a module: distinct i in keys ``prefix.i.*``.
 
-    Counted, not read off the largest number: a state cannot ask for more layers than it has keys.
+    They are counted, so that a state cannot declare more layers than it has keys.
     """
     start = prefix + "."
     children = {key[len(start) :].split(".")[0] for key in state if key.startswith(start)}
@@ -147,5 +147,5 @@ def classifier_of(module: nn.Module) -> nn.Linear | None:
 
     None if it has none, or was read from a file without its head.
     """
-    found = head_of(module)
-    return None if found is None else found[1]
+    head = head_of(module)
+    return None if head is None else head[1]

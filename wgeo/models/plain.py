@@ -9,11 +9,20 @@ import torch
 from torch import nn
 
 from ..errors import ArgumentError
-from .parts import Block, State, activation, conv_stem, count, initialise, length, positive
+from .parts import (
+    Block,
+    State,
+    activation,
+    axis_length,
+    conv_stem,
+    count_children,
+    initialize,
+    require_positive,
+)
 
 
 class DenseBlock(Block):
-    """One hidden layer of a plain MLP: y = act(norm(W x + b)); the norm only if asked."""
+    """One hidden layer of a plain MLP: y = act(norm(W x + b)); the norm is optional."""
 
     def __init__(self, width: int, name: str, batch_norm: bool) -> None:
         super().__init__()
@@ -67,7 +76,7 @@ def mlp(
     inputs: int | None = None,
 ) -> nn.Module:
     """Build a plain MLP of `depth` hidden layers; `inputs` is in_channels x image_size^2."""
-    positive(width=width, depth=depth)
+    require_positive(width=width, depth=depth)
     blocks: list[Block] = [DenseBlock(width, activation, bool(batch_norm)) for _ in range(depth)]
     return _mlp(blocks, num_classes, in_channels, image_size, activation, width, inputs)
 
@@ -86,15 +95,15 @@ def resmlp(
 ) -> nn.Module:
     """Build a residual MLP of `depth` blocks, each with `hidden` (default `width`) units inside."""
     hidden = width if hidden is None else hidden
-    positive(width=width, depth=depth, hidden=hidden)
+    require_positive(width=width, depth=depth, hidden=hidden)
     blocks: list[Block] = [
         DenseResidualBlock(width, hidden, activation, bool(batch_norm)) for _ in range(depth)
     ]
     net = _mlp(blocks, num_classes, in_channels, image_size, activation, width, inputs)
     for block in blocks:
-        # Each branch adds variance; without a norm, 1 / sqrt(depth) keeps their sum that of one.
+        # Each branch adds variance; without a norm, 1 / sqrt(depth) keeps the total fixed.
         assert isinstance(block, DenseResidualBlock)
-        initialise(block.fc2, "linear")
+        initialize(block.fc2, "linear")
         block.fc2.weight.data.mul_(depth**-0.5)
     return net
 
@@ -108,38 +117,38 @@ def _mlp(
     width: int,
     inputs: int | None,
 ) -> nn.Module:
-    positive(num_classes=num_classes, in_channels=in_channels)
+    require_positive(num_classes=num_classes, in_channels=in_channels)
     if inputs is None:
         if image_size is None:
             raise ArgumentError("An MLP needs image_size: its first layer reads every pixel.")
-        positive(image_size=image_size)
+        require_positive(image_size=image_size)
         inputs = in_channels * image_size**2
-    positive(inputs=inputs)
+    require_positive(inputs=inputs)
     net = MLP(inputs, width, blocks, num_classes)
-    initialise(net, "linear")
-    initialise(net.blocks, activation)
+    initialize(net, "linear")
+    initialize(net.blocks, activation)
     return net
 
 
-def infer_mlp(state: State, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return how a state's plain MLP was built, from its tensors' shapes."""
+def infer_mlp(state: State, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Infer the settings of a state's plain MLP from its tensors' shapes."""
     return {
-        "num_classes": length(state, "head.weight", 0, 10),
-        "inputs": length(state, "stem.weight", 1, 1),
-        "width": length(state, "stem.weight", 0, 128),
-        "depth": max(1, count(state, "blocks")),
+        "num_classes": axis_length(state, "head.weight", 0, 10),
+        "inputs": axis_length(state, "stem.weight", 1, 1),
+        "width": axis_length(state, "stem.weight", 0, 128),
+        "depth": max(1, count_children(state, "blocks")),
         "batch_norm": "blocks.0.bn.weight" in state,
     }
 
 
-def infer_resmlp(state: State, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return how a state's residual MLP was built, from its tensors' shapes."""
-    hidden = length(state, "blocks.0.fc1.weight", 0, 128)
-    return {**infer_mlp(state, given), "hidden": hidden}
+def infer_resmlp(state: State, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Infer the settings of a state's residual MLP from its tensors' shapes."""
+    hidden = axis_length(state, "blocks.0.fc1.weight", 0, 128)
+    return {**infer_mlp(state, options), "hidden": hidden}
 
 
 class ConvLayer(Block):
-    """y = act(bn(conv(x))), after a 2 x 2 max pool where a new stage begins."""
+    """y = act(bn(conv(x))), after a 2 x 2 max pool at the start of a new stage."""
 
     def __init__(self, inputs: int, outputs: int, name: str, pool: bool) -> None:
         super().__init__()
@@ -154,7 +163,7 @@ class ConvLayer(Block):
 
 
 class VGG(nn.Module):
-    """A small plain CNN in the manner of Simonyan and Zisserman 2015, with batch norm."""
+    """A small plain CNN similar to Simonyan and Zisserman 2015, with batch norm."""
 
     def __init__(
         self, num_classes: int, in_channels: int, width: int, depth: int, name: str
@@ -163,9 +172,9 @@ class VGG(nn.Module):
         self.stem = conv_stem(in_channels, width, 3, 1)
         self.stem.append(activation(name))
         widths = [width * 2 ** (3 * i // depth) for i in range(depth)]  # three stages: w, 2w, 4w
-        before = [width, *widths[:-1]]
+        inputs = [width, *widths[:-1]]
         self.blocks = nn.Sequential(
-            *(ConvLayer(a, b, name, pool=a != b) for a, b in zip(before, widths, strict=True))
+            *(ConvLayer(a, b, name, pool=a != b) for a, b in zip(inputs, widths, strict=True))
         )
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.head = nn.Linear(widths[-1], num_classes)
@@ -184,19 +193,19 @@ def vgg(
     depth: int = 6,
 ) -> nn.Module:
     """Build a plain CNN of `depth` convolutions after the stem, in three stages."""
-    positive(num_classes=num_classes, in_channels=in_channels, width=width, depth=depth)
+    require_positive(num_classes=num_classes, in_channels=in_channels, width=width, depth=depth)
     if depth < 3:
         raise ArgumentError(f"A vgg has three stages, so a depth of at least 3, not {depth}.")
     net = VGG(num_classes, in_channels, width, depth, activation)
-    initialise(net, activation)
+    initialize(net, activation)
     return net
 
 
-def infer_vgg(state: State, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return how a state's VGG was built, from its tensors' shapes."""
+def infer_vgg(state: State, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Infer the settings of a state's VGG from its tensors' shapes."""
     return {
-        "num_classes": length(state, "head.weight", 0, 10),
-        "in_channels": length(state, "stem.conv.weight", 1, 3),
-        "width": length(state, "stem.conv.weight", 0, 32),
-        "depth": max(3, count(state, "blocks")),
+        "num_classes": axis_length(state, "head.weight", 0, 10),
+        "in_channels": axis_length(state, "stem.conv.weight", 1, 3),
+        "width": axis_length(state, "stem.conv.weight", 0, 32),
+        "depth": max(3, count_children(state, "blocks")),
     }

@@ -1,4 +1,4 @@
-"""Every architecture by its name, and building one from scratch."""
+"""All architectures by name, and `build`."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from ..errors import ArgumentError
 from ..storage.files import printable
 from .external import ANY_HEAD, RESNETS, Arch, suggest, timm_arch, torchvision_arch, user_arch
 from .huggingface import huggingface_arch
-from .parts import positive
+from .parts import require_positive
 from .plain import infer_mlp, infer_resmlp, infer_vgg, mlp, resmlp, vgg
 from .residual import cifar_resnet, infer_cifar_resnet, infer_iso, isotropic
 from .vit import infer_vit, vit
 
 _CIFAR_DEPTHS = (20, 32, 44, 56, 110)
-_DEEPEST = 2000  # He et al. went to 1202; a name in a file must not ask for hours
+_MAX_DEPTH = 2000  # He et al. went to 1202; a name in a file must not take hours to build
 
 
 def _cifar(depth: int) -> Arch:
@@ -51,7 +51,7 @@ _OWN = (
     ),
     Arch(
         "isoplain",
-        "isoresnet's plain twin, without shortcuts",
+        "isoresnet without shortcuts",
         partial(isotropic, False),
         infer_iso,
         mark=r"^blocks\.\d+\.conv1\.",
@@ -98,33 +98,33 @@ def find(name: str) -> Arch:
     ----------
     name : str
         One of `ARCHS`, ``cifar_resnetN`` with N = 6n + 2, ``torchvision:NAME``, ``timm:NAME``,
-        ``hf:FOLDER`` with a ``config.json`` of transformers, or a function of yours as
+        ``hf:FOLDER`` with a ``config.json`` of transformers, or your own function as
         ``package.module:factory``.
 
     Raises
     ------
     ArgumentError
-        There is none of this name, or the factory cannot be imported.
+        The name is unknown, or the factory cannot be imported.
     DependencyError
-        timm or transformers is needed and not installed.
+        timm or transformers is needed but not installed.
     """
     if name in ARCHS:
         return ARCHS[name]
-    home, colon, rest = name.partition(":")
-    if colon and home == "torchvision":
+    library, colon, rest = name.partition(":")
+    if colon and library == "torchvision":
         return torchvision_arch(rest)
-    if colon and home == "timm":
+    if colon and library == "timm":
         return timm_arch(rest)
-    if colon and home == "hf":
+    if colon and library == "hf":
         return huggingface_arch(rest)
-    if colon and rest and re.fullmatch(r"[\w.]+", home):
+    if colon and rest and re.fullmatch(r"[\w.]+", library):
         return user_arch(name)
     depth = re.fullmatch(r"cifar_resnet(\d{1,5})", name)
-    if depth and 8 <= int(depth[1]) <= _DEEPEST and int(depth[1]) % 6 == 2:
+    if depth and 8 <= int(depth[1]) <= _MAX_DEPTH and int(depth[1]) % 6 == 2:
         return _cifar(int(depth[1]))
     raise ArgumentError(
-        f"Unknown architecture {printable(name)!r}{suggest(name, list(ARCHS))}. There are "
-        f"{', '.join(arch.name for arch in _OWN)}, torchvision:NAME, timm:NAME, hf:FOLDER and "
+        f"Unknown architecture {printable(name)!r}{suggest(name, list(ARCHS))}. Choose "
+        f"{', '.join(arch.name for arch in _OWN)}, torchvision:NAME, timm:NAME, hf:FOLDER or "
         "your own package.module:factory; see `wgeo list archs`."
     )
 
@@ -143,33 +143,33 @@ def build(
     Parameters
     ----------
     name : str
-        As `find` takes it.
+        A name for `find`.
     num_classes, in_channels : int
     image_size : int, optional
-        Pixels along a side; needed by ``mlp``, ``resmlp`` and ``vit``.
+        Pixels per side; needed by ``mlp``, ``resmlp`` and ``vit``.
     activation : str
         relu, leaky_relu, tanh, sigmoid, silu or gelu, for wgeo's own architectures.
     **options
-        The architecture's own, such as ``width=64``.
+        Options of the architecture, such as ``width=64``.
 
     Raises
     ------
     ArgumentError
-        An unknown name or option, or a value that cannot be built.
+        A name or option is unknown, or a value is invalid.
     """
     arch = find(name)
-    positive(num_classes=num_classes, in_channels=in_channels)
+    require_positive(num_classes=num_classes, in_channels=in_channels)
     if image_size is not None:
-        positive(image_size=image_size)
+        require_positive(image_size=image_size)
     parameters = inspect.signature(arch.build).parameters
     common = {"num_classes", "in_channels", "image_size", "activation"}
     if not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
         unknown = sorted(set(options) - set(parameters))
         if unknown:
-            takes = sorted(set(parameters) - common)
+            names = sorted(set(parameters) - common)
             raise ArgumentError(
                 f"{name} does not take {', '.join(unknown)}; its options are "
-                f"{', '.join(takes) or 'none'}."
+                f"{', '.join(names) or 'none'}."
             )
     return arch.build(
         num_classes=num_classes,

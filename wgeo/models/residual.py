@@ -1,4 +1,4 @@
-"""Convolutional residual networks: He's for CIFAR, and the isotropic one with its plain twin."""
+"""Convolutional residual networks: CIFAR ResNets, and isotropic ones with or without shortcuts."""
 
 from __future__ import annotations
 
@@ -9,11 +9,20 @@ import torch
 from torch import nn
 
 from ..errors import ArgumentError
-from .parts import Block, State, activation, conv_stem, count, initialise, length, positive
+from .parts import (
+    Block,
+    State,
+    activation,
+    axis_length,
+    conv_stem,
+    count_children,
+    initialize,
+    require_positive,
+)
 
 
 class ConvBlock(Block):
-    """Two 3 x 3 convolutions, each with batch norm, and a shortcut round them.
+    """Two 3 x 3 convolutions, each with batch norm, and a shortcut around them.
 
     y = act2(s(x) + F(x)),  F = bn2 . conv2 . act1 . bn1 . conv1
 
@@ -26,8 +35,8 @@ class ConvBlock(Block):
     name : str
         The activation's name.
     stride : int
-        Of the first convolution.
-    ends : bool
+        Stride of the first convolution.
+    final_activation : bool
         Whether an activation follows the sum; otherwise act2 is the identity.
     """
 
@@ -39,7 +48,7 @@ class ConvBlock(Block):
         name: str,
         *,
         stride: int = 1,
-        ends: bool = True,
+        final_activation: bool = True,
     ) -> None:
         super().__init__()
         self.stride = stride
@@ -49,7 +58,7 @@ class ConvBlock(Block):
         self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(outputs)
         self.shortcut = shortcut
-        self.act2 = activation(name) if ends else nn.Identity()
+        self.act2 = activation(name) if final_activation else nn.Identity()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = self.bn2(self.conv2(self.act1(self.bn1(self.conv1(x)))))
@@ -57,7 +66,7 @@ class ConvBlock(Block):
 
 
 class PadShortcut(nn.Module):
-    """Option A of He et al. 2016: every other pixel, and new channels of zeros on both sides."""
+    """Option A of He et al. 2016: subsampling by 2, and zero channels on both sides."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
@@ -122,7 +131,8 @@ def cifar_resnet(
     Raises
     ------
     ArgumentError
-        A depth not of this form, or an option other than ``A`` (padding) and ``B`` (projection).
+        The depth is not of this form, or the option is neither ``A`` (padding) nor ``B``
+        (projection).
     """
     if depth < 8 or depth % 6 != 2:
         raise ArgumentError(
@@ -131,33 +141,33 @@ def cifar_resnet(
     option = str(option).upper()
     if option not in ("A", "B"):
         raise ArgumentError(f"option must be A (zero padding) or B (projection), not {option!r}.")
-    positive(num_classes=num_classes, in_channels=in_channels, width=width)
+    require_positive(num_classes=num_classes, in_channels=in_channels, width=width)
     net = CifarResNet((depth - 2) // 6, num_classes, in_channels, width, option, activation)
-    initialise(net, activation)
+    initialize(net, activation)
     return net
 
 
-def infer_cifar_resnet(state: State, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return how a state's CIFAR ResNet was built, from its tensors' shapes."""
-    projected = any(key.startswith("layer2.0.shortcut.") for key in state)
+def infer_cifar_resnet(state: State, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Infer the settings of a state's CIFAR ResNet from its tensors' shapes."""
+    has_projection = any(key.startswith("layer2.0.shortcut.") for key in state)
     return {
-        "num_classes": length(state, "linear.weight", 0, 10),
-        "in_channels": length(state, "conv1.weight", 1, 3),
-        "width": length(state, "conv1.weight", 0, 16),
-        "option": "B" if projected else "A",
+        "num_classes": axis_length(state, "linear.weight", 0, 10),
+        "in_channels": axis_length(state, "conv1.weight", 1, 3),
+        "width": axis_length(state, "conv1.weight", 0, 16),
+        "option": "B" if has_projection else "A",
     }
 
 
 class IsoResNet(nn.Module):
-    """Fixed width and resolution from the stem to the head, so one feature space throughout.
+    """A ResNet of constant width and resolution, so that all layers share one feature space.
 
     x_0 = stem(image);  x_{l+1} = x_l + F_l(x_l);  logits = head(mean over space of x_L)
 
-    Nothing follows the sum, so each block moves features by exactly F_l, and the last block's
-    features are what the classifier reads; a pre-activation network would put a norm and a ReLU in
-    between. Both forms train alike (digits, width 16, depth 8, 12 epochs, two seeds: training
-    accuracy 1, test accuracy 0.967 and 0.966), and starting at F = 0 trains slower.
-    `residual=False` is the plain twin, x_{l+1} = F_l(x_l), with the same weights.
+    Nothing follows the sum, so each block moves features by exactly F_l, and the classifier reads
+    the last block's features; a pre-activation network would have a norm and a ReLU in between.
+    Both forms train equally well (digits, width 16, depth 8, 12 epochs, two seeds: training
+    accuracy 1, test accuracy 0.967 and 0.966), and starting at F = 0 trains more slowly.
+    `residual=False` is the plain counterpart, x_{l+1} = F_l(x_l), with the same weights.
     """
 
     def __init__(
@@ -171,11 +181,13 @@ class IsoResNet(nn.Module):
         name: str,
     ) -> None:
         super().__init__()
-        # The kernel's size tells the stride, so that the shapes of a checkpoint do.
+        # The kernel's size encodes the stride, so that a checkpoint's shapes determine it.
         self.stem = conv_stem(in_channels, width, stride + 2, stride)
         self.blocks = nn.Sequential(
             *(
-                ConvBlock(width, width, nn.Identity() if residual else None, name, ends=False)
+                ConvBlock(
+                    width, width, nn.Identity() if residual else None, name, final_activation=False
+                )
                 for _ in range(depth)
             )
         )
@@ -197,24 +209,24 @@ def isotropic(
     depth: int = 8,
     stride: int = 1,
 ) -> nn.Module:
-    """Build the isotropic ResNet, or its plain twin, of `depth` blocks.
+    """Build the isotropic ResNet, or its plain counterpart, of `depth` blocks.
 
-    `stride` shrinks the image once, in the stem.
+    `stride` downsamples the image once, in the stem.
     """
-    positive(
+    require_positive(
         num_classes=num_classes, in_channels=in_channels, width=width, depth=depth, stride=stride
     )
     net = IsoResNet(residual, num_classes, in_channels, width, depth, stride, activation)
-    initialise(net, activation)
+    initialize(net, activation)
     return net
 
 
-def infer_iso(state: State, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return how a state's isotropic network was built, from its tensors' shapes."""
+def infer_iso(state: State, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Infer the settings of a state's isotropic network from its tensors' shapes."""
     return {
-        "num_classes": length(state, "head.weight", 0, 10),
-        "in_channels": length(state, "stem.conv.weight", 1, 3),
-        "width": length(state, "stem.conv.weight", 0, 32),
-        "depth": max(1, count(state, "blocks")),
-        "stride": max(1, length(state, "stem.conv.weight", 2, 3) - 2),
+        "num_classes": axis_length(state, "head.weight", 0, 10),
+        "in_channels": axis_length(state, "stem.conv.weight", 1, 3),
+        "width": axis_length(state, "stem.conv.weight", 0, 32),
+        "depth": max(1, count_children(state, "blocks")),
+        "stride": max(1, axis_length(state, "stem.conv.weight", 2, 3) - 2),
     }

@@ -1,4 +1,4 @@
-"""A small vision transformer: torchvision's, with blocks that say what they are."""
+"""A small vision transformer: torchvision's, with blocks of class `Block`."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from torch import nn
 from torchvision.models.vision_transformer import EncoderBlock, VisionTransformer
 
 from ..errors import ArgumentError
-from .parts import Block, State, activation, length, positive
+from .parts import Block, State, activation, axis_length, require_positive
 
-_HEAD_WIDTH = 16  # features an attention head sees, where the number of heads is not given
+_HEAD_WIDTH = 16  # default number of features per attention head
 
 
 class TransformerBlock(EncoderBlock, Block):
-    """y = u + MLP(norm(u)), u = x + attention(norm(x)): torchvision's, with a chosen activation."""
+    """y = u + MLP(norm(u)), u = x + attention(norm(x)): torchvision's, with any activation."""
 
     def __init__(self, heads: int, width: int, hidden: int, name: str) -> None:
         super().__init__(heads, width, hidden, dropout=0.0, attention_dropout=0.0)
@@ -41,22 +41,22 @@ def vit(
     Parameters
     ----------
     heads : int, optional
-        Default one for every 16 features.
+        By default one per 16 features.
     hidden : int, optional
         Units inside each block's MLP; default twice `width`.
     patch : int, optional
-        Pixels along a patch; default the largest divisor of `image_size` that leaves at least six
-        patches a side (4 for 28 and 32 pixels).
+        Pixels per side of a patch; default the largest divisor of `image_size` that leaves at
+        least six patches per side (4 for 28 and 32 pixels).
     """
     if image_size is None:
-        raise ArgumentError("A vit needs image_size: it has a position for every patch.")
+        raise ArgumentError("A vit needs image_size: it has a position embedding for every patch.")
     heads = max(1, width // _HEAD_WIDTH) if heads is None else heads
     hidden = 2 * width if hidden is None else hidden
-    positive(image_size=image_size, num_classes=num_classes, in_channels=in_channels)
-    positive(width=width, depth=depth, heads=heads, hidden=hidden)
+    require_positive(image_size=image_size, num_classes=num_classes, in_channels=in_channels)
+    require_positive(width=width, depth=depth, heads=heads, hidden=hidden)
     if patch is None:
         patch = max(p for p in range(1, max(2, image_size // 6 + 1)) if image_size % p == 0)
-    positive(patch=patch)
+    require_positive(patch=patch)
     if image_size % patch or width % heads:
         raise ArgumentError(
             f"`patch={patch}` must divide `image_size={image_size}`, "
@@ -67,30 +67,30 @@ def vit(
         setattr(net.encoder.layers, name, TransformerBlock(heads, width, hidden, activation))
     if in_channels != 3:
         net.conv_proj = nn.Conv2d(in_channels, width, patch, patch)
-    # torchvision starts the head at zero, which hides the features' gradient for a step.
+    # torchvision initializes the head to zero, so that features get no gradient in the first step.
     nn.init.normal_(net.heads.head.weight, std=width**-0.5)
     return net
 
 
-def infer_vit(state: State, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return how a state's ViT was built, from its shapes; only `heads` must be remembered."""
-    patch = length(state, "conv_proj.weight", 2, 4)
-    tokens = length(state, "encoder.pos_embedding", 1, 65)
-    width = length(state, "conv_proj.weight", 0, 64)
-    heads = given.get("heads")
+def infer_vit(state: State, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Infer the settings of a state's ViT from its shapes, which do not determine `heads`."""
+    patch = axis_length(state, "conv_proj.weight", 2, 4)
+    tokens = axis_length(state, "encoder.pos_embedding", 1, 65)
+    width = axis_length(state, "conv_proj.weight", 0, 64)
+    heads = options.get("heads")
     return {
-        "num_classes": length(state, "heads.head.weight", 0, 10),
-        "in_channels": length(state, "conv_proj.weight", 1, 3),
+        "num_classes": axis_length(state, "heads.head.weight", 0, 10),
+        "in_channels": axis_length(state, "conv_proj.weight", 1, 3),
         "image_size": patch * max(1, isqrt(tokens - 1)),
         "width": width,
         "depth": max(1, _depth(state)),
-        "hidden": length(state, "encoder.layers.encoder_layer_0.mlp.0.weight", 0, 2 * width),
+        "hidden": axis_length(state, "encoder.layers.encoder_layer_0.mlp.0.weight", 0, 2 * width),
         "patch": patch,
         **({"heads": heads} if isinstance(heads, int) and heads > 0 and width % heads == 0 else {}),
     }
 
 
 def _depth(state: State) -> int:
-    """Return how many encoder layers a state holds."""
+    """Return the number of encoder layers in a state."""
     names = {key.split(".")[2] for key in state if key.startswith("encoder.layers.encoder_layer_")}
     return len(names)

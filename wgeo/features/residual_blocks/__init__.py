@@ -1,9 +1,9 @@
-"""Find the residual blocks of a network by what they do, not by what they are called.
+"""Find the residual blocks of a network by their function, not by their names.
 
 With its branch silenced (every weight outside the shortcut set to zero), a residual block becomes
 its shortcut: x + F(x) turns into s(x), up to a scaling and a final activation. A module that passes
-this test is a residual block, whoever wrote it: torchvision's, timm's, pre-activation variants,
-transformers. Sums that a network adds up in its own forward are found by watching them.
+this test is a residual block, whether from torchvision, timm or elsewhere, including pre-activation
+variants and transformers. Sums in the network's own forward are found by observing them.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from ...arrays.checks import check_finite
 from ...errors import FeatureError
 from ...models.parts import Block as OwnBlock
 from .forward import forward_sums
-from .probing import Call, Probe, evaluating, first_tensor, hooked, probed, returned, run
-from .residual import as_residual, final_activation, weighs
+from .probing import Call, Probe, evaluating, first_tensor, hooked, probe_network, returned, run
+from .residual import as_residual, final_activation, has_weights
 from .spec import BlockSpec
 from .sums import SumTap, follow_running
 
@@ -37,20 +37,21 @@ __all__ = [
     "survey",
 ]
 
-_SUGGESTED = 12  # names of layers in an error
+_MAX_NAMES = 12  # layers listed in an error
 
 
 @dataclass(frozen=True)
 class Blocks:
-    """What was found in a network.
+    """The blocks of a network, and its other sums.
 
     Attributes
     ----------
     specs : tuple of BlockSpec
         In execution order.
     other_sums : dict of str to int
-        Sums of equal shapes outside the blocks, by the module whose forward holds them: residual
-        blocks of a kind that cannot be followed, or no blocks at all. Empty if layers were named.
+        Number of sums of tensors of equal shape outside the blocks, by the module whose forward
+        contains them: possibly residual blocks that cannot be followed. Empty if `layers` was
+        passed.
     """
 
     specs: tuple[BlockSpec, ...]
@@ -65,91 +66,92 @@ def find_blocks(
 
 
 def survey(module: nn.Module, images: torch.Tensor, layers: Sequence[str] | None = None) -> Blocks:
-    """Return the blocks of a network in execution order, and what else it adds up.
+    """Return the blocks of a network in execution order, and its sums outside them.
 
     Parameters
     ----------
     module : nn.Module
-        Left exactly as it was: mode, weights and hooks.
+        Unchanged afterwards: mode, weights and hooks.
     images : Tensor, (n, ...)
-        A few images, as the network takes them; at least two that differ.
+        A few inputs of the network, at least two of them different.
     layers : sequence of str, optional
-        Names to take as blocks, instead of finding them: of modules, or as `survey` gives them.
+        Names of modules to use as blocks instead of detected ones, or names returned by `survey`.
 
     Raises
     ------
     FeatureError
-        No block was found, or a named module does not exist or did not run; or no block could be
-        found, since the network computes NaN.
+        No block was found, a named module does not exist or did not run, or the network computes
+        NaN.
     """
     modules = dict(module.named_modules())
     if layers is not None and (isinstance(layers, str) or not layers):
         raise FeatureError("layers must be a non-empty list of module names.")
     others: dict[str, int] = {}
     with evaluating(module), torch.no_grad():
-        probe = probed(module, images)
+        probe = probe_network(module, images)
         if layers is not None and all(name in modules for name in layers):
-            placed = _named(layers, modules, probe, [])
+            ordered = _select(layers, modules, probe, [])
         else:
             found = _search(modules, probe)
             if not found:
                 _require_finite(probe)
             names = {spec.module for _, spec in found}
             sums, others = forward_sums(modules, probe, names)
-            placed = found + sums
+            ordered = found + sums
             if layers is not None:
-                placed, others = _named(layers, modules, probe, placed), {}
-    placed.sort(key=lambda item: item[0])
-    if not placed:
-        raise FeatureError(_nothing(module, probe, others))
-    return Blocks(tuple(spec for _, spec in placed), others)
+                ordered, others = _select(layers, modules, probe, ordered), {}
+    ordered.sort(key=lambda item: item[0])
+    if not ordered:
+        raise FeatureError(_no_blocks(module, probe, others))
+    return Blocks(tuple(spec for _, spec in ordered), others)
 
 
-_Placed = list[tuple[int, BlockSpec]]  # with the time at which each ends
+_Ordered = list[tuple[int, BlockSpec]]  # with the time at which each ends
 
 
-def _search(modules: dict[str, nn.Module], probe: Probe) -> _Placed:
-    """Innermost modules that are residual, and our own plain blocks."""
-    found: _Placed = []
+def _search(modules: dict[str, nn.Module], probe: Probe) -> _Ordered:
+    """Return the innermost residual modules, and wgeo's own plain blocks."""
+    found: _Ordered = []
     for name in sorted(modules, key=lambda n: -n.count(".")):  # children before their parents
         part, call = modules[name], probe.get(name)
         inside = any(spec.module.startswith(name + ".") for _, spec in found)
         if not name or inside or call is None or call.y is None or call.x is None:
             continue
-        if not isinstance(part, OwnBlock) and not (any(part.children()) and weighs(part)):
+        if not isinstance(part, OwnBlock) and not (any(part.children()) and has_weights(part)):
             continue
-        specs = _classified(name, part, call, probe)
+        specs = _blocks_of(name, part, call, probe)
         if specs[0][1].residual or (isinstance(part, OwnBlock) and call.count == 1):
             found += specs
     return found
 
 
-def _named(
-    layers: Sequence[str], modules: dict[str, nn.Module], probe: Probe, found: _Placed
-) -> _Placed:
-    known = {spec.name: (order, spec) for order, spec in found}
+def _select(
+    layers: Sequence[str], modules: dict[str, nn.Module], probe: Probe, blocks: _Ordered
+) -> _Ordered:
+    by_name = {spec.name: (order, spec) for order, spec in blocks}
     if len(set(layers)) != len(layers):
         raise FeatureError("A layer is named twice.")
-    placed: _Placed = []
+    selected: _Ordered = []
     for name in layers:
-        if name in known:
-            placed.append(known[name])
+        if name in by_name:
+            selected.append(by_name[name])
             continue
         if name not in modules or not name:
-            shown = _some([*known, *(other for other in modules if other and other not in known)])
-            raise FeatureError(f"No module {name!r} in this network; it has {shown}.")
+            others = (other for other in modules if other and other not in by_name)
+            listing = _first_names([*by_name, *others])
+            raise FeatureError(f"No module {name!r} in this network; it has {listing}.")
         call = probe.get(name)
         if call is None or call.x is None or call.y is None:
             raise FeatureError(
                 f"Module {name!r} did not run, or does not map a tensor to a tensor. "
-                f"Name others, such as {_some(_followable(modules, probe))}."
+                f"Choose others, such as {_first_names(_followable(modules, probe))}."
             )
-        placed += _classified(name, modules[name], call, probe)
-    return placed
+        selected += _blocks_of(name, modules[name], call, probe)
+    return selected
 
 
-def _classified(name: str, part: nn.Module, call: Call, probe: Probe) -> _Placed:
-    """A module as blocks: one for each of its calls."""
+def _blocks_of(name: str, part: nn.Module, call: Call, probe: Probe) -> _Ordered:
+    """Return the blocks of a module: one per call."""
     residual = as_residual(name, part, call, probe)
     activation = final_activation(name, part, probe)
     return [
@@ -170,41 +172,42 @@ def _classified(name: str, part: nn.Module, call: Call, probe: Probe) -> _Placed
 
 
 def _require_finite(probe: Probe) -> None:
-    """Refuse a network that computes NaN: no module can be judged by what it does then."""
+    """Raise if the network computes NaN, since modules cannot be tested then."""
     for name, call in sorted(probe.calls.items(), key=lambda item: item[1].orders[0]):
         if call.y is not None:
-            check_finite(call.y, f"what {name!r} returns")
+            check_finite(call.y, f"the output of {name!r}")
 
 
-def _nothing(module: nn.Module, probe: Probe, others: dict[str, int]) -> str:
-    """Say that there is no block, and which layers can be named instead."""
+def _no_blocks(module: nn.Module, probe: Probe, others: dict[str, int]) -> str:
+    """Return the message that there is no block, with layers to choose instead."""
     modules = dict(module.named_modules())
     children = ", ".join(name for name, _ in module.named_children()) or "none"
     added = (
-        f" Tensors of equal shapes are added in the forward of {_some(map(_called, others))}, but "
-        "no summand is computed from the other by modules of its own."
+        " Tensors of equal shapes are added in the forward of "
+        f"{_first_names(map(_module_text, others))}, but no summand is computed from the other by "
+        "separate modules."
         if others
         else ""
     )
     names = _followable(modules, probe)
-    offered = f", such as `layers={names[:_SUGGESTED]}`" if names else ""
+    suggestion = f", such as `layers={names[:_MAX_NAMES]}`" if names else ""
     return (
         f"No residual block found in {type(module).__name__} (its children: {children}).{added} "
-        f"Name the modules to analyse: `layers=['name', ...]`{offered}."
+        f"Choose the modules to analyze: `layers=['name', ...]`{suggestion}."
     )
 
 
-def _called(name: str) -> str:
+def _module_text(name: str) -> str:
     return name or "the network itself"
 
 
-def _some(names: Sequence[str] | map[str]) -> str:
+def _first_names(names: Sequence[str] | map[str]) -> str:
     names = list(names)
-    return ", ".join(names[:_SUGGESTED]) + (", ..." if len(names) > _SUGGESTED else "")
+    return ", ".join(names[:_MAX_NAMES]) + (", ..." if len(names) > _MAX_NAMES else "")
 
 
 def _followable(modules: dict[str, nn.Module], probe: Probe) -> list[str]:
-    """Modules to name as layers: the parts of the network's lists and sequences, in order."""
+    """Return modules to suggest as layers: parts of the network's lists and sequences, in order."""
     names: list[str] = []
 
     def add(prefix: str, part: nn.Module) -> None:
@@ -213,7 +216,12 @@ def _followable(modules: dict[str, nn.Module], probe: Probe) -> list[str]:
             call = probe.get(name)
             if type(child) in (nn.Sequential, nn.ModuleList, nn.ModuleDict):
                 add(name, child)
-            elif call is not None and call.x is not None and call.y is not None and weighs(child):
+            elif (
+                call is not None
+                and call.x is not None
+                and call.y is not None
+                and has_weights(child)
+            ):
                 names.append(name)
 
     add("", modules[""])

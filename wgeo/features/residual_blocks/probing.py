@@ -1,4 +1,4 @@
-"""One pass of a few images through a network: every module's call, and every sum of two tensors."""
+"""Probe a network with a few images: record all module calls and all sums of two tensors."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from .sums import Sum, SumWatch
 
 @dataclass
 class Call:
-    """A module's calls in a probing pass; what it received and returned is of the first of them.
+    """A module's calls in a probing pass; arguments and result are those of the first.
 
     Attributes
     ----------
     args, kwargs : tuple, dict
-        What the module received; tensors are copies, since an in-place branch may overwrite them.
+        Arguments of the module; tensors are copies, since an in-place branch may overwrite them.
     y : Tensor or None
-        The tensor that it returned; None if it returned none, or several.
+        The returned tensor; None if no tensor or several were returned.
     last : Tensor or None
-        The same of the last call.
+        The same for the last call.
     orders : list of int
-        When each call ended, on the pass's clock.
+        Time at which each call ended, on the pass's clock.
     """
 
     args: tuple[Any, ...]
@@ -38,35 +38,35 @@ class Call:
 
     @property
     def x(self) -> torch.Tensor | None:
-        """The first tensor that the module received."""
+        """The first tensor among the arguments."""
         return first_tensor((*self.args, *self.kwargs.values()))
 
     @property
     def count(self) -> int:
-        """How many times the module ran."""
+        """Number of times the module ran."""
         return len(self.orders)
 
 
 @dataclass
 class Probe:
-    """What a few images showed of a network: calls by the module's name, and the sums."""
+    """Results of probing a network: calls by the module's name, and sums."""
 
     calls: dict[str, Call]
     watch: SumWatch
 
     @property
     def sums(self) -> list[Sum]:
-        """Every sum of two tensors of one shape that both depend on the images."""
+        """All sums of two tensors of equal shape that both depend on the images."""
         return self.watch.sums
 
     def get(self, name: str) -> Call | None:
-        """The calls of a module; None if it did not run."""
+        """Return the calls of a module; None if it did not run."""
         return self.calls.get(name)
 
 
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """Put a network in eval mode, and every submodule back in its own mode afterwards."""
+    """Put a network in eval mode, and restore every submodule's mode afterwards."""
     modes = [(part, part.training) for part in module.modules()]
     module.eval()
     try:
@@ -78,7 +78,7 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def hooked() -> Iterator[Callable[[Any], None]]:
-    """Collect hook handles; remove them all on the way out, exceptions included."""
+    """Collect hook handles, and remove all of them on exit, even after an exception."""
     handles: list[Any] = []
     try:
         yield handles.append
@@ -88,12 +88,12 @@ def hooked() -> Iterator[Callable[[Any], None]]:
 
 
 def first_tensor(args: Sequence[Any]) -> torch.Tensor | None:
-    """Return what a module takes as its input: the first tensor among its arguments."""
+    """Return a module's input: the first tensor among its arguments."""
     return next((a for a in args if isinstance(a, torch.Tensor)), None)
 
 
 def returned(out: Any) -> torch.Tensor | None:
-    """Return the tensor that a module returns, alone or as the only one in a tuple."""
+    """Return the tensor in a module's output: the output, or the only tensor in a tuple."""
     if isinstance(out, tuple | list):
         tensors = [item for item in out if isinstance(item, torch.Tensor)]
         return tensors[0] if len(tensors) == 1 else None
@@ -101,7 +101,7 @@ def returned(out: Any) -> torch.Tensor | None:
 
 
 def copied(value: Any) -> Any:
-    """Return a copy of the tensors in arguments, however they are nested."""
+    """Return a copy of nested arguments and their tensors."""
     if isinstance(value, torch.Tensor):
         return value.clone()
     if type(value) in (tuple, list):
@@ -111,17 +111,17 @@ def copied(value: Any) -> Any:
     return value
 
 
-def probed(module: nn.Module, images: torch.Tensor) -> Probe:
-    """Pass a few images through and note every module's input and output, and every sum."""
+def probe_network(module: nn.Module, images: torch.Tensor) -> Probe:
+    """Run a few images, and record every module's input and output, and every sum."""
     probe = Probe({}, SumWatch(images))
     watch, calls = probe.watch, probe.calls
-    received: dict[str, Any] = {}
+    arguments: dict[str, Any] = {}
 
     def before(name: str) -> Callable[..., None]:
         def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             if name not in calls:
                 with watch.silent():
-                    received[name] = copied(args), copied(kwargs)
+                    arguments[name] = copied(args), copied(kwargs)
             watch.begin(name, first_tensor((*args, *kwargs.values())))
 
         return hook
@@ -132,7 +132,7 @@ def probed(module: nn.Module, images: torch.Tensor) -> Probe:
             with watch.silent():
                 last = None if y is None else y.clone()
             if name not in calls:
-                args, kwargs = received.pop(name)
+                args, kwargs = arguments.pop(name)
                 calls[name] = Call(args, kwargs, last, last)
             calls[name].last = last
             calls[name].orders.append(watch.end(name, y))
@@ -151,16 +151,16 @@ def probed(module: nn.Module, images: torch.Tensor) -> Probe:
 
 
 def run(module: nn.Module, images: torch.Tensor) -> Any:
-    """Call a network on images; say what it could not take."""
+    """Call a network on images; its errors become a `FeatureError`."""
     try:
         return module(images)
-    except WgeoError:  # raised by a hook of ours
+    except WgeoError:  # raised by one of wgeo's hooks
         raise
     except (RuntimeError, ValueError, AssertionError, TypeError) as error:
         if isinstance(error, torch.cuda.OutOfMemoryError):
             raise
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise FeatureError(
-            f"{type(module).__name__} cannot take images of shape {tuple(images.shape[1:])}: "
+            f"{type(module).__name__} cannot process images of shape {tuple(images.shape[1:])}: "
             f"{reason}. Check the architecture's channels and image size against the data."
         ) from error

@@ -1,4 +1,4 @@
-"""Is a module a residual block? With its branch silenced, it becomes its shortcut."""
+"""Test whether a module is a residual block: with its branch silenced, it equals its shortcut."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .probing import Call, Probe, copied, returned
 from .sums import Node
 
 _TOLERANCE = 1e-5  # relative to the largest entry: rounding of one block in float32
-_CURVES: tuple[Callable[[torch.Tensor], torch.Tensor], ...] = (
+_ACTIVATIONS: tuple[Callable[[torch.Tensor], torch.Tensor], ...] = (
     functional.gelu,
     lambda t: functional.gelu(t, approximate="tanh"),
     functional.silu,
@@ -30,14 +30,14 @@ _CURVES: tuple[Callable[[torch.Tensor], torch.Tensor], ...] = (
 
 @dataclass(frozen=True)
 class Residual:
-    """What a residual block adds its branch to.
+    """The shortcut of a residual block.
 
     Attributes
     ----------
     shortcut : str or None
-        The child that is the shortcut; None for the identity.
+        Name of the child that is the shortcut; None for the identity.
     argument : int or str
-        Which argument the identity is of: its position or keyword.
+        Position or keyword of the argument that the identity returns.
     """
 
     shortcut: str | None = None
@@ -45,10 +45,10 @@ class Residual:
 
 
 def as_residual(name: str, part: nn.Module, call: Call, probe: Probe) -> Residual | None:
-    """Return what a module adds its branch to; None if it is no residual block, as far as we see.
+    """Return the shortcut of a residual block; None if a module is not detected as one.
 
-    A module that cannot be copied, or does not run with other weights, cannot be judged, and counts
-    as none.
+    A module that cannot be copied, or does not run with other weights, cannot be tested and is not
+    detected.
     """
     if call.y is None or call.x is None or not any(part.children()):
         return None
@@ -66,18 +66,18 @@ def _adds(name: str, nodes: Set[Node | None], probe: Probe) -> bool:
 
 def _identity(name: str, part: nn.Module, call: Call, probe: Probe) -> Residual | None:
     assert call.y is not None
-    named: list[tuple[int | str, Any]] = [*enumerate(call.args)]
-    named += call.kwargs.items()
-    given = [
+    arguments: list[tuple[int | str, Any]] = [*enumerate(call.args)]
+    arguments += call.kwargs.items()
+    tensors = [
         (key, value)
-        for key, value in named
+        for key, value in arguments
         if isinstance(value, torch.Tensor) and value.shape == call.y.shape
     ]
-    if not given:
+    if not tensors:
         return None
-    adds = _adds(name, {run.x for run in probe.watch.ran if run.name == name}, probe)
+    adds = _adds(name, {run.x for run in probe.watch.calls if run.name == name}, probe)
     out = _run_silenced(part, call)
-    for key, value in given:
+    for key, value in tensors:
         if _is_image(out, value, part, scaled=adds):
             return Residual(None, key)
     return None
@@ -86,8 +86,8 @@ def _identity(name: str, part: nn.Module, call: Call, probe: Probe) -> Residual 
 def _by_child(name: str, part: nn.Module, call: Call, probe: Probe) -> Residual | None:
     """Find the child that is the shortcut.
 
-    The branch, or its end, passes the test too when the shortcut is silenced: the shortcut is what
-    sees the block's own input, and is the straighter and lighter of the two.
+    The branch, or its end, passes the test too if the shortcut is silenced. The shortcut is the one
+    that reads the block's own input, or else has fewer activations and parameters.
     """
     x, y = call.x, call.y
     assert x is not None
@@ -99,71 +99,76 @@ def _by_child(name: str, part: nn.Module, call: Call, probe: Probe) -> Residual 
             continue
         if inner.y.shape != y.shape:
             continue
-        made = {run.y for run in probe.watch.ran if run.name == f"{name}.{child_name}"}
-        if not _adds(name, made, probe):
-            continue  # an attention and its last projection, say: what is silent decides nothing
-        first_hand = inner.x.shape == x.shape and bool(torch.equal(inner.x, x))
-        spared = {child_name}
-        if not first_hand:  # a shortcut that shares the block's pre-activation: keep what feeds it
-            spared |= {
+        outputs = {run.y for run in probe.watch.calls if run.name == f"{name}.{child_name}"}
+        if not _adds(name, outputs, probe):
+            continue  # such as an attention and its last projection
+        reads_input = inner.x.shape == x.shape and bool(torch.equal(inner.x, x))
+        kept_children = {child_name}
+        if not reads_input:  # the shortcut follows the block's pre-activation: keep its inputs
+            kept_children |= {
                 other
                 for other, _ in part.named_children()
                 if (c := probe.get(f"{name}.{other}")) is not None and c.orders[0] < inner.orders[0]
             }
-        if weighs(part, spared) and _is_image(_run_silenced(part, call, spared), inner.y, part):
+        if has_weights(part, kept_children) and _is_image(
+            _run_silenced(part, call, kept_children), inner.y, part
+        ):
             weight = sum(p.numel() for p in child.parameters())
-            bends = sum(is_activation(m) for m in child.modules())
-            candidates.append((not first_hand, bends, weight, f"{name}.{child_name}"))
+            activations = sum(is_activation(m) for m in child.modules())
+            candidates.append((not reads_input, activations, weight, f"{name}.{child_name}"))
     return Residual(min(candidates)[-1]) if candidates else None
 
 
-def weighs(part: nn.Module, spared: Set[str] = frozenset()) -> bool:
-    """Whether a module holds matrices or kernels, outside the children in `spared`."""
-    return any(p.ndim > 1 for key, p in part.named_parameters() if key.split(".")[0] not in spared)
+def has_weights(part: nn.Module, kept_children: Set[str] = frozenset()) -> bool:
+    """Whether a module has matrices or kernels outside the children in `kept_children`."""
+    return any(
+        p.ndim > 1 for key, p in part.named_parameters() if key.split(".")[0] not in kept_children
+    )
 
 
 def _run_silenced(
-    part: nn.Module, call: Call, spared: Set[str] = frozenset()
+    part: nn.Module, call: Call, kept_children: Set[str] = frozenset()
 ) -> torch.Tensor | None:
-    """Run a copy whose weights are zero, except for the children in `spared`; None if it fails."""
+    """Run a copy with zero weights outside the children in `kept_children`; None if it fails."""
     try:
-        twin = copy.deepcopy(part)
-        for key, value in [*twin.named_parameters(), *twin.named_buffers()]:
-            if key.split(".")[0] in spared or key.endswith("running_var"):
+        clone = copy.deepcopy(part)
+        for key, value in [*clone.named_parameters(), *clone.named_buffers()]:
+            if key.split(".")[0] in kept_children or key.endswith("running_var"):
                 continue
             if value.is_floating_point():
                 value.zero_()
-        return returned(twin(*copied(call.args), **copied(call.kwargs)))
-    except Exception:  # somebody else's code, with other weights, can raise anything
+        return returned(clone(*copied(call.args), **copied(call.kwargs)))
+    except Exception:  # third-party code with other weights can raise anything
         return None
 
 
 def _is_image(
     out: torch.Tensor | None, target: torch.Tensor, part: nn.Module, *, scaled: bool = False
 ) -> bool:
-    """Whether a silenced block returned `target`: as it is, or through an activation.
+    """Whether the output of a silenced block is `target`, or an activation of it.
 
-    Or `scaled`, which alone would not do: a silenced gate x * sigmoid(f(x)) is x / 2.
+    If `scaled`, also a multiple of it, which alone is not conclusive: a silenced gate
+    x * sigmoid(f(x)) is x / 2.
     """
     if out is None or out.shape != target.shape or not out.is_floating_point():
         return False
-    spread = (target - target[:1]).abs().max()
-    if not bool(spread > 0):  # a constant proves nothing: every silenced module returns one
+    variation = (target - target[:1]).abs().max()
+    if not bool(variation > 0):  # every silenced module returns a constant
         return False
     if _same(out, _two_slopes(out, target, scaled)):
         return True
     activations = [m for m in part.modules() if is_activation(m)]
-    ends: list[Callable[[torch.Tensor], torch.Tensor]] = [*_CURVES, *activations]
-    return any(_same(out, end(target.clone())) for end in ends)
+    functions: list[Callable[[torch.Tensor], torch.Tensor]] = [*_ACTIVATIONS, *activations]
+    return any(_same(out, function(target.clone())) for function in functions)
 
 
 def _two_slopes(out: torch.Tensor, target: torch.Tensor, scaled: bool) -> torch.Tensor:
-    """Return the closest of all a max(t, 0) + b min(t, 0): scalings, ReLU and leaky ReLU."""
+    """Return the closest a max(t, 0) + b min(t, 0): a scaling, ReLU or leaky ReLU."""
     up, down = target.clamp_min(0).double(), target.clamp_max(0).double()
     rise, fall = ((out * part).sum() / part.square().sum().clamp_min(1e-30) for part in (up, down))
     if not scaled:
         rise = torch.ones_like(rise)
-    if not (rise > 0.01 and fall >= -0.01):  # what turns a sign around is no activation
+    if not (rise > 0.01 and fall >= -0.01):  # an activation does not flip signs
         return torch.full_like(out, torch.nan)
     return (rise * up + fall * down).to(out.dtype)
 
@@ -174,21 +179,21 @@ def _same(a: torch.Tensor, b: torch.Tensor) -> bool:
 
 
 def is_activation(module: nn.Module) -> bool:
-    """Whether a module is one of torch's activations, without weights of its own."""
+    """Whether a module is one of torch's activations without parameters."""
     return type(module).__module__.endswith("modules.activation") and not any(
         True for _ in module.parameters()
     )
 
 
 def final_activation(name: str, part: nn.Module, probe: Probe) -> str | None:
-    """Return the activation module whose output is the block's; None if nothing follows the sum."""
-    whole = probe.calls[name].last
+    """Return the activation module that ends a block; None if nothing follows the sum."""
+    output = probe.calls[name].last
     for key, inner in part.named_modules():
         call = probe.get(f"{name}.{key}")
         if not key or not is_activation(inner) or call is None:
             continue
-        if call.last is None or whole is None or call.last.shape != whole.shape:
+        if call.last is None or output is None or call.last.shape != output.shape:
             continue
-        if torch.equal(call.last, whole):
+        if torch.equal(call.last, output):
             return f"{name}.{key}"
     return None

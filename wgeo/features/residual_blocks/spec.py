@@ -1,4 +1,4 @@
-"""Which layers of a network are followed, and how each is read."""
+"""Specification of the layers to follow in a network."""
 
 from __future__ import annotations
 
@@ -14,25 +14,24 @@ class BlockSpec:
     Attributes
     ----------
     name : str
-        The module's name; ``block[1]`` for the second call of one that runs several times;
-        ``res1+x`` for the sum of a tensor and what the module ``res1`` made of it.
+        The module's name; ``block[1]`` for the second call of a module that runs several times;
+        ``res1+x`` for the sum of x and the output of the module ``res1`` on it.
     residual : bool
-        Whether it adds a shortcut to what it computes.
+        Whether it adds a shortcut to its branch.
     shortcut : str or None
         Name of the module that is its shortcut; None if that is the identity (or absent).
     activation : str or None
         Name of the activation module that ends the block; None if nothing follows the sum.
     argument : int or str
-        What the identity is of: the argument at this place or of this keyword; of a sum, the
-        summand at this place.
+        Input of the identity: position or keyword of an argument; for a sum, index of a summand.
     module : str
         The module that computes it; empty for a sum.
     call : int
-        Which call of the module.
+        Index of the module's call.
     sum : (str, int, int) or None
         The sum's address.
     tail : tuple of str
-        The functions that follow the sum at once: a scaling, an activation.
+        The functions directly after the sum: a scaling, an activation.
     """
 
     name: str

@@ -1,9 +1,8 @@
-"""Sums of two tensors in a forward pass: residual additions that no block module holds.
+"""Sums of two tensors in a forward pass: residual additions outside block modules.
 
-A `SumWatch` sees every function that a network calls on tensors, so that ``self.res(x) + x`` in the
-network's own forward is found: of the two summands, one is computed from the other. A `SumTap`
-finds the same sums again in later passes, by their address: which call of which module, and which
-of its sums.
+A `SumWatch` intercepts every function that a network calls on tensors, to find ``self.res(x) + x``
+in the network's own forward, where one summand is computed from the other. A `SumTap` finds the
+same sums in later passes by their address: the module, its call, and the index of the sum.
 """
 
 from __future__ import annotations
@@ -18,21 +17,21 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-_ADDING = frozenset({"add", "add_", "__add__", "__radd__", "__iadd__"})
-_SCALING = frozenset({"mul", "mul_", "div", "div_", "true_divide", "__truediv__", "__mul__"})
-_BENDING = frozenset(
+_ADD = frozenset({"add", "add_", "__add__", "__radd__", "__iadd__"})
+_SCALE = frozenset({"mul", "mul_", "div", "div_", "true_divide", "__truediv__", "__mul__"})
+_ACTIVATE = frozenset(
     {"relu", "relu_", "leaky_relu", "leaky_relu_", "relu6", "gelu", "silu", "mish", "elu", "elu_"}
     | {"celu", "selu", "hardswish", "hardtanh", "tanh", "sigmoid", "softplus"}
 )
-_LONGEST_TAIL = 2  # a scaling and an activation
+_MAX_TAIL = 2  # a scaling and an activation
 
-Address = tuple[str, int, int]  # module, which of its calls, which of the call's sums
-Node = tuple[int, int]  # a tensor object, and how often it was overwritten
+Address = tuple[str, int, int]  # module, index of its call, index of the sum in the call
+Node = tuple[int, int]  # a tensor object, and the number of times it was overwritten
 
 
 @dataclass
 class Sum:
-    """A sum of two tensors of one shape, both computed from the images.
+    """A sum of two tensors of equal shape, both computed from the images.
 
     Attributes
     ----------
@@ -40,13 +39,13 @@ class Sum:
     path : tuple of str
         The modules that were running, the innermost last.
     order : int
-        When, on the pass's clock.
+        Time on the pass's clock.
     nodes : tuple
         The two summands, as nodes of the data flow.
     partial : bool
-        Whether a summand is a slice of a larger tensor, so that the sum is not all there is.
+        Whether a summand is a slice of a larger tensor.
     tail : list of str
-        The functions that follow at once and alone: a scaling, an activation.
+        The functions that directly follow, if only one does: a scaling, an activation.
     """
 
     address: Address
@@ -58,8 +57,8 @@ class Sum:
 
 
 @dataclass
-class Ran:
-    """A module's call: what it received and returned, as nodes of the data flow."""
+class ModuleCall:
+    """A module's call: its input and output, as nodes of the data flow."""
 
     name: str
     order: int
@@ -68,13 +67,13 @@ class Ran:
 
 
 class _Addressed(TorchFunctionMode):
-    """Gives every sum of two tensors its address; told by hooks which module is running."""
+    """Assigns an address to every sum of two tensors; hooks report the running module."""
 
     def __init__(self) -> None:
         super().__init__()
         self.running: list[tuple[str, int]] = [("", 0)]
         self._calls: Counter[str] = Counter()
-        self._places: Counter[tuple[str, int]] = Counter()
+        self._sum_counts: Counter[tuple[str, int]] = Counter()
         self._silent = False
 
     def __torch_function__(
@@ -85,14 +84,14 @@ class _Addressed(TorchFunctionMode):
             return func(*args, **kwargs)
         name = getattr(func, "__name__", "")
         address: Address | None = None
-        # Whether shapes agree may depend on the size of the batch: an address counts every sum.
-        if name in _ADDING and len(args) > 1 and all(_floats(a) for a in args[:2]):
-            host = self.running[-1]
-            address = (*host, self._places[host])
-            self._places[host] += 1
-        return self._called(name, address, lambda: func(*args, **kwargs), args, kwargs)
+        # All sums are counted, since equality of shapes may depend on the batch size.
+        if name in _ADD and len(args) > 1 and all(_is_float_tensor(a) for a in args[:2]):
+            call = self.running[-1]
+            address = (*call, self._sum_counts[call])
+            self._sum_counts[call] += 1
+        return self._intercept(name, address, lambda: func(*args, **kwargs), args, kwargs)
 
-    def _called(
+    def _intercept(
         self,
         name: str,
         address: Address | None,
@@ -104,83 +103,83 @@ class _Addressed(TorchFunctionMode):
 
     @contextmanager
     def silent(self) -> Iterator[None]:
-        """Do not look at what hooks compute."""
-        before, self._silent = self._silent, True
+        """Ignore computations within hooks."""
+        previous, self._silent = self._silent, True
         try:
             yield
         finally:
-            self._silent = before
+            self._silent = previous
 
     def enter(self, name: str) -> None:
-        """A module begins."""
+        """Record the start of a module."""
         self.running.append((name, self._calls[name]))
         self._calls[name] += 1
 
     def leave(self, name: str) -> None:
-        """A module has ended."""
-        while self.running[-1][0] != name:  # hooks of modules that raised, and were caught
+        """Record the end of a module."""
+        while self.running[-1][0] != name:  # modules whose exceptions were caught
             self.running.pop()
         self.running.pop()
 
 
 class SumWatch(_Addressed):
-    """Everything that a pass computes, as a graph of what came from what."""
+    """The data-flow graph of a pass."""
 
     def __init__(self, images: torch.Tensor) -> None:
         super().__init__()
         self.sums: list[Sum] = []
-        self.ran: list[Ran] = []
+        self.calls: list[ModuleCall] = []
         self._clock = 0
-        self._alive: list[torch.Tensor] = [images]  # or another tensor would take a dead one's id
+        self._alive: list[torch.Tensor] = [images]  # prevents reuse of a tensor's id
         self._versions: Counter[int] = Counter()
         self._parents: dict[Node, set[Node]] = {self._node(images): set()}
-        self._received: dict[int, Node | None] = {}  # by how deep the module lies
+        self._inputs: dict[int, Node | None] = {}  # by nesting depth of the module
         self._children: dict[Node, set[Node]] = {}
         self._uses: dict[Node, list[tuple[str, Node, bool]]] = {}
         self._results: dict[Node, Sum] = {}
-        self._scaled: dict[Node, Node] = {}  # what a multiple is of
+        self._scaled: dict[Node, Node] = {}  # from a multiple to its source
 
     def begin(self, name: str, x: torch.Tensor | None) -> None:
-        """A module begins, with `x` as its first tensor."""
+        """Record the start of a module with first tensor `x`."""
         self.enter(name)
-        self._received[len(self.running)] = None if x is None else self._node(x)
+        self._inputs[len(self.running)] = None if x is None else self._node(x)
 
     def end(self, name: str, y: torch.Tensor | None) -> int:
-        """A module returned `y`; return when."""
-        x = self._received.get(len(self.running))
+        """Record that a module returned `y`; return the time."""
+        x = self._inputs.get(len(self.running))
         self.leave(name)
         self._clock += 1
         node = None if y is None else self._node(y)
         if node is not None and node not in self._parents and x in self._parents:
             assert y is not None
             self._alive.append(y)
-            self._parents[node] = {x}  # compiled code, whose functions are not seen
-        self.ran.append(Ran(name, self._clock, x, node))
+            self._parents[node] = {x}  # compiled code, whose functions are not intercepted
+        self.calls.append(ModuleCall(name, self._clock, x, node))
         return self._clock
 
     def sources(self, node: Node) -> set[Node]:
-        """All that a tensor was computed from, itself included."""
-        return _reached(node, self._parents)
+        """Return all nodes from which a tensor was computed, including itself."""
+        return _reachable(node, self._parents)
 
     def results(self, node: Node) -> set[Node]:
-        """All that was computed from a tensor, itself included; after `finish`."""
-        return _reached(node, self._children)
+        """Return all nodes computed from a tensor, including itself; requires `finish`."""
+        return _reachable(node, self._children)
 
     def finish(self) -> None:
-        """Find what follows each sum at once and alone, and what came of what."""
+        """Complete the graph, and find the functions that directly follow each sum."""
         for node, parents in self._parents.items():
             for parent in parents:
                 self._children.setdefault(parent, set()).add(node)
         for result, total in self._results.items():
             node = result
-            while len(total.tail) < _LONGEST_TAIL and len(uses := self._uses.get(node, [])) == 1:
-                name, after, elementwise = uses[0]
+            while len(total.tail) < _MAX_TAIL and len(uses := self._uses.get(node, [])) == 1:
+                name, output, elementwise = uses[0]
                 if not elementwise:
                     break
                 total.tail.append(name)
-                node = after
+                node = output
 
-    def _called(
+    def _intercept(
         self,
         name: str,
         address: Address | None,
@@ -188,31 +187,31 @@ class SumWatch(_Addressed):
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> Any:
-        given = list(_tensors((args, kwargs)))
-        nodes = [self._node(t) for t in given]
-        alike = address is not None and args[0].shape == args[1].shape and args[0].ndim > 1
-        partial = alike and any(_slices(t) for t in args[:2])
+        inputs = list(_tensors((args, kwargs)))
+        nodes = [self._node(t) for t in inputs]
+        is_sum = address is not None and args[0].shape == args[1].shape and args[0].ndim > 1
+        partial = is_sum and any(_is_slice(t) for t in args[:2])
         out = compute()
         self._clock += 1
         for result in _tensors(out):
-            known = [n for n in nodes if n in self._parents]
-            if any(result is t for t in given):
+            sources = [n for n in nodes if n in self._parents]
+            if any(result is t for t in inputs):
                 self._versions[id(result)] += 1
             node = self._node(result)
             self._alive.append(result)
-            if known:
-                self._parents[node] = set(known)
-                if name in _SCALING and _elementwise(name, args):
-                    self._scaled[node] = known[0]
-            for source in known[:1]:
+            if sources:
+                self._parents[node] = set(sources)
+                if name in _SCALE and _elementwise(name, args):
+                    self._scaled[node] = sources[0]
+            for source in sources[:1]:
                 self._uses.setdefault(source, []).append((name, node, _elementwise(name, args)))
-            for source in known[1:]:
+            for source in sources[1:]:
                 self._uses.setdefault(source, []).append((name, node, False))
-        a_and_b = nodes[:2]
-        if alike and all(n in self._parents for n in a_and_b) and isinstance(out, torch.Tensor):
+        summands = nodes[:2]
+        if is_sum and all(n in self._parents for n in summands) and isinstance(out, torch.Tensor):
             assert address is not None
-            path = tuple(host for host, _ in self.running)
-            total = Sum(address, path, self._clock, (a_and_b[0], a_and_b[1]), partial)
+            path = tuple(module for module, _ in self.running)
+            total = Sum(address, path, self._clock, (summands[0], summands[1]), partial)
             self.sums.append(total)
             self._results[self._node(out)] = total
         return out
@@ -221,34 +220,34 @@ class SumWatch(_Addressed):
         return id(tensor), self._versions[id(tensor)]
 
     def multiples(self, node: Node) -> set[Node]:
-        """A tensor, and all that it is a multiple of by plain numbers."""
-        found = {node}
+        """Return a tensor and all tensors of which it is a scalar multiple."""
+        nodes = {node}
         while node in self._scaled:
             node = self._scaled[node]
-            found.add(node)
-        return found
+            nodes.add(node)
+        return nodes
 
     def result_of(self, total: Sum) -> Node:
-        """The node of a sum's value."""
+        """Return the node of a sum's value."""
         return next(node for node, other in self._results.items() if other is total)
 
 
 class SumTap(_Addressed):
-    """Hands out the summands and the value of chosen sums, each time that a pass computes them.
+    """Calls functions with the summands and values of selected sums, whenever they are computed.
 
     Parameters
     ----------
-    wanted : mapping of address to (tail, put)
-        ``put(operands, sum, value)`` takes what was added, the sum, and what is left after its
+    sums : mapping of address to (tail, put)
+        ``put(operands, sum, value)`` is called with the summands, the sum, and the value after its
         tail.
     """
 
-    def __init__(self, wanted: dict[Address, tuple[tuple[str, ...], Callable[..., None]]]) -> None:
+    def __init__(self, sums: dict[Address, tuple[tuple[str, ...], Callable[..., None]]]) -> None:
         super().__init__()
-        self._wanted = wanted
-        self._open: list[tuple[torch.Tensor, list[str], Callable[[torch.Tensor], None]]] = []
+        self._sums = sums
+        self._pending: list[tuple[torch.Tensor, list[str], Callable[[torch.Tensor], None]]] = []
 
-    def _called(
+    def _intercept(
         self,
         name: str,
         address: Address | None,
@@ -256,50 +255,50 @@ class SumTap(_Addressed):
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> Any:
-        if address in self._wanted:
-            tail, put = self._wanted[address]
+        if address in self._sums:
+            tail, put = self._sums[address]
             operands = [a.clone() for a in args[:2]]
             out = compute()
-            before = out.clone()
-            self._go_on(out, list(tail), lambda value: put(operands, before, value))
+            total = out.clone()
+            self._advance(out, list(tail), lambda value: put(operands, total, value))
             return out
         first = args[0] if args else None
-        waiting = next((w for w in self._open if w[0] is first and w[1][0] == name), None)
+        pending = next((p for p in self._pending if p[0] is first and p[1][0] == name), None)
         out = compute()
-        if waiting is not None:
-            self._open.remove(waiting)
-            self._go_on(out, waiting[1][1:], waiting[2])
+        if pending is not None:
+            self._pending.remove(pending)
+            self._advance(out, pending[1][1:], pending[2])
         return out
 
-    def _go_on(
+    def _advance(
         self, value: torch.Tensor, tail: list[str], put: Callable[[torch.Tensor], None]
     ) -> None:
         if tail:
-            self._open.append((value, tail, put))
+            self._pending.append((value, tail, put))
         else:
             put(value)
 
 
 def follow_running(module: nn.Module, watch: _Addressed, keep: Callable[[Any], None]) -> None:
-    """Tell a watch which module is running, by hooks on all of them."""
+    """Report the running module to a watch, by hooks on all modules."""
     for name, part in module.named_modules():
         if name:
             keep(part.register_forward_pre_hook(lambda *_, name=name: watch.enter(name)))
             keep(part.register_forward_hook(lambda *_, name=name: watch.leave(name)))
 
 
-def _reached(node: Node, edges: dict[Node, set[Node]]) -> set[Node]:
-    found: set[Node] = set()
-    todo = [node]
-    while todo:
-        node = todo.pop()
-        if node not in found:
-            found.add(node)
-            todo += edges.get(node, ())
-    return found
+def _reachable(node: Node, edges: dict[Node, set[Node]]) -> set[Node]:
+    nodes: set[Node] = set()
+    stack = [node]
+    while stack:
+        node = stack.pop()
+        if node not in nodes:
+            nodes.add(node)
+            stack += edges.get(node, ())
+    return nodes
 
 
-def _floats(value: Any) -> bool:
+def _is_float_tensor(value: Any) -> bool:
     return (
         isinstance(value, torch.Tensor)
         and not isinstance(value, nn.Parameter)
@@ -307,8 +306,8 @@ def _floats(value: Any) -> bool:
     )
 
 
-def _slices(tensor: torch.Tensor) -> bool:
-    """Whether a tensor is a part of what lies in its memory."""
+def _is_slice(tensor: torch.Tensor) -> bool:
+    """Whether a tensor is only a part of its storage."""
     return tensor.untyped_storage().nbytes() > tensor.numel() * tensor.element_size()
 
 
@@ -323,5 +322,5 @@ def _tensors(value: Any) -> Iterable[torch.Tensor]:
 
 
 def _elementwise(name: str, args: tuple[Any, ...]) -> bool:
-    scaled = name in _SCALING and len(args) == 2 and isinstance(args[1], int | float)
-    return name in _BENDING or scaled
+    scaled = name in _SCALE and len(args) == 2 and isinstance(args[1], int | float)
+    return name in _ACTIVATE or scaled
