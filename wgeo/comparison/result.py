@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from ..arrays.rows import Rows, Sliceable, made_like, mean_of, wide, width_of
 from ..neural_collapse import LayerCollapse
 from ..runtime.processes import local_only
+from ..storage.records import as_table
 from ..ufm.multilayer import MUFMSolution
 
 if TYPE_CHECKING:
@@ -214,6 +215,4 @@ class Comparison:
 
     def to_pandas(self) -> pandas.DataFrame:
         """`rows` as a table."""
-        import pandas
-
-        return pandas.DataFrame(self.rows())
+        return as_table(self.rows())

@@ -9,14 +9,17 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from ..errors import RecordError
+from ..errors import DependencyError, RecordError
 from . import ownership, schema
 from .files import as_path, printable, regular
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 SCHEMA = 2
 ANALYSIS, SERIES = "analysis.json", "series.json"
@@ -171,6 +174,23 @@ def epoch_of(record: Mapping[str, Any]) -> int | None:
     """The epoch of an analysis's checkpoint, where it says one."""
     epoch = record["provenance"].get("epoch")
     return epoch if isinstance(epoch, int) and not isinstance(epoch, bool) else None
+
+
+def as_table(rows: Any) -> pd.DataFrame:
+    """Return a list of rows, or a mapping of columns, as a pandas table.
+
+    Raises
+    ------
+    DependencyError
+        pandas is not installed.
+    """
+    try:
+        import pandas as pd
+    except ImportError as error:
+        raise DependencyError(
+            "A table needs pandas: run `pip install pandas`, or use to_dict()."
+        ) from error
+    return pd.DataFrame(rows)
 
 
 def as_json(value: Any) -> Any:
