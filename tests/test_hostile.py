@@ -250,7 +250,7 @@ def test_what_is_read_can_be_drawn(tmp_path_factory, data):
 def test_a_record_beyond_all_measure_is_not_read(tmp_path, monkeypatch):
     monkeypatch.setattr("wgeo.storage.records._LARGEST", 10)
     (tmp_path / ANALYSIS).write_text(json.dumps(sample_record()))
-    with pytest.raises(RecordError, match="far more than a record"):
+    with pytest.raises(RecordError, match="far more than any record"):
         read_record(tmp_path)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from ..errors import ArgumentError
-from ..storage.files import folder_name, regular
+from ..storage.files import folder_name, require_regular
 from .analysis import analyze, job_of
 from .gathering import gather, named
 from .job import NETWORK_WORDS, Job
@@ -69,7 +69,7 @@ def read_config(path: Path) -> tuple[str, dict[str, Job]]:
         No such file, no TOML, an option that `wgeo analyze` does not have, no checkpoints.
     """
     try:
-        regular(path)
+        require_regular(path)
         config = tomllib.loads(path.read_text("utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise ArgumentError(f"{path} cannot be read: {error}") from error

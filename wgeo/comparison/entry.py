@@ -15,7 +15,7 @@ from ..neural_collapse import collapse_of
 from ..runtime.memory import free
 from ..runtime.processes import on_rank_zero
 from ..runtime.progress import track
-from ..storage.files import memory
+from ..storage.files import memory_limit
 from ..trajectory import Segment, Trajectory, as_trajectory
 from ..transport import Exact, wasserstein
 from ..ufm.multilayer import MUFMSolution
@@ -187,7 +187,7 @@ def _turning(segment: Segment) -> int:
 def _no_room(traj: Trajectory, who: str, size: int) -> str:
     """Why models that take so many bytes do not fit into memory; empty where they do."""
     left = free()
-    available = 0.8 * memory() if left is None else left - traj.nbytes
+    available = 0.8 * memory_limit() if left is None else left - traj.nbytes
     if size <= available:
         return ""
     return (

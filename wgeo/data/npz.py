@@ -13,7 +13,7 @@ from typing import TypeVar
 import numpy as np
 
 from ..errors import DataError
-from ..storage.files import printable, regular
+from ..storage.files import printable, require_regular
 from .members import check_member, check_members
 from .source import Source, checked_labels, first_label, from_array, scaled
 
@@ -144,7 +144,7 @@ def _joined(parts: list[np.ndarray], path: Path) -> np.ndarray:
 def _reading(path: Path) -> Iterator[np.lib.npyio.NpzFile]:
     with ExitStack() as opened:
         try:
-            regular(path)
+            require_regular(path)
             # NumPy closes no file that it opened itself and then finds to be broken.
             file = opened.enter_context(path.open("rb"))
             if zipfile.is_zipfile(file):

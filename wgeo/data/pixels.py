@@ -17,7 +17,7 @@ from ..arrays.mapped import anonymous_array
 from ..errors import DataError
 from ..runtime.memory import free
 from ..runtime.processes import all_gather, local_ranks, raise_on_any
-from ..storage.files import memory
+from ..storage.files import memory_limit
 
 
 def kept(
@@ -36,7 +36,7 @@ def kept(
         Neither memory nor the disk has room for them.
     """
     size, left = math.prod(shape) * np.dtype(dtype).itemsize, free()
-    fits = size <= (memory() if left is None else left) / 2
+    fits = size <= (memory_limit() if left is None else left) / 2
     room = False
     with suppress(OSError):  # no folder for temporary files
         room = size <= shutil.disk_usage(tempfile.gettempdir()).free / 2  # strangers fill no disk

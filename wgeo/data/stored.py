@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import DataError
-from ..storage.files import printable, regular
+from ..storage.files import printable, require_regular
 from .members import most_unpacked
 from .pickles import pixels_of, plain_values
 from .source import Source, checked_labels, first_label, from_array, scaled
@@ -132,7 +132,7 @@ def _pairs(home: Path) -> list[_Part]:
 
 def _bytes(file: Path) -> bytes:
     try:
-        regular(file)
+        require_regular(file)
         if file.stat().st_size > _LARGEST:
             raise DataError(f"{file} is larger than {_LARGEST} bytes.")
         if file.suffix != ".gz":

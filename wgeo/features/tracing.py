@@ -25,7 +25,7 @@ from ..models.parts import classifier_of
 from ..runtime import processes
 from ..runtime.memory import free
 from ..runtime.progress import track
-from ..storage.files import memory
+from ..storage.files import memory_limit
 from ..storage.store import DTYPES, Column, Writer, holds, shards
 from ..trajectory.trajectory import (
     PREDICTIONS,
@@ -234,7 +234,7 @@ class _Held:
         self.rows = rows
         self.row_bytes = sum(row[0].nbytes for row in few.values())
         left = free()
-        room = 0.8 * memory() if left is None else 0.5 * left
+        room = 0.8 * memory_limit() if left is None else 0.5 * left
         if rows * self.row_bytes > room:
             raise FeatureError(
                 f"The features need {rows * self.row_bytes / 2**30:.2f} GiB, and there is memory "

@@ -17,7 +17,7 @@ from torch import nn
 from ..data import Images
 from ..data.images import normalization
 from ..errors import ArgumentError, ConvergenceError, DataError, RecordError
-from ..storage.files import regular
+from ..storage.files import require_regular
 from ..storage.ownership import Owned
 from .recipe import Recipe, augmented, criterion, learning_rate, parameter_groups
 from .resuming import BROKEN, momenta, read_state, require_state, shortened
@@ -177,7 +177,7 @@ class Job:
         """Whether a file says that it is of a run of these settings."""
         path = self.folder / name
         try:
-            regular(path)
+            require_regular(path)
             if path.suffix == ".json":
                 record = json.loads(path.read_text("utf-8"))
                 rows = zip(record["epochs"], self.history, strict=False)  # one may be ahead

@@ -11,7 +11,7 @@ import torch
 
 from ..checkpoints.reading import read
 from ..errors import WgeoError
-from ..storage.files import printable, regular
+from ..storage.files import printable, require_regular
 
 BROKEN = (
     *(OSError, RuntimeError, ValueError, LookupError, TypeError, AttributeError),
@@ -30,7 +30,7 @@ def read_state(path: Path) -> dict[str, Any]:
     CheckpointError, OSError, ValueError
         It cannot be read, or holds other things than a run saves.
     """
-    regular(path)
+    require_regular(path)
     contents = read(path)
     if contents.stand_ins or type(contents.value) is not dict:
         raise ValueError("it holds other objects than a run of wgeo saves")
