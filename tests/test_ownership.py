@@ -396,7 +396,7 @@ def test_a_run_without_its_last_state_is_kept_until_told_otherwise(digits, tmp_p
     trained(digits, tmp_path)
     (tmp_path / "last.pt").unlink()
     before = contents(tmp_path)
-    with pytest.raises(RecordError, match=r"last\.pt is gone.*resume=False"):
+    with pytest.raises(RecordError, match=r"last\.pt, needed to resume it, is miss.*resume=False"):
         trained(digits, tmp_path, seed=1)
     assert contents(tmp_path) == before
     (tmp_path / "checkpoints" / "epoch-0001.pt").write_bytes(MINE)

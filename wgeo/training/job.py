@@ -38,7 +38,7 @@ class Plan:
     evaluate_every : int
         Number of epochs between evaluations; checkpoints are always evaluated.
     terminal_epochs : int or None
-        Stop this many epochs into the terminal phase, counted from the last time it was entered.
+        Stop this many epochs into the terminal phase, counted from its last start.
     """
 
     epochs: frozenset[int] | None
@@ -250,7 +250,7 @@ class Job:
         self.history.append(row)
         if due:
             self.home.write({checkpoint_name(self.epoch): _packed(self._state())})
-        # Written after the checkpoint, so that a resumed run finds all checkpoints up to this epoch.
+        # Written after the checkpoint: a resumed run finds all checkpoints up to this epoch.
         self.home.write({"last.pt": _packed(self._last()), **self._history()})
 
     def _history(self) -> dict[str, str]:
@@ -283,8 +283,8 @@ class Job:
             return
         raise ConvergenceError(
             f"Training diverged in epoch {epoch}: the loss or the weights became infinite or NaN. "
-            f"Start anew in another folder, with a smaller learning rate (it was {self.recipe.lr:g}; "
-            "try a tenth) or `schedule='onecycle'`."
+            "Start anew in another folder, with a smaller learning rate (it was "
+            f"{self.recipe.lr:g}; try a tenth) or `schedule='onecycle'`."
         )
 
     def _state(self) -> dict[str, Any]:
@@ -325,7 +325,7 @@ class Job:
             ) from error
         if differences:
             raise RecordError(
-                f"{path.parent} holds a run with other settings ({'; '.join(differences)}). {advice}"
+                f"{path.parent} holds a run with other settings: {'; '.join(differences)}. {advice}"
             )
 
     def _probe(self) -> None:
