@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from .root import SEED, command, number, lock_folder, say, settings_of
+from .root import SEED, command, lock_folder, number, say, settings_of
 
 
 @command(

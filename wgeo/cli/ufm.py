@@ -12,7 +12,7 @@ import click
 
 from ..errors import ArgumentError
 from ..storage.ownership import claim, owned
-from .root import CONTEXT, SEED, F, as_typed, command, main, number, lock_folder, say
+from .root import CONTEXT, SEED, F, as_typed, command, lock_folder, main, number, say
 
 DECAY = {"weight_decay": 5e-3, "feature_decay": 5e-4}
 
