@@ -217,7 +217,7 @@ def test_what_nobody_foresaw_is_one_line_too(monkeypatch, tmp_path):
     monkeypatch.setattr("wgeo.checkpoints.load_checkpoint", broken)
     words = ["analyze", "x.pt", "--data", "digits", "--out", tmp_path]
     text = run(*words, code=2)
-    assert text.startswith("wgeo: A mistake that wgeo did not foresee (ZeroDivisionError: division")
+    assert text.startswith("wgeo: Unexpected error (ZeroDivisionError: division")
     assert len(text.splitlines()) == 1
     result = CliRunner().invoke(main, [str(word) for word in [*words, "--debug"]])
     assert isinstance(result.exception, ZeroDivisionError)
@@ -272,5 +272,5 @@ def test_solvers_are_parsed():
         parse_solver("exact:fast")
     with pytest.raises(ArgumentError, match=r"does not take wings; its options are .*toler"):
         parse_solver("exact:wings=2")
-    with pytest.raises(ArgumentError, match="wrong kind"):
+    with pytest.raises(ArgumentError, match="wrong type"):
         parse_solver("exact:tolerance=tight")

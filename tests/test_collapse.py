@@ -14,7 +14,7 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from wgeo.errors import ArgumentError, DependencyError, FeatureError
+from wgeo.errors import ArgumentError, FeatureError
 from wgeo.neural_collapse import (
     CollapseStream,
     LayerCollapse,
@@ -780,13 +780,6 @@ def test_ood_features_of_a_whole_network(rng):
         collapse(traj, ood={"layer0": away.first})
     with pytest.raises(FeatureError, match=r"have shape \(400, 3\)"):
         collapse(traj, ood={layer.name: away.first[:, :3] for layer in traj.layers})
-
-
-def test_a_table(rng, monkeypatch):
-    found = collapse(network(rng))
-    monkeypatch.setitem(sys.modules, "pandas", None)
-    with pytest.raises(DependencyError, match="pip install pandas"):
-        found.to_pandas()
 
 
 def test_a_table_with_pandas(rng):

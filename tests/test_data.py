@@ -808,7 +808,7 @@ def test_images_that_fit_need_no_temporary_folder(tmp_path, rng, monkeypatch):
     write_folder(tmp_path / "a", rng, {"cat": 3, "dog": 3})
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "none"))
     assert len(load_images(tmp_path / "a")) == 6
-    monkeypatch.setattr("wgeo.data.pixels.memory", lambda: 10)
+    monkeypatch.setattr("wgeo.data.pixels.total_memory", lambda: 10)
     with pytest.raises(DataError, match="TMPDIR"):
         load_images(tmp_path / "a")
 
@@ -823,10 +823,10 @@ def test_images_beyond_memory_lie_in_a_file(tmp_path, rng, monkeypatch):
     monkeypatch.setattr(
         "wgeo.data.pixels.anonymous_array", lambda *a: mapped.append(usual(*a)) or mapped[0]
     )
-    monkeypatch.setattr("wgeo.data.pixels.memory", lambda: 2 * held.x.numel())
+    monkeypatch.setattr("wgeo.data.pixels.total_memory", lambda: 2 * held.x.numel())
     assert load_images(tmp_path / "a").fingerprint == held.fingerprint
     assert mapped == []
-    monkeypatch.setattr("wgeo.data.pixels.memory", lambda: 2 * held.x.numel() - 1)
+    monkeypatch.setattr("wgeo.data.pixels.total_memory", lambda: 2 * held.x.numel() - 1)
     filed = load_images(tmp_path / "a")
     assert np.shares_memory(filed.x.numpy(), mapped[0])
     assert filed.fingerprint == held.fingerprint

@@ -140,7 +140,7 @@ def test_the_callers_random_state_is_left_alone_and_random_transforms_are_said(p
 def test_workers_and_memory_change_nothing(pair, monkeypatch):
     x, y = pair
     same(as_images(DataLoader(TensorDataset(x, y), batch_size=4, num_workers=1)), x, y)
-    monkeypatch.setattr("wgeo.data.pixels.memory", lambda: 10)
+    monkeypatch.setattr("wgeo.data.pixels.total_memory", lambda: 10)
     monkeypatch.setattr("wgeo.data.pixels.free", lambda: 10)
     filed = as_images(TensorDataset(x, y))
     same(filed, x, y)

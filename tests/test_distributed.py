@@ -188,7 +188,12 @@ def images_of(place):
 
 
 def test_mistakes_are_told_once(small):
-    expected = ("Unknown solver", "nothing.npz", "--jobs runs some at once", "work of one process")
+    expected = (
+        "Unknown solver",
+        "nothing.npz",
+        "--jobs analyses several in parallel",
+        "runs in one process",
+    )
     for row, part in zip(small["mistakes"], expected, strict=True):
         said = "".join(row["said"])
         assert row["codes"] == [2, 2]

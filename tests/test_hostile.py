@@ -182,7 +182,7 @@ def test_more_pixels_than_there_is_room_for_are_refused_before_they_are_asked_fo
     tmp_path, monkeypatch
 ):
     """In memory, nor on more than half of the disk that is left."""
-    monkeypatch.setattr("wgeo.data.pixels.memory", lambda: 10)
+    monkeypatch.setattr("wgeo.data.pixels.total_memory", lambda: 10)
     pixels = load_images(broken_zip(tmp_path / "a.zip", {})).x.numel()
     free = shutil.disk_usage(tmp_path)._replace(free=2 * pixels - 1)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: free)
@@ -250,7 +250,7 @@ def test_what_is_read_can_be_drawn(tmp_path_factory, data):
 def test_a_record_beyond_all_measure_is_not_read(tmp_path, monkeypatch):
     monkeypatch.setattr("wgeo.storage.records._LARGEST", 10)
     (tmp_path / ANALYSIS).write_text(json.dumps(sample_record()))
-    with pytest.raises(RecordError, match="far more than a record"):
+    with pytest.raises(RecordError, match="far more than any record"):
         read_record(tmp_path)
 
 

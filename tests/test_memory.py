@@ -195,7 +195,7 @@ def test_memory_is_what_a_container_allows(tmp_path, monkeypatch):
     """Control groups of both versions: the least that any of those around allows."""
     groups, proc = tmp_path / "cgroup", tmp_path / "proc"
     (proc / "self").mkdir(parents=True)
-    assert files._allowed(proc, groups) == sys.maxsize  # not of this family of systems
+    assert files._cgroup_limit(proc, groups) == sys.maxsize  # not of this family of systems
     for folder, name, limit in (
         ("job/step", "memory.max", "max"),
         ("job", "memory.max", str(3 * 2**30)),
@@ -213,9 +213,9 @@ def test_memory_is_what_a_container_allows(tmp_path, monkeypatch):
         (["0::/elsewhere", "nonsense"], sys.maxsize),
     ):
         said.write_text("\n".join(lines))
-        assert files._allowed(proc, groups) == allowed
-    monkeypatch.setattr(files, "_allowed", lambda: 2**28)
-    assert files.memory() == 2**28
+        assert files._cgroup_limit(proc, groups) == allowed
+    monkeypatch.setattr(files, "_cgroup_limit", lambda: 2**28)
+    assert files.memory_limit() == 2**28
 
 
 @pytest.mark.parametrize("size", ["much", "100MiB", "-1"])

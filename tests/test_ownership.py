@@ -104,7 +104,7 @@ def test_what_is_listed_is_replaced_and_nothing_else(tmp_path):
     (tmp_path / "c").write_bytes(MINE)
     for name in ("a", "c"):
         kept = contents(tmp_path)
-        said = rf"{tmp_path}/{name} is in the way.*Nothing was done.*choose another folder"
+        said = rf"{tmp_path}/{name} is in the way.*Nothing was written.*choose another folder"
         with pytest.raises(RecordError, match=said):
             claim(tmp_path, name)
         with owned(tmp_path) as home, pytest.raises(RecordError, match=said):
@@ -194,7 +194,7 @@ def test_a_whole_folder_is_as_it_was_listed(tmp_path):
 
 def test_a_users_file_in_the_locks_place_is_kept(tmp_path):
     (tmp_path / ".wgeo.lock").write_bytes(MINE)
-    with pytest.raises(RecordError, match="not the lock of a run"), owned(tmp_path):
+    with pytest.raises(RecordError, match="not a lock file"), owned(tmp_path):
         pass
     assert contents(tmp_path) == {".wgeo.lock": MINE}
 
@@ -396,7 +396,7 @@ def test_a_run_without_its_last_state_is_kept_until_told_otherwise(digits, tmp_p
     trained(digits, tmp_path)
     (tmp_path / "last.pt").unlink()
     before = contents(tmp_path)
-    with pytest.raises(RecordError, match=r"last\.pt is gone.*resume=False"):
+    with pytest.raises(RecordError, match=r"last\.pt, needed to resume it, is miss.*resume=False"):
         trained(digits, tmp_path, seed=1)
     assert contents(tmp_path) == before
     (tmp_path / "checkpoints" / "epoch-0001.pt").write_bytes(MINE)

@@ -186,23 +186,23 @@ def test_code_ends_only_where_it_should(command: str) -> None:
     ],
 )
 def test_numbers_are_shown_to_three_digits(value: Any, shown: str) -> None:
-    assert text.figure(value) == shown
+    assert text.general(value) == shown
 
 
 def test_intervals_and_shares() -> None:
     assert text.with_interval(1.2345, [1.2, 1.3]) == "1.23 [1.20, 1.30]"
     assert text.with_interval(1.2345, [None, None]) == "1.23"
     assert text.with_interval(None, None) == "–"
-    assert text.share(0.8145) == "81.5 %"  # 81.45 lies a little above itself in binary
+    assert text.percent(0.8145) == "81.5 %"  # 81.45 lies a little above itself in binary
 
 
 def test_tables_hold_the_record() -> None:
     record = sample_record()
     made = pages.pages(record)
     for layer in record["layers"]:
-        assert text.figure(layer["collapse"]["nc1"]) in made["collapse"]
+        assert text.general(layer["collapse"]["nc1"]) in made["collapse"]
     for block in record["blocks"]:
-        assert text.figure(block["distance"], 5) in made["transport"]
+        assert text.general(block["distance"], 5) in made["transport"]
     first = record["segments"][0]
     assert (
         text.with_interval(first["length_ratio"], first["intervals"]["length_ratio"])

@@ -235,8 +235,8 @@ def test_an_analysis_and_a_series_do_not_share_a_folder(tmp_path):
         (lambda s: s.update(last_layer=[]), r"damaged in last_layer"),
         (lambda s: s.update(analyses=[]), "at least two"),
         (lambda s: s.update(axis="x"), "no series"),
-        (lambda s: s["analyses"][0]["provenance"].update(epoch=None), "an analysis has none"),
-        (lambda s: s["analyses"][0]["provenance"].update(epoch=True), "an analysis has none"),
+        (lambda s: s["analyses"][0]["provenance"].update(epoch=None), "an analysis has no epoch"),
+        (lambda s: s["analyses"][0]["provenance"].update(epoch=True), "an analysis has no epoch"),
     ],
 )
 def test_a_damaged_series_is_refused(tmp_path, spoil, said):

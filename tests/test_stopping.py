@@ -24,7 +24,7 @@ from wgeo.cli.root import STOPPED, command
 from wgeo.errors import RecordError, WgeoError, WgeoWarning
 from wgeo.runtime.terminal import Terminal
 from wgeo.storage import files
-from wgeo.storage.files import locked, write_aside
+from wgeo.storage.files import locked, write_atomic
 from wgeo.storage.ownership import MANIFEST
 from wgeo.storage.records import read_record, write_record
 
@@ -147,7 +147,7 @@ def test_a_file_is_not_written_through_a_link_that_lies_in_the_way(tmp_path):
     (tmp_path / "secret").write_text("kept")
     for name in ("a.json.part", ".a.json.part"):
         (tmp_path / name).symlink_to(tmp_path / "secret")
-    write_aside(tmp_path / "a.json", "new")
+    write_atomic(tmp_path / "a.json", "new")
     assert (tmp_path / "secret").read_text() == "kept"
     assert (tmp_path / "a.json").read_text() == "new"
     assert (tmp_path / "a.json").stat().st_mode & 0o777 == 0o666 & ~umask()
@@ -182,7 +182,7 @@ def holder(tmp_path):
 
 def test_another_runs_folder_is_refused_and_free_again_after_a_crash(tmp_path, holder):
     folder = tmp_path / "run"
-    said = rf"Another run \(process {holder.pid}\) writes into .*--out"
+    said = rf"Another run \(process {holder.pid}\) is writing to .*--out"
     with pytest.raises(RecordError, match=said), locked(folder):
         pass
     for words in (["train", "--arch", "mlp"], ["analyze", "x.pt"], ["ufm", "mse"]):
@@ -238,7 +238,7 @@ def test_a_link_in_the_locks_place_is_not_followed(tmp_path):
     (tmp_path / "secret").write_text("kept")
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / ".wgeo.lock").symlink_to(tmp_path / "secret")
-    with pytest.raises(RecordError, match="not the lock of a run"), locked(tmp_path / "run"):
+    with pytest.raises(RecordError, match="not a lock file"), locked(tmp_path / "run"):
         pass
     assert (tmp_path / "secret").read_text() == "kept"
 

@@ -304,7 +304,7 @@ def test_a_manifest_cannot_lead_elsewhere(stored, tmp_path):
 
     np.save(tmp_path / "elsewhere.npy", np.zeros((90, 4), np.float32))
     rewritten(stored / "manifest.json", lead)
-    with pytest.raises(RecordError, match="outside of the store"):
+    with pytest.raises(RecordError, match="outside the store"):
         Trajectory.load(stored)
 
 
@@ -470,7 +470,7 @@ def written(text):
         (
             "000-x.npy.part",
             lambda path: path.write_bytes(b"mine" + path.read_bytes()[4:]),
-            "does not begin as",
+            "does not match the rows",
         ),
         ("000-x.npy.part", written("short"), "another size"),
         *(("rows-7.log", written(text), "in the way") for text in ("my notes", "[1] x", "{")),
@@ -708,7 +708,7 @@ def test_a_full_disk_is_one_error_and_the_rest_goes_on(net, images, tmp_path, sm
         patch.setattr(os, "pwrite", full)
         with pytest.raises(RecordError, match=r"No space left on device. \d+ of 90 rows") as caught:
             wgeo.trace(net, images, store=tmp_path / "s", batch_size=16)
-    assert "run the same again" in str(caught.value)
+    assert "run the same command again" in str(caught.value)
     followed = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
@@ -742,7 +742,7 @@ def test_what_cannot_fit_is_said_at_once_and_what_fills_up_later_too(
 ):
     rng = np.random.default_rng(0)
     images = rng.random((9000, 1, 8, 8), dtype=np.float32), np.arange(9000) % 3
-    with pytest.raises(RecordError, match=r"needs 3 MiB more, and its disk has 2 MiB left"):
+    with pytest.raises(RecordError, match=r"needs 3 MiB more, but its disk has 2 MiB free"):
         wgeo.trace(net, images, store=small_disk / "s")
     few = images[0][:3000], images[1][:3000]
     junk, write = small_disk / "junk", Writer.write

@@ -65,7 +65,7 @@ def test_features_are_traced_and_analysed_on_the_command_line(tmp_path, undrawn)
     words = ("trace", last, "--data", "digits", "--store", tmp_path / "s", "--project", "16")
     text = run(*words, "--samples", "60", "--dtype", "float16")
     assert "60 samples, 4 layers" in text
-    assert "every distance is kept to a factor between" in text
+    assert "every distance is preserved up to a factor between" in text
     assert "pool, dtype differ" not in text
     assert "wgeo: " in run(*words, "--samples", "80", "--dtype", "float16", code=2)
     stored = tmp_path / "s"
@@ -83,7 +83,7 @@ def test_features_are_traced_and_analysed_on_the_command_line(tmp_path, undrawn)
     assert record["reference"]["tests"][0]["difference"] == 0
     for option in (("--pool", "flat"), ("--data", "digits"), ("--samples", "40")):
         said = run("analyze", stored, "--out", tmp_path / "c", *option, code=2)
-        assert "features that are read already" in said
+        assert "holds stored features" in said
         assert option[0] in said
     assert "Give --data" in run("analyze", last, "--out", tmp_path / "c", code=2)
     (tmp_path / "empty").mkdir()
@@ -194,15 +194,15 @@ def test_a_file_says_what_to_sweep(config, features, tmp_path, undrawn):
     ("text", "said"),
     [
         ("out = ", "cannot be read"),
-        ("data = 'digits'", "must say out"),
+        ("data = 'digits'", "needs out"),
         ("out = 'o'\nrun = 3", r"\[\[run\]\]"),
-        ("out = 'o'", "must say checkpoints"),
-        ("out = 'o'\ncheckpoints = []", "must say checkpoints"),
+        ("out = 'o'", "needs checkpoints"),
+        ("out = 'o'\ncheckpoints = []", "needs checkpoints"),
         ("out = 'o'\ncheckpoints = 'none-*.pt'", "no checkpoint none"),
         ("out = 'o'\ncheckpoints = 'FILE'\nwings = 2", "--wings"),
         ("out = 'o'\ncheckpoints = 'FILE'\nsamples = 'many'", "many"),
         ("out = 'o'\ncheckpoints = 'FILE'", "one checkpoint"),
-        ("out = 'o'\ncheckpoints = ['FILE', 'FILE']", "Which images"),
+        ("out = 'o'\ncheckpoints = ['FILE', 'FILE']", "No images are given"),
     ],
 )
 def test_a_file_that_makes_no_sense_is_refused(tmp_path, monkeypatch, text, said):

@@ -29,7 +29,7 @@ from wgeo.models import build, simplex_etf
 from wgeo.models.etf import FixedLinear
 from wgeo.models.parts import classifier_of
 from wgeo.training import TrainingRun
-from wgeo.training.recipe import Recipe, augmented, criterion, learning_rate, normalized_weights
+from wgeo.training.recipe import Recipe, augment, criterion, learning_rate, normalized_weights
 from wgeo.training.terminal import departure, last_below, terminal_epoch
 
 
@@ -165,7 +165,7 @@ def test_mse_is_half_the_mean_squared_distance_to_the_one_hot_labels():
 def test_augmented_images_are_shifted_and_mirrored_images(kind, seed):
     h, w, pad = 9, 8, 1
     x = torch.rand(3, 2, h, w, generator=torch.Generator().manual_seed(seed)) + 1
-    out = augmented(x, kind, torch.Generator().manual_seed(seed))
+    out = augment(x, kind, torch.Generator().manual_seed(seed))
     assert out.shape == x.shape
     shifts = range(-pad, pad + 1) if "crop" in kind else [0]
     for image, got in zip(x, out, strict=True):
@@ -180,10 +180,10 @@ def test_augmented_images_are_shifted_and_mirrored_images(kind, seed):
 
 def test_augmentation_varies_and_follows_the_seed():
     x = torch.rand(50, 1, 8, 8)
-    a, b, c = (augmented(x, "crop+flip", Recipe(seed=0).generator(k)) for k in (1, 1, 2))
+    a, b, c = (augment(x, "crop+flip", Recipe(seed=0).generator(k)) for k in (1, 1, 2))
     assert torch.equal(a, b)
     assert not torch.equal(a, c)
-    mirrored = augmented(x, "flip", Recipe(seed=0).generator(1))
+    mirrored = augment(x, "flip", Recipe(seed=0).generator(1))
     share = np.mean([torch.equal(i, j) for i, j in zip(x, mirrored, strict=True)])
     assert 0.2 < share < 0.8
 
@@ -718,21 +718,21 @@ def files_of(folder):
     ("place", "value", "says"),
     [
         *((("epoch",), value, "its epoch is") for value in (math.inf, -5, True, "1", None)),
-        (("epoch",), 1, "not one row for each epoch from 0 to 1"),
-        (("epoch",), 10**400, r"not one row for each epoch from 0 to 1\d+\.\."),
+        (("epoch",), 1, "one row per epoch from 0 to 1"),
+        (("epoch",), 10**400, r"one row per epoch from 0 to 1\d+\.\."),
         (("progress",), {}, "history"),
         (("progress", "history"), [], "not one row"),
         (("progress", "history"), [3, "x", None], "row 0 of its history is damaged"),
-        (("progress", "history", 1, "epoch"), 2, "row 1 of its history holds"),
-        (("progress", "history", 1, "loss"), math.inf, "row 1 of its history holds"),
-        (("progress", "history", 1, "lr"), 10**400, "row 1 of its history holds"),
-        (("progress", "history", 2, "train_accuracy"), 1.5, "row 2 of its history holds"),
-        (("progress", "history", 0, "seconds"), None, "row 0 of its history holds"),
+        (("progress", "history", 1, "epoch"), 2, "row 1 of its history has"),
+        (("progress", "history", 1, "loss"), math.inf, "row 1 of its history has"),
+        (("progress", "history", 1, "lr"), 10**400, "row 1 of its history has"),
+        (("progress", "history", 2, "train_accuracy"), 1.5, "row 2 of its history has"),
+        (("progress", "history", 0, "seconds"), None, "row 0 of its history has"),
         (("progress", "history", 0, "notes"), 1, "row 0 of its history is damaged"),
         (("scheduler", "step"), 7, "scheduler is not at epoch 2"),
-        (("state_dict", "1.bias"), torch.full((12,), math.nan), "hold NaN or infinity"),
+        (("state_dict", "1.bias"), torch.full((12,), math.nan), "contain NaN or infinity"),
         (("state_dict", "1.bias"), torch.zeros(1).double(), "the run's torch.float32"),
-        (("state_dict", "1.bias"), torch.eye(12).to_sparse(), "are no tensor"),
+        (("state_dict", "1.bias"), torch.eye(12).to_sparse(), "are not a tensor"),
         (("state_dict", "more"), torch.zeros(1), "other names"),
         (("optimizer", "state", 9), {"momentum_buffer": None}, "other parameters"),
         (("optimizer", "state", 0, "step"), 3, "another kind"),
@@ -741,7 +741,7 @@ def files_of(folder):
         (("optimizer", "state"), {}, "no momenta"),
         (("optimizer", "param_groups", 0, "params"), [3, 2, 1, 0], "other groups"),
         (("wgeo", "training"), None, "cannot be resumed"),
-        (("notes",), 1, "holds what wgeo did not write, 'notes'"),
+        (("notes",), 1, "holds entries that wgeo did not write, 'notes'"),
     ],
 )
 def test_a_wrong_value_in_the_last_state_is_named(stopped, tmp_path, place, value, says):
@@ -839,7 +839,7 @@ def test_settings_that_make_no_sense_are_answered_before_anything_is_written(
 
 
 def test_networks_that_do_not_fit_the_images_are_answered(digits, tmp_path):
-    with pytest.raises(ArgumentError, match="does not take images of shape"):
+    with pytest.raises(ArgumentError, match="does not accept images of shape"):
         train(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten()), digits, tmp_path)
     with pytest.raises(ArgumentError, match=r"need \(2, 10\)"):
         train(nn.Sequential(nn.Flatten(), nn.Linear(64, 5)), digits, tmp_path)

@@ -7,7 +7,7 @@ import sys
 
 
 def main() -> None:
-    """Run the command line; Ctrl-C while it is still being loaded is no traceback, either."""
+    """Run the command line; Ctrl-C while it is still loading prints no traceback."""
     _keep_streams()
     _leave_current_folder()
     try:
@@ -20,9 +20,9 @@ def main() -> None:
 
 
 def _keep_streams() -> None:
-    """Take the places of closed streams: what a library prints must not land in a file of results.
+    """Open the null device for closed standard streams: no output may land in a result file.
 
-    A file that is opened gets the lowest number that is free, and 2 is where errors are printed.
+    An opened file gets the lowest free descriptor; errors are printed to descriptor 2.
     """
     for number in range(3):
         try:
@@ -32,17 +32,19 @@ def _keep_streams() -> None:
 
 
 def _leave_current_folder() -> None:
-    """Import nothing from the current folder, here or in the Python processes that are started.
+    """Import nothing from the current folder, in this process or in child processes.
 
-    It may be a folder of downloads, in which a ``random.py`` takes the place of Python's own.
+    It may be a folder of downloads with a ``random.py`` that shadows Python's own.
     ``python -m wgeo`` puts it first on the path; ``python -P -m wgeo`` and ``wgeo`` do not.
     """
-    os.environ["PYTHONSAFEPATH"] = "1"  # inherited by the workers of multiprocessing, among others
+    os.environ["PYTHONSAFEPATH"] = (
+        "1"  # inherited by child processes, such as multiprocessing workers
+    )
     here = os.getcwd()
     if sys.path[0] == here and not sys.flags.safe_path:
         del sys.path[0]
         if here == os.path.dirname(os.path.dirname(os.path.abspath(__file__))):
-            sys.path.append(here)  # a source tree that is not installed: workers import it
+            sys.path.append(here)  # an uninstalled source tree: workers import it
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
-"""What can go wrong, by name. Every message says what happened and what to do next."""
+"""Errors and warnings of wgeo. Every message says what happened and what to do next."""
 
 from .text import printable
 
 
 class WgeoError(Exception):
-    """Base of every error that wgeo raises on purpose.
+    """Base class of all errors that wgeo raises on purpose.
 
-    Its text is one line: what is not printable in a name that it quotes is shown, not obeyed.
+    The text is one line: unprintable characters in quoted names are escaped.
     """
 
     def __str__(self) -> str:
@@ -14,19 +14,19 @@ class WgeoError(Exception):
 
 
 class ArgumentError(WgeoError, ValueError):
-    """A setting or argument that cannot be used as given."""
+    """An invalid setting or argument."""
 
 
 class CheckpointError(WgeoError):
-    """A checkpoint that cannot be read, or does not fit the architecture."""
+    """A checkpoint cannot be read, or does not fit the architecture."""
 
 
 class DataError(WgeoError):
-    """Images or labels that cannot be read or used."""
+    """Images or labels cannot be read or used."""
 
 
 class FeatureError(WgeoError, ValueError):
-    """Features that cannot be traced or analysed (no blocks, NaN, widths that differ)."""
+    """Features cannot be traced or analysed (no blocks, NaN, differing widths)."""
 
 
 class ConvergenceError(WgeoError):
@@ -34,19 +34,19 @@ class ConvergenceError(WgeoError):
 
 
 class RecordError(WgeoError):
-    """A saved analysis or run that is missing, damaged or of another schema."""
+    """A saved analysis or run is missing, damaged or of another schema."""
 
 
 class DependencyError(WgeoError, ImportError):
-    """An optional package is needed and not installed."""
+    """A required optional package is not installed."""
 
 
 class ProcessError(WgeoError):
-    """Another process of a job that several do together has ended."""
+    """Another process of a distributed job has ended."""
 
 
 class WgeoWarning(UserWarning):
-    """Something the user should know that does not stop the work; its text is one line."""
+    """A warning of wgeo; the text is one line."""
 
     def __str__(self) -> str:
         return printable(super().__str__(), None)

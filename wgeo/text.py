@@ -1,4 +1,4 @@
-"""Text that others chose, as it may be shown: nothing in it is obeyed by a terminal."""
+"""Untrusted text, escaped so that a terminal does not interpret it."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import os
 
 
 def printable(name: str | os.PathLike[str], limit: int | None = 100) -> str:
-    """Return a name that a stranger chose as it may be printed: nothing invisible, not endless.
+    """Return an untrusted name as printable text of at most `limit` characters.
 
-    What is not printable, a line break and half a surrogate pair included, is shown as Python
-    writes it. None for `limit` keeps all of it.
+    Unprintable characters, including line breaks and lone surrogates, are escaped as Python
+    escapes them. `limit=None` keeps the whole text.
     """
     text = os.fsdecode(name)
-    kept = text if limit is None else text[: limit + 1]
-    plain = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in kept)
+    start = text if limit is None else text[: limit + 1]
+    plain = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in start)
     return plain if limit is None or len(plain) <= limit else plain[: limit - 3] + "..."

@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from .. import report
 from ..errors import ArgumentError
-from ..geodesic.result import table
 from ..plots.series import series_rows
-from ..storage.records import SCHEMA, SERIES, check_record, epoch_of, read_record
+from ..storage.records import SCHEMA, SERIES, as_table, check_record, epoch_of, read_record
 from .saving import claim, save
 from .views import training_view
 
@@ -123,7 +122,7 @@ class Series:
 
     def to_pandas(self) -> pd.DataFrame:
         """Return a table with a row an analysis and segment."""
-        return table(series_rows(self.record))
+        return as_table(series_rows(self.record))
 
 
 def _light(record: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,6 @@
-"""The command line: parses, calls, prints. No science lives here.
+"""The command line: parses options, calls the library, prints results.
 
-A module for every group of commands; importing it adds them to `main`.
+One module per group of commands; importing it adds the commands to `main`.
 """
 
 from . import analysis, lists, sweeps, tracing, training, ufm

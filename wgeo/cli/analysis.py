@@ -1,4 +1,4 @@
-"""``wgeo demo``, ``wgeo analyze``, ``wgeo report``: networks measured, and what is written."""
+"""``wgeo demo``, ``wgeo analyze``, ``wgeo report``: analyse networks and write reports."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..runtime.processes import is_rank_zero, launched_world_size, on_rank_zero
 from .gathering import gather, named
 from .job import Job
 from .options import data_options, measuring_options, network_options, reading_options
-from .root import SEED, as_typed, command, own_folder, say, with_flags
+from .root import SEED, as_typed, command, lock_folder, say, with_flags
 
 if TYPE_CHECKING:
     from ..analysis import Analysis
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 @click.option("--epochs", default=30, show_default=True, help="Training epochs.")
 @click.option("--seed", type=SEED, default=0, show_default=True)
 def demo(out: str, epochs: int, seed: int) -> None:
-    """Train a small ResNet on real digits, analyse it, write its report.
+    """Train a small ResNet on handwritten digits, analyse it, and write its report.
 
     Takes about a minute on two cores and downloads nothing.
     """
@@ -33,7 +33,7 @@ def demo(out: str, epochs: int, seed: int) -> None:
     from ..data import load_images
     from ..training import train as fit
 
-    folder = own_folder(out)
+    folder = lock_folder(out)
     claim(folder, with_report=True)
     images = load_images("digits", split="train", seed=seed)
     recipe: dict[str, Any] = {
@@ -70,13 +70,13 @@ def demo(out: str, epochs: int, seed: int) -> None:
     default=1,
     show_default=True,
     type=click.IntRange(min=1),
-    help="Of several checkpoints, how many at once.",
+    help="Number of checkpoints analysed in parallel.",
 )
 @click.option(
     "--store",
     metavar="DIR",
-    help="Keep the features there, and go on from them after a stop; by several processes "
-    "OUT/features.",
+    help="Store the features in this folder, to resume after a stop; by default OUT/features "
+    "under torchrun.",
 )
 @click.option("--report/--no-report", "with_report", default=True, help="Build the HTML report.")
 @click.pass_context
@@ -89,57 +89,58 @@ def analyze(
     with_report: bool,
     **_: Any,
 ) -> None:
-    """Analyse saved networks: transport, straightness, collapse; a record and a report.
+    """Analyse saved networks: transport, straightness, collapse; write records and a report.
 
     CHECKPOINT is a file, or a folder of features that `wgeo trace` stored. Writes
-    OUT/analysis.json, OUT/figures and OUT/report. Several checkpoints get a folder each, and
-    OUT/series.json and OUT/report set them side by side: over the epochs of a training, or network
-    beside network. Of several, those analysed before are not analysed again.
+    OUT/analysis.json, OUT/figures and OUT/report. Each of several checkpoints gets its own folder,
+    and OUT/series.json and OUT/report compare them: over the epochs of a training, or network by
+    network. Checkpoints that are already analysed are not analysed again.
 
-    `torchrun --nproc-per-node=N --no-python wgeo analyze ...` does one analysis with N processes,
-    each on a GPU of its own where there are some; stopped, it goes on from the features it has
-    stored.
+    `torchrun --nproc-per-node=N --no-python wgeo analyze ...` runs one analysis in N processes,
+    each on its own GPU if available; if stopped, it resumes from the stored features.
     """
     from ..analysis.saving import claim
 
     if launched_world_size() > 1 and len(checkpoints) > 1:
         on_rank_zero(_refuse_several)
     if store is not None and Path(checkpoints[0]).is_dir():
-        raise ArgumentError(f"{checkpoints[0]} holds stored features; --store is of a network's.")
-    folder = own_folder(out)
-    made = {name: job_of(ctx, target) for name, target in named(list(checkpoints)).items()}
-    for job in made.values():
+        raise ArgumentError(
+            f"{checkpoints[0]} already holds stored features; --store is for checkpoints."
+        )
+    folder = lock_folder(out)
+    jobs_by_name = {name: job_of(ctx, target) for name, target in named(list(checkpoints)).items()}
+    for job in jobs_by_name.values():
         job.check()
-    if len(made) > 1:
+    if len(jobs_by_name) > 1:
         if store is not None:
-            raise ArgumentError("--store keeps one checkpoint's features; there are several.")
+            raise ArgumentError("--store is for a single checkpoint; there are several.")
         if missing := [path for path in checkpoints if not Path(path).exists()]:
             raise ArgumentError(f"There is no checkpoint {', '.join(missing[:5])}.")
-        gather(made, folder, processes=jobs, with_report=with_report)
+        gather(jobs_by_name, folder, processes=jobs, with_report=with_report)
         return
     on_rank_zero(lambda: claim(folder, with_report=with_report))
-    (job,) = made.values()
+    (job,) = jobs_by_name.values()
     if store is None and launched_world_size() > 1:
         store = str(folder / "features")
-    done = job.measure(as_typed(), store)
+    analysis = job.measure(as_typed(), store)
     if is_rank_zero():
-        _finish(done, folder, with_report)
+        _finish(analysis, folder, with_report)
 
 
 def _refuse_several() -> None:
     raise ArgumentError(
-        "Several processes analyse one checkpoint together. For several, run `wgeo analyze` or "
-        "`wgeo sweep` without torchrun; --jobs runs some at once."
+        "With torchrun, all processes analyse one checkpoint. For several checkpoints, run `wgeo "
+        "analyze` or `wgeo sweep` without torchrun; --jobs analyses several in parallel."
     )
 
 
 def job_of(ctx: click.Context, target: str) -> Job:
-    """The job that this command's options make of a checkpoint or stored features."""
+    """Return the job of a checkpoint or stored features under this command's options."""
     own = ("checkpoints", "out", "jobs", "store", "with_report")
     options = {name: value for name, value in ctx.params.items() if name not in own}
     default = click.core.ParameterSource.DEFAULT
-    asked = {name for name in options if ctx.get_parameter_source(name) is not default}
-    return Job(target, options, frozenset(asked))
+    explicit = {name for name in options if ctx.get_parameter_source(name) is not default}
+    return Job(target, options, frozenset(explicit))
 
 
 @command(
@@ -150,11 +151,11 @@ def job_of(ctx: click.Context, target: str) -> Job:
     "wgeo report runs/r20 runs/r32 --out runs/r20-r32",
 )
 @click.argument("runs", nargs=-1, required=True, metavar="RUN...", type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), help="Folder of a report on several runs.")
-@click.option("--open", "open_it", is_flag=True, help="Open it in the browser.")
-@click.option("--pdf", is_flag=True, help="Typeset it too, as RUN/report/report.pdf; takes TeX.")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder for a report on several runs.")
+@click.option("--open", "open_it", is_flag=True, help="Open the report in the browser.")
+@click.option("--pdf", is_flag=True, help="Also write RUN/report/report.pdf; needs TeX.")
 def report(runs: tuple[Path, ...], out: Path | None, open_it: bool, pdf: bool) -> None:
-    """(Re)build the Sphinx report of a saved analysis, or one that sets several side by side."""
+    """(Re)build the Sphinx report of a saved analysis, or one that compares several."""
     from .. import report as reports
     from ..analysis import Series
     from ..analysis.saving import claim
@@ -162,25 +163,25 @@ def report(runs: tuple[Path, ...], out: Path | None, open_it: bool, pdf: bool) -
     from ..storage.records import SERIES
 
     if pdf:
-        engine()  # a missing one is an error before any work
+        engine()  # a missing engine is an error before any work
     if len(runs) > 1:
         if out is None:
-            raise ArgumentError("A report on several runs needs a folder of its own: --out DIR.")
+            raise ArgumentError("A report on several runs needs a separate folder: --out DIR.")
         claim(out, SERIES, with_report=True)
         Series.of_folders(runs).save(out)
     elif out is not None:
-        raise ArgumentError("--out is for several runs; one run's report lies in its own folder.")
+        raise ArgumentError("--out is for several runs; one run's report is written to its folder.")
     say(reports.build(out or runs[0], pdf=pdf, open=open_it))
 
 
-def _finish(done: Analysis, folder: Path, with_report: bool = True) -> None:
-    """Save, print and report."""
+def _finish(analysis: Analysis, folder: Path, with_report: bool = True) -> None:
+    """Save an analysis, print it, and build its report."""
     from .tables import print_analysis
 
     try:
-        done.save(folder)
+        analysis.save(folder)
     finally:
-        print_analysis(done, with_flags)  # whatever the disk took of it
+        print_analysis(analysis, with_flags)  # even if it could not be saved
     if with_report:
         from .. import report as reports
 

@@ -1,4 +1,4 @@
-"""Many analyses: each in a folder of its own, done once, and set side by side."""
+"""Many analyses: each in a separate folder, run once, and compared."""
 
 from __future__ import annotations
 
@@ -21,46 +21,46 @@ from ..storage.ownership import leftovers, owned
 from .job import Job
 from .root import as_typed, main, say, with_flags
 
-CONTEXT = "forkserver"  # libraries are imported once, and a job's process is its own
+CONTEXT = "forkserver"  # libraries are imported once; each job has its own process
 _PRELOAD = ["wgeo.analysis", "wgeo.cli.job"]
 
 
 def run_all(
     jobs: Mapping[str, Job], folder: Path, *, processes: int = 1, part: tuple[int, int] = (1, 1)
 ) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
-    """Run jobs that are not done, each into a folder of its name; one failing is told.
+    """Run unfinished jobs, each into a folder of its name; failures are reported.
 
     Parameters
     ----------
     jobs : mapping of str to Job
     folder : Path
     processes : int
-        How many at once.
+        Number of jobs run in parallel.
     part : (i, n)
-        Every n-th job only, beginning with the i-th (from 1).
+        Run only every n-th job, beginning with the i-th (from 1).
 
     Returns
     -------
     done : dict of str to dict
-        Records of all jobs that are done by now, whoever did them, in the order of the jobs.
+        Records of all finished jobs, whichever run finished them, in the order of `jobs`.
     failed : dict of str to str
-        Why, by name.
+        Error messages by job name.
 
     Raises
     ------
     RecordError
-        A job's folder holds files of someone else's under names of wgeo's; no job has begun.
+        Files that wgeo did not write are in the way in a job's folder; no job was run.
     """
     from ..analysis.saving import claim
 
     failed: dict[str, str] = {}
     records: dict[str, dict[str, Any]] = {}
     for name, job in jobs.items():
-        found, wrong = _looked(job, folder / name)
-        if found is not None:
-            records[name] = found
-        elif wrong:
-            failed[name] = _tell(job, wrong)
+        record, error = _record_or_error(job, folder / name)
+        if record is not None:
+            records[name] = record
+        elif error:
+            failed[name] = _report_failure(job, error)
     if records:
         say(f"{len(records)} of {len(jobs)} analyses were done before.", err=True)
     mine = list(jobs)[part[0] - 1 :: part[1]]
@@ -68,20 +68,20 @@ def run_all(
     for name in todo:
         claim(folder / name)
     for name in [name for name in mine if name in records]:
-        if wrong := _completed(records[name], folder / name):
-            failed[name] = _tell(jobs[name], wrong)
-    outcomes = _here(todo, folder) if processes == 1 else _pooled(todo, folder, processes)
-    for name, wrong in track(outcomes, "analysing", len(todo)):
-        found, wrong = (None, wrong) if wrong else _looked(jobs[name], folder / name)
-        if found is None:
-            failed[name] = _tell(jobs[name], wrong or "its record is gone")
+        if error := _draw_missing(records[name], folder / name):
+            failed[name] = _report_failure(jobs[name], error)
+    outcomes = _run_here(todo, folder) if processes == 1 else _run_pool(todo, folder, processes)
+    for name, error in track(outcomes, "analysing", len(todo)):
+        record, error = (None, error) if error else _record_or_error(jobs[name], folder / name)
+        if record is None:
+            failed[name] = _report_failure(jobs[name], error or "its record is missing")
         else:
-            records[name] = found
-    for name in jobs:  # other parts went on meanwhile
+            records[name] = record
+    for name in jobs:  # other parts may have finished some meanwhile
         if name not in records and name not in failed:
-            found, _ = _looked(jobs[name], folder / name)
-            if found is not None:
-                records[name] = found
+            record, _ = _record_or_error(jobs[name], folder / name)
+            if record is not None:
+                records[name] = record
     return {name: records[name] for name in jobs if name in records}, failed
 
 
@@ -93,17 +93,17 @@ def gather(
     part: tuple[int, int] = (1, 1),
     processes: int = 1,
 ) -> None:
-    """Run jobs (`run_all`), set all that are done side by side, and say which failed."""
+    """Run jobs (`run_all`), compare all finished analyses, and report failures."""
     from ..analysis import Series
     from ..analysis.saving import claim
     from ..storage.records import SERIES
     from .tables import print_series
 
     claim(folder, SERIES, with_report=with_report)
-    done, failed = run_all(jobs, folder, processes=processes, part=part)
-    elsewhere = part[1] > 1 and len(done) + len(failed) < len(jobs)
-    if len(done) > 1 and not elsewhere:
-        series = Series.of(done, [folder / name for name in done])
+    records, failed = run_all(jobs, folder, processes=processes, part=part)
+    elsewhere = part[1] > 1 and len(records) + len(failed) < len(jobs)
+    if len(records) > 1 and not elsewhere:
+        series = Series.of(records, [folder / name for name in records])
         with locked(folder):
             series.save(folder)
             print_series(series)
@@ -113,11 +113,11 @@ def gather(
                 say(f"Report: {reports.build(folder)}")
         say(f"Record: {folder / 'series.json'}; each checkpoint's in {folder}/NAME")
     elif elsewhere:
-        say(f"{len(jobs) - len(done) - len(failed)} analyses are left to other parts.")
+        say(f"{len(jobs) - len(records) - len(failed)} analyses are left to other parts.")
     if failed:
         raise WgeoError(
             f"{len(failed)} of {len(jobs)} checkpoints could not be analysed (see above); "
-            "the others are kept."
+            "the other analyses are saved."
         )
 
 
@@ -125,29 +125,29 @@ _RESERVED = ("report", "figures", "report-build.log", "analysis.json", "series.j
 
 
 def named(targets: list[str], prefix: str = "", taken: tuple[str, ...] = ()) -> dict[str, str]:
-    """A folder's name for each target: its stem, numbered if another has it already.
+    """Return a folder name for each target: its stem, numbered if already in use.
 
-    Names that differ in case or in how their accents are composed are one name to some file
-    systems, and so they are here.
+    Some file systems do not distinguish case or the composition of accents, so names that differ
+    only in these count as equal.
 
     Parameters
     ----------
     targets : list of str
         Paths of checkpoints and of stored features.
     prefix : str
-        Goes before each name.
+        Prefix of each name.
     taken : tuple of str
-        Names that others have.
+        Names already in use.
     """
-    names = dict.fromkeys((*_RESERVED, *taken), "")  # the series' own
+    names = dict.fromkeys((*_RESERVED, *taken), "")  # names in the series' folder
     reserved = len(names)
     used = {_folded(name) for name in names}
     for target in targets:
-        path = Path(os.path.abspath(target))  # "." and ".." have a name, too
+        path = Path(os.path.abspath(target))  # gives "." and ".." a name
         stem = folder_name(path.name if path.is_dir() else path.stem) or "network"
         stem = folder_name(f"{prefix}-{stem}" if prefix else stem)
-        tried = (stem if i == 1 else f"{stem}-{i}" for i in itertools.count(1))
-        name = next(name for name in tried if _folded(name) not in used)
+        candidates = (stem if i == 1 else f"{stem}-{i}" for i in itertools.count(1))
+        name = next(name for name in candidates if _folded(name) not in used)
         names[name] = target
         used.add(_folded(name))
     return dict(list(names.items())[reserved:])
@@ -157,14 +157,14 @@ def _folded(name: str) -> str:
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
 
 
-def _tell(job: Job, error: str) -> str:
-    told = with_flags(" ".join(error.split()), main.commands["analyze"])
-    say(f"wgeo: {job.target}: {told}", err=True)
+def _report_failure(job: Job, error: str) -> str:
+    message = with_flags(" ".join(error.split()), main.commands["analyze"])
+    say(f"wgeo: {job.target}: {message}", err=True)
     return error
 
 
-def _done(job: Job, folder: Path) -> dict[str, Any] | None:
-    """The record of this very job, where it is there."""
+def _record_of(job: Job, folder: Path) -> dict[str, Any] | None:
+    """Return the record of this job, or None if it is not done."""
     from ..storage.records import read_record
 
     key = job.key
@@ -175,18 +175,18 @@ def _done(job: Job, folder: Path) -> dict[str, Any] | None:
     return record if record["provenance"].get("job") == key else None
 
 
-def _looked(job: Job, folder: Path) -> tuple[dict[str, Any] | None, str]:
-    """The record of this very job, where it is there, and what went wrong on the way, in words."""
+def _record_or_error(job: Job, folder: Path) -> tuple[dict[str, Any] | None, str]:
+    """Return the record of this job, if it is done, and the message of an error, if any."""
     try:
-        return _done(job, folder), ""
-    except Exception as error:  # one odd checkpoint must not stop the others
-        return None, _said(error)
+        return _record_of(job, folder), ""
+    except Exception as error:  # one bad checkpoint must not stop the others
+        return None, _message(error)
 
 
-def _completed(record: Mapping[str, Any], folder: Path) -> str:
-    """Draw the figures that a run which was killed after the record did not come to.
+def _draw_missing(record: Mapping[str, Any], folder: Path) -> str:
+    """Draw figures that are missing because a run was killed after writing the record.
 
-    Returns what went wrong. A folder that another run writes into, or that nobody may, stays.
+    Returns an error message, or "". Folders that are locked or not writable are left unchanged.
     """
     from .. import plots
     from ..plots.files import drawn
@@ -205,36 +205,36 @@ def _completed(record: Mapping[str, Any], folder: Path) -> str:
                     return ""
             if missing:
                 plots.figures(record, figures)
-    except Exception as error:  # as of `_looked`
-        return _said(error)
+    except Exception as error:  # see `_record_or_error`
+        return _message(error)
     return ""
 
 
-def _said(error: Exception) -> str:
-    """What an error says; its kind too, where it was not made for people to read."""
+def _message(error: Exception) -> str:
+    """Return the message of an error, with its type unless it is one of wgeo's."""
     return str(error) if isinstance(error, WgeoError) else f"{type(error).__name__}: {error}"
 
 
 def _run(job: Job, folder: Path, typed: str) -> str:
-    """Do a job and save it; return what went wrong, in words."""
+    """Run a job and save it; return an error message, or ""."""
     try:
         with locked(folder) as home:
-            if _done(job, home) is None:  # else another run did it before we had the folder
+            if _record_of(job, home) is None:  # else another run did it before we had the lock
                 job.measure(typed).save(home)
-    except Exception as error:  # whatever a checkpoint makes a library raise
-        return _said(error)
+    except Exception as error:  # a checkpoint can make a library raise anything
+        return _message(error)
     return ""
 
 
-def _here(jobs: Mapping[str, Job], folder: Path) -> Iterator[tuple[str, str]]:
+def _run_here(jobs: Mapping[str, Job], folder: Path) -> Iterator[tuple[str, str]]:
     """Run jobs one after the other in this process."""
     typed = as_typed()
     for name, job in jobs.items():
         yield name, _run(job, folder / name, typed)
 
 
-def _pooled(jobs: Mapping[str, Job], folder: Path, processes: int) -> Iterator[tuple[str, str]]:
-    """Run jobs, so many at once, each in a process that may die without the others."""
+def _run_pool(jobs: Mapping[str, Job], folder: Path, processes: int) -> Iterator[tuple[str, str]]:
+    """Run jobs in parallel, each in its own process, whose death does not affect the others."""
     context: Any = multiprocessing.get_context(CONTEXT)
     if CONTEXT == "forkserver":
         context.set_forkserver_preload(_PRELOAD)
@@ -246,8 +246,8 @@ def _pooled(jobs: Mapping[str, Job], folder: Path, processes: int) -> Iterator[t
             while waiting and len(running) < processes:
                 name, job = waiting.pop(0)
                 ours, theirs = context.Pipe(duplex=False)
-                given = (theirs, job, folder / name, typed, threads)
-                process = context.Process(target=_serve, args=given, daemon=True)
+                arguments = (theirs, job, folder / name, typed, threads)
+                process = context.Process(target=_serve, args=arguments, daemon=True)
                 process.start()
                 theirs.close()
                 running[ours] = (name, process)
@@ -258,8 +258,8 @@ def _pooled(jobs: Mapping[str, Job], folder: Path, processes: int) -> Iterator[t
                 except EOFError:
                     process.join()
                     error = (
-                        f"its process ended with {process.exitcode} (-9: killed, most often for "
-                        "want of memory; fewer --jobs need less)"
+                        f"its process ended with {process.exitcode} (-9: killed, usually because "
+                        "memory ran out; fewer --jobs need less)"
                     )
                 process.join()
                 yield name, error
@@ -269,17 +269,17 @@ def _pooled(jobs: Mapping[str, Job], folder: Path, processes: int) -> Iterator[t
 
 
 def _serve(answer: Any, job: Job, folder: Path, typed: str, threads: int) -> None:
-    """A job's process: ends with the process that began it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to tell
+    """Run a job in a child process, which ends with its parent."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     import torch
 
     parent = multiprocessing.parent_process()
     assert parent is not None
-    threading.Thread(target=_follow, args=(parent.sentinel,), daemon=True).start()
+    threading.Thread(target=_exit_with_parent, args=(parent.sentinel,), daemon=True).start()
     torch.set_num_threads(threads)
     answer.send(_run(job, folder, typed))
 
 
-def _follow(sentinel: int) -> None:
+def _exit_with_parent(sentinel: int) -> None:
     connection.wait([sentinel])
     os._exit(1)

@@ -1,4 +1,4 @@
-"""One analysis as plain values: what to measure and how, recognised by its content."""
+"""One analysis as a value: its target and options, identified by the content of its inputs."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 
 # Options that select the images (in their fingerprint), or do not affect results.
 _OF_IMAGES = ("source", "split", "samples", "normalize", "image_size", "skip_broken", "seed")
-_NO_MATTER = (
+_IRRELEVANT = (
     *("source", "split", "samples", "image_size", "skip_broken"),
     *("device", "batch_size", "trust_checkpoint", "memory"),
 )
 _OF_NETWORKS = ("pool", "tap", "layers", "brenier", "reference_networks", *_OF_IMAGES)
-NETWORK_WORDS = tuple(  # as the command line has them
+NETWORK_OPTIONS = tuple(  # as spelled on the command line
     name.replace("source", "data").replace("_", "-") for name in _OF_NETWORKS if name != "seed"
 )
 
@@ -39,62 +39,63 @@ class Job:
     ----------
     target : str
     options : mapping
-        By the names of the command's parameters.
-    asked : frozenset of str
-        Which of them were given, rather than left as they are.
+        Values by parameter name of the command.
+    explicit : frozenset of str
+        The options that were given explicitly.
     """
 
     target: str
     options: Mapping[str, Any]
-    asked: frozenset[str] = frozenset()
+    explicit: frozenset[str] = frozenset()
 
     def check(self) -> None:
-        """Refuse options that make no sense before anything is computed.
+        """Refuse invalid options before anything is computed.
 
         Raises
         ------
         ArgumentError
-            An unknown solver; no images; options of a network, given for stored features.
+            The solver is unknown; no images are given; options for networks are given for stored
+            features.
         """
         parse_solver(self.options["solver"])
         if not self._stored and self.options["source"] is None:
-            raise ArgumentError("Which images? Give --data; see `wgeo list datasets`.")
-        given = [name for name in _OF_NETWORKS if name in self.asked and name != "seed"]
+            raise ArgumentError("No images are given: add --data; see `wgeo list datasets`.")
+        given = [name for name in _OF_NETWORKS if name in self.explicit and name != "seed"]
         if self._stored and given:
             names = ", ".join("--" + name.replace("source", "data") for name in given)
             raise ArgumentError(
-                f"{self.target} holds features that are read already: {names.replace('_', '-')} "
-                "can be said to `wgeo trace` alone."
+                f"{self.target} holds stored features: {names.replace('_', '-')} can only be given "
+                "to `wgeo trace`."
             )
 
     @cached_property
     def key(self) -> str:
-        """SHA-256 of everything that decides the numbers: contents rather than paths."""
+        """SHA-256 of everything that affects the results: contents, not paths."""
         from ..analysis.beside import REFERENCES
         from ..runtime.memory import memory_limit
         from ..storage.store import digest
 
-        options = {name: v for name, v in self.options.items() if name not in _NO_MATTER}
+        options = {name: v for name, v in self.options.items() if name not in _IRRELEVANT}
         reference = options["reference"]
         if reference not in REFERENCES:
             options["reference"] = _sha256(reference)
         images = None
         if not self._stored:
             with memory_limit(self.options.get("memory")):
-                found = _images(self._of_images)
+                loaded = _images(self._of_images)
             # Without --normalize the preset decides how images are normalised.
-            images = [on_rank_zero(lambda: found.fingerprint), found.preset]
+            images = [on_rank_zero(lambda: loaded.fingerprint), loaded.preset]
         content = {"target": _sha256(self.target), "images": images, "wgeo": __version__}
         return digest({**content, "options": options})
 
     def measure(self, command: str, store: str | None = None) -> Analysis:
-        """Do it, a network's features kept in `store`; the record's provenance holds the key."""
+        """Run the analysis, storing features in `store`; its record's provenance holds the key."""
         from ..runtime.memory import memory_limit
 
         with memory_limit(self.options.get("memory")):
-            found = self._of_store(command) if self._stored else self._of_network(command, store)
-        found.record["provenance"]["job"] = self.key
-        return found
+            analysis = self._of_store(command) if self._stored else self._of_network(command, store)
+        analysis.record["provenance"]["job"] = self.key
+        return analysis
 
     @property
     def _stored(self) -> bool:
@@ -109,8 +110,8 @@ class Job:
     @property
     def _measuring(self) -> dict[str, Any]:
         names = ("embed", "bootstrap", "mufm", "seed")
-        found = {name: self.options[name] for name in names}
-        return {**found, "solver": parse_solver(self.options["solver"])}
+        options = {name: self.options[name] for name in names}
+        return {**options, "solver": parse_solver(self.options["solver"])}
 
     def _of_store(self, command: str) -> Analysis:
         from ..analysis import analyze_trajectory
@@ -160,26 +161,26 @@ def split_names(layers: str | None) -> list[str] | None:
 
 @lru_cache(maxsize=1)
 def _images(options: tuple[Any, ...]) -> Images:
-    """The images that options name; those of the last job are still there."""
+    """Load the images that options select; those of the last job are cached."""
     from ..data import load_images
 
-    said = dict(zip(_OF_IMAGES, options, strict=True))
+    selected = dict(zip(_OF_IMAGES, options, strict=True))
     return load_images(
-        said["source"],
-        split=said["split"],
-        limit=said["samples"] or None,
-        seed=said["seed"],
-        normalize=said["normalize"],
-        size=said["image_size"],
-        skip_broken=said["skip_broken"],
+        selected["source"],
+        split=selected["split"],
+        limit=selected["samples"] or None,
+        seed=selected["seed"],
+        normalize=selected["normalize"],
+        size=selected["image_size"],
+        skip_broken=selected["skip_broken"],
     )
 
 
 @lru_cache
 def _sha256(target: str) -> str:
-    """Of a checkpoint, or of the manifest of stored features, which holds their checksums.
+    """Return the SHA-256 of a checkpoint, or of the manifest of stored features.
 
-    The features are compared with those before they are analysed (`Trajectory.load`).
+    The manifest holds the features' checksums, which `Trajectory.load` verifies.
     """
     from ..checkpoints.locating import is_saved_model
     from ..checkpoints.reading import fingerprint

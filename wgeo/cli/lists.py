@@ -1,4 +1,4 @@
-"""``wgeo list``: what wgeo knows by name."""
+"""``wgeo list``: names of architectures, data sets and solvers."""
 
 from __future__ import annotations
 
@@ -18,18 +18,21 @@ def list_(what: str) -> None:
         rows = [(arch.name, arch.summary) for arch in ARCHS.values()]
         rows += [
             ("torchvision:NAME", "any torchvision classification ResNet, as torchvision:resnet18"),
-            ("timm:NAME", "any timm model, where timm is installed"),
-            ("package.module:factory", "your own: a function that returns the network"),
+            ("timm:NAME", "any timm model, if timm is installed"),
+            ("package.module:factory", "your own function that returns the network"),
         ]
     elif what == "datasets":
         from ..data.named import NAMES
 
-        loaded = "downloaded by torchvision into ./data or $WGEO_DATA"
+        download = "downloaded by torchvision into ./data or $WGEO_DATA"
         bundled = "8 x 8 handwritten digits, with scikit-learn; no download"
-        rows = [(name, bundled if name == "digits" else loaded) for name in NAMES]
+        rows = [(name, bundled if name == "digits" else download) for name in NAMES]
         rows += [
             ("npz:PATH", "NumPy archive with x, y or x_train, y_train, x_test, y_test"),
-            ("folder:PATH", "folder of images, class/image or split/class/image, or a zip of one"),
+            (
+                "folder:PATH",
+                "folder of images, class/image or split/class/image, or a zip archive of one",
+            ),
         ]
     else:
         rows = list(SOLVERS.items())

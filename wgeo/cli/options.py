@@ -1,4 +1,4 @@
-"""What commands that read networks have in common: their options, and what those mean."""
+"""Options shared by commands that read networks, and their parsing."""
 
 from __future__ import annotations
 
@@ -12,31 +12,39 @@ from ..errors import ArgumentError
 from .root import SEED, F, settings_of
 
 SOLVERS = {
-    "exact": "W2 itself, with a certificate; any size that fits the time",
-    "sinkhorn": "entropic, on the GPU where there is one; an interval that contains W2",
+    "exact": "W2 itself, with a certificate",
+    "sinkhorn": "entropic, on the GPU if there is one; an interval that contains W2",
     "sliced": "mean over random directions; fast, an interval that contains W2",
     "gaussian": "Bures distance of the fitted Gaussians; a lower bound of W2",
 }
 
 
 def network_options(function: F) -> F:
-    """Options that say how a checkpoint is read."""
+    """Add options for reading a checkpoint."""
     options = (
-        click.option("--arch", help="Architecture; checkpoints made by wgeo know theirs."),
-        click.option("--num-classes", type=int, help="Where the checkpoint's head doesn't say."),
-        click.option("--prefix", help="Which tensors of the file are the network's: 'encoder_q.'."),
-        click.option("--container", help="Which entry of the file, such as state_dict_ema."),
+        click.option("--arch", help="Architecture; checkpoints made by wgeo record theirs."),
+        click.option(
+            "--num-classes",
+            type=int,
+            help="Number of classes, if the checkpoint's head does not determine it.",
+        ),
+        click.option(
+            "--prefix", help="Prefix of the network's tensors in the file, such as 'encoder_q.'."
+        ),
+        click.option(
+            "--container", help="Entry of the file that holds the weights, such as state_dict_ema."
+        ),
         click.option(
             "--trust-checkpoint",
             is_flag=True,
-            help="Take a whole network's own code: runs what the file names.",
+            help="Load whole pickled networks: this runs code that the file names.",
         ),
     )
     return _all(options, function)
 
 
 def data_options(function: F, samples: int = 2000) -> F:
-    """Options that select the images; `samples` is the default count."""
+    """Add options that select the images; `samples` is the default count."""
     options = (
         click.option("--split", default="train", show_default=True, help="Part of the data set."),
         click.option(
@@ -44,12 +52,12 @@ def data_options(function: F, samples: int = 2000) -> F:
             default=samples,
             show_default=True,
             type=click.IntRange(min=0),
-            help="Images, class-balanced; 0 for all.",
+            help="Number of images, class-balanced; 0 for all.",
         ),
         click.option("--normalize", help="Preset (imagenet, cifar10, ...) or 'mean,..;std,..'."),
         click.option("--image-size", type=int, help="Resize and centre-crop to this many pixels."),
         click.option(
-            "--skip-broken", is_flag=True, help="Leave out images that can't be decoded; say which."
+            "--skip-broken", is_flag=True, help="Skip images that cannot be decoded, and list them."
         ),
         click.option("--seed", type=SEED, default=0, show_default=True, help="Random seed."),
     )
@@ -57,30 +65,32 @@ def data_options(function: F, samples: int = 2000) -> F:
 
 
 def reading_options(function: F) -> F:
-    """Options that say how features are read."""
+    """Add options for reading features."""
     options = (
-        click.option("--pool", default="gap", show_default=True, help="gap, flat, cls or grid:K."),
+        click.option(
+            "--pool", default="gap", show_default=True, help="Pooling: gap, flat, cls or grid:K."
+        ),
         click.option(
             "--tap",
             type=click.Choice(["post", "pre"]),
             default="post",
             show_default=True,
-            help="A block's features after its last activation, or before.",
+            help="Read a block's features after or before its last activation.",
         ),
-        click.option("--layers", help="Module names, comma-separated, instead of found blocks."),
+        click.option("--layers", help="Comma-separated module names, instead of detected blocks."),
         click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, ..."),
         click.option("--batch-size", default=256, show_default=True),
         click.option(
             "--memory",
             metavar="SIZE",
-            help="Bound of a process's memory, and of a GPU's, such as 4GiB.",
+            help="Memory limit per process and per GPU, such as 4GiB.",
         ),
     )
     return _all(options, function)
 
 
 def measuring_options(function: F) -> F:
-    """Options that say how features are measured."""
+    """Add options for measuring features."""
     options = (
         click.option(
             "--solver",
@@ -90,13 +100,14 @@ def measuring_options(function: F) -> F:
         ),
         click.option("--bootstrap", default=200, show_default=True, help="Resamples; 0 for none."),
         click.option(
-            "--embed", help="The whole network in one space too: pad, or pca:D (D components)."
+            "--embed",
+            help="Also embed the whole network in one space: pad, or pca:D (D components).",
         ),
         click.option(
             "--reference",
             default="init",
             show_default=True,
-            help="What straightness is tested against: init (fresh weights), shuffled (layers), "
+            help="Reference for straightness: init (fresh weights), shuffled (layers), "
             "none, a checkpoint such as RUN/checkpoints/epoch-0000.pt, or stored features.",
         ),
         click.option(
@@ -104,21 +115,21 @@ def measuring_options(function: F) -> F:
             default=20,
             show_default=True,
             type=click.IntRange(min=1),
-            help="How many networks with fresh weights to rank this one among (--reference init).",
+            help="Number of networks with fresh weights to compare with (--reference init).",
         ),
         click.option(
             "--brenier",
             default=None,
             metavar="POINTS",
             type=click.IntRange(min=0),
-            help="Test every block at so many images for being the gradient of a convex function; "
-            "0 for none; by default 4 to 8 if that takes seconds.",
+            help="Number of images at which to test whether a block is the gradient of a convex "
+            "function; 0 for none; by default 4 to 8 if that takes seconds.",
         ),
         click.option(
             "--mufm/--no-mufm",
             default=None,
-            help="Fit the MUFM model or leave it out; by default where it takes about a minute at "
-            "most.",
+            help="Whether to fit the MUFM model; by default only if it takes at most about a "
+            "minute.",
         ),
     )
     return _all(options, function)
@@ -131,21 +142,21 @@ def _all(options: Sequence[Any], function: F) -> F:
 
 
 def parse_solver(text: str) -> Any:
-    """Return the solver that a text such as ``sinkhorn:epsilon=0.01`` means."""
+    """Parse a solver such as ``sinkhorn:epsilon=0.01``."""
     from .. import transport
 
     name, _, options = text.partition(":")
     if name not in SOLVERS:
         raise ArgumentError(f"Unknown solver {name!r}; choose {', '.join(SOLVERS)}.")
     solver = getattr(transport, name.capitalize())
-    chosen = settings_of(options.split(",") if options else ())
-    known = [option.name for option in dataclasses.fields(solver)]
-    if unknown := sorted(set(chosen) - set(known)):
+    settings = settings_of(options.split(",") if options else ())
+    names = [option.name for option in dataclasses.fields(solver)]
+    if unknown := sorted(set(settings) - set(names)):
         raise ArgumentError(
             f"--solver {text}: {name} does not take {', '.join(unknown)}; its options are "
-            f"{', '.join(known) or 'none'}."
+            f"{', '.join(names) or 'none'}."
         )
     try:
-        return solver(**chosen)
+        return solver(**settings)
     except TypeError as error:
-        raise ArgumentError(f"--solver {text}: a value of the wrong kind ({error}).") from error
+        raise ArgumentError(f"--solver {text}: a value has the wrong type ({error}).") from error

@@ -1,4 +1,4 @@
-"""What every command shares: the group, errors in one line, help that ends in an example."""
+"""The basis of all commands: the group, one-line errors, help that ends in an example."""
 
 from __future__ import annotations
 
@@ -36,40 +36,40 @@ SEED = click.IntRange(min=0)
 SIGPIPE = 13  # Windows has no such signal
 STOPPED = "wgeo: stopped; what was finished is kept, nothing is half-written."
 _PARAMETER = re.compile(r"`(\w+)=([^`]*)`")
-_OPTION = {"limit": "samples", "size": "image_size", "trust": "trust_checkpoint"}  # other names
+_OPTION = {"limit": "samples", "size": "image_size", "trust": "trust_checkpoint"}  # renamed options
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 
 def say(*lines: object, err: bool = False) -> None:
-    """Print lines of text, whatever names they hold, on standard output or standard error."""
+    """Print lines of text, escaping unprintable characters, to standard output or error."""
     for line in lines:
         click.echo(printable(str(line), None), err=err)
 
 
 def with_flags(text: str, command: click.Command | None = None) -> str:
-    """A message of the library as a command has it: ``--pool gap`` for `` `pool='gap'` ``.
+    """Rewrite parameters in a library message as options: ``--pool gap`` for `` `pool='gap'` ``.
 
-    The library names its parameters, in backquotes. What the command has no option for stays.
+    The library names its parameters in backquotes. Those without an option are left unchanged.
 
     Parameters
     ----------
     text : str
     command : click.Command, optional
-        By default the one that runs.
+        By default the running command.
     """
     if command is None and (ctx := click.get_current_context(silent=True)):
         command = ctx.meta.get("wgeo.command")
-    known = {each.name: each for each in command.params} if command else {}
+    options = {each.name: each for each in command.params} if command else {}
 
-    def flag(found: re.Match[str]) -> str:
-        option = known.get(_OPTION.get(found[1], found[1]))
-        return (option and _flags(option, found[2])) or found[0]
+    def flag(match: re.Match[str]) -> str:
+        option = options.get(_OPTION.get(match[1], match[1]))
+        return (option and _flags(option, match[2])) or match[0]
 
     return _PARAMETER.sub(flag, text)
 
 
 def _flags(option: click.Parameter, value: str) -> str | None:
-    """The option with a value that Python's syntax gives; None if it cannot have that."""
+    """Return an option with a value in Python syntax as typed; None if it cannot have the value."""
     if not isinstance(option, click.Option):
         return None
     name = max(option.opts, key=len)
@@ -79,14 +79,14 @@ def _flags(option: click.Parameter, value: str) -> str | None:
     try:
         parsed = ast.literal_eval(value)
     except (ValueError, SyntaxError):
-        parsed = value  # nothing, or a word in capitals that stands for a value
-    several = parsed if isinstance(parsed, list | tuple) else [parsed]
-    words = ",".join("..." if each is ... else str(each) for each in several)
-    return f"{name} {shlex.quote(words)}" if value else name
+        parsed = value  # empty, or a placeholder in capitals
+    values = parsed if isinstance(parsed, list | tuple) else [parsed]
+    text = ",".join("..." if each is ... else str(each) for each in values)
+    return f"{name} {shlex.quote(text)}" if value else name
 
 
 class Command(click.Command):
-    """A command that is known to run while it does, and when its error is printed."""
+    """A command that is recorded in the context, also for printing its errors."""
 
     def invoke(self, ctx: click.Context) -> Any:
         ctx.meta["wgeo.command"] = self
@@ -94,14 +94,14 @@ class Command(click.Command):
 
 
 class Commands(click.Group):
-    """Turns every error into one line and exit code 2; `--debug` lets it through."""
+    """Turns every error into one line and exit code 2; `--debug` shows the traceback."""
 
     def main(self, *args: Any, **extra: Any) -> Any:
-        """Run a command; help of which nothing can be written is an error like any other."""
+        """Run a command; a failure to print its help is an error like any other."""
         try:
             return super().main(*args, **extra)
         except OSError as error:
-            say(f"wgeo: {_in_words(error)}", err=True)
+            say(f"wgeo: {_error_text(error)}", err=True)
             sys.exit(2)
 
     def make_context(
@@ -111,25 +111,31 @@ class Commands(click.Group):
         parent: click.Context | None = None,
         **extra: Any,
     ) -> click.Context:
-        typed = shlex.join(["wgeo", *args])  # before parsing uses the words up
-        with _shown_as_text(), _ended_with_its_reader():
+        typed = shlex.join(["wgeo", *args])  # before parsing consumes the arguments
+        with _printable_errors(), _quiet_on_closed_pipe():
             ctx = super().make_context(info_name, args, parent, **extra)
         ctx.meta["wgeo.typed"] = typed
         return ctx
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            with _ended_with_its_reader(), _stoppable(), _told(), _shown_as_text(), _progress():
+            with (
+                _quiet_on_closed_pipe(),
+                _stoppable(),
+                _warnings_in_one_line(),
+                _printable_errors(),
+                _progress(),
+            ):
                 return super().invoke(ctx)
         except (click.ClickException, click.Abort, click.exceptions.Exit) as error:
             if isinstance(error, click.ClickException) and not reports_error(error):
                 ctx.exit(error.exit_code)
-            raise  # click answers these itself
+            raise  # click handles these itself
         except Exception as error:
             if ctx.meta.get("wgeo.debug"):
                 raise
             if reports_error(error):
-                say(f"wgeo{_which()}: {_in_words(error)}", err=True)
+                say(f"wgeo{_process()}: {_error_text(error)}", err=True)
             ctx.exit(2)
         except KeyboardInterrupt as stop:
             if reports_error(stop):
@@ -142,20 +148,20 @@ def _progress() -> AbstractContextManager[None]:
 
 
 @contextmanager
-def _ended_with_its_reader() -> Iterator[None]:
-    """End without a word, as programs do, if the one that reads the output has (``| head -1``)."""
+def _quiet_on_closed_pipe() -> Iterator[None]:
+    """Exit silently if the reader of the output has ended, as in ``| head -1``."""
     try:
         yield
     except BrokenPipeError:
         nowhere = os.open(os.devnull, os.O_WRONLY)
-        for stream in (1, 2):  # else what they still hold is an error when Python ends
+        for stream in (1, 2):  # else flushing them at exit raises an error
             os.dup2(nowhere, stream)
         sys.exit(128 + SIGPIPE)
 
 
 @contextmanager
-def _shown_as_text() -> Iterator[None]:
-    """Click's own errors quote words of the command line: names of files among them (``*``)."""
+def _printable_errors() -> Iterator[None]:
+    """Escape click's own errors, which quote arguments such as file names (``*``)."""
     try:
         yield
     except click.ClickException as error:
@@ -164,7 +170,7 @@ def _shown_as_text() -> Iterator[None]:
 
 
 class Stopped(KeyboardInterrupt):
-    """A signal to stop, as an exception, so that files are closed and locks let go."""
+    """A signal to stop, as an exception, so that files are closed and locks released."""
 
     def __init__(self, number: int) -> None:
         super().__init__()
@@ -173,9 +179,9 @@ class Stopped(KeyboardInterrupt):
 
 @contextmanager
 def _stoppable() -> Iterator[None]:
-    """Let SIGTERM stop a command as Ctrl-C does; a second signal ends it at once."""
+    """Let SIGTERM stop a command like Ctrl-C; a second signal kills it at once."""
     if threading.current_thread() is not threading.main_thread():
-        yield  # signals are the main thread's
+        yield  # only the main thread handles signals
         return
     signals = (signal.SIGINT, signal.SIGTERM)
 
@@ -193,8 +199,8 @@ def _stoppable() -> Iterator[None]:
 
 
 @contextmanager
-def _told() -> Iterator[None]:
-    """Say wgeo's own warnings in a line, as its errors are; others as Python does."""
+def _warnings_in_one_line() -> Iterator[None]:
+    """Print wgeo's own warnings in one line, and other warnings as Python does."""
     usual = warnings.showwarning
 
     def show(message: Any, category: type[Warning], *where: Any, **more: Any) -> None:
@@ -211,23 +217,23 @@ def _told() -> Iterator[None]:
         warnings.showwarning = usual
 
 
-def _which() -> str:
-    """Which of several processes speaks."""
+def _process() -> str:
+    """Return the label of this process, if there are several."""
     return f" [process {os.environ['RANK']}]" if launched_world_size() > 1 else ""
 
 
-def _in_words(error: BaseException) -> str:
+def _error_text(error: BaseException) -> str:
     if isinstance(error, WgeoError):
         return with_flags(str(error))
     text = " ".join(str(error).split())
-    short = ("t allocate memory", "out of memory", "failed to map segment")  # a library, the last
-    if isinstance(error, MemoryError) or any(said in text for said in short):
-        return "This needs more memory than there is; take fewer --samples or --pool gap."
+    out_of_memory = ("t allocate memory", "out of memory", "failed to map segment")
+    if isinstance(error, MemoryError) or any(phrase in text for phrase in out_of_memory):
+        return "Not enough memory: use fewer --samples or --pool gap."
     if isinstance(error, OSError):
         return text or type(error).__name__
     return (
-        f"A mistake that wgeo did not foresee ({type(error).__name__}: {text}). "
-        "--debug shows where; please report it."
+        f"Unexpected error ({type(error).__name__}: {text}). "
+        "Please report it; --debug shows the traceback."
     )
 
 
@@ -252,32 +258,32 @@ def command(
     within: click.Group | None = None,
     together: bool = False,
 ) -> Callable[[F], click.Command]:
-    """A command (of `main`, or `within` a group) whose help ends in an example to paste.
+    """Decorate a command (of `main`, or `within` a group); its help ends in an example.
 
-    Several processes may do it `together` (`wgeo.runtime.processes`), or one alone.
+    If `together`, several processes may run it (`wgeo.runtime.processes`).
     """
 
     def wrap(function: F) -> click.Command:
-        function = launched()(function) if together else _by_one(name, function)
+        function = launched()(function) if together else _single_process(name, function)
         lines = "\n".join(f"  {line}" for line in example.strip().splitlines())
         epilog = f"\b\nExample:\n{lines}"
-        made = click.command(
+        decorated = click.command(
             name, Command, context_settings=CONTEXT, short_help=short, epilog=epilog
         )(debug_option(function))
-        (within or main).add_command(made)
-        return made
+        (within or main).add_command(decorated)
+        return decorated
 
     return wrap
 
 
-def _by_one(name: str, function: F) -> F:
-    """A command that refuses to be run by several processes."""
+def _single_process(name: str, function: F) -> F:
+    """Make a command refuse to run in several processes."""
 
     @functools.wraps(function)
     def run(*args: Any, **kwargs: Any) -> Any:
         if launched_world_size() > 1:
             raise ArgumentError(
-                f"`wgeo {name}` is the work of one process; torchrun is for `wgeo analyze` and "
+                f"`wgeo {name}` runs in one process; torchrun is for `wgeo analyze` and "
                 "`wgeo trace`."
             )
         return function(*args, **kwargs)
@@ -291,40 +297,40 @@ def _by_one(name: str, function: F) -> F:
 def main() -> None:
     """The optimal-transport geometry of trained deep networks.
 
-    Takes a saved checkpoint and labelled images; measures Wasserstein distances between layers,
-    how straight the network's path is, and how its classes collapse; writes a report.
+    From a saved checkpoint and labelled images, measures Wasserstein distances between layers,
+    the straightness of the network's path, and neural collapse; writes a report.
 
     New here? Start with:  wgeo demo
     """
 
 
-def own_folder(out: str) -> Path:
-    """A command's folder, made if need be and kept to it until it has ended."""
+def lock_folder(out: str) -> Path:
+    """Create a command's folder if needed, and lock it until the command ends."""
     ctx = click.get_current_context()
     return on_rank_zero(lambda: ctx.with_resource(locked(out)))
 
 
 def settings_of(texts: Iterable[str]) -> dict[str, Any]:
     """``("width=64", "mode=fast")`` -> ``{"width": 64, "mode": "fast"}``."""
-    found = {}
+    settings = {}
     for text in texts:
         key, equals, value = text.partition("=")
         if not equals or not key.isidentifier():
-            raise ArgumentError(f"{text!r} is not of the form name=value.")
+            raise ArgumentError(f"{text!r} does not have the form name=value.")
         try:
-            found[key] = ast.literal_eval(value)
+            settings[key] = ast.literal_eval(value)
         except (ValueError, SyntaxError):
-            found[key] = value
-    return found
+            settings[key] = value
+    return settings
 
 
 def number(text: str, option: str) -> int:
-    """The whole number that an option's text is."""
+    """Parse an option's text as a nonnegative integer."""
     if not text.strip().isdecimal():
         raise ArgumentError(f"{option}: {text!r} is not a whole number.")
     return int(text)
 
 
 def as_typed() -> str:
-    """The command as it was typed, for the record."""
+    """Return the command as typed, for the record."""
     return str(click.get_current_context().find_root().meta["wgeo.typed"])

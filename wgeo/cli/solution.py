@@ -1,4 +1,4 @@
-"""The record of a solved model as a table that a person can read."""
+"""Print the record of a solved model as tables."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ DEEP = {"dnc1": "DNC1", "dnc2": "DNC2", "dnc3": "DNC3"}
 
 
 def print_solution(record: Mapping[str, Any]) -> None:
-    """Print what was minimised and how low, a row a layer, and what is proved."""
+    """Print the objective and its minimum, a row per layer, and the certificate."""
     console = Terminal(100)
     console.print(_headline(record))
     for table in (_objective(record), _layers(record)):
@@ -35,10 +35,10 @@ def print_solution(record: Mapping[str, Any]) -> None:
 def _headline(record: Mapping[str, Any]) -> Text:
     counts = record["counts"]
     sizes = f"{counts[0]} samples each" if len(set(counts)) == 1 else f"{sum(counts)} samples"
-    how = record["settings"].get("method", "descent from the ridge solution and random starts")
+    method = record["settings"].get("method", "descent from the ridge solution and random starts")
     return Text.assemble(
         (record["model"], "bold"),
-        f": {record['classes']} classes, {sizes}, {record['dim']} features; {how}, ",
+        f": {record['classes']} classes, {sizes}, {record['dim']} features; {method}, ",
         f"{record['seconds']:.2f} s",
     )
 
@@ -65,19 +65,19 @@ def _objective(record: Mapping[str, Any]) -> Table:
 
 def _layers(record: Mapping[str, Any]) -> Table:
     curve = record["curve"]
-    weights = "deep" in curve[0]  # of the models of weights, not of MUFM
+    weights = "deep" in curve[0]  # not for MUFM
     deep = DEEP if weights and len(curve) > 1 else {}
-    known = {
+    columns = {
         key: name
         for key, name in COLUMNS.items()
         if any(layer["collapse"].get(key) is not None for layer in curve)
     }
-    table = Table(title="Collapse, 0 where complete", title_justify="left")
+    table = Table(title="Collapse, 0 if complete", title_justify="left")
     table.add_column("features into" if weights else "layer", no_wrap=True)
-    for name in [*known.values(), *deep.values()]:
+    for name in [*columns.values(), *deep.values()]:
         table.add_column(name, justify="right", no_wrap=True)
     for index, layer in enumerate(curve):
-        cells = [_cell(layer["collapse"].get(key)) for key in known]
+        cells = [_cell(layer["collapse"].get(key)) for key in columns]
         cells += [_cell(layer["deep"][key]) for key in deep]
         table.add_row(f"W{index + 1}" if weights else str(index), *cells)
     return table
@@ -86,12 +86,12 @@ def _layers(record: Mapping[str, Any]) -> Table:
 def _verdict(record: Mapping[str, Any]) -> list[str]:
     certificate = record["certificate"]
     lines = [f"Certificate: {certificate['verdict']}. {certificate['evidence']}"]
-    lines[0] += f" Gradient's norm {certificate['gradient_norm']:.1e}."
-    if (found := record["landscape"]) is not None:
-        least = ", ".join(f"{value:.6g}" for value in found["eigenvalues"])
-        if found["evidence"] != certificate["evidence"]:
-            lines.append(f"Landscape: {found['verdict']}. {found['evidence']}")
-        lines.append(f"Smallest Hessian eigenvalues: {least}.")
+    lines[0] += f" Gradient norm {certificate['gradient_norm']:.1e}."
+    if (landscape := record["landscape"]) is not None:
+        eigenvalues = ", ".join(f"{value:.6g}" for value in landscape["eigenvalues"])
+        if landscape["evidence"] != certificate["evidence"]:
+            lines.append(f"Landscape: {landscape['verdict']}. {landscape['evidence']}")
+        lines.append(f"Smallest Hessian eigenvalues: {eigenvalues}.")
     return lines
 
 

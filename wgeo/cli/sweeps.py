@@ -1,4 +1,4 @@
-"""``wgeo sweep``: many analyses, as a file says."""
+"""``wgeo sweep``: many analyses, configured by a file."""
 
 from __future__ import annotations
 
@@ -11,26 +11,28 @@ from typing import Any
 import click
 
 from ..errors import ArgumentError
-from ..storage.files import folder_name, regular
+from ..storage.files import folder_name, require_regular
 from .analysis import analyze, job_of
 from .gathering import gather, named
-from .job import NETWORK_WORDS, Job
+from .job import NETWORK_OPTIONS, Job
 from .root import command
 
 
 @command(
     "sweep",
-    "Analyse many networks as a file says.",
+    "Analyse many networks, configured by a file.",
     "wgeo sweep sweep.toml --jobs 4\n"
     "wgeo sweep sweep.toml --index $SLURM_ARRAY_TASK_ID/20    # in a Slurm array 1-20\n"
-    "wgeo sweep sweep.toml                                    # sets all that is done side by side",
+    "wgeo sweep sweep.toml                                    # compares all analyses",
 )
 @click.argument("config", type=click.Path(path_type=Path))
 @click.option("--jobs", "processes", default=1, show_default=True, type=click.IntRange(min=1))
-@click.option("--index", metavar="I/N", help="Every N-th analysis only, from the I-th (1 to N).")
+@click.option(
+    "--index", metavar="I/N", help="Run only every N-th analysis, from the I-th (1 to N)."
+)
 @click.option("--report/--no-report", "with_report", default=True, help="Build the HTML report.")
 def sweep(config: Path, processes: int, index: str | None, with_report: bool) -> None:
-    """Analyse many networks as a TOML file says; what is done already is not done again.
+    """Analyse many networks, configured by a TOML file; finished analyses are not repeated.
 
     \b
     The file has `out`, `checkpoints` (paths, * allowed) and any option of `wgeo analyze`:
@@ -46,14 +48,14 @@ def sweep(config: Path, processes: int, index: str | None, with_report: bool) ->
         [[run]]
         checkpoints = "features/c"
 
-    Every [[run]] takes what stands above for granted, but for options of images and networks where
-    it names features that `wgeo trace` stored. Paths are seen from where the command runs.
+    Every [[run]] inherits the options above it, except options for images and networks if its
+    checkpoints are features that `wgeo trace` stored. Paths are relative to the current folder.
     """
     from ..storage.files import writable
 
     out, jobs = read_config(config)
     if len(jobs) < 2:
-        raise ArgumentError(f"{config} names one checkpoint; `wgeo analyze` analyses one.")
+        raise ArgumentError(f"{config} names one checkpoint; analyse it with `wgeo analyze`.")
     for job in jobs.values():
         job.check()
     part = _part(index)
@@ -61,44 +63,44 @@ def sweep(config: Path, processes: int, index: str | None, with_report: bool) ->
 
 
 def read_config(path: Path) -> tuple[str, dict[str, Job]]:
-    """Return a sweep's folder, and its jobs by name.
+    """Read a sweep's folder and its jobs by name.
 
     Raises
     ------
     ArgumentError
-        No such file, no TOML, an option that `wgeo analyze` does not have, no checkpoints.
+        The file is missing or not TOML, an option is unknown, or there are no checkpoints.
     """
     try:
-        regular(path)
+        require_regular(path)
         config = tomllib.loads(path.read_text("utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise ArgumentError(f"{path} cannot be read: {error}") from error
     if any("\0" in text for text in _texts(config)):
-        raise ArgumentError(f"{path} holds a null character, which no path or option can.")
+        raise ArgumentError(f"{path} contains a null character.")
     runs = config.pop("run", [{}])
     out = config.pop("out", None)
     tables = isinstance(runs, list) and all(isinstance(run, dict) for run in runs)
     if not isinstance(out, str) or not tables:
-        raise ArgumentError(f'{path} must say out = "FOLDER", and its runs as [[run]].')
+        raise ArgumentError(f'{path} needs out = "FOLDER", and its runs as [[run]].')
     jobs: dict[str, Job] = {}
     for run in runs:
-        said = {**config, **run}
-        prefix = said.pop("name", "")
+        options = {**config, **run}
+        prefix = options.pop("name", "")
         if not isinstance(prefix, str) or folder_name(prefix) != prefix:
             raise ArgumentError(
                 f"{path}: name = {prefix!r} cannot be the name of a folder; "
                 f"{folder_name(str(prefix)) or 'run'!r} can."
             )
-        targets = _found(said.pop("checkpoints", None), path)
+        targets = _files(options.pop("checkpoints", None), path)
         for name, target in named(targets, prefix, tuple(jobs)).items():
-            dropped = set(NETWORK_WORDS) - set(run) if Path(target).is_dir() else set()
-            mine = {key: value for key, value in said.items() if key not in dropped}
-            jobs[name] = _job(target, mine, path)
+            dropped = set(NETWORK_OPTIONS) - set(run) if Path(target).is_dir() else set()
+            kept = {key: value for key, value in options.items() if key not in dropped}
+            jobs[name] = _job(target, kept, path)
     return out, jobs
 
 
 def _texts(value: Any) -> Iterator[str]:
-    """Every text in a configuration, names of options included."""
+    """Yield every string in a configuration, including option names."""
     if isinstance(value, dict):
         yield from value
         value = list(value.values())
@@ -109,35 +111,35 @@ def _texts(value: Any) -> Iterator[str]:
         yield value
 
 
-def _found(patterns: Any, path: Path) -> list[str]:
-    """The files that patterns name, those of each in order."""
+def _files(patterns: Any, path: Path) -> list[str]:
+    """Return the files that match patterns, in the order of the patterns."""
     patterns = [patterns] if isinstance(patterns, str) else patterns
     if not isinstance(patterns, list) or not patterns:
-        raise ArgumentError(f'{path} must say checkpoints = "..." for every run.')
-    found: list[str] = []
+        raise ArgumentError(f'{path} needs checkpoints = "..." for every run.')
+    files: list[str] = []
     for pattern in patterns:
         names = sorted(glob.glob(str(pattern), recursive=True)) or [str(pattern)]
         if names == [str(pattern)] and not Path(names[0]).exists():
             raise ArgumentError(f"{path}: there is no checkpoint {pattern}.")
-        found += names
-    return found
+        files += names
+    return files
 
 
-def _job(target: str, said: Mapping[str, Any], path: Path) -> Job:
-    """The job that `wgeo analyze` would make of the same options."""
-    words = ["--out=."]
-    for key, value in said.items():
+def _job(target: str, options: Mapping[str, Any], path: Path) -> Job:
+    """Return the job of `wgeo analyze` with these options."""
+    arguments = ["--out=."]
+    for key, value in options.items():
         if not key or "=" in key:
             raise ArgumentError(f"{path}: {key!r} is not an option of `wgeo analyze`.")
         if isinstance(value, bool):
-            words += [f"--{key}"] if value else ["--no-mufm"] if key == "mufm" else []
+            arguments += [f"--{key}"] if value else ["--no-mufm"] if key == "mufm" else []
         else:
             text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
-            words.append(f"--{key}={text}")
-    if "help" in said:  # the one option that is no setting
+            arguments.append(f"--{key}={text}")
+    if "help" in options:  # the only option that is not a setting
         raise ArgumentError(f"{path}: help is not an option of an analysis.")
     try:
-        ctx = analyze.make_context("analyze", [*words, "--", target])
+        ctx = analyze.make_context("analyze", [*arguments, "--", target])
     except click.ClickException as error:
         raise ArgumentError(f"{path}: {error.format_message()}") from error
     return job_of(ctx, target)
@@ -149,5 +151,5 @@ def _part(index: str | None) -> tuple[int, int]:
         return 1, 1
     first, slash, count = index.partition("/")
     if not (slash and first.isdecimal() and count.isdecimal() and 1 <= int(first) <= int(count)):
-        raise ArgumentError(f"--index: {index!r} is not of the form I/N, I from 1 to N.")
+        raise ArgumentError(f"--index: {index!r} does not have the form I/N, with I from 1 to N.")
     return int(first), int(count)

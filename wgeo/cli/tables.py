@@ -1,4 +1,4 @@
-"""An analysis as a table that a person can read in a terminal, and its verdict."""
+"""Print analyses as tables in a terminal, with the verdict."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from ..analysis import THRESHOLDS, Analysis, Series
 from ..plots.series import series_rows
 from ..runtime.terminal import Terminal
 
-_PIPED = 110  # columns of a terminal that is none
-_KNOWN = {  # how an architecture that nobody named was known
+_PIPED = 110  # columns if the output is not a terminal
+_ARCH_SOURCES = {  # how an architecture was determined that the user did not name
     "tensors": "recognized by its tensors",
     "config": "as its config.json says",
     "file": "as the file says",
@@ -21,32 +21,34 @@ _MARKS = {"warning": "!", "undecided": "?"}
 Row = Mapping[str, Any]
 
 
-def print_analysis(done: Analysis, worded: Callable[[str], str] = str) -> None:
-    """Print what was analysed, a row a layer, then the verdict, a line a sentence.
+def print_analysis(analysis: Analysis, rephrase: Callable[[str], str] = str) -> None:
+    """Print a header, a row per layer, and the verdict, a line per sentence.
 
     Parameters
     ----------
-    done : Analysis
-    worded : callable
-        What a sentence becomes: the command line has its own names for parameters.
+    analysis : Analysis
+    rephrase : callable
+        Applied to every sentence: the command line replaces parameters by its options.
     """
-    record = done.record
+    record = analysis.record
     console = Terminal(_PIPED)
     for line in _header(record):
         console.print(line, soft_wrap=True)
     into = {block["target"]: block for block in record["blocks"]}
     rows = [(layer, into.get(layer["name"])) for layer in record["layers"]]
     console.print(_fitting(_columns(record), rows, console.width, _caption(record)))
-    for said in record["verdict"]:
-        mark = _MARKS.get(said.get("strength"), "-")
-        console.print(f"{mark} {worded(said['words'])}", soft_wrap=not console.is_terminal)
+    for sentence in record["verdict"]:
+        mark = _MARKS.get(sentence.get("strength"), "-")
+        console.print(f"{mark} {rephrase(sentence['words'])}", soft_wrap=not console.is_terminal)
 
 
 def _header(record: Row) -> list[str]:
-    """What was analysed, and what decides whether to trust it."""
+    """Return lines on what was analysed, and whether to trust it."""
     origin, trust = record["provenance"], record.get("trust") or {}
     split = f" ({origin['split']})" if origin.get("split") else ""
-    net = (origin["arch"] or "features") + _bracketed(_KNOWN.get(origin.get("arch_from"), ""))
+    net = (origin["arch"] or "features") + _bracketed(
+        _ARCH_SOURCES.get(origin.get("arch_from"), "")
+    )
     lines = [
         f"{net} on {origin['data'] or 'arrays'}{split}, "
         f"{origin['samples']:,} samples, {origin['pool'] or 'given'} features"
@@ -54,13 +56,15 @@ def _header(record: Row) -> list[str]:
     parts = []
     used = trust.get("normalization")
     if used:
-        source = {"asked": "as asked", "file": "as the file says"}.get(used["source"], "assumed")
+        source = {"asked": "as specified", "file": "as the file says"}.get(
+            used["source"], "assumed"
+        )
         parts.append(f"normalization {used['name']}, {source}")
     if record["accuracy"] is not None:
         claimed = trust.get("claimed_accuracy")
-        beside = [f"guessing {trust['chance']:.3f}"] if trust.get("chance") is not None else []
-        beside += [f"the file claims {claimed['value']:.3f}"] if claimed else []
-        parts.append(f"accuracy {record['accuracy']:.3f}" + _bracketed(", ".join(beside)))
+        context = [f"guessing {trust['chance']:.3f}"] if trust.get("chance") is not None else []
+        context += [f"the file claims {claimed['value']:.3f}"] if claimed else []
+        parts.append(f"accuracy {record['accuracy']:.3f}" + _bracketed(", ".join(context)))
     return [*lines, *(["; ".join(parts)] if parts else [])]
 
 
@@ -92,7 +96,7 @@ def _correlation(_: Row, block: Row | None) -> str:
     return text if block.get("power") else f"({text})"
 
 
-# Name, what a row shows, and which columns go first in a narrow terminal (the highest number).
+# Name, cell of a row, and priority: a narrow terminal drops the columns with the highest number.
 _COLUMNS: tuple[tuple[str, Callable[[Row, Row | None], str], int], ...] = (
     ("layer", lambda layer, _: layer["name"], 0),
     ("W2", _block("distance"), 0),
@@ -104,7 +108,7 @@ _COLUMNS: tuple[tuple[str, Callable[[Row, Row | None], str], int], ...] = (
     ("NCC acc.", _collapse("ncc_accuracy", "{:.3f}"), 1),
 )
 _CAPTION = (
-    "corr.: correlation score, 1 for an optimal map; in brackets if maps at random score about as "
+    "corr.: correlation score, 1 for an optimal map; in brackets if random maps score about as "
     "high, so that these samples cannot show one. NCC acc.: accuracy of the nearest class mean."
 )
 
@@ -113,11 +117,11 @@ _CORRECTED = ("NC1 corrected", _collapse("nc1_corrected"), 0)
 
 
 def _columns(record: Row) -> list[tuple[str, Callable[[Row, Row | None], str], int]]:
-    """The columns for a record: with few samples a class, corrected estimates of NC1 too."""
-    found = list(_COLUMNS)
+    """Return the columns for a record; with few samples per class, also corrected NC1."""
+    columns = list(_COLUMNS)
     if any(layer["collapse"].get("nc1_corrected") is not None for layer in record["layers"]):
-        found.insert([name for name, _, _ in found].index("NC1") + 1, _CORRECTED)
-    return found
+        columns.insert([name for name, _, _ in columns].index("NC1") + 1, _CORRECTED)
+    return columns
 
 
 def _caption(record: Row) -> str:
@@ -125,8 +129,8 @@ def _caption(record: Row) -> str:
     if samples is None or samples >= THRESHOLDS["few_a_class"]:
         return _CAPTION
     return (
-        f"{_CAPTION} The smallest class has {samples}: NC1 is biased with so few, and "
-        "NC1 corrected estimates it without the bias; NCC acc. is too high."
+        f"{_CAPTION} The smallest class has only {samples} samples: NC1 is biased, and NC1 "
+        "corrected estimates it without the bias; NCC acc. is too high."
     )
 
 
@@ -136,20 +140,20 @@ def _fitting(
     width: int,
     caption: str,
 ) -> Table:
-    """A table of the columns that a terminal has room for: numbers are never cut."""
-    chosen = list(columns)
+    """Return a table of the columns that fit a terminal; numbers are never cut."""
+    shown = list(columns)
     while True:
-        cells = [[show(*row) for _, show, _ in chosen] for row in rows]
-        names = [name for name, _, _ in chosen]
+        cells = [[show(*row) for _, show, _ in shown] for row in rows]
+        names = [name for name, _, _ in shown]
         needed = (
             sum(max(map(len, column)) for column in zip(names, *cells, strict=True))
-            + 3 * len(chosen)
+            + 3 * len(shown)
             + 1
         )
-        least = max(importance for _, _, importance in chosen)
+        least = max(priority for _, _, priority in shown)
         if needed <= width or least == 0:
             break
-        chosen = [column for column in chosen if column[2] < least]
+        shown = [column for column in shown if column[2] < least]
     table = Table(caption=caption, caption_justify="left")
     for name in names:
         first = name == names[0]
@@ -165,7 +169,7 @@ def _fitting(
 
 
 def print_series(series: Series) -> None:
-    """Print a row an analysis and segment."""
+    """Print a row per analysis and segment."""
     by_epoch = series.record["axis"] == "epoch"
     table = Table(title="Side by side", title_justify="left", caption_justify="left")
     first = "epoch" if by_epoch else "name"
@@ -180,19 +184,19 @@ def print_series(series: Series) -> None:
         )
     before = None
     for row in rows:
-        again = row["name"] == before
+        repeated = row["name"] == before
         before = row["name"]
         table.add_row(
-            "" if again else str(row[first]),
+            "" if repeated else str(row[first]),
             row["segment"],
-            "" if again else _cell(row["accuracy"], "{:.3f}"),
+            "" if repeated else _cell(row["accuracy"], "{:.3f}"),
             _with_interval(row, "length_ratio"),
             _cell(row["length_ratio_centred"], "{:.2f}"),
             *(_cell(row["length_over_runs_centred"], "{:.2f}") for _ in over),
             _cell(row["sqrt_moving_blocks"], "{:.2f}"),
             _bracketed_unless(row["power"], _cell(row["corr_score"], "{:.4f}")),
-            "" if again else _cell(row["nc1"]),
-            "" if again else _cell(row["tau"], "{:+.2f}"),
+            "" if repeated else _cell(row["nc1"]),
+            "" if repeated else _cell(row["tau"], "{:+.2f}"),
         )
     table.caption = (
         "over k: the centred length over k runs of blocks, to compare networks of different depth. "

@@ -1,4 +1,4 @@
-"""``wgeo trace``: features to disk, to be analysed as often as one likes."""
+"""``wgeo trace``: store features on disk, to be analysed repeatedly."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from .root import command, say
 )
 @click.argument("checkpoint")
 @click.option("--data", "source", required=True, help="A name or path; see `wgeo list datasets`.")
-@click.option("--store", required=True, metavar="DIR", help="Folder of the features.")
+@click.option("--store", required=True, metavar="DIR", help="Folder for the features.")
 @click.option(
     "--dtype",
     type=click.Choice(["float32", "float16", "bfloat16", "float64"]),
-    help="How numbers are kept; by default as the network has them.",
+    help="Number format; by default that of the network.",
 )
 @click.option(
     "--project",
@@ -57,10 +57,10 @@ def trace(
     container: str | None,
     **settings: Any,
 ) -> None:
-    """Store features before and after every block, a memory map a layer; resumes where it stopped.
+    """Store features before and after every block, a memory map per layer; resumes after a stop.
 
-    Killed at any moment, or stopped by a full disk, the same command goes on where it was and ends
-    with the same bytes. `wgeo analyze DIR` and `wgeo.Trajectory.load(DIR)` open it.
+    If it is killed or the disk is full, the same command resumes and produces the same bytes. Open
+    the result with `wgeo analyze DIR` or `wgeo.Trajectory.load(DIR)`.
     """
     from ..checkpoints import load_checkpoint
     from ..data import load_images
@@ -92,9 +92,9 @@ def trace(
     if (projected := traj.settings.get("projected")) is not None:
         least, most = projected["all"]
         say(
-            f"Projected onto {projected['width']} features: every distance is kept to a factor "
-            f"between {least:.2f} and {most:.2f} (99 %), a typical one to "
+            f"Projected onto {projected['width']} features: every distance is preserved up to a "
+            f"factor between {least:.2f} and {most:.2f} (99 %), a typical one to within "
             f"{projected['typical']:.1%}."
         )
-    following = ["wgeo", "analyze", settings["store"], "--out", "runs/analysis"]
-    say(f"Next: {shlex.join(following)}")
+    next_command = ["wgeo", "analyze", settings["store"], "--out", "runs/analysis"]
+    say(f"Next: {shlex.join(next_command)}")

@@ -1,4 +1,4 @@
-"""``wgeo train``: networks to measure."""
+"""``wgeo train``: train networks to analyse."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import Any
 
 import click
 
-from .root import SEED, command, number, own_folder, say, settings_of
+from .root import SEED, command, lock_folder, number, say, settings_of
 
 
 @command(
     "train",
-    "Train to the terminal phase, with checkpoints.",
+    "Train to the terminal phase, saving checkpoints.",
     "wgeo train --arch isoresnet --dataset digits --out runs/digits --weight-decay 5e-3\n"
     "wgeo train --arch cifar_resnet20 --dataset cifar10 --epochs 200 --augment --out runs/r20\n"
     "wgeo train --arch cifar_resnet8 --dataset digits --classifier etf --out runs/etf",
@@ -31,14 +31,14 @@ from .root import SEED, command, number, own_folder, say, settings_of
     type=click.Choice(["all", "unnormalized"]),
     default="all",
     show_default=True,
-    help="unnormalized: no decay of convolutions that a batch norm follows.",
+    help="unnormalized: no weight decay on convolutions followed by a batch norm.",
 )
 @click.option(
     "--precision",
     type=click.Choice(["float32", "bfloat16"]),
     default="float32",
     show_default=True,
-    help="Of the training steps; bfloat16 is faster.",
+    help="Precision of the training steps; bfloat16 is faster.",
 )
 @click.option("--batch-size", default=128, show_default=True)
 @click.option(
@@ -59,19 +59,31 @@ from .root import SEED, command, number, own_folder, say, settings_of
     type=click.Choice(["learned", "etf", "etf-keep"]),
     default="learned",
     show_default=True,
-    help="etf: fixed to a simplex ETF, a feature a class; etf-keep: fixed, features as wide.",
+    help="etf: fixed to a simplex ETF, one feature per class; etf-keep: fixed, same width.",
 )
-@click.option("--option", "options", multiple=True, help="Of the architecture, as width=64.")
-@click.option("--checkpoints", default="auto", show_default=True, help="auto, all, or 0,1,10,60.")
-@click.option("--augment/--no-augment", default=False, show_default=True, help="Crops and flips.")
+@click.option(
+    "--option",
+    "options",
+    multiple=True,
+    help="Option of the architecture, such as width=64; may be repeated.",
+)
+@click.option(
+    "--checkpoints",
+    default="auto",
+    show_default=True,
+    help="Epochs to save: auto, all, or a list such as 0,1,10,60.",
+)
+@click.option(
+    "--augment/--no-augment", default=False, show_default=True, help="Random crops and flips."
+)
 @click.option("--samples", type=int, help="Train on this many images, class-balanced.")
 @click.option("--normalize", help="Preset or 'mean,..;std,..'.")
 @click.option("--image-size", type=int, help="Resize and centre-crop to this many pixels.")
 @click.option(
-    "--skip-broken", is_flag=True, help="Leave out images that cannot be decoded; say which."
+    "--skip-broken", is_flag=True, help="Skip images that cannot be decoded, and list them."
 )
 @click.option("--device", default="auto", show_default=True)
-@click.option("--seed", type=SEED, default=0, show_default=True)
+@click.option("--seed", type=SEED, default=0, show_default=True, help="Random seed.")
 def train(
     arch: str,
     source: str,
@@ -84,15 +96,15 @@ def train(
     skip_broken: bool,
     **settings: Any,
 ) -> None:
-    """Train to the terminal phase, saving checkpoints on the way; resumes where it stopped.
+    """Train to the terminal phase, saving checkpoints along the way; resumes after a stop.
 
-    Writes OUT/checkpoints/epoch-*.pt and OUT/history.json. SGD with momentum goes on after training
-    accuracy 1, where neural collapse happens.
+    Writes OUT/checkpoints/epoch-*.pt and OUT/history.json. Training by SGD with momentum continues
+    after training accuracy 1: neural collapse happens then.
     """
     from ..data import load_images
     from ..training import train as fit
 
-    folder = own_folder(out)
+    folder = lock_folder(out)
     seed = settings["seed"]
     load: dict[str, Any] = {
         "seed": seed,
@@ -101,11 +113,12 @@ def train(
         "skip_broken": skip_broken,
     }
     images = load_images(source, split="train", limit=samples, **load)
-    chosen: Any = checkpoints
+    epochs_to_save: Any = checkpoints
     if checkpoints not in ("auto", "all"):
-        chosen = [number(text, "--checkpoints") for text in checkpoints.split(",")]
-    run = fit(arch, images, folder, options=settings_of(options), checkpoints=chosen, **settings)
+        epochs_to_save = [number(text, "--checkpoints") for text in checkpoints.split(",")]
+    settings |= {"options": settings_of(options), "checkpoints": epochs_to_save}
+    run = fit(arch, images, folder, **settings)
     say(f"Training accuracy {run.accuracy:.4f}; checkpoints in {folder / 'checkpoints'}")
-    following = ["wgeo", "analyze", run.last, "--data", source, "--out", folder / "analysis"]
-    following += ["--image-size", image_size] if image_size else []
-    say(f"Next: {shlex.join(map(str, following))}")
+    next_command = ["wgeo", "analyze", run.last, "--data", source, "--out", folder / "analysis"]
+    next_command += ["--image-size", image_size] if image_size else []
+    say(f"Next: {shlex.join(map(str, next_command))}")

@@ -1,4 +1,4 @@
-"""``wgeo ufm``: the unconstrained-feature models, each solved on its own."""
+"""``wgeo ufm``: solve the unconstrained-feature models."""
 
 from __future__ import annotations
 
@@ -11,35 +11,38 @@ import click
 
 from ..errors import ArgumentError
 from ..storage.ownership import claim, owned
-from .root import CONTEXT, SEED, F, as_typed, command, main, number, own_folder, say
+from .root import CONTEXT, SEED, F, as_typed, command, lock_folder, main, number, say
 
 DECAY = {"weight_decay": 5e-3, "feature_decay": 5e-4}
 
 
-@main.group("ufm", context_settings=CONTEXT, short_help="Solve a model that theory offers.")
+@main.group("ufm", context_settings=CONTEXT, short_help="Solve an unconstrained-feature model.")
 def ufm() -> None:
-    """Solve an unconstrained-feature model, certify what was found, print and plot it.
+    """Solve an unconstrained-feature model, and certify, print and plot the solution.
 
-    The last-layer features of a network are taken for free variables, under the network's own loss
-    and weight decay: with cross-entropy (ce), squared loss (mse), more layers of weights (deep), or
+    The last-layer features of a network are free variables, with the network's own loss and weight
+    decay: with cross-entropy (ce), squared loss (mse), more layers of weights (deep), or
     tied to data by optimal transport (mufm).
     """
 
 
 def label_options(function: F) -> F:
-    """Options that say how many samples of which class."""
+    """Add options for the number of samples per class."""
     return _decorated(
         function,
         click.option("--classes", default=4, show_default=True, help="Number K of classes."),
-        click.option("--per-class", default=10, show_default=True, help="Samples of each."),
-        click.option("--counts", help="Of imbalanced classes, as 6,3,2; instead of the two."),
+        click.option("--per-class", default=10, show_default=True, help="Samples per class."),
+        click.option(
+            "--counts",
+            help="Samples of imbalanced classes, such as 6,3,2; replaces the two options above.",
+        ),
         click.option("--dim", type=int, help="Dimension d of the features; K by default."),
     )
 
 
 def decay_options(layers: bool) -> Any:
-    """Options for the penalties; `layers` of weights may have one each."""
-    several = " One number, or one a layer as 1e-3,2e-3." if layers else ""
+    """Add options for the penalties; with `layers`, every layer may have its own."""
+    several = " One number, or one per layer, such as 1e-3,2e-3." if layers else ""
     kind: Any = str if layers else float
 
     def wrap(function: F) -> F:
@@ -64,17 +67,17 @@ def decay_options(layers: bool) -> Any:
 
 
 def bias_option(default: str) -> Any:
-    """``--bias``; the models differ in their default."""
+    """Return the option ``--bias``, whose default depends on the model."""
     return click.option(
         "--bias",
         default=default,
         show_default=True,
-        help="none, free, or its decay lambda_b, a number.",
+        help="Bias: none, free, or its weight decay lambda_b.",
     )
 
 
 def search_options(restarts: str, *, methods: tuple[str, ...], help_: str) -> Any:
-    """Options for how the model is solved."""
+    """Add options for solving the model."""
 
     def wrap(function: F) -> F:
         return _decorated(
@@ -86,12 +89,14 @@ def search_options(restarts: str, *, methods: tuple[str, ...], help_: str) -> An
                 show_default=True,
                 help=help_,
             ),
-            click.option("--restarts", type=int, help=f"Random starts: {restarts}."),
+            click.option(
+                "--restarts", type=int, help=f"Number of random starts; by default {restarts}."
+            ),
             click.option(
                 "--landscape",
-                "look",
+                "with_landscape",
                 is_flag=True,
-                help="Slope and curvature there, and a way down if there is any.",
+                help="Also compute gradient, curvature, and a descent direction if there is one.",
             ),
         )
 
@@ -99,10 +104,10 @@ def search_options(restarts: str, *, methods: tuple[str, ...], help_: str) -> An
 
 
 def output_options(function: F) -> F:
-    """Options for what is left behind."""
+    """Add options for the seed and the output."""
     return _decorated(
         function,
-        click.option("--seed", type=SEED, default=0, show_default=True, help="Of random starts."),
+        click.option("--seed", type=SEED, default=0, show_default=True, help="Random seed."),
         click.option("--out", help="Folder for solution.json, solution.npz and the figure."),
     )
 
@@ -127,12 +132,12 @@ PLAIN = ("auto", "closed", "numerical")
 @decay_options(layers=False)
 @bias_option("free")
 @search_options(
-    "1, or 20 where d is small",
+    "1, or 20 if d is small",
     methods=PLAIN,
-    help_="The closed form where there is one; or one of the two.",
+    help_="auto: the closed form if there is one, else numerical.",
 )
 @output_options
-def ce(bias: str, **asked: Any) -> None:
+def ce(bias: str, **settings: Any) -> None:
     """Solve the cross-entropy model.
 
     \b
@@ -141,7 +146,7 @@ def ce(bias: str, **asked: Any) -> None:
     """
     from ..ufm import fit_ce
 
-    _solve_plain(fit_ce, _bias(bias), asked)
+    _solve_plain(fit_ce, _bias(bias), settings)
 
 
 @command(
@@ -155,12 +160,12 @@ def ce(bias: str, **asked: Any) -> None:
 @decay_options(layers=False)
 @bias_option("none")
 @search_options(
-    "1, or 20 where d is small",
+    "1, or 20 if d is small",
     methods=PLAIN,
-    help_="The closed form where there is one; or one of the two.",
+    help_="auto: the closed form if there is one, else numerical.",
 )
 @output_options
-def mse(bias: str, **asked: Any) -> None:
+def mse(bias: str, **settings: Any) -> None:
     """Solve the squared-loss model.
 
     \b
@@ -171,18 +176,18 @@ def mse(bias: str, **asked: Any) -> None:
     """
     from ..ufm import fit_mse
 
-    _solve_plain(fit_mse, _bias(bias), asked)
+    _solve_plain(fit_mse, _bias(bias), settings)
 
 
 @command(
     "deep",
-    "More layers of weights, with ReLUs or without.",
+    "Several layers of weights, with or without ReLUs.",
     "wgeo ufm deep --classes 2 --layers 4 --dim 20 --restarts 100 --out runs/deep\n"
     "wgeo ufm deep --classes 6 --layers 4 --method lower-rank",
     within=ufm,
 )
 @label_options
-@click.option("--layers", default=3, show_default=True, help="Number L of weights.")
+@click.option("--layers", default=3, show_default=True, help="Number L of weight matrices.")
 @decay_options(layers=True)
 @bias_option("none")
 @click.option(
@@ -202,10 +207,10 @@ def deep(
     activation: str,
     method: str,
     restarts: int | None,
-    look: bool,
+    with_landscape: bool,
     seed: int,
     out: str | None,
-    **asked: Any,
+    **settings: Any,
 ) -> None:
     """Solve the deep model (Súkeník, Mondelli, Lampert 2023; L = 2: Tirer, Bruna 2022).
 
@@ -215,20 +220,20 @@ def deep(
     """
     from ..ufm import fit_deep, lower_rank
 
-    labels, dim = _labels(**asked)
-    given: dict[str, Any] = {"dim": dim, "feature_decay": feature_decay}
-    given["weight_decays"] = _decays(weight_decay, layers)
+    labels, dim = _labels(**settings)
+    arguments: dict[str, Any] = {"dim": dim, "feature_decay": feature_decay}
+    arguments["weight_decays"] = _decays(weight_decay, layers)
     folder = _folder(out)
     if method == "lower-rank":
         if activation != "relu" or bias != "none":
             raise ArgumentError("--method lower-rank is for ReLU models without a bias.")
-        found = lower_rank(labels, **given)
+        solution = lower_rank(labels, **arguments)
     else:
-        given |= {"activation": activation, "method": method, "seed": seed}
+        arguments |= {"activation": activation, "method": method, "seed": seed}
         if restarts is not None:
-            given["restarts"] = restarts
-        found = fit_deep(labels, bias=_bias(bias), **given)
-    _show(found, look, folder)
+            arguments["restarts"] = restarts
+        solution = fit_deep(labels, bias=_bias(bias), **arguments)
+    _show(solution, with_landscape, folder)
 
 
 @command(
@@ -241,9 +246,14 @@ def deep(
 @click.option("--samples", default=500, show_default=True, help="Images, class-balanced.")
 @click.option("--normalize", help="Preset or 'mean,..;std,..'; the data set's own by default.")
 @click.option("--layers", default=8, show_default=True, help="Number L of layers.")
-@click.option("--weight-decay", default=DECAY["weight_decay"], show_default=True)
-@click.option("--transport", default=1.0, show_default=True, help="lambda: of all layers together.")
-@click.option("--feature-decay", default=0.0, show_default=True, help="Of the last layer.")
+@click.option("--weight-decay", default=DECAY["weight_decay"], show_default=True, help="lambda_W.")
+@click.option(
+    "--transport",
+    default=1.0,
+    show_default=True,
+    help="Transport penalty lambda of all layers together.",
+)
+@click.option("--feature-decay", default=0.0, show_default=True, help="lambda_H of the last layer.")
 @bias_option("none")
 @click.option("--loss", type=click.Choice(["mse", "ce"]), default="mse", show_default=True)
 @click.option(
@@ -251,9 +261,9 @@ def deep(
     type=click.Choice(["trajectory", "class", "free"]),
     default="trajectory",
     show_default=True,
-    help="Which input each feature is tied to.",
+    help="The input that each feature is tied to.",
 )
-@click.option("--restarts", default=4, show_default=True, help="Random starts.")
+@click.option("--restarts", default=4, show_default=True, help="Number of random starts.")
 @output_options
 def mufm(
     source: str,
@@ -262,7 +272,7 @@ def mufm(
     bias: str,
     seed: int,
     out: str | None,
-    **asked: Any,
+    **settings: Any,
 ) -> None:
     """Solve the multilayer model MUFM (Wang, Gai, Zhang 2024).
 
@@ -277,11 +287,11 @@ def mufm(
     folder = _folder(out)
     images = load_images(source, limit=samples, seed=seed, normalize=normalize)
     pixels = (images.normalize or normalization(images.preset))(images.x).flatten(1)
-    found = fit_mufm(pixels, images.y, bias=_bias(bias), seed=seed, **asked)
-    _show(found, False, folder)
+    solution = fit_mufm(pixels, images.y, bias=_bias(bias), seed=seed, **settings)
+    _show(solution, False, folder)
 
 
-# --- reading ---------------------------------------------------------------------------------
+# --- parsing ---------------------------------------------------------------------------------
 
 
 def _labels(
@@ -291,7 +301,7 @@ def _labels(
     if counts is not None:
         sizes = [number(text, "--counts") for text in counts.split(",")]
     if min(sizes, default=0) < 1 or len(sizes) < 2:
-        raise ArgumentError("A model needs at least two classes, and a sample of each.")
+        raise ArgumentError("A model needs at least two classes with at least one sample each.")
     return [k for k, size in enumerate(sizes) for _ in range(size)], len(
         sizes
     ) if dim is None else dim
@@ -302,40 +312,43 @@ def _bias(text: str) -> str | float:
     try:
         return text if text in ("free", "none") else float(text)
     except ValueError:
-        raise ArgumentError(f"--bias: {text!r} is not none, free or a number.") from None
+        raise ArgumentError(f"--bias: {text!r} must be none, free or a number.") from None
 
 
 def _decays(text: str, layers: int) -> list[float]:
     try:
         decays = [float(part) for part in text.split(",")]
     except ValueError:
-        raise ArgumentError(f"--weight-decay: {text!r} is not a number, or one a layer.") from None
+        raise ArgumentError(
+            f"--weight-decay: {text!r} must be a number, or one per layer."
+        ) from None
     if layers < 1 or len(decays) not in (1, layers):
-        raise ArgumentError(f"--weight-decay gives {len(decays)} numbers for {layers} layers.")
+        raise ArgumentError(f"--weight-decay has {len(decays)} numbers for {layers} layers.")
     return decays * layers if len(decays) == 1 else decays
 
 
 def _folder(out: str | None) -> Any:
-    """A solution's folder, if one is asked for; what fails does so before the work, not after."""
+    """Lock a solution's folder, if any: errors come before the work, not after."""
     if out is None:
         return None
-    folder = own_folder(out)
+    folder = lock_folder(out)
     claim(folder, "solution.npz", "solution.json", "model.png", "model.svg")
     return folder
 
 
-def _solve_plain(fit: Any, bias: str | float, asked: dict[str, Any]) -> None:
-    size = {name: asked.pop(name) for name in ("classes", "per_class", "counts", "dim")}
+def _solve_plain(fit: Any, bias: str | float, settings: dict[str, Any]) -> None:
+    size = {name: settings.pop(name) for name in ("classes", "per_class", "counts", "dim")}
     labels, dim = _labels(**size)
-    look, folder = asked.pop("look"), _folder(asked.pop("out"))
-    _show(fit(labels, dim=dim, bias=bias, **asked), look, folder)
+    with_landscape, folder = settings.pop("with_landscape"), _folder(settings.pop("out"))
+    solution = fit(labels, dim=dim, bias=bias, **settings)
+    _show(solution, with_landscape, folder)
 
 
-# --- showing ---------------------------------------------------------------------------------
+# --- output ----------------------------------------------------------------------------------
 
 
-def _show(found: Any, look: bool, folder: Any) -> None:
-    """Print a solution, and write it where a folder was given."""
+def _show(solution: Any, with_landscape: bool, folder: Any) -> None:
+    """Print a solution, and save it if there is a folder."""
     import numpy as np
 
     from ..analysis.result import versions
@@ -343,7 +356,7 @@ def _show(found: Any, look: bool, folder: Any) -> None:
     from ..ufm.record import arrays_of, record_of
     from .solution import print_solution
 
-    record = record_of(found, landscape(found) if look else None)
+    record = record_of(solution, landscape(solution) if with_landscape else None)
     record |= {
         "command": as_typed(),
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -355,7 +368,7 @@ def _show(found: Any, look: bool, folder: Any) -> None:
     from ..plots.models import write_model
 
     arrays = io.BytesIO()
-    np.savez_compressed(arrays, **arrays_of(found))
+    np.savez_compressed(arrays, **arrays_of(solution))
     text = json.dumps(record, indent=1, allow_nan=False) + "\n"
     with owned(folder) as home:
         home.write({"solution.npz": arrays.getvalue(), "solution.json": text})

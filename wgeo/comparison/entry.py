@@ -15,7 +15,7 @@ from ..neural_collapse import collapse_of
 from ..runtime.memory import available_bytes
 from ..runtime.processes import on_rank_zero
 from ..runtime.progress import track
-from ..storage.files import memory
+from ..storage.files import total_memory
 from ..trajectory import Segment, Trajectory, as_trajectory
 from ..transport import Exact, wasserstein
 from ..ufm.mufm.solution import MUFMSolution
@@ -201,7 +201,7 @@ def _rotation_bytes(segment: Segment) -> int:
 def _memory_shortage(traj: Trajectory, what: str, size: int) -> str:
     """Return a message if `size` bytes do not fit into memory, else an empty string."""
     unused = available_bytes()
-    available = 0.8 * memory() if unused is None else unused - traj.nbytes
+    available = 0.8 * total_memory() if unused is None else unused - traj.nbytes
     if size <= available:
         return ""
     return (

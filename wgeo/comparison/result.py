@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from ..arrays.rows import LazyRows, Sliceable, as_float64, materialize, max_width, mean_of
 from ..neural_collapse import LayerCollapse
 from ..runtime.processes import local_only
+from ..storage.records import as_table
 from ..ufm.mufm.solution import MUFMSolution
 
 if TYPE_CHECKING:
@@ -213,6 +214,4 @@ class Comparison:
 
     def to_pandas(self) -> pandas.DataFrame:
         """`rows` as a table."""
-        import pandas
-
-        return pandas.DataFrame(self.rows())
+        return as_table(self.rows())

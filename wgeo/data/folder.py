@@ -23,7 +23,7 @@ from PIL import Image, UnidentifiedImageError
 from ..errors import DataError
 from ..runtime.processes import all_gather, raise_on_any, shard
 from ..runtime.progress import track
-from ..storage.files import printable, regular
+from ..storage.files import printable, require_regular
 from .layout import Read, arrange, by_table, classify_files, folder_names
 from .members import check_member, check_members
 from .pixels import pixel_tensor
@@ -131,7 +131,7 @@ def _in_zip(path: Path) -> list[str]:
 @contextmanager
 def _open_zip(path: Path) -> Iterator[zipfile.ZipFile]:
     try:
-        regular(path)
+        require_regular(path)
         archive = zipfile.ZipFile(path)
     except Exception as error:  # zipfile raises a dozen kinds on damaged archives
         reason = printable(str(error), 300)
@@ -148,7 +148,7 @@ def _reader(path: Path) -> Iterator[Read]:
     if path.is_dir():
 
         def from_disk(name: str) -> bytes:
-            regular(path / name)  # a link may lead to a pipe or device, which may never end
+            require_regular(path / name)  # a link may lead to a pipe or device, which may never end
             _check_size((path / name).stat().st_size)
             return (path / name).read_bytes()
 

@@ -13,7 +13,7 @@ from typing import TypeVar
 import numpy as np
 
 from ..errors import DataError
-from ..storage.files import printable, regular
+from ..storage.files import printable, require_regular
 from .members import check_member, check_members
 from .source import Source, checked_labels, first_label, from_array, scaled
 
@@ -147,7 +147,7 @@ def _joined(parts: list[np.ndarray], path: Path) -> np.ndarray:
 def _open(path: Path) -> Iterator[np.lib.npyio.NpzFile]:
     with ExitStack() as stack:
         try:
-            regular(path)
+            require_regular(path)
             # NumPy does not close a file that it opened itself and found to be damaged.
             file = stack.enter_context(path.open("rb"))
             if zipfile.is_zipfile(file):

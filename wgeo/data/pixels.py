@@ -17,7 +17,7 @@ from ..arrays.mapped import anonymous_array
 from ..errors import DataError
 from ..runtime.memory import available_bytes
 from ..runtime.processes import all_gather, local_ranks, raise_on_any
-from ..storage.files import memory
+from ..storage.files import total_memory
 
 
 def pixel_tensor(
@@ -36,7 +36,7 @@ def pixel_tensor(
         Neither the memory nor the disk is large enough.
     """
     size, available = math.prod(shape) * np.dtype(dtype).itemsize, available_bytes()
-    fits = size <= (memory() if available is None else available) / 2
+    fits = size <= (total_memory() if available is None else available) / 2
     disk_fits = False
     with suppress(OSError):  # no folder for temporary files
         disk_fits = (

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import DataError
-from ..storage.files import printable, regular
+from ..storage.files import printable, require_regular
 from .members import max_unpacked
 from .pickles import pixels_of, plain_values
 from .source import Source, checked_labels, first_label, from_array, scaled
@@ -134,7 +134,7 @@ def _pairs(folder: Path) -> list[_Part]:
 
 def _bytes(file: Path) -> bytes:
     try:
-        regular(file)
+        require_regular(file)
         if file.stat().st_size > _MAX_BYTES:
             raise DataError(f"{file} is larger than {_MAX_BYTES} bytes.")
         if file.suffix != ".gz":

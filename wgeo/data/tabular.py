@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from ..errors import DataError
-from ..storage.files import printable, regular
+from ..storage.files import printable, require_regular
 from .layout import SPLITS
 from .members import max_unpacked
 from .source import Source
@@ -119,7 +119,7 @@ def _table(file: Path) -> Any:
     import pyarrow.ipc
     import pyarrow.parquet
 
-    regular(file)
+    require_regular(file)
     if file.suffix == ".arrow":
         with pyarrow.OSFile(str(file)) as source:
             table = pyarrow.ipc.open_stream(source).read_all()

@@ -25,7 +25,7 @@ from ..models.parts import classifier_of
 from ..runtime import processes
 from ..runtime.memory import available_bytes
 from ..runtime.progress import track
-from ..storage.files import memory
+from ..storage.files import total_memory
 from ..storage.store import DTYPES, Column, Writer, holds, shards
 from ..trajectory.trajectory import (
     PREDICTIONS,
@@ -234,7 +234,7 @@ class _MemorySink:
         self.rows = rows
         self.row_bytes = sum(row[0].nbytes for row in columns.values())
         available = available_bytes()
-        limit = 0.8 * memory() if available is None else 0.5 * available
+        limit = 0.8 * total_memory() if available is None else 0.5 * available
         if rows * self.row_bytes > limit:
             raise FeatureError(
                 f"The features need {rows * self.row_bytes / 2**30:.2f} GiB, but only "

@@ -12,9 +12,10 @@ from jaxtyping import Float, Int
 from ..arrays.checks import as_numpy, as_points
 from ..errors import ArgumentError
 from ..runtime.progress import track
+from ..storage.records import as_table
 from ..transport import Exact, wasserstein
 from .paths import LOW_RESOLUTION, resolution
-from .result import plain, table
+from .result import plain
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -64,7 +65,7 @@ class BiasCurve:
 
     def to_pandas(self) -> pd.DataFrame:
         """Return a table with a row a size."""
-        return table([plain(p) for p in self.points])
+        return as_table([plain(p) for p in self.points])
 
 
 def bias_curve(

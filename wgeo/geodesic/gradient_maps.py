@@ -25,6 +25,7 @@ from ..arrays.checks import as_array, check_plain
 from ..errors import ArgumentError
 from ..features.residual_blocks import evaluating, hooked, run
 from ..runtime.progress import track
+from ..storage.records import as_table
 from .jacobian import (
     Jacobian,
     Map,
@@ -35,7 +36,6 @@ from .jacobian import (
     seeded,
 )
 from .resampling import mean_interval
-from .result import table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -168,7 +168,7 @@ class BrenierResult:
 
     def to_pandas(self) -> pd.DataFrame:
         """Return a table with a row a point."""
-        return table(dict(self.per_point))
+        return as_table(dict(self.per_point))
 
 
 def brenier(

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..errors import DependencyError
+from ..storage.records import as_table
 from .paths import LOW_RESOLUTION
 
 if TYPE_CHECKING:
@@ -305,7 +305,7 @@ class Straightness:
 
     def to_pandas(self) -> pd.DataFrame:
         """Return a table with a row a block (intervals and null maps left out)."""
-        return table([_row(block) for block in self.blocks])
+        return as_table([_row(block) for block in self.blocks])
 
 
 def _row(block: BlockTransport) -> dict[str, Any]:
@@ -318,23 +318,6 @@ def _row(block: BlockTransport) -> dict[str, Any]:
     score = block.corr_score or (None, None, None)
     ends = dict(zip(("spread_source", "spread_target"), block.spread, strict=True))
     return {**row, **ends, **dict(zip(("corr_score", "corr_low", "corr_high"), score, strict=True))}
-
-
-def table(rows: Any) -> pd.DataFrame:
-    """Return rows (or columns) as a pandas table.
-
-    Raises
-    ------
-    DependencyError
-        pandas is not installed.
-    """
-    try:
-        import pandas as pd
-    except ImportError as error:
-        raise DependencyError(
-            "A table needs pandas: pip install pandas, or use to_dict()."
-        ) from error
-    return pd.DataFrame(rows)
 
 
 def plain(result: Any) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..errors import DependencyError
+from ..storage.records import as_table
 from .depth import Progress, progress_of_layers
 from .metrics import Frame, LayerCollapse
 
@@ -93,9 +93,5 @@ class Collapse:
         DependencyError
             pandas is not installed.
         """
-        try:
-            import pandas as pd
-        except ImportError as error:
-            raise DependencyError("to_pandas needs pandas: pip install pandas") from error
         rows = [asdict(layer) for layer in self.layers]
-        return pd.DataFrame(rows).drop(columns="undefined").set_index("name")
+        return as_table(rows).drop(columns="undefined").set_index("name")

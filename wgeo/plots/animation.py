@@ -17,7 +17,7 @@ from matplotlib.lines import Line2D
 
 from ..errors import ArgumentError, DependencyError, FeatureError
 from ..runtime.progress import track
-from ..storage.files import aside_of, writable
+from ..storage.files import temporary_path, writable
 from ..trajectory import Trajectory, as_trajectory
 from ..transport import Exact, wasserstein
 from .style import CLASS_COLOURS, MUTED, legend, new_figure, short, styled
@@ -179,7 +179,7 @@ def flow(
     figure.set_layout_engine("none")  # laid out once, for every frame
     moving = np.linspace(0, 1, max(2, round(seconds * fps)))
     rest = round(_HOLD * fps)
-    aside = aside_of(path).with_suffix(path.suffix)  # the ending says what is written
+    aside = temporary_path(path).with_suffix(path.suffix)  # the ending says what is written
     writer = animation.writers[name](fps=fps)
     times = [*[0.0] * rest, *moving, *[1.0] * rest]
     try:

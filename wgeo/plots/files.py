@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 
 from ..errors import ArgumentError
 from ..runtime.progress import track
-from ..storage.files import writable, write_aside
+from ..storage.files import writable, write_atomic
 from ..storage.ownership import claim, owned
 from .composed import catalogue
 from .plot import Plot, as_csv
@@ -185,7 +185,7 @@ def save(drawn: Axes | Figure, path: str | os.PathLike[str], *, dpi: int = 300) 
     try:
         figure.dpi = dpi if ending == "png" else 72
         figure.draw_without_rendering()
-        write_aside(writable(path.parent) / path.name, _RENDER[ending](figure))
+        write_atomic(writable(path.parent) / path.name, _RENDER[ending](figure))
     finally:
         figure.dpi = usual
         figure.set_canvas(window)

@@ -1,7 +1,7 @@
-"""The report of an analysis: a Sphinx project of its own, and the HTML and PDF built from it.
+"""The report of an analysis: a Sphinx project, and the HTML and PDF built from it.
 
-``RUN/report`` is written from ``RUN/analysis.json`` alone and needs no network, neither to build
-nor to read: `build` is all there is to call.
+`build` writes ``RUN/report`` from ``RUN/analysis.json`` alone. Neither building nor reading the
+report needs a network connection.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from .paper import paper
 
 __all__ = ["build"]
 
-_PLACE, _LOG = "report", "report-build.log"
+_REPORT, _LOG = "report", "report-build.log"
 
 
 def claim_report(run_dir: str | os.PathLike[str]) -> None:
-    """Refuse a folder if its ``report`` or ``report-build.log`` is not as wgeo wrote it.
+    """Refuse a folder if its ``report`` or ``report-build.log`` was not written by wgeo.
 
     Raises
     ------
@@ -41,8 +41,8 @@ def claim_report(run_dir: str | os.PathLike[str]) -> None:
     """
     run = Path(run_dir)
     claim(run, _LOG)
-    if os.path.lexists(run / _PLACE):
-        claim_all(run / _PLACE)
+    if os.path.lexists(run / _REPORT):
+        claim_all(run / _REPORT)
 
 
 def build(
@@ -50,37 +50,37 @@ def build(
 ) -> Path:
     """Write the report of a saved analysis and build its pages.
 
-    Figures are drawn where ``RUN/figures`` lacks them or the record is newer. Everything is made
-    aside and then renamed: an interrupted or failed build leaves the report that was there. Only
-    a report that is as wgeo wrote it is replaced.
+    Figures are drawn if ``RUN/figures`` lacks them or the record is newer. The report is built in a
+    temporary folder and then renamed, so an interrupted or failed build leaves an existing report
+    unchanged. A report is replaced only if wgeo wrote it and it was not changed since.
 
     Parameters
     ----------
     run_dir : path
-        The run's folder, which holds ``analysis.json``, or that of several, with ``series.json``.
+        The run's folder, with ``analysis.json``, or that of several runs, with ``series.json``.
     html : bool
-        Build the HTML; else write only the Sphinx project, ``RUN/report``.
+        Build the HTML; otherwise only the Sphinx project ``RUN/report`` is written.
     pdf : bool
-        Typeset ``RUN/report/report.pdf`` too; takes a TeX engine (see `engine`).
+        Also typeset ``RUN/report/report.pdf``; needs a TeX engine (see `engine`).
     open : bool
-        Show what is returned in the browser.
+        Open the returned file in the browser.
 
     Returns
     -------
     Path
-        ``RUN/report/report.pdf`` where a PDF was asked for, else ``RUN/report/html/index.html``,
-        or ``RUN/report/index.md`` without HTML.
+        ``RUN/report/report.pdf`` with `pdf`, else ``RUN/report/html/index.html``, or
+        ``RUN/report/index.md`` without `html`.
 
     Raises
     ------
     RecordError
-        No analysis in the folder, a damaged one, one of another schema, a folder that cannot
-        be written, or files that wgeo did not write where the report or its figures belong.
+        The analysis is missing, damaged or of another schema, the folder cannot be written, or
+        files that wgeo did not write are in the way of the report or its figures.
     DependencyError
-        A PDF was asked for, and there is no TeX engine or it lacks a package; the message says
+        A PDF is requested, but the TeX engine or one of its packages is missing; the message says
         what to install.
     WgeoError
-        Sphinx failed or warned, or TeX failed; the message says where the log is.
+        Sphinx or TeX failed, or Sphinx warned; the message names the log.
     """
     run = Path(run_dir)
     tex = engine() if pdf else ""  # before the work, not after
@@ -95,8 +95,8 @@ def build(
             project = aside / "report"
             _write_project(record, pages.pages(record), project, figures, source)
 
-            def keep(printed: bytes) -> Path:
-                return home.write({_LOG: printed})[0]
+            def keep(output: bytes) -> Path:
+                return home.write({_LOG: output})[0]
 
             if html:
                 building.html(project, keep)
@@ -105,14 +105,14 @@ def build(
                 building.pdf(typeset, tex, keep).rename(project / "report.pdf")
             home.remove(_LOG)
             list_all(project)
-            claim_report(run)  # whatever came into it meanwhile
-            _swap(project, run / _PLACE, aside / "old")
+            claim_report(run)  # files may have appeared in it meanwhile
+            _swap(project, run / _REPORT, aside / "old")
     except OSError as error:
         raise RecordError(
             f"Cannot write the report of {run}: {error.strerror or error}. Free some space, or "
-            f"copy {source.name} to a folder that can be written and run `wgeo report` there."
+            f"copy {source.name} to a writable folder and run `wgeo report` there."
         ) from error
-    page = run / _PLACE / _page(html=html, pdf=pdf)
+    page = run / _REPORT / _page(html=html, pdf=pdf)
     if open:
         webbrowser.open(page.resolve().as_uri())
     return page
@@ -129,19 +129,19 @@ def _holds_series(run: Path) -> bool:
 
 
 def _figures(record: Mapping[str, Any], source: Path) -> list[Path]:
-    """The figures' files, drawn unless they are all there and as new as the record."""
+    """Return the figures' files; draw them unless all exist and none is older than the record."""
     folder = source.parent / "figures"
     files = drawn(record, folder, source)
     if files is None:
         return plots.figures(record, folder)
     if leftovers(folder):
-        with owned(folder):  # a run was killed when they were there already
+        with owned(folder):  # removes what a killed run left behind
             pass
     return files
 
 
 def _write_paper(record: Mapping[str, Any], project: Path, source: Path) -> Path:
-    """The same project as it is printed: with figures that TeX can read."""
+    """Write the project for print, with figures that TeX can read."""
     figures = plots.figures(record, project.with_name("figures-pdf"), endings=("pdf",))
     _write_project(record, paper(pages.pages(record)), project, figures, source)
     return project
@@ -149,7 +149,7 @@ def _write_paper(record: Mapping[str, Any], project: Path, source: Path) -> Path
 
 def _write_project(
     record: Mapping[str, Any],
-    made: Mapping[str, str],
+    texts: Mapping[str, str],
     project: Path,
     figures: list[Path],
     source: Path,
@@ -159,14 +159,14 @@ def _write_project(
     for file in figures:
         shutil.copyfile(file, project / "figures" / file.name)
     shutil.copyfile(source, project / source.name)
-    for name, text in made.items():
+    for name, text in texts.items():
         (project / f"{name}.md").write_text(text, encoding="utf-8")
-    when = _created(record)
-    footer = f"<p>Made by wgeo {__version__}{f' on {when}' if when else ''}.</p>\n"
-    # Themes write the project's name into pages as HTML, unescaped: it may hold none.
+    day = _created(record)
+    footer = f"<p>Made by wgeo {__version__}{f' on {day}' if day else ''}.</p>\n"
+    # Themes insert the project's name into pages unescaped: it must not contain HTML.
     name = re.sub(r"[<>&\"'`{}\\]+", " ", pages.title(record)).strip() or "Report"
     conf = Template(asset("conf.py.in")).substitute(
-        project=repr(name), version=repr(__version__), today=repr(when or " ")
+        project=repr(name), version=repr(__version__), today=repr(day or " ")
     )
     for name, text in {
         "conf.py": conf,
@@ -178,13 +178,13 @@ def _write_project(
 
 
 def _created(record: Mapping[str, Any]) -> str:
-    """The day of a record, or of the latest in a series; empty where it is not known."""
+    """Return the day of a record, or of the latest one in a series; empty if unknown."""
     days = [str(row.get("created"))[:10] for row in record.get("analyses") or [record]]
     return max((day for day in days if re.fullmatch(r"\d{4}-\d\d-\d\d", day)), default="")
 
 
 def _swap(new: Path, place: Path, aside: Path) -> None:
-    """Put the new folder in its place; folders cannot be replaced in one step, so in two."""
+    """Replace a folder in two steps, since one cannot be replaced in a single step."""
     if place.exists():
         place.rename(aside)
     try:

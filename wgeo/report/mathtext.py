@@ -1,11 +1,11 @@
-"""Formulas in HTML without a network: a Sphinx math renderer on matplotlib's mathtext.
+"""Formulas in HTML without a network connection: a Sphinx math renderer using mathtext.
 
-Sphinx's own choices do not fit a page that opens from a file: mathjax is fetched from a CDN,
-imgmath needs LaTeX. MathML would need a converter to depend on, and looks right only where a
-mathematical font is installed. mathtext comes with matplotlib, which wgeo draws with anyway, and
-brings its fonts: each formula becomes an inline SVG in the colour of the text (so it follows a dark
-theme) with its TeX as the label that a screen reader speaks. It knows the TeX that the pages use,
-and a formula that it cannot parse is a warning, hence an error under ``-W``.
+Sphinx's own renderers do not suit a page that opens from a file: mathjax is fetched from a CDN, and
+imgmath needs LaTeX. MathML would need a converter as a dependency, and an installed mathematical
+font. mathtext comes with matplotlib, which wgeo needs anyway, and includes its fonts: each formula
+becomes an inline SVG in the colour of the text (so it follows a dark theme), with its TeX as the
+label for screen readers. It supports the TeX that the pages use; a formula that it cannot parse is
+a warning, hence an error under ``-W``.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _SCALE = 1.05  # STIX has a smaller x-height than the theme's text
 
 @cache
 def svg(tex: str, *, display: bool = False) -> str:
-    """Typeset a formula as an inline SVG that takes the size and colour of the text around it.
+    """Typeset a formula as an inline SVG with the size and colour of the surrounding text.
 
     Raises
     ------
@@ -36,7 +36,7 @@ def svg(tex: str, *, display: bool = False) -> str:
     from matplotlib.textpath import TextPath, TextToPath
 
     tex = " ".join(tex.split())
-    # mathtext has no display style of its own: its fractions are set small unless asked.
+    # mathtext has no display style: without this, its fractions are small.
     text = f"${tex}$" if not display else f"${tex}$".replace(r"\frac", r"\dfrac")
     font = FontProperties(size=_SIZE, math_fontfamily="stix")
     width, height, depth = TextToPath().get_text_width_height_descent(text, font, ismath=True)
@@ -54,7 +54,7 @@ def svg(tex: str, *, display: bool = False) -> str:
 
 
 def _outline(path: Path) -> str:
-    """Path data of glyphs, y turned downwards as SVG has it."""
+    """Return SVG path data of glyphs, with the y axis pointing down."""
     letters = {path.MOVETO: "M", path.LINETO: "L", path.CURVE3: "Q", path.CURVE4: "C"}
     parts = []
     for vertices, code in path.iter_segments(curves=True, simplify=False):
@@ -94,6 +94,6 @@ def _svg_or_warn(node: nodes.Element, *, display: bool = False) -> str:
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
-    """Register the renderer; ``html_math_renderer = "mathtext"`` chooses it."""
+    """Register the renderer; ``html_math_renderer = "mathtext"`` selects it."""
     app.add_html_math_renderer("mathtext", (_visit_inline, None), (_visit_display, None))
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,4 +1,4 @@
-"""The pages of what was measured: transport, straightness, collapse."""
+"""The pages of the measurements: transport, straightness, collapse."""
 
 from __future__ import annotations
 
@@ -21,7 +21,17 @@ from .parts import (
     score,
 )
 from .scrubber import scrubber
-from .text import DASH, figure, fixed, key_values, plain, sentence, share, table, with_interval
+from .text import (
+    DASH,
+    fixed,
+    general,
+    key_values,
+    percent,
+    plain,
+    sentence,
+    table,
+    with_interval,
+)
 
 
 def transport(record: Record, plots: Plots) -> str:
@@ -32,15 +42,15 @@ def transport(record: Record, plots: Plots) -> str:
     rows = [
         [
             name,
-            figure(b.get("distance"), 5),
-            f"[{figure(b.get('lower'), 5)}, {figure(b.get('upper'), 5)}]",
-            figure(b.get("paired"), 5),
+            general(b.get("distance"), 5),
+            f"[{general(b.get('lower'), 5)}, {general(b.get('upper'), 5)}]",
+            general(b.get("paired"), 5),
             correlation(b),
             highest_null(b),
             score(b),
             fixed(b.get("ot_score_centred"), 4),
-            share(b.get("shift_share")),
-            figure(b.get("resolution")),
+            percent(b.get("shift_share")),
+            general(b.get("resolution")),
             plain(b.get("status") or DASH),
         ]
         for name, b in zip(names_of(blocks, "target"), blocks, strict=True)
@@ -51,19 +61,19 @@ def transport(record: Record, plots: Plots) -> str:
     )
     return join(
         "# Transport",
-        "Each block maps the features of one layer to those of the next. W2 is the least root mean "
-        "squared distance by which any pairing carries the one distribution to the other; the "
-        "network's own pairing moves every sample to itself one layer on. Where a block changes "
-        "the feature space, its input is carried over by the block's own shortcut.",
-        f"{certified} of {len(blocks)} distances are certified: their interval, proved by a "
-        "feasible coupling above and feasible dual potentials below, is closed to within the "
-        "solver's tolerance. A correlation score in brackets is not clearly above those of null "
-        "maps, which give the same displacements to the wrong samples: the sample cannot tell. OT "
-        "scores in brackets have a resolution below 1/2.",
+        "Each block maps the features of one layer to those of the next. W2 is the smallest root "
+        "mean squared distance over all pairings of the two distributions; the network's own "
+        "pairing sends every sample to its own features one layer on. If a block changes the "
+        "feature space, its input is first mapped by the block's own shortcut.",
+        f"{certified} of {len(blocks)} distances are certified: the ends of their interval, proved "
+        "by a feasible coupling and feasible dual potentials, agree to within the solver's "
+        "tolerance. A correlation score in brackets is not clearly above those of null maps, which "
+        "assign the same displacements to the wrong samples: the sample cannot tell. OT scores in "
+        "brackets have a resolution below 1/2.",
         figure_block(plots, "distances"),
         table(header, rows, "Transport of every block; distances in units of the features."),
         _gradient_maps(record, plots),
-        "## Would more samples say more?" if "sample-sizes" in plots else "",
+        "## Are there enough samples?" if "sample-sizes" in plots else "",
         figure_block(plots, "sample-sizes"),
     )
 
@@ -71,7 +81,7 @@ def transport(record: Record, plots: Plots) -> str:
 def _gradient_maps(record: Record, plots: Plots) -> str:
     if "gradient-maps" not in plots:
         return ""
-    tested = [
+    tests = [
         (name, row["brenier"])
         for name, row in (
             *zip(names_of(record["blocks"], "target"), record["blocks"], strict=True),
@@ -83,19 +93,19 @@ def _gradient_maps(record: Record, plots: Plots) -> str:
         [
             name,
             *(
-                with_interval(found.get(key), (found.get("intervals") or {}).get(key), 3)
+                with_interval(test.get(key), (test.get("intervals") or {}).get(key), 3)
                 for key in ("asymmetry", "displacement_asymmetry", "min_eigenvalue")
             ),
-            share(found.get("negative_share")),
+            percent(test.get("negative_share")),
         ]
-        for name, found in tested
+        for name, test in tests
     ]
     header = ("Map", "asymmetry", "of the displacement", "smallest eigenvalue", "negative at")
     return join(
         "## Is it an optimal map?",
-        "An OT score of 1 says that no other pairing of these samples is shorter. Whether the map "
-        "is optimal for every distribution, its Jacobian tells at each point, however many samples "
-        "there are: it is symmetric and has no negative eigenvalue. [How](methods.md).",
+        "An OT score of 1 means that no other pairing of these samples is shorter. The Jacobian "
+        "tells at each point, whatever the number of samples, whether the map is optimal for every "
+        "distribution: then it is symmetric without negative eigenvalues. [How](methods.md).",
         figure_block(plots, "gradient-maps"),
         table(header, rows, "Brenier test of every block and segment; 95 % intervals over points."),
     )
@@ -108,20 +118,23 @@ def straightness(record: Record, plots: Plots) -> str:
     rows = [
         [name, *(show(s) for s in segments)]
         for name, show in (
-            ("W2 end to end", lambda s: figure(s.get("distance"), 4)),
-            ("sum of the blocks' W2", lambda s: figure(s.get("length"), 4)),
-            *((label, _measured(key)) for key, label in RATIOS.items()),
+            ("W2 end to end", lambda s: general(s.get("distance"), 4)),
+            ("sum of the blocks' W2", lambda s: general(s.get("length"), 4)),
+            *((label, _with_interval(key)) for key, label in RATIOS.items()),
             *((f"{label}, centred", _centred(key)) for key, label in RATIOS.items()),
             ("moving blocks B", lambda s: fixed(s.get("moving_blocks"), 2)),
-            ("ratio of orthogonal steps √B", lambda s: fixed(s.get("sqrt_moving_blocks"), 2)),
+            (
+                "length ratio of orthogonal steps √B",
+                lambda s: fixed(s.get("sqrt_moving_blocks"), 2),
+            ),
             *((f"length ratio over {k} runs", _over_runs(k)) for k in _runs(segments)),
             ("correlation score", correlation),
             ("highest null", highest_null),
-            ("spread of the last layer over that of the first", _spread),
-            ("common shift", lambda s: share(s.get("shift_share"))),
+            ("spread of the last layer / that of the first", _spread),
+            ("common shift", lambda s: percent(s.get("shift_share"))),
             ("OT score", score),
             ("OT score, centred", lambda s: fixed(s.get("ot_score_centred"), 4)),
-            ("resolution", lambda s: figure(s.get("resolution"))),
+            ("resolution", lambda s: general(s.get("resolution"))),
             ("mean turning angle (degrees)", lambda s: fixed(s.get("turning_angle"), 0)),
             ("largest interpolation gap", lambda s: fixed(_largest_gap(s))),
         )
@@ -130,34 +143,34 @@ def straightness(record: Record, plots: Plots) -> str:
     means = [stem for stem in plots if stem.startswith("class-means-")]
     return join(
         "# Straightness",
-        "On a geodesic of Wasserstein space, run at constant speed, every ratio is 1. The length "
-        "and action ratios compare distributions; the line-shape figures follow each sample's own "
-        "path. [How they are defined](methods.md).",
+        "On a geodesic of Wasserstein space with constant speed, every ratio is 1. The length and "
+        "action ratios compare distributions; the line-shape measures follow each sample's own "
+        "path. [Definitions](methods.md).",
         figure_block(plots, "straightness"),
         table(
             header,
             rows,
             "Straightness of every segment; 95 % intervals in square brackets. Centred: with each "
-            "layer's mean taken off. Correlation score in round brackets: not clearly "
+            "layer's mean subtracted. Correlation score in round brackets: not clearly "
             "above that of null maps.",
         ),
         *_pairs(segments, plots),
         _reference(record),
         _embedded(record),
-        "## Where the classes go" if means else "",
+        "## Paths of the classes" if means else "",
         scrubber(record),
         *(figure_block(plots, stem, caption=stem == means[0]) for stem in means),
     )
 
 
 def _spread(segment: Mapping[str, Any]) -> str:
-    return figure(segment.get("spread_ratio"))
+    return general(segment.get("spread_ratio"))
 
 
 def _runs(segments: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Every number of runs of blocks over which some segment's length is known."""
-    known = {k for s in segments for k in s.get("length_over_runs") or {}}
-    return sorted(known, key=int)
+    """Return all numbers of runs of blocks for which a segment has a length."""
+    counts = {k for s in segments for k in s.get("length_over_runs") or {}}
+    return sorted(counts, key=int)
 
 
 def _over_runs(k: str) -> Callable[[Mapping[str, Any]], str]:
@@ -165,7 +178,7 @@ def _over_runs(k: str) -> Callable[[Mapping[str, Any]], str]:
 
 
 def _pairs(segments: Sequence[Mapping[str, Any]], plots: Plots) -> list[str]:
-    """The correlation score of the map between every two layers of a segment."""
+    """Tabulate the correlation scores of the maps between all pairs of layers of a segment."""
     parts = []
     for i, segment in enumerate(segments):
         pairs = segment.get("pairs") or {}
@@ -181,12 +194,12 @@ def _pairs(segments: Sequence[Mapping[str, Any]], plots: Plots) -> list[str]:
             "the row to that of the column; 1 for an optimal map."
         )
         parts.append(table(("from", *names), rows[:-1], caption))
-    title = "## From where to where is the map optimal?"
+    title = "## Between which layers is the map optimal?"
     return [title, figure_block(plots, "correlation-pairs"), *parts] if parts else []
 
 
 def _reference(record: Record) -> str:
-    """Is the network straighter than what it is compared with?"""
+    """Compare the network's straightness with that of the reference."""
     reference = record.get("reference") or {}
     if reference.get("skipped"):
         return f"Not compared with a reference: {plain(reference['skipped'])}"
@@ -196,23 +209,23 @@ def _reference(record: Record) -> str:
         return ""
     return join(
         "## Straighter than a reference?",
-        *(sentence(said["words"]) for said in record["verdict"] if said["claim"] == "reference"),
-        f"Without fresh weights of their own: {plain(', '.join(kept[:5]), 200)}." if kept else "",
+        *(sentence(s["words"]) for s in record["verdict"] if s["claim"] == "reference"),
+        f"Not reinitialised: {plain(', '.join(kept[:5]), 200)}." if kept else "",
         body,
     )
 
 
 def _fresh_table(reference: Mapping[str, Any]) -> str:
-    """The network among networks of its architecture with fresh weights."""
+    """Tabulate the network among networks of its architecture with fresh weights."""
     rows = [
         [
             plain(segment_name(row, i)),
             fixed(row.get("value")),
             f"{fixed(row.get('median'))} [{fixed(row.get('low'))}, {fixed(row.get('high'))}]",
-            figure(row.get("as_straight")),
-            figure(row.get("as_bent")),
-            figure(row.get("rank_p"), 2),
-            figure(row.get("adjusted_p"), 2),
+            general(row.get("as_straight")),
+            general(row.get("as_bent")),
+            general(row.get("rank_p"), 2),
+            general(row.get("adjusted_p"), 2),
             plain(row.get("direction") or DASH),
         ]
         for i, row in enumerate(reference.get("segments") or [])
@@ -227,14 +240,14 @@ def _fresh_table(reference: Mapping[str, Any]) -> str:
     return table(
         header,
         rows,
-        f"Line-shape ratio of the centred paths beside that of {count} networks with fresh "
-        f"weights, on {figure(reference.get('images'))} images; 1 is straight. Adjusted: for all "
-        "segments together.",
+        f"Line-shape ratio of the centred paths compared with that of {count} networks with fresh "
+        f"weights, on {general(reference.get('images'))} images; 1 is straight. Adjusted: for "
+        "multiple segments.",
     )
 
 
 def _tests_table(tests: Sequence[Mapping[str, Any]]) -> str:
-    """The network beside one other, over images."""
+    """Tabulate the comparison with one other network, over images."""
     if not tests:
         return ""
     rows = [
@@ -244,29 +257,29 @@ def _tests_table(tests: Sequence[Mapping[str, Any]]) -> str:
             fixed(test.get("reference")),
             with_interval(test.get("difference"), test.get("interval"), 3),
             fixed(test.get("effect_size"), 2),
-            figure(test.get("p_value"), 2),
+            general(test.get("p_value"), 2),
         ]
         for i, test in enumerate(tests)
     ]
     header = ("Segment", "network", "reference", "difference", "effect size d", "one-sided p")
     return table(
-        header, rows, "Line-shape ratio of the samples' own paths; 1 is straight. Over images."
+        header, rows, "Line-shape ratio of the samples' paths, compared over images; 1 is straight."
     )
 
 
 def _embedded(record: Record) -> str:
-    """The whole network in one space."""
-    found = record.get("embedded") or {}
-    segments = found.get("segments") or []
+    """Describe the straightness of the whole network, embedded in one space."""
+    embedded = record.get("embedded") or {}
+    segments = embedded.get("segments") or []
     if not segments:
         return ""
-    rows = [[label, *(_measured(key)(s) for s in segments)] for key, label in RATIOS.items()]
+    rows = [[label, *(_with_interval(key)(s) for s in segments)] for key, label in RATIOS.items()]
     rows.append(["OT score", *(score(s) for s in segments)])
     return join(
         "## The whole network in one space",
-        f"All layers put into one space ({plain(found.get('space'))}), which the network itself "
-        "does not do.",
-        *(sentence(said["words"]) for said in found.get("verdict") or []),
+        f"All layers are embedded in one space ({plain(embedded.get('space'))}), unlike in the "
+        "network itself.",
+        *(sentence(s["words"]) for s in embedded.get("verdict") or []),
         table(
             ("", *(plain(segment_name(s, i)) for i, s in enumerate(segments))), rows, "Embedded."
         ),
@@ -277,7 +290,7 @@ def _centred(key: str) -> Callable[[Mapping[str, Any]], str]:
     return lambda segment: centred(segment, key)
 
 
-def _measured(key: str) -> Callable[[Mapping[str, Any]], str]:
+def _with_interval(key: str) -> Callable[[Mapping[str, Any]], str]:
     return lambda segment: with_interval(segment.get(key), interval(segment, key))
 
 
@@ -287,18 +300,18 @@ def _largest_gap(segment: Mapping[str, Any]) -> float | None:
 
 
 _LAYER_COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
-    "nc1": ("NC1", figure),
-    "cdnv": ("CDNV", figure),
-    "nc2_equinorm": ("norms", figure),
-    "nc2_equiangle": ("angles", figure),
-    "nc2_etf": ("to ETF", figure),
-    "ncc_accuracy": ("nearest centre", share),
-    "effective_rank": ("eff. rank", figure),
+    "nc1": ("NC1", general),
+    "cdnv": ("CDNV", general),
+    "nc2_equinorm": ("norms", general),
+    "nc2_equiangle": ("angles", general),
+    "nc2_etf": ("to ETF", general),
+    "ncc_accuracy": ("nearest centre", percent),
+    "effective_rank": ("eff. rank", general),
 }
 _CORRECTED: dict[str, tuple[str, Callable[[Any], str]]] = {
-    "nc1_corrected": ("NC1 corrected", figure),
-    "cdnv_corrected": ("CDNV corrected", figure),
-    "ncc_accuracy_corrected": ("nearest centre corrected", share),
+    "nc1_corrected": ("NC1 corrected", general),
+    "cdnv_corrected": ("CDNV corrected", general),
+    "ncc_accuracy_corrected": ("nearest centre corrected", percent),
 }
 
 
@@ -310,17 +323,21 @@ def collapse(record: Record, plots: Plots) -> str:
     few = any(m.get(key) is not None for m in metrics for key in _CORRECTED)
     columns = {**_LAYER_COLUMNS, **(_CORRECTED if few else {})}
     rows = [
-        [name, figure(layer.get("width")), *(show(m.get(k)) for k, (_, show) in columns.items())]
+        [
+            name,
+            general(layer.get("width")),
+            *(show(m.get(k)) for k, (_, show) in columns.items()),
+        ]
         for name, layer, m in zip(names_of(layers, "name"), layers, metrics, strict=True)
     ]
     header = ("Layer", "width", *(name for name, _ in columns.values()))
-    corrected = " Corrected: estimates for few samples a class." if few else ""
+    corrected = " Corrected: estimates for few samples per class." if few else ""
     return join(
         "# Collapse",
-        "How far the classes have collapsed at each layer: samples onto their class mean (NC1, "
-        "CDNV), class means onto a simplex equiangular tight frame (NC2: equal norms, equal "
-        "angles, distance to the frame), decisions onto the nearest class centre. All but the "
-        "accuracy and the rank are 0 at complete collapse. [How they are defined](methods.md).",
+        "The degree of neural collapse at each layer: of samples onto their class mean (NC1, "
+        "CDNV), of class means onto a simplex equiangular tight frame (NC2: equal norms, equal "
+        "angles, distance to the frame), of decisions onto the nearest class centre. All metrics "
+        "except the accuracy and the rank are 0 at complete collapse. [Definitions](methods.md).",
         figure_block(plots, "collapse"),
         _progress(record),
         table(header, rows, f"Collapse metrics of every layer.{corrected}"),
@@ -330,7 +347,7 @@ def collapse(record: Record, plots: Plots) -> str:
 
 
 def _progress(record: Record) -> str:
-    """Does each metric fall from the first block to the last?"""
+    """Tabulate whether each metric decreases from the first block to the last."""
     rows = []
     for metric, p in (record.get("progress") or {}).items():
         if not isinstance(p, Mapping):
@@ -338,12 +355,18 @@ def _progress(record: Record) -> str:
         falls = {True: "yes", False: "no", None: DASH}[p.get("monotone")]
         tau = with_interval(p.get("kendall_tau"), p.get("interval"))
         reached = plain(p["reached"], 40) if p.get("reached") else DASH
-        rises = figure(p.get("violations"))
+        rises = general(p.get("violations"))
         rows.append([plain(METRICS.get(metric, metric)), falls, tau, rises, reached])
     if not rows:
         return ""
-    header = ("Metric", "falls throughout", "Kendall's τ", "rises", "90 % of the fall by")
-    return table(header, rows, "Progressive collapse: does each metric fall with depth?")
+    header = (
+        "Metric",
+        "decreases throughout",
+        "Kendall's τ",
+        "increases",
+        "90 % of the decrease by",
+    )
+    return table(header, rows, "Progressive collapse: does each metric decrease with depth?")
 
 
 _LAST: dict[str, str] = {
@@ -355,20 +378,20 @@ _LAST: dict[str, str] = {
 
 
 def _last_layer(metrics: Mapping[str, Any]) -> str:
-    known = [(plain(name), figure(metrics[key])) for key, name in _LAST.items() if metrics.get(key)]
-    return key_values(known, "At the last layer.") if known else ""
+    rows = [(plain(name), general(metrics[key])) for key, name in _LAST.items() if metrics.get(key)]
+    return key_values(rows, "At the last layer.") if rows else ""
 
 
 def _undefined(layers: Sequence[Mapping[str, Any]]) -> str:
-    """Why a dash is a dash, each reason once."""
+    """List the reasons for undefined values, each once."""
     reasons: dict[str, list[str]] = {}
     for layer in layers:
-        for metric, why in ((layer.get("collapse") or {}).get("undefined") or {}).items():
-            reasons.setdefault(f"{plain(metric)}: {plain(why)}", []).append(
+        for metric, reason in ((layer.get("collapse") or {}).get("undefined") or {}).items():
+            reasons.setdefault(f"{plain(metric)}: {plain(reason)}", []).append(
                 plain(layer["name"], 40)
             )
-    said = [
-        f"- {why} ({', '.join(names[:3])}{', …' * (len(names) > 3)})"
-        for why, names in reasons.items()
+    lines = [
+        f"- {reason} ({', '.join(names[:3])}{', …' * (len(names) > 3)})"
+        for reason, names in reasons.items()
     ]
-    return join("Undefined values:", "\n".join(said)) if said else ""
+    return join("Undefined values:", "\n".join(lines)) if lines else ""

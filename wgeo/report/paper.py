@@ -1,4 +1,4 @@
-"""The pages of a report as they are printed: one document, each figure once, no links to files."""
+"""The pages of a report for print: one document, each figure once, no links to files."""
 
 from __future__ import annotations
 
@@ -6,41 +6,45 @@ import re
 from collections.abc import Mapping
 
 _LINKS = re.compile(r"\(\{download\}`.*\)$", re.MULTILINE)  # below a figure, after its caption
-_FIGURE = re.compile(r"^```\{figure\} (?P<file>\S+)\n:alt: .*\n\n(?P<said>.*)\n```$", re.MULTILINE)
+_FIGURE = re.compile(
+    r"^```\{figure\} (?P<file>\S+)\n:alt: .*\n\n(?P<caption>.*)\n```$", re.MULTILINE
+)
 _TOC = re.compile(r"^```\{toctree\}\n.*?^```$", re.MULTILINE | re.DOTALL)
 _HTML = re.compile(r"^`{7}\{raw\} html\n.*?^`{7}$", re.MULTILINE | re.DOTALL)
 _INTERVAL = re.compile(r"(\[[−–\d.,·⁻⁰¹²³⁴-⁹]+), (?=[−–\d.,·⁻⁰¹²³⁴-⁹]+\])")
-_WORD = re.compile(r"(?:\\?[^\s|`$]){30,}")  # of escaped text: a backslash belongs to its mark
-_BREAK = "\N{ZERO WIDTH SPACE}"  # the settings tell TeX to break lines there
+_WORD = re.compile(
+    r"(?:\\?[^\s|`$]){30,}"
+)  # escaped text: a backslash belongs to the next character
+_BREAK = "\N{ZERO WIDTH SPACE}"  # the configuration lets TeX break lines at it
 
 
-def paper(made: Mapping[str, str]) -> dict[str, str]:
-    """Pages by name, from those of the screen: ``index`` is the title, ``summary`` was the index.
+def paper(screen: Mapping[str, str]) -> dict[str, str]:
+    """Convert pages by name from screen to print; ``summary`` is the former ``index``.
 
-    A figure that stands without a caption on one page and with one on another is left out of the
-    first. Tables of settings have columns of a fixed width, in which hashes and paths are broken.
+    A figure with a caption on one page is left out of pages on which it has none. Tables of
+    settings get columns of fixed width, in which hashes and paths are broken.
     """
-    title, _, summary = made["index"].partition("\n")
-    pages = {"summary": f"# Summary\n{summary}", **made}
+    title, _, summary = screen["index"].partition("\n")
+    pages = {"summary": f"# Summary\n{summary}", **screen}
     del pages["index"]
-    pages = {name: _page(_shown(name, text)) for name, text in pages.items()}
-    explained = {
-        found["file"]
+    pages = {name: _page(_printed(name, text)) for name, text in pages.items()}
+    captioned = {
+        match["file"]
         for text in pages.values()
-        for found in _FIGURE.finditer(text)
-        if found["said"]
+        for match in _FIGURE.finditer(text)
+        if match["caption"]
     }
 
-    def once(found: re.Match[str]) -> str:
-        return "" if found["file"] in explained and not found["said"] else found[0]
+    def once(match: re.Match[str]) -> str:
+        return "" if match["file"] in captioned and not match["caption"] else match[0]
 
     toc = "\n".join(["```{toctree}", *pages, "```"])
-    shown = {name: _FIGURE.sub(once, text) for name, text in pages.items()}
-    return {"index": f"{title}\n\n{toc}\n", **shown}
+    printed = {name: _FIGURE.sub(once, text) for name, text in pages.items()}
+    return {"index": f"{title}\n\n{toc}\n", **printed}
 
 
-def _shown(name: str, text: str) -> str:
-    """Without what only a screen shows; commands may hold anything and are left as they are."""
+def _printed(name: str, text: str) -> str:
+    """Remove the parts for screens; commands may contain anything and are left unchanged."""
     if name == "provenance":
         return text
     for cut in (_LINKS, _TOC, _HTML):
@@ -57,7 +61,7 @@ def _page(text: str) -> str:
 
 
 def _broken(line: str) -> str:
-    """A cell's long words with places to break them: after marks, else every 16 letters."""
+    """Allow breaks in a cell's long words: after punctuation, else every 16 letters."""
 
     def parts(word: re.Match[str]) -> str:
         pieces = re.findall(r"(?:\\?.){1,16}?(?:\\[/\\_.,:-]|(?=$))|(?:\\?.){1,16}", word[0])

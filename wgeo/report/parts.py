@@ -1,4 +1,4 @@
-"""What the pages of a report are put together from."""
+"""Building blocks of the pages of a report."""
 
 from __future__ import annotations
 
@@ -24,9 +24,11 @@ def figure_block(plots: Plots, stem: str, *, caption: bool = True) -> str:
         f"{{download}}`{name} <{files}.{ending}>`"
         for name, ending in (("data", "csv"), ("PNG", "png"), ("SVG", "svg"))
     )
-    words = f"{plot.caption} " if caption else ""
-    alt = json.dumps(plot.alt, ensure_ascii=False)  # a quoted string in the options' YAML too
-    return f"```{{figure}} {files}.*\n:alt: {alt}\n\n{words}({links})\n```"
+    text = f"{plot.caption} " if caption else ""
+    alt = json.dumps(
+        plot.alt, ensure_ascii=False
+    )  # also a quoted string in the YAML of the options
+    return f"```{{figure}} {files}.*\n:alt: {alt}\n\n{text}({links})\n```"
 
 
 def join(*parts: str) -> str:
@@ -42,30 +44,30 @@ def interval(item: Mapping[str, Any], key: str) -> Any:
 
 
 def score(item: Mapping[str, Any]) -> str:
-    """The OT score, in brackets if the sample has not the resolution to give it a meaning."""
+    """Return the OT score, in brackets if the sample's resolution is too low."""
     text = fixed(item.get("ot_score"), 4)
     return text if text == DASH or resolved(item) else f"({text})"
 
 
 def correlation(item: Mapping[str, Any]) -> str:
-    """The correlation score, in brackets unless null maps of the same steps score clearly lower."""
+    """Return the correlation score, in brackets unless null maps score clearly lower."""
     text = fixed((item.get("corr_score") or [None])[0], 4)
     return text if text == DASH or item.get("power") else f"({text})"
 
 
 def highest_null(item: Mapping[str, Any]) -> str:
-    """The highest certified bound of the correlation scores of null maps."""
+    """Return the highest certified bound on the correlation scores of null maps."""
     return fixed(style.highest_null(item), 3)
 
 
 def centred(item: Mapping[str, Any], key: str, decimals: int = 2) -> str:
-    """A measure of the centred path with its interval."""
+    """Return a measure of the centred path with its interval."""
     twin = item.get("centred") or {}
     return with_interval(twin.get(key), (twin.get("intervals") or {}).get(key), decimals)
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    """Nested settings as rows of a table, "outer: inner"; what is empty is left out."""
+    """Flatten nested settings into rows of a table, "outer: inner"; skip empty values."""
     rows: list[tuple[str, str]] = []
     for key, value in values.items():
         name = f"{prefix}{str(key).replace('_', ' ')}"

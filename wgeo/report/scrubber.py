@@ -1,8 +1,7 @@
-"""The moving picture of a report: class means (and samples) from layer to layer, or from epoch to
-epoch, under a slider.
+"""The animation of a report: class means and samples, with a slider over layers or epochs.
 
-It needs no network: the data lie in the page, the script in ``_static/scrubber.js``, and where
-scripts are off the figures beside it show the same paths.
+It needs no network connection: the page contains the data, and ``_static/scrubber.js`` the script.
+Without scripts, the static figures show the same paths.
 """
 
 from __future__ import annotations
@@ -16,15 +15,15 @@ import numpy as np
 from ..plots.paths import class_names, over_training
 from ..plots.style import CLASS_COLOURS, clean, segment_name
 
-_DIGITS = 4  # of a picture a few hundred pixels wide
+_DIGITS = 4  # enough for a picture a few hundred pixels wide
 
 
 def scrubber(record: Mapping[str, Any]) -> str:
-    """The slider as a block of raw HTML in Markdown; empty where the record has nothing in view.
+    """Return the slider as raw HTML in Markdown; empty if the record has no view.
 
     A segment's ``view`` holds ``class_means`` ([layer][class][2]) and, optionally, ``points``
-    ([layer][sample][2]) with ``labels`` ([sample], places in the list of classes). In a series they
-    are those of the last layer, and its layers the epochs.
+    ([layer][sample][2]) with ``labels`` ([sample], indices into the classes). In a series they are
+    those of the last layer, with epochs in place of layers.
     """
     step = "epoch" if "analyses" in record else "layer"
     if step == "epoch":
@@ -36,8 +35,8 @@ def scrubber(record: Mapping[str, Any]) -> str:
     ]
     if not scenes:
         return ""
-    told = {"step": step, "colours": CLASS_COLOURS, "segments": scenes}
-    data = json.dumps(told, separators=(",", ":"))
+    content = {"step": step, "colours": CLASS_COLOURS, "segments": scenes}
+    data = json.dumps(content, separators=(",", ":"))
     for mark in "<>&`":  # nothing in the data can end the script, the tag or the Markdown fence
         data = data.replace(mark, f"\\u{ord(mark):04x}")
     return (

@@ -1,4 +1,4 @@
-"""The pages of several analyses side by side."""
+"""The pages of a report that compares several analyses."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from .parts import (
     score,
 )
 from .scrubber import scrubber
-from .text import DASH, code, figure, fixed, plain, sentence, share, table, with_interval
+from .text import DASH, code, fixed, general, percent, plain, sentence, table, with_interval
 
-_ALIKE = ("data", "split", "samples", "pool", "tap", "normalize")  # for figures to compare
+_ALIKE = ("data", "split", "samples", "pool", "tap", "normalize")  # needed for a comparison
 
 
 def series_title(series: Record) -> str:
-    """What the report is about, as plain text on one line."""
+    """Return the title of the report as one line of plain text."""
     rows = series["analyses"]
     nets = list(dict.fromkeys(str(row["provenance"].get("arch") or "features") for row in rows))
     if series["axis"] == "epoch":
@@ -35,15 +35,15 @@ def series_title(series: Record) -> str:
 
 
 def side_by_side(series: Record, plots: Plots) -> dict[str, str]:
-    """Every page by name, its Markdown."""
-    made = {
+    """Return the Markdown of every page by name."""
+    texts = {
         "straightness": _straightness(series),
         "collapse": _collapse(series, plots),
         "verdicts": _verdicts(series),
         "methods": asset("methods.md"),
         "provenance": _provenance(series),
     }
-    toc = "\n".join(["```{toctree}", ":hidden:", ":maxdepth: 1", "", *made, "```"])
+    toc = "\n".join(["```{toctree}", ":hidden:", ":maxdepth: 1", "", *texts, "```"])
     index = join(
         f"# {plain(series_title(series))}",
         _lead(series),
@@ -51,12 +51,12 @@ def side_by_side(series: Record, plots: Plots) -> dict[str, str]:
         figure_block(plots, "profiles"),
         toc,
     )
-    return {"index": index, **made}
+    return {"index": index, **texts}
 
 
 def _name(series: Record, row: Mapping[str, Any]) -> str:
     if series["axis"] == "epoch":
-        return f"epoch {figure(row['provenance']['epoch'])}"
+        return f"epoch {general(row['provenance']['epoch'])}"
     return plain(row["name"], 40)
 
 
@@ -64,19 +64,19 @@ def _lead(series: Record) -> str:
     rows = series["analyses"]
     about = [row["provenance"] for row in rows]
     samples = sorted({a["samples"] for a in about if isinstance(a.get("samples"), int)})
-    what = "checkpoints of one training" if series["axis"] == "epoch" else "networks"
-    said = f"{len(rows)} {what}"
+    kind = "checkpoints of one training" if series["axis"] == "epoch" else "networks"
+    lead = f"{len(rows)} {kind}"
     if samples:
-        said += f", each on {' or '.join(figure(n) for n in samples)} samples"
+        lead += f", each on {' or '.join(general(n) for n in samples)} samples"
     differ = [key for key in _ALIKE if len({str(a.get(key)) for a in about}) > 1]
     solvers = {block.get("solver") for row in rows for block in row["blocks"]}
     differ += ["solver"] * (len(solvers) > 1)
     warning = ""
     if differ:
-        warning = f"They differ in {', '.join(differ)}, and compare only as far as that allows."
+        warning = f"They differ in {', '.join(differ)}, which limits the comparison."
     if "samples" in differ:
         warning += " Empirical Wasserstein distances are biased by the number of samples."
-    return join(f"{said}.", warning).strip()
+    return join(f"{lead}.", warning).strip()
 
 
 def _straightness(series: Record) -> str:
@@ -103,19 +103,19 @@ def _straightness(series: Record) -> str:
     )
     return join(
         "# Straightness",
-        "Every ratio is 1 on a geodesic run at constant speed. Centred: with each layer's mean "
-        "taken off. The more layers of a path are looked at, the longer it is: networks of "
-        "different depth compare at equal k, over runs of blocks. Scores in brackets: the sample "
-        "cannot tell. [How they are defined](methods.md).",
+        "Every ratio is 1 on a geodesic with constant speed. Centred: with each layer's mean "
+        "subtracted. A path is longer if more of its layers are considered: compare networks of "
+        "different depth at equal k, over runs of blocks. Scores in brackets: the sample cannot "
+        "tell. [Definitions](methods.md).",
         table(header, rows, "Straightness of every segment; 95 % intervals in brackets."),
     )
 
 
 def _over_runs(series: Record, segment: Mapping[str, Any], index: int) -> str:
-    """The centred length over as many runs as all analyses have, and how many these are."""
+    """Return the centred length over the number of runs that all analyses have, and this number."""
     k = common_runs(series["analyses"], index)
-    known = (segment.get("centred") or {}).get("length_over_runs") or {}
-    text = fixed(known.get(str(k)))
+    lengths = (segment.get("centred") or {}).get("length_over_runs") or {}
+    text = fixed(lengths.get(str(k)))
     return text if text == DASH or len(runs_in(series)) < 2 else f"{text} (k = {k})"
 
 
@@ -127,33 +127,33 @@ def _collapse(series: Record, plots: Plots) -> str:
         rows.append(
             [
                 _name(series, row),
-                share(row.get("accuracy")),
-                *(figure(last.get(key)) for key in ("nc1", "cdnv", "nc2_etf", "nc3")),
-                share(last.get("ncc_accuracy")),
+                percent(row.get("accuracy")),
+                *(general(last.get(key)) for key in ("nc1", "cdnv", "nc2_etf", "nc3")),
+                percent(last.get("ncc_accuracy")),
                 with_interval(tau.get("kendall_tau"), tau.get("interval")),
-                figure(tau.get("violations")),
+                general(tau.get("violations")),
             ]
         )
     header = ("Analysis", "accuracy", "NC1", "CDNV", "to ETF", "NC3", "nearest centre")
     return join(
         "# Collapse",
-        "At the last layer; over depth, Kendall's τ of NC1 is −1 where it falls at every layer.",
-        table((*header, "τ of NC1", "rises"), rows, "Collapse of every analysis."),
+        "At the last layer. Kendall's τ of NC1 over depth is −1 if it decreases at every layer.",
+        table((*header, "τ of NC1", "increases"), rows, "Collapse of every analysis."),
         figure_block(plots, "profiles", caption=False),
         *_training(series, plots),
     )
 
 
 def _training(series: Record, plots: Plots) -> list[str]:
-    """The last layer's classes over the epochs, under a slider."""
+    """Return the last layer's classes over the epochs, with a slider."""
     moving = scrubber(series)
     if not moving:
         return []
     return [
         "## The last layer over training",
-        "Class means and some of the samples. Every epoch is brought to the same spread and turned "
-        "onto the next, since neither size nor orientation say anything about collapse: what is "
-        "left to see is how the samples close in on their class means, and these on a simplex.",
+        "Class means and some of the samples. Every epoch is scaled to the same spread and rotated "
+        "onto the next, since neither size nor orientation matters for collapse: what remains is "
+        "how the samples approach their class means, and these a simplex.",
         moving,
         figure_block(plots, "class-means-training"),
     ]
@@ -164,10 +164,10 @@ def _verdicts(series: Record) -> str:
     for row in series["analyses"]:
         parts += [
             f"## {_name(series, row)}",
-            *(f"- {sentence(said['words'])}" for said in row["verdict"]),
+            *(f"- {sentence(s['words'])}" for s in row["verdict"]),
         ]
         if row.get("folder"):
-            parts.append(f"Its own record: {plain(row['folder'], 120)}")
+            parts.append(f"Record: {plain(row['folder'], 120)}")
     return join("# Verdicts", *parts)
 
 
@@ -184,9 +184,11 @@ def _provenance(series: Record) -> str:
     commands = list(dict.fromkeys(str(row.get("command") or "") for row in series["analyses"]))
     return join(
         "# Provenance",
-        "The numbers themselves: {download}`series.json <series.json>`.",
+        "All numbers: {download}`series.json <series.json>`.",
         table(
-            ("Analysis", "architecture", "SHA-256 begins", "created"), rows, "What was analysed."
+            ("Analysis", "architecture", "start of SHA-256", "created"),
+            rows,
+            "The analysed networks.",
         ),
         "## Commands",
         *(code(command) for command in commands if command),

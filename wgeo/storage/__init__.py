@@ -1,1 +1,1 @@
-"""Files and folders that wgeo writes: whole or not at all, listed, and checked when read."""
+"""Files and folders that wgeo writes: written atomically, listed, and checked when read."""

@@ -1,4 +1,4 @@
-"""Files written whole or not at all, folders written by one run at a time, names of both."""
+"""Atomic file writes, folder locks, and safe names for files and folders."""
 
 from __future__ import annotations
 
@@ -13,89 +13,85 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..errors import ArgumentError, RecordError
-from ..runtime.processes import (
-    local_world_size,
-)
+from ..runtime.processes import local_world_size
 from ..text import printable as printable
-
-if TYPE_CHECKING:  # the command line locks folders before it needs libraries
-    pass
 
 try:
     import fcntl
-except ImportError:  # not of this family of systems
+except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 
 def as_path(value: Any, name: str) -> Path:
-    """Return a path; raise an ArgumentError for what is none."""
+    """Return a path; raise an ArgumentError if `value` is not one."""
     try:
         return Path(os.fsdecode(value))
     except TypeError:
         raise ArgumentError(f"{name} must be a path, not {type(value).__name__}.") from None
 
 
-_NAME_BYTES = 200  # of the 255 that file systems take: some are left for numbers and endings
+_NAME_BYTES = 200  # file systems allow 255; the rest is for numbers and suffixes
 
 
 def folder_name(text: str) -> str:
-    """Return what a text becomes as the name of one folder, inside of whichever it is made in.
+    """Return a text as a safe name for a single folder; it may be empty.
 
-    Separators and what cannot be printed become ``-``; dots and blanks at the ends, which would
-    hide the folder or lead out of it, go; so does what is too long for a file system. It may be
-    empty.
+    Separators and unprintable characters become ``-``. Leading and trailing dots and spaces, which
+    could hide the folder or point outside its parent, are removed. Names too long for a file system
+    are cut.
     """
     plain = "".join(c if c.isprintable() and c not in "/\\" else "-" for c in text)
     short = plain.encode()[:_NAME_BYTES].decode(errors="ignore")
     return short.strip(". ")
 
 
-def regular(path: str | os.PathLike[str]) -> None:
-    """Raise an OSError where a path is no regular file: a pipe or a device may never end."""
+def require_regular(path: str | os.PathLike[str]) -> None:
+    """Raise an OSError unless a path is a regular file: a pipe or a device may never end."""
     if not stat.S_ISREG(os.stat(path).st_mode):
-        said = "it is a folder, a pipe or a device, not a regular file"
-        raise OSError(errno.EINVAL, said, os.fspath(path))
+        reason = "it is a folder, a pipe or a device, not a regular file"
+        raise OSError(errno.EINVAL, reason, os.fspath(path))
 
 
 def open_regular(path: str | os.PathLike[str], flags: int) -> int:
-    """Open a regular file that has no other name; for a link, a pipe or a device, an OSError.
+    """Open a regular file with a single name; raise an OSError for links, pipes and devices.
 
     Returns
     -------
     int
         A file descriptor, as `os.open` returns it.
     """
-    said = "it is a link, a pipe or a device, or has a second name"
+    reason = "it is a link, a pipe or a device, or has a second name"
     try:
         handle = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
     except OSError as error:
         if error.errno != errno.ELOOP:
             raise
-        raise OSError(errno.ELOOP, said, os.fspath(path)) from error
-    about = os.fstat(handle)
-    if not stat.S_ISREG(about.st_mode) or about.st_nlink > 1:
+        raise OSError(errno.ELOOP, reason, os.fspath(path)) from error
+    status = os.fstat(handle)
+    if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
         os.close(handle)
-        raise OSError(errno.EINVAL, said, os.fspath(path))
+        raise OSError(errno.EINVAL, reason, os.fspath(path))
     return handle
 
 
-def memory() -> int:
-    """Bytes of memory that this process may take; endless where the system does not say.
+def total_memory() -> int:
+    """Return the bytes of memory that this process may use; unbounded if the system does not say.
 
-    Of what the machine has, or a container or a batch system allows, its share.
+    The machine's memory, or the limit of its container or batch job, is divided evenly among the
+    job's local processes.
     """
     try:
-        has = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, OSError, ValueError):  # not of this family of systems
-        has = sys.maxsize
-    return min(has, _allowed()) // local_world_size()
+        physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):  # not a POSIX system
+        physical = sys.maxsize
+    return min(physical, _cgroup_limit()) // local_world_size()
 
 
-def _allowed(proc: Path = Path("/proc"), groups: Path = Path("/sys/fs/cgroup")) -> int:
-    """What the control groups of this process allow it and those in them (Linux, both versions)."""
+def _cgroup_limit(proc: Path = Path("/proc"), groups: Path = Path("/sys/fs/cgroup")) -> int:
+    """Return the tightest memory limit of this process's control groups (Linux, v1 and v2)."""
     least = sys.maxsize
     with suppress(OSError, ValueError):
         for line in (proc / "self" / "cgroup").read_text().splitlines():
@@ -109,18 +105,18 @@ def _allowed(proc: Path = Path("/proc"), groups: Path = Path("/sys/fs/cgroup")) 
             for folder in (here, *here.parents):
                 if folder == root.parent:
                     break
-                with suppress(OSError, ValueError):  # "max", or not to be seen from inside
+                with suppress(OSError, ValueError):  # "max", or not visible from inside
                     least = min(least, int((folder / name).read_text()))
     return least
 
 
 def writable(folder: str | os.PathLike[str]) -> Path:
-    """Return a folder that can be written, made if need be; fail before the work, not after.
+    """Return a writable folder, creating it if needed; fail before the work, not after.
 
     Raises
     ------
     RecordError
-        It cannot be made or written.
+        It cannot be created or written.
     """
     path = Path(folder)
     try:
@@ -134,29 +130,29 @@ def writable(folder: str | os.PathLike[str]) -> Path:
     return path
 
 
-ASIDE = re.compile(r"\.(.+)\.\d+-[0-9a-f]{8}\.part", re.DOTALL)
-"""The names of files that `write_aside` has not finished; a killed process leaves one."""
+TEMPORARY = re.compile(r"\.(.+)\.\d+-[0-9a-f]{8}\.part", re.DOTALL)
+"""Names of temporary files of `write_atomic`; a killed process leaves one behind."""
 
 
-def aside_of(path: Path) -> Path:
-    """A hidden name beside a file, which nothing else has: what is renamed once it is whole."""
+def temporary_path(path: Path) -> Path:
+    """Return a unique hidden path next to a file, to be renamed to it once complete."""
     return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
 
 
-def write_aside(path: str | os.PathLike[str], content: str | bytes) -> None:
-    """Write a file aside, then rename it, so that nobody reads half of it.
+def write_atomic(path: str | os.PathLike[str], content: str | bytes) -> None:
+    """Write a file atomically: to a temporary file, which is then renamed.
 
-    It is on the disk before it takes its name: not even a loss of power leaves half of it.
+    The data is on the disk before the rename, so not even a power loss leaves a partial file.
 
     Raises
     ------
     RecordError
-        The disk is full or the folder cannot be written; what was there before still is.
+        The disk is full or the folder cannot be written; an existing file is unchanged.
     """
     path = Path(path)
     data = content.encode() if isinstance(content, str) else content
-    # A name of its own: neither another process nor a link that lies there is written through.
-    aside = aside_of(path)
+    # A unique name and mode x: no other process's file and no existing link is written to.
+    aside = temporary_path(path)
     try:
         with open(aside, "xb") as file:
             file.write(data)
@@ -171,42 +167,42 @@ def write_aside(path: str | os.PathLike[str], content: str | bytes) -> None:
 
 @contextmanager
 def locked(folder: str | os.PathLike[str]) -> Iterator[Path]:
-    """Keep a folder to this run while the block lasts; make it if need be, as `writable` does.
+    """Lock a folder for this run while the block lasts; create it if needed (`writable`).
 
-    The system lets go of the lock when the process ends, however it ends, so a crash leaves none.
-    A run may lock again what it has locked. File systems without locks have none here, either.
+    The system releases the lock when the process ends, even after a crash. The lock is reentrant.
+    File systems without locks are not locked.
 
     Raises
     ------
     RecordError
-        Another run writes into the folder, or it cannot be written.
+        Another run is writing to the folder, or the folder cannot be written.
     """
     path = writable(folder)
     status = path.stat()
     key, me = (status.st_dev, status.st_ino), threading.get_ident()
     with _guard:
-        holder, depth = _held.get(key, (me, 0))
+        holder, depth = _holders.get(key, (me, 0))
         if holder != me:
-            raise RecordError(_taken(path, os.getpid()))
+            raise RecordError(_locked_by(path, os.getpid()))
         handle = _handle(path) if depth == 0 else None
-        _held[key] = (me, depth + 1)
+        _holders[key] = (me, depth + 1)
     try:
         yield path
     finally:
         with _guard:
-            _held[key] = (me, depth)
+            _holders[key] = (me, depth)
             if depth == 0:
-                del _held[key]
-                _let_go(path, handle)
+                del _holders[key]
+                _release(path, handle)
 
 
 _LOCK = ".wgeo.lock"
 _guard = threading.Lock()
-_held: dict[tuple[int, int], tuple[int, int]] = {}  # folder -> the thread that has it, how often
+_holders: dict[tuple[int, int], tuple[int, int]] = {}  # folder -> thread, number of locks
 
 
 def _handle(path: Path) -> int | None:
-    """The open, locked file of a folder; None where there are no locks."""
+    """Return the open, locked lock file of a folder; None if locks are not supported."""
     if fcntl is None:
         return None
     while True:
@@ -218,9 +214,9 @@ def _handle(path: Path) -> int | None:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            said = os.read(handle, 20).decode(errors="replace").strip()
+            owner = os.read(handle, 20).decode(errors="replace").strip()
             os.close(handle)
-            raise RecordError(_taken(path, int(said) if said.isdecimal() else None)) from None
+            raise RecordError(_locked_by(path, int(owner) if owner.isdecimal() else None)) from None
         except OSError:  # a file system without locks
             os.close(handle)
             return None
@@ -233,22 +229,22 @@ def _handle(path: Path) -> int | None:
             os.ftruncate(handle, 0)
             os.write(handle, str(os.getpid()).encode())
             return handle
-        os.close(handle)  # who held it took the file away between our opening and our locking it
+        os.close(handle)  # its owner removed the file between our open and our lock
 
 
 def require_lock(folder: Path) -> None:
-    """Refuse a folder that holds a file of the lock's name which is no lock of wgeo's.
+    """Refuse a folder in which a file that is not wgeo's has the name of the lock.
 
     Raises
     ------
     RecordError
-        The message names it.
+        The message names the file.
     """
     path = folder / _LOCK
     try:
         if path.is_symlink():
             raise ValueError
-        regular(path)
+        require_regular(path)
         with path.open("rb") as file:
             if not re.fullmatch(rb"[0-9]{0,20}", file.read(21)):
                 raise ValueError
@@ -256,19 +252,19 @@ def require_lock(folder: Path) -> None:
         pass
     except (OSError, ValueError) as error:
         raise RecordError(
-            f"{path} is in the way: it is not the lock of a run of wgeo. Move it, or choose "
-            "another folder."
+            f"{path} is in the way: it is not a lock file of wgeo. Move it, or choose another "
+            "folder."
         ) from error
 
 
-def _let_go(path: Path, handle: int | None) -> None:
+def _release(path: Path, handle: int | None) -> None:
     if handle is None:
         return
     with suppress(OSError):
-        os.unlink(path / _LOCK)  # while it is ours
+        os.unlink(path / _LOCK)  # while still locked
     os.close(handle)
 
 
-def _taken(path: Path, process: int | None) -> str:
+def _locked_by(path: Path, process: int | None) -> str:
     by = f" (process {process})" if process is not None else ""
-    return f"Another run{by} writes into {path}. Wait until it has ended, or choose another folder."
+    return f"Another run{by} is writing to {path}. Wait until it ends, or choose another folder."

@@ -1,9 +1,9 @@
-"""Folders that list what wgeo wrote into them: nothing else in them is replaced or removed.
+"""Folders that list the files wgeo wrote to them: nothing else is replaced or removed.
 
 ``.wgeo.json`` in a folder holds the SHA-256 of every file that wgeo wrote there. A file is listed
-before it is written, with what it was and what it will be, so a run that is killed at any moment
-leaves nothing that the next one does not recognise. A file that is not listed, or was changed
-since, belongs to somebody else.
+before it is written, with its old and its new checksum, so the next run recognises every file of a
+run that was killed, at whatever moment. A file that is not listed, or has changed since, belongs to
+the user.
 """
 
 from __future__ import annotations
@@ -21,27 +21,27 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ..errors import RecordError
-from .files import ASIDE, locked, require_lock, write_aside
+from .files import TEMPORARY, locked, require_lock, write_atomic
 
 MANIFEST = ".wgeo.json"
-_LARGEST = 2**26  # bytes of a manifest; a report of a hundred layers takes 20 thousand
+_LARGEST = 2**26  # bytes of a manifest; that of a report of a hundred layers has 20,000
 _SCRATCH = re.compile(r"\.[a-z]+-\d+-[0-9a-f]{8}")
-_LITTER = {".DS_Store", "Thumbs.db", "desktop.ini"}  # what file managers leave where they look
+_LITTER = {".DS_Store", "Thumbs.db", "desktop.ini"}  # left by file managers
 
-Sums = dict[str, list[str]]
+Checksums = dict[str, list[str]]
 
 
 def claim(folder: str | os.PathLike[str], *names: str) -> None:
-    """Refuse a folder if files that wgeo did not write lie under names that it would write.
+    """Refuse a folder if files that wgeo did not write have names that it would write.
 
-    Nothing is made, locked or written.
+    Nothing is created, locked or written.
 
     Parameters
     ----------
     folder : path
         It need not exist.
     names : str
-        Relative to the folder; ``*`` stands for anything but a separator.
+        Relative to the folder; ``*`` matches anything except a separator.
 
     Raises
     ------
@@ -49,8 +49,8 @@ def claim(folder: str | os.PathLike[str], *names: str) -> None:
         The message names the file and says what to do.
     """
     home = Path(folder)
-    if (place := _no_folder(home)) is not None:
-        raise _refused(place, home)
+    if (place := _obstacle(home)) is not None:
+        raise _in_the_way(place, home)
     require_lock(home)
     _read(home)
     for name in names:
@@ -59,7 +59,7 @@ def claim(folder: str | os.PathLike[str], *names: str) -> None:
 
 
 def claim_all(folder: str | os.PathLike[str]) -> None:
-    """Refuse a folder that holds anything but what `list_all` listed, unchanged.
+    """Refuse a folder unless it holds only files that `list_all` listed, unchanged.
 
     Raises
     ------
@@ -67,8 +67,8 @@ def claim_all(folder: str | os.PathLike[str]) -> None:
         The message names the file and says what to do.
     """
     home = Path(folder)
-    if home.is_symlink() or _no_folder(home) is not None:
-        raise _refused(home, home.parent)
+    if home.is_symlink() or _obstacle(home) is not None:
+        raise _in_the_way(home, home.parent)
     _read(home)
     for path in _files_in(home):
         if path.name not in _LITTER and path != home / MANIFEST:
@@ -76,25 +76,27 @@ def claim_all(folder: str | os.PathLike[str]) -> None:
 
 
 def list_all(folder: Path) -> None:
-    """List every file of a folder that was made from nothing as wgeo's."""
+    """List every file of a newly created folder as written by wgeo."""
     sums = {path.relative_to(folder).as_posix(): [_sha256(path)] for path in _files_in(folder)}
-    write_aside(folder / MANIFEST, _text(sums, []))
+    write_atomic(folder / MANIFEST, _text(sums, []))
 
 
 def leftovers(folder: str | os.PathLike[str]) -> bool:
-    """Whether a killed run left something in a folder that opening it (`owned`) clears."""
+    """Whether a killed run left files in a folder that `owned` would remove."""
     home = Path(folder)
-    return any(ASIDE.fullmatch(path.name) or path.name == ".wgeo.lock" for path in home.glob(".*"))
+    return any(
+        TEMPORARY.fullmatch(path.name) or path.name == ".wgeo.lock" for path in home.glob(".*")
+    )
 
 
 @contextmanager
 def owned(folder: str | os.PathLike[str]) -> Iterator[Owned]:
-    """Lock a folder (`files.locked`) to write into it; clear what killed runs left half-written.
+    """Lock a folder (`files.locked`) for writing; remove partial files of killed runs.
 
     Raises
     ------
     RecordError
-        Another run writes into the folder, or it cannot be written.
+        Another run is writing to the folder, or the folder cannot be written.
     """
     with locked(folder) as path:
         home = Owned(path)
@@ -102,19 +104,19 @@ def owned(folder: str | os.PathLike[str]) -> Iterator[Owned]:
         try:
             yield home
         finally:
-            with suppress(RecordError):  # a full disk; the longer list is as good
+            with suppress(RecordError):  # a full disk; the longer list serves as well
                 home.settle()
 
 
 class Owned:
-    """A folder that is written, while it is locked: made by `owned`."""
+    """A locked folder, open for writing; created by `owned`."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._known: dict[str, tuple[tuple[int, ...], str]] = {}  # state of a file, and its sum
+        self._checksums: dict[str, tuple[tuple[int, ...], str]] = {}  # file state, checksum
 
     def claim(self, *names: str) -> None:
-        """Refuse files that wgeo did not write, as the function `claim` does."""
+        """Refuse files that wgeo did not write, like the function `claim`."""
         listed, _ = _read(self.path)
         for name in names:
             if "*" in name:
@@ -123,12 +125,13 @@ class Owned:
                 self._current(name, listed)
 
     def write(self, files: Mapping[str, str | bytes]) -> list[Path]:
-        """Write files of these names and contents, each whole or not at all, in this order.
+        """Write files, given as names and contents, each atomically and in this order.
 
         Raises
         ------
         RecordError
-            A file that wgeo did not write lies there (then none is written), or the disk is full.
+            A file that wgeo did not write is in the way (then none is written), or the disk is
+            full.
         """
         contents = {n: c.encode() if isinstance(c, str) else c for n, c in files.items()}
         after = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
@@ -143,40 +146,40 @@ class Owned:
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
             except OSError as error:
-                raise RecordError(f"Cannot make {path.parent}: {error.strerror}.") from error
-            write_aside(path, content)
-            self._known[name] = (_state(path), after[name])
+                raise RecordError(f"Cannot create {path.parent}: {error.strerror}.") from error
+            write_atomic(path, content)
+            self._checksums[name] = (_state(path), after[name])
         return [self.path / name for name in contents]
 
     def adopt(self, *names: str) -> None:
-        """List files that are there as wgeo's: the caller has recognised them by their content."""
+        """List existing files as written by wgeo; the caller has recognised their content."""
         listed, scratch = _read(self.path)
         for name in names:
-            if (found := _sum_of(self.path / name)) is not None:
-                listed[name] = [found]
-                self._known[name] = (_state(self.path / name), found)
+            if (checksum := _checksum(self.path / name)) is not None:
+                listed[name] = [checksum]
+                self._checksums[name] = (_state(self.path / name), checksum)
         self._list(listed, scratch)
 
     def remove(self, *names: str) -> None:
-        """Remove files that wgeo wrote; leave those of others, and those changed since."""
+        """Remove files that wgeo wrote and nobody has changed; leave all others."""
         listed, scratch = _read(self.path)
         for name in {name for name in names if name in listed}:
             path = self.path / name
-            if os.path.lexists(path) and _sum_of(path) in listed[name]:
+            if os.path.lexists(path) and _checksum(path) in listed[name]:
                 path.unlink(missing_ok=True)
             listed.pop(name)
-            self._known.pop(name, None)
+            self._checksums.pop(name, None)
         self._list(listed, scratch)
 
     def listed(self) -> list[str]:
-        """Names of all files that wgeo wrote here; some may be gone, or changed since."""
+        """Return the names of all files that wgeo wrote; some may be gone or changed since."""
         return list(_read(self.path)[0])
 
     @contextmanager
     def scratch(self, name: str) -> Iterator[Path]:
-        """Make a hidden folder for the block's use; if this process is killed, the next removes it.
+        """Create a hidden folder for the block; if this process is killed, the next removes it.
 
-        `name` is of small letters.
+        `name` consists of lowercase letters.
         """
         own = f".{name}-{os.getpid()}-{secrets.token_hex(4)}"
         listed, scratch = _read(self.path)
@@ -186,74 +189,76 @@ class Owned:
             yield self.path / own
         finally:
             shutil.rmtree(self.path / own, ignore_errors=True)
-            with suppress(RecordError):  # a full disk; the next run finds nothing to remove
+            with suppress(RecordError):  # a full disk; the next run will find nothing to remove
                 listed, scratch = _read(self.path)
                 self._list(listed, [other for other in scratch if other != own])
 
     def sweep(self) -> None:
-        """Remove what killed runs left: half-written files under hidden names, scratch folders."""
+        """Remove temporary files and scratch folders of killed runs."""
         listed, scratch = _read(self.path)
         for folder in {self.path, *((self.path / name).parent for name in listed)}:
             for aside in folder.glob(".*.part"):
-                found = ASIDE.fullmatch(aside.name)
-                if found is None:
+                match = TEMPORARY.fullmatch(aside.name)
+                if match is None:
                     continue
-                name = (folder / found[1]).relative_to(self.path).as_posix()
+                name = (folder / match[1]).relative_to(self.path).as_posix()
                 if name == MANIFEST or name in listed:
                     with suppress(OSError):
                         aside.unlink()
         self._list(listed, self._cleared(scratch))
 
     def settle(self) -> None:
-        """Forget what files written here were before: a list does not tell how often it changed."""
+        """Drop the old checksums of written files: the list does not depend on its history."""
         listed, scratch = _read(self.path)
-        now = {name: [known[1]] for name, known in self._known.items() if name in listed}
+        now = {
+            name: [checksum] for name, (_, checksum) in self._checksums.items() if name in listed
+        }
         self._list({**listed, **now}, self._cleared(scratch))
 
     def _cleared(self, scratch: list[str]) -> list[str]:
-        """Remove scratch folders; return those into which a killed run's programs still write."""
+        """Remove scratch folders; return those that programs of a killed run still write to."""
         for own in scratch:
             shutil.rmtree(self.path / own, ignore_errors=True)
         return [own for own in scratch if os.path.lexists(self.path / own)]
 
-    def _current(self, name: str, listed: Sums) -> str | None:
-        """The sum of a file that is there, which must be wgeo's; read only if it may be changed."""
+    def _current(self, name: str, listed: Checksums) -> str | None:
+        """Return the checksum of a file of wgeo; read the file only if it may have changed."""
         path = self.path / name
         _require_path(path, self.path)
         if not os.path.lexists(path):
             return None
-        known = self._known.get(name)
-        if known is not None and known[0] == _state(path):
-            return known[1]
-        found = _sum_of(path)
-        if found is None or found not in listed.get(name, ()):
-            raise _refused(path, self.path)
-        self._known[name] = (_state(path), found)
-        return found
+        state, checksum = self._checksums.get(name, (None, None))
+        if state == _state(path):
+            return checksum
+        checksum = _checksum(path)
+        if checksum is None or checksum not in listed.get(name, ()):
+            raise _in_the_way(path, self.path)
+        self._checksums[name] = (_state(path), checksum)
+        return checksum
 
-    def _list(self, listed: Sums, scratch: list[str]) -> None:
+    def _list(self, listed: Checksums, scratch: list[str]) -> None:
         if (listed, scratch) != _read(self.path):
-            write_aside(self.path / MANIFEST, _text(listed, scratch))
+            write_atomic(self.path / MANIFEST, _text(listed, scratch))
 
 
 def _require_own(path: Path, home: Path) -> None:
     _require_path(path, home)
     if not os.path.lexists(path):
         return
-    found, name = _sum_of(path), path.relative_to(home).as_posix()
+    checksum, name = _checksum(path), path.relative_to(home).as_posix()
     # The list is read after the file: another process may replace both, the list first.
-    if found is None or found not in _read(home)[0].get(name, ()):
-        raise _refused(path, home)
+    if checksum is None or checksum not in _read(home)[0].get(name, ()):
+        raise _in_the_way(path, home)
 
 
 def _require_path(path: Path, home: Path) -> None:
-    """Refuse a file in the place of a folder."""
-    if (place := _no_folder(path.parent, home)) is not None:
-        raise _refused(place, home)
+    """Refuse a path if one of its folders is a file."""
+    if (place := _obstacle(path.parent, home)) is not None:
+        raise _in_the_way(place, home)
 
 
-def _no_folder(path: Path, home: Path | None = None) -> Path | None:
-    """What stands in the way of a folder (up to `home`), and is none."""
+def _obstacle(path: Path, home: Path | None = None) -> Path | None:
+    """Return the file that takes the place of a folder or its parents (up to `home`), or None."""
     while True:
         if os.path.lexists(path):
             return None if path.is_dir() else path
@@ -262,67 +267,67 @@ def _no_folder(path: Path, home: Path | None = None) -> Path | None:
         path = path.parent
 
 
-def _refused(path: Path, home: Path) -> RecordError:
+def _in_the_way(path: Path, home: Path) -> RecordError:
     unlisted = "" if (home / MANIFEST).exists() else " (wgeo 0.1 kept no list of what it wrote)"
     return RecordError(
         f"{path} is in the way: wgeo did not write it, or it was changed since{unlisted}. Nothing "
-        "was done. Move it, or choose another folder."
+        "was written. Move it, or choose another folder."
     )
 
 
-def _read(home: Path) -> tuple[Sums, list[str]]:
-    """What a folder's manifest lists: sums of files by name, and scratch folders."""
+def _read(home: Path) -> tuple[Checksums, list[str]]:
+    """Read a folder's manifest: the checksums of files by name, and the scratch folders."""
     path = home / MANIFEST
     try:
-        about = os.lstat(path)
-        if not stat.S_ISREG(about.st_mode) or about.st_size > _LARGEST:
-            raise ValueError("it is no regular file, or far too large")
-        found = json.loads(path.read_text("utf-8"))
-        files, scratch = found["files"], found["scratch"]
-        listed = {_inside(name): [str(one) for one in sums] for name, sums in files.items()}
+        status = os.lstat(path)
+        if not stat.S_ISREG(status.st_mode) or status.st_size > _LARGEST:
+            raise ValueError("it is not a regular file, or far too large")
+        manifest = json.loads(path.read_text("utf-8"))
+        files, scratch = manifest["files"], manifest["scratch"]
+        listed = {_inside(name): [str(each) for each in sums] for name, sums in files.items()}
         if not all(_SCRATCH.fullmatch(own) for own in scratch):
-            raise ValueError("it names other folders than wgeo makes")
+            raise ValueError("it names folders that wgeo does not create")
         return listed, list(scratch)
     except (FileNotFoundError, NotADirectoryError):
         return {}, []
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise RecordError(
-            f"{path} is in the way: it does not list what wgeo wrote, as a file of this name must "
-            "do. Nothing was done. Move it, or choose another folder."
+            f"{path} is in the way: it is not a list of files written by wgeo. Nothing was "
+            "written. Move it, or choose another folder."
         ) from error
 
 
 def _inside(name: str) -> str:
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts or not path.parts:
-        raise ValueError("it names files outside of its folder")
+        raise ValueError("it names files outside its folder")
     return name
 
 
-def _text(listed: Sums, scratch: list[str]) -> str:
-    about: dict[str, Any] = {
+def _text(listed: Checksums, scratch: list[str]) -> str:
+    manifest: dict[str, Any] = {
         "about": "The files that wgeo wrote here, with their SHA-256; it replaces no others.",
         "files": dict(sorted(listed.items())),
         "scratch": scratch,
     }
-    return json.dumps(about, indent=1) + "\n"
+    return json.dumps(manifest, indent=1) + "\n"
 
 
 def _files_in(folder: Path) -> Iterable[Path]:
-    """All files below a folder; a link is one, wherever it leads."""
+    """Yield all files below a folder; links count as files."""
     for parent, folders, names in os.walk(folder):
         links = [name for name in folders if os.path.islink(os.path.join(parent, name))]
         yield from (Path(parent, name) for name in [*names, *links])
 
 
 def _state(path: Path) -> tuple[int, ...]:
-    """What changes when a file is replaced or written."""
-    about = os.lstat(path)
-    return (about.st_mode, about.st_ino, about.st_size, about.st_mtime_ns, about.st_ctime_ns)
+    """Return metadata that changes when a file is replaced or written."""
+    status = os.lstat(path)
+    return (status.st_mode, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 
-def _sum_of(path: Path) -> str | None:
-    """The SHA-256 of a regular file; None of what is missing, something else, or unreadable."""
+def _checksum(path: Path) -> str | None:
+    """Return the SHA-256 of a regular file; None if it is missing, unreadable or not regular."""
     try:
         return _sha256(path) if stat.S_ISREG(os.lstat(path).st_mode) else None
     except OSError:

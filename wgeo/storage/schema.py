@@ -1,8 +1,8 @@
-"""What a record holds, so that whoever draws one meets no surprise.
+"""The schema of records, validated before they are drawn or reported.
 
 A description is a predicate; ``[d]``, a list of d; or a mapping of names to descriptions: a name
-that ends in ``?`` may be missing or null, and ``*`` describes every name not listed. What is not
-described is left alone.
+that ends in ``?`` may be missing or null, and ``*`` describes every name not listed. Values without
+a description are not checked.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ def text(value: Any) -> bool:
 
 
 def whole(value: Any) -> bool:
-    """A whole number that fits in 64 bits."""
+    """An integer that fits in 64 bits."""
     return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
 
 
 def number(value: Any) -> bool:
-    """A finite number, or null where it is undefined."""
+    """A finite number, or null if undefined."""
     if value is None or whole(value):
         return True
     return isinstance(value, float) and math.isfinite(value) and abs(value) <= _LARGEST
@@ -41,7 +41,7 @@ def flag(value: Any) -> bool:
 
 
 def count(value: Any) -> bool:
-    """A whole number that is not negative."""
+    """A nonnegative integer."""
     return whole(value) and value >= 0
 
 
@@ -52,21 +52,21 @@ def interval(value: Any) -> bool:
 
 
 def points(*axes: int | None) -> Callable[[Any], bool]:
-    """Nested lists of numbers that make an array of so many axes; None is any length."""
+    """Nested lists of numbers that form an array of these axis lengths; None is any length."""
 
     def check(value: Any) -> bool:
         try:
             array = np.array(value, dtype=float)
         except (ValueError, TypeError, OverflowError):
             return False
-        fits = all(want in (None, have) for want, have in zip(axes, array.shape, strict=False))
+        fits = all(axis in (None, size) for axis, size in zip(axes, array.shape, strict=False))
         return array.ndim == len(axes) and fits and bool((np.abs(array) <= _LARGEST).all())
 
     return check
 
 
 def score(value: Any) -> bool:
-    """A value and the two ends of its interval, or null."""
+    """A value and the two endpoints of its interval, or null."""
     triple = isinstance(value, list) and len(value) == 3
     return value is None or (triple and all(map(number, value)))
 
@@ -260,14 +260,14 @@ TRAJECTORY = {
 
 
 class Fault(NamedTuple):
-    """Where a record is not as described, such as ``layers[1].name``."""
+    """A place at which a record violates its description, such as ``layers[1].name``."""
 
     place: str
     missing: bool = False
 
 
 def faults(value: Any, description: Description, place: str = "") -> Iterator[Fault]:
-    """Yield the places where a value is not as described."""
+    """Yield the places at which a value violates its description."""
     if callable(description):
         if not description(value):
             yield Fault(place)
@@ -286,21 +286,21 @@ def faults(value: Any, description: Description, place: str = "") -> Iterator[Fa
 def _faults_inside(
     value: Mapping[str, Any], description: Mapping[str, Any], before: str
 ) -> Iterator[Fault]:
-    known = {key.rstrip("?") for key in description}
+    names = {key.rstrip("?") for key in description}
     for key, inner in description.items():
-        name, free = key.rstrip("?"), key.endswith("?")
+        name, optional = key.rstrip("?"), key.endswith("?")
         if key == "*":
-            for other in value.keys() - known:
+            for other in value.keys() - names:
                 yield from faults(value[other], inner, before + other)
         elif name not in value:
-            if not free:
+            if not optional:
                 yield Fault(before + name, missing=True)
-        elif not (free and value[name] is None):
+        elif not (optional and value[name] is None):
             yield from faults(value[name], inner, before + name)
 
 
 def mismatched(record: Mapping[str, Any]) -> Iterator[Fault]:
-    """Yield the places where lists of one record, each sound by itself, do not fit together."""
+    """Yield the places at which lists of a record, each valid alone, do not match."""
     places = {f"segments[{k}]": row for k, row in enumerate(record.get("segments") or [])}
     if record.get("last_layer"):
         places["last_layer"] = record["last_layer"]

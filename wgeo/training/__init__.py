@@ -1,8 +1,9 @@
-"""Train a network to training accuracy 1 and beyond, saving checkpoints on the way.
+"""Train a network to training accuracy 1 and beyond, saving checkpoints along the way.
 
 Neural collapse and straight paths belong to the *terminal phase of training* (Papyan, Han, Donoho
-2020): the epochs after the training error has reached zero. Everything random follows from
-(seed, epoch), so a run that was stopped and resumed is the run that was not, bit for bit on a CPU.
+2020): the epochs after the training error has reached zero. All randomness is a function of
+(seed, epoch), so a run that was stopped and resumed equals an uninterrupted one, bit for bit on a
+CPU.
 """
 
 from __future__ import annotations
@@ -37,13 +38,13 @@ __all__ = [
     "train",
 ]
 
-if not TYPE_CHECKING:  # or every name would count as defined
+if not TYPE_CHECKING:  # else type checkers would accept any name
     __getattr__ = moved_names(__name__)
 
 
 @dataclass(frozen=True, eq=False)
 class TrainingRun:
-    """What training left behind.
+    """The result of a training run.
 
     Attributes
     ----------
@@ -52,15 +53,15 @@ class TrainingRun:
     module : nn.Module
         The trained network, in eval mode, on the device it was trained on.
     history : tuple of dict
-        A row an epoch, from 0, the initialisation: ``epoch``; ``loss`` and ``running_accuracy``,
-        means over the epoch's steps in train mode (None at 0); ``train_accuracy`` and, where test
-        images were given, ``test_accuracy``, in eval mode on all images (None where not
-        evaluated); ``lr`` of the last step; ``seconds``.
+        A row per epoch, from 0, the initialisation: ``epoch``; ``loss`` and ``running_accuracy``,
+        means over the epoch's steps in train mode (None at 0); ``train_accuracy`` and, if test
+        images were given, ``test_accuracy``, in eval mode on all images (None if not evaluated);
+        ``lr`` of the last step; ``seconds``.
     terminal_epoch : int or None
-        Since when the training accuracy is 1: the first evaluated epoch after `last_below`. A run
-        may reach accuracy 1, lose it and reach it again; the last time counts.
+        The epoch since which the training accuracy is 1: the first evaluated epoch after
+        `last_below`. A run may reach accuracy 1, lose it and reach it again; the last time counts.
     settings : dict
-        What every checkpoint says of itself under ``wgeo``.
+        The metadata stored in every checkpoint under ``wgeo``.
     """
 
     folder: Path
@@ -90,7 +91,7 @@ class TrainingRun:
         return float(self.history[-1]["train_accuracy"])
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain numbers and strings, ready for JSON."""
+        """Return JSON-serializable values."""
         return {
             "folder": str(self.folder),
             "checkpoints": [path.name for path in self.checkpoints],
@@ -128,17 +129,17 @@ def train(
     device: str | torch.device = "auto",
     resume: bool = True,
 ) -> TrainingRun:
-    """Train a network on images; where `out` holds a run of the same settings, go on with it.
+    """Train a network on images; resume if `out` holds a run with the same settings.
 
-    The whole data set lies on the device. Each epoch goes once through a new permutation, cut into
-    steps of nearly equal size of at most `batch_size` images.
+    The whole data set is kept on the device. Each epoch visits every image once, in random order,
+    in batches of nearly equal size of at most `batch_size` images.
 
     Parameters
     ----------
     arch : str or nn.Module
-        A name for `wgeo.models.build`, or a network of your own, which is trained in place.
+        A name for `wgeo.models.build`, or your own network, which is trained in place.
     images : Images
-        Normalised as asked, else as the data set has it.
+        Normalised as they specify, or as is usual for the data set.
     out : path
         Folder of the run: ``checkpoints/epoch-0000.pt``, ..., ``history.json``, ``last.pt``.
     epochs, lr, momentum, weight_decay, batch_size, schedule, loss, seed
@@ -146,42 +147,42 @@ def train(
     augment : bool or str
         ``none``, ``crop``, ``flip`` or ``crop+flip``, which True stands for; see `Recipe`.
     decayed : {"all", "unnormalized"}
-        Which weights decay: ``unnormalized`` spares the convolutions that a batch norm follows; see
+        Which weights decay: ``unnormalized`` exempts convolutions followed by a batch norm; see
         `Recipe`.
     precision : {"float32", "bfloat16"}
-        Of the training steps, by torch's autocast; see `Recipe`.
+        Precision of the training steps (torch's autocast); see `Recipe`.
     options : mapping, optional
-        Of the architecture (width, depth, ...), plain values.
+        Options of the architecture (width, depth, ...), as JSON values.
     activation : str
-        Of the architecture.
+        Activation of the architecture.
     classifier : {"learned", "etf", "etf-keep"}
-        ``etf`` fixes the classifier to a simplex ETF and narrows the features to one a class,
-        ``etf-keep`` leaves the features as wide as they are; see `models.with_etf_classifier`.
+        ``etf`` fixes the classifier to a simplex ETF and narrows the features to one per class,
+        ``etf-keep`` keeps the width of the features; see `models.with_etf_classifier`.
     test : Images, optional
-        Images to report the accuracy of, too.
+        Test images, whose accuracy is reported too.
     checkpoints : {"auto", "all"} or iterable of int
-        Which epochs to save. ``auto``: 0 (the initialisation) and powers of two. The last is
-        saved in any case, and so is each that enters the terminal phase.
+        Which epochs to save. ``auto``: 0 (the initialisation) and powers of two. The last epoch,
+        and the first of the terminal phase, are always saved.
     evaluate_every : int
-        Evaluate the accuracy in eval mode every so many epochs, and at checkpoints.
+        Number of epochs between evaluations in eval mode; checkpoints are always evaluated.
     terminal_epochs : int, optional
-        Stop so many epochs after the training accuracy has reached 1, for the last time if it fell
-        again; default: run all epochs.
+        Stop this many epochs after the training accuracy has reached 1, counted anew if it falls
+        again; by default all epochs are run.
     device : str
         ``auto``, ``cpu``, ``cuda``, ...
     resume : bool
-        False starts anew, and removes the checkpoints that an earlier run wrote into `out`.
+        False starts anew, and removes the checkpoints that an earlier run wrote to `out`.
 
     Raises
     ------
     ArgumentError
-        Settings that make no sense, or a network that does not take the images.
+        The settings are invalid, or the network does not accept the images.
     DataError
-        Test images of another shape or of other classes.
+        The test images have another shape or other classes.
     RecordError
-        `out` cannot be written, another run writes into it, or it holds one of other settings or
-        a damaged one; or files lie under names of the run's that no run wrote, or that were
-        changed since: they are never replaced.
+        `out` cannot be written, is in use by another run, or holds a run that is damaged or has
+        other settings; or a file that no run wrote, or that was changed since, is in the way: such
+        files are never replaced.
     ConvergenceError
         The loss became NaN or infinite; the last good epoch is kept.
 
@@ -218,26 +219,27 @@ def train(
         precision,
     )
     plan = Plan.of(checkpoints, epochs, evaluate_every, terminal_epochs)
-    where = pick_device(device)
-    with owned(out) as home, _reproducible(seed, where):
-        built = {} if isinstance(arch, nn.Module) else {"activation": activation, **(options or {})}
-        module = _build(arch, images, built, classifier)
-        passport = _passport(arch, images, built, classifier, recipe)
-        job = Job(module.to(where), images, test, recipe, plan, passport, home, where)
+    target = pick_device(device)
+    with owned(out) as home, _reproducible(seed, target):
+        own = isinstance(arch, nn.Module)
+        arch_options = {} if own else {"activation": activation, **(options or {})}
+        module = _build(arch, images, arch_options, classifier)
+        metadata = _metadata(arch, images, arch_options, classifier, recipe)
+        job = Job(module.to(target), images, test, recipe, plan, metadata, home, target)
         job.begin(resume)
-        what = f"training {passport['arch']} on {images.name}"
-        for _ in track(job.work(), what, max(0, epochs - job.epoch) * job.steps):
+        title = f"training {metadata['arch']} on {images.name}"
+        for _ in track(job.train(), title, max(0, epochs - job.epoch) * job.steps):
             pass
-    left = departure(job.history)
-    if left is not None:
-        warnings.warn(left, WgeoWarning, stacklevel=2)
+    warning = departure(job.history)
+    if warning is not None:
+        warnings.warn(warning, WgeoWarning, stacklevel=2)
     module.eval()
-    return TrainingRun(home.path, module, tuple(job.history), job.terminal_epoch, passport)
+    return TrainingRun(home.path, module, tuple(job.history), job.terminal_epoch, metadata)
 
 
 @contextmanager
 def _reproducible(seed: int, device: torch.device) -> Iterator[None]:
-    """Seed everything inside, and leave the caller's generators and settings as they were."""
+    """Seed all generators in the block; restore the caller's generators and settings after it."""
     cuda = [device] if device.type == "cuda" else []
     with (
         torch.random.fork_rng(devices=cuda),
@@ -248,7 +250,7 @@ def _reproducible(seed: int, device: torch.device) -> Iterator[None]:
 
 
 def _image_size(images: Images) -> int | None:
-    """The side of square images; None where they are not square."""
+    """Return the side of square images; None if they are not square."""
     _, h, w = images.shape
     return h if h == w else None
 
@@ -263,8 +265,8 @@ def _build(
     if isinstance(arch, nn.Module):
         if classifier != "learned":
             raise ArgumentError(
-                "A network of your own is trained as it is; to fix its classifier, give "
-                "wgeo.models.with_etf_classifier(net) instead of `classifier=`."
+                "`classifier=` is for named architectures. To fix your own network's classifier, "
+                "train wgeo.models.with_etf_classifier(net)."
             )
         return arch
     net = models.build(
@@ -279,17 +281,17 @@ def _build(
     return models.with_etf_classifier(net, "K" if classifier == "etf" else "keep")
 
 
-def _passport(
+def _metadata(
     arch: str | nn.Module,
     images: Images,
     options: Mapping[str, Any],
     classifier: str,
     recipe: Recipe,
 ) -> dict[str, Any]:
-    """What a checkpoint says of itself: enough to build the network, and to know its training."""
-    own = type(arch)
+    """Return a checkpoint's metadata, which describes how to rebuild and retrain the network."""
+    cls = type(arch)
     return {
-        "arch": arch if isinstance(arch, str) else f"{own.__module__}:{own.__qualname__}",
+        "arch": arch if isinstance(arch, str) else f"{cls.__module__}:{cls.__qualname__}",
         "options": dict(options),
         "classifier": classifier,
         "num_classes": images.num_classes,

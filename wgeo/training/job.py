@@ -1,4 +1,4 @@
-"""A run in progress: epochs, what is saved after each, and how a stopped run goes on."""
+"""A training run in progress: its epochs, what each saves, and how it is resumed."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from torch import nn
 from ..data import Images
 from ..data.images import normalization
 from ..errors import ArgumentError, ConvergenceError, DataError, RecordError
-from ..storage.files import regular
+from ..storage.files import require_regular
 from ..storage.ownership import Owned
-from .recipe import Recipe, augmented, criterion, learning_rate, parameter_groups
-from .resuming import BROKEN, momenta, read_state, require_state, shortened
+from .recipe import Recipe, augment, criterion, learning_rate, parameter_groups
+from .resuming import READ_ERRORS, momenta, read_state, require_state, shortened
 from .terminal import last_below, terminal_epoch
 
 _EVALUATION_BATCH = 512
@@ -33,12 +33,12 @@ class Plan:
     Attributes
     ----------
     epochs : frozenset of int, or None
-        Which epochs to save; None saves all. The last, and each that enters the terminal phase,
-        are saved in any case.
+        Which epochs to save; None saves all. The last epoch, and the first of the terminal phase,
+        are always saved.
     evaluate_every : int
-        Evaluate every so many epochs, and whenever a checkpoint is saved.
+        Number of epochs between evaluations; checkpoints are always evaluated.
     terminal_epochs : int or None
-        Stop so many epochs into the terminal phase, counted from the last time it was entered.
+        Stop this many epochs into the terminal phase, counted from its last start.
     """
 
     epochs: frozenset[int] | None
@@ -59,18 +59,20 @@ class Plan:
         evaluate_every: int,
         terminal_epochs: int | None,
     ) -> Plan:
-        """Read what `wgeo.train` takes as `checkpoints`."""
+        """Build a plan from the argument `checkpoints` of `wgeo.train`."""
         if checkpoints == "all":
             return cls(None, evaluate_every, terminal_epochs)
         if checkpoints == "auto":
             powers = (2**k for k in range(epochs.bit_length()))
             return cls(frozenset({0, *powers}), evaluate_every, terminal_epochs)
-        wrong = f"checkpoints must be auto, all, or epochs from 0 to {epochs}, not {checkpoints!r}."
+        message = (
+            f"checkpoints must be auto, all, or epochs from 0 to {epochs}, not {checkpoints!r}."
+        )
         if isinstance(checkpoints, str):
-            raise ArgumentError(wrong)
+            raise ArgumentError(message)
         chosen = frozenset(int(epoch) for epoch in checkpoints)
         if chosen and not (min(chosen) >= 0 and max(chosen) <= epochs):
-            raise ArgumentError(wrong)
+            raise ArgumentError(message)
         return cls(chosen, evaluate_every, terminal_epochs)
 
     def saves(self, epoch: int) -> bool:
@@ -78,7 +80,7 @@ class Plan:
 
 
 class Pixels:
-    """Images on the device, normalised batch by batch."""
+    """Images on the device, normalised per batch."""
 
     def __init__(self, images: Images, device: torch.device) -> None:
         self.x = images.x.to(device)
@@ -91,14 +93,14 @@ class Pixels:
 
 @dataclass
 class Job:
-    """The state of a training run; `work` does it, a step at a time."""
+    """The state of a training run; `train` runs it step by step."""
 
     module: nn.Module
     images: Images
     test: Images | None
     recipe: Recipe
     plan: Plan
-    passport: dict[str, Any]
+    metadata: dict[str, Any]
     home: Owned
     device: torch.device
     epoch: int = 0
@@ -106,7 +108,7 @@ class Job:
 
     def __post_init__(self) -> None:
         self.pixels = Pixels(self.images, self.device)
-        self.held_out = None if self.test is None else Pixels(self.test, self.device)
+        self.test_pixels = None if self.test is None else Pixels(self.test, self.device)
         self.steps = -(-len(self.images) // self.recipe.batch_size)
         self._probe()
         recipe = self.recipe
@@ -119,7 +121,7 @@ class Job:
 
     @property
     def terminal_epoch(self) -> int | None:
-        """Since when the training accuracy is 1."""
+        """The epoch since which the training accuracy is 1."""
         return terminal_epoch(self.history)
 
     @property
@@ -128,10 +130,10 @@ class Job:
 
     @property
     def finished(self) -> bool:
-        """Whether no epoch is left to do."""
-        over = self.plan.terminal_epochs
-        if over is not None and (since := self.terminal_epoch) is not None:
-            return self.epoch >= min(self.recipe.epochs, since + over)
+        """Whether all epochs are done."""
+        extra = self.plan.terminal_epochs
+        if extra is not None and (start := self.terminal_epoch) is not None:
+            return self.epoch >= min(self.recipe.epochs, start + extra)
         return self.epoch >= self.recipe.epochs
 
     def begin(self, resume: bool) -> None:
@@ -139,65 +141,65 @@ class Job:
         last = self.folder / "last.pt"
         if resume and last.exists():
             self._restore(last)
-            self._claim_rest()
-            measured = self.history[-1]["train_accuracy"] is not None
+            self._claim_remaining()
+            evaluated = self.history[-1]["train_accuracy"] is not None
             if self.finished and not (
-                measured and checkpoint_path(self.folder, self.epoch).exists()
+                evaluated and checkpoint_path(self.folder, self.epoch).exists()
             ):
-                row = self.history.pop()  # it was not to be the last epoch, and now it is
-                self._close(row, time.perf_counter() - row["seconds"])
+                row = self.history.pop()  # it was not planned as the last epoch, but now it is
+                self._finish_epoch(row, time.perf_counter() - row["seconds"])
             self.home.write(self._history())
             return
         names = ("last.pt", "history.json", "checkpoints/epoch-*.pt")
         self.home.claim(*names)
-        if resume and (kept := checkpoints_in(self.folder)[1:]):
+        if resume and (later := checkpoints_in(self.folder)[1:]):
             raise RecordError(
-                f"{kept[-1]} is of an earlier run, and {last} is gone, which it would go on from. "
+                f"{later[-1]} is from an earlier run, but {last}, needed to resume it, is missing. "
                 "Choose another folder, or start anew with `resume=False`, which removes the "
                 "checkpoints of that run."
             )
         old = (f"checkpoints/{path.name}" for path in checkpoints_in(self.folder))
         self.home.remove("last.pt", "history.json", *old)
         row = {"epoch": 0, "loss": None, "running_accuracy": None, "lr": None}
-        self._close(row, time.perf_counter())
+        self._finish_epoch(row, time.perf_counter())
 
-    def _claim_rest(self) -> None:
-        """Refuse files in the way of what is still to be written.
+    def _claim_remaining(self) -> None:
+        """Refuse to overwrite others' files with those still to be written.
 
-        Version 0.1 did not list its files: those that say they are of this very run are its own.
+        Version 0.1 did not list its files: those whose metadata match this run are its own.
         """
         later = range(self.epoch + 1, self.recipe.epochs + 1)
         names = ["history.json", *(checkpoint_name(epoch) for epoch in later)]
         if not self.home.listed():
             self.home.adopt(*filter(self._is_mine, names))
-        self.home.adopt("last.pt")  # `_restore` has read it
+        self.home.adopt("last.pt")  # read by `_restore`
         self.home.claim("last.pt", *names)
 
     def _is_mine(self, name: str) -> bool:
-        """Whether a file says that it is of a run of these settings."""
+        """Whether a file's metadata match the settings of this run."""
         path = self.folder / name
         try:
-            regular(path)
+            require_regular(path)
             if path.suffix == ".json":
                 record = json.loads(path.read_text("utf-8"))
-                rows = zip(record["epochs"], self.history, strict=False)  # one may be ahead
+                rows = zip(record["epochs"], self.history, strict=False)  # one may be longer
                 if not record.keys() <= self.record().keys() or any(a != b for a, b in rows):
-                    return False  # somebody wrote into it
-                said = record["settings"]
+                    return False  # it was edited
+                metadata = record["settings"]
             else:
-                said = read_state(path)["wgeo"]
-            return not _differences(said, self.passport)
-        except BROKEN:
+                metadata = read_state(path)["wgeo"]
+            return not _differences(metadata, self.metadata)
+        except READ_ERRORS:
             return False
 
-    def work(self) -> Iterator[None]:
+    def train(self) -> Iterator[None]:
         """Train to the end, yielding after every step."""
         while not self.finished:
-            yield from self._pass()
+            yield from self._train_epoch()
 
-    def _pass(self) -> Iterator[None]:
-        """One epoch."""
-        began, recipe, epoch = time.perf_counter(), self.recipe, self.epoch + 1
+    def _train_epoch(self) -> Iterator[None]:
+        """Train one epoch, yielding after every step."""
+        start, recipe, epoch = time.perf_counter(), self.recipe, self.epoch + 1
         generator = recipe.generator(epoch)
         torch.manual_seed(generator.initial_seed())  # for dropout and the like
         order = torch.randperm(len(self.images), generator=generator).to(self.device)
@@ -208,9 +210,9 @@ class Job:
         for step, rows in enumerate(torch.tensor_split(order, self.steps)):
             x, y = self.pixels.batch(rows)
             if recipe.augment != "none":
-                x = augmented(x, recipe.augment, generator)
-            done = (epoch - 1) * self.steps + step
-            lr = learning_rate(recipe, done, recipe.epochs * self.steps)
+                x = augment(x, recipe.augment, generator)
+            total_steps = (epoch - 1) * self.steps + step
+            lr = learning_rate(recipe, total_steps, recipe.epochs * self.steps)
             for group in self.optimizer.param_groups:
                 group["lr"] = lr
             logits = self._logits(x)
@@ -225,41 +227,41 @@ class Job:
         self.epoch = epoch
         n = len(self.images)
         row = {"epoch": epoch, "loss": float(loss_sum) / n, "running_accuracy": int(hits) / n}
-        self._close({**row, "lr": lr}, began)
+        self._finish_epoch({**row, "lr": lr}, start)
 
     def _logits(self, x: torch.Tensor) -> torch.Tensor:
-        """The network's answers, computed at the recipe's precision."""
+        """Return the network's logits, computed at the recipe's precision."""
         if self.recipe.precision == "float32":
             return self.module(x)
         with torch.autocast(self.device.type, torch.bfloat16):
             return self.module(x).float()
 
-    def _close(self, row: dict[str, Any], began: float) -> None:
-        """Evaluate, put the epoch on record, and save what is due."""
+    def _finish_epoch(self, row: dict[str, Any], start: float) -> None:
+        """Evaluate if due, append the epoch to the history, and save."""
         due = self.plan.saves(self.epoch) or self.finished
         accuracy = None
         if due or self.epoch % self.plan.evaluate_every == 0:
             accuracy = self._accuracy(self.pixels)
         row["train_accuracy"] = accuracy
         due = due or (self.terminal_epoch is None and accuracy == 1)
-        if self.held_out is not None:
-            row["test_accuracy"] = None if accuracy is None else self._accuracy(self.held_out)
-        row["seconds"] = time.perf_counter() - began
+        if self.test_pixels is not None:
+            row["test_accuracy"] = None if accuracy is None else self._accuracy(self.test_pixels)
+        row["seconds"] = time.perf_counter() - start
         self.history.append(row)
         if due:
             self.home.write({checkpoint_name(self.epoch): _packed(self._state())})
-        # Written after the checkpoint: whoever resumes finds every checkpoint up to here.
+        # Written after the checkpoint: a resumed run finds all checkpoints up to this epoch.
         self.home.write({"last.pt": _packed(self._last()), **self._history()})
 
     def _history(self) -> dict[str, str]:
-        """``history.json``: for people and plots; a resumed run reads ``last.pt``."""
+        """Return ``history.json``, for people and plots; a resumed run reads ``last.pt``."""
         return {"history.json": json.dumps(self.record(), indent=1)}
 
     def record(self) -> dict[str, Any]:
-        """What ``history.json`` holds."""
+        """Return the contents of ``history.json``."""
         return {
             "schema": 1,
-            "settings": self.passport,
+            "settings": self.metadata,
             "terminal_epoch": self.terminal_epoch,
             "last_below": last_below(self.history),
             "finished": self.finished,
@@ -281,8 +283,8 @@ class Job:
             return
         raise ConvergenceError(
             f"Training diverged in epoch {epoch}: the loss or the weights became infinite or NaN. "
-            f"Start anew with a smaller learning rate (it was {self.recipe.lr:g}; try a tenth), or "
-            "the schedule onecycle, in another folder."
+            "Start anew in another folder, with a smaller learning rate (it was "
+            f"{self.recipe.lr:g}; try a tenth) or `schedule='onecycle'`."
         )
 
     def _state(self) -> dict[str, Any]:
@@ -291,24 +293,24 @@ class Job:
             "optimizer": self.optimizer.state_dict(),
             "scheduler": {"schedule": self.recipe.schedule, "step": self.epoch * self.steps},
             "epoch": self.epoch,
-            "wgeo": self.passport,
+            "wgeo": self.metadata,
         }
 
     def _last(self) -> dict[str, Any]:
-        """What ``last.pt`` holds."""
+        """Return the contents of ``last.pt``."""
         return {**self._state(), "progress": {"history": self.history}}
 
     def _restore(self, path: Path) -> None:
-        again = f"Choose another folder than {path.parent}, or start anew with `resume=False`."
+        advice = f"Choose another folder than {path.parent}, or start anew with `resume=False`."
         try:
             saved, new = read_state(path), self._last()
-            for wrong, names in (
+            for problem, names in (
                 ("lacks", new.keys() - saved.keys()),
-                ("holds what wgeo did not write,", saved.keys() - new.keys()),
+                ("holds entries that wgeo did not write,", saved.keys() - new.keys()),
             ):
                 if names:
-                    raise ValueError(f"it {wrong} {', '.join(sorted(map(shortened, names)))}")
-            differences = _differences(saved["wgeo"], self.passport)
+                    raise ValueError(f"it {problem} {', '.join(sorted(map(shortened, names)))}")
+            differences = _differences(saved["wgeo"], self.metadata)
             if not differences:
                 require_state(saved, new, self.steps)
                 parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
@@ -317,17 +319,17 @@ class Job:
                 self.module.load_state_dict(dict(saved["state_dict"]))
                 self.optimizer.load_state_dict(optimizer)
                 self.epoch, self.history = saved["epoch"], saved["progress"]["history"]
-        except BROKEN as error:
+        except READ_ERRORS as error:
             raise RecordError(
-                f"{path} cannot be resumed from: {str(error).removesuffix('.')}. {again}"
+                f"{path} cannot be resumed from: {str(error).removesuffix('.')}. {advice}"
             ) from error
         if differences:
             raise RecordError(
-                f"{path.parent} holds a run of other settings ({'; '.join(differences)}). {again}"
+                f"{path.parent} holds a run with other settings: {'; '.join(differences)}. {advice}"
             )
 
     def _probe(self) -> None:
-        """Two images through the network, so that what cannot work fails before any training."""
+        """Run two images through the network, to fail before training if they do not fit."""
         self.module.eval()
         x, _ = self.pixels.batch(slice(0, 2))
         try:
@@ -335,11 +337,11 @@ class Job:
                 shape = tuple(self.module(x).shape)
         except (RuntimeError, ValueError, TypeError, AssertionError) as error:
             raise ArgumentError(
-                f"The network does not take images of shape {self.images.shape}: {error}"
+                f"The network does not accept images of shape {self.images.shape}: {error}"
             ) from error
         if shape != (len(x), self.images.num_classes):
             raise ArgumentError(
-                f"The network answers {len(x)} images with shape {shape}; the "
+                f"The network's output for {len(x)} images has shape {shape}; the "
                 f"{self.images.num_classes} classes of {self.images.name} need "
                 f"{(len(x), self.images.num_classes)}."
             )
@@ -352,19 +354,19 @@ class Job:
 
 
 def checkpoint_path(folder: Path, epoch: int) -> Path:
-    """Where the checkpoint of an epoch lies."""
+    """Return the path of an epoch's checkpoint."""
     return folder / checkpoint_name(epoch)
 
 
 def checkpoint_name(epoch: int) -> str:
-    """The same, as seen from the run's folder."""
+    """Return the path of an epoch's checkpoint, relative to the run's folder."""
     return f"checkpoints/epoch-{epoch:04d}.pt"
 
 
 def checkpoints_in(folder: Path) -> list[Path]:
-    """The checkpoints of a run, by epoch."""
-    found = (folder / "checkpoints").glob("epoch-*.pt")
-    return sorted(found, key=lambda path: (len(path.name), path.name))
+    """Return the checkpoints of a run, by epoch."""
+    paths = (folder / "checkpoints").glob("epoch-*.pt")
+    return sorted(paths, key=lambda path: (len(path.name), path.name))
 
 
 def _packed(state: dict[str, Any]) -> bytes:
@@ -374,7 +376,7 @@ def _packed(state: dict[str, Any]) -> bytes:
 
 
 def _on_cpu(state: Any) -> Any:
-    """The same, with every tensor on the CPU: a checkpoint must open on a machine without a GPU."""
+    """Copy all tensors to the CPU: a checkpoint must open on a machine without a GPU."""
     if isinstance(state, torch.Tensor):
         return state.detach().cpu()
     if isinstance(state, dict):
@@ -385,13 +387,13 @@ def _on_cpu(state: Any) -> Any:
 
 
 def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """What a saved run did otherwise, as ``name: before, now``.
+    """Return how the settings of a saved run differ, as ``name was X, now Y``.
 
-    Under a constant learning rate more epochs change nothing of those that are done. What a run
-    does not say of itself had one kind when it was made.
+    Under a constant learning rate the number of epochs does not affect finished epochs. Settings
+    that a run does not record had a single possible value when it was written.
     """
-    usual = {"classifier": "learned", "decayed": "all", "precision": "float32"}
-    old, new = ({**usual, **p, **p["training"], "training": None} for p in (before, now))
-    free = {"epochs"} if new["schedule"] == "constant" else set()
-    keys = [key for key in {**old, **new} if key not in free and old.get(key) != new.get(key)]
+    defaults = {"classifier": "learned", "decayed": "all", "precision": "float32"}
+    old, new = ({**defaults, **p, **p["training"], "training": None} for p in (before, now))
+    ignored = {"epochs"} if new["schedule"] == "constant" else set()
+    keys = [key for key in {**old, **new} if key not in ignored and old.get(key) != new.get(key)]
     return [f"{key} was {shortened(old.get(key))}, now {new.get(key)!r}" for key in keys]

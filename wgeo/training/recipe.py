@@ -1,4 +1,4 @@
-"""How to train: the objective, the schedule, the order of the data; all functions of the seed."""
+"""How to train: objective, schedule, data order and augmentation, all functions of the seed."""
 
 from __future__ import annotations
 
@@ -21,39 +21,39 @@ LOSSES = ("ce", "mse")
 AUGMENTATIONS = ("none", "crop", "flip", "crop+flip")
 DECAYED = ("all", "unnormalized")
 PRECISIONS = ("float32", "bfloat16")
-_WARM_UP = 0.3  # share of a one-cycle schedule in which the rate rises
+_WARM_UP = 0.3  # fraction of a one-cycle schedule in which the rate rises
 
 
 @dataclass(frozen=True)
 class Recipe:
     """Stochastic gradient descent with momentum on loss + (weight_decay / 2) ||theta||^2.
 
-    theta is every parameter, biases and batch norms included, as in the theory (and in torch),
-    or those that `decayed` leaves.
+    theta is all parameters, including biases and batch norms, as in the theory (and in torch),
+    or those that `decayed` selects.
 
     Attributes
     ----------
     epochs : int
         Passes over the data.
     lr, momentum, weight_decay : float
-        Peak learning rate; the other two stay constant.
+        Peak learning rate; momentum and weight decay are constant.
     batch_size : int
-        At most so many images a step.
+        Maximal number of images per step.
     schedule : {"cosine", "onecycle", "constant"}
         See `learning_rate`.
     loss : {"ce", "mse"}
         See `criterion`.
     augment : {"none", "crop", "flip", "crop+flip"}
-        See `augmented`.
+        See `augment`.
     seed : int
-        Of the initialisation, the order of the data and the augmentation.
+        Random seed of the initialisation, the data order and the augmentation.
     decayed : {"all", "unnormalized"}
         ``unnormalized`` exempts from weight decay the weights of convolutions and linear layers
-        whose output a batch norm takes. What the network computes does not depend on their scale,
+        that are followed by a batch norm. The network's function does not depend on their scale,
         so decay only shrinks them and makes the gradient grow, until training breaks down
         (Lobacheva et al. 2021, arXiv 2106.15739).
     precision : {"float32", "bfloat16"}
-        Of the forward and backward products of training steps; ``bfloat16`` is torch's autocast.
+        Precision of the forward and backward passes; ``bfloat16`` uses torch's autocast.
         Weights, loss, optimizer and evaluation stay in the network's own precision.
     """
 
@@ -79,27 +79,27 @@ class Recipe:
             raise ArgumentError(f"momentum must be at least 0 and below 1, not {self.momentum}.")
         if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
             raise ArgumentError(f"weight_decay must be at least 0, not {self.weight_decay}.")
-        known = {
+        choices = {
             "schedule": SCHEDULES,
             "loss": LOSSES,
             "augment": AUGMENTATIONS,
             "decayed": DECAYED,
             "precision": PRECISIONS,
         }
-        for name, names in known.items():
+        for name, names in choices.items():
             if getattr(self, name) not in names:
                 raise ArgumentError(
                     f"Unknown {name} {getattr(self, name)!r}; choose one of {', '.join(names)}."
                 )
 
     def generator(self, epoch: int) -> torch.Generator:
-        """Return the generator of everything random in one epoch."""
+        """Return the generator of all randomness in one epoch."""
         state = np.random.SeedSequence((self.seed, epoch)).generate_state(1, np.uint64)
         return torch.Generator().manual_seed(int(state[0]) >> 1)
 
 
 def learning_rate(recipe: Recipe, step: int, steps: int) -> float:
-    """Return the learning rate of one step of `steps` in all, a function of the step alone.
+    """Return the learning rate of a step out of `steps`; it depends on nothing else.
 
     With t = step / steps in [0, 1): ``cosine`` is lr (1 + cos(pi t)) / 2 (Loshchilov and Hutter
     2017); ``onecycle`` rises from lr / 25 to lr over the first 30 %, then falls to lr / 10^4, both
@@ -122,11 +122,11 @@ def _half_cosine(start: float, end: float, t: float) -> float:
 def parameter_groups(
     module: nn.Module, recipe: Recipe, x: Float[torch.Tensor, "n c h w"]
 ) -> list[dict[str, Any]]:
-    """Return the parameters for the optimizer: those that decay, and those that do not."""
+    """Return the optimizer's parameter groups: with weight decay, and without."""
     parameters = list(module.parameters())
     exempt = normalized_weights(module, x) if recipe.decayed == "unnormalized" else []
-    spared = {id(weight) for weight in exempt}
-    decaying = [p for p in parameters if id(p) not in spared]
+    exempt_ids = {id(weight) for weight in exempt}
+    decaying = [p for p in parameters if id(p) not in exempt_ids]
     groups = [{"params": decaying, "weight_decay": recipe.weight_decay}]
     if exempt:
         groups.append({"params": exempt, "weight_decay": 0.0})
@@ -134,27 +134,27 @@ def parameter_groups(
 
 
 def normalized_weights(module: nn.Module, x: Float[torch.Tensor, "n c h w"]) -> list[nn.Parameter]:
-    """Return the weights of the convolutions and linear layers whose output a batch norm takes.
+    """Return the weights of the convolutions and linear layers followed by a batch norm.
 
-    Found by what the network does with images `x` in eval mode: a batch norm is given the very
-    tensor that the layer returned, every time. The order of modules plays no part.
+    They are found by running images `x` in eval mode: every output of the layer must be the input
+    of a batch norm. The order of modules does not matter.
     """
-    made: list[tuple[nn.Module, torch.Tensor]] = []
-    taken: list[torch.Tensor] = []  # kept, as are those made, so that no id comes again
+    outputs: list[tuple[nn.Module, torch.Tensor]] = []
+    inputs: list[torch.Tensor] = []  # all tensors are kept alive, so that ids are unique
     with ExitStack() as hooks, torch.no_grad():
         for layer in module.modules():
             if isinstance(layer, _BatchNorm):
-                hook = layer.register_forward_pre_hook(lambda _, given: taken.append(given[0]))
+                hook = layer.register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
             elif isinstance(layer, _ConvNd | nn.Linear):
-                hook = layer.register_forward_hook(lambda own, _, out: made.append((own, out)))
+                hook = layer.register_forward_hook(lambda own, _, out: outputs.append((own, out)))
             else:
                 continue
             hooks.enter_context(hook)
         module.eval()
         module(x)
-    given = {id(x) for x in taken}
-    normalized = {id(layer.weight) for layer, out in made if id(out) in given}
-    otherwise = {id(layer.weight) for layer, out in made if id(out) not in given}
+    input_ids = {id(x) for x in inputs}
+    normalized = {id(layer.weight) for layer, out in outputs if id(out) in input_ids}
+    otherwise = {id(layer.weight) for layer, out in outputs if id(out) not in input_ids}
     return [weight for weight in module.parameters() if id(weight) in normalized - otherwise]
 
 
@@ -172,14 +172,14 @@ def criterion(
     return (logits - target).square().sum() / (2 * len(y))
 
 
-def augmented(
+def augment(
     x: Float[torch.Tensor, "n c h w"], kind: str, generator: torch.Generator
 ) -> Float[torch.Tensor, "n c h w"]:
-    """Return the images, each shifted and mirrored at random.
+    """Return images, each shifted and mirrored at random.
 
-    ``crop`` shifts by up to an eighth of the height in each direction, filling with zeros (the mean
-    pixel, as the images are normalised);
-    ``flip`` mirrors left and right with probability 1/2; ``crop+flip`` does both.
+    ``crop`` shifts by up to an eighth of the height in each direction and fills with zeros (the
+    mean pixel, as images are normalised); ``flip`` mirrors left and right with probability 1/2;
+    ``crop+flip`` does both.
     """
     n, _, h, w = x.shape
     rows, columns = torch.arange(h).expand(n, h), torch.arange(w).expand(n, w)
@@ -193,5 +193,5 @@ def augmented(
         columns = columns + torch.randint(2 * pad + 1, (n, 1), generator=generator)
     rows, columns = rows.to(x.device), columns.to(x.device)
     samples = torch.arange(n, device=x.device)[:, None, None]
-    picked = x.permute(0, 2, 3, 1)[samples, rows[:, :, None], columns[:, None, :]]
-    return picked.permute(0, 3, 1, 2).contiguous()
+    images = x.permute(0, 2, 3, 1)[samples, rows[:, :, None], columns[:, None, :]]
+    return images.permute(0, 3, 1, 2).contiguous()

@@ -1,4 +1,4 @@
-"""What a stopped run left in ``last.pt``: read as any file of a stranger's, and checked whole."""
+"""Read ``last.pt`` of a stopped run: an untrusted file, validated completely."""
 
 from __future__ import annotations
 
@@ -11,43 +11,43 @@ import torch
 
 from ..checkpoints.reading import read
 from ..errors import WgeoError
-from ..storage.files import printable, regular
+from ..storage.files import printable, require_regular
 
-BROKEN = (
+READ_ERRORS = (
     *(OSError, RuntimeError, ValueError, LookupError, TypeError, AttributeError),
     WgeoError,
 )
-"""What reading and comparing a damaged state may raise."""
+"""Errors that reading and comparing a damaged state may raise."""
 
 _ROW = {"epoch", "loss", "running_accuracy", "lr", "train_accuracy", "seconds"}
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    """Return what a run saved, through the reader of untrusted checkpoints.
+    """Return the saved state of a run, read as an untrusted checkpoint.
 
     Raises
     ------
     CheckpointError, OSError, ValueError
-        It cannot be read, or holds other things than a run saves.
+        It cannot be read, or is not the state of a run.
     """
-    regular(path)
+    require_regular(path)
     contents = read(path)
     if contents.stand_ins or type(contents.value) is not dict:
-        raise ValueError("it holds other objects than a run of wgeo saves")
+        raise ValueError("it is not the saved state of a wgeo run")
     return contents.value
 
 
 def require_state(saved: Mapping[str, Any], expected: Mapping[str, Any], steps: int) -> None:
-    """Refuse a saved state that no run of this kind can have.
+    """Raise an error unless a saved state is possible for a run of this kind.
 
     Parameters
     ----------
     saved : mapping
-        As `read_state` returns it.
+        The result of `read_state`.
     expected : mapping
-        The state of a new run of the same settings.
+        The state of a new run with the same settings.
     steps : int
-        Of an epoch.
+        Number of steps per epoch.
 
     Raises
     ------
@@ -75,23 +75,23 @@ def momenta(
     *,
     moving: bool,
 ) -> dict[str, Any]:
-    """Return what an optimizer goes on with: the saved momenta, everything else as `expected`.
+    """Return the state to resume an optimizer from: `expected` with the saved momenta.
 
     Parameters
     ----------
     saved : mapping
-        The optimizer's state in a file.
+        The saved optimizer state.
     expected : mapping
-        That of a new run of the same settings.
+        The optimizer state of a new run with the same settings.
     parameters : list of Tensor
-        What is optimized, in the order of the groups.
+        The optimized parameters, in the order of the groups.
     moving : bool
-        Whether steps with momentum were made.
+        Whether steps with momentum were taken.
 
     Raises
     ------
     ValueError
-        They do not belong to these parameters.
+        The momenta do not belong to these parameters.
     """
     groups = [group["params"] for group in saved["param_groups"]]
     if groups != [group["params"] for group in expected["param_groups"]]:
@@ -103,53 +103,53 @@ def momenta(
         if entry.keys() != {"momentum_buffer"}:
             raise ValueError("its optimizer is of another kind")
         _require_like(entry["momentum_buffer"], parameters[index], f"momentum {index}")
-        # Tensors of a file may share their memory.
+        # Tensors in a file may share memory.
         state[index] = {"momentum_buffer": entry["momentum_buffer"].clone()}
     trained = {i for i, parameter in enumerate(parameters) if parameter.requires_grad}
     if moving and trained and not trained & state.keys():
         raise ValueError("its optimizer has no momenta")
-    # Those that have none had no gradient yet, for which zero stands.
+    # Parameters without a momentum had no gradient yet: it is zero.
     for index in trained - state.keys() if state else ():
         state[index] = {"momentum_buffer": torch.zeros_like(parameters[index])}
     return {**expected, "state": state}
 
 
 def shortened(value: Any) -> str:
-    """A value of a file, as a message shows it."""
+    """Return a value from a file as shortened, printable text."""
     return printable(repr(value))
 
 
 def _require_history(progress: Any, epoch: int) -> None:
-    """One row an epoch, of the numbers that an epoch has."""
+    """Raise a ValueError unless the history has one valid row per epoch."""
     history = progress["history"]
     if not isinstance(history, list) or len(history) != epoch + 1:
-        raise ValueError(f"its history has not one row for each epoch from 0 to {shortened(epoch)}")
+        raise ValueError(f"its history must have one row per epoch from 0 to {shortened(epoch)}")
     for i, row in enumerate(history):
         if not isinstance(row, dict) or row.keys() - {"test_accuracy"} != _ROW:
             raise ValueError(f"row {i} of its history is damaged")
-        measured = {key: row[key] for key in ("loss", "running_accuracy", "lr")}
-        right = type(row["epoch"]) is int and row["epoch"] == i and _is_number(row["seconds"])
-        right &= all(
-            (value is None) if i == 0 else _is_number(value) for value in measured.values()
+        averages = {key: row[key] for key in ("loss", "running_accuracy", "lr")}
+        valid = type(row["epoch"]) is int and row["epoch"] == i and _is_number(row["seconds"])
+        valid &= all(
+            (value is None) if i == 0 else _is_number(value) for value in averages.values()
         )
         for key in {"running_accuracy", "train_accuracy", "test_accuracy"} & row.keys():
-            right &= row[key] is None or (_is_number(row[key]) and row[key] <= 1)
-        if not right:
-            raise ValueError(f"row {i} of its history holds what no epoch can have")
+            valid &= row[key] is None or (_is_number(row[key]) and row[key] <= 1)
+        if not valid:
+            raise ValueError(f"row {i} of its history has impossible values")
 
 
 def _is_number(value: Any) -> bool:
-    """Whether a value is a number from 0 on that JSON can hold."""
+    """Whether a value is a finite number of at least 0."""
     return type(value) in (int, float) and 0 <= value <= sys.float_info.max
 
 
 def _require_like(value: Any, tensor: torch.Tensor, name: str) -> None:
     if not isinstance(value, torch.Tensor) or value.layout != torch.strided:
-        raise ValueError(f"{name} are no tensor")
+        raise ValueError(f"{name} are not a tensor")
     if value.shape != tensor.shape or value.dtype != tensor.dtype or value.device.type != "cpu":
         raise ValueError(
-            f"{name} are {value.dtype} {tuple(value.shape)}, the run's {tensor.dtype} "
+            f"{name} are {value.dtype} {tuple(value.shape)}, but this run's are {tensor.dtype} "
             f"{tuple(tensor.shape)}"
         )
     if not bool(torch.isfinite(value).all()):
-        raise ValueError(f"{name} hold NaN or infinity")
+        raise ValueError(f"{name} contain NaN or infinity")

@@ -1,6 +1,6 @@
 """The terminal phase of training, read from a run's history.
 
-A run may leave it: with weight decay on convolutions that a batch norm follows, the gradient grows
+A run may leave it: with weight decay on convolutions followed by a batch norm, the gradient grows
 as the weights shrink, until a step is too large and the accuracy collapses (Lobacheva et al. 2021,
 arXiv 2106.15739). So the phase is counted from the last time that the accuracy reached 1.
 """
@@ -19,9 +19,9 @@ def last_below(history: History) -> int | None:
 
 
 def terminal_epoch(history: History) -> int | None:
-    """Return the first evaluated epoch from which on the training accuracy was 1, to the last.
+    """Return the first evaluated epoch from which the training accuracy stayed at 1.
 
-    None if the last evaluated epoch was below 1. Epochs that were not evaluated say nothing.
+    None if the last evaluated epoch was below 1. Epochs without an evaluation are ignored.
     """
     rows = _evaluated(history)
     below = last_below(history)
@@ -29,7 +29,7 @@ def terminal_epoch(history: History) -> int | None:
 
 
 def departure(history: History) -> str | None:
-    """Return a sentence about a training accuracy that reached 1 and fell; None if it did not."""
+    """Return a warning if the training accuracy reached 1 and fell again, else None."""
     rows = _evaluated(history)
     first = next((epoch for epoch, accuracy in rows if accuracy == 1), None)
     after = (
@@ -52,7 +52,7 @@ def departure(history: History) -> str | None:
 
 
 def _evaluated(history: History) -> list[tuple[int, float]]:
-    """Epoch and training accuracy of the rows that have one."""
+    """Return epoch and training accuracy of the evaluated epochs."""
     return [
         (row["epoch"], row["train_accuracy"])
         for row in history

@@ -17,8 +17,8 @@
     return node;
   }
 
-  // One scale for both axes, so that straight is straight.
-  function placing(scene) {
+  // The same scale on both axes keeps straight lines straight.
+  function projection(scene) {
     const all = [...scene.means, ...(scene.points || [])].flat();
     const xs = all.map(p => p[0]), ys = all.map(p => p[1]);
     const low = v => v.reduce((a, b) => Math.min(a, b)), high = v => v.reduce((a, b) => Math.max(a, b));
@@ -39,7 +39,7 @@
     const play = html("button", { type: "button", textContent: "Play" }, controls);
     const slider = html("input", { type: "range", min: 0, step: "any", value: 0 }, controls);
     slider.ariaLabel = data.step;
-    const where = html("output", {}, controls);
+    const position = html("output", {}, controls);
     const stage = svg("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img" });
     root.append(stage);
     const legend = html("ul", {}, root);
@@ -53,7 +53,7 @@
       slider.value = last;  // classes are furthest apart at the end
       stage.replaceChildren();
       stage.setAttribute("aria-label", `Class means from ${data.step} to ${data.step}, ${scene.name}`);
-      const place = placing(scene);
+      const place = projection(scene);
       const follow = (paths, radius, style) => paths.map((path, i) => {
         const node = svg("circle", { r: radius, ...style(i) }, stage);
         return { node, path };
@@ -89,8 +89,8 @@
       const name = i => scene.layers[i] || `${data.step} ${i}`;
       const nearest = Math.round(at);
       const on = Math.abs(at - nearest) < 0.02;
-      where.textContent = on ? name(nearest) : `${name(layer)} → ${name(layer + 1)}`;
-      slider.setAttribute("aria-valuetext", where.textContent);
+      position.textContent = on ? name(nearest) : `${name(layer)} → ${name(layer + 1)}`;
+      slider.setAttribute("aria-valuetext", position.textContent);
     }
 
     function step(now) {
@@ -125,7 +125,7 @@
       if (Number(slider.value) >= last) slider.value = 0;
       requestAnimationFrame(step);
     });
-    choice.value = data.segments.length - 1;  // where the classes part
+    choice.value = data.segments.length - 1;  // in which the classes separate
     set_scene(data.segments.length - 1);
   }
 

@@ -1,8 +1,9 @@
-"""Arrays on disk that come in disjoint ranges of rows: resumable, and whole or not there at all.
+"""Arrays on disk, written in disjoint ranges of rows: resumable, and readable only if complete.
 
-While they come, a folder holds ``NAME.npy.part``, ``unfinished.json`` (whose job it is) and
-``rows-*.log``, a line for every range that is safely on the disk. Once all rows are there the parts
-lose their ending and ``manifest.json`` is written, last: without it there is nothing to open.
+Until it is complete, a store's folder holds ``NAME.npy.part``, ``unfinished.json`` (the job) and
+``rows-*.log``, with a line for every range that is safely on the disk. Once all rows are written,
+the files lose the suffix ``.part`` and ``manifest.json`` is written last: without it a store cannot
+be opened.
 """
 
 from .layout import DTYPES, MANIFEST, SHARD, Column, digest, shards

@@ -1,4 +1,4 @@
-"""What a store's files are called, and how their numbers are kept."""
+"""The file names and number formats of a store."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ...errors import ArgumentError, FeatureError
 MANIFEST, UNFINISHED = "manifest.json", "unfinished.json"
 VERSION = 1
 SHARD = 2**25
-"""Bytes of all arrays together that are made safe at a time (32 MiB), at least one batch."""
+"""Bytes of all arrays together that are synced to disk at a time (32 MiB), at least one batch."""
 
 DTYPES = {
     "float32": "<f4",
@@ -27,12 +27,12 @@ DTYPES = {
     "float64": "<f8",
     "int64": "<i8",
 }
-"""How numbers may be stored; NumPy has no bfloat16, its bits are kept as unsigned integers."""
+"""Number formats; NumPy has no bfloat16, so its bits are stored as unsigned integers."""
 
 
 @dataclass(frozen=True)
 class Column:
-    """An array of a store: `width` numbers a row, or one and no second axis where it is None."""
+    """An array of a store: `width` numbers per row; None for one number and no second axis."""
 
     dtype: str
     width: int | None = None
@@ -43,16 +43,16 @@ class Column:
 
     @property
     def row_bytes(self) -> int:
-        """Bytes of a row on the disk."""
+        """Bytes per row on the disk."""
         return np.dtype(DTYPES[self.dtype]).itemsize * (1 if self.width is None else self.width)
 
     def shape(self, rows: int) -> tuple[int, ...]:
-        """Shape of so many rows."""
+        """Shape of an array of `rows` rows."""
         return (rows,) if self.width is None else (rows, self.width)
 
 
 def digest(value: Any) -> str:
-    """SHA-256 of plain values, however a mapping is ordered."""
+    """Return the SHA-256 of JSON values, whatever the order of mappings."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
@@ -64,7 +64,7 @@ def shards(span: slice, batch: int, row_bytes: int) -> Iterator[slice]:
 
 
 def encoded(array: np.ndarray, dtype: str, key: str, start: int) -> memoryview:
-    """Rows as they are stored."""
+    """Return the bytes of rows in the stored format."""
     if dtype == "bfloat16":
         wide = torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))
         narrow = wide.to(torch.bfloat16).view(torch.int16).numpy()
@@ -74,7 +74,7 @@ def encoded(array: np.ndarray, dtype: str, key: str, start: int) -> memoryview:
     if dtype == "float16" and not np.isfinite(narrow).all():
         row = start + int(np.argmin(np.isfinite(narrow).reshape(len(narrow), -1).all(1)))
         raise FeatureError(
-            f"{key} holds {np.abs(array).max():.3g} (sample {row}), which float16 cannot: its "
+            f"{key} holds {np.abs(array).max():.3g} (sample {row}), which float16 cannot hold: its "
             "largest number is 65504. Store as bfloat16 or float32."
         )
     return narrow.data.cast("B")
@@ -93,5 +93,5 @@ def as_npy(array: np.ndarray) -> bytes:
     return text.getvalue()
 
 
-def file_name(place: int, key: str) -> str:
-    return f"{place:03d}-{re.sub(r'[^A-Za-z0-9._-]+', '-', key)[:80]}.npy"
+def file_name(index: int, key: str) -> str:
+    return f"{index:03d}-{re.sub(r'[^A-Za-z0-9._-]+', '-', key)[:80]}.npy"

@@ -1,4 +1,4 @@
-"""Stores written, a range of rows at a time, by one process or several, over as many starts."""
+"""Write stores, a range of rows at a time, by one or several processes, over several runs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from ...errors import RecordError
-from ..files import ASIDE, open_regular, writable, write_aside
+from ..files import TEMPORARY, open_regular, writable, write_atomic
 from .layout import (
     DTYPES,
     MANIFEST,
@@ -37,32 +37,32 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-_LARGEST = 2**28  # bytes of a log; a thousand layers of a million images take a tenth
-_HALF = re.compile(rb"(\[[\d, ]*(\{.*)?)?\0*", re.DOTALL)  # what a kill leaves of a line of a log
+_LARGEST = 2**28  # bytes of a log; a thousand layers of a million images need a tenth
+_HALF = re.compile(rb"(\[[\d, ]*(\{.*)?)?\0*", re.DOTALL)  # a log line cut short by a kill
 
-_sync = getattr(os, "fdatasync", os.fsync)  # macOS has but the second
+_sync = getattr(os, "fdatasync", os.fsync)  # macOS has no fdatasync
 
 
 class Writer:
-    """Writes the rows of several arrays into a folder, a range at a time, and goes on after a kill.
+    """Writes the rows of several arrays to a folder, a range at a time; resumes after a kill.
 
     Parameters
     ----------
     folder : path
-        Empty, or one that the same job began.
-    job : dict of plain values
-        What the rows are made of.
+        Empty, or the unfinished store of the same job.
+    job : dict of JSON values
+        The inputs of the rows; see `Stored`.
     rows : int
-        How many there will be.
+        Total number of rows.
     columns : mapping of str to Column
     part : int
-        Which of several processes this is, each writing ranges of its own.
+        Index of this process among several, each of which writes separate ranges.
 
     Raises
     ------
     RecordError
-        The folder is another job's, holds other files, is being written by another process, or the
-        disk has too little room.
+        The folder belongs to another job, holds other files or is being written by another
+        process, or the disk has too little free space.
     """
 
     def __init__(
@@ -75,13 +75,13 @@ class Writer:
     ) -> None:
         self.folder, self.rows, self.columns = writable(folder), rows, dict(columns)
         holds(self.folder, job)
-        self._begun = {
+        self._header = {
             "job": json.loads(json.dumps(job)),
             "rows": rows,
             "arrays": {key: asdict(column) for key, column in columns.items()},
         }
         if not (self.folder / UNFINISHED).is_file():
-            self._require_room(rows)  # a store that is refused leaves no claim
+            self._require_space(rows)  # a refused store leaves no files
         self._claim()
         self._log = self._locked(self.folder / f"rows-{part}.log")
         self._files: dict[str, tuple[int, int]] = {}
@@ -90,7 +90,7 @@ class Writer:
             done = self._done()
             for i, (key, column) in enumerate(columns.items()):
                 self._open(key, file_name(i, key), column, bool(done))
-            self._require_room(rows - sum(stop - start for start, stop, _ in done))
+            self._require_space(rows - sum(stop - start for start, stop, _ in done))
         except BaseException:
             self.close()
             raise
@@ -103,27 +103,27 @@ class Writer:
 
     @property
     def row_bytes(self) -> int:
-        """Bytes of one row of all arrays."""
+        """Bytes per row of all arrays together."""
         return sum(column.row_bytes for column in self.columns.values())
 
     def missing(self) -> list[slice]:
-        """The ranges of rows that are not there yet."""
-        found, last = [], 0
+        """Return the ranges of rows that are not written yet."""
+        gaps, last = [], 0
         for start, stop, _ in [*self._done(), (self.rows, self.rows, {})]:
             if start > last:
-                found.append(slice(last, start))
+                gaps.append(slice(last, start))
             last = max(last, stop)
-        return found
+        return gaps
 
     def write(self, start: int, arrays: Mapping[str, np.ndarray]) -> None:
-        """Write a range of rows of every array, beginning at `start`, and make it safe.
+        """Write a range of rows of every array, beginning at `start`, and sync it to disk.
 
         Raises
         ------
         FeatureError
-            A number that the array's dtype cannot hold.
+            The array's dtype cannot hold a number.
         RecordError
-            The disk is full; all ranges written before are kept.
+            The disk is full; earlier ranges are kept.
         """
         sums, stop = {}, start + len(next(iter(arrays.values())))
         try:
@@ -136,15 +136,15 @@ class Writer:
             _write_all(self._log, (json.dumps([start, stop, sums]) + "\n").encode())
             _sync(self._log)
         except OSError as error:
-            there = self.rows - sum(part.stop - part.start for part in self.missing())
+            written = self.rows - sum(gap.stop - gap.start for gap in self.missing())
             raise RecordError(
-                f"Cannot write rows {start} to {stop} into {self.folder}: {error.strerror}. "
-                f"{there} of {self.rows} rows are there and are kept: make room, then run the same "
-                "again."
+                f"Cannot write rows {start} to {stop} to {self.folder}: {error.strerror}. "
+                f"{written} of {self.rows} rows are written and kept: free some space, then run "
+                "the same command again."
             ) from error
 
     def finish(self, about: Mapping[str, Any], whole: Mapping[str, np.ndarray]) -> None:
-        """Say what the arrays are, add some that are written at once, and close the store."""
+        """Write the description, add the arrays `whole`, and close the store."""
         gaps = self.missing()
         if gaps:
             raise RecordError(f"{self.folder} lacks rows {gaps[0].start} to {gaps[0].stop}.")
@@ -153,7 +153,7 @@ class Writer:
         for i, (key, column) in enumerate(self.columns.items()):
             name = file_name(i, key)
             self._rename(key, self.folder / name)
-            sums = [found[key] for _, _, found in ranges]
+            sums = [checksums[key] for _, _, checksums in ranges]
             arrays[key] = {"file": name, "dtype": column.dtype, "crc32": sums}
             arrays[key]["shape"] = list(column.shape(self.rows))
         spans = [[start, stop] for start, stop, _ in ranges]
@@ -162,26 +162,30 @@ class Writer:
             self._write_whole(self.folder / name, as_npy(array))
             arrays[key] = {"file": name, "dtype": array.dtype.name, "shape": list(array.shape)}
             arrays[key]["crc32"] = zlib.crc32(array.tobytes())
-        found = {
+        manifest = {
             "version": VERSION,
-            "job": self._begun["job"],
+            "job": self._header["job"],
             "about": dict(about),
             "rows": spans,
             "arrays": arrays,
         }
-        text = json.dumps({**found, "checksum": digest(found)}, indent=1)
+        text = json.dumps({**manifest, "checksum": digest(manifest)}, indent=1)
         self._write_whole(self.folder / MANIFEST, text.encode())
         self.close()
         mine = {MANIFEST, UNFINISHED, *(entry["file"] for entry in arrays.values())}
-        asides = [(path, ASIDE.fullmatch(path.name)) for path in self.folder.glob(".*.part")]
+        asides = [(path, TEMPORARY.fullmatch(path.name)) for path in self.folder.glob(".*.part")]
         left = [path for path, name in asides if name is not None and name[1] in mine]
-        for path in (self.folder / UNFINISHED, *self._logs(), *left):  # what kills left, too
+        for path in (
+            self.folder / UNFINISHED,
+            *self._logs(),
+            *left,
+        ):  # also leftovers of killed runs
             path.unlink(missing_ok=True)
 
     def _rename(self, key: str, final: Path) -> None:
-        """Take its ending from an array's file, if that is the one that was written."""
+        """Remove the suffix ``.part`` from an array's file, if it is the one that was written."""
         path = self._paths[key]
-        if path == final:  # a run before this one was killed after it lost its ending
+        if path == final:  # an earlier run was killed after the renaming
             return
         if os.path.lexists(final):
             raise _in_the_way(final)
@@ -191,43 +195,43 @@ class Writer:
         self._paths[key] = final
 
     def _write_whole(self, path: Path, content: bytes) -> None:
-        """Write a file at once; refuse another that came into its place meanwhile."""
+        """Write a whole file; refuse a different one that appeared in its place meanwhile."""
         if os.path.lexists(path) and _content(path, len(content)) != content:
             raise _in_the_way(path)
-        write_aside(path, content)
+        write_atomic(path, content)
 
     def _logs(self) -> list[Path]:
-        """Which ranges the processes have written."""
-        found = self.folder.glob("rows-*.log")
-        return [path for path in found if re.fullmatch(r"rows-\d+\.log", path.name)]
+        """Return the logs of all processes, which list the ranges they have written."""
+        paths = self.folder.glob("rows-*.log")
+        return [path for path in paths if re.fullmatch(r"rows-\d+\.log", path.name)]
 
     def close(self) -> None:
-        """Let go of the files; what is written stays."""
+        """Close the files; written rows are kept."""
         for handle in [self._log, *(handle for handle, _ in self._files.values())]:
             with contextlib.suppress(OSError):
                 os.close(handle)
         self._files = {}
 
     def _claim(self) -> None:
-        """Say whose folder it is, or find that it is this job's already."""
-        begun = self.folder / UNFINISHED
-        if begun.is_symlink():
-            raise _in_the_way(begun)
-        if begun.is_file():
-            if json_of(begun) != self._begun:
+        """Write the job to the folder, or check that the folder already belongs to this job."""
+        header_file = self.folder / UNFINISHED
+        if header_file.is_symlink():
+            raise _in_the_way(header_file)
+        if header_file.is_file():
+            if json_of(header_file) != self._header:
                 raise RecordError(
-                    f"{self.folder} was begun with other arrays than this version of wgeo makes. "
+                    f"{self.folder} was begun with other arrays than this version of wgeo writes. "
                     "Delete it, or choose another folder."
                 )
             return
-        mine = (".", "lost+", f"{UNFINISHED}.part")  # a disk's own, and what a kill leaves
+        mine = (".", "lost+", f"{UNFINISHED}.part")  # system files, and leftovers of a kill
         other = [p.name for p in self.folder.iterdir() if not p.name.startswith(mine)]
         if other:
             raise RecordError(
                 f"{self.folder} holds other files ({', '.join(sorted(other)[:3])}). Choose an "
                 "empty folder for the store."
             )
-        write_aside(begun, json.dumps(self._begun))
+        write_atomic(header_file, json.dumps(self._header))
 
     def _locked(self, path: Path) -> int:
         handle = _opened(path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
@@ -241,36 +245,36 @@ class Writer:
                     f"Another process is writing {self.folder}. Wait for it, or choose another "
                     "folder."
                 ) from error
-            # Some network disks have no locks; two jobs of one kind write the same rows.
+            # Some network file systems have no locks; two runs of a job write the same rows.
         size = os.fstat(handle).st_size
-        if size and os.pread(handle, 1, size - 1) != b"\n":  # a kill left half a line
+        if size and os.pread(handle, 1, size - 1) != b"\n":  # a kill cut the last line short
             _write_all(handle, b"\n")
         return handle
 
     def _done(self) -> list[tuple[int, int, dict[str, int]]]:
-        """Ranges that are safely there, by all processes, in order."""
-        found = {}
+        """Return the ranges that all processes have safely written, in order."""
+        ranges = {}
         for path in self._logs():
             for line in _content(path, _LARGEST).splitlines():
                 try:
-                    made = json.loads(line)
+                    entry = json.loads(line)
                 except (ValueError, RecursionError) as error:
                     if not _HALF.fullmatch(line):
                         raise _in_the_way(path) from error
                     continue
-                if not self._is_range(made):
+                if not self._is_range(entry):
                     raise RecordError(
                         f"{path} is damaged: it names rows that {self.folder} cannot have. Delete "
                         "the folder and begin again."
                     )
-                found[made[0]] = tuple(made)
-        return [found[start] for start in sorted(found)]
+                ranges[entry[0]] = tuple(entry)
+        return [ranges[start] for start in sorted(ranges)]
 
-    def _is_range(self, made: Any) -> bool:
-        """Whether a line of a log is ``[start, stop, {array: CRC-32}]`` of this store."""
-        if not isinstance(made, list) or len(made) != 3 or not isinstance(made[2], dict):
+    def _is_range(self, entry: Any) -> bool:
+        """Whether a log entry is a valid ``[start, stop, {array: CRC-32}]`` of this store."""
+        if not isinstance(entry, list) or len(entry) != 3 or not isinstance(entry[2], dict):
             return False
-        start, stop, sums = made
+        start, stop, sums = entry
         return (
             all(type(each) is int for each in (start, stop, *sums.values()))
             and 0 <= start < stop <= self.rows
@@ -279,7 +283,7 @@ class Writer:
         )
 
     def _open(self, key: str, name: str, column: Column, begun: bool) -> None:
-        """Open an array's file, of its full size; find where its rows begin."""
+        """Open an array's file at its full size, and find the offset of its rows."""
         final = self.folder / name
         path = final if os.path.lexists(final) else final.with_name(f"{name}.part")
         head = header(column.shape(self.rows), DTYPES[column.dtype])
@@ -290,17 +294,17 @@ class Writer:
             self._files[key], self._paths[key] = (handle, len(head)), path
         if begun and (missing or os.fstat(handle).st_size != size):
             raise RecordError(
-                f"{path} is missing or of another size, and rows of it were written before. "
+                f"{path} is missing or of another size, although rows of it were written. "
                 f"Delete {self.folder} and begin again."
             )
-        there = os.pread(handle, len(head), 0)
-        if begun and there != head:
+        start = os.pread(handle, len(head), 0)
+        if begun and start != head:
             raise RecordError(
-                f"{path} is damaged: it does not begin as its rows were written. Delete "
+                f"{path} is damaged: its header does not match the rows written before. Delete "
                 f"{self.folder} and begin again."
             )
-        # A machine that lost its power leaves zeros.
-        if os.fstat(handle).st_size > size or not head.startswith(there.rstrip(b"\0")):
+        # A power loss leaves zeros.
+        if os.fstat(handle).st_size > size or not head.startswith(start.rstrip(b"\0")):
             raise _in_the_way(path)
         try:
             _write_all(handle, head, 0)
@@ -308,20 +312,21 @@ class Writer:
         except OSError as error:
             raise RecordError(f"Cannot write {path}: {error.strerror}.") from error
 
-    def _require_room(self, rows: int) -> None:
-        """Refuse at once what cannot fit, rather than after hours."""
+    def _require_space(self, rows: int) -> None:
+        """Raise an error at once, not after hours, if the disk has too little free space."""
         needed, free = rows * self.row_bytes, shutil.disk_usage(self.folder).free
         if needed > free:
             raise RecordError(
-                f"{self.folder} needs {_size(needed)} more, and its disk has {_size(free)} left; "
-                f"{self.rows - rows} of {self.rows} rows are there. Make room, or store less: "
-                "`dtype='float16'` halves it, `project=256` keeps 256 numbers a layer."
+                f"{self.folder} needs {_size(needed)} more, but its disk has {_size(free)} free; "
+                f"{self.rows - rows} of {self.rows} rows are written. Free some space, or store "
+                "less: `dtype='float16'` halves it, `project=256` keeps 256 numbers per layer."
             )
 
 
 def _in_the_way(path: Path) -> RecordError:
     return RecordError(
-        f"{path} is in the way: it is not of this store. Move it, then run the same again."
+        f"{path} is in the way: it is not part of this store. Move it, then run the same command "
+        "again."
     )
 
 
@@ -330,12 +335,12 @@ def _opened(path: Path, flags: int) -> int:
         return open_regular(path, flags)
     except OSError as error:
         raise RecordError(
-            f"{path} cannot be opened: {error.strerror}. Move it, then run the same again."
+            f"{path} cannot be opened: {error.strerror}. Move it, then run the same command again."
         ) from error
 
 
 def _content(path: Path, largest: int) -> bytes:
-    """What a regular file of this store holds, up to one byte more than the largest."""
+    """Return the contents of a regular file of this store; refuse more than `largest` bytes."""
     with open(_opened(path, os.O_RDONLY), "rb") as file:
         content = file.read(largest + 1)
     if len(content) > largest:
@@ -344,15 +349,15 @@ def _content(path: Path, largest: int) -> bytes:
 
 
 def _write_all(handle: int, data: bytes | memoryview, offset: int | None = None) -> None:
-    """Write all of it, where the system may take less at a time."""
+    """Write all data, even if the system accepts less at a time."""
     left = memoryview(data)
     while len(left):
-        wrote = os.write(handle, left) if offset is None else os.pwrite(handle, left, offset)
-        left = left[wrote:]
-        offset = None if offset is None else offset + wrote
+        count = os.write(handle, left) if offset is None else os.pwrite(handle, left, offset)
+        left = left[count:]
+        offset = None if offset is None else offset + count
 
 
 def _size(size: int) -> str:
-    """Bytes as a person reads them."""
+    """Return a number of bytes as human-readable text."""
     unit = min(max(size.bit_length() - 1, 0) // 10, 3)
     return f"{size / 2 ** (10 * unit):.{int(unit > 2)}f} {('B', 'KiB', 'MiB', 'GiB')[unit]}"
