@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 from scipy.special import ndtri
 
 from ..arrays.rows import blocks, picked
+from ..runtime import processes
 from ..transport import TransportResult
 from .correlation import Moments
 from .paths import PathFigures
