@@ -70,7 +70,7 @@ class Job:
     @cached_property
     def key(self) -> str:
         """SHA-256 of everything that decides the numbers: contents rather than paths."""
-        from ..analysis.beside import REFERENCES
+        from ..analysis.controls import REFERENCES
         from ..runtime.memory import bounded
         from ..storage.store import digest
 
@@ -114,7 +114,7 @@ class Job:
 
     def _of_store(self, command: str) -> Analysis:
         from ..analysis import analyze_trajectory
-        from ..analysis.beside import REFERENCES
+        from ..analysis.controls import REFERENCES
         from ..trajectory import Trajectory
 
         reference: Any = self.options["reference"]
@@ -125,7 +125,7 @@ class Job:
 
     def _of_network(self, command: str, store: str | None) -> Analysis:
         from ..analysis import analyze
-        from ..analysis.beside import REFERENCES
+        from ..analysis.controls import REFERENCES
 
         options = self.options
         reference: Any = options["reference"]
