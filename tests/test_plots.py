@@ -187,7 +187,10 @@ def test_a_model_whose_fitted_times_go_back_is_not_drawn_there() -> None:
         assert stage[0] - 1 in drawn_at
         assert stage[-1] + 1 in drawn_at
     for plot in catalogue(record)[:2]:
-        assert "fitted times go back with depth: MUFM, readout given in stage 1." in plot.caption
+        assert (
+            "fitted times go back with depth: MUFM, with the network's own classifier in stage 1."
+            in plot.caption
+        )
     for plot in catalogue(RECORD)[:2]:
         assert "fitted times" not in plot.caption
 
@@ -659,7 +662,7 @@ def test_on_a_geodesic_network_and_interpolation_are_one_picture(rng: np.random.
     np.testing.assert_allclose(shown.times, times, atol=1e-9)
     for t in (0.0, 0.05, 0.1, 0.33, 1.0):
         np.testing.assert_allclose(shown.network(t), shown.geodesic(t), atol=1e-9)
-    assert [shown.where(t) for t in (0.0, 0.2, 1.0)] == ["layer0", "layer1 → layer2", "layer3"]
+    assert [shown.position(t) for t in (0.0, 0.2, 1.0)] == ["layer0", "layer1 → layer2", "layer3"]
 
 
 def test_interpolation_ends_where_the_network_does_paired_at_least_cost() -> None:
