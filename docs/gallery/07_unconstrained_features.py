@@ -2,13 +2,13 @@
 Unconstrained features: closed forms, and the landscape around them
 ===================================================================
 
-What would the last layer look like if features could be anything? Theory answers in closed form,
-and a certificate says whether what a descent found is global.
+What would the last layer look like if features were free variables? Theory gives a closed form, and
+a certificate says whether the result of a descent is a global minimum.
 """
 
 # %%
-# Cross-entropy, five classes of ten samples, and a numerical descent from random features beside
-# the closed form.
+# Cross-entropy, five classes of ten samples, and a numerical descent from random features compared
+# with the closed form.
 import numpy as np
 
 import wgeo
@@ -18,18 +18,19 @@ from wgeo.ufm.certify import place
 labels = np.repeat(np.arange(5), 10)
 decays = {"weight_decay": 5e-3, "feature_decay": 5e-4}
 closed = fit_ce(labels, dim=8, **decays, method="closed")
-found = fit_ce(labels, dim=8, **decays, method="numerical", collapsed=False, seed=1)
-print(f"closed form {closed.objective:.10f}\ndescent     {found.objective:.10f}")
-print(f"{found.certificate.verdict}: {found.certificate.evidence}")
+solution = fit_ce(labels, dim=8, **decays, method="numerical", collapsed=False, seed=1)
+print(f"closed form {closed.objective:.10f}\ndescent     {solution.objective:.10f}")
+print(f"{solution.certificate.verdict}: {solution.certificate.evidence}")
 
 # %%
-# That the samples of a class agree, and their means form a simplex ETF, was found, not assumed:
-layers = wgeo.Trajectory.from_arrays([found.H.T], labels)
+# The collapse of each class to its mean, and the simplex ETF of the means, are results, not
+# assumptions:
+layers = wgeo.Trajectory.from_arrays([solution.H.T], labels)
 collapsed = wgeo.collapse(layers).layers[0]
 print(f"NC1 {collapsed.nc1:.1e}, distance to the simplex ETF {collapsed.nc2_etf:.1e}")
 
 # %%
-# Squared loss: an orthogonal frame without a bias, a simplex ETF with a free one.
+# Squared loss: an orthogonal frame without a bias, a simplex ETF with a free bias.
 for name, bias in (("no bias", None), ("free bias", 0.0)):
     solved = fit_mse(labels, dim=8, **decays, bias_decay=bias)
     means = solved.H[:, ::10]
@@ -38,7 +39,7 @@ for name, bias in (("no bias", None), ("free bias", 0.0)):
 
 # %%
 # Every other critical point is a strict saddle. At zero, where nothing has been learned,
-# `landscape` exhibits a direction in which the objective falls, and walks along it:
+# `landscape` finds a direction in which the objective falls, and follows it:
 zero = place(closed.problem, H=np.zeros((8, 50)), weights=[np.zeros((5, 8))])
 around = landscape(zero)
 print(
@@ -46,16 +47,16 @@ print(
 )
 
 # %%
-# The objective along that direction, and from there on to the minimum.
+# The objective along that direction, compared with the minimum.
 from matplotlib.figure import Figure
 
 along = np.linspace(-1.5, 1.5, 61)
 values = []
 for t in along:
-    way = t * 4 * around.direction["H"], t * 4 * around.direction["W1"]
-    values.append(place(closed.problem, H=way[0], weights=[way[1]]).objective)
+    point = t * 4 * around.direction["H"], t * 4 * around.direction["W1"]
+    values.append(place(closed.problem, H=point[0], weights=[point[1]]).objective)
 figure = Figure(figsize=(5.5, 3), layout="constrained")
-ax = figure.add_subplot(title="Zero is a saddle: F along the direction found")
+ax = figure.add_subplot(title="Zero is a saddle: F along the descent direction")
 ax.plot(4 * along, values, color="#0072B2")
 ax.plot(0, zero.objective, "o", color="#D55E00")
 ax.axhline(closed.objective, color="#555555", ls="--", lw=1)
