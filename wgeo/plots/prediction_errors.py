@@ -89,7 +89,7 @@ def models_plot(record: Mapping[str, Any]) -> Plot | None:
         figure = new_figure(7.2, 3.6)
         for measure, ax in zip(ERRORS, figure.subplots(1, len(ERRORS)), strict=True):
             model_errors(record, measure, ax)
-        legend(figure, *_handles(keys), loc="outside upper center", ncols=len(keys))
+        legend(figure, *_handles(keys), loc="outside upper center", ncols=2)
         return figure
 
     def rows() -> list[Row]:
