@@ -20,7 +20,7 @@ import numpy as np
 import wgeo
 from wgeo.analysis.fresh import rank_test
 from wgeo.analysis.trust import trust_of
-from wgeo.geodesic.bearing import length_ratio_at_most
+from wgeo.geodesic.reliability import length_ratio_at_most
 
 HERE = Path(__file__).parent
 Row = dict[str, Any]

@@ -38,7 +38,7 @@ from rich.console import Console
 from rich.table import Table
 
 import wgeo
-from wgeo.geodesic.paths import path_figures
+from wgeo.geodesic.paths import path_measures
 from wgeo.runtime import processes
 from wgeo.storage.store import Column, Writer
 from wgeo.trajectory.trajectory import features_key, outline
@@ -83,7 +83,7 @@ def collapse(traj: wgeo.Trajectory) -> float:
 def paths(traj: wgeo.Trajectory) -> float:
     """Straightness of every sample's own path, under the pairing, without transport."""
     (segment,) = traj.segments
-    return float(np.nanmean(path_figures(segment.arrays).line_shape_ratio))
+    return float(np.nanmean(path_measures(segment.arrays).line_shape_ratio))
 
 
 def sliced(traj: wgeo.Trajectory) -> float:

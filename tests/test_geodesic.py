@@ -19,10 +19,10 @@ import wgeo
 from wgeo.errors import ArgumentError, FeatureError
 from wgeo.geodesic import BiasCurve, bias_curve, straighter_than, straightness
 from wgeo.geodesic.influence import SegmentSample
-from wgeo.geodesic.judge import STATISTICS, shuffled
 from wgeo.geodesic.measure import _is_optimal_permutation
-from wgeo.geodesic.paths import neighbour_distance, path_figures, resolution
+from wgeo.geodesic.paths import neighbour_distance, path_measures, resolution
 from wgeo.geodesic.resampling import bca_interval, permutation_p_value, sign_flip_p_value
+from wgeo.geodesic.significance import STATISTICS, shuffled
 from wgeo.trajectory import Layer, Trajectory
 from wgeo.transport import Exact, Gaussian, Status, TransportResult, wasserstein
 
@@ -372,14 +372,14 @@ def test_line_shape_ratio_does_not_see_refinement(shape):
     for a, b in pairwise(layers):
         finer += [0.7 * a + 0.3 * b, b]
     np.testing.assert_allclose(
-        path_figures(finer).line_shape_ratio, path_figures(layers).line_shape_ratio, rtol=1e-9
+        path_measures(finer).line_shape_ratio, path_measures(layers).line_shape_ratio, rtol=1e-9
     )
 
 
 @given(clouds)
 def test_paths_agree_with_a_slow_reference(shape):
     layers = random_layers(shape)
-    found = path_figures(layers)
+    found = path_measures(layers)
     for i in range(len(layers[0])):
         points = [layer[i] for layer in layers]
         steps = [b - a for a, b in pairwise(points)]
@@ -406,10 +406,10 @@ def test_paths_agree_with_a_slow_reference(shape):
 
 def test_figures_do_not_depend_on_the_chunk(rng, monkeypatch):
     layers = [rng.normal(size=(37, 5)) for _ in range(4)]
-    whole = path_figures(layers)
+    whole = path_measures(layers)
     near = neighbour_distance(layers[0])
     monkeypatch.setattr("wgeo.arrays.rows._CHUNK_BYTES", 1000)
-    parts = path_figures(layers)
+    parts = path_measures(layers)
     np.testing.assert_array_equal(whole.line_shape_score, parts.line_shape_score)
     np.testing.assert_array_equal(whole.turning_angle, parts.turning_angle)
     assert neighbour_distance(layers[0]) == pytest.approx(near)
@@ -502,7 +502,7 @@ def test_record_has_the_promised_keys(rng):
 def test_quantiles_overall_and_by_class(rng):
     traj = staged(rng)
     segment = straightness(traj, bootstrap=0).segments[0]
-    ratios = path_figures(traj.segments[0].arrays).line_shape_ratio
+    ratios = path_measures(traj.segments[0].arrays).line_shape_ratio
     quantiles = segment.quantiles["line_shape_ratio"]
     assert list(quantiles) == ["all", "cat", "dog", "emu"]
     np.testing.assert_allclose(quantiles["all"], np.quantile(ratios, [0.05, 0.25, 0.5, 0.75, 0.95]))

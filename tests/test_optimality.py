@@ -20,7 +20,7 @@ from wgeo.errors import ArgumentError
 from wgeo.geodesic import pairs as pairs_module
 from wgeo.geodesic.correlation import Moments, pair_score
 from wgeo.geodesic.influence import SegmentSample
-from wgeo.geodesic.nulls import antisymmetric, null_scores, powerful
+from wgeo.geodesic.nulls import antisymmetric, has_power, null_scores
 from wgeo.geodesic.pairs import evenly
 from wgeo.geodesic.resampling import resample
 from wgeo.storage import schema
@@ -179,7 +179,7 @@ def test_a_sparse_sample_cannot_tell(rng):
     null = null_scores(x, y, own=score)
     assert score[0] > 0.999
     assert {each.kind for each in null} == {"dealt", "turned"}
-    assert powerful(null) is False
+    assert has_power(null) is False
 
 
 def test_a_dense_sample_can(rng):

@@ -25,7 +25,7 @@ from records import sample_record
 
 import wgeo
 import wgeo.analysis
-import wgeo.analysis.order  # here, not anew in every forked process
+import wgeo.analysis.pipeline  # here, not anew in every forked process
 import wgeo.report
 from wgeo import Analysis, Trajectory
 from wgeo.cli import main
@@ -353,7 +353,7 @@ def test_no_command_changes_a_file_of_the_users(made, tmp_path, command, monkeyp
         raise AssertionError("it was to be refused before any work")
 
     monkeypatch.setattr("wgeo.training.job.Job.work", work)
-    monkeypatch.setattr("wgeo.analysis.order.geodesic", work, raising=False)
+    monkeypatch.setattr("wgeo.analysis.pipeline.geodesic", work, raising=False)
     monkeypatch.setattr("wgeo.cli.job.Job.measure", work)
     monkeypatch.setattr("wgeo.report.building.html", work)
     assert len(names[command]) > 3
@@ -476,7 +476,7 @@ def test_the_record_is_whole_before_anything_is_drawn(tmp_path, monkeypatch):
     record = sample_record((2,))
     with monkeypatch.context() as patch:
         patch.setattr("wgeo.plots.figures", full)
-        with pytest.raises(RecordError, match=r"record is whole.*No space left.*`wgeo report"):
+        with pytest.raises(RecordError, match=r"record is complete.*No space left.*`wgeo report"):
             Analysis(record).save(tmp_path)
     assert Analysis.load(tmp_path).record == record
     wgeo.report.build(tmp_path, html=False)
@@ -490,7 +490,7 @@ def test_a_disk_that_fills_while_figures_are_drawn_is_told(features, tmp_path, m
         words = ("analyze", features / "a", "--out", tmp_path / "one", *QUICK)
         said = run(*words, code=2)
         assert "W2" in said  # the table of what was measured
-        assert "The record is whole" in said
+        assert "The record is complete" in said
         several = ("analyze", *places, "--out", tmp_path / "two", *QUICK, "--no-report")
         assert "2 of 2 checkpoints could not be" in run(*several, code=2)
     assert (tmp_path / "one" / "analysis.json").exists()
@@ -514,7 +514,7 @@ def begun(words, folder):
             os.dup2(silent, 1)
             os.dup2(silent, 2)
             time.perf_counter = lambda: 0.0
-            wgeo.analysis.order.datetime = SimpleNamespace(
+            wgeo.analysis.pipeline.datetime = SimpleNamespace(
                 UTC=datetime.UTC, datetime=SimpleNamespace(now=lambda _: NEW_YEAR)
             )
             main([str(word) for word in words])

@@ -662,7 +662,7 @@ def test_on_a_geodesic_network_and_interpolation_are_one_picture(rng: np.random.
     np.testing.assert_allclose(shown.times, times, atol=1e-9)
     for t in (0.0, 0.05, 0.1, 0.33, 1.0):
         np.testing.assert_allclose(shown.network(t), shown.geodesic(t), atol=1e-9)
-    assert [shown.where(t) for t in (0.0, 0.2, 1.0)] == ["layer0", "layer1 → layer2", "layer3"]
+    assert [shown.position(t) for t in (0.0, 0.2, 1.0)] == ["layer0", "layer1 → layer2", "layer3"]
 
 
 def test_interpolation_ends_where_the_network_does_paired_at_least_cost() -> None:

@@ -434,7 +434,7 @@ def test_a_network_can_be_its_own_reference(net, images):
     assert test["direction"] == "neither"
     said = against_network(test)  # which a verdict on a network at chance leaves out
     assert said.strength == "undecided"
-    assert "is not told apart from the one it is compared with" in said.words
+    assert "is not distinguishable from the one it is compared with" in said.words
 
 
 def test_references_by_name(net, images):
@@ -451,7 +451,7 @@ def test_references_by_name(net, images):
     [({"reference": "its twin"}, "init, shuffled, none"), ({"brenier": -1}, "brenier")],
 )
 def test_mistakes_are_told_before_the_work(net, images, monkeypatch, words, said):
-    monkeypatch.setattr("wgeo.analysis.order.trace", lambda *_, **__: pytest.fail("it began"))
+    monkeypatch.setattr("wgeo.analysis.pipeline.trace", lambda *_, **__: pytest.fail("it began"))
     with pytest.raises(ArgumentError, match=said):
         wgeo.analyze(net, images, **words)
 
@@ -475,7 +475,7 @@ def test_the_brenier_test_runs_by_itself_if_it_is_cheap(net, images, monkeypatch
     record = wgeo.analyze(net, images, **words).record
     assert record["brenier"] == {"points": 8}
     assert record["blocks"][0]["brenier"]["excluded"] is True
-    monkeypatch.setattr("wgeo.analysis.beside._MOST_OPERATIONS", 10)
+    monkeypatch.setattr("wgeo.analysis.controls._MAX_OPERATIONS", 10)
     skipped = wgeo.analyze(net, images, **words).record
     assert skipped["brenier"]["points"] == 0
     assert "brenier=4" in skipped["brenier"]["skipped"]

@@ -31,7 +31,7 @@ from wgeo.arrays.rows import is_memmapped
 from wgeo.cli import main
 from wgeo.errors import ArgumentError, FeatureError, RecordError, WgeoWarning
 from wgeo.features import Projection
-from wgeo.geodesic.paths import path_figures, resolution
+from wgeo.geodesic.paths import path_measures, resolution
 from wgeo.storage import schema
 from wgeo.storage.store import Column, Writer, is_store, layout
 from wgeo.trajectory.trajectory import Classifier, outline
@@ -598,7 +598,7 @@ def test_a_store_is_read_a_few_rows_at_a_time(tmp_path, monkeypatch):
     def measured(traj):
         (segment,) = traj.segments
         wgeo.collapse(traj, spectrum_size=0)
-        path_figures(segment.arrays)
+        path_measures(segment.arrays)
         resolution(*segment.arrays[:2], neighbours=1.0)
         assert traj.layers[0].width == d
 

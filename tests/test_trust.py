@@ -92,7 +92,7 @@ def test_copies_are_counted_and_said():
 
 def test_classes_that_do_not_occur_are_said():
     facts = {"samples": 100, "classes": {"present": 9, "head": 10}}
-    assert "9 classes and the network tells 10 apart" in claims(facts)["classes", "warning"]
+    assert "9 classes and the network distinguishes 10" in claims(facts)["classes", "warning"]
     assert not claims({"samples": 100, "classes": {"present": 10, "head": 10}})
 
 

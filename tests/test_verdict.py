@@ -195,7 +195,7 @@ def centred(ratio, low, high, bound=2.5, **more):
         (centred(1.9, 1.8, 2.0), ": far from straight"),
         (centred(1.48, 1.44, 1.52, bound=1.47), "between bent and far from straight"),
         (centred(1.15, 1.12, 1.18, bound=1.2), "not clearly straighter than steps at right angles"),
-        (centred(1.02, 1.015, 1.025, bound=1.03), "one block makes nearly all of it"),
+        (centred(1.02, 1.015, 1.025, bound=1.03), "one block accounts for nearly all of it"),
     ],
 )
 def test_words_follow_the_interval_and_the_moving_blocks(twin, words):
@@ -240,7 +240,7 @@ def test_a_point_like_start_is_mentioned():
     [
         ("straighter", "is straighter than 20"),
         ("less straight", "is less straight than 20"),
-        ("neither", "is not told apart from 20"),
+        ("neither", "is not distinguishable from 20"),
     ],
 )
 def test_losses_are_said_as_plainly_as_wins(direction, words):
@@ -283,7 +283,7 @@ def test_of_few_samples_a_class_the_corrected_estimate_decides():
 
 def test_what_cannot_be_corrected_is_not_called_collapsed():
     (found,) = [s for s in sentences(few_samples(nc1=0.05)) if s.claim == "collapse"]
-    assert "cannot be said: with 4 samples" in found.words
+    assert "with 4 samples in the smallest class" in found.words
     assert found.strength == "undecided"
 
 

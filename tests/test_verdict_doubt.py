@@ -26,7 +26,7 @@ def dealt(rng, distant, n=100, steps=3):
 @pytest.mark.parametrize(("distant", "words"), [(1, "about 1 sample of 100 carries"), (3, "carry")])
 def test_what_a_few_distant_samples_decide_is_not_said_of_all(distant, words, rng):
     found = verdict_of(dealt(rng, distant), pairs=False)
-    assert f"{words} this value, so it says nothing of the others" in said(found, "straightness")
+    assert f"{words} this value, so it says nothing about the others" in said(found, "straightness")
     assert ": straight" not in said(found, "straightness")
     assert f"{words} the correlation score" in said(found, "optimality")
     assert "optimal map of" not in said(found, "blocks")
@@ -107,7 +107,7 @@ def test_motion_of_a_few_roundings_is_no_motion(rng):
     traj = Trajectory(layers, np.arange(80) % 2)
     found = sentences(wgeo.straightness(traj, bootstrap=60, pairs=False).to_dict())
     assert "do not move by more than rounding" in said(found, "straightness")
-    assert "all do not move these samples by more than rounding may" in said(found, "blocks")
+    assert "all do not move these samples by more than rounding error" in said(found, "blocks")
     assert not said(found, "optimality")
 
 

@@ -7,8 +7,8 @@ how far, how straight, how collapsed?
 """
 
 # %%
-# Train. The digits come with scikit-learn, so that nothing is downloaded. The architecture keeps
-# one width and one resolution throughout: its layers share a feature space.
+# Train. The digits come with scikit-learn, so nothing is downloaded. The architecture has one width
+# and one resolution throughout: its layers share a feature space.
 import tempfile
 
 import wgeo
@@ -27,38 +27,38 @@ run = wgeo.train(
 print(f"training accuracy {run.accuracy:.3f}; last checkpoint {run.last.name}")
 
 # %%
-# Load the checkpoint as you would one of your own, and trace the images through it. The rows of
-# every layer are the same images.
+# Load the checkpoint like any other, and trace the images through it. The rows of every layer are
+# the same images.
 net = wgeo.load_checkpoint(run.last)
 traj = wgeo.trace(net, images)
 print(f"{len(traj)} images at {len(traj.layers)} layers: {[layer.name for layer in traj.layers]}")
 
 # %%
-# How far? The Wasserstein distance between the features that enter the first block and those that
-# leave the last, with an interval that contains it.
+# How far? The Wasserstein distance between the input features of the first block and the output of
+# the last, with an interval that contains it.
 result = wgeo.wasserstein(traj.first, traj.last)
 print(f"W2 = {result.distance:.4f} in [{result.lower:.4f}, {result.upper:.4f}], {result.status}")
 
 # %%
-# How straight? The blocks' distances add up to the length of the path; on a geodesic that is the
-# distance of its ends.
+# How straight? The blocks' distances add up to the length of the path; for a geodesic it equals the
+# distance between its ends.
 segment = wgeo.straightness(traj).segments[0]
 low, high = segment.intervals["length_ratio"]
 print(f"length / distance = {segment.length_ratio:.2f}, 95 % interval {low:.2f} to {high:.2f}")
 print(f"OT score, end to end = {segment.ot_score:.3f} at resolution {segment.resolution:.1f}")
 
 # %%
-# How collapsed? Variability within the classes against that between them, layer by layer.
+# How collapsed? Variability within the classes relative to that between them, layer by layer.
 for layer in wgeo.collapse(traj).layers:
     print(f"{layer.name:9} NC1 {layer.nc1:7.3g}   nearest-centre accuracy {layer.ncc_accuracy:.2f}")
 
 # %%
-# `analyze` does all of it and keeps a record, from which figures and reports are drawn.
+# `analyze` does all of this and returns a record, the source of all figures and reports.
 analysis = wgeo.analyze(net, images, bootstrap=50)
 print(analysis.verdict)
 
 # %%
-# Where the class means go. A network on the geodesic would move them along the dashed chords.
+# The paths of the class means. A network on the geodesic would move them along the dashed chords.
 means = wgeo.plots.class_means(analysis)
 
 # %%

@@ -2,34 +2,35 @@
 A Wasserstein distance with a certificate
 =========================================
 
-Every solver returns the same thing: a value, an interval that contains the distance, and what is
-proved about it.
+Every solver returns the same kind of result: a value, an interval that contains the distance, and a
+status that says what is proved.
 """
 
 # %%
-# Two clouds of 800 points in 16 dimensions: the second is a stretched, turned and shifted first.
+# Two clouds of 800 points in 16 dimensions: the second is the first, stretched, rotated and
+# shifted.
 import numpy as np
 
 import wgeo
 
 rng = np.random.default_rng(0)
 x = rng.normal(size=(800, 16))
-turn, _ = np.linalg.qr(np.eye(16) + 0.1 * rng.normal(size=(16, 16)))
-y = x * np.linspace(0.5, 2, 16) @ turn + 1.0
+rotation, _ = np.linalg.qr(np.eye(16) + 0.1 * rng.normal(size=(16, 16)))
+y = x * np.linspace(0.5, 2, 16) @ rotation + 1.0
 
 # %%
 # `Exact` is the default. Its upper end is the cost of a coupling, its lower end that of dual
-# potentials, so that the proof can be checked without trust in the solver:
+# potentials, so the proof can be checked without trusting the solver:
 exact = wgeo.wasserstein(x, y)
 f, g = exact.potentials
 slack = ((x[:, None] - y[None]) ** 2).sum(-1) - f[:, None] - g[None]
 moved = ((x - y[exact.coupling]) ** 2).sum(1).mean()
 print(f"W2 = {exact.distance:.6f}, {exact.status}; relative width of the interval {exact.gap:.0e}")
-print(f"potentials exceed the cost nowhere: least slack {slack.min():.1e}")
+print(f"potentials never exceed the cost: least slack {slack.min():.1e}")
 print(f"mean of the potentials {f.mean() + g.mean():.9f}, cost of the coupling {moved:.9f}")
 
 # %%
-# The other solvers trade certainty for speed or size; their intervals are as true, only wider.
+# The other solvers trade precision for speed or size; their intervals are also valid, but wider.
 solvers = {
     "Exact": wgeo.Exact(),
     "Sinkhorn": wgeo.Sinkhorn(),
@@ -54,7 +55,7 @@ ax.invert_yaxis()
 _ = ax.set_xlabel("W2")
 
 # %%
-# Points, not densities, and any numbers of them: with weights, the coupling is a sparse matrix.
+# The clouds may have different sizes and weights; then the coupling is a sparse matrix.
 weights = rng.uniform(size=500)
 part = wgeo.wasserstein(x[:500], y, a=weights)
 print(f"W2 = {part.distance:.4f}, {part.status}; {part.coupling.nnz} pairs carry mass")

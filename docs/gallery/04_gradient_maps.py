@@ -3,12 +3,12 @@ Is a block an optimal map? The Brenier test
 ===========================================
 
 An optimal map is the gradient of a convex function: its Jacobian is symmetric, without negative
-eigenvalues, at every point. That can be tested at single points, however few samples there are.
+eigenvalues, at every point. This can be tested at single points, with any number of samples.
 """
 
 # %%
-# A rotation is no gradient: its asymmetry is tan² of the angle. Beyond 90° even the symmetric
-# part turns negative.
+# A rotation is not a gradient: its asymmetry is tan² of the angle. Beyond 90° its symmetric part is
+# negative too.
 import math
 
 import torch
@@ -20,44 +20,44 @@ points = torch.randn(20, 2, generator=torch.Generator().manual_seed(0))
 for degrees in (0, 30, 60, 120):
     c, s = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
     rotation = torch.tensor([[c, -s], [s, c]], dtype=torch.float64)
-    found = wgeo.brenier(lambda z, r=rotation: z @ r.T, points)
+    result = wgeo.brenier(lambda z, r=rotation: z @ r.T, points)
     print(
-        f"rotation by {degrees:3}°: asymmetry {found.asymmetry:.4f} (tan² = {(s / c) ** 2:.4f}), "
-        f"smallest eigenvalue {found.min_eigenvalue:+.3f}"
+        f"rotation by {degrees:3}°: asymmetry {result.asymmetry:.4f} (tan² = {(s / c) ** 2:.4f}), "
+        f"smallest eigenvalue {result.min_eigenvalue:+.3f}"
     )
 
 # %%
 # A residual block with tied weights, x + Wᵀ relu(W x + b), *is* the gradient of a convex
-# function. With weights of its own for the way back it is not.
+# function. With independent weights in its second layer it is not.
 
 
 class Block(nn.Module):
     def __init__(self, tied: bool) -> None:
         super().__init__()
-        self.there, self.back = nn.Linear(6, 24), nn.Linear(24, 6)
+        self.first, self.second = nn.Linear(6, 24), nn.Linear(24, 6)
         if tied:
-            self.back.weight = nn.Parameter(self.there.weight.T)
+            self.second.weight = nn.Parameter(self.first.weight.T)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x + self.back(torch.relu(self.there(x)))
+        return x + self.second(torch.relu(self.first(x)))
 
 
 torch.manual_seed(0)
 points = torch.randn(40, 6)
 for name, tied in (("tied", True), ("free", False)):
-    found = wgeo.brenier(Block(tied), points)
-    low, high = found.intervals["asymmetry"]
+    result = wgeo.brenier(Block(tied), points)
+    low, high = result.intervals["asymmetry"]
     print(
-        f"{name}: asymmetry {found.asymmetry:.1e} [{low:.1e}, {high:.1e}], of the displacement "
-        f"{found.displacement_asymmetry:.2f}, smallest eigenvalue {found.min_eigenvalue:.2f}"
+        f"{name}: asymmetry {result.asymmetry:.1e} [{low:.1e}, {high:.1e}], of the displacement "
+        f"{result.displacement_asymmetry:.2f}, smallest eigenvalue {result.min_eigenvalue:.2f}"
     )
 
 # %%
-# Both blocks are near the identity, which is symmetric and makes any block look better: so look
-# at the asymmetry of the displacement as well.
+# Both blocks are near the identity, which is symmetric and reduces the asymmetry of any block. The
+# asymmetry of the displacement does not have this effect.
 #
-# In a network, `analyze` tests every block on full spatial features: here before training and
-# after.
+# In a network, `analyze` tests every block on full spatial features: here before and after
+# training.
 import tempfile
 
 images = wgeo.load_images("digits", limit=500)

@@ -1,9 +1,9 @@
 """
-Neural collapse: a perfect one, and a network's
-===============================================
+Neural collapse: a perfect example, and a network
+=================================================
 
-A simplex ETF without variability has all metrics at zero. Spoil it in one way at a time to see what
-each metric sees; then measure a network.
+For a simplex ETF without variability all metrics are zero. Perturb it in one way at a time to see
+what each metric measures; then measure a network.
 """
 
 # %%
@@ -14,7 +14,7 @@ from wgeo.models import simplex_etf
 
 rng = np.random.default_rng(0)
 labels = np.arange(400) % 4
-corners = np.asarray(simplex_etf(4, 4))  # a corner for each class, K = d = 4
+corners = np.asarray(simplex_etf(4, 4))  # a vertex for each class, K = d = 4
 etf = corners[labels]
 
 noise = rng.normal(size=etf.shape)
@@ -23,7 +23,7 @@ cases = {
     "variability": etf + 0.1 * noise,
     "unequal norms": etf * np.array([1.0, 1.2, 1.4, 1.6])[labels, None],
     "unequal angles": etf + 0.5 * np.roll(corners, 1, axis=0)[labels] * (labels < 2)[:, None],
-    "shifted": etf + 3.0,  # the global mean is taken out: nothing changes
+    "shifted": etf + 3.0,  # the global mean is subtracted: nothing changes
 }
 traj = wgeo.Trajectory.from_arrays(list(cases.values()), labels, list(cases))
 for layer in wgeo.collapse(traj).layers:
@@ -33,8 +33,8 @@ for layer in wgeo.collapse(traj).layers:
     )
 
 # %%
-# A network, streamed: batches go through it and are forgotten, so that the number of images is no
-# matter.
+# A network, streamed: batches pass through it and are discarded, so the number of images does not
+# affect memory.
 import tempfile
 
 images = wgeo.load_images("digits", limit=1000)
@@ -48,13 +48,13 @@ run = wgeo.train(
     options={"width": 16, "depth": 6},
 )
 net = wgeo.load_checkpoint(run.last)
-found = wgeo.collapse(lambda: wgeo.stream(net, images))
+result = wgeo.collapse(lambda: wgeo.stream(net, images))
 for name in ("nc1", "cdnv", "nc2_etf"):
-    depth = found.progress[name]
+    depth = result.progress[name]
     print(f"{name:8} Kendall's tau with depth {depth.kendall_tau:+.2f}, {depth.violations} rises")
-print(f"nearest class means decide as well as the network does from {found.learned_at} on")
+print(f"the nearest class mean classifies as well as the network from {result.learned_at} on")
 
 # %%
-# The same from a record, with the geodesic model's prediction beside what was measured.
+# The same from a record, with the prediction of the geodesic model.
 analysis = wgeo.analyze(net, images, bootstrap=0, reference="none", brenier=0, mufm=False)
 falling = wgeo.plots.collapse(analysis, "nc1")

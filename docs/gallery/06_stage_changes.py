@@ -2,13 +2,13 @@
 Across a change of stage, through the block's own shortcut
 ==========================================================
 
-W2 needs one space, and ordinary ResNets change theirs: the width doubles, the resolution halves.
-The block's own shortcut carries the old features over.
+W2 needs one space, but ordinary ResNets change it: the width doubles, the resolution halves.
+The block's own shortcut maps the old features to the new space.
 """
 
 # %%
-# A narrow CIFAR ResNet on digits scaled to 16 x 16 pixels. `blocks` shows what is followed;
-# blocks are found by what they do, not by their names.
+# A narrow CIFAR ResNet on digits scaled to 16 x 16 pixels. `blocks` lists the layers;
+# blocks are detected by their computation, not by their names.
 import tempfile
 
 import wgeo
@@ -30,13 +30,13 @@ for segment in traj.segments:
     print("segment:", ", ".join(segment.names))
 
 # %%
-# So that every block has its distance, and every stage its straightness.
+# Therefore every block has a distance, and every stage a straightness.
 analysis = wgeo.analyze(net, images, bootstrap=50, reference="none", brenier=0)
 straight = wgeo.plots.straightness(analysis)
 
 # %%
-# One curve through the whole network needs one space for all of it. That is a choice, so it is
-# never made silently: ``pad`` adds zero features, ``pca:D`` projects.
+# One curve through the whole network needs a common space. This is a choice, so it is never made
+# silently: ``pad`` adds zero features, ``pca:D`` projects.
 for embed in ("pad", "pca:8"):
     whole = wgeo.straightness(traj.embedded(embed), bootstrap=0).segments[0]
     print(f"{embed:6} {len(whole.layers)} layers, length ratio {whole.length_ratio:.2f}")

@@ -2,13 +2,13 @@
 Unconstrained features: closed forms, and the landscape around them
 ===================================================================
 
-What would the last layer look like if features could be anything? Theory answers in closed form,
-and a certificate says whether what a descent found is global.
+What would the last layer look like if features were free variables? Theory gives a closed form, and
+a certificate says whether the result of a descent is a global minimum.
 """
 
 # %%
-# Cross-entropy, five classes of ten samples, and a numerical descent from random features beside
-# the closed form.
+# Cross-entropy, five classes of ten samples, and a numerical descent from random features compared
+# with the closed form.
 import numpy as np
 
 import wgeo
@@ -18,13 +18,14 @@ from wgeo.ufm.certify import evaluate
 labels = np.repeat(np.arange(5), 10)
 decays = {"weight_decay": 5e-3, "feature_decay": 5e-4}
 closed = fit_ce(labels, dim=8, **decays, method="closed")
-found = fit_ce(labels, dim=8, **decays, method="numerical", collapsed=False, seed=1)
-print(f"closed form {closed.objective:.10f}\ndescent     {found.objective:.10f}")
-print(f"{found.certificate.verdict}: {found.certificate.evidence}")
+solution = fit_ce(labels, dim=8, **decays, method="numerical", collapsed=False, seed=1)
+print(f"closed form {closed.objective:.10f}\ndescent     {solution.objective:.10f}")
+print(f"{solution.certificate.verdict}: {solution.certificate.evidence}")
 
 # %%
-# That the samples of a class agree, and their means form a simplex ETF, was found, not assumed:
-layers = wgeo.Trajectory.from_arrays([found.H.T], labels)
+# The collapse of each class to its mean, and the simplex ETF of the means, are results, not
+# assumptions:
+layers = wgeo.Trajectory.from_arrays([solution.H.T], labels)
 collapsed = wgeo.collapse(layers).layers[0]
 print(f"NC1 {collapsed.nc1:.1e}, distance to the simplex ETF {collapsed.nc2_etf:.1e}")
 
@@ -46,7 +47,7 @@ print(
 )
 
 # %%
-# The objective along that direction, and from there on to the minimum.
+# The objective along that direction, compared with the minimum.
 from matplotlib.figure import Figure
 
 along = np.linspace(-1.5, 1.5, 61)
@@ -55,7 +56,7 @@ for t in along:
     H, W = (4 * t * around.direction[name] for name in ("H", "W1"))
     values.append(evaluate(closed.problem, H=H, weights=[W]).objective)
 figure = Figure(figsize=(5.5, 3), layout="constrained")
-ax = figure.add_subplot(title="Zero is a saddle: F along the direction found")
+ax = figure.add_subplot(title="Zero is a saddle: F along the descent direction")
 ax.plot(4 * along, values, color="#0072B2")
 ax.plot(0, zero.objective, "o", color="#D55E00")
 ax.axhline(closed.objective, color="#555555", ls="--", lw=1)

@@ -3,12 +3,12 @@ Deep neural collapse is not always optimal
 ==========================================
 
 With several layers and ReLUs between them, orthogonal frames at every layer are optimal for two
-classes. For more classes and layers something of lower rank beats them, and can be written down.
+classes. For more classes and layers a solution of lower rank, which has a closed form, is better.
 """
 
 # %%
-# Two classes: descents from twenty random starts, in one tensor program. The best of them reach
-# the value of deep neural collapse; the others are stuck where a class was given up.
+# Two classes: descents from twenty random starts, in one batch. The best of them reach the value of
+# deep neural collapse; the others end at points without one of the classes.
 import numpy as np
 
 from wgeo.ufm import deep_collapse, fit_deep, lower_rank
@@ -16,25 +16,28 @@ from wgeo.ufm import deep_collapse, fit_deep, lower_rank
 labels = np.repeat([0, 1], 3)
 model = {"dim": 6, "weight_decays": [4e-3] * 3, "feature_decay": 4e-3 / 3, "activation": "relu"}
 collapsed = fit_deep(labels, **model, method="closed")
-found = fit_deep(labels, **model, method="numerical", restarts=20, seed=0)
-reached = sum(value < collapsed.objective + 1e-6 for value in found.values)
-print(f"collapse {collapsed.objective:.9f}, best descent {found.objective:.9f} by {reached} of 20")
-for layer in deep_collapse(found)[1:]:
+solution = fit_deep(labels, **model, method="numerical", restarts=20, seed=0)
+reached = sum(value < collapsed.objective + 1e-6 for value in solution.values)
+
+
+print(f"collapse {collapsed.objective:.9f}")
+print(f"best descent {solution.objective:.9f}; {reached} of 20 reach the value of collapse")
+for layer in deep_collapse(solution)[1:]:
     print(f"before W{layer.layer}: DNC1 {layer.dnc1:.0e}, DNC2 {layer.dnc2:.0e}")
 
 # %%
-# Where all twenty ended: at collapse, or at points that gave up a class, or both.
+# The final values of all twenty: collapse, or points without one or both of the classes.
 from matplotlib.figure import Figure
 
 figure = Figure(figsize=(5.5, 2.6), layout="constrained")
 ax = figure.add_subplot(title="Twenty random starts, two classes")
-ax.plot(range(1, 21), found.values, "o", color="#0072B2")
+ax.plot(range(1, 21), solution.values, "o", color="#0072B2")
 ax.axhline(collapsed.objective, color="#555555", ls="--", lw=1)
-_ = ax.set(xlabel="start, the lowest first", ylabel="F at the end")
+_ = ax.set(xlabel="start, lowest first", ylabel="final F")
 
 # %%
-# Six classes, four layers: the classes as edges of a complete graph on four vertices. No descent
-# is needed to see it, only the value of the objective at the point.
+# Six classes, four layers: the classes as edges of a complete graph on four vertices. The value of
+# the objective at this point shows it, without a descent.
 labels = np.arange(6)
 model = {"dim": 8, "weight_decays": [1e-3] * 4, "feature_decay": 1e-3}
 below = lower_rank(labels, **model)

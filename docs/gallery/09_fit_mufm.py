@@ -1,6 +1,6 @@
 """
-Fit MUFM, and set it beside a network
-=====================================
+Fit MUFM, and compare it with a network
+=======================================
 
 The multilayer unconstrained feature model ties free features of every layer to the data by optimal
 transport. Its optimum is more concentrated than the data, and not collapsed.
@@ -23,7 +23,7 @@ print(f"starts ended between {model.values[0]:.6f} and {model.values[-1]:.6f}")
 
 # %%
 # Layers lie on straight lines. Along the rows of W, deviations within a class shrink by kappa;
-# across them nothing moves, so that collapse is never complete.
+# orthogonal to them nothing moves, so collapse is never complete.
 print("kappa:", np.round(model.contraction, 3))
 print("NC1 by layer:", " ".join(f"{layer.nc1:.3f}" for layer in model.curve()))
 
@@ -34,9 +34,9 @@ for ax, index in zip(figure.subplots(1, 3, sharex=True, sharey=True), (0, 4, 8),
     ax.set(title=f"layer {index}", aspect="equal")
 
 # %%
-# Beside a network: MUFM is given the features that enter the first block and the labels, and two
-# numbers are fitted; the geodesic model is given both ends. How well do they say how variability
-# falls on the way?
+# Compared with a network: MUFM is given the input features of the first block and the labels, and
+# two numbers are fitted; the geodesic model is given both ends. How well do they predict the
+# decrease of variability with depth?
 import tempfile
 
 images = wgeo.load_images("digits", limit=600)

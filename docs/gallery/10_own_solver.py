@@ -2,14 +2,14 @@
 Write your own solver
 =====================
 
-A solver is any object with a name and a method ``solve``. Return a `TransportResult` whose interval
-contains W2, and everything else (chains, straightness, reports) takes it.
+A solver is any object with a name and a method ``solve``. If it returns a `TransportResult` whose
+interval contains W2, everything else (chains, straightness, reports) works with it.
 """
 
 # %%
-# For an example: match greedily, nearest free point first. A matching is a feasible coupling, so
-# its cost is a true upper end. For the lower end any feasible potentials do; here those of
-# c-transforms, starting from zero: g_j = min_i c_ij, then f_i = min_j (c_ij - g_j).
+# As an example, match greedily, nearest free point first. A matching is a feasible coupling, so its
+# cost is an upper bound. Any feasible potentials give a lower bound; here those of c-transforms,
+# starting from zero: g_j = min_i c_ij, then f_i = min_j (c_ij - g_j).
 import time
 from dataclasses import dataclass
 
@@ -27,7 +27,7 @@ class Greedy:
     name: str = "greedy"
 
     def solve(self, x, y, a=None, b=None, coupling=None) -> TransportResult:
-        began = time.perf_counter()
+        start = time.perf_counter()
         if a is not None or b is not None or len(x) != len(y):
             raise wgeo.errors.ArgumentError("Greedy pairs clouds of one size, without weights.")
         cost = torch.cdist(x.double(), y.double()).square()
@@ -46,14 +46,14 @@ class Greedy:
             upper=upper2**0.5,
             status=Status.CERTIFIED if upper2 - lower2 <= 1e-6 * upper2 else Status.BOUNDED,
             solver=self.name,
-            seconds=time.perf_counter() - began,
+            seconds=time.perf_counter() - start,
             coupling=partner,
             potentials=(f.cpu().numpy(), g.cpu().numpy()),
         )
 
 
 # %%
-# It checks out against the certified distance: the interval contains it.
+# A check against the certified distance: the interval contains it.
 rng = np.random.default_rng(0)
 x, y = rng.normal(size=(300, 4)), rng.normal(size=(300, 4)) + 0.5
 exact, greedy = wgeo.wasserstein(x, y), wgeo.wasserstein(x, y, solver=Greedy())
@@ -62,22 +62,22 @@ print(f"greedy {greedy.lower:.4f} to {greedy.upper:.4f}, {greedy.status}")
 assert greedy.lower <= exact.distance <= greedy.upper
 
 # %%
-# In the plane one sees what greed costs: those who choose last go far.
+# A plot in the plane shows the cost of greedy matching: the last points are matched far away.
 from matplotlib.figure import Figure
 
 few, others = rng.normal(size=(25, 2)), rng.normal(size=(25, 2)) + 1
 figure = Figure(figsize=(6.5, 2.8), layout="constrained")
 solvers = {"greedy": Greedy(), "exact": wgeo.Exact()}
 for ax, (name, solver) in zip(figure.subplots(1, 2), solvers.items(), strict=True):
-    found = wgeo.wasserstein(few, others, solver=solver)
-    for start, end in zip(few, others[found.coupling], strict=True):
+    result = wgeo.wasserstein(few, others, solver=solver)
+    for start, end in zip(few, others[result.coupling], strict=True):
         ax.plot(*np.stack([start, end]).T, color="#BBBBBB", lw=1)
     ax.scatter(*few.T, s=12, color="#0072B2")
     ax.scatter(*others.T, s=12, color="#D55E00")
-    ax.set(title=f"{name}: {found.distance:.2f}", aspect="equal")
+    ax.set(title=f"{name}: {result.distance:.2f}", aspect="equal")
 
 # %%
-# And it goes wherever a solver goes.
+# It can be used like any other solver.
 layers = [x + t * (y - x) for t in (0.0, 0.5, 1.0)]
 traj = wgeo.Trajectory.from_arrays(layers, labels=np.arange(300) % 3)
 segment = wgeo.straightness(traj, solver=Greedy(), bootstrap=0).segments[0]

@@ -2,12 +2,12 @@
 Analyse your own features
 =========================
 
-Features need not come from a network that wgeo knows, nor from PyTorch. Arrays with corresponding
-rows make a trajectory.
+Features need not come from a network that wgeo supports, or from PyTorch. Arrays with corresponding
+rows form a trajectory.
 """
 
 # %%
-# For an example, the hidden layers of a scikit-learn MLP.
+# As an example, use the hidden layers of a scikit-learn MLP.
 import numpy as np
 from sklearn.datasets import load_digits
 from sklearn.neural_network import MLPClassifier
@@ -27,8 +27,8 @@ for weight, bias in zip(mlp.coefs_[:-1], mlp.intercepts_[:-1], strict=True):
     features.append(np.maximum(features[-1] @ weight + bias, 0))
 
 # %%
-# Layers of one width make one segment; a change of width starts another. With the classifier and
-# the decisions given, NC3, NC4 and the accuracy are measured too.
+# Layers of one width form a segment; a change of width starts another. With the classifier and the
+# predictions, NC3, NC4 and the accuracy are measured too.
 traj = wgeo.Trajectory.from_arrays(
     features,
     labels,

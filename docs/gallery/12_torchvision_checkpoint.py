@@ -2,13 +2,13 @@
 Analyse a checkpoint of torchvision's ResNet-18
 ===============================================
 
-As one would with a downloaded file. These pages are built without a network, so the file is made
-here: a fresh ResNet-18, trained for a few steps on digits and saved as a plain state dict. **Its
-numbers say nothing about ImageNet**; the steps are the same.
+The same steps apply to a downloaded file. These pages are built without internet access, so the
+file is created here: a ResNet-18 trained for a few steps on digits and saved as a plain state dict.
+**Its numbers say nothing about ImageNet.**
 """
 
 # %%
-# The file: what ``torch.save(model.state_dict(), ...)`` leaves behind, and nothing else.
+# The file is the output of ``torch.save(model.state_dict(), ...)``, and nothing else.
 import tempfile
 from pathlib import Path
 
@@ -32,15 +32,15 @@ torch.save(model.state_dict(), path)
 print(f"{path.name}, {path.stat().st_size / 2**20:.0f} MiB")
 
 # %%
-# Load it. Ten classes and one input channel are read off the tensors. Nothing in the file is
-# executed: it is opened with ``weights_only``.
+# Load it. The ten classes and the single input channel are inferred from the tensors. Nothing in
+# the file is executed: it is opened with ``weights_only``.
 net = wgeo.load_checkpoint(path, arch="torchvision:resnet18")
 print(net.arch, net.num_classes, net.provenance.sha256[:12])
 print(wgeo.blocks(net, images))
 
 # %%
 # Eight blocks, four stages. For ImageNet, ``images`` would be ``wgeo.load_images("folder:val",
-# limit=2000)`` (scaled and cropped to 224 pixels), normalised as torchvision's weights expect.
+# limit=2000)`` (scaled and cropped to 224 pixels), normalized as torchvision's weights expect.
 analysis = wgeo.analyze(net, images, bootstrap=50, reference="none", brenier=0)
 print(analysis.verdict)
 

@@ -1,13 +1,13 @@
 """
-Several checkpoints: a training over its epochs
-===============================================
+Several checkpoints: the epochs of a training run
+=================================================
 
-Neural collapse and straight paths belong to late training. `wgeo.analysis.Series` sets analyses
-side by side.
+Neural collapse and straight paths develop late in training. `wgeo.analysis.Series` compares
+analyses.
 """
 
 # %%
-# Train, keeping a few checkpoints: the initialisation is epoch 0.
+# Train and keep a few checkpoints; the initialization is epoch 0.
 import tempfile
 
 import wgeo
@@ -26,7 +26,7 @@ run = wgeo.train(
 )
 
 # %%
-# Analyse each on the same images, and put the records together.
+# Analyze each on the same images, and combine the records.
 records = {
     path.stem: wgeo.analyze(
         wgeo.load_checkpoint(path), images, bootstrap=50, reference="none", brenier=0, mufm=False
@@ -37,13 +37,13 @@ series = Series.of(records)
 print(series.to_pandas()[["name", "length_ratio", "ot_score"]].to_string(index=False))
 
 # %%
-# Straightness over the epochs; the axis is logarithmic, with the initialisation at its left.
+# Straightness over the epochs; the axis is logarithmic, with the initialization at its left.
 straighter = wgeo.plots.over(series, "length_ratio")
 
 # %%
-# Variability over depth, a line an epoch, late ones dark.
+# Variability over depth, one line per epoch; later epochs are darker.
 falling = wgeo.plots.profiles(series, "nc1")
 
 # %%
-# ``series.report("runs/training")`` writes pages with all of it, as ``wgeo analyze epoch-*.pt``
-# does.
+# ``series.report("runs/training")`` writes a report with all of this, as ``wgeo analyze
+# epoch-*.pt`` does.

@@ -2,12 +2,12 @@
 How many samples, which features, what epsilon
 ==============================================
 
-Three settings decide how far a number can be trusted. Measure what they do on your own network
-before you believe it; it takes a few lines.
+Three settings determine how far a number can be trusted. Measure their effect on your own network;
+it takes a few lines.
 """
 
 # %%
-# A trained network to ask.
+# A trained network as an example.
 import tempfile
 
 import wgeo
@@ -26,9 +26,9 @@ net = wgeo.load_checkpoint(run.last)
 traj = wgeo.trace(net, images)
 
 # %%
-# **How many samples?** `bias_curve` repeats the measurement on random subsets. Where the OT score
-# still moves at the end, so does its value; where the resolution is below 1/2, it says nothing at
-# all.
+# **How many samples?** `bias_curve` repeats the measurement on random subsets. If the OT score
+# still changes at the end, its value depends on the number of samples; if the resolution is below
+# 1/2, it is no evidence.
 curve = wgeo.bias_curve(traj.first, traj.last)
 block = traj.blocks[2]
 small = wgeo.bias_curve(block.x, block.y)
@@ -58,8 +58,9 @@ right.set(title="Resolution", xlabel="samples", xscale="log")
 left.legend(frameon=False)
 
 # %%
-# **Which features?** Pooled ones are few, and what the classifier reads. All of them are many,
-# the samples far apart for what the blocks do, and the resolution falls.
+# **Which features?** Pooled features are few, and they are the input of the classifier. The full
+# features are many: samples are far apart compared with the displacements of the blocks, and the
+# resolution falls.
 print(f"{'pool':8} {'width':>6} {'OT score':>9} {'resolution':>10} {'length ratio':>13}")
 for pool in ("gap", "grid:2", "flat"):
     pooled = wgeo.trace(net, images, pool=pool)
@@ -70,18 +71,18 @@ for pool in ("gap", "grid:2", "flat"):
     )
 
 # %%
-# **What epsilon?** None, if `Exact` is quick enough. With `Sinkhorn`, the interval tells what an
-# epsilon costs in certainty; ``"auto"`` lowers it until the interval is narrow enough. The
-# debiased divergence estimates W2 without a bound.
+# **What epsilon?** None, if `Exact` is fast enough. With `Sinkhorn`, the interval shows the effect
+# of epsilon on precision; ``"auto"`` lowers it until the interval is narrow enough. The debiased
+# divergence estimates W2 without a bound.
 truth = wgeo.wasserstein(traj.first, traj.last).distance
 print(
     f"{'epsilon':>9} {'passes':>7} {'lower':>8} {'upper':>8} {'divergence':>11}  (W2 {truth:.4f})"
 )
 for epsilon in (1.0, 0.1, 0.01, "auto"):
     solver = wgeo.Sinkhorn(epsilon=epsilon, on_failure="return")
-    found = wgeo.wasserstein(traj.first, traj.last, solver=solver)
-    passes = found.stats["iterations"]
+    result = wgeo.wasserstein(traj.first, traj.last, solver=solver)
+    passes = result.stats["iterations"]
     print(
-        f"{epsilon!s:>9} {passes:7} {found.lower:8.4f} {found.upper:8.4f} "
-        f"{max(found.divergence, 0) ** 0.5:11.4f}"
+        f"{epsilon!s:>9} {passes:7} {result.lower:8.4f} {result.upper:8.4f} "
+        f"{max(result.divergence, 0) ** 0.5:11.4f}"
     )

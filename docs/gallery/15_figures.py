@@ -1,12 +1,12 @@
 """
-Figures for a paper, for a slide, and in motion
-===============================================
+Figures for a paper, for a slide, and animations
+================================================
 
-Every function of `wgeo.plots` draws one panel into the axes that it is given, and returns them.
+Every function of `wgeo.plots` draws one panel into the given axes and returns them.
 """
 
 # %%
-# Something to draw: a small network after a few epochs.
+# An example: a small network after a few epochs.
 import tempfile
 from pathlib import Path
 
@@ -27,22 +27,22 @@ net = wgeo.load_checkpoint(run.last)
 analysis = wgeo.analyze(net, images, bootstrap=50, reference="none", brenier=0)
 
 # %%
-# A paper's column is 3.35 inches wide, and lettering has the size of a caption's.
+# A paper's column is 3.35 inches wide, and text has the size of a caption.
 plots = wgeo.plots
 column = plots.collapse(analysis, "nc1", ax=plots.axes("column"))
 print(plots.save(column, folder / "nc1.pdf").name)
 
 # %%
-# The width of its page.
+# The width of a page.
 page = plots.distances(analysis, ax=plots.axes("page"))
 
 # %%
-# A slide: small as a figure, and put over the whole of a slide its letters are 18 points and more.
+# A slide: the figure is small, and enlarged to a full slide its text is at least 18 points.
 slide = plots.class_means(analysis, ax=plots.axes("slide"))
 print(plots.save(slide, folder / "means.png", dpi=343).name, "is 1920 pixels wide")
 
 # %%
-# Panels side by side: any axes will do.
+# Panels side by side: any axes can be used.
 from matplotlib.figure import Figure
 
 figure = Figure(figsize=(7.2, 2.8), layout="constrained")
@@ -51,7 +51,7 @@ plots.straightness(analysis, left)
 plots.interpolation_gap(analysis, right)
 
 # %%
-# In motion: what the network does with the clouds, beside what optimal transport would do. An
-# ``.mp4`` takes ffmpeg, a ``.gif`` takes nothing.
-film = plots.flow(analysis.trajectory, folder / "flow.gif", samples=200, seconds=1, fps=10)
-print(film.name)
+# An animation of the clouds: the network compared with optimal transport. An ``.mp4`` needs ffmpeg,
+# a ``.gif`` needs nothing else.
+animation = plots.flow(analysis.trajectory, folder / "flow.gif", samples=200, seconds=1, fps=10)
+print(animation.name)

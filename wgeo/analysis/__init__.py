@@ -1,7 +1,7 @@
-"""The whole analysis in order: the only package that knows it. The record is its result.
+"""The whole analysis, from a network and images to a record.
 
-`analyze` takes a network and images, `analyze_trajectory` features; `Series` puts the analyses of
-several checkpoints, or of several networks, side by side.
+`analyze` takes a network and images, `analyze_trajectory` takes features; `Series` compares the
+analyses of several checkpoints, or of several networks.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from .._deprecated import moved_names
-from .order import analyze, analyze_trajectory
+from .pipeline import analyze, analyze_trajectory
 from .result import Analysis
 from .series import Series
 from .verdict import THRESHOLDS, Sentence, sentences

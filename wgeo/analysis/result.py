@@ -1,4 +1,4 @@
-"""What an analysis leaves: a record, its figures and its report."""
+"""The result of an analysis: a record, with its figures and its report."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ _PACKAGES = ("wgeo", "torch", "torchvision", "numpy", "scipy", "pot", "geomloss"
 
 @dataclass(frozen=True, eq=False)
 class Analysis:
-    """What was measured of one network on one set of images.
+    """The measurements of one network on one set of images.
 
     Attributes
     ----------
     record : dict
-        Everything as plain numbers and strings; `analysis.json` holds it (schema 2).
+        All results as plain numbers and strings, as stored in `analysis.json` (schema 2).
     trajectory : Trajectory or None
-        The features; None where the record was loaded from a file.
+        The features; None if the record was loaded from a file.
     """
 
     record: dict[str, Any]
@@ -38,7 +38,7 @@ class Analysis:
 
     @property
     def verdict(self) -> str:
-        """What the numbers support saying, as one text; `record` holds the evidence beside it."""
+        """The sentences that the numbers support, as one text; `record` holds their evidence."""
         return text(self.record["verdict"])
 
     def to_dict(self) -> dict[str, Any]:
@@ -46,27 +46,27 @@ class Analysis:
         return self.record
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
-        """Write ``analysis.json`` and then the figures into a folder; return the record's path.
+        """Write ``analysis.json`` and then the figures to a folder; return the record's path.
 
-        Files in the folder that wgeo did not write, or that were changed since, are never replaced.
+        Files that wgeo did not write, or that were changed since, are never replaced.
 
         Raises
         ------
         RecordError
-            The folder cannot be written, or it holds other files under names that this writes. If
+            The folder cannot be written, or it contains other files with names that this writes. If
             only figures could not be written, the message says so, and the record is kept.
         """
         return save(folder, self.record, ANALYSIS, self.record)
 
     def report(self, folder: str | os.PathLike[str], *, pdf: bool = False) -> Path:
-        """Save into a folder and build its Sphinx report; return what `wgeo.report.build` does."""
+        """Save to a folder and build its Sphinx report; return the path of `wgeo.report.build`."""
         claim(folder, ANALYSIS, with_report=True)
         self.save(folder)
         return report.build(folder, pdf=pdf)
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> Analysis:
-        """Read a saved analysis back.
+        """Load a saved analysis.
 
         Parameters
         ----------
@@ -76,21 +76,21 @@ class Analysis:
         Raises
         ------
         RecordError
-            No record there, or one that is damaged or of another schema.
+            The folder has no record, or the record is damaged or has another schema.
         """
         return cls(read_record(folder))
 
 
 def versions() -> dict[str, str]:
-    """Everything beside settings and data that could change a number's last digits.
+    """Return everything besides settings and data that can change the last digits of a number.
 
-    Versions; the number of threads, which orders sums; the processor's instructions, by which
-    libraries choose how they multiply.
+    Package versions; the number of threads, which determines the order of sums; and the processor's
+    instruction set, by which libraries choose their kernels.
     """
-    found = {"python": platform.python_version()}
+    result = {"python": platform.python_version()}
     for package in _PACKAGES:
         with suppress(importlib.metadata.PackageNotFoundError):
-            found[package] = importlib.metadata.version(package)
-    found["threads"] = str(torch.get_num_threads())
-    found["cpu"] = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
-    return found
+            result[package] = importlib.metadata.version(package)
+    result["threads"] = str(torch.get_num_threads())
+    result["cpu"] = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
+    return result

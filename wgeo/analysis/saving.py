@@ -1,4 +1,4 @@
-"""What an analysis or a series leaves in a folder: the record first, then what is drawn of it."""
+"""Save an analysis or a series to a folder: first the record, then its figures."""
 
 from __future__ import annotations
 
@@ -18,12 +18,13 @@ from ..storage.records import ANALYSIS, SERIES
 def claim(
     folder: str | os.PathLike[str], kind: str = ANALYSIS, *, with_report: bool = False
 ) -> None:
-    """Refuse a folder if files of someone else's lie where a record, its figures or report go.
+    """Check that a record, its figures and its report can be written without replacing other files.
 
     Raises
     ------
     RecordError
-        The message names the file; or the folder holds a record of the other kind.
+        A file that wgeo did not write is in the way (the message names it), or the folder contains
+        a record of the other kind.
     """
     home = records.claim(Path(folder), kind)
     claim_figures(home / "figures", series=kind == SERIES)
@@ -34,22 +35,22 @@ def claim(
 def save(
     folder: str | os.PathLike[str], record: Mapping[str, Any], kind: str, shown: Mapping[str, Any]
 ) -> Path:
-    """Write a record, whole; then the figures of what is `shown`. Return the record's path.
+    """Write a record, then the figures of `shown`; return the record's path.
 
     Raises
     ------
     RecordError
-        The record or, as the message says, only its figures could not be written; or files of
-        someone else's lie there, and nothing was written.
+        The record or, as the message says, only its figures could not be written; or files that
+        wgeo did not write are in the way, and nothing was written.
     """
     home = writable(folder)
     claim(home, kind)
-    written = records.write_record(home, record, kind)
+    path = records.write_record(home, record, kind)
     try:
         plots.figures(shown, home / "figures")
     except (RecordError, OSError) as error:
         raise RecordError(
-            f"The record is whole, {written}, but not all of its figures are written: {error} "
-            f"`wgeo report {home}` draws them once that is mended."
+            f"The record is complete, {path}, but not all of its figures are written: {error} "
+            f"`wgeo report {home}` draws them once that is fixed."
         ) from error
-    return written
+    return path

@@ -1,8 +1,7 @@
-"""What speaks for and against trusting an analysis: accuracy, normalization, classes, samples."""
+"""Evidence for and against trusting an analysis: accuracy, normalization, classes, samples."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -22,8 +21,7 @@ from ..trajectory import Trajectory
 from .verdict import THRESHOLDS
 
 _TRIED = 200  # images on which other normalizations are tried
-_GOOD = 0.99  # accuracy from which none is
-_KNOWN = ("asked", "file")  # sources of a normalization that are no assumption
+_GOOD = 0.99  # accuracy from which no other normalization is tried
 
 
 def trust_of(
@@ -36,18 +34,19 @@ def trust_of(
     traj : Trajectory
     net : Network or nn.Module, optional
     images : Images, optional
-        What the features were traced from; without them nothing is known of normalization.
+        The images from which the features were traced; without them the result does not include
+        ``normalization``.
 
     Returns
     -------
     dict
         ``samples``; ``samples_per_class``, of the smallest class that occurs; ``duplicates``, the
-        number of samples that repeat another, and ``relabelled``, of those under another label;
-        ``classes``: how many are ``present`` and how many
-        the ``head`` tells apart; ``accuracy``, ``chance`` (that of always answering the most
-        frequent class), ``chance_p`` (one-sided binomial) and ``at_chance``; ``claimed_accuracy``,
-        what the file says of itself; ``normalization``: ``name``, ``mean``, ``std``, ``source``
-        and, if it may be wrong, ``tried`` and the ``better`` one.
+        number of samples that repeat another, and ``relabelled``, the number of those with another
+        label; ``classes``: the numbers of classes ``present`` and distinguished by the ``head``;
+        ``accuracy``, ``chance`` (the accuracy of always predicting the most frequent class),
+        ``chance_p`` (one-sided binomial) and ``at_chance``; ``claimed_accuracy``, the accuracy
+        stated in the file; ``normalization``: ``name``, ``mean``, ``std``, ``source`` and, if it
+        may be wrong, ``tried`` and the ``better`` one.
     """
     _, counts = np.unique(traj.labels, return_counts=True)
     head = None if traj.classifier is None else len(traj.classifier.weight)
@@ -74,8 +73,8 @@ def _accuracy(traj: Trajectory, chance: float) -> dict[str, Any]:
     accuracy = traj.accuracy
     if accuracy is None:
         return {"accuracy": None, "chance": chance, "chance_p": None, "at_chance": False}
-    right = round(accuracy * len(traj))
-    p = float(binom.sf(right - 1, len(traj), chance))
+    correct = round(accuracy * len(traj))
+    p = float(binom.sf(correct - 1, len(traj), chance))
     return {
         "accuracy": accuracy,
         "chance": chance,
@@ -85,11 +84,11 @@ def _accuracy(traj: Trajectory, chance: float) -> dict[str, Any]:
 
 
 def copies_in(traj: Trajectory) -> Int[np.ndarray, " n"]:
-    """Return for every sample the first one of which it is a copy (`wgeo.arrays.rows.copies_of`).
+    """Return for each sample the first sample of which it is a copy; see `wgeo.arrays.rows`.
 
-    Samples are compared as images if the trajectory begins with the images, else by the features
-    of its first and last layer: a later layer can make different samples equal, and rounding can
-    make equal samples differ.
+    Samples are compared as images if the trajectory begins with the images, otherwise by the
+    features of its first and last layer: a later layer can make different samples equal, and
+    rounding can make equal samples differ.
     """
     first_layer = traj.layers[0]
     compared = [first_layer.features]
@@ -115,7 +114,7 @@ def _normalization(
 
 
 def _source(net: Network | nn.Module, images: Images) -> str:
-    """Who says how pixels are normalized: asked, file, architecture, data, or none."""
+    """Return the source of the normalization: asked, file, architecture, data, or none."""
     if images.normalize is not None:
         return "asked"
     if isinstance(net, Network) and net.normalize is not None:
@@ -128,39 +127,34 @@ def _source(net: Network | nn.Module, images: Images) -> str:
 def _tried(
     net: Network | nn.Module, images: Images, used: Normalization, last: str
 ) -> dict[str, Any]:
-    """Accuracies of a few images under every preset, and the one that is clearly better.
+    """Return the accuracies on a few images under every preset, and the clearly better one.
 
-    One layer, the `last`, is traced, since looking for blocks takes longer than all images do.
+    Only the `last` layer is traced, since finding blocks takes longer than tracing all images.
     """
     rows = np.unique(np.linspace(0, len(images) - 1, min(_TRIED, len(images))).astype(int))
-    few = replace(images, x=images.x[rows], y=images.y[rows])
-    right: dict[str, np.ndarray] = {}
+    subset = replace(images, x=images.x[rows], y=images.y[rows])
+    correct: dict[str, np.ndarray] = {}
     candidates = {used.name: used, **PRESETS}
     for name, preset in candidates.items():
         if len(preset.mean) not in (1, images.shape[0]):
             continue
         try:
-            traced = trace(net, replace(few, normalize=preset), layers=[last])
-        except WgeoError:  # features that overflow under a wrong scale are no candidate
+            traced = trace(net, replace(subset, normalize=preset), layers=[last])
+        except WgeoError:  # features may overflow under a wrong scale
             continue
         if traced.predictions is not None:
-            right[name] = traced.predictions == few.y
-    if used.name not in right:
+            correct[name] = traced.predictions == subset.y
+    if used.name not in correct:
         return {}
-    tried = [{"name": name, "accuracy": float(hits.mean())} for name, hits in right.items()]
-    best = max(right, key=lambda name: right[name].sum())
-    better = best if _clearly_better(right[best], right[used.name]) else None
+    tried = [{"name": name, "accuracy": float(hits.mean())} for name, hits in correct.items()]
+    best = max(correct, key=lambda name: correct[name].sum())
+    better = best if _clearly_better(correct[best], correct[used.name]) else None
     return {"tried": tried, "images": len(rows), "better": better}
 
 
 def _clearly_better(a: np.ndarray, b: np.ndarray) -> bool:
-    """Whether more images are right in `a` alone than in `b` alone (exact McNemar test)."""
+    """Whether significantly more images are correct only in `a` than only in `b` (McNemar)."""
     gained, lost = int((a & ~b).sum()), int((b & ~a).sum())
     if gained <= lost:
         return False
     return bool(binomtest(gained, gained + lost).pvalue <= THRESHOLDS["chance_level"])
-
-
-def normalization_words(facts: Mapping[str, Any] | None) -> str:
-    """``imagenet (architecture)``: how pixels were normalized, for a header; empty if unknown."""
-    return f"{facts['name']} ({facts['source']})" if facts else ""

@@ -1,4 +1,4 @@
-"""What a reader is shown of features that a record does not hold."""
+"""Two-dimensional views of the features, for the figures and reports of a record."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from jaxtyping import Float
 
 from ..trajectory import Segment
 
-_IN_VIEW = 200  # samples a report shows moving
-_MOST_CLASSES = 100  # of whose last layer a record keeps all directions
+_IN_VIEW = 200  # samples that a report animates
+_MAX_CLASSES = 100  # up to which a record keeps all directions of the last layer
 
 
 def class_view(segment: Segment, labels: np.ndarray) -> dict[str, Any]:
-    """Return the class means of every layer in the plane that shows most of their movement.
+    """Project the class means of every layer onto the plane with most of their variance.
 
-    The plane is that of the first two principal components of all class means of the segment's
-    layers together; ``explained`` is the share of their variance along each. ``points`` are the
-    first samples of every class, about `_IN_VIEW` in all, in the same plane; ``labels`` say which
-    of ``classes`` each is of. ``end`` has means and points of the last layer in every direction
-    that its class means differ in, for `training_view`; None for a great many classes.
+    The plane is spanned by the first two principal components of the class means of all layers of
+    the segment; ``explained`` is the share of their variance along each. ``points`` are the first
+    samples of every class, about `_IN_VIEW` in total, in the same plane; ``labels`` are their
+    indices into ``classes``. ``end`` has means and points of the last layer in the span of its
+    class means, for `training_view`; None for more than 100 classes.
     """
     classes = np.unique(labels)
     means = np.stack(
@@ -34,36 +34,36 @@ def class_view(segment: Segment, labels: np.ndarray) -> dict[str, Any]:
     centre = flat.mean(0)
     _, scales, axes = np.linalg.svd(flat - centre, full_matrices=False)
 
-    def seen(x: np.ndarray) -> np.ndarray:
+    def project(x: np.ndarray) -> np.ndarray:
         plane = (x - centre) @ axes[:2].T
         return np.pad(plane, ((0, 0), (0, 2 - plane.shape[1])))
 
-    each = max(1, _IN_VIEW // len(classes))
-    shown = np.concatenate([np.flatnonzero(labels == k)[:each] for k in classes])
-    digits = 4 - int(np.ceil(np.log10(scales[0]))) if scales[0] > 0 else 4  # enough to draw
-    points = np.stack([seen(array[shown]) for array in segment.arrays])
+    per_class = max(1, _IN_VIEW // len(classes))
+    rows = np.concatenate([np.flatnonzero(labels == k)[:per_class] for k in classes])
+    digits = 4 - int(np.ceil(np.log10(scales[0]))) if scales[0] > 0 else 4  # enough for a figure
+    points = np.stack([project(array[rows]) for array in segment.arrays])
     return {
-        "class_means": seen(flat).reshape(len(means), len(classes), 2).tolist(),
+        "class_means": project(flat).reshape(len(means), len(classes), 2).tolist(),
         "classes": classes.tolist(),
         "explained": _explained(scales),
         "points": points.round(digits).tolist(),
-        "labels": np.searchsorted(classes, labels[shown]).tolist(),
-        "end": _end(means[-1], np.asarray(segment.arrays[-1][shown], dtype=np.float64)),
+        "labels": np.searchsorted(classes, labels[rows]).tolist(),
+        "end": _end(means[-1], np.asarray(segment.arrays[-1][rows], dtype=np.float64)),
     }
 
 
 def _explained(scales: Float[np.ndarray, " r"]) -> list[float]:
-    """Shares of the variance along the two axes; two classes may span one only."""
+    """Return the shares of variance along the two axes; two classes span only one."""
     shares = np.zeros(2)
     if scales.any():
-        kept = (scales**2 / (scales**2).sum())[:2]
-        shares[: len(kept)] = kept
+        leading = (scales**2 / (scales**2).sum())[:2]
+        shares[: len(leading)] = leading
     return shares.tolist()
 
 
 def _end(means: Float[np.ndarray, "K d"], points: Float[np.ndarray, "n d"]) -> Any:
-    """Class means and samples from the centre of the means, in an orthonormal basis of the span."""
-    if len(means) > _MOST_CLASSES:
+    """Return centred class means and samples in an orthonormal basis of the means' span."""
+    if len(means) > _MAX_CLASSES:
         return None
     centre = means.mean(0)
     left, scales, axes = np.linalg.svd(means - centre, full_matrices=False)
@@ -78,12 +78,12 @@ def _end(means: Float[np.ndarray, "K d"], points: Float[np.ndarray, "n d"]) -> A
 
 
 def training_view(records: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
-    """Return where the classes of the last layer go over the epochs of a training, in one plane.
+    """Return the paths of the last layer's class means over the epochs of training, in one plane.
 
-    Every epoch is brought to the same spread (root mean square over the samples in view) and turned
-    onto the epoch after it (orthogonal Procrustes on the class means): neither size nor orientation
-    say anything about collapse. The plane is that of the first two principal components of all
-    epochs' class means together.
+    Every epoch is scaled to the same spread (root mean square over the samples in view) and rotated
+    onto the next epoch (orthogonal Procrustes on the class means), since scale and orientation are
+    irrelevant to collapse. The plane is spanned by the first two principal components of the class
+    means of all epochs.
 
     Parameters
     ----------
@@ -93,12 +93,12 @@ def training_view(records: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None
     Returns
     -------
     dict or None
-        ``layers``, the epochs' names, and ``view`` as that of a segment; None where a record has no
-        such view, or they show different samples.
+        ``layers``, the epochs' names, and ``view``, like that of a segment; None if a record has no
+        such view, or if the records show different samples.
     """
     views = [(record["segments"] or [{}])[-1].get("view") or {} for record in records]
-    shown = [(view.get("classes"), view.get("labels")) for view in views]
-    if not all(view.get("end") for view in views) or any(each != shown[0] for each in shown):
+    samples = [(view.get("classes"), view.get("labels")) for view in views]
+    if not all(view.get("end") for view in views) or any(each != samples[0] for each in samples):
         return None
     means, points = (_stacked([view["end"][key] for view in views]) for key in _END)
     for k in range(len(means)):
@@ -116,8 +116,8 @@ def training_view(records: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None
         "view": {
             "class_means": ((means - flat.mean(0)) @ plane).round(5).tolist(),
             "points": ((points - flat.mean(0)) @ plane).round(5).tolist(),
-            "classes": shown[0][0],
-            "labels": shown[0][1],
+            "classes": samples[0][0],
+            "labels": samples[0][1],
             "explained": _explained(scales),
         },
     }
@@ -127,7 +127,7 @@ _END = ("class_means", "points")
 
 
 def _stacked(arrays: Sequence[Any]) -> Float[np.ndarray, "E n r"]:
-    """Coordinates of as many directions as any epoch has, zero in those that an epoch lacks."""
-    given = [np.array(array, dtype=np.float64) for array in arrays]
-    r = max(array.shape[1] for array in given)
-    return np.stack([np.pad(array, ((0, 0), (0, r - array.shape[1]))) for array in given])
+    """Stack the epochs' coordinates, padded with zeros to the largest number of directions."""
+    padded = [np.array(array, dtype=np.float64) for array in arrays]
+    r = max(array.shape[1] for array in padded)
+    return np.stack([np.pad(array, ((0, 0), (0, r - array.shape[1]))) for array in padded])

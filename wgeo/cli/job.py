@@ -70,8 +70,8 @@ class Job:
 
     @cached_property
     def key(self) -> str:
-        """SHA-256 of everything that affects the results: contents, not paths."""
-        from ..analysis.beside import REFERENCES
+        """SHA-256 of everything that decides the numbers: contents rather than paths."""
+        from ..analysis.controls import REFERENCES
         from ..runtime.memory import memory_limit
         from ..storage.store import digest
 
@@ -115,7 +115,7 @@ class Job:
 
     def _of_store(self, command: str) -> Analysis:
         from ..analysis import analyze_trajectory
-        from ..analysis.beside import REFERENCES
+        from ..analysis.controls import REFERENCES
         from ..trajectory import Trajectory
 
         reference: Any = self.options["reference"]
@@ -126,7 +126,7 @@ class Job:
 
     def _of_network(self, command: str, store: str | None) -> Analysis:
         from ..analysis import analyze
-        from ..analysis.beside import REFERENCES
+        from ..analysis.controls import REFERENCES
 
         options = self.options
         reference: Any = options["reference"]

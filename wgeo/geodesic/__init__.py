@@ -1,7 +1,7 @@
 """Does a network move its samples along a Wasserstein geodesic?
 
-`straightness` measures a trajectory, `straighter_than` tests it against another,
-`bias_curve` shows what the number of samples does to the distances.
+`straightness` measures a trajectory, `straighter_than` tests it against another, and `bias_curve`
+shows how distances depend on the number of samples.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 from .._deprecated import moved_names
 from .bias import BiasCurve, bias_curve
 from .gradient_maps import BrenierResult, brenier
-from .judge import StraighterThan, straighter_than
 from .measure import straightness
 from .result import BlockTransport, SegmentStraightness, Straightness
+from .significance import StraighterThan, straighter_than
 
 __all__ = [
     "BiasCurve",
@@ -42,5 +42,7 @@ if not TYPE_CHECKING:  # or every name would count as defined
             DeprecationWarning,
             stacklevel=2,
         )
-        analysis = importlib.import_module("wgeo.analysis")  # which stands above this package
-        return lambda straight: " ".join(said.words for said in analysis.sentences(straight))
+        analysis = importlib.import_module("wgeo.analysis")  # a package above this one
+        return lambda straight: " ".join(
+            sentence.words for sentence in analysis.sentences(straight)
+        )

@@ -1,4 +1,4 @@
-"""How W2, ot_score and resolution depend on the number of samples: the bias, shown."""
+"""Dependence of W2, ot_score and resolution on the number of samples: the bias curve."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class BiasPoint:
-    """Means over random subsets of one size, and standard deviations between them.
+    """Means over random subsets of one size, and standard deviations between subsets.
 
-    A figure is None where it is undefined; a deviation where there was one subset only.
+    A value is None if it is undefined, and so is a deviation if there was only one subset.
     """
 
     size: int
@@ -39,20 +39,20 @@ class BiasPoint:
 
 @dataclass(frozen=True, eq=False)
 class BiasCurve:
-    """Figures of a pair of layers over the number of samples, ascending."""
+    """Measures of a pair of layers over the number of samples, in ascending order."""
 
     points: tuple[BiasPoint, ...]
 
     def samples_for(self, wanted: float = LOW_RESOLUTION) -> int | None:
-        """Return how many samples would have this resolution, None where no number is in sight.
+        """Return the number of samples with the resolution `wanted`; None if it is out of reach.
 
-        Extrapolated along the power law through the curve: nearest neighbours come closer as
-        N^(-1/k) in k effective dimensions, displacements stay.
+        The extrapolation fits a power law to the curve: nearest neighbours come closer as N^(-1/k)
+        in k effective dimensions, while displacements keep their size.
         """
-        seen = [(p.size, p.resolution) for p in self.points if p.resolution]
-        if len(seen) < 2:
+        resolutions = [(p.size, p.resolution) for p in self.points if p.resolution]
+        if len(resolutions) < 2:
             return None
-        sizes, values = np.log(np.array(seen)).T
+        sizes, values = np.log(np.array(resolutions)).T
         slope, intercept = np.polyfit(sizes, values, 1)
         if slope <= 0:
             return None
@@ -60,11 +60,11 @@ class BiasCurve:
         return int(np.ceil(np.exp(exponent))) if exponent < np.log(1e12) else None
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain numbers, ready for JSON."""
+        """Return plain numbers, ready for JSON."""
         return {"points": [plain(p) for p in self.points], "enough": self.samples_for()}
 
     def to_pandas(self) -> pd.DataFrame:
-        """Return a table with a row a size."""
+        """Return a table with one row per size."""
         return as_table([plain(p) for p in self.points])
 
 
@@ -80,9 +80,10 @@ def bias_curve(
     """Measure paired clouds on random subsets of growing size.
 
     Empirical W2 converges at N^(-1/d) in d effective dimensions (Fournier and Guillin 2015, thm
-    1), so a distance, and an ot_score, of few samples is biased; where the curve is still
-    moving at its end, so is the value there. This is m-out-of-n subsampling: the spread between
-    subsets, times sqrt(m / n), is the sampling spread at n, and the drift of the mean the bias.
+    1), so a distance or an ot_score of few samples is biased. If the curve is still changing at
+    its end, the value depends on the number of samples. This is m-out-of-n subsampling: the spread
+    between subsets times sqrt(m / n) estimates the sampling spread at n, and the drift of the mean
+    shows the bias.
 
     Parameters
     ----------
@@ -91,15 +92,18 @@ def bias_curve(
     sizes : sequence of int, optional
         Default n/16, n/8, n/4, n/2, n.
     repeats : int
-        Subsets a size, disjoint where n is large enough; the whole sample is measured once.
+        Number of subsets per size, disjoint if n is large enough; the whole sample is measured
+        once.
     """
     x, y = (as_numpy(as_points(p, name=name)) for p, name in ((x, "x"), (y, "y")))
     if x.shape != y.shape:
-        raise ArgumentError(f"x and y must be paired, row by row; shapes {x.shape} and {y.shape}.")
+        raise ArgumentError(
+            f"x and y must be paired, row by row; their shapes are {x.shape} and {y.shape}."
+        )
     n = len(x)
     sizes = sorted({n // k for k in (16, 8, 4, 2, 1)} - {0, 1}) if sizes is None else sorted(sizes)
     if repeats < 1 or not sizes or sizes[0] < 2 or sizes[-1] > n:
-        raise ArgumentError(f"sizes must lie between 2 and {n}, repeats be at least 1.")
+        raise ArgumentError(f"sizes must lie between 2 and {n}, and repeats must be at least 1.")
     solver = Exact() if solver is None else solver
     rng = np.random.default_rng(seed)
     return BiasCurve(
@@ -125,7 +129,7 @@ def _subsets(
 def _point(pairs: Sequence[tuple[np.ndarray, np.ndarray]], solver: Any) -> BiasPoint:
     distance = np.array([wasserstein(x, y, solver=solver).distance for x, y in pairs])
     paired = np.array([np.mean(((x - y).astype(np.float64) ** 2).sum(1)) for x, y in pairs])
-    resolved = [r for r in (resolution(x, y) for x, y in pairs) if r is not None]
+    resolutions = [r for r in (resolution(x, y) for x, y in pairs) if r is not None]
     scores = np.minimum(distance[paired > 0] ** 2 / paired[paired > 0], 1.0)
     return BiasPoint(
         size=len(pairs[0][0]),
@@ -134,7 +138,7 @@ def _point(pairs: Sequence[tuple[np.ndarray, np.ndarray]], solver: Any) -> BiasP
         distance_deviation=_deviation(distance),
         ot_score=float(scores.mean()) if len(scores) else None,
         ot_score_deviation=_deviation(scores),
-        resolution=float(np.mean(resolved)) if resolved else None,
+        resolution=float(np.mean(resolutions)) if resolutions else None,
     )
 
 

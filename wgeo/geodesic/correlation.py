@@ -1,6 +1,6 @@
-"""The correlation score of a pair of layers, and W2 with each cloud's mean taken off.
+"""The correlation score of a pair of layers, and W2 between centred clouds.
 
-A translation never changes which coupling is optimal: with m = mean(y - x), u = x - mean x and
+A translation does not change which coupling is optimal: with m = mean(y - x), u = x - mean x and
 v = y - mean y, ``W2^2(x, y) = |m|^2 + W2^2(u, v)``, so centred values need no further solve.
 """
 
@@ -19,7 +19,7 @@ from ..transport import Status, TransportResult, wasserstein
 from .result import Score
 
 _UNIT = float(np.finfo(np.float64).eps) / 2
-_CANCELLED = 1e-6  # width of a centred W2^2, relative to S, from which the shift has eaten digits
+_CANCELLED = 1e-6  # width of a centred W2^2, relative to S, that means cancellation by the shift
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,11 +32,11 @@ class Moments:
     centres : ndarray, (L + 1, d)
         The layers' means, as rounded to float64.
     rest : ndarray, (L + 1, d)
-        Mean of x - centre: what that rounding left.
+        Mean of x - centre, the rounding error of the centres.
     products : ndarray, (L + 1, L + 1)
         mean <u_i, u_j> of the centred features.
     floor : float
-        Spread up to which a layer is a point: what rounding of its features alone can make.
+        Largest spread that rounding of the features alone can cause; up to it a layer is a point.
     """
 
     arrays: Sequence[Float[np.ndarray, "n d"]]
@@ -47,7 +47,7 @@ class Moments:
 
     @classmethod
     def of(cls, arrays: Sequence[Float[np.ndarray, "n d"]], floor: float) -> Moments:
-        """Read every layer twice, some rows at a time."""
+        """Compute the moments in two passes over every layer, some rows at a time."""
         count, (n, d) = len(arrays), arrays[0].shape
         centres = np.stack([mean_of(array) for array in arrays])
 
@@ -66,25 +66,25 @@ class Moments:
         return np.where(spread > self.floor, spread, 0.0)
 
     def shift(self, i: int, j: int) -> Float[np.ndarray, " d"]:
-        """The mean of layer j less that of layer i."""
+        """Return the mean of layer j minus the mean of layer i."""
         return (self.centres[j] - self.centres[i]) + (self.rest[j] - self.rest[i])
 
     def pair(
         self, i: int, j: int, result: TransportResult, *, potentials: bool = False
     ) -> CentredPair:
-        """Layers i and j, W2 between which was solved; with potentials where they are asked for."""
+        """Return the centred pair of layers i and j, given the solved W2 between them."""
         result = result if potentials else replace(result, potentials=None)
         return CentredPair.of(self, i, j, result)
 
 
 @dataclass(frozen=True, eq=False)
 class CentredPair:
-    """Two layers with their means taken off.
+    """Two centred layers.
 
     Attributes
     ----------
     transport : TransportResult
-        W2(u, v): its interval, and potentials of u and v.
+        W2(u, v) with its interval, and potentials of u and v.
     shift : float
         |m|^2.
     corr_score : (value, low, high), or None
@@ -97,30 +97,30 @@ class CentredPair:
 
     @classmethod
     def of(cls, moments: Moments, i: int, j: int, result: TransportResult) -> CentredPair:
-        """Take the shift off a solved pair; solve again only where it has eaten the digits."""
+        """Subtract the shift from a solved pair; solve again only if that cancels the digits."""
         shift, error = _squared_shift(moments, i, j)
         total = float(moments.products[i, i] + moments.products[j, j])
         low, high = result.lower**2 - shift - error, result.upper**2 - shift + error
         if result.status is Status.CERTIFIED and shift > total and high - low > _CANCELLED * total:
-            return replace(_solved_again(moments, i, j, result), shift=shift)
-        transport = _less_shift(moments, i, j, result, shift, (low, high))
+            return replace(_solve_again(moments, i, j, result), shift=shift)
+        transport = _without_shift(moments, i, j, result, shift, (low, high))
         score = _corr_score(moments, i, j, transport.cost, (low, high))
         return cls(transport, shift, score)
 
 
 def pair_score(x: np.ndarray, y: np.ndarray, solver: Any) -> Score | None:
-    """The certified correlation score of row i of x with row i of y."""
+    """Return the certified correlation score of the pairing of row i of x with row i of y."""
     return solved_pair(x, y, solver).corr_score
 
 
 def solved_pair(x: np.ndarray, y: np.ndarray, solver: Any) -> CentredPair:
-    """W2 of the centred rows of x and of y, and the correlation score of row i with row i."""
+    """Return W2 between the centred rows of x and y, and the correlation score of their pairing."""
     moments = Moments.of((x, y), rounding_of((x, y)))
     return moments.pair(0, 1, wasserstein(x, y, solver=solver))
 
 
 def rounding_of(arrays: Sequence[np.ndarray]) -> float:
-    """Return the largest W2, or spread, that rounding of the features alone can make."""
+    """Return the largest W2, or spread, that rounding of the features alone can cause."""
     eps = max(np.finfo(a.dtype if a.dtype.kind == "f" else np.float64).eps for a in arrays)
     square = max(
         sum_over_rows(lambda _, part: [float(np.vdot(part, part))], a)[0] / len(a) for a in arrays
@@ -128,20 +128,20 @@ def rounding_of(arrays: Sequence[np.ndarray]) -> float:
     return 4 * float(eps) * float(np.sqrt(square))
 
 
-def _relative(moments: Moments) -> float:
-    """Worst-case relative rounding error of a sum over all entries of a layer, doubled."""
+def _relative_error(moments: Moments) -> float:
+    """Return twice the worst-case relative rounding error of a sum over a layer's entries."""
     n, d = moments.arrays[0].shape
     return 2 * _UNIT * (n * d + 64)
 
 
 def _squared_shift(moments: Moments, i: int, j: int) -> tuple[float, float]:
-    """|m|^2, and a bound on its rounding error."""
+    """Return |m|^2 and a bound on its rounding error."""
     n, d = moments.arrays[0].shape
     vector = moments.shift(i, j)
     length = float(np.linalg.norm(vector))
-    # Each mean of x - centre is off by n roundings of a spread; differences of means by one each.
-    off = 2 * _UNIT * (length + (n + 8) * float(moments.spread[i] + moments.spread[j]))
-    return length**2, 2 * length * off + off**2 + 2 * _UNIT * (d + 8) * length**2
+    # The mean of x - centre has an error of n roundings of a spread, a difference of means of one.
+    error = 2 * _UNIT * (length + (n + 8) * float(moments.spread[i] + moments.spread[j]))
+    return length**2, 2 * length * error + error**2 + 2 * _UNIT * (d + 8) * length**2
 
 
 def _corr_score(
@@ -154,22 +154,24 @@ def _corr_score(
     sd_x, sd_y = moments.spread[[i, j]]
     if not (sd_x > 0 and sd_y > 0):
         return None
-    most = sd_x * sd_y  # what no coupling exceeds (Cauchy and Schwarz)
-    total, error = sd_x**2 + sd_y**2, _relative(moments) * (sd_x**2 + sd_y**2)
-    own, off = float(moments.products[i, j]), _relative(moments) * most
-    # The most that a coupling attains, mean <u, v>; the own pairing and an unrelated one are two.
-    low = max((total - interval[1] - error) / 2, own - off, 0.0)
-    high = max(min((total - interval[0] + error) / 2, most + off), low)
-    if high == 0 or (own - off < 0 and low == 0):
+    most = sd_x * sd_y  # upper bound for every coupling (Cauchy and Schwarz)
+    total, error = sd_x**2 + sd_y**2, _relative_error(moments) * (sd_x**2 + sd_y**2)
+    own, own_error = float(moments.products[i, j]), _relative_error(moments) * most
+    # Bounds on the largest mean <u, v> of any coupling, such as the own or an unrelated pairing.
+    low = max((total - interval[1] - error) / 2, own - own_error, 0.0)
+    high = max(min((total - interval[0] + error) / 2, most + own_error), low)
+    if high == 0 or (own - own_error < 0 and low == 0):
         return None  # nothing bounds the score from below
-    lowest = (own - off) / (high if own - off >= 0 else low)
-    highest = min((own + off) / (low if own + off >= 0 else high), 1.0) if low > 0 else 1.0
+    lowest = (own - own_error) / (high if own - own_error >= 0 else low)
+    highest = (
+        min((own + own_error) / (low if own + own_error >= 0 else high), 1.0) if low > 0 else 1.0
+    )
     best = min(max((total - cost) / 2, low), high)
     value = own / best if best > 0 else 1.0
     return float(min(max(value, lowest), highest)), float(lowest), float(highest)
 
 
-def _less_shift(
+def _without_shift(
     moments: Moments,
     i: int,
     j: int,
@@ -177,11 +179,11 @@ def _less_shift(
     shift: float,
     interval: tuple[float, float],
 ) -> TransportResult:
-    """W2 of the centred clouds from that of the clouds given, and their potentials."""
+    """Return W2 between the centred clouds, with potentials, from W2 between the clouds."""
     low, high = (max(end, 0.0) for end in interval)
     potentials = result.potentials
     if potentials is not None:
-        along_x, along_y = _along(moments, i, j)
+        along_x, along_y = _along_shift(moments, i, j)
         f, g = (np.asarray(part, dtype=np.float64) for part in potentials)
         potentials = (f + 2 * along_x - shift, g - 2 * along_y)
     return replace(
@@ -193,31 +195,33 @@ def _less_shift(
     )
 
 
-def _along(
+def _along_shift(
     moments: Moments, i: int, j: int
 ) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]:
-    """<m, u_i> and <m, v_i> of every sample."""
+    """Return <m, u_i> and <m, v_i> for every sample."""
     x, y = moments.arrays[i], moments.arrays[j]
-    vector, mine = moments.shift(i, j), processes.shard(len(x))
+    vector, local_rows = moments.shift(i, j), processes.shard(len(x))
     along = np.zeros((2, len(x)))
-    for rows, parts in row_chunks(x, y, within=mine):
+    for rows, parts in row_chunks(x, y, within=local_rows):
         for out, part, layer in zip(along, parts, (i, j), strict=True):
             out[rows] = (part - moments.centres[layer]) @ vector
     along = processes.all_reduce_sum(along)
     return along[0], along[1]
 
 
-def _solved_again(moments: Moments, i: int, j: int, result: TransportResult) -> CentredPair:
-    """Solve between the centred clouds, from the coupling found: `Exact` only has to prove it."""
+def _solve_again(moments: Moments, i: int, j: int, result: TransportResult) -> CentredPair:
+    """Solve between the centred clouds, starting from the known coupling, with `Exact`."""
     clouds = []
     for layer in (i, j):
         array, centre = moments.arrays[layer], moments.centres[layer]
 
-        def made(part: slice, array: np.ndarray = array, centre: np.ndarray = centre) -> np.ndarray:
+        def centred(
+            part: slice, array: np.ndarray = array, centre: np.ndarray = centre
+        ) -> np.ndarray:
             return as_float64(array[part]) - centre
 
-        clouds.append(materialize(moments.arrays, LazyRows(array.shape, made)))
+        clouds.append(materialize(moments.arrays, LazyRows(array.shape, centred)))
     start = result.coupling
     permutation = isinstance(start, np.ndarray) and start.ndim == 1
-    solved = wasserstein(*clouds, coupling=start if permutation else None)
-    return Moments.of(clouds, moments.floor).pair(0, 1, solved)
+    solution = wasserstein(*clouds, coupling=start if permutation else None)
+    return Moments.of(clouds, moments.floor).pair(0, 1, solution)

@@ -1,11 +1,11 @@
-"""Is a block an optimal map? Its Jacobian says so at every point, whatever the number of samples.
+"""Is a block an optimal map? A test of its Jacobian, which does not depend on the sample size.
 
-A map T is optimal for the squared cost exactly where it is the gradient of a convex function
+A map T is optimal for the squared cost if and only if it is the gradient of a convex function
 (Brenier 1991): its Jacobian J is then symmetric and positive semi-definite. Products J v
-(forward mode) and J^T v (reverse mode) test both without ever forming J.
+(forward mode) and J^T v (reverse mode) test both without forming J.
 
-No block of a trained network has this property exactly, so a block counts as excluded from being a
-gradient of a convex function if it misses by more than ``SYMMETRIC`` or ``CONVEX``.
+No block of a trained network has this property exactly, so a block is excluded from being the
+gradient of a convex function only if it deviates by more than ``SYMMETRIC`` or ``CONVEX``.
 """
 
 from __future__ import annotations
@@ -43,62 +43,64 @@ if TYPE_CHECKING:
 SYMMETRIC = 0.01
 """Asymmetry up to which a Jacobian counts as symmetric.
 
-Its antisymmetric part then has at most a tenth of the norm of its symmetric part; a planar rotation
-by 5.7 degrees has this asymmetry.
+The norm of its antisymmetric part is then at most a tenth of that of its symmetric part. A planar
+rotation by 5.7 degrees has this asymmetry.
 """
 NEARLY_SYMMETRIC = 0.1
 """Asymmetry up to which a Jacobian counts as nearly symmetric.
 
-That of a planar rotation by 17.5 degrees. Its correlation score, 0.95, is the one from which a map
-of samples is called nearly optimal.
+A planar rotation by 17.5 degrees has this asymmetry, and a correlation score of 0.95, from which a
+map of samples is called nearly optimal.
 """
 CONVEX = 0.01
-"""Share of the largest eigenvalue, in size, down to minus which the smallest is not negative."""
+"""Relative size of a negative eigenvalue, compared with the largest, that counts as zero."""
 
-_BASIS_BYTES = 2**29  # of Lanczos vectors held at once
+_BASIS_BYTES = 2**29  # of Lanczos vectors in memory
 _NEGATIVE = 1e-9  # beyond rounding: relative to the largest eigenvalue
 _ASYMMETRIES = ("asymmetry", "displacement_asymmetry", "branch_asymmetry")
 _EIGENVALUES = ("min_eigenvalue", "residual", "scale")
-_CLAMPED = 0.01  # share of exact zeros, and no negative output, by which a final ReLU is known
+_CLAMPED = 0.01  # share of exact zeros, without negative outputs, that indicates a final ReLU
 
 
 @dataclass(frozen=True, eq=False)
 class BrenierResult:
-    """How far a map is from the gradient of a convex function, at sampled points.
+    """Deviation of a map from the gradient of a convex function, at sampled points.
 
     Attributes
     ----------
-    asymmetry : float in [0, inf), or None where undefined
-        Mean over points of E||J v - J^T v||^2 / E||J v + J^T v||^2: squared norm of the Jacobian's
-        antisymmetric part over that of its symmetric part. 0 for a gradient; tan^2(delta) for a
-        rotation by delta in the plane; about 1 for a matrix of independent entries.
+    asymmetry : float in [0, inf), or None if undefined
+        Mean over points of E||J v - J^T v||^2 / E||J v + J^T v||^2: the squared norm of the
+        Jacobian's antisymmetric part over that of its symmetric part. 0 for a gradient;
+        tan^2(delta) for a rotation by delta in the plane; about 1 for a matrix of independent
+        entries.
     displacement_asymmetry : float or None
-        The same of the displacement T(x) - x alone, J - I in place of J. If the map ends in a ReLU,
-        J - I is -1 on the diagonal of every unit that is off there: a symmetric part that has
-        nothing to do with the branch, and hides its asymmetry.
+        The same for the displacement T(x) - x, with J - I in place of J. If the map ends in a ReLU,
+        J - I has -1 on the diagonal for every inactive unit: a symmetric part that is unrelated to
+        the branch and hides its asymmetry.
     branch_asymmetry : float or None
-        The same of J - D, D the derivative of the ReLU that ends the map (I if none does): of a
-        block ReLU(x + F(x)), D F', the branch's Jacobian at the units that are on.
+        The same for J - D, with D the derivative of the ReLU that ends the map (I without one). For
+        a block ReLU(x + F(x)) this is D F', the branch's Jacobian at the active units.
     dead_share : float in [0, 1]
-        Share of the outputs that a final ReLU holds at 0; 0 without one.
+        Share of the outputs that a final ReLU sets to 0; 0 without one.
     min_eigenvalue : float
-        Mean over points of the smallest eigenvalue of (J + J^T) / 2. Negative where no convex
-        function has this gradient. Lanczos approaches it from above, within `residual`.
+        Mean over points of the smallest eigenvalue of (J + J^T) / 2. If it is negative, no
+        convex function has this gradient. Lanczos approaches it from above, within `residual`.
     lowest_eigenvalue : float
-        The smallest of them over all points.
+        The minimum over all points.
     negative_share : float in [0, 1]
-        Share of points where it is negative beyond rounding.
+        Share of points at which it is negative beyond rounding.
     relative_eigenvalue : float in [-1, 1]
-        Mean over points of the smallest eigenvalue over the largest in size.
+        Mean over points of the smallest eigenvalue, relative to the largest in absolute value.
     residual : float
-        Largest bound, over points, on the distance from the value found to an eigenvalue.
+        Largest bound, over points, on the distance from the computed value to an eigenvalue.
     intervals : dict of (low, high)
         95 % BCa bootstrap intervals over points of the means and the share above.
     per_point : dict of ndarray, (points,)
         ``asymmetry``, ``displacement_asymmetry``, ``branch_asymmetry``, ``min_eigenvalue``,
-        ``relative_eigenvalue``, ``residual``, ``dead_share``; NaN where undefined.
+        ``relative_eigenvalue``, ``residual``, ``dead_share``; NaN if undefined.
     probes, lanczos : int
-        Probes for the asymmetries, Lanczos steps (at most the dimension) for the eigenvalue.
+        Number of probes for the asymmetries, and of Lanczos steps (at most the dimension) for the
+        eigenvalue.
     seconds : float
     """
 
@@ -124,29 +126,29 @@ class BrenierResult:
 
     @property
     def excluded_by(self) -> tuple[str, ...]:
-        """Why the map is no gradient of a convex function, by the intervals' nearer ends.
+        """Why the map is not the gradient of a convex function, by the intervals' nearer ends.
 
         ``asymmetry``, if it is above ``SYMMETRIC``; ``eigenvalue``, if `relative_eigenvalue` is
-        below -``CONVEX``, which holds the more for an eigenvalue that Lanczos has yet to reach.
-        Without intervals the values decide. Empty if neither: at these points nothing speaks
-        against it.
+        below -``CONVEX`` (the true eigenvalue, which Lanczos bounds from above, is lower still).
+        Without intervals the values decide. Empty if there is no evidence against it at these
+        points.
         """
-        found = []
+        reasons = []
         low, _ = self.intervals.get("asymmetry", (self.asymmetry, None))
         _, high = self.intervals.get("relative_eigenvalue", (None, self.relative_eigenvalue))
         if low is not None and low > SYMMETRIC:
-            found.append("asymmetry")
+            reasons.append("asymmetry")
         if high is not None and high < -CONVEX:
-            found.append("eigenvalue")
-        return tuple(found)
+            reasons.append("eigenvalue")
+        return tuple(reasons)
 
     @property
     def excluded(self) -> bool:
-        """Whether the map is no gradient of a convex function, for one reason or both."""
+        """Whether the map is not the gradient of a convex function, for at least one reason."""
         return bool(self.excluded_by)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain numbers and lists, ready for JSON; None where undefined."""
+        """Return plain numbers and lists, ready for JSON; None if undefined."""
         return {
             "asymmetry": self.asymmetry,
             "displacement_asymmetry": self.displacement_asymmetry,
@@ -167,7 +169,7 @@ class BrenierResult:
         }
 
     def to_pandas(self) -> pd.DataFrame:
-        """Return a table with a row a point."""
+        """Return a table with one row per point."""
         return as_table(dict(self.per_point))
 
 
@@ -187,18 +189,19 @@ def brenier(
     Parameters
     ----------
     module : nn.Module or callable, (n, ...) -> (n, ...)
-        A block, several in a row (``nn.Sequential``), or any function that treats samples one by
-        one. A module is copied, in float64 and eval mode, and left as it was.
+        A block, a composition of blocks (``nn.Sequential``), or any function that treats samples
+        independently. A module is copied (to float64, eval mode) and not modified.
     x : array_like, (n, ...)
-        Points of its input space, of any shape: full spatial features, not pooled ones.
+        Points of its input space, of any shape: full spatial features, not pooled features.
     probes : int
-        Random vectors of signs a point (Hutchinson 1990), two products each.
+        Random sign vectors per point (Hutchinson 1990), two products each.
     lanczos : int
-        Steps a point at most, two products each; exact from the dimension on.
+        Maximum number of steps per point, two products each; exact if at least the dimension.
     tolerance : float
-        Go on with a point until its `residual` is at most this share of its largest eigenvalue.
+        Stop the steps of a point once its `residual` is at most this share of its largest
+        eigenvalue.
     batch_size : int
-        Points at once; no influence on the result beyond rounding.
+        Points per batch; it affects the result only by rounding.
     bootstrap : int
         Resamples of the points for the intervals.
     seed : int
@@ -206,15 +209,15 @@ def brenier(
     Raises
     ------
     ArgumentError
-        The output has another shape than the input (an optimal map is defined within one space: at
-        a change of stage test what follows it), samples influence each other, or the map cannot be
-        differentiated.
+        The output and the input have different shapes (an optimal map is defined within one space:
+        at a change of stage test the blocks after it), samples influence each other, or the map
+        cannot be differentiated.
     """
     if min(probes, lanczos, batch_size) < 1 or tolerance < 0:
         raise ArgumentError(
             "probes, lanczos and batch_size must be at least 1, and tolerance at least 0."
         )
-    began = time.perf_counter()
+    start_time = time.perf_counter()
     points = (x if isinstance(x, torch.Tensor) else torch.as_tensor(as_array(x, "x"))).detach()
     check_plain(points, "x")
     map_, device = _in_float64(module, points.device)
@@ -228,13 +231,13 @@ def brenier(
         chunks = range(0, len(points), rows)
         for start in track(chunks, "testing for gradient maps"):
             jacobian = Jacobian(map_, points[start : start + rows])
-            own = streams[start : start + rows]
-            on = _on(map_, jacobian.x, clamped)
+            generators = streams[start : start + rows]
+            active = _active(map_, jacobian.x, clamped)
             parts.append(
                 (
-                    *_asymmetries(jacobian, probes, own, on),
-                    (1 - on).flatten(1).mean(1),
-                    *lowest_eigenvalue(jacobian, lanczos, tolerance, own),
+                    *_asymmetries(jacobian, probes, generators, active),
+                    (1 - active).flatten(1).mean(1),
+                    *lowest_eigenvalue(jacobian, lanczos, tolerance, generators),
                 )
             )
     columns = [torch.cat(column).cpu().numpy() for column in zip(*parts, strict=True)]
@@ -264,7 +267,7 @@ def brenier(
         residual=float(per_point["residual"].max()),
         probes=probes,
         lanczos=min(lanczos, points[0].numel()),
-        seconds=time.perf_counter() - began,
+        seconds=time.perf_counter() - start_time,
         intervals={name: pair for name, pair in intervals.items() if pair is not None},
         per_point=per_point,
     )
@@ -272,9 +275,9 @@ def brenier(
 
 @dataclass(frozen=True, eq=False)
 class BrenierBlocks:
-    """The test at every block of a network, and over every run of blocks within one space.
+    """The test of every block of a network, and of every run of blocks within one space.
 
-    ``blocks`` maps a block's name, and ``segments`` the names of blocks in a row, to its result;
+    ``blocks`` maps the name of a block to its result, ``segments`` the names of a run of blocks;
     blocks that change the space are in neither.
     """
 
@@ -290,22 +293,22 @@ def brenier_blocks(
     Parameters
     ----------
     module : nn.Module
-        The network; left as it was.
+        The network; it is not modified.
     x : Tensor, (n, ...)
-        Inputs of the network, normalised; a few dozen are plenty.
+        Normalized inputs of the network; a few dozen are enough.
     names : sequence of str
-        The blocks, in execution order (`wgeo.blocks` finds them).
+        Names of the blocks, in execution order (see `wgeo.blocks`).
     **options
         As for `brenier`.
     """
     parts = dict(module.named_modules())
-    names = [name for name in names if name in parts]  # a sum in a forward is no module
+    names = [name for name in names if name in parts]  # a sum in a forward method is not a module
     entering: dict[str, torch.Tensor] = {}
     leaving: dict[str, torch.Tensor] = {}
     with evaluating(module), torch.no_grad(), hooked() as keep:
         for name in names:
-            keep(parts[name].register_forward_pre_hook(_into(entering, name)))
-            keep(parts[name].register_forward_hook(_into(leaving, name)))
+            keep(parts[name].register_forward_pre_hook(_store_in(entering, name)))
+            keep(parts[name].register_forward_hook(_store_in(leaving, name)))
         run(module, x)
     runs: list[list[str]] = []
     for name in names:
@@ -327,8 +330,8 @@ def brenier_blocks(
     return BrenierBlocks(blocks, segments)
 
 
-def _into(store: dict[str, torch.Tensor], name: str) -> Callable[..., None]:
-    """Return a hook, before or after a module, that keeps a copy of the tensor passing there."""
+def _store_in(store: dict[str, torch.Tensor], name: str) -> Callable[..., None]:
+    """Return a hook that stores a copy of a module's input (or output) tensor."""
 
     def hook(_: nn.Module, args: tuple[Any, ...], out: torch.Tensor | None = None) -> None:
         store[name] = (args[0] if out is None else out).detach().clone()
@@ -341,39 +344,39 @@ def _mean(values: np.ndarray) -> float | None:
 
 
 def _in_float64(module: nn.Module | Map, device: torch.device) -> tuple[Map, torch.device]:
-    """Return the map in float64 and eval mode, and where it lives; the caller's is not touched."""
+    """Return a copy of the map in float64 and eval mode, and its device."""
     if not isinstance(module, nn.Module):
         return lambda z: module(z.clone()), device
-    own = copy.deepcopy(module).double().eval().requires_grad_(False)
-    home = next((p.device for p in own.parameters()), device)
-    # A pre-activation block may overwrite its own input; a copy keeps the point where it is.
-    return lambda z: own(z.clone()), home
+    module = copy.deepcopy(module).double().eval().requires_grad_(False)
+    module_device = next((p.device for p in module.parameters()), device)
+    # A pre-activation block may overwrite its input, so it is given a copy.
+    return lambda z: module(z.clone()), module_device
 
 
 def _check(map_: Map, points: torch.Tensor) -> None:
     if points.ndim < 2 or points.numel() == 0:
-        raise ArgumentError(f"x must be (points, ...); it has shape {tuple(points.shape)}.")
+        raise ArgumentError(f"x must have shape (points, ...), not {tuple(points.shape)}.")
     if not bool(torch.isfinite(points).all()):
-        raise ArgumentError("x holds NaN or infinity; the map cannot be tested there.")
+        raise ArgumentError("x contains NaN or infinity; the map cannot be tested there.")
     few = points[:2]
     try:
         with torch.no_grad():
-            together, alone = map_(few), map_(few[:1])
+            joint, single = map_(few), map_(few[:1])
     except (RuntimeError, TypeError) as error:
         raise ArgumentError(
             f"The map cannot take points of shape {tuple(points.shape[1:])} in float64: {error}"
         ) from error
-    if not isinstance(together, torch.Tensor) or together.shape != few.shape:
-        shape = tuple(together.shape[1:]) if isinstance(together, torch.Tensor) else "no tensor"
+    if not isinstance(joint, torch.Tensor) or joint.shape != few.shape:
+        shape = tuple(joint.shape[1:]) if isinstance(joint, torch.Tensor) else type(joint).__name__
         raise ArgumentError(
             f"The map takes {tuple(points.shape[1:])} to {shape}. Only a map within one space can "
             "be the gradient of a function; at a change of stage test the blocks after it."
         )
-    scale = together.abs().max()
-    if bool((together[:1] - alone).abs().max() > 1e-9 * scale):
+    scale = joint.abs().max()
+    if bool((joint[:1] - single).abs().max() > 1e-9 * scale):
         raise ArgumentError(
-            "The map's output for a sample depends on the samples beside it (batch normalisation "
-            "in training mode?), so it is no map of the feature space."
+            "The map's output for a sample depends on the other samples of its batch (batch "
+            "normalization in training mode?), so it is not a map of the feature space."
         )
     try:
         Jacobian(map_, few, many=False).symmetric(torch.ones_like(few))
@@ -384,10 +387,10 @@ def _check(map_: Map, points: torch.Tensor) -> None:
 
 
 def _ends_in_relu(map_: Map, points: torch.Tensor) -> bool:
-    """Whether a ReLU, as a module or a function, is the last thing that the map does.
+    """Whether the map ends in a ReLU, as a module or a function.
 
-    Known by what it does: inputs of both signs give no negative output, but many that are exactly
-    zero.
+    It is recognized by its outputs: inputs of both signs give no negative outputs, but many that
+    are exactly zero.
     """
     noise = torch.randn(points[:2].shape, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
@@ -395,8 +398,8 @@ def _ends_in_relu(map_: Map, points: torch.Tensor) -> bool:
     return bool((out >= 0).all()) and float((out == 0).double().mean()) >= _CLAMPED
 
 
-def _on(map_: Map, x: torch.Tensor, clamped: bool) -> torch.Tensor:
-    """The derivative of the activation that ends the map, at every output: 1 or 0."""
+def _active(map_: Map, x: torch.Tensor, clamped: bool) -> torch.Tensor:
+    """Return the derivative of the final ReLU at every output: 1 or 0 (1 without a ReLU)."""
     if not clamped:
         return torch.ones_like(x)
     with torch.no_grad():
@@ -404,11 +407,11 @@ def _on(map_: Map, x: torch.Tensor, clamped: bool) -> torch.Tensor:
 
 
 def _asymmetries(
-    jacobian: Jacobian, probes: int, streams: Streams, on: torch.Tensor
+    jacobian: Jacobian, probes: int, streams: Streams, active: torch.Tensor
 ) -> tuple[Float[torch.Tensor, " n"], ...]:
-    """Return each point's asymmetries, as `_ASYMMETRIES` names them; NaN where both parts vanish.
+    """Return each point's asymmetries in the order of `_ASYMMETRIES`; NaN if both parts vanish.
 
-    I and D are diagonal, so that J, J - I and J - D have one antisymmetric part.
+    I and D are diagonal, so J, J - I and J - D have the same antisymmetric part.
     """
     n = len(jacobian.x)
     anti = torch.zeros(n).to(jacobian.x)
@@ -417,6 +420,6 @@ def _asymmetries(
         v = random_signs(jacobian.x, streams)
         forward, transpose = jacobian.forward(v), jacobian.transpose(v)
         anti += (forward - transpose).flatten(1).square().sum(1)
-        for part, taken in zip(symmetric, (0 * v, 2 * v, 2 * on * v), strict=True):
-            part += (forward + transpose - taken).flatten(1).square().sum(1)
+        for part, diagonal in zip(symmetric, (0 * v, 2 * v, 2 * active * v), strict=True):
+            part += (forward + transpose - diagonal).flatten(1).square().sum(1)
     return tuple(anti / part for part in symmetric)

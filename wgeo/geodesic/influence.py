@@ -1,6 +1,6 @@
-"""What each sample contributes to a segment's figures, so that resampling costs a matrix product.
+"""The contribution of each sample to a segment's measures: resampling costs a matrix product.
 
-Every figure of a segment is a function of column means: of the samples' own figures, of squared
+Every measure of a segment is a function of column means: of per-sample measures, of squared
 displacements, and of the influence functions of W2^2.
 """
 
@@ -15,16 +15,16 @@ from jaxtyping import Float, Int
 from ..trajectory import Segment
 from ..transport import TransportResult
 from .correlation import Moments, rounding_of
-from .paths import PathFigures, path_figures
+from .paths import PathMeasures, path_measures
 from .resampling import Resampled, resample
 
-TRAJECTORY_FIGURES = (
+TRAJECTORY_MEASURES = (
     "line_shape_score",
     "line_shape_ratio",
     "turning_angle",
     "orthogonal_share",
 )
-TRANSPORT_FIGURES = (
+TRANSPORT_MEASURES = (
     "distance",
     "length",
     "length_ratio",
@@ -33,29 +33,29 @@ TRANSPORT_FIGURES = (
     "ot_score",
 )
 MOVING = ("moving_blocks", "sqrt_moving_blocks")
-LINEARISED = (*TRANSPORT_FIGURES, *MOVING, "ot_score_centred", "corr_score")
+LINEARISED = (*TRANSPORT_MEASURES, *MOVING, "ot_score_centred", "corr_score")
 
 
 @dataclass(frozen=True, eq=False)
 class SegmentSample:
-    """A segment's samples as a table whose column means determine every figure.
+    """A segment's samples as a table whose column means determine every measure.
 
     Attributes
     ----------
-    path : PathFigures
+    path : PathMeasures
     steps : sequence of TransportResult
-        W2 between consecutive layers; empty where only trajectory figures are wanted.
+        W2 between consecutive layers; empty if only trajectory measures are needed.
     end : TransportResult or None
         W2 between the first and the last layer.
     floor : float
-        Distances up to here are rounding of the features, and count as zero.
+        Largest distance that rounding of the features can cause; up to it distances count as zero.
     centred : bool
-        Whether each layer's mean was taken off; then there are correlation scores too. Resamples
-        keep the means of all samples: what they change is of second order in every cost, and of
-        none in a line shape where centred paths are as likely as their mirror images.
+        Whether each layer's mean was subtracted; then there are correlation scores too. Resamples
+        keep the means of all samples: their variation has a second-order effect on every cost, and
+        no effect on a line shape if centred paths are as likely as their mirror images.
     """
 
-    path: PathFigures
+    path: PathMeasures
     steps: Sequence[TransportResult]
     end: TransportResult | None
     floor: float
@@ -68,85 +68,85 @@ class SegmentSample:
         steps: Sequence[TransportResult] = (),
         end: TransportResult | None = None,
     ) -> SegmentSample:
-        """Measure the paths of a segment, and put transport beside them where it was solved."""
-        return cls(path_figures(segment.arrays), steps, end, rounding_of(segment.arrays))
+        """Measure the paths of a segment, and add its transport results if there are any."""
+        return cls(path_measures(segment.arrays), steps, end, rounding_of(segment.arrays))
 
     @classmethod
     def centred_of(
         cls, moments: Moments, steps: Sequence[TransportResult], end: TransportResult
     ) -> SegmentSample:
-        """The same of the centred layers; `steps` and `end` are between these."""
-        path = path_figures(moments.arrays, centres=moments.centres)
+        """Measure the centred layers; `steps` and `end` are the results between these."""
+        path = path_measures(moments.arrays, centres=moments.centres)
         return cls(path, steps, end, moments.floor, True)
 
     @property
     def linearised(self) -> bool:
-        """Whether every distance came with potentials, and so with an influence function."""
+        """Whether every distance has potentials, and therefore an influence function."""
         results = (*self.steps, *([] if self.end is None else [self.end]))
         return all(result.potentials is not None for result in results)
 
     def resampled(
         self, draws: int, seed: int, groups: Int[np.ndarray, " n"] | None = None
     ) -> Resampled:
-        """Return the figures of this sample, of its bootstraps, and with one sample left out."""
-        return resample(self._columns(), self._figures, draws=draws, seed=seed, groups=groups)
+        """Return the measures of this sample, of its bootstraps, and with each sample left out."""
+        return resample(self._columns(), self._measures, draws=draws, seed=seed, groups=groups)
 
     def _columns(self) -> Float[np.ndarray, "n c"]:
-        path = [getattr(self.path, name) for name in TRAJECTORY_FIGURES]
+        path = [getattr(self.path, name) for name in TRAJECTORY_MEASURES]
         defined = [~np.isnan(values) for values in path]
-        known = [np.nan_to_num(values) for values in path]
+        filled = [np.nan_to_num(values) for values in path]
         transport = [_influence(result, len(path[0])) for result in self._results()]
         square = [self.path.square] if self.centred else []
         costs = [self.path.step_cost, self.path.chord_cost]
-        return np.column_stack([*known, *defined, *costs, *square, *transport])
+        return np.column_stack([*filled, *defined, *costs, *square, *transport])
 
     def _results(self) -> list[TransportResult]:
         return [] if self.end is None else [*self.steps, self.end]
 
-    def _figures(self, means: Float[np.ndarray, "m c"]) -> dict[str, Float[np.ndarray, " m"]]:
-        count, blocks = len(TRAJECTORY_FIGURES), self.path.step_cost.shape[1]
+    def _measures(self, means: Float[np.ndarray, "m c"]) -> dict[str, Float[np.ndarray, " m"]]:
+        count, blocks = len(TRAJECTORY_MEASURES), self.path.step_cost.shape[1]
         widths = [count, count, blocks + 1, (blocks + 1) * self.centred]
         sums, shares, moved, square, costs = np.split(means, np.cumsum(widths), axis=1)
         with np.errstate(divide="ignore", invalid="ignore"):
-            found = dict(zip(TRAJECTORY_FIGURES, (sums / shares).T, strict=True))
+            measures = dict(zip(TRAJECTORY_MEASURES, (sums / shares).T, strict=True))
             paired = self._length(moved)
-            found["paired"] = paired[:, -1]
+            measures["paired"] = paired[:, -1]
             if self.end is not None:
                 distance = self._length(costs)
-                found |= _transport_figures(distance[:, :-1], distance[:, -1])
-                found["ot_score"] = _ot_score(distance[:, -1], paired[:, -1])
+                measures |= _transport_measures(distance[:, :-1], distance[:, -1])
+                measures["ot_score"] = _ot_score(distance[:, -1], paired[:, -1])
                 for step in range(blocks):
-                    found[f"paired {step}"] = paired[:, step]
-                    found[f"distance {step}"] = distance[:, step]
-                    found[f"ot_score {step}"] = _ot_score(distance[:, step], paired[:, step])
+                    measures[f"paired {step}"] = paired[:, step]
+                    measures[f"distance {step}"] = distance[:, step]
+                    measures[f"ot_score {step}"] = _ot_score(distance[:, step], paired[:, step])
             if self.centred and self.end is not None:
-                found |= self._correlations(moved, costs, square)
-        return found
+                measures |= self._correlations(moved, costs, square)
+        return measures
 
     def _correlations(
         self, moved: np.ndarray, costs: np.ndarray, square: np.ndarray
     ) -> dict[str, np.ndarray]:
-        """The correlation score of every step and end to end, from mean squares."""
+        """Return the correlation scores of every step and end to end, from mean squares."""
         layers = square.shape[1]
         names = [f" {step}" for step in range(layers - 1)] + [""]
         ends = [(step, step + 1) for step in range(layers - 1)] + [(0, layers - 1)]
-        found = {}
+        scores = {}
         for k, (name, (i, j)) in enumerate(zip(names, ends, strict=True)):
             total = square[:, i] + square[:, j]
             best = np.where(total - costs[:, k] > self.floor**2, total - costs[:, k], np.nan)
-            found[f"corr_score{name}"] = np.minimum((total - moved[:, k]) / best, 1.0)
-        return found
+            scores[f"corr_score{name}"] = np.minimum((total - moved[:, k]) / best, 1.0)
+        return scores
 
     def _length(self, squared: np.ndarray) -> np.ndarray:
         length = np.sqrt(np.maximum(squared, 0.0))
         return np.where(length > self.floor, length, 0.0)
 
 
-def _transport_figures(steps: np.ndarray, end: np.ndarray) -> dict[str, np.ndarray]:
-    """Figures of W2 lengths: `steps` (m, L) and `end` (m,)."""
+def _transport_measures(steps: np.ndarray, end: np.ndarray) -> dict[str, np.ndarray]:
+    """Return the measures of W2 lengths `steps` (m, L) and `end` (m,)."""
     length, chord = steps.sum(1), np.where(end > 0, end, np.nan)
     count = steps.shape[1]
-    # Ratios cannot fall below 1 but by a solver's error or by linearisation.
+    # Ratios can fall below 1 only by a solver's error or by linearization.
     moving = length**2 / np.where(length > 0, (steps**2).sum(1), np.nan)
     return {
         "moving_blocks": moving,
@@ -164,10 +164,11 @@ def _ot_score(distance: np.ndarray, paired: np.ndarray) -> np.ndarray:
 
 
 def _influence(result: TransportResult, n: int) -> Float[np.ndarray, " n"]:
-    """Return W2^2 as n values of mean W2^2: f(x_i) + g(y_i), where the solver has potentials.
+    """Return n values with mean W2^2: f(x_i) + g(y_i) if the solver has potentials.
 
     Their first-order role under resampling is exact (del Barrio and Loubes 2019, thm 4.1); the
-    mean is put at the cost found, which a feasible dual may miss by the certificate's gap.
+    mean is shifted to the computed cost, from which a feasible dual may differ by the gap of the
+    certificate.
     """
     if result.potentials is None:
         return np.full(n, result.cost)

@@ -12,15 +12,17 @@ from jaxtyping import Float
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 Map = Callable[[torch.Tensor], torch.Tensor]
-Streams = list[torch.Generator]  # one a point, so that batching changes nothing that is drawn
-_BREAKDOWN = 1e-10  # a Krylov direction this small, relative to the Jacobian's scale, is rounding
-_TRACED = 2**14  # numbers in a batch from which tracing the derivative (0.3 s) saves time
-_FIRST_LOOK, _LOOKS = 12, 4  # Lanczos steps before convergence is looked for, and between looks
+Streams = list[
+    torch.Generator
+]  # one per point, so that random draws do not depend on the batch size
+_BREAKDOWN = 1e-10  # relative norm below which a Krylov direction is rounding error
+_TRACED = 2**14  # entries of a batch from which tracing the derivative (0.3 s) saves time
+_FIRST_CHECK, _CHECK_EVERY = 12, 4  # Lanczos steps at which convergence is checked
 
 
 @contextmanager
 def differentiable_everywhere() -> Iterator[None]:
-    """Use the attention that has forward derivatives; the fused kernels have none."""
+    """Use the attention kernel with forward derivatives, which the fused kernels lack."""
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
@@ -31,10 +33,10 @@ def differentiable_everywhere() -> Iterator[None]:
 
 
 class Jacobian:
-    """J v and J^T v of a map that treats samples one by one, at all points of a batch at once."""
+    """Products J v and J^T v of a map that treats samples independently, for a batch of points."""
 
     def __init__(self, map_: Map, x: torch.Tensor, *, many: bool = True) -> None:
-        """Prepare products at `x`; `many` of them are worth tracing a large map for."""
+        """Prepare products at `x`; trace a large map first if there will be `many`."""
         self.x = x
         self._pull = torch.func.vjp(map_, x)[1]
         self._push: Map = lambda v: torch.func.jvp(map_, (x,), (v,))[1]
@@ -42,30 +44,30 @@ class Jacobian:
             self._push = _linearized(map_, x) or self._push
 
     def forward(self, v: torch.Tensor) -> torch.Tensor:
-        """J v, a vector a point."""
+        """Return J v, one vector per point."""
         with torch.no_grad():
             return self._push(v).detach()
 
     def transpose(self, v: torch.Tensor) -> torch.Tensor:
-        """J^T v, a vector a point."""
+        """Return J^T v, one vector per point."""
         return self._pull(v)[0].detach()
 
     def symmetric(self, v: torch.Tensor) -> torch.Tensor:
-        """(J + J^T) v / 2."""
+        """Return (J + J^T) v / 2."""
         return (self.forward(v) + self.transpose(v)) / 2
 
 
 def _linearized(map_: Map, x: torch.Tensor) -> Map | None:
-    """v -> J v with the map traced once, rather than evaluated again for every v.
+    """Trace the map once and return v -> J v; None if it cannot be traced.
 
-    Takes a quarter to a third of the time of `torch.func.jvp`. None if it cannot be traced.
+    A product takes a quarter to a third of the time of `torch.func.jvp`.
     """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of torch.fx, about constants of the trace
+        warnings.simplefilter("ignore")  # from torch.fx, about constants of the trace
         try:
             push: Map = torch.func.linearize(map_, x)[1]
             push(torch.zeros_like(x))
-        except Exception:  # whatever torch.fx does not know; jvp gives the same numbers
+        except Exception:  # anything torch.fx does not support; jvp gives the same numbers
             return None
     return push
 
@@ -76,7 +78,7 @@ def seeded(count: int, seed: int) -> Streams:
 
 
 def random_signs(like: torch.Tensor, streams: Streams) -> torch.Tensor:
-    """Return a vector of random signs a point."""
+    """Return a random sign vector per point."""
     bits = [torch.randint(0, 2, like.shape[1:], generator=stream) for stream in streams]
     return 2 * torch.stack(bits).to(like) - 1
 
@@ -84,22 +86,22 @@ def random_signs(like: torch.Tensor, streams: Streams) -> torch.Tensor:
 def lowest_eigenvalue(
     jacobian: Jacobian, steps: int, tolerance: float, streams: Streams
 ) -> tuple[Float[torch.Tensor, " n"], Float[torch.Tensor, " n"], Float[torch.Tensor, " n"]]:
-    """Return, a point: the smallest eigenvalue of the symmetric part, its error bound, the largest.
+    """Return per point the smallest eigenvalue of the symmetric part, its error bound, the largest.
 
-    Lanczos with full reorthogonalisation (Golub and Van Loan 2013, sec. 10.3), all points at once.
-    Where the Krylov space is exhausted it goes on from a new random direction, so that an
-    eigenvalue invisible to the first is not missed. The smallest Ritz value theta bounds the
+    Lanczos with full reorthogonalization (Golub and Van Loan 2013, sec. 10.3), all points at once.
+    If the Krylov space is exhausted, it continues from a new random direction, so that eigenvalues
+    orthogonal to the first space are not missed. The smallest Ritz value theta bounds the
     smallest eigenvalue from above, and some eigenvalue lies within ||S u - theta u|| of it. A point
-    keeps the values of the step at which it converged, whatever others share its batch.
+    keeps the values of the step at which it converged, independently of the rest of its batch.
     """
     n, shape = len(jacobian.x), jacobian.x.shape
     dimension = jacobian.x[0].numel()
     steps = min(steps, dimension)
     basis = torch.zeros(n, steps, dimension).to(jacobian.x)
     tridiagonal = torch.zeros(n, steps, steps).to(jacobian.x)
-    q = _fresh(basis[:, :0], streams)
-    found = torch.zeros(3, n).to(q)
-    going = torch.ones(n, dtype=torch.bool, device=q.device)
+    q = _new_direction(basis[:, :0], streams)
+    estimates = torch.zeros(3, n).to(q)
+    active = torch.ones(n, dtype=torch.bool, device=q.device)
     for k in range(steps):
         basis[:, k] = q
         image = jacobian.symmetric(q.reshape(shape)).flatten(1)
@@ -110,18 +112,20 @@ def lowest_eigenvalue(
         stuck = beta <= _BREAKDOWN * scale
         beta = torch.where(stuck, 0.0, beta)
         last = k + 1 == steps
-        if last or (k + 1 >= _FIRST_LOOK and (k + 1) % _LOOKS == 0 and tolerance > 0):
-            now = _ritz(tridiagonal[:, : k + 1, : k + 1], beta * (k + 1 < dimension))
-            found[:, going] = now[:, going]
-            going &= now[1] > tolerance * now[2]
-            if last or not bool(going.any()):
+        if last or (k + 1 >= _FIRST_CHECK and (k + 1) % _CHECK_EVERY == 0 and tolerance > 0):
+            current = _ritz(tridiagonal[:, : k + 1, : k + 1], beta * (k + 1 < dimension))
+            estimates[:, active] = current[:, active]
+            active &= current[1] > tolerance * current[2]
+            if last or not bool(active.any()):
                 break
         q = rest / torch.where(stuck, 1.0, beta)[:, None]
         if bool(stuck.any()):
-            again = [stream for stream, is_stuck in zip(streams, stuck, strict=True) if is_stuck]
-            q[stuck] = _fresh(basis[stuck, : k + 1], again)
+            stuck_streams = [
+                stream for stream, is_stuck in zip(streams, stuck, strict=True) if is_stuck
+            ]
+            q[stuck] = _new_direction(basis[stuck, : k + 1], stuck_streams)
         tridiagonal[:, k, k + 1] = tridiagonal[:, k + 1, k] = beta
-    return found[0], found[1], found[2]
+    return estimates[0], estimates[1], estimates[2]
 
 
 def _ritz(
@@ -132,10 +136,10 @@ def _ritz(
     return torch.stack([values[:, 0], beta * vectors[:, -1, 0].abs(), values.abs().amax(1)])
 
 
-def _fresh(basis: torch.Tensor, streams: Streams) -> torch.Tensor:
-    """Return a random unit vector a point, orthogonal to the basis (n, k, dimension)."""
-    drawn = [torch.randn(basis.shape[2], generator=s, dtype=torch.float64) for s in streams]
-    v = _orthogonal(torch.stack(drawn).to(basis), basis)
+def _new_direction(basis: torch.Tensor, streams: Streams) -> torch.Tensor:
+    """Return a random unit vector per point, orthogonal to the basis (n, k, dimension)."""
+    draws = [torch.randn(basis.shape[2], generator=s, dtype=torch.float64) for s in streams]
+    v = _orthogonal(torch.stack(draws).to(basis), basis)
     return v / v.norm(dim=1, keepdim=True)
 
 

@@ -1,7 +1,8 @@
 """Does a network move its samples along a Wasserstein geodesic? Trajectory -> Straightness.
 
-Per block, optimal transport beside the network's own pairing; per segment (a run of layers in one
-feature space), how straight the path of measures and the samples' own paths are, with intervals.
+For each block, optimal transport compared with the network's own pairing; for each segment (a run
+of layers in one feature space), the straightness of the path of distributions and of the samples'
+own paths, with intervals.
 """
 
 from __future__ import annotations
@@ -24,19 +25,19 @@ from ..trajectory import Block, Segment, Trajectory, as_trajectory
 from ..transport import Chain, Exact, TransportResult, wasserstein
 from ..transport import chain as solve_chain
 from ..transport.chain import solve_pairs
-from .bearing import Ends, costs, effective_samples, length_ratio_at_most
 from .correlation import CentredPair, Moments
-from .influence import LINEARISED, MOVING, TRAJECTORY_FIGURES, TRANSPORT_FIGURES, SegmentSample
-from .nulls import chosen_rows, null_scores, powerful
-from .pairs import as_matrices, known_pairs, length_over_runs, missing
-from .paths import PathFigures, neighbour_distance, resolution
+from .influence import LINEARISED, MOVING, TRAJECTORY_MEASURES, TRANSPORT_MEASURES, SegmentSample
+from .nulls import chosen_rows, has_power, null_scores
+from .pairs import all_pairs, as_matrices, length_over_runs, missing
+from .paths import PathMeasures, neighbour_distance, resolution
+from .reliability import Ends, costs, effective_samples, length_ratio_at_most
 from .resampling import Resampled
 from .result import BlockTransport, Interval, NullScore, SegmentStraightness, Straightness
 
 Null = Mapping[Ends, Sequence[NullScore]]
 _SAME_COST = 1e-6
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
-_PATH = (*TRANSPORT_FIGURES, *MOVING, *TRAJECTORY_FIGURES, "paired")
+_PATH = (*TRANSPORT_MEASURES, *MOVING, *TRAJECTORY_MEASURES, "paired")
 
 
 def straightness(
@@ -59,43 +60,44 @@ def straightness(
     solver : solver, optional
         Default `Exact()`.
     chain : Chain, optional
-        The distances, where they were solved before (`wgeo.transport.chain`).
+        The distances, if they were solved before (`wgeo.transport.chain`).
     bootstrap : int
-        Resamples of the samples for the 95 % BCa intervals; 0 for none.
+        Number of resamples for the 95 % BCa intervals; 0 for none.
     pairs : bool, optional
-        Whether to solve between every two layers of each segment (of more than 10 layers, between 9
-        of them spread evenly), for `SegmentStraightness.pairs` and `length_over_runs`. None: where
-        k pairs of n samples of d features are affordable, k n^2 (d + 100) <= 4e10, about half a
-        minute a segment on one core: 8 blocks of 2,000 samples of 64 features are.
+        Whether to solve between every two layers of each segment (for more than 10 layers, between
+        9 evenly spaced ones), for `SegmentStraightness.pairs` and `length_over_runs`. None: if k
+        pairs of n samples of d features are affordable, k n^2 (d + 100) <= 4e10, about half a
+        minute per segment on one core, as for 8 blocks of 2,000 samples of 64 features.
     nulls : int
-        Null maps of each kind that blocks, segments, and maps from each layer compared to the
-        segment's last are set beside (`NullScore`); 0 for none.
+        Number of null maps of each kind (`NullScore`) for blocks, segments, and maps from each
+        compared layer to the segment's last; 0 for none.
     groups : array_like of int, (n,), optional
-        Samples of one number are copies of one image: they are resampled together, and null maps
-        take one of each.
+        Samples with the same number are copies of one image: they are resampled together, and null
+        maps use one sample per group.
     seed : int
 
     Notes
     -----
-    Trajectory figures (line shapes, angles, shares, ``paired``) are recomputed exactly on every
-    resample, and their intervals cover the population's values. Figures with W2 in them are
-    linearised: with optimal potentials f, g the influence of a sample on W2^2 is
-    f(x_i) + g(y_i) (del Barrio and Loubes 2019, thm 4.1), so a resample with weights w costs
-    sum_i w_i (f_i + g_i) and no solve. **Their intervals cover the expected figure at this number
-    of samples**, not its limit: empirical W2 is biased (upwards for distances of clouds that move
-    little against their spacing), by an amount that no resampling of one sample can remove.
-    `bias_curve` shows it. Resampling m < n of n and solving again (`bias_curve` too) has the same
-    spread and a larger bias. A solver without potentials has no interval for these figures.
+    Trajectory measures (line shapes, angles, shares, ``paired``) are recomputed exactly on every
+    resample, and their intervals cover the population's values. Measures that contain W2 are
+    linearized: with optimal potentials f, g the influence of a sample on W2^2 is
+    f(x_i) + g(y_i) (del Barrio and Loubes 2019, thm 4.1), so the W2^2 of a resample
+    with weights w is sum_i w_i (f_i + g_i), without another solve. **Their intervals cover the
+    expected value at this number of samples**, not its limit: empirical W2 is biased (upwards if
+    clouds move little compared with their spacing), and resampling one sample cannot remove this
+    bias. `bias_curve` shows it. Resampling m < n of n samples and solving again (as `bias_curve`
+    does) has the same spread and a larger bias. For a solver without potentials these measures have
+    no interval.
 
-    Centred values are linearised likewise, with the layers' means kept as they are: they enter
-    every cost in second order only.
+    Centred values are linearized in the same way, with the layers' means fixed: they have only a
+    second-order effect on every cost.
 
     Raises
     ------
     FeatureError
-        Fewer than two samples, or no block between layers of one space.
+        There are fewer than two samples, or no block between layers of one space.
     ArgumentError
-        `groups` that are not one whole number a sample; `nulls` below 0.
+        `groups` is not one whole number per sample, or `nulls` is negative.
     """
     traj = as_trajectory(traj)
     if len(traj) < 2:
@@ -106,7 +108,7 @@ def straightness(
             "Trace at least two layers of one width, or record the shortcut at a change of width."
         )
     if not isinstance(nulls, int) or nulls < 0:
-        raise ArgumentError(f"nulls is a number of null maps of each kind, not {nulls!r}.")
+        raise ArgumentError(f"nulls must be a number of null maps of each kind, not {nulls!r}.")
     solver = Exact() if solver is None else solver
     chain = solve_chain(traj, solver) if chain is None else chain
     groups = None if groups is None else _as_groups(groups, len(traj))
@@ -114,31 +116,33 @@ def straightness(
     segments: list[SegmentStraightness] = []
     steps, maps = iter(chain.blocks), iter(traj.blocks)
     ends = list(zip(traj.segments, chain.ends, strict=True))
-    for place, (segment, end) in enumerate(track(ends, "measuring straightness")):
+    for index, (segment, end) in enumerate(track(ends, "measuring straightness")):
         results = [next(steps) for _ in segment.arrays[1:]]
-        solved = known_pairs(segment, results, end, _more(segment, pairs, solver, traj.nbytes))
-        found = _Measured.of(segment, solved, bootstrap, seed, groups)
-        null = _null(found, nulls, (seed, place))
+        solved = all_pairs(
+            segment, results, end, _solve_missing(segment, pairs, solver, traj.nbytes)
+        )
+        sample = _Measured.of(segment, solved, bootstrap, seed, groups)
+        null = _null(sample, nulls, (seed, index))
         spacing = [neighbour_distance(x) for x in segment.arrays[:-1]]
         blocks += [
-            _block(next(maps), found, null, step, spacing[step]) for step in range(len(results))
+            _block(next(maps), sample, null, step, spacing[step]) for step in range(len(results))
         ]
-        segments.append(_segment(found, null, spacing[0], traj, solver, seed))
+        segments.append(_segment(sample, null, spacing[0], traj, solver, seed))
     return Straightness(tuple(blocks), tuple(segments))
 
 
 @dataclass(frozen=True, eq=False)
 class _Measured:
-    """A segment, every transport solved in it, and both twins of its figures."""
+    """A segment, every transport solved in it, and its measures, raw and centred."""
 
     segment: Segment
     solved: Mapping[Ends, TransportResult]
     pairs: Mapping[Ends, CentredPair]
     moments: Moments
     raw: SegmentSample
-    figures: Resampled
-    path: PathFigures
-    moved: Mapping[Ends, Float[np.ndarray, " n"]]
+    resampled: Resampled
+    path: PathMeasures
+    squared_distances: Mapping[Ends, Float[np.ndarray, " n"]]
     centred: Resampled
     groups: Int[np.ndarray, " n"] | None
 
@@ -160,14 +164,25 @@ class _Measured:
         }
         *steps, end = (pairs[key].transport for key in chain)
         centred = SegmentSample.centred_of(moments, steps, end)
-        figures, others = (each.resampled(bootstrap, seed, groups) for each in (raw, centred))
+        resampled, resampled_centred = (
+            each.resampled(bootstrap, seed, groups) for each in (raw, centred)
+        )
         own = [*centred.path.step_cost.T, centred.path.chord_cost]
-        moved = {
+        squared_distances = {
             key: costs(moments, *key, solved[key], each)
             for key, each in zip(chain, own, strict=True)
         }
         return cls(
-            segment, solved, pairs, moments, raw, figures, centred.path, moved, others, groups
+            segment,
+            solved,
+            pairs,
+            moments,
+            raw,
+            resampled,
+            centred.path,
+            squared_distances,
+            resampled_centred,
+            groups,
         )
 
     @property
@@ -175,62 +190,64 @@ class _Measured:
         return len(self.segment.arrays) - 1
 
     def optimality(self, i: int, j: int, null: Null, name: str) -> dict[str, Any]:
-        """What `Optimality` says of the map from layer i to layer j, `name` its figures' ending."""
+        """Return the fields of `Optimality` for layers i to j; `name` ends its measures' names."""
         pair, spread = self.pairs[i, j], self.moments.spread
         n = len(self.segment.arrays[0])
-        paired, moved = self.figures.values[f"paired{name}"], self.centred.values[f"paired{name}"]
+        paired, moved = self.resampled.values[f"paired{name}"], self.centred.values[f"paired{name}"]
         largest = max(spread[i], spread[j])
         return {
             "samples": n,
             "distinct": n if self.groups is None else len(np.unique(self.groups)),
             "spread": tuple(map(float, spread[i : j + 1])),
             "spread_ratio": float(spread[j] / spread[i]) if spread[i] > 0 else None,
-            "effective_samples": effective_samples(self.path, self.moved, i, j, self.groups),
+            "effective_samples": effective_samples(
+                self.path, self.squared_distances, i, j, self.groups
+            ),
             "relative_displacement": float(moved / largest) if largest > 0 else None,
             "relative_rounding": float(self.moments.floor / largest) if largest > 0 else None,
             "shift_share": min(pair.shift / paired**2, 1.0) if paired > 0 else None,
             "ot_score_centred": _defined(self.centred.values[f"ot_score{name}"]),
             "corr_score": pair.corr_score,
             "null": null.get((i, j), ()),
-            "power": powerful(null.get((i, j), ())),
+            "power": has_power(null.get((i, j), ())),
         }
 
     def length_ratio_at_most(self, seed: int) -> float | None:
-        """The bound of second moments, from as many samples as null maps are made of."""
+        """Return the bound by second moments, from as many samples as null maps use."""
         arrays = self.segment.arrays
         if self.last < 2:
-            return None  # one step is as long as the path
+            return None  # a single step has length ratio 1
         rng = np.random.default_rng((seed, self.last))
         rows = chosen_rows(len(arrays[0]), arrays[0].shape[1], self.groups, rng)
         u, v = (as_float64(arrays[k][rows]) - self.moments.centres[k] for k in (0, -1))
         return length_ratio_at_most(u, v, self.path.step_cost[rows], seed=seed)
 
     def intervals(self, names: Mapping[str, str], centred: bool = False) -> dict[str, Interval]:
-        """Return the intervals of `names` {reported as: computed as}, where they are defined."""
-        found = {}
+        """Return the defined intervals of `names`, {reported name: computed name}."""
+        intervals = {}
         for reported, computed in names.items():
             if reported in LINEARISED and not self.raw.linearised:
                 continue
-            interval = (self.centred if centred else self.figures).interval(computed)
+            interval = (self.centred if centred else self.resampled).interval(computed)
             if interval is not None:
-                found[reported] = interval
-        return found
+                intervals[reported] = interval
+        return intervals
 
 
 def _as_groups(groups: Any, n: int) -> Int[np.ndarray, " n"]:
-    found = as_numpy(groups)
-    if found.shape != (n,) or found.dtype.kind not in "iu":
+    array = as_numpy(groups)
+    if array.shape != (n,) or array.dtype.kind not in "iu":
         raise ArgumentError(
-            f"groups must be {n} whole numbers, one a sample and the same for copies of one image; "
-            f"they have shape {found.shape} and dtype {found.dtype}."
+            f"groups must be {n} whole numbers, one per sample and the same for copies of one "
+            f"image; it has shape {array.shape} and dtype {array.dtype}."
         )
-    return found.astype(np.int64)
+    return array.astype(np.int64)
 
 
-def _more(
+def _solve_missing(
     segment: Segment, wanted: bool | None, solver: Any, held: int
 ) -> dict[Ends, TransportResult]:
-    """Solve the pairs of a segment that a chain does not hold."""
+    """Solve the pairs of a segment that a chain lacks."""
     pairs = missing(segment, wanted)
     clouds = [
         (f"{segment.names[i]} -> {segment.names[j]}", segment.arrays[i], segment.arrays[j])
@@ -243,29 +260,31 @@ def _more(
     )
 
 
-def _null(found: _Measured, draws: int, seed: tuple[int, int]) -> Null:
-    """The null scores of every block, and of the maps from each layer to the last."""
-    arrays, last = found.segment.arrays, found.last
-    ends = [(i, j) for i, j in found.solved if j == i + 1 or j == last] if draws else []
-    works = [
+def _null(sample: _Measured, draws: int, seed: tuple[int, int]) -> Null:
+    """Return the null scores of every block, and of the maps from each layer to the last."""
+    arrays, last = sample.segment.arrays, sample.last
+    ends = [(i, j) for i, j in sample.solved if j == i + 1 or j == last] if draws else []
+    tasks = [
         partial(
             null_scores,
             arrays[i],
             arrays[j],
-            own=found.pairs[i, j].corr_score,
+            own=sample.pairs[i, j].corr_score,
             draws=draws,
             seed=(*seed, i, j),
-            groups=found.groups,
+            groups=sample.groups,
         )
         for i, j in ends
     ]
-    return dict(zip(ends, processes.map_over_ranks(works, "null maps"), strict=True))
+    return dict(zip(ends, processes.map_over_ranks(tasks, "null maps"), strict=True))
 
 
-def _block(block: Block, found: _Measured, null: Null, step: int, spacing: float) -> BlockTransport:
+def _block(
+    block: Block, sample: _Measured, null: Null, step: int, spacing: float
+) -> BlockTransport:
     names = {name: f"{name} {step}" for name in ("distance", "paired", "ot_score")}
     scores = {"ot_score_centred": f"ot_score {step}", "corr_score": f"corr_score {step}"}
-    result, values = found.solved[step, step + 1], found.figures.values
+    result, values = sample.solved[step, step + 1], sample.resampled.values
     return BlockTransport(
         source=block.source,
         target=block.target,
@@ -280,68 +299,68 @@ def _block(block: Block, found: _Measured, null: Null, step: int, spacing: float
         status=str(result.status),
         solver=result.solver,
         seconds=result.seconds,
-        intervals={**found.intervals(names), **found.intervals(scores, centred=True)},
-        **found.optimality(step, step + 1, null, f" {step}"),
+        intervals={**sample.intervals(names), **sample.intervals(scores, centred=True)},
+        **sample.optimality(step, step + 1, null, f" {step}"),
     )
 
 
 def _segment(
-    found: _Measured, null: Null, spacing: float, traj: Trajectory, solver: Any, seed: int
+    sample: _Measured, null: Null, spacing: float, traj: Trajectory, solver: Any, seed: int
 ) -> SegmentStraightness:
-    segment, sample, last = found.segment, found.raw, found.last
-    gap, time = _interpolation(segment, sample, found.figures.values, solver)
+    segment, raw, last = sample.segment, sample.raw, sample.last
+    gap, time = _interpolation(segment, raw, sample.resampled.values, solver)
     scores = {"ot_score_centred": "ot_score", "corr_score": "corr_score"}
-    distances = {key: result.distance for key, result in found.solved.items()}
+    distances = {key: result.distance for key, result in sample.solved.items()}
     return SegmentStraightness(
         layers=segment.names,
         stage=segment.stage,
-        **_path(found.figures),
+        **_path(sample.resampled),
         resolution=resolution(segment.arrays[0], segment.arrays[-1], neighbours=spacing),
         interpolation_gap=gap,
         interpolation_time=time,
-        quantiles=_quantiles(sample, traj),
+        quantiles=_quantiles(raw, traj),
         undefined_samples={
-            name: int(np.isnan(getattr(sample.path, name)).sum()) for name in TRAJECTORY_FIGURES
+            name: int(np.isnan(getattr(raw.path, name)).sum()) for name in TRAJECTORY_MEASURES
         },
         length_over_runs=length_over_runs(last, distances),
-        centred=_centred(found, null, seed),
-        pairs=as_matrices(segment, found.solved, found.pairs, null),
+        centred=_centred(sample, null, seed),
+        pairs=as_matrices(segment, sample.solved, sample.pairs, null),
         intervals={
-            **found.intervals({name: name for name in _PATH}),
-            **found.intervals(scores, centred=True),
+            **sample.intervals({name: name for name in _PATH}),
+            **sample.intervals(scores, centred=True),
         },
-        **found.optimality(0, last, null, ""),
+        **sample.optimality(0, last, null, ""),
     )
 
 
-def _path(figures: Resampled) -> dict[str, Any]:
-    """Every measure of a path, by its name."""
-    return {name: _defined(figures.values[name]) for name in _PATH}
+def _path(resampled: Resampled) -> dict[str, Any]:
+    """Return every measure of a path by its name."""
+    return {name: _defined(resampled.values[name]) for name in _PATH}
 
 
-def _centred(found: _Measured, null: Null, seed: int) -> dict[str, Any]:
-    """Return the measures of the path with each layer's mean taken off."""
-    distances = {key: pair.transport.distance for key, pair in found.pairs.items()}
+def _centred(sample: _Measured, null: Null, seed: int) -> dict[str, Any]:
+    """Return the measures of the path with each layer's mean subtracted."""
+    distances = {key: pair.transport.distance for key, pair in sample.pairs.items()}
     return {
-        **_path(found.centred),
-        "length_over_runs": length_over_runs(found.last, distances),
-        "null_length_ratio": _null_length_ratio(found, null.get((0, found.last), ())),
-        "length_ratio_at_most": found.length_ratio_at_most(seed),
-        "intervals": found.intervals({name: name for name in _PATH}, centred=True),
+        **_path(sample.centred),
+        "length_over_runs": length_over_runs(sample.last, distances),
+        "null_length_ratio": _null_length_ratio(sample, null.get((0, sample.last), ())),
+        "length_ratio_at_most": sample.length_ratio_at_most(seed),
+        "intervals": sample.intervals({name: name for name in _PATH}, centred=True),
     }
 
 
-def _null_length_ratio(found: _Measured, null: Sequence[NullScore]) -> float | None:
-    """The length over the distance that the samples see between the ends of a null map."""
+def _null_length_ratio(sample: _Measured, null: Sequence[NullScore]) -> float | None:
+    """Return the length over the estimated distance between the ends of a null map."""
     highest = max((each.ot_score for each in null), default=0.0)
-    paired = found.centred.values["paired"] * np.sqrt(highest)
-    return float(found.centred.values["length"] / paired) if paired > 0 else None
+    paired = sample.centred.values["paired"] * np.sqrt(highest)
+    return float(sample.centred.values["length"] / paired) if paired > 0 else None
 
 
 def _interpolation(
     segment: Segment, sample: SegmentSample, values: Mapping[str, float], solver: Any
 ) -> tuple[tuple[float | None, ...], tuple[float | None, ...]]:
-    """Return each layer's distance to the geodesic at its share of the length, and that share."""
+    """Return each layer's distance to the geodesic at its arc length, and that arc length."""
     end, layers = sample.end, segment.arrays
     if end is None or not values["distance"] > 0:
         return (None,) * len(layers), (None,) * len(layers)
@@ -360,30 +379,30 @@ def _interpolation(
 
         try:
             geodesic = materialize(layers, LazyRows(layers[0].shape, between))
-        except RecordError as error:  # a full disk, after what may have taken hours
+        except RecordError as error:  # a full disk, possibly after hours of work
             warnings.warn(f"No interpolation gaps: {error}", WgeoWarning, stacklevel=2)
             return (None,) * len(layers), tuple(times)
-        # Sample j is near geodesic j early on, and later near the one that ends in j's place.
-        start = min(starts, key=lambda match: _apart(layer, geodesic, match))
+        # Sample j is first near geodesic j, and later near the one that ends at the place of j.
+        start = min(starts, key=lambda match: _paired_cost(layer, geodesic, match))
         result = wasserstein(layer, geodesic, solver=solver, coupling=start)
         gaps.append(result.distance / values["distance"])
     return (*gaps, 0.0), tuple(times)
 
 
 def _is_optimal_permutation(end: TransportResult, segment: Segment) -> bool:
-    """Whether the coupling pairs sample with sample, at the cost that the solver reports."""
+    """Whether the coupling is a permutation with the cost that the solver reports."""
     match = end.coupling
     if not (isinstance(match, np.ndarray) and match.ndim == 1):
         return False
     first, last = segment.arrays[0], segment.arrays[-1]
-    cost = _apart(first, last, match) / len(first)
+    cost = _paired_cost(first, last, match) / len(first)
     return abs(cost - end.cost) <= _SAME_COST * max(cost, end.cost)
 
 
-def _apart(
+def _paired_cost(
     x: Float[np.ndarray, "n d"], y: Float[np.ndarray, "n d"], match: Int[np.ndarray, " n"]
 ) -> float:
-    """Sum of ||x_i - y_match(i)||^2 in float64, some rows at a time."""
+    """Return the sum of ||x_i - y_match(i)||^2 in float64, some rows at a time."""
     (total,) = sum_over_rows(
         lambda _, a, b: [float(np.sum((a - b) ** 2))], x, select_rows(y, match)
     )
@@ -391,19 +410,19 @@ def _apart(
 
 
 def _quantiles(sample: SegmentSample, traj: Trajectory) -> dict[str, dict[str, list[float]]]:
-    """Return quantiles of each figure over all samples and by class, where any is defined."""
+    """Return quantiles of each measure over all samples and by class, if defined."""
     groups = {"all": np.ones(len(traj), dtype=bool)}
     for k in np.unique(traj.labels):
         groups[traj.class_names[k] if k < len(traj.class_names) else str(k)] = traj.labels == k
-    found: dict[str, dict[str, list[float]]] = {}
-    for name in TRAJECTORY_FIGURES:
+    quantiles: dict[str, dict[str, list[float]]] = {}
+    for name in TRAJECTORY_MEASURES:
         values = getattr(sample.path, name)
-        found[name] = {
+        quantiles[name] = {
             group: [float(q) for q in np.nanquantile(values[members], QUANTILES)]
             for group, members in groups.items()
             if not np.isnan(values[members]).all()
         }
-    return found
+    return quantiles
 
 
 def _defined(value: float) -> float | None:

@@ -1,13 +1,14 @@
-"""Null maps: could these samples tell an optimal map from one that is not?
+"""Null maps: can these samples distinguish an optimal map from one that is not optimal?
 
-A sample is sparse in many dimensions, and then any small displacement looks optimal. So the same
-centred displacements s_i = v_i - u_i are given to the wrong samples, and scored in the same way:
+Samples are sparse in many dimensions, and then any small displacement looks optimal. Therefore the
+same centred displacements s_i = v_i - u_i are given to the wrong samples and scored in the same
+way:
 
-* *dealt*: x_i + s_p(i), p a random permutation; no map at all;
-* *turned*: x_i + A s_i, A a random orthogonal antisymmetric matrix. A map so made of an optimal one
-  has Jacobian I + A M with M symmetric, as far from symmetric as the step is large.
+* *dealt*: x_i + s_p(i), with p a random permutation;
+* *turned*: x_i + A s_i, with A a random orthogonal antisymmetric matrix. For an optimal map this
+  null map has the Jacobian I + A M with M symmetric, and its asymmetry grows with the step.
 
-Where a null scores as highly as the network's own pairing, the sample cannot tell.
+If a null map scores as high as the network's own pairing, the samples cannot tell.
 """
 
 from __future__ import annotations
@@ -22,11 +23,11 @@ from ..transport import Exact
 from .correlation import pair_score, solved_pair
 from .result import NullScore, Score
 
-SAMPLES = 2000  # of more, so many at random are scored
+SAMPLES = 2000  # at most; a random subset of larger samples is scored
 POWER_MARGIN = 0.05
-_ENTRIES = 2**22  # numbers a cloud may have: fewer samples of wide features
-_FEWEST = 100  # samples, however wide
-_TURNED_WIDTH = 1024  # widest features that are turned: one QR decomposition of this size
+_ENTRIES = 2**22  # largest number of entries of a cloud: wide features have fewer samples
+_MIN_SAMPLES = 100  # for any width
+_TURNED_WIDTH = 1024  # largest width for turned maps, which need a QR decomposition
 
 
 def null_scores(
@@ -38,48 +39,48 @@ def null_scores(
     seed: Sequence[int] = (0,),
     groups: Int[np.ndarray, " n"] | None = None,
 ) -> tuple[NullScore, ...]:
-    """Return the correlation scores of null maps of the displacements y - x, as certified solves.
+    """Return certified correlation scores of null maps with the displacements y - x.
 
     Parameters
     ----------
     x, y : ndarray, (n, d)
     own : (value, low, high), optional
-        The score of the pairing itself on all samples, where it is known.
+        The score of the pairing itself on all samples, if known.
     draws : int
         Null maps of each kind; 0 for none.
     seed : sequence of int
     groups : ndarray of int, (n,), optional
-        Copies of one image; one sample of each is taken.
+        Samples with the same number are copies of one image; one of each group is used.
 
     Notes
     -----
-    Of more than `SAMPLES` samples, or of very wide features, a random part is taken, and the
-    pairing's own score is that of the same part. Features of more than 1024 dimensions are not
-    turned; those of an odd number get one coordinate of zeros.
+    For more than `SAMPLES` samples, or very wide features, a random subset is used, and the
+    pairing's own score is computed on the same subset. Features of more than 1024 dimensions are
+    not turned; an odd number of dimensions is padded with one zero coordinate.
     """
     rng = np.random.default_rng(seed)
     rows = chosen_rows(len(x), x.shape[1], groups, rng)
     if draws < 1 or len(rows) < 2:
         return ()
-    all_ = len(rows) == len(x)
+    complete = len(rows) == len(x)
     x, y = as_float64(x[rows]), as_float64(y[rows])
-    known = own if own is not None and all_ else pair_score(x, y, Exact())
-    if known is None:
+    own = own if own is not None and complete else pair_score(x, y, Exact())
+    if own is None:
         return ()
     step = y - x
     step -= step.mean(0)
-    found = {"dealt": [_scores(x, step[rng.permutation(len(x))]) for _ in range(draws)]}
+    scores = {"dealt": [_scores(x, step[rng.permutation(len(x))]) for _ in range(draws)]}
     if x.shape[1] <= _TURNED_WIDTH:
-        found["turned"] = [_scores(*_turned(x, step, rng)) for _ in range(draws)]
-    return tuple(_gathered(kind, scores, known, len(x)) for kind, scores in found.items())
+        scores["turned"] = [_scores(*_turned(x, step, rng)) for _ in range(draws)]
+    return tuple(_summary(kind, draws_of, own, len(x)) for kind, draws_of in scores.items())
 
 
-def powerful(null: Sequence[NullScore]) -> bool | None:
-    """Return whether the own score is clearly above every null's; None without null scores.
+def has_power(null: Sequence[NullScore]) -> bool | None:
+    """Return whether the own score clearly exceeds every null score; None without null scores.
 
-    The rule: own low > highest null high + max(`POWER_MARGIN`, 1 / sqrt(n)). 1 / sqrt(n) is what
-    the score of an unrelated pairing varies by at worst, in one dimension; 0.05 = 1 - cos(18
-    degrees) is what a rotation has to lose for it to count as seen.
+    The rule: own low > highest null high + max(`POWER_MARGIN`, 1 / sqrt(n)). 1 / sqrt(n) is the
+    largest standard deviation of the score of an unrelated pairing, in one dimension; 0.05 =
+    1 - cos(18 degrees) is the loss of score from which a rotation counts as detected.
     """
     if not null:
         return None
@@ -88,7 +89,7 @@ def powerful(null: Sequence[NullScore]) -> bool | None:
 
 
 def antisymmetric(width: int, rng: np.random.Generator) -> Float[np.ndarray, "d d"]:
-    """Return a random orthogonal antisymmetric matrix: a right angle in `width` / 2 planes."""
+    """Return a random orthogonal antisymmetric matrix: right angles in `width` / 2 planes."""
     frame = np.linalg.qr(rng.standard_normal((width, width)))[0]
     half = frame[:, ::2] @ frame[:, 1::2].T
     return half - half.T
@@ -97,9 +98,9 @@ def antisymmetric(width: int, rng: np.random.Generator) -> Float[np.ndarray, "d 
 def chosen_rows(
     n: int, d: int, groups: Int[np.ndarray, " n"] | None, rng: np.random.Generator
 ) -> Int[np.ndarray, " m"]:
-    """Distinct samples, at most `SAMPLES` of them, drawn at random from more."""
+    """Return rows of distinct samples, a random subset if there are more than `SAMPLES`."""
     rows = np.arange(n) if groups is None else np.unique(groups, return_index=True)[1]
-    most = min(SAMPLES, max(_FEWEST, _ENTRIES // d))
+    most = min(SAMPLES, max(_MIN_SAMPLES, _ENTRIES // d))
     return np.sort(rows if len(rows) <= most else rng.choice(rows, most, replace=False))
 
 
@@ -112,16 +113,16 @@ def _turned(
 
 
 def _scores(x: Float[np.ndarray, "n d"], step: Float[np.ndarray, "n d"]) -> tuple[Score, float]:
-    """The scores of x -> x + step: correlation, and the highest that the OT score may be.
+    """Return the correlation score of x -> x + step, and the upper bound of its OT score.
 
-    If nothing bounds a correlation from below, the highest interval.
+    If nothing bounds the correlation from below, its interval is [0, 1].
     """
     pair = solved_pair(x, x + step, Exact())
     upper, paired = pair.transport.upper**2, np.vdot(step, step) / len(x)
     return pair.corr_score or (0.0, 0.0, 1.0), float(upper / paired) if upper < paired else 1.0
 
 
-def _gathered(kind: str, scores: list[tuple[Score, float]], own: Score, samples: int) -> NullScore:
+def _summary(kind: str, scores: list[tuple[Score, float]], own: Score, samples: int) -> NullScore:
     correlations, costs = zip(*scores, strict=True)
     values, lows, highs = zip(*correlations, strict=True)
     score = (max(values), min(lows), max(highs))

@@ -1,4 +1,4 @@
-"""Every two layers of a segment: from where to where is the map optimal, and how long in k runs?"""
+"""Transport between every two layers of a segment: optimality of maps, length over k runs."""
 
 from __future__ import annotations
 
@@ -10,43 +10,45 @@ from ..transport import TransportResult
 from .correlation import CentredPair
 from .result import NullScore, Pairs
 
-MOST_LAYERS = 10  # 45 pairs; of a longer segment, 9 layers spread evenly
+MAX_LAYERS = 10  # 45 pairs; for a longer segment, 9 evenly spaced layers
 _RUNS = (2, 4, 8)
-# n^2 (d + 100) for each pair to solve: about half a minute on one core. A pair of 2,000 samples of
-# 64 features takes some 0.4 s; the 100 is the sparse problem, whatever the width.
+# Budget for the sum of n^2 (d + 100) over pairs: about half a minute on one core. A pair of 2,000
+# samples of 64 features takes about 0.4 s; the 100 is for the sparse problem, at any width.
 _WORK = 4e10
 Matrix = Mapping[tuple[int, int], TransportResult]
 
 
 def evenly(blocks: int, runs: int) -> list[int]:
-    """Return `runs` + 1 of the layers 0, ..., `blocks`, spread evenly, both ends among them.
+    """Return `runs` + 1 evenly spaced layers of 0, ..., `blocks`, including both ends.
 
-    Those of 2k runs hold those of k, so a length over runs cannot fall.
+    The layers for 2k runs include those for k, so a length over runs cannot fall.
     """
     return [(2 * j * blocks + runs) // (2 * runs) for j in range(runs + 1)]
 
 
-def compared(segment: Segment) -> list[int]:
-    """Return the layers between every two of which transport is solved."""
+def compared_layers(segment: Segment) -> list[int]:
+    """Return the layers between which transport is solved, every pair of them."""
     count = len(segment.arrays)
-    return list(range(count)) if count <= MOST_LAYERS else evenly(count - 1, _RUNS[-1])
+    return list(range(count)) if count <= MAX_LAYERS else evenly(count - 1, _RUNS[-1])
 
 
 def missing(segment: Segment, wanted: bool | None) -> list[tuple[int, int]]:
-    """Return the pairs that a chain does not hold, where `wanted`; None asks what they cost."""
+    """Return the pairs that a chain lacks, if `wanted`; for None, if they are affordable."""
     last = len(segment.arrays) - 1
     pairs = [
-        (i, j) for i, j in combinations(compared(segment), 2) if j > i + 1 and (i, j) != (0, last)
+        (i, j)
+        for i, j in combinations(compared_layers(segment), 2)
+        if j > i + 1 and (i, j) != (0, last)
     ]
     n, d = segment.arrays[0].shape
     affordable = len(pairs) * n**2 * (d + 100) <= _WORK
     return pairs if (affordable if wanted is None else wanted) else []
 
 
-def known_pairs(
+def all_pairs(
     segment: Segment, steps: Sequence[TransportResult], end: TransportResult, more: Matrix
 ) -> dict[tuple[int, int], TransportResult]:
-    """Return the results of a chain and of the pairs it does not hold, by their layers."""
+    """Return the results of a chain and of the other pairs, by their layers."""
     chain = {(i, i + 1): step for i, step in enumerate(steps)}
     return {**chain, (0, len(segment.arrays) - 1): end, **more}
 
@@ -54,15 +56,15 @@ def known_pairs(
 def length_over_runs(
     blocks: int, distances: Mapping[tuple[int, int], float]
 ) -> dict[int, float | None]:
-    """Return {k: L(k) / D} for each k of which all distances are known."""
+    """Return {k: L(k) / D} for each k for which all distances are known."""
     end = distances[0, blocks]
-    found: dict[int, float | None] = {}
+    ratios: dict[int, float | None] = {}
     for runs in [*(k for k in _RUNS if k < blocks), blocks]:
         steps = list(pairwise(evenly(blocks, runs)))
         if all(step in distances for step in steps):
             length = sum(distances[step] for step in steps)
-            found[runs] = max(length / end, 1.0) if end > 0 else None
-    return found
+            ratios[runs] = max(length / end, 1.0) if end > 0 else None
+    return ratios
 
 
 def as_matrices(
@@ -71,14 +73,14 @@ def as_matrices(
     centred: Mapping[tuple[int, int], CentredPair],
     null: Mapping[tuple[int, int], Sequence[NullScore]],
 ) -> Pairs | None:
-    """Return what is known of every two layers; None of two layers, or where some are unsolved."""
-    chosen = compared(segment)
+    """Return the results as matrices; None for only two layers, or if pairs are missing."""
+    chosen = compared_layers(segment)
     if len(chosen) < 3 or any(ends not in solved for ends in combinations(chosen, 2)):
         return None
 
-    def matrix(of: Mapping[tuple[int, int], float | None], diagonal: float | None) -> tuple:
+    def matrix(values: Mapping[tuple[int, int], float | None], diagonal: float | None) -> tuple:
         return tuple(
-            tuple(diagonal if i == j else of.get((min(i, j), max(i, j))) for j in chosen)
+            tuple(diagonal if i == j else values.get((min(i, j), max(i, j))) for j in chosen)
             for i in chosen
         )
 
@@ -87,7 +89,7 @@ def as_matrices(
         return matrix({key: value and value[end] for key, value in values.items()}, 1.0)
 
     highest = {
-        key: max(each.score[2] for each in found) for key, found in null.items() if len(found)
+        key: max(each.score[2] for each in scores_) for key, scores_ in null.items() if len(scores_)
     }
     return Pairs(
         layers=tuple(segment.names[i] for i in chosen),

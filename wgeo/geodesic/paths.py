@@ -1,6 +1,6 @@
-"""How straight each sample's own path through the layers is, and whether a sample can tell.
+"""Straightness of each sample's own path through the layers, and the resolution of a sample.
 
-Everything here is Euclidean and per sample; `measure` puts the figures of transport beside it.
+All measures here are Euclidean and per sample; `measure` adds the measures of transport.
 """
 
 from __future__ import annotations
@@ -15,28 +15,28 @@ from ..arrays.rows import as_float64, mean_of, row_chunks, row_ranges, sum_over_
 from ..runtime import processes
 
 _COINCIDENT = 1e-12  # squared distance, relative to the squared norms, below which points coincide
-_ASKED = 4096  # samples whose nearest neighbour is looked for
+_MAX_QUERIES = 4096  # samples whose nearest neighbour is computed
 LOW_RESOLUTION = 0.5
 
 
 @dataclass(frozen=True, eq=False)
-class PathFigures:
-    """Straightness of every sample's path x_0, ..., x_L; NaN where a figure is undefined.
+class PathMeasures:
+    """Straightness of every sample's path x_0, ..., x_L; NaN if a measure is undefined.
 
-    Write Delta_l = x_{l+1} - x_l. A step, or the chord x_L - x_0, counts as zero when it is within
-    the rounding of the features themselves (4 eps max_l ||x_l||, eps of their precision).
+    Write Delta_l = x_{l+1} - x_l. A step, or the chord x_L - x_0, counts as zero if it is within
+    the rounding of the features (4 eps max_l ||x_l||, eps of their precision).
 
     Attributes
     ----------
     line_shape_ratio : ndarray, (n,), in [1, inf)
-        LSR = sum_l ||Delta_l|| / ||x_L - x_0||. Undefined where the path is closed.
+        LSR = sum_l ||Delta_l|| / ||x_L - x_0||. Undefined if the path is closed.
     line_shape_score : ndarray, (n,), in [1, inf)
         LSS = L / ||sum_l Delta_l / ||Delta_l|| || over the L steps that are not zero (Gai and
-        Zhang 2021, arXiv 2102.09235). Undefined where the path is closed or its unit steps cancel.
+        Zhang 2021, arXiv 2102.09235). Undefined if the path is closed or its unit steps cancel.
     turning_angle : ndarray, (n,), degrees in [0, 180]
         Mean angle between consecutive non-zero steps. Undefined with fewer than two of them.
     orthogonal_share : ndarray, (n,), in [0, 1)
-        sum_l ||Delta_l - <Delta_l, e> e||^2 / sum_l ||Delta_l||^2, e the chord's direction.
+        sum_l ||Delta_l - <Delta_l, e> e||^2 / sum_l ||Delta_l||^2, with e the chord's direction.
     step_cost : ndarray, (n, L)
         ||Delta_l||^2, squared units of the features.
     chord_cost : ndarray, (n,)
@@ -54,14 +54,14 @@ class PathFigures:
     square: Float[np.ndarray, "n l"]
 
 
-_FIGURES = tuple(field.name for field in fields(PathFigures))
+_MEASURES = tuple(field.name for field in fields(PathMeasures))
 
 
-def path_figures(
+def path_measures(
     arrays: Sequence[Float[np.ndarray, "n d"]],
     *,
     centres: Float[np.ndarray, "l d"] | None = None,
-) -> PathFigures:
+) -> PathMeasures:
     """Return the straightness of each sample's path through `arrays`, in float64.
 
     Parameters
@@ -69,20 +69,20 @@ def path_figures(
     arrays : sequence of L + 1 >= 2 ndarrays, (n, d)
         Features of the same samples, layer by layer, in one space.
     centres : ndarray, (L + 1, d), optional
-        What to take off each layer, such as its mean: the paths of the centred features.
+        Points to subtract from each layer, such as its mean for paths of centred features.
     """
     n, d = arrays[0].shape
-    mine, eps = processes.shard(n), _precision(arrays)
+    local_rows, eps = processes.shard(n), _precision(arrays)
     shapes = {"step_cost": (n, len(arrays) - 1), "square": (n, len(arrays))}
-    columns = [np.zeros(shapes.get(each, (n,))) for each in _FIGURES]
-    for rows, layers in row_chunks(*arrays, width=d * len(arrays), within=mine):
+    columns = [np.zeros(shapes.get(each, (n,))) for each in _MEASURES]
+    for rows, layers in row_chunks(*arrays, width=d * len(arrays), within=local_rows):
         path = np.stack(layers)
         tolerance = 4 * eps * np.linalg.norm(path, axis=2).max(0)  # rounding of the features
         if centres is not None:
             path -= centres[:, None]
-        for column, found in zip(columns, _figures(path, tolerance), strict=True):
-            column[rows] = found
-    return PathFigures(*map(processes.all_reduce_sum, columns))
+        for column, values in zip(columns, _measure(path, tolerance), strict=True):
+            column[rows] = values
+    return PathMeasures(*map(processes.all_reduce_sum, columns))
 
 
 def _precision(arrays: Sequence[np.ndarray]) -> float:
@@ -91,8 +91,8 @@ def _precision(arrays: Sequence[np.ndarray]) -> float:
     )
 
 
-def _figures(path: np.ndarray, tolerance: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Return PathFigures' columns, in its order, for one chunk (L + 1, rows, d)."""
+def _measure(path: np.ndarray, tolerance: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Return the fields of `PathMeasures`, in order, for one chunk (L + 1, rows, d)."""
     steps = np.diff(path, axis=0)
     chord = path[-1] - path[0]
     lengths, chord_length = np.linalg.norm(steps, axis=2), np.linalg.norm(chord, axis=1)
@@ -100,7 +100,7 @@ def _figures(path: np.ndarray, tolerance: np.ndarray) -> tuple[np.ndarray, ...]:
     with np.errstate(divide="ignore", invalid="ignore"):
         units = np.where(moved[..., None], steps / lengths[..., None], 0.0)
         along = np.where(open_[:, None], chord / chord_length[:, None], 0.0)
-        # A unit step is known to tolerance / length, so their sum is known to this:
+        # The error of a unit step is tolerance / length, and that of their sum is:
         blur = np.where(moved, tolerance / lengths, 0.0).sum(0)
         unit_sum = np.linalg.norm(units.sum(0), axis=1)
         score = np.where(open_ & (unit_sum > blur), np.maximum(moved.sum(0) / unit_sum, 1), np.nan)
@@ -115,17 +115,17 @@ def _turning(units: np.ndarray, moved: np.ndarray) -> np.ndarray:
     """Return each sample's mean angle between consecutive non-zero unit steps, in degrees."""
     rows = units.shape[1]
     total, turns = np.zeros(rows), np.zeros(rows)
-    last, begun = units[0].copy(), moved[0].copy()
+    last, started = units[0].copy(), moved[0].copy()
     for unit, moves in zip(units[1:], moved[1:], strict=True):
-        # Kahan's angle between unit vectors: right to the last digits where they nearly agree.
+        # Kahan's angle between unit vectors, accurate also for nearly equal vectors.
         angle = 2 * np.arctan2(
             np.linalg.norm(unit - last, axis=1), np.linalg.norm(unit + last, axis=1)
         )
-        turned = moves & begun
+        turned = moves & started
         total[turned] += np.degrees(angle[turned])
         turns += turned
         last[moves] = unit[moves]
-        begun |= moves
+        started |= moves
     with np.errstate(invalid="ignore"):
         return np.where(turns > 0, total / turns, np.nan)
 
@@ -133,29 +133,29 @@ def _turning(units: np.ndarray, moved: np.ndarray) -> np.ndarray:
 def neighbour_distance(x: Float[np.ndarray, "n d"]) -> float:
     """Return the median, over samples, of the distance to the nearest *distinct* sample.
 
-    Coincident samples may always be exchanged without cost, so they say nothing about which
-    couplings are optimal. NaN where all samples coincide. The median is over `_ASKED` samples where
-    there are more, each beside all others: O(n d) numbers read a few at a time.
+    Coincident samples can be exchanged without cost, so they are irrelevant to which couplings are
+    optimal. NaN if all samples coincide. For more than `_MAX_QUERIES` samples, the median is over
+    that many, each compared with all others: O(n d) numbers, read in parts.
     """
     n, d = x.shape
     centre = mean_of(x)
-    asked = np.arange(n) if n <= _ASKED else np.linspace(0, n - 1, _ASKED).astype(np.int64)
-    nearest, mine = np.zeros(len(asked)), processes.shard(len(asked))
-    nearest[mine] = np.inf
-    # Twice the usual rows: those asked are read again for every part of the others.
+    queries = np.linspace(0, n - 1, min(n, _MAX_QUERIES)).astype(np.int64)
+    nearest, local_rows = np.zeros(len(queries)), processes.shard(len(queries))
+    nearest[local_rows] = np.inf
+    # Twice the usual rows: the queries are read again for every part of the others.
     half = -(-d // 2)
     for part in row_ranges(n, half):
         others = as_float64(x[part]) - centre
         norms = (others**2).sum(1)
-        for some in row_ranges(mine.stop, max(half, len(others)), mine.start):
-            points = as_float64(x[asked[some]]) - centre
+        for chunk in row_ranges(local_rows.stop, max(half, len(others)), local_rows.start):
+            points = as_float64(x[queries[chunk]]) - centre
             sums = (points**2).sum(1)[:, None] + norms
             squared = sums - 2 * points @ others.T
-            apart = np.where(squared > _COINCIDENT * sums, squared, np.inf)
-            nearest[some] = np.minimum(nearest[some], apart.min(1))
+            distinct = np.where(squared > _COINCIDENT * sums, squared, np.inf)
+            nearest[chunk] = np.minimum(nearest[chunk], distinct.min(1))
     nearest = processes.all_reduce_sum(nearest)
-    found = np.isfinite(nearest)
-    return float(np.sqrt(np.median(nearest[found]))) if found.any() else float("nan")
+    finite = np.isfinite(nearest)
+    return float(np.sqrt(np.median(nearest[finite]))) if finite.any() else float("nan")
 
 
 def resolution(
@@ -164,30 +164,30 @@ def resolution(
     *,
     neighbours: float | None = None,
 ) -> float | None:
-    """Return whether these samples can tell an optimal map x -> y from another.
+    """Return the resolution, which says if samples can tell an optimal map x -> y from another.
 
     resolution = median_i ||(y_i - x_i) - mean(y - x)|| / median_i min_{x_j != x_i} ||x_i - x_j||.
-    Where every displacement, its mean taken out (a translation never changes which coupling is
-    optimal), is at most half the nearest-neighbour distance, the pairing of x_i with y_i is optimal
-    whatever the map is: below `LOW_RESOLUTION` = 1/2 an ot_score of 1 says nothing.
+    If every displacement minus the mean (a translation does not change which coupling is optimal)
+    is at most half the nearest-neighbour distance, the pairing of x_i with y_i is optimal for any
+    map: below `LOW_RESOLUTION` = 1/2 an ot_score of 1 is no evidence.
 
     Parameters
     ----------
     x, y : ndarray, (n, d)
         Samples before and after, row by row.
     neighbours : float, optional
-        `neighbour_distance(x)`, where it is known already.
+        `neighbour_distance(x)`, if it is already known.
 
     Returns
     -------
-    float in [0, inf), or None where all of x coincide.
+    float in [0, inf), or None if all samples of x coincide.
     """
     spacing = neighbour_distance(x) if neighbours is None else neighbours
     if not spacing > 0:
         return None
-    mine = processes.shard(len(x))
-    (drift,) = sum_over_rows(lambda _, a, b: [(b - a).sum(0) / len(x)], x, y)
+    local_rows = processes.shard(len(x))
+    (mean,) = sum_over_rows(lambda _, a, b: [(b - a).sum(0) / len(x)], x, y)
     moved = np.zeros(len(x))
-    for rows, (a, b) in row_chunks(x, y, within=mine):
-        moved[rows] = np.linalg.norm(b - a - drift, axis=1)
+    for rows, (a, b) in row_chunks(x, y, within=local_rows):
+        moved[rows] = np.linalg.norm(b - a - mean, axis=1)
     return float(np.median(processes.all_reduce_sum(moved))) / spacing

@@ -1,7 +1,7 @@
 """Uncertainty by resampling the samples: intervals, p-values, and pseudo-values.
 
-A figure is a smooth function of column means. Bootstrap draws, leave-one-out and the figure itself
-are then the same function at other means, so nothing is ever solved again.
+A measure is a smooth function of column means. Its bootstrap draws and leave-one-out values are the
+same function at other means, so that no transport problem is solved again.
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ from ..errors import ArgumentError
 from ..runtime.memory import limited_size
 
 LEVEL = 0.95
-_HELD = 2**24  # weights of resamples at a time
-_SAME = 1e-12  # relative spread of draws that is rounding
+_MAX_WEIGHTS = 2**24  # resampling weights in memory
+_SAME = 1e-12  # relative spread of draws that is rounding error
 _TIE = 1e-9  # distance, relative to that spread, at which draws are equal
-Figures = Callable[[Float[np.ndarray, "m c"]], Mapping[str, Float[np.ndarray, " m"]]]
+Measures = Callable[[Float[np.ndarray, "m c"]], Mapping[str, Float[np.ndarray, " m"]]]
 
 
 @dataclass(frozen=True, eq=False)
 class Resampled:
-    """Figures of one sample, and of what resampling makes of it.
+    """Measures of one sample and of its resamples.
 
     Attributes
     ----------
     values : dict of float
-        The figures at the sample itself; NaN where undefined.
+        The measures of the sample itself; NaN if undefined.
     draws : dict of ndarray, (draws,)
-        At bootstrap resamples (n of n samples, with replacement).
+        The measures of bootstrap resamples (n of n samples, with replacement).
     left_out : dict of ndarray, (n,)
-        With sample (or group) i left out: influence and pseudo-values.
+        The measures with sample (or group) i left out, for influence and pseudo-values.
     """
 
     values: dict[str, float]
@@ -44,14 +44,14 @@ class Resampled:
     left_out: dict[str, np.ndarray]
 
     def interval(self, name: str, level: float = LEVEL) -> tuple[float, float] | None:
-        """Return the BCa interval of a figure; None where it is undefined or nothing was drawn."""
+        """Return the BCa interval of a measure; None if it is undefined or there are no draws."""
         return bca_interval(self.values[name], self.draws[name], self.left_out[name], level=level)
 
     def pseudo_values(self, name: str) -> Float[np.ndarray, " n"]:
-        """Return n theta - (n - 1) theta_(-i): per-sample values whose mean is the figure.
+        """Return n theta - (n - 1) theta_(-i): per-sample values whose mean is the measure.
 
         For a mean they are the samples' own values (Tukey 1958); for a smooth function of means
-        their mean is the figure up to O(1/n), and their spread is its uncertainty.
+        their mean is the measure up to O(1/n), and their spread is its uncertainty.
         """
         left = self.left_out[name]
         return len(left) * self.values[name] - (len(left) - 1) * left
@@ -59,59 +59,60 @@ class Resampled:
 
 def resample(
     columns: Float[np.ndarray, "n c"],
-    figures: Figures,
+    measures: Measures,
     *,
     draws: int,
     seed: int,
     groups: Int[np.ndarray, " n"] | None = None,
 ) -> Resampled:
-    """Evaluate `figures` at the column means, at `draws` bootstraps of them, and leaving one out.
+    """Evaluate `measures` at the column means, at `draws` bootstraps of them, and leaving one out.
 
     Parameters
     ----------
     columns : ndarray, (n, c)
-        A row a sample.
-    figures : callable, (m, c) -> {name: (m,)}
-        Figures as functions of the column means, a row a set of means.
+        One row per sample.
+    measures : callable, (m, c) -> {name: (m,)}
+        Measures as functions of the column means, for m sets of means.
     groups : ndarray of int, (n,), optional
-        Rows of one number are copies of one sample, and are drawn, or left out, together.
+        Rows with the same number are copies of one sample, and are drawn or left out together.
     """
     if as_count(draws, "bootstrap") == 1:
-        raise ArgumentError("bootstrap must be 0 or a whole number from 2, not 1.")
+        raise ArgumentError("bootstrap must be 0 or at least 2, not 1.")
     seed = as_count(seed, "seed")
     mean = columns.mean(0, keepdims=True)
     sums, sizes = _by_group(columns, groups)
     n = len(sums)
-    rng, together = np.random.default_rng(seed), max(1, limited_size(8 * _HELD, 1 / 16) // (8 * n))
+    rng = np.random.default_rng(seed)
+    batch = max(1, limited_size(8 * _MAX_WEIGHTS, 1 / 16) // (8 * n))
     means = []
-    for k in range(0, draws, together):
-        drawn = rng.multinomial(n, np.full(n, 1 / n), size=min(together, draws - k))
-        means.append(drawn @ sums / (drawn @ sizes)[:, None])
+    for k in range(0, draws, batch):
+        weights = rng.multinomial(n, np.full(n, 1 / n), size=min(batch, draws - k))
+        means.append(weights @ sums / (weights @ sizes)[:, None])
     rest = (len(columns) - sizes)[:, None]
     left = (len(columns) * mean - sums) / rest if n > 1 else np.full_like(sums, np.nan)
     with np.errstate(divide="ignore", invalid="ignore"):
         return Resampled(
-            {name: float(value[0]) for name, value in figures(mean).items()},
-            dict(figures(np.concatenate([np.empty((0, columns.shape[1])), *means]))),
-            dict(figures(left)),
+            {name: float(value[0]) for name, value in measures(mean).items()},
+            dict(measures(np.concatenate([np.empty((0, columns.shape[1])), *means]))),
+            dict(measures(left)),
         )
 
 
 def _by_group(
     columns: Float[np.ndarray, "n c"], groups: Int[np.ndarray, " n"] | None
 ) -> tuple[Float[np.ndarray, "g c"], Int[np.ndarray, " g"]]:
-    """Sum of the rows of every group, and their number."""
+    """Return the sum of the rows of every group, and their number."""
     if groups is None:
         return columns, np.ones(len(columns), dtype=np.int64)
-    numbers = np.unique(groups, return_inverse=True)[1]
-    sizes = np.bincount(numbers)
-    return sums_by_class(columns, numbers, len(sizes)), sizes
+    indices = np.unique(groups, return_inverse=True)[1]
+    sizes = np.bincount(indices)
+    return sums_by_class(columns, indices, len(sizes)), sizes
 
 
 def mean_interval(
     values: Float[np.ndarray, " n"], *, draws: int, seed: int
 ) -> tuple[float, float] | None:
-    """Return the 95 % BCa interval of the mean of `values`; NaN are left out."""
+    """Return the 95 % BCa interval of the mean of `values`, ignoring NaN."""
     defined = values[~np.isnan(values)]
     if len(defined) == 0:
         return None
@@ -128,16 +129,16 @@ def bca_interval(
 ) -> tuple[float, float] | None:
     """Return the bias-corrected accelerated bootstrap interval (Efron 1987).
 
-    The percentiles of `draws` are shifted by z0, the draws' median bias, and by the acceleration a
-    = sum u^3 / (6 (sum u^2)^(3/2)), u the leave-one-out influence, so that skewed figures are
-    covered on both sides. Only the spread that resampling sees is in it: no finite-sample bias.
+    The percentiles of `draws` are shifted by z0, the draws' median bias, and by the acceleration
+    a = sum u^3 / (6 (sum u^2)^(3/2)) with the leave-one-out influence u, which corrects for
+    skewness. The interval covers the spread under resampling, but not the finite-sample bias.
     """
     draws = draws[~np.isnan(draws)]
     if not np.isfinite(value) or len(draws) == 0:
         return None
     if np.ptp(draws) <= _SAME * abs(value):
         return value, value
-    # Draws that are the value up to rounding (few samples repeat it exactly) are half below.
+    # Half of the draws that equal the value up to rounding count as below it.
     margin = _TIE * np.ptp(draws)
     below = ((draws < value - margin).sum() + (draws <= value + margin).sum()) / 2
     z0 = ndtri((below + 0.5) / (len(draws) + 1))
@@ -152,8 +153,8 @@ def bca_interval(
 def sign_flip_p_value(difference: Float[np.ndarray, " n"], *, draws: int, seed: int) -> float:
     """Return the one-sided p-value of "mean difference > 0" between paired samples.
 
-    Signs are flipped at random, which changes nothing in distribution where the two of a pair are
-    exchangeable: exact then, and asymptotically valid where only the mean difference is zero.
+    Signs are flipped at random. The test is exact if the two samples of a pair are exchangeable,
+    and asymptotically valid if only the mean difference is zero.
     """
     if len(difference) == 0 or not np.any(difference):
         return 1.0
@@ -164,7 +165,7 @@ def sign_flip_p_value(difference: Float[np.ndarray, " n"], *, draws: int, seed: 
             for _ in range(draws)
         ]
     )
-    # A margin of rounding, so that ties count as ties.
+    # A margin for rounding, so that ties count as ties.
     margin = 1e-12 * np.abs(difference).sum()
     return float((1 + (flipped >= difference.sum() - margin).sum()) / (1 + draws))
 
@@ -174,8 +175,8 @@ def permutation_p_value(
 ) -> float:
     """Return the one-sided p-value of "mean a > mean b" between independent samples.
 
-    The statistic is Welch's t under random relabelling: exact where a and b are one distribution,
-    and asymptotically valid where only their means agree (Janssen 1997).
+    The statistic is Welch's t under random relabelling: exact if a and b have one distribution,
+    and asymptotically valid if only their means agree (Janssen 1997).
     """
     n, m = len(a), len(b)
     pooled = np.concatenate([a, b])
@@ -193,6 +194,6 @@ def permutation_p_value(
         )
         return float((mean_a - mean_b) / np.sqrt(variance)) if variance > 0 else 0.0
 
-    seen = welch(pooled[:n])
+    observed = welch(pooled[:n])
     relabelled = np.array([welch(rng.permutation(pooled)[:n]) for _ in range(draws)])
-    return float((1 + (relabelled >= seen - 1e-12 * abs(seen)).sum()) / (1 + draws))
+    return float((1 + (relabelled >= observed - 1e-12 * abs(observed)).sum()) / (1 + draws))

@@ -1,4 +1,4 @@
-"""What straightness says of a trajectory: a row per block, a set of figures per segment."""
+"""Results of straightness: a row per block, a set of measures per segment."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ Score = tuple[float, float, float]
 
 @dataclass(frozen=True, eq=False)
 class NullScore:
-    """The correlation score of null maps: a pair's own displacements, given to the wrong samples.
+    """The correlation score of null maps: a pair's displacements, given to the wrong samples.
 
     Attributes
     ----------
     kind : str
         ``dealt`` or ``turned``; see ``wgeo.geodesic.nulls``.
     score : (value, low, high)
-        The highest draw's value; ``low`` and ``high`` are the lowest and the highest certified
-        bound over all draws.
+        The highest value of all draws; ``low`` and ``high`` are the lowest and the highest
+        certified bounds of all draws.
     draws : tuple of float
         The score of every draw.
     own : (value, low, high)
         The correlation score of the pair's own displacements on the same samples.
     samples : int
-        How many samples these scores are of: all, or ``wgeo.geodesic.nulls.SAMPLES`` of more.
+        Number of samples behind these scores: all, or at most ``wgeo.geodesic.nulls.SAMPLES``.
     ot_score : float
         The highest certified upper bound of the draws' centred OT scores.
     """
@@ -52,13 +52,13 @@ class Pairs:
     Attributes
     ----------
     layers : tuple of str
-        The k layers compared: all of the segment, or of a longer one some spread evenly by index.
+        The k layers compared: all of the segment, or for a long segment some, evenly spaced.
     distance, lower, upper : tuple of tuple of float
         W2 and an interval that contains it; symmetric, with zeros on the diagonal.
     corr_score, corr_low, corr_high : tuple of tuple of (float or None)
-        The correlation score and its certified interval; None where it is undefined.
+        The correlation score and its certified interval; None if undefined.
     null : tuple of tuple of (float or None), or None
-        The highest certified bound of a null score of each pair; None where none was solved.
+        The highest certified bound of the null scores of each pair; None if none was computed.
     """
 
     layers: tuple[str, ...]
@@ -83,39 +83,39 @@ class Optimality:
     samples : int
         n, the number of samples.
     distinct : int
-        How many of them are distinct images: n, or the number of ``groups`` (`straightness`).
+        Number of distinct images: n, or the number of ``groups`` (`straightness`).
     spread : tuple of float
         sd of every layer of the pair or the segment, in units of the features.
-    spread_ratio : float or None where x is a point
+    spread_ratio : float, or None if x is a point
         sd_y / sd_x of the ends.
-    effective_samples : float in [1, distinct], or None where nothing moves
-        How many samples carry these values: the least of (sum w)^2 / sum w^2, w a sample's
-        ||u|| ||v||, its cost of transport from end to end, or of all steps. Near 1 one of them
-        decides all.
-    relative_displacement : float or None where both are points
+    effective_samples : float in [1, distinct], or None if nothing moves
+        Effective number of samples that carry these values: the smallest of (sum w)^2 / sum w^2,
+        with w a sample's ||u|| ||v||, its cost of transport from end to end, or that of all steps.
+        Near 1, a single sample determines the values.
+    relative_displacement : float, or None if both are points
         sqrt(mean ||v - u||^2) / max(sd_x, sd_y). Near the rounding of the features (1e-6 and less)
-        nothing has moved but for a shift, and no score of it means anything.
-    relative_rounding : float or None where both are points
-        The largest displacement that rounding of the features can make, in the same units.
-    shift_share : float in [0, 1], or None where nothing moves
-        ||m||^2 / mean ||y - x||^2: how much of the motion is a shift common to all samples, which
-        never changes which coupling is optimal.
+        nothing has moved except for a shift, and scores are meaningless.
+    relative_rounding : float, or None if both are points
+        The largest displacement that rounding of the features can cause, in the same units.
+    shift_share : float in [0, 1], or None if nothing moves
+        ||m||^2 / mean ||y - x||^2: the share of the motion that is a shift common to all samples,
+        which does not change which coupling is optimal.
     ot_score_centred : float in [0, 1], or None
         W2^2(u, v) / mean ||v - u||^2 = (W2^2 - ||m||^2) / (paired^2 - ||m||^2) <= ot_score.
-    corr_score : (value, low, high), or None where undefined
-        mean <u, v> over the most that any coupling attains, (S - mean ||v - u||^2) /
-        (S - W2^2(u, v)): at most 1, and 1 exactly where the pairing is optimal; 0 for an unrelated
-        pairing. Unchanged when either cloud is translated, or scaled on its own. (The OT score is
+    corr_score : (value, low, high), or None if undefined
+        mean <u, v> over its maximum over all couplings, (S - mean ||v - u||^2) /
+        (S - W2^2(u, v)): at most 1, and 1 if and only if the pairing is optimal; 0 for an unrelated
+        pairing. Invariant under translation and separate scaling of either cloud. (The OT score is
         at least (sd_y - sd_x)^2 / paired^2, so it tends to 1 for *any* pairing once one cloud is
-        much larger.) ``low`` and ``high`` are certified, from the interval of W2; how the score
-        varies over samples is ``intervals["corr_score"]``. None where a cloud is a point, or where
+        much larger.) ``low`` and ``high`` are certified, from the interval of W2;
+        ``intervals["corr_score"]`` is the variation over samples. None if a cloud is a point, or if
         nothing bounds the score from below.
     null : tuple of NullScore
-        The same score of null maps of the same displacements; empty where none was solved.
+        Scores of null maps of the same displacements; empty if none was computed.
     power : bool or None
-        Whether these samples could tell: see `wgeo.geodesic.nulls.powerful`. A score of nearly 1
-        means something only with power; one clearly below 1 proves by itself that the pairing is
-        not optimal, since an optimal map is optimal on every sample. None without null scores.
+        Whether these samples could tell: see `wgeo.geodesic.nulls.has_power`. A score of nearly 1
+        is evidence only with power; one clearly below 1 proves that the pairing is not optimal,
+        since an optimal map is optimal on every sample. None without null scores.
     """
 
     samples: int
@@ -134,33 +134,33 @@ class Optimality:
 
 @dataclass(frozen=True, eq=False)
 class BlockTransport(Optimality):
-    """One block as a pushforward: W2 between its input and output, beside its own pairing.
+    """One block as a pushforward: W2 between its input and output, and its own pairing.
 
     Attributes
     ----------
     source, target : str
-        Layers; the map goes from `source` to `target`.
+        Names of the layers; the map goes from `source` to `target`.
     stage : int
         The feature space in which the two are compared.
     via : str
-        ``identity``, or ``shortcut`` where the block changes the space and its shortcut's image of
-        the source is compared with the target.
+        ``identity``, or ``shortcut`` if the block changes the space, so that the output of its
+        shortcut is compared with the target.
     distance, lower, upper : float
         W2 and an interval that contains it, in units of the features.
     paired : float
         sqrt(mean_i ||x_i - y_i||^2), the distance under the network's own pairing; >= W2.
-    ot_score : float in [0, 1], or None where no sample moves
-        OTS = W2^2 / paired^2; 1 where the network's pairing is optimal (Gai and Zhang 2021).
+    ot_score : float in [0, 1], or None if no sample moves
+        OTS = W2^2 / paired^2; 1 if the network's pairing is optimal (Gai and Zhang 2021).
     resolution : float or None
-        Whether these samples can say so: see `wgeo.geodesic.resolution`.
-        None where all samples coincide.
+        Whether the OT score of these samples is evidence: see `wgeo.geodesic.paths.resolution`.
+        None if all samples coincide.
     status, solver, seconds
         As the solver reports them.
     intervals : dict of (low, high)
         95 % bootstrap intervals of `distance`, `paired`, `ot_score`, `ot_score_centred` and
         `corr_score`; see `straightness`.
 
-    And those of `Optimality`, of the map from `source` to `target`.
+    It also has the attributes of `Optimality`, for the map from `source` to `target`.
     """
 
     source: str
@@ -180,17 +180,17 @@ class BlockTransport(Optimality):
 
     @property
     def resolved(self) -> bool:
-        """Whether `ot_score` can mean anything: `resolution` is at least 1/2."""
+        """Whether `ot_score` is evidence: `resolution` is at least 1/2."""
         return self.resolution is not None and self.resolution >= LOW_RESOLUTION
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain numbers and strings, ready for JSON; None where undefined."""
+        """Return plain numbers and strings, ready for JSON; None if undefined."""
         return plain(self)
 
 
 @dataclass(frozen=True, eq=False)
 class SegmentStraightness(Optimality):
-    """How straight a run of layers in one space is; None where a figure is undefined.
+    """Straightness of a run of layers in one space; None if a measure is undefined.
 
     With W_l = W2(mu_l, mu_{l+1}), D = W2(mu_0, mu_L) and x_l a sample's features at layer l:
 
@@ -202,56 +202,56 @@ class SegmentStraightness(Optimality):
         D, in units of the features.
     length : float
         sum_l W_l >= D.
-    length_ratio : float in [1, inf), or None where D is 0
-        length / D; 1 exactly where the measures lie, in order, on one geodesic.
+    length_ratio : float in [1, inf), or None if D is 0
+        length / D; 1 if and only if the distributions lie, in order, on one geodesic.
     action_ratio : float in [1, inf), or None
-        L sum_l W_l^2 / D^2 >= length_ratio^2; 1 exactly for a geodesic run at constant speed
+        L sum_l W_l^2 / D^2 >= length_ratio^2; 1 if and only if it is a geodesic at constant speed
         (Benamou and Brenier 2000).
-    speed_deviation : float in [0, inf), or None where nothing moves
-        Coefficient of variation of W_0, ..., W_{L-1}; action_ratio = length_ratio^2 (1 + it^2).
-    moving_blocks : float in [1, L], or None where nothing moves
+    speed_deviation : float in [0, inf), or None if nothing moves
+        Coefficient of variation c of W_0, ..., W_{L-1}; action_ratio = length_ratio^2 (1 + c^2).
+    moving_blocks : float in [1, L], or None if nothing moves
         B = length^2 / sum_l W_l^2, the effective number of blocks that move.
     sqrt_moving_blocks : float, or None
         sqrt(B): the length ratio of mutually orthogonal steps of these lengths. A path whose ratio
         is near it is not straight, however close to 1.
     length_over_runs : dict of {k: float or None}
-        L(k) / D for k = 2, 4, 8, ... and L: the length over k runs of blocks, from k + 1 layers
-        spread evenly by index. It does not fall from one k to the next power of two or to L, so
-        networks of different depth are compared at equal k. Only L where `pairs` is None.
+        L(k) / D for k = 2, 4, 8, ... and L: the length over k runs of blocks, between k + 1
+        evenly spaced layers. It does not fall from one k to the next power of two or to L, so
+        networks of different depth are compared at equal k. Only L if `pairs` is None.
     line_shape_score, line_shape_ratio, turning_angle, orthogonal_share : float or None
-        Means over the samples where they are defined; see `wgeo.geodesic.paths.PathFigures`.
+        Means over the samples for which they are defined; see `wgeo.geodesic.paths.PathMeasures`.
     paired : float
         sqrt(mean ||x_0 - x_L||^2) >= D.
     ot_score : float in [0, 1], or None
         D^2 / paired^2.
     resolution : float or None
-        Of the pair of end layers: see `wgeo.geodesic.paths.resolution`.
-    interpolation_gap : tuple of (float or None), one a layer
-        W2(mu_l, nu_t) / D, where nu_t = law of (1 - t) x_0 + t T(x_0) is the displacement
+        Resolution of the pair of end layers: see `wgeo.geodesic.paths.resolution`.
+    interpolation_gap : tuple of (float or None), one per layer
+        W2(mu_l, nu_t) / D, with nu_t = law of (1 - t) x_0 + t T(x_0) is the displacement
         interpolation of the end layers (McCann 1997), T their optimal coupling, and t the
         arc length up to layer l over `length`. 0 at both ends. None without a coupling,
-        and (with a warning) of stored layers where the disk has no room for nu_t.
-    interpolation_time : tuple of (float or None), one a layer
-        That t: where on the geodesic each layer is compared.
+        and (with a warning) for stored layers if the disk has no space for nu_t.
+    interpolation_time : tuple of (float or None), one per layer
+        The t of each layer, the position on the geodesic with which it is compared.
     quantiles : dict
-        {figure: {"all" or class: [5, 25, 50, 75, 95 %]}} of the per-sample line shapes.
+        {measure: {"all" or class: [5, 25, 50, 75, 95 %]}} for the per-sample measures.
     undefined_samples : dict of int
-        How many samples each trajectory figure is undefined for (closed or too short a path).
+        Number of samples for which each trajectory measure is undefined (closed or short paths).
     intervals : dict of (low, high)
         95 % bootstrap intervals; see `straightness`.
     centred : dict
-        Every measure of the path with each layer's mean taken off, under the same names:
+        Every measure of the path with each layer's mean subtracted, under the same names:
         `distance`, `length`, `length_ratio`, `action_ratio`, `speed_deviation`, `moving_blocks`,
         `sqrt_moving_blocks`, the line shapes, `turning_angle`, `orthogonal_share`, `paired`,
-        `length_over_runs` and their `intervals`. No W2 is solved for it: W2^2 = ||m||^2 +
-        W2^2(u, v). And what says whether the samples are too sparse to see a path turn:
-        `null_length_ratio`, the length over the least W2 of the null maps from end to end, at
-        which a path that turns would be seen; `length_ratio_at_most`, a one-sided 95 % bound
-        on the population's length ratio by second moments (`wgeo.geodesic.bearing`).
+        `length_over_runs` and their `intervals`. They need no further solve: W2^2 = ||m||^2 +
+        W2^2(u, v). Two more values say whether the samples are dense enough to detect a turn:
+        `null_length_ratio`, the length over the largest W2 between the ends of the null maps;
+        `length_ratio_at_most`, a one-sided 95 % bound on the population's length ratio by second
+        moments (`wgeo.geodesic.reliability`).
     pairs : Pairs or None
-        Every two layers; None where there are two layers only or it was not affordable.
+        Transport between every two layers; None for only two layers, or if it was not affordable.
 
-    And those of `Optimality`, of the map from the first layer to the last.
+    It also has the attributes of `Optimality`, for the map from the first layer to the last.
     """
 
     layers: tuple[str, ...]
@@ -281,11 +281,11 @@ class SegmentStraightness(Optimality):
 
     @property
     def resolved(self) -> bool:
-        """Whether `ot_score` can mean anything: `resolution` is at least 1/2."""
+        """Whether `ot_score` is evidence: `resolution` is at least 1/2."""
         return self.resolution is not None and self.resolution >= LOW_RESOLUTION
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain numbers, strings and lists, ready for JSON; None where undefined."""
+        """Return plain numbers, strings and lists, ready for JSON; None if undefined."""
         return plain(self)
 
 
@@ -304,12 +304,12 @@ class Straightness:
         }
 
     def to_pandas(self) -> pd.DataFrame:
-        """Return a table with a row a block (intervals and null maps left out)."""
+        """Return a table with one row per block, without intervals and null maps."""
         return as_table([_row(block) for block in self.blocks])
 
 
 def _row(block: BlockTransport) -> dict[str, Any]:
-    """A block in columns of one value each."""
+    """Return a block as columns with one value each."""
     row = {
         name: value
         for name, value in block.to_dict().items()
@@ -321,7 +321,7 @@ def _row(block: BlockTransport) -> dict[str, Any]:
 
 
 def plain(result: Any) -> dict[str, Any]:
-    """Return a result's attributes with tuples as lists, as JSON has them."""
+    """Return a result's attributes with tuples as lists, ready for JSON."""
 
     def convert(value: Any) -> Any:
         if isinstance(value, tuple):

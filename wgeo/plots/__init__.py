@@ -1,13 +1,13 @@
 """Figures of an analysis: every function takes a record (or an `Analysis`) and returns Axes.
 
-`figures` writes the whole set, for a page. For a paper's column or a slide, draw a panel into
-`axes` of that size, and `save` it::
+`figures` writes the whole set at page width. For a paper's column or a slide, draw a panel into
+`axes` of that size and `save` it::
 
     ax = plots.collapse(analysis, "nc1", ax=plots.axes("column"))
     plots.save(ax, "nc1.pdf")
 
-``ax=`` may be any axes of your own. One style throughout: colours that the colour-blind can tell
-apart, vectors, no pyplot state.
+``ax=`` may be any axes. All figures have one style: colours that are distinguishable with colour
+blindness, vector graphics, no pyplot state.
 """
 
 from typing import TYPE_CHECKING, Any

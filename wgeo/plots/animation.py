@@ -1,4 +1,4 @@
-"""The feature clouds in motion: what the network does beside what optimal transport would do."""
+"""Animation of the feature clouds: the network compared with optimal transport."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ..trajectory import Trajectory, as_trajectory
 from ..transport import Exact, wasserstein
 from .style import CLASS_COLOURS, MUTED, legend, new_figure, short, styled
 
-_PCA_ROWS = 1000  # as many samples show the plane; their Gram matrix is small at any width
+_PCA_ROWS = 1000  # samples that determine the plane; their Gram matrix is small at any width
 _HOLD = 0.6  # seconds at rest at either end
 _WRITERS = {".gif": "pillow", ".mp4": "ffmpeg"}
 
@@ -38,10 +38,10 @@ class Scene:
     ----------
     names : tuple of str
     times : ndarray, (L + 1,)
-        When each layer is reached.
+        Time at which each layer is reached.
     layers : ndarray, (L + 1, n, 2)
     target : ndarray of int, (n,)
-        The optimal coupling of the ends: sample i goes where sample ``target[i]`` ends.
+        The optimal coupling of the ends: sample i moves to the end of sample ``target[i]``.
     labels : ndarray of int, (n,)
     """
 
@@ -52,18 +52,18 @@ class Scene:
     labels: Int[np.ndarray, " n"]
 
     def network(self, t: float) -> Float[np.ndarray, "n 2"]:
-        """The samples on their own way, straight from layer to layer."""
+        """Return the samples at time t on the network's path, straight from layer to layer."""
         block = self._block(t)
         start, end = self.times[block], self.times[block + 1]
         s = (t - start) / (end - start) if end > start else 1.0
         return (1 - s) * self.layers[block] + s * self.layers[block + 1]
 
     def geodesic(self, t: float) -> Float[np.ndarray, "n 2"]:
-        """The displacement interpolation of the ends (McCann 1997), which is linear in t."""
+        """Return the displacement interpolation of the ends (McCann 1997), linear in t."""
         return (1 - t) * self.layers[0] + t * self.layers[-1][self.target]
 
-    def where(self, t: float) -> str:
-        """The layer reached at t, or the two that it lies between."""
+    def position(self, t: float) -> str:
+        """Return the name of the layer at time t, or of the two layers around it."""
         nearest = int(np.abs(self.times - t).argmin())
         if abs(self.times[nearest] - t) < 1e-9:
             return short(self.names[nearest], 30)
@@ -77,15 +77,15 @@ class Scene:
 def scene(
     traj: Trajectory, *, segment: int = -1, samples: int = 400, solver: Any = None, seed: int = 0
 ) -> Scene:
-    """Prepare a segment of a trajectory to be shown; see `flow`."""
+    """Prepare a segment of a trajectory for the animation; see `flow`."""
     traj = as_trajectory(traj)
     segments = traj.segments
     if not -len(segments) <= segment < len(segments):
         raise ArgumentError(f"no segment {segment}; this trajectory has {len(segments)} (from 0).")
-    chosen = segments[segment]
+    source = segments[segment]
     rng = np.random.default_rng(seed)
     rows = np.sort(rng.permutation(len(traj))[: max(2, samples)])
-    arrays = [np.asarray(array[rows], dtype=np.float64) for array in chosen.arrays]
+    arrays = [np.asarray(array[rows], dtype=np.float64) for array in source.arrays]
     solver = Exact() if solver is None else solver
     pairs = list(pairwise(arrays))
     steps = [
@@ -97,19 +97,19 @@ def scene(
         raise ArgumentError("flow needs a solver that pairs samples one to one, such as Exact().")
     length = sum(steps)
     if length == 0:
-        raise FeatureError(f"Nothing moves from {chosen.names[0]} to {chosen.names[-1]}.")
+        raise FeatureError(f"Nothing moves from {source.names[0]} to {source.names[-1]}.")
     times = np.cumsum([0.0, *steps]) / length
-    return Scene(chosen.names, times, _in_plane(arrays, rng), target, traj.labels[rows])
+    return Scene(source.names, times, _in_plane(arrays, rng), target, traj.labels[rows])
 
 
 def _in_plane(
     arrays: list[Float[np.ndarray, "n d"]], rng: np.random.Generator
 ) -> Float[np.ndarray, "L1 n 2"]:
-    everything = np.concatenate(arrays)
-    centre = everything.mean(0)
-    shown = everything[rng.permutation(len(everything))[:_PCA_ROWS]] - centre
-    vectors = np.linalg.eigh(shown @ shown.T)[1]
-    axes = shown.T @ vectors[:, :-3:-1]  # the two largest, d x 2
+    points = np.concatenate(arrays)
+    centre = points.mean(0)
+    subset = points[rng.permutation(len(points))[:_PCA_ROWS]] - centre
+    vectors = np.linalg.eigh(subset @ subset.T)[1]
+    axes = subset.T @ vectors[:, :-3:-1]  # the two largest, d x 2
     axes /= np.maximum(np.linalg.norm(axes, axis=0), np.finfo(float).tiny)
     return np.stack([(array - centre) @ axes for array in arrays])
 
@@ -126,12 +126,12 @@ def flow(
     solver: Any = None,
     seed: int = 0,
 ) -> Path:
-    """Write an animation of the feature clouds along a segment, beside the geodesic of its ends.
+    """Write an animation of the feature clouds along a segment, next to the geodesic of its ends.
 
-    Left, each sample goes straight from layer to layer, as the network sends it; right, the
-    displacement interpolation carries the first layer's distribution to the last's at the least
-    cost. Both show the plane of the first two principal components, at equal shares of their
-    length: on a network that follows a constant-speed geodesic the two are one picture.
+    On the left, each sample moves straight from layer to layer, as in the network; on the right,
+    the displacement interpolation moves the distribution of the first layer to that of the last at
+    the least cost. Both show the plane of the first two principal components, at equal shares of
+    their length: for a network that follows a constant-speed geodesic the two panels agree.
 
     Parameters
     ----------
@@ -139,23 +139,23 @@ def flow(
     path : path
         ``.gif`` (written by pillow), or ``.mp4`` (needs ffmpeg).
     segment : int
-        Default the last, whose end the classifier reads.
+        Index of the segment; default the last, whose end is the input of the classifier.
     samples : int
-        How many, drawn at random; the transport shown is that of these.
+        Number of samples, drawn at random; the transport is solved for these.
     seconds, fps
-        Length of the movement and frames a second.
+        Duration of the movement, and frames per second.
     solver : solver, optional
-        One that pairs samples one to one; default `Exact()`.
+        A solver that pairs samples one to one; default `Exact()`.
     seed : int
 
     Raises
     ------
     ArgumentError
-        Another ending, no such segment, a solver without a pairing.
+        The file extension or the segment does not exist, or the solver gives no pairing.
     DependencyError
-        ``.mp4`` without ffmpeg.
+        ffmpeg, which ``.mp4`` needs, is not installed.
     FeatureError
-        A segment whose features do not move.
+        The segment's features do not move.
     """
     path = Path(path)
     if path.suffix.lower() not in _WRITERS:
@@ -170,16 +170,16 @@ def flow(
     figure = new_figure(7.2, 3.9)
     axes = figure.subplots(1, 2)
     colours = [CLASS_COLOURS[k % len(CLASS_COLOURS)] for k in shown.labels]
-    clouds = [_stage(ax, shown, colours) for ax in axes]
+    clouds = [_scatter(ax, shown, colours) for ax in axes]
     axes[0].set_title("The network")
     axes[1].set_title("The geodesic between its ends")
-    told = figure.suptitle(shown.where(0.0), fontsize=8.5, color=MUTED)
+    subtitle = figure.suptitle(shown.position(0.0), fontsize=8.5, color=MUTED)
     _class_legend(figure, traj, shown)
     figure.draw_without_rendering()
-    figure.set_layout_engine("none")  # laid out once, for every frame
+    figure.set_layout_engine("none")  # the same layout for every frame
     moving = np.linspace(0, 1, max(2, round(seconds * fps)))
     rest = round(_HOLD * fps)
-    aside = temporary_path(path).with_suffix(path.suffix)  # the ending says what is written
+    aside = temporary_path(path).with_suffix(path.suffix)  # the extension determines the format
     writer = animation.writers[name](fps=fps)
     times = [*[0.0] * rest, *moving, *[1.0] * rest]
     try:
@@ -188,10 +188,10 @@ def flow(
             for t in track(times, "drawing frames"):
                 clouds[0].set_offsets(shown.network(t))
                 clouds[1].set_offsets(shown.geodesic(t))
-                told.set_text(shown.where(t))
+                subtitle.set_text(shown.position(t))
                 writer.grab_frame()
         except BaseException:
-            with suppress(Exception):  # ends ffmpeg; what it wrote is thrown away
+            with suppress(Exception):  # ends ffmpeg; its output is discarded
                 writer.finish()
             raise
         writer.finish()
@@ -201,10 +201,10 @@ def flow(
     return path
 
 
-def _stage(ax: Axes, shown: Scene, colours: list[str]) -> Any:
+def _scatter(ax: Axes, shown: Scene, colours: list[str]) -> Any:
     low, high = shown.layers.min((0, 1)), shown.layers.max((0, 1))
-    room = 0.06 * float((high - low).max())
-    ax.set(xlim=(low[0] - room, high[0] + room), ylim=(low[1] - room, high[1] + room))
+    margin = 0.06 * float((high - low).max())
+    ax.set(xlim=(low[0] - margin, high[0] + margin), ylim=(low[1] - margin, high[1] + margin))
     ax.set_aspect("equal")
     ax.set(xticks=[], yticks=[])
     x, y = shown.layers[0].T

@@ -1,4 +1,4 @@
-"""Panels of transport: how far every block moves its samples, and whether it could be less."""
+"""Panels of transport: the distances that blocks move their samples, and their optimality."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ from .style import (
 
 @styled
 def distances(record: Any, ax: Axes | None = None) -> Axes:
-    """W2 of every block with the interval that contains it, and the network's own pairing.
+    """Draw W2 of every block with the interval that contains it, and the network's own pairing.
 
     Bars are W2, error bars the interval ``[lower, upper]``, dashes ``paired``, the root mean
-    squared distance each sample moved: where dash and bar meet, the block moved its samples
+    squared distance that samples moved: if dash and bar meet, the block moved its samples
     optimally. Units are those of the features.
     """
     record = as_record(record)
@@ -45,11 +45,11 @@ def distances(record: Any, ax: Axes | None = None) -> Axes:
     )
     stage_bands(ax, _block_stages(record), labels=True)
     ax.bar(x, w2, width=0.72, color=COLOURS[5], alpha=0.55, lw=0, zorder=2)
-    known = np.isfinite(w2) & np.isfinite(lower) & np.isfinite(upper)
-    below, above = np.maximum(w2 - lower, 0)[known], np.maximum(upper - w2, 0)[known]
+    defined = np.isfinite(w2) & np.isfinite(lower) & np.isfinite(upper)
+    below, above = np.maximum(w2 - lower, 0)[defined], np.maximum(upper - w2, 0)[defined]
     ax.errorbar(
-        x[known],
-        w2[known],
+        x[defined],
+        w2[defined],
         yerr=[below, above],
         fmt="o",
         ms=3.5,
@@ -73,9 +73,9 @@ def distances(record: Any, ax: Axes | None = None) -> Axes:
 
 @styled
 def ot_scores(record: Any, ax: Axes | None = None) -> Axes:
-    """W2^2 over the paired cost, block by block; 1 where the network's own pairing is optimal.
+    """Draw W2^2 over the paired cost of every block; 1 if the network's own pairing is optimal.
 
-    Hollow where the sample's resolution is below 1/2 or undefined: there a score of 1 says nothing.
+    Hollow if the resolution is below 1/2 or undefined: then a score of 1 is no evidence.
     """
     record = as_record(record)
     ax = new_axes(ax, 7.2, 2.4)
@@ -84,28 +84,28 @@ def ot_scores(record: Any, ax: Axes | None = None) -> Axes:
         return nothing_to_show(ax, "This record has no blocks.")
     x = np.arange(len(blocks))
     score = numbers([b.get("ot_score") for b in blocks])
-    known = np.array([resolved(b) for b in blocks])
+    solid = np.array([resolved(b) for b in blocks])
     stage_bands(ax, _block_stages(record))
     ax.axhline(1.0, color=REFERENCE, lw=0.8, ls=(0, (4, 3)), zorder=1)
     style: dict[str, Any] = {"s": 24, "edgecolors": MEASURED, "linewidths": 1.2, "zorder": 3}
-    ax.scatter(x[known], score[known], color=MEASURED, **style)
-    ax.scatter(x[~known], score[~known], facecolors="white", **style)
-    room = max(1.0 - np.nanmin(score, initial=1.0), 0.01)
-    ax.set_ylim(1.0 - 1.15 * room, 1.0 + 0.08 * room)
+    ax.scatter(x[solid], score[solid], color=MEASURED, **style)
+    ax.scatter(x[~solid], score[~solid], facecolors="white", **style)
+    span = max(1.0 - np.nanmin(score, initial=1.0), 0.01)
+    ax.set_ylim(1.0 - 1.15 * span, 1.0 + 0.08 * span)
     ax.set_ylabel("OT score")
     layer_axis(ax, [b.get("target") for b in blocks])
     dot: dict[str, Any] = {"marker": "o", "ms": 5, "color": MEASURED, "ls": "none", "mew": 1.2}
     handles = [Line2D([], [], **dot), Line2D([], [], mfc="white", **dot)]
-    legend_above(ax, handles, ["resolution ≥ 1/2", "below: the sample cannot tell"])
+    legend_above(ax, handles, ["resolution ≥ 1/2", "below: the samples cannot tell"])
     return ax
 
 
 @styled
 def correlation_scores(record: Any, ax: Axes | None = None) -> Axes:
-    """The correlation score of every block beside the highest of its null maps (crosses).
+    """Draw the correlation score of every block, with the highest of its null maps (crosses).
 
-    1 for an optimal map. Hollow where the null maps, the same displacements given to the wrong
-    samples, score about as high: there the samples cannot tell.
+    1 for an optimal map. Hollow if the null maps, the same displacements given to the wrong
+    samples, score about as high: then the samples cannot tell.
     """
     record = as_record(record)
     ax = new_axes(ax, 7.2, 2.4)
@@ -117,14 +117,14 @@ def correlation_scores(record: Any, ax: Axes | None = None) -> Axes:
     if not np.isfinite(score).any():
         return nothing_to_show(ax, "This record has no correlation scores.")
     null = numbers([highest_null(b) for b in blocks])
-    told = np.array([bool(b.get("power")) for b in blocks])
+    solid = np.array([bool(b.get("power")) for b in blocks])
     stage_bands(ax, _block_stages(record))
     ax.axhline(1.0, color=REFERENCE, lw=0.8, ls=(0, (4, 3)), zorder=1)
     cross: dict[str, Any] = {"marker": "x", "color": COLOURS[1], "zorder": 2}
     ax.scatter(x, null, s=18, lw=1.1, **cross)
     dot: dict[str, Any] = {"marker": "o", "color": MEASURED, "ls": "none", "mew": 1.2, "zorder": 3}
-    ax.plot(x[told], score[told], ms=5, **dot)
-    ax.plot(x[~told], score[~told], ms=5, mfc="white", **dot)
+    ax.plot(x[solid], score[solid], ms=5, **dot)
+    ax.plot(x[~solid], score[~solid], ms=5, mfc="white", **dot)
     lowest = min(np.nanmin(score), np.nanmin(null, initial=1.0))
     ax.set_ylim(1.0 - 1.15 * max(1.0 - lowest, 0.01), 1.0 + 0.08 * max(1.0 - lowest, 0.01))
     ax.set_ylabel("correlation score")
@@ -139,6 +139,6 @@ def correlation_scores(record: Any, ax: Axes | None = None) -> Axes:
 
 
 def _block_stages(record: Mapping[str, Any]) -> list[Any]:
-    """Each block's stage: that of the layer it leads to."""
+    """Return each block's stage, which is that of its output layer."""
     stages = {layer.get("name"): layer.get("stage") for layer in record.get("layers") or []}
     return [stages.get(block.get("target")) for block in record.get("blocks") or []]

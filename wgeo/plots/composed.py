@@ -1,4 +1,4 @@
-"""The figures of an analysis, each composed of panels, with the numbers that it draws."""
+"""The figures of an analysis, each composed of panels, with the plotted numbers."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from .style import as_record, clean, highest_null, legend, new_figure, segment_n
 
 
 def catalogue(source: Any) -> list[Plot]:
-    """The figures that this record has the numbers for, in the order of reading."""
+    """Return the figures for which this record has the numbers, in reading order."""
     record = as_record(source)
     if "analyses" in record:
-        moving = (record.get("last_layer") or {}).get("view")
-        return series_plots(record) + ([_class_means(record)] if moving else [])
+        view = (record.get("last_layer") or {}).get("view")
+        return series_plots(record) + ([_class_means(record)] if view else [])
     plots: list[Plot] = []
     layers, blocks = record.get("layers") or [], record.get("blocks") or []
     segments = record.get("segments") or []
@@ -31,11 +31,11 @@ def catalogue(source: Any) -> list[Plot]:
         plots.append(_distances(record))
     if segments:
         plots.append(_straightness(record))
-    if (of_pairs := pairs.pairs_plot(record)) is not None:
-        plots.append(of_pairs)
+    if (matrix := pairs.pairs_plot(record)) is not None:
+        plots.append(matrix)
     plots += evidence.evidence_plots(record)
-    viewed = (i for i, s in enumerate(segments) if (s.get("view") or {}).get("class_means"))
-    return plots + [_class_means(record, i) for i in viewed]
+    with_view = (i for i, s in enumerate(segments) if (s.get("view") or {}).get("class_means"))
+    return plots + [_class_means(record, i) for i in with_view]
 
 
 def _distances(record: Mapping[str, Any]) -> Plot:
@@ -53,7 +53,7 @@ def _distances(record: Mapping[str, Any]) -> Plot:
         return figure
 
     def rows() -> list[Row]:
-        # Without how long each took: equal analyses give equal files.
+        # Without the computing times: equal analyses give equal files.
         return [
             {
                 **{k: v for k, v in block.items() if k != "seconds" and not _nested(v)},
@@ -65,14 +65,14 @@ def _distances(record: Mapping[str, Any]) -> Plot:
 
     return Plot(
         "distances",
-        "What every block moves",
+        "Transport by block",
         "Above: the Wasserstein distance W2 between the features before and after each block, with "
         "the interval that contains it, and the root mean squared distance that the network itself "
-        "moved its samples. In the middle: the correlation score, 1 for an optimal map, beside "
-        "the highest of null maps (crosses), the same displacements given to the wrong samples; "
-        "hollow where it is not clearly above them, and the samples cannot tell. Below: the OT "
-        "score, the squared ratio of the distances above; hollow points have a resolution below "
-        "1/2 and say nothing. It is near 1 for almost any map that moves the samples little.",
+        "moved its samples. In the middle: the correlation score, 1 for an optimal map, with "
+        "the highest score of null maps (crosses), the same displacements given to the wrong "
+        "samples; hollow if it is not clearly higher, so that the samples cannot tell. Below: the "
+        "OT score, the squared ratio of the distances above; hollow points have a resolution below "
+        "1/2 and are no evidence. It is near 1 for almost any map that moves the samples little.",
         f"W2 of {len(blocks)} blocks{_span(blocks, 'distance')}; "
         f"OT score{_span(blocks, 'ot_score')}.",
         draw,
@@ -99,7 +99,7 @@ def _collapse(record: Mapping[str, Any]) -> Plot:
         return figure
 
     def rows() -> list[Row]:
-        found = []
+        table = []
         for i, layer in enumerate(layers):
             row: Row = {key: layer.get(key) for key in ("name", "stage", "width")}
             row |= {k: v for k, v in (layer.get("collapse") or {}).items() if not _nested(v)}
@@ -107,12 +107,12 @@ def _collapse(record: Mapping[str, Any]) -> Plot:
                 for metric in _PFC:
                     value = depth.predicted_metric(record, model, metric)[i]
                     row[f"{model}.{metric}"] = value if np.isfinite(value) else None
-            found.append(row)
-        return found
+            table.append(row)
+        return table
 
-    beside = (
-        " Dashed and dotted: what the models fitted to this network predict; zeros lie at the edge."
-        f"{depth.not_drawn(record)}"
+    predictions = (
+        " Dashed and dotted: predictions of the models fitted to this network; zeros lie at the "
+        f"edge. {depth.not_drawn(record)}"
         if models
         else ""
     )
@@ -121,9 +121,10 @@ def _collapse(record: Mapping[str, Any]) -> Plot:
     return Plot(
         "collapse",
         "Collapse from layer to layer",
-        "Progressive feedforward collapse: each metric over depth, from what enters the first "
-        "block to the last; 0 is complete collapse. The input image (open) stands apart. Kendall's "
-        f"τ is −1 where a metric falls at every layer. Shading marks the feature spaces.{beside}",
+        "Progressive feedforward collapse: each metric over depth, from the input of the "
+        "first block to the last layer; 0 is complete collapse. The input image (open) is "
+        f"separate. Kendall's τ is −1 if a metric falls at every layer. Shading marks the feature "
+        f"spaces.{predictions}",
         f"Six collapse metrics over {len(layers)} layers; "
         + (f"never rising: {', '.join(falling)}." if falling else "each rises somewhere."),
         draw,
@@ -155,14 +156,14 @@ def _straightness(record: Mapping[str, Any]) -> Plot:
 
     return Plot(
         "straightness",
-        "How straight the way is",
+        "Straightness of the path",
         "Straightness of every segment, with intervals, against the ideal 1 (dashed). Left: solid "
-        "with each layer's mean taken off, hollow as measured; the tick at the length ratio is √B, "
-        "that of orthogonal steps of the same sizes: a path near it is not straight. Right: scores "
-        "of the map from the first layer to the last, 1 for an optimal map, hollow where the "
-        "samples cannot tell; crosses: the highest correlation score of null maps. Below: how far "
-        "each layer lies from the displacement interpolation of the segment's two ends, relative "
-        "to their distance.",
+        "with each layer's mean subtracted, hollow for the original features; the tick at the "
+        "length ratio is √B, the ratio of orthogonal steps of the same sizes: a path near it is "
+        "not straight. Right: scores of the map from the first layer to the last, 1 for an optimal "
+        "map, hollow if the samples cannot tell; crosses: the highest correlation score of null "
+        "maps. Below: distance of each layer from the displacement interpolation of the segment's "
+        "two ends, relative to the distance between them.",
         f"Straightness of {len(segments)} segments: length ratio{_span(segments, 'length_ratio')}, "
         f"correlation score{_span(segments, 'corr_score')}.",
         draw,
@@ -174,10 +175,10 @@ def _segment_rows(segment: Mapping[str, Any], index: int) -> list[Row]:
     name = segment_name(segment, index)
     rows: list[Row] = []
 
-    def add(found: Mapping[str, Any], key: str, called: str) -> None:
-        low, high = (*((found.get("intervals") or {}).get(key) or ()), None, None)[:2]
-        value = paths.measured(found, key)
-        row = {"segment": name, "measure": called, "at": None, "value": value}
+    def add(source: Mapping[str, Any], key: str, label: str) -> None:
+        low, high = (*((source.get("intervals") or {}).get(key) or ()), None, None)[:2]
+        value = paths.measured(source, key)
+        row = {"segment": name, "measure": label, "at": None, "value": value}
         rows.append({**row, "low": low, "high": high})
 
     for key in (*paths.RATIOS, *paths.SCORES):
@@ -197,7 +198,7 @@ def _segment_rows(segment: Mapping[str, Any], index: int) -> list[Row]:
 
 
 def _class_means(record: Mapping[str, Any], index: int = -1) -> Plot:
-    """The paths of a segment's class means; of a series, those of the last layer over epochs."""
+    """Return the figure of a segment's class means; for a series, over the epochs."""
     source, training = record, "analyses" in record
     if training:
         record = paths.over_training(record)
@@ -226,15 +227,16 @@ def _class_means(record: Mapping[str, Any], index: int = -1) -> Plot:
     step = "epoch" if training else "layer"
     caption = (
         "Class means of the last layer from epoch to epoch, in the plane of their first two "
-        "principal components. Each epoch is brought to the same spread and turned onto the next. "
+        "principal components. Each epoch is scaled to the same spread and rotated onto the next. "
         "Open: first epoch; filled: last."
         if training
         else "Trajectories of the class means in the plane of the segment's first two principal "
-        "components, both axes to one scale. Open: first layer; filled: last; dashed: the chord."
+        "components, both axes with the same scale. Open: first layer; filled: last; "
+        "dashed: the chord."
     )
     return Plot(
         "class-means-training" if training else f"class-means-{index + 1}",
-        f"Where the classes go: {name}",
+        f"Paths of the class means: {name}",
         caption,
         f"Paths of {len(means[0])} class means through {len(means)} {step}s, {clean(name)}.",
         draw,
@@ -243,7 +245,7 @@ def _class_means(record: Mapping[str, Any], index: int = -1) -> Plot:
 
 
 def _span(items: Sequence[Mapping[str, Any]], key: str) -> str:
-    """ " from 0.97 to 1", or nothing where no value is defined."""
+    """Return " from 0.97 to 1", or " undefined" if no value is defined."""
     values = block_transport.numbers([paths.measured(item, key) for item in items])
     values = values[np.isfinite(values)]
     return f" from {values.min():.3g} to {values.max():.3g}" if values.size else " undefined"

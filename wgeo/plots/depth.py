@@ -1,4 +1,4 @@
-"""Panels of collapse over depth, network and models together."""
+"""Panels of collapse over depth, for the network and the models."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ METRICS: dict[str, str] = {
     "between": "Between-class energy, tr Σb",
     "ncc_mismatch": "NC4: disagreement with nearest centre",
 }
-"""Metrics of `collapse`, and what their panel is called."""
+"""Metrics of `collapse`, and the titles of their panels."""
 
 SHARES = ("ncc_error", "ncc_mismatch")
 
@@ -57,25 +57,25 @@ MODELS: dict[str, tuple[str, str, str, Any]] = {
     ),
     "ufm": ("UFM: collapsed", COLOURS[6], "v", "none"),
 }
-"""Models a record may hold beside the network: name, colour, marker, dashes."""
+"""Models that a record may include: name, colour, marker, dashes."""
 
 _SAME_TIME = 1e-9  # fitted times that differ by less are equal
-ROUNDING = 1e-12  # a model's metrics below are zero, and lie at the edge of a logarithmic axis
+ROUNDING = 1e-12  # smaller predicted metrics are zero, and lie at the edge of a logarithmic axis
 
 
 @styled
 def collapse(
     record: Any, metric: str = "nc1", ax: Axes | None = None, *, label_layers: bool = True
 ) -> Axes:
-    """A collapse metric over depth, the models' predictions beside the network's measurement.
+    """Draw a collapse metric over depth, with the predictions of the models.
 
     Parameters
     ----------
     metric : str
         A key of `METRICS`; ``ncc_error`` is 1 - ``ncc_accuracy``, shown with the network's own
-        error where the record has its accuracy.
+        error if the record has its accuracy.
     label_layers : bool
-        Write the layers' names under the axis.
+        Whether to write the layers' names under the axis.
     """
     record = as_record(record)
     if metric not in METRICS:
@@ -87,34 +87,36 @@ def collapse(
     x = np.arange(len(layers))
     measured = measured_metric(record, metric)
     stage_bands(ax, [layer.get("stage") for layer in layers])
-    drawn = [measured]
+    curves = [measured]
     crowded = len(layers) > 30
     for key in models_in(record):
         predicted = predicted_metric(record, key, metric)
         look = model_look(key) | ({"marker": ""} if crowded and key != "ufm" else {})
-        said_zero = predicted < (0 if metric in SHARES else ROUNDING)
-        if said_zero.any():
+        is_zero = predicted < (0 if metric in SHARES else ROUNDING)
+        if is_zero.any():
             edge = {"transform": ax.get_xaxis_transform(), "clip_on": False, "in_layout": False}
-            ax.plot(x[said_zero], np.zeros(said_zero.sum()), **(look | edge | {"ls": "none"}))
-        predicted = np.where(said_zero, np.nan, predicted)
+            ax.plot(x[is_zero], np.zeros(is_zero.sum()), **(look | edge | {"ls": "none"}))
+        predicted = np.where(is_zero, np.nan, predicted)
         if np.isfinite(predicted).any():
-            ax.plot(*apart(record, np.where(in_order(record, key), predicted, np.nan)), **look)
-            drawn.append(predicted)
-    # The image stands apart: no block leads from it, and falling with depth is not asked of it.
+            ax.plot(
+                *split_by_stage(record, np.where(in_order(record, key), predicted, np.nan)), **look
+            )
+            curves.append(predicted)
+    # The image is separate: no block starts from it, and it is not part of the trend with depth.
     image = np.array([layer.get("stage") is None for layer in layers])
     dots: dict[str, Any] = {"marker": "o", "ms": 2.4 if crowded else 4.0, "zorder": 4}
     ax.plot(x, np.where(image, np.nan, measured), color=MEASURED, **dots)
     ax.plot(x[image], measured[image], color=MEASURED, mfc="white", ls="none", **dots)
-    said = [falls_with_depth(record, metric)]
+    notes = [falls_with_depth(record, metric)]
     if metric in SHARES:
-        said.append(_error_axis(ax, record, metric, drawn))
+        notes.append(_error_axis(ax, record, metric, curves))
     else:
-        log_where_positive(ax, *drawn)
+        log_where_positive(ax, *curves)
     layer_axis(ax, [layer.get("name") for layer in layers], labels=label_layers)
-    said = [words for words in said if words]
-    stacked = len(said) > 1 and ax.get_figure(root=True).get_size_inches()[0] < 4  # type: ignore[union-attr]
+    notes = [note for note in notes if note]
+    stacked = len(notes) > 1 and ax.get_figure(root=True).get_size_inches()[0] < 4  # type: ignore[union-attr]
     ax.set_title(METRICS[metric], pad=26 if stacked else 16)
-    ax.text(0, 1.02, ("\n" if stacked else "; ").join(said), transform=ax.transAxes, **_SUBTITLE)
+    ax.text(0, 1.02, ("\n" if stacked else "; ").join(notes), transform=ax.transAxes, **_SUBTITLE)
     handles, names = model_handles(record)
     legend_below(ax, handles, names)
     return ax
@@ -123,26 +125,26 @@ def collapse(
 _SUBTITLE: dict[str, Any] = {"fontsize": 7.5, "color": MUTED, "ha": "left", "va": "bottom"}
 
 
-def _error_axis(ax: Axes, record: Mapping[str, Any], metric: str, drawn: list[np.ndarray]) -> str:
-    """Errors are shares: from zero, in percent. Returns what the line of the network's own says."""
-    top = np.nanmax(np.concatenate(drawn), initial=0.02)
+def _error_axis(ax: Axes, record: Mapping[str, Any], metric: str, curves: list[np.ndarray]) -> str:
+    """Scale an axis of errors from zero, in percent; return a note on the network's error."""
+    top = np.nanmax(np.concatenate(curves), initial=0.02)
     error = 1 - number(record.get("accuracy"))
-    compared = metric == "ncc_error" and bool(np.isfinite(error))
-    if compared:
+    has_line = metric == "ncc_error" and bool(np.isfinite(error))
+    if has_line:
         top = max(top, error)
         ax.axhline(error, color=REFERENCE, lw=0.9, ls=(0, (4, 3)), zorder=1)
     ax.set_ylim(-0.04 * top, 1.08 * top)
     ax.yaxis.set_major_formatter(PercentFormatter(1.0, 0 if top > 0.05 else 1, " %"))
-    return f"dashed: the network's, {100 * error:.3g} %" if compared else ""
+    return f"dashed: the network's, {100 * error:.3g} %" if has_line else ""
 
 
 def measured_metric(record: Mapping[str, Any], metric: str) -> np.ndarray:
-    """The metric at every layer, NaN where it is undefined."""
+    """Return the metric at every layer, NaN if it is undefined."""
     return _metric([layer.get("collapse") or {} for layer in record.get("layers") or []], metric)
 
 
 def predicted_metric(record: Mapping[str, Any], model: str, metric: str) -> np.ndarray:
-    """A model's metric at every layer of the record, NaN at layers the model says nothing of.
+    """Return a model's metric at every layer of the record, NaN if it makes no prediction.
 
     A model's record lists its layers by name, metrics under ``collapse`` or directly.
     """
@@ -150,51 +152,51 @@ def predicted_metric(record: Mapping[str, Any], model: str, metric: str) -> np.n
 
 
 def of_model(record: Mapping[str, Any], model: str) -> list[Mapping[str, Any]]:
-    """What a model says of every layer of the record; empty at layers it says nothing of."""
-    said = {la.get("name"): la for la in (record.get(model) or {}).get("layers") or []}
-    return [said.get(layer.get("name"), {}) for layer in record.get("layers") or []]
+    """Return a model's row for every layer of the record; empty if it makes no prediction."""
+    rows = {la.get("name"): la for la in (record.get(model) or {}).get("layers") or []}
+    return [rows.get(layer.get("name"), {}) for layer in record.get("layers") or []]
 
 
 def in_order(record: Mapping[str, Any], model: str) -> np.ndarray:
-    """Where a model is drawn: not in stages in which its fitted times go back.
+    """Return the layers at which a model is drawn: stages in which its fitted times do not fall.
 
-    Each layer has the time at which the model's path is nearest to it; where these do not grow with
-    depth, the layers in order are no curve of the model.
+    Each layer has the time at which the model's path is nearest to it. If these times do not
+    increase with depth, the layers in order are not a curve of the model.
     """
     times = numbers([layer.get("time") for layer in of_model(record, model)])
     stages = [layer.get("stage") for layer in record.get("layers") or []]
-    kept = np.ones(len(stages), bool)
+    drawn = np.ones(len(stages), bool)
     for stage in {stage for stage in stages if stage is not None}:
-        own = np.array([each == stage for each in stages])
-        known = times[own][np.isfinite(times[own])]
-        kept[own] = not (np.diff(known) < -_SAME_TIME).any()
-    return kept
+        members = np.array([each == stage for each in stages])
+        fitted = times[members][np.isfinite(times[members])]
+        drawn[members] = not (np.diff(fitted) < -_SAME_TIME).any()
+    return drawn
 
 
 def not_drawn(record: Mapping[str, Any]) -> str:
-    """Say which models are left out where, for a caption; empty where none is."""
+    """Return a note on models that are not drawn in some stages, for a caption, or ""."""
     stages = np.array([layer.get("stage") for layer in record.get("layers") or []])
-    said = []
+    notes = []
     for key in models_in(record):
         out = sorted(set(stages[~in_order(record, key)]))
         if out:
-            where = f"stage{'s' * (len(out) > 1)} {', '.join(map(str, out))}"
-            said.append(f"{MODELS[key][0]} in {where}")
-    if not said:
+            place = f"stage{'s' * (len(out) > 1)} {', '.join(map(str, out))}"
+            notes.append(f"{MODELS[key][0]} in {place}")
+    if not notes:
         return ""
-    return f" Not drawn, since its fitted times go back with depth: {'; '.join(said)}."
+    return f" Not drawn, since its fitted times go back with depth: {'; '.join(notes)}."
 
 
-def apart(record: Mapping[str, Any], values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Places and values of a line over layers that is not joined from stage to stage."""
+def split_by_stage(record: Mapping[str, Any], values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return positions and values of a line over layers, with gaps between stages."""
     stages = [layer.get("stage") for layer in record.get("layers") or []]
-    places = np.arange(len(values), dtype=float)
+    positions = np.arange(len(values), dtype=float)
     cuts = [
         i
         for i in range(1, len(stages))
         if stages[i] != stages[i - 1] and None not in (stages[i], stages[i - 1])
     ]
-    return np.insert(places, cuts, np.nan), np.insert(values, cuts, np.nan)
+    return np.insert(positions, cuts, np.nan), np.insert(values, cuts, np.nan)
 
 
 def _metric(values: Sequence[Mapping[str, Any]], metric: str) -> np.ndarray:
@@ -204,25 +206,25 @@ def _metric(values: Sequence[Mapping[str, Any]], metric: str) -> np.ndarray:
 
 
 def model_look(key: str) -> dict[str, Any]:
-    """Colour, line and marker of a model."""
+    """Return colour, line and marker of a model."""
     _, colour, marker, dashes = MODELS[key]
     line = {"color": colour, "ls": dashes, "lw": 1.3}
     return line | {"marker": marker, "ms": 3.2, "mfc": "white", "mew": 0.9}
 
 
 def models_in(record: Mapping[str, Any]) -> list[str]:
-    """Keys of `MODELS` whose predictions the record holds, layer by layer."""
+    """Return the keys of `MODELS` with predictions by layer in the record."""
     return [key for key in MODELS if (record.get(key) or {}).get("layers")]
 
 
 def falls_with_depth(record: Mapping[str, Any], metric: str) -> str:
-    """The record's answer to "does it fall with depth", in a line; empty where it has none."""
-    said = (record.get("progress") or {}).get(metric)
-    if not isinstance(said, Mapping):
+    """Return a note on whether the metric falls with depth; empty if the record has no trend."""
+    trend = (record.get("progress") or {}).get(metric)
+    if not isinstance(trend, Mapping):
         return ""
-    rises, tau = said.get("violations"), number(said.get("kendall_tau"))
+    rises, tau = trend.get("violations"), number(trend.get("kendall_tau"))
     words = []
-    if said.get("monotone"):
+    if trend.get("monotone"):
         words.append("falls at every layer" if tau < -1 + 1e-9 else "never rises")
     elif isinstance(rises, int):
         words.append({1: "rises once", 2: "rises twice"}.get(rises, f"rises {rises} times"))
@@ -232,7 +234,7 @@ def falls_with_depth(record: Mapping[str, Any], metric: str) -> str:
 
 
 def model_handles(record: Mapping[str, Any]) -> tuple[list[Line2D], list[str]]:
-    """What identifies network and models in the panels of collapse."""
+    """Return the legend entries of network and models in the panels of collapse."""
     handles, names = [Line2D([], [], color=MEASURED, marker="o", ms=4)], ["the network"]
     for key in models_in(record):
         handles.append(Line2D([], [], **model_look(key)))

@@ -1,4 +1,4 @@
-"""Panels of what stands behind an OT score: sample sizes, and the test that needs none."""
+"""Panels of evidence for optimality: curves over sample sizes, and the Brenier test."""
 
 from __future__ import annotations
 
@@ -36,25 +36,25 @@ CURVES: dict[str, str] = {
     "ot_score": "OT score, end to end",
     "resolution": "Resolution",
 }
-"""Figures over the number of samples, and their labels."""
+"""Measures over the number of samples, and their labels."""
 
 TESTS: dict[str, str] = {
     "asymmetry": "Asymmetry of the Jacobian",
     "min_eigenvalue": "Smallest eigenvalue of its symmetric part",
 }
-"""Figures of the Brenier test, and their labels."""
+"""Measures of the Brenier test, and their labels."""
 
 
 @styled
-def sample_sizes(record: Any, figure: str = "ot_score", ax: Axes | None = None) -> Axes:
-    """A figure of every segment end to end over the number of samples: its bias, shown.
+def sample_sizes(record: Any, measure: str = "ot_score", ax: Axes | None = None) -> Axes:
+    """Draw a measure of every segment end to end over the number of samples, to show its bias.
 
-    Where a curve still moves at its end, so does the value. Bars are standard deviations between
-    subsets. An OT score is hollow where the resolution is below 1/2.
+    If a curve still changes at its end, the value depends on the number of samples. Bars are
+    standard deviations between subsets. An OT score is hollow if the resolution is below 1/2.
 
     Parameters
     ----------
-    figure : str
+    measure : str
         A key of `CURVES`.
     """
     record = as_record(record)
@@ -63,37 +63,37 @@ def sample_sizes(record: Any, figure: str = "ot_score", ax: Axes | None = None) 
     if not any(_points(segment) for segment in segments):
         return nothing_to_show(ax, "This record has no curve over sample sizes.")
     sizes: set[float] = set()
-    drawn = []
+    curves = []
     for i, segment in enumerate(segments):
         points = _points(segment)
         at = numbers([point.get("size") for point in points])
-        values = numbers([point.get(figure) for point in points])
-        spread = np.nan_to_num(numbers([point.get(f"{figure}_deviation") for point in points]))
+        values = numbers([point.get(measure) for point in points])
+        spread = np.nan_to_num(numbers([point.get(f"{measure}_deviation") for point in points]))
         clear = numbers([point.get("resolution") for point in points]) >= 0.5
         look = segment_look(i)
         ax.vlines(at, values - spread, values + spread, color=look["color"], lw=1.2, alpha=0.7)
         ax.plot(at, values, color=look["color"], lw=1.1, zorder=2)
-        hollow = ~clear if figure == "ot_score" else np.zeros(len(at), bool)
+        hollow = ~clear if measure == "ot_score" else np.zeros(len(at), bool)
         for shown, face in ((~hollow, look["color"]), (hollow, "white")):
             ax.plot(at[shown], values[shown], ls="none", ms=4, mfc=face, mew=0.9, zorder=3, **look)
         sizes |= set(at)
-        drawn.append(values)
+        curves.append(values)
     ax.set_xscale("log", base=2)
     ax.xaxis.set_major_locator(FixedLocator(sorted(sizes)))
     ax.xaxis.set_minor_locator(NullLocator())
     ax.xaxis.set_major_formatter(lambda n, _: f"{n:,.0f}")
     ax.set_xlabel("samples")
-    if figure == "resolution":
+    if measure == "resolution":
         ax.axhline(0.5, color=REFERENCE, lw=0.9, ls=(0, (4, 3)), zorder=1)
-        log_where_positive(ax, *drawn, np.array([0.5]))
-    ax.set_title(CURVES[figure])
+        log_where_positive(ax, *curves, np.array([0.5]))
+    ax.set_title(CURVES[measure])
     legend_below(ax, *segment_handles(record))
     return ax
 
 
 @styled
 def gradient_maps(record: Any, test: str = "asymmetry", ax: Axes | None = None) -> Axes:
-    """The Brenier test of every block: is its map the gradient of a convex function?
+    """Draw the Brenier test of every block: is its map the gradient of a convex function?
 
     Means over points with their 95 % intervals. An optimal map has asymmetry 0 and no negative
     eigenvalue.
@@ -112,14 +112,14 @@ def gradient_maps(record: Any, test: str = "asymmetry", ax: Axes | None = None) 
     series = [(test, "the map", MEASURED, "o")]
     if test == "asymmetry":
         series.append(("displacement_asymmetry", "its displacement alone", COLOURS[1], "s"))
-    handles, drawn = [], []
+    handles, curves = [], []
     for key, _, colour, marker in series:
         values = numbers([block["brenier"].get(key) for block in blocks])
         ends = [numbers((block["brenier"].get("intervals") or {}).get(key)) for block in blocks]
         low, high = (np.array([e[k] if len(e) == 2 else np.nan for e in ends]) for k in (0, 1))
         ax.vlines(at, low, high, color=colour, lw=1.3, alpha=0.7)
         handles += ax.plot(at, values, ls="none", ms=4.5, color=colour, marker=marker, zorder=3)
-        drawn.append(values)
+        curves.append(values)
     if test == "min_eigenvalue":
         lowest = numbers([block["brenier"].get("lowest_eigenvalue") for block in blocks])
         handles += ax.plot(at, lowest, ls="none", ms=9, mew=1.4, color=MEASURED, marker="_")
@@ -127,7 +127,7 @@ def gradient_maps(record: Any, test: str = "asymmetry", ax: Axes | None = None) 
         names = ["mean over points", "lowest of all points"]
     else:
         names = [name for _, name, _, _ in series]
-        log_where_positive(ax, *drawn)
+        log_where_positive(ax, *curves)
     layer_axis(ax, [block.get("target") for block in blocks])
     ax.set_title(TESTS[test])
     legend_above(ax, handles, names)
@@ -135,7 +135,7 @@ def gradient_maps(record: Any, test: str = "asymmetry", ax: Axes | None = None) 
 
 
 def evidence_plots(record: Mapping[str, Any]) -> list[Plot]:
-    """The figures of this module that a record has the numbers for."""
+    """Return the figures of this module for which a record has the numbers."""
     segments, blocks = record.get("segments") or [], record.get("blocks") or []
     plots = []
     if any(_points(segment) for segment in segments):
@@ -168,15 +168,15 @@ def _sample_sizes(record: Mapping[str, Any]) -> Plot:
             for point in _points(segment)
         ]
 
-    now = max((number(point.get("size")) for s in segments for point in _points(s)), default=0)
+    largest = max((number(point.get("size")) for s in segments for point in _points(s)), default=0)
     enough = [number((s.get("sample_sizes") or {}).get("enough")) for s in segments]
-    most = max((n for n in enough if n > now), default=None)
-    said = f" A resolution of 1/2 would take about {most:,.0f} samples." if most else ""
+    most = max((n for n in enough if n > largest), default=None)
+    note = f" A resolution of 1/2 would take about {most:,.0f} samples." if most else ""
     return Plot(
         "sample-sizes",
-        "What the number of samples does",
+        "Dependence on the number of samples",
         "End to end of every segment, on random subsets of the samples. Empirical W2 is biased; "
-        f"where a curve still moves at its end, so does the value there.{said}",
+        f"if a curve still changes at its end, the value depends on the number of samples.{note}",
         "W2, OT score and resolution over the number of samples.",
         draw,
         rows,
@@ -214,7 +214,7 @@ def _gradient_maps(record: Mapping[str, Any]) -> Plot:
         f"The Jacobian of each block on full features at {points} images. Above: squared norm of "
         "its antisymmetric part over that of its symmetric part, 0 for a gradient, about 1 for a "
         "random matrix. Below: the smallest eigenvalue of the symmetric part; below 0 no convex "
-        "function has this gradient, and the block is no optimal map, whatever its OT score.",
+        "function has this gradient, and the block is not an optimal map, whatever its OT score.",
         f"Brenier test of {len(tested)} blocks.",
         draw,
         rows,

@@ -1,4 +1,4 @@
-"""Files of figures: PNG, SVG, PDF, and the numbers that a figure draws as CSV."""
+"""Files of figures: PNG, SVG, PDF, and the plotted numbers as CSV."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ _PAGE = ("png", "svg", "csv")
 
 
 def names_of(plots: Iterable[Plot], endings: Sequence[str] = _PAGE) -> list[str]:
-    """Names of the files of figures."""
+    """Return the names of the files of figures."""
     return [f"{plot.stem}.{ending}" for plot in plots for ending in endings]
 
 
 def claim_figures(folder: str | os.PathLike[str], *, series: bool = False) -> None:
-    """Refuse a folder if a file lies under a figure's name that wgeo did not write.
+    """Check that no file which wgeo did not write has the name of a figure.
 
-    Which figures a record will have is not known before it is measured: the names of all count.
+    The names of all possible figures are checked, before it is known which ones a record will have.
 
     Raises
     ------
@@ -52,7 +52,7 @@ def claim_figures(folder: str | os.PathLike[str], *, series: bool = False) -> No
 
 
 def drawn(record: Mapping[str, Any], folder: Path, source: Path) -> list[Path] | None:
-    """The files of a record's figures if all are there, none a link and as new as it; else None."""
+    """Return the files of a record's figures if all are regular and not older than it, or None."""
     written = source.stat().st_mtime_ns
     files = [folder / name for name in names_of(catalogue(record))]
     regular = all(file.is_file() and not file.is_symlink() for file in files)
@@ -60,18 +60,18 @@ def drawn(record: Mapping[str, Any], folder: Path, source: Path) -> list[Path] |
 
 
 def figures(source: Any, out_dir: str | Path, *, endings: Sequence[str] = _PAGE) -> list[Path]:
-    """Write every figure of a record to `out_dir` as PNG and SVG, its data beside it as CSV.
+    """Write every figure of a record to `out_dir` as PNG and SVG, and its data as CSV.
 
-    Each file is written aside and then renamed, so that none is ever half there. Figures that an
-    earlier call wrote into the folder and this one does not are removed, of the endings asked for;
-    files that wgeo did not write are not touched.
+    Each file is written under a temporary name and then renamed, so that no file is ever
+    incomplete. Figures with these endings that an earlier call wrote and this one does not are
+    removed; files that wgeo did not write are not touched.
 
     Parameters
     ----------
     source : Analysis, Series or dict
     out_dir : path
     endings : sequence of str
-        Which files of each figure: ``png``, ``svg``, ``pdf``, ``csv``.
+        Formats of each figure: ``png``, ``svg``, ``pdf``, ``csv``.
 
     Returns
     -------
@@ -81,10 +81,10 @@ def figures(source: Any, out_dir: str | Path, *, endings: Sequence[str] = _PAGE)
     Raises
     ------
     ArgumentError
-        Another ending.
+        An unknown ending.
     RecordError
-        The folder cannot be written, or a file that wgeo did not write has a figure's name: then
-        nothing is drawn.
+        The folder cannot be written, or a file that wgeo did not write has the name of a figure;
+        then nothing is drawn.
     """
     if unknown := sorted(set(endings) - set(ENDINGS)):
         raise ArgumentError(
@@ -96,22 +96,26 @@ def figures(source: Any, out_dir: str | Path, *, endings: Sequence[str] = _PAGE)
         home.claim(*names_of(plots, endings))
         for plot in track(plots, "drawing figures"):
             written += home.write(_files(plot, endings))
-        now = {path.name for path in written}
-        known = [f"{stem}.{ending}" for stem in (*STEMS, *SERIES_STEMS) for ending in endings]
-        stale = {name for name in home.listed() if any(fnmatchcase(name, one) for one in known)}
-        home.remove(*(stale - now))
+        current = {path.name for path in written}
+        patterns = [f"{stem}.{ending}" for stem in (*STEMS, *SERIES_STEMS) for ending in endings]
+        stale = {
+            name
+            for name in home.listed()
+            if any(fnmatchcase(name, pattern) for pattern in patterns)
+        }
+        home.remove(*(stale - current))
     return written
 
 
 def _files(plot: Plot, endings: Sequence[str]) -> dict[str, bytes]:
-    """A figure's files: what they are called, and what they hold."""
+    """Return the files of a figure: names and contents."""
     files: dict[str, bytes] = {}
     with warnings.catch_warnings():
-        # A class named in a script that the font lacks is drawn as boxes, which is enough said.
+        # Names of classes in a script that the font lacks are drawn as boxes, without a warning.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         figure = plot.draw()
         figure.draw_without_rendering()
-        figure.set_layout_engine("none")  # laid out once, for all files
+        figure.set_layout_engine("none")  # the same layout for all files
         for ending in [ending for ending in _RENDER if ending in endings]:
             files[f"{plot.stem}.{ending}"] = _RENDER[ending](figure)
     if "csv" in endings:
@@ -119,8 +123,8 @@ def _files(plot: Plot, endings: Sequence[str]) -> dict[str, bytes]:
     return files
 
 
-# The canvases are asked directly, without a date or a version, which would make two drawings of
-# one record differ; savefig would draw every figure a second time to ask for its layout.
+# The canvases are used directly, without dates and versions, so that equal records give equal
+# files; savefig would draw every figure a second time for its layout.
 
 
 def _png(figure: Figure) -> bytes:
@@ -150,19 +154,19 @@ ENDINGS = (*_RENDER, "csv")
 
 @styled
 def save(drawn: Axes | Figure, path: str | os.PathLike[str], *, dpi: int = 300) -> Path:
-    """Write a figure of your own, as a paper or a slide takes it.
+    """Write a figure to a file, for a paper or a slide.
 
-    PDF has its letters embedded as letters (no Type 3 fonts), SVG as outlines, so that both look
-    alike everywhere; neither has a date in it.
+    PDF embeds its fonts (no Type 3 fonts), SVG has text as outlines, so that both look the same
+    everywhere; neither contains a date.
 
     Parameters
     ----------
     drawn : Axes or Figure
-        What a panel returned, or the figure it is in.
+        The axes that a panel returned, or their figure.
     path : path
-        Ends in ``.pdf``, ``.svg`` or ``.png``.
+        File name that ends in ``.pdf``, ``.svg`` or ``.png``.
     dpi : int
-        Of a PNG: 300 is a printer's; a slide of `axes` at 343 is 1920 pixels wide.
+        Resolution of a PNG: 300 is usual for print; a slide of `axes` at 343 is 1920 pixels wide.
 
     Returns
     -------
@@ -171,7 +175,7 @@ def save(drawn: Axes | Figure, path: str | os.PathLike[str], *, dpi: int = 300) 
     Raises
     ------
     ArgumentError
-        Another ending.
+        An unknown ending.
     RecordError
         The file cannot be written.
     """
@@ -181,15 +185,12 @@ def save(drawn: Axes | Figure, path: str | os.PathLike[str], *, dpi: int = 300) 
         raise ArgumentError(f"save writes .{', .'.join(_RENDER)}; not {path.suffix or path.name}.")
     figure = drawn if isinstance(drawn, Figure) else drawn.get_figure(root=True)
     assert figure is not None
-    usual, window = figure.dpi, figure.canvas
+    original_dpi, canvas = figure.dpi, figure.canvas
     try:
         figure.dpi = dpi if ending == "png" else 72
         figure.draw_without_rendering()
         write_atomic(writable(path.parent) / path.name, _RENDER[ending](figure))
     finally:
-        figure.dpi = usual
-        figure.set_canvas(window)
+        figure.dpi = original_dpi
+        figure.set_canvas(canvas)
     return path
-
-
-# --- the figures ---------------------------------------------------------------------------------

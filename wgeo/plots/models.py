@@ -1,4 +1,4 @@
-"""One figure for a solved model: its geometry, its objective, its layers, its random starts."""
+"""The figure of a solved model: its geometry, objective, layers and random starts."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ from .style import (
     styled,
 )
 
-FLOOR = 1e-16  # of logarithmic axes: what is below is rounding, and drawn there
-ANNOTATED = 8  # classes up to which every cosine is written out
+FLOOR = 1e-16  # of logarithmic axes: smaller values are rounding error, and drawn there
+ANNOTATED = 8  # number of classes up to which every cosine is printed
 TERMS = {
     "fit": "loss",
     "weight_decay": "decay of weights",
@@ -50,16 +50,16 @@ DEEP = {"dnc1": "DNC1", "dnc2": "DNC2", "dnc3": "DNC3"}
 def model(record: Any) -> Figure:
     """Draw the record of a solution (`wgeo.ufm.record_of`) as one figure.
 
-    Cosines of the class means; the terms of the objective; for models of several layers, collapse
-    at each; for models searched from random starts, where each start ended.
+    The panels are the cosines of the class means; the terms of the objective; for models with
+    several layers, collapse at each layer; and for random starts, the final value of each.
     """
     record = as_record(record)
     curve, values = record.get("curve") or [], record.get("values") or []
-    below = [name for name, there in (("layers", curve[1:]), ("starts", values[1:])) if there]
-    figure = new_figure(7.2, 2.9 if not below else 5.4)
+    lower = [name for name, data in (("layers", curve[1:]), ("starts", values[1:])) if data]
+    figure = new_figure(7.2, 2.9 if not lower else 5.4)
     rows: list[Any] = [["means", "terms"]]
-    if below:
-        rows.append(below if len(below) == 2 else below * 2)
+    if lower:
+        rows.append(lower if len(lower) == 2 else lower * 2)
     panels = figure.subplot_mosaic(rows)
     draw = {"means": model_means, "terms": model_terms, "layers": model_layers}
     for name, ax in panels.items():
@@ -69,18 +69,20 @@ def model(record: Any) -> Figure:
 
 @styled
 def model_means(record: Any, ax: Axes | None = None) -> Axes:
-    """Cosines of the last layer's class means, not centred, as a K x K matrix of colours."""
+    """Draw the cosines of the last layer's uncentred class means as a K x K matrix of colours."""
     record = as_record(record)
     ax = new_axes(ax, 3.4, 3.2)
-    given = (record.get("view") or {}).get("means") or []
-    matrix = np.array([numbers(row) for row in given])
+    cosines = (record.get("view") or {}).get("means") or []
+    matrix = np.array([numbers(row) for row in cosines])
     K = len(matrix)
     ax.set_title("Cosines of the class means", pad=16)
     if not K or not np.isfinite(matrix).any():
         return nothing_to_show(ax, "The class means are zero.")
-    said = f"simplex ETF: −1/(K−1) = {-1 / (K - 1):.3g}; orthogonal frame: 0".replace("-", "−")
-    under = ax.text(0, 1.02, said, transform=ax.transAxes, fontsize=7.5, color=MUTED, va="bottom")
-    under.set_in_layout(False)  # else the colour bar stands where the text ends
+    note = f"simplex ETF: −1/(K−1) = {-1 / (K - 1):.3g}; orthogonal frame: 0".replace("-", "−")
+    subtitle = ax.text(
+        0, 1.02, note, transform=ax.transAxes, fontsize=7.5, color=MUTED, va="bottom"
+    )
+    subtitle.set_in_layout(False)  # otherwise the colour bar moves to the end of the text
     image = ax.imshow(matrix, vmin=-1, vmax=1, cmap="RdBu_r", interpolation="nearest")
     bar = ax.get_figure(root=True).colorbar(image, ax=ax, shrink=0.9, ticks=[-1, 0, 1])  # type: ignore[union-attr]
     bar.outline.set_visible(False)  # type: ignore[operator]
@@ -99,13 +101,13 @@ def model_means(record: Any, ax: Axes | None = None) -> Axes:
 
 @styled
 def model_terms(record: Any, ax: Axes | None = None) -> Axes:
-    """The terms of the objective as bars."""
+    """Draw the terms of the objective as bars."""
     record = as_record(record)
     ax = new_axes(ax, 3.6, 2.4)
     terms = record.get("terms") or {}
     names = [name for name in terms if number(terms[name]) > 0 or name == "fit"]
     sizes = numbers([terms[name] for name in names])
-    ax.set_title("What the objective is made of", pad=16)
+    ax.set_title("Terms of the objective", pad=16)
     if not names:
         return nothing_to_show(ax, "This record has no terms.")
     total = number(record.get("objective"))
@@ -131,7 +133,7 @@ def model_terms(record: Any, ax: Axes | None = None) -> Axes:
 
 @styled
 def model_layers(record: Any, ax: Axes | None = None) -> Axes:
-    """Collapse at every layer: DNC1 to DNC3 of the models of weights, NC1, NC2, CDNV of MUFM."""
+    """Draw collapse by layer: DNC1 to DNC3 for models of weights, NC1, NC2, CDNV for MUFM."""
     record = as_record(record)
     ax = new_axes(ax)
     curve = record.get("curve") or []
@@ -153,42 +155,42 @@ def model_layers(record: Any, ax: Axes | None = None) -> Axes:
         handles.append(Line2D([], [], **look))
     _log_from_floor(ax, *(series for _, series in lines))
     if any((series < FLOOR).any() for _, series in lines):
-        said = "zeros, up to rounding, lie at the edge"
-        ax.text(0, 1.02, said, transform=ax.transAxes, fontsize=7.5, color=MUTED)
+        note = "values that are zero up to rounding lie at the edge"
+        ax.text(0, 1.02, note, transform=ax.transAxes, fontsize=7.5, color=MUTED)
     ax.xaxis.set_major_locator(MaxNLocator(8, integer=True))
     ax.set_xlabel("layer")
     if weights:
         ax.set_xticks(range(len(curve)), [f"W{i}" for i in range(1, len(curve) + 1)])
-        ax.set_xlabel("features that enter")
+        ax.set_xlabel("input features")
     legend(ax, handles, [name for name, _ in lines], loc="best")
     return ax
 
 
 @styled
 def model_starts(record: Any, ax: Axes | None = None) -> Axes:
-    """Where every random start ended, above the proved bound or else above the lowest."""
+    """Draw the final values of the random starts, above the lower bound or the lowest value."""
     record = as_record(record)
     ax = new_axes(ax, 3.6, 2.6)
-    ax.set_title("Where random starts ended")
+    ax.set_title("Final values of random starts")
     values = np.sort(numbers(record.get("values") or []))
     if not values.size:
-        return nothing_to_show(ax, "This solution was not searched for.")
+        return nothing_to_show(ax, "This solution has no random starts.")
     bound = number((record.get("certificate") or {}).get("lower_bound"))
-    known = bool(np.isfinite(bound))
-    above = values - (bound if known else values.min())
+    has_bound = bool(np.isfinite(bound))
+    above = values - (bound if has_bound else values.min())
     rank = np.arange(1, len(values) + 1)
     ax.plot(rank, floored(above), ls="none", marker="o", ms=3, color=MEASURED)
     if np.ptp(above) == 0 and above[0] == 0:
         ax.axhline(FLOOR, color=REFERENCE, lw=0.7)
     _log_from_floor(ax, above)
-    ax.set_xlabel("random start, the best first")
-    ax.set_ylabel("objective − " + ("lower bound" if known else "lowest"))
+    ax.set_xlabel("random start, best first")
+    ax.set_ylabel("objective − " + ("lower bound" if has_bound else "lowest"))
     ax.xaxis.set_major_locator(MaxNLocator(8, integer=True))
     return ax
 
 
 def floored(series: np.ndarray) -> np.ndarray:
-    """Values for a logarithmic axis: what is zero up to rounding lies at its floor."""
+    """Return values for a logarithmic axis, at least its floor."""
     return np.where(np.isfinite(series), np.maximum(series, FLOOR), np.nan)
 
 
@@ -205,9 +207,9 @@ def write_model(record: Mapping[str, Any], folder: str | Path, stem: str = "mode
     Raises
     ------
     ArgumentError
-        A stem that is no plain name of a file.
+        `stem` is not the plain name of a file.
     RecordError
-        The folder cannot be written, or files of these names lie there that wgeo did not write.
+        The folder cannot be written, or contains files of these names that wgeo did not write.
     """
     if not stem or folder_name(stem) != stem:
         raise ArgumentError(f"stem must be the plain name of a file, not {stem!r}.")
@@ -215,5 +217,5 @@ def write_model(record: Mapping[str, Any], folder: str | Path, stem: str = "mode
         home.claim(f"{stem}.png", f"{stem}.svg")
         figure = model(record)
         figure.draw_without_rendering()
-        figure.set_layout_engine("none")  # laid out once, for both files
+        figure.set_layout_engine("none")  # the same layout for both files
         return home.write({f"{stem}.png": _png(figure), f"{stem}.svg": _svg(figure)})

@@ -1,4 +1,4 @@
-"""The map of correlation scores between every two layers of a segment."""
+"""The matrix of correlation scores between every two layers of a segment."""
 
 from __future__ import annotations
 
@@ -27,28 +27,28 @@ from .style import (
     styled,
 )
 
-_ROOM = 0.27  # inches that a cell needs for its number
-_STEPS = (0.0, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 1.0)  # finest where words change
+_CELL = 0.27  # inches that a cell needs for its number
+_STEPS = (0.0, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 1.0)  # finest near the thresholds of verdicts
 _NORM = BoundaryNorm(_STEPS, 256, extend="min")
-_COLUMNS = 2  # panels beside each other
+_COLUMNS = 2  # panels next to each other
 
 
 @styled
 def correlation_pairs(record: Any, segment: int = 0, ax: Axes | None = None) -> Axes:
-    """The correlation score of the map from each layer (row) to each later one (column).
+    """Draw the correlation score of the map from each layer (row) to each later one (column).
 
-    1 for an optimal map. Numbers in brackets are not clearly above the scores of null maps, so that
-    the samples cannot tell.
+    1 for an optimal map. Numbers in brackets are not clearly above the scores of null maps: the
+    samples cannot tell.
 
     Parameters
     ----------
     segment : int
-        Which of the record's segments, from 0.
+        Index of the segment in the record, from 0.
 
     Raises
     ------
     ArgumentError
-        No such segment.
+        The record has no such segment.
     """
     record = as_record(record)
     ax = new_axes(ax, 3.6, 3.2)
@@ -57,53 +57,53 @@ def correlation_pairs(record: Any, segment: int = 0, ax: Axes | None = None) -> 
         return nothing_to_show(ax, "This record has no segments.")
     if not -len(segments) <= segment < len(segments):
         raise ArgumentError(f"no segment {segment}; this record has {len(segments)} (from 0).")
-    found = segments[segment]
-    ax.set_title(segment_name(found, segment % len(segments)))
-    scores = _scores(found)
+    source = segments[segment]
+    ax.set_title(segment_name(source, segment % len(segments)))
+    scores = _scores(source)
     if not np.isfinite(scores).any():
         return nothing_to_show(ax, "This segment has no scores between every two layers.")
-    names = short_names(found["pairs"]["layers"], 18)
-    shown = scores[:-1, 1:]  # the first layer is the end of no map, the last the start of none
+    names = short_names(source["pairs"]["layers"], 18)
+    shown = scores[:-1, 1:]  # no map ends at the first layer, and none starts at the last
     image = ax.imshow(shown, norm=_NORM, cmap="cividis", interpolation="nearest", aspect="auto")
     if len(ax.get_figure(root=True).axes) == 1:  # type: ignore[union-attr]
-        _key(image, ax)
+        _colour_bar(image, ax)
     ax.set_xticks(range(len(names) - 1), names[1:], rotation=90)
     ax.set_yticks(range(len(names) - 1), names[:-1])
     ax.tick_params(length=0)
     ax.set_xlabel("to")
     ax.set_ylabel("from")
     ax.spines[:].set_visible(False)
-    if inches_wide(ax) / len(shown) >= _ROOM:
-        _write(ax, shown, _doubtful(record, found)[:-1, 1:])
+    if inches_wide(ax) / len(shown) >= _CELL:
+        _write(ax, shown, _doubtful(record, source)[:-1, 1:])
     return ax
 
 
-def _key(image: AxesImage, of: Any) -> None:
-    """What the colours say: one key for all panels of a figure."""
+def _colour_bar(image: AxesImage, of: Any) -> None:
+    """Draw the colour bar, one for all panels of a figure."""
     bar = image.figure.colorbar(image, ax=of, extend="min", ticks=_STEPS, fraction=0.05)
     bar.outline.set_visible(False)
     bar.ax.tick_params(length=0)
 
 
 def _write(ax: Axes, scores: np.ndarray, doubtful: np.ndarray) -> None:
-    """Write its number into every cell."""
+    """Print the number in every cell."""
     for (i, j), value in np.ndenumerate(scores):
         if np.isfinite(value):
             text = f"{value:.2f}".replace("-", "−").replace("0.", ".")
-            said = f"({text})" if doubtful[i, j] else text
+            label = f"({text})" if doubtful[i, j] else text
             colour = INK if value > 0.75 else "white"
-            ax.text(j, i, said, ha="center", va="center", fontsize=6, color=colour)
+            ax.text(j, i, label, ha="center", va="center", fontsize=6, color=colour)
 
 
 def _scores(segment: Mapping[str, Any], key: str = "corr_score") -> np.ndarray:
-    """A matrix of the pairs, NaN where the row's layer is not before the column's."""
+    """Return the matrix of pairs, NaN unless the row's layer is before the column's."""
     rows = (segment.get("pairs") or {}).get(key) or []
     matrix = np.array([numbers(row) for row in rows]).reshape(len(rows), len(rows))
     return np.where(np.triu(np.ones(matrix.shape, bool), 1), matrix, np.nan)
 
 
 def _doubtful(record: Mapping[str, Any], segment: Mapping[str, Any]) -> np.ndarray:
-    """Which scores are not clearly above those of null maps; False where no null map was solved."""
+    """Return which scores are not clearly above those of null maps; False without null maps."""
     low = _scores(segment, "corr_low")
     if not (segment.get("pairs") or {}).get("null"):
         return np.zeros(low.shape, bool)
@@ -113,7 +113,7 @@ def _doubtful(record: Mapping[str, Any], segment: Mapping[str, Any]) -> np.ndarr
 
 
 def pairs_plot(record: Mapping[str, Any]) -> Plot | None:
-    """The figure of every segment's pairs; None where the record has none."""
+    """Return the figure of every segment's pairs; None if the record has no pairs."""
     segments = record.get("segments") or []
     chosen = [i for i, segment in enumerate(segments) if np.isfinite(_scores(segment)).any()]
     if not chosen:
@@ -129,8 +129,8 @@ def pairs_plot(record: Mapping[str, Any]) -> Plot | None:
             correlation_pairs(record, i, ax)
         for ax in panels[len(chosen) :]:
             ax.set_axis_off()
-        if len(panels) > 1:  # a panel alone has its own key
-            _key(panels[0].images[0], list(panels))
+        if len(panels) > 1:  # a single panel has its own colour bar
+            _colour_bar(panels[0].images[0], list(panels))
         return figure
 
     def rows() -> list[Row]:
@@ -138,11 +138,11 @@ def pairs_plot(record: Mapping[str, Any]) -> Plot | None:
 
     return Plot(
         "correlation-pairs",
-        "From where to where is the map optimal?",
+        "Between which layers is the map optimal?",
         "Correlation score of the map from the layer of the row to that of the column, 1 for "
         "an optimal map and bright yellow from 0.99 on. The top right "
-        "corner is the whole segment, the diagonal its single blocks. Read the last column "
-        "downwards: the first bright cell says from which layer on the way to the end is optimal. "
+        "corner is the whole segment, the diagonal its single blocks. Read the last column from "
+        "the top: the first bright cell shows the layer from which the map to the end is optimal. "
         "In brackets: null maps, the same displacements given to the wrong samples, score about as "
         "high, so that these samples cannot tell; null maps are solved for single blocks and for "
         "the last column.",

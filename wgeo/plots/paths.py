@@ -1,4 +1,4 @@
-"""Panels of the way through a segment: class means, straightness, distance from the geodesic."""
+"""Panels of the path through a segment: class means, straightness, distance to the geodesic."""
 
 from __future__ import annotations
 
@@ -52,11 +52,11 @@ SCORES: dict[str, str] = {
 
 @styled
 def class_means(record: Any, segment: int = 0, ax: Axes | None = None) -> Axes:
-    """Where each class mean travels through a segment, in the plane that shows most variance.
+    """Draw the paths of the class means through a segment, in the plane with most variance.
 
-    Open marker: the segment's first layer; filled: its last; faint line between them: the chord
-    that a geodesic's mean follows. Both axes have one scale, so straight is straight. Of a series
-    over a training: the class means of the last layer from epoch to epoch, without chords.
+    Open marker: the segment's first layer; filled: its last; faint line between them: the chord,
+    which the mean of a geodesic follows. Both axes have the same scale. For a series over training:
+    the class means of the last layer from epoch to epoch, without chords.
     """
     record = as_record(record)
     ax = new_axes(ax, 6.2, 4.4)
@@ -87,7 +87,7 @@ def class_means(record: Any, segment: int = 0, ax: Axes | None = None) -> Axes:
 
 
 def over_training(series: Mapping[str, Any]) -> dict[str, Any]:
-    """The last layer over a training as a record of one segment, whose layers are the epochs."""
+    """Return the last layer over training as a record of one segment, with epochs as layers."""
     last = series.get("last_layer")
     rows = series["analyses"]
     return {
@@ -98,8 +98,8 @@ def over_training(series: Mapping[str, Any]) -> dict[str, Any]:
 
 LEGEND_ROWS = 23
 _COMPONENTS = ("first principal component", "second principal component")
-_NARROW = 3.5  # inches: that of a paper's column
-_NAMED = 40  # classes beyond this are a crowd: no names, no chords, no markers of their own
+_NARROW = 3.5  # inches, the width of a paper's column
+_NAMED = 40  # maximum number of classes with names, chords and separate markers
 
 
 def _by_class(paths: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
@@ -107,7 +107,7 @@ def _by_class(paths: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
 
 
 def _draw_path(ax: Axes, path: np.ndarray, look: dict[str, Any], *, chord: bool) -> Line2D:
-    """A path with its chord and its ends; returns what identifies it."""
+    """Draw a path with its chord and its ends; return its legend handle."""
     x, y = path.T
     if chord:
         ax.plot(x[[0, -1]], y[[0, -1]], color=look["color"], lw=0.8, ls=(0, (4, 3)), alpha=0.55)
@@ -131,16 +131,16 @@ def _class_look(k: int) -> dict[str, Any]:
 
 
 def segment_look(i: int) -> dict[str, Any]:
-    """Colour and marker of a segment."""
+    """Return colour and marker of a segment."""
     return {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)]}
 
 
 def class_names(record: Mapping[str, Any], view: Mapping[str, Any], width: int = 18) -> list[str]:
-    """Names of the classes in view, at most `width` characters each; their numbers if nameless."""
+    """Return the names of the classes in view, shortened to `width`, or else their numbers."""
     names = (record.get("provenance") or {}).get("class_names") or ()
     count = len(view["class_means"][0])
-    shown = view.get("classes") or range(count)
-    return [short(names[k], width) if k < len(names) else f"class {k}" for k in shown]
+    classes = view.get("classes") or range(count)
+    return [short(names[k], width) if k < len(names) else f"class {k}" for k in classes]
 
 
 def _explained(view: Mapping[str, Any]) -> list[str]:
@@ -150,7 +150,7 @@ def _explained(view: Mapping[str, Any]) -> list[str]:
 
 
 def _class_legend(ax: Axes, handles: list[Line2D], names: list[str], step: str) -> None:
-    """Beside the axes, never over the trajectories; without names for a crowd of classes."""
+    """Draw the legend next to the axes; without names if there are many classes."""
     grey: dict[str, Any] = {"marker": "o", "color": MUTED, "ls": "none"}
     ends = [
         Line2D([], [], ms=6.5, mfc="white", mew=1.2, **grey),
@@ -178,16 +178,16 @@ def _class_legend(ax: Axes, handles: list[Line2D], names: list[str], step: str) 
 def straightness(
     record: Any, ax: Axes | None = None, *, measures: Mapping[str, str] = RATIOS
 ) -> Axes:
-    """Straightness figures of every segment with their intervals, against the ideal 1.
+    """Draw straightness measures of every segment with their intervals; the ideal value is 1.
 
-    A ratio is solid with each layer's mean taken off, hollow as measured; the tick beside the
-    length ratio is that of orthogonal steps of the same sizes. A score is hollow where the samples
-    cannot tell; the cross beside the correlation score is the highest of the null maps.
+    A ratio is solid for centred features, hollow for the original ones; the tick at the length
+    ratio is the ratio of orthogonal steps of the same sizes. A score is hollow if the samples
+    cannot tell; the cross at the correlation score is the highest score of the null maps.
 
     Parameters
     ----------
     measures : mapping of str to str
-        Key in the record to its label; `RATIOS` (at least 1) or `SCORES` (at most 1).
+        Labels by key in the record; `RATIOS` (at least 1) or `SCORES` (at most 1).
     """
     record = as_record(record)
     ax = new_axes(ax, 5.5, 2.8)
@@ -195,7 +195,7 @@ def straightness(
     if not segments:
         return nothing_to_show(ax, "This record has no segments.")
     scores = measures is SCORES
-    if scores:  # records of schema 1 have the OT score alone
+    if scores:  # records of schema 1 have only the OT score
         measures = {k: v for k, v in measures.items() if any(k in s for s in segments)}
     rows = np.arange(len(measures))
     offsets = np.linspace(-0.3, 0.3, len(segments)) if len(segments) > 1 else np.zeros(1)
@@ -203,15 +203,15 @@ def straightness(
     for i, (segment, offset) in enumerate(zip(segments, offsets, strict=True)):
         at, look = rows + offset, segment_look(i)
         if scores:
-            drawn += _row_of_marks(ax, segment, measures, at, look, _told(segment, measures))
+            drawn += _row_of_marks(ax, segment, measures, at, look, _power(segment, measures))
             drawn.append(_mark_null(ax, segment, measures, at, look))
             continue
-        apart = 0.3 / (2 * max(len(segments), 2))
+        gap = 0.3 / (2 * max(len(segments), 2))
         centred = segment.get("centred") or {}
         hollow = np.zeros(len(rows), bool)
-        drawn += _row_of_marks(ax, segment, measures, at + apart, look, hollow)
+        drawn += _row_of_marks(ax, segment, measures, at + gap, look, hollow)
         if centred:
-            drawn += _row_of_marks(ax, centred, measures, at - apart, look, ~hollow)
+            drawn += _row_of_marks(ax, centred, measures, at - gap, look, ~hollow)
         drawn.append(_mark_orthogonal(ax, segment, measures, at, look))
     ax.axvline(1.0, color=REFERENCE, lw=0.9, ls=(0, (4, 3)), zorder=1)
     ax.set_yticks(rows, list(measures.values()))
@@ -228,15 +228,15 @@ def straightness(
 
 def _row_of_marks(
     ax: Axes,
-    found: Mapping[str, Any],
+    source: Mapping[str, Any],
     measures: Iterable[str],
     at: np.ndarray,
     look: Mapping[str, Any],
     solid: np.ndarray,
 ) -> list[np.ndarray]:
-    """A marker a measure with its interval, solid or hollow; returns what was drawn."""
-    values = numbers([measured(found, key) for key in measures])
-    ends = [numbers((found.get("intervals") or {}).get(key)) for key in measures]
+    """Draw one marker per measure with its interval, solid or hollow; return the values."""
+    values = numbers([measured(source, key) for key in measures])
+    ends = [numbers((source.get("intervals") or {}).get(key)) for key in measures]
     low, high = (np.array([e[j] if len(e) == 2 else np.nan for e in ends]) for j in (0, 1))
     ax.hlines(at, low, high, color=look["color"], lw=1.6, alpha=0.75)
     marks: dict[str, Any] = {"ls": "none", "ms": 5, **look}
@@ -248,19 +248,19 @@ def _row_of_marks(
     return [values, low, high]
 
 
-def measured(found: Mapping[str, Any], key: str) -> Any:
-    """A measure's value; of a score with its certified interval, the value alone."""
-    value = found.get(key)
+def measured(source: Mapping[str, Any], key: str) -> Any:
+    """Return the value of a measure, for a score without its certified interval."""
+    value = source.get(key)
     return value[0] if isinstance(value, list) else value
 
 
-def told(segment: Mapping[str, Any], key: str) -> bool:
-    """Whether the samples can tell what a score means."""
+def has_power(segment: Mapping[str, Any], key: str) -> bool:
+    """Whether the samples are sufficient for a score to be evidence."""
     return bool(segment.get("power")) if key == "corr_score" else resolved(segment)
 
 
-def _told(segment: Mapping[str, Any], measures: Iterable[str]) -> np.ndarray:
-    return np.array([told(segment, key) for key in measures], bool)
+def _power(segment: Mapping[str, Any], measures: Iterable[str]) -> np.ndarray:
+    return np.array([has_power(segment, key) for key in measures], bool)
 
 
 def _mark_null(
@@ -270,10 +270,10 @@ def _mark_null(
     at: np.ndarray,
     look: Mapping[str, Any],
 ) -> np.ndarray:
-    """A cross for the highest null map, in the row of the correlation score."""
-    known = numbers([highest_null(segment) if key == "corr_score" else None for key in measures])
-    ax.plot(known, at, ls="none", marker="x", ms=4.5, mew=1.1, color=look["color"])
-    return known
+    """Draw a cross for the highest null map, in the row of the correlation score."""
+    marks = numbers([highest_null(segment) if key == "corr_score" else None for key in measures])
+    ax.plot(marks, at, ls="none", marker="x", ms=4.5, mew=1.1, color=look["color"])
+    return marks
 
 
 def _mark_orthogonal(
@@ -283,21 +283,21 @@ def _mark_orthogonal(
     at: np.ndarray,
     look: Mapping[str, Any],
 ) -> np.ndarray:
-    """A tick in the row of the length ratio: that of orthogonal steps of the same sizes."""
+    """Draw a tick for orthogonal steps of the same sizes, in the row of the length ratio."""
     bound = orthogonal_ratio(segment)
-    known = numbers([bound if key == "length_ratio" else None for key in measures])
-    ax.plot(known, at, ls="none", marker="|", ms=11, mew=1.4, color=look["color"])
-    return known
+    marks = numbers([bound if key == "length_ratio" else None for key in measures])
+    ax.plot(marks, at, ls="none", marker="|", ms=11, mew=1.4, color=look["color"])
+    return marks
 
 
 def orthogonal_ratio(segment: Mapping[str, Any]) -> float | None:
-    """sqrt(B) of the centred path, where the record has it, else of the path as measured."""
+    """Return sqrt(B) of the centred path if the record has it, else of the original path."""
     centred = (segment.get("centred") or {}).get("sqrt_moving_blocks")
     return segment.get("sqrt_moving_blocks") if centred is None else centred
 
 
 def _say_undefined(ax: Axes, row: float, colour: str, *, left: bool) -> None:
-    """On the side of 1 where the value would lie."""
+    """Print "undefined" on the side of 1 on which the value would lie."""
     side, shift = ("right", -4) if left else ("left", 4)
     place: dict[str, Any] = {"xytext": (shift, 0), "textcoords": "offset points", "ha": side}
     ax.annotate("undefined", (1.0, row), va="center", fontsize=7, color=colour, **place)
@@ -305,9 +305,10 @@ def _say_undefined(ax: Axes, row: float, colour: str, *, left: bool) -> None:
 
 @styled
 def interpolation_gap(record: Any, ax: Axes | None = None) -> Axes:
-    """How far each layer is from the displacement interpolation of its segment's two ends.
+    """Draw the distance of each layer from the displacement interpolation of its segment's ends.
 
-    Relative to the end-to-end W2: 0 on the geodesic. Layers stand at their share of the length.
+    Relative to the end-to-end W2: 0 on the geodesic. Layers are placed at their share of the
+    length.
     """
     record = as_record(record)
     ax = new_axes(ax, 5.5, 2.6)
@@ -327,14 +328,14 @@ def interpolation_gap(record: Any, ax: Axes | None = None) -> Axes:
 
 
 def gap_positions(segment: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-    """Where each layer stands between its segment's ends, in [0, 1], and its gap."""
+    """Return each layer's position between its segment's ends, in [0, 1], and its gap."""
     gap = numbers(segment.get("interpolation_gap"))
     time = numbers(segment.get("interpolation_time"))
     return (time if len(time) == len(gap) else np.linspace(0, 1, len(gap))), gap
 
 
 def segment_handles(record: Mapping[str, Any]) -> tuple[list[Line2D], list[str]]:
-    """What identifies a segment in the panels of straightness."""
+    """Return the legend entries of the segments."""
     segments = record.get("segments") or []
     handles = [Line2D([], [], ms=5, lw=1.4, **segment_look(i)) for i in range(len(segments))]
     return handles, [segment_name(segment, i) for i, segment in enumerate(segments)]

@@ -1,4 +1,4 @@
-"""A figure as a record calls for it: what it is called, how to draw it, what it draws."""
+"""The description of a figure: title, caption, drawing function and plotted numbers."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Plot:
-    """A figure that a record calls for.
+    """The description of a figure of a record.
 
     Attributes
     ----------
     stem : str
-        Name of its files, without the ending.
+        Name of its files, without the extension.
     title, caption : str
-        What it is called, and how to read it.
+        Its title, and how to read it.
     alt : str
-        What it shows, for a reader who cannot see it.
+        A description for readers who cannot see it.
     draw : callable
         () -> Figure.
     rows : callable
-        () -> the numbers drawn, a mapping a row.
+        () -> the plotted numbers, one mapping per row.
     """
 
     stem: str
@@ -42,11 +42,11 @@ class Plot:
 
 
 def as_csv(rows: Iterable[Row]) -> bytes:
-    """Rows as CSV, UTF-8, numbers in full precision, empty where a value is undefined.
+    """Return rows as CSV in UTF-8, with numbers in full precision; undefined values are empty.
 
-    In names, what is not printable is shown as Python writes it: tables are looked at on terminals.
+    Unprintable characters in names are escaped as in Python, since tables are read on terminals.
     """
-    rows = [{_shown(key): _shown(value) for key, value in row.items()} for row in rows]
+    rows = [{_escaped(key): _escaped(value) for key, value in row.items()} for row in rows]
     columns = list(dict.fromkeys(key for row in rows for key in row))
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
@@ -55,5 +55,5 @@ def as_csv(rows: Iterable[Row]) -> bytes:
     return text.getvalue().encode("utf-8", "replace")
 
 
-def _shown(value: Any) -> Any:
+def _escaped(value: Any) -> Any:
     return printable(value, None) if isinstance(value, str) else value

@@ -1,4 +1,4 @@
-"""How far the models' features are from the network's, layer by layer."""
+"""Errors of the models' features at every layer of the network."""
 
 from __future__ import annotations
 
@@ -11,7 +11,15 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from ..errors import ArgumentError
-from .depth import MODELS, apart, in_order, model_look, models_in, not_drawn, of_model
+from .depth import (
+    MODELS,
+    in_order,
+    model_look,
+    models_in,
+    not_drawn,
+    of_model,
+    split_by_stage,
+)
 from .plot import Plot, Row
 from .style import (
     as_record,
@@ -30,12 +38,12 @@ ERRORS: dict[str, str] = {
     "missed": "Unexplained variance of the layer",
     "w2": "W2 to the network's features",
 }
-"""Errors of a model's features, and what their panel is called."""
+"""Errors of a model's features, and the titles of their panels."""
 
 
 @styled
 def model_errors(record: Any, measure: str = "missed", ax: Axes | None = None) -> Axes:
-    """How far every model's features are from the network's, over depth.
+    """Draw the errors of every model's features over depth.
 
     Parameters
     ----------
@@ -48,15 +56,15 @@ def model_errors(record: Any, measure: str = "missed", ax: Axes | None = None) -
         raise ArgumentError(f"no error {measure!r} of a model; choose from {', '.join(ERRORS)}.")
     ax = new_axes(ax)
     layers = record.get("layers") or []
-    found = {key: model_error(record, key, measure) for key in models_in(record)}
-    shown = {key: error for key, error in found.items() if np.isfinite(error).any()}
+    errors = {key: model_error(record, key, measure) for key in models_in(record)}
+    shown = {key: error for key, error in errors.items() if np.isfinite(error).any()}
     ax.set_title(ERRORS[measure])
     if not shown:
-        return nothing_to_show(ax, "This record has no model's features.")
+        return nothing_to_show(ax, "This record has no features of models.")
     stage_bands(ax, [layer.get("stage") for layer in layers])
     for key, error in shown.items():
         shown_at = np.where(in_order(record, key), error, np.nan)
-        ax.plot(*apart(record, shown_at), **model_look(key))
+        ax.plot(*split_by_stage(record, shown_at), **model_look(key))
     ax.set_ylim(0, 1.08 * max(0.1, *(float(np.nanmax(error)) for error in shown.values())))
     layer_axis(ax, [layer.get("name") for layer in layers], labels=True)
     legend_below(ax, *_handles(shown))
@@ -64,12 +72,12 @@ def model_errors(record: Any, measure: str = "missed", ax: Axes | None = None) -
 
 
 def model_error(record: Mapping[str, Any], model: str, measure: str) -> np.ndarray:
-    """A model's error at every layer of the record, NaN at layers the model says nothing of."""
+    """Return a model's error at every layer of the record, NaN if it makes no prediction."""
     return numbers([layer.get(measure) for layer in of_model(record, model)])
 
 
 def models_plot(record: Mapping[str, Any]) -> Plot | None:
-    """The figure of both errors; None where the record has neither."""
+    """Return the figure of both errors; None if the record has neither."""
     keys = models_in(record)
     errors = {(k, m): model_error(record, k, m) for k in keys for m in ERRORS}
     if not any(np.isfinite(error).any() for error in errors.values()):
@@ -80,7 +88,7 @@ def models_plot(record: Mapping[str, Any]) -> Plot | None:
         figure = new_figure(7.2, 3.6)
         for measure, ax in zip(ERRORS, figure.subplots(1, len(ERRORS)), strict=True):
             model_errors(record, measure, ax)
-        legend(figure, *_handles(keys), loc="outside upper center", ncols=len(keys))
+        legend(figure, *_handles(keys), loc="outside upper center", ncols=2)
         return figure
 
     def rows() -> list[Row]:
@@ -95,11 +103,11 @@ def models_plot(record: Mapping[str, Any]) -> Plot | None:
 
     return Plot(
         "models",
-        "How far the models go",
-        "What each model's features miss of the network's: sample by sample (left, the share of "
-        "a layer's variance), and as distributions (right, W2 over the root of it). 0 is a "
-        "perfect prediction. The geodesic model is given both ends of every segment. Each stage "
-        f"has a line of its own.{not_drawn(record)}",
+        "Errors of the models",
+        "Difference between each model's features and the network's: sample by sample (left, the "
+        "unexplained share of a layer's variance), and as distributions (right, W2 over the root "
+        "of the variance). 0 is a perfect prediction. The geodesic model is given both ends of "
+        f"every segment. Each stage has a separate line.{not_drawn(record)}",
         "Errors of " + ", ".join(MODELS[key][0] for key in keys) + " at every layer.",
         draw,
         rows,

@@ -1,4 +1,4 @@
-"""Several analyses side by side: over epochs of one training, or network beside network."""
+"""Comparison of several analyses: over the epochs of one training run, or across networks."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from matplotlib.ticker import FixedLocator, NullLocator
 
 from ..errors import ArgumentError
 from .depth import METRICS, measured_metric
-from .paths import RATIOS, measured, orthogonal_ratio, segment_look, told
+from .paths import RATIOS, has_power, measured, orthogonal_ratio, segment_look
 from .plot import Plot, Row
 from .style import (
     MEASURED,
@@ -42,7 +42,7 @@ OVER: dict[str, str] = {
     "corr_score": "correlation score, end to end",
     "ot_score": "OT score, end to end",
 }
-"""Figures of a segment that `over` draws, and their labels."""
+"""Measures of a segment that `over` draws, and their labels."""
 _SCORES = ("corr_score", "ot_score")
 
 ENDS: dict[str, str] = {
@@ -51,11 +51,11 @@ ENDS: dict[str, str] = {
     "nc2_etf": "NC2: distance to simplex ETF, last layer",
     "tau": "Kendall's τ of NC1 over depth",
 }
-"""Figures of a whole network that `over` draws."""
+"""Measures of a whole network that `over` draws, and their labels."""
 
 
 def positions(series: Mapping[str, Any]) -> np.ndarray:
-    """Where each analysis stands on the axis: its epoch, or its place in the list."""
+    """Return the position of each analysis on the axis: its epoch, or its index."""
     rows = series["analyses"]
     if series["axis"] == "epoch":
         return numbers([row["provenance"].get("epoch") for row in rows])
@@ -63,28 +63,28 @@ def positions(series: Mapping[str, Any]) -> np.ndarray:
 
 
 @styled
-def over(series: Any, figure: str = "length_ratio", ax: Axes | None = None) -> Axes:
-    """A figure of every analysis over the epochs of training, or network beside network.
+def over(series: Any, measure: str = "length_ratio", ax: Axes | None = None) -> Axes:
+    """Draw a measure of every analysis over the epochs of training, or for every network.
 
-    Segments are told apart by colour and marker; bars are 95 % intervals. Scores are hollow where
-    the samples cannot tell. ``length_over_runs_centred`` compares networks of different depth: the
-    length over k runs of blocks, k the largest number that all of them have for the segment.
-    Epochs lie on a logarithmic axis, epoch 0 left of it.
+    Segments differ in colour and marker; bars are 95 % intervals. Scores are hollow if the samples
+    cannot tell. ``length_over_runs_centred`` compares networks of different depth: the length over
+    k runs of blocks, with k the largest number that all of them have for the segment. The axis of
+    epochs is logarithmic, with epoch 0 at its left.
 
     Parameters
     ----------
     series : dict or Series
     figure : str
-        A key of `OVER` (a line a segment) or of `ENDS` (one line).
+        A key of `OVER` (one line per segment) or of `ENDS` (one line).
     """
     series = as_record(series)
-    if figure not in OVER and figure not in ENDS:
-        raise ArgumentError(f"no figure {figure!r}; choose from {', '.join((*OVER, *ENDS))}.")
+    if measure not in OVER and measure not in ENDS:
+        raise ArgumentError(f"no measure {measure!r}; choose from {', '.join((*OVER, *ENDS))}.")
     ax = new_axes(ax)
     rows, at = series["analyses"], positions(series)
     line = series["axis"] == "epoch"
-    if figure in ENDS:
-        values = numbers([_end(row, figure) for row in rows])
+    if measure in ENDS:
+        values = numbers([_end(row, measure) for row in rows])
         drawn = [values]
         ax.plot(at, values, color=MEASURED, marker="o", ls="-" if line else "none", ms=4)
     else:
@@ -92,32 +92,32 @@ def over(series: Any, figure: str = "length_ratio", ax: Axes | None = None) -> A
         if not count:
             return nothing_to_show(ax, "These analyses have no segments.")
         drawn = []
-        by_segment = [[_measured(row, i, figure, rows) for row in rows] for i in range(count)]
-        if not any(value is not None for found in by_segment for value, _, _ in found):
-            return nothing_to_show(ax, f"These analyses have no {OVER[figure]}.")
-        for i, found in enumerate(by_segment):
-            drawn += _segment(ax, found, at, i, count, line)
+        by_segment = [[_measured(row, i, measure, rows) for row in rows] for i in range(count)]
+        if not any(value is not None for values in by_segment for value, _, _ in values):
+            return nothing_to_show(ax, f"These analyses have no {OVER[measure]}.")
+        for i, triples in enumerate(by_segment):
+            drawn += _segment(ax, triples, at, i, count, line)
         ax.axhline(1.0, color=REFERENCE, lw=0.9, ls=(0, (4, 3)), zorder=1)
         legend_below(ax, *segments_in(series))
     _axis(ax, series, at)
-    if figure not in ("accuracy", "tau", *_SCORES):
+    if measure not in ("accuracy", "tau", *_SCORES):
         log_where_positive(ax, *drawn)
-    ax.set_title({**OVER, **ENDS}[figure])
-    if figure == "length_over_runs_centred":
+    ax.set_title({**OVER, **ENDS}[measure])
+    if measure == "length_over_runs_centred":
         ax.set_ylabel(f"k = {', '.join(map(str, runs_in(series)))} runs")
     return ax
 
 
 def common_runs(rows: Sequence[Mapping[str, Any]], index: int) -> int | None:
-    """The largest number of runs over which every analysis has the segment's length."""
-    known = [
+    """Return the largest number of runs for which every analysis has the segment's length."""
+    runs = [
         set((_of(row, index).get("centred") or {}).get("length_over_runs") or {}) for row in rows
     ]
-    return max((int(k) for k in set.intersection(*known)), default=None) if known else None
+    return max((int(k) for k in set.intersection(*runs)), default=None) if runs else None
 
 
 def runs_in(series: Mapping[str, Any]) -> list[int]:
-    """The numbers of runs at which the segments of a series are compared, each once."""
+    """Return the distinct numbers of runs at which the segments of a series are compared."""
     rows = series["analyses"]
     count = max((len(row["segments"]) for row in rows), default=0)
     return sorted({k for i in range(count) if (k := common_runs(rows, i)) is not None})
@@ -128,53 +128,53 @@ def _of(row: Mapping[str, Any], index: int) -> Mapping[str, Any]:
 
 
 def _measured(
-    row: Mapping[str, Any], index: int, figure: str, rows: Sequence[Mapping[str, Any]]
+    row: Mapping[str, Any], index: int, measure: str, rows: Sequence[Mapping[str, Any]]
 ) -> tuple[Any, Any, bool]:
-    """A segment's value, its interval, and whether the samples can tell."""
+    """Return a segment's value, its interval, and whether the samples can tell."""
     segment = _of(row, index)
     centred = segment.get("centred") or {}
-    if figure == "length_over_runs_centred":
+    if measure == "length_over_runs_centred":
         return (
             (centred.get("length_over_runs") or {}).get(str(common_runs(rows, index))),
             None,
             True,
         )
     twin, key = (
-        (centred, figure.removesuffix("_centred")) if "centred" in figure else (segment, figure)
+        (centred, measure.removesuffix("_centred")) if "centred" in measure else (segment, measure)
     )
     interval = (twin.get("intervals") or {}).get(key)
-    return measured(twin, key), interval, figure not in _SCORES or told(segment, figure)
+    return measured(twin, key), interval, measure not in _SCORES or has_power(segment, measure)
 
 
 def _segment(
     ax: Axes,
-    found: Sequence[tuple[Any, Any, bool]],
+    triples: Sequence[tuple[Any, Any, bool]],
     at: np.ndarray,
     index: int,
     count: int,
     line: bool,
 ) -> list[np.ndarray]:
-    values = numbers([value for value, _, _ in found])
-    ends = [numbers(interval) for _, interval, _ in found]
+    values = numbers([value for value, _, _ in triples])
+    ends = [numbers(interval) for _, interval, _ in triples]
     low, high = (np.array([e[k] if len(e) == 2 else np.nan for e in ends]) for k in (0, 1))
     look: dict[str, Any] = segment_look(index)
-    if not line:  # side by side where nothing connects them
+    if not line:  # next to each other if no line connects them
         at = at + np.linspace(-0.16, 0.16, count)[index] if count > 1 else at
     ax.vlines(at, low, high, color=look["color"], lw=1.2, alpha=0.7)
     ax.plot(at, values, ls="-" if line else "none", lw=1.1, color=look["color"], zorder=2)
-    clear = np.array([known for _, _, known in found], bool)
+    clear = np.array([power for _, _, power in triples], bool)
     for shown, face in ((clear, look["color"]), (~clear, "white")):
         ax.plot(at[shown], values[shown], ls="none", ms=4, mfc=face, mew=0.9, zorder=3, **look)
     return [values, low, high]
 
 
-def _end(row: Mapping[str, Any], figure: str) -> Any:
-    if figure == "accuracy":
+def _end(row: Mapping[str, Any], measure: str) -> Any:
+    if measure == "accuracy":
         return row.get("accuracy")
-    if figure == "tau":
+    if measure == "tau":
         return ((row.get("progress") or {}).get("nc1") or {}).get("kendall_tau")
     layers = row.get("layers") or [{}]
-    return (layers[-1].get("collapse") or {}).get(figure)
+    return (layers[-1].get("collapse") or {}).get(measure)
 
 
 def _axis(ax: Axes, series: Mapping[str, Any], at: np.ndarray) -> None:
@@ -194,9 +194,9 @@ def _axis(ax: Axes, series: Mapping[str, Any], at: np.ndarray) -> None:
 
 @styled
 def profiles(series: Any, metric: str = "nc1", ax: Axes | None = None) -> Axes:
-    """A collapse metric over depth, a line an analysis: dark is late where they are epochs.
+    """Draw a collapse metric over depth, one line per analysis; later epochs are darker.
 
-    Networks of different depth share an axis from 0, what enters the first block, to 1.
+    Networks of different depth share an axis from 0, the input of the first block, to 1.
     """
     series = as_record(series)
     if metric not in METRICS:
@@ -222,7 +222,7 @@ def profiles(series: Any, metric: str = "nc1", ax: Axes | None = None) -> Axes:
 
 
 def profile_looks(series: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """A line's look for each analysis: in order of time, or told apart."""
+    """Return a line style for each analysis: a sequence of shades for epochs, else colours."""
     count = len(series["analyses"])
     if series["axis"] == "epoch":
         shades = mpl.colormaps["viridis_r"](np.linspace(0.08, 1.0, count))
@@ -231,7 +231,7 @@ def profile_looks(series: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def series_handles(series: Mapping[str, Any]) -> tuple[list[Line2D], list[str]]:
-    """What identifies the lines of `profiles`; of many epochs, some."""
+    """Return the legend entries of `profiles`, a selection if there are many epochs."""
     rows, looks = series["analyses"], profile_looks(series)
     chosen = thinned(len(rows), 8 if series["axis"] == "epoch" else 12)
     by_epoch = series["axis"] == "epoch"
@@ -243,14 +243,14 @@ def series_handles(series: Mapping[str, Any]) -> tuple[list[Line2D], list[str]]:
 
 
 def segments_in(series: Mapping[str, Any]) -> tuple[list[Line2D], list[str]]:
-    """What identifies the segments of `over`: those of the analysis that has most."""
+    """Return the legend entries of `over`: the segments of the analysis with most segments."""
     most = max((row["segments"] for row in series["analyses"]), key=len)
     handles = [Line2D([], [], ms=4, lw=1.1, **segment_look(i)) for i in range(len(most))]
     return handles, [segment_name(segment, i) for i, segment in enumerate(most)]
 
 
 def series_rows(series: Any) -> list[Row]:
-    """A row an analysis and segment: what `over` draws."""
+    """Return one row per analysis and segment: the numbers that `over` draws."""
     series = as_record(series)
     rows = []
     for analysis in series["analyses"]:
@@ -287,18 +287,18 @@ _PROFILES = ("nc1", "ncc_error", "nc2_etf", "effective_rank")
 
 
 def _epochs(series: Mapping[str, Any]) -> str:
-    """How to read the axis; only of wgeo's own checkpoints is it known what epoch 0 is."""
+    """Return a note on the axis; epoch 0 is the initialization only in wgeo's checkpoints."""
     if series["axis"] != "epoch":
         return ""
-    about = [row["provenance"] for row in series["analyses"]]
-    own = any(each.get("epoch") == 0 and each.get("arch_from") == "file" for each in about)
-    return " Epochs on a logarithmic axis" + ("; 0 is the initialisation." if own else ".")
+    provenance = [row["provenance"] for row in series["analyses"]]
+    own = any(each.get("epoch") == 0 and each.get("arch_from") == "file" for each in provenance)
+    return " Epochs on a logarithmic axis" + ("; 0 is the initialization." if own else ".")
 
 
 def series_plots(series: Mapping[str, Any]) -> list[Plot]:
-    """The figures of a series."""
+    """Return the figures of a series."""
     by_epoch = series["axis"] == "epoch"
-    what = "over training" if by_epoch else "network beside network"
+    what = "over training" if by_epoch else "across networks"
     count = len(series["analyses"])
 
     @styled
@@ -338,9 +338,9 @@ def series_plots(series: Mapping[str, Any]) -> list[Plot]:
             "over",
             f"Straightness and collapse {what}",
             "Straightness of every segment with 95 % intervals (1 is a constant-speed geodesic; "
-            "scores are hollow where the samples cannot tell), collapse at the last layer, and "
-            "accuracy. Centred: with each layer's mean taken off. The more layers of a path are "
-            "looked at, the longer it is: over k equal runs, every analysis is looked at in k + 1 "
+            "scores are hollow if the samples cannot tell), collapse at the last layer, and "
+            "accuracy. Centred: with each layer's mean subtracted. A path is longer the more of "
+            "its layers are included: over k equal runs, every analysis is measured at k + 1 "
             "layers of the segment." + _epochs(series),
             f"Straightness, NC1 and accuracy of {count} analyses, {what}.",
             draw_over,

@@ -1,6 +1,6 @@
-"""One look for every figure: colours, type, axes, and how names and missing values are shown.
+"""The common style of all figures: colours, fonts, axes, names and missing values.
 
-Nothing here touches pyplot or leaves a trace in matplotlib's global settings.
+Nothing here uses pyplot or changes matplotlib's global settings.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from ..errors import ArgumentError
 P = ParamSpec("P")
 T = TypeVar("T")
 
-# Okabe and Ito (2008), told apart under every common colour blindness; their yellow is left out
-# because a thin yellow line on white cannot be seen by anyone.
+# Okabe and Ito (2008), distinguishable under every common colour blindness; their yellow is left
+# out because a thin yellow line on white is hard to see.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#333333")
-# For classes, of which there are often ten: Tol's muted scheme (2021) and black.
+# For classes, often ten of them: Tol's muted scheme (2021) and black.
 CLASS_COLOURS = (
     *("#332288", "#CC6677", "#117733", "#DDAA33", "#88CCEE"),
     *("#882255", "#44AA99", "#999933", "#AA4499", "#222222"),
@@ -46,8 +46,8 @@ SIZES: dict[str, tuple[float, float]] = {
 }
 """Figures for a paper's column, for the width of its page, and for a slide; inches.
 
-Lettering is 7.5 to 9 points in all of them, as captions are. That of a slide is enlarged with it:
-put over the whole of a slide (13.33 by 7.5 inches) it is 18 to 21 points.
+Text is 7.5 to 9 points in all of them, like captions. A slide is enlarged: over a full slide (13.33
+by 7.5 inches) its text is 18 to 21 points.
 """
 
 RC: Any = {
@@ -75,17 +75,17 @@ RC: Any = {
     "lines.linewidth": 1.4,
     "lines.markersize": 4.0,
     "figure.dpi": 200,
-    "pdf.fonttype": 42,  # whole letters: journals refuse the bitmaps and outlines of Type 3
+    "pdf.fonttype": 42,  # TrueType: journals refuse Type 3 fonts
     "svg.fonttype": "path",
     "svg.hashsalt": "wgeo",  # the same record gives the same bytes
 }
 
 
 def styled(draw: Callable[P, T]) -> Callable[P, T]:
-    """Run a drawing function in the house style; outside it nothing is changed.
+    """Run a drawing function with this style, without changing global settings.
 
-    Nor does what is outside change a figure: a ``matplotlibrc`` in the current folder, which may
-    be a stranger's, could have TeX run (``text.usetex``).
+    Global settings do not affect a figure either: a ``matplotlibrc`` in the current folder, which
+    may be untrusted, could run TeX (``text.usetex``).
     """
 
     @wraps(draw)
@@ -99,7 +99,7 @@ def styled(draw: Callable[P, T]) -> Callable[P, T]:
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """A figure that belongs to no window and no pyplot state; sizes in inches."""
+    """Return a figure without a window or pyplot state; sizes in inches."""
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure
@@ -107,7 +107,7 @@ def new_figure(width: float, height: float) -> Figure:
 
 @styled
 def axes(size: str = "page", *, height: float | None = None) -> Axes:
-    """Empty axes of a figure for a paper or a slide, to hand to a panel as ``ax=``.
+    """Return empty axes of a figure for a paper or a slide, for the ``ax=`` of a panel.
 
     >>> from wgeo import plots
     >>> plots.axes("column").figure.get_size_inches().tolist()
@@ -118,26 +118,26 @@ def axes(size: str = "page", *, height: float | None = None) -> Axes:
     size : {"column", "page", "slide"}
         A key of `SIZES`.
     height : float, optional
-        In inches, where another suits what is drawn; the width is the preset's.
+        Height in inches, instead of the preset's; the width is the preset's.
 
     Raises
     ------
     ArgumentError
-        No such size.
+        `size` is not a key of `SIZES`.
     """
     if size not in SIZES:
         raise ArgumentError(f"no size {size!r}; choose from {', '.join(SIZES)}.")
-    width, usual = SIZES[size]
-    return new_figure(width, usual if height is None else height).add_subplot()
+    width, default = SIZES[size]
+    return new_figure(width, default if height is None else height).add_subplot()
 
 
 def new_axes(ax: Axes | None, width: float = 5.5, height: float = 3.2) -> Axes:
-    """The axes given, or new ones in a figure of their own."""
+    """Return the given axes, or the axes of a new figure."""
     return ax if ax is not None else new_figure(width, height).add_subplot()
 
 
 def as_record(source: Any) -> Mapping[str, Any]:
-    """The record of an `Analysis`, or the record itself."""
+    """Return the record of an `Analysis`, or the record itself."""
     record = getattr(source, "record", source)
     if not isinstance(record, Mapping):
         raise ArgumentError(
@@ -148,52 +148,52 @@ def as_record(source: Any) -> Mapping[str, Any]:
 
 
 def highest_null(item: Mapping[str, Any]) -> float | None:
-    """The highest certified bound of the correlation scores of null maps, if there are any."""
-    known = [null["score"] for null in item.get("null") or [] if null.get("score")]
-    return max((score[2] for score in known if score[2] is not None), default=None)
+    """Return the highest certified bound of the null maps' correlation scores, or None."""
+    scores = [null["score"] for null in item.get("null") or [] if null.get("score")]
+    return max((score[2] for score in scores if score[2] is not None), default=None)
 
 
 # --- names and numbers ---------------------------------------------------------------------------
 
 
 def clean(name: Any) -> str:
-    """A name on one line, without what no file or page can hold or what turns text around."""
-    kept = []
+    """Return a name on one line, without invalid or direction-changing characters."""
+    characters = []
     for character in str(name):
         category = unicodedata.category(character)
         if category in ("Cc", "Zl", "Zp"):  # controls and line breaks
-            kept.append(" ")
+            characters.append(" ")
         elif category == "Cs" or ord(character) & 0xFFFE == 0xFFFE:
             # Half a surrogate pair, as in a path that is not UTF-8; U+FFFE, which XML cannot hold.
-            kept.append("\N{REPLACEMENT CHARACTER}")
+            characters.append("\N{REPLACEMENT CHARACTER}")
         elif category != "Cf":  # bidirectional overrides, zero-width marks
-            kept.append(character)
-    return " ".join("".join(kept).split()) or "(no name)"
+            characters.append(character)
+    return " ".join("".join(characters).split()) or "(no name)"
 
 
 def short(name: Any, width: int = 22) -> str:
-    """A clean name of at most `width` characters, its middle left out where it is too long."""
+    """Return a clean name of at most `width` characters, without its middle if too long."""
     text = clean(name)
     head = (width - 1) // 2
     return text if len(text) <= width else f"{text[:head]}…{text[len(text) - (width - 1 - head) :]}"
 
 
 def short_names(names: Sequence[Any], width: int = 16) -> list[str]:
-    """Names for an axis: the modules that all share ("backbone.stages.") left out, then `short`."""
+    """Return names for an axis, without common leading modules ("backbone.stages."), shortened."""
     paths = [clean(name).split(".") for name in names]
     dotted = [path for path in paths if len(path) > 1]
     cut = 0
     if len(dotted) > 1:
         columns = zip(*dotted, strict=False)  # as deep as the shallowest
         cut = sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, columns))
-        # A bare number ("blocks.0" -> "0") or nothing at all would say too little.
+        # A bare number ("blocks.0" -> "0") or an empty name would not be informative.
         while cut and any("".join(path[cut:]).isdigit() or not path[cut:] for path in dotted):
             cut -= 1
     return [short(".".join(path[cut:] if len(path) > 1 else path), width) for path in paths]
 
 
 def segment_name(segment: Mapping[str, Any], index: int) -> str:
-    """What a legend calls a segment: its first and last layer."""
+    """Return the name of a segment in a legend: its first and last layer."""
     layers = segment.get("layers") or []
     if not layers:
         return f"segment {index + 1}"
@@ -202,21 +202,21 @@ def segment_name(segment: Mapping[str, Any], index: int) -> str:
 
 
 def number(value: Any) -> float:
-    """A float; NaN for None and for whatever is not a finite number."""
+    """Return a float; NaN for None and for anything that is not a finite number."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return float("nan")
     return float(value) if np.isfinite(value) else float("nan")
 
 
 def numbers(values: Sequence[Any] | None) -> np.ndarray:
-    """Floats with NaN where a value is undefined; matplotlib leaves a gap there."""
+    """Return floats, with NaN for undefined values; matplotlib leaves a gap there."""
     return np.array([number(v) for v in values or ()], dtype=np.float64)
 
 
 def resolved(item: Mapping[str, Any]) -> bool:
-    """Whether a block's or segment's ot_score can mean anything: its resolution is 1/2 or more.
+    """Whether a block's or segment's ot_score is evidence: its resolution is 1/2 or more.
 
-    Below, or where it is undefined, the samples move so little that any map would score 1.
+    Otherwise the samples move so little that any map would score 1.
     """
     return number(item.get("resolution")) >= 0.5  # NaN compares false
 
@@ -225,7 +225,7 @@ def resolved(item: Mapping[str, Any]) -> bool:
 
 
 def layer_axis(ax: Axes, names: Sequence[Any], *, labels: bool = True) -> None:
-    """Put layer names under an axis: all that fit without touching, the first and last always."""
+    """Put layer names under an axis: as many as fit, always with the first and the last."""
     n = len(names)
     ax.set_xlim(-0.6, n - 0.4)
     ax.xaxis.set_minor_locator(FixedLocator(range(n)))
@@ -243,7 +243,7 @@ def layer_axis(ax: Axes, names: Sequence[Any], *, labels: bool = True) -> None:
 
 
 def thinned(n: int, budget: int) -> list[int]:
-    """At most `budget` of the positions 0..n-1: evenly spaced, with the first and the last."""
+    """Return at most `budget` evenly spaced positions of 0..n-1, with the first and the last."""
     if n <= budget:
         return list(range(n))
     step = -(-(n - 1) // (budget - 1))
@@ -254,7 +254,7 @@ def thinned(n: int, budget: int) -> list[int]:
 
 
 def stage_bands(ax: Axes, stages: Sequence[Any], *, labels: bool = False) -> None:
-    """Shade every other stage and rule a line where the feature space changes."""
+    """Shade every other stage and draw a line at every change of the feature space."""
     starts = [0, *(i for i in range(1, len(stages)) if stages[i] != stages[i - 1])]
     shaded = False
     for start, end in zip(starts, [*starts[1:], len(stages)], strict=True):
@@ -278,7 +278,7 @@ def stage_bands(ax: Axes, stages: Sequence[Any], *, labels: bool = False) -> Non
 
 
 def log_where_positive(ax: Axes, *series: np.ndarray, axis: str = "y", span: float = 8.0) -> None:
-    """Use a logarithmic axis where every value is positive and they span more than `span`-fold."""
+    """Use a logarithmic axis if all values are positive and span more than a factor of `span`."""
     values = np.concatenate([s[np.isfinite(s)] for s in series]) if series else np.empty(0)
     if not values.size or values.min() <= 0 or values.max() < span * values.min():
         return
@@ -292,44 +292,44 @@ def log_where_positive(ax: Axes, *series: np.ndarray, axis: str = "y", span: flo
 
 
 def legend(target: Axes | Figure, handles: Sequence[Line2D], names: Sequence[str], **place: Any):  # type: ignore[no-untyped-def]
-    """A legend whose names are shown as they are, a leading underscore or dollar included."""
-    made = target.legend(list(handles), [f"{i}" for i in range(len(handles))], **place)
+    """Draw a legend with literal names, including leading underscores and dollars."""
+    result = target.legend(list(handles), [f"{i}" for i in range(len(handles))], **place)
     text: Text
-    for text, name in zip(made.get_texts(), names, strict=True):
+    for text, name in zip(result.get_texts(), names, strict=True):
         text.set_text(name)
-    return made
+    return result
 
 
 def legend_above(
     ax: Axes, handles: Sequence[Line2D], names: Sequence[str], *, gap: int = 0
 ) -> None:
-    """A legend above the axes, `gap` points clear of them and under their title.
+    """Draw a legend `gap` points above the axes, under their title.
 
-    On one line beside the title where both fit, else under each other, the title above.
+    It is on one line with the title if both fit, otherwise below it.
     """
     needed = sum(map(_entry, names))
     title = ax.get_title("left")
-    beside = needed + 0.07 * len(title) <= inches_wide(ax)
+    one_line = needed + 0.07 * len(title) <= inches_wide(ax)
     rows = 1 if needed <= inches_wide(ax) else len(names)
     figure = ax.get_figure(root=True)
     assert figure is not None
     raised = ax.transAxes + ScaledTranslation(0, gap / 72, figure.dpi_scale_trans)
-    corner, at = ("lower right", 1.0) if beside or not title else ("lower left", 0.0)
+    corner, at = ("lower right", 1.0) if one_line or not title else ("lower left", 0.0)
     place: dict[str, Any] = {"loc": corner, "bbox_to_anchor": (at, 1.0)}
     place |= {"ncols": 1 if rows > 1 else len(names), "bbox_transform": raised}
     space = {"borderaxespad": 0.2, "handletextpad": 0.5, "columnspacing": 1.4, "borderpad": 0.1}
     legend(ax, handles, names, **space, **place)
-    if title and not beside:
+    if title and not one_line:
         ax.set_title(title, pad=gap + 11.5 * rows + 5)
 
 
 def legend_below(ax: Axes, handles: Sequence[Line2D], names: Sequence[str]) -> None:
-    """A legend under the axes where they stand alone; a figure of several has one for them all."""
+    """Draw a legend under single axes; a figure of several axes has a common legend."""
     figure = ax.get_figure(root=True)
     if figure is None or len(figure.axes) > 1 or len(names) < 2:
         return
     if not isinstance(figure.get_layout_engine(), ConstrainedLayoutEngine):
-        legend(ax, handles, names, loc="best")  # under the axes nothing would make room
+        legend(ax, handles, names, loc="best")  # no space is reserved under the axes
         return
     fit = int(figure.get_size_inches()[0] / max(map(_entry, names)))
     columns = min(max(1, fit), len(names))
@@ -337,19 +337,19 @@ def legend_below(ax: Axes, handles: Sequence[Line2D], names: Sequence[str]) -> N
 
 
 def _entry(name: str) -> float:
-    """Inches that a name takes in a legend, about."""
+    """Return the approximate width of a legend entry in inches."""
     return 0.06 * len(name) + 0.5
 
 
 def inches_wide(ax: Axes) -> float:
-    """How wide axes are, before their labels are laid out."""
+    """Return the width of axes in inches, before the layout of their labels."""
     figure = ax.get_figure(root=True)
     assert figure is not None
     return float(ax.get_position().width * figure.get_size_inches()[0])
 
 
 def nothing_to_show(ax: Axes, why: str) -> Axes:
-    """Say in the axes why they are empty."""
+    """Print in the axes why they are empty."""
     ax.set_axis_off()
     ax.text(0.5, 0.5, why, transform=ax.transAxes, ha="center", va="center", color=MUTED, wrap=True)
     return ax

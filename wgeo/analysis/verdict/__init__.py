@@ -1,8 +1,8 @@
-"""Every sentence that wgeo says about a network, each made from the evidence that supports it.
+"""The verdict: every sentence about a network, with the evidence that supports it.
 
-A sentence is a function of a record's numbers: `sentences` reads a record and returns them in the
-order in which they are printed. They open with what speaks against trusting the rest. Nothing else
-composes one, and `THRESHOLDS` holds every number at which the words change.
+A sentence is a function of a record's numbers. `sentences` reads a record and returns the sentences
+in the order in which they are printed, reasons to doubt the rest first. No other module composes
+sentences, and `THRESHOLDS` has every number at which the wording changes.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ __all__ = ["THRESHOLDS", "Sentence", "against_network", "sentences", "text"]
 
 
 def sentences(record: Any) -> tuple[Sentence, ...]:
-    """Return what a record's numbers support saying, in the order in which it is printed.
+    """Return the sentences that a record's numbers support, in the order of printing.
 
     Parameters
     ----------
     record : mapping, Analysis, Straightness or Collapse
-        As `wgeo.Analysis.record` holds it; a `Straightness` or `Collapse` gives the sentences on
-        itself alone.
+        The record of an analysis. A `Straightness` or `Collapse` gives only the sentences about
+        itself.
     """
     record = record.to_dict() if hasattr(record, "to_dict") else record
     trust = record.get("trust") or {}
@@ -43,7 +43,7 @@ def sentences(record: Any) -> tuple[Sentence, ...]:
     return (*first, *body, *next_steps(record, body))
 
 
-def text(said: Sequence[Mapping[str, Any] | Sentence]) -> str:
+def text(verdict: Sequence[Mapping[str, Any] | Sentence]) -> str:
     """Join the words of sentences, or of a record's ``verdict``."""
-    words = (s.words if isinstance(s, Sentence) else str(s.get("words", "")) for s in said)
+    words = (s.words if isinstance(s, Sentence) else str(s.get("words", "")) for s in verdict)
     return " ".join(part for part in words if part)

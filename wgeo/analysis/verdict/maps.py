@@ -1,4 +1,4 @@
-"""Is the map optimal? Of segments by correlation scores, of blocks by their Jacobians too."""
+"""Is a map optimal? Segments are judged by correlation scores, blocks also by their Jacobians."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def optimality(record: Record) -> Iterator[Sentence]:
             sentence = _end_to_end(segment)
             yield sentence if explained else replace(sentence, words=sentence.words + _SCORE)
             explained = True
-        elif _has_point(segment):
+        elif _ends_in_point(segment):
             yield Sentence(
                 "optimality",
                 f"{segment_ends(segment)} any map would be optimal: at one end all samples have "
@@ -35,41 +35,45 @@ def optimality(record: Record) -> Iterator[Sentence]:
             )
 
 
-def _has_point(segment: Record) -> bool:
+def _ends_in_point(segment: Record) -> bool:
     spread = segment.get("spread") or [1.0]
     return bool(min(spread[0], spread[-1]) <= THRESHOLDS["rounding"] * max(spread))
 
 
 def _end_to_end(segment: Record) -> Sentence:
-    """From which layer on is the map to the segment's last layer optimal?"""
+    """State the first layer from which the map to the segment's last layer is optimal."""
     scores = _scores_to_end(segment)
     first = scores[0]
     evidence = {"layers": ends(segment), "scores": scores}
-    where = segment_ends(segment)
-    found = next((row for row in scores if row["optimal"]), None)
-    tail = _dirac(segment)
+    subject = segment_ends(segment)
+    optimal = next((row for row in scores if row["optimal"]), None)
+    tail = _near_point(segment)
     few = few_carrying(segment)
-    if few and (found is not None or not _refuted(first)):
+    if few and (optimal is not None or not _refuted(first)):
         return Sentence(
             "optimality",
-            f"{where} {few} the correlation score ({_score(first)}), so whether the map is "
-            f"optimal for the others cannot be said.{tail}",
+            f"{subject} {few} the correlation score ({_score(first)}), so it cannot be said "
+            f"whether the map is optimal for the others.{tail}",
             {**evidence, "effective_samples": segment["effective_samples"]},
             "undecided",
         )
-    if found is not None:
-        rest = "" if found is first else f"; {_below(first, segment)}"
-        start = where if found is first else f"From {found['from']} to {segment['layers'][-1]}"
+    if optimal is not None:
+        rest = "" if optimal is first else f"; {_below(first, segment)}"
+        start = (
+            subject if optimal is first else f"From {optimal['from']} to {segment['layers'][-1]}"
+        )
         return Sentence(
             "optimality",
-            f"{start} the map is {found['word']} for these samples (correlation score "
-            f"{_score(found)}; the same displacements given to the wrong samples: at most "
-            f"{found['null']:.3f}){rest}.{tail}",
+            f"{start} the map is {optimal['word']} for these samples (correlation score "
+            f"{_score(optimal)}; the same displacements given to the wrong samples: at most "
+            f"{optimal['null']:.3f}){rest}.{tail}",
             evidence,
             "shown",
         )
     if not _refuted(first):
-        return Sentence("optimality", f"{where} {_undecided(first)}.{tail}", evidence, "undecided")
+        return Sentence(
+            "optimality", f"{subject} {_undecided(first)}.{tail}", evidence, "undecided"
+        )
     if few:
         tail = f" {few.capitalize()} this score.{tail}"
     later = next((row for row in scores if not _refuted(row)), None)
@@ -77,24 +81,24 @@ def _end_to_end(segment: Record) -> Sentence:
     rest = _best(scores) if later is None else f"; from {later['from']} onward {_undecided(later)}"
     return Sentence(
         "optimality",
-        f"{where} the map is not optimal (correlation score {_score(first)}){rest}.{tail}",
+        f"{subject} the map is not optimal (correlation score {_score(first)}){rest}.{tail}",
         evidence,
         "shown",
     )
 
 
 def _refuted(row: Record) -> bool:
-    """Whether the whole certified interval lies below what is called nearly optimal."""
+    """Whether the whole certified interval lies below the threshold of nearly optimal."""
     return bool(row["high"] < THRESHOLDS["nearly_optimal"])
 
 
 def _undecided(row: Record) -> str:
-    """Why the samples cannot tell; that a map is not exactly optimal may still be certain."""
-    known = f"correlation score {_score(row)}"
+    """State why the samples cannot tell; a map may still be certainly not exactly optimal."""
+    score = f"correlation score {_score(row)}"
     if row["low"] < THRESHOLDS["nearly_optimal"]:
         why = "the bounds of the score are too wide"
     elif row["null"] is None:
-        why = "there is no score of wrongly dealt displacements beside it"
+        why = "there is no score of the same displacements given to the wrong samples"
     else:
         why = (
             f"the same displacements score about as high ({row['null']:.3f}) when given to the "
@@ -102,10 +106,10 @@ def _undecided(row: Record) -> str:
         )
     if row["high"] < THRESHOLDS["optimal"]:
         return (
-            f"the map is not exactly optimal ({known}), and these samples cannot tell whether it "
+            f"the map is not exactly optimal ({score}), and these samples cannot tell whether it "
             f"is nearly optimal: {why}"
         )
-    return f"these samples cannot tell whether the map is optimal ({known}): {why}"
+    return f"these samples cannot tell whether the map is optimal ({score}): {why}"
 
 
 def _best(scores: Sequence[Record]) -> str:
@@ -126,7 +130,7 @@ def _score(row: Record) -> str:
 
 
 def _scores_to_end(segment: Record) -> list[dict[str, Any]]:
-    """The correlation score of the map from each layer to the last, with its null."""
+    """Return the correlation scores of the maps from each layer to the last, with null scores."""
     rows = [_row(segment["layers"][0], segment["corr_score"], _null(segment), segment)]
     pairs = segment.get("pairs") or {}
     for i, name in enumerate((pairs.get("layers") or [])[1:-1], 1):
@@ -142,18 +146,18 @@ def _row(name: str, score: Sequence[float], null: float | None, segment: Record)
     margin = max(THRESHOLDS["power_margin"], 1 / math.sqrt(segment.get("samples") or 1))
     power = None if null is None else low > null + margin
     word = "optimal" if low >= THRESHOLDS["optimal"] else "nearly optimal"
-    known = {"from": name, "value": value, "low": low, "high": high, "null": null, "power": power}
-    return {**known, "word": word, "optimal": bool(power) and low >= THRESHOLDS["nearly_optimal"]}
+    row = {"from": name, "value": value, "low": low, "high": high, "null": null, "power": power}
+    return {**row, "word": word, "optimal": bool(power) and low >= THRESHOLDS["nearly_optimal"]}
 
 
 def _null(row: Record) -> float | None:
-    """The highest certified bound of the null scores."""
+    """Return the highest certified bound of the null scores."""
     return max(
         (null["score"][2] for null in row.get("null") or [] if null.get("score")), default=None
     )
 
 
-def _dirac(segment: Record) -> str:
+def _near_point(segment: Record) -> str:
     ratio = segment.get("spread_ratio")
     if ratio is None or ratio < THRESHOLDS["nearly_a_point"]:
         return ""
@@ -197,33 +201,33 @@ def _number(kinds: Sequence[str], kind: str) -> str:
 
 
 def _jacobians(blocks: Sequence[Record]) -> str:
-    """What the Brenier test measured: of all features, whatever pooling the rest is about."""
-    tested = [block["brenier"] for block in blocks if block.get("brenier")]
-    asymmetry = _from_to(tested, "asymmetry")
-    eigenvalue = _from_to(tested, "relative_eigenvalue")
+    """State the result of the Brenier test, which is about the features before pooling."""
+    tests = [block["brenier"] for block in blocks if block.get("brenier")]
+    asymmetry = _from_to(tests, "asymmetry")
+    eigenvalue = _from_to(tests, "relative_eigenvalue")
     if not asymmetry:
         return ""
     smallest = eigenvalue and f", smallest eigenvalue {eigenvalue} of the largest"
     return (
-        f" (Jacobians of the features before pooling, at {count(tested[0]['points'], 'image')}: "
+        f" (Jacobians of the features before pooling, at {count(tests[0]['points'], 'image')}: "
         f"asymmetry {asymmetry}{smallest}; an optimal map has asymmetry 0 and no eigenvalue below "
         "0)"
     )
 
 
 def _from_to(rows: Sequence[Record], key: str) -> str:
-    """``0.06 to 0.49``: the values of several blocks; empty if none is known."""
-    known = [row[key] for row in rows if row.get(key) is not None]
-    if not known:
+    """``0.06 to 0.49``: the values of several blocks; empty if no value is defined."""
+    values = [row[key] for row in rows if row.get(key) is not None]
+    if not values:
         return ""
-    least, most = f"{min(known):.2g}", f"{max(known):.2g}"
+    least, most = f"{min(values):.2g}", f"{max(values):.2g}"
     return least if least == most else f"{least} to {most}"
 
 
-_KINDS = {  # of one block, of several
+_KINDS = {  # the predicate for one block, and for several
     "unmoved": (
-        "does not move these samples by more than rounding may",
-        "do not move these samples by more than rounding may",
+        "does not move these samples by more than rounding error",
+        "do not move these samples by more than rounding error",
     ),
     "gradient": (
         "may be an optimal map by its Jacobians",
@@ -254,24 +258,24 @@ _KINDS = {  # of one block, of several
 
 
 def _block_kind(block: Record) -> str:
-    """What is known of a block: its Jacobians decide if they were tested, else the samples."""
+    """Classify a block: by its Jacobians if they were tested, otherwise by the samples."""
     if unmoved(block):
         return "unmoved"
-    tested = block.get("brenier") or {}
-    if tested.get("excluded") is not None:
-        if not tested["excluded"]:
+    test = block.get("brenier") or {}
+    if test.get("excluded") is not None:
+        if not test["excluded"]:
             return "gradient"
-        return "nearly gradient" if _nearly_gradient(tested) else "not gradient"
+        return "nearly gradient" if _nearly_gradient(test) else "not gradient"
     score = _row(block.get("source", ""), block["corr_score"], _null(block), block)
     if _refuted(score):
         return "not optimal"
     return score["word"] if score["optimal"] and not few_carrying(block) else "undecided"
 
 
-def _nearly_gradient(tested: Record) -> bool:
-    """Whether a Jacobian may miss symmetry, or a convex potential, by little (nearer ends)."""
-    intervals, most = tested.get("intervals") or {}, THRESHOLDS["nearly_gradient_map"]
-    asymmetry, eigenvalue = tested.get("asymmetry"), tested.get("relative_eigenvalue")
+def _nearly_gradient(test: Record) -> bool:
+    """Whether the intervals allow a Jacobian that is nearly symmetric and nearly convex."""
+    intervals, most = test.get("intervals") or {}, THRESHOLDS["nearly_gradient_map"]
+    asymmetry, eigenvalue = test.get("asymmetry"), test.get("relative_eigenvalue")
     low = intervals.get("asymmetry", [asymmetry])[0]
     high = intervals.get("relative_eigenvalue", [eigenvalue])[-1]
     if low is None or high is None:

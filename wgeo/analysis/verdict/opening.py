@@ -1,4 +1,4 @@
-"""What speaks against trusting the rest: it opens every verdict."""
+"""The opening of every verdict: reasons to doubt the rest."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from .wording import count, percent
 
 
 def opening(trust: Record) -> list[Sentence]:
-    """Return the sentences on accuracy, normalization, classes and samples."""
+    """Return the sentences about accuracy, normalization, classes and samples."""
     return [*_accuracy(trust), *_normalization(trust), *_classes(trust), *_samples(trust)]
 
 
 def silenced(trust: Record) -> bool:
-    """Whether nothing is said of the network: it guesses, or there are too few samples."""
+    """Whether the verdict ends here: the network guesses, or there are too few samples."""
     samples = trust.get("samples")
     few = samples is not None and samples < THRESHOLDS["fewest_samples"]
     return bool(trust.get("at_chance")) or few
@@ -25,17 +25,19 @@ def _accuracy(trust: Record) -> Iterator[Sentence]:
     if accuracy is None or chance is None or images is None:
         return
     evidence = {key: trust.get(key) for key in ("accuracy", "chance", "chance_p", "samples")}
-    said = f"The network classifies {percent(accuracy)} of these {count(images, 'image')} correctly"
+    sentence = (
+        f"The network classifies {percent(accuracy)} of these {count(images, 'image')} correctly"
+    )
     if trust.get("at_chance"):
         yield Sentence(
             "accuracy",
-            f"{said}, which is no better than guessing ({percent(chance)}): it does not classify "
-            "these images, and nothing more is said about it.",
+            f"{sentence}, which is no better than guessing ({percent(chance)}): it does not "
+            "classify these images, and nothing more is said about it.",
             evidence,
             "warning",
         )
     else:
-        yield Sentence("accuracy", f"{said} (guessing: {percent(chance)}).", evidence, "shown")
+        yield Sentence("accuracy", f"{sentence} (guessing: {percent(chance)}).", evidence, "shown")
     claimed = trust.get("claimed_accuracy")
     if claimed and claimed["value"] - accuracy > THRESHOLDS["below_claim"]:
         yield Sentence(
@@ -70,14 +72,16 @@ def _normalization(trust: Record) -> Iterator[Sentence]:
         )
     elif used.get("source") in ("data", "none"):
         origin = _SOURCES[used["source"]]
-        what = "not normalized" if used["source"] == "none" else f"normalized as {used['name']}"
+        treatment = (
+            "not normalized" if used["source"] == "none" else f"normalized as {used['name']}"
+        )
         yield Sentence(
             "normalization",
-            f"The pixels were {what}, an assumption (from {origin}): neither the file nor the "
+            f"The pixels were {treatment}, an assumption (from {origin}): neither the file nor the "
             "caller says how they were normalized in training."
             if used["source"] == "data"
-            else "The pixels were not normalized, an assumption: nothing says how they were in "
-            "training.",
+            else "The pixels were not normalized, an assumption: nothing says how they were "
+            "normalized in training.",
             {key: used.get(key) for key in ("name", "mean", "std", "source")},
             "warning",
         )
@@ -88,13 +92,13 @@ def _classes(trust: Record) -> Iterator[Sentence]:
     present, head = classes.get("present"), classes.get("head")
     if not present or not head or present == head:
         return
-    few = present < head
+    missing = present < head
     yield Sentence(
         "classes",
-        f"The images show {present} classes and the network tells {head} apart"
+        f"The images show {present} classes and the network distinguishes {head}"
         + (
-            ": what is said about classes is said about those that occur."
-            if few
+            ": every statement about classes is about those that occur."
+            if missing
             else ", so some labels can never be predicted."
         ),
         dict(classes),
@@ -116,8 +120,8 @@ def _samples(trust: Record) -> Iterator[Sentence]:
     if smallest is not None and smallest < THRESHOLDS["few_a_class"]:
         yield Sentence(
             "samples",
-            f"The smallest class has {count(smallest, 'sample')}: the metrics of collapse are "
-            "biased with so few, and corrected estimates stand beside them."
+            f"The smallest class has {count(smallest, 'sample')}: with so few the "
+            "collapse metrics are biased, and corrected estimates are given with them."
             if smallest > 1
             else "The smallest class has a single sample: within-class variability is undefined "
             "for it.",

@@ -1,4 +1,4 @@
-"""Beside a reference, and the collapse of the classes; what would decide what is open."""
+"""Comparison with a reference, collapse of the classes, and ways to decide open questions."""
 
 from __future__ import annotations
 
@@ -19,47 +19,47 @@ def reference(record: Record) -> Iterator[Sentence]:
 
 
 def against_network(row: Record) -> Sentence:
-    """Return what `wgeo.straighter_than` found of one segment: over images, of two networks."""
+    """State the result of `wgeo.straighter_than` for one segment: two networks, over images."""
     low, high = row["interval"]
     direction = row.get("direction", "neither")
-    outcome = "not told apart from" if direction == "neither" else f"{direction} than"
+    outcome = "not distinguishable from" if direction == "neither" else f"{direction} than"
     name = row["statistic"].replace("_", " ")
     return Sentence(
         "reference",
         f"From {row['layers'][0]} to {row['layers'][-1]} the network is {outcome} the one it is "
         f"compared with, on these images: {name} {rounded(row['value'])} against "
         f"{rounded(row['reference'])}, difference {row['difference']:+.3g} ({low:+.3g} to "
-        f"{high:+.3g}). Other trainings of the two may differ otherwise.",
+        f"{high:+.3g}). Other training runs of the two may differ.",
         dict(row),
         "undecided" if direction == "neither" else "shown",
     )
 
 
 def _against_fresh(row: Record, networks: int, segments: int, explained: bool) -> Sentence:
-    where = segment_ends(row)
+    subject = segment_ends(row)
     evidence = {
         key: row.get(key) for key in ("layers", "value", "median", "low", "high", "adjusted_p")
     } | {"networks": networks}
-    known = (
+    ratio = (
         f"line-shape ratio{'' if explained else _LINE_SHAPE} {rounded(row['value'])}, against a "
         f"median of {rounded(row['median'])} ({rounded(row['low'])} to {rounded(row['high'])}) of "
         "the fresh ones"
     )
     direction = row.get("direction")
-    told = direction in ("straighter", "less straight")
-    outcome = f"{direction} than" if told else "not told apart from"
+    differs = direction in ("straighter", "less straight")
+    outcome = f"{direction} than" if differs else "not distinguishable from"
     return Sentence(
         "reference",
-        f"{where} the network is {outcome} {networks} networks of this architecture with fresh "
-        f"weights: {known}; p = {row['adjusted_p']:.2g}, by its rank among these networks"
+        f"{subject} the network is {outcome} {networks} networks of this architecture with fresh "
+        f"weights: {ratio}; p = {row['adjusted_p']:.2g}, by its rank among these networks"
         f"{f', adjusted for {segments} segments' if segments > 1 else ''}.",
         evidence,
-        "shown" if told else "undecided",
+        "shown" if differs else "undecided",
     )
 
 
 _LINE_SHAPE = (
-    " (length of an image's own centred path over the distance between its ends, the mean over "
+    " (length of an image's own centred path over the distance between its ends, averaged over "
     "images; 1 is a straight line)"
 )
 
@@ -76,7 +76,7 @@ def collapse(record: Record) -> Iterator[Sentence]:
         why = (last["collapse"].get("undefined") or {}).get("nc1", "it is undefined")
         yield Sentence(
             "collapse",
-            f"Whether the classes collapse cannot be said: NC1 is undefined at {last['name']} "
+            f"It cannot be said whether the classes collapse: NC1 is undefined at {last['name']} "
             f"({why}).",
             {"layer": last["name"]},
             "undecided",
@@ -86,9 +86,9 @@ def collapse(record: Record) -> Iterator[Sentence]:
     if samples and samples < THRESHOLDS["few_a_class"] and not _is_corrected(last):
         yield Sentence(
             "collapse",
-            f"Whether the classes collapse cannot be said: with {count(samples, 'sample')} of the "
-            f"smallest class the means of {last['name']} are too uncertain to correct NC1 "
-            f"({rounded(end)}) for it. More images a class would tell.",
+            f"It cannot be said whether the classes collapse: with {count(samples, 'sample')} in "
+            f"the smallest class the class means at {last['name']} are too uncertain to correct "
+            f"NC1 ({rounded(end)}) for it. More images per class would tell.",
             {"layer": last["name"], "nc1": end, "samples_per_class": samples},
             "undecided",
         )
@@ -96,8 +96,9 @@ def collapse(record: Record) -> Iterator[Sentence]:
     if end > THRESHOLDS["rounding"] ** -2:
         yield Sentence(
             "collapse",
-            f"At {last['name']} the class means of these images cannot be told apart: what scatter "
-            "they have is rounding beside the scatter within classes, so nothing has collapsed.",
+            f"At {last['name']} the class means of these images cannot be told apart: their "
+            "scatter is rounding error relative to the scatter within classes, so nothing has "
+            "collapsed.",
             {"layer": last["name"], "nc1": end},
             "undecided",
         )
@@ -110,22 +111,22 @@ def _collapse_sentence(
 ) -> Sentence:
     first, last = layers[0], inner[-1]
     end, interval = _nc1(last)
-    few = _is_corrected(last)
-    start = _nc1(first)[0] if _is_corrected(first) == few else None  # the two are not compared
+    is_corrected = _is_corrected(last)
+    start = _nc1(first)[0] if _is_corrected(first) == is_corrected else None  # not comparable
     least, most = (_level(value) for value in (interval or (end, end)))
     level = least if least == most else f"between {least} and {most}"
-    begun = "" if start is None else f"; at {first['name']} it is {rounded(start)}"
+    initial = "" if start is None else f"; at {first['name']} it is {rounded(start)}"
     evidence = {
         "nc1": last["collapse"].get("nc1"),
-        **({"nc1_corrected": end} if few else {}),
+        **({"nc1_corrected": end} if is_corrected else {}),
         "interval": interval,
         "nc1_first": start,
         "first": first["name"],
         "kendall_tau": trend.get("kendall_tau"),
         "violations": trend.get("violations"),
     }
-    corrected = ", corrected for few samples a class," if few else ""
-    known = (
+    corrected = ", corrected for few samples per class," if is_corrected else ""
+    value = (
         "cannot be told from 0"
         if end < THRESHOLDS["rounding"] ** 2
         else f"is {_with_interval(end, interval)}"
@@ -133,8 +134,8 @@ def _collapse_sentence(
     return Sentence(
         "collapse",
         f"At {last['name']} the classes of these images are {level}: NC1 (variability within "
-        f"classes over that between them, 0 at complete collapse){corrected} {known}"
-        f"{_uncorrected(last)}{begun}{_trend(trend, inner[0])}.",
+        f"classes over that between them, 0 at complete collapse){corrected} {value}"
+        f"{_uncorrected(last)}{initial}{_trend(trend, inner[0])}.",
         evidence,
         "suggested" if interval is None or least != most else "shown",
     )
@@ -147,7 +148,7 @@ def _level(nc1: float) -> str:
 
 
 def _with_interval(value: float, interval: Any) -> str:
-    """The interval is corrected for the bias of the estimate, and may leave it outside."""
+    """Print a value with its interval, which is corrected for bias and may not contain it."""
     outside = interval is not None and not interval[0] <= value <= interval[1]
     note = f"{OVER_IMAGES}{', corrected for bias' if outside else ''}"
     return ranged(value, interval, note=note)
@@ -158,16 +159,16 @@ def _is_corrected(layer: Record) -> bool:
 
 
 def _nc1(layer: Record) -> tuple[Any, Any]:
-    """NC1 with its interval; of few samples a class, the estimate that is corrected for them."""
+    """Return NC1 with its interval; for few samples per class, the corrected estimate."""
     key = "nc1_corrected" if _is_corrected(layer) else "nc1"
     return layer["collapse"].get(key), (layer["collapse"].get("intervals") or {}).get(key)
 
 
 def _uncorrected(layer: Record) -> str:
-    """The value of the plain formula, which is biased with few samples a class."""
+    """Print the value of the plain formula, which is biased for few samples per class."""
     value = layer["collapse"].get("nc1")
-    known = _is_corrected(layer) and value is not None
-    return f" [uncorrected: {rounded(value)}]" if known else ""
+    relevant = _is_corrected(layer) and value is not None
+    return f" [uncorrected: {rounded(value)}]" if relevant else ""
 
 
 def _trend(trend: Record, first: Record) -> str:
@@ -184,26 +185,26 @@ def _trend(trend: Record, first: Record) -> str:
 
 
 def next_steps(record: Record, body: Sequence[Sentence]) -> Iterator[Sentence]:
-    open_claims = {s.claim for s in body if s.strength == "undecided"}
-    partly = any(
+    undecided = {s.claim for s in body if s.strength == "undecided"}
+    partly_undecided = any(
         s.evidence.get("later_undecided")
         or s.evidence.get("turns_unseen")
         or any(b["kind"] == "undecided" for b in s.evidence.get("blocks", []))
         for s in body
         if s.claim in ("straightness", "optimality", "blocks")
     )
-    if not (open_claims & {"optimality", "blocks"} or partly):
+    if not (undecided & {"optimality", "blocks"} or partly_undecided):
         return
-    about = record.get("provenance") or {}
+    provenance = record.get("provenance") or {}
     ways = ["more images"]
-    if about.get("pool") == "gap":
-        ways.append("features that are pooled less (`pool='grid:2'`)")
+    if provenance.get("pool") == "gap":
+        ways.append("less pooling of the features (`pool='grid:2'`)")
     tested = any((b.get("brenier") or {}).get("points") for b in record.get("blocks") or [])
     if not tested:
         ways.append("the Jacobians (`brenier=16`)")
     yield Sentence(
         "next",
-        f"What is left open could be decided by {listed(ways, 'or')}.",
-        {"open": sorted(open_claims), "tested": tested},
+        f"The undecided questions could be decided by {listed(ways, 'or')}.",
+        {"open": sorted(undecided), "tested": tested},
         "undecided",
     )

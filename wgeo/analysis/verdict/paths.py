@@ -1,4 +1,4 @@
-"""Is the path straight? Its centred length, beside orthogonal steps of the same sizes."""
+"""Is the path straight? Its centred length ratio, compared with orthogonal steps."""
 
 from __future__ import annotations
 
@@ -31,49 +31,53 @@ def straightness(record: Record) -> Iterator[Sentence]:
 
 
 def _path(segment: Record, explained: bool) -> Sentence:
-    where = segment_ends(segment)
+    subject = segment_ends(segment)
     spread = max(segment.get("spread") or [1.0])
     if spread == 0:
-        return _silent(segment, f"{where} all samples have the same features.", {"spread": spread})
+        return _silent(
+            segment, f"{subject} all samples have the same features.", {"spread": spread}
+        )
     if unmoved(segment):
-        return _unmoved(segment, where, spread)
+        return _unmoved(segment, subject, spread)
     if len(segment["layers"]) < 3:
-        return _silent(segment, f"{where} there is one block, which has no shape to judge.", {})
+        return _silent(
+            segment, f"{subject} there is only one block, whose path is a single step.", {}
+        )
     centred = segment.get("centred") or {}
     ratio = centred.get("length_ratio")
     shift = segment.get("shift_share")
     if ratio is None:
-        common = shift is not None and shift > 1 - THRESHOLDS["rounding"]
+        is_shift = shift is not None and shift > 1 - THRESHOLDS["rounding"]
         return _silent(
             segment,
-            f"{where} all samples move by one common vector and the shape of the cloud stays: "
+            f"{subject} all samples move by one common vector and the cloud keeps its shape: "
             "there is no path to judge."
-            if common
-            else f"{where} the features end in the distribution in which they began: there is no "
+            if is_shift
+            else f"{subject} the features end in the distribution in which they began: there is no "
             "geodesic to compare with.",
             {"shift_share": shift},
         )
     if ratio > THRESHOLDS["returned"]:
         return _silent(
             segment,
-            f"{where} the features move and end nearly where they began, at 1/{ratio:,.0f} of the "
-            "length of their path: there is no geodesic to compare with.",
+            f"{subject} the features move and end nearly where they began, at 1/{ratio:,.0f} of "
+            "the length of their path: there is no geodesic to compare with.",
             {"length_ratio_centred": ratio},
         )
-    return _judged_path(segment, where, centred, explained)
+    return _judged_path(segment, subject, centred, explained)
 
 
-def _unmoved(segment: Record, where: str, spread: float) -> Sentence:
-    """Each sample ends in its place, having stayed there or having been elsewhere."""
+def _unmoved(segment: Record, subject: str, spread: float) -> Sentence:
+    """State that each sample ends where it began, whether it stayed there or returned."""
     moved = segment["relative_displacement"]
     length = segment.get("length") or 0.0
     returned = length > least_motion(segment) * spread * (len(segment["layers"]) - 1)
     return _silent(
         segment,
-        f"{where} the features move and every sample comes back to its place: there is no geodesic "
-        "to compare with."
+        f"{subject} the features move and every sample comes back to its place: there is no "
+        "geodesic to compare with."
         if returned
-        else f"{where} the features do not move by more than rounding may ({rounded(moved)} of "
+        else f"{subject} the features do not move by more than rounding error ({rounded(moved)} of "
         "their spread).",
         {"relative_displacement": moved, "length": length},
     )
@@ -83,7 +87,7 @@ def _silent(segment: Record, words: str, evidence: dict[str, Any]) -> Sentence:
     return Sentence("straightness", words, {"layers": ends(segment), **evidence}, "undecided")
 
 
-def _judged_path(segment: Record, where: str, centred: Record, explained: bool) -> Sentence:
+def _judged_path(segment: Record, subject: str, centred: Record, explained: bool) -> Sentence:
     ratio = centred["length_ratio"]
     interval = (centred.get("intervals") or {}).get("length_ratio")
     bound = centred.get("sqrt_moving_blocks") or segment.get("sqrt_moving_blocks")
@@ -100,8 +104,8 @@ def _judged_path(segment: Record, where: str, centred: Record, explained: bool) 
         "effective_samples": segment.get("effective_samples"),
         "shift_share": segment.get("shift_share"),
     }
-    said = (
-        f"{where} the path of the centred features{'' if explained else _CENTRED} is "
+    length = (
+        f"{subject} the path of the centred features{'' if explained else _CENTRED} is "
         f"{ranged(ratio, interval, note=OVER_IMAGES)} times as long as the geodesic"
         f"{'' if explained else _GEODESIC} between its ends"
     )
@@ -111,27 +115,27 @@ def _judged_path(segment: Record, where: str, centred: Record, explained: bool) 
         else f" (steps of the same sizes at right angles to each other would give {bound:.2f})"
     )
     return Sentence(
-        "straightness", f"{said}{orthogonal}{word}.{_shift(segment)}", evidence, strength
+        "straightness", f"{length}{orthogonal}{word}.{_shift(segment)}", evidence, strength
     )
 
 
 _CENTRED = " (each layer's mean is subtracted)"
 _GEODESIC = ", the shortest path in Wasserstein distance,"
-_STRAIGHT = 2  # categories of `_category` that are called straight, or nearly
+_STRAIGHT = 2  # the first categories of `_category`: straight, and close to straight
 
 
 def _shape(segment: Record, interval: Any, bound: float | None) -> tuple[str, Strength]:
-    """What a path is called: its interval must lie in one category, well below sqrt(B).
+    """Name the shape of a path: its interval must lie in one category, well below sqrt(B).
 
-    And if that is a straight one, something must speak against a turn that the samples do not see.
+    For a straight path there must also be evidence against a turn that the samples do not show.
     """
     if interval is None:
-        return "; without an interval (`bootstrap=0`) it is not given a name", "suggested"
+        return "; without an interval (`bootstrap=0`) its shape is not named", "suggested"
     few = few_carrying(segment)
     if few:
-        return f"; {few} this value, so it says nothing of the others", "undecided"
+        return f"; {few} this value, so it says nothing about the others", "undecided"
     if bound is not None and bound < THRESHOLDS["few_moving"]:
-        return "; one block makes nearly all of it, so this says little", "undecided"
+        return "; one block accounts for nearly all of it, so this says little", "undecided"
     low, high = (_category(end) for end in interval)
     if high[0] < _STRAIGHT:
         reach = math.inf if bound is None else 1 + THRESHOLDS["orthogonal"] * (bound - 1)
@@ -146,7 +150,7 @@ def _shape(segment: Record, interval: Any, bound: float | None) -> tuple[str, St
 
 
 def _unseen(centred: Record, ratio: float) -> float:
-    """The largest length ratio that samples may miss by being sparse: 1 if null maps show more."""
+    """Bound the length ratio that sparse samples may not show; 1 if null maps would exceed it."""
     null, most = centred.get("null_length_ratio"), centred.get("length_ratio_at_most")
     if null is not None and null > ratio + THRESHOLDS["power_margin"]:
         return 1.0

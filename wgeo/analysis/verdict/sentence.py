@@ -1,4 +1,4 @@
-"""A sentence with its evidence, and the numbers at which words change."""
+"""A sentence with its evidence, and the thresholds at which the wording changes."""
 
 from __future__ import annotations
 
@@ -37,44 +37,47 @@ THRESHOLDS: dict[str, float] = {
     "partly_collapsed": 1.0,
     "significant": 0.05,
 }
-"""The numbers at which words change.
+"""The thresholds at which the wording changes.
 
 straight, close, bent
     Centred length ratios up to which a path is called straight, close to straight, and bent. A
     quarter circle has 1.11, a zigzag of 45 degrees 1.41.
 orthogonal
-    How far from 1 towards sqrt(B) a length ratio may lie and still be called straight, where B is
-    the effective number of moving blocks: mutually orthogonal steps have exactly sqrt(B).
+    Largest share of the way from 1 to sqrt(B) at which a length ratio is still called straight. B
+    is the effective number of moving blocks; mutually orthogonal steps have exactly sqrt(B).
 few_moving
-    sqrt(B) below which one block makes nearly all of a path, and its length ratio says little.
+    sqrt(B) below which one block accounts for nearly all of a path, and its length ratio says
+    little.
 returned
-    Length ratio from which a path is said to end where it began.
+    Length ratio above which a path is said to end where it began.
 optimal, nearly_optimal
     Correlation scores from which a map is called optimal, and nearly optimal.
 power_margin
-    How far a correlation score must lie above those of null maps, and a length ratio below theirs,
-    for the samples to tell.
+    Margin by which a correlation score must exceed the scores of null maps, and a length ratio must
+    be less than theirs, for the samples to be able to tell.
 nearly_a_point
-    Spread of the last cloud over that of the first from which the start is nearly a point, so that
-    almost every coupling would be optimal.
+    Spread of the last cloud over that of the first above which the first is nearly a point, so
+    that almost every coupling would be optimal.
 mostly_shift
-    Share of the squared displacement that is one common shift, from which it is mentioned.
+    Share of a common shift in the squared displacement from which the shift is mentioned.
 rounding, above_rounding
-    Displacements over the spread below which nothing has moved, nor has it below so many times what
-    rounding of the features can move. Scatter below the square of the first, relative to other
-    scatter, cannot be told from none.
+    A displacement relative to the spread counts as zero below the first threshold, or below the
+    second times the largest displacement that rounding of the features can cause. Scatter below
+    the square of the first, relative to other scatter, cannot be distinguished from zero.
 fewest_samples, few_a_class
-    Samples below which nothing is said, and samples a class below which it is a warning.
+    Number of samples below which nothing is said, and number of samples per class below which there
+    is a warning.
 carrying_share
-    Share of the samples that must carry a value, and `fewest_samples` of them, for it to be judged.
+    Share of the samples (and at least `fewest_samples`) that must carry a value for it to be
+    judged.
 chance_level
     One-sided level of the binomial test of "better than chance".
 below_claim
-    How far below the accuracy that a file claims is a warning.
+    Difference from the accuracy stated in the file above which there is a warning.
 gradient_map, nearly_gradient_map
-    Asymmetries of the Jacobian, and shares of its largest eigenvalue down to minus which the
-    smallest lies, up to which a map may be, and may nearly be, the gradient of a convex function.
-    A planar rotation of asymmetry 0.1 has the correlation score 0.95, of 0.01 0.995.
+    Largest asymmetry of the Jacobian, and largest size of a negative eigenvalue relative to the
+    largest eigenvalue, at which a map may be, or may nearly be, the gradient of a convex function.
+    A planar rotation of asymmetry 0.1 has a correlation score of 0.95, one of 0.01 of 0.995.
 collapsed, partly_collapsed
     NC1 of the last layer up to which the classes are called collapsed, and partly collapsed.
 significant
@@ -84,12 +87,12 @@ significant
 
 @dataclass(frozen=True)
 class Sentence:
-    """One sentence of a verdict, with the numbers it rests on.
+    """One sentence of a verdict, with the numbers that support it.
 
     Attributes
     ----------
     claim : str
-        What it is about: ``accuracy``, ``normalization``, ``classes``, ``samples``,
+        The topic: ``accuracy``, ``normalization``, ``classes``, ``samples``,
         ``straightness``, ``optimality``, ``blocks``, ``collapse``, ``reference``, ``next``.
     words : str
     evidence : dict

@@ -1,4 +1,4 @@
-"""Numbers and lists as words: percentages, counts, and digits that follow an interval."""
+"""Format numbers and lists for sentences: percentages, counts, intervals."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _MOST_DECIMALS = 9
 _LARGEST_WRITTEN_OUT = 1e7
 
 OVER_IMAGES = ", 95 % over images"
-"""What an interval of resampled images is, for `ranged`."""
+"""The note for an interval from resampled images, for `ranged`."""
 
 
 def percent(share: float, decimals: int = 1) -> str:
@@ -33,12 +33,12 @@ def listed(parts: Sequence[str], last: str = "and") -> str:
 
 
 def rounded(value: float) -> str:
-    """A number to three significant digits, without a power of ten if it is of usual size."""
+    """Round to three significant digits, without a power of ten for common magnitudes."""
     return f"{value:,.0f}" if 1000 <= abs(value) < _LARGEST_WRITTEN_OUT else f"{value:.3g}"
 
 
 def decimals_of(low: float, high: float, least: int = 2) -> int:
-    """The first number of decimals at which the ends of an interval differ."""
+    """Return the smallest number of decimals at which the ends of an interval differ."""
     for decimals in range(least, _MOST_DECIMALS):
         if round(low, decimals) != round(high, decimals):
             return decimals
@@ -46,10 +46,10 @@ def decimals_of(low: float, high: float, least: int = 2) -> int:
 
 
 def ranged(value: float, interval: Any, *, certified: bool = False, note: str = "") -> str:
-    """A value with its interval, printed to the digit in which the ends differ.
+    """Print a value with its interval, to the digit in which the ends differ.
 
-    ``1.3384, (1.3381, 1.3392)`` -> ``1.338 (1.338 to 1.339)``. A certified interval that is closed
-    to within rounding is left out. `note` says inside the parentheses what the interval is.
+    ``1.3384, (1.3381, 1.3392)`` -> ``1.338 (1.338 to 1.339)``. A certified interval whose
+    ends agree to within rounding is left out. `note` describes the interval in the parentheses.
     """
     if interval is None:
         return rounded(value)
@@ -66,7 +66,7 @@ def ranged(value: float, interval: Any, *, certified: bool = False, note: str = 
 
 
 def segment_ends(segment: Mapping[str, Any]) -> str:
-    """``From stem to blocks.7``; a shortcut's image is named as what it is."""
+    """``From stem to blocks.7``; the output of a shortcut is described as such."""
     first, last = segment["layers"][0], segment["layers"][-1]
     block, dot, child = str(first).rpartition(".")
     if dot and child == "shortcut":
@@ -75,24 +75,24 @@ def segment_ends(segment: Mapping[str, Any]) -> str:
 
 
 def ends(segment: Mapping[str, Any]) -> list[str]:
-    """The first and the last layer of a segment, for evidence."""
+    """Return the first and the last layer of a segment, for evidence."""
     return [segment["layers"][0], segment["layers"][-1]]
 
 
 def least_motion(row: Mapping[str, Any]) -> float:
-    """Displacement, over the spread, below which a block or a segment has not moved."""
+    """Return the relative displacement below which a block or a segment has not moved."""
     rounding = THRESHOLDS["above_rounding"] * (row.get("relative_rounding") or 0.0)
     return max(THRESHOLDS["rounding"], rounding)
 
 
 def unmoved(row: Mapping[str, Any]) -> bool:
-    """Whether a block or a segment moves its samples by no more than rounding may."""
+    """Whether a block or a segment moves its samples by no more than rounding error."""
     moved = row.get("relative_displacement")
     return moved is not None and moved < least_motion(row)
 
 
 def few_carrying(row: Mapping[str, Any]) -> str:
-    """``about 1 sample of 300 carries``, if so few decide its values; else nothing."""
+    """Return ``about 1 sample of 300 carries`` if few samples decide the values, else nothing."""
     number, samples = row.get("effective_samples"), row.get("distinct") or row.get("samples")
     if number is None or not samples:
         return ""

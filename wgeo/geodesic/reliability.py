@@ -1,8 +1,8 @@
-"""What a straight path rests on: enough of its samples, and more than their being sparse.
+"""Can the samples show that a path is straight? Effective sample size and a bound by moments.
 
-One distant sample can make a whole path straight, and samples in many dimensions are so far apart
-that a turn of all of them costs as much as a straight motion. Against the first stands the number
-of samples that carry a value, against the second a bound from second moments alone.
+One distant sample can make a whole path look straight, and samples in many dimensions are so far
+apart that a turn of all of them costs as much as a straight motion. The number of samples that
+carry a value detects the first case; a bound from second moments alone rules out the second.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from ..arrays.rows import row_chunks, select_rows
 from ..runtime import processes
 from ..transport import TransportResult
 from .correlation import Moments
-from .paths import PathFigures
+from .paths import PathMeasures
 from .resampling import LEVEL
 
-Ends = tuple[int, int]  # two layers of a segment, by their numbers
+Ends = tuple[int, int]  # the indices of two layers of a segment
 _FOLDS = 5
-_SHRUNK = (1e-3, 1e-2, 1e-1)  # shares of a multiple of the identity in a covariance
+_SHRINKAGE = (1e-3, 1e-2, 1e-1)  # weights of a multiple of the identity in a covariance
 _SMALLEST = 1e-30  # mean square of a cloud, relative to the other, that counts as positive
-_WIDEST = 256  # features that a covariance is estimated of
-_FEWEST = 20  # samples
+_MAX_WIDTH = 256  # features up to which covariances are estimated
+_MIN_SAMPLES = 20
 
 
 def effective_number(
@@ -33,8 +33,8 @@ def effective_number(
 ) -> float | None:
     """Return (sum w)^2 / sum w^2, the number of samples that carry a sum of weights >= 0.
 
-    n for equal weights, 1 if one sample has them all; None if all are 0. Copies, of one number in
-    `groups`, count together.
+    It is n for equal weights, 1 if one sample has all the weight, and None if all weights are 0.
+    Samples with the same number in `groups` are copies and count as one.
     """
     if groups is not None:
         weights = np.bincount(np.unique(groups, return_inverse=True)[1], weights)
@@ -46,26 +46,27 @@ def effective_number(
 
 
 def effective_samples(
-    path: PathFigures,
-    moved: Mapping[Ends, Float[np.ndarray, " n"]],
+    path: PathMeasures,
+    squared_distances: Mapping[Ends, Float[np.ndarray, " n"]],
     i: int,
     j: int,
     groups: Int[np.ndarray, " n"] | None = None,
 ) -> float | None:
     """Return the number of samples that carry the values of layers i to j.
 
-    The least of the effective numbers of ||u|| ||v||, which bounds a sample's part of the
-    correlation score, of the cost of moving it from end to end, and of that of all its steps.
+    This is the smallest of three effective numbers: for the weights ||u|| ||v||, which bound a
+    sample's part of the correlation score, for its cost of transport from end to end, and for the
+    cost of all its steps.
 
     Parameters
     ----------
-    path : PathFigures
-        Of the centred layers.
-    moved : {(i, j): ndarray, (n,)}
+    path : PathMeasures
+        The measures of the centred layers.
+    squared_distances : {(i, j): ndarray, (n,)}
         Squared distances over which transport moves the samples; see `costs`.
     """
-    steps = np.sum([moved[k, k + 1] for k in range(i, j)], axis=0)
-    weights = [np.sqrt(path.square[:, i] * path.square[:, j]), moved[i, j], steps]
+    steps = np.sum([squared_distances[k, k + 1] for k in range(i, j)], axis=0)
+    weights = [np.sqrt(path.square[:, i] * path.square[:, j]), squared_distances[i, j], steps]
     numbers = [effective_number(each, groups) for each in weights]
     return min((each for each in numbers if each is not None), default=None)
 
@@ -73,15 +74,15 @@ def effective_samples(
 def costs(
     moments: Moments, i: int, j: int, result: TransportResult, own: Float[np.ndarray, " n"]
 ) -> Float[np.ndarray, " n"]:
-    """Return ||v_c(k) - u_k||^2 of every sample k, c the optimal coupling; `own` without one."""
+    """Return ||v_c(k) - u_k||^2 for every sample k, with c the optimal coupling; else `own`."""
     coupling = result.coupling
     if not (isinstance(coupling, np.ndarray) and coupling.ndim == 1):
         return own
     x, y, shift = moments.arrays[i], moments.arrays[j], moments.shift(i, j)
-    found = np.zeros(len(x))
+    squared = np.zeros(len(x))
     for rows, (a, b) in row_chunks(x, select_rows(y, coupling), within=processes.shard(len(x))):
-        found[rows] = ((b - a - shift) ** 2).sum(1)
-    return processes.all_reduce_sum(found)
+        squared[rows] = ((b - a - shift) ** 2).sum(1)
+    return processes.all_reduce_sum(squared)
 
 
 def length_ratio_at_most(
@@ -93,28 +94,28 @@ def length_ratio_at_most(
 ) -> float | None:
     r"""Return a one-sided 95 % bound on the length ratio of the population's centred path.
 
-    No step of a path is longer than the network's own pairing makes it, and for every positive
-    definite A (Young's inequality; Gelbrich 1990 for the best A)
+    No step of a path is longer than its paired distance, and for every positive definite A (by
+    Young's inequality; Gelbrich 1990 for the best A)
 
     .. math:: W_2^2(u, v) \ge E\|u\|^2 + E\|v\|^2 - E\, u^T A u - E\, v^T A^{-1} v.
 
-    So sum_l sqrt(E ||step_l||^2) over the root of the right side bounds the ratio, whatever the
-    samples cannot see: only second moments are estimated. A is fitted to four fifths of the samples
-    and used on the rest, in turn, so that it is not fitted to the noise it is judged by.
+    So sum_l sqrt(E ||step_l||^2) over the root of the right side bounds the ratio, even if the
+    samples are sparse: only second moments are estimated. A is fitted to four fifths of the samples
+    and evaluated on the rest, in turn, to avoid overfitting.
 
     Parameters
     ----------
     u, v : ndarray, (n, d)
         Centred features at the two ends.
     steps : ndarray, (n, L)
-        Squared lengths of the samples' own centred steps.
+        Squared lengths of every sample's centred steps.
     seed : int
 
     Returns
     -------
-    float, or None with fewer than 20 samples, or if moments bound the distance by nothing.
+    float, or None with fewer than 20 samples, or if the moments give no positive bound.
     """
-    if len(u) < _FEWEST:
+    if len(u) < _MIN_SAMPLES:
         return None
     gain = _least_cost(u, v, np.random.default_rng(seed))
     chord, lengths = gain.mean(), np.sqrt(steps.mean(0))
@@ -130,43 +131,43 @@ def length_ratio_at_most(
 def _least_cost(
     u: Float[np.ndarray, "n d"], v: Float[np.ndarray, "n d"], rng: np.random.Generator
 ) -> Float[np.ndarray, " n"]:
-    """||u||^2 + ||v||^2 - u^T A u - v^T A^-1 v of every sample, A fitted to other samples."""
+    """Return ||u||^2 + ||v||^2 - u^T A u - v^T A^-1 v per sample, A fitted to other samples."""
     n, d = u.shape
     squares = [(x**2).sum(1) for x in (u, v)]
-    shrunk = _SHRUNK if d <= _WIDEST else ()
-    costs = np.zeros((1 + len(shrunk), n))
+    shrinkage = _SHRINKAGE if d <= _MAX_WIDTH else ()
+    costs = np.zeros((1 + len(shrinkage), n))
     for held_out in np.array_split(rng.permutation(n), _FOLDS):
         rest = np.setdiff1d(np.arange(n), held_out)
         least = max(_SMALLEST * max(square.mean() for square in squares), _SMALLEST)
         mean_u, mean_v = (max(square[rest].mean(), least) for square in squares)
         scale = np.sqrt(mean_v / mean_u)  # A a multiple of the identity
         costs[0, held_out] = (scale * squares[0] + squares[1] / scale)[held_out]
-        if shrunk:
-            of_u, of_v = (x[rest].T @ x[rest] / len(rest) for x in (u, v))
-        for k, share in enumerate(shrunk, 1):
-            forth, back = _gaussian_map(
-                _shrunk(of_u, mean_u / d, share), _shrunk(of_v, mean_v / d, share)
+        if shrinkage:
+            cov_u, cov_v = (x[rest].T @ x[rest] / len(rest) for x in (u, v))
+        for k, share in enumerate(shrinkage, 1):
+            forward, inverse = _gaussian_map(
+                _shrink(cov_u, mean_u / d, share), _shrink(cov_v, mean_v / d, share)
             )
-            for x, matrix in ((u[held_out], forth), (v[held_out], back)):
+            for x, matrix in ((u[held_out], forward), (v[held_out], inverse)):
                 costs[k, held_out] += ((x @ matrix) * x).sum(1)
     return squares[0] + squares[1] - costs[costs.mean(1).argmin()]
 
 
-def _shrunk(covariance: Float[np.ndarray, "d d"], mean: float, share: float) -> np.ndarray:
+def _shrink(covariance: Float[np.ndarray, "d d"], mean: float, share: float) -> np.ndarray:
     return (1 - share) * covariance + share * mean * np.eye(len(covariance))
 
 
 def _gaussian_map(
     x: Float[np.ndarray, "d d"], y: Float[np.ndarray, "d d"]
 ) -> tuple[Float[np.ndarray, "d d"], Float[np.ndarray, "d d"]]:
-    """A with A x A = y, positive definite, and its inverse: the optimal map of two Gaussians."""
+    """Return the optimal map A between two Gaussians (A x A = y, A > 0), and its inverse."""
     root, inverse = _powers(x)
-    middle, of_middle = _powers(root @ y @ root)
-    return inverse @ middle @ inverse, root @ of_middle @ root
+    middle, middle_inverse = _powers(root @ y @ root)
+    return inverse @ middle @ inverse, root @ middle_inverse @ root
 
 
 def _powers(matrix: Float[np.ndarray, "d d"]) -> tuple[np.ndarray, np.ndarray]:
-    """The square root of a positive definite matrix, and its inverse."""
+    """Return the square root of a positive definite matrix, and the inverse of the root."""
     values, vectors = np.linalg.eigh(matrix)
     roots = np.sqrt(np.maximum(values, np.finfo(float).eps * values[-1]))
     return (vectors * roots) @ vectors.T, (vectors / roots) @ vectors.T

@@ -1,4 +1,4 @@
-"""Is a network straighter than another, over images?"""
+"""Is one network significantly straighter than another? Tests over images."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..arrays.rows import row_chunks
 from ..errors import ArgumentError
 from ..trajectory import Segment, Trajectory, as_trajectory
 from ..transport import Exact, wasserstein
-from .influence import TRAJECTORY_FIGURES, TRANSPORT_FIGURES, SegmentSample
+from .influence import TRAJECTORY_MEASURES, TRANSPORT_MEASURES, SegmentSample
 from .resampling import LEVEL, permutation_p_value, sign_flip_p_value
 from .result import plain
 
@@ -23,16 +23,16 @@ _SIGNIFICANT = 0.05
 _HIGHER_IS_STRAIGHTER = frozenset({"ot_score"})
 _PER_BLOCK_COUNT = frozenset({"line_shape_score", "action_ratio"})
 STATISTICS = (
-    *TRAJECTORY_FIGURES,
-    *(name for name in TRANSPORT_FIGURES if name not in ("distance", "length")),
+    *TRAJECTORY_MEASURES,
+    *(name for name in TRANSPORT_MEASURES if name not in ("distance", "length")),
 )
 
 
 @dataclass(frozen=True, eq=False)
 class StraighterThan:
-    """One segment against the same segment of a reference, by one statistic, over images.
+    """Test of one segment against the same segment of a reference, by one statistic.
 
-    Only these two networks are compared: another training of either may come out otherwise.
+    Only these two networks are compared: other training runs may give different results.
 
     Attributes
     ----------
@@ -40,22 +40,22 @@ class StraighterThan:
     stage : int
     statistic : str
     value, reference : float
-        The statistic of the network and of the reference.
+        The statistic for the network and for the reference.
     difference : float
         value - reference.
     interval : (low, high)
         95 % interval of the difference, from per-sample (pseudo-)values.
     effect_size : float
-        Gain in straightness over the per-sample standard deviation (Cohen's d; of the paired
-        differences where paired); positive where the network is straighter.
+        Gain in straightness over the per-sample standard deviation (Cohen's d; that of the
+        differences for paired samples); positive if the network is straighter.
     p_value : float in (0, 1]
-        One-sided, of "the network is not straighter than the reference".
+        One-sided, for the null hypothesis "the network is not straighter than the reference".
     p_value_less_straight : float in (0, 1]
-        One-sided, of "the network is not less straight than the reference".
+        One-sided, for "the network is not less straight than the reference".
     paired : bool
-        Whether both saw the same samples.
+        Whether both networks saw the same samples.
     samples : int
-        Samples of the network for which the statistic is defined.
+        Number of samples of the network for which the statistic is defined.
     """
 
     layers: tuple[str, ...]
@@ -84,7 +84,7 @@ class StraighterThan:
         return "straighter" if self.p_value < self.p_value_less_straight else "less straight"
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain numbers and strings, ready for JSON."""
+        """Return plain numbers and strings, ready for JSON."""
         return {**plain(self), "two_sided_p": self.two_sided_p, "direction": self.direction}
 
 
@@ -100,56 +100,56 @@ def straighter_than(
 ) -> tuple[StraighterThan, ...]:
     """Test over images, segment by segment, whether a network is straighter than a reference.
 
-    The images are resampled, the networks are these two: two trainings of one recipe differ by more
-    than images can tell, so no p-value here says that a *kind* of network is straighter. For that
-    rank a network among many, as `analyze` does with fresh weights.
+    The images are resampled, the two networks are fixed. Two training runs of one recipe differ by
+    more than the sampling error over images, so no p-value here says that a *kind* of network is
+    straighter. To test that, rank a network among many, as `analyze` does with fresh weights.
 
-    Good references: the same architecture at initialisation, its plain twin, the network with its
-    layers in another order (`shuffled`).
+    Good references are the same architecture at initialization, its counterpart without shortcuts,
+    and the network with its layers in another order (`shuffled`).
 
     Parameters
     ----------
     traj, reference : Trajectory
-        With as many segments each, compared in order.
+        Trajectories with equal numbers of segments, which are compared in order.
     statistic : str
-        Any straightness figure of `STATISTICS`.
+        A straightness measure in `STATISTICS`.
     paired : bool, optional
-        Whether both saw the same samples, row by row; by default they did where labels and the
-        first layer (the images) agree.
+        Whether both networks saw the same samples, row by row; by default, whether the labels and
+        the first layers (the images) agree.
     solver : solver, optional
-        For statistics of W2; default `Exact()`.
+        Solver for statistics of W2; default `Exact()`.
     draws : int
-        Resamples; the smallest p-value is 1 / (draws + 1).
+        Number of resamples; the smallest p-value is 1 / (draws + 1).
     seed : int
 
     Notes
     -----
-    Samples are resampled: signs of the differences flipped where paired, membership permuted with
-    Welch's t where not. Both are exact where the two are exchangeable (p-values are uniform under
-    one distribution) and asymptotically valid where only the statistic agrees. Statistics of W2
-    have no per-sample values; their jackknife pseudo-values (Tukey 1958), linearised as in
-    `straightness`, take that place. Their finite-sample bias depends on the number of samples,
-    which must therefore agree.
+    For paired samples the signs of the differences are flipped; otherwise the membership is
+    permuted, with Welch's t as the statistic. Both tests are exact if the two are exchangeable
+    (p-values are uniform under one distribution) and asymptotically valid if only the statistic
+    agrees. Statistics of W2 have no per-sample values; their jackknife pseudo-values (Tukey 1958),
+    linearized as in `straightness`, take their place. The finite-sample bias of these statistics
+    depends on the number of samples, which must therefore agree.
 
     Raises
     ------
     ArgumentError
-        An unknown statistic; segments that cannot be compared.
+        The statistic is unknown, or the segments cannot be compared.
     """
     if statistic not in STATISTICS:
         raise ArgumentError(f"Unknown statistic {statistic!r}; choose {', '.join(STATISTICS)}.")
     traj, reference = as_trajectory(traj), as_trajectory(reference, "reference")
-    pairs = _matched(traj, reference, statistic)
-    same = _same_samples(traj, reference) if paired is None else paired
-    if len(traj) != len(reference) and (same or statistic not in TRAJECTORY_FIGURES):
-        why = "paired samples" if same else f"the finite-sample bias of {statistic}"
+    pairs = _matching_segments(traj, reference, statistic)
+    paired = _same_samples(traj, reference) if paired is None else paired
+    if len(traj) != len(reference) and (paired or statistic not in TRAJECTORY_MEASURES):
+        why = "paired samples" if paired else f"the finite-sample bias of {statistic}"
         raise ArgumentError(
             f"{len(traj)} samples against {len(reference)}: {why} need equal numbers."
         )
-    return tuple(_compare(a, b, statistic, same, solver, draws, seed) for a, b in pairs)
+    return tuple(_compare(a, b, statistic, paired, solver, draws, seed) for a, b in pairs)
 
 
-def _matched(
+def _matching_segments(
     traj: Trajectory, reference: Trajectory, statistic: str
 ) -> list[tuple[Segment, Segment]]:
     ours, theirs = traj.segments, reference.segments
@@ -204,7 +204,7 @@ def _compare(
         error = float(np.sqrt(_deviation(a) ** 2 / len(a) + _deviation(b) ** 2 / len(b)))
         freedom = min(len(a), len(b)) - 1
     difference = float(a.mean() - b.mean())
-    reach = float(student.ppf((1 + LEVEL) / 2, max(freedom, 1))) * error
+    half_width = float(student.ppf((1 + LEVEL) / 2, max(freedom, 1))) * error
     return StraighterThan(
         layers=ours.names,
         stage=ours.stage,
@@ -212,7 +212,7 @@ def _compare(
         value=float(a.mean()),
         reference=float(b.mean()),
         difference=difference,
-        interval=(difference - reach, difference + reach),
+        interval=(difference - half_width, difference + half_width),
         effect_size=sign * difference / spread if spread > 0 else 0.0,
         p_value=p_values[0],
         p_value_less_straight=p_values[1],
@@ -222,15 +222,15 @@ def _compare(
 
 
 def _per_sample(segment: Segment, statistic: str, solver: Any) -> Float[np.ndarray, " n"]:
-    """Return values whose mean is the statistic: the samples' own, or pseudo-values."""
-    if statistic in TRAJECTORY_FIGURES:
+    """Return per-sample values or pseudo-values whose mean is the statistic."""
+    if statistic in TRAJECTORY_MEASURES:
         values = getattr(SegmentSample.of(segment).path, statistic)
     else:
         values = _pseudo_values(segment, statistic, Exact() if solver is None else solver)
     if np.isnan(values).all():
         raise ArgumentError(
             f"{statistic} is undefined from {segment.names[0]} to {segment.names[-1]}: "
-            "no sample (or no distribution) ends elsewhere than it began."
+            "every sample (or distribution) ends where it began."
         )
     return values
 
@@ -254,8 +254,8 @@ def _deviation(values: np.ndarray) -> float:
 def shuffled(traj: Trajectory, *, seed: int = 0) -> Trajectory:
     """Return the trajectory with the inner layers of every segment in another order.
 
-    The ends of every segment stay, so distances end to end are unchanged, and what remains of
-    straightness is what any order of these layers has. A reference for `straighter_than`.
+    The ends of every segment stay, so distances end to end are unchanged; the remaining
+    straightness does not depend on the order of the layers. A reference for `straighter_than`.
 
     Raises
     ------
@@ -265,20 +265,20 @@ def shuffled(traj: Trajectory, *, seed: int = 0) -> Trajectory:
     rng = np.random.default_rng(as_count(seed, "seed"))
     layers = list(as_trajectory(traj).layers)
     changed = False
-    place = {layer.name: i for i, layer in enumerate(layers)}
+    index = {layer.name: i for i, layer in enumerate(layers)}
     for segment in traj.segments:
-        inner = [place[name] for name in segment.names[1:-1]]
+        inner = [index[name] for name in segment.names[1:-1]]
         if len(inner) < 2:
             continue
         order = rng.permutation(len(inner))
         while np.array_equal(order, np.arange(len(inner))):
             order = rng.permutation(len(inner))
-        # A stage's entry stays where the stage begins: it is the segment's first layer.
-        moved = [
+        # A stage's entry remains at the beginning of the stage, the segment's first layer.
+        reordered = [
             replace(layers[inner[k]], entry=layers[i].entry)
             for i, k in zip(inner, order, strict=True)
         ]
-        for i, layer in zip(inner, moved, strict=True):
+        for i, layer in zip(inner, reordered, strict=True):
             layers[i] = layer
         changed = True
     if not changed:

@@ -1,4 +1,4 @@
-"""What stands beside the measured figures: a reference network, and the Brenier test."""
+"""Controls for the measured values: comparison with a reference network, and the Brenier test."""
 
 from __future__ import annotations
 
@@ -16,29 +16,29 @@ from ..features.network import inputs, module_of
 from ..features.residual_blocks import evaluating
 from ..geodesic import straighter_than
 from ..geodesic.gradient_maps import BrenierResult, brenier_blocks
-from ..geodesic.judge import shuffled
+from ..geodesic.significance import shuffled
 from ..trajectory import Trajectory
 
 REFERENCES = ("init", "shuffled", "none")
-_STATISTIC = "line_shape_ratio"  # per sample, so that the test needs no transport
-_FEWEST_POINTS, _MOST_POINTS = 4, 8  # images of the Brenier test unless asked
-_OPERATIONS = 4e8  # of a forward pass of more than the fewest
-_MOST_OPERATIONS = 3e8  # of one image beyond which the test has to be asked for
+_STATISTIC = "line_shape_ratio"  # a per-sample value, so the test needs no transport
+_MIN_POINTS, _MAX_POINTS = 4, 8  # default numbers of images of the Brenier test
+_OPERATIONS = 4e8  # of the forward pass of all its images, if there are more than the minimum
+_MAX_OPERATIONS = 3e8  # per image; a more expensive network is tested on request only
 _PRECISION = {"probes": 4, "tolerance": 1e-2}  # relative; the spread over points is larger
 
 
 def checked_reference(reference: Any) -> Any:
-    """Return what straightness is tested against: a name of `REFERENCES`, a network or features.
+    """Return a valid reference: a name in `REFERENCES`, a network or features.
 
     Raises
     ------
     ArgumentError
-        None of these.
+        The reference has another type, or an unknown name.
     """
     if reference is None:
         return "none"
-    known = Network | nn.Module | Trajectory
-    if isinstance(reference, known) or reference in REFERENCES:
+    types = Network | nn.Module | Trajectory
+    if isinstance(reference, types) or reference in REFERENCES:
         return reference
     raise ArgumentError(
         f"Unknown reference {reference!r}; choose {', '.join(REFERENCES)}, or give a network."
@@ -49,47 +49,47 @@ def reference_test(
     traj: Trajectory,
     reference: str | Network | nn.Module | Trajectory,
     seed: int,
-    compared: Callable[[], dict[str, Any]] | None = None,
+    compare: Callable[[], dict[str, Any]] | None = None,
 ) -> dict[str, Any] | None:
     """Test whether a network is straighter than a reference, segment by segment.
 
     Parameters
     ----------
     traj : Trajectory
-    reference : as `checked_reference` returns it
+    reference : as returned by `checked_reference`
     seed : int
-    compared : callable, optional
+    compare : callable, optional
         Compares with networks with fresh weights (`fresh_networks`), or traces another network and
-        compares with it; without it there are features alone.
+        compares with it; None if there are features only.
 
     Returns
     -------
     dict or None
-        ``kind``; of fresh weights (``init``) what `fresh_networks` returns, and of any other
-        reference ``tests``, over images, of these two networks, a row for each segment of at least
-        two blocks; ``skipped``, why there is no test.
+        ``kind``; for fresh weights (``init``) the result of `fresh_networks`; for any other
+        reference ``tests`` over images of these two networks, a row for each segment of at least
+        two blocks; ``skipped``, the reason if there is no test. None for the reference ``none``.
     """
     if reference == "none":
         return None
     kind = reference if isinstance(reference, str) else "network"
     try:
-        if compared is not None and kind != "shuffled":
-            return {"kind": kind, **compared()}
+        if compare is not None and kind != "shuffled":
+            return {"kind": kind, **compare()}
         if kind == "init":
             raise ArgumentError(
-                "Features alone have no network to give fresh weights. Store those of an untrained "
-                "checkpoint too, and give them as the reference."
+                "Features come without a network that could be given fresh weights. Store the "
+                "features of an untrained checkpoint too, and give them as the reference."
             )
         other = reference if isinstance(reference, Trajectory) else shuffled(traj, seed=seed)
         return {"kind": kind, **over_images(traj, other, seed)}
-    except WgeoError as error:  # a reference that says nothing is no reason to lose the analysis
+    except WgeoError as error:  # without a default reference the analysis is still useful
         if kind == "network" or isinstance(error, ProcessError | RecordError):
             raise
         return {"kind": kind, "skipped": str(error)}
 
 
 def over_images(traj: Trajectory, other: Trajectory, seed: int) -> dict[str, Any]:
-    """Compare two networks on these images, in the segments of at least two blocks."""
+    """Compare two networks on these images, in every segment of at least two blocks."""
     tests = straighter_than(traj, other, statistic=_STATISTIC, seed=seed)
     return {"tests": [test.to_dict() for test in tests if len(test.layers) > 2]}
 
@@ -102,44 +102,45 @@ def brenier_test(
     bootstrap: int,
     seed: int,
 ) -> dict[str, Any]:
-    """Test every block, and every segment's run of blocks, for being the gradient of a convex map.
+    """Test whether every block, and the composition of a segment's blocks, is a convex gradient.
 
     Parameters
     ----------
     points : int or None
-        Number of images; None for as many as are cheap, see `_affordable_points`.
+        Number of images; None for an affordable number (`_affordable_points`).
 
     Returns
     -------
     dict
-        ``points``; ``skipped``, if it was left out, why; ``blocks`` and ``segments``, aligned with
-        the trajectory's: ``asymmetry``, ``min_eigenvalue`` and all else under ``brenier``, that of
-        a segment with the ``blocks`` in a row that were tested; empty where the space changes.
+        ``points``; ``skipped``, the reason if the test was skipped; ``blocks`` and ``segments``,
+        aligned with the trajectory's: ``asymmetry``, ``min_eigenvalue`` and all other values under
+        ``brenier``, which for a segment includes the ``blocks`` that were composed; empty if the
+        feature space changes.
     """
     names = [block.target for block in traj.blocks]
     try:
         count = _affordable_points(net, images) if points is None else points
         rows = np.unique(np.linspace(0, len(traj) - 1, min(count, len(traj))).astype(int))
         x = inputs(net, images, rows)
-        found = brenier_blocks(
+        tests = brenier_blocks(
             module_of(net), x, names, bootstrap=bootstrap, seed=seed, **_PRECISION
         )
     except WgeoError as reason:
-        if points:  # as was asked
+        if points:  # the caller requested the test
             raise
-        none: list[dict[str, Any]] = [{}]
+        empty: list[dict[str, Any]] = [{}]
         return {
             "points": 0,
             "skipped": str(reason),
-            "blocks": none * len(names),
-            "segments": none * len(traj.segments),
+            "blocks": empty * len(names),
+            "segments": empty * len(traj.segments),
         }
-    last = {run[-1]: (run, result) for run, result in found.segments.items()}
+    last = {run[-1]: (run, result) for run, result in tests.segments.items()}
     return {
         "points": len(rows),
-        "blocks": [_facts(found.blocks.get(name)) for name in names],
+        "blocks": [_row(tests.blocks.get(name)) for name in names],
         "segments": [
-            _facts(result, blocks=list(run))
+            _row(result, blocks=list(run))
             for segment in traj.segments
             for run, result in [last.get(segment.names[-1], ((), None))]
         ],
@@ -147,30 +148,30 @@ def brenier_test(
 
 
 def _affordable_points(net: Network | nn.Module, images: Any) -> int:
-    """How many images to test blocks at unless asked: the fewer, the more a pass of one costs.
+    """Return the default number of images of the Brenier test, which falls with the cost of a pass.
 
     Raises
     ------
     ArgumentError
-        A pass costs so much that even the fewest would take minutes.
+        A pass is so expensive that even the minimum number would take minutes.
     """
     module = module_of(net)
     with evaluating(module), torch.no_grad(), FlopCounterMode(display=False) as counter:
         module(inputs(net, images, np.arange(1)))
     operations = max(counter.get_total_flops(), 1)
-    if operations > _MOST_OPERATIONS:
+    if operations > _MAX_OPERATIONS:
         raise ArgumentError(
             f"A pass of one image takes {operations:.1e} operations, so the Brenier test would "
-            f"take minutes; ask for it by a number of images, such as `brenier={_FEWEST_POINTS}`."
+            f"take minutes; request it with a number of images, such as `brenier={_MIN_POINTS}`."
         )
-    return int(min(_MOST_POINTS, max(_FEWEST_POINTS, _OPERATIONS / operations)))
+    return int(min(_MAX_POINTS, max(_MIN_POINTS, _OPERATIONS / operations)))
 
 
-def _facts(result: BrenierResult | None, **more: Any) -> dict[str, Any]:
+def _row(result: BrenierResult | None, **extra: Any) -> dict[str, Any]:
     if result is None:
         return {}
     return {
         "asymmetry": result.asymmetry,
         "min_eigenvalue": result.min_eigenvalue,
-        "brenier": {**result.to_dict(), **more},
+        "brenier": {**result.to_dict(), **extra},
     }

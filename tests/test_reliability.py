@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import wgeo
 from wgeo.arrays.rows import copies_of
-from wgeo.geodesic.bearing import effective_number, length_ratio_at_most
+from wgeo.geodesic.reliability import effective_number, length_ratio_at_most
 from wgeo.trajectory import Layer, Trajectory
 
 

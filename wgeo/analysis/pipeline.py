@@ -1,4 +1,4 @@
-"""From network and images to the record, step by step."""
+"""The steps of an analysis, from a network and images to the record."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from ..runtime import processes
 from ..storage.records import SCHEMA, as_json
 from ..trajectory import Trajectory, as_trajectory
 from ..transport import Exact, chain
-from .beside import brenier_test, checked_reference, over_images, reference_test
+from .controls import brenier_test, checked_reference, over_images, reference_test
 from .fresh import fresh_networks
 from .result import Analysis, versions
 from .trust import copies_in, trust_of
@@ -35,10 +35,10 @@ from .views import class_view
 _NO_COMMON_SPACE = (
     "No two consecutive layers share a feature space (their widths differ and no shortcut leads "
     "from one to the next), so transport and straightness are left out; collapse is measured "
-    "layer by layer. Name layers of one width, or put them into one space with `embed='pad'` or "
+    "layer by layer. Name layers of one width, or embed them in one space with `embed='pad'` or "
     "`embed='pca:D'`."
 )
-_MOST_WORK = 1e10  # multiplications behind the intervals of collapse: about 20 s on one core
+_MAX_WORK = 1e10  # multiplications for the intervals of collapse: about 20 s on one core
 
 
 def analyze(
@@ -61,7 +61,7 @@ def analyze(
     device: str = "auto",
     command: str | None = None,
 ) -> Analysis:
-    """Analyse a network on labelled images: transport, straightness, collapse and models.
+    """Analyze a network on labelled images: transport, straightness, collapse and models.
 
     Parameters
     ----------
@@ -70,49 +70,49 @@ def analyze(
     pool, tap, layers, batch_size, device
         How features are read; see `trace`.
     store : path, optional
-        Keep the features in this folder, and those of a network given as `reference` beside it
-        (``-reference-SEED``), rather than in memory; see `trace`.
+        Store the features in this folder, and those of a network given as `reference` next to it
+        (``-reference-SEED``), instead of keeping them in memory; see `trace`.
     embed : str, optional
-        Measure the whole network in one space too: ``pad`` or ``pca:D``; see
+        Also measure the whole network in one space: ``pad`` or ``pca:D``; see
         `Trajectory.embedded`.
     solver : Exact, Sinkhorn, Sliced or Gaussian
-        How W2 is measured; default ``Exact()``.
+        The solver for W2; default ``Exact()``.
     bootstrap : int
-        Resamples behind the 95 % intervals; 0 for none. Very wide layers (flat features) have
-        none for collapse, which `wgeo.collapse` computes where asked.
+        Number of resamples for the 95 % intervals; 0 for no intervals. The collapse metrics of very
+        wide layers (flat features) have no intervals; `wgeo.collapse` computes them on request.
     reference : {"init", "shuffled", "none"}, Network or nn.Module
-        What straightness is tested against: this architecture with fresh weights, by the
-        network's rank among `reference_networks` of them; its own layers in another order, or a
-        network of your choice, by a test over images, of these two networks (`straighter_than`);
-        nothing.
+        What straightness is tested against. ``init``: the rank of the network among
+        `reference_networks` networks of this architecture with fresh weights. ``shuffled`` (its own
+        layers in another order) or a network of your choice: a test of these two networks over
+        images (`straighter_than`). ``none``: no test.
     reference_networks : int
-        Number of networks R with fresh weights; p-values are at least 1 / (R + 1), so fewer than
-        19 cannot tell anything apart. Each costs two passes of up to 200 of the images.
+        Number of networks R with fresh weights; p-values are at least 1 / (R + 1), so with
+        fewer than 19 no difference is significant. Each costs two passes of at most 200 images.
     brenier : int or None
-        At how many of the images to test every block for being the gradient of a convex function
-        (`wgeo.brenier`); 0 for none. None: at 4 to 8, if a pass of one image takes at most 3e8
-        operations, as in CIFAR's ResNets of up to 56 layers, else at none; the record says which
-        and why. Costs about 100 passes of each block at each.
+        Number of images at which to test whether every block is the gradient of a convex function
+        (`wgeo.brenier`); 0 for no test. None: 4 to 8 images if a pass of one image takes at most
+        3e8 operations, as in CIFAR's ResNets of up to 56 layers, otherwise no test; the record says
+        which and why. Each image costs about 100 passes of each block.
     mufm : bool or None
-        Whether to set the network beside the multilayer unconstrained-feature model too, fitted to
-        its last segment. None: where it has a classifier and the fit takes about a minute at most
-        on one core, as it does unless features are thousands wide, samples tens of thousands or
-        classes hundreds; the record says why not.
+        Whether to compare the network with the multilayer unconstrained-feature model too, fitted
+        to its last segment. None: if it has a classifier and the fit takes about a minute at most
+        on one core, as it does unless there are thousands of features, tens of thousands of samples
+        or hundreds of classes; otherwise the record says why not.
     seed : int
         Random seed.
     command : str, optional
-        What made this analysis, for the record.
+        The command that made this analysis, for the record.
 
     Raises
     ------
     FeatureError
-        Fewer than two classes, NaN in a layer, no blocks.
+        There are fewer than two classes, a layer contains NaN, or there are no blocks.
     ArgumentError
-        A setting that makes no sense.
+        A setting is invalid.
     """
     reference = checked_reference(reference)
     if brenier is not None and (not isinstance(brenier, int) or brenier < 0):
-        raise ArgumentError(f"brenier is a number of images, at least 0; not {brenier!r}.")
+        raise ArgumentError(f"brenier must be a number of images, at least 0, not {brenier!r}.")
     if not isinstance(reference_networks, int) or reference_networks < 1:
         raise ArgumentError(
             f"reference_networks must be a whole number, at least 1, not {reference_networks!r}."
@@ -127,13 +127,13 @@ def analyze(
     images = as_images(images)
     traj = trace(net, images, store=store, **reading)
 
-    def compared() -> dict[str, Any]:
+    def compare() -> dict[str, Any]:
         if isinstance(reference, str):
             return fresh_networks(traj, net, images, reference_networks, reading, seed)
-        beside = None if store is None else f"{os.fspath(store)}-reference-{seed}"
-        return over_images(traj, trace(reference, images, store=beside, **reading), seed)
+        folder = None if store is None else f"{os.fspath(store)}-reference-{seed}"
+        return over_images(traj, trace(reference, images, store=folder, **reading), seed)
 
-    done = analyze_trajectory(
+    analysis = analyze_trajectory(
         traj,
         embed=embed,
         solver=solver,
@@ -143,17 +143,16 @@ def analyze(
         device=str(pick_device(device)),
         command=command,
     )
-    record = _beside(done.record, reference_test(traj, reference, seed, compared))
+    record = _with_reference(analysis.record, reference_test(traj, reference, seed, compare))
     if brenier != 0:
-        testing = partial(brenier_test, traj, net, images, brenier, bootstrap, seed)
-        found = processes.on_rank_zero(testing)
-        record["brenier"] = {key: found[key] for key in ("points", "skipped") if key in found}
-        for row, figures in zip(record["blocks"], found["blocks"], strict=True):
-            row.update(as_json(figures))
-        for row, figures in zip(record["segments"], found["segments"], strict=True):
-            row.update(as_json(figures))
+        test = partial(brenier_test, traj, net, images, brenier, bootstrap, seed)
+        tests = processes.on_rank_zero(test)
+        record["brenier"] = {key: tests[key] for key in ("points", "skipped") if key in tests}
+        for rows in ("blocks", "segments"):
+            for row, values in zip(record[rows], tests[rows], strict=True):
+                row.update(as_json(values))
     record["trust"] = as_json(trust_of(traj, net, images))
-    return replace(done, record=judged(record))
+    return replace(analysis, record=with_verdict(record))
 
 
 def analyze_trajectory(
@@ -169,30 +168,29 @@ def analyze_trajectory(
     device: str = "cpu",
     command: str | None = None,
 ) -> Analysis:
-    """Analyse features that are already there, such as stored ones; see `analyze`.
+    """Analyze existing features, such as stored ones; see `analyze`.
 
     `reference` is ``shuffled``, ``none``, or another trajectory of the same samples, such as that
-    of an untrained checkpoint; there is no network here to give fresh weights.
+    of an untrained checkpoint; there is no network that could be given fresh weights.
     """
     reference = checked_reference(reference)
-    present = np.unique(as_trajectory(traj).labels)
-    if len(present) < 2:
+    classes = np.unique(as_trajectory(traj).labels)
+    if len(classes) < 2:
         raise FeatureError(
-            f"All {len(traj)} samples are of one class ({present[0]}); collapse compares classes. "
-            "Give images of at least two."
+            f"All {len(traj)} samples are of one class ({classes[0]}); collapse compares classes. "
+            "Give images of at least two classes."
         )
     solver = Exact() if solver is None else solver
     copies = copies_in(traj)
-    measuring: dict[str, Any] = {
+    options: dict[str, Any] = {
         "solver": solver,
         "bootstrap": bootstrap,
         "seed": seed,
         "groups": copies if len(np.unique(copies)) < len(traj) else None,
     }
-    whole = None if embed is None else straightness(traj.embedded(embed), **measuring)
-    straight = _straightness(traj, measuring)
-    collapsed = collapse(traj, bootstrap=_affordable(traj, bootstrap), seed=seed)
-    found, depth = straight.to_dict(), collapsed.to_dict()
+    whole = None if embed is None else straightness(traj.embedded(embed), **options)
+    straight = _straightness(traj, options).to_dict()
+    depth = collapse(traj, bootstrap=_affordable(traj, bootstrap), seed=seed).to_dict()
     curves = [
         partial(bias_curve, s.arrays[0], s.arrays[-1], solver=solver, seed=seed)
         for s in traj.segments
@@ -200,11 +198,11 @@ def analyze_trajectory(
     sizes = processes.map_over_ranks(curves, "sample sizes")
     try:
         models = model_predictions(traj, mufm=mufm, seed=seed)
-    except RecordError as error:  # a full disk; what was measured before is kept
+    except RecordError as error:  # a full disk; earlier measurements are kept
         models = Comparison(skipped=str(error))
     segments = [
-        {**figures, "sample_sizes": curve.to_dict(), "view": class_view(segment, traj.labels)}
-        for figures, curve, segment in zip(found["segments"], sizes, traj.segments, strict=True)
+        {**row, "sample_sizes": curve.to_dict(), "view": class_view(segment, traj.labels)}
+        for row, curve, segment in zip(straight["segments"], sizes, traj.segments, strict=True)
     ]
     record = {
         "schema": SCHEMA,
@@ -228,7 +226,7 @@ def analyze_trajectory(
         },
         "accuracy": traj.accuracy,
         "layers": depth["layers"],
-        "blocks": found["blocks"],
+        "blocks": straight["blocks"],
         "segments": segments,
         "progress": depth["progress"],
         "separation": depth["separation"],
@@ -241,35 +239,35 @@ def analyze_trajectory(
         record["transport_skipped"] = _NO_COMMON_SPACE
     if whole is not None:
         record["embedded"] = {"space": embed, **whole.to_dict()}
-    tested = reference_test(traj, reference, seed)
-    return Analysis(judged(_beside(as_json(record), tested)), traj)
+    record = _with_reference(as_json(record), reference_test(traj, reference, seed))
+    return Analysis(with_verdict(record), traj)
 
 
-def judged(record: dict[str, Any]) -> dict[str, Any]:
-    """Return a record with its verdict: what its numbers support saying."""
+def with_verdict(record: dict[str, Any]) -> dict[str, Any]:
+    """Return a record with its verdict, the sentences that its numbers support."""
     whole = record.get("embedded")
     if whole is not None:
-        record = {**record, "embedded": {**whole, "verdict": _said(whole)}}
-    return {**record, "verdict": _said(record)}
+        record = {**record, "embedded": {**whole, "verdict": _verdict(whole)}}
+    return {**record, "verdict": _verdict(record)}
 
 
-def _said(record: dict[str, Any]) -> list[dict[str, Any]]:
+def _verdict(record: dict[str, Any]) -> list[dict[str, Any]]:
     return as_json([sentence.to_dict() for sentence in sentences(record)])
 
 
-def _straightness(traj: Trajectory, measuring: Mapping[str, Any]) -> Straightness:
-    """Straightness, of nothing if no two layers share a space; collapse needs none."""
+def _straightness(traj: Trajectory, options: Mapping[str, Any]) -> Straightness:
+    """Measure straightness; the result is empty if no two layers share a space."""
     if not traj.blocks:
         return Straightness((), ())
-    return straightness(traj, chain=chain(traj, measuring["solver"]), **measuring)
+    return straightness(traj, chain=chain(traj, options["solver"]), **options)
 
 
-def _beside(record: dict[str, Any], tested: dict[str, Any] | None) -> dict[str, Any]:
-    """Put the test against a reference into a record."""
-    return record if tested is None else {**record, "reference": as_json(tested)}
+def _with_reference(record: dict[str, Any], test: dict[str, Any] | None) -> dict[str, Any]:
+    """Add the test against a reference to a record."""
+    return record if test is None else {**record, "reference": as_json(test)}
 
 
 def _affordable(traj: Trajectory, draws: int) -> int:
-    """Resamples of the collapse metrics: as many as asked, or none where they take minutes."""
+    """Return the number of resamples of the collapse metrics, or 0 if they would take minutes."""
     entries = sum(layer.features.size for layer in traj.staged)
-    return draws if draws * entries * traj.num_classes <= _MOST_WORK else 0
+    return draws if draws * entries * traj.num_classes <= _MAX_WORK else 0
