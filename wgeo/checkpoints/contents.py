@@ -76,7 +76,7 @@ class View:
     aside : tuple of str
         Tensors without the prefix, which are ignored.
     head : str
-        Name of a head outside the prefix; empty if there is none outside it.
+        Name of a head outside the prefix; empty if no head is outside it.
     """
 
     state: dict[str, torch.Tensor]

@@ -208,7 +208,7 @@ def _batch(file: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _names(folder: Path) -> tuple[str, ...]:
-    """Return the class names stored in a folder of CIFAR or STL10; empty if there are none."""
+    """Return the class names stored in a folder of CIFAR or STL10; empty if unknown."""
     if (folder / "class_names.txt").is_file():
         return tuple(_bytes(folder / "class_names.txt").decode("utf-8", "replace").split())
     for file, key in (("batches.meta", "label_names"), ("meta", "fine_label_names")):

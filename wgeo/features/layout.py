@@ -266,7 +266,7 @@ class _Graph:
 
 
 def _test_parameters(part: nn.Module) -> list[tuple[str, nn.Parameter]]:
-    """Return the parameters of a module to test: vectors, bias first; others if there are none."""
+    """Return the parameters of a module to test: vectors (bias first), else the others."""
     own = list(reversed(list(part.named_parameters(recurse=False))))
     vectors = [(kind, p) for kind, p in own if max(p.shape, default=0) == p.numel() > 1]
     return vectors or own
