@@ -721,7 +721,7 @@ def files_of(folder):
         (("epoch",), 1, "one row per epoch from 0 to 1"),
         (("epoch",), 10**400, r"one row per epoch from 0 to 1\d+\.\."),
         (("progress",), {}, "history"),
-        (("progress", "history"), [], "not one row"),
+        (("progress", "history"), [], "one row per epoch"),
         (("progress", "history"), [3, "x", None], "row 0 of its history is damaged"),
         (("progress", "history", 1, "epoch"), 2, "row 1 of its history has"),
         (("progress", "history", 1, "loss"), math.inf, "row 1 of its history has"),
