@@ -342,7 +342,7 @@ def test_a_departure_is_described():
     collapsed = departure(history_of([0.1, 1.0, 0.11, 0.4, 1.0]))
     assert "reached 1 in epoch 1 and fell below it again, to 0.11 in epoch 2;" in collapsed
     assert "counted from epoch 4" in collapsed
-    assert 'decayed="unnormalized"' in collapsed
+    assert "`decayed='unnormalized'`" in collapsed
     flicker = departure(history_of([0.1, 1.0, 0.9993]))
     assert "; it ended at 0.9993, outside the terminal phase." in flicker
 
@@ -620,7 +620,7 @@ def test_a_fixed_classifier_may_keep_the_features_wide(tmp_path):
     )
     assert torch.equal(classifier_of(run.module).weight, simplex_etf(10, 16))
     assert same(load_checkpoint(run.last).module.state_dict(), weights(run))
-    with pytest.raises(ArgumentError, match="--classifier etf-keep"):
+    with pytest.raises(ArgumentError, match="classifier='etf-keep'"):
         train("isoresnet", images, tmp_path / "b", epochs=1, classifier="etf", options=options)
     with pytest.raises(ArgumentError, match="with_etf_classifier"):
         train(small(), blobs(), tmp_path / "b", epochs=1, classifier="etf")
