@@ -182,7 +182,7 @@ def holder(tmp_path):
 
 def test_another_runs_folder_is_refused_and_free_again_after_a_crash(tmp_path, holder):
     folder = tmp_path / "run"
-    said = rf"Another run \(process {holder.pid}\) is writing to .*--out"
+    said = rf"Another run \(process {holder.pid}\) is writing to .*another folder"
     with pytest.raises(RecordError, match=said), locked(folder):
         pass
     for words in (["train", "--arch", "mlp"], ["analyze", "x.pt"], ["ufm", "mse"]):

@@ -214,7 +214,7 @@ def test_another_job_is_refused(net, images, tmp_path, change, said, finished):
         wgeo.trace(net, images, store=tmp_path / "s")
     assert is_store(tmp_path / "s") is finished
     if not finished:
-        with pytest.raises(RecordError, match="not finished: run again"):
+        with pytest.raises(RecordError, match="not finished: run the command"):
             Trajectory.load(tmp_path / "s")
     with pytest.raises(RecordError, match=said):
         wgeo.trace(net, images, store=tmp_path / "s", **change)

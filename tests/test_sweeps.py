@@ -85,7 +85,7 @@ def test_features_are_traced_and_analysed_on_the_command_line(tmp_path, undrawn)
         said = run("analyze", stored, "--out", tmp_path / "c", *option, code=2)
         assert "holds stored features" in said
         assert option[0] in said
-    assert "Give --data" in run("analyze", last, "--out", tmp_path / "c", code=2)
+    assert "add --data" in run("analyze", last, "--out", tmp_path / "c", code=2)
     (tmp_path / "empty").mkdir()
     said = run("analyze", tmp_path / "empty", "--out", tmp_path / "c", code=2)
     assert "No stored features" in said
@@ -232,7 +232,7 @@ def test_a_file_names_networks_and_stored_features(features, tmp_path):
     for job in jobs.values():
         job.check()
     path.write_text(f"{text}\n[[run]]\ntap = 'pre'")
-    with pytest.raises(ArgumentError, match=r"a holds features .*: --tap can"):
+    with pytest.raises(ArgumentError, match=r"a holds stored features: --tap can"):
         read_config(path)[1]["a"].check()
 
 
@@ -248,14 +248,14 @@ def test_what_another_part_did_meanwhile_is_gathered(features, tmp_path, undrawn
     jobs = {name: Job(str(features / name), options) for name in "ab"}
     with click.Context(main) as ctx, pytest.MonkeyPatch.context() as patch:
         ctx.meta["wgeo.typed"] = "wgeo"
-        here = gathering._here
+        here = gathering._run_here
 
         def beside(todo, folder):
-            patch.setattr(gathering, "_here", here)
+            patch.setattr(gathering, "_run_here", here)
             gathering.run_all(jobs, folder, part=(2, 2))
             yield from here(todo, folder)
 
-        patch.setattr(gathering, "_here", beside)
+        patch.setattr(gathering, "_run_here", beside)
         done, failed = gathering.run_all(jobs, tmp_path, part=(1, 2))
     assert list(done) == ["a", "b"]
     assert not failed

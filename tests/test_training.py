@@ -342,7 +342,7 @@ def test_a_departure_is_described():
     collapsed = departure(history_of([0.1, 1.0, 0.11, 0.4, 1.0]))
     assert "reached 1 in epoch 1 and fell below it again, to 0.11 in epoch 2;" in collapsed
     assert "counted from epoch 4" in collapsed
-    assert 'decayed="unnormalized"' in collapsed
+    assert "`decayed='unnormalized'`" in collapsed
     flicker = departure(history_of([0.1, 1.0, 0.9993]))
     assert "; it ended at 0.9993, outside the terminal phase." in flicker
 
@@ -620,7 +620,7 @@ def test_a_fixed_classifier_may_keep_the_features_wide(tmp_path):
     )
     assert torch.equal(classifier_of(run.module).weight, simplex_etf(10, 16))
     assert same(load_checkpoint(run.last).module.state_dict(), weights(run))
-    with pytest.raises(ArgumentError, match="--classifier etf-keep"):
+    with pytest.raises(ArgumentError, match="classifier='etf-keep'"):
         train("isoresnet", images, tmp_path / "b", epochs=1, classifier="etf", options=options)
     with pytest.raises(ArgumentError, match="with_etf_classifier"):
         train(small(), blobs(), tmp_path / "b", epochs=1, classifier="etf")
@@ -721,7 +721,7 @@ def files_of(folder):
         (("epoch",), 1, "one row per epoch from 0 to 1"),
         (("epoch",), 10**400, r"one row per epoch from 0 to 1\d+\.\."),
         (("progress",), {}, "history"),
-        (("progress", "history"), [], "not one row"),
+        (("progress", "history"), [], "one row per epoch"),
         (("progress", "history"), [3, "x", None], "row 0 of its history is damaged"),
         (("progress", "history", 1, "epoch"), 2, "row 1 of its history has"),
         (("progress", "history", 1, "loss"), math.inf, "row 1 of its history has"),
@@ -731,7 +731,7 @@ def files_of(folder):
         (("progress", "history", 0, "notes"), 1, "row 0 of its history is damaged"),
         (("scheduler", "step"), 7, "scheduler is not at epoch 2"),
         (("state_dict", "1.bias"), torch.full((12,), math.nan), "contain NaN or infinity"),
-        (("state_dict", "1.bias"), torch.zeros(1).double(), "the run's torch.float32"),
+        (("state_dict", "1.bias"), torch.zeros(1).double(), "this run's are torch.float32"),
         (("state_dict", "1.bias"), torch.eye(12).to_sparse(), "are not a tensor"),
         (("state_dict", "more"), torch.zeros(1), "other names"),
         (("optimizer", "state", 9), {"momentum_buffer": None}, "other parameters"),
