@@ -141,7 +141,7 @@ def test_workers_and_memory_change_nothing(pair, monkeypatch):
     x, y = pair
     same(as_images(DataLoader(TensorDataset(x, y), batch_size=4, num_workers=1)), x, y)
     monkeypatch.setattr("wgeo.data.pixels.total_memory", lambda: 10)
-    monkeypatch.setattr("wgeo.data.pixels.free", lambda: 10)
+    monkeypatch.setattr("wgeo.data.pixels.available_bytes", lambda: 10)
     filed = as_images(TensorDataset(x, y))
     same(filed, x, y)
 

@@ -134,7 +134,7 @@ def test_thresholds_in_pages_are_those_of_the_code() -> None:
     assert named <= set(THRESHOLDS)
     assert {"straight", "optimal", "collapsed", "few_a_class"} <= named
     text = (DOCS / "theory.md").read_text("utf-8")
-    section = text.partition("## What a verdict calls what")[2].partition("\n## ")[0]
+    section = text.partition("## Terms of a verdict")[2].partition("\n## ")[0]
     assert section
     assert not re.search(r"\d\.\d|\d\d", section)
     assert "THRESHOLDS.items()" in (DOCS / "conf.py").read_text("utf-8")

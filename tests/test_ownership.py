@@ -352,7 +352,7 @@ def test_no_command_changes_a_file_of_the_users(made, tmp_path, command, monkeyp
     def work(*_, **__):
         raise AssertionError("it was to be refused before any work")
 
-    monkeypatch.setattr("wgeo.training.job.Job.work", work)
+    monkeypatch.setattr("wgeo.training.job.Job.train", work)
     monkeypatch.setattr("wgeo.analysis.pipeline.geodesic", work, raising=False)
     monkeypatch.setattr("wgeo.cli.job.Job.measure", work)
     monkeypatch.setattr("wgeo.report.building.html", work)

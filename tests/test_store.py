@@ -610,7 +610,7 @@ def test_a_store_is_read_a_few_rows_at_a_time(tmp_path, monkeypatch):
             embedded = traj.embedded(embed)
             assert all(isinstance(layer.features, np.memmap) for layer in embedded.layers)
 
-    monkeypatch.setattr("wgeo.geodesic.paths._ASKED", 32)
+    monkeypatch.setattr("wgeo.geodesic.paths._MAX_QUERIES", 32)
     monkeypatch.setattr("wgeo.arrays.rows._CHUNK_BYTES", 2**21)
     traj = stored(n)
     measured(traj)  # libraries warm up

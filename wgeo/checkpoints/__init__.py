@@ -179,7 +179,7 @@ def _whole(value: Any, saved: SavedState, name: str, contents: Contents) -> Netw
         raise CheckpointError(f"{name} contains {type(module).__name__}, not a network.")
     _check_finite(module, name)
     bare = Network.from_module(module.float().eval())
-    notes = ("a whole network, unpickled with trust=True",)
+    notes = ("a whole network, unpickled with `trust=True`",)
     report = LoadReport(contents.kind, saved.container, "", bare.provenance.report.tensors,
                         bare.provenance.report.parameters, notes=notes)  # fmt: skip
     provenance = Provenance(name, contents.sha256, bare.arch, bare.num_classes, report=report)

@@ -50,7 +50,7 @@ MODELS: dict[str, tuple[str, str, str, Any]] = {
     "geodesic_model": ("geodesic model", COLOURS[1], "s", (0, (5, 2))),
     "mufm": ("MUFM", COLOURS[2], "^", (0, (1.5, 1.5))),
     "mufm_given": (
-        "MUFM with the network's own classifier",
+        "MUFM, own classifier",
         COLOURS[3],
         "D",
         (0, (4, 1.5, 1, 1.5)),

@@ -90,7 +90,7 @@ def spectral_optimum(problem: Problem) -> SpectralOptimum:
     if problem.loss != "mse" or 0 < problem.bias_decay < math.inf:
         raise ArgumentError(
             "Only the squared loss without a bias, or with a free one, has a closed form by "
-            "singular values; use method='numerical'."
+            "singular values; use `method='numerical'`."
         )
     N, m = problem.num_samples, problem.depth
     roots = np.sqrt(problem.counts)
