@@ -272,7 +272,7 @@ def test_of_few_samples_a_class_the_corrected_estimate_decides():
     (found,) = [s for s in sentences(few_samples(**known)) if s.claim == "collapse"]
     assert "partly collapsed" in found.words
     assert (
-        ", corrected for few samples a class, is 0.13 (0.11 to 0.16, 95 % over images)"
+        ", corrected for few samples per class, is 0.13 (0.11 to 0.16, 95 % over images)"
         in found.words
     )
     assert "[uncorrected: 0.08]; at input it is 45" in found.words
@@ -298,7 +298,7 @@ def test_the_table_of_few_samples_shows_corrected_values(capsys):
     shown = " ".join(capsys.readouterr().out.split())
     assert "NC1 corrected" in shown
     assert shown.count("12.2") == len(record["layers"])
-    assert "The smallest class has 4" in shown
+    assert "The smallest class has only 4 samples" in shown
 
 
 def test_jacobians_decide_about_blocks_when_they_were_tested():
@@ -326,7 +326,7 @@ def test_a_record_of_schema_1_is_still_read(tmp_path):
 
 def test_every_threshold_is_documented():
     source = Path(sentence.__file__).read_text(encoding="utf-8")
-    described = source.partition('"""The numbers at which words change.')[2].partition('"""')[0]
+    described = source.partition('"""The thresholds at which the wording changes.')[2].partition('"""')[0]
     assert all(name in described for name in THRESHOLDS)
 
 

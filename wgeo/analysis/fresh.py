@@ -25,12 +25,12 @@ from ..errors import ArgumentError
 from ..features import trace
 from ..features.network import as_images, inputs, module_of, normalization_for, on_device
 from ..geodesic.paths import path_measures
+from ..geodesic.significance import SIGNIFICANT
 from ..models import untrained
 from ..models.fresh import reestimate_statistics
 from ..runtime import processes
 from ..trajectory import Trajectory
 
-SIGNIFICANT = 0.05  # largest adjusted p-value at which a direction is reported
 _IMAGES = 200  # at most; any number gives a valid rank, and more images only cost time
 _STATISTICS_BATCH = 50  # images per batch when batch statistics are estimated
 _MAX_KEPT = 0.01  # largest share of the parameters that may keep their weights

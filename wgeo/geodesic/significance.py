@@ -19,7 +19,7 @@ from .influence import TRAJECTORY_MEASURES, TRANSPORT_MEASURES, SegmentSample
 from .resampling import LEVEL, permutation_p_value, sign_flip_p_value
 from .result import plain
 
-_SIGNIFICANT = 0.05
+SIGNIFICANT = 0.05  # largest p-value at which a direction is reported
 _HIGHER_IS_STRAIGHTER = frozenset({"ot_score"})
 _PER_BLOCK_COUNT = frozenset({"line_shape_score", "action_ratio"})
 STATISTICS = (
@@ -79,7 +79,7 @@ class StraighterThan:
     @property
     def direction(self) -> str:
         """``straighter``, ``less straight``, or ``neither`` if `two_sided_p` is above 0.05."""
-        if self.two_sided_p > _SIGNIFICANT:
+        if self.two_sided_p > SIGNIFICANT:
             return "neither"
         return "straighter" if self.p_value < self.p_value_less_straight else "less straight"
 

@@ -12,7 +12,8 @@ from .wording import count, ends, few_carrying, listed, ranged, segment_ends, un
 
 _SCORE = (
     " The correlation score is 1 if no other pairing of the samples at both ends makes transport "
-    "cheaper, and 0 for an unrelated pairing."
+    "cheaper, and 0 for an unrelated pairing; the map is called optimal from "
+    f"{THRESHOLDS['optimal']} and nearly optimal from {THRESHOLDS['nearly_optimal']}."
 )
 
 
@@ -22,7 +23,7 @@ def optimality(record: Record) -> Iterator[Sentence]:
         if unmoved(segment) or segment.get("relative_displacement") is None:
             continue
         if segment.get("corr_score") is not None:
-            sentence = _end_to_end(segment)
+            sentence = _end_to_end(segment, record.get("blocks") or [])
             yield sentence if explained else replace(sentence, words=sentence.words + _SCORE)
             explained = True
         elif _ends_in_point(segment):
@@ -40,7 +41,7 @@ def _ends_in_point(segment: Record) -> bool:
     return bool(min(spread[0], spread[-1]) <= THRESHOLDS["rounding"] * max(spread))
 
 
-def _end_to_end(segment: Record) -> Sentence:
+def _end_to_end(segment: Record, blocks: Sequence[Record]) -> Sentence:
     """State the first layer from which the map to the segment's last layer is optimal."""
     scores = _scores_to_end(segment)
     first = scores[0]
@@ -62,6 +63,7 @@ def _end_to_end(segment: Record) -> Sentence:
         start = (
             subject if optimal is first else f"From {optimal['from']} to {segment['layers'][-1]}"
         )
+        rest += _excluded_before_pooling(optimal["from"], segment, blocks)
         return Sentence(
             "optimality",
             f"{start} the map is {optimal['word']} for these samples (correlation score "
@@ -84,6 +86,20 @@ def _end_to_end(segment: Record) -> Sentence:
         f"{subject} the map is not optimal (correlation score {_score(first)}){rest}.{tail}",
         evidence,
         "shown",
+    )
+
+
+def _excluded_before_pooling(start: str, segment: Record, blocks: Sequence[Record]) -> str:
+    """Name the blocks of an optimal part whose Jacobians, before pooling, are not a gradient's."""
+    inner = segment["layers"][segment["layers"].index(start) + 1 :]
+    kinds = {block["target"]: _block_kind(block) for block in blocks}
+    excluded = [name for name in inner if kinds.get(name) in ("not gradient", "nearly gradient")]
+    if not excluded:
+        return ""
+    return (
+        "; this is about the pooled features: before pooling, the Jacobians of "
+        f"{listed(excluded) if len(excluded) < 4 else f'{len(excluded)} of its blocks'} exclude a "
+        "gradient of a convex function"
     )
 
 
@@ -185,11 +201,13 @@ def blocks(record: Record) -> Iterator[Sentence]:
     ]
     whole = "The one block" if len(blocks) == 1 else f"Of {count(len(blocks), 'block')},"
     undecided = kinds.count("undecided") == len(kinds)
+    points = [block["brenier"]["points"] for block in blocks if block.get("brenier")]
+    few = bool(points) and min(points) < THRESHOLDS["fewest_samples"]
     yield Sentence(
         "blocks",
         f"{whole} {listed(clauses)}{_jacobians(blocks)}.",
         evidence,
-        "undecided" if undecided else "shown",
+        "undecided" if undecided else "suggested" if few else "shown",
     )
 
 

@@ -42,16 +42,18 @@ def _against_fresh(row: Record, networks: int, segments: int, explained: bool) -
     } | {"networks": networks}
     ratio = (
         f"line-shape ratio{'' if explained else _LINE_SHAPE} {rounded(row['value'])}, against a "
-        f"median of {rounded(row['median'])} ({rounded(row['low'])} to {rounded(row['high'])}) of "
-        "the fresh ones"
+        f"median of {rounded(row['median'])} (range {rounded(row['low'])} to "
+        f"{rounded(row['high'])}) of the fresh ones"
     )
     direction = row.get("direction")
     differs = direction in ("straighter", "less straight")
     outcome = f"{direction} than" if differs else "not distinguishable from"
+    extreme = networks and row["adjusted_p"] <= 1.001 / (networks + 1)
     return Sentence(
         "reference",
         f"{subject} the network is {outcome} {networks} networks of this architecture with fresh "
         f"weights: {ratio}; p = {row['adjusted_p']:.2g}, by its rank among these networks"
+        f"{' (the smallest p that this number can give)' if extreme else ''}"
         f"{f', adjusted for {segments} segments' if segments > 1 else ''}.",
         evidence,
         "shown" if differs else "undecided",

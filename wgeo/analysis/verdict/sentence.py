@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from ...geodesic.gradient_maps import NEARLY_SYMMETRIC, SYMMETRIC
 from ...geodesic.nulls import POWER_MARGIN
+from ...geodesic.significance import SIGNIFICANT
 
 Record = Mapping[str, Any]
 Strength = Literal["shown", "suggested", "undecided", "warning"]
@@ -35,7 +36,7 @@ THRESHOLDS: dict[str, float] = {
     "nearly_gradient_map": NEARLY_SYMMETRIC,
     "collapsed": 0.1,
     "partly_collapsed": 1.0,
-    "significant": 0.05,
+    "significant": SIGNIFICANT,
 }
 """The thresholds at which the wording changes.
 
