@@ -9,6 +9,7 @@ from pathlib import Path
 
 import public
 import pytest
+from records import sample_record
 
 import wgeo
 from wgeo import _deprecated
@@ -93,3 +94,10 @@ def test_names_of_the_last_version_work_with_a_warning(name):
 def test_a_name_that_never_was_is_an_error():
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
         wgeo.nonsense  # noqa: B018
+
+
+def test_a_renamed_parameter_works_with_a_warning():
+    record = sample_record()
+    with pytest.warns(DeprecationWarning, match="figure= is now measure="):
+        ax = wgeo.plots.sample_sizes(record, figure="distance")
+    assert ax.get_ylabel() == wgeo.plots.sample_sizes(record, measure="distance").get_ylabel()

@@ -326,7 +326,9 @@ def test_a_record_of_schema_1_is_still_read(tmp_path):
 
 def test_every_threshold_is_documented():
     source = Path(sentence.__file__).read_text(encoding="utf-8")
-    described = source.partition('"""The thresholds at which the wording changes.')[2].partition('"""')[0]
+    described = source.partition('"""The thresholds at which the wording changes.')[2].partition(
+        '"""'
+    )[0]
     assert all(name in described for name in THRESHOLDS)
 
 

@@ -1,11 +1,14 @@
-"""Names of version 0.1 that stand elsewhere now: they work until 0.3, with a warning."""
+"""Names of version 0.1 that have changed: they work until 0.3, with a warning."""
 
 from __future__ import annotations
 
 import importlib
 import warnings
 from collections.abc import Callable
-from typing import Any
+from functools import wraps
+from typing import Any, TypeVar
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 _MOVED: dict[str, dict[str, str]] = {
     "wgeo": {
@@ -114,3 +117,23 @@ def moved_names(package: str) -> Callable[[str], Any]:
             return getattr(importlib.import_module(module), last)
 
     return find
+
+
+def renamed_parameter(old: str, new: str) -> Callable[[Function], Function]:
+    """Return a decorator that accepts a parameter under its former name, with a warning."""
+
+    def decorate(function: Function) -> Function:
+        @wraps(function)
+        def call(*args: Any, **options: Any) -> Any:
+            if old in options:
+                warnings.warn(
+                    f"{old}= is now {new}=; the old name goes in version 0.3.",
+                    DeprecationWarning,
+                    stacklevel=2,
+                )
+                options[new] = options.pop(old)
+            return function(*args, **options)
+
+        return call  # type: ignore[return-value]
+
+    return decorate

@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 
+from .._deprecated import renamed_parameter
 from .paths import segment_handles, segment_look
 from .plot import Plot, Row
 from .style import (
@@ -45,6 +46,7 @@ TESTS: dict[str, str] = {
 """Measures of the Brenier test, and their labels."""
 
 
+@renamed_parameter("figure", "measure")
 @styled
 def sample_sizes(record: Any, measure: str = "ot_score", ax: Axes | None = None) -> Axes:
     """Draw a measure of every segment end to end over the number of samples, to show its bias.

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, NullLocator
 
+from .._deprecated import renamed_parameter
 from ..errors import ArgumentError
 from .depth import METRICS, measured_metric
 from .paths import RATIOS, has_power, measured, orthogonal_ratio, segment_look
@@ -62,6 +63,7 @@ def positions(series: Mapping[str, Any]) -> np.ndarray:
     return np.arange(len(rows), dtype=np.float64)
 
 
+@renamed_parameter("figure", "measure")
 @styled
 def over(series: Any, measure: str = "length_ratio", ax: Axes | None = None) -> Axes:
     """Draw a measure of every analysis over the epochs of training, or for every network.
@@ -74,7 +76,7 @@ def over(series: Any, measure: str = "length_ratio", ax: Axes | None = None) -> 
     Parameters
     ----------
     series : dict or Series
-    figure : str
+    measure : str
         A key of `OVER` (one line per segment) or of `ENDS` (one line).
     """
     series = as_record(series)
