@@ -295,12 +295,12 @@ def test_record_is_plain():
     ("map_", "x", "words"),
     [
         (lambda x: x[:, :2], points(3, 4), "within one space"),
-        (lambda x: x - x.mean(0), points(3, 4), "depends on the samples beside it"),
+        (lambda x: x - x.mean(0), points(3, 4), "depends on the other samples"),
         (lambda x: x @ torch.ones(3, 3), points(3, 4), "cannot take points"),
-        (lambda x: (x, x), points(3, 4), "no tensor"),
+        (lambda x: (x, x), points(3, 4), "takes .* to tuple"),
         (lambda x: torch.from_numpy(x.detach().numpy() * 2), points(3, 4), "differentiated"),
         (lambda x: x, points(3, 4) * float("nan"), "NaN"),
-        (lambda x: x, torch.zeros(3), "must be"),
+        (lambda x: x, torch.zeros(3), "must have shape"),
     ],
 )
 def test_what_cannot_be_tested_is_said_in_words(map_, x, words):

@@ -239,7 +239,7 @@ def test_what_shapes_leave_open_is_asked_or_told(save):
     assert_same(load_checkpoint(path, "isoresnet", options={"activation": "tanh"}), net)
     assumed = load_checkpoint(path, "isoresnet")
     assert any("assumed to be relu" in note for note in assumed.provenance.report.notes)
-    with pytest.raises(ArgumentError, match="depth is told"):
+    with pytest.raises(ArgumentError, match="depth is determined by the checkpoint"):
         load_checkpoint(path, "isoresnet", options={"depth": 3})
 
 
@@ -296,7 +296,7 @@ def test_the_wrong_architecture_names_the_right_one(save):
     assert "arch='cifar_resnet20'" in str(error.value)
     with pytest.raises(CheckpointError, match="It fits cifar_resnet20"):
         load_checkpoint(path, "torchvision:resnet18")
-    with pytest.raises(CheckpointError, match="head has 10 classes, and num_classes is 100"):
+    with pytest.raises(CheckpointError, match="head has 10 classes, but num_classes is 100"):
         load_checkpoint(path, "cifar_resnet20", 100)
     with pytest.raises(ArgumentError, match="Unknown architecture"):
         load_checkpoint(path, "cifar_resnet21")
@@ -431,7 +431,7 @@ def test_paths_that_lead_nowhere(tmp_path, monkeypatch):
         "loop": "Cannot read|symbolic links",
         "pipe": "is not a regular file",
         "folder/absent/x.pt": "There is no checkpoint",
-        "null\0byte": r"null\\x00byte is no path",
+        "null\0byte": r"null\\x00byte is not a valid path",
         "x" * 5000: "Cannot read the checkpoint",
     }.items():
         with pytest.raises(CheckpointError, match=said):

@@ -194,7 +194,7 @@ def test_figures_draw_what_the_record_holds():
     assert names == ["DNC1", "DNC2", "DNC3"]
     assert len(model(record).axes) == 5  # four panels and the colour bar
     closed = record_of(fit_deep([0, 0, 1, 1], method="closed", **given))
-    assert "searched" in model_starts(closed).texts[-1].get_text()
+    assert "no random starts" in model_starts(closed).texts[-1].get_text()
     again = evaluate(found.problem, **_factors(arrays_of(found)))
     assert again.objective == found.objective
     with pytest.raises(ArgumentError, match="record"):
