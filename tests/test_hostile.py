@@ -136,7 +136,7 @@ def broken_zip(path, extra):
 def test_broken_images_are_named_and_skipped_only_if_asked(tmp_path):
     sound = {"a/2.png": hostile.png(), "b/2.png": hostile.png()}
     path = broken_zip(tmp_path / "a.zip", {"a/1.png": b"no image", "b/1.png": b"", **sound})
-    with pytest.raises(DataError, match=r"'a/1\.png'.*--skip-broken"):
+    with pytest.raises(DataError, match=r"'a/1\.png'.*skip_broken=True"):
         load_images(path)
     with pytest.warns(WgeoWarning, match=r"2 of 6 images of a .*: a/1\.png, b/1\.png"):
         images = load_images(path, skip_broken=True)

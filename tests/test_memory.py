@@ -215,7 +215,7 @@ def test_memory_is_what_a_container_allows(tmp_path, monkeypatch):
         said.write_text("\n".join(lines))
         assert files._cgroup_limit(proc, groups) == allowed
     monkeypatch.setattr(files, "_cgroup_limit", lambda: 2**28)
-    assert files.memory_limit() == 2**28
+    assert files.total_memory() == 2**28
 
 
 @pytest.mark.parametrize("size", ["much", "100MiB", "-1"])

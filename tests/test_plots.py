@@ -188,7 +188,7 @@ def test_a_model_whose_fitted_times_go_back_is_not_drawn_there() -> None:
         assert stage[0] - 1 in drawn_at
         assert stage[-1] + 1 in drawn_at
     for plot in catalogue(record)[:2]:
-        assert "fitted times go back with depth: MUFM, own classifier in stage 1." in plot.caption
+        assert "fitted times go back with depth: MUFM, own head in stage 1." in plot.caption
     for plot in catalogue(RECORD)[:2]:
         assert "fitted times" not in plot.caption
 

@@ -527,7 +527,7 @@ def test_without_tex_it_is_said_what_to_install(
 ) -> None:
     monkeypatch.setattr(shutil, "which", lambda _: None)
     run = save({"schema": 2}, tmp_path)
-    with pytest.raises(DependencyError, match=r"apt-get install texlive-xetex.*print it"):
+    with pytest.raises(DependencyError, match=r"apt-get install texlive-xetex.*conda install"):
         report.build(run, pdf=True)
     assert [path.name for path in run.iterdir()] == ["analysis.json"]  # said before the work
     done = CliRunner().invoke(main, ["report", str(run), "--pdf"])

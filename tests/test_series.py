@@ -220,7 +220,7 @@ def test_saved_and_read_back_with_folders_that_can_move(tmp_path, monkeypatch):
 def test_an_analysis_and_a_series_do_not_share_a_folder(tmp_path):
     (tmp_path / "analysis.json").write_text(json.dumps(sample_record((2, 2))))
     series = Series.of({"a": sample_record((2,)), "b": sample_record((2,))})
-    with pytest.raises(RecordError, match=r"analysis\.json already.*another folder"):
+    with pytest.raises(RecordError, match=r"already holds analysis\.json.*another folder"):
         series.save(tmp_path)
 
 
@@ -234,7 +234,7 @@ def test_an_analysis_and_a_series_do_not_share_a_folder(tmp_path):
         (lambda s: s["last_layer"]["view"]["labels"].pop(), r"damaged in last_layer\.view\.labels"),
         (lambda s: s.update(last_layer=[]), r"damaged in last_layer"),
         (lambda s: s.update(analyses=[]), "at least two"),
-        (lambda s: s.update(axis="x"), "no series"),
+        (lambda s: s.update(axis="x"), "is not a series"),
         (lambda s: s["analyses"][0]["provenance"].update(epoch=None), "an analysis has no epoch"),
         (lambda s: s["analyses"][0]["provenance"].update(epoch=True), "an analysis has no epoch"),
     ],
@@ -326,7 +326,7 @@ def test_epoch_0_is_called_the_initialisation_in_wgeos_own_checkpoints_alone(sou
         row["provenance"]["arch_from"] = source
     caption = catalogue(series)[0].caption
     assert "Epochs on a logarithmic axis" in caption
-    assert ("0 is the initialisation" in caption) is said
+    assert ("0 is the initialization" in caption) is said
 
 
 @pytest.mark.parametrize("epochs", [True, False])

@@ -62,7 +62,7 @@ def test_words_and_numbers_give_the_same_problem_and_the_defaults_are_kept(name)
 def test_the_form_of_version_0_1_still_works(name):
     fit = FITS[name]
     for old, new in ((0.0, "free"), (math.inf, "none"), (None, None)):
-        with pytest.warns(DeprecationWarning, match="bias_decay= is now bias="):
+        with pytest.warns(DeprecationWarning, match="is now `bias="):
             former = fit(bias_decay=old)
         assert former.objective == (fit() if new is None else fit(bias=new)).objective
     for old, new in ((True, "free"), (False, "none")):

@@ -53,7 +53,8 @@ def load_checkpoint(
     path : path
         A file, a folder written by ``save_pretrained``, an index of shards, or one of the shards.
     arch : str, optional
-        See `wgeo.models.find`. Not needed for checkpoints written by wgeo, for CIFAR ResNets and
+        A name of ``wgeo list archs``.
+        Not needed for checkpoints written by wgeo, for CIFAR ResNets and
         torchvision ResNets (recognized by their tensors' shapes), or if there is a
         ``config.json``.
     num_classes : int, optional

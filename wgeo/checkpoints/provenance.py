@@ -94,7 +94,7 @@ class Provenance:
     epoch : int or None
         The epoch at which it was saved, if the file states it.
     normalize : str or None
-        The normalization it was trained with, in the format of `wgeo.data.normalization`: the
+        The normalization it was trained with, in the format of ``normalize=``: the
         checkpoint's own, else that of the architecture's published checkpoints.
     report : LoadReport
     normalize_source : {"file", "architecture"} or None

@@ -152,7 +152,7 @@ class BlockTransport(Optimality):
     ot_score : float in [0, 1], or None if no sample moves
         OTS = W2^2 / paired^2; 1 if the network's pairing is optimal (Gai and Zhang 2021).
     resolution : float or None
-        Whether the OT score of these samples is evidence: see `wgeo.geodesic.paths.resolution`.
+        Whether the OT score of these samples is evidence: see ``resolution``.
         None if all samples coincide.
     status, solver, seconds
         As the solver reports them.
@@ -219,13 +219,13 @@ class SegmentStraightness(Optimality):
         evenly spaced layers. It does not fall from one k to the next power of two or to L, so
         networks of different depth are compared at equal k. Only L if `pairs` is None.
     line_shape_score, line_shape_ratio, turning_angle, orthogonal_share : float or None
-        Means over the samples for which they are defined; see `wgeo.geodesic.paths.PathMeasures`.
+        Means over the samples for which they are defined; see ``wgeo.geodesic.paths.PathMeasures``.
     paired : float
         sqrt(mean ||x_0 - x_L||^2) >= D.
     ot_score : float in [0, 1], or None
         D^2 / paired^2.
     resolution : float or None
-        Resolution of the pair of end layers: see `wgeo.geodesic.paths.resolution`.
+        Resolution of the pair of end layers: see ``resolution``.
     interpolation_gap : tuple of (float or None), one per layer
         W2(mu_l, nu_t) / D, with nu_t = law of (1 - t) x_0 + t T(x_0) is the displacement
         interpolation of the end layers (McCann 1997), T their optimal coupling, and t the
@@ -245,9 +245,9 @@ class SegmentStraightness(Optimality):
         `sqrt_moving_blocks`, the line shapes, `turning_angle`, `orthogonal_share`, `paired`,
         `length_over_runs` and their `intervals`. They need no further solve: W2^2 = ||m||^2 +
         W2^2(u, v). Two more values say whether the samples are dense enough to detect a turn:
-        `null_length_ratio`, the length over the largest W2 between the ends of the null maps;
-        `length_ratio_at_most`, a one-sided 95 % bound on the population's length ratio by second
-        moments (`wgeo.geodesic.reliability`).
+        ``null_length_ratio``, the length over the largest W2 between the ends of the null maps;
+        ``length_ratio_at_most``, a one-sided 95 % bound on the population's length ratio by second
+        moments (``wgeo.geodesic.reliability``).
     pairs : Pairs or None
         Transport between every two layers; None for only two layers, or if it was not affordable.
 

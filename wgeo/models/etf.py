@@ -87,7 +87,7 @@ def with_etf_classifier(net: nn.Module, dim: str = "K") -> nn.Module:
     -------
     nn.Module
         New layers have fresh random weights, the rest is copied. In the state dict the frame has
-        the old head's name and no bias, by which `from_state` recognizes it.
+        the old head's name and no bias, by which loading recognizes it.
 
     Raises
     ------

@@ -147,7 +147,7 @@ class LayerCollapse:
         means are undefined.
     nc1_corrected, cdnv_corrected, ncc_accuracy_corrected : float or None
         Estimates of the population's values if a class has fewer than ``FEW_SAMPLES`` samples, for
-        which the plug-in values above are biased (`small_samples`); the last is the fraction of
+        which the plug-in values above are biased (``small_samples``); the last is the fraction of
         samples nearest to their own class mean computed without them.
     intervals : mapping of str to (low, high)
         95 % intervals over samples drawn within classes; see `collapse`.

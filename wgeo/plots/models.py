@@ -48,7 +48,7 @@ DEEP = {"dnc1": "DNC1", "dnc2": "DNC2", "dnc3": "DNC3"}
 
 @styled
 def model(record: Any) -> Figure:
-    """Draw the record of a solution (`wgeo.ufm.record_of`) as one figure.
+    """Draw the record of a solution (``wgeo.ufm.record.record_of``) as one figure.
 
     The panels are the cosines of the class means; the terms of the objective; for models with
     several layers, collapse at each layer; and for random starts, the final value of each.

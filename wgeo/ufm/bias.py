@@ -43,12 +43,12 @@ def accepts_former_bias(fit: Fit) -> Fit:
             if "bias" in settings:
                 raise ArgumentError("Give bias alone: bias_decay is its name of version 0.1.")
             decay = settings.pop("bias_decay")
-            _warn("bias_decay= is now bias=, which takes 'free', 'none' or a decay")
+            _warn("`bias_decay=` is now `bias=`, which takes 'free', 'none' or a decay")
             if decay is not None:  # the default of version 0.1
                 settings["bias"] = decay
         elif isinstance(settings.get("bias"), bool):
             settings["bias"] = "free" if settings["bias"] else "none"
-            _warn(f"this value of bias= is now {settings['bias']!r}")
+            _warn(f"this value of `bias=` is now {settings['bias']!r}")
         return fit(*args, **settings)
 
     return call  # type: ignore[return-value]

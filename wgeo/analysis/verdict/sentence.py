@@ -69,7 +69,7 @@ fewest_samples, few_a_class
     Number of samples below which nothing is said, and number of samples per class below which there
     is a warning.
 carrying_share
-    Share of the samples (and at least `fewest_samples`) that must carry a value for it to be
+    Share of the samples (and at least ``fewest_samples``) that must carry a value for it to be
     judged.
 chance_level
     One-sided level of the binomial test of "better than chance".

@@ -218,8 +218,8 @@ def check_converged(result: SearchResult) -> None:
         problem = result.problem
         raise ConvergenceError(
             f"MUFM's Newton steps stopped at a decrement of {result.decrement:.1e}, above "
-            f"{MAX_DECREMENT:g}; weight_decay={problem.weight_decay:g} and a transport strength of "
-            f"{problem.mu:g} for the whole path are too far apart for these features; rescale x "
+            f"{MAX_DECREMENT:g}; `weight_decay={problem.weight_decay:g}` and a transport strength "
+            f"of {problem.mu:g} for the whole path are too far apart for these features; rescale x "
             "or change these settings."
         )
 
