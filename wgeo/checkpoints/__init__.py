@@ -13,7 +13,8 @@ from ..errors import ArgumentError, CheckpointError, DependencyError
 from ..models.huggingface import arch_of_config
 from ..models.matching import Fit
 from ..models.registry import ARCHS, find
-from ..storage.files import as_path, printable
+from ..storage.files import as_path
+from ..text import printable
 from .choosing import Choice, choose
 from .contents import SavedState, find_states
 from .metadata import claimed_accuracy, epoch

@@ -12,7 +12,7 @@ from ..errors import CheckpointError
 from ..models import matching
 from ..models.matching import Fit
 from ..models.registry import find
-from ..storage.files import printable
+from ..text import printable
 from .contents import SavedState, View, views
 from .folding import fold_parts
 from .normalizing import without_normalizers

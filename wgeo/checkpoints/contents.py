@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from ..errors import CheckpointError
-from ..storage.files import printable
+from ..text import printable
 from .standins import StandIn, as_array, attributes, is_module, state_of
 
 _CONTAINERS = (

@@ -7,7 +7,7 @@ import re
 import torch
 
 from ..errors import CheckpointError
-from ..storage.files import printable
+from ..text import printable
 
 # torch.nn.utils, old and new: name endings of the parts of one weight, by role.
 _PARTS = (

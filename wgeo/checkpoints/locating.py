@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError
-from ..storage.files import printable
+from ..text import printable
 
 _ENDINGS = (".pt", ".pth", ".th", ".ckpt", ".bin", ".safetensors")
 _SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})(\.safetensors|\.bin)")

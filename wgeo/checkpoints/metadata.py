@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ..storage.files import printable
+from ..text import printable
 from .standins import as_array
 
 _DEPTH = 3

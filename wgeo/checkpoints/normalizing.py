@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 
-from ..storage.files import printable
+from ..text import printable
 
 # Names of the two in torchattacks and most scripts, RobustBench, and the robustness library.
 _STD_OF_MEAN = {"mean": "std", "mu": "sigma", "new_mean": "new_std"}

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import CheckpointError
-from ..storage.files import printable
+from ..text import printable
 
 File = io.BufferedReader | io.BytesIO
 

@@ -12,7 +12,8 @@ import numpy as np
 from .._deprecated import moved_names
 from ..arrays.checks import as_count
 from ..errors import ArgumentError, DataError, WgeoWarning
-from ..storage.files import as_path, printable
+from ..storage.files import as_path
+from ..text import printable
 from .folder import open_folder, open_table
 from .images import Images, Normalization, normalization, suggestion
 from .named import NAMES, is_svhn, open_named, open_svhn

@@ -23,7 +23,8 @@ from PIL import Image, UnidentifiedImageError
 from ..errors import DataError
 from ..runtime.processes import all_gather, raise_on_any, shard
 from ..runtime.progress import track
-from ..storage.files import printable, require_regular
+from ..storage.files import require_regular
+from ..text import printable
 from .layout import Read, arrange, by_table, classify_files, folder_names
 from .members import check_member, check_members
 from .pixels import pixel_tensor

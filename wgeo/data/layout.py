@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Int
 
 from ..errors import DataError
-from ..storage.files import printable
+from ..text import printable
 from .source import checked_labels, first_label
 from .tables import Entry, LabelTable, Parts, is_table, labels_of
 

@@ -13,7 +13,8 @@ from typing import TypeVar
 import numpy as np
 
 from ..errors import DataError
-from ..storage.files import printable, require_regular
+from ..storage.files import require_regular
+from ..text import printable
 from .members import check_member, check_members
 from .source import Source, checked_labels, first_label, from_array, scaled
 

@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import DataError
-from ..storage.files import printable, require_regular
+from ..storage.files import require_regular
+from ..text import printable
 from .members import max_unpacked
 from .pickles import pixels_of, plain_values
 from .source import Source, checked_labels, first_label, from_array, scaled

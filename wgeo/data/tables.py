@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from ..errors import DataError
-from ..storage.files import printable
+from ..text import printable
 
 Parts = tuple[str, ...]
 Entry = tuple[Parts, str]  # the parts of a path, and the name for reading the file

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 
 from ..errors import DataError
-from ..storage.files import printable, require_regular
+from ..storage.files import require_regular
+from ..text import printable
 from .layout import SPLITS
 from .members import max_unpacked
 from .source import Source

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from ..errors import ArgumentError, DependencyError
-from ..storage.files import printable
+from ..text import printable
 from .external import Arch, infer_head, normalization
 from .parts import State, head_of
 

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from ..errors import ArgumentError, CheckpointError
-from ..storage.files import printable
+from ..text import printable
 from .etf import with_etf_classifier
 from .external import HEADS, VITS, Arch
 from .parts import State, count_children, head_of, without_head

@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from ..errors import ArgumentError
-from ..storage.files import printable
+from ..text import printable
 from .external import ANY_HEAD, RESNETS, Arch, suggest, timm_arch, torchvision_arch, user_arch
 from .huggingface import huggingface_arch
 from .parts import require_positive

@@ -17,7 +17,6 @@ from typing import Any
 
 from ..errors import ArgumentError, RecordError
 from ..runtime.processes import local_world_size
-from ..text import printable as printable
 
 try:
     import fcntl

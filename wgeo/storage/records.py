@@ -15,8 +15,9 @@ import numpy as np
 import torch
 
 from ..errors import DependencyError, RecordError
+from ..text import printable
 from . import ownership, schema
-from .files import as_path, printable, require_regular
+from .files import as_path, require_regular
 
 if TYPE_CHECKING:
     import pandas as pd

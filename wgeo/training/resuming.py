@@ -11,7 +11,8 @@ import torch
 
 from ..checkpoints.reading import read
 from ..errors import WgeoError
-from ..storage.files import printable, require_regular
+from ..storage.files import require_regular
+from ..text import printable
 
 READ_ERRORS = (
     *(OSError, RuntimeError, ValueError, LookupError, TypeError, AttributeError),
