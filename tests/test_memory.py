@@ -19,7 +19,6 @@ from wgeo import Trajectory
 from wgeo.cli import main
 from wgeo.errors import ArgumentError, FeatureError
 from wgeo.runtime import memory
-from wgeo.storage import files
 from wgeo.storage.records import read_record
 from wgeo.trajectory import Classifier
 from wgeo.transport import chain as solve_chain
@@ -195,7 +194,7 @@ def test_memory_is_what_a_container_allows(tmp_path, monkeypatch):
     """Control groups of both versions: the least that any of those around allows."""
     groups, proc = tmp_path / "cgroup", tmp_path / "proc"
     (proc / "self").mkdir(parents=True)
-    assert files._cgroup_limit(proc, groups) == sys.maxsize  # not of this family of systems
+    assert memory._cgroup_limit(proc, groups) == sys.maxsize  # not of this family of systems
     for folder, name, limit in (
         ("job/step", "memory.max", "max"),
         ("job", "memory.max", str(3 * 2**30)),
@@ -213,9 +212,9 @@ def test_memory_is_what_a_container_allows(tmp_path, monkeypatch):
         (["0::/elsewhere", "nonsense"], sys.maxsize),
     ):
         said.write_text("\n".join(lines))
-        assert files._cgroup_limit(proc, groups) == allowed
-    monkeypatch.setattr(files, "_cgroup_limit", lambda: 2**28)
-    assert files.total_memory() == 2**28
+        assert memory._cgroup_limit(proc, groups) == allowed
+    monkeypatch.setattr(memory, "_cgroup_limit", lambda: 2**28)
+    assert memory.total_memory() == 2**28
 
 
 @pytest.mark.parametrize("size", ["much", "100MiB", "-1"])

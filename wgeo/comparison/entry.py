@@ -12,10 +12,9 @@ from jaxtyping import Float, Int
 from ..arrays.rows import as_float64, materialize
 from ..errors import ArgumentError, ConvergenceError, FeatureError
 from ..neural_collapse import collapse_of
-from ..runtime.memory import available_bytes
+from ..runtime.memory import available_bytes, total_memory
 from ..runtime.processes import on_rank_zero
 from ..runtime.progress import track
-from ..storage.files import total_memory
 from ..trajectory import Segment, Trajectory, as_trajectory
 from ..transport import Exact, wasserstein
 from ..ufm.mufm.solution import MUFMSolution

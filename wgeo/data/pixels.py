@@ -15,9 +15,8 @@ import torch
 
 from ..arrays.mapped import anonymous_array
 from ..errors import DataError
-from ..runtime.memory import available_bytes
+from ..runtime.memory import available_bytes, total_memory
 from ..runtime.processes import all_gather, local_ranks, raise_on_any
-from ..storage.files import total_memory
 
 
 def pixel_tensor(

@@ -23,9 +23,8 @@ from ..data.loaders import as_images
 from ..errors import ArgumentError, FeatureError, WgeoWarning
 from ..models.parts import classifier_of
 from ..runtime import processes
-from ..runtime.memory import available_bytes
+from ..runtime.memory import available_bytes, total_memory
 from ..runtime.progress import track
-from ..storage.files import total_memory
 from ..storage.store import DTYPES, Column, Writer, holds, shards
 from ..trajectory.trajectory import (
     PREDICTIONS,

@@ -6,14 +6,18 @@ Results change only by the rounding of sums in another order.
 from __future__ import annotations
 
 import functools
+import os
 import re
+import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 import torch
 
 from ..errors import ArgumentError
+from .processes import local_world_size
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -118,3 +122,36 @@ def halve_blocks_on_oom(work: Callable[P, R]) -> Callable[P, R]:
                 _state["halvings"] = halvings + 1
 
     return retrying
+
+
+def total_memory() -> int:
+    """Return the bytes of memory that this process may use; unbounded if the system does not say.
+
+    The machine's memory, or the limit of its container or batch job, is divided evenly among the
+    job's local processes.
+    """
+    try:
+        physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):  # not a POSIX system
+        physical = sys.maxsize
+    return min(physical, _cgroup_limit()) // local_world_size()
+
+
+def _cgroup_limit(proc: Path = Path("/proc"), groups: Path = Path("/sys/fs/cgroup")) -> int:
+    """Return the tightest memory limit of this process's control groups (Linux, v1 and v2)."""
+    least = sys.maxsize
+    with suppress(OSError, ValueError):
+        for line in (proc / "self" / "cgroup").read_text().splitlines():
+            _, kinds, path = line.split(":", 2)
+            if kinds and "memory" not in kinds.split(","):
+                continue
+            root, name = (
+                (groups / "memory", "memory.limit_in_bytes") if kinds else (groups, "memory.max")
+            )
+            here = Path(os.path.normpath(root / path.lstrip("/")))
+            for folder in (here, *here.parents):
+                if folder == root.parent:
+                    break
+                with suppress(OSError, ValueError):  # "max", or not visible from inside
+                    least = min(least, int((folder / name).read_text()))
+    return least

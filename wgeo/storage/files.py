@@ -7,7 +7,6 @@ import os
 import re
 import secrets
 import stat
-import sys
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -16,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ArgumentError, RecordError
-from ..runtime.processes import local_world_size
 
 try:
     import fcntl
@@ -74,39 +72,6 @@ def open_regular(path: str | os.PathLike[str], flags: int) -> int:
         os.close(handle)
         raise OSError(errno.EINVAL, reason, os.fspath(path))
     return handle
-
-
-def total_memory() -> int:
-    """Return the bytes of memory that this process may use; unbounded if the system does not say.
-
-    The machine's memory, or the limit of its container or batch job, is divided evenly among the
-    job's local processes.
-    """
-    try:
-        physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, OSError, ValueError):  # not a POSIX system
-        physical = sys.maxsize
-    return min(physical, _cgroup_limit()) // local_world_size()
-
-
-def _cgroup_limit(proc: Path = Path("/proc"), groups: Path = Path("/sys/fs/cgroup")) -> int:
-    """Return the tightest memory limit of this process's control groups (Linux, v1 and v2)."""
-    least = sys.maxsize
-    with suppress(OSError, ValueError):
-        for line in (proc / "self" / "cgroup").read_text().splitlines():
-            _, kinds, path = line.split(":", 2)
-            if kinds and "memory" not in kinds.split(","):
-                continue
-            root, name = (
-                (groups / "memory", "memory.limit_in_bytes") if kinds else (groups, "memory.max")
-            )
-            here = Path(os.path.normpath(root / path.lstrip("/")))
-            for folder in (here, *here.parents):
-                if folder == root.parent:
-                    break
-                with suppress(OSError, ValueError):  # "max", or not visible from inside
-                    least = min(least, int((folder / name).read_text()))
-    return least
 
 
 def writable(folder: str | os.PathLike[str]) -> Path:
