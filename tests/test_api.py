@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import re
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -89,6 +91,25 @@ def test_names_of_the_last_version_work_with_a_warning(name):
     package, _, last = name.rpartition(".")
     with pytest.warns(DeprecationWarning, match=re.escape(f"{name} is now wgeo.")):
         assert getattr(importlib.import_module(package), last) is not None
+
+
+def test_warnings_of_old_names_point_to_the_line_that_uses_them():
+    """In a process of its own: the type checks of the tests stand between the callers."""
+    script = (
+        "import warnings, wgeo.ufm, wgeo.plots\n"
+        "with warnings.catch_warnings(record=True) as found:\n"
+        "    warnings.simplefilter('always', DeprecationWarning)\n"
+        "    wgeo.checkpoint, wgeo.ufm.Problem, wgeo.plots.METRICS\n"
+        "print([each.filename for each in found if 'wgeo.' in str(each.message)])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.stdout.strip() == str(["<string>"] * 3), done.stderr
+
+
+def test_held_is_now_nbytes():
+    traj = wgeo.Trajectory.from_arrays([[[0.0], [1.0]]], [0, 1])
+    with pytest.warns(DeprecationWarning, match="held is now nbytes"):
+        assert traj.held == traj.nbytes == 16
 
 
 def test_a_name_that_never_was_is_an_error():

@@ -181,3 +181,42 @@ def test_a_start_that_is_nearly_a_point_is_told_with_its_spread(ratio, mentioned
     words = said(sentences({"segments": [segment(spread_ratio=ratio)]}), "optimality")
     assert ("is 141 times smaller than at b" in words) == mentioned
     assert ("from nearly a point almost any map has a high OT score" in words) == mentioned
+
+
+def optimal_from_a(*brenier):
+    """A record whose map is optimal from layer a; the Jacobians of blocks a and b."""
+    matrix = [[1, 0.9, 0.4], [0.9, 1, 0.999], [0.4, 0.999, 1]]
+    null = [[None, 0.3, 0.2], [0.3, None, 0.45], [0.2, 0.45, None]]
+    pairs = {"layers": ["stem", "a", "b"], "null": null}
+    pairs |= dict.fromkeys(("corr_score", "corr_low", "corr_high"), matrix)
+    rows = [
+        block(target=name, brenier=test) for name, test in zip(("a", "b"), brenier, strict=True)
+    ]
+    return {"segments": [segment(corr_score=[0.4, 0.4, 0.4], pairs=pairs)], "blocks": rows}
+
+
+@pytest.mark.parametrize(("of_a", "of_b", "named"), [(1, 0, False), (0, 1, True), (0, 0, False)])
+def test_an_optimal_map_names_its_own_blocks_that_jacobians_exclude(of_a, of_b, named):
+    """Block a lies before the optimal part, block b in it."""
+    tests = [{"excluded": bool(each), "points": 30} for each in (of_a, of_b)]
+    words = said(sentences(optimal_from_a(*tests)), "optimality")
+    assert words.startswith("From a to b the map is optimal")
+    assert ("but the Jacobians of b, before any pooling, exclude" in words) == named
+    assert "the Jacobians of a" not in words
+
+
+@pytest.mark.parametrize(("points", "strength"), [(4, "suggested"), (30, "shown")])
+def test_jacobians_at_a_few_images_suggest(points, strength):
+    row = block(brenier={"excluded": True, "points": points})
+    (found,) = [s for s in sentences({"blocks": [row]}) if s.claim == "blocks"]
+    assert found.strength == strength
+
+
+@pytest.mark.parametrize(("p", "smallest"), [(1 / 21, True), (2 / 21, False)])
+def test_a_p_that_cannot_be_smaller_is_called_that(p, smallest):
+    row = {"layers": ["stem", "b"], "value": 1.3, "median": 2.0, "low": 1.6, "high": 2.4}
+    row |= {"adjusted_p": p, "direction": "straighter" if p <= 0.05 else "neither"}
+    reference = {"networks": [{}] * 20, "segments": [row]}
+    words = said(sentences({"reference": reference}), "reference")
+    assert "a median of 2 (range 1.6 to 2.4) of the fresh ones" in words
+    assert ("the smallest p that this number can give" in words) == smallest

@@ -97,7 +97,7 @@ if not TYPE_CHECKING:  # or every name would count as defined
         if name in _PACKAGES:
             return importlib.import_module(f".{name}", __name__)
         if name not in _HOME:
-            return moved_names(__name__)(name)
+            return moved_names(__name__, stacklevel=3)(name)
         value = getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
         globals()[name] = value
         return value

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+import pkgutil
 import warnings
 from collections.abc import Callable
 from functools import wraps
@@ -98,23 +98,23 @@ _MOVED: dict[str, dict[str, str]] = {
 }
 
 
-def moved_names(package: str) -> Callable[[str], Any]:
-    """Return a module's ``__getattr__`` that finds the names that it had in version 0.1."""
+def moved_names(package: str, stacklevel: int = 2) -> Callable[[str], Any]:
+    """Return a module's ``__getattr__`` that finds the names that it had in version 0.1.
+
+    `stacklevel` is 3 if the module's own ``__getattr__`` calls it, so that the warning points to
+    the user's line.
+    """
 
     def find(name: str) -> Any:
-        where = _MOVED[package].get(name)
-        if where is None:
+        target = _MOVED[package].get(name)
+        if target is None:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         warnings.warn(
-            f"{package}.{name} is now {where}; the old name goes in version 0.3.",
+            f"{package}.{name} is now {target}; the old name goes in version 0.3.",
             DeprecationWarning,
-            stacklevel=3,
+            stacklevel=stacklevel,
         )
-        try:
-            return importlib.import_module(where)
-        except ModuleNotFoundError:
-            module, _, last = where.rpartition(".")
-            return getattr(importlib.import_module(module), last)
+        return pkgutil.resolve_name(target)
 
     return find
 

@@ -208,12 +208,12 @@ def materialize_on_disk(rows: LazyRows, dtype: Any, folder: Path | None) -> np.m
 
 
 def copies_of(*features: Sliceable) -> Int[np.ndarray, " n"]:
-    """For every sample the first one of which it is a copy, its own number if none is before it.
+    """Return for every sample the index of the first sample of which it is a copy, or its own.
 
-    Copies are equal or nearly so: closer than 1e-6 of the median distance between samples, in all
-    of `features`. Rounding and noise too small to see keep them so close, and no two images are.
-    (Samples of a single number may well be, and are copies only if they are equal.) Copies are
-    neighbours on a random line, so O(n d) numbers are read.
+    Copies are closer than 1e-6 of the median distance between samples in all of `features`:
+    rounding and invisible noise keep them that close; different images are not. Samples of a single
+    number are copies only if they are equal. Copies are neighbours in a random projection to
+    a line, so O(n d) numbers are read.
     """
     rng, n = np.random.default_rng(0), features[0].shape[0]
     single = sum(each.shape[1] for each in features) == 1
@@ -238,7 +238,7 @@ def copies_of(*features: Sliceable) -> Int[np.ndarray, " n"]:
 
 
 def _apart(features: Sliceable, rng: np.random.Generator) -> float:
-    """The median distance between some of the samples."""
+    """Return the median distance between randomly chosen samples."""
     a, b = rng.integers(0, features.shape[0], (2, _COMPARED))
     apart = [
         float(np.linalg.norm(np.subtract(*as_float64(features[np.array([i, j])]))))
@@ -251,7 +251,7 @@ def _apart(features: Sliceable, rng: np.random.Generator) -> float:
 def _equal(
     features: Sequence[Sliceable], margins: Sequence[float], pairs: Int[np.ndarray, "2 m"]
 ) -> np.ndarray:
-    """Which pairs of samples are as close as the margins, in all of the features."""
+    """Return which pairs of samples are within the margins in all of the features."""
     equal = np.ones(pairs.shape[1], bool)
     for each, margin in zip(features, margins, strict=True):
         for rows, (x, y) in row_chunks(select_rows(each, pairs[0]), select_rows(each, pairs[1])):
@@ -260,7 +260,7 @@ def _equal(
 
 
 def _joined(group: Int[np.ndarray, " n"], pairs: Int[np.ndarray, "2 m"]) -> Int[np.ndarray, " n"]:
-    """Groups 0, 1, ... of samples, those of each pair made one."""
+    """Merge the groups of each pair of samples; return group numbers 0, 1, ..."""
     if not pairs.size:
         return group
     n = len(group)

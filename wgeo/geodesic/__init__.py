@@ -35,7 +35,7 @@ if not TYPE_CHECKING:  # or every name would count as defined
 
     def __getattr__(name: str) -> Any:
         if name != "verdict":
-            return moved_names(__name__)(name)
+            return moved_names(__name__, stacklevel=3)(name)
         warnings.warn(
             "wgeo.geodesic.verdict is deprecated; wgeo.analysis.sentences(straightness) returns "
             "the sentences with their evidence.",

@@ -57,4 +57,4 @@ if not TYPE_CHECKING:  # or every name would count as defined
             from .animation import flow
 
             return flow
-        return moved_names(__name__)(name)
+        return moved_names(__name__, stacklevel=3)(name)

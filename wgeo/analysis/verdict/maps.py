@@ -63,7 +63,7 @@ def _end_to_end(segment: Record, blocks: Sequence[Record]) -> Sentence:
         start = (
             subject if optimal is first else f"From {optimal['from']} to {segment['layers'][-1]}"
         )
-        rest += _excluded_before_pooling(optimal["from"], segment, blocks)
+        rest += _excluded_by_jacobians(optimal["from"], segment, blocks)
         return Sentence(
             "optimality",
             f"{start} the map is {optimal['word']} for these samples (correlation score "
@@ -89,17 +89,17 @@ def _end_to_end(segment: Record, blocks: Sequence[Record]) -> Sentence:
     )
 
 
-def _excluded_before_pooling(start: str, segment: Record, blocks: Sequence[Record]) -> str:
-    """Name the blocks of an optimal part whose Jacobians, before pooling, are not a gradient's."""
+def _excluded_by_jacobians(start: str, segment: Record, blocks: Sequence[Record]) -> str:
+    """Name the blocks of an optimal part whose Jacobians exclude an optimal map."""
     inner = segment["layers"][segment["layers"].index(start) + 1 :]
     kinds = {block["target"]: _block_kind(block) for block in blocks}
     excluded = [name for name in inner if kinds.get(name) in ("not gradient", "nearly gradient")]
     if not excluded:
         return ""
+    named = listed(excluded) if len(excluded) < 4 else f"{len(excluded)} of its blocks"
     return (
-        "; this is about the pooled features: before pooling, the Jacobians of "
-        f"{listed(excluded) if len(excluded) < 4 else f'{len(excluded)} of its blocks'} exclude a "
-        "gradient of a convex function"
+        f"; but the Jacobians of {named}, before any pooling, exclude a gradient of a convex "
+        "function"
     )
 
 
