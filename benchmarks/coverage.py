@@ -84,20 +84,19 @@ def of_collapse(runs: int, each: int) -> Row:
         ends = wgeo.collapse(traj, bootstrap=100, seed=run).layers[0].intervals
         low, high = ends.get("nc1") or ends["nc1_corrected"]
         inside.append(low <= truth <= high)
-    return row(f"NC1, {each} samples a class", 0.95, inside)
+    return row(f"NC1, {each} samples per class", 0.95, inside)
 
 
 def of_fresh_networks(runs: int, segments: int) -> Row:
-    """The rank test's rate of "told apart" when the network is one of the fresh ones."""
+    """How often the rank test reports a difference if the network is one of the fresh ones."""
     rng = np.random.default_rng(0)
     told = []
     for _ in range(runs):
         ratios = np.exp(rng.standard_normal((21, segments)) * 0.1)
         found = rank_test(ratios[0], ratios[1:])
         told.append(any(each["direction"] != "neither" for each in found))
-    return row(
-        f"told apart from 20 fresh networks, {segments} segment(s), none differs", 0.05, told
-    )
+    what = f"differs from 20 fresh networks, segments: {segments}, no true difference"
+    return row(what, 0.05, told)
 
 
 def of_two_networks(runs: int) -> Row:
@@ -108,11 +107,11 @@ def of_two_networks(runs: int) -> Row:
         first, second = (path(100, rng) for _ in range(2))
         (test,) = wgeo.straighter_than(first, second, paired=False, seed=run)
         told.append(test.direction != "neither")
-    return row("told apart from another network over images, none different", 0.05, told)
+    return row("differs from another network over images, no true difference", 0.05, told)
 
 
 def of_guessing(runs: int) -> Row:
-    """How often a network that guesses is not said to guess."""
+    """How often a network that guesses is not reported to guess."""
     rng = np.random.default_rng(0)
     labels = np.arange(1000) % 10
     x = rng.standard_normal((1000, 2))
@@ -121,7 +120,7 @@ def of_guessing(runs: int) -> Row:
         guesses = rng.integers(0, 10, 1000)
         traj = wgeo.Trajectory.from_arrays([x], labels, predictions=guesses)
         missed.append(not trust_of(traj)["at_chance"])
-    return row("said to do better than guessing, N = 1000, guessing", 0.01, missed)
+    return row("better than guessing, N = 1000, for a network that guesses", 0.01, missed)
 
 
 def row(what: str, nominal: float, hits: Any) -> Row:

@@ -205,6 +205,8 @@ def test_measured_tables_are_those_of_the_benchmarks(tmp_path: Path) -> None:
     assert set(measured.pages(tmp_path)) == {f"measured/{name}.md" for name in measured.TABLES}
     for name, text in measured.pages(tmp_path).items():
         assert "Not measured yet" in text, name
+    coverage = measured.pages(ROOT / "benchmarks")["measured/coverage.md"]
+    assert "| NC1, 4 samples per class | 0.95 | 0.930 ± 0.018 | 200 |" in coverage
     row = {"pair": "a", "seconds": 1.0, "cpu": 2.0, "peak": 2**20}
     record = {
         "versions": {"python": "3.11", "pot": "1", "ott-jax": "not installed"},

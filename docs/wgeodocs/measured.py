@@ -15,7 +15,7 @@ def pages(folder: Path) -> dict[str, str]:
     return {f"measured/{name}.md": _page(folder, name, make) for name, make in TABLES.items()}
 
 
-def _page(folder: Path, name: str, make: Callable[[Record], str]) -> str:
+def _page(folder: Path, name: str, make: Callable[[Any], str]) -> str:
     benchmark, file = name.partition("-")[0], folder / f"{name.partition('-')[0]}.json"
     text = make(json.loads(file.read_text("utf-8"))) if file.is_file() else ""
     return text or f"*Not measured yet: `python benchmarks/{benchmark}.py` does.*\n"
@@ -235,12 +235,25 @@ def _range(values: Sequence[float]) -> str:
     return f"{low:g}" if low == high else f"{low:g} to {high:g}"
 
 
+def _coverage(rows: Sequence[Record]) -> str:
+    body = [
+        [
+            row["what"],
+            f"{row['nominal']:.2f}",
+            f"{row['rate']:.3f} ± {row['error']:.3f}",
+            row["runs"],
+        ]
+        for row in rows
+    ]
+    return _table(("Interval or test", "nominal", "measured", "runs"), body)
+
+
 def _table(head: Sequence[Any], rows: Sequence[Sequence[Any]]) -> str:
     lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
     return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines) + "\n"
 
 
-TABLES: dict[str, Callable[[Record], str]] = {
+TABLES: dict[str, Callable[[Any], str]] = {
     "transport": _transport,
     "transport-blurs": _blurs,
     "collapse": _collapse,
@@ -248,4 +261,5 @@ TABLES: dict[str, Callable[[Record], str]] = {
     "mufm": _mufm,
     "scale": _scale,
     "scale-ranks": _ranks,
+    "coverage": _coverage,
 }
