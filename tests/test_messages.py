@@ -112,6 +112,14 @@ def test_an_error_of_a_command_names_its_flags(tmp_path):
     assert "arch=" not in said
 
 
+def test_a_refused_resumption_names_the_flag_that_starts_anew(tmp_path):
+    (tmp_path / "last.pt").write_bytes(b"no checkpoint")
+    settings = ("--arch", "isoresnet", "--data", "digits", "--samples", 50)
+    said = run("train", *settings, "--out", tmp_path, code=2)
+    assert "--no-resume" in said
+    assert "resume=" not in said
+
+
 @pytest.mark.usefixtures("undrawn")
 def test_warnings_and_verdicts_of_a_command_name_its_flags(tmp_path, monkeypatch):
     record = sample_record()

@@ -82,6 +82,12 @@ from .root import SEED, command, lock_folder, number, say, settings_of
 @click.option(
     "--skip-broken", is_flag=True, help="Skip images that cannot be decoded, and list them."
 )
+@click.option(
+    "--resume/--no-resume",
+    default=True,
+    show_default=True,
+    help="Continue the run in OUT, if there is one, or start anew in its place.",
+)
 @click.option("--device", default="auto", show_default=True)
 @click.option("--seed", type=SEED, default=0, show_default=True, help="Random seed.")
 def train(
