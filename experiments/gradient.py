@@ -1,4 +1,4 @@
-"""Plain gradient descent on the unconstrained-feature models, many starts at once."""
+"""Plain gradient descent on the unconstrained-feature models, from many starts at once."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ def gradient_descent(
     at: Collection[int] = (),
     look: Callable[[int, Tensor], None] = lambda step, x: None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Follow the negative gradient in balanced variables; return points, values, slopes.
+    """Follow the negative gradient in balanced variables; return points, values, gradient norms.
 
-    Balanced variables give every factor one decay, so that the features move as fast as the
-    weights. The rate of a start grows while its objective falls and is halved where it would rise.
-    ``look(step, x)`` is called at the steps `at`.
+    In balanced variables every factor has the same decay, so that the features move as fast as the
+    weights. The rate of a start grows while its objective falls, and is halved whenever a step
+    would raise it. ``look(step, x)`` is called at the steps `at`.
     """
     scale = scales(problem)
     u = x / scale

@@ -1,9 +1,9 @@
-"""Networks that end as the deep unconstrained-feature model does: a backbone, then bare weights.
+"""Networks with the deep unconstrained-feature model as head: a backbone, then weight matrices.
 
     z = W_L relu(W_{L-1} ... relu(W_1 h)),   h = backbone(image)
 
-The backbone is a CIFAR ResNet whose classifier answers d numbers, h, of either sign; the weights
-have no bias. Loss (1/2n) ||z - e_y||^2 and the decay are the model's own.
+The backbone is a CIFAR ResNet whose classifier has d outputs h of either sign; the weight matrices
+have no bias. The loss (1/2n) ||z - e_y||^2 and the decay are those of the model.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from wgeo.data.images import normalization
 
 
 class Headed(nn.Module):
-    """The network above."""
+    """A backbone followed by L weight matrices with ReLUs between them."""
 
     def __init__(
         self,
@@ -45,7 +45,7 @@ class Headed(nn.Module):
             nn.init.normal_(W.weight, 0.0, width**-0.5)
 
     def features(self, x: torch.Tensor) -> list[torch.Tensor]:
-        """What enters W_1, ..., W_L."""
+        """Inputs of W_1, ..., W_L."""
         entering = [self.backbone(x)]
         for W in self.weights[:-1]:
             entering.append(W(entering[-1]).relu())
@@ -67,7 +67,7 @@ def subset(bench: Bench, data: str, classes: Sequence[int], per_class: int, **mo
 def trained(
     bench: Bench, images: wgeo.Images, shape: Mapping[str, Any], **recipe: Any
 ) -> wgeo.TrainingRun:
-    """Train a network of this shape, or return the one trained by this recipe before."""
+    """Train a network of this shape, or return an earlier one of the same recipe."""
     torch.manual_seed(recipe["seed"])
     net = Headed(images.num_classes, images.shape, **shape)
     key = key_of({**shape, **recipe, "data": images.fingerprint, "training": TRAINING})
@@ -76,7 +76,7 @@ def trained(
 
 @torch.no_grad()
 def entering(net: Headed, images: wgeo.Images) -> list[np.ndarray]:
-    """Features that enter every weight, (d, N) each, in float64."""
+    """Inputs of every weight matrix, (d, N) each, in float64."""
     net.eval()
     form = images.normalize or normalization(images.preset)
     parts = [

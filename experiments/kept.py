@@ -1,8 +1,8 @@
-"""What was measured before, and whether it is still what would be measured now.
+"""Keys of saved results: is a result still what would be measured now?
 
-A result is kept with the hash of the code that made it and the fingerprints of the images it read.
-It is used again only if both are the same today: comments, docstrings, tables and drawings may
-change, and a data set may lie elsewhere.
+A result is saved with a hash of the code that produced it and the fingerprints of the images it
+read, and is used again only if both are unchanged. Comments, docstrings, tables and figures may
+change, and so may the location of a data set.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 
 import wgeo
 
-# Modules of wgeo that measure nothing. Training is here because lab.py's TRAINING stands for it.
+# Parts of wgeo that do not affect measurements. Training is one: lab.py's TRAINING represents it.
 APART = {"cli", "plots", "report", "progress.py", "table.py", "training"}
 MACHINERY = {"lab", "kept"}
 
@@ -29,10 +29,10 @@ def key_of(cell: Mapping[str, Any]) -> str:
 
 
 def code_of(work: Callable[..., Any]) -> str:
-    """Return a hash of the code that measures: `work`, what it names in its file, and wgeo.
+    """Return a hash of the code that measures: `work`, the code it uses, and wgeo.
 
-    Of its file that is every function and constant that it comes to, and every module beside
-    lab.py that these import.
+    This includes every function and constant of its file that `work` reaches, and every module of
+    the experiments that these import.
     """
     file = Path(inspect.getsourcefile(work) or "")
     return _hash([_package(), *sorted(_reached(file, work.__name__))])
@@ -46,7 +46,7 @@ def _package() -> str:
 
 
 def _reached(file: Path, start: str) -> Iterator[str]:
-    """The statements at the top of a file that `start` comes to, and the modules that they use."""
+    """Top-level statements of a file that `start` reaches, and the modules that they use."""
     tree = _bare(file)
     stated = {name: node for node in tree.body for name in _defined(node)}
     modules = _imported(tree, file.parent)
@@ -71,7 +71,7 @@ def _whole(file: Path) -> Iterator[str]:
 
 
 def _defined(node: ast.stmt) -> Iterator[str]:
-    """The names that a statement gives a meaning to."""
+    """Names that a statement defines."""
     if isinstance(node, ast.FunctionDef | ast.ClassDef):
         yield node.name
     elif isinstance(node, ast.Assign | ast.AnnAssign):
@@ -80,7 +80,7 @@ def _defined(node: ast.stmt) -> Iterator[str]:
 
 
 def _imported(tree: ast.Module, folder: Path) -> dict[str, Path]:
-    """The names that stand for modules of the experiments, or for something in one."""
+    """Imported names of modules of the experiments, or of their contents."""
     found = {}
     for node in tree.body:
         if isinstance(node, ast.Import | ast.ImportFrom):
@@ -93,7 +93,7 @@ def _imported(tree: ast.Module, folder: Path) -> dict[str, Path]:
 
 
 def _bare(file: Path) -> ast.Module:
-    """A program without comments, docstrings and layout."""
+    """Parse a module, without comments, docstrings and layout."""
     tree = ast.parse(file.read_text(encoding="utf-8"))
     for node in ast.walk(tree):
         body = getattr(node, "body", None)

@@ -1,10 +1,10 @@
-"""What every experiment needs: cells measured once, in parallel, and tables in the README beside.
+"""Common code of the experiments: measure cells once and in parallel, write tables to the README.
 
-An experiment is a folder with ``run.py``, ``config.toml`` and ``README.md``. ``config.toml`` holds
-the settings, ``[full]`` those that ``--full`` puts over them. A *cell* is one setting of the grid,
-a dict of plain values; what was measured of it is kept, so that a run that was stopped goes on
-where it was, and what is changed (a setting, the code that measures, the images) is measured anew.
-Trained networks are kept by their recipe and their images, and shared between experiments.
+An experiment is a folder with ``run.py``, ``config.toml`` and ``README.md``. ``config.toml``
+contains the settings; those under ``[full]`` replace them if ``--full`` is given. A *cell* is one
+setting of the grid, a dict of plain values. Its results are saved, so a run that was stopped
+continues from there, and a cell is measured again if a setting, the code that measures or the
+images change. Trained networks are saved by recipe and images, and shared between experiments.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ from wgeo.data.images import PRESETS
 from wgeo.runtime.progress import show_progress, track
 
 Cell = dict[str, Any]
-# Raised by hand when `wgeo.train` or an architecture changes what a recipe makes: networks trained
-# before are then trained anew. A network stays when only what is measured of it changes.
+# Increase by hand if a change of `wgeo.train` or of an architecture changes the network that a
+# recipe produces: earlier networks are then trained again. Changes of measurements do not need it.
 TRAINING = 1
 
 
 class Lab:
-    """An experiment's settings, its grid, and where its results lie.
+    """An experiment's settings, its grid, and the location of its results.
 
     Parameters
     ----------
@@ -62,30 +62,34 @@ class Lab:
             "--full", action="store_true", help="the [full] settings; hours, or a GPU"
         )
         parser.add_argument("--out", type=Path, default=Path("runs/experiments"))
-        parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="cells at a time")
+        parser.add_argument(
+            "--jobs", type=int, default=os.cpu_count(), help="number of parallel cells"
+        )
         parser.add_argument(
             "--data",
             action="append",
             default=[],
             metavar="NAME=SOURCE",
-            help="where a data set lies, as mnist=npz:mnist.npz; else torchvision downloads it",
+            help="location of a data set: mnist=npz:mnist.npz; otherwise torchvision downloads it",
         )
         parser.add_argument(
             "--no-training",
             action="store_true",
-            help="measure the networks that are trained, and leave out those that are not",
+            help="leave out networks that are not trained yet",
         )
         parser.add_argument(
-            "--so-far", action="store_true", help="measure nothing: tables of what was measured"
+            "--so-far",
+            action="store_true",
+            help="measure nothing; write tables of existing results",
         )
-        self.asked = parser.parse_args()
+        self.arguments = parser.parse_args()
         config = tomllib.loads((self.home / "config.toml").read_text())
         full = config.pop("full", {})
-        self.settings: dict[str, Any] = {**config, **(full if self.asked.full else {})}
-        self.sources = dict(text.split("=", 1) for text in self.asked.data)
+        self.settings: dict[str, Any] = {**config, **(full if self.arguments.full else {})}
+        self.sources = dict(text.split("=", 1) for text in self.arguments.data)
 
     def grid(self, *names: str, **fixed: Any) -> list[Cell]:
-        """Return a cell for every combination of the settings named, which are lists."""
+        """Return a cell for every combination of the values of the named settings (lists)."""
         values = [self.settings[name] for name in names]
         return [
             {**dict(zip(names, chosen, strict=True)), **fixed}
@@ -93,13 +97,13 @@ class Lab:
         ]
 
     def measure(self, work: Callable[[Cell, Bench], dict[str, Any]], cells: Sequence[Cell]) -> list:
-        """Return ``work(cell, bench)`` of every cell, from the file where it was measured before.
+        """Return ``work(cell, bench)`` for every cell, read from a file if it exists.
 
-        `work` is a function of run.py, called in processes of one thread each. A cell that fails
-        is reported at the end and leaves the others alone; with ``--no-training``, one whose
-        network is not trained yet is left out, and with ``--so-far`` each that is not measured.
+        `work` is a function of run.py, called in processes with one thread each. A failed cell is
+        reported at the end and does not affect the others. ``--no-training`` leaves out cells whose
+        network is not trained yet, ``--so-far`` all cells that are not measured.
         """
-        bench = Bench(self.asked.out, self.sources, not self.asked.no_training)
+        bench = Bench(self.arguments.out, self.sources, not self.arguments.no_training)
         code = code_of(work)
         results: dict[int, dict[str, Any]] = {}
         failed: list[str] = []
@@ -112,12 +116,12 @@ class Lab:
                 results[k] = before
             else:
                 todo.append((k, cell))
-        if self.asked.so_far:
+        if self.arguments.so_far:
             print(f"{len(todo)} of {len(cells)} cells are not measured.")
             todo = []
         began = time.perf_counter()
         context = mp.get_context("spawn")
-        jobs = max(1, min(self.asked.jobs, len(todo)))
+        jobs = max(1, min(self.arguments.jobs, len(todo)))
         with ProcessPoolExecutor(jobs, context, initializer=_alone) as pool, show_progress():
             running = {
                 pool.submit(_one, self.home / "run.py", work.__name__, cell, bench): (k, cell)
@@ -133,7 +137,7 @@ class Lab:
                     failed.append(f"{cell}\n{''.join(traceback.format_exception(error))}")
                     continue
                 text = json.dumps({**done.result(), "code": code}, indent=1)
-                results[k] = json.loads(text)  # as it is read the next time
+                results[k] = json.loads(text)  # the form in which it will be read
                 kept = self._file(work, cell)
                 kept.parent.mkdir(parents=True, exist_ok=True)
                 aside = kept.with_suffix(".part")
@@ -143,7 +147,7 @@ class Lab:
             kept_now = len(todo) - len(failed) - len(absent)
             print(f"{kept_now} cells in {time.perf_counter() - began:.0f} s")
         if absent:
-            print(f"{len(absent)} of {len(cells)} cells left out: their networks are not trained.")
+            print(f"{len(absent)} of {len(cells)} cells left out: networks not trained yet.")
         for text in failed:
             print(f"FAILED {text}", file=sys.stderr)
         if failed:
@@ -151,65 +155,65 @@ class Lab:
         return [results[k] for k in range(len(cells)) if k in results]
 
     def _file(self, work: Callable[..., Any], cell: Cell) -> Path:
-        return self.asked.out / self.home.name / f"{work.__name__}-{key_of(cell)}.json"
+        return self.arguments.out / self.home.name / f"{work.__name__}-{key_of(cell)}.json"
 
     def write(self, name: str, text: str) -> None:
-        """Put a table between ``<!-- measured: NAME -->`` and ``<!-- end -->`` of README.md."""
+        """Write a table between ``<!-- measured: NAME -->`` and ``<!-- end -->`` in README.md."""
         readme = self.home / "README.md"
         page = readme.read_text(encoding="utf-8")
         begin, end = f"<!-- measured: {name} -->\n", "\n<!-- end -->"
         pattern = re.escape(begin) + ".*?" + re.escape(end)
         fresh, count = re.subn(pattern, lambda _: f"{begin}\n{text}\n{end}", page, flags=re.DOTALL)
         if count != 1:
-            raise SystemExit(f"{readme} has no place for the table {name!r} (or several).")
+            raise SystemExit(f"{readme} must have the markers of table {name!r} exactly once.")
         readme.write_text(fresh, encoding="utf-8")
         print(text)
 
     def figure(self, name: str) -> Path:
-        """Return where a figure of the README goes."""
+        """Return the path of a figure shown in the README."""
         (self.home / "figures").mkdir(exist_ok=True)
         return self.home / "figures" / name
 
 
 class Bench:
-    """What a cell's process may use: images, and networks trained once.
+    """Resources of a cell's process: images, and networks trained once.
 
     Parameters
     ----------
     out : Path
-        Holds the networks.
+        Folder for the networks.
     sources : mapping
-        Where data sets lie, by name.
+        Locations of data sets, by name.
     may_train : bool
-        Whether a network that is not trained yet is trained, or an `UntrainedError`.
+        If False, a network that is not trained yet raises an `UntrainedError`.
     """
 
     def __init__(self, out: Path, sources: Mapping[str, str], may_train: bool = True) -> None:
         self.out, self.sources, self.may_train = out, dict(sources), may_train
-        self.read: dict[str, str] = {}  # what was asked of `images`, and what came
+        self.read: dict[str, str] = {}  # calls of `images`, and the fingerprints of their results
 
     def images(
         self, name: str, limit: int | None = None, split: str | None = "train", **more: Any
     ) -> wgeo.Images:
-        """Load a data set from where ``--data`` says it lies.
+        """Load a data set from the location given by ``--data``.
 
-        It has the name and the normalisation that it has when torchvision downloads it.
+        Its name and normalization are the same as if torchvision had downloaded it.
         """
         source = self.sources.get(name, name)
         images = wgeo.load_images(source, split=split, limit=limit, **more)
         if source != name:
             preset = name if name in PRESETS else images.preset
             images = replace(images, name=name, preset=preset)
-        asked = {"name": name, "limit": limit, "split": split, **more}
-        self.read[json.dumps(asked, sort_keys=True)] = images.fingerprint
+        call = {"name": name, "limit": limit, "split": split, **more}
+        self.read[json.dumps(call, sort_keys=True)] = images.fingerprint
         return images
 
     def agrees(self, read: Mapping[str, str]) -> bool:
-        """Whether the images that a cell read are those that it would read now."""
-        for asked, fingerprint in read.items():
-            if asked not in self.read:
-                self.images(**json.loads(asked))
-            if self.read[asked] != fingerprint:
+        """Whether the images that a cell read are equal to those that it would read now."""
+        for call, fingerprint in read.items():
+            if call not in self.read:
+                self.images(**json.loads(call))
+            if self.read[call] != fingerprint:
                 return False
         return True
 
@@ -222,20 +226,20 @@ class Bench:
         size: int | None = None,
         **recipe: Any,
     ) -> wgeo.TrainingRun:
-        """Train a network (`wgeo.train`), or return the one trained by this recipe before.
+        """Train a network (`wgeo.train`), or return an earlier one of the same recipe.
 
-        `limit` and `size` are those of `wgeo.load_images`. The images themselves are part of the
-        key, whatever their data set is called and wherever it lies.
+        `limit` and `size` are those of `wgeo.load_images`. The key contains the fingerprint of the
+        images, not the name or the location of their data set.
         """
         images = self.images(data, limit, **({} if size is None else {"size": size}))
-        made = {"arch": arch, "images": images.fingerprint, "training": TRAINING, **recipe}
-        folder = self.out / "trained" / f"{arch}-{data}-{key_of(made)}"
+        key = key_of({"arch": arch, "images": images.fingerprint, "training": TRAINING, **recipe})
+        folder = self.out / "trained" / f"{arch}-{data}-{key}"
         return self.train(arch, images, folder, **recipe)
 
     def train(
         self, arch: str | torch.nn.Module, images: wgeo.Images, folder: Path, **recipe: Any
     ) -> wgeo.TrainingRun:
-        """Train into a folder, or return what was trained there, once other processes are done."""
+        """Train into a folder, or return the network trained there; wait for other processes."""
         if not (self.may_train or _finished(folder)):
             raise UntrainedError(str(folder))
         with _only_one(folder.with_suffix(".lock")):
@@ -243,7 +247,7 @@ class Bench:
 
 
 class UntrainedError(Exception):
-    """A network is not trained, or not to the end."""
+    """A network is not trained, or its training is not finished."""
 
 
 def _finished(folder: Path) -> bool:
@@ -263,17 +267,17 @@ def _one(file: Path, name: str, cell: Cell, bench: Bench) -> dict[str, Any]:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     began = time.perf_counter()
-    found = getattr(module, name)(cell, bench)
+    result = getattr(module, name)(cell, bench)
     seconds = round(time.perf_counter() - began, 2)
-    return {"cell": cell, "seconds": seconds, "images": bench.read, **found}
+    return {"cell": cell, "seconds": seconds, "images": bench.read, **result}
 
 
 @contextmanager
 def _only_one(lock: Path) -> Iterator[None]:
     """Wait for other processes that train the same network."""
     lock.parent.mkdir(parents=True, exist_ok=True)
-    with lock.open("w") as held:
-        fcntl.flock(held, fcntl.LOCK_EX)
+    with lock.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
@@ -281,14 +285,15 @@ def _only_one(lock: Path) -> Iterator[None]:
 
 
 def mean_interval(values: Sequence[float | None]) -> tuple[float, float, float]:
-    """Mean over seeds and its 95 % t interval; NaN ends where there is one value."""
-    known = np.array([v for v in values if v is not None], float)
-    if len(known) == 0:
+    """Mean over seeds and its 95 % t interval, whose ends are NaN if there is only one value."""
+    defined = np.array([v for v in values if v is not None], float)
+    n = len(defined)
+    if n == 0:
         return (np.nan,) * 3
-    mean = float(known.mean())
-    if len(known) == 1:
+    mean = float(defined.mean())
+    if n == 1:
         return mean, np.nan, np.nan
-    half = float(stats.t.ppf(0.975, len(known) - 1) * known.std(ddof=1) / np.sqrt(len(known)))
+    half = float(stats.t.ppf(0.975, n - 1) * defined.std(ddof=1) / np.sqrt(n))
     return mean, mean - half, mean + half
 
 

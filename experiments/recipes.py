@@ -1,4 +1,4 @@
-"""The networks that experiments share, so that each is trained once."""
+"""Recipes of the networks that several experiments use, so that each is trained once."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from lab import Bench, Cell
 
 import wgeo
 
-# How much of a data set a small run takes, at what size, how the stem strides, and for how long:
-# well past accuracy 1, until straightness changes less than seeds differ. `longer` are the epochs
-# of single weight decays; `decayed` is what `wgeo.train` takes: with decay on every weight runs on
-# natural images leave the terminal phase.
+# Number and size of the images of a small run, stride of the stem, and epochs: well beyond accuracy
+# 1, until straightness changes less than it differs between seeds. `longer` gives other numbers of
+# epochs for some weight decays; `decayed` is passed to `wgeo.train`: with decay on every weight,
+# runs on natural images leave the terminal phase.
 SMALL: dict[str, dict[str, Any]] = {
     "digits": {"limit": None, "size": None, "stride": 2, "epochs": 160},
     "mnist": {"limit": 1000, "size": 14, "stride": 2, "epochs": 160},
@@ -42,7 +42,7 @@ def isotropic(
 ) -> wgeo.TrainingRun:
     """Train an isotropic network to the terminal phase: SGD, cosine schedule, peak rate 0.05.
 
-    `decayed` is what `wgeo.train` takes; None stands for what the data set needs.
+    `decayed` is passed to `wgeo.train`; None selects the setting of the data set.
     """
     chosen = _chosen(data, full)
     decayed = decayed or chosen.get("decayed", "all")
@@ -64,13 +64,13 @@ def isotropic(
 
 
 def epochs_of(cell: Cell) -> int:
-    """Return for how many epochs `isotropic` trains the network of a cell."""
+    """Return the number of epochs for which `isotropic` trains the network of a cell."""
     chosen = _chosen(cell["data"], cell["full"])
     return chosen.get("longer", {}).get(cell["weight_decay"], chosen["epochs"])
 
 
 def images(bench: Bench, data: str, full: bool = False, samples: int | None = None) -> wgeo.Images:
-    """Return the images that `isotropic` trains on, or so many of them, class-balanced."""
+    """Return the images that `isotropic` trains on, or `samples` of them, balanced over classes."""
     chosen = _chosen(data, full)
     return bench.images(data, samples or chosen["limit"], size=chosen["size"])
 

@@ -1,8 +1,8 @@
-"""What 01, 02 and 06 measure of networks in the terminal phase of training, and their tables.
+"""Measurements and tables of 01, 02 and 06: networks in the terminal phase of training.
 
-Straightness over training is measured on gap features, raw and with each layer's mean taken off;
-from which layer on a network is an optimal map, by the correlation score between all pairs of
-layers beside that of null maps.
+Straightness over training is measured on gap features, as they are and with each layer's mean
+subtracted. The layer from which on a network is an optimal map is determined by the correlation
+scores between all pairs of layers, compared with those of null maps.
 """
 
 from __future__ import annotations
@@ -19,8 +19,13 @@ import wgeo
 
 Result = dict[str, Any]
 PATH = ("length_ratio", "action_ratio", "line_shape_ratio", "turning_angle", "sqrt_moving_blocks")
-OPTIMAL = 0.95  # a correlation score that counts as optimal: 1 - cos(18 degrees) is lost
-KIND = ("data", "arch", "weight_decay", "decayed")  # of a network; seeds are its repetitions
+OPTIMAL = 0.95  # least correlation score that counts as optimal, about cos(18 degrees)
+KIND = (
+    "data",
+    "arch",
+    "weight_decay",
+    "decayed",
+)  # settings of a network; its seeds are repetitions
 NETWORKS = {"isoresnet": "residual", "isoplain": "plain"}
 LOOK = {
     0.0: ("#E69F00", "o"),
@@ -31,7 +36,7 @@ LOOK = {
 
 
 def network(cell: Cell, bench: Bench) -> wgeo.TrainingRun:
-    """Train the network of a cell, or find it."""
+    """Return the network of a cell, trained if necessary."""
     names = ("arch", "weight_decay", "decayed", "seed", "depth", "full")
     return recipes.isotropic(
         bench, cell["data"], **{name: cell[name] for name in names if name in cell}
@@ -54,13 +59,13 @@ def path(cell: Cell, bench: Bench) -> Result:
 
 
 def at_epoch(run: wgeo.TrainingRun, epoch: int | None) -> wgeo.Network:
-    """Load what was saved after an epoch; None is the last."""
+    """Load the checkpoint of an epoch; None is the last."""
     name = run.last.name if epoch is None else f"epoch-{epoch:04d}.pt"
     return wgeo.load_checkpoint(run.last.with_name(name))
 
 
 def straightness(traj: wgeo.Trajectory) -> dict[str, Any]:
-    """The measures of the path of a network of one segment."""
+    """Measures of the path of a network that is a single segment."""
     straight = wgeo.straightness(traj, bootstrap=0, pairs=False, nulls=0)
     segment = straight.segments[0]
     steps = [block.distance / segment.distance for block in straight.blocks]
@@ -121,7 +126,7 @@ def report(lab: Lab, networks: Sequence[Cell]) -> None:
 
 
 def _cells(networks: Sequence[Cell], looks: Sequence[Cell]) -> list[Cell]:
-    """Every look at every network, at epochs before its last; the first look at all comes first."""
+    """Every measurement of every network before its last epoch, measurement by measurement."""
     return [
         {**cell, **look}
         for look in looks
@@ -131,7 +136,7 @@ def _cells(networks: Sequence[Cell], looks: Sequence[Cell]) -> list[Cell]:
 
 
 def _runs(found: Sequence[Result]) -> list[Result]:
-    """Put the epochs of a network together; leave out one whose last was not measured."""
+    """Combine the epochs of each network; leave out networks without their last epoch."""
     runs = []
     for group in by(found, *KIND, "seed").values():
         if any(result["cell"]["epoch"] is None for result in group):
@@ -153,7 +158,7 @@ def _last(group: Sequence[Result]) -> list[dict[str, Any]]:
 
 
 def _between(row: dict[str, Any]) -> float:
-    """0 for a straight path, 1 for one as long as mutually orthogonal steps of these lengths."""
+    """0 for a straight path, 1 if it is as long as mutually orthogonal steps of these lengths."""
     most = row["sqrt_moving_blocks"]
     return (row["length_ratio"] - 1) / (most - 1) if most > 1 else np.nan
 
@@ -182,7 +187,7 @@ def at_the_end(results: Sequence[Result]) -> str:
 
 
 def scores(results: Sequence[Result]) -> str:
-    """The OT score and what bounds it, and whether blocks idle."""
+    """The OT score and its lower bound, and the steps of the blocks that move least and most."""
     names = {
         "ot_score": "OT score",
         "ot_bound": "its bound",
@@ -201,7 +206,7 @@ def scores(results: Sequence[Result]) -> str:
 
 
 def over_training(results: Sequence[Result]) -> str:
-    """The length ratio over the epochs, and whether its last quarter changes less than seeds do."""
+    """The length ratio over the epochs; its last change compared with the range over seeds."""
     epochs = sorted({row["epoch"] for result in results for row in result["rows"]})
     head = ["data", "network", "weight decay", "accuracy 1 since"]
     rows = []
@@ -219,7 +224,7 @@ def _at(result: Result, epoch: int, name: str = "length_ratio") -> float | None:
 
 
 def settled(group: Sequence[Result]) -> str:
-    """Mean |change| of the length ratio over about the last quarter, and its range over seeds."""
+    """Mean |change| of the length ratio over about the last quarter; its range over seeds."""
     changes = []
     for result in group:
         *earlier, last = result["rows"]
@@ -233,7 +238,7 @@ def settled(group: Sequence[Result]) -> str:
 
 
 def departures(results: Sequence[Result]) -> str:
-    """Which runs left the terminal phase after they had reached it."""
+    """Runs that left the terminal phase after they had reached it."""
     left = []
     for result in results:
         cell, first, below = result["cell"], result["first"], result["last_below"]
@@ -248,7 +253,7 @@ def departures(results: Sequence[Result]) -> str:
 
 
 def effects(results: Sequence[Result]) -> str:
-    """Paired by seed: what decay and what the shortcut change of straightness, at the end."""
+    """Effects of decay and of the shortcut on straightness at the last epoch, paired by seed."""
     value = {tuple(r["cell"][k] for k in (*KIND, "seed")): r["rows"][-1] for r in results}
     kinds = sorted({key[2:4] for key in value})
     rows = []
@@ -281,9 +286,9 @@ def effects(results: Sequence[Result]) -> str:
 
 
 def optimal_from(result: Result) -> str:
-    """The first layer from which on no map to the last layer is shown not to be optimal.
+    """The first layer from which on no map to the last layer is shown to be not optimal.
 
-    In parentheses if its null maps score too highly for these samples to tell.
+    It is in parentheses if its null maps score too highly for these samples to decide.
     """
     states = to_the_end(result)
     first = len(states)
@@ -295,7 +300,7 @@ def optimal_from(result: Result) -> str:
 
 
 def to_the_end(result: Result) -> list[str]:
-    """Of the map from each layer to the last: optimal, not, or undecided, as for `power`."""
+    """State of the map from each layer to the last: optimal, not, or undecided."""
     pairs, margin = result["pairs"], max(1 - OPTIMAL, 1 / np.sqrt(result["samples"]))
     states = []
     for low, high, null in zip(
@@ -310,7 +315,7 @@ def to_the_end(result: Result) -> list[str]:
 
 
 def correlation(results: Sequence[Result]) -> str:
-    """The correlation score from some layers to the last, beside the highest of its nulls."""
+    """Correlation scores from some layers to the last, each with the highest null score."""
     rows = []
     groups = by(results, *KIND, "pool", "epoch")
     depth = max(len(result["pairs"]["layers"]) for result in results) - 1
@@ -340,7 +345,7 @@ def _range(values: Sequence[float | None]) -> str:
 
 
 def draw_training(results: Sequence[Result]) -> Figure:
-    """Length ratio over the epochs, residual and plain, a line a decay; dotted, sqrt(B)."""
+    """Length ratio over the epochs, residual and plain, one line per decay; dotted, sqrt(B)."""
     data = list(dict.fromkeys(result["cell"]["data"] for result in results))
     figure = Figure(figsize=(7.2, 2.7 * len(data)), layout="constrained", dpi=160)
     axes = figure.subplots(len(data), 2, squeeze=False)
@@ -382,7 +387,7 @@ def draw_training(results: Sequence[Result]) -> Figure:
 
 
 def draw_correlation(results: Sequence[Result], pool: str) -> Figure:
-    """Correlation score from each layer to the last, a line a network; dotted, its null."""
+    """Correlation score from each layer to the last, one line per network; dotted, its null."""
     shown = [r for r in results if r["cell"]["pool"] == pool and r["cell"]["epoch"] is None]
     data = list(dict.fromkeys(result["cell"]["data"] for result in shown))
     figure = Figure(figsize=(7.2, 2.5 * max(len(data), 1)), layout="constrained", dpi=160)

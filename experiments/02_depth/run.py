@@ -49,7 +49,7 @@ def measure(cell: Cell, bench: Bench) -> dict[str, Any]:
 def main() -> None:
     lab = Lab(__file__)
     fixed = {
-        "full": lab.asked.full,
+        "full": lab.arguments.full,
         "samples": lab.settings["samples"],
         "arch": "isoresnet",
         "decayed": "all",
@@ -65,7 +65,7 @@ def main() -> None:
 
 
 def at_equal_runs(groups: dict[tuple, list[dict[str, Any]]]) -> str:
-    """L(k) / D, raw and centred, of networks of different depth."""
+    """L(k) / D of networks of different depth, as they are and centred."""
     known = sorted({int(k) for group in groups.values() for k in group[0]["runs"]})
     rows = []
     for key, group in groups.items():
@@ -86,7 +86,7 @@ def _over(group: Sequence[dict[str, Any]], twin: str, runs: int) -> str:
 def all_layers(
     groups: dict[tuple, list[dict[str, Any]]], matrices: dict[tuple, list[dict[str, Any]]]
 ) -> str:
-    """Every layer counted, beside what orthogonal steps would give."""
+    """Measures over all layers, compared with orthogonal steps."""
     names = {
         "length_ratio": "length ratio",
         "sqrt_moving_blocks": "√B",
@@ -107,7 +107,7 @@ def all_layers(
 
 
 def draw(groups: dict[tuple, list[dict[str, Any]]]) -> Figure:
-    """Length over equal runs, over depth."""
+    """Length over equal numbers of runs, over depth."""
     data = list(dict.fromkeys(key[0] for key in groups))
     figure = Figure(figsize=(7.2, 2.6), layout="constrained", dpi=160)
     looks = [("#0072B2", "o"), ("#D55E00", "s"), ("#009E73", "^"), ("#CC79A7", "D")]

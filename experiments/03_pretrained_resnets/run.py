@@ -54,7 +54,7 @@ def measure(cell: Cell, bench: Bench) -> dict[str, Any]:
 
 
 def _as(net: wgeo.Network, images: wgeo.Images) -> wgeo.Images:
-    """The images, normalised as the trained network takes them."""
+    """The images, with the trained network's normalization."""
     from dataclasses import replace
 
     from wgeo.features.network import normalization_for

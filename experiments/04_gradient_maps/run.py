@@ -62,7 +62,7 @@ def measure(cell: Cell, bench: Bench) -> dict[str, Any]:
 def main() -> None:
     lab = Lab(__file__)
     fixed = {key: lab.settings[key] for key in ("points", "curve")}
-    grid = lab.grid("data", "arch", "weight_decay", "seed", full=lab.asked.full, **fixed)
+    grid = lab.grid("data", "arch", "weight_decay", "seed", full=lab.arguments.full, **fixed)
     results = lab.measure(measure, grid)
     groups = by(results, "data", "arch", "weight_decay")
     for name, chosen in (("blocks", lambda row: row), ("whole", lambda row: row["whole"])):
@@ -92,7 +92,7 @@ PANELS = (
 
 
 def draw(groups: dict[tuple, list[dict[str, Any]]], lab: Lab) -> None:
-    """Asymmetry over training, of residual blocks, of what they add, and of plain blocks."""
+    """Asymmetry over training: residual blocks, their displacements, and plain blocks."""
     data = list(dict.fromkeys(key[0] for key in groups))
     figure = Figure(figsize=(7.2, 2.5 * len(data)), layout="constrained", dpi=160)
     axes = figure.subplots(len(data), 3, squeeze=False, sharey=True)
@@ -112,7 +112,7 @@ def draw(groups: dict[tuple, list[dict[str, Any]]], lab: Lab) -> None:
 
 
 def line(ax: Any, group: list[dict[str, Any]], key: str, decay: float) -> None:
-    """One decay's mean and interval over the epochs."""
+    """Mean and interval over the epochs for one decay."""
     epochs = [row["epoch"] for row in group[0]["epochs"]]
     ends = np.array(
         [mean_interval([r["epochs"][k][key] for r in group]) for k in range(len(epochs))]

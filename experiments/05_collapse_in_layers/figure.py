@@ -1,4 +1,4 @@
-"""Metrics over relative depth: a column a kind of network, a row a metric."""
+"""Metrics over relative depth: one column per kind of network, one row per metric."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ROWS = (
 
 @styled
 def draw(views: Sequence[dict[str, Any]], path: Path) -> None:
-    """Thin lines are single networks, thick ones the mean over seeds with ReLU and CE."""
+    """Draw single networks as thin lines, means over seeds with ReLU and CE as thick ones."""
     columns = by(views, "seen")
     datasets = [key[0] for key in by(views, "data")]
     figure = new_figure(2.1 * len(columns), 1.75 * len(ROWS))

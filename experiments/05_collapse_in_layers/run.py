@@ -26,7 +26,7 @@ from wgeo.neural_collapse.metrics import Frame
 
 Result = dict[str, Any]
 
-# --- what is measured of one network --------------------------------------------------------------
+# --- measurements of one network ------------------------------------------------------------------
 
 METRICS = (
     *("nc1", "nc1_quotient", "nc2_equinorm", "nc2_equiangle", "nc2_etf", "cdnv"),
@@ -35,7 +35,7 @@ METRICS = (
 
 
 def measure(cell: Cell, bench: Bench) -> Result:
-    """Train one network; follow its training images, and others, through its layers."""
+    """Train one network; measure training and test images at every layer."""
     subset = {"limit": cell["limit"], "size": cell["size"]}
     run = bench.trained(
         cell["arch"],
@@ -63,7 +63,7 @@ def measure(cell: Cell, bench: Bench) -> Result:
 
 
 def summary(found: Collapse) -> Result:
-    """The layers between which blocks map: metrics by depth, and what becomes of each."""
+    """Metrics by depth at the layers between blocks, and the trend of each."""
     layers = [layer for layer in found.layers if layer.stage is not None]
     names = [layer.name for layer in layers]
     reached = None if found.learned_at is None else names.index(found.learned_at)
@@ -78,10 +78,10 @@ def summary(found: Collapse) -> Result:
 
 
 def uncentred_angles(traj: wgeo.Trajectory) -> list[float | None]:
-    """Mean angle between class means as they are, in degrees, by depth.
+    """Mean angle between uncentred class means, in degrees, by depth.
 
-    Centred means sum to zero, so that their mean cosine is -1/(K - 1) whenever their norms agree:
-    their mean angle has little to grow by.
+    Centred means sum to zero, so their mean cosine is -1/(K - 1) if their norms are equal: their
+    mean angle can hardly grow.
     """
     classes = np.unique(traj.labels)
     return [
@@ -92,16 +92,16 @@ def uncentred_angles(traj: wgeo.Trajectory) -> list[float | None]:
     ]
 
 
-# --- what the claims say of it --------------------------------------------------------------------
+# --- claims ---------------------------------------------------------------------------------------
 
 
 def falls(view: Result, metric: str) -> bool | None:
-    """Never larger than at the layer before."""
+    """The metric is never larger than at the previous layer."""
     return view["progress"][metric]["monotone"]
 
 
 def trends(found: Result, sign: int) -> bool | None:
-    """Kendall's tau with depth has this sign, and its 95 % interval over images too."""
+    """Kendall's tau with depth has this sign, and so has its 95 % interval over images."""
     if found["kendall_tau"] is None or found["interval"] is None:
         return None
     low, high = found["interval"]
@@ -109,7 +109,7 @@ def trends(found: Result, sign: int) -> bool | None:
 
 
 def emerges(view: Result) -> bool | None:
-    """In most layers before the last, NC1 is less than half of what it was before training."""
+    """In most layers before the last, NC1 is less than half of its value before training."""
     now, before = view["layers"]["nc1"][1:-1], view["start"]["nc1"][1:-1]
     known = [a < b / 2 for a, b in zip(now, before, strict=True) if None not in (a, b)]
     return sum(known) > len(known) / 2 if known else None
@@ -122,13 +122,13 @@ def early(view: Result, metric: str) -> bool | None:
 
 
 def early_in_logarithms(view: Result, metric: str) -> bool | None:
-    """The first half of the layers has 90 % of the fall of the metric's logarithm."""
+    """The first half of the layers accounts for 90 % of the fall of the metric's logarithm."""
     share = log_share(view, metric)
     return None if share is None else share >= 0.9
 
 
 def log_share(view: Result, metric: str) -> float | None:
-    """Which share of the fall of log(metric) the first half of the layers has."""
+    """Fraction of the fall of log(metric) in the first half of the layers."""
     values = [v for v in view["layers"][metric] if v is not None]
     if len(values) < 3 or min(values) <= 0 or values[-1] >= values[0]:
         return None
@@ -150,7 +150,7 @@ def opens(view: Result, *, strictly: bool) -> bool | None:
 
 
 def learned_early(view: Result) -> bool:
-    """The nearest class mean decides as well as 99 % of the network before the last layer."""
+    """Before the last layer, the nearest class mean has 99 % of the network's accuracy."""
     return view["learned"] is not None and view["learned"] < 1
 
 
@@ -181,43 +181,43 @@ CLAIMS: dict[str, Claim] = {
 }
 
 
-def _all(found: Any) -> bool | None:
-    known = list(found)
-    return None if None in known else all(known)
+def _all(verdicts: Any) -> bool | None:
+    verdicts = list(verdicts)
+    return None if None in verdicts else all(verdicts)
 
 
 # --- tables ---------------------------------------------------------------------------------------
 
 
 def views_of(results: Sequence[Result]) -> list[Result]:
-    """One entry a network and pooling: a vision transformer is seen in two ways."""
-    found = []
+    """One entry per network and pooling: a vision transformer has two."""
+    entries = []
     for result in results:
         for pool, view in result["views"].items():
             token = " (class token)" if pool == "cls" else ""
             cell = {**result["cell"], "seen": result["cell"]["arch"] + token}
-            found.append({**result, "cell": cell, "view": view})
-    return found
+            entries.append({**result, "cell": cell, "view": view})
+    return entries
 
 
 SETTING = ("seen", "activation", "loss", "data")
 
 
 def held(claim: Claim, views: Sequence[Result]) -> tuple[int, int]:
-    """In how many settings a claim holds, and of how many it can be said.
+    """Number of settings in which a claim holds, and of those for which it is defined.
 
-    A setting with several seeds counts as most of its seeds do.
+    If a setting has several seeds, the majority of them decides.
     """
-    yes = said = 0
+    holding = defined = 0
     for group in by(views, *SETTING).values():
-        known = [k for k in (claim(entry["view"]) for entry in group) if k is not None]
-        said += bool(known)
-        yes += sum(known) > len(known) / 2
-    return yes, said
+        verdicts = [k for k in (claim(entry["view"]) for entry in group) if k is not None]
+        defined += bool(verdicts)
+        holding += sum(verdicts) > len(verdicts) / 2
+    return holding, defined
 
 
 def counts(views: Sequence[Result], factor: str) -> str:
-    """A row a claim, a column a value of one factor of the grid."""
+    """Table with a row per claim and a column per value of one factor of the grid."""
     values = list(by(views, factor))
     rows = []
     for name, claim in CLAIMS.items():
@@ -230,7 +230,8 @@ def counts(views: Sequence[Result], factor: str) -> str:
 def simple_first(views: Sequence[Result], datasets: Sequence[str]) -> str:
     """I4 across data sets: how often is one learned at an earlier depth than another?
 
-    Of training images, in settings where some layer's nearest class mean decides well enough.
+    Uses training images, and settings in which the nearest class mean of some layer is accurate
+    enough.
     """
     rows = []
     for seen, group in by(views, "seen").items():
@@ -257,20 +258,20 @@ def simple_first(views: Sequence[Result], datasets: Sequence[str]) -> str:
 
 
 def over_seeds(views: Sequence[Result]) -> str:
-    """Figures with 95 % intervals over seeds, of the settings that have several."""
+    """Values with 95 % intervals over seeds, for the settings that have several."""
     rows = []
     for (seen, data, *_), group in by(views, "seen", "data", "activation", "loss").items():
         if len(group) < 2:
             continue
-        found = [entry["view"] for entry in group]
+        seeds = [entry["view"] for entry in group]
         measured = [
-            *([v["progress"][m]["kendall_tau"] for v in found] for m in ("nc1", "nc2_etf")),
-            [v["progress"]["ncc_error"]["kendall_tau"] for v in found],
-            [tau(v["uncentred_angle"]) for v in found],
-            [v["progress"]["nc1"]["reached_depth"] for v in found],
-            [log_share(v, "nc1") for v in found],
-            [v["learned"] for v in found],
-            [v["test"]["learned"] for v in found],
+            *([v["progress"][m]["kendall_tau"] for v in seeds] for m in ("nc1", "nc2_etf")),
+            [v["progress"]["ncc_error"]["kendall_tau"] for v in seeds],
+            [tau(v["uncentred_angle"]) for v in seeds],
+            [v["progress"]["nc1"]["reached_depth"] for v in seeds],
+            [log_share(v, "nc1") for v in seeds],
+            [v["learned"] for v in seeds],
+            [v["test"]["learned"] for v in seeds],
         ]
         rows.append([f"{seen}, {data}", *(spread(values, ".2f") for values in measured)])
     head = ["network, data", "tau NC1", "tau NC2", "tau error", "tau angle"]
@@ -279,7 +280,7 @@ def over_seeds(views: Sequence[Result]) -> str:
 
 
 def untrained(results: Sequence[Result]) -> str:
-    """Networks that stayed below training accuracy 0.99, which no claim is about."""
+    """Networks below training accuracy 0.99, which the claims do not cover."""
     names = [
         "{arch} with {activation} and {loss} on {data}, {0:.3f}".format(
             result["accuracy"], **result["cell"]
@@ -291,12 +292,12 @@ def untrained(results: Sequence[Result]) -> str:
 
 
 def trained(result: Result) -> bool:
-    """Whether a network is far enough to speak of the terminal phase."""
+    """Whether a network has reached the training accuracy that the claims require."""
     return result["accuracy"] >= 0.99
 
 
 def cells_of(lab: Lab) -> list[Cell]:
-    """Every combination, with more seeds where the activation is ReLU and the loss CE."""
+    """Every combination, with more seeds if the activation is ReLU and the loss CE."""
     cells = []
     lists = (lab.settings[name] for name in ("losses", "activations", "datasets", "archs"))
     for loss, activation, data, arch in itertools.product(*lists):
@@ -316,7 +317,7 @@ def cells_of(lab: Lab) -> list[Cell]:
         for seed in lab.settings["seeds" if usual else "other_seeds"]:
             setting = {"arch": arch, "activation": activation, "loss": loss, "data": data}
             cells.append({**setting, "seed": seed, **recipe})
-    return sorted(cells, key=lambda cell: cell["seed"])  # one of every setting first
+    return sorted(cells, key=lambda cell: cell["seed"])  # every setting once, then the other seeds
 
 
 def main() -> None:

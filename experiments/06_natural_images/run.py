@@ -13,12 +13,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from lab import Lab
 from terminal import optimality, path, report
 
-__all__ = ["optimality", "path"]  # what processes of this experiment call
+__all__ = ["optimality", "path"]  # called by name in child processes
 
 
 def main() -> None:
     lab = Lab(__file__)
-    networks = lab.grid("data", "arch", "weight_decay", "decayed", "seed", full=lab.asked.full)
+    networks = lab.grid("data", "arch", "weight_decay", "decayed", "seed", full=lab.arguments.full)
     report(lab, networks)
 
 

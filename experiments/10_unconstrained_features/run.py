@@ -38,7 +38,7 @@ LOOK = {-1: ("#D55E00", "v"), 0: ("#0072B2", "o"), 3: ("#009E73", "^")}  # by d 
 
 
 def grid(cell: Cell, bench: Bench) -> Result:
-    """Solve a model in closed form and by descent from random points, all samples free."""
+    """Solve a model in closed form and by descent from random points, with all samples free."""
     K, n = cell["classes"], cell["per_class"]
     fit, bias = FITS[cell["model"]]
     rows = []
@@ -78,7 +78,7 @@ def grid(cell: Cell, bench: Bench) -> Result:
 
 
 def off_diagonal(solution: Any) -> list[float] | None:
-    """Least and largest cosine between the class means of two classes."""
+    """Smallest and largest cosine between two class means."""
     K = len(solution.W)
     means = np.stack([solution.H[:, solution.labels == k].mean(1) for k in range(K)])
     if np.linalg.norm(means) < 1e-3:
@@ -113,16 +113,16 @@ def grid_tables(results: list[Result], lab: Lab) -> None:
     lab.write("grid", table(head, rows))
 
 
-def share(found: Any) -> str:
-    known = list(found)
-    return f"{sum(known)} of {len(known)}"
+def share(conditions: Any) -> str:
+    conditions = list(conditions)
+    return f"{sum(conditions)} of {len(conditions)}"
 
 
 # --- critical points ------------------------------------------------------------------------------
 
 
 def critical(cell: Cell, bench: Bench) -> Result:
-    """Find critical points of any kind by minimising ||grad F||^2, and judge each."""
+    """Find critical points of any kind by minimizing ||grad F||^2, and classify each."""
     K, n = cell["classes"], cell["per_class"]
     fit, bias = FITS[cell["model"]]
     given = {"dim": K + cell["extra"], "weight_decay": 2e-2, "feature_decay": 1e-2}
@@ -206,11 +206,11 @@ def _or_none(value: float | None) -> str:
     return "" if value is None else f"{value:.0e}"
 
 
-# --- squared loss with every bias -----------------------------------------------------------------
+# --- squared loss with every kind of bias ---------------------------------------------------------
 
 
 def bias(cell: Cell, bench: Bench) -> Result:
-    """E1: the angle between class means as the decay of the bias changes; minority collapse."""
+    """E1: angles between class means for several decays of the bias; minority collapse."""
     labels = np.repeat(np.arange(len(cell["counts"])), cell["counts"])
     given = {"dim": 4, "weight_decay": 1e-2, "feature_decay": 5e-3, "bias": cell["bias_decay"]}
     known = fit_mse(labels, method="closed", **given)
@@ -252,7 +252,7 @@ def bias_table(results: list[Result], lab: Lab) -> None:
 
 
 def extended(cell: Cell, bench: Bench) -> Result:
-    """E2: the extended model with a ReLU from random starts, against the linear closed form."""
+    """E2: the extended ReLU model from random starts, compared with the linear closed form."""
     K = cell["classes"]
     labels = np.repeat(np.arange(K), 2)
     given = {"dim": K + 3, "weight_decays": [3e-3, 2e-3], "feature_decay": 1e-3}
@@ -297,7 +297,7 @@ def extended_table(results: list[Result], lab: Lab) -> None:
 
 
 def draw(results: list[Result], lab: Lab) -> None:
-    """Distance of the descents' value from the closed form, over the threshold."""
+    """Difference between the values of descent and closed form, over K sqrt(n lw lh)."""
     figure = Figure(figsize=(7.2, 2.6), layout="constrained", dpi=160)
     axes = figure.subplots(1, len(FITS), sharey=True)
     for ax, (model,) in zip(axes, by(results, "model"), strict=True):

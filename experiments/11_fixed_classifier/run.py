@@ -38,7 +38,7 @@ def size_of(tensors: Iterable[torch.Tensor]) -> int:
 
 
 def memory(cell: Cell, bench: Bench) -> Result:
-    """Count the bytes that one training step leaves behind, and the peak where there is a GPU."""
+    """Count the bytes that one training step leaves behind, and the peak if there is a GPU."""
     found: Result = {}
     gpu = torch.cuda.is_available()
     device = torch.device("cuda" if gpu else "cpu")
@@ -64,7 +64,7 @@ def memory(cell: Cell, bench: Bench) -> Result:
 
 
 def accuracy(cell: Cell, bench: Bench) -> Result:
-    """Train with one kind of classifier; accuracy on training and test images, and collapse."""
+    """Train with one kind of classifier; measure training and test accuracy, and collapse."""
     subset = {key: cell[key] or None for key in SUBSET}
     run = bench.trained(
         cell["arch"],
@@ -141,7 +141,7 @@ def accuracy_table(results: list[Result], lab: Lab) -> None:
 
 
 def _difference(results: list[Result], group: list[Result]) -> str:
-    """Test accuracy minus that of the learned classifier, seed by seed."""
+    """Test accuracy minus that of the learned classifier, paired by seed."""
     cell = group[0]["cell"]
     if cell["classifier"] == "learned":
         return ""

@@ -27,12 +27,12 @@ from wgeo.ufm.descent import descend, random_points
 from wgeo.ufm.problem import Problem
 from wgeo.ufm.spectral import spectral_optimum
 
-REACHED = 1e-6  # relative excess over the value of deep neural collapse that counts as reaching it
+REACHED = 1e-6  # a start reaches deep neural collapse if its relative excess is at most this
 Result = dict[str, Any]
 
 
 def binary(cell: Cell, bench: Bench) -> Result:
-    """D1, D2: where many random starts of the binary model end."""
+    """D1, D2: objectives and metrics at which random starts of the binary model end."""
     n, L = cell["per_class"], cell["layers"]
     decays = [cell["decay"] / n] + [cell["decay"]] * L
     problem = Problem.checked(np.repeat([0, 1], n), cell["dim"], decays, activation="relu")
@@ -63,12 +63,12 @@ def binary(cell: Cell, bench: Bench) -> Result:
 
 
 def quantiles(values: list[float]) -> list[float] | None:
-    """Median and largest."""
+    """Median and maximum."""
     return [float(np.median(values)), float(np.max(values))] if values else None
 
 
 def several(cell: Cell, bench: Bench) -> Result:
-    """D4: deep neural collapse, an explicit point below it, and the best that was found."""
+    """D4: deep neural collapse, an explicit point below it, and the best point found."""
     K, L = cell["pair"]
     given = {"dim": K + 2, "weight_decays": [cell["decay"]] * L, "feature_decay": cell["decay"]}
     labels = np.arange(K)
@@ -109,7 +109,7 @@ def several(cell: Cell, bench: Bench) -> Result:
 
 
 def ranks(solution: Any) -> list[int]:
-    """Numerical rank of the class means before every weight."""
+    """Numerical rank of the class means before every weight matrix."""
     return [int(np.linalg.matrix_rank(X, tol=1e-3 * np.linalg.norm(X, 2))) for X in solution.layers]
 
 
@@ -244,7 +244,7 @@ def main() -> None:
 
 
 def draw(results: list[Result], lab: Lab) -> None:
-    """DNC1 to DNC3 before every weight of the heads, before and after training."""
+    """DNC1 to DNC3 before every weight matrix of the heads, before and after training."""
     groups = by(results, "K", "layers")
     figure = Figure(figsize=(7.2, 2.5 * len(groups)), layout="constrained", dpi=160)
     axes = figure.subplots(len(groups), 3, squeeze=False)

@@ -37,11 +37,11 @@ LOOK = {
 }
 
 
-# --- what is said of a point, network or model ----------------------------------------------------
+# --- description of a point, of a network or of a model -------------------------------------------
 
 
 def described(features: list[np.ndarray], weights: list[np.ndarray], y: np.ndarray) -> Result:
-    """Collapse before every weight, columns are samples; loss, norms and signs."""
+    """Collapse metrics before every weight matrix (columns are samples), loss, norms and signs."""
     onehot = np.eye(len(weights[-1]))[:, y]
     answers = weights[-1] @ features[-1]
     layers = []
@@ -70,7 +70,7 @@ def described(features: list[np.ndarray], weights: list[np.ndarray], y: np.ndarr
 
 
 def compare(cell: Cell, bench: Bench) -> Result:
-    """Train a network, follow its metrics over training; solve and descend the models beside it."""
+    """Train a network, measure it over training; solve and descend the models."""
     images = heads.subset(
         bench, cell["data"], range(10), cell["per_class"], size=cell["size"] or None
     )
@@ -94,8 +94,8 @@ def compare(cell: Cell, bench: Bench) -> Result:
 def decays_of(cell: Cell, name: str, end: Result) -> list[float]:
     """The network's weight decay, and the decay of features at which the model balances its norms.
 
-    At a critical point of a model all decay_i ||A_i||^2 are equal; the features' decay is what
-    makes them so for the norms that the network ended with, whatever their number.
+    At a critical point of a model all decay_i ||A_i||^2 are equal; the decay of the features is
+    chosen so that this holds for the norms with which the network ended.
     """
     first = -1 if name == "plain" else 0
     decay = cell["weight_decay"]
@@ -105,7 +105,7 @@ def decays_of(cell: Cell, name: str, end: Result) -> list[float]:
 
 
 def model(cell: Cell, name: str, end: Result) -> Result:
-    """The model's minimum, and the way gradient descent takes to it from random points."""
+    """The model's minimum, and the paths of gradient descent from random points."""
     settings = cell["models"]
     labels = np.repeat(np.arange(10), settings["per_class"])
     feature_decay, *weight_decays = decays_of(cell, name, end)
@@ -137,7 +137,7 @@ def model(cell: Cell, name: str, end: Result) -> Result:
     starts = random_points(problem, settings["starts"], cell["seed"]) * 0.5
     gradient_descent(problem, starts, max(settings["at"]), at=settings["at"], look=look)
     optimum = described(list(best.layers), list(best.weights), labels)
-    metrics = best.collapse()  # what the package says of it, in the words used for networks
+    metrics = best.collapse()  # by the function used for networks
     assert metrics.nc2_etf is None or math.isclose(
         metrics.nc2_etf, optimum["layers"][-1]["nc2_etf"], abs_tol=1e-9
     )
@@ -154,7 +154,7 @@ def model(cell: Cell, name: str, end: Result) -> Result:
 
 
 def end_table(results: list[Result], lab: Lab) -> None:
-    """Network and models at their ends, in one table."""
+    """Networks after training and models at their minima, in one table."""
     rows = []
     for (data,), group in by(results, "data").items():
         for name in ("network", *MODELS):
@@ -182,14 +182,14 @@ def end_table(results: list[Result], lab: Lab) -> None:
 
 
 def _negative(name: str, layers: list[Result]) -> str:
-    """A linear model's features may be rotated at will, so that their signs mean nothing."""
+    """Share of negative features; undefined in linear models, which any rotation leaves optimal."""
     if name in ("plain", "extended, linear"):
         return "not determined"
     return f"{np.mean([layer['negative'] for layer in layers]):.0%}"
 
 
 def path_table(results: list[Result], lab: Lab) -> None:
-    """How far the models' ways lie from the network's, at the same loss, in decades."""
+    """Distance of the models' paths from the network's at the same loss, in decades."""
     rows = []
     for (data,), group in by(results, "data").items():
         for name in MODELS:
@@ -220,7 +220,7 @@ def apart(network: list[Result], path: list[Result], layer: int, key: str) -> fl
             for p in way
             if p["layers"][layer][key] is not None and p["loss"] > 0
         ]
-        # the loss as a clock: only moments at which it is lower than ever before
+        # the loss serves as time: only points at which it is lower than before
         kept = [p for i, p in enumerate(points) if all(p[0] < q[0] for q in points[:i])]
         ways.append(np.array(kept[::-1]).reshape(-1, 2))
     low, high = max(w[:, 0].min() for w in ways), min(w[:, 0].max() for w in ways)

@@ -31,7 +31,7 @@ MARKERS = {"digits": "o", "mnist": "s", "cifar10": "^"}
 
 
 def measure(cell: Cell, bench: Bench) -> dict[str, Any]:
-    """Train one network (or take the one that is there), and set it beside the models."""
+    """Train one network, or load it if it exists, and compare it with the models."""
     full = cell["full"]
     run = recipes.isotropic(
         bench,
@@ -86,12 +86,12 @@ def measure(cell: Cell, bench: Bench) -> dict[str, Any]:
 
 
 def inner_unexplained(result: dict[str, Any], model: str) -> float:
-    """Unexplained variance of a model, mean over the layers between the ends."""
+    """Unexplained variance of a model, mean over the inner layers."""
     return float(np.mean(result["errors"][model]["missed"][1:-1]))
 
 
 def nc1(result: dict[str, Any], name: str) -> np.ndarray:
-    """NC1 at every layer, NaN where it is undefined."""
+    """NC1 at every layer, NaN if undefined."""
     return np.array(result["nc1"][name], dtype=float)
 
 
@@ -103,7 +103,7 @@ def curve_error(result: dict[str, Any], model: str) -> float:
 
 def main() -> None:
     lab = Lab(__file__)
-    cells = lab.grid("data", "weight_decay", "seed", full=lab.asked.full)
+    cells = lab.grid("data", "weight_decay", "seed", full=lab.arguments.full)
     results = lab.measure(measure, cells)
     lab.write("last layer", last_layer(results))
     lab.write("curves", curves(results))
@@ -121,7 +121,7 @@ def grouped(results: list[dict[str, Any]]) -> list[tuple[list[str], list[dict[st
 
 
 def last_layer(results: list[dict[str, Any]]) -> str:
-    """NC1 at both ends: measured, and as MUFM has it."""
+    """NC1 of the first and the last layer: measured, and in MUFM."""
     head = ["data", "weight decay", "accuracy", "NC1 input", "NC1 last", "MUFM's NC1 last"]
     head += ["with own classifier"]
     rows = [
@@ -141,12 +141,12 @@ def last_layer(results: list[dict[str, Any]]) -> str:
 
 def nearer(result: dict[str, Any]) -> bool:
     """Whether MUFM's NC1 of the last layer is nearer to the network's than complete collapse."""
-    seen, said = nc1(result, "network")[-1], nc1(result, "MUFM")[-1]
-    return bool(abs(said - seen) < seen)
+    measured, predicted = nc1(result, "network")[-1], nc1(result, "MUFM")[-1]
+    return bool(abs(predicted - measured) < measured)
 
 
 def curves(results: list[dict[str, Any]]) -> str:
-    """How far each model's NC1 is from the network's at the inner layers."""
+    """Distance of each model's NC1 from the network's at the inner layers."""
     head = [
         "data",
         "weight decay",
@@ -168,7 +168,7 @@ def curves(results: list[dict[str, Any]]) -> str:
 
 
 def features(results: list[dict[str, Any]]) -> str:
-    """What share of the layers' variance, and of the input's errors, the models explain."""
+    """Fractions of the layers' variance that the models leave unexplained, and R² held out."""
     head = [
         "data",
         "weight decay",
@@ -201,7 +201,7 @@ def features(results: list[dict[str, Any]]) -> str:
 
 
 def answers(results: list[dict[str, Any]]) -> str:
-    """The questions, counted over all networks."""
+    """Answers to the questions, counted over all networks."""
     total = len(results)
     between = sum(0 < nc1(r, "MUFM")[-1] < nc1(r, "network")[0] for r in results)
     falls = sum(bool(np.all(np.diff(nc1(r, "MUFM")) <= 0)) for r in results)
@@ -235,7 +235,7 @@ def answers(results: list[dict[str, Any]]) -> str:
 
 
 def draw_curves(results: list[dict[str, Any]], lab: Lab) -> None:
-    """NC1 over depth, network and models, a panel a data set and decay."""
+    """NC1 over depth, network and models, one panel per data set and decay."""
     names = list(dict.fromkeys(r["cell"]["data"] for r in results))
     decays = list(dict.fromkeys(r["cell"]["weight_decay"] for r in results))
     figure = Figure(figsize=(2.6 * len(decays), 2.2 * len(names)), layout="constrained", dpi=160)
@@ -257,7 +257,7 @@ def draw_curves(results: list[dict[str, Any]], lab: Lab) -> None:
 
 
 def draw_straightness(results: list[dict[str, Any]], lab: Lab) -> None:
-    """The line's unexplained variance over how straight the network is."""
+    """The line's unexplained variance over the straightness of the network."""
     figure = Figure(figsize=(7.0, 2.8), layout="constrained", dpi=160)
     axes = figure.subplots(1, 2)
     for ax, name in zip(axes, ("line_shape_ratio", "length_ratio"), strict=True):
