@@ -8,13 +8,13 @@ Every measurement runs in a separate process; "x" columns are multiples of wgeo'
 of all threads, and are meaningful even if the machine does other work. Memory is the peak of
 resident memory above what the process held with its libraries and the features loaded. The peers
 compute NC1 alone, as published scripts do: Sigma_W and Sigma_B in full, then `numpy.linalg.pinv`,
-or the truncated decomposition of Papyan's script; wgeo computes every metric of its record, and
-without the ranks where the table says so.
+or the truncated decomposition of Papyan's script; wgeo computes every metric of its record,
+without the ranks if the table says so.
 
 With ``--stream``, random images go through a CIFAR ResNet-20 with and without all layers' metrics
 (the pixels', the stem's and nine blocks') being collected in the same pass, in turns; the ratio is
-the median over turns. Beyond some 4,800 images the pixels do not fit into what the stream keeps;
-their NC1 and nearest means, which need a second pass, are then omitted.
+the median over turns. Beyond about 4,800 images the pixels exceed the memory that the
+stream may use; their NC1 and nearest means, which need a second pass, are then omitted.
 
 Results go into `benchmarks/collapse.json`; earlier ones stay there.
 """
@@ -47,7 +47,7 @@ TURNS = 5  # of forward passes
 
 
 def features(n: int, d: int, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rectified clusters in float32, as a network's last layer gives."""
+    """Rectified clusters in float32, similar to the output of a network's last layer."""
     rng = np.random.default_rng(0)
     y = np.arange(n) % num_classes
     means = rng.standard_normal((num_classes, d), dtype=np.float32)
@@ -59,7 +59,7 @@ def features(n: int, d: int, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def covariances(H: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
-    """Sigma_W and Sigma_B in full, in float64, a class at a time."""
+    """Sigma_W and Sigma_B in full, in float64, one class at a time."""
     classes = np.unique(y)
     d, K = H.shape[1], len(classes)
     means = np.array([H[y == k].mean(0, dtype=np.float64) for k in classes])
@@ -136,7 +136,7 @@ def measure(form: str, n: int, d: int, num_classes: int, threads: int, result) -
 
 
 def run(form: str, n: int, d: int, num_classes: int, threads: int, limit: float) -> dict:
-    """Measure in a new process; the reason if there is no result."""
+    """Measure in a new process; return the reason if there is no result."""
     needed = MATRICES.get(form, 0) * 8 * d * d
     if needed > 0.4 * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"):
         return {"skipped": f"~ {needed / 1e9:.0f} GB"}

@@ -1,10 +1,10 @@
-"""How often the intervals contain, and the p-values reject, what they should: by simulation.
+"""Coverage of the intervals and false positives of the tests, by simulation.
 
 python benchmarks/coverage.py
 
-Every kind of interval and p-value that a sentence of a verdict uses, on samples whose truth is
-known. Certified intervals need no simulation: they contain the exact value, which the tests prove
-in rational arithmetic. Takes about five minutes on one core; writes coverage.json beside this file.
+Every kind of interval and p-value that a sentence of a verdict uses, on samples with known truth.
+Certified intervals need no simulation: the tests prove in rational arithmetic that they contain the
+exact value. Takes about five minutes on one core; writes coverage.json beside this file.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Row = dict[str, Any]
 
 
 def path(n: int, rng: np.random.Generator) -> wgeo.Trajectory:
-    """Samples of three classes on a bent path, each time of the same distribution."""
+    """Samples of three classes on a bent path, always from the same distribution."""
     fixed = np.random.default_rng(1)
     steps = [0.5 * fixed.standard_normal((6, 6)) for _ in range(3)]
     labels = rng.integers(0, 3, n)
@@ -38,7 +38,7 @@ def path(n: int, rng: np.random.Generator) -> wgeo.Trajectory:
 
 
 def of_paths(runs: int, n: int) -> Iterator[Row]:
-    """Bootstrap intervals of centred figures: do they contain the expectation at this N?"""
+    """Bootstrap intervals of centred values: do they contain the expectation at this N?"""
     names = ("length_ratio", "line_shape_ratio")
     values: dict[str, list[float]] = {name: [] for name in names}
     ends: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
@@ -100,7 +100,7 @@ def of_fresh_networks(runs: int, segments: int) -> Row:
 
 
 def of_two_networks(runs: int) -> Row:
-    """`straighter_than` when both networks are of one distribution, over images."""
+    """`straighter_than` if both networks come from one distribution, over images."""
     told = []
     for run in range(runs):
         rng = np.random.default_rng(run)
@@ -111,7 +111,7 @@ def of_two_networks(runs: int) -> Row:
 
 
 def of_guessing(runs: int) -> Row:
-    """How often a network that guesses is not reported to guess."""
+    """How often a network that guesses is not reported as guessing."""
     rng = np.random.default_rng(0)
     labels = np.arange(1000) % 10
     x = rng.standard_normal((1000, 2))

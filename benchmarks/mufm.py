@@ -1,20 +1,20 @@
-"""MUFM fitted by wgeo beside descent over all features: CPU seconds to the same objective.
+"""MUFM fitted by wgeo, compared with descent over all features: CPU seconds to one objective.
 
     python benchmarks/mufm.py                          # N = 500, 2000, 10,000, 100,000
     python benchmarks/mufm.py --samples 2000 --times 1000
     python benchmarks/mufm.py --samples --pixels cifar10.zip         # d = 3072 instead, wgeo alone
 
-K = 10 classes, d = 64 rectified features, L = 8 layers, free bias. The peers minimise the same
-objective over (H_1, ..., H_L, W, b), gradients written by hand, in float64, until they are within
-1e-6 (relative) of the minimum, and are stopped after ``--times`` as many seconds as wgeo took: then
-the table has how far they are, and a ratio that they would at least reach. Adam's learning rate is
-the quickest of several at the least N, halved every thousandth step. L-BFGS is SciPy's, in units in
-which the transport term of a sample has curvature lam; it is left out where it wants more than
-4 GiB for itself. Everything runs on one thread, and seconds are of the CPU, which mean something on
-a machine that does other work too. wgeo's are from features to certified solution, all starts of
-the default included; "Newton" are those after the statistics, and "/ product" the same by Hessian
-product, which should not depend on N. Memory is the peak above that of a process with its libraries
-loaded, the features included.
+K = 10 classes, d = 64 rectified features, L = 8 layers, free bias. The peers minimize the same
+objective over (H_1, ..., H_L, W, b) in float64, with gradients written by hand, until they are
+within 1e-6 (relative) of the minimum. They are stopped after ``--times`` times wgeo's CPU seconds;
+the table then gives their distance from the minimum, and a lower bound of the ratio. Adam's
+learning rate is the fastest of several at the smallest N, and is halved every thousand steps.
+L-BFGS is SciPy's, in units in which the transport term of a sample has curvature lam; it is left
+out if it needs more than 4 GiB. Everything runs on one thread. Times are CPU seconds, which are
+meaningful even if the machine does other work. wgeo's time covers everything from the features to
+the certified solution, with all default starts; "Newton" is the part after the statistics, and
+"/ product" is that time per Hessian product, which should not depend on N. Memory is the peak above
+that of a process with its libraries loaded, and includes the features.
 Adds its rows to `benchmarks/mufm.json`.
 """
 
@@ -53,7 +53,7 @@ RATES = (1e-1, 3e-2)  # of Adam, in the units of `Whole`
 
 
 def features(n: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rectified clusters, as a network's first block gives."""
+    """Rectified clusters, similar to the output of a network's first block."""
     rng = np.random.default_rng(0)
     y = np.arange(n) % CLASSES
     means = 0.7 * rng.standard_normal((CLASSES, WIDTH))
@@ -100,7 +100,7 @@ class Whole:
 
 
 def adam(whole: Whole, goal: float, cap: float, rate: float) -> tuple[float, float, int]:
-    """Seconds, the relative gap reached, and steps; torch's own Adam."""
+    """Seconds, relative gap and steps of torch's Adam."""
     began, best = time.process_time(), np.inf
     point = whole.start()
     cut = whole.sizes[0]
@@ -124,7 +124,7 @@ def adam(whole: Whole, goal: float, cap: float, rate: float) -> tuple[float, flo
 
 
 def lbfgs(whole: Whole, goal: float, cap: float) -> tuple[float, float, int]:
-    """Seconds, the relative gap reached, and evaluations; SciPy's L-BFGS-B, 10 pairs."""
+    """Seconds, relative gap and evaluations of SciPy's L-BFGS-B with 10 pairs."""
     began, best, count = time.process_time(), np.inf, 0
 
     def evaluate(flat: np.ndarray) -> tuple[float, np.ndarray]:
@@ -150,7 +150,7 @@ def lbfgs(whole: Whole, goal: float, cap: float) -> tuple[float, float, int]:
 
 
 def in_process(work: Callable[..., Any], *arguments: Any) -> Any:
-    """Run in a process of its own; return its answer and the peak of its memory in MiB."""
+    """Run in a separate process; return its result and its peak memory in MiB."""
     with mp.get_context("spawn").Pool(1) as pool:
         return pool.apply(_measured, (work, *arguments))
 
@@ -166,7 +166,7 @@ def _measured(work: Callable[..., Any], *arguments: Any) -> dict[str, Any]:
 
 
 def of_wgeo(n: int) -> dict[str, Any]:
-    """The quickest of three fits, after one that warms up."""
+    """The fastest of three fits, after a warm-up fit."""
     x, y = features(n)
     fit_mufm(*features(500), **SETTINGS)
     seconds, newton, found = min((_fitted(x, y) for _ in range(3)), key=lambda run: run[0])
@@ -181,7 +181,7 @@ def of_wgeo(n: int) -> dict[str, Any]:
 
 
 def _fitted(x: np.ndarray, y: np.ndarray, **more: Any) -> tuple[float, float, MUFMSolution]:
-    """Seconds in all, seconds of Newton's search alone, and the solution."""
+    """Total seconds, seconds of Newton's method alone, and the solution."""
     began = time.process_time()
     found = fit_mufm(x, y, **SETTINGS, **more)
     seconds = time.process_time() - began
@@ -198,7 +198,7 @@ def of_peer(name: str, n: int, goal: float, cap: float, rate: float) -> dict[str
 
 
 def measured(n: int, times: float, rate: float | None) -> dict[str, Any]:
-    """A row of the table; without a rate for Adam, the quickest of `RATES`."""
+    """A row of the table; if no rate is given for Adam, the fastest of `RATES`."""
     row: dict[str, Any] = {"n": n, "times": times, "wgeo": in_process(of_wgeo, n)}
     goal, cap = row["wgeo"]["objective"], times * row["wgeo"]["seconds"]
     rates = RATES if rate is None else (rate,)
@@ -210,7 +210,7 @@ def measured(n: int, times: float, rate: float | None) -> dict[str, Any]:
 
 
 def of_pixels(source: str, n: int) -> dict[str, Any]:
-    """wgeo alone on raw images, one start, to 1e-6 of the objective and on to convergence."""
+    """wgeo alone on raw images, from one start, to 1e-6 of the objective and to convergence."""
     images = load_images(source, limit=n)
     x = np.asarray(images.x, dtype=np.float64).reshape(len(images), -1) / 255
     (seconds, rough_search, rough), (_, sharp_search, sharp) = (

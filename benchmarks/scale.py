@@ -2,14 +2,14 @@
 
     python benchmarks/scale.py                    # N = 1000 to 16000 doubling, d, L
     python benchmarks/scale.py --largest 128000 --tasks collapse paths
-    python benchmarks/scale.py --ranks 1 2        # the same by one process and by two
+    python benchmarks/scale.py --ranks 1 2        # the same work in one process and in two
     python benchmarks/scale.py --large            # 100,000 x 512 x 8 layers from disk, 1.6 GB
 
 Features are synthetic: clusters that contract and drift from layer to layer, written to disk a few
 rows at a time and opened as `wgeo.Trajectory.load` does. Every measurement runs in a
 separate process. ``anon`` is the peak of anonymous memory (RssAnon, sampled every 20 ms); ``peak``
 is the largest resident set (ru_maxrss), which also counts pages of the memory maps: the system
-reclaims those when others need them. Both include Python and the libraries (``idle``).
+reclaims those if other processes need memory. Both include Python and the libraries (``idle``).
 CPU seconds are of all threads.
 
 Results go into `benchmarks/scale.json`; earlier ones stay there. Exponents are slopes of
@@ -48,7 +48,7 @@ ROWS = 4096
 
 
 def features(folder: Path, n: int, d: int, layers: int) -> Path:
-    """Write a synthetic trajectory, whole layers never in memory."""
+    """Write a synthetic trajectory without holding a whole layer in memory."""
     if (folder / "manifest.json").exists():
         return folder
     rng = np.random.default_rng(0)
@@ -107,7 +107,7 @@ def sinkhorn(traj: wgeo.Trajectory) -> float:
 
 
 def compared(traj: wgeo.Trajectory) -> float:
-    """The layers compared with every model; MUFM is fitted to the first and tested on all."""
+    """Compare the layers with every model; MUFM is fitted to the first and tested on all."""
     return wgeo.compare(traj, mufm=True).held_out.r2 or 0.0
 
 
@@ -159,7 +159,7 @@ def _measured(task: str, folder: Path) -> dict:
 
 
 def run(task: str, folder: Path, threads: int, ranks: int = 1) -> dict:
-    """Measure in a new process, or in several on one job; return the result of rank 0."""
+    """Measure in a new process, or in several on the same job; return the result of rank 0."""
     context = mp.get_context("spawn")
     meeting = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     rendezvous = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(meeting.port)}
@@ -184,7 +184,7 @@ def run(task: str, folder: Path, threads: int, ranks: int = 1) -> dict:
 
 
 def shared(args: argparse.Namespace, home: Path) -> Iterator[tuple[str, dict]]:
-    """The same work by one process and by several, with one thread each."""
+    """The same work in one process and in several, with one thread each."""
     pairs, reading = {"n": 16000, "d": 64, "layers": 4}, {"n": 64000, "d": 128, "layers": 4}
     shapes = {"certified": pairs, "sinkhorn": pairs, "sliced": pairs}
     shapes |= {"collapse": reading, "paths": reading, "compared": reading}
@@ -207,7 +207,7 @@ MIDDLE = {"n": 4000, "d": 64, "layers": 4}
 
 
 def axes(largest: int) -> dict[str, list[int]]:
-    """Sizes that are doubled, one at a time, from the middle."""
+    """Sizes, doubled one at a time from the middle."""
     return {
         "n": [1000 * 2**k for k in range(1 + int(math.log2(largest / 1000)))],
         "d": [32, 64, 128, 256, 512],
@@ -254,7 +254,7 @@ def main() -> None:
         home = args.folder or Path(temporary)
         kind, measured = ("ranks", shared) if args.ranks else ("sweep", sweep)
         kind, measured = ("large", large) if args.large else (kind, measured)
-        for name, result in measured(args, home):  # written as they come: a run may take hours
+        for name, result in measured(args, home):  # written one by one: a run may take hours
             record.setdefault(kind, {})[name] = result
             record["machine"] = {"processor": platform.machine()}
             record["versions"] = {"torch": torch.__version__, "numpy": np.__version__}

@@ -15,7 +15,7 @@ Memory is the peak of resident memory above what the process held with libraries
 loaded. Errors of W2^2 are relative to wgeo's certified value, whose own gap is in the first row.
 GeomLoss (debiased, scaling 0.8) is run at blur 0.5, and then with the blur halved until the error
 is below 0.1 %; the second row counts only that last run, whose blur is not known in advance.
-If there are fewer images than N, further samples lie between two of one class, at every layer.
+If there are fewer images than N, additional samples interpolate two of one class, at every layer.
 Writes `benchmarks/transport.json`, task by task; ``--chain --large 0`` repeats only `pair` and
 keeps the other results.
 """
@@ -129,7 +129,7 @@ def peers(cuda: bool) -> list[str]:
     return [*names, "GeomLoss"]
 
 
-# --- one measurement, in a process of its own ---------------------------------------------------
+# --- one measurement, in a separate process -----------------------------------------------------
 
 
 def resident(key: str) -> int:
@@ -151,7 +151,7 @@ def timed(work: Callable[[], tuple[float, dict]]) -> dict:
 
 
 def until_good(x: np.ndarray, y: np.ndarray, truth: float) -> dict:
-    """GeomLoss at ever smaller blurs: the first run, and the first that is good enough."""
+    """GeomLoss at decreasing blurs: the first run, and the first that is accurate enough."""
     runs = []
     for blur in BLURS:
         runs.append({"blur": blur, **timed(lambda b=blur: (solve_geomloss(x, y, b), {}))})
@@ -174,7 +174,7 @@ def measure(solver: str, file: str, name: str, truth: float, threads: int, resul
 
 
 def run(solver: str, file: Path, name: str, truth: float, threads: int, limit: float) -> dict:
-    """Measure in a new process; the reason if there is no result."""
+    """Measure in a new process; return the reason if there is no result."""
     receive, send = mp.get_context("spawn").Pipe(duplex=False)
     args = (solver, str(file), name, truth, threads, send)
     process = mp.get_context("spawn").Process(target=measure, args=args)
@@ -206,7 +206,7 @@ def trajectory(args: argparse.Namespace, folder: Path) -> wgeo.Trajectory:
 
 
 def pairs_of(traj: wgeo.Trajectory, n: int) -> Pairs:
-    """Blocks and ends on n samples; further samples lie between two of one class."""
+    """Blocks and segments on n samples; additional samples interpolate two of one class."""
     rng = np.random.default_rng(0)
     have, labels = len(traj), traj.labels
     first = rng.permutation(have)[:n] if n <= have else rng.integers(have, size=n)

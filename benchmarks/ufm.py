@@ -1,15 +1,15 @@
-"""Many seeds of a deep ReLU model in one tensor program, beside one seed after another.
+"""Many seeds of a deep ReLU model in one tensor program, compared with one seed at a time.
 
     python benchmarks/ufm.py                  # 100 seeds, K = 2, d = 20, n = 20, 4 layers
     python benchmarks/ufm.py --seeds 20 --layers 3
 
-"one by one" is the same solver, a seed at a time: timed on some seeds (``--sample``), and scaled up
-by the number of evaluations, which differs widely between seeds. "SciPy" is
-`scipy.optimize.minimize` with L-BFGS-B on NumPy with the gradient written by hand, as one would
-without wgeo, stopped by the same gradient norm or where it stalls; timed on the same seeds, and
-scaled up by their number. All descents are in the same balanced variables. A batch uses all cores,
-a single seed cannot: the ratio is of wall time, on a machine that does nothing else; CPU time of
-all threads stands beside it. `benchmarks/ufm.json` is what the command writes.
+"one by one" is the same solver with one seed at a time: timed on some seeds (``--sample``), and
+scaled up by the number of evaluations, which differs widely between seeds. "SciPy" is
+`scipy.optimize.minimize` with L-BFGS-B on NumPy, with the gradient written by hand, as one would do
+without wgeo. It stops at the same gradient norm, or when it stalls; it is timed on the same seeds,
+and scaled up by their number. All descents use the same balanced variables. A batch uses all cores,
+which a single seed cannot; therefore the ratio is that of wall times, on an otherwise idle machine,
+and the CPU time of all threads is reported too. The command writes `benchmarks/ufm.json`.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Flat:
         self.Y, self.N = problem.targets.numpy(), problem.num_samples
         ends = np.cumsum(problem.sizes)
         self.cuts = [slice(end - size, end) for end, size in zip(ends, problem.sizes, strict=True)]
-        # in balanced variables the product of all factors keeps its scale block by block
+        # in balanced variables the product of all factors keeps its scale, block by block
         self.blocks = [float(self.scale[cut][0]) for cut in self.cuts]
 
     def __call__(self, u: np.ndarray) -> tuple[float, np.ndarray]:
@@ -82,7 +82,7 @@ class Flat:
 
 
 def scipy_descent(problem: Problem, x: torch.Tensor, tolerance: float) -> tuple[float, float]:
-    """Value and gradient norm that SciPy's L-BFGS-B ends at from one starting point."""
+    """Final value and gradient norm of SciPy's L-BFGS-B from one starting point."""
     flat = Flat(problem)
     options = {"maxiter": 10_000, "maxfun": 20_000, "maxcor": 20, "ftol": 0.0, "gtol": 0.0}
 
@@ -136,7 +136,7 @@ def main() -> None:
     with Watch() as watch:
         together = descend(problem, x, tolerance=asked.tolerance)
     rows = [row("in one program", watch, together, 1.0)]
-    torch.set_num_threads(1)  # which is quicker for what one seed is
+    torch.set_num_threads(1)  # faster for a single seed
     with Watch() as watch:
         alone = [
             descend(problem, x[i : i + 1], tolerance=asked.tolerance)

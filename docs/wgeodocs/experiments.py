@@ -1,4 +1,4 @@
-"""Pages of the experiments, from the README that each writes its tables into."""
+"""Pages of the experiments, made from their README files."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _PLACE = re.compile(r"<!-- measured: (?P<name>[^>]*) -->\n(?P<table>.*?)<!-- end
 _IMAGE = re.compile(r"^!\[(?P<alt>[^\]]*)\]\((?P<file>[^)]+)\)$", re.MULTILINE)
 _LINK = re.compile(r"(?<!!)\[(?P<text>[^\]]*)\]\((?!https?:|#)(?P<to>[^)#]*)[^)]*\)")
 _TITLE = re.compile(r"^# (.*)$", re.MULTILINE)
-_WAITING = "*Not measured yet: the command above does.*"
+_WAITING = "*Not measured yet; the command above measures it.*"
 
 
 def pages(folder: Path) -> dict[str, str]:
@@ -21,7 +21,7 @@ def pages(folder: Path) -> dict[str, str]:
 
 
 def figures(folder: Path) -> Iterator[tuple[Path, str]]:
-    """Every figure that a README shows, and where its copy goes."""
+    """Every figure that a README shows, and the path of its copy."""
     for readme in _readmes(folder):
         for image in _IMAGE.finditer(readme.read_text("utf-8")):
             source = readme.parent / image["file"]
@@ -66,10 +66,10 @@ def _index(folder: Path, found: dict[str, str]) -> str:
         [
             "# Experiments",
             "",
-            "What the papers claim, measured. Each page is the experiment's own README: the "
-            "question, the claims, the command that measures them again, what was expected and "
-            "what was found, with intervals over seeds. Where the data contradict a paper, the "
-            "page says so.",
+            "Tests of the papers' claims. Each page is the README of an experiment: the question "
+            "and its answer, the claims, the command that repeats the measurement, and the expected "
+            "and the measured results, with intervals over seeds. If the data contradict a paper, "
+            "the page says so.",
             "",
             "| Question | |",
             "|---|---|",
