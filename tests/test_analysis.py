@@ -42,7 +42,7 @@ def analysis():
     return wgeo.analyze(net, (x, np.arange(30) % 3), bootstrap=20, **PLAIN)
 
 
-def test_the_record_has_every_promised_key(analysis):
+def test_record_has_every_documented_key(analysis):
     record = analysis.record
     has(record, "")
     has(record["provenance"], "provenance")
@@ -66,7 +66,7 @@ def test_the_record_has_every_promised_key(analysis):
     assert analysis.verdict
 
 
-def test_saved_and_loaded_it_is_the_same(analysis, tmp_path):
+def test_record_round_trips_through_its_file(analysis, tmp_path):
     analysis.save(tmp_path / "run")
     assert Analysis.load(tmp_path / "run").record == analysis.record
     assert list((tmp_path / "run" / "figures").glob("*.png"))
@@ -74,7 +74,7 @@ def test_saved_and_loaded_it_is_the_same(analysis, tmp_path):
     json.loads((tmp_path / "run" / "analysis.json").read_text(), parse_constant=pytest.fail)
 
 
-def test_what_is_not_a_record_is_refused(tmp_path):
+def test_file_that_is_not_a_record_is_refused(tmp_path):
     with pytest.raises(RecordError, match="wgeo analyze"):
         Analysis.load(tmp_path)
     for text, message in (
@@ -98,7 +98,7 @@ def test_a_damaged_record_is_refused(analysis, tmp_path, key, value):
         Analysis.load(tmp_path)
 
 
-def test_an_unwritable_folder_is_an_error_in_words(analysis, tmp_path):
+def test_saving_to_an_unwritable_folder_is_a_clear_error(analysis, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(RecordError, match="Choose another folder"):
         analysis.save(tmp_path / "file" / "run")
@@ -110,7 +110,7 @@ def test_one_class_is_refused(rng):
         analyze_trajectory(traj)
 
 
-def test_undefined_figures_are_null_not_nan(rng):
+def test_undefined_values_are_null_not_nan(rng):
     """Nothing moves: end-to-end distance zero, ratios undefined."""
     x = rng.normal(size=(12, 3))
     traj = wgeo.Trajectory.from_arrays([x, x, x], np.arange(12) % 3)
@@ -132,7 +132,7 @@ def test_a_straight_line_is_the_geodesic_model(rng):
         assert model["relative_error"] is None or model["relative_error"] < 1e-12
 
 
-def test_class_means_are_seen_in_the_plane_they_move_in(rng):
+def test_class_view_is_the_plane_in_which_class_means_move(rng):
     plane = np.linalg.qr(rng.normal(size=(8, 2)))[0].T
     corners = rng.normal(size=(3, 2)) @ plane
     labels = np.arange(9) % 3
@@ -144,7 +144,7 @@ def test_class_means_are_seen_in_the_plane_they_move_in(rng):
     assert np.allclose(step, 2 * np.linalg.norm(corners, axis=1))
 
 
-def test_resnet20_reads_as_it_should(shared):
+def test_analysis_of_resnet20_has_known_values(shared):
     net = wgeo.load_checkpoint(
         shared / "checkpoints" / "resnet20-12fca82f.th", arch="cifar_resnet20"
     )
@@ -161,7 +161,7 @@ def test_resnet20_reads_as_it_should(shared):
             assert block["ot_score"] > 0.98
 
 
-def test_errors_share_one_base():
+def test_errors_share_one_base_class():
     assert all(
         issubclass(getattr(wgeo.errors, name), WgeoError)
         for name in dir(wgeo.errors)

@@ -48,7 +48,7 @@ def broken(promised, found):
     return wrong
 
 
-def test_no_public_name_and_no_parameter_is_gone():
+def test_no_public_name_or_parameter_is_removed():
     promised = [split(line) for line in public.LIST.read_text("utf-8").splitlines()]
     found = {split(line)[0]: split(line) for line in public.lines()}
     missing = [name for name, _, _ in promised if name not in found]
@@ -60,7 +60,7 @@ def test_no_public_name_and_no_parameter_is_gone():
     }, "a new public name: python tests/public.py --write"
 
 
-def test_the_guard_guards():
+def test_signature_check_detects_breaking_changes():
     old = split("wgeo.f(a, b=, *, c=)")
     assert broken(old, split("wgeo.f(a, b=, d=, *, c=, e=)")) == []
     assert broken(old, split("wgeo.f(a=, b=, *, c=)")) == []
@@ -106,13 +106,13 @@ def test_warnings_of_old_names_point_to_the_line_that_uses_them():
     assert done.stdout.strip() == str(["<string>"] * 3), done.stderr
 
 
-def test_held_is_now_nbytes():
+def test_deprecated_held_is_nbytes():
     traj = wgeo.Trajectory.from_arrays([[[0.0], [1.0]]], [0, 1])
     with pytest.warns(DeprecationWarning, match="held is now nbytes"):
         assert traj.held == traj.nbytes == 16
 
 
-def test_a_name_that_never_was_is_an_error():
+def test_unknown_name_is_an_error():
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
         wgeo.nonsense  # noqa: B018
 

@@ -62,7 +62,7 @@ MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path not in ENTRY_POI
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
-def test_a_module_imports_only_from_above(path):
+def test_modules_import_only_allowed_packages(path):
     package = _package(path)
     assert package in FLOW, f"{package} has no place in the flow; give it one here and in the docs"
     below = {other for other in _imports(path) if FLOW.index(other) > FLOW.index(package)}
@@ -70,7 +70,7 @@ def test_a_module_imports_only_from_above(path):
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
-def test_a_module_is_readable_in_one_sitting(path):
+def test_modules_stay_below_the_line_limit(path):
     assert len(path.read_text().splitlines()) <= 450
 
 

@@ -55,7 +55,7 @@ def plainly(call):
     return done.stdout
 
 
-def test_every_entry_refuses_what_it_does_not_take():
+def test_every_entry_point_refuses_invalid_arguments():
     wrong = ["'runs/x'", "Path('x')", "x", "[x, x]", "net", "None", "3", "{}"]
     calls = []
     for value in wrong:
@@ -101,7 +101,7 @@ def test_other_types_are_widened(dtype):
     assert found.distance == wgeo.wasserstein(whole.double(), torch.from_numpy(X)).distance
 
 
-def test_the_message_says_what_is_wanted():
+def test_message_says_which_values_are_allowed():
     with pytest.raises(ArgumentError, match=r"wgeo\.trace\(net, images\).*Trajectory\.load"):
         as_trajectory("run")
     with pytest.raises(FeatureError, match=r"x has dtype torch\.float8_e4m3fn; .*x\.float\(\)"):
@@ -141,7 +141,7 @@ def test_a_sweep_file_of_wrong_values_is_refused(tmp_path, monkeypatch, text):
     assert len(result.output.splitlines()) == 1
 
 
-def test_a_checkpoint_called_like_an_option_is_a_checkpoint(tmp_path, monkeypatch):
+def test_checkpoint_named_like_an_option_is_a_checkpoint(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("--trust-checkpoint", "-x.pt"):
         (tmp_path / name).write_bytes(b"")
@@ -175,7 +175,7 @@ def test_a_command_works_without_standard_streams(monkeypatch):
         ("run/manifest.json", ["analyze", "run", "--out", "out"]),
     ],
 )
-def test_what_may_never_end_is_not_read(tmp_path, monkeypatch, kind, name, words):
+def test_files_without_an_end_are_not_read(tmp_path, monkeypatch, kind, name, words):
     assert wgeo.load_checkpoint, wgeo.train  # imports take their time, and are no part of this
     monkeypatch.chdir(tmp_path)
     Path(name).parent.mkdir(exist_ok=True)

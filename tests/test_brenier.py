@@ -149,7 +149,7 @@ def test_traced_products_are_those_of_forward_mode(norm, monkeypatch):
     torch.testing.assert_close(Jacobian(map_, x).forward(v), forward, rtol=1e-12, atol=1e-12)
 
 
-def test_what_cannot_be_traced_is_differentiated_all_the_same(monkeypatch):
+def test_untraceable_functions_are_still_differentiated(monkeypatch):
     def broken(*_: object) -> None:
         raise NotImplementedError
 
@@ -277,7 +277,7 @@ def test_attention_and_tokens_are_tested_too():
     assert result.asymmetry > 0
 
 
-def test_record_is_plain():
+def test_result_converts_to_plain_values():
     record = brenier(lambda x: x @ rotation(0.3).T, points(6, 2)).to_dict()
     assert json.loads(json.dumps(record, allow_nan=False)) == record
     assert record["points"] == 6
@@ -303,7 +303,7 @@ def test_record_is_plain():
         (lambda x: x, torch.zeros(3), "must have shape"),
     ],
 )
-def test_what_cannot_be_tested_is_said_in_words(map_, x, words):
+def test_maps_that_cannot_be_tested_are_clear_errors(map_, x, words):
     with pytest.raises(ArgumentError, match=words):
         brenier(map_, x)
 

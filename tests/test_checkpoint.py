@@ -97,7 +97,7 @@ def test_every_wrapper_is_opened(net, save, wrapper, legacy):
         "model.module._orig_mod.model.",
     ],
 )
-def test_every_prefix_is_taken_off(net, save, prefix):
+def test_every_known_prefix_is_removed(net, save, prefix):
     state = {prefix + key: tensor for key, tensor in net.state_dict().items()}
     loaded = load_checkpoint(save({"state_dict": state}), "cifar_resnet8", 4)
     assert_same(loaded, net)
@@ -128,7 +128,7 @@ def test_counters_of_batch_norm_may_be_missing(net, save):
     assert loaded.provenance.report.keys.missing == ()
 
 
-def test_weights_beside_averaged_ones_are_told(net, save):
+def test_unused_averaged_weights_are_reported(net, save):
     state = net.state_dict()
     other = {key: torch.zeros_like(tensor) for key, tensor in state.items()}
     loaded = load_checkpoint(save({"ema": other, "model": state}))
@@ -145,7 +145,7 @@ def test_other_precisions_become_float32(net, save, dtype):
     assert torch.equal(module.conv1.weight, state["conv1.weight"].float())
 
 
-def test_safetensors(net, tmp_path):
+def test_safetensors_file_is_read(net, tmp_path):
     path = tmp_path / "net.safetensors"
     save_file(net.state_dict(), path)
     loaded = load_checkpoint(path)
@@ -158,7 +158,7 @@ def test_safetensors(net, tmp_path):
     assert isinstance(loaded.module.act1, nn.Tanh)
 
 
-def test_a_safetensors_header_may_look_like_another_magic(tmp_path):
+def test_safetensors_header_may_resemble_another_format(tmp_path):
     # The header's length comes first; 19280 is b"PK", 15932 starts with "<", 35615 is gzip's.
     for length in (0x4B50, 0x3E3C, 0x8B1F, 0x0280):
         tensors = {"stem.weight": torch.ones(2, 3), "blocks.0.fc.weight": torch.ones(2, 2)}
@@ -185,7 +185,7 @@ def test_torchvision_resnets_from_disk(save, name):
     assert torch.equal(loaded.module(images), net(images))
 
 
-def test_provenance_says_where_it_came_from(net, save):
+def test_provenance_identifies_the_file(net, save):
     path = save({"state_dict": net.state_dict(), "epoch": 180})
     provenance = load_checkpoint(path, "cifar_resnet8").provenance
     assert provenance.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
@@ -201,7 +201,7 @@ def test_provenance_says_where_it_came_from(net, save):
         assert load_checkpoint(path, "cifar_resnet8").provenance.epoch == told
 
 
-def test_normalisation_is_the_files_then_the_archs(save):
+def test_normalisation_is_from_the_file_then_the_architecture(save):
     colour = models.build("cifar_resnet8", num_classes=3)
     grey = models.build("cifar_resnet8", num_classes=3, in_channels=1)
     small = models.build("torchvision:resnet18", num_classes=3, image_size=32)
@@ -231,7 +231,7 @@ def test_wgeos_own_checkpoints_know_their_architecture(save):
         assert_same(load_checkpoint(save({"state_dict": net.state_dict(), "wgeo": meta})), net)
 
 
-def test_what_shapes_leave_open_is_asked_or_told(save):
+def test_options_that_shapes_do_not_determine_are_required_or_reported(save):
     net = models.build("isoresnet", num_classes=4, in_channels=2, activation="tanh", depth=1).eval()
     path = save(net.state_dict())
     with pytest.raises(CheckpointError, match=r"fit isoresnet and isoplain.*Pass"):
@@ -287,7 +287,7 @@ def test_networks_in_memory():
 # What does not fit.
 
 
-def test_the_wrong_architecture_names_the_right_one(save):
+def test_error_for_a_wrong_architecture_names_the_right_one(save):
     path = save({"state_dict": models.build("cifar_resnet20", num_classes=10).state_dict()})
     with pytest.raises(CheckpointError) as error:
         load_checkpoint(path, "cifar_resnet32")
@@ -302,7 +302,7 @@ def test_the_wrong_architecture_names_the_right_one(save):
         load_checkpoint(path, "cifar_resnet21")
 
 
-def test_unknown_weights_name_the_closest_or_say_there_is_none(save):
+def test_error_for_unknown_weights_names_the_closest_architecture_if_any(save):
     state = models.build("cifar_resnet20", num_classes=10).state_dict()
     state["extra.weight"] = torch.ones(2)
     with pytest.raises(CheckpointError, match=r"closest is cifar_resnet20.*1 unexpected: extra\.w"):
@@ -312,7 +312,7 @@ def test_unknown_weights_name_the_closest_or_say_there_is_none(save):
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-def test_weights_that_are_no_numbers(net, save, value):
+def test_non_finite_weights_are_refused(net, save, value):
     state = net.state_dict()
     spoilt = [k for k in state if k.startswith("layer1") and state[k].is_floating_point()]
     for key in spoilt:
@@ -341,7 +341,7 @@ def test_numbers_too_large_for_float32(net, save):
         (torch.zeros(2**19, 1).expand(2**19, 2**12), "exhaust memory"),
     ],
 )
-def test_tensors_that_are_no_weights(net, save, tensor, said):
+def test_tensors_that_are_not_weights_are_refused(net, save, tensor, said):
     with pytest.raises(CheckpointError, match=said):
         load_checkpoint(save({**net.state_dict(), "linear.weight": tensor}))
 
@@ -363,12 +363,12 @@ def test_tensors_that_are_no_weights(net, save, tensor, said):
         ({"\x1b[2J": 3}, r"entries: \\x1b\[2J"),
     ],
 )
-def test_files_without_a_state_dict(save, value, said):
+def test_files_without_a_state_dict_are_refused(save, value, said):
     with pytest.raises(CheckpointError, match=said):
         load_checkpoint(save(value))
 
 
-def test_hidden_methods_do_not_confuse(net, save):
+def test_attributes_that_shadow_dict_methods_do_no_harm(net, save):
     class Shadowed:
         def __reduce__(self):
             attributes = {"items": 3, "keys": "no", "values": None, "get": 0}
@@ -400,14 +400,14 @@ def test_hidden_methods_do_not_confuse(net, save):
         ({"arch": "their_gadget:build"}, "A file must not decide which code runs"),
     ],
 )
-def test_what_a_file_says_of_itself_is_checked(net, save, tmp_path, monkeypatch, meta, said):
+def test_metadata_of_a_file_is_checked(net, save, tmp_path, monkeypatch, meta, said):
     (tmp_path / "their_gadget.py").write_text("raise SystemExit('imported')")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(WgeoError, match=said):
         load_checkpoint(save({"state_dict": net.state_dict(), "wgeo": meta}))
 
 
-def test_lies_about_size_are_not_believed(net, save):
+def test_false_sizes_are_not_trusted(net, save):
     options = {"width": 10**9, "depth": 10**9, "activation": "relu"}
     meta = {"arch": "cifar_resnet8", "options": options, "num_classes": 10**12}
     assert_same(load_checkpoint(save({"state_dict": net.state_dict(), "wgeo": meta})), net)
@@ -416,7 +416,7 @@ def test_lies_about_size_are_not_believed(net, save):
 # Files that are no checkpoints.
 
 
-def test_paths_that_lead_nowhere(tmp_path, monkeypatch):
+def test_invalid_paths_are_explained(tmp_path, monkeypatch):
     (tmp_path / "folder").mkdir()
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "epoch-9.pt").write_bytes(b"x")
@@ -446,7 +446,7 @@ def test_paths_that_lead_nowhere(tmp_path, monkeypatch):
         load_checkpoint(tmp_path / "closed.pt")
 
 
-def test_names_that_are_not_utf8(net, tmp_path):
+def test_paths_that_are_not_utf8_are_read(net, tmp_path):
     path = os.fsencode(tmp_path) + b"/net-\xff\xfe\x1b[2J.pt"
     torch.save(net.state_dict(), os.fsdecode(path))
     loaded = load_checkpoint(os.fsdecode(path))
@@ -474,7 +474,7 @@ def test_names_that_are_not_utf8(net, tmp_path):
         (bytes(range(256)) * 8, "is not a checkpoint"),
     ],
 )
-def test_files_of_another_kind(tmp_path, content, said):
+def test_other_kinds_of_files_are_named(tmp_path, content, said):
     path = tmp_path / "net.pt"
     path.write_bytes(content)
     for trust in (False, True):
@@ -482,7 +482,7 @@ def test_files_of_another_kind(tmp_path, content, said):
             load_checkpoint(path, "mlp", trust=trust)
 
 
-def test_other_archives(tmp_path):
+def test_other_kinds_of_archives_are_named(tmp_path):
     np.savez(tmp_path / "a.npz", x=np.ones(3))
     with pytest.raises(CheckpointError, match="NumPy archive"):
         load_checkpoint(tmp_path / "a.npz")
@@ -526,7 +526,7 @@ def test_a_damaged_file_is_one_clear_error_or_harmless(tmp_path_factory, data):
         assert len(error) < 3000
 
 
-def test_a_flipped_weight_is_noticed_where_the_format_has_a_checksum(net, save):
+def test_flipped_weight_is_detected_if_the_format_has_a_checksum(net, save):
     path = save(net.state_dict())
     body = bytearray(path.read_bytes())
     needle = net.conv1.weight.detach().numpy().tobytes()[:32]
@@ -595,7 +595,7 @@ def test_no_code_in_a_file_is_run(net, tmp_path, name, form):
     assert not target.exists()
 
 
-def test_only_a_network_of_foreign_code_needs_trust(net, save):
+def test_only_a_network_that_needs_its_own_code_needs_trust(net, save):
     for value in (net, nn.DataParallel(net)):
         path = save(value)
         assert_same(load_checkpoint(path), net)
@@ -619,7 +619,7 @@ def test_only_a_network_of_foreign_code_needs_trust(net, save):
             load_checkpoint(save(broken), trust=trust)
 
 
-def test_trusted_files_whose_code_is_gone(save, monkeypatch):
+def test_trusted_file_with_missing_code_is_a_clear_error(save, monkeypatch):
     class Gone(nn.Module):
         def __init__(self):
             super().__init__()
@@ -652,7 +652,7 @@ def test_zip_bombs_are_not_unpacked(net, save):
         load_checkpoint(path)
 
 
-def test_entries_that_overlap_are_not_unpacked(net, save):
+def test_overlapping_zip_entries_are_not_unpacked(net, save):
     path = save(net.state_dict())
     with zipfile.ZipFile(path, "a") as archive:
         for i in range(100):  # a hundred names for one body
@@ -680,14 +680,14 @@ def memory_bomb(call):
     ],
     ids=["bytearray", "encode", "Tensor", "lazy Tensor"],
 )
-def test_pickles_that_ask_for_memory(save, call):
+def test_pickles_that_allocate_huge_memory_are_refused(save, call):
     path = save({"w": torch.ones(2)})
     rewritten(path, lambda _: memory_bomb(call))
     with pytest.raises(CheckpointError):
         load_checkpoint(path)
 
 
-def test_endless_pickles(save, monkeypatch):
+def test_endless_pickles_are_refused(save, monkeypatch):
     path = save({"w": torch.ones(2)})
     monkeypatch.setattr("wgeo.checkpoints.pickles._MAX_OPS", 10_000)
     rewritten(path, lambda _: memory_bomb(b"]" + b"]0" * 11_000))
@@ -695,7 +695,7 @@ def test_endless_pickles(save, monkeypatch):
         load_checkpoint(path)
 
 
-def test_a_storage_larger_than_its_part(net, save):
+def test_storage_larger_than_its_zip_entry_is_refused(net, save):
     path = save({"w": torch.ones(77)})
 
     def lie(parts):
@@ -735,7 +735,7 @@ def header(**entries):
         (None, header(__metadata__={"wgeo": "not JSON"})),
     ],
 )
-def test_lying_safetensors(tmp_path, length, text):
+def test_safetensors_with_false_headers_are_refused(tmp_path, length, text):
     path = tmp_path / "net.safetensors"
     count = len(text) if length is None else length
     path.write_bytes(count.to_bytes(8, "little") + text + b"\0\0\0\0")
@@ -747,7 +747,7 @@ def test_lying_safetensors(tmp_path, length, text):
 
 
 @pytest.mark.parametrize(("depth", "digest"), [(20, "12fca82f"), (32, "d509ac18")])
-def test_published_cifar_resnets(shared, depth, digest):
+def test_published_cifar_resnets_are_read(shared, depth, digest):
     path = shared / "checkpoints" / f"resnet{depth}-{digest}.th"
     named = load_checkpoint(path, f"cifar_resnet{depth}", num_classes=10)
     assert named.provenance.sha256.startswith(digest)
@@ -757,7 +757,7 @@ def test_published_cifar_resnets(shared, depth, digest):
     assert load_checkpoint(path).arch == f"cifar_resnet{depth}"
 
 
-def test_resnet20_reads_images_as_published(shared):
+def test_resnet20_has_its_published_accuracy(shared):
     net = load_checkpoint(shared / "checkpoints" / "resnet20-12fca82f.th")
     with zipfile.ZipFile(shared / "data" / "cifar10_jpeg.zip") as archive:
         names = sorted(n for n in archive.namelist() if n.startswith("test/") and n[-4:] == ".jpg")

@@ -113,7 +113,7 @@ BESIDE = {
 
 @pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
 @pytest.mark.parametrize("what", BESIDE)
-def test_anything_may_lie_beside_the_tensors(net, save, what, legacy):
+def test_other_objects_next_to_the_tensors_do_no_harm(net, save, what, legacy):
     value = {"args": BESIDE[what](), "state_dict": net.state_dict(), "epoch": 3}
     loaded = load_checkpoint(save(value, _use_new_zipfile_serialization=not legacy))
     assert_same(loaded, net)
@@ -122,7 +122,7 @@ def test_anything_may_lie_beside_the_tensors(net, save, what, legacy):
     assert json.dumps(loaded.provenance.to_dict())
 
 
-def test_what_was_stood_in_for_is_told_and_knows_nothing_of_the_class(net, save):
+def test_stand_ins_are_reported_and_know_nothing_of_the_class(net, save):
     path = save({"args": Config(), "state_dict": net.state_dict()})
     report = load_checkpoint(path).provenance.report
     assert report.stand_ins == (f"{__name__}.Config",)
@@ -132,7 +132,7 @@ def test_what_was_stood_in_for_is_told_and_knows_nothing_of_the_class(net, save)
     assert not isinstance(value, Config)
 
 
-def test_what_others_declared_safe_does_not_count(net, save):
+def test_classes_that_others_declared_safe_are_not_trusted(net, save):
     """Code that a program of the user's allows torch to run is not run for wgeo."""
     path = save({"args": Config(), "state_dict": net.state_dict()})
     with torch.serialization.safe_globals([Config]):
@@ -196,7 +196,7 @@ def test_any_prefix_that_fits_is_taken(net, save, prefix):
         load_checkpoint(path, prefix="other")
 
 
-def test_of_two_that_fit_neither_is_guessed(net, save):
+def test_two_matching_state_dicts_require_a_choice(net, save):
     other = {k: t + 1 if t.is_floating_point() else t for k, t in net.state_dict().items()}
     state = {**prefixed("encoder_q.", net.state_dict()), **prefixed("encoder_k.", other)}
     for arch in (None, "cifar_resnet8"):
@@ -227,7 +227,7 @@ def test_averaged_weights_by_container(net, save):
     assert load_checkpoint(path).provenance.report.container == "state_dict"
 
 
-def test_lists_of_one_and_dicts_three_levels_down(net, save):
+def test_nested_lists_and_dicts_are_searched(net, save):
     for value in (
         {"state_dict": [net.state_dict()]},
         [net.state_dict()],
@@ -237,7 +237,7 @@ def test_lists_of_one_and_dicts_three_levels_down(net, save):
         assert_same(load_checkpoint(save(value)), net)
 
 
-def test_a_head_beside_the_backbone(net, save):
+def test_head_stored_separately_from_the_backbone(net, save):
     state = {
         ("head.fc." + key[7:] if key.startswith("linear.") else "backbone." + key): tensor
         for key, tensor in net.state_dict().items()
@@ -268,7 +268,7 @@ def test_a_head_behind_a_dropout(save, arch, bias):
         assert torch.equal(loaded.module(x), net.eval()(x))
 
 
-def test_a_head_of_several_layers_is_told(save):
+def test_head_of_several_layers_is_reported(save):
     net = models.build("torchvision:resnet18", num_classes=7).eval()
     net.fc = nn.Sequential(nn.Linear(512, 16), nn.ReLU(), nn.Linear(16, 7))
     loaded = load_checkpoint(save(net.state_dict()))
@@ -296,7 +296,7 @@ def test_an_encoder_without_a_head(net, save):
     assert models.parts.classifier_of(loaded.module) is None
 
 
-def test_encoders_as_self_supervision_leaves_them(net, save):
+def test_encoders_of_self_supervised_training_are_read(net, save):
     body = {k: t for k, t in net.state_dict().items() if not k.startswith("linear")}
     projector = {
         "projection_head.0.weight": torch.ones(4, 16),
@@ -317,7 +317,7 @@ def test_encoders_as_self_supervision_leaves_them(net, save):
 
 
 @pytest.mark.parametrize("wrapper", ["_fsdp_wrapped_module.", "_orig_mod."])
-def test_the_wrapper_that_was_there_is_told(net, save, wrapper):
+def test_removed_prefix_is_reported(net, save, wrapper):
     saved = {f"{wrapper}{key}": tensor for key, tensor in net.state_dict().items()}
     loaded = load_checkpoint(save(saved))
     assert loaded.provenance.report.prefix == wrapper
@@ -352,7 +352,7 @@ def test_a_network_carries_the_claim_of_its_file(net, save):
     assert claim == {"key": "best_acc1", "value": 0.915}
 
 
-def test_what_is_no_accuracy_is_not_claimed():
+def test_values_that_are_not_accuracies_are_not_claimed():
     for entries in ({"acc": True}, {"acc": float("nan")}, {"acc": -1}, {"acc": "91"}, {"top": 3},
                     {"train_acc": 0.9}, {"accumulate": 2}, {"acc": torch.ones(2)}, {"acc": 10**400},
                     {"precision": 16}):  # fmt: skip
@@ -386,13 +386,13 @@ def test_weights_kept_in_parts_are_folded(case):
     assert said in notes[0]
 
 
-def test_parts_that_are_missing_are_told(net, save):
+def test_missing_parts_are_reported(net, save):
     state = {k.replace("conv1.weight", "conv1.weight_orig"): t for k, t in net.state_dict().items()}
     with pytest.raises(CheckpointError, match=r"in parts.*weight_orig.*remove_spectral_norm"):
         load_checkpoint(save(state))
 
 
-def test_quantised_weights_are_told(save):
+def test_quantised_weights_are_reported(save):
     torch.backends.quantized.engine = torch.backends.quantized.supported_engines[-1]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch means to give them up
@@ -443,7 +443,7 @@ def test_shards_by_folder_index_or_shard(net, tmp_path):
 
 
 @pytest.mark.parametrize("where", ["/etc/passwd", "../secret.safetensors", 3, "a/b", "", "\0"])
-def test_an_index_names_nothing_elsewhere(net, tmp_path, where):
+def test_index_cannot_name_files_outside_its_folder(net, tmp_path, where):
     shards(tmp_path / "net", net.state_dict())
     save_file({"w": torch.ones(2)}, tmp_path / "secret.safetensors")
     index = tmp_path / "net" / "model.safetensors.index.json"
@@ -475,7 +475,7 @@ def hugging(key):
     return f"{start}.layer.{int(parts[2][-1]) - 1}.{kind}.{parts[3]}"
 
 
-def test_a_config_needs_transformers_or_says_so(tmp_path, monkeypatch):
+def test_config_without_transformers_installed_is_a_clear_error(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "transformers", None)
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "vit"}))
     save_file({"w": torch.ones(2)}, tmp_path / "model.safetensors")
@@ -551,7 +551,7 @@ def test_an_encoder_without_part_of_its_weights_is_refused(tmp_path):
 
 @transformers
 @pytest.mark.filterwarnings("ignore")
-def test_a_config_chooses_no_code(tmp_path):
+def test_config_cannot_select_code_to_run(tmp_path):
     from wgeo.models.huggingface import huggingface_arch
 
     evil = {
@@ -572,7 +572,7 @@ def test_a_config_chooses_no_code(tmp_path):
             huggingface_arch(str(tmp_path))
 
 
-def test_outputs_of_several_parts(net):
+def test_network_may_return_several_outputs(net):
     class Two(nn.Module):
         def __init__(self):
             super().__init__()

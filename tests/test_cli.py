@@ -80,9 +80,7 @@ def test_the_report_can_be_made_again(analysed, monkeypatch):
     assert (out / "report" / "html" / "index.html").read_text() == "again"
 
 
-def test_several_checkpoints_get_a_folder_each_and_stand_side_by_side(
-    trained, tmp_path, monkeypatch
-):
+def test_several_checkpoints_are_analysed_separately_and_compared(trained, tmp_path, monkeypatch):
     def of_series(record, *words, **more):
         return draw(record, *words, **more) if "analyses" in record else []
 
@@ -110,7 +108,7 @@ def test_several_checkpoints_get_a_folder_each_and_stand_side_by_side(
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_a_failing_checkpoint_is_told_and_the_others_are_kept(trained, tmp_path):
+def test_failing_checkpoint_is_reported_and_the_others_are_kept(trained, tmp_path):
     last = trained / "checkpoints" / "epoch-0002.pt"
     (tmp_path / "broken.pt").write_bytes(last.read_bytes()[:400])
     words = ("--data", "digits", "--samples", "40", "--no-report", "--bootstrap", "0", *PLAIN)
@@ -126,7 +124,7 @@ def test_a_failing_checkpoint_is_told_and_the_others_are_kept(trained, tmp_path)
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_checkpoints_of_one_name_do_not_overwrite_each_other(trained, tmp_path):
+def test_checkpoints_with_equal_names_do_not_overwrite_each_other(trained, tmp_path):
     last = trained / "checkpoints" / "epoch-0002.pt"
     (tmp_path / "epoch-0002.pt").write_bytes(last.read_bytes())
     run(
@@ -139,7 +137,7 @@ def test_checkpoints_of_one_name_do_not_overwrite_each_other(trained, tmp_path):
 
 
 @pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
-def test_no_file_takes_the_place_of_a_closed_stream(tmp_path, closed):
+def test_output_to_a_closed_stream_lands_in_no_file(tmp_path, closed):
     code = (
         "from wgeo.__main__ import _keep_streams; _keep_streams(); import sys; "
         "file = open(sys.argv[1], 'w'); file.write(str(file.fileno()))"
@@ -150,7 +148,7 @@ def test_no_file_takes_the_place_of_a_closed_stream(tmp_path, closed):
 
 
 @pytest.mark.parametrize("what", ["archs", "datasets", "solvers"])
-def test_lists(what):
+def test_list_commands_print_names(what):
     assert {"archs": "cifar_resnet20", "datasets": "digits", "solvers": "exact"}[what] in run(
         "list", what
     )
@@ -195,7 +193,7 @@ def test_bad_files_are_one_line(tmp_path):
         assert text.strip().splitlines()[-1].startswith("wgeo: ")
 
 
-def test_an_unwritable_folder_is_said_before_the_work(trained, tmp_path):
+def test_unwritable_folder_is_reported_before_any_work(trained, tmp_path):
     (tmp_path / "file").write_text("")
     last = trained / "checkpoints" / "epoch-0002.pt"
     text = run("analyze", last, "--data", "digits", "--out", tmp_path / "file" / "x", code=2)
@@ -210,7 +208,7 @@ def test_debug_shows_the_traceback(tmp_path):
         assert result.exc_info[0].__name__ == "CheckpointError"
 
 
-def test_what_nobody_foresaw_is_one_line_too(monkeypatch, tmp_path):
+def test_unexpected_errors_are_one_line(monkeypatch, tmp_path):
     def broken(*_, **__):
         raise ZeroDivisionError("division\nby zero")
 
@@ -241,7 +239,7 @@ def test_epochs_to_save_are_numbers(tmp_path):
         assert "not a whole number" in run(*words, "--checkpoints", bad, code=2)
 
 
-def test_training_takes_which_weights_decay_and_its_precision(tmp_path):
+def test_train_command_accepts_decayed_and_precision(tmp_path):
     text = run(
         *("train", "--arch", "isoresnet", "--dataset", "digits", "--out", tmp_path),
         *("--option", "width=4", "--option", "depth=1", "--samples", "40", "--epochs", "1"),

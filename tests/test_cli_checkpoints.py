@@ -105,7 +105,7 @@ def test_a_folder_of_save_pretrained_is_a_network(nets, tmp_path, shards):
         assert names[1] in said
 
 
-def test_an_analysis_says_how_it_knew_and_keeps_how_it_read(nets, tmp_path, capsys):
+def test_analysis_reports_how_the_checkpoint_was_read(nets, tmp_path, capsys):
     (a, _), (b, _) = nets
     state = {key.replace("linear.", "fc."): tensor for key, tensor in a.state_dict().items()}
     saved = {

@@ -60,7 +60,7 @@ def test_cross_entropy_is_printed_and_written(tmp_path):
     assert "<svg" in (tmp_path / "ce" / "model.svg").read_text()
 
 
-def test_imbalanced_squared_loss_with_every_bias():
+def test_imbalanced_squared_loss_with_every_kind_of_bias():
     values = {}
     for bias in ("none", "free", "0.1"):
         text = run(
@@ -89,7 +89,7 @@ def test_a_search_says_where_its_starts_ended(tmp_path):
     assert [layer["deep"]["layer"] for layer in record["curve"]] == [1, 2]
 
 
-def test_lower_rank_beats_deep_neural_collapse_and_says_both_values():
+def test_lower_rank_is_below_deep_neural_collapse_and_both_are_printed():
     text = run(
         *("ufm", "deep", "--classes", "6", "--per-class", "1", "--layers", "4"),
         *("--weight-decay", "1e-3", "--feature-decay", "1e-3", "--method", "lower-rank"),
@@ -98,7 +98,7 @@ def test_lower_rank_beats_deep_neural_collapse_and_says_both_values():
     assert shown(text, "deep neural collapse") == pytest.approx(0.014981934755, abs=6e-13)
 
 
-def test_layers_may_have_a_decay_each():
+def test_layers_may_have_separate_decays():
     text = run(
         *("ufm", "deep", "--counts", "6,3,2", "--layers", "2", "--activation", "linear"),
         *("--weight-decay", "3e-3,2e-3", "--feature-decay", "1e-3"),
@@ -181,7 +181,7 @@ def test_cosines():
     assert np.isnan(found[4]).all()
 
 
-def test_figures_draw_what_the_record_holds():
+def test_figures_show_the_values_of_the_record():
     given = {"dim": 3, "weight_decays": [4e-3] * 2, "feature_decay": 2e-3, "activation": "relu"}
     found = fit_deep([0, 0, 1, 1], restarts=3, **given)
     record = record_of(found, landscape(found))

@@ -29,7 +29,7 @@ class TestGaussian:
         ("degrees", "cost"),
         [(30, 0.4606079858), (45, 0.9446148619), (60, 1.4559962547), (90, 2.0)],
     )
-    def test_an_ellipse_turned(self, degrees, cost):
+    def test_rotated_ellipse_has_known_bures_distance(self, degrees, cost):
         half = np.diag([np.sqrt(8), np.sqrt(2)])
         cloud = np.concatenate([half, -half])  # covariance diag(4, 1)
         t = np.deg2rad(degrees)
@@ -74,7 +74,7 @@ class TestGaussian:
         got = wasserstein(x, (1 + size) * x, solver=Gaussian()).distance
         assert got == pytest.approx(want, rel=1e-12 / size + 1e-10)
 
-    def test_empty_dimensions_and_turns_change_nothing(self, rng):
+    def test_empty_dimensions_and_rotations_do_not_matter(self, rng):
         x, y = rng.standard_normal((30, 5)), rng.standard_normal((20, 5)) + 1
         into = np.linalg.qr(rng.standard_normal((700, 5)))[0].T
         assert bures(x @ into, y @ into) == pytest.approx(bures(x, y), rel=1e-10)
@@ -83,13 +83,13 @@ class TestGaussian:
         x, y = np.array([[1.0, 0], [-1, 0]]), np.array([[0, 1.0], [0, -1]])
         assert bures(x, y) == pytest.approx(2, rel=1e-12)  # tr + tr, no common direction
 
-    def test_says_what_it_estimates(self, rng):
+    def test_gaussian_result_states_what_it_estimates(self, rng):
         x, y = rng.standard_normal((30, 5)), rng.standard_normal((20, 5)) + 1
         result = wasserstein(x, y, solver=Gaussian())
         assert result.stats["means"] + result.stats["covariances"] == pytest.approx(result.cost)
         assert result.lower <= result.distance <= result.lower * (1 + 1e-9)
 
-    def test_the_cheaper_of_pairing_and_product_bounds_from_above(self, rng):
+    def test_upper_bound_is_the_cheaper_of_pairing_and_product_coupling(self, rng):
         x = rng.standard_normal((30, 5))
         near, away = x + 0.1, -x  # the farthest pairing there is costs more than none
         for y, origin in ((near, "pairing"), (away, "product")):
@@ -103,7 +103,7 @@ class TestGaussian:
         assert centred.stats["means"] == pytest.approx(0, abs=1e-20)
         assert 0 <= result.seconds < 60
 
-    def test_points_factored_a_few_at_a_time(self, rng, monkeypatch):
+    def test_block_size_of_the_factorization_does_not_matter(self, rng, monkeypatch):
         x, y = rng.standard_normal((50, 3)) + 1, rng.standard_normal((40, 3))
         a = rng.dirichlet(np.ones(50))
         at_once = bures(x, y, a=a)
@@ -136,7 +136,7 @@ class TestLine:
 
     @settings(max_examples=20)
     @given(weighted_lines())
-    def test_its_coupling_has_the_marginals(self, case):
+    def test_line_coupling_has_the_marginals(self, case):
         x, y, a, b = case
         plan = sliced(x, y, a=a, b=b).coupling
         if plan is None or isinstance(plan, np.ndarray):
@@ -145,20 +145,20 @@ class TestLine:
         assert plan.sum(0) == pytest.approx(b, abs=1e-12)
         assert plan.nnz <= len(x) + len(y)
 
-    def test_many_lines_at_once_are_each_line_alone(self, rng):
+    def test_batched_lines_equal_single_lines(self, rng):
         x, y = rng.standard_normal((7, 9)), rng.standard_normal((7, 4))
         a, b = rng.dirichlet(np.ones(9)), rng.dirichlet(np.ones(4))
         tensors = [torch.from_numpy(z) for z in (x, y, a, b)]
         want = [float(ot.emd2_1d(x[k], y[k], a, b)) for k in range(7)]
         assert line_costs(*tensors).numpy() == pytest.approx(np.array(want), rel=1e-9)
 
-    def test_certified(self, rng):
+    def test_line_transport_is_certified(self, rng):
         x, y = rng.standard_normal(50), rng.standard_normal(70)
         assert sliced(x, y).status is Status.CERTIFIED
 
 
 class TestSliced:
-    def test_a_translation_over_whole_frames_is_exact(self, rng):
+    def test_translation_is_exact_over_complete_frames(self, rng):
         x, move = rng.standard_normal((30, 4)), np.array([1.0, 2, 2, 4])  # |move| = 5
         result = sliced(x, x + move, projections=40)
         assert result.stats["sliced"] == pytest.approx(5 / 2, rel=1e-12)  # |move| / sqrt(d)
@@ -172,7 +172,7 @@ class TestSliced:
         assert 0 < error < 0.05 * want
         assert result.stats["sliced"] == pytest.approx(float(want), abs=5 * error)
 
-    def test_seed(self, rng):
+    def test_sliced_distance_depends_only_on_the_seed(self, rng):
         x, y = rng.standard_normal((20, 5)), rng.standard_normal((20, 5))
         one, same, other = (sliced(x, y, seed=s).stats["sliced"] for s in (1, 1, 2))
         assert one == same != other
@@ -188,7 +188,7 @@ class TestSliced:
         result = sliced(corners @ turn, y @ turn)
         assert result.lower == pytest.approx(result.upper, rel=1e-9)
 
-    def test_more_dimensions_than_directions(self, rng):
+    def test_fewer_directions_than_dimensions(self, rng):
         x, y = rng.standard_normal((2, 20, 3000))
         result = sliced(x, y, projections=5)
         assert result.stats["projections"] == 5
@@ -210,14 +210,14 @@ class TestSliced:
         some = sliced(x, y, projections=1)
         assert 0.9 * whole.lower < some.lower <= wasserstein(x, y).upper
 
-    def test_lines_a_few_at_a_time(self, rng, monkeypatch):
+    def test_block_size_of_lines_does_not_matter(self, rng, monkeypatch):
         x, y = rng.standard_normal((20, 5)), rng.standard_normal((30, 5)) + 1
         at_once = sliced(x, y).to_dict() | {"seconds": 0}
         monkeypatch.setattr(closed_form, "_LINE_ENTRIES", 150)
         assert sliced(x, y).to_dict() | {"seconds": 0} == at_once
 
     @pytest.mark.parametrize(("projections", "d"), [(5, 3), (6, 3), (2, 40), (1, 1)])
-    def test_directions_are_frames_without_a_bent_to_one_side(self, rng, projections, d):
+    def test_directions_are_unbiased_orthonormal_frames(self, rng, projections, d):
         pair = PointClouds.of(*(torch.from_numpy(rng.standard_normal((4, d))) for _ in range(2)))
         drawn = [Sliced(projections, seed)._directions(pair).numpy() for seed in range(300)]
         assert {q.shape for q in drawn} == {(projections, d)}
@@ -233,7 +233,7 @@ class TestSliced:
         assert error(torch.tensor([1.0])) is None
         assert error(torch.zeros(3)) is None
 
-    def test_the_upper_end_is_the_cost_of_the_coupling_it_names(self, rng):
+    def test_upper_bound_is_the_cost_of_the_returned_coupling(self, rng):
         x = rng.standard_normal((30, 4))
         near, shuffled = x + 0.01 * rng.standard_normal(x.shape), rng.permutation(x) + 1
         for y, origin in ((near, "pairing"), (shuffled, "line")):
@@ -245,13 +245,13 @@ class TestSliced:
             assert cost <= ((x - y) ** 2).sum(1).mean() * (1 + 1e-12)
             assert 0 <= result.seconds < 60
 
-    def test_needs_a_direction(self):
+    def test_sliced_needs_at_least_one_direction(self):
         with pytest.raises(ArgumentError, match="at least 1"):
             Sliced(projections=0)
 
 
 @pytest.mark.parametrize("swapped", [False, True])
-def test_a_direction_that_one_cloud_alone_has_counts_in_full(swapped):
+def test_direction_in_which_only_one_cloud_varies_counts_in_full(swapped):
     """Covariances diag(1, 0, ...) and diag(1, t^2, ...): B = t, of which the traces show little."""
     t, d = 1e-4, 6
     x = np.array([[1.0, 0], [-1, 0]])

@@ -239,7 +239,7 @@ def test_directions_of_the_means_below_the_tolerance_do_not_count(scale):
         assert collapse_of(np.repeat(means, 2, 0), np.repeat(np.arange(3), 2)).rank == rank
 
 
-def test_ood_orthogonality(rng):
+def test_nc5_matches_hand_computed_values(rng):
     H = np.array([[1.0, 0, 0], [3, 0, 0], [0, 2, 0], [0, 2, 0]])
     labels = [0, 0, 1, 1]
     assert collapse_of(H, labels, ood=[[0, 0, 5.0], [0, 0, 1]]).nc5 == 0
@@ -270,7 +270,7 @@ def test_matches_the_closed_form_of_the_scalar_family():
 
 
 @given(seed=st.integers(0, 10**6), scale=st.floats(1e-3, 1e3), shift=st.floats(-100, 100))
-def test_similarities_and_relabelling_change_nothing(seed, scale, shift):
+def test_metrics_are_invariant_under_similarities_and_relabelling(seed, scale, shift):
     rng = np.random.default_rng(seed)
     H, y = clusters(rng, [9, 12, 15, 8], 6)
     Q = np.linalg.qr(rng.normal(size=(6, 6)))[0]
@@ -307,7 +307,7 @@ def test_float32_with_means_ten_thousand_times_the_spread(d, rng):
     assert_equal(collapse_of(stored, y), reference(stored, y), rtol=1e-8)
 
 
-def test_rounding_in_float32_makes_no_directions(rng):
+def test_float32_rounding_adds_no_directions(rng):
     # Means on a line, as of the mean pixel: in float32 the other directions of the class means are
     # rounding errors, whose ratio of variances is of the order of the samples in a class.
     y = np.repeat(np.arange(6), 100)
@@ -417,7 +417,7 @@ def test_the_row_sample_is_fair(rng):
     assert chi2 < 110  # 64 degrees of freedom: beyond 99.97 %
 
 
-def test_one_pass_says_what_it_cannot_know(rng):
+def test_one_pass_marks_what_needs_a_second_pass(rng):
     features, y, predictions = layers_of(rng)
     once = collapse_stream(batches_of(features, y, predictions, [100, 200]), keep=0)
     for layer, (name, h) in zip(once.layers, features.items(), strict=True):
@@ -434,7 +434,7 @@ def test_one_pass_says_what_it_cannot_know(rng):
     assert once.progress["ncc_error"].kendall_tau is None
 
 
-def test_the_widest_layers_are_let_go_first(rng):
+def test_widest_layers_are_dropped_first(rng):
     features, y, predictions = layers_of(rng)
     for keep, held in ((300 * 8 * 52, ("input", "block0", "block1")), (300 * 8 * 6, ("block1",))):
         found = collapse_stream(batches_of(features, y, predictions, [10, 20, 250]), keep=keep)
@@ -443,7 +443,7 @@ def test_the_widest_layers_are_let_go_first(rng):
 
 
 @pytest.mark.parametrize("kind", [np.asarray, torch.from_numpy])
-def test_a_stream_copies_what_it_keeps(kind, rng):
+def test_stream_copies_the_rows_it_keeps(kind, rng):
     features, y, _ = layers_of(rng, widths=(4, 6))
     stream, buffer = CollapseStream(), kind(np.empty((100, 6)))
     for start in range(0, 300, 100):
@@ -541,7 +541,7 @@ def test_a_stream_holds_means_and_at_most_a_fixed_number_of_rows(rng):
 # --- what is refused, what is undefined -----------------------------------------------------------
 
 
-def test_nan_names_layer_and_sample(rng):
+def test_error_for_nan_names_layer_and_sample(rng):
     features, y, predictions = layers_of(rng)
     features["block1"][217, 3] = np.nan
     with pytest.raises(FeatureError, match=r"'block1' holds NaN.*first in sample 217"):
@@ -551,7 +551,7 @@ def test_nan_names_layer_and_sample(rng):
             collapse_stream(batches_of(features, y, predictions, cuts))
 
 
-def test_labels_out_of_range_and_malformed(rng):
+def test_invalid_labels_are_refused(rng):
     H = rng.normal(size=(6, 4))
     y = np.array([0, 1, 2, 0, 1, 2])
     W = Classifier(rng.normal(size=(2, 4)), np.zeros(2))
@@ -577,7 +577,7 @@ def test_labels_out_of_range_and_malformed(rng):
         collapse_of(H, y, weights="balanced")
 
 
-def test_a_class_that_does_not_occur_does_not_count(rng):
+def test_absent_classes_are_ignored(rng):
     H, y = clusters(rng, [30, 30, 30], 8)
     W = rng.normal(size=(5, 8))
     sparse = np.array([0, 2, 4])[y]
@@ -680,7 +680,7 @@ def test_a_trajectory_is_measured_layer_by_layer(rng):
     assert replace(found, layers=()).learned_at is None
 
 
-def test_a_classifier_that_says_nothing_of_the_last_layer(rng):
+def test_classifier_that_does_not_match_the_last_layer_is_ignored(rng):
     traj = network(rng)
     silent = collapse_of(traj.last, traj.labels, np.zeros((4, 12)))
     assert silent.nc3 is silent.nc3_papyan is None
@@ -690,7 +690,7 @@ def test_a_classifier_that_says_nothing_of_the_last_layer(rng):
     assert found.layers[-1].nc1 == collapse(traj).layers[-1].nc1
 
 
-def test_progress_counts_what_rises(rng):
+def test_progress_counts_rises(rng):
     found = collapse(network(rng))
     nc1 = found.progress["nc1"]
     values = [layer.nc1 for layer in found.layers]
@@ -732,7 +732,7 @@ def test_progress_of_simple_sequences(rng):
     assert over([None, 1.0]).monotone is None
 
 
-def test_the_bootstrap_brackets_what_is_certain_and_what_is_not(rng):
+def test_bootstrap_intervals_of_certain_and_uncertain_trends(rng):
     traj = network(rng, falls=(3.0, 1.0, 1.0, 0.3), n=80)
     found = collapse(traj, bootstrap=20, seed=1)
     low, high = found.progress["nc1"].interval
@@ -748,7 +748,7 @@ def test_the_bootstrap_brackets_what_is_certain_and_what_is_not(rng):
     assert collapse(traj).progress["nc1"].interval is None
 
 
-def test_the_record_of_a_layer_has_its_promised_keys(rng):
+def test_record_of_a_layer_has_every_documented_key(rng):
     record = collapse(network(rng)).to_dict()
     for layer in record["layers"]:
         assert {"name", "stage", "width", "collapse"} == set(layer)
@@ -782,7 +782,7 @@ def test_ood_features_of_a_whole_network(rng):
         collapse(traj, ood={layer.name: away.first[:, :3] for layer in traj.layers})
 
 
-def test_a_table_with_pandas(rng):
+def test_results_convert_to_a_pandas_table(rng):
     pytest.importorskip("pandas")
     found = collapse(network(rng))
     table = found.to_pandas()
@@ -795,7 +795,7 @@ def test_a_table_with_pandas(rng):
 
 @pytest.mark.parametrize("spectrum_size", [0, 8, 40])
 @pytest.mark.parametrize("cuts", [(0, 30, 75), (0, 0, 75), (0, 20, 50, 75)])
-def test_moments_of_parts_are_those_of_the_whole(rng, monkeypatch, spectrum_size, cuts):
+def test_merged_moments_equal_those_of_all_samples(rng, monkeypatch, spectrum_size, cuts):
     """As processes merge theirs: a class that one never saw, and one that has no sample at all."""
     x, y = clusters(rng, [40, 20, 15], 12)
     x, y = (x + 1e3).astype(np.float32), np.sort(y)
@@ -860,7 +860,7 @@ def test_no_metric_depends_on_the_scale(scale):
 
 
 @pytest.mark.parametrize("scale", [5e-324, 1e-300, 1e-160, 1e-145, 1e145, 1e154, 1e200, 1e307])
-def test_beyond_the_range_of_squares_there_is_a_reason(scale):
+def test_features_beyond_the_range_of_squares_are_an_explained_error(scale):
     y = np.arange(60) % 3
     x = (np.eye(3, 5)[y] + 0.3 * np.random.default_rng(0).normal(size=(60, 5))) * scale
     with np.errstate(all="ignore"), pytest.raises(FeatureError, match="squares leave float64's"):

@@ -19,7 +19,7 @@ def population(rng, classes, width, each, *, within=1.96, between=1.0):
     return means, means[labels] + noise, labels
 
 
-def test_one_sample_a_class_defines_nothing(rng):
+def test_one_sample_per_class_leaves_metrics_undefined(rng):
     _, x, y = population(rng, 6, 4, 1)
     found = collapse_of(x, y)
     for metric in ("nc1", "nc1_quotient", "cdnv", "ncc_accuracy", "nc2_etf", "nc2_equinorm"):
@@ -29,7 +29,7 @@ def test_one_sample_a_class_defines_nothing(rng):
     assert found.nc1_corrected is found.cdnv_corrected is found.ncc_accuracy_corrected is None
 
 
-def test_four_samples_a_class_estimate_the_population(rng):
+def test_four_samples_per_class_estimate_the_population(rng):
     """K = 1,000, d = 64: the population's NC1 is 64 * 1.96 / 1000 = 0.125, its CDNV 0.98."""
     _, x, y = population(rng, 1000, 64, 4)
     found = collapse_of(x, y)
@@ -55,7 +55,7 @@ def test_in_many_dimensions_the_classes_themselves_are_estimated(each, rng):
     assert abs(np.mean(estimates) - np.mean(truths)) < 0.5 * abs(np.mean(plugins) - np.mean(truths))
 
 
-def test_nearest_means_are_taken_without_the_sample(rng):
+def test_nearest_means_leave_out_the_sample(rng):
     _, x, y = population(rng, 8, 5, 3)
     hits = 0
     for i in range(len(y)):
@@ -116,7 +116,7 @@ def test_intervals_cover_the_population(each):
     assert covered >= 33
 
 
-def test_intervals_reach_the_record(rng):
+def test_intervals_are_in_the_record(rng):
     _, x, y = population(rng, 5, 4, 30)
     layer = wgeo.collapse(wgeo.Trajectory.from_arrays([x, x], y), bootstrap=30).layers[0]
     ends = layer.to_dict()["collapse"]["intervals"]

@@ -54,7 +54,7 @@ def assert_same(layer: LayerCollapse, other: LayerCollapse, rtol: float) -> None
 
 @pytest.mark.parametrize("d", [1, 3, 40, 700])
 @pytest.mark.parametrize("frequency", [False, True])
-def test_replicates_are_the_metrics_of_the_rows_drawn(d, frequency, rng, monkeypatch):
+def test_replicates_equal_metrics_of_the_drawn_rows(d, frequency, rng, monkeypatch):
     H, y = clusters(rng, d=d)
     y[y == 3] = np.where(rng.random((y == 3).sum()) < 0.8, 2, 3)  # of unequal sizes
     rows = np.unique(y, return_inverse=True)[1]
@@ -74,7 +74,7 @@ def test_replicates_are_the_metrics_of_the_rows_drawn(d, frequency, rng, monkeyp
             assert_same(layer, expected, rtol=1e-9)
 
 
-def test_a_layer_is_drawn_from_in_blocks(rng, monkeypatch):
+def test_replicates_do_not_depend_on_the_block_size(rng, monkeypatch):
     H, y = clusters(rng)
     drawn = bootstrap.stratified_counts(y, 3, rng)
     whole = bootstrap.bootstrap_replicates(H, y, None, drawn)
@@ -85,7 +85,7 @@ def test_a_layer_is_drawn_from_in_blocks(rng, monkeypatch):
         assert_same(layer, other, rtol=1e-10)
 
 
-def test_every_class_is_drawn_from_itself(rng):
+def test_bootstrap_draws_within_classes(rng):
     y = np.array([0] * 5 + [1] + [2] * 30)
     drawn = bootstrap.stratified_counts(y, 400, rng)
     for k, n in enumerate((5, 1, 30)):
@@ -107,7 +107,7 @@ def test_constant_and_collapsed_layers_have_replicates_too(rng):
 
 
 @given(st.lists(st.integers(-3, 3), min_size=2, max_size=9))
-def test_tau_is_kendalls(values):
+def test_tau_matches_scipy(values):
     peer = kendalltau(np.arange(len(values)), values).statistic
     found = _tau(np.array(values, float), 0.0)
     assert found is None if np.isnan(peer) else found == pytest.approx(peer)
@@ -123,7 +123,7 @@ def test_three_class_means_are_always_120_degrees_apart(rng):
 # --- one entry for what is held and for what streams by -------------------------------------------
 
 
-def test_batches_go_where_a_trajectory_goes(rng):
+def test_batches_give_the_same_result_as_a_trajectory(rng):
     H, y = clusters(rng)
     traj = Trajectory.from_arrays([H, 2 * H[:, :3]], y)
     expected = wgeo.collapse(traj, weights="frequency", ood={"layer0": H, "layer1": H[:, :3]})
@@ -139,7 +139,7 @@ def test_batches_go_where_a_trajectory_goes(rng):
             assert layer.nc5 == pytest.approx(other.nc5)
 
 
-def test_options_that_do_not_go_with_the_source(rng):
+def test_options_that_do_not_fit_the_source_are_refused(rng):
     H, y = clusters(rng)
     traj = Trajectory.from_arrays([H], y)
     with pytest.raises(ArgumentError, match="keep: options of a stream"):
@@ -193,7 +193,7 @@ def test_every_network_is_measured_at_every_block(name, activation, rng):
     assert found.layers[-1].nc3 is None or 0 <= found.layers[-1].nc3 <= 2
 
 
-def test_a_class_token_starts_out_the_same_for_all(rng):
+def test_class_token_is_constant_at_the_stem(rng):
     net, images = network("vit"), pictures(rng)
     found = wgeo.collapse(wgeo.trace(net, images, pool="cls"), bootstrap=5)
     stem, first, last = found.layers[1:]
@@ -205,7 +205,7 @@ def test_a_class_token_starts_out_the_same_for_all(rng):
     assert found.progress["nc1"].interval is not None
 
 
-def test_a_network_in_train_mode_is_measured_as_it_decides(rng):
+def test_network_in_train_mode_is_measured_in_eval_mode(rng):
     net, images = network("vgg"), pictures(rng)
     with torch.no_grad():
         for _ in range(3):
@@ -219,7 +219,7 @@ def test_a_network_in_train_mode_is_measured_as_it_decides(rng):
         assert layer == other
 
 
-def test_features_of_a_network_in_train_mode_do_not_pass_for_one_networks(rng):
+def test_features_traced_in_train_mode_are_refused(rng):
     x, y = pictures(rng)
     net = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.Dropout(0.5)).train()
 
@@ -234,7 +234,7 @@ def test_features_of_a_network_in_train_mode_do_not_pass_for_one_networks(rng):
 
 
 @pytest.mark.parametrize("name", ["cifar_resnet8", "vgg", "vit"])
-def test_a_network_streams_by_as_it_is_traced(name, rng):
+def test_streamed_collapse_equals_traced_collapse(name, rng):
     net, (x, y) = network(name).train(), pictures(rng)
     expected = wgeo.collapse(wgeo.trace(net, (x, y)))
     for keep in (0, 2**20):
@@ -246,7 +246,7 @@ def test_a_network_streams_by_as_it_is_traced(name, rng):
     assert net.training
 
 
-def test_a_stream_leaves_the_network_free_between_batches(rng):
+def test_network_can_be_used_between_streamed_batches(rng):
     net, (x, y) = network("vgg").eval(), pictures(rng)
     before = net(x[:3])
     batches = wgeo.stream(net, (x, y), batch_size=20)

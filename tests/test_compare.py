@@ -61,7 +61,7 @@ def of_mufm(rng, drift=0.0, growth=0.0, noise=0.0, **more):
     return wgeo.Trajectory.from_arrays(layers, labels), made
 
 
-def test_a_network_that_is_mufm_is_explained_and_its_settings_are_found(rng):
+def test_network_that_is_mufm_is_explained_and_its_settings_recovered(rng):
     traj, made = of_mufm(rng, n=1200)
     found = compare(traj)
     assert found.held_out.r2 > 0.95
@@ -76,7 +76,7 @@ def test_a_network_that_is_mufm_is_explained_and_its_settings_are_found(rng):
         assert 0.5 < ratio < 2
 
 
-def test_the_very_model_is_exact(rng):
+def test_comparison_with_the_generating_model_is_exact(rng):
     traj, made = of_mufm(rng)
     found = compare(traj, made)
     assert all(layer.relative_error < 0.01 for layer in found.mufm[1:])  # by the search for times
@@ -88,7 +88,7 @@ def test_the_very_model_is_exact(rng):
     assert found.solution is made
 
 
-def test_drift_and_scale_of_the_network_are_not_held_against_mufm(rng):
+def test_drift_and_scale_of_the_network_do_not_affect_mufm(rng):
     plain, made = of_mufm(np.random.default_rng(5))
     moved, _ = of_mufm(np.random.default_rng(5), drift=3.0, growth=0.7)
     for i, (a, b) in enumerate(
@@ -99,7 +99,7 @@ def test_drift_and_scale_of_the_network_are_not_held_against_mufm(rng):
         assert b.missed == pytest.approx(a.missed, abs=1e-5)
 
 
-def test_a_turned_network_is_the_same_to_mufm(rng):
+def test_rotating_the_network_does_not_affect_mufm(rng):
     """One rotation of all layers changes nothing; one for every layer but the first, little."""
     traj, _ = of_mufm(rng, n=300, noise=0.05)
     layers = [layer.features for layer in traj.layers]
@@ -119,7 +119,7 @@ def test_a_turned_network_is_the_same_to_mufm(rng):
     assert each.geodesic[1].missed > 10 * plain.geodesic[1].missed  # the line has no such freedom
 
 
-def test_labels_at_random_are_not_explained(rng):
+def test_random_labels_are_not_explained(rng):
     """Layers that have nothing to do with the labels: held out, MUFM does no better than 0."""
     x = rng.normal(size=(300, 5))
     layers = [x, *(x + 0.5 * i * rng.normal(size=x.shape) for i in (1, 2, 3))]
@@ -163,7 +163,7 @@ def test_the_plain_model_is_the_nearest_simplex(rng):
     assert simplex_etf_prediction(x[:, :1], x[:, :1], labels) is None
 
 
-def test_errors_against_sums_by_hand(rng):
+def test_errors_match_explicit_sums(rng):
     x, labels = clusters(rng, n=30)
     measured, said = x + rng.normal(size=x.shape), 1.3 * x + 0.2
     errors = Errors.of(said, x, measured, labels)
@@ -192,7 +192,7 @@ def test_a_procrustes_fit_is_the_nearest(rng):
 
 
 @pytest.mark.parametrize("at", [None, AT])
-def test_the_scores_are_those_of_the_features_themselves(at, rng):
+def test_scores_match_those_computed_from_the_features(at, rng):
     """Its moments against predictions formed sample by sample."""
     traj, _ = of_mufm(rng, drift=1.0, growth=0.3, noise=0.2)
     layers = [layer.features for layer in traj.layers]
@@ -237,7 +237,7 @@ def test_a_network_that_moves_along_its_classifier_is_explained_by_it(rng):
     assert blind.mufm
 
 
-def test_what_is_gained_over_the_line_is_by_what_both_miss(rng):
+def test_gain_over_the_line_is_the_ratio_of_unexplained_variances(rng):
     traj, _ = of_mufm(rng, noise=0.2)
     found = compare(traj)
     assert [layer.r2_line for layer in found.geodesic] == [None] * 5
@@ -247,7 +247,7 @@ def test_what_is_gained_over_the_line_is_by_what_both_miss(rng):
         assert layer.r2_line == pytest.approx(1 - layer.missed / line.missed)
 
 
-def test_mufm_is_fitted_unasked_where_a_network_has_a_classifier_and_it_is_quick(rng, monkeypatch):
+def test_mufm_is_fitted_by_default_if_there_is_a_classifier_and_it_is_fast(rng, monkeypatch):
     traj, _ = of_mufm(rng, n=40)
     assert "No classifier" in compare(traj, mufm=None).skipped
     layers = [layer.features for layer in traj.layers]
@@ -260,7 +260,7 @@ def test_mufm_is_fitted_unasked_where_a_network_has_a_classifier_and_it_is_quick
     assert compare(network, mufm=True).mufm
 
 
-def test_wide_layers_are_turned_by_rotations_to_their_leading_directions(rng, monkeypatch):
+def test_wide_layers_are_rotated_along_their_leading_directions(rng, monkeypatch):
     """Orthogonal whatever the width; as good as the best of all where the layer leads nowhere else.
 
     A layer that varies in fewer directions than are turned to loses nothing.
@@ -284,7 +284,7 @@ def test_wide_layers_are_turned_by_rotations_to_their_leading_directions(rng, mo
 
 
 @pytest.mark.parametrize("n", [30, 320])
-def test_a_wide_layer_that_is_dead_is_predicted_as_such(n, rng):
+def test_constant_wide_layer_is_predicted_as_constant(n, rng):
     """Of zeros no direction leads, whether they are sought over samples or over features."""
     x, labels = clusters(rng, n=n, d=300)
     dead = np.zeros_like(x)
@@ -305,7 +305,7 @@ def test_a_wide_network_is_explained_as_a_narrow_one(rng):
     assert wide.held_out.r2 == pytest.approx(narrow.held_out.r2, abs=1e-6)
 
 
-def test_held_out_figures_of_few_samples_do_not_follow_rounding(rng):
+def test_held_out_values_of_few_samples_do_not_depend_on_rounding(rng):
     """Fewer in a half than features: what no product leads anywhere stays where it is."""
     x, labels = clusters(rng, n=60, d=40)
     last = 1.5 * x + 2 * np.eye(3, 40)[labels] + 0.1 * rng.normal(size=x.shape)
@@ -341,14 +341,14 @@ def test_a_classifier_model_is_the_minimizer_given_w(rng):
         assert objective(h + 1e-3 * rng.normal(size=h.shape)) > objective(h)
 
 
-def test_halves_hold_half_of_every_class():
+def test_halves_contain_half_of_every_class():
     labels = np.array([0] * 7 + [1] * 4 + [2] * 2)
     half = halves(labels, 3)
     assert np.bincount(labels[half]).tolist() == [4, 2, 1]
     assert halves(np.array([0, 0, 1]), 0) is None
 
 
-def test_nothing_moves(rng):
+def test_identical_layers_are_compared(rng):
     x, labels = clusters(rng)
     found = compare(wgeo.Trajectory.from_arrays([x, x, 2 * x + 1], labels))
     for layer in found.geodesic:
@@ -357,7 +357,7 @@ def test_nothing_moves(rng):
     assert layer_times(Segment(0, ("a", "b"), (x, x)), "length") == [0, 1]
 
 
-def test_the_time_on_a_path_is_the_nearest(rng):
+def test_time_on_a_path_minimizes_the_distance(rng):
     """Against a grid of times and scales."""
     for _ in range(20):
         x, d, m = rng.normal(size=(3, 4)) + 0.5
@@ -370,7 +370,7 @@ def test_the_time_on_a_path_is_the_nearest(rng):
 
 
 @pytest.mark.parametrize("kind", ["float32", "one sample a class", "d < K - 1", "wide", "constant"])
-def test_odd_trajectories(kind, rng):
+def test_degenerate_trajectories_are_compared(kind, rng):
     x, labels = clusters(rng, n=40, d=5, classes=4)
     if kind == "one sample a class":
         x, labels = x[:4], labels[:4]
@@ -400,7 +400,7 @@ def test_settings_scale_with_the_units_of_the_features(rng):
     assert b.solution.settings["mu"] * 1e8 == pytest.approx(a.solution.settings["mu"], rel=1e-4)
 
 
-def test_rows_and_the_record_say_the_same(rng):
+def test_rows_agree_with_the_record(rng):
     traj, _ = of_mufm(rng, noise=0.1)
     found = compare(traj)
     rows = found.rows()

@@ -74,7 +74,7 @@ def refused(done_and_ran):
     return ran
 
 
-def test_the_modules_would_be_run(run):
+def test_modules_would_be_imported_without_protection(run):
     for words in (["-c", "import random"], ["-m", "sphinx"], ["-m", "wgeo"]):
         _, ran = run("python", *words)
         assert ran
@@ -108,7 +108,7 @@ def test_no_command_imports_from_the_current_folder(run, folder):
     assert refused(run("wgeo", *analyze)) == []
 
 
-def test_of_the_current_folder_only_the_module_that_is_named_is_run(run, folder):
+def test_only_the_named_module_of_the_current_folder_is_run(run, folder):
     code = "import torch\ndef net(num_classes): return torch.nn.Sequential(torch.nn.Linear(2, 2))\n"
     (folder / "my_network.py").write_text(code)
     script = "from wgeo import models; models.build('my_network:net', num_classes=2); import timeit"
@@ -128,7 +128,7 @@ def test_figures_do_not_depend_on_a_matplotlibrc(run, folder):
     assert (done.stdout, ran) == ("False 8.5\n", []), done.stderr
 
 
-def test_an_empty_entry_of_the_path_is_not_handed_on(monkeypatch, tmp_path):
+def test_empty_path_entry_is_not_passed_to_child_processes(monkeypatch, tmp_path):
     """``PYTHONPATH=$PYTHONPATH:/lib`` leaves one where the variable was not set."""
     library = tmp_path / "lib"
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(["", "relative", str(library)]))
@@ -136,7 +136,7 @@ def test_an_empty_entry_of_the_path_is_not_handed_on(monkeypatch, tmp_path):
     assert done.stdout.decode().strip() == str([str(Path(wgeo.__file__).parents[1]), str(library)])
 
 
-def test_run_as_a_module_it_leaves_the_folder(tmp_path, monkeypatch):
+def test_python_m_wgeo_removes_the_current_folder_from_the_path(tmp_path, monkeypatch):
     """`python -m wgeo` has imported wgeo by then; nothing that comes after is the folder's."""
     (tmp_path / "click.py").write_text("raise SystemExit('planted')")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))

@@ -71,7 +71,7 @@ def zipped(root: Path, archive: Path, wrap: str = "", reverse: bool = False) -> 
 # --- normalisation ---------------------------------------------------------------------------
 
 
-def test_presets_are_the_pixels_means_and_deviations():
+def test_presets_match_means_and_deviations_of_the_pixels():
     pixels = load_images("digits", "train").x
     assert PRESETS["digits"].mean[0] == pytest.approx(float(pixels.mean()), abs=5e-5)
     assert PRESETS["digits"].std[0] == pytest.approx(float(pixels.std()), abs=5e-5)
@@ -87,7 +87,7 @@ def test_mnist_preset_matches_the_real_pixels(shared):
 
 
 @pytest.mark.parametrize("name", sorted(set(PRESETS) - {"digits", "mnist", "fashion_mnist"}))
-def test_normalised_batches_equal_torchvisions(name, rng):
+def test_normalised_batches_match_torchvision(name, rng):
     pixels = rng.integers(0, 256, (5, 3, 4, 4), dtype=np.uint8)
     images = Images(torch.from_numpy(pixels), np.arange(5), tuple("abcde"), "arrays")
     preset = PRESETS[name]
@@ -117,7 +117,7 @@ def test_normalisation_of_vectors_and_of_one_value_for_all_channels():
     assert torch.equal(three, torch.ones(1, 3, 1, 1))
 
 
-def test_an_explicit_spec_is_read_and_its_name_reads_back():
+def test_explicit_normalisation_round_trips_through_its_name():
     spec = normalization("0.5,0.4,0.3;0.25,0.2,0.1")
     assert spec.mean == (0.5, 0.4, 0.3)
     assert spec.std == (0.25, 0.2, 0.1)
@@ -140,12 +140,12 @@ def test_an_explicit_spec_is_read_and_its_name_reads_back():
         (";", "mean,...;std,..."),
     ],
 )
-def test_a_bad_normalisation_is_answered(spec, says):
+def test_invalid_normalisation_is_refused(spec, says):
     with pytest.raises(ArgumentError, match=says):
         normalization(spec)
 
 
-def test_a_normalisation_for_other_channels_is_answered():
+def test_normalisation_for_other_channels_is_refused():
     with pytest.raises(DataError, match=r"'cifar10' is for 3 channels; the images have 1"):
         normalization("cifar10")(torch.zeros(2, 1, 4, 4))
 
@@ -211,7 +211,7 @@ def test_digits_of_a_seed_are_the_same_twice():
     assert load_images("digits", limit=10**6).fingerprint == load_images("digits").fingerprint
 
 
-def test_the_fingerprint_tells_labels_and_pixels_apart():
+def test_fingerprint_depends_on_labels_and_pixels():
     x, y = torch.rand(4, 1, 2, 2), np.array([0, 1, 0, 1])
     base = Images(x, y, ("a", "b"), "n").fingerprint
     assert Images(x, 1 - y, ("a", "b"), "n").fingerprint != base
@@ -220,7 +220,7 @@ def test_the_fingerprint_tells_labels_and_pixels_apart():
     assert Images(x.clone(), y.copy(), ("c", "d"), "m").fingerprint == base
 
 
-def test_what_was_asked_is_carried_along():
+def test_images_remember_how_they_were_loaded():
     images = load_images("digits", limit=20, normalize="half", size=16)
     assert images.normalize == PRESETS["half"]
     assert images.shape == (1, 16, 16)
@@ -272,7 +272,7 @@ def write_svhn(root: Path, x: np.ndarray, y: list[int]) -> None:
 
 
 @pytest.mark.parametrize(("name", "write"), [("cifar10", write_cifar), ("svhn", write_svhn)])
-def test_colour_sets_are_read_as_torchvision_keeps_them(name, write, tmp_path, monkeypatch, rng):
+def test_colour_data_sets_match_torchvision(name, write, tmp_path, monkeypatch, rng):
     x = rng.integers(0, 256, (24, 3, 32, 32), dtype=np.uint8)
     y = [k % 10 for k in range(24)]
     write(tmp_path, x, y)
@@ -289,7 +289,7 @@ def test_colour_sets_are_read_as_torchvision_keeps_them(name, write, tmp_path, m
     assert [*train.y, *test.y] == y
 
 
-def test_a_download_that_fails_says_where_the_files_belong(tmp_path, monkeypatch):
+def test_failed_download_names_the_folder_for_the_files(tmp_path, monkeypatch):
     def refuse(*args, **kwargs):
         raise OSError("no route to host")
 
@@ -302,7 +302,7 @@ def test_a_download_that_fails_says_where_the_files_belong(tmp_path, monkeypatch
         assert "no route to host" in str(caught.value)
 
 
-def test_a_silent_network_is_given_up_and_the_timeout_restored(tmp_path, monkeypatch):
+def test_unresponsive_download_times_out_and_the_timeout_is_restored(tmp_path, monkeypatch):
     import socket
 
     seen = []
@@ -319,7 +319,7 @@ def test_a_silent_network_is_given_up_and_the_timeout_restored(tmp_path, monkeyp
     assert socket.getdefaulttimeout() is None
 
 
-def test_damaged_files_in_the_root_are_answered(tmp_path):
+def test_damaged_files_in_the_root_are_refused(tmp_path):
     raw = tmp_path / "MNIST" / "raw"
     raw.mkdir(parents=True)
     for part in ("train", "t10k"):
@@ -435,13 +435,13 @@ def bad_npz():
 
 
 @pytest.mark.parametrize("case", sorted(bad_npz()))
-def test_a_bad_npz_is_answered(case, tmp_path):
+def test_invalid_npz_is_refused(case, tmp_path):
     arrays, says = bad_npz()[case]
     with pytest.raises(DataError, match=says):
         load_images(save_npz(tmp_path / "bad.npz", **arrays), None)
 
 
-def test_only_the_chosen_images_of_an_npz_need_be_sound(tmp_path):
+def test_only_the_selected_images_of_an_npz_are_checked(tmp_path):
     x, y = np.zeros((400, 2, 2)), np.arange(400) % 2
     x[17] = np.nan
     path = save_npz(tmp_path / "a.npz", x=x, y=y)
@@ -451,7 +451,7 @@ def test_only_the_chosen_images_of_an_npz_need_be_sound(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", [".npz", ".zip"])
-def test_broken_archives_are_answered(suffix, tmp_path, rng):
+def test_broken_archives_are_refused(suffix, tmp_path, rng):
     good = tmp_path / "good.npz"
     np.savez_compressed(
         good, x=rng.integers(0, 256, (50, 8, 8), dtype=np.uint8), y=np.arange(50) % 2
@@ -473,14 +473,14 @@ def test_broken_archives_are_answered(suffix, tmp_path, rng):
             load_images(bad)
 
 
-def test_a_lone_array_named_npz_is_answered(tmp_path):
+def test_single_array_named_npz_is_refused(tmp_path):
     with (tmp_path / "a.npz").open("wb") as out:
         np.save(out, np.zeros(3))
     with pytest.raises(DataError, match="one array"):
         load_images(tmp_path / "a.npz")
 
 
-def test_a_header_that_claims_too_much_is_answered(tmp_path):
+def test_header_with_a_false_size_is_refused(tmp_path):
     head = io.BytesIO()
     np.lib.format.write_array_header_1_0(
         head, {"descr": "|u1", "fortran_order": False, "shape": (10**9, 10**6)}
@@ -502,7 +502,7 @@ def expected(written, split, channels=3):
     return pixels.transpose(0, 3, 1, 2), labels
 
 
-def test_a_folder_and_its_zips_hold_the_same_images(tmp_path, rng):
+def test_folder_and_its_zip_give_the_same_images(tmp_path, rng):
     root = tmp_path / "animals"
     written = write_folder(root, rng)
     (root / "train" / "cat" / "notes.txt").write_text("no image")
@@ -524,7 +524,7 @@ def test_a_folder_and_its_zips_hold_the_same_images(tmp_path, rng):
     assert len(load_images(root, None)) == len(load_images(plain, "all")) == 18
 
 
-def test_a_subset_of_a_folder_does_not_depend_on_where_it_lies(tmp_path, rng):
+def test_subset_of_a_folder_does_not_depend_on_its_location(tmp_path, rng):
     root = tmp_path / "animals"
     write_folder(root, rng)
     archive = zipped(root, tmp_path / "a.zip", wrap="w/", reverse=True)
@@ -559,14 +559,14 @@ def test_a_split_without_classes_does_not_hide_the_others(tmp_path, rng):
         load_images(root, "test")
 
 
-def test_a_class_may_have_folders_of_its_own(tmp_path, rng):
+def test_class_folder_may_have_subfolders(tmp_path, rng):
     write_folder(tmp_path / "a", rng, {"cat": 2, "dog/pug": 1, "dog/poodle": 1})
     images = load_images(tmp_path / "a")
     assert images.class_names == ("cat", "dog")
     assert images.y.tolist() == [0, 0, 1, 1]
 
 
-def test_images_deep_in_their_class_of_a_split(tmp_path, rng):
+def test_images_in_nested_folders_belong_to_their_class(tmp_path, rng):
     write_folder(tmp_path / "a", rng, {"train/n1/images": 2, "train/n2/images": 2})
     images = load_images(tmp_path / "a", "train")
     assert images.class_names == ("n1", "n2")
@@ -583,7 +583,7 @@ def test_a_missing_split_lists_what_is_there(tmp_path, rng):
         load_images(tmp_path / "b", "test")
 
 
-def test_grey_pictures_have_one_channel_unless_one_has_colour(tmp_path, rng):
+def test_grey_images_have_one_channel_unless_one_has_colour(tmp_path, rng):
     root = tmp_path / "a"
     written = write_folder(root, rng, mode="L")
     pixels, _ = expected(written, "train", channels=1)
@@ -596,7 +596,7 @@ def test_grey_pictures_have_one_channel_unless_one_has_colour(tmp_path, rng):
 
 
 @pytest.mark.parametrize("mode", ["1", "LA", "P", "RGBA", "CMYK", "YCbCr"])
-def test_every_mode_is_read_as_pillow_converts_it(mode, tmp_path, rng):
+def test_every_image_mode_matches_pillow(mode, tmp_path, rng):
     suffix = "tif" if mode in ("CMYK", "YCbCr") else "png"
     for name in "ab":
         (tmp_path / "set" / name).mkdir(parents=True)
@@ -612,7 +612,7 @@ def test_every_mode_is_read_as_pillow_converts_it(mode, tmp_path, rng):
         assert np.array_equal(pixels.transpose(1, 2, 0).squeeze(), peer)
 
 
-def test_mixed_sizes_take_the_evaluation_crop_of_imagenet(tmp_path, rng):
+def test_images_of_mixed_sizes_get_the_imagenet_evaluation_crop(tmp_path, rng):
     root = tmp_path / "a"
     sizes = [(300, 260), (260, 301), (400, 230), (64, 97), (257, 256)]
     for i, size in enumerate(sizes):
@@ -627,7 +627,7 @@ def test_mixed_sizes_take_the_evaluation_crop_of_imagenet(tmp_path, rng):
                 assert np.array_equal(pixels.transpose(1, 2, 0), np.asarray(peer(image)))
 
 
-def test_one_size_is_kept_or_scaled_whole(tmp_path, rng):
+def test_images_of_one_size_are_kept_or_scaled_without_cropping(tmp_path, rng):
     root = tmp_path / "a"
     write_folder(root, rng, {"a": 2, "b": 2}, size=(12, 12))
     assert load_images(root).shape == (3, 12, 12)
@@ -638,7 +638,7 @@ def test_one_size_is_kept_or_scaled_whole(tmp_path, rng):
 
 
 @pytest.mark.parametrize("shape", [(8, 8), (9, 14), (21, 10)])
-def test_arrays_are_scaled_as_torchvision_does(shape, rng):
+def test_scaled_arrays_match_torchvision(shape, rng):
     x = torch.from_numpy(rng.integers(0, 256, (3, 3, *shape), dtype=np.uint8))
     short = transforms.functional.resize(x, 8, antialias=True)
     top, left = (short.shape[2] - 8) // 2, (short.shape[3] - 8) // 2
@@ -649,7 +649,7 @@ def test_arrays_are_scaled_as_torchvision_does(shape, rng):
     assert torch.allclose(grey, torch.tensor(0.25))
 
 
-def test_broken_pictures_are_named(tmp_path, rng):
+def test_broken_images_are_named(tmp_path, rng):
     root = tmp_path / "a"
     write_folder(root, rng, {"a": 3, "b": 3}, size=(40, 40))
     sound = (root / "a" / "001.png").read_bytes()
@@ -667,7 +667,7 @@ def test_broken_pictures_are_named(tmp_path, rng):
                 load_images(source)
 
 
-def test_sixteen_bit_pictures_are_refused_not_clipped(tmp_path, rng):
+def test_sixteen_bit_images_are_refused_not_clipped(tmp_path, rng):
     for name in "ab":
         (tmp_path / name).mkdir()
         Image.fromarray(rng.integers(0, 2**16, (4, 4), dtype=np.uint16)).save(
@@ -689,7 +689,7 @@ def test_a_decompression_bomb_is_refused(tmp_path, rng, monkeypatch):
         assert load_images("digits", limit=20).shape == (1, 8, 8)
 
 
-def test_a_zip_member_that_claims_too_much_is_not_read(tmp_path, rng, monkeypatch):
+def test_zip_member_with_a_false_size_is_not_read(tmp_path, rng, monkeypatch):
     root = tmp_path / "a"
     write_folder(root, rng, {"a": 1, "b": 1})
     archive = zipped(root, tmp_path / "a.zip")
@@ -698,7 +698,7 @@ def test_a_zip_member_that_claims_too_much_is_not_read(tmp_path, rng, monkeypatc
         load_images(archive)
 
 
-def test_paths_that_lead_out_of_a_zip_lead_nowhere(tmp_path, rng):
+def test_paths_out_of_a_zip_are_refused(tmp_path, rng):
     root = tmp_path / "a"
     write_folder(root, rng, {"a": 2, "b": 2})
     (tmp_path / "deep").mkdir()
@@ -712,7 +712,7 @@ def test_paths_that_lead_out_of_a_zip_lead_nowhere(tmp_path, rng):
     assert set(tmp_path.rglob("*")) == before
 
 
-def test_an_encrypted_or_cut_zip_is_answered(tmp_path, rng):
+def test_encrypted_or_truncated_zip_is_refused(tmp_path, rng):
     root = tmp_path / "a"
     write_folder(root, rng, {"a": 2, "b": 2})
     content = zipped(root, tmp_path / "a.zip").read_bytes()
@@ -754,7 +754,7 @@ def test_real_jpegs_in_a_zip(shared):
 # --- what cannot be opened -------------------------------------------------------------------
 
 
-def test_paths_and_names_that_lead_nowhere(tmp_path):
+def test_invalid_paths_and_names_are_explained(tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "hollow" / "cat").mkdir(parents=True)
     (tmp_path / "notes.txt").write_text("words")
@@ -813,7 +813,7 @@ def test_images_that_fit_need_no_temporary_folder(tmp_path, rng, monkeypatch):
         load_images(tmp_path / "a")
 
 
-def test_images_beyond_memory_lie_in_a_file(tmp_path, rng, monkeypatch):
+def test_images_beyond_memory_are_stored_in_a_file(tmp_path, rng, monkeypatch):
     write_folder(tmp_path / "a", rng, {"cat": 3, "dog": 3})
     held = load_images(tmp_path / "a")
     with memory_limit("1GiB"):

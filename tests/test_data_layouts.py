@@ -43,7 +43,7 @@ def test_a_class_has_one_number_in_all_splits(archive, empty, tmp_path, rng):
 
 
 @pytest.mark.parametrize("archive", [False, True])
-def test_an_empty_class_folder_is_a_class_as_torchvision_has_it(archive, tmp_path, rng):
+def test_empty_class_folder_is_a_class_as_in_torchvision(archive, tmp_path, rng):
     root = tmp_path / "set"
     write_folder(root, rng, {"a": 2, "c": 2})
     (root / "b").mkdir()
@@ -87,14 +87,14 @@ def test_numbers_do_not_depend_on_the_split(train, test, empty):
         assert any("lacks" in note for note in found.notes) == bool(lacks)
 
 
-def test_splits_without_a_common_class_are_numbered_each(tmp_path, rng):
+def test_splits_without_a_common_class_are_numbered_separately(tmp_path, rng):
     write_folder(tmp_path / "few", rng, {"train/a": 2, "train/c": 2, "val/b": 2, "val/d": 2})
     assert load_images(tmp_path / "few", "train").class_names == ("a", "c")
     with pytest.warns(WgeoWarning, match="lacks 2 of the 4 classes"):
         assert load_images(tmp_path / "few", "all").class_names == ("a", "b", "c", "d")
 
 
-def test_a_class_that_training_lacks_is_said(tmp_path, rng):
+def test_class_missing_from_the_training_split_is_reported(tmp_path, rng):
     write_folder(tmp_path / "a", rng, {"train/b": 2, "train/c": 2, "test/a": 2, "test/b": 2})
     with pytest.warns(WgeoWarning, match=r"'train' lacks 1 of the 3 classes \(a\)"):
         images = load_images(tmp_path / "a", "test")
@@ -102,7 +102,7 @@ def test_a_class_that_training_lacks_is_said(tmp_path, rng):
     assert images.facts()["notes"] == list(images.notes) != []
 
 
-def test_numbered_class_folders_are_in_torchvisions_order_which_is_said(tmp_path, rng):
+def test_numbered_class_folders_are_in_torchvisions_order_which_is_reported(tmp_path, rng):
     write_folder(tmp_path / "twelve", rng, {str(k): 2 for k in range(12)})
     with pytest.warns(WgeoWarning, match=r"class 2 is '10', not '2'.*CSV"):
         images = load_images(tmp_path / "twelve")
@@ -253,7 +253,7 @@ def test_tiny_imagenet_as_shipped(tmp_path, rng):
         ({"a.csv": ""}, "one class only"),
     ],
 )
-def test_tables_that_do_not_help_are_answered(tables, says, tmp_path, rng):
+def test_unusable_tables_are_refused(tables, says, tmp_path, rng):
     flat(tmp_path / "set" / "images", rng)
     for name, text in tables.items():
         (tmp_path / "set" / name).write_text(text)
@@ -280,7 +280,7 @@ def test_two_splits_without_classes_are_no_classes(tmp_path, rng):
     assert (images.split, images.y.tolist()) == ("train", [0, 1, 0, 1])
 
 
-def test_an_ambiguous_name_is_not_guessed(tmp_path, rng):
+def test_ambiguous_name_is_refused(tmp_path, rng):
     flat(tmp_path / "set" / "images" / "one", rng, 2)
     flat(tmp_path / "set" / "images" / "two", rng, 2)
     table = tmp_path / "set" / "a.csv"
@@ -332,7 +332,7 @@ def test_classes_of_arrays_are_numbered_over_all_splits(tmp_path, rng):
     assert load_images(path, "test").y.tolist() == test.tolist()
 
 
-def test_labels_from_one_are_told_and_named_classes_decide(tmp_path, rng):
+def test_labels_starting_at_one_are_reported(tmp_path, rng):
     x, y = rng.integers(0, 256, (6, 4, 4), dtype=np.uint8), 1 + np.arange(6) % 3
     with pytest.warns(WgeoWarning, match="run from 1 to 3 and are shifted to 0 to 2"):
         images = load_images(save_npz(tmp_path / "a.npz", x=x, y=y))
@@ -347,7 +347,7 @@ def test_labels_from_one_are_told_and_named_classes_decide(tmp_path, rng):
         assert load_images(save_npz(tmp_path / "d.npz", x=x, y=kept)).y.tolist() == kept.tolist()
 
 
-def test_labels_one_hot_and_in_words(tmp_path, rng):
+def test_one_hot_and_text_labels_are_read(tmp_path, rng):
     x, y = rng.integers(0, 256, (6, 4, 4), dtype=np.uint8), np.arange(6) % 3
     for dtype in (bool, np.uint8, np.float32):
         hot = np.eye(3, dtype=dtype)[y]
@@ -366,6 +366,6 @@ def test_labels_one_hot_and_in_words(tmp_path, rng):
         (np.full((6, 4, 4), 255.0), "divide by the largest"),
     ],
 )
-def test_arrays_that_are_refused_say_the_way(x, says, tmp_path):
+def test_error_for_unusable_arrays_says_what_to_do(x, says, tmp_path):
     with pytest.raises(DataError, match=says):
         load_images(save_npz(tmp_path / "a.npz", x=x, y=np.arange(6) % 2))

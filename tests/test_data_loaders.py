@@ -54,7 +54,7 @@ def same(images, x, y):
     assert images.y.tolist() == y.tolist()
 
 
-def test_loader_data_set_stream_and_pairs_are_one(pair):
+def test_loader_data_set_stream_and_pairs_agree(pair):
     x, y = pair
     data = TensorDataset(x, y)
     for given in (
@@ -76,7 +76,7 @@ def test_loader_data_set_stream_and_pairs_are_one(pair):
     assert as_images(images) is images
 
 
-def test_a_network_sees_a_loaders_images_as_they_are(pair):
+def test_images_of_a_loader_are_used_unchanged(pair):
     torch.manual_seed(0)
     net = build("cifar_resnet8", in_channels=1, num_classes=3).eval()
     expected = wgeo.trace(net, pair)
@@ -123,7 +123,7 @@ def test_samplers(pair):
             as_images(DataLoader(data, batch_size=4, sampler=sampler))
 
 
-def test_the_callers_random_state_is_left_alone_and_random_transforms_are_said(pair):
+def test_random_state_is_restored_and_random_transforms_are_reported(pair):
     class Noisy(Items):
         def __getitem__(self, row):
             image, label = self.items[row]
@@ -137,7 +137,7 @@ def test_the_callers_random_state_is_left_alone_and_random_transforms_are_said(p
     assert torch.equal(noiseless, torch.random.get_rng_state())
 
 
-def test_workers_and_memory_change_nothing(pair, monkeypatch):
+def test_workers_and_memory_do_not_affect_the_images(pair, monkeypatch):
     x, y = pair
     same(as_images(DataLoader(TensorDataset(x, y), batch_size=4, num_workers=1)), x, y)
     monkeypatch.setattr("wgeo.data.pixels.total_memory", lambda: 10)
@@ -162,6 +162,6 @@ def test_workers_and_memory_change_nothing(pair, monkeypatch):
         (Stream([]), DataError, "empty"),
     ],
 )
-def test_what_is_no_data_set_of_images_is_answered(given, error, says):
+def test_objects_that_are_not_image_data_sets_are_refused(given, error, says):
     with pytest.raises(error, match=says):
         as_images(given)

@@ -85,13 +85,13 @@ plain = st.recursive(
 
 
 @given(plain, st.integers(0, pickle.HIGHEST_PROTOCOL))
-def test_plain_values_are_what_pickle_reads(value, protocol):
+def test_plain_values_match_pickle(value, protocol):
     body = pickle.dumps(value, protocol)
     assert plain_values(body) == value
 
 
 @given(st.binary(max_size=60))
-def test_any_bytes_are_a_value_or_an_error_of_ours(body):
+def test_any_bytes_give_a_value_or_a_wgeo_error(body):
     with suppress(DataError):
         plain_values(body)
 
@@ -146,7 +146,7 @@ def test_hostile_batches_are_refused_and_run_nothing(body, tmp_path, capsys, mon
 
 
 @pytest.mark.parametrize("shape", [(2**20, 2**20), (4, 13), (0, 48), (-4, -12), (4.0, 12), (48,)])
-def test_an_arrays_shape_must_be_what_it_holds(shape):
+def test_array_shape_must_match_its_data(shape):
     kind = Call(Name("numpy.dtype"), ("u1", False, True))
     call = Call(Name("numpy.core.multiarray._reconstruct"), (), (1, shape, kind, False, bytes(48)))
     with pytest.raises(DataError, match="shape"):
@@ -192,7 +192,7 @@ def write_stl10(home, x, y):
     (home / "class_names.txt").write_text("\n".join("abcdefghij"))
 
 
-def test_stl10_given_as_a_path_is_what_torchvision_reads(tmp_path, rng, monkeypatch):
+def test_stl10_given_as_a_path_matches_torchvision(tmp_path, rng, monkeypatch):
     x, y = rng.integers(0, 256, (8, 3, 96, 96), dtype=np.uint8), np.array([0, 9, 2, 2, 3, 4, 9, 0])
     home = tmp_path / "stl10_binary"
     write_stl10(home, x, y)
@@ -265,7 +265,7 @@ def parquet(rng):
     return x, table
 
 
-def test_parquet_as_the_hub_has_it(tmp_path, parquet):
+def test_parquet_files_of_the_hub_are_read(tmp_path, parquet):
     import pyarrow.parquet as pq
 
     x, table = parquet
@@ -284,7 +284,7 @@ def test_parquet_as_the_hub_has_it(tmp_path, parquet):
         load_images(tmp_path / "set", "val")
 
 
-def test_one_parquet_file_and_labels_in_words(tmp_path, parquet):
+def test_parquet_file_with_text_labels_is_read(tmp_path, parquet):
     import pyarrow.parquet as pq
 
     x, table = parquet
@@ -326,7 +326,7 @@ def test_only_bytes_of_images_are_read(cell, tmp_path, parquet):
         load_images(tmp_path / "a.parquet")
 
 
-def test_damaged_and_other_tables_are_answered(tmp_path, parquet):
+def test_damaged_and_unsuitable_tables_are_refused(tmp_path, parquet):
     import pyarrow
     import pyarrow.parquet as pq
 
@@ -353,7 +353,7 @@ def test_a_parquet_file_that_unpacks_to_far_more_is_refused(tmp_path, parquet):
         load_images(tmp_path / "a.parquet")
 
 
-def test_labels_are_numbers_or_words_one_a_row(tmp_path, parquet):
+def test_labels_are_one_number_or_text_per_row(tmp_path, parquet):
     import pyarrow
     import pyarrow.parquet as pq
 
@@ -373,7 +373,7 @@ def test_labels_are_numbers_or_words_one_a_row(tmp_path, parquet):
         load_images(tmp_path / "c.parquet")
 
 
-def test_without_pyarrow_the_way_is_said(tmp_path, monkeypatch):
+def test_without_pyarrow_the_error_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     (tmp_path / "a.parquet").write_bytes(b"PAR1")
     with pytest.raises(DataError, match=r"pip install 'wgeo\[hf\]'"):

@@ -55,7 +55,7 @@ def differences(a, b, rel, path=""):
 
 
 @given(st.integers(0, 50), st.integers(0, 10), st.integers(1, 12))
-def test_shares_are_all_rows_once_in_order(n, start, ranks):
+def test_shards_are_all_rows_once_in_order(n, start, ranks):
     with pytest.MonkeyPatch.context() as patch:
         rows, sizes = [], []
         for rank in range(ranks):
@@ -67,7 +67,7 @@ def test_shares_are_all_rows_once_in_order(n, start, ranks):
     assert max(sizes) - min(sizes) <= 1
 
 
-def test_one_process_is_left_alone(monkeypatch):
+def test_single_process_needs_no_communication(monkeypatch):
     x = torch.ones(3)
     assert processes.all_reduce_sum(x) is x
     assert processes.all_gather(7) == [7]
@@ -99,7 +99,7 @@ def words(network, out, *more):
     return ["analyze", str(network), *common, "--out", str(out), *map(str, more)]
 
 
-def test_several_processes_find_what_one_does(network, tmp_path):
+def test_several_processes_give_the_same_result_as_one(network, tmp_path):
     """Other numbers of processes and other batches at once, so that few runs compare all."""
     measured = {ranks: tmp_path / f"{ranks}.json" for ranks in (1, 3)}
     runs = {1: 32, 2: 100, 3: 7}  # processes, and images a batch
@@ -127,7 +127,7 @@ def test_several_processes_find_what_one_does(network, tmp_path):
     assert not (outs[1] / "features").exists()
 
 
-def test_whoever_dies_the_others_end_and_the_next_run_goes_on(network, tmp_path):
+def test_if_one_process_dies_the_others_stop_and_the_next_run_continues(network, tmp_path):
     """Killed at several moments, the last of two processes or the first; then to the same bytes."""
     moments = [(rank, 0.15 + 0.15 * step) for step in range(3) for rank in (1, 0)]
     killed = [
@@ -187,7 +187,7 @@ def images_of(place):
     return place
 
 
-def test_mistakes_are_told_once(small):
+def test_errors_are_reported_once(small):
     expected = (
         "Unknown solver",
         "nothing.npz",
@@ -201,7 +201,7 @@ def test_mistakes_are_told_once(small):
         assert "Traceback" not in said
 
 
-def test_an_error_of_one_is_everyones(small):
+def test_error_in_one_process_is_raised_in_all(small):
     """NaN in the last rows, and a kind of error that cannot be told as it is; nobody is left."""
     row = small["error"]
     assert row["codes"] == [0, 0, 0], row
@@ -226,7 +226,7 @@ def test_images_are_decoded_once(small):
         assert said["skipped"] == ["cat/4.png", "dog/3.png"]
 
 
-def test_torchrun_starts_it(network, tmp_path):
+def test_torchrun_starts_an_analysis(network, tmp_path):
     """The command that the help shows."""
     runner = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--no-python"]
     runner += [shutil.which("wgeo", path=Path(sys.executable).parent) or "wgeo"]

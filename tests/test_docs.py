@@ -65,7 +65,7 @@ def test_command_shown_is_one_that_wgeo_takes(place: str, line: str) -> None:
     command.make_context(command.name, words)  # parses and checks; runs nothing
 
 
-def test_commands_and_options_named_in_passing_exist() -> None:
+def test_commands_and_options_mentioned_in_text_exist() -> None:
     options = {name for ctx in commands.walk() for p in ctx.command.params for name in p.opts}
     options |= {
         name for ctx in commands.walk() for p in ctx.command.params for name in p.secondary_opts
@@ -113,7 +113,7 @@ def test_every_public_name_has_a_page_and_a_docstring() -> None:
                 assert api.find(name).__doc__, name
 
 
-def test_no_docstring_has_bars_that_markup_takes_for_a_substitution() -> None:
+def test_no_docstring_has_an_accidental_substitution() -> None:
     bars = re.compile(r"(?<![\w|])\|[^\s|](?:[^|]*[^\s|])?\|(?![\w|])")
     for names in api.homes().values():
         for name in names:
@@ -124,7 +124,7 @@ def test_no_docstring_has_bars_that_markup_takes_for_a_substitution() -> None:
             assert not bars.search(plain), f"{name}: put the formula into double backticks"
 
 
-def test_thresholds_in_pages_are_those_of_the_code() -> None:
+def test_thresholds_in_pages_match_the_code() -> None:
     """Pages name a threshold, and Sphinx puts its value there; none is written out beside it."""
     named = {
         name
@@ -140,7 +140,7 @@ def test_thresholds_in_pages_are_those_of_the_code() -> None:
     assert "THRESHOLDS.items()" in (DOCS / "conf.py").read_text("utf-8")
 
 
-def test_every_room_is_in_the_table_of_contents() -> None:
+def test_every_package_is_in_the_table_of_contents() -> None:
     listed = re.findall(
         r"^generated/api/(\w+)$", (DOCS / "api.md").read_text("utf-8"), re.MULTILINE
     )
@@ -153,7 +153,7 @@ def test_every_room_is_in_the_table_of_contents() -> None:
     assert homes <= set(api.PACKAGES)
 
 
-def test_gallery_has_its_scripts() -> None:
+def test_gallery_scripts_have_titles_and_compile() -> None:
     assert len(SCRIPTS) >= 8
     for script in SCRIPTS:
         text = script.read_text("utf-8")
@@ -172,7 +172,7 @@ def test_page_of_commands_has_every_command_and_its_options() -> None:
                 assert option in page
 
 
-def test_experiments_pages_show_what_is_there_and_say_what_is_not(tmp_path: Path) -> None:
+def test_experiment_pages_show_results_and_mark_missing_ones(tmp_path: Path) -> None:
     home = tmp_path / "01_first"
     (home / "figures").mkdir(parents=True)
     (home / "figures" / "there.png").write_bytes(b"png")
@@ -201,7 +201,7 @@ def test_experiments_pages_show_what_is_there_and_say_what_is_not(tmp_path: Path
     assert "measured in part (1 of 2 tables)" in index
 
 
-def test_measured_tables_are_those_of_the_benchmarks(tmp_path: Path) -> None:
+def test_measured_tables_match_the_benchmarks(tmp_path: Path) -> None:
     assert set(measured.pages(tmp_path)) == {f"measured/{name}.md" for name in measured.TABLES}
     for name, text in measured.pages(tmp_path).items():
         assert "Not measured yet" in text, name
@@ -230,7 +230,7 @@ def test_measured_tables_are_those_of_the_benchmarks(tmp_path: Path) -> None:
     assert "ott" not in text
 
 
-def test_pages_are_made_of_what_is_in_the_repository() -> None:
+def test_generated_pages_match_the_repository() -> None:
     tables = measured.pages(ROOT / "benchmarks")
     for name, text in tables.items():
         benchmark = ROOT / "benchmarks" / f"{Path(name).stem.partition('-')[0]}.json"
@@ -268,7 +268,7 @@ def test_built_pages_can_be_read_on_screen_and_phone_by_day_and_night(tmp_path: 
     assert_readable(visit(pages, tmp_path))
 
 
-def test_all_that_pages_show_is_run_or_its_reason_told() -> None:
+def test_everything_shown_in_pages_is_run_or_excluded_with_a_reason() -> None:
     """`make commands` runs it; here, that it finds it, and that .ci/run has the rest."""
     lines = {text for _, kind, text in run_commands.shown() if kind == "sh"}
     assert {line for _, line in told_commands() if _ in ("README.md", "quickstart.md")} <= lines

@@ -80,19 +80,19 @@ class TestKnownAnswers:
         assert result.status is Status.CERTIFIED
         assert result.lower <= result.distance <= result.upper
 
-    def test_a_translation_costs_its_length(self, rng):
+    def test_distance_of_a_translation_is_its_length(self, rng):
         x = rng.standard_normal((200, 7))
         shift = rng.standard_normal(7) * 100
         result = wasserstein(x, rng.permutation(x) + shift)
         assert result.distance == pytest.approx(np.linalg.norm(shift), rel=1e-13)
 
-    def test_mass_that_must_split(self):
+    def test_mass_is_split_if_necessary(self):
         """One point to two: half each way."""
         result = wasserstein(np.array([0.0]), np.array([-1.0, 3.0]))
         assert result.cost == pytest.approx(5.0)
         np.testing.assert_allclose(result.coupling.toarray(), [[0.5, 0.5]])
 
-    def test_weights_decide_how_much_moves(self):
+    def test_weights_determine_the_moved_mass(self):
         x = np.array([[0.0, 0], [1, 0]])
         result = wasserstein(x, x, a=[0.75, 0.25], b=[0.25, 0.75])
         assert result.cost == pytest.approx(0.5)
@@ -149,7 +149,7 @@ class TestAgreesWithANetworkSimplex:
     @settings(max_examples=80)
     @given(st.sampled_from(KINDS), st.integers(0, 10**6))
     @example("near", 454)
-    def test_to_nine_digits_and_with_a_proof(self, kind, seed):
+    def test_agrees_to_nine_digits_and_is_certified(self, kind, seed):
         x, y, a, b, start = case(kind, seed)
         result = wasserstein(x, y, a=a, b=b, coupling=start)
         cost = squared(x, y)
@@ -188,7 +188,7 @@ def assert_couples(coupling, a, b, cost, value):
 
 class TestTheIntervalIsTrue:
     @given(st.integers(0, 10**6), st.integers(1, 6), st.integers(1, 4), st.booleans())
-    def test_in_exact_arithmetic(self, seed, n, d, close):
+    def test_certificate_holds_in_exact_arithmetic(self, seed, n, d, close):
         """All n! assignments in fractions: no rounding on this side."""
         rng = np.random.default_rng(seed)
         x = rng.standard_normal((n, d)) * 10.0 ** rng.integers(-3, 4)
@@ -203,7 +203,7 @@ class TestTheIntervalIsTrue:
         assert Fraction(result.lower) ** 2 <= truth <= Fraction(result.upper) ** 2
         assert result.gap < 1e-6
 
-    def test_a_wrong_start_costs_time_only(self, rng):
+    def test_wrong_start_does_not_change_the_result(self, rng):
         x = rng.standard_normal((300, 5))
         y = x + 0.3 * rng.standard_normal((300, 5))
         results = [
@@ -235,7 +235,7 @@ class TestTheIntervalIsTrue:
 
 
 class TestInput:
-    def test_clouds_that_are_one_point(self):
+    def test_clouds_of_coincident_points(self):
         for x, y in ((np.ones((50, 3)), np.ones((50, 3))), (np.ones((9, 2)), np.ones((4, 2)))):
             result = wasserstein(x, y)
             assert result.cost == result.lower == result.upper == 0
@@ -245,7 +245,7 @@ class TestInput:
         assert wasserstein([[1.0, 2]], [[4.0, 6]]).distance == 5
 
     @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-    def test_what_is_not_a_number_is_named(self, rng, bad):
+    def test_error_names_non_finite_values(self, rng, bad):
         x = torch.from_numpy(rng.standard_normal((20, 3)))
         y = x.clone()
         y[13, 1] = bad
@@ -253,11 +253,11 @@ class TestInput:
             Exact().solve(x, y)
 
     @pytest.mark.parametrize("options", [{"tolerance": 0}, {"memory": "lots"}])
-    def test_settings_that_make_no_sense(self, options):
+    def test_invalid_settings_are_refused(self, options):
         with pytest.raises(ArgumentError):
             Exact(**options)
 
-    def test_a_device_that_is_not_there(self):
+    def test_missing_device_is_an_error(self):
         with pytest.raises(ArgumentError, match="cuda:77"):
             Exact(device="cuda:77").solve(torch.ones(3, 2), torch.ones(3, 2))
 
@@ -267,14 +267,14 @@ class TestInput:
         wide = wasserstein(x.double(), y.double())
         assert wasserstein(x, y).cost == wide.cost
 
-    def test_strides_and_gradients_are_no_matter(self, rng):
+    def test_strides_and_gradients_do_not_matter(self, rng):
         x, y = rng.standard_normal((2, 60, 8))
         base = wasserstein(x, y)
         sliced = np.repeat(x, 2, axis=0)[::2].T.copy().T
         leaf = torch.from_numpy(y).requires_grad_()
         assert wasserstein(sliced, leaf).cost == base.cost
 
-    def test_a_line_is_sorted(self, rng):
+    def test_transport_on_a_line_is_sorting(self, rng):
         x, y = rng.standard_normal((2, 3000))
         result = wasserstein(x, y)
         assert result.cost == pytest.approx(((np.sort(x) - np.sort(y)) ** 2).mean(), rel=1e-13)
@@ -287,7 +287,7 @@ class TestInput:
         cost = squared(x[:, None], y[:, None])
         assert result.cost == pytest.approx(ot.emd2(a / a.sum(), b / b.sum(), cost), rel=1e-10)
 
-    def test_points_wider_than_they_are_many(self):
+    def test_more_dimensions_than_points(self):
         x, y = torch.randn(2, 12, 100_000)
         cost = squared(x, y)
         rows, columns = linear_sum_assignment(cost)
@@ -296,7 +296,7 @@ class TestInput:
         assert result.status is Status.CERTIFIED
 
     @pytest.mark.parametrize("size", [1e-100, 1e-20, 1e20, 1e100])
-    def test_scale_is_no_matter(self, rng, size):
+    def test_scale_does_not_matter(self, rng, size):
         x, y = rng.standard_normal((2, 90, 4))
         base, scaled = wasserstein(x, y), wasserstein(x * size, y * size)
         assert scaled.distance == pytest.approx(base.distance * size, rel=1e-12)
@@ -313,7 +313,7 @@ class TestInput:
         assert result.coupling.shape == (30, 20)
         assert result.coupling[:10].nnz == result.coupling[:, 15:].nnz == 0
 
-    def test_points_that_nearly_coincide_end(self, rng):
+    def test_solver_terminates_for_nearly_coincident_points(self, rng):
         """Bids that rise by next to nothing: scipy's solver alone never returns here."""
         x = np.round(np.random.default_rng(93).standard_normal((300, 300)))
         y = np.round(rng.standard_normal((300, 300))) + 1e-13 * rng.standard_normal((300, 300))
@@ -332,7 +332,7 @@ class TestInput:
 
 
 class TestResources:
-    def test_blocks_and_memory_change_nothing(self, rng, monkeypatch):
+    def test_blocks_and_memory_do_not_affect_the_result(self, rng, monkeypatch):
         x, y = rng.standard_normal((2, 500, 300)).astype(np.float32)
         base = wasserstein(x, y)
         assert wasserstein(x, y).to_dict() | {"seconds": 0} == base.to_dict() | {"seconds": 0}
@@ -376,12 +376,12 @@ print(kib("VmHWM") - before)
             interruptible(lambda: asleep.wait(60))
         asleep.set()
 
-    def test_a_long_calls_answer_and_errors_come_through(self):
+    def test_long_call_returns_its_result_or_raises_its_error(self):
         assert interruptible(lambda: 7) == 7
         with pytest.raises(ZeroDivisionError):
             interruptible(lambda: 1 / 0)
 
-    def test_work_no_longer_wanted_stops(self, rng):
+    def test_cancelled_work_stops(self, rng):
         """In a thread of `thread_map`, the first error ends a solve at its next block."""
         x, y = rng.standard_normal((2, 3000, 8))
         ended = threading.Event()
@@ -409,7 +409,7 @@ class TestViolations:
     """Violations, against all pairs in float64."""
 
     @given(st.sampled_from(["plain", "tied", "wild"]), st.integers(0, 10**6), st.booleans())
-    def test_the_excess_makes_any_potentials_feasible(self, kind, seed, thorough):
+    def test_subtracting_the_excess_makes_potentials_feasible(self, kind, seed, thorough):
         rng = np.random.default_rng(seed)
         x, y = rng.standard_normal((90, 6)), rng.standard_normal((75, 6))
         if kind == "tied":
@@ -435,7 +435,7 @@ class TestViolations:
         elif kind == "wild":
             assert len(found.i) > 0
 
-    def test_some_rows_alone(self, rng):
+    def test_violations_of_selected_rows(self, rng):
         geometry = geometry_of(*rng.standard_normal((2, 200, 5)))
         full = geometry.pair_costs(*np.divmod(np.arange(200 * 200), 200)).reshape(200, 200)
         g = np.full(200, np.quantile(full, 0.01))
@@ -445,7 +445,7 @@ class TestViolations:
         at_fault = np.isin(np.arange(200), rows)[:, None] & (full < g - 1e-12)
         assert {*zip(found.i, found.j, strict=True)} == {*zip(*np.nonzero(at_fault), strict=True)}
 
-    def test_a_single_fault_is_found(self, rng):
+    def test_single_violation_is_found(self, rng):
         geometry = geometry_of(*rng.standard_normal((2, 200, 5)))
         full = geometry.pair_costs(*np.divmod(np.arange(200 * 200), 200)).reshape(200, 200)
         g = full.min(0) - 1e-3
@@ -456,7 +456,7 @@ class TestViolations:
         assert found.excess[17] == pytest.approx(1e-9, rel=1e-4)
         assert found.excess.sum() == found.excess[17]
 
-    def test_nearest_names_the_least_of_each_column(self, rng):
+    def test_nearest_is_the_minimum_of_each_column(self, rng):
         geometry = geometry_of(*rng.standard_normal((2, 300, 5)))
         full = geometry.pair_costs(*np.divmod(np.arange(300 * 300), 300)).reshape(300, 300)
         f = rng.standard_normal(300)
@@ -498,7 +498,7 @@ class TestSparse:
         arcs.add(i[keep], j[keep])
         return arcs
 
-    def test_arcs_are_kept_once(self, rng):
+    def test_arcs_are_stored_once(self, rng):
         arcs = self.arcs(rng, every=False)
         before = len(arcs)
         assert arcs.add(arcs.i[:10], arcs.j[:10]) == 0
@@ -534,7 +534,7 @@ class TestSparse:
         assert arcs.slack(potentials).min() >= -1e-14
         assert b @ potentials.g + a @ potentials.f == pytest.approx(ot.emd2(a, b, dense), rel=1e-10)
 
-    def test_a_simplex_that_ends_early_is_an_error(self, rng, monkeypatch):
+    def test_unfinished_simplex_is_an_error(self, rng, monkeypatch):
         def early(*given, **settings):
             plan, log = whole(*given, **settings)
             return plan, log | {"result_code": 3, "warning": "cut short"}
@@ -563,7 +563,7 @@ class TestSparse:
         assert -potentials.f == pytest.approx(p, abs=1e-11)
         assert potentials.g == pytest.approx(q, abs=1e-11)
 
-    def test_steps_fall_to_the_floor(self):
+    def test_steps_decrease_to_the_smallest(self):
         steps = decreasing_steps(1.0, 1e-12, (0.1, 0.01))
         assert steps[-1] == 1e-12
         assert (np.diff(steps) < 0).all()

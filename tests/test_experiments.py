@@ -90,7 +90,7 @@ def code(tmp_path, beside):
         ("far.py", "x + y", "x - y"),
     ],
 )
-def test_what_measures_is_part_of_the_key(code, file, old, new):
+def test_measuring_code_is_part_of_the_key(code, file, old, new):
     assert code() == code()
     assert code(file, old, new) != code()
 
@@ -105,7 +105,7 @@ def test_what_measures_is_part_of_the_key(code, file, old, new):
         ("helper.py", "\n\ndef", "\n\n\n# twice\ndef"),
     ],
 )
-def test_words_and_tables_are_no_part_of_the_key(code, file, old, new):
+def test_text_and_tables_are_not_part_of_the_key(code, file, old, new):
     assert code(file, old, new) == code()
 
 
@@ -135,7 +135,7 @@ def digits_file(path: Path, shift: int = 0) -> str:
     return f"npz:{path}"
 
 
-def test_results_follow_the_images_not_where_they_lie(beside, tmp_path):
+def test_results_depend_on_the_images_not_their_location(beside, tmp_path):
     lab = beside("lab")
     first = lab.Bench(tmp_path, {"toy": digits_file(tmp_path / "a.npz")})
     first.images("toy", 20)
@@ -146,13 +146,13 @@ def test_results_follow_the_images_not_where_they_lie(beside, tmp_path):
     assert not changed.agrees(read)
 
 
-def test_images_of_a_file_are_normalised_as_those_of_the_name(beside, tmp_path):
+def test_images_of_a_file_have_the_normalisation_of_the_named_data_set(beside, tmp_path):
     bench = beside("lab").Bench(tmp_path, {"mnist": digits_file(tmp_path / "a.npz")})
     images = bench.images("mnist", 20)
     assert (images.name, images.preset) == ("mnist", "mnist")
 
 
-def test_networks_are_found_again_by_recipe_and_images(beside, tmp_path):
+def test_networks_are_reused_by_recipe_and_images(beside, tmp_path):
     lab = beside("lab")
     recipe = {"epochs": 1, "lr": 0.05, "options": {"width": 4, "depth": 2}, "seed": 0}
 
@@ -190,7 +190,7 @@ def matrix(low: list[float], null: list[float], samples: int = 1000) -> dict:
         ([0.99, 0.98, 0.97], [0.5, 0.5, 0.93], "optimal optimal undecided", "0"),
     ],
 )
-def test_from_which_layer_on_maps_are_optimal(beside, own, null, states, since):
+def test_first_layer_from_which_maps_are_optimal(beside, own, null, states, since):
     terminal = beside("terminal")
     result = matrix(own, null)
     assert terminal.to_the_end(result) == states.split()
@@ -203,7 +203,7 @@ def run_of(seed: int, lengths: dict[int, float], **more) -> dict:
     return {"cell": {**cell, "seed": seed}, "rows": rows, **more}
 
 
-def test_a_phase_has_settled_when_it_changes_less_than_seeds_differ(beside):
+def test_phase_has_settled_if_it_changes_less_than_seeds_differ(beside):
     terminal = beside("terminal")
     pair = [run_of(0, {60: 2.0, 120: 1.25, 160: 1.0}), run_of(1, {60: 2.0, 120: 1.75, 160: 1.5})]
     assert terminal.settled(pair) == "0.25 / 0.5"

@@ -12,7 +12,7 @@ RESULTS = os.environ.get("WGEO_FAMILIES")
 
 @pytest.mark.slow
 @pytest.mark.skipif(not RESULTS, reason="set WGEO_FAMILIES to a file that keeps the results")
-def test_no_network_is_read_wrong():
+def test_no_architecture_family_is_misread():
     pytest.importorskip("timm")
     rows = families.run(RESULTS)
     wrong = {row["name"]: row for row in rows if row["status"] in ("wrong", "failed")}

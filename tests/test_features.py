@@ -70,7 +70,7 @@ def stack(kind):
 
 
 @pytest.mark.parametrize("kind", [PreAct, Symmetric])
-def test_finds_other_peoples_blocks(kind):
+def test_finds_blocks_of_third_party_networks(kind):
     net = stack(kind)
     specs = find_blocks(net, pair()[0])
     assert [s.name for s in specs] == ["2.0", "2.1", "3.0", "3.1"]
@@ -92,7 +92,7 @@ def test_finds_every_block_of_torchvision_resnets(name, count, changes):
     assert all(s.activation == f"{s.name}.relu" for s in specs)
 
 
-def test_a_change_of_space_between_blocks_begins_with_what_enters_the_next():
+def test_change_of_space_between_blocks_starts_at_the_next_blocks_input():
     timm = pytest.importorskip("timm")
     torch.manual_seed(0)
     net = timm.create_model("convnext_atto", num_classes=3).eval()
@@ -124,7 +124,7 @@ def test_finds_the_blocks_of_a_vision_transformer():
     assert [layer.width for layer in traj.layers] == [3 * 32 * 32, 24, 24, 24, 24]
 
 
-def test_what_is_recorded_is_what_the_network_computes():
+def test_recorded_features_match_the_forward_pass():
     net = torchvision.models.resnet18(num_classes=3).eval()
     x, y = pair()
     traj = trace(net, (x, y), batch_size=5)
@@ -151,7 +151,7 @@ def test_what_is_recorded_is_what_the_network_computes():
     assert [b.via for b in traj.blocks].count("shortcut") == 3
 
 
-def test_in_place_activations_cannot_corrupt_a_tap():
+def test_in_place_activations_do_not_corrupt_features():
     net = stack(Symmetric).eval()  # relu(inplace) follows every flat view
     x, y = pair()
     flat = trace(net, (x, y), pool="flat")
@@ -170,7 +170,7 @@ def test_the_sum_before_the_activation():
         assert np.allclose(a.features, np.maximum(b.features, 0), atol=1e-6)
 
 
-def test_the_network_is_left_as_it_was():
+def test_network_is_left_unchanged():
     net = torchvision.models.resnet18(num_classes=3).train()
     net.layer1.eval()
     before = {k: v.clone() for k, v in net.state_dict().items()}
@@ -185,14 +185,14 @@ def test_the_network_is_left_as_it_was():
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in net.modules())
 
 
-def test_batch_size_changes_nothing():
+def test_batch_size_does_not_matter():
     net = torchvision.models.resnet18(num_classes=3)
     a, b = (trace(net, pair(), batch_size=size) for size in (5, 512))
     for p, q in zip(a.layers, b.layers, strict=True):
         assert np.allclose(p.features, q.features, atol=1e-5)
 
 
-def test_poolings():
+def test_poolings_have_known_values():
     maps = torch.arange(2 * 3 * 4 * 4.0).reshape(2, 3, 4, 4)
     assert torch.equal(pooling("gap")(maps), maps.mean((2, 3)))
     assert pooling("flat")(maps).shape == (2, 48)
@@ -216,7 +216,7 @@ def test_plain_networks_are_followed_by_layer_names():
     assert [s.names for s in traj.segments] == [("1", "3")]
 
 
-def test_what_cannot_be_traced_is_said():
+def test_untraceable_networks_are_clear_errors():
     net = torchvision.models.resnet18(num_classes=3)
     x, y = pair()
     with pytest.raises(FeatureError, match="cannot process images of shape"):
@@ -240,14 +240,14 @@ def test_what_cannot_be_traced_is_said():
         trace(net, (x[:1], y[:1]))
 
 
-def test_images_that_begin_alike_do_not_hide_the_blocks():
+def test_identical_first_images_do_not_hide_the_blocks():
     net = torchvision.models.resnet18(num_classes=3)
     x, y = pair()
     x[:8] = x[0]
     assert len(blocks(net, (x, y))) == 8
 
 
-def test_a_network_of_nan_is_not_called_one_without_blocks():
+def test_network_with_nan_is_not_reported_as_having_no_blocks():
     net = torchvision.models.resnet18(num_classes=3)
     net.bn1.weight.data[0] = float("nan")
     with pytest.raises(FeatureError, match="the output of 'bn1' holds NaN"):
@@ -255,7 +255,7 @@ def test_a_network_of_nan_is_not_called_one_without_blocks():
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
-def test_images_come_in_the_precision_of_the_network(dtype):
+def test_images_are_converted_to_the_networks_precision(dtype):
     net = torchvision.models.resnet18(num_classes=3)
     single = trace(net, pair()).last
     traj = trace(net.to(dtype), pair())

@@ -53,7 +53,7 @@ def test_ranks_of_known_ratios():
     assert (bent["as_straight"], bent["as_bent"]) == (20, 0)
 
 
-def test_equal_networks_and_undefined_ratios_tell_nothing():
+def test_equal_networks_and_undefined_ratios_give_no_evidence():
     (same,) = rank_test(np.array([1.3]), np.full((20, 1), 1.3 + 1e-14))
     assert (same["rank_p"], same["direction"]) == (1.0, "neither")
     fresh = np.linspace(1.4, 1.5, 20)[:, None]
@@ -64,7 +64,7 @@ def test_equal_networks_and_undefined_ratios_tell_nothing():
 
 
 @pytest.mark.parametrize("segments", [1, 3])
-def test_one_of_many_is_told_apart_in_at_most_one_case_of_twenty(segments):
+def test_false_positive_rate_of_the_rank_test_is_at_most_five_percent(segments):
     """The family-wise level, of skewed and correlated ratios; exact is 1/21 = 0.048."""
     rng = np.random.default_rng(segments)
     draws, wrong = 2000, 0
@@ -79,7 +79,7 @@ def test_one_of_many_is_told_apart_in_at_most_one_case_of_twenty(segments):
 # --- networks --------------------------------------------------------------------------------
 
 
-def test_fresh_networks_are_not_told_apart_from_fresh_networks(images):
+def test_fresh_networks_do_not_differ_from_fresh_networks(images):
     """Each of 24 takes its turn as the one that is tested: at most one in 20 may be told apart."""
     traj = wgeo.trace(network(0), images)
     found = fresh_networks(traj, network(0), images, 24, READING, seed=3)
@@ -112,7 +112,7 @@ def test_the_record_of_fresh_networks(images):
         wgeo.analyze(net, images, reference_networks=0)
 
 
-def test_centring_takes_a_common_shift_out():
+def test_centring_removes_a_common_shift():
     rng = np.random.default_rng(0)
     path = list(np.cumsum(rng.normal(size=(4, 30, 5)), axis=0))
     shifted = [layer + 100 * k for k, layer in enumerate(path)]
@@ -123,7 +123,7 @@ def test_centring_takes_a_common_shift_out():
 # --- batch statistics ------------------------------------------------------------------------
 
 
-def test_statistics_are_those_of_the_images(images):
+def test_batch_norm_statistics_match_the_images(images):
     net, x = network(2), pixels(images)
     reestimate_statistics(net, [x])
     norm = next(part for part in net.modules() if isinstance(part, nn.BatchNorm2d))
@@ -137,7 +137,7 @@ def test_statistics_are_those_of_the_images(images):
     assert not any(part.training for part in net.modules())
 
 
-def test_batches_of_equal_size_average_to_the_whole():
+def test_average_over_equal_batches_is_that_of_all_images():
     net, x = nn.BatchNorm1d(3).eval(), torch.randn(60, 3)
     reestimate_statistics(net, x.split(20))
     torch.testing.assert_close(net.running_mean, x.mean(0))
@@ -146,7 +146,7 @@ def test_batches_of_equal_size_average_to_the_whole():
     )
 
 
-def test_dropout_is_off_and_a_network_without_batch_norm_is_left_alone():
+def test_dropout_is_off_and_networks_without_batch_norm_are_unchanged():
     net = nn.Sequential(nn.Dropout(0.5), nn.BatchNorm1d(3)).train()
     x = torch.randn(40, 3)
     reestimate_statistics(net, [x])

@@ -171,7 +171,7 @@ def test_points_on_a_line(x, y, cost, score):
     assert segment.ot_score == pytest.approx(score, abs=1e-10)
 
 
-def test_crossing_points_are_straight_paths_and_no_geodesic():
+def test_crossing_points_have_straight_paths_but_no_geodesic():
     segment = measured([[[-1], [1]], [[0.5], [0]], [[2], [-1]]])
     assert segment.line_shape_ratio == 1
     assert segment.ot_score == pytest.approx(1 / 13)
@@ -404,7 +404,7 @@ def test_paths_agree_with_a_slow_reference(shape):
         assert found.orthogonal_share[i] == pytest.approx(share, abs=1e-12)
 
 
-def test_figures_do_not_depend_on_the_chunk(rng, monkeypatch):
+def test_values_do_not_depend_on_the_chunk_size(rng, monkeypatch):
     layers = [rng.normal(size=(37, 5)) for _ in range(4)]
     whole = path_measures(layers)
     near = neighbour_distance(layers[0])
@@ -484,7 +484,7 @@ def test_stage_changes_go_through_the_shortcut(rng):
     assert result.segments[1].length == pytest.approx(sum(b.distance for b in result.blocks[2:]))
 
 
-def test_record_has_the_promised_keys(rng):
+def test_record_has_every_documented_key(rng):
     record = straightness(staged(rng), bootstrap=20).to_dict()
     assert json.loads(json.dumps(record, allow_nan=False)) == record
     block = "source target distance lower upper paired ot_score resolution status solver seconds"
@@ -543,7 +543,7 @@ def test_a_solver_without_potentials_gives_no_interval_for_transport(rng):
     assert segment.interpolation_gap == (None, None, None)
 
 
-def test_nothing_to_measure_is_said_in_words(rng):
+def test_paths_without_segments_are_clear_errors(rng):
     with pytest.raises(FeatureError, match="two samples"):
         straightness(trajectory([[[0.0]], [[1.0]]]))
     with pytest.raises(FeatureError, match="share a feature space"):
@@ -565,7 +565,7 @@ def two_steps(n, rng):
     return [x, y, y + np.c_[np.cos(angle + turn), np.sin(angle + turn)]]
 
 
-def test_intervals_of_trajectory_figures_cover():
+def test_intervals_of_trajectory_measures_cover():
     most = 2 * np.pi / 3
     secant = 2 * np.log(np.tan(most / 4 + np.pi / 4)) / most  # mean of 1 / cos(turn / 2)
     truth = {
@@ -598,7 +598,7 @@ def exact(x, y):
     return np.sqrt(cost[linear_sum_assignment(cost)].mean())
 
 
-def test_intervals_of_transport_figures_cover_what_this_many_samples_are_expected_to_show():
+def test_intervals_of_transport_measures_cover_the_expectation_at_this_sample_size():
     names = ("distance", "length_ratio", "action_ratio", "ot_score")
     found, intervals = [], []
     for seed in range(600):
@@ -690,7 +690,7 @@ def test_reference_test_is_calibrated(paired):
     assert stats.kstest(p_values, "uniform").pvalue > 0.01
 
 
-def test_reference_test_of_transport_figures_is_calibrated():
+def test_reference_test_of_transport_measures_is_calibrated():
     """By few repetitions; benchmarks/coverage.py has more, of the statistic that verdicts use."""
     p_values = []
     for seed in range(40):
@@ -702,7 +702,7 @@ def test_reference_test_of_transport_figures_is_calibrated():
 
 
 @pytest.mark.parametrize("statistic", STATISTICS)
-def test_a_straighter_network_is_found_so(statistic, rng):
+def test_straighter_network_is_detected(statistic, rng):
     start = rng.normal(size=(60, 10))
     step = np.array([2.0, *[0.0] * 9])
 
@@ -735,7 +735,7 @@ def turned_all(x, degrees):
     )
 
 
-def test_values_of_the_reference_test_are_the_figures(rng):
+def test_values_of_the_reference_test_match_the_measures(rng):
     one, two = trajectory(wandering(30, rng)), trajectory(wandering(30, rng, bend=2))
     for statistic in ("line_shape_ratio", "length_ratio"):
         (result,) = straighter_than(one, two, statistic=statistic)
@@ -770,7 +770,7 @@ def test_shuffling_leaves_a_stages_entry_in_place(rng):
         shuffled(traj)
 
 
-def test_what_cannot_be_compared_is_said_in_words(rng):
+def test_trajectories_that_cannot_be_compared_are_clear_errors(rng):
     one = trajectory(wandering(20, rng))
     with pytest.raises(ArgumentError, match="Unknown statistic"):
         straighter_than(one, one, statistic="beauty")
@@ -794,14 +794,14 @@ def test_p_values_without_any_difference_are_one():
 # ---- results ---------------------------------------------------------------------------------
 
 
-def test_the_old_name_of_verdicts_warns_and_still_answers():
+def test_old_name_of_verdicts_works_with_a_warning():
     straight = straightness(trajectory(path(0, 1, 2)), bootstrap=0)
     with pytest.warns(DeprecationWarning, match=r"wgeo\.analysis\.sentences"):
         verdict = wgeo.geodesic.verdict
     assert "From" in verdict(straight)
 
 
-def test_tables_have_a_row_a_block_and_a_size(rng):
+def test_tables_have_a_row_per_block_and_per_size(rng):
     straight = straightness(staged(rng), bootstrap=0)
     table = straight.to_pandas()
     assert list(table["target"]) == [block.target for block in straight.blocks]
@@ -862,7 +862,7 @@ def test_distances_to_the_geodesic_do_not_depend_on_units(rng, scale):
 
 
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
-def test_a_coupling_counts_where_its_cost_is_the_solvers_up_to_rounding(rng, scale):
+def test_coupling_is_used_if_its_cost_is_the_solvers_up_to_rounding(rng, scale):
     x, y = scale * rng.normal(size=(2, 30, 4))
     (segment,) = trajectory([x, y]).segments
     end = wasserstein(x, y)

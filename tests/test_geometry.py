@@ -56,7 +56,7 @@ def test_other_sizes_are_refused(text):
         parse_bytes(text)
 
 
-def test_squared_distances_see_what_products_cannot():
+def test_squared_distances_resolve_differences_lost_in_products():
     x = torch.tensor([[1e8, 1.0]], dtype=torch.float64)
     y = x + torch.tensor([[0.0, 2.0**-30]], dtype=torch.float64)
     assert squared_distances(x, y).item() == 2.0**-60
@@ -89,7 +89,7 @@ class TestOrder:
         assert geometry.pair_costs(i, j) == pytest.approx(expected, rel=1e-13)
         assert (geometry.cost_error(expected) < 1e-12).all()
 
-    def test_no_offset_is_taken_off_clouds_that_coincide(self, rng):
+    def test_coincident_clouds_are_not_centred(self, rng):
         """x + 1e-12 noise: centring each apart would put rounding into differences."""
         x, _ = clouds(rng)
         y = x + 1e-12 * rng.standard_normal(x.shape)
@@ -129,7 +129,7 @@ def some_clouds(kind, seed):
 
 class TestErrorBounds:
     @given(kinds, st.integers(0, 10**6), st.sampled_from([torch.float32, torch.float64]))
-    def test_products_are_never_further_off_than_they_say(self, kind, seed, dtype):
+    def test_error_of_products_stays_within_its_bound(self, kind, seed, dtype):
         geometry = geometry_of(*some_clouds(kind, seed))
         geometry = geometry if dtype is torch.float32 else geometry.double_precision
         p = torch.from_numpy(np.random.default_rng(seed).standard_normal(40))
@@ -145,7 +145,7 @@ class TestErrorBounds:
             assert (abs(found - truth[rows]) <= allowed[rows]).all()
             assert torch.isinf(block[:, 40:]).all()
 
-    def test_bounds_are_not_idle(self, rng):
+    def test_error_bounds_are_nearly_attained(self, rng):
         """A bound that nothing comes near would hide faults: float32 is seen to be off."""
         geometry = geometry_of(*clouds(rng, d=64))
         for _, block in geometry.blocks(geometry.y, geometry.x, geometry.x.norms):
@@ -159,7 +159,7 @@ class TestErrorBounds:
 
 
 class TestBlocks:
-    def test_panels_add_up(self, rng, monkeypatch):
+    def test_sum_of_panels_is_the_product(self, rng, monkeypatch):
         """Of points wider than a panel, whose products are not at hand."""
         x, y = clouds(rng, d=10)
         at_once = geometry_of(x, y)
@@ -169,7 +169,7 @@ class TestBlocks:
         vars(geometry)["products"] = None
         torch.testing.assert_close(whole(geometry, "y", "x"), at_once, rtol=0, atol=1e-5)
 
-    def test_do_not_depend_on_their_size(self, rng, monkeypatch):
+    def test_blocks_do_not_depend_on_their_size(self, rng, monkeypatch):
         geometry = geometry_of(*clouds(rng, n=300, m=200))
         at_once = whole(geometry, "y", "x")
         monkeypatch.setattr(geometry_module, "_MIN_ROWS", 7)
@@ -178,7 +178,7 @@ class TestBlocks:
         assert len(parts) > 5
         torch.testing.assert_close(torch.cat(parts), at_once, rtol=0, atol=1e-5)
 
-    def test_kept_products_are_those_computed_anew(self, rng):
+    def test_stored_products_equal_recomputed_ones(self, rng):
         x, y = clouds(rng, n=90, m=70, d=300)
         kept, anew = geometry_of(x, y), geometry_of(x, y, memory=1000)
         assert kept.products is not None
@@ -192,10 +192,10 @@ class TestBlocks:
                 whole(kept, at, over, 20, 30), whole(anew, at, over, 20, 30), rtol=0, atol=1e-5
             )
 
-    def test_narrow_points_keep_no_products(self, rng):
+    def test_products_of_narrow_points_are_not_stored(self, rng):
         assert geometry_of(*clouds(rng)).products is None
 
-    def test_visits_are_counted(self, rng):
+    def test_passes_are_counted(self, rng):
         geometry = geometry_of(*clouds(rng))
         for _ in range(3):
             list(geometry.blocks(geometry.y, geometry.x, geometry.x.norms))
@@ -204,7 +204,7 @@ class TestBlocks:
 
 
 class TestPotentials:
-    def test_feasible_potentials_become_those_of_the_points_given(self, rng):
+    def test_feasible_potentials_are_mapped_back_to_the_original_points(self, rng):
         x, y = clouds(rng, apart=5.0)
         geometry = geometry_of(x * 100, y * 100)
         centred = centered_costs(geometry).astype(float)

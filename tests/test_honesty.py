@@ -75,21 +75,21 @@ ADVERSARIAL = {
 
 @pytest.mark.parametrize("solver", SOLVERS, ids=NAMES)
 @pytest.mark.parametrize("case", ADVERSARIAL)
-def test_the_interval_holds_the_exact_value(solver, case):
+def test_interval_contains_the_exact_value(solver, case):
     for seed in range(3):
         x, y = (cloud(2 * seed + k, **ADVERSARIAL[case]) for k in (0, 1))
         assert_contains(wgeo.wasserstein(x, y, solver=solver), exact_w2(x, y), x, y)
 
 
 @pytest.mark.parametrize("case", ADVERSARIAL)
-def test_exact_is_certified_however_far_the_clouds_lie(case):
+def test_exact_is_certified_at_any_offset(case):
     x, y = (cloud(k, n=40, **ADVERSARIAL[case]) for k in (0, 1))
     found = wgeo.wasserstein(x, y)
     assert found.status == "certified"
 
 
 @pytest.mark.parametrize("solver", SOLVERS, ids=NAMES)
-def test_of_clouds_that_nearly_coincide_the_interval_is_true(solver):
+def test_interval_contains_w2_of_nearly_coincident_clouds(solver):
     """A point moved by its last bit: W2 is known, and smaller than any rounding of a product."""
     for dtype in (np.float32, np.float64):
         x = cloud(3, n=6, offset=100.0, dtype=dtype)
@@ -102,7 +102,7 @@ def test_of_clouds_that_nearly_coincide_the_interval_is_true(solver):
         assert same.lower == 0
 
 
-def test_a_bound_that_is_tight_lies_below_all_the_same():
+def test_tight_lower_bound_does_not_exceed_the_exact_value():
     """Of a cloud and its double the Bures distance is W2 itself: only rounding is between."""
     for seed in range(5):
         x = cloud(seed, d=2)
@@ -113,7 +113,7 @@ SMALL = st.sampled_from([0.0, 1.0, -1.0, 0.5, 1e-8, 1e8, -1e8, 1 + 2**-20, 3e-39
 
 
 @given(st.data())
-def test_any_small_clouds(data):
+def test_interval_contains_w2_of_any_small_clouds(data):
     """Duplicates, extreme scales, every type, rows that are not contiguous: all four solvers."""
     n, d = data.draw(st.integers(2, 5)), data.draw(st.integers(1, 3))
     dtype = data.draw(st.sampled_from([np.float32, np.float64, np.int32]))
@@ -137,7 +137,7 @@ def test_any_small_clouds(data):
     ),
     st.sampled_from(SOLVERS),
 )
-def test_anything_else_is_an_answer_or_a_clear_error(x, solver):
+def test_any_array_gives_a_result_or_a_clear_error(x, solver):
     try:
         result = wgeo.wasserstein(x, x[::-1], solver=solver)
     except WgeoError:
@@ -185,7 +185,7 @@ def exact_nc1(x, labels):
     ("offset", "spread", "dtype"),
     [(0, 1, np.float64), (1e6, 1e-2, np.float64), (1e3, 0.1, np.float32), (1e5, 1, np.float32)],
 )
-def test_nc1_is_right_far_from_the_origin(offset, spread, dtype):
+def test_nc1_is_accurate_far_from_the_origin(offset, spread, dtype):
     labels = np.repeat([0, 1], 6)
     x = cloud(5, n=12, d=4, offset=offset, spread=spread, dtype=dtype)
     x[6:] += dtype(2 * spread)
@@ -262,7 +262,7 @@ def test_the_same_seed_gives_the_same_bits():
         assert mine == yours  # floats too: no tolerance
 
 
-def test_the_record_says_what_could_change_a_number():
+def test_record_lists_versions_that_affect_results():
     found = versions()
     assert {"python", "torch", "numpy", "scipy", "pot", "threads", "cpu"} <= set(found)
     assert found["threads"] == str(torch.get_num_threads())

@@ -50,13 +50,13 @@ def wrong(rows, fault):
     return [(row["kind"], row["name"], fault(row)) for row in rows if fault(row)]
 
 
-def test_no_code_of_a_file_is_run(corpus):
+def test_no_code_in_a_file_is_run(corpus):
     folder, rows = corpus
     assert not (folder / "canary").exists()
     assert wrong(rows, lambda row: row["noticed"]) == []
 
 
-def test_each_is_an_error_of_ours_and_what_must_be_refused_is(corpus):
+def test_files_raise_only_wgeo_errors_and_bad_ones_are_refused(corpus):
     _, rows = corpus
     assert wrong(rows, lambda row: row["error"] if row["error"] and not row["ours"] else None) == []
     assert wrong(rows, lambda row: row["refused"] and row["error"] is None) == []
@@ -66,7 +66,7 @@ def test_each_is_an_error_of_ours_and_what_must_be_refused_is(corpus):
     assert {row["kind"] for row in read} == {"checkpoint", "images", "store"}
 
 
-def test_each_error_is_one_line_that_can_be_read(corpus):
+def test_errors_of_hostile_files_are_one_readable_line(corpus):
     _, rows = corpus
     assert wrong(rows, lambda row: len(row["message"]) > 1500 and row["message"][:200]) == []
     assert wrong(rows, lambda row: not row["message"].isprintable()) == []
@@ -74,7 +74,7 @@ def test_each_error_is_one_line_that_can_be_read(corpus):
     assert wrong(bare, lambda row: "special" not in row["path"] and row["message"][:200]) == []
 
 
-def test_none_takes_much_memory_or_time(corpus):
+def test_hostile_files_need_little_memory_and_time(corpus):
     _, rows = corpus
     assert wrong(rows, lambda row: row["bytes"] > hostile.MEMORY and row["bytes"] >> 20) == []
     assert wrong(rows, lambda row: row["seconds"] > hostile.SECONDS and row["seconds"]) == []
@@ -115,7 +115,9 @@ def endless(path):
         (endless, "TooLong"),
     ],
 )
-def test_the_fuzzer_keeps_what_is_no_clean_error(tally, tmp_path, monkeypatch, capsys, door, said):
+def test_fuzzer_saves_inputs_without_a_clean_error(
+    tally, tmp_path, monkeypatch, capsys, door, said
+):
     monkeypatch.setattr(fuzz_readers, "target", lambda kind: door)
     monkeypatch.setattr(fuzz_readers, "SECONDS", 0.1)
     tally.try_one("record", b"body")
@@ -150,14 +152,14 @@ def test_broken_images_are_named_and_skipped_only_if_asked(tmp_path):
     assert clean.fingerprint == images.fingerprint
 
 
-def test_a_class_that_is_broken_altogether_is_told(tmp_path):
+def test_class_with_only_broken_images_is_reported(tmp_path):
     path = tmp_path / "a.zip"
     path.write_bytes(hostile.zipped({"a/0.png": hostile.png(), "b/0.png": b"no"}))
     with pytest.warns(WgeoWarning), pytest.raises(DataError, match="one class only"):
         load_images(path, skip_broken=True)
 
 
-def test_an_archive_slips_nothing_onto_the_disk(tmp_path):
+def test_archives_write_nothing_to_the_disk(tmp_path):
     deep = tmp_path / "deep" / "deeper"
     deep.mkdir(parents=True)
     names = ("../x/0.png", "../../x/0.png", "/tmp/../x/0.png", "a/../../../b/x.png")
@@ -167,7 +169,7 @@ def test_an_archive_slips_nothing_onto_the_disk(tmp_path):
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_a_picture_that_packs_well_is_no_bomb(tmp_path):
+def test_highly_compressible_image_is_not_a_bomb(tmp_path):
     """A plain BMP of 12 MB packs a thousandfold, and is read."""
     size = 2000
     head = b"BM" + (54 + 3 * size * size).to_bytes(4, "little") + bytes(4) + b"\x36\0\0\0\x28\0\0\0"
@@ -178,9 +180,7 @@ def test_a_picture_that_packs_well_is_no_bomb(tmp_path):
     assert load_images(tmp_path / "a.zip", size=8).shape == (3, 8, 8)
 
 
-def test_more_pixels_than_there_is_room_for_are_refused_before_they_are_asked_for(
-    tmp_path, monkeypatch
-):
+def test_images_beyond_memory_are_refused_before_allocation(tmp_path, monkeypatch):
     """In memory, nor on more than half of the disk that is left."""
     monkeypatch.setattr("wgeo.data.pixels.total_memory", lambda: 10)
     pixels = load_images(broken_zip(tmp_path / "a.zip", {})).x.numel()
@@ -216,7 +216,7 @@ PLACES = {kind: [path for path in places(record) if path] for kind, record in SA
 
 
 @given(st.data())
-def test_what_is_read_can_be_drawn(tmp_path_factory, data):
+def test_every_accepted_record_can_be_drawn(tmp_path_factory, data):
     """A record with anything anywhere is refused in words, or its pages and tables can be made."""
     kind = data.draw(st.sampled_from([ANALYSIS, SERIES]))
     record = json.loads(json.dumps(SAMPLES[kind]))
@@ -247,14 +247,14 @@ def test_what_is_read_can_be_drawn(tmp_path_factory, data):
         plot.rows()
 
 
-def test_a_record_beyond_all_measure_is_not_read(tmp_path, monkeypatch):
+def test_oversized_record_is_not_read(tmp_path, monkeypatch):
     monkeypatch.setattr("wgeo.storage.records._LARGEST", 10)
     (tmp_path / ANALYSIS).write_text(json.dumps(sample_record()))
     with pytest.raises(RecordError, match="far more than any record"):
         read_record(tmp_path)
 
 
-def test_damage_is_named_by_its_place(tmp_path):
+def test_error_names_the_damaged_place(tmp_path):
     record = sample_record()
     record["layers"][3]["collapse"]["nc1"] = "nine"
     del record["blocks"][1]["target"]
@@ -264,7 +264,7 @@ def test_damage_is_named_by_its_place(tmp_path):
         read_record(tmp_path)
 
 
-def test_the_command_line_answers_a_hostile_file_in_one_line(tmp_path):
+def test_command_line_reports_a_hostile_file_in_one_line(tmp_path):
     canary = tmp_path / "canary"
     program = hostile.gadgets(str(canary))["os.system"]
     (tmp_path / "net.pt").write_bytes(hostile.archive(program))
@@ -276,7 +276,7 @@ def test_the_command_line_answers_a_hostile_file_in_one_line(tmp_path):
     assert not canary.exists()
 
 
-def test_the_gadgets_work_where_they_are_trusted(tmp_path):
+def test_gadgets_run_if_unpickled_by_python(tmp_path):
     """The corpus is no scarecrow: unpickled by Python, such a program does run."""
     import pickle
 

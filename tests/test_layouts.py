@@ -115,7 +115,7 @@ CASES = {
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_channels_are_told_where_every_length_is_the_same(case, seed):
+def test_channel_axis_is_detected_if_all_axes_have_equal_length(case, seed):
     blocks, lay, space = CASES[case]
     torch.manual_seed(seed)
     net = Net(blocks, lay, space)
@@ -151,7 +151,7 @@ class ClassBlock(nn.Module):
 
 
 @pytest.mark.parametrize("seed", [0, 1])
-def test_what_acts_on_the_class_token_alone_is_no_evidence(seed):
+def test_operations_on_the_class_token_alone_are_no_evidence(seed):
     torch.manual_seed(seed)
     net = Net([Windows(), ClassBlock()], lambda x: x.mean(2).mT, 1)
     x, y = pair()
@@ -185,7 +185,7 @@ def test_windows_folded_into_the_batch_are_unfolded(fold):
 
 
 @pytest.mark.parametrize("pool", ["gap", "flat", "grid:2"])
-def test_swin_gives_the_features_that_plain_hooks_give(pool):
+def test_swin_features_match_plain_hooks(pool):
     torch.manual_seed(0)
     net = torchvision.models.SwinTransformer([4, 4], 8, [1, 1], [1, 2], [2, 2], num_classes=3)
     x, y = pair(side=32)
@@ -214,7 +214,7 @@ class Mute(nn.Module):
         return torch.fft.fft2(x).abs()
 
 
-def test_what_cannot_be_told_is_refused_and_can_be_said():
+def test_undetermined_axis_is_refused_and_can_be_specified():
     net = nn.Sequential(Mute(), Mute(), nn.Flatten(), nn.Linear(3 * SIDE * SIDE, CLASSES))
     x, y = pair()
     with pytest.raises(FeatureError, match="gap@first"):
@@ -260,7 +260,7 @@ def test_frozen_parameters_stay_frozen():
     assert all(p.grad is None for p in net.parameters())
 
 
-def test_pooling_takes_channels_second():
+def test_pooling_expects_channels_second():
     tokens = torch.arange(24.0).reshape(2, 3, 4)  # (n, c, t)
     assert torch.equal(pooling("gap")(tokens), tokens.mean(2))
     assert torch.equal(pooling("cls")(tokens), tokens[:, :, 0])

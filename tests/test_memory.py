@@ -52,7 +52,7 @@ class Small(torch.nn.Module):
         return self.net(x)
 
 
-def test_tracing_halves_the_batch_and_goes_on(tmp_path):
+def test_tracing_halves_the_batch_and_continues(tmp_path):
     options = {"width": 4, "depth": 2, "num_classes": 2, "in_channels": 1, "image_size": 8}
     net = wgeo.models.build("isoresnet", **options).eval()
     images = torch.rand(40, 1, 8, 8), np.arange(40) % 2
@@ -74,7 +74,7 @@ def test_tracing_halves_the_batch_and_goes_on(tmp_path):
     [(wgeo.Exact(), 1e-9), (wgeo.Sinkhorn(epsilon=0.5), 1e-6)],
     ids=["exact", "sinkhorn"],
 )
-def test_solvers_halve_their_blocks_and_find_the_same(clouds, monkeypatch, solver, rounding):
+def test_solvers_halve_their_blocks_without_changing_results(clouds, monkeypatch, solver, rounding):
     expected = wgeo.wasserstein(*clouds, solver=solver)
     fewest = []
 
@@ -97,7 +97,7 @@ def test_solvers_halve_their_blocks_and_find_the_same(clouds, monkeypatch, solve
     assert 0 < max(fewest) <= 20 * 300
 
 
-def test_a_device_with_no_room_at_all_is_told(clouds, monkeypatch):
+def test_device_without_memory_is_an_error(clouds, monkeypatch):
     def none(*_, **__):
         raise torch.OutOfMemoryError("CUDA out of memory")
         yield
@@ -107,7 +107,7 @@ def test_a_device_with_no_room_at_all_is_told(clouds, monkeypatch):
         wgeo.wasserstein(*clouds)
 
 
-def test_a_bound_changes_no_figure(clouds):
+def test_memory_limit_does_not_affect_results(clouds):
     traj = Trajectory.from_arrays([clouds[0], *(clouds[1] * k for k in (1, 2))], np.arange(300) % 3)
     held = wgeo.straightness(traj, bootstrap=20).to_dict()
     with memory.memory_limit("1100 MiB"):
@@ -120,7 +120,7 @@ def test_a_bound_changes_no_figure(clouds):
                 assert a[name] == pytest.approx(b[name], rel=1e-12)
 
 
-def test_a_bound_decides_how_many_pairs_are_solved_at_once(clouds, monkeypatch):
+def test_memory_limit_sets_the_number_of_parallel_pairs(clouds, monkeypatch):
     traj = Trajectory.from_arrays([*clouds, clouds[0] * 2], np.arange(300) % 2)
     asked = []
     monkeypatch.setattr(
@@ -142,7 +142,7 @@ def test_a_bound_decides_how_many_pairs_are_solved_at_once(clouds, monkeypatch):
         solve_chain(traj)
 
 
-def test_features_beyond_the_bound_belong_on_disk(monkeypatch):
+def test_features_beyond_the_memory_limit_need_a_store(monkeypatch):
     net = wgeo.models.build("mlp", num_classes=2, in_channels=1, image_size=8, width=8, depth=1)
     images = torch.rand(20, 1, 8, 8), np.arange(20) % 2
     memory._state["limit"] = memory._LIBRARIES + 1000
@@ -150,7 +150,7 @@ def test_features_beyond_the_bound_belong_on_disk(monkeypatch):
         wgeo.trace(net, images, pool="flat")
 
 
-def test_a_bound_holds_for_the_gpu(monkeypatch):
+def test_memory_limit_applies_to_the_gpu(monkeypatch):
     """PyTorch's allocator is told, and let go again; no bound touches no GPU."""
     told = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -174,7 +174,7 @@ def test_a_bound_holds_for_the_gpu(monkeypatch):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_a_gpu_keeps_to_the_bound_and_finds_the_same(rng):
+def test_gpu_respects_the_memory_limit_without_changing_results(rng):
     x, y = rng.normal(size=(2, 20_000, 64)).astype(np.float32)
     y = x + 0.05 * y
     solvers = [wgeo.Exact(device="cuda"), wgeo.Sinkhorn(epsilon=0.5, device="cuda")]
@@ -190,7 +190,7 @@ def test_a_gpu_keeps_to_the_bound_and_finds_the_same(rng):
         assert a.distance == pytest.approx(b.distance, rel=1e-6)
 
 
-def test_memory_is_what_a_container_allows(tmp_path, monkeypatch):
+def test_memory_is_that_of_the_container(tmp_path, monkeypatch):
     """Control groups of both versions: the least that any of those around allows."""
     groups, proc = tmp_path / "cgroup", tmp_path / "proc"
     (proc / "self").mkdir(parents=True)
@@ -218,7 +218,7 @@ def test_memory_is_what_a_container_allows(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("size", ["much", "100MiB", "-1"])
-def test_a_size_that_makes_no_sense_is_refused(size, tmp_path):
+def test_invalid_memory_size_is_refused(size, tmp_path):
     with pytest.raises(ArgumentError, match="memory"), memory.memory_limit(size):
         pass
     traj = Trajectory.from_arrays([np.eye(4), np.eye(4) + 1], [0, 1, 0, 1])
@@ -242,7 +242,7 @@ def numbers(record, place=()):
         yield place, record
 
 
-def test_batches_and_blocks_change_no_number_of_a_record(rng):
+def test_batches_and_blocks_do_not_affect_the_record(rng):
     options = {"width": 4, "depth": 2, "num_classes": 2, "in_channels": 1, "image_size": 8}
     torch.manual_seed(0)
     net = wgeo.models.build("isoresnet", **options).eval()
@@ -260,7 +260,7 @@ def test_batches_and_blocks_change_no_number_of_a_record(rng):
         assert found == pytest.approx(expected, rel=1e-6, abs=1e-9, nan_ok=True)
 
 
-def test_models_without_room_are_left_out_and_said_to_be(rng):
+def test_models_that_exceed_memory_are_skipped_and_reported(rng):
     """For 20,000 features rotations take 0.8 GiB, and for 3,000 MUFM's matrices 0.5."""
     labels = np.arange(3000) % 2
     wide, narrower = (
@@ -279,7 +279,7 @@ def test_models_without_room_are_left_out_and_said_to_be(rng):
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="no /proc here")
-def test_a_process_stays_within_its_bound(tmp_path):
+def test_process_stays_within_its_memory_limit(tmp_path):
     """12,000 x 128 in three layers, all models of it included; all pairs' costs take 1.1 GiB."""
     rng = np.random.default_rng(0)
     labels = np.arange(12_000) % 10

@@ -66,7 +66,7 @@ def test_no_message_of_the_library_names_a_flag():
     assert not [(str(path), line, said) for path, line, said in sentences() if pattern.search(said)]
 
 
-def test_parameters_stand_in_backquotes():
+def test_parameters_are_in_backquotes():
     """Else the command line could not tell them from a user's own words."""
     names = {option.name for option in options()} | _OPTION.keys()
     pattern = re.compile(rf"(?<![\w`.\"'-])({'|'.join(sorted(names))})=(?!=)")
@@ -91,11 +91,11 @@ def test_parameters_stand_in_backquotes():
         ("a split=b/x.png and 'pool=gap' stay", "a split=b/x.png and 'pool=gap' stay"),
     ],
 )
-def test_a_parameter_is_shown_as_the_command_has_it(said, shown):
+def test_parameter_is_shown_as_the_commands_option(said, shown):
     assert with_flags(said, ANALYZE) == shown
 
 
-def test_without_a_command_nothing_changes():
+def test_messages_are_unchanged_outside_a_command():
     assert with_flags("say `arch=`.") == "say `arch=`."
 
 
@@ -112,7 +112,7 @@ def test_an_error_of_a_command_names_its_flags(tmp_path):
     assert "arch=" not in said
 
 
-def test_a_refused_resumption_names_the_flag_that_starts_anew(tmp_path):
+def test_refused_resumption_names_the_flag_that_restarts(tmp_path):
     (tmp_path / "last.pt").write_bytes(b"no checkpoint")
     settings = ("--arch", "isoresnet", "--data", "digits", "--samples", 50)
     said = run("train", *settings, "--out", tmp_path, code=2)
@@ -140,7 +140,7 @@ def test_warnings_and_verdicts_of_a_command_name_its_flags(tmp_path, monkeypatch
     assert wgeo.Analysis.load(tmp_path / "o").record["verdict"] == record["verdict"]
 
 
-def test_what_fails_among_several_names_the_flags_of_an_analysis(tmp_path):
+def test_failure_among_several_checkpoints_names_the_flags_of_analyze(tmp_path):
     for name in "ab":
         torch.save({"weight": torch.ones(3, 4, 5)}, tmp_path / f"{name}.pt")
     (tmp_path / "sweep.toml").write_text(

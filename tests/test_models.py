@@ -81,7 +81,7 @@ def test_option_a_takes_every_other_pixel_and_pads_channels_on_both_sides():
     assert not y[:, 24:].any()
 
 
-def test_cifar_resnet_computes_what_he_wrote():
+def test_cifar_resnet_matches_the_formula_of_he_et_al():
     net = randomised(small("cifar_resnet8", activation="tanh"))
     state = net.state_dict()
     functional = nn.functional
@@ -108,7 +108,7 @@ def test_cifar_resnet_computes_what_he_wrote():
     torch.testing.assert_close(net(images), logits, rtol=1e-4, atol=1e-5)
 
 
-def test_isoresnet_adds_and_nothing_follows_the_sum():
+def test_isoresnet_has_nothing_after_the_sum():
     net = randomised(small("isoresnet"))
     block = net.blocks[1]
     x = torch.randn(3, 6, 8, 8) - 5
@@ -117,7 +117,7 @@ def test_isoresnet_adds_and_nothing_follows_the_sum():
     assert (block(x) < 0).any()
 
 
-def test_isoresnet_with_silent_blocks_hands_the_stem_to_the_classifier():
+def test_isoresnet_with_zero_blocks_is_stem_and_classifier():
     net = randomised(small("isoresnet"))
     for block in net.blocks:
         nn.init.zeros_(block.bn2.weight)
@@ -166,7 +166,7 @@ def test_activations_are_modules_used_once_each(name, activation):
 
 
 @pytest.mark.parametrize("name", ["cifar_resnet8", "isoresnet", "isoplain", "mlp", "resmlp"])
-def test_nothing_bends_but_the_activation_modules(name):
+def test_activation_modules_are_the_only_nonlinearities(name):
     net = randomised(small(name)).double()
     for part in list(net.modules()):
         for child, module in part.named_children():
@@ -188,7 +188,7 @@ def test_nothing_bends_but_the_activation_modules(name):
         ("vit", 2, [nn.Identity] * 2),
     ],
 )
-def test_blocks_are_marked_and_say_their_shortcut(name, blocks, shortcuts):
+def test_blocks_are_marked_with_their_shortcut(name, blocks, shortcuts):
     found = [part for part in small(name).modules() if isinstance(part, models.parts.Block)]
     assert len(found) == blocks
     for block, kind in zip(found, shortcuts, strict=True):
@@ -196,7 +196,7 @@ def test_blocks_are_marked_and_say_their_shortcut(name, blocks, shortcuts):
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_a_state_dict_tells_how_its_network_was_built(name):
+def test_architecture_options_are_read_from_the_state_dict(name):
     net = randomised(small(name, activation="tanh"))
     rng = torch.get_rng_state()
     twin = models.matching.from_state(name, net.state_dict(), activation="tanh")
@@ -215,7 +215,7 @@ def test_a_state_dict_tells_how_its_network_was_built(name):
     channels=st.integers(1, 4),
     batch_norm=st.booleans(),
 )
-def test_any_width_depth_and_channels_are_read_off(
+def test_width_depth_and_channels_are_read_from_shapes(
     name, width, depth, classes, channels, batch_norm
 ):
     options = {} if name.startswith("cifar") else {"depth": depth}
@@ -229,7 +229,7 @@ def test_any_width_depth_and_channels_are_read_off(
     assert shapes == [(k, t.shape) for k, t in twin.state_dict().items()]
 
 
-def test_vit_heads_are_the_one_thing_to_remember():
+def test_vit_heads_are_the_only_option_not_read_from_shapes():
     net = randomised(small("vit", heads=8))
     images = torch.randn(2, 2, 8, 8)
     state = net.state_dict()
@@ -270,14 +270,14 @@ def test_small_images_get_the_small_stem():
     assert torch.equal(twin(images), small.eval()(images))
 
 
-def test_torchvision_networks_that_are_no_resnets_build_and_load():
+def test_other_torchvision_networks_build_and_load():
     net = models.build("torchvision:squeezenet1_1", num_classes=5, in_channels=1).eval()
     twin = models.matching.from_state("torchvision:squeezenet1_1", net.state_dict())
     images = torch.randn(1, 1, 64, 64)
     assert torch.equal(twin(images), net(images))
 
 
-def test_other_peoples_key_names_are_understood():
+def test_key_names_of_other_implementations_are_understood():
     net = randomised(small("cifar_resnet8", option="B"))
     state = {
         k.replace("linear.", "fc.").replace(".shortcut.", ".downsample."): t
@@ -296,7 +296,7 @@ def test_other_peoples_key_names_are_understood():
 # What does not fit.
 
 
-def test_a_misfit_names_keys_and_the_architecture_that_fits():
+def test_error_for_mismatched_weights_names_keys_and_the_fitting_architecture():
     state = models.build("cifar_resnet32", num_classes=10).state_dict()
     shallow = models.build("cifar_resnet20", num_classes=10).state_dict()
     with pytest.raises(CheckpointError) as error:
@@ -311,7 +311,7 @@ def test_a_misfit_names_keys_and_the_architecture_that_fits():
         models.matching.from_state("cifar_resnet32", shallow)
 
 
-def test_a_misfit_tells_both_shapes_and_the_head():
+def test_error_for_mismatched_shapes_names_both_and_the_head():
     state = small("cifar_resnet8").state_dict()
     said = r"linear\.weight \(the file has 4x64, the network 9x64\)"
     with pytest.raises(CheckpointError, match=said):
@@ -320,7 +320,7 @@ def test_a_misfit_tells_both_shapes_and_the_head():
         models.matching.from_state("cifar_resnet8", state, 9)
 
 
-def test_nearly_fitting_states_name_the_closest():
+def test_error_for_nearly_fitting_weights_names_the_closest_architecture():
     state = models.build("cifar_resnet20", num_classes=10).state_dict()
     state["bn1.weight"] = torch.ones(17)
     del state["layer2.0.conv1.weight"]
@@ -333,14 +333,14 @@ def test_nearly_fitting_states_name_the_closest():
     assert models.matching.closest({}) is None
 
 
-def test_whole_numbers_are_no_weights():
+def test_integers_are_not_weights():
     state = small("mlp").state_dict()
     state["head.weight"] = (100 * state["head.weight"]).to(torch.int8)
     with pytest.raises(CheckpointError, match=r"head\.weight \(the file has torch\.int8"):
         models.matching.from_state("mlp", state)
 
 
-def test_giant_shapes_ask_for_no_memory():
+def test_giant_shapes_allocate_no_memory():
     state = small("mlp").state_dict()
     state["stem.weight"] = torch.zeros(1, 1).expand(10**9, 10**6)
     with pytest.raises(CheckpointError, match="misshapen"):
@@ -350,7 +350,7 @@ def test_giant_shapes_ask_for_no_memory():
         models.matching.from_state("isoresnet", state)
 
 
-def test_names_from_files_are_printed_harmlessly():
+def test_names_from_files_are_escaped():
     assert printable("a\x1b[31mb\n") == r"a\x1b[31mb\n"
     assert len(printable("x" * 10**6)) == 100
     assert printable("größe") == "größe"
@@ -377,7 +377,7 @@ def test_names_from_files_are_printed_harmlessly():
         ("vgg", {"depth": 2}, "three stages"),
     ],
 )
-def test_what_cannot_be_built_says_why(name, options, said):
+def test_network_that_cannot_be_built_is_an_explained_error(name, options, said):
     with pytest.raises(ArgumentError, match=said):
         models.build(name, **{"num_classes": 3, **options})
 
@@ -387,7 +387,7 @@ def test_shapes_are_not_overruled():
         models.matching.from_state("mlp", small("mlp").state_dict(), width=3)
 
 
-def test_classifier_of():
+def test_classifier_of_finds_the_last_linear_layer():
     net = small("isoresnet")
     assert models.parts.classifier_of(net) is net.head
     assert models.parts.classifier_of(nn.Sequential(nn.ReLU())) is None
@@ -407,7 +407,7 @@ def test_the_frame_is_a_simplex_etf(classes, dim):
 
 
 @pytest.mark.parametrize(("classes", "dim"), [(1, 4), (5, 4), (0, 3)])
-def test_a_frame_that_does_not_fit(classes, dim):
+def test_frame_of_the_wrong_dimension_is_refused(classes, dim):
     with pytest.raises(ArgumentError):
         models.simplex_etf(classes, dim)
 
@@ -415,7 +415,7 @@ def test_a_frame_that_does_not_fit(classes, dim):
 @pytest.mark.parametrize(
     ("name", "saved"), [("resnet18", 2_314_210), ("resnet50", 1_047_522), ("resnext50_32x4d", None)]
 )
-def test_a_fixed_classifier_saves_what_theory_says(name, saved):
+def test_fixed_classifier_saves_the_predicted_parameters(name, saved):
     # 512 filters of 512 x 3 x 3 become 10, a norm shrinks; a projection comes, the head goes.
     net = models.build(f"torchvision:{name}", num_classes=10)
     fixed = models.with_etf_classifier(net)
@@ -455,7 +455,7 @@ def test_a_fixed_classifier_is_never_trained(name, dim):
     assert torch.equal(twin(images), net.eval()(images))
 
 
-def test_a_fixed_classifier_needs_room_and_a_block_to_narrow():
+def test_fixed_classifier_needs_enough_width_and_a_block_to_narrow():
     with pytest.raises(ArgumentError, match="needs at least 9 features"):
         models.with_etf_classifier(small("isoresnet", num_classes=9), "keep")
     with pytest.raises(ArgumentError, match="Use `dim='keep'`"):
@@ -484,7 +484,7 @@ def test_timm_networks_build_and_load():
         models.registry.find("timm:hf-hub:someone/something")
 
 
-def test_without_timm_the_way_to_get_it_is_told(monkeypatch):
+def test_without_timm_the_error_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(DependencyError, match="pip install"):
         models.registry.find("timm:resnet10t")
@@ -567,7 +567,7 @@ def test_networks_that_do_not_build_without_memory_are_built_for_real():
 
 
 @pytest.mark.parametrize("name", ["alexnet", "mnasnet0_5", "squeezenet1_1", "mobilenet_v3_small"])
-def test_torchvisions_other_networks_come_back_as_they_were_saved(name):
+def test_other_torchvision_networks_round_trip(name):
     """The head is the last of several linear layers; a module may ask how old its weights are."""
     own = torchvision.models.get_model(name, weights=None, num_classes=4).state_dict()
     back = models.matching.from_state(f"torchvision:{name}", dict(own)).state_dict()

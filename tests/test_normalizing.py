@@ -61,7 +61,7 @@ def states(net):
     "kind", ["sequential", "attribute", "beside the layers", "parallel", "robustness"]
 )
 @pytest.mark.parametrize("arch", [None, "cifar_resnet8"])
-def test_the_file_says_how_images_are_normalized(tmp_path, kind, arch):
+def test_normalization_is_read_from_the_file(tmp_path, kind, arch):
     net = models.build("cifar_resnet20", num_classes=4) if arch is None else network()
     torch.save(states(net)[kind], tmp_path / "net.pt")
     found = load_checkpoint(tmp_path / "net.pt", arch)
@@ -74,14 +74,14 @@ def test_the_file_says_how_images_are_normalized(tmp_path, kind, arch):
         assert torch.equal(found.module.state_dict()[key], tensor)
 
 
-def test_bytes_are_brought_to_the_unit_interval():
+def test_bytes_are_scaled_to_the_unit_interval():
     state = {"mean": torch.tensor([127.5, 51.0, 25.5]), "std": torch.tensor([51.0, 25.5, 255.0])}
     spec, _ = normalization_of(state, nn.Identity())
     assert normalization(spec).mean == pytest.approx((0.5, 0.2, 0.1))
     assert normalization(spec).std == pytest.approx((0.2, 0.1, 1.0))
 
 
-def test_several_normalizations_are_not_guessed_between(tmp_path):
+def test_several_normalizations_require_a_choice(tmp_path):
     torch.save(robust(network(), second=(0.0, 0.0, 0.0)), tmp_path / "net.pt")
     found = load_checkpoint(tmp_path / "net.pt", "cifar_resnet8")
     assert found.provenance.normalize_source == "architecture"
@@ -91,7 +91,7 @@ def test_several_normalizations_are_not_guessed_between(tmp_path):
 
 
 @pytest.mark.parametrize("way", ["module", "from_module", "file"])
-def test_a_network_that_normalizes_is_given_pixels(tmp_path, way):
+def test_network_that_normalizes_receives_raw_pixels(tmp_path, way):
     """Else images would be normalized twice: by the data set's values, and by the network."""
     net = wrapped()
     given = net
@@ -125,12 +125,12 @@ def test_a_network_that_normalizes_is_given_pixels(tmp_path, way):
         {"a.mean": torch.ones(3), "b.std": torch.ones(3)},
     ],
 )
-def test_what_is_no_normalization(state):
+def test_invalid_normalizations_are_ignored(state):
     assert not normalizers(state)
     assert normalization_of(state, nn.Identity()) == (None, ())
 
 
 @pytest.mark.parametrize("std", [(0.0, 1.0, 1.0), (-1.0, 1.0, 1.0), (float("nan"), 1.0, 1.0)])
-def test_a_spread_of_nothing_says_nothing(std):
+def test_zero_deviation_is_not_a_normalization(std):
     state = {"mean": torch.tensor(MEAN), "std": torch.tensor(std)}
     assert normalization_of(state, nn.Identity()) == (None, ())

@@ -132,7 +132,7 @@ def exact_score(x, y):
 @pytest.mark.parametrize(
     "solver", [Exact(), Sliced(projections=8), Gaussian()], ids=lambda s: s.name
 )
-def test_the_interval_holds_the_exact_score(solver, case):
+def test_interval_contains_the_exact_score(solver, case):
     for seed in range(3):
         x, y = (cloud(2 * seed + k, **ADVERSARIAL[case]) for k in (0, 1))
         found = pair_score(x, y, solver)
@@ -144,7 +144,7 @@ def test_the_interval_holds_the_exact_score(solver, case):
 
 
 @pytest.mark.parametrize("shift", [0, 30, 1e5, 1e8])
-def test_a_shift_however_far_costs_no_digits(shift, rng):
+def test_large_shift_costs_no_digits(shift, rng):
     """Where W2^2 less the shift has none left, the centred clouds are solved."""
     x = np.round(rng.normal(size=(60, 3)), 6)
     y = np.round(rng.normal(size=(60, 3)), 6)
@@ -171,7 +171,7 @@ def test_turning_matrices_are_orthogonal_and_antisymmetric(rng):
     np.testing.assert_allclose(a @ a.T, np.eye(8), atol=1e-12)
 
 
-def test_a_sparse_sample_cannot_tell(rng):
+def test_sparse_sample_has_no_power(rng):
     """45 degrees in 16 planes: far from a gradient, and optimal on 2,000 samples all the same."""
     x = rng.normal(size=(2000, 32))
     y = x + x @ antisymmetric(32, rng)
@@ -182,7 +182,7 @@ def test_a_sparse_sample_cannot_tell(rng):
     assert has_power(null) is False
 
 
-def test_a_dense_sample_can(rng):
+def test_dense_sample_has_power(rng):
     x = rng.normal(size=(500, 2))
     found = measured(x, x @ np.diag([3.0, 0.5]), nulls=2)
     assert found.power
@@ -210,7 +210,7 @@ def test_null_scores_agree_with_a_slow_reference(rng):
     assert null[1].draws == pytest.approx(expected, abs=1e-7)
 
 
-def test_nulls_take_part_of_many_samples_and_one_copy_of_each(rng, monkeypatch):
+def test_nulls_use_a_subset_of_many_samples_without_copies(rng, monkeypatch):
     x = rng.normal(size=(60, 2))
     y = x @ rotation(30)
     groups = np.arange(60) // 3
@@ -272,7 +272,7 @@ def test_potentials_of_centred_clouds_prove_the_centred_cost(rng):
     assert pair.shift == pytest.approx(((y - x).mean(0) ** 2).sum())
 
 
-def test_a_constant_vector_added_by_every_block_is_no_straightness(rng):
+def test_constant_shift_by_every_block_is_not_straightness(rng):
     """Six blocks that shift all samples and stir them a little: straight raw, bent centred."""
     layers = [rng.normal(size=(400, 16))]
     for _ in range(6):
@@ -283,7 +283,7 @@ def test_a_constant_vector_added_by_every_block_is_no_straightness(rng):
     assert found.shift_share > 0.99
 
 
-def test_intervals_of_the_score_cover_what_this_many_samples_are_expected_to_show():
+def test_intervals_of_the_score_cover_the_expectation_at_this_sample_size():
     truth, intervals = [], []
     for seed in range(300):
         rng = np.random.default_rng(seed)
@@ -328,7 +328,7 @@ def test_orthogonal_steps_have_the_square_root_of_the_moving_blocks(rng):
 
 @settings(max_examples=8)
 @given(st.integers(2, 9), st.integers(0, 10**6))
-def test_length_over_runs_does_not_fall(blocks, seed):
+def test_length_does_not_fall_with_the_number_of_runs(blocks, seed):
     layers = np.random.default_rng(seed).normal(size=(blocks + 1, 12, 2)).cumsum(0)
     found = measured(*layers)
     for raw, ratio in (
@@ -344,7 +344,7 @@ def test_length_over_runs_does_not_fall(blocks, seed):
 
 
 @given(st.integers(2, 100), st.integers(1, 8))
-def test_finer_runs_hold_the_coarser(blocks, runs):
+def test_finer_runs_contain_the_coarser(blocks, runs):
     assert set(evenly(blocks, runs)) <= set(evenly(blocks, 2 * runs))
     assert evenly(blocks, runs)[0] == 0
     assert evenly(blocks, runs)[-1] == blocks
@@ -354,7 +354,7 @@ def test_finer_runs_hold_the_coarser(blocks, runs):
 # ---- every two layers ------------------------------------------------------------------------
 
 
-def test_pairs_hold_every_two_layers(rng):
+def test_pairs_contain_every_two_layers(rng):
     layers = rng.normal(size=(5, 30, 2)).cumsum(0)
     found = measured(*layers, nulls=1)
     pairs = found.pairs
@@ -380,7 +380,7 @@ def test_a_longer_segment_compares_layers_spread_evenly(rng):
     assert found.pairs.distance[1][2] == pytest.approx(step)
 
 
-def test_pairs_are_solved_where_they_are_affordable(rng, monkeypatch):
+def test_pairs_are_solved_if_affordable(rng, monkeypatch):
     layers = rng.normal(size=(5, 30, 2)).cumsum(0)
     assert measured(*layers, pairs=False).pairs is None
     assert list(measured(*layers, pairs=False).length_over_runs) == [4]
@@ -428,7 +428,7 @@ def test_groups_of_unequal_size_are_left_out_and_drawn_together():
     assert set(np.round(found.draws["mean"], 9)) == {4.0, 3.75, round(11 / 3, 9)}
 
 
-def test_the_record_holds_all_of_it_and_the_schema_knows_it(rng):
+def test_record_contains_optimality_and_matches_the_schema(rng):
     layers = rng.normal(size=(4, 30, 2)).cumsum(0)
     found = wgeo.straightness(trajectory(*layers), bootstrap=20).to_dict()
     record = json.loads(json.dumps(found, allow_nan=False))
@@ -445,7 +445,7 @@ def test_the_record_holds_all_of_it_and_the_schema_knows_it(rng):
     assert [fault.place for fault in schema.mismatched(record)] == ["segments[0].pairs.distance"]
 
 
-def test_a_table_has_one_value_a_cell(rng):
+def test_table_has_one_value_per_cell(rng):
     pytest.importorskip("pandas")
     found = wgeo.straightness(trajectory(*rng.normal(size=(3, 20, 2))), bootstrap=20)
     table = found.to_pandas()

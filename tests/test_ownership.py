@@ -93,7 +93,7 @@ def features(tmp_path_factory):
 # --- a folder's list -----------------------------------------------------------------------------
 
 
-def test_what_is_listed_is_replaced_and_nothing_else(tmp_path):
+def test_only_listed_files_are_replaced(tmp_path):
     with owned(tmp_path) as home:
         home.write({"a": "1", "sub/b": b"2"})
     with owned(tmp_path) as home:
@@ -115,7 +115,7 @@ def test_what_is_listed_is_replaced_and_nothing_else(tmp_path):
     assert sorted(contents(tmp_path)) == [MANIFEST, "a", "c"]
 
 
-def test_a_file_changed_while_the_folder_is_written_is_noticed(tmp_path):
+def test_file_changed_during_writing_is_detected(tmp_path):
     with owned(tmp_path) as home:
         home.write({"a": "1"})
         (tmp_path / "a").write_bytes(MINE)
@@ -125,7 +125,7 @@ def test_a_file_changed_while_the_folder_is_written_is_noticed(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["link", "folder", "pipe", "dangling", "file for a folder"])
-def test_what_is_no_file_is_in_the_way(tmp_path, kind):
+def test_links_folders_and_pipes_block_writing(tmp_path, kind):
     place = tmp_path / "run" / ("sub" if kind == "file for a folder" else "sub/a")
     place.parent.mkdir(parents=True)
     (tmp_path / "elsewhere").write_bytes(MINE)
@@ -145,7 +145,7 @@ def test_what_is_no_file_is_in_the_way(tmp_path, kind):
     assert (tmp_path / "elsewhere").read_bytes() == MINE
 
 
-def test_a_folder_that_is_to_be_made_may_not_be_there_yet(tmp_path):
+def test_new_folder_must_not_exist_yet(tmp_path):
     claim(tmp_path / "x" / "y", "a", "*.pt")
     assert not list(tmp_path.iterdir())
     (tmp_path / "file").write_bytes(MINE)
@@ -163,7 +163,7 @@ def test_a_folder_that_is_to_be_made_may_not_be_there_yet(tmp_path):
         *('{"files": {}, "scratch": [1]}', "[" * 100_000),
     ],
 )
-def test_a_list_that_is_none_is_refused_and_left(tmp_path, text):
+def test_invalid_list_is_refused_and_left_unchanged(tmp_path, text):
     (tmp_path / MANIFEST).write_text(text)
     for attempt in (lambda: claim(tmp_path, MANIFEST), lambda: owned(tmp_path).__enter__()):
         with pytest.raises(RecordError, match=r"\.wgeo\.json is in the way"):
@@ -172,7 +172,7 @@ def test_a_list_that_is_none_is_refused_and_left(tmp_path, text):
     assert [path.name for path in tmp_path.iterdir()] == [MANIFEST]
 
 
-def test_a_whole_folder_is_as_it_was_listed(tmp_path):
+def test_folder_is_compared_with_its_list(tmp_path):
     folder = tmp_path / "report"
     (folder / "html").mkdir(parents=True)
     (folder / "html" / "index.html").write_text("page")
@@ -192,7 +192,7 @@ def test_a_whole_folder_is_as_it_was_listed(tmp_path):
         claim_all(tmp_path / "to")
 
 
-def test_a_users_file_in_the_locks_place_is_kept(tmp_path):
+def test_users_file_in_place_of_the_lock_is_kept(tmp_path):
     (tmp_path / ".wgeo.lock").write_bytes(MINE)
     with pytest.raises(RecordError, match="not a lock file"), owned(tmp_path):
         pass
@@ -230,7 +230,7 @@ def killed_at(moment, work):
 
 
 @pytest.mark.usefixtures("no_fsync")
-def test_whenever_a_run_is_killed_the_next_knows_its_files(tmp_path):
+def test_run_killed_at_any_call_leaves_files_known_to_the_next(tmp_path):
     def work(folder, text):
         with owned(folder) as home:
             home.write({"a": text, "sub/b": text})
@@ -260,7 +260,7 @@ def test_whenever_a_run_is_killed_the_next_knows_its_files(tmp_path):
 
 
 @pytest.mark.usefixtures("no_fsync")
-def test_whenever_a_failing_report_is_killed_the_next_knows_its_log(tmp_path, monkeypatch):
+def test_failing_report_killed_at_any_call_leaves_a_log_known_to_the_next(tmp_path, monkeypatch):
     failed = subprocess.CompletedProcess([], 1, b"WARNING: a page is wrong")
     monkeypatch.setattr("wgeo.report.building._run", lambda *_, **__: failed)
     monkeypatch.setattr("wgeo.report._write_project", lambda *inputs: inputs[2].mkdir())
@@ -346,7 +346,7 @@ COMMANDS = (
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_no_command_changes_a_file_of_the_users(made, tmp_path, command, monkeypatch):
+def test_no_command_changes_a_users_file(made, tmp_path, command, monkeypatch):
     home, commands, names = made
 
     def work(*_, **__):
@@ -384,7 +384,7 @@ def trained(images, out, epochs=2, **settings):
 
 @pytest.mark.parametrize("name", ["epoch-0001.pt", "epoch-0999.pt", "epoch-best.pt"])
 @pytest.mark.parametrize("resume", [True, False])
-def test_a_users_checkpoints_are_not_mixed_with_a_runs(digits, tmp_path, name, resume):
+def test_users_checkpoints_are_not_mixed_with_those_of_a_run(digits, tmp_path, name, resume):
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / name).write_bytes(MINE)
     with pytest.raises(RecordError, match=rf"{name} is in the way"):
@@ -392,7 +392,7 @@ def test_a_users_checkpoints_are_not_mixed_with_a_runs(digits, tmp_path, name, r
     assert contents(tmp_path) == {f"checkpoints/{name}": MINE}
 
 
-def test_a_run_without_its_last_state_is_kept_until_told_otherwise(digits, tmp_path):
+def test_run_without_its_last_state_is_kept_unless_resume_is_false(digits, tmp_path):
     trained(digits, tmp_path)
     (tmp_path / "last.pt").unlink()
     before = contents(tmp_path)
@@ -407,7 +407,7 @@ def test_a_run_without_its_last_state_is_kept_until_told_otherwise(digits, tmp_p
     assert [path.name for path in run.checkpoints] == ["epoch-0000.pt", "epoch-0001.pt"]
 
 
-def test_a_run_of_version_0_1_goes_on(digits, tmp_path):
+def test_run_of_version_0_1_continues(digits, tmp_path):
     whole = trained(digits, tmp_path / "whole", epochs=3)
     trained(digits, tmp_path / "old", epochs=2)
     (tmp_path / "old" / MANIFEST).unlink()
@@ -425,7 +425,7 @@ def test_a_run_of_version_0_1_goes_on(digits, tmp_path):
         trained(digits, tmp_path / "old", epochs=4)
 
 
-def test_an_earlier_state_put_back_is_gone_on_from(digits, tmp_path):
+def test_training_continues_from_a_restored_earlier_state(digits, tmp_path):
     trained(digits, tmp_path, epochs=1)
     earlier = (tmp_path / "last.pt").read_bytes()
     trained(digits, tmp_path, epochs=3)
@@ -436,7 +436,7 @@ def test_an_earlier_state_put_back_is_gone_on_from(digits, tmp_path):
 
 
 @pytest.mark.parametrize("listed", [True, False])
-def test_what_somebody_added_to_a_run_is_not_written_over(digits, tmp_path, listed):
+def test_edited_files_of_a_run_are_not_overwritten(digits, tmp_path, listed):
     trained(digits, tmp_path, epochs=1)
     if not listed:  # as after `cp -r run/* copy`
         (tmp_path / MANIFEST).unlink()
@@ -459,7 +459,7 @@ def test_what_somebody_added_to_a_run_is_not_written_over(digits, tmp_path, list
     assert last.read_bytes() == kept
 
 
-def test_a_pipe_in_place_of_the_last_state_is_not_waited_for(digits, tmp_path):
+def test_pipe_in_place_of_the_last_state_does_not_block(digits, tmp_path):
     os.mkfifo(tmp_path / "last.pt")
     with pytest.raises(RecordError, match=r"last\.pt cannot be resumed from.*regular file"):
         trained(digits, tmp_path)
@@ -472,7 +472,7 @@ def full(*_, **__):
     raise RecordError("Cannot write figures: No space left on device.")
 
 
-def test_the_record_is_whole_before_anything_is_drawn(tmp_path, monkeypatch):
+def test_record_is_complete_before_figures_are_drawn(tmp_path, monkeypatch):
     record = sample_record((2,))
     with monkeypatch.context() as patch:
         patch.setattr("wgeo.plots.figures", full)
@@ -483,7 +483,7 @@ def test_the_record_is_whole_before_anything_is_drawn(tmp_path, monkeypatch):
     assert (tmp_path / "figures" / "collapse.svg").exists()
 
 
-def test_a_disk_that_fills_while_figures_are_drawn_is_told(features, tmp_path, monkeypatch):
+def test_full_disk_during_drawing_is_reported(features, tmp_path, monkeypatch):
     places = [features / name for name in "ab"]
     with monkeypatch.context() as patch:
         patch.setattr("wgeo.plots.figures", full)
@@ -551,7 +551,9 @@ def forked(command, cwd):
 
 @pytest.mark.usefixtures("imported", "no_fsync")
 @pytest.mark.parametrize("command", ["analyze", "report", "sweep"])
-def test_killed_at_any_moment_it_completes_when_run_again(features, tmp_path, command, monkeypatch):
+def test_command_killed_at_any_moment_completes_when_repeated(
+    features, tmp_path, command, monkeypatch
+):
     torch.set_num_threads(1)
     monkeypatch.setattr("wgeo.report.building._run", forked)
     words = {
@@ -600,12 +602,12 @@ def test_killed_at_any_moment_it_completes_when_run_again(features, tmp_path, co
         *(("é" * 250, "é" * 100), ("../../escaped", "-..-escaped"), ("\udcff", "-")),
     ],
 )
-def test_what_a_text_becomes_as_a_folders_name(text, name):
+def test_text_is_converted_to_a_folder_name(text, name):
     assert folder_name(text) == name
     assert folder_name(name) == name
 
 
-def test_every_target_has_a_folder_of_its_own_inside(tmp_path, monkeypatch):
+def test_every_target_has_a_separate_folder_inside_out(tmp_path, monkeypatch):
     (tmp_path / "s1" / "sub").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "s1" / "sub")
     targets = ["..", ".", "../..", "...pt", "series.json.pt", ".wgeo.lock.pt", "x\ny.pt", "/"]
@@ -618,7 +620,7 @@ def test_every_target_has_a_folder_of_its_own_inside(tmp_path, monkeypatch):
     assert all(Path(name).name == name and not name.startswith(".") for name in names)
 
 
-def test_names_that_a_file_system_takes_for_one_are_told_apart():
+def test_names_equal_to_a_file_system_are_numbered():
     targets = [
         "Net.pt",
         "net.pt",
@@ -644,7 +646,7 @@ def test_a_sweeps_name_that_leads_out_of_it_is_refused(features, tmp_path, name)
     assert [path.name for path in tmp_path.iterdir()] == ["sweep.toml"]
 
 
-def test_several_checkpoints_of_odd_names_land_inside(features, tmp_path, monkeypatch):
+def test_checkpoints_with_unusual_names_stay_inside_out(features, tmp_path, monkeypatch):
     shutil.copytree(features / "a", tmp_path / "in" / "s1")
     monkeypatch.chdir(tmp_path / "in" / "s1")
     out = tmp_path / "deep" / "out"
@@ -654,7 +656,7 @@ def test_several_checkpoints_of_odd_names_land_inside(features, tmp_path, monkey
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["out"]
 
 
-def test_a_models_figure_has_a_plain_name(tmp_path):
+def test_figure_of_a_model_has_a_plain_name(tmp_path):
     for stem in ("../x", "", "a/b", ".."):
         with pytest.raises(ArgumentError, match="plain name"):
             write_model({}, tmp_path / "in", stem)

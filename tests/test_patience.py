@@ -14,7 +14,7 @@ BUSY = "import time\nwhile time.process_time() < {}: pass\n"
 START = "import subprocess, sys; subprocess.run([sys.executable, '-c', {!r}])"
 
 
-def test_what_works_is_waited_for():
+def test_working_process_is_waited_for():
     done = patience.run([sys.executable, "-c", BUSY.format(1.5) + "print(input())"], input="told",
                         capture_output=True, text=True, still=60)  # fmt: skip
     assert (done.returncode, done.stdout) == (0, "told\n")
@@ -24,7 +24,7 @@ def test_what_works_is_waited_for():
 
 @pytest.mark.parametrize("script", ["import time; time.sleep(600)", BUSY.format(600)])
 @pytest.mark.parametrize("by", ["{}", START])
-def test_what_hangs_or_works_without_end_is_killed_with_all_it_started(script, by):
+def test_hanging_process_is_killed_with_its_children(script, by):
     code = script if by == "{}" else by.format(script)
     with (
         subprocess.Popen([sys.executable, "-c", code]) as process,
@@ -34,7 +34,7 @@ def test_what_hangs_or_works_without_end_is_killed_with_all_it_started(script, b
     assert process.returncode == -9
 
 
-def test_what_does_not_end_in_this_process_is_ended(tmp_path):
+def test_call_without_end_in_this_process_is_stopped(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(TimeoutError), patience.limited(clock=0.2):
         (tmp_path / "pipe").read_bytes()

@@ -67,7 +67,7 @@ def drawn(ax: Any) -> Any:
 # --- the numbers ---------------------------------------------------------------------------------
 
 
-def test_bars_are_w2_with_their_intervals_and_dashes_the_own_pairing() -> None:
+def test_bars_are_w2_with_intervals_and_dashes_the_networks_pairing() -> None:
     ax = plots.distances(RECORD)
     blocks = RECORD["blocks"]
     assert [bar.get_height() for bar in ax.patches][-len(blocks) :] == [
@@ -107,7 +107,7 @@ def test_hollow_also_marks_segments_end_to_end() -> None:
     assert hollow("s") == {"corr_score"}
 
 
-def test_a_correlation_score_stands_beside_its_highest_null_and_is_hollow_without_power() -> None:
+def test_correlation_score_is_drawn_with_its_null_and_hollow_without_power() -> None:
     record = sample_record()
     for block, power in zip(record["blocks"], (True, False, None), strict=False):
         block["power"] = power
@@ -124,7 +124,7 @@ def test_a_correlation_score_stands_beside_its_highest_null_and_is_hollow_withou
         np.testing.assert_array_equal(line.get_ydata(), said)
 
 
-def test_the_map_of_pairs_shows_each_score_from_row_to_column_and_brackets_what_is_open() -> None:
+def test_map_of_pairs_shows_scores_and_brackets_undecided_ones() -> None:
     record = sample_record((5,))
     pairs = record["segments"][0]["pairs"]
     k = len(pairs["layers"])
@@ -146,7 +146,7 @@ def test_the_map_of_pairs_shows_each_score_from_row_to_column_and_brackets_what_
     assert [tick.get_text() for tick in ax.get_xticklabels()] == pairs["layers"][1:]
 
 
-def test_pairs_are_told_in_rows() -> None:
+def test_data_of_pairs_has_a_row_per_pair() -> None:
     record = sample_record()
     plot = next(plot for plot in catalogue(record) if plot.stem == "correlation-pairs")
     rows = plot.rows()
@@ -171,7 +171,7 @@ def test_lines_of_models_end_with_their_stage() -> None:
         assert stages[int(x[i - 1])] != stages[int(x[i + 1])]
 
 
-def test_a_model_whose_fitted_times_go_back_is_not_drawn_there() -> None:
+def test_model_is_not_drawn_if_its_times_decrease() -> None:
     record = sample_record()
     stage = [i for i, layer in enumerate(record["layers"]) if layer["stage"] == 1]
     row = record["mufm_given"]["layers"][stage[1] - 1]
@@ -225,13 +225,13 @@ def test_panel_says_whether_the_metric_falls(progress: Any, said: str) -> None:
     assert ax.texts[-1].get_text() == said
 
 
-def test_the_networks_own_error_is_drawn_beside_the_nearest_centres() -> None:
+def test_network_error_is_drawn_with_the_nearest_centre_error() -> None:
     ax = plots.collapse(RECORD, "ncc_error")
     assert ax.texts[-1].get_text() == "dashed: the network's, 18.6 %"
     assert any(line.get_ydata()[0] == 1 - RECORD["accuracy"] for line in ax.lines)
 
 
-def test_models_are_drawn_beside_the_network_where_they_say_something() -> None:
+def test_models_are_drawn_with_the_network_if_defined() -> None:
     with_models, without = (plots.collapse(sample_record(models=m)) for m in (True, False))
     assert len(with_models.lines) == len(without.lines) + 4
     zero = with_models.lines[-3]  # complete collapse: a marker at the edge, on a logarithmic axis
@@ -242,7 +242,7 @@ def test_models_are_drawn_beside_the_network_where_they_say_something() -> None:
     assert dashed.get_ydata()[1] == said
 
 
-def test_axis_is_logarithmic_only_where_every_value_is_positive() -> None:
+def test_axis_is_logarithmic_only_if_every_value_is_positive() -> None:
     record = sample_record(models=False)
     assert plots.collapse(record).get_yscale() == "log"
     record["layers"][-1]["collapse"]["nc1"] = 0.0
@@ -285,7 +285,7 @@ def test_straightness_draws_values_and_intervals() -> None:
     assert np.isnan(tick.get_xdata()[1:]).all()
 
 
-def test_gap_stands_at_each_layers_share_of_the_length() -> None:
+def test_gap_is_drawn_at_each_layers_fraction_of_the_length() -> None:
     segment = RECORD["segments"][0]
     line = plots.interpolation_gap(RECORD).lines[0]
     np.testing.assert_allclose(line.get_xdata(), segment["interpolation_time"])
@@ -296,14 +296,14 @@ def test_gap_stands_at_each_layers_share_of_the_length() -> None:
 
 
 @pytest.mark.parametrize("panel", PANELS.values(), ids=PANELS)
-def test_axes_given_are_drawn_on_and_returned(panel: Any) -> None:
+def test_given_axes_are_drawn_on_and_returned(panel: Any) -> None:
     ax = Figure().add_subplot()
     assert panel(RECORD, ax=ax) is ax
     assert ax.has_data()
     assert panel(SimpleNamespace(record=RECORD)).has_data()
 
 
-def test_every_panel_is_tried() -> None:
+def test_every_panel_is_tested() -> None:
     assert set(plots.__all__) == {*PANELS, *SERIES, *OTHERS}
 
 
@@ -347,7 +347,7 @@ def test_undefined_values_and_empty_records_are_drawn_as_such(panel: Any) -> Non
         assert "no " in ax.texts[0].get_text()
 
 
-def test_wrong_arguments_say_what_there_is() -> None:
+def test_error_for_wrong_arguments_lists_the_choices() -> None:
     with pytest.raises(ArgumentError, match=r"no collapse metric 'nc9'.*nc1"):
         plots.collapse(RECORD, "nc9")
     with pytest.raises(ArgumentError, match="no segment 3; this record has 3"):
@@ -399,7 +399,7 @@ def test_two_notes_on_an_error_fit_a_column() -> None:
     fits_and_is_not_covered(drawn(ax), "ncc_error")
 
 
-def test_several_lines_have_a_legend_where_the_panel_stands_alone() -> None:
+def test_several_lines_have_a_legend_if_the_panel_is_single() -> None:
     for panel in (plots.straightness, plots.interpolation_gap, plots.sample_sizes, plots.collapse):
         assert len(panel(RECORD).figure.legends) == 1
         bare = panel(RECORD, ax=Figure().add_subplot())  # without a layout that makes room
@@ -409,7 +409,7 @@ def test_several_lines_have_a_legend_where_the_panel_stands_alone() -> None:
         assert not panel(RECORD, ax=pair[0]).figure.legends
 
 
-def test_there_is_no_other_size() -> None:
+def test_unknown_size_is_refused() -> None:
     with pytest.raises(ArgumentError, match="column, page, slide"):
         plots.axes("poster")
     assert plots.axes("slide", height=2.0).figure.get_size_inches().tolist() == [5.6, 2.0]
@@ -515,12 +515,12 @@ def _legend_of(classes: int) -> list[Any]:
         (["stage", "b" * 40], ["stage", "bbbbbbb…bbbbbbbb"]),
     ],
 )
-def test_names_on_an_axis_leave_out_what_all_share(names: list[str], shown: list[str]) -> None:
+def test_common_parts_of_names_are_left_out_on_an_axis(names: list[str], shown: list[str]) -> None:
     assert style.short_names(names) == shown
 
 
 @pytest.mark.parametrize(("n", "budget"), [(1, 5), (5, 5), (11, 4), (55, 19), (1000, 12)])
-def test_thinned_positions_hold_both_ends_and_fit(n: int, budget: int) -> None:
+def test_thinned_positions_include_both_ends_and_fit(n: int, budget: int) -> None:
     kept = style.thinned(n, budget)
     assert kept[0] == 0
     assert kept[-1] == n - 1
@@ -548,13 +548,13 @@ def test_every_figure_has_png_svg_and_its_data(folder: Path) -> None:
     assert {path.name for path in folder.iterdir()} == expected | {MANIFEST}
 
 
-def test_svg_is_well_formed_whatever_the_classes_are_called(folder: Path) -> None:
+def test_svg_is_well_formed_for_any_class_names(folder: Path) -> None:
     for path in folder.glob("*.svg"):
         assert ET.parse(path).getroot().tag.endswith("svg")
     assert b"<script" not in (folder / "class-means-1.svg").read_bytes()
 
 
-def test_csv_holds_the_numbers_in_full(folder: Path) -> None:
+def test_csv_contains_full_precision(folder: Path) -> None:
     record = sample_record((2, 2), HOSTILE)
     with (folder / "distances.csv").open(newline="") as f:
         rows = list(csv.DictReader(f))
@@ -597,7 +597,7 @@ def test_a_panel_is_saved_at_its_size(tmp_path: Path, ending: str) -> None:
             assert image.size == (1005, 750)
 
 
-def test_what_cannot_be_saved_is_said(tmp_path: Path) -> None:
+def test_figure_that_cannot_be_saved_is_a_clear_error(tmp_path: Path) -> None:
     with pytest.raises(ArgumentError, match=r"writes \.png, \.svg, \.pdf; not \.eps"):
         plots.save(plots.axes(), tmp_path / "a.eps")
     with pytest.raises(ArgumentError, match="no figures as eps; choose from png, svg, pdf, csv"):
@@ -605,7 +605,7 @@ def test_what_cannot_be_saved_is_said(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_only_the_files_asked_for_are_written(tmp_path: Path) -> None:
+def test_only_requested_files_are_written(tmp_path: Path) -> None:
     record = {"blocks": sample_record((2,))["blocks"]}
     plots.figures(record, tmp_path, endings=("pdf", "csv"))
     assert {path.suffix for path in tmp_path.glob("[!.]*")} == {".pdf", ".csv"}
@@ -613,7 +613,7 @@ def test_only_the_files_asked_for_are_written(tmp_path: Path) -> None:
     assert {path.suffix for path in tmp_path.glob("[!.]*")} == {".pdf", ".png", ".svg", ".csv"}
 
 
-def test_a_new_record_removes_the_old_ones_figures_and_nothing_else(tmp_path: Path) -> None:
+def test_new_record_removes_only_figures_of_the_old_one(tmp_path: Path) -> None:
     old = sample_record((2,))
     plots.figures(old, tmp_path, endings=("svg", "pdf"))
     mine = ("class-means-3.svg", "straightness.csv", "over.svg", "mine.png", "class-means.txt")
@@ -633,7 +633,7 @@ def test_every_figures_name_is_known_before_it_is_drawn() -> None:
     assert all(any(fnmatchcase(stem, known) for known in STEMS) for stem in stems)
 
 
-def test_equal_records_give_equal_data_however_long_they_took(tmp_path: Path) -> None:
+def test_data_does_not_depend_on_the_time_an_analysis_took(tmp_path: Path) -> None:
     record = sample_record((2,))
     slower = json.loads(json.dumps(record))
     for block in slower["blocks"]:
@@ -653,7 +653,7 @@ def moving(times: Any, rng: np.random.Generator) -> Any:
     return Trajectory.from_arrays([(1 + 2 * t) * x for t in times], np.arange(12) % 3)
 
 
-def test_on_a_geodesic_network_and_interpolation_are_one_picture(rng: np.random.Generator) -> None:
+def test_network_on_a_geodesic_equals_the_interpolation(rng: np.random.Generator) -> None:
     times = [0.0, 0.1, 0.4, 1.0]  # uneven speed: places are compared at equal shares of length
     shown = scene(moving(times, rng))
     np.testing.assert_allclose(shown.times, times, atol=1e-9)
@@ -662,7 +662,7 @@ def test_on_a_geodesic_network_and_interpolation_are_one_picture(rng: np.random.
     assert [shown.position(t) for t in (0.0, 0.2, 1.0)] == ["layer0", "layer1 → layer2", "layer3"]
 
 
-def test_interpolation_ends_where_the_network_does_paired_at_least_cost() -> None:
+def test_interpolation_ends_at_the_networks_output_with_optimal_pairing() -> None:
     start = np.array([[-3.0, 0], [3, 0], [0, 1]])
     crossed = start[[1, 0, 2]] + [0, 2]  # two samples change places on the way up
     shown = scene(Trajectory.from_arrays([start, crossed], [0, 1, 2]))
@@ -672,7 +672,7 @@ def test_interpolation_ends_where_the_network_does_paired_at_least_cost() -> Non
     np.testing.assert_allclose(moved, 2.0)
 
 
-def test_flow_writes_the_frames_it_was_asked_for(
+def test_flow_writes_the_requested_frames(
     tmp_path: Path, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     traj = moving([0.0, 0.5, 1.0], rng)
@@ -694,7 +694,7 @@ def test_flow_writes_the_frames_it_was_asked_for(
     assert [p.name for p in path.parent.iterdir()] == ["flow.gif"]
 
 
-def test_flow_says_what_it_cannot_do(
+def test_flow_refuses_unsupported_settings(
     tmp_path: Path, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     traj = moving([0.0, 1.0], rng)

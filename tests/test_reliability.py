@@ -37,13 +37,13 @@ def test_the_effective_number_of_samples_has_known_answers():
 
 
 @given(st.lists(st.floats(1e-3, 1e3), min_size=1, max_size=20), st.floats(1e-3, 1e3))
-def test_the_effective_number_lies_between_one_and_all_whatever_the_units(weights, unit):
+def test_effective_number_is_between_one_and_n_in_any_units(weights, unit):
     number = effective_number(np.array(weights))
     assert 1 - 1e-9 <= number <= len(weights) * (1 + 1e-9)
     assert effective_number(unit * np.array(weights)) == pytest.approx(number)
 
 
-def test_a_distant_sample_carries_a_path_and_copies_count_as_one(rng):
+def test_distant_sample_dominates_a_path_and_copies_count_as_one(rng):
     x = rng.standard_normal((100, 8))
     x[0] = 1e3
     assert straight([x, 2 * x, 3 * x]).effective_samples == pytest.approx(1, abs=0.1)
@@ -54,7 +54,7 @@ def test_a_distant_sample_carries_a_path_and_copies_count_as_one(rng):
     assert apart.effective_samples < 1.5
 
 
-def test_one_sample_that_alone_is_transported_carries_the_path(rng):
+def test_only_transported_sample_dominates_the_path(rng):
     """All others exchange places: they move far, and their cloud does not move."""
     x = rng.standard_normal((100, 8))
     x[0] = 3.0
@@ -73,7 +73,7 @@ def test_the_bound_of_a_dilation_is_one(width, rng):
     assert bound([x, 2 * x, 3 * x]) == pytest.approx(1)
 
 
-def test_the_bound_tells_a_straight_path_from_a_turn_of_sparse_samples(rng):
+def test_bound_distinguishes_a_straight_path_from_a_turn(rng):
     x = 3 * np.eye(3, 32)[np.arange(300) % 3] + rng.standard_normal((300, 32))
     goal = 3 * np.eye(3, 32)[np.arange(300) % 3]
     assert bound([x + t * 0.9 * (goal - x) for t in np.linspace(0, 1, 4)]) < 1.05
@@ -97,7 +97,7 @@ def test_the_bound_of_gaussians_covers_their_length_ratio():
     assert np.median(found) < 1.05 * exact
 
 
-def test_points_have_a_bound_too(rng):
+def test_bound_is_defined_for_coincident_points(rng):
     x = rng.standard_normal((100, 5))
     assert bound([x, 0.5 * x, 0 * x]) == pytest.approx(1)
     assert bound([x[:10], 2 * x[:10], 3 * x[:10]]) is None

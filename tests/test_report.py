@@ -94,7 +94,7 @@ def test_styles_fetch_nothing_either(run: Path) -> None:
             assert not re.match(r"(https?:)?//", url), f"{sheet.name}: {url}"
 
 
-def test_no_name_becomes_markup(built: dict[str, Page]) -> None:
+def test_names_do_not_become_markup(built: dict[str, Page]) -> None:
     for page in built.values():
         for tag, attributes in page.elements:
             assert not any(key.startswith("on") for key in attributes), (page.path.name, tag)
@@ -116,7 +116,7 @@ def test_names_are_shown_as_they_are(built: dict[str, Page]) -> None:
         assert name in told
 
 
-def test_figures_are_vectors_with_words_and_data_beside_them(built: dict[str, Page]) -> None:
+def test_figures_are_vector_graphics_with_alt_text_and_data(built: dict[str, Page]) -> None:
     images = [a for tag, a in built["collapse"].elements if tag == "img"]
     assert images
     for image in images:
@@ -130,7 +130,7 @@ def test_figures_are_vectors_with_words_and_data_beside_them(built: dict[str, Pa
     assert downloads == {"collapse.csv", "collapse.png", "collapse.svg"}
 
 
-def test_every_formula_is_set_and_spoken(built: dict[str, Page]) -> None:
+def test_every_formula_is_rendered_with_alt_text(built: dict[str, Page]) -> None:
     formulas = re.findall(r"\$\$.+?\$\$|\$[^$]+\$", asset("methods.md"), flags=re.S)
     set_ = [a for tag, a in built["methods"].elements if tag == "svg" and a.get("role") == "img"]
     assert len(set_) == len(formulas) > 40
@@ -164,7 +164,7 @@ def test_escaped_text_renders_as_itself(name: str) -> None:
 
 
 @given(st.text(alphabet="`~a \n#{}\\", max_size=40))
-def test_code_ends_only_where_it_should(command: str) -> None:
+def test_code_block_ends_before_the_next_paragraph(command: str) -> None:
     tokens = MarkdownIt("commonmark").parse(text.code(command) + "\n\nafter")
     assert [t.type for t in tokens[:2]] == ["fence", "paragraph_open"]
 
@@ -196,7 +196,7 @@ def test_intervals_and_shares() -> None:
     assert text.percent(0.8145) == "81.5 %"  # 81.45 lies a little above itself in binary
 
 
-def test_tables_hold_the_record() -> None:
+def test_tables_contain_the_records_values() -> None:
     record = sample_record()
     made = pages.pages(record)
     for layer in record["layers"]:
@@ -213,7 +213,7 @@ def test_tables_hold_the_record() -> None:
     assert "only the last layer meets the classifier (input, stem" in made["collapse"]
 
 
-def test_a_stage_is_entered_by_the_layer_before_its_shortcut() -> None:
+def test_stage_starts_at_the_layer_before_its_shortcut() -> None:
     record = sample_record((3, 2), models=False)
     for i, layer in enumerate(record["layers"]):  # input, stem, 1.0, 1.1, 2.0, 2.1
         layer["collapse"]["nc1"] = float(i)
@@ -241,7 +241,7 @@ def test_a_model_shows_what_was_fitted_or_why_it_was_not() -> None:
     )
 
 
-def test_models_stand_beside_the_layer_that_they_end_at() -> None:
+def test_models_end_at_their_own_last_layer() -> None:
     """Not beside the network's last one, where the last segment ends before it."""
     record = sample_record((3, 2))
     for i, layer in enumerate(record["layers"]):
@@ -269,7 +269,7 @@ def test_undefined_values_are_dashes() -> None:
     assert not [page for page in made.values() if re.search(r"\b(None|nan|inf)\b", page)]
 
 
-def test_pages_follow_what_the_record_has() -> None:
+def test_pages_depend_on_the_records_contents() -> None:
     full = set(pages.pages(sample_record()))
     assert full - set(pages.pages(sample_record(models=False))) == {"models"}
     bare = pages.pages({"schema": 2, "layers": [], "blocks": [], "segments": []})
@@ -279,7 +279,7 @@ def test_pages_follow_what_the_record_has() -> None:
 # --- formulas ------------------------------------------------------------------------------------
 
 
-def test_a_formula_keeps_to_the_line_and_grows_with_its_content() -> None:
+def test_formula_stays_on_the_baseline_and_grows_with_its_content() -> None:
     def height(tex: str, **options: Any) -> float:
         found = re.search(r"height:([\d.]+)em;", mathtext.svg(tex, **options))
         assert found
@@ -292,7 +292,7 @@ def test_a_formula_keeps_to_the_line_and_grows_with_its_content() -> None:
     assert 'aria-label="a &lt; b"' in mathtext.svg("a < b")
 
 
-def test_a_formula_it_cannot_set_is_an_error() -> None:
+def test_unsupported_formula_is_an_error() -> None:
     with pytest.raises(ValueError, match="unknowncommand"):
         mathtext.svg(r"\unknowncommand{x}")
 
@@ -300,7 +300,7 @@ def test_a_formula_it_cannot_set_is_an_error() -> None:
 # --- the slider ----------------------------------------------------------------------------------
 
 
-def test_the_slider_holds_the_views_and_no_markup() -> None:
+def test_slider_contains_views_without_markup() -> None:
     record = sample_record((3, 2), HOSTILE)
     block = scrubber(record)
     told = re.search(r'<script type="application/json">(.*)</script></div>', block)
@@ -350,7 +350,7 @@ def test_an_analysis_puts_samples_of_every_class_in_view(rng: np.random.Generato
         (b"\xff\xfe\x00", "not a readable record"),
     ],
 )
-def test_a_record_that_is_none_is_refused(tmp_path: Path, content: Any, said: str) -> None:
+def test_invalid_record_is_refused(tmp_path: Path, content: Any, said: str) -> None:
     if content is not None:
         data = content if isinstance(content, bytes) else content.encode()
         (tmp_path / "analysis.json").write_bytes(data)
@@ -398,7 +398,7 @@ def test_an_interrupted_build_leaves_the_old_report(
     assert {path.name for path in tmp_path.iterdir()} == {"analysis.json", "report", MANIFEST}
 
 
-def test_figures_are_drawn_only_where_the_record_is_newer(
+def test_figures_are_drawn_only_if_the_record_is_newer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = save({"schema": 2, "blocks": sample_record((2,))["blocks"]}, tmp_path)
@@ -416,7 +416,7 @@ def test_figures_are_drawn_only_where_the_record_is_newer(
     assert len(drawn) == 2
 
 
-def test_a_link_in_a_figures_place_brings_no_other_file_into_the_report(tmp_path: Path) -> None:
+def test_link_in_place_of_a_figure_does_not_include_another_file(tmp_path: Path) -> None:
     run = save({"schema": 2, "blocks": sample_record((2,))["blocks"]}, tmp_path / "run")
     report.build(run, html=False)
     secret = tmp_path / "secret"
@@ -449,7 +449,7 @@ def test_open_shows_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 # --- on paper ------------------------------------------------------------------------------------
 
 
-def test_a_page_on_paper_shows_each_figure_once_and_breaks_long_words() -> None:
+def test_printed_page_shows_each_figure_once_and_breaks_long_words() -> None:
     record = sample_record((3, 2))
     record["provenance"]["checkpoint"] = "runs/" + "a_long-name/" * 6 + "x.pt"
     made = pages.pages(record)
@@ -508,7 +508,7 @@ def test_a_pdf_is_typeset_and_nothing_in_it_may_run(
         ("hm\n! Undefined control sequence.", WgeoError, r"Undefined control[\s\S]*build\.log"),
     ],
 )
-def test_what_tex_says_is_told(
+def test_errors_of_tex_are_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str, error: Any, told: str
 ) -> None:
     fake_tex(tmp_path, said, monkeypatch)
@@ -522,7 +522,7 @@ def test_what_tex_says_is_told(
     assert said in (run / "report-build.log").read_text()
 
 
-def test_without_tex_it_is_said_what_to_install(
+def test_without_tex_the_error_says_what_to_install(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shutil, "which", lambda _: None)
@@ -570,7 +570,7 @@ def test_pages_can_be_read_on_screen_and_phone_by_day_and_night(run: Path, tmp_p
 
 
 @WITH_BROWSER
-def test_a_series_slides_from_epoch_to_epoch(tmp_path: Path) -> None:
+def test_report_of_a_series_has_a_slider_over_epochs(tmp_path: Path) -> None:
     records = {f"epoch-{k}": sample_record((3, 2), seed=k) for k in range(2)}
     for epoch, record in zip((0, 9), records.values(), strict=True):
         record["provenance"]["epoch"] = epoch
@@ -595,7 +595,7 @@ def assert_slides(found: list[dict[str, Any]], start: str, end: str) -> None:
 
 
 @WITH_BROWSER
-def test_a_visit_finds_what_is_wrong(tmp_path: Path) -> None:
+def test_page_checks_detect_faults(tmp_path: Path) -> None:
     page = tmp_path / "bad.html"
     page.write_text(
         "<!doctype html><body><p style='color: #888'>pale</p><p style='color: #767676'>fair</p>"

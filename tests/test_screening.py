@@ -88,7 +88,7 @@ def test_directions_are_those_along_which_points_differ(rng):
 
 
 @given(st.sampled_from(KINDS), st.integers(0, 10**6), st.sampled_from([0.0, 1e-3, 1.0]))
-def test_the_excess_after_screening_makes_any_potentials_feasible(kind, seed, wild):
+def test_subtracting_the_excess_after_screening_makes_potentials_feasible(kind, seed, wild):
     x, y = clouds(kind, seed)
     geometry = geometry_of(x, y)
     assert geometry.screens
@@ -108,7 +108,7 @@ def test_the_excess_after_screening_makes_any_potentials_feasible(kind, seed, wi
 
 
 @pytest.mark.parametrize("kind", [*KINDS, "loose"])
-def test_no_answer_depends_on_screening(kind, rng, unscreened):
+def test_results_do_not_depend_on_screening(kind, rng, unscreened):
     x, y = clouds("gauss" if kind == "loose" else kind, 7, n=300, d=WIDTH + 3)
     if kind == "gauss":
         x = y * (1 + 0.1 * rng.random(len(y))[:, None])  # a start that is nearly right
@@ -129,7 +129,7 @@ def test_most_columns_of_a_near_identity_need_no_full_pass(rng, unscreened):
     assert found.distance == expected.distance
 
 
-def test_a_translation_of_wide_points_costs_its_length(rng):
+def test_distance_of_a_translation_of_wide_points_is_its_length(rng):
     x = rng.standard_normal((400, 300))
     shift = rng.standard_normal(300)
     found = wasserstein(x, x + shift)
@@ -137,7 +137,7 @@ def test_a_translation_of_wide_points_costs_its_length(rng):
     assert found.stats["passes"] < 0.2
 
 
-def test_screening_that_decides_little_is_given_up_after_a_block(rng, monkeypatch):
+def test_ineffective_screening_stops_after_a_block(rng, monkeypatch):
     monkeypatch.setattr(geometry_module, "_MIN_ROWS", 8)
     monkeypatch.setitem(geometry_module._BLOCK, "cpu", 1 << 12)
     geometry = geometry_of(*rng.standard_normal((2, 600, WIDTH)))

@@ -64,7 +64,7 @@ def test_checkpoints_of_one_network_are_ordered_by_epoch():
         {"checkpoint": "another/run/resnet20.th", "epoch": 7},
     ],
 )
-def test_anything_else_stays_as_given(change):
+def test_other_series_keep_their_order(change):
     first, second = sample_record((2, 2)), sample_record((2, 2))
     first["provenance"]["epoch"] = 4
     second["provenance"] |= change
@@ -86,7 +86,7 @@ def turned(record, epoch, rotation, scale):
     return again
 
 
-def test_size_and_orientation_are_no_movement(rng):
+def test_scale_and_orientation_are_not_movement(rng):
     record = sample_record((3, 2))
     shapes = [(np.linalg.qr(rng.normal(size=(3, 3)))[0], scale) for scale in (0.01, 7.0, 1.0)]
     records = [turned(record, k, *shape) for k, shape in enumerate(shapes)]
@@ -99,7 +99,7 @@ def test_size_and_orientation_are_no_movement(rng):
             np.testing.assert_allclose(other, first, atol=2e-5)
 
 
-def test_classes_that_close_in_are_seen_to(rng):
+def test_converging_classes_are_visible_in_the_view(rng):
     """Class means of an ETF stay, at one spread, and samples halve their distance to them."""
     means = np.repeat(np.eye(3) * 4, 8, axis=0)
     noise = rng.normal(size=means.shape)
@@ -137,14 +137,14 @@ def test_a_training_on_two_classes_is_saved_and_read_back(tmp_path, rng):
     assert view["explained"] == [pytest.approx(1), 0]
 
 
-def test_an_analysis_just_saved_has_the_figures_that_its_report_takes(tmp_path, monkeypatch):
+def test_saved_analysis_has_the_figures_of_its_report(tmp_path, monkeypatch):
     place = tmp_path / "analysis.json"
     assert wgeo.Analysis(sample_record((2,))).save(tmp_path) == place
     monkeypatch.setattr(plots, "figures", lambda *_: pytest.fail("drawn again"))
     assert report._figures(report.read_record(tmp_path), place)
 
 
-def test_there_is_no_view_of_a_training_where_records_do_not_match():
+def test_no_view_of_a_training_if_records_do_not_match():
     records = [sample_record((3, 2), seed=k) for k in range(2)]
     assert training_view(records) is not None
     for spoil in (
@@ -159,7 +159,7 @@ def test_there_is_no_view_of_a_training_where_records_do_not_match():
     assert training_view([{**records[0], "segments": []}, records[1]]) is None
 
 
-def test_a_record_keeps_all_directions_of_a_hundred_classes_and_none_of_more(rng):
+def test_record_keeps_directions_of_up_to_a_hundred_classes(rng):
     for classes, width in ((3, 40), (101, 5)):
         labels = np.arange(4 * classes) % classes
         traj = Trajectory.from_arrays(list(rng.normal(size=(2, len(labels), width))), labels)
@@ -194,12 +194,12 @@ def test_the_last_layer_over_a_training_is_drawn(tmp_path):
     assert not plots.class_means(series).axison
 
 
-def test_one_is_no_series():
+def test_single_record_is_not_a_series():
     with pytest.raises(ArgumentError, match="at least two"):
         Series.of({"x": sample_record((2,))})
 
 
-def test_saved_and_read_back_with_folders_that_can_move(tmp_path, monkeypatch):
+def test_saved_series_can_be_moved_and_read(tmp_path, monkeypatch):
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "analysis.json").write_text(json.dumps(sample_record((2, 2))))
@@ -248,7 +248,7 @@ def test_a_damaged_series_is_refused(tmp_path, spoil, said):
         report.build(tmp_path)
 
 
-def test_what_is_no_record_of_an_analysis_is_refused():
+def test_file_that_is_not_a_record_is_refused():
     with pytest.raises(RecordError, match="lacks provenance"):
         Series.of({"a": {"layers": []}, "b": sample_record((2,))})
 
@@ -265,7 +265,7 @@ def test_nan_in_a_record_is_undefined(tmp_path):
     series.save(tmp_path / "both")
 
 
-def test_folders_are_named_by_what_tells_them_apart(tmp_path):
+def test_folders_are_named_by_their_differences(tmp_path):
     places = [tmp_path / k / "run" for k in "ab"]
     for place in places:
         place.mkdir(parents=True)
@@ -276,7 +276,7 @@ def test_folders_are_named_by_what_tells_them_apart(tmp_path):
         Series.of_folders([places[0], places[0]])
 
 
-def test_a_row_an_analysis_and_segment():
+def test_table_has_a_row_per_analysis_and_segment():
     series = sample_series(3)
     rows = plots.series.series_rows(series)
     assert len(rows) == 6
@@ -320,7 +320,7 @@ def test_series_without_common_runs_say_so():
 
 
 @pytest.mark.parametrize(("source", "said"), [("file", True), ("tensors", False), (None, False)])
-def test_epoch_0_is_called_the_initialisation_in_wgeos_own_checkpoints_alone(source, said):
+def test_only_wgeo_checkpoints_call_epoch_0_the_initialisation(source, said):
     series = sample_series(3)
     for row in series["analyses"]:
         row["provenance"]["arch_from"] = source
@@ -330,7 +330,7 @@ def test_epoch_0_is_called_the_initialisation_in_wgeos_own_checkpoints_alone(sou
 
 
 @pytest.mark.parametrize("epochs", [True, False])
-def test_lines_show_the_records_numbers(epochs):
+def test_lines_show_the_values_of_the_records(epochs):
     series = sample_series(3, epochs=epochs)
     ax = plots.over(series, "length_ratio")
     said = [row["segments"][0]["length_ratio"] for row in series["analyses"]]
@@ -341,7 +341,7 @@ def test_lines_show_the_records_numbers(epochs):
     assert list(ax.lines[0].get_ydata()) == values
 
 
-def test_a_score_the_sample_cannot_tell_is_hollow():
+def test_unresolved_score_is_hollow():
     series = sample_series(2)
     series["analyses"][0]["segments"][0]["resolution"] = 0.1
     ax = plots.over(series, "ot_score")
@@ -368,7 +368,7 @@ def test_a_report_of_several_runs(tmp_path):
 # --- beside one analysis -------------------------------------------------------------------------
 
 
-def test_fresh_weights_are_seeded_and_leave_the_network_alone(net):
+def test_fresh_weights_are_seeded_and_do_not_change_the_network(net):
     before = {k: v.clone() for k, v in net.state_dict().items()}
     fresh, kept = untrained(net, seed=1)
     again, _ = untrained(net, seed=1)
@@ -450,13 +450,13 @@ def test_references_by_name(net, images):
     ("words", "said"),
     [({"reference": "its twin"}, "init, shuffled, none"), ({"brenier": -1}, "brenier")],
 )
-def test_mistakes_are_told_before_the_work(net, images, monkeypatch, words, said):
+def test_invalid_arguments_are_reported_before_any_work(net, images, monkeypatch, words, said):
     monkeypatch.setattr("wgeo.analysis.pipeline.trace", lambda *_, **__: pytest.fail("it began"))
     with pytest.raises(ArgumentError, match=said):
         wgeo.analyze(net, images, **words)
 
 
-def test_the_brenier_test_stands_beside_every_block(net, images):
+def test_every_block_has_its_brenier_test(net, images):
     record = wgeo.analyze(net, images, **PLAIN | {"brenier": 4}).record
     for block in record["blocks"]:
         assert block["asymmetry"] > 0
@@ -494,7 +494,7 @@ def test_the_whole_network_in_one_space(net, images):
     assert found["segments"][0]["length_ratio"] == pytest.approx(expected.length_ratio)
 
 
-def test_curves_over_sample_sizes_end_at_the_value_itself(net, images):
+def test_curves_over_sample_sizes_end_at_the_measured_value(net, images):
     record = wgeo.analyze(net, images, **PLAIN).record
     (segment,) = record["segments"]
     last = segment["sample_sizes"]["points"][-1]

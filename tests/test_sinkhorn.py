@@ -34,7 +34,7 @@ def squared(x, y):
 
 class TestKnownAnswers:
     @pytest.mark.parametrize("eps", [0.3, 1.0, 10.0])
-    def test_two_points_and_two_points(self, eps):
+    def test_two_pairs_of_points_have_a_known_plan(self, eps):
         """P has 1/2 / (1 + e^(-4/eps)) where the cost is 0, the rest where it is 4."""
         x, y = np.array([-1.0, 1]), np.array([1.0, -1])
         result = entropic(x, y, eps)
@@ -70,7 +70,7 @@ class TestKnownAnswers:
 class TestAgainstPeers:
     @pytest.mark.parametrize("eps", [0.2, 1.0])
     @pytest.mark.parametrize("weighted", [False, True])
-    def test_pot(self, rng, eps, weighted):
+    def test_agrees_with_pot(self, rng, eps, weighted):
         x, y = two_clouds(rng)
         a = rng.dirichlet(np.ones(30)) if weighted else np.full(30, 1 / 30)
         b = rng.dirichlet(np.ones(20)) if weighted else np.full(20, 1 / 20)
@@ -86,7 +86,7 @@ class TestAgainstPeers:
         assert result.stats["column_error"] < 1e-10
 
     @pytest.mark.parametrize("eps", [0.5, 2.0])
-    def test_geomlosss_divergence(self, rng, eps):
+    def test_divergence_agrees_with_geomloss(self, rng, eps):
         x, y = two_clouds(rng)
         # Its cost is halved: the same plan has half the epsilon, and half the value.
         loss = SamplesLoss("sinkhorn", p=2, blur=np.sqrt(eps / 2), scaling=0.99)
@@ -127,7 +127,7 @@ class TestAgainstPeers:
 
     @pytest.mark.gpu
     @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-    def test_a_gpu_changes_nothing(self, rng):
+    def test_gpu_gives_the_same_result(self, rng):
         x, y = two_clouds(rng, 300, 200, 16)
         host, device = (entropic(x, y, 1.0, device=place) for place in ("cpu", "cuda"))
         assert device.stats["entropic_value"] == pytest.approx(host.stats["entropic_value"])
@@ -138,7 +138,7 @@ class TestAgainstPeers:
 class TestInterval:
     @settings(max_examples=20)
     @given(seed=st.integers(0, 2**31), share=st.sampled_from([1.0, 0.1, 0.01]))
-    def test_holds_at_any_epsilon_converged_or_not(self, seed, share):
+    def test_interval_contains_w2_at_any_epsilon(self, seed, share):
         r = np.random.default_rng(seed)
         x, y = r.standard_normal((25, 3)), r.standard_normal((25, 3)) + r.uniform(0, 3)
         truth = wasserstein(x, y)
@@ -177,7 +177,7 @@ class TestInterval:
 
 
 class TestEpsilon:
-    def test_share_and_absolute(self, rng):
+    def test_relative_and_absolute_epsilon_agree(self, rng):
         x, y = two_clouds(rng, 30, 30)
         share = wasserstein(x, y, solver=Sinkhorn(epsilon=0.5))
         paired = (((x - x.mean(0)) - (y - y.mean(0))) ** 2).sum(1).mean()
@@ -210,7 +210,7 @@ class TestEpsilon:
         assert many.stats["epsilon"] < few.stats["epsilon"]
         assert many.gap < few.gap
 
-    def test_too_small(self, rng):
+    def test_too_small_epsilon_is_refused(self, rng):
         with pytest.raises(ArgumentError, match="below what float64 resolves"):
             entropic(*two_clouds(rng), 1e-14)
 
@@ -226,11 +226,11 @@ class TestEpsilon:
             {"engine": "geomloss"},  # with epsilon="auto"
         ],
     )
-    def test_settings_that_cannot_be_used(self, bad):
+    def test_unusable_settings_are_refused(self, bad):
         with pytest.raises(ArgumentError):
             Sinkhorn(**bad)
 
-    def test_words_that_are_no_setting(self):
+    def test_unknown_setting_names_are_refused(self):
         for name in ("unit", "engine", "on_failure"):
             solver = Sinkhorn()
             object.__setattr__(solver, name, "none")  # the type checker, in tests only, is quicker
@@ -246,7 +246,7 @@ class TestEpsilon:
         assert not result.stats["converged"]
         assert result.lower <= wasserstein(x, y).distance <= result.upper
 
-    def test_a_plan_too_blurred_to_tell_partners(self, rng, monkeypatch):
+    def test_blurred_plan_gives_no_permutation(self, rng, monkeypatch):
         x, y = two_clouds(rng, 30, 30)
         solver = Sinkhorn(epsilon=5.0)
         sharp = wasserstein(x, y, solver=solver)
@@ -257,7 +257,7 @@ class TestEpsilon:
         assert blurred.lower == sharp.lower
         assert wasserstein(x, y).distance <= sharp.upper <= blurred.upper
 
-    def test_not_converged(self, rng):
+    def test_unconverged_sinkhorn_raises(self, rng):
         x, y = two_clouds(rng)
         with pytest.raises(ConvergenceError, match=r"after 2 passes.*larger epsilon"):
             wasserstein(x, y, solver=Sinkhorn(epsilon=0.01, iterations=2))
@@ -296,7 +296,7 @@ class TestKernel:
 
     @pytest.mark.parametrize("reused", [False, True])
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-    def test_softmin(self, pair, dtype, reused):
+    def test_softmin_matches_its_definition(self, pair, dtype, reused):
         g, eps = torch.randn(40, dtype=torch.float64), 0.7
         exact = 1e-4 if dtype is torch.float32 else 1e-11
         for got, want in zip(
@@ -312,7 +312,7 @@ class TestKernel:
         want = self.dense(pair, g, 0.05)[1]
         assert log_ratio.numpy() == pytest.approx(want.numpy(), rel=1e-3, abs=1e-2)
 
-    def test_blocks_change_nothing(self, rng, monkeypatch):
+    def test_blocks_do_not_affect_the_result(self, rng, monkeypatch):
         x, y = two_clouds(rng, 300, 200)
         whole = entropic(x, y, 0.5, marginal_tolerance=1e-6)
         for name, entries in (("BLOCK_ENTRIES", 1), ("STORED_ENTRIES", 0)):
@@ -321,7 +321,7 @@ class TestKernel:
             for name in ("lower", "upper", "divergence"):
                 assert getattr(parts, name) == pytest.approx(getattr(whole, name), rel=1e-10)
 
-    def test_never_an_n_by_m_matrix(self, rng, monkeypatch):
+    def test_no_dense_matrix_is_allocated(self, rng, monkeypatch):
         monkeypatch.setitem(kernel.BLOCK_ENTRIES, "cpu", 1 << 12)
         monkeypatch.setitem(kernel.STORED_ENTRIES, "cpu", 0)
         x, y = two_clouds(rng, 900, 600)
@@ -329,7 +329,7 @@ class TestKernel:
             wasserstein(x, y, solver=Sinkhorn(epsilon=1.0))
         assert seen.entries <= 32 * 900
 
-    def test_float32_products_are_left_as_they_were(self):
+    def test_float32_precision_setting_is_restored(self):
         before = torch.get_float32_matmul_precision()
         try:
             torch.set_float32_matmul_precision("medium")
@@ -339,7 +339,7 @@ class TestKernel:
         finally:
             torch.set_float32_matmul_precision(before)
 
-    def test_extrapolation_saves_passes_and_changes_no_answer(self, rng, monkeypatch):
+    def test_extrapolation_saves_passes_without_changing_the_result(self, rng, monkeypatch):
         x, y = rng.standard_normal((2, 80, 6))
         fast = entropic(x, y, 0.5, marginal_tolerance=1e-6)
         monkeypatch.setattr(annealing._Anderson, "next", lambda self, g, step: g + step)
@@ -349,7 +349,7 @@ class TestKernel:
 
 
 class TestGradients:
-    def test_against_finite_differences(self, rng):
+    def test_gradient_matches_finite_differences(self, rng):
         x, y = (torch.from_numpy(z).requires_grad_() for z in two_clouds(rng, 4, 3, 2))
         a, b = rng.dirichlet(np.ones(4)), rng.dirichlet(np.ones(3))
 
@@ -358,7 +358,7 @@ class TestGradients:
 
         assert torch.autograd.gradcheck(value, (x, y), eps=1e-5, atol=1e-7)
 
-    def test_of_a_translation(self, rng):
+    def test_gradient_of_a_translation_is_exact(self, rng):
         x = torch.from_numpy(rng.standard_normal((12, 3))).requires_grad_()
         move = torch.tensor([3.0, 0, 4.0], dtype=torch.float64)
         value = sinkhorn_divergence(x, x.detach() + move, epsilon=0.3, marginal_tolerance=1e-10)
@@ -366,7 +366,7 @@ class TestGradients:
         value.backward()
         assert x.grad.numpy() == pytest.approx(np.tile(-2 * move / 12, (12, 1)), abs=1e-7)
 
-    def test_descends_to_the_other_cloud(self, rng):
+    def test_gradient_descent_reaches_the_other_cloud(self, rng):
         start, y = two_clouds(rng, 20, 20, 2, apart=3.0)
         x = torch.tensor(start, dtype=torch.float32, requires_grad=True)
         for _ in range(15):
@@ -376,12 +376,12 @@ class TestGradients:
             x = (x - 8 * grad).detach().requires_grad_()
         assert value.item() < 0.05
 
-    def test_value_is_the_solvers(self, rng):
+    def test_divergence_equals_the_solvers(self, rng):
         x, y = two_clouds(rng)
         value = float(sinkhorn_divergence(x, y, epsilon=0.5, marginal_tolerance=1e-9))
         assert value == pytest.approx(entropic(x, y, 0.5).divergence, rel=1e-9)
 
-    def test_errors(self, rng):
+    def test_divergence_errors_are_clear(self, rng):
         x, y = two_clouds(rng)
         with pytest.raises(ArgumentError, match="epsilon"):
             sinkhorn_divergence(x, y, epsilon=0.0)

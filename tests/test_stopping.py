@@ -123,7 +123,7 @@ class Trap:
 @pytest.mark.parametrize("error", [Stop(), OSError(28, "No space left on device"), MemoryError()])
 @pytest.mark.parametrize("when", range(5))
 @pytest.mark.parametrize("before", [None, 1])
-def test_a_record_is_the_old_or_the_new_whatever_fails(tmp_path, error, when, before):
+def test_record_is_the_old_or_the_new_after_any_failure(tmp_path, error, when, before):
     new, old = sample_record((2,)), sample_record((3,))
     if before:
         write_record(tmp_path, old)
@@ -143,7 +143,7 @@ def test_a_record_is_the_old_or_the_new_whatever_fails(tmp_path, error, when, be
     assert all(name.startswith(".") for name in left)
 
 
-def test_a_file_is_not_written_through_a_link_that_lies_in_the_way(tmp_path):
+def test_files_are_not_written_through_links(tmp_path):
     (tmp_path / "secret").write_text("kept")
     for name in ("a.json.part", ".a.json.part"):
         (tmp_path / name).symlink_to(tmp_path / "secret")
@@ -180,7 +180,7 @@ def holder(tmp_path):
         process.kill()
 
 
-def test_another_runs_folder_is_refused_and_free_again_after_a_crash(tmp_path, holder):
+def test_folder_of_a_live_run_is_refused_and_free_after_a_crash(tmp_path, holder):
     folder = tmp_path / "run"
     said = rf"Another run \(process {holder.pid}\) is writing to .*another folder"
     with pytest.raises(RecordError, match=said), locked(folder):
@@ -199,7 +199,7 @@ def test_another_runs_folder_is_refused_and_free_again_after_a_crash(tmp_path, h
     assert not (folder / ".wgeo.lock").exists()
 
 
-def test_a_run_may_lock_again_what_it_has_and_other_threads_may_not(tmp_path):
+def test_lock_is_reentrant_in_its_thread_only(tmp_path):
     seen = []
 
     def other():
@@ -222,7 +222,7 @@ def test_a_run_may_lock_again_what_it_has_and_other_threads_may_not(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_without_locks_in_the_file_system_there_are_none(tmp_path, monkeypatch):
+def test_file_systems_without_locks_are_supported(tmp_path, monkeypatch):
     def refuse(*_):
         raise OSError(95, "Operation not supported")
 
@@ -234,7 +234,7 @@ def test_without_locks_in_the_file_system_there_are_none(tmp_path, monkeypatch):
         pass
 
 
-def test_a_link_in_the_locks_place_is_not_followed(tmp_path):
+def test_link_in_place_of_the_lock_is_not_followed(tmp_path):
     (tmp_path / "secret").write_text("kept")
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / ".wgeo.lock").symlink_to(tmp_path / "secret")
@@ -246,7 +246,7 @@ def test_a_link_in_the_locks_place_is_not_followed(tmp_path):
 # --- the command line's own ----------------------------------------------------------------------
 
 
-def test_signals_and_warnings_are_as_they_were_after_a_command():
+def test_signal_handlers_and_warnings_are_restored_after_a_command():
     import warnings
 
     @command("trial", "x", "x")
@@ -272,7 +272,7 @@ def test_signals_and_warnings_are_as_they_were_after_a_command():
 
 
 @pytest.mark.parametrize("words", [("list", "solvers"), ("analyze", "--help")])
-def test_a_command_whose_output_is_not_read_to_its_end_ends_without_a_word(words):
+def test_command_with_a_closed_output_pipe_ends_silently(words):
     """As in ``wgeo list archs | head -1``."""
     theirs, ours = os.pipe()
     os.close(theirs)
@@ -282,7 +282,7 @@ def test_a_command_whose_output_is_not_read_to_its_end_ends_without_a_word(words
     assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, b"")
 
 
-def test_a_table_that_is_not_read_to_its_end_does_not_end_the_process(monkeypatch):
+def test_table_on_a_closed_pipe_does_not_end_the_process(monkeypatch):
     """Rich would, with a code of its own; the command decides."""
 
     class Closed(io.StringIO):

@@ -90,7 +90,7 @@ def untimed(record):
 # --- what is stored ------------------------------------------------------------------------------
 
 
-def test_a_stored_trace_is_the_trace(net, images, tmp_path, small_shards):
+def test_stored_features_equal_traced_features(net, images, tmp_path, small_shards):
     stored = wgeo.trace(net, images, batch_size=16, store=tmp_path / "s")
     alike(stored, wgeo.trace(net, images, batch_size=16))
     assert all(isinstance(layer.features, np.memmap) for layer in stored.layers)
@@ -106,7 +106,7 @@ def test_shortcuts_and_stages_are_stored(tmp_path):
     assert [block.via for block in stored.blocks].count("shortcut") == 2
 
 
-def test_analyses_of_a_store_are_those_of_memory(net, images, tmp_path):
+def test_analysis_of_a_store_equals_that_in_memory(net, images, tmp_path):
     stored, held = wgeo.trace(net, images, store=tmp_path / "s"), wgeo.trace(net, images)
     a, b = (analyze_trajectory(t, bootstrap=5, mufm=False).record for t in (stored, held))
     assert untimed(a) == untimed(b)
@@ -116,7 +116,7 @@ def test_analyses_of_a_store_are_those_of_memory(net, images, tmp_path):
 @pytest.mark.parametrize(
     ("dtype", "error"), [("float16", 2.0**-11), ("bfloat16", 2.0**-8), ("float32", 0.0)]
 )
-def test_a_dtype_rounds_by_no_more_than_it_must(net, images, tmp_path, dtype, error):
+def test_dtype_rounding_is_within_its_precision(net, images, tmp_path, dtype, error):
     held = wgeo.trace(net, images)
     stored = wgeo.trace(net, images, store=tmp_path / "s", dtype=dtype)
     for p, q in zip(held.layers, stored.layers, strict=True):
@@ -139,7 +139,7 @@ def test_a_number_too_large_for_float16_is_named(tmp_path):
     assert traj.save(tmp_path / "b", dtype="bfloat16").last[0, 0] == pytest.approx(7e4, rel=1e-2)
 
 
-def test_own_features_are_saved_once(rng, tmp_path, small_shards):
+def test_users_features_are_saved_once(rng, tmp_path, small_shards):
     traj = Trajectory.from_arrays([rng.normal(size=(600, 3)) for _ in "ab"], np.arange(600) % 2)
     saved = traj.save(tmp_path / "s")
     before = os.stat(tmp_path / "s" / "manifest.json").st_mtime_ns
@@ -157,7 +157,7 @@ def test_own_features_are_saved_once(rng, tmp_path, small_shards):
         traj.save(tmp_path / "s")
 
 
-def test_projection_keeps_distances_as_it_says(rng, tmp_path):
+def test_projection_keeps_distances_within_its_bounds(rng, tmp_path):
     x = rng.normal(size=(80, 300)).astype(np.float32)
     y = x + 0.3 * rng.normal(size=x.shape).astype(np.float32)
     narrow = Projection(64)
@@ -177,7 +177,7 @@ def test_projection_keeps_distances_as_it_says(rng, tmp_path):
         Projection(0)
 
 
-def test_a_projected_trace_says_so(net, images, tmp_path):
+def test_projected_trace_is_marked(net, images, tmp_path):
     traj = wgeo.trace(net, images, store=tmp_path / "s", project=3)
     assert {layer.width for layer in traj.layers} == {3}
     assert traj.settings["projected"]["width"] == 3
@@ -192,7 +192,7 @@ def test_a_projected_trace_says_so(net, images, tmp_path):
 # --- whose store it is ---------------------------------------------------------------------------
 
 
-def test_the_same_job_is_not_done_again(net, images, tmp_path, monkeypatch):
+def test_finished_job_is_not_repeated(net, images, tmp_path, monkeypatch):
     wgeo.trace(net, images, store=tmp_path / "s")
     monkeypatch.setattr("wgeo.features.tracing.Recorder", lambda *_: pytest.fail("it traced"))
     wgeo.trace(net, images, store=tmp_path / "s", batch_size=7)  # of no consequence but rounding
@@ -232,7 +232,7 @@ def test_other_weights_or_images_are_another_job(net, images, tmp_path):
         wgeo.trace(other, images, store=tmp_path / "s")
 
 
-def test_a_folder_of_other_files_is_left_alone(net, images, tmp_path):
+def test_folder_of_other_files_is_left_unchanged(net, images, tmp_path):
     (tmp_path / "thesis.tex").write_text("all of it")
     with pytest.raises(RecordError, match=r"other files \(thesis.tex\)"):
         wgeo.trace(net, images, store=tmp_path)
@@ -243,13 +243,13 @@ def test_a_folder_of_other_files_is_left_alone(net, images, tmp_path):
         wgeo.trace(net, images, store=tmp_path / "s", dtype="int8")
 
 
-def test_a_store_that_cannot_fit_leaves_no_claim(tmp_path):
+def test_store_that_cannot_fit_leaves_no_lock(tmp_path):
     with pytest.raises(RecordError, match="its disk has"):
         Writer(tmp_path / "s", {}, 2**40, {"x": Column("float32", 2**20)})
     assert not list((tmp_path / "s").iterdir())
 
 
-def test_two_at_once_are_told(net, images, tmp_path):
+def test_second_process_on_a_store_is_refused(net, images, tmp_path):
     job = {"a": 1}
     with (
         Writer(tmp_path / "s", job, 5, {"x": Column("float32", 2)}),
@@ -294,7 +294,7 @@ def test_a_damaged_store_is_refused(stored, spoil, said):
         Trajectory.load(stored)
 
 
-def test_a_manifest_cannot_lead_elsewhere(stored, tmp_path):
+def test_manifest_cannot_name_files_outside_its_folder(stored, tmp_path):
     from wgeo.storage.store import digest
 
     def lead(manifest):
@@ -308,7 +308,7 @@ def test_a_manifest_cannot_lead_elsewhere(stored, tmp_path):
         Trajectory.load(stored)
 
 
-def test_a_flipped_bit_is_found_unless_nobody_is_to_look(stored):
+def test_flipped_bit_is_detected_if_verified(stored):
     path = stored / "001-features-stem.npy"
     data = bytearray(path.read_bytes())
     data[-3] ^= 1
@@ -323,7 +323,7 @@ def test_a_flipped_bit_is_found_unless_nobody_is_to_look(stored):
 
 
 @pytest.mark.parametrize("name", ["001-features-stem.npy", "manifest.json"])
-def test_every_damaged_bit_of_a_header_is_refused_or_does_no_harm(stored, name):
+def test_flipped_header_bits_are_refused_or_harmless(stored, name):
     path = stored / name
     sound, whole = path.read_bytes(), Trajectory.load(stored)
     outcomes = set()
@@ -351,7 +351,7 @@ def inside(value, path=()):
             yield from inside(item, (*path, key))
 
 
-def test_a_forged_manifest_is_refused_or_makes_a_trajectory(stored):
+def test_forged_manifest_is_refused_or_gives_a_valid_trajectory(stored):
     """Fields of every wrong kind under a right checksum, in every place."""
     path = stored / "manifest.json"
     sound = json.loads(path.read_text())
@@ -378,7 +378,7 @@ def test_a_forged_manifest_is_refused_or_makes_a_trajectory(stored):
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names here")
-def test_a_pipe_or_a_device_is_no_array(stored):
+def test_pipes_and_devices_are_not_read_as_arrays(stored):
     path = stored / "001-features-stem.npy"
     for made in (lambda: os.mkfifo(path), lambda: path.symlink_to("/dev/zero"), path.mkdir):
         path.unlink()
@@ -390,7 +390,7 @@ def test_a_pipe_or_a_device_is_no_array(stored):
         Trajectory.load(stored)
 
 
-def test_ranges_that_leave_rows_out_are_damage(stored):
+def test_ranges_that_omit_rows_are_refused(stored):
     def part(manifest):
         manifest["rows"] = [[0, 20], [40, 90]]
         for entry in manifest["arrays"].values():
@@ -405,14 +405,14 @@ def test_ranges_that_leave_rows_out_are_damage(stored):
         Trajectory.load(stored)
 
 
-def test_what_is_written_into_a_layer_stays_in_this_process(stored):
+def test_writing_to_a_layer_does_not_change_the_store(stored):
     traj = Trajectory.load(stored)
     before = float(traj.last[0, 0])
     traj.last[0, 0] = 77
     assert float(Trajectory.load(stored).last[0, 0]) == before
 
 
-def test_parts_that_are_lost_are_not_taken_for_zeros(tmp_path):
+def test_lost_parts_are_not_read_as_zeros(tmp_path):
     with Writer(tmp_path / "s", {}, 4, {"x": Column("float32", 2)}) as writer:
         writer.write(0, {"x": np.ones((2, 2), np.float32)})
     next((tmp_path / "s").glob("*.npy.part")).unlink()
@@ -420,7 +420,7 @@ def test_parts_that_are_lost_are_not_taken_for_zeros(tmp_path):
         Writer(tmp_path / "s", {}, 4, {"x": Column("float32", 2)})
 
 
-def test_half_a_line_of_the_log_is_a_shard_that_is_not_there(tmp_path):
+def test_incomplete_log_line_does_not_count(tmp_path):
     columns = {"x": Column("float32", 2)}
     with Writer(tmp_path / "s", {}, 6, columns) as writer:
         writer.write(0, {"x": np.full((2, 2), 1, np.float32)})
@@ -505,7 +505,7 @@ def test_an_unfinished_store_is_not_trusted(tmp_path, name, spoil, said):
 
 @pytest.mark.parametrize("name", ["000-x.npy", "001-y.npy", "manifest.json"])
 @pytest.mark.parametrize("kind", ["file", "link", "pipe"])
-def test_what_came_into_the_way_of_a_store_is_kept(tmp_path, name, kind):
+def test_files_that_block_a_store_are_kept(tmp_path, name, kind):
     with Writer(tmp_path / "s", {}, 2, {"x": Column("float32", 2)}) as writer:
         writer.write(0, {"x": np.ones((2, 2), np.float32)})
         path = tmp_path / "s" / name
@@ -520,7 +520,7 @@ def test_what_came_into_the_way_of_a_store_is_kept(tmp_path, name, kind):
     assert (tmp_path / "mine").read_bytes() == b"mine"
 
 
-def test_another_file_in_the_place_of_an_array_does_not_become_it(tmp_path):
+def test_another_file_in_place_of_an_array_is_kept(tmp_path):
     with Writer(tmp_path / "s", {}, 2, {"x": Column("float32", 2)}) as writer:
         writer.write(0, {"x": np.ones((2, 2), np.float32)})
         part = tmp_path / "s" / "000-x.npy.part"
@@ -619,7 +619,7 @@ def test_a_store_is_read_a_few_rows_at_a_time(tmp_path, monkeypatch):
     assert held_by(lambda: [np.array(layer.features) for layer in traj.layers]) > 0.5 * n * d * 16
 
 
-def test_what_is_made_of_a_store_is_as_in_memory(tmp_path, rng, monkeypatch):
+def test_arrays_derived_from_a_store_equal_those_in_memory(tmp_path, rng, monkeypatch):
     monkeypatch.setattr("wgeo.arrays.rows._CHUNK_BYTES", 999)  # many parts
     arrays = [rng.standard_normal((60, 4)).astype(np.float32) for _ in range(3)]
     held = Trajectory.from_arrays([arrays[0], *(arrays[0] + 0.3 * a for a in arrays)], [0, 1] * 30)
@@ -646,7 +646,7 @@ def test_what_is_made_of_a_store_is_as_in_memory(tmp_path, rng, monkeypatch):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["None", "bfloat16"]
 
 
-def test_a_copy_of_a_memory_map_is_held(tmp_path):
+def test_copy_of_a_memory_map_counts_as_memory(tmp_path):
     traj = Trajectory.from_arrays([np.eye(4), 2 * np.eye(4)], [0, 1] * 2).save(tmp_path / "s")
     assert traj.nbytes == 0
     copied = copy.deepcopy(traj)
@@ -655,7 +655,7 @@ def test_a_copy_of_a_memory_map_is_held(tmp_path):
     assert is_memmapped(traj.embedded("pad").layers[0].features)
 
 
-def test_a_full_disk_is_told_while_features_are_made(tmp_path, rng, monkeypatch):
+def test_full_disk_during_tracing_is_reported(tmp_path, rng, monkeypatch):
     held = Trajectory.from_arrays([np.eye(4), 2 * np.eye(4)], [0, 1] * 2)
     traj = held.save(tmp_path / "s")
 
@@ -670,9 +670,7 @@ def test_a_full_disk_is_told_while_features_are_made(tmp_path, rng, monkeypatch)
         wgeo.compare(traj)
 
 
-def test_a_full_disk_costs_an_analysis_what_needs_it_and_no_more(
-    net, images, tmp_path, monkeypatch
-):
+def test_full_disk_skips_only_what_needs_it(net, images, tmp_path, monkeypatch):
     traj = wgeo.trace(net, images, store=tmp_path / "s")
     whole = wgeo.straightness(traj, bootstrap=0)
 
@@ -693,7 +691,7 @@ def test_a_full_disk_costs_an_analysis_what_needs_it_and_no_more(
 # --- a disk that fills up ------------------------------------------------------------------------
 
 
-def test_a_full_disk_is_one_error_and_the_rest_goes_on(net, images, tmp_path, small_shards):
+def test_full_disk_is_one_error_and_other_work_continues(net, images, tmp_path, small_shards):
     """The disk refuses the third shard of six; once there is room, nothing is done twice."""
     whole = wgeo.trace(net, images, store=tmp_path / "whole", batch_size=16)
     taken = []
@@ -737,7 +735,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", str(place)], check=True)
 
 
-def test_what_cannot_fit_is_said_at_once_and_what_fills_up_later_too(
+def test_insufficient_space_is_reported_at_once_or_when_it_occurs(
     net, small_disk, tmp_path, small_shards
 ):
     rng = np.random.default_rng(0)
@@ -779,7 +777,7 @@ def in_a_child(work):
     return child
 
 
-def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(net, images, tmp_path, small_shards):
+def test_killed_store_continues_to_the_same_bytes(net, images, tmp_path, small_shards):
     torch.set_num_threads(1)
     rng = random.Random(0)
 

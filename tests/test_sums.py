@@ -41,7 +41,7 @@ class ResNet9(nn.Module):
         return self.head(x.amax((2, 3)))
 
 
-def test_a_resnet9_is_followed_by_its_sums():
+def test_resnet9_is_traced_by_its_sums():
     torch.manual_seed(0)
     net = ResNet9().eval()
     x, y = pair()
@@ -96,7 +96,7 @@ ENDS = {
 
 @pytest.mark.parametrize("end", ENDS)
 @pytest.mark.parametrize("tap", ["post", "pre"])
-def test_sums_over_a_list_in_the_forward(end, tap):
+def test_sums_over_a_module_list_are_found(end, tap):
     torch.manual_seed(0)
     net = InForward(ENDS[end]).eval()
     x, y = pair()
@@ -170,11 +170,11 @@ def stack(kind, n=3):
         lambda x, f: functional.gelu(x + f),
     ],
 )
-def test_blocks_that_scale_or_bend_their_sum(how):
+def test_blocks_that_transform_their_sum_are_found(how):
     assert blocks(stack(lambda: Scaled(how)), pair()) == ["1.0", "1.1", "1.2"]
 
 
-def test_a_gate_is_no_residual_block():
+def test_gate_is_not_a_residual_block():
     """With its weights silenced, x * sigmoid(f(x)) is x / 2: a scaling, but of no sum."""
     gated = stack(lambda: Scaled(lambda x, f: x * torch.sigmoid(f)))
     with pytest.raises(FeatureError, match=r"layers=\['0', '1.0', '1.1', '1.2'"):
@@ -195,7 +195,7 @@ class Attention(nn.Module):
         return self.proj(z).mT.reshape(x.shape)
 
 
-def test_an_attention_is_no_residual_block_by_its_projection():
+def test_attention_projection_is_not_a_residual_block():
     class Net(nn.Module):
         def __init__(self):
             super().__init__()
@@ -311,7 +311,7 @@ def test_logits_may_be_the_first_of_several():
     assert trace(Several(), pair()).accuracy is not None
 
 
-def test_layers_without_a_common_space_are_measured_by_themselves(tmp_path):
+def test_layers_without_a_common_space_are_measured_separately(tmp_path):
     torch.manual_seed(0)
     net = nn.Sequential(
         nn.Conv2d(3, 8, 3, 1, 1),

@@ -91,7 +91,7 @@ def test_features_are_traced_and_analysed_on_the_command_line(tmp_path, undrawn)
     assert "No stored features" in said
 
 
-def test_what_is_done_is_not_done_again(features, tmp_path, undrawn, monkeypatch):
+def test_finished_analyses_are_not_repeated(features, tmp_path, undrawn, monkeypatch):
     places = [features / name for name in "abc"]
     text = run("analyze", *places, "--out", tmp_path, *QUICK)
     assert "done before" not in text
@@ -109,7 +109,7 @@ def test_what_is_done_is_not_done_again(features, tmp_path, undrawn, monkeypatch
     assert len(measured) == 4
 
 
-def test_the_key_is_of_contents(features, tmp_path):
+def test_key_depends_on_contents(features, tmp_path):
     job = Job(str(features / "a"), {"reference": "none", "solver": "exact", "seed": 0})
     assert job.key == Job(str(features / "a"), {**job.options, "device": "cuda"}).key
     assert job.key != Job(str(features / "b"), job.options).key
@@ -122,7 +122,7 @@ def test_the_key_is_of_contents(features, tmp_path):
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-def test_one_that_fails_is_told_and_the_others_are_gathered(
+def test_failure_is_reported_and_the_others_are_compared(
     features, tmp_path, undrawn, monkeypatch, processes
 ):
     monkeypatch.setattr(gathering, "CONTEXT", "fork")
@@ -170,7 +170,7 @@ def config(features, tmp_path):
     return path
 
 
-def test_a_file_says_what_to_sweep(config, features, tmp_path, undrawn):
+def test_sweep_file_lists_runs(config, features, tmp_path, undrawn):
     out, jobs = read_config(config)
     assert out == str(tmp_path / "out")
     assert list(jobs) == ["a", "b", "sliced-c"]
@@ -205,7 +205,7 @@ def test_a_file_says_what_to_sweep(config, features, tmp_path, undrawn):
         ("out = 'o'\ncheckpoints = ['FILE', 'FILE']", "No images are given"),
     ],
 )
-def test_a_file_that_makes_no_sense_is_refused(tmp_path, monkeypatch, text, said):
+def test_invalid_sweep_file_is_refused(tmp_path, monkeypatch, text, said):
     import re
 
     monkeypatch.chdir(tmp_path)
@@ -236,7 +236,7 @@ def test_a_file_names_networks_and_stored_features(features, tmp_path):
         read_config(path)[1]["a"].check()
 
 
-def test_what_another_part_did_meanwhile_is_gathered(features, tmp_path, undrawn):
+def test_results_of_another_part_are_included(features, tmp_path, undrawn):
     options = {
         **dict.fromkeys(("arch", "embed", "layers")),
         "reference": "none",
@@ -261,7 +261,9 @@ def test_what_another_part_did_meanwhile_is_gathered(features, tmp_path, undrawn
     assert not failed
 
 
-def test_one_whose_key_cannot_be_made_stops_none(features, tmp_path, undrawn, monkeypatch):
+def test_checkpoint_without_a_key_does_not_stop_the_others(
+    features, tmp_path, undrawn, monkeypatch
+):
     def odd(target, sha256=_sha256):
         if target.endswith("/a"):
             raise KeyError("odd")
@@ -273,7 +275,7 @@ def test_one_whose_key_cannot_be_made_stops_none(features, tmp_path, undrawn, mo
     assert (tmp_path / "b" / "analysis.json").exists()
 
 
-def test_the_preset_of_images_is_of_the_key(tmp_path, monkeypatch):
+def test_preset_of_images_is_part_of_the_key(tmp_path, monkeypatch):
     (tmp_path / "net.pt").write_bytes(b"weights")
     options = {
         **dict.fromkeys(("source", "split", "samples", "normalize", "image_size", "skip_broken")),
@@ -297,7 +299,7 @@ def test_names_of_folders_differ(tmp_path):
     assert list(named(["last.pt"], "run", ("run-last",))) == ["run-last-2"]
 
 
-def test_a_sweep_killed_at_any_moment_goes_on_to_the_same_numbers(features, tmp_path, undrawn):
+def test_killed_sweep_continues_to_the_same_numbers(features, tmp_path, undrawn):
     torch.set_num_threads(1)
     rng = random.Random(0)
     targets = {name: str(features / name) for name in "abc"}

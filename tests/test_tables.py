@@ -47,7 +47,7 @@ def classes_with_tables():
     return names
 
 
-def test_every_class_with_a_table_is_tried():
+def test_every_class_with_a_table_is_tested():
     assert classes_with_tables() == RESULTS.keys()
 
 

@@ -90,7 +90,7 @@ def test_a_console_shows_every_string_as_it_is(name, tty):
     assert said.count(printable(name, None)) >= 5 or not name.strip()
 
 
-def test_style_is_given_by_objects():
+def test_style_comes_only_from_objects():
     line = Text.assemble(("bold", "bold"), " [red]")
     said = shown(lambda: Terminal(100).print(line), tty=True)
     assert said == "\x1b[1mbold\x1b[0m [red]\n"
@@ -142,7 +142,7 @@ def test_pages_and_figures_are_text(name):
 
 
 @given(ANYTHING)
-def test_a_clean_name_can_stand_in_xml(name):
+def test_cleaned_names_are_valid_xml(name):
     found = clean(name)
     assert ElementTree.fromstring(f"<a>{found.translate({38: '', 60: ''})}</a>") is not None
     assert found.encode()
@@ -156,7 +156,7 @@ def test_errors_and_warnings_are_one_line_of_text(name):
     assert str(WgeoError()) == ""
 
 
-def test_the_command_line_shows_what_it_was_given():
+def test_command_line_shows_its_arguments():
     evil = "\x1b[31mx\ny"
     for words in (["report", evil], ["analyze", evil], [f"--{evil}"], ["list", evil], [evil]):
         result = CliRunner().invoke(main, words)
@@ -174,7 +174,7 @@ def test_every_command_prints_by_one_function():
     assert [p.name for p in users] == ["progress.py"]  # whose words are wgeo's own
 
 
-def test_a_library_s_error_and_a_path_are_text(tmp_path):
+def test_errors_of_libraries_and_paths_are_text(tmp_path):
     lone = click.Group("lone")
 
     @command("failing", "Fail.", "wgeo failing", within=lone)

@@ -114,7 +114,7 @@ def test_one_step_is_the_gradient_step_of_the_stated_objective(loss, tmp_path):
     assert run.history[1]["loss"] == pytest.approx(float(value), abs=1e-6)
 
 
-def test_many_steps_equal_torchs_own_loop(tmp_path):
+def test_many_steps_match_a_torch_loop(tmp_path):
     images, module, peer = blobs(40), small(), small()
     recipe = Recipe(epochs=3, lr=0.2, batch_size=16, seed=5)
     train(module, images, tmp_path, epochs=3, lr=0.2, batch_size=16, seed=5)
@@ -132,7 +132,7 @@ def test_many_steps_equal_torchs_own_loop(tmp_path):
         assert torch.allclose(ours, theirs, atol=1e-6)
 
 
-def test_schedules_equal_torchs():
+def test_schedules_match_torch():
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.3)
     peer = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 40)
     recipe = Recipe(lr=0.3, schedule="cosine")
@@ -191,7 +191,7 @@ def test_augmentation_varies_and_follows_the_seed():
 # --- what is left behind ---------------------------------------------------------------------
 
 
-def test_a_run_reaches_the_terminal_phase_and_says_so(digits, tmp_path):
+def test_run_reaches_the_terminal_phase_and_reports_it(digits, tmp_path):
     test = load_images("digits", "test")
     with pytest.warns(WgeoWarning, match="reached 1 in epoch .* and fell below it again"):
         run = train(net(), digits, tmp_path, epochs=30, lr=0.2, test=test, device="cpu")
@@ -220,7 +220,7 @@ def test_a_run_reaches_the_terminal_phase_and_says_so(digits, tmp_path):
     json.dumps(run.to_dict(), allow_nan=False)
 
 
-def test_the_recorded_accuracy_is_the_saved_networks(digits, tmp_path):
+def test_recorded_accuracy_is_that_of_the_saved_network(digits, tmp_path):
     run = train(net(), digits, tmp_path, epochs=2, checkpoints="all")
     for path, row in zip(run.checkpoints, run.history, strict=True):
         module = net(9)
@@ -232,7 +232,7 @@ def test_the_recorded_accuracy_is_the_saved_networks(digits, tmp_path):
         assert row["train_accuracy"] == pytest.approx(hits, abs=1e-9)
 
 
-def test_a_checkpoint_knows_how_to_be_built_again(digits, tmp_path):
+def test_checkpoint_contains_what_rebuilds_its_network(digits, tmp_path):
     options = {"width": 4, "depth": 1, "stride": 2}
     run = train("isoresnet", digits, tmp_path, epochs=1, options=options, activation="tanh", seed=7)
     state = saved(run.last)
@@ -251,14 +251,14 @@ def test_a_checkpoint_knows_how_to_be_built_again(digits, tmp_path):
         assert torch.equal(loaded.module(x), run.module(x))
 
 
-def test_a_network_of_ones_own_is_recorded_by_its_class(tmp_path):
+def test_users_network_is_recorded_by_its_class(tmp_path):
     run = train(Own(), blobs(), tmp_path, epochs=1)
     assert saved(run.last)["wgeo"]["arch"] == "test_training:Own"
     loaded = load_checkpoint(run.last, arch="test_training:Own")
     assert same(loaded.module.state_dict(), weights(run))
 
 
-def test_an_asked_normalisation_is_used_and_recorded(tmp_path):
+def test_requested_normalisation_is_used_and_recorded(tmp_path):
     images = load_images("digits", limit=40, normalize="0.25;0.5")
     seen = []
     module = net()
@@ -278,7 +278,7 @@ def test_the_chosen_epochs_are_saved(checkpoints, epochs, tmp_path):
     assert run.terminal_epoch is None
 
 
-def test_evaluation_every_so_many_epochs(tmp_path):
+def test_evaluation_every_few_epochs(tmp_path):
     run = train(small(), blobs(), tmp_path, epochs=7, lr=1e-4, checkpoints=[1], evaluate_every=3)
     evaluated = [row["epoch"] for row in run.history if row["train_accuracy"] is not None]
     assert evaluated == [0, 1, 3, 6, 7]
@@ -304,7 +304,7 @@ def test_mse_with_tanh_also_reaches_accuracy_one(tmp_path):
     assert run.history[-1]["loss"] < 0.1
 
 
-def test_the_callers_random_state_and_settings_stay(tmp_path):
+def test_random_state_and_settings_of_the_caller_are_restored(tmp_path):
     module = small()
     state, flag = torch.get_rng_state(), torch.backends.cudnn.deterministic
     train(module, blobs(), tmp_path, epochs=1)
@@ -353,7 +353,7 @@ def accuracies(monkeypatch, values: list[float]) -> None:
     monkeypatch.setattr("wgeo.training.job.Job._accuracy", lambda *_: next(coming))
 
 
-def test_a_run_that_leaves_the_terminal_phase_warns_and_counts_anew(tmp_path, monkeypatch):
+def test_run_that_leaves_the_terminal_phase_warns_and_restarts_the_count(tmp_path, monkeypatch):
     accuracies(monkeypatch, [0.3, 0.9, 1.0, 1.0, 0.11, 0.8, 1.0, 1.0, 1.0, 1.0])
     with pytest.warns(WgeoWarning, match="to 0.11 in epoch 4; .* counted from epoch 6"):
         run = train(small(), blobs(), tmp_path, epochs=50, terminal_epochs=3, checkpoints=[1])
@@ -396,7 +396,7 @@ class Tangled(nn.Module):
         return self.head(x.mean((2, 3)))
 
 
-def test_normalized_weights_are_found_by_what_the_network_does():
+def test_normalized_weights_are_detected_by_computation():
     module = Tangled()
     (found,) = normalized_weights(module, torch.rand(2, 1, 4, 4))
     assert found is module.normal.weight
@@ -411,7 +411,7 @@ def test_all_convolutions_of_the_usual_networks_are_normalized(arch):
     assert found == {id(m.weight) for m in module.modules() if isinstance(m, nn.Conv2d)}
 
 
-def test_normalized_weights_are_spared_and_nothing_else_is(tmp_path):
+def test_only_normalized_weights_are_exempt_from_decay(tmp_path):
     """Two runs of one step differ by lr weight_decay theta in every weight that decays in one."""
     settings = {"epochs": 1, "lr": 0.5, "batch_size": 60, "schedule": "constant", "momentum": 0.0}
 
@@ -453,7 +453,7 @@ def test_bfloat16_steps_are_near_float32_steps_and_weights_stay_float32(digits, 
 # --- determinism and resumption --------------------------------------------------------------
 
 
-def test_a_resumed_run_may_end_where_it_stands(tmp_path, monkeypatch):
+def test_resumed_run_may_end_at_once(tmp_path, monkeypatch):
     settings = {"epochs": 200, "lr": 0.2, "checkpoints": [0], "evaluate_every": 2}
     with monkeypatch.context() as patch:
         interrupt(patch, after_steps=60)
@@ -571,7 +571,7 @@ def train_eight_epochs(folder: str) -> TrainingRun:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="kills a process by a POSIX signal")
-def test_a_killed_process_leaves_whole_files_and_its_run_goes_on(tmp_path):
+def test_killed_training_leaves_complete_files_and_continues(tmp_path):
     here = Path(__file__)
     environment = {**os.environ, "PYTHONPATH": f"{here.parents[1]}{os.pathsep}{here.parent}"}
     script = "import sys, test_training as t; t.train_eight_epochs(sys.argv[1])"
@@ -626,7 +626,7 @@ def test_a_fixed_classifier_may_keep_the_features_wide(tmp_path):
         train(small(), blobs(), tmp_path / "b", epochs=1, classifier="etf")
 
 
-def test_a_run_from_before_these_settings_were_recorded_goes_on(tmp_path):
+def test_run_without_recorded_settings_continues(tmp_path):
     train(small(), blobs(), tmp_path, epochs=2, schedule="constant")
     state = saved(tmp_path / "last.pt")
     del state["wgeo"]["classifier"]
@@ -675,7 +675,7 @@ def test_a_constant_schedule_may_be_prolonged(tmp_path):
     assert saved(longer.last)["wgeo"]["training"]["epochs"] == 5
 
 
-def test_a_damaged_run_is_answered(tmp_path):
+def test_damaged_run_is_refused(tmp_path):
     train(small(), blobs(), tmp_path, epochs=1)
     last = tmp_path / "last.pt"
     whole = last.read_bytes()
@@ -763,7 +763,7 @@ def stopped(tmp_path_factory):
     return folder
 
 
-def test_whatever_is_in_the_last_state_it_is_refused_or_does_no_harm(stopped, tmp_path):
+def test_any_last_state_is_refused_or_harmless(stopped, tmp_path):
     state = saved(stopped / "last.pt")
     rng = np.random.default_rng(0)
     whole = train(small(), blobs(), tmp_path / "whole", epochs=3, schedule="constant")
@@ -783,7 +783,7 @@ def test_whatever_is_in_the_last_state_it_is_refused_or_does_no_harm(stopped, tm
     assert refused > harmless
 
 
-def test_a_last_state_is_read_as_a_strangers_file(stopped, tmp_path):
+def test_last_state_is_read_as_an_untrusted_file(stopped, tmp_path):
     folder = shutil.copytree(stopped, tmp_path / "run")
     canary = tmp_path / "canary"
     bombs, codes = hostile.bombs(), hostile.code_checkpoints(str(canary))
@@ -830,15 +830,13 @@ def test_divergence_is_an_error_and_the_last_good_epoch_stays(tmp_path):
         ({"device": "abacus"}, "Device 'abacus' cannot be used"),
     ],
 )
-def test_settings_that_make_no_sense_are_answered_before_anything_is_written(
-    settings, says, tmp_path
-):
+def test_invalid_settings_are_refused_before_anything_is_written(settings, says, tmp_path):
     with pytest.raises(ArgumentError, match=says):
         train(small(), blobs(), tmp_path, **{"epochs": 3, **settings})
     assert not list(tmp_path.iterdir())
 
 
-def test_networks_that_do_not_fit_the_images_are_answered(digits, tmp_path):
+def test_networks_that_do_not_fit_the_images_are_refused(digits, tmp_path):
     with pytest.raises(ArgumentError, match="does not accept images of shape"):
         train(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten()), digits, tmp_path)
     with pytest.raises(ArgumentError, match=r"need \(2, 10\)"):
@@ -849,7 +847,7 @@ def test_networks_that_do_not_fit_the_images_are_answered(digits, tmp_path):
         train(net(), digits, tmp_path, test=blobs())
 
 
-def test_a_folder_that_cannot_be_written_is_answered(tmp_path):
+def test_unwritable_folder_is_a_clear_error(tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(RecordError, match="Cannot write"):
         train(small(), blobs(), tmp_path / "file")

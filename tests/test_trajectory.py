@@ -12,7 +12,7 @@ from wgeo.errors import ArgumentError, FeatureError
 from wgeo.trajectory import Layer
 
 
-def test_one_segment_where_the_width_stays(rng):
+def test_equal_widths_form_one_segment(rng):
     arrays = [rng.normal(size=(6, 4)) for _ in range(4)]
     traj = Trajectory.from_arrays(arrays, [0, 1, 2] * 2)
     assert [s.names for s in traj.segments] == [("layer0", "layer1", "layer2", "layer3")]
@@ -23,7 +23,7 @@ def test_one_segment_where_the_width_stays(rng):
     assert traj.num_classes == 3
 
 
-def test_a_new_width_begins_a_segment_that_nothing_leads_to(rng):
+def test_new_width_without_a_shortcut_starts_a_separate_segment(rng):
     widths = [4, 4, 7, 7, 7, 2]
     traj = Trajectory.from_arrays([rng.normal(size=(5, d)) for d in widths], [0, 1, 0, 1, 0])
     assert [s.names for s in traj.segments] == [
@@ -33,7 +33,7 @@ def test_a_new_width_begins_a_segment_that_nothing_leads_to(rng):
     assert len(traj.blocks) == 3
 
 
-def test_a_shortcut_leads_into_the_new_space(rng):
+def test_shortcut_maps_into_the_new_space(rng):
     a, b, c, image = (rng.normal(size=(5, d)) for d in (4, 7, 7, 3))
     layers = (
         Layer("input", image, None),
@@ -73,7 +73,7 @@ def test_principal_components_are_those_of_all_layers_together(rng, monkeypatch,
     np.testing.assert_allclose(abs(ours), abs(peer), rtol=1e-9, atol=1e-9)
 
 
-def test_any_array_is_taken(rng):
+def test_any_array_type_is_accepted(rng):
     x = rng.normal(size=(4, 3))
     kinds = [x, torch.tensor(x), x.astype(np.float16), x[:, ::-1], (x * 10).astype(int)]
     traj = Trajectory.from_arrays(kinds, torch.tensor([0, 1, 0, 1]), names=list("abcde"))
@@ -98,6 +98,6 @@ def test_any_array_is_taken(rng):
         ([np.ones((2, 0))], [0, 1], "empty"),
     ],
 )
-def test_bad_input_is_answered_in_words(arrays, labels, message):
+def test_invalid_input_is_a_clear_error(arrays, labels, message):
     with pytest.raises((FeatureError, ArgumentError), match=message):
         Trajectory.from_arrays(arrays, labels)

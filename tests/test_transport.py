@@ -96,7 +96,7 @@ class TestEverySolver:
     @every_solver
     @few
     @given(pair=clouds(same_size=True))
-    def test_no_more_than_the_networks_own_pairing(self, solver, pair):
+    def test_cost_is_at_most_that_of_the_networks_own_pairing(self, solver, pair):
         x, y = pair
         paired = np.sqrt(((x - y) ** 2).sum(1).mean())
         result = wasserstein(x, y, solver=solver)
@@ -133,7 +133,7 @@ class TestEverySolver:
     @every_solver
     @few
     @given(pair=clouds(same_size=True))
-    def test_a_permutation_costs_what_it_says(self, solver, pair):
+    def test_permutation_has_the_stated_cost(self, solver, pair):
         x, y = pair
         result = wasserstein(x, y, solver=solver)
         if isinstance(result.coupling, np.ndarray) and solver.name != "gaussian":
@@ -158,7 +158,7 @@ class TestEverySolver:
         assert result.lower == pytest.approx(5, rel=1e-9)
 
     @every_solver
-    def test_one_point_against_many(self, solver, rng):
+    def test_one_point_to_many(self, solver, rng):
         y = rng.standard_normal((15, 4))
         result = wasserstein(np.zeros((1, 4)), y, solver=solver)
         assert result.upper**2 == pytest.approx((y**2).sum(1).mean(), rel=1e-9)
@@ -173,7 +173,7 @@ class TestEverySolver:
     @every_solver
     @few
     @given(pair=clouds(sizes=(2, 10)), seed=st.integers(0, 99))
-    def test_rigid_motions_and_orders_change_nothing(self, solver, pair, seed):
+    def test_invariant_under_rigid_motions_and_order(self, solver, pair, seed):
         x, y = pair
         r = np.random.default_rng(seed)
         turn = np.linalg.qr(r.standard_normal((x.shape[1], x.shape[1])))[0]
@@ -217,13 +217,13 @@ class TestKnownAnswers:
         ("degrees", "cost"),
         [(30, 0.6698729811), (45, 1.4644660941), (90, 1.0), (180, 0.0)],
     )
-    def test_a_cross_turned(self, degrees, cost):
+    def test_rotated_cross(self, degrees, cost):
         cross = np.array([[2.0, 0], [-2, 0], [0, 1], [0, -1]])
         result = wasserstein(cross, self.turned(cross, degrees))
         assert result.cost == pytest.approx(cost, abs=1e-9)
 
     @pytest.mark.parametrize(("degrees", "cost"), [(60, 0.5358983849), (90, 0.0)])
-    def test_a_square_turned(self, degrees, cost):
+    def test_rotated_square(self, degrees, cost):
         square = np.array([[1.0, 1], [1, -1], [-1, 1], [-1, -1]])
         result = wasserstein(square, self.turned(square, degrees))
         assert result.cost == pytest.approx(cost, abs=1e-9)
@@ -256,7 +256,7 @@ class TestDoor:
             wasserstein(np.zeros((4, 3)), np.zeros((4, 5)))
 
     @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-    def test_not_finite(self, bad):
+    def test_non_finite_values_are_refused(self, bad):
         y = np.zeros((4, 3))
         y[2, 1] = bad
         with pytest.raises(FeatureError, match=r"y holds NaN or infinity.*sample 2"):
@@ -277,7 +277,7 @@ class TestDoor:
         with pytest.raises(ArgumentError, match=message):
             wasserstein(np.eye(3), np.eye(3), a=weights)
 
-    def test_weights_are_normalised_and_uniform_ones_forgotten(self):
+    def test_weights_are_normalised_and_uniform_ones_dropped(self):
         x = np.arange(6.0).reshape(3, 2)
         plain = wasserstein(x, x + 1)
         assert wasserstein(x, x + 1, a=[7, 7, 7]).coupling.tolist() == plain.coupling.tolist()
@@ -292,12 +292,12 @@ class TestDoor:
         with pytest.raises(ArgumentError, match=message):
             wasserstein(np.eye(3), np.eye(3), coupling=coupling)
 
-    def test_coupling_needs_clouds_that_pair_up(self):
+    def test_coupling_needs_clouds_of_one_size(self):
         with pytest.raises(ArgumentError, match="one size"):
             wasserstein(np.zeros((3, 2)), np.zeros((4, 2)), coupling=[0, 1, 2])
 
     @every_solver
-    def test_a_good_coupling_tightens(self, solver, rng):
+    def test_good_coupling_tightens_the_interval(self, solver, rng):
         x = rng.standard_normal((40, 6))
         order = rng.permutation(40)
         y = (1.1 * x)[order]
@@ -308,12 +308,12 @@ class TestDoor:
         with pytest.raises(ArgumentError, match="solver must be"):
             wasserstein(np.eye(2), np.eye(2), solver=Sliced)  # the class, not an object
 
-    def test_coordinates_out_of_range(self):
+    def test_coordinates_out_of_range_are_refused(self):
         with pytest.raises(FeatureError, match="Rescale"):
             wasserstein(1e150 * np.eye(2), np.eye(2))
 
     @every_solver
-    def test_any_array(self, solver, rng):
+    def test_any_array_type_is_accepted(self, solver, rng):
         x, y = rng.standard_normal((9, 4)), rng.standard_normal((9, 4))
         want = wasserstein(x, y, solver=solver).distance
         for make in (
@@ -352,7 +352,7 @@ def a_network(rng, widths=(3, 3, 3, 2, 2), n=20):
 
 
 class TestChain:
-    def test_every_block_and_every_end(self, rng):
+    def test_every_block_and_every_segment_is_solved(self, rng):
         traj = a_network(rng)
         found = chain(traj)
         assert len(found.blocks) == len(traj.blocks) == 3
@@ -375,7 +375,7 @@ class TestChain:
         assert len(calls) == 4  # three blocks and one end: the other segment is one block
         assert found.blocks[2] is found.ends[1]
 
-    def test_lengths_add_up_to_at_least_the_ends(self, rng):
+    def test_sum_of_w2_is_at_least_end_to_end_w2(self, rng):
         found = chain(a_network(rng, widths=(3,) * 6))
         assert sum(r.distance for r in found.blocks) >= found.ends[0].distance * (1 - 1e-9)
 
@@ -384,7 +384,7 @@ class TestChain:
         with pytest.raises(ConvergenceError, match=r"layer. -> layer. \(\(20, 3\) to \(20, 3\)\)"):
             chain(a_network(rng), stubborn)
 
-    def test_to_dict_is_plain(self, rng):
+    def test_to_dict_has_plain_values(self, rng):
         import json
 
         json.dumps(chain(a_network(rng), Sinkhorn(on_failure="return")).to_dict())
@@ -399,7 +399,7 @@ class TestThreads:
         assert torch.get_num_threads() == 3
         torch.set_num_threads(before)
 
-    def test_order_is_kept_and_torch_threads_are_shared_out(self):
+    def test_order_is_kept_and_torch_threads_are_divided(self):
         found = thread_map(lambda i: (i, torch.get_num_threads()), list(range(20)), "")
         assert found == [(i, 1) for i in range(20)]
 
@@ -415,7 +415,7 @@ class TestThreads:
             thread_map(work, list(range(10_000)), "")
         assert len(done) < 10_000
 
-    def test_threads_change_no_answer(self, rng):
+    def test_threads_do_not_affect_the_result(self, rng):
         traj = a_network(rng, widths=(3,) * 4, n=30)
         many = chain(traj, Sinkhorn())
         torch.set_num_threads(1)

@@ -28,7 +28,7 @@ def claims(facts):
     return {(said.claim, said.strength): said.words for said in sentences({"trust": facts})}
 
 
-def test_a_network_that_guesses_is_said_to_guess_and_nothing_more():
+def test_guessing_network_is_reported_and_nothing_else_is_claimed():
     labels = np.arange(1000) % 10
     guesses = np.random.default_rng(3).integers(0, 10, 1000)
     facts = trust_of(trajectory(labels, guesses))
@@ -48,14 +48,14 @@ def test_always_answering_the_most_frequent_class_is_guessing():
     assert not trust_of(trajectory(labels, labels))["at_chance"]
 
 
-def test_a_network_without_a_classifier_is_not_said_to_guess():
+def test_network_without_a_classifier_is_not_reported_as_guessing():
     facts = trust_of(trajectory(np.arange(40) % 2))
     assert facts["accuracy"] is None
     assert not facts["at_chance"]
 
 
 @pytest.mark.parametrize(("claimed", "warned"), [(0.99, True), (0.93, False)])
-def test_an_accuracy_far_below_the_claimed_one_is_said(claimed, warned):
+def test_accuracy_far_below_the_claimed_one_is_reported(claimed, warned):
     labels = np.arange(100) % 2
     predictions = np.where(np.arange(100) < 90, labels, 1 - labels)
     facts = trust_of(trajectory(labels, predictions))
@@ -63,14 +63,14 @@ def test_an_accuracy_far_below_the_claimed_one_is_said(claimed, warned):
     assert (("accuracy", "warning") in claims(facts)) == warned
 
 
-def test_fewer_than_twenty_samples_say_nothing():
+def test_fewer_than_twenty_samples_support_no_claim():
     facts = trust_of(trajectory(np.arange(19) % 2))
     record = {"trust": facts, "layers": [{"name": "a", "stage": 0, "collapse": {"nc1": 0.01}}]}
     assert [said.claim for said in sentences(record)] == ["samples"]
     assert "19 samples" in text(sentences(record))
 
 
-def test_few_samples_a_class_are_a_warning():
+def test_few_samples_per_class_are_a_warning():
     assert (
         "smallest class has 4 samples"
         in claims(trust_of(trajectory(np.arange(24) % 6)))["samples", "warning"]
@@ -78,7 +78,7 @@ def test_few_samples_a_class_are_a_warning():
     assert "single sample" in claims(trust_of(trajectory([0] * 30 + [1])))["samples", "warning"]
 
 
-def test_copies_are_counted_and_said():
+def test_copies_are_counted_and_reported():
     x = np.random.default_rng(0).standard_normal((60, 4))
     x[[7, 9]] = x[3]
     x[50] = x[20]
@@ -90,7 +90,7 @@ def test_copies_are_counted_and_said():
     assert "3 images of 60 are copies" in claims(trust_of(traj))["samples", "warning"]
 
 
-def test_classes_that_do_not_occur_are_said():
+def test_absent_classes_are_reported():
     facts = {"samples": 100, "classes": {"present": 9, "head": 10}}
     assert "9 classes and the network distinguishes 10" in claims(facts)["classes", "warning"]
     assert not claims({"samples": 100, "classes": {"present": 10, "head": 10}})
@@ -140,7 +140,7 @@ def test_a_better_normalization_is_named():
     assert "100.0 % of 120" in said
 
 
-def test_a_normalization_that_was_asked_for_and_works_is_not_doubted():
+def test_requested_normalization_that_works_is_not_questioned():
     images = replace(bright_and_dark(None), normalize=normalization("none"))
     net = Threshold().eval()
     facts = trust_of(wgeo.trace(net, images), net, images)["normalization"]
@@ -167,11 +167,11 @@ def test_an_assumed_normalization_is_a_warning():
         (0.00123, (0.0011, 0.0013), "0.00123 (0.0011 to 0.0013)"),
     ],
 )
-def test_digits_follow_the_interval(value, interval, words):
+def test_number_of_digits_depends_on_the_interval(value, interval, words):
     assert ranged(value, interval) == words
 
 
-def test_wording():
+def test_helpers_format_sentences():
     assert decimals_of(1.001, 1.0012) == 4
     assert listed(["a", "b", "c"]) == "a, b and c"
     assert listed(["a"]) == "a"

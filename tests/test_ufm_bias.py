@@ -48,7 +48,7 @@ def test_other_values_are_refused(bias):
 
 
 @pytest.mark.parametrize("name", FITS)
-def test_words_and_numbers_give_the_same_problem_and_the_defaults_are_kept(name):
+def test_text_and_numbers_give_the_same_problem(name):
     fit = FITS[name]
     free, none, default = fit(bias="free"), fit(bias="none"), fit()
     assert free.objective < none.objective or name == "ce"  # a balanced ETF needs no bias

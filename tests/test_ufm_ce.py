@@ -77,7 +77,7 @@ def test_numerical_solution_agrees_with_the_closed_form(K, n, extra, active):
 
 @pytest.mark.parametrize("bias", ["free", 0.05, "none"])
 @pytest.mark.parametrize("counts", [(6, 3, 2), (5, 1), (4, 4, 1, 1)])
-def test_imbalanced_classes_are_solved_and_certified_from_anywhere(counts, bias):
+def test_imbalanced_classes_are_solved_and_certified_from_any_start(counts, bias):
     labels = np.repeat(np.arange(len(counts)), counts)
     given = {"weight_decay": 1e-2, "feature_decay": 5e-3, "bias": bias}
     found = fit_ce(labels, dim=len(counts) - 1, restarts=8, **given)
@@ -164,7 +164,7 @@ def test_metrics_and_record_of_a_solution():
         ({"method": "numerical", "tolerance": -1.0}, "tolerance"),
     ],
 )
-def test_what_cannot_be_solved_is_refused_in_words(fit, change, said):
+def test_unsolvable_problems_are_clear_errors(fit, change, said):
     given = {"labels": [0, 1, 2], "dim": 3, "weight_decay": 0.01, "feature_decay": 0.01} | change
     with pytest.raises(ArgumentError, match=said):
         fit(given.pop("labels"), **given)
@@ -179,7 +179,7 @@ def test_what_cannot_be_solved_is_refused_in_words(fit, change, said):
         ((3, 5, 1e-2, -1.0), "feature_decay must be a positive number"),
     ],
 )
-def test_the_formula_refuses_what_it_does_not_cover(given, said):
+def test_closed_form_refuses_cases_it_does_not_cover(given, said):
     with pytest.raises(ArgumentError, match=said):
         closed_form_ce(*given)
 
@@ -204,7 +204,7 @@ def test_terms_add_up_to_the_objective(bias):
     assert terms["weight_decay"] == pytest.approx(terms["feature_decay"])  # balanced factors
 
 
-def test_a_closed_form_that_does_not_exist_is_not_invented():
+def test_missing_closed_form_is_an_error():
     given = {"weight_decay": 0.01, "feature_decay": 0.01, "method": "closed"}
     with pytest.raises(ArgumentError, match="balanced"):
         fit_ce([0, 0, 1], dim=2, **given)

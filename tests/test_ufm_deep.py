@@ -149,7 +149,7 @@ def test_search_over_seeds_finds_deep_neural_collapse(layers):
 
 
 @pytest.mark.parametrize("counts", [(1, 1), (2, 2, 2), (4, 2, 1)])
-def test_relu_after_one_layer_changes_nothing(counts):
+def test_relu_after_one_layer_does_not_change_the_minimum(counts):
     """The extended model with a ReLU reaches the linear model's value, and an orthogonal frame."""
     linear = _fit(counts, (3e-3, 2e-3), 1e-3)
     found = _fit(counts, (3e-3, 2e-3), 1e-3, dim=6, activation="relu", restarts=10)
@@ -212,7 +212,7 @@ def test_points_below_deep_neural_collapse(K, layers, C, value, dnc):
         assert np.linalg.matrix_rank(found.layers[1]) == 2
 
 
-def test_blocks_of_counterexamples_and_what_descends_from_them():
+def test_counterexamples_and_descents_from_them():
     given = {"dim": 8, "weight_decays": [1e-3] * 4, "feature_decay": 2e-4}
     labels = np.repeat(np.arange(7), 5)
     found = lower_rank(labels, **given)
@@ -261,7 +261,7 @@ def test_classes_are_divided_among_configurations_in_the_best_way():
     assert found(11, 3)["constants"][found(11, 3)["blocks"].index(1)] == 1
 
 
-def test_metrics_of_a_layer_see_what_is_wrong():
+def test_metrics_of_a_layer_detect_each_deviation():
     rng = np.random.default_rng(0)
     labels = np.repeat([0, 1], 10)
     frame = np.eye(4)[:, labels]
@@ -292,13 +292,13 @@ def test_metrics_of_a_layer_see_what_is_wrong():
         ({"method": "closed", "bias": 0.1}, "closed form by singular values"),
     ],
 )
-def test_what_cannot_be_solved_is_refused_in_words(change, said):
+def test_unsolvable_problems_are_clear_errors(change, said):
     settings = {"dim": 2, "weight_decays": [1e-3] * 2, "feature_decay": 1e-3} | change
     with pytest.raises(ArgumentError, match=said):
         unwrap(fit_deep)([0, 1], **settings)
 
 
-def test_no_counterexample_is_invented():
+def test_missing_counterexample_is_an_error():
     given = {"weight_decays": [1e-3] * 3, "feature_decay": 1e-3}
     with pytest.raises(ArgumentError, match="K >= 10 with L >= 3"):
         lower_rank(np.arange(3), dim=3, **given)

@@ -132,7 +132,7 @@ def test_deep_models_zero_is_a_local_minimum_and_partial_points_too():
     assert "Not global" in landscape(_zero(linear)).evidence
 
 
-def test_a_point_that_is_not_critical_is_called_that():
+def test_point_that_is_not_critical_is_reported():
     solution = fit_mse([0, 1, 2], dim=3, weight_decay=0.01, feature_decay=0.01)
     moved = evaluate(solution.problem, H=2 * solution.H, weights=solution.weights)
     assert moved.certificate.verdict == "undecided"
@@ -144,7 +144,7 @@ def test_a_point_that_is_not_critical_is_called_that():
         landscape({})
 
 
-def test_eigenvalues_that_lanczos_did_find_are_kept(monkeypatch):
+def test_converged_lanczos_eigenvalues_are_kept(monkeypatch):
     solution = fit_mse([0, 1, 2, 2], dim=3, weight_decay=0.01, feature_decay=0.01)
     found = 2
 
@@ -161,7 +161,7 @@ def test_eigenvalues_that_lanczos_did_find_are_kept(monkeypatch):
         landscape(solution, eigenvalues=3)
 
 
-def test_what_has_no_explicit_way_out():
+def test_points_without_an_explicit_descent_direction():
     """Where the certificate holds there is none; elsewhere two factors, all samples, have one."""
     best = fit_mse([0, 0, 1], dim=3, weight_decay=0.01, feature_decay=0.01)
     assert escape_direction(best.problem, best.point()) is None

@@ -87,7 +87,7 @@ def test_quadratics_are_minimised_whatever_their_conditioning(seed, rows, size):
     assert float(end.x.abs().max()) < 1e-6
 
 
-def test_rows_of_a_batch_are_descents_of_their_own():
+def test_rows_of_a_batch_descend_independently():
     """Rosenbrock from six points together, and one by one: the same ends, in the same ticks."""
 
     def rosenbrock(x):
@@ -118,7 +118,7 @@ def test_kinks_do_not_stop_the_descent_of_a_nonsmooth_function():
     assert float(end.value.max()) < 1e-6
 
 
-def test_infinite_and_undefined_values_end_a_row_alone():
+def test_infinite_and_undefined_values_end_only_their_row():
     def partly(x):
         f = torch.where(x[:, 0] > 5, torch.nan, x.square().sum(-1))
         return f, 2 * x

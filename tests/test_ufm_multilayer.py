@@ -39,7 +39,7 @@ def det_data(classes, n, d):
         ((4, 5, 2), 0.1, 0.0, "none", 0.264130876486, 1.2217463461, 15.81138830),
     ],
 )
-def test_verified_numbers(shape, mu, held, bias, value, size, certificate):
+def test_objective_has_known_values(shape, mu, held, bias, value, size, certificate):
     x, labels = det_data(*shape)
     m = fit_mufm(
         x, labels, layers=4, weight_decay=1e-2, transport=4 * mu, feature_decay=held, bias=bias
@@ -63,7 +63,7 @@ def test_the_padded_problem_bounds_from_below():
 
 @pytest.mark.parametrize("loss", ["mse", "ce"])
 @pytest.mark.parametrize("bias", ["none", "free", 0.3])
-def test_no_features_nearby_do_better(loss, bias, rng):
+def test_no_nearby_features_have_a_lower_objective(loss, bias, rng):
     """The solution is a minimum of the full objective over W, b and every layer."""
     x, labels = det_data(3, 4, 5)
     m = fit_mufm(x, labels, layers=3, weight_decay=1e-2, transport=0.6, bias=bias, loss=loss)
@@ -91,7 +91,7 @@ def test_no_features_nearby_do_better(loss, bias, rng):
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.3, np.inf])
-def test_derivatives_against_differences(decay, rng):
+def test_derivatives_match_finite_differences(decay, rng):
     x, labels = det_data(4, 5, 6)
     problems = [
         ReducedMSE(Statistics.of(x, labels, 4), 0.2, 0.01, decay),
@@ -277,7 +277,7 @@ def test_the_limits_of_strong_and_weak_transport(rng):
     assert many[0].objective == pytest.approx(many[1].objective, rel=1e-12)
 
 
-def test_inputs_that_say_nothing_leave_the_plain_model(rng):
+def test_uninformative_inputs_give_the_plain_model(rng):
     """X = 0: MUFM is UFM with feature decay mu / N, and zero is only a saddle."""
     labels = np.arange(12) % 3
     m = fit_mufm(np.zeros((12, 4)), labels, layers=1, weight_decay=0.01, transport=0.1, restarts=0)
@@ -380,7 +380,7 @@ def test_class_coupling_is_trajectory_and_free_coupling_is_not_above(rng):
     assert sorted(free.assignment) == list(range(18))
 
 
-def test_free_coupling_pairs_anew_what_strays():
+def test_free_coupling_reassigns_outliers():
     """One sample of each class among the other's: paths from where it lies need not be its own."""
     x = np.array([[-1.0], [-1.1], [-1.2], [1.3], [1.0], [1.1], [1.2], [-1.3]])
     labels = np.repeat([0, 1], 4)
@@ -402,7 +402,7 @@ def test_a_coarse_tolerance_is_the_sketch_alone(rng):
     assert coarse.effort["decrement"] < 1e-4
 
 
-def test_steps_cut_short_end_at_the_same_minimum(rng, monkeypatch):
+def test_truncated_steps_end_at_the_same_minimum(rng, monkeypatch):
     x, labels = clusters(rng, 3, 18, 4, 1.5)
     call = {"layers": 2, "weight_decay": 0.01, "transport": 0.2, "loss": "ce", "restarts": 0}
     whole = fit_mufm(x, labels, **call)
@@ -412,7 +412,7 @@ def test_steps_cut_short_end_at_the_same_minimum(rng, monkeypatch):
     assert short.effort["steps"] > whole.effort["steps"]
 
 
-def test_a_way_out_is_where_neither_weights_nor_samples_are():
+def test_descent_direction_uses_free_dimensions():
     inner = np.diag([3.0, 2.0])
     w = np.array([[1.0, 0.0, 0.0], [0.0, 0.0, 0.0]])
     zero = np.array([False, True, True])
@@ -425,13 +425,13 @@ def test_a_way_out_is_where_neither_weights_nor_samples_are():
     assert saddle_direction(used, np.array([False, True, False]), inner, 3.0) is None
 
 
-def test_newton_that_does_not_arrive_is_an_error(rng, monkeypatch):
+def test_unconverged_newton_is_an_error(rng, monkeypatch):
     monkeypatch.setattr("wgeo.ufm.mufm.fit.MAX_DECREMENT", 0.0)
     with pytest.raises(ConvergenceError, match="too far apart"):
         fit_mufm(rng.normal(size=(4, 3)), [0, 0, 1, 1], layers=1, weight_decay=0.1, transport=0.1)
 
 
-def test_questions_a_solution_does_not_answer(rng):
+def test_invalid_layer_and_unsupported_loss_are_errors(rng):
     x = rng.normal(size=(4, 3))
     m = fit_mufm(x, [0, 0, 1, 1], layers=2, weight_decay=0.1, transport=0.1, loss="ce")
     np.testing.assert_array_equal(m.layer(0), x)
@@ -467,14 +467,14 @@ def test_class_means_that_cross_are_not_monotone():
         ({"labels": [0, 2, 2]}, "class 1"),
     ],
 )
-def test_bad_settings_are_refused_in_words(change, message, rng):
+def test_invalid_settings_are_clear_errors(change, message, rng):
     call = {"labels": [0, 1, 1], "layers": 2, "weight_decay": 0.1, "transport": 1.0} | change
     fit = unwrap(fit_mufm)  # or the type checker, which only the tests have, answers first
     with pytest.raises(ArgumentError, match=message):
         fit(rng.normal(size=(3, 4)), call.pop("labels"), **call)
 
 
-def test_what_is_no_input_is_told(rng):
+def test_invalid_input_is_a_clear_error(rng):
     x, labels = rng.normal(size=(12, 3)), np.arange(12) % 2
     call = {"layers": 1, "weight_decay": 0.1, "transport": 0.1}
     for odd, said in (

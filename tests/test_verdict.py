@@ -45,7 +45,7 @@ def quarter_turn(rng, shift):
 
 
 @pytest.mark.parametrize("shift", [0.0, 30.0])
-def test_a_quarter_turn_is_not_optimal_whatever_is_added_to_it(rng, shift):
+def test_quarter_turn_with_any_addition_is_not_optimal(rng, shift):
     x, y = quarter_turn(rng, shift)
     straight = wgeo.straightness(trajectory([x, y]), bootstrap=0)
     block = straight.blocks[0]
@@ -67,7 +67,7 @@ def test_turns_in_many_planes_are_never_called_optimal(d, n, step, rng):
     assert "gradient" not in said(found, "blocks")
 
 
-def test_what_would_decide_an_open_question_is_said(rng):
+def test_verdict_names_what_would_decide_an_open_question(rng):
     x = rng.standard_normal((500, 64))
     found = verdict_of([x, x + 0.5 * x @ antisymmetric(64, rng).T])
     assert "cannot tell" in said(found, "optimality")
@@ -89,7 +89,7 @@ def test_a_common_shift_with_noise_is_not_straight(rng):
     assert "one shift common to all samples" in words
 
 
-def test_a_pure_translation_says_nothing_of_the_path(rng):
+def test_pure_translation_gives_no_evidence_about_the_path(rng):
     x = rng.standard_normal((200, 8))
     found = verdict_of([x, x + 1.0, x + 2.0, x + 3.0])
     assert "straight to" not in said(found, "straightness")
@@ -98,7 +98,7 @@ def test_a_pure_translation_says_nothing_of_the_path(rng):
 
 
 @pytest.mark.parametrize("noise", [0.0, 1e-9])
-def test_identity_blocks_say_nothing(noise, rng):
+def test_identity_blocks_give_no_evidence(noise, rng):
     x = rng.standard_normal((300, 5))
     found = verdict_of([x, *(x + noise * rng.standard_normal(x.shape) for _ in range(3))])
     assert "straight to" not in said(found, "straightness")
@@ -117,14 +117,14 @@ def test_independent_steps_of_noise_are_neither_straight_nor_optimal(rng):
     assert " an optimal map of" not in said(found, "blocks")
 
 
-def test_four_samples_say_nothing(rng):
+def test_four_samples_give_no_evidence(rng):
     h = rng.standard_normal((4, 64))
     traj = trajectory([h, h + rng.standard_normal(h.shape), h + 2 * rng.standard_normal(h.shape)])
     verdict = analyze_trajectory(traj, bootstrap=0, mufm=False).record["verdict"]
     assert [s["claim"] for s in verdict] == ["samples"]
 
 
-def test_random_labels_are_no_collapse(rng):
+def test_random_labels_are_not_reported_as_collapse(rng):
     x = rng.standard_normal((600, 16))
     labels = np.arange(600) % 10
     drift = [x + 0.02 * i * np.eye(16)[labels] for i in range(6)]
@@ -141,7 +141,7 @@ def contraction(rng, n=400, d=6, steps=4):
     return [x + t * 0.9 * (goal - x) for t in np.linspace(0, 1, steps + 1)], labels
 
 
-def test_a_dilation_is_optimal_and_the_samples_can_tell(rng):
+def test_dilation_is_optimal_with_sufficient_power(rng):
     x = rng.standard_normal((400, 3))
     found = verdict_of([x, 2 * x, 3 * x])
     assert "the map is optimal for these samples" in said(found, "optimality")
@@ -198,12 +198,12 @@ def centred(ratio, low, high, bound=2.5, **more):
         (centred(1.02, 1.015, 1.025, bound=1.03), "one block accounts for nearly all of it"),
     ],
 )
-def test_words_follow_the_interval_and_the_moving_blocks(twin, words):
+def test_wording_depends_on_interval_and_moving_blocks(twin, words):
     found = sentences({"segments": [segment(centred=twin)]})
     assert words in said(found, "straightness")
 
 
-def test_without_an_interval_a_path_has_no_name():
+def test_path_without_an_interval_is_not_classified():
     twin = {"length_ratio": 1.02, "sqrt_moving_blocks": 2.5}
     found = sentences({"segments": [segment(centred=twin)]})
     assert "straight to" not in said(found, "straightness")
@@ -243,7 +243,7 @@ def test_a_point_like_start_is_mentioned():
         ("neither", "is not distinguishable from 20"),
     ],
 )
-def test_losses_are_said_as_plainly_as_wins(direction, words):
+def test_less_straight_is_reported_as_clearly_as_straighter(direction, words):
     row = {
         "layers": ["stem", "a", "b"],
         "value": 1.9,
@@ -266,7 +266,7 @@ def few_samples(**collapse):
     return {"layers": layers}
 
 
-def test_of_few_samples_a_class_the_corrected_estimate_decides():
+def test_corrected_estimate_decides_for_few_samples_per_class():
     """The value of the plain formula would be called collapsed, and the population is not."""
     known = {"nc1": 0.08, "nc1_corrected": 0.13, "intervals": {"nc1_corrected": [0.11, 0.16]}}
     (found,) = [s for s in sentences(few_samples(**known)) if s.claim == "collapse"]
@@ -281,7 +281,7 @@ def test_of_few_samples_a_class_the_corrected_estimate_decides():
     assert found.strength == "shown"
 
 
-def test_what_cannot_be_corrected_is_not_called_collapsed():
+def test_uncorrectable_estimate_is_not_reported_as_collapsed():
     (found,) = [s for s in sentences(few_samples(nc1=0.05)) if s.claim == "collapse"]
     assert "with 4 samples in the smallest class" in found.words
     assert found.strength == "undecided"
@@ -332,14 +332,14 @@ def test_every_threshold_is_documented():
     assert all(name in described for name in THRESHOLDS)
 
 
-def test_replacing_evidence_changes_the_words():
+def test_replacing_evidence_changes_the_sentences():
     first = sentences({"segments": [segment()]})
     second = sentences({"segments": [segment(centred=centred(3.0, 2.9, 3.1))]})
     assert text(first) != text(second)
     assert replace(first[0], words="x").words == "x"
 
 
-def test_a_map_that_the_samples_refute_is_called_so_though_a_later_one_is_open(rng):
+def test_refuted_map_is_reported_although_a_later_one_is_undecided(rng):
     """One of eight axes is reflected: 0.88 end to end is certain, from half way on 0.96 is not."""
     x = rng.standard_normal((300, 8))
     found = verdict_of([x, x * np.r_[0, np.ones(7)], x * np.r_[-1, np.ones(7)]])
@@ -360,7 +360,7 @@ def test_a_certified_score_below_one_refutes_exact_optimality(rng):
     assert "cannot tell whether it is nearly optimal" in words
 
 
-def test_wide_bounds_refute_nothing_and_are_the_reason_given():
+def test_wide_bounds_refute_nothing_and_are_named_as_reason():
     found = sentences({"segments": [segment(corr_score=[0.93, 0.85, 0.999])]})
     words = said(found, "optimality")
     assert "is not optimal" not in words
@@ -374,7 +374,7 @@ def test_a_high_score_without_a_null_names_no_null():
     assert "cannot tell" in said(found, "optimality")
 
 
-def test_a_path_that_comes_back_is_not_called_unmoved(rng):
+def test_path_that_returns_is_not_reported_as_unmoved(rng):
     x = rng.standard_normal((100, 4))
     words = said(verdict_of([x, 2 * x, 3 * x, x]), "straightness")
     assert "comes back to its place" in words
@@ -389,7 +389,7 @@ def test_constant_features_are_named(rng):
         assert "any map would be optimal" in said(verdict_of(path), "optimality")
 
 
-def test_undecided_blocks_are_not_said_to_move_little(rng):
+def test_undecided_blocks_are_not_reported_as_moving_little(rng):
     x = rng.standard_normal((300, 8))
     words = said(verdict_of([x, 1.5 * x, 2 * x]), "blocks")
     assert "both are undecided from these samples" in words
@@ -411,22 +411,22 @@ def collapse_of(nc1, interval):
         (5.11, [6.15, 14.3], "(6.15 to 14.30, 95 % over images, corrected for bias)", "shown"),
     ],
 )
-def test_the_level_of_collapse_follows_both_ends_of_the_interval(nc1, interval, words, strength):
+def test_level_of_collapse_depends_on_both_ends_of_the_interval(nc1, interval, words, strength):
     found = collapse_of(nc1, interval)
     assert words in found.words
     assert found.strength == strength
 
 
-def test_numbers_beyond_all_sense_are_not_written_out():
+def test_huge_numbers_are_not_written_out():
     assert "1.04e+11" in collapse_of(1.04e11, None).words
 
 
-def test_a_ratio_of_one_has_decimals_and_an_interval_says_what_it_is(rng):
+def test_ratio_of_one_has_decimals_and_its_interval_is_labelled(rng):
     x = rng.standard_normal((100, 3))
     assert "is 1.00 times as long" in said(verdict_of([x, 2 * x, 3 * x]), "straightness")
     assert "95 % over images)" in said(sentences({"segments": [segment()]}), "straightness")
 
 
-def test_single_samples_in_every_class_are_not_called_one_class():
+def test_one_sample_per_class_is_not_reported_as_one_class():
     found = sentences({"trust": {"samples": 40, "samples_per_class": 1}})
     assert "The smallest class has a single sample" in said(found, "samples")

@@ -24,7 +24,7 @@ def dealt(rng, distant, n=100, steps=3):
 
 
 @pytest.mark.parametrize(("distant", "words"), [(1, "about 1 sample of 100 carries"), (3, "carry")])
-def test_what_a_few_distant_samples_decide_is_not_said_of_all(distant, words, rng):
+def test_result_of_few_dominant_samples_is_not_claimed_for_all(distant, words, rng):
     found = verdict_of(dealt(rng, distant), pairs=False)
     assert f"{words} this value, so it says nothing about the others" in said(found, "straightness")
     assert ": straight" not in said(found, "straightness")
@@ -32,14 +32,14 @@ def test_what_a_few_distant_samples_decide_is_not_said_of_all(distant, words, rn
     assert "optimal map of" not in said(found, "blocks")
 
 
-def test_a_refuted_map_of_few_carrying_samples_is_still_refuted():
+def test_map_refuted_by_few_dominant_samples_is_still_refuted():
     found = sentences({"segments": [segment(effective_samples=3.2)]})
     words = said(found, "optimality")
     assert "the map is not optimal" in words
     assert "About 3 samples of 1,000 carry this score." in words
 
 
-def test_a_turn_that_sparse_samples_cannot_see_is_not_called_close_to_straight(rng):
+def test_turn_unresolved_by_sparse_samples_is_not_close_to_straight(rng):
     """45 degrees a step in 2 of 16 planes: transport has no length, and samples read 1.08."""
     x, turn = rng.standard_normal((150, 32)), np.eye(32)
     turn[:2, :2] = turn[2:4, 2:4] = np.array([[1, -1], [1, 1]]) / np.sqrt(2)
@@ -71,7 +71,7 @@ def test_a_bent_path_needs_no_null_path():
     assert ": bent" in said(sentences({"segments": [segment(centred=twin)]}), "straightness")
 
 
-def test_near_copies_are_said_and_class_means_of_copies_claim_nothing(rng):
+def test_near_copies_are_reported_and_their_class_means_claim_nothing(rng):
     base = rng.standard_normal((60, 6))
     x = np.concatenate([base, base + 1e-9 * rng.standard_normal(base.shape)])
     labels = np.repeat([0, 1], 60)  # the same images under either label
@@ -84,7 +84,7 @@ def test_near_copies_are_said_and_class_means_of_copies_claim_nothing(rng):
 
 
 @pytest.mark.parametrize("nc1", [3e-15, 0.0])
-def test_variability_at_the_level_of_rounding_is_told_as_none(nc1):
+def test_variability_at_rounding_level_is_reported_as_zero(nc1):
     found = collapse_of(nc1, None)
     assert "cannot be told from 0" in found.words
     assert "are collapsed" in found.words
@@ -99,7 +99,7 @@ def test_a_path_that_ends_nearly_where_it_began_has_no_ratio(left, rng):
     assert "times as long" not in words
 
 
-def test_motion_of_a_few_roundings_is_no_motion(rng):
+def test_motion_at_rounding_level_is_not_motion(rng):
     """Of float32 features far from 0, whose rounding is larger than 1e-6 of their spread."""
     x = (100 + rng.standard_normal((80, 8))).astype(np.float32)
     path = [x, *((x + 1e-4 * rng.standard_normal(x.shape)).astype(np.float32) for _ in range(3))]
@@ -148,7 +148,7 @@ def jacobian(asymmetry, eigenvalue, excluded=True):
         (0.018, -0.4, True, "cannot be an optimal map, nor nearly one, by its Jacobians"),
     ],
 )
-def test_jacobians_are_told_by_level(asymmetry, eigenvalue, excluded, words):
+def test_jacobians_are_reported_by_strength(asymmetry, eigenvalue, excluded, words):
     brenier = jacobian(asymmetry, eigenvalue, excluded)
     found = said(sentences({"blocks": [block(brenier=brenier)]}), "blocks")
     assert words in found
@@ -157,7 +157,7 @@ def test_jacobians_are_told_by_level(asymmetry, eigenvalue, excluded, words):
     assert "an optimal map has asymmetry 0 and no eigenvalue below 0" in found
 
 
-def test_asymmetries_of_several_blocks_are_told_as_a_range():
+def test_asymmetries_of_several_blocks_are_reported_as_a_range():
     rows = [block(brenier=jacobian(a, -0.4)) for a in (0.06, 0.49)]
     assert "asymmetry 0.06 to 0.49, smallest" in said(sentences({"blocks": rows}), "blocks")
 
@@ -177,7 +177,7 @@ def test_a_nearly_optimal_block_with_power_is_counted_as_one(low, null, words):
 
 
 @pytest.mark.parametrize(("ratio", "mentioned"), [(141.0, True), (9.0, False)])
-def test_a_start_that_is_nearly_a_point_is_told_with_its_spread(ratio, mentioned):
+def test_nearly_point_like_start_is_reported_with_its_spread(ratio, mentioned):
     words = said(sentences({"segments": [segment(spread_ratio=ratio)]}), "optimality")
     assert ("is 141 times smaller than at b" in words) == mentioned
     assert ("from nearly a point almost any map has a high OT score" in words) == mentioned
@@ -213,7 +213,7 @@ def test_jacobians_at_a_few_images_suggest(points, strength):
 
 
 @pytest.mark.parametrize(("p", "smallest"), [(1 / 21, True), (2 / 21, False)])
-def test_a_p_that_cannot_be_smaller_is_called_that(p, smallest):
+def test_smallest_possible_p_value_is_marked(p, smallest):
     row = {"layers": ["stem", "b"], "value": 1.3, "median": 2.0, "low": 1.6, "high": 2.4}
     row |= {"adjusted_p": p, "direction": "straighter" if p <= 0.05 else "neither"}
     reference = {"networks": [{}] * 20, "segments": [row]}

@@ -44,7 +44,7 @@ def prose(path: Path) -> list[tuple[int, str]]:
 
 
 @pytest.mark.parametrize("pattern", BANNED)
-def test_a_private_word_is_not_used(pattern):
+def test_banned_words_are_not_used(pattern):
     found = [
         f"{path.relative_to(ROOT)}:{number}: {line.strip()}"
         for path in (*SOURCES, *PAGES, *GALLERY)

@@ -67,9 +67,9 @@ def _index(folder: Path, found: dict[str, str]) -> str:
             "# Experiments",
             "",
             "Tests of the papers' claims. Each page is the README of an experiment: the question "
-            "and its answer, the claims, the command that repeats the measurement, and the expected "
-            "and the measured results, with intervals over seeds. If the data contradict a paper, "
-            "the page says so.",
+            "and its answer, the claims, the command that repeats the measurement, and the "
+            "expected and measured results, with intervals over seeds. If the data contradict a "
+            "paper, the page says so.",
             "",
             "| Question | |",
             "|---|---|",
