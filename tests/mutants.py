@@ -36,15 +36,15 @@ import torch
 
 HERE = Path(__file__).parent
 PACKAGE = HERE.parent / "wgeo"
-# Long, or in a process of their own, where the fault is not.
-SLOW = "calibrated or what_this_many or resnet or shared or interrupted or demo or memory"
+# Slow tests, and tests in a separate process, which does not have the fault.
+SLOW = "calibrated or at_this_sample_size or resnet or shared or interrupted or demo or memory"
 TESTS = {
     "neural_collapse/metrics.py": ["test_collapse.py"],
     "neural_collapse/moments.py": ["test_collapse.py"],
     "geodesic/measure.py": ["test_geodesic.py"],
     "transport/closed_form.py": ["test_closed_form.py", "test_honesty.py"],
 }
-LIMIT = 120  # of its own seconds: a fault that keeps the tests from ending counts as noticed
+LIMIT = 120  # CPU seconds: a fault that keeps the tests from ending counts as noticed
 UNTRIED = 2  # the exit code of a fork that imported another wgeo
 UNSHRUNK = (hypothesis.Phase.explicit, hypothesis.Phase.generate)
 ERRORS = (ast.Raise, ast.JoinedStr)  # what a message says is not what a number is
