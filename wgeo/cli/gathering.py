@@ -124,8 +124,10 @@ def gather(
 _RESERVED = ("report", "figures", "report-build.log", "analysis.json", "series.json")
 
 
-def named(targets: list[str], prefix: str = "", taken: tuple[str, ...] = ()) -> dict[str, str]:
-    """Return a folder name for each target: its stem, numbered if already in use.
+def folder_names(
+    targets: list[str], prefix: str = "", existing: tuple[str, ...] = ()
+) -> dict[str, str]:
+    """Map a folder name for each target to the target: its stem, numbered if already in use.
 
     Some file systems do not distinguish case or the composition of accents, so names that differ
     only in these count as equal.
@@ -136,24 +138,24 @@ def named(targets: list[str], prefix: str = "", taken: tuple[str, ...] = ()) -> 
         Paths of checkpoints and of stored features.
     prefix : str
         Prefix of each name.
-    taken : tuple of str
+    existing : tuple of str
         Names already in use.
     """
-    names = dict.fromkeys((*_RESERVED, *taken), "")  # names in the series' folder
-    reserved = len(names)
-    used = {_folded(name) for name in names}
+    names = dict.fromkeys((*_RESERVED, *existing), "")  # names in the series' folder
+    number_reserved = len(names)
+    keys = {_fold(name) for name in names}
     for target in targets:
         path = Path(os.path.abspath(target))  # gives "." and ".." a name
         stem = folder_name(path.name if path.is_dir() else path.stem) or "network"
         stem = folder_name(f"{prefix}-{stem}" if prefix else stem)
         candidates = (stem if i == 1 else f"{stem}-{i}" for i in itertools.count(1))
-        name = next(name for name in candidates if _folded(name) not in used)
+        name = next(name for name in candidates if _fold(name) not in keys)
         names[name] = target
-        used.add(_folded(name))
-    return dict(list(names.items())[reserved:])
+        keys.add(_fold(name))
+    return dict(list(names.items())[number_reserved:])
 
 
-def _folded(name: str) -> str:
+def _fold(name: str) -> str:
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
 
 
