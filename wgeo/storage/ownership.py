@@ -21,7 +21,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ..errors import RecordError
-from .files import TEMPORARY, locked, require_lock, write_atomic
+from .files import TEMPORARY, locked, refuse_other_lock, write_atomic
 
 MANIFEST = ".wgeo.json"
 _LARGEST = 2**26  # bytes of a manifest; that of a report of a hundred layers has 20,000
@@ -51,7 +51,7 @@ def claim(folder: str | os.PathLike[str], *names: str) -> None:
     home = Path(folder)
     if (place := _obstacle(home)) is not None:
         raise _in_the_way(place, home)
-    require_lock(home)
+    refuse_other_lock(home)
     _read(home)
     for name in names:
         for path in sorted(home.glob(name)) if "*" in name else [home / name]:
