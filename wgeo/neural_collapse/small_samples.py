@@ -199,8 +199,9 @@ class LeaveOneOut:
         n = self._counts[rows]
         # h - m'_k = n/(n - 1) (h - m_k), with m'_k the class mean without h.
         own_square = (n / (n - 1)).square() * (square + outside) - outside
-        h = residual + self._coordinates[rows]
-        squares = (self._coordinates * self._coordinates).sum(1) - 2 * h @ self._coordinates.T
+        h = residual + self._coordinates[rows]  # in the span of the class means
+        norms = (self._coordinates * self._coordinates).sum(1)
+        squares = norms - 2 * h @ self._coordinates.T
         squares += (h * h).sum(1)[:, None]
         squares[torch.arange(len(rows), device=rows.device), rows] = torch.inf
         several = n > 1

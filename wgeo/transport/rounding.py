@@ -19,7 +19,7 @@ _MAX_UNASSIGNED = 1024  # number of rows up to which those without a column are 
 
 @dataclass(frozen=True, eq=False)
 class Bounds:
-    """Bounds on W2^2 (translation included), what proves them, and the plan they come from."""
+    """Bounds on W2^2 (translation included), their potentials and coupling, and the plan."""
 
     lower: float
     upper: float

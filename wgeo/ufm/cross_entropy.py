@@ -119,7 +119,7 @@ def fit_ce(
     ArgumentError
         See `Problem.checked`; or ``method="closed"`` with imbalanced classes or d < K - 1.
     """
-    began = time.perf_counter()
+    start_time = time.perf_counter()
     problem = Problem.checked(labels, dim, (feature_decay, weight_decay), bias, loss="ce")
     K = problem.num_classes
     has_closed_form = problem.balanced and dim >= K - 1
@@ -129,7 +129,7 @@ def fit_ce(
             "The closed form is for balanced classes and dim >= K - 1; use `method='numerical'`."
         )
     if has_closed_form and method != "numerical":
-        return replace(_closed(problem), seconds=time.perf_counter() - began)
+        return replace(_closed(problem), seconds=time.perf_counter() - start_time)
     restarts = (1 if dim >= K - 1 else 20) if restarts is None else restarts
     inner = problem.collapsed() if collapsed else problem
     solution = multistart(
@@ -141,7 +141,7 @@ def fit_ce(
         seed=seed,
         settings={"method": "numerical", "collapsed": collapsed},
     )
-    return replace(solution, seconds=time.perf_counter() - began)
+    return replace(solution, seconds=time.perf_counter() - start_time)
 
 
 def _closed(problem: Problem) -> UFMSolution:

@@ -99,7 +99,7 @@ def landscape(solution: Any, *, eigenvalues: int = 3, seed: int = 0) -> Landscap
     ConvergenceError
         Lanczos did not find any of the eigenvalues.
     """
-    began = time.perf_counter()
+    start_time = time.perf_counter()
     if not isinstance(solution, UFMSolution):
         raise ArgumentError(
             f"landscape is for solutions of fit_ce, fit_mse, fit_deep and lower_rank, not for "
@@ -142,7 +142,7 @@ def landscape(solution: Any, *, eigenvalues: int = 3, seed: int = 0) -> Landscap
         kinks=kinks,
         certificate=solution.certificate,
         evidence=evidence,
-        seconds=time.perf_counter() - began,
+        seconds=time.perf_counter() - start_time,
     )
 
 

@@ -142,7 +142,7 @@ def lower_rank(
     ArgumentError
         Too few classes or layers, imbalanced classes, or dim < K.
     """
-    began = time.perf_counter()
+    start_time = time.perf_counter()
     decays = all_decays(feature_decay, weight_decays)
     problem = Problem.checked(labels, dim, decays, activation="relu")
     K, L = problem.num_classes, len(decays) - 1
@@ -164,7 +164,7 @@ def lower_rank(
         "dnc": configuration_value(K, n, decays),
     }
     solution = evaluate(problem, H=H[:, problem.labels], weights=weights, settings=settings)
-    return replace(solution, seconds=time.perf_counter() - began)
+    return replace(solution, seconds=time.perf_counter() - start_time)
 
 
 def _least_blocks(problem: Problem, n: int) -> list[Factors]:
