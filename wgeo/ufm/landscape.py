@@ -23,7 +23,7 @@ KINK = 1e-9  # relative size below which an input of a ReLU counts as zero
 
 @dataclass(frozen=True, eq=False)
 class Landscape:
-    """The neighbourhood of a solution.
+    """The neighborhood of a solution.
 
     Attributes
     ----------

@@ -32,7 +32,7 @@ from .theorems import factorize
 
 
 def shrink(y: float, kappa: float, factors: int) -> tuple[float, float]:
-    """Minimise (y - z)^2 / 2 + (m/2) kappa z^(2/m) over z >= 0; return (z, value).
+    """Minimize (y - z)^2 / 2 + (m/2) kappa z^(2/m) over z >= 0; return (z, value).
 
     The stationary points are the roots of z^((m-2)/m) (y - z) = kappa; the larger one is the local
     minimum, and has a lower value than z = 0 if kappa^m < y^(2(m-1)) (m-2)^(m-2) / (m-1)^(2(m-1)).

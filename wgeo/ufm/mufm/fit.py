@@ -58,7 +58,7 @@ def fit_mufm(
     tolerance: float = 1e-10,
     seed: int = 0,
 ) -> MUFMSolution:
-    """Minimise the MUFM objective over W, b and the features of every layer.
+    """Minimize the MUFM objective over W, b and the features of every layer.
 
     Parameters
     ----------
