@@ -29,7 +29,7 @@ import wgeo.analysis.pipeline  # here, not anew in every forked process
 import wgeo.report
 from wgeo import Analysis, Trajectory
 from wgeo.cli import main
-from wgeo.cli.gathering import named
+from wgeo.cli.gathering import folder_names
 from wgeo.errors import ArgumentError, RecordError, WgeoError
 from wgeo.plots.composed import catalogue
 from wgeo.plots.models import write_model
@@ -612,7 +612,7 @@ def test_every_target_has_a_separate_folder_inside_out(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path / "s1" / "sub")
     targets = ["..", ".", "../..", "...pt", "series.json.pt", ".wgeo.lock.pt", "x\ny.pt", "/"]
     targets += ["figures.pt", "analysis.json.pt", "report.pt", f"{'n' * 250}.pt", f"{'n' * 251}.pt"]
-    names = list(named(targets))
+    names = list(folder_names(targets))
     assert names[:4] == ["s1", "sub", folder_name(tmp_path.name), "network"]
     assert names[4:8] == ["series.json-2", "wgeo.lock", "x-y", "network-2"]
     assert names[8:11] == ["figures-2", "analysis.json-2", "report-2"]
@@ -630,11 +630,11 @@ def test_names_equal_to_a_file_system_are_numbered():
         "stra\u00dfe",
         "STRASSE",
     ]
-    names = list(named(targets, taken=("FIGURE", "X")))
+    names = list(folder_names(targets, existing=("FIGURE", "X")))
     assert names == [
         *("Net", "net-2", "Report-2", "caf\u00e9", "cafe\u0301-2", "stra\u00dfe", "STRASSE-2")
     ]
-    assert list(named(["x.pt"], taken=("X",))) == ["x-2"]
+    assert list(folder_names(["x.pt"], existing=("X",))) == ["x-2"]
 
 
 @pytest.mark.parametrize("name", ['"../../escaped"', '"a/b"', '"."', '"a\\nb"', '["a"]', "3"])

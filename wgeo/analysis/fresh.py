@@ -120,23 +120,23 @@ def _select(net: Network | nn.Module, images: Any, rows: Int[np.ndarray, " r"]) 
 def _fresh_ratios(
     module: nn.Module, images: Images, reading: Mapping[str, Any], seed: int
 ) -> tuple[list[Ratios], tuple[str, ...]]:
-    fresh, kept = untrained(module, seed)
-    _check_fresh(fresh, kept)
+    fresh, unchanged_names = untrained(module, seed)
+    _check_fresh(fresh, unchanged_names)
     batches = _batches(len(images), _STATISTICS_BATCH)
     with on_device(fresh, pick_device(reading["device"])):
         reestimate_statistics(fresh, (inputs(fresh, images, batch) for batch in batches))
         traj = trace(fresh, images, **reading)
-    return [_ratios(segment.arrays) for segment in traj.segments], kept
+    return [_ratios(segment.arrays) for segment in traj.segments], unchanged_names
 
 
-def _check_fresh(fresh: nn.Module, kept: Sequence[str]) -> None:
+def _check_fresh(fresh: nn.Module, unchanged_names: Sequence[str]) -> None:
     sizes = {name: parameter.numel() for name, parameter in fresh.named_parameters()}
-    share = sum(sizes[name] for name in kept) / max(sum(sizes.values()), 1)
+    share = sum(sizes[name] for name in unchanged_names) / max(sum(sizes.values()), 1)
     if share > _MAX_KEPT:
         raise ArgumentError(
             f"{share:.0%} of the parameters belong to modules that have no method to reset them "
-            f"({', '.join(kept[:3])}, ...), so there are no fresh weights to test against. Give a "
-            "checkpoint of epoch 0 as the reference."
+            f"({', '.join(unchanged_names[:3])}, ...), so there are no fresh weights to test "
+            "against. Give a checkpoint of epoch 0 as the reference."
         )
 
 

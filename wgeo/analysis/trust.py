@@ -91,26 +91,26 @@ def copies_in(traj: Trajectory) -> Int[np.ndarray, " n"]:
     rounding can make equal samples differ.
     """
     first_layer = traj.layers[0]
-    compared = [first_layer.features]
+    features = [first_layer.features]
     if first_layer.stage is not None:
-        compared.append(traj.layers[-1].features)
-    return copies_of(*compared)
+        features.append(traj.layers[-1].features)
+    return copies_of(*features)
 
 
 def _normalization(
     net: Network | nn.Module, images: Images, accuracy: float | None, last: str
 ) -> dict[str, Any]:
-    used = normalization_for(net, images)
+    normalization = normalization_for(net, images)
     source = _source(net, images)
     facts: dict[str, Any] = {
-        "name": used.name,
-        "mean": list(used.mean),
-        "std": list(used.std),
+        "name": normalization.name,
+        "mean": list(normalization.mean),
+        "std": list(normalization.std),
         "source": source,
     }
     if accuracy is None or accuracy >= _GOOD or source == "file":
         return facts
-    return {**facts, **_tried(net, images, used, last)}
+    return {**facts, **_try_presets(net, images, normalization, last)}
 
 
 def _source(net: Network | nn.Module, images: Images) -> str:
@@ -124,8 +124,8 @@ def _source(net: Network | nn.Module, images: Images) -> str:
     return "none" if images.preset is None else "data"
 
 
-def _tried(
-    net: Network | nn.Module, images: Images, used: Normalization, last: str
+def _try_presets(
+    net: Network | nn.Module, images: Images, normalization: Normalization, last: str
 ) -> dict[str, Any]:
     """Return the accuracies on a few images under every preset, and the clearly better one.
 
@@ -134,27 +134,27 @@ def _tried(
     rows = np.unique(np.linspace(0, len(images) - 1, min(_TRIED, len(images))).astype(int))
     subset = replace(images, x=images.x[rows], y=images.y[rows])
     correct: dict[str, np.ndarray] = {}
-    candidates = {used.name: used, **PRESETS}
+    candidates = {normalization.name: normalization, **PRESETS}
     for name, preset in candidates.items():
         if len(preset.mean) not in (1, images.shape[0]):
             continue
         try:
-            traced = trace(net, replace(subset, normalize=preset), layers=[last])
+            traj = trace(net, replace(subset, normalize=preset), layers=[last])
         except WgeoError:  # features may overflow under a wrong scale
             continue
-        if traced.predictions is not None:
-            correct[name] = traced.predictions == subset.y
-    if used.name not in correct:
+        if traj.predictions is not None:
+            correct[name] = traj.predictions == subset.y
+    if normalization.name not in correct:
         return {}
-    tried = [{"name": name, "accuracy": float(hits.mean())} for name, hits in correct.items()]
+    accuracies = [{"name": name, "accuracy": float(hits.mean())} for name, hits in correct.items()]
     best = max(correct, key=lambda name: correct[name].sum())
-    better = best if _clearly_better(correct[best], correct[used.name]) else None
-    return {"tried": tried, "images": len(rows), "better": better}
+    better = best if _clearly_better(correct[best], correct[normalization.name]) else None
+    return {"tried": accuracies, "images": len(rows), "better": better}
 
 
 def _clearly_better(a: np.ndarray, b: np.ndarray) -> bool:
     """Whether significantly more images are correct only in `a` than only in `b` (McNemar)."""
-    gained, lost = int((a & ~b).sum()), int((b & ~a).sum())
-    if gained <= lost:
+    only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
+    if only_a <= only_b:
         return False
-    return bool(binomtest(gained, gained + lost).pvalue <= THRESHOLDS["chance_level"])
+    return bool(binomtest(only_a, only_a + only_b).pvalue <= THRESHOLDS["chance_level"])

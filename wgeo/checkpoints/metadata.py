@@ -11,14 +11,16 @@ import torch
 from ..text import printable
 from .standins import as_array
 
-_DEPTH = 3
-_MAX_ENTRIES = 10_000  # searched
-_SPLIT = r"((best|max|final|test|val|valid|validation|eval|dev)_)*"
+_MAX_DEPTH = 3  # levels of nested dicts that are searched
+_MAX_ENTRIES = 10_000  # entries searched in a dict
+_MAX_NESTED = 100  # nested dicts searched in a dict
+_PREFIX = r"((best|max|final|test|val|valid|validation|eval|dev)_)*"
 _ACCURACY = re.compile(
-    _SPLIT + r"(acc|accuracy|prec|precision|top)(_?@?_?1)?(_(test|val|valid|eval|best|top_?1))*",
+    _PREFIX + r"(acc|accuracy|prec|precision|top)(_?@?_?1)?(_(test|val|valid|eval|best|top_?1))*",
     re.IGNORECASE,
 )
-_NEVER = re.compile(r"(best_|max_|val_|test_)*(top|prec|precision)", re.IGNORECASE)  # ambiguous
+# Names that need not mean accuracy, such as "precision".
+_AMBIGUOUS = re.compile(r"(best_|max_|val_|test_)*(top|prec|precision)", re.IGNORECASE)
 
 
 def as_number(value: Any) -> int | float | None:
@@ -36,20 +38,21 @@ def as_number(value: Any) -> int | float | None:
 
 def epoch(value: Any) -> int | None:
     """Return the epoch stored in a file, or None."""
-    stored = as_number(dict.get(value, "epoch")) if isinstance(value, dict) else None
-    return int(stored) if isinstance(stored, int) else None
+    number = as_number(dict.get(value, "epoch")) if isinstance(value, dict) else None
+    return int(number) if isinstance(number, int) else None
 
 
 def claimed_accuracy(value: Any) -> dict[str, Any] | None:
     """Return the accuracy claimed by a file and its key; None if it claims no accuracy.
 
-    Numbers above 1 are percentages. If there are several, the first that is not nested is used.
+    Numbers above 1 are percentages. If there are several, the first at the top level is used, or
+    the first nested one if there is no other.
 
     Returns
     -------
     dict with ``key``, such as ``metrics.val_acc``, and ``value`` in [0, 1]
     """
-    for key, claim in _claims(value, "", _DEPTH):
+    for key, claim in _claims(value, "", _MAX_DEPTH):
         if claim is not None and 0 <= claim <= 100:
             return {"key": key, "value": claim / 100 if claim > 1 else float(claim)}
     return None
@@ -65,7 +68,7 @@ def _claims(value: Any, path: str, depth: int) -> Iterator[tuple[str, int | floa
         entry_path = f"{path}.{printable(key)}" if path else printable(key)
         if isinstance(entry, dict):
             nested.append((entry_path, entry))
-        elif _ACCURACY.fullmatch(re.sub(r"[/. -]", "_", key)) and not _NEVER.fullmatch(key):
+        elif _ACCURACY.fullmatch(re.sub(r"[/. -]", "_", key)) and not _AMBIGUOUS.fullmatch(key):
             yield entry_path, as_number(entry)
-    for entry_path, entry in nested[:100]:
+    for entry_path, entry in nested[:_MAX_NESTED]:
         yield from _claims(entry, entry_path, depth - 1)

@@ -19,12 +19,12 @@ from ..text import printable
 File = io.BufferedReader | io.BytesIO
 
 _MAX_OPS = 750_000  # pickle instructions; a state dict of a thousand tensors has about 40,000
-_MAX_LEAVES = 1_000_000  # entries of nested tuples, written out
+_MAX_LEAVES = 1_000_000  # entries of nested tuples, each counted as often as it occurs
 _MAX_NAMES = 1_000  # classes replaced by stand-ins
 _MAX_WORK = 20_000_000  # names times instructions that use one: torch scans all names each time
 _PROTOCOL = 2  # used by torch.save; torch's restricted reader supports no later one
 
-_PLAIN = re.compile(  # what torch's restricted reader builds itself, and wgeo allows
+_PLAIN = re.compile(  # names that torch's restricted reader builds itself and wgeo allows
     r"collections\.(OrderedDict|Counter)"
     r"|torch\._utils\._rebuild_(tensor|tensor_v2|tensor_v3|parameter|parameter_with_state"
     r"|sparse_tensor|meta_tensor_no_storage)"
@@ -36,8 +36,8 @@ _PLAIN = re.compile(  # what torch's restricted reader builds itself, and wgeo a
     r"|builtins\.(set|complex)"
     r"|_codecs\.encode"
 )
-# No honest checkpoint names these. They would be as inert as any other stand-in, but a file that
-# names them is refused to warn the user.
+# No honest checkpoint imports these. Stand-ins would make them harmless, but a file that imports
+# them is refused, to warn the user.
 _ATTACK = re.compile(
     r"(os|posix|nt|sys|subprocess|pty|runpy|ctypes|importlib)\..*"
     r"|_?io\.open\w*"
@@ -56,7 +56,7 @@ class _Item:
     """A placeholder for an object on the stack."""
 
     tag: str = ""  # such as "global torch.Size", "result of torch.Size", "text latin1", "tuple"
-    leaves: int = 1  # entries, if all nested tuples are written out
+    leaves: int = 1  # entries of nested tuples, each counted as often as it occurs
     parts: tuple[_Item, ...] = ()  # of a short tuple
 
 
@@ -70,8 +70,8 @@ def inspect_pickles(file: File, count: int, name: str) -> dict[str, str]:
     Returns
     -------
     dict of str to str
-        Every class or function they name, other than those that build tensors, and how its
-        objects are used: ``dict`` or ``list`` if entries are added to them, else ``object``.
+        Every class or function that the pickles import, except those that build tensors, and how
+        its objects are used: ``dict`` or ``list`` if entries are added to them, else ``object``.
 
     Raises
     ------
@@ -141,7 +141,7 @@ class _Reader:
             if self._after(op, argument).leaves > _MAX_LEAVES:
                 raise CheckpointError(
                     f"{self.name} contains nested tuples with more than {_MAX_LEAVES} entries, "
-                    "made to exhaust whoever hashes it. It was not read."
+                    "which would exhaust a program that hashes them. It was not read."
                 )
 
     def _import(self, name: str) -> str:
@@ -264,15 +264,15 @@ class _Reader:
         ):
             self.refuse("is damaged: it contains a parameter without its state.")
         self._count()
-        # Of all results, only torch.Size is hashed by its contents.
+        # torch.Size is the only result that is hashed by its contents.
         return _Item(f"result of {function_name}", leaves if function_name == "torch.Size" else 1)
 
     def _count(self) -> None:
         self.work += len(self.names)
         if self.work > _MAX_WORK:
             raise CheckpointError(
-                f"{self.name} builds too many objects of too many classes, made to exhaust "
-                "whoever reads it. Save only the state dict."
+                f"{self.name} builds too many objects of too many classes to be read in "
+                "reasonable time. Save only the state dict."
             )
 
     def _fill(self, item: _Item, kind: str) -> None:
@@ -282,13 +282,13 @@ class _Reader:
 
 
 def _has_state(parts: tuple[_Item, ...]) -> bool:
-    """Whether the last of four arguments is a state that torch accepts, or would print."""
+    """Whether the last of four arguments is a state that torch does not print in an error."""
     state = parts[3] if len(parts) == 4 else _Item("tuple")
     return state.tag != "tuple" or len(state.parts) == 2
 
 
 def damaged(name: str, error: Exception) -> str:
-    """Return the message for a file that a reader failed on."""
+    """Return the message for a file that a reader could not read."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     # torch's message first explains how to switch the reader off, then names the error.
     details = [line.partition("WeightsUnpickler error:")[2].strip() for line in lines]

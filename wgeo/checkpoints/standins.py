@@ -138,8 +138,8 @@ def _entries(
         for key, value in dict.items(dict.get(entries, part) or {}):
             if next(counter) > _MAX_ENTRIES:
                 raise CheckpointError(
-                    f"{name} contains a network of more than {_MAX_ENTRIES} parts, made to exhaust "
-                    "whoever reads it. It was not read."
+                    f"{name} contains a network of more than {_MAX_ENTRIES} parts, which would "
+                    "exhaust a program that reads it. It was not read."
                 )
             if not isinstance(key, str) or (
                 isinstance(non_persistent, set) and key in non_persistent

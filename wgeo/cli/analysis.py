@@ -9,7 +9,7 @@ import click
 
 from ..errors import ArgumentError
 from ..runtime.processes import is_rank_zero, launched_world_size, on_rank_zero
-from .gathering import gather, named
+from .gathering import folder_names, gather
 from .job import Job
 from .options import data_options, measuring_options, network_options, reading_options
 from .root import SEED, as_typed, command, lock_folder, say, with_flags
@@ -108,7 +108,9 @@ def analyze(
             f"{checkpoints[0]} already holds stored features; --store is for checkpoints."
         )
     folder = lock_folder(out)
-    jobs_by_name = {name: job_of(ctx, target) for name, target in named(list(checkpoints)).items()}
+    jobs_by_name = {
+        name: job_of(ctx, target) for name, target in folder_names(list(checkpoints)).items()
+    }
     for job in jobs_by_name.values():
         job.check()
     if len(jobs_by_name) > 1:

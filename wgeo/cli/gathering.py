@@ -43,7 +43,7 @@ def run_all(
     -------
     done : dict of str to dict
         Records of all finished jobs, whichever run finished them, in the order of `jobs`.
-    failed : dict of str to str
+    failures : dict of str to str
         Error messages by job name.
 
     Raises
@@ -53,36 +53,36 @@ def run_all(
     """
     from ..analysis.saving import claim
 
-    failed: dict[str, str] = {}
+    failures: dict[str, str] = {}
     records: dict[str, dict[str, Any]] = {}
     for name, job in jobs.items():
         record, error = _record_or_error(job, folder / name)
         if record is not None:
             records[name] = record
         elif error:
-            failed[name] = _report_failure(job, error)
+            failures[name] = _report_failure(job, error)
     if records:
         say(f"{len(records)} of {len(jobs)} analyses were done before.", err=True)
     mine = list(jobs)[part[0] - 1 :: part[1]]
-    todo = {name: jobs[name] for name in mine if name not in records and name not in failed}
+    todo = {name: jobs[name] for name in mine if name not in records and name not in failures}
     for name in todo:
         claim(folder / name)
     for name in [name for name in mine if name in records]:
         if error := _draw_missing(records[name], folder / name):
-            failed[name] = _report_failure(jobs[name], error)
+            failures[name] = _report_failure(jobs[name], error)
     outcomes = _run_here(todo, folder) if processes == 1 else _run_pool(todo, folder, processes)
     for name, error in track(outcomes, "analysing", len(todo)):
         record, error = (None, error) if error else _record_or_error(jobs[name], folder / name)
         if record is None:
-            failed[name] = _report_failure(jobs[name], error or "its record is missing")
+            failures[name] = _report_failure(jobs[name], error or "its record is missing")
         else:
             records[name] = record
     for name in jobs:  # other parts may have finished some meanwhile
-        if name not in records and name not in failed:
+        if name not in records and name not in failures:
             record, _ = _record_or_error(jobs[name], folder / name)
             if record is not None:
                 records[name] = record
-    return {name: records[name] for name in jobs if name in records}, failed
+    return {name: records[name] for name in jobs if name in records}, failures
 
 
 def gather(
@@ -100,8 +100,8 @@ def gather(
     from .tables import print_series
 
     claim(folder, SERIES, with_report=with_report)
-    records, failed = run_all(jobs, folder, processes=processes, part=part)
-    elsewhere = part[1] > 1 and len(records) + len(failed) < len(jobs)
+    records, failures = run_all(jobs, folder, processes=processes, part=part)
+    elsewhere = part[1] > 1 and len(records) + len(failures) < len(jobs)
     if len(records) > 1 and not elsewhere:
         series = Series.of(records, [folder / name for name in records])
         with locked(folder):
@@ -113,10 +113,10 @@ def gather(
                 say(f"Report: {reports.build(folder)}")
         say(f"Record: {folder / 'series.json'}; each checkpoint's in {folder}/NAME")
     elif elsewhere:
-        say(f"{len(jobs) - len(records) - len(failed)} analyses are left to other parts.")
-    if failed:
+        say(f"{len(jobs) - len(records) - len(failures)} analyses are left to other parts.")
+    if failures:
         raise WgeoError(
-            f"{len(failed)} of {len(jobs)} checkpoints could not be analysed (see above); "
+            f"{len(failures)} of {len(jobs)} checkpoints could not be analysed (see above); "
             "the other analyses are saved."
         )
 
@@ -124,8 +124,10 @@ def gather(
 _RESERVED = ("report", "figures", "report-build.log", "analysis.json", "series.json")
 
 
-def named(targets: list[str], prefix: str = "", taken: tuple[str, ...] = ()) -> dict[str, str]:
-    """Return a folder name for each target: its stem, numbered if already in use.
+def folder_names(
+    targets: list[str], prefix: str = "", existing: tuple[str, ...] = ()
+) -> dict[str, str]:
+    """Map a folder name for each target to the target: its stem, numbered if already in use.
 
     Some file systems do not distinguish case or the composition of accents, so names that differ
     only in these count as equal.
@@ -136,24 +138,24 @@ def named(targets: list[str], prefix: str = "", taken: tuple[str, ...] = ()) -> 
         Paths of checkpoints and of stored features.
     prefix : str
         Prefix of each name.
-    taken : tuple of str
+    existing : tuple of str
         Names already in use.
     """
-    names = dict.fromkeys((*_RESERVED, *taken), "")  # names in the series' folder
-    reserved = len(names)
-    used = {_folded(name) for name in names}
+    names = dict.fromkeys((*_RESERVED, *existing), "")  # names in the series' folder
+    number_reserved = len(names)
+    keys = {_fold(name) for name in names}
     for target in targets:
         path = Path(os.path.abspath(target))  # gives "." and ".." a name
         stem = folder_name(path.name if path.is_dir() else path.stem) or "network"
         stem = folder_name(f"{prefix}-{stem}" if prefix else stem)
         candidates = (stem if i == 1 else f"{stem}-{i}" for i in itertools.count(1))
-        name = next(name for name in candidates if _folded(name) not in used)
+        name = next(name for name in candidates if _fold(name) not in keys)
         names[name] = target
-        used.add(_folded(name))
-    return dict(list(names.items())[reserved:])
+        keys.add(_fold(name))
+    return dict(list(names.items())[number_reserved:])
 
 
-def _folded(name: str) -> str:
+def _fold(name: str) -> str:
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
 
 
@@ -215,12 +217,12 @@ def _message(error: Exception) -> str:
     return str(error) if isinstance(error, WgeoError) else f"{type(error).__name__}: {error}"
 
 
-def _run(job: Job, folder: Path, typed: str) -> str:
+def _run(job: Job, folder: Path, command_line: str) -> str:
     """Run a job and save it; return an error message, or ""."""
     try:
         with locked(folder) as home:
             if _record_of(job, home) is None:  # else another run did it before we had the lock
-                job.measure(typed).save(home)
+                job.measure(command_line).save(home)
     except Exception as error:  # a checkpoint can make a library raise anything
         return _message(error)
     return ""
@@ -228,9 +230,9 @@ def _run(job: Job, folder: Path, typed: str) -> str:
 
 def _run_here(jobs: Mapping[str, Job], folder: Path) -> Iterator[tuple[str, str]]:
     """Run jobs one after the other in this process."""
-    typed = as_typed()
+    command_line = as_typed()
     for name, job in jobs.items():
-        yield name, _run(job, folder / name, typed)
+        yield name, _run(job, folder / name, command_line)
 
 
 def _run_pool(jobs: Mapping[str, Job], folder: Path, processes: int) -> Iterator[tuple[str, str]]:
@@ -239,14 +241,14 @@ def _run_pool(jobs: Mapping[str, Job], folder: Path, processes: int) -> Iterator
     if CONTEXT == "forkserver":
         context.set_forkserver_preload(_PRELOAD)
     threads = max(1, (os.cpu_count() or 1) // processes)
-    waiting, typed = list(jobs.items()), as_typed()
+    waiting, command_line = list(jobs.items()), as_typed()
     running: dict[Any, tuple[str, Any]] = {}
     try:
         while waiting or running:
             while waiting and len(running) < processes:
                 name, job = waiting.pop(0)
                 ours, theirs = context.Pipe(duplex=False)
-                arguments = (theirs, job, folder / name, typed, threads)
+                arguments = (theirs, job, folder / name, command_line, threads)
                 process = context.Process(target=_serve, args=arguments, daemon=True)
                 process.start()
                 theirs.close()
@@ -268,7 +270,7 @@ def _run_pool(jobs: Mapping[str, Job], folder: Path, processes: int) -> Iterator
             process.terminate()
 
 
-def _serve(answer: Any, job: Job, folder: Path, typed: str, threads: int) -> None:
+def _serve(answer: Any, job: Job, folder: Path, command_line: str, threads: int) -> None:
     """Run a job in a child process, which ends with its parent."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     import torch
@@ -277,7 +279,7 @@ def _serve(answer: Any, job: Job, folder: Path, typed: str, threads: int) -> Non
     assert parent is not None
     threading.Thread(target=_exit_with_parent, args=(parent.sentinel,), daemon=True).start()
     torch.set_num_threads(threads)
-    answer.send(_run(job, folder, typed))
+    answer.send(_run(job, folder, command_line))
 
 
 def _exit_with_parent(sentinel: int) -> None:

@@ -83,7 +83,7 @@ class Job:
         if not self._stored:
             with memory_limit(self.options.get("memory")):
                 loaded = _images(self._of_images)
-            # Without --normalize the preset decides how images are normalised.
+            # Without --normalize the preset decides how images are normalized.
             images = [on_rank_zero(lambda: loaded.fingerprint), loaded.preset]
         content = {"target": _sha256(self.target), "images": images, "wgeo": __version__}
         return digest({**content, "options": options})

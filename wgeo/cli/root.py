@@ -111,10 +111,10 @@ class Commands(click.Group):
         parent: click.Context | None = None,
         **extra: Any,
     ) -> click.Context:
-        typed = shlex.join(["wgeo", *args])  # before parsing consumes the arguments
+        command_line = shlex.join(["wgeo", *args])  # before parsing consumes the arguments
         with _printable_errors(), _quiet_on_closed_pipe():
             ctx = super().make_context(info_name, args, parent, **extra)
-        ctx.meta["wgeo.typed"] = typed
+        ctx.meta["wgeo.typed"] = command_line
         return ctx
 
     def invoke(self, ctx: click.Context) -> Any:

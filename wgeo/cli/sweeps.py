@@ -11,9 +11,9 @@ from typing import Any
 import click
 
 from ..errors import ArgumentError
-from ..storage.files import folder_name, require_regular
+from ..storage.files import folder_name, require_regular, writable
 from .analysis import analyze, job_of
-from .gathering import gather, named
+from .gathering import folder_names, gather
 from .job import NETWORK_OPTIONS, Job
 from .root import command
 
@@ -48,22 +48,23 @@ def sweep(config: Path, processes: int, index: str | None, with_report: bool) ->
         [[run]]
         checkpoints = "features/c"
 
-    Every [[run]] inherits the options above it, except options for images and networks if its
-    checkpoints are features that `wgeo trace` stored. Paths are relative to the current folder.
+    Every [[run]] inherits the options above it. If its checkpoints are features stored by
+    `wgeo trace`, the options for images and networks are not inherited. Paths are relative to the
+    current folder.
     """
-    from ..storage.files import writable
-
     out, jobs = read_config(config)
     if len(jobs) < 2:
-        raise ArgumentError(f"{config} names one checkpoint; analyse it with `wgeo analyze`.")
+        raise ArgumentError(
+            f"{config} names fewer than two checkpoints; analyse one with `wgeo analyze`."
+        )
     for job in jobs.values():
         job.check()
-    part = _part(index)
+    part = _parse_index(index)
     gather(jobs, writable(out), processes=processes, part=part, with_report=with_report)
 
 
 def read_config(path: Path) -> tuple[str, dict[str, Job]]:
-    """Read a sweep's folder and its jobs by name.
+    """Return a sweep's output folder and its jobs, by name.
 
     Raises
     ------
@@ -75,13 +76,13 @@ def read_config(path: Path) -> tuple[str, dict[str, Job]]:
         config = tomllib.loads(path.read_text("utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise ArgumentError(f"{path} cannot be read: {error}") from error
-    if any("\0" in text for text in _texts(config)):
+    if any("\0" in text for text in _strings(config)):
         raise ArgumentError(f"{path} contains a null character.")
     runs = config.pop("run", [{}])
     out = config.pop("out", None)
     tables = isinstance(runs, list) and all(isinstance(run, dict) for run in runs)
     if not isinstance(out, str) or not tables:
-        raise ArgumentError(f'{path} needs out = "FOLDER", and its runs as [[run]].')
+        raise ArgumentError(f'{path} needs out = "FOLDER", and every run as a table [[run]].')
     jobs: dict[str, Job] = {}
     for run in runs:
         options = {**config, **run}
@@ -91,28 +92,29 @@ def read_config(path: Path) -> tuple[str, dict[str, Job]]:
                 f"{path}: name = {prefix!r} cannot be the name of a folder; "
                 f"{folder_name(str(prefix)) or 'run'!r} can."
             )
-        targets = _files(options.pop("checkpoints", None), path)
-        for name, target in named(targets, prefix, tuple(jobs)).items():
-            dropped = set(NETWORK_OPTIONS) - set(run) if Path(target).is_dir() else set()
-            kept = {key: value for key, value in options.items() if key not in dropped}
-            jobs[name] = _job(target, kept, path)
+        targets = _matching_files(options.pop("checkpoints", None), path)
+        for name, target in folder_names(targets, prefix, tuple(jobs)).items():
+            # A folder has stored features, for which options of networks have no effect.
+            inapplicable = set(NETWORK_OPTIONS) - set(run) if Path(target).is_dir() else set()
+            applicable = {key: value for key, value in options.items() if key not in inapplicable}
+            jobs[name] = _job(target, applicable, path)
     return out, jobs
 
 
-def _texts(value: Any) -> Iterator[str]:
+def _strings(value: Any) -> Iterator[str]:
     """Yield every string in a configuration, including option names."""
     if isinstance(value, dict):
         yield from value
         value = list(value.values())
     if isinstance(value, list):
         for item in value:
-            yield from _texts(item)
+            yield from _strings(item)
     elif isinstance(value, str):
         yield value
 
 
-def _files(patterns: Any, path: Path) -> list[str]:
-    """Return the files that match patterns, in the order of the patterns."""
+def _matching_files(patterns: Any, path: Path) -> list[str]:
+    """Return the paths that match `patterns`, in the order of the patterns."""
     patterns = [patterns] if isinstance(patterns, str) else patterns
     if not isinstance(patterns, list) or not patterns:
         raise ArgumentError(f'{path} needs checkpoints = "..." for every run.')
@@ -145,11 +147,11 @@ def _job(target: str, options: Mapping[str, Any], path: Path) -> Job:
     return job_of(ctx, target)
 
 
-def _part(index: str | None) -> tuple[int, int]:
-    """``"3/10"`` -> ``(3, 10)``."""
+def _parse_index(index: str | None) -> tuple[int, int]:
+    """Parse ``"3/10"`` as ``(3, 10)``; without an index the sweep is a single part, ``(1, 1)``."""
     if index is None:
         return 1, 1
-    first, slash, count = index.partition("/")
-    if not (slash and first.isdecimal() and count.isdecimal() and 1 <= int(first) <= int(count)):
+    part, slash, count = index.partition("/")
+    if not (slash and part.isdecimal() and count.isdecimal() and 1 <= int(part) <= int(count)):
         raise ArgumentError(f"--index: {index!r} does not have the form I/N, with I from 1 to N.")
-    return int(first), int(count)
+    return int(part), int(count)

@@ -54,12 +54,12 @@ def _header(record: Row) -> list[str]:
         f"{origin['samples']:,} samples, {origin['pool'] or 'given'} features"
     ]
     parts = []
-    used = trust.get("normalization")
-    if used:
+    normalization = trust.get("normalization")
+    if normalization:
         source = {"asked": "as specified", "file": "as the file says"}.get(
-            used["source"], "assumed"
+            normalization["source"], "assumed"
         )
-        parts.append(f"normalization {used['name']}, {source}")
+        parts.append(f"normalization {normalization['name']}, {source}")
     if record["accuracy"] is not None:
         claimed = trust.get("claimed_accuracy")
         context = [f"guessing {trust['chance']:.3f}"] if trust.get("chance") is not None else []

@@ -246,10 +246,10 @@ class _Evaluator:
         self, segment: Segment, predictions: Iterable[Prediction], *, last: bool = False
     ) -> list[ModelLayer]:
         """Evaluate a prediction of every layer of a segment, or of its last one."""
-        measured = list(zip(segment.names, segment.arrays, strict=True))
+        targets = list(zip(segment.names, segment.arrays, strict=True))
         layers = []
         for prediction, (name, array) in zip(
-            predictions, measured[-1:] if last else measured, strict=True
+            predictions, targets[-1:] if last else targets, strict=True
         ):
             features = materialize(segment.arrays, prediction.features)
             errors = Errors.of(features, prediction.baseline, array, self.labels)
@@ -277,13 +277,13 @@ class _Evaluator:
     def _w2(
         self,
         features: Float[np.ndarray, "n d"],
-        measured: Float[np.ndarray, "n d"],
+        layer: Float[np.ndarray, "n d"],
         variance: float,
     ) -> float | None:
         if variance == 0:
             return None
-        x, y = (as_float64(array[self.sample]) for array in (features, measured))
-        return wasserstein(x, y, solver=Exact()).distance / float(np.sqrt(variance / len(measured)))
+        x, y = (as_float64(array[self.sample]) for array in (features, layer))
+        return wasserstein(x, y, solver=Exact()).distance / float(np.sqrt(variance / len(layer)))
 
 
 def _classifier_weight(

@@ -153,9 +153,9 @@ class StraightPath:
     ) -> tuple[Product, Product]:
         """Return the products of X and H - X with a layer in its target subspace."""
 
-        def terms(_: slice, start: Block, end: Block, measured: Block) -> list[Product]:
+        def terms(_: slice, start: Block, end: Block, layer: Block) -> list[Product]:
             x, d = self._centred(start, end)
-            centred = measured - mean
+            centred = layer - mean
             if target is None:
                 return [float(np.vdot(x, centred)), float(np.vdot(d, centred))]
             projected = target.project(centred)
@@ -260,12 +260,12 @@ class Errors:
         cls,
         features: Sliceable,
         baseline: Sliceable,
-        measured: Sliceable,
+        layer: Sliceable,
         labels: Int[np.ndarray, " n"],
     ) -> Errors:
-        """Compute the errors of `features` and `baseline` as predictions of `measured`."""
+        """Compute the errors of `features` and `baseline` as predictions of `layer`."""
         counts = np.bincount(labels)
-        mean = mean_of(measured)
+        mean = mean_of(layer)
 
         def terms(rows: slice, model: Block, start: Block, layer: Block) -> list[Any]:
             sums: list[Any] = [float(np.sum((layer - mean) ** 2))]
@@ -274,9 +274,7 @@ class Errors:
                 sums += [float(np.vdot(error, error)), by_class]
             return sums
 
-        variance, model, of_model, base, of_base = sum_over_rows(
-            terms, features, baseline, measured
-        )
+        variance, model, of_model, base, of_base = sum_over_rows(terms, features, baseline, layer)
         model_means, base_means = (
             float(np.sum(np.sum(sums**2, axis=1)[counts > 0] / counts[counts > 0]))
             for sums in (of_model, of_base)

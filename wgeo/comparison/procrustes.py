@@ -1,4 +1,4 @@
-"""Orthogonal Procrustes: rotate and scale a model's features to a layer, by least squares."""
+"""Orthogonal Procrustes: rotate and scale features so that they are nearest to a layer."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from scipy.optimize import minimize_scalar
 from ..arrays.rows import Sliceable, as_float64
 
 Block = Float[np.ndarray, "b d"]  # some rows
-Product = Float[np.ndarray, "d p"] | float  # x^T layer in a target subspace; without one <x, layer>
-MAX_DIRECTIONS = 256  # dimension of a target subspace: the leading directions of a wider layer
+Product = Float[np.ndarray, "d p"] | float  # x^T layer in a subspace, or <x, layer>
+MAX_DIRECTIONS = 256  # of a target subspace: the leading ones of a wider layer
 SUBSPACE_SAMPLES = 1024  # samples from which the leading directions are computed
 RANK_TOLERANCE = 1e-8  # relative variance or singular value below which a direction is ignored
 
@@ -25,7 +25,7 @@ class Procrustes:
     Attributes
     ----------
     scale : float
-        At least 0.
+        A factor, at least 0.
     rotation : callable or None
         Rotates features (rows); may include a reflection. None for the identity.
     """
@@ -39,10 +39,10 @@ class Procrustes:
 
     @classmethod
     def fit(cls, size: float, product: Product, target: TargetSubspace | None) -> Procrustes:
-        """Fit centred features x to a layer by least squares; rotate only with a target.
+        """Fit centred features x to a layer by least squares, without a rotation if target is None.
 
-        `size` is ||x||^2. `product` is <x, layer>, or with a target x^T layer in its subspace. If
-        x^T layer = U S V^T, the rotation is U V^T and the scale is tr S / ||x||^2.
+        `size` is ||x||^2. `product` is x^T layer in the target subspace, or <x, layer> without a
+        target. If x^T layer = U S V^T, the rotation is U V^T and the scale is tr S / ||x||^2.
         """
         if size == 0:
             return cls(0.0)
@@ -52,12 +52,12 @@ class Procrustes:
             return cls(0.0)
         if target.basis is None:
             left, values, right = np.linalg.svd(product)
-            kept = values > RANK_TOLERANCE * values[0]
-            if not kept.all():  # the other singular vectors are rounding errors
-                rotation = _rotation_between(left[:, kept], right[kept].T)
-                return cls(float(values[kept].sum()) / size, rotation)
-            polar = left @ right
-            return cls(float(values.sum()) / size, lambda features: features @ polar)
+            significant = values > RANK_TOLERANCE * values[0]
+            if not significant.all():  # the other singular vectors are rounding errors
+                rotation = _rotation_between(left[:, significant], right[significant].T)
+                return cls(float(values[significant].sum()) / size, rotation)
+            matrix = left @ right
+            return cls(float(values.sum()) / size, lambda features: features @ matrix)
         values, axes = np.linalg.eigh(product.T @ product)
         axes = axes[:, values > RANK_TOLERANCE * values[-1]]
         singular = np.linalg.norm(product @ axes, axis=0)
@@ -67,7 +67,7 @@ class Procrustes:
 
 @dataclass(frozen=True, eq=False)
 class TargetSubspace:
-    """The subspace of a layer to which features are rotated: its leading directions, or all.
+    """The span of a layer's leading directions, or the whole space, into which features rotate.
 
     Attributes
     ----------
@@ -83,7 +83,7 @@ class TargetSubspace:
 
     @classmethod
     def of_layer(cls, layer: Sliceable, mean: Float[np.ndarray, " d"]) -> TargetSubspace:
-        """Return the `MAX_DIRECTIONS` leading directions of `SUBSPACE_SAMPLES` samples."""
+        """Return the span of the leading directions of `SUBSPACE_SAMPLES` samples."""
         n, d = layer.shape
         if d <= MAX_DIRECTIONS:
             return cls()
@@ -100,7 +100,7 @@ class TargetSubspace:
 
 
 def nuclear_norm(matrix: Float[np.ndarray, "a b"]) -> float:
-    """Return the sum of the singular values; for a tall matrix to about 1e-8 of the largest."""
+    """Return the sum of the singular values, for a tall matrix within 1e-8 of the largest."""
     if matrix.shape[0] < 2 * matrix.shape[1]:
         return float(np.linalg.svd(matrix, compute_uv=False).sum())
     return float(np.sqrt(np.maximum(np.linalg.eigvalsh(matrix.T @ matrix), 0)).sum())
@@ -111,8 +111,8 @@ def _rotation_between(
 ) -> Callable[[Block], Block]:
     """Return a rotation that maps orthonormal directions `start` to `end`.
 
-    It is the identity on the complement of their joint span, of at most 2 p dimensions, and nearest
-    to the identity within the span.
+    On the complement of their joint span, which has at most 2 p dimensions, it is the identity;
+    within the span it is the rotation nearest to the identity.
     """
     frame = np.linalg.qr(np.concatenate([start, end], axis=1))[0]
     a, b = frame.T @ start, frame.T @ end
@@ -138,7 +138,7 @@ def nearest_rotated_time(
         size = xx + 2 * t * xd + t * t * dd
         return -(nuclear_norm(x_product + t * d_product) ** 2) / size if size > 0 else 0.0
 
-    inner = minimize_scalar(
+    minimum = minimize_scalar(
         negative_explained, bounds=(0, 1), method="bounded", options={"xatol": 1e-3}
     )
-    return float(min((0.0, 1.0, float(inner.x)), key=negative_explained))
+    return float(min((0.0, 1.0, float(minimum.x)), key=negative_explained))

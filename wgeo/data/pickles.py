@@ -1,4 +1,4 @@
-"""Read plain values from a pickle without running it: lists, dicts, text, numbers, NumPy bytes.
+"""Read plain values from a pickle without running it: lists, dicts, text, numbers, array bytes.
 
 The CIFAR data sets are distributed as pickles, and a pickle is a program. Its instructions are read
 here (`pickletools.genops` executes none of them), and only those that build plain values are
@@ -17,13 +17,13 @@ import numpy as np
 from ..errors import DataError
 
 _MAX_OPS = 2_000_000  # the largest data set, CIFAR-100, has about 300,000
-_PLAIN = (
+_VALUE_OPS = (
     *("BININT", "BININT1", "BININT2", "INT", "LONG", "LONG1", "LONG4", "BINFLOAT", "FLOAT"),
     *("STRING", "BINSTRING", "SHORT_BINSTRING", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8"),
     *("UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "BYTEARRAY8"),
 )
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
-_EMPTY: dict[str, Callable[[], Any]] = {
+_EMPTY_CONTAINERS: dict[str, Callable[[], Any]] = {
     "EMPTY_LIST": list,
     "EMPTY_DICT": dict,
     "EMPTY_TUPLE": tuple,
@@ -33,16 +33,16 @@ _MARK = object()
 
 @dataclass(frozen=True)
 class Name:
-    """A name that a pickle would import."""
+    """A name that a pickle would import, such as ``numpy.dtype``."""
 
-    of: str
+    path: str
 
 
 @dataclass(eq=False)
 class Call:
     """A call that a pickle would make, and the state it would set on the result."""
 
-    of: Any
+    function: Any
     arguments: Any
     state: Any = None
 
@@ -64,6 +64,8 @@ def plain_values(body: bytes) -> Any:
 
 
 class _Machine:
+    """A stack machine with the instructions that plain values need."""
+
     def __init__(self) -> None:
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
@@ -79,12 +81,12 @@ class _Machine:
 
     def _step(self, op: str, argument: Any) -> None:
         stack = self.stack
-        if op in _PLAIN:
+        if op in _VALUE_OPS:
             stack.append(argument)
         elif op in _CONSTANTS:
             stack.append(_CONSTANTS[op])
-        elif op in _EMPTY:
-            stack.append(_EMPTY[op]())
+        elif op in _EMPTY_CONTAINERS:
+            stack.append(_EMPTY_CONTAINERS[op]())
         elif op in ("PROTO", "FRAME"):
             pass
         elif op == "MARK":
@@ -113,7 +115,7 @@ class _Machine:
                 raise DataError("it sets the state of a plain value")
             target.state = state
         else:
-            raise DataError(f"its instruction {op} builds no plain value")
+            raise DataError(f"its instruction {op} does not build a plain value")
 
     def _pop_to_mark(self) -> list[Any]:
         """Pop the values above the last mark, and the mark."""
@@ -149,7 +151,7 @@ class _Machine:
         if not isinstance(target, dict):
             raise DataError("it sets entries of something other than a dict")
         for key, value in zip(values[::2], values[1::2], strict=True):
-            if not isinstance(key, str | bytes):  # hashing nested tuples may never end
+            if not isinstance(key, str | bytes):  # hashing nested tuples can take forever
                 raise DataError("it has keys that are not text")
             target[key] = value
 
@@ -168,9 +170,9 @@ def pixels_of(value: Any) -> np.ndarray:
     DataError
         It describes something else, or its number of bytes does not match its shape.
     """
-    if not isinstance(value, Call) or not isinstance(value.of, Name):
+    if not isinstance(value, Call) or not isinstance(value.function, Name):
         raise DataError("its images are not an array")
-    module, _, name = value.of.of.rpartition(".")
+    module, _, name = value.function.path.rpartition(".")
     if not module.startswith("numpy"):
         raise DataError("its images are not an array")
     if name == "_reconstruct" and isinstance(value.state, tuple) and len(value.state) == 5:
@@ -180,8 +182,12 @@ def pixels_of(value: Any) -> np.ndarray:
         fortran = order == "F"
     else:
         raise DataError("its images are not an array")
-    kind = dtype.arguments if isinstance(dtype, Call) else None
-    if not isinstance(kind, tuple) or not kind or kind[0] not in ("u1", b"u1"):
+    type_arguments = dtype.arguments if isinstance(dtype, Call) else None
+    if (
+        not isinstance(type_arguments, tuple)
+        or not type_arguments
+        or type_arguments[0] not in ("u1", b"u1")
+    ):
         raise DataError("its images are not of type uint8")
     body = body.encode("latin-1", "replace") if isinstance(body, str) else body  # Python 2
     if not isinstance(body, bytes | bytearray):

@@ -65,9 +65,9 @@ def open_stored(path: str | os.PathLike[str], split: str | None) -> Source:
         )
     selected = available if split in (None, "all") else [str(split)]
     if batches:
-        read = {key: [_batch(file) for file in files] for key, files in batches.items()}
-        all_labels = {key: np.concatenate([y for _, y in read[key]]) for key in available}
-        x = np.concatenate([pixels for key in selected for pixels, _ in read[key]])
+        contents = {key: [_batch(file) for file in files] for key, files in batches.items()}
+        all_labels = {key: np.concatenate([y for _, y in contents[key]]) for key in available}
+        x = np.concatenate([pixels for key in selected for pixels, _ in contents[key]])
         name = preset = "cifar100" if (folder / "meta").is_file() else "cifar10"
     else:
         pairs = {part.split: part for part in _pairs(folder)}

@@ -21,28 +21,28 @@ def pooling(pool: str) -> Pool:
     and moves them there.
 
     ``gap``
-        Mean over space, which a convolutional network's classifier reads; mean over tokens.
+        Mean over space, the input of a convolutional network's classifier, or over tokens.
     ``flat``
-        Every entry.
+        All entries.
     ``grid:K``
         K x K adaptive average over space, then flat; smaller maps keep every pixel.
     ``cls``
         The first token.
 
-    ``@first`` or ``@last`` after any of them specifies the channel axis, if `trace` cannot
-    determine it: right after the samples, or the last axis.
+    If `trace` cannot determine the channel axis, ``@first`` or ``@last`` after any of these
+    specifies it: the axis right after the samples, or the last axis.
 
     Raises
     ------
     ArgumentError
         The name is unknown.
     """
-    method, at, axis = pool.partition("@")
+    method, separator, axis = pool.partition("@")
     kind, _, size = method.partition(":")
     valid = method in ("gap", "flat", "cls") or (
         kind == "grid" and size.isascii() and size.isdecimal() and int(size) > 0
     )
-    if not valid or (at and axis not in _AXES):
+    if not valid or (separator and axis not in _AXES):
         raise ArgumentError(
             f"Unknown pool {pool!r}; choose gap, flat, cls or grid:K (such as grid:2), with @first "
             "or @last if the channel axis cannot be determined."
@@ -57,7 +57,7 @@ def channel_axis(pool: str) -> str | None:
 
 
 def keeps_all(pool: str) -> bool:
-    """Whether every entry is kept, so that the channel axis is not needed."""
+    """Whether all entries are kept, so that the channel axis is not needed."""
     return pool.partition("@")[0] == "flat"
 
 

@@ -303,27 +303,27 @@ def brenier_blocks(
     """
     parts = dict(module.named_modules())
     names = [name for name in names if name in parts]  # a sum in a forward method is not a module
-    entering: dict[str, torch.Tensor] = {}
-    leaving: dict[str, torch.Tensor] = {}
+    inputs: dict[str, torch.Tensor] = {}
+    outputs: dict[str, torch.Tensor] = {}
     with evaluating(module), torch.no_grad(), hooked() as keep:
         for name in names:
-            keep(parts[name].register_forward_pre_hook(_store_in(entering, name)))
-            keep(parts[name].register_forward_hook(_store_in(leaving, name)))
+            keep(parts[name].register_forward_pre_hook(_store_in(inputs, name)))
+            keep(parts[name].register_forward_hook(_store_in(outputs, name)))
         run(module, x)
     runs: list[list[str]] = []
     for name in names:
-        if entering[name].shape != leaving[name].shape:
+        if inputs[name].shape != outputs[name].shape:
             continue
-        if not runs or not torch.equal(leaving[runs[-1][-1]], entering[name]):
+        if not runs or not torch.equal(outputs[runs[-1][-1]], inputs[name]):
             runs.append([])
         runs[-1].append(name)
     blocks = {
-        name: brenier(parts[name], entering[name], **options)
+        name: brenier(parts[name], inputs[name], **options)
         for name in track([name for names in runs for name in names], "testing blocks")
     }
     segments = {
         tuple(names): brenier(
-            nn.Sequential(*(parts[name] for name in names)), entering[names[0]], **options
+            nn.Sequential(*(parts[name] for name in names)), inputs[names[0]], **options
         )
         for names in track([names for names in runs if len(names) > 1], "testing segments")
     }

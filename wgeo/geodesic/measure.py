@@ -28,7 +28,7 @@ from ..transport.chain import solve_pairs
 from .correlation import CentredPair, Moments
 from .influence import LINEARISED, MOVING, TRAJECTORY_MEASURES, TRANSPORT_MEASURES, SegmentSample
 from .nulls import chosen_rows, has_power, null_scores
-from .pairs import all_pairs, as_matrices, length_over_runs, missing
+from .pairs import all_pairs, as_matrices, length_over_runs, missing_pairs
 from .paths import PathMeasures, neighbour_distance, resolution
 from .reliability import Ends, costs, effective_samples, length_ratio_at_most
 from .resampling import Resampled
@@ -60,7 +60,7 @@ def straightness(
     solver : solver, optional
         Default `Exact()`.
     chain : Chain, optional
-        The distances, if they were solved before (`wgeo.transport.chain`).
+        The distances, if they have already been computed (`wgeo.transport.chain`).
     bootstrap : int
         Number of resamples for the 95 % BCa intervals; 0 for none.
     pairs : bool, optional
@@ -118,10 +118,10 @@ def straightness(
     ends = list(zip(traj.segments, chain.ends, strict=True))
     for index, (segment, end) in enumerate(track(ends, "measuring straightness")):
         results = [next(steps) for _ in segment.arrays[1:]]
-        solved = all_pairs(
+        solutions = all_pairs(
             segment, results, end, _solve_missing(segment, pairs, solver, traj.nbytes)
         )
-        sample = _Measured.of(segment, solved, bootstrap, seed, groups)
+        sample = _MeasuredSegment.of(segment, solutions, bootstrap, seed, groups)
         null = _null(sample, nulls, (seed, index))
         spacing = [neighbour_distance(x) for x in segment.arrays[:-1]]
         blocks += [
@@ -132,11 +132,11 @@ def straightness(
 
 
 @dataclass(frozen=True, eq=False)
-class _Measured:
-    """A segment, every transport solved in it, and its measures, raw and centred."""
+class _MeasuredSegment:
+    """A segment, the solutions of its transport problems, and its measures, raw and centred."""
 
     segment: Segment
-    solved: Mapping[Ends, TransportResult]
+    solutions: Mapping[Ends, TransportResult]
     pairs: Mapping[Ends, CentredPair]
     moments: Moments
     raw: SegmentSample
@@ -150,17 +150,18 @@ class _Measured:
     def of(
         cls,
         segment: Segment,
-        solved: Mapping[Ends, TransportResult],
+        solutions: Mapping[Ends, TransportResult],
         bootstrap: int,
         seed: int,
         groups: Int[np.ndarray, " n"] | None,
-    ) -> _Measured:
+    ) -> _MeasuredSegment:
         last = len(segment.arrays) - 1
         chain = [(i, i + 1) for i in range(last)] + [(0, last)]
-        raw = SegmentSample.of(segment, [solved[key] for key in chain[:-1]], solved[0, last])
+        raw = SegmentSample.of(segment, [solutions[key] for key in chain[:-1]], solutions[0, last])
         moments = Moments.of(segment.arrays, raw.floor)
         pairs = {
-            (i, j): moments.pair(i, j, solved[i, j], potentials=(i, j) in chain) for i, j in solved
+            (i, j): moments.pair(i, j, solutions[i, j], potentials=(i, j) in chain)
+            for i, j in solutions
         }
         *steps, end = (pairs[key].transport for key in chain)
         centred = SegmentSample.centred_of(moments, steps, end)
@@ -169,12 +170,12 @@ class _Measured:
         )
         own = [*centred.path.step_cost.T, centred.path.chord_cost]
         squared_distances = {
-            key: costs(moments, *key, solved[key], each)
+            key: costs(moments, *key, solutions[key], each)
             for key, each in zip(chain, own, strict=True)
         }
         return cls(
             segment,
-            solved,
+            solutions,
             pairs,
             moments,
             raw,
@@ -223,14 +224,14 @@ class _Measured:
         return length_ratio_at_most(u, v, self.path.step_cost[rows], seed=seed)
 
     def intervals(self, names: Mapping[str, str], centred: bool = False) -> dict[str, Interval]:
-        """Return the defined intervals of `names`, {reported name: computed name}."""
+        """Return the defined intervals of `names`, {name in the record: name of the measure}."""
         intervals = {}
-        for reported, computed in names.items():
-            if reported in LINEARISED and not self.raw.linearised:
+        for name, measure in names.items():
+            if name in LINEARISED and not self.raw.linearised:
                 continue
-            interval = (self.centred if centred else self.resampled).interval(computed)
+            interval = (self.centred if centred else self.resampled).interval(measure)
             if interval is not None:
-                intervals[reported] = interval
+                intervals[name] = interval
         return intervals
 
 
@@ -245,25 +246,25 @@ def _as_groups(groups: Any, n: int) -> Int[np.ndarray, " n"]:
 
 
 def _solve_missing(
-    segment: Segment, wanted: bool | None, solver: Any, held: int
+    segment: Segment, pairs: bool | None, solver: Any, feature_bytes: int
 ) -> dict[Ends, TransportResult]:
     """Solve the pairs of a segment that a chain lacks."""
-    pairs = missing(segment, wanted)
+    keys = missing_pairs(segment, pairs)
     clouds = [
         (f"{segment.names[i]} -> {segment.names[j]}", segment.arrays[i], segment.arrays[j])
-        for i, j in pairs
+        for i, j in keys
     ]
     return (
-        dict(zip(pairs, solve_pairs(clouds, solver, feature_bytes=held), strict=True))
-        if pairs
+        dict(zip(keys, solve_pairs(clouds, solver, feature_bytes=feature_bytes), strict=True))
+        if keys
         else {}
     )
 
 
-def _null(sample: _Measured, draws: int, seed: tuple[int, int]) -> Null:
+def _null(sample: _MeasuredSegment, draws: int, seed: tuple[int, int]) -> Null:
     """Return the null scores of every block, and of the maps from each layer to the last."""
     arrays, last = sample.segment.arrays, sample.last
-    ends = [(i, j) for i, j in sample.solved if j == i + 1 or j == last] if draws else []
+    ends = [(i, j) for i, j in sample.solutions if j == i + 1 or j == last] if draws else []
     tasks = [
         partial(
             null_scores,
@@ -280,11 +281,11 @@ def _null(sample: _Measured, draws: int, seed: tuple[int, int]) -> Null:
 
 
 def _block(
-    block: Block, sample: _Measured, null: Null, step: int, spacing: float
+    block: Block, sample: _MeasuredSegment, null: Null, step: int, spacing: float
 ) -> BlockTransport:
     names = {name: f"{name} {step}" for name in ("distance", "paired", "ot_score")}
     scores = {"ot_score_centred": f"ot_score {step}", "corr_score": f"corr_score {step}"}
-    result, values = sample.solved[step, step + 1], sample.resampled.values
+    result, values = sample.solutions[step, step + 1], sample.resampled.values
     return BlockTransport(
         source=block.source,
         target=block.target,
@@ -305,12 +306,12 @@ def _block(
 
 
 def _segment(
-    sample: _Measured, null: Null, spacing: float, traj: Trajectory, solver: Any, seed: int
+    sample: _MeasuredSegment, null: Null, spacing: float, traj: Trajectory, solver: Any, seed: int
 ) -> SegmentStraightness:
     segment, raw, last = sample.segment, sample.raw, sample.last
     gap, time = _interpolation(segment, raw, sample.resampled.values, solver)
     scores = {"ot_score_centred": "ot_score", "corr_score": "corr_score"}
-    distances = {key: result.distance for key, result in sample.solved.items()}
+    distances = {key: result.distance for key, result in sample.solutions.items()}
     return SegmentStraightness(
         layers=segment.names,
         stage=segment.stage,
@@ -324,7 +325,7 @@ def _segment(
         },
         length_over_runs=length_over_runs(last, distances),
         centred=_centred(sample, null, seed),
-        pairs=as_matrices(segment, sample.solved, sample.pairs, null),
+        pairs=as_matrices(segment, sample.solutions, sample.pairs, null),
         intervals={
             **sample.intervals({name: name for name in _PATH}),
             **sample.intervals(scores, centred=True),
@@ -338,7 +339,7 @@ def _path(resampled: Resampled) -> dict[str, Any]:
     return {name: _defined(resampled.values[name]) for name in _PATH}
 
 
-def _centred(sample: _Measured, null: Null, seed: int) -> dict[str, Any]:
+def _centred(sample: _MeasuredSegment, null: Null, seed: int) -> dict[str, Any]:
     """Return the measures of the path with each layer's mean subtracted."""
     distances = {key: pair.transport.distance for key, pair in sample.pairs.items()}
     return {
@@ -350,7 +351,7 @@ def _centred(sample: _Measured, null: Null, seed: int) -> dict[str, Any]:
     }
 
 
-def _null_length_ratio(sample: _Measured, null: Sequence[NullScore]) -> float | None:
+def _null_length_ratio(sample: _MeasuredSegment, null: Sequence[NullScore]) -> float | None:
     """Return the length over the estimated distance between the ends of a null map."""
     highest = max((each.ot_score for each in null), default=0.0)
     paired = sample.centred.values["paired"] * np.sqrt(highest)

@@ -32,17 +32,17 @@ def compared_layers(segment: Segment) -> list[int]:
     return list(range(count)) if count <= MAX_LAYERS else evenly(count - 1, _RUNS[-1])
 
 
-def missing(segment: Segment, wanted: bool | None) -> list[tuple[int, int]]:
-    """Return the pairs that a chain lacks, if `wanted`; for None, if they are affordable."""
+def missing_pairs(segment: Segment, pairs: bool | None) -> list[tuple[int, int]]:
+    """Return the pairs that a chain lacks, if `pairs`; for None, if they are affordable."""
     last = len(segment.arrays) - 1
-    pairs = [
+    keys = [
         (i, j)
         for i, j in combinations(compared_layers(segment), 2)
         if j > i + 1 and (i, j) != (0, last)
     ]
     n, d = segment.arrays[0].shape
-    affordable = len(pairs) * n**2 * (d + 100) <= _WORK
-    return pairs if (affordable if wanted is None else wanted) else []
+    affordable = len(keys) * n**2 * (d + 100) <= _WORK
+    return keys if (affordable if pairs is None else pairs) else []
 
 
 def all_pairs(

@@ -1,8 +1,8 @@
 """Can the samples show that a path is straight? Effective sample size and a bound by moments.
 
-One distant sample can make a whole path look straight, and samples in many dimensions are so far
-apart that a turn of all of them costs as much as a straight motion. The number of samples that
-carry a value detects the first case; a bound from second moments alone rules out the second.
+One distant sample can make a whole path look straight. In many dimensions, samples are so far apart
+that transport cannot tell a rotation of all of them from straight motion. The effective number of
+samples detects the first case; a bound from second moments alone rules out the second.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from .resampling import LEVEL
 
 Ends = tuple[int, int]  # the indices of two layers of a segment
 _FOLDS = 5
-_SHRINKAGE = (1e-3, 1e-2, 1e-1)  # weights of a multiple of the identity in a covariance
-_SMALLEST = 1e-30  # mean square of a cloud, relative to the other, that counts as positive
-_MAX_WIDTH = 256  # features up to which covariances are estimated
+_SHRINKAGE = (1e-3, 1e-2, 1e-1)  # weights of a multiple of the identity in a shrunk covariance
+_SMALLEST = 1e-30  # least mean square of a cloud, relative to that of the other
+_MAX_WIDTH = 256  # number of features up to which covariances are estimated
 _MIN_SAMPLES = 20
 
 
 def effective_number(
     weights: Float[np.ndarray, " n"], groups: Int[np.ndarray, " n"] | None = None
 ) -> float | None:
-    """Return (sum w)^2 / sum w^2, the number of samples that carry a sum of weights >= 0.
+    """Return (sum w)^2 / sum w^2, the effective number of samples in a sum of weights w >= 0.
 
     It is n for equal weights, 1 if one sample has all the weight, and None if all weights are 0.
     Samples with the same number in `groups` are copies and count as one.
@@ -52,11 +52,11 @@ def effective_samples(
     j: int,
     groups: Int[np.ndarray, " n"] | None = None,
 ) -> float | None:
-    """Return the number of samples that carry the values of layers i to j.
+    """Return the effective number of samples in the values of layers i to j.
 
-    This is the smallest of three effective numbers: for the weights ||u|| ||v||, which bound a
-    sample's part of the correlation score, for its cost of transport from end to end, and for the
-    cost of all its steps.
+    This is the smallest of three effective numbers, with three weights of a sample: ||u|| ||v||,
+    which bounds its contribution to the correlation score; its cost of transport from end to end;
+    and the total cost of its steps.
 
     Parameters
     ----------
@@ -67,17 +67,20 @@ def effective_samples(
     """
     steps = np.sum([squared_distances[k, k + 1] for k in range(i, j)], axis=0)
     weights = [np.sqrt(path.square[:, i] * path.square[:, j]), squared_distances[i, j], steps]
-    numbers = [effective_number(each, groups) for each in weights]
-    return min((each for each in numbers if each is not None), default=None)
+    numbers = [effective_number(w, groups) for w in weights]
+    return min((number for number in numbers if number is not None), default=None)
 
 
 def costs(
-    moments: Moments, i: int, j: int, result: TransportResult, own: Float[np.ndarray, " n"]
+    moments: Moments, i: int, j: int, result: TransportResult, paired: Float[np.ndarray, " n"]
 ) -> Float[np.ndarray, " n"]:
-    """Return ||v_c(k) - u_k||^2 for every sample k, with c the optimal coupling; else `own`."""
+    """Return ||v_c(k) - u_k||^2 for every sample k, with c the optimal coupling.
+
+    If the coupling is not a permutation, return `paired`, each sample's own squared distance.
+    """
     coupling = result.coupling
     if not (isinstance(coupling, np.ndarray) and coupling.ndim == 1):
-        return own
+        return paired
     x, y, shift = moments.arrays[i], moments.arrays[j], moments.shift(i, j)
     squared = np.zeros(len(x))
     for rows, (a, b) in row_chunks(x, select_rows(y, coupling), within=processes.shard(len(x))):
@@ -99,9 +102,10 @@ def length_ratio_at_most(
 
     .. math:: W_2^2(u, v) \ge E\|u\|^2 + E\|v\|^2 - E\, u^T A u - E\, v^T A^{-1} v.
 
-    So sum_l sqrt(E ||step_l||^2) over the root of the right side bounds the ratio, even if the
-    samples are sparse: only second moments are estimated. A is fitted to four fifths of the samples
-    and evaluated on the rest, in turn, to avoid overfitting.
+    Therefore sum_l sqrt(E ||step_l||^2), divided by the square root of the right side, is an upper
+    bound on the ratio. Only second moments are estimated, so it holds even for few samples in many
+    dimensions. To avoid overfitting, A is fitted to four fifths of the samples and evaluated on
+    the remaining fifth, for each of the five fifths.
 
     Parameters
     ----------
@@ -113,25 +117,26 @@ def length_ratio_at_most(
 
     Returns
     -------
-    float, or None with fewer than 20 samples, or if the moments give no positive bound.
+    float or None
+        None for fewer than 20 samples, or if the lower bound on W2 is not positive.
     """
     if len(u) < _MIN_SAMPLES:
         return None
-    gain = _least_cost(u, v, np.random.default_rng(seed))
-    chord, lengths = gain.mean(), np.sqrt(steps.mean(0))
+    terms = _bound_terms(u, v, np.random.default_rng(seed))
+    chord, lengths = terms.mean(), np.sqrt(steps.mean(0))
     total = lengths.sum()
     if not (chord > 0 and total > 0):
         return None
     slopes = np.divide(1, 2 * lengths, out=np.zeros_like(lengths), where=lengths > 0)
-    influence = steps @ slopes / total - gain / (2 * chord)  # of log(total / sqrt(chord))
+    influence = steps @ slopes / total - terms / (2 * chord)  # of log(total / sqrt(chord))
     error = ndtri(LEVEL) * influence.std(ddof=1) / np.sqrt(len(u))
     return float(max(total / np.sqrt(chord), 1.0) * np.exp(error))
 
 
-def _least_cost(
+def _bound_terms(
     u: Float[np.ndarray, "n d"], v: Float[np.ndarray, "n d"], rng: np.random.Generator
 ) -> Float[np.ndarray, " n"]:
-    """Return ||u||^2 + ||v||^2 - u^T A u - v^T A^-1 v per sample, A fitted to other samples."""
+    """Return ||u||^2 + ||v||^2 - u^T A u - v^T A^-1 v for every sample, A fitted to others."""
     n, d = u.shape
     squares = [(x**2).sum(1) for x in (u, v)]
     shrinkage = _SHRINKAGE if d <= _MAX_WIDTH else ()
@@ -140,33 +145,33 @@ def _least_cost(
         rest = np.setdiff1d(np.arange(n), held_out)
         least = max(_SMALLEST * max(square.mean() for square in squares), _SMALLEST)
         mean_u, mean_v = (max(square[rest].mean(), least) for square in squares)
-        scale = np.sqrt(mean_v / mean_u)  # A a multiple of the identity
+        scale = np.sqrt(mean_v / mean_u)  # here A is a multiple of the identity
         costs[0, held_out] = (scale * squares[0] + squares[1] / scale)[held_out]
         if shrinkage:
             cov_u, cov_v = (x[rest].T @ x[rest] / len(rest) for x in (u, v))
-        for k, share in enumerate(shrinkage, 1):
+        for k, weight in enumerate(shrinkage, 1):
             forward, inverse = _gaussian_map(
-                _shrink(cov_u, mean_u / d, share), _shrink(cov_v, mean_v / d, share)
+                _shrink(cov_u, mean_u / d, weight), _shrink(cov_v, mean_v / d, weight)
             )
             for x, matrix in ((u[held_out], forward), (v[held_out], inverse)):
                 costs[k, held_out] += ((x @ matrix) * x).sum(1)
     return squares[0] + squares[1] - costs[costs.mean(1).argmin()]
 
 
-def _shrink(covariance: Float[np.ndarray, "d d"], mean: float, share: float) -> np.ndarray:
-    return (1 - share) * covariance + share * mean * np.eye(len(covariance))
+def _shrink(covariance: Float[np.ndarray, "d d"], mean: float, weight: float) -> np.ndarray:
+    return (1 - weight) * covariance + weight * mean * np.eye(len(covariance))
 
 
 def _gaussian_map(
     x: Float[np.ndarray, "d d"], y: Float[np.ndarray, "d d"]
 ) -> tuple[Float[np.ndarray, "d d"], Float[np.ndarray, "d d"]]:
     """Return the optimal map A between two Gaussians (A x A = y, A > 0), and its inverse."""
-    root, inverse = _powers(x)
-    middle, middle_inverse = _powers(root @ y @ root)
+    root, inverse = _roots(x)
+    middle, middle_inverse = _roots(root @ y @ root)
     return inverse @ middle @ inverse, root @ middle_inverse @ root
 
 
-def _powers(matrix: Float[np.ndarray, "d d"]) -> tuple[np.ndarray, np.ndarray]:
+def _roots(matrix: Float[np.ndarray, "d d"]) -> tuple[np.ndarray, np.ndarray]:
     """Return the square root of a positive definite matrix, and the inverse of the root."""
     values, vectors = np.linalg.eigh(matrix)
     roots = np.sqrt(np.maximum(values, np.finfo(float).eps * values[-1]))

@@ -89,7 +89,7 @@ class Optimality:
     spread_ratio : float, or None if x is a point
         sd_y / sd_x of the ends.
     effective_samples : float in [1, distinct], or None if nothing moves
-        Effective number of samples that carry these values: the smallest of (sum w)^2 / sum w^2,
+        Effective number of samples in these values: the smallest of (sum w)^2 / sum w^2,
         with w a sample's ||u|| ||v||, its cost of transport from end to end, or that of all steps.
         Near 1, a single sample determines the values.
     relative_displacement : float, or None if both are points

@@ -163,7 +163,7 @@ def _torchvision_resnet(
 
 
 def infer_torchvision_resnet(state: State, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings of a state's ResNet; a 3 x 3 first kernel means the small-image stem."""
+    """Infer a ResNet's settings from its state dict; a 3 x 3 first kernel is a small-image stem."""
     return {
         "num_classes": axis_length(state, "fc.weight", 0, 1000),
         "in_channels": axis_length(state, "conv1.weight", 1, 3),
@@ -193,7 +193,7 @@ def _torchvision(
 
 
 def infer_torchvision(state: State, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings of a state's torchvision network."""
+    """Infer the settings of a torchvision network from its state dict."""
     settings = infer_head(state, options)
     if "encoder.pos_embedding" in state:
         patch = axis_length(state, "conv_proj.weight", 2, 16)

@@ -14,12 +14,13 @@ _BatchNorm = nn.modules.batchnorm._BatchNorm
 
 
 def untrained(module: nn.Module, seed: int = 0) -> tuple[nn.Module, tuple[str, ...]]:
-    """Return a copy with fresh weights, on the CPU, and the names of parameters not reset.
+    """Return a copy with fresh weights, on the CPU, and the names of parameters left unchanged.
 
-    Every module is reset by its own ``reset_parameters``, PyTorch's default initialization,
-    including batch statistics. The network's author may have used another initialization, and
-    parameters without a reset method (a class token, a layer scale, a parametrized weight) keep
-    their trained values; if there is a checkpoint of epoch 0, it is the better reference.
+    The ``reset_parameters`` method of every module draws new weights from PyTorch's default
+    initialization and resets batch statistics. The network's author may have used another
+    initialization, and parameters without such a method (a class token, a layer scale, a
+    parametrized weight) keep their trained values; if there is a checkpoint of epoch 0, it is the
+    better reference.
 
     Raises
     ------
@@ -30,28 +31,28 @@ def untrained(module: nn.Module, seed: int = 0) -> tuple[nn.Module, tuple[str, .
         fresh = copy.deepcopy(module).cpu()  # so that one seed gives the same weights on any device
     except RuntimeError as error:
         raise WgeoError(f"{type(module).__name__} cannot be copied: {error}") from error
-    trained = {name: p.detach().clone() for name, p in fresh.named_parameters()}
+    trained_values = {name: p.detach().clone() for name, p in fresh.named_parameters()}
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         for parameter in fresh.parameters():
             if parameter.is_floating_point():
                 parameter.fill_(torch.nan)  # values still NaN afterwards were not reset
         torch.manual_seed(seed)
-        for part in fresh.modules():
-            _reset(part)
-        not_reset = []
+        for submodule in fresh.modules():
+            _reset(submodule)
+        unchanged_names = []
         for name, parameter in fresh.named_parameters():
             if bool(parameter.isnan().any()):
-                parameter.copy_(trained[name])
-                not_reset.append(name)
-    return fresh, tuple(not_reset)
+                parameter.copy_(trained_values[name])
+                unchanged_names.append(name)
+    return fresh, tuple(unchanged_names)
 
 
-def _reset(part: nn.Module) -> None:
-    reset = getattr(part, "reset_parameters", getattr(part, "_reset_parameters", None))
+def _reset(module: nn.Module) -> None:
+    reset = getattr(module, "reset_parameters", getattr(module, "_reset_parameters", None))
     if callable(reset):
         try:
             reset()
-        except (TypeError, RuntimeError):  # it needs arguments, or is hidden by a hook
+        except (TypeError, RuntimeError):  # the method needs arguments, or a hook hides it
             return
 
 
@@ -61,7 +62,8 @@ def reestimate_statistics(module: nn.Module, batches: Iterable[torch.Tensor]) ->
     A network with fresh weights and reset statistics (mean 0, variance 1) is a different function
     from the one at the start of training. During the pass each layer normalizes by the batch's
     statistics and stores their average over batches; everything else, including dropout, is in
-    eval mode. Networks without running statistics are unchanged. Modes are restored.
+    eval mode. Afterwards, modules are in their previous modes. Networks without running
+    statistics are unchanged.
 
     Parameters
     ----------
@@ -71,13 +73,13 @@ def reestimate_statistics(module: nn.Module, batches: Iterable[torch.Tensor]) ->
         size.
     """
     norms = [
-        part
-        for part in module.modules()
-        if isinstance(part, _BatchNorm) and part.running_mean is not None
+        submodule
+        for submodule in module.modules()
+        if isinstance(submodule, _BatchNorm) and submodule.running_mean is not None
     ]
     if not norms:
         return
-    modes = [(part, part.training) for part in module.modules()]
+    modes = [(submodule, submodule.training) for submodule in module.modules()]
     momenta = [norm.momentum for norm in norms]
     module.eval()
     for norm in norms:
@@ -91,5 +93,5 @@ def reestimate_statistics(module: nn.Module, batches: Iterable[torch.Tensor]) ->
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
-        for part, training in modes:
-            part.training = training
+        for submodule, training in modes:
+            submodule.training = training

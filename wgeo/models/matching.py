@@ -20,7 +20,7 @@ from .parts import State, count_children, head_of, without_head
 from .registry import ARCHS, find
 
 _MAX_LISTED = 5  # names in a message
-# Written by batch norm, weight averaging and profilers; they change no output in eval mode.
+# Tensors written by batch norm, weight averaging and profilers; they affect no output in eval mode.
 _BOOKKEEPING = re.compile(r"(^|\.)(num_batches_tracked|n_averaged|total_ops|total_params)$")
 # Parts that self-supervised networks and transformers have in place of a classifier's head.
 _PROJECTOR = re.compile(r"(fc|head|pooler|predictor|prototypes|proj\w*)\.")
@@ -37,8 +37,8 @@ class KeyReport:
     missing, unexpected : tuple of str
         Names only in the network, and only in the file.
     misshapen : tuple of str
-        Names in both with different shapes (or with integers instead of weights), with both
-        shapes.
+        Names in both with different shapes, or with integers in place of weights; both shapes or
+        dtypes follow the name.
     ignored : tuple of str
         Bookkeeping tensors on one side only, which do not affect outputs.
     matched : int
@@ -68,9 +68,9 @@ class KeyReport:
     def describe(self) -> str:
         """Return the differences as text, the first five of each kind."""
         kinds = (("missing", self.missing), ("unexpected", self.unexpected))
-        parts = [_listed(f"{len(keys)} {kind}", keys) for kind, keys in kinds if keys]
+        parts = [_list_names(f"{len(keys)} {kind}", keys) for kind, keys in kinds if keys]
         if self.misshapen:
-            parts.append(_listed(f"{len(self.misshapen)} misshapen", self.misshapen, "; "))
+            parts.append(_list_names(f"{len(self.misshapen)} misshapen", self.misshapen, "; "))
         return ". ".join(parts) or "every tensor fits"
 
     def to_dict(self) -> dict[str, Any]:
@@ -86,7 +86,7 @@ class KeyReport:
         return {"matched": self.matched, **counts}
 
 
-def _listed(kind: str, keys: tuple[str, ...], separator: str = ", ") -> str:
+def _list_names(kind: str, keys: tuple[str, ...], separator: str = ", ") -> str:
     more = f" and {len(keys) - _MAX_LISTED} more" if len(keys) > _MAX_LISTED else ""
     return f"{kind}: {separator.join(keys[:_MAX_LISTED])}{more}"
 
@@ -156,7 +156,7 @@ def from_state(
     Parameters
     ----------
     name : str
-        A name for `find`.
+        A name that `find` accepts.
     state : mapping of str to Tensor
         Without prefixes of wrappers.
     num_classes : int, optional
@@ -168,7 +168,7 @@ def from_state(
     Raises
     ------
     CheckpointError
-        Tensors are missing, unexpected or misshapen. The message lists the first five of each, and
+        Tensors are missing, unexpected or misshapen. The message names the first five of each, and
         the architecture that fits or is closest.
     ArgumentError
         The architecture or a setting is unknown.
@@ -206,11 +206,11 @@ def fit(name: str, state: State, num_classes: int | None = None, **options: Any)
 def exact_fits(state: State) -> list[str]:
     """Return the names of all searched architectures that fit a state dict exactly.
 
-    Architectures that fit except for a missing head count only if none fits with its head.
+    Architectures that fit except for a missing head are returned only if none fits completely.
     """
-    fitting = {name: report for name, report in _ranked(state) if report.fits}
-    complete = [name for name, report in fitting.items() if not report.no_head]
-    return complete or list(fitting)
+    reports = {name: report for name, report in _rank(state) if report.fits}
+    complete = [name for name, report in reports.items() if not report.no_head]
+    return complete or list(reports)
 
 
 def closest(state: State) -> tuple[str, KeyReport] | None:
@@ -219,19 +219,19 @@ def closest(state: State) -> tuple[str, KeyReport] | None:
     The closest one has the largest fraction of tensors that agree in name and shape, among wgeo's
     own architectures and torchvision's ResNets.
     """
-    ranked = _ranked(state)
-    return ranked[0] if ranked and ranked[0][1].matched_fraction >= _MIN_MATCHED else None
+    ranking = _rank(state)
+    return ranking[0] if ranking and ranking[0][1].matched_fraction >= _MIN_MATCHED else None
 
 
-def _ranked(state: State) -> list[tuple[str, KeyReport]]:
-    """Return the architectures whose mark occurs in the state, the best match first."""
+def _rank(state: State) -> list[tuple[str, KeyReport]]:
+    """Return the architectures whose characteristic tensor occurs, the best match first."""
     reports = []
     depth = 6 * count_children(state, "layer1") + 2  # a CIFAR ResNet of any depth
     unusual = [f"cifar_resnet{depth}"] if 8 <= depth <= 2000 else []
     cache: dict[tuple[tuple[str, str], ...], dict[str, torch.Tensor]] = {}
     for name in dict.fromkeys([*ARCHS, *unusual, *(f"torchvision:{vit}" for vit in VITS)]):
         arch = find(name)
-        if arch.rename not in cache:  # ten of torchvision's have the same
+        if arch.rename not in cache:  # ten of torchvision's architectures have the same patterns
             names = _new_names(arch, state)
             cache[arch.rename] = {names[key]: tensor for key, tensor in state.items()}
         renamed = cache[arch.rename]
@@ -240,7 +240,7 @@ def _ranked(state: State) -> list[tuple[str, KeyReport]]:
         try:
             settings = _settings(arch, renamed, None, {})
             reports.append((name, _compare(arch, settings, renamed)[0]))
-        except ArgumentError:  # nothing can be built from these shapes
+        except ArgumentError:  # the architecture cannot be built with these shapes
             continue
     return sorted(reports, key=lambda pair: -pair[1].matched_fraction)
 
@@ -269,9 +269,9 @@ def _compare(
 ) -> tuple[KeyReport, nn.Module | None, dict[str, str]]:
     """Compare with a network on the meta device, so that no file can exhaust memory.
 
-    A user's factory may not be able to build such a network, nor are torchvision's RegNets, which
-    compute their widths with tensors: these are fully built, and returned. Also returned are the
-    names in the network of a head with another name in the file.
+    Some users' factories cannot build such a network, nor can torchvision's RegNets, which compute
+    their widths with tensors. They build it in memory instead, and it is returned. The third result
+    maps the file's names of the head's tensors to the network's, if these differ.
     """
     if not arch.external:
         try:
@@ -289,33 +289,32 @@ def _compare(
 
 
 def _match(net: nn.Module, state: State) -> tuple[KeyReport, dict[str, str]]:
-    """Compare names, accepting a head with another usual name, or a missing one."""
+    """Compare names; a head may have another usual name, or be missing."""
     own, named_head = net.state_dict(), head_of(net)
     if named_head is None:
         return compare_keys(own, state), {}
     head = named_head[0]
-    renamed: dict[str, str] = {}
+    head_names: dict[str, str] = {}
     if f"{head}.weight" not in state:
-        others = [each for each in HEADS if f"{each}.weight" in state.keys() - own.keys()]
-        others = [each for each in others if state[f"{each}.weight"].ndim == 2]
+        others = [name for name in HEADS if f"{name}.weight" in state.keys() - own.keys()]
+        others = [name for name in others if state[f"{name}.weight"].ndim == 2]
         if len(others) == 1:
-            renamed = {f"{others[0]}.{part}": f"{head}.{part}" for part in ("weight", "bias")}
-    report = compare_keys(own, {renamed.get(key, key): t for key, t in state.items()})
+            head_names = {f"{others[0]}.{part}": f"{head}.{part}" for part in ("weight", "bias")}
+    report = compare_keys(own, {head_names.get(key, key): t for key, t in state.items()})
     # Tensors under the head's name that are not a linear layer are a projector used in training.
-    projector = all(
+    only_projector = all(
         key.startswith(f"{head}.") or _PROJECTOR.match(key) for key in report.unexpected
     )
     parts = {f"{head}.weight", f"{head}.bias"}
     headless = f"{head}.weight" in report.missing and parts >= set(report.missing)
-    if headless and projector and not report.misshapen:
+    if headless and only_projector and not report.misshapen:
         ignored = report.ignored + report.unexpected
         return replace(report, missing=(), unexpected=(), ignored=ignored, no_head=head), {}
-    return report, renamed
+    return report, head_names
 
 
-@lru_cache(
-    maxsize=32
-)  # shared by a search, the fit after it, and several checkpoints of one network
+# A search, the fit after it, and several checkpoints of one network use the same shapes.
+@lru_cache(maxsize=32)
 def _shapes(name: str, settings: tuple[tuple[str, Any], ...]) -> nn.Module:
     return find(name).build(**dict(settings))
 
@@ -353,9 +352,11 @@ def _sequential_head_names(names: Mapping[str, str], state: State) -> dict[str, 
     """Return new names for a head that is the only layer with weights in a Sequential."""
     matches = {key: _SEQUENTIAL_HEAD.fullmatch(name) for key, name in names.items()}
     parts = {key: match for key, match in matches.items() if match}
-    single = len({match[2] for match in parts.values()}) == 1
-    flat = any(state[key].ndim == 2 for key in parts)
-    return {key: match[1] + match[3] for key, match in parts.items()} if single and flat else {}
+    one_layer = len({match[2] for match in parts.values()}) == 1
+    linear = any(state[key].ndim == 2 for key in parts)
+    return (
+        {key: match[1] + match[3] for key, match in parts.items()} if one_layer and linear else {}
+    )
 
 
 def _misfit_message(

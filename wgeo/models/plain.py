@@ -24,11 +24,11 @@ from .parts import (
 class DenseBlock(Block):
     """One hidden layer of a plain MLP: y = act(norm(W x + b)); the norm is optional."""
 
-    def __init__(self, width: int, name: str, batch_norm: bool) -> None:
+    def __init__(self, width: int, activation_name: str, batch_norm: bool) -> None:
         super().__init__()
         self.fc = nn.Linear(width, width)
         self.bn = nn.BatchNorm1d(width) if batch_norm else nn.Identity()
-        self.act = activation(name)
+        self.act = activation(activation_name)
         self.shortcut = None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -38,11 +38,11 @@ class DenseBlock(Block):
 class DenseResidualBlock(Block):
     """y = x + W2 act(norm(W1 x + b1)) + b2; nothing follows the sum."""
 
-    def __init__(self, width: int, hidden: int, name: str, batch_norm: bool) -> None:
+    def __init__(self, width: int, hidden: int, activation_name: str, batch_norm: bool) -> None:
         super().__init__()
         self.fc1 = nn.Linear(width, hidden)
         self.bn = nn.BatchNorm1d(hidden) if batch_norm else nn.Identity()
-        self.act = activation(name)
+        self.act = activation(activation_name)
         self.fc2 = nn.Linear(hidden, width)
         self.shortcut = nn.Identity()
 
@@ -75,7 +75,7 @@ def mlp(
     batch_norm: bool = True,
     inputs: int | None = None,
 ) -> nn.Module:
-    """Build a plain MLP of `depth` hidden layers; `inputs` is in_channels x image_size^2."""
+    """Build a plain MLP of `depth` hidden layers; default `inputs`: in_channels x image_size^2."""
     require_positive(width=width, depth=depth)
     blocks: list[Block] = [DenseBlock(width, activation, bool(batch_norm)) for _ in range(depth)]
     return _mlp(blocks, num_classes, in_channels, image_size, activation, width, inputs)
@@ -101,7 +101,8 @@ def resmlp(
     ]
     net = _mlp(blocks, num_classes, in_channels, image_size, activation, width, inputs)
     for block in blocks:
-        # Each branch adds variance; without a norm, 1 / sqrt(depth) keeps the total fixed.
+        # Each branch adds variance; without a norm, 1 / sqrt(depth) makes the sum independent of
+        # the depth.
         assert isinstance(block, DenseResidualBlock)
         initialize(block.fc2, "linear")
         block.fc2.weight.data.mul_(depth**-0.5)
@@ -131,7 +132,7 @@ def _mlp(
 
 
 def infer_mlp(state: State, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Infer the settings of a state's plain MLP from its tensors' shapes."""
+    """Infer the settings of a plain MLP from the shapes in its state dict."""
     return {
         "num_classes": axis_length(state, "head.weight", 0, 10),
         "inputs": axis_length(state, "stem.weight", 1, 1),
@@ -142,7 +143,7 @@ def infer_mlp(state: State, options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def infer_resmlp(state: State, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Infer the settings of a state's residual MLP from its tensors' shapes."""
+    """Infer the settings of a residual MLP from the shapes in its state dict."""
     hidden = axis_length(state, "blocks.0.fc1.weight", 0, 128)
     return {**infer_mlp(state, options), "hidden": hidden}
 
@@ -150,12 +151,12 @@ def infer_resmlp(state: State, options: Mapping[str, Any]) -> dict[str, Any]:
 class ConvLayer(Block):
     """y = act(bn(conv(x))), after a 2 x 2 max pool at the start of a new stage."""
 
-    def __init__(self, inputs: int, outputs: int, name: str, pool: bool) -> None:
+    def __init__(self, inputs: int, outputs: int, activation_name: str, pool: bool) -> None:
         super().__init__()
         self.pool = nn.MaxPool2d(2) if pool else nn.Identity()
         self.conv = nn.Conv2d(inputs, outputs, 3, 1, 1, bias=False)
         self.bn = nn.BatchNorm2d(outputs)
-        self.act = activation(name)
+        self.act = activation(activation_name)
         self.shortcut = None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -166,15 +167,18 @@ class VGG(nn.Module):
     """A small plain CNN similar to Simonyan and Zisserman 2015, with batch norm."""
 
     def __init__(
-        self, num_classes: int, in_channels: int, width: int, depth: int, name: str
+        self, num_classes: int, in_channels: int, width: int, depth: int, activation_name: str
     ) -> None:
         super().__init__()
         self.stem = conv_stem(in_channels, width, 3, 1)
-        self.stem.append(activation(name))
+        self.stem.append(activation(activation_name))
         widths = [width * 2 ** (3 * i // depth) for i in range(depth)]  # three stages: w, 2w, 4w
         inputs = [width, *widths[:-1]]
         self.blocks = nn.Sequential(
-            *(ConvLayer(a, b, name, pool=a != b) for a, b in zip(inputs, widths, strict=True))
+            *(
+                ConvLayer(a, b, activation_name, pool=a != b)
+                for a, b in zip(inputs, widths, strict=True)
+            )
         )
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.head = nn.Linear(widths[-1], num_classes)
@@ -195,14 +199,14 @@ def vgg(
     """Build a plain CNN of `depth` convolutions after the stem, in three stages."""
     require_positive(num_classes=num_classes, in_channels=in_channels, width=width, depth=depth)
     if depth < 3:
-        raise ArgumentError(f"A vgg has three stages, so a depth of at least 3, not {depth}.")
+        raise ArgumentError(f"A vgg has three stages and needs a depth of at least 3, not {depth}.")
     net = VGG(num_classes, in_channels, width, depth, activation)
     initialize(net, activation)
     return net
 
 
 def infer_vgg(state: State, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Infer the settings of a state's VGG from its tensors' shapes."""
+    """Infer the settings of a VGG from the shapes in its state dict."""
     return {
         "num_classes": axis_length(state, "head.weight", 0, 10),
         "in_channels": axis_length(state, "stem.conv.weight", 1, 3),

@@ -148,7 +148,7 @@ def cifar_resnet(
 
 
 def infer_cifar_resnet(state: State, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Infer the settings of a state's CIFAR ResNet from its tensors' shapes."""
+    """Infer the settings of a CIFAR ResNet from the shapes in its state dict."""
     has_projection = any(key.startswith("layer2.0.shortcut.") for key in state)
     return {
         "num_classes": axis_length(state, "linear.weight", 0, 10),
@@ -222,7 +222,7 @@ def isotropic(
 
 
 def infer_iso(state: State, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Infer the settings of a state's isotropic network from its tensors' shapes."""
+    """Infer the settings of an isotropic network from the shapes in its state dict."""
     return {
         "num_classes": axis_length(state, "head.weight", 0, 10),
         "in_channels": axis_length(state, "stem.conv.weight", 1, 3),

@@ -73,7 +73,7 @@ def vit(
 
 
 def infer_vit(state: State, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Infer the settings of a state's ViT from its shapes, which do not determine `heads`."""
+    """Infer the settings of a ViT from its state dict's shapes; they do not determine `heads`."""
     patch = axis_length(state, "conv_proj.weight", 2, 4)
     tokens = axis_length(state, "encoder.pos_embedding", 1, 65)
     width = axis_length(state, "conv_proj.weight", 0, 64)

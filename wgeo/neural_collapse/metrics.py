@@ -301,9 +301,9 @@ def _corrected(
         geometry.counts,
         geometry.variances,
         sigma,
-        sums.inside[:r, :r],
+        sums.within[:r, :r],
         geometry.width,
-        sums.square,
+        sums.within_square,
     )
     return {
         "nc1_corrected": estimates.nc1(),

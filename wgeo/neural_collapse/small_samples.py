@@ -1,8 +1,8 @@
 """Few samples per class: estimates of the population's NC1, CDNV and nearest-center accuracy.
 
-With n samples per class the scatter within classes is too small by (n - 1)/n, the scatter of class
-means too large by Sigma_W/n, and every class mean is biased towards its own samples. The metrics as
-the papers define them inherit all three biases; these estimates correct for them.
+With n samples per class, the scatter within classes is too small by the factor (n - 1)/n, the
+scatter of class means is too large by Sigma_W/n, and every class mean is biased towards its own
+samples. The metrics as defined in the papers have all three biases; these estimates correct them.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ..runtime import processes
 from .spectrum import SPECTRUM_SIZE, RowSample
 
 FEW_SAMPLES = 20
-"""Samples of the smallest class below which corrected estimates are computed."""
+"""Size of the smallest class below which corrected estimates are computed."""
 
 
 def is_few(counts: Num[np.ndarray, " K"]) -> bool:
@@ -38,37 +38,37 @@ class SmallSampleEstimates:
         Mean of ||h - m_k||^2 over class k.
     sigma : ndarray, (r,)
         sigma_j^2 are the eigenvalues of Sigma_B along the orthonormal V_j.
-    inside : ndarray, (r, r)
-        V Sigma_W V^T.
+    within : ndarray, (r, r)
+        V Sigma_W V^T, the within-class covariance in the span of the class means.
     width : int
         Number of features d.
-    square : float
-        An estimate of tr(S_W^2), S_W the population's Sigma_W.
+    within_square : float
+        An estimate of tr(S_W^2), with S_W the population's Sigma_W.
     """
 
     counts: Num[np.ndarray, " K"]
     variances: Float[np.ndarray, " K"]
     sigma: Float[np.ndarray, " r"]
-    inside: Float[np.ndarray, "r r"]
+    within: Float[np.ndarray, "r r"]
     width: int
-    square: float
+    within_square: float
 
     @property
     def noise(self) -> float:
-        """mean_k 1/n_k: sampling the class means adds this multiple of S_W to their scatter."""
+        """mean_k 1/n_k: the multiple of S_W that sampling adds to the class means' scatter."""
         return float((1 / self.counts).mean())
 
     @property
-    def unbiased(self) -> float:
-        """N/(N - K), by which Sigma_W is too small."""
+    def correction(self) -> float:
+        """N/(N - K), the factor that makes Sigma_W unbiased."""
         samples = self.counts.sum()
         return float(samples / (samples - len(self.counts)))
 
     def nc1(self) -> float | None:
         """Return an estimate of tr(S_W pinv(S_B)) / K; None if sampling hides S_B.
 
-        If there are more classes than features, they count as a sample from a population of
-        classes, otherwise as the population itself.
+        If there are more classes than features, the classes count as a sample from a population of
+        classes; otherwise they are the population.
         """
         if self.counts.max() == 1:
             return None
@@ -79,14 +79,14 @@ class SmallSampleEstimates:
     def _nc1_of_class_population(self) -> float | None:
         """NC1 of the population of classes, K > d + 1.
 
-        In coordinates in which S_W = I the sample covariance of the class means has eigenvalues
-        b_j and the population's is S_B + c I, c = `noise`. With y = d/(K - 1) and the Stieltjes
-        transform m(z) = mean_j 1/(b_j - z), the equation of Marchenko and Pastur (Silverstein
-        1995) gives (z/c) m(z) as an estimate of tr(S_B^-1)/d at the z below all b_j at which
-        z / (1 - y - y z m(z)) = c.
+        In coordinates in which S_W = I, let b_j be the eigenvalues of the sample covariance of the
+        class means; the population's covariance is S_B + c I with c = `noise`. Let y = d/(K - 1),
+        and let m(z) = mean_j 1/(b_j - z) be the Stieltjes transform. By the equation of Marchenko
+        and Pastur (Silverstein 1995), (z/c) m(z) estimates tr(S_B^-1)/d at the z that is below all
+        b_j and solves z / (1 - y - y z m(z)) = c.
         """
         K, d, c = len(self.counts), self.width, self.noise
-        scaled = self.unbiased * self.inside / np.outer(self.sigma, self.sigma)
+        scaled = self.correction * self.within / np.outer(self.sigma, self.sigma)
         g = np.linalg.eigvalsh(scaled)
         if g.max() <= 0:
             return 0.0
@@ -99,7 +99,7 @@ class SmallSampleEstimates:
         ends = (0.0, b.min() * (1 - 1e-9))
         if excess(ends[1]) < 0:
             return None
-        # The left end is negative: excess(0) = -c (1 - y). The first root is the branch from c = 0.
+        # At the left end excess(0) = -c (1 - y) < 0. The first root is on the branch from c = 0.
         grid = np.linspace(*ends, 65)
         first = next((k for k in range(1, 65) if excess(grid[k]) >= 0), None)
         if first is None:
@@ -111,49 +111,49 @@ class SmallSampleEstimates:
         """NC1 of the K classes themselves, in d >= K - 1 dimensions.
 
         Sampling adds tr(S_W) c/K to every eigenvalue sigma_j^2 of the Gram matrix of the class
-        means, and tr(S_W^2) c/K to sigma_j^2 V_j^T Sigma_W V_j, since V_j follows the noise.
+        means, and tr(S_W^2) c/K to sigma_j^2 V_j^T Sigma_W V_j, since V_j depends on the noise.
         """
         K, c = len(self.counts), self.noise
-        within = self.unbiased * float(self.counts @ self.variances / self.counts.sum())
-        along = self.unbiased * np.diag(self.inside)
-        between = self.sigma**2 - within * c / K
+        trace = self.correction * float(self.counts @ self.variances / self.counts.sum())
+        along = self.correction * np.diag(self.within)
+        between = self.sigma**2 - trace * c / K
         if between.min() <= 0:
             return None
-        energy = (self.sigma**2 * along - self.square * c / K).clip(min=0)
+        energy = (self.sigma**2 * along - self.within_square * c / K).clip(min=0)
         return float((energy / between**2).sum() / K)
 
     def cdnv(self, squares: Float[np.ndarray, " P"]) -> float | None:
-        """Return the mean over pairs of (v_k + v_l) / (2 D), D their means' squared distance.
+        """Return the mean over pairs of classes of (v_k + v_l) / (2 D), corrected for sampling.
 
-        v_k = n_k/(n_k - 1) var_k, and D = ||m_k - m_l||^2 - v_k/n_k - v_l/n_l; the inverse of D is
-        corrected for D's sampling variance 4 D s + 2 a^2 tr(S_W^2) to first order, a = 1/n_k +
-        1/n_l and s = a times the mean variance along the class means. Pairs with a class of one
-        sample, whose variance is unknown, are left out. None if sampling hides the distance of a
-        pair.
+        Here v_k = n_k/(n_k - 1) var_k, and D = ||m_k - m_l||^2 - v_k/n_k - v_l/n_l is the squared
+        distance of the means. 1/D is corrected to first order for the sampling variance of D,
+        4 D s + 2 a^2 tr(S_W^2), with a = 1/n_k + 1/n_l and s = a times the mean variance along the
+        class means. Classes with one sample, whose variance is unknown, are left out. None if
+        sampling hides the distance of a pair.
 
         Parameters
         ----------
         squares : ndarray, (K (K - 1) / 2,)
             ||m_k - m_l||^2 for k < l.
         """
-        several = self.counts > 1
-        if several.sum() < 2:
+        measurable = self.counts > 1
+        if measurable.sum() < 2:
             return None
-        n, pairs = self.counts[several], squareform(squares)[np.ix_(several, several)]
-        v = self.variances[several] * n / (n - 1)
+        n, pairs = self.counts[measurable], squareform(squares)[np.ix_(measurable, measurable)]
+        v = self.variances[measurable] * n / (n - 1)
         first, second = np.triu_indices(len(v), 1)
-        apart = pairs[first, second] - (v / n)[first] - (v / n)[second]
-        if apart.min() <= 0:
+        distances = pairs[first, second] - (v / n)[first] - (v / n)[second]
+        if distances.min() <= 0:
             return None
         a = (1 / n)[first] + (1 / n)[second]
         weights = self.sigma**2
-        along = self.unbiased * float(weights @ np.diag(self.inside) / weights.sum())
-        variance = (4 * apart * a * along + 2 * a**2 * self.square) / apart**2
-        return float(((v[first] + v[second]) / (2 * apart) * (1 - variance)).mean())
+        along = self.correction * float(weights @ np.diag(self.within) / weights.sum())
+        variance = (4 * distances * a * along + 2 * a**2 * self.within_square) / distances**2
+        return float(((v[first] + v[second]) / (2 * distances) * (1 - variance)).mean())
 
 
 class LeaveOneOut:
-    """Leave-one-out accuracy and the other sums for `SmallSampleEstimates`, in the second pass.
+    """Sums over samples, in the second pass, for `SmallSampleEstimates` and leave-one-out accuracy.
 
     Parameters
     ----------
@@ -164,7 +164,7 @@ class LeaveOneOut:
     means : Tensor, (K, d)
         The class means themselves.
     counts, classes : Tensor, (K,)
-        Samples and label of every class.
+        Number of samples and label of every class.
     """
 
     def __init__(
@@ -181,7 +181,7 @@ class LeaveOneOut:
             counts,
             classes,
         )
-        self._inside = basis.new_zeros(len(basis), len(basis))
+        self._within = basis.new_zeros(len(basis), len(basis))
         self._sample = RowSample(SPECTRUM_SIZE)
         self._samples = self._several = self._hits = 0
 
@@ -191,58 +191,59 @@ class LeaveOneOut:
         residual: Float[torch.Tensor, "b r"],
         rows: Int[torch.Tensor, " b"],
     ) -> None:
-        """Add samples x = h - m_k, and their projections on the span, of the classes `rows`."""
+        """Add samples of the classes `rows`: x = h - m_k, and its projection on the means' span."""
         self._samples += len(rows)
-        self._inside += residual.T @ residual
+        self._within += residual.T @ residual
         square = (residual * residual).sum(1)
         outside = ((x * x).sum(1) - square).clamp_min_(0)
         n = self._counts[rows]
         # h - m'_k = n/(n - 1) (h - m_k), with m'_k the class mean without h.
         own_square = (n / (n - 1)).square() * (square + outside) - outside
-        at = residual + self._coordinates[rows]
-        squares = (self._coordinates * self._coordinates).sum(1) - 2 * at @ self._coordinates.T
-        squares += (at * at).sum(1)[:, None]
+        h = residual + self._coordinates[rows]  # in the span of the class means
+        norms = (self._coordinates * self._coordinates).sum(1)
+        squares = norms - 2 * h @ self._coordinates.T
+        squares += (h * h).sum(1)[:, None]
         squares[torch.arange(len(rows), device=rows.device), rows] = torch.inf
         several = n > 1
         self._several += int(several.sum())
         self._hits += int((several & (own_square <= squares.min(1).values)).sum())
-        # Sampled by the features themselves: residuals vary in their last digits with the batches.
+        # Sample by the features: residuals vary in their last digits with the batches.
         labelled = torch.cat([x + self._means[rows], self._classes[rows][:, None]], 1)
         self._sample.update(labelled[several])
 
     def all_reduce(self) -> LeaveOneOut:
-        """Add the sums of all processes."""
+        """Replace the sums by those over all processes."""
         ints = np.array([self._samples, self._several, self._hits])
         self._samples, self._several, self._hits = processes.all_reduce_sum(ints).tolist()
-        processes.all_reduce_sum(self._inside)
+        processes.all_reduce_sum(self._within)
         if processes.world_size() > 1:
-            whole = RowSample(SPECTRUM_SIZE)
+            combined = RowSample(SPECTRUM_SIZE)
             for part in processes.all_gather(self._sample):
                 if part.size and len(part):
-                    whole.update(part.rows)
-            self._sample = whole
+                    combined.update(part.rows)
+            self._sample = combined
         return self
 
     @property
-    def inside(self) -> Float[np.ndarray, "r r"]:
-        """V Sigma_W V^T."""
-        return (self._inside / max(self._samples, 1)).cpu().numpy()
+    def within(self) -> Float[np.ndarray, "r r"]:
+        """V Sigma_W V^T, the within-class covariance in the span of the class means."""
+        return (self._within / max(self._samples, 1)).cpu().numpy()
 
     @property
     def accuracy(self) -> float | None:
-        """Fraction of samples nearest to their class mean without them, in classes of several."""
+        """Fraction of samples nearest to the mean of their class's other samples, if any."""
         return self._hits / self._several if self._several else None
 
     @property
-    def square(self) -> float:
+    def within_square(self) -> float:
         """tr(S_W^2), as the mean of <x_i, x_j>^2 over samples of different classes."""
         if len(self._sample) < 2:
             return 0.0
         rows = self._sample.rows.to(self._means)
-        row = torch.searchsorted(self._classes.sort().values, rows[:, -1].contiguous())
-        row = self._classes.argsort()[row]
-        n = self._counts[row]
-        x = (rows[:, :-1] - self._means[row]) * (n / (n - 1)).sqrt()[:, None]
-        different = row[:, None] != row
+        rank = torch.searchsorted(self._classes.sort().values, rows[:, -1].contiguous())
+        k = self._classes.argsort()[rank]  # index of each sample's class
+        n = self._counts[k]
+        x = (rows[:, :-1] - self._means[k]) * (n / (n - 1)).sqrt()[:, None]
+        different = k[:, None] != k
         products = (x @ x.T).square()[different]
         return float(products.mean()) if len(products) else 0.0

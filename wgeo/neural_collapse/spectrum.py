@@ -95,17 +95,17 @@ class RowSample:
             self._rows = torch.empty((self.size, block.shape[1]), dtype=block.dtype)
         self._rows = self._rows.to(torch.promote_types(self._rows.dtype, block.dtype))
         size = len(self._keys)
-        offered = np.concatenate([self._keys, keys])
-        chosen = np.arange(len(offered))
-        if len(offered) > self.size:
-            chosen = np.argpartition(offered, self.size - 1)[: self.size]
-        old, new = chosen[chosen < size], chosen[chosen >= size] - size
-        free = np.setdiff1d(np.arange(len(chosen)), old)
+        all_keys = np.concatenate([self._keys, keys])
+        indices = np.arange(len(all_keys))
+        if len(all_keys) > self.size:
+            indices = np.argpartition(all_keys, self.size - 1)[: self.size]
+        old, new = indices[indices < size], indices[indices >= size] - size
+        free = np.setdiff1d(np.arange(len(indices)), old)
         new_rows = block[torch.from_numpy(new).to(block.device)]
         self._rows[torch.from_numpy(free)] = new_rows.to("cpu", self._rows.dtype)
-        merged = np.empty(len(chosen), dtype=np.uint64)
-        merged[old], merged[free] = self._keys[old], keys[new]
-        self._keys = merged
+        new_keys = np.empty(len(indices), dtype=np.uint64)
+        new_keys[old], new_keys[free] = self._keys[old], keys[new]
+        self._keys = new_keys
 
     def _hash(self, block: Float[torch.Tensor, "b d"]) -> UInt64[np.ndarray, " b"]:
         if self._multipliers is None:
@@ -117,10 +117,10 @@ class RowSample:
         bits ^= bits >> 32  # a product carries upwards only, and sign and exponent are up there
         bits *= self._multipliers[:-1]
         key = bits.sum(1) + self._multipliers[-1]
-        return _mixed(key.cpu().numpy().view(np.uint64))
+        return _mix(key.cpu().numpy().view(np.uint64))
 
 
-def _mixed(key: UInt64[np.ndarray, " b"]) -> UInt64[np.ndarray, " b"]:
+def _mix(key: UInt64[np.ndarray, " b"]) -> UInt64[np.ndarray, " b"]:
     """Let every bit depend on every other: the finalizer of splitmix64 (Steele et al. 2014)."""
     key = (key ^ (key >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     key = (key ^ (key >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

@@ -152,10 +152,10 @@ class CollapseStream:
         if not self._moments:
             raise FeatureError("The stream has seen no samples.")
         geometry = self._finish()
-        second, seen = self._second_pass, self._pass_counts[1]
+        second, pass_counts = self._second_pass, self._pass_counts[1]
         if second is None:
-            kept = {name: m for name, m in self._moments.items() if name in self._replay.layers}
-            second, seen = _Projections(kept, geometry, self._index), self._pass_counts[0]
+            moments = {name: m for name, m in self._moments.items() if name in self._replay.layers}
+            second, pass_counts = _Projections(moments, geometry, self._index), self._pass_counts[0]
             for batch in self._replay.batches:
                 second.update(*batch)
         stages = _stages(geometry) if self._stages is None else self._stages
@@ -165,7 +165,7 @@ class CollapseStream:
                 g,
                 second.projections[name].finish() if name in second.projections else None,
                 stage=stages.get(name),
-                has_predictions=seen.accuracy is not None,
+                has_predictions=pass_counts.accuracy is not None,
                 classifier=self._classifier if name == last else None,
                 ood_mean=self._ood.mean(name, g.width),
                 rank_tolerance=self._rank_tolerance,
@@ -178,7 +178,7 @@ class CollapseStream:
             counts=tuple(geometry[last].counts.tolist()),
             weights=self._weights,
             classifier=None if self._classifier is None else Frame.of(self._classifier),
-            accuracy=seen.accuracy,
+            accuracy=pass_counts.accuracy,
         )
 
     def _finish(self) -> dict[str, ClassGeometry]:

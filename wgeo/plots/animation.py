@@ -179,11 +179,11 @@ def flow(
     figure.set_layout_engine("none")  # the same layout for every frame
     moving = np.linspace(0, 1, max(2, round(seconds * fps)))
     rest = round(_HOLD * fps)
-    aside = temporary_path(path).with_suffix(path.suffix)  # the extension determines the format
+    temporary = temporary_path(path).with_suffix(path.suffix)  # the extension determines the format
     writer = animation.writers[name](fps=fps)
     times = [*[0.0] * rest, *moving, *[1.0] * rest]
     try:
-        writer.setup(figure, str(aside), dpi=100)
+        writer.setup(figure, str(temporary), dpi=100)
         try:
             for t in track(times, "drawing frames"):
                 clouds[0].set_offsets(shown.network(t))
@@ -195,9 +195,9 @@ def flow(
                 writer.finish()
             raise
         writer.finish()
-        aside.replace(path)
+        temporary.replace(path)
     finally:
-        aside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
     return path
 
 

@@ -210,7 +210,7 @@ def _reference(record: Record) -> str:
     return join(
         "## Straighter than a reference?",
         *(sentence(s["words"]) for s in record["verdict"] if s["claim"] == "reference"),
-        f"Not reinitialised: {plain(', '.join(kept[:5]), 200)}." if kept else "",
+        f"Not reinitialized: {plain(', '.join(kept[:5]), 200)}." if kept else "",
         body,
     )
 

@@ -220,9 +220,9 @@ def raise_on_any(work: Callable[[], T]) -> T:
     if world_size() == 1:
         return work()
     result, error = _attempt(work)
-    for raised in all_gather(error):
-        if raised is not None:
-            raise raised
+    for rank_error in all_gather(error):
+        if rank_error is not None:
+            raise rank_error
     return result
 
 
@@ -271,9 +271,9 @@ def _broadcast(outcome: Any, source: int) -> Any:
             ]
     with _connected():
         dist.broadcast_object_list(message, source)
-    result, raised = pickle.loads(message[0])
-    if raised is not None:
-        raise raised
+    result, remote_error = pickle.loads(message[0])
+    if remote_error is not None:
+        raise remote_error
     return result
 
 

@@ -34,11 +34,11 @@ _NAME_BYTES = 200  # file systems allow 255; the rest is for numbers and suffixe
 
 
 def folder_name(text: str) -> str:
-    """Return a text as a safe name for a single folder; it may be empty.
+    """Convert text to a safe name for a single folder; the result may be empty.
 
     Separators and unprintable characters become ``-``. Leading and trailing dots and spaces, which
-    could hide the folder or point outside its parent, are removed. Names too long for a file system
-    are cut.
+    could hide the folder or point outside its parent, are removed. Names that are too long for a
+    file system are truncated.
     """
     plain = "".join(c if c.isprintable() and c not in "/\\" else "-" for c in text)
     short = plain.encode()[:_NAME_BYTES].decode(errors="ignore")
@@ -75,12 +75,12 @@ def open_regular(path: str | os.PathLike[str], flags: int) -> int:
 
 
 def writable(folder: str | os.PathLike[str]) -> Path:
-    """Return a writable folder, creating it if needed; fail before the work, not after.
+    """Return a writable folder, creating it if needed, so that a run fails early if it must.
 
     Raises
     ------
     RecordError
-        It cannot be created or written.
+        The folder cannot be created or written.
     """
     path = Path(folder)
     try:
@@ -115,26 +115,26 @@ def write_atomic(path: str | os.PathLike[str], content: str | bytes) -> None:
     """
     path = Path(path)
     data = content.encode() if isinstance(content, str) else content
-    # A unique name and mode x: no other process's file and no existing link is written to.
-    aside = temporary_path(path)
+    # A unique name and mode x, so as not to write to another process's file or an existing link.
+    temporary = temporary_path(path)
     try:
-        with open(aside, "xb") as file:
+        with open(temporary, "xb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        aside.replace(path)
+        temporary.replace(path)
     except OSError as error:
         raise RecordError(f"Cannot write {path}: {error.strerror}.") from error
     finally:
-        aside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 @contextmanager
 def locked(folder: str | os.PathLike[str]) -> Iterator[Path]:
-    """Lock a folder for this run while the block lasts; create it if needed (`writable`).
+    """Lock a folder for this run during a with block; create the folder if needed (`writable`).
 
     The system releases the lock when the process ends, even after a crash. The lock is reentrant.
-    File systems without locks are not locked.
+    On file systems that do not support locks, there is no lock.
 
     Raises
     ------
@@ -143,18 +143,18 @@ def locked(folder: str | os.PathLike[str]) -> Iterator[Path]:
     """
     path = writable(folder)
     status = path.stat()
-    key, me = (status.st_dev, status.st_ino), threading.get_ident()
+    key, thread = (status.st_dev, status.st_ino), threading.get_ident()
     with _guard:
-        holder, depth = _holders.get(key, (me, 0))
-        if holder != me:
+        holder, depth = _holders.get(key, (thread, 0))
+        if holder != thread:
             raise RecordError(_locked_by(path, os.getpid()))
-        handle = _handle(path) if depth == 0 else None
-        _holders[key] = (me, depth + 1)
+        handle = _open_lock(path) if depth == 0 else None
+        _holders[key] = (thread, depth + 1)
     try:
         yield path
     finally:
         with _guard:
-            _holders[key] = (me, depth)
+            _holders[key] = (thread, depth)
             if depth == 0:
                 del _holders[key]
                 _release(path, handle)
@@ -165,7 +165,7 @@ _guard = threading.Lock()
 _holders: dict[tuple[int, int], tuple[int, int]] = {}  # folder -> thread, number of locks
 
 
-def _handle(path: Path) -> int | None:
+def _open_lock(path: Path) -> int | None:
     """Return the open, locked lock file of a folder; None if locks are not supported."""
     if fcntl is None:
         return None
@@ -173,7 +173,7 @@ def _handle(path: Path) -> int | None:
         try:
             handle = os.open(path / _LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
         except OSError as error:
-            require_lock(path)  # a link or a folder in its place
+            refuse_other_lock(path)  # raises for a link or a folder in its place
             raise RecordError(f"Cannot lock {path}: {error.strerror}.") from error
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -186,7 +186,7 @@ def _handle(path: Path) -> int | None:
             return None
         if os.fstat(handle).st_nlink:
             try:
-                require_lock(path)
+                refuse_other_lock(path)
             except RecordError:
                 os.close(handle)
                 raise
@@ -196,13 +196,13 @@ def _handle(path: Path) -> int | None:
         os.close(handle)  # its owner removed the file between our open and our lock
 
 
-def require_lock(folder: Path) -> None:
-    """Refuse a folder in which a file that is not wgeo's has the name of the lock.
+def refuse_other_lock(folder: Path) -> None:
+    """Raise if a file in the folder has the lock's name but is not a lock of wgeo.
 
     Raises
     ------
     RecordError
-        The message names the file.
+        There is such a file; the message names it.
     """
     path = folder / _LOCK
     try:
@@ -230,5 +230,5 @@ def _release(path: Path, handle: int | None) -> None:
 
 
 def _locked_by(path: Path, process: int | None) -> str:
-    by = f" (process {process})" if process is not None else ""
-    return f"Another run{by} is writing to {path}. Wait until it ends, or choose another folder."
+    owner = f" (process {process})" if process is not None else ""
+    return f"Another run{owner} is writing to {path}. Wait until it ends, or choose another folder."

@@ -21,7 +21,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ..errors import RecordError
-from .files import TEMPORARY, locked, require_lock, write_atomic
+from .files import TEMPORARY, locked, refuse_other_lock, write_atomic
 
 MANIFEST = ".wgeo.json"
 _LARGEST = 2**26  # bytes of a manifest; that of a report of a hundred layers has 20,000
@@ -51,7 +51,7 @@ def claim(folder: str | os.PathLike[str], *names: str) -> None:
     home = Path(folder)
     if (place := _obstacle(home)) is not None:
         raise _in_the_way(place, home)
-    require_lock(home)
+    refuse_other_lock(home)
     _read(home)
     for name in names:
         for path in sorted(home.glob(name)) if "*" in name else [home / name]:
@@ -117,12 +117,12 @@ class Owned:
 
     def claim(self, *names: str) -> None:
         """Refuse files that wgeo did not write, like the function `claim`."""
-        listed, _ = _read(self.path)
+        checksums, _ = _read(self.path)
         for name in names:
             if "*" in name:
                 claim(self.path, name)
             else:
-                self._current(name, listed)
+                self._current(name, checksums)
 
     def write(self, files: Mapping[str, str | bytes]) -> list[Path]:
         """Write files, given as names and contents, each atomically and in this order.
@@ -135,12 +135,12 @@ class Owned:
         """
         contents = {n: c.encode() if isinstance(c, str) else c for n, c in files.items()}
         after = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
-        listed, scratch = _read(self.path)
-        before = {name: self._current(name, listed) for name in contents}
+        checksums, scratch = _read(self.path)
+        before = {name: self._current(name, checksums) for name in contents}
         for name, new in after.items():
             old = before[name]
-            listed[name] = [new] if old in (None, new) else [str(old), new]
-        self._list(listed, scratch)
+            checksums[name] = [new] if old in (None, new) else [str(old), new]
+        self._list(checksums, scratch)
         for name, content in contents.items():
             path = self.path / name
             try:
@@ -153,23 +153,23 @@ class Owned:
 
     def adopt(self, *names: str) -> None:
         """List existing files as written by wgeo; the caller has recognised their content."""
-        listed, scratch = _read(self.path)
+        checksums, scratch = _read(self.path)
         for name in names:
             if (checksum := _checksum(self.path / name)) is not None:
-                listed[name] = [checksum]
+                checksums[name] = [checksum]
                 self._checksums[name] = (_state(self.path / name), checksum)
-        self._list(listed, scratch)
+        self._list(checksums, scratch)
 
     def remove(self, *names: str) -> None:
         """Remove files that wgeo wrote and nobody has changed; leave all others."""
-        listed, scratch = _read(self.path)
-        for name in {name for name in names if name in listed}:
+        checksums, scratch = _read(self.path)
+        for name in {name for name in names if name in checksums}:
             path = self.path / name
-            if os.path.lexists(path) and _checksum(path) in listed[name]:
+            if os.path.lexists(path) and _checksum(path) in checksums[name]:
                 path.unlink(missing_ok=True)
-            listed.pop(name)
+            checksums.pop(name)
             self._checksums.pop(name, None)
-        self._list(listed, scratch)
+        self._list(checksums, scratch)
 
     def listed(self) -> list[str]:
         """Return the names of all files that wgeo wrote; some may be gone or changed since."""
@@ -182,38 +182,38 @@ class Owned:
         `name` consists of lowercase letters.
         """
         own = f".{name}-{os.getpid()}-{secrets.token_hex(4)}"
-        listed, scratch = _read(self.path)
-        self._list(listed, [*scratch, own])
+        checksums, scratch = _read(self.path)
+        self._list(checksums, [*scratch, own])
         try:
             (self.path / own).mkdir()
             yield self.path / own
         finally:
             shutil.rmtree(self.path / own, ignore_errors=True)
             with suppress(RecordError):  # a full disk; the next run will find nothing to remove
-                listed, scratch = _read(self.path)
-                self._list(listed, [other for other in scratch if other != own])
+                checksums, scratch = _read(self.path)
+                self._list(checksums, [other for other in scratch if other != own])
 
     def sweep(self) -> None:
         """Remove temporary files and scratch folders of killed runs."""
-        listed, scratch = _read(self.path)
-        for folder in {self.path, *((self.path / name).parent for name in listed)}:
+        checksums, scratch = _read(self.path)
+        for folder in {self.path, *((self.path / name).parent for name in checksums)}:
             for aside in folder.glob(".*.part"):
                 match = TEMPORARY.fullmatch(aside.name)
                 if match is None:
                     continue
                 name = (folder / match[1]).relative_to(self.path).as_posix()
-                if name == MANIFEST or name in listed:
+                if name == MANIFEST or name in checksums:
                     with suppress(OSError):
                         aside.unlink()
-        self._list(listed, self._cleared(scratch))
+        self._list(checksums, self._cleared(scratch))
 
     def settle(self) -> None:
         """Drop the old checksums of written files: the list does not depend on its history."""
-        listed, scratch = _read(self.path)
+        checksums, scratch = _read(self.path)
         now = {
-            name: [checksum] for name, (_, checksum) in self._checksums.items() if name in listed
+            name: [checksum] for name, (_, checksum) in self._checksums.items() if name in checksums
         }
-        self._list({**listed, **now}, self._cleared(scratch))
+        self._list({**checksums, **now}, self._cleared(scratch))
 
     def _cleared(self, scratch: list[str]) -> list[str]:
         """Remove scratch folders; return those that programs of a killed run still write to."""
@@ -221,7 +221,7 @@ class Owned:
             shutil.rmtree(self.path / own, ignore_errors=True)
         return [own for own in scratch if os.path.lexists(self.path / own)]
 
-    def _current(self, name: str, listed: Checksums) -> str | None:
+    def _current(self, name: str, checksums: Checksums) -> str | None:
         """Return the checksum of a file of wgeo; read the file only if it may have changed."""
         path = self.path / name
         _require_path(path, self.path)
@@ -231,14 +231,14 @@ class Owned:
         if state == _state(path):
             return checksum
         checksum = _checksum(path)
-        if checksum is None or checksum not in listed.get(name, ()):
+        if checksum is None or checksum not in checksums.get(name, ()):
             raise _in_the_way(path, self.path)
         self._checksums[name] = (_state(path), checksum)
         return checksum
 
-    def _list(self, listed: Checksums, scratch: list[str]) -> None:
-        if (listed, scratch) != _read(self.path):
-            write_atomic(self.path / MANIFEST, _text(listed, scratch))
+    def _list(self, checksums: Checksums, scratch: list[str]) -> None:
+        if (checksums, scratch) != _read(self.path):
+            write_atomic(self.path / MANIFEST, _text(checksums, scratch))
 
 
 def _require_own(path: Path, home: Path) -> None:
@@ -284,10 +284,10 @@ def _read(home: Path) -> tuple[Checksums, list[str]]:
             raise ValueError("it is not a regular file, or far too large")
         manifest = json.loads(path.read_text("utf-8"))
         files, scratch = manifest["files"], manifest["scratch"]
-        listed = {_inside(name): [str(each) for each in sums] for name, sums in files.items()}
+        checksums = {_inside(name): [str(each) for each in sums] for name, sums in files.items()}
         if not all(_SCRATCH.fullmatch(own) for own in scratch):
             raise ValueError("it names folders that wgeo does not create")
-        return listed, list(scratch)
+        return checksums, list(scratch)
     except (FileNotFoundError, NotADirectoryError):
         return {}, []
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
@@ -304,10 +304,10 @@ def _inside(name: str) -> str:
     return name
 
 
-def _text(listed: Checksums, scratch: list[str]) -> str:
+def _text(checksums: Checksums, scratch: list[str]) -> str:
     manifest: dict[str, Any] = {
         "about": "The files that wgeo wrote here, with their SHA-256; it replaces no others.",
-        "files": dict(sorted(listed.items())),
+        "files": dict(sorted(checksums.items())),
         "scratch": scratch,
     }
     return json.dumps(manifest, indent=1) + "\n"

@@ -153,12 +153,12 @@ def _check(record: Mapping[str, Any], kind: str, where: str) -> None:
     if faults:
         missing = [fault.place for fault in faults if fault.missing]
         invalid = [fault.place for fault in faults if not fault.missing]
-        reasons = [f"lacks {_listed(missing)}"] if missing else []
-        reasons += [f"is damaged in {_listed(invalid)}"] if invalid else []
+        reasons = [f"lacks {_list_places(missing)}"] if missing else []
+        reasons += [f"is damaged in {_list_places(invalid)}"] if invalid else []
         raise RecordError(f"{where} {' and '.join(reasons)}; analyse the checkpoint again.")
 
 
-def _listed(places: list[str]) -> str:
+def _list_places(places: list[str]) -> str:
     more = ", ..." if len(places) > _SHOWN else ""
     return ", ".join(printable(place) for place in places[:_SHOWN]) + more
 

@@ -53,7 +53,7 @@ class TrainingRun:
     module : nn.Module
         The trained network, in eval mode, on the device it was trained on.
     history : tuple of dict
-        A row per epoch, from 0, the initialisation: ``epoch``; ``loss`` and ``running_accuracy``,
+        A row per epoch, from 0, the initialization: ``epoch``; ``loss`` and ``running_accuracy``,
         means over the epoch's steps in train mode (None at 0); ``train_accuracy`` and, if test
         images were given, ``test_accuracy``, in eval mode on all images (None if not evaluated);
         ``lr`` of the last step; ``seconds``.
@@ -139,7 +139,7 @@ def train(
     arch : str or nn.Module
         A name for `wgeo.models.build`, or your own network, which is trained in place.
     images : Images
-        Normalised as they specify, or as is usual for the data set.
+        Normalized as they specify, or as is usual for the data set.
     out : path
         Folder of the run: ``checkpoints/epoch-0000.pt``, ..., ``history.json``, ``last.pt``.
     epochs, lr, momentum, weight_decay, batch_size, schedule, loss, seed
@@ -161,7 +161,7 @@ def train(
     test : Images, optional
         Test images, whose accuracy is reported too.
     checkpoints : {"auto", "all"} or iterable of int
-        Which epochs to save. ``auto``: 0 (the initialisation) and powers of two. The last epoch,
+        Which epochs to save. ``auto``: 0 (the initialization) and powers of two. The last epoch,
         and the first of the terminal phase, are always saved.
     evaluate_every : int
         Number of epochs between evaluations in eval mode; checkpoints are always evaluated.

@@ -80,7 +80,7 @@ class Plan:
 
 
 class Pixels:
-    """Images on the device, normalised per batch."""
+    """Images on the device, normalized per batch."""
 
     def __init__(self, images: Images, device: torch.device) -> None:
         self.x = images.x.to(device)
@@ -137,7 +137,7 @@ class Job:
         return self.epoch >= self.recipe.epochs
 
     def begin(self, resume: bool) -> None:
-        """Restore the run in the folder, or save the initialisation as epoch 0 of a new one."""
+        """Restore the run in the folder, or save the initialization as epoch 0 of a new one."""
         last = self.folder / "last.pt"
         if resume and last.exists():
             self._restore(last)

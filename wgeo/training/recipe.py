@@ -46,7 +46,7 @@ class Recipe:
     augment : {"none", "crop", "flip", "crop+flip"}
         See `augment`.
     seed : int
-        Random seed of the initialisation, the data order and the augmentation.
+        Random seed of the initialization, the data order and the augmentation.
     decayed : {"all", "unnormalized"}
         ``unnormalized`` exempts from weight decay the weights of convolutions and linear layers
         that are followed by a batch norm. The network's function does not depend on their scale,
@@ -178,7 +178,7 @@ def augment(
     """Return images, each shifted and mirrored at random.
 
     ``crop`` shifts by up to an eighth of the height in each direction and fills with zeros (the
-    mean pixel, as images are normalised); ``flip`` mirrors left and right with probability 1/2;
+    mean pixel, as images are normalized); ``flip`` mirrors left and right with probability 1/2;
     ``crop+flip`` does both.
     """
     n, _, h, w = x.shape

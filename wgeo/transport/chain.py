@@ -17,7 +17,7 @@ from .entry import Solver, wasserstein
 from .exact import Exact
 from .result import TransportResult
 
-_COST_BLOCKS = 2**30  # bytes of a solver's blocks of costs without a memory limit
+_COST_BLOCKS = 2**30  # bytes for a solver's blocks of costs if memory is not limited
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,27 +45,28 @@ class Chain:
 
 @dataclass(frozen=True, eq=False)
 class _Problem:
-    """Two clouds, and their name for errors."""
+    """Two clouds to transport, with a name for error messages."""
 
     name: str
     x: Float[np.ndarray, "n d"]
     y: Float[np.ndarray, "n d"]
 
     @property
-    def bytes(self) -> int:
-        """Memory of a solver, about: copies of both clouds, and blocks of costs."""
+    def memory_bytes(self) -> int:
+        """Approximate memory of a solver: copies of both clouds, and blocks of costs."""
         return 12 * (self.x.size + self.y.size) + limited_size(_COST_BLOCKS, 1 / 8)
 
     @property
     def key(self) -> tuple[int, int]:
+        """Identify the two arrays, so that equal problems are solved once."""
         return id(self.x), id(self.y)
 
 
 def chain(traj: Trajectory, solver: Solver | None = None) -> Chain:
     """Measure W2 over every block and every segment of a trajectory.
 
-    A pair that occurs twice (a segment of one block) is solved once. Pairs are solved concurrently
-    on the cores of the CPU; Ctrl-C interrupts them all.
+    A pair that occurs twice (as in a segment of one block) is solved once. Pairs are solved
+    concurrently on the cores of the CPU; Ctrl-C interrupts them all.
 
     Parameters
     ----------
@@ -91,9 +92,10 @@ def chain(traj: Trajectory, solver: Solver | None = None) -> Chain:
 def solve_pairs(
     pairs: Sequence[tuple[str, np.ndarray, np.ndarray]], solver: Solver, *, feature_bytes: int = 0
 ) -> list[TransportResult]:
-    """Measure W2 between pairs of clouds, (name for errors, x, y), as `chain` does.
+    """Measure W2 between pairs of clouds, as `chain` does.
 
-    `feature_bytes` is the memory of the features that this process already holds.
+    A pair is (name for error messages, x, y). `feature_bytes` is the memory that the features in
+    this process already use.
     """
     return _solve_all([_Problem(*pair) for pair in pairs], solver, feature_bytes)
 
@@ -107,7 +109,7 @@ def _solve_all(
         list(distinct.values()),
         "optimal transport",
         max_threads=_max_concurrent(
-            max((problem.bytes for problem in distinct.values()), default=1), feature_bytes
+            max((problem.memory_bytes for problem in distinct.values()), default=1), feature_bytes
         ),
     )
     by_key = dict(zip(distinct, results, strict=True))
@@ -115,12 +117,12 @@ def _solve_all(
 
 
 def _max_concurrent(size: int, feature_bytes: int) -> int | None:
-    """Number of problems of `size` bytes that fit in memory at a time; None without a limit.
+    """Number of problems of `size` bytes that fit in memory at once; None if memory is not limited.
 
     Raises
     ------
     FeatureError
-        Not even one fits.
+        Not even one problem fits.
     """
     available = available_bytes()
     if available is None:

@@ -26,9 +26,9 @@ from .screening import inner_product_error, principal_directions, reduce_dimensi
 _BLOCK = {"cpu": 1 << 20, "cuda": 1 << 26}  # entries: a core's cache; enough to fill a GPU
 _MIN_ROWS = 64
 _PANEL = 512  # features summed at a time: an error of _PANEL + d / _PANEL units, not of d
-_STORE_FROM = 256  # features from which products are worth storing
+_STORE_FROM = 256  # number of features from which storing products saves time
 _SCREENING_DIRECTIONS = 32
-_SCREEN_FROM = 8 * _SCREENING_DIRECTIONS  # features from which screening pays
+_SCREEN_FROM = 8 * _SCREENING_DIRECTIONS  # number of features from which screening saves time
 _FAR_CENTERS = 0.125  # of the root total variance: distance from which the offset is removed
 _GATHERED = 1 << 17  # entries of gathered rows at a time
 

@@ -14,12 +14,12 @@ from .geometry import squared_distances
 from .kernel import Kernel, PlanSummary
 from .point_clouds import UNIT_ROUNDOFF, PointClouds
 
-_MAX_UNASSIGNED = 1024  # rows without a column that are assigned exactly
+_MAX_UNASSIGNED = 1024  # number of rows up to which those without a column are assigned exactly
 
 
 @dataclass(frozen=True, eq=False)
 class Bounds:
-    """Squared bounds of W2 (translation included), their proofs, and the plan they came from."""
+    """Bounds on W2^2 (translation included), their potentials and coupling, and the plan."""
 
     lower: float
     upper: float
@@ -28,8 +28,8 @@ class Bounds:
     upper_from: str
     plan: PlanSummary
 
-    def tightened(self, other: Bounds | None) -> Bounds:
-        """Return the better bound on each side; the plan is this one's."""
+    def tighten(self, other: Bounds | None) -> Bounds:
+        """Return the larger lower and the smaller upper bound of the two; keep this plan."""
         if other is None:
             return self
         best = self
@@ -51,13 +51,15 @@ def compute_bounds(clouds: PointClouds, state: SinkhornState) -> Bounds:
     del kernel
     hard_g = Kernel(clouds.transposed, reused=False).c_transform(hard_f)
     dual = float(clouds.a @ hard_f + clouds.b @ hard_g)
-    slack = clouds.rounding + 16 * UNIT_ROUNDOFF * float(hard_f.abs().max() + hard_g.abs().max())
-    # Marginals are sums of at most n + m terms, each with a relative error of u.
-    loss = (
+    lower_slack = clouds.rounding + 16 * UNIT_ROUNDOFF * float(
+        hard_f.abs().max() + hard_g.abs().max()
+    )
+    # Marginals are sums of at most n + m terms, each with a relative error of UNIT_ROUNDOFF.
+    upper_slack = (
         clouds.rounding
         + 4 * (len(clouds.x) + len(clouds.y)) * UNIT_ROUNDOFF * clouds.total_variance
     )
-    upper, coupling, origin = clouds.translation_cost + plan.cost + loss, None, "plan"
+    upper, coupling, origin = clouds.translation_cost + plan.cost + upper_slack, None, "plan"
     if clouds.pairing is not None:
         for name, permutation in (
             ("pairing", clouds.pairing),
@@ -66,7 +68,7 @@ def compute_bounds(clouds: PointClouds, state: SinkhornState) -> Bounds:
             if permutation is not None and (cost := clouds.permutation_cost(permutation)) < upper:
                 upper, coupling, origin = cost, permutation, name
     return Bounds(
-        lower=clouds.translation_cost + dual - slack,
+        lower=clouds.translation_cost + dual - lower_slack,
         upper=upper,
         potentials=clouds.original_potentials(hard_f, hard_g),
         coupling=coupling,
@@ -76,14 +78,16 @@ def compute_bounds(clouds: PointClouds, state: SinkhornState) -> Bounds:
 
 
 def to_permutation(clouds: PointClouds, plan: PlanSummary) -> Int[np.ndarray, " n"] | None:
-    """Send each row to the column with most of its mass; assign rows that lose it optimally.
+    """Return a permutation near the plan: each row goes to the column with most of its mass.
 
-    None if more than `_MAX_UNASSIGNED` rows lose theirs: epsilon is too large.
+    If several rows share a column, the one with the largest mass gets it; the others are assigned
+    to the free columns at least cost. None if these are more than `_MAX_UNASSIGNED`, because
+    epsilon is too large.
     """
-    wanted, mass = plan.heaviest.cpu().numpy(), plan.heaviest_mass.cpu().numpy()
-    n = len(wanted)
+    heaviest, mass = plan.heaviest.cpu().numpy(), plan.heaviest_mass.cpu().numpy()
+    n = len(heaviest)
     order = np.argsort(-mass, kind="stable")
-    columns, first = np.unique(wanted[order], return_index=True)
+    columns, first = np.unique(heaviest[order], return_index=True)
     permutation = np.full(n, -1)
     permutation[order[first]] = columns
     rows = np.flatnonzero(permutation < 0)
@@ -91,6 +95,6 @@ def to_permutation(clouds: PointClouds, plan: PlanSummary) -> Int[np.ndarray, " 
         return None
     free = np.setdiff1d(np.arange(n), columns)
     cost = squared_distances(clouds.x[rows].double(), clouds.y[free].double()).cpu().numpy()
-    at, to = linear_sum_assignment(cost)
-    permutation[rows[at]] = free[to]
+    i, j = linear_sum_assignment(cost)
+    permutation[rows[i]] = free[j]
     return permutation

@@ -234,7 +234,7 @@ class Sinkhorn:
                         _Solution(state, None, False, "none"), scale, budget
                     )
                 return replace(best, chosen="smallest that converged within the iterations")
-            bounds = compute_bounds(clouds, state).tightened(best.bounds if best else None)
+            bounds = compute_bounds(clouds, state).tighten(best.bounds if best else None)
             needed = (1 - self.tolerance) * math.sqrt(bounds.upper)
             narrow = processes.on_rank_zero(
                 partial(operator.ge, math.sqrt(max(bounds.lower, 0)), needed)

@@ -63,7 +63,7 @@ def closed_form_ce(
     check_decays({"weight_decay": weight_decay, "feature_decay": feature_decay})
     K = num_classes
     q = math.sqrt(per_class) * math.sqrt(weight_decay) * math.sqrt(feature_decay)  # no underflow
-    if not K * q < 1 - _ROUNDING:  # at the threshold itself q has rounding errors
+    if not K * q < 1 - _ROUNDING:  # at the threshold, q has rounding errors
         return CrossEntropyOptimum(math.log(K), 0.0, (K - 1) / K, 0.0)
     p = (K - 1) * q
     margin = math.log1p(-p) - math.log(q)
@@ -105,31 +105,31 @@ def fit_ce(
     method : {"auto", "closed", "numerical"}
         "auto" uses the closed form if there is one, else L-BFGS ("numerical").
     restarts : int, optional
-        Random starts of the numerical method; 1 for d >= K - 1, else 20.
+        Number of random starts of the numerical method. Default 1 for d >= K - 1, else 20.
     seed : int
     tolerance : float
         Norm of the gradient at which a descent stops.
     max_steps : int
         Limit on evaluations for each start.
     collapsed : bool
-        Descend with one feature per class, which has the same minimum, or with all N.
+        Descend with one feature vector per class instead of N; the minimum is the same.
 
     Raises
     ------
     ArgumentError
-        See `Problem.checked`; ``method="closed"`` for imbalanced classes or d < K - 1.
+        See `Problem.checked`; or ``method="closed"`` with imbalanced classes or d < K - 1.
     """
-    began = time.perf_counter()
+    start_time = time.perf_counter()
     problem = Problem.checked(labels, dim, (feature_decay, weight_decay), bias, loss="ce")
     K = problem.num_classes
-    solvable = problem.balanced and dim >= K - 1
+    has_closed_form = problem.balanced and dim >= K - 1
     check_method(method)
-    if method == "closed" and not solvable:
+    if method == "closed" and not has_closed_form:
         raise ArgumentError(
             "The closed form is for balanced classes and dim >= K - 1; use `method='numerical'`."
         )
-    if solvable and method != "numerical":
-        return replace(_closed(problem), seconds=time.perf_counter() - began)
+    if has_closed_form and method != "numerical":
+        return replace(_closed(problem), seconds=time.perf_counter() - start_time)
     restarts = (1 if dim >= K - 1 else 20) if restarts is None else restarts
     inner = problem.collapsed() if collapsed else problem
     solution = multistart(
@@ -141,7 +141,7 @@ def fit_ce(
         seed=seed,
         settings={"method": "numerical", "collapsed": collapsed},
     )
-    return replace(solution, seconds=time.perf_counter() - began)
+    return replace(solution, seconds=time.perf_counter() - start_time)
 
 
 def _closed(problem: Problem) -> UFMSolution:

@@ -91,13 +91,13 @@ def fit_deep(
     ArgumentError
         See `Problem.checked`; a closed form that does not exist.
     """
-    began = time.perf_counter()
+    start_time = time.perf_counter()
     decays = all_decays(feature_decay, weight_decays)
     problem = Problem.checked(labels, dim, decays, bias, activation=activation)
     check_method(method)
     splits = problem.bias_decay == 0 or not problem.with_bias
     if method == "closed" or (method == "auto" and activation == "linear" and splits and not start):
-        return replace(_closed(problem), seconds=time.perf_counter() - began)
+        return replace(_closed(problem), seconds=time.perf_counter() - start_time)
     if start is None:
         x = random_points(problem.collapsed() if collapsed else problem, restarts, seed)
     else:
@@ -114,7 +114,7 @@ def fit_deep(
     )
     zero = _zero(solution)
     best = zero if zero.objective < solution.objective else solution
-    return replace(best, seconds=time.perf_counter() - began)
+    return replace(best, seconds=time.perf_counter() - start_time)
 
 
 def _zero(solution: UFMSolution) -> UFMSolution:

@@ -24,14 +24,14 @@ from .lbfgs import Minima, minimize_batch
 from .problem import Problem
 from .solution import UFMSolution
 
-FIRST = (20, 700)  # memory and ticks of the first round
-LATER = (60, 3000)  # of the later rounds, for rows that stalled or are slow
-FLOPS = 40  # per tick and variable, approximately
+FIRST_ROUND = (20, 700)  # memory and iterations of L-BFGS
+LATER_ROUNDS = (60, 3000)  # the same, for rows that stalled or are slow
+FLOPS = 40  # per iteration and variable, approximately
 JITTER = 1e-4  # relative perturbation off the ReLUs' kinks before a later round
 
 
 def scales(problem: Problem) -> Tensor:
-    """Original variable / balanced variable, (size,): sqrt(c / decay); 1 for the bias."""
+    """Return original divided by balanced variables, (size,): sqrt(c / decay); 1 for the bias."""
     s = (problem.decay_mean / problem.penalties).sqrt()
     if problem.with_bias:
         s[-problem.num_classes :] = 1.0
@@ -41,8 +41,8 @@ def scales(problem: Problem) -> Tensor:
 def random_points(problem: Problem, restarts: int, seed: int) -> Float[Tensor, "S P"]:
     """Return Gaussian starting points with singular values of order one and zero bias.
 
-    Their scales are uniform in the exponent, from 2^-1/2 to 2: smaller points are attracted by
-    zero, a local minimum of every deep model, and the best scale depends on the decays.
+    Their scales are 2^e with e uniform in [-1/2, 1], because the best scale depends on the decays;
+    descents from smaller points end at zero, a local minimum of every deep model.
     """
     gain = (problem.num_samples / problem.num_classes) ** (0.5 / problem.depth)
     x = _normal(restarts, problem.size, seed) * (gain / problem.dim**0.5 * scales(problem))
@@ -56,7 +56,7 @@ def random_points(problem: Problem, restarts: int, seed: int) -> Float[Tensor, "
 def points_around(
     solution: UFMSolution, restarts: int, spread: float, seed: int
 ) -> Float[Tensor, "S P"]:
-    """Return the solution's point, then points perturbed by `spread` times its mean entry."""
+    """Return the solution's point, then points with noise of `spread` times its mean size."""
     x = solution.point()
     noise = _normal(restarts, len(x), seed) * (spread * x.abs().mean())
     noise[0] = 0.0
@@ -81,7 +81,7 @@ def descend(
 
     Gradients are those of the original variables. With ReLUs, rows stall where many kinks meet;
     they continue from a perturbed point with a longer memory, which resolves more kinks at once.
-    Rows that have not converged after `max_steps` ticks are returned as they are.
+    Rows that have not converged after `max_steps` iterations are returned as they are.
     """
     if not tolerance > 0:
         raise ArgumentError(f"tolerance must be > 0, not {tolerance!r}.")
@@ -96,27 +96,27 @@ def descend(
     def norm(gradient: Tensor) -> Tensor:
         return torch.linalg.vector_norm(gradient / scale, dim=-1)
 
-    def descent(u: Tensor, memory: int, ticks: int) -> Minima:
+    def descent(u: Tensor, memory: int, iterations: int) -> Minima:
         return minimize_batch(
-            objective, u, tolerance=tolerance, memory=memory, max_steps=ticks, norm=norm
+            objective, u, tolerance=tolerance, memory=memory, max_steps=iterations, norm=norm
         )
 
-    memory, ticks = FIRST
-    end = descent(x / scale, memory, min(ticks, max_steps))
-    memory, ticks = LATER
-    for budget in range(max_steps - FIRST[1], 0, -ticks):
-        rows = (end.gradient_norm > tolerance).nonzero()[:, 0]
+    memory, iterations = FIRST_ROUND
+    minima = descent(x / scale, memory, min(iterations, max_steps))
+    memory, iterations = LATER_ROUNDS
+    for budget in range(max_steps - FIRST_ROUND[1], 0, -iterations):
+        rows = (minima.gradient_norm > tolerance).nonzero()[:, 0]
         if len(rows) == 0:
             break
-        u = end.x[rows]
+        u = minima.x[rows]
         if problem.activation == "relu":
             noise = _normal(len(u), problem.size, seed + budget).to(u.device)
             u = u + JITTER * u.abs().mean(-1, keepdim=True) * noise
-        later = descent(u, memory, min(ticks, budget))
-        end.x[rows], end.value[rows] = later.x, later.value
-        end.gradient_norm[rows] = later.gradient_norm
-        end.steps[rows] += later.steps
-    return replace(end, x=end.x * scale)
+        round_minima = descent(u, memory, min(iterations, budget))
+        minima.x[rows], minima.value[rows] = round_minima.x, round_minima.value
+        minima.gradient_norm[rows] = round_minima.gradient_norm
+        minima.steps[rows] += round_minima.steps
+    return replace(minima, x=minima.x * scale)
 
 
 def multistart(
@@ -136,9 +136,9 @@ def multistart(
     """
     inner = problem.collapsed() if collapsed else problem
     with one_thread(FLOPS * max_steps * x.numel()):
-        end = descend(inner, x, tolerance=tolerance, max_steps=max_steps, seed=seed)
-    order = end.value.argsort()
-    (H, *weights), b = inner.split(end.x[order[0]].cpu())
+        minima = descend(inner, x, tolerance=tolerance, max_steps=max_steps, seed=seed)
+    order = minima.value.argsort()
+    (H, *weights), b = inner.split(minima.x[order[0]].cpu())
     solution = evaluate(
         problem,
         H=H[:, problem.labels] if collapsed else H,
@@ -148,7 +148,7 @@ def multistart(
     )
     return replace(
         solution,
-        values=tuple(end.value[order].tolist()),
-        gradient_norms=tuple(end.gradient_norm[order].tolist()),
-        steps=tuple(end.steps[order].tolist()),
+        values=tuple(minima.value[order].tolist()),
+        gradient_norms=tuple(minima.gradient_norm[order].tolist()),
+        steps=tuple(minima.steps[order].tolist()),
     )

@@ -1,10 +1,10 @@
-"""The landscape around a solution: gradient, curvature, and a direction of descent if any."""
+"""The landscape around a solution: gradient, curvature, and any direction of descent."""
 
 from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ KINK = 1e-9  # relative size below which an input of a ReLU counts as zero
 
 @dataclass(frozen=True, eq=False)
 class Landscape:
-    """The neighbourhood of a solution.
+    """The neighborhood of a solution.
 
     Attributes
     ----------
@@ -38,9 +38,9 @@ class Landscape:
     direction : dict or None
         ``H``, ``W1``, ..., ``WL`` and ``b`` of a unit direction along which F falls.
     step, decrease : float or None
-        F(x) - F(x + step direction) = decrease > 0, by evaluation.
+        F(x) - F(x + step * direction) = decrease > 0, from two evaluations of F.
     kinks : int
-        Number of ReLU inputs at zero, for which the Hessian is one-sided.
+        Number of ReLU inputs at zero, at which the Hessian is one-sided.
     certificate : Certificate
         The solution's certificate.
     evidence : str
@@ -61,7 +61,7 @@ class Landscape:
     seconds: float
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything but the direction, ready for JSON."""
+        """Return all attributes except the direction, ready for JSON."""
         return {
             "verdict": self.verdict,
             "gradient_norm": self.gradient_norm,
@@ -80,13 +80,13 @@ class Landscape:
 def landscape(solution: Any, *, eigenvalues: int = 3, seed: int = 0) -> Landscape:
     """Classify a point of a model as global, strict saddle or undecided, with evidence.
 
-    A point not certified as global is a strict saddle if it is critical and F decreases, when
-    evaluated, along a direction of negative curvature: that of theorem M3 or an eigenvector.
+    A point that is not certified as global is a strict saddle if it is critical and F, evaluated,
+    decreases along a direction of negative curvature: that of theorem M3 or an eigenvector.
 
     Parameters
     ----------
     solution : UFMSolution
-        Of `fit_ce`, `fit_mse`, `fit_deep` or `lower_rank`.
+        A result of `fit_ce`, `fit_mse`, `fit_deep` or `lower_rank`.
     eigenvalues : int
         Number of the smallest eigenvalues to compute.
     seed : int
@@ -95,11 +95,11 @@ def landscape(solution: Any, *, eigenvalues: int = 3, seed: int = 0) -> Landscap
     Raises
     ------
     ArgumentError
-        A solution of another kind, or more eigenvalues than the Hessian has.
+        The solution is of another kind, or the Hessian does not have that many eigenvalues.
     ConvergenceError
-        Lanczos found none of the eigenvalues.
+        Lanczos did not find any of the eigenvalues.
     """
-    began = time.perf_counter()
+    start_time = time.perf_counter()
     if not isinstance(solution, UFMSolution):
         raise ArgumentError(
             f"landscape is for solutions of fit_ce, fit_mse, fit_deep and lower_rank, not for "
@@ -117,8 +117,8 @@ def landscape(solution: Any, *, eigenvalues: int = 3, seed: int = 0) -> Landscap
     kinks = _kinks(problem, x)
     if descent is not None:
         evidence = (
-            f"Along a direction with Hessian {descent[1]:.6g} the objective falls by "
-            f"{descent[3]:.3g} within a step of {descent[2]:.3g}."
+            f"Along a direction of curvature {descent.curvature:.6g} the objective falls by "
+            f"{descent.decrease:.3g} in a step of {descent.step:.3g}."
         )
         critical = slope <= CRITICAL
         verdict = "strict saddle" if critical else "undecided"
@@ -127,22 +127,22 @@ def landscape(solution: Any, *, eigenvalues: int = 3, seed: int = 0) -> Landscap
     elif verdict != "global":
         verdict = "undecided"
         evidence = (
-            f"The smallest Hessian eigenvalue found is {values[0]:.3g}, the gradient's norm "
-            f"{slope:.2g}" + (f", {kinks} ReLU inputs at their kink" if kinks else "") + ". "
+            f"The smallest computed eigenvalue of the Hessian is {values[0]:.3g}, the gradient's "
+            f"norm {slope:.2g}" + (f", {kinks} ReLU inputs at their kink" if kinks else "") + ". "
         ) + solution.certificate.evidence
     return Landscape(
         verdict=verdict,
         gradient_norm=slope,
         eigenvalues=values,
         residuals=residuals,
-        curvature=None if descent is None else descent[1],
-        direction=None if descent is None else _by_name(problem, descent[0]),
-        step=None if descent is None else descent[2],
-        decrease=None if descent is None else descent[3],
+        curvature=None if descent is None else descent.curvature,
+        direction=None if descent is None else _by_name(problem, descent.direction),
+        step=None if descent is None else descent.step,
+        decrease=None if descent is None else descent.decrease,
         kinks=kinks,
         certificate=solution.certificate,
         evidence=evidence,
-        seconds=time.perf_counter() - began,
+        seconds=time.perf_counter() - start_time,
     )
 
 
@@ -157,17 +157,17 @@ def smallest_eigenpairs(
     P = problem.size
     hessian = LinearOperator((P, P), matvec=product, dtype=np.float64)
     start = np.random.default_rng(seed).standard_normal(P)
-    krylov = min(P, max(4 * count + 1, 40))
+    krylov_size = min(P, max(4 * count + 1, 40))
     try:
         values, vectors = eigsh(
-            hessian, k=count, which="SA", v0=start, ncv=krylov, maxiter=20 * P, tol=1e-10
+            hessian, k=count, which="SA", v0=start, ncv=krylov_size, maxiter=20 * P, tol=1e-10
         )
-    except ArpackNoConvergence as stopped:
-        values, vectors = stopped.eigenvalues, stopped.eigenvectors
+    except ArpackNoConvergence as error:
+        values, vectors = error.eigenvalues, error.eigenvectors
         if len(values) == 0:
             raise ConvergenceError(
                 "Lanczos found no eigenvalue of the Hessian; try fewer eigenvalues or another seed."
-            ) from stopped
+            ) from error
     order = np.argsort(values)
     values, vectors = values[order], vectors[:, order]
     residuals = [
@@ -176,11 +176,20 @@ def smallest_eigenpairs(
     return values, vectors, np.array(residuals)
 
 
+class _Descent(NamedTuple):
+    """A direction of negative curvature, and the decrease of F in a step along it."""
+
+    direction: torch.Tensor
+    curvature: float
+    step: float
+    decrease: float
+
+
 def _descent_direction(
-    problem: Problem, x: torch.Tensor, lanczos: Float[np.ndarray, " P"]
-) -> tuple[torch.Tensor, float, float, float] | None:
-    """Return a direction of negative curvature, the curvature, a step and the decrease of F."""
-    directions = [torch.from_numpy(lanczos.copy())]
+    problem: Problem, x: torch.Tensor, eigenvector: Float[np.ndarray, " P"]
+) -> _Descent | None:
+    """Return the best step along theorem M3's direction or the eigenvector, if F decreases."""
+    directions = [torch.from_numpy(eigenvector.copy())]
     if problem.depth == 2 and (escape := escape_direction(problem, x)) is not None:
         directions.insert(0, escape.direction)
     floor = 1e-8 * max(problem.decays)
@@ -193,7 +202,7 @@ def _descent_direction(
         decreases = problem.value(x) - problem.value(x + steps[:, None] * v)
         best = int(decreases.argmax())
         if float(decreases[best]) > 0:
-            return v, curvature, float(steps[best]), float(decreases[best])
+            return _Descent(v, curvature, float(steps[best]), float(decreases[best]))
     return None
 
 
@@ -201,8 +210,8 @@ def _kinks(problem: Problem, x: torch.Tensor) -> int:
     if problem.activation == "linear":
         return 0
     factors, _ = problem.split(x)
-    X = problem.layers(factors)
-    inputs = [A @ entering for A, entering in zip(factors[1:-1], X, strict=False)]
+    layers = problem.layers(factors)
+    inputs = [A @ X for A, X in zip(factors[1:-1], layers, strict=False)]
     return sum(int((P.abs() <= KINK * P.abs().max()).sum()) for P in inputs)
 
 

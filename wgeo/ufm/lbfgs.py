@@ -1,12 +1,12 @@
 """L-BFGS for many starting points at once, in one tensor program.
 
-Every row of x is an independent descent, with its own line search and memory; a tick
+Every row of x is an independent descent, with its own line search and memory; an iteration
 evaluates all rows at their trial points together. Rows that have converged leave the batch.
 
-The direction is -B g in the compact form of Byrd, Nocedal, Schnabel (1994, eq. 3.1), so that a tick
-reads the memory twice. The line search is the weak Wolfe bisection of Lewis, Overton (2013), which
-also works at kinks of the objective. Near a minimum, where differences of F are rounding errors,
-the slope test of Hager and Zhang (2005) replaces the sufficient decrease.
+The direction is -B g in the compact form of Byrd, Nocedal, Schnabel (1994, eq. 3.1), so that an
+iteration reads the memory twice. The line search is the weak Wolfe bisection of Lewis, Overton
+(2013), which also works at kinks of the objective. Near a minimum, where differences of F are
+rounding errors, the slope test of Hager and Zhang (2005) replaces the sufficient decrease.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from torch import Tensor
 
 ARMIJO, WOLFE = 1e-4, 0.9
 ROUNDING = 1e-15  # relative error allowed to a value of F
-CHECK = 5  # ticks between tests for convergence
+CHECK = 5  # iterations between tests for convergence
 MEMORY = torch.float32  # affects the direction only; every decision is made in float64
 RESETS = 3  # a row whose line search fails this often has stalled
 
 
 @dataclass(frozen=True, eq=False)
 class Minima:
-    """End points of S descents, their values, gradient norms and ticks."""
+    """End points of S descents, their values, gradient norms and numbers of iterations."""
 
     x: Float[Tensor, "S P"]
     value: Float[Tensor, " S"]
@@ -80,11 +80,12 @@ def minimize_batch(
         Maps (R, P) to values (R,) and gradients (R, P), each row independently.
     x : Tensor, (S, P), float64
     tolerance : float
-        A row is done when `norm` of its gradient is at most this.
+        A row has converged when `norm` of its gradient is at most this.
     memory : int
         Pairs of steps and gradient changes stored for each row.
     max_steps : int
-        Limit on ticks (evaluations of a row); rows that remain are returned as they are.
+        Limit on iterations (evaluations of each row); rows that have not converged are returned
+        as they are.
     norm : callable, optional
         Maps gradients (R, P) to (R,); Euclidean by default.
     """
@@ -104,7 +105,7 @@ def minimize_batch(
             if 10 * ready >= len(done):
                 _write(end, state, size, step)
                 state.keep(~done)
-        _tick(objective, state)
+        _iterate(objective, state)
     return end
 
 
@@ -154,7 +155,7 @@ def _descend_steeply(state: _State, rows: Tensor, length: float) -> None:
     state.t[rows], state.low[rows], state.high[rows] = 1.0, 0.0, math.inf
 
 
-def _tick(objective: Callable[[Tensor], tuple[Tensor, Tensor]], state: _State) -> None:
+def _iterate(objective: Callable[[Tensor], tuple[Tensor, Tensor]], state: _State) -> None:
     """Evaluate every row at its trial point; accept it, or update its bracket."""
     trial = torch.addcmul(state.x, state.t[:, None], state.d)
     f, g = objective(trial)
@@ -164,7 +165,7 @@ def _tick(objective: Callable[[Tensor], tuple[Tensor, Tensor]], state: _State) -
     low_enough = armijo | (flat & (slope <= (2 * ARMIJO - 1) * state.slope))
     short = slope < WOLFE * state.slope
     accepted = low_enough & ~short
-    taken = state.t
+    step = state.t
 
     state.high = torch.where(low_enough, state.high, state.t)
     state.low = torch.where(low_enough & short, state.t, state.low)
@@ -173,7 +174,7 @@ def _tick(objective: Callable[[Tensor], tuple[Tensor, Tensor]], state: _State) -
 
     if accepted.any():
         state.f = torch.where(accepted, f, state.f)
-        _accept(state, accepted, taken, g, slope)
+        _accept(state, accepted, step, g, slope)
     downhill = (state.slope < 0) & state.slope.isfinite()
     rows = (~(accepted & downhill)).nonzero()[:, 0]
     width = (state.high - state.low)[rows] * _norm(state.d[rows])

@@ -1,14 +1,16 @@
-"""Points of ReLU models below deep neural collapse (Súkeník, Lampert, Mondelli 2024).
+"""Points of ReLU models with a lower objective than deep neural collapse.
+
+They are due to Súkeník, Lampert, Mondelli (2024).
 
 A configuration is a choice of factors with A_m s(... s(A_2 A_1)) = I. Its multiples t_i A_i reach
 
     V(C) = min_x (1 - x)^2 / 2 + (m/2) (n Lambda)^(1/m) C x^(2/m),   C = prod_i ||A_i||_F^(2/m),
 
-Lambda the product of all decays; orthogonal frames (deep neural collapse) have C = K. Inner layers
-of a rank below K can have less: C = 2.946 for three classes and four layers, 5.780 for six and
-four, 9.234 for ten classes and three layers. As diagonal blocks, with
-frames for the remaining classes, they lie below deep neural collapse for all K >= 3 with L >= 4 and
-all K >= 10 with L >= 3.
+where Lambda is the product of all decays. Orthogonal frames (deep neural collapse) have C = K.
+Inner layers of a rank below K can have a smaller C: 2.946 for three classes and four layers, 5.780
+for six classes and four layers, and 9.234 for ten classes and three layers. Combined as diagonal
+blocks, with frames for the remaining classes, they reach a lower objective than deep neural
+collapse for all K >= 3 with L >= 4 and all K >= 10 with L >= 3.
 """
 
 from __future__ import annotations
@@ -38,26 +40,26 @@ def configuration(classes: int, layers: int, spread: float = 1.1) -> Factors:
     Parameters
     ----------
     classes, layers : int
-        (3, L >= 4): inner layers of rank two. (10, L >= 3): vertices, edges and triples of the
-        complete graph on five vertices. (s (s - 1) / 2, L >= 4) with s >= 4, s != 5: vertices and
-        edges of the complete graph on s vertices, the strongly regular graphs of Súkeník,
-        Lampert, Mondelli (2024).
+        One of these pairs: (3, L >= 4), with inner layers of rank two; (10, L >= 3), with
+        vertices, edges and triples of the complete graph on five vertices; (s (s - 1) / 2, L >= 4)
+        with s >= 4, s != 5, with vertices and edges of the complete graph on s vertices, the
+        strongly regular graphs of Súkeník, Lampert, Mondelli (2024).
     spread : float
         The parameter b > 0 of the three-class family.
 
     Raises
     ------
     ArgumentError
-        Other numbers of classes or layers, or a spread that is not positive.
+        There is no configuration for these numbers, or the spread is not positive.
     """
     if not spread > 0:
         raise ArgumentError(f"spread must be > 0, not {spread!r}.")
     if classes == 10 and layers >= 3:
-        return _ten(layers)
+        return _ten_classes(layers)
     if layers >= 4 and classes == 3:
-        return _three(layers, spread)
+        return _three_classes(layers, spread)
     if layers >= 4 and classes in _edge_counts(classes):
-        return _edges(classes, layers)
+        return _edge_classes(classes, layers)
     raise ArgumentError(
         f"No configuration is known for {classes} classes and {layers} layers; there is one for 3, "
         "6, 10, 15, 21, ... classes and at least 4 layers, and for 10 classes and 3 layers."
@@ -65,12 +67,12 @@ def configuration(classes: int, layers: int, spread: float = 1.1) -> Factors:
 
 
 def _edge_counts(most: int) -> list[int]:
-    """Return s (s - 1) / 2 up to `most`: the edges of complete graphs on s >= 4 vertices."""
+    """Return the numbers s (s - 1) / 2 of edges of complete graphs, s >= 4, up to `most`."""
     return [s * (s - 1) // 2 for s in range(4, most + 1) if s * (s - 1) // 2 <= most]
 
 
-def _three(layers: int, b: float) -> Factors:
-    """X = [[1, b, 0], [1, 0, b]] is two-dimensional up to the last hidden layer."""
+def _three_classes(layers: int, b: float) -> Factors:
+    """Features X = [[1, b, 0], [1, 0, b]] have rank two up to the last hidden layer."""
     s, t = 1.0, math.sqrt(0.5)
     X = np.array([[1, b, 0], [1, 0, b]])
     expansion = np.array([[s, -s], [-s, s], [t, t]])
@@ -78,8 +80,8 @@ def _three(layers: int, b: float) -> Factors:
     return [*_halves(X), *[np.eye(2)] * (layers - 3), expansion, readout]
 
 
-def _ten(layers: int) -> Factors:
-    """Classes are the edges of K_5: X has their vertices, the next layer the triples they span."""
+def _ten_classes(layers: int) -> Factors:
+    """Classes are the edges of K_5, features X their vertices, the next layer vertex triples."""
     X = _incidence(5)
     triples = list(itertools.combinations(range(5), 3))
     expansion = np.array([[1.0 if v in t else -1.0 for v in range(5)] for t in triples]) / 2
@@ -87,8 +89,8 @@ def _ten(layers: int) -> Factors:
     return [*_halves(X), *[np.eye(5)] * (layers - 3), expansion, readout]
 
 
-def _edges(classes: int, layers: int) -> Factors:
-    """Classes are the edges of K_s: X has their vertices, and relu((X^T - 1/2) X) = I."""
+def _edge_classes(classes: int, layers: int) -> Factors:
+    """Classes are the edges of K_s, features X their vertices, and relu((X^T - 1/2) X) = I."""
     X = _incidence(math.isqrt(2 * classes) + 1)
     return [*_halves(X), *[np.eye(len(X))] * (layers - 3), X.T - 0.5, np.eye(classes)]
 
@@ -100,7 +102,7 @@ def _incidence(s: int) -> Float[np.ndarray, "s K"]:
 
 
 def _halves(X: Float[np.ndarray, "r K"]) -> Factors:
-    """Return H and W_1 of least penalty with W_1 H = X, by the roots of the singular values."""
+    """Return the H and W_1 of least penalty with W_1 H = X, from the singular values of X."""
     U, z, V = np.linalg.svd(X, full_matrices=False)
     return [np.sqrt(z)[:, None] * V, U * np.sqrt(z)]
 
@@ -111,7 +113,7 @@ def _norm_product(factors: Factors) -> float:
 
 
 def configuration_value(C: float | int, per_class: int, decays: Sequence[float]) -> float:
-    """Return V(C), the least value among multiples of a configuration; features' decay first."""
+    """Return V(C), the least value of a configuration's multiples; decays[0] is the features'."""
     m = len(decays)
     return shrink(1.0, C * (per_class * math.prod(decays)) ** (1 / m), m)[1]
 
@@ -119,11 +121,12 @@ def configuration_value(C: float | int, per_class: int, decays: Sequence[float])
 def lower_rank(
     labels: Any, *, dim: int, weight_decays: Sequence[float], feature_decay: float
 ) -> UFMSolution:
-    """Return a point below deep neural collapse: blocks of configurations, frames for the rest.
+    """Return a point with a lower objective than deep neural collapse.
 
+    Its factors have configurations as diagonal blocks, and frames for the remaining classes.
     The classes are divided among the known configurations so that the objective is least. The
-    ``settings`` hold ``dnc``, the value of deep neural collapse, and ``blocks`` and ``constants``,
-    the number of classes and the C of every block.
+    solution's ``settings`` have ``dnc``, the value of deep neural collapse, and ``blocks`` and
+    ``constants``, the number of classes and the C of every block.
 
     Parameters
     ----------
@@ -139,7 +142,7 @@ def lower_rank(
     ArgumentError
         Too few classes or layers, imbalanced classes, or dim < K.
     """
-    began = time.perf_counter()
+    start_time = time.perf_counter()
     decays = all_decays(feature_decay, weight_decays)
     problem = Problem.checked(labels, dim, decays, activation="relu")
     K, L = problem.num_classes, len(decays) - 1
@@ -151,7 +154,7 @@ def lower_rank(
             "are points for K >= 3 with L >= 4 and for K >= 10 with L >= 3."
         )
     n = int(problem.counts[0])
-    blocks = _division(problem, n)
+    blocks = _least_blocks(problem, n)
     scaled = [_scale(factors, problem, n) for factors in blocks]
     H, *weights = _diagonal(scaled, [(dim, K), *[(dim, dim)] * (L - 1), (K, dim)])
     settings = {
@@ -161,11 +164,11 @@ def lower_rank(
         "dnc": configuration_value(K, n, decays),
     }
     solution = evaluate(problem, H=H[:, problem.labels], weights=weights, settings=settings)
-    return replace(solution, seconds=time.perf_counter() - began)
+    return replace(solution, seconds=time.perf_counter() - start_time)
 
 
-def _division(problem: Problem, n: int) -> list[Factors]:
-    """Return the configurations of K classes in all whose values have the least sum."""
+def _least_blocks(problem: Problem, n: int) -> list[Factors]:
+    """Return configurations with K classes in total and the least sum of values."""
     K, L = problem.num_classes, problem.depth - 1
     candidates: list[Factors] = [[np.eye(1)] * (L + 1)]
     if L >= 4:
@@ -175,29 +178,29 @@ def _division(problem: Problem, n: int) -> list[Factors]:
     costs = [_best_multiple(factors, problem, n)[1] for factors in candidates]
     best: list[tuple[float, list[Factors]]] = [(0.0, [])]
     for total in range(1, K + 1):
-        fitting = [
+        options = [
             (best[total - factors[0].shape[1]][0] + cost, i)
             for i, (factors, cost) in enumerate(zip(candidates, costs, strict=True))
             if factors[0].shape[1] <= total
         ]
-        value, i = min(fitting)
+        value, i = min(options)
         best.append((value, [*best[total - candidates[i][0].shape[1]][1], candidates[i]]))
     return best[K][1]
 
 
 def _best_multiple(factors: Factors, problem: Problem, n: int) -> tuple[float, float]:
-    """Return the best x for a block whose product is x I, and its part of the objective.
+    """Return the best x for a block whose product is x I, and its contribution to the objective.
 
     A block of k classes has (k/K) [(1 - x)^2 / 2 + (m/2) (K/k) C (n Lambda)^(1/m) x^(2/m)].
     """
     m, fraction = len(factors), factors[0].shape[1] / problem.num_classes
-    mean = n ** (1 / m) * problem.decay_mean  # every column of H represents n
+    mean = n ** (1 / m) * problem.decay_mean  # every column of H stands for n samples
     x, value = shrink(1.0, _norm_product(factors) / fraction * mean, m)
     return x, fraction * value
 
 
 def _scale(factors: Factors, problem: Problem, n: int) -> Factors:
-    """Return the best multiple of a block, with the penalty equal for all factors."""
+    """Return the best multiple of a block, with the same penalty on every factor."""
     m, C = len(factors), _norm_product(factors)
     decays = [n * problem.decays[0], *problem.decays[1:]]
     mean = n ** (1 / m) * problem.decay_mean

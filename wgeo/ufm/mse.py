@@ -78,13 +78,13 @@ def fit_mse(
         See `Problem.checked`; ``method="closed"`` with a regularized bias whose solution has a
         rank above d.
     """
-    began = time.perf_counter()
+    start_time = time.perf_counter()
     problem = Problem.checked(labels, dim, (feature_decay, weight_decay), bias)
     check_method(method)
     if method != "numerical":
         closed = _closed(problem)
         if closed is not None:
-            return replace(closed, seconds=time.perf_counter() - began)
+            return replace(closed, seconds=time.perf_counter() - start_time)
         if method == "closed":
             raise ArgumentError(
                 f"With a regularized bias the optimum needs more than dim = {dim} directions, and "
@@ -101,7 +101,7 @@ def fit_mse(
         seed=seed,
         settings={"method": "numerical", "collapsed": collapsed},
     )
-    return replace(solution, seconds=time.perf_counter() - began)
+    return replace(solution, seconds=time.perf_counter() - start_time)
 
 
 def _closed(problem: Problem) -> UFMSolution | None:

@@ -43,7 +43,7 @@ def record_of(
         "bias": solution.b.tolist(),
         "values": list(solution.values),
         "curve": curve,
-        "view": {"means": _listed(cosines(means))},
+        "view": {"means": _as_lists(cosines(means))},
         "landscape": None if landscape is None else landscape.to_dict(),
     }
 
@@ -64,5 +64,5 @@ def arrays_of(solution: UFMSolution | MUFMSolution) -> dict[str, Any]:
     return {**common, **{f"W{i}": W for i, W in enumerate(solution.weights, 1)}}
 
 
-def _listed(matrix: Float[np.ndarray, "K K"]) -> list[list[float | None]]:
+def _as_lists(matrix: Float[np.ndarray, "K K"]) -> list[list[float | None]]:
     return [[None if np.isnan(value) else float(value) for value in row] for row in matrix]

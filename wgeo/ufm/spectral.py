@@ -32,10 +32,10 @@ from .theorems import factorize
 
 
 def shrink(y: float, kappa: float, factors: int) -> tuple[float, float]:
-    """Minimise (y - z)^2 / 2 + (m/2) kappa z^(2/m) over z >= 0; return (z, value).
+    """Minimize (y - z)^2 / 2 + (m/2) kappa z^(2/m) over z >= 0; return (z, value).
 
     The stationary points are the roots of z^((m-2)/m) (y - z) = kappa; the larger one is the local
-    minimum, and is below z = 0 if kappa^m < y^(2(m-1)) (m-2)^(m-2) / (m-1)^(2(m-1)).
+    minimum, and has a lower value than z = 0 if kappa^m < y^(2(m-1)) (m-2)^(m-2) / (m-1)^(2(m-1)).
     """
     check_whole(2, factors=factors)
     m = factors
@@ -44,15 +44,13 @@ def shrink(y: float, kappa: float, factors: int) -> tuple[float, float]:
     if m == 2:
         z = y - kappa
     else:
-        turning = y * (m - 2) / (2 * (m - 1))
-        z = brentq(
-            lambda t: t ** ((m - 2) / m) * (y - t) - kappa, turning, y, xtol=1e-300, rtol=1e-15
-        )
+        peak = y * (m - 2) / (2 * (m - 1))  # of the left side, between the two roots
+        z = brentq(lambda t: t ** ((m - 2) / m) * (y - t) - kappa, peak, y, xtol=1e-300, rtol=1e-15)
     return z, (y - z) ** 2 / 2 + m / 2 * kappa * z ** (2 / m)
 
 
 def _threshold(y: float, m: int) -> float:
-    """N^m Lambda*: y^(2(m-1)) (m-2)^(m-2) / (m-1)^(2(m-1)), 0^0 = 1."""
+    """Return N^m Lambda* = y^(2(m-1)) (m-2)^(m-2) / (m-1)^(2(m-1)), with 0^0 = 1."""
     return y ** (2 * (m - 1)) * (float(m - 2) ** (m - 2) / (m - 1) ** (2 * (m - 1)))
 
 
@@ -64,7 +62,7 @@ class SpectralOptimum:
     ----------
     value : float
     targets, sizes : ndarray, (K,)
-        Singular values of T, descending, and of the solution.
+        Singular values of T, in descending order, and the corresponding ones of A.
     factors : tuple of ndarray
         A_1 (d x N) = H, A_2, ..., A_m = W.
     b : ndarray, (K,)
@@ -78,19 +76,20 @@ class SpectralOptimum:
 
 
 def spectral_optimum(problem: Problem) -> SpectralOptimum:
-    """Solve a linear squared-loss model without bias or with a free one, of any depth.
+    """Solve a linear squared-loss model of any depth, with a free bias or without one.
 
     With d < K (or d < K - 1, free bias) only the d largest singular values of T are kept.
 
     Raises
     ------
     ArgumentError
-        Cross-entropy, or a regularized bias: these do not separate by singular values.
+        The loss is cross-entropy or the bias is regularized; these problems do not separate into
+        one for each singular value.
     """
     if problem.loss != "mse" or 0 < problem.bias_decay < math.inf:
         raise ArgumentError(
-            "Only the squared loss without a bias, or with a free one, has a closed form by "
-            "singular values; use `method='numerical'`."
+            "The closed form is for the squared loss, with a free bias or without one; use "
+            "`method='numerical'`."
         )
     N, m = problem.num_samples, problem.depth
     roots = np.sqrt(problem.counts)

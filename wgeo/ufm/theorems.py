@@ -1,11 +1,11 @@
 """The three theorems on factored objectives behind every certificate in this package.
 
-For F(W, H, b) = g(W H, b) + (lw/2) ||W||^2 + (lh/2) ||H||^2 + (lb/2) ||b||^2 with g convex and
-c = sqrt(lw lh), G the gradient of g in its matrix argument:
+For F(W, H, b) = g(W H, b) + (lw/2) ||W||^2 + (lh/2) ||H||^2 + (lb/2) ||b||^2 with g convex,
+let c = sqrt(lw lh), and let G be the gradient of g in its matrix argument:
 
 M1. The least penalty of a product Z is c ||Z||_* (and (m/2) c_m sum sigma_j^(2/m) for m factors,
-    c_m the geometric mean of their decays; Shang, Liu, Cheng 2016), attained by `factorize`.
-M2. A critical point with ||G||_2 <= c is global, whatever d: G / c is then a subgradient of the
+    with c_m the geometric mean of their decays; Shang, Liu, Cheng 2016), attained by `factorize`.
+M2. A critical point with ||G||_2 <= c is global for every d: G / c is then a subgradient of the
     nuclear norm at -W H, so Z = W H solves the convex problem min g(Z, b) + c ||Z||_*
     (Haeffele, Vidal 2015; Zhu et al. 2021). Any G scaled down to ||G||_2 <= c proves a lower bound
     by Fenchel duality, at a critical point or not: `lower_bound`.
@@ -39,9 +39,9 @@ def factorize(
 ) -> list[Float[np.ndarray, "_ _"]]:
     """Return A_1, ..., A_m of least penalty with A_m ... A_1 = U diag(z) V (theorem M1).
 
-    Every factor carries z^(1/m), scaled so that decay_i ||A_i||^2 is the same for all i. The hidden
-    bases are the first r unit vectors: factors are non-negative if U and V are, and then ReLUs
-    between them change nothing.
+    Every factor has the singular values z^(1/m), scaled so that decay_i ||A_i||^2 is the same for
+    all i. The hidden bases are the first r unit vectors: factors are non-negative if U and V are,
+    and then ReLUs between them have no effect.
 
     Raises
     ------

@@ -92,12 +92,12 @@ def survey(module: nn.Module, images: torch.Tensor, layers: Sequence[str] | None
         if layers is not None and all(name in modules for name in layers):
             ordered = _select(layers, modules, probe, [])
         else:
-            found = _search(modules, probe)
-            if not found:
+            residual = _search(modules, probe)
+            if not residual:
                 _require_finite(probe)
-            names = {spec.module for _, spec in found}
+            names = {spec.module for _, spec in residual}
             sums, others = forward_sums(modules, probe, names)
-            ordered = found + sums
+            ordered = residual + sums
             if layers is not None:
                 ordered, others = _select(layers, modules, probe, ordered), {}
     ordered.sort(key=lambda item: item[0])
@@ -111,18 +111,18 @@ _Ordered = list[tuple[int, BlockSpec]]  # with the time at which each ends
 
 def _search(modules: dict[str, nn.Module], probe: Probe) -> _Ordered:
     """Return the innermost residual modules, and wgeo's own plain blocks."""
-    found: _Ordered = []
+    blocks: _Ordered = []
     for name in sorted(modules, key=lambda n: -n.count(".")):  # children before their parents
         part, call = modules[name], probe.get(name)
-        inside = any(spec.module.startswith(name + ".") for _, spec in found)
+        inside = any(spec.module.startswith(name + ".") for _, spec in blocks)
         if not name or inside or call is None or call.y is None or call.x is None:
             continue
         if not isinstance(part, OwnBlock) and not (any(part.children()) and has_weights(part)):
             continue
         specs = _blocks_of(name, part, call, probe)
         if specs[0][1].residual or (isinstance(part, OwnBlock) and call.count == 1):
-            found += specs
-    return found
+            blocks += specs
+    return blocks
 
 
 def _select(

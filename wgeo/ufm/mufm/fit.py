@@ -58,7 +58,7 @@ def fit_mufm(
     tolerance: float = 1e-10,
     seed: int = 0,
 ) -> MUFMSolution:
-    """Minimise the MUFM objective over W, b and the features of every layer.
+    """Minimize the MUFM objective over W, b and the features of every layer.
 
     Parameters
     ----------
@@ -96,7 +96,7 @@ def fit_mufm(
     ConvergenceError
         Newton's steps stopped at a decrement above 1e-4.
     """
-    began = time.perf_counter()
+    start_time = time.perf_counter()
     inputs = check_features(x, "x")
     points = materialize([inputs], LazyRows(inputs.shape, lambda rows: inputs[rows]))
     y = as_labels(labels, len(points))
@@ -119,7 +119,7 @@ def fit_mufm(
 
     # Solved on one process: nearly flat directions would follow the rounding of distributed sums.
     result, stats = processes.on_rank_zero(partial(solve, scaled, restarts))
-    searched = time.perf_counter()
+    search_end = time.perf_counter()
     if coupling == "free":
         assignment, result, stats = _rematch(points, scaled, y, solve, result, stats)
     check_converged(result)
@@ -140,9 +140,9 @@ def fit_mufm(
     }
     objective = sum(terms.values())
     constant = objective - result.point.value()  # part of the feature decay independent of W
-    done = time.perf_counter()
+    certificate_start = time.perf_counter()
     certificate = processes.on_rank_zero(partial(certify_minimum, result, objective, tolerance))
-    ended = time.perf_counter()
+    end_time = time.perf_counter()
     return MUFMSolution(
         W=w,
         b=b,
@@ -169,10 +169,10 @@ def fit_mufm(
             "steps": result.steps,
             "products": result.products,
             "decrement": result.decrement,
-            "statistics": searched - began - result.seconds,
+            "statistics": search_end - start_time - result.seconds,
             "search": result.seconds,
-            "certificate": ended - done,
-            "seconds": ended - began,
+            "certificate": end_time - certificate_start,
+            "seconds": end_time - start_time,
         },
         assignment=assignment,
     )

@@ -56,7 +56,7 @@ class NewtonResult(Generic[P]):
         sqrt(g^T M g / F) of the gradient g and the preconditioner M, independent of units: the next
         Newton step would lower the objective by about half its square, relatively.
     steps, products : int
-        Newton steps tried, and Hessian products taken for them.
+        Newton steps tried, and Hessian products used for them.
     """
 
     point: P
@@ -91,8 +91,8 @@ def trust_region_newton(
         if size <= tolerance:
             return NewtonResult(point, size, step, products)
         model = _Model(gradient, point.hessian_product, solve)
-        move, reduction, boundary, taken = model.minimize(radius, min(0.1, math.sqrt(size)))
-        products += taken
+        move, reduction, boundary, iterations = model.minimize(radius, min(0.1, math.sqrt(size)))
+        products += iterations
         trial = at(point.w + move)
         new_value = trial.value()
         slack = ROUNDING * abs(value)
@@ -143,9 +143,9 @@ class _Model:
         # <move, move>, <move, direction>, <direction, direction> in the preconditioner's norm
         mm, md, dd = 0.0, 0.0, rest
         boundary = False
-        taken = 0
-        while taken < INNER:
-            taken += 1
+        iterations = 0
+        while iterations < INNER:
+            iterations += 1
             image_of_direction = self.product(direction)
             curvature = float(np.vdot(direction, image_of_direction))
             length = rest / curvature if curvature > 0 else 0.0
@@ -168,4 +168,4 @@ class _Model:
             dd = rest + (rest / last) ** 2 * dd
         self.length = float(math.sqrt(max(mm, 0.0)))
         reduction = -float(np.vdot(self.gradient, move)) - float(np.vdot(move, image)) / 2
-        return move, reduction, boundary, taken
+        return move, reduction, boundary, iterations

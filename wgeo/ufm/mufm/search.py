@@ -55,7 +55,7 @@ def multistart_newton(
 
     Every descent continues by reflections and out of strict saddles while the objective decreases.
     """
-    began = time.perf_counter()
+    start_time = time.perf_counter()
     rng = rng or np.random.default_rng(0)
     first = problem.ridge() if start is None else start
     size = float(np.sqrt(np.mean(first**2)))
@@ -80,7 +80,7 @@ def multistart_newton(
         sum(end.steps for end in ends),
         sum(end.products for end in ends),
         last.decrement,
-        time.perf_counter() - began,
+        time.perf_counter() - start_time,
     )
 
 
