@@ -263,7 +263,10 @@ def _tests_table(tests: Sequence[Mapping[str, Any]]) -> str:
     ]
     header = ("Segment", "network", "reference", "difference", "effect size d", "one-sided p")
     return table(
-        header, rows, "Line-shape ratio of the samples' paths, compared over images; 1 is straight."
+        header,
+        rows,
+        "Line-shape ratio of the samples' centred paths; 1 is straight. The p-value is over images "
+        "and about these two networks, not about how they were trained.",
     )
 
 

@@ -15,24 +15,43 @@ def reference(record: Record) -> Iterator[Sentence]:
     for k, row in enumerate(rows):
         yield _against_fresh(row, len(reference.get("networks") or []), len(rows), explained=k > 0)
     for row in reference.get("tests") or []:
-        yield against_network(row)
+        yield against_network(row, reference.get("kind") or "network")
 
 
-def against_network(row: Record) -> Sentence:
-    """State the result of `wgeo.straighter_than` for one segment: two networks, over images."""
+def against_network(row: Record, kind: str = "network") -> Sentence:
+    """State the result of `wgeo.straighter_than` for one segment: two networks, over images.
+
+    It is about these two networks. Two training runs that differ in their seed alone usually differ
+    as clearly, so no difference of recipes is stated, whatever the p-value.
+    """
     low, high = row["interval"]
-    direction = row.get("direction", "neither")
-    outcome = "not distinguishable from" if direction == "neither" else f"{direction} than"
-    name = row["statistic"].replace("_", " ")
+    is_centred = row["statistic"].endswith("_centred")
+    name = row["statistic"].removesuffix("_centred").replace("_shape", "-shape").replace("_", " ")
+    differs = row.get("direction", "neither") != "neither"
+    other, scope = _SCOPE["shuffled" if kind == "shuffled" else "network"]
+    outcome = scope if differs else "These images do not show a difference"
     return Sentence(
         "reference",
-        f"From {row['layers'][0]} to {row['layers'][-1]} the network is {outcome} the one it is "
-        f"compared with, on these images: {name} {rounded(row['value'])} against "
-        f"{rounded(row['reference'])}, difference {row['difference']:+.3g} ({low:+.3g} to "
-        f"{high:+.3g}). Other training runs of the two may differ.",
+        f"{segment_ends(row)} the {name}{' of the centred paths' if is_centred else ''} is "
+        f"{rounded(row['value'])} for this network and {rounded(row['reference'])} for {other}, a "
+        f"difference of {row['difference']:+.3g} ({low:+.3g} to {high:+.3g}{OVER_IMAGES}). "
+        f"{outcome}.",
         dict(row),
-        "undecided" if direction == "neither" else "shown",
+        "shown" if differs else "undecided",
     )
+
+
+_SCOPE = {  # what a network is compared with, and what a difference over images means
+    "network": (
+        "the network it is compared with",
+        "This is about these two networks on these images, not about how they were trained: two "
+        "runs of one recipe with different seeds usually differ as clearly",
+    ),
+    "shuffled": (
+        "its own layers in another order",
+        "So on these images the path depends on the order of the layers",
+    ),
+}
 
 
 def _against_fresh(row: Record, networks: int, segments: int, explained: bool) -> Sentence:
