@@ -21,6 +21,9 @@ from .spectrum import SPECTRUM_SIZE, RowSample
 FEW_SAMPLES = 20
 """Samples of the smallest class below which corrected estimates are computed."""
 
+MOST_HIDDEN = 0.05
+"""Share of the pairs of classes whose distance sampling may hide for CDNV to be estimated."""
+
 
 def is_few(counts: Num[np.ndarray, " K"]) -> bool:
     """Whether a class has fewer than `FEW_SAMPLES` samples."""
@@ -125,11 +128,13 @@ class SmallSampleEstimates:
     def cdnv(self, squares: Float[np.ndarray, " P"]) -> float | None:
         """Return the mean over pairs of (v_k + v_l) / (2 D), D their means' squared distance.
 
-        v_k = n_k/(n_k - 1) var_k, and D = ||m_k - m_l||^2 - v_k/n_k - v_l/n_l; the inverse of D is
-        corrected for D's sampling variance 4 D s + 2 a^2 tr(S_W^2) to first order, a = 1/n_k +
-        1/n_l and s = a times the mean variance along the class means. Pairs with a class of one
-        sample, whose variance is unknown, are left out. None if sampling hides the distance of a
-        pair.
+        v_k = n_k/(n_k - 1) var_k, and D is estimated by ||m_k - m_l||^2 - v_k/n_k - v_l/n_l. Its
+        sampling variance is V = 4 D s + 2 a^2 tr(S_W^2), a = 1/n_k + 1/n_l and s = a times the mean
+        variance along the class means. 1/D is estimated by D / (D^2 + V): to first order that is
+        the corrected inverse (1 - V/D^2) / D, but bounded, so that no single pair decides the mean
+        when its estimated distance happens to be near zero. Pairs with a class of one sample, whose
+        variance is unknown, are left out. None if sampling hides the distance (D^2 < V) of more
+        than `MOST_HIDDEN` of the pairs.
 
         Parameters
         ----------
@@ -143,13 +148,16 @@ class SmallSampleEstimates:
         v = self.variances[several] * n / (n - 1)
         first, second = np.triu_indices(len(v), 1)
         apart = pairs[first, second] - (v / n)[first] - (v / n)[second]
-        if apart.min() <= 0:
-            return None
         a = (1 / n)[first] + (1 / n)[second]
         weights = self.sigma**2
         along = self.unbiased * float(weights @ np.diag(self.inside) / weights.sum())
-        variance = (4 * apart * a * along + 2 * a**2 * self.square) / apart**2
-        return float(((v[first] + v[second]) / (2 * apart) * (1 - variance)).mean())
+        variance = 4 * apart.clip(min=0) * a * along + 2 * a**2 * self.square
+        hidden = (apart <= 0) | (apart**2 < variance)
+        if hidden.mean() > MOST_HIDDEN:
+            return None
+        scale = apart**2 + variance
+        inverse = np.divide(apart, scale, out=np.zeros_like(apart), where=scale > 0)
+        return float(((v[first] + v[second]) / 2 * inverse).mean())
 
 
 class LeaveOneOut:
