@@ -14,6 +14,7 @@ from itertools import combinations, product
 import numpy as np
 from jaxtyping import Float, Int
 from scipy.special import ndtr, ndtri
+from scipy.stats import t as student
 
 from ..arrays.checks import as_count
 from ..arrays.rows import sums_by_class
@@ -23,6 +24,7 @@ from ..runtime.memory import limited_size
 LEVEL = 0.95
 _MAX_WEIGHTS = 2**24  # resampling weights in memory
 _SAME = 1e-12  # relative spread of draws that is rounding error
+_LARGEST_LOG = 100.0  # of a factor, so that it stays in float64's range
 _TIE = 1e-9  # distance, relative to that spread, at which draws are equal
 Measures = Callable[[Float[np.ndarray, "m c"]], Mapping[str, Float[np.ndarray, " m"]]]
 
@@ -112,14 +114,24 @@ def _by_group(
 
 
 def mean_interval(
-    values: Float[np.ndarray, " n"], *, draws: int, seed: int
+    values: Float[np.ndarray, " n"], *, positive: bool = False, level: float = LEVEL
 ) -> tuple[float, float] | None:
-    """Return the 95 % BCa interval of the mean of `values`, ignoring NaN."""
+    """Return Student's interval of the mean of a few values, ignoring NaN; None for fewer than two.
+
+    Of `positive` values, which are skewed, it is symmetric on a log scale: m exp(-+ t s / m)
+    with the standard error s of the mean m. Resampling a few values gives intervals that are much
+    too narrow: 95 % BCa intervals of 4 values contain the mean in 80 % of samples.
+    """
     defined = values[~np.isnan(values)]
-    if len(defined) == 0:
+    n = len(defined)
+    if n < 2:
         return None
-    sample = resample(defined[:, None], lambda means: {"mean": means[:, 0]}, draws=draws, seed=seed)
-    return sample.interval("mean")
+    mean = float(defined.mean())
+    half = float(student.ppf((1 + level) / 2, n - 1)) * float(defined.std(ddof=1)) / math.sqrt(n)
+    if not positive:
+        return mean - half, mean + half
+    factor = math.exp(min(half / mean, _LARGEST_LOG)) if mean > 0 else 1.0
+    return mean / factor, mean * factor
 
 
 def bca_interval(
