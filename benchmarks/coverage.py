@@ -232,7 +232,7 @@ def main() -> None:
         lambda: of_fresh_networks(10 * runs, 1),
         lambda: of_fresh_networks(10 * runs, 3),
         lambda: of_two_networks(runs),
-        lambda: of_paired_networks(runs),
+        lambda: of_paired_networks(4 * runs),
         lambda: list(of_runs(runs)),
         lambda: list(of_jacobians(5 * runs, 4)),
         lambda: list(of_jacobians(5 * runs, 8)),

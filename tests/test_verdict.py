@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import wgeo
 from wgeo.analysis import analyze_trajectory
 from wgeo.analysis.verdict import THRESHOLDS, Sentence, sentence, sentences, text
 from wgeo.cli.tables import print_analysis
+from wgeo.geodesic.nulls import clearly_above
 from wgeo.trajectory import Layer, Trajectory
 
 
@@ -330,6 +332,20 @@ def test_every_threshold_is_documented():
         '"""'
     )[0]
     assert all(name in described for name in THRESHOLDS)
+
+
+def test_thresholds_are_written_out_once():
+    """Neither their numbers nor the rule of power stand anywhere else where words are chosen."""
+    root = Path(wgeo.__file__).parent
+    sources = [
+        p for part in ("analysis", "cli", "plots", "report") for p in (root / part).rglob("*.py")
+    ]
+    literal = re.compile(r"(?<![\d.])0\.99\b|1 / (math|np)\.sqrt\(")
+    found = [p.name for p in sources if literal.search(p.read_text(encoding="utf-8"))]
+    assert found == ["sentence.py"]  # "good_accuracy"
+    assert clearly_above(0.76, 0.7, 10_000)
+    assert not clearly_above(0.74, 0.7, 10_000)
+    assert not clearly_above(0.79, 0.7, 100)
 
 
 def test_replacing_evidence_changes_the_words():

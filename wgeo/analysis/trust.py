@@ -22,7 +22,6 @@ from ..trajectory import Trajectory
 from .verdict import THRESHOLDS
 
 _TRIED = 200  # images on which other normalizations are tried
-_GOOD = 0.99  # accuracy from which no other normalization is tried
 
 
 def trust_of(
@@ -109,7 +108,7 @@ def _normalization(
         "std": list(used.std),
         "source": source,
     }
-    if accuracy is None or accuracy >= _GOOD or source == "file":
+    if accuracy is None or accuracy >= THRESHOLDS["good_accuracy"] or source == "file":
         return facts
     return {**facts, **_tried(net, images, used, last)}
 

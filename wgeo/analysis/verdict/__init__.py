@@ -11,12 +11,20 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .maps import blocks, optimality
-from .opening import opening, silenced
+from .opening import few_samples_note, opening, silenced
 from .outcome import against_network, collapse, next_steps, reference
-from .paths import straightness
+from .paths import NO_COMMON_SPACE, straightness
 from .sentence import THRESHOLDS, Sentence
 
-__all__ = ["THRESHOLDS", "Sentence", "against_network", "sentences", "text"]
+__all__ = [
+    "NO_COMMON_SPACE",
+    "THRESHOLDS",
+    "Sentence",
+    "against_network",
+    "few_samples_note",
+    "sentences",
+    "text",
+]
 
 
 def sentences(record: Any) -> tuple[Sentence, ...]:

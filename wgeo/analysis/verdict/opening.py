@@ -20,6 +20,17 @@ def silenced(trust: Record) -> bool:
     return bool(trust.get("at_chance")) or few
 
 
+def few_samples_note(trust: Record) -> str:
+    """Return a note on few samples per class for a table of the collapse metrics, or ""."""
+    samples = trust.get("samples_per_class")
+    if samples is None or samples >= THRESHOLDS["few_a_class"]:
+        return ""
+    return (
+        f" The smallest class has only {count(samples, 'sample')}: NC1 is biased, and NC1 "
+        "corrected estimates it without the bias; NCC acc. is too high."
+    )
+
+
 def _accuracy(trust: Record) -> Iterator[Sentence]:
     accuracy, chance, images = (trust.get(key) for key in ("accuracy", "chance", "samples"))
     if accuracy is None or chance is None or images is None:
