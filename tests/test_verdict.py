@@ -274,7 +274,7 @@ def test_of_few_samples_a_class_the_corrected_estimate_decides():
     (found,) = [s for s in sentences(few_samples(**known)) if s.claim == "collapse"]
     assert "partly collapsed" in found.words
     assert (
-        ", corrected for few samples per class, is 0.13 (0.11 to 0.16, 95 % over images)"
+        ", corrected for few samples per class, is 0.13 (0.11 to 0.16, 95 % interval over images)"
         in found.words
     )
     assert "[uncorrected: 0.08]; at input it is 45" in found.words
@@ -424,7 +424,12 @@ def collapse_of(nc1, interval):
         (0.75, [0.45, 2.0], "between partly collapsed and not collapsed", "suggested"),
         (0.11, [0.09, 0.14], "between collapsed and partly collapsed", "suggested"),
         (0.05, [0.04, 0.06], "are collapsed", "shown"),
-        (5.11, [6.15, 14.3], "(6.15 to 14.30, 95 % over images, corrected for bias)", "shown"),
+        (
+            5.11,
+            [6.15, 14.3],
+            "(6.15 to 14.30, 95 % interval over images, corrected for bias)",
+            "shown",
+        ),
     ],
 )
 def test_the_level_of_collapse_follows_both_ends_of_the_interval(nc1, interval, words, strength):
@@ -440,7 +445,9 @@ def test_numbers_beyond_all_sense_are_not_written_out():
 def test_a_ratio_of_one_has_decimals_and_an_interval_says_what_it_is(rng):
     x = rng.standard_normal((100, 3))
     assert "is 1.00 times as long" in said(verdict_of([x, 2 * x, 3 * x]), "straightness")
-    assert "95 % over images)" in said(sentences({"segments": [segment()]}), "straightness")
+    assert "95 % interval over images)" in said(
+        sentences({"segments": [segment()]}), "straightness"
+    )
 
 
 def test_single_samples_in_every_class_are_not_called_one_class():

@@ -38,7 +38,7 @@ def sentences(record: Any) -> tuple[Sentence, ...]:
     """
     record = record.to_dict() if hasattr(record, "to_dict") else record
     trust = record.get("trust") or {}
-    first = opening(trust)
+    first = opening(trust, record.get("provenance"))
     if silenced(trust):
         return tuple(first)
     body = [
