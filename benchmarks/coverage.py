@@ -12,15 +12,21 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable, Iterator
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 import wgeo
 from wgeo.analysis.fresh import rank_test
-from wgeo.analysis.trust import trust_of
+from wgeo.analysis.trust import better_preset, trust_of
+from wgeo.features.network import inputs
+from wgeo.geodesic.gradient_maps import brenier_blocks
 from wgeo.geodesic.reliability import length_ratio_at_most
+from wgeo.geodesic.resampling import mean_interval
+from wgeo.models.fresh import reestimate_statistics
 
 HERE = Path(__file__).parent
 Row = dict[str, Any]
@@ -110,6 +116,89 @@ def of_two_networks(runs: int) -> Row:
     return row("differs from another network over images, no true difference", 0.05, told)
 
 
+def of_paired_networks(runs: int) -> Row:
+    """`straighter_than` on the same images, if both networks err in the same way."""
+    told = []
+    for run in range(runs):
+        rng = np.random.default_rng(run)
+        common = path(100, rng)
+        pair = [
+            wgeo.Trajectory.from_arrays(
+                [x + 0.3 * rng.standard_normal(x.shape) for x in common.segments[0].arrays],
+                common.labels,
+            )
+            for _ in range(2)
+        ]
+        (test,) = wgeo.straighter_than(*pair, paired=True, seed=runs + run)
+        told.append(test.direction != "neither")
+    return row("differs from another network on the same images, no true difference", 0.05, told)
+
+
+def fresh_digits(count: int) -> tuple[list[Any], wgeo.Images]:
+    """Small networks with fresh weights, batch statistics from the images."""
+    images = wgeo.load_images("digits", limit=120)
+    networks = []
+    for seed in range(count):
+        torch.manual_seed(seed)
+        net = wgeo.models.build(
+            "isoresnet", num_classes=10, in_channels=1, image_size=8, width=8, depth=4, stride=2
+        ).eval()
+        pixels = [inputs(net, images, batch) for batch in np.array_split(np.arange(120), 3)]
+        reestimate_statistics(net, pixels)
+        networks.append(net)
+    return networks, images
+
+
+def of_runs(runs: int) -> Iterator[Row]:
+    """Fresh networks against each other: over images, and four against four over networks."""
+    networks, images = fresh_digits(24)
+    features = [wgeo.trace(net, images) for net in networks]
+    told = [
+        wgeo.straighter_than(a, b, centred=True)[0].direction != "neither"
+        for a, b in combinations(features[:8], 2)
+    ]
+    what = "two networks of one recipe differ over images (not evidence about recipes)"
+    yield row(what, 0.05, told)
+    rng = np.random.default_rng(0)
+    told = []
+    for _ in range(runs):
+        chosen = [features[i] for i in rng.permutation(24)[:8]]
+        (test,) = wgeo.straighter_than(chosen[:4], chosen[4:], centred=True)
+        told.append(test.direction != "neither")
+    yield row("four networks differ from four of the same recipe, over networks", 0.05, told)
+
+
+def of_jacobians(runs: int, points: int) -> Iterator[Row]:
+    """Intervals over a few images of what the Brenier test measures, of two fresh blocks."""
+    networks, images = fresh_digits(1)
+    everything = inputs(networks[0], images, np.arange(120))
+    options = {"probes": 4, "lanczos": 16, "bootstrap": 0}
+    blocks = brenier_blocks(networks[0], everything, ["blocks.0", "blocks.3"], **options).blocks
+    rng = np.random.default_rng(points)
+    for name in ("asymmetry", "relative_eigenvalue"):
+        inside = []
+        for block in blocks.values():
+            values = block.per_point[name]
+            for _ in range(runs):
+                found = mean_interval(rng.choice(values, points), positive=name == "asymmetry")
+                assert found is not None
+                inside.append(found[0] <= values.mean() <= found[1])
+        yield row(f"Jacobians, {name.replace('_', ' ')}, {points} images", 0.95, inside)
+
+
+def of_presets(runs: int) -> Row:
+    """How often another normalization is called better, if eight are as good, on 200 images."""
+    rng = np.random.default_rng(0)
+    named = []
+    for _ in range(runs):
+        base = rng.random(200) < 0.8
+        correct = {
+            str(k): np.where(rng.random(200) < 0.3, rng.random(200) < 0.8, base) for k in range(9)
+        }
+        named.append(better_preset(correct, "0") is not None)
+    return row("another normalization is better, of eight equally good ones", 0.05, named)
+
+
 def of_guessing(runs: int) -> Row:
     """How often a network that guesses is not reported as guessing."""
     rng = np.random.default_rng(0)
@@ -143,6 +232,11 @@ def main() -> None:
         lambda: of_fresh_networks(10 * runs, 1),
         lambda: of_fresh_networks(10 * runs, 3),
         lambda: of_two_networks(runs),
+        lambda: of_paired_networks(4 * runs),
+        lambda: list(of_runs(runs)),
+        lambda: list(of_jacobians(5 * runs, 4)),
+        lambda: list(of_jacobians(5 * runs, 8)),
+        lambda: of_presets(10 * runs),
         lambda: of_guessing(runs),
     ]
     rows: list[Row] = []

@@ -9,12 +9,14 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats
 from torch import nn
 
 import wgeo.geodesic.jacobian as jacobian_module
 from wgeo.errors import ArgumentError
 from wgeo.geodesic.gradient_maps import SYMMETRIC, _in_float64, brenier, brenier_blocks
 from wgeo.geodesic.jacobian import Jacobian
+from wgeo.geodesic.resampling import mean_interval
 
 
 def points(n: int, *shape: int, seed: int = 0) -> torch.Tensor:
@@ -268,6 +270,28 @@ def test_intervals_over_points_cover_their_mean():
         low, high = result.intervals["min_eigenvalue"]
         hits += low <= 0.25 <= high
     assert hits >= 34
+
+
+@pytest.mark.parametrize("points", [4, 8])
+def test_intervals_over_a_few_points_cover_their_mean(points):
+    """About 95 % of them; the bootstrap's covered 80 % and 87 %: under 91 % means five errors."""
+    rng = np.random.default_rng(points)
+    runs, hits = 2000, {True: 0, False: 0}
+    for _ in range(runs):
+        values = 0.3 + 0.05 * rng.standard_normal(points)
+        for positive in hits:
+            low, high = mean_interval(values, positive=positive)
+            hits[positive] += low <= 0.3 <= high
+    assert all(count / runs == pytest.approx(0.95, abs=0.02) for count in hits.values())
+
+
+def test_intervals_of_positive_values_are_positive_and_one_value_has_none():
+    low, high = mean_interval(np.array([1e-3, 1.0, np.nan, 2e-3]), positive=True)
+    assert 0 < low < 0.334 < high < np.inf
+    assert mean_interval(np.zeros(3), positive=True) == (0, 0)
+    assert mean_interval(np.array([np.nan, 1.0])) is None
+    low, high = mean_interval(np.array([1.0, 2.0, 3.0, 4.0]))
+    assert (low, high) == pytest.approx(stats.t.interval(0.95, 3, 2.5, stats.sem([1, 2, 3, 4])))
 
 
 def test_attention_and_tokens_are_tested_too():

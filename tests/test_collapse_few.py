@@ -8,7 +8,7 @@ import pytest
 import wgeo
 from wgeo.neural_collapse import collapse_of
 from wgeo.neural_collapse.intervals import with_intervals
-from wgeo.neural_collapse.small_samples import FEW_SAMPLES
+from wgeo.neural_collapse.small_samples import FEW_SAMPLES, SmallSampleEstimates
 
 
 def population(rng, classes, width, each, *, within=1.96, between=1.0):
@@ -29,14 +29,40 @@ def test_one_sample_per_class_leaves_metrics_undefined(rng):
     assert found.nc1_corrected is found.cdnv_corrected is found.ncc_accuracy_corrected is None
 
 
-def test_four_samples_per_class_estimate_the_population(rng):
-    """K = 1,000, d = 64: the population's NC1 is 64 * 1.96 / 1000 = 0.125, its CDNV 0.98."""
-    _, x, y = population(rng, 1000, 64, 4)
+@pytest.mark.parametrize("draw", range(8))
+def test_four_samples_per_class_estimate_the_population(draw):
+    """K = 1,000, d = 64: the population's NC1 is 64 * 1.96 / 1000 = 0.125, its CDNV 0.98.
+
+    In some draws sampling hides the distance of a pair or two of 499,500; they decide nothing.
+    """
+    _, x, y = population(np.random.default_rng(draw), 1000, 64, 4)
     found = collapse_of(x, y)
     assert found.nc1 == pytest.approx(0.067, rel=0.05)  # the plug-in value, half as large
     assert found.cdnv == pytest.approx(0.505, rel=0.05)
     assert found.nc1_corrected == pytest.approx(0.1254, rel=0.1)
     assert found.cdnv_corrected == pytest.approx(0.98, rel=0.1)
+
+
+def estimates_of(counts, variances):
+    """Classes with these variances, whose means span one axis."""
+    one = np.ones((1, 1))
+    return SmallSampleEstimates(np.array(counts), np.array(variances), one[0], 0 * one, 3, 0.0)
+
+
+def test_the_inverse_distance_of_a_pair_is_bounded():
+    """A pair at a distance estimated as 0 adds nothing; before, its inverse decided the mean."""
+    points = np.r_[0.0, np.arange(1, 21)]
+    squares = (points[:, None] - points)[np.triu_indices(21, 1)] ** 2
+    counts, variances = [2] * 21, [0.1] * 21
+    whole = estimates_of(counts, variances).cdnv(squares)
+    expected = (0.2 / (squares - 0.2)).mean()  # v = 0.2, and v/n of either class taken off
+    assert whole == pytest.approx(expected)
+    squares[0] = 0.2  # the first pair's estimated distance is 0: hidden
+    assert estimates_of(counts, variances).cdnv(squares) == pytest.approx(
+        expected - 0.2 / 0.8 / len(squares)
+    )
+    squares[: len(squares) // 10] = 0.2
+    assert estimates_of(counts, variances).cdnv(squares) is None  # of every tenth pair
 
 
 @pytest.mark.parametrize("each", [4, 8])

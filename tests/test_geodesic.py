@@ -791,6 +791,14 @@ def test_p_values_without_any_difference_are_one():
     assert permutation_p_value(np.ones(10), np.ones(8), draws=99, seed=0) == 1
 
 
+def test_few_values_are_relabelled_in_all_ways():
+    low, high = np.array([1.0, 2.0, 4.0]), np.array([5.0, 6.0, 9.0])
+    assert permutation_p_value(high, low, draws=99, seed=0) == 1 / 20
+    assert permutation_p_value(low, high, draws=99, seed=0) == 1
+    assert sign_flip_p_value(high, draws=99, seed=0) == 1 / 8
+    assert sign_flip_p_value(np.r_[high, -1], draws=99, seed=0) == 2 / 16
+
+
 # ---- results ---------------------------------------------------------------------------------
 
 

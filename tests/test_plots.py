@@ -211,16 +211,16 @@ def test_collapse_draws_the_metric_of_every_layer(metric: str) -> None:
     [
         (
             {"kendall_tau": -1.0, "violations": 0, "monotone": True},
-            "falls at every layer, τ = −1.00",
+            "rises: 0, τ = −1.00",
         ),
-        ({"kendall_tau": -0.85, "violations": 0, "monotone": True}, "never rises, τ = −0.85"),
-        ({"kendall_tau": 0.5, "violations": 1, "monotone": False}, "rises once, τ = 0.50"),
-        ({"kendall_tau": None, "violations": 3, "monotone": False}, "rises 3 times"),
+        ({"kendall_tau": -0.85, "violations": 0, "monotone": True}, "rises: 0, τ = −0.85"),
+        ({"kendall_tau": 0.5, "violations": 1, "monotone": False}, "rises: 1, τ = 0.50"),
+        ({"kendall_tau": None, "violations": 3, "monotone": False}, "rises: 3"),
         ({"kendall_tau": None, "violations": None, "monotone": None}, ""),
         (None, ""),
     ],
 )
-def test_panel_says_whether_the_metric_falls(progress: Any, said: str) -> None:
+def test_a_panel_shows_rises_and_tau(progress: Any, said: str) -> None:
     ax = plots.collapse({**RECORD, "progress": {"nc1": progress}})
     assert ax.texts[-1].get_text() == said
 

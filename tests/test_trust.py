@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import wgeo
-from wgeo.analysis.trust import copies_in, trust_of
+from wgeo.analysis.trust import better_preset, copies_in, trust_of
 from wgeo.analysis.verdict import sentences, text
 from wgeo.analysis.verdict.wording import decimals_of, listed, ranged, segment_ends
 from wgeo.data.images import normalization
@@ -138,6 +138,25 @@ def test_a_better_normalization_is_named():
     said = claims({"normalization": facts})["normalization", "warning"]
     assert "With `normalize='none'`" in said
     assert "100.0 % of 120" in said
+
+
+def test_among_equally_good_normalizations_none_is_called_better():
+    """5 % at most: 20 of 200 would happen once in 300 times."""
+    rng = np.random.default_rng(0)
+    named = 0
+    for _ in range(200):
+        correct = {str(k): rng.random(200) < 0.8 for k in range(9)}
+        named += better_preset(correct, "0") is not None
+    assert named < 20
+    clear = {"used": np.arange(200) % 5 > 0, "other": np.ones(200, bool)}
+    assert better_preset(clear, "used") == "other"
+    assert better_preset(clear, "other") is None
+    assert better_preset({"used": clear["used"]}, "used") is None
+    gained = np.ones(200, bool)
+    gained[:5] = False  # 5 gained, none lost: one-sided p = 1/32, twice that for two presets
+    assert better_preset({"used": gained, "other": clear["other"]}, "used") == "other"
+    two = {"used": gained, "other": clear["other"], "third": gained}
+    assert better_preset(two, "used") is None
 
 
 def test_requested_normalization_that_works_is_not_questioned():

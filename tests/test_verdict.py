@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import wgeo
 from wgeo.analysis import analyze_trajectory
 from wgeo.analysis.verdict import THRESHOLDS, Sentence, sentence, sentences, text
 from wgeo.cli.tables import print_analysis
+from wgeo.geodesic.nulls import clearly_above
 from wgeo.trajectory import Layer, Trajectory
 
 
@@ -272,7 +274,7 @@ def test_corrected_estimate_decides_for_few_samples_per_class():
     (found,) = [s for s in sentences(few_samples(**known)) if s.claim == "collapse"]
     assert "partly collapsed" in found.words
     assert (
-        ", corrected for few samples per class, is 0.13 (0.11 to 0.16, 95 % over images)"
+        ", corrected for few samples per class, is 0.13 (0.11 to 0.16, 95 % interval over images)"
         in found.words
     )
     assert "[uncorrected: 0.08]; at input it is 45" in found.words
@@ -330,6 +332,20 @@ def test_every_threshold_is_documented():
         '"""'
     )[0]
     assert all(name in described for name in THRESHOLDS)
+
+
+def test_thresholds_are_written_out_once():
+    """Neither their numbers nor the rule of power stand anywhere else where words are chosen."""
+    root = Path(wgeo.__file__).parent
+    sources = [
+        p for part in ("analysis", "cli", "plots", "report") for p in (root / part).rglob("*.py")
+    ]
+    literal = re.compile(r"(?<![\d.])0\.99\b|1 / (math|np)\.sqrt\(")
+    found = [p.name for p in sources if literal.search(p.read_text(encoding="utf-8"))]
+    assert found == ["sentence.py"]  # "good_accuracy"
+    assert clearly_above(0.76, 0.7, 10_000)
+    assert not clearly_above(0.74, 0.7, 10_000)
+    assert not clearly_above(0.79, 0.7, 100)
 
 
 def test_replacing_evidence_changes_the_sentences():
@@ -408,7 +424,12 @@ def collapse_of(nc1, interval):
         (0.75, [0.45, 2.0], "between partly collapsed and not collapsed", "suggested"),
         (0.11, [0.09, 0.14], "between collapsed and partly collapsed", "suggested"),
         (0.05, [0.04, 0.06], "are collapsed", "shown"),
-        (5.11, [6.15, 14.3], "(6.15 to 14.30, 95 % over images, corrected for bias)", "shown"),
+        (
+            5.11,
+            [6.15, 14.3],
+            "(6.15 to 14.30, 95 % interval over images, corrected for bias)",
+            "shown",
+        ),
     ],
 )
 def test_level_of_collapse_depends_on_both_ends_of_the_interval(nc1, interval, words, strength):
@@ -424,7 +445,9 @@ def test_huge_numbers_are_not_written_out():
 def test_ratio_of_one_has_decimals_and_its_interval_is_labelled(rng):
     x = rng.standard_normal((100, 3))
     assert "is 1.00 times as long" in said(verdict_of([x, 2 * x, 3 * x]), "straightness")
-    assert "95 % over images)" in said(sentences({"segments": [segment()]}), "straightness")
+    assert "95 % interval over images)" in said(
+        sentences({"segments": [segment()]}), "straightness"
+    )
 
 
 def test_one_sample_per_class_is_not_reported_as_one_class():

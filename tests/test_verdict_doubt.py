@@ -9,6 +9,7 @@ from test_verdict import centred, collapse_of, said, segment, trajectory, verdic
 import wgeo
 from wgeo.analysis import analyze_trajectory
 from wgeo.analysis.verdict import sentences
+from wgeo.analysis.verdict.wording import percent, ranged
 from wgeo.trajectory import Layer, Trajectory
 
 
@@ -220,3 +221,19 @@ def test_smallest_possible_p_value_is_marked(p, smallest):
     words = said(sentences({"reference": reference}), "reference")
     assert "a median of 2 (range 1.6 to 2.4) of the fresh ones" in words
     assert ("the smallest p that this number can give" in words) == smallest
+
+
+def test_data_rounding_and_open_questions_are_named():
+    trust = {"accuracy": 0.9996, "chance": 0.1, "samples": 2500}
+    provenance = {"data": "folder/cifar.zip", "split": "test"}
+    found = sentences({"trust": trust, "provenance": provenance})
+    assert "99.96 % of these 2,500 images (cifar.zip, test split)" in said(found, "accuracy")
+    assert percent(1.0) == "100.0 %"
+    assert ranged(-1e-9, (-1e-9, -1e-9), certified=True) == "0.0000"
+    open_one = segment(corr_score=[0.999] * 3, null=[], power=None)
+    words = said(sentences({"segments": [open_one]}), "next")
+    assert words.startswith("From which layer on the map to the last is optimal could be decided")
+    row = {"layers": ["a", "b"], "value": 1.2, "median": 1.4, "low": 1.3, "high": 1.5}
+    row |= {"adjusted_p": 0.05, "direction": "straighter"}
+    reference = {"networks": [{}] * 20, "images": 200, "segments": [row]}
+    assert "on 200 of these images" in said(sentences({"reference": reference}), "reference")

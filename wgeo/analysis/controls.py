@@ -90,7 +90,7 @@ def reference_test(
 
 def over_images(traj: Trajectory, other: Trajectory, seed: int) -> dict[str, Any]:
     """Compare two networks on these images, in every segment of at least two blocks."""
-    tests = straighter_than(traj, other, statistic=_STATISTIC, seed=seed)
+    tests = straighter_than(traj, other, statistic=_STATISTIC, centred=True, seed=seed)
     return {"tests": [test.to_dict() for test in tests if len(test.layers) > 2]}
 
 

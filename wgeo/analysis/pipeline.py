@@ -29,15 +29,9 @@ from .controls import brenier_test, checked_reference, over_images, reference_te
 from .fresh import fresh_networks
 from .result import Analysis, versions
 from .trust import copies_in, trust_of
-from .verdict import THRESHOLDS, sentences
+from .verdict import NO_COMMON_SPACE, THRESHOLDS, sentences
 from .views import class_view
 
-_NO_COMMON_SPACE = (
-    "No two consecutive layers share a feature space (their widths differ and no shortcut leads "
-    "from one to the next), so transport and straightness are left out; collapse is measured "
-    "layer by layer. Name layers of one width, or embed them in one space with `embed='pad'` or "
-    "`embed='pca:D'`."
-)
 _MAX_WORK = 1e10  # multiplications for the intervals of collapse: about 20 s on one core
 
 
@@ -236,7 +230,7 @@ def analyze_trajectory(
         "thresholds": THRESHOLDS,
     }
     if not traj.blocks:
-        record["transport_skipped"] = _NO_COMMON_SPACE
+        record["transport_skipped"] = NO_COMMON_SPACE
     if whole is not None:
         record["embedded"] = {"space": embed, **whole.to_dict()}
     record = _with_reference(as_json(record), reference_test(traj, reference, seed))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from scipy.stats import binom, binomtest
 from torch import nn
 
@@ -21,7 +22,6 @@ from ..trajectory import Trajectory
 from .verdict import THRESHOLDS
 
 _TRIED = 200  # images on which other normalizations are tried
-_GOOD = 0.99  # accuracy from which no other normalization is tried
 
 
 def trust_of(
@@ -108,7 +108,7 @@ def _normalization(
         "std": list(normalization.std),
         "source": source,
     }
-    if accuracy is None or accuracy >= _GOOD or source == "file":
+    if accuracy is None or accuracy >= THRESHOLDS["good_accuracy"] or source == "file":
         return facts
     return {**facts, **_try_presets(net, images, normalization, last)}
 
@@ -147,14 +147,28 @@ def _try_presets(
     if normalization.name not in correct:
         return {}
     accuracies = [{"name": name, "accuracy": float(hits.mean())} for name, hits in correct.items()]
-    best = max(correct, key=lambda name: correct[name].sum())
-    better = best if _clearly_better(correct[best], correct[normalization.name]) else None
-    return {"tried": accuracies, "images": len(rows), "better": better}
+    best = better_preset(correct, normalization.name)
+    return {"tried": accuracies, "images": len(rows), "better": best}
 
 
-def _clearly_better(a: np.ndarray, b: np.ndarray) -> bool:
-    """Whether significantly more images are correct only in `a` than only in `b` (McNemar)."""
-    only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
-    if only_a <= only_b:
-        return False
-    return bool(binomtest(only_a, only_a + only_b).pvalue <= THRESHOLDS["chance_level"])
+def better_preset(correct: Mapping[str, Bool[np.ndarray, " n"]], used: str) -> str | None:
+    """Return the preset under which significantly more images are classified correctly, or None.
+
+    McNemar's exact test: of the images that only one of two presets gets right, more than half are
+    gained. Its p-value is multiplied by the number of presets that were tried (Bonferroni).
+
+    Parameters
+    ----------
+    correct : mapping of str to ndarray of bool, (n,)
+        For each preset, whether each image is classified correctly.
+    used : str
+        The preset that was used.
+    """
+    others = [name for name in correct if name != used]
+    best = max(others, key=lambda name: correct[name].sum(), default=used)
+    gained = int((correct[best] & ~correct[used]).sum())
+    lost = int((correct[used] & ~correct[best]).sum())
+    if gained <= lost:
+        return None
+    p = binomtest(gained, gained + lost, alternative="greater").pvalue
+    return best if p * len(others) <= THRESHOLDS["significant"] else None

@@ -7,7 +7,8 @@ from typing import Any
 
 from rich.table import Table
 
-from ..analysis import THRESHOLDS, Analysis, Series
+from ..analysis import Analysis, Series
+from ..analysis.verdict import few_samples_note
 from ..plots.series import series_rows
 from ..runtime.terminal import Terminal
 
@@ -125,13 +126,7 @@ def _columns(record: Row) -> list[tuple[str, Callable[[Row, Row | None], str], i
 
 
 def _caption(record: Row) -> str:
-    samples = (record.get("trust") or {}).get("samples_per_class")
-    if samples is None or samples >= THRESHOLDS["few_a_class"]:
-        return _CAPTION
-    return (
-        f"{_CAPTION} The smallest class has only {samples} samples: NC1 is biased, and NC1 "
-        "corrected estimates it without the bias; NCC acc. is too high."
-    )
+    return _CAPTION + few_samples_note(record.get("trust") or {})
 
 
 def _fitting(

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from jaxtyping import Float
+from scipy.stats import binomtest
 from torch import nn
 
 from ..arrays.checks import as_array, check_plain
@@ -35,7 +36,7 @@ from .jacobian import (
     random_signs,
     seeded,
 )
-from .resampling import mean_interval
+from .resampling import LEVEL, mean_interval
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -94,7 +95,8 @@ class BrenierResult:
     residual : float
         Largest bound, over points, on the distance from the computed value to an eigenvalue.
     intervals : dict of (low, high)
-        95 % BCa bootstrap intervals over points of the means and the share above.
+        95 % intervals over points: Student's for the means (`mean_interval`), Clopper and Pearson's
+        for the share.
     per_point : dict of ndarray, (points,)
         ``asymmetry``, ``displacement_asymmetry``, ``branch_asymmetry``, ``min_eigenvalue``,
         ``relative_eigenvalue``, ``residual``, ``dead_share``; NaN if undefined.
@@ -203,7 +205,8 @@ def brenier(
     batch_size : int
         Points per batch; it affects the result only by rounding.
     bootstrap : int
-        Resamples of the points for the intervals.
+        0 for no intervals. They take no resamples: resampling a few points gives intervals that are
+        too narrow.
     seed : int
 
     Raises
@@ -247,13 +250,12 @@ def brenier(
     with np.errstate(invalid="ignore"):
         per_point["relative_eigenvalue"] = np.where(scale > 0, lowest / scale, 0.0)
     negative = lowest < -_NEGATIVE * scale
-    averaged = {
-        **{name: per_point[name] for name in (*_ASYMMETRIES, "min_eigenvalue")},
-        "relative_eigenvalue": per_point["relative_eigenvalue"],
-        "negative_share": negative.astype(np.float64),
-    }
+    negative_share = binomtest(int(negative.sum()), len(negative))
     intervals = {
-        name: mean_interval(values, draws=bootstrap, seed=seed) for name, values in averaged.items()
+        **{name: mean_interval(per_point[name], positive=True) for name in _ASYMMETRIES},
+        "min_eigenvalue": mean_interval(lowest),
+        "relative_eigenvalue": mean_interval(per_point["relative_eigenvalue"]),
+        "negative_share": tuple(negative_share.proportion_ci(LEVEL)),
     }
     return BrenierResult(
         asymmetry=_mean(per_point["asymmetry"]),
@@ -268,7 +270,7 @@ def brenier(
         probes=probes,
         lanczos=min(lanczos, points[0].numel()),
         seconds=time.perf_counter() - start_time,
-        intervals={name: pair for name, pair in intervals.items() if pair is not None},
+        intervals={name: pair for name, pair in intervals.items() if bootstrap and pair},
         per_point=per_point,
     )
 

@@ -13,7 +13,9 @@ If a null map scores as high as the network's own pairing, the samples cannot te
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -25,6 +27,7 @@ from .result import NullScore, Score
 
 SAMPLES = 2000  # at most; a random subset of larger samples is scored
 POWER_MARGIN = 0.05
+OPTIMAL, NEARLY_OPTIMAL = 0.99, 0.95  # correlation scores from which a map is called so
 _ENTRIES = 2**22  # largest number of entries of a cloud: wide features have fewer samples
 _MIN_SAMPLES = 100  # for any width
 _TURNED_WIDTH = 1024  # largest width for turned maps, which need a QR decomposition
@@ -76,16 +79,21 @@ def null_scores(
 
 
 def has_power(null: Sequence[NullScore]) -> bool | None:
-    """Return whether the own score clearly exceeds every null score; None without null scores.
-
-    The rule: own low > highest null high + max(`POWER_MARGIN`, 1 / sqrt(n)). 1 / sqrt(n) is the
-    largest standard deviation of the score of an unrelated pairing, in one dimension; 0.05 =
-    1 - cos(18 degrees) is the loss of score from which a rotation counts as detected.
-    """
+    """Return whether the own score clearly exceeds every null score; None without null scores."""
     if not null:
         return None
-    margin = max(POWER_MARGIN, 1 / np.sqrt(null[0].samples))
-    return bool(null[0].own[1] > max(each.score[2] for each in null) + margin)
+    highest = max(each.score[2] for each in null)
+    return bool(clearly_above(null[0].own[1], highest, null[0].samples))
+
+
+def clearly_above(low: Any, null: Any, samples: int | None) -> Any:
+    """Return whether lower ends of scores exceed the highest ends of null scores by the margin.
+
+    The margin is max(`POWER_MARGIN`, 1 / sqrt(n)). 1 / sqrt(n) is the largest standard deviation of
+    the score of an unrelated pairing, in one dimension; 0.05 = 1 - cos(18 degrees) is the loss of
+    score from which a rotation counts as detected.
+    """
+    return low > null + max(POWER_MARGIN, 1 / math.sqrt(samples or 1))
 
 
 def antisymmetric(width: int, rng: np.random.Generator) -> Float[np.ndarray, "d d"]:

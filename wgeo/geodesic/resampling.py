@@ -6,12 +6,15 @@ same function at other means, so that no transport problem is solved again.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import combinations, product
 
 import numpy as np
 from jaxtyping import Float, Int
 from scipy.special import ndtr, ndtri
+from scipy.stats import t as student
 
 from ..arrays.checks import as_count
 from ..arrays.rows import sums_by_class
@@ -21,6 +24,7 @@ from ..runtime.memory import limited_size
 LEVEL = 0.95
 _MAX_WEIGHTS = 2**24  # resampling weights in memory
 _SAME = 1e-12  # relative spread of draws that is rounding error
+_LARGEST_LOG = 100.0  # of a factor, so that it stays in float64's range
 _TIE = 1e-9  # distance, relative to that spread, at which draws are equal
 Measures = Callable[[Float[np.ndarray, "m c"]], Mapping[str, Float[np.ndarray, " m"]]]
 
@@ -110,14 +114,24 @@ def _by_group(
 
 
 def mean_interval(
-    values: Float[np.ndarray, " n"], *, draws: int, seed: int
+    values: Float[np.ndarray, " n"], *, positive: bool = False, level: float = LEVEL
 ) -> tuple[float, float] | None:
-    """Return the 95 % BCa interval of the mean of `values`, ignoring NaN."""
+    """Return Student's interval of the mean of a few values, ignoring NaN; None for fewer than two.
+
+    Of `positive` values, which are skewed, it is symmetric on a log scale: m exp(-+ t s / m)
+    with the standard error s of the mean m. Resampling a few values gives intervals that are much
+    too narrow: 95 % BCa intervals of 4 values contain the mean in 80 % of samples.
+    """
     defined = values[~np.isnan(values)]
-    if len(defined) == 0:
+    n = len(defined)
+    if n < 2:
         return None
-    sample = resample(defined[:, None], lambda means: {"mean": means[:, 0]}, draws=draws, seed=seed)
-    return sample.interval("mean")
+    mean = float(defined.mean())
+    half = float(student.ppf((1 + level) / 2, n - 1)) * float(defined.std(ddof=1)) / math.sqrt(n)
+    if not positive:
+        return mean - half, mean + half
+    factor = math.exp(min(half / mean, _LARGEST_LOG)) if mean > 0 else 1.0
+    return mean / factor, mean * factor
 
 
 def bca_interval(
@@ -153,21 +167,23 @@ def bca_interval(
 def sign_flip_p_value(difference: Float[np.ndarray, " n"], *, draws: int, seed: int) -> float:
     """Return the one-sided p-value of "mean difference > 0" between paired samples.
 
-    Signs are flipped at random. The test is exact if the two samples of a pair are exchangeable,
-    and asymptotically valid if only the mean difference is zero.
+    Signs are flipped at random, or in all ways if these are at most `draws`. The test is exact if
+    the two samples of a pair are exchangeable, and asymptotically valid if only the mean difference
+    is zero.
     """
-    if len(difference) == 0 or not np.any(difference):
+    n = len(difference)
+    if n == 0 or not np.any(difference):
         return 1.0
+    # A margin for rounding, so that ties count as ties.
+    least = difference.sum() - 1e-12 * np.abs(difference).sum()
+    if 2**n <= draws:
+        signs = np.array(list(product((1, -1), repeat=n)))
+        return float((signs @ difference >= least).mean())
     rng = np.random.default_rng(seed)
     flipped = np.array(
-        [
-            np.where(rng.random(len(difference)) < 0.5, difference, -difference).sum()
-            for _ in range(draws)
-        ]
+        [np.where(rng.random(n) < 0.5, difference, -difference).sum() for _ in range(draws)]
     )
-    # A margin for rounding, so that ties count as ties.
-    margin = 1e-12 * np.abs(difference).sum()
-    return float((1 + (flipped >= difference.sum() - margin).sum()) / (1 + draws))
+    return float((1 + (flipped >= least).sum()) / (1 + draws))
 
 
 def permutation_p_value(
@@ -175,8 +191,9 @@ def permutation_p_value(
 ) -> float:
     """Return the one-sided p-value of "mean a > mean b" between independent samples.
 
-    The statistic is Welch's t under random relabelling: exact if a and b have one distribution,
-    and asymptotically valid if only their means agree (Janssen 1997).
+    The statistic is Welch's t under random relabelling, or under all relabellings if these are at
+    most `draws`: exact if a and b have one distribution, and asymptotically valid if only their
+    means agree (Janssen 1997).
     """
     n, m = len(a), len(b)
     pooled = np.concatenate([a, b])
@@ -195,5 +212,9 @@ def permutation_p_value(
         return float((mean_a - mean_b) / np.sqrt(variance)) if variance > 0 else 0.0
 
     observed = welch(pooled[:n])
+    least = observed - 1e-12 * abs(observed)
+    if math.comb(n + m, n) <= draws:
+        chosen = combinations(range(n + m), n)
+        return float(np.mean([welch(pooled[list(rows)]) >= least for rows in chosen]))
     relabelled = np.array([welch(rng.permutation(pooled)[:n]) for _ in range(draws)])
-    return float((1 + (relabelled >= observed - 1e-12 * abs(observed)).sum()) / (1 + draws))
+    return float((1 + (relabelled >= least).sum()) / (1 + draws))

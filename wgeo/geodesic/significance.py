@@ -1,21 +1,24 @@
-"""Is one network significantly straighter than another? Tests over images."""
+"""Is a network straighter than another, on these images; are several than others, over networks?"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float
 from scipy.stats import t as student
 
 from ..arrays.checks import as_count
-from ..arrays.rows import row_chunks
+from ..arrays.rows import as_float64, mean_of, row_chunks
 from ..errors import ArgumentError
 from ..trajectory import Segment, Trajectory, as_trajectory
 from ..transport import Exact, wasserstein
 from .influence import TRAJECTORY_MEASURES, TRANSPORT_MEASURES, SegmentSample
+from .paths import path_measures
 from .resampling import LEVEL, permutation_p_value, sign_flip_p_value
 from .result import plain
 
@@ -32,30 +35,33 @@ STATISTICS = (
 class StraighterThan:
     """Test of one segment against the same segment of a reference, by one statistic.
 
-    Only these two networks are compared: other training runs may give different results.
-
     Attributes
     ----------
     layers : tuple of str
     stage : int
     statistic : str
+        Its name ends in ``_centred`` if each layer's mean was subtracted.
     value, reference : float
-        The statistic for the network and for the reference.
+        The statistic for the network and for the reference; the mean over several networks.
     difference : float
         value - reference.
     interval : (low, high)
-        95 % interval of the difference, from per-sample (pseudo-)values.
+        95 % interval of the difference, from the (pseudo-)values of images or of networks.
     effect_size : float
-        Gain in straightness over the per-sample standard deviation (Cohen's d; that of the
-        differences for paired samples); positive if the network is straighter.
+        Gain in straightness over the standard deviation of images or networks (Cohen's d; that of
+        the differences if paired); positive if the network is straighter.
     p_value : float in (0, 1]
         One-sided, for the null hypothesis "the network is not straighter than the reference".
     p_value_less_straight : float in (0, 1]
         One-sided, for "the network is not less straight than the reference".
     paired : bool
-        Whether both networks saw the same samples.
+        Whether both networks saw the same images, or each run is compared with its own partner.
     samples : int
-        Number of samples of the network for which the statistic is defined.
+        Number of images (of the network) or networks for which the statistic is defined.
+    over : {"images", "networks"}
+        What was resampled. ``images``: one network on each side, and the test is about these two
+        files of weights only; two training runs of one recipe usually differ significantly too.
+        ``networks``: several networks on each side, and the test is about the recipes.
     """
 
     layers: tuple[str, ...]
@@ -70,6 +76,7 @@ class StraighterThan:
     p_value_less_straight: float
     paired: bool
     samples: int
+    over: Literal["images", "networks"] = "images"
 
     @property
     def two_sided_p(self) -> float:
@@ -89,37 +96,46 @@ class StraighterThan:
 
 
 def straighter_than(
-    traj: Trajectory,
-    reference: Trajectory,
+    traj: Trajectory | Sequence[Trajectory],
+    reference: Trajectory | Sequence[Trajectory],
     *,
     statistic: str = "line_shape_ratio",
+    centred: bool = False,
     paired: bool | None = None,
     solver: Any = None,
     draws: int = 999,
     seed: int = 0,
 ) -> tuple[StraighterThan, ...]:
-    """Test over images, segment by segment, whether a network is straighter than a reference.
+    """Test, segment by segment, whether a network is straighter than a reference.
 
-    The images are resampled, the two networks are fixed. Two training runs of one recipe differ by
-    more than the sampling error over images, so no p-value here says that a *kind* of network is
-    straighter. To test that, rank a network among many, as `analyze` does with fresh weights.
+    *One network on each side* is a test over images: the images are resampled, the two networks
+    are fixed. Two training runs of one recipe differ by more than the sampling error over images,
+    so this test says nothing about recipes, only about these two files of weights.
+
+    *Several networks on each side* is a test over networks, the only one that can say that one
+    recipe gives straighter networks than another. Each network counts once, by its value on its
+    images. With three on each side no difference can be significant, with four it can.
 
     Good references are the same architecture at initialization, its counterpart without shortcuts,
     and the network with its layers in another order (`shuffled`).
 
     Parameters
     ----------
-    traj, reference : Trajectory
+    traj, reference : Trajectory, or sequence of at least two Trajectory
         Trajectories with equal numbers of segments, which are compared in order.
     statistic : str
         A straightness measure in `STATISTICS`.
+    centred : bool
+        Whether to subtract each layer's mean, so that a shift common to all samples does not count.
     paired : bool, optional
         Whether both networks saw the same samples, row by row; by default, whether the labels and
-        the first layers (the images) agree.
+        the first layers (the images) agree. Of several networks, whether network i of one side
+        belongs to network i of the other (such as by its seed); by default not.
     solver : solver, optional
         Solver for statistics of W2; default `Exact()`.
     draws : int
-        Number of resamples; the smallest p-value is 1 / (draws + 1).
+        Number of resamples; the smallest p-value is 1 / (draws + 1). If there are no more
+        relabellings than that, as for few networks, all are enumerated.
     seed : int
 
     Notes
@@ -134,19 +150,54 @@ def straighter_than(
     Raises
     ------
     ArgumentError
-        The statistic is unknown, or the segments cannot be compared.
+        The statistic is unknown, one side has several networks and the other one, or the segments
+        cannot be compared.
     """
     if statistic not in STATISTICS:
         raise ArgumentError(f"Unknown statistic {statistic!r}; choose {', '.join(STATISTICS)}.")
-    traj, reference = as_trajectory(traj), as_trajectory(reference, "reference")
-    pairs = _matching_segments(traj, reference, statistic)
-    paired = _same_samples(traj, reference) if paired is None else paired
-    if len(traj) != len(reference) and (paired or statistic not in TRAJECTORY_MEASURES):
+    ours, theirs = _networks(traj, "traj"), _networks(reference, "reference")
+    if (len(ours) == 1) != (len(theirs) == 1):
+        raise ArgumentError(
+            f"{len(ours)} networks against {len(theirs)}: give one on each side (a test over "
+            "images) or at least two on each (a test over networks)."
+        )
+    over: Literal["images", "networks"] = "images" if len(ours) == 1 else "networks"
+    if over == "images":
+        paired = _same_samples(ours[0], theirs[0]) if paired is None else paired
+    elif paired and len(ours) != len(theirs):
+        raise ArgumentError(
+            f"{len(ours)} networks against {len(theirs)}: paired runs need equal numbers."
+        )
+    runs = [_matching_segments(each, theirs[0], statistic) for each in ours]
+    others = [_matching_segments(ours[0], each, statistic) for each in theirs]
+    _check_numbers([*ours, *theirs], statistic, over == "images" and bool(paired))
+    measure = partial(_values, statistic=statistic, centred=centred, solver=solver)
+    name = f"{statistic}_centred" if centred else statistic
+    tests = []
+    for k, (segment, _) in enumerate(runs[0]):
+        a, b = measure([run[k][0] for run in runs]), measure([run[k][1] for run in others])
+        sign = 1.0 if statistic in _HIGHER_IS_STRAIGHTER else -1.0
+        compared = _compared(a, b, sign, bool(paired), draws, seed)
+        tests.append(StraighterThan(segment.names, segment.stage, name, **compared, over=over))
+    return tuple(tests)
+
+
+def _networks(value: Any, name: str) -> list[Trajectory]:
+    """Return the networks of one side: one, or at least two."""
+    several = isinstance(value, list | tuple)
+    networks = [as_trajectory(each, name) for each in value] if several else []
+    if several and len(networks) < 2:
+        raise ArgumentError(f"{name} is a sequence of {len(networks)}; give a Trajectory, or two.")
+    return networks or [as_trajectory(value, name)]
+
+
+def _check_numbers(networks: Sequence[Trajectory], statistic: str, paired: bool) -> None:
+    numbers = sorted({len(each) for each in networks})
+    if len(numbers) > 1 and (paired or statistic not in TRAJECTORY_MEASURES):
         why = "paired samples" if paired else f"the finite-sample bias of {statistic}"
         raise ArgumentError(
-            f"{len(traj)} samples against {len(reference)}: {why} need equal numbers."
+            f"{numbers[0]} samples against {numbers[-1]}: {why} need equal numbers."
         )
-    return tuple(_compare(a, b, statistic, paired, solver, draws, seed) for a, b in pairs)
 
 
 def _matching_segments(
@@ -176,56 +227,65 @@ def _same_samples(a: Trajectory, b: Trajectory) -> bool:
     )
 
 
-def _compare(
-    ours: Segment,
-    theirs: Segment,
-    statistic: str,
+def _compared(
+    a: Float[np.ndarray, " n"],
+    b: Float[np.ndarray, " m"],
+    sign: float,
     paired: bool,
-    solver: Any,
     draws: int,
     seed: int,
-) -> StraighterThan:
-    sign = 1.0 if statistic in _HIGHER_IS_STRAIGHTER else -1.0
-    a, b = (_per_sample(segment, statistic, solver) for segment in (ours, theirs))
+) -> dict[str, Any]:
+    """Compare values of images or networks; `sign` is 1 if higher values are straighter."""
     if paired:
         both = ~(np.isnan(a) | np.isnan(b))
         a, b = a[both], b[both]
         gain = sign * (a - b)
         p_values = [sign_flip_p_value(side, draws=draws, seed=seed) for side in (gain, -gain)]
         spread = _deviation(gain)
-        error, freedom = spread / np.sqrt(max(len(gain), 1)), len(gain) - 1
+        error, freedom = spread / max(len(gain), 1) ** 0.5, len(gain) - 1
     else:
         a, b = a[~np.isnan(a)], b[~np.isnan(b)]
         p_values = [
             permutation_p_value(side * a, side * b, draws=draws, seed=seed)
             for side in (sign, -sign)
         ]
-        spread = float(np.sqrt((_deviation(a) ** 2 + _deviation(b) ** 2) / 2))
-        error = float(np.sqrt(_deviation(a) ** 2 / len(a) + _deviation(b) ** 2 / len(b)))
+        spread = ((_deviation(a) ** 2 + _deviation(b) ** 2) / 2) ** 0.5
+        error = (_deviation(a) ** 2 / len(a) + _deviation(b) ** 2 / len(b)) ** 0.5
         freedom = min(len(a), len(b)) - 1
     difference = float(a.mean() - b.mean())
     half_width = float(student.ppf((1 + LEVEL) / 2, max(freedom, 1))) * error
-    return StraighterThan(
-        layers=ours.names,
-        stage=ours.stage,
-        statistic=statistic,
-        value=float(a.mean()),
-        reference=float(b.mean()),
-        difference=difference,
-        interval=(difference - half_width, difference + half_width),
-        effect_size=sign * difference / spread if spread > 0 else 0.0,
-        p_value=p_values[0],
-        p_value_less_straight=p_values[1],
-        paired=paired,
-        samples=len(a),
-    )
+    return {
+        "value": float(a.mean()),
+        "reference": float(b.mean()),
+        "difference": difference,
+        "interval": (difference - half_width, difference + half_width),
+        "effect_size": sign * difference / spread if spread > 0 else 0.0,
+        "p_value": p_values[0],
+        "p_value_less_straight": p_values[1],
+        "paired": paired,
+        "samples": len(a),
+    }
 
 
-def _per_sample(segment: Segment, statistic: str, solver: Any) -> Float[np.ndarray, " n"]:
+def _values(
+    segments: Sequence[Segment], *, statistic: str, centred: bool, solver: Any
+) -> Float[np.ndarray, " n"]:
+    """Return the values of one network's images, or one value for each of several networks."""
+    values = [_per_sample(segment, statistic, centred, solver) for segment in segments]
+    return values[0] if len(values) == 1 else np.array([np.nanmean(each) for each in values])
+
+
+def _per_sample(
+    segment: Segment, statistic: str, centred: bool, solver: Any
+) -> Float[np.ndarray, " n"]:
     """Return per-sample values or pseudo-values whose mean is the statistic."""
+    centres = np.stack([mean_of(array) for array in segment.arrays]) if centred else None
     if statistic in TRAJECTORY_MEASURES:
-        values = getattr(SegmentSample.of(segment).path, statistic)
+        values = getattr(path_measures(segment.arrays, centres=centres), statistic)
     else:
+        if centres is not None:
+            moved = (as_float64(x) - m for x, m in zip(segment.arrays, centres, strict=True))
+            segment = replace(segment, arrays=tuple(moved))
         values = _pseudo_values(segment, statistic, Exact() if solver is None else solver)
     if np.isnan(values).all():
         raise ArgumentError(

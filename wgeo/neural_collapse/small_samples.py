@@ -21,6 +21,9 @@ from .spectrum import SPECTRUM_SIZE, RowSample
 FEW_SAMPLES = 20
 """Size of the smallest class below which corrected estimates are computed."""
 
+MOST_HIDDEN = 0.05
+"""Share of the pairs of classes whose distance sampling may hide for CDNV to be estimated."""
+
 
 def is_few(counts: Num[np.ndarray, " K"]) -> bool:
     """Whether a class has fewer than `FEW_SAMPLES` samples."""
@@ -125,11 +128,13 @@ class SmallSampleEstimates:
     def cdnv(self, squares: Float[np.ndarray, " P"]) -> float | None:
         """Return the mean over pairs of classes of (v_k + v_l) / (2 D), corrected for sampling.
 
-        Here v_k = n_k/(n_k - 1) var_k, and D = ||m_k - m_l||^2 - v_k/n_k - v_l/n_l is the squared
-        distance of the means. 1/D is corrected to first order for the sampling variance of D,
-        4 D s + 2 a^2 tr(S_W^2), with a = 1/n_k + 1/n_l and s = a times the mean variance along the
-        class means. Classes with one sample, whose variance is unknown, are left out. None if
-        sampling hides the distance of a pair.
+        v_k = n_k/(n_k - 1) var_k, and D is estimated by ||m_k - m_l||^2 - v_k/n_k - v_l/n_l. Its
+        sampling variance is V = 4 D s + 2 a^2 tr(S_W^2), a = 1/n_k + 1/n_l and s = a times the mean
+        variance along the class means. 1/D is estimated by D / (D^2 + V): to first order that is
+        the corrected inverse (1 - V/D^2) / D, but bounded, so that no single pair decides the mean
+        when its estimated distance happens to be near zero. Pairs with a class of one sample, whose
+        variance is unknown, are left out. None if sampling hides the distance (D^2 < V) of more
+        than `MOST_HIDDEN` of the pairs.
 
         Parameters
         ----------
@@ -143,13 +148,16 @@ class SmallSampleEstimates:
         v = self.variances[measurable] * n / (n - 1)
         first, second = np.triu_indices(len(v), 1)
         distances = pairs[first, second] - (v / n)[first] - (v / n)[second]
-        if distances.min() <= 0:
-            return None
         a = (1 / n)[first] + (1 / n)[second]
         weights = self.sigma**2
         along = self.correction * float(weights @ np.diag(self.within) / weights.sum())
-        variance = (4 * distances * a * along + 2 * a**2 * self.within_square) / distances**2
-        return float(((v[first] + v[second]) / (2 * distances) * (1 - variance)).mean())
+        variance = 4 * distances.clip(min=0) * a * along + 2 * a**2 * self.within_square
+        hidden = (distances <= 0) | (distances**2 < variance)
+        if hidden.mean() > MOST_HIDDEN:
+            return None
+        scale = distances**2 + variance
+        inverse = np.divide(distances, scale, out=np.zeros_like(distances), where=scale > 0)
+        return float(((v[first] + v[second]) / 2 * inverse).mean())
 
 
 class LeaveOneOut:

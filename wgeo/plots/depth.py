@@ -102,7 +102,7 @@ def collapse(
     dots: dict[str, Any] = {"marker": "o", "ms": 2.4 if crowded else 4.0, "zorder": 4}
     ax.plot(x, np.where(image, np.nan, measured), color=MEASURED, **dots)
     ax.plot(x[image], measured[image], color=MEASURED, mfc="white", ls="none", **dots)
-    notes = [falls_with_depth(record, metric)]
+    notes = [trend_label(record, metric)]
     if metric in SHARES:
         notes.append(_error_axis(ax, record, metric, curves))
     else:
@@ -212,20 +212,16 @@ def models_in(record: Mapping[str, Any]) -> list[str]:
     return [key for key in MODELS if (record.get(key) or {}).get("layers")]
 
 
-def falls_with_depth(record: Mapping[str, Any], metric: str) -> str:
-    """Return a note on whether the metric falls with depth; empty if the record has no trend."""
+def trend_label(record: Mapping[str, Any], metric: str) -> str:
+    """``rises: 2, τ = −0.80``: the number of rises with depth, and Kendall's τ, as recorded."""
     trend = (record.get("progress") or {}).get(metric)
     if not isinstance(trend, Mapping):
         return ""
     rises, tau = trend.get("violations"), number(trend.get("kendall_tau"))
-    words = []
-    if trend.get("monotone"):
-        words.append("falls at every layer" if tau < -1 + 1e-9 else "never rises")
-    elif isinstance(rises, int):
-        words.append({1: "rises once", 2: "rises twice"}.get(rises, f"rises {rises} times"))
+    parts = [f"rises: {rises}"] if isinstance(rises, int) else []
     if np.isfinite(tau):
-        words.append(f"τ = {tau:.2f}".replace("-", "−"))
-    return ", ".join(words)
+        parts.append(f"τ = {tau:.2f}".replace("-", "−"))
+    return ", ".join(parts)
 
 
 def model_handles(record: Mapping[str, Any]) -> tuple[list[Line2D], list[str]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -13,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 
 from ..errors import ArgumentError
+from ..geodesic.nulls import NEARLY_OPTIMAL, OPTIMAL, clearly_above
 from .plot import Plot, Row
 from .style import (
     INK,
@@ -28,7 +28,7 @@ from .style import (
 )
 
 _CELL = 0.27  # inches that a cell needs for its number
-_STEPS = (0.0, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 1.0)  # finest near the thresholds of verdicts
+_STEPS = (0.0, 0.25, 0.5, 0.75, 0.9, NEARLY_OPTIMAL, OPTIMAL, 1.0)
 _NORM = BoundaryNorm(_STEPS, 256, extend="min")
 _COLUMNS = 2  # panels next to each other
 
@@ -107,9 +107,8 @@ def _doubtful(record: Mapping[str, Any], segment: Mapping[str, Any]) -> np.ndarr
     low = _scores(segment, "corr_low")
     if not (segment.get("pairs") or {}).get("null"):
         return np.zeros(low.shape, bool)
-    least = (record.get("thresholds") or {}).get("power_margin") or 0.0
-    margin = max(least, 1 / math.sqrt(segment.get("samples") or 1))
-    return low <= _scores(segment, "null") + margin
+    null = _scores(segment, "null")
+    return ~np.isnan(null) & ~clearly_above(low, null, segment.get("samples"))
 
 
 def pairs_plot(record: Mapping[str, Any]) -> Plot | None:
@@ -140,7 +139,7 @@ def pairs_plot(record: Mapping[str, Any]) -> Plot | None:
         "correlation-pairs",
         "Between which layers is the map optimal?",
         "Correlation score of the map from the layer of the row to that of the column, 1 for "
-        "an optimal map and bright yellow from 0.99 on. The top right "
+        f"an optimal map and bright yellow from {OPTIMAL} on. The top right "
         "corner is the whole segment, the diagonal its single blocks. Read the last column from "
         "the top: the first bright cell shows the layer from which the map to the end is optimal. "
         "In brackets: null maps, the same displacements given to the wrong samples, score about as "

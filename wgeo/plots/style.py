@@ -23,6 +23,7 @@ from matplotlib.ticker import FixedLocator, LogLocator, NullFormatter, StrMethod
 from matplotlib.transforms import ScaledTranslation
 
 from ..errors import ArgumentError
+from ..geodesic.paths import LOW_RESOLUTION
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -214,11 +215,11 @@ def numbers(values: Sequence[Any] | None) -> np.ndarray:
 
 
 def resolved(item: Mapping[str, Any]) -> bool:
-    """Whether a block's or segment's ot_score is evidence: its resolution is 1/2 or more.
+    """Whether a block's or segment's ot_score is evidence: `LOW_RESOLUTION` or more.
 
     Otherwise the samples move so little that any map would score 1.
     """
-    return number(item.get("resolution")) >= 0.5  # NaN compares false
+    return number(item.get("resolution")) >= LOW_RESOLUTION  # NaN compares false
 
 
 # --- axes ----------------------------------------------------------------------------------------

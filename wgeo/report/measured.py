@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from ..geodesic.paths import LOW_RESOLUTION
 from ..plots.depth import METRICS
 from ..plots.paths import RATIOS
 from ..plots.style import segment_name, short_names
@@ -69,7 +70,7 @@ def transport(record: Record, plots: Plots) -> str:
         "by a feasible coupling and feasible dual potentials, agree to within the solver's "
         "tolerance. A correlation score in brackets is not clearly above those of null maps, which "
         "assign the same displacements to the wrong samples: the sample cannot tell. OT scores in "
-        "brackets have a resolution below 1/2.",
+        f"brackets have a resolution below {LOW_RESOLUTION}.",
         figure_block(plots, "distances"),
         table(header, rows, "Transport of every block; distances in units of the features."),
         _gradient_maps(record, plots),
@@ -263,7 +264,10 @@ def _tests_table(tests: Sequence[Mapping[str, Any]]) -> str:
     ]
     header = ("Segment", "network", "reference", "difference", "effect size d", "one-sided p")
     return table(
-        header, rows, "Line-shape ratio of the samples' paths, compared over images; 1 is straight."
+        header,
+        rows,
+        "Line-shape ratio of the samples' centred paths; 1 is straight. The p-value is over images "
+        "and about these two networks, not about how they were trained.",
     )
 
 

@@ -11,12 +11,20 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .maps import blocks, optimality
-from .opening import opening, silenced
+from .opening import few_samples_note, opening, silenced
 from .outcome import against_network, collapse, next_steps, reference
-from .paths import straightness
+from .paths import NO_COMMON_SPACE, straightness
 from .sentence import THRESHOLDS, Sentence
 
-__all__ = ["THRESHOLDS", "Sentence", "against_network", "sentences", "text"]
+__all__ = [
+    "NO_COMMON_SPACE",
+    "THRESHOLDS",
+    "Sentence",
+    "against_network",
+    "few_samples_note",
+    "sentences",
+    "text",
+]
 
 
 def sentences(record: Any) -> tuple[Sentence, ...]:
@@ -30,7 +38,7 @@ def sentences(record: Any) -> tuple[Sentence, ...]:
     """
     record = record.to_dict() if hasattr(record, "to_dict") else record
     trust = record.get("trust") or {}
-    first = opening(trust)
+    first = opening(trust, record.get("provenance"))
     if silenced(trust):
         return tuple(first)
     body = [

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
+from ...geodesic.nulls import clearly_above
 from .sentence import THRESHOLDS, Record, Sentence
 from .wording import count, ends, few_carrying, listed, ranged, segment_ends, unmoved
 
@@ -159,8 +159,7 @@ def _scores_to_end(segment: Record) -> list[dict[str, Any]]:
 
 def _row(name: str, score: Sequence[float], null: float | None, segment: Record) -> dict[str, Any]:
     value, low, high = score
-    margin = max(THRESHOLDS["power_margin"], 1 / math.sqrt(segment.get("samples") or 1))
-    power = None if null is None else low > null + margin
+    power = None if null is None else clearly_above(low, null, segment.get("samples"))
     word = "optimal" if low >= THRESHOLDS["optimal"] else "nearly optimal"
     row = {"from": name, "value": value, "low": low, "high": high, "null": null, "power": power}
     return {**row, "word": word, "optimal": bool(power) and low >= THRESHOLDS["nearly_optimal"]}

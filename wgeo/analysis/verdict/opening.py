@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import PurePath
 
+from ...text import printable
 from .sentence import THRESHOLDS, Record, Sentence
 from .wording import count, percent
 
 
-def opening(trust: Record) -> list[Sentence]:
+def opening(trust: Record, provenance: Record | None = None) -> list[Sentence]:
     """Return the sentences about accuracy, normalization, classes and samples."""
-    return [*_accuracy(trust), *_normalization(trust), *_classes(trust), *_samples(trust)]
+    return [
+        *_accuracy(trust, provenance or {}),
+        *_normalization(trust),
+        *_classes(trust),
+        *_samples(trust),
+    ]
 
 
 def silenced(trust: Record) -> bool:
@@ -20,13 +27,25 @@ def silenced(trust: Record) -> bool:
     return bool(trust.get("at_chance")) or few
 
 
-def _accuracy(trust: Record) -> Iterator[Sentence]:
+def few_samples_note(trust: Record) -> str:
+    """Return a note on few samples per class for a table of the collapse metrics, or ""."""
+    samples = trust.get("samples_per_class")
+    if samples is None or samples >= THRESHOLDS["few_a_class"]:
+        return ""
+    return (
+        f" The smallest class has only {count(samples, 'sample')}: NC1 is biased, and NC1 "
+        "corrected estimates it without the bias; NCC acc. is too high."
+    )
+
+
+def _accuracy(trust: Record, provenance: Record) -> Iterator[Sentence]:
     accuracy, chance, images = (trust.get(key) for key in ("accuracy", "chance", "samples"))
     if accuracy is None or chance is None or images is None:
         return
     evidence = {key: trust.get(key) for key in ("accuracy", "chance", "chance_p", "samples")}
     sentence = (
-        f"The network classifies {percent(accuracy)} of these {count(images, 'image')} correctly"
+        f"The network classifies {percent(accuracy)} of these {count(images, 'image')}"
+        f"{_origin(provenance)} correctly"
     )
     if trust.get("at_chance"):
         yield Sentence(
@@ -47,6 +66,15 @@ def _accuracy(trust: Record) -> Iterator[Sentence]:
             {**evidence, "claimed_accuracy": claimed},
             "warning",
         )
+
+
+def _origin(provenance: Record) -> str:
+    """Return `` (digits, train split)``: the data set and the split, as far as known."""
+    data, split = provenance.get("data"), provenance.get("split")
+    known = [printable(PurePath(str(data)).name)] if data else []
+    if split:
+        known.append(f"{printable(str(split))} split")
+    return f" ({', '.join(known)})" if known else ""
 
 
 _SOURCES = {

@@ -13,29 +13,51 @@ def reference(record: Record) -> Iterator[Sentence]:
     reference = record.get("reference") or {}
     rows = reference.get("segments") or []
     for k, row in enumerate(rows):
-        yield _against_fresh(row, len(reference.get("networks") or []), len(rows), explained=k > 0)
+        networks, images = len(reference.get("networks") or []), reference.get("images")
+        yield _against_fresh(row, networks, images, len(rows), explained=k > 0)
     for row in reference.get("tests") or []:
-        yield against_network(row)
+        yield against_network(row, reference.get("kind") or "network")
 
 
-def against_network(row: Record) -> Sentence:
-    """State the result of `wgeo.straighter_than` for one segment: two networks, over images."""
+def against_network(row: Record, kind: str = "network") -> Sentence:
+    """State the result of `wgeo.straighter_than` for one segment: two networks, over images.
+
+    It is about these two networks. Two training runs that differ in their seed alone usually differ
+    as clearly, so no difference of recipes is stated, whatever the p-value.
+    """
     low, high = row["interval"]
-    direction = row.get("direction", "neither")
-    outcome = "not distinguishable from" if direction == "neither" else f"{direction} than"
-    name = row["statistic"].replace("_", " ")
+    is_centred = row["statistic"].endswith("_centred")
+    name = row["statistic"].removesuffix("_centred").replace("_shape", "-shape").replace("_", " ")
+    differs = row.get("direction", "neither") != "neither"
+    other, scope = _SCOPE["shuffled" if kind == "shuffled" else "network"]
+    outcome = scope if differs else "These images do not show a difference"
     return Sentence(
         "reference",
-        f"From {row['layers'][0]} to {row['layers'][-1]} the network is {outcome} the one it is "
-        f"compared with, on these images: {name} {rounded(row['value'])} against "
-        f"{rounded(row['reference'])}, difference {row['difference']:+.3g} ({low:+.3g} to "
-        f"{high:+.3g}). Other training runs of the two may differ.",
+        f"{segment_ends(row)} the {name}{' of the centred paths' if is_centred else ''} is "
+        f"{rounded(row['value'])} for this network and {rounded(row['reference'])} for {other}, a "
+        f"difference of {row['difference']:+.3g} ({low:+.3g} to {high:+.3g}{OVER_IMAGES}). "
+        f"{outcome}.",
         dict(row),
-        "undecided" if direction == "neither" else "shown",
+        "shown" if differs else "undecided",
     )
 
 
-def _against_fresh(row: Record, networks: int, segments: int, explained: bool) -> Sentence:
+_SCOPE = {  # what a network is compared with, and what a difference over images means
+    "network": (
+        "the network it is compared with",
+        "This is about these two networks on these images, not about how they were trained: two "
+        "runs of one recipe with different seeds usually differ as clearly",
+    ),
+    "shuffled": (
+        "its own layers in another order",
+        "So on these images the path depends on the order of the layers",
+    ),
+}
+
+
+def _against_fresh(
+    row: Record, networks: int, images: int | None, segments: int, explained: bool
+) -> Sentence:
     subject = segment_ends(row)
     evidence = {
         key: row.get(key) for key in ("layers", "value", "median", "low", "high", "adjusted_p")
@@ -48,11 +70,12 @@ def _against_fresh(row: Record, networks: int, segments: int, explained: bool) -
     direction = row.get("direction")
     differs = direction in ("straighter", "less straight")
     outcome = f"{direction} than" if differs else "not distinguishable from"
+    on_images = "" if images is None else f", on {images:,} of these images"
     extreme = networks and row["adjusted_p"] <= 1.001 / (networks + 1)
     return Sentence(
         "reference",
         f"{subject} the network is {outcome} {networks} networks of this architecture with fresh "
-        f"weights: {ratio}; p = {row['adjusted_p']:.2g}, by its rank among these networks"
+        f"weights{on_images}: {ratio}; p = {row['adjusted_p']:.2g}, by its rank among them"
         f"{' (the smallest p that this number can give)' if extreme else ''}"
         f"{f', adjusted for {segments} segments' if segments > 1 else ''}.",
         evidence,
@@ -188,14 +211,8 @@ def _trend(trend: Record, first: Record) -> str:
 
 def next_steps(record: Record, body: Sequence[Sentence]) -> Iterator[Sentence]:
     undecided = {s.claim for s in body if s.strength == "undecided"}
-    partly_undecided = any(
-        s.evidence.get("later_undecided")
-        or s.evidence.get("turns_unseen")
-        or any(b["kind"] == "undecided" for b in s.evidence.get("blocks", []))
-        for s in body
-        if s.claim in ("straightness", "optimality", "blocks")
-    )
-    if not (undecided & {"optimality", "blocks"} or partly_undecided):
+    asked = [c for c in _QUESTIONS if any(s.claim == c and _leaves_open(s) for s in body)]
+    if not asked:
         return
     provenance = record.get("provenance") or {}
     ways = ["more images"]
@@ -204,9 +221,26 @@ def next_steps(record: Record, body: Sequence[Sentence]) -> Iterator[Sentence]:
     tested = any((b.get("brenier") or {}).get("points") for b in record.get("blocks") or [])
     if not tested:
         ways.append("the Jacobians (`brenier=16`)")
+    questions = listed([_QUESTIONS[claim] for claim in asked])
     yield Sentence(
         "next",
-        f"The undecided questions could be decided by {listed(ways, 'or')}.",
-        {"open": sorted(undecided), "tested": tested},
+        f"{questions[:1].upper()}{questions[1:]} could be decided by {listed(ways, 'or')}.",
+        {"open": sorted(undecided), "questions": asked, "tested": tested},
         "undecided",
     )
+
+
+_QUESTIONS = {  # the claims that more evidence could decide, in the order of the verdict
+    "straightness": "whether the path is straight",
+    "optimality": "from which layer on the map to the last is optimal",
+    "blocks": "which single blocks are optimal maps",
+}
+
+
+def _leaves_open(sentence: Sentence) -> bool:
+    """Whether a sentence leaves a question open that more evidence could decide."""
+    evidence = sentence.evidence
+    if sentence.claim == "straightness":
+        return bool(evidence.get("turns_unseen"))
+    parts = any(b["kind"] == "undecided" for b in evidence.get("blocks", []))
+    return sentence.strength == "undecided" or bool(evidence.get("later_undecided")) or parts

@@ -19,6 +19,14 @@ from .wording import (
     unmoved,
 )
 
+NO_COMMON_SPACE = (
+    "No two consecutive layers share a feature space (their widths differ and no shortcut leads "
+    "from one to the next), so transport and straightness are left out; collapse is measured "
+    "layer by layer. Name layers of one width, or embed them in one space with `embed='pad'` or "
+    "`embed='pca:D'`."
+)
+"""Why a record has no transport, stored as its ``transport_skipped``."""
+
 
 def straightness(record: Record) -> Iterator[Sentence]:
     if record.get("transport_skipped"):

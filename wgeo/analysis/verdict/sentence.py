@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from ...geodesic.gradient_maps import NEARLY_SYMMETRIC, SYMMETRIC
-from ...geodesic.nulls import POWER_MARGIN
+from ...geodesic.gradient_maps import CONVEX, NEARLY_SYMMETRIC, SYMMETRIC
+from ...geodesic.nulls import NEARLY_OPTIMAL, OPTIMAL, POWER_MARGIN
+from ...geodesic.paths import LOW_RESOLUTION
 from ...geodesic.significance import SIGNIFICANT
+from ...neural_collapse.small_samples import FEW_SAMPLES
 
 Record = Mapping[str, Any]
 Strength = Literal["shown", "suggested", "undecided", "warning"]
@@ -20,25 +22,30 @@ THRESHOLDS: dict[str, float] = {
     "orthogonal": 0.5,
     "few_moving": 1.1,
     "returned": 100.0,
-    "optimal": 0.99,
-    "nearly_optimal": 0.95,
+    "optimal": OPTIMAL,
+    "nearly_optimal": NEARLY_OPTIMAL,
     "power_margin": POWER_MARGIN,
+    "low_resolution": LOW_RESOLUTION,
     "nearly_a_point": 10.0,
     "mostly_shift": 0.5,
     "rounding": 1e-6,
     "above_rounding": 10.0,
     "fewest_samples": 20,
-    "few_a_class": 20,
+    "few_a_class": FEW_SAMPLES,
     "carrying_share": 0.1,
     "chance_level": 0.01,
+    "good_accuracy": 0.99,
     "below_claim": 0.05,
     "gradient_map": SYMMETRIC,
     "nearly_gradient_map": NEARLY_SYMMETRIC,
+    "convex": CONVEX,
     "collapsed": 0.1,
     "partly_collapsed": 1.0,
     "significant": SIGNIFICANT,
 }
 """The thresholds at which the wording changes.
+
+Those that decide a measurement too are defined in its module and imported here.
 
 straight, close, bent
     Centred length ratios up to which a path is called straight, close to straight, and bent. A
@@ -56,6 +63,8 @@ optimal, nearly_optimal
 power_margin
     Margin by which a correlation score must exceed the scores of null maps, and a length ratio must
     be less than theirs, for the samples to be able to tell.
+low_resolution
+    Resolution below which an OT score is no evidence, and is put in brackets.
 nearly_a_point
     Spread of the last cloud over that of the first above which the first is nearly a point, so
     that almost every coupling would be optimal.
@@ -73,11 +82,15 @@ carrying_share
     judged.
 chance_level
     One-sided level of the binomial test of "better than chance".
+good_accuracy
+    Accuracy from which no other normalization is tried.
 below_claim
     Difference from the accuracy stated in the file above which there is a warning.
-gradient_map, nearly_gradient_map
+gradient_map, convex
     Largest asymmetry of the Jacobian, and largest size of a negative eigenvalue relative to the
-    largest eigenvalue, at which a map may be, or may nearly be, the gradient of a convex function.
+    largest eigenvalue, at which a map may be the gradient of a convex function.
+nearly_gradient_map
+    Largest value of both at which it may nearly be one.
     A planar rotation of asymmetry 0.1 has a correlation score of 0.95, one of 0.01 of 0.995.
 collapsed, partly_collapsed
     NC1 of the last layer up to which the classes are called collapsed, and partly collapsed.

@@ -11,13 +11,17 @@ from .sentence import THRESHOLDS
 _MOST_DECIMALS = 9
 _LARGEST_WRITTEN_OUT = 1e7
 
-OVER_IMAGES = ", 95 % over images"
+OVER_IMAGES = ", 95 % interval over images"
 """The note for an interval from resampled images, for `ranged`."""
 
 
 def percent(share: float, decimals: int = 1) -> str:
-    """``0.9833`` -> ``98.3 %``."""
-    return f"{100 * share:.{decimals}f} %"
+    """``0.9833`` -> ``98.3 %``; never 100 % or 0 % of less than all, or of more than nothing."""
+    digits = f"{100 * share:.{decimals}f}"
+    while decimals < _MOST_DECIMALS and 0 < share < 1 and float(digits) in (0, 100):
+        decimals += 1
+        digits = f"{100 * share:.{decimals}f}"
+    return f"{digits} %"
 
 
 def count(number: int, noun: str) -> str:
@@ -57,7 +61,11 @@ def ranged(value: float, interval: Any, *, certified: bool = False, note: str = 
     closed = abs(high - low) <= 1e-4 if certified else low == high
     if closed:
         return (
-            f"{value:.4f}" if certified else f"{value:.2f}" if 1 <= value < 10 else rounded(value)
+            f"{round(value, 4) + 0.0:.4f}"
+            if certified
+            else f"{value:.2f}"
+            if 1 <= value < 10
+            else rounded(value)
         )
     if high >= 1000 or 0 < high < 0.01:
         return f"{rounded(value)} ({rounded(low)} to {rounded(high)}{note})"
