@@ -99,20 +99,24 @@ def without_head(module: nn.Module, name: str) -> nn.Module:
     return module
 
 
-def logits_of(module: nn.Module, output: Any) -> torch.Tensor | None:
-    """Return the logits in a network's output: the output, its ``logits``, or its first entry.
+def tables_in(output: Any) -> list[torch.Tensor]:
+    """Return the tensors (n, k) in a network's output, those named ``logits`` first."""
+    if isinstance(output, torch.Tensor):
+        return [output] if output.ndim == 2 else []
+    named = output.get("logits") if isinstance(output, dict) else getattr(output, "logits", None)
+    values = output.values() if isinstance(output, dict) else output
+    parts = list(values) if isinstance(output, dict | tuple | list) else []
+    tables = [part for part in (named, *parts) if isinstance(part, torch.Tensor) and part.ndim == 2]
+    return [part for k, part in enumerate(tables) if not any(part is each for each in tables[:k])]
 
-    None if that is not a tensor (n, K), or the network was read without its head.
+
+def logits_of(module: nn.Module, output: Any) -> torch.Tensor | None:
+    """Return the first tensor (n, k) in a network's output, one named ``logits`` if there is one.
+
+    None if there is none, or the network was read without its head.
     """
-    if not isinstance(output, torch.Tensor):
-        output = getattr(output, "logits", output)
-    if isinstance(output, dict):
-        output = output.get("logits")
-    if isinstance(output, tuple | list) and output:
-        output = output[0]
-    if getattr(module, _HEADLESS, False) or not isinstance(output, torch.Tensor):
-        return None
-    return output if output.ndim == 2 else None
+    tables = tables_in(output)
+    return tables[0] if tables and not getattr(module, _HEADLESS, False) else None
 
 
 def require_positive(**settings: Any) -> None:
