@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..models.parts import head_of, logits_of, tables_in
+from ..models.parts import logits_of, tables_in, usual_head
 from .residual_blocks import evaluating, first_tensor, hooked, run
 
 _TOLERANCE = 1e-3  # relative; half precision rounds differently in other batches
@@ -27,8 +27,8 @@ class Head:
     Attributes
     ----------
     name : str or None
-        The linear layer that computes the logits, up to a function that keeps their order (such as
-        a log-softmax); None if there is no such layer.
+        The linear layer that computes the logits, up to a scale, a softmax or its logarithm; None
+        if there is no such layer.
     output : int or None
         Index of the logits among the tensors (n, k) that the network returns; None if unknown.
     """
@@ -41,8 +41,8 @@ def find_head(module: nn.Module, images: torch.Tensor) -> Head:
     """Find the classifier of a network, and the logits among its outputs.
 
     If several outputs are those of linear layers, the one named ``logits`` counts, or that of the
-    layer that `head_of` returns. If none is, logits are known only if the network returns a single
-    tensor (n, k), or names it.
+    layer with a usual name (`usual_head`). If none is, logits are known only if the network returns
+    a single tensor (n, k), or names it.
 
     Parameters
     ----------
@@ -69,7 +69,7 @@ def find_head(module: nn.Module, images: torch.Tensor) -> Head:
     if logits_of(module, output) is None:  # no logits, or read without its head
         return Head()
     tables = tables_in(output)
-    for alike in (_equal, _same_order):
+    for alike in (_equal, _rescaled):
         found = [
             (index, name, x, y)
             for index, table in enumerate(tables)
@@ -85,13 +85,12 @@ def find_head(module: nn.Module, images: torch.Tensor) -> Head:
 def _choose(
     found: list[tuple[int, str, torch.Tensor, torch.Tensor]], module: nn.Module, output: Any
 ) -> Head:
-    usual = head_of(module)
-    usual_name = None if usual is None else usual[0]
-    several = len({index for index, *_ in found}) > 1 and not _is_named(output)
-    chosen = [each for each in found if each[1] == usual_name] if several else found
-    if not chosen:
+    if len({index for index, *_ in found}) > 1 and not _is_named(output):
+        usual = usual_head(module)
+        found = [each for each in found if usual is not None and each[1] == usual[0]]
+    if not found:
         return Head()
-    index, name, x, y = chosen[0]
+    index, name, x, y = found[0]
     layer = module.get_submodule(name)
     assert isinstance(layer, nn.Linear)
     linear = _equal(nn.functional.linear(x, layer.weight, layer.bias), y)  # not a cosine classifier
@@ -110,6 +109,16 @@ def _equal(y: torch.Tensor, table: torch.Tensor) -> bool:
     )
 
 
-def _same_order(y: torch.Tensor, table: torch.Tensor) -> bool:
-    """Whether the classes of every sample have the same order in both."""
-    return y.shape == table.shape and torch.equal(y.argsort(1), table.argsort(1))
+def _rescaled(y: torch.Tensor, table: torch.Tensor) -> bool:
+    """Whether the table is a y + b, a > 0 and one b per sample, or the exponential of that."""
+    if y.shape != table.shape:
+        return False
+    tables = [table, table.log()] if bool((table > 0).all()) else [table]
+    centred = y.double() - y.double().mean(1, keepdim=True)
+    for each in tables:
+        other = each.double() - each.double().mean(1, keepdim=True)
+        slope = (centred * other).sum() / centred.square().sum()
+        close = (other - slope * centred).abs().max() <= _TOLERANCE * other.abs().max()
+        if bool(slope > 0) and bool(close):
+            return True
+    return False

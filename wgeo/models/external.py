@@ -19,7 +19,7 @@ from torch import nn
 from torchvision.models.resnet import ResNet
 
 from ..errors import ArgumentError, DependencyError
-from .parts import State, axis_length
+from .parts import USUAL_HEADS, State, axis_length
 
 Infer = Callable[[State, Mapping[str, Any]], dict[str, Any]]
 
@@ -83,7 +83,7 @@ _LAST_MODULE = {  # of torchvision's ResNets: a module that shallower ones lack
 RESNETS = tuple(_LAST_MODULE)
 VITS = ("vit_b_16", "vit_b_32", "vit_l_16", "vit_l_32", "vit_h_14")
 _SMALL_IMAGE = 64  # pixels, up to which a ResNet has the small stem
-HEADS = ("fc", "linear", "head", "heads.head", "head.fc", "classifier", "classifier.1")
+HEADS = (*USUAL_HEADS, "classifier.1")
 ANY_HEAD = r"(?:head\.fc|heads\.head|classifier\.1|head|fc|linear|classifier)"
 # transformers' ResNet is torchvision's with other names.
 HUGGINGFACE_RESNET = (

@@ -12,6 +12,7 @@ from ..errors import ArgumentError
 
 State = Mapping[str, torch.Tensor]  # a state dict: tensors by name
 
+USUAL_HEADS = ("fc", "linear", "head", "heads.head", "head.fc", "classifier")
 _HEADLESS = "read_without_head"  # attribute of a network whose file has no head
 
 ACTIVATIONS: Mapping[str, Callable[[], nn.Module]] = {
@@ -85,10 +86,31 @@ def initialize(module: nn.Module, activation: str) -> None:
                 nn.init.zeros_(part.bias)
 
 
+def usual_head(module: nn.Module) -> tuple[str, nn.Linear] | None:
+    """Return the outermost linear layer with a usual name of a classifier, if only one is."""
+    layers = [
+        (name, part)
+        for name, part in module.named_modules()
+        if isinstance(part, nn.Linear) and any(f".{name}".endswith(f".{u}") for u in USUAL_HEADS)
+    ]
+    depth = min((name.count(".") for name, _ in layers), default=0)
+    outermost = [pair for pair in layers if pair[0].count(".") == depth]
+    return outermost[0] if len(outermost) == 1 else None
+
+
 def head_of(module: nn.Module) -> tuple[str, nn.Linear] | None:
-    """Return a network's last linear layer, in the order of registration, and its name."""
+    """Return a network's classifier and its name, without running the network.
+
+    It is the linear layer with a usual name, if only one has one directly in the network, else the
+    last one in the order of registration.
+    """
+    if getattr(module, _HEADLESS, False):
+        return None
     layers = [(name, part) for name, part in module.named_modules() if isinstance(part, nn.Linear)]
-    return layers[-1] if layers and not getattr(module, _HEADLESS, False) else None
+    usual = usual_head(module)
+    if usual is not None and usual[0] in USUAL_HEADS:
+        return usual
+    return layers[-1] if layers else None
 
 
 def without_head(module: nn.Module, name: str) -> nn.Module:
@@ -147,7 +169,7 @@ def count_children(state: State, prefix: str) -> int:
 
 
 def classifier_of(module: nn.Module) -> nn.Linear | None:
-    """Return a network's last linear layer, in the order of registration.
+    """Return a network's classifier; see `head_of`.
 
     None if it has none, or was read from a file without its head.
     """
