@@ -41,8 +41,7 @@ class Layer:
     features : ndarray, (n, d)
         One row per sample.
     stage : int or None
-        Index of the layer's feature space; None for the input image and the classifier's input,
-        which no block maps.
+        Index of the layer's feature space; None for the image and the classifier's input.
     entry : ndarray, (n, d), optional
         The shortcut applied to the previous layer, if this layer's block changes the space.
     """
