@@ -176,7 +176,7 @@ def judge(name):
             traj = wgeo.trace(net, (x, y), device="cpu")
     except wgeo.WgeoError as error:
         return {**row, "status": "layers", "why": str(error)[:400]}
-    layers = [layer for layer in traj.layers if layer.name not in ("input", "stem")]
+    layers = list(traj.staged[1:])
     parts = dict(net.named_modules())
     modules = {split(layer.name, parts)[0] for layer in layers} - {None}
     made, seen = outputs(net, x, modules)
@@ -184,6 +184,12 @@ def judge(name):
     if other is not None:
         elsewhere, _ = outputs(other, torch.randn(2, 3, other_size, other_size), modules)
     wrong, untold = [], 0
+    if traj.classifier is not None:
+        with torch.no_grad():
+            logits = net(x).numpy()
+        W, b = traj.classifier.weight, traj.classifier.bias
+        if not np.allclose(traj.layers[-1].features @ W.T + b, logits, rtol=1e-3, atol=1e-3):
+            wrong.append("classifier")
     for layer in layers:
         module, call = split(layer.name, parts)
         f = layer.features

@@ -11,7 +11,9 @@ import importlib.util
 import json
 import pathlib
 import random
+import tarfile
 import warnings
+import zipfile
 
 import numpy as np
 import pytest
@@ -450,6 +452,53 @@ def test_index_cannot_name_files_outside_its_folder(net, tmp_path, where):
     index.write_text(json.dumps({"weight_map": {"w": where}}))
     with pytest.raises(CheckpointError):
         load_checkpoint(tmp_path / "net")
+
+
+def test_numbered_resnets_are_torchvisions(save):
+    """nn.Sequential(*resnet.children()), as in lightly and fastai, with another head."""
+    net = models.build("torchvision:resnet18", num_classes=3).eval()
+    body = nn.Sequential(*list(net.children())[:-1])
+    images = torch.randn(1, 3, 64, 64)
+    projector = {"projection_head.layers.0.weight": torch.ones(4, 512)}
+    for path in (
+        save({"state_dict": prefixed("backbone.", body.state_dict()) | projector}),
+        save({"model": prefixed("0.", body.state_dict()) | {"1.2.weight": torch.ones(9)}}),
+    ):
+        loaded = load_checkpoint(path)
+        assert loaded.arch == "torchvision:resnet18"
+        assert loaded.num_classes is None
+        assert torch.equal(loaded.module(images), body(images).flatten(1))
+
+
+@pytest.mark.parametrize("channels", [3, 1])
+def test_a_folder_of_timm_fits_and_keeps_its_normalization(tmp_path, channels):
+    timm = pytest.importorskip("timm")
+    net = timm.create_model("test_resnet", num_classes=5, in_chans=channels).eval()
+    save_file(net.state_dict(), tmp_path / "model.safetensors")
+    own = {"mean": [0.1] * channels, "std": [0.5] * channels}
+    config = {"architecture": "test_resnet", "num_classes": 5, "pretrained_cfg": own}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    loaded = load_checkpoint(tmp_path)
+    assert (loaded.arch, loaded.num_classes) == ("timm:test_resnet", 5)
+    assert loaded.normalize == ";".join(",".join([value] * channels) for value in ("0.1", "0.5"))
+    assert loaded.provenance.normalize_source == "file"
+    images = torch.randn(1, channels, 64, 64)
+    assert torch.equal(loaded.module(images), net(images))
+    for damaged in ({"mean": "x", "std": [1]}, {"mean": [0.1], "std": [0]}, {"mean": []}):
+        (tmp_path / "config.json").write_text(json.dumps(config | {"pretrained_cfg": damaged}))
+        assert load_checkpoint(tmp_path).provenance.normalize_source != "file"
+
+
+def test_an_archive_with_a_checkpoint_is_to_be_unpacked(net, save, tmp_path):
+    path = save(net.state_dict())
+    with zipfile.ZipFile(tmp_path / "net.zip", "w") as archive:
+        archive.write(path, "run/net.pt")
+    with tarfile.open(tmp_path / "net.tar", "w") as archive:
+        archive.add(path, "net.pt")
+    with pytest.raises(CheckpointError, match=r"Unpack it, and pass a file in it: run/net\.pt"):
+        load_checkpoint(tmp_path / "net.zip")
+    with pytest.raises(CheckpointError, match="tar archive; unpack it"):
+        load_checkpoint(tmp_path / "net.tar")
 
 
 def test_transformers_resnets_are_torchvisions_renamed(save):

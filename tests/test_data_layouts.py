@@ -251,6 +251,12 @@ def test_tiny_imagenet_as_shipped(tmp_path, rng):
         ({"a.csv": "file,label\n" + "x" * 200_000 + ",1"}, "cannot be read"),
         ({"a.csv": "0.png,3000000\n1.png,0"}, "out of range"),
         ({"a.csv": ""}, "one class only"),
+        (
+            {"a.csv": "file,cat,dog\n0.png,1,0\n1.png,0,1"},
+            r"no column of labels \(cat, dog\).*argmax",
+        ),
+        ({"a.csv": "file,label\n0.png,0.5\n1.png,1"}, "whole numbers"),
+        ({"a.csv": "file,label\n0.png,-1\n1.png,1"}, "Label -1 .* out of range"),
     ],
 )
 def test_unusable_tables_are_refused(tables, says, tmp_path, rng):
@@ -259,6 +265,31 @@ def test_unusable_tables_are_refused(tables, says, tmp_path, rng):
         (tmp_path / "set" / name).write_text(text)
     with pytest.raises(DataError, match=says):
         load_images(tmp_path / "set")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+def test_labels_of_a_table_that_pandas_wrote_as_floats(encoding, tmp_path, rng):
+    flat(tmp_path / "set" / "images", rng, 12)
+    rows = "".join(f"{i}.png,{float(i - 1)}\n" for i in range(1, 12))
+    (tmp_path / "set" / "a.csv").write_bytes(f"file,label\n0.png,\n{rows}".encode(encoding))
+    with pytest.warns(WgeoWarning, match="1 rows of a.csv have no label"):
+        images = load_images(tmp_path / "set")
+    assert images.class_names == tuple(map(str, range(11)))  # 10 after 9, not after 1
+    assert sorted(images.y.tolist()) == list(range(11))
+
+
+def test_a_split_of_another_name_is_named(tmp_path, rng):
+    write_folder(
+        tmp_path / "a", rng, {f"{s}/{c}": 2 for s in ("Training", "Testing") for c in "xy"}
+    )
+    with pytest.raises(
+        DataError, match=r"it has 'Testing', 'Training': choose one.*\(`split=`\).$"
+    ):
+        load_images(tmp_path / "a")
+    assert load_images(tmp_path / "a", "Testing").split == "Testing"
+    write_folder(tmp_path / "b", rng, {f"{s}/{c}": 2 for s in ("cat", "dog") for c in "xy"})
+    with pytest.raises(DataError, match="If these are classes, move their images"):
+        load_images(tmp_path / "b")
 
 
 def test_a_table_opens_nothing_outside_its_folder(tmp_path, rng):
@@ -352,8 +383,16 @@ def test_one_hot_and_text_labels_are_read(tmp_path, rng):
     for dtype in (bool, np.uint8, np.float32):
         hot = np.eye(3, dtype=dtype)[y]
         assert load_images(save_npz(tmp_path / "a.npz", x=x, y=hot)).y.tolist() == y.tolist()
+    words = np.array(["2", "10", "9"])[y]
+    for text in (words, words.astype("S")):  # bytes, as h5py and NumPy's "S" have them
+        images = load_images(save_npz(tmp_path / "a.npz", x=x, y=text))
+        assert images.y.tolist() == [2, 10, 9, 2, 10, 9]
+    images = load_images(
+        save_npz(tmp_path / "a.npz", x=x, y=np.array([b"b", b"\xc3\xa9", b"a"])[y])
+    )
+    assert (images.class_names, images.y.tolist()) == (("a", "b", "\u00e9"), [1, 2, 0, 1, 2, 0])
     soft = np.full((6, 3), 1 / 3)
-    with pytest.raises(DataError, match=r"must be a list; they have shape \(6, 3\)"):
+    with pytest.raises(DataError, match=r"have shape \(6, 3\). For one column per class.*argmax"):
         load_images(save_npz(tmp_path / "a.npz", x=x, y=soft))
 
 
@@ -364,6 +403,7 @@ def test_one_hot_and_text_labels_are_read(tmp_path, rng):
         (np.zeros((6, 3072), np.uint8), r"\(3, 32, 32\) or \(32, 32, 3\)"),
         (np.full((6, 4, 4), -1.0), "already normalized.*the pair"),
         (np.full((6, 4, 4), 255.0), "divide by the largest"),
+        (np.eye(4, dtype=np.uint8)[None].repeat(6, 0), "from 0 to 1, which is black"),
     ],
 )
 def test_error_for_unusable_arrays_says_what_to_do(x, says, tmp_path):

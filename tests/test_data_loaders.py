@@ -165,3 +165,12 @@ def test_workers_and_memory_do_not_affect_the_images(pair, monkeypatch):
 def test_objects_that_are_not_image_data_sets_are_refused(given, error, says):
     with pytest.raises(error, match=says):
         as_images(given)
+
+
+def test_pixels_that_are_floats_up_to_255_are_told():
+    pair = (255 * torch.rand(6, 3, 8, 8), np.arange(6) % 2)
+    with pytest.warns(WgeoWarning, match="floats from .* count as already normalized; pass uint8"):
+        images = as_images(pair)
+    assert images.notes
+    with pytest.raises(ArgumentError, match="argmax"):
+        as_images((pair[0], np.eye(2)[pair[1]]))

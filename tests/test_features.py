@@ -8,11 +8,12 @@ import torch
 import torchvision
 from torch import nn
 
-from wgeo import blocks, trace
+from wgeo import blocks, collapse, stream, trace
 from wgeo.errors import ArgumentError, FeatureError
 from wgeo.features.network import module_of
 from wgeo.features.pooling import pooling
 from wgeo.features.residual_blocks import find_blocks
+from wgeo.neural_collapse.measure import collapse_of
 
 
 def pair(n=12, c=3, side=32, classes=3):
@@ -121,7 +122,7 @@ def test_finds_the_blocks_of_a_vision_transformer():
     specs = find_blocks(net, pair()[0])
     assert [s.name for s in specs] == [f"encoder.layers.encoder_layer_{i}" for i in range(3)]
     traj = trace(net, pair(), pool="cls")
-    assert [layer.width for layer in traj.layers] == [3 * 32 * 32, 24, 24, 24, 24]
+    assert [layer.width for layer in traj.staged] == [24, 24, 24, 24]
 
 
 def test_recorded_features_match_the_forward_pass():
@@ -165,7 +166,7 @@ def test_in_place_activations_do_not_corrupt_features():
 def test_the_sum_before_the_activation():
     net = torchvision.models.resnet18(num_classes=3).eval()
     post, pre = (trace(net, pair(), pool="flat", tap=tap) for tap in ("post", "pre"))
-    for a, b in zip(post.layers[2:], pre.layers[2:], strict=True):
+    for a, b in zip(post.staged[1:], pre.staged[1:], strict=True):
         assert b.features.min() < 0
         assert np.allclose(a.features, np.maximum(b.features, 0), atol=1e-6)
 
@@ -301,3 +302,101 @@ def test_a_block_may_take_other_arguments_first():
 def test_block_names():
     net = torchvision.models.resnet18(num_classes=3)
     assert blocks(net, pair())[0] == "layer1.0"
+
+
+class Heads(nn.Module):
+    """A residual block, and a classifier that the order of registration does not reveal."""
+
+    def __init__(self, returns):
+        super().__init__()
+        self.classifier = nn.Linear(8, 3)
+        self.stem = nn.Conv2d(3, 8, 3)
+        self.block = PreAct(8, 8)
+        self.norm = nn.LayerNorm(8)
+        self.auxiliary = nn.Linear(8, 3)
+        self.projector = nn.Linear(3, 5)
+        self.returns = returns
+
+    def features(self, x, normed=True):
+        means = self.block(self.stem(x)).mean((2, 3))
+        return self.norm(means) if normed else means
+
+    def logits(self, x):
+        return self.classifier(self.features(x))
+
+    def forward(self, x):
+        features = self.features(x)
+        logits = self.classifier(features)
+        auxiliary = self.auxiliary(features)
+        return {
+            "logits": lambda: logits,
+            "features, logits": lambda: (features, logits),
+            "logits, features": lambda: [logits, features],
+            "projection, logits": lambda: (self.projector(logits), logits),
+            "a dict": lambda: {"embedding": features, "out": logits},
+            "named": lambda: {"projection": self.projector(logits), "logits": logits},
+            "log-softmax": lambda: logits.log_softmax(1),
+            "softmax": lambda: (logits / 3).softmax(1),
+            "of both": lambda: logits * auxiliary,
+        }[self.returns]()
+
+
+@pytest.mark.parametrize(
+    "returns",
+    [
+        *("logits", "features, logits", "logits, features", "projection, logits", "a dict"),
+        *("named", "log-softmax", "softmax"),
+    ],
+)
+def test_the_classifier_is_the_layer_that_computes_the_logits(returns):
+    torch.manual_seed(0)
+    net = Heads(returns).eval()
+    x, y = pair()
+    traj = trace(net, (x, y), batch_size=5)
+    with torch.no_grad():
+        features, logits = net.features(x).numpy(), net.logits(x).numpy()
+    assert [layer.name for layer in traj.layers] == ["input", "stem", "block", "penultimate"]
+    assert [layer.stage for layer in traj.layers] == [None, 0, 0, None]
+    assert [segment.names for segment in traj.segments] == [("stem", "block")]
+    np.testing.assert_allclose(traj.layers[-1].features, features, atol=1e-5)
+    assert np.array_equal(traj.predictions, logits.argmax(1))
+    assert traj.accuracy == np.mean(logits.argmax(1) == y)
+    assert np.array_equal(traj.classifier.weight, net.classifier.weight.detach())
+    collapsed = collapse(traj)
+    assert collapsed.layers[-1].nc3 == pytest.approx(
+        collapse_of(features, y, net.classifier.weight).nc3, rel=1e-4
+    )
+    assert collapsed.layers[-2].nc3 is None
+    batches = list(stream(net, (x, y), batch_size=5))
+    assert list(batches[0][0]) == ["input", "stem", "block", "penultimate"]
+    assert np.array_equal(np.concatenate([p for *_, p in batches]), traj.predictions)
+
+
+def test_logits_that_no_linear_layer_computes_have_no_classifier():
+    traj = trace(Heads("of both"), pair())
+    assert traj.predictions is not None
+    assert traj.classifier is None
+    assert [layer.name for layer in traj.layers] == ["input", "stem", "block"]
+
+    class Cosine(nn.Linear):
+        def forward(self, x):
+            return nn.functional.linear(*map(nn.functional.normalize, (x, self.weight)))
+
+    net = Heads("logits")
+    net.classifier = Cosine(8, 3)
+    traj = trace(net, pair())
+    assert traj.classifier is None
+    assert traj.predictions is not None
+
+
+def test_a_classifier_of_the_last_block_adds_no_layer():
+    net = Heads("logits")
+    net.norm = nn.Identity()
+    traj = trace(net, pair())
+    assert [layer.name for layer in traj.layers] == ["input", "stem", "block"]
+    assert np.array_equal(traj.classifier.weight, net.classifier.weight.detach())
+
+
+def test_channels_last_pixels_are_told():
+    with pytest.raises(FeatureError, match=r"channels are last: pass x.permute\(0, 3, 1, 2\)"):
+        trace(Heads("logits"), (torch.rand(6, 32, 32, 3), np.arange(6) % 3))

@@ -52,8 +52,9 @@ def test_resnet9_is_traced_by_its_sums():
         c = net.conv2(b)
         d = net.res2(c) + c
     names = [layer.name for layer in traj.layers]
-    assert names == ["input", "stem", "res1+x", "res2+x"]
-    for layer, maps in zip(traj.layers[1:], (a, b, d), strict=True):
+    assert names == ["input", "stem", "res1+x", "res2+x", "penultimate"]
+    np.testing.assert_allclose(traj.layers[4].features, d.amax((2, 3)), rtol=1e-4, atol=1e-5)
+    for layer, maps in zip(traj.layers[1:-1], (a, b, d), strict=True):
         np.testing.assert_allclose(layer.features, maps.mean((2, 3)), rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(traj.layers[3].entry, c.mean((2, 3)), rtol=1e-4, atol=1e-5)
     assert [(block.source, block.target) for block in traj.blocks] == [
@@ -104,7 +105,7 @@ def test_sums_over_a_module_list_are_found(end, tap):
     assert blocks(net, (x, y)) == [f"convs.{k}+x" for k in range(3)]
     with torch.no_grad():
         z = net.stem(x)
-        for k, layer in enumerate(traj.layers[2:]):
+        for k, layer in enumerate(traj.staged[1:]):
             total = z + functional.relu(net.norms[k](net.convs[k](z)))
             z = ENDS[end](total)
             expected = (z if tap == "post" else total).mean((2, 3))
@@ -323,7 +324,8 @@ def test_layers_without_a_common_space_are_measured_separately(tmp_path):
         nn.Linear(256, CLASSES),
     )
     done = analyze(net, pair(), layers=["2", "4"], bootstrap=0, brenier=1)
-    assert [layer["name"] for layer in done.record["layers"]] == ["input", "stem", "2", "4"]
+    names = [layer["name"] for layer in done.record["layers"]]
+    assert names == ["input", "stem", "2", "4", "penultimate"]
     assert all(layer["collapse"]["nc1"] is not None for layer in done.record["layers"])
     assert done.record["blocks"] == done.record["segments"] == []
     assert "transport and straightness are left out" in done.record["transport_skipped"]

@@ -134,7 +134,11 @@ def as_labels(labels: Any, n: int | None = None) -> Int[np.ndarray, " n"]:
         check_plain(labels, "labels")
     y = as_numpy(labels) if isinstance(labels, torch.Tensor) else as_array(labels, "labels")
     if y.ndim != 1 or y.size == 0:
-        raise ArgumentError(f"labels must be a list of class indices; they have shape {y.shape}.")
+        several = y.ndim == 2 and y.shape[1] > 1
+        advice = " For one column per class, pass labels.argmax(1)." if several else ""
+        raise ArgumentError(
+            f"labels must be a list of class indices; they have shape {y.shape}.{advice}"
+        )
     whole = y.dtype.kind in "iub"
     if y.dtype.kind == "f":
         whole = bool((np.isfinite(y) & (y == np.trunc(y))).all())

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ..errors import ArgumentError, CheckpointError, DependencyError
-from ..models.huggingface import arch_of_config
+from ..models.huggingface import arch_of_config, normalization_of_config
 from ..models.matching import Fit
 from ..models.registry import ARCHS, find
 from ..storage.files import as_path
@@ -118,6 +118,8 @@ def load_checkpoint(
     normalize, notes = normalization_of(choice.saved.state, choice.fit.module)
     if isinstance(meta.get("normalize"), str):
         normalize, notes = str(meta["normalize"]), ()
+    if normalize is None:
+        normalize = normalization_of_config(contents.config, path)
     provenance = Provenance(
         checkpoint=name,
         sha256=contents.sha256,

@@ -12,7 +12,7 @@ from typing import Any
 from ..errors import CheckpointError
 from ..text import printable
 
-_ENDINGS = (".pt", ".pth", ".th", ".ckpt", ".bin", ".safetensors")
+ENDINGS = (".pt", ".pth", ".th", ".ckpt", ".bin", ".safetensors")
 _SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})(\.safetensors|\.bin)")
 _INDEX = (".safetensors.index.json", ".bin.index.json")
 _USUAL = (  # names in a folder written by save_pretrained, in order of preference
@@ -92,7 +92,7 @@ def _in_folder(folder: str, name: str) -> str:
     usual = next((each for each in _USUAL if each in names), None)
     if usual is not None:
         return os.path.join(folder, usual)
-    inside = sorted(shown(each) for each in names if each.endswith(_ENDINGS))
+    inside = sorted(shown(each) for each in names if each.endswith(ENDINGS))
     hint = f" It contains {', '.join(inside[:5])}." if inside else " It contains no checkpoint."
     raise CheckpointError(f"{name} is a folder; pass a file in it.{hint}")
 

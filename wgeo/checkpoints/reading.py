@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from ..errors import CheckpointError
-from .locating import checked_path, files_of, read_config, shown
+from .locating import ENDINGS, checked_path, files_of, read_config, shown
 from .pickles import File, damaged, inspect_pickles
 from .standins import load_inert
 
@@ -161,8 +161,10 @@ def read_trusted(path: str | os.PathLike[str]) -> Any:
 
 
 def _load(file: File, size: int, name: str, sha256: str) -> Contents:
-    head = file.read(64)
+    head = file.read(512)
     file.seek(0)
+    if head[257:262] == b"ustar":
+        raise CheckpointError(f"{name} is a tar archive; unpack it, and pass a file in it.")
     length = int.from_bytes(head[:8], "little")
     suffix_matches = name.endswith(".safetensors")
     if head[8:9] == b"{" and (suffix_matches or 0 < length <= size - 8):
@@ -240,7 +242,9 @@ def _other_archive(entries: list[zipfile.ZipInfo], name: str) -> str:
             "arrays as tensors: torch.save({k: torch.from_numpy(v) for k, v in "
             "np.load(path).items()}, 'weights.pt')."
         )
-    return f"{name} is a zip archive without torch's data.pkl, so not a checkpoint."
+    inside = [shown(e.filename) for e in entries if e.filename.lower().endswith(ENDINGS)]
+    advice = f" Unpack it, and pass a file in it: {', '.join(inside[:5])}." if inside else ""
+    return f"{name} is a zip archive without torch's data.pkl, so not a checkpoint.{advice}"
 
 
 def _safetensors(file: File, size: int, name: str) -> dict[str, Any]:
@@ -256,7 +260,7 @@ def _safetensors(file: File, size: int, name: str) -> dict[str, Any]:
     try:
         body = file.read()
         # Its own reader first: it validates the header, so that no check is needed here.
-        tensors: dict[str, Any] = dict(safetensors.torch.load(body))
+        tensors: dict[str, Any] = dict(sorted(safetensors.torch.load(body).items()))
         meta = json.loads(body[8 : 8 + length]).get("__metadata__", {}).get("wgeo")
         return {"state_dict": tensors, **({"wgeo": json.loads(meta)} if meta else {})}
     except Exception as error:  # safetensors' own errors, and JSON's

@@ -290,7 +290,7 @@ def _classifier_weight(
     traj: Trajectory, segment: Segment, classes: Int[np.ndarray, " K"]
 ) -> Float[np.ndarray, "K d"] | None:
     """Return the classifier's rows for the samples' classes; None if it reads another layer."""
-    if traj.classifier is None or traj.classifier.weight.shape[1] != segment.arrays[-1].shape[1]:
+    if traj.classifier is None or segment.names[-1] != traj.layers[-1].name:
         return None
     weight = traj.classifier.weight
     if classes[-1] >= len(weight):

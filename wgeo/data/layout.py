@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -22,6 +23,7 @@ SUFFIXES = (
     *(".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff"),
     *(".webp", ".ppm", ".pgm", ".pbm"),
 )
+_NUMBER = re.compile(r"-?\d{1,9}(\.\d{0,9})?", re.ASCII)
 SPLITS = ("train", "training", "test", "testing", "val", "valid", "validation", "eval", "dev")
 
 
@@ -245,9 +247,11 @@ class _ClassFolders:
 
     def no_split(self, split: str | None, available: list[str]) -> str:
         """Return the message for a split that does not exist or has no classes."""
+        known = any(name in each.lower() for each in available for name in SPLITS)
+        advice = "" if known else " If these are classes, move their images directly into them."
         return (
             f"{self.path} has no split {split!r} with one folder per class; it has "
-            f"{', '.join(map(repr, available))}."
+            f"{', '.join(map(repr, available))}: choose one of them (`split=`).{advice}"
         )
 
     def no_classes(self, split: str | None) -> str:
@@ -344,13 +348,13 @@ def number_texts(
     class_names : tuple of str
     notes : tuple of str
     """
-    if not all(label.isascii() and label.isdigit() and len(label) < 10 for label in labels):
+    numbers = {label: float(label) for label in labels if _NUMBER.fullmatch(label)}
+    if len(numbers) < len(labels):
         names = sorted(labels.union(classes))
         return {name: k for k, name in enumerate(names)}, tuple(names), ()
-    values = np.array([int(label) for label in labels])
+    values = checked_labels(np.array(list(numbers.values())), source, None)
     if int(values.max()) < len(classes):  # indices of the class folders
-        return {label: int(label) for label in labels}, tuple(classes), ()
-    checked_labels(values, source, None)
+        return {label: int(value) for label, value in numbers.items()}, tuple(classes), ()
     first, notes = first_label(values)
-    index = {label: int(label) - first for label in labels}
+    index = {label: int(value) - first for label, value in numbers.items()}
     return index, tuple(str(k) for k in range(first, int(values.max()) + 1)), notes

@@ -31,6 +31,7 @@ from .pixels import pixel_tensor
 _X = ("pixel_values", "image", "img", "images", "x", "inputs")
 _Y = ("label", "labels", "y", "target", "targets", "fine_label")
 _BATCH = 64
+_MAX_NORMALIZED = 50.0  # normalized pixels are a few standard deviations from 0
 _SHAPES = "The images of the data set have different shapes; add a transform that makes them equal."
 _EXPECTED = (
     "images must be the result of wgeo.load_images, a pair (x, labels), or a torch Dataset or "
@@ -77,6 +78,13 @@ def _as_images(
     x: torch.Tensor, labels: np.ndarray, name: str, classes: tuple[str, ...], notes: tuple[str, ...]
 ) -> Images:
     check_finite(x, "images")
+    if x.is_floating_point() and float(x.min()) >= 0 and float(x.max()) > _MAX_NORMALIZED:
+        note = (
+            f"the images are floats from {float(x.min()):g} to {float(x.max()):g}, which count as "
+            "already normalized; pass uint8 pixels to have them normalized"
+        )
+        warnings.warn(f"{name}: {note}.", WgeoWarning, stacklevel=4)
+        notes = (*notes, note)
     count = int(labels.max()) + 1
     names = classes if len(classes) >= count else tuple(str(k) for k in range(count))
     normalized = None if x.dtype == torch.uint8 else PRESETS["none"]

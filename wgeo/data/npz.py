@@ -15,6 +15,7 @@ import numpy as np
 from ..errors import DataError
 from ..storage.files import require_regular
 from ..text import printable
+from .layout import number_texts
 from .members import check_member, check_members
 from .source import Source, checked_labels, first_label, from_array, scaled
 
@@ -74,16 +75,19 @@ def number_labels(
 ) -> tuple[dict[K, np.ndarray], list[str], tuple[str, ...]]:
     """Return the class indices of every split, numbered over all splits; the classes; notes."""
     if all(y.dtype.kind in "US" and y.ndim == 1 and y.size for y in labels.values()):
-        texts = np.concatenate([y.astype(str) for y in labels.values()])
-        names = sorted(set(texts.tolist()) if classes is None else classes)
-        index = {name: k for k, name in enumerate(classes or names)}
-        unknown = sorted(set(texts.tolist()) - index.keys())
+        texts = {key: _as_text(y).tolist() for key, y in labels.items()}
+        present = set(itertools.chain.from_iterable(texts.values()))
+        if classes is None:
+            index, names, notes = number_texts(present, [], source)
+        else:
+            index, names, notes = {name: k for k, name in enumerate(classes)}, tuple(classes), ()
+        unknown = sorted(present - index.keys())
         if unknown:
             raise DataError(
                 f"The label {printable(unknown[0])!r} of {source} is not one of its classes."
             )
-        indices = {key: np.array([index[str(text)] for text in y]) for key, y in labels.items()}
-        return indices, list(index), ()
+        indices = {key: np.array([index[text] for text in own]) for key, own in texts.items()}
+        return indices, list(names), notes
     indices = {key: checked_labels(_class_indices(y), source, None) for key, y in labels.items()}
     first, notes = first_label(np.concatenate(list(indices.values())))
     last = max(int(y.max()) for y in indices.values())
@@ -94,6 +98,10 @@ def number_labels(
         for y in indices.values():
             checked_labels(y, source, len(classes))
     return indices, classes or [str(k) for k in range(first, last + 1)], notes
+
+
+def _as_text(y: np.ndarray) -> np.ndarray:
+    return np.char.decode(y, "utf-8", "replace") if y.dtype.kind == "S" else y
 
 
 def _class_indices(y: np.ndarray) -> np.ndarray:

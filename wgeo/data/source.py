@@ -69,14 +69,18 @@ def checked_labels(labels: np.ndarray, source: str, classes: int | None) -> Int[
     """
     y = labels[:, 0] if labels.ndim == 2 and labels.shape[1] == 1 else labels
     if y.ndim != 1 or y.size == 0:
-        raise DataError(f"The labels of {source} must be a list; they have shape {labels.shape}.")
+        several = y.ndim == 2 and y.shape[1] > 1
+        advice = " For one column per class, save labels.argmax(1)." if several else ""
+        raise DataError(
+            f"The labels of {source} must be a list; they have shape {labels.shape}.{advice}"
+        )
     if y.dtype.kind not in "iub" and not (y.dtype.kind == "f" and np.all(y == np.floor(y))):
         raise DataError(f"The labels of {source} must be whole numbers (class indices).")
     count = _MAX_CLASSES if classes is None else classes
     invalid = np.flatnonzero((y < 0) | (y >= count))
     if invalid.size:
         raise DataError(
-            f"Label {y[invalid[0]]} of sample {invalid[0]} in {source} is out of range: class "
+            f"Label {y[invalid[0]]:g} of sample {invalid[0]} in {source} is out of range: class "
             f"indices run from 0 to {count - 1}."
         )
     return y.astype(np.int64)
@@ -149,6 +153,11 @@ def from_array(x: np.ndarray, source: str) -> torch.Tensor:
         if x.dtype.kind == "b":
             x = x * np.uint8(255)
         _check_range(x, source, 255.0, "Integers must be in [0, 255].")
+    elif x.max() == 1:
+        raise DataError(
+            f"The pixels of {source} are integers from 0 to 1, which is black in the range "
+            "[0, 255]. Multiply them by 255, or save them as booleans."
+        )
     return torch.from_numpy(np.ascontiguousarray(x, dtype=np.uint8))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 import re
@@ -89,6 +90,8 @@ def labels_of(
 def _text(body: bytes, name: str) -> str:
     if len(body) > MAX_BYTES:
         raise DataError(f"The table {printable(name)!r} is too large ({len(body)} bytes).")
+    if body.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):  # Excel's "Unicode text"
+        return body.decode("utf-16", errors="replace")
     try:
         return body.decode("utf-8-sig")
     except UnicodeDecodeError:
@@ -131,19 +134,24 @@ def _parse(find: _Finder, text: str, name: str) -> LabelTable:
     if file is not None and label is None and len(head) == 2:
         label = 1 - file
     split = _column(head, _SPLIT) if file is not None else None
+    if file is not None and label is None and len(head) > 2:
+        raise DataError(_no_label_column(rows[0], file, name))
     if file is None or label is None:
         file, label, split = 0, 1, None
     else:
         rows = rows[1:]
     labels: dict[str, str] = {}
     splits: dict[str, str] = {}
-    values, missing = set(), 0
+    values, missing, unlabelled = set(), 0, 0
     for row in rows:
         if len(row) <= max(file, label):
             continue
         value = row[label].strip()
         if head[label] == "predictionstring":  # followed by boxes
             value = value.split(" ")[0]
+        if value.lower() in ("", "nan"):
+            unlabelled += 1
+            continue
         image = find(row[file].strip())
         if image is None:
             missing += 1
@@ -159,10 +167,20 @@ def _parse(find: _Finder, text: str, name: str) -> LabelTable:
             splits[image] = row[split].strip()
     if not labels:
         return LabelTable({}, set())
-    notes = (
-        (f"{missing} rows of {printable(name)} name images that do not exist",) if missing else ()
-    )
+    counts = ((missing, "name images that do not exist"), (unlabelled, "have no label"))
+    notes = tuple(f"{count} rows of {printable(name)} {what}" for count, what in counts if count)
     return LabelTable(labels, values, splits, notes)
+
+
+def _no_label_column(head: list[str], file: int, name: str) -> str:
+    """Return the message for a table with a column of names but none of labels."""
+    columns = [printable(cell.strip(), 40) for k, cell in enumerate(head) if k != file]
+    listing = ", ".join(columns[:5]) + (", ..." if len(columns) > 5 else "")
+    return (
+        f"{printable(name)} has no column of labels ({listing}). Name the column of the classes "
+        "label; if there is one column per class, add a column label with the class or its index, "
+        "such as table[classes].to_numpy().argmax(1)."
+    )
 
 
 def _by_order(find: _Finder, labels: list[str], name: str) -> LabelTable:

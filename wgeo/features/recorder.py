@@ -12,8 +12,9 @@ from torch import nn
 
 from ..arrays.checks import as_numpy
 from ..errors import FeatureError
-from ..models.parts import classifier_of, logits_of
-from ..trajectory.trajectory import entry_key, features_key
+from ..models.parts import tables_in
+from ..trajectory.trajectory import PENULTIMATE, entry_key, features_key
+from .head import Head, find_head
 from .layout import Layout, find_layouts
 from .network import device_and_dtype
 from .pooling import channel_axis, keeps_all, pooling
@@ -32,6 +33,11 @@ class Recorder:
     ----------
     layouts : dict of str to Layout
         Layout of every recorded layer and entry, by key.
+    head : Head
+        The network's classifier.
+    penultimate : bool
+        Whether the classifier's input is a layer of its own, since it differs from the features of
+        the last block (a norm or a choice of tokens is between them).
     max_batch : int or None
         Number of images that fit on the device, after memory ran out once.
     """
@@ -41,6 +47,8 @@ class Recorder:
     pool: str
     tap: str
     layouts: dict[str, Layout]
+    head: Head = field(default_factory=Head)
+    penultimate: bool = False
     max_batch: int | None = None
     _rows: Batch = field(default_factory=dict)
 
@@ -57,8 +65,15 @@ class Recorder:
         layouts = find_layouts(module, specs, tap, probe, channel_axis(pool))
         if not keeps_all(pool):
             _require_channels(layouts, pool)
-        recorder = cls(module, tuple(specs), pool, tap, layouts)
+        recorder = cls(module, tuple(specs), pool, tap, layouts, find_head(module, probe))
         recorder._drop_entries()
+        rows = recorder.follow(probe, probe.device)
+        names = [spec.name for spec in specs]
+        recorder.penultimate = (
+            HEAD in rows
+            and PENULTIMATE not in names
+            and not _close(rows[HEAD], rows[features_key(names[-1])])
+        )
         return recorder
 
     def follow(self, x: torch.Tensor, device: torch.device) -> Batch:
@@ -94,7 +109,7 @@ class Recorder:
             if entry_key(spec.name) in self.layouts or own != space:
                 stage, space = stage + 1, own
             layers.append((spec.name, stage))
-        return layers
+        return [*layers, (PENULTIMATE, None)] if self.penultimate else layers
 
     def describe_axes(self) -> list[dict[str, Any]]:
         """Return, for a record, the layout of each layer and how its channels were found."""
@@ -132,16 +147,17 @@ class Recorder:
                 self._keep(key, self._pool(key, maps, count))
 
         with evaluating(self.module), torch.no_grad(), hooked() as keep:
-            head = classifier_of(self.module)
-            if head is not None:
-                keep(head.register_forward_pre_hook(self._keep_head_input))
+            if self.head.name is not None:
+                layer = self.module.get_submodule(self.head.name)
+                keep(layer.register_forward_pre_hook(self._keep_head_input))
             self._keep(features_key("input"), x.flatten(1))
             with tensor_hooks(self.module, self.specs, self.tap, put):
                 # A copy, since the network may work in place on the caller's images.
                 out = run(self.module, x.to(device, dtype, copy=True))
-        logits = logits_of(self.module, out)
-        if logits is not None:
-            self._keep(LOGITS, logits)
+        if self.head.output is not None:
+            self._keep(LOGITS, tables_in(out)[self.head.output])
+        if self.penultimate:
+            self._rows[features_key(PENULTIMATE)] = self._rows[HEAD]
         return self._rows
 
     def _pool(self, key: str, maps: torch.Tensor, count: int) -> torch.Tensor:
@@ -159,6 +175,11 @@ class Recorder:
         kind = np.float64 if rows.dtype == torch.float64 else np.float32
         # A copy, so that a later in-place activation does not change it.
         self._rows[key] = np.array(as_numpy(rows), dtype=kind)
+
+
+def _close(x: np.ndarray, y: np.ndarray) -> bool:
+    """Whether a classifier's input is equal to a layer's features, up to rounding."""
+    return x.shape == y.shape and np.allclose(x, y, rtol=1e-4, atol=1e-4 * float(np.abs(x).max()))
 
 
 def _require_channels(layouts: dict[str, Layout], pool: str) -> None:

@@ -21,7 +21,6 @@ from ..data import Images
 from ..data.images import Normalization
 from ..data.loaders import as_images
 from ..errors import ArgumentError, FeatureError, WgeoWarning
-from ..models.parts import classifier_of
 from ..runtime import processes
 from ..runtime.memory import available_bytes, total_memory
 from ..runtime.progress import track
@@ -58,7 +57,9 @@ def trace(
     """Follow labelled images through every block of a network.
 
     The layers are ``input`` (the normalized pixels, flattened), ``stem`` (the input of the first
-    block) and one per block. If a block changes the feature space, its own shortcut s identifies
+    block), one per block, and ``penultimate``, the classifier's input, if that differs from the
+    features of the last block (as after a last norm, or if only the class token is read); no block
+    leads to it. If a block changes the feature space, its own shortcut s identifies
     the spaces: the layer's ``entry`` is s(x) of the previous layer's features.
 
     Parameters
@@ -125,7 +126,7 @@ def trace(
         about = outline(stages, images.class_names, settings)
         labels = as_labels(images.y, len(images))
         _require_classes(probe_rows, labels)
-        whole = whole_arrays(labels, _classifier(module, probe_rows, columns, stages[-1][0]))
+        whole = whole_arrays(labels, _classifier(recorder, columns, stages[-1][0]))
         row_job = _RowJob(recorder, images, normalization_for(net, images), target, projection)
         if store is None:
             sink = processes.raise_on_any(partial(_MemorySink, columns, len(images)))
@@ -179,7 +180,7 @@ def stream(
         blocks = survey(module, probe, layers)
         _other_sums(blocks)
         recorder = Recorder.of(module, blocks.specs, pool, tap, probe)
-        names = ("input", "stem", *(spec.name for spec in blocks.specs))
+        names = [name for name, _ in recorder.stages()]
         for x, y in images.batches(batch_size, normalization_for(net, images)):
             rows = recorder.follow(x, target)
             _require_classes(rows, y)
@@ -364,13 +365,15 @@ def _require_classes(rows: Batch, labels: Int[np.ndarray, " n"]) -> None:
         )
 
 
-def _classifier(module: nn.Module, rows: Batch, stored: Batch, last: str) -> Classifier | None:
-    """Return the last linear layer, if its input is the last layer's stored features."""
-    head, x, features = classifier_of(module), rows.get(HEAD), stored[features_key(last)]
-    if head is None or x is None or x.shape != features.shape:
+def _classifier(recorder: Recorder, stored: Batch, last: str) -> Classifier | None:
+    """Return the classifier, if its input is the last layer's stored features."""
+    name = recorder.head.name
+    if name is None:
         return None
-    if not np.allclose(x, features, rtol=1e-4, atol=1e-4 * float(np.abs(x).max())):
+    layer = recorder.module.get_submodule(name)
+    assert isinstance(layer, nn.Linear)
+    weight = as_numpy(layer.weight)
+    if weight.shape[1] != stored[features_key(last)].shape[1]:  # projected
         return None
-    weight = as_numpy(head.weight)
-    bias = np.zeros(len(weight), weight.dtype) if head.bias is None else as_numpy(head.bias)
+    bias = np.zeros(len(weight), weight.dtype) if layer.bias is None else as_numpy(layer.bias)
     return Classifier(weight.copy(), bias.copy())

@@ -19,7 +19,7 @@ from torch import nn
 from torchvision.models.resnet import ResNet
 
 from ..errors import ArgumentError, DependencyError
-from .parts import State, axis_length
+from .parts import USUAL_HEADS, State, axis_length
 
 Infer = Callable[[State, Mapping[str, Any]], dict[str, Any]]
 
@@ -83,7 +83,7 @@ _LAST_MODULE = {  # of torchvision's ResNets: a module that shallower ones lack
 RESNETS = tuple(_LAST_MODULE)
 VITS = ("vit_b_16", "vit_b_32", "vit_l_16", "vit_l_32", "vit_h_14")
 _SMALL_IMAGE = 64  # pixels, up to which a ResNet has the small stem
-HEADS = ("fc", "linear", "head", "heads.head", "head.fc", "classifier", "classifier.1")
+HEADS = (*USUAL_HEADS, "classifier.1")
 ANY_HEAD = r"(?:head\.fc|heads\.head|classifier\.1|head|fc|linear|classifier)"
 # transformers' ResNet is torchvision's with other names.
 HUGGINGFACE_RESNET = (
@@ -100,6 +100,12 @@ HUGGINGFACE_RESNET = (
         for i in range(3)
         for name, renamed in (("convolution", "conv"), ("normalization", "bn"))
     ),
+)
+# nn.Sequential(*resnet.children()), as in lightly and fastai.
+_NUMBERED_RESNET = (
+    (r"^0\.(?=weight$)", "conv1."),
+    (r"^1\.(?=(?:weight|bias|running_mean|running_var|num_batches_tracked)$)", "bn1."),
+    *((rf"^{k + 3}\.(?=\d+\.(?:conv\d|bn\d|downsample)\.)", f"layer{k}.") for k in range(1, 5)),
 )
 
 
@@ -133,6 +139,7 @@ def torchvision_arch(name: str) -> Arch:
         settled=True,
         rename=(
             *HUGGINGFACE_RESNET,
+            *_NUMBERED_RESNET,
             (f"^{ANY_HEAD}\\.", "fc."),
             (r"^(layer\d+\.\d+)\.shortcut\.", r"\1.downsample."),
         ),
@@ -213,11 +220,21 @@ def infer_head(state: State, options: Mapping[str, Any]) -> dict[str, Any]:
     head = next((key for key in usual if key in state), matrices[-1] if matrices else "")
     if head.startswith("classifier."):  # the last of several, as in AlexNet
         head = next(key for key in reversed(matrices) if key.startswith("classifier."))
-    kernels = [key for key in matrices if state[key].ndim == 4]
-    return {
-        "num_classes": axis_length(state, head, 0, 1000),
-        "in_channels": axis_length(state, kernels[0], 1, 3) if kernels else 3,
-    }
+    channels = [int(state[key].shape[1]) for key in matrices if state[key].ndim == 4] or [3]
+    # The tensors of a safetensors file are not in the network's order: 3 is likelier than 64.
+    first = channels[0] if channels[0] in (1, 3) or 3 not in channels else 3
+    return {"num_classes": axis_length(state, head, 0, 1000), "in_channels": max(1, first)}
+
+
+def _infer_timm(config: Any, state: State, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the number of classes and channels from the layers that timm names."""
+    settings = infer_head(state, options)
+    named = (("num_classes", "classifier", 0), ("in_channels", "first_conv", 1))
+    for setting, kind, axis in named:
+        names = getattr(config, kind, None)
+        name = names[0] if isinstance(names, tuple | list) and names else names
+        settings[setting] = axis_length(state, f"{name}.weight", axis, settings[setting])
+    return settings
 
 
 def _refuse_activation(name: str, activation: str) -> None:
@@ -269,7 +286,11 @@ def timm_arch(name: str) -> Arch:
     config = timm.get_pretrained_cfg(name)
     normalize = normalization(config.mean, config.std) if config is not None else None
     return Arch(
-        f"timm:{name}", f"timm's {name}", partial(_timm, name), infer_head, normalize=normalize
+        f"timm:{name}",
+        f"timm's {name}",
+        partial(_timm, name),
+        partial(_infer_timm, config),
+        normalize=normalize,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import math
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -42,8 +43,30 @@ def arch_of_config(config: Mapping[str, Any], path: str | os.PathLike[str]) -> s
         return f"timm:{timm_name}"
     if not isinstance(kind, str) or (kind == "resnet" and _is_torchvision_resnet(config)):
         return None
+    return f"hf:{_folder(path)}"
+
+
+def normalization_of_config(config: Mapping[str, Any], path: str | os.PathLike[str]) -> str | None:
+    """Return the normalization stored in the folder of a checkpoint; None if there is none.
+
+    It is in timm's ``config.json``, or in the ``preprocessor_config.json`` of transformers.
+
+    Parameters
+    ----------
+    config : mapping
+        The checkpoint's ``config.json``; empty if there is none.
+    path : path
+        The checkpoint, or its folder.
+    """
+    timm_settings = config.get("pretrained_cfg")
+    if isinstance(timm_settings, dict):
+        return _mean_and_std(timm_settings, "mean", "std")
+    return _normalize(Path(_folder(path)) / "preprocessor_config.json") if config else None
+
+
+def _folder(path: str | os.PathLike[str]) -> str:
     text = os.fsdecode(path)
-    return f"hf:{text if os.path.isdir(text) else os.path.dirname(text) or '.'}"
+    return text if os.path.isdir(text) else os.path.dirname(text) or "."
 
 
 def _is_torchvision_resnet(config: Mapping[str, Any]) -> bool:
@@ -195,11 +218,18 @@ def _infer(
 
 def _normalize(path: Path) -> str | None:
     try:
-        settings = _read(path, "")
-        mean, std = (tuple(map(float, settings[key])) for key in ("image_mean", "image_std"))
-    except (ArgumentError, KeyError, TypeError, ValueError):
+        return _mean_and_std(_read(path, ""), "image_mean", "image_std")
+    except ArgumentError:
         return None
-    return normalization(mean, std)
+
+
+def _mean_and_std(settings: Mapping[str, Any], *keys: str) -> str | None:
+    try:
+        mean, std = (tuple(map(float, settings[key])) for key in keys)
+    except (KeyError, TypeError, ValueError):
+        return None
+    plausible = len(mean) == len(std) > 0 and all(map(math.isfinite, mean)) and min(std) > 0
+    return normalization(mean, std) if plausible else None
 
 
 def _read(path: Path, name: str) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from ..errors import ArgumentError
 
 State = Mapping[str, torch.Tensor]  # a state dict: tensors by name
 
+USUAL_HEADS = ("fc", "linear", "head", "heads.head", "head.fc", "classifier")
 _HEADLESS = "read_without_head"  # attribute of a network whose file has no head
 
 ACTIVATIONS: Mapping[str, Callable[[], nn.Module]] = {
@@ -85,10 +86,31 @@ def initialize(module: nn.Module, activation: str) -> None:
                 nn.init.zeros_(part.bias)
 
 
+def usual_head(module: nn.Module) -> tuple[str, nn.Linear] | None:
+    """Return the outermost linear layer with a usual name of a classifier, if only one is."""
+    layers = [
+        (name, part)
+        for name, part in module.named_modules()
+        if isinstance(part, nn.Linear) and any(f".{name}".endswith(f".{u}") for u in USUAL_HEADS)
+    ]
+    depth = min((name.count(".") for name, _ in layers), default=0)
+    outermost = [pair for pair in layers if pair[0].count(".") == depth]
+    return outermost[0] if len(outermost) == 1 else None
+
+
 def head_of(module: nn.Module) -> tuple[str, nn.Linear] | None:
-    """Return a network's last linear layer, in the order of registration, and its name."""
+    """Return a network's classifier and its name, without running the network.
+
+    It is the linear layer with a usual name, if only one has one directly in the network, else the
+    last one in the order of registration.
+    """
+    if getattr(module, _HEADLESS, False):
+        return None
     layers = [(name, part) for name, part in module.named_modules() if isinstance(part, nn.Linear)]
-    return layers[-1] if layers and not getattr(module, _HEADLESS, False) else None
+    usual = usual_head(module)
+    if usual is not None and usual[0] in USUAL_HEADS:
+        return usual
+    return layers[-1] if layers else None
 
 
 def without_head(module: nn.Module, name: str) -> nn.Module:
@@ -99,20 +121,24 @@ def without_head(module: nn.Module, name: str) -> nn.Module:
     return module
 
 
-def logits_of(module: nn.Module, output: Any) -> torch.Tensor | None:
-    """Return the logits in a network's output: the output, its ``logits``, or its first entry.
+def tables_in(output: Any) -> list[torch.Tensor]:
+    """Return the tensors (n, k) in a network's output, those named ``logits`` first."""
+    if isinstance(output, torch.Tensor):
+        return [output] if output.ndim == 2 else []
+    named = output.get("logits") if isinstance(output, dict) else getattr(output, "logits", None)
+    values = output.values() if isinstance(output, dict) else output
+    parts = list(values) if isinstance(output, dict | tuple | list) else []
+    tables = [part for part in (named, *parts) if isinstance(part, torch.Tensor) and part.ndim == 2]
+    return [part for k, part in enumerate(tables) if not any(part is each for each in tables[:k])]
 
-    None if that is not a tensor (n, K), or the network was read without its head.
+
+def logits_of(module: nn.Module, output: Any) -> torch.Tensor | None:
+    """Return the first tensor (n, k) in a network's output, one named ``logits`` if there is one.
+
+    None if there is none, or the network was read without its head.
     """
-    if not isinstance(output, torch.Tensor):
-        output = getattr(output, "logits", output)
-    if isinstance(output, dict):
-        output = output.get("logits")
-    if isinstance(output, tuple | list) and output:
-        output = output[0]
-    if getattr(module, _HEADLESS, False) or not isinstance(output, torch.Tensor):
-        return None
-    return output if output.ndim == 2 else None
+    tables = tables_in(output)
+    return tables[0] if tables and not getattr(module, _HEADLESS, False) else None
 
 
 def require_positive(**settings: Any) -> None:
@@ -143,7 +169,7 @@ def count_children(state: State, prefix: str) -> int:
 
 
 def classifier_of(module: nn.Module) -> nn.Linear | None:
-    """Return a network's last linear layer, in the order of registration.
+    """Return a network's classifier; see `head_of`.
 
     None if it has none, or was read from a file without its head.
     """

@@ -41,7 +41,7 @@ def collapse_of_trajectory(
     num_names = len(traj.class_names) or None
     num_classes = num_names if traj.classifier is None else len(traj.classifier.weight)
     ClassIndex(num_classes).add(traj.labels)  # checks their range
-    last = traj.staged[-1]
+    last = traj.layers[-1]
     weight = None if traj.classifier is None else weights_of(traj.classifier)
     if weight is not None and weight.shape[1] != last.width:
         weight = None  # its input is not the last layer

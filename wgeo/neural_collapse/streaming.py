@@ -14,6 +14,7 @@ from ..arrays.checks import as_labels
 from ..errors import ArgumentError, FeatureError
 from ..runtime.progress import track
 from ..trajectory import Classifier, Trajectory
+from ..trajectory.trajectory import PENULTIMATE
 from .measure import check_ood, features_by_layer, is_frequency, weights_of
 from .metrics import RANK_TOLERANCE, Frame, layer_collapse
 from .moments import ClassGeometry, ClassIndex, ClassMoments
@@ -372,11 +373,11 @@ def _check_layers(expected: Mapping[str, Any], features: Mapping[str, Any]) -> N
 
 
 def _stages(geometry: Mapping[str, ClassGeometry]) -> dict[str, int | None]:
-    """A new stage at every change of width; None for the input image."""
+    """A new stage at every change of width; None for the input image and the classifier's input."""
     stages: dict[str, int | None] = {}
     stage, width = -1, None
     for name, g in geometry.items():
-        if name == "input":
+        if name in ("input", PENULTIMATE):
             stages[name] = None
             continue
         stage, width = stage + (g.width != width), g.width

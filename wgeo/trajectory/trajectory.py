@@ -36,11 +36,12 @@ class Layer:
     Attributes
     ----------
     name : str
-        The module's name in the network; ``input`` and ``stem`` for the two before the blocks.
+        The module's name in the network; ``input`` and ``stem`` for the two before the blocks;
+        ``penultimate`` for the classifier's input, if that is not the last block's output.
     features : ndarray, (n, d)
         One row per sample.
     stage : int or None
-        Index of the layer's feature space; None for the input image, which no block maps.
+        Index of the layer's feature space; None for the image and the classifier's input.
     entry : ndarray, (n, d), optional
         The shortcut applied to the previous layer, if this layer's block changes the space.
     """
@@ -83,7 +84,7 @@ class Segment:
 
 @dataclass(frozen=True, eq=False)
 class Classifier:
-    """The last linear layer: logits = features @ weight.T + bias."""
+    """The layer that computes the logits: features @ weight.T + bias."""
 
     weight: Float[np.ndarray, "K d"]
     bias: Float[np.ndarray, " K"]
@@ -101,7 +102,7 @@ class Trajectory:
     predictions : ndarray of int, (n,), optional
         The network's decisions.
     classifier : Classifier, optional
-        The last linear layer, if it reads the last layer's features.
+        The linear layer that computes the logits, if it reads the last layer's features.
     class_names : tuple of str
     settings : mapping
         How it was traced: pool, tap, and other entries for the record.
@@ -274,7 +275,7 @@ class Trajectory:
 
     @property
     def staged(self) -> tuple[Layer, ...]:
-        """The layers that blocks map between: all except the input image."""
+        """The layers that blocks map between: not the input image, nor the classifier's input."""
         return tuple(layer for layer in self.layers if layer.stage is not None)
 
     @property
@@ -355,6 +356,7 @@ def as_trajectory(value: Any, name: str = "traj") -> Trajectory:
 
 
 PREDICTIONS = "predictions"
+PENULTIMATE = "penultimate"  # the layer of the classifier's input
 
 
 def features_key(name: str) -> str:

@@ -160,7 +160,13 @@ def run(module: nn.Module, images: torch.Tensor) -> Any:
         if isinstance(error, torch.cuda.OutOfMemoryError):
             raise
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        last = images.ndim == 4 and images.shape[3] in (1, 3) and images.shape[1] not in (1, 3)
+        advice = (
+            "Their channels are last: pass x.permute(0, 3, 1, 2)"
+            if last
+            else "Check the architecture's channels and image size against the data"
+        )
         raise FeatureError(
             f"{type(module).__name__} cannot process images of shape {tuple(images.shape[1:])}: "
-            f"{reason}. Check the architecture's channels and image size against the data."
+            f"{reason}. {advice}."
         ) from error
