@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from jaxtyping import Float
@@ -13,11 +13,11 @@ from scipy.stats import t as student
 from ..arrays.checks import as_count
 from ..arrays.rows import row_chunks
 from ..errors import ArgumentError
+from ..results import Result
 from ..trajectory import Segment, Trajectory, as_trajectory
 from ..transport import Exact, wasserstein
 from .influence import TRAJECTORY_MEASURES, TRANSPORT_MEASURES, SegmentSample
 from .resampling import LEVEL, permutation_p_value, sign_flip_p_value
-from .result import plain
 
 SIGNIFICANT = 0.05  # largest p-value at which a direction is reported
 _HIGHER_IS_STRAIGHTER = frozenset({"ot_score"})
@@ -28,8 +28,8 @@ STATISTICS = (
 )
 
 
-@dataclass(frozen=True, eq=False)
-class StraighterThan:
+@dataclass(frozen=True, eq=False, repr=False)
+class StraighterThan(Result):
     """Test of one segment against the same segment of a reference, by one statistic.
 
     Only these two networks are compared: other training runs may give different results.
@@ -70,6 +70,7 @@ class StraighterThan:
     p_value_less_straight: float
     paired: bool
     samples: int
+    _computed: ClassVar[tuple[str, ...]] = ("two_sided_p", "direction")
 
     @property
     def two_sided_p(self) -> float:
@@ -82,10 +83,6 @@ class StraighterThan:
         if self.two_sided_p > SIGNIFICANT:
             return "neither"
         return "straighter" if self.p_value < self.p_value_less_straight else "less straight"
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain numbers and strings, ready for JSON."""
-        return {**plain(self), "two_sided_p": self.two_sided_p, "direction": self.direction}
 
 
 def straighter_than(

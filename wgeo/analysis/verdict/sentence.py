@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from ...geodesic.gradient_maps import NEARLY_SYMMETRIC, SYMMETRIC
 from ...geodesic.nulls import POWER_MARGIN
 from ...geodesic.significance import SIGNIFICANT
+from ...results import Result
 
 Record = Mapping[str, Any]
 Strength = Literal["shown", "suggested", "undecided", "warning"]
@@ -86,8 +87,8 @@ significant
 """
 
 
-@dataclass(frozen=True)
-class Sentence:
+@dataclass(frozen=True, repr=False)
+class Sentence(Result):
     """One sentence of a verdict, with the numbers that support it.
 
     Attributes
@@ -107,7 +108,3 @@ class Sentence:
     words: str
     evidence: Mapping[str, Any]
     strength: Strength
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values, for a record."""
-        return asdict(self)
