@@ -15,6 +15,7 @@ FLOW = [
     "_deprecated",
     "text",
     "errors",
+    "results",
     "runtime",
     "arrays",
     "storage",

@@ -13,16 +13,18 @@ from typing import Any
 import torch
 
 from .. import report
+from ..results import Result
 from ..storage.records import ANALYSIS, read_record
 from ..trajectory import Trajectory
 from .saving import claim, save
 from .verdict import text
 
+_SHOWN = ("layer", "width", "nc1", "ncc_accuracy", "distance", "ot_score", "corr_score")
 _PACKAGES = ("wgeo", "torch", "torchvision", "numpy", "scipy", "pot", "geomloss", "scikit-learn")
 
 
-@dataclass(frozen=True, eq=False)
-class Analysis:
+@dataclass(frozen=True, eq=False, repr=False)
+class Analysis(Result):
     """The measurements of one network on one set of images.
 
     Attributes
@@ -40,6 +42,21 @@ class Analysis:
     def verdict(self) -> str:
         """The sentences that the numbers support, as one text; `record` holds their evidence."""
         return text(self.record["verdict"])
+
+    @property
+    def layers(self) -> list[dict[str, Any]]:
+        """The record's layers, each with its ``collapse`` metrics."""
+        return self.record["layers"]
+
+    @property
+    def blocks(self) -> list[dict[str, Any]]:
+        """The record's blocks, each with its transport."""
+        return self.record["blocks"]
+
+    @property
+    def segments(self) -> list[dict[str, Any]]:
+        """The record's segments, each with its straightness."""
+        return self.record["segments"]
 
     def to_dict(self) -> dict[str, Any]:
         """Return the record."""
@@ -79,6 +96,38 @@ class Analysis:
             The folder has no record, or the record is damaged or has another schema.
         """
         return cls(read_record(folder))
+
+    def _table(self) -> list[dict[str, Any]]:
+        """Return a row per layer: collapse metrics, and transport over the block that ends here."""
+        blocks = {block["target"]: block for block in self.blocks}
+        return [_layer_row(layer, blocks.get(layer["name"], {})) for layer in self.layers]
+
+    def _rows(self) -> list[dict[str, Any]]:
+        return [{name: row.get(name) for name in _SHOWN} for row in self._table()]
+
+    def _description(self) -> str:
+        origin = self.record["provenance"]
+        accuracy = self.record.get("accuracy")
+        correct = "" if accuracy is None else f", accuracy {accuracy:.4g}"
+        return (
+            f"{origin.get('arch')} on {origin.get('data')} ({origin.get('split')}), "
+            f"{origin.get('samples')} images{correct}; `verdict` has what the numbers support"
+        )
+
+    def _sentences(self) -> list[str]:
+        return [sentence["words"] for sentence in self.record["verdict"]]
+
+    def _curve(self) -> tuple[str, list[float | None]]:
+        return "NC1 from layer to layer", [layer["collapse"].get("nc1") for layer in self.layers]
+
+
+def _layer_row(layer: dict[str, Any], block: dict[str, Any]) -> dict[str, Any]:
+    """Return a layer and the block that ends in it as columns with one value each."""
+    collapse = {k: v for k, v in layer["collapse"].items() if not isinstance(v, list | dict)}
+    transport = {k: v for k, v in block.items() if not isinstance(v, list | dict)}
+    corr = block.get("corr_score") or [None]
+    head = {"layer": layer["name"], "stage": layer["stage"], "width": layer["width"]}
+    return {**head, **collapse, **transport, "corr_score": corr[0]}
 
 
 def versions() -> dict[str, str]:

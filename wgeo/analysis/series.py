@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 from .. import report
 from ..errors import ArgumentError
 from ..plots.series import series_rows
-from ..storage.records import SCHEMA, SERIES, as_table, check_record, epoch_of, read_record
+from ..results import Result
+from ..storage.records import SCHEMA, SERIES, check_record, epoch_of, read_record
 from .saving import claim, save
 from .views import training_view
 
 if TYPE_CHECKING:
-    import pandas as pd
+    pass
 
 _PER_SAMPLE = (
     "view",
@@ -26,8 +27,8 @@ _PER_SAMPLE = (
 )  # per-sample parts, left out of a series
 
 
-@dataclass(frozen=True, eq=False)
-class Series:
+@dataclass(frozen=True, eq=False, repr=False)
+class Series(Result):
     """Several analyses, ordered by epoch if all epochs differ, otherwise as given.
 
     Attributes
@@ -126,9 +127,16 @@ class Series:
         """Return the record."""
         return self.record
 
-    def to_pandas(self) -> pd.DataFrame:
-        """Return a table with one row per analysis and segment."""
-        return as_table(series_rows(self.record))
+    def _table(self) -> list[dict[str, Any]]:
+        """Return a row per analysis and segment."""
+        return series_rows(self.record)
+
+    def _rows(self) -> list[dict[str, Any]]:
+        columns = ("name", "segment", "length_ratio_centred", "corr_score", "accuracy", "nc1")
+        return [{name: row.get(name) for name in columns} for row in self._table()]
+
+    def _description(self) -> str:
+        return f"{len(self.record['analyses'])} analyses by {self.record['axis']}"
 
 
 def _without_samples(record: Mapping[str, Any]) -> dict[str, Any]:

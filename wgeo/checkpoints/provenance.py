@@ -11,12 +11,13 @@ from torch import nn
 from ..errors import CheckpointError
 from ..models.matching import KeyReport
 from ..models.parts import classifier_of
+from ..results import Displayed, Result
 
 _MAX_NAMES = 20  # listed in a record
 
 
-@dataclass(frozen=True)
-class LoadReport:
+@dataclass(frozen=True, repr=False)
+class LoadReport(Result):
     """The contents of a checkpoint and how it was read.
 
     Attributes
@@ -78,8 +79,8 @@ def _summary(names: tuple[str, ...]) -> dict[str, Any]:
     return {"count": len(names), "first": list(names[:_MAX_NAMES])}
 
 
-@dataclass(frozen=True)
-class Provenance:
+@dataclass(frozen=True, repr=False)
+class Provenance(Result):
     """The origin of a network.
 
     Attributes
@@ -135,8 +136,8 @@ class Provenance:
         }
 
 
-@dataclass(frozen=True, eq=False)
-class Network:
+@dataclass(frozen=True, eq=False, repr=False)
+class Network(Displayed):
     """A network and its provenance."""
 
     module: nn.Module
@@ -183,3 +184,12 @@ class Network:
     def normalize(self) -> str | None:
         """The input normalization that the network expects; None if unknown."""
         return self.provenance.normalize
+
+    def _description(self) -> str:
+        p = self.provenance
+        source = "in memory" if p.checkpoint is None else f"from {p.checkpoint}"
+        classes = "without a head" if p.num_classes is None else f"{p.num_classes} classes"
+        return (
+            f"{p.arch} {source}, {p.report.parameters:,} parameters, {classes}, normalization "
+            f"{p.normalize or 'unknown'}"
+        )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,16 +10,16 @@ from jaxtyping import Float, Int
 
 from ..arrays.rows import LazyRows, Sliceable, as_float64, materialize, max_width, mean_of
 from ..neural_collapse import LayerCollapse
+from ..results import Result
 from ..runtime.processes import local_only
-from ..storage.records import as_table
 from ..ufm.mufm.solution import MUFMSolution
 
 if TYPE_CHECKING:
-    import pandas
+    pass
 
 
-@dataclass(frozen=True)
-class ModelLayer:
+@dataclass(frozen=True, repr=False)
+class ModelLayer(Result):
     """A model's prediction of one layer, compared with the network's features.
 
     Errors are sums over samples of squared distances. The baseline are the features that enter the
@@ -65,13 +65,12 @@ class ModelLayer:
     collapse: LayerCollapse
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain numbers and strings, ready for JSON."""
-        plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "collapse"}
-        return {**plain, "collapse": self.collapse.to_dict()["collapse"]}
+        """Return the plain values, ready for JSON; ``collapse`` without the layer's name."""
+        return {**super().to_dict(), "collapse": self.collapse.to_dict()["collapse"]}
 
 
-@dataclass(frozen=True)
-class HeldOut:
+@dataclass(frozen=True, repr=False)
+class HeldOut(Result):
     """Scores of a model on held-out samples, all layers together.
 
     Attributes
@@ -120,8 +119,8 @@ class ClassifierModel:
         return LazyRows(x.shape, make, max(len(eye), max_width(x)))
 
 
-@dataclass(frozen=True, eq=False)
-class Comparison:
+@dataclass(frozen=True, eq=False, repr=False)
+class Comparison(Result):
     """A trained network compared with the geodesic model, MUFM and the plain UFM.
 
     Attributes
@@ -212,6 +211,12 @@ class Comparison:
             row.pop("undefined", None)
         return rows
 
-    def to_pandas(self) -> pandas.DataFrame:
-        """`rows` as a table."""
-        return as_table(self.rows())
+    _table = rows
+
+    def _rows(self) -> list[dict[str, Any]]:
+        columns = ("model", "layer", "relative_error", "nc1", "nc2_etf", "ncc_accuracy")
+        return [{name: row.get(name) for name in columns} for row in self.rows()]
+
+    def _description(self) -> str:
+        fitted = f"MUFM not fitted: {self.skipped}" if self.solution is None else "MUFM fitted"
+        return f"a network of {len(self.network)} layers and its models; {fitted}"

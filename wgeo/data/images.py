@@ -16,6 +16,7 @@ from jaxtyping import Float, Int
 
 from ..arrays.rows import LazyRows, copies_of
 from ..errors import ArgumentError, DataError
+from ..results import Displayed
 
 
 @dataclass(frozen=True)
@@ -132,8 +133,8 @@ def suggestion(word: str, names: object) -> str:
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 
-@dataclass(frozen=True, eq=False)
-class Images:
+@dataclass(frozen=True, eq=False, repr=False)
+class Images(Displayed):
     """Labelled images, in a fixed order.
 
     Attributes
@@ -252,3 +253,19 @@ class Images:
         for start in range(0, len(self), size):
             part = slice(start, start + size)
             yield normalization(self.x[part]), self.y[part]
+
+    def _rows(self) -> list[dict[str, Any]]:
+        counts = np.bincount(self.y, minlength=self.num_classes)
+        return [
+            {"class": name, "images": int(count)}
+            for name, count in zip(self.class_names, counts, strict=True)
+        ]
+
+    def _description(self) -> str:
+        split = f" ({self.split})" if self.split else ""
+        shape = " x ".join(map(str, self.shape))
+        normalization = self.preset if self.normalize is None else self.normalize.name
+        return (
+            f"{self.name}{split}, {len(self)} images of {shape} ({self.x.dtype}), "
+            f"{self.num_classes} classes, normalization {normalization or 'unknown'}"
+        )

@@ -15,13 +15,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import nn
 
 from ..errors import FeatureError
+from ..results import Result
 from ..trajectory.trajectory import entry_key, features_key
 from .residual_blocks import BlockSpec, evaluating, hooked, run
 from .taps import tensor_hooks
@@ -33,8 +34,8 @@ _MIN_CONFINED = 0.95  # of a derivative's squared norm in one slice; gates may l
 _MIN_CHANGE = 1e-6  # relative to the largest entry, above rounding
 
 
-@dataclass(frozen=True)
-class Layout:
+@dataclass(frozen=True, repr=False)
+class Layout(Result):
     """The sample axis and channel axis of a tensor.
 
     Attributes
@@ -79,10 +80,6 @@ class Layout:
         assert self.channels is not None
         axis = self.channels - 1
         return (self.shape[axis], *self.shape[:axis], *self.shape[axis + 1 :])
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values, for a record."""
-        return asdict(self)
 
 
 def find_layouts(

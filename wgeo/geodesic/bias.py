@@ -11,18 +11,17 @@ from jaxtyping import Float, Int
 
 from ..arrays.checks import as_numpy, as_points
 from ..errors import ArgumentError
+from ..results import Result
 from ..runtime.progress import track
-from ..storage.records import as_table
 from ..transport import Exact, wasserstein
 from .paths import LOW_RESOLUTION, resolution
-from .result import plain
 
 if TYPE_CHECKING:
-    import pandas as pd
+    pass
 
 
-@dataclass(frozen=True, eq=False)
-class BiasPoint:
+@dataclass(frozen=True, eq=False, repr=False)
+class BiasPoint(Result):
     """Means over random subsets of one size, and standard deviations between subsets.
 
     A value is None if it is undefined, and so is a deviation if there was only one subset.
@@ -37,8 +36,8 @@ class BiasPoint:
     resolution: float | None
 
 
-@dataclass(frozen=True, eq=False)
-class BiasCurve:
+@dataclass(frozen=True, eq=False, repr=False)
+class BiasCurve(Result):
     """Measures of a pair of layers over the number of samples, in ascending order."""
 
     points: tuple[BiasPoint, ...]
@@ -60,12 +59,19 @@ class BiasCurve:
         return int(np.ceil(np.exp(exponent))) if exponent < np.log(1e12) else None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain numbers, ready for JSON."""
-        return {"points": [plain(p) for p in self.points], "enough": self.samples_for()}
+        """Return the plain values, ready for JSON; ``enough`` is `samples_for`."""
+        return {**super().to_dict(), "enough": self.samples_for()}
 
-    def to_pandas(self) -> pd.DataFrame:
-        """Return a table with one row per size."""
-        return as_table([plain(p) for p in self.points])
+    def _table(self) -> list[dict[str, Any]]:
+        """Return a row per number of samples."""
+        return [point.to_dict() for point in self.points]
+
+    _rows = _table
+
+    def _description(self) -> str:
+        enough = self.samples_for()
+        needed = "out of reach" if enough is None else f"about {enough}"
+        return f"measures over the number of samples; samples for a resolved OT score: {needed}"
 
 
 def bias_curve(

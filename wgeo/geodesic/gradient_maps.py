@@ -14,7 +14,7 @@ import copy
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -25,8 +25,8 @@ from torch import nn
 from ..arrays.checks import as_array, check_plain
 from ..errors import ArgumentError
 from ..features.residual_blocks import evaluating, hooked, run
+from ..results import Result, as_table
 from ..runtime.progress import track
-from ..storage.records import as_table
 from .jacobian import (
     Jacobian,
     Map,
@@ -63,8 +63,8 @@ _EIGENVALUES = ("min_eigenvalue", "residual", "scale")
 _CLAMPED = 0.01  # share of exact zeros, without negative outputs, that indicates a final ReLU
 
 
-@dataclass(frozen=True, eq=False)
-class BrenierResult:
+@dataclass(frozen=True, eq=False, repr=False)
+class BrenierResult(Result):
     """Deviation of a map from the gradient of a convex function, at sampled points.
 
     Attributes
@@ -120,6 +120,7 @@ class BrenierResult:
     seconds: float
     intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     per_point: Mapping[str, Float[np.ndarray, " n"]] = field(default_factory=dict, repr=False)
+    _computed: ClassVar[tuple[str, ...]] = ("points", "excluded", "excluded_by")
 
     @property
     def points(self) -> int:
@@ -148,27 +149,6 @@ class BrenierResult:
     def excluded(self) -> bool:
         """Whether the map is not the gradient of a convex function, for at least one reason."""
         return bool(self.excluded_by)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain numbers and lists, ready for JSON; None if undefined."""
-        return {
-            "asymmetry": self.asymmetry,
-            "displacement_asymmetry": self.displacement_asymmetry,
-            "branch_asymmetry": self.branch_asymmetry,
-            "dead_share": self.dead_share,
-            "min_eigenvalue": self.min_eigenvalue,
-            "lowest_eigenvalue": self.lowest_eigenvalue,
-            "relative_eigenvalue": self.relative_eigenvalue,
-            "negative_share": self.negative_share,
-            "excluded": self.excluded,
-            "excluded_by": list(self.excluded_by),
-            "residual": self.residual,
-            "points": self.points,
-            "probes": self.probes,
-            "lanczos": self.lanczos,
-            "seconds": self.seconds,
-            "intervals": {name: list(pair) for name, pair in self.intervals.items()},
-        }
 
     def to_pandas(self) -> pd.DataFrame:
         """Return a table with one row per point."""

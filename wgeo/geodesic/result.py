@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from ..storage.records import as_table
+from ..results import Result, counted
 from .paths import LOW_RESOLUTION
 
 if TYPE_CHECKING:
-    import pandas as pd
+    pass
 
 Interval = tuple[float, float]
 Score = tuple[float, float, float]
@@ -71,8 +71,8 @@ class Pairs:
     null: tuple[tuple[float | None, ...], ...] | None = None
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
-class Optimality:
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
+class Optimality(Result):
     """Whether x_i -> y_i, a block or a segment end to end, pairs its samples optimally.
 
     With m = mean(y - x), centred clouds u = x - mean x and v = y - mean y, sd_x^2 = mean ||u||^2,
@@ -132,7 +132,7 @@ class Optimality:
     power: bool | None = None
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class BlockTransport(Optimality):
     """One block as a pushforward: W2 between its input and output, and its own pairing.
 
@@ -183,12 +183,14 @@ class BlockTransport(Optimality):
         """Whether `ot_score` is evidence: `resolution` is at least 1/2."""
         return self.resolution is not None and self.resolution >= LOW_RESOLUTION
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain numbers and strings, ready for JSON; None if undefined."""
-        return plain(self)
+    def _description(self) -> str:
+        return (
+            f"{self.source} -> {self.target}, {self.samples} samples: W2 = {self.distance:.4g}, "
+            f"{self.status}; {_scores(self)}"
+        )
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class SegmentStraightness(Optimality):
     """Straightness of a run of layers in one space; None if a measure is undefined.
 
@@ -284,28 +286,43 @@ class SegmentStraightness(Optimality):
         """Whether `ot_score` is evidence: `resolution` is at least 1/2."""
         return self.resolution is not None and self.resolution >= LOW_RESOLUTION
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain numbers, strings and lists, ready for JSON; None if undefined."""
-        return plain(self)
+    def _description(self) -> str:
+        return (
+            f"{self.layers[0]} -> {self.layers[-1]}, {self.samples} samples: "
+            f"W2 = {self.distance:.4g}; length ratio {_shown(self.length_ratio)}; {_scores(self)}"
+        )
 
 
-@dataclass(frozen=True, eq=False)
-class Straightness:
+@dataclass(frozen=True, eq=False, repr=False)
+class Straightness(Result):
     """Every block's transport and every segment's straightness, in execution order."""
 
     blocks: tuple[BlockTransport, ...]
     segments: tuple[SegmentStraightness, ...]
 
-    def to_dict(self) -> dict[str, list[dict[str, Any]]]:
-        """Return the record's ``blocks`` and ``segments``."""
-        return {
-            "blocks": [block.to_dict() for block in self.blocks],
-            "segments": [segment.to_dict() for segment in self.segments],
-        }
+    def _table(self) -> list[dict[str, Any]]:
+        """Return a row per block, without intervals and null maps."""
+        return [_row(block) for block in self.blocks]
 
-    def to_pandas(self) -> pd.DataFrame:
-        """Return a table with one row per block, without intervals and null maps."""
-        return as_table([_row(block) for block in self.blocks])
+    def _rows(self) -> list[dict[str, Any]]:
+        return [
+            {
+                "segment": f"{segment.layers[0]} -> {segment.layers[-1]}",
+                "W2": segment.distance,
+                "length ratio": segment.length_ratio,
+                "centred": segment.centred.get("length_ratio"),
+                "sqrt(moving)": segment.sqrt_moving_blocks,
+                "OT score": segment.ot_score,
+                "corr. score": segment.corr_score and segment.corr_score[0],
+            }
+            for segment in self.segments
+        ]
+
+    def _description(self) -> str:
+        return f"{counted(len(self.blocks), 'block')} in {counted(len(self.segments), 'segment')}"
+
+    def _curve(self) -> tuple[str, list[float]]:
+        return "W2 of the blocks, in order", [block.distance for block in self.blocks]
 
 
 def _row(block: BlockTransport) -> dict[str, Any]:
@@ -320,14 +337,10 @@ def _row(block: BlockTransport) -> dict[str, Any]:
     return {**row, **ends, **dict(zip(("corr_score", "corr_low", "corr_high"), score, strict=True))}
 
 
-def plain(result: Any) -> dict[str, Any]:
-    """Return a result's attributes with tuples as lists, ready for JSON."""
+def _scores(pair: BlockTransport | SegmentStraightness) -> str:
+    corr = pair.corr_score and pair.corr_score[0]
+    return f"OT score {_shown(pair.ot_score)}, correlation score {_shown(corr)}"
 
-    def convert(value: Any) -> Any:
-        if isinstance(value, tuple):
-            return [convert(item) for item in value]
-        if isinstance(value, Mapping):
-            return {str(key): convert(item) for key, item in value.items()}
-        return plain(value) if is_dataclass(value) else value
 
-    return {f.name: convert(getattr(result, f.name)) for f in fields(result)}
+def _shown(value: float | None) -> str:
+    return "undefined" if value is None else f"{value:.4g}"

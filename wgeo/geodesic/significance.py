@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from jaxtyping import Float
@@ -15,12 +15,12 @@ from scipy.stats import t as student
 from ..arrays.checks import as_count
 from ..arrays.rows import as_float64, mean_of, row_chunks
 from ..errors import ArgumentError
+from ..results import Result
 from ..trajectory import Segment, Trajectory, as_trajectory
 from ..transport import Exact, wasserstein
 from .influence import TRAJECTORY_MEASURES, TRANSPORT_MEASURES, SegmentSample
 from .paths import path_measures
 from .resampling import LEVEL, permutation_p_value, sign_flip_p_value
-from .result import plain
 
 SIGNIFICANT = 0.05  # largest p-value at which a direction is reported
 _HIGHER_IS_STRAIGHTER = frozenset({"ot_score"})
@@ -31,8 +31,8 @@ STATISTICS = (
 )
 
 
-@dataclass(frozen=True, eq=False)
-class StraighterThan:
+@dataclass(frozen=True, eq=False, repr=False)
+class StraighterThan(Result):
     """Test of one segment against the same segment of a reference, by one statistic.
 
     Attributes
@@ -77,6 +77,7 @@ class StraighterThan:
     paired: bool
     samples: int
     over: Literal["images", "networks"] = "images"
+    _computed: ClassVar[tuple[str, ...]] = ("two_sided_p", "direction")
 
     @property
     def two_sided_p(self) -> float:
@@ -89,10 +90,6 @@ class StraighterThan:
         if self.two_sided_p > SIGNIFICANT:
             return "neither"
         return "straighter" if self.p_value < self.p_value_less_straight else "less straight"
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain numbers and strings, ready for JSON."""
-        return {**plain(self), "two_sided_p": self.two_sided_p, "direction": self.direction}
 
 
 def straighter_than(

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from ..errors import ArgumentError, CheckpointError
+from ..results import Result
 from ..text import printable
 from .etf import with_etf_classifier
 from .external import HEADS, VITS, Arch
@@ -28,8 +29,8 @@ _SEQUENTIAL_HEAD = re.compile(r"((?:fc|linear)\.)(\d+)\.(weight|bias)")
 _MIN_MATCHED = 0.2  # fraction of common tensors for an architecture to be suggested
 
 
-@dataclass(frozen=True)
-class KeyReport:
+@dataclass(frozen=True, repr=False)
+class KeyReport(Result):
     """The correspondence between the tensors of a file and of a network.
 
     Attributes

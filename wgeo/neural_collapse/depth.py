@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
+from ..results import Result
 from .metrics import LayerCollapse
 
 FALLING = (
@@ -27,8 +28,8 @@ _ROUNDING = 1e-12
 _REACHED = 0.9
 
 
-@dataclass(frozen=True)
-class Progress:
+@dataclass(frozen=True, repr=False)
+class Progress(Result):
     """How a metric changes with depth, over the layers that blocks map between.
 
     Layers at which it is undefined are skipped; with fewer than two left, all fields are None.
@@ -64,11 +65,13 @@ class Progress:
     interval: tuple[float, float] | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain numbers and strings for JSON."""
-        fields = asdict(self)
-        del fields["metric"]
-        fields["interval"] = None if self.interval is None else list(self.interval)
-        return fields
+        """Return the plain values, ready for JSON, without the metric's name."""
+        values = super().to_dict()
+        del values["metric"]
+        return values
+
+    def _table(self) -> list[dict[str, Any]]:
+        return [{"metric": self.metric, **self.to_dict()}]
 
 
 def progress(layers: Sequence[LayerCollapse], metric: str, *, rises: bool = False) -> Progress:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ from jaxtyping import Float
 from scipy.spatial.distance import pdist
 
 from ..errors import FeatureError
+from ..results import Result
 from .moments import ClassGeometry
 from .projection import ProjectionSums
 from .small_samples import SmallSampleEstimates
@@ -95,8 +96,8 @@ def distance_to_etf(gram: Float[np.ndarray, "K K"]) -> float | None:
     return float(np.linalg.norm(gram / norm - (np.eye(K) - 1 / K) / np.sqrt(K - 1)))
 
 
-@dataclass(frozen=True)
-class LayerCollapse:
+@dataclass(frozen=True, repr=False)
+class LayerCollapse(Result):
     """How far the classes have collapsed at one layer.
 
     N samples h_i of K classes; m_k the class means, g the global mean, Sigma_W and Sigma_B the
@@ -192,12 +193,15 @@ class LayerCollapse:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the record's entry for a layer, without metrics that do not apply (nc3, ...)."""
-        fields = asdict(self)
-        fields["undefined"] = dict(self.undefined)
-        fields["intervals"] = {key: list(interval) for key, interval in self.intervals.items()}
-        layer = {key: fields.pop(key) for key in ("name", "stage", "width")}
-        kept = {k: v for k, v in fields.items() if v is not None or k not in _OPTIONAL}
+        values = super().to_dict()
+        layer = {key: values.pop(key) for key in ("name", "stage", "width")}
+        kept = {k: v for k, v in values.items() if v is not None or k not in _OPTIONAL}
         return {**layer, "collapse": kept}
+
+    def _table(self) -> list[dict[str, Any]]:
+        values = super().to_dict()
+        del values["undefined"]
+        return [values]
 
 
 def layer_collapse(

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..storage.records import as_table
+from ..results import Result, as_table
 from .depth import Progress, progress_of_layers
 from .metrics import Frame, LayerCollapse
 
@@ -14,10 +14,11 @@ if TYPE_CHECKING:
     import pandas
 
 _LEARNED = 0.99
+_SHOWN = ("nc1", "nc2_etf", "nc3", "ncc_accuracy", "cdnv", "effective_rank")  # in short
 
 
-@dataclass(frozen=True, eq=False)
-class Collapse:
+@dataclass(frozen=True, eq=False, repr=False)
+class Collapse(Result):
     """Neural collapse at every layer of a network.
 
     Attributes
@@ -95,3 +96,18 @@ class Collapse:
         """
         rows = [asdict(layer) for layer in self.layers]
         return as_table(rows).drop(columns="undefined").set_index("name")
+
+    def _rows(self) -> list[dict[str, Any]]:
+        return [
+            {"layer": layer.name, "width": layer.width}
+            | {name: getattr(layer, name) for name in _SHOWN}
+            for layer in self.layers
+        ]
+
+    def _description(self) -> str:
+        n, accuracy = sum(self.counts), self.accuracy
+        read = "" if accuracy is None else f"; accuracy {accuracy:.4g}"
+        return f"{len(self.layers)} layers, {n} samples of {len(self.classes)} classes{read}"
+
+    def _curve(self) -> tuple[str, list[float | None]]:
+        return "NC1 from layer to layer", [layer.nc1 for layer in self.layers]

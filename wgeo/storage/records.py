@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from ..errors import DependencyError, RecordError
+from ..errors import RecordError
 from ..text import printable
 from . import ownership, schema
 from .files import as_path, require_regular
 
 if TYPE_CHECKING:
-    import pandas as pd
+    pass
 
 SCHEMA = 2
 ANALYSIS, SERIES = "analysis.json", "series.json"
@@ -178,23 +178,6 @@ def epoch_of(record: Mapping[str, Any]) -> int | None:
     """Return the epoch of an analysis's checkpoint; None if unknown."""
     epoch = record["provenance"].get("epoch")
     return epoch if isinstance(epoch, int) and not isinstance(epoch, bool) else None
-
-
-def as_table(rows: Any) -> pd.DataFrame:
-    """Return a list of rows, or a mapping of columns, as a pandas table.
-
-    Raises
-    ------
-    DependencyError
-        pandas is not installed.
-    """
-    try:
-        import pandas as pd
-    except ImportError as error:
-        raise DependencyError(
-            "A table needs pandas: run `pip install pandas`, or use to_dict()."
-        ) from error
-    return pd.DataFrame(rows)
 
 
 def as_json(value: Any) -> Any:

@@ -25,6 +25,7 @@ from ..arrays.checks import pick_device
 from ..data import Images
 from ..data.images import normalization
 from ..errors import ArgumentError, WgeoWarning
+from ..results import Result
 from ..runtime.progress import track
 from ..storage.ownership import owned
 from .job import Job, Plan, checkpoint_path, checkpoints_in
@@ -42,8 +43,8 @@ if not TYPE_CHECKING:  # else type checkers would accept any name
     __getattr__ = moved_names(__name__)
 
 
-@dataclass(frozen=True, eq=False)
-class TrainingRun:
+@dataclass(frozen=True, eq=False, repr=False)
+class TrainingRun(Result):
     """The result of a training run.
 
     Attributes
@@ -101,6 +102,19 @@ class TrainingRun:
             "settings": self.settings,
             "history": list(self.history),
         }
+
+    def _table(self) -> list[dict[str, Any]]:
+        """Return the history: a row per epoch."""
+        return list(self.history)
+
+    def _description(self) -> str:
+        accuracy = f"training accuracy {self.accuracy:.4g} after {len(self.history) - 1} epochs"
+        since = self.terminal_epoch
+        terminal = "not in the terminal phase" if since is None else f"1 since epoch {since}"
+        return f"{accuracy}, {terminal}; {len(self.checkpoints)} checkpoints in {self.folder}"
+
+    def _curve(self) -> tuple[str, list[float | None]]:
+        return "training loss over epochs", [row["loss"] for row in self.history]
 
 
 def train(

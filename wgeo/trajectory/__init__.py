@@ -1,6 +1,7 @@
 """What a network did to its samples: their features at every layer, in one object."""
 
-from .trajectory import Block, Classifier, Layer, Segment, Trajectory
+from .parts import Block, Classifier, Layer, Segment
+from .trajectory import Trajectory
 from .trajectory import as_trajectory as as_trajectory
 
 __all__ = ["Block", "Classifier", "Layer", "Segment", "Trajectory"]

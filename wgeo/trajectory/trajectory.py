@@ -15,83 +15,24 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Int
 
 from ..arrays.checks import as_labels, as_numpy, as_points
 from ..arrays.rows import is_memmapped
 from ..errors import ArgumentError, FeatureError, RecordError
+from ..results import Displayed
 from ..runtime.progress import track
 from ..storage import schema
 from ..storage.records import as_json
 from ..storage.store import Column, Writer, holds, read_store, shards
 from .embedding import embedded
+from .parts import Block, Classifier, Layer, Segment
 
 _ROWS = 256  # rows read at a time; the shards of a saved trajectory are multiples of it
 
 
-@dataclass(frozen=True, eq=False)
-class Layer:
-    """Features of every sample at one layer.
-
-    Attributes
-    ----------
-    name : str
-        The module's name in the network; ``input`` and ``stem`` for the two before the blocks;
-        ``penultimate`` for the classifier's input, if that is not the last block's output.
-    features : ndarray, (n, d)
-        One row per sample.
-    stage : int or None
-        Index of the layer's feature space; None for the image and the classifier's input.
-    entry : ndarray, (n, d), optional
-        The shortcut applied to the previous layer, if this layer's block changes the space.
-    """
-
-    name: str
-    features: Float[np.ndarray, "n d"]
-    stage: int | None = 0
-    entry: Float[np.ndarray, "n d"] | None = None
-
-    @property
-    def width(self) -> int:
-        """Number of features d."""
-        return int(self.features.shape[1])
-
-
-@dataclass(frozen=True, eq=False)
-class Block:
-    """A map between two consecutive layers, in one space: ``x`` -> ``y``, row by row.
-
-    ``via`` is ``identity``, or ``shortcut`` if ``x`` is the block's own shortcut applied to the
-    source layer (the natural identification across a stage change).
-    """
-
-    source: str
-    target: str
-    stage: int
-    x: Float[np.ndarray, "n d"]
-    y: Float[np.ndarray, "n d"]
-    via: str = "identity"
-
-
-@dataclass(frozen=True, eq=False)
-class Segment:
-    """A run of layers in one feature space; ``arrays[i]`` are the features of ``names[i]``."""
-
-    stage: int
-    names: tuple[str, ...]
-    arrays: tuple[Float[np.ndarray, "n d"], ...]
-
-
-@dataclass(frozen=True, eq=False)
-class Classifier:
-    """The layer that computes the logits: features @ weight.T + bias."""
-
-    weight: Float[np.ndarray, "K d"]
-    bias: Float[np.ndarray, " K"]
-
-
-@dataclass(frozen=True, eq=False)
-class Trajectory:
+@dataclass(frozen=True, eq=False, repr=False)
+class Trajectory(Displayed):
     """Features of labelled samples through the layers of a network.
 
     Attributes
@@ -343,6 +284,16 @@ class Trajectory:
             for stage, names, arrays in runs
             if len(arrays) > 1
         )
+
+    def _rows(self) -> list[dict[str, Any]]:
+        return [
+            {"layer": layer.name, "width": layer.features.shape[1], "stage": layer.stage}
+            for layer in self.layers
+        ]
+
+    def _description(self) -> str:
+        classes = len(self.class_names) or len(np.unique(self.labels))
+        return f"{len(self.labels)} samples of {classes} classes through {len(self.layers)} layers"
 
 
 def as_trajectory(value: Any, name: str = "traj") -> Trajectory:

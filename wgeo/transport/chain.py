@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Float
 
 from ..errors import FeatureError, WgeoError
+from ..results import Result, counted
 from ..runtime.memory import available_bytes, limited_size
 from ..runtime.threads import thread_map
 from ..trajectory import Trajectory, as_trajectory
@@ -20,8 +21,8 @@ from .result import TransportResult
 _COST_BLOCKS = 2**30  # bytes for a solver's blocks of costs if memory is not limited
 
 
-@dataclass(frozen=True, eq=False)
-class Chain:
+@dataclass(frozen=True, eq=False, repr=False)
+class Chain(Result):
     """Transport along a network.
 
     Attributes
@@ -30,17 +31,36 @@ class Chain:
         One for each of ``traj.blocks``.
     ends : tuple of TransportResult
         From the first to the last layer of each of ``traj.segments``.
+    block_layers, end_layers : tuple of (str, str)
+        The two layers of each result.
     """
 
     blocks: tuple[TransportResult, ...]
     ends: tuple[TransportResult, ...]
+    block_layers: tuple[tuple[str, str], ...]
+    end_layers: tuple[tuple[str, str], ...]
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain numbers and strings for JSON."""
-        return {
-            "blocks": [result.to_dict() for result in self.blocks],
-            "ends": [result.to_dict() for result in self.ends],
-        }
+    def _table(self) -> list[dict[str, Any]]:
+        """Return a row per block, then a row per segment from end to end."""
+        pairs = [("block", self.blocks, self.block_layers), ("segment", self.ends, self.end_layers)]
+        return [
+            {"part": part, "source": source, "target": target, **result._table()[0]}
+            for part, results, layers in pairs
+            for result, (source, target) in zip(results, layers, strict=True)
+        ]
+
+    def _rows(self) -> list[dict[str, Any]]:
+        columns = ("part", "source", "target", "distance", "lower", "upper", "status")
+        return [{name: row[name] for name in columns} for row in self._table()]
+
+    def _description(self) -> str:
+        return (
+            f"W2 over {counted(len(self.blocks), 'block')}, and from end to end of "
+            f"{counted(len(self.ends), 'segment')}"
+        )
+
+    def _curve(self) -> tuple[str, list[float]]:
+        return "W2 of the blocks, in order", [block.distance for block in self.blocks]
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,7 +106,12 @@ def chain(traj: Trajectory, solver: Solver | None = None) -> Chain:
         _Problem(f"{s.names[0]} -> {s.names[-1]}", s.arrays[0], s.arrays[-1]) for s in traj.segments
     ]
     results = _solve_all([*blocks, *ends], solver, traj.nbytes)
-    return Chain(blocks=tuple(results[: len(blocks)]), ends=tuple(results[len(blocks) :]))
+    return Chain(
+        blocks=tuple(results[: len(blocks)]),
+        ends=tuple(results[len(blocks) :]),
+        block_layers=tuple((b.source, b.target) for b in traj.blocks),
+        end_layers=tuple((s.names[0], s.names[-1]) for s in traj.segments),
+    )
 
 
 def solve_pairs(

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from ..results import Result, plain
+
 
 class Status(StrEnum):
     """Whether a result is certified to the solver's tolerance."""
@@ -16,8 +18,8 @@ class Status(StrEnum):
     BOUNDED = "bounded"
 
 
-@dataclass(frozen=True, eq=False)
-class TransportResult:
+@dataclass(frozen=True, eq=False, repr=False)
+class TransportResult(Result):
     """W2 between two point clouds, with an interval that contains it and its proof.
 
     ``lower <= W2 <= upper`` always: ``upper`` from a feasible coupling, ``lower`` from feasible
@@ -67,15 +69,18 @@ class TransportResult:
         return (self.upper - self.lower) / self.upper if self.upper > 0 else 0.0
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain numbers and strings for JSON."""
-        return {
-            "distance": self.distance,
-            "cost": self.cost,
-            "lower": self.lower,
-            "upper": self.upper,
-            "status": str(self.status),
-            "solver": self.solver,
-            "seconds": self.seconds,
-            "divergence": self.divergence,
-            "stats": dict(self.stats),
-        }
+        """Return the plain values, ready for JSON, without coupling and potentials."""
+        return {"distance": self.distance, **super().to_dict(), "stats": plain(self.stats)}
+
+    def _table(self) -> list[dict[str, Any]]:
+        values = self.to_dict()
+        del values["stats"]
+        return [values]
+
+    def _description(self) -> str:
+        debiased = self.divergence
+        divergence = "" if debiased is None else f"; Sinkhorn divergence {debiased:.4g}"
+        return (
+            f"W2 = {self.distance:.6g} in [{self.lower:.6g}, {self.upper:.6g}], {self.status}, by "
+            f"{self.solver} in {self.seconds:.2g} s{divergence}"
+        )

@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
 from ..errors import ArgumentError
+from ..results import Result
 from .bias import accepts_former_bias
 from .certify import evaluate
 from .descent import multistart, points_around, random_points
@@ -150,8 +151,8 @@ def _closed(problem: Problem) -> UFMSolution:
     return evaluate(problem, H=H, weights=weights, b=b, settings={"method": "closed"})
 
 
-@dataclass(frozen=True)
-class DeepCollapse:
+@dataclass(frozen=True, repr=False)
+class DeepCollapse(Result):
     """Deep neural collapse at the input of W_l (Súkeník, Mondelli, Lampert 2023, definition 3).
 
     Attributes
@@ -173,10 +174,6 @@ class DeepCollapse:
     dnc1: float
     dnc2: float | None
     dnc3: float | None
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain numbers, ready for JSON."""
-        return asdict(self)
 
 
 def deep_collapse(solution: UFMSolution) -> tuple[DeepCollapse, ...]:

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
 
 from ..errors import ArgumentError, ConvergenceError
+from ..results import Result
 from ..runtime.threads import one_thread
 from .certify import CRITICAL
 from .problem import Problem
@@ -21,8 +22,8 @@ from .theorems import escape_direction
 KINK = 1e-9  # relative size below which an input of a ReLU counts as zero
 
 
-@dataclass(frozen=True, eq=False)
-class Landscape:
+@dataclass(frozen=True, eq=False, repr=False)
+class Landscape(Result):
     """The neighborhood of a solution.
 
     Attributes

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -12,11 +12,12 @@ from jaxtyping import Float, Int
 
 from ..errors import ArgumentError
 from ..neural_collapse import LayerCollapse, collapse_of
+from ..results import Result
 from .problem import Problem
 
 
-@dataclass(frozen=True)
-class Certificate:
+@dataclass(frozen=True, repr=False)
+class Certificate(Result):
     """What is proved about a point.
 
     Attributes
@@ -43,13 +44,9 @@ class Certificate:
     gap: float | None = None
     evidence: str = ""
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain numbers and strings, ready for JSON."""
-        return asdict(self)
 
-
-@dataclass(frozen=True, eq=False)
-class UFMSolution:
+@dataclass(frozen=True, eq=False, repr=False)
+class UFMSolution(Result):
     """A point of an unconstrained-feature model, with its certificate.
 
     Attributes
@@ -160,3 +157,11 @@ class UFMSolution:
             "settings": dict(self.settings),
             "seconds": self.seconds,
         }
+
+    def _description(self) -> str:
+        p = self.problem
+        return (
+            f"{self.model}, {p.num_samples} samples of {p.num_classes} classes: objective "
+            f"{self.objective:.6g}, {self.certificate.verdict}, gradient norm "
+            f"{self.certificate.gradient_norm:.2g}"
+        )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from ...geodesic.gradient_maps import CONVEX, NEARLY_SYMMETRIC, SYMMETRIC
@@ -11,6 +11,7 @@ from ...geodesic.nulls import NEARLY_OPTIMAL, OPTIMAL, POWER_MARGIN
 from ...geodesic.paths import LOW_RESOLUTION
 from ...geodesic.significance import SIGNIFICANT
 from ...neural_collapse.small_samples import FEW_SAMPLES
+from ...results import Result
 
 Record = Mapping[str, Any]
 Strength = Literal["shown", "suggested", "undecided", "warning"]
@@ -99,8 +100,8 @@ significant
 """
 
 
-@dataclass(frozen=True)
-class Sentence:
+@dataclass(frozen=True, repr=False)
+class Sentence(Result):
     """One sentence of a verdict, with the numbers that support it.
 
     Attributes
@@ -120,7 +121,3 @@ class Sentence:
     words: str
     evidence: Mapping[str, Any]
     strength: Strength
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values, for a record."""
-        return asdict(self)

@@ -20,13 +20,14 @@ from ...arrays.rows import (
 )
 from ...errors import ArgumentError
 from ...neural_collapse import LayerCollapse, collapse_of
+from ...results import Result
 from ...runtime.processes import local_only
 from ..solution import Certificate
 from .newton import Matrix
 
 
-@dataclass(frozen=True, eq=False)
-class MUFMSolution:
+@dataclass(frozen=True, eq=False, repr=False)
+class MUFMSolution(Result):
     """A minimizer of the MUFM objective (`fit_mufm`).
 
     Attributes
@@ -154,6 +155,12 @@ class MUFMSolution:
             "effort": self.effort,
             "seconds": self.seconds,
         }
+
+    def _description(self) -> str:
+        return (
+            f"{self.layers} layers, {len(self.labels)} samples: objective {self.objective:.6g}, "
+            f"{self.certificate.verdict}, gradient norm {self.certificate.gradient_norm:.2g}"
+        )
 
 
 def monotonicity(

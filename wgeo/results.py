@@ -1,0 +1,217 @@
+"""Base of every result: plain values, a table, a short text, and HTML for notebooks."""
+
+from __future__ import annotations
+
+import html
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from enum import Enum
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from .errors import DependencyError
+from .text import printable
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_LINES = 10  # of a text, the most
+_WIDTH = 88  # characters of its lines
+_HTML_ROWS = 40  # of a table in a notebook
+
+
+class Displayed:
+    """A description and a table, shown as text of at most ten lines, and as HTML in notebooks."""
+
+    def _description(self) -> str:
+        """Return one or two sentences on what this is; by default its plain values."""
+        values = [
+            f"{f.name}={_cell(getattr(self, f.name))}"
+            for f in fields(self)  # type: ignore[arg-type]
+            if f.repr and _is_plain(getattr(self, f.name))
+        ]
+        return ", ".join(values)
+
+    def _rows(self) -> Sequence[Mapping[str, Any]]:
+        """Return the rows of the table; none by default."""
+        return ()
+
+    def _curve(self) -> tuple[str, Sequence[float | None]]:
+        """Return a title and the values of a small curve for notebooks; none by default."""
+        return "", ()
+
+    def _sentences(self) -> Sequence[str]:
+        """Return sentences that are shown in notebooks only; none by default."""
+        return ()
+
+    def __repr__(self) -> str:
+        name = type(self).__name__
+        text = textwrap.wrap(f"{name}: {printable(self._description(), None)}", _WIDTH)
+        table = _text_table(self._rows())
+        left = _LINES - min(len(text), _LINES)
+        if len(table) > left:
+            count = len(table) - 1  # without the header
+            table = table[: max(0, left - 1)]
+            table += [f"... {count} rows in all"] if left else []
+        text = text[:_LINES] if len(text) <= _LINES else [*text[: _LINES - 1], "..."]
+        return "\n".join([*text, *table])
+
+    def _repr_html_(self) -> str:
+        name = html.escape(type(self).__name__)
+        parts = [f"<p><b>{name}</b>: {_escaped(self._description())}</p>"]
+        sentences = "".join(f"<li>{_escaped(each)}</li>" for each in self._sentences())
+        parts += [f"<ul>{sentences}</ul>"] if sentences else []
+        title, values = self._curve()
+        parts += [_curve(title, values)] if len(values) > 1 else []
+        parts += _html_table(self._rows())
+        return "<div>" + "".join(parts) + "</div>"
+
+
+class Result(Displayed):
+    """A dataclass of numbers, which can be saved as JSON and shown as a table.
+
+    Arrays and fields without a text (``repr=False``) are left out of both.
+    """
+
+    _computed: ClassVar[tuple[str, ...]] = ()  # properties that belong to the plain values
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the plain values, ready for JSON: numbers, text and lists; no arrays."""
+        shown = [f.name for f in fields(self) if f.repr]  # type: ignore[arg-type]
+        values = {name: getattr(self, name) for name in (*shown, *self._computed)}
+        return {name: plain(v) for name, v in values.items() if not _has_arrays(v)}
+
+    def to_pandas(self) -> pd.DataFrame:
+        """Return a table; its rows are described in the documentation of the class.
+
+        Raises
+        ------
+        DependencyError
+            pandas is not installed.
+        """
+        return as_table(self._table())
+
+    def _table(self) -> Sequence[Mapping[str, Any]]:
+        """Return the rows of `to_pandas`: by default one, of the plain values."""
+        return [self.to_dict()]
+
+
+def plain(value: Any) -> Any:
+    """Return a value of plain types: results as mappings, tuples as lists, enumerations as text."""
+    if isinstance(value, Result):
+        return value.to_dict()
+    if is_dataclass(value) and not isinstance(value, type):
+        return {f.name: plain(getattr(value, f.name)) for f in fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return str(value) if isinstance(value, Enum) else value
+
+
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun, "1 block" or "2 blocks"."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def as_table(rows: Any) -> pd.DataFrame:
+    """Return a list of rows, or a mapping of columns, as a pandas table.
+
+    Raises
+    ------
+    DependencyError
+        pandas is not installed.
+    """
+    try:
+        import pandas as pd
+    except ImportError as error:
+        raise DependencyError(
+            "A table needs pandas: run `pip install pandas`, or use to_dict()."
+        ) from error
+    return pd.DataFrame(rows)
+
+
+def _has_arrays(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return any(map(_has_arrays, value))
+    return isinstance(value, np.ndarray)
+
+
+def _is_plain(value: Any) -> bool:
+    return value is not None and isinstance(value, str | int | float | np.generic)
+
+
+def _cell(value: Any) -> str:
+    """Return a value as short text: four significant digits, intervals in brackets."""
+    if value is None:
+        return ""
+    if isinstance(value, bool | np.bool_):
+        return "yes" if value else "no"
+    if isinstance(value, float | np.floating):
+        return f"{value:.4g}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(_cell, value)) + "]"
+    return printable(str(value), 40)
+
+
+def _columns(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the names of the columns that hold a value, in the order of their appearance."""
+    names = dict.fromkeys(name for row in rows for name in row)
+    return [name for name in names if any(row.get(name) is not None for row in rows)]
+
+
+def _text_table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return a header and aligned rows; columns that do not fit the width are left out."""
+    columns: list[list[str]] = []
+    width = 0
+    for name in _columns(rows):
+        cells = [name, *(_cell(row.get(name)) for row in rows)]
+        size = max(map(len, cells)) + 2
+        if columns and width + size > _WIDTH:
+            break
+        number = all(isinstance(row.get(name), int | float | np.number | None) for row in rows)
+        columns.append([c.rjust(size) if number else f"  {c.ljust(size - 2)}" for c in cells])
+        width += size
+    return ["".join(cells).rstrip() for cells in zip(*columns, strict=True)]
+
+
+def _html_table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    columns = _columns(rows)
+    if not columns:
+        return []
+
+    def line(tag: str, cells: Iterable[str]) -> str:
+        return "<tr>" + "".join(f"<{tag}>{_escaped(cell)}</{tag}>" for cell in cells) + "</tr>"
+
+    body = [line("td", (_cell(row.get(name)) for name in columns)) for row in rows[:_HTML_ROWS]]
+    more = len(rows) - _HTML_ROWS
+    return [
+        '<div style="overflow-x:auto"><table>',
+        f"<thead>{line('th', columns)}</thead>",
+        f"<tbody>{''.join(body)}</tbody></table></div>",
+        *([f"<p>and {more} more rows</p>"] if more > 0 else []),
+    ]
+
+
+def _escaped(text: str) -> str:
+    return html.escape(printable(text, None))
+
+
+def _curve(title: str, values: Sequence[float | None]) -> str:
+    """Return a small curve as SVG, undefined values left out, with its first and last value."""
+    points = [(k, float(v)) for k, v in enumerate(values) if v is not None and np.isfinite(v)]
+    if len(points) < 2:
+        return ""
+    low, high = (f(v for _, v in points) for f in (min, max))
+    scale = high - low or 1.0
+    across, down = 240 / max(1, len(values) - 1), 40
+    path = " ".join(f"{5 + across * k:.1f},{5 + down * (high - v) / scale:.1f}" for k, v in points)
+    label = f"{title}: {_cell(points[0][1])} to {_cell(points[-1][1])}"
+    return (
+        f'<figure style="margin:0"><svg width="250" height="50" role="img" '
+        f'aria-label="{_escaped(label)}"><polyline points="{path}" fill="none" '
+        f'stroke="currentColor" stroke-width="1.5"/></svg>'
+        f"<figcaption>{_escaped(label)}</figcaption></figure>"
+    )

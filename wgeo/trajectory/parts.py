@@ -1,0 +1,90 @@
+"""The parts of a trajectory: layers, blocks, segments and the classifier."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+
+from ..results import Displayed
+
+
+def _size(features: Float[np.ndarray, "n d"]) -> str:
+    samples, width = features.shape
+    return f"{samples} samples of {width} features"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Layer(Displayed):
+    """Features of every sample at one layer.
+
+    Attributes
+    ----------
+    name : str
+        The module's name in the network; ``input`` and ``stem`` for the two before the blocks;
+        ``penultimate`` for the classifier's input, if that is not the last block's output.
+    features : ndarray, (n, d)
+        One row per sample.
+    stage : int or None
+        Index of the layer's feature space; None for the image and the classifier's input.
+    entry : ndarray, (n, d), optional
+        The shortcut applied to the previous layer, if this layer's block changes the space.
+    """
+
+    name: str
+    features: Float[np.ndarray, "n d"]
+    stage: int | None = 0
+    entry: Float[np.ndarray, "n d"] | None = None
+
+    @property
+    def width(self) -> int:
+        """Number of features d."""
+        return int(self.features.shape[1])
+
+    def _description(self) -> str:
+        return f"{self.name}, {_size(self.features)}, stage {self.stage}"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Block(Displayed):
+    """A map between two consecutive layers, in one space: ``x`` -> ``y``, row by row.
+
+    ``via`` is ``identity``, or ``shortcut`` if ``x`` is the block's own shortcut applied to the
+    source layer (the natural identification across a stage change).
+    """
+
+    source: str
+    target: str
+    stage: int
+    x: Float[np.ndarray, "n d"]
+    y: Float[np.ndarray, "n d"]
+    via: str = "identity"
+
+    def _description(self) -> str:
+        return f"{self.source} -> {self.target} ({self.via}), {_size(self.x)}, stage {self.stage}"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Segment(Displayed):
+    """A run of layers in one feature space; ``arrays[i]`` are the features of ``names[i]``."""
+
+    stage: int
+    names: tuple[str, ...]
+    arrays: tuple[Float[np.ndarray, "n d"], ...]
+
+    def _description(self) -> str:
+        ends = f"{self.names[0]} -> {self.names[-1]}"
+        return f"{ends}, {len(self.names)} layers of {_size(self.arrays[0])}, stage {self.stage}"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Classifier(Displayed):
+    """The last linear layer: logits = features @ weight.T + bias."""
+
+    weight: Float[np.ndarray, "K d"]
+    bias: Float[np.ndarray, " K"]
+
+    def _description(self) -> str:
+        classes, width = self.weight.shape
+        return f"{classes} classes, {width} features"
