@@ -123,6 +123,11 @@ def test_analysis_reports_how_the_checkpoint_was_read(nets, tmp_path, capsys):
     said = " ".join(capsys.readouterr().out.split())
     assert said.startswith("cifar_resnet8 (recognized by its tensors) on digits (train)")
     assert "the file claims 0.915" in said
+    assert (
+        "weights: entry 'model' of the file; prefix 'module.' removed; renamed tensors: 2 "
+        "(fc.weight -> linear.weight, fc.bias -> linear.bias); objects that are not tensors, not "
+        "run: 1 (argparse.Namespace)"
+    ) in said
     about = json.loads(json.dumps(done.record["provenance"]))
     assert about["arch_from"] == "tensors"
     assert about["claimed_accuracy"] == {"key": "best_acc1", "value": 0.915}

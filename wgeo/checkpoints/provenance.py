@@ -12,8 +12,15 @@ from ..errors import CheckpointError
 from ..models.matching import KeyReport
 from ..models.parts import classifier_of
 from ..results import Displayed, Result
+from ..text import printable
 
 _MAX_NAMES = 20  # listed in a record
+_FEW_NAMES = 2  # in one line
+_READING = {
+    "renamed": "renamed tensors: {}",
+    "aside": "tensors of other networks, ignored: {}",
+    "stand_ins": "objects that are not tensors, not run: {}",
+}
 
 
 @dataclass(frozen=True, repr=False)
@@ -73,6 +80,28 @@ class LoadReport(Result):
             "stand_ins": _summary(self.stand_ins),
             "notes": list(self.notes),
         }
+
+
+def describe_reading(report: Mapping[str, Any]) -> str:
+    """Return in one line how the weights were taken from a file; empty if there is nothing to say.
+
+    Parameters
+    ----------
+    report : mapping
+        `LoadReport.to_dict`.
+    """
+    parts = []
+    if report.get("container"):
+        parts.append(f"entry {report['container']!r} of the file")
+    if report.get("prefix"):
+        parts.append(f"prefix {report['prefix']!r} removed")
+    for key, form in _READING.items():
+        names = report.get(key) or {}
+        if names.get("count"):
+            more = ", ..." if names["count"] > _FEW_NAMES else ""
+            listed = ", ".join(printable(name) for name in names["first"][:_FEW_NAMES])
+            parts.append(f"{form.format(names['count'])} ({listed}{more})")
+    return "; ".join(parts)
 
 
 def _summary(names: tuple[str, ...]) -> dict[str, Any]:

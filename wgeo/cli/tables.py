@@ -9,6 +9,7 @@ from rich.table import Table
 
 from ..analysis import Analysis, Series
 from ..analysis.verdict import few_samples_note
+from ..checkpoints.provenance import describe_reading
 from ..plots.series import series_rows
 from ..runtime.terminal import Terminal
 
@@ -66,7 +67,8 @@ def _header(record: Row) -> list[str]:
         context = [f"guessing {trust['chance']:.3f}"] if trust.get("chance") is not None else []
         context += [f"the file claims {claimed['value']:.3f}"] if claimed else []
         parts.append(f"accuracy {record['accuracy']:.3f}" + _bracketed(", ".join(context)))
-    return [*lines, *(["; ".join(parts)] if parts else [])]
+    how = describe_reading(origin.get("report") or {})
+    return [*lines, *([f"weights: {how}"] if how else []), *(["; ".join(parts)] if parts else [])]
 
 
 def _bracketed(text: str) -> str:
