@@ -22,6 +22,7 @@ from .geometry import Geometry
 _CANDIDATES = 8  # arcs that each point contributes at first
 _MAX_ROUNDS = 100
 _FEW_ROWS = 0.7  # fraction of the rows: fewer are tested by themselves before all are
+_MANY = 0.5  # fraction of undecided columns that float32 is too coarse for
 _SHOW_PROGRESS = 10**9  # pairs from which progress is worth showing
 
 
@@ -72,29 +73,44 @@ def generate_columns(
         raise_if_interrupted()
         before = potentials.f
         coupling, potentials, tolerance = processes.on_rank_zero(partial(solve, potentials))
+        last = done >= _MAX_ROUNDS
         # If f did not rise, a row's slacks fell only by what g rose, which is little.
         raised = np.flatnonzero(potentials.f > before)
         if 0 < len(raised) < _FEW_ROWS * geometry.x.n:
             threshold = max(tolerance, negligible(potentials))
             violations = find_violations(geometry, potentials, threshold, rows=raised)
-            if arcs.add(violations.i, violations.j) > 0 and done < _MAX_ROUNDS:
+            if arcs.add(violations.i, violations.j) > 0 and not last:
                 continue
-        violations = verify(geometry, potentials, tolerance)
-        if arcs.add(violations.i, violations.j) == 0 or done >= _MAX_ROUNDS:
+        violations, new = verify(geometry, arcs, potentials, tolerance, complete=last)
+        if new == 0 or last:
             return Solution(coupling, potentials, violations, len(arcs), done)
 
 
-def verify(geometry: Geometry, potentials: Potentials, tolerance: float) -> Violations:
-    """Test all pairs; in float64 if float32 finds no violation but cannot decide every column.
+def verify(
+    geometry: Geometry,
+    arcs: Arcs,
+    potentials: Potentials,
+    tolerance: float,
+    complete: bool = False,
+) -> tuple[Violations, int]:
+    """Test all pairs, add those that are violated, and return how many of them are new.
 
     Slack below zero by less than `tolerance`, or than rounding, adds no pair; it counts as excess.
+    Where float32 cannot decide, float64 does; and it lists all of very many tight pairs only if the
+    excess of others matters, or must be `complete`.
     """
     threshold = max(tolerance, negligible(potentials))
+    precise = geometry.double_precision
     violations = find_violations(geometry, potentials, threshold)
-    if len(violations.i) == 0 and violations.undecided.any():
-        precise = geometry.double_precision
-        violations = find_violations(precise, potentials, threshold, thorough=True)
-    return violations
+    new = arcs.add(violations.i, violations.j)
+    undecided = violations.undecided.mean()
+    if undecided > 0 and (new == 0 or complete or (undecided > _MANY and new < geometry.y.n)):
+        violations = find_violations(precise, potentials, threshold)
+        new += arcs.add(violations.i, violations.j)
+        if violations.excess.max() > threshold and (new == 0 or complete):
+            violations = find_violations(precise, potentials, threshold, thorough=True)
+            new += arcs.add(violations.i, violations.j)
+    return violations, new
 
 
 def add_nearest(geometry: Geometry, arcs: Arcs, f: Float[torch.Tensor, " n"]) -> Potentials:

@@ -1,99 +1,129 @@
-"""Clouds with weights or of different sizes: an optimal plan and the potentials that prove it."""
+"""An optimal plan between two clouds, from a good start to a proof."""
 
 from __future__ import annotations
 
 import numpy as np
-import ot
 import torch
 from jaxtyping import Float, Int
-from scipy.sparse import coo_array, csr_array
+from scipy.sparse import csr_array
 
-from ..errors import ConvergenceError
-from ..runtime.threads import interruptible
-from .arcs import Arcs, Potentials, shortest_path_labels
-from .column_generation import Solution, add_nearest, generate_columns, negligible
+from ..runtime import processes
+from .all_pairs import c_transform, nearest
+from .arcs import Arcs, Potentials
+from .coarse import solve_coarse
+from .column_generation import Solution, add_nearest, generate_columns, verify
 from .geometry import Geometry
-from .line import northwest_corner
-from .multiscale import estimate_potentials
+from .simplex import network_simplex
 
 _ALL_PAIRS = 1 << 16  # problems with at most this many pairs are solved on all of them
-_LEAST_COST = 2.0**-10  # fraction of the scale: below it the scale was a poor estimate of the cost
-_SIMPLEX_ZERO = 2.0**-36  # fraction of the scale that the network simplex treats as zero
+_POOR_START = 0.5  # fraction of violated columns from which a given pairing is not a useful start
+_SAMPLE = 64  # columns that show whether it is
+_LARGER_SAMPLE = 256  # columns that show which potentials are better
+_ROUNDING = 2.0**-40  # fraction of the cost that slack may fall short by
 
 
 def solve_flow(geometry: Geometry) -> Solution:
-    """Find an optimal plan between the clouds' weights, all positive.
+    """Find an optimal plan between the clouds' masses, all positive.
 
-    Each point contributes its nearest under estimated potentials (`multiscale`); the plan that is
-    monotone along the first coordinate ensures that the arcs can carry all mass.
+    A known pairing, and then that of nearest neighbors, is tested as it is. Else the problem is
+    solved on few pairs, then on more and more (`column_generation`): those that all mass can use,
+    from the pairing or a coarse problem, and each point's nearest under the better of two
+    potentials. Small problems are solved on all pairs.
     """
     n, m = geometry.x.n, geometry.y.n
-    a, b = geometry.weights
+    masses = geometry.masses
     arcs = Arcs(geometry)
-    if n * m <= _ALL_PAIRS:
-        arcs.add(np.repeat(np.arange(n), m), np.tile(np.arange(m), n))
+    f = geometry.translation_potential()
+    paired = None
+    if geometry.clouds.pairing is not None:
+        paired = _test_pairing(geometry, arcs, np.arange(n), f)
+    if paired is None and n * m <= _ALL_PAIRS:
+        i, j = np.divmod(np.arange(n * m), m)
+        arcs.add(i, j)
         potentials = Potentials.zeros(n, m)
-        scale = float(arcs.cost.mean())
     else:
-        aw, bw = (torch.from_numpy(w).to(geometry.x.norms) for w in (a, b))
-        scale = float(aw @ geometry.x.norms + bw @ geometry.y.norms)
-        f = estimate_potentials(geometry, scale, aw, bw)
-        arcs.add(*monotone_pairs(geometry, a, b))
-        potentials = add_nearest(geometry, arcs, f)
-        scale = max(float(b @ potentials.g + a @ potentials.f), _LEAST_COST * scale)
+        paired = paired or _nearest_pairing(geometry, arcs, masses, f)
+        if paired is None:
+            potentials = _start(geometry, arcs, masses, f)
+        else:
+            solution, optimal = paired
+            if optimal:
+                return solution
+            potentials = solution.potentials
 
     def solve(potentials: Potentials) -> tuple[csr_array, Potentials, float]:
-        nonlocal scale
-        while True:
-            plan, potentials, cost = network_simplex(arcs, potentials, a, b, scale or 1.0)
-            if cost >= _LEAST_COST * scale or cost == 0:
-                return plan, potentials, _SIMPLEX_ZERO * scale
-            scale = cost  # far less than estimated: what seemed negligible may no longer be
+        plan, potentials = network_simplex(arcs, potentials, *masses)
+        cost = plan.data @ arcs.cost[arcs.index_of(plan.row, plan.col)] / plan.data.sum()
+        return plan.tocsr(), potentials, _ROUNDING * float(cost)
 
     return generate_columns(geometry, arcs, potentials, solve)
 
 
-def network_simplex(
-    arcs: Arcs,
-    potentials: Potentials,
-    a: Float[np.ndarray, " n"],
-    b: Float[np.ndarray, " m"],
-    scale: float,
-) -> tuple[csr_array, Potentials, float]:
-    """Return an optimal plan on the arcs, potentials that prove it, and its cost.
+def _test_pairing(
+    geometry: Geometry, arcs: Arcs, i: Int[np.ndarray, " n"], f: Float[np.ndarray, " n"]
+) -> tuple[Solution, bool] | None:
+    """Return i with j = 0, 1, ... and f, and whether they are optimal; None if far from that.
 
-    POT's network simplex runs on the slacks, which makes good potentials good first pivots, and in
-    units of `scale`, since its tolerance is absolute.
+    A coupling is optimal if and only if potentials exist with ``f_i + g_j <= c_ij``, and equality
+    for its pairs.
     """
-    slack = arcs.slack(potentials)
-    graph = coo_array((slack / scale, (arcs.i, arcs.j)), shape=arcs.shape)
-    zeros = np.zeros(arcs.shape[0]), np.zeros(arcs.shape[1])
-
-    def simplex() -> tuple[coo_array, dict]:
-        return ot.emd(a, b, graph, numItermax=10**9, log=True, potentials_init=zeros)
-
-    plan, log = interruptible(simplex)
-    if log["result_code"] != 1:
-        raise ConvergenceError(
-            f"The network simplex ended early: {log['warning']}. Are weights many orders of "
-            "magnitude apart? Drop the smallest, or use wgeo.Sinkhorn()."
-        )
-    plan = plan.tocoo()
-    positive = plan.data > 0
-    mass, i, j = plan.data[positive], plan.row[positive], plan.col[positive]
-    used = arcs.index_of(i, j)
-    tolerance = max(_SIMPLEX_ZERO * scale, negligible(potentials))
-    change = shortest_path_labels(arcs, slack, used, tolerance)
-    potentials = Potentials(potentials.f + change.f, potentials.g + change.g)
-    return csr_array((mass, (i, j)), shape=arcs.shape), potentials, float(mass @ arcs.cost[used])
+    j = np.arange(len(i))
+    arcs.add(i, j)
+    cost = arcs.cost[arcs.index_of(i, j)]
+    potentials = Potentials(f, cost - f[i])
+    head = geometry.y.head(_SAMPLE)
+    least = c_transform(geometry, head, geometry.x, torch.from_numpy(f).to(head.norms))
+    below = least + head.error(head.norms) < torch.from_numpy(potentials.g[:_SAMPLE]).to(least)
+    if processes.on_rank_zero(lambda: float(below.double().mean())) > _POOR_START:
+        return None
+    violations, new = verify(geometry, arcs, potentials, _ROUNDING * float(cost.mean()))
+    if len(np.unique(violations.j)) > _POOR_START * len(j):
+        return None
+    mass = geometry.masses[1]
+    plan = csr_array((mass, (i, j)), shape=(geometry.x.n, geometry.y.n))
+    return Solution(plan, potentials, violations, len(arcs), 0), new == 0
 
 
-def monotone_pairs(
-    geometry: Geometry, a: Float[np.ndarray, " n"], b: Float[np.ndarray, " m"]
-) -> tuple[Int[np.ndarray, " k"], Int[np.ndarray, " k"]]:
-    """Return the pairs of the plan that is monotone along the first coordinate."""
-    x, y = (
-        np.argsort(cloud.points[: cloud.n, 0].cpu().numpy()) for cloud in (geometry.x, geometry.y)
-    )
-    i, j, _ = northwest_corner(a[x], b[y])
-    return x[i], y[j]
+def _nearest_pairing(
+    geometry: Geometry,
+    arcs: Arcs,
+    masses: tuple[Float[np.ndarray, " n"], Float[np.ndarray, " m"]],
+    f: Float[np.ndarray, " n"],
+) -> tuple[Solution, bool] | None:
+    """Test the pairing of each y with its nearest x, if it is one."""
+    a, b = masses
+    start = torch.from_numpy(f).to(geometry.x.norms)
+    _, i, j = nearest(geometry, geometry.y, geometry.x, start, 1)
+    carried = np.zeros(len(a))
+    np.add.at(carried, i, b[j])
+    if len(a) != len(b) or not np.array_equal(carried, a):
+        return None
+    return _test_pairing(geometry, arcs, i[np.argsort(j)], f)
+
+
+def _start(
+    geometry: Geometry,
+    arcs: Arcs,
+    masses: tuple[Float[np.ndarray, " n"], Float[np.ndarray, " m"]],
+    f: Float[np.ndarray, " n"],
+) -> Potentials:
+    """Add arcs to begin with; return the better of two potentials."""
+    start = torch.from_numpy(f).to(geometry.x.norms)
+    i, j, other = processes.on_rank_zero(lambda: solve_coarse(geometry, *masses))
+    arcs.add(i, j)
+    other = torch.from_numpy(other).to(start)
+    start = max((start, other), key=lambda f: _dual_value(geometry, masses, f))
+    return add_nearest(geometry, arcs, start)
+
+
+def _dual_value(
+    geometry: Geometry,
+    masses: tuple[Float[np.ndarray, " n"], Float[np.ndarray, " m"]],
+    f: Float[torch.Tensor, " n"],
+) -> float:
+    """The dual objective of f and its c-transform, from a sample of columns."""
+    head = geometry.y.head(_LARGER_SAMPLE)
+    a, b = (torch.from_numpy(mass).to(f) for mass in masses)
+    g, b = c_transform(geometry, head, geometry.x, f), b[: head.n]
+    value = float(f @ a / a.sum() + g @ b / b.sum())
+    return processes.on_rank_zero(lambda: value)

@@ -156,6 +156,12 @@ class Geometry:
         return a[self.order_x], b[self.order_y]
 
     @property
+    def masses(self) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " m"]]:
+        """The clouds' masses, in order."""
+        a, b = self.clouds.masses
+        return a[self.order_x], b[self.order_y]
+
+    @property
     def passes(self) -> float:
         """How often all pairs were visited, counting samples and screening in proportion."""
         visited = processes.all_reduce_sum(float(self.visits["features"]))

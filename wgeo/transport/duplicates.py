@@ -1,0 +1,94 @@
+"""Equal points are one point with more mass: clouds of few distinct points are small problems."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+
+from ..runtime import processes
+from .point_clouds import PointClouds
+
+_FEW = 0.7  # fraction of distinct points up to which merging pays
+_PREFIX = 16  # features that show that most points are distinct
+_MOSTLY = 0.9  # fraction of points that then are
+
+
+@dataclass(frozen=True, eq=False)
+class Merged:
+    """Clouds of distinct points, and which of these each point is.
+
+    Attributes
+    ----------
+    clouds : PointClouds
+        The same two measures, with fewer points.
+    index_x, index_y : ndarray of int, (n,), (m,)
+    """
+
+    clouds: PointClouds
+    index_x: Int[np.ndarray, " n"]
+    index_y: Int[np.ndarray, " m"]
+
+
+def merge_equal_points(clouds: PointClouds) -> Merged | None:
+    """Merge equal points, if there are many."""
+    found = processes.on_rank_zero(lambda: _distinct_points(clouds))
+    if found is None:
+        return None
+    (first_x, index_x), (first_y, index_y) = found
+    a, b = clouds.masses
+    masses = _sum_groups(a, index_x, len(first_x)), _sum_groups(b, index_y, len(first_y))
+    weights = [torch.from_numpy(m / m.sum()).to(clouds.a) for m in masses]
+    device = clouds.x.device
+    x, y = clouds.x[torch.from_numpy(first_x).to(device)], clouds.y[torch.from_numpy(first_y).to(device)]
+    return Merged(PointClouds(x, y, *weights, None, masses), index_x, index_y)
+
+
+def _distinct_points(clouds):
+    found = []
+    left = _FEW * (len(clouds.x) + len(clouds.y))
+    for z in (clouds.x, clouds.y):
+        found.append(_distinct(z, left))
+        if found[-1] is None:
+            return None
+        left -= len(found[-1][0])
+    return found if left >= 0 else None
+
+
+def _distinct(
+    x: Float[torch.Tensor, "n d"], most: float
+) -> tuple[Int[np.ndarray, " k"], Int[np.ndarray, " n"]] | None:
+    """The first row of each kind, and the kind of each row; None if there are more than `most`."""
+    for width in (_PREFIX, x.shape[1]):
+        _, index = torch.unique(_hash_rows(x[:, :width]), return_inverse=True)
+        kinds = int(index.max()) + 1
+        if kinds > most:
+            return None
+        if width >= x.shape[1]:
+            break
+    rows = torch.arange(len(x), device=x.device)
+    first = rows.new_full((kinds,), len(x)).scatter_reduce_(0, index, rows, "amin")
+    if not torch.equal(x[first[index]], x):
+        return None
+    return first.cpu().numpy(), index.cpu().numpy()
+
+
+def _hash_rows(x: Float[torch.Tensor, "n d"]) -> Int[torch.Tensor, " n"]:
+    """A number for each row: equal for equal rows, and almost surely different for others."""
+    integers = (x + 0.0).contiguous().view(torch.int32 if x.dtype is torch.float32 else torch.int64)
+    generator = torch.Generator().manual_seed(0)
+    odd = torch.randint(-(2**62), 2**62, (x.shape[1],), generator=generator) * 2 + 1
+    bits = integers.long()
+    bits = bits ^ (bits >> 32)  # numbers of few digits differ in their leading bits only
+    return (bits * odd.to(x.device)).sum(1)
+
+
+def _sum_groups(
+    mass: Float[np.ndarray, " n"], index: Int[np.ndarray, " n"], count: int
+) -> Float[np.ndarray, " k"]:
+    """Sums of each group's masses, in extended precision: each is rounded once."""
+    order = np.argsort(index, kind="stable")
+    starts = np.searchsorted(index[order], np.arange(count))
+    return np.add.reduceat(mass[order].astype(np.longdouble), starts).astype(np.float64)

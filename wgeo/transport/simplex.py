@@ -1,0 +1,79 @@
+"""The network simplex on candidate pairs, and potentials that prove its plan optimal on them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import ot
+from jaxtyping import Float, Int
+from scipy.sparse import coo_array, csr_array
+from scipy.sparse.csgraph import dijkstra
+
+from ..errors import ConvergenceError
+from ..runtime.threads import interruptible
+from .arcs import Arcs, Potentials
+
+
+def network_simplex(
+    arcs: Arcs, potentials: Potentials, a: Float[np.ndarray, " n"], b: Float[np.ndarray, " m"]
+) -> tuple[coo_array, Potentials]:
+    """Return an optimal plan on the arcs, and potentials near the given ones that prove it.
+
+    POT's network simplex runs on the slacks, which makes good potentials good first pivots, in
+    units of the largest. Masses that are integers remain integers.
+    """
+    slack = arcs.slack(potentials)
+    unit = float(abs(slack).max(initial=0.0)) or 1.0
+    graph = coo_array((slack / unit, (arcs.i, arcs.j)), shape=arcs.shape)
+    plan, u, v = run_simplex(a, b, graph)
+    plan = plan.tocoo()
+    positive = plan.data > 0
+    mass, i, j = plan.data[positive], plan.row[positive], plan.col[positive]
+    change = shortest_path_labels(arcs, slack, u * unit, v * unit, arcs.index_of(i, j))
+    potentials = Potentials(potentials.f + change.f, potentials.g + change.g)
+    return coo_array((mass, (i, j)), shape=arcs.shape), potentials
+
+
+def run_simplex(
+    a: Float[np.ndarray, " n"], b: Float[np.ndarray, " m"], cost: Any
+) -> tuple[Any, Float[np.ndarray, " n"], Float[np.ndarray, " m"]]:
+    """Return POT's plan and duals for a dense or sparse cost; `ConvergenceError` if it fails."""
+    plan, log = interruptible(
+        lambda: ot.emd(a, b, cost, numItermax=10**9, log=True, center_dual=False)
+    )
+    if log["result_code"] != 1:
+        raise ConvergenceError(
+            f"The network simplex ended early: {log['warning']}. Are weights many orders of "
+            "magnitude apart? Drop the smallest, or use wgeo.Sinkhorn()."
+        )
+    return plan, log["u"], log["v"]
+
+
+def shortest_path_labels(
+    arcs: Arcs,
+    cost: Float[np.ndarray, " k"],
+    u: Float[np.ndarray, " n"],
+    v: Float[np.ndarray, " m"],
+    used: Int[np.ndarray, " u"],
+) -> Potentials:
+    """Return the largest potentials with f >= 0 that are optimal for other costs of the arcs.
+
+    With p_i and q_j the distances of rows and columns from a source at distance 0 of every row,
+    along arcs forwards at their cost and used arcs backwards at minus their cost, ``f = -p, g = q``
+    (Ahuja, Magnanti, Orlin 1993, Section 12.4). Optimal duals u, v make all lengths nonnegative,
+    ``cost - u - v``, and 0 on used arcs, so that one run of Dijkstra's algorithm finds them. Duals
+    of a simplex leave points with few arcs undetermined; these are determined.
+    """
+    n, m = arcs.shape
+    length = np.maximum(cost - u[arcs.i] - v[arcs.j], 0.0)
+    length[used] = 0.0
+    nodes = np.arange(n)
+    tails = np.concatenate([arcs.i, n + arcs.j[used], np.full(n, n + m)])
+    heads = np.concatenate([n + arcs.j, arcs.i[used], nodes])
+    lengths = np.concatenate([length, np.zeros(len(used)), u - u.min()])
+    order = np.argsort(tails, kind="stable")
+    pointers = np.searchsorted(tails[order], np.arange(n + m + 2))
+    graph = csr_array((lengths[order], heads[order], pointers), shape=(n + m + 1, n + m + 1))
+    distance = dijkstra(graph, indices=n + m)
+    return Potentials(u - u.min() - distance[:n], v + u.min() + distance[n : n + m])
