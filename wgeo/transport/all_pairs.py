@@ -38,12 +38,15 @@ class Violations:
         Pairs with negative slack, to be added to the arcs.
     undecided : ndarray of bool, (m,)
         Columns whose excess is only a bound, of the precision of the products.
+    dtype : torch.dtype
+        Of the products.
     """
 
     excess: Float[np.ndarray, " m"]
     i: Int[np.ndarray, " k"]
     j: Int[np.ndarray, " k"]
     undecided: np.ndarray
+    dtype: torch.dtype
 
 
 def softmin(
@@ -191,6 +194,7 @@ def find_violations(
         processes.all_reduce_max(np.maximum(excess, local_excess)),
         *_gather_pairs([*pairs, *local_pairs]),
         processes.all_reduce_max(undecided),
+        geometry.dtype,
     )
 
 

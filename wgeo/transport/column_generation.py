@@ -21,7 +21,7 @@ from .geometry import Geometry
 
 _CANDIDATES = 8  # arcs that each point contributes at first
 _MAX_ROUNDS = 100
-_FEW_ROWS = 0.7  # fraction of the rows: fewer are tested by themselves before all are
+_FEW_ROWS = 0.3  # fraction of the rows: fewer are tested by themselves before all are
 _MANY = 0.5  # fraction of undecided columns that float32 is too coarse for
 _SHOW_PROGRESS = 10**9  # pairs from which progress is worth showing
 
@@ -82,6 +82,8 @@ def generate_columns(
             if arcs.add(violations.i, violations.j) > 0 and not last:
                 continue
         violations, new = verify(geometry, arcs, potentials, tolerance, complete=last)
+        if violations.dtype is torch.float64:  # float32 would again be too coarse
+            geometry = geometry.double_precision
         if new == 0 or last:
             return Solution(coupling, potentials, violations, len(arcs), done)
 
@@ -105,8 +107,9 @@ def verify(
     new = arcs.add(violations.i, violations.j)
     undecided = violations.undecided.mean()
     if undecided > 0 and (new == 0 or complete or (undecided > _MANY and new < geometry.y.n)):
-        violations = find_violations(precise, potentials, threshold)
-        new += arcs.add(violations.i, violations.j)
+        if geometry.dtype is torch.float32:
+            violations = find_violations(precise, potentials, threshold)
+            new += arcs.add(violations.i, violations.j)
         if violations.excess.max() > threshold and (new == 0 or complete):
             violations = find_violations(precise, potentials, threshold, thorough=True)
             new += arcs.add(violations.i, violations.j)

@@ -19,7 +19,9 @@ _ALL_PAIRS = 1 << 16  # problems with at most this many pairs are solved on all 
 _POOR_START = 0.5  # fraction of violated columns from which a given pairing is not a useful start
 _SAMPLE = 64  # columns that show whether it is
 _LARGER_SAMPLE = 256  # columns that show which potentials are better
-_ROUNDING = 2.0**-40  # fraction of the cost that slack may fall short by
+_TOLERANCE = 2.0**-36  # fraction of the cost that counts as no slack
+_NOISY = 2.0**-28  # fraction of the cost that noise may not reach
+_CEILING = 2.0**10  # slacks above this multiple of the largest violation are alike
 
 
 def solve_flow(geometry: Geometry) -> Solution:
@@ -51,10 +53,20 @@ def solve_flow(geometry: Geometry) -> Solution:
                 return solution
             potentials = solution.potentials
 
+    ceiling = np.inf
+
     def solve(potentials: Potentials) -> tuple[csr_array, Potentials, float]:
-        plan, potentials = network_simplex(arcs, potentials, *masses)
-        cost = plan.data @ arcs.cost[arcs.index_of(plan.row, plan.col)] / plan.data.sum()
-        return plan.tocsr(), potentials, _ROUNDING * float(cost)
+        nonlocal ceiling
+        if ceiling < np.inf:
+            ceiling = max(ceiling, -_CEILING * float(arcs.slack(potentials).min()))
+        plan, potentials, noise = network_simplex(arcs, potentials, *masses, ceiling)
+        cost = float(plan.data @ arcs.cost[arcs.index_of(plan.row, plan.col)] / plan.data.sum())
+        if noise > _NOISY * cost:  # the plan remains, with potentials of more digits
+            most = _CEILING * noise
+            plan, potentials, noise = network_simplex(arcs, potentials, *masses, most)
+        tolerance = max(_TOLERANCE * cost, noise)
+        ceiling = tolerance
+        return plan.tocsr(), potentials, tolerance
 
     return generate_columns(geometry, arcs, potentials, solve)
 
@@ -76,7 +88,7 @@ def _test_pairing(
     below = least + head.error(head.norms) < torch.from_numpy(potentials.g[:_SAMPLE]).to(least)
     if processes.on_rank_zero(lambda: float(below.double().mean())) > _POOR_START:
         return None
-    violations, new = verify(geometry, arcs, potentials, _ROUNDING * float(cost.mean()))
+    violations, new = verify(geometry, arcs, potentials, _TOLERANCE * float(cost.mean()))
     if len(np.unique(violations.j)) > _POOR_START * len(j):
         return None
     mass = geometry.masses[1]

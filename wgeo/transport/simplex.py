@@ -14,25 +14,37 @@ from ..errors import ConvergenceError
 from ..runtime.threads import interruptible
 from .arcs import Arcs, Potentials
 
+_NOISE = 2.0**-51  # error of a dual of the simplex, as a fraction of its largest cost, per point
+
 
 def network_simplex(
-    arcs: Arcs, potentials: Potentials, a: Float[np.ndarray, " n"], b: Float[np.ndarray, " m"]
-) -> tuple[coo_array, Potentials]:
-    """Return an optimal plan on the arcs, and potentials near the given ones that prove it.
+    arcs: Arcs,
+    potentials: Potentials,
+    a: Float[np.ndarray, " n"],
+    b: Float[np.ndarray, " m"],
+    most: float = np.inf,
+) -> tuple[coo_array, Potentials, float]:
+    """Return an optimal plan on the arcs, potentials near the given ones that prove it, and noise.
 
     POT's network simplex runs on the slacks, which makes good potentials good first pivots, in
-    units of the largest. Masses that are integers remain integers.
+    units of the largest. Masses that are whole numbers remain so. The noise is that of its duals,
+    which begin with arcs that cost n units; slacks above `most` count as `most`, and if the plan
+    does not use these, it is optimal all the same, and the noise is less.
     """
     slack = arcs.slack(potentials)
-    unit = float(abs(slack).max(initial=0.0)) or 1.0
-    graph = coo_array((slack / unit, (arcs.i, arcs.j)), shape=arcs.shape)
+    unit = min(float(abs(slack).max(initial=0.0)), most) or 1.0
+    graph = coo_array((np.minimum(slack / unit, 1.0), (arcs.i, arcs.j)), shape=arcs.shape)
     plan, u, v = run_simplex(a, b, graph)
     plan = plan.tocoo()
     positive = plan.data > 0
     mass, i, j = plan.data[positive], plan.row[positive], plan.col[positive]
-    change = shortest_path_labels(arcs, slack, u * unit, v * unit, arcs.index_of(i, j))
+    used = arcs.index_of(i, j)
+    if slack[used].max() > most:
+        return network_simplex(arcs, potentials, a, b)
+    change = shortest_path_labels(arcs, slack, u * unit, v * unit, used)
     potentials = Potentials(potentials.f + change.f, potentials.g + change.g)
-    return coo_array((mass, (i, j)), shape=arcs.shape), potentials
+    noise = _NOISE * (len(a) + len(b)) * unit
+    return coo_array((mass, (i, j)), shape=arcs.shape), potentials, noise
 
 
 def run_simplex(
