@@ -13,7 +13,7 @@ from .point_clouds import PointClouds
 
 _FEW = 0.7  # fraction of distinct points up to which merging pays
 _PREFIX = 16  # features that show that most points are distinct
-_MOSTLY = 0.9  # fraction of points that then are
+_ROWS = 1024  # copied to float64 at a time
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +62,7 @@ def _distinct(
 ) -> tuple[Int[np.ndarray, " k"], Int[np.ndarray, " n"]] | None:
     """The first row of each kind, and the kind of each row; None if there are more than `most`."""
     for width in (_PREFIX, x.shape[1]):
-        _, index = torch.unique(_hash_rows(x[:, :width]), return_inverse=True)
+        _, index = torch.unique(_project_rows(x[:, :width]), return_inverse=True)
         kinds = int(index.max()) + 1
         if kinds > most:
             return None
@@ -75,14 +75,11 @@ def _distinct(
     return first.cpu().numpy(), index.cpu().numpy()
 
 
-def _hash_rows(x: Float[torch.Tensor, "n d"]) -> Int[torch.Tensor, " n"]:
-    """A number for each row: equal for equal rows, and almost surely different for others."""
-    integers = (x + 0.0).contiguous().view(torch.int32 if x.dtype is torch.float32 else torch.int64)
+def _project_rows(x: Float[torch.Tensor, "n d"]) -> Float[torch.Tensor, " n"]:
+    """A coordinate of each row: equal for equal rows, and almost surely different for others."""
     generator = torch.Generator().manual_seed(0)
-    odd = torch.randint(-(2**62), 2**62, (x.shape[1],), generator=generator) * 2 + 1
-    bits = integers.long()
-    bits = bits ^ (bits >> 32)  # numbers of few digits differ in their leading bits only
-    return (bits * odd.to(x.device)).sum(1)
+    direction = torch.randn(x.shape[1], generator=generator, dtype=torch.float64).to(x.device)
+    return torch.cat([rows.double() @ direction for rows in x.split(_ROWS)])
 
 
 def _sum_groups(

@@ -297,15 +297,15 @@ class Geometry:
         return along[0], along[1]
 
     @cached_property
-    def products(self) -> Float[torch.Tensor, "n m"] | None:
-        """All inner products, if points are wide enough for that to pay and they fit in memory."""
+    def products(self) -> Float[torch.Tensor, "m n"] | None:
+        """All inner products <y_j, x_i>, if points are wide enough for that to pay and they fit in memory."""
         x, y = self.x.points, self.y.points
         available = block_entries(self.memory) // 2
         if x.shape[1] < _STORE_FROM or len(x) * len(y) * x.element_size() > available:
             return None
-        out = x.new_empty((len(x), len(y)))
-        for rows in _slices(len(x), _MIN_ROWS * 4):
-            out[rows] = _inner_products(x[rows], y)
+        out = x.new_empty((len(y), len(x)))
+        for rows in _slices(len(y), _MIN_ROWS * 4):
+            out[rows] = _inner_products(y[rows], x)
         return out
 
     def blocks(
@@ -353,7 +353,7 @@ class Geometry:
         if products is None:
             return None
         columns = slice(len(source.points)) if source.index is None else source.index
-        return products[columns, rows].T if target.is_y else products[rows, columns]
+        return products[rows, columns] if target.is_y else products[columns, rows].T
 
 
 def _groups(n: int) -> int:
