@@ -11,7 +11,8 @@ from jaxtyping import Float, Int
 from ..runtime import processes
 from .point_clouds import PointClouds
 
-_FEW = 0.7  # fraction of distinct points up to which merging pays
+_FEW = 0.95  # fraction of distinct points up to which merging pays
+_VERY_FEW = 0.7  # fraction up to which it pays more than a good pairing of all points
 _PREFIX = 16  # features that show that most points are distinct
 _ROWS = 1024  # copied to float64 at a time
 
@@ -30,6 +31,12 @@ class Merged:
     clouds: PointClouds
     index_x: Int[np.ndarray, " n"]
     index_y: Int[np.ndarray, " m"]
+
+    @property
+    def very_few(self) -> bool:
+        """Whether so few points remain that they are solved at once."""
+        points = len(self.index_x) + len(self.index_y)
+        return len(self.clouds.x) + len(self.clouds.y) <= _VERY_FEW * points
 
 
 def merge_equal_points(clouds: PointClouds) -> Merged | None:

@@ -18,7 +18,7 @@ from ..runtime.memory import limited_size, parse_bytes
 from .arcs import Potentials
 from .column_generation import Solution
 from .duplicates import merge_equal_points
-from .flow import solve_flow
+from .flow import pairs_well, solve_flow
 from .geometry import Geometry, squared_distances
 from .kernel import full_precision
 from .line import solve_line
@@ -101,11 +101,14 @@ class Exact:
         return replace(result, seconds=time.perf_counter() - start_time)
 
     def _solve(self, clouds: PointClouds) -> TransportResult:
-        merged = merge_equal_points(clouds) if clouds.x.shape[1] > 1 else None
-        geometry = Geometry.of(
-            clouds if merged is None else merged.clouds,
-            limited_size(parse_bytes(self.memory), 1 / 8),
-        )
+        memory = limited_size(parse_bytes(self.memory), 1 / 8)
+        geometry, merged = Geometry.of(clouds, memory), None
+        if clouds.x.shape[1] > 1:
+            merged = merge_equal_points(clouds)
+        if merged is not None and (merged.very_few or not pairs_well(geometry)):
+            geometry = Geometry.of(merged.clouds, memory)
+        else:
+            merged = None
         line = clouds.x.shape[1] == 1
         solution = solve_line(geometry) if line else solve_flow(geometry)
         potentials = solution.feasible

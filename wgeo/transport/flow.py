@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import torch
 from jaxtyping import Float, Int
@@ -13,7 +15,7 @@ from .arcs import Arcs, Potentials
 from .coarse import solve_coarse
 from .column_generation import Solution, add_nearest, generate_columns, verify
 from .geometry import Geometry
-from .simplex import network_simplex
+from .simplex import dense_simplex, network_simplex
 
 _ALL_PAIRS = 1 << 16  # problems with at most this many pairs are solved on all of them
 _POOR_START = 0.5  # fraction of violated columns from which a given pairing is not a useful start
@@ -21,6 +23,8 @@ _SAMPLE = 64  # columns that show whether it is
 _NEARLY = 0.9  # fraction of points that are nearest to some: a few may be due to rounding
 _LARGER_SAMPLE = 256  # columns that show which potentials are better
 _TOLERANCE = 2.0**-36  # fraction of the cost that counts as no slack
+_PATIENCE = 10  # rounds after which one dense problem is solved, if many pairs are still missing
+_DENSE_BYTES = 40  # of it, per pair
 _NOISY = 2.0**-28  # fraction of the cost that noise may not reach
 _CEILING = 2.0**10  # slacks above this multiple of the largest violation are alike
 
@@ -54,10 +58,14 @@ def solve_flow(geometry: Geometry) -> Solution:
                 return solution
             potentials = solution.potentials
 
-    ceiling = np.inf
+    ceiling, size, count = np.inf, len(arcs), itertools.count()
 
     def solve(potentials: Potentials) -> tuple[csr_array, Potentials, float]:
-        nonlocal ceiling
+        nonlocal ceiling, size
+        rounds, grown, size = next(count), len(arcs) - size, len(arcs)
+        if rounds == _PATIENCE and grown > geometry.y.n and _fits(geometry):
+            i, j, potentials = dense_simplex(geometry.double_precision, *masses)
+            arcs.add(i, j)
         if ceiling < np.inf:
             ceiling = max(ceiling, -_CEILING * float(arcs.slack(potentials).min()))
         plan, potentials, noise = network_simplex(arcs, potentials, *masses, ceiling)
@@ -72,6 +80,35 @@ def solve_flow(geometry: Geometry) -> Solution:
     return generate_columns(geometry, arcs, potentials, solve)
 
 
+def _fits(geometry: Geometry) -> bool:
+    """Whether a dense problem fits in the memory allowed."""
+    return _DENSE_BYTES * geometry.x.n * geometry.y.n <= geometry.memory
+
+
+def pairs_well(geometry: Geometry) -> bool:
+    """Whether the given pairing, if there is one, is a useful start, from a sample of columns."""
+    if geometry.clouds.pairing is None:
+        return False
+    i = np.arange(geometry.x.n)
+    return _satisfies_most(geometry, _paired(geometry, i, geometry.translation_potential())[0])
+
+
+def _paired(
+    geometry: Geometry, i: Int[np.ndarray, " n"], f: Float[np.ndarray, " n"]
+) -> tuple[Potentials, Float[np.ndarray, " n"]]:
+    """Potentials with no slack for the pairs of i and j = 0, 1, ..., and the costs of these."""
+    cost = geometry.pair_costs(i, np.arange(len(i)))
+    return Potentials(f, cost - f[i]), cost
+
+
+def _satisfies_most(geometry: Geometry, potentials: Potentials) -> bool:
+    """Whether potentials satisfy all constraints of most columns in a sample."""
+    sample = geometry.y.take(np.arange(min(_SAMPLE, geometry.y.n)))
+    f, g = (torch.from_numpy(z).to(sample.norms) for z in (potentials.f, potentials.g[:_SAMPLE]))
+    below = c_transform(geometry, sample, geometry.x, f) + sample.error(sample.norms) < g
+    return processes.on_rank_zero(lambda: float(below.double().mean())) <= _POOR_START
+
+
 def _test_pairing(
     geometry: Geometry, arcs: Arcs, i: Int[np.ndarray, " n"], f: Float[np.ndarray, " n"]
 ) -> tuple[Solution, bool] | None:
@@ -81,19 +118,14 @@ def _test_pairing(
     for its pairs.
     """
     j = np.arange(len(i))
+    potentials, cost = _paired(geometry, i, f)
     arcs.add(i, j)
-    cost = arcs.cost[arcs.index_of(i, j)]
-    potentials = Potentials(f, cost - f[i])
-    sample = geometry.y.take(j[:_SAMPLE])
-    least = c_transform(geometry, sample, geometry.x, torch.from_numpy(f).to(sample.norms))
-    below = least + sample.error(sample.norms) < torch.from_numpy(potentials.g[:_SAMPLE]).to(least)
-    if processes.on_rank_zero(lambda: float(below.double().mean())) > _POOR_START:
+    if not _satisfies_most(geometry, potentials):
         return None
     violations, new = verify(geometry, arcs, potentials, _TOLERANCE * float(cost.mean()))
     if np.count_nonzero(np.bincount(violations.j)) > _POOR_START * len(j):
         return None
-    mass = geometry.masses[1]
-    plan = csr_array((mass, (i, j)), shape=(geometry.x.n, geometry.y.n))
+    plan = csr_array((geometry.masses[1], (i, j)), shape=(geometry.x.n, geometry.y.n))
     return Solution(plan, potentials, violations, len(arcs), 0), new == 0
 
 

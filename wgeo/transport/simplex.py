@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import ot
+import torch
 from jaxtyping import Float, Int
 from scipy.sparse import coo_array, csr_array
 from scipy.sparse.csgraph import dijkstra
@@ -13,6 +14,7 @@ from scipy.sparse.csgraph import dijkstra
 from ..errors import ConvergenceError
 from ..runtime.threads import interruptible
 from .arcs import Arcs, Potentials
+from .geometry import Geometry
 
 _NOISE = 2.0**-51  # error of a dual of the simplex, as a fraction of its largest cost, per point
 
@@ -45,6 +47,18 @@ def network_simplex(
     potentials = Potentials(potentials.f + change.f, potentials.g + change.g)
     noise = _NOISE * (len(a) + len(b)) * unit
     return coo_array((mass, (i, j)), shape=arcs.shape), potentials, noise
+
+
+def dense_simplex(
+    geometry: Geometry, a: Float[np.ndarray, " n"], b: Float[np.ndarray, " m"]
+) -> tuple[Int[np.ndarray, " k"], Int[np.ndarray, " k"], Potentials]:
+    """Return the pairs and potentials of an optimal plan on all pairs."""
+    x, y = geometry.x, geometry.y
+    cost = torch.addmm(y.norms, x.points[: x.n].double(), y.points[: y.n].double().T, alpha=-2)
+    cost += x.norms[:, None]
+    unit = float(cost.max()) or 1.0
+    plan, u, v = run_simplex(a, b, cost.div_(unit).cpu().numpy())
+    return *plan.nonzero(), Potentials(u * unit, v * unit)
 
 
 def run_simplex(
