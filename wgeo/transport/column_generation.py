@@ -21,7 +21,7 @@ from .geometry import Geometry
 
 _CANDIDATES = 8  # arcs that each point contributes at first
 _MAX_ROUNDS = 100
-_FEW_ROWS = 0.3  # fraction of the rows: fewer are tested by themselves before all are
+_SOLVING = 100  # pairs that are tested in the time in which one arc is solved for, about
 _MANY = 0.5  # fraction of undecided columns that float32 is too coarse for
 _SHOW_PROGRESS = 10**9  # pairs from which progress is worth showing
 
@@ -76,7 +76,8 @@ def generate_columns(
         last = done >= _MAX_ROUNDS
         # If f did not rise, a row's slacks fell only by what g rose, which is little.
         raised = np.flatnonzero(potentials.f > before)
-        if 0 < len(raised) < _FEW_ROWS * geometry.x.n:
+        n, m = arcs.shape
+        if 0 < len(raised) * m < n * m - _SOLVING * len(arcs):
             threshold = max(tolerance, negligible(potentials))
             violations = find_violations(geometry, potentials, threshold, rows=raised)
             if arcs.add(violations.i, violations.j) > 0 and not last:
