@@ -37,9 +37,7 @@ def solve_coarse(
     rows, columns = np.flatnonzero(mass_x), np.flatnonzero(mass_y)
     cost = torch.cdist(centers[rows].double(), centers[columns].double()).square().cpu().numpy()
     plan, _, v = run_simplex(mass_x[rows], mass_y[columns], cost / (cost.max() or 1.0))
-    i, j = plan.nonzero()
-    pairs = rows[i], columns[j], plan[i, j]
-    i, j, _ = expand(*pairs, (cell_x, a), (cell_y, b))
+    i, j, _ = expand(rows[plan.row], columns[plan.col], plan.data, (cell_x, a), (cell_y, b))
     f, _ = _nearest_center(x, centers[columns], torch.from_numpy(v * cost.max()))
     geometry.visits["features"] += 3 * k * len(a) * x.shape[1]
     return i, j, f

@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
-from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float
+from scipy.sparse import coo_array
 
 from ..runtime import processes
 from ..runtime.progress import track
@@ -32,8 +32,8 @@ class Solution:
 
     Attributes
     ----------
-    coupling : ndarray of int, (n,), or sparse array (n, m)
-        In the geometry's order.
+    plan : sparse array, (n, m)
+        Of the geometry's masses, in its order.
     potentials : Potentials
     violations : Violations
         ``(f, g - violations.excess)`` is feasible.
@@ -41,7 +41,7 @@ class Solution:
         Number of pairs in the last sparse problem, and of problems solved.
     """
 
-    coupling: Any
+    plan: coo_array
     potentials: Potentials
     violations: Violations
     arcs: int
@@ -57,11 +57,11 @@ def generate_columns(
     geometry: Geometry,
     arcs: Arcs,
     potentials: Potentials,
-    solve: Callable[[Potentials], tuple[Any, Potentials, float]],
+    solve: Callable[[Potentials], tuple[coo_array, Potentials, float]],
 ) -> Solution:
     """Call ``solve(potentials)`` on more and more `arcs`, until its potentials satisfy all pairs.
 
-    It returns a coupling, potentials close to those given and feasible on the arcs, and the slack
+    It returns a plan, potentials close to those given and feasible on the arcs, and the slack
     that counts as zero. (The potentials of a sparse solver itself leave points with few arcs
     undetermined, and take tens of rounds.) One process solves; all test.
     """
@@ -72,7 +72,8 @@ def generate_columns(
         done = next(rounds)
         raise_if_interrupted()
         before = potentials.f
-        coupling, potentials, tolerance = processes.on_rank_zero(partial(solve, potentials))
+        plan, potentials, tolerance = processes.on_rank_zero(partial(solve, potentials))
+        arcs.add(plan.row, plan.col)  # those of a dense problem may be new
         last = done >= _MAX_ROUNDS
         # If f did not rise, a row's slacks fell only by what g rose, which is little.
         raised = np.flatnonzero(potentials.f > before)
@@ -86,7 +87,7 @@ def generate_columns(
         if violations.dtype is torch.float64:  # float32 would again be too coarse
             geometry = geometry.double_precision
         if new == 0 or last:
-            return Solution(coupling, potentials, violations, len(arcs), done)
+            return Solution(plan, potentials, violations, len(arcs), done)
 
 
 def verify(

@@ -41,19 +41,24 @@ class Merged:
 
 def merge_equal_points(clouds: PointClouds) -> Merged | None:
     """Merge equal points, if there are many."""
-    found = processes.on_rank_zero(lambda: _distinct_points(clouds))
-    if found is None:
+    distinct = processes.on_rank_zero(lambda: _distinct_points(clouds))
+    if distinct is None:
         return None
-    (first_x, index_x), (first_y, index_y) = found
-    a, b = clouds.masses
-    masses = _sum_groups(a, index_x, len(first_x)), _sum_groups(b, index_y, len(first_y))
-    weights = [torch.from_numpy(m / m.sum()).to(clouds.a) for m in masses]
+    (first_x, index_x), (first_y, index_y) = distinct
+    masses = (
+        _sum_groups(clouds.masses[0], index_x, len(first_x)),
+        _sum_groups(clouds.masses[1], index_y, len(first_y)),
+    )
+    a, b = (torch.from_numpy(mass / mass.sum()).to(clouds.a) for mass in masses)
     device = clouds.x.device
-    x, y = clouds.x[torch.from_numpy(first_x).to(device)], clouds.y[torch.from_numpy(first_y).to(device)]
+    x, y = (
+        clouds.x[torch.from_numpy(first_x).to(device)],
+        clouds.y[torch.from_numpy(first_y).to(device)],
+    )
     return Merged(PointClouds(x, y, *weights, None, masses), index_x, index_y)
 
 
-def _distinct_points(clouds):
+def _distinct_points(clouds: PointClouds) -> list[tuple[np.ndarray, np.ndarray]] | None:
     found = []
     left = _FEW * (len(clouds.x) + len(clouds.y))
     for z in (clouds.x, clouds.y):

@@ -39,13 +39,14 @@ class Exact:
     and at the optimum the two agree. Both sides are evaluated in float64, and their rounding errors
     are accounted for: ``lower <= W2 <= upper`` holds rigorously for the points given.
 
-    Neighboring layers nearly coincide, so the given pairing is tried first; if it is not optimal,
-    or there is none, potentials are estimated by entropic transport of samples. The problem is
-    solved on the few pairs these suggest, tested on all pairs, and solved again with the violated
-    ones, until there are none (column generation). All n m costs are computed several times and
-    never stored, except inner products of wide points that fit in `memory`. Pairs of wide points
-    are first screened by a low-dimensional lower bound of their cost, which decides most of them
-    if layers nearly coincide.
+    Neighboring layers nearly coincide, so the given pairing is tried first, and then that of
+    nearest neighbors. If neither is optimal, a coarse problem between few points of each cloud
+    suggests pairs and potentials. The problem is solved on few pairs, tested on all, and solved
+    again with the violated ones, until there are none (column generation); equal points are merged
+    before, if there are many. All n m costs are computed several times. They are not stored, except
+    inner products of wide points, and the costs of one dense problem if many pairs are still
+    missing after ten rounds, if these fit in `memory`. Pairs of wide points are first screened by a
+    low-dimensional lower bound of their cost, which decides most of them if layers nearly coincide.
 
     Parameters
     ----------
@@ -84,7 +85,7 @@ class Exact:
         FeatureError
             NaN or infinity in the clouds.
         ConvergenceError
-            The network simplex failed (weights only).
+            The network simplex failed.
         """
         start_time = time.perf_counter()
         x, y = as_points(x, name="x"), as_points(y, name="y")
@@ -159,7 +160,7 @@ def _in_order(
     geometry: Geometry, solution: Solution
 ) -> tuple[Int[np.ndarray, " k"], Int[np.ndarray, " k"], Float[np.ndarray, " k"]]:
     """The pairs of the plan, in the order of the clouds, and their mass."""
-    plan = solution.coupling.tocoo()
+    plan = solution.plan
     return geometry.order_x[plan.row], geometry.order_y[plan.col], plan.data
 
 

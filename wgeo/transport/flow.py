@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from scipy.sparse import csr_array
+from scipy.sparse import coo_array
 
 from ..runtime import processes
 from .all_pairs import c_transform, nearest
@@ -19,7 +19,7 @@ from .simplex import dense_simplex, network_simplex
 
 _ALL_PAIRS = 1 << 16  # problems with at most this many pairs are solved on all of them
 _POOR_START = 0.5  # fraction of violated columns from which a given pairing is not a useful start
-_SAMPLE = 64  # columns that show whether it is
+_SAMPLE = 32  # columns that show whether it is
 _NEARLY = 0.9  # fraction of points that are nearest to some: a few may be due to rounding
 _LARGER_SAMPLE = 256  # columns that show which potentials are better
 _TOLERANCE = 2.0**-36  # fraction of the cost that counts as no slack
@@ -58,24 +58,22 @@ def solve_flow(geometry: Geometry) -> Solution:
                 return solution
             potentials = solution.potentials
 
-    ceiling, size, count = np.inf, len(arcs), itertools.count()
+    ceiling, size, rounds = np.inf, len(arcs), itertools.count()
 
-    def solve(potentials: Potentials) -> tuple[csr_array, Potentials, float]:
+    def solve(potentials: Potentials) -> tuple[coo_array, Potentials, float]:
         nonlocal ceiling, size
-        rounds, grown, size = next(count), len(arcs) - size, len(arcs)
-        if rounds == _PATIENCE and grown > geometry.y.n and _fits(geometry):
-            i, j, potentials = dense_simplex(geometry.double_precision, *masses)
-            arcs.add(i, j)
-        if ceiling < np.inf:
-            ceiling = max(ceiling, -_CEILING * float(arcs.slack(potentials).min()))
-        plan, potentials, noise = network_simplex(arcs, potentials, *masses, ceiling)
-        cost = float(plan.data @ arcs.cost[arcs.index_of(plan.row, plan.col)] / plan.data.sum())
+        grown, size = len(arcs) - size, len(arcs)
+        if next(rounds) == _PATIENCE and grown > m and _fits(geometry):
+            plan, potentials, noise = dense_simplex(geometry.double_precision, *masses)
+        else:
+            if ceiling < np.inf:
+                ceiling = max(ceiling, -_CEILING * float(arcs.slack(potentials).min()))
+            plan, potentials, noise = network_simplex(arcs, potentials, *masses, ceiling)
+        cost = float(plan.data @ geometry.pair_costs(plan.row, plan.col) / plan.data.sum())
         if noise > _NOISY * cost:  # the plan remains, with potentials of more digits
-            most = _CEILING * noise
-            plan, potentials, noise = network_simplex(arcs, potentials, *masses, most)
-        tolerance = max(_TOLERANCE * cost, noise)
-        ceiling = tolerance
-        return plan.tocsr(), potentials, tolerance
+            _, potentials, noise = network_simplex(arcs, potentials, *masses, _CEILING * noise)
+        ceiling = max(_TOLERANCE * cost, noise)
+        return plan, potentials, ceiling
 
     return generate_columns(geometry, arcs, potentials, solve)
 
@@ -125,7 +123,7 @@ def _test_pairing(
     violations, new = verify(geometry, arcs, potentials, _TOLERANCE * float(cost.mean()))
     if np.count_nonzero(np.bincount(violations.j)) > _POOR_START * len(j):
         return None
-    plan = csr_array((geometry.masses[1], (i, j)), shape=(geometry.x.n, geometry.y.n))
+    plan = coo_array((geometry.masses[1], (i, j)), shape=(geometry.x.n, geometry.y.n))
     return Solution(plan, potentials, violations, len(arcs), 0), new == 0
 
 

@@ -298,7 +298,7 @@ class Geometry:
 
     @cached_property
     def products(self) -> Float[torch.Tensor, "m n"] | None:
-        """All inner products <y_j, x_i>, if points are wide enough for that to pay and they fit in memory."""
+        """All <y_j, x_i>, if points are wide enough for that to pay and they fit in memory."""
         x, y = self.x.points, self.y.points
         available = block_entries(self.memory) // 2
         if x.shape[1] < _STORE_FROM or len(x) * len(y) * x.element_size() > available:
@@ -313,9 +313,8 @@ class Geometry:
         target: PointCloud,
         source: PointCloud,
         bias: Float[torch.Tensor, " n"],
-        start: int = 0,
     ) -> Iterator[tuple[slice, Float[torch.Tensor, "rows padded"]]]:
-        """Yield ``bias_i - 2 <target_j, source_i>`` for blocks of this process's rows j >= `start`.
+        """Yield ``bias_i - 2 <target_j, source_i>`` for blocks of this process's rows j.
 
         `bias` is padded with infinity, so that padding is never the minimum. Each block overwrites
         the last.
@@ -325,7 +324,7 @@ class Geometry:
         width = len(padded)
         device_size = _BLOCK.get(bias.device.type, _BLOCK["cpu"])
         size = block_entries(min(device_size, self.memory // (8 * padded.element_size())))
-        shard = processes.shard(target.n, start)
+        shard = processes.shard(target.n)
         step = min(max(size // width, block_entries(_MIN_ROWS)), max(shard.stop - shard.start, 1))
         buffer = padded.new_empty((step, width))
         for rows in _slices(shard.stop, step, shard.start):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from jaxtyping import Float, Int
-from scipy.sparse import csr_array
+from scipy.sparse import coo_array
 
 from .arcs import Arcs, Potentials
 from .column_generation import Solution, verify
@@ -29,11 +29,11 @@ def solve_line(geometry: Geometry) -> Solution:
         i, j, mass = northwest_corner(a[order_x], b[order_y])
         f[order_x], g[order_y] = _plan_potentials(x[order_x], y[order_y], i, j)
         pairs = order_x[i], order_y[j]
-    coupling = csr_array((mass, pairs), shape=(len(x), len(y)))
-    coupling.eliminate_zeros()
+    plan = coo_array((mass, pairs), shape=(len(x), len(y)))
+    plan.eliminate_zeros()
     potentials = Potentials(f, g)
     violations, _ = verify(geometry, Arcs(geometry), potentials, 0.0, complete=True)
-    return Solution(coupling, potentials, violations, len(mass), 0)
+    return Solution(plan, potentials, violations, len(mass), 0)
 
 
 def northwest_corner(

@@ -7,15 +7,13 @@ from jaxtyping import Float, Int
 
 from .line import northwest_corner
 
-Groups = tuple[Int[np.ndarray, " n"], Float[np.ndarray, " n"]]
-
 
 def expand(
     i: Int[np.ndarray, " k"],
     j: Int[np.ndarray, " k"],
     mass: Float[np.ndarray, " k"],
-    x: Groups,
-    y: Groups,
+    x: tuple[Int[np.ndarray, " n"], Float[np.ndarray, " n"]],
+    y: tuple[Int[np.ndarray, " m"], Float[np.ndarray, " m"]],
 ) -> tuple[Int[np.ndarray, " l"], Int[np.ndarray, " l"], Float[np.ndarray, " l"]]:
     """Return pairs of points and their mass, of a plan that couples groups i with groups j.
 

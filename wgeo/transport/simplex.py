@@ -30,40 +30,36 @@ def network_simplex(
 
     POT's network simplex runs on the slacks, which makes good potentials good first pivots, in
     units of the largest. Masses that are whole numbers remain so. The noise is that of its duals,
-    which begin with arcs that cost n units; slacks above `most` count as `most`, and if the plan
-    does not use these, it is optimal all the same, and the noise is less.
+    which begin with arcs that cost n units. Slacks above `most` count as `most`, which makes the
+    unit and so the noise smaller; a plan that does not use them is optimal all the same.
     """
     slack = arcs.slack(potentials)
     unit = min(float(abs(slack).max(initial=0.0)), most) or 1.0
     graph = coo_array((np.minimum(slack / unit, 1.0), (arcs.i, arcs.j)), shape=arcs.shape)
     plan, u, v = run_simplex(a, b, graph)
-    plan = plan.tocoo()
-    positive = plan.data > 0
-    mass, i, j = plan.data[positive], plan.row[positive], plan.col[positive]
-    used = arcs.index_of(i, j)
+    used = arcs.index_of(plan.row, plan.col)
     if slack[used].max() > most:
         return network_simplex(arcs, potentials, a, b)
     change = shortest_path_labels(arcs, slack, u * unit, v * unit, used)
     potentials = Potentials(potentials.f + change.f, potentials.g + change.g)
-    noise = _NOISE * (len(a) + len(b)) * unit
-    return coo_array((mass, (i, j)), shape=arcs.shape), potentials, noise
+    return plan, potentials, _NOISE * sum(arcs.shape) * unit
 
 
 def dense_simplex(
     geometry: Geometry, a: Float[np.ndarray, " n"], b: Float[np.ndarray, " m"]
-) -> tuple[Int[np.ndarray, " k"], Int[np.ndarray, " k"], Potentials]:
-    """Return the pairs and potentials of an optimal plan on all pairs."""
+) -> tuple[coo_array, Potentials, float]:
+    """Return an optimal plan on all pairs, potentials that prove it, and noise."""
     x, y = geometry.x, geometry.y
     cost = torch.addmm(y.norms, x.points[: x.n].double(), y.points[: y.n].double().T, alpha=-2)
     cost += x.norms[:, None]
     unit = float(cost.max()) or 1.0
     plan, u, v = run_simplex(a, b, cost.div_(unit).cpu().numpy())
-    return *plan.nonzero(), Potentials(u * unit, v * unit)
+    return plan, Potentials(u * unit, v * unit), _NOISE * (x.n + y.n) * unit
 
 
 def run_simplex(
     a: Float[np.ndarray, " n"], b: Float[np.ndarray, " m"], cost: Any
-) -> tuple[Any, Float[np.ndarray, " n"], Float[np.ndarray, " m"]]:
+) -> tuple[coo_array, Float[np.ndarray, " n"], Float[np.ndarray, " m"]]:
     """Return POT's plan and duals for a dense or sparse cost; `ConvergenceError` if it fails."""
     plan, log = interruptible(
         lambda: ot.emd(a, b, cost, numItermax=10**9, log=True, center_dual=False)
@@ -73,7 +69,10 @@ def run_simplex(
             f"The network simplex ended early: {log['warning']}. Are weights many orders of "
             "magnitude apart? Drop the smallest, or use wgeo.Sinkhorn()."
         )
-    return plan, log["u"], log["v"]
+    plan = coo_array(plan)
+    positive = plan.data > 0
+    pairs = plan.row[positive], plan.col[positive]
+    return coo_array((plan.data[positive], pairs), shape=plan.shape), log["u"], log["v"]
 
 
 def shortest_path_labels(
