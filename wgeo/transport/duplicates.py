@@ -50,28 +50,25 @@ def merge_equal_points(clouds: PointClouds) -> Merged | None:
         _sum_groups(clouds.masses[1], index_y, len(first_y)),
     )
     a, b = (torch.from_numpy(mass / mass.sum()).to(clouds.a) for mass in masses)
-    device = clouds.x.device
     x, y = (
-        clouds.x[torch.from_numpy(first_x).to(device)],
-        clouds.y[torch.from_numpy(first_y).to(device)],
+        z[torch.from_numpy(first).to(z.device)]
+        for z, first in ((clouds.x, first_x), (clouds.y, first_y))
     )
-    return Merged(PointClouds(x, y, *weights, None, masses), index_x, index_y)
+    return Merged(PointClouds(x, y, a, b, None, masses), index_x, index_y)
 
 
-def _distinct_points(clouds: PointClouds) -> list[tuple[np.ndarray, np.ndarray]] | None:
-    found = []
-    left = _FEW * (len(clouds.x) + len(clouds.y))
-    for z in (clouds.x, clouds.y):
-        found.append(_distinct(z, left))
-        if found[-1] is None:
-            return None
-        left -= len(found[-1][0])
-    return found if left >= 0 else None
+Indices = tuple[np.ndarray, np.ndarray]  # of distinct rows; for each row, which of these it is
 
 
-def _distinct(
-    x: Float[torch.Tensor, "n d"], most: float
-) -> tuple[Int[np.ndarray, " k"], Int[np.ndarray, " n"]] | None:
+def _distinct_points(clouds: PointClouds) -> tuple[Indices, Indices] | None:
+    """`_distinct` of both clouds, if that leaves few points."""
+    most = _FEW * (len(clouds.x) + len(clouds.y))
+    x = _distinct(clouds.x, most)
+    y = None if x is None else _distinct(clouds.y, most - len(x[0]))
+    return None if x is None or y is None else (x, y)
+
+
+def _distinct(x: Float[torch.Tensor, "n d"], most: float) -> Indices | None:
     """The first row of each kind, and the kind of each row; None if there are more than `most`."""
     for width in (_PREFIX, x.shape[1]):
         _, index = torch.unique(_project_rows(x[:, :width]), return_inverse=True)

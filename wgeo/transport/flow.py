@@ -155,12 +155,11 @@ def _start(
     f: Float[np.ndarray, " n"],
 ) -> Potentials:
     """Add arcs to begin with; return the better of two potentials."""
-    start = torch.from_numpy(f).to(geometry.x.norms)
-    i, j, other = processes.on_rank_zero(lambda: solve_coarse(geometry, *masses))
+    i, j, coarse = processes.on_rank_zero(lambda: solve_coarse(geometry, *masses))
     arcs.add(i, j)
-    other = torch.from_numpy(other).to(start)
-    start = max((start, other), key=lambda f: _dual_value(geometry, masses, f))
-    return add_nearest(geometry, arcs, start)
+    starts = [torch.from_numpy(z).to(geometry.x.norms) for z in (f, coarse)]
+    values = [_dual_value(geometry, masses, start) for start in starts]
+    return add_nearest(geometry, arcs, starts[int(np.argmax(values))])
 
 
 def _dual_value(
