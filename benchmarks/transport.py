@@ -9,7 +9,7 @@ Four tasks; three on gap-pooled features in float32, as a network computes them:
 chain   every block, and every segment end to end, at N = 2000 and 4000, summed over the pairs;
 pair    the pair whose own coupling is optimal and moves least, and the hardest, at N = 10,000;
 large   the easy pair at N = 50,000;
-hard    clouds that are thin, tied, full of duplicates, or copies (`clouds.py`), at N = 2000 and 5000.
+hard    thin, tied, duplicated, copied clouds (`clouds.py`), at N = 2000 and 5000.
 
 Every solver runs in a separate process, on the same arrays, and builds the cost matrix it needs.
 The hard clouds of one size share a process; there, CPU seconds are compared.

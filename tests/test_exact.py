@@ -201,6 +201,18 @@ class TestTheIntervalIsTrue:
         assert Fraction(result.lower) ** 2 <= truth <= Fraction(result.upper) ** 2
         assert result.gap < 1e-6
 
+    @given(st.integers(0, 10**6), st.integers(1, 9), st.integers(1, 9))
+    def test_of_unequal_sizes_on_a_line_in_exact_arithmetic(self, seed, n, m):
+        """Mass splits exactly: nearly coinciding copies leave no digit to lose."""
+        rng = np.random.default_rng(seed)
+        x = rng.standard_normal(2)[rng.integers(2, size=n)]
+        y = x[rng.integers(n, size=m)] + 1e-5 * rng.standard_normal(m)
+        result = wasserstein(x, y)
+        units = (np.repeat(np.sort(z), k) for z, k in ((x, m), (y, n)))
+        pairs = zip(*units, strict=True)
+        truth = sum((Fraction(u) - Fraction(v)) ** 2 for u, v in pairs) / (n * m)
+        assert Fraction(result.lower) ** 2 <= truth <= Fraction(result.upper) ** 2
+
     def test_a_wrong_start_costs_time_only(self, rng):
         x = rng.standard_normal((300, 5))
         y = x + 0.3 * rng.standard_normal((300, 5))
