@@ -31,7 +31,7 @@ import os
 import platform
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -270,26 +270,22 @@ def question(
     return {"title": title, "samples": n, "load": os.getloadavg()[0], "rows": rows}
 
 
-def hard_clouds(n: int, kinds: list[str], args: argparse.Namespace) -> dict:
-    """Measure wgeo and dense solvers on each kind of hard clouds, within the limit."""
-    solvers = [s for s in ("wgeo", "POT emd2", "lapx", "scipy") if s in peers(cuda=False)]
-    rows = [
-        {"solver": solver, "pair": kind, **outcome}
-        for solver in track(solvers, f"hard clouds, N = {n}")
-        for kind, outcome in run_hard(solver, n, kinds, args).items()
-    ]
-    truth = {row["pair"]: row["value"] for row in rows if row["solver"] == "wgeo"}
-    for row in rows:
-        if "value" in row:
-            size = abs(truth[row["pair"]])
-            row["error"] = abs(row["value"] - truth[row["pair"]]) / size if size > 1e-12 else 0.0
-    return {
-        "title": HARD,
-        "samples": n,
-        "threads": args.threads,
-        "load": os.getloadavg()[0],
-        "rows": rows,
-    }
+def hard_clouds(n: int, rows: list[dict], args: argparse.Namespace) -> Iterator[dict]:
+    """Measure wgeo and dense solvers on each kind of hard clouds; yield what there is after each.
+
+    Earlier `rows` of other solvers or kinds remain.
+    """
+    solvers = [s for s in args.hard_solvers if s in peers(cuda=False)]
+    for solver in track(solvers, f"hard clouds, N = {n}"):
+        new = run_hard(solver, n, args.kinds, args)
+        rows = [row for row in rows if row["solver"] != solver or row["pair"] not in new]
+        rows += [{"solver": solver, "pair": kind, **outcome} for kind, outcome in new.items()]
+        truth = {row["pair"]: row.get("value") for row in rows if row["solver"] == "wgeo"}
+        for row in rows:
+            if "value" in row and (size := abs(truth.get(row["pair"]) or 0.0)) > 1e-12:
+                row["error"] = abs(row["value"] - truth[row["pair"]]) / size
+        load = os.getloadavg()[0]
+        yield {"title": HARD, "samples": n, "threads": args.threads, "load": load, "rows": rows}
 
 
 def run_hard(solver: str, n: int, kinds: list[str], args: argparse.Namespace) -> dict[str, dict]:
@@ -338,11 +334,10 @@ def hard_table(outcome: dict) -> Table:
     out = Table(title=f"{HARD}, N = {outcome['samples']}: CPU seconds")
     for column in ("clouds", *solvers):
         out.add_column(column, no_wrap=True, justify="left" if column == "clouds" else "right")
-    cells: dict[str, list[str]] = {}
-    for row in outcome["rows"]:
-        text = f"{row['cpu']:.3f}" if "cpu" in row else row["skipped"]
-        cells.setdefault(row["pair"], []).append(text)
-    for kind, texts in cells.items():
+    cells = {(row["pair"], row["solver"]): row for row in outcome["rows"]}
+    for kind in dict.fromkeys(row["pair"] for row in outcome["rows"]):
+        found = [cells.get((kind, solver), {}) for solver in solvers]
+        texts = [f"{row['cpu']:.3f}" if "cpu" in row else row.get("skipped", "") for row in found]
         out.add_row(kind, *texts)
     return out
 
@@ -418,6 +413,8 @@ def main() -> None:
     parser.add_argument("--large", type=int, default=50_000, help="samples; 0 leaves it out")
     parser.add_argument("--hard", type=int, nargs="*", default=[2000, 5000])
     parser.add_argument("--kinds", nargs="*", default=list(clouds.KINDS), help="of hard clouds")
+    solvers = ["wgeo", "POT emd2", "lapx", "scipy"]
+    parser.add_argument("--hard-solvers", nargs="*", default=solvers)
     parser.add_argument("--hard-limit", type=float, default=60, help="seconds each may take")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--limit", type=float, default=900, help="seconds a measurement may take")
@@ -435,9 +432,10 @@ def main() -> None:
             write(outcome, args)
 
         for n in args.hard:
-            answer = hard_clouds(n, args.kinds, args)
+            rows = [row for old in outcome if key_of(old) == (HARD, n) for row in old["rows"]]
+            for answer in hard_clouds(n, rows, args):
+                keep(answer)
             console.print(hard_table(answer))
-            keep(answer)
         if not (args.chain or args.pair or args.large):
             return
         traj = trajectory(args, Path(folder))

@@ -74,7 +74,7 @@ def _hard(record: Record) -> str:
         solvers = list(dict.fromkeys(row["solver"] for row in rows))
         cells = {(row["pair"], row["solver"]): row for row in rows}
         body = [
-            [kind, *(_ahead(cells[kind, solver], cells[kind, "wgeo"]) for solver in solvers)]
+            [kind, *(_ahead(cells.get((kind, s), {}), cells[kind, "wgeo"]) for s in solvers)]
             for kind in dict.fromkeys(row["pair"] for row in rows)
         ]
         head = [f"N = {question['samples']}", *solvers]
@@ -84,7 +84,7 @@ def _hard(record: Record) -> str:
 
 def _ahead(row: Record, wgeo: Record) -> str:
     if "cpu" not in row:
-        return row["skipped"]
+        return str(row.get("skipped", "not run"))
     seconds = f"{row['cpu']:.2g}"
     return f"**{seconds}**" if row["cpu"] < wgeo.get("cpu", 0.0) else seconds
 
