@@ -182,7 +182,8 @@ def test_every_network_is_measured_at_every_block(name, activation, rng):
     net, images = network(name, activation), pictures(rng)
     found = wgeo.collapse(wgeo.trace(net, images))
     names = wgeo.blocks(net, images)
-    assert [layer.name for layer in found.layers] == ["input", "stem", *names]
+    last = ["penultimate"] if name == "vit" else []  # its classifier reads a norm's output
+    assert [layer.name for layer in found.layers] == ["input", "stem", *names, *last]
     assert len(names) == SMALL[name].get("depth", 3)
     for layer in found.layers:
         assert layer.nc1 > 0
@@ -196,7 +197,8 @@ def test_every_network_is_measured_at_every_block(name, activation, rng):
 def test_class_token_is_constant_at_the_stem(rng):
     net, images = network("vit"), pictures(rng)
     found = wgeo.collapse(wgeo.trace(net, images, pool="cls"), bootstrap=5)
-    stem, first, last = found.layers[1:]
+    stem, first, last, penultimate = found.layers[1:]
+    assert penultimate.name == "penultimate"
     assert stem.within == stem.between == 0
     assert stem.undefined["nc1"] == "the class means coincide"
     assert first.nc1 > 0
@@ -242,7 +244,8 @@ def test_streamed_collapse_equals_traced_collapse(name, rng):
         assert found.accuracy == expected.accuracy
         for layer, other in zip(found.layers, expected.layers, strict=True):
             assert (layer.name, layer.stage) == (other.name, other.stage)
-            assert_same(layer, other, rtol=1e-5)  # sums within the network depend on the batch
+            # Sums within the network depend on the batch; a norm's output amplifies the difference.
+            assert_same(layer, other, rtol=1e-4 if layer.name == "penultimate" else 1e-5)
     assert net.training
 
 
@@ -295,7 +298,7 @@ def test_train_and_analyze(arch, pool, activation, loss, analysed, tmp_path):
     assert any(type(part) is act for part in net.module.modules())
     found = wgeo.collapse(wgeo.trace(net, images, pool))
     assert [layer.name for layer in found.layers[:2]] == ["input", "stem"]
-    assert len(found.layers) == 2 + SMALL[arch]["depth"]
+    assert len(found.layers) == 2 + SMALL[arch]["depth"] + (arch == "vit")
     assert found.layers[-1].nc1 > 0
     assert found.progress["nc1"].kendall_tau is not None
     if analysed:

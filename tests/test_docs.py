@@ -230,6 +230,23 @@ def test_measured_tables_match_the_benchmarks(tmp_path: Path) -> None:
     assert "ott" not in text
 
 
+def test_the_table_of_hard_clouds_shows_who_is_ahead() -> None:
+    rows = [
+        {"pair": "circle", "solver": "wgeo", "cpu": 0.5},
+        {"pair": "circle", "solver": "peer", "cpu": 1.0},
+        {"pair": "ties", "solver": "wgeo", "cpu": 0.5},
+        {"pair": "ties", "solver": "peer", "cpu": 0.1},
+        {"pair": "weights", "solver": "wgeo", "cpu": 0.5},
+        {"pair": "weights", "solver": "peer", "skipped": "one size"},
+    ]
+    record = {"questions": [{"title": "hard clouds", "samples": 50, "rows": rows}]}
+    text = measured.TABLES["transport-hard"](record)
+    assert "| circle | 0.5 | 1 |" in text
+    assert "| ties | 0.5 | **0.1** |" in text
+    assert "| weights | 0.5 | one size |" in text
+    assert measured.TABLES["transport"](record) == ""
+
+
 def test_generated_pages_match_the_repository() -> None:
     tables = measured.pages(ROOT / "benchmarks")
     for name, text in tables.items():

@@ -139,10 +139,10 @@ def is_rank_zero() -> bool:
     return launched_world_size() == 1 or os.environ["RANK"] == "0"
 
 
-def shard(n: int, start: int = 0) -> slice:
-    """This process's rows from `start` to n: contiguous, in lengths equal up to one."""
-    rows, me, all_ = n - start, rank(), world_size()
-    return slice(start + rows * me // all_, start + rows * (me + 1) // all_)
+def shard(n: int) -> slice:
+    """This process's part of n rows: contiguous, in lengths equal up to one."""
+    me, all_ = rank(), world_size()
+    return slice(n * me // all_, n * (me + 1) // all_)
 
 
 @overload
