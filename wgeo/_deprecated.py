@@ -106,7 +106,7 @@ def moved_names(package: str, stacklevel: int = 2) -> Callable[[str], Any]:
     """
 
     def find(name: str) -> Any:
-        target = _MOVED[package].get(name)
+        target = _MOVED.get(package, {}).get(name)
         if target is None:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         warnings.warn(

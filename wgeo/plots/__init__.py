@@ -10,9 +10,9 @@
 blindness, vector graphics, no pyplot state.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from .._deprecated import moved_names
+from .._lazy import lazy_names
 from .block_transport import correlation_scores, distances, ot_scores
 from .depth import collapse
 from .evidence import gradient_maps, sample_sizes
@@ -26,6 +26,8 @@ from .style import axes
 
 if TYPE_CHECKING:
     from .animation import flow as flow
+else:  # flow solves transport problems, with torch; figures of a record load without it
+    __getattr__ = lazy_names(__name__, {"flow": "animation"})
 
 __all__ = [
     "axes",
@@ -47,14 +49,3 @@ __all__ = [
     "save",
     "straightness",
 ]
-
-
-if not TYPE_CHECKING:  # or every name would count as defined
-
-    def __getattr__(name: str) -> Any:
-        # flow solves transport problems, with torch; figures of a record load without it.
-        if name == "flow":
-            from .animation import flow
-
-            return flow
-        return moved_names(__name__, stacklevel=3)(name)
