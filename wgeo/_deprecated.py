@@ -91,7 +91,7 @@ _MOVED: dict[str, dict[str, str]] = {
         "series_rows": "wgeo.plots.series.series_rows",
     },
     "wgeo.analysis": {
-        "class_view": "wgeo.analysis.views.class_view",
+        "class_view": "wgeo.trajectory.views.class_view",
         "training_view": "wgeo.analysis.views.training_view",
         "versions": "wgeo.analysis.result.versions",
     },

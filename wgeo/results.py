@@ -83,6 +83,10 @@ class Result(Displayed):
         values = {name: getattr(self, name) for name in (*shown, *self._computed)}
         return {name: plain(v) for name, v in values.items() if not _has_arrays(v)}
 
+    def _record(self) -> dict[str, Any]:
+        """Return the plain values under the keys that they have in the record of an analysis."""
+        return self.to_dict()
+
     def to_pandas(self) -> pd.DataFrame:
         """Return a table; its rows are described in the documentation of the class.
 

@@ -1,4 +1,13 @@
-"""Figures of an analysis: every function takes a record (or an `Analysis`) and returns Axes.
+"""Figures of an analysis: every function takes an `Analysis` (or its record) and returns Axes.
+
+A function that shows one step also takes the result of that step: `collapse` a `Collapse`,
+`straightness` a `Straightness`, `distances` a `Straightness` or `TransportResult`, `class_means` a
+`Trajectory`, `model_errors` a `Comparison`, `sample_sizes` a `BiasCurve`; an error lists what a
+function takes.
+
+With ``ax=None``, the default, a panel is drawn in pyplot's current axes if these are empty; else in
+a new figure, which is pyplot's in a notebook and if pyplot has been imported and opens windows, so
+that a picture appears. A program that only writes files keeps no figure in pyplot.
 
 `figures` writes the whole set at page width. For a paper's column or a slide, draw a panel into
 `axes` of that size and `save` it::
@@ -7,7 +16,7 @@
     plots.save(ax, "nc1.pdf")
 
 ``ax=`` may be any axes. All figures have one style: colours that are distinguishable with colour
-blindness, vector graphics, no pyplot state.
+blindness, and vector graphics.
 """
 
 from typing import TYPE_CHECKING
