@@ -10,8 +10,8 @@ import torchvision
 
 import wgeo
 from wgeo.analysis import Analysis, analyze_trajectory
-from wgeo.analysis.views import class_view
 from wgeo.errors import FeatureError, RecordError, WgeoError
+from wgeo.trajectory.views import class_view
 
 # Of tests that are not about what stands beside the figures.
 PLAIN = {"reference": "none", "brenier": 0, "mufm": False}

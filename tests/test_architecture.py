@@ -13,6 +13,7 @@ import wgeo
 PACKAGE = Path(wgeo.__file__).parent
 FLOW = [
     "_deprecated",
+    "_lazy",
     "text",
     "errors",
     "results",

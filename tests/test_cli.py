@@ -15,6 +15,8 @@ from click.testing import CliRunner
 from wgeo import plots
 from wgeo.cli import main, parse_solver
 from wgeo.errors import ArgumentError
+from wgeo.models.names import SUMMARIES
+from wgeo.models.registry import ARCHS
 
 # Of tests that are not about what stands beside the figures.
 BARE = ("--brenier", "0", "--no-mufm")
@@ -152,6 +154,44 @@ def test_list_commands_print_names(what):
     assert {"archs": "cifar_resnet20", "datasets": "digits", "solvers": "exact"}[what] in run(
         "list", what
     )
+
+
+HEAVY = ("torch", "torchvision", "matplotlib", "sklearn", "scipy", "ot", "geomloss", "pandas")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--help"], "wgeo demo"),
+        (["list", "archs"], "torchvision:resnet18"),
+        (["list", "datasets"], "cifar10"),
+        (["list", "solvers"], "sinkhorn"),
+        (["list", "arch"], "did you mean 'archs'?"),
+        (["analyze", "nope.pt", "--data", "digits", "--out", "o"], "no checkpoint nope.pt"),
+        (["analyze", __file__, "--data", "digts", "--out", "o"], "did you mean 'digits'?"),
+        (["trace", "nope.pt", "--data", "digits", "--store", "o"], "no checkpoint nope.pt"),
+        (["train", "--arch", "mlp", "--data", "nope.zip", "--out", "o"], "'nope.zip'"),
+        (["report", "nope"], "No analysis at nope"),
+    ],
+)
+def test_answers_without_loading_libraries(words, said, tmp_path):
+    """Importing torch alone takes seconds."""
+    script = (
+        f"import sys; sys.argv[1:] = {words}\n"
+        "from wgeo.cli import main\n"
+        "try: main()\n"
+        f"finally: print([name for name in {HEAVY} if name in sys.modules], file=sys.stderr)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert said in done.stdout + done.stderr
+    assert done.stderr.splitlines()[-1] == "[]"
+    assert not list(tmp_path.iterdir())
+
+
+def test_light_lists_name_what_there_is():
+    assert list(SUMMARIES) == list(ARCHS)
 
 
 @pytest.mark.parametrize(

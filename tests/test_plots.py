@@ -303,6 +303,122 @@ def test_given_axes_are_drawn_on_and_returned(panel: Any) -> None:
     assert panel(SimpleNamespace(record=RECORD)).has_data()
 
 
+@pytest.fixture(scope="module")
+def steps() -> dict[str, Any]:
+    """The results of README's steps, by their class."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(60) % 3
+    first = rng.normal(size=(60, 3)) + 2 * labels[:, None]
+    layers = [first, first + 0.3 * rng.normal(size=(60, 3)), 2 * first]
+    traj = wgeo.Trajectory.from_arrays(layers, labels)
+    straight = wgeo.straightness(traj, bootstrap=0)
+    results = [
+        *(traj, straight, straight.blocks[0], straight.segments[0], wgeo.collapse(traj)),
+        *(wgeo.compare(traj), wgeo.wasserstein(traj.first, traj.last)),
+        wgeo.bias_curve(traj.first, traj.last, [20, 40]),
+    ]
+    return {type(result).__name__: result for result in results}
+
+
+DRAWN = {
+    plots.class_means: ["Trajectory"],
+    plots.distances: ["Straightness", "BlockTransport", "TransportResult"],
+    plots.ot_scores: ["Straightness", "BlockTransport"],
+    plots.correlation_scores: ["Straightness", "BlockTransport"],
+    plots.straightness: ["Straightness", "SegmentStraightness"],
+    plots.interpolation_gap: ["Straightness", "SegmentStraightness"],
+    plots.correlation_pairs: ["Straightness", "SegmentStraightness"],
+    plots.collapse: ["Collapse", "Comparison"],
+    plots.model_errors: ["Comparison"],
+    plots.sample_sizes: ["BiasCurve"],
+}
+
+
+@pytest.mark.parametrize("panel", DRAWN, ids=lambda panel: panel.__name__)
+def test_panels_draw_the_results_of_single_steps(panel: Any, steps: dict[str, Any]) -> None:
+    assert set(steps) == set(plots.style.SOURCES)
+    for name, result in steps.items():
+        if name in DRAWN[panel]:
+            ax = panel(result)
+            drawn(ax)
+            assert ax.axison, name
+            assert ax.has_data(), name
+        else:
+            with pytest.raises(ArgumentError, match=f"cannot draw {name}.*wgeo.analyze"):
+                panel(result)
+
+
+def test_a_single_step_is_drawn_like_the_analysis(steps: dict[str, Any]) -> None:
+    depth = wgeo.plots.collapse(steps["Collapse"])
+    found = next(line for line in depth.lines if len(line.get_ydata()) == 3)
+    np.testing.assert_allclose(found.get_ydata(), [la.nc1 for la in steps["Collapse"].layers])
+    result = steps["TransportResult"]
+    ax = plots.distances(result)
+    assert ax.patches[0].get_height() == result.distance
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == [
+        "W2, with the interval that contains it"
+    ]
+
+
+# --- pyplot --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def pyplot(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Pyplot, as if its backend showed figures."""
+    import matplotlib.pyplot as plt
+
+    plt.close("all")
+    monkeypatch.setattr(plt, "get_backend", lambda: "module://matplotlib_inline.backend_inline")
+    yield plt
+    plt.close("all")
+    monkeypatch.undo()
+    del sys.modules["matplotlib.pyplot"]  # other tests are programs without pyplot
+
+
+def test_a_panel_is_shown_by_pyplot_if_that_shows_figures(pyplot: Any) -> None:
+    ax = plots.collapse(RECORD)
+    assert pyplot.gcf() is ax.figure
+    other = plots.distances(RECORD)  # never on top of what is drawn
+    assert other.figure is pyplot.gcf() is not ax.figure
+    assert pyplot.get_fignums() == [1, 2]
+    drawn(other)
+
+
+def test_a_panel_fills_pyplots_current_axes_if_they_are_empty(
+    pyplot: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for backend in ("module://matplotlib_inline.backend_inline", "agg"):
+        monkeypatch.setattr(pyplot, "get_backend", lambda name=backend: name)
+        pyplot.close("all")
+        _, (left, right) = pyplot.subplots(1, 2)
+        pyplot.sca(left)
+        assert plots.collapse(RECORD) is left
+        pyplot.sca(right)
+        assert plots.collapse(RECORD, "cdnv") is right
+        pyplot.close("all")
+        polar = pyplot.subplot(projection="polar")
+        assert plots.collapse(RECORD) is not polar
+
+
+def test_figures_for_files_have_no_pyplot_state(
+    pyplot: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, ax = pyplot.subplots()
+    given = Figure().add_subplot()
+    assert plots.collapse(RECORD, ax=given) is given
+    for plot in catalogue(RECORD):
+        plot.draw()
+    plots.axes("column")
+    assert pyplot.get_fignums() == [1]
+    assert not ax.has_data()
+    monkeypatch.setattr(pyplot, "get_backend", lambda: "Agg")  # a script that writes files
+    ax.plot([0, 1])
+    for _ in range(30):
+        plots.distances(RECORD)
+    assert pyplot.get_fignums() == [1]
+
+
 def test_every_panel_is_tested() -> None:
     assert set(plots.__all__) == {*PANELS, *SERIES, *OTHERS}
 

@@ -321,7 +321,7 @@ def test_slider_contains_views_without_markup() -> None:
 
 
 def test_an_analysis_puts_samples_of_every_class_in_view(rng: np.random.Generator) -> None:
-    from wgeo.analysis.views import class_view
+    from wgeo.trajectory.views import class_view
 
     labels = np.repeat([2, 5, 7], 120)
     layers = [rng.normal(size=(360, 6)) * scale for scale in (1e-3, 2e-3)]

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import importlib
 import json
+import re
 from dataclasses import dataclass, is_dataclass
 from html.parser import HTMLParser
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -115,6 +118,17 @@ def test_the_text_names_what_a_reader_looks_for(shown):
     page = shown["analysis"]._repr_html_()
     for sentence in shown["analysis"].record["verdict"]:
         assert sentence["words"][:20] in page
+
+
+def test_an_analysis_shows_two_figures_in_a_notebook(shown):
+    page = shown["analysis"]._repr_html_()
+    pictures = re.findall(r'src="data:image/svg\+xml;base64,([^"]+)"', page)
+    assert len(pictures) == 2
+    for picture in pictures:
+        root = ElementTree.fromstring(base64.b64decode(picture))
+        assert root.tag.endswith("svg")
+        assert len(list(root.iter("{http://www.w3.org/2000/svg}path"))) > 20
+    assert len(page) < 400_000
 
 
 def test_an_analysis_gives_its_layers_blocks_and_segments(shown):

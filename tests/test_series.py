@@ -14,11 +14,12 @@ import wgeo
 from wgeo import plots, report
 from wgeo.analysis import Series
 from wgeo.analysis.verdict import against_network
-from wgeo.analysis.views import class_view, training_view
+from wgeo.analysis.views import training_view
 from wgeo.errors import ArgumentError, RecordError
 from wgeo.models import untrained
 from wgeo.plots.composed import catalogue
 from wgeo.trajectory import Trajectory
+from wgeo.trajectory.views import class_view
 
 # Of tests that are not about what stands beside the figures.
 PLAIN = {"bootstrap": 0, "reference": "none", "brenier": 0, "mufm": False}

@@ -22,6 +22,7 @@ import wgeo
 from wgeo import plots
 from wgeo.analysis import Analysis, Series
 from wgeo.cli import main, tables
+from wgeo.cli.fitting import Column, fitted
 from wgeo.cli.root import command, say
 from wgeo.errors import ArgumentError, DependencyError, WgeoError, WgeoWarning
 from wgeo.plots.composed import catalogue
@@ -56,12 +57,12 @@ class Tty(io.StringIO):
         return True
 
 
-def shown(draw, tty):
+def shown(draw, tty, width=400):
     """What is written on a terminal, or into a pipe, by what prints on a `Terminal`."""
     out = Tty() if tty else io.StringIO()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sys.stdout", out)
-        patch.setenv("COLUMNS", "400")
+        patch.setenv("COLUMNS", str(width))
         patch.setenv("TERM", "xterm")
         draw()
     return out.getvalue()
@@ -128,6 +129,50 @@ def test_tables_and_verdicts_are_text(name, tty):
     series["axis"] = "name"
     said = shown(lambda: tables.print_series(Series(series)), tty)
     assert is_text(said, styled=tty)
+
+
+@pytest.mark.parametrize("width", [30, 80, 130])
+def test_tables_never_cut_a_number(width):
+    record = sample_record()
+    said = shown(lambda: tables.print_analysis(Analysis(record)), True, width)
+    assert "…" not in said
+    for block in record["blocks"]:
+        assert re.search(rf"\b{block['distance']:.4g}\b", said)
+    origin = record["provenance"]
+    for what in (origin["data"], f"accuracy {record['accuracy']:.3f} (guessing 0.100"):
+        assert what in said
+    series = Series(sample_series(3))
+    said = shown(lambda: tables.print_series(series), True, width)
+    assert "…" not in said
+    for row in series.record["analyses"]:
+        assert f"{row['layers'][-1]['collapse']['nc1']:.4g}" in said
+
+
+def test_a_narrow_table_says_what_it_leaves_out():
+    said = shown(lambda: tables.print_analysis(Analysis(sample_record())), False, 80)
+    table, note = said.split("└")
+    assert "interval" in table
+    assert "Left out" not in note
+    said = shown(lambda: tables.print_analysis(Analysis(sample_record())), True, 80)
+    table, note = re.sub(r"\x1b\[[\d;]*m", "", said).split("└")
+    assert "interval" not in table
+    assert "Left out at a width of 80 columns: interval, OT centred." in " ".join(note.split())
+
+
+WORDS = st.text("abc.", min_size=1, max_size=30)
+
+
+@given(
+    st.lists(st.tuples(WORDS, st.floats(0, 1e9), st.integers(0, 3)), min_size=1, max_size=8),
+    st.integers(12, 120),
+)
+def test_no_width_cuts_a_number(columns, width):
+    made = [Column("name", ["a.long.name.of.a.layer", "b"], names=True)]
+    made += [Column(name, [f"{value:.6g}"] * 2, priority) for name, value, priority in columns]
+    said = shown(lambda: Terminal(width).print(fitted(made, width)), True, width)
+    assert "…" not in said
+    for column in made[1:]:
+        assert column.priority or column.cells[0] in said.replace("\n  ", " ")
 
 
 @pytest.mark.parametrize("name", HOSTILE)

@@ -256,7 +256,10 @@ class TestKnownAnswers:
 
 class TestDoor:
     def test_different_widths(self):
-        with pytest.raises(FeatureError, match=r"x has 3 features and y has 5.*pool.*embed"):
+        with pytest.raises(
+            FeatureError,
+            match=r"x has 3 features and y has 5.*traj.segments.*traj.embedded\('pad'\)",
+        ):
             wasserstein(np.zeros((4, 3)), np.zeros((4, 5)))
 
     @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])

@@ -5,10 +5,9 @@ Names load on first use, so that ``import wgeo`` and ``wgeo --help`` answer at o
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from ._deprecated import moved_names
+from ._lazy import lazy_names
 
 if TYPE_CHECKING:
     from . import analysis as analysis
@@ -92,15 +91,7 @@ __all__ = ["__version__", *sorted((*_HOME, *_PACKAGES))]
 
 
 if not TYPE_CHECKING:  # or every name would count as defined
-
-    def __getattr__(name: str) -> Any:
-        if name in _PACKAGES:
-            return importlib.import_module(f".{name}", __name__)
-        if name not in _HOME:
-            return moved_names(__name__, stacklevel=3)(name)
-        value = getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
-        globals()[name] = value
-        return value
+    __getattr__ = lazy_names(__name__, _HOME)
 
 
 def __dir__() -> list[str]:

@@ -91,7 +91,7 @@ _MOVED: dict[str, dict[str, str]] = {
         "series_rows": "wgeo.plots.series.series_rows",
     },
     "wgeo.analysis": {
-        "class_view": "wgeo.analysis.views.class_view",
+        "class_view": "wgeo.trajectory.views.class_view",
         "training_view": "wgeo.analysis.views.training_view",
         "versions": "wgeo.analysis.result.versions",
     },
@@ -106,7 +106,7 @@ def moved_names(package: str, stacklevel: int = 2) -> Callable[[str], Any]:
     """
 
     def find(name: str) -> Any:
-        target = _MOVED[package].get(name)
+        target = _MOVED.get(package, {}).get(name)
         if target is None:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         warnings.warn(

@@ -42,6 +42,11 @@ class Displayed:
         """Return a title and the values of a small curve for notebooks; none by default."""
         return "", ()
 
+    def _pictures(self) -> Sequence[str]:
+        """Return small figures for notebooks as HTML, by default `_curve`."""
+        title, values = self._curve()
+        return [_curve(title, values)] if len(values) > 1 else []
+
     def _sentences(self) -> Sequence[str]:
         """Return sentences that are shown in notebooks only; none by default."""
         return ()
@@ -63,8 +68,7 @@ class Displayed:
         parts = [f"<p><b>{name}</b>: {_escaped(self._description())}</p>"]
         sentences = "".join(f"<li>{_escaped(each)}</li>" for each in self._sentences())
         parts += [f"<ul>{sentences}</ul>"] if sentences else []
-        title, values = self._curve()
-        parts += [_curve(title, values)] if len(values) > 1 else []
+        parts += self._pictures()
         parts += _html_table(self._rows())
         return "<div>" + "".join(parts) + "</div>"
 
@@ -82,6 +86,10 @@ class Result(Displayed):
         shown = [f.name for f in fields(self) if f.repr]  # type: ignore[arg-type]
         values = {name: getattr(self, name) for name in (*shown, *self._computed)}
         return {name: plain(v) for name, v in values.items() if not _has_arrays(v)}
+
+    def _record(self) -> dict[str, Any]:
+        """Return the plain values under the keys that they have in the record of an analysis."""
+        return self.to_dict()
 
     def to_pandas(self) -> pd.DataFrame:
         """Return a table; its rows are described in the documentation of the class.

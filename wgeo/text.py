@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import os
+from collections.abc import Iterable
 
 
 def printable(name: str | os.PathLike[str], limit: int | None = 100) -> str:
@@ -15,3 +17,10 @@ def printable(name: str | os.PathLike[str], limit: int | None = 100) -> str:
     start = text if limit is None else text[: limit + 1]
     plain = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in start)
     return plain if limit is None or len(plain) <= limit else plain[: limit - 3] + "..."
+
+
+def suggestion(word: str, names: Iterable[str]) -> str:
+    """Return `` (did you mean ...?)`` with the closest of `names`, or an empty text."""
+    folded = {name.lower(): name for name in names}
+    close = difflib.get_close_matches(word.lower(), folded, n=3, cutoff=0.6)
+    return f" (did you mean {' or '.join(repr(folded[each]) for each in close)}?)" if close else ""

@@ -8,11 +8,29 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .._deprecated import moved_names
-from .pipeline import analyze, analyze_trajectory
-from .result import Analysis
-from .series import Series
-from .verdict import THRESHOLDS, Sentence, sentences
+from .._lazy import lazy_names
+
+if TYPE_CHECKING:
+    from .pipeline import analyze as analyze
+    from .pipeline import analyze_trajectory as analyze_trajectory
+    from .result import Analysis as Analysis
+    from .series import Series as Series
+    from .verdict import THRESHOLDS as THRESHOLDS
+    from .verdict import Sentence as Sentence
+    from .verdict import sentences as sentences
+else:
+    __getattr__ = lazy_names(
+        __name__,
+        {
+            "Analysis": "result",
+            "Sentence": "verdict",
+            "Series": "series",
+            "THRESHOLDS": "verdict",
+            "analyze": "pipeline",
+            "analyze_trajectory": "pipeline",
+            "sentences": "verdict",
+        },
+    )
 
 __all__ = [
     "THRESHOLDS",
@@ -23,6 +41,3 @@ __all__ = [
     "analyze_trajectory",
     "sentences",
 ]
-
-if not TYPE_CHECKING:  # or every name would count as defined
-    __getattr__ = moved_names(__name__)

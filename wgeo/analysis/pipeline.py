@@ -24,13 +24,13 @@ from ..neural_collapse import collapse
 from ..runtime import processes
 from ..storage.records import SCHEMA, as_json
 from ..trajectory import Trajectory, as_trajectory
+from ..trajectory.views import class_view
 from ..transport import Exact, chain
 from .controls import brenier_test, checked_reference, over_images, reference_test
 from .fresh import fresh_networks
 from .result import Analysis, versions
 from .trust import copies_in, trust_of
 from .verdict import NO_COMMON_SPACE, THRESHOLDS, sentences
-from .views import class_view
 
 _MAX_WORK = 1e10  # multiplications for the intervals of collapse: about 20 s on one core
 

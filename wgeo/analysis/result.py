@@ -5,14 +5,17 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from matplotlib.axes import Axes
 
-from .. import report
+from .. import plots, report
+from ..plots.files import data_uri
 from ..results import Result
 from ..storage.records import ANALYSIS, read_record
 from ..trajectory import Trajectory
@@ -117,8 +120,16 @@ class Analysis(Result):
     def _sentences(self) -> list[str]:
         return [sentence["words"] for sentence in self.record["verdict"]]
 
-    def _curve(self) -> tuple[str, list[float | None]]:
-        return "NC1 from layer to layer", [layer["collapse"].get("nc1") for layer in self.layers]
+    def _pictures(self) -> list[str]:
+        panels: dict[str, Callable[..., Axes]] = {
+            "Straightness of every segment": plots.straightness,
+            "NC1 from layer to layer": plots.collapse,
+        }
+        drawn = {
+            title: data_uri(panel(self.record, ax=plots.axes("column")))
+            for title, panel in panels.items()
+        }
+        return [f'<img alt="{t}" style="width:48%" src="{uri}"/>' for t, uri in drawn.items()]
 
 
 def _layer_row(layer: dict[str, Any], block: dict[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import click
 from ..errors import ArgumentError
 from ..runtime.processes import is_rank_zero, launched_world_size, on_rank_zero
 from .gathering import folder_names, gather
-from .job import Job
+from .job import Job, require_inputs
 from .options import data_options, measuring_options, network_options, reading_options
 from .root import SEED, as_typed, command, lock_folder, say, with_flags
 
@@ -99,10 +99,9 @@ def analyze(
     `torchrun --nproc-per-node=N --no-python wgeo analyze ...` runs one analysis in N processes,
     each on its own GPU if available; if stopped, it resumes from the stored features.
     """
-    from ..analysis.saving import claim
-
     if launched_world_size() > 1 and len(checkpoints) > 1:
         on_rank_zero(_refuse_several)
+    require_inputs(checkpoints, ctx.params["source"])
     if store is not None and Path(checkpoints[0]).is_dir():
         raise ArgumentError(
             f"{checkpoints[0]} already holds stored features; --store is for checkpoints."
@@ -116,10 +115,10 @@ def analyze(
     if len(jobs_by_name) > 1:
         if store is not None:
             raise ArgumentError("--store is for a single checkpoint; there are several.")
-        if missing := [path for path in checkpoints if not Path(path).exists()]:
-            raise ArgumentError(f"There is no checkpoint {', '.join(missing[:5])}.")
         gather(jobs_by_name, folder, processes=jobs, with_report=with_report)
         return
+    from ..analysis.saving import claim
+
     on_rank_zero(lambda: claim(folder, with_report=with_report))
     (job,) = jobs_by_name.values()
     if store is None and launched_world_size() > 1:
@@ -158,11 +157,15 @@ def job_of(ctx: click.Context, target: str) -> Job:
 @click.option("--pdf", is_flag=True, help="Also write RUN/report/report.pdf; needs TeX.")
 def report(runs: tuple[Path, ...], out: Path | None, open_it: bool, pdf: bool) -> None:
     """(Re)build the Sphinx report of a saved analysis, or one that compares several."""
+    from ..storage.records import SERIES, kind_of, read_record
+
+    for run in runs:
+        read_record(run, kind_of(run))  # before libraries are loaded, which takes seconds
+
     from .. import report as reports
     from ..analysis import Series
     from ..analysis.saving import claim
     from ..report.building import engine
-    from ..storage.records import SERIES
 
     if pdf:
         engine()  # a missing engine is an error before any work

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+import os
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -152,6 +153,24 @@ class Job:
         return load_checkpoint(
             path, arch, num_classes, trust=bool(trust), prefix=prefix, container=container
         )
+
+
+def require_inputs(checkpoints: Iterable[str], source: str | None) -> None:
+    """Refuse paths that do not exist before libraries are loaded, which takes seconds.
+
+    Raises
+    ------
+    CheckpointError, DataError
+        There is no such checkpoint, or no such data set.
+    """
+    from ..checkpoints.locating import checked_path, shown
+    from ..data.names import locate
+
+    for path in checkpoints:
+        if not os.path.exists(path):
+            checked_path(path, shown(path))  # raises an error that says what is wrong
+    if source is not None:
+        locate(source)
 
 
 def split_names(layers: str | None) -> list[str] | None:

@@ -5,24 +5,24 @@ from __future__ import annotations
 import click
 
 from .options import SOLVERS
-from .root import command, say
+from .root import Choice, command, say
 
 
 @command("list", "List architectures, data sets or solvers.", "wgeo list archs")
-@click.argument("what", type=click.Choice(["archs", "datasets", "solvers"]))
+@click.argument("what", type=Choice(["archs", "datasets", "solvers"]))
 def list_(what: str) -> None:
     """List the architectures, data sets or solvers that wgeo knows."""
     if what == "archs":
-        from ..models.registry import ARCHS
+        from ..models.names import SUMMARIES
 
-        rows = [(arch.name, arch.summary) for arch in ARCHS.values()]
-        rows += [
+        rows = [
+            *SUMMARIES.items(),
             ("torchvision:NAME", "any torchvision classification ResNet, as torchvision:resnet18"),
             ("timm:NAME", "any timm model, if timm is installed"),
             ("package.module:factory", "your own function that returns the network"),
         ]
     elif what == "datasets":
-        from ..data.named import NAMES
+        from ..data.names import NAMES
 
         download = "downloaded by torchvision into ./data or $WGEO_DATA"
         bundled = "8 x 8 handwritten digits, with scikit-learn; no download"

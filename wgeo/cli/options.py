@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from ..errors import ArgumentError
-from .root import SEED, F, settings_of
+from .root import SEED, Choice, F, settings_of
 
 SOLVERS = {
     "exact": "W2 itself, with a certificate",
@@ -72,7 +72,7 @@ def reading_options(function: F) -> F:
         ),
         click.option(
             "--tap",
-            type=click.Choice(["post", "pre"]),
+            type=Choice(["post", "pre"]),
             default="post",
             show_default=True,
             help="Read a block's features after or before its last activation.",

@@ -29,7 +29,7 @@ from ..runtime.processes import (
 )
 from ..runtime.progress import show_progress
 from ..storage.files import locked
-from ..text import printable
+from ..text import printable, suggestion
 
 F = TypeVar("F", bound=Callable[..., Any])
 SEED = click.IntRange(min=0)
@@ -83,6 +83,17 @@ def _flags(option: click.Parameter, value: str) -> str | None:
     values = parsed if isinstance(parsed, list | tuple) else [parsed]
     text = ",".join("..." if each is ... else str(each) for each in values)
     return f"{name} {shlex.quote(text)}" if value else name
+
+
+class Choice(click.Choice):  # type: ignore[type-arg]  # generic since click 8.2 only
+    """A choice whose error suggests the closest names."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        try:
+            return super().convert(value, param, ctx)
+        except click.BadParameter as error:
+            close = suggestion(str(value), self.choices)
+            self.fail(f"{error.message.removesuffix('.')}{close}.", param, ctx)
 
 
 class Command(click.Command):

@@ -10,6 +10,7 @@ from rich.text import Text
 
 from ..plots.models import TERMS
 from ..runtime.terminal import Terminal
+from .fitting import Column, fitted
 
 COLUMNS = {
     "nc1": "NC1",
@@ -26,8 +27,8 @@ def print_solution(record: Mapping[str, Any]) -> None:
     """Print the objective and its minimum, a row per layer, and the certificate."""
     console = Terminal(100)
     console.print(_headline(record))
-    for table in (_objective(record), _layers(record)):
-        console.print(table)
+    console.print(_objective(record))
+    console.print(fitted(_layers(record), console.width, title="Collapse, 0 if complete"))
     for line in _verdict(record):
         console.print(line, soft_wrap=not console.is_terminal)
 
@@ -63,7 +64,7 @@ def _objective(record: Mapping[str, Any]) -> Table:
     return table
 
 
-def _layers(record: Mapping[str, Any]) -> Table:
+def _layers(record: Mapping[str, Any]) -> list[Column]:
     curve = record["curve"]
     weights = "deep" in curve[0]  # not for MUFM
     deep = DEEP if weights and len(curve) > 1 else {}
@@ -72,15 +73,18 @@ def _layers(record: Mapping[str, Any]) -> Table:
         for key, name in COLUMNS.items()
         if any(layer["collapse"].get(key) is not None for layer in curve)
     }
-    table = Table(title="Collapse, 0 if complete", title_justify="left")
-    table.add_column("features into" if weights else "layer", no_wrap=True)
-    for name in [*columns.values(), *deep.values()]:
-        table.add_column(name, justify="right", no_wrap=True)
-    for index, layer in enumerate(curve):
-        cells = [_cell(layer["collapse"].get(key)) for key in columns]
-        cells += [_cell(layer["deep"][key]) for key in deep]
-        table.add_row(f"W{index + 1}" if weights else str(index), *cells)
-    return table
+    names = [f"W{k + 1}" if weights else str(k) for k in range(len(curve))]
+    return [
+        Column("features into" if weights else "layer", names, names=True),
+        *(
+            Column(name, [_cell(layer["collapse"].get(key)) for layer in curve], int(k > 1))
+            for k, (key, name) in enumerate(columns.items())
+        ),
+        *(
+            Column(name, [_cell(layer["deep"][key]) for layer in curve])
+            for key, name in deep.items()
+        ),
+    ]
 
 
 def _verdict(record: Mapping[str, Any]) -> list[str]:

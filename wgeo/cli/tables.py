@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
-
-from rich.table import Table
 
 from ..analysis import Analysis, Series
 from ..analysis.verdict import few_samples_note
 from ..checkpoints.provenance import describe_reading
 from ..plots.series import series_rows
 from ..runtime.terminal import Terminal
+from .fitting import Column, fitted
 
 _PIPED = 110  # columns if the output is not a terminal
 _ARCH_SOURCES = {  # how an architecture was determined that the user did not name
@@ -38,7 +37,11 @@ def print_analysis(analysis: Analysis, rephrase: Callable[[str], str] = str) -> 
         console.print(line, soft_wrap=True)
     into = {block["target"]: block for block in record["blocks"]}
     rows = [(layer, into.get(layer["name"])) for layer in record["layers"]]
-    console.print(_fitting(_columns(record), rows, console.width, _caption(record)))
+    columns = [
+        Column(name, [show(*row) for row in rows], priority, names=name == "layer")
+        for name, show, priority in _columns(record)
+    ]
+    console.print(fitted(columns, console.width, caption=_caption(record)))
     for sentence in record["verdict"]:
         mark = _MARKS.get(sentence.get("strength"), "-")
         console.print(f"{mark} {rephrase(sentence['words'])}", soft_wrap=not console.is_terminal)
@@ -99,7 +102,7 @@ def _correlation(_: Row, block: Row | None) -> str:
     return text if block.get("power") else f"({text})"
 
 
-# Name, cell of a row, and priority: a narrow terminal drops the columns with the highest number.
+# Name, cell of a row, and priority (see `fitting.Column`).
 _COLUMNS: tuple[tuple[str, Callable[[Row, Row | None], str], int], ...] = (
     ("layer", lambda layer, _: layer["name"], 0),
     ("W2", _block("distance"), 0),
@@ -131,77 +134,49 @@ def _caption(record: Row) -> str:
     return _CAPTION + few_samples_note(record.get("trust") or {})
 
 
-def _fitting(
-    columns: Sequence[tuple[str, Callable[[Row, Row | None], str], int]],
-    rows: Sequence[tuple[Row, Row | None]],
-    width: int,
-    caption: str,
-) -> Table:
-    """Return a table of the columns that fit a terminal; numbers are never cut."""
-    shown = list(columns)
-    while True:
-        cells = [[show(*row) for _, show, _ in shown] for row in rows]
-        names = [name for name, _, _ in shown]
-        needed = (
-            sum(max(map(len, column)) for column in zip(names, *cells, strict=True))
-            + 3 * len(shown)
-            + 1
-        )
-        least = max(priority for _, _, priority in shown)
-        if needed <= width or least == 0:
-            break
-        shown = [column for column in shown if column[2] < least]
-    table = Table(caption=caption, caption_justify="left")
-    for name in names:
-        first = name == names[0]
-        table.add_column(
-            name,
-            justify="left" if first else "right",
-            no_wrap=not first,
-            overflow="fold",
-        )
-    for line in cells:
-        table.add_row(*line)
-    return table
-
-
 def print_series(series: Series) -> None:
     """Print a row per analysis and segment."""
     by_epoch = series.record["axis"] == "epoch"
-    table = Table(title="Side by side", title_justify="left", caption_justify="left")
-    first = "epoch" if by_epoch else "name"
     rows = series_rows(series)
+    repeated = [k > 0 and row["name"] == rows[k - 1]["name"] for k, row in enumerate(rows)]
+
+    def column(
+        name: str, show: Callable[[Row], str], priority: int = 0, *, once: bool = False
+    ) -> Column:
+        """Return a column; with `once`, only the first row of each analysis has a cell."""
+        cells = [
+            "" if once and again else show(row) for row, again in zip(rows, repeated, strict=True)
+        ]
+        return Column(name, cells, priority, names=name in ("name", "segment"))
+
+    def value(key: str, form: str = "{:.2f}") -> Callable[[Row], str]:
+        return lambda row: _cell(row[key], form)
+
     runs = ", ".join(str(k) for k in sorted({row["runs"] for row in rows if row["runs"]}))
-    over = () if by_epoch or not runs else (f"over k = {runs}",)
-    head = ("segment", "accuracy", "length ratio", "centred", *over, "sqrt B", "corr.", "NC1, last")
-    for name in (first, *head, "tau of NC1"):
-        left = name in ("name", "segment")
-        table.add_column(
-            name, justify="left" if left else "right", overflow="fold", no_wrap=not left
-        )
-    before = None
-    for row in rows:
-        repeated = row["name"] == before
-        before = row["name"]
-        table.add_row(
-            "" if repeated else str(row[first]),
-            row["segment"],
-            "" if repeated else _cell(row["accuracy"], "{:.3f}"),
-            _with_interval(row, "length_ratio"),
-            _cell(row["length_ratio_centred"], "{:.2f}"),
-            *(_cell(row["length_over_runs_centred"], "{:.2f}") for _ in over),
-            _cell(row["sqrt_moving_blocks"], "{:.2f}"),
-            _bracketed_unless(row["power"], _cell(row["corr_score"], "{:.4f}")),
-            "" if repeated else _cell(row["nc1"]),
-            "" if repeated else _cell(row["tau"], "{:+.2f}"),
-        )
-    table.caption = (
+    over = not by_epoch and bool(runs)
+    first = "epoch" if by_epoch else "name"
+    columns = [
+        column(first, lambda row: str(row[first]), once=True),
+        column("segment", lambda row: row["segment"]),
+        column("accuracy", value("accuracy", "{:.3f}"), 1, once=True),
+        column("length ratio", lambda row: _with_interval(row, "length_ratio")),
+        column("centred", value("length_ratio_centred"), 2),
+        *([column(f"over k = {runs}", value("length_over_runs_centred"), 2)] if over else []),
+        column("sqrt B", value("sqrt_moving_blocks"), 3),
+        column(
+            "corr.", lambda row: _bracketed_unless(row["power"], _cell(row["corr_score"], "{:.4f}"))
+        ),
+        column("NC1, last", value("nc1", "{:.4g}"), once=True),
+        column("tau of NC1", value("tau", "{:+.2f}"), 3, once=True),
+    ]
+    caption = (
         "over k: the centred length over k runs of blocks, to compare networks of different depth. "
-        * bool(over)
+        * over
         + "sqrt B: the length ratio that orthogonal steps of the same sizes would have. corr. in "
         "brackets: not clearly above that of null maps."
     )
-    Terminal(130).print(table)
+    terminal = Terminal(130)
+    terminal.print(fitted(columns, terminal.width, title="Side by side", caption=caption))
 
 
 def _bracketed_unless(certain: Any, text: str) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from ..runtime.processes import is_rank_zero
-from .job import split_names
+from .job import require_inputs, split_names
 from .options import data_options, network_options, reading_options
 from .root import command, say
 
@@ -62,6 +62,8 @@ def trace(
     If it is killed or the disk is full, the same command resumes and produces the same bytes. Open
     the result with `wgeo analyze DIR` or `wgeo.Trajectory.load(DIR)`.
     """
+    require_inputs([checkpoint], source)
+
     from ..checkpoints import load_checkpoint
     from ..data import load_images
     from ..features import trace as follow

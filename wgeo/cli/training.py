@@ -7,7 +7,8 @@ from typing import Any
 
 import click
 
-from .root import SEED, command, lock_folder, number, say, settings_of
+from .job import require_inputs
+from .root import SEED, Choice, command, lock_folder, number, say, settings_of
 
 
 @command(
@@ -28,14 +29,14 @@ from .root import SEED, command, lock_folder, number, say, settings_of
 @click.option("--weight-decay", default=5e-4, show_default=True)
 @click.option(
     "--decayed",
-    type=click.Choice(["all", "unnormalized"]),
+    type=Choice(["all", "unnormalized"]),
     default="all",
     show_default=True,
     help="unnormalized: no weight decay on convolutions followed by a batch norm.",
 )
 @click.option(
     "--precision",
-    type=click.Choice(["float32", "bfloat16"]),
+    type=Choice(["float32", "bfloat16"]),
     default="float32",
     show_default=True,
     help="Precision of the training steps; bfloat16 is faster.",
@@ -43,20 +44,20 @@ from .root import SEED, command, lock_folder, number, say, settings_of
 @click.option("--batch-size", default=128, show_default=True)
 @click.option(
     "--schedule",
-    type=click.Choice(["cosine", "onecycle", "constant"]),
+    type=Choice(["cosine", "onecycle", "constant"]),
     default="cosine",
     show_default=True,
 )
-@click.option("--loss", type=click.Choice(["ce", "mse"]), default="ce", show_default=True)
+@click.option("--loss", type=Choice(["ce", "mse"]), default="ce", show_default=True)
 @click.option(
     "--activation",
-    type=click.Choice(["relu", "leaky_relu", "tanh", "sigmoid", "silu"]),
+    type=Choice(["relu", "leaky_relu", "tanh", "sigmoid", "silu"]),
     default="relu",
     show_default=True,
 )
 @click.option(
     "--classifier",
-    type=click.Choice(["learned", "etf", "etf-keep"]),
+    type=Choice(["learned", "etf", "etf-keep"]),
     default="learned",
     show_default=True,
     help="etf: fixed to a simplex ETF, one feature per class; etf-keep: fixed, same width.",
@@ -107,6 +108,8 @@ def train(
     Writes OUT/checkpoints/epoch-*.pt and OUT/history.json. Training by SGD with momentum continues
     after training accuracy 1: neural collapse happens then.
     """
+    require_inputs((), source)
+
     from ..data import load_images
     from ..training import train as fit
 

@@ -11,7 +11,7 @@ import click
 
 from ..errors import ArgumentError
 from ..storage.ownership import claim, owned
-from .root import CONTEXT, SEED, F, as_typed, command, lock_folder, main, number, say
+from .root import CONTEXT, SEED, Choice, F, as_typed, command, lock_folder, main, number, say
 
 DECAY = {"weight_decay": 5e-3, "feature_decay": 5e-4}
 
@@ -84,7 +84,7 @@ def search_options(restarts: str, *, methods: tuple[str, ...], help_: str) -> An
             function,
             click.option(
                 "--method",
-                type=click.Choice(methods),
+                type=Choice(methods),
                 default="auto",
                 show_default=True,
                 help=help_,
@@ -190,9 +190,7 @@ def mse(bias: str, **settings: Any) -> None:
 @click.option("--layers", default=3, show_default=True, help="Number L of weight matrices.")
 @decay_options(layers=True)
 @bias_option("none")
-@click.option(
-    "--activation", type=click.Choice(["relu", "linear"]), default="relu", show_default=True
-)
+@click.option("--activation", type=Choice(["relu", "linear"]), default="relu", show_default=True)
 @search_options(
     "10",
     methods=(*PLAIN, "lower-rank"),
@@ -255,10 +253,10 @@ def deep(
 )
 @click.option("--feature-decay", default=0.0, show_default=True, help="lambda_H of the last layer.")
 @bias_option("none")
-@click.option("--loss", type=click.Choice(["mse", "ce"]), default="mse", show_default=True)
+@click.option("--loss", type=Choice(["mse", "ce"]), default="mse", show_default=True)
 @click.option(
     "--coupling",
-    type=click.Choice(["trajectory", "class", "free"]),
+    type=Choice(["trajectory", "class", "free"]),
     default="trajectory",
     show_default=True,
     help="The input that each feature is tied to.",

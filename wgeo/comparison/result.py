@@ -156,6 +156,9 @@ class Comparison(Result):
     held_out_given: HeldOut = HeldOut()
     skipped: str = ""
 
+    def _record(self) -> dict[str, Any]:
+        return {**self.to_dict(), "layers": [layer.to_dict() for layer in self.network]}
+
     def to_dict(self) -> dict[str, Any]:
         """The record's ``geodesic_model``, ``mufm``, ``mufm_given`` and ``ufm``."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import math
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ from jaxtyping import Float, Int
 from ..arrays.rows import LazyRows, copies_of
 from ..errors import ArgumentError, DataError
 from ..results import Displayed
+from ..text import suggestion
 
 
 @dataclass(frozen=True)
@@ -125,12 +125,6 @@ def normalization(spec: str | Normalization | None) -> Normalization:
             f"{', '.join(PRESETS)}, or pass 'mean,...;std,...' such as '0.5,0.5,0.5;0.2,0.2,0.2'."
         ) from None
     return Normalization(mean, std, spec)
-
-
-def suggestion(word: str, names: object) -> str:
-    """Return `` (did you mean ...?)`` if one of `names` is close to `word`, else an empty text."""
-    close = difflib.get_close_matches(word.lower(), list(names), n=1)  # type: ignore[call-overload]
-    return f" (did you mean {close[0]!r}?)" if close else ""
 
 
 @dataclass(frozen=True, eq=False, repr=False)

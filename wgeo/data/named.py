@@ -13,18 +13,9 @@ import numpy as np
 import torch
 
 from ..errors import DataError
+from .names import TORCHVISION
 from .source import Source, balanced, from_array, scaled
 
-# torchvision's class, its splits, and the place of its files under the root.
-_TORCHVISION = {
-    "mnist": ("MNIST", ("train", "test"), "MNIST/raw/"),
-    "fashion_mnist": ("FashionMNIST", ("train", "test"), "FashionMNIST/raw/"),
-    "cifar10": ("CIFAR10", ("train", "test"), "cifar-10-batches-py/"),
-    "cifar100": ("CIFAR100", ("train", "test"), "cifar-100-python/"),
-    "svhn": ("SVHN", ("train", "test", "extra"), "train_32x32.mat, test_32x32.mat"),
-    "stl10": ("STL10", ("train", "test"), "stl10_binary/"),
-}
-NAMES = ("digits", *_TORCHVISION)
 _TIMEOUT = 10.0  # seconds without an answer after which a download is aborted
 
 
@@ -41,7 +32,7 @@ def open_svhn(path: Path, split: str | None) -> Source:
     DataError
         The split does not exist, or its file differs from the published one.
     """
-    available = [each for each in _TORCHVISION["svhn"][1] if (path / f"{each}_32x32.mat").is_file()]
+    available = [each for each in TORCHVISION["svhn"][1] if (path / f"{each}_32x32.mat").is_file()]
     if split not in (None, "all", *available):
         raise DataError(f"{path} has no split {split!r}; it has {', '.join(map(repr, available))}.")
     selected = available if split in (None, "all") else [str(split)]
@@ -49,8 +40,8 @@ def open_svhn(path: Path, split: str | None) -> Source:
 
 
 def open_named(name: str, split: str | None, root: str | os.PathLike[str] | None) -> Source:
-    """Open one of `NAMES`; ``all`` (or None) joins training and test set, in this order."""
-    splits = ("train", "test") if name == "digits" else _TORCHVISION[name][1]
+    """Open one of `names.NAMES`; ``all`` (or None) joins training and test set, in this order."""
+    splits = ("train", "test") if name == "digits" else TORCHVISION[name][1]
     if split not in (None, "all", *splits):
         raise DataError(f"{name} has no split {split!r}; choose from {', '.join(splits)} and all.")
     selected = ("train", "test") if split in (None, "all") else (str(split),)
@@ -87,7 +78,7 @@ def _digits(split: str) -> Part:
 def _torchvision(name: str, split: str, root: Path, download: bool = True) -> Part:
     from torchvision import datasets
 
-    kind, _, files = _TORCHVISION[name]
+    kind, _, files = TORCHVISION[name]
     dataset = getattr(datasets, kind)
     part: dict[str, Any] = (
         {"split": split} if kind in ("SVHN", "STL10") else {"train": split == "train"}

@@ -62,6 +62,9 @@ class BiasCurve(Result):
         """Return the plain values, ready for JSON; ``enough`` is `samples_for`."""
         return {**super().to_dict(), "enough": self.samples_for()}
 
+    def _record(self) -> dict[str, Any]:
+        return {"segments": [{"sample_sizes": self.to_dict()}]}
+
     def _table(self) -> list[dict[str, Any]]:
         """Return a row per number of samples."""
         return [point.to_dict() for point in self.points]

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..results import Result, counted
 from .paths import LOW_RESOLUTION
-
-if TYPE_CHECKING:
-    pass
 
 Interval = tuple[float, float]
 Score = tuple[float, float, float]
@@ -183,6 +180,9 @@ class BlockTransport(Optimality):
         """Whether `ot_score` is evidence: `resolution` is at least 1/2."""
         return self.resolution is not None and self.resolution >= LOW_RESOLUTION
 
+    def _record(self) -> dict[str, Any]:
+        return {"blocks": [self.to_dict()]}
+
     def _description(self) -> str:
         return (
             f"{self.source} -> {self.target}, {self.samples} samples: W2 = {self.distance:.4g}, "
@@ -285,6 +285,9 @@ class SegmentStraightness(Optimality):
     def resolved(self) -> bool:
         """Whether `ot_score` is evidence: `resolution` is at least 1/2."""
         return self.resolution is not None and self.resolution >= LOW_RESOLUTION
+
+    def _record(self) -> dict[str, Any]:
+        return {"segments": [self.to_dict()]}
 
     def _description(self) -> str:
         return (

@@ -5,12 +5,22 @@
 
 from typing import TYPE_CHECKING
 
-from .._deprecated import moved_names
-from .etf import simplex_etf, with_etf_classifier
-from .fresh import untrained
-from .registry import build
+from .._lazy import lazy_names
+
+if TYPE_CHECKING:
+    from .etf import simplex_etf as simplex_etf
+    from .etf import with_etf_classifier as with_etf_classifier
+    from .fresh import untrained as untrained
+    from .registry import build as build
+else:
+    __getattr__ = lazy_names(
+        __name__,
+        {
+            "build": "registry",
+            "simplex_etf": "etf",
+            "untrained": "fresh",
+            "with_etf_classifier": "etf",
+        },
+    )
 
 __all__ = ["build", "simplex_etf", "untrained", "with_etf_classifier"]
-
-if not TYPE_CHECKING:  # otherwise every name would count as defined
-    __getattr__ = moved_names(__name__)

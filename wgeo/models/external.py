@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import inspect
 import os
@@ -19,6 +18,8 @@ from torch import nn
 from torchvision.models.resnet import ResNet
 
 from ..errors import ArgumentError, DependencyError
+from ..text import suggestion
+from .names import RESNETS, SMALL_IMAGE
 from .parts import USUAL_HEADS, State, axis_length
 
 Infer = Callable[[State, Mapping[str, Any]], dict[str, Any]]
@@ -32,7 +33,7 @@ class Arch:
 
     Attributes
     ----------
-    name, summary : str
+    name : str
     build : callable
         ``build(*, num_classes, in_channels, image_size, activation, **options) -> nn.Module``.
     normalize : str or None
@@ -57,7 +58,6 @@ class Arch:
     """
 
     name: str
-    summary: str
     build: Callable[..., nn.Module]
     infer: Infer
     normalize: str | None = None
@@ -80,9 +80,7 @@ _LAST_MODULE = {  # of torchvision's ResNets: a module that shallower ones lack
     "wide_resnet50_2": "layer3.5.conv3",
     "wide_resnet101_2": "layer3.22.conv3",
 }
-RESNETS = tuple(_LAST_MODULE)
 VITS = ("vit_b_16", "vit_b_32", "vit_l_16", "vit_l_32", "vit_h_14")
-_SMALL_IMAGE = 64  # pixels, up to which a ResNet has the small stem
 HEADS = (*USUAL_HEADS, "classifier.1")
 ANY_HEAD = r"(?:head\.fc|heads\.head|classifier\.1|head|fc|linear|classifier)"
 # transformers' ResNet is torchvision's with other names.
@@ -119,11 +117,10 @@ def torchvision_arch(name: str) -> Arch:
     """
     names = torchvision.models.list_models(module=torchvision.models)
     if name not in names:
-        raise ArgumentError(f"torchvision has no network {name!r}{suggest(name, names)}.")
+        raise ArgumentError(f"torchvision has no network {name!r}{suggestion(name, names)}.")
     if name not in RESNETS:
         return Arch(
             f"torchvision:{name}",
-            f"torchvision's {name}",
             partial(_torchvision, name),
             infer_torchvision,
             normalize="imagenet",
@@ -131,7 +128,6 @@ def torchvision_arch(name: str) -> Arch:
         )
     return Arch(
         f"torchvision:{name}",
-        f"torchvision's {name}; 3 x 3 stem without max-pool for images up to {_SMALL_IMAGE} pixels",
         partial(_torchvision_resnet, name),
         infer_torchvision_resnet,
         normalize="imagenet",
@@ -161,7 +157,7 @@ def _torchvision_resnet(
     _refuse_activation(name, activation)
     net = torchvision.models.get_model(name, weights=None, num_classes=num_classes)
     assert isinstance(net, ResNet)
-    small = image_size is not None and image_size <= _SMALL_IMAGE
+    small = image_size is not None and image_size <= SMALL_IMAGE
     if stem == "cifar" or (stem == "auto" and small):
         net.conv1 = nn.Conv2d(3, net.conv1.out_channels, 3, 1, 1, bias=False)
         nn.init.kaiming_normal_(net.conv1.weight, mode="fan_out", nonlinearity="relu")
@@ -282,12 +278,11 @@ def timm_arch(name: str) -> Arch:
         ) from error
     if not timm.is_model(name):
         names = timm.list_models()
-        raise ArgumentError(f"timm has no network {name!r}{suggest(name, names)}.")
+        raise ArgumentError(f"timm has no network {name!r}{suggestion(name, names)}.")
     config = timm.get_pretrained_cfg(name)
     normalize = normalization(config.mean, config.std) if config is not None else None
     return Arch(
         f"timm:{name}",
-        f"timm's {name}",
         partial(_timm, name),
         partial(_infer_timm, config),
         normalize=normalize,
@@ -355,10 +350,9 @@ def user_arch(name: str) -> Arch:
         raise ArgumentError(
             f"{attribute!r} of {module_name} {problem}; pass a function or class that returns a "
             f"network"
-            f"{suggest(attribute, names)}."
+            f"{suggestion(attribute, names)}."
         )
-    return Arch(name, f"{name}, a user's factory", partial(_call, name, factory), infer_head,
-                external=True)  # fmt: skip
+    return Arch(name, partial(_call, name, factory), infer_head, external=True)
 
 
 def _call(name: str, factory: Callable[..., Any], /, **settings: Any) -> nn.Module:
@@ -386,9 +380,3 @@ def _call(name: str, factory: Callable[..., Any], /, **settings: Any) -> nn.Modu
     if not isinstance(net, nn.Module):
         raise ArgumentError(f"{name} returned {type(net).__name__}, not a torch.nn.Module.")
     return net
-
-
-def suggest(name: str, names: list[str]) -> str:
-    """Return `` (did you mean ...?)`` with the closest of `names`, or an empty string."""
-    close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
-    return f" (did you mean {', '.join(close)}?)" if close else ""

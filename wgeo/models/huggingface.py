@@ -126,7 +126,6 @@ def huggingface_arch(folder: str) -> Arch:
     classes = len(config["id2label"]) if isinstance(config.get("id2label"), dict) else None
     return Arch(
         name,
-        f"transformers' {kind}",
         partial(_build, config_class, shapes),
         partial(_infer, classes, shapes["num_channels"]),
         normalize=_normalize(Path(folder) / "preprocessor_config.json"),

@@ -11,22 +11,21 @@ from typing import Any
 from torch import nn
 
 from ..errors import ArgumentError
-from ..text import printable
-from .external import ANY_HEAD, RESNETS, Arch, suggest, timm_arch, torchvision_arch, user_arch
+from ..text import printable, suggestion
+from .external import ANY_HEAD, Arch, timm_arch, torchvision_arch, user_arch
 from .huggingface import huggingface_arch
+from .names import CIFAR_DEPTHS, RESNETS
 from .parts import require_positive
 from .plain import infer_mlp, infer_resmlp, infer_vgg, mlp, resmlp, vgg
 from .residual import cifar_resnet, infer_cifar_resnet, infer_iso, isotropic
 from .vit import infer_vit, vit
 
-_CIFAR_DEPTHS = (20, 32, 44, 56, 110)
 _MAX_DEPTH = 2000  # He et al. went to 1202; a name in a file must not take hours to build
 
 
 def _cifar(depth: int) -> Arch:
     return Arch(
         f"cifar_resnet{depth}",
-        f"He's CIFAR ResNet of {depth} layers; options width=16, option=A or B",
         partial(cifar_resnet, depth),
         infer_cifar_resnet,
         normalize="imagenet",
@@ -40,46 +39,39 @@ def _cifar(depth: int) -> Arch:
 
 
 _OWN = (
-    *(_cifar(depth) for depth in _CIFAR_DEPTHS),
+    *(_cifar(depth) for depth in CIFAR_DEPTHS),
     Arch(
         "isoresnet",
-        "ResNet of one width and resolution, so one feature space; options width=32, depth=8, "
-        "stride=1",
         partial(isotropic, True),
         infer_iso,
         mark=r"^blocks\.\d+\.conv1\.",
     ),
     Arch(
         "isoplain",
-        "isoresnet without shortcuts",
         partial(isotropic, False),
         infer_iso,
         mark=r"^blocks\.\d+\.conv1\.",
     ),
     Arch(
         "mlp",
-        "plain MLP; options width=128, depth=6, batch_norm=true",
         mlp,
         infer_mlp,
         mark=r"^blocks\.\d+\.fc\.",
     ),
     Arch(
         "resmlp",
-        "residual MLP; options width=128, depth=6, hidden=width, batch_norm=true",
         resmlp,
         infer_resmlp,
         mark=r"^blocks\.\d+\.fc1\.",
     ),
     Arch(
         "vgg",
-        "small plain CNN in three stages; options width=32, depth=6",
         vgg,
         infer_vgg,
         mark=r"^blocks\.\d+\.conv\.",
     ),
     Arch(
         "vit",
-        "small vision transformer; options width=64, depth=6, heads, hidden, patch",
         vit,
         infer_vit,
         mark=r"^encoder\.layers\.",
@@ -123,7 +115,7 @@ def find(name: str) -> Arch:
     if depth and 8 <= int(depth[1]) <= _MAX_DEPTH and int(depth[1]) % 6 == 2:
         return _cifar(int(depth[1]))
     raise ArgumentError(
-        f"Unknown architecture {printable(name)!r}{suggest(name, list(ARCHS))}. Choose "
+        f"Unknown architecture {printable(name)!r}{suggestion(name, ARCHS)}. Choose "
         f"{', '.join(arch.name for arch in _OWN)}, torchvision:NAME, timm:NAME, hf:FOLDER or "
         "your own package.module:factory; see `wgeo list archs`."
     )

@@ -1,4 +1,13 @@
-"""Figures of an analysis: every function takes a record (or an `Analysis`) and returns Axes.
+"""Figures of an analysis: every function takes an `Analysis` (or its record) and returns Axes.
+
+A function that shows one step also takes the result of that step: `collapse` a `Collapse`,
+`straightness` a `Straightness`, `distances` a `Straightness` or `TransportResult`, `class_means` a
+`Trajectory`, `model_errors` a `Comparison`, `sample_sizes` a `BiasCurve`; an error lists what a
+function takes.
+
+With ``ax=None``, the default, a panel is drawn in pyplot's current axes if these are empty; else in
+a new figure, which is pyplot's in a notebook and if pyplot has been imported and opens windows, so
+that a picture appears. A program that only writes files keeps no figure in pyplot.
 
 `figures` writes the whole set at page width. For a paper's column or a slide, draw a panel into
 `axes` of that size and `save` it::
@@ -7,12 +16,12 @@
     plots.save(ax, "nc1.pdf")
 
 ``ax=`` may be any axes. All figures have one style: colours that are distinguishable with colour
-blindness, vector graphics, no pyplot state.
+blindness, and vector graphics.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from .._deprecated import moved_names
+from .._lazy import lazy_names
 from .block_transport import correlation_scores, distances, ot_scores
 from .depth import collapse
 from .evidence import gradient_maps, sample_sizes
@@ -26,6 +35,8 @@ from .style import axes
 
 if TYPE_CHECKING:
     from .animation import flow as flow
+else:  # flow solves transport problems, with torch; figures of a record load without it
+    __getattr__ = lazy_names(__name__, {"flow": "animation"})
 
 __all__ = [
     "axes",
@@ -47,14 +58,3 @@ __all__ = [
     "save",
     "straightness",
 ]
-
-
-if not TYPE_CHECKING:  # or every name would count as defined
-
-    def __getattr__(name: str) -> Any:
-        # flow solves transport problems, with torch; figures of a record load without it.
-        if name == "flow":
-            from .animation import flow
-
-            return flow
-        return moved_names(__name__, stacklevel=3)(name)

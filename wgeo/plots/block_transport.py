@@ -34,7 +34,7 @@ def distances(record: Any, ax: Axes | None = None) -> Axes:
     squared distance that samples moved: if dash and bar meet, the block moved its samples
     optimally. Units are those of the features.
     """
-    record = as_record(record)
+    record = as_record(record, "Straightness", "BlockTransport", "TransportResult")
     ax = new_axes(ax, 7.2, 3.2)
     blocks = record.get("blocks") or []
     if not blocks:
@@ -58,7 +58,8 @@ def distances(record: Any, ax: Axes | None = None) -> Axes:
         capsize=2.5,
         zorder=4,
     )
-    ax.scatter(x, paired, marker="_", s=90, lw=1.6, color=COLOURS[1], zorder=3)
+    if pairing := bool(np.isfinite(paired).any()):
+        ax.scatter(x, paired, marker="_", s=90, lw=1.6, color=COLOURS[1], zorder=3)
     ax.set_ylim(bottom=0)
     ax.set_ylabel("distance moved (feature units)")
     layer_axis(ax, [b.get("target") for b in blocks])
@@ -67,7 +68,8 @@ def distances(record: Any, ax: Axes | None = None) -> Axes:
         Line2D([], [], marker="_", ms=9, mew=1.6, color=COLOURS[1], ls="none"),
     ]
     names = ["W2, with the interval that contains it", "the network's own pairing"]
-    legend_above(ax, handles, names, gap=11)
+    shown = 2 if pairing else 1  # two clouds without a network have no pairing of their own
+    legend_above(ax, handles[:shown], names[:shown], gap=11)
     return ax
 
 
@@ -77,7 +79,7 @@ def ot_scores(record: Any, ax: Axes | None = None) -> Axes:
 
     Hollow if the resolution is below 1/2 or undefined: then a score of 1 is no evidence.
     """
-    record = as_record(record)
+    record = as_record(record, "Straightness", "BlockTransport")
     ax = new_axes(ax, 7.2, 2.4)
     blocks = record.get("blocks") or []
     if not blocks:
@@ -107,7 +109,7 @@ def correlation_scores(record: Any, ax: Axes | None = None) -> Axes:
     1 for an optimal map. Hollow if the null maps, the same displacements given to the wrong
     samples, score about as high: then the samples cannot tell.
     """
-    record = as_record(record)
+    record = as_record(record, "Straightness", "BlockTransport")
     ax = new_axes(ax, 7.2, 2.4)
     blocks = record.get("blocks") or []
     if not blocks:

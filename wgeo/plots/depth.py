@@ -72,7 +72,7 @@ def collapse(
     label_layers : bool
         Whether to write the layers' names under the axis.
     """
-    record = as_record(record)
+    record = as_record(record, "Collapse", "Comparison")
     if metric not in METRICS:
         raise ArgumentError(f"no collapse metric {metric!r}; choose from {', '.join(METRICS)}.")
     ax = new_axes(ax)

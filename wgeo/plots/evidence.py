@@ -59,7 +59,7 @@ def sample_sizes(record: Any, measure: str = "ot_score", ax: Axes | None = None)
     measure : str
         A key of `CURVES`.
     """
-    record = as_record(record)
+    record = as_record(record, "BiasCurve")
     ax = new_axes(ax)
     segments = record.get("segments") or []
     if not any(_points(segment) for segment in segments):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import os
 import warnings
@@ -138,6 +139,13 @@ def _svg(figure: Figure) -> bytes:
     data = io.BytesIO()
     FigureCanvasSVG(figure).print_svg(data, metadata={"Date": None, "Creator": None})
     return data.getvalue()
+
+
+def data_uri(ax: Axes) -> str:
+    """Return the figure of a panel as the ``src`` of an image in HTML."""
+    figure = ax.get_figure(root=True)
+    assert figure is not None
+    return f"data:image/svg+xml;base64,{base64.b64encode(_svg(figure)).decode()}"
 
 
 @styled

@@ -50,7 +50,7 @@ def correlation_pairs(record: Any, segment: int = 0, ax: Axes | None = None) -> 
     ArgumentError
         The record has no such segment.
     """
-    record = as_record(record)
+    record = as_record(record, "Straightness", "SegmentStraightness")
     ax = new_axes(ax, 3.6, 3.2)
     segments = record.get("segments") or []
     if not segments:

@@ -58,7 +58,7 @@ def class_means(record: Any, segment: int = 0, ax: Axes | None = None) -> Axes:
     which the mean of a geodesic follows. Both axes have the same scale. For a series over training:
     the class means of the last layer from epoch to epoch, without chords.
     """
-    record = as_record(record)
+    record = as_record(record, "Trajectory")
     ax = new_axes(ax, 6.2, 4.4)
     if training := "analyses" in record:
         record = over_training(record)
@@ -189,7 +189,7 @@ def straightness(
     measures : mapping of str to str
         Labels by key in the record; `RATIOS` (at least 1) or `SCORES` (at most 1).
     """
-    record = as_record(record)
+    record = as_record(record, "Straightness", "SegmentStraightness")
     ax = new_axes(ax, 5.5, 2.8)
     segments = record.get("segments") or []
     if not segments:
@@ -310,7 +310,7 @@ def interpolation_gap(record: Any, ax: Axes | None = None) -> Axes:
     Relative to the end-to-end W2: 0 on the geodesic. Layers are placed at their share of the
     length.
     """
-    record = as_record(record)
+    record = as_record(record, "Straightness", "SegmentStraightness")
     ax = new_axes(ax, 5.5, 2.6)
     segments = record.get("segments") or []
     if not any(segment.get("interpolation_gap") for segment in segments):

@@ -51,7 +51,7 @@ def model_errors(record: Any, measure: str = "missed", ax: Axes | None = None) -
         The unexplained variance of a layer, as a fraction, or W2 between the two clouds over the
         root of its variance. 0 for a perfect prediction; about 1 for a prediction of one point.
     """
-    record = as_record(record)
+    record = as_record(record, "Comparison")
     if measure not in ERRORS:
         raise ArgumentError(f"no error {measure!r} of a model; choose from {', '.join(ERRORS)}.")
     ax = new_axes(ax)

@@ -1,10 +1,12 @@
 """The common style of all figures: colours, fonts, axes, names and missing values.
 
-Nothing here uses pyplot or changes matplotlib's global settings.
+Nothing here imports pyplot, except in a notebook, or changes matplotlib's global settings.
 """
 
 from __future__ import annotations
 
+import importlib
+import sys
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
@@ -24,6 +26,8 @@ from matplotlib.transforms import ScaledTranslation
 
 from ..errors import ArgumentError
 from ..geodesic.paths import LOW_RESOLUTION
+from ..results import Displayed
+from ..storage.records import as_json
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -133,17 +137,64 @@ def axes(size: str = "page", *, height: float | None = None) -> Axes:
 
 
 def new_axes(ax: Axes | None, width: float = 5.5, height: float = 3.2) -> Axes:
-    """Return the given axes, or the axes of a new figure."""
-    return ax if ax is not None else new_figure(width, height).add_subplot()
+    """Return the given axes, else those of pyplot if it is in use, else those of a new figure."""
+    if ax is not None:
+        return ax
+    return _pyplot_axes(width, height) or new_figure(width, height).add_subplot()
 
 
-def as_record(source: Any) -> Mapping[str, Any]:
-    """Return the record of an `Analysis`, or the record itself."""
+def _pyplot_axes(width: float, height: float) -> Axes | None:
+    """Return pyplot's current axes if they are empty, or new ones if it shows its figures.
+
+    None if the program does not use pyplot, or uses it to write files and has no empty axes.
+    """
+    if "ipykernel" in sys.modules:  # a notebook, which shows the figures of pyplot
+        importlib.import_module("matplotlib.pyplot")
+    pyplot: Any = sys.modules.get("matplotlib.pyplot")
+    if pyplot is None:
+        return None
+    if pyplot.get_fignums():
+        current: Axes = pyplot.gca()
+        if current.name == "rectilinear" and not current.has_data():
+            return current
+    if pyplot.get_backend().lower() in _FILE_BACKENDS:
+        return None
+    figure: Figure = pyplot.figure(figsize=(width, height), layout="constrained")
+    return figure.add_subplot()
+
+
+_FILE_BACKENDS = frozenset({"agg", "cairo", "pdf", "pgf", "ps", "svg", "template"})
+
+SOURCES = {
+    "Trajectory": "wgeo.trace(net, images)",
+    "TransportResult": "wgeo.wasserstein(x, y)",
+    "Straightness": "wgeo.straightness(traj)",
+    "BlockTransport": "its .blocks[i]",
+    "SegmentStraightness": "its .segments[i]",
+    "BiasCurve": "wgeo.bias_curve(x, y)",
+    "Collapse": "wgeo.collapse(traj)",
+    "Comparison": "wgeo.compare(traj)",
+}
+"""Results that figures draw, and how they are obtained."""
+
+
+def as_record(source: Any, *kinds: str) -> Mapping[str, Any]:
+    """Return the record of an `Analysis`, the record itself, or a result in the form of one.
+
+    Parameters
+    ----------
+    kinds : str
+        The results (keys of `SOURCES`) that have what the figure shows.
+    """
+    kind = type(source).__name__ if isinstance(source, Displayed) else ""
+    if kind in kinds:
+        return dict(as_json(source._record()))
     record = getattr(source, "record", source)
-    if not isinstance(record, Mapping):
+    if kind in SOURCES or not isinstance(record, Mapping):
+        results = ", ".join(["wgeo.analyze(net, images)", *(SOURCES[kind] for kind in kinds)])
         raise ArgumentError(
-            f"plots draw the record of an analysis, not {type(source).__name__}. Give an Analysis, "
-            "its .record, or what json.load reads from RUN/analysis.json."
+            f"this figure cannot draw {type(source).__name__}. It draws the result of {results}, "
+            "or the record in RUN/analysis.json, as json.load reads it."
         )
     return record
 

@@ -20,7 +20,7 @@ from ..errors import RecordError
 from ..plots.composed import catalogue
 from ..plots.files import drawn, names_of
 from ..storage.ownership import claim, claim_all, leftovers, list_all, owned
-from ..storage.records import ANALYSIS, SERIES, read_record
+from ..storage.records import kind_of, read_record
 from . import building, pages
 from .assets import asset
 from .building import engine
@@ -84,7 +84,7 @@ def build(
     """
     run = Path(run_dir)
     tex = engine() if pdf else ""  # before the work, not after
-    source = run / (SERIES if _holds_series(run) else ANALYSIS)
+    source = run / kind_of(run)
     record = read_record(run, source.name)
     claim_report(run)
     if drawn(record, run / "figures", source) is None:
@@ -122,10 +122,6 @@ def _page(*, html: bool, pdf: bool) -> str:
     if pdf:
         return "report.pdf"
     return "html/index.html" if html else "index.md"
-
-
-def _holds_series(run: Path) -> bool:
-    return (run / SERIES).is_file() and not (run / ANALYSIS).exists()
 
 
 def _figures(record: Mapping[str, Any], source: Path) -> list[Path]:

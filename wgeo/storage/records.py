@@ -9,18 +9,12 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
-import torch
+from typing import Any
 
 from ..errors import RecordError
 from ..text import printable
 from . import ownership, schema
 from .files import as_path, require_regular
-
-if TYPE_CHECKING:
-    pass
 
 SCHEMA = 2
 ANALYSIS, SERIES = "analysis.json", "series.json"
@@ -59,6 +53,11 @@ def write_record(folder: Path, record: Mapping[str, Any], kind: str = ANALYSIS) 
     with ownership.owned(folder) as home:
         home.write({kind: json.dumps(record, indent=1, allow_nan=False)})
     return folder / kind
+
+
+def kind_of(run: Path) -> str:
+    """Return the kind of a folder's record, `SERIES` or `ANALYSIS`; the latter if there is none."""
+    return SERIES if (run / SERIES).is_file() and not (run / ANALYSIS).exists() else ANALYSIS
 
 
 def read_record(place: str | os.PathLike[str], kind: str = ANALYSIS) -> dict[str, Any]:
@@ -186,10 +185,8 @@ def as_json(value: Any) -> Any:
         return {str(key): as_json(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [as_json(item) for item in value]
-    if isinstance(value, np.ndarray | torch.Tensor):
+    if hasattr(value, "tolist"):  # arrays and numbers of NumPy and torch
         return as_json(value.tolist())
-    if isinstance(value, np.generic):
-        return as_json(value.item())
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, os.PathLike):

@@ -27,6 +27,7 @@ from ..storage.records import as_json
 from ..storage.store import Column, Writer, holds, read_store, shards
 from .embedding import embedded
 from .parts import Block, Classifier, Layer, Segment
+from .views import class_view
 
 _ROWS = 256  # rows read at a time; the shards of a saved trajectory are multiples of it
 
@@ -284,6 +285,24 @@ class Trajectory(Displayed):
             for stage, names, arrays in runs
             if len(arrays) > 1
         )
+
+    def _record(self) -> dict[str, Any]:
+        """Return the layers and the class means of every segment, as in a record, for figures."""
+        return {
+            "provenance": {"class_names": list(self.class_names)},
+            "layers": [
+                {"name": layer.name, "stage": layer.stage, "width": layer.width}
+                for layer in self.layers
+            ],
+            "segments": [
+                {
+                    "layers": list(segment.names),
+                    "stage": segment.stage,
+                    "view": class_view(segment, self.labels),
+                }
+                for segment in self.segments
+            ],
+        }
 
     def _rows(self) -> list[dict[str, Any]]:
         return [

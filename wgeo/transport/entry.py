@@ -101,9 +101,10 @@ def require_one_space(x: torch.Tensor, y: torch.Tensor) -> None:
     d, width = x.shape[1], y.shape[1]
     if d != width:
         raise FeatureError(
-            f"x has {d} features and y has {width}: W2 needs one space. Compare layers of one "
-            "stage, use the block's own shortcut (traj.blocks does), pool to one width, or embed "
-            "both (zero padding, or PCA to a common dimension)."
+            f"x has {d} features and y has {width}: W2 needs one space. Compare the ends of a "
+            "segment, a run of layers in one space (traj.segments), or the two sides of a block "
+            "(traj.blocks), or embed the whole network in one space (traj.embedded('pad') or "
+            "traj.embedded('pca:D'))."
         )
     extremes = [value for z in (x, y) for value in z.detach().aminmax()]  # abs() would copy
     largest = max(abs(float(value)) for value in extremes)

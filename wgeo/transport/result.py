@@ -72,6 +72,9 @@ class TransportResult(Result):
         """Return the plain values, ready for JSON, without coupling and potentials."""
         return {"distance": self.distance, **super().to_dict(), "stats": plain(self.stats)}
 
+    def _record(self) -> dict[str, Any]:
+        return {"blocks": [{"source": "x", "target": "x → y", "stage": 0, **self.to_dict()}]}
+
     def _table(self) -> list[dict[str, Any]]:
         values = self.to_dict()
         del values["stats"]

@@ -1,0 +1,31 @@
+"""Packages whose names load on first use, so that what a command does not need is not imported."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any
+
+from ._deprecated import moved_names
+
+
+def lazy_names(package: str, homes: Mapping[str, str]) -> Callable[[str], Any]:
+    """Return a package's ``__getattr__``.
+
+    It finds the names of `homes` (each with the submodule that defines it), other submodules, and
+    the names that the package had in the last version.
+    """
+    moved = moved_names(package, stacklevel=3)
+
+    def find(name: str) -> Any:
+        if name in homes:
+            value = getattr(import_module(f"{package}.{homes[name]}"), name)
+            setattr(sys.modules[package], name, value)
+            return value
+        if not name.startswith("_") and find_spec(f"{package}.{name}"):
+            return import_module(f"{package}.{name}")
+        return moved(name)
+
+    return find

@@ -1,0 +1,261 @@
+"""Load a network and its provenance from an untrusted file, without running any of its code."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..errors import ArgumentError, CheckpointError, DependencyError
+from ..models.huggingface import arch_of_config, normalization_of_config
+from ..models.matching import Fit
+from ..models.registry import ARCHS, find
+from ..storage.files import as_path
+from ..text import printable
+from .choosing import Choice, choose
+from .contents import SavedState, find_states
+from .metadata import claimed_accuracy, epoch
+from .normalizing import normalization_of
+from .provenance import LoadReport, Network, Provenance
+from .reading import Contents, read, read_trusted, shown
+
+_LONGEST = 500  # characters of a setting stored in a file
+
+
+def load_checkpoint(
+    path: str | os.PathLike[str],
+    arch: str | None = None,
+    num_classes: int | None = None,
+    *,
+    trust: bool = False,
+    options: Mapping[str, Any] | None = None,
+    prefix: str | None = None,
+    container: str | None = None,
+) -> Network:
+    """Load a trained network.
+
+    Reads files written by ``torch.save`` (old and new format) and safetensors, single or sharded.
+    A file may contain a state dict, a whole pickled network, or a dict with one of these, nested
+    up to five levels deep; tensor names may have any prefix. Objects of other classes (settings,
+    optimizers, NumPy random states) are read as inert stand-ins; no code in the file is run.
+    Weight normalization, spectral normalization and pruning masks are folded into the weights.
+
+    Parameters
+    ----------
+    path : path
+        A file, a folder written by ``save_pretrained``, an index of shards, or one of the shards.
+    arch : str, optional
+        A name of ``wgeo list archs``.
+        Not needed for checkpoints written by wgeo, for CIFAR ResNets and
+        torchvision ResNets (recognized by their tensors' shapes), or if there is a
+        ``config.json``.
+    num_classes : int, optional
+        Checked against the size of the head, which is the default.
+    trust : bool
+        Only for a whole pickled network whose code is not part of wgeo: unpickle the file with
+        that code, **which runs whatever the file names**. Use it only for your own files.
+    options : mapping, optional
+        Settings that neither the file nor the shapes determine: ``{"activation": "tanh"}``, or
+        ``{"heads": 8}`` for a vit.
+    prefix : str, optional
+        Prefix of the network's tensor names, such as ``encoder_q.``; needed if several fit.
+    container : str, optional
+        Entry of the file that contains the state dict, such as ``state_dict_ema`` or
+        ``ema.module``; needed if several entries with unusual names fit.
+
+    Returns
+    -------
+    Network
+        In eval mode, on the CPU, in float32; `provenance.report` records how it was read. If the
+        file has no head, the encoder alone, with `num_classes` None.
+
+    Raises
+    ------
+    CheckpointError
+        The file cannot be read, is damaged or malicious, or contains no state dict; tensors are
+        missing, unexpected or have the wrong shape (the message lists the first five of each, and
+        the closest architecture); several networks fit; or a weight is NaN or infinite.
+    ArgumentError
+        The architecture or an option is unknown.
+    """
+    name = shown(as_path(path, "path"))
+    contents = read(path)
+    states = find_states(contents.value, name, contents.size, container)
+    if trust and arch is None and states[0].whole:
+        return _whole(read_trusted(path), states[0], name, contents)
+    meta = _meta(contents.value, name)
+    source = "asked" if arch is not None else "file" if meta else "tensors"
+    try:
+        if arch is None and meta:
+            arch = _arch_of(meta)
+        if arch is None and (config_arch := arch_of_config(contents.config, path)) is not None:
+            arch, source = config_arch, "config"
+        choice = choose(
+            states,
+            arch,
+            num_classes,
+            lambda name: {**_stored_settings(name, meta), **(options or {})},
+            prefix,
+        )
+    except CheckpointError as error:
+        raise CheckpointError(f"{name}: {error}{_hint(states[0])}") from None
+    except (ArgumentError, DependencyError) as error:
+        if source == "asked":
+            raise
+        raise CheckpointError(
+            f"{name} names its own architecture, which cannot be built: {error}"
+        ) from None
+    _check_finite(choice.fit.module, name)
+    normalize, notes = normalization_of(choice.saved.state, choice.fit.module)
+    if isinstance(meta.get("normalize"), str):
+        normalize, notes = str(meta["normalize"]), ()
+    if normalize is None:
+        normalize = normalization_of_config(contents.config, path)
+    provenance = Provenance(
+        checkpoint=name,
+        sha256=contents.sha256,
+        arch=choice.fit.arch.name,
+        num_classes=choice.fit.settings["num_classes"],
+        epoch=epoch(contents.value),
+        normalize=normalize or _usual_normalization(choice.fit, meta),
+        report=_report(choice, contents, notes),
+        claimed_accuracy=claimed_accuracy(contents.value),
+        normalize_source="file" if normalize else "architecture",
+        arch_from=source,
+    )
+    return Network(choice.fit.module, provenance)
+
+
+def _report(choice: Choice, contents: Contents, extra: tuple[str, ...]) -> LoadReport:
+    saved, view, fit = choice.saved, choice.view, choice.fit
+    notes = [*contents.notes, *choice.notes, *_assumptions(fit), *extra]
+    if saved.whole:
+        notes.append("the file contains a whole network: its state dict was read, none of its code")
+    if view.head:
+        notes.append(f"its head, {printable(view.head)}, is outside the prefix")
+    if fit.keys.no_head:
+        other = any(key.startswith(f"{fit.keys.no_head}.") for key in fit.keys.ignored)
+        head = "the head in the file is not a linear layer" if other else "no head in the file"
+        notes.append(f"{head}: only the encoder was read, so there is no accuracy")
+    return LoadReport(
+        kind=contents.kind,
+        container=saved.container,
+        prefix=view.prefix,
+        tensors=len(saved.state),
+        parameters=sum(p.numel() for p in fit.module.parameters()),
+        settings=fit.settings,
+        keys=fit.keys,
+        renamed=fit.renamed,
+        aside=view.aside,
+        stand_ins=tuple(printable(each, 100) for each in contents.stand_ins),
+        notes=tuple(notes),
+    )
+
+
+def _hint(saved: SavedState) -> str:
+    """Advice for a file that contains a whole pickled network."""
+    if not saved.whole:
+        return ""
+    return (
+        " The file contains a whole pickled network; if it is yours and its code can be imported "
+        "here, `trust=True` unpickles it with that code, which runs whatever the file names."
+    )
+
+
+def _whole(value: Any, saved: SavedState, name: str, contents: Contents) -> Network:
+    """Return a network unpickled whole, because the caller trusts the file."""
+    for key in filter(None, saved.container.split(".")):
+        value = value[0] if isinstance(value, list | tuple) else value
+        value = value.get(key) if isinstance(value, dict) else getattr(value, key, None)
+    module = value[0] if isinstance(value, list | tuple) else value
+    if isinstance(module, nn.DataParallel):
+        module = module.module
+    if not isinstance(module, nn.Module):
+        raise CheckpointError(f"{name} contains {type(module).__name__}, not a network.")
+    _check_finite(module, name)
+    bare = Network.from_module(module.float().eval())
+    notes = ("a whole network, unpickled with `trust=True`",)
+    report = LoadReport(contents.kind, saved.container, "", bare.provenance.report.tensors,
+                        bare.provenance.report.parameters, notes=notes)  # fmt: skip
+    provenance = Provenance(name, contents.sha256, bare.arch, bare.num_classes, report=report)
+    return Network(module, provenance)
+
+
+def _meta(value: Any, name: str) -> dict[str, Any]:
+    """Return the metadata stored by wgeo, each entry checked: a file can claim anything."""
+    meta = dict.get(value, "wgeo") if isinstance(value, dict) else None
+    if meta is None:
+        return {}
+    if not isinstance(meta, dict) or not isinstance(meta.get("arch"), str):
+        raise CheckpointError(f"{name}: its 'wgeo' entry is damaged. Pass `arch=`.")
+    if not isinstance(meta.get("options", {}), dict):
+        raise CheckpointError(f"{name}: the options in its 'wgeo' entry are damaged.")
+    for key, setting in {**meta, **meta.get("options", {})}.items():
+        if isinstance(setting, str) and not (setting.isprintable() and len(setting) <= _LONGEST):
+            raise CheckpointError(
+                f"{name}: {printable(str(key))} in its 'wgeo' entry is not printable text: "
+                f"{printable(setting)}."
+            )
+    return dict(meta)
+
+
+def _arch_of(meta: Mapping[str, Any]) -> str:
+    arch = str(meta["arch"])
+    library, colon, _ = arch.partition(":")
+    if colon and library not in ("torchvision", "timm"):
+        raise CheckpointError(
+            f"it names {arch!a} as its architecture, which is code outside wgeo. A file must not "
+            f"decide which code runs: if it is yours, pass `arch={arch!a}`."
+        )
+    return arch
+
+
+def _stored_settings(arch: str, meta: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings in the file's metadata that shapes do not determine."""
+    if meta.get("arch") != arch:
+        return {}
+    stored = {**meta, **meta.get("options", {})}
+    names = {"activation", "heads"}
+    if find(arch).external:  # a factory named by the user: everything it was built with
+        names = {"in_channels", "image_size", "activation", *meta.get("options", {})}
+    kinds = str | int | float
+    return {k: stored[k] for k in names if isinstance(k, str) and isinstance(stored.get(k), kinds)}
+
+
+def _assumptions(fit: Fit) -> list[str]:
+    """Notes on settings that were assumed: not in the file, not passed, not fixed by shapes."""
+    notes = []
+    if fit.settings.get("stem") == "cifar":
+        notes.append(
+            "its first kernel is 3 x 3: assumed to be a stem of stride 1 without max-pooling"
+        )
+    ours = fit.arch.name in ARCHS and not fit.arch.settled
+    if ours and "activation" not in fit.settings:
+        notes.append(
+            "its activation is unknown: assumed to be relu (`options={'activation': ...}`)"
+        )
+    return notes
+
+
+def _check_finite(module: nn.Module, name: str) -> None:
+    nonfinite = [
+        printable(key)
+        for key, tensor in module.state_dict().items()
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor.float()).all())
+    ]
+    if nonfinite:
+        more = ", ..." if len(nonfinite) > 5 else ""
+        raise CheckpointError(
+            f"{name} has NaN or infinity in {len(nonfinite)} tensors: "
+            f"{', '.join(nonfinite[:5])}{more}. "
+            "The training diverged or the file is damaged; use an earlier checkpoint."
+        )
+
+
+def _usual_normalization(fit: Fit, meta: Mapping[str, Any]) -> str | None:
+    # The preset is for large color images: not for a small stem, nor for gray images.
+    usual = fit.settings.get("stem") != "cifar" and fit.settings.get("in_channels", 3) == 3
+    return fit.arch.normalize if usual and not meta else None

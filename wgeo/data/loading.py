@@ -1,0 +1,179 @@
+"""Load labelled images by name or path, in a fixed order."""
+
+from __future__ import annotations
+
+import os
+import warnings
+
+import numpy as np
+
+from ..arrays.checks import as_count
+from ..errors import ArgumentError, DataError, WgeoWarning
+from ..text import printable
+from .folder import open_folder, open_table
+from .images import Images, Normalization, normalization
+from .named import is_svhn, open_named, open_svhn
+from .names import locate
+from .npz import open_npz
+from .source import Source, balanced
+from .stored import find_stored, open_stored
+from .tabular import is_tabular, open_tabular
+
+_READERS = {"npz": open_npz, "folder": open_folder, "zip": open_folder}
+_READERS |= {"csv": open_table, "tsv": open_table, "parquet": open_tabular}
+_ADVICE = {
+    "npy": " It is one array without labels: save both, np.savez('data.npz', x=images, y=labels).",
+    "pt": " Pass tensors in Python: x, y = torch.load(path, weights_only=True), then "
+    "wgeo.trace(net, (x, y)).",
+    **dict.fromkeys(
+        ("tar", "tgz", "gz", "bz2", "xz", "7z", "rar"),
+        " Unpack the archive and pass its folder, or a zip of it.",
+    ),
+    **dict.fromkeys(
+        ("h5", "hdf5", "mat", "arrow", "tfrecord", "pkl", "pickle", "lmdb"),
+        " Read it in Python and pass the pair (x, y), or a Dataset, to wgeo.trace or wgeo.analyze.",
+    ),
+}
+_ADVICE["pth"] = _ADVICE["pt"]
+_MAX_SIZE = 2**15  # pixels per side of an image
+
+
+def load_images(
+    source: str | os.PathLike[str],
+    split: str | None = "train",
+    limit: int | None = None,
+    *,
+    seed: int = 0,
+    normalize: str | Normalization | None = None,
+    size: int | None = None,
+    root: str | os.PathLike[str] | None = None,
+    skip_broken: bool = False,
+) -> Images:
+    """Load labelled images by name or path.
+
+    Parameters
+    ----------
+    source : str or path
+        A name (``digits`` needs no download; `wgeo list datasets` lists them); ``npz:PATH``, a
+        NumPy archive with keys ``x, y`` or ``x_train, y_train, x_test, y_test``; or
+        ``folder:PATH``, an image folder ``class/image`` or ``split/class/image``, or a zip of one.
+        The prefix may be omitted for an ``.npz``, a ``.zip`` or a folder. A folder may also
+        contain images and a table of their
+        names and labels (or pass the ``.csv`` itself), files downloaded by torchvision
+        (``cifar-10-batches-py``, ``MNIST/raw``, ``stl10_binary``, SVHN), or a Hugging Face data
+        set (Parquet or ``save_to_disk``; needs ``wgeo[hf]``).
+    split : str, optional
+        Name of the split in the source; None or ``all`` selects all. If the source has no splits,
+        all of it is used and the result's ``split`` is None.
+    limit : int, optional
+        Total number of images in a subset, balanced over the classes as far as possible; at
+        least two per class. For a given seed it is the same on any machine.
+    seed : int
+        Random seed of the subset.
+    normalize : str or Normalization, optional
+        A normalization that overrides those of the network and the data set: see
+        `normalization`.
+    size : int, optional
+        Scale the images to ``size`` x ``size``. By default they are not scaled, except to 224 if
+        a folder contains images of different sizes.
+    root : path, optional
+        Folder of torchvision's data sets; by default the environment variable ``WGEO_DATA``, else
+        ``./data``.
+    skip_broken : bool
+        Skip images of a folder or zip that cannot be decoded: `Images.skipped` names them and a
+        `WgeoWarning` reports their number. By default the first one raises an error.
+
+    Raises
+    ------
+    ArgumentError
+        The limit, size, seed or normalization is invalid.
+    DataError
+        The name is unknown; the path is missing, damaged, empty or has fewer than two classes;
+        the split does not exist; or an image is damaged.
+    """
+    explicit = None if normalize is None else normalization(normalize)
+    if limit is not None and as_count(limit, "limit") < 2:
+        raise ArgumentError(
+            f"At least two samples are needed, not {limit}; a few hundred is better."
+        )
+    seed = as_count(seed, "seed")
+    if size is not None and as_count(size, "size", 1) > _MAX_SIZE:
+        raise ArgumentError(f"size must be at most {_MAX_SIZE} pixels, not {size}.")
+    data = _open(source, split, root)
+    present = _classes(data.labels, data.name)
+    if limit is not None and limit < 2 * present:
+        raise ArgumentError(
+            f"{limit} samples are too few for the {present} classes of {data.name}: within-class "
+            f"covariance needs two per class, so at least {2 * present}."
+        )
+    for note in data.notes:
+        warnings.warn(f"{data.name}: {note}.", WgeoWarning, stacklevel=2)
+    rows = balanced(data.labels, limit, seed)
+    skipped: tuple[str, ...] = ()
+    if skip_broken and data.broken is not None:
+        rows, skipped = _without_broken(rows, data.broken(rows), data.name)
+        _classes(data.labels[rows], data.name)
+    x = data.fetch(rows, size)
+    return Images(
+        x,
+        data.labels[rows],
+        data.class_names,
+        data.name,
+        data.split,
+        explicit,
+        data.preset,
+        skipped,
+        data.notes,
+    )
+
+
+def _classes(labels: np.ndarray, name: str) -> int:
+    """Return the number of classes that occur, which must be at least two."""
+    present = len(np.unique(labels))
+    if present < 2:
+        raise DataError(
+            f"{name} has images of one class only; neural collapse and classifiers need at "
+            "least two classes."
+        )
+    return present
+
+
+def _without_broken(
+    rows: np.ndarray, broken: dict[int, str], name: str
+) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Return the rows that can be read and the names of the others; warn about the latter."""
+    if not broken:
+        return rows, ()
+    names = tuple(printable(path, 300) for path in broken.values())
+    more = ", ..." if len(names) > 3 else ""
+    warnings.warn(
+        f"{len(names)} of {len(rows)} images of {name} cannot be decoded and are skipped: "
+        f"{', '.join(names[:3])}{more}",
+        WgeoWarning,
+        stacklevel=3,
+    )
+    return np.array([row for row in rows if int(row) not in broken], dtype=np.int64), names
+
+
+def _open(
+    source: str | os.PathLike[str], split: str | None, root: str | os.PathLike[str] | None
+) -> Source:
+    kind, path = locate(source)
+    if path is None:
+        return open_named(kind, split, root)
+    if path.is_dir():
+        if find_stored(path):
+            return open_stored(path, split)
+        if is_svhn(path):
+            return open_svhn(path, split)
+        if is_tabular(path):
+            return open_tabular(path, split)
+        kind = "folder"
+    elif not kind:
+        kind = path.suffix.lower().removeprefix(".")
+    if kind not in _READERS:
+        raise DataError(
+            f"{path} is not an .npz, a .zip, a folder of images, a .csv or a "
+            f".parquet.{_ADVICE.get(kind, '')}"
+        )
+    return _READERS[kind](path, split)

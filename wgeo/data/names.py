@@ -1,0 +1,51 @@
+"""Names of data sets, and whether a path exists: checked before any library is loaded."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from ..errors import DataError
+from ..storage.files import as_path
+from ..text import printable, suggestion
+
+# torchvision's class, its splits, and the place of its files under the root.
+TORCHVISION = {
+    "mnist": ("MNIST", ("train", "test"), "MNIST/raw/"),
+    "fashion_mnist": ("FashionMNIST", ("train", "test"), "FashionMNIST/raw/"),
+    "cifar10": ("CIFAR10", ("train", "test"), "cifar-10-batches-py/"),
+    "cifar100": ("CIFAR100", ("train", "test"), "cifar-100-python/"),
+    "svhn": ("SVHN", ("train", "test", "extra"), "train_32x32.mat, test_32x32.mat"),
+    "stl10": ("STL10", ("train", "test"), "stl10_binary/"),
+}
+NAMES = ("digits", *TORCHVISION)
+KINDS = ("npz", "folder", "zip", "csv", "tsv", "parquet")  # of files; also prefixes of paths
+
+
+def locate(source: str | os.PathLike[str]) -> tuple[str, Path | None]:
+    """Return the name of a data set and None, or the kind of a file ("" if not given) and its path.
+
+    Raises
+    ------
+    DataError
+        The name is unknown, or the path is missing.
+    """
+    name = os.fspath(as_path(source, "source"))
+    if name in NAMES:
+        return name, None
+    kind, colon, rest = name.partition(":")
+    explicit = bool(colon) and kind in KINDS
+    location = rest if explicit else name
+    path = Path(location)
+    try:
+        exists = bool(location) and path.exists()
+    except (OSError, ValueError) as error:  # a name too long, a null byte
+        raise DataError(
+            f"Cannot access the data at {printable(path, 300)!r}: {printable(str(error), 300)}"
+        ) from error
+    if not exists:
+        raise DataError(
+            f"No data set or file {printable(name, 300)!r}{suggestion(name, NAMES)}. Choose one "
+            f"of {', '.join(NAMES)}, or pass a path: npz:PATH, folder:PATH (or a zip of a folder)."
+        )
+    return (kind if explicit else ""), path
