@@ -4,13 +4,15 @@
     python benchmarks/transport.py                      # a small ResNet, trained on digits first
     python benchmarks/transport.py --chain 1000 --pair 0 --large 0        # minutes, not hours
 
-Three tasks on gap-pooled features in float32, as a network computes them:
+Four tasks; three on gap-pooled features in float32, as a network computes them:
 
 chain   every block, and every segment end to end, at N = 2000 and 4000, summed over the pairs;
 pair    the pair whose own coupling is optimal and moves least, and the hardest, at N = 10,000;
-large   the easy pair at N = 50,000.
+large   the easy pair at N = 50,000;
+hard    clouds that are thin, tied, full of duplicates, or copies (`clouds.py`), at N = 2000 and 5000.
 
 Every solver runs in a separate process, on the same arrays, and builds the cost matrix it needs.
+The hard clouds of one size share a process; there, CPU seconds are compared.
 Memory is the peak of resident memory above what the process held with libraries and features
 loaded. Errors of W2^2 are relative to wgeo's certified value, whose own gap is in the first row.
 GeomLoss (debiased, scaling 0.8) is run at blur 0.5, and then with the blur halved until the error
@@ -34,6 +36,7 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 
+import clouds
 import numpy as np
 import ot
 import torch
@@ -53,9 +56,11 @@ Pairs = dict[str, tuple[np.ndarray, np.ndarray]]
 # --- solvers: W2^2 of a pair ------------------------------------------------------------------
 
 
-def solve_wgeo(x: np.ndarray, y: np.ndarray) -> tuple[float, dict]:
+def solve_wgeo(
+    x: np.ndarray, y: np.ndarray, a: clouds.Weights = None, b: clouds.Weights = None
+) -> tuple[float, dict]:
     """`wgeo.Exact`, from the network's own pairing."""
-    outcome = wasserstein(x, y, solver=Exact(device="cpu"))
+    outcome = wasserstein(x, y, solver=Exact(device="cpu"), a=a, b=b)
     return outcome.cost, {"gap": outcome.gap, "status": str(outcome.status), **outcome.stats}
 
 
@@ -71,10 +76,13 @@ def solve_sinkhorn(x: np.ndarray, y: np.ndarray) -> tuple[float, dict]:
     return outcome.cost, {"gap": outcome.gap}
 
 
-def solve_pot(x: np.ndarray, y: np.ndarray) -> tuple[float, dict]:
+def solve_pot(
+    x: np.ndarray, y: np.ndarray, a: clouds.Weights = None, b: clouds.Weights = None
+) -> tuple[float, dict]:
     """POT's network simplex on the dense cost."""
     cost = ot.dist(x.astype(np.float64), y.astype(np.float64))
-    return float(ot.emd2([], [], cost, numItermax=10**9)), {}
+    a, b = ([] if w is None else w / w.sum() for w in (a, b))
+    return float(ot.emd2(a, b, cost, numItermax=10**9)), {}
 
 
 def solve_scipy(x: np.ndarray, y: np.ndarray) -> tuple[float, dict]:
@@ -119,6 +127,7 @@ SOLVERS: dict[str, Callable[[np.ndarray, np.ndarray], tuple[float, dict]]] = {
     "ott": solve_ott,
 }
 NEEDS = {"lapx": "lap", "ott": "ott"}
+HARD = "hard clouds"
 FIRST, LAST = "GeomLoss, blur 0.5", "GeomLoss, 0.1 %"
 
 
@@ -261,6 +270,83 @@ def question(
     return {"title": title, "samples": n, "load": os.getloadavg()[0], "rows": rows}
 
 
+def hard_clouds(n: int, kinds: list[str], args: argparse.Namespace) -> dict:
+    """Measure wgeo and dense solvers on each kind of hard clouds, within the limit."""
+    solvers = [s for s in ("wgeo", "POT emd2", "lapx", "scipy") if s in peers(cuda=False)]
+    rows = [
+        {"solver": solver, "pair": kind, **outcome}
+        for solver in track(solvers, f"hard clouds, N = {n}")
+        for kind, outcome in run_hard(solver, n, kinds, args).items()
+    ]
+    truth = {row["pair"]: row["value"] for row in rows if row["solver"] == "wgeo"}
+    for row in rows:
+        if "value" in row:
+            size = abs(truth[row["pair"]])
+            row["error"] = abs(row["value"] - truth[row["pair"]]) / size if size > 1e-12 else 0.0
+    return {
+        "title": HARD,
+        "samples": n,
+        "threads": args.threads,
+        "load": os.getloadavg()[0],
+        "rows": rows,
+    }
+
+
+def run_hard(solver: str, n: int, kinds: list[str], args: argparse.Namespace) -> dict[str, dict]:
+    """Measure all kinds in one process; in another one after a kind that took too long."""
+    outcomes: dict[str, dict] = {}
+    while waiting := [kind for kind in kinds if kind not in outcomes]:
+        receive, send = mp.get_context("spawn").Pipe(duplex=False)
+        process = mp.get_context("spawn").Process(
+            target=measure_hard, args=(solver, n, waiting, args.threads, send)
+        )
+        process.start()
+        send.close()
+        receive.poll(120)  # libraries load
+        for kind in waiting:
+            if not receive.poll(args.hard_limit):
+                outcomes[kind] = {"skipped": f"> {args.hard_limit:.0f} s"}
+                break
+            try:
+                outcomes[kind] = receive.recv()
+            except EOFError:
+                outcomes[kind] = {"skipped": "failed"}
+                break
+        process.kill()
+        process.join()
+    return outcomes
+
+
+def measure_hard(solver: str, n: int, kinds: list[str], threads: int, result) -> None:
+    """Measure one solver on kinds of hard clouds and send each result."""
+    torch.set_num_threads(threads)
+    x, y, _, _ = clouds.make("Gaussian, d = 16", 300)
+    SOLVERS[solver](x, y)
+    for kind in kinds:
+        x, y, a, b = clouds.make(kind, n)
+        if solver in ("wgeo", "POT emd2"):
+            result.send(timed(lambda: SOLVERS[solver](x, y, a, b)))  # noqa: B023
+        elif a is not None or len(x) != len(y):
+            result.send({"skipped": "no weights, one size"})
+        else:
+            result.send(timed(lambda: SOLVERS[solver](x, y)))  # noqa: B023
+
+
+def hard_table(outcome: dict) -> Table:
+    """CPU seconds of each solver, a row for each kind of clouds."""
+    solvers = list(dict.fromkeys(row["solver"] for row in outcome["rows"]))
+    out = Table(title=f"{HARD}, N = {outcome['samples']}: CPU seconds")
+    for column in ("clouds", *solvers):
+        out.add_column(column, no_wrap=True, justify="left" if column == "clouds" else "right")
+    cells: dict[str, list[str]] = {}
+    for row in outcome["rows"]:
+        text = f"{row['cpu']:.3f}" if "cpu" in row else row["skipped"]
+        cells.setdefault(row["pair"], []).append(text)
+    for kind, texts in cells.items():
+        out.add_row(kind, *texts)
+    return out
+
+
 def table(outcome: dict) -> Table:
     """One row per solver, summed over the pairs, and its ratio to wgeo."""
     n, by_solver = outcome["samples"], {}
@@ -330,6 +416,9 @@ def main() -> None:
     parser.add_argument("--chain", type=int, nargs="*", default=[2000, 4000])
     parser.add_argument("--pair", type=int, default=10_000, help="samples; 0 leaves it out")
     parser.add_argument("--large", type=int, default=50_000, help="samples; 0 leaves it out")
+    parser.add_argument("--hard", type=int, nargs="*", default=[2000, 5000])
+    parser.add_argument("--kinds", nargs="*", default=list(clouds.KINDS), help="of hard clouds")
+    parser.add_argument("--hard-limit", type=float, default=60, help="seconds each may take")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--limit", type=float, default=900, help="seconds a measurement may take")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"))
@@ -340,13 +429,23 @@ def main() -> None:
     console, outcome = Console(width=110), kept(args.out)
     with tempfile.TemporaryDirectory() as folder, show_progress():
         file = Path(folder) / "pairs.npz"
+
+        def keep(answer: dict) -> None:
+            outcome[:] = [old for old in outcome if key_of(old) != key_of(answer)] + [answer]
+            write(outcome, args)
+
+        for n in args.hard:
+            answer = hard_clouds(n, args.kinds, args)
+            console.print(hard_table(answer))
+            keep(answer)
+        if not (args.chain or args.pair or args.large):
+            return
         traj = trajectory(args, Path(folder))
 
         def ask(title: str, pairs: Pairs, names: list[str]) -> None:
             answer = question(title, pairs, file, names, args)
             console.print(table(answer))
-            outcome[:] = [old for old in outcome if key_of(old) != key_of(answer)] + [answer]
-            write(outcome, args)
+            keep(answer)
 
         for n in args.chain:
             ask("chain", pairs_of(traj, n), peers(cuda))
@@ -372,8 +471,11 @@ def key_of(answer: dict) -> tuple[str, int]:
 
 
 def write(outcome: list[dict], args: argparse.Namespace) -> None:
-    """Write the results so far."""
-    record = {"versions": versions(), "threads": args.threads, "questions": outcome}
+    """Write the results so far; hard clouds alone change nothing of the others' record."""
+    threads = args.threads
+    if args.out.exists() and not (args.chain or args.pair or args.large):
+        threads = json.loads(args.out.read_text())["threads"]
+    record = {"versions": versions(), "threads": threads, "questions": outcome}
     args.out.write_text(json.dumps(record, indent=1) + "\n")
 
 

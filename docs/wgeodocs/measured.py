@@ -22,7 +22,7 @@ def _page(folder: Path, name: str, make: Callable[[Any], str]) -> str:
 
 
 def _transport(record: Record) -> str:
-    parts = [_question(question) for question in record["questions"]]
+    parts = [_question(question) for question in record["questions"] if question["title"] != _HARD]
     return _versions(record) + "\n".join(part for part in parts if part) if any(parts) else ""
 
 
@@ -59,6 +59,34 @@ def _solver(solver: str, rows: Sequence[Record], base: float) -> list[str]:
         f"{max(row.get('error', 0.0) for row in rows):.0e}",
         _worst(rows, "gap"),
     ]
+
+
+_HARD = "hard clouds"
+
+
+def _hard(record: Record) -> str:
+    """CPU seconds, a row for each kind of clouds; which solver is ahead of wgeo is in bold."""
+    parts = []
+    for question in record["questions"]:
+        if question["title"] != _HARD:
+            continue
+        rows = question["rows"]
+        solvers = list(dict.fromkeys(row["solver"] for row in rows))
+        cells = {(row["pair"], row["solver"]): row for row in rows}
+        body = [
+            [kind, *(_ahead(cells[kind, solver], cells[kind, "wgeo"]) for solver in solvers)]
+            for kind in dict.fromkeys(row["pair"] for row in rows)
+        ]
+        head = [f"N = {question['samples']}", *solvers]
+        parts.append(_table(head, body))
+    return "\n".join(parts)
+
+
+def _ahead(row: Record, wgeo: Record) -> str:
+    if "cpu" not in row:
+        return row["skipped"]
+    seconds = f"{row['cpu']:.2g}"
+    return f"**{seconds}**" if row["cpu"] < wgeo.get("cpu", 0.0) else seconds
 
 
 _NAMES = {
@@ -256,6 +284,7 @@ def _table(head: Sequence[Any], rows: Sequence[Sequence[Any]]) -> str:
 TABLES: dict[str, Callable[[Any], str]] = {
     "transport": _transport,
     "transport-blurs": _blurs,
+    "transport-hard": _hard,
     "collapse": _collapse,
     "ufm": _ufm,
     "mufm": _mufm,

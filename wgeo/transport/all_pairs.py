@@ -1,4 +1,4 @@
-"""Operations on all pairs, a block at a time: softmin, c-transform, nearest, feasibility.
+"""Operations on all pairs, a block at a time: c-transform, nearest, feasibility.
 
 The *slack* of a pair is ``c_ij - f_i - g_j``; potentials f, g are feasible if no slack is negative
 (Peyre, Cuturi 2019, Section 2.5).
@@ -6,7 +6,6 @@ The *slack* of a pair is ``c_ij - f_i - g_j``; potentials f, g are feasible if n
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +17,6 @@ from ..runtime.memory import halve_blocks_on_oom
 from .arcs import Potentials
 from .geometry import Geometry, PointCloud
 
-_EXPONENTS = (-120.0, 100.0)  # below 2^-126 exponentials take ten times as long; 2^128 overflows
 _MAX_GROUPS = 8  # groups of pairs listed per column, on average, before the list is cut short
 _MAX_UNDECIDED = 0.25  # fraction of columns that a useful screening may leave undecided
 _GATHERED = 1 << 18  # entries of groups gathered at a time
@@ -38,44 +36,15 @@ class Violations:
         Pairs with negative slack, to be added to the arcs.
     undecided : ndarray of bool, (m,)
         Columns whose excess is only a bound, of the precision of the products.
+    dtype : torch.dtype
+        Of the products.
     """
 
     excess: Float[np.ndarray, " m"]
     i: Int[np.ndarray, " k"]
     j: Int[np.ndarray, " k"]
     undecided: np.ndarray
-
-
-def softmin(
-    geometry: Geometry,
-    target: PointCloud,
-    source: PointCloud,
-    f: Float[torch.Tensor, " n"],
-    guess: Float[torch.Tensor, " m"],
-    eps: float,
-    weights: Float[torch.Tensor, " n"] | None = None,
-    start: int = 0,
-) -> Float[torch.Tensor, " m"]:
-    """Return ``g_j = -eps log sum_i a_i exp((f_i - c_ij)/eps)`` for j >= `start`.
-
-    `guess` (g at a larger eps, or a c-transform) keeps the exponents in range, which saves a pass
-    for the maximum; if it is too far off, g moves as far as the range allows.
-    """
-    base2 = math.log2(math.e) / eps
-    log_a = -math.log(source.n) if weights is None else weights.log()
-    # Blocks hold bias - 2 x.y, so exponents are their negatives.
-    bias = source.norms - f - eps * log_a
-    shift = target.norms - guess
-
-    @halve_blocks_on_oom
-    def local_part() -> torch.Tensor:
-        decrease = torch.zeros_like(guess)
-        for rows, block in geometry.blocks(target, source, bias, start):
-            block.add_(shift[rows, None].to(block.dtype)).mul_(-base2).clamp_(*_EXPONENTS).exp2_()
-            decrease[rows] = block.sum(1).double().log2() / base2
-        return decrease
-
-    return guess - processes.all_reduce_sum(local_part())
+    dtype: torch.dtype
 
 
 def nearest(
@@ -118,22 +87,18 @@ def nearest(
 
 
 def c_transform(
-    geometry: Geometry,
-    target: PointCloud,
-    source: PointCloud,
-    f: Float[torch.Tensor, " n"],
-    start: int = 0,
+    geometry: Geometry, target: PointCloud, source: PointCloud, f: Float[torch.Tensor, " n"]
 ) -> Float[torch.Tensor, " m"]:
-    """Return ``g_j = min_i c_ij - f_i`` for j >= `start`, to the products' precision."""
+    """Return ``g_j = min_i c_ij - f_i``, to the products' precision."""
 
     @halve_blocks_on_oom
     def local_part() -> torch.Tensor:
         g = torch.zeros_like(target.norms)
-        for rows, block in geometry.blocks(target, source, source.norms - f, start):
+        for rows, block in geometry.blocks(target, source, source.norms - f):
             g[rows] = target.norms[rows] + block.amin(1).double()
         return g
 
-    return processes.all_reduce_sum(local_part())[start:]
+    return processes.all_reduce_sum(local_part())
 
 
 def find_violations(
@@ -191,6 +156,7 @@ def find_violations(
         processes.all_reduce_max(np.maximum(excess, local_excess)),
         *_gather_pairs([*pairs, *local_pairs]),
         processes.all_reduce_max(undecided),
+        geometry.dtype,
     )
 
 

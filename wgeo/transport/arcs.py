@@ -1,4 +1,4 @@
-"""A growing list of candidate pairs (arcs), and shortest paths along it.
+"""A growing list of candidate pairs (arcs).
 
 An optimal coupling uses few of the n m pairs. If the problem is solved on candidates alone, its
 potentials either satisfy the constraints of all other pairs too, which proves the coupling optimal,
@@ -15,7 +15,6 @@ from jaxtyping import Float, Int
 from .geometry import Geometry
 
 ROUNDING = 2.0**-47  # slack below this fraction of the numbers it is computed from counts as zero
-_MAX_SWEEPS = 3000
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,22 +30,6 @@ class Potentials:
         return cls(np.zeros(n), np.zeros(m))
 
 
-class Groups:
-    """Items sorted by group, so that the members of several groups are found without a loop."""
-
-    def __init__(self, group: Int[np.ndarray, " k"], count: int) -> None:
-        self.order = np.argsort(group, kind="stable")
-        self.starts = np.searchsorted(group[self.order], np.arange(count + 1, dtype=group.dtype))
-
-    def members(self, groups: Int[np.ndarray, " g"]) -> tuple[np.ndarray, np.ndarray]:
-        """Return the indices into `order` of all members, and which of `groups` each belongs to."""
-        first = self.starts[groups]
-        sizes = self.starts[groups + 1] - first
-        ends = sizes.cumsum()
-        owner = np.repeat(np.arange(len(groups)), sizes)
-        return np.arange(len(owner)) + (first - ends + sizes)[owner], owner
-
-
 class Arcs:
     """Distinct pairs (i, j) with their costs in float64, sorted by column."""
 
@@ -57,18 +40,17 @@ class Arcs:
         self.cost = np.zeros(0)
         self.i = np.zeros(0, np.int32)
         self.j = np.zeros(0, np.int32)
-        self.pointers = np.zeros(self.shape[1] + 1, np.int64)
-        self.by_row = Groups(self.i, self.shape[0])
 
     def __len__(self) -> int:
         return len(self._key)
 
     def add(self, i: Int[np.ndarray, " k"], j: Int[np.ndarray, " k"]) -> int:
         """Add pairs; return the number of new ones."""
-        n, m = self.shape
-        key = np.unique(j.astype(np.int64) * n + i)
+        n, _ = self.shape
+        key = np.sort(j.astype(np.int64) * n + i)
         if len(key) == 0:
             return 0
+        key = key[np.diff(key, prepend=-1) > 0]
         position = np.searchsorted(self._key, key)
         present = position < len(self._key)
         present[present] = self._key[position[present]] == key[present]
@@ -78,8 +60,6 @@ class Arcs:
         self._key = np.insert(self._key, position, key)
         self.i = np.insert(self.i, position, i)
         self.j = np.insert(self.j, position, j)
-        self.pointers = np.searchsorted(self.j, np.arange(m + 1, dtype=np.int32))
-        self.by_row = Groups(self.i, n)
         return len(key)
 
     def index_of(self, i: Int[np.ndarray, " k"], j: Int[np.ndarray, " k"]) -> Int[np.ndarray, " k"]:
@@ -89,46 +69,3 @@ class Arcs:
     def slack(self, potentials: Potentials) -> Float[np.ndarray, " k"]:
         """Return ``c_ij - f_i - g_j``."""
         return self.cost - potentials.f[self.i] - potentials.g[self.j]
-
-
-def shortest_path_labels(
-    arcs: Arcs, cost: Float[np.ndarray, " k"], used: Int[np.ndarray, " u"], tolerance: float
-) -> Potentials:
-    """Return feasible potentials for other costs of the arcs, by Bellman-Ford sweeps.
-
-    With labels p_i of rows and q_j of columns (distances along shortest paths), ``f = -p, g = q``
-    are the largest potentials with f >= 0 (Ahuja, Magnanti, Orlin 1993, Section 12.4). All arcs run
-    forwards at their cost, and used arcs also backwards at minus their cost. If the used arcs carry
-    an optimal flow, no cycle is negative, the sweeps end, and used arcs have no slack. Each sweep
-    visits only the neighbors of labels that the last one lowered. Every column must have an arc.
-    """
-    n, m = arcs.shape
-    forward = arcs.by_row
-    heads, lengths = arcs.j[forward.order], cost[forward.order]
-    backward = Groups(arcs.j[used], m)
-    tails, returns = arcs.i[used][backward.order], cost[used][backward.order]
-    p, q = np.zeros(n), np.minimum.reduceat(cost, arcs.pointers[:-1])
-    columns = np.arange(m)
-    for _ in range(_MAX_SWEEPS + m):
-        index, owner = backward.members(columns)
-        rows = _lower(p, tails[index], q[columns][owner] - returns[index], tolerance)
-        index, owner = forward.members(rows)
-        columns = _lower(q, heads[index], p[rows][owner] + lengths[index], 0.0)
-        if len(columns) == 0:
-            break
-    return Potentials(-p, q)
-
-
-def _lower(
-    values: Float[np.ndarray, " n"],
-    index: Int[np.ndarray, " k"],
-    bounds: Float[np.ndarray, " k"],
-    tolerance: float,
-) -> Int[np.ndarray, " l"]:
-    """Lower ``values[index]`` to `bounds` if those are less; return the indices changed."""
-    less = bounds < values[index] - tolerance
-    index = index[less]
-    np.minimum.at(values, index, bounds[less])
-    changed = np.zeros(len(values), bool)
-    changed[index] = True
-    return np.flatnonzero(changed)

@@ -16,12 +16,13 @@ from ..errors import ArgumentError
 from ..runtime import processes
 from ..runtime.memory import limited_size, parse_bytes
 from .arcs import Potentials
-from .assignment import solve_assignment
 from .column_generation import Solution
-from .flow import solve_flow
+from .duplicates import merge_equal_points
+from .flow import pairs_well, solve_flow
 from .geometry import Geometry, squared_distances
 from .kernel import full_precision
 from .line import solve_line
+from .plans import expand
 from .point_clouds import UNIT_ROUNDOFF, PointClouds
 from .result import Status, TransportResult
 
@@ -38,13 +39,14 @@ class Exact:
     and at the optimum the two agree. Both sides are evaluated in float64, and their rounding errors
     are accounted for: ``lower <= W2 <= upper`` holds rigorously for the points given.
 
-    Neighboring layers nearly coincide, so the given pairing is tried first; if it is not optimal,
-    or there is none, potentials are estimated by entropic transport of samples. The problem is
-    solved on the few pairs these suggest, tested on all pairs, and solved again with the violated
-    ones, until there are none (column generation). All n m costs are computed several times and
-    never stored, except inner products of wide points that fit in `memory`. Pairs of wide points
-    are first screened by a low-dimensional lower bound of their cost, which decides most of them
-    if layers nearly coincide.
+    Neighboring layers nearly coincide, so the given pairing is tried first, and then that of
+    nearest neighbors. If neither is optimal, a coarse problem between few points of each cloud
+    suggests pairs and potentials. The problem is solved on few pairs, tested on all, and solved
+    again with the violated ones, until there are none (column generation); equal points are merged
+    before, if there are many. All n m costs are computed several times. They are not stored, except
+    inner products of wide points, and the costs of one dense problem if many pairs are still
+    missing after ten rounds, if these fit in `memory`. Pairs of wide points are first screened by a
+    low-dimensional lower bound of their cost, which decides most of them if layers nearly coincide.
 
     Parameters
     ----------
@@ -83,7 +85,7 @@ class Exact:
         FeatureError
             NaN or infinity in the clouds.
         ConvergenceError
-            The network simplex failed (weights only).
+            The network simplex failed.
         """
         start_time = time.perf_counter()
         x, y = as_points(x, name="x"), as_points(y, name="y")
@@ -100,14 +102,29 @@ class Exact:
         return replace(result, seconds=time.perf_counter() - start_time)
 
     def _solve(self, clouds: PointClouds) -> TransportResult:
-        geometry = Geometry.of(clouds, limited_size(parse_bytes(self.memory), 1 / 8))
-        solution = _optimal_coupling(geometry)
+        memory = limited_size(parse_bytes(self.memory), 1 / 8)
+        geometry, merged = Geometry.of(clouds, memory), None
+        if clouds.x.shape[1] > 1:
+            merged = merge_equal_points(clouds)
+        if merged is not None and (merged.very_few or not pairs_well(geometry)):
+            geometry = Geometry.of(merged.clouds, memory)
+        else:
+            merged = None
+        line = clouds.x.shape[1] == 1
+        solution = solve_line(geometry) if line else solve_flow(geometry)
+        potentials = solution.feasible
+        f, g = geometry.original_potentials(potentials.f, potentials.g)
+        i, j, mass = _in_order(geometry, solution)
+        if merged is not None:
+            x, y = zip((merged.index_x, merged.index_y), clouds.masses, strict=True)
+            i, j, mass = expand(i, j, mass, x, y)
+            f, g = f[merged.index_x], g[merged.index_y]
         if clouds.pairing is not None:
-            plan = _permutation(geometry, solution)
+            plan = np.empty(len(i), np.int64)
+            plan[i] = j
             cost = upper = clouds.permutation_cost(plan)
         else:
-            plan, cost, upper = _plan(geometry, solution)
-        potentials = solution.feasible
+            plan, cost, upper = _plan(clouds, i, j, mass)
         return clouds.result(
             lower=_lower_bound(geometry, potentials),
             upper=upper,
@@ -116,7 +133,7 @@ class Exact:
             seconds=0.0,
             tolerance=self.tolerance,
             coupling=plan,
-            potentials=geometry.original_potentials(potentials.f, potentials.g),
+            potentials=(f, g),
             stats={"rounds": solution.rounds, "passes": geometry.passes, "arcs": solution.arcs},
         )
 
@@ -139,30 +156,26 @@ class Exact:
         return replace(result, coupling=plan, potentials=potentials)
 
 
-def _optimal_coupling(geometry: Geometry) -> Solution:
-    if geometry.clouds.x.shape[1] == 1:
-        return solve_line(geometry)
-    if geometry.clouds.pairing is not None:
-        return solve_assignment(geometry)
-    return solve_flow(geometry)
+def _in_order(
+    geometry: Geometry, solution: Solution
+) -> tuple[Int[np.ndarray, " k"], Int[np.ndarray, " k"], Float[np.ndarray, " k"]]:
+    """The pairs of the plan, in the order of the clouds, and their mass."""
+    plan = solution.plan
+    return geometry.order_x[plan.row], geometry.order_y[plan.col], plan.data
 
 
-def _permutation(geometry: Geometry, solution: Solution) -> Int[np.ndarray, " n"]:
-    """The coupling in the order of the clouds as given."""
-    permutation = np.empty(geometry.x.n, np.int64)
-    permutation[geometry.order_x] = geometry.order_y[solution.coupling]
-    return permutation
-
-
-def _plan(geometry: Geometry, solution: Solution) -> tuple[csr_array, float, float]:
-    """The plan of the clouds as given, its cost, and a bound on that of a feasible coupling.
+def _plan(
+    clouds: PointClouds,
+    i: Int[np.ndarray, " k"],
+    j: Int[np.ndarray, " k"],
+    mass: Float[np.ndarray, " k"],
+) -> tuple[csr_array, float, float]:
+    """The plan, its cost, and a bound on that of a feasible coupling.
 
     Marginals with an L1 error of e are corrected by moving at most that much mass.
     """
-    clouds = geometry.clouds
-    sparse = solution.coupling.tocoo()
-    pairs = geometry.order_x[sparse.row], geometry.order_y[sparse.col]
-    plan = csr_array((sparse.data, pairs), shape=sparse.shape)
+    shape = len(clouds.x), len(clouds.y)
+    plan = csr_array((mass / clouds.masses[0].sum(), (i, j)), shape=shape)
     error = sum(
         float(abs(plan.sum(axis) - w.cpu().numpy()).sum())
         for axis, w in ((1, clouds.a), (0, clouds.b))

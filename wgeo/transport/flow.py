@@ -1,99 +1,175 @@
-"""Clouds with weights or of different sizes: an optimal plan and the potentials that prove it."""
+"""An optimal plan between two clouds, from a good start to a proof."""
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
-import ot
 import torch
 from jaxtyping import Float, Int
-from scipy.sparse import coo_array, csr_array
+from scipy.sparse import coo_array
 
-from ..errors import ConvergenceError
-from ..runtime.threads import interruptible
-from .arcs import Arcs, Potentials, shortest_path_labels
-from .column_generation import Solution, add_nearest, generate_columns, negligible
+from ..runtime import processes
+from .all_pairs import c_transform, nearest
+from .arcs import Arcs, Potentials
+from .coarse import solve_coarse
+from .column_generation import Solution, add_nearest, generate_columns, verify
 from .geometry import Geometry
-from .line import northwest_corner
-from .multiscale import estimate_potentials
+from .simplex import dense_simplex, network_simplex
 
 _ALL_PAIRS = 1 << 16  # problems with at most this many pairs are solved on all of them
-_LEAST_COST = 2.0**-10  # fraction of the scale: below it the scale was a poor estimate of the cost
-_SIMPLEX_ZERO = 2.0**-36  # fraction of the scale that the network simplex treats as zero
+_POOR_START = 0.5  # fraction of violated columns from which a given pairing is not a useful start
+_SAMPLE = 32  # columns that show whether it is
+_NEARLY = 0.9  # fraction of points that are nearest to some: a few may be due to rounding
+_LARGER_SAMPLE = 256  # columns that show which potentials are better
+_TOLERANCE = 2.0**-36  # fraction of the cost that counts as no slack
+_PATIENCE = 10  # rounds after which one dense problem is solved, if many pairs are still missing
+_DENSE_BYTES = 40  # of it, per pair
+_NOISY = 2.0**-28  # fraction of the cost that noise may not reach
+_CEILING = 2.0**10  # slacks above this multiple of the largest violation are alike
 
 
 def solve_flow(geometry: Geometry) -> Solution:
-    """Find an optimal plan between the clouds' weights, all positive.
+    """Find an optimal plan between the clouds' masses, all positive.
 
-    Each point contributes its nearest under estimated potentials (`multiscale`); the plan that is
-    monotone along the first coordinate ensures that the arcs can carry all mass.
+    A known pairing, and then that of nearest neighbors, is tested as it is. Else the problem is
+    solved on few pairs, then on more and more (`column_generation`): those that all mass can use,
+    from the pairing or a coarse problem, and each point's nearest under the better of two
+    potentials. Small problems are solved on all pairs.
     """
     n, m = geometry.x.n, geometry.y.n
-    a, b = geometry.weights
+    masses = geometry.masses
     arcs = Arcs(geometry)
-    if n * m <= _ALL_PAIRS:
-        arcs.add(np.repeat(np.arange(n), m), np.tile(np.arange(m), n))
+    f = geometry.translation_potential()
+    paired = None
+    if geometry.clouds.pairing is not None:
+        paired = _test_pairing(geometry, arcs, np.arange(n), f)
+    if paired is None and n * m <= _ALL_PAIRS:
+        i, j = np.divmod(np.arange(n * m), m)
+        arcs.add(i, j)
         potentials = Potentials.zeros(n, m)
-        scale = float(arcs.cost.mean())
     else:
-        aw, bw = (torch.from_numpy(w).to(geometry.x.norms) for w in (a, b))
-        scale = float(aw @ geometry.x.norms + bw @ geometry.y.norms)
-        f = estimate_potentials(geometry, scale, aw, bw)
-        arcs.add(*monotone_pairs(geometry, a, b))
-        potentials = add_nearest(geometry, arcs, f)
-        scale = max(float(b @ potentials.g + a @ potentials.f), _LEAST_COST * scale)
+        paired = paired or _nearest_pairing(geometry, arcs, masses, f)
+        if paired is None:
+            potentials = _start(geometry, arcs, masses, f)
+        else:
+            solution, optimal = paired
+            if optimal:
+                return solution
+            potentials = solution.potentials
 
-    def solve(potentials: Potentials) -> tuple[csr_array, Potentials, float]:
-        nonlocal scale
-        while True:
-            plan, potentials, cost = network_simplex(arcs, potentials, a, b, scale or 1.0)
-            if cost >= _LEAST_COST * scale or cost == 0:
-                return plan, potentials, _SIMPLEX_ZERO * scale
-            scale = cost  # far less than estimated: what seemed negligible may no longer be
+    ceiling, size, rounds = np.inf, len(arcs), itertools.count()
+
+    def solve(potentials: Potentials) -> tuple[coo_array, Potentials, float]:
+        nonlocal ceiling, size
+        grown, size = len(arcs) - size, len(arcs)
+        if next(rounds) == _PATIENCE and grown > m and _fits(geometry):
+            plan, potentials, noise = dense_simplex(geometry.double_precision, *masses)
+        else:
+            if ceiling < np.inf:
+                ceiling = max(ceiling, -_CEILING * float(arcs.slack(potentials).min()))
+            plan, potentials, noise = network_simplex(arcs, potentials, *masses, ceiling)
+        cost = float(plan.data @ geometry.pair_costs(plan.row, plan.col) / plan.data.sum())
+        if noise > _NOISY * cost:  # the plan remains, with potentials of more digits
+            _, potentials, noise = network_simplex(arcs, potentials, *masses, _CEILING * noise)
+        ceiling = max(_TOLERANCE * cost, noise)
+        return plan, potentials, ceiling
 
     return generate_columns(geometry, arcs, potentials, solve)
 
 
-def network_simplex(
-    arcs: Arcs,
-    potentials: Potentials,
-    a: Float[np.ndarray, " n"],
-    b: Float[np.ndarray, " m"],
-    scale: float,
-) -> tuple[csr_array, Potentials, float]:
-    """Return an optimal plan on the arcs, potentials that prove it, and its cost.
+def _fits(geometry: Geometry) -> bool:
+    """Whether a dense problem fits in the memory allowed."""
+    return _DENSE_BYTES * geometry.x.n * geometry.y.n <= geometry.memory
 
-    POT's network simplex runs on the slacks, which makes good potentials good first pivots, and in
-    units of `scale`, since its tolerance is absolute.
+
+def pairs_well(geometry: Geometry) -> bool:
+    """Whether the given pairing, if there is one, is a useful start, from a sample of columns."""
+    if geometry.clouds.pairing is None:
+        return False
+    i = np.arange(geometry.x.n)
+    return _satisfies_most(geometry, _paired(geometry, i, geometry.translation_potential())[0])
+
+
+def _paired(
+    geometry: Geometry, i: Int[np.ndarray, " n"], f: Float[np.ndarray, " n"]
+) -> tuple[Potentials, Float[np.ndarray, " n"]]:
+    """Potentials with no slack for the pairs of i and j = 0, 1, ..., and the costs of these."""
+    cost = geometry.pair_costs(i, np.arange(len(i)))
+    return Potentials(f, cost - f[i]), cost
+
+
+def _satisfies_most(geometry: Geometry, potentials: Potentials) -> bool:
+    """Whether potentials satisfy all constraints of most columns in a sample."""
+    sample = geometry.y.take(np.arange(min(_SAMPLE, geometry.y.n)))
+    f, g = (torch.from_numpy(z).to(sample.norms) for z in (potentials.f, potentials.g[:_SAMPLE]))
+    below = c_transform(geometry, sample, geometry.x, f) + sample.error(sample.norms) < g
+    return processes.on_rank_zero(lambda: float(below.double().mean())) <= _POOR_START
+
+
+def _test_pairing(
+    geometry: Geometry, arcs: Arcs, i: Int[np.ndarray, " n"], f: Float[np.ndarray, " n"]
+) -> tuple[Solution, bool] | None:
+    """Return i with j = 0, 1, ... and f, and whether they are optimal; None if far from that.
+
+    A coupling is optimal if and only if potentials exist with ``f_i + g_j <= c_ij``, and equality
+    for its pairs.
     """
-    slack = arcs.slack(potentials)
-    graph = coo_array((slack / scale, (arcs.i, arcs.j)), shape=arcs.shape)
-    zeros = np.zeros(arcs.shape[0]), np.zeros(arcs.shape[1])
-
-    def simplex() -> tuple[coo_array, dict]:
-        return ot.emd(a, b, graph, numItermax=10**9, log=True, potentials_init=zeros)
-
-    plan, log = interruptible(simplex)
-    if log["result_code"] != 1:
-        raise ConvergenceError(
-            f"The network simplex ended early: {log['warning']}. Are weights many orders of "
-            "magnitude apart? Drop the smallest, or use wgeo.Sinkhorn()."
-        )
-    plan = plan.tocoo()
-    positive = plan.data > 0
-    mass, i, j = plan.data[positive], plan.row[positive], plan.col[positive]
-    used = arcs.index_of(i, j)
-    tolerance = max(_SIMPLEX_ZERO * scale, negligible(potentials))
-    change = shortest_path_labels(arcs, slack, used, tolerance)
-    potentials = Potentials(potentials.f + change.f, potentials.g + change.g)
-    return csr_array((mass, (i, j)), shape=arcs.shape), potentials, float(mass @ arcs.cost[used])
+    j = np.arange(len(i))
+    potentials, cost = _paired(geometry, i, f)
+    arcs.add(i, j)
+    if not _satisfies_most(geometry, potentials):
+        return None
+    violations, new = verify(geometry, arcs, potentials, _TOLERANCE * float(cost.mean()))
+    if np.count_nonzero(np.bincount(violations.j)) > _POOR_START * len(j):
+        return None
+    plan = coo_array((geometry.masses[1], (i, j)), shape=(geometry.x.n, geometry.y.n))
+    return Solution(plan, potentials, violations, len(arcs), 0), new == 0
 
 
-def monotone_pairs(
-    geometry: Geometry, a: Float[np.ndarray, " n"], b: Float[np.ndarray, " m"]
-) -> tuple[Int[np.ndarray, " k"], Int[np.ndarray, " k"]]:
-    """Return the pairs of the plan that is monotone along the first coordinate."""
-    x, y = (
-        np.argsort(cloud.points[: cloud.n, 0].cpu().numpy()) for cloud in (geometry.x, geometry.y)
-    )
-    i, j, _ = northwest_corner(a[x], b[y])
-    return x[i], y[j]
+def _nearest_pairing(
+    geometry: Geometry,
+    arcs: Arcs,
+    masses: tuple[Float[np.ndarray, " n"], Float[np.ndarray, " m"]],
+    f: Float[np.ndarray, " n"],
+) -> tuple[Solution, bool] | None:
+    """Test the pairing of each y with its nearest x, if it is one."""
+    a, b = masses
+    if len(a) != len(b):
+        return None
+    start = torch.from_numpy(f).to(geometry.x.norms)
+    for costs in (geometry, geometry.double_precision):
+        _, i, j = nearest(costs, costs.y, costs.x, start, 1)
+        carried = np.bincount(i, b[j], len(a))
+        if np.array_equal(carried, a):
+            return _test_pairing(costs, arcs, i[np.argsort(j)], f)
+        if np.count_nonzero(carried) < _NEARLY * len(a):
+            return None
+    return None
+
+
+def _start(
+    geometry: Geometry,
+    arcs: Arcs,
+    masses: tuple[Float[np.ndarray, " n"], Float[np.ndarray, " m"]],
+    f: Float[np.ndarray, " n"],
+) -> Potentials:
+    """Add arcs to begin with; return the better of two potentials."""
+    i, j, coarse = processes.on_rank_zero(lambda: solve_coarse(geometry, *masses))
+    arcs.add(i, j)
+    starts = [torch.from_numpy(z).to(geometry.x.norms) for z in (f, coarse)]
+    values = [_dual_value(geometry, masses, start) for start in starts]
+    return add_nearest(geometry, arcs, starts[int(np.argmax(values))])
+
+
+def _dual_value(
+    geometry: Geometry,
+    masses: tuple[Float[np.ndarray, " n"], Float[np.ndarray, " m"]],
+    f: Float[torch.Tensor, " n"],
+) -> float:
+    """The dual objective of f and its c-transform, from a sample of columns."""
+    head = geometry.y.head(_LARGER_SAMPLE)
+    a, b = (torch.from_numpy(mass).to(f) for mass in masses)
+    g, b = c_transform(geometry, head, geometry.x, f), b[: head.n]
+    value = float(f @ a / a.sum() + g @ b / b.sum())
+    return processes.on_rank_zero(lambda: value)

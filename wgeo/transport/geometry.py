@@ -156,6 +156,12 @@ class Geometry:
         return a[self.order_x], b[self.order_y]
 
     @property
+    def masses(self) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " m"]]:
+        """The clouds' masses, in order."""
+        a, b = self.clouds.masses
+        return a[self.order_x], b[self.order_y]
+
+    @property
     def passes(self) -> float:
         """How often all pairs were visited, counting samples and screening in proportion."""
         visited = processes.all_reduce_sum(float(self.visits["features"]))
@@ -291,15 +297,15 @@ class Geometry:
         return along[0], along[1]
 
     @cached_property
-    def products(self) -> Float[torch.Tensor, "n m"] | None:
-        """All inner products, if points are wide enough for that to pay and they fit in memory."""
+    def products(self) -> Float[torch.Tensor, "m n"] | None:
+        """All <y_j, x_i>, if points are wide enough for that to pay and they fit in memory."""
         x, y = self.x.points, self.y.points
         available = block_entries(self.memory) // 2
         if x.shape[1] < _STORE_FROM or len(x) * len(y) * x.element_size() > available:
             return None
-        out = x.new_empty((len(x), len(y)))
-        for rows in _slices(len(x), _MIN_ROWS * 4):
-            out[rows] = _inner_products(x[rows], y)
+        out = x.new_empty((len(y), len(x)))
+        for rows in _slices(len(y), _MIN_ROWS * 4):
+            out[rows] = _inner_products(y[rows], x)
         return out
 
     def blocks(
@@ -307,9 +313,8 @@ class Geometry:
         target: PointCloud,
         source: PointCloud,
         bias: Float[torch.Tensor, " n"],
-        start: int = 0,
     ) -> Iterator[tuple[slice, Float[torch.Tensor, "rows padded"]]]:
-        """Yield ``bias_i - 2 <target_j, source_i>`` for blocks of this process's rows j >= `start`.
+        """Yield ``bias_i - 2 <target_j, source_i>`` for blocks of this process's rows j.
 
         `bias` is padded with infinity, so that padding is never the minimum. Each block overwrites
         the last.
@@ -319,7 +324,7 @@ class Geometry:
         width = len(padded)
         device_size = _BLOCK.get(bias.device.type, _BLOCK["cpu"])
         size = block_entries(min(device_size, self.memory // (8 * padded.element_size())))
-        shard = processes.shard(target.n, start)
+        shard = processes.shard(target.n)
         step = min(max(size // width, block_entries(_MIN_ROWS)), max(shard.stop - shard.start, 1))
         buffer = padded.new_empty((step, width))
         for rows in _slices(shard.stop, step, shard.start):
@@ -347,7 +352,7 @@ class Geometry:
         if products is None:
             return None
         columns = slice(len(source.points)) if source.index is None else source.index
-        return products[columns, rows].T if target.is_y else products[rows, columns]
+        return products[rows, columns] if target.is_y else products[columns, rows].T
 
 
 def _groups(n: int) -> int:

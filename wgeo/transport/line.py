@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 from jaxtyping import Float, Int
-from scipy.sparse import csr_array
+from scipy.sparse import coo_array
 
-from .arcs import Potentials
+from .arcs import Arcs, Potentials
 from .column_generation import Solution, verify
 from .geometry import Geometry
 
@@ -21,21 +21,19 @@ def solve_line(geometry: Geometry) -> Solution:
     x, y = (cloud.points[: cloud.n, 0].cpu().numpy() for cloud in (precise.x, precise.y))
     order_x, order_y = np.argsort(x, kind="stable"), np.argsort(y, kind="stable")
     f, g = np.empty(len(x)), np.empty(len(y))
+    a, b = geometry.masses
     if geometry.clouds.pairing is not None:
         f[order_x], g[order_y] = _matching_potentials(x[order_x], y[order_y])
-        coupling = np.empty(len(x), np.int64)
-        coupling[order_x] = order_y
-        arcs = len(x)
+        pairs, mass = (order_x, order_y), np.ones(len(x))
     else:
-        a, b = geometry.weights
         i, j, mass = northwest_corner(a[order_x], b[order_y])
         f[order_x], g[order_y] = _plan_potentials(x[order_x], y[order_y], i, j)
-        positive = mass > 0
-        pairs = order_x[i[positive]], order_y[j[positive]]
-        coupling = csr_array((mass[positive], pairs), shape=(len(x), len(y)))
-        arcs = len(mass)
+        pairs = order_x[i], order_y[j]
+    plan = coo_array((mass, pairs), shape=(len(x), len(y)))
+    plan.eliminate_zeros()
     potentials = Potentials(f, g)
-    return Solution(coupling, potentials, verify(geometry, potentials, 0.0), arcs, 0)
+    violations, _ = verify(geometry, Arcs(geometry), potentials, 0.0, complete=True)
+    return Solution(plan, potentials, violations, len(mass), 0)
 
 
 def northwest_corner(
@@ -47,7 +45,7 @@ def northwest_corner(
     from_a = order < len(a) - 1
     i = np.append(0, from_a.cumsum())
     j = np.append(0, (~from_a).cumsum())
-    ends = np.append(cuts[order], max(1.0, cuts.max(initial=0.0)))
+    ends = np.append(cuts[order], max(a.sum(), b.sum(), cuts.max(initial=0.0)))
     return i, j, np.diff(ends, prepend=0.0)
 
 

@@ -7,6 +7,7 @@ smaller, and so their rounding errors.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -35,6 +36,8 @@ class PointClouds:
     pairing : ndarray of int, (n,), or None
         A feasible permutation: the one given, else row i with row i; None for clouds of different
         sizes or with weights.
+    copies : tuple of ndarray, (n,), (m,), or None
+        Whole numbers in proportion to the weights, if these come from clouds of equal weights.
     """
 
     x: Float[torch.Tensor, "n d"]
@@ -42,6 +45,7 @@ class PointClouds:
     a: Float[torch.Tensor, " n"]
     b: Float[torch.Tensor, " m"]
     pairing: Int[np.ndarray, " n"] | None
+    copies: tuple[Float[np.ndarray, " n"], Float[np.ndarray, " m"]] | None = None
 
     @classmethod
     def of(
@@ -56,16 +60,24 @@ class PointClouds:
         """Return the problem that a solver is given (see `entry.Solver`), on `device`."""
         device = x.device if device is None else device
         x, y = x.detach().to(device), y.detach().to(device)
-        pairing = None
-        if a is None and b is None and len(x) == len(y):
-            pairing = np.arange(len(x)) if coupling is None else coupling
+        pairing = copies = None
+        if a is None and b is None:
+            n, m, common = len(x), len(y), math.gcd(len(x), len(y))
+            copies = np.full(n, m / common), np.full(m, n / common)
+            if n == m:
+                pairing = np.arange(n) if coupling is None else coupling
         weights = [
             torch.full((len(z),), 1.0 / len(z), dtype=torch.float64, device=device)
             if w is None
             else torch.from_numpy(w).to(device)
             for z, w in ((x, a), (y, b))
         ]
-        return cls(x, y, weights[0], weights[1], pairing)
+        return cls(x, y, weights[0], weights[1], pairing, copies)
+
+    @property
+    def masses(self) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " m"]]:
+        """Masses in proportion to the weights: whole numbers, which add up exactly, if known."""
+        return (self.a.cpu().numpy(), self.b.cpu().numpy()) if self.copies is None else self.copies
 
     @property
     def transposed(self) -> PointClouds:

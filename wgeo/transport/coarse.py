@@ -1,0 +1,60 @@
+"""A coarse problem between a few representatives of both clouds, as a start for all points.
+
+Its plan, expanded to the points, couples all mass within neighborhoods that the plan connects, and
+its potentials, extended to the points, account for how mass is distributed over the clouds. Where
+clouds are thin, nearest neighbors alone leave both to hundreds of small steps.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+
+from .geometry import Geometry
+from .plans import expand
+from .simplex import run_simplex
+
+_REPRESENTATIVES = 256  # of each cloud, at most
+_SHARE = 8  # at most one in so many points is a representative
+_BLOCK = 1 << 20  # entries of a block of costs
+
+
+def solve_coarse(
+    geometry: Geometry, a: Float[np.ndarray, " n"], b: Float[np.ndarray, " m"]
+) -> tuple[Int[np.ndarray, " k"], Int[np.ndarray, " k"], Float[np.ndarray, " n"]]:
+    """Return pairs (i, j) that can carry all mass, and potentials f of the first cloud.
+
+    Points belong to the nearest of some points of both clouds, whose costs with each other are
+    those of a dense problem.
+    """
+    x, y = geometry.x.points[: len(a)], geometry.y.points[: len(b)]
+    count = max(1, min(_REPRESENTATIVES, len(a) // _SHARE, len(b) // _SHARE))
+    centers = torch.cat([x[:count], y[:count]])
+    cell_x, cell_y = (_nearest_center(z, centers, None)[1] for z in (x, y))
+    k = len(centers)
+    mass_x, mass_y = np.bincount(cell_x, a, k), np.bincount(cell_y, b, k)
+    rows, columns = np.flatnonzero(mass_x), np.flatnonzero(mass_y)
+    cost = torch.cdist(centers[rows].double(), centers[columns].double()).square().cpu().numpy()
+    plan, _, v = run_simplex(mass_x[rows], mass_y[columns], cost / (cost.max() or 1.0))
+    i, j, _ = expand(rows[plan.row], columns[plan.col], plan.data, (cell_x, a), (cell_y, b))
+    f, _ = _nearest_center(x, centers[columns], torch.from_numpy(v * cost.max()))
+    geometry.visits["features"] += 3 * k * len(a) * x.shape[1]
+    return i, j, f
+
+
+def _nearest_center(
+    points: Float[torch.Tensor, "n d"],
+    centers: Float[torch.Tensor, "k d"],
+    potentials: Float[torch.Tensor, " k"] | None,
+) -> tuple[Float[np.ndarray, " n"], Int[np.ndarray, " n"]]:
+    """``min_k ||x_i - z_k||^2 - v_k`` and the k that attains it."""
+    bias = centers.square().sum(1)
+    if potentials is not None:
+        bias = bias - potentials.to(bias)
+    values, indices = [], []
+    for part in points.split(max(1, _BLOCK // len(centers))):
+        least = torch.addmm(bias, part, centers.T, alpha=-2).min(1)
+        values.append(least.values.double() + part.double().square().sum(1))
+        indices.append(least.indices)
+    return torch.cat(values).cpu().numpy(), torch.cat(indices).cpu().numpy()

@@ -1,0 +1,100 @@
+"""Equal points are one point with more mass: clouds of few distinct points are small problems."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+
+from ..runtime import processes
+from .point_clouds import PointClouds
+
+_FEW = 0.95  # fraction of distinct points up to which merging pays
+_VERY_FEW = 0.7  # fraction up to which it pays more than a good pairing of all points
+_PREFIX = 16  # features that show that most points are distinct
+_ROWS = 1024  # copied to float64 at a time
+
+
+@dataclass(frozen=True, eq=False)
+class Merged:
+    """Clouds of distinct points, and which of these each point is.
+
+    Attributes
+    ----------
+    clouds : PointClouds
+        The same two measures, with fewer points.
+    index_x, index_y : ndarray of int, (n,), (m,)
+    """
+
+    clouds: PointClouds
+    index_x: Int[np.ndarray, " n"]
+    index_y: Int[np.ndarray, " m"]
+
+    @property
+    def very_few(self) -> bool:
+        """Whether so few points remain that they are solved at once."""
+        points = len(self.index_x) + len(self.index_y)
+        return len(self.clouds.x) + len(self.clouds.y) <= _VERY_FEW * points
+
+
+def merge_equal_points(clouds: PointClouds) -> Merged | None:
+    """Merge equal points, if there are many."""
+    distinct = processes.on_rank_zero(lambda: _distinct_points(clouds))
+    if distinct is None:
+        return None
+    (first_x, index_x), (first_y, index_y) = distinct
+    masses = (
+        _sum_groups(clouds.masses[0], index_x, len(first_x)),
+        _sum_groups(clouds.masses[1], index_y, len(first_y)),
+    )
+    a, b = (torch.from_numpy(mass / mass.sum()).to(clouds.a) for mass in masses)
+    x, y = (
+        z[torch.from_numpy(first).to(z.device)]
+        for z, first in ((clouds.x, first_x), (clouds.y, first_y))
+    )
+    return Merged(PointClouds(x, y, a, b, None, masses), index_x, index_y)
+
+
+Indices = tuple[np.ndarray, np.ndarray]  # of distinct rows; for each row, which of these it is
+
+
+def _distinct_points(clouds: PointClouds) -> tuple[Indices, Indices] | None:
+    """`_distinct` of both clouds, if that leaves few points."""
+    most = _FEW * (len(clouds.x) + len(clouds.y))
+    x = _distinct(clouds.x, most)
+    y = None if x is None else _distinct(clouds.y, most - len(x[0]))
+    return None if x is None or y is None else (x, y)
+
+
+def _distinct(x: Float[torch.Tensor, "n d"], most: float) -> Indices | None:
+    """The first row of each kind, and the kind of each row; None if there are more than `most`."""
+    for width in (_PREFIX, x.shape[1]):
+        _, index = torch.unique(_project_rows(x[:, :width]), return_inverse=True)
+        kinds = int(index.max()) + 1
+        if kinds > most:
+            return None
+        if width >= x.shape[1]:
+            break
+    rows = torch.arange(len(x), device=x.device)
+    first = rows.new_full((kinds,), len(x)).scatter_reduce_(0, index, rows, "amin")
+    if not torch.equal(x[first[index]], x):
+        return None
+    return first.cpu().numpy(), index.cpu().numpy()
+
+
+def _project_rows(x: Float[torch.Tensor, "n d"]) -> Float[torch.Tensor, " n"]:
+    """A coordinate of each row: equal for equal rows, and almost surely different for others."""
+    generator = torch.Generator().manual_seed(0)
+    direction = torch.randn(x.shape[1], generator=generator, dtype=torch.float64).to(x.device)
+    return torch.cat([rows.double() @ direction for rows in x.split(_ROWS)])
+
+
+def _sum_groups(
+    mass: Float[np.ndarray, " n"], index: Int[np.ndarray, " n"], count: int
+) -> Float[np.ndarray, " k"]:
+    """Sums of each group's masses, in extended precision: each is rounded once."""
+    order = np.argsort(index, kind="stable")
+    starts = np.searchsorted(index[order], np.arange(count))
+    return np.add.reduceat(mass[order].astype(np.longdouble), starts).astype(np.float64)

@@ -1,0 +1,42 @@
+"""Plans between groups of points, expanded to plans between the points."""
+
+from __future__ import annotations
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from .line import northwest_corner
+
+
+def expand(
+    i: Int[np.ndarray, " k"],
+    j: Int[np.ndarray, " k"],
+    mass: Float[np.ndarray, " k"],
+    x: tuple[Int[np.ndarray, " n"], Float[np.ndarray, " n"]],
+    y: tuple[Int[np.ndarray, " m"], Float[np.ndarray, " m"]],
+) -> tuple[Int[np.ndarray, " l"], Int[np.ndarray, " l"], Float[np.ndarray, " l"]]:
+    """Return pairs of points and their mass, of a plan that couples groups i with groups j.
+
+    `x` and `y` hold the group and the mass of each point. The mass of a group goes to its points in
+    their order, that is, by the north-west corner rule; integers remain integers.
+    """
+    row, pair, mass = _deal(i, mass, *x)
+    column, part, mass = _deal(j[pair], mass, *y)
+    return row[part], column, mass
+
+
+def _deal(
+    group: Int[np.ndarray, " k"],
+    mass: Float[np.ndarray, " k"],
+    point_group: Int[np.ndarray, " n"],
+    point_mass: Float[np.ndarray, " n"],
+) -> tuple[Int[np.ndarray, " l"], Int[np.ndarray, " l"], Float[np.ndarray, " l"]]:
+    """Deal pieces of mass that belong to groups to the points of these; return point, piece, mass.
+
+    Rounding may leave a sliver of mass between two groups, which is dropped.
+    """
+    points, pieces = np.argsort(point_group, kind="stable"), np.argsort(group, kind="stable")
+    p, k, dealt = northwest_corner(point_mass[points], mass[pieces])
+    p, k = points[p], pieces[k]
+    kept = (dealt > 0) & (point_group[p] == group[k])
+    return p[kept], k[kept], dealt[kept]

@@ -1,0 +1,104 @@
+"""The network simplex on candidate pairs, and potentials that prove its plan optimal on them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import ot
+import torch
+from jaxtyping import Float, Int
+from scipy.sparse import coo_array, csr_array
+from scipy.sparse.csgraph import dijkstra
+
+from ..errors import ConvergenceError
+from ..runtime.threads import interruptible
+from .arcs import Arcs, Potentials
+from .geometry import Geometry
+
+_NOISE = 2.0**-51  # error of a dual of the simplex, as a fraction of its largest cost, per point
+
+
+def network_simplex(
+    arcs: Arcs,
+    potentials: Potentials,
+    a: Float[np.ndarray, " n"],
+    b: Float[np.ndarray, " m"],
+    most: float = np.inf,
+) -> tuple[coo_array, Potentials, float]:
+    """Return an optimal plan on the arcs, potentials near the given ones that prove it, and noise.
+
+    POT's network simplex runs on the slacks, which makes good potentials good first pivots, in
+    units of the largest. Masses that are whole numbers remain so. The noise is that of its duals,
+    which begin with arcs that cost n units. Slacks above `most` count as `most`, which makes the
+    unit and so the noise smaller; a plan that does not use them is optimal all the same.
+    """
+    slack = arcs.slack(potentials)
+    unit = min(float(abs(slack).max(initial=0.0)), most) or 1.0
+    graph = coo_array((np.minimum(slack / unit, 1.0), (arcs.i, arcs.j)), shape=arcs.shape)
+    plan, u, v = run_simplex(a, b, graph)
+    used = arcs.index_of(plan.row, plan.col)
+    if slack[used].max() > most:
+        return network_simplex(arcs, potentials, a, b)
+    change = shortest_path_labels(arcs, slack, u * unit, v * unit, used)
+    potentials = Potentials(potentials.f + change.f, potentials.g + change.g)
+    return plan, potentials, _NOISE * sum(arcs.shape) * unit
+
+
+def dense_simplex(
+    geometry: Geometry, a: Float[np.ndarray, " n"], b: Float[np.ndarray, " m"]
+) -> tuple[coo_array, Potentials, float]:
+    """Return an optimal plan on all pairs, potentials that prove it, and noise."""
+    x, y = geometry.x, geometry.y
+    cost = torch.addmm(y.norms, x.points[: x.n].double(), y.points[: y.n].double().T, alpha=-2)
+    cost += x.norms[:, None]
+    unit = float(cost.max()) or 1.0
+    plan, u, v = run_simplex(a, b, cost.div_(unit).cpu().numpy())
+    return plan, Potentials(u * unit, v * unit), _NOISE * (x.n + y.n) * unit
+
+
+def run_simplex(
+    a: Float[np.ndarray, " n"], b: Float[np.ndarray, " m"], cost: Any
+) -> tuple[coo_array, Float[np.ndarray, " n"], Float[np.ndarray, " m"]]:
+    """Return POT's plan and duals for a dense or sparse cost; `ConvergenceError` if it fails."""
+    plan, log = interruptible(
+        lambda: ot.emd(a, b, cost, numItermax=10**9, log=True, center_dual=False)
+    )
+    if log["result_code"] != 1:
+        raise ConvergenceError(
+            f"The network simplex ended early: {log['warning']}. Are weights many orders of "
+            "magnitude apart? Drop the smallest, or use wgeo.Sinkhorn()."
+        )
+    plan = coo_array(plan)
+    positive = plan.data > 0
+    pairs = plan.row[positive], plan.col[positive]
+    return coo_array((plan.data[positive], pairs), shape=plan.shape), log["u"], log["v"]
+
+
+def shortest_path_labels(
+    arcs: Arcs,
+    cost: Float[np.ndarray, " k"],
+    u: Float[np.ndarray, " n"],
+    v: Float[np.ndarray, " m"],
+    used: Int[np.ndarray, " u"],
+) -> Potentials:
+    """Return the largest potentials with f >= 0 that are optimal for other costs of the arcs.
+
+    With p_i and q_j the distances of rows and columns from a source at distance 0 of every row,
+    along arcs forwards at their cost and used arcs backwards at minus their cost, ``f = -p, g = q``
+    (Ahuja, Magnanti, Orlin 1993, Section 12.4). Optimal duals u, v make all lengths nonnegative,
+    ``cost - u - v``, and 0 on used arcs, so that one run of Dijkstra's algorithm finds them. Duals
+    of a simplex leave points with few arcs undetermined; these are determined.
+    """
+    n, m = arcs.shape
+    length = np.maximum(cost - u[arcs.i] - v[arcs.j], 0.0)
+    length[used] = 0.0
+    nodes = np.arange(n)
+    tails = np.concatenate([arcs.i, n + arcs.j[used], np.full(n, n + m)])
+    heads = np.concatenate([n + arcs.j, arcs.i[used], nodes])
+    lengths = np.concatenate([length, np.zeros(len(used)), u - u.min()])
+    order = np.argsort(tails, kind="stable")
+    pointers = np.searchsorted(tails[order], np.arange(n + m + 2))
+    graph = csr_array((lengths[order], heads[order], pointers), shape=(n + m + 1, n + m + 1))
+    distance = dijkstra(graph, indices=n + m)
+    return Potentials(u - u.min() - distance[:n], v + u.min() + distance[n : n + m])
