@@ -283,7 +283,7 @@ class Sinkhorn:
         return sum(state.value for state in both) / 2
 
     def _translation_result(self, clouds: PointClouds, start_time: float) -> TransportResult:
-        """One cloud is the other translated: the pairing is optimal, or any plan of single points."""
+        """One cloud is the other translated, so its pairing (or any plan of a point) is optimal."""
         f, g = clouds.original_potentials(torch.zeros_like(clouds.a), torch.zeros_like(clouds.b))
         pairing = clouds.pairing is not None
         weights = clouds.a.cpu().numpy(), clouds.b.cpu().numpy()
