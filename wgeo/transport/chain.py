@@ -71,7 +71,7 @@ class _Problem:
 
     name: str
     x: Float[np.ndarray, "n d"]
-    y: Float[np.ndarray, "n d"]
+    y: Float[np.ndarray, "m d"]
 
     @property
     def memory_bytes(self) -> int:
