@@ -39,8 +39,8 @@ class TransportResult(Result):
 
     .. math:: \mathrm{d} W_2^2 = \sum_i f_i\, \mathrm{d}a_i + \sum_j g_j\, \mathrm{d}b_j
 
-    where they are unique up to a constant; elsewhere they are a subgradient (Peyre, Cuturi 2019,
-    Proposition 9.2).
+    if they are unique up to a constant; if not, they are a subgradient (Peyre, Cuturi 2019, Section
+    9.1).
 
     Attributes
     ----------
@@ -135,8 +135,7 @@ class TransportResult(Result):
 
         .. math:: T(x_i) = \frac{1}{a_i} \sum_j P_{ij}\, y_j
 
-        It is ``y[coupling]`` for a permutation. If an optimal map exists and the plan is optimal,
-        it is that map (Peyre, Cuturi 2019, Remark 4.11).
+        It is ``y[coupling]`` for a permutation, and the optimal map if the plan is that of one.
 
         Parameters
         ----------
