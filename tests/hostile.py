@@ -37,7 +37,7 @@ class Case(NamedTuple):
     """A file, by which door it comes, and whether it must be refused."""
 
     name: str
-    kind: str  # checkpoint, images, record, series or store
+    kind: str  # checkpoint, images, record, result, series or store
     path: str  # relative to the corpus; surrogates stand for bytes that are no UTF-8
     refused: bool = True
     says: str = ""  # a regular expression that the message matches
@@ -1098,6 +1098,11 @@ def write(folder: Path) -> list[Case]:
         add(title, "images", body, ".zip", refused)
     for title, body, refused in arrays():
         add(title, "images", body, ".npz", refused)
+        add(title, "result", body, ".npz", True)
+        names = (("x.npy", "f.npy"), ("y.npy", "g.npy"))
+        for before, after in names:  # of the same length, in the archive's two lists
+            body = body.replace(before.encode(), after.encode())
+        add(f"{title} as potentials", "result", body, ".npz", True)
     for title, ending, body, refused in tables():
         add(title, "images", body, ending, refused)
     for title, files in data_folders():
@@ -1284,6 +1289,7 @@ def reader(kind: str, path: str) -> None:
     from wgeo.errors import WgeoError
     from wgeo.storage.records import ANALYSIS, SERIES, read_record
     from wgeo.trajectory import Trajectory
+    from wgeo.transport import TransportResult
 
     if kind == "checkpoint":
         try:
@@ -1294,6 +1300,8 @@ def reader(kind: str, path: str) -> None:
             raise
     elif kind == "images":
         load_images(path, None)
+    elif kind == "result":
+        TransportResult.load(path)
     elif kind == "store":
         Trajectory.load(path)
     else:

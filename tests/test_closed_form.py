@@ -95,13 +95,25 @@ class TestGaussian:
         for y, origin in ((near, "pairing"), (away, "product")):
             result = wasserstein(x, y, solver=Gaussian())
             assert result.stats["upper_from"] == origin
-            assert (result.coupling is None) == (origin == "product")
+            cost = (result.plan.toarray() * ((x[:, None] - y[None]) ** 2).sum(2)).sum()
+            assert result.upper == pytest.approx(np.sqrt(cost), rel=1e-9)
         product = ((x[:, None] - away[None]) ** 2).sum(2).mean()
         assert result.upper == pytest.approx(np.sqrt(product))
         assert result.stats["means"] == pytest.approx(4 * (x.mean(0) ** 2).sum())
         centred = wasserstein(x - x.mean(0), x.mean(0) - x, solver=Gaussian())
         assert centred.stats["means"] == pytest.approx(0, abs=1e-20)
         assert 0 <= result.seconds < 60
+
+    def test_a_product_with_too_many_entries_is_not_returned(self, rng, monkeypatch):
+        x, a = rng.standard_normal((30, 5)), np.arange(30) % 2
+        whole = wasserstein(x, -x, solver=Gaussian(), a=a)
+        assert whole.plan.nnz == 15 * 30
+        assert whole.plan.sum(1) == pytest.approx(a / 15, abs=1e-15)
+        monkeypatch.setattr("wgeo.transport.plans.MAX_ENTRIES", 15 * 30 - 1)
+        result = wasserstein(x, -x, solver=Gaussian(), a=a)
+        assert result.upper == whole.upper
+        with pytest.raises(ArgumentError, match=r"no plan: .* more than 4,194,304 entries"):
+            result.push(x)
 
     def test_block_size_of_the_factorization_does_not_matter(self, rng, monkeypatch):
         x, y = rng.standard_normal((50, 3)) + 1, rng.standard_normal((40, 3))

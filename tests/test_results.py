@@ -47,6 +47,8 @@ def shown(trajectory):
         "block": trajectory.blocks[0],
         "segment": trajectory.segments[0],
         "transport": wgeo.wasserstein(*ARRAYS[:2]),
+        "verification": wgeo.wasserstein(*ARRAYS[:2]).verify(*ARRAYS[:2]),
+        "distances": wgeo.distances(trajectory, solver=wgeo.Sliced(projections=4)),
         "chain": wgeo.transport.chain(trajectory),
         "straightness": straightness,
         "straightness of a segment": straightness.segments[0],

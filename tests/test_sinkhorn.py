@@ -13,8 +13,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from wgeo.errors import ArgumentError, ConvergenceError, DependencyError
 from wgeo.transport import Sinkhorn, Status, annealing, kernel, sinkhorn_divergence, wasserstein
+from wgeo.transport.annealing import SinkhornState
 from wgeo.transport.kernel import Kernel, full_precision
 from wgeo.transport.point_clouds import PointClouds
+from wgeo.transport.rounding import compute_bounds, couple_in_order, with_plan
 
 TIGHT = {"marginal_tolerance": 1e-10, "iterations": 5000}
 
@@ -150,23 +152,72 @@ class TestInterval:
             assert result.stats["iterations"] <= iterations
 
     def test_the_rounded_plan_is_feasible(self, rng):
-        """Its cost is that of an explicit coupling (Altschuler et al., Algorithm 2)."""
+        """Columns are scaled down, and what lacks is coupled (Altschuler et al., Algorithm 2)."""
         x, y = two_clouds(rng)
         a, b = rng.dirichlet(np.ones(30)), rng.dirichlet(np.ones(20))
+        a[3] = b[5] = 0.0
+        a, b = a / a.sum(), b / b.sum()
         pair = PointClouds.of(torch.from_numpy(x), torch.from_numpy(y), a, b)
         core, eps = Kernel(pair), 0.5
         g = torch.from_numpy(rng.standard_normal(20))
         f, log_ratio = core.softmin(g, eps)
-        found = core.round_plan(f, g, log_ratio, eps)
+        summary = core.round_plan(f, g, log_ratio, eps)
         cost = squared(x - a @ x, y - b @ y)
         plan = np.exp((f.numpy()[:, None] + g.numpy()[None] - cost) / eps) * np.outer(a, b)
-        assert found.entropic_cost == pytest.approx((plan * cost).sum(), rel=1e-10)
-        plan = plan * np.minimum(1, b / plan.sum(0))
-        lack = np.outer(a - plan.sum(1), b - plan.sum(0))
-        plan = plan + lack / (a - plan.sum(1)).sum()
+        assert summary.entropic_cost == pytest.approx((plan * cost).sum(), rel=1e-10)
+        plan = plan * np.minimum(1, b / np.where(b > 0, plan.sum(0), 1))
+        lack_x, lack_y = a - plan.sum(1), b - plan.sum(0)
+        assert summary.lack_x.numpy() == pytest.approx(lack_x, abs=1e-14)
+        assert summary.lack_y.numpy() == pytest.approx(lack_y, abs=1e-14)
+        assert summary.cost == pytest.approx((plan * cost).sum(), rel=1e-10)
+        rest = couple_in_order(pair, lack_x.clip(0), lack_y.clip(0))
+        assert rest.nnz < 50
+        plan = plan + rest.toarray()
         assert plan.sum(1) == pytest.approx(a, abs=1e-14)
         assert plan.sum(0) == pytest.approx(b, abs=1e-14)
-        assert found.cost == pytest.approx((plan * cost).sum(), rel=1e-10)
+        state = SinkhornState(f, g, log_ratio, eps, 0.0, 0.0)
+        bounds = with_plan(pair, compute_bounds(pair, state))
+        assert bounds.upper_from == "plan"
+        assert bounds.coupling.toarray() == pytest.approx(plan, abs=1e-12)
+        assert bounds.upper == pytest.approx((plan * squared(x, y)).sum(), rel=1e-9)
+
+    @settings(max_examples=15)
+    @given(seed=st.integers(0, 2**31), share=st.sampled_from([1.0, 0.1, 0.01]))
+    def test_upper_is_the_cost_of_the_returned_plan(self, seed, share):
+        r = np.random.default_rng(seed)
+        n, m = r.integers(1, 30, 2)
+        x, y = r.standard_normal((n, 3)), r.standard_normal((m, 3)) + r.uniform(0, 3)
+        a = r.dirichlet(np.ones(n)) * r.integers(0, 2, n)
+        a[0] += 0.1
+        solver = Sinkhorn(epsilon=share, iterations=int(r.integers(1, 60)), on_failure="return")
+        result = wasserstein(x, y, solver=solver, a=a)
+        assert result.plan.sum(1) == pytest.approx(a / a.sum(), abs=1e-13)
+        assert result.plan.sum(0) == pytest.approx(np.full(m, 1 / m), abs=1e-13)
+        cost = (result.plan.toarray() * squared(x, y)).sum()
+        assert result.cost == pytest.approx(cost, rel=1e-9, abs=1e-12)
+        assert result.upper**2 == pytest.approx(cost, rel=1e-9, abs=1e-12)
+
+    def test_a_small_epsilon_has_a_sparse_plan(self, rng):
+        x, y = two_clouds(rng, 300, 200, 2)
+        result = wasserstein(x, y, solver=Sinkhorn(epsilon=1e-3, iterations=2000))
+        assert result.stats["upper_from"] == "plan"
+        assert result.plan.nnz < 300 * 200 / 4
+
+    def test_a_plan_with_too_many_entries_is_not_returned(self, rng, monkeypatch):
+        x, y = two_clouds(rng)
+        solver = Sinkhorn(epsilon=1.0)
+        whole = wasserstein(x, y, solver=solver)
+        for most in (whole.plan.nnz - 60, 0):  # n + m - 1 of them may be corrections
+            monkeypatch.setattr("wgeo.transport.rounding.MAX_ENTRIES", most)
+            result = wasserstein(x, y, solver=solver)
+            assert result.coupling is None
+            assert "more than 4,194,304 entries" in result.stats["no_plan"]
+            assert result.upper == pytest.approx(whole.upper, rel=1e-9)
+            with pytest.raises(ArgumentError, match=r"no plan: .* smaller epsilon"):
+                result.plan  # noqa: B018
+        monkeypatch.setattr("wgeo.transport.kernel._NEGLIGIBLE", 1.0)  # all mass is coupled anew
+        monkeypatch.setattr("wgeo.transport.rounding.MAX_ENTRIES", 1)
+        assert wasserstein(x, y, solver=solver).plan.nnz < 50
 
     def test_a_permutation_is_read_off_the_plan(self, rng):
         x = rng.standard_normal((200, 8))
@@ -191,6 +242,18 @@ class TestEpsilon:
         result = wasserstein(x, y, solver=Sinkhorn(epsilon=0.5))
         assert result.stats["scale"] == pytest.approx(x.var(0).sum() + y.var(0).sum())
         assert result.stats["scale_is"] == "spread"
+
+    def test_auto_has_no_divergence(self, rng):
+        """Its epsilon depends on the interval: the divergence was 17 times off, or negative."""
+        x = rng.standard_normal((200, 32))
+        y = (x + 0.1 * rng.standard_normal(x.shape))[rng.permutation(200)]
+        result = wasserstein(x, y, solver=Sinkhorn())
+        assert result.status is Status.CERTIFIED
+        assert result.divergence is None
+        assert wasserstein(x, x + 1, solver=Sinkhorn()).divergence is None
+        for epsilon in (1.0, 0.1):
+            again = wasserstein(x, x[::-1], solver=Sinkhorn(epsilon=epsilon))
+            assert again.divergence >= 0
 
     def test_auto_stops_when_the_interval_is_narrow(self, rng):
         x = rng.standard_normal((60, 5))
@@ -324,10 +387,11 @@ class TestKernel:
     def test_no_dense_matrix_is_allocated(self, rng, monkeypatch):
         monkeypatch.setitem(kernel.BLOCK_ENTRIES, "cpu", 1 << 12)
         monkeypatch.setitem(kernel.STORED_ENTRIES, "cpu", 0)
+        monkeypatch.setattr("wgeo.transport.rounding.MAX_ENTRIES", 0)  # nor is the plan returned
         x, y = two_clouds(rng, 900, 600)
         with Largest() as seen:
             wasserstein(x, y, solver=Sinkhorn(epsilon=1.0))
-        assert seen.entries <= 32 * 900
+        assert seen.entries <= 2 * 32 * 900  # indices of a block's entries
 
     def test_float32_precision_setting_is_restored(self):
         before = torch.get_float32_matmul_precision()

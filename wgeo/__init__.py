@@ -50,6 +50,8 @@ if TYPE_CHECKING:
     from .transport import Sinkhorn as Sinkhorn
     from .transport import Sliced as Sliced
     from .transport import TransportResult as TransportResult
+    from .transport import distances as distances
+    from .transport import sinkhorn_divergence as sinkhorn_divergence
     from .transport import wasserstein as wasserstein
 
 __version__ = "0.2.0"
@@ -80,6 +82,8 @@ _HOME = {
     "Sinkhorn": "transport",
     "Sliced": "transport",
     "TransportResult": "transport",
+    "distances": "transport",
+    "sinkhorn_divergence": "transport",
     "wasserstein": "transport",
 }
 _PACKAGES = (

@@ -55,7 +55,10 @@ ax.invert_yaxis()
 _ = ax.set_xlabel("W2")
 
 # %%
-# The clouds may have different sizes and weights; then the coupling is a sparse matrix.
+# The clouds may have different sizes and weights. The plan is a sparse array in any case; ``push``
+# gives the mean place to which it moves each point, and ``verify`` checks plan and potentials.
 weights = rng.uniform(size=500)
 part = wgeo.wasserstein(x[:500], y, a=weights)
-print(f"W2 = {part.distance:.4f}, {part.status}; {part.coupling.nnz} pairs carry mass")
+print(f"W2 = {part.distance:.4f}, {part.status}; {part.plan.nnz} pairs carry mass")
+print(f"the first point moves by {np.linalg.norm(part.push(y)[0] - x[0]):.4f}")
+print(part.verify(x[:500], y))

@@ -1,6 +1,7 @@
 """Optimal transport between point clouds: W2, always with an interval that contains it.
 
-`wasserstein` compares two clouds, `chain` solves every block of a trajectory. Solvers are small
+`wasserstein` compares two clouds, `distances` all pairs of many, `chain` every block of a
+trajectory. Solvers are small
 frozen objects: `Exact` (certified optimum), `Sinkhorn` (entropic, streamed), `Gaussian` (Bures
 closed form, a lower bound) and `Sliced` (random lines, a fast interval).
 """
@@ -12,11 +13,14 @@ from .closed_form import Gaussian, Sliced
 from .divergence import sinkhorn_divergence
 from .entry import Solver, wasserstein
 from .exact import Exact
+from .matrix import Distances, distances
 from .result import Status, TransportResult
 from .sinkhorn import Sinkhorn
+from .verification import Verification
 
 __all__ = [
     "Chain",
+    "Distances",
     "Exact",
     "Gaussian",
     "Sinkhorn",
@@ -24,7 +28,9 @@ __all__ = [
     "Solver",
     "Status",
     "TransportResult",
+    "Verification",
     "chain",
+    "distances",
     "sinkhorn_divergence",
     "wasserstein",
 ]

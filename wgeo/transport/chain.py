@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from jaxtyping import Float
@@ -17,6 +17,8 @@ from ..trajectory import Trajectory, as_trajectory
 from .entry import Solver, wasserstein
 from .exact import Exact
 from .result import TransportResult
+
+R = TypeVar("R")
 
 _COST_BLOCKS = 2**30  # bytes for a solver's blocks of costs if memory is not limited
 
@@ -69,7 +71,7 @@ class _Problem:
 
     name: str
     x: Float[np.ndarray, "n d"]
-    y: Float[np.ndarray, "n d"]
+    y: Float[np.ndarray, "m d"]
 
     @property
     def memory_bytes(self) -> int:
@@ -101,11 +103,9 @@ def chain(traj: Trajectory, solver: Solver | None = None) -> Chain:
     """
     traj = as_trajectory(traj)
     solver = Exact() if solver is None else solver
-    blocks = [_Problem(f"{b.source} -> {b.target}", b.x, b.y) for b in traj.blocks]
-    ends = [
-        _Problem(f"{s.names[0]} -> {s.names[-1]}", s.arrays[0], s.arrays[-1]) for s in traj.segments
-    ]
-    results = _solve_all([*blocks, *ends], solver, traj.nbytes)
+    blocks = [(f"{b.source} -> {b.target}", b.x, b.y) for b in traj.blocks]
+    ends = [(f"{s.names[0]} -> {s.names[-1]}", s.arrays[0], s.arrays[-1]) for s in traj.segments]
+    results = solve_pairs([*blocks, *ends], solver, feature_bytes=traj.nbytes)
     return Chain(
         blocks=tuple(results[: len(blocks)]),
         ends=tuple(results[len(blocks) :]),
@@ -122,15 +122,21 @@ def solve_pairs(
     A pair is (name for error messages, x, y). `feature_bytes` is the memory that the features in
     this process already use.
     """
-    return _solve_all([_Problem(*pair) for pair in pairs], solver, feature_bytes)
+    return map_pairs(lambda result: result, pairs, solver, feature_bytes=feature_bytes)
 
 
-def _solve_all(
-    problems: Sequence[_Problem], solver: Solver, feature_bytes: int
-) -> list[TransportResult]:
+def map_pairs(
+    keep: Callable[[TransportResult], R],
+    pairs: Sequence[tuple[str, np.ndarray, np.ndarray]],
+    solver: Solver,
+    *,
+    feature_bytes: int = 0,
+) -> list[R]:
+    """Return ``keep(result)`` of each result of `solve_pairs`, so that no plan stays in memory."""
+    problems = [_Problem(*pair) for pair in pairs]
     distinct = {problem.key: problem for problem in problems}
     results = thread_map(
-        lambda problem: _solve(problem, solver),
+        lambda problem: keep(_solve(problem, solver)),
         list(distinct.values()),
         "optimal transport",
         max_threads=_max_concurrent(

@@ -18,6 +18,7 @@ from jaxtyping import Float, Int
 from ..arrays.checks import pick_device
 from ..errors import ArgumentError
 from ..runtime import processes
+from .plans import MAX_ENTRIES, product_plan
 from .point_clouds import UNIT_ROUNDOFF, PointClouds
 from .result import TransportResult
 
@@ -25,6 +26,7 @@ _FACTOR_ENTRIES = 1 << 23  # entries of points in float64 factored at a time: 64
 _LINE_ENTRIES = 1 << 22  # projected coordinates in memory at a time: 32 MiB
 _MAX_COUPLINGS = 8  # couplings from lines tried in full dimension
 _MAX_AXES = 512  # principal axes at most
+_TOO_LARGE = f"the product of the weights has more than {MAX_ENTRIES:,} entries"
 
 
 @dataclass(frozen=True)
@@ -36,9 +38,10 @@ class Gaussian:
 
     It is W2^2 between the Gaussians and at most W2^2 between the clouds (Gelbrich 1990, Theorem
     2.1), so it is the lower end of the interval; the upper end is the cheaper of the given pairing
-    and the product coupling. ``cost`` is B^2. Covariances divide by the number of samples, and no
-    d x d matrix is formed unless d is smaller than the number of samples: with centered weighted
-    rows A and B, Sigma_x = A^T A, the last trace is the nuclear norm of A B^T.
+    and the product coupling, which is ``coupling`` (None if a product of more than 2^22 entries).
+    ``cost`` is B^2, which is not the cost of that coupling: upper^2 is. Covariances divide by the
+    number of samples, and no d x d matrix is formed unless d is smaller than that: with centered
+    weighted rows A and B, Sigma_x = A^T A, the last trace is the nuclear norm of A B^T.
 
     Parameters
     ----------
@@ -63,18 +66,22 @@ class Gaussian:
         bures, slack = _bures(clouds)
         product = clouds.translation_cost + clouds.total_variance + clouds.rounding
         pairing_is_best = clouds.pairing_cost <= product
+        plan = clouds.pairing
+        if not pairing_is_best:
+            plan = product_plan(clouds.a.cpu().numpy(), clouds.b.cpu().numpy())
         return clouds.result(
             lower=clouds.translation_cost + bures - slack - clouds.rounding,
             upper=min(clouds.pairing_cost, product),
             cost=clouds.translation_cost + bures,
             solver=self.name,
             seconds=time.perf_counter() - start_time,
-            coupling=clouds.pairing if pairing_is_best else None,
+            coupling=plan,
             stats={
                 "estimand": "W2 between Gaussians with the clouds' means and covariances",
                 "means": max(clouds.translation_cost, 0.0),
                 "covariances": bures,
                 "upper_from": "pairing" if pairing_is_best else "product",
+                **({} if plan is not None else {"no_plan": _TOO_LARGE}),
             },
         )
 

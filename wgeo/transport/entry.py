@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -93,7 +94,13 @@ def wasserstein(
         raise ArgumentError(
             f"solver must be an object such as wgeo.Exact() or wgeo.Sinkhorn(), not {solver!r}."
         )
-    return solver.solve(x.detach(), y.detach(), weights_a, weights_b, start)
+    result = solver.solve(x.detach(), y.detach(), weights_a, weights_b, start)
+    if uniform or result.weights is not None:
+        return result
+    uniform_a, uniform_b = np.full(n, 1 / n), np.full(m, 1 / m)
+    a = uniform_a if weights_a is None else weights_a
+    b = uniform_b if weights_b is None else weights_b
+    return replace(result, weights=(a, b))
 
 
 def require_one_space(x: torch.Tensor, y: torch.Tensor) -> None:

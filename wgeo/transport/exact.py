@@ -126,7 +126,7 @@ class Exact:
         else:
             plan, cost, upper = _plan(clouds, i, j, mass)
         return clouds.result(
-            lower=_lower_bound(geometry, potentials),
+            lower=lower_bound(geometry, potentials),
             upper=upper,
             cost=cost,
             solver=self.name,
@@ -187,7 +187,7 @@ def _plan(
     return plan, cost, cost + error * float(diagonal @ diagonal)
 
 
-def _lower_bound(geometry: Geometry, potentials: Potentials) -> float:
+def lower_bound(geometry: Geometry, potentials: Potentials) -> float:
     """Lower bound of W2^2 from feasible potentials, reduced by what rounding can have added."""
     a, b = geometry.weights
     f, g = potentials.f, potentials.g

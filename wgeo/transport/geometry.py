@@ -281,6 +281,14 @@ class Geometry:
         largest = abs(original_f).max() + abs(original_g).max()
         return original_f - 32 * UNIT_ROUNDOFF * largest, original_g
 
+    def centered_potentials(
+        self, f: Float[np.ndarray, " n"], g: Float[np.ndarray, " m"]
+    ) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " m"]]:
+        """Return potentials of these costs from those of the clouds as given."""
+        along_x, along_y = self._inner_products(self.offset)
+        f = f[self.order_x] - float(self.offset @ self.offset) - 2 * along_x
+        return f * self.scale**2, (g[self.order_y] + 2 * along_y) * self.scale**2
+
     def _inner_products(
         self, direction: Float[torch.Tensor, " d"]
     ) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " m"]]:

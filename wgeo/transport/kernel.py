@@ -7,23 +7,26 @@ rows are summed, so its part of the column masses comes from the same exponentia
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Iterator
 from contextlib import ContextDecorator
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 
 from ..runtime import processes
 from ..runtime.memory import block_entries, halve_blocks_on_oom
 from ..runtime.threads import raise_if_interrupted
-from .point_clouds import UNIT_ROUNDOFF, PointClouds
+from .point_clouds import PointClouds
 
 # Entries of a block: few enough for a core's cache, enough to fill a GPU.
 BLOCK_ENTRIES = {"cpu": 1 << 18, "cuda": 1 << 26}
 _MIN_ROWS = 32
+_NEGLIGIBLE = 1e-12  # of a row's weight: entries below it are left out of a sparse plan
 # Entries of x.y^T up to which it is stored between passes: 128 MiB, 1 GiB on a GPU. That makes an
 # iteration nearly two times faster at d = 64, six times at d = 512.
 STORED_ENTRIES = {"cpu": 1 << 24, "cuda": 1 << 27}
@@ -36,7 +39,9 @@ class PlanSummary:
     Attributes
     ----------
     cost : float
-        Centered cost of a feasible coupling, the rounded plan (`Kernel.round_plan`).
+        Centered cost of the plan with its columns scaled down (`Kernel.round_plan`).
+    lack_x, lack_y : Tensor, (n,), (m,)
+        Mass that the rows and columns of that plan lack, of equal sums up to rounding.
     entropic_cost : float
         Centered cost of the plan itself, whose column marginal is not exact.
     row_error, column_error : float
@@ -46,11 +51,28 @@ class PlanSummary:
     """
 
     cost: float
+    lack_x: Float[torch.Tensor, " n"]
+    lack_y: Float[torch.Tensor, " m"]
     entropic_cost: float
     row_error: float
     column_error: float
     heaviest: Int[torch.Tensor, " n"]
     heaviest_mass: Float[torch.Tensor, " n"]
+
+
+@dataclass(frozen=True, eq=False)
+class PlanEntries:
+    """Entries of a plan in the order of its rows, and their centered cost."""
+
+    i: Int[np.ndarray, " k"]
+    j: Int[np.ndarray, " k"]
+    mass: Float[np.ndarray, " k"]
+    cost: float
+
+    @classmethod
+    def joined(cls, parts: list[PlanEntries]) -> PlanEntries:
+        i, j, mass = (np.concatenate([getattr(p, k) for p in parts]) for k in ("i", "j", "mass"))
+        return cls(i, j, mass, math.fsum(part.cost for part in parts))
 
 
 @dataclass(frozen=True, eq=False)
@@ -175,11 +197,10 @@ class Kernel:
         log_ratio: Float[torch.Tensor, " m"],
         eps: float,
     ) -> PlanSummary:
-        """Summarize the entropic plan and its rounding to a feasible coupling; neither is stored.
+        """Summarize the entropic plan, which is not stored, as its rounding needs it.
 
-        Columns with too much mass are scaled down; the mass that rows and columns then lack is
-        coupled independently (Altschuler, Weed, Rigollet 2017, Algorithm 2; here no row has too
-        much).
+        Columns with too much mass are scaled down (Altschuler, Weed, Rigollet 2017, Algorithm 2;
+        here no row has too much); `rounding.couple_in_order` couples the mass that is then lacking.
         """
         clouds = self.clouds
         column_scale = (-log_ratio).clamp(max=0).exp()
@@ -208,10 +229,10 @@ class Kernel:
             processes.all_reduce_sum, local_part()
         )
         plain_cost, cost = costs.tolist()
-        lack_x = (clouds.a - row_mass).clamp_(min=0)
-        lack_y = (clouds.b * (1 - log_ratio.exp())).clamp_(min=0)
         return PlanSummary(
-            cost=cost + self._product(lack_x, lack_y),
+            cost=cost,
+            lack_x=(clouds.a - row_mass).clamp_(min=0),
+            lack_y=(clouds.b * (1 - log_ratio.exp())).clamp_(min=0),
             entropic_cost=plain_cost,
             row_error=float((plain_mass - clouds.a).abs().sum()),
             column_error=float((clouds.b * log_ratio.expm1()).abs().sum()),
@@ -219,14 +240,42 @@ class Kernel:
             heaviest_mass=heaviest_mass,
         )
 
-    def _product(self, a: Float[torch.Tensor, " n"], b: Float[torch.Tensor, " m"]) -> float:
-        """Cost of coupling masses a and b, of equal sums up to rounding, independently."""
-        mass, clouds = float(b.sum()), self.clouds
-        if mass <= 0:
-            return 0.0
-        a = a * (mass / max(float(a.sum()), mass * UNIT_ROUNDOFF))
-        across = float(clouds.weighted_sum_x(a) @ clouds.weighted_sum_y(b)) / mass
-        return float(a @ clouds.norms_x + b @ clouds.norms_y) - 2 * across
+    def entries(
+        self,
+        f: Float[torch.Tensor, " n"],
+        g: Float[torch.Tensor, " m"],
+        log_ratio: Float[torch.Tensor, " m"],
+        eps: float,
+        most: int,
+    ) -> PlanEntries | None:
+        """Return the entries of the plan that `round_plan` summarizes, its columns scaled down.
+
+        Entries below `_NEGLIGIBLE` of their row's weight are left out; None if more than `most`
+        remain.
+        """
+        clouds = self.clouds
+        bias = clouds.b.log() + (g - clouds.norms_y) / eps + (-log_ratio).clamp(max=0)
+
+        @halve_blocks_on_oom
+        def local_part() -> tuple[list[PlanEntries], int]:
+            parts, count = [], 0
+            for rows, dots in self._blocks(1.0, torch.zeros_like(clouds.b)):
+                plan = (dots * (2 / eps)).add_(bias)
+                plan.add_(((f - clouds.norms_x)[rows] / eps)[:, None]).exp_()
+                i, j = (plan > _NEGLIGIBLE).nonzero(as_tuple=True)
+                count += len(i)
+                if count > most:
+                    return [], count
+                mass = plan[i, j] * clouds.a[rows][i]
+                costs = clouds.norms_x[rows][i] + clouds.norms_y[j] - 2 * dots[i, j]
+                indices = (i.cpu().numpy() + rows.start, j.cpu().numpy())
+                parts.append(PlanEntries(*indices, mass.cpu().numpy(), float(mass @ costs)))
+            return parts, count
+
+        parts, count = local_part()
+        if sum(processes.all_gather(count)) > most:
+            return None
+        return PlanEntries.joined([part for parts in processes.all_gather(parts) for part in parts])
 
     def apply_plan(
         self, f: Float[torch.Tensor, " n"], g: Float[torch.Tensor, " m"], eps: float

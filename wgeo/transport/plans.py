@@ -1,11 +1,21 @@
-"""Plans between groups of points, expanded to plans between the points."""
+"""Transport plans: products of weights, and plans between groups expanded to their points."""
 
 from __future__ import annotations
 
 import numpy as np
 from jaxtyping import Float, Int
+from scipy.sparse import csr_array
 
 from .line import northwest_corner
+
+MAX_ENTRIES = 1 << 22
+"""Entries of a plan up to which a result holds it: 48 MiB. Optimal plans have fewer than n + m."""
+
+
+def product_plan(a: Float[np.ndarray, " n"], b: Float[np.ndarray, " m"]) -> csr_array | None:
+    """The plan a_i b_j, which has no zeros except those of the weights; None if it is too large."""
+    large = np.count_nonzero(a) * np.count_nonzero(b) > MAX_ENTRIES
+    return None if large else csr_array(csr_array(a[:, None]) @ csr_array(b[None]))
 
 
 def expand(

@@ -159,16 +159,17 @@ class PointClouds:
             total += float((part - self.y[order[rows]].double()).square().sum())
         return total / len(self.x)
 
-    def plan_cost(self, plan: Any) -> float:
+    def plan_cost(self, plan: Any, *, centered: bool = False) -> float:
         """Return sum P_ij ||x_i - y_j||^2 of a sparse plan, from differences in float64."""
         plan = plan.tocoo()
+        shift = self.offset if centered else torch.zeros_like(self.offset)
         rows, cols, mass = (torch.from_numpy(np.asarray(v)) for v in (*plan.coords, plan.data))
         total, step = 0.0, max(1, _CHUNK_ENTRIES // self.x.shape[1])
         for i in range(0, len(rows), step):
             part = slice(i, i + step)
             xs = self.x[rows[part].to(self.x.device)].double()
             ys = self.y[cols[part].to(self.x.device)].double()
-            total += float(mass[part].to(xs) @ (xs - ys).square().sum(1))
+            total += float(mass[part].to(xs) @ (xs - ys - shift).square().sum(1))
         return total
 
     def centered_rows_x(self, rows: slice, dtype: torch.dtype) -> Float[torch.Tensor, "rows d"]:

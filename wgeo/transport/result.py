@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from jaxtyping import Float
+from scipy.sparse import csr_array
 
+from ..arrays.checks import as_numpy, as_points
+from ..errors import ArgumentError
 from ..results import Result, plain
+
+if TYPE_CHECKING:
+    from .verification import Verification
 
 
 class Status(StrEnum):
@@ -20,15 +29,24 @@ class Status(StrEnum):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class TransportResult(Result):
-    """W2 between two point clouds, with an interval that contains it and its proof.
+    r"""W2 between two point clouds, with an interval that contains it and its proof.
 
     ``lower <= W2 <= upper`` always: ``upper`` from a feasible coupling, ``lower`` from feasible
     dual potentials (Kantorovich duality), both evaluated in float64.
 
+    Optimal potentials are the gradient of W2^2 in the weights: if weights change by da and db,
+    which each sum to 0,
+
+    .. math:: \mathrm{d} W_2^2 = \sum_i f_i\, \mathrm{d}a_i + \sum_j g_j\, \mathrm{d}b_j
+
+    if they are unique up to a constant; if not, they are a subgradient (Peyre, Cuturi 2019, Section
+    9.1).
+
     Attributes
     ----------
     cost : float
-        W2^2, the mean squared Euclidean displacement under the optimal coupling (never halved).
+        W2^2, the mean squared Euclidean displacement under `coupling` (never halved); for
+        `Gaussian` instead that between Gaussians.
     lower, upper : float
         Interval that contains W2, in the units of the features.
     status : Status
@@ -38,13 +56,32 @@ class TransportResult(Result):
     seconds : float
         Wall-clock time of the solver.
     coupling : ndarray of int, (n,), or scipy sparse array, (n, m), or None
-        The permutation i -> coupling[i] if the coupling is one, else the transport plan.
+        The permutation i -> coupling[i] if the coupling is one, else the transport plan. `plan` has
+        one type.
     potentials : tuple of ndarray (n,), (m,), or None
         Feasible duals: f_i + g_j <= ||x_i - y_j||^2 for all i, j.
     divergence : float or None
         The debiased Sinkhorn divergence, if the solver estimates it.
     stats : mapping
         Diagnostics of the solver: passes, arcs, epsilon, marginal errors.
+    weights : tuple of ndarray (n,), (m,), or None
+        Weights of the points, each summing to 1; None if both are uniform.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import wgeo
+    >>> x, y = np.array([[0.0], [1.0]]), np.array([[4.0], [2.0]])
+    >>> r = wgeo.wasserstein(x, y)
+    >>> r.plan.toarray().tolist()
+    [[0.0, 0.5], [0.5, 0.0]]
+    >>> r.push(y).ravel().tolist()
+    [2.0, 4.0]
+    >>> points, weights = r.interpolate(x, y, 0.5)
+    >>> points.ravel().tolist(), weights.tolist()
+    ([1.0, 2.5], [0.5, 0.5])
+    >>> r.verify(x, y).valid
+    True
     """
 
     cost: float
@@ -57,6 +94,7 @@ class TransportResult(Result):
     potentials: tuple[np.ndarray, np.ndarray] | None = field(default=None, repr=False)
     divergence: float | None = None
     stats: dict[str, Any] = field(default_factory=dict, repr=False)
+    weights: tuple[np.ndarray, np.ndarray] | None = field(default=None, repr=False)
 
     @property
     def distance(self) -> float:
@@ -67,6 +105,166 @@ class TransportResult(Result):
     def gap(self) -> float:
         """Relative width of the interval, (upper - lower) / upper; 0 if upper is 0."""
         return (self.upper - self.lower) / self.upper if self.upper > 0 else 0.0
+
+    @cached_property
+    def plan(self) -> csr_array:
+        """The coupling as a sparse array, (n, m), of float64 masses that sum to 1.
+
+        Rows sum to the weights of x, columns to those of y.
+
+        Raises
+        ------
+        ArgumentError
+            The solver returned no coupling: that behind `upper` has too many entries.
+        """
+        if self.coupling is None:
+            reason = self.stats.get("no_plan", "its solver returned no coupling")
+            raise ArgumentError(
+                f"This result of {self.solver!r} has no plan: {reason}. wgeo.Exact() always "
+                "returns one."
+            )
+        if not isinstance(self.coupling, np.ndarray):
+            plan = csr_array(self.coupling, dtype=np.float64, copy=True)
+            plan.eliminate_zeros()
+            return plan
+        n = len(self.coupling)
+        return csr_array((np.full(n, 1 / n), self.coupling, np.arange(n + 1)), shape=(n, n))
+
+    def push(self, y: Any) -> Float[np.ndarray, "n k"]:
+        r"""Return the barycentric image of every point of x.
+
+        .. math:: T(x_i) = \frac{1}{a_i} \sum_j P_{ij}\, y_j
+
+        It is ``y[coupling]`` for a permutation, and the optimal map if the plan is that of one.
+
+        Parameters
+        ----------
+        y : array_like, (m, k)
+            The second cloud, or any values at its points, such as one-hot labels.
+
+        Returns
+        -------
+        ndarray of float64, (n, k)
+            NaN for points of weight 0, which are not moved.
+
+        Raises
+        ------
+        ArgumentError
+            `y` has another number of rows than the plan has columns; there is no plan.
+        """
+        values = self._cloud(y, "y", 1)
+        if isinstance(self.coupling, np.ndarray):
+            return values[self.coupling]
+        mass = self.plan.sum(1)[:, None]
+        with np.errstate(invalid="ignore"):
+            return np.where(mass > 0, (self.plan @ values) / mass, np.nan)
+
+    def interpolate(
+        self, x: Any, y: Any, t: float
+    ) -> tuple[Float[np.ndarray, "k d"], Float[np.ndarray, " k"]]:
+        r"""Return McCann's displacement interpolation between the clouds at time t.
+
+        .. math:: \mu_t = \sum_{ij} P_{ij}\, \delta_{(1 - t) x_i + t y_j}
+
+        If the plan is optimal it is the geodesic from x to y: W2(x, mu_t) = t W2(x, y) and
+        W2(mu_t, y) = (1 - t) W2(x, y) (McCann 1997).
+
+        Parameters
+        ----------
+        x, y : array_like, (n, d), (m, d)
+            The clouds of this result.
+        t : float
+            From 0 (x) to 1 (y).
+
+        Returns
+        -------
+        points : ndarray of float64, (k, d)
+            One for each nonzero entry of `plan`, in the order of its rows; for a permutation
+            ``(1 - t) * x + t * y[coupling]``.
+        weights : ndarray of float64, (k,)
+
+        Raises
+        ------
+        ArgumentError
+            `t` is outside [0, 1], the clouds do not fit the plan, or there is no plan.
+        """
+        if not 0 <= t <= 1:
+            raise ArgumentError(f"t must be between 0 and 1, not {t!r}.")
+        first, last = self._cloud(x, "x", 0), self._cloud(y, "y", 1)
+        if first.shape[1] != last.shape[1]:
+            raise ArgumentError(f"x has {first.shape[1]} features and y has {last.shape[1]}.")
+        plan = self.plan.tocoo()
+        i, j = plan.coords
+        return (1 - t) * first[i] + t * last[j], plan.data
+
+    def verify(self, x: Any, y: Any) -> Verification:
+        """Check the proof of this result against its clouds, without trusting the solver.
+
+        The marginals of the plan and its cost are computed again, as is the slack of the potentials
+        at all pairs, a block at a time. They give an interval of their own.
+
+        Parameters
+        ----------
+        x, y : array_like, (n, d), (m, d)
+            The clouds of this result.
+
+        Returns
+        -------
+        Verification
+            ``valid``, and what fails if it is not.
+
+        Raises
+        ------
+        ArgumentError
+            The numbers of rows are not those of the result.
+        FeatureError
+            NaN, infinity, an empty cloud, or clouds of different widths.
+        """
+        from .verification import verify  # which needs the solvers' geometry, and so this module
+
+        return verify(self, x, y)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the result with its coupling and potentials to a NumPy archive, without pickles.
+
+        Its folder lists the file in ``.wgeo.json``, so that only results of wgeo are replaced.
+
+        Parameters
+        ----------
+        path : path
+            Such as ``results/layer3.npz``; the folder is created if needed.
+
+        Raises
+        ------
+        RecordError
+            A file that wgeo did not write is in the way, or the folder cannot be written.
+        """
+        from .saving import save  # which creates results
+
+        save(self, path)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> TransportResult:
+        """Read a result that `save` wrote.
+
+        Its arrays fit each other; whether they prove the distance, `verify` says.
+
+        Raises
+        ------
+        RecordError
+            The file is missing, damaged, or was not written by `save`.
+        """
+        from .saving import load
+
+        return load(path)
+
+    def _cloud(self, values: Any, name: str, axis: int) -> Float[np.ndarray, "n d"]:
+        """Return a cloud as float64, if it has as many rows as the plan has along an axis."""
+        array = as_numpy(as_points(values, name=name)).astype(np.float64)
+        if len(array) != self.plan.shape[axis]:
+            n, m = self.plan.shape
+            raise ArgumentError(f"{name} has {len(array)} rows; this result is of {n} and {m}.")
+        return array
 
     def to_dict(self) -> dict[str, Any]:
         """Return the plain values, ready for JSON, without coupling and potentials."""

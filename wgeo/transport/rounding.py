@@ -1,4 +1,4 @@
-"""Bounds on W2 from the potentials of an entropic problem."""
+"""Bounds on W2 from the potentials of an entropic problem, and the coupling of the upper one."""
 
 from __future__ import annotations
 
@@ -6,27 +6,37 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from scipy.optimize import linear_sum_assignment
+from scipy.sparse import coo_array, csr_array
 
 from .annealing import SinkhornState
 from .geometry import squared_distances
 from .kernel import Kernel, PlanSummary
+from .line import northwest_corner
+from .plans import MAX_ENTRIES
 from .point_clouds import UNIT_ROUNDOFF, PointClouds
+from .screening import principal_directions
 
+_SAMPLE = 512  # points of each cloud from which the direction of `couple_in_order` is computed
 _MAX_UNASSIGNED = 1024  # number of rows up to which those without a column are assigned exactly
 
 
 @dataclass(frozen=True, eq=False)
 class Bounds:
-    """Bounds on W2^2 (translation included), their potentials and coupling, and the plan."""
+    """Bounds on W2^2 (translation included), their potentials and coupling, and the plan.
+
+    `coupling` is None if `upper` comes from the rounded plan of `rounded`, potentials of which only
+    a summary exists (`with_plan`).
+    """
 
     lower: float
     upper: float
     potentials: tuple[np.ndarray, np.ndarray]
-    coupling: Int[np.ndarray, " n"] | None
+    coupling: Int[np.ndarray, " n"] | csr_array | None
     upper_from: str
     plan: PlanSummary
+    rounded: SinkhornState
 
     def tighten(self, other: Bounds | None) -> Bounds:
         """Return the larger lower and the smaller upper bound of the two; keep this plan."""
@@ -37,7 +47,11 @@ class Bounds:
             best = replace(best, lower=other.lower, potentials=other.potentials)
         if other.upper < best.upper:
             best = replace(
-                best, upper=other.upper, coupling=other.coupling, upper_from=other.upper_from
+                best,
+                upper=other.upper,
+                coupling=other.coupling,
+                upper_from=other.upper_from,
+                rounded=other.rounded,
             )
         return best
 
@@ -54,12 +68,9 @@ def compute_bounds(clouds: PointClouds, state: SinkhornState) -> Bounds:
     lower_slack = clouds.rounding + 16 * UNIT_ROUNDOFF * float(
         hard_f.abs().max() + hard_g.abs().max()
     )
-    # Marginals are sums of at most n + m terms, each with a relative error of UNIT_ROUNDOFF.
-    upper_slack = (
-        clouds.rounding
-        + 4 * (len(clouds.x) + len(clouds.y)) * UNIT_ROUNDOFF * clouds.total_variance
-    )
-    upper, coupling, origin = clouds.translation_cost + plan.cost + upper_slack, None, "plan"
+    lack_x, lack_y = (lack.cpu().numpy() for lack in (plan.lack_x, plan.lack_y))
+    rest = clouds.plan_cost(couple_in_order(clouds, lack_x, lack_y), centered=True)
+    upper, coupling, origin = _plan_bound(clouds, plan.cost + rest), None, "plan"
     if clouds.pairing is not None:
         for name, permutation in (
             ("pairing", clouds.pairing),
@@ -74,7 +85,68 @@ def compute_bounds(clouds: PointClouds, state: SinkhornState) -> Bounds:
         coupling=coupling,
         upper_from=origin,
         plan=plan,
+        rounded=replace(state, f=f, log_ratio=log_ratio),
     )
+
+
+def with_plan(clouds: PointClouds, bounds: Bounds) -> Bounds:
+    """Return the bounds with the rounded plan as their coupling, if `upper` is its cost.
+
+    Entries that are negligible are rounded to 0 first, so that the plan is sparse if epsilon is
+    small; `coupling` remains None if more than `MAX_ENTRIES` are left.
+    """
+    if bounds.upper_from != "plan":
+        return bounds
+    state = bounds.rounded
+    kernel = Kernel(clouds, reused=False)
+    entries = kernel.entries(state.f, state.g, state.log_ratio, state.eps, MAX_ENTRIES)
+    if entries is None:
+        return bounds
+    a, b = clouds.a.cpu().numpy(), clouds.b.cpu().numpy()
+    lack_x = a - np.bincount(entries.i, entries.mass, len(a))
+    lack_y = b - np.bincount(entries.j, entries.mass, len(b))
+    rest = couple_in_order(clouds, lack_x.clip(min=0), lack_y.clip(min=0))
+    mass, i, j = (
+        np.concatenate(both)
+        for both in (
+            (entries.mass, rest.data),
+            (entries.i, rest.coords[0]),
+            (entries.j, rest.coords[1]),
+        )
+    )
+    upper = _plan_bound(clouds, entries.cost + clouds.plan_cost(rest, centered=True))
+    plan = csr_array((mass, (i, j)), shape=(len(a), len(b)))
+    plan.eliminate_zeros()  # rows of weight 0
+    return replace(bounds, upper=upper, coupling=plan)
+
+
+def couple_in_order(
+    clouds: PointClouds, a: Float[np.ndarray, " n"], b: Float[np.ndarray, " m"]
+) -> coo_array:
+    """Couple masses of equal sums (up to rounding) in order along the leading principal direction.
+
+    It takes at most n + m - 1 pairs, unlike the product of a and b, and mostly costs less.
+    """
+    shape, total = (len(a), len(b)), b.sum()
+    if not (total > 0 and a.sum() > 0):
+        return coo_array(shape)
+    head = slice(0, _SAMPLE)
+    x, y = (each.centered_rows_x(head, torch.float64) for each in (clouds, clouds.transposed))
+    axis = principal_directions(x, y, 1).T
+    order_x, order_y = (along[0].argsort().cpu().numpy() for along in clouds.project(axis))
+    i, j, mass = northwest_corner(a[order_x] * (total / a.sum()), b[order_y])
+    kept = mass > 0
+    return coo_array((mass[kept], (order_x[i[kept]], order_y[j[kept]])), shape=shape)
+
+
+def _plan_bound(clouds: PointClouds, cost: float) -> float:
+    """Upper bound of W2^2 from the centered cost of a coupling whose marginals are rounded.
+
+    They are sums of at most n + m terms, each with a relative error of `UNIT_ROUNDOFF`.
+    """
+    terms = 4 * (len(clouds.x) + len(clouds.y))
+    slack = clouds.rounding + terms * UNIT_ROUNDOFF * clouds.total_variance
+    return clouds.translation_cost + cost + slack
 
 
 def to_permutation(clouds: PointClouds, plan: PlanSummary) -> Int[np.ndarray, " n"] | None:

@@ -12,6 +12,7 @@ from typing import ClassVar, Literal
 import numpy as np
 import torch
 from jaxtyping import Float, Int
+from scipy.sparse import csr_array
 
 from ..arrays.checks import pick_device
 from ..errors import ArgumentError, ConvergenceError
@@ -29,13 +30,15 @@ from .annealing import (
 )
 from .engines import ENGINES
 from .kernel import Kernel, full_precision
+from .plans import MAX_ENTRIES
 from .point_clouds import PointClouds
 from .result import TransportResult
-from .rounding import Bounds, compute_bounds
+from .rounding import Bounds, compute_bounds, couple_in_order, with_plan
 
 _NORMAL_RANGE = 1e16  # total variance above which, or below whose inverse, clouds are rescaled
 _SELF_ITERATIONS = 1000  # maximum for a cloud against itself, which takes about fifteen
 _FIRST_AUTO_EPSILON = 0.25  # as a fraction of the scale, for epsilon="auto"
+_TOO_LARGE = f"the rounded plan has more than {MAX_ENTRIES:,} entries; a smaller epsilon has fewer"
 
 
 @dataclass(frozen=True)
@@ -50,11 +53,17 @@ class Sinkhorn:
     (n + m) d, not with n m (small problems store their products x.y^T, at most 128 MiB).
 
     ``cost`` is that of the cheapest *feasible* coupling, so it equals ``upper^2``: the plan rounded
-    to exact marginals (Altschuler, Weed, Rigollet 2017), for uniform clouds of one size also a
-    permutation derived from the plan, or the given pairing. ``lower`` comes from c-transforms of
-    the potentials. Both are evaluated in float64 and bound W2 itself, at any epsilon.
+    to exact marginals (Altschuler, Weed, Rigollet 2017; the mass lacking is coupled in order along
+    the leading principal direction), for uniform clouds of one size also a permutation derived from
+    the plan, or the given pairing. ``lower`` comes from c-transforms of the potentials. Both are
+    evaluated in float64 and bound W2 itself, at any epsilon. A rounded plan is returned if it has
+    at most 2^22 (4.2 million) entries of at least 1e-12 of their row's weight; if not, ``coupling``
+    is None, and ``stats["no_plan"]`` gives the reason.
+
     ``divergence`` is the debiased Sinkhorn divergence ``OT(x, y) - OT(x, x)/2 - OT(y, y)/2``
-    (Feydy et al. 2019), an estimate of W2^2 that is not a bound.
+    (Feydy et al. 2019) at a given epsilon, an estimate of W2^2 that is not a bound. It is None for
+    ``epsilon="auto"``, which stops at the first epsilon whose interval is narrow: far larger than
+    an estimate without bias needs, if a permutation proves the interval.
 
     Parameters
     ----------
@@ -77,7 +86,7 @@ class Sinkhorn:
     scaling : float
         Each step of the annealing multiplies sqrt(epsilon) by it.
     debias : bool
-        Compute ``divergence`` (two more problems, which are fast).
+        Compute ``divergence`` if `epsilon` is a number (two more problems, which are fast).
     engine : "wgeo", "geomloss" or "flash"
         Implementation of the iterations. The interval and the marginal errors are always computed
         by wgeo.
@@ -151,11 +160,9 @@ class Sinkhorn:
         with full_precision:
             solution = self._auto(clouds, scale, budget) if self.epsilon == "auto" else None
             solution = solution or self._at_epsilon(clouds, scale, budget)
-            state, bounds = (
-                solution.state,
-                solution.bounds or compute_bounds(clouds, solution.state),
-            )
-            self_value = self._self_transport(clouds, state.eps) if self.debias else None
+            state = solution.state
+            bounds = with_plan(clouds, solution.bounds or compute_bounds(clouds, state))
+            self_value = self._self_transport(clouds, state.eps) if self._debiases else None
         return clouds.result(
             lower=bounds.lower,
             upper=bounds.upper,
@@ -166,7 +173,7 @@ class Sinkhorn:
             potentials=bounds.potentials,
             divergence=None
             if self_value is None
-            else clouds.translation_cost + state.value - self_value,
+            else max(clouds.translation_cost + state.value - self_value, 0.0),
             stats={
                 "epsilon": state.eps,
                 "epsilon_share": state.eps / scale,
@@ -184,8 +191,13 @@ class Sinkhorn:
                 "entropic_cost": clouds.translation_cost + bounds.plan.entropic_cost,
                 "primal_dual_gap": bounds.upper - bounds.lower,
                 "upper_from": bounds.upper_from,
+                **({} if bounds.coupling is not None else {"no_plan": _TOO_LARGE}),
             },
         )
+
+    @property
+    def _debiases(self) -> bool:
+        return self.debias and self.epsilon != "auto"
 
     def _rescaled(
         self,
@@ -271,8 +283,10 @@ class Sinkhorn:
         return sum(state.value for state in both) / 2
 
     def _translation_result(self, clouds: PointClouds, start_time: float) -> TransportResult:
-        """One cloud is the other translated, so the pairing is optimal."""
+        """One cloud is the other translated, so its pairing (or any plan of a point) is optimal."""
         f, g = clouds.original_potentials(torch.zeros_like(clouds.a), torch.zeros_like(clouds.b))
+        pairing = clouds.pairing is not None
+        weights = clouds.a.cpu().numpy(), clouds.b.cpu().numpy()
         return clouds.result(
             lower=clouds.translation_cost - clouds.rounding,
             upper=min(
@@ -282,9 +296,9 @@ class Sinkhorn:
             solver=self.name,
             seconds=time.perf_counter() - start_time,
             tolerance=self.tolerance,
-            coupling=clouds.pairing,
+            coupling=clouds.pairing if pairing else csr_array(couple_in_order(clouds, *weights)),
             potentials=(f, g),
-            divergence=max(clouds.translation_cost, 0.0) if self.debias else None,
+            divergence=max(clouds.translation_cost, 0.0) if self._debiases else None,
             stats={
                 "epsilon": 0.0,
                 "epsilon_chosen": "none needed: one cloud is the other translated",
@@ -293,7 +307,7 @@ class Sinkhorn:
                 "engine": self.engine,
                 "row_error": 0.0,
                 "column_error": 0.0,
-                "upper_from": "pairing" if clouds.pairing is not None else "product",
+                "upper_from": "pairing" if pairing else "line",
             },
         )
 

@@ -1,0 +1,217 @@
+"""`distances`: W2 between all pairs of many clouds, each with its interval."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+
+from ..arrays.checks import as_numpy, as_points
+from ..arrays.rows import is_memmapped
+from ..errors import ArgumentError, FeatureError
+from ..results import Result, counted
+from ..trajectory import Trajectory
+from .chain import map_pairs
+from .entry import Solver
+from .exact import Exact
+from .result import Status, TransportResult
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Distances(Result):
+    """W2 between all pairs of clouds: matrices with a row per cloud, a column per other cloud.
+
+    ``to_pandas()`` is a table with a row per pair: ``source``, ``target``, ``distance``, ``lower``,
+    ``upper``, ``certified``; if the clouds are compared with themselves, each pair is listed once.
+
+    Attributes
+    ----------
+    names, other_names : tuple of str
+        Names of the rows and of the columns.
+    distance : ndarray, (B, C)
+        W2. If there are no others, it is symmetric, and 0 on the diagonal.
+    lower, upper : ndarray, (B, C)
+        Intervals that contain W2.
+    certified : ndarray of bool, (B, C)
+        Whether the interval is as narrow as the solver's tolerance.
+    symmetric : bool
+        Whether the clouds are compared with themselves.
+    solver : str
+    seconds : float
+        Wall-clock time of all pairs together.
+    """
+
+    names: tuple[str, ...]
+    other_names: tuple[str, ...]
+    distance: Float[np.ndarray, "B C"] = field(repr=False)
+    lower: Float[np.ndarray, "B C"] = field(repr=False)
+    upper: Float[np.ndarray, "B C"] = field(repr=False)
+    certified: Bool[np.ndarray, "B C"] = field(repr=False)
+    symmetric: bool
+    solver: str
+    seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the plain values, ready for JSON, and the list of ``pairs``."""
+        return {**super().to_dict(), "pairs": self._table()}
+
+    def _table(self) -> list[dict[str, Any]]:
+        return [
+            {
+                "source": self.names[i],
+                "target": self.other_names[j],
+                "distance": float(self.distance[i, j]),
+                "lower": float(self.lower[i, j]),
+                "upper": float(self.upper[i, j]),
+                "certified": bool(self.certified[i, j]),
+            }
+            for i, j in _pairs(self.distance.shape, self.symmetric)
+        ]
+
+    def _rows(self) -> list[dict[str, Any]]:
+        return [
+            {"": name, **dict(zip(self.other_names, row.tolist(), strict=True))}
+            for name, row in zip(self.names, self.distance, strict=True)
+        ]
+
+    def _description(self) -> str:
+        pairs = [self.certified[pair] for pair in _pairs(self.distance.shape, self.symmetric)]
+        with_others = "" if self.symmetric else f" and {counted(len(self.other_names), 'other')}"
+        return (
+            f"W2 between {counted(len(self.names), 'cloud')}{with_others}; "
+            f"{sum(map(int, pairs))} of {counted(len(pairs), 'pair')} certified, by {self.solver} "
+            f"in {self.seconds:.2g} s"
+        )
+
+
+def distances(clouds: Any, others: Any = None, *, solver: Solver | None = None) -> Distances:
+    """Measure W2 between all pairs of clouds, each with an interval that contains it.
+
+    Each pair is solved once, several at a time on the cores of the CPU; Ctrl-C interrupts them all.
+    Plans are not kept: `wasserstein` returns that of a pair.
+
+    Parameters
+    ----------
+    clouds : sequence of array_like, mapping, array_like (B, n, d), or Trajectory
+        Clouds of one width, each (n_b, d), of any sizes. A mapping gives their names; the clouds
+        of a trajectory are its layers.
+    others : like `clouds`, optional
+        Compare with these; by default with each other.
+    solver : Solver, optional
+        Default `Exact`.
+
+    Returns
+    -------
+    Distances
+        ``distance``, ``lower`` and ``upper`` are (B, B), or (B, C) for C others.
+
+    Raises
+    ------
+    ArgumentError
+        No clouds, or an array that is not (B, n, d).
+    FeatureError
+        NaN, infinity, an empty cloud, or clouds of different widths; the cloud is named.
+    WgeoError
+        The solver failed; the error has the solver's type, and names the clouds.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import wgeo
+    >>> line = np.arange(4.0)
+    >>> result = wgeo.distances({"a": line, "b": line + 3, "c": 2 * line})
+    >>> result.distance.round(3).tolist()
+    [[0.0, 3.0, 1.871], [3.0, 0.0, 1.871], [1.871, 1.871, 0.0]]
+    """
+    start_time = time.perf_counter()
+    solver = Exact() if solver is None else solver
+    rows = _clouds(clouds, "clouds")
+    columns = rows if others is None else _clouds(others, "others")
+    _require_one_width([*rows, *columns])
+    symmetric = others is None
+    indices = list(_pairs((len(rows), len(columns)), symmetric))
+    pairs = [
+        (f"{rows[i].label} -> {columns[j].label}", rows[i].points, columns[j].points)
+        for i, j in indices
+    ]
+    arrays = {id(cloud.points): cloud.points for cloud in (*rows, *columns)}
+    used = sum(array.nbytes for array in arrays.values() if not is_memmapped(array))
+    values = np.zeros((4, len(rows), len(columns)))
+    values[3] = 1.0
+    for (i, j), solved in zip(
+        indices, map_pairs(_numbers, pairs, solver, feature_bytes=used), strict=True
+    ):
+        values[:, i, j] = solved
+        if symmetric:
+            values[:, j, i] = solved
+    return Distances(
+        names=tuple(cloud.name for cloud in rows),
+        other_names=tuple(cloud.name for cloud in columns),
+        distance=values[0],
+        lower=values[1],
+        upper=values[2],
+        certified=values[3] > 0,
+        symmetric=symmetric,
+        solver=solver.name,
+        seconds=time.perf_counter() - start_time,
+    )
+
+
+class _Cloud(NamedTuple):
+    """A cloud, its name, and what errors call it."""
+
+    name: str
+    label: str
+    points: Float[np.ndarray, "n d"]
+
+
+def _clouds(value: Any, argument: str) -> list[_Cloud]:
+    """Return the clouds of an argument of `distances`, checked."""
+    if isinstance(value, Trajectory):
+        layers = value.layers
+        return [_Cloud(layer.name, f"layer {layer.name!r}", layer.features) for layer in layers]
+    array = isinstance(value, np.ndarray | torch.Tensor)
+    if isinstance(value, Mapping):
+        names, values = [str(name) for name in value], list(value.values())
+    elif (array and value.ndim != 3) or not (array or isinstance(value, Sequence)):
+        shape = f"an array of shape {tuple(value.shape)}" if array else type(value).__name__
+        raise ArgumentError(
+            f"{argument} must be a list of clouds (n, d), an array (B, n, d), a mapping or a "
+            f"trajectory, not {shape}."
+        )
+    else:
+        names, values = [str(k) for k in range(len(value))], list(value)
+    if not values:
+        raise ArgumentError(f"{argument} is empty: pass at least one cloud.")
+    labels = [f"{argument}[{name}]" for name in names]
+    return [
+        _Cloud(name, label, as_numpy(as_points(points, name=label)))
+        for name, label, points in zip(names, labels, values, strict=True)
+    ]
+
+
+def _require_one_width(clouds: Sequence[_Cloud]) -> None:
+    first = clouds[0]
+    for cloud in clouds:
+        if cloud.points.shape[1] != first.points.shape[1]:
+            raise FeatureError(
+                f"{first.label} has {first.points.shape[1]} features and {cloud.label} "
+                f"{cloud.points.shape[1]}: W2 needs one space. Compare layers of one stage, pool "
+                "to one width, or embed them (`traj.embedded`)."
+            )
+
+
+def _pairs(shape: tuple[int, ...], symmetric: bool) -> Iterator[tuple[int, int]]:
+    """The pairs that are solved: those above the diagonal if the matrix is symmetric."""
+    rows, columns = shape
+    return ((i, j) for i in range(rows) for j in range(i + 1 if symmetric else 0, columns))
+
+
+def _numbers(result: TransportResult) -> tuple[float, float, float, bool]:
+    certified = result.status is Status.CERTIFIED
+    return result.distance, result.lower, result.upper, certified

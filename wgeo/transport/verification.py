@@ -1,0 +1,140 @@
+"""A result's proof, checked against its clouds: marginals and cost of the plan, and the slack."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+from jaxtyping import Float
+
+from ..arrays.checks import as_points
+from ..errors import ArgumentError
+from ..results import Result
+from ..runtime.memory import limited_size
+from .all_pairs import find_violations
+from .arcs import Potentials
+from .entry import on_one_device, require_one_space
+from .exact import lower_bound
+from .geometry import Geometry
+from .kernel import full_precision
+from .point_clouds import UNIT_ROUNDOFF, PointClouds
+from .result import TransportResult
+
+_MEMORY = 2**30  # bytes for blocks of costs
+_SAME = 1e-9  # relative difference of squared distances, and marginal error, that count as none
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Verification(Result):
+    """What a result's plan and potentials prove (`TransportResult.verify`).
+
+    Attributes
+    ----------
+    lower, upper : float or None
+        The interval that they prove, computed anew from the clouds. None without potentials, or
+        without a plan: that end was not checked.
+    marginal_error : float or None
+        L1 distance of the plan's marginals from the weights; `upper` allows for it.
+    dual_violation : float or None
+        Bound on the largest f_i + g_j - ||x_i - y_j||^2, at least 0; `lower` allows for it.
+    faults : tuple of str
+        What the result claims and its plan and potentials do not prove, beyond rounding.
+    """
+
+    lower: float | None
+    upper: float | None
+    marginal_error: float | None
+    dual_violation: float | None
+    faults: tuple[str, ...]
+    _computed: ClassVar[tuple[str, ...]] = ("valid",)
+
+    @property
+    def valid(self) -> bool:
+        """Whether nothing that was checked is wrong."""
+        return not self.faults
+
+    def _description(self) -> str:
+        ends = ["not checked" if v is None else f"{v:.6g}" for v in (self.lower, self.upper)]
+        verdict = "; ".join(self.faults) if self.faults else "valid"
+        return f"lower {ends[0]}, upper {ends[1]}: {verdict}"
+
+
+def verify(result: TransportResult, x: Any, y: Any) -> Verification:
+    """Return what a result's plan and potentials prove; see `TransportResult.verify`."""
+    x, y = on_one_device(as_points(x, name="x"), as_points(y, name="y"))
+    require_one_space(x, y)
+    for name, shape in _shapes(result):
+        if shape != (len(x), len(y)):
+            raise ArgumentError(
+                f"x and y have {len(x)} and {len(y)} rows, but the {name} of this result "
+                f"{shape[0]} and {shape[1]}. Pass the clouds that it was computed for."
+            )
+    clouds = PointClouds.of(x, y, *(result.weights or (None, None)))
+    rounding = 8 * clouds.rounding + _SAME * result.upper**2
+    faults = [*_interval_faults(result)]
+    upper = marginal_error = lower = violation = None
+    if result.coupling is not None:
+        upper, marginal_error, least = _upper_bound(clouds, result)
+        if least < 0:
+            faults.append(f"the plan has a negative mass of {least:.3g}")
+        if marginal_error > _SAME:
+            faults.append(f"the plan's marginals are off by {marginal_error:.3g} (L1)")
+        if upper**2 > result.upper**2 + rounding:
+            faults.append(f"the plan proves W2 <= {upper:.6g}, not {result.upper:.6g}")
+    if result.potentials is not None:
+        f, g = result.potentials
+        rounding += 256 * UNIT_ROUNDOFF * float(abs(f).max() + abs(g).max())
+        with full_precision:
+            lower, violation = _lower_bound(clouds, f, g)
+        if violation > rounding:
+            faults.append(f"the potentials exceed a cost by {violation:.3g}")
+        if lower**2 < result.lower**2 - rounding:
+            faults.append(f"the potentials prove W2 >= {lower:.6g}, not {result.lower:.6g}")
+    return Verification(lower, upper, marginal_error, violation, tuple(faults))
+
+
+def _shapes(result: TransportResult) -> Iterator[tuple[str, tuple[int, int]]]:
+    """The sizes that the parts of a result imply."""
+    if result.coupling is not None:
+        yield "plan", result.plan.shape
+    for name, pair in (("potentials", result.potentials), ("weights", result.weights)):
+        if pair is not None:
+            yield name, (len(pair[0]), len(pair[1]))
+
+
+def _interval_faults(result: TransportResult) -> Iterator[str]:
+    low, high = result.lower * (1 - _SAME), result.upper * (1 + _SAME)
+    if not low <= result.distance <= high:
+        yield f"W2 = {result.distance:.6g} is outside [{result.lower:.6g}, {result.upper:.6g}]"
+
+
+def _upper_bound(clouds: PointClouds, result: TransportResult) -> tuple[float, float, float]:
+    """Upper bound of W2 from the plan, the error of its marginals, and its least mass.
+
+    Marginals with an L1 error of e are corrected by moving at most that much mass.
+    """
+    plan = result.plan
+    error = sum(
+        float(abs(plan.sum(axis) - w.cpu().numpy()).sum())
+        for axis, w in ((1, clouds.a), (0, clouds.b))
+    )
+    farthest = clouds.radius + float(clouds.offset.norm())
+    relative = (clouds.x.shape[1] + 64) * UNIT_ROUNDOFF  # of a sum of squared differences
+    cost = clouds.plan_cost(plan) * (1 + relative) + error * farthest**2
+    return float(np.sqrt(max(cost, 0.0))), error, float(plan.data.min(initial=np.inf))
+
+
+def _lower_bound(
+    clouds: PointClouds, f: Float[np.ndarray, " n"], g: Float[np.ndarray, " m"]
+) -> tuple[float, float]:
+    """Lower bound of W2 from potentials, and the largest violation of their constraints."""
+    geometry = Geometry.of(clouds, limited_size(_MEMORY, 1 / 8))
+    potentials = Potentials(*geometry.centered_potentials(f, g))
+    violations = find_violations(geometry, potentials, 0.0)
+    if violations.undecided.any():
+        violations = find_violations(geometry.double_precision, potentials, 0.0)
+    feasible = Potentials(potentials.f, potentials.g - violations.excess)
+    lower = max(lower_bound(geometry, feasible), 0.0)
+    return float(np.sqrt(lower)), float(violations.excess.max()) / geometry.scale**2
