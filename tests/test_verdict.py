@@ -35,6 +35,10 @@ def said(found, claim):
     return text([s for s in found if s.claim == claim])
 
 
+def claimed(found, claim):
+    return next(s for s in found if s.claim == claim)
+
+
 def antisymmetric(d, rng):
     frame = np.linalg.qr(rng.standard_normal((d, d)))[0]
     half = frame[:, ::2] @ frame[:, 1::2].T
@@ -56,6 +60,24 @@ def test_quarter_turn_with_any_addition_is_not_optimal(rng, shift):
     found = sentences(straight.to_dict())
     assert "is not optimal" in said(found, "optimality")
     assert "The one block is not an optimal map of these samples" in said(found, "blocks")
+
+
+@pytest.mark.parametrize(("width", "blocks"), [(8, 1), (2, 2), (32, 2)])
+def test_random_orthogonal_maps_with_a_common_shift_are_neither_straight_nor_optimal(
+    width, blocks, rng
+):
+    """Without the shift every layer has the same distribution: the network does nothing to it."""
+    layers = [rng.standard_normal((100, width))]
+    for _ in range(blocks):
+        layers.append(layers[-1] @ np.linalg.qr(rng.standard_normal((width, width)))[0])
+    path = [x + np.r_[100.0 * k, np.zeros(width - 1)] for k, x in enumerate(layers)]
+    straight = wgeo.straightness(trajectory(path), bootstrap=60)
+    assert min(row.ot_score for row in (*straight.blocks, *straight.segments)) > 0.98
+    assert straight.segments[0].length_ratio < THRESHOLDS["straight"]
+    found = sentences(straight.to_dict())
+    assert "the map is not optimal" in said(found, "optimality")
+    assert not re.search("straight to|close to straight", said(found, "straightness"))
+    assert {row["kind"] for row in claimed(found, "blocks").evidence["blocks"]} == {"not optimal"}
 
 
 @pytest.mark.parametrize(("d", "n", "step"), [(512, 500, 1.0), (128, 1000, 1.0), (32, 1000, 1.0)])
@@ -229,7 +251,7 @@ def test_a_high_score_without_power_is_undecided():
         {"segments": [segment(corr_score=[0.9999, 0.9999, 0.9999], null=null, power=False)]}
     )
     assert "cannot tell" in said(found, "optimality")
-    assert next(s for s in found if s.claim == "optimality").strength == "undecided"
+    assert claimed(found, "optimality").strength == "undecided"
 
 
 def test_a_point_like_start_is_mentioned():
