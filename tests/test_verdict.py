@@ -330,7 +330,7 @@ def test_jacobians_decide_about_blocks_when_they_were_tested():
     excluded = {**base, "brenier": {"excluded": True, "points": 8}}
     gradient = {**base, "brenier": {"excluded": False, "points": 8}}
     words = said(sentences({"blocks": [excluded, gradient, base]}), "blocks")
-    assert "1 cannot be an optimal map, nor nearly one, by its Jacobians" in words
+    assert "1 cannot be optimal, not even nearly, by its Jacobians" in words
     assert "1 is undecided from these samples" in words
 
 

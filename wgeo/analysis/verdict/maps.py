@@ -193,11 +193,7 @@ def blocks(record: Record) -> Iterator[Sentence]:
             for b, kind in zip(blocks, kinds, strict=True)
         ]
     }
-    clauses = [
-        words[0] if len(kinds) == 1 else f"{_number(kinds, kind)} {words[kinds.count(kind) > 1]}"
-        for kind, words in _KINDS.items()
-        if kinds.count(kind)
-    ]
+    clauses = [_clause(kinds, kind) for kind in _KINDS if kind in kinds]
     whole = "The one block" if len(blocks) == 1 else f"Of {count(len(blocks), 'block')},"
     undecided = kinds.count("undecided") == len(kinds)
     points = [block["brenier"]["points"] for block in blocks if block.get("brenier")]
@@ -210,11 +206,17 @@ def blocks(record: Record) -> Iterator[Sentence]:
     )
 
 
-def _number(kinds: Sequence[str], kind: str) -> str:
+def _clause(kinds: Sequence[str], kind: str) -> str:
+    """``2 are undecided from these samples``; all of several with a negation are ``none``."""
     number = kinds.count(kind)
+    one, several, none = _KINDS[kind]
+    if len(kinds) == 1:
+        return one
     if number < len(kinds):
-        return str(number)
-    return "both" if number == 2 else "all"
+        return f"{number} {one if number == 1 else several}"
+    if none:
+        return f"{'neither' if number == 2 else 'none'} {none}"
+    return f"{'both' if number == 2 else 'all'} {several}"
 
 
 def _jacobians(blocks: Sequence[Record]) -> str:
@@ -225,10 +227,12 @@ def _jacobians(blocks: Sequence[Record]) -> str:
     if not asymmetry:
         return ""
     smallest = eigenvalue and f", smallest eigenvalue {eigenvalue} of the largest"
+    intervals = all(test.get("intervals") for test in tests)
+    judged = ", judged by 95 % intervals over these images" if intervals else ""
     return (
-        f" (Jacobians of the features before pooling, at {count(tests[0]['points'], 'image')}: "
-        f"asymmetry {asymmetry}{smallest}; an optimal map has asymmetry 0 and no eigenvalue below "
-        "0)"
+        " (Jacobians: derivatives of a block's output with respect to its input, before pooling, "
+        f"at {count(tests[0]['points'], 'image')}{judged}; asymmetry {asymmetry}{smallest}; an "
+        "optimal map has asymmetry 0 and no eigenvalue below 0)"
     )
 
 
@@ -241,36 +245,39 @@ def _from_to(rows: Sequence[Record], key: str) -> str:
     return least if least == most else f"{least} to {most}"
 
 
-_KINDS = {  # the predicate for one block, and for several
+_KINDS = {  # the predicate for one block, for several, and after "none" if it has a negation
     "unmoved": (
         "does not move these samples by more than rounding error",
         "do not move these samples by more than rounding error",
+        "moves these samples by more than rounding error",
     ),
     "gradient": (
         "may be an optimal map by its Jacobians",
         "may be optimal maps by their Jacobians",
+        "",
     ),
     "nearly gradient": (
-        "may be a nearly, but not an exactly, optimal map by its Jacobians",
-        "may be nearly, but not exactly, optimal maps by their Jacobians",
+        "may be nearly, but not exactly, optimal by its Jacobians",
+        "may be nearly, but not exactly, optimal by their Jacobians",
+        "",
     ),
     "not gradient": (
-        "cannot be an optimal map, nor nearly one, by its Jacobians",
-        "cannot be optimal maps, nor nearly, by their Jacobians",
+        "cannot be optimal, not even nearly, by its Jacobians",
+        "cannot be optimal, not even nearly, by their Jacobians",
+        "can be optimal, not even nearly, by its Jacobians",
     ),
     "not optimal": (
         "is not an optimal map of these samples",
         "are not optimal maps of these samples",
+        "is an optimal map of these samples",
     ),
-    "optimal": ("is an optimal map of these samples", "are optimal maps of these samples"),
+    "optimal": ("is an optimal map of these samples", "are optimal maps of these samples", ""),
     "nearly optimal": (
         "is a nearly optimal map of these samples",
         "are nearly optimal maps of these samples",
+        "",
     ),
-    "undecided": (
-        "is undecided from these samples",
-        "are undecided from these samples",
-    ),
+    "undecided": ("is undecided from these samples", "are undecided from these samples", ""),
 }
 
 
