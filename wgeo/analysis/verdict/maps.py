@@ -11,9 +11,10 @@ from .sentence import THRESHOLDS, Record, Sentence
 from .wording import count, ends, few_carrying, listed, ranged, segment_ends, unmoved
 
 _SCORE = (
-    " The correlation score is 1 if no other pairing of the samples at both ends makes transport "
-    "cheaper, and 0 for an unrelated pairing; the map is called optimal from "
-    f"{THRESHOLDS['optimal']} and nearly optimal from {THRESHOLDS['nearly_optimal']}."
+    " (A map takes each sample's features at one layer to those at a later one. Its correlation "
+    "score is 1 if no other pairing of the samples at both ends makes transport cheaper, and 0 for "
+    f"an unrelated pairing; it is called optimal from {THRESHOLDS['optimal']} and nearly optimal "
+    f"from {THRESHOLDS['nearly_optimal']}.)"
 )
 
 
@@ -96,10 +97,11 @@ def _excluded_by_jacobians(start: str, segment: Record, blocks: Sequence[Record]
     excluded = [name for name in inner if kinds.get(name) in ("not gradient", "nearly gradient")]
     if not excluded:
         return ""
+    several = len(excluded) > 1
     named = listed(excluded) if len(excluded) < 4 else f"{len(excluded)} of its blocks"
     return (
-        f"; but the Jacobians of {named}, before any pooling, exclude a gradient of a convex "
-        "function"
+        f"; but {named}, by {'their' if several else 'its'} Jacobians before any pooling, "
+        f"{'are not optimal maps' if several else 'is not an optimal map'}"
     )
 
 
@@ -178,7 +180,8 @@ def _near_point(segment: Record) -> str:
         return ""
     return (
         f" The spread of the features at {segment['layers'][0]} is {ratio:,.0f} times smaller than "
-        f"at {segment['layers'][-1]}: from nearly a point almost any map has a high OT score."
+        f"at {segment['layers'][-1]}: from nearly a point almost any map has a high OT score, so "
+        "that score is no evidence here."
     )
 
 
