@@ -245,6 +245,17 @@ def test_the_layer_from_which_the_map_is_optimal_is_named():
     assert "from stem it is not (0.4" in words
 
 
+def test_the_output_of_a_shortcut_is_described_as_such():
+    names = ["layer3.0.shortcut", "a", "b"]
+    pairs = {"layers": names, "null": [[0.2] * 3] * 3}
+    pairs |= dict.fromkeys(("corr_score", "corr_low", "corr_high"), [[0.999] * 3] * 3)
+    one = segment(layers=names, corr_score=[0.4, 0.4, 0.4], pairs=pairs, spread_ratio=12.0)
+    words = said(sentences({"segments": [one]}), "optimality")
+    assert "; from the input of layer3.0, carried over by its shortcut, it is not (0.4" in words
+    assert "at the input of layer3.0, carried over by its shortcut, is 12 times smaller" in words
+    assert "layer3.0.shortcut" not in words
+
+
 def test_a_high_score_without_power_is_undecided():
     null = [{"kind": "dealt", "score": [0.999, 0.999, 0.999]}]
     found = sentences(
@@ -264,7 +275,7 @@ def test_a_point_like_start_is_mentioned():
     [
         ("straighter", "is straighter than 20"),
         ("less straight", "is less straight than 20"),
-        ("neither", "is not distinguishable from 20"),
+        ("neither", "is not distinguishable in straightness from 20"),
     ],
 )
 def test_less_straight_is_reported_as_clearly_as_straighter(direction, words):

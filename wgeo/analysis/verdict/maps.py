@@ -8,7 +8,7 @@ from typing import Any
 
 from ...geodesic.nulls import clearly_above
 from .sentence import THRESHOLDS, Record, Sentence
-from .wording import count, ends, few_carrying, listed, ranged, segment_ends, unmoved
+from .wording import count, ends, few_carrying, listed, ranged, segment_ends, start_of, unmoved
 
 _SCORE = (
     " (A map takes each sample's features at one layer to those at a later one. Its correlation "
@@ -139,8 +139,8 @@ def _best(scores: Sequence[Record]) -> str:
 
 def _below(first: Record, segment: Record) -> str:
     if not _refuted(first):
-        return f"from {segment['layers'][0]} the samples cannot tell ({_score(first)})"
-    return f"from {segment['layers'][0]} it is not ({_score(first)})"
+        return f"from {start_of(segment)} the samples cannot tell ({_score(first)})"
+    return f"from {start_of(segment)} it is not ({_score(first)})"
 
 
 def _score(row: Record) -> str:
@@ -179,7 +179,7 @@ def _near_point(segment: Record) -> str:
     if ratio is None or ratio < THRESHOLDS["nearly_a_point"]:
         return ""
     return (
-        f" The spread of the features at {segment['layers'][0]} is {ratio:,.0f} times smaller than "
+        f" The spread of the features at {start_of(segment)} is {ratio:,.0f} times smaller than "
         f"at {segment['layers'][-1]}: from nearly a point almost any map has a high OT score, so "
         "that score is no evidence here."
     )
