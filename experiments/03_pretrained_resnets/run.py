@@ -51,7 +51,8 @@ def against_fresh(cell: Cell, bench: Bench) -> dict[str, Any]:
     net, images = loaded(cell, bench)
     reading = {"pool": "gap", "device": "cpu"}
     traj = wgeo.trace(net, images, **reading)
-    return fresh_networks(traj, net, images, cell["fresh"], reading, cell["seed"])
+    found = fresh_networks(traj, net, images, cell["fresh"], reading, cell["seed"])
+    return {"segments": found["segments"]}
 
 
 def loaded(cell: Cell, bench: Bench) -> tuple[wgeo.Network, wgeo.Images]:
