@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy import stats
 
 HERE = Path(__file__).resolve().parents[1] / "experiments"
 
@@ -168,6 +169,32 @@ def test_networks_are_reused_by_recipe_and_images(beside, tmp_path):
 
 
 # --- what the tables say ----------------------------------------------------------------------
+
+
+def test_rank_correlation_within_groups_has_a_known_value(beside):
+    """Groups of opposite level and slope: within them the ranks agree, or differ in one pair."""
+    within = beside("lab").rank_correlation_within
+    groups = ["a"] * 4 + ["b"] * 4
+    x = [1, 2, 3, 4, 101, 102, 103, 104]
+    rho, p = within(x, [14, 15, 16, 17, 0, 1, 2, 3], groups)
+    assert rho == pytest.approx(1)
+    assert p == pytest.approx(2 / 24**2, abs=2e-3)  # both groups in order, or both reversed
+    assert within(x, [17, 16, 15, 14, 0, 1, 2, 3], groups)[0] == pytest.approx(0)
+    assert np.isnan(within([1, 2], [1, 2], ["a", "b"])).all()
+
+
+def test_levels_of_data_sets_are_not_taken_for_a_correlation(beside):
+    """Independent levels of 3 data sets, 9 networks of each: pooled, p < 0.05 in 82 % of cases."""
+    within = beside("lab").rank_correlation_within
+    rng, cells, pooled, found = np.random.default_rng(0), np.arange(27) // 3, [], []
+    for run in range(200):
+        x, y = rng.standard_normal((2, 3))[:, cells // 3] + 0.1 * rng.standard_normal((2, 27))
+        pooled.append(stats.spearmanr(x, y).pvalue < 0.05)
+        found.append(within(x, y, cells, draws=199, seed=run)[1] <= 0.05)
+    assert np.mean(pooled) > 0.7
+    assert sum(found) <= 19  # at a rate of 5 % more than 19 of 200 occur in 0.3 % of cases
+    y = x + 0.03 * rng.standard_normal(27)
+    assert within(x, y, cells)[1] < 0.001
 
 
 def matrix(low: list[float], null: list[float], samples: int = 1000) -> dict:

@@ -35,6 +35,10 @@ def said(found, claim):
     return text([s for s in found if s.claim == claim])
 
 
+def claimed(found, claim):
+    return next(s for s in found if s.claim == claim)
+
+
 def antisymmetric(d, rng):
     frame = np.linalg.qr(rng.standard_normal((d, d)))[0]
     half = frame[:, ::2] @ frame[:, 1::2].T
@@ -56,6 +60,24 @@ def test_quarter_turn_with_any_addition_is_not_optimal(rng, shift):
     found = sentences(straight.to_dict())
     assert "is not optimal" in said(found, "optimality")
     assert "The one block is not an optimal map of these samples" in said(found, "blocks")
+
+
+@pytest.mark.parametrize(("width", "blocks"), [(8, 1), (2, 2), (32, 2)])
+def test_random_orthogonal_maps_with_a_common_shift_are_neither_straight_nor_optimal(
+    width, blocks, rng
+):
+    """Without the shift every layer has the same distribution: the network does nothing to it."""
+    layers = [rng.standard_normal((100, width))]
+    for _ in range(blocks):
+        layers.append(layers[-1] @ np.linalg.qr(rng.standard_normal((width, width)))[0])
+    path = [x + np.r_[100.0 * k, np.zeros(width - 1)] for k, x in enumerate(layers)]
+    straight = wgeo.straightness(trajectory(path), bootstrap=60)
+    assert min(row.ot_score for row in (*straight.blocks, *straight.segments)) > 0.98
+    assert straight.segments[0].length_ratio < THRESHOLDS["straight"]
+    found = sentences(straight.to_dict())
+    assert "the map is not optimal" in said(found, "optimality")
+    assert not re.search("straight to|close to straight", said(found, "straightness"))
+    assert {row["kind"] for row in claimed(found, "blocks").evidence["blocks"]} == {"not optimal"}
 
 
 @pytest.mark.parametrize(("d", "n", "step"), [(512, 500, 1.0), (128, 1000, 1.0), (32, 1000, 1.0)])
@@ -223,13 +245,24 @@ def test_the_layer_from_which_the_map_is_optimal_is_named():
     assert "from stem it is not (0.4" in words
 
 
+def test_the_output_of_a_shortcut_is_described_as_such():
+    names = ["layer3.0.shortcut", "a", "b"]
+    pairs = {"layers": names, "null": [[0.2] * 3] * 3}
+    pairs |= dict.fromkeys(("corr_score", "corr_low", "corr_high"), [[0.999] * 3] * 3)
+    one = segment(layers=names, corr_score=[0.4, 0.4, 0.4], pairs=pairs, spread_ratio=12.0)
+    words = said(sentences({"segments": [one]}), "optimality")
+    assert "; from the input of layer3.0, carried over by its shortcut, it is not (0.4" in words
+    assert "at the input of layer3.0, carried over by its shortcut, is 12 times smaller" in words
+    assert "layer3.0.shortcut" not in words
+
+
 def test_a_high_score_without_power_is_undecided():
     null = [{"kind": "dealt", "score": [0.999, 0.999, 0.999]}]
     found = sentences(
         {"segments": [segment(corr_score=[0.9999, 0.9999, 0.9999], null=null, power=False)]}
     )
     assert "cannot tell" in said(found, "optimality")
-    assert next(s for s in found if s.claim == "optimality").strength == "undecided"
+    assert claimed(found, "optimality").strength == "undecided"
 
 
 def test_a_point_like_start_is_mentioned():
@@ -242,7 +275,7 @@ def test_a_point_like_start_is_mentioned():
     [
         ("straighter", "is straighter than 20"),
         ("less straight", "is less straight than 20"),
-        ("neither", "is not distinguishable from 20"),
+        ("neither", "is not distinguishable in straightness from 20"),
     ],
 )
 def test_less_straight_is_reported_as_clearly_as_straighter(direction, words):
@@ -308,7 +341,7 @@ def test_jacobians_decide_about_blocks_when_they_were_tested():
     excluded = {**base, "brenier": {"excluded": True, "points": 8}}
     gradient = {**base, "brenier": {"excluded": False, "points": 8}}
     words = said(sentences({"blocks": [excluded, gradient, base]}), "blocks")
-    assert "1 cannot be an optimal map, nor nearly one, by its Jacobians" in words
+    assert "1 cannot be optimal, not even nearly, by its Jacobians" in words
     assert "1 is undecided from these samples" in words
 
 

@@ -108,7 +108,7 @@ def test_motion_at_rounding_level_is_not_motion(rng):
     traj = Trajectory(layers, np.arange(80) % 2)
     found = sentences(wgeo.straightness(traj, bootstrap=60, pairs=False).to_dict())
     assert "do not move by more than rounding" in said(found, "straightness")
-    assert "all do not move these samples by more than rounding error" in said(found, "blocks")
+    assert "none moves these samples by more than rounding error" in said(found, "blocks")
     assert not said(found, "optimality")
 
 
@@ -144,16 +144,19 @@ def jacobian(asymmetry, eigenvalue, excluded=True):
     ("asymmetry", "eigenvalue", "excluded", "words"),
     [
         (0.005, 0.0, False, "The one block may be an optimal map by its Jacobians"),
-        (0.018, 0.0, True, "may be a nearly, but not an exactly, optimal map by its Jacobians"),
-        (0.3, 0.0, True, "cannot be an optimal map, nor nearly one, by its Jacobians"),
-        (0.018, -0.4, True, "cannot be an optimal map, nor nearly one, by its Jacobians"),
+        (0.018, 0.0, True, "may be nearly, but not exactly, optimal by its Jacobians"),
+        (0.3, 0.0, True, "cannot be optimal, not even nearly, by its Jacobians"),
+        (0.018, -0.4, True, "cannot be optimal, not even nearly, by its Jacobians"),
     ],
 )
 def test_jacobians_are_reported_by_strength(asymmetry, eigenvalue, excluded, words):
     brenier = jacobian(asymmetry, eigenvalue, excluded)
     found = said(sentences({"blocks": [block(brenier=brenier)]}), "blocks")
     assert words in found
-    assert f"(Jacobians of the features before pooling, at 8 images: asymmetry {asymmetry}" in found
+    assert (
+        "with respect to its input, before pooling, at 8 images, judged by 95 % intervals" in found
+    )
+    assert f"; asymmetry {asymmetry}, smallest eigenvalue" in found
     assert f"smallest eigenvalue {eigenvalue:.2g} of the largest" in found
     assert "an optimal map has asymmetry 0 and no eigenvalue below 0" in found
 
@@ -161,6 +164,27 @@ def test_jacobians_are_reported_by_strength(asymmetry, eigenvalue, excluded, wor
 def test_asymmetries_of_several_blocks_are_reported_as_a_range():
     rows = [block(brenier=jacobian(a, -0.4)) for a in (0.06, 0.49)]
     assert "asymmetry 0.06 to 0.49, smallest" in said(sentences({"blocks": rows}), "blocks")
+
+
+@pytest.mark.parametrize(
+    ("asymmetries", "words"),
+    [
+        ((0.3, 0.3), "Of 2 blocks, neither can be optimal, not even nearly, by its Jacobians ("),
+        ((0.3, 0.3, 0.3), "Of 3 blocks, none can be optimal, not even nearly, by its Jacobians ("),
+        ((0.3, 0.3, 0.018), "and 2 cannot be optimal, not even nearly, by their Jacobians ("),
+        ((0.018, 0.018), "Of 2 blocks, both may be nearly, but not exactly, optimal by their"),
+    ],
+)
+def test_a_negation_about_all_blocks_is_written_with_none(asymmetries, words):
+    rows = [block(brenier=jacobian(asymmetry, 0.0)) for asymmetry in asymmetries]
+    found = said(sentences({"blocks": rows}), "blocks")
+    assert words in found
+    assert "all cannot" not in found
+
+
+def test_jacobians_without_intervals_are_not_said_to_be_judged_by_them():
+    rows = [block(brenier={**jacobian(0.3, 0.0), "intervals": {}})]
+    assert "95 %" not in said(sentences({"blocks": rows}), "blocks")
 
 
 @pytest.mark.parametrize(
@@ -202,8 +226,20 @@ def test_an_optimal_map_names_its_own_blocks_that_jacobians_exclude(of_a, of_b, 
     tests = [{"excluded": bool(each), "points": 30} for each in (of_a, of_b)]
     words = said(sentences(optimal_from_a(*tests)), "optimality")
     assert words.startswith("From a to b the map is optimal")
-    assert ("but the Jacobians of b, before any pooling, exclude" in words) == named
-    assert "the Jacobians of a" not in words
+    assert ("; but b, by its Jacobians before any pooling, is not an optimal map" in words) == named
+    assert "a, by its Jacobians" not in words
+
+
+@pytest.mark.parametrize(
+    ("excluded", "words"),
+    [("bc", "; but b and c, by their"), ("bcdef", "; but 5 of its blocks, by")],
+)
+def test_several_blocks_of_an_optimal_map_are_named_or_counted(excluded, words):
+    rows = [block(target=name, brenier={"excluded": True, "points": 30}) for name in excluded]
+    whole = segment(layers=["a", *excluded], corr_score=[0.999] * 3)
+    found = said(sentences({"segments": [whole], "blocks": rows}), "optimality")
+    assert words in found
+    assert "their Jacobians before any pooling, are not optimal maps" in found
 
 
 @pytest.mark.parametrize(("points", "strength"), [(4, "suggested"), (30, "shown")])

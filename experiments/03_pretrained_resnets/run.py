@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,21 +17,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from lab import Bench, Cell, Lab, by, spread, table
 
 import wgeo
+from wgeo.analysis.fresh import fresh_networks
 
 FIGURES = ("length_ratio", "line_shape_ratio", "action_ratio", "ot_score", "resolution")
 
 
 def measure(cell: Cell, bench: Bench) -> dict[str, Any]:
     """Measure one network on one random subset of images."""
-    where = bench.sources[cell["network"]]
-    net = wgeo.load_checkpoint(where, arch=f"cifar_{cell['network']}")
-    images = bench.images("cifar10", cell["samples"], cell["split"], seed=cell["seed"])
+    net, images = loaded(cell, bench)
     traj = wgeo.trace(net, images, pool=cell["pool"])
     straight = wgeo.straightness(traj, bootstrap=0)
-    tests: Sequence[Any] = ()
-    if cell["pool"] == "gap":
-        fresh, _ = wgeo.models.untrained(net.module, cell["seed"])
-        tests = wgeo.straighter_than(traj, wgeo.trace(fresh, _as(net, images)))
     depth = wgeo.collapse(traj).progress["nc1"]
     return {
         "accuracy": traj.accuracy,
@@ -43,7 +37,6 @@ def measure(cell: Cell, bench: Bench) -> dict[str, Any]:
             }
             for s in straight.segments
         ],
-        "reference": [test.to_dict() for test in tests],
         "blocks": [
             {"ot_score": b.ot_score, "resolution": b.resolution, "status": b.status, "via": b.via}
             for b in straight.blocks
@@ -53,13 +46,20 @@ def measure(cell: Cell, bench: Bench) -> dict[str, Any]:
     }
 
 
-def _as(net: wgeo.Network, images: wgeo.Images) -> wgeo.Images:
-    """The images, with the trained network's normalization."""
-    from dataclasses import replace
+def against_fresh(cell: Cell, bench: Bench) -> dict[str, Any]:
+    """Rank one network among networks of its architecture with fresh weights."""
+    net, images = loaded(cell, bench)
+    reading = {"pool": "gap", "device": "cpu"}
+    traj = wgeo.trace(net, images, **reading)
+    found = fresh_networks(traj, net, images, cell["fresh"], reading, cell["seed"])
+    return {"segments": found["segments"]}
 
-    from wgeo.features.network import normalization_for
 
-    return replace(images, normalize=normalization_for(net, images))
+def loaded(cell: Cell, bench: Bench) -> tuple[wgeo.Network, wgeo.Images]:
+    """Load the trained network and a random subset of images."""
+    where = bench.sources[cell["network"]]
+    net = wgeo.load_checkpoint(where, arch=f"cifar_{cell['network']}")
+    return net, bench.images("cifar10", cell["samples"], cell["split"], seed=cell["seed"])
 
 
 def main() -> None:
@@ -69,7 +69,7 @@ def main() -> None:
         for cell in lab.grid("network", "split", "pool", "seed")
     ]
     results = lab.measure(measure, cells)
-    rows, blocks, references = [], [], []
+    rows, blocks = [], []
     for key, group in by(results, "network", "split", "pool").items():
         for stage in range(len(group[0]["segments"])):
             segments = [result["segments"][stage] for result in group]
@@ -80,14 +80,6 @@ def main() -> None:
                     *(spread([s[name] for s in segments]) for name in (*FIGURES, "gap")),
                 ]
             )
-            if group[0]["reference"]:
-                tests = [result["reference"][stage] for result in group]
-                values = (
-                    spread([test[name] for test in tests])
-                    for name in ("value", "reference", "effect_size")
-                )
-                largest = max(test["p_value"] for test in tests)
-                references.append([*key[:2], stage + 1, *values, f"{largest:.2g}"])
         same = [b for r in group for b in r["blocks"] if b["via"] == "identity"]
         judged = [b for b in same if (b["resolution"] or 0) >= 0.5]
         exact = sum(b["ot_score"] >= 1 - 1e-6 for b in judged)
@@ -116,13 +108,28 @@ def main() -> None:
             blocks,
         ),
     )
-    lab.write(
-        "reference",
-        table(
-            [*head[:2], "stage", "trained", "fresh weights", "effect size d", "largest p"],
-            references,
-        ),
-    )
+    several = {"fresh": lab.settings["fresh"], "samples": lab.settings["samples_fresh"]}
+    ranked = lab.measure(against_fresh, lab.grid("network", "split", "seed", **several))
+    lab.write("reference", reference(ranked))
+
+
+def reference(results: list[dict[str, Any]]) -> str:
+    """Centred line-shape ratio of each trained stage, among those of fresh networks."""
+    head = ["network", "images", "stage", "trained", "fresh weights: median", "range"]
+    rows = []
+    for key, group in by(results, "network", "split").items():
+        for stage, tests in enumerate(zip(*(result["segments"] for result in group), strict=True)):
+            ends = (min(test["low"] for test in tests), max(test["high"] for test in tests))
+            rows.append(
+                [
+                    *(*key, stage + 1),
+                    *(spread([test[name] for test in tests]) for name in ("value", "median")),
+                    "{:.3g} to {:.3g}".format(*ends),
+                    ", ".join(f"{test['adjusted_p']:.2g}" for test in tests),
+                    ", ".join(dict.fromkeys(test["direction"] for test in tests)),
+                ]
+            )
+    return table([*head, "p of each subset", "than the fresh ones"], rows)
 
 
 if __name__ == "__main__":

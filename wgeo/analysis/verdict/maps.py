@@ -8,12 +8,13 @@ from typing import Any
 
 from ...geodesic.nulls import clearly_above
 from .sentence import THRESHOLDS, Record, Sentence
-from .wording import count, ends, few_carrying, listed, ranged, segment_ends, unmoved
+from .wording import count, ends, few_carrying, listed, ranged, segment_ends, start_of, unmoved
 
 _SCORE = (
-    " The correlation score is 1 if no other pairing of the samples at both ends makes transport "
-    "cheaper, and 0 for an unrelated pairing; the map is called optimal from "
-    f"{THRESHOLDS['optimal']} and nearly optimal from {THRESHOLDS['nearly_optimal']}."
+    " (A map takes each sample's features at one layer to those at a later one. Its correlation "
+    "score is 1 if no other pairing of the samples at both ends makes transport cheaper, and 0 for "
+    f"an unrelated pairing; it is called optimal from {THRESHOLDS['optimal']} and nearly optimal "
+    f"from {THRESHOLDS['nearly_optimal']}.)"
 )
 
 
@@ -96,10 +97,11 @@ def _excluded_by_jacobians(start: str, segment: Record, blocks: Sequence[Record]
     excluded = [name for name in inner if kinds.get(name) in ("not gradient", "nearly gradient")]
     if not excluded:
         return ""
+    several = len(excluded) > 1
     named = listed(excluded) if len(excluded) < 4 else f"{len(excluded)} of its blocks"
     return (
-        f"; but the Jacobians of {named}, before any pooling, exclude a gradient of a convex "
-        "function"
+        f"; but {named}, by {'their' if several else 'its'} Jacobians before any pooling, "
+        f"{'are not optimal maps' if several else 'is not an optimal map'}"
     )
 
 
@@ -137,8 +139,8 @@ def _best(scores: Sequence[Record]) -> str:
 
 def _below(first: Record, segment: Record) -> str:
     if not _refuted(first):
-        return f"from {segment['layers'][0]} the samples cannot tell ({_score(first)})"
-    return f"from {segment['layers'][0]} it is not ({_score(first)})"
+        return f"from {start_of(segment)} the samples cannot tell ({_score(first)})"
+    return f"from {start_of(segment)} it is not ({_score(first)})"
 
 
 def _score(row: Record) -> str:
@@ -177,8 +179,9 @@ def _near_point(segment: Record) -> str:
     if ratio is None or ratio < THRESHOLDS["nearly_a_point"]:
         return ""
     return (
-        f" The spread of the features at {segment['layers'][0]} is {ratio:,.0f} times smaller than "
-        f"at {segment['layers'][-1]}: from nearly a point almost any map has a high OT score."
+        f" The spread of the features at {start_of(segment)} is {ratio:,.0f} times smaller than "
+        f"at {segment['layers'][-1]}: from nearly a point almost any map has a high OT score, so "
+        "that score is no evidence here."
     )
 
 
@@ -193,11 +196,7 @@ def blocks(record: Record) -> Iterator[Sentence]:
             for b, kind in zip(blocks, kinds, strict=True)
         ]
     }
-    clauses = [
-        words[0] if len(kinds) == 1 else f"{_number(kinds, kind)} {words[kinds.count(kind) > 1]}"
-        for kind, words in _KINDS.items()
-        if kinds.count(kind)
-    ]
+    clauses = [_clause(kinds, kind) for kind in _KINDS if kind in kinds]
     whole = "The one block" if len(blocks) == 1 else f"Of {count(len(blocks), 'block')},"
     undecided = kinds.count("undecided") == len(kinds)
     points = [block["brenier"]["points"] for block in blocks if block.get("brenier")]
@@ -210,11 +209,17 @@ def blocks(record: Record) -> Iterator[Sentence]:
     )
 
 
-def _number(kinds: Sequence[str], kind: str) -> str:
+def _clause(kinds: Sequence[str], kind: str) -> str:
+    """``2 are undecided from these samples``; all of several with a negation are ``none``."""
     number = kinds.count(kind)
+    one, several, none = _KINDS[kind]
+    if len(kinds) == 1:
+        return one
     if number < len(kinds):
-        return str(number)
-    return "both" if number == 2 else "all"
+        return f"{number} {one if number == 1 else several}"
+    if none:
+        return f"{'neither' if number == 2 else 'none'} {none}"
+    return f"{'both' if number == 2 else 'all'} {several}"
 
 
 def _jacobians(blocks: Sequence[Record]) -> str:
@@ -225,10 +230,12 @@ def _jacobians(blocks: Sequence[Record]) -> str:
     if not asymmetry:
         return ""
     smallest = eigenvalue and f", smallest eigenvalue {eigenvalue} of the largest"
+    intervals = all(test.get("intervals") for test in tests)
+    judged = ", judged by 95 % intervals over these images" if intervals else ""
     return (
-        f" (Jacobians of the features before pooling, at {count(tests[0]['points'], 'image')}: "
-        f"asymmetry {asymmetry}{smallest}; an optimal map has asymmetry 0 and no eigenvalue below "
-        "0)"
+        " (Jacobians: derivatives of a block's output with respect to its input, before pooling, "
+        f"at {count(tests[0]['points'], 'image')}{judged}; asymmetry {asymmetry}{smallest}; an "
+        "optimal map has asymmetry 0 and no eigenvalue below 0)"
     )
 
 
@@ -241,36 +248,39 @@ def _from_to(rows: Sequence[Record], key: str) -> str:
     return least if least == most else f"{least} to {most}"
 
 
-_KINDS = {  # the predicate for one block, and for several
+_KINDS = {  # the predicate for one block, for several, and after "none" if it has a negation
     "unmoved": (
         "does not move these samples by more than rounding error",
         "do not move these samples by more than rounding error",
+        "moves these samples by more than rounding error",
     ),
     "gradient": (
         "may be an optimal map by its Jacobians",
         "may be optimal maps by their Jacobians",
+        "",
     ),
     "nearly gradient": (
-        "may be a nearly, but not an exactly, optimal map by its Jacobians",
-        "may be nearly, but not exactly, optimal maps by their Jacobians",
+        "may be nearly, but not exactly, optimal by its Jacobians",
+        "may be nearly, but not exactly, optimal by their Jacobians",
+        "",
     ),
     "not gradient": (
-        "cannot be an optimal map, nor nearly one, by its Jacobians",
-        "cannot be optimal maps, nor nearly, by their Jacobians",
+        "cannot be optimal, not even nearly, by its Jacobians",
+        "cannot be optimal, not even nearly, by their Jacobians",
+        "can be optimal, not even nearly, by its Jacobians",
     ),
     "not optimal": (
         "is not an optimal map of these samples",
         "are not optimal maps of these samples",
+        "is an optimal map of these samples",
     ),
-    "optimal": ("is an optimal map of these samples", "are optimal maps of these samples"),
+    "optimal": ("is an optimal map of these samples", "are optimal maps of these samples", ""),
     "nearly optimal": (
         "is a nearly optimal map of these samples",
         "are nearly optimal maps of these samples",
+        "",
     ),
-    "undecided": (
-        "is undecided from these samples",
-        "are undecided from these samples",
-    ),
+    "undecided": ("is undecided from these samples", "are undecided from these samples", ""),
 }
 
 

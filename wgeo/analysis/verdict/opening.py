@@ -61,8 +61,9 @@ def _accuracy(trust: Record, provenance: Record) -> Iterator[Sentence]:
     if claimed and claimed["value"] - accuracy > THRESHOLDS["below_claim"]:
         yield Sentence(
             "accuracy",
-            f"Its file claims {percent(claimed['value'])} ({claimed['key']}): these may be other "
-            "or altered images, or pixels normalized differently from those of its training.",
+            f"Its file states an accuracy of {percent(claimed['value'])} ({claimed['key']}): these "
+            "may be other or altered images, or pixels normalized differently from those of its "
+            "training.",
             {**evidence, "claimed_accuracy": claimed},
             "warning",
         )

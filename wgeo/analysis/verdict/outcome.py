@@ -69,7 +69,7 @@ def _against_fresh(
     )
     direction = row.get("direction")
     differs = direction in ("straighter", "less straight")
-    outcome = f"{direction} than" if differs else "not distinguishable from"
+    outcome = f"{direction} than" if differs else "not distinguishable in straightness from"
     on_images = "" if images is None else f", on {images:,} of these images"
     extreme = networks and row["adjusted_p"] <= 1.001 / (networks + 1)
     return Sentence(

@@ -73,13 +73,20 @@ def ranged(value: float, interval: Any, *, certified: bool = False, note: str = 
     return f"{value:.{d}f} ({low:.{d}f} to {high:.{d}f}{note})"
 
 
+def start_of(segment: Mapping[str, Any]) -> str:
+    """Return the first layer's name, for the middle of a sentence.
+
+    The output of a shortcut, which lies in the space of its block's output, is described as such.
+    """
+    first = str(segment["layers"][0])
+    block, dot, child = first.rpartition(".")
+    is_shortcut = bool(dot) and child == "shortcut"
+    return f"the input of {block}, carried over by its shortcut," if is_shortcut else first
+
+
 def segment_ends(segment: Mapping[str, Any]) -> str:
-    """``From stem to blocks.7``; the output of a shortcut is described as such."""
-    first, last = segment["layers"][0], segment["layers"][-1]
-    block, dot, child = str(first).rpartition(".")
-    if dot and child == "shortcut":
-        first = f"the input of {block}, carried over by its shortcut,"
-    return f"From {first} to {last}"
+    """``From stem to blocks.7``."""
+    return f"From {start_of(segment)} to {segment['layers'][-1]}"
 
 
 def ends(segment: Mapping[str, Any]) -> list[str]:
