@@ -60,6 +60,11 @@ def measure(path: str) -> None:
     shuffled = x[rng.permutation(len(x))] + 0.01 * y
     found["far"] = answer(wgeo.wasserstein(x, shuffled))
     found["weights"] = answer(wgeo.wasserstein(x, y[:200], a=a, b=b))
+    tight = wgeo.Sinkhorn(epsilon=0.1, marginal_tolerance=1e-9, iterations=2000)
+    rounded = wgeo.wasserstein(x, y[:200], a=a, b=b, solver=tight)
+    found["rounded"] = [rounded.upper, *rounded.push(y[:200])[:9].flatten().tolist()]
+    checked = rounded.verify(x, y[:200])
+    found["checked"] = [checked.lower, checked.upper, checked.valid]
     found["line"] = answer(wgeo.wasserstein(x[:, 0], y[:, 1]))
     found["wide"] = answer(wgeo.wasserstein(wide, 1.1 * wide[::-1].copy()))
     found["one"] = answer(wgeo.wasserstein(x[:1], y[:1]))
