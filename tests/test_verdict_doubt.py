@@ -226,7 +226,9 @@ def test_an_optimal_map_names_its_own_blocks_that_jacobians_exclude(of_a, of_b, 
     tests = [{"excluded": bool(each), "points": 30} for each in (of_a, of_b)]
     words = said(sentences(optimal_from_a(*tests)), "optimality")
     assert words.startswith("From a to b the map is optimal")
-    assert ("; but b, by its Jacobians before any pooling, is not an optimal map" in words) == named
+    assert (
+        "; but b, by its Jacobians before any pooling, is not an exactly optimal map" in words
+    ) == named
     assert "a, by its Jacobians" not in words
 
 
@@ -239,7 +241,7 @@ def test_several_blocks_of_an_optimal_map_are_named_or_counted(excluded, words):
     whole = segment(layers=["a", *excluded], corr_score=[0.999] * 3)
     found = said(sentences({"segments": [whole], "blocks": rows}), "optimality")
     assert words in found
-    assert "their Jacobians before any pooling, are not optimal maps" in found
+    assert "their Jacobians before any pooling, are not exactly optimal maps" in found
 
 
 @pytest.mark.parametrize(("points", "strength"), [(4, "suggested"), (30, "shown")])

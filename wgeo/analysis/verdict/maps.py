@@ -101,7 +101,7 @@ def _excluded_by_jacobians(start: str, segment: Record, blocks: Sequence[Record]
     named = listed(excluded) if len(excluded) < 4 else f"{len(excluded)} of its blocks"
     return (
         f"; but {named}, by {'their' if several else 'its'} Jacobians before any pooling, "
-        f"{'are not optimal maps' if several else 'is not an optimal map'}"
+        f"{'are not exactly optimal maps' if several else 'is not an exactly optimal map'}"
     )
 
 
