@@ -16,7 +16,7 @@ from .plans import expand
 from .simplex import run_simplex
 
 _REPRESENTATIVES = 256  # of each cloud, at most
-_SHARE = 8  # at most one in so many points is a representative
+_SHARE = 8  # at most one point in 8 is a representative
 _BLOCK = 1 << 20  # entries of a block of costs
 
 
