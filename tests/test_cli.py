@@ -253,7 +253,7 @@ def test_unexpected_errors_are_one_line(monkeypatch, tmp_path):
         raise ZeroDivisionError("division\nby zero")
 
     monkeypatch.setattr("wgeo.checkpoints.load_checkpoint", broken)
-    words = ["analyze", "x.pt", "--data", "digits", "--out", tmp_path]
+    words = ["analyze", __file__, "--data", "digits", "--out", tmp_path]
     text = run(*words, code=2)
     assert text.startswith("wgeo: Unexpected error (ZeroDivisionError: division")
     assert len(text.splitlines()) == 1

@@ -134,7 +134,7 @@ def test_warnings_and_verdicts_of_a_command_name_its_flags(tmp_path, monkeypatch
     monkeypatch.setattr("wgeo.cli.analysis.Job.measure", measure)
     with warnings.catch_warnings():
         warnings.simplefilter("always")
-        said = run("analyze", "x.pt", "--data", "digits", "--out", tmp_path / "o", "--no-report")
+        said = run("analyze", __file__, "--data", "digits", "--out", tmp_path / "o", "--no-report")
     assert "wgeo: Name them with --layers." in said
     assert "Take the Jacobians (--brenier 16)." in said
     assert wgeo.Analysis.load(tmp_path / "o").record["verdict"] == record["verdict"]

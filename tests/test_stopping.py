@@ -185,7 +185,7 @@ def test_folder_of_a_live_run_is_refused_and_free_after_a_crash(tmp_path, holder
     said = rf"Another run \(process {holder.pid}\) is writing to .*another folder"
     with pytest.raises(RecordError, match=said), locked(folder):
         pass
-    for words in (["train", "--arch", "mlp"], ["analyze", "x.pt"], ["ufm", "mse"]):
+    for words in (["train", "--arch", "mlp"], ["analyze", __file__], ["ufm", "mse"]):
         data = {"train": ["--dataset", "digits"], "analyze": ["--data", "digits"]}
         line = [*words, *data.get(words[0], []), "--out", str(folder)]
         result = CliRunner().invoke(main, line)
