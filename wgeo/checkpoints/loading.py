@@ -69,7 +69,7 @@ def load_checkpoint(
     Returns
     -------
     Network
-        In eval mode, on the CPU, in float32; `provenance.report` records how it was read. If the
+        In eval mode, on the CPU, in float32; ``provenance.report`` records how it was read. If the
         file has no head, the encoder alone, with `num_classes` None.
 
     Raises

@@ -54,7 +54,7 @@ def load_images(
     Parameters
     ----------
     source : str or path
-        A name (``digits`` needs no download; `wgeo list datasets` lists them); ``npz:PATH``, a
+        A name (``digits`` needs no download; ``wgeo list datasets`` lists them); ``npz:PATH``, a
         NumPy archive with keys ``x, y`` or ``x_train, y_train, x_test, y_test``; or
         ``folder:PATH``, an image folder ``class/image`` or ``split/class/image``, or a zip of one.
         The prefix may be omitted for an ``.npz``, a ``.zip`` or a folder. A folder may also
