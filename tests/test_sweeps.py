@@ -19,7 +19,7 @@ import wgeo
 import wgeo.analysis  # here, not anew in every forked process
 from wgeo import Trajectory
 from wgeo.cli import gathering, main
-from wgeo.cli.gathering import named
+from wgeo.cli.gathering import folder_names
 from wgeo.cli.job import Job, _sha256
 from wgeo.cli.sweeps import read_config
 from wgeo.errors import ArgumentError, CheckpointError
@@ -295,8 +295,8 @@ def test_preset_of_images_is_part_of_the_key(tmp_path, monkeypatch):
 def test_names_of_folders_differ(tmp_path):
     (tmp_path / "x.y").mkdir()
     targets = ["a/last.pt", "b/last.pt", "report.pt", str(tmp_path / "x.y")]
-    assert list(named(targets)) == ["last", "last-2", "report-2", "x.y"]
-    assert list(named(["last.pt"], "run", ("run-last",))) == ["run-last-2"]
+    assert list(folder_names(targets)) == ["last", "last-2", "report-2", "x.y"]
+    assert list(folder_names(["last.pt"], "run", ("run-last",))) == ["run-last-2"]
 
 
 def test_killed_sweep_continues_to_the_same_numbers(features, tmp_path, undrawn):

@@ -289,7 +289,7 @@ def test_metrics_of_a_layer_detect_each_deviation():
         ({"activation": "tanh"}, "activation"),
         ({"restarts": 0, "activation": "relu"}, "restarts"),
         ({"method": "closed", "activation": "relu", "dim": 1}, "dim >= K"),
-        ({"method": "closed", "bias": 0.1}, "closed form by singular values"),
+        ({"method": "closed", "bias": 0.1}, "closed form is for the squared loss"),
     ],
 )
 def test_unsolvable_problems_are_clear_errors(change, said):
