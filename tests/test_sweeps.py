@@ -201,7 +201,7 @@ def test_sweep_file_lists_runs(config, features, tmp_path, undrawn):
         ("out = 'o'\ncheckpoints = 'none-*.pt'", "no checkpoint none"),
         ("out = 'o'\ncheckpoints = 'FILE'\nwings = 2", "--wings"),
         ("out = 'o'\ncheckpoints = 'FILE'\nsamples = 'many'", "many"),
-        ("out = 'o'\ncheckpoints = 'FILE'", "one checkpoint"),
+        ("out = 'o'\ncheckpoints = 'FILE'", "fewer than two checkpoints"),
         ("out = 'o'\ncheckpoints = ['FILE', 'FILE']", "No images are given"),
     ],
 )
