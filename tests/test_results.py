@@ -159,6 +159,12 @@ def test_every_public_dataclass_shows_itself_in_short():
             assert "_repr_html_" not in vars(value), name
 
 
+def test_a_text_says_nothing_of_data_that_are_unknown():
+    record = sample_record()
+    record["provenance"] |= {"arch": None, "data": None, "split": None}
+    assert "None" not in repr(wgeo.Analysis(record))
+
+
 def test_arrays_stay_out_of_plain_values():
     @dataclass(frozen=True, repr=False)
     class Pair(Result):

@@ -37,9 +37,8 @@ def _leave_current_folder() -> None:
     It may be a folder of downloads with a ``random.py`` that shadows Python's own.
     ``python -m wgeo`` puts it first on the path; ``python -P -m wgeo`` and ``wgeo`` do not.
     """
-    os.environ["PYTHONSAFEPATH"] = (
-        "1"  # inherited by child processes, such as multiprocessing workers
-    )
+    # Child processes, such as multiprocessing workers, inherit it.
+    os.environ["PYTHONSAFEPATH"] = "1"
     here = os.getcwd()
     if sys.path[0] == here and not sys.flags.safe_path:
         del sys.path[0]

@@ -44,8 +44,8 @@ class Displayed:
 
     def _pictures(self) -> Sequence[str]:
         """Return small figures for notebooks as HTML, by default `_curve`."""
-        title, values = self._curve()
-        return [_curve(title, values)] if len(values) > 1 else []
+        curve = _curve(*self._curve())
+        return [curve] if curve else []
 
     def _sentences(self) -> Sequence[str]:
         """Return sentences that are shown in notebooks only; none by default."""
@@ -60,7 +60,7 @@ class Displayed:
             count = len(table) - 1  # without the header
             table = table[: max(0, left - 1)]
             table += [f"... {count} rows in all"] if left else []
-        text = text[:_LINES] if len(text) <= _LINES else [*text[: _LINES - 1], "..."]
+        text = text if len(text) <= _LINES else [*text[: _LINES - 1], "..."]
         return "\n".join([*text, *table])
 
     def _repr_html_(self) -> str:
@@ -92,7 +92,7 @@ class Result(Displayed):
         return self.to_dict()
 
     def to_pandas(self) -> pd.DataFrame:
-        """Return a table; its rows are described in the documentation of the class.
+        """Return a table: one row of the plain values, unless the class describes other rows.
 
         Raises
         ------
@@ -117,11 +117,6 @@ def plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [plain(item) for item in value]
     return str(value) if isinstance(value, Enum) else value
-
-
-def counted(number: int, noun: str) -> str:
-    """Return a number with its noun, "1 block" or "2 blocks"."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def as_table(rows: Any) -> pd.DataFrame:

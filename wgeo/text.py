@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 def printable(name: str | os.PathLike[str], limit: int | None = 100) -> str:
@@ -17,6 +17,20 @@ def printable(name: str | os.PathLike[str], limit: int | None = 100) -> str:
     start = text if limit is None else text[: limit + 1]
     plain = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in start)
     return plain if limit is None or len(plain) <= limit else plain[: limit - 3] + "..."
+
+
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun: ``1 image``, ``1,437 images``."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def first_names(names: Sequence[str], most: int, total: int | None = None) -> str:
+    """Return the first `most` names as printable text, with an ellipsis if there are more.
+
+    `total` is their number if `names` are not all of them.
+    """
+    more = ", ..." if (len(names) if total is None else total) > most else ""
+    return ", ".join(printable(name) for name in names[:most]) + more
 
 
 def suggestion(word: str, names: Iterable[str]) -> str:

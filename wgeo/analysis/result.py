@@ -21,6 +21,7 @@ from ..storage.records import ANALYSIS, read_record
 from ..trajectory import Trajectory
 from .saving import claim, save
 from .verdict import text
+from .verdict.opening import origin
 
 _SHOWN = ("layer", "width", "nc1", "ncc_accuracy", "distance", "ot_score", "corr_score")
 _PACKAGES = ("wgeo", "torch", "torchvision", "numpy", "scipy", "pot", "geomloss", "scikit-learn")
@@ -29,6 +30,9 @@ _PACKAGES = ("wgeo", "torch", "torchvision", "numpy", "scipy", "pot", "geomloss"
 @dataclass(frozen=True, eq=False, repr=False)
 class Analysis(Result):
     """The measurements of one network on one set of images.
+
+    ``to_pandas()`` has a row per layer: its collapse metrics, and the transport of the block that
+    ends there.
 
     Attributes
     ----------
@@ -109,12 +113,12 @@ class Analysis(Result):
         return [{name: row.get(name) for name in _SHOWN} for row in self._table()]
 
     def _description(self) -> str:
-        origin = self.record["provenance"]
+        about = self.record["provenance"]
         accuracy = self.record.get("accuracy")
         correct = "" if accuracy is None else f", accuracy {accuracy:.4g}"
         return (
-            f"{origin.get('arch')} on {origin.get('data')} ({origin.get('split')}), "
-            f"{origin.get('samples')} images{correct}; `verdict` has what the numbers support"
+            f"{about.get('arch') or 'features'}{origin(about)}, {about.get('samples')} samples"
+            f"{correct}; `verdict` has what the numbers support"
         )
 
     def _sentences(self) -> list[str]:

@@ -31,6 +31,8 @@ _PER_SAMPLE = (
 class Series(Result):
     """Several analyses, ordered by epoch if all epochs differ, otherwise as given.
 
+    ``to_pandas()`` has a row per analysis and segment.
+
     Attributes
     ----------
     record : dict

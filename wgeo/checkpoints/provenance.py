@@ -12,7 +12,7 @@ from ..errors import CheckpointError
 from ..models.matching import KeyReport
 from ..models.parts import classifier_of
 from ..results import Displayed, Result
-from ..text import printable
+from ..text import first_names
 
 _MAX_NAMES = 20  # listed in a record
 _FEW_NAMES = 2  # in one line
@@ -98,9 +98,8 @@ def describe_reading(report: Mapping[str, Any]) -> str:
     for key, form in _READING.items():
         names = report.get(key) or {}
         if names.get("count"):
-            more = ", ..." if names["count"] > _FEW_NAMES else ""
-            listed = ", ".join(printable(name) for name in names["first"][:_FEW_NAMES])
-            parts.append(f"{form.format(names['count'])} ({listed}{more})")
+            few = first_names(names["first"], _FEW_NAMES, names["count"])
+            parts.append(f"{form.format(names['count'])} ({few})")
     return "; ".join(parts)
 
 

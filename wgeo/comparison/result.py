@@ -123,6 +123,8 @@ class ClassifierModel:
 class Comparison(Result):
     """A trained network compared with the geodesic model, MUFM and the plain UFM.
 
+    ``to_pandas()`` has the rows of `rows`.
+
     Attributes
     ----------
     network : tuple of LayerCollapse

@@ -38,7 +38,10 @@ class BiasPoint(Result):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class BiasCurve(Result):
-    """Measures of a pair of layers over the number of samples, in ascending order."""
+    """Measures of a pair of layers over the number of samples, in ascending order.
+
+    ``to_pandas()`` has a row per number of samples.
+    """
 
     points: tuple[BiasPoint, ...]
 

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..results import Result, counted
+from ..results import Result
+from ..text import counted
 from .paths import LOW_RESOLUTION
 
 Interval = tuple[float, float]
@@ -298,7 +299,10 @@ class SegmentStraightness(Optimality):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Straightness(Result):
-    """Every block's transport and every segment's straightness, in execution order."""
+    """Every block's transport and every segment's straightness, in execution order.
+
+    ``to_pandas()`` has a row per block, without intervals and null maps.
+    """
 
     blocks: tuple[BlockTransport, ...]
     segments: tuple[SegmentStraightness, ...]

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import RecordError
-from ..text import printable
+from ..text import first_names, printable
 from . import ownership, schema
 from .files import as_path, require_regular
 
@@ -152,14 +152,9 @@ def _check(record: Mapping[str, Any], kind: str, where: str) -> None:
     if faults:
         missing = [fault.place for fault in faults if fault.missing]
         invalid = [fault.place for fault in faults if not fault.missing]
-        reasons = [f"lacks {_list_places(missing)}"] if missing else []
-        reasons += [f"is damaged in {_list_places(invalid)}"] if invalid else []
+        reasons = [f"lacks {first_names(missing, _SHOWN)}"] if missing else []
+        reasons += [f"is damaged in {first_names(invalid, _SHOWN)}"] if invalid else []
         raise RecordError(f"{where} {' and '.join(reasons)}; analyse the checkpoint again.")
-
-
-def _list_places(places: list[str]) -> str:
-    more = ", ..." if len(places) > _SHOWN else ""
-    return ", ".join(printable(place) for place in places[:_SHOWN]) + more
 
 
 def _check_series(record: Mapping[str, Any], where: str) -> None:

@@ -47,6 +47,8 @@ if not TYPE_CHECKING:  # else type checkers would accept any name
 class TrainingRun(Result):
     """The result of a training run.
 
+    ``to_pandas()`` has a row per epoch: `history`.
+
     Attributes
     ----------
     folder : Path

@@ -10,9 +10,10 @@ import numpy as np
 from jaxtyping import Float
 
 from ..errors import FeatureError, WgeoError
-from ..results import Result, counted
+from ..results import Result
 from ..runtime.memory import available_bytes, limited_size
 from ..runtime.threads import thread_map
+from ..text import counted
 from ..trajectory import Trajectory, as_trajectory
 from .entry import Solver, wasserstein
 from .exact import Exact
@@ -26,6 +27,8 @@ _COST_BLOCKS = 2**30  # bytes for a solver's blocks of costs if memory is not li
 @dataclass(frozen=True, eq=False, repr=False)
 class Chain(Result):
     """Transport along a network.
+
+    ``to_pandas()`` has a row per block, then a row per segment, from end to end.
 
     Attributes
     ----------

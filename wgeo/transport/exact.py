@@ -170,21 +170,14 @@ def _plan(
     j: Int[np.ndarray, " k"],
     mass: Float[np.ndarray, " k"],
 ) -> tuple[csr_array, float, float]:
-    """The plan, its cost, and a bound on that of a feasible coupling.
-
-    Marginals with an L1 error of e are corrected by moving at most that much mass.
-    """
+    """The plan, its cost, and a bound on that of a feasible coupling."""
     shape = len(clouds.x), len(clouds.y)
     plan = csr_array((mass / clouds.masses[0].sum(), (i, j)), shape=shape)
-    error = sum(
-        float(abs(plan.sum(axis) - w.cpu().numpy()).sum())
-        for axis, w in ((1, clouds.a), (0, clouds.b))
-    )
     ranges = [torch.stack((z.amin(0), z.amax(0))).double() for z in (clouds.x, clouds.y)]
     corners = torch.stack(ranges)
     diagonal = corners[:, 1].amax(0) - corners[:, 0].amin(0)  # of a box around both clouds
     cost = clouds.plan_cost(plan)
-    return plan, cost, cost + error * float(diagonal @ diagonal)
+    return plan, cost, cost + clouds.marginal_error(plan) * float(diagonal @ diagonal)
 
 
 def lower_bound(geometry: Geometry, potentials: Potentials) -> float:

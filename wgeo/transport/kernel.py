@@ -190,6 +190,20 @@ class Kernel:
 
         return processes.all_reduce_sum(local_part())
 
+    def _conditional_plan(
+        self,
+        scores: Float[torch.Tensor, "rows m"],
+        rows: slice,
+        f: Float[torch.Tensor, " n"],
+        eps: float,
+    ) -> Float[torch.Tensor, "rows m"]:
+        """Turn scores into P_ij / a_i, in place.
+
+        The scores are ``2 x_i.y_j / eps + log b_j + (g_j - ||y_j||^2) / eps``.
+        """
+        shift = (f[rows] - self.clouds.norms_x[rows]) / eps
+        return scores.add_(shift[:, None]).exp_()
+
     def round_plan(
         self,
         f: Float[torch.Tensor, " n"],
@@ -213,10 +227,8 @@ class Kernel:
             heaviest = torch.zeros_like(clouds.a, dtype=torch.int64)
             costs = clouds.a.new_zeros(2)
             for rows, dots in self._blocks(1.0, zero):
-                plan = (dots * (2 / eps)).add_(bias)
-                plan.add_(((f - clouds.norms_x)[rows] / eps)[:, None]).exp_().mul_(
-                    clouds.a[rows, None]
-                )
+                scores = (dots * (2 / eps)).add_(bias)
+                plan = self._conditional_plan(scores, rows, f, eps).mul_(clouds.a[rows, None])
                 heaviest_mass[rows], heaviest[rows] = plan.max(1)
                 plain_mass[rows], row_mass[rows] = plan.sum(1), plan @ column_scale
                 costs_ij = plan.mul_(dots.mul_(-2).add_(clouds.norms_y))
@@ -260,8 +272,7 @@ class Kernel:
         def local_part() -> tuple[list[PlanEntries], int]:
             parts, count = [], 0
             for rows, dots in self._blocks(1.0, torch.zeros_like(clouds.b)):
-                plan = (dots * (2 / eps)).add_(bias)
-                plan.add_(((f - clouds.norms_x)[rows] / eps)[:, None]).exp_()
+                plan = self._conditional_plan((dots * (2 / eps)).add_(bias), rows, f, eps)
                 i, j = (plan > _NEGLIGIBLE).nonzero(as_tuple=True)
                 count += len(i)
                 if count > most:
@@ -289,10 +300,8 @@ class Kernel:
             onto_x, onto_y = (
                 torch.zeros_like(z, dtype=torch.float64) for z in (clouds.x, clouds.y)
             )
-            for rows, plan in self._blocks(2 / eps, bias):
-                plan.add_(((f - clouds.norms_x)[rows] / eps)[:, None]).exp_().mul_(
-                    clouds.a[rows, None]
-                )
+            for rows, scores in self._blocks(2 / eps, bias):
+                plan = self._conditional_plan(scores, rows, f, eps).mul_(clouds.a[rows, None])
                 onto_x[rows] = (plan @ self.columns.T).double()
                 onto_y += plan.T @ clouds.centered_rows_x(rows, self.dtype)
             return onto_x, onto_y

@@ -14,7 +14,8 @@ from jaxtyping import Bool, Float
 from ..arrays.checks import as_numpy, as_points
 from ..arrays.rows import is_memmapped
 from ..errors import ArgumentError, FeatureError
-from ..results import Result, counted
+from ..results import Result
+from ..text import counted
 from ..trajectory import Trajectory
 from .chain import map_pairs
 from .entry import Solver

@@ -172,6 +172,21 @@ class PointClouds:
             total += float(mass[part].to(xs) @ (xs - ys - shift).square().sum(1))
         return total
 
+    def marginal_error(self, plan: Any) -> float:
+        """Return the L1 distance of a sparse plan's marginals from the weights.
+
+        They can be corrected by moving at most that much mass.
+        """
+        return sum(
+            float(abs(plan.sum(axis) - w.cpu().numpy()).sum())
+            for axis, w in ((1, self.a), (0, self.b))
+        )
+
+    @property
+    def relative_rounding(self) -> float:
+        """Bound on the relative float64 error of a sum of squared differences."""
+        return (self.x.shape[1] + 64) * UNIT_ROUNDOFF
+
     def centered_rows_x(self, rows: slice, dtype: torch.dtype) -> Float[torch.Tensor, "rows d"]:
         """Some centered rows of x, rounded once, after centering."""
         return (self.x[rows].double() - self.center_x).to(dtype)
@@ -232,9 +247,8 @@ class PointClouds:
 
         `cost` is `upper`, that of a feasible coupling, unless given; it is kept in the interval.
         """
-        relative = (self.x.shape[1] + 64) * UNIT_ROUNDOFF  # of a sum of squared differences
         low = float(np.sqrt(max(lower, 0.0)))
-        high = float(np.sqrt(upper * (1 + relative)))
+        high = float(np.sqrt(upper * (1 + self.relative_rounding)))
         low = min(low, high)
         certified = high - low <= tolerance * high
         clipped = upper if cost is None else min(max(cost, low**2), high**2)

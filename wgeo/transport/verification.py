@@ -111,18 +111,11 @@ def _interval_faults(result: TransportResult) -> Iterator[str]:
 
 
 def _upper_bound(clouds: PointClouds, result: TransportResult) -> tuple[float, float, float]:
-    """Upper bound of W2 from the plan, the error of its marginals, and its least mass.
-
-    Marginals with an L1 error of e are corrected by moving at most that much mass.
-    """
+    """Upper bound of W2 from the plan, the error of its marginals, and its least mass."""
     plan = result.plan
-    error = sum(
-        float(abs(plan.sum(axis) - w.cpu().numpy()).sum())
-        for axis, w in ((1, clouds.a), (0, clouds.b))
-    )
+    error = clouds.marginal_error(plan)
     farthest = clouds.radius + float(clouds.offset.norm())
-    relative = (clouds.x.shape[1] + 64) * UNIT_ROUNDOFF  # of a sum of squared differences
-    cost = clouds.plan_cost(plan) * (1 + relative) + error * farthest**2
+    cost = clouds.plan_cost(plan) * (1 + clouds.relative_rounding) + error * farthest**2
     return float(np.sqrt(max(cost, 0.0))), error, float(plan.data.min(initial=np.inf))
 
 

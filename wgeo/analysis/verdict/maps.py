@@ -7,8 +7,9 @@ from dataclasses import replace
 from typing import Any
 
 from ...geodesic.nulls import clearly_above
+from ...text import counted
 from .sentence import THRESHOLDS, Record, Sentence
-from .wording import count, ends, few_carrying, listed, ranged, segment_ends, start_of, unmoved
+from .wording import ends, few_carrying, listed, ranged, segment_ends, start_of, unmoved
 
 _SCORE = (
     " (A map takes each sample's features at one layer to those at a later one. Its correlation "
@@ -197,7 +198,7 @@ def blocks(record: Record) -> Iterator[Sentence]:
         ]
     }
     clauses = [_clause(kinds, kind) for kind in _KINDS if kind in kinds]
-    whole = "The one block" if len(blocks) == 1 else f"Of {count(len(blocks), 'block')},"
+    whole = "The one block" if len(blocks) == 1 else f"Of {counted(len(blocks), 'block')},"
     undecided = kinds.count("undecided") == len(kinds)
     points = [block["brenier"]["points"] for block in blocks if block.get("brenier")]
     few = bool(points) and min(points) < THRESHOLDS["fewest_samples"]
@@ -234,7 +235,7 @@ def _jacobians(blocks: Sequence[Record]) -> str:
     judged = ", judged by 95 % intervals over these images" if intervals else ""
     return (
         " (Jacobians: derivatives of a block's output with respect to its input, before pooling, "
-        f"at {count(tests[0]['points'], 'image')}{judged}; asymmetry {asymmetry}{smallest}; an "
+        f"at {counted(tests[0]['points'], 'image')}{judged}; asymmetry {asymmetry}{smallest}; an "
         "optimal map has asymmetry 0 and no eigenvalue below 0)"
     )
 

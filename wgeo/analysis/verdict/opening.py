@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import PurePath
 
-from ...text import printable
+from ...text import counted, printable
 from .sentence import THRESHOLDS, Record, Sentence
-from .wording import count, percent
+from .wording import percent
 
 
 def opening(trust: Record, provenance: Record | None = None) -> list[Sentence]:
@@ -33,7 +33,7 @@ def few_samples_note(trust: Record) -> str:
     if samples is None or samples >= THRESHOLDS["few_a_class"]:
         return ""
     return (
-        f" The smallest class has only {count(samples, 'sample')}: NC1 is biased, and NC1 "
+        f" The smallest class has only {counted(samples, 'sample')}: NC1 is biased, and NC1 "
         "corrected estimates it without the bias; NCC acc. is too high."
     )
 
@@ -44,8 +44,8 @@ def _accuracy(trust: Record, provenance: Record) -> Iterator[Sentence]:
         return
     evidence = {key: trust.get(key) for key in ("accuracy", "chance", "chance_p", "samples")}
     sentence = (
-        f"The network classifies {percent(accuracy)} of these {count(images, 'image')}"
-        f"{_origin(provenance)} correctly"
+        f"The network classifies {percent(accuracy)} of these {counted(images, 'image')}"
+        f"{origin(provenance)} correctly"
     )
     if trust.get("at_chance"):
         yield Sentence(
@@ -69,7 +69,7 @@ def _accuracy(trust: Record, provenance: Record) -> Iterator[Sentence]:
         )
 
 
-def _origin(provenance: Record) -> str:
+def origin(provenance: Record) -> str:
     """Return `` (digits, train split)``: the data set and the split, as far as known."""
     data, split = provenance.get("data"), provenance.get("split")
     known = [printable(PurePath(str(data)).name)] if data else []
@@ -140,7 +140,7 @@ def _samples(trust: Record) -> Iterator[Sentence]:
     if images is not None and images < THRESHOLDS["fewest_samples"]:
         yield Sentence(
             "samples",
-            f"There are {count(images, 'sample')}; with fewer than "
+            f"There are {counted(images, 'sample')}; with fewer than "
             f"{THRESHOLDS['fewest_samples']:.0f} nothing is said about the network.",
             {"samples": images},
             "warning",
@@ -149,7 +149,7 @@ def _samples(trust: Record) -> Iterator[Sentence]:
     if smallest is not None and smallest < THRESHOLDS["few_a_class"]:
         yield Sentence(
             "samples",
-            f"The smallest class has {count(smallest, 'sample')}: with so few the "
+            f"The smallest class has {counted(smallest, 'sample')}: with so few the "
             "collapse metrics are biased, and corrected estimates are given with them."
             if smallest > 1
             else "The smallest class has a single sample: within-class variability is undefined "
@@ -161,7 +161,7 @@ def _samples(trust: Record) -> Iterator[Sentence]:
     if copies:
         yield Sentence(
             "samples",
-            f"{count(copies, 'image')} of {images:,} "
+            f"{counted(copies, 'image')} of {images:,} "
             f"{'is a copy' if copies == 1 else 'are copies'} of another"
             f"{f', {relabelled:,} under another label' if relabelled else ''}; intervals resample "
             "distinct images.",

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from ...text import counted
 from .sentence import THRESHOLDS, Record, Sentence
-from .wording import OVER_IMAGES, count, listed, ranged, rounded, segment_ends
+from .wording import OVER_IMAGES, listed, ranged, rounded, segment_ends
 
 
 def reference(record: Record) -> Iterator[Sentence]:
@@ -111,7 +112,7 @@ def collapse(record: Record) -> Iterator[Sentence]:
     if samples and samples < THRESHOLDS["few_a_class"] and not _is_corrected(last):
         yield Sentence(
             "collapse",
-            f"It cannot be said whether the classes collapse: with {count(samples, 'sample')} in "
+            f"It cannot be said whether the classes collapse: with {counted(samples, 'sample')} in "
             f"the smallest class the class means at {last['name']} are too uncertain to correct "
             f"NC1 ({rounded(end)}) for it. More images per class would tell.",
             {"layer": last["name"], "nc1": end, "samples_per_class": samples},
@@ -204,7 +205,7 @@ def _trend(trend: Record, first: Record) -> str:
         return f"; from {first['name']} onward it falls at every layer"
     if tau < 0:
         return (
-            f"; from {first['name']} onward it falls with depth except at {count(rises, 'layer')}"
+            f"; from {first['name']} onward it falls with depth except at {counted(rises, 'layer')}"
         )
     return "; it does not fall with depth"
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ...text import counted
 from .sentence import THRESHOLDS
 
 _MOST_DECIMALS = 9
@@ -22,11 +23,6 @@ def percent(share: float, decimals: int = 1) -> str:
         decimals += 1
         digits = f"{100 * share:.{decimals}f}"
     return f"{digits} %"
-
-
-def count(number: int, noun: str) -> str:
-    """``1437, "image"`` -> ``1,437 images``."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def listed(parts: Sequence[str], last: str = "and") -> str:
@@ -115,4 +111,5 @@ def few_carrying(row: Mapping[str, Any]) -> str:
     if number >= least:
         return ""
     number = round(number)
-    return f"about {count(number, 'sample')} of {samples:,} {'carries' if number == 1 else 'carry'}"
+    carry = "carries" if number == 1 else "carry"
+    return f"about {counted(number, 'sample')} of {samples:,} {carry}"
