@@ -1,4 +1,4 @@
-"""Tables as wide as the terminal: columns are left out, or rows are stacked; no number is cut."""
+"""Tables no wider than the terminal: columns are left out or rows stacked; no number is cut."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Column:
 def fitted(
     columns: Sequence[Column], width: int, *, title: str | None = None, caption: str = ""
 ) -> RenderableType:
-    """Return a table of the columns that fit a width; if even these do not, its rows as lines."""
+    """Return a table of the columns that fit; if those of priority 0 do not, each row as lines."""
     shown = list(columns)
     while _width(shown) > width and (least := max(column.priority for column in shown)):
         shown.remove([column for column in shown if column.priority == least][-1])

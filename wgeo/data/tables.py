@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from ..errors import DataError
-from ..text import printable
+from ..text import first_names, printable
 
 Parts = tuple[str, ...]
 Entry = tuple[Parts, str]  # the parts of a path, and the name for reading the file
@@ -54,12 +54,13 @@ def labels_of(
 ) -> LabelTable | None:
     """Return the labels from the table that names the most image files; None if no table does.
 
-    Only images in `files` are opened, whatever paths a table contains.
+    Only images in `files` get a label; other paths in a table are never opened.
 
     Raises
     ------
     DataError
-        A table cannot be read, or two tables disagree and name equally many images.
+        No table names an image and one could not be read, or tables that name equally many
+        images disagree.
     """
     matches: list[tuple[str, LabelTable]] = []
     errors: list[DataError] = []
@@ -175,10 +176,9 @@ def _parse(find: _Finder, text: str, name: str) -> LabelTable:
 def _no_label_column(head: list[str], file: int, name: str) -> str:
     """Return the message for a table with a column of names but none of labels."""
     columns = [printable(cell.strip(), 40) for k, cell in enumerate(head) if k != file]
-    listing = ", ".join(columns[:5]) + (", ..." if len(columns) > 5 else "")
     return (
-        f"{printable(name)} has no column of labels ({listing}). Name the column of the classes "
-        "label; if there is one column per class, add a column label with the class or its index, "
+        f"{printable(name)} has no column of labels ({first_names(columns, 5)}). Name the column "
+        "of the classes label; if there is one column per class, add a column label with the class or its index, "
         "such as table[classes].to_numpy().argmax(1)."
     )
 

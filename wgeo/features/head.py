@@ -40,9 +40,9 @@ class Head:
 def find_head(module: nn.Module, images: torch.Tensor) -> Head:
     """Find the classifier of a network, and the logits among its outputs.
 
-    If several outputs are those of linear layers, the one named ``logits`` counts, or that of the
-    layer with a usual name (`usual_head`). If none is, logits are known only if the network returns
-    a single tensor (n, k), or names it.
+    If several outputs come from linear layers, the logits are the one named ``logits``, otherwise
+    that of the layer with a usual name (`usual_head`). If no output comes from a linear layer, the
+    logits are known only if the network returns a single tensor (n, k), or names one ``logits``.
 
     Parameters
     ----------

@@ -111,7 +111,8 @@ def straighter_than(
 
     *Several networks on each side* is a test over networks, the only one that can say that one
     recipe gives straighter networks than another. Each network counts once, by its value on its
-    images. With three on each side no difference can be significant, with four it can.
+    images. A difference can be significant only with at least four networks on each side, or six
+    pairs if they are paired.
 
     Good references are the same architecture at initialization, its counterpart without shortcuts,
     and the network with its layers in another order (`shuffled`).
@@ -191,10 +192,12 @@ def _networks(value: Any, name: str) -> list[Trajectory]:
 def _check_numbers(networks: Sequence[Trajectory], statistic: str, paired: bool) -> None:
     numbers = sorted({len(each) for each in networks})
     if len(numbers) > 1 and (paired or statistic not in TRAJECTORY_MEASURES):
-        why = "paired samples" if paired else f"the finite-sample bias of {statistic}"
-        raise ArgumentError(
-            f"{numbers[0]} samples against {numbers[-1]}: {why} need equal numbers."
+        why = (
+            "paired samples need equal numbers"
+            if paired
+            else f"the finite-sample bias of {statistic} depends on the number, which must be equal"
         )
+        raise ArgumentError(f"{numbers[0]} samples against {numbers[-1]}: {why}.")
 
 
 def _matching_segments(
@@ -311,8 +314,8 @@ def _deviation(values: np.ndarray) -> float:
 def shuffled(traj: Trajectory, *, seed: int = 0) -> Trajectory:
     """Return the trajectory with the inner layers of every segment in another order.
 
-    The ends of every segment stay, so distances end to end are unchanged; the remaining
-    straightness does not depend on the order of the layers. A reference for `straighter_than`.
+    The ends of every segment stay, so distances end to end are unchanged; any straightness that
+    remains is not due to the order of the layers. A reference for `straighter_than`.
 
     Raises
     ------

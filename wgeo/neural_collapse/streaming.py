@@ -50,8 +50,8 @@ class CollapseStream:
     num_classes : int, optional
         Number of classes; labels must be below it.
     stages : mapping of layer name to int or None, optional
-        The stage (feature space) of each layer. Default: a change of width starts a new one, and
-        ``input`` has none.
+        The stage (feature space) of each layer. By default a change of width starts a new one;
+        ``input`` and ``penultimate``, the classifier's input, have none.
     keep : int
         Bytes of features to keep, of all layers in total; the widest layers are dropped first.
         0 for a strict bound on memory.
@@ -226,7 +226,7 @@ def collapse_stream(
 
 
 def _check_batch(batch: Any) -> Batch:
-    """Return a batch as a tuple, or raise, most likely for pairs of images and labels."""
+    """Return a batch as a tuple; raise if it is not one, such as a pair of images and labels."""
     if isinstance(batch, tuple | list) and len(batch) in (2, 3) and isinstance(batch[0], Mapping):
         return tuple(batch)  # type: ignore[return-value]
     first = type(batch[0] if isinstance(batch, tuple | list) and batch else batch).__name__

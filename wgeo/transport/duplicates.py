@@ -11,9 +11,9 @@ from jaxtyping import Float, Int
 from ..runtime import processes
 from .point_clouds import PointClouds
 
-_FEW = 0.95  # fraction of distinct points up to which merging pays
-_VERY_FEW = 0.7  # fraction up to which it pays more than a good pairing of all points
-_PREFIX = 16  # features that show that most points are distinct
+_FEW = 0.95  # merging pays up to this fraction of distinct points
+_VERY_FEW = 0.7  # up to this fraction it pays even if the pairing of all points is good
+_PREFIX = 16  # leading features, which mostly suffice to show that points are distinct
 _ROWS = 1024  # copied to float64 at a time
 
 
@@ -34,7 +34,7 @@ class Merged:
 
     @property
     def very_few(self) -> bool:
-        """Whether so few points remain that they are solved at once."""
+        """Whether so few points remain that merging pays even if all points are paired well."""
         points = len(self.index_x) + len(self.index_y)
         return len(self.clouds.x) + len(self.clouds.y) <= _VERY_FEW * points
 
@@ -69,7 +69,10 @@ def _distinct_points(clouds: PointClouds) -> tuple[Indices, Indices] | None:
 
 
 def _distinct(x: Float[torch.Tensor, "n d"], most: float) -> Indices | None:
-    """The first row of each kind, and the kind of each row; None if there are more than `most`."""
+    """Return the first copy of each distinct row, and for each row which of these it equals.
+
+    None if more than `most` rows are distinct, or if projections confuse different rows.
+    """
     for width in (_PREFIX, x.shape[1]):
         _, index = torch.unique(_project_rows(x[:, :width]), return_inverse=True)
         kinds = int(index.max()) + 1

@@ -28,10 +28,11 @@ def network_simplex(
 ) -> tuple[coo_array, Potentials, float]:
     """Return an optimal plan on the arcs, potentials near the given ones that prove it, and noise.
 
-    POT's network simplex runs on the slacks, which makes good potentials good first pivots, in
-    units of the largest. Masses that are whole numbers remain so. The noise is that of its duals,
-    which begin with arcs that cost n units. Slacks above `most` count as `most`, which makes the
-    unit and so the noise smaller; a plan that does not use them is optimal all the same.
+    POT's network simplex is given the slacks as costs, divided by the largest (the unit): if the
+    potentials are good, so are its first pivots. Integer masses stay integers. The noise bounds the
+    rounding error of its duals, whose artificial starting arcs cost n units. Slacks above `most`
+    are replaced by `most`, which makes the unit, and so the noise, smaller; a plan that uses none
+    of these arcs is optimal nevertheless.
     """
     slack = arcs.slack(potentials)
     unit = min(float(abs(slack).max(initial=0.0)), most) or 1.0
@@ -82,7 +83,7 @@ def shortest_path_labels(
     v: Float[np.ndarray, " m"],
     used: Int[np.ndarray, " u"],
 ) -> Potentials:
-    """Return the largest potentials with f >= 0 that are optimal for other costs of the arcs.
+    """Return the optimal potentials with the least f >= 0, and so the largest g, for `cost`.
 
     With p_i and q_j the distances of rows and columns from a source at distance 0 of every row,
     along arcs forwards at their cost and used arcs backwards at minus their cost, ``f = -p, g = q``

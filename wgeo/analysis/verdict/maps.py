@@ -1,4 +1,7 @@
-"""Is a map optimal? Segments are judged by correlation scores, blocks also by their Jacobians."""
+"""Is a map optimal? Segments are judged by correlation scores, blocks by their Jacobians.
+
+Blocks whose Jacobians were not computed are judged by correlation scores, too.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +16,8 @@ from .wording import ends, few_carrying, listed, ranged, segment_ends, start_of,
 
 _SCORE = (
     " (A map takes each sample's features at one layer to those at a later one. Its correlation "
-    "score is 1 if no other pairing of the samples at both ends makes transport cheaper, and 0 for "
-    f"an unrelated pairing; it is called optimal from {THRESHOLDS['optimal']} and nearly optimal "
+    "score is 1 if no other pairing of the samples at both ends makes transport cheaper, and 0 on "
+    f"average for an unrelated pairing; it is called optimal from {THRESHOLDS['optimal']} and nearly optimal "
     f"from {THRESHOLDS['nearly_optimal']}.)"
 )
 
@@ -301,7 +304,7 @@ def _block_kind(block: Record) -> str:
 
 
 def _nearly_gradient(test: Record) -> bool:
-    """Whether the intervals allow a Jacobian that is nearly symmetric and nearly convex."""
+    """Whether the intervals allow a Jacobian that is nearly symmetric, positive semi-definite."""
     intervals, most = test.get("intervals") or {}, THRESHOLDS["nearly_gradient_map"]
     asymmetry, eigenvalue = test.get("asymmetry"), test.get("relative_eigenvalue")
     low = intervals.get("asymmetry", [asymmetry])[0]
