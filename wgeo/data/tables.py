@@ -178,8 +178,8 @@ def _no_label_column(head: list[str], file: int, name: str) -> str:
     columns = [printable(cell.strip(), 40) for k, cell in enumerate(head) if k != file]
     return (
         f"{printable(name)} has no column of labels ({first_names(columns, 5)}). Name the column "
-        "of the classes label; if there is one column per class, add a column label with the class or its index, "
-        "such as table[classes].to_numpy().argmax(1)."
+        "of the classes label; if there is one column per class, add a column label with the class "
+        "or its index, such as table[classes].to_numpy().argmax(1)."
     )
 
 

@@ -103,9 +103,9 @@ class Optimality(Result):
     corr_score : (value, low, high), or None if undefined
         mean <u, v> over its maximum over all couplings, (S - mean ||v - u||^2) /
         (S - W2^2(u, v)): at most 1, and 1 if and only if the pairing is optimal; 0 on average for
-        an unrelated pairing. Invariant under translation and separate scaling of either cloud. (The OT score is
-        at least (sd_y - sd_x)^2 / paired^2, so it tends to 1 for *any* pairing once one cloud is
-        much larger.) ``low`` and ``high`` are certified, from the interval of W2;
+        an unrelated pairing. Invariant under translation and separate scaling of either cloud. (The
+        OT score is at least (sd_y - sd_x)^2 / paired^2, so it tends to 1 for *any* pairing once one
+        cloud is much larger.) ``low`` and ``high`` are certified, from the interval of W2;
         ``intervals["corr_score"]`` is the variation over samples. None if a cloud is a point, or if
         nothing bounds the score from below.
     null : tuple of NullScore

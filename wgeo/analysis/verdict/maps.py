@@ -17,8 +17,8 @@ from .wording import ends, few_carrying, listed, ranged, segment_ends, start_of,
 _SCORE = (
     " (A map takes each sample's features at one layer to those at a later one. Its correlation "
     "score is 1 if no other pairing of the samples at both ends makes transport cheaper, and 0 on "
-    f"average for an unrelated pairing; it is called optimal from {THRESHOLDS['optimal']} and nearly optimal "
-    f"from {THRESHOLDS['nearly_optimal']}.)"
+    f"average for an unrelated pairing; it is called optimal from {THRESHOLDS['optimal']} and "
+    f"nearly optimal from {THRESHOLDS['nearly_optimal']}.)"
 )
 
 
