@@ -9,7 +9,15 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 
 from jaxtyping import install_import_hook
 
-install_import_hook("wgeo", "beartype.beartype")
+# Shapes are checked when functions are called; modules without shapes are mypy's alone, since
+# compiling checks for all of them takes every process of the tests ten seconds more.
+ROOT = Path(__file__).resolve().parents[1]
+SHAPED = [
+    ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    for path in sorted((ROOT / "wgeo").rglob("*.py"))
+    if "jaxtyping" in path.read_text("utf-8")
+]
+install_import_hook(SHAPED, "beartype.beartype")
 
 import numpy as np
 import pytest
@@ -25,7 +33,7 @@ settings.register_profile(
 )
 settings.load_profile("wgeo")
 
-SHARED = Path(os.environ.get("WGEO_SHARED", Path(__file__).resolve().parents[2] / "shared"))
+SHARED = Path(os.environ.get("WGEO_SHARED", ROOT.parent / "shared"))
 
 
 @pytest.fixture

@@ -204,19 +204,3 @@ def test_help_that_cannot_be_written_is_an_error_in_one_line(words):
     assert done.returncode == 2
     assert done.stderr.startswith("wgeo: ")
     assert len(done.stderr.splitlines()) == 1
-
-
-def test_a_name_that_wgeo_does_not_have_fails_a_type_check(tmp_path):
-    module = tmp_path / "uses.py"
-    module.write_text(
-        "import wgeo\n\n"
-        "wgeo.nonsense\n"
-        "wgeo.plots.nonsense\n"
-        "good = [wgeo.models, wgeo.transport, wgeo.ufm, wgeo.plots.flow, wgeo.collapse]\n"
-    )
-    line = [sys.executable, "-m", "mypy", "--strict", "--no-error-summary", str(module)]
-    line += ["--cache-dir", str(tmp_path / "cache"), "--follow-imports", "silent"]
-    done = subprocess.run(line, capture_output=True, text=True, cwd=Path(wgeo.__file__).parents[1])
-    wrong = [row for row in done.stdout.splitlines() if "error" in row]
-    assert len(wrong) == 2, done.stdout
-    assert all("nonsense" in row for row in wrong)
