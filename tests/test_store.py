@@ -612,7 +612,7 @@ def test_a_store_is_read_a_few_rows_at_a_time(tmp_path, monkeypatch):
 
     monkeypatch.setattr("wgeo.geodesic.paths._MAX_QUERIES", 32)
     monkeypatch.setattr("wgeo.arrays.rows._CHUNK_BYTES", 2**21)
-    measured(stored(3000))  # libraries warm up
+    measured(stored(4000))  # libraries warm up
     traj = stored(n)
     held = held_by(lambda: measured(traj))
     assert held < n * d * 8  # blocks take 40 to 62 MB of any n

@@ -7,10 +7,12 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.special import softmax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -18,8 +20,12 @@ from lab import Bench, Cell, Lab, by, spread, table
 
 import wgeo
 from wgeo.analysis.fresh import fresh_networks
+from wgeo.geodesic import SegmentStraightness
 
-FIGURES = ("length_ratio", "line_shape_ratio", "action_ratio", "ot_score", "resolution")
+METRICS = ("length_ratio", "line_shape_ratio", "action_ratio", "ot_score", "resolution")
+CENTRED = ("length_ratio", "line_shape_ratio", "action_ratio", "sqrt_moving_blocks")
+NULLS = ("dealt", "turned")
+CONFIDENT = 0.99  # probability of the right class
 
 
 def measure(cell: Cell, bench: Bench) -> dict[str, Any]:
@@ -32,17 +38,46 @@ def measure(cell: Cell, bench: Bench) -> dict[str, Any]:
         "accuracy": traj.accuracy,
         "segments": [
             {
-                **{name: getattr(s, name) for name in FIGURES},
+                **{name: getattr(s, name) for name in METRICS},
                 "gap": max(g for g in s.interpolation_gap if g is not None),
+                **centred(s),
             }
             for s in straight.segments
         ],
+        "confident": confident(net, images, cell["pool"]),
         "blocks": [
             {"ot_score": b.ot_score, "resolution": b.resolution, "status": b.status, "via": b.via}
             for b in straight.blocks
         ],
         "tau": depth.kendall_tau,
         "violations": depth.violations,
+    }
+
+
+def centred(segment: SegmentStraightness) -> dict[str, Any]:
+    """Measures without the means of the layers, and the correlation score beside null maps."""
+    null: dict[str, float | None] = dict.fromkeys(NULLS)
+    null |= {each.kind: each.score[0] for each in segment.null}
+    return {
+        **{f"centred_{name}": segment.centred[name] for name in CENTRED},
+        "ot_score_centred": segment.ot_score_centred,
+        "corr_score": segment.corr_score and segment.corr_score[0],
+        **null,
+        "power": segment.power,
+    }
+
+
+def confident(net: wgeo.Network, images: wgeo.Images, pool: str) -> dict[str, Any]:
+    """Count the images classified right with confidence; the length ratios of those alone."""
+    pooled = wgeo.trace(net, images)
+    logits = pooled.last @ pooled.classifier.weight.T + pooled.classifier.bias
+    probability = softmax(logits, axis=1)[np.arange(len(images)), images.y]
+    kept = np.flatnonzero(probability >= CONFIDENT)
+    traj = wgeo.trace(net, replace(images, x=images.x[kept], y=images.y[kept]), pool=pool)
+    found = wgeo.straightness(traj, bootstrap=0, pairs=False, nulls=0)
+    return {
+        "images": len(kept),
+        "centred_length_ratio": [s.centred["length_ratio"] for s in found.segments],
     }
 
 
@@ -77,7 +112,7 @@ def main() -> None:
                 [
                     *key,
                     stage + 1,
-                    *(spread([s[name] for s in segments]) for name in (*FIGURES, "gap")),
+                    *(spread([s[name] for s in segments]) for name in (*METRICS, "gap")),
                 ]
             )
         same = [b for r in group for b in r["blocks"] if b["via"] == "identity"]
@@ -96,7 +131,7 @@ def main() -> None:
             ]
         )
     head = ["network", "images", "pool"]
-    names = [name.replace("_", " ") for name in FIGURES]
+    names = [name.replace("_", " ") for name in METRICS]
     lab.write("stages", table([*head, "stage", *names, "interpolation gap"], rows))
     lab.write(
         "blocks",
@@ -108,9 +143,32 @@ def main() -> None:
             blocks,
         ),
     )
+    lab.write("centred", without_means(results))
     several = {"fresh": lab.settings["fresh"], "samples": lab.settings["samples_fresh"]}
     ranked = lab.measure(against_fresh, lab.grid("network", "split", "seed", **several))
     lab.write("reference", reference(ranked))
+
+
+def without_means(results: list[dict[str, Any]]) -> str:
+    """Each stage with its layers' means subtracted, and on confident images alone."""
+    head = ["network", "images", "pool", "stage", *(name.replace("_", " ") for name in CENTRED)]
+    head += ["OT score", "correlation score", "dealt", "turned", "detectable"]
+    head += ["images at 0.99", "length ratio of those"]
+    rows = []
+    for key, group in by(results, "network", "split", "pool").items():
+        for stage, segments in enumerate(zip(*(r["segments"] for r in group), strict=True)):
+            names = [*(f"centred_{name}" for name in CENTRED), "ot_score_centred", "corr_score"]
+            sure = [result["confident"] for result in group]
+            rows.append(
+                [
+                    *(*key, stage + 1),
+                    *(spread([s[name] for s in segments]) for name in (*names, *NULLS)),
+                    f"{sum(s['power'] is True for s in segments)} of {len(segments)}",
+                    f"{np.mean([each['images'] for each in sure]):.0f}",
+                    spread([each["centred_length_ratio"][stage] for each in sure]),
+                ]
+            )
+    return table(head, rows)
 
 
 def reference(results: list[dict[str, Any]]) -> str:
