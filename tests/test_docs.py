@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 sys.path.insert(0, str(DOCS))
 
-from wgeodocs import api, commands, experiments, measured  # noqa: E402
+from wgeodocs import api, claims, commands, experiments, measured  # noqa: E402
 
 PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]
 SCRIPTS = sorted((DOCS / "gallery").glob("*.py"))
@@ -318,3 +318,42 @@ def test_docstring_examples_run(name: str, tmp_path: Path, monkeypatch: pytest.M
     outcome = doctest.testmod(sys.modules[name], optionflags=doctest.NORMALIZE_WHITESPACE)
     assert outcome.attempted > 0
     assert outcome.failed == 0
+
+
+def test_every_claim_has_a_verdict_with_numbers_of_its_experiment() -> None:
+    folder = ROOT / "experiments"
+    page = claims.pages(folder)["claims.md"]
+    assert "Not tested." not in page
+    assert "not tested" not in page
+    for row in claims.verdicts(folder):
+        text = (folder / row.experiment / "README.md").read_text("utf-8")
+        elsewhere = text.replace(row.effect, "")
+        numbers = re.findall(r"\d+\.\d+|\d+ of \d+|\d+ %", row.effect)
+        assert row.verdict == "open" or numbers or row.claim.startswith(("U", "E", "D")), row
+        missing = [number for number in numbers if number not in elsewhere]
+        assert not missing, (row.experiment, row.claim, missing)
+
+
+def test_a_verdict_that_is_none_is_refused(tmp_path: Path) -> None:
+    home = tmp_path / "01_first"
+    home.mkdir()
+    head = (
+        "| Claim | Verdict | Effect | Scale | Departures from the paper |\n|---|---|---|---|---|\n"
+    )
+    (tmp_path / "claims.toml").write_text(
+        '[[paper]]\ncite = "A 2020"\narxiv = "1"\n[paper.claims]\nX1 = "It is so."\n'
+    )
+    row = "| X1 | {} | 1 of 3 | digits | none |\n"
+    for text, expected in (
+        ("# No table\n", "no section"),
+        (f"## Verdicts\n\n{head}{row.format('proved')}", "'proved' is not one of"),
+        (f"## Verdicts\n\n{head}{row.format('open').replace('X1', 'X2')}", "has no X2"),
+        (f"## Verdicts\n\n{head.replace('Effect', 'Size')}", "must have the columns"),
+    ):
+        (home / "README.md").write_text(text)
+        with pytest.raises(ValueError, match=expected):
+            claims.pages(tmp_path)
+    (home / "README.md").write_text(f"## Verdicts\n\n{head}{row.format('open')}\n## Conclusions\n")
+    page = claims.pages(tmp_path)["claims.md"]
+    assert "| X1 | open | [01](experiments/01_first.md) |" in page
+    assert "### X1: It is so." in page

@@ -10,7 +10,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import api, commands, experiments, measured, names, scraper
+from . import api, claims, commands, experiments, measured, names, scraper
 
 if TYPE_CHECKING:
     from sphinx.application import Sphinx
@@ -32,6 +32,7 @@ def write(folder: Path) -> None:
         **api.pages(),
         **commands.pages(),
         **experiments.pages(ROOT / "experiments"),
+        **claims.pages(ROOT / "experiments"),
         **measured.pages(ROOT / "benchmarks"),
     }
     _clean(folder, {*made, *api.objects(), *gallery()})
