@@ -183,7 +183,8 @@ def brenier(
     batch_size : int
         Number of points per batch; it affects the result only by rounding.
     bootstrap : int
-        0 for no intervals. The intervals do not use resamples, because resampling a few points gives intervals that are too narrow.
+        0 for no intervals. The intervals do not use resamples, because resampling a few points
+        gives intervals that are too narrow.
     seed : int
 
     Raises
