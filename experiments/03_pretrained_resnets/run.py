@@ -1,4 +1,4 @@
-"""Are ResNets that others trained straight within their stages, and are their blocks optimal?
+"""Are public pretrained ResNets straight within their stages, and are their blocks optimal?
 
     python experiments/03_pretrained_resnets/run.py --data cifar10=cifar10.zip \\
         --data resnet20=resnet20.th --data resnet32=resnet32.th

@@ -1,4 +1,4 @@
-"""Does a fixed simplex-ETF classifier save memory and cost no accuracy? Claim U3.
+"""Does a fixed simplex-ETF classifier save memory without loss of accuracy? Claim U3.
 
 python experiments/11_fixed_classifier/run.py
 """

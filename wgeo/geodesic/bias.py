@@ -46,10 +46,10 @@ class BiasCurve(Result):
     points: tuple[BiasPoint, ...]
 
     def samples_for(self, wanted: float = LOW_RESOLUTION) -> int | None:
-        """Return the number of samples with the resolution `wanted`; None if it is out of reach.
+        """Return the number of samples at which the resolution is `wanted`; None if out of reach.
 
-        The extrapolation fits a power law to the curve: nearest neighbours come closer as N^(-1/k)
-        in k effective dimensions, while displacements keep their size.
+        A power law is fitted to the curve and extrapolated: in k effective dimensions, distances to
+        nearest neighbours decrease like N^(-1/k), while displacements keep their size.
         """
         resolutions = [(p.size, p.resolution) for p in self.points if p.resolution]
         if len(resolutions) < 2:
@@ -91,11 +91,11 @@ def bias_curve(
 ) -> BiasCurve:
     """Measure paired clouds on random subsets of growing size.
 
-    Empirical W2 converges at N^(-1/d) in d effective dimensions (Fournier and Guillin 2015, thm
-    1), so a distance or an ot_score of few samples is biased. If the curve is still changing at
-    its end, the value depends on the number of samples. This is m-out-of-n subsampling: the spread
-    between subsets times sqrt(m / n) estimates the sampling spread at n, and the drift of the mean
-    shows the bias.
+    Empirical W2 converges like N^(-1/d) in d effective dimensions (Fournier and Guillin 2015, thm
+    1), so a distance or an ot_score from few samples is biased. If the curve is still changing at
+    its end, the value depends on the number of samples. The method is m-out-of-n subsampling: the
+    spread between subsets times sqrt(m / n) estimates the sampling spread at n, and the drift of
+    the mean shows the bias.
 
     Parameters
     ----------
@@ -104,8 +104,8 @@ def bias_curve(
     sizes : sequence of int, optional
         Default n/16, n/8, n/4, n/2, n.
     repeats : int
-        Number of subsets per size, disjoint if n is large enough; the whole sample is measured
-        once.
+        Number of subsets per size, which are disjoint if n is large enough. The whole sample is
+        measured once.
     """
     x, y = (as_numpy(as_points(p, name=name)) for p, name in ((x, "x"), (y, "y")))
     if x.shape != y.shape:

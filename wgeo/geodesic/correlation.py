@@ -1,7 +1,7 @@
 """The correlation score of a pair of layers, and W2 between centred clouds.
 
 A translation does not change which coupling is optimal: with m = mean(y - x), u = x - mean x and
-v = y - mean y, ``W2^2(x, y) = |m|^2 + W2^2(u, v)``, so centred values need no further solve.
+v = y - mean y, ``W2^2(x, y) = |m|^2 + W2^2(u, v)``. Centred values therefore need no further solve.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ..transport import Status, TransportResult, wasserstein
 from .result import Score
 
 _UNIT = float(np.finfo(np.float64).eps) / 2
-_CANCELLED = 1e-6  # width of a centred W2^2, relative to S, that means cancellation by the shift
+_CANCELLED = 1e-6  # relative width of the interval of a centred W2^2 that indicates cancellation
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +36,8 @@ class Moments:
     products : ndarray, (L + 1, L + 1)
         mean <u_i, u_j> of the centred features.
     floor : float
-        Largest spread that rounding of the features alone can cause; up to it a layer is a point.
+        Largest spread that rounding of the features alone can cause; a layer whose spread is not
+        larger counts as a point.
     """
 
     arrays: Sequence[Float[np.ndarray, "n d"]]
@@ -97,7 +98,7 @@ class CentredPair:
 
     @classmethod
     def of(cls, moments: Moments, i: int, j: int, result: TransportResult) -> CentredPair:
-        """Subtract the shift from a solved pair; solve again only if that cancels the digits."""
+        """Subtract the shift from a solved pair; solve again only if digits cancel."""
         shift, error = _squared_shift(moments, i, j)
         total = float(moments.products[i, i] + moments.products[j, j])
         low, high = result.lower**2 - shift - error, result.upper**2 - shift + error
@@ -139,7 +140,7 @@ def _squared_shift(moments: Moments, i: int, j: int) -> tuple[float, float]:
     n, d = moments.arrays[0].shape
     vector = moments.shift(i, j)
     length = float(np.linalg.norm(vector))
-    # The mean of x - centre has an error of n roundings of a spread, a difference of means of one.
+    # Errors: n roundings of a spread for the mean of x - centre, one for a difference of means.
     error = 2 * _UNIT * (length + (n + 8) * float(moments.spread[i] + moments.spread[j]))
     return length**2, 2 * length * error + error**2 + 2 * _UNIT * (d + 8) * length**2
 
@@ -157,7 +158,8 @@ def _corr_score(
     most = sd_x * sd_y  # upper bound for every coupling (Cauchy and Schwarz)
     total, error = sd_x**2 + sd_y**2, _relative_error(moments) * (sd_x**2 + sd_y**2)
     own, own_error = float(moments.products[i, j]), _relative_error(moments) * most
-    # Bounds on the largest mean <u, v> of any coupling, such as the own or an unrelated pairing.
+    # Bounds on the largest mean <u, v> over all couplings, such as the given or an unrelated
+    # pairing.
     low = max((total - interval[1] - error) / 2, own - own_error, 0.0)
     high = max(min((total - interval[0] + error) / 2, most + own_error), low)
     if high == 0 or (own - own_error < 0 and low == 0):

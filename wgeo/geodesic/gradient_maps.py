@@ -1,11 +1,11 @@
-"""Is a block an optimal map? A test of its Jacobian, which does not depend on the sample size.
+"""Is a block an optimal map? A test of its Jacobian, which works with any number of samples.
 
 A map T is optimal for the squared cost if and only if it is the gradient of a convex function
-(Brenier 1991): its Jacobian J is then symmetric and positive semi-definite. Products J v
-(forward mode) and J^T v (reverse mode) test both without forming J.
+(Brenier 1991). Its Jacobian J is then symmetric and positive semi-definite. Both properties are
+tested with products J v (forward mode) and J^T v (reverse mode), without forming J.
 
-No block of a trained network has this property exactly, so a block is excluded from being the
-gradient of a convex function only if it deviates by more than ``SYMMETRIC`` or ``CONVEX``.
+No block of a trained network has these properties exactly. Therefore a block counts as different
+from the gradient of a convex function only if it deviates by more than ``SYMMETRIC`` or ``CONVEX``.
 """
 
 from __future__ import annotations
@@ -42,22 +42,22 @@ if TYPE_CHECKING:
     import pandas as pd
 
 SYMMETRIC = 0.01
-"""Asymmetry up to which a Jacobian counts as symmetric.
+"""Largest asymmetry at which a Jacobian counts as symmetric.
 
-The norm of its antisymmetric part is then at most a tenth of that of its symmetric part. A planar
-rotation by 5.7 degrees has this asymmetry.
+At this value, the norm of the antisymmetric part is a tenth of the norm of the symmetric part. A
+planar rotation by 5.7 degrees has this asymmetry.
 """
 NEARLY_SYMMETRIC = 0.1
-"""Asymmetry up to which a Jacobian counts as nearly symmetric.
+"""Largest asymmetry at which a Jacobian counts as nearly symmetric.
 
-A planar rotation by 17.5 degrees has this asymmetry, and a correlation score of 0.95, from which a
-map of samples is called nearly optimal.
+A planar rotation by 17.5 degrees has this asymmetry. Its correlation score is 0.95, the smallest at
+which a map of samples is called nearly optimal.
 """
 CONVEX = 0.01
-"""Relative size of a negative eigenvalue, compared with the largest, that counts as zero."""
+"""Largest size of a negative eigenvalue, relative to the largest eigenvalue, that counts as 0."""
 
-_BASIS_BYTES = 2**29  # of Lanczos vectors in memory
-_NEGATIVE = 1e-9  # beyond rounding: relative to the largest eigenvalue
+_BASIS_BYTES = 2**29  # bytes of Lanczos vectors in memory
+_NEGATIVE = 1e-9  # rounding of an eigenvalue, relative to the largest
 _ASYMMETRIES = ("asymmetry", "displacement_asymmetry", "branch_asymmetry")
 _EIGENVALUES = ("min_eigenvalue", "residual", "scale")
 _CLAMPED = 0.01  # share of exact zeros, without negative outputs, that indicates a final ReLU
@@ -70,33 +70,30 @@ class BrenierResult(Result):
     Attributes
     ----------
     asymmetry : float in [0, inf), or None if undefined
-        Mean over points of E||J v - J^T v||^2 / E||J v + J^T v||^2: the squared norm of the
-        Jacobian's antisymmetric part over that of its symmetric part. 0 for a gradient;
-        tan^2(delta) for a rotation by delta in the plane; about 1 for a matrix of independent
-        entries.
-    displacement_asymmetry : float or None
-        The same for the displacement T(x) - x, with J - I in place of J. If the map ends in a ReLU,
-        J - I has -1 on the diagonal for every inactive unit: a symmetric part that is unrelated to
-        the branch and hides its asymmetry.
-    branch_asymmetry : float or None
-        The same for J - D, with D the derivative of the ReLU that ends the map (I without one). For
-        a block ReLU(x + F(x)) this is D F', the branch's Jacobian at the active units.
-    dead_share : float in [0, 1]
-        Share of the outputs that a final ReLU sets to 0; 0 without one.
-    min_eigenvalue : float
-        Mean over points of the smallest eigenvalue of (J + J^T) / 2. If it is negative, no
-        convex function has this gradient. Lanczos approaches it from above, within `residual`.
+        Mean over points of E||J v - J^T v||^2 / E||J v + J^T v||^2, that is, the squared norm of
+        the Jacobian's antisymmetric part divided by that of its symmetric part. It is 0 for a
+        gradient, tan^2(delta) for a rotation by delta in the plane, and about 1 for a matrix with
+        independent entries. displacement_asymmetry : float or None The same for the displacement
+        T(x) - x, with J - I in place of J. If the map ends in a ReLU, J - I has the entry -1 on the
+        diagonal for every inactive unit. This symmetric part is unrelated to the branch and hides
+        its asymmetry; see `branch_asymmetry`. branch_asymmetry : float or None The same for J - D,
+        where D is the derivative of the map's final ReLU (I if there is none). For a block ReLU(x +
+        F(x)), J - D = D F' is the branch's Jacobian at the active units. dead_share : float in [0,
+        1] Fraction of the outputs that a final ReLU sets to 0; 0 if there is no final ReLU.
+        min_eigenvalue : float Mean over points of the smallest eigenvalue of (J + J^T) / 2. If it
+        is negative, the map is not the gradient of a convex function. The Lanczos value is an upper
+        bound, and `residual` bounds its error.
     lowest_eigenvalue : float
         The minimum over all points.
     negative_share : float in [0, 1]
-        Share of points at which it is negative beyond rounding.
+        Fraction of points at which the smallest eigenvalue is negative beyond rounding.
     relative_eigenvalue : float in [-1, 1]
         Mean over points of the smallest eigenvalue, relative to the largest in absolute value.
     residual : float
         Largest bound, over points, on the distance from the computed value to an eigenvalue.
     intervals : dict of (low, high)
-        95 % intervals over points: Student's for the means (`mean_interval`), Clopper and Pearson's
-        for the share.
+        95 % intervals over points: Student's t for the means (`mean_interval`), Clopper-Pearson for
+        `negative_share`.
     per_point : dict of ndarray, (points,)
         ``asymmetry``, ``displacement_asymmetry``, ``branch_asymmetry``, ``min_eigenvalue``,
         ``relative_eigenvalue``, ``residual``, ``dead_share``; NaN if undefined.
@@ -129,12 +126,13 @@ class BrenierResult(Result):
 
     @property
     def excluded_by(self) -> tuple[str, ...]:
-        """Why the map is not the gradient of a convex function, by the intervals' nearer ends.
+        """The reasons why the map is not the gradient of a convex function; empty if there are
+        none.
 
-        ``asymmetry``, if it is above ``SYMMETRIC``; ``eigenvalue``, if `relative_eigenvalue` is
-        below -``CONVEX`` (the true eigenvalue, which Lanczos bounds from above, is lower still).
-        Without intervals the values decide. Empty if there is no evidence against it at these
-        points.
+        ``asymmetry`` means that the lower end of its interval is above ``SYMMETRIC``, and
+        ``eigenvalue`` that the upper end of the interval of `relative_eigenvalue` is below
+        -``CONVEX`` (the true eigenvalue is lower still, because Lanczos bounds it from above).
+        Without intervals, the values themselves are compared.
         """
         reasons = []
         low, _ = self.intervals.get("asymmetry", (self.asymmetry, None))
@@ -147,7 +145,7 @@ class BrenierResult(Result):
 
     @property
     def excluded(self) -> bool:
-        """Whether the map is not the gradient of a convex function, for at least one reason."""
+        """Whether there is at least one reason in `excluded_by`."""
         return bool(self.excluded_by)
 
     def to_pandas(self) -> pd.DataFrame:
@@ -174,27 +172,27 @@ def brenier(
         A block, a composition of blocks (``nn.Sequential``), or any function that treats samples
         independently. A module is copied (to float64, eval mode) and not modified.
     x : array_like, (n, ...)
-        Points of its input space, of any shape: full spatial features, not pooled features.
+        Points of the map's input space, of any shape. Use full spatial features, not pooled ones.
     probes : int
-        Random sign vectors per point (Hutchinson 1990), two products each.
-    lanczos : int
-        Maximum number of steps per point, two products each; exact if at least the dimension.
+        Number of random sign vectors per point (Hutchinson 1990); each takes two products. lanczos
+        : int Maximum number of Lanczos steps per point; each takes two products. The eigenvalues
+        are exact if it is at least the dimension.
     tolerance : float
-        Stop the steps of a point once its `residual` is at most this share of its largest
-        eigenvalue.
+        The Lanczos steps of a point stop when its `residual` is at most this fraction of its
+        largest eigenvalue.
     batch_size : int
-        Points per batch; it affects the result only by rounding.
+        Number of points per batch; it affects the result only by rounding.
     bootstrap : int
-        0 for no intervals. They take no resamples: resampling a few points gives intervals that are
-        too narrow.
+        0 for no intervals. The intervals do not use resamples, because resampling a few points
+        gives intervals that are too narrow.
     seed : int
 
     Raises
     ------
     ArgumentError
-        The output and the input have different shapes (an optimal map is defined within one space:
-        at a change of stage test the blocks after it), samples influence each other, or the map
-        cannot be differentiated.
+        The output and the input have different shapes, samples influence each other, or the map
+        cannot be differentiated. (An optimal map is defined within one space; at a change of stage,
+        test the blocks after it.)
     """
     if min(probes, lanczos, batch_size) < 1 or tolerance < 0:
         raise ArgumentError(
@@ -257,10 +255,10 @@ def brenier(
 
 @dataclass(frozen=True, eq=False)
 class BrenierBlocks:
-    """The test of every block of a network, and of every run of blocks within one space.
+    """The test of every block of a network, and of every run of consecutive blocks in one space.
 
-    ``blocks`` maps the name of a block to its result, ``segments`` the names of a run of blocks;
-    blocks that change the space are in neither.
+    ``blocks`` maps the name of each block to its result, and ``segments`` the names of each run of
+    blocks. Blocks that change the space are not in either.
     """
 
     blocks: Mapping[str, BrenierResult]
@@ -371,8 +369,8 @@ def _check(map_: Map, points: torch.Tensor) -> None:
 def _ends_in_relu(map_: Map, points: torch.Tensor) -> bool:
     """Whether the map ends in a ReLU, as a module or a function.
 
-    It is recognized by its outputs: inputs of both signs give no negative outputs, but many that
-    are exactly zero.
+    A ReLU is recognized by its outputs: for inputs of both signs, none of them is negative, and
+    many are exactly zero.
     """
     noise = torch.randn(points[:2].shape, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""The contribution of each sample to a segment's measures: resampling costs a matrix product.
+"""The contribution of each sample to a segment's measures, so that a resample is a matrix product.
 
 Every measure of a segment is a function of column means: of per-sample measures, of squared
 displacements, and of the influence functions of W2^2.
@@ -48,11 +48,12 @@ class SegmentSample:
     end : TransportResult or None
         W2 between the first and the last layer.
     floor : float
-        Largest distance that rounding of the features can cause; up to it distances count as zero.
+        Largest distance that rounding of the features can cause; distances up to this count as
+        zero.
     centred : bool
-        Whether each layer's mean was subtracted; then there are correlation scores too. Resamples
-        keep the means of all samples: their variation has a second-order effect on every cost, and
-        no effect on a line shape if centred paths are as likely as their mirror images.
+        Whether each layer's mean was subtracted; if so, there are correlation scores too. Resamples
+        use the means of all samples. The variation of these means has only a second-order effect on
+        every cost, and none on a line shape if centred paths are as likely as their mirror images.
     """
 
     path: PathMeasures
@@ -146,7 +147,7 @@ def _transport_measures(steps: np.ndarray, end: np.ndarray) -> dict[str, np.ndar
     """Return the measures of W2 lengths `steps` (m, L) and `end` (m,)."""
     length, chord = steps.sum(1), np.where(end > 0, end, np.nan)
     count = steps.shape[1]
-    # Ratios can fall below 1 only by a solver's error or by linearization.
+    # Ratios can be below 1 only because of a solver's error or the linearization.
     moving = length**2 / np.where(length > 0, (steps**2).sum(1), np.nan)
     return {
         "moving_blocks": moving,
@@ -166,9 +167,9 @@ def _ot_score(distance: np.ndarray, paired: np.ndarray) -> np.ndarray:
 def _influence(result: TransportResult, n: int) -> Float[np.ndarray, " n"]:
     """Return n values with mean W2^2: f(x_i) + g(y_i) if the solver has potentials.
 
-    Their first-order role under resampling is exact (del Barrio and Loubes 2019, thm 4.1); the
-    mean is shifted to the computed cost, from which a feasible dual may differ by the gap of the
-    certificate.
+    To first order, resampling these values is exact (del Barrio and Loubes 2019, thm 4.1). Their
+    mean is shifted to the computed cost, from which the feasible dual value may differ by the gap
+    of the certificate.
     """
     if result.potentials is None:
         return np.full(n, result.cost)

@@ -14,15 +14,15 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 Map = Callable[[torch.Tensor], torch.Tensor]
 Streams = list[
     torch.Generator
-]  # one per point, so that random draws do not depend on the batch size
+]  # one generator per point, so that random draws do not depend on the batch size
 _BREAKDOWN = 1e-10  # relative norm below which a Krylov direction is rounding error
-_TRACED = 2**14  # entries of a batch from which tracing the derivative (0.3 s) saves time
+_TRACED = 2**14  # entries of a batch above which tracing the derivative (0.3 s) saves time
 _FIRST_CHECK, _CHECK_EVERY = 12, 4  # Lanczos steps at which convergence is checked
 
 
 @contextmanager
 def differentiable_everywhere() -> Iterator[None]:
-    """Use the attention kernel with forward derivatives, which the fused kernels lack."""
+    """Use the attention kernel that has forward derivatives; the fused kernels have none."""
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
@@ -63,7 +63,7 @@ def _linearized(map_: Map, x: torch.Tensor) -> Map | None:
     A product takes a quarter to a third of the time of `torch.func.jvp`.
     """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # from torch.fx, about constants of the trace
+        warnings.simplefilter("ignore")  # torch.fx warns about constants of the trace
         try:
             push: Map = torch.func.linearize(map_, x)[1]
             push(torch.zeros_like(x))
@@ -86,13 +86,14 @@ def random_signs(like: torch.Tensor, streams: Streams) -> torch.Tensor:
 def lowest_eigenvalue(
     jacobian: Jacobian, steps: int, tolerance: float, streams: Streams
 ) -> tuple[Float[torch.Tensor, " n"], Float[torch.Tensor, " n"], Float[torch.Tensor, " n"]]:
-    """Return per point the smallest eigenvalue of the symmetric part, its error bound, the largest.
+    """Return each point's smallest eigenvalue of the symmetric part, its error bound, the largest.
 
-    Lanczos with full reorthogonalization (Golub and Van Loan 2013, sec. 10.3), all points at once.
-    If the Krylov space is exhausted, it continues from a new random direction, so that eigenvalues
-    orthogonal to the first space are not missed. The smallest Ritz value theta bounds the
-    smallest eigenvalue from above, and some eigenvalue lies within ||S u - theta u|| of it. A point
-    keeps the values of the step at which it converged, independently of the rest of its batch.
+    The Lanczos method with full reorthogonalization (Golub and Van Loan 2013, sec. 10.3) runs for
+    all points at once. If a Krylov space is exhausted, it continues from a new random direction, so
+    that eigenvalues orthogonal to the first space are not missed. The smallest Ritz value theta
+    bounds the smallest eigenvalue from above, and some eigenvalue lies within ||S u - theta u|| of
+    theta. Each point keeps the values of the step at which it converged, so that they do not depend
+    on the rest of its batch.
     """
     n, shape = len(jacobian.x), jacobian.x.shape
     dimension = jacobian.x[0].numel()
@@ -131,7 +132,7 @@ def lowest_eigenvalue(
 def _ritz(
     tridiagonal: Float[torch.Tensor, "n k k"], beta: Float[torch.Tensor, " n"]
 ) -> Float[torch.Tensor, "3 n"]:
-    """Return the smallest Ritz value, the bound on its error, and the largest in size."""
+    """Return the smallest Ritz value, a bound on its error, and the largest Ritz value in size."""
     values, vectors = torch.linalg.eigh(tridiagonal)
     return torch.stack([values[:, 0], beta * vectors[:, -1, 0].abs(), values.abs().amax(1)])
 

@@ -1,8 +1,8 @@
 """Does a network move its samples along a Wasserstein geodesic? Trajectory -> Straightness.
 
-For each block, optimal transport compared with the network's own pairing; for each segment (a run
-of layers in one feature space), the straightness of the path of distributions and of the samples'
-own paths, with intervals.
+For each block, optimal transport is compared with the network's own pairing. For each segment (a
+run of layers in one feature space), the straightness of the path of distributions and of the
+samples' own paths is measured, with intervals.
 """
 
 from __future__ import annotations
@@ -65,32 +65,32 @@ def straightness(
         Number of resamples for the 95 % BCa intervals; 0 for none.
     pairs : bool, optional
         Whether to solve between every two layers of each segment (for more than 10 layers, between
-        9 evenly spaced ones), for `SegmentStraightness.pairs` and `length_over_runs`. None: if k
-        pairs of n samples of d features are affordable, k n^2 (d + 100) <= 4e10, about half a
-        minute per segment on one core, as for 8 blocks of 2,000 samples of 64 features.
+        9 evenly spaced ones), for `SegmentStraightness.pairs` and `length_over_runs`. By default,
+        they are solved if k pairs of n samples of d features are affordable, that is, if k n^2 (d +
+        100) <= 4e10. This takes about half a minute per segment on one core; an example is 8 blocks
+        with 2,000 samples of 64 features.
     nulls : int
-        Number of null maps of each kind (`NullScore`) for blocks, segments, and maps from each
-        compared layer to the segment's last; 0 for none.
-    groups : array_like of int, (n,), optional
-        Samples with the same number are copies of one image: they are resampled together, and null
-        maps use one sample per group.
+        Number of null maps of each kind (`NullScore`) for every block, every segment, and every map
+        from a compared layer to the segment's last layer; 0 for none. groups : array_like of int,
+        (n,), optional Samples with the same number are copies of one image. They are resampled
+        together, and null maps use one sample per group.
     seed : int
 
     Notes
     -----
     Trajectory measures (line shapes, angles, shares, ``paired``) are recomputed exactly on every
     resample, and their intervals cover the population's values. Measures that contain W2 are
-    linearized: with optimal potentials f, g the influence of a sample on W2^2 is
-    f(x_i) + g(y_i) (del Barrio and Loubes 2019, thm 4.1), so the W2^2 of a resample
-    with weights w is sum_i w_i (f_i + g_i), without another solve. **Their intervals cover the
-    expected value at this number of samples**, not its limit: empirical W2 is biased (upwards if
-    clouds move little compared with their spacing), and resampling one sample cannot remove this
-    bias. `bias_curve` shows it. Resampling m < n of n samples and solving again (as `bias_curve`
-    does) has the same spread and a larger bias. For a solver without potentials these measures have
-    no interval.
+    linearized. With optimal potentials f, g, the influence of a sample on W2^2 is f(x_i) + g(y_i)
+    (del Barrio and Loubes 2019, thm 4.1), so the W2^2 of a resample with weights w is sum_i w_i
+    (f_i + g_i), without another solve. **The intervals of these measures cover the expected value
+    at this number of samples**, not its limit: empirical W2 is biased (upwards if clouds move
+    little compared with their spacing), and resampling a single sample cannot remove this bias.
+    `bias_curve` shows it. If m < n of the n samples are drawn and the problem is solved again, as
+    `bias_curve` does, the spread is the same and the bias is larger. If the solver returns no
+    potentials, these measures have no interval.
 
-    Centred values are linearized in the same way, with the layers' means fixed: they have only a
-    second-order effect on every cost.
+    Centred values are linearized in the same way. The layers' means are kept fixed, because their
+    variation has only a second-order effect on every cost.
 
     Raises
     ------
@@ -133,7 +133,7 @@ def straightness(
 
 @dataclass(frozen=True, eq=False)
 class _MeasuredSegment:
-    """A segment, the solutions of its transport problems, and its measures, raw and centred."""
+    """A segment with the solutions of its transport problems and its measures, raw and centred."""
 
     segment: Segment
     solutions: Mapping[Ends, TransportResult]
@@ -191,7 +191,7 @@ class _MeasuredSegment:
         return len(self.segment.arrays) - 1
 
     def optimality(self, i: int, j: int, null: Null, name: str) -> dict[str, Any]:
-        """Return the fields of `Optimality` for layers i to j; `name` ends its measures' names."""
+        """Return the fields of `Optimality` for layers i to j; measures have the suffix `name`."""
         pair, spread = self.pairs[i, j], self.moments.spread
         n = len(self.segment.arrays[0])
         paired, moved = self.resampled.values[f"paired{name}"], self.centred.values[f"paired{name}"]
@@ -214,7 +214,7 @@ class _MeasuredSegment:
         }
 
     def length_ratio_at_most(self, seed: int) -> float | None:
-        """Return the bound by second moments, from as many samples as null maps use."""
+        """Return the bound from second moments, computed on as many samples as null maps use."""
         arrays = self.segment.arrays
         if self.last < 2:
             return None  # a single step has length ratio 1
@@ -383,7 +383,8 @@ def _interpolation(
         except RecordError as error:  # a full disk, possibly after hours of work
             warnings.warn(f"No interpolation gaps: {error}", WgeoWarning, stacklevel=2)
             return (None,) * len(layers), tuple(times)
-        # Sample j is first near geodesic j, and later near the one that ends at the place of j.
+        # Early layers are near the geodesics of their own samples, late layers near those that end
+        # there.
         start = min(starts, key=lambda match: _paired_cost(layer, geodesic, match))
         result = wasserstein(layer, geodesic, solver=solver, coupling=start)
         gaps.append(result.distance / values["distance"])

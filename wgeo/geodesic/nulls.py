@@ -1,14 +1,15 @@
 """Null maps: can these samples distinguish an optimal map from one that is not optimal?
 
-Samples are sparse in many dimensions, and then any small displacement looks optimal. Therefore the
-same centred displacements s_i = v_i - u_i are given to the wrong samples and scored in the same
-way:
+In many dimensions samples are sparse, so that any small displacement looks optimal. Therefore null
+maps with the same centred displacements s_i = v_i - u_i, but given to the wrong samples or turned,
+are scored in the same way:
 
 * *dealt*: x_i + s_p(i), with p a random permutation;
-* *turned*: x_i + A s_i, with A a random orthogonal antisymmetric matrix. For an optimal map this
-  null map has the Jacobian I + A M with M symmetric, and its asymmetry grows with the step.
+* *turned*: x_i + A s_i, with A a random orthogonal antisymmetric matrix. If the map is optimal, the
+  Jacobian of this null map is I + A M with M symmetric, and its asymmetry grows with the step.
 
-If a null map scores as high as the network's own pairing, the samples cannot tell.
+  If the score of a null map is as high as that of the network's own pairing, the samples cannot
+  show whether the pairing is optimal.
 """
 
 from __future__ import annotations
@@ -25,11 +26,11 @@ from ..transport import Exact
 from .correlation import pair_score, solved_pair
 from .result import NullScore, Score
 
-SAMPLES = 2000  # at most; a random subset of larger samples is scored
+SAMPLES = 2000  # maximum; of larger samples, a random subset is scored
 POWER_MARGIN = 0.05
-OPTIMAL, NEARLY_OPTIMAL = 0.99, 0.95  # correlation scores from which a map is called so
-_ENTRIES = 2**22  # largest number of entries of a cloud: wide features have fewer samples
-_MIN_SAMPLES = 100  # for any width
+OPTIMAL, NEARLY_OPTIMAL = 0.99, 0.95  # least scores of maps that are called so
+_ENTRIES = 2**22  # largest number of entries of a cloud; limits the samples of wide features
+_MIN_SAMPLES = 100  # least number of samples, for any width
 _TURNED_WIDTH = 1024  # largest width for turned maps, which need a QR decomposition
 
 
@@ -58,8 +59,8 @@ def null_scores(
     Notes
     -----
     For more than `SAMPLES` samples, or very wide features, a random subset is used, and the
-    pairing's own score is computed on the same subset. Features of more than 1024 dimensions are
-    not turned; an odd number of dimensions is padded with one zero coordinate.
+    pairing's own score is computed on the same subset. There are no turned maps for more than 1024
+    features; an odd number of features is padded with one zero coordinate.
     """
     rng = np.random.default_rng(seed)
     rows = chosen_rows(len(x), x.shape[1], groups, rng)
@@ -79,7 +80,7 @@ def null_scores(
 
 
 def has_power(null: Sequence[NullScore]) -> bool | None:
-    """Return whether the own score clearly exceeds every null score; None without null scores."""
+    """Return whether `own` clearly exceeds every null score; None without null scores."""
     if not null:
         return None
     highest = max(each.score[2] for each in null)
@@ -89,9 +90,9 @@ def has_power(null: Sequence[NullScore]) -> bool | None:
 def clearly_above(low: Any, null: Any, samples: int | None) -> Any:
     """Return whether lower ends of scores exceed the highest ends of null scores by the margin.
 
-    The margin is max(`POWER_MARGIN`, 1 / sqrt(n)). 1 / sqrt(n) is the largest standard deviation of
-    the score of an unrelated pairing, in one dimension; 0.05 = 1 - cos(18 degrees) is the loss of
-    score from which a rotation counts as detected.
+    The margin is max(`POWER_MARGIN`, 1 / sqrt(n)). The standard deviation of the score of an
+    unrelated pairing is at most 1 / sqrt(n), its value in one dimension. A rotation counts as
+    detected if it reduces the score by at least 0.05 = 1 - cos(18 degrees).
     """
     return low > null + max(POWER_MARGIN, 1 / math.sqrt(samples or 1))
 

@@ -10,7 +10,7 @@ from ..transport import TransportResult
 from .correlation import CentredPair
 from .result import NullScore, Pairs
 
-MAX_LAYERS = 10  # 45 pairs; for a longer segment, 9 evenly spaced layers
+MAX_LAYERS = 10  # 45 pairs; of a longer segment, 9 evenly spaced layers are compared
 _RUNS = (2, 4, 8)
 # Budget for the sum of n^2 (d + 100) over pairs: about half a minute on one core. A pair of 2,000
 # samples of 64 features takes about 0.4 s; the 100 is for the sparse problem, at any width.
@@ -21,19 +21,20 @@ Matrix = Mapping[tuple[int, int], TransportResult]
 def evenly(blocks: int, runs: int) -> list[int]:
     """Return `runs` + 1 evenly spaced layers of 0, ..., `blocks`, including both ends.
 
-    The layers for 2k runs include those for k, so a length over runs cannot fall.
+    The layers for 2k runs include those for k runs, so a length over runs does not decrease from k
+    to 2k.
     """
     return [(2 * j * blocks + runs) // (2 * runs) for j in range(runs + 1)]
 
 
 def compared_layers(segment: Segment) -> list[int]:
-    """Return the layers between which transport is solved, every pair of them."""
+    """Return the layers between every two of which transport is solved."""
     count = len(segment.arrays)
     return list(range(count)) if count <= MAX_LAYERS else evenly(count - 1, _RUNS[-1])
 
 
 def missing_pairs(segment: Segment, pairs: bool | None) -> list[tuple[int, int]]:
-    """Return the pairs that a chain lacks, if `pairs`; for None, if they are affordable."""
+    """Return the pairs missing from a chain if `pairs` is true, or None and they are affordable."""
     last = len(segment.arrays) - 1
     keys = [
         (i, j)

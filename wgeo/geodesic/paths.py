@@ -133,16 +133,16 @@ def _turning(units: np.ndarray, moved: np.ndarray) -> np.ndarray:
 def neighbour_distance(x: Float[np.ndarray, "n d"]) -> float:
     """Return the median, over samples, of the distance to the nearest *distinct* sample.
 
-    Coincident samples can be exchanged without cost, so they are irrelevant to which couplings are
-    optimal. NaN if all samples coincide. For more than `_MAX_QUERIES` samples, the median is over
-    that many, each compared with all others: O(n d) numbers, read in parts.
+    Coincident samples can be exchanged without cost, so they do not affect which couplings are
+    optimal. NaN if all samples coincide. If there are more than `_MAX_QUERIES` samples, the median
+    is over that many of them, each of which is compared with all others, read in parts.
     """
     n, d = x.shape
     centre = mean_of(x)
     queries = np.linspace(0, n - 1, min(n, _MAX_QUERIES)).astype(np.int64)
     nearest, local_rows = np.zeros(len(queries)), processes.shard(len(queries))
     nearest[local_rows] = np.inf
-    # Twice the usual rows: the queries are read again for every part of the others.
+    # Twice the usual rows, since the queries are read again for every part of the others.
     half = -(-d // 2)
     for part in row_ranges(n, half):
         others = as_float64(x[part]) - centre
@@ -164,12 +164,13 @@ def resolution(
     *,
     neighbours: float | None = None,
 ) -> float | None:
-    """Return the resolution, which says if samples can tell an optimal map x -> y from another.
+    """Return the resolution, which says if samples can tell an optimal map from another one.
 
     resolution = median_i ||(y_i - x_i) - mean(y - x)|| / median_i min_{x_j != x_i} ||x_i - x_j||.
-    If every displacement minus the mean (a translation does not change which coupling is optimal)
-    is at most half the nearest-neighbour distance, the pairing of x_i with y_i is optimal for any
-    map: below `LOW_RESOLUTION` = 1/2 an ot_score of 1 is no evidence.
+    The mean displacement is subtracted because a translation does not change which coupling is
+    optimal. If every remaining displacement is at most half the nearest-neighbour distance, the
+    pairing of x_i with y_i is optimal for any map. Below `LOW_RESOLUTION` = 1/2, an ot_score of 1
+    is therefore not evidence of an optimal map.
 
     Parameters
     ----------

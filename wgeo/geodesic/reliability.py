@@ -1,8 +1,8 @@
 """Can the samples show that a path is straight? Effective sample size and a bound by moments.
 
-One distant sample can make a whole path look straight. In many dimensions, samples are so far apart
-that transport cannot tell a rotation of all of them from straight motion. The effective number of
-samples detects the first case; a bound from second moments alone rules out the second.
+A single distant sample can make a whole path look straight; the effective number of samples detects
+this. In many dimensions, samples can be so far apart that transport cannot tell a rotation of all
+samples from straight motion; a bound that uses only second moments rules this out.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from .resampling import LEVEL
 Ends = tuple[int, int]  # the indices of two layers of a segment
 _FOLDS = 5
 _SHRINKAGE = (1e-3, 1e-2, 1e-1)  # weights of a multiple of the identity in a shrunk covariance
-_SMALLEST = 1e-30  # least mean square of a cloud, relative to that of the other
+_SMALLEST = 1e-30  # least mean square of one cloud, relative to that of the other
 _MAX_WIDTH = 256  # number of features up to which covariances are estimated
 _MIN_SAMPLES = 20
 
@@ -54,16 +54,16 @@ def effective_samples(
 ) -> float | None:
     """Return the effective number of samples in the values of layers i to j.
 
-    This is the smallest of three effective numbers, with three weights of a sample: ||u|| ||v||,
-    which bounds its contribution to the correlation score; its cost of transport from end to end;
-    and the total cost of its steps.
+    This is the smallest of the effective numbers for three weights of a sample: ||u|| ||v||, which
+    bounds its contribution to the correlation score; its transport cost from end to end; and the
+    total cost of its steps.
 
     Parameters
     ----------
     path : PathMeasures
         The measures of the centred layers.
     squared_distances : {(i, j): ndarray, (n,)}
-        Squared distances over which transport moves the samples; see `costs`.
+        Squared distances by which transport moves the samples; see `costs`.
     """
     steps = np.sum([squared_distances[k, k + 1] for k in range(i, j)], axis=0)
     weights = [np.sqrt(path.square[:, i] * path.square[:, j]), squared_distances[i, j], steps]
@@ -136,7 +136,7 @@ def length_ratio_at_most(
 def _bound_terms(
     u: Float[np.ndarray, "n d"], v: Float[np.ndarray, "n d"], rng: np.random.Generator
 ) -> Float[np.ndarray, " n"]:
-    """Return ||u||^2 + ||v||^2 - u^T A u - v^T A^-1 v for every sample, A fitted to others."""
+    """Return ||u||^2 + ||v||^2 - u^T A u - v^T A^-1 v for every sample, with A fitted to others."""
     n, d = u.shape
     squares = [(x**2).sum(1) for x in (u, v)]
     shrinkage = _SHRINKAGE if d <= _MAX_WIDTH else ()

@@ -1,7 +1,7 @@
 """Uncertainty by resampling the samples: intervals, p-values, and pseudo-values.
 
-A measure is a smooth function of column means. Its bootstrap draws and leave-one-out values are the
-same function at other means, so that no transport problem is solved again.
+A measure is a smooth function of column means. Its bootstrap draws and leave-one-out values are
+values of the same function at other means, so that no transport problem is solved again.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from ..errors import ArgumentError
 from ..runtime.memory import limited_size
 
 LEVEL = 0.95
-_MAX_WEIGHTS = 2**24  # resampling weights in memory
-_SAME = 1e-12  # relative spread of draws that is rounding error
-_LARGEST_LOG = 100.0  # of a factor, so that it stays in float64's range
-_TIE = 1e-9  # distance, relative to that spread, at which draws are equal
+_MAX_WEIGHTS = 2**24  # number of resampling weights in memory
+_SAME = 1e-12  # relative spread of draws that counts as rounding error
+_LARGEST_LOG = 100.0  # largest logarithm of a factor within float64's range
+_TIE = 1e-9  # distance, relative to that spread, at which draws count as equal
 Measures = Callable[[Float[np.ndarray, "m c"]], Mapping[str, Float[np.ndarray, " m"]]]
 
 
@@ -54,8 +54,8 @@ class Resampled:
     def pseudo_values(self, name: str) -> Float[np.ndarray, " n"]:
         """Return n theta - (n - 1) theta_(-i): per-sample values whose mean is the measure.
 
-        For a mean they are the samples' own values (Tukey 1958); for a smooth function of means
-        their mean is the measure up to O(1/n), and their spread is its uncertainty.
+        For a mean, these are the samples' own values (Tukey 1958). For a smooth function of means,
+        their mean is the measure up to O(1/n), and their spread gives its uncertainty.
         """
         left = self.left_out[name]
         return len(left) * self.values[name] - (len(left) - 1) * left
@@ -116,10 +116,10 @@ def _by_group(
 def mean_interval(
     values: Float[np.ndarray, " n"], *, positive: bool = False, level: float = LEVEL
 ) -> tuple[float, float] | None:
-    """Return Student's interval of the mean of a few values, ignoring NaN; None for fewer than two.
+    """Return Student's t interval for the mean of a few values (NaN ignored; None below two).
 
-    Of `positive` values, which are skewed, it is symmetric on a log scale: m exp(-+ t s / m)
-    with the standard error s of the mean m. Resampling a few values gives intervals that are much
+    Because `positive` values are skewed, their interval is symmetric on a log scale: m exp(-+ t s /
+    m), where s is the standard error of the mean m. Resampling would give intervals that are much
     too narrow: 95 % BCa intervals of 4 values contain the mean in 80 % of samples.
     """
     defined = values[~np.isnan(values)]
@@ -167,9 +167,9 @@ def bca_interval(
 def sign_flip_p_value(difference: Float[np.ndarray, " n"], *, draws: int, seed: int) -> float:
     """Return the one-sided p-value of "mean difference > 0" between paired samples.
 
-    Signs are flipped at random, or in all ways if these are at most `draws`. The test is exact if
-    the two samples of a pair are exchangeable, and asymptotically valid if only the mean difference
-    is zero.
+    Signs are flipped at random, or in all possible ways if there are at most `draws` of these. The
+    test is exact if the two samples of a pair are exchangeable, and asymptotically valid if only
+    the mean difference is zero.
     """
     n = len(difference)
     if n == 0 or not np.any(difference):
@@ -191,9 +191,9 @@ def permutation_p_value(
 ) -> float:
     """Return the one-sided p-value of "mean a > mean b" between independent samples.
 
-    The statistic is Welch's t under random relabelling, or under all relabellings if these are at
-    most `draws`: exact if a and b have one distribution, and asymptotically valid if only their
-    means agree (Janssen 1997).
+    The statistic is Welch's t under random relabelling, or under all relabellings if there are at
+    most `draws` of these. The test is exact if a and b have the same distribution, and
+    asymptotically valid if only their means agree (Janssen 1997).
     """
     n, m = len(a), len(b)
     pooled = np.concatenate([a, b])

@@ -1,4 +1,4 @@
-"""Results of straightness: a row per block, a set of measures per segment."""
+"""Results of `straightness`: a row per block, and a set of measures per segment."""
 
 from __future__ import annotations
 
@@ -50,13 +50,13 @@ class Pairs:
     Attributes
     ----------
     layers : tuple of str
-        The k layers compared: all of the segment, or for a long segment some, evenly spaced.
+        The k layers compared: all layers of the segment, or evenly spaced ones if it is long.
     distance, lower, upper : tuple of tuple of float
         W2 and an interval that contains it; symmetric, with zeros on the diagonal.
     corr_score, corr_low, corr_high : tuple of tuple of (float or None)
         The correlation score and its certified interval; None if undefined.
-    null : tuple of tuple of (float or None), or None
-        The highest certified bound of the null scores of each pair; None if none was computed.
+    null : tuple of tuple of (float or None), or None The highest certified bound of the null scores
+    of each pair; None without null scores.
     """
 
     layers: tuple[str, ...]
@@ -71,10 +71,10 @@ class Pairs:
 
 @dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class Optimality(Result):
-    """Whether x_i -> y_i, a block or a segment end to end, pairs its samples optimally.
+    """Whether a map x_i -> y_i, a block or a segment from end to end, pairs its samples optimally.
 
-    With m = mean(y - x), centred clouds u = x - mean x and v = y - mean y, sd_x^2 = mean ||u||^2,
-    sd_y^2 = mean ||v||^2 and S = sd_x^2 + sd_y^2:
+    Notation: m = mean(y - x); u = x - mean x and v = y - mean y are the centred clouds;
+    sd_x^2 = mean ||u||^2, sd_y^2 = mean ||v||^2 and S = sd_x^2 + sd_y^2.
 
     Attributes
     ----------
@@ -83,37 +83,37 @@ class Optimality(Result):
     distinct : int
         Number of distinct images: n, or the number of ``groups`` (`straightness`).
     spread : tuple of float
-        sd of every layer of the pair or the segment, in units of the features.
+        sd of every layer of the pair or of the segment, in units of the features.
     spread_ratio : float, or None if x is a point
         sd_y / sd_x of the ends.
     effective_samples : float in [1, distinct], or None if nothing moves
-        Effective number of samples in these values: the smallest of (sum w)^2 / sum w^2,
-        with w a sample's ||u|| ||v||, its cost of transport from end to end, or that of all steps.
-        Near 1, a single sample determines the values.
+        Effective number of samples behind these values: the smallest of (sum w)^2 / sum w^2 for
+        three weights w of a sample, which are ||u|| ||v||, its transport cost from end to end, and
+        the cost of all its steps. If it is near 1, a single sample determines the values.
     relative_displacement : float, or None if both are points
-        sqrt(mean ||v - u||^2) / max(sd_x, sd_y). Near the rounding of the features (1e-6 and less)
-        nothing has moved except for a shift, and scores are meaningless.
+        sqrt(mean ||v - u||^2) / max(sd_x, sd_y). If it is near the rounding of the features (1e-6
+        or less), nothing has moved except for a common shift, and scores are meaningless.
     relative_rounding : float, or None if both are points
         The largest displacement that rounding of the features can cause, in the same units.
     shift_share : float in [0, 1], or None if nothing moves
-        ||m||^2 / mean ||y - x||^2: the share of the motion that is a shift common to all samples,
-        which does not change which coupling is optimal.
+        ||m||^2 / mean ||y - x||^2, the fraction of the motion that is a shift common to all
+        samples. Such a shift does not change which coupling is optimal.
     ot_score_centred : float in [0, 1], or None
         W2^2(u, v) / mean ||v - u||^2 = (W2^2 - ||m||^2) / (paired^2 - ||m||^2) <= ot_score.
     corr_score : (value, low, high), or None if undefined
-        mean <u, v> over its maximum over all couplings, (S - mean ||v - u||^2) /
-        (S - W2^2(u, v)): at most 1, and 1 if and only if the pairing is optimal; 0 on average for
-        an unrelated pairing. Invariant under translation and separate scaling of either cloud. (The
-        OT score is at least (sd_y - sd_x)^2 / paired^2, so it tends to 1 for *any* pairing once one
-        cloud is much larger.) ``low`` and ``high`` are certified, from the interval of W2;
-        ``intervals["corr_score"]`` is the variation over samples. None if a cloud is a point, or if
-        nothing bounds the score from below.
+        mean <u, v> divided by its maximum over all couplings, (S - mean ||v - u||^2) / (S - W2^2(u,
+        v)). It is at most 1, and equals 1 if and only if the pairing is optimal; for an unrelated
+        pairing it is 0 on average. It does not change if either cloud is translated or scaled. (The
+        OT score, in contrast, is at least (sd_y - sd_x)^2 / paired^2, so it tends to 1 for *any*
+        pairing if one cloud is much larger than the other.) ``low`` and ``high`` are certified,
+        from the interval of W2; ``intervals["corr_score"]`` is the variation over samples. None if
+        a cloud is a point, or if nothing bounds the score from below.
     null : tuple of NullScore
-        Scores of null maps of the same displacements; empty if none was computed.
-    power : bool or None
-        Whether these samples could tell: see `wgeo.geodesic.nulls.has_power`. A score of nearly 1
-        is evidence only with power; one clearly below 1 proves that the pairing is not optimal,
-        since an optimal map is optimal on every sample. None without null scores.
+        Scores of null maps with the same displacements; empty if none were computed. power : bool
+        or None Whether these samples can distinguish an optimal map from null maps (see
+        `wgeo.geodesic.nulls.has_power`). A score near 1 is evidence only if they can. A score
+        clearly below 1 always proves that the pairing is not optimal, since an optimal map is
+        optimal on every sample. None without null scores.
     """
 
     samples: int
@@ -150,7 +150,7 @@ class BlockTransport(Optimality):
     ot_score : float in [0, 1], or None if no sample moves
         OTS = W2^2 / paired^2; 1 if the network's pairing is optimal (Gai and Zhang 2021).
     resolution : float or None
-        Whether the OT score of these samples is evidence: see ``resolution``.
+        Whether the OT score of these samples is evidence of an optimal map; see `wgeo.resolution`.
         None if all samples coincide.
     status, solver, seconds
         As the solver reports them.
@@ -195,7 +195,8 @@ class BlockTransport(Optimality):
 class SegmentStraightness(Optimality):
     """Straightness of a run of layers in one space; None if a measure is undefined.
 
-    With W_l = W2(mu_l, mu_{l+1}), D = W2(mu_0, mu_L) and x_l a sample's features at layer l:
+    Notation: W_l = W2(mu_l, mu_{l+1}), D = W2(mu_0, mu_L), and x_l are a sample's features at layer
+    l.
 
     Attributes
     ----------
@@ -208,19 +209,20 @@ class SegmentStraightness(Optimality):
     length_ratio : float in [1, inf), or None if D is 0
         length / D; 1 if and only if the distributions lie, in order, on one geodesic.
     action_ratio : float in [1, inf), or None
-        L sum_l W_l^2 / D^2 >= length_ratio^2; 1 if and only if it is a geodesic at constant speed
-        (Benamou and Brenier 2000).
+        L sum_l W_l^2 / D^2 >= length_ratio^2; 1 if and only if the path is a geodesic at constant
+        speed (Benamou and Brenier 2000).
     speed_deviation : float in [0, inf), or None if nothing moves
         Coefficient of variation c of W_0, ..., W_{L-1}; action_ratio = length_ratio^2 (1 + c^2).
     moving_blocks : float in [1, L], or None if nothing moves
         B = length^2 / sum_l W_l^2, the effective number of blocks that move.
     sqrt_moving_blocks : float, or None
-        sqrt(B): the length ratio of mutually orthogonal steps of these lengths. A path whose ratio
-        is near it is not straight, however close to 1.
+        sqrt(B), the length ratio that mutually orthogonal steps of these lengths would have. A path
+        whose length ratio is near sqrt(B) is not straight, even if the ratio is close to 1.
     length_over_runs : dict of {k: float or None}
-        L(k) / D for k = 2, 4, 8, ... and L: the length over k runs of blocks, between k + 1
-        evenly spaced layers. It does not fall from one k to the next power of two or to L, so
-        networks of different depth are compared at equal k. Only L if `pairs` is None.
+        L(k) / D for k = 2, 4, 8, ... and L. L(k) is the length of the path through k + 1 evenly
+        spaced layers, that is, over k runs of blocks. It does not decrease from one power of two to
+        the next or to L, so networks of different depth are compared at equal k. If `pairs` is
+        None, only k = L is available.
     line_shape_score, line_shape_ratio, turning_angle, orthogonal_share : float or None
         Means over the samples for which they are defined; see ``wgeo.geodesic.paths.PathMeasures``.
     paired : float
@@ -230,12 +232,12 @@ class SegmentStraightness(Optimality):
     resolution : float or None
         Resolution of the pair of end layers: see ``resolution``.
     interpolation_gap : tuple of (float or None), one per layer
-        W2(mu_l, nu_t) / D, with nu_t = law of (1 - t) x_0 + t T(x_0) is the displacement
-        interpolation of the end layers (McCann 1997), T their optimal coupling, and t the
-        arc length up to layer l over `length`. 0 at both ends. None without a coupling,
-        and (with a warning) for stored layers if the disk has no space for nu_t.
+        W2(mu_l, nu_t) / D, where nu_t is the displacement interpolation of the end layers (McCann
+        1997), that is, the law of (1 - t) x_0 + t T(x_0) with their optimal coupling T, and t is
+        the arc length up to layer l divided by `length`. It is 0 at both ends. None without a
+        coupling, and (with a warning) for stored layers if the disk has no space for nu_t.
     interpolation_time : tuple of (float or None), one per layer
-        The t of each layer, the position on the geodesic with which it is compared.
+        The t of each layer: the point on the geodesic with which it is compared.
     quantiles : dict
         {measure: {"all" or class: [5, 25, 50, 75, 95 %]}} for the per-sample measures.
     undefined_samples : dict of int
@@ -246,11 +248,11 @@ class SegmentStraightness(Optimality):
         Every measure of the path with each layer's mean subtracted, under the same names:
         `distance`, `length`, `length_ratio`, `action_ratio`, `speed_deviation`, `moving_blocks`,
         `sqrt_moving_blocks`, the line shapes, `turning_angle`, `orthogonal_share`, `paired`,
-        `length_over_runs` and their `intervals`. They need no further solve: W2^2 = ||m||^2 +
-        W2^2(u, v). Two more values say whether the samples are dense enough to detect a turn:
-        ``null_length_ratio``, the length over the largest W2 between the ends of the null maps;
-        ``length_ratio_at_most``, a one-sided 95 % bound on the population's length ratio by second
-        moments (``wgeo.geodesic.reliability``).
+        `length_over_runs` and their `intervals`. They need no further solve, because W2^2 = ||m||^2
+        + W2^2(u, v). Two more values say whether the samples are dense enough to detect a turn:
+        ``null_length_ratio``, the length divided by the largest W2 between the ends of a null map;
+        and ``length_ratio_at_most``, a one-sided 95 % bound on the population's length ratio from
+        second moments (``wgeo.geodesic.reliability``).
     pairs : Pairs or None
         Transport between every two layers; None for only two layers, or if it was not affordable.
 

@@ -1,4 +1,4 @@
-"""Is a network straighter than another, on these images; are several than others, over networks?"""
+"""Tests whether one network, or one group of networks, is straighter than another."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .influence import TRAJECTORY_MEASURES, TRANSPORT_MEASURES, SegmentSample
 from .paths import path_measures
 from .resampling import LEVEL, permutation_p_value, sign_flip_p_value
 
-SIGNIFICANT = 0.05  # largest p-value at which a direction is reported
+SIGNIFICANT = 0.05  # largest two-sided p-value at which a direction is reported
 _HIGHER_IS_STRAIGHTER = frozenset({"ot_score"})
 _PER_BLOCK_COUNT = frozenset({"line_shape_score", "action_ratio"})
 STATISTICS = (
@@ -42,26 +42,27 @@ class StraighterThan(Result):
     statistic : str
         Its name ends in ``_centred`` if each layer's mean was subtracted.
     value, reference : float
-        The statistic for the network and for the reference; the mean over several networks.
+        The statistic of the network and of the reference; the mean if there are several networks.
     difference : float
         value - reference.
     interval : (low, high)
-        95 % interval of the difference, from the (pseudo-)values of images or of networks.
+        95 % interval of the difference, from the values (or pseudo-values) of images, or from the
+        values of networks.
     effect_size : float
-        Gain in straightness over the standard deviation of images or networks (Cohen's d; that of
-        the differences if paired); positive if the network is straighter.
+        Cohen's d: the gain in straightness divided by the standard deviation over images or
+        networks (of the differences if paired). It is positive if the network is straighter.
     p_value : float in (0, 1]
         One-sided, for the null hypothesis "the network is not straighter than the reference".
     p_value_less_straight : float in (0, 1]
         One-sided, for "the network is not less straight than the reference".
     paired : bool
-        Whether both networks saw the same images, or each run is compared with its own partner.
+        Whether both networks saw the same images, or each network has a partner on the other side.
     samples : int
-        Number of images (of the network) or networks for which the statistic is defined.
+        Number of images of the network, or number of networks, for which the statistic is defined.
     over : {"images", "networks"}
-        What was resampled. ``images``: one network on each side, and the test is about these two
-        files of weights only; two training runs of one recipe usually differ significantly too.
-        ``networks``: several networks on each side, and the test is about the recipes.
+        What was resampled. With ``images`` there is one network on each side, and the test is only
+        about these two networks: two training runs of one recipe usually differ significantly too.
+        With ``networks`` there are several on each side, and the test is about the recipes.
     """
 
     layers: tuple[str, ...]
@@ -105,14 +106,14 @@ def straighter_than(
 ) -> tuple[StraighterThan, ...]:
     """Test, segment by segment, whether a network is straighter than a reference.
 
-    *One network on each side* is a test over images: the images are resampled, the two networks
-    are fixed. Two training runs of one recipe differ by more than the sampling error over images,
-    so this test says nothing about recipes, only about these two files of weights.
+    *One network on each side*: the test is over images. The images are resampled, and the two
+    networks are fixed. Two training runs of one recipe differ by more than the sampling error over
+    images, so this test says nothing about recipes, only about these two networks.
 
-    *Several networks on each side* is a test over networks, the only one that can say that one
-    recipe gives straighter networks than another. Each network counts once, by its value on its
-    images. A difference can be significant only with at least four networks on each side, or six
-    pairs if they are paired.
+    *Several networks on each side*: the test is over networks, and only this test can show that one
+    recipe gives straighter networks than another. Each network contributes one value, measured on
+    its images. A difference can be significant only with at least four networks on each side, or
+    with six pairs if networks are paired.
 
     Good references are the same architecture at initialization, its counterpart without shortcuts,
     and the network with its layers in another order (`shuffled`).
@@ -126,30 +127,33 @@ def straighter_than(
     centred : bool
         Whether to subtract each layer's mean, so that a shift common to all samples does not count.
     paired : bool, optional
-        Whether both networks saw the same samples, row by row; by default, whether the labels and
-        the first layers (the images) agree. Of several networks, whether network i of one side
-        belongs to network i of the other (such as by its seed); by default not.
+        With one network on each side: whether both networks saw the same samples, row by row. By
+        default they did if the labels and the first layers (the images) agree. With several:
+        whether network i of one side belongs to network i of the other (for example, because both
+        have the same seed). By default it does not.
     solver : solver, optional
         Solver for statistics of W2; default `Exact()`.
     draws : int
-        Number of resamples; the smallest p-value is 1 / (draws + 1). If there are no more
-        relabellings than that, as for few networks, all are enumerated.
+        Number of resamples; the smallest p-value is 1 / (draws + 1). If there are at most `draws`
+        relabellings, as with few networks, all of them are enumerated.
     seed : int
 
     Notes
     -----
-    For paired samples the signs of the differences are flipped; otherwise the membership is
-    permuted, with Welch's t as the statistic. Both tests are exact if the two are exchangeable
-    (p-values are uniform under one distribution) and asymptotically valid if only the statistic
-    agrees. Statistics of W2 have no per-sample values; their jackknife pseudo-values (Tukey 1958),
-    linearized as in `straightness`, take their place. The finite-sample bias of these statistics
-    depends on the number of samples, which must therefore agree.
+    If samples are paired, the signs of the differences are flipped at random; otherwise samples are
+    randomly reassigned to the two sides, with Welch's t as the statistic. Both tests are exact if
+    the two sides are exchangeable (p-values are uniform if both have the same distribution), and
+    asymptotically valid if only the expected statistics are equal. Statistics of W2 have no
+    per-sample values; their jackknife pseudo-values (Tukey 1958), linearized as in `straightness`,
+    are used instead. The finite-sample bias of these statistics depends on the number of samples,
+    so both sides must have the same number.
 
     Raises
     ------
     ArgumentError
-        The statistic is unknown, one side has several networks and the other one, or the segments
-        cannot be compared.
+        The statistic is unknown or undefined, only one of the sides has several networks, paired
+        sides differ in size, the statistic needs equal numbers of samples, or the segments cannot
+        be compared.
     """
     if statistic not in STATISTICS:
         raise ArgumentError(f"Unknown statistic {statistic!r}; choose {', '.join(STATISTICS)}.")
@@ -314,8 +318,9 @@ def _deviation(values: np.ndarray) -> float:
 def shuffled(traj: Trajectory, *, seed: int = 0) -> Trajectory:
     """Return the trajectory with the inner layers of every segment in another order.
 
-    The ends of every segment stay, so distances end to end are unchanged; any straightness that
-    remains is not due to the order of the layers. A reference for `straighter_than`.
+    The first and last layers of every segment keep their places, so distances from end to end are
+    unchanged. Straightness that remains is not due to the order of the layers. The result is a
+    useful reference for `straighter_than`.
 
     Raises
     ------

@@ -1,9 +1,9 @@
 """Optimal transport between point clouds: W2, always with an interval that contains it.
 
-`wasserstein` compares two clouds, `distances` all pairs of many, `chain` every block of a
-trajectory. Solvers are small
-frozen objects: `Exact` (certified optimum), `Sinkhorn` (entropic, streamed), `Gaussian` (Bures
-closed form, a lower bound) and `Sliced` (random lines, a fast interval).
+`wasserstein` compares two clouds, `distances` compares all pairs of several clouds, and `chain`
+measures every block of a trajectory. Solvers are small frozen objects: `Exact` (certified optimum),
+`Sinkhorn` (entropic, streamed), `Gaussian` (Bures closed form, a lower bound) and `Sliced` (random
+lines, a fast interval).
 """
 
 from __future__ import annotations

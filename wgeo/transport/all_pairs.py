@@ -18,7 +18,7 @@ from .arcs import Potentials
 from .geometry import Geometry, PointCloud
 
 _MAX_GROUPS = 8  # groups of pairs listed per column, on average, before the list is cut short
-_MAX_UNDECIDED = 0.25  # fraction of columns that a useful screening may leave undecided
+_MAX_UNDECIDED = 0.25  # screening is useful if it leaves at most this fraction of columns undecided
 _GATHERED = 1 << 18  # entries of groups gathered at a time
 
 Pairs = list[tuple[np.ndarray, np.ndarray]]
@@ -35,7 +35,7 @@ class Violations:
     i, j : ndarray of int
         Pairs with negative slack, to be added to the arcs.
     undecided : ndarray of bool, (m,)
-        Columns whose excess is only a bound, of the precision of the products.
+        Columns whose excess is only an upper bound, as precise as the products.
     dtype : torch.dtype
         Of the products.
     """
@@ -57,8 +57,8 @@ def nearest(
 ) -> tuple[Float[torch.Tensor, " m"], Int[np.ndarray, " l"], Int[np.ndarray, " l"]]:
     """Return the c-transform ``g_j = min_i c_ij - f_i``, and about k pairs of least slack per j.
 
-    Only the least pair of each group is considered. Ties are broken at random, so that copies of a
-    point share the arcs between them.
+    Only the pair with the least slack in each group is considered. Ties are broken at random, so
+    that the arcs are distributed over copies of a point.
     """
     k = min(k, source.groups)
     device = f.device
@@ -111,7 +111,7 @@ def find_violations(
     """Test ``f_i + g_j <= c_ij`` for all pairs.
 
     Pairs whose slack the products cannot distinguish from zero are computed again in float64. A
-    column with very many of those keeps the bound that the products give
+    column with very many such pairs keeps the bound that the products give
     (`Violations.undecided`), unless the test is `thorough`.
 
     Parameters
@@ -119,12 +119,12 @@ def find_violations(
     threshold : float
         Pairs are listed if their slack is below minus this.
     rows : ndarray of int, optional
-        Test only pairs of these rows; the excess then allows for no others.
+        Test only pairs of these rows; the excess then accounts only for these.
     """
     target = geometry.y
     excess = np.zeros(target.n)
     pairs: Pairs = []
-    if processes.on_rank_zero(lambda: geometry.screens):  # collective passes follow: all or none
+    if processes.on_rank_zero(lambda: geometry.screens):  # collective operations follow
         target, excess, pairs = _screen(geometry, potentials, threshold, rows)
     target, source, bias, limit = _operands(target, geometry.x, potentials, rows)
     columns = torch.arange(target.n, device=bias.device) if target.index is None else target.index
@@ -166,7 +166,7 @@ def _operands(
     potentials: Potentials,
     rows: Int[np.ndarray, " r"] | None,
 ) -> tuple[PointCloud, PointCloud, torch.Tensor, torch.Tensor]:
-    """Clouds, the bias of blocks, and the limit to compare them with, all errors allowed for."""
+    """Return clouds, the bias of blocks, and a limit for them that allows for all errors."""
     f, g = (torch.from_numpy(z).to(source.norms.device) for z in (potentials.f, potentials.g))
     if rows is not None:
         source, f = source.take(rows), f[torch.from_numpy(rows).to(f.device)]
@@ -181,10 +181,10 @@ def _screen(
     threshold: float,
     rows: Int[np.ndarray, " r"] | None,
 ) -> tuple[PointCloud, Float[np.ndarray, " m"], Pairs]:
-    """Columns the low-dimensional bound cannot decide, and the excess and pairs of the others.
+    """Return columns the low-dimensional bound cannot decide; excess and pairs of the others.
 
-    A column is decided if the bound leaves few pairs, whose slack is computed. If too many columns
-    remain undecided, all are returned: screening does not pay then.
+    A column is decided if the bound leaves only a few pairs, whose slack is then computed. If too
+    many columns remain undecided, all are returned, because screening would not save time.
     """
     reduced_x, reduced_y = geometry.reduced
     target, source, bias, limit = _operands(reduced_y, reduced_x, potentials, rows)
@@ -217,7 +217,7 @@ def _screen(
 def _undecided_groups(
     block: torch.Tensor, groups: int, bound: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """A block by groups, the minimum of each, and the groups that reach their row's bound."""
+    """Return a block by groups, the minimum of each, and the groups within their row's bound."""
     grouped = block.view(len(block), -1, groups)
     least = grouped.amin(1)
     row, group = (least <= bound[:, None]).nonzero(as_tuple=True)
@@ -227,7 +227,7 @@ def _undecided_groups(
 def _global_indices(
     i: Int[torch.Tensor, " k"], j: Int[torch.Tensor, " k"], rows: Int[np.ndarray, " r"] | None
 ) -> tuple[Int[np.ndarray, " k"], Int[np.ndarray, " k"]]:
-    """Pairs as indices into the whole clouds, with i an index into `rows` if those are given."""
+    """Return pairs as indices into the whole clouds; i is an index into `rows` if given."""
     local_i, local_j = i.cpu().numpy(), j.cpu().numpy()
     return local_i if rows is None else rows[local_i], local_j
 
@@ -276,7 +276,7 @@ def _group_argmin(
 def _lowest_groups(
     grouped: torch.Tensor, least: torch.Tensor, bound: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The least members of the `_MAX_GROUPS` lowest groups of each row, if within its bound."""
+    """Return the least member of each of the `_MAX_GROUPS` lowest groups of a row, if in bound."""
     k = min(_MAX_GROUPS, grouped.shape[2])
     value, group = least.topk(k, 1, largest=False, sorted=False)
     row, position = (value <= bound[:, None]).nonzero(as_tuple=True)

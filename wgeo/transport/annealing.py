@@ -1,9 +1,9 @@
 """Accelerated Sinkhorn iterations, with epsilon lowered step by step (annealing).
 
-The semi-dual ``D(g) = <f(g), a> + <g, b>``, f(g) the softmin of g, is concave with gradient
-``b - column mass``: a Sinkhorn iteration is one ascent step on it. At small epsilon, Anderson
-acceleration of those steps takes a tenth of the passes, and the semi-dual shows if an extrapolation
-failed.
+The semi-dual ``D(g) = <f(g), a> + <g, b>``, in which f(g) is the softmin of g, is concave and has
+the gradient ``b - column mass``; a Sinkhorn iteration is one ascent step on it. At small epsilon,
+Anderson acceleration reduces the number of passes by a factor of ten, and the value of the
+semi-dual shows whether an extrapolation failed.
 """
 
 from __future__ import annotations
@@ -62,7 +62,8 @@ class _Anderson:
         point_differences = torch.stack(self.points).diff(dim=0).T
         step_differences = torch.stack(self.steps).diff(dim=0).T
         weighted = step_differences * self.weights[:, None]
-        # Old steps are larger by orders of magnitude: unscaled, they would dominate the new ones.
+        # Old steps are larger by orders of magnitude; without scaling they would dominate the new
+        # ones.
         size = weighted.norm(dim=0).clamp_(min=torch.finfo(weighted.dtype).tiny)
         q, r = torch.linalg.qr(weighted / size)
         mix = torch.linalg.pinv(r, rtol=1e-10) @ (q.T @ (step * self.weights)) / size
@@ -124,7 +125,7 @@ def iterate(kernel: Kernel, g: Float[torch.Tensor, " m"], eps: float) -> Sinkhor
     f, log_ratio = kernel.softmin(g, eps)
     error = float((clouds.b * log_ratio.expm1()).abs().sum())
     value = float(clouds.a @ f + clouds.b @ g)
-    # Control flow depends on both, so processes must agree to the last digit.
+    # Control flow depends on both, so all processes need exactly the same values.
     error, value = processes.on_rank_zero(lambda: (error, value))
     return SinkhornState(f, g, log_ratio, eps, error, value)
 
@@ -138,10 +139,10 @@ def anneal(
     budget: Budget,
     g: Float[torch.Tensor, " m"] | None = None,
 ) -> tuple[SinkhornState, bool]:
-    """Solve at `eps`, lowered step by step unless an initial potential `g` is given.
+    """Solve at `eps`, which is approached step by step unless an initial potential `g` is given.
 
     Centered clouds start at g = 0, which is optimal for two equal clouds, and at an epsilon between
-    the scale of their displacement and their total variance; intermediate steps stop early.
+    the scale of their displacement and their total variance. Intermediate steps stop early.
     """
     steps = [eps]
     if g is None:
@@ -161,7 +162,7 @@ def anneal(
 
 def pick_dtype(clouds: PointClouds, eps: float, tolerance: float) -> torch.dtype:
     """Return float32 if its rounding of ``x.y / eps`` is small compared with the tolerance."""
-    terms = clouds.radius**2 / eps + 16  # of the exponent, and of sums of exponentials
+    terms = clouds.radius**2 / eps + 16  # rounding of the exponent, and of sums of exponentials
     rounding = 4 * (torch.finfo(torch.float32).eps / 2) * terms
     return torch.float32 if rounding <= 0.1 * tolerance else torch.float64
 

@@ -83,7 +83,7 @@ class _Problem:
 
     @property
     def key(self) -> tuple[int, int]:
-        """Identify the two arrays, so that equal problems are solved once."""
+        """Return a key of the two arrays, so that equal problems are solved only once."""
         return id(self.x), id(self.y)
 
 
@@ -102,7 +102,8 @@ def chain(traj: Trajectory, solver: Solver | None = None) -> Chain:
     Raises
     ------
     WgeoError
-        The solver failed; the error has the solver's type, and names the layers and their shapes.
+        The solver failed. The error has the solver's type, and its message names the layers and
+        their shapes.
     """
     traj = as_trajectory(traj)
     solver = Exact() if solver is None else solver
@@ -122,8 +123,8 @@ def solve_pairs(
 ) -> list[TransportResult]:
     """Measure W2 between pairs of clouds, as `chain` does.
 
-    A pair is (name for error messages, x, y). `feature_bytes` is the memory that the features in
-    this process already use.
+    A pair is (name for error messages, x, y). `feature_bytes` is the memory already used by the
+    features in this process.
     """
     return map_pairs(lambda result: result, pairs, solver, feature_bytes=feature_bytes)
 

@@ -1,6 +1,6 @@
 """Transport in closed form: between Gaussians, and along lines.
 
-Both bound W2 from below in any dimension, and lines also give good couplings.
+Both give lower bounds of W2 in any dimension, and lines also give good couplings.
 """
 
 from __future__ import annotations
@@ -36,12 +36,13 @@ class Gaussian:
     .. math:: B^2 = \|m_x - m_y\|^2 + \mathrm{tr}\,\Sigma_x + \mathrm{tr}\,\Sigma_y
               - 2\,\mathrm{tr}\,(\Sigma_x^{1/2} \Sigma_y \Sigma_x^{1/2})^{1/2}
 
-    It is W2^2 between the Gaussians and at most W2^2 between the clouds (Gelbrich 1990, Theorem
-    2.1), so it is the lower end of the interval; the upper end is the cheaper of the given pairing
-    and the product coupling, which is ``coupling`` (None if a product of more than 2^22 entries).
-    ``cost`` is B^2, which is not the cost of that coupling: upper^2 is. Covariances divide by the
-    number of samples, and no d x d matrix is formed unless d is smaller than that: with centered
-    weighted rows A and B, Sigma_x = A^T A, the last trace is the nuclear norm of A B^T.
+    B^2 is W2^2 between the Gaussians and at most W2^2 between the clouds (Gelbrich 1990, Theorem
+    2.1), so B is the lower end of the interval. The upper end comes from the cheaper of the given
+    pairing and the product coupling, which is ``coupling`` (None for a product of more than 2^22
+    entries). ``cost`` is B^2; the cost of the coupling is upper^2 instead. Covariances divide by
+    the number of samples. No d x d matrix is formed unless d is smaller than that number: if A and
+    B are the centered weighted rows, so that Sigma_x = A^T A, the last trace is the nuclear norm of
+    A B^T.
 
     Parameters
     ----------
@@ -98,8 +99,8 @@ def _bures(clouds: PointClouds) -> tuple[float, float]:
     value = clouds.total_variance - 2 * float(values.sum())
     if value > 1e-4 * clouds.total_variance:
         return value, slack
-    # The traces cancel. The Procrustes residual min_U ||R_x - U R_y||^2 is the same number, and
-    # is relatively accurate even if the clouds nearly coincide.
+    # The traces cancel. The Procrustes residual min_U ||R_x - U R_y||^2 has the same value, and #
+    # its relative error is small even if the clouds nearly coincide.
     left, _, right = torch.linalg.svd(product, full_matrices=False)
     common = right @ factor_y
     outside = factor_y - right.T @ common
@@ -108,7 +109,7 @@ def _bures(clouds: PointClouds) -> tuple[float, float]:
 
 
 def _factor(x: torch.Tensor, weights: torch.Tensor) -> Float[torch.Tensor, "r d"]:
-    """Return R with R^T R the covariance and at most d rows, from some points at a time."""
+    """Return R with at most d rows such that R^T R is the covariance, in chunks of points."""
     n, d = x.shape
     step = max(_FACTOR_ENTRIES // d, d)
     parts = [slice(k, min(k + step, n)) for k in range(0, n, step)]
@@ -129,11 +130,12 @@ class Sliced:
     .. math:: SW_2^2 = E_\theta\, W_2^2(\theta^T x, \theta^T y), \qquad \|\theta\| = 1
 
     (Rabin, Peyre, Delon, Bernot 2011), reported as ``stats["sliced"]`` with its standard error.
-    For orthonormal directions sum_k W2^2(theta_k^T x, theta_k^T y) <= W2^2(x, y), since an optimal
-    coupling is feasible on every line. Directions are drawn as random orthonormal frames, each
-    direction uniformly distributed, and the best frame, or the principal axes, gives ``lower``.
-    Sorting along a line couples the clouds; the cheapest such coupling in full dimension, or the
-    given pairing, gives ``upper`` and ``cost``. In one dimension the result is exact and certified.
+    For orthonormal directions sum_k W2^2(theta_k^T x, theta_k^T y) <= W2^2(x, y), because an
+    optimal coupling is feasible on every line. Directions are drawn as random orthonormal frames,
+    in which each direction is uniformly distributed; ``lower`` comes from the best frame or from
+    the principal axes. Sorting along a line couples the clouds; ``upper`` and ``cost`` come from
+    the cheapest such coupling, measured in full dimension, or from the given pairing. In one
+    dimension the result is exact and certified.
 
     Parameters
     ----------
@@ -170,7 +172,7 @@ class Sliced:
         costs = _projected_costs(clouds, torch.cat([directions, axes]))
         frames = [*costs[: len(directions)].split(clouds.x.shape[1]), costs[len(directions) :]]
         cost, plan, origin = _best_coupling(clouds, torch.cat([directions, axes]), costs)
-        # Projections are centered: a translation costs the same under every coupling.
+        # Projections are centered, since the cost of a translation is the same for every coupling.
         with_shift = costs[: len(directions)] + (directions @ clouds.offset).square()
         return clouds.result(
             lower=clouds.translation_cost + max(_lower_bound(clouds, frame) for frame in frames),
@@ -188,7 +190,7 @@ class Sliced:
         )
 
     def _directions(self, clouds: PointClouds) -> Float[torch.Tensor, "k d"]:
-        """Draw directions, of which every d in succession are an orthonormal frame."""
+        """Draw directions; every d consecutive ones form an orthonormal frame."""
         d = clouds.x.shape[1]
         count = -(-self.projections // d)
         generator = np.random.default_rng(self.seed)
@@ -241,7 +243,7 @@ def _projected_costs(
 
 def _lower_bound(clouds: PointClouds, lines: Float[torch.Tensor, " k"]) -> float:
     """Lower bound from the costs along one orthonormal frame, reduced by its rounding error."""
-    # Relative to the clouds' radius, projections are off by d u, sums of n weights by n u.
+    # Relative to the clouds' radius, the errors are d u for projections, n u for sums of n weights.
     terms = len(clouds.x) + len(clouds.y) if clouds.pairing is None else 1
     slack = (
         4 * UNIT_ROUNDOFF * terms * len(lines) * clouds.radius**2

@@ -1,8 +1,9 @@
 """A coarse problem between a few representatives of both clouds, as a start for all points.
 
-Its plan, expanded to the points, couples all mass within neighborhoods that the plan connects, and
-its potentials, extended to the points, account for how mass is distributed over the clouds. Where
-clouds are thin, nearest neighbors alone leave both to hundreds of small steps.
+Each point belongs to its nearest representative. The plan of the coarse problem, expanded to the
+points, gives pairs that can carry all mass; its potentials, extended to the points, account for the
+distribution of mass over the clouds. Without this start, a solver that begins with nearest
+neighbors needs hundreds of small steps if the clouds are thin.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ def solve_coarse(
 ) -> tuple[Int[np.ndarray, " k"], Int[np.ndarray, " k"], Float[np.ndarray, " n"]]:
     """Return pairs (i, j) that can carry all mass, and potentials f of the first cloud.
 
-    Points belong to the nearest of some points of both clouds, whose costs with each other are
-    those of a dense problem.
+    The representatives are points of both clouds; a dense problem with the costs between them is
+    solved.
     """
     x, y = geometry.x.points[: len(a)], geometry.y.points[: len(b)]
     count = max(1, min(_REPRESENTATIVES, len(a) // _SHARE, len(b) // _SHARE))
@@ -48,7 +49,7 @@ def _nearest_center(
     centers: Float[torch.Tensor, "k d"],
     potentials: Float[torch.Tensor, " k"] | None,
 ) -> tuple[Float[np.ndarray, " n"], Int[np.ndarray, " n"]]:
-    """``min_k ||x_i - z_k||^2 - v_k`` and the k that attains it."""
+    """Return ``min_k ||x_i - z_k||^2 - v_k``, and the k that attains it, for every point x_i."""
     bias = centers.square().sum(1)
     if potentials is not None:
         bias = bias - potentials.to(bias)

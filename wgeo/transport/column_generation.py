@@ -21,8 +21,8 @@ from .geometry import Geometry
 
 _CANDIDATES = 8  # arcs that each point contributes at first
 _MAX_ROUNDS = 100
-_SOLVING = 100  # pairs that are tested in the time in which one arc is solved for, about
-_MANY = 0.5  # fraction of undecided columns that float32 is too coarse for
+_SOLVING = 100  # pairs tested in about the time that the sparse solver takes per arc
+_MANY = 0.5  # fraction of undecided columns above which float32 is too coarse
 _SHOW_PROGRESS = 10**9  # pairs from which progress is worth showing
 
 
@@ -33,12 +33,12 @@ class Solution:
     Attributes
     ----------
     plan : sparse array, (n, m)
-        Of the geometry's masses, in its order.
+        Plan between the masses of the geometry, in its order.
     potentials : Potentials
     violations : Violations
         ``(f, g - violations.excess)`` is feasible.
     arcs, rounds : int
-        Number of pairs in the last sparse problem, and of problems solved.
+        Number of pairs in the last sparse problem, and number of problems solved.
     """
 
     plan: coo_array
@@ -61,9 +61,10 @@ def generate_columns(
 ) -> Solution:
     """Call ``solve(potentials)`` on more and more `arcs`, until its potentials satisfy all pairs.
 
-    It returns a plan, potentials close to those given and feasible on the arcs, and the slack
-    that counts as zero. (The potentials of a sparse solver itself leave points with few arcs
-    undetermined, and take tens of rounds.) One process solves; all test.
+    `solve` returns a plan, potentials that are feasible on the arcs and close to those given, and
+    the slack that counts as zero. (With the potentials of the sparse solver itself, which are
+    arbitrary at points with few arcs, tens of rounds would be needed.) One process solves, and all
+    processes test pairs.
     """
     rounds: Iterator[int] = count(1)
     if geometry.x.n * geometry.y.n >= _SHOW_PROGRESS:
@@ -73,9 +74,9 @@ def generate_columns(
         raise_if_interrupted()
         before = potentials.f
         plan, potentials, tolerance = processes.on_rank_zero(partial(solve, potentials))
-        arcs.add(plan.row, plan.col)  # those of a dense problem may be new
+        arcs.add(plan.row, plan.col)  # the pairs of a dense problem may be new
         last = done >= _MAX_ROUNDS
-        # If f did not rise, a row's slacks fell only by what g rose, which is little.
+        # If the f of a row did not rise, its slacks fell only by the increase of g, which is small.
         raised = np.flatnonzero(potentials.f > before)
         n, m = arcs.shape
         if 0 < len(raised) * m < n * m - _SOLVING * len(arcs):
@@ -99,9 +100,10 @@ def verify(
 ) -> tuple[Violations, int]:
     """Test all pairs, add those that are violated, and return how many of them are new.
 
-    Slack below zero by less than `tolerance`, or than rounding, adds no pair; it counts as excess.
-    Where float32 cannot decide, float64 does; and it lists all of very many tight pairs only if the
-    excess of others matters, or must be `complete`.
+    If a slack is negative by less than `tolerance`, or by less than rounding, its pair is not
+    added, but the slack counts as excess. Pairs that float32 cannot decide are tested in float64.
+    Columns with very many tight pairs are listed in full only if the excess of other columns
+    matters, or if the result must be `complete`.
     """
     threshold = max(tolerance, negligible(potentials))
     precise = geometry.double_precision
@@ -128,5 +130,5 @@ def add_nearest(geometry: Geometry, arcs: Arcs, f: Float[torch.Tensor, " n"]) ->
 
 
 def negligible(potentials: Potentials) -> float:
-    """Slack that is zero up to rounding."""
+    """Return the largest slack that rounding alone can cause."""
     return ROUNDING * float(abs(potentials.f).max() + abs(potentials.g).max())

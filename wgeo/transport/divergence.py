@@ -41,16 +41,17 @@ def sinkhorn_divergence(
               - \frac{1}{2} OT_\varepsilon(y, y), \qquad
               \nabla_{x_i} OT_\varepsilon(x, y) = 2 \sum_j P_{ij} (x_i - y_j)
 
-    (Feydy et al. 2019, Theorem 1 and Section 3). By the envelope theorem potentials count
-    as constants, so nothing is unrolled and memory is (n + m) d. First derivatives only.
+    (Feydy et al. 2019, Theorem 1 and Section 3). By the envelope theorem the potentials count as
+    constants, so no iterations are differentiated and memory is proportional to (n + m) d. Only
+    first derivatives are available.
 
     Parameters
     ----------
     x, y : array_like, (n, d), (m, d)
         Torch tensors, for gradients; the result has the dtype and device of x.
     epsilon : float
-        Absolute, in the units of ||x - y||^2 (a fraction of the data's scale would have a
-        gradient).
+        Absolute, in the units of ||x - y||^2. (If it were a fraction of the data's scale, it would
+        itself contribute to the gradient.)
     a, b : array_like, (n,), (m,), optional
         Weights; they are not differentiated.
     marginal_tolerance : float
@@ -101,7 +102,7 @@ def _solve(
     settings = (eps, tolerance, SCALING, Budget(iterations))
     state = require_converged(*anneal(clouds, max(scale, 0.0), *settings), "x and y")
     grad_x, grad_y = _centered_gradients(clouds, state)
-    shift = 2 * clouds.offset  # what centering removed from x_i - y_j
+    shift = 2 * clouds.offset  # the part of x_i - y_j that centering removed
     grads = [
         grad_x + clouds.a[:, None] * shift,
         grad_y - (clouds.b * state.log_ratio.exp())[:, None] * shift,

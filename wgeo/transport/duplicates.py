@@ -1,4 +1,4 @@
-"""Equal points are one point with more mass: clouds of few distinct points are small problems."""
+"""Merge equal points into one point with their total mass, which makes the problem smaller."""
 
 from __future__ import annotations
 
@@ -11,21 +11,18 @@ from jaxtyping import Float, Int
 from ..runtime import processes
 from .point_clouds import PointClouds
 
-_FEW = 0.95  # merging pays up to this fraction of distinct points
-_VERY_FEW = 0.7  # up to this fraction it pays even if the pairing of all points is good
-_PREFIX = 16  # leading features, which mostly suffice to show that points are distinct
-_ROWS = 1024  # copied to float64 at a time
+_FEW = 0.95  # merging saves time if at most this fraction of points is distinct
+_VERY_FEW = 0.7  # below this fraction it saves time even if the given pairing is nearly optimal
+_PREFIX = 16  # leading features, usually enough to show that points are distinct
+_ROWS = 1024  # number of rows copied to float64 at a time
 
 
 @dataclass(frozen=True, eq=False)
 class Merged:
-    """Clouds of distinct points, and which of these each point is.
+    """Clouds of distinct points, and the index of each original point among them.
 
-    Attributes
-    ----------
-    clouds : PointClouds
-        The same two measures, with fewer points.
-    index_x, index_y : ndarray of int, (n,), (m,)
+    Attributes ---------- clouds : PointClouds The same two measures, with fewer points. index_x,
+    index_y : ndarray of int, (n,), (m,) Which of the distinct points each original point equals.
     """
 
     clouds: PointClouds
@@ -34,13 +31,13 @@ class Merged:
 
     @property
     def very_few(self) -> bool:
-        """Whether so few points remain that merging pays even if all points are paired well."""
+        """Whether few enough points remain to solve for them even if the given pairing is good."""
         points = len(self.index_x) + len(self.index_y)
         return len(self.clouds.x) + len(self.clouds.y) <= _VERY_FEW * points
 
 
 def merge_equal_points(clouds: PointClouds) -> Merged | None:
-    """Merge equal points, if there are many."""
+    """Merge equal points; None if too few of the points are equal for that to save time."""
     distinct = processes.on_rank_zero(lambda: _distinct_points(clouds))
     if distinct is None:
         return None
@@ -57,11 +54,11 @@ def merge_equal_points(clouds: PointClouds) -> Merged | None:
     return Merged(PointClouds(x, y, a, b, None, masses), index_x, index_y)
 
 
-Indices = tuple[np.ndarray, np.ndarray]  # of distinct rows; for each row, which of these it is
+Indices = tuple[np.ndarray, np.ndarray]  # first copies of distinct rows; each row's copy
 
 
 def _distinct_points(clouds: PointClouds) -> tuple[Indices, Indices] | None:
-    """`_distinct` of both clouds, if that leaves few points."""
+    """Return `_distinct` of both clouds; None if too many points are distinct."""
     most = _FEW * (len(clouds.x) + len(clouds.y))
     x = _distinct(clouds.x, most)
     y = None if x is None else _distinct(clouds.y, most - len(x[0]))
@@ -69,9 +66,9 @@ def _distinct_points(clouds: PointClouds) -> tuple[Indices, Indices] | None:
 
 
 def _distinct(x: Float[torch.Tensor, "n d"], most: float) -> Indices | None:
-    """Return the first copy of each distinct row, and for each row which of these it equals.
+    """Return the first copy of each distinct row, and for each row the distinct row it equals.
 
-    None if more than `most` rows are distinct, or if projections confuse different rows.
+    None if more than `most` rows are distinct, or if different rows have equal projections.
     """
     for width in (_PREFIX, x.shape[1]):
         _, index = torch.unique(_project_rows(x[:, :width]), return_inverse=True)
@@ -88,7 +85,7 @@ def _distinct(x: Float[torch.Tensor, "n d"], most: float) -> Indices | None:
 
 
 def _project_rows(x: Float[torch.Tensor, "n d"]) -> Float[torch.Tensor, " n"]:
-    """A coordinate of each row: equal for equal rows, and almost surely different for others."""
+    """Return a number for each row, equal for equal rows and almost surely different for others."""
     generator = torch.Generator().manual_seed(0)
     direction = torch.randn(x.shape[1], generator=generator, dtype=torch.float64).to(x.device)
     return torch.cat([rows.double() @ direction for rows in x.split(_ROWS)])
@@ -97,7 +94,7 @@ def _project_rows(x: Float[torch.Tensor, "n d"]) -> Float[torch.Tensor, " n"]:
 def _sum_groups(
     mass: Float[np.ndarray, " n"], index: Int[np.ndarray, " n"], count: int
 ) -> Float[np.ndarray, " k"]:
-    """Sums of each group's masses, in extended precision: each is rounded once."""
+    """Return the total mass of each group, computed in extended precision and rounded once."""
     order = np.argsort(index, kind="stable")
     starts = np.searchsorted(index[order], np.arange(count))
     return np.add.reduceat(mass[order].astype(np.longdouble), starts).astype(np.float64)

@@ -21,9 +21,9 @@ _LARGEST = 1e120
 class Solver(Protocol):
     """The protocol of solvers: a name, and `solve`, which is called on checked inputs.
 
-    ``x`` and ``y`` are finite floating-point tensors, (n, d) and (m, d), on one device; ``a`` and
-    ``b`` float64 weights that sum to 1, or None if uniform; ``coupling`` a permutation to start
-    from, or None, which for clouds of one size and uniform weights means row i with row i.
+    ``x`` and ``y`` are finite floating-point tensors, (n, d) and (m, d), on one device. ``a`` and
+    ``b`` are float64 weights that sum to 1, or None if uniform. ``coupling`` is a permutation to
+    start from, or None; for clouds of one size with uniform weights, None pairs row i with row i.
     """
 
     @property
@@ -58,15 +58,16 @@ def wasserstein(
         NumPy or torch, on any device; rows are samples. One-dimensional input is n points on a
         line. If the clouds are on different devices, the accelerator does the work.
     y : array_like, (m, d)
-        The number of samples may differ from that of x, the width may not.
+        The number of samples may differ from that of x, but the width must be the same.
     solver : Solver, optional
         `Exact` (default), `Sinkhorn`, `Sliced` or `Gaussian`.
     a, b : array_like, (n,), (m,), optional
         Nonnegative weights, normalized to sum to 1. Uniform by default.
     coupling : array_like of int, (n,), optional
-        A permutation to start from, for clouds of one size and uniform weights: row i of x with
-        row ``coupling[i]`` of y. By default row i with row i, the network's own pairing if rows
-        are the same samples at two layers. It only makes solvers faster or bounds tighter.
+        A permutation to start from, for clouds of one size and uniform weights: it pairs row i of x
+        with row ``coupling[i]`` of y. By default row i is paired with row i, which is the network's
+        own pairing if rows are the same samples at two layers. A good start makes solvers faster or
+        bounds tighter; it does not change W2.
 
     Returns
     -------

@@ -32,21 +32,23 @@ class Exact:
     r"""The optimal coupling for the squared Euclidean cost, certified.
 
     A coupling P and potentials f, g with :math:`f_i + g_j \leq \|x_i - y_j\|^2` for *all* pairs
-    enclose the truth (Kantorovich duality; Peyre, Cuturi 2019, Section 2.5):
+    bound W2 from both sides (Kantorovich duality; Peyre, Cuturi 2019, Section 2.5):
 
     .. math:: \sum_i a_i f_i + \sum_j b_j g_j \leq W_2^2 \leq \sum_{ij} P_{ij} \|x_i - y_j\|^2
 
-    and at the optimum the two agree. Both sides are evaluated in float64, and their rounding errors
-    are accounted for: ``lower <= W2 <= upper`` holds rigorously for the points given.
+    and at the optimum the two bounds agree. Both are evaluated in float64, and their rounding
+    errors are accounted for: ``lower <= W2 <= upper`` holds rigorously for the points given.
 
     Neighboring layers nearly coincide, so the given pairing is tried first, and then that of
-    nearest neighbors. If neither is optimal, a coarse problem between few points of each cloud
-    suggests pairs and potentials. The problem is solved on few pairs, tested on all, and solved
-    again with the violated ones, until there are none (column generation); equal points are merged
-    before, if there are many. All n m costs are computed several times. They are not stored, except
-    inner products of wide points, and the costs of one dense problem if many pairs are still
-    missing after ten rounds, if these fit in `memory`. Pairs of wide points are first screened by a
-    low-dimensional lower bound of their cost, which decides most of them if layers nearly coincide.
+    nearest neighbors. If neither is optimal, a coarse problem between a few points of each cloud
+    suggests pairs and potentials. The problem is then solved on few pairs, tested on all, and
+    solved again with the violated pairs added, until no pair is violated (column generation). If
+    many points are equal, they are merged first.
+
+    All n m costs are computed several times and not stored, with two exceptions, both subject to
+    `memory`: inner products of wide points, and the costs of one dense problem if many pairs are
+    still missing after ten rounds. Pairs of wide points are first screened by a low-dimensional
+    lower bound of their cost, which decides most of them if layers nearly coincide.
 
     Parameters
     ----------
@@ -97,7 +99,8 @@ class Exact:
             result = self._solve(clouds)
             uncertified = processes.on_rank_zero(lambda: result.status is not Status.CERTIFIED)
             if uncertified and clouds.pairing is not None:
-                # Potentials accumulate rounding over many updates; from the optimum they need few.
+                # Potentials accumulate rounding over many updates; starting from the optimum, few
+                # are needed.
                 result = self._solve(replace(clouds, pairing=result.coupling))
         return replace(result, seconds=time.perf_counter() - start_time)
 
@@ -159,7 +162,7 @@ class Exact:
 def _in_order(
     geometry: Geometry, solution: Solution
 ) -> tuple[Int[np.ndarray, " k"], Int[np.ndarray, " k"], Float[np.ndarray, " k"]]:
-    """The pairs of the plan, in the order of the clouds, and their mass."""
+    """Return the pairs of the plan, in the order of the clouds, and their mass."""
     plan = solution.plan
     return geometry.order_x[plan.row], geometry.order_y[plan.col], plan.data
 
@@ -170,7 +173,7 @@ def _plan(
     j: Int[np.ndarray, " k"],
     mass: Float[np.ndarray, " k"],
 ) -> tuple[csr_array, float, float]:
-    """The plan, its cost, and a bound on that of a feasible coupling."""
+    """Return the plan, its cost, and an upper bound on the cost of a feasible coupling."""
     shape = len(clouds.x), len(clouds.y)
     plan = csr_array((mass / clouds.masses[0].sum(), (i, j)), shape=shape)
     ranges = [torch.stack((z.amin(0), z.amax(0))).double() for z in (clouds.x, clouds.y)]
@@ -181,7 +184,7 @@ def _plan(
 
 
 def lower_bound(geometry: Geometry, potentials: Potentials) -> float:
-    """Lower bound of W2^2 from feasible potentials, reduced by what rounding can have added."""
+    """Return a lower bound of W2^2 from feasible potentials, less the possible rounding error."""
     a, b = geometry.weights
     f, g = potentials.f, potentials.g
     middle = (float(b @ g) - float(a @ f)) / 2  # potentials are determined up to a constant
@@ -205,7 +208,7 @@ def _extend_potentials(
 
 
 def _c_transform(x: torch.Tensor, y: torch.Tensor, g: np.ndarray) -> Float[np.ndarray, " n"]:
-    """``min_j ||x_i - y_j||^2 - g_j`` in float64, some rows at a time."""
+    """Return ``min_j ||x_i - y_j||^2 - g_j`` in float64, some rows at a time."""
     y, potential = y.double(), torch.from_numpy(g).to(y.device)
     step = max(1, (1 << 20) // len(y))
     parts = [

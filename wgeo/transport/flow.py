@@ -1,4 +1,4 @@
-"""An optimal plan between two clouds, from a good start to a proof."""
+"""Find an optimal plan between two clouds: choose a start, then generate columns to optimality."""
 
 from __future__ import annotations
 
@@ -18,24 +18,25 @@ from .geometry import Geometry
 from .simplex import dense_simplex, network_simplex
 
 _ALL_PAIRS = 1 << 16  # problems with at most this many pairs are solved on all of them
-_POOR_START = 0.5  # fraction of violated columns from which a given pairing is not a useful start
-_SAMPLE = 32  # columns that show whether it is
-_NEARLY = 0.9  # fraction of points that are nearest to some: a few may be due to rounding
-_LARGER_SAMPLE = 256  # columns that show which potentials are better
-_TOLERANCE = 2.0**-36  # fraction of the cost that counts as no slack
+_POOR_START = 0.5  # fraction of violated columns above which a pairing is not a useful start
+_SAMPLE = 32  # number of columns on which this is tested
+_NEARLY = 0.9  # fraction of points nearest to some y; a few may be missing due to rounding
+_LARGER_SAMPLE = 256  # number of columns on which two potentials are compared
+_TOLERANCE = 2.0**-36  # slack below this fraction of the cost counts as zero
 _PATIENCE = 10  # rounds after which one dense problem is solved, if many pairs are still missing
-_DENSE_BYTES = 40  # of it, per pair
-_NOISY = 2.0**-28  # fraction of the cost that noise may not reach
-_CEILING = 2.0**10  # slacks above this multiple of the largest violation are alike
+_DENSE_BYTES = 40  # memory of the dense problem, per pair
+_NOISY = 2.0**-28  # noise must be below this fraction of the cost
+_CEILING = 2.0**10  # slacks above this multiple of the largest violation are treated as equal
 
 
 def solve_flow(geometry: Geometry) -> Solution:
-    """Find an optimal plan between the clouds' masses, all positive.
+    """Find an optimal plan between the clouds' masses, which must all be positive.
 
-    A known pairing, and then that of nearest neighbors, is tested as it is. Else the problem is
-    solved on few pairs, then on more and more (`column_generation`): those that all mass can use,
-    from the pairing or a coarse problem, and each point's nearest under the better of two
-    potentials. Small problems are solved on all pairs.
+    First a known pairing, and then the pairing of nearest neighbors, is tested for optimality. If
+    neither is optimal, the problem is solved on few pairs and then on more and more
+    (`column_generation`). The first pairs are those that can carry all mass, from the pairing or
+    from a coarse problem, and the nearest pairs of each point under the better of two potentials.
+    Small problems are solved on all pairs.
     """
     n, m = geometry.x.n, geometry.y.n
     masses = geometry.masses
@@ -70,7 +71,7 @@ def solve_flow(geometry: Geometry) -> Solution:
                 ceiling = max(ceiling, -_CEILING * float(arcs.slack(potentials).min()))
             plan, potentials, noise = network_simplex(arcs, potentials, *masses, ceiling)
         cost = float(plan.data @ geometry.pair_costs(plan.row, plan.col) / plan.data.sum())
-        if noise > _NOISY * cost:  # the plan remains, with potentials of more digits
+        if noise > _NOISY * cost:  # keep the plan, but compute more accurate potentials
             _, potentials, noise = network_simplex(arcs, potentials, *masses, _CEILING * noise)
         ceiling = max(_TOLERANCE * cost, noise)
         return plan, potentials, ceiling
@@ -84,7 +85,7 @@ def _fits(geometry: Geometry) -> bool:
 
 
 def pairs_well(geometry: Geometry) -> bool:
-    """Whether the given pairing, if there is one, is a useful start, from a sample of columns."""
+    """Test on a sample of columns whether there is a given pairing and it is a useful start."""
     if geometry.clouds.pairing is None:
         return False
     i = np.arange(geometry.x.n)
@@ -94,7 +95,7 @@ def pairs_well(geometry: Geometry) -> bool:
 def _paired(
     geometry: Geometry, i: Int[np.ndarray, " n"], f: Float[np.ndarray, " n"]
 ) -> tuple[Potentials, Float[np.ndarray, " n"]]:
-    """Potentials with no slack for the pairs of i and j = 0, 1, ..., and the costs of these."""
+    """Return potentials with zero slack for the pairs (i[j], j), and the costs of these pairs."""
     cost = geometry.pair_costs(i, np.arange(len(i)))
     return Potentials(f, cost - f[i]), cost
 
@@ -110,10 +111,10 @@ def _satisfies_most(geometry: Geometry, potentials: Potentials) -> bool:
 def _test_pairing(
     geometry: Geometry, arcs: Arcs, i: Int[np.ndarray, " n"], f: Float[np.ndarray, " n"]
 ) -> tuple[Solution, bool] | None:
-    """Return i with j = 0, 1, ... and f, and whether they are optimal; None if far from that.
+    """Return the pairs (i[j], j) with f as a solution, and whether it is optimal; None if far off.
 
-    A coupling is optimal if and only if potentials exist with ``f_i + g_j <= c_ij``, and equality
-    for its pairs.
+    A coupling is optimal if and only if there are potentials with ``f_i + g_j <= c_ij`` for all
+    pairs and equality for the pairs of the coupling.
     """
     j = np.arange(len(i))
     potentials, cost = _paired(geometry, i, f)
@@ -133,7 +134,7 @@ def _nearest_pairing(
     masses: tuple[Float[np.ndarray, " n"], Float[np.ndarray, " m"]],
     f: Float[np.ndarray, " n"],
 ) -> tuple[Solution, bool] | None:
-    """Test the pairing of each y with its nearest x, if it is one."""
+    """Test the pairing of each y with its nearest x, if that is a permutation."""
     a, b = masses
     if len(a) != len(b):
         return None
@@ -154,7 +155,7 @@ def _start(
     masses: tuple[Float[np.ndarray, " n"], Float[np.ndarray, " m"]],
     f: Float[np.ndarray, " n"],
 ) -> Potentials:
-    """Add arcs to begin with; return the better of two potentials."""
+    """Add the first arcs, and return the better of two potentials."""
     i, j, coarse = processes.on_rank_zero(lambda: solve_coarse(geometry, *masses))
     arcs.add(i, j)
     starts = [torch.from_numpy(z).to(geometry.x.norms) for z in (f, coarse)]
@@ -167,7 +168,7 @@ def _dual_value(
     masses: tuple[Float[np.ndarray, " n"], Float[np.ndarray, " m"]],
     f: Float[torch.Tensor, " n"],
 ) -> float:
-    """The dual objective of f and its c-transform, from a sample of columns."""
+    """Estimate the dual objective of f and its c-transform from a sample of columns."""
     head = geometry.y.head(_LARGER_SAMPLE)
     a, b = (torch.from_numpy(mass).to(f) for mass in masses)
     g, b = c_transform(geometry, head, geometry.x, f), b[: head.n]

@@ -1,9 +1,9 @@
 """Squared Euclidean costs as an exact solver needs them: fast, and with bounds on their error.
 
-Matrix products in float32, a block at a time, show which pairs could matter; the costs of those few
-are computed again from differences in float64. ``||x||^2 + ||y||^2 - 2 x.y`` of d terms, in any
-order of summation, is wrong by at most ``(d + 4) u (||x||^2 + ||y||^2)``, u the unit roundoff
-(Higham 2002, Section 3.1), so the selection is rigorous.
+Matrix products in float32, a block at a time, show which pairs could matter; the costs of these few
+pairs are computed again from differences in float64. The selection is rigorous, because the error
+of ``||x||^2 + ||y||^2 - 2 x.y`` with d terms, in any order of summation, is at most
+``(d + 4) u (||x||^2 + ||y||^2)``, where u is the unit roundoff (Higham 2002, Section 3.1).
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from ..runtime.threads import raise_if_interrupted
 from .point_clouds import UNIT_ROUNDOFF, PointClouds
 from .screening import inner_product_error, principal_directions, reduce_dimension
 
-_BLOCK = {"cpu": 1 << 20, "cuda": 1 << 26}  # entries: a core's cache; enough to fill a GPU
+_BLOCK = {"cpu": 1 << 20, "cuda": 1 << 26}  # entries: fits a core's cache; fills a GPU
 _MIN_ROWS = 64
-_PANEL = 512  # features summed at a time: an error of _PANEL + d / _PANEL units, not of d
+_PANEL = 512  # features summed at a time; the error is _PANEL + d / _PANEL units instead of d
 _STORE_FROM = 256  # number of features from which storing products saves time
 _SCREENING_DIRECTIONS = 32
 _SCREEN_FROM = 8 * _SCREENING_DIRECTIONS  # number of features from which screening saves time
@@ -36,9 +36,9 @@ _GATHERED = 1 << 17  # entries of gathered rows at a time
 def squared_distances(
     x: Float[torch.Tensor, "n d"], y: Float[torch.Tensor, "m d"]
 ) -> Float[torch.Tensor, "n m"]:
-    """Return ||x_i - y_j||^2 from differences: relative error (d + 2) u, u the unit roundoff.
+    """Return ||x_i - y_j||^2 from differences, with relative error (d + 2) u, u the unit roundoff.
 
-    Slower than by a matrix product, and accurate even if points nearly coincide.
+    This is slower than a matrix product, but accurate even if points nearly coincide.
     """
     return torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist").square_()
 
@@ -60,7 +60,7 @@ class PointCloud:
     index : Tensor of int, (n,), optional
         Indices of these points in a larger cloud.
     product_error : float
-        How far twice an inner product may fall short, relative to the norms (`screening`).
+        Bound on how much twice an inner product is too small, relative to the norms (`screening`).
     is_y : bool
         Whether this is the second cloud.
     """
@@ -89,7 +89,7 @@ class PointCloud:
         return d if d <= _PANEL else _PANEL + 2 * -(-d // _PANEL)
 
     def error(self, bias: Float[torch.Tensor, " n"]) -> Float[torch.Tensor, " n"]:
-        """Each point's part of the error of ``bias_i - 2 x_i.y_j``; the parts of i and j add up."""
+        """Return each point's part of the error of ``bias_i - 2 x_i.y_j``, a sum of two parts."""
         relative = (self.roundings + 6) * self.unit + self.product_error
         error = 1.01 * relative * (self.norms + abs(bias))
         return error + self.offset_error * (1 + self.norms) + 1e-30
@@ -163,7 +163,7 @@ class Geometry:
 
     @property
     def passes(self) -> float:
-        """How often all pairs were visited, counting samples and screening in proportion."""
+        """Number of passes over all pairs; samples and screening count in proportion."""
         visited = processes.all_reduce_sum(float(self.visits["features"]))
         return round(visited / (self.x.n * self.y.n * self.clouds.x.shape[1]), 2)
 
@@ -199,7 +199,8 @@ class Geometry:
     def screens(self) -> bool:
         """Whether a pass over reduced points is cheaper than one over stored products.
 
-        It depends on the process: each stores the products once it needs them.
+        The answer can differ between processes, because each stores the products when it first
+        needs them.
         """
         stored = self.__dict__.get("products") is not None
         return not stored and self.clouds.x.shape[1] >= _SCREEN_FROM
@@ -306,7 +307,7 @@ class Geometry:
 
     @cached_property
     def products(self) -> Float[torch.Tensor, "m n"] | None:
-        """All <y_j, x_i>, if points are wide enough for that to pay and they fit in memory."""
+        """Return all <y_j, x_i>, if storing them saves time and they fit in memory."""
         x, y = self.x.points, self.y.points
         available = block_entries(self.memory) // 2
         if x.shape[1] < _STORE_FROM or len(x) * len(y) * x.element_size() > available:
@@ -354,7 +355,7 @@ class Geometry:
     def _stored_products(
         self, target: PointCloud, source: PointCloud, rows: slice
     ) -> torch.Tensor | None:
-        """Stored products of rows of `target`, unless points are reduced or undecided ones."""
+        """Return stored products of rows of `target`; None for reduced or undecided points."""
         complete = target.points.shape[1] == self.clouds.x.shape[1] and target.index is None
         products = self.products if complete else None
         if products is None:
@@ -364,7 +365,7 @@ class Geometry:
 
 
 def _groups(n: int) -> int:
-    """Number of groups, about that of members of each: both lists are short."""
+    """Return the number of groups, about the number of members of each, so both lists are short."""
     return max(n, 1) if n <= 64 else int(2 ** round(np.log2(n) / 2))
 
 
@@ -380,7 +381,7 @@ def _slices(n: int, step: int, start: int = 0) -> Iterator[slice]:
 def _inner_products(
     a: torch.Tensor, b: torch.Tensor, out: torch.Tensor | None = None
 ) -> Float[torch.Tensor, "rows columns"]:
-    """a b^T, a panel of features at a time: the roundings of one panel, plus one per panel."""
+    """Return a b^T, a panel of features at a time; errors are those of one panel, plus one each."""
     out = a.new_empty((len(a), len(b))) if out is None else out
     torch.mm(a[:, :_PANEL], b[:, :_PANEL].T, out=out)
     for k in range(_PANEL, a.shape[1], _PANEL):

@@ -23,12 +23,12 @@ from ..runtime.memory import block_entries, halve_blocks_on_oom
 from ..runtime.threads import raise_if_interrupted
 from .point_clouds import PointClouds
 
-# Entries of a block: few enough for a core's cache, enough to fill a GPU.
+# Entries of a block: few enough for a core's cache, and enough to fill a GPU.
 BLOCK_ENTRIES = {"cpu": 1 << 18, "cuda": 1 << 26}
 _MIN_ROWS = 32
-_NEGLIGIBLE = 1e-12  # of a row's weight: entries below it are left out of a sparse plan
-# Entries of x.y^T up to which it is stored between passes: 128 MiB, 1 GiB on a GPU. That makes an
-# iteration nearly two times faster at d = 64, six times at d = 512.
+_NEGLIGIBLE = 1e-12  # fraction of a row's weight below which entries are left out of a sparse plan
+# Largest number of entries of x.y^T that is stored between passes: 128 MiB, or 1 GiB on a GPU. This
+# # makes an iteration nearly two times faster at d = 64, and six times faster at d = 512.
 STORED_ENTRIES = {"cpu": 1 << 24, "cuda": 1 << 27}
 
 
@@ -41,7 +41,8 @@ class PlanSummary:
     cost : float
         Centered cost of the plan with its columns scaled down (`Kernel.round_plan`).
     lack_x, lack_y : Tensor, (n,), (m,)
-        Mass that the rows and columns of that plan lack, of equal sums up to rounding.
+        Mass that is missing from the rows and columns of that plan; both have equal sums up to
+        rounding.
     entropic_cost : float
         Centered cost of the plan itself, whose column marginal is not exact.
     row_error, column_error : float
@@ -211,10 +212,10 @@ class Kernel:
         log_ratio: Float[torch.Tensor, " m"],
         eps: float,
     ) -> PlanSummary:
-        """Summarize the entropic plan, which is not stored, as its rounding needs it.
+        """Return what the rounding of the entropic plan needs, without storing the plan.
 
         Columns with too much mass are scaled down (Altschuler, Weed, Rigollet 2017, Algorithm 2;
-        here no row has too much); `rounding.couple_in_order` couples the mass that is then lacking.
+        here no row has too much). `rounding.couple_in_order` then couples the missing mass.
         """
         clouds = self.clouds
         column_scale = (-log_ratio).clamp(max=0).exp()
@@ -260,10 +261,10 @@ class Kernel:
         eps: float,
         most: int,
     ) -> PlanEntries | None:
-        """Return the entries of the plan that `round_plan` summarizes, its columns scaled down.
+        """Return the entries of the plan that `round_plan` summarizes, with columns scaled down.
 
-        Entries below `_NEGLIGIBLE` of their row's weight are left out; None if more than `most`
-        remain.
+        Entries below a fraction `_NEGLIGIBLE` of their row's weight are left out; None if more than
+        `most` entries remain.
         """
         clouds = self.clouds
         bias = clouds.b.log() + (g - clouds.norms_y) / eps + (-log_ratio).clamp(max=0)
@@ -318,10 +319,10 @@ def _log_sum(logs: Float[torch.Tensor, " k"]) -> Float[torch.Tensor, " k"]:
 
 
 class _FullPrecision(ContextDecorator):
-    """Disable TF32, whose 10 bits are too few for costs, which are differences.
+    """Disable TF32: its 10 bits are too few for costs, which are differences.
 
-    The setting is global to the process: of several threads the first saves it, the last restores
-    it.
+    The setting is global to the process. If several threads use this context, the first saves the
+    setting and the last restores it.
     """
 
     def __init__(self) -> None:

@@ -25,7 +25,7 @@ from .result import Status, TransportResult
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Distances(Result):
-    """W2 between all pairs of clouds: matrices with a row per cloud, a column per other cloud.
+    """W2 between all pairs of clouds, as matrices with one row per cloud and one column per other.
 
     ``to_pandas()`` is a table with a row per pair: ``source``, ``target``, ``distance``, ``lower``,
     ``upper``, ``certified``; if the clouds are compared with themselves, each pair is listed once.
@@ -35,11 +35,11 @@ class Distances(Result):
     names, other_names : tuple of str
         Names of the rows and of the columns.
     distance : ndarray, (B, C)
-        W2. If there are no others, it is symmetric, and 0 on the diagonal.
+        W2. Without `others` the matrix is symmetric, with zeros on the diagonal.
     lower, upper : ndarray, (B, C)
         Intervals that contain W2.
     certified : ndarray of bool, (B, C)
-        Whether the interval is as narrow as the solver's tolerance.
+        Whether the interval is narrower than the solver's tolerance.
     symmetric : bool
         Whether the clouds are compared with themselves.
     solver : str
@@ -93,8 +93,8 @@ class Distances(Result):
 def distances(clouds: Any, others: Any = None, *, solver: Solver | None = None) -> Distances:
     """Measure W2 between all pairs of clouds, each with an interval that contains it.
 
-    Each pair is solved once, several at a time on the cores of the CPU; Ctrl-C interrupts them all.
-    Plans are not kept: `wasserstein` returns that of a pair.
+    Each pair is solved once, and several pairs are solved concurrently on the cores of the CPU;
+    Ctrl-C interrupts them all. Plans are not kept; use `wasserstein` for the plan of a single pair.
 
     Parameters
     ----------
@@ -102,7 +102,7 @@ def distances(clouds: Any, others: Any = None, *, solver: Solver | None = None) 
         Clouds of one width, each (n_b, d), of any sizes. A mapping gives their names; the clouds
         of a trajectory are its layers.
     others : like `clouds`, optional
-        Compare with these; by default with each other.
+        Clouds to compare with. By default, `clouds` are compared with each other.
     solver : Solver, optional
         Default `Exact`.
 
@@ -116,9 +116,9 @@ def distances(clouds: Any, others: Any = None, *, solver: Solver | None = None) 
     ArgumentError
         No clouds, or an array that is not (B, n, d).
     FeatureError
-        NaN, infinity, an empty cloud, or clouds of different widths; the cloud is named.
+        NaN, infinity, an empty cloud, or clouds of different widths; the message names the cloud.
     WgeoError
-        The solver failed; the error has the solver's type, and names the clouds.
+        The solver failed. The error has the solver's type, and its message names the clouds.
 
     Examples
     --------
@@ -164,7 +164,7 @@ def distances(clouds: Any, others: Any = None, *, solver: Solver | None = None) 
 
 
 class _Cloud(NamedTuple):
-    """A cloud, its name, and what errors call it."""
+    """A cloud, its name, and its name in error messages."""
 
     name: str
     label: str
@@ -208,7 +208,7 @@ def _require_one_width(clouds: Sequence[_Cloud]) -> None:
 
 
 def _pairs(shape: tuple[int, ...], symmetric: bool) -> Iterator[tuple[int, int]]:
-    """The pairs that are solved: those above the diagonal if the matrix is symmetric."""
+    """Return the pairs to solve: only those above the diagonal if the matrix is symmetric."""
     rows, columns = shape
     return ((i, j) for i in range(rows) for j in range(i + 1 if symmetric else 0, columns))
 

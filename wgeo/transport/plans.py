@@ -9,11 +9,11 @@ from scipy.sparse import csr_array
 from .line import northwest_corner
 
 MAX_ENTRIES = 1 << 22
-"""Entries of a plan up to which a result holds it: 48 MiB. Optimal plans have fewer than n + m."""
+"""Largest number of entries of a plan in a result: 48 MiB. Optimal plans have fewer than n + m."""
 
 
 def product_plan(a: Float[np.ndarray, " n"], b: Float[np.ndarray, " m"]) -> csr_array | None:
-    """The plan a_i b_j, which has no zeros except those of the weights; None if it is too large."""
+    """Return the plan a_i b_j, which is zero only where a weight is; None if it is too large."""
     large = np.count_nonzero(a) * np.count_nonzero(b) > MAX_ENTRIES
     return None if large else csr_array(csr_array(a[:, None]) @ csr_array(b[None]))
 
@@ -25,10 +25,10 @@ def expand(
     x: tuple[Int[np.ndarray, " n"], Float[np.ndarray, " n"]],
     y: tuple[Int[np.ndarray, " m"], Float[np.ndarray, " m"]],
 ) -> tuple[Int[np.ndarray, " l"], Int[np.ndarray, " l"], Float[np.ndarray, " l"]]:
-    """Return pairs of points and their mass, of a plan that couples groups i with groups j.
+    """Expand a plan that couples groups i with groups j to pairs of points and their mass.
 
-    `x` and `y` hold the group and the mass of each point. The mass of a group goes to its points in
-    their order, that is, by the north-west corner rule; integers remain integers.
+    `x` and `y` hold the group and the mass of each point. Mass is distributed to the points of a
+    group in their order (the north-west corner rule), so that integers remain integers.
     """
     row, pair, mass = _deal(i, mass, *x)
     column, part, mass = _deal(j[pair], mass, *y)
@@ -41,9 +41,9 @@ def _deal(
     point_group: Int[np.ndarray, " n"],
     point_mass: Float[np.ndarray, " n"],
 ) -> tuple[Int[np.ndarray, " l"], Int[np.ndarray, " l"], Float[np.ndarray, " l"]]:
-    """Deal pieces of mass that belong to groups to the points of these; return point, piece, mass.
+    """Distribute pieces of mass over the points of their groups; return point, piece and mass.
 
-    Rounding may leave a sliver of mass between two groups, which is dropped.
+    Rounding may assign a tiny mass to a point of the next group; it is dropped.
     """
     points, pieces = np.argsort(point_group, kind="stable"), np.argsort(group, kind="stable")
     p, k, dealt = northwest_corner(point_mass[points], mass[pieces])

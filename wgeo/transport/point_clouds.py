@@ -1,8 +1,8 @@
-"""The two point clouds of a transport problem: weights filled in, centered, with a known coupling.
+"""The two point clouds of a transport problem, centered, with weights and a known coupling.
 
-Centering both clouds changes W2^2 by a known amount, and not which coupling is optimal:
+Centering both clouds changes W2^2 by a known amount and does not change which coupling is optimal:
 ``W2^2(x, y) = ||mean x - mean y||^2 + W2^2(x - mean x, y - mean y)``. It makes inner products
-smaller, and so their rounding errors.
+smaller, and thus their rounding errors.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ class PointClouds:
     a, b : Tensor of float64, (n,), (m,)
         Weights, each summing to 1.
     pairing : ndarray of int, (n,), or None
-        A feasible permutation: the one given, else row i with row i; None for clouds of different
-        sizes or with weights.
+        A feasible permutation: the given one, or by default row i with row i; None for clouds of
+        different sizes or with weights.
     copies : tuple of ndarray, (n,), (m,), or None
-        Whole numbers in proportion to the weights, if these come from clouds of equal weights.
+        Whole numbers proportional to the weights, if the weights come from clouds of equal weights.
     """
 
     x: Float[torch.Tensor, "n d"]
@@ -76,7 +76,7 @@ class PointClouds:
 
     @property
     def masses(self) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " m"]]:
-        """Masses in proportion to the weights: whole numbers, which add up exactly, if known."""
+        """Masses proportional to the weights; whole numbers, whose sums are exact, if known."""
         return (self.a.cpu().numpy(), self.b.cpu().numpy()) if self.copies is None else self.copies
 
     @property
@@ -86,7 +86,7 @@ class PointClouds:
 
     @property
     def self_problems(self) -> tuple[PointClouds, PointClouds]:
-        """Each cloud against itself, as debiasing needs it."""
+        """The problems of each cloud with itself, which debiasing needs."""
         return (
             PointClouds(self.x, self.x, self.a, self.a, None),
             PointClouds(self.y, self.y, self.b, self.b, None),
@@ -276,7 +276,7 @@ def _centered_rows(
 def _all_centered_rows(
     x: torch.Tensor, center: torch.Tensor, dtype: torch.dtype
 ) -> Float[torch.Tensor, "n d"]:
-    """Rows minus `center`; not more than some of them are in float64 at a time."""
+    """Return rows minus `center`; only some rows are in float64 at a time."""
     out = torch.empty(x.shape, dtype=dtype, device=x.device)
     for rows, part in _centered_rows(x, center):
         out[rows] = part

@@ -45,19 +45,19 @@ class TransportResult(Result):
     Attributes
     ----------
     cost : float
-        W2^2, the mean squared Euclidean displacement under `coupling` (never halved); for
-        `Gaussian` instead that between Gaussians.
+        W2^2, the mean squared Euclidean displacement under `coupling` (never halved). For
+        `Gaussian` it is W2^2 between the Gaussians instead.
     lower, upper : float
         Interval that contains W2, in the units of the features.
     status : Status
-        ``certified`` if (upper - lower) / upper is within the solver's tolerance, else
+        ``certified`` if (upper - lower) / upper is within the solver's tolerance, otherwise
         ``bounded``.
     solver : str
     seconds : float
         Wall-clock time of the solver.
     coupling : ndarray of int, (n,), or scipy sparse array, (n, m), or None
-        The permutation i -> coupling[i] if the coupling is one, else the transport plan. `plan` has
-        one type.
+        The permutation i -> coupling[i] if the coupling is one, otherwise the transport plan.
+        `plan` is always a sparse array.
     potentials : tuple of ndarray (n,), (m,), or None
         Feasible duals: f_i + g_j <= ||x_i - y_j||^2 for all i, j.
     divergence : float or None
@@ -115,7 +115,7 @@ class TransportResult(Result):
         Raises
         ------
         ArgumentError
-            The solver returned no coupling: that behind `upper` has too many entries.
+            The solver returned no coupling, because the one behind `upper` has too many entries.
         """
         if self.coupling is None:
             reason = self.stats.get("no_plan", "its solver returned no coupling")
@@ -135,7 +135,8 @@ class TransportResult(Result):
 
         .. math:: T(x_i) = \frac{1}{a_i} \sum_j P_{ij}\, y_j
 
-        It is ``y[coupling]`` for a permutation, and the optimal map if the plan is that of one.
+        For a permutation it is ``y[coupling]``. If the plan is the optimal one and splits no mass,
+        it is the optimal map.
 
         Parameters
         ----------
@@ -150,7 +151,8 @@ class TransportResult(Result):
         Raises
         ------
         ArgumentError
-            `y` has another number of rows than the plan has columns; there is no plan.
+            The number of rows of `y` differs from the number of columns of the plan, or there is no
+            plan.
         """
         values = self._cloud(y, "y", 1)
         if isinstance(self.coupling, np.ndarray):
@@ -166,7 +168,7 @@ class TransportResult(Result):
 
         .. math:: \mu_t = \sum_{ij} P_{ij}\, \delta_{(1 - t) x_i + t y_j}
 
-        If the plan is optimal it is the geodesic from x to y: W2(x, mu_t) = t W2(x, y) and
+        If the plan is optimal, mu_t is the geodesic from x to y: W2(x, mu_t) = t W2(x, y) and
         W2(mu_t, y) = (1 - t) W2(x, y) (McCann 1997).
 
         Parameters
@@ -179,8 +181,8 @@ class TransportResult(Result):
         Returns
         -------
         points : ndarray of float64, (k, d)
-            One for each nonzero entry of `plan`, in the order of its rows; for a permutation
-            ``(1 - t) * x + t * y[coupling]``.
+            One point for each nonzero entry of `plan`, in the order of its rows; for a permutation
+            these are ``(1 - t) * x + t * y[coupling]``.
         weights : ndarray of float64, (k,)
 
         Raises
@@ -200,8 +202,8 @@ class TransportResult(Result):
     def verify(self, x: Any, y: Any) -> Verification:
         """Check the proof of this result against its clouds, without trusting the solver.
 
-        The marginals of the plan and its cost are computed again, as is the slack of the potentials
-        at all pairs, a block at a time. They give an interval of their own.
+        The marginals and the cost of the plan are computed again, and so is the slack of the
+        potentials at all pairs, a block at a time. Together they give an independent interval.
 
         Parameters
         ----------
@@ -220,7 +222,7 @@ class TransportResult(Result):
         FeatureError
             NaN, infinity, an empty cloud, or clouds of different widths.
         """
-        from .verification import verify  # which needs the solvers' geometry, and so this module
+        from .verification import verify  # it imports the solvers' geometry, and so this module
 
         return verify(self, x, y)
 
@@ -247,7 +249,7 @@ class TransportResult(Result):
     def load(cls, path: str | os.PathLike[str]) -> TransportResult:
         """Read a result that `save` wrote.
 
-        Its arrays fit each other; whether they prove the distance, `verify` says.
+        Its arrays are checked for consistency. Use `verify` to check that they prove the distance.
 
         Raises
         ------
@@ -259,7 +261,7 @@ class TransportResult(Result):
         return load(path)
 
     def _cloud(self, values: Any, name: str, axis: int) -> Float[np.ndarray, "n d"]:
-        """Return a cloud as float64, if it has as many rows as the plan has along an axis."""
+        """Return a cloud as float64; it must have as many rows as the plan has along an axis."""
         array = as_numpy(as_points(values, name=name)).astype(np.float64)
         if len(array) != self.plan.shape[axis]:
             n, m = self.plan.shape

@@ -1,4 +1,4 @@
-"""Bounds on W2 from the potentials of an entropic problem, and the coupling of the upper one."""
+"""Bounds on W2 from the potentials of an entropic problem, with the coupling of the upper bound."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ _MAX_UNASSIGNED = 1024  # number of rows up to which those without a column are 
 class Bounds:
     """Bounds on W2^2 (translation included), their potentials and coupling, and the plan.
 
-    `coupling` is None if `upper` comes from the rounded plan of `rounded`, potentials of which only
-    a summary exists (`with_plan`).
+    If `upper` comes from a rounded plan, `coupling` is None, because only a summary of that plan
+    exists; `rounded` contains its potentials (see `with_plan`).
     """
 
     lower: float
@@ -39,7 +39,7 @@ class Bounds:
     rounded: SinkhornState
 
     def tighten(self, other: Bounds | None) -> Bounds:
-        """Return the larger lower and the smaller upper bound of the two; keep this plan."""
+        """Return the larger lower bound and the smaller upper bound of the two, with this plan."""
         if other is None:
             return self
         best = self
@@ -92,8 +92,8 @@ def compute_bounds(clouds: PointClouds, state: SinkhornState) -> Bounds:
 def with_plan(clouds: PointClouds, bounds: Bounds) -> Bounds:
     """Return the bounds with the rounded plan as their coupling, if `upper` is its cost.
 
-    Entries that are negligible are rounded to 0 first, so that the plan is sparse if epsilon is
-    small; `coupling` remains None if more than `MAX_ENTRIES` are left.
+    Negligible entries are first rounded to 0, so that the plan is sparse if epsilon is small.
+    `coupling` remains None if more than `MAX_ENTRIES` entries are left.
     """
     if bounds.upper_from != "plan":
         return bounds
@@ -125,7 +125,7 @@ def couple_in_order(
 ) -> coo_array:
     """Couple masses of equal sums (up to rounding) in order along the leading principal direction.
 
-    It takes at most n + m - 1 pairs, unlike the product of a and b, and mostly costs less.
+    It uses at most n + m - 1 pairs, unlike the product of a and b, and usually costs less.
     """
     shape, total = (len(a), len(b)), b.sum()
     if not (total > 0 and a.sum() > 0):
@@ -142,7 +142,7 @@ def couple_in_order(
 def _plan_bound(clouds: PointClouds, cost: float) -> float:
     """Upper bound of W2^2 from the centered cost of a coupling whose marginals are rounded.
 
-    They are sums of at most n + m terms, each with a relative error of `UNIT_ROUNDOFF`.
+    The marginals are sums of at most n + m terms, each with a relative error of `UNIT_ROUNDOFF`.
     """
     terms = 4 * (len(clouds.x) + len(clouds.y))
     slack = clouds.rounding + terms * UNIT_ROUNDOFF * clouds.total_variance
@@ -153,8 +153,8 @@ def to_permutation(clouds: PointClouds, plan: PlanSummary) -> Int[np.ndarray, " 
     """Return a permutation near the plan: each row goes to the column with most of its mass.
 
     If several rows share a column, the one with the largest mass gets it; the others are assigned
-    to the free columns at least cost. None if these are more than `_MAX_UNASSIGNED`, because
-    epsilon is too large.
+    to the free columns at least cost. None if more than `_MAX_UNASSIGNED` rows are left, which
+    means that epsilon is too large.
     """
     heaviest, mass = plan.heaviest.cpu().numpy(), plan.heaviest_mass.cpu().numpy()
     n = len(heaviest)

@@ -4,8 +4,8 @@ With orthonormal columns V, x -> (V^T x, ||x - V V^T x||) keeps norms, and by Ca
 
     <x, y> <= <V^T x, V^T y> + ||x - V V^T x|| ||y - V V^T y||,
 
-so distances between the reduced points are lower bounds. Slack that is nonnegative under the bound
-is nonnegative.
+so distances between the reduced points are lower bounds. If the slack is nonnegative under such a
+bound, it is nonnegative.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ def principal_directions(
 def inner_product_error(v: Float[torch.Tensor, "d count"]) -> float:
     """Bound on how far 2 <x, y> of reduced points may fall short, per ||x||^2 + ||y||^2.
 
-    It allows for the measured difference of V^T V from the identity, for the rounding of that, and
-    for the rounding of each inner product with a column of V.
+    The bound accounts for the measured difference of V^T V from the identity, for the rounding
+    error of this measurement, and for the rounding of each inner product with a column of V.
     """
     d, count = v.shape
     skew = v.T @ v - torch.eye(count, dtype=v.dtype, device=v.device)
@@ -50,8 +50,9 @@ def reduce_dimension(
 ) -> Float[torch.Tensor, "rows reduced"]:
     """Return (V^T x, r) of float64 rows, with r at least the distance of x from V's range.
 
-    The error of ||x||^2 - ||V^T x||^2 is at most `error` and the rounding of the sums. Two points
-    in the range of V gain the product of two roots of such errors, which is one such error again.
+    The error of ||x||^2 - ||V^T x||^2 is at most `error` plus the rounding of the sums. For two
+    points in the range of V, the product r_x r_y is then at most the product of the square roots of
+    two such errors, which is of the size of one such error.
     """
     projection = points @ v
     square = points.square().sum(1)

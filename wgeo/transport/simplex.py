@@ -1,4 +1,4 @@
-"""The network simplex on candidate pairs, and potentials that prove its plan optimal on them."""
+"""The network simplex on candidate pairs, with potentials that prove its plan optimal on them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..runtime.threads import interruptible
 from .arcs import Arcs, Potentials
 from .geometry import Geometry
 
-_NOISE = 2.0**-51  # error of a dual of the simplex, as a fraction of its largest cost, per point
+_NOISE = 2.0**-51  # error of a dual of the simplex per point, as a fraction of the largest cost
 
 
 def network_simplex(
@@ -26,13 +26,17 @@ def network_simplex(
     b: Float[np.ndarray, " m"],
     most: float = np.inf,
 ) -> tuple[coo_array, Potentials, float]:
-    """Return an optimal plan on the arcs, potentials near the given ones that prove it, and noise.
+    """Return an optimal plan on the arcs, potentials that prove it, and the noise of the
+    potentials.
 
-    POT's network simplex is given the slacks as costs, divided by the largest (the unit): if the
-    potentials are good, so are its first pivots. Integer masses stay integers. The noise bounds the
-    rounding error of its duals, whose artificial starting arcs cost n units. Slacks above `most`
-    are replaced by `most`, which makes the unit, and so the noise, smaller; a plan that uses none
-    of these arcs is optimal nevertheless.
+    The costs given to POT's network simplex are the slacks divided by the largest slack (the unit).
+    If the given potentials are good, the first pivots are good too, and the new potentials are
+    close to the given ones. Integer masses remain integers. The noise is a bound on the rounding
+    error of the duals, which arises because the artificial starting arcs cost n units.
+
+    Slacks above `most` are replaced by `most`, which makes the unit and therefore the noise
+    smaller. If the plan uses none of these arcs, it is still optimal; otherwise the problem is
+    solved again without this limit.
     """
     slack = arcs.slack(potentials)
     unit = min(float(abs(slack).max(initial=0.0)), most) or 1.0
@@ -49,7 +53,7 @@ def network_simplex(
 def dense_simplex(
     geometry: Geometry, a: Float[np.ndarray, " n"], b: Float[np.ndarray, " m"]
 ) -> tuple[coo_array, Potentials, float]:
-    """Return an optimal plan on all pairs, potentials that prove it, and noise."""
+    """Return an optimal plan on all pairs, potentials that prove it, and their noise."""
     x, y = geometry.x, geometry.y
     cost = torch.addmm(y.norms, x.points[: x.n].double(), y.points[: y.n].double().T, alpha=-2)
     cost += x.norms[:, None]
@@ -85,11 +89,14 @@ def shortest_path_labels(
 ) -> Potentials:
     """Return the optimal potentials with the least f >= 0, and so the largest g, for `cost`.
 
-    With p_i and q_j the distances of rows and columns from a source at distance 0 of every row,
-    along arcs forwards at their cost and used arcs backwards at minus their cost, ``f = -p, g = q``
-    (Ahuja, Magnanti, Orlin 1993, Section 12.4). Optimal duals u, v make all lengths nonnegative,
-    ``cost - u - v``, and 0 on used arcs, so that one run of Dijkstra's algorithm finds them. Duals
-    of a simplex leave points with few arcs undetermined; these are determined.
+    The potentials are shortest-path distances (Ahuja, Magnanti, Orlin 1993, Section 12.4). The
+    graph contains every arc from its row to its column with its cost as length, every used arc also
+    backwards with minus its cost, and an arc of length 0 from a source to every row. If p_i and q_j
+    are the distances of rows and columns from the source, then ``f = -p`` and ``g = q``.
+
+    Given optimal duals u and v, the lengths can be replaced by ``cost - u - v``, which are
+    nonnegative, and 0 on used arcs, so that one run of Dijkstra's algorithm is enough. Unlike the
+    duals of a simplex, which are arbitrary at points with few arcs, these potentials are unique.
     """
     n, m = arcs.shape
     length = np.maximum(cost - u[arcs.i] - v[arcs.j], 0.0)

@@ -35,8 +35,8 @@ from .point_clouds import PointClouds
 from .result import TransportResult
 from .rounding import Bounds, compute_bounds, couple_in_order, with_plan
 
-_NORMAL_RANGE = 1e16  # total variance above which, or below whose inverse, clouds are rescaled
-_SELF_ITERATIONS = 1000  # maximum for a cloud against itself, which takes about fifteen
+_NORMAL_RANGE = 1e16  # clouds with total variance above this, or below its inverse, are rescaled
+_SELF_ITERATIONS = 1000  # maximum for a cloud with itself; about fifteen are needed
 _FIRST_AUTO_EPSILON = 0.25  # as a fraction of the scale, for epsilon="auto"
 _TOO_LARGE = f"the rounded plan has more than {MAX_ENTRIES:,} entries; a smaller epsilon has fewer"
 
@@ -48,33 +48,34 @@ class Sinkhorn:
     .. math:: OT_\varepsilon = \min_P \sum_{ij} P_{ij} \|x_i - y_j\|^2
               + \varepsilon\, KL(P \,|\, a \otimes b)
 
-    solved in the log domain (Cuturi 2013; Peyre, Cuturi 2019, Section 4.4) by accelerated
-    iterations while epsilon is lowered step by step, a block of rows at a time: memory grows with
-    (n + m) d, not with n m (small problems store their products x.y^T, at most 128 MiB).
+    It is solved in the log domain (Cuturi 2013; Peyre, Cuturi 2019, Section 4.4) by accelerated
+    iterations, while epsilon is lowered step by step. Rows are processed in blocks, so that memory
+    grows with (n + m) d, not with n m (small problems store their products x.y^T, at most 128 MiB).
 
-    ``cost`` is that of the cheapest *feasible* coupling, so it equals ``upper^2``: the plan rounded
-    to exact marginals (Altschuler, Weed, Rigollet 2017; the mass lacking is coupled in order along
-    the leading principal direction), for uniform clouds of one size also a permutation derived from
-    the plan, or the given pairing. ``lower`` comes from c-transforms of the potentials. Both are
-    evaluated in float64 and bound W2 itself, at any epsilon. A rounded plan is returned if it has
-    at most 2^22 (4.2 million) entries of at least 1e-12 of their row's weight; if not, ``coupling``
-    is None, and ``stats["no_plan"]`` gives the reason.
+    ``cost`` is the cost of the cheapest *feasible* coupling found, so it equals ``upper^2``. One
+    candidate is the plan rounded to exact marginals (Altschuler, Weed, Rigollet 2017; the missing
+    mass is coupled in order along the leading principal direction). For uniform clouds of one size,
+    a permutation derived from the plan and the given pairing are also candidates. ``lower`` comes
+    from c-transforms of the potentials. Both bounds are evaluated in float64 and hold for W2
+    itself, at any epsilon. A rounded plan is returned if at most 2^22 (4.2 million) of its entries
+    are at least 1e-12 times their row's weight; otherwise ``coupling`` is None, and
+    ``stats["no_plan"]`` gives the reason.
 
-    ``divergence`` is the debiased Sinkhorn divergence ``OT(x, y) - OT(x, x)/2 - OT(y, y)/2``
-    (Feydy et al. 2019) at a given epsilon, an estimate of W2^2 that is not a bound. It is None for
-    ``epsilon="auto"``, which stops at the first epsilon whose interval is narrow: far larger than
-    an estimate without bias needs, if a permutation proves the interval.
+    ``divergence`` is the debiased Sinkhorn divergence ``OT(x, y) - OT(x, x)/2 - OT(y, y)/2`` (Feydy
+    et al. 2019) at a given epsilon: an estimate of W2^2, not a bound. It is None for
+    ``epsilon="auto"``, which stops at the first epsilon with a narrow interval. If a permutation
+    makes the interval narrow, this epsilon can be far too large for an unbiased estimate.
 
     Parameters
     ----------
     epsilon : float or "auto"
         Regularization strength, as a fraction of a scale: the mean squared displacement of the
         pairing (row i with row i by default), or the total variance tr cov x + tr cov y if that is
-        less, both after removing the means. ``stats["epsilon"]`` is in absolute units, those of
-        ||x - y||^2 (the convention ||x - y||^2 / 2 of other packages halves it). ``"auto"`` lowers
-        it until the interval is within `tolerance`, the iterations are used up, or float64 cannot
-        resolve it, keeps the smallest that converged, and reports the reason
-        (``stats["epsilon_chosen"]``).
+        less, both after removing the means. ``stats["epsilon"]`` is in absolute units, those of ||x
+        - y||^2; packages whose cost is ||x - y||^2 / 2 use half this value. ``"auto"`` lowers
+        epsilon until the interval is within `tolerance`, the iterations are used up, or float64
+        cannot resolve it. It keeps the smallest epsilon that converged, and reports the reason for
+        stopping in ``stats["epsilon_chosen"]``.
     unit : "scale" or "absolute"
         Unit of a number for `epsilon`.
     tolerance : float
@@ -84,7 +85,7 @@ class Sinkhorn:
     iterations : int
         Maximum number of passes over all pairs.
     scaling : float
-        Each step of the annealing multiplies sqrt(epsilon) by it.
+        Factor by which each step of the annealing multiplies sqrt(epsilon).
     debias : bool
         Compute ``divergence`` if `epsilon` is a number (two more problems, which are fast).
     engine : "wgeo", "geomloss" or "flash"
@@ -206,9 +207,9 @@ class Sinkhorn:
         b: Float[np.ndarray, " m"] | None,
         coupling: Int[np.ndarray, " n"] | None,
     ) -> TransportResult:
-        """Solve for rescaled clouds and scale back, by powers of two: this does not round.
+        """Solve for rescaled clouds and scale back, by powers of two, which causes no rounding.
 
-        Exponentials of costs over epsilon leave the range of float32 long before the clouds do.
+        Exponentials of cost over epsilon exceed the range of float32 long before the points do.
         """
         factor = 2.0 ** -round(math.log2(clouds.total_variance) / 2)
         absolute = self.epsilon != "auto" and self.unit == "absolute"
@@ -283,7 +284,7 @@ class Sinkhorn:
         return sum(state.value for state in both) / 2
 
     def _translation_result(self, clouds: PointClouds, start_time: float) -> TransportResult:
-        """One cloud is the other translated, so its pairing (or any plan of a point) is optimal."""
+        """Solve for a cloud and its translation: the pairing (or any plan) is optimal."""
         f, g = clouds.original_potentials(torch.zeros_like(clouds.a), torch.zeros_like(clouds.b))
         pairing = clouds.pairing is not None
         weights = clouds.a.cpu().numpy(), clouds.b.cpu().numpy()

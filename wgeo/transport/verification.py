@@ -1,4 +1,4 @@
-"""A result's proof, checked against its clouds: marginals and cost of the plan, and the slack."""
+"""Check a result against its clouds: marginals and cost of the plan, slack of the potentials."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from .point_clouds import UNIT_ROUNDOFF, PointClouds
 from .result import TransportResult
 
 _MEMORY = 2**30  # bytes for blocks of costs
-_SAME = 1e-9  # relative difference of squared distances, and marginal error, that count as none
+_SAME = 1e-9  # relative difference of squared distances, and marginal error, that count as zero
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -33,14 +33,14 @@ class Verification(Result):
     Attributes
     ----------
     lower, upper : float or None
-        The interval that they prove, computed anew from the clouds. None without potentials, or
-        without a plan: that end was not checked.
+        The interval that they prove, computed again from the clouds. `lower` is None without
+        potentials, and `upper` without a plan: that end was not checked.
     marginal_error : float or None
-        L1 distance of the plan's marginals from the weights; `upper` allows for it.
+        L1 distance of the plan's marginals from the weights; `upper` accounts for it.
     dual_violation : float or None
-        Bound on the largest f_i + g_j - ||x_i - y_j||^2, at least 0; `lower` allows for it.
+        Bound on the largest f_i + g_j - ||x_i - y_j||^2, at least 0; `lower` accounts for it.
     faults : tuple of str
-        What the result claims and its plan and potentials do not prove, beyond rounding.
+        Claims of the result that its plan and potentials do not prove, beyond rounding.
     """
 
     lower: float | None
@@ -96,7 +96,7 @@ def verify(result: TransportResult, x: Any, y: Any) -> Verification:
 
 
 def _shapes(result: TransportResult) -> Iterator[tuple[str, tuple[int, int]]]:
-    """The sizes that the parts of a result imply."""
+    """Return the sizes that the parts of a result imply."""
     if result.coupling is not None:
         yield "plan", result.plan.shape
     for name, pair in (("potentials", result.potentials), ("weights", result.weights)):
@@ -111,7 +111,7 @@ def _interval_faults(result: TransportResult) -> Iterator[str]:
 
 
 def _upper_bound(clouds: PointClouds, result: TransportResult) -> tuple[float, float, float]:
-    """Upper bound of W2 from the plan, the error of its marginals, and its least mass."""
+    """Return an upper bound of W2 from the plan, its marginal error, and its smallest mass."""
     plan = result.plan
     error = clouds.marginal_error(plan)
     farthest = clouds.radius + float(clouds.offset.norm())
@@ -122,7 +122,7 @@ def _upper_bound(clouds: PointClouds, result: TransportResult) -> tuple[float, f
 def _lower_bound(
     clouds: PointClouds, f: Float[np.ndarray, " n"], g: Float[np.ndarray, " m"]
 ) -> tuple[float, float]:
-    """Lower bound of W2 from potentials, and the largest violation of their constraints."""
+    """Return a lower bound of W2 from potentials, and the largest violation of a constraint."""
     geometry = Geometry.of(clouds, limited_size(_MEMORY, 1 / 8))
     potentials = Potentials(*geometry.centered_potentials(f, g))
     violations = find_violations(geometry, potentials, 0.0)
