@@ -63,7 +63,7 @@ sphinx_gallery_conf = {
     "doc_module": ("wgeo",),
     "inspect_global_variables": False,
     "download_all_examples": False,
-    "notebook_extensions": set(),
+    "notebook_extensions": {".py"},
     "show_signature": False,
     "show_memory": False,
     "min_reported_time": 1e9,
@@ -76,7 +76,7 @@ copybutton_prompt_is_regexp = True
 
 html_theme = "pydata_sphinx_theme"
 html_math_renderer = "mathtext"  # no request to a CDN: the pages open from a file
-html_title = "wgeo"
+html_title = f"wgeo {version}"
 html_static_path = ["_static"]
 html_css_files = ["docs.css"]
 html_domain_indices = False  # the reference lists the packages; their pages have no module anchors
@@ -93,5 +93,8 @@ html_theme_options = {
     "pygments_light_style": "a11y-high-contrast-light",
     "pygments_dark_style": "a11y-high-contrast-dark",
 }
-ALONE = "index quickstart choosing theory peers glossary architecture references generated/commands"
+ALONE = (
+    "index install quickstart choosing theory peers glossary architecture references faq citing "
+    "changelog contributing generated/claims generated/commands"
+)
 html_sidebars = {page: [] for page in ALONE.split()}  # pages that have none below them
