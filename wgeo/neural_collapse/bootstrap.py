@@ -1,9 +1,10 @@
 """Collapse of resampled data: many weighted copies of one layer, computed at once.
 
 A bootstrap replicate weights sample i by its multiplicity c_i. With x_i = h_i - m_{y_i} relative to
-the class means m_k of the data, the class means of a replicate are m_k + t_k, t_k the weighted mean
-of x over class k, and its var_k is the weighted mean of ||x||^2 minus ||t_k||^2. So all replicates
-come from the same x in two passes over the data, as sums and matrix products.
+the class means m_k of the data, the class means of a replicate are m_k + t_k, where t_k is the
+weighted mean of x over class k, and its var_k is the weighted mean of ||x||^2 minus ||t_k||^2. All
+replicates are therefore computed from the same x, in two passes over the data, as sums and matrix
+products.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ _REPLICATE_ENTRIES = 2**23
 def stratified_counts(
     rows: Int[np.ndarray, " n"], times: int, rng: np.random.Generator
 ) -> Int[np.ndarray, "b n"]:
-    """Multiplicities of the samples in `times` resamples of n_k from the n_k of each class."""
+    """Return the multiplicities of samples in `times` resamples of n_k out of n_k in each class."""
     multiplicities = np.zeros((times, len(rows)), dtype=np.int64)
     for k in np.unique(rows):
         in_class = np.flatnonzero(rows == k)
@@ -51,18 +52,18 @@ def bootstrap_replicates(
 ) -> list[LayerCollapse]:
     """Measure every replicate of a layer: the metrics of `collapse_of`, except the ranks.
 
-    A replicate costs O(N d K), like the metrics themselves, in large matrix products; the memory
-    needed does not grow with the samples or replicates.
+    A replicate costs O(N d K), like the metrics themselves, in large matrix products. Memory does
+    not grow with the number of samples or replicates.
 
     Parameters
     ----------
     features : array_like, (n, d)
     rows : ndarray of int, (n,)
-        Classes as 0, ..., K - 1; each occurs.
+        The class of each sample, from 0 to K - 1; every class occurs.
     predicted : ndarray of int, (n,), optional
         The network's predictions in the same form; -1 for a class that does not occur.
     multiplicities : ndarray of int, (b, n)
-        Of each sample in each replicate; they sum to the size of each class.
+        Multiplicity of each sample in each replicate; over a class they sum to its size.
     name, stage, frequency, rank_tolerance
         As in `layer_collapse`; `frequency` weights classes by their size.
     """
@@ -167,7 +168,7 @@ class _Layer:
         shifts: Float[torch.Tensor, "b K r"],
         counts: Float[torch.Tensor, " K"],
     ) -> list[ProjectionSums]:
-        """Sum the within-class energy along the span of each replicate's means, and its hits."""
+        """Sum the within-class energy along the span of each replicate's means, and the hits."""
         n, (b, r) = len(self.rows), basis.shape[:2]
         energy = multiplicities.new_zeros(b, r)
         hits, mismatches = multiplicities.new_zeros(2, b)

@@ -30,25 +30,26 @@ _REACHED = 0.9
 
 @dataclass(frozen=True, repr=False)
 class Progress(Result):
-    """How a metric changes with depth, over the layers that blocks map between.
+    """How a metric changes with depth, over the layers between which blocks map.
 
-    Layers at which it is undefined are skipped; with fewer than two left, all fields are None.
+    Layers at which the metric is undefined are skipped. If fewer than two layers are left, all
+    fields are None.
 
     Attributes
     ----------
     metric : str
     kendall_tau : float or None
-        Kendall's tau-b between depth and the metric: -1 if it falls at every layer. None if it is
-        constant.
+        Kendall's tau-b between depth and the metric: -1 if the metric decreases at every layer,
+        None if it is constant.
     violations : int or None
-        Number of layers at which it is larger than at the layer before.
+        Number of layers at which the metric is larger than at the layer before.
     violation_size : float or None
-        Sum of those rises over the range of the metric; 0 without violations.
+        Sum of these increases divided by the range of the metric; 0 without violations.
     monotone : bool or None
         Whether there is no violation.
     reached : str or None
-        The first layer at which 90 % of the fall from first to last layer is reached (Parker et
-        al. 2023); None if it does not fall.
+        The first layer at which 90 % of the decrease from the first to the last layer is reached
+        (Parker et al. 2023); None if the metric does not decrease.
     reached_depth : float or None
         Relative depth of that layer, from 0 (first) to 1 (last).
     interval : tuple of float, or None
@@ -75,9 +76,9 @@ class Progress(Result):
 
 
 def progress(layers: Sequence[LayerCollapse], metric: str, *, rises: bool = False) -> Progress:
-    """Measure whether `metric` falls with depth; with `rises`, whether its negative does.
+    """Measure whether `metric` decreases with depth or, with `rises`, whether it increases.
 
-    Kendall's tau is always that of the metric itself.
+    Kendall's tau is that of the metric itself in both cases.
     """
     names, values = [], []
     for layer in layers:
@@ -105,7 +106,7 @@ def progress(layers: Sequence[LayerCollapse], metric: str, *, rises: bool = Fals
 
 
 def progress_of_layers(layers: Sequence[LayerCollapse]) -> tuple[dict[str, Progress], Progress]:
-    """Return the progress of metrics that should fall, and of the angle between class means."""
+    """Return the progress of metrics that should decrease, and of the angle between class means."""
     falling = {metric: progress(layers, metric) for metric in FALLING}
     return falling, progress(layers, "mean_angle", rises=True)
 
@@ -120,7 +121,7 @@ def with_interval(progress: Progress, replicates: Sequence[Progress]) -> Progres
 
 
 def _tau(values: Float[np.ndarray, " L"], least: float) -> float | None:
-    """Kendall's tau-b with depth, in which there are no ties: S / sqrt(P (P - ties)) of P pairs."""
+    """Return Kendall's tau-b with depth, which has no ties: S / sqrt(P (P - ties)) for P pairs."""
     later, earlier = np.tril_indices(len(values), -1)
     change = values[later] - values[earlier]
     signs = np.where(np.abs(change) > least, np.sign(change), 0.0)

@@ -31,37 +31,39 @@ def collapse(
     """Measure neural collapse at every layer, and whether it progresses with depth.
 
     Definitions are in `LayerCollapse` and `Progress`. No d x d matrix is formed for wide layers:
-    NC1 only sees the span of the K class means, at a cost of O(N d K) (d features, N samples).
-    All arithmetic is in float64, relative to one of the samples, so an offset costs no precision.
+    NC1 depends only on the span of the K class means, and costs O(N d K) for N samples of d
+    features. All arithmetic is in float64, relative to one of the samples, so that an offset causes
+    no loss of precision.
 
     Parameters
     ----------
     source : Trajectory, or batches
-        Batches are as in `collapse_stream`, such as ``lambda: wgeo.stream(net, images)``: then
-        memory does not grow with the number of samples.
+        Batches are those of `collapse_stream`, for example ``lambda: wgeo.stream(net, images)``.
+        With batches, memory does not grow with the number of samples.
     weights : {"uniform", "frequency"}
-        Whether classes have equal weights in the global mean and Sigma_B, or weights by their size.
+        Whether classes have equal weights in the global mean and in Sigma_B, or weights
+        proportional to their size.
     ood : Trajectory or mapping of layer name to features, optional
         Out-of-distribution samples, traced through the same network, for NC5.
     rank_tolerance : float
-        Directions of the class means below this fraction of the largest are ignored, and so are
-        those that rounding in the features' dtype can cause.
+        Directions of the class means with a singular value below this fraction of the largest are
+        ignored, and so are directions that rounding in the features' dtype can cause.
     spectrum_size : int
-        The ranks are exact if the number of samples or the width is at most this; otherwise they
-        come from a sample of this many rows, chosen by their content. 0 omits the ranks.
+        The ranks are exact if the number of samples or the width is at most this. Otherwise they
+        are computed from a sample of this many rows, chosen by their content. 0 omits the ranks.
     bootstrap : int
-        Number of resamples (within each class) for the intervals; 0 for none. Only for a
-        trajectory: a stream cannot be resampled.
+        Number of resamples (within each class) for the intervals; 0 for none. This is only for a
+        trajectory, because a stream cannot be resampled.
     seed : int
         Random seed of the bootstrap.
     **stream
-        Other options of `CollapseStream`, for batches: classifier, num_classes, stages, keep.
+        More options of `CollapseStream`, only for batches: classifier, num_classes, stages, keep.
 
     Raises
     ------
     FeatureError
-        One class only, NaN or infinity (layer and sample are named), or two passes over a stream
-        that differ.
+        There is only one class, there is NaN or infinity (the message names the layer and the
+        sample), or the two passes over a stream differ.
     ArgumentError
         A label without a row in the classifier, unknown `weights`, or an option that does not
         apply to the source.

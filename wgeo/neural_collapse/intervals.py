@@ -1,8 +1,9 @@
 """95 % intervals of the metrics of one layer, from bootstrap replicates within classes.
 
-A replicate is to the sample as the sample is to the population: how far the replicates' metrics
-lie from the sample's, as a ratio, estimates how far the sample's lies from the population's. That
-removes the bias of few samples to first order, which percentiles of the replicates would double.
+A replicate relates to the sample as the sample relates to the population. The ratio of a
+replicate's metric to the sample's metric is therefore an estimate of the ratio of the sample's
+metric to the population's. This removes the bias of few samples to first order, whereas percentiles
+of the replicates would double it.
 """
 
 from __future__ import annotations
@@ -26,8 +27,9 @@ def with_intervals(
 ) -> LayerCollapse:
     """Return a layer with the intervals of its defined metrics.
 
-    They are of the plug-in metrics if every class has `FEW_SAMPLES` samples, else of the corrected
-    ones: an interval about a biased value would exclude the population's.
+    The intervals are for the plug-in metrics if every class has at least `FEW_SAMPLES` samples, and
+    otherwise for the corrected ones, because an interval around a biased value would exclude the
+    population's value.
     """
     intervals: dict[str, tuple[float, float] | None] = {}
     few = is_few(counts)
@@ -46,7 +48,7 @@ def with_intervals(
 def _ratio(
     estimate: float | None, truth: float | None, draws: Sequence[float | None], power: float = 1.0
 ) -> tuple[float, float] | None:
-    """Return estimate / q^power of the quantiles q of draws / truth, what the draws estimate."""
+    """Return estimate / q^power for quantiles q of draws / truth; the draws estimate `truth`."""
     defined = np.array([draw for draw in draws if draw is not None])
     if estimate is None or not truth or len(defined) < len(draws) or not defined.all():
         return None
@@ -62,8 +64,8 @@ def _corrected_interval(
 ) -> tuple[float, float] | None:
     """Return the interval of a corrected estimate, from the distribution of the plug-in value.
 
-    A ratio of scatters a/b, corrected to a'/(b - c a'), moves by a' (b - c a')^-1 b / a = corrected
-    over a'/b percent if the plug-in value moves by one.
+    For a ratio of scatters a/b, which is corrected to a'/(b - c a'), a change of the plug-in value
+    by one percent changes the corrected value by b / (b - c a') percent.
     """
     defined = [draw for draw in draws if draw is not None]
     if corrected is None or not plugin or not defined:
@@ -76,7 +78,7 @@ def _corrected_interval(
 def _accuracies(
     layer: LayerCollapse, counts: Int[np.ndarray, " K"]
 ) -> dict[str, tuple[float, float] | None]:
-    """Wilson intervals of the fractions of samples nearest to their own class mean."""
+    """Return Wilson intervals for the fractions of samples nearest to their own class mean."""
     samples = {"ncc_accuracy": int(counts.sum())}
     if is_few(counts):
         samples = {"ncc_accuracy_corrected": int(counts[counts > 1].sum())}

@@ -94,10 +94,10 @@ def collapse_of(
     Parameters
     ----------
     features : array_like, (n, d)
-        Rows are samples: the transpose of the papers' H.
+        Rows are samples, so this is the transpose of H in the papers.
     labels : array_like of int, (n,)
     classifier : Classifier or array_like, (K, d), optional
-        Its weights, for NC3.
+        Weights of the classifier, for NC3.
     predictions : array_like of int, (n,), optional
         The network's predictions, to compare with the nearest class mean (NC4).
     weights, ood, rank_tolerance, spectrum_size
@@ -163,7 +163,7 @@ def features_by_layer(ood: Trajectory | Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def check_ood(name: str, width: int, shape: tuple[int, ...] | None) -> None:
-    """Raise `FeatureError` unless out-of-distribution features have the shape of a layer's."""
+    """Raise `FeatureError` if out-of-distribution features do not have the width of the layer."""
     if shape is None or shape[1:] != (width,):
         raise FeatureError(
             f"The out-of-distribution features of layer {name!r} "
@@ -181,7 +181,7 @@ def _with_intervals(
 ) -> Collapse:
     """Add bootstrap intervals of every metric and Kendall's tau, by resampling within classes.
 
-    All layers use the same resamples, since Kendall's tau compares them.
+    All layers use the same resamples, because Kendall's tau compares layers.
     """
     index = ClassIndex()
     index.add(np.array(result.classes))

@@ -18,9 +18,10 @@ from .small_samples import SmallSampleEstimates
 from .spectrum import Spectrum
 
 RANK_TOLERANCE = 1e-7
-"""Directions of the class means below this fraction of the largest singular value are ignored:
-1e-14 of Sigma_B's largest eigenvalue, about the cutoff of a d x d pseudo-inverse in float64. So are
-those that rounding in the features' dtype can cause; see `ClassGeometry.rounding`."""
+"""Directions of the class means whose singular value is below this fraction of the largest are
+ignored. This is 1e-14 of Sigma_B's largest eigenvalue, about the cutoff of a d x d pseudo-inverse
+in float64. Directions that rounding in the features' dtype can cause are also ignored; see
+`ClassGeometry.rounding`."""
 
 _ZERO_NORM = 1e-12
 _SECOND_PASS = "needs a second pass over the data, about the final class means"
@@ -47,9 +48,9 @@ class Frame:
         Mean angle between pairs of vectors, in degrees; arccos(-1/(K - 1)) for a simplex ETF.
     max_coherence : float or None
         ``max_{k != l} |cos(v_k, v_l)|``, in [0, 1]. For vectors that sum to 0, such as centered
-        means, at least 1/(K - 1), reached by the simplex ETF alone (Welch bound).
+        means, it is at least 1/(K - 1), and only a simplex ETF attains this (Welch bound).
 
-    All are None if every vector is 0, and those based on angles if any is.
+        All are None if every vector is 0; those based on angles are None if any vector is 0.
     """
 
     equinorm: float | None
@@ -82,7 +83,7 @@ class Frame:
 
 
 def rescaled(x: np.ndarray) -> np.ndarray:
-    """Scale to largest entry 1, so that fourth powers of entries stay in float64's range."""
+    """Scale the largest entry to 1, so that fourth powers of entries are within float64's range."""
     largest = np.abs(x).max(initial=0.0)
     return x / largest if largest > 0 else x
 
@@ -100,12 +101,12 @@ def distance_to_etf(gram: Float[np.ndarray, "K K"]) -> float | None:
 class LayerCollapse(Result):
     """How far the classes have collapsed at one layer.
 
-    N samples h_i of K classes; m_k the class means, g the global mean, Sigma_W and Sigma_B the
-    within- and between-class covariances. K counts the classes that occur. With uniform weights
-    (the default) g = (1/K) sum m_k and Sigma_B = (1/K) sum (m_k - g)(m_k - g)^T; with frequency
-    weights each 1/K is N_k/N. Sigma_W = (1/N) sum (h_i - m_{y_i})(h_i - m_{y_i})^T in both. The
-    metrics nc1 to nc3 and cdnv are 0 at complete collapse. Undefined metrics are None, and
-    `undefined` gives the reason.
+    Notation: there are N samples h_i of K classes, counting only classes that occur; m_k are the
+    class means, g is the global mean, and Sigma_W and Sigma_B are the within-class and
+    between-class covariances. With uniform weights (the default), g = (1/K) sum m_k and
+    Sigma_B = (1/K) sum (m_k - g)(m_k - g)^T; with frequency weights, each 1/K is replaced by N_k/N.
+    In both cases Sigma_W = (1/N) sum (h_i - m_{y_i})(h_i - m_{y_i})^T. The metrics nc1 to nc3 and
+    cdnv are 0 at complete collapse. Undefined metrics are None, and `undefined` gives the reason.
 
     Attributes
     ----------
@@ -119,37 +120,38 @@ class LayerCollapse(Result):
     nc2_equinorm, nc2_equiangle, nc2_etf, mean_angle, max_coherence : float or None
         See `Frame`, for the vectors m_k - g.
     nc3 : float or None
-        || W M^T / ||W M^T||_F - (I - J/K)/sqrt(K - 1) ||_F, W the classifier's rows for the
-        classes that occur, M = [m_k - g], in [0, 2] (Zhu et al. 2021). Last layer only.
+        || W M^T / ||W M^T||_F - (I - J/K)/sqrt(K - 1) ||_F, in [0, 2] (Zhu et al. 2021), where W
+        contains the classifier's rows for the classes that occur, and M = [m_k - g]. Only for the
+        last layer.
     nc3_papyan : float or None
         || W/||W||_F - M/||M||_F ||_F, in [0, 2] (Papyan, Han and Donoho 2020).
     nc5 : float or None
-        ``mean_k |cos(m_k, m_ood)|``, the class means and the mean of out-of-distribution samples
-        not centered; 0 is orthogonal (Ammar et al. 2024, NC5).
+        ``mean_k |cos(m_k, m_ood)|``, where neither the class means nor the mean m_ood of
+        out-of-distribution samples are centered; 0 means orthogonal (Ammar et al. 2024, NC5).
     ncc_accuracy : float or None
         Fraction of samples whose nearest class mean is that of their own class.
     ncc_mismatch : float or None
         Fraction of samples for which the network's prediction and the nearest class mean differ
         (NC4).
     cdnv : float or None
-        mean_{k != l} (var_k + var_l) / (2 ||m_k - m_l||^2), var_k the mean of ||h - m_k||^2 over
-        class k, 0 for a class of one sample (Galanti, Gyorgy and Hutter 2021).
+        mean_{k != l} (var_k + var_l) / (2 ||m_k - m_l||^2), where var_k is the mean of ||h -
+        m_k||^2 over class k, and 0 for a class of one sample (Galanti, Gyorgy and Hutter 2021).
     effective_rank, stable_rank, participation_ratio : float or None
-        Of the features centered by g; see `Spectrum`.
+        Ranks of the features centered by g; see `Spectrum`.
     within, between : float
         tr Sigma_W and tr Sigma_B, in squared units of the features.
     rank : int
-        Of Sigma_B, without directions below the rank tolerance or the rounding of the features'
-        dtype.
+        Rank of Sigma_B, without directions below the rank tolerance or the rounding of the
+        features' dtype.
     spectrum_rows : int or None
-        Number of samples from which the ranks were computed, if not all.
+        Number of samples from which the ranks were computed; None if these are all samples.
     samples_per_class : int
-        Of the smallest class that occurs. With one sample in every class, metrics of the class
-        means are undefined.
+        Number of samples of the smallest class that occurs. If every class has one sample, metrics
+        of the class means are undefined.
     nc1_corrected, cdnv_corrected, ncc_accuracy_corrected : float or None
-        Estimates of the population's values if a class has fewer than ``FEW_SAMPLES`` samples, for
-        which the plug-in values above are biased (``small_samples``); the last is the fraction of
-        samples nearest to their own class mean computed without them.
+        Estimates of the population's values, computed if a class has fewer than ``FEW_SAMPLES``
+        samples, since the plug-in values above are then biased (``small_samples``). For the last
+        one, a sample is left out of its own class mean before it is classified.
     intervals : mapping of str to (low, high)
         95 % intervals over samples drawn within classes; see `collapse`.
     undefined : mapping
@@ -220,10 +222,10 @@ def layer_collapse(
     ----------
     geometry : ClassGeometry
     projection : Projected, optional
-        Without it ncc_accuracy and ncc_mismatch are undefined, and nc1 too if d is large.
+        Without it, ncc_accuracy and ncc_mismatch are undefined, and so is nc1 if d is large.
     stage : int or None
     has_predictions : bool
-        Whether the projection was given the network's predictions.
+        Whether the network's predictions were given to the projection.
     classifier : ndarray, (C, d), optional
         Weights with a row for every class, including those that do not occur.
     ood_mean : ndarray, (d,), optional
@@ -268,7 +270,7 @@ def _variability(
     rank_tolerance: float,
     why: dict[str, str],
 ) -> dict[str, Any]:
-    """nc1 in both forms, cdnv, their corrected estimates, and the rank of Sigma_B."""
+    """Return nc1 in both forms, cdnv, their corrected estimates, and the rank of Sigma_B."""
     if geometry.single_samples:
         names = ("nc1", "nc1_quotient", "cdnv")
         why |= dict.fromkeys(names, _SINGLE)
@@ -297,7 +299,7 @@ def _variability(
 def _corrected(
     geometry: ClassGeometry, projection: ProjectionSums | None, sigma: Float[np.ndarray, " r"]
 ) -> dict[str, float | None]:
-    """Estimates of the population's values, if a class has few samples."""
+    """Return estimates of the population's values, if a class has few samples."""
     if projection is None or projection.leave_one_out is None:
         return {}
     r, sums = len(sigma), projection.leave_one_out
@@ -334,7 +336,7 @@ def _nearest_center_metrics(
     has_predictions: bool,
     why: dict[str, str],
 ) -> dict[str, Any]:
-    """ncc_accuracy and ncc_mismatch."""
+    """Return ncc_accuracy and ncc_mismatch."""
     if projection is None or geometry.means_coincide or geometry.single_samples:
         why["ncc_accuracy"] = (
             _COINCIDE
@@ -386,7 +388,7 @@ def _ranks(spectrum: Spectrum | None, why: dict[str, str]) -> dict[str, Any]:
 def _self_duality(
     geometry: ClassGeometry, classifier: Float[np.ndarray, "C d"]
 ) -> tuple[float | None, float | None]:
-    """nc3 in the form of Zhu et al. and in that of Papyan et al."""
+    """Return nc3 as defined by Zhu et al. and as defined by Papyan et al."""
     if geometry.means_coincide:
         return None, None
     W = rescaled(classifier[geometry.classes].astype(np.float64))

@@ -1,8 +1,8 @@
 """Class moments of one layer from batches of any size and order, without a d x d matrix.
 
-Pass one (`ClassMoments`) is single-pass: counts, class means and within-class variances by the
-pairwise update of Chan, Golub and LeVeque (1983, "Algorithms for computing the sample variance"),
-which adds only nonnegative terms and so never cancels. Pass two (`projection.py`) computes what
+Pass one (`ClassMoments`) computes counts, class means and within-class variances by the pairwise
+update of Chan, Golub and LeVeque (1983, "Algorithms for computing the sample variance"), which adds
+only nonnegative terms, so that there is no cancellation. Pass two (`projection.py`) computes what
 depends on the *final* means: the within-class energy along their span, and nearest class means.
 """
 
@@ -22,15 +22,15 @@ from .spectrum import SPECTRUM_SIZE, RowSample, Spectrum
 from .tensor_chunks import CHUNK_ENTRIES, check_length, precision_of, tensor_chunks
 
 _MEANS_TOLERANCE = 64 * np.finfo(np.float64).eps
-_ROUNDING = 4.0  # error of an entry over the dtype's eps; 0.3 for class means of float32 networks
+_ROUNDING = 4.0  # error of an entry relative to eps; about 0.3 for class means in float32
 
 
 _LARGEST = 1e140
-"""Features between the inverse of this and this have sums of squares in float64's range."""
+"""If features are between the inverse of this and this, sums of squares are in float64's range."""
 
 
 class ClassIndex:
-    """Class labels -> rows 0, 1, ... in order of appearance; only classes that occur count."""
+    """Maps class labels to rows 0, 1, ... in order of appearance; only classes that occur count."""
 
     def __init__(self, num_classes: int | None = None) -> None:
         self.num_classes = num_classes
@@ -125,15 +125,15 @@ class ClassGeometry:
     def rounding(self) -> float:
         """The largest sigma_j that rounding in the features' dtype alone can cause.
 
-        A network in float32 has errors of a few eps |h_ij| in every entry, which would count as
-        directions of Sigma_B even if its class means agree there.
+        Every entry of a float32 network has an error of a few eps |h_ij|. Such errors would count
+        as directions of Sigma_B, even if the class means agree in these directions.
         """
         squares = self.center @ self.center + self.between + self.within  # mean ||h||^2, nearly
         return float(_ROUNDING * self.precision * np.sqrt(squares / self.width))
 
     @property
     def single_samples(self) -> bool:
-        """Whether every class has one sample, so that its scatter is unknown."""
+        """Whether every class has one sample, so that the scatter within classes is unknown."""
         return bool(self.counts.max() == 1)
 
     @property
@@ -147,18 +147,17 @@ class ClassGeometry:
 class ClassMoments:
     """Counts, means and within-class variances of the classes at one layer, in one pass.
 
-    Memory is O(K d): the K means in float64, and in addition the within-class scatter if d <=
-    `spectrum_size` (at most 2 MiB by default), else `spectrum_size` rows in the features' dtype.
-    Batches of any size in any order give the same result up to rounding (about 1e-14).
+    Memory is O(K d): the K means in float64, plus the within-class scatter if d <= `spectrum_size`
+    (at most 2 MiB by default), or otherwise `spectrum_size` rows in the features' dtype. The size
+    and order of the batches affect the result only by rounding (about 1e-14).
 
     Parameters
     ----------
     name : str
         Name of the layer, for errors.
     spectrum_size : int
-        See `SPECTRUM_SIZE`; 0 for no spectrum.
-    start : int
-        Number of samples before these, in other processes; for errors.
+        See `SPECTRUM_SIZE`; 0 for no spectrum. start : int Number of samples before these, in other
+        processes; used in error messages.
     """
 
     def __init__(self, name: str, spectrum_size: int = SPECTRUM_SIZE, start: int = 0) -> None:
@@ -177,8 +176,8 @@ class ClassMoments:
         Raises
         ------
         FeatureError
-            NaN or infinity (layer and sample are named), another width than before, or numbers of
-            features and labels that differ.
+            There is NaN or infinity (the message names the layer and the sample), the width differs
+            from that of earlier batches, or the numbers of features and labels differ.
         """
         check_length(self.name, features, index)
         self.precision = max(self.precision, precision_of(features))
@@ -200,8 +199,8 @@ class ClassMoments:
     def begin(self, first: Float[torch.Tensor, "b d"]) -> None:
         """Allocate the sums for features like these; `update` calls it if needed.
 
-        Sums are relative to the first sample: exactly 0 for constant features, and an offset costs
-        no precision.
+        Sums are relative to the first sample, so that they are exactly 0 for constant features, and
+        an offset causes no loss of precision.
         """
         self.width = first.shape[1]
         self.shift = first[0].to(torch.float64, copy=True)  # the caller may reuse the memory
@@ -238,7 +237,7 @@ class ClassMoments:
         means: Float[torch.Tensor, "k d"],
         squares: Float[torch.Tensor, " k"],
     ) -> None:
-        """Merge the moments of more samples of some classes, without the scatter within these."""
+        """Merge the moments of more samples of some classes, without their within-class scatter."""
         delta = means - self.means[rows]
         old = self._counts[rows]
         mass = old * new / (old + new)
@@ -267,7 +266,7 @@ class ClassMoments:
         return whole
 
     def finish(self, index: ClassIndex, *, frequency: bool = False) -> ClassGeometry:
-        """Return the geometry; `frequency` weights classes by size in g and Sigma_B, else equally.
+        """Return the geometry; with `frequency`, classes have weights by size in g and Sigma_B.
 
         Raises
         ------
@@ -332,7 +331,7 @@ class ClassMoments:
         centered: Float[torch.Tensor, "K d"],
         center: Float[torch.Tensor, " d"],
     ) -> Spectrum | None:
-        """Singular values of [h_i - g], through the smaller of the two Gram matrices."""
+        """Return the singular values of [h_i - g], from the smaller of the two Gram matrices."""
         if self._scatter is not None:
             gram = self._scatter.cpu().addmm(centered.T, counts[:, None] * centered)
             rows = self.samples

@@ -26,9 +26,8 @@ class ProjectionSums:
 
     Attributes
     ----------
-    samples, hits, mismatches : int
-        Samples; those nearest to their own class mean; those on which the nearest class mean and
-        the network's prediction differ.
+    samples, hits, mismatches : int Number of samples; of samples that are nearest to their own
+    class mean; and of samples for which the nearest class mean and the network's prediction differ.
     along : ndarray, (r,)
         V_j^T Sigma_W V_j for every direction of the span of the means.
     leave_one_out : LeaveOneOut or None
@@ -45,15 +44,15 @@ class ProjectionSums:
 class SpanProjection:
     """Pass two: samples in the span of the final class means, K - 1 numbers each.
 
-    It sums the within-class energy along each direction of the span (nc1's numerator if d is large)
-    and classifies every sample by its nearest class mean.
+    The pass sums the within-class energy along each direction of the span (the numerator of nc1 if
+    d is large) and classifies every sample by its nearest class mean.
 
     Parameters
     ----------
     moments : ClassMoments
         The finished moments of pass one.
     geometry : ClassGeometry
-        Their result.
+        The result of pass one.
     index : ClassIndex
         The class rows by which batches are indexed.
     """
@@ -88,7 +87,7 @@ class SpanProjection:
         index: Int[np.ndarray, " n"],
         predicted: Int[np.ndarray, " n"] | None = None,
     ) -> None:
-        """Add a batch; `predicted` are the class rows of the network's predictions."""
+        """Add a batch; `predicted` contains the class rows of the network's predictions."""
         moments = self._moments
         check_length(moments.name, features, index)
         with one_thread():
@@ -137,7 +136,7 @@ class SpanProjection:
                 f"The second pass saw {n} samples, the first {self._moments.samples}. "
                 "Both passes need the same data."
             )
-        # Residuals about the means sum to 0 if, and in practice only if, the data are the same.
+        # Residuals about the means sum to 0 if the data are the same, and in practice only then.
         deviation = torch.sqrt(self._energy / n)
         # The second term allows for networks whose arithmetic is not reproducible.
         scale = deviation + _ROUNDING_SHARE * self._by_row.square().mean(0).sum().sqrt()
@@ -154,6 +153,6 @@ class SpanProjection:
 def nearest_mean(
     points: Float[torch.Tensor, "*batch n r"], means: Float[torch.Tensor, "*batch K r"]
 ) -> Int[torch.Tensor, "*batch n"]:
-    """Row of the nearest mean, the first of several equally near."""
+    """Return the row of the nearest mean; the first one if several are equally near."""
     squares = (means * means).sum(-1).unsqueeze(-2)
     return torch.argmin(squares - 2 * points @ means.mT, dim=-1)

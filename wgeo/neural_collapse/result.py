@@ -14,7 +14,14 @@ if TYPE_CHECKING:
     import pandas
 
 _LEARNED = 0.99
-_SHOWN = ("nc1", "nc2_etf", "nc3", "ncc_accuracy", "cdnv", "effective_rank")  # in short
+_SHOWN = (
+    "nc1",
+    "nc2_etf",
+    "nc3",
+    "ncc_accuracy",
+    "cdnv",
+    "effective_rank",
+)  # shown in the short text
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -26,15 +33,15 @@ class Collapse(Result):
     layers : tuple of LayerCollapse
         In execution order.
     progress : dict of str to Progress
-        For every metric that should fall with depth, whether it does; without the input image,
-        which no block maps from.
+        For every metric that should decrease with depth, whether it does. The input image is left
+        out, because no block maps from it.
     separation : Progress
-        Whether the mean angle between class means grows with depth: here a violation is a layer
-        at which it shrinks.
+        Whether the mean angle between class means increases with depth. Here a violation is a layer
+        at which it decreases.
     classes, counts : tuple of int
         The classes that occur, and their numbers of samples.
     weights : str
-        ``uniform`` (g the mean of class means, Sigma_B unweighted) or ``frequency``.
+        ``uniform`` (g is the mean of the class means and Sigma_B is unweighted) or ``frequency``.
     classifier : Frame or None
         NC2 of the classifier's rows, not centered.
     accuracy : float or None
@@ -58,9 +65,10 @@ class Collapse(Result):
 
     @property
     def learned_at(self) -> str | None:
-        """The first layer whose nearest-class-mean accuracy is 99 % of the network's.
+        """The first layer whose nearest-class-mean accuracy is 99 % of the network's accuracy.
 
-        If the network's predictions are unknown, 99 % of the last layer's (Parker et al. 2023).
+        If the network's predictions are unknown, it is 99 % of the last layer's nearest-class-mean
+        accuracy (Parker et al. 2023).
         """
         accuracies = [
             (layer.name, layer.ncc_accuracy)

@@ -2,7 +2,8 @@
 
 With n samples per class, the scatter within classes is too small by the factor (n - 1)/n, the
 scatter of class means is too large by Sigma_W/n, and every class mean is biased towards its own
-samples. The metrics as defined in the papers have all three biases; these estimates correct them.
+samples. The metrics as defined in the papers have all three biases; the estimates here correct
+them.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ FEW_SAMPLES = 20
 """Size of the smallest class below which corrected estimates are computed."""
 
 MOST_HIDDEN = 0.05
-"""Share of the pairs of classes whose distance sampling may hide for CDNV to be estimated."""
+"""CDNV is estimated if sampling hides the distance of at most this fraction of pairs of classes."""
 
 
 def is_few(counts: Num[np.ndarray, " K"]) -> bool:
@@ -58,7 +59,7 @@ class SmallSampleEstimates:
 
     @property
     def noise(self) -> float:
-        """mean_k 1/n_k: the multiple of S_W that sampling adds to the class means' scatter."""
+        """mean_k 1/n_k, the multiple of S_W that sampling adds to the class means' scatter."""
         return float((1 / self.counts).mean())
 
     @property
@@ -68,10 +69,10 @@ class SmallSampleEstimates:
         return float(samples / (samples - len(self.counts)))
 
     def nc1(self) -> float | None:
-        """Return an estimate of tr(S_W pinv(S_B)) / K; None if sampling hides S_B.
+        """Return an estimate of tr(S_W pinv(S_B)) / K; None if sampling noise exceeds S_B.
 
-        If there are more classes than features, the classes count as a sample from a population of
-        classes; otherwise they are the population.
+        If there are more classes than features, the classes are treated as a sample from a
+        population of classes; otherwise they are the whole population.
         """
         if self.counts.max() == 1:
             return None
@@ -80,7 +81,7 @@ class SmallSampleEstimates:
         return self._nc1_of_given_classes()
 
     def _nc1_of_class_population(self) -> float | None:
-        """NC1 of the population of classes, K > d + 1.
+        """Return NC1 of the population of classes, for K > d + 1.
 
         In coordinates in which S_W = I, let b_j be the eigenvalues of the sample covariance of the
         class means; the population's covariance is S_B + c I with c = `noise`. Let y = d/(K - 1),
@@ -102,7 +103,7 @@ class SmallSampleEstimates:
         ends = (0.0, b.min() * (1 - 1e-9))
         if excess(ends[1]) < 0:
             return None
-        # At the left end excess(0) = -c (1 - y) < 0. The first root is on the branch from c = 0.
+        # At the left end, excess(0) = -c (1 - y) < 0. The first root is on the branch from c = 0.
         grid = np.linspace(*ends, 65)
         first = next((k for k in range(1, 65) if excess(grid[k]) >= 0), None)
         if first is None:
@@ -111,7 +112,7 @@ class SmallSampleEstimates:
         return float(z / c * (1 / (b - z)).mean() * d / K)
 
     def _nc1_of_given_classes(self) -> float | None:
-        """NC1 of the K classes themselves, in d >= K - 1 dimensions.
+        """Return NC1 of the K classes themselves, in d >= K - 1 dimensions.
 
         Sampling adds tr(S_W) c/K to every eigenvalue sigma_j^2 of the Gram matrix of the class
         means, and tr(S_W^2) c/K to sigma_j^2 V_j^T Sigma_W V_j, since V_j depends on the noise.
@@ -130,11 +131,11 @@ class SmallSampleEstimates:
 
         v_k = n_k/(n_k - 1) var_k, and D is estimated by ||m_k - m_l||^2 - v_k/n_k - v_l/n_l. Its
         sampling variance is V = 4 D s + 2 a^2 tr(S_W^2), a = 1/n_k + 1/n_l and s = a times the mean
-        variance along the class means. 1/D is estimated by D / (D^2 + V): to first order that is
-        the corrected inverse (1 - V/D^2) / D, but bounded, so that no single pair decides the mean
-        when its estimated distance happens to be near zero. Pairs with a class of one sample, whose
-        variance is unknown, are left out. None if sampling hides the distance (D^2 < V) of more
-        than `MOST_HIDDEN` of the pairs.
+        variance along the class means. 1/D is estimated by D / (D^2 + V). To first order this is
+        the corrected inverse (1 - V/D^2) / D, but it is bounded, so that a single pair whose
+        estimated distance happens to be near zero cannot dominate the mean. Pairs with a class of
+        one sample are left out, because its variance is unknown. None if sampling noise exceeds the
+        distance (D^2 < V) for more than a fraction `MOST_HIDDEN` of the pairs.
 
         Parameters
         ----------
@@ -161,7 +162,7 @@ class SmallSampleEstimates:
 
 
 class LeaveOneOut:
-    """Sums over samples, in the second pass, for `SmallSampleEstimates` and leave-one-out accuracy.
+    """Sums of the second pass, for `SmallSampleEstimates` and the leave-one-out accuracy.
 
     Parameters
     ----------
@@ -215,7 +216,7 @@ class LeaveOneOut:
         several = n > 1
         self._several += int(several.sum())
         self._hits += int((several & (own_square <= squares.min(1).values)).sum())
-        # Sample by the features: residuals vary in their last digits with the batches.
+        # Choose rows by the features, since the last digits of residuals depend on the batches.
         labelled = torch.cat([x + self._means[rows], self._classes[rows][:, None]], 1)
         self._sample.update(labelled[several])
 
@@ -239,12 +240,12 @@ class LeaveOneOut:
 
     @property
     def accuracy(self) -> float | None:
-        """Fraction of samples nearest to the mean of their class's other samples, if any."""
+        """Fraction of samples nearest to the mean of the other samples of their class, if any."""
         return self._hits / self._several if self._several else None
 
     @property
     def within_square(self) -> float:
-        """tr(S_W^2), as the mean of <x_i, x_j>^2 over samples of different classes."""
+        """Estimate of tr(S_W^2): the mean of <x_i, x_j>^2 over samples of different classes."""
         if len(self._sample) < 2:
             return 0.0
         rows = self._sample.rows.to(self._means)

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, UInt64
 
 SPECTRUM_SIZE = 512
-"""A spectrum is exact if samples or width are at most this many, else of this many samples."""
+"""A spectrum is exact if samples or width are at most this; else it is of this many samples."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -19,11 +19,9 @@ class Spectrum:
     Attributes
     ----------
     values : ndarray, (min(rows, d),)
-        Ascending. Those below sqrt(max(rows, d) eps) times the largest are rounding, and set to 0.
-    rows : int
-        Number of samples they were computed from.
-    exact : bool
-        Whether those are all the samples.
+        In ascending order. Values below sqrt(max(rows, d) eps) times the largest are rounding
+        errors and are set to 0. rows : int Number of samples from which they were computed. exact :
+        bool Whether these are all samples.
     """
 
     values: Float[np.ndarray, " r"]
@@ -34,7 +32,7 @@ class Spectrum:
     def of_gram(
         cls, gram: Float[torch.Tensor, "r r"], *, width: int, rows: int, samples: int
     ) -> Spectrum:
-        """From A A^T or A^T A, whichever is smaller."""
+        """Compute the spectrum from A A^T or A^T A, whichever is smaller."""
         squares = torch.linalg.eigvalsh(gram).clamp_min(0).numpy()
         floor = max(rows, width) * np.finfo(np.float64).eps * squares.max()
         values = np.sqrt(np.where(squares > floor, squares, 0.0))
@@ -65,11 +63,11 @@ class Spectrum:
 
 
 class RowSample:
-    """A sample of rows that depends on their values alone, not on batches or their order.
+    """A sample of rows that depends only on their values, not on batches or their order.
 
-    Each row gets a key, a multilinear hash of its float64 bits under fixed random multipliers; the
-    rows with the `size` smallest keys are the sample ("bottom-k", Cohen and Kaplan 2007): uniform
-    over distinct rows, and the same however the rows arrive.
+    Each row gets a key, a multilinear hash of its float64 bits with fixed random multipliers. The
+    rows with the `size` smallest keys are the sample ("bottom-k", Cohen and Kaplan 2007). It is
+    uniform over distinct rows, and the same in whatever order the rows arrive.
     """
 
     def __init__(self, size: int, seed: int = 0) -> None:
@@ -114,14 +112,16 @@ class RowSample:
             self._multipliers = torch.from_numpy(odd).to(block.device)
         zero = torch.zeros(1, dtype=torch.float64, device=block.device)
         bits = (block + zero).view(torch.int64)  # in float64; -0.0 becomes 0.0
-        bits ^= bits >> 32  # a product carries upwards only, and sign and exponent are up there
+        bits ^= (
+            bits >> 32
+        )  # products propagate bits only upwards, but sign and exponent are the upper bits
         bits *= self._multipliers[:-1]
         key = bits.sum(1) + self._multipliers[-1]
         return _mix(key.cpu().numpy().view(np.uint64))
 
 
 def _mix(key: UInt64[np.ndarray, " b"]) -> UInt64[np.ndarray, " b"]:
-    """Let every bit depend on every other: the finalizer of splitmix64 (Steele et al. 2014)."""
+    """Make every bit depend on every other, by the finalizer of splitmix64 (Steele et al. 2014)."""
     key = (key ^ (key >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     key = (key ^ (key >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return key ^ (key >> np.uint64(31))

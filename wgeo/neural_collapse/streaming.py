@@ -1,4 +1,4 @@
-"""Collapse of features that arrive in batches and are not kept in memory."""
+"""Collapse metrics of features that arrive in batches and are not kept in memory."""
 
 from __future__ import annotations
 
@@ -24,37 +24,36 @@ from .spectrum import SPECTRUM_SIZE
 from .tensor_chunks import mean_of
 
 Batch = tuple[Mapping[str, Any], Any] | tuple[Mapping[str, Any], Any, Any]
-"""Features by layer, labels, and the network's predictions if they are known."""
+"""Features by layer, labels and, if they are known, the network's predictions."""
 
 KEEP = 2**26
-"""Bytes of features that a stream keeps, so that they need no second pass (64 MiB)."""
+"""Bytes of features that a stream keeps in memory to avoid a second pass (64 MiB)."""
 
 
 class CollapseStream:
     """Collapse metrics from batches, in memory that does not grow with the number of samples.
 
-    ``update`` with every batch gives all metrics but ncc_accuracy, ncc_mismatch and, for layers
-    wider than `spectrum_size`, nc1: those compare samples with the *final* class means, and need a
-    second pass, ``revisit`` with every batch again. Layers whose features fit into `keep` bytes
-    need none: the stream keeps them. Batches may have any size and order, in both passes.
+    Call ``update`` with every batch. This gives all metrics except ncc_accuracy, ncc_mismatch and,
+    for layers wider than `spectrum_size`, nc1. These metrics compare samples with the *final* class
+    means, so they need a second pass: call ``revisit`` with every batch again. Layers whose
+    features fit into `keep` bytes need no second pass, because the stream keeps their features.
+    Batches may have any size and order, in both passes.
 
-    A layer takes K d numbers in float64, and in addition a scatter matrix if d <= `spectrum_size`
-    (at most 2 MiB by default), else `spectrum_size` rows of features.
+    Each layer needs memory for K d numbers in float64, plus a scatter matrix if d <=
+    `spectrum_size` (at most 2 MiB by default), or otherwise `spectrum_size` rows of features.
 
     Parameters
     ----------
     weights, rank_tolerance, spectrum_size
         As in `collapse`.
     classifier : Classifier or array_like, (K, d), optional
-        Weights of the classifier on the last layer, for NC3. Labels must then be below K.
-    num_classes : int, optional
-        Number of classes; labels must be below it.
+        Weights of the classifier of the last layer, for NC3. If given, labels must be below K.
+        num_classes : int, optional Number of classes; labels must be below it.
     stages : mapping of layer name to int or None, optional
-        The stage (feature space) of each layer. By default a change of width starts a new one;
-        ``input`` and ``penultimate``, the classifier's input, have none.
-    keep : int
-        Bytes of features to keep, of all layers in total; the widest layers are dropped first.
-        0 for a strict bound on memory.
+        The stage (feature space) of each layer. By default a new stage starts where the width
+        changes, and the layers ``input`` and ``penultimate`` (the classifier's input) have no
+        stage. keep : int Total number of bytes of features to keep, over all layers. If it is
+        exceeded, the widest layers are dropped first. 0 for a strict bound on memory.
 
     Examples
     --------
@@ -98,18 +97,18 @@ class CollapseStream:
         Parameters
         ----------
         features : mapping of layer name to array_like, (n, d)
-            The same layers in every batch, in execution order in the first.
+            The layers must be the same in every batch, and in execution order in the first.
         labels : array_like of int, (n,)
         predictions : array_like of int, (n,), optional
-            The network's predictions: in every batch, or in none.
+            The network's predictions; give them either in every batch or in none.
 
         Raises
         ------
         FeatureError
-            NaN or infinity (layer and sample are named), or other layers or widths than before. The
-            stream cannot be used after that.
+            There is NaN or infinity (the message names the layer and the sample), or layers or
+            widths differ from those of earlier batches. The stream cannot be used any more.
         ArgumentError
-            Labels out of range, or the second pass has begun.
+            Labels are out of range, or the second pass has begun.
         """
         if self._second_pass is not None:
             raise ArgumentError("The second pass has begun; new samples need a new CollapseStream.")
@@ -133,7 +132,7 @@ class CollapseStream:
         return self._replay.layers == set(self._moments)
 
     def revisit(self, features: Mapping[str, Any], labels: Any, predictions: Any = None) -> None:
-        """Second pass: add the samples of the first again, in batches of any size and order."""
+        """Second pass: add the samples of the first pass again, in batches of any size and order."""
         y, decisions = _check_labels(labels, predictions)
         if self._second_pass is None:
             self._second_pass = _Projections(self._moments, self._finish(), self._index)
@@ -148,7 +147,8 @@ class CollapseStream:
         Raises
         ------
         FeatureError
-            No samples, one class only, or a second pass over other samples.
+            There are no samples, there is only one class, or the samples of the second pass differ
+            from those of the first.
         """
         if not self._moments:
             raise FeatureError("The stream has seen no samples.")
@@ -201,10 +201,10 @@ def collapse_stream(
     ----------
     batches : iterable, or callable that returns one
         Tuples (features by layer, labels) or (features by layer, labels, predictions). Re-iterable
-        input (a list, a loader, a callable) is read twice if a metric needs it; from an iterator,
-        such metrics are None unless the features fit into `keep`.
+        input (a list, a loader, a callable) is read twice if a metric needs it. For an iterator,
+        such metrics are None unless the features fit into `keep` bytes.
     ood : Trajectory or mapping of layer name to features, optional
-        Out-of-distribution samples through the same network, for NC5.
+        Out-of-distribution samples, traced through the same network, for NC5.
     **options
         Options of `CollapseStream`.
     """
@@ -226,7 +226,7 @@ def collapse_stream(
 
 
 def _check_batch(batch: Any) -> Batch:
-    """Return a batch as a tuple; raise if it is not one, such as a pair of images and labels."""
+    """Return a batch as a tuple; raise an error if it is not one, such as images with labels."""
     if isinstance(batch, tuple | list) and len(batch) in (2, 3) and isinstance(batch[0], Mapping):
         return tuple(batch)  # type: ignore[return-value]
     first = type(batch[0] if isinstance(batch, tuple | list) and batch else batch).__name__
@@ -268,7 +268,7 @@ class _Projections:
 
 
 class _PassCounts:
-    """Numbers of samples in a pass, of those with predictions, and of correct predictions."""
+    """Numbers of samples, of samples with predictions, and of correct predictions in a pass."""
 
     def __init__(self) -> None:
         self.samples = self._with_decisions = self._correct = 0
@@ -301,7 +301,7 @@ class _OodMeans:
             self._samples[name] = self._samples.get(name, 0) + len(array)
 
     def mean(self, name: str, width: int) -> np.ndarray | None:
-        """The mean at a layer; None without such samples."""
+        """Return the mean at a layer; None if there are no out-of-distribution samples."""
         if not self._sums:
             return None
         n = self._samples.get(name)
@@ -351,7 +351,7 @@ def _nbytes(array: Any) -> int:
 
 
 def _copy(array: Any) -> Any:
-    """Copy to the host: the caller may reuse the memory for the next batch."""
+    """Copy to the host, since the caller may reuse the memory for the next batch."""
     if isinstance(array, torch.Tensor):
         return array.detach().to("cpu", copy=True)
     return np.array(array)
@@ -373,7 +373,7 @@ def _check_layers(expected: Mapping[str, Any], features: Mapping[str, Any]) -> N
 
 
 def _stages(geometry: Mapping[str, ClassGeometry]) -> dict[str, int | None]:
-    """A new stage at every change of width; None for the input image and the classifier's input."""
+    """Return stages: a new one at each change of width; None for `input` and `penultimate`."""
     stages: dict[str, int | None] = {}
     stage, width = -1, None
     for name, g in geometry.items():

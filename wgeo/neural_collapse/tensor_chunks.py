@@ -1,4 +1,4 @@
-"""Checked chunks of rows as torch tensors, on their own device, of a size that fits a CPU cache.
+"""Checked chunks of rows as torch tensors on their own device, small enough for a CPU cache.
 
 Unlike `wgeo.arrays.rows.row_chunks`, chunks keep the features' dtype and device, and their size
 does not depend on the memory limit.
@@ -49,7 +49,7 @@ def tensor_chunks(
 
 
 def precision_of(features: Any) -> float:
-    """Machine epsilon of the features' dtype; of float64 for integers."""
+    """Return the machine epsilon of the features' dtype; for integers that of float64."""
     if isinstance(features, torch.Tensor):
         floating = features.is_floating_point()
         return torch.finfo(features.dtype if floating else torch.float64).eps
@@ -58,7 +58,7 @@ def precision_of(features: Any) -> float:
 
 
 def mean_of(features: Any, name: str) -> Float[np.ndarray, " d"]:
-    """Mean of the rows in float64; raises `FeatureError` for NaN and infinity."""
+    """Return the mean of the rows in float64; raise `FeatureError` for NaN and infinity."""
     total: Any = 0.0
     for _, chunk in tensor_chunks(features, name):
         total = total + chunk.sum(0, dtype=torch.float64)

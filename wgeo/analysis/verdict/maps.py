@@ -1,6 +1,6 @@
 """Is a map optimal? Segments are judged by correlation scores, blocks by their Jacobians.
 
-Blocks whose Jacobians were not computed are judged by correlation scores, too.
+If the Jacobians of a block were not computed, the block is judged by its correlation score.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from .wording import ends, few_carrying, listed, ranged, segment_ends, start_of,
 _SCORE = (
     " (A map takes each sample's features at one layer to those at a later one. Its correlation "
     "score is 1 if no other pairing of the samples at both ends makes transport cheaper, and 0 on "
-    f"average for an unrelated pairing; it is called optimal from {THRESHOLDS['optimal']} and "
-    f"nearly optimal from {THRESHOLDS['nearly_optimal']}.)"
+    f"average for an unrelated pairing. The map is called optimal if its score is at least "
+    f"{THRESHOLDS['optimal']}, and nearly optimal if it is at least "
+    f"{THRESHOLDS['nearly_optimal']}.)"
 )
 
 
@@ -34,8 +35,8 @@ def optimality(record: Record) -> Iterator[Sentence]:
         elif _ends_in_point(segment):
             yield Sentence(
                 "optimality",
-                f"{segment_ends(segment)} any map would be optimal: at one end all samples have "
-                "the same features.",
+                f"{segment_ends(segment)} any map would be optimal, because all samples have the "
+                "same features at one end.",
                 {"layers": ends(segment), "spread": segment["spread"]},
                 "shown",
             )
@@ -58,8 +59,8 @@ def _end_to_end(segment: Record, blocks: Sequence[Record]) -> Sentence:
     if few and (optimal is not None or not _refuted(first)):
         return Sentence(
             "optimality",
-            f"{subject} {few} the correlation score ({_score(first)}), so it cannot be said "
-            f"whether the map is optimal for the others.{tail}",
+            f"{subject} {few} the correlation score ({_score(first)}), so it is "
+            f"open whether the map is optimal for the others.{tail}",
             {**evidence, "effective_samples": segment["effective_samples"]},
             "undecided",
         )
@@ -95,7 +96,7 @@ def _end_to_end(segment: Record, blocks: Sequence[Record]) -> Sentence:
 
 
 def _excluded_by_jacobians(start: str, segment: Record, blocks: Sequence[Record]) -> str:
-    """Name the blocks of an optimal part whose Jacobians exclude an optimal map."""
+    """Name the blocks within an optimal map whose own Jacobians exclude an optimal map."""
     inner = segment["layers"][segment["layers"].index(start) + 1 :]
     kinds = {block["target"]: _block_kind(block) for block in blocks}
     excluded = [name for name in inner if kinds.get(name) in ("not gradient", "nearly gradient")]
@@ -104,46 +105,47 @@ def _excluded_by_jacobians(start: str, segment: Record, blocks: Sequence[Record]
     several = len(excluded) > 1
     named = listed(excluded) if len(excluded) < 4 else f"{len(excluded)} of its blocks"
     return (
-        f"; but {named}, by {'their' if several else 'its'} Jacobians before any pooling, "
-        f"{'are not exactly optimal maps' if several else 'is not an exactly optimal map'}"
+        f"; but the Jacobians of {named}, computed before pooling, show that "
+        f"{'they are not exactly optimal maps' if several else 'it is not an exactly optimal map'}"
     )
 
 
 def _refuted(row: Record) -> bool:
-    """Whether the whole certified interval lies below the threshold of nearly optimal."""
+    """Whether the whole certified interval is below the threshold of a nearly optimal map."""
     return bool(row["high"] < THRESHOLDS["nearly_optimal"])
 
 
 def _undecided(row: Record) -> str:
-    """State why the samples cannot tell; a map may still be certainly not exactly optimal."""
+    """State why it is undecided whether a map is optimal, or whether it is nearly optimal."""
     score = f"correlation score {_score(row)}"
     if row["low"] < THRESHOLDS["nearly_optimal"]:
         why = "the bounds of the score are too wide"
     elif row["null"] is None:
-        why = "there is no score of the same displacements given to the wrong samples"
+        why = "the same displacements given to the wrong samples were not scored"
     else:
         why = (
-            f"the same displacements score about as high ({row['null']:.3f}) when given to the "
-            "wrong samples"
+            f"the score is about as high ({row['null']:.3f}) if the same displacements are given "
+            "to the wrong samples"
         )
     if row["high"] < THRESHOLDS["optimal"]:
         return (
-            f"the map is not exactly optimal ({score}), and these samples cannot tell whether it "
+            f"the map is not exactly optimal ({score}), and these samples do not show whether it "
             f"is nearly optimal: {why}"
         )
-    return f"these samples cannot tell whether the map is optimal ({score}): {why}"
+    return f"these samples do not show whether the map is optimal ({score}): {why}"
 
 
 def _best(scores: Sequence[Record]) -> str:
     best = max(scores, key=lambda row: row["value"])
     if len(scores) < 2 or best is scores[0]:
         return ""
-    return f", nor is it from any later layer (at most {best['value']:.3f}, from {best['from']})"
+    highest = f"at most {best['value']:.3f}, from {best['from']}"
+    return f", and neither is the map from any later layer ({highest})"
 
 
 def _below(first: Record, segment: Record) -> str:
     if not _refuted(first):
-        return f"from {start_of(segment)} the samples cannot tell ({_score(first)})"
+        return f"from {start_of(segment)} this is undecided ({_score(first)})"
     return f"from {start_of(segment)} it is not ({_score(first)})"
 
 
@@ -184,8 +186,8 @@ def _near_point(segment: Record) -> str:
         return ""
     return (
         f" The spread of the features at {start_of(segment)} is {ratio:,.0f} times smaller than "
-        f"at {segment['layers'][-1]}: from nearly a point almost any map has a high OT score, so "
-        "that score is no evidence here."
+        f"at {segment['layers'][-1]}. If the first cloud is nearly a point, almost any map has a "
+        "high OT score, so that score is not evidence here."
     )
 
 
@@ -214,7 +216,7 @@ def blocks(record: Record) -> Iterator[Sentence]:
 
 
 def _clause(kinds: Sequence[str], kind: str) -> str:
-    """``2 are undecided from these samples``; all of several with a negation are ``none``."""
+    """Return ``2 are undecided with these samples``; "all ... not" becomes ``none``."""
     number = kinds.count(kind)
     one, several, none = _KINDS[kind]
     if len(kinds) == 1:
@@ -244,7 +246,7 @@ def _jacobians(blocks: Sequence[Record]) -> str:
 
 
 def _from_to(rows: Sequence[Record], key: str) -> str:
-    """``0.06 to 0.49``: the values of several blocks; empty if no value is defined."""
+    """Return the range of several blocks' values, such as ``0.06 to 0.49``; empty if undefined."""
     values = [row[key] for row in rows if row.get(key) is not None]
     if not values:
         return ""
@@ -259,19 +261,19 @@ _KINDS = {  # the predicate for one block, for several, and after "none" if it h
         "moves these samples by more than rounding error",
     ),
     "gradient": (
-        "may be an optimal map by its Jacobians",
-        "may be optimal maps by their Jacobians",
+        "has Jacobians consistent with an optimal map",
+        "have Jacobians consistent with an optimal map",
         "",
     ),
     "nearly gradient": (
-        "may be nearly, but not exactly, optimal by its Jacobians",
-        "may be nearly, but not exactly, optimal by their Jacobians",
+        "has Jacobians consistent with a nearly optimal map, but not with an optimal one",
+        "have Jacobians consistent with a nearly optimal map, but not with an optimal one",
         "",
     ),
     "not gradient": (
-        "cannot be optimal, not even nearly, by its Jacobians",
-        "cannot be optimal, not even nearly, by their Jacobians",
-        "can be optimal, not even nearly, by its Jacobians",
+        "has Jacobians that exclude even a nearly optimal map",
+        "have Jacobians that exclude even a nearly optimal map",
+        "",
     ),
     "not optimal": (
         "is not an optimal map of these samples",
@@ -284,7 +286,7 @@ _KINDS = {  # the predicate for one block, for several, and after "none" if it h
         "are nearly optimal maps of these samples",
         "",
     ),
-    "undecided": ("is undecided from these samples", "are undecided from these samples", ""),
+    "undecided": ("is undecided with these samples", "are undecided with these samples", ""),
 }
 
 
@@ -304,7 +306,7 @@ def _block_kind(block: Record) -> str:
 
 
 def _nearly_gradient(test: Record) -> bool:
-    """Whether the intervals allow a Jacobian that is nearly symmetric, positive semi-definite."""
+    """Whether the intervals allow a nearly symmetric and positive semi-definite Jacobian."""
     intervals, most = test.get("intervals") or {}, THRESHOLDS["nearly_gradient_map"]
     asymmetry, eigenvalue = test.get("asymmetry"), test.get("relative_eigenvalue")
     low = intervals.get("asymmetry", [asymmetry])[0]

@@ -21,14 +21,14 @@ def opening(trust: Record, provenance: Record | None = None) -> list[Sentence]:
 
 
 def silenced(trust: Record) -> bool:
-    """Whether the verdict ends here: the network guesses, or there are too few samples."""
+    """Whether the verdict ends here, because the network guesses or there are too few samples."""
     samples = trust.get("samples")
     few = samples is not None and samples < THRESHOLDS["fewest_samples"]
     return bool(trust.get("at_chance")) or few
 
 
 def few_samples_note(trust: Record) -> str:
-    """Return a note on few samples per class for a table of the collapse metrics, or ""."""
+    """Return a note for a table of collapse metrics with few samples per class; else ""."""
     samples = trust.get("samples_per_class")
     if samples is None or samples >= THRESHOLDS["few_a_class"]:
         return ""
@@ -51,7 +51,7 @@ def _accuracy(trust: Record, provenance: Record) -> Iterator[Sentence]:
         yield Sentence(
             "accuracy",
             f"{sentence}, which is no better than guessing ({percent(chance)}): it does not "
-            "classify these images, and nothing more is said about it.",
+            "classify these images, and the verdict says nothing else about it.",
             evidence,
             "warning",
         )
@@ -61,9 +61,9 @@ def _accuracy(trust: Record, provenance: Record) -> Iterator[Sentence]:
     if claimed and claimed["value"] - accuracy > THRESHOLDS["below_claim"]:
         yield Sentence(
             "accuracy",
-            f"Its file states an accuracy of {percent(claimed['value'])} ({claimed['key']}): these "
-            "may be other or altered images, or pixels normalized differently from those of its "
-            "training.",
+            f"Its file states an accuracy of {percent(claimed['value'])} ({claimed['key']}). The "
+            "images may be different or altered, or the pixels may be normalized differently than "
+            "in training.",
             {**evidence, "claimed_accuracy": claimed},
             "warning",
         )
@@ -93,9 +93,9 @@ def _normalization(trust: Record) -> Iterator[Sentence]:
         yield Sentence(
             "normalization",
             f"With `normalize='{better}'` the network classifies {percent(tried[better])} of "
-            f"{used['images']} of these images correctly, against {percent(tried[used['name']])} "
-            f"as they were normalized ({used['name']}): the pixels are probably normalized wrongly,"
-            " and then so are all numbers below.",
+            f"{used['images']} of these images correctly, compared with "
+            f"{percent(tried[used['name']])} with the normalization used ({used['name']}): the "
+            "pixels are probably normalized wrongly, which makes all numbers below wrong, too.",
             {**used},
             "warning",
         )
@@ -106,11 +106,11 @@ def _normalization(trust: Record) -> Iterator[Sentence]:
         )
         yield Sentence(
             "normalization",
-            f"The pixels were {treatment}, an assumption (from {origin}): neither the file nor the "
-            "caller says how they were normalized in training."
+            f"The pixels were {treatment}. This is an assumption (from {origin}), because neither "
+            "the file nor the caller says how they were normalized in training."
             if used["source"] == "data"
-            else "The pixels were not normalized, an assumption: nothing says how they were "
-            "normalized in training.",
+            else "The pixels were not normalized. This is an assumption, because neither the file "
+            "nor the caller says how they were normalized in training.",
             {key: used.get(key) for key in ("name", "mean", "std", "source")},
             "warning",
         )
@@ -124,9 +124,9 @@ def _classes(trust: Record) -> Iterator[Sentence]:
     missing = present < head
     yield Sentence(
         "classes",
-        f"The images show {present} classes and the network distinguishes {head}"
+        f"The images belong to {present} classes and the network distinguishes {head}"
         + (
-            ": every statement about classes is about those that occur."
+            "; every statement about classes is about those that occur."
             if missing
             else ", so some labels can never be predicted."
         ),
@@ -140,8 +140,8 @@ def _samples(trust: Record) -> Iterator[Sentence]:
     if images is not None and images < THRESHOLDS["fewest_samples"]:
         yield Sentence(
             "samples",
-            f"There are {counted(images, 'sample')}; with fewer than "
-            f"{THRESHOLDS['fewest_samples']:.0f} nothing is said about the network.",
+            f"There are only {counted(images, 'sample')}; with fewer than "
+            f"{THRESHOLDS['fewest_samples']:.0f} the verdict says nothing about the network.",
             {"samples": images},
             "warning",
         )
@@ -149,8 +149,8 @@ def _samples(trust: Record) -> Iterator[Sentence]:
     if smallest is not None and smallest < THRESHOLDS["few_a_class"]:
         yield Sentence(
             "samples",
-            f"The smallest class has {counted(smallest, 'sample')}: with so few the "
-            "collapse metrics are biased, and corrected estimates are given with them."
+            f"The smallest class has {counted(smallest, 'sample')}: with so few, the "
+            "collapse metrics are biased, and corrected estimates are given, too."
             if smallest > 1
             else "The smallest class has a single sample: within-class variability is undefined "
             "for it.",

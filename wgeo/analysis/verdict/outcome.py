@@ -21,10 +21,10 @@ def reference(record: Record) -> Iterator[Sentence]:
 
 
 def against_network(row: Record, kind: str = "network") -> Sentence:
-    """State the result of `wgeo.straighter_than` for one segment: two networks, over images.
+    """State the result of `wgeo.straighter_than` for one segment of two networks, over images.
 
-    It is about these two networks. Two training runs that differ in their seed alone usually differ
-    as clearly, so no difference of recipes is stated, whatever the p-value.
+    The statement is only about these two networks. Two training runs that differ only in their seed
+    usually differ as clearly, so nothing is stated about recipes, whatever the p-value.
     """
     low, high = row["interval"]
     is_centred = row["statistic"].endswith("_centred")
@@ -64,8 +64,8 @@ def _against_fresh(
         key: row.get(key) for key in ("layers", "value", "median", "low", "high", "adjusted_p")
     } | {"networks": networks}
     ratio = (
-        f"line-shape ratio{'' if explained else _LINE_SHAPE} {rounded(row['value'])}, against a "
-        f"median of {rounded(row['median'])} (range {rounded(row['low'])} to "
+        f"line-shape ratio{'' if explained else _LINE_SHAPE} {rounded(row['value'])}, compared "
+        f"with a median of {rounded(row['median'])} (range {rounded(row['low'])} to "
         f"{rounded(row['high'])}) of the fresh ones"
     )
     direction = row.get("direction")
@@ -76,8 +76,8 @@ def _against_fresh(
     return Sentence(
         "reference",
         f"{subject} the network is {outcome} {networks} networks of this architecture with fresh "
-        f"weights{on_images}: {ratio}; p = {row['adjusted_p']:.2g}, by its rank among them"
-        f"{' (the smallest p that this number can give)' if extreme else ''}"
+        f"weights{on_images}: {ratio}; p = {row['adjusted_p']:.2g}, from its rank among them"
+        f"{' (the smallest possible p for this number)' if extreme else ''}"
         f"{f', adjusted for {segments} segments' if segments > 1 else ''}.",
         evidence,
         "shown" if differs else "undecided",
@@ -102,7 +102,7 @@ def collapse(record: Record) -> Iterator[Sentence]:
         why = (last["collapse"].get("undefined") or {}).get("nc1", "it is undefined")
         yield Sentence(
             "collapse",
-            f"It cannot be said whether the classes collapse: NC1 is undefined at {last['name']} "
+            f"Whether the classes collapse is undecided: NC1 is undefined at {last['name']} "
             f"({why}).",
             {"layer": last["name"]},
             "undecided",
@@ -112,9 +112,9 @@ def collapse(record: Record) -> Iterator[Sentence]:
     if samples and samples < THRESHOLDS["few_a_class"] and not _is_corrected(last):
         yield Sentence(
             "collapse",
-            f"It cannot be said whether the classes collapse: with {counted(samples, 'sample')} in "
-            f"the smallest class the class means at {last['name']} are too uncertain to correct "
-            f"NC1 ({rounded(end)}) for it. More images per class would tell.",
+            f"Whether the classes collapse is undecided: with {counted(samples, 'sample')} in the "
+            f"smallest class, the class means at {last['name']} are too uncertain to correct the "
+            f"bias of NC1 ({rounded(end)}). More images per class would decide.",
             {"layer": last["name"], "nc1": end, "samples_per_class": samples},
             "undecided",
         )
@@ -122,7 +122,7 @@ def collapse(record: Record) -> Iterator[Sentence]:
     if end > THRESHOLDS["rounding"] ** -2:
         yield Sentence(
             "collapse",
-            f"At {last['name']} the class means of these images cannot be told apart: their "
+            f"At {last['name']} the class means of these images cannot be distinguished: their "
             "scatter is rounding error relative to the scatter within classes, so nothing has "
             "collapsed.",
             {"layer": last["name"], "nc1": end},
@@ -153,7 +153,7 @@ def _collapse_sentence(
     }
     corrected = ", corrected for few samples per class," if is_corrected else ""
     value = (
-        "cannot be told from 0"
+        "cannot be distinguished from 0"
         if end < THRESHOLDS["rounding"] ** 2
         else f"is {_with_interval(end, interval)}"
     )
@@ -174,7 +174,7 @@ def _level(nc1: float) -> str:
 
 
 def _with_interval(value: float, interval: Any) -> str:
-    """Print a value with its interval, which is corrected for bias and may not contain it."""
+    """Print a value and its interval, which is corrected for bias and may not contain it."""
     outside = interval is not None and not interval[0] <= value <= interval[1]
     note = f"{OVER_IMAGES}{', corrected for bias' if outside else ''}"
     return ranged(value, interval, note=note)
@@ -191,7 +191,7 @@ def _nc1(layer: Record) -> tuple[Any, Any]:
 
 
 def _uncorrected(layer: Record) -> str:
-    """Print the value of the plain formula, which is biased for few samples per class."""
+    """Print the uncorrected value, which is biased for few samples per class."""
     value = layer["collapse"].get("nc1")
     relevant = _is_corrected(layer) and value is not None
     return f" [uncorrected: {rounded(value)}]" if relevant else ""
@@ -233,7 +233,7 @@ def next_steps(record: Record, body: Sequence[Sentence]) -> Iterator[Sentence]:
 
 _QUESTIONS = {  # the claims that more evidence could decide, in the order of the verdict
     "straightness": "whether the path is straight",
-    "optimality": "from which layer on the map to the last is optimal",
+    "optimality": "from which layer the map to the last layer is optimal",
     "blocks": "which single blocks are optimal maps",
 }
 

@@ -58,32 +58,32 @@ def _path(segment: Record, explained: bool) -> Sentence:
         is_shift = shift is not None and shift > 1 - THRESHOLDS["rounding"]
         return _silent(
             segment,
-            f"{subject} all samples move by one common vector and the cloud keeps its shape: "
+            f"{subject} all samples move by the same vector and the cloud keeps its shape, so "
             "there is no path to judge."
             if is_shift
-            else f"{subject} the features end in the distribution in which they began: there is no "
+            else f"{subject} the features return to their initial distribution, so there is no "
             "geodesic to compare with.",
             {"shift_share": shift},
         )
     if ratio > THRESHOLDS["returned"]:
         return _silent(
             segment,
-            f"{subject} the features move and end nearly where they began, at 1/{ratio:,.0f} of "
-            "the length of their path: there is no geodesic to compare with.",
+            f"{subject} the features move but end nearly where they began, at a distance of "
+            f"1/{ratio:,.0f} of the length of their path, so there is no geodesic to compare with.",
             {"length_ratio_centred": ratio},
         )
     return _judged_path(segment, subject, centred, explained)
 
 
 def _unmoved(segment: Record, subject: str, spread: float) -> Sentence:
-    """State that each sample ends where it began, whether it stayed there or returned."""
+    """State that each sample ends where it began, because it did not move or returned."""
     moved = segment["relative_displacement"]
     length = segment.get("length") or 0.0
     returned = length > least_motion(segment) * spread * (len(segment["layers"]) - 1)
     return _silent(
         segment,
-        f"{subject} the features move and every sample comes back to its place: there is no "
-        "geodesic to compare with."
+        f"{subject} the features move and every sample returns to its starting point, so there is "
+        "no geodesic to compare with."
         if returned
         else f"{subject} the features do not move by more than rounding error ({rounded(moved)} of "
         "their spread).",
@@ -129,16 +129,16 @@ def _judged_path(segment: Record, subject: str, centred: Record, explained: bool
 
 _CENTRED = " (each layer's mean is subtracted)"
 _GEODESIC = ", the shortest path in Wasserstein distance,"
-_STRAIGHT = 2  # the first categories of `_category`: straight, and close to straight
+_STRAIGHT = 2  # number of categories of `_category` that count as straight
 
 
 def _shape(segment: Record, interval: Any, bound: float | None) -> tuple[str, Strength]:
-    """Name the shape of a path: its interval must lie in one category, well below sqrt(B).
+    """Name the shape of a path, if its interval lies in one category, well below sqrt(B).
 
-    For a straight path there must also be evidence against a turn that the samples do not show.
+    A path is called straight only if there is also evidence that the samples would show a turn.
     """
     if interval is None:
-        return "; without an interval (`bootstrap=0`) its shape is not named", "suggested"
+        return "; without an interval (`bootstrap=0`) its shape is not classified", "suggested"
     few = few_carrying(segment)
     if few:
         return f"; {few} this value, so it says nothing about the others", "undecided"
@@ -158,7 +158,7 @@ def _shape(segment: Record, interval: Any, bound: float | None) -> tuple[str, St
 
 
 def _unseen(centred: Record, ratio: float) -> float:
-    """Bound the length ratio that sparse samples may not show; 1 if null maps would exceed it."""
+    """Bound the ratio of a turn that sparse samples hide; 1 if null maps would show such a turn."""
     null, most = centred.get("null_length_ratio"), centred.get("length_ratio_at_most")
     if null is not None and null > ratio + THRESHOLDS["power_margin"]:
         return 1.0

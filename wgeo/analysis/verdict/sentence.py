@@ -46,55 +46,57 @@ THRESHOLDS: dict[str, float] = {
 }
 """The thresholds at which the wording changes.
 
-Those that decide a measurement too are defined in its module and imported here.
+Thresholds that are also used in a measurement are defined in its module and imported here.
 
 straight, close, bent
-    Centred length ratios up to which a path is called straight, close to straight, and bent. A
-    quarter circle has 1.11, a zigzag of 45 degrees 1.41.
+    Largest centred length ratios at which a path is called straight, close to straight, and bent.
+    The ratio of a quarter circle is 1.11, that of a zigzag of 45 degrees 1.41.
 orthogonal
-    Largest share of the way from 1 to sqrt(B) at which a length ratio is still called straight. B
-    is the effective number of moving blocks; mutually orthogonal steps have exactly sqrt(B).
+    A path is called straight only if its length ratio is within this fraction of the way from 1 to
+    sqrt(B). B is the effective number of moving blocks; the length ratio of mutually orthogonal
+    steps is exactly sqrt(B).
 few_moving
-    sqrt(B) below which one block accounts for nearly all of a path, and its length ratio says
-    little.
+    If sqrt(B) is below this, one block accounts for nearly all of the path, and the length ratio
+    says little.
 returned
     Length ratio above which a path is said to end where it began.
 optimal, nearly_optimal
-    Correlation scores from which a map is called optimal, and nearly optimal.
+    Smallest correlation scores at which a map is called optimal, and nearly optimal.
 power_margin
-    Margin by which a correlation score must exceed the scores of null maps, and a length ratio must
-    be less than theirs, for the samples to be able to tell.
+    A map or path is judged only if its correlation score exceeds the scores of null maps, or its
+    length ratio is below theirs, by at least this margin.
 low_resolution
-    Resolution below which an OT score is no evidence, and is put in brackets.
+    If the resolution is below this, an OT score is not evidence, and is printed in brackets.
 nearly_a_point
-    Spread of the last cloud over that of the first above which the first is nearly a point, so
-    that almost every coupling would be optimal.
+    If the spread of the last cloud divided by that of the first is above this, the first cloud is
+    nearly a point, so that almost every coupling would be optimal.
 mostly_shift
-    Share of a common shift in the squared displacement from which the shift is mentioned.
+    A common shift is mentioned if it makes up at least this fraction of the squared displacement.
 rounding, above_rounding
     A displacement relative to the spread counts as zero below the first threshold, or below the
     second times the largest displacement that rounding of the features can cause. Scatter below
     the square of the first, relative to other scatter, cannot be distinguished from zero.
 fewest_samples, few_a_class
-    Number of samples below which nothing is said, and number of samples per class below which there
-    is a warning.
+    With fewer samples than the first, the verdict makes no statement; with fewer samples per class
+    than the second, there is a warning.
 carrying_share
-    Share of the samples (and at least ``fewest_samples``) that must carry a value for it to be
-    judged.
+    A value is judged only if the effective number of samples behind it is at least this fraction
+    of all samples, and at least ``fewest_samples``.
 chance_level
     One-sided level of the binomial test of "better than chance".
 good_accuracy
-    Accuracy from which no other normalization is tried.
+    If the accuracy is at least this, no other normalization is tried.
 below_claim
-    Difference from the accuracy stated in the file above which there is a warning.
+    There is a warning if the accuracy is lower than that stated in the file by more than this.
 gradient_map, convex
     Largest asymmetry of the Jacobian, and largest size of a negative eigenvalue relative to the
     largest eigenvalue, at which a map may be the gradient of a convex function.
 nearly_gradient_map
     Largest value of both at which it may nearly be one.
-    A planar rotation of asymmetry 0.1 has a correlation score of 0.95, one of 0.01 of 0.995.
+    A planar rotation with asymmetry 0.1 has a correlation score of 0.95; with asymmetry 0.01 it has
+    a score of 0.995.
 collapsed, partly_collapsed
-    NC1 of the last layer up to which the classes are called collapsed, and partly collapsed.
+    Largest NC1 of the last layer at which classes are called collapsed, and partly collapsed.
 significant
     Level of tests against a reference.
 """
@@ -111,10 +113,11 @@ class Sentence(Result):
         ``straightness``, ``optimality``, ``blocks``, ``collapse``, ``reference``, ``next``.
     words : str
     evidence : dict
-        The numbers that decided the words.
+        The numbers that determine the wording.
     strength : {"shown", "suggested", "undecided", "warning"}
-        ``shown``: an interval, a certificate or a test supports it; ``suggested``: a value alone;
-        ``undecided``: these samples cannot tell; ``warning``: a reason to doubt the rest.
+        ``shown``: supported by an interval, a certificate or a test. ``suggested``: supported only
+        by a value. ``undecided``: these samples do not decide it. ``warning``: a reason to doubt
+        the rest.
     """
 
     claim: str

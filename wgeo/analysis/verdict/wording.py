@@ -17,7 +17,7 @@ OVER_IMAGES = ", 95 % interval over images"
 
 
 def percent(share: float, decimals: int = 1) -> str:
-    """``0.9833`` -> ``98.3 %``; never 100 % or 0 % of less than all, or of more than nothing."""
+    """Return ``98.3 %`` for ``0.9833``; 100 % and 0 % only for exactly all and exactly nothing."""
     digits = f"{100 * share:.{decimals}f}"
     while decimals < _MOST_DECIMALS and 0 < share < 1 and float(digits) in (0, 100):
         decimals += 1
@@ -77,7 +77,7 @@ def start_of(segment: Mapping[str, Any]) -> str:
     first = str(segment["layers"][0])
     block, dot, child = first.rpartition(".")
     is_shortcut = bool(dot) and child == "shortcut"
-    return f"the input of {block}, carried over by its shortcut," if is_shortcut else first
+    return f"the input of {block}, mapped by its shortcut," if is_shortcut else first
 
 
 def segment_ends(segment: Mapping[str, Any]) -> str:
@@ -103,7 +103,7 @@ def unmoved(row: Mapping[str, Any]) -> bool:
 
 
 def few_carrying(row: Mapping[str, Any]) -> str:
-    """Return ``about 1 sample of 300 carries`` if few samples decide the values, else nothing."""
+    """Return ``about 1 sample of 300 determines`` if few samples do, otherwise an empty text."""
     number, samples = row.get("effective_samples"), row.get("distinct") or row.get("samples")
     if number is None or not samples:
         return ""
@@ -111,5 +111,5 @@ def few_carrying(row: Mapping[str, Any]) -> str:
     if number >= least:
         return ""
     number = round(number)
-    carry = "carries" if number == 1 else "carry"
-    return f"about {counted(number, 'sample')} of {samples:,} {carry}"
+    verb = "determines" if number == 1 else "determine"
+    return f"about {counted(number, 'sample')} of {samples:,} {verb}"
