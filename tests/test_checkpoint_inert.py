@@ -326,6 +326,34 @@ def test_removed_prefix_is_reported(net, save, wrapper):
     assert_same(loaded, net)
 
 
+@pytest.mark.parametrize("key", ["_flat_param", "layer1._fsdp_wrapped_module._flat_param"])
+def test_weights_that_fsdp_flattened_are_told(save, key):
+    for arch in (None, "cifar_resnet8"):
+        with pytest.raises(CheckpointError, match=r"FSDP flattened .*get_model_state_dict"):
+            load_checkpoint(save({"model": {key: torch.ones(9), "bn.weight": torch.ones(3)}}), arch)
+
+
+def test_distributed_checkpoints_are_told(save, tmp_path):
+    class Distributed:
+        """What FSDP2 saves for one tensor."""
+
+        def __reduce__(self):
+            from torch.distributed.tensor import DTensor
+
+            arguments = (DTensor, torch.float32, (3,), (1,), 0, torch.strided, "cpu", False)
+            return torch._utils._rebuild_wrapper_subclass, arguments
+
+    with pytest.raises(CheckpointError, match=r"DTensor.*get_model_state_dict"):
+        load_checkpoint(save({"weight": Distributed()}))
+    folder = tmp_path / "distributed"
+    folder.mkdir()
+    (folder / ".metadata").write_bytes(b"x")
+    (folder / "__0_0.distcp").write_bytes(b"x")
+    for path in (folder, folder / "__0_0.distcp"):
+        with pytest.raises(CheckpointError, match="dcp_to_torch FOLDER FILE"):
+            load_checkpoint(path)
+
+
 CLAIMS = (
     *("acc", "best_acc", "best_acc1", "best_prec1", "best_top1", "test_acc", "prec1", "val_acc"),
     *("accuracy", "acc@1", "val/acc"),

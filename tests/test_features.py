@@ -389,6 +389,44 @@ def test_logits_that_no_linear_layer_computes_have_no_classifier():
     assert traj.predictions is not None
 
 
+def test_of_two_classifiers_that_almost_agree_the_one_that_is_returned_is_found():
+    """A copy with averaged weights, as in mean teachers, that runs later in the same forward."""
+    net = Heads("logits")
+    net.auxiliary.load_state_dict({k: 1.0001 * t for k, t in net.classifier.state_dict().items()})
+    traj = trace(net, pair())
+    assert np.array_equal(traj.classifier.weight, net.classifier.weight.detach())
+
+
+class Autocast(Heads):
+    def forward(self, x):
+        with torch.autocast("cpu", torch.bfloat16):
+            return super().forward(x)
+
+
+@pytest.mark.parametrize("normed", [True, False])
+def test_a_classifier_that_runs_in_half_precision_is_found(normed):
+    net = Autocast("logits")
+    net.norm = net.norm if normed else nn.Identity()  # float32 or bfloat16 into the classifier
+    traj = trace(net, pair(), layers=["block"])
+    assert np.array_equal(traj.classifier.weight, net.classifier.weight.detach())
+    assert (traj.layers[-1].name == "penultimate") == normed
+
+
+@pytest.mark.parametrize(
+    ("given", "advice"),
+    [
+        ([nn.Identity(), nn.Identity()], "one by one"),
+        (nn.ModuleList([nn.Identity(), nn.Identity()]), "one by one"),
+        ({"model": nn.Identity()}, "Pass the network in it"),
+        (nn.Linear(2, 2).state_dict(), "into its network first"),
+        ("net.pth", "load_checkpoint"),
+    ],
+)
+def test_what_is_not_one_network_is_told(given, advice):
+    with pytest.raises(ArgumentError, match=f"net must be an nn.Module.*{advice}"):
+        module_of(given)
+
+
 def test_a_classifier_of_the_last_block_adds_no_layer():
     net = Heads("logits")
     net.norm = nn.Identity()

@@ -332,3 +332,55 @@ def test_layers_without_a_common_space_are_measured_separately(tmp_path):
     assert not {row["claim"] for row in done.record["verdict"]} & {"straightness", "optimality"}
     done.save(tmp_path / "run")
     assert done.report(tmp_path / "run").exists()
+
+
+class Reversible(nn.Module):
+    """A RevNet: blocks that add to two streams in turn, which are one tensor or a pair."""
+
+    class Block(nn.Module):
+        def __init__(self, paired):
+            super().__init__()
+            self.f, self.g = conv(WIDTH, WIDTH), conv(WIDTH, WIDTH)
+            self.paired = paired
+
+        def forward(self, x):
+            a, b = x if self.paired else x.chunk(2, 1)
+            a = a + self.f(b)
+            b = b + self.g(a)
+            return (a, b) if self.paired else torch.cat((a, b), 1)
+
+    def __init__(self, paired):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 2 * WIDTH, 3)
+        self.blocks = nn.ModuleList([self.Block(paired) for _ in range(3)])
+        self.head = nn.Linear(2 * WIDTH, CLASSES)
+        self.paired = paired
+
+    def forward(self, x):
+        x = self.stem(x)
+        streams = x.chunk(2, 1) if self.paired else x
+        for block in self.blocks:
+            streams = block(streams)
+        return self.head((torch.cat(streams, 1) if self.paired else streams).mean((2, 3)))
+
+
+def test_two_streams_are_told_and_followed_as_one_tensor():
+    torch.manual_seed(0)
+    with pytest.raises(FeatureError, match=r"blocks\.1, blocks\.2 adds to two streams .*RevNet"):
+        trace(Reversible(paired=True), pair())
+    traj = trace(Reversible(paired=True), pair(), layers=["blocks.1.f+x", "blocks.2.f+x"])
+    assert [layer.name for layer in traj.layers[2:4]] == ["blocks.1.f+x", "blocks.2.f+x"]
+    assert blocks(Reversible(paired=False), pair()) == ["blocks.0", "blocks.1", "blocks.2"]
+
+
+def test_a_shortcut_around_residual_sums_is_not_a_second_stream():
+    class Nested(ResNet9):
+        def forward(self, x):
+            x = self.conv1(x)
+            y = x + self.res1(x)
+            y = y + self.res1(y)
+            return self.head(torch.cat([x + y, y], 1).mean((2, 3)))
+
+    with pytest.warns(WgeoWarning, match="also added in the forward of the network itself"):
+        traj = trace(Nested(), pair())
+    assert [layer.name for layer in traj.layers[2:4]] == ["res1+x", "res1+x.2"]

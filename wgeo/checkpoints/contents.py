@@ -12,6 +12,7 @@ import torch
 
 from ..errors import CheckpointError
 from ..text import printable
+from .pickles import WHOLE_STATE
 from .standins import StandIn, as_array, attributes, is_module, state_of
 
 _CONTAINERS = (
@@ -32,6 +33,7 @@ _CONTAINERS = (
 # Entries that contain tensors but no network, as training scripts save them.
 _NOT_NETWORK = re.compile(r"optim|sched|scaler|rng|random|queue|center|grad|moment", re.IGNORECASE)
 _WRAPPERS = re.compile(r"(^|\.)(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)(?=\.)")
+_FLAT = re.compile(r"(.*\.)?_?flat_param(_\d+)?")  # FSDP's, of all layers in a wrapper
 _DEPTH = 6  # a state dict is nested at most five levels deep, as in VISSL's files
 _SLACK = 2**20
 _MAX_TENSORS = 10_000  # a network of a thousand layers has six thousand
@@ -102,8 +104,8 @@ def find_states(value: Any, name: str, size: int, container: str | None = None) 
     Raises
     ------
     CheckpointError
-        There is no state dict, it is empty, or its tensors are sparse, complex or larger than the
-        file.
+        There is no state dict, it is empty, FSDP flattened it, or its tensors are sparse, complex
+        or larger than the file.
     """
     if not isinstance(value, dict | list | StandIn):
         raise CheckpointError(
@@ -129,8 +131,20 @@ def find_states(value: Any, name: str, size: int, container: str | None = None) 
                 f"`container=` can be {names}."
             )
         states = chosen
+    _require_layers(states[0].state, name)
     _check_tensors(states[0].state, name, size)
     return [states[0], *(each for each in states[1:] if _is_valid(each.state, size))]
+
+
+def _require_layers(state: Mapping[str, torch.Tensor], name: str) -> None:
+    """Raise if FSDP flattened the layers' weights into one vector."""
+    flat = next((key for key in state if _FLAT.fullmatch(key)), None)
+    if flat is not None:
+        raise CheckpointError(
+            f"{name} contains weights that FSDP flattened ({printable(flat)}): the names and "
+            "shapes of the layers are lost, and it may be only one process's part. "
+            f"{WHOLE_STATE}"
+        )
 
 
 def _is_valid(state: Mapping[str, torch.Tensor], size: int) -> bool:

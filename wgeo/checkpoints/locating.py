@@ -21,6 +21,7 @@ _USUAL = (  # names in a folder written by save_pretrained, in order of preferen
     "pytorch_model.bin.index.json",
     "pytorch_model.bin",
 )
+_DISTRIBUTED = ".distcp"  # a part of a checkpoint of torch.distributed.checkpoint
 _MAX_BYTES = 10_000_000  # of an index or config
 _MAX_SHARDS = 1_000
 
@@ -44,6 +45,8 @@ def files_of(path: str | os.PathLike[str], name: str) -> list[str]:
         return files_of(_in_folder(text, name), name)
     if text.endswith(_INDEX):
         return _indexed(text, name)
+    if text.endswith(_DISTRIBUTED):
+        raise CheckpointError(_distributed(name))
     shard = _SHARD.fullmatch(os.path.basename(text))
     if shard is None:
         return [text]
@@ -89,12 +92,22 @@ def checked_path(path: str | os.PathLike[str], name: str) -> os.stat_result:
 
 def _in_folder(folder: str, name: str) -> str:
     names = {entry.name for entry in os.scandir(folder)}
+    if any(each.endswith(_DISTRIBUTED) for each in names):
+        raise CheckpointError(_distributed(name))
     usual = next((each for each in _USUAL if each in names), None)
     if usual is not None:
         return os.path.join(folder, usual)
     inside = sorted(shown(each) for each in names if each.endswith(ENDINGS))
     hint = f" It contains {', '.join(inside[:5])}." if inside else " It contains no checkpoint."
     raise CheckpointError(f"{name} is a folder; pass a file in it.{hint}")
+
+
+def _distributed(name: str) -> str:
+    return (
+        f"{name} is a checkpoint, or a part of one, in several files of torch.distributed. Make "
+        "one file of its folder: python -m torch.distributed.checkpoint.format_utils dcp_to_torch "
+        "FOLDER FILE."
+    )
 
 
 def _indexed(path: str, name: str) -> list[str]:

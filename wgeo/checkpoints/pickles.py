@@ -47,6 +47,11 @@ _INT8 = re.compile(r"torch\._utils\._rebuild_qtensor|torch\.(per_\w+_(affine|sym
 # torch's reader builds these itself even if they have a stand-in, from sizes and objects that a
 # file chooses freely.
 _UNSAFE = re.compile(r"builtins\.bytearray|torch\._utils\._rebuild_\w+")
+WHOLE_STATE = (  # advice for training that distributes the weights over processes
+    "Save the whole network with the training program: torch.save(get_model_state_dict(model, "
+    "options=StateDictOptions(full_state_dict=True, cpu_offload=True)), path), both from "
+    "torch.distributed.checkpoint.state_dict."
+)
 _REBUILT = ("torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_tensor_v3")
 _ADD_OPS = ("APPEND", "APPENDS", "SETITEM", "SETITEMS")
 
@@ -152,6 +157,11 @@ class _Reader:
             self.refuse(
                 "contains int8 weights quantized by torch, but wgeo reads floating-point weights. "
                 "Save the network's state dict before quantization."
+            )
+        elif name == "torch._utils._rebuild_wrapper_subclass":
+            self.refuse(
+                "contains tensors that are distributed over processes (DTensor) or packed in "
+                f"another way, without their plain values. {WHOLE_STATE}"
             )
         elif not _PLAIN.fullmatch(name):
             if _UNSAFE.fullmatch(name):

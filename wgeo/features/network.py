@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -108,9 +109,27 @@ def sample(net: Network | nn.Module, module: nn.Module, images: Images) -> torch
 def module_of(net: Any) -> nn.Module:
     """Return the module of a network; raise `ArgumentError` for anything else."""
     module = net.module if isinstance(net, Network) else net
-    if not isinstance(module, nn.Module):
-        raise ArgumentError(f"net must be an nn.Module or a Network, not {type(module).__name__}.")
-    return module
+    if isinstance(module, nn.Module) and not isinstance(module, nn.ModuleList | nn.ModuleDict):
+        return module
+    kind = type(module).__name__
+    raise ArgumentError(f"net must be an nn.Module or a Network, not {kind}.{_advice(module)}")
+
+
+def _advice(value: Any) -> str:
+    """Advice for the usual objects that are not one network."""
+    if isinstance(value, str | os.PathLike):
+        return " Load the file first, by `load_checkpoint`."
+    parts: list[Any] = []
+    if isinstance(value, dict | nn.ModuleDict):
+        parts = list(value.values())
+    elif isinstance(value, list | tuple | nn.ModuleList):
+        parts = list(value)
+    if any(isinstance(part, nn.Module | Network) for part in parts):
+        several = len(parts) > 1
+        return " Pass its networks one by one." if several else " Pass the network in it."
+    if any(isinstance(part, torch.Tensor) for part in parts):
+        return " Load a state dict into its network first, or its file by `load_checkpoint`."
+    return ""
 
 
 def device_and_dtype(module: nn.Module) -> tuple[torch.device, torch.dtype]:

@@ -80,8 +80,8 @@ def survey(module: nn.Module, images: torch.Tensor, layers: Sequence[str] | None
     Raises
     ------
     FeatureError
-        No block was found, a named module does not exist or did not run, or the network computes
-        NaN.
+        No block was found, the network has two streams, a named module does not exist or did not
+        run, or the network computes NaN.
     """
     modules = dict(module.named_modules())
     if layers is not None and (isinstance(layers, str) or not layers):
@@ -96,7 +96,9 @@ def survey(module: nn.Module, images: torch.Tensor, layers: Sequence[str] | None
             if not residual:
                 _require_finite(probe)
             names = {spec.module for _, spec in residual}
-            sums, others = forward_sums(modules, probe, names)
+            sums, others, crossed = forward_sums(modules, probe, names)
+            if crossed and layers is None:
+                raise FeatureError(_two_streams(crossed))
             ordered = residual + sums
             if layers is not None:
                 ordered, others = _select(layers, modules, probe, ordered), {}
@@ -194,6 +196,16 @@ def _no_blocks(module: nn.Module, probe: Probe, others: dict[str, int]) -> str:
     return (
         f"No residual block found in {type(module).__name__} (its children: {children}).{added} "
         f"Choose the modules to analyze: `layers=['name', ...]`{suggestion}."
+    )
+
+
+def _two_streams(crossed: Sequence[str]) -> str:
+    """Return the message that no layer is a map of the one before it, with a way to follow both."""
+    return (
+        f"The forward of {_first_names(list(map(_module_text, crossed)))} adds to two streams of "
+        "features in turn, to each what is computed from the other, as in RevNet. Neither stream "
+        "is a map from layer to layer. Let each block take and return both streams as one tensor, "
+        "concatenated along the channels, or choose the modules to analyze: `layers=['name', ...]`."
     )
 
 

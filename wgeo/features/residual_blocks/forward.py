@@ -14,8 +14,8 @@ from .sums import Node, Sum, SumWatch
 
 def forward_sums(
     modules: Mapping[str, nn.Module], probe: Probe, blocks: Collection[str]
-) -> tuple[list[tuple[int, BlockSpec]], dict[str, int]]:
-    """Return the residual sums outside the block modules, and the number of other sums.
+) -> tuple[list[tuple[int, BlockSpec]], dict[str, int], list[str]]:
+    """Return the residual sums outside the block modules, and what the other sums are.
 
     A sum is residual if one summand was computed from the other by something with weights. Only
     innermost sums count, not sums around blocks that were already found. Sums of parallel branches
@@ -28,9 +28,13 @@ def forward_sums(
     others : dict of str to int
         Number of other sums of equal shapes, by the name of the module whose forward contains
         them.
+    crossed : list of str
+        The modules among them that add to two streams in turn (`_crosses`).
     """
     watch, specs = probe.watch, []
     others: Counter[str] = Counter()
+    crossed: list[str] = []
+    roots: dict[Node, Node] = {}  # of the residual sums: their identity summands
     inside = {run.y for run in watch.calls if run.name in blocks}
     names: Counter[str] = Counter()
     for total in watch.sums:
@@ -39,16 +43,19 @@ def forward_sums(
         residual = _as_residual(total, modules, watch, inside)
         if residual is None:
             others[total.path[-1]] += 1
+            if _crosses(total, watch, roots) and total.path[-1] not in crossed:
+                crossed.append(total.path[-1])
             continue
         name, identity = residual
         names[name] += 1
         name += f".{names[name]}" * (names[name] > 1)
         inside.add(watch.result_of(total))
+        roots[watch.result_of(total)] = total.nodes[identity]
         spec = BlockSpec(
             name, True, None, None, argument=identity, sum=total.address, tail=tuple(total.tail)
         )
         specs.append((total.order, spec))
-    return specs, dict(others)
+    return specs, dict(others), crossed
 
 
 def _as_residual(
@@ -66,6 +73,24 @@ def _as_residual(
             ends = [run for run in path if run.y == branch]
             return f"{(ends or path)[-1].name}+x", identity
     return None
+
+
+def _crosses(total: Sum, watch: SumWatch, roots: Mapping[Node, Node]) -> bool:
+    """Whether a sum adds to one stream what is computed from a sum in another stream.
+
+    In a reversible network, ``a = a + f(b)`` is followed by ``b = b + g(a)``: the second summand is
+    computed from b by way of the first sum, whose identity a is not. An outer shortcut around
+    blocks differs, since all of them are computed from it.
+    """
+    for identity in (1, 0):
+        root, branch = total.nodes[identity], total.nodes[1 - identity]
+        sources = watch.sources(branch)
+        if root in sources:
+            results = watch.results(root)
+            between = sources & results
+            if any(node in between and other not in results for node, other in roots.items()):
+                return True
+    return False
 
 
 def _has_matrices(part: nn.Module) -> bool:
