@@ -268,7 +268,7 @@ def test_smallest_possible_p_value_is_marked(p, smallest):
     reference = {"networks": [{}] * 20, "segments": [row]}
     words = said(sentences({"reference": reference}), "reference")
     assert "a median of 2 (range 1.6 to 2.4) of the fresh ones" in words
-    assert ("the smallest possible p for this number" in words) == smallest
+    assert ("the smallest possible p" in words) == smallest
 
 
 def test_data_rounding_and_open_questions_are_named():
@@ -285,3 +285,16 @@ def test_data_rounding_and_open_questions_are_named():
     row |= {"adjusted_p": 0.05, "direction": "straighter"}
     reference = {"networks": [{}] * 20, "images": 200, "segments": [row]}
     assert "on 200 of these images" in said(sentences({"reference": reference}), "reference")
+
+
+def test_pooling_is_named_with_the_first_path():
+    record = {"segments": [segment(), segment(layers=["c", "d", "e"])]}
+    words = said(sentences({**record, "provenance": {"pool": "gap"}}), "straightness")
+    assert words.count("(gap features; each layer's mean is subtracted)") == 1
+
+
+def test_undecided_score_comes_with_the_rule_that_leaves_it_undecided():
+    null = [{"kind": "dealt", "score": [0.97, 0.97, 0.97]}]
+    found = sentences({"segments": [segment(corr_score=[0.999] * 3, null=null, samples=100)]})
+    words = said(found, "optimality")
+    assert "score 0.970, and a score is evidence only if it is higher by at least 0.10" in words

@@ -105,9 +105,9 @@ print(with_decay.verdict)
 # %%
 # The numbers behind the sentences are in the record: ``analysis.segments``, ``analysis.blocks`` and
 # ``analysis.layers``, or ``analysis.to_pandas()``. The *length ratio* is the length of the path
-# through all layers over the Wasserstein distance between its ends: 1 on a geodesic. If the blocks
-# moved at right angles to each other, it would be :math:`\sqrt{B}`, where :math:`B` is the effective
-# number of moving blocks.
+# through all layers over the Wasserstein distance between its ends: 1 on a geodesic. If the
+# blocks moved at right angles to each other, it would be :math:`\sqrt{B}`, where :math:`B` is the
+# effective number of moving blocks.
 for name, analysis in (("decay 5e-3", with_decay), ("no decay", without)):
     path = analysis.segments[0]["centred"]
     low, high = path["intervals"]["length_ratio"]

@@ -88,13 +88,18 @@ def has_power(null: Sequence[NullScore]) -> bool | None:
 
 
 def clearly_above(low: Any, null: Any, samples: int | None) -> Any:
-    """Return whether lower ends of scores exceed the highest ends of null scores by the margin.
+    """Return whether lower ends of scores exceed the highest ends of null scores by the margin."""
+    return low > null + margin(samples)
 
-    The margin is max(`POWER_MARGIN`, 1 / sqrt(n)). The standard deviation of the score of an
-    unrelated pairing is at most 1 / sqrt(n), its value in one dimension. A rotation counts as
-    detected if it reduces the score by at least 0.05 = 1 - cos(18 degrees).
+
+def margin(samples: int | None) -> float:
+    """Return the amount by which a score must exceed its null scores to be evidence.
+
+    It is max(`POWER_MARGIN`, 1 / sqrt(n)). The standard deviation of the score of an unrelated
+    pairing is at most 1 / sqrt(n), its value in one dimension. A rotation counts as detected if it
+    reduces the score by at least 0.05 = 1 - cos(18 degrees).
     """
-    return low > null + max(POWER_MARGIN, 1 / math.sqrt(samples or 1))
+    return max(POWER_MARGIN, 1 / math.sqrt(samples or 1))
 
 
 def antisymmetric(width: int, rng: np.random.Generator) -> Float[np.ndarray, "d d"]:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-from ...geodesic.nulls import clearly_above
+from ...geodesic.nulls import clearly_above, margin
 from ...text import counted
 from .sentence import THRESHOLDS, Record, Sentence
 from .wording import ends, few_carrying, listed, ranged, segment_ends, start_of, unmoved
@@ -124,8 +124,8 @@ def _undecided(row: Record) -> str:
         why = "the same displacements given to the wrong samples were not scored"
     else:
         why = (
-            f"the score is about as high ({row['null']:.3f}) if the same displacements are given "
-            "to the wrong samples"
+            f"the same displacements given to the wrong samples score {row['null']:.3f}, and a "
+            f"score is evidence only if it is higher by at least {row['margin']:.2f}"
         )
     if row["high"] < THRESHOLDS["optimal"]:
         return (
@@ -167,9 +167,11 @@ def _scores_to_end(segment: Record) -> list[dict[str, Any]]:
 
 def _row(name: str, score: Sequence[float], null: float | None, segment: Record) -> dict[str, Any]:
     value, low, high = score
-    power = None if null is None else clearly_above(low, null, segment.get("samples"))
+    samples = segment.get("samples")
+    power = None if null is None else clearly_above(low, null, samples)
     word = "optimal" if low >= THRESHOLDS["optimal"] else "nearly optimal"
     row = {"from": name, "value": value, "low": low, "high": high, "null": null, "power": power}
+    row["margin"] = margin(samples)
     return {**row, "word": word, "optimal": bool(power) and low >= THRESHOLDS["nearly_optimal"]}
 
 

@@ -63,7 +63,7 @@ def _accuracy(trust: Record, provenance: Record) -> Iterator[Sentence]:
             "accuracy",
             f"Its file states an accuracy of {percent(claimed['value'])} ({claimed['key']}). The "
             "images may be different or altered, or the pixels may be normalized differently than "
-            "in training.",
+            "in training; then what follows is about the network on these pixels only.",
             {**evidence, "claimed_accuracy": claimed},
             "warning",
         )

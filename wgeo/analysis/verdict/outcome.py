@@ -76,9 +76,9 @@ def _against_fresh(
     return Sentence(
         "reference",
         f"{subject} the network is {outcome} {networks} networks of this architecture with fresh "
-        f"weights{on_images}: {ratio}; p = {row['adjusted_p']:.2g}, from its rank among them"
-        f"{' (the smallest possible p for this number)' if extreme else ''}"
-        f"{f', adjusted for {segments} segments' if segments > 1 else ''}.",
+        f"weights{on_images}: {ratio}; p = {row['adjusted_p']:.2g}, from its rank among all "
+        f"{networks + 1}{f', adjusted for {segments} segments' if segments > 1 else ''}"
+        f"{' (the smallest possible p)' if extreme else ''}.",
         evidence,
         "shown" if differs else "undecided",
     )
@@ -234,7 +234,7 @@ def next_steps(record: Record, body: Sequence[Sentence]) -> Iterator[Sentence]:
 _QUESTIONS = {  # the claims that more evidence could decide, in the order of the verdict
     "straightness": "whether the path is straight",
     "optimality": "from which layer the map to the last layer is optimal",
-    "blocks": "which single blocks are optimal maps",
+    "blocks": "whether the undecided blocks are optimal maps",
 }
 
 

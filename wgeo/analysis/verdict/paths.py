@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
+from ...text import printable
 from .sentence import THRESHOLDS, Record, Sentence, Strength
 from .wording import (
     OVER_IMAGES,
@@ -31,14 +32,26 @@ NO_COMMON_SPACE = (
 def straightness(record: Record) -> Iterator[Sentence]:
     if record.get("transport_skipped"):
         yield Sentence("straightness", record["transport_skipped"], {}, "undecided")
-    explained = False
+    pool = (record.get("provenance") or {}).get("pool")
+    terms = Terms(
+        f" ({f'{printable(str(pool))} features; ' if pool else ''}each layer's mean is subtracted)",
+        ", the shortest path in Wasserstein distance,",
+    )
     for segment in record.get("segments") or []:
-        sentence = _path(segment, explained)
-        explained = explained or "length_ratio_centred" in sentence.evidence
+        sentence = _path(segment, terms)
+        if "length_ratio_centred" in sentence.evidence:
+            terms = Terms()
         yield sentence
 
 
-def _path(segment: Record, explained: bool) -> Sentence:
+class Terms(NamedTuple):
+    """What explains a term where it occurs first, and nothing after that."""
+
+    centred: str = ""
+    geodesic: str = ""
+
+
+def _path(segment: Record, terms: Terms) -> Sentence:
     subject = segment_ends(segment)
     spread = max(segment.get("spread") or [1.0])
     if spread == 0:
@@ -72,7 +85,7 @@ def _path(segment: Record, explained: bool) -> Sentence:
             f"1/{ratio:,.0f} of the length of their path, so there is no geodesic to compare with.",
             {"length_ratio_centred": ratio},
         )
-    return _judged_path(segment, subject, centred, explained)
+    return _judged_path(segment, subject, centred, terms)
 
 
 def _unmoved(segment: Record, subject: str, spread: float) -> Sentence:
@@ -95,7 +108,7 @@ def _silent(segment: Record, words: str, evidence: dict[str, Any]) -> Sentence:
     return Sentence("straightness", words, {"layers": ends(segment), **evidence}, "undecided")
 
 
-def _judged_path(segment: Record, subject: str, centred: Record, explained: bool) -> Sentence:
+def _judged_path(segment: Record, subject: str, centred: Record, terms: Terms) -> Sentence:
     ratio = centred["length_ratio"]
     interval = (centred.get("intervals") or {}).get("length_ratio")
     bound = centred.get("sqrt_moving_blocks") or segment.get("sqrt_moving_blocks")
@@ -113,9 +126,9 @@ def _judged_path(segment: Record, subject: str, centred: Record, explained: bool
         "shift_share": segment.get("shift_share"),
     }
     length = (
-        f"{subject} the path of the centred features{'' if explained else _CENTRED} is "
+        f"{subject} the path of the centred features{terms.centred} is "
         f"{ranged(ratio, interval, note=OVER_IMAGES)} times as long as the geodesic"
-        f"{'' if explained else _GEODESIC} between its ends"
+        f"{terms.geodesic} between its ends"
     )
     orthogonal = (
         ""
@@ -127,8 +140,6 @@ def _judged_path(segment: Record, subject: str, centred: Record, explained: bool
     )
 
 
-_CENTRED = " (each layer's mean is subtracted)"
-_GEODESIC = ", the shortest path in Wasserstein distance,"
 _STRAIGHT = 2  # number of categories of `_category` that count as straight
 
 
