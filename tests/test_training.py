@@ -732,7 +732,7 @@ def files_of(folder):
         (("scheduler", "step"), 7, "scheduler is not at epoch 2"),
         (("state_dict", "1.bias"), torch.full((12,), math.nan), "contain NaN or infinity"),
         (("state_dict", "1.bias"), torch.zeros(1).double(), "this run's are torch.float32"),
-        (("state_dict", "1.bias"), torch.eye(12).to_sparse(), "are not stored as a dense tensor"),
+        (("state_dict", "1.bias"), torch.eye(12).to_sparse(), "must be a dense tensor"),
         (("state_dict", "more"), torch.zeros(1), "other names"),
         (("optimizer", "state", 9), {"momentum_buffer": None}, "other parameters"),
         (("optimizer", "state", 0, "step"), 3, "another kind"),

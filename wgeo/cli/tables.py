@@ -172,8 +172,8 @@ def print_series(series: Series) -> None:
     caption = (
         "over k: the centred length over k runs of blocks, for networks of different depth. "
         * over
-        + "sqrt B: the length ratio that orthogonal steps of the same sizes would have. corr. is in
-        " "brackets if it is not clearly above that of null maps."
+        + "sqrt B: the length ratio that orthogonal steps of the same sizes would have. corr. is "
+        "in brackets if it is not clearly above that of null maps."
     )
     terminal = Terminal(130)
     terminal.print(fitted(columns, terminal.width, title="Side by side", caption=caption))

@@ -31,7 +31,7 @@ _WRITERS = {".gif": "pillow", ".mp4": "ffmpeg"}
 class Scene:
     """Samples in the plane of a segment's first two principal components, at any time t in [0, 1].
 
-        t is the fraction of the path's length (the sum of the blocks' W2), as in
+    t is the fraction of the path's length (the sum of the blocks' W2), as in
     ``interpolation_time`` in the record.
 
     Attributes

@@ -107,9 +107,8 @@ def ot_scores(record: Any, ax: Axes | None = None) -> Axes:
 def correlation_scores(record: Any, ax: Axes | None = None) -> Axes:
     """Draw the correlation score of every block, with the highest of its null maps (crosses).
 
-        The score is 1 for an optimal map. A marker is hollow if null maps (the same displacements
-        given
-    to the wrong samples) have about the same score, so that the score is not evidence.
+    The score is 1 for an optimal map. A marker is hollow if null maps (the same displacements
+    given to the wrong samples) have about the same score, so that the score is not evidence.
     """
     record = as_record(record, "Straightness", "BlockTransport")
     ax = new_axes(ax, 7.2, 2.4)

@@ -37,9 +37,8 @@ _COLUMNS = 2  # panels next to each other
 def correlation_pairs(record: Any, segment: int = 0, ax: Axes | None = None) -> Axes:
     """Draw the correlation score of the map from each layer (row) to each later one (column).
 
-        The score is 1 for an optimal map. Numbers in brackets are not clearly above the scores of
-        null
-    maps, so they are not evidence of an optimal map.
+    The score is 1 for an optimal map. Numbers in brackets are not clearly above the scores of
+    null maps, so they are not evidence of an optimal map.
 
     Parameters
     ----------

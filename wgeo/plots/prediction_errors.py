@@ -48,9 +48,8 @@ def model_errors(record: Any, measure: str = "missed", ax: Axes | None = None) -
     Parameters
     ----------
     measure : {"missed", "w2"}
-                The fraction of a layer's variance that is unexplained, or W2 between the two clouds
-                divided
-        by the root of the variance. Both are 0 for a perfect prediction, and about 1 if the
+        The fraction of a layer's variance that is unexplained, or W2 between the two clouds
+        divided by the root of the variance. Both are 0 for a perfect prediction, and about 1 if the
         prediction is a single point.
     """
     record = as_record(record, "Comparison")
