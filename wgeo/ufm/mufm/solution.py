@@ -36,7 +36,7 @@ class MUFMSolution(Result):
     b : ndarray, (K,)
     X, H : ndarray, (d, N)
         First and last layer; columns are samples. `layer` returns the others. If the input is a
-        memory map, so are they, of temporary files.
+        memory map, these are memory maps of temporary files.
     objective : float
         F at the solution.
     terms : dict
