@@ -1,8 +1,9 @@
 """Find a network's classifier by what it computes: the linear layer whose outputs are the logits.
 
-A network may return several tensors, such as its features and its logits, and may contain linear
-layers that are registered after the classifier: an auxiliary head, a projector. So the network is
-run on a few images, and its outputs are compared with those of its linear layers.
+A network may return several tensors, such as its features and its logits. It may also contain
+linear layers that are registered after the classifier, such as an auxiliary head or a projector.
+Therefore the network is run on a few images, and its outputs are compared with those of its linear
+layers.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from torch import nn
 from ..models.parts import logits_of, tables_in, usual_head
 from .residual_blocks import evaluating, first_tensor, hooked, run
 
-_TOLERANCE = 1e-3  # relative; half precision rounds differently in other batches
+_TOLERANCE = 1e-3  # relative; in half precision, rounding depends on the batch
 
 
 @dataclass(frozen=True)
@@ -40,9 +41,10 @@ class Head:
 def find_head(module: nn.Module, images: torch.Tensor) -> Head:
     """Find the classifier of a network, and the logits among its outputs.
 
-    If several outputs come from linear layers, the logits are the one named ``logits``, otherwise
-    that of the layer with a usual name (`usual_head`). If no output comes from a linear layer, the
-    logits are known only if the network returns a single tensor (n, k), or names one ``logits``.
+    If several outputs come from linear layers, the logits are the output named ``logits``, or else
+    the output of the layer with a usual name (`usual_head`). If no output comes from a linear
+    layer, the logits are known only if the network returns a single tensor (n, k) or names one
+    ``logits``.
 
     Parameters
     ----------
@@ -110,7 +112,7 @@ def _equal(y: torch.Tensor, table: torch.Tensor) -> bool:
 
 
 def _rescaled(y: torch.Tensor, table: torch.Tensor) -> bool:
-    """Whether the table is a y + b, a > 0 and one b per sample, or the exponential of that."""
+    """Whether the table is a y + b with a > 0 and one b per sample, or the exponential of that."""
     if y.shape != table.shape:
         return False
     tables = [table, table.log()] if bool((table > 0).all()) else [table]

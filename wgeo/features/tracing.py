@@ -57,10 +57,10 @@ def trace(
     """Follow labelled images through every block of a network.
 
     The layers are ``input`` (the normalized pixels, flattened), ``stem`` (the input of the first
-    block), one per block, and ``penultimate``, the classifier's input, if that differs from the
-    features of the last block (as after a last norm, or if only the class token is read); no block
-    leads to it. If a block changes the feature space, its own shortcut s identifies
-    the spaces: the layer's ``entry`` is s(x) of the previous layer's features.
+    block), one per block, and ``penultimate``, the classifier's input, if it differs from the
+    features of the last block (for example after a final norm, or if only the class token is read);
+    no block leads to it. If a block changes the feature space, its own shortcut s identifies the
+    two spaces: the layer's ``entry`` is s(x) for the previous layer's features x.
 
     Parameters
     ----------
