@@ -54,7 +54,7 @@ def trace(
     dtype: str | None = None,
     project: int | None = None,
 ) -> Trajectory:
-    """Follow labelled images through every block of a network.
+    """Follow labeled images through every block of a network.
 
     The layers are ``input`` (the normalized pixels, flattened), ``stem`` (the input of the first
     block), one per block, and ``penultimate``, the classifier's input, if it differs from the
@@ -150,7 +150,7 @@ def stream(
     batch_size: int = 256,
     device: str | torch.device = "auto",
 ) -> Iterator[tuple[dict[str, np.ndarray], np.ndarray, np.ndarray | None]]:
-    """Follow labelled images as `trace` does, and yield the features of each batch.
+    """Follow labeled images as `trace` does, and yield the features of each batch.
 
     ``wgeo.collapse(lambda: wgeo.stream(net, images))`` measures any number of images with memory
     for one batch and the class means.

@@ -16,7 +16,7 @@ in pyplot.
     ax = plots.collapse(analysis, "nc1", ax=plots.axes("column"))
     plots.save(ax, "nc1.pdf")
 
-``ax=`` may be any axes. All figures have one style: colours that are distinguishable with colour
+``ax=`` may be any axes. All figures have one style: colors that are distinguishable with color
 blindness, and vector graphics.
 """
 

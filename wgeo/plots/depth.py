@@ -52,7 +52,7 @@ MODELS: dict[str, tuple[str, str, str, Any]] = {
     "mufm_given": ("MUFM with the network's classifier", COLOURS[3], "D", (0, (4, 1.5, 1, 1.5))),
     "ufm": ("UFM: collapsed", COLOURS[6], "v", "none"),
 }
-"""Models that a record may include: name, colour, marker, dashes."""
+"""Models that a record may include: name, color, marker, dashes."""
 
 _SAME_TIME = 1e-9  # fitted times that differ by less are equal
 ROUNDING = 1e-12  # smaller predicted metrics are zero, and lie at the edge of a logarithmic axis
@@ -201,7 +201,7 @@ def _metric(values: Sequence[Mapping[str, Any]], metric: str) -> np.ndarray:
 
 
 def model_look(key: str) -> dict[str, Any]:
-    """Return colour, line and marker of a model."""
+    """Return color, line and marker of a model."""
     _, colour, marker, dashes = MODELS[key]
     line = {"color": colour, "ls": dashes, "lw": 1.3}
     return line | {"marker": marker, "ms": 3.2, "mfc": "white", "mew": 0.9}

@@ -79,7 +79,7 @@ def correlation_pairs(record: Any, segment: int = 0, ax: Axes | None = None) -> 
 
 
 def _colour_bar(image: AxesImage, of: Any) -> None:
-    """Draw the colour bar, one for all panels of a figure."""
+    """Draw the color bar, one for all panels of a figure."""
     bar = image.figure.colorbar(image, ax=of, extend="min", ticks=_STEPS, fraction=0.05)
     bar.outline.set_visible(False)
     bar.ax.tick_params(length=0)
@@ -128,7 +128,7 @@ def pairs_plot(record: Mapping[str, Any]) -> Plot | None:
             correlation_pairs(record, i, ax)
         for ax in panels[len(chosen) :]:
             ax.set_axis_off()
-        if len(panels) > 1:  # a single panel has its own colour bar
+        if len(panels) > 1:  # a single panel has its own color bar
             _colour_bar(panels[0].images[0], list(panels))
         return figure
 

@@ -131,7 +131,7 @@ def _class_look(k: int) -> dict[str, Any]:
 
 
 def segment_look(i: int) -> dict[str, Any]:
-    """Return colour and marker of a segment."""
+    """Return color and marker of a segment."""
     return {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)]}
 
 

@@ -68,7 +68,7 @@ def positions(series: Mapping[str, Any]) -> np.ndarray:
 def over(series: Any, measure: str = "length_ratio", ax: Axes | None = None) -> Axes:
     """Draw a measure of every analysis over the epochs of training, or for every network.
 
-    Segments differ in colour and marker; bars are 95 % intervals. Scores are hollow if they are
+    Segments differ in color and marker; bars are 95 % intervals. Scores are hollow if they are
     not evidence of an optimal map. ``length_over_runs_centred`` compares networks of different
     depth: the length over k runs of blocks, where k is the largest number available for the segment
     in all of them. The axis of epochs is logarithmic, with epoch 0 at its left.
@@ -224,7 +224,7 @@ def profiles(series: Any, metric: str = "nc1", ax: Axes | None = None) -> Axes:
 
 
 def profile_looks(series: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return a line style for each analysis: a sequence of shades for epochs, else colours."""
+    """Return a line style for each analysis: a sequence of shades for epochs, else colors."""
     count = len(series["analyses"])
     if series["axis"] == "epoch":
         shades = mpl.colormaps["viridis_r"](np.linspace(0.08, 1.0, count))

@@ -188,7 +188,7 @@ def _provenance(series: Record) -> str:
         table(
             ("Analysis", "architecture", "start of SHA-256", "created"),
             rows,
-            "The analysed networks.",
+            "The analyzed networks.",
         ),
         "## Commands",
         *(code(command) for command in commands if command),

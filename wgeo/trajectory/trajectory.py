@@ -34,7 +34,7 @@ _ROWS = 256  # rows read at a time; the shards of a saved trajectory are multipl
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Trajectory(Displayed):
-    """Features of labelled samples through the layers of a network.
+    """Features of labeled samples through the layers of a network.
 
     Attributes
     ----------

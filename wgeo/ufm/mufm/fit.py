@@ -203,7 +203,7 @@ def _rematch(
 def features_of(
     result: SearchResult, stats: Statistics, inputs: LazyRows, labels: Int[np.ndarray, " n"]
 ) -> LazyRows:
-    """Return H_L of labelled samples; `inputs` are scaled as those of `stats`."""
+    """Return H_L of labeled samples; `inputs` are scaled as those of `stats`."""
     w = result.point.weights @ stats.basis.T
     onehot = np.eye(len(w))
     return LazyRows(
