@@ -548,7 +548,7 @@ def test_nothing_is_cut_off_and_no_legend_covers_data(record: dict[str, Any]) ->
 
 
 def fits_and_is_not_covered(figure: Figure, what: str) -> None:
-    """Nothing drawn reaches over the figure's edge, and no legend over any axes."""
+    """Nothing is drawn beyond the figure's edge, and no legend overlaps axes."""
     box, tight = figure.bbox, figure.get_tightbbox().transformed(figure.dpi_scale_trans)
     assert tight.x0 >= -1, what
     assert tight.y0 >= -1, what

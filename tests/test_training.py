@@ -378,7 +378,7 @@ def test_a_run_that_stops_outside_the_terminal_phase_has_no_terminal_epoch(tmp_p
 
 
 class Tangled(nn.Module):
-    """Layers whose order says nothing: what follows what is decided in `forward`."""
+    """Layers whose registration order is irrelevant; `forward` determines the order."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -701,7 +701,7 @@ def places(value, path=()):
 
 
 def put(state, path, value):
-    """A copy of a state with another value in one place."""
+    """A copy of a state with one value replaced."""
     changed = copy.deepcopy(state)
     inner = changed
     for key in path[:-1]:
