@@ -102,7 +102,7 @@ def row_chunks(
 
 
 def check_features(features: Any, name: str) -> np.ndarray:
-    """Return features (n, d) in their own dtype, without a copy, if they pass `as_points`.
+    """Return features (n, d) in their own dtype and without a copy, after checks as `as_points`.
 
     Raises
     ------
