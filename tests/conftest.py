@@ -1,4 +1,4 @@
-"""Shared by all tests: shape-checked annotations, one seeded generator, where real data lies."""
+"""Shared by all tests: shape-checked annotations, a seeded generator, the location of real data."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def shared() -> Path:
-    """The folder of real images and trained networks; skips where there is none."""
+    """The folder of real images and trained networks; skips the test if there is none."""
     if not SHARED.is_dir():
         pytest.skip(f"no real data at {SHARED} (set WGEO_SHARED to where it lies)")
     return SHARED

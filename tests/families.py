@@ -98,7 +98,7 @@ def usable(name):
 
 
 def liven(net):
-    """Draw parameters that begin at 0 or 1, so that no branch is silent and no two scales agree."""
+    """Draw parameters initialized to 0 or 1, so that no branch is silent and scales differ."""
     g = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in net.parameters():
@@ -107,7 +107,7 @@ def liven(net):
 
 
 def outputs(net, x, wanted):
-    """Return what each call of the wanted modules returns, and what all modules and sums make."""
+    """Return the outputs of all calls of the selected modules, and of all modules and sums."""
     made, seen, handles = {}, [], []
     calls = Counter()
     parts = dict(net.named_modules())
@@ -369,7 +369,7 @@ _SECTIONS = (  # status, heading, columns, what stands in them beside the family
 
 
 def _reason(why):
-    """The first sentence of an error, without what a table cannot hold."""
+    """The first sentence of an error, without characters that a table cannot contain."""
     first = why.replace("|", "/").replace("\n", " ").split(" (its children")[0].split(". ")[0]
     added = " Tensors of equal shapes are added in" in why
     return first[:160] + ("; it adds tensors in other ways" if added else "")

@@ -1,4 +1,4 @@
-"""Hostile input to everything that reads files, without end: nothing but clean errors may come out.
+"""Feed hostile input to every reader of files, without end; only errors of wgeo may be raised.
 
     python tests/fuzz_readers.py --inputs 100000      so many inputs, and a line of figures
     python tests/fuzz_readers.py --seconds 3600 --seed 7
@@ -139,7 +139,7 @@ def mutated(draw: random.Random, pool: list[bytes]) -> bytes:
 
 
 def target(kind: str) -> Callable[[str], Any]:
-    """The door that files of a kind come through."""
+    """The function that reads files of one kind."""
     if kind in ("record", "series"):
         return lambda path: read_record(path, {"record": ANALYSIS, "series": SERIES}[kind])
     if kind in ("npz", "array", "zip"):
@@ -155,7 +155,7 @@ def target(kind: str) -> Callable[[str], Any]:
 
 
 class Tally:
-    """Tries inputs and counts what came of them, until it is `over` or interrupted."""
+    """Tries inputs and counts the outcomes, until it is `over` or interrupted."""
 
     def __init__(self, home: Path, inputs: float, seconds: float) -> None:
         self.home, self.inputs = home, inputs
@@ -212,7 +212,7 @@ class Tally:
 
 
 class TooLong(BaseException):
-    """Which nobody takes for a damaged file."""
+    """An error that is not due to a damaged file."""
 
 
 def too_long(*_: Any) -> None:

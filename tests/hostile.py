@@ -58,7 +58,7 @@ def name(module: str, attribute: str) -> bytes:
 
 
 def number(value: int) -> bytes:
-    """LONG1, or LONG4 where it is long."""
+    """The instruction LONG1, or LONG4 for long integers."""
     raw = value.to_bytes(value.bit_length() // 8 + 1, "little", signed=True)
     return (
         b"\x8a" + bytes([len(raw)]) + raw
@@ -124,7 +124,7 @@ def zipped(parts: dict[str, bytes], compression: int = zipfile.ZIP_STORED) -> by
 
 
 def inflating(size: int) -> bytes:
-    """Raw deflate of so many zeros, a thousandth as long; made at once, a block again and again."""
+    """Raw deflate data of `size` zeros, a thousandth as long, made by repeating one block."""
     packer = zlib.compressobj(9, zlib.DEFLATED, -15)
     block = packer.compress(bytes(2**20)) + packer.flush(zlib.Z_FULL_FLUSH)
     return block * (size >> 20) + b"\x03\x00"
@@ -149,7 +149,7 @@ def saved(value: Any, *, legacy: bool = False) -> bytes:
 
 
 def state() -> dict[str, torch.Tensor]:
-    """Of the smallest network that loads."""
+    """The state dict of the smallest network that loads."""
     from wgeo import models
 
     torch.manual_seed(0)
@@ -274,7 +274,7 @@ def gadgets(canary: str) -> dict[str, bytes]:
 
 
 def code_checkpoints(canary: str) -> Iterator[tuple[str, bytes]]:
-    """Every gadget in an archive; some of them everywhere a pickle can stand."""
+    """Every gadget in an archive; some of them at every position of a pickle."""
     programs = gadgets(canary)
     for title, program in programs.items():
         yield f"code {title}", archive(mapping((text("w"), SOUND), (text("args"), program)))
@@ -317,7 +317,7 @@ def code_checkpoints(canary: str) -> Iterator[tuple[str, bytes]]:
 
 
 def split_pickles(body: bytes) -> list[bytes]:
-    """The five pickles of an old file, and what follows them."""
+    """The five pickles of a file in the old format, and the data after them."""
     stream = io.BytesIO(body)
     parts = []
     for _ in range(5):
@@ -328,7 +328,7 @@ def split_pickles(body: bytes) -> list[bytes]:
 
 
 def differing(good: bytes, evil: bytes) -> bytes:
-    """The central directory of one archive; the program in front of it of another."""
+    """The central directory of one archive after the members of another."""
     program, other = (zipfile.ZipFile(io.BytesIO(b)).read("net/data.pkl") for b in (good, evil))
     return good.replace(program, other[:-1].ljust(len(program) - 1, b"0") + b".", 1)
 
@@ -983,7 +983,7 @@ def tables() -> Iterator[tuple[str, str, bytes, bool]]:
 
 
 def records() -> Iterator[tuple[str, bytes]]:
-    """Records that are none: each is a change of a sound one, or no JSON at all."""
+    """Invalid records: each is a valid one with one change, or is not JSON."""
     from records import sample_record
 
     whole = json.dumps(sample_record())  # read anew for every change: quicker than made anew
@@ -1064,7 +1064,7 @@ def records() -> Iterator[tuple[str, bytes]]:
 
 
 def write(folder: Path) -> list[Case]:
-    """Write every file; return what they are, and leave it as ``manifest.json``."""
+    """Write every file; return the list of files, which is also written to ``manifest.json``."""
     folder.mkdir(parents=True)
     canary = str(folder / "canary")
     cases: list[Case] = []
@@ -1122,7 +1122,7 @@ def write(folder: Path) -> list[Case]:
 
 
 def special(folder: Path, sound: bytes) -> list[Case]:
-    """Places that are no plain files, and names that are no names."""
+    """Paths that are not regular files, and names that are not valid text."""
     home = folder / "special"
     home.mkdir()
     os.mkfifo(home / "pipe")
@@ -1173,7 +1173,7 @@ def special(folder: Path, sound: bytes) -> list[Case]:
 
 
 def stores(folder: Path) -> list[Case]:
-    """Stored features of which a file is no array, or the manifest lies under a right checksum."""
+    """Stored features with an invalid array, or a forged manifest with a correct checksum."""
     import shutil
 
     import numpy as np
@@ -1268,7 +1268,7 @@ def watch(seen: list[str]) -> None:
 
 
 def resident() -> int:
-    """The most memory that this process has held since `forget`, in bytes."""
+    """The largest amount of memory that this process has used since `forget`, in bytes."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("VmHWM"):
             return 1024 * int(line.split()[1])
@@ -1309,7 +1309,7 @@ def reader(kind: str, path: str) -> None:
 
 
 def read(folder: Path) -> Iterator[dict[str, Any]]:
-    """Read the corpus; for every file the error, the seconds and the memory that it took."""
+    """Read the corpus; return the error, the time and the memory of every file."""
     import resource
     import signal
     import time

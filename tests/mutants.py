@@ -221,7 +221,7 @@ class Rehearsal:
 
 
 def tested(module: str, rehearsal: Rehearsal) -> bool:
-    """Whether the module's tests pass, told nobody."""
+    """Whether the module's tests pass; nothing is printed."""
     files = [str(HERE / name) for name in TESTS[module]]
     options = ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-k", f"not ({SLOW})"]
     options += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]  # of what is loaded already

@@ -1,4 +1,4 @@
-"""Waiting for other processes by what they have done, not by the clock.
+"""Wait for other processes by the work they have done, not by the clock.
 
 On a machine ten times overloaded everything takes ten times as long, and nothing is wrong. Limits
 are of processor time; a program hangs if it gets none for minutes.
@@ -34,7 +34,7 @@ def family(pid: int) -> list[int]:
 
 
 def spent(pid: int) -> float:
-    """Processor seconds of a process and all that it has started; the clock where none can know."""
+    """Processor seconds of a process and its children; wall-clock time if they are unknown."""
     if not _PROC.is_dir():
         return time.monotonic()
     ticks = 0
@@ -50,7 +50,7 @@ def _fields(stat: Path) -> list[str]:
 
 
 def until(pid: int, seconds: float) -> None:
-    """Return when a child of this process has worked so many processor seconds, or has ended."""
+    """Return when a child process has used this many processor seconds, or has ended."""
     start = spent(pid) if not _PROC.is_dir() else 0.0
     while os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
         if spent(pid) - start >= seconds:
@@ -110,7 +110,7 @@ def finished(
 
 @contextmanager
 def limited(work: float = 10.0, clock: float = 60.0) -> Iterator[None]:
-    """Raise a TimeoutError in what takes more processor time here, or only waits.
+    """Raise a TimeoutError in code that takes more processor time, or only waits.
 
     Signals interrupt a process that waits for a pipe's other end, or reads a device without one.
     """

@@ -45,7 +45,7 @@ def parameters(value: Any) -> str | None:
 
 
 def names_of(package: ModuleType) -> list[str]:
-    """Names that a package offers: as it says, or what is its own and not hidden."""
+    """Public names of a package: its `__all__`, or else its own names without underscore."""
     if hasattr(package, "__all__"):
         return sorted(package.__all__)
     own = [
@@ -57,7 +57,7 @@ def names_of(package: ModuleType) -> list[str]:
 
 
 def lines() -> list[str]:
-    """A line a name, and one for every public attribute of a class."""
+    """One line per name, and one for every public attribute of a class."""
     found = []
     for place in ("wgeo", *(f"wgeo.{package}" for package in PACKAGES)):
         package = importlib.import_module(place)

@@ -181,7 +181,7 @@ def _reference(segments: list[dict[str, Any]]) -> dict[str, Any]:
 def _judge(
     blocks: list[dict[str, Any]], segments: list[dict[str, Any]], rng: np.random.Generator
 ) -> None:
-    """Give blocks and segments what schema 2 says of their optimality and of centred paths."""
+    """Add the values of schema 2 about optimality and centred paths to blocks and segments."""
     for block in blocks:
         block |= {"via": "identity", **_optimality(rng, 2)}
         block["intervals"] = _around(block, "ot_score_centred", "corr_score")
@@ -243,7 +243,7 @@ def _runs(count: int, ratio: float) -> dict[str, float]:
 
 
 def _pairs(layers: list[str], rng: np.random.Generator) -> dict[str, Any]:
-    """Matrices of every two of at most 9 layers, symmetric as an analysis leaves them."""
+    """Symmetric matrices over all pairs of at most 9 layers, as in an analysis."""
     chosen = [layers[round(k)] for k in np.linspace(0, len(layers) - 1, min(len(layers), 9))]
     distance, score = np.zeros((len(chosen),) * 2), np.ones((len(chosen),) * 2)
     null: list[list[float | None]] = [[None] * len(chosen) for _ in chosen]
@@ -437,7 +437,7 @@ def damaged(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def sample_series(count: int = 4, *, epochs: bool = True) -> dict[str, Any]:
-    """A series of analyses, over training or network beside network."""
+    """A series of analyses, over training or across networks."""
     rows = []
     for k in range(count):
         record = sample_record((4, 3), seed=k)

@@ -82,7 +82,7 @@ def images(folder: Path, splits: tuple[str, ...], size: int, each: int) -> None:
 
 
 def shown() -> Iterator[tuple[str, str, str]]:
-    """Page, kind (``sh`` or ``python``) and text of all that is shown; a page's Python is one."""
+    """Page, kind (``sh`` or ``python``) and text of all examples; a page's Python is one."""
     for page in [page for page in PAGES if page.exists()]:
         fences = FENCE.findall(page.read_text("utf-8"))
         for line in "\n".join(text for kind, text in fences if kind != "python").splitlines():
@@ -108,7 +108,7 @@ def lighter(text: str) -> str:
 
 
 def run(kind: str, text: str, folder: Path) -> str:
-    """Run it in the folder; return what went wrong, empty where nothing did."""
+    """Run it in the folder; return an error message, or an empty text."""
     here = {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     environment = {**os.environ, **here, "BROWSER": "true"}
     if kind == "sh" and text.startswith("pip install"):

@@ -1,4 +1,4 @@
-"""Run the README's Python example and hold what it prints against what the README says."""
+"""Run the README's Python examples and compare their output with the README."""
 
 from __future__ import annotations
 

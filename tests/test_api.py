@@ -28,7 +28,7 @@ def split(line):
 
 
 def broken(promised, found):
-    """Why a call that keeps to the promise may fail now; empty where it cannot."""
+    """Return why a call that was valid before may fail now; empty if it cannot."""
     name, first, named = promised
     _, now, now_named = found
     wrong = []

@@ -1,4 +1,4 @@
-"""Wrong arguments at the entry points: an error of wgeo's that says what was expected."""
+"""Wrong arguments of the entry points raise an error of wgeo that says what was expected."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Y = np.arange(20) % 2
 
 
 def plainly(call):
-    """Run calls in a process without the tests' check of annotations; say what was no refusal."""
+    """Run calls in a process without annotation checks; return those that were not refused."""
     code = (
         "import numpy as np, torch, wgeo, warnings\n"
         "from pathlib import Path\n"

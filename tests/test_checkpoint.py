@@ -1,4 +1,4 @@
-"""Checkpoints: everything people save is read, and nothing that a file says is run."""
+"""Checkpoints: all common formats are read, and no code in a file is run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What people keep beside, around and inside their weights: read inertly, and told."""
+"""Objects saved in addition to weights are read as inert stand-ins, and listed."""
 
 from __future__ import annotations
 

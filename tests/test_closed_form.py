@@ -1,4 +1,4 @@
-"""Gaussians and lines against theory.md's table, POT, and what they must satisfy."""
+"""Gaussians and lines compared with known values, POT, and properties they must satisfy."""
 
 from __future__ import annotations
 

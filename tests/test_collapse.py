@@ -1,4 +1,4 @@
-"""Collapse: known answers, the explicit d x d reference, streams, what is undefined, progress."""
+"""Collapse: known answers, an explicit d x d reference, streams, undefined values, progress."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def assert_equal(layer: LayerCollapse, expected: dict[str, float], rtol=1e-8) ->
 
 
 def clusters(rng, counts, d, *, spread=0.7, rank=None):
-    """Classes of the given sizes about random means, which span `rank` directions where given."""
+    """Classes of the given sizes around random means, which span `rank` directions if given."""
     K = len(counts)
     means = rng.normal(size=(K, d))
     if rank is not None:
@@ -201,7 +201,7 @@ def test_frames_by_hand():
 
 
 def test_angles_of_vectors_along_a_line_stay_within_range(rng):
-    """Rounding takes a cosine past 1, and no angle past its range."""
+    """Rounding can make a cosine larger than 1, but angles stay within their range."""
     past = 0
     for v in rng.normal(size=(200, 3)):
         frame = Frame.of(np.array([v, 3 * v, -v]))
@@ -796,7 +796,7 @@ def test_results_convert_to_a_pandas_table(rng):
 @pytest.mark.parametrize("spectrum_size", [0, 8, 40])
 @pytest.mark.parametrize("cuts", [(0, 30, 75), (0, 0, 75), (0, 20, 50, 75)])
 def test_merged_moments_equal_those_of_all_samples(rng, monkeypatch, spectrum_size, cuts):
-    """As processes merge theirs: a class that one never saw, and one that has no sample at all."""
+    """Merging as between processes: a class that one process never saw, and one without samples."""
     x, y = clusters(rng, [40, 20, 15], 12)
     x, y = (x + 1e3).astype(np.float32), np.sort(y)
     index = ClassIndex()

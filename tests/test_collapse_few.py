@@ -1,4 +1,4 @@
-"""Few samples a class: what is undefined, and estimates of the population's values."""
+"""Few samples per class: undefined values, and estimates of the population's values."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def estimates_of(counts, variances):
 
 
 def test_the_inverse_distance_of_a_pair_is_bounded():
-    """A pair at a distance estimated as 0 adds nothing; before, its inverse decided the mean."""
+    """A pair whose distance is estimated as 0 adds nothing; before, it dominated the mean."""
     points = np.r_[0.0, np.arange(1, 21)]
     squares = (points[:, None] - points)[np.triu_indices(21, 1)] ** 2
     counts, variances = [2] * 21, [0.1] * 21

@@ -1,4 +1,4 @@
-"""Networks beside the models: known answers where a model made the network."""
+"""Networks compared with models: known answers if a model generated the network."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_drift_and_scale_of_the_network_do_not_affect_mufm(rng):
 
 
 def test_rotating_the_network_does_not_affect_mufm(rng):
-    """One rotation of all layers changes nothing; one for every layer but the first, little."""
+    """Rotating all layers alike changes nothing; rotating all but the first changes little."""
     traj, _ = of_mufm(rng, n=300, noise=0.05)
     layers = [layer.features for layer in traj.layers]
     turns = [np.linalg.qr(rng.normal(size=(6, 6)))[0] for _ in layers]
@@ -120,7 +120,7 @@ def test_rotating_the_network_does_not_affect_mufm(rng):
 
 
 def test_random_labels_are_not_explained(rng):
-    """Layers that have nothing to do with the labels: held out, MUFM does no better than 0."""
+    """If layers are unrelated to the labels, the held-out score of MUFM is not above 0."""
     x = rng.normal(size=(300, 5))
     layers = [x, *(x + 0.5 * i * rng.normal(size=x.shape) for i in (1, 2, 3))]
     found = compare(wgeo.Trajectory.from_arrays(layers, rng.integers(0, 3, 300)))
@@ -285,7 +285,7 @@ def test_wide_layers_are_rotated_along_their_leading_directions(rng, monkeypatch
 
 @pytest.mark.parametrize("n", [30, 320])
 def test_constant_wide_layer_is_predicted_as_constant(n, rng):
-    """Of zeros no direction leads, whether they are sought over samples or over features."""
+    """Zeros have no leading direction, whether computed over samples or over features."""
     x, labels = clusters(rng, n=n, d=300)
     dead = np.zeros_like(x)
     assert fitted(centred(x), dead, rotate=True)[0].scale == 0
@@ -306,7 +306,7 @@ def test_a_wide_network_is_explained_as_a_narrow_one(rng):
 
 
 def test_held_out_values_of_few_samples_do_not_depend_on_rounding(rng):
-    """Fewer in a half than features: what no product leads anywhere stays where it is."""
+    """With fewer samples in a half than features, directions without data are unchanged."""
     x, labels = clusters(rng, n=60, d=40)
     last = 1.5 * x + 2 * np.eye(3, 40)[labels] + 0.1 * rng.normal(size=x.shape)
     found = [

@@ -1,4 +1,4 @@
-"""The current folder may be anybody's: no command, and no process it starts, imports from it."""
+"""The current folder is untrusted: no command, nor its child processes, imports from it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ DIGITS = ["--data", "digits", "--samples", "40"]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A folder of modules with the names of all that is installed, which note when they are run."""
+    """A folder of modules with the names of all installed ones, which record when they are run."""
     made = tmp_path_factory.mktemp("downloads")
     names = {"sitecustomize", "usercustomize", "timm", "pykeops", "wgeo", *sys.stdlib_module_names}
     names |= set(importlib.metadata.packages_distributions())
@@ -139,7 +139,7 @@ def test_figures_do_not_depend_on_a_matplotlibrc(run, folder):
 
 
 def test_empty_path_entry_is_not_passed_to_child_processes(monkeypatch, tmp_path):
-    """``PYTHONPATH=$PYTHONPATH:/lib`` leaves one where the variable was not set."""
+    """``PYTHONPATH=$PYTHONPATH:/lib`` has an empty entry if the variable was not set."""
     library = tmp_path / "lib"
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(["", "relative", str(library)]))
     done = building._run([sys.executable, "-P", "-c", "import sys; print(sys.path[:2])"], tmp_path)
@@ -147,7 +147,7 @@ def test_empty_path_entry_is_not_passed_to_child_processes(monkeypatch, tmp_path
 
 
 def test_python_m_wgeo_removes_the_current_folder_from_the_path(tmp_path, monkeypatch):
-    """`python -m wgeo` has imported wgeo by then; nothing that comes after is the folder's."""
+    """`python -m wgeo` has already imported wgeo; no later import comes from the folder."""
     (tmp_path / "click.py").write_text("raise SystemExit('planted')")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     line = [sys.executable, "-m", "wgeo", "list", "solvers"]

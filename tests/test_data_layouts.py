@@ -179,7 +179,7 @@ def test_a_table_with_splits_and_rows_of_absent_images(tmp_path, rng):
     flat(tmp_path / "set" / "images", rng, 8)
     rows = [f"{i}.png,{'abc'[i % 3]},{'train' if i < 4 else 'test'}" for i in range(10)]
     (tmp_path / "set" / "all.csv").write_text("\n".join(["filename,label,split", *rows]))
-    with pytest.warns(WgeoWarning, match="2 rows of all.csv name images that do not exist"):
+    with pytest.warns(WgeoWarning, match="2 rows of all.csv refer to missing images"):
         test = load_images(tmp_path / "set", "test")
     assert (test.split, test.y.tolist()) == ("test", [1, 2, 0, 1])
     with pytest.raises(DataError, match="no split 'val'; its table has 'test', 'train'"):

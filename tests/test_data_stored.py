@@ -1,4 +1,4 @@
-"""What torchvision downloads and Hugging Face stores, given as a path; no pickle is ever run."""
+"""Data of torchvision and Hugging Face, given as a path; no pickle is ever run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Several processes do one job: the numbers of one; who dies is told of, nobody waits for ever."""
+"""Several processes do one job with the results of one; a lost process ends all others."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def together(*jobs):
 
 
 def differences(a, b, rel, path=""):
-    """Places where two records differ by more than `rel`, of numbers, or at all."""
+    """Places at which two records differ: numbers by more than `rel`, other values at all."""
     if isinstance(a, dict) and isinstance(b, dict):
         keys = [key for key in {**a, **b} if key not in OF_A_RUN]
         found = [differences(a.get(k), b.get(k), rel, f"{path}.{k}") for k in keys]
@@ -173,7 +173,7 @@ def small(network, tmp_path_factory):
 
 
 def images_of(place):
-    """Two folders of ten images, the second with two that are broken, and one for what is left."""
+    """Two folders of ten images, the second with two broken ones, and a folder for the output."""
     rng = np.random.default_rng(0)
     (place / "temporary").mkdir(parents=True)
     for kind in ("whole", "broken"):
@@ -202,14 +202,14 @@ def test_errors_are_reported_once(small):
 
 
 def test_error_in_one_process_is_raised_in_all(small):
-    """NaN in the last rows, and a kind of error that cannot be told as it is; nobody is left."""
+    """NaN in the last rows, and an error that cannot be pickled; no process is left waiting."""
     row = small["error"]
     assert row["codes"] == [0, 0, 0], row
     assert row["said"] == ["FeatureError 29\n", "FeatureError 29\n", "FeatureError 29\n"]
 
 
 def test_images_are_decoded_once(small):
-    """Ten images by one process and by three: a part each, into one file of no name."""
+    """Ten images decoded by one process, and by three into one anonymous file."""
     one, three = small["images"]
     assert set(one["codes"] + three["codes"]) == {0}, three
     (alone,), each = ([json.loads(text) for text in row["said"]] for row in (one, three))

@@ -125,7 +125,7 @@ def test_no_docstring_has_an_accidental_substitution() -> None:
 
 
 def test_thresholds_in_pages_match_the_code() -> None:
-    """Pages name a threshold, and Sphinx puts its value there; none is written out beside it."""
+    """Pages refer to thresholds, whose values Sphinx inserts; no page contains a value itself."""
     named = {
         name
         for page in DOCS.glob("*.md")

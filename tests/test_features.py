@@ -1,4 +1,4 @@
-"""Tracing: every block is found, in order, and what is recorded is what the network computed."""
+"""Tracing: every block is found, in order, and the recorded values are the network's."""
 
 from __future__ import annotations
 
@@ -275,7 +275,7 @@ def test_a_network_that_works_in_place_leaves_the_images_alone():
 
 
 class Masked(nn.Module):
-    """A residual block whose first argument is no tensor."""
+    """A residual block whose first argument is not a tensor."""
 
     def __init__(self, d):
         super().__init__()

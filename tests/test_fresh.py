@@ -83,7 +83,7 @@ def test_false_positive_rate_of_the_rank_test_is_at_most_five_percent(segments):
 
 
 def test_fresh_networks_do_not_differ_from_fresh_networks(images):
-    """Each of 24 takes its turn as the one that is tested: 5 % of them is one."""
+    """Each of 24 networks in turn is the one tested: 5 % of them is one network."""
     traj = wgeo.trace(network(0), images)
     found = fresh_networks(traj, network(0), images, 24, READING, seed=3)
     ratios = np.array([[s["centred"] for s in row["segments"]] for row in found["networks"]])
@@ -195,7 +195,7 @@ def test_trained_digits_are_straighter_than_20_fresh_ones(tmp_path):
 
 
 def test_two_seeds_of_one_recipe_differ_over_images_and_no_sentence_makes_more_of_it(seeds):
-    """The test over images tells most pairs apart, so its words are about the two networks."""
+    """The test over images distinguishes most pairs, so it is about two networks only."""
     pairs = [wgeo.straighter_than(a, b, centred=True)[0] for a, b in combinations(seeds, 2)]
     differing = [test for test in pairs if test.direction != "neither"]
     assert len(differing) > len(pairs) / 2  # which the sentence states

@@ -42,7 +42,7 @@ def measured(arrays, **options):
 
 
 def path(*points):
-    """Two samples that both follow these points, far apart from each other."""
+    """Two samples, far apart from each other, that both follow these points."""
     steps = [np.atleast_1d(p).astype(float) for p in points]
     return [np.stack([p, p + 100.0]) for p in steps]
 
@@ -525,7 +525,7 @@ def test_solved_chains_are_used_and_seeds_repeat(rng):
 
 @dataclass(frozen=True)
 class Bare:
-    """A solver that proves and couples nothing."""
+    """A solver without potentials and coupling."""
 
     name = "bare"
 

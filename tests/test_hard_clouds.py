@@ -67,7 +67,7 @@ MOST = (20, 80, 30)
 
 @pytest.mark.parametrize("kind", [k for k in hard.KINDS if "512" not in k and "256" not in k])
 def test_the_work_has_no_cliff(kind):
-    """Counted, since a clock on a busy machine proves nothing; it was 12 rounds and 50 passes."""
+    """Rounds are counted, since times on a busy machine vary; it was 12 rounds and 50 passes."""
     x, y, a, b = hard.make(kind, 1000)
     stats = wasserstein(x, y, a=a, b=b).stats
     assert stats["rounds"] <= MOST[0]

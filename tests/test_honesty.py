@@ -103,7 +103,7 @@ def test_interval_contains_w2_of_nearly_coincident_clouds(solver):
 
 
 def test_tight_lower_bound_does_not_exceed_the_exact_value():
-    """Of a cloud and its double the Bures distance is W2 itself: only rounding is between."""
+    """For a cloud and its double, the Bures distance is W2 itself, up to rounding."""
     for seed in range(5):
         x = cloud(seed, d=2)
         assert_contains(wgeo.wasserstein(x, 2 * x, solver=Gaussian()), exact_w2(x, 2 * x), x, 2 * x)
@@ -227,7 +227,7 @@ def exact_fit(loss, logits, labels):
 
 
 def without_time(value):
-    """A result's plain values but for what a clock says."""
+    """A result's plain values without times."""
     if isinstance(value, dict):
         return {k: without_time(v) for k, v in value.items() if k not in ("seconds", "created")}
     return [without_time(v) for v in value] if isinstance(value, list | tuple) else value

@@ -1,4 +1,4 @@
-"""Files from strangers: none runs code, takes much memory or time; each is told in one line."""
+"""Hostile files: none runs code or takes much memory or time; each error is one line."""
 
 from __future__ import annotations
 
@@ -217,7 +217,7 @@ PLACES = {kind: [path for path in places(record) if path] for kind, record in SA
 
 @given(st.data())
 def test_every_accepted_record_can_be_drawn(tmp_path_factory, data):
-    """A record with anything anywhere is refused in words, or its pages and tables can be made."""
+    """A record with any value anywhere is refused, or its pages and tables are made."""
     kind = data.draw(st.sampled_from([ANALYSIS, SERIES]))
     record = json.loads(json.dumps(SAMPLES[kind]))
     for _ in range(data.draw(st.integers(1, 3))):
@@ -277,7 +277,7 @@ def test_command_line_reports_a_hostile_file_in_one_line(tmp_path):
 
 
 def test_gadgets_run_if_unpickled_by_python(tmp_path):
-    """The corpus is no scarecrow: unpickled by Python, such a program does run."""
+    """The corpus is really hostile: unpickled by Python, such a program does run."""
     import pickle
 
     canary = tmp_path / "canary"

@@ -208,7 +208,7 @@ def test_swin_features_match_plain_hooks(pool):
 
 
 class Mute(nn.Module):
-    """A layer without weights, of which nothing tells where its channels are."""
+    """A layer without weights, whose channel axis cannot be determined."""
 
     def forward(self, x):
         return torch.fft.fft2(x).abs()

@@ -1,4 +1,4 @@
-"""Memory: blocks derive from a bound, and halve where a device's memory ends; numbers stay."""
+"""Memory: block sizes follow from a limit and are halved if memory runs out; results are equal."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def clouds(rng):
 
 
 class Small(torch.nn.Module):
-    """A device with room for so many images."""
+    """A device with memory for `room` images."""
 
     def __init__(self, net, room):
         super().__init__()
@@ -151,7 +151,7 @@ def test_features_beyond_the_memory_limit_need_a_store(monkeypatch):
 
 
 def test_memory_limit_applies_to_the_gpu(monkeypatch):
-    """PyTorch's allocator is told, and let go again; no bound touches no GPU."""
+    """The limit is set in PyTorch's allocator and reset; without a limit no GPU is touched."""
     told = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
@@ -230,7 +230,7 @@ def test_invalid_memory_size_is_refused(size, tmp_path):
 
 
 def numbers(record, place=()):
-    """Every number of a record by its place, but what tells of the run itself."""
+    """Every number of a record by its place, except those about the run itself."""
     if isinstance(record, dict):
         for key, value in record.items():
             if key not in ("seconds", "effort", "provenance", "stats", "settings"):

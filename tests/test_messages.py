@@ -40,7 +40,7 @@ def options():
 
 
 def sentences():
-    """Return every string below the command line that is no docstring; f-strings with holes."""
+    """Return every string below the command line except docstrings; f-strings with placeholders."""
     for path in sorted(SOURCE.rglob("*.py")):
         if path.is_relative_to(SOURCE / "cli"):
             continue

@@ -1,4 +1,4 @@
-"""Architectures: what they compute, what they are called, and which one a state dict fits."""
+"""Architectures: their outputs, their names, and the one that fits a state dict."""
 
 from __future__ import annotations
 

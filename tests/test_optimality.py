@@ -110,7 +110,7 @@ def test_scaling_drives_the_ot_score_to_one_and_not_the_correlation_score(rng):
 
 
 def exact_score(x, y):
-    """The score of a few points in rational arithmetic."""
+    """The correlation score of a few points in rational arithmetic."""
     n = len(x)
     u, v = (
         [
@@ -195,7 +195,7 @@ def test_dense_sample_has_power(rng):
 
 
 def test_null_scores_agree_with_a_slow_reference(rng):
-    """Maps with the same displacements: a dealt one is unrelated to where its sample lies."""
+    """Maps with the same displacements; dealt ones are unrelated to the sample's position."""
     x = rng.normal(size=(150, 3))
     y = np.tanh(x) @ rng.normal(size=(3, 3)) + 4
     null = null_scores(x, y, draws=3, seed=(5,))
@@ -225,7 +225,7 @@ def test_nulls_use_a_subset_of_many_samples_without_copies(rng, monkeypatch):
 
 @pytest.mark.parametrize("noise", [0.5, 1e-9])
 def test_noise_has_no_power(noise):
-    """Random steps, large or below rounding, are no maps: nothing may be claimed of them."""
+    """Random steps, large or below rounding, are not maps; nothing may be claimed about them."""
     rng = np.random.default_rng(3)
     layers = np.cumsum([rng.normal(size=(60, 64)), *(noise * rng.normal(size=(4, 60, 64)))], axis=0)
     result = wgeo.straightness(trajectory(*layers), bootstrap=0)

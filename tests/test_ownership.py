@@ -1,4 +1,4 @@
-"""What wgeo did not write is never replaced or removed, and what kills left behind is."""
+"""Files that wgeo did not write are never replaced; files that killed runs left are removed."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def run(*words, code=0):
 
 @pytest.fixture(scope="module", autouse=True)
 def blank_figures():
-    """All figures, under their own names, but with nothing drawn: these tests are about files."""
+    """All figures under their own names, but empty, since these tests are about files."""
     whole = catalogue
 
     def blank(source):
@@ -70,7 +70,7 @@ def no_fsync(monkeypatch):
 
 
 def contents(folder):
-    """Every file of a folder, and what it holds."""
+    """Every file of a folder with its contents."""
     return {
         path.relative_to(folder).as_posix(): path.read_bytes()
         for path in sorted(folder.rglob("*"))

@@ -1,4 +1,4 @@
-"""Tests that wait for other processes: what works is waited for, what hangs is not."""
+"""Waiting for other processes: a process that works is waited for, one that hangs is not."""
 
 from __future__ import annotations
 

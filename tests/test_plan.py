@@ -1,4 +1,4 @@
-"""The plan of a result, what it moves, its proof, and its file; distances between many clouds."""
+"""The plan of a result, its images, proof and file; distances between many clouds."""
 
 from __future__ import annotations
 

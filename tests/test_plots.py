@@ -188,7 +188,10 @@ def test_model_is_not_drawn_if_its_times_decrease() -> None:
         assert stage[0] - 1 in drawn_at
         assert stage[-1] + 1 in drawn_at
     for plot in catalogue(record)[:2]:
-        assert "fitted times go back with depth: MUFM, own head in stage 1." in plot.caption
+        assert (
+            "fitted times decrease with depth: MUFM with the network's classifier in stage 1."
+            in plot.caption
+        )
     for plot in catalogue(RECORD)[:2]:
         assert "fitted times" not in plot.caption
 
@@ -545,7 +548,7 @@ def test_nothing_is_cut_off_and_no_legend_covers_data(record: dict[str, Any]) ->
 
 
 def fits_and_is_not_covered(figure: Figure, what: str) -> None:
-    """Nothing drawn reaches over the figure's edge, and no legend over any axes."""
+    """Nothing is drawn beyond the figure's edge, and no legend overlaps axes."""
     box, tight = figure.bbox, figure.get_tightbbox().transformed(figure.dpi_scale_trans)
     assert tight.x0 >= -1, what
     assert tight.y0 >= -1, what

@@ -1,4 +1,4 @@
-"""The report is a Sphinx project that builds with -W, opens from a file, and believes no name."""
+"""The report is a Sphinx project that builds with -W, opens from a file, and escapes names."""
 
 from __future__ import annotations
 
@@ -153,7 +153,7 @@ def test_every_reference_is_cited(built: dict[str, Page]) -> None:
 
 @given(st.text(max_size=60))
 def test_escaped_text_renders_as_itself(name: str) -> None:
-    """CommonMark and its table rule, the grammar under MyST, give back what was put in."""
+    """CommonMark with tables, the grammar of MyST, returns the original text."""
     parser = MarkdownIt("commonmark").enable("table")
     tokens = parser.parse(text.table(("a", "b"), [(text.plain(name), "1")], "x").split("\n", 1)[1])
     cells = [t for t in tokens if t.type == "inline"]
@@ -242,7 +242,7 @@ def test_a_model_shows_what_was_fitted_or_why_it_was_not() -> None:
 
 
 def test_models_end_at_their_own_last_layer() -> None:
-    """Not beside the network's last one, where the last segment ends before it."""
+    """Not with the network's last layer if the last segment ends before it."""
     record = sample_record((3, 2))
     for i, layer in enumerate(record["layers"]):
         layer["collapse"]["nc1"] = i + 0.125

@@ -1,4 +1,4 @@
-"""Screening: reduced points' distances are lower bounds, and no answer depends on them."""
+"""Screening: distances of reduced points are lower bounds, and do not affect results."""
 
 from __future__ import annotations
 

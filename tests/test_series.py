@@ -1,4 +1,4 @@
-"""Analyses side by side: ordered, drawn, reported; references and the Brenier test beside them."""
+"""Series of analyses: order, figures, reports; references and the Brenier test."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_scale_and_orientation_are_not_movement(rng):
 
 
 def test_converging_classes_are_visible_in_the_view(rng):
-    """Class means of an ETF stay, at one spread, and samples halve their distance to them."""
+    """Class means of an ETF stay at one spread, and samples halve their distance to them."""
     means = np.repeat(np.eye(3) * 4, 8, axis=0)
     noise = rng.normal(size=means.shape)
     labels = np.repeat(np.arange(3), 8)
@@ -290,7 +290,7 @@ def test_table_has_a_row_per_analysis_and_segment():
 
 
 def deep_and_shallow():
-    """Two networks side by side: of 3 blocks and of 8 in their only segment."""
+    """Two networks with 3 and 8 blocks in their only segment."""
     series = sample_series(2, epochs=False)
     for row, blocks, name in zip(series["analyses"], (4, 9), ("shallow", "deep"), strict=True):
         row.update(sample_record((blocks,)), name=name)

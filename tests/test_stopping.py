@@ -1,4 +1,4 @@
-"""Stopped at any moment, nothing is half-written; two runs do not write into one folder."""
+"""Commands stopped at any moment leave no partial files; two runs never share a folder."""
 
 from __future__ import annotations
 

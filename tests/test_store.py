@@ -80,7 +80,7 @@ def alike(a, b):
 
 
 def untimed(record):
-    """A record without what says when and how long."""
+    """A record without dates and times."""
     if isinstance(record, dict):
         clocks = ("created", "seconds", "effort")
         return {key: untimed(value) for key, value in record.items() if key not in clocks}
@@ -562,7 +562,7 @@ def held_by(work):
 
 
 class Paired:
-    """Takes each sample's own image for its partner, and holds next to nothing."""
+    """Pairs each sample with its own image, and uses almost no memory."""
 
     name = "paired"
 
@@ -692,7 +692,7 @@ def test_full_disk_skips_only_what_needs_it(net, images, tmp_path, monkeypatch):
 
 
 def test_full_disk_is_one_error_and_other_work_continues(net, images, tmp_path, small_shards):
-    """The disk refuses the third shard of six; once there is room, nothing is done twice."""
+    """The disk is full at the third shard of six; once there is space, no shard is repeated."""
     whole = wgeo.trace(net, images, store=tmp_path / "whole", batch_size=16)
     taken = []
 
@@ -725,7 +725,7 @@ def test_full_disk_is_one_error_and_other_work_continues(net, images, tmp_path, 
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A disk of 2 MiB, where this machine lets us make one."""
+    """A disk of 2 MiB, if this machine allows making one."""
     place = tmp_path / "disk"
     place.mkdir()
     words = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(place)]

@@ -66,7 +66,7 @@ def test_resnet9_is_traced_by_its_sums():
 
 
 class InForward(nn.Module):
-    """Sums over a ModuleList in the forward, with what follows them as asked."""
+    """Sums over a ModuleList in the forward, followed by the requested functions."""
 
     def __init__(self, end, inplace=False):
         super().__init__()
@@ -176,7 +176,7 @@ def test_blocks_that_transform_their_sum_are_found(how):
 
 
 def test_gate_is_not_a_residual_block():
-    """With its weights silenced, x * sigmoid(f(x)) is x / 2: a scaling, but of no sum."""
+    """With its weights set to zero, x * sigmoid(f(x)) is x / 2: a scaling, but not of a sum."""
     gated = stack(lambda: Scaled(lambda x, f: x * torch.sigmoid(f)))
     with pytest.raises(FeatureError, match=r"layers=\['0', '1.0', '1.1', '1.2'"):
         blocks(gated, pair())
@@ -242,7 +242,7 @@ def test_a_block_that_runs_three_times_is_three_layers():
 
 
 class Handed(nn.Module):
-    """A block that adds what its caller hands it, as DLA's do."""
+    """A block that adds another of its arguments, as in DLA."""
 
     def __init__(self):
         super().__init__()

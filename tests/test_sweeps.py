@@ -1,4 +1,4 @@
-"""Many analyses: done once, gone on with after any kill, one failing told, gathered in one."""
+"""Many analyses: each done once, resumed after any kill, failures reported, results compared."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def run(*words, code=0):
 
 
 def numbers(record):
-    """A record without what says when and how long."""
+    """A record without dates and times."""
     text = json.loads(json.dumps(record))
     for key in ("created", "command"):
         text.pop(key, None)

@@ -58,7 +58,7 @@ class Tty(io.StringIO):
 
 
 def shown(draw, tty, width=400):
-    """What is written on a terminal, or into a pipe, by what prints on a `Terminal`."""
+    """The output of a function that prints on a `Terminal`, to a terminal or a pipe."""
     out = Tty() if tty else io.StringIO()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sys.stdout", out)
@@ -69,7 +69,7 @@ def shown(draw, tty, width=400):
 
 
 def is_text(said, *, styled=False):
-    """Whether nothing but line breaks, and a console's own styles, is not printable."""
+    """Whether all characters are printable, except line breaks and the console's own styles."""
     plain = re.sub(r"\x1b\[[\d;]*m", "", said) if styled else said
     return plain.replace("\n", "").isprintable()
 
@@ -98,7 +98,7 @@ def test_style_comes_only_from_objects():
 
 
 def named(name):
-    """The record of an analysis in which everything that a file can name has this name."""
+    """The record of an analysis in which everything that a file can name has the given name."""
     record = sample_record((2, 2), names="b{stage}.{block}")
     record["provenance"] |= {"arch": name, "data": name, "split": name, "pool": name}
     record["provenance"]["class_names"] = [name]
@@ -211,7 +211,7 @@ def test_command_line_shows_its_arguments():
 
 
 def test_every_command_prints_by_one_function():
-    """Nobody else writes on the terminal: what is printed anew is text, too."""
+    """No other code writes to the terminal, so everything printed is escaped text."""
     sources = {p.name: p.read_text() for p in (PACKAGE / "cli").glob("*.py")}
     assert [name for name, text in sources.items() if "click.echo" in text] == ["root.py"]
     assert sources["root.py"].count("click.echo(") == 1

@@ -378,7 +378,7 @@ def test_a_run_that_stops_outside_the_terminal_phase_has_no_terminal_epoch(tmp_p
 
 
 class Tangled(nn.Module):
-    """Layers whose order says nothing: what follows what is decided in `forward`."""
+    """Layers whose registration order is irrelevant; `forward` determines the order."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -701,7 +701,7 @@ def places(value, path=()):
 
 
 def put(state, path, value):
-    """A copy of a state with another value in one place."""
+    """A copy of a state with one value replaced."""
     changed = copy.deepcopy(state)
     inner = changed
     for key in path[:-1]:
@@ -732,7 +732,7 @@ def files_of(folder):
         (("scheduler", "step"), 7, "scheduler is not at epoch 2"),
         (("state_dict", "1.bias"), torch.full((12,), math.nan), "contain NaN or infinity"),
         (("state_dict", "1.bias"), torch.zeros(1).double(), "this run's are torch.float32"),
-        (("state_dict", "1.bias"), torch.eye(12).to_sparse(), "are not a tensor"),
+        (("state_dict", "1.bias"), torch.eye(12).to_sparse(), "must be a dense tensor"),
         (("state_dict", "more"), torch.zeros(1), "other names"),
         (("optimizer", "state", 9), {"momentum_buffer": None}, "other parameters"),
         (("optimizer", "state", 0, "step"), 3, "another kind"),

@@ -1,4 +1,4 @@
-"""The door to transport, what every solver promises, and transport along a network."""
+"""The entry point of transport, properties of every solver, and transport along a network."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def squared(x, y):
 
 
 def true_cost(x, y, a=None, b=None) -> float:
-    """W2^2 by scipy's assignment solver, or POT's network simplex where there are weights."""
+    """W2^2 by SciPy's assignment solver, or by POT's network simplex if there are weights."""
     cost = ((x[:, None] - y[None]) ** 2).sum(-1)
     if a is None and b is None and len(x) == len(y):
         rows, columns = linear_sum_assignment(cost)
@@ -350,7 +350,7 @@ class TestDoor:
 
 
 def test_clouds_meet_on_an_accelerator():
-    """The device that holds no numbers stands in for one."""
+    """The meta device stands in for a GPU."""
     cpu, away = torch.zeros(2, 1), torch.zeros(2, 1, device="meta")
     assert [p.device.type for p in on_one_device(cpu, cpu)] == ["cpu", "cpu"]
     for pair in ((cpu, away), (away, cpu)):

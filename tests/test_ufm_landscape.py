@@ -26,7 +26,7 @@ def _dense(problem, x):
 
 
 def _falls(solution, found):
-    """Evaluate the exhibited direction through `evaluate`, apart from what found it."""
+    """Evaluate the direction by `evaluate`, independently of the code that found it."""
     t, v = found.step, found.direction
     weights = [W + t * v[f"W{i}"] for i, W in enumerate(solution.weights, 1)]
     b = solution.b + t * v["b"] if "b" in v else None
@@ -90,7 +90,7 @@ def test_dropped_classes_are_strict_saddles(lb, rank, dim):
 
 
 def test_cross_entropy_of_low_rank_is_a_saddle_in_a_larger_space():
-    """The square of d = 2, a local minimum there, is a saddle where there is a third dimension."""
+    """The square, a local minimum for d = 2, is a saddle if there is a third dimension."""
     labels = np.repeat(np.arange(4), 2)
     given = {"weight_decay": 5e-3, "feature_decay": 2e-3}
     square = fit_ce(labels, dim=2, tolerance=1e-10, **given)
@@ -162,7 +162,7 @@ def test_converged_lanczos_eigenvalues_are_kept(monkeypatch):
 
 
 def test_points_without_an_explicit_descent_direction():
-    """Where the certificate holds there is none; elsewhere two factors, all samples, have one."""
+    """No direction if the certificate holds; otherwise two factors with all samples have one."""
     best = fit_mse([0, 0, 1], dim=3, weight_decay=0.01, feature_decay=0.01)
     assert escape_direction(best.problem, best.point()) is None
     problem = best.problem.collapsed()

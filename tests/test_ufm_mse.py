@@ -105,7 +105,7 @@ def test_numerical_solution_agrees_with_the_closed_form(K, n, dim, lb, active):
 def test_numerical_solution_agrees_around_the_threshold_of_a_regularised_bias(
     K, extra, theta, active
 ):
-    """lb/(1 + lb) below and above K sqrt(n lw lh), where the rank goes from K - 1 to K."""
+    """lb/(1 + lb) below and above K sqrt(n lw lh), at which the rank changes from K - 1 to K."""
     n, q = 2, active / K
     ratio = min(theta * K * q, 0.95)  # lb/(1 + lb)
     lw = q / math.sqrt(n) * 1.5

@@ -381,7 +381,7 @@ def test_class_coupling_is_trajectory_and_free_coupling_is_not_above(rng):
 
 
 def test_free_coupling_reassigns_outliers():
-    """One sample of each class among the other's: paths from where it lies need not be its own."""
+    """One sample of each class lies in the other class, so optimal paths need not be its own."""
     x = np.array([[-1.0], [-1.1], [-1.2], [1.3], [1.0], [1.1], [1.2], [-1.3]])
     labels = np.repeat([0, 1], 4)
     call = {"layers": 1, "weight_decay": 1e-3, "transport": 0.1}

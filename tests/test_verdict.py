@@ -183,7 +183,7 @@ def test_a_contraction_to_the_class_means_is_straight_and_collapsed(rng):
 
 
 def segment(**changes):
-    """What a record holds of a segment, for words alone."""
+    """The values of a segment in a record that sentences need."""
     known = {
         "layers": ["stem", "a", "b"],
         "samples": 1000,
@@ -368,7 +368,7 @@ def test_every_threshold_is_documented():
 
 
 def test_thresholds_are_written_out_once():
-    """Neither their numbers nor the rule of power stand anywhere else where words are chosen."""
+    """Their values, and the rule of power, occur in no other module that composes sentences."""
     root = Path(wgeo.__file__).parent
     sources = [
         p for part in ("analysis", "cli", "plots", "report") for p in (root / part).rglob("*.py")
@@ -400,7 +400,7 @@ def test_refuted_map_is_reported_although_a_later_one_is_undecided(rng):
 
 
 def test_a_certified_score_below_one_refutes_exact_optimality(rng):
-    """A turn by 25 degrees in one plane of three: 0.97, with no power to say more."""
+    """A turn by 25 degrees in one plane of three dimensions has score 0.97, without power."""
     x = rng.standard_normal((300, 3))
     turn = np.eye(3)
     turn[:2, :2] = [[np.cos(0.43), -np.sin(0.43)], [np.sin(0.43), np.cos(0.43)]]

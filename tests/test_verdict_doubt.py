@@ -14,7 +14,7 @@ from wgeo.trajectory import Layer, Trajectory
 
 
 def dealt(rng, distant, n=100, steps=3):
-    """Samples that exchange places, but for a few distant ones that move straight on."""
+    """Samples that exchange places, except a few distant ones that move straight on."""
     path = [rng.standard_normal((n, 8))]
     for _ in range(steps):
         path.append(path[-1][rng.permutation(n)])
@@ -103,7 +103,7 @@ def test_a_path_that_ends_nearly_where_it_began_has_no_ratio(left, rng):
 
 
 def test_motion_at_rounding_level_is_not_motion(rng):
-    """Of float32 features far from 0, whose rounding is larger than 1e-6 of their spread."""
+    """Features in float32 far from 0, whose rounding is larger than 1e-6 of their spread."""
     x = (100 + rng.standard_normal((80, 8))).astype(np.float32)
     path = [x, *((x + 1e-4 * rng.standard_normal(x.shape)).astype(np.float32) for _ in range(3))]
     layers = tuple(Layer(f"layer{i}", features, 0) for i, features in enumerate(path))

@@ -31,7 +31,7 @@ BANNED = {
 
 
 def prose(path: Path) -> list[tuple[int, str]]:
-    """Lines of text: of a page all, of a module its comments and strings."""
+    """Lines of text: all lines of a page; the comments and strings of a module."""
     if path.suffix != ".py":
         return list(enumerate(path.read_text("utf-8").splitlines(), 1))
     with tokenize.open(path) as file:

@@ -128,7 +128,7 @@ def failing(path: str) -> None:
 
 
 def loading(path: str) -> None:
-    """Images of a folder: which this process decodes, and where all of them lie in the end."""
+    """Images of a folder: those this process decodes, and the file that contains all of them."""
     decoded: list[str] = []
     usual = folder._pixels
 
@@ -203,7 +203,7 @@ def process(job: dict[str, Any], rank: int, said: Path, port: int) -> int:
 
 
 def run(job: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Do a job: what each process said, and how it ended."""
+    """Run a job; return the output and the exit code of each process."""
     # Where they meet; ours, as it is torchrun's own, so that it outlives them all.
     meeting = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     files = [folder / f"{meeting.port}-{rank}.txt" for rank in range(job["ranks"])]

@@ -40,12 +40,12 @@ class Page(HTMLParser):
 
 
 def pages_in(folder: Path) -> list[Path]:
-    """The pages of a site; its theme's templates are none."""
+    """The pages of a site, without the templates of its theme."""
     return sorted(p for p in folder.rglob("*.html") if "_static" not in p.relative_to(folder).parts)
 
 
 def crawl(folder: Path) -> tuple[int, list[str]]:
-    """How many links and files the pages of a folder refer to, and which of them are broken.
+    """Count the links and files to which the pages of a folder refer, and list broken ones.
 
     What is loaded from elsewhere is broken too: pages are to be read without a network.
     """

@@ -26,7 +26,7 @@ class DataError(WgeoError):
 
 
 class FeatureError(WgeoError, ValueError):
-    """Features cannot be traced or analysed (no blocks, NaN, differing widths)."""
+    """Features cannot be traced or analyzed (no blocks, NaN, differing widths)."""
 
 
 class ConvergenceError(WgeoError):

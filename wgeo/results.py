@@ -17,9 +17,9 @@ from .text import printable
 if TYPE_CHECKING:
     import pandas as pd
 
-_LINES = 10  # of a text, the most
-_WIDTH = 88  # characters of its lines
-_HTML_ROWS = 40  # of a table in a notebook
+_LINES = 10  # maximum number of lines of a text
+_WIDTH = 88  # maximum number of characters of a line
+_HTML_ROWS = 40  # maximum number of rows of a table in a notebook
 
 
 class Displayed:

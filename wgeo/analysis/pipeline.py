@@ -55,7 +55,7 @@ def analyze(
     device: str = "auto",
     command: str | None = None,
 ) -> Analysis:
-    """Analyze a network on labelled images: transport, straightness, collapse and models.
+    """Analyze a network on labeled images: transport, straightness, collapse and models.
 
     Parameters
     ----------

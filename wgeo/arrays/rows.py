@@ -22,7 +22,7 @@ from .mapped import anonymous_array
 
 _CHUNK_BYTES = 2**24  # of float64 rows
 _COPIED = 1e-6  # distance of copies, in distances between samples
-_COMPARED = 64  # pairs of samples that say how far apart samples are; neighbours that may be copies
+_COMPARED = 64  # pairs of samples that say how far apart samples are; neighbors that may be copies
 
 
 @runtime_checkable
@@ -102,7 +102,7 @@ def row_chunks(
 
 
 def check_features(features: Any, name: str) -> np.ndarray:
-    """Return features (n, d) in their own dtype, without a copy, if they pass `as_points`.
+    """Return features (n, d) in their own dtype and without a copy, after checks as `as_points`.
 
     Raises
     ------
@@ -212,7 +212,7 @@ def copies_of(*features: Sliceable) -> Int[np.ndarray, " n"]:
 
     Copies are closer than 1e-6 of the median distance between samples in all of `features`:
     rounding and invisible noise keep them that close; different images are not. Samples of a single
-    number are copies only if they are equal. Copies are neighbours in a random projection to
+    number are copies only if they are equal. Copies are neighbors in a random projection to
     a line, so O(n d) numbers are read.
     """
     rng, n = np.random.default_rng(0), features[0].shape[0]

@@ -1,4 +1,4 @@
-"""``wgeo demo``, ``wgeo analyze``, ``wgeo report``: analyse networks and write reports."""
+"""``wgeo demo``, ``wgeo analyze``, ``wgeo report``: analyze networks and write reports."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
     from ..analysis import Analysis
 
 
-@command("demo", "Train on digits, analyse, report: start here.", "wgeo demo --out runs/demo")
+@command("demo", "Train on digits, analyze, report: start here.", "wgeo demo --out runs/demo")
 @click.option("--out", default="runs/demo", show_default=True, help="Folder of the run.")
 @click.option("--epochs", default=30, show_default=True, help="Training epochs.")
 @click.option("--seed", type=SEED, default=0, show_default=True)
 def demo(out: str, epochs: int, seed: int) -> None:
-    """Train a small ResNet on handwritten digits, analyse it, and write its report.
+    """Train a small ResNet on handwritten digits, analyze it, and write its report.
 
     Takes about a minute on two cores and downloads nothing.
     """
@@ -50,7 +50,7 @@ def demo(out: str, epochs: int, seed: int) -> None:
 
 @command(
     "analyze",
-    "Analyse saved networks: record and report.",
+    "Analyze saved networks: record and report.",
     "wgeo analyze resnet20.th --arch cifar_resnet20 --data cifar10.zip --out runs/r20\n"
     "wgeo analyze runs/digits/checkpoints/*.pt --data digits --out runs/digits/analysis\n"
     "wgeo analyze features/r50 --solver sliced --out runs/r50    # stored by `wgeo trace`\n"
@@ -70,7 +70,7 @@ def demo(out: str, epochs: int, seed: int) -> None:
     default=1,
     show_default=True,
     type=click.IntRange(min=1),
-    help="Number of checkpoints analysed in parallel.",
+    help="Number of checkpoints analyzed in parallel.",
 )
 @click.option(
     "--store",
@@ -89,12 +89,12 @@ def analyze(
     with_report: bool,
     **_: Any,
 ) -> None:
-    """Analyse saved networks: transport, straightness, collapse; write records and a report.
+    """Analyze saved networks: transport, straightness, collapse; write records and a report.
 
     CHECKPOINT is a file, or a folder of features that `wgeo trace` stored. Writes
     OUT/analysis.json, OUT/figures and OUT/report. Each of several checkpoints gets its own folder,
     and OUT/series.json and OUT/report compare them: over the epochs of a training, or network by
-    network. Checkpoints that are already analysed are not analysed again.
+    network. Checkpoints that are already analyzed are not analyzed again.
 
     `torchrun --nproc-per-node=N --no-python wgeo analyze ...` runs one analysis in N processes,
     each on its own GPU if available; if stopped, it resumes from the stored features.
@@ -130,7 +130,7 @@ def analyze(
 
 def _refuse_several() -> None:
     raise ArgumentError(
-        "With torchrun, all processes analyse one checkpoint. For several checkpoints, run `wgeo "
+        "With torchrun, all processes analyze one checkpoint. For several checkpoints, run `wgeo "
         "analyze` or `wgeo sweep` without torchrun; --jobs analyses several in parallel."
     )
 

@@ -116,7 +116,7 @@ def gather(
         say(f"{len(jobs) - len(records) - len(failures)} analyses are left to other parts.")
     if failures:
         raise WgeoError(
-            f"{len(failures)} of {len(jobs)} checkpoints could not be analysed (see above); "
+            f"{len(failures)} of {len(jobs)} checkpoints could not be analyzed (see above); "
             "the other analyses are saved."
         )
 

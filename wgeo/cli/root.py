@@ -308,7 +308,7 @@ def _single_process(name: str, function: F) -> F:
 def main() -> None:
     """The optimal-transport geometry of trained deep networks.
 
-    From a saved checkpoint and labelled images, measures Wasserstein distances between layers,
+    From a saved checkpoint and labeled images, measures Wasserstein distances between layers,
     the straightness of the network's path, and neural collapse; writes a report.
 
     New here? Start with:  wgeo demo

@@ -20,7 +20,7 @@ from .root import command
 
 @command(
     "sweep",
-    "Analyse many networks, configured by a file.",
+    "Analyze many networks, configured by a file.",
     "wgeo sweep sweep.toml --jobs 4\n"
     "wgeo sweep sweep.toml --index $SLURM_ARRAY_TASK_ID/20    # in a Slurm array 1-20\n"
     "wgeo sweep sweep.toml                                    # compares all analyses",
@@ -32,7 +32,7 @@ from .root import command
 )
 @click.option("--report/--no-report", "with_report", default=True, help="Build the HTML report.")
 def sweep(config: Path, processes: int, index: str | None, with_report: bool) -> None:
-    """Analyse many networks, configured by a TOML file; finished analyses are not repeated.
+    """Analyze many networks, configured by a TOML file; finished analyses are not repeated.
 
     \b
     The file has `out`, `checkpoints` (paths, * allowed) and any option of `wgeo analyze`:
@@ -55,7 +55,7 @@ def sweep(config: Path, processes: int, index: str | None, with_report: bool) ->
     out, jobs = read_config(config)
     if len(jobs) < 2:
         raise ArgumentError(
-            f"{config} names fewer than two checkpoints; analyse one with `wgeo analyze`."
+            f"{config} names fewer than two checkpoints; analyze one with `wgeo analyze`."
         )
     for job in jobs.values():
         job.check()

@@ -13,9 +13,9 @@ from ..runtime.terminal import Terminal
 from .fitting import Column, fitted
 
 _PIPED = 110  # columns if the output is not a terminal
-_ARCH_SOURCES = {  # how an architecture was determined that the user did not name
+_ARCH_SOURCES = {  # how the architecture was determined if the user did not name it
     "tensors": "recognized by its tensors",
-    "config": "as its config.json says",
+    "config": "from its config.json",
     "file": "as the file says",
 }
 _MARKS = {"warning": "!", "undecided": "?"}
@@ -23,13 +23,13 @@ Row = Mapping[str, Any]
 
 
 def print_analysis(analysis: Analysis, rephrase: Callable[[str], str] = str) -> None:
-    """Print a header, a row per layer, and the verdict, a line per sentence.
+    """Print a header, a table with a row per layer, and the verdict with a line per sentence.
 
     Parameters
     ----------
     analysis : Analysis
     rephrase : callable
-        Applied to every sentence: the command line replaces parameters by its options.
+        Applied to every sentence; the command line uses it to replace parameters by its options.
     """
     record = analysis.record
     console = Terminal(_PIPED)
@@ -48,7 +48,7 @@ def print_analysis(analysis: Analysis, rephrase: Callable[[str], str] = str) -> 
 
 
 def _header(record: Row) -> list[str]:
-    """Return lines on what was analysed, and whether to trust it."""
+    """Return lines that say what was analyzed, and whether it can be trusted."""
     origin, trust = record["provenance"], record.get("trust") or {}
     split = f" ({origin['split']})" if origin.get("split") else ""
     net = (origin["arch"] or "features") + _bracketed(
@@ -114,8 +114,8 @@ _COLUMNS: tuple[tuple[str, Callable[[Row, Row | None], str], int], ...] = (
     ("NCC acc.", _collapse("ncc_accuracy", "{:.3f}"), 1),
 )
 _CAPTION = (
-    "corr.: correlation score, 1 for an optimal map; in brackets if random maps score about as "
-    "high, so that these samples cannot show one. NCC acc.: accuracy of the nearest class mean."
+    "corr.: correlation score, 1 for an optimal map; in brackets if null maps have about the same "
+    "score, so that it is not evidence. NCC acc.: accuracy of the nearest class mean."
 )
 
 
@@ -170,10 +170,10 @@ def print_series(series: Series) -> None:
         column("tau of NC1", value("tau", "{:+.2f}"), 3, once=True),
     ]
     caption = (
-        "over k: the centred length over k runs of blocks, to compare networks of different depth. "
+        "over k: the centred length over k runs of blocks, for networks of different depth. "
         * over
-        + "sqrt B: the length ratio that orthogonal steps of the same sizes would have. corr. in "
-        "brackets: not clearly above that of null maps."
+        + "sqrt B: the length ratio that orthogonal steps of the same sizes would have. corr. is "
+        "in brackets if it is not clearly above that of null maps."
     )
     terminal = Terminal(130)
     terminal.print(fitted(columns, terminal.width, title="Side by side", caption=caption))

@@ -1,4 +1,4 @@
-"""``wgeo trace``: store features on disk, to be analysed repeatedly."""
+"""``wgeo trace``: store features on disk, to be analyzed repeatedly."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``wgeo train``: train networks to analyse."""
+"""``wgeo train``: train networks to analyze."""
 
 from __future__ import annotations
 

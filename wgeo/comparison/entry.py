@@ -32,8 +32,8 @@ from .procrustes import MAX_DIRECTIONS
 from .result import Comparison, ModelLayer
 
 W2_SAMPLES = 300  # enough for two digits of W2
-_ROTATION_MATRICES = 20  # features x `MAX_DIRECTIONS`, at its peak; measured: 17 to 19
-_FIT_MATRICES = 8  # features x directions, in addition at the peak of a fit; measured: 5 to 7
+_ROTATION_MATRICES = 20  # matrices of features x `MAX_DIRECTIONS` at the peak; measured: 17 to 19
+_FIT_MATRICES = 8  # more matrices of features x directions at the peak of a fit; measured: 5 to 7
 _INPUT_TOLERANCE = 1e-2  # relative difference from the network's inputs: half precision
 NOT_REQUESTED = "MUFM was left out, as requested (`mufm=False`)."
 DEFAULT_SECONDS = 60.0  # on one core: MUFM is fitted by default if it is expected to take less
@@ -51,35 +51,34 @@ def compare(
 
     In every model features move on straight lines. The models use different parts of the network:
 
-    - the *geodesic model* uses the first and last layer, H_0 and H_L: a network on a Wasserstein
-      geodesic whose end-to-end pairing is optimal (Wang, Gai, Zhang 2024, arXiv 2405.00985);
-    - *MUFM* uses the first layer, the labels and two numbers, the transport strength and the weight
-      decay. These are chosen so that a classifier W fitted to one half of the samples (squared
-      loss, free bias) predicts the last layer of the other half best; the network's own weight
-      decay applies to all its layers and does not determine that of W. MUFM does not determine the
-      directions of the features of a wide network, where many W are equivalent, so its shape is
-      compared: up to a rotation of every layer;
-    - *MUFM with the network's own classifier* uses the first layer, the labels and the directions
-      of the classifier instead of an optimal W; the size of W and the transport strength are chosen
-      as above, for all layers. No rotation is fitted;
-    - the *plain UFM* uses the class means of the last layer: it predicts that this layer has
-      collapsed onto a simplex ETF, whose rotation and size are fitted.
+    - The *geodesic model* uses the first and last layer, H_0 and H_L. It describes a network on a
+      Wasserstein geodesic whose end-to-end pairing is optimal (Wang, Gai, Zhang 2024, arXiv
+      2405.00985). - *MUFM* uses the first layer, the labels and two numbers, the transport strength
+      and the weight decay. These are chosen such that a classifier W fitted to one half of the
+      samples (squared loss, free bias) predicts the last layer of the other half best. (The
+      network's own weight decay applies to all its layers and does not determine that of W.) In a
+      wide network many W are equivalent, and MUFM does not determine the directions of the
+      features; it is therefore compared up to a rotation of every layer. - *MUFM with the network's
+      own classifier* uses the first layer, the labels and the directions of the classifier instead
+      of an optimal W. The size of W and the transport strength are chosen as above, for all layers.
+      No rotation is fitted. - The *plain UFM* uses the class means of the last layer. It predicts
+      that this layer has collapsed onto a simplex ETF, whose rotation and size are fitted.
 
-    The prediction of layer l is :math:`\bar h_l + g_l ((1 - t_l) X + t_l H) Q_l`, X and H centred
-    (rows are samples), with
+    The prediction of layer l is :math:`\bar h_l + g_l ((1 - t_l) X + t_l H) Q_l`, where X and H are
+    centred (rows are samples). The parameters are
 
-    - the mean :math:`\bar h_l` of the layer: MUFM with a free bias commutes with translations of
-      its features, and a translation of all samples carries no information on classes;
-    - a scale :math:`g_l`, by least squares: the network's scale is set by its normalization and
-      removed by that of the next layer;
-    - the time :math:`t_l` of an inner layer: with a different transport strength for every step,
-      MUFM has straight paths at any times and is otherwise the same problem;
-    - a rotation :math:`Q_l` for MUFM (orthogonal Procrustes), and the identity for the geodesic
-      model and for MUFM with the network's own classifier.
+    - the mean :math:`\bar h_l` of the layer, because MUFM with a free bias commutes with
+      translations of its features, and a translation of all samples contains no information about
+      classes; - a scale :math:`g_l`, fitted by least squares, because the network's scale is
+      determined by its normalization and removed by that of the next layer; - the time :math:`t_l`
+      of an inner layer, because MUFM with a different transport strength for every step has
+      straight paths at arbitrary times and is otherwise the same problem; - a rotation :math:`Q_l`
+      for MUFM (orthogonal Procrustes), and the identity for the geodesic model and for MUFM with
+      the network's own classifier.
 
-    The baseline is the input with the same degrees of freedom, :math:`\bar h_l + g_l X Q_l`, for
-    which ``r2`` is 0; ``r2`` is 1 for a perfect prediction. Collapse metrics of a prediction depend
-    only on the times.
+    The baseline is the input with the same degrees of freedom, :math:`\bar h_l + g_l X Q_l`. Its
+    ``r2`` is 0, and that of a perfect prediction is 1. Collapse metrics of a prediction depend only
+    on the times.
 
     Parameters
     ----------
@@ -88,27 +87,28 @@ def compare(
         Fitted to the first layer of the last segment (``fit_mufm(traj.segments[-1].arrays[0],
         traj.labels, layers=...)``), to compare instead of one with fitted settings.
     mufm : bool or None
-        Whether to fit MUFM if no `model` is given. None: if the network has a classifier and the
-        fit is expected to take at most a minute on one core, which holds up to thousands of
-        features, tens of thousands of samples and hundreds of classes. ``skipped`` is the reason
-        if it is not fitted, or if the models that rotate features need too much memory.
+        Whether to fit MUFM if no `model` is given. By default it is fitted if the network has a
+        classifier and the fit is expected to take at most a minute on one core, as it does for up
+        to thousands of features, tens of thousands of samples and hundreds of classes. ``skipped``
+        gives the reason if MUFM is not fitted, or if the models that rotate features need too much
+        memory.
     time : {"nearest", "length", "uniform"}
-        The times :math:`t_l` of inner layers, in [0, 1]: the time at which the model's path is
-        nearest to the layer, independent of speed; the sum of the root mean squared steps up to
-        the layer over that of all steps; or l / L, constant speed over the layers.
+        The times :math:`t_l` of inner layers, in [0, 1]. ``nearest``: the time at which the model's
+        path is nearest to the layer, whatever its speed. ``length``: the sum of the root mean
+        squared steps up to the layer, divided by the sum of all steps. ``uniform``: l / L, constant
+        speed over the layers.
     seed : int
-        Random seed of the halves, and of the samples for W2 (300, the same number of each class).
+        Random seed of the halves and of the samples for W2 (300, the same number of each class).
 
-    Features are read in blocks of rows. Features of the models are stored as the network's are: on
-    disk, in temporary files, for a stored trajectory.
+        Features are read in blocks of rows. For a stored trajectory, the features of the models are
+        stored on disk too, in temporary files.
 
     Raises
     ------
     ArgumentError
-        `model` has other numbers of layers, samples or features than the segment, or was fitted
-        to other inputs; an unknown `time`.
-    FeatureError
-        Samples of one class; a `model` that needs too much memory.
+        The numbers of layers, samples or features of `model` differ from those of the segment,
+        `model` was fitted to other inputs, or `time` is unknown. FeatureError All samples are of
+        one class, or `model` needs too much memory.
     """
     comparison = model_predictions(traj, model, mufm=mufm, time=time, seed=seed)
     network = [
@@ -127,7 +127,7 @@ def model_predictions(
     time: str = "nearest",
     seed: int = 0,
 ) -> Comparison:
-    """Compare as `compare`, without the collapse metrics of the network."""
+    """Compare like `compare`, but without the collapse metrics of the network."""
     traj = as_trajectory(traj)
     classes, labels = np.unique(traj.labels, return_inverse=True)
     labels = labels.astype(np.int64)

@@ -55,7 +55,7 @@ LIMITS = ((-8.0, 1.0), (-6.0, 6.0))
 
 @dataclass(frozen=True)
 class Settings:
-    """MUFM's two free parameters, mu being the transport strength of the whole path."""
+    """The two free parameters of MUFM; mu is the transport strength of the whole path."""
 
     mu: float
     weight_decay: float
@@ -77,12 +77,12 @@ class Scorer:
     Attributes
     ----------
     layers : sequence of features, (n, d)
-        Of the segment, the input first.
+        Layers of the segment, beginning with the input.
     labels : ndarray of int, (n,)
     basis : ndarray, (d, r)
         Orthonormal directions that span the rows of every classifier to be scored.
     times : sequence of float, or None
-        Time of every layer; None for the nearest on the path.
+        Time of every layer; None for the time of the nearest point on the path.
     """
 
     layers: Sequence[Sliceable]
@@ -124,7 +124,7 @@ class Scorer:
         return (xx, yx, yy, *sums)
 
     def unexplained_variance(self, w: Float[np.ndarray, "K r"], mu: float) -> float:
-        """Return the fraction of a layer's variance not explained, mean over the layers.
+        """Return the unexplained fraction of a layer's variance, as a mean over the layers.
 
         The prediction X + t (H - X), H - X = (Y - X W^T - b) (W W^T + mu)^-1 W, is shifted and
         scaled to fit; W is in coordinates of the basis.
@@ -153,11 +153,11 @@ def choose_settings(
     labels: Int[np.ndarray, " n"],
     energy: float,
 ) -> Settings:
-    """Search for the settings whose classifier, fitted to `stats`, predicts `last` best in shape.
+    """Search for the settings for which the classifier fitted to `stats` predicts `last` best.
 
     `first` and `last` are layers of other samples. H is shifted, scaled and rotated to fit the last
-    layer M, whose unexplained variance is then 1 - ||H^T M||_*^2 / (||H||^2 ||M||^2); a wide M is
-    restricted to its `TargetSubspace`.
+    layer M; the unexplained variance of M is then 1 - ||H^T M||_*^2 / (||H||^2 ||M||^2). A wide M
+    is restricted to its `TargetSubspace`.
     """
     x_mean, m_mean = mean_of(first), mean_of(last)
     target = TargetSubspace.of_layer(last, m_mean)
@@ -230,10 +230,10 @@ class MUFMFit:
     """MUFM fitted to a segment, with settings chosen and scored on held-out samples.
 
     Settings are chosen on half B of the samples, with the classifier fitted to half A. Then the
-    halves are swapped: classifier, times and layer fits come from B, the held-out scores from A,
-    whose deeper layers have not been used. The solution uses all samples. If several processes work
-    together, one of them fits: a nearly degenerate minimizer, for example of fewer features than
-    classes, would follow the rounding of distributed sums.
+    halves are swapped: the classifier, the times and the layer fits come from B, and the held-out
+    scores from A, whose deeper layers have not been used. The solution uses all samples. If several
+    processes work together, only one of them fits MUFM, because a nearly degenerate minimizer (for
+    example with fewer features than classes) would depend on the rounding of distributed sums.
 
     Raises
     ------
@@ -326,7 +326,7 @@ class MUFMFit:
         return Statistics.of(inputs, self.labels[samples], int(self.labels.max()) + 1)
 
     def _held_out(self, ends: LazyRows, *, rotate: bool) -> HeldOut:
-        """Score the path to `ends` on half A, with the times and fits of half B."""
+        """Score the path to `ends` on half A, with times and fits from half B."""
         arrays, labels = self.segment.arrays, self.labels[self.half_a]
         scored, fitted = (
             StraightPath(select_rows(arrays[0], half), select_rows(ends, half))

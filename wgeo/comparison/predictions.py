@@ -26,7 +26,7 @@ from ..runtime.processes import on_rank_zero
 from ..trajectory import Segment
 from .procrustes import Block, Procrustes, Product, TargetSubspace, nearest_rotated_time
 
-ROUNDING = 1e-20  # relative error of the baseline that counts as zero
+ROUNDING = 1e-20  # relative error of the baseline below which it counts as zero
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,8 +51,9 @@ class Prediction:
 def layer_times(segment: Segment, kind: str) -> list[float] | None:
     """Return the time of every layer on a path from first to last; None if fitted to each model.
 
-    ``nearest``: the time at which the model's path is nearest to the layer (None). ``length``: the
-    sum of the root mean squared steps up to the layer, over that of all steps. ``uniform``: l / L.
+    ``nearest`` gives None: the time is that at which the model's path is nearest to the layer.
+    ``length`` gives the sum of the root mean squared steps up to the layer, divided by the sum of
+    all steps, and ``uniform`` gives l / L.
     """
     steps = len(segment.arrays) - 1
     uniform = [i / steps for i in range(steps + 1)]
@@ -91,7 +92,7 @@ class LayerFit:
 
 @dataclass(frozen=True, eq=False)
 class StraightPath:
-    """The straight path X + t (H - X) of every sample, X being `first` and H `last`."""
+    """The straight path X + t (H - X) of every sample, where X is `first` and H is `last`."""
 
     first: Sliceable
     last: Sliceable
@@ -217,9 +218,9 @@ def simplex_etf_prediction(
 ) -> Prediction | None:
     """Predict complete collapse onto the simplex ETF nearest to the class means; None if d < K - 1.
 
-    The plain model does not determine the rotation and size of the frame, so they are fitted: with
-    M the class means (K x d) and E = I - J / K, the frame is c Q, Q the polar factor of E M of rank
-    K - 1 and c = ||E M||_* / (K - 1).
+    The plain model does not determine the rotation and the size of the frame, so they are fitted.
+    With the class means M (K x d) and E = I - J / K, the frame is c Q, where Q is the polar factor
+    of E M of rank K - 1 and c = ||E M||_* / (K - 1).
     """
     classes = int(labels.max()) + 1
     if features.shape[1] < classes - 1:
@@ -242,9 +243,8 @@ class Errors:
     Attributes
     ----------
     model, baseline : float
-        Of all features.
-    model_means, baseline_means : float
-        Of the class means, weighted by samples.
+        Errors of all features. model_means, baseline_means : float Errors of the class means,
+        weighted by samples.
     variance : float
         Sum of squares of the layer about its mean.
     """

@@ -15,7 +15,7 @@ Block = Float[np.ndarray, "b d"]  # some rows
 Product = Float[np.ndarray, "d p"] | float  # x^T layer in a subspace, or <x, layer>
 MAX_DIRECTIONS = 256  # of a target subspace: the leading ones of a wider layer
 SUBSPACE_SAMPLES = 1024  # samples from which the leading directions are computed
-RANK_TOLERANCE = 1e-8  # relative variance or singular value below which a direction is ignored
+RANK_TOLERANCE = 1e-8  # directions with a smaller relative variance or singular value are ignored
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,7 +100,7 @@ class TargetSubspace:
 
 
 def nuclear_norm(matrix: Float[np.ndarray, "a b"]) -> float:
-    """Return the sum of the singular values, for a tall matrix within 1e-8 of the largest."""
+    """Return the sum of the singular values; of a tall matrix, to within 1e-8 of the largest."""
     if matrix.shape[0] < 2 * matrix.shape[1]:
         return float(np.linalg.svd(matrix, compute_uv=False).sum())
     return float(np.sqrt(np.maximum(np.linalg.eigvalsh(matrix.T @ matrix), 0)).sum())
@@ -111,7 +111,7 @@ def _rotation_between(
 ) -> Callable[[Block], Block]:
     """Return a rotation that maps orthonormal directions `start` to `end`.
 
-    On the complement of their joint span, which has at most 2 p dimensions, it is the identity;
+    The joint span has at most 2 p dimensions. On its complement the rotation is the identity, and
     within the span it is the rotation nearest to the identity.
     """
     frame = np.linalg.qr(np.concatenate([start, end], axis=1))[0]

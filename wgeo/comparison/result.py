@@ -22,8 +22,9 @@ if TYPE_CHECKING:
 class ModelLayer(Result):
     """A model's prediction of one layer, compared with the network's features.
 
-    Errors are sums over samples of squared distances. The baseline are the features that enter the
-    segment, fitted to the layer with the same degrees of freedom as the model; see `compare`.
+    Errors are sums of squared distances over samples. The baseline consists of the features that
+    enter the segment, fitted to the layer with the same degrees of freedom as the model; see
+    `compare`.
 
     Attributes
     ----------
@@ -34,20 +35,21 @@ class ModelLayer(Result):
     gain : float
         The scale by which the model's features are multiplied to fit the layer.
     relative_error : float or None
-        sqrt(error of the model / error of the baseline): 0 for a perfect prediction, 1 for one no
-        better than the baseline. None if the baseline has no error.
+        sqrt(error of the model / error of the baseline): 0 for a perfect prediction, and 1 if the
+        prediction is no better than the baseline. None if the baseline has no error.
     r2 : float or None
         1 - relative_error^2.
     r2_means : float or None
-        As `r2`, for the class means only.
+        The same as `r2`, for the class means only.
     r2_line : float or None
         Gain over the straight line: 1 - error of the model / error of the geodesic model. None for
-        the geodesic model, and for the first and last layer, which it is given.
+        the geodesic model itself, and for the first and last layer, which are given to it.
     missed : float or None
         Unexplained variance: error of the model / variance of the layer.
     w2 : float or None
-        W2 between the model's and the network's features / root of the layer's variance: 0 if the
-        distributions agree, whatever the pairing of samples; about 1 for a prediction of one point.
+        W2 between the model's and the network's features, divided by the root of the layer's
+        variance. It is 0 if the distributions agree, whatever the pairing of samples, and about 1
+        if the prediction is a single point.
     collapse : LayerCollapse
         Collapse metrics of the predicted features.
     """
@@ -76,8 +78,8 @@ class HeldOut(Result):
     Attributes
     ----------
     r2, r2_means : float or None
-        As in `ModelLayer`, layers weighted by their inverse variance. None if a class has one
-        sample.
+        As in `ModelLayer`, with layers weighted by their inverse variance. None if a class has only
+        one sample.
     """
 
     r2: float | None = None

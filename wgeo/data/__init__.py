@@ -1,4 +1,4 @@
-"""Load labelled images by name or path, in a fixed order."""
+"""Load labeled images by name or path, in a fixed order."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""Labelled images in memory, and the normalization of their pixels."""
+"""Labeled images in memory, and the normalization of their pixels."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def normalization(spec: str | Normalization | None) -> Normalization:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Images(Displayed):
-    """Labelled images, in a fixed order.
+    """Labeled images, in a fixed order.
 
     Attributes
     ----------

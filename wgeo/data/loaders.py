@@ -43,7 +43,7 @@ _EXPECTED = (
 
 
 def as_images(images: Any) -> Images:
-    """Convert a pair, Dataset or DataLoader to labelled images.
+    """Convert a pair, Dataset or DataLoader to labeled images.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Load labelled images by name or path, in a fixed order."""
+"""Load labeled images by name or path, in a fixed order."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def load_images(
     root: str | os.PathLike[str] | None = None,
     skip_broken: bool = False,
 ) -> Images:
-    """Load labelled images by name or path.
+    """Load labeled images by name or path.
 
     Parameters
     ----------

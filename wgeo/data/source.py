@@ -18,7 +18,7 @@ _MAX_CLASSES = 100_000
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """Labelled images whose pixels are read later.
+    """Labeled images whose pixels are read later.
 
     ``fetch(rows, size)`` reads the pixels of some images, (k, c, h, w), scaled to `size`.
     ``broken(rows)`` maps the rows that cannot be read to their names; it is None if images cannot

@@ -168,7 +168,7 @@ def _parse(find: _Finder, text: str, name: str) -> LabelTable:
             splits[image] = row[split].strip()
     if not labels:
         return LabelTable({}, set())
-    counts = ((missing, "name images that do not exist"), (unlabelled, "have no label"))
+    counts = ((missing, "refer to missing images"), (unlabelled, "have no label"))
     notes = tuple(f"{count} rows of {printable(name)} {what}" for count, what in counts if count)
     return LabelTable(labels, values, splits, notes)
 

@@ -1,14 +1,16 @@
 """Detect the sample axis and the channel axis of feature maps by experiment.
 
-(n, c, h, w), (n, h, w, c), tokens (n, t, c), (n, c, t) or (t, n, c), video, windows folded into the
-batch: shapes do not distinguish them, and a mean over the wrong axes is meaningless.
+Feature maps may have the axes (n, c, h, w) or (n, h, w, c), be tokens (n, t, c), (n, c, t) or (t,
+n, c), or video, or have windows folded into the batch. Shapes do not distinguish these, and a mean
+over the wrong axes is meaningless.
 
-Samples: replace one image, and find the axis along which the change is confined to one sample.
+To find the samples, one image is replaced: along the sample axis, only one sample changes.
 
-Channels: the derivative of the map with respect to one entry of a bias (or one row of a weight) is
-confined to one slice of the channel axis, but not of other axes. The last conclusive parameter
-before the map is used, since the token axis of a mixer has weights too. If derivatives are
-inconclusive, the length of such a parameter is used, if only one axis has that length.
+To find the channels, derivatives are computed: the derivative of the map with respect to one entry
+of a bias (or one row of a weight) is confined to one slice of the channel axis, but not of other
+axes. The last conclusive parameter before the map is used, since the token axis of a mixer has
+weights too. If derivatives are inconclusive, the channel axis is the axis that has the length of
+such a parameter, if there is only one.
 """
 
 from __future__ import annotations
@@ -46,8 +48,8 @@ class Layout(Result):
     samples : int
         The axis of samples in the tensor.
     folded : str
-        ``outer`` or ``inner`` if that axis contains parts of samples: either the parts of a sample
-        are consecutive, or the samples of a part.
+        ``outer`` or ``inner`` if that axis contains parts of samples: in the first case the parts
+        of a sample are consecutive, in the second case the samples of a part.
     channels : int or None
         The channel axis in a sample's map, counted from 1; None if unknown.
     evidence : str
@@ -270,13 +272,13 @@ def _test_parameters(part: nn.Module) -> list[tuple[str, nn.Parameter]]:
 
 
 def _channel_axis(maps: torch.Tensor, parameter: torch.Tensor) -> int | None:
-    """Return the axis of which one slice depends on one entry, or row, of a parameter.
+    """Return the axis along which one entry (or row) of a parameter changes only one slice.
 
-    Different entries must act on different slices: if all act on the class token only, they do not
+    Different entries must change different slices: if all change only the class token, they do not
     distinguish tokens from channels.
 
-    The derivative of the maps in one direction of the parameter is computed in the other order, as
-    the derivative of <d<maps, v>/dp, direction> with respect to v.
+    The derivative of the maps in a direction of the parameter is computed as the derivative of
+    <d<maps, v>/dp, direction> with respect to v.
     """
     try:
         v = torch.ones_like(maps, requires_grad=True)

@@ -25,7 +25,7 @@ from .residual_blocks import find_blocks
 
 
 def normalization_for(net: Network | nn.Module, images: Images) -> Normalization:
-    """Return the normalization of pixels: the explicit one, else the network's, else the data's."""
+    """Return the explicit normalization of pixels, or else the network's, or else the data's."""
     return images.normalize or normalization(declared_normalization(net) or images.preset)
 
 
@@ -77,7 +77,8 @@ def provenance(net: Network | nn.Module, images: Images) -> dict[str, Any]:
 def identity(net: Network | nn.Module, images: Images) -> dict[str, Any]:
     """Return what determines the features: weights, structure, images, normalization.
 
-    The weights are hashed, not their file; a checkpoint saved again is the same network.
+    The weights are hashed, not their file, so that a checkpoint that is saved again counts as the
+    same network.
     """
     module, norm = module_of(net), normalization_for(net, images)
     weights = hashlib.sha256()
@@ -98,8 +99,7 @@ def identity(net: Network | nn.Module, images: Images) -> dict[str, Any]:
 def sample(net: Network | nn.Module, module: nn.Module, images: Images) -> torch.Tensor:
     """Return normalized images on the network's device, for probing it.
 
-    They are two images of the data, and the same two with noise, since equal images would be
-    useless.
+    These are two images of the data, and the same two with noise (in case the two are equal).
     """
     x, _ = next(iter(images.batches(2, normalization_for(net, images))))
     noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0))

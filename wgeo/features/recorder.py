@@ -36,7 +36,7 @@ class Recorder:
     head : Head
         The network's classifier.
     penultimate : bool
-        Whether the classifier's input is a layer of its own, since it differs from the features of
+        Whether the classifier's input is a separate layer, because it differs from the features of
         the last block (a norm or a choice of tokens is between them).
     max_batch : int or None
         Number of images that fit on the device, after memory ran out once.

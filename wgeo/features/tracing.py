@@ -54,13 +54,13 @@ def trace(
     dtype: str | None = None,
     project: int | None = None,
 ) -> Trajectory:
-    """Follow labelled images through every block of a network.
+    """Follow labeled images through every block of a network.
 
     The layers are ``input`` (the normalized pixels, flattened), ``stem`` (the input of the first
-    block), one per block, and ``penultimate``, the classifier's input, if that differs from the
-    features of the last block (as after a last norm, or if only the class token is read); no block
-    leads to it. If a block changes the feature space, its own shortcut s identifies
-    the spaces: the layer's ``entry`` is s(x) of the previous layer's features.
+    block), one per block, and ``penultimate``, the classifier's input, if it differs from the
+    features of the last block (for example after a final norm, or if only the class token is read);
+    no block leads to it. If a block changes the feature space, its own shortcut s identifies the
+    two spaces: the layer's ``entry`` is s(x) for the previous layer's features x.
 
     Parameters
     ----------
@@ -150,7 +150,7 @@ def stream(
     batch_size: int = 256,
     device: str | torch.device = "auto",
 ) -> Iterator[tuple[dict[str, np.ndarray], np.ndarray, np.ndarray | None]]:
-    """Follow labelled images as `trace` does, and yield the features of each batch.
+    """Follow labeled images as `trace` does, and yield the features of each batch.
 
     ``wgeo.collapse(lambda: wgeo.stream(net, images))`` measures any number of images with memory
     for one batch and the class means.

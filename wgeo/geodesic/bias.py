@@ -49,7 +49,7 @@ class BiasCurve(Result):
         """Return the number of samples at which the resolution is `wanted`; None if out of reach.
 
         A power law is fitted to the curve and extrapolated: in k effective dimensions, distances to
-        nearest neighbours decrease like N^(-1/k), while displacements keep their size.
+        nearest neighbors decrease like N^(-1/k), while displacements keep their size.
         """
         resolutions = [(p.size, p.resolution) for p in self.points if p.resolution]
         if len(resolutions) < 2:

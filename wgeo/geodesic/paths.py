@@ -15,7 +15,7 @@ from ..arrays.rows import as_float64, mean_of, row_chunks, row_ranges, sum_over_
 from ..runtime import processes
 
 _COINCIDENT = 1e-12  # squared distance, relative to the squared norms, below which points coincide
-_MAX_QUERIES = 4096  # samples whose nearest neighbour is computed
+_MAX_QUERIES = 4096  # samples whose nearest neighbor is computed
 LOW_RESOLUTION = 0.5
 
 
@@ -168,7 +168,7 @@ def resolution(
 
     resolution = median_i ||(y_i - x_i) - mean(y - x)|| / median_i min_{x_j != x_i} ||x_i - x_j||.
     The mean displacement is subtracted because a translation does not change which coupling is
-    optimal. If every remaining displacement is at most half the nearest-neighbour distance, the
+    optimal. If every remaining displacement is at most half the nearest-neighbor distance, the
     pairing of x_i with y_i is optimal for any map. Below `LOW_RESOLUTION` = 1/2, an ot_score of 1
     is therefore not evidence of an optimal map.
 

@@ -132,7 +132,7 @@ class CollapseStream:
         return self._replay.layers == set(self._moments)
 
     def revisit(self, features: Mapping[str, Any], labels: Any, predictions: Any = None) -> None:
-        """Second pass: add the samples of the first pass again, in batches of any size and order."""
+        """Second pass: add the samples again, in batches of any size and order."""
         y, decisions = _check_labels(labels, predictions)
         if self._second_pass is None:
             self._second_pass = _Projections(self._moments, self._finish(), self._index)

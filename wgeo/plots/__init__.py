@@ -5,17 +5,18 @@ A function that shows one step also takes the result of that step: `collapse` a 
 `Trajectory`, `model_errors` a `Comparison`, `sample_sizes` a `BiasCurve`; an error lists what a
 function takes.
 
-With ``ax=None``, the default, a panel is drawn in pyplot's current axes if these are empty; else in
-a new figure, which is pyplot's in a notebook and if pyplot has been imported and opens windows, so
-that a picture appears. A program that only writes files keeps no figure in pyplot.
+With ``ax=None``, the default, a panel is drawn in pyplot's current axes if these are empty, and
+otherwise in a new figure. The new figure belongs to pyplot, and is therefore shown, in a notebook
+or if pyplot has been imported and opens windows. A program that only writes files leaves no figure
+in pyplot.
 
-`figures` writes the whole set at page width. For a paper's column or a slide, draw a panel into
+`figures` writes all figures at page width. For a column of a paper or for a slide, draw a panel in
 `axes` of that size and `save` it::
 
     ax = plots.collapse(analysis, "nc1", ax=plots.axes("column"))
     plots.save(ax, "nc1.pdf")
 
-``ax=`` may be any axes. All figures have one style: colours that are distinguishable with colour
+``ax=`` may be any axes. All figures have one style: colors that are distinguishable with color
 blindness, and vector graphics.
 """
 

@@ -31,8 +31,8 @@ _WRITERS = {".gif": "pillow", ".mp4": "ffmpeg"}
 class Scene:
     """Samples in the plane of a segment's first two principal components, at any time t in [0, 1].
 
-    t is the share of the path's length, the sum of the blocks' W2, as in the record's
-    ``interpolation_time``.
+    t is the fraction of the path's length (the sum of the blocks' W2), as in
+    ``interpolation_time`` in the record.
 
     Attributes
     ----------
@@ -130,8 +130,8 @@ def flow(
 
     On the left, each sample moves straight from layer to layer, as in the network; on the right,
     the displacement interpolation moves the distribution of the first layer to that of the last at
-    the least cost. Both show the plane of the first two principal components, at equal shares of
-    their length: for a network that follows a constant-speed geodesic the two panels agree.
+    the least cost. Both panels show the plane of the first two principal components, at equal
+    fractions of their lengths. If the network follows a geodesic at constant speed, they agree.
 
     Parameters
     ----------

@@ -30,8 +30,8 @@ from .style import (
 def distances(record: Any, ax: Axes | None = None) -> Axes:
     """Draw W2 of every block with the interval that contains it, and the network's own pairing.
 
-    Bars are W2, error bars the interval ``[lower, upper]``, dashes ``paired``, the root mean
-    squared distance that samples moved: if dash and bar meet, the block moved its samples
+    Bars show W2, error bars the interval ``[lower, upper]``, and dashes ``paired``, the root mean
+    squared distance by which the samples moved. If dash and bar meet, the block moved its samples
     optimally. Units are those of the features.
     """
     record = as_record(record, "Straightness", "BlockTransport", "TransportResult")
@@ -75,9 +75,10 @@ def distances(record: Any, ax: Axes | None = None) -> Axes:
 
 @styled
 def ot_scores(record: Any, ax: Axes | None = None) -> Axes:
-    """Draw W2^2 over the paired cost of every block; 1 if the network's own pairing is optimal.
+    """Draw W2^2 / paired^2 of every block, which is 1 if the network's own pairing is optimal.
 
-    Hollow if the resolution is below 1/2 or undefined: then a score of 1 is no evidence.
+    Markers are hollow if the resolution is below 1/2 or undefined, since a score of 1 is then no
+    evidence of an optimal map.
     """
     record = as_record(record, "Straightness", "BlockTransport")
     ax = new_axes(ax, 7.2, 2.4)
@@ -98,7 +99,7 @@ def ot_scores(record: Any, ax: Axes | None = None) -> Axes:
     layer_axis(ax, [b.get("target") for b in blocks])
     dot: dict[str, Any] = {"marker": "o", "ms": 5, "color": MEASURED, "ls": "none", "mew": 1.2}
     handles = [Line2D([], [], **dot), Line2D([], [], mfc="white", **dot)]
-    legend_above(ax, handles, ["resolution ≥ 1/2", "below: the samples cannot tell"])
+    legend_above(ax, handles, ["resolution ≥ 1/2", "resolution < 1/2: no evidence"])
     return ax
 
 
@@ -106,8 +107,8 @@ def ot_scores(record: Any, ax: Axes | None = None) -> Axes:
 def correlation_scores(record: Any, ax: Axes | None = None) -> Axes:
     """Draw the correlation score of every block, with the highest of its null maps (crosses).
 
-    1 for an optimal map. Hollow if the null maps, the same displacements given to the wrong
-    samples, score about as high: then the samples cannot tell.
+    The score is 1 for an optimal map. A marker is hollow if null maps (the same displacements
+    given to the wrong samples) have about the same score, so that the score is not evidence.
     """
     record = as_record(record, "Straightness", "BlockTransport")
     ax = new_axes(ax, 7.2, 2.4)

@@ -66,13 +66,14 @@ def _distances(record: Mapping[str, Any]) -> Plot:
     return Plot(
         "distances",
         "Transport by block",
-        "Above: the Wasserstein distance W2 between the features before and after each block, with "
-        "the interval that contains it, and the root mean squared distance that the network itself "
-        "moved its samples. In the middle: the correlation score, 1 for an optimal map, with "
-        "the highest score of null maps (crosses), the same displacements given to the wrong "
-        "samples; hollow if it is not clearly higher, so that the samples cannot tell. Below: the "
-        "OT score, the squared ratio of the distances above; hollow points have a resolution below "
-        "1/2 and are no evidence. It is near 1 for almost any map that moves the samples little.",
+        "Above: the Wasserstein distance W2 between the features before and after each block, "
+        "with the interval that contains it, and the root mean squared distance that the network "
+        "itself moved its samples. In the middle: the correlation score, 1 for an optimal map, "
+        "with the highest score of null maps (crosses), that is, of the same displacements given "
+        "to the wrong samples; a hollow score is not clearly higher and therefore not evidence. "
+        "Below: the OT score, the squared ratio of the distances above; hollow points have a "
+        "resolution below 1/2 and are not evidence. It is near 1 for almost any map that moves "
+        "the samples little.",
         f"W2 of {len(blocks)} blocks{_span(blocks, 'distance')}; "
         f"OT score{_span(blocks, 'ot_score')}.",
         draw,
@@ -157,13 +158,14 @@ def _straightness(record: Mapping[str, Any]) -> Plot:
     return Plot(
         "straightness",
         "Straightness of the path",
-        "Straightness of every segment, with intervals, against the ideal 1 (dashed). Left: solid "
-        "with each layer's mean subtracted, hollow for the original features; the tick at the "
-        "length ratio is √B, the ratio of orthogonal steps of the same sizes: a path near it is "
-        "not straight. Right: scores of the map from the first layer to the last, 1 for an optimal "
-        "map, hollow if the samples cannot tell; crosses: the highest correlation score of null "
-        "maps. Below: distance of each layer from the displacement interpolation of the segment's "
-        "two ends, relative to the distance between them.",
+        "Straightness of every segment, with intervals, compared with the ideal value 1 "
+        "(dashed). Left: ratios, solid with each layer's mean subtracted, hollow for the "
+        "original features; the tick at the length ratio is √B, the ratio of orthogonal steps of "
+        "the same sizes, and a path near it is not straight. Right: scores of the map from the "
+        "first layer to the last, 1 for an optimal map, hollow if they are not evidence of one; "
+        "crosses: the highest correlation score of null maps. Below: distance of each layer from "
+        "the displacement interpolation of the segment's two ends, relative to the distance "
+        "between them.",
         f"Straightness of {len(segments)} segments: length ratio{_span(segments, 'length_ratio')}, "
         f"correlation score{_span(segments, 'corr_score')}.",
         draw,

@@ -49,10 +49,10 @@ SHARES = ("ncc_error", "ncc_mismatch")
 MODELS: dict[str, tuple[str, str, str, Any]] = {
     "geodesic_model": ("geodesic model", COLOURS[1], "s", (0, (5, 2))),
     "mufm": ("MUFM", COLOURS[2], "^", (0, (1.5, 1.5))),
-    "mufm_given": ("MUFM, own head", COLOURS[3], "D", (0, (4, 1.5, 1, 1.5))),
+    "mufm_given": ("MUFM with the network's classifier", COLOURS[3], "D", (0, (4, 1.5, 1, 1.5))),
     "ufm": ("UFM: collapsed", COLOURS[6], "v", "none"),
 }
-"""Models that a record may include: name, colour, marker, dashes."""
+"""Models that a record may include: name, color, marker, dashes."""
 
 _SAME_TIME = 1e-9  # fitted times that differ by less are equal
 ROUNDING = 1e-12  # smaller predicted metrics are zero, and lie at the edge of a logarithmic axis
@@ -153,7 +153,7 @@ def of_model(record: Mapping[str, Any], model: str) -> list[Mapping[str, Any]]:
 
 
 def in_order(record: Mapping[str, Any], model: str) -> np.ndarray:
-    """Return the layers at which a model is drawn: stages in which its fitted times do not fall.
+    """Return the layers at which a model is drawn, in stages whose fitted times do not decrease.
 
     Each layer has the time at which the model's path is nearest to it. If these times do not
     increase with depth, the layers in order are not a curve of the model.
@@ -179,7 +179,7 @@ def not_drawn(record: Mapping[str, Any]) -> str:
             notes.append(f"{MODELS[key][0]} in {place}")
     if not notes:
         return ""
-    return f" Not drawn, since its fitted times go back with depth: {'; '.join(notes)}."
+    return f" Not drawn, because the fitted times decrease with depth: {'; '.join(notes)}."
 
 
 def split_by_stage(record: Mapping[str, Any], values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -201,7 +201,7 @@ def _metric(values: Sequence[Mapping[str, Any]], metric: str) -> np.ndarray:
 
 
 def model_look(key: str) -> dict[str, Any]:
-    """Return colour, line and marker of a model."""
+    """Return color, line and marker of a model."""
     _, colour, marker, dashes = MODELS[key]
     line = {"color": colour, "ls": dashes, "lw": 1.3}
     return line | {"marker": marker, "ms": 3.2, "mfc": "white", "mew": 0.9}
@@ -213,7 +213,7 @@ def models_in(record: Mapping[str, Any]) -> list[str]:
 
 
 def trend_label(record: Mapping[str, Any], metric: str) -> str:
-    """``rises: 2, τ = −0.80``: the number of rises with depth, and Kendall's τ, as recorded."""
+    """Return ``rises: 2, τ = −0.80``, the number of rises with depth and Kendall's τ."""
     trend = (record.get("progress") or {}).get(metric)
     if not isinstance(trend, Mapping):
         return ""

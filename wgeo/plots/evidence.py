@@ -214,9 +214,9 @@ def _gradient_maps(record: Mapping[str, Any]) -> Plot:
         "gradient-maps",
         "Is each block the gradient of a convex function?",
         f"The Jacobian of each block on full features at {points} images. Above: squared norm of "
-        "its antisymmetric part over that of its symmetric part, 0 for a gradient, about 1 for a "
-        "random matrix. Below: the smallest eigenvalue of the symmetric part; below 0 no convex "
-        "function has this gradient, and the block is not an optimal map, whatever its OT score.",
+        "its antisymmetric part divided by that of its symmetric part: 0 for a gradient, about 1 "
+        "for a random matrix. Below: the smallest eigenvalue of the symmetric part; if it is "
+        "negative, the block is not an optimal map, whatever its OT score.",
         f"Brenier test of {len(tested)} blocks.",
         draw,
         rows,

@@ -69,7 +69,7 @@ def model(record: Any) -> Figure:
 
 @styled
 def model_means(record: Any, ax: Axes | None = None) -> Axes:
-    """Draw the cosines of the last layer's uncentred class means as a K x K matrix of colours."""
+    """Draw the cosines of the last layer's uncentred class means as a K x K matrix of colors."""
     record = as_record(record)
     ax = new_axes(ax, 3.4, 3.2)
     cosines = (record.get("view") or {}).get("means") or []
@@ -82,7 +82,7 @@ def model_means(record: Any, ax: Axes | None = None) -> Axes:
     subtitle = ax.text(
         0, 1.02, note, transform=ax.transAxes, fontsize=7.5, color=MUTED, va="bottom"
     )
-    subtitle.set_in_layout(False)  # otherwise the colour bar moves to the end of the text
+    subtitle.set_in_layout(False)  # otherwise the color bar moves to the end of the text
     image = ax.imshow(matrix, vmin=-1, vmax=1, cmap="RdBu_r", interpolation="nearest")
     bar = ax.get_figure(root=True).colorbar(image, ax=ax, shrink=0.9, ticks=[-1, 0, 1])  # type: ignore[union-attr]
     bar.outline.set_visible(False)  # type: ignore[operator]

@@ -37,8 +37,8 @@ _COLUMNS = 2  # panels next to each other
 def correlation_pairs(record: Any, segment: int = 0, ax: Axes | None = None) -> Axes:
     """Draw the correlation score of the map from each layer (row) to each later one (column).
 
-    1 for an optimal map. Numbers in brackets are not clearly above the scores of null maps: the
-    samples cannot tell.
+    The score is 1 for an optimal map. Numbers in brackets are not clearly above the scores of
+    null maps, so they are not evidence of an optimal map.
 
     Parameters
     ----------
@@ -79,7 +79,7 @@ def correlation_pairs(record: Any, segment: int = 0, ax: Axes | None = None) -> 
 
 
 def _colour_bar(image: AxesImage, of: Any) -> None:
-    """Draw the colour bar, one for all panels of a figure."""
+    """Draw the color bar, one for all panels of a figure."""
     bar = image.figure.colorbar(image, ax=of, extend="min", ticks=_STEPS, fraction=0.05)
     bar.outline.set_visible(False)
     bar.ax.tick_params(length=0)
@@ -128,7 +128,7 @@ def pairs_plot(record: Mapping[str, Any]) -> Plot | None:
             correlation_pairs(record, i, ax)
         for ax in panels[len(chosen) :]:
             ax.set_axis_off()
-        if len(panels) > 1:  # a single panel has its own colour bar
+        if len(panels) > 1:  # a single panel has its own color bar
             _colour_bar(panels[0].images[0], list(panels))
         return figure
 
@@ -138,13 +138,13 @@ def pairs_plot(record: Mapping[str, Any]) -> Plot | None:
     return Plot(
         "correlation-pairs",
         "Between which layers is the map optimal?",
-        "Correlation score of the map from the layer of the row to that of the column, 1 for "
-        f"an optimal map and bright yellow from {OPTIMAL} on. The top right "
-        "corner is the whole segment, the diagonal its single blocks. Read the last column from "
-        "the top: the first bright cell shows the layer from which the map to the end is optimal. "
-        "In brackets: null maps, the same displacements given to the wrong samples, score about as "
-        "high, so that these samples cannot tell; null maps are solved for single blocks and for "
-        "the last column.",
+        "Correlation score of the map from the layer of the row to that of the column, 1 for an "
+        f"optimal map and bright yellow if it is at least {OPTIMAL}. The top right corner is the "
+        "whole segment, the diagonal its single blocks. Read the last column from the top: the "
+        "first bright cell shows the layer from which the map to the end is optimal. A score is "
+        "in brackets if null maps (the same displacements given to the wrong samples) have about "
+        "the same score, so that it is not evidence of an optimal map; null maps are solved for "
+        "single blocks and for the last column.",
         f"Correlation scores between every two layers of {len(chosen)} segments.",
         draw,
         rows,

@@ -131,7 +131,7 @@ def _class_look(k: int) -> dict[str, Any]:
 
 
 def segment_look(i: int) -> dict[str, Any]:
-    """Return colour and marker of a segment."""
+    """Return color and marker of a segment."""
     return {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)]}
 
 
@@ -181,8 +181,9 @@ def straightness(
     """Draw straightness measures of every segment with their intervals; the ideal value is 1.
 
     A ratio is solid for centred features, hollow for the original ones; the tick at the length
-    ratio is the ratio of orthogonal steps of the same sizes. A score is hollow if the samples
-    cannot tell; the cross at the correlation score is the highest score of the null maps.
+    ratio is the ratio of orthogonal steps of the same sizes. A score is hollow if it is not
+    evidence of an optimal map; the cross at the correlation score is the highest score of null
+    maps.
 
     Parameters
     ----------

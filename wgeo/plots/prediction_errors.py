@@ -48,8 +48,9 @@ def model_errors(record: Any, measure: str = "missed", ax: Axes | None = None) -
     Parameters
     ----------
     measure : {"missed", "w2"}
-        The unexplained variance of a layer, as a fraction, or W2 between the two clouds over the
-        root of its variance. 0 for a perfect prediction; about 1 for a prediction of one point.
+        The fraction of a layer's variance that is unexplained, or W2 between the two clouds
+        divided by the root of the variance. Both are 0 for a perfect prediction, and about 1 if the
+        prediction is a single point.
     """
     record = as_record(record, "Comparison")
     if measure not in ERRORS:

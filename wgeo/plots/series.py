@@ -68,10 +68,10 @@ def positions(series: Mapping[str, Any]) -> np.ndarray:
 def over(series: Any, measure: str = "length_ratio", ax: Axes | None = None) -> Axes:
     """Draw a measure of every analysis over the epochs of training, or for every network.
 
-    Segments differ in colour and marker; bars are 95 % intervals. Scores are hollow if the samples
-    cannot tell. ``length_over_runs_centred`` compares networks of different depth: the length over
-    k runs of blocks, with k the largest number that all of them have for the segment. The axis of
-    epochs is logarithmic, with epoch 0 at its left.
+    Segments differ in color and marker; bars are 95 % intervals. Scores are hollow if they are
+    not evidence of an optimal map. ``length_over_runs_centred`` compares networks of different
+    depth: the length over k runs of blocks, where k is the largest number available for the segment
+    in all of them. The axis of epochs is logarithmic, with epoch 0 at its left.
 
     Parameters
     ----------
@@ -132,7 +132,7 @@ def _of(row: Mapping[str, Any], index: int) -> Mapping[str, Any]:
 def _measured(
     row: Mapping[str, Any], index: int, measure: str, rows: Sequence[Mapping[str, Any]]
 ) -> tuple[Any, Any, bool]:
-    """Return a segment's value, its interval, and whether the samples can tell."""
+    """Return a segment's value, its interval, and whether a score is evidence."""
     segment = _of(row, index)
     centred = segment.get("centred") or {}
     if measure == "length_over_runs_centred":
@@ -224,7 +224,7 @@ def profiles(series: Any, metric: str = "nc1", ax: Axes | None = None) -> Axes:
 
 
 def profile_looks(series: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return a line style for each analysis: a sequence of shades for epochs, else colours."""
+    """Return a line style for each analysis: a sequence of shades for epochs, else colors."""
     count = len(series["analyses"])
     if series["axis"] == "epoch":
         shades = mpl.colormaps["viridis_r"](np.linspace(0.08, 1.0, count))
@@ -340,10 +340,10 @@ def series_plots(series: Mapping[str, Any]) -> list[Plot]:
             "over",
             f"Straightness and collapse {what}",
             "Straightness of every segment with 95 % intervals (1 is a constant-speed geodesic; "
-            "scores are hollow if the samples cannot tell), collapse at the last layer, and "
-            "accuracy. Centred: with each layer's mean subtracted. A path is longer the more of "
-            "its layers are included: over k equal runs, every analysis is measured at k + 1 "
-            "layers of the segment." + _epochs(series),
+            "hollow scores are not evidence of an optimal map), collapse at the last layer, and "
+            "accuracy. Centred: with each layer's mean subtracted. A path is longer if more of its "
+            "layers are included; therefore, over k equal runs, every analysis is measured at "
+            "k + 1 layers of the segment." + _epochs(series),
             f"Straightness, NC1 and accuracy of {count} analyses, {what}.",
             draw_over,
             lambda: series_rows(series),

@@ -1,4 +1,4 @@
-"""The common style of all figures: colours, fonts, axes, names and missing values.
+"""The common style of all figures: colors, fonts, axes, names and missing values.
 
 Nothing here imports pyplot, except in a notebook, or changes matplotlib's global settings.
 """
@@ -32,7 +32,7 @@ from ..storage.records import as_json
 P = ParamSpec("P")
 T = TypeVar("T")
 
-# Okabe and Ito (2008), distinguishable under every common colour blindness; their yellow is left
+# Okabe and Ito (2008), distinguishable under every common color blindness; their yellow is left
 # out because a thin yellow line on white is hard to see.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#333333")
 # For classes, often ten of them: Tol's muted scheme (2021) and black.

@@ -62,7 +62,7 @@ def pdf(project: Path, tex: str, keep: Keep) -> Path:
     home = project.parent / "latex"
     flavour = "lualatex" if tex == "lualatex" else "xelatex"
     _sphinx(project, "latex", home, keep, "-D", f"latex_engine={flavour}")
-    # Names are escaped for TeX; as a second line of defence TeX may not run programs.
+    # Names are escaped for TeX; as a second line of defense TeX may not run programs.
     command = (
         [tex, "--untrusted", "--chatter", "minimal", "report.tex"]
         if tex == "tectonic"

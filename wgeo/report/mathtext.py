@@ -3,7 +3,7 @@
 Sphinx's own renderers do not suit a page that opens from a file: mathjax is fetched from a CDN, and
 imgmath needs LaTeX. MathML would need a converter as a dependency, and an installed mathematical
 font. mathtext comes with matplotlib, which wgeo needs anyway, and includes its fonts: each formula
-becomes an inline SVG in the colour of the text (so it follows a dark theme), with its TeX as the
+becomes an inline SVG in the color of the text (so it follows a dark theme), with its TeX as the
 label for screen readers. It supports the TeX that the pages use; a formula that it cannot parse is
 a warning, hence an error under ``-W``.
 """
@@ -25,7 +25,7 @@ _SCALE = 1.05  # STIX has a smaller x-height than the theme's text
 
 @cache
 def svg(tex: str, *, display: bool = False) -> str:
-    """Typeset a formula as an inline SVG with the size and colour of the surrounding text.
+    """Typeset a formula as an inline SVG with the size and color of the surrounding text.
 
     Raises
     ------

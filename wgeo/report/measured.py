@@ -64,12 +64,12 @@ def transport(record: Record, plots: Plots) -> str:
         "# Transport",
         "Each block maps the features of one layer to those of the next. W2 is the smallest root "
         "mean squared distance over all pairings of the two distributions; the network's own "
-        "pairing sends every sample to its own features one layer on. If a block changes the "
+        "pairing maps every sample to its own features at the next layer. If a block changes the "
         "feature space, its input is first mapped by the block's own shortcut.",
         f"{certified} of {len(blocks)} distances are certified: the ends of their interval, proved "
         "by a feasible coupling and feasible dual potentials, agree to within the solver's "
         "tolerance. A correlation score in brackets is not clearly above those of null maps, which "
-        "assign the same displacements to the wrong samples: the sample cannot tell. OT scores in "
+        "assign the same displacements to the wrong samples; it is not evidence. OT scores in "
         f"brackets have a resolution below {LOW_RESOLUTION}.",
         figure_block(plots, "distances"),
         table(header, rows, "Transport of every block; distances in units of the features."),
@@ -105,8 +105,8 @@ def _gradient_maps(record: Record, plots: Plots) -> str:
     return join(
         "## Is it an optimal map?",
         "An OT score of 1 means that no other pairing of these samples is shorter. The Jacobian "
-        "tells at each point, whatever the number of samples, whether the map is optimal for every "
-        "distribution: then it is symmetric without negative eigenvalues. [How](methods.md).",
+        "shows at each point, whatever the number of samples, whether the map is optimal for every "
+        "distribution; if so, it is symmetric without negative eigenvalues. [Method](methods.md).",
         figure_block(plots, "gradient-maps"),
         table(header, rows, "Brenier test of every block and segment; 95 % intervals over points."),
     )
@@ -266,8 +266,8 @@ def _tests_table(tests: Sequence[Mapping[str, Any]]) -> str:
     return table(
         header,
         rows,
-        "Line-shape ratio of the samples' centred paths; 1 is straight. The p-value is over images "
-        "and about these two networks, not about how they were trained.",
+        "Line-shape ratio of the samples' centred paths; 1 is straight. The p-value is over "
+        "images; it compares these two networks, not the ways in which they were trained.",
     )
 
 
@@ -338,9 +338,9 @@ def collapse(record: Record, plots: Plots) -> str:
     corrected = " Corrected: estimates for few samples per class." if few else ""
     return join(
         "# Collapse",
-        "The degree of neural collapse at each layer: of samples onto their class mean (NC1, "
-        "CDNV), of class means onto a simplex equiangular tight frame (NC2: equal norms, equal "
-        "angles, distance to the frame), of decisions onto the nearest class centre. All metrics "
+        "The degree of neural collapse at each layer: of samples to their class mean (NC1, CDNV), "
+        "of class means to a simplex equiangular tight frame (NC2: equal norms, equal angles, "
+        "distance to the frame), and of decisions to the nearest class centre. All metrics "
         "except the accuracy and the rank are 0 at complete collapse. [Definitions](methods.md).",
         figure_block(plots, "collapse"),
         _progress(record),

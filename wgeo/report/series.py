@@ -104,9 +104,9 @@ def _straightness(series: Record) -> str:
     return join(
         "# Straightness",
         "Every ratio is 1 on a geodesic with constant speed. Centred: with each layer's mean "
-        "subtracted. A path is longer if more of its layers are considered: compare networks of "
-        "different depth at equal k, over runs of blocks. Scores in brackets: the sample cannot "
-        "tell. [Definitions](methods.md).",
+        "subtracted. A path is longer if more of its layers are considered, so compare networks of "
+        "different depth at equal k, over runs of blocks. Scores in brackets are not "
+        "evidence of optimal maps. [Definitions](methods.md).",
         table(header, rows, "Straightness of every segment; 95 % intervals in brackets."),
     )
 
@@ -152,8 +152,8 @@ def _training(series: Record, plots: Plots) -> list[str]:
     return [
         "## The last layer over training",
         "Class means and some of the samples. Every epoch is scaled to the same spread and rotated "
-        "onto the next, since neither size nor orientation matters for collapse: what remains is "
-        "how the samples approach their class means, and these a simplex.",
+        "onto the next, since neither size nor orientation matters for collapse. What remains is "
+        "how the samples approach their class means, and how the class means approach a simplex.",
         moving,
         figure_block(plots, "class-means-training"),
     ]
@@ -188,7 +188,7 @@ def _provenance(series: Record) -> str:
         table(
             ("Analysis", "architecture", "start of SHA-256", "created"),
             rows,
-            "The analysed networks.",
+            "The analyzed networks.",
         ),
         "## Commands",
         *(code(command) for command in commands if command),

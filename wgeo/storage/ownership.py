@@ -1,7 +1,7 @@
 """Folders that list the files wgeo wrote to them: nothing else is replaced or removed.
 
 ``.wgeo.json`` in a folder holds the SHA-256 of every file that wgeo wrote there. A file is listed
-before it is written, with its old and its new checksum, so the next run recognises every file of a
+before it is written, with its old and its new checksum, so the next run recognizes every file of a
 run that was killed, at whatever moment. A file that is not listed, or has changed since, belongs to
 the user.
 """
@@ -152,7 +152,7 @@ class Owned:
         return [self.path / name for name in contents]
 
     def adopt(self, *names: str) -> None:
-        """List existing files as written by wgeo; the caller has recognised their content."""
+        """List existing files as written by wgeo; the caller has recognized their content."""
         checksums, scratch = _read(self.path)
         for name in names:
             if (checksum := _checksum(self.path / name)) is not None:

@@ -92,7 +92,7 @@ def read_record(place: str | os.PathLike[str], kind: str = ANALYSIS) -> dict[str
     if not schema.whole(number) or number not in (1, SCHEMA):
         version = repr(number if isinstance(record, dict) else type(record).__name__)
         raise RecordError(
-            f"{where} has schema {printable(version)}; this wgeo reads schema {SCHEMA}. Analyse "
+            f"{where} has schema {printable(version)}; this wgeo reads schema {SCHEMA}. Analyze "
             "the checkpoint again, or use the version of wgeo that wrote it."
         )
     record = _upgraded(record)
@@ -154,7 +154,7 @@ def _check(record: Mapping[str, Any], kind: str, where: str) -> None:
         invalid = [fault.place for fault in faults if not fault.missing]
         reasons = [f"lacks {first_names(missing, _SHOWN)}"] if missing else []
         reasons += [f"is damaged in {first_names(invalid, _SHOWN)}"] if invalid else []
-        raise RecordError(f"{where} {' and '.join(reasons)}; analyse the checkpoint again.")
+        raise RecordError(f"{where} {' and '.join(reasons)}; analyze the checkpoint again.")
 
 
 def _check_series(record: Mapping[str, Any], where: str) -> None:

@@ -1,9 +1,9 @@
 """Train a network to training accuracy 1 and beyond, saving checkpoints along the way.
 
-Neural collapse and straight paths belong to the *terminal phase of training* (Papyan, Han, Donoho
-2020): the epochs after the training error has reached zero. All randomness is a function of
-(seed, epoch), so a run that was stopped and resumed equals an uninterrupted one, bit for bit on a
-CPU.
+Neural collapse and straight paths appear in the *terminal phase of training* (Papyan, Han, Donoho
+2020), that is, in the epochs after the training error has reached zero. All randomness is a
+function of (seed, epoch), so that a run that was stopped and resumed equals an uninterrupted one,
+bit for bit on a CPU.
 """
 
 from __future__ import annotations
@@ -61,8 +61,9 @@ class TrainingRun(Result):
         images were given, ``test_accuracy``, in eval mode on all images (None if not evaluated);
         ``lr`` of the last step; ``seconds``.
     terminal_epoch : int or None
-        The epoch since which the training accuracy is 1: the first evaluated epoch after
-        `last_below`. A run may reach accuracy 1, lose it and reach it again; the last time counts.
+        The epoch since which the training accuracy is 1, that is, the first evaluated epoch after
+        `last_below`. If a run reaches accuracy 1, loses it and reaches it again, the last time
+        counts.
     settings : dict
         The metadata stored in every checkpoint under ``wgeo``.
     """
@@ -182,8 +183,8 @@ def train(
     evaluate_every : int
         Number of epochs between evaluations in eval mode; checkpoints are always evaluated.
     terminal_epochs : int, optional
-        Stop this many epochs after the training accuracy has reached 1, counted anew if it falls
-        again; by default all epochs are run.
+        Stop this many epochs after the training accuracy has reached 1; if it falls again, counting
+        starts again. By default all epochs are run.
     device : str
         ``auto``, ``cpu``, ``cuda``, ...
     resume : bool

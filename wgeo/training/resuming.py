@@ -146,7 +146,7 @@ def _is_number(value: Any) -> bool:
 
 def _require_like(value: Any, tensor: torch.Tensor, name: str) -> None:
     if not isinstance(value, torch.Tensor) or value.layout != torch.strided:
-        raise ValueError(f"{name} are not a tensor")
+        raise ValueError(f"{name} must be a dense tensor")
     if value.shape != tensor.shape or value.dtype != tensor.dtype or value.device.type != "cpu":
         raise ValueError(
             f"{name} are {value.dtype} {tuple(value.shape)}, but this run's are {tensor.dtype} "

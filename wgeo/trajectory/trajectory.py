@@ -1,7 +1,7 @@
 """Features of the same samples at every layer of a network, in one object.
 
-Transport, straightness, collapse and the models see nothing of a network but its `Trajectory`. Row
-i is the same sample at every layer.
+Transport, straightness, collapse and the models use nothing of a network except its `Trajectory`.
+Row i is the same sample at every layer.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _ROWS = 256  # rows read at a time; the shards of a saved trajectory are multipl
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Trajectory(Displayed):
-    """Features of labelled samples through the layers of a network.
+    """Features of labeled samples through the layers of a network.
 
     Attributes
     ----------
@@ -81,7 +81,8 @@ class Trajectory(Displayed):
         Raises
         ------
         FeatureError
-            No layers, NaN or infinity, or layers with different numbers of samples.
+            There are no layers, there is NaN or infinity, or layers have different numbers of
+            samples.
         """
         if not hasattr(arrays, "__len__") or isinstance(arrays, str | Mapping):
             raise ArgumentError(f"arrays must be a list of arrays, not {type(arrays).__name__}.")
@@ -217,7 +218,7 @@ class Trajectory(Displayed):
 
     @property
     def staged(self) -> tuple[Layer, ...]:
-        """The layers that blocks map between: not the input image, nor the classifier's input."""
+        """The layers between which blocks map, without the image and the classifier's input."""
         return tuple(layer for layer in self.layers if layer.stage is not None)
 
     @property

@@ -1,8 +1,8 @@
 """Unconstrained-feature models: solutions with certificates.
 
-The last-layer features of a network are free variables, under the network's loss and weight decay:
-with cross-entropy (`fit_ce`) or squared loss (`fit_mse`), with more layers of weights (`fit_deep`),
-or tied to the data by optimal transport (`fit_mufm`).
+In these models the last-layer features of a network are free variables, with the network's loss and
+weight decay. The loss is cross-entropy (`fit_ce`) or squared loss (`fit_mse`); there may be more
+layers of weights (`fit_deep`), or features tied to the data by optimal transport (`fit_mufm`).
 """
 
 from typing import TYPE_CHECKING

@@ -1,4 +1,4 @@
-"""The argument ``bias`` of every ``fit_*``: free, none, or a decay."""
+"""The argument ``bias`` of all ``fit_*`` functions: free, none, or a decay."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def bias_decay_of(bias: Any) -> float:
     Raises
     ------
     ArgumentError
-        Anything else: another word, a negative number, NaN, True or False.
+        The value is anything else: another text, a negative number, NaN, True or False.
     """
     if isinstance(bias, str) and bias in ("free", "none"):
         return 0.0 if bias == "free" else math.inf

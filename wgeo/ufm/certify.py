@@ -14,8 +14,8 @@ from .solution import Certificate, UFMSolution
 from .spectral import spectral_optimum
 from .theorems import escape_direction, lower_bound, scaled_gradient
 
-CLOSE = 1e-6  # relative gap to a proved lower bound at which a point counts as global
-CRITICAL = 1e-5  # norm of the gradient at which a point counts as critical
+CLOSE = 1e-6  # largest relative gap to a proved lower bound at which a point counts as global
+CRITICAL = 1e-5  # largest norm of the gradient at which a point counts as critical
 
 
 def evaluate(
@@ -31,7 +31,7 @@ def evaluate(
     Parameters
     ----------
     problem : Problem
-        Of another solution (``solution.problem``), or made by `Problem.checked`.
+        The problem of another solution (``solution.problem``), or one made by `Problem.checked`.
     H : array_like, (d, N)
     weights : sequence of array_like
         W_1, ..., W_L.
@@ -43,7 +43,7 @@ def evaluate(
     Raises
     ------
     ArgumentError
-        Shapes other than the problem's.
+        The shapes differ from those of the problem.
     """
     x = problem.join([H, *weights], b)
     (features, *layers), bias = problem.split(x)
@@ -61,7 +61,7 @@ def evaluate(
 
 
 def certify(problem: Problem, x: Tensor) -> Certificate:
-    """Certify a point by theorems M2 and M3, or by comparison with the model's known minimum."""
+    """Certify a point by theorems M2 and M3, or by comparison with a known minimum of the model."""
     if problem.depth == 2:
         return _certify_convex(problem, x)
     size = float(problem.gradient(x).norm())
@@ -80,10 +80,11 @@ def certify(problem: Problem, x: Tensor) -> Certificate:
 
 
 def known_minimum(problem: Problem) -> tuple[float, str] | None:
-    """Return the minimum of a deep model and its source; None if theory has none.
+    """Return the minimum of a deep model and its source; None if the minimum is not known.
 
-    Linear models with squared loss, without bias or with a free one: by singular values. ReLU
-    models of two balanced classes without bias: deep neural collapse.
+    For linear models with squared loss, and no bias or a free one, the minimum follows from
+    singular values. For ReLU models of two balanced classes without bias it is deep neural
+    collapse.
     """
     if problem.loss != "mse":
         return None

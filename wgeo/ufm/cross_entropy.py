@@ -33,9 +33,9 @@ class CrossEntropyOptimum:
     value : float
         F* = -log(1 - p) + p a, or log K if zero is optimal.
     margin : float
-        a = log((K - 1)(1 - p)/p): the correct logit minus each of the others.
-    error : float
-        p = (K - 1) q, q = sqrt(n lw lh): the probability that the softmax gives to wrong classes.
+        a = log((K - 1)(1 - p)/p), the difference between the correct logit and each other logit.
+        error : float p = (K - 1) q with q = sqrt(n lw lh), the total softmax probability of the
+        wrong classes.
     rho : float
         ||W||_F^2 = a sqrt(n lh/lw) (K - 1).
     """
@@ -88,9 +88,10 @@ def fit_ce(
 ) -> UFMSolution:
     """Solve the cross-entropy model and certify the solution.
 
-    For d >= K - 1 every critical point is global or a strict saddle, whether or not classes are
-    balanced, and a descent from any start finds the minimum. Balanced classes have a closed form.
-    For d < K - 1 there are spurious local minima, and the best of several starts is returned.
+    For d >= K - 1 every critical point is a global minimum or a strict saddle, whether or not
+    classes are balanced, and a descent from any start finds the minimum. For balanced classes there
+    is a closed form. For d < K - 1 there are spurious local minima, and the best result of several
+    starts is returned.
 
     Parameters
     ----------
@@ -103,21 +104,22 @@ def fit_ce(
     bias : {"free", "none"} or float, optional
         A number is its decay lb >= 0 (0: free, ``math.inf``: none).
     method : {"auto", "closed", "numerical"}
-        "auto" uses the closed form if there is one, else L-BFGS ("numerical").
+        "auto" uses the closed form if there is one, and otherwise L-BFGS ("numerical").
     restarts : int, optional
-        Number of random starts of the numerical method. Default 1 for d >= K - 1, else 20.
+        Number of random starts of the numerical method. Default 1 for d >= K - 1, otherwise 20.
     seed : int
     tolerance : float
         Norm of the gradient at which a descent stops.
     max_steps : int
         Limit on evaluations for each start.
     collapsed : bool
-        Descend with one feature vector per class instead of N; the minimum is the same.
+        Descend with one feature vector per class instead of N vectors; the minimum is the same.
 
     Raises
     ------
     ArgumentError
-        See `Problem.checked`; or ``method="closed"`` with imbalanced classes or d < K - 1.
+        See `Problem.checked`. Also raised for ``method="closed"`` with imbalanced classes or
+        d < K - 1.
     """
     start_time = time.perf_counter()
     problem = Problem.checked(labels, dim, (feature_decay, weight_decay), bias, loss="ce")

@@ -26,7 +26,7 @@ from .problem import Problem, all_decays, check_method
 from .solution import UFMSolution
 from .spectral import spectral_optimum
 
-ACTIVE = 1e-4  # rows of a weight below this fraction of the largest are left out of metrics
+ACTIVE = 1e-4  # metrics leave out rows of a weight below this fraction of the largest
 
 
 @accepts_former_bias
@@ -51,10 +51,11 @@ def fit_deep(
     """Solve a model with L layers of weights.
 
     Linear models without a bias, or with a free one, are solved in closed form. For ReLU models the
-    closed form is deep neural collapse, orthogonal frames at every layer: the minimum for two
-    classes, but not for more (`lower_rank`). ReLU models are therefore solved from random starts
-    by default, all in one tensor program. Several starts are needed because zero, and every point
-    that gives up some classes, is a local minimum. Zero is always among the candidates.
+    closed form is deep neural collapse (orthogonal frames at every layer), which is the minimum for
+    two classes, but not for more (`lower_rank`). By default ReLU models are therefore solved from
+    random starts, all in one tensor program. Several starts are needed because zero, and every
+    point that does not fit some of the classes, is a local minimum. Zero is always among the
+    candidates.
 
     Parameters
     ----------
@@ -63,7 +64,7 @@ def fit_deep(
     dim : int
         Width d of the features and of every hidden layer.
     weight_decays : sequence of float, (L,)
-        lambda_1, ..., lambda_L > 0, the classifier's last.
+        lambda_1, ..., lambda_L > 0; the last one is for the classifier.
     feature_decay : float
         lambda_H > 0.
     bias : {"free", "none"} or float, optional
@@ -78,10 +79,9 @@ def fit_deep(
     max_steps : int
         Limit on evaluations for each start.
     collapsed : bool
-        Descend with one feature per class, which has the same minimum, instead of all N.
-    start : UFMSolution, optional
-        Search around this point instead, with all N features: from the point itself and from
-        Gaussian perturbations of it.
+        Descend with one feature vector per class instead of N vectors; the minimum is the same.
+        start : UFMSolution, optional Search near this point, with all N features: start from the
+        point itself and from Gaussian perturbations of it.
     spread : float
         Size of these perturbations, relative to the mean entry of `start`.
     device : str
@@ -90,7 +90,7 @@ def fit_deep(
     Raises
     ------
     ArgumentError
-        See `Problem.checked`; a closed form that does not exist.
+        See `Problem.checked`. Also raised if a closed form is requested that does not exist.
     """
     start_time = time.perf_counter()
     decays = all_decays(feature_decay, weight_decays)
@@ -166,8 +166,8 @@ class DeepCollapse(Result):
         None for l = 1, because the optimum does not determine the features' angles, and for
         features of rank below K.
     dnc3 : float or None
-        1 - the least cosine between a row of W_l and the class mean nearest to it in angle, in
-        [0, 2]; rows of vanishing norm do not count. 0 at collapse; None for l = 1.
+        1 - the smallest cosine between a row of W_l and the class mean nearest to it in angle, in
+        [0, 2], without rows of vanishing norm. 0 at collapse; None for l = 1.
     """
 
     layer: int
@@ -177,7 +177,7 @@ class DeepCollapse(Result):
 
 
 def deep_collapse(solution: UFMSolution) -> tuple[DeepCollapse, ...]:
-    """Measure DNC1 to DNC3 at every layer of a solution, the classifier's last."""
+    """Measure DNC1 to DNC3 at every layer of a solution; the last layer is the classifier's."""
     layers = []
     y = solution.labels
     pairs = zip(solution.layers, solution.weights, strict=True)
@@ -189,7 +189,7 @@ def deep_collapse(solution: UFMSolution) -> tuple[DeepCollapse, ...]:
 def deep_collapse_of(
     X: Float[np.ndarray, "d N"], labels: Any, W: Float[np.ndarray, "r d"], *, layer: int
 ) -> DeepCollapse:
-    """Measure one layer: features X that enter it (columns are samples) and its weights W."""
+    """Measure one layer from its input features X (columns are samples) and its weights W."""
     y = np.asarray(labels)
     counts = np.bincount(y)
     means = np.stack([X[:, y == k].mean(1) for k in range(len(counts))], 1)

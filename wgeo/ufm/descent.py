@@ -25,13 +25,13 @@ from .problem import Problem
 from .solution import UFMSolution
 
 FIRST_ROUND = (20, 700)  # memory and iterations of L-BFGS
-LATER_ROUNDS = (60, 3000)  # the same, for rows that stalled or are slow
-FLOPS = 40  # per iteration and variable, approximately
+LATER_ROUNDS = (60, 3000)  # memory and iterations for rows that stalled or are slow
+FLOPS = 40  # approximate operations per iteration and variable
 JITTER = 1e-4  # relative perturbation off the ReLUs' kinks before a later round
 
 
 def scales(problem: Problem) -> Tensor:
-    """Return original divided by balanced variables, (size,): sqrt(c / decay); 1 for the bias."""
+    """Return the ratios original / balanced variable, (size,): sqrt(c / decay), 1 for a bias."""
     s = (problem.decay_mean / problem.penalties).sqrt()
     if problem.with_bias:
         s[-problem.num_classes :] = 1.0
@@ -41,8 +41,8 @@ def scales(problem: Problem) -> Tensor:
 def random_points(problem: Problem, restarts: int, seed: int) -> Float[Tensor, "S P"]:
     """Return Gaussian starting points with singular values of order one and zero bias.
 
-    Their scales are 2^e with e uniform in [-1/2, 1], because the best scale depends on the decays;
-    descents from smaller points end at zero, a local minimum of every deep model.
+    Their scales are 2^e with e uniform in [-1/2, 1], because the best scale depends on the decays.
+    Descents from smaller points end at zero, which is a local minimum of every deep model.
     """
     gain = (problem.num_samples / problem.num_classes) ** (0.5 / problem.depth)
     x = _normal(restarts, problem.size, seed) * (gain / problem.dim**0.5 * scales(problem))
@@ -79,8 +79,8 @@ def descend(
 ) -> Minima:
     """Minimize from every row of x by L-BFGS until the gradient's norm is at most `tolerance`.
 
-    Gradients are those of the original variables. With ReLUs, rows stall where many kinks meet;
-    they continue from a perturbed point with a longer memory, which resolves more kinks at once.
+    Gradients are those of the original variables. With ReLUs, rows stall at points at which many
+    kinks meet; they continue from a perturbed point with a longer memory, which handles more kinks.
     Rows that have not converged after `max_steps` iterations are returned as they are.
     """
     if not tolerance > 0:
@@ -131,8 +131,8 @@ def multistart(
 ) -> UFMSolution:
     """Descend from every row of x and return the lowest end point as a solution.
 
-    With `collapsed`, x are points of ``problem.collapsed()`` and every sample gets its class's
-    column of H.
+    With `collapsed`, x contains points of ``problem.collapsed()``, and every sample gets the column
+    of H of its class.
     """
     inner = problem.collapsed() if collapsed else problem
     with one_thread(FLOPS * max_steps * x.numel()):

@@ -1,4 +1,4 @@
-"""The landscape around a solution: gradient, curvature, and any direction of descent."""
+"""The landscape around a solution: gradient, curvature, and a direction of descent if any."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .problem import Problem
 from .solution import Certificate, UFMSolution
 from .theorems import escape_direction
 
-KINK = 1e-9  # relative size below which an input of a ReLU counts as zero
+KINK = 1e-9  # relative size below which the input of a ReLU counts as zero
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -33,9 +33,10 @@ class Landscape(Result):
     eigenvalues : ndarray
         The smallest eigenvalues of the Hessian, ascending, by Lanczos.
     residuals : ndarray
-        ||Hv - theta v|| of each: an eigenvalue lies within this distance of theta.
+        ||Hv - theta v|| of each computed value theta: an eigenvalue lies within this distance of
+        theta.
     curvature : float or None
-        Rayleigh quotient of `direction`, by a Hessian-vector product.
+        Rayleigh quotient of `direction`, computed by a Hessian-vector product.
     direction : dict or None
         ``H``, ``W1``, ..., ``WL`` and ``b`` of a unit direction along which F falls.
     step, decrease : float or None
@@ -81,8 +82,9 @@ class Landscape(Result):
 def landscape(solution: Any, *, eigenvalues: int = 3, seed: int = 0) -> Landscape:
     """Classify a point of a model as global, strict saddle or undecided, with evidence.
 
-    A point that is not certified as global is a strict saddle if it is critical and F, evaluated,
-    decreases along a direction of negative curvature: that of theorem M3 or an eigenvector.
+    A point that is not certified as global is a strict saddle if it is critical and evaluations of
+    F show that it decreases along a direction of negative curvature, which is that of theorem M3 or
+    an eigenvector.
 
     Parameters
     ----------
@@ -91,7 +93,7 @@ def landscape(solution: Any, *, eigenvalues: int = 3, seed: int = 0) -> Landscap
     eigenvalues : int
         Number of the smallest eigenvalues to compute.
     seed : int
-        Seed of Lanczos's first vector.
+        Random seed of the first Lanczos vector.
 
     Raises
     ------

@@ -1,7 +1,7 @@
 """L-BFGS for many starting points at once, in one tensor program.
 
-Every row of x is an independent descent, with its own line search and memory; an iteration
-evaluates all rows at their trial points together. Rows that have converged leave the batch.
+Every row of x is an independent descent with its own line search and memory. An iteration evaluates
+all rows at their trial points in one batch. Rows that have converged leave the batch.
 
 The direction is -B g in the compact form of Byrd, Nocedal, Schnabel (1994, eq. 3.1), so that an
 iteration reads the memory twice. The line search is the weak Wolfe bisection of Lewis, Overton
@@ -20,9 +20,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 ARMIJO, WOLFE = 1e-4, 0.9
-ROUNDING = 1e-15  # relative error allowed to a value of F
+ROUNDING = 1e-15  # relative error allowed in a value of F
 CHECK = 5  # iterations between tests for convergence
-MEMORY = torch.float32  # affects the direction only; every decision is made in float64
+MEMORY = torch.float32  # affects only the direction; every decision is made in float64
 RESETS = 3  # a row whose line search fails this often has stalled
 
 
@@ -50,7 +50,7 @@ class _State:
     low: Tensor
     high: Tensor
     memory: Tensor  # (S, 2m, P): slots for m displacements s, then for m gradient changes y
-    # in order of age, the newest last:
+    # in order of age, with the newest last:
     products: Tensor  # (S, 2, m): of the memory with g
     sy: Tensor  # (S, m, m): <s_i, y_j>, where s_i is not younger than y_j; 1 for an empty slot
     yy: Tensor  # (S, m, m): <y_i, y_j>
@@ -101,7 +101,7 @@ def minimize_batch(
             if step == max_steps or ready == len(done):
                 _write(end, state, size, step)
                 break
-            # dropping rows copies the batch: wait until enough rows are ready
+            # dropping rows copies the batch, so wait until enough rows are ready
             if 10 * ready >= len(done):
                 _write(end, state, size, step)
                 state.keep(~done)

@@ -1,7 +1,7 @@
 """The two convex losses of the unconstrained-feature models, with their conjugates.
 
-A loss takes logits Z (K x n), one-hot targets Y and the fraction p_j of the data that column j
-represents (p_j = 1/N for a sample, n_k/N for a whole class); leading axes of Z are a batch.
+The arguments of a loss are logits Z (K x n), one-hot targets Y, and the fraction p_j of the data
+that column j represents (1/N for a sample, n_k/N for a whole class). Leading axes of Z are a batch.
 """
 
 from __future__ import annotations

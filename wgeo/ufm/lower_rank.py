@@ -50,7 +50,7 @@ def configuration(classes: int, layers: int, spread: float = 1.1) -> Factors:
     Raises
     ------
     ArgumentError
-        There is no configuration for these numbers, or the spread is not positive.
+        No configuration is known for these numbers, or the spread is not positive.
     """
     if not spread > 0:
         raise ArgumentError(f"spread must be > 0, not {spread!r}.")
@@ -113,7 +113,7 @@ def _norm_product(factors: Factors) -> float:
 
 
 def configuration_value(C: float | int, per_class: int, decays: Sequence[float]) -> float:
-    """Return V(C), the least value of a configuration's multiples; decays[0] is the features'."""
+    """Return V(C), the least value over multiples of a configuration; decays[0] is of features."""
     m = len(decays)
     return shrink(1.0, C * (per_class * math.prod(decays)) ** (1 / m), m)[1]
 
@@ -123,10 +123,10 @@ def lower_rank(
 ) -> UFMSolution:
     """Return a point with a lower objective than deep neural collapse.
 
-    Its factors have configurations as diagonal blocks, and frames for the remaining classes.
-    The classes are divided among the known configurations so that the objective is least. The
-    solution's ``settings`` have ``dnc``, the value of deep neural collapse, and ``blocks`` and
-    ``constants``, the number of classes and the C of every block.
+    Its factors are block-diagonal: the blocks are configurations, and frames for the remaining
+    classes. The classes are divided among the known configurations such that the objective is
+    least. The ``settings`` of the solution contain ``dnc``, the value of deep neural collapse, and
+    ``blocks`` and ``constants``, the number of classes and the C of every block.
 
     Parameters
     ----------
@@ -140,7 +140,7 @@ def lower_rank(
     Raises
     ------
     ArgumentError
-        Too few classes or layers, imbalanced classes, or dim < K.
+        There are too few classes or layers, classes are imbalanced, or dim < K.
     """
     start_time = time.perf_counter()
     decays = all_decays(feature_decay, weight_decays)

@@ -51,9 +51,9 @@ def fit_mse(
 ) -> UFMSolution:
     """Solve the squared-loss model and certify the solution.
 
-    Without a bias the class means form an orthogonal frame, with a free bias a simplex ETF. A
-    regularized bias lies between the two: still an ETF if lb/(1 + lb) <= K sqrt(n lw lh). Classes
-    with n_k <= N^2 lw lh vanish (minority collapse).
+    Without a bias the class means form an orthogonal frame, and with a free bias a simplex ETF.
+    With a regularized bias the result lies between the two; it is still an ETF if lb/(1 + lb) <= K
+    sqrt(n lw lh). The means of classes with n_k <= N^2 lw lh vanish (minority collapse).
 
     Parameters
     ----------
@@ -66,17 +66,17 @@ def fit_mse(
     bias : {"free", "none"} or float, optional
         A number is its decay lb >= 0 (0: free, ``math.inf``: none).
     method : {"auto", "closed", "numerical"}
-        "auto" uses singular-value thresholding if it is exact, else L-BFGS ("numerical").
-    restarts : int, optional
-        Random starts of the numerical method; 1 for d >= K, else 20.
+        "auto" uses singular-value thresholding if it is exact, and otherwise L-BFGS ("numerical").
+        restarts : int, optional Number of random starts of the numerical method; default 1 for d >=
+        K, otherwise 20.
     seed, tolerance, max_steps, collapsed
         See `fit_ce`.
 
     Raises
     ------
     ArgumentError
-        See `Problem.checked`; ``method="closed"`` with a regularized bias whose solution has a
-        rank above d.
+        See `Problem.checked`. Also raised for ``method="closed"`` with a regularized bias if the
+        rank of the solution exceeds d.
     """
     start_time = time.perf_counter()
     problem = Problem.checked(labels, dim, (feature_decay, weight_decay), bias)

@@ -40,14 +40,15 @@ class Problem:
     dim : int
         Width d of the features and of every hidden layer.
     decays : tuple of float, (m,)
-        (lambda_H, lambda_1, ..., lambda_L): the features' first, the classifier's last.
+        (lambda_H, lambda_1, ..., lambda_L); the first is for the features, the last for the
+        classifier.
     bias_decay : float
         lambda_b >= 0: 0 for a free bias, infinity for none.
     loss : {"ce", "mse"}
     activation : {"linear", "relu"}
-        Between the factors; not used with two factors.
-    copies : ndarray of int, (n,), optional
-        How many samples each column represents, if equal samples share a column.
+        Activation between the hidden factors; not used with two factors. copies : ndarray of int,
+        (n,), optional Number of samples that each column represents, if equal samples share a
+        column.
     """
 
     labels: Int[np.ndarray, " n"]
@@ -74,8 +75,8 @@ class Problem:
         Raises
         ------
         ArgumentError
-            Fewer than two classes, a class without samples, a width below 1, a decay that is not
-            a positive number, an unknown bias, loss or activation.
+            There are fewer than two classes, a class has no samples, the width is below 1, a decay
+            is not a positive number, or the bias, loss or activation is unknown.
         """
         y = as_labels(labels)
         counts = np.bincount(y)
@@ -101,7 +102,8 @@ class Problem:
     def collapsed(self) -> Problem:
         """Return the same problem with one column of H per class.
 
-        The minimum is the same: given the weights, all samples of a class have one minimizer.
+        The minimum is the same, because for given weights all samples of a class have the same
+        minimizer.
         """
         return replace(self, labels=np.arange(self.num_classes), copies=self.counts)
 
@@ -209,7 +211,8 @@ class Problem:
         Raises
         ------
         ArgumentError
-            Factors of other shapes than the problem's, or a bias in a problem without one.
+            The shapes of the factors differ from the problem's, or there is a bias in a problem
+            without one.
         """
         parts = [torch.as_tensor(np.asarray(a), dtype=torch.float64) for a in factors]
         if self.with_bias:

@@ -8,8 +8,8 @@ of
 
     phi(z) = (y - z)^2 / (2N) + (m/2) (lambda_1 ... lambda_m)^(1/m) z^(2/m),
 
-a soft threshold for two factors (Tirer, Bruna 2022), a hard one for more: z jumps from 0 to
-y (m-2)/(m-1) when the product of decays falls below
+which is a soft threshold for two factors (Tirer, Bruna 2022) and a hard one for more: z jumps from
+0 to y (m-2)/(m-1) when the product of decays falls below
 
     Lambda* = y^(2(m-1)) (m-2)^(m-2) / (N^m (m-1)^(2(m-1))).
 

@@ -60,9 +60,9 @@ def factorize(
 
 
 def scaled_gradient(problem: Problem, x: Tensor) -> Float[Tensor, "K n"]:
-    """Return G, the column of a class of n_k samples divided by sqrt(n_k).
+    """Return G with the column of a class of n_k samples divided by sqrt(n_k).
 
-    It has the singular values of the gradient of all N samples.
+    Its singular values are those of the gradient for all N samples.
     """
     return problem.product_gradient(x) / problem.mass.sqrt()
 
@@ -88,9 +88,9 @@ def lower_bound(problem: Problem, x: Tensor) -> float:
 def _without_bias(problem: Problem, U: Tensor) -> Tensor:
     """Return a nearby dual point with U 1 = 0 in the domain of the conjugate.
 
-    Subtracting the mean can push a probability of the cross-entropy below zero by as much as the
-    gradient in b differs from zero; mixing in the class frequencies, which are feasible, corrects
-    this.
+    Subtracting the mean can make a probability of the cross-entropy negative, by as much as the
+    gradient in b differs from zero. A convex combination with the class frequencies, which are
+    feasible, corrects this.
     """
     Y, p = problem.targets, problem.column_weights
     U = U - U.sum(-1, keepdim=True) * p
@@ -118,7 +118,7 @@ class EscapeDirection:
 
 
 def escape_direction(problem: Problem, x: Tensor) -> EscapeDirection | None:
-    """Return the direction of theorem M3; None if ||G||_2 <= c or no vector a is null.
+    """Return the direction of theorem M3; None if ||G||_2 <= c or if there is no null vector a.
 
     The eigenvalue is (lw + lh)/2 - sqrt(((lw - lh)/2)^2 + sigma^2).
     """

@@ -1,9 +1,10 @@
 """Find the residual blocks of a network by their function, not by their names.
 
-With its branch silenced (every weight outside the shortcut set to zero), a residual block becomes
-its shortcut: x + F(x) turns into s(x), up to a scaling and a final activation. A module that passes
-this test is a residual block, whether from torchvision, timm or elsewhere, including pre-activation
-variants and transformers. Sums in the network's own forward are found by observing them.
+If its branch is silenced (every weight outside the shortcut is set to zero), a residual block
+becomes its shortcut: x + F(x) turns into s(x), up to a scaling and a final activation. A module
+that passes this test is a residual block, whether it comes from torchvision, timm or elsewhere;
+this includes pre-activation variants and transformers. Sums in the network's own forward are found
+by observing them.
 """
 
 from __future__ import annotations

@@ -86,8 +86,9 @@ def _identity(name: str, part: nn.Module, call: Call, probe: Probe) -> Residual 
 def _by_child(name: str, part: nn.Module, call: Call, probe: Probe) -> Residual | None:
     """Find the child that is the shortcut.
 
-    The branch, or its end, passes the test too if the shortcut is silenced. The shortcut is the one
-    that reads the block's own input, or else has fewer activations and parameters.
+    If the shortcut is silenced, the branch (or its end) passes the test, too. Of the two, the
+    shortcut is the one that reads the block's own input, or else the one with fewer activations and
+    parameters.
     """
     x, y = call.x, call.y
     assert x is not None
@@ -147,8 +148,8 @@ def _is_image(
 ) -> bool:
     """Whether the output of a silenced block is `target`, or an activation of it.
 
-    If `scaled`, also a multiple of it, which alone is not conclusive: a silenced gate
-    x * sigmoid(f(x)) is x / 2.
+    With `scaled`, it may also be a multiple of it. This alone is not conclusive, because a silenced
+    gate x * sigmoid(f(x)) is x / 2.
     """
     if out is None or out.shape != target.shape or not out.is_floating_point():
         return False

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float
 
-NEGLIGIBLE = 1e-9  # relative eigenvalue that counts as not negative
+NEGLIGIBLE = 1e-9  # size of a relative eigenvalue that does not count as negative
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,10 +87,10 @@ def saddle_direction(
 ) -> Float[np.ndarray, "K r"] | None:
     """Return u a^T along which a critical point of MUFM is a strict saddle; None if it is not one.
 
-    With W a = 0 and every sample zero along a, the Hessian along u a^T is lw - mu u^T Q u, Q being
-    `inner`: least for the top eigenvector u of Q, and negative iff the certificate exceeds 1 (as in
-    Zhu et al. 2021, arXiv 2105.02375, for free features). `zero` marks the coordinates in which
-    every sample is zero.
+    If W a = 0 and every sample is zero along a, the curvature along u a^T is lw - mu u^T Q u, where
+    Q is `inner`. It is least for the top eigenvector u of Q, and negative iff the certificate
+    exceeds 1 (as in Zhu et al. 2021, arXiv 2105.02375, for free features). `zero` marks the
+    coordinates in which every sample is zero.
     """
     if not zero.any() or certificate <= 1 + 1e-7:
         return None

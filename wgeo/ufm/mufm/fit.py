@@ -39,7 +39,9 @@ from .reduced_mse import Matrix, ReducedMSE, Statistics
 from .search import ReducedProblem, SearchResult, certify_minimum, multistart_newton
 from .solution import MUFMSolution
 
-MAX_DECREMENT = 1e-4  # above it: an error; a relative excess of the objective of about 5e-9
+MAX_DECREMENT = (
+    1e-4  # a larger decrement is an error; this one means a relative excess of about 5e-9
+)
 
 
 @accepts_former_bias
@@ -78,23 +80,22 @@ def fit_mufm(
     loss : {"mse", "ce"}
         Squared error to one-hot labels, or cross-entropy.
     coupling : {"trajectory", "class", "free"}
-        Which input each feature is coupled with. ``trajectory`` (that of the same sample) and
-        ``class`` (any input of its class, by optimal transport) have the same solutions. ``free``
-        couples the two distributions regardless of labels: a different problem, solved to a local
-        optimum by alternation.
+        The input with which each feature is coupled. ``trajectory`` (the input of the same sample)
+        and ``class`` (any input of its class, by optimal transport) have the same solutions.
+        ``free`` couples the two distributions regardless of labels; this is a different problem,
+        which alternation solves to a local optimum.
     restarts : int
-        Random starts in addition to the ridge start.
-    tolerance : float
-        Newton decrement sqrt(g^T M g / F), M the inverse Gauss-Newton matrix, at which the search
-        stops. Its square is about twice the relative excess of the objective.
+        Number of random starts in addition to the ridge start. tolerance : float The search stops
+        at this Newton decrement sqrt(g^T M g / F), where M is the inverse Gauss-Newton matrix. Its
+        square is about twice the relative excess of the objective.
     seed : int
 
     Raises
     ------
     ArgumentError
-        A setting out of range, a class without samples, or a single class.
+        A setting is out of range, a class has no samples, or there is only one class.
     ConvergenceError
-        Newton's steps stopped at a decrement above 1e-4.
+        Newton's method stopped at a decrement above 1e-4.
     """
     start_time = time.perf_counter()
     inputs = check_features(x, "x")
@@ -117,7 +118,7 @@ def fit_mufm(
         )
         return multistart_newton(problem, restarts=restarts, tolerance=tolerance, rng=rng), stats
 
-    # Solved on one process: nearly flat directions would follow the rounding of distributed sums.
+    # One process solves, since nearly flat directions follow the rounding of distributed sums.
     result, stats = processes.on_rank_zero(partial(solve, scaled, restarts))
     search_end = time.perf_counter()
     if coupling == "free":
@@ -202,7 +203,7 @@ def _rematch(
 def features_of(
     result: SearchResult, stats: Statistics, inputs: LazyRows, labels: Int[np.ndarray, " n"]
 ) -> LazyRows:
-    """Return H_L of labelled samples; `inputs` are scaled as those of `stats`."""
+    """Return H_L of labeled samples; `inputs` are scaled as those of `stats`."""
     w = result.point.weights @ stats.basis.T
     onehot = np.eye(len(w))
     return LazyRows(

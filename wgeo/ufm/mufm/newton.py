@@ -1,8 +1,8 @@
 """Trust-region Newton method: preconditioned conjugate gradients, following negative curvature.
 
-The method of Steihaug (1983): the quadratic model of the objective is minimized inside an ellipsoid
-of the preconditioner's norm, and followed to its boundary along negative curvature. With a good
-preconditioner the norm adapts to the problem, and nothing here depends on units.
+This is the method of Steihaug (1983). The quadratic model of the objective is minimized inside an
+ellipsoid of the preconditioner's norm; along negative curvature, the step goes to its boundary.
+With a good preconditioner the norm adapts to the problem, so that nothing here depends on units.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from jaxtyping import Float
 Matrix = Float[np.ndarray, "K r"]
 
 ROUNDING = 1e-14  # relative differences of the objective below this are rounding errors
-ACCEPT, GOOD, BAD = 0.1, 0.75, 0.25  # actual by predicted reduction
-INNER = 300  # most iterations of conjugate gradients in a step
+ACCEPT, GOOD, BAD = 0.1, 0.75, 0.25  # ratio of actual to predicted reduction
+INNER = 300  # largest number of iterations of conjugate gradients in a step
 
 
 @runtime_checkable
@@ -51,12 +51,10 @@ class NewtonResult(Generic[P]):
     Attributes
     ----------
     point
-        The last point, the lowest except for rounding.
-    decrement : float
-        sqrt(g^T M g / F) of the gradient g and the preconditioner M, independent of units: the next
-        Newton step would lower the objective by about half its square, relatively.
-    steps, products : int
-        Newton steps tried, and Hessian products used for them.
+        The last point, which is the lowest one up to rounding. decrement : float sqrt(g^T M g / F)
+        with the gradient g and the preconditioner M, which is independent of units. The next Newton
+        step would lower the objective by a fraction of about half its square. steps, products : int
+        Number of Newton steps tried, and of Hessian products used for them.
     """
 
     point: P
@@ -133,7 +131,7 @@ class _Model:
     def minimize(self, radius: float, forcing: float) -> tuple[Matrix, float, bool, int]:
         """Return the step, its predicted reduction, whether it ends at the boundary, and products.
 
-        Conjugate gradients stop when the residual has fallen to `forcing` of the gradient.
+        Conjugate gradients stop when the residual is at most `forcing` times the gradient.
         """
         residual = self.gradient
         move, image = np.zeros_like(residual), np.zeros_like(residual)

@@ -9,8 +9,9 @@ this is lw I + (mu / a_i) H H^T / N + ..., diagonal (S, in its eigenbasis) plus 
 
     H H^T / N = S + C G + G^T C^T + C R C^T,     C = W^T A^-1,  G = T - W S,  R = E E^T / N.
 
-The inverses of K such matrices cost K (2K + 1)^3 by their low rank. If r is small for the number of
-classes, it is cheaper to diagonalize them all by the eigenvectors of H H^T / N, at r^3.
+Because of the low rank, the inverses of K such matrices cost K (2K + 1)^3. If r is small compared
+with the number of classes, it is cheaper to diagonalize all of them by the eigenvectors of H H^T /
+N, which costs r^3.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import numpy as np
 from jaxtyping import Float
 
 Matrix = Float[np.ndarray, "K r"]
-EIGH_COST = 0.5  # of r^3 relative to K m^3: eigh runs at a higher speed
+EIGH_COST = 0.5  # cost of r^3 relative to K m^3, since eigh is faster
 
 
 def gauss_newton(

@@ -49,9 +49,9 @@ class ReducedCE:
         weight_decay: float,
         bias_decay: float,
     ) -> ReducedCE:
-        """Transform samples to the basis of their statistics; about their mean if the bias is free.
+        """Transform samples to the basis of their statistics; subtract the mean for a free bias.
 
-        Otherwise W and b would be nearly collinear for a mean far from zero.
+        If it were not subtracted, W and b would be nearly collinear for a mean far from zero.
         """
         samples = np.concatenate([block @ stats.basis for _, (block,) in row_chunks(x)])
         if bias_decay > 0:

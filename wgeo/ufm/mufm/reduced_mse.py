@@ -1,7 +1,8 @@
-"""MUFM with squared loss, all features eliminated: an objective of W, at a cost independent of N.
+"""MUFM with squared loss as an objective of W alone, at a cost independent of N.
 
-The optimal path from X to H_L is a straight line, and H_L solves a ridge problem. The remaining
-objective depends on the data only through S = X X^T / N, T = Y X^T / N and C_Y = Y Y^T / N.
+All features are eliminated: the optimal path from X to H_L is a straight line, and H_L solves a
+ridge problem. The remaining objective depends on the data only through S = X X^T / N, T = Y X^T / N
+and C_Y = Y Y^T / N.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from .reduced_ce import ReducedCE
 from .reduced_mse import ReducedMSE
 
 ReducedProblem = ReducedMSE | ReducedCE
-COARSE = 1e-4  # decrement at which starts are compared: to about 1e-8 of the objective
+COARSE = 1e-4  # decrement at which starts are compared, which is about 1e-8 of the objective
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +53,8 @@ def multistart_newton(
 ) -> SearchResult:
     """Descend from the ridge start (or `start`) and from random ones; return the lowest.
 
-    Every descent continues by reflections and out of strict saddles while the objective decreases.
+    Every descent continues with reflections and with escapes from strict saddles while the
+    objective decreases.
     """
     start_time = time.perf_counter()
     rng = rng or np.random.default_rng(0)
@@ -87,7 +88,7 @@ def multistart_newton(
 def _descend_and_escape(
     problem: ReducedProblem, start: Matrix, tolerance: float
 ) -> NewtonResult[Any]:
-    """Descend; continue by reflections and out of saddles while the objective decreases."""
+    """Descend; then reflect and escape from saddles while the objective decreases."""
     end: NewtonResult[Any] = trust_region_newton(problem.at, start, tolerance=tolerance)
     steps, products = end.steps, end.products
     for _ in range(2 * min(problem.shape) + 4):
@@ -122,10 +123,10 @@ def _next_start(problem: ReducedProblem, point: Any, threshold: float) -> Matrix
 
 
 def certify_minimum(result: SearchResult, objective: float, tolerance: float) -> Certificate:
-    """Certify a minimum by the spectral-norm test, else by the padded problem's lower bound.
+    """Certify a minimum by the spectral-norm test, or by the lower bound of the padded problem.
 
-    With K more feature dimensions in which the inputs are zero, the problem has no spurious minima,
-    and its minimum is at most that of the original problem.
+    If K feature dimensions in which the inputs are zero are added, the problem has no spurious
+    minima, and its minimum is at most that of the original problem.
     """
     point = result.point
     ratio = point.certificate()

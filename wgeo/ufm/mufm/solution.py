@@ -36,7 +36,7 @@ class MUFMSolution(Result):
     b : ndarray, (K,)
     X, H : ndarray, (d, N)
         First and last layer; columns are samples. `layer` returns the others. If the input is a
-        memory map, so are they, of temporary files.
+        memory map, these are memory maps of temporary files.
     objective : float
         F at the solution.
     terms : dict
@@ -77,7 +77,7 @@ class MUFMSolution(Result):
             return materialize([first, last], path)
 
     def apply(self, x: Any, labels: Any) -> Float[np.ndarray, "n d"]:
-        """Return H_L of other labelled samples for the fitted W and b.
+        """Return H_L of other labeled samples for the fitted W and b.
 
         H_L = X' + W^T (W W^T + mu' I)^-1 (Y - W X' - b 1^T) with X' = mu X / mu', mu' = mu + lh;
         rows are samples. Squared loss only.
