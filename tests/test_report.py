@@ -211,6 +211,9 @@ def test_tables_contain_the_records_values() -> None:
     for said in record["verdict"]:
         assert said["words"] in made["index"].replace("\\", "")
     assert "only the last layer meets the classifier (input, stem" in made["collapse"]
+    assert "what the classifier reads" not in made["collapse"]
+    record["layers"][-1]["name"] = "penultimate"
+    assert "what the classifier reads" in pages.pages(record)["collapse"]
 
 
 def test_stage_starts_at_the_layer_before_its_shortcut() -> None:

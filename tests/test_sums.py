@@ -378,8 +378,8 @@ def test_a_shortcut_around_residual_sums_is_not_a_second_stream():
         def forward(self, x):
             x = self.conv1(x)
             y = x + self.res1(x)
-            y = y + self.res1(y)
-            return self.head(torch.cat([x + y, y], 1).mean((2, 3)))
+            z = y + self.res1(y + self.res1(y))
+            return self.head(torch.cat([x + z, z], 1).mean((2, 3)))
 
     with pytest.warns(WgeoWarning, match="also added in the forward of the network itself"):
         traj = trace(Nested(), pair())

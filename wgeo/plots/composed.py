@@ -123,9 +123,9 @@ def _collapse(record: Mapping[str, Any]) -> Plot:
         "collapse",
         "Collapse from layer to layer",
         "Progressive feedforward collapse: each metric over depth, from the input of the "
-        "first block to the last layer; 0 is complete collapse. The input image (open) is "
-        f"separate. Kendall's τ is −1 if a metric falls at every layer. Shading marks the feature "
-        f"spaces.{predictions}",
+        "first block to the last block; 0 is complete collapse. Layers that no block leads to "
+        "(open) are separate: the input image, the classifier's input. Kendall's τ is −1 if a "
+        f"metric falls at every layer. Shading marks the feature spaces.{predictions}",
         f"Six collapse metrics over {len(layers)} layers; "
         + (f"never rising: {', '.join(falling)}." if falling else "each rises somewhere."),
         draw,

@@ -9,6 +9,7 @@ from ..geodesic.paths import LOW_RESOLUTION
 from ..plots.depth import METRICS
 from ..plots.paths import RATIOS
 from ..plots.style import segment_name, short_names
+from ..trajectory.trajectory import PENULTIMATE
 from .parts import (
     Plots,
     Record,
@@ -343,10 +344,21 @@ def collapse(record: Record, plots: Plots) -> str:
         "distance to the frame), and of decisions to the nearest class centre. All metrics "
         "except the accuracy and the rank are 0 at complete collapse. [Definitions](methods.md).",
         figure_block(plots, "collapse"),
+        _penultimate(layers[-1]),
         _progress(record),
         table(header, rows, f"Collapse metrics of every layer.{corrected}"),
         _last_layer(metrics[-1]),
         _undefined(layers),
+    )
+
+
+def _penultimate(last: Record) -> str:
+    if last.get("name") != PENULTIMATE:
+        return ""
+    return (
+        f"The layer `{PENULTIMATE}` is what the classifier reads. It differs from the features of "
+        "the last block, as after a last norm or if only one token is read. No block leads to it, "
+        "so transport, straightness, models and the trend over depth end at the last block."
     )
 
 

@@ -87,7 +87,7 @@ def _crosses(total: Sum, watch: SumWatch, roots: Mapping[Node, Node]) -> bool:
         sources = watch.sources(branch)
         if root in sources:
             results = watch.results(root)
-            between = sources & results
+            between = (sources & results) - {root}
             if any(node in between and other not in results for node, other in roots.items()):
                 return True
     return False
