@@ -18,7 +18,7 @@ from torch import nn
 from ..models.parts import logits_of, tables_in, usual_head
 from .residual_blocks import evaluating, first_tensor, hooked, run
 
-# Relative to the largest logit. In 18 networks of torchvision and timm, the classifier's outputs
+# Relative to the largest logit. In 15 networks of torchvision and timm, the classifier's outputs
 # differ from the network's by exactly 0 in every precision, and by at most 1e-6 if a softmax or a
 # scaling follows in float32. The nearest wrong layer differs by 1e-2: one of two heads trained on
 # the same features, if the network returns their mean. Rounding after a softmax in half precision
