@@ -246,10 +246,10 @@ def departures(results: Sequence[Result]) -> str:
             kind = _row(tuple(cell[name] for name in KIND))
             left.append([*kind, cell["seed"], first, below, result["terminal_epoch"] or "never"])
     if not left:
-        return f"None of {len(results)} runs, judged every 4 epochs."
+        return f"None of {len(results)} runs, evaluated every 4 epochs."
     head = ["data", "network", "weight decay", "seed"]
     head += ["accuracy 1 in epoch", "last evaluated epoch below 1", "1 since"]
-    return f"{len(left)} of {len(results)} runs, judged every 4 epochs:\n\n{table(head, left)}"
+    return f"{len(left)} of {len(results)} runs, evaluated every 4 epochs:\n\n{table(head, left)}"
 
 
 def effects(results: Sequence[Result]) -> str:
