@@ -42,7 +42,9 @@ if TYPE_CHECKING:
     from .geodesic import straightness as straightness
     from .geodesic.gradient_maps import brenier as brenier
     from .neural_collapse import Collapse as Collapse
+    from .neural_collapse import SeparationLaw as SeparationLaw
     from .neural_collapse import collapse as collapse
+    from .neural_collapse import separation_law as separation_law
     from .training import train as train
     from .trajectory import Trajectory as Trajectory
     from .transport import Exact as Exact
@@ -63,7 +65,9 @@ _HOME = {
     "Network": "checkpoints",
     "load_checkpoint": "checkpoints",
     "Collapse": "neural_collapse",
+    "SeparationLaw": "neural_collapse",
     "collapse": "neural_collapse",
+    "separation_law": "neural_collapse",
     "compare": "comparison",
     "Images": "data",
     "load_images": "data",
