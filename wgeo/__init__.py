@@ -36,7 +36,9 @@ if TYPE_CHECKING:
     from .features import blocks as blocks
     from .features import stream as stream
     from .features import trace as trace
+    from .geodesic import Alignment as Alignment
     from .geodesic import Straightness as Straightness
+    from .geodesic import alignment as alignment
     from .geodesic import bias_curve as bias_curve
     from .geodesic import straighter_than as straighter_than
     from .geodesic import straightness as straightness
@@ -75,7 +77,9 @@ _HOME = {
     "blocks": "features",
     "stream": "features",
     "trace": "features",
+    "Alignment": "geodesic",
     "Straightness": "geodesic",
+    "alignment": "geodesic",
     "bias_curve": "geodesic",
     "straighter_than": "geodesic",
     "straightness": "geodesic",
