@@ -117,6 +117,9 @@ class SeparationLaw(Result):
             for segment in self.segments
         ]
 
+    def _record(self) -> dict[str, Any]:
+        return {"separation_law": self.to_dict()}
+
     def _table(self) -> list[dict[str, Any]]:
         series = ("separation", "compression", "discrimination")
         return [

@@ -2,8 +2,8 @@
 
 A function that shows one step also takes the result of that step: `collapse` a `Collapse`,
 `straightness` a `Straightness`, `distances` a `Straightness` or `TransportResult`, `class_means` a
-`Trajectory`, `model_errors` a `Comparison`, `sample_sizes` a `BiasCurve`; an error lists what a
-function takes.
+`Trajectory`, `model_errors` a `Comparison`, `sample_sizes` a `BiasCurve`, `separation_law` a
+`SeparationLaw`, `alignment` an `Alignment`; an error lists what a function takes.
 
 With ``ax=None``, the default, a panel is drawn in pyplot's current axes if these are empty; else in
 a new figure, which is pyplot's in a notebook and if pyplot has been imported and opens windows, so
@@ -31,6 +31,7 @@ from .pairs import correlation_pairs
 from .paths import class_means, interpolation_gap, straightness
 from .prediction_errors import model_errors
 from .series import over, profiles
+from .steadiness import alignment, separation_law
 from .style import axes
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ else:  # flow solves transport problems, with torch; figures of a record load wi
     __getattr__ = lazy_names(__name__, {"flow": "animation"})
 
 __all__ = [
+    "alignment",
     "axes",
     "class_means",
     "collapse",
@@ -56,5 +58,6 @@ __all__ = [
     "profiles",
     "sample_sizes",
     "save",
+    "separation_law",
     "straightness",
 ]

@@ -193,5 +193,8 @@ class Alignment(Result):
             for segment in self.segments
         ]
 
+    def _record(self) -> dict[str, Any]:
+        return {"alignment": self.to_dict()}
+
     def _table(self) -> list[dict[str, Any]]:
         return [pair.to_dict() for pair in self.pairs]
