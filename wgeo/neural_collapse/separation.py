@@ -49,7 +49,7 @@ class SegmentLaw(Result):
         A value near -1 is weak evidence of that: a factor of 10 along a geodesic has -0.95.
     curvature : float or None
         Coefficient of x^2 in the quadratic fit of ln D over x = l / L, divided by
-        |ln D_L - ln D_0|. 0 for a constant rate; negative if D falls faster at later layers, as
+        ``|ln D_L - ln D_0|``. 0 for a constant rate; negative if D falls faster at later layers, as
         along a geodesic on which the classes contract, D ~ (1 - beta t)^2; positive if it falls
         faster at earlier layers, as along one on which the class means expand,
         D ~ (1 + lambda t)^-2.

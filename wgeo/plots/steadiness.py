@@ -167,7 +167,8 @@ def alignment(
     ax.tick_params(length=0)
     ax.spines[:].set_visible(False)
     chance = run.get("chance_coupling" if measure == "coupling" else "chance")
-    ax.set_title(f"{OVERLAPS[measure]}; at random {number(chance):.2g}", fontsize=8)
+    ax.set_title(OVERLAPS[measure], fontsize=8)
+    ax.set_xlabel(f"at random: {number(chance):.2g}")
     if inches_wide(ax) / len(values) >= _CELL:
         for (i, j), value in np.ndenumerate(values):
             if np.isfinite(value):

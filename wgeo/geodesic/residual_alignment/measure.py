@@ -52,7 +52,7 @@ def alignment(
 
     (residual alignment: Li and Papyan 2023, arXiv:2401.09018, RA2), by
 
-        coupling(i, j) = || |U_j^T J_i V_j| - S_i ||_F / ||S_i||_F
+        coupling(i, j) = || abs(U_j^T J_i V_j) - S_i ||_F / ||S_i||_F
 
     (block coupling: Aubry, Meng, Sugolov and Papyan 2025, arXiv:2407.07810), and by the growth of
     dt / s_k with depth (RA4), whose slope is 1 on a geodesic. The papers plot matrices; the overlap
