@@ -324,8 +324,12 @@ def _faults_inside(
             yield from faults(value[name], inner, before + name)
 
 
-def _short_series(record: Mapping[str, Any]) -> Iterator[Fault]:
-    """Yield the series of a law that have another length than its layers."""
+def _short_lists(record: Mapping[str, Any]) -> Iterator[Fault]:
+    """Yield the series of a law that have another length than its layers, and runs of no blocks."""
+    runs = (record.get("alignment") or {}).get("segments") or []
+    for k, run in enumerate(runs):
+        if len(run["blocks"]) < 2:
+            yield Fault(f"alignment.segments[{k}].blocks")
     law = (record.get("separation_law") or {}).get("segments") or []
     for k, segment in enumerate(law):
         for key in ("separation", "compression", "discrimination"):
@@ -335,7 +339,7 @@ def _short_series(record: Mapping[str, Any]) -> Iterator[Fault]:
 
 def mismatched(record: Mapping[str, Any]) -> Iterator[Fault]:
     """Yield the places at which lists of a record, each valid alone, do not match."""
-    yield from _short_series(record)
+    yield from _short_lists(record)
     places = {f"segments[{k}]": row for k, row in enumerate(record.get("segments") or [])}
     if record.get("last_layer"):
         places["last_layer"] = record["last_layer"]
