@@ -200,7 +200,7 @@ def _check_affordable(net: Network | nn.Module, images: Any, test: str, option: 
     Raises
     ------
     ArgumentError
-        There are so many that the test would take minutes.
+        Their number is so large that the test would take minutes.
     """
     module = module_of(net)
     with evaluating(module), torch.no_grad(), FlopCounterMode(display=False) as counter:
