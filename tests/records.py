@@ -80,6 +80,7 @@ def sample_record(
             "nc2_etf": {"kendall_tau": None, "violations": None, "monotone": None},
         },
         "separation": {"kendall_tau": 0.9, "violations": 1, "monotone": False},
+        "separation_law": _law(layers, rng),
         "learned_at": "layer2.1",
         "trust": _trust(len(class_names)),
         "thresholds": dict(THRESHOLDS),
@@ -99,6 +100,7 @@ def sample_record(
             },
         ],
     }
+    record["alignment"] = _alignment([layer["name"] for layer in layers[2:]], rng)
     _judge(record["blocks"], record["segments"], np.random.default_rng([seed, 2]))
     record["reference"] = _reference(record["segments"])
     if models:
@@ -307,6 +309,86 @@ def _blocks(layers: list[dict[str, Any]], rng: np.random.Generator) -> list[dict
             }
         )
     return blocks
+
+
+def _law(layers: list[dict[str, Any]], rng: np.random.Generator) -> dict[str, Any]:
+    segments = []
+    for stage in sorted({layer["stage"] for layer in layers if layer["stage"] is not None}):
+        own = [layer for layer in layers if layer["stage"] == stage]
+        if len(own) < 3:
+            continue
+        separation = [10 * layer["collapse"]["nc1"] for layer in own]
+        fitted = {"rate": 0.6, "correlation": -0.998, "curvature": 0.1}
+        segments.append(
+            {
+                "layers": [layer["name"] for layer in own],
+                "stage": stage,
+                "separation": separation,
+                **fitted,
+                "half_layers": 1.36,
+                "compression": [d / 9 for d in separation],
+                **{f"compression_{key}": value for key, value in fitted.items()},
+                "discrimination": np.linspace(0.2, 0.9, len(own)).tolist(),
+                "discrimination_slope": 0.1,
+                "discrimination_correlation": 0.97,
+                "intervals": {key: [v - 0.001, v + 0.001] for key, v in fitted.items()},
+            }
+        )
+    return {"segments": segments, "samples_per_class": 200}
+
+
+def _alignment(names: list[str], rng: np.random.Generator) -> dict[str, Any]:
+    overlaps = ("overlap_uv", "overlap_uu", "overlap_vv", "diagonal")
+    return {
+        "blocks": [
+            {
+                "name": name,
+                "end": "relu",
+                "dimension": 1024,
+                "singular_values": [3.0, 2.0, 1.0],
+                **dict.fromkeys(("overlap", "sign", "share", "asymmetry", "along"), 0.5),
+                "participation": 40.0,
+                "path_share": 0.1,
+                "residual": 1e-3,
+                "gap": 0.1,
+            }
+            for name in names
+        ],
+        "pairs": [
+            {
+                "source": a,
+                "target": b,
+                **{key: float(rng.uniform()) for key in overlaps},
+                "coupling": 0.9 if abs(i - j) == 1 else None,
+                "coupling_signed": 1.0 if abs(i - j) == 1 else None,
+            }
+            for i, a in enumerate(names)
+            for j, b in enumerate(names)
+            if i != j
+        ],
+        "segments": [
+            {
+                "blocks": names,
+                "dimension": 1024,
+                "vectors": 3,
+                "chance": 3 / 1024,
+                "overlap_uv": 0.3,
+                "overlap_uu": 0.4,
+                "overlap_vv": 0.2,
+                "coupling": 0.9,
+                "coupling_signed": 1.0,
+                "chance_coupling": 0.99,
+                "slopes": [0.6, 0.7, None],
+                "intervals": {"overlap_uv": [0.2, 0.4], "slope": [0.5, 0.7]},
+            }
+        ],
+        "jacobian": "residual",
+        "vectors": 3,
+        "points": 4,
+        "left_out": {},
+        "seconds": 1.0,
+        "reset_statistics": False,
+    }
 
 
 def _brenier(rng: np.random.Generator) -> dict[str, Any]:

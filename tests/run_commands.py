@@ -42,7 +42,7 @@ BEFORE = {  # what a page takes as known
     "scale.md": "import wgeo\nnet = wgeo.load_checkpoint('resnet20.th', arch='cifar_resnet20')\n"
     "images = wgeo.load_images('cifar10.zip', split='test')",
 }
-ASKED = "--brenier 0 --reference-networks 2"
+ASKED = "--brenier 0 --alignment 0 --reference-networks 2"
 LIGHTER = (  # pattern, and what takes its place
     (r"wgeo train (?=.*digits)", "wgeo train --samples 300 "),
     (r"wgeo analyze (?=.*digits)", f"wgeo analyze --samples 300 {ASKED} "),
@@ -50,7 +50,10 @@ LIGHTER = (  # pattern, and what takes its place
     (r"(?<=nproc-per-node=2 --no-python wgeo analyze )", "--no-report "),
     (r"wgeo analyze (?=.*(digits|features))", "wgeo analyze --no-report "),  # others have one
     (r'load_images\("digits"\)', 'load_images("digits", limit=300)'),
-    (r"wgeo\.analyze\(net, images\)", "wgeo.analyze(net, images, brenier=0, reference_networks=2)"),
+    (
+        r"wgeo\.analyze\(net, images\)",
+        "wgeo.analyze(net, images, brenier=0, alignment=0, reference_networks=2)",
+    ),
 )
 
 

@@ -14,7 +14,7 @@ from wgeo.errors import FeatureError, RecordError, WgeoError
 from wgeo.trajectory.views import class_view
 
 # Of tests that are not about what stands beside the figures.
-PLAIN = {"reference": "none", "brenier": 0, "mufm": False}
+PLAIN = {"reference": "none", "brenier": 0, "alignment": 0, "mufm": False}
 KEYS = {
     "": "schema created command versions seed device provenance accuracy layers blocks segments "
     "progress geodesic_model",
@@ -88,9 +88,19 @@ def test_file_that_is_not_a_record_is_refused(tmp_path):
             Analysis.load(tmp_path)
 
 
+_SERIES = ("separation", "compression", "discrimination")
+
+
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("segments", "x"), ("blocks", [1]), ("progress", []), ("verdict", None), ("versions", 3)],
+    [
+        *(("segments", "x"), ("blocks", [1]), ("progress", []), ("verdict", None), ("versions", 3)),
+        ("alignment", {"points": 4, "segments": [{"blocks": []}]}),
+        (
+            "separation_law",
+            {"segments": [{"layers": ["a", "b"], **{key: [1.0] for key in _SERIES}}]},
+        ),
+    ],
 )
 def test_a_damaged_record_is_refused(analysis, tmp_path, key, value):
     (tmp_path / "analysis.json").write_text(json.dumps({**analysis.record, key: value}))

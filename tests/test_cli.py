@@ -19,7 +19,7 @@ from wgeo.models.names import SUMMARIES
 from wgeo.models.registry import ARCHS
 
 # Of tests that are not about what stands beside the figures.
-BARE = ("--brenier", "0", "--no-mufm")
+BARE = ("--brenier", "0", "--alignment", "0", "--no-mufm")
 PLAIN = ("--reference", "none", *BARE)
 
 

@@ -117,7 +117,7 @@ def test_analysis_reports_how_the_checkpoint_was_read(nets, tmp_path, capsys):
     folder.mkdir()
     torch.save(saved, folder / "pytorch_model.bin")
     images = load_images("digits", limit=20)
-    quick = {"bootstrap": 0, "reference": "none", "mufm": False, "brenier": 0}
+    quick = {"bootstrap": 0, "reference": "none", "mufm": False, "brenier": 0, "alignment": 0}
     done = analyze(load_checkpoint(folder), images, **quick)
     print_analysis(done)
     said = " ".join(capsys.readouterr().out.split())

@@ -95,7 +95,8 @@ def network(tmp_path_factory):
 
 def words(network, out, *more):
     common = ["--data", "digits", "--samples", "300", "--batch-size", "32", "--bootstrap", "20"]
-    common += ["--reference", "none", "--brenier", "0", "--no-mufm", "--no-report"]
+    common += ["--reference", "none", "--brenier", "0", "--alignment", "0"]
+    common += ["--no-mufm", "--no-report"]
     return ["analyze", str(network), *common, "--out", str(out), *map(str, more)]
 
 

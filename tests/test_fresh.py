@@ -98,7 +98,7 @@ def test_fresh_networks_do_not_differ_from_fresh_networks(images):
 def test_the_record_of_fresh_networks(images):
     net = network(1)
     record = wgeo.analyze(
-        net, images, bootstrap=0, brenier=0, mufm=False, reference_networks=3, seed=5
+        net, images, bootstrap=0, brenier=0, alignment=0, mufm=False, reference_networks=3, seed=5
     ).record
     found = record["reference"]
     assert (found["kind"], found["images"], len(found["networks"])) == ("init", 120, 3)

@@ -250,7 +250,7 @@ def test_batches_and_blocks_do_not_affect_the_record(rng):
 
     def analysed(batch_size, bound):
         with memory.memory_limit(bound):
-            words = {"bootstrap": 20, "reference": "none", "brenier": 0}
+            words = {"bootstrap": 20, "reference": "none", "brenier": 0, "alignment": 0}
             found = wgeo.analyze(net, images, batch_size=batch_size, **words)
             return dict(numbers(found.record))
 

@@ -662,6 +662,7 @@ def test_every_figure_has_png_svg_and_its_data(folder: Path) -> None:
     assert stems == {
         *("distances", "collapse", "straightness", "sample-sizes", "gradient-maps"),
         *("class-means-1", "class-means-2", "models", "correlation-pairs"),
+        *("separation-law", "alignment"),
     }
     expected = {f"{stem}.{ending}" for stem in stems for ending in ("png", "svg", "csv")}
     assert {path.name for path in folder.iterdir()} == expected | {MANIFEST}

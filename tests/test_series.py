@@ -18,11 +18,12 @@ from wgeo.analysis.views import training_view
 from wgeo.errors import ArgumentError, RecordError
 from wgeo.models import untrained
 from wgeo.plots.composed import catalogue
+from wgeo.storage.records import check_record
 from wgeo.trajectory import Trajectory
 from wgeo.trajectory.views import class_view
 
 # Of tests that are not about what stands beside the figures.
-PLAIN = {"bootstrap": 0, "reference": "none", "brenier": 0, "mufm": False}
+PLAIN = {"bootstrap": 0, "reference": "none", "brenier": 0, "alignment": 0, "mufm": False}
 
 
 @pytest.fixture(scope="module")
@@ -449,7 +450,11 @@ def test_references_by_name(net, images):
 
 @pytest.mark.parametrize(
     ("words", "said"),
-    [({"reference": "its twin"}, "init, shuffled, none"), ({"brenier": -1}, "brenier")],
+    [
+        ({"reference": "its twin"}, "init, shuffled, none"),
+        ({"brenier": -1}, "brenier"),
+        ({"alignment": -1}, "alignment"),
+    ],
 )
 def test_invalid_arguments_are_reported_before_any_work(net, images, monkeypatch, words, said):
     monkeypatch.setattr("wgeo.analysis.pipeline.trace", lambda *_, **__: pytest.fail("it began"))
@@ -484,6 +489,22 @@ def test_the_brenier_test_runs_by_itself_if_it_is_cheap(net, images, monkeypatch
     asked = wgeo.analyze(net, images, brenier=3, **words).record
     assert asked["brenier"] == {"points": 3}
     assert "brenier" not in wgeo.analyze(net, images, brenier=0, **words).record
+
+
+def test_residual_jacobians_are_compared_by_default_if_that_is_cheap(net, images, monkeypatch):
+    words = {key: value for key, value in PLAIN.items() if key != "alignment"}
+    record = wgeo.analyze(net, images, **words).record
+    found = record["alignment"]
+    assert found["points"] == 4
+    assert [block["name"] for block in found["blocks"]] == ["blocks.0", "blocks.1", "blocks.2"]
+    assert {"alignment", "separation-law"} <= {plot.stem for plot in catalogue(record)}
+    assert record["separation_law"]["segments"][0]["layers"][0] == "stem"
+    check_record(record, "it")
+    monkeypatch.setattr("wgeo.analysis.controls._MAX_OPERATIONS", 10)
+    skipped = wgeo.analyze(net, images, **words).record
+    assert skipped["alignment"]["points"] == 0
+    assert "alignment=4" in skipped["alignment"]["skipped"]
+    assert "alignment" not in wgeo.analyze(net, images, **PLAIN).record
 
 
 def test_the_whole_network_in_one_space(net, images):

@@ -13,7 +13,7 @@ from wgeo.errors import ArgumentError, ConvergenceError, FeatureError
 from wgeo.ufm import fit_mse, fit_mufm
 from wgeo.ufm.lbfgs import minimize_batch
 from wgeo.ufm.mufm import preconditioner
-from wgeo.ufm.mufm.alignment import saddle_direction
+from wgeo.ufm.mufm.escapes import saddle_direction
 from wgeo.ufm.mufm.newton import trust_region_newton
 from wgeo.ufm.mufm.preconditioner import EigenbasisInverse, LowRankInverse
 from wgeo.ufm.mufm.reduced_ce import ReducedCE

@@ -36,13 +36,17 @@ if TYPE_CHECKING:
     from .features import blocks as blocks
     from .features import stream as stream
     from .features import trace as trace
+    from .geodesic import Alignment as Alignment
     from .geodesic import Straightness as Straightness
+    from .geodesic import alignment as alignment
     from .geodesic import bias_curve as bias_curve
     from .geodesic import straighter_than as straighter_than
     from .geodesic import straightness as straightness
     from .geodesic.gradient_maps import brenier as brenier
     from .neural_collapse import Collapse as Collapse
+    from .neural_collapse import SeparationLaw as SeparationLaw
     from .neural_collapse import collapse as collapse
+    from .neural_collapse import separation_law as separation_law
     from .training import train as train
     from .trajectory import Trajectory as Trajectory
     from .transport import Exact as Exact
@@ -63,7 +67,9 @@ _HOME = {
     "Network": "checkpoints",
     "load_checkpoint": "checkpoints",
     "Collapse": "neural_collapse",
+    "SeparationLaw": "neural_collapse",
     "collapse": "neural_collapse",
+    "separation_law": "neural_collapse",
     "compare": "comparison",
     "Images": "data",
     "load_images": "data",
@@ -71,7 +77,9 @@ _HOME = {
     "blocks": "features",
     "stream": "features",
     "trace": "features",
+    "Alignment": "geodesic",
     "Straightness": "geodesic",
+    "alignment": "geodesic",
     "bias_curve": "geodesic",
     "straighter_than": "geodesic",
     "straightness": "geodesic",

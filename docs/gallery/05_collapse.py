@@ -56,5 +56,7 @@ print(f"the nearest class mean classifies as well as the network from {result.le
 
 # %%
 # The same from a record, with the prediction of the geodesic model.
-analysis = wgeo.analyze(net, images, bootstrap=0, reference="none", brenier=0, mufm=False)
+analysis = wgeo.analyze(
+    net, images, bootstrap=0, reference="none", brenier=0, alignment=0, mufm=False
+)
 falling = wgeo.plots.collapse(analysis, "nc1")

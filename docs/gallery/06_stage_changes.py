@@ -31,7 +31,7 @@ for segment in traj.segments:
 
 # %%
 # Therefore every block has a distance, and every stage a straightness.
-analysis = wgeo.analyze(net, images, bootstrap=50, reference="none", brenier=0)
+analysis = wgeo.analyze(net, images, bootstrap=50, reference="none", brenier=0, alignment=0)
 straight = wgeo.plots.straightness(analysis)
 
 # %%

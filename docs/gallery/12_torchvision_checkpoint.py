@@ -41,7 +41,7 @@ print(wgeo.blocks(net, images))
 # %%
 # Eight blocks, four stages. For ImageNet, ``images`` would be ``wgeo.load_images("folder:val",
 # limit=2000)`` (scaled and cropped to 224 pixels), normalized as torchvision's weights expect.
-analysis = wgeo.analyze(net, images, bootstrap=50, reference="none", brenier=0)
+analysis = wgeo.analyze(net, images, bootstrap=50, reference="none", brenier=0, alignment=0)
 print(analysis.verdict)
 
 # %%

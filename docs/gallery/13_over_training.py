@@ -29,7 +29,13 @@ run = wgeo.train(
 # Analyze each on the same images, and combine the records.
 records = {
     path.stem: wgeo.analyze(
-        wgeo.load_checkpoint(path), images, bootstrap=50, reference="none", brenier=0, mufm=False
+        wgeo.load_checkpoint(path),
+        images,
+        bootstrap=50,
+        reference="none",
+        brenier=0,
+        alignment=0,
+        mufm=False,
     ).record
     for path in run.checkpoints
 }

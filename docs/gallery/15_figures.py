@@ -24,7 +24,7 @@ run = wgeo.train(
     options={"width": 16, "depth": 6, "stride": 2},
 )
 net = wgeo.load_checkpoint(run.last)
-analysis = wgeo.analyze(net, images, bootstrap=50, reference="none", brenier=0)
+analysis = wgeo.analyze(net, images, bootstrap=50, reference="none", brenier=0, alignment=0)
 
 # %%
 # A paper's column is 3.35 inches wide, and text has the size of a caption.

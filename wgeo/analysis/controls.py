@@ -1,4 +1,4 @@
-"""Controls for the measured values: comparison with a reference network, and the Brenier test."""
+"""Controls for the measured values: comparison with a reference, and tests of the Jacobians."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..checkpoints import Network
 from ..errors import ArgumentError, ProcessError, RecordError, WgeoError
 from ..features.network import inputs, module_of
 from ..features.residual_blocks import evaluating
-from ..geodesic import straighter_than
+from ..geodesic import alignment, straighter_than
 from ..geodesic.gradient_maps import BrenierResult, brenier_blocks
 from ..geodesic.significance import shuffled
 from ..trajectory import Trajectory
@@ -24,7 +24,9 @@ _STATISTIC = "line_shape_ratio"  # a per-sample value, so the test needs no tran
 _MIN_POINTS, _MAX_POINTS = 4, 8  # default numbers of images of the Brenier test
 _OPERATIONS = 4e8  # of the forward pass of all its images, if there are more than the minimum
 _MAX_OPERATIONS = 3e8  # per image; a more expensive network is tested on request only
-_PRECISION = {"probes": 4, "tolerance": 1e-2}  # relative; the spread over points is larger
+_ALIGNED_POINTS = 4  # default number of images at which residual Jacobians are compared
+_PROBES = 4
+_PRECISION = {"probes": _PROBES, "tolerance": 1e-2}  # relative; the spread over points is larger
 
 
 def checked_reference(reference: Any) -> Any:
@@ -147,6 +149,39 @@ def brenier_test(
     }
 
 
+def alignment_test(
+    traj: Trajectory, net: Network | nn.Module, images: Any, points: int | None, seed: int
+) -> dict[str, Any]:
+    """Compare the residual Jacobians of the blocks (`wgeo.alignment`).
+
+    Parameters
+    ----------
+    points : int or None
+        Number of images; None for 4, if that is affordable.
+
+    Returns
+    -------
+    dict
+        The result's values; or ``points`` 0 and ``skipped``, the reason.
+    """
+    try:
+        if points is None:
+            _check_affordable(net, images, "comparison of Jacobians", "alignment")
+        result = alignment(
+            net,
+            images,
+            layers=[layer.name for layer in traj.staged][1:],  # all but the stem
+            points=_ALIGNED_POINTS if points is None else points,
+            probes=_PROBES,
+            seed=seed,
+        )
+    except WgeoError as reason:
+        if points:  # the caller requested the test
+            raise
+        return {"points": 0, "skipped": str(reason)}
+    return result.to_dict()
+
+
 def _affordable_points(net: Network | nn.Module, images: Any) -> int:
     """Return the default number of images of the Brenier test, which falls with the cost of a pass.
 
@@ -155,16 +190,28 @@ def _affordable_points(net: Network | nn.Module, images: Any) -> int:
     ArgumentError
         A pass is so expensive that even the minimum number would take minutes.
     """
+    operations = _check_affordable(net, images, "Brenier test", "brenier")
+    return int(min(_MAX_POINTS, max(_MIN_POINTS, _OPERATIONS / operations)))
+
+
+def _check_affordable(net: Network | nn.Module, images: Any, test: str, option: str) -> int:
+    """Return the number of operations of a pass of one image.
+
+    Raises
+    ------
+    ArgumentError
+        Their number is so large that the test would take minutes.
+    """
     module = module_of(net)
     with evaluating(module), torch.no_grad(), FlopCounterMode(display=False) as counter:
         module(inputs(net, images, np.arange(1)))
     operations = max(counter.get_total_flops(), 1)
     if operations > _MAX_OPERATIONS:
         raise ArgumentError(
-            f"A pass of one image takes {operations:.1e} operations, so the Brenier test would "
-            f"take minutes; request it with a number of images, such as `brenier={_MIN_POINTS}`."
+            f"A pass of one image takes {operations:.1e} operations, so the {test} would "
+            f"take minutes; request it with a number of images, such as `{option}={_MIN_POINTS}`."
         )
-    return int(min(_MAX_POINTS, max(_MIN_POINTS, _OPERATIONS / operations)))
+    return operations
 
 
 def _row(result: BrenierResult | None, **extra: Any) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from ..storage.records import SCHEMA, as_json
 from ..trajectory import Trajectory, as_trajectory
 from ..trajectory.views import class_view
 from ..transport import Exact, chain
-from .controls import brenier_test, checked_reference, over_images, reference_test
+from .controls import alignment_test, brenier_test, checked_reference, over_images, reference_test
 from .fresh import fresh_networks
 from .result import Analysis, versions
 from .trust import copies_in, trust_of
@@ -50,6 +50,7 @@ def analyze(
     reference: str | Network | nn.Module | None = "init",
     reference_networks: int = 20,
     brenier: int | None = None,
+    alignment: int | None = None,
     mufm: bool | None = None,
     seed: int = 0,
     device: str = "auto",
@@ -87,6 +88,10 @@ def analyze(
         (`wgeo.brenier`); 0 for no test. None: 4 to 8 images if a pass of one image takes at most
         3e8 operations, as in CIFAR's ResNets of up to 56 layers, otherwise no test; the record says
         which and why. Each image costs about 100 passes of each block.
+    alignment : int or None
+        Number of images at which the residual Jacobians of the blocks are compared
+        (`wgeo.alignment`); 0 for none. None: 4 images under the same condition as for `brenier`.
+        Each image costs about 150 passes of each block.
     mufm : bool or None
         Whether to compare the network with the multilayer unconstrained-feature model too, fitted
         to its last segment. None: if it has a classifier and the fit takes about a minute at most
@@ -105,8 +110,9 @@ def analyze(
         A setting is invalid.
     """
     reference = checked_reference(reference)
-    if brenier is not None and (not isinstance(brenier, int) or brenier < 0):
-        raise ArgumentError(f"brenier must be a number of images, at least 0, not {brenier!r}.")
+    for name, count in (("brenier", brenier), ("alignment", alignment)):
+        if count is not None and (not isinstance(count, int) or count < 0):
+            raise ArgumentError(f"{name} must be a number of images, at least 0, not {count!r}.")
     if not isinstance(reference_networks, int) or reference_networks < 1:
         raise ArgumentError(
             f"reference_networks must be a whole number, at least 1, not {reference_networks!r}."
@@ -145,6 +151,9 @@ def analyze(
         for rows in ("blocks", "segments"):
             for row, values in zip(record[rows], tests[rows], strict=True):
                 row.update(as_json(values))
+    if alignment != 0:
+        test = partial(alignment_test, traj, net, images, alignment, seed)
+        record["alignment"] = as_json(processes.on_rank_zero(test))
     record["trust"] = as_json(trust_of(traj, net, images))
     return replace(analysis, record=with_verdict(record))
 
@@ -224,6 +233,7 @@ def analyze_trajectory(
         "segments": segments,
         "progress": depth["progress"],
         "separation": depth["separation"],
+        "separation_law": depth["separation_law"],
         "learned_at": depth["learned_at"],
         **models.to_dict(),
         "trust": trust_of(traj),

@@ -142,10 +142,12 @@ class Series(Result):
 
 
 def _without_samples(record: Mapping[str, Any]) -> dict[str, Any]:
-    rows = {
+    rows: dict[str, Any] = {
         key: [{k: v for k, v in row.items() if k not in _PER_SAMPLE} for row in record[key]]
         for key in ("layers", "blocks", "segments")
     }
+    if aligned := record.get("alignment"):
+        rows["alignment"] = {key: value for key, value in aligned.items() if key != "pairs"}
     return {**record, **rows}
 
 

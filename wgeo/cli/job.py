@@ -26,7 +26,8 @@ _IRRELEVANT = (
     *("source", "split", "samples", "image_size", "skip_broken"),
     *("device", "batch_size", "trust_checkpoint", "memory"),
 )
-_OF_NETWORKS = ("pool", "tap", "layers", "brenier", "reference_networks", *_OF_IMAGES)
+_TESTS = ("brenier", "alignment", "reference_networks")
+_OF_NETWORKS = ("pool", "tap", "layers", *_TESTS, *_OF_IMAGES)
 NETWORK_OPTIONS = tuple(  # as spelled on the command line
     name.replace("source", "data").replace("_", "-") for name in _OF_NETWORKS if name != "seed"
 )
@@ -133,7 +134,7 @@ class Job:
         reference: Any = options["reference"]
         if reference not in REFERENCES:
             reference = self._network(reference)
-        names = ("pool", "tap", "brenier", "reference_networks", "device", "batch_size")
+        names = ("pool", "tap", *_TESTS, "device", "batch_size")
         return analyze(
             self._network(self.target),
             _images(self._of_images),

@@ -126,6 +126,14 @@ def measuring_options(function: F) -> F:
             "function; 0 for none; by default 4 to 8 if that takes seconds.",
         ),
         click.option(
+            "--alignment",
+            default=None,
+            metavar="POINTS",
+            type=click.IntRange(min=0),
+            help="Number of images at which the residual Jacobians of the blocks are compared; 0 "
+            "for none; by default 4 if that takes seconds.",
+        ),
+        click.option(
             "--mufm/--no-mufm",
             default=None,
             help="Whether to fit the MUFM model; by default only if it takes at most about a "

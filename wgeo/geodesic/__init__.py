@@ -14,16 +14,28 @@ from .._deprecated import moved_names
 from .bias import BiasCurve, bias_curve
 from .gradient_maps import BrenierResult, brenier
 from .measure import straightness
+from .residual_alignment import (
+    Alignment,
+    BlockJacobian,
+    PairAlignment,
+    SegmentAlignment,
+    alignment,
+)
 from .result import BlockTransport, SegmentStraightness, Straightness
 from .significance import StraighterThan, straighter_than
 
 __all__ = [
+    "Alignment",
     "BiasCurve",
+    "BlockJacobian",
     "BlockTransport",
     "BrenierResult",
+    "PairAlignment",
+    "SegmentAlignment",
     "SegmentStraightness",
     "StraighterThan",
     "Straightness",
+    "alignment",
     "bias_curve",
     "brenier",
     "straighter_than",

@@ -100,14 +100,14 @@ def lowest_eigenvalue(
     steps = min(steps, dimension)
     basis = torch.zeros(n, steps, dimension).to(jacobian.x)
     tridiagonal = torch.zeros(n, steps, steps).to(jacobian.x)
-    q = _new_direction(basis[:, :0], streams)
+    q = new_direction(basis[:, :0], streams)
     estimates = torch.zeros(3, n).to(q)
     active = torch.ones(n, dtype=torch.bool, device=q.device)
     for k in range(steps):
         basis[:, k] = q
         image = jacobian.symmetric(q.reshape(shape)).flatten(1)
         tridiagonal[:, k, k] = (q * image).sum(1)
-        rest = _orthogonal(image, basis[:, : k + 1])
+        rest = orthogonal(image, basis[:, : k + 1])
         beta = rest.norm(dim=1)
         scale = tridiagonal.abs().amax((1, 2)).clamp_min(torch.finfo(q.dtype).tiny)
         stuck = beta <= _BREAKDOWN * scale
@@ -124,7 +124,7 @@ def lowest_eigenvalue(
             stuck_streams = [
                 stream for stream, is_stuck in zip(streams, stuck, strict=True) if is_stuck
             ]
-            q[stuck] = _new_direction(basis[stuck, : k + 1], stuck_streams)
+            q[stuck] = new_direction(basis[stuck, : k + 1], stuck_streams)
         tridiagonal[:, k, k + 1] = tridiagonal[:, k + 1, k] = beta
     return estimates[0], estimates[1], estimates[2]
 
@@ -137,14 +137,14 @@ def _ritz(
     return torch.stack([values[:, 0], beta * vectors[:, -1, 0].abs(), values.abs().amax(1)])
 
 
-def _new_direction(basis: torch.Tensor, streams: Streams) -> torch.Tensor:
+def new_direction(basis: torch.Tensor, streams: Streams) -> torch.Tensor:
     """Return a random unit vector per point, orthogonal to the basis (n, k, dimension)."""
     draws = [torch.randn(basis.shape[2], generator=s, dtype=torch.float64) for s in streams]
-    v = _orthogonal(torch.stack(draws).to(basis), basis)
+    v = orthogonal(torch.stack(draws).to(basis), basis)
     return v / v.norm(dim=1, keepdim=True)
 
 
-def _orthogonal(v: torch.Tensor, basis: torch.Tensor) -> torch.Tensor:
+def orthogonal(v: torch.Tensor, basis: torch.Tensor) -> torch.Tensor:
     for _ in range(2):  # twice is enough (Kahan, in Parlett 1980, sec. 6.9)
         v = v - ((basis @ v[..., None]).mT @ basis)[:, 0]
     return v

@@ -1,8 +1,9 @@
-"""`collapse`, the entry point for trajectories and streams of batches."""
+"""`collapse`, for trajectories and streams of batches, and `separation_law`."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
@@ -13,6 +14,7 @@ from ..trajectory import Trajectory
 from .measure import collapse_of_trajectory
 from .metrics import RANK_TOLERANCE
 from .result import Collapse
+from .separation import SeparationLaw, chosen_layers, law_of_layers
 from .spectrum import SPECTRUM_SIZE
 from .streaming import collapse_stream
 
@@ -108,4 +110,77 @@ def collapse(
         rank_tolerance=rank_tolerance,
         spectrum_size=spectrum_size,
         **stream,
+    )
+
+
+def separation_law(
+    source: Any,
+    *,
+    layers: Sequence[str] | None = None,
+    bootstrap: int = 0,
+    seed: int = 0,
+) -> SeparationLaw:
+    """Measure whether the classes separate by the same factor at every layer.
+
+    With SS_W and SS_B the within- and between-class covariances at layer l,
+
+        D_l = tr(SS_W pinv(SS_B)) = K nc1,    D_l ~ rho^l D_0
+
+    is the law of data separation (He and Su 2023, PNAS 120(36), arXiv:2210.17020), which they
+    find at the end of training, on training images. Classes have the weights that the
+    `Collapse` has (``weights="frequency"`` is the paper's for unequal classes). A geodesic run at
+    constant speed does not follow the law: see `SegmentLaw.curvature`. Also measured are
+    compression and discrimination (Wang, Li, Yaras, Zhu, Balzano, Hu and Qu 2025, JMLR,
+    arXiv:2311.02960).
+
+    Parameters
+    ----------
+    source : Collapse or Trajectory
+        A `Collapse` that has been measured with ``bootstrap`` already has the intervals of the law.
+    layers : sequence of str, optional
+        The layers to fit, in the order of execution; by default all, with what enters the first
+        block, and without the input image.
+    bootstrap : int
+        Number of resamples (within each class) for the intervals, for a `Trajectory`.
+    seed : int
+        Random seed of the bootstrap.
+
+    Raises
+    ------
+    ArgumentError
+        Another source, an unknown layer, or `bootstrap` for a `Collapse`, which has no samples.
+
+    Examples
+    --------
+    The samples approach their class means by a factor of 0.8 per layer, so D falls by 0.64:
+
+    >>> import numpy as np
+    >>> import wgeo
+    >>> labels = np.arange(60) % 3
+    >>> noise = np.random.default_rng(0).normal(size=(60, 4))
+    >>> noise -= np.stack([noise[labels == k].mean(0) for k in range(3)])[labels]
+    >>> layers = [np.eye(3, 4)[labels] + 0.8**l * noise for l in range(6)]
+    >>> law = wgeo.separation_law(wgeo.Trajectory.from_arrays(layers, labels)).segments[0]
+    >>> print(f"{law.rate:.3f} {law.correlation:.3f} {abs(law.curvature):.3f}")
+    0.640 -1.000 0.000
+    """
+    if isinstance(source, Trajectory):
+        if layers is not None:
+            chosen = chosen_layers(source.staged, layers)
+            source = replace(source, layers=tuple(chosen))
+        return collapse(source, spectrum_size=0, bootstrap=bootstrap, seed=seed).separation_law
+    if not isinstance(source, Collapse):
+        raise ArgumentError(
+            "separation_law takes a Collapse, wgeo.collapse(trajectory), or a Trajectory; not "
+            f"{type(source).__name__}."
+        )
+    if bootstrap:
+        raise ArgumentError(
+            "A Collapse cannot be resampled; give the trajectory, or measure it with "
+            "wgeo.collapse(trajectory, bootstrap=...)."
+        )
+    if layers is None:
+        return source.separation_law
+    return law_of_layers(
+        chosen_layers([each for each in source.layers if each.stage is not None], layers)
     )

@@ -23,6 +23,7 @@ from .metrics import RANK_TOLERANCE, Frame, LayerCollapse, layer_collapse
 from .moments import ClassIndex, ClassMoments
 from .projection import SpanProjection
 from .result import Collapse
+from .separation import law_of_layers, law_with_intervals
 from .spectrum import SPECTRUM_SIZE
 from .tensor_chunks import mean_of, tensor_chunks
 
@@ -205,7 +206,9 @@ def _with_intervals(
         ],
         "bootstrapping collapse",
     )
-    replicates = [progress_of_layers(layers) for layers in zip(*by_layer, strict=True)]
+    networks = list(zip(*by_layer, strict=True))
+    replicates = [progress_of_layers(layers) for layers in networks]
+    laws = [law_of_layers(layers) for layers in networks]
     replicates_by_layer = dict(zip((layer.name for layer in traj.staged), by_layer, strict=True))
     counts = np.array(result.counts)
     return replace(
@@ -220,4 +223,5 @@ def _with_intervals(
             m: with_interval(p, [r[m] for r, _ in replicates]) for m, p in result.progress.items()
         },
         separation=with_interval(result.separation, [angle for _, angle in replicates]),
+        separation_law=law_with_intervals(result.separation_law, laws),
     )

@@ -145,6 +145,12 @@ class LayerCollapse(Result):
         features' dtype.
     spectrum_rows : int or None
         Number of samples from which the ranks were computed; None if these are all samples.
+    discrimination : float or None
+        ``1 - max_{k != l} cos(m_k, m_l)`` of the class means as they are, not centered, in [0, 2];
+        larger for classes in different directions (Wang et al. 2025). Not a measure of collapse:
+        after a ReLU it is near 0, since such means are nonnegative.
+    classes : int
+        Number of classes that occur, K.
     samples_per_class : int
         Number of samples of the smallest class that occurs. If every class has one sample, metrics
         of the class means are undefined.
@@ -187,6 +193,8 @@ class LayerCollapse(Result):
     ncc_accuracy_corrected: float | None = None
     intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     undefined: Mapping[str, str] = field(default_factory=dict)
+    discrimination: float | None = None
+    classes: int = 0
 
     @property
     def ncc_error(self) -> float | None:
@@ -261,6 +269,8 @@ def layer_collapse(
         spectrum_rows=None if spectrum is None or spectrum.exact else spectrum.rows,
         samples_per_class=int(geometry.counts.min()),
         undefined=why,
+        discrimination=_discrimination(geometry, why),
+        classes=len(geometry.classes),
     )
 
 
@@ -401,9 +411,25 @@ def _self_duality(
 
 
 def _nc5(geometry: ClassGeometry, ood_mean: Float[np.ndarray, " d"]) -> float | None:
-    means = rescaled(geometry.center + geometry.coordinates @ geometry.basis)
+    means = _means(geometry)
     ood_mean = rescaled(ood_mean)
     norms = np.linalg.norm(means, axis=1) * np.linalg.norm(ood_mean)
     if not norms.all():
         return None
     return float(np.abs(means @ ood_mean / norms).mean())
+
+
+def _discrimination(geometry: ClassGeometry, why: dict[str, str]) -> float | None:
+    means = _means(geometry)
+    norms = np.linalg.norm(means, axis=1)
+    if norms.min() <= _ZERO_NORM * norms.max():
+        why["discrimination"] = "a class mean is zero"
+        return None
+    units = means / norms[:, None]
+    cosines = (units @ units.T)[~np.eye(len(units), dtype=bool)]
+    return float(1 - cosines.max().clip(-1, 1))
+
+
+def _means(geometry: ClassGeometry) -> Float[np.ndarray, "K d"]:
+    """Return the class means, not centered, up to a common scale."""
+    return rescaled(geometry.center + geometry.coordinates @ geometry.basis)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ..results import Result, as_table
 from .depth import Progress, progress_of_layers
 from .metrics import Frame, LayerCollapse
+from .separation import SeparationLaw, law_of_layers
 
 if TYPE_CHECKING:
     import pandas
@@ -46,6 +47,8 @@ class Collapse(Result):
         NC2 of the classifier's rows, not centered.
     accuracy : float or None
         The accuracy of the network, if its predictions are known.
+    separation_law : SeparationLaw
+        Whether the classes separate by the same factor at every layer; see `wgeo.separation_law`.
     """
 
     layers: tuple[LayerCollapse, ...]
@@ -56,12 +59,19 @@ class Collapse(Result):
     weights: str
     classifier: Frame | None = None
     accuracy: float | None = None
+    separation_law: SeparationLaw = field(default_factory=lambda: SeparationLaw(()))
 
     @classmethod
     def of_layers(cls, layers: Sequence[LayerCollapse], **fields: Any) -> Collapse:
         """Combine layers and measure the progress from one to the next."""
         falling, separation = progress_of_layers(layers)
-        return cls(layers=tuple(layers), progress=falling, separation=separation, **fields)
+        return cls(
+            layers=tuple(layers),
+            progress=falling,
+            separation=separation,
+            separation_law=law_of_layers(layers),
+            **fields,
+        )
 
     @property
     def learned_at(self) -> str | None:
@@ -86,6 +96,7 @@ class Collapse(Result):
             "layers": [layer.to_dict() for layer in self.layers],
             "progress": {metric: p.to_dict() for metric, p in self.progress.items()},
             "separation": self.separation.to_dict(),
+            "separation_law": self.separation_law.to_dict(),
             "classes": list(self.classes),
             "counts": list(self.counts),
             "weights": self.weights,

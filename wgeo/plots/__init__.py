@@ -2,8 +2,8 @@
 
 A function that shows one step also takes the result of that step: `collapse` a `Collapse`,
 `straightness` a `Straightness`, `distances` a `Straightness` or `TransportResult`, `class_means` a
-`Trajectory`, `model_errors` a `Comparison`, `sample_sizes` a `BiasCurve`; an error lists what a
-function takes.
+`Trajectory`, `model_errors` a `Comparison`, `sample_sizes` a `BiasCurve`, `separation_law` a
+`SeparationLaw`, `alignment` an `Alignment`; an error lists what a function takes.
 
 With ``ax=None``, the default, a panel is drawn in pyplot's current axes if these are empty, and
 otherwise in a new figure. The new figure belongs to pyplot, and is therefore shown, in a notebook
@@ -32,6 +32,7 @@ from .pairs import correlation_pairs
 from .paths import class_means, interpolation_gap, straightness
 from .prediction_errors import model_errors
 from .series import over, profiles
+from .steadiness import alignment, separation_law
 from .style import axes
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ else:  # flow solves transport problems, with torch; figures of a record load wi
     __getattr__ = lazy_names(__name__, {"flow": "animation"})
 
 __all__ = [
+    "alignment",
     "axes",
     "class_means",
     "collapse",
@@ -57,5 +59,6 @@ __all__ = [
     "profiles",
     "sample_sizes",
     "save",
+    "separation_law",
     "straightness",
 ]

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from . import block_transport, depth, evidence, pairs, paths, prediction_errors
+from . import block_transport, depth, evidence, pairs, paths, prediction_errors, steadiness
 from .plot import Plot, Row
 from .series import series_plots
 from .style import as_record, clean, highest_null, legend, new_figure, segment_name, styled
@@ -34,6 +34,7 @@ def catalogue(source: Any) -> list[Plot]:
     if (matrix := pairs.pairs_plot(record)) is not None:
         plots.append(matrix)
     plots += evidence.evidence_plots(record)
+    plots += steadiness.steadiness_plots(record)
     with_view = (i for i, s in enumerate(segments) if (s.get("view") or {}).get("class_means"))
     return plots + [_class_means(record, i) for i in with_view]
 

@@ -28,6 +28,7 @@ from .style import styled
 STEMS = (
     *("collapse", "models", "distances", "straightness", "class-means-[0-9]*"),
     *("sample-sizes", "gradient-maps", "correlation-pairs"),
+    *("separation-law", "alignment"),
 )
 SERIES_STEMS = ("over", "profiles", "class-means-training")
 _PAGE = ("png", "svg", "csv")

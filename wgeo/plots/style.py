@@ -173,6 +173,8 @@ SOURCES = {
     "SegmentStraightness": "its .segments[i]",
     "BiasCurve": "wgeo.bias_curve(x, y)",
     "Collapse": "wgeo.collapse(traj)",
+    "SeparationLaw": "wgeo.separation_law(traj)",
+    "Alignment": "wgeo.alignment(net, images)",
     "Comparison": "wgeo.compare(traj)",
 }
 """Results that figures draw, and how they are obtained."""

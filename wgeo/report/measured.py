@@ -23,6 +23,7 @@ from .parts import (
     score,
 )
 from .scrubber import scrubber
+from .steadiness import alignment, separation_law
 from .text import (
     DASH,
     fixed,
@@ -157,6 +158,7 @@ def straightness(record: Record, plots: Plots) -> str:
             "above that of null maps.",
         ),
         *_pairs(segments, plots),
+        alignment(record, plots),
         _reference(record),
         _embedded(record),
         "## Paths of the classes" if means else "",
@@ -346,6 +348,7 @@ def collapse(record: Record, plots: Plots) -> str:
         figure_block(plots, "collapse"),
         _penultimate(layers[-1]),
         _progress(record),
+        separation_law(record, plots),
         table(header, rows, f"Collapse metrics of every layer.{corrected}"),
         _last_layer(metrics[-1]),
         _undefined(layers),

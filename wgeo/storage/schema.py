@@ -211,6 +211,29 @@ _TRUST = {
     "classes?": {"present": whole, "head?": whole},
     "normalization?": _NORMALIZATION,
 }
+_SEGMENT_LAW = {
+    "layers": [text],
+    "stage?": whole,
+    **{key: [number] for key in ("separation", "compression", "discrimination")},
+    "intervals?": {"*": interval},
+    "*": number,
+}
+_SEGMENT_ALIGNMENT = {
+    "blocks": [text],
+    "slopes?": [number],
+    "intervals?": {"*": interval},
+    "*": number,
+}
+_ALIGNMENT = {
+    "points": whole,
+    **dict.fromkeys(("skipped?", "jacobian?"), text),
+    "left_out?": {"*": text},
+    "reset_statistics?": flag,
+    "blocks?": [{"name": text, "end?": text, "singular_values": [number], "*": number}],
+    "pairs?": [{"source": text, "target": text, "*": number}],
+    "segments?": [_SEGMENT_ALIGNMENT],
+    "*": number,
+}
 ANALYSIS = {
     **dict.fromkeys(("created?", "command?", "device?", "learned_at?"), text),
     "seed?": whole,
@@ -222,6 +245,8 @@ ANALYSIS = {
     "segments": [_SEGMENT],
     "progress": {"*": _TREND},
     "separation?": _TREND,
+    "separation_law?": {"segments": [_SEGMENT_LAW], "samples_per_class?": whole},
+    "alignment?": _ALIGNMENT,
     "reference?": _REFERENCE,
     "brenier?": {"points": whole, "skipped?": text},
     **dict.fromkeys(("geodesic_model?", "mufm?", "mufm_given?", "ufm?"), _MODEL),
@@ -299,8 +324,22 @@ def _faults_inside(
             yield from faults(value[name], inner, before + name)
 
 
+def _short_lists(record: Mapping[str, Any]) -> Iterator[Fault]:
+    """Yield the series of a law that have another length than its layers, and runs of no blocks."""
+    runs = (record.get("alignment") or {}).get("segments") or []
+    for k, run in enumerate(runs):
+        if len(run["blocks"]) < 2:
+            yield Fault(f"alignment.segments[{k}].blocks")
+    law = (record.get("separation_law") or {}).get("segments") or []
+    for k, segment in enumerate(law):
+        for key in ("separation", "compression", "discrimination"):
+            if len(segment[key]) != len(segment["layers"]) or len(segment[key]) < 2:
+                yield Fault(f"separation_law.segments[{k}].{key}")
+
+
 def mismatched(record: Mapping[str, Any]) -> Iterator[Fault]:
     """Yield the places at which lists of a record, each valid alone, do not match."""
+    yield from _short_lists(record)
     places = {f"segments[{k}]": row for k, row in enumerate(record.get("segments") or [])}
     if record.get("last_layer"):
         places["last_layer"] = record["last_layer"]

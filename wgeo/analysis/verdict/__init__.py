@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from .depth import alignment, separation_law
 from .maps import blocks, optimality
 from .opening import few_samples_note, opening, silenced
 from .outcome import against_network, collapse, next_steps, reference
@@ -45,8 +46,10 @@ def sentences(record: Any) -> tuple[Sentence, ...]:
         *straightness(record),
         *optimality(record),
         *blocks(record),
+        *alignment(record),
         *reference(record),
         *collapse(record),
+        *separation_law(record),
     ]
     return (*first, *body, *next_steps(record, body))
 

@@ -43,6 +43,12 @@ THRESHOLDS: dict[str, float] = {
     "collapsed": 0.1,
     "partly_collapsed": 1.0,
     "significant": SIGNIFICANT,
+    "fewest_layers": 4,
+    "law_correlation": 0.99,
+    "law_curvature": 0.3,
+    "aligned": 0.5,
+    "partly_aligned": 0.1,
+    "above_chance": 2.0,
 }
 """The thresholds at which the wording changes.
 
@@ -99,6 +105,14 @@ collapsed, partly_collapsed
     Largest NC1 of the last layer at which classes are called collapsed, and partly collapsed.
 significant
     Level of tests against a reference.
+fewest_layers, law_correlation, law_curvature
+    Number of layers from which the rate of separation is judged. It is called constant if the
+    correlation of depth and ln D is at most minus the second, and the curvature of ln D at most the
+    third in size: a geodesic along which classes contract or expand twofold has 0.995 and 0.34.
+aligned, partly_aligned, above_chance
+    Excesses of an overlap of singular directions over that of random ones, relative to the largest
+    excess that is possible, from which blocks are called aligned, and partly aligned. A smaller one
+    is called more than random if the overlap is more than the last times the random one.
 """
 
 
@@ -110,7 +124,8 @@ class Sentence(Result):
     ----------
     claim : str
         The topic: ``accuracy``, ``normalization``, ``classes``, ``samples``,
-        ``straightness``, ``optimality``, ``blocks``, ``collapse``, ``reference``, ``next``.
+        ``straightness``, ``optimality``, ``blocks``, ``alignment``, ``reference``, ``collapse``,
+        ``separation``, ``next``.
     words : str
     evidence : dict
         The numbers that determine the wording.

@@ -19,15 +19,27 @@ from ...arrays.checks import check_finite
 from ...errors import FeatureError
 from ...models.parts import Block as OwnBlock
 from .forward import forward_sums
-from .probing import Call, Probe, evaluating, first_tensor, hooked, probe_network, returned, run
+from .probing import (
+    Call,
+    Probe,
+    copied,
+    evaluating,
+    first_tensor,
+    hooked,
+    probe_network,
+    returned,
+    run,
+)
 from .residual import as_residual, final_activation, has_weights
 from .spec import BlockSpec
-from .sums import SumTap, follow_running
+from .sums import ACTIVATIONS, SumTap, follow_running
 
 __all__ = [
+    "ACTIVATIONS",
     "BlockSpec",
     "Blocks",
     "SumTap",
+    "copied",
     "evaluating",
     "find_blocks",
     "first_tensor",
@@ -168,6 +180,7 @@ def _blocks_of(name: str, part: nn.Module, call: Call, probe: Probe) -> _Ordered
                 argument=residual.argument if residual else 0,
                 module=name,
                 call=k,
+                scale=residual.scale if residual else 1.0,
             ),
         )
         for k, order in enumerate(call.orders)

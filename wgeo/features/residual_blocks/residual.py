@@ -38,10 +38,13 @@ class Residual:
         Name of the child that is the shortcut; None for the identity.
     argument : int or str
         Position or keyword of the argument that the identity returns.
+    scale : float
+        Factor c of a scaled sum, c (x + F(x)); 1 without one.
     """
 
     shortcut: str | None = None
     argument: int | str = 0
+    scale: float = 1.0
 
 
 def as_residual(name: str, part: nn.Module, call: Call, probe: Probe) -> Residual | None:
@@ -78,8 +81,9 @@ def _identity(name: str, part: nn.Module, call: Call, probe: Probe) -> Residual 
     adds = _adds(name, {run.x for run in probe.watch.calls if run.name == name}, probe)
     out = _run_silenced(part, call)
     for key, value in tensors:
-        if _is_image(out, value, part, scaled=adds):
-            return Residual(None, key)
+        scale = _scale_of(out, value, part, scaled=adds)
+        if scale is not None:
+            return Residual(None, key, scale)
     return None
 
 
@@ -111,9 +115,9 @@ def _by_child(name: str, part: nn.Module, call: Call, probe: Probe) -> Residual 
                 for other, _ in part.named_children()
                 if (c := probe.get(f"{name}.{other}")) is not None and c.orders[0] < inner.orders[0]
             }
-        if has_weights(part, kept_children) and _is_image(
-            _run_silenced(part, call, kept_children), inner.y, part
-        ):
+        if not has_weights(part, kept_children):
+            continue
+        if _scale_of(_run_silenced(part, call, kept_children), inner.y, part) is not None:
             weight = sum(p.numel() for p in child.parameters())
             activations = sum(is_activation(m) for m in child.modules())
             candidates.append((not reads_input, activations, weight, f"{name}.{child_name}"))
@@ -143,35 +147,38 @@ def _run_silenced(
         return None
 
 
-def _is_image(
+def _scale_of(
     out: torch.Tensor | None, target: torch.Tensor, part: nn.Module, *, scaled: bool = False
-) -> bool:
-    """Whether the output of a silenced block is `target`, or an activation of it.
+) -> float | None:
+    """Return c if the output of a silenced block is c `target`, or an activation of it.
 
-    With `scaled`, it may also be a multiple of it. This alone is not conclusive, because a silenced
-    gate x * sigmoid(f(x)) is x / 2.
+    Otherwise None, and also if c is not 1 unless `scaled`: a multiple alone is not conclusive,
+    because a silenced gate x * sigmoid(f(x)) is x / 2.
     """
     if out is None or out.shape != target.shape or not out.is_floating_point():
-        return False
+        return None
     variation = (target - target[:1]).abs().max()
     if not bool(variation > 0):  # every silenced module returns a constant
-        return False
-    if _same(out, _two_slopes(out, target, scaled)):
-        return True
+        return None
+    scale, image = _two_slopes(out, target, scaled)
+    if _same(out, image):
+        return 1.0 if abs(scale - 1) <= _TOLERANCE else scale
     activations = [m for m in part.modules() if is_activation(m)]
     functions: list[Callable[[torch.Tensor], torch.Tensor]] = [*_ACTIVATIONS, *activations]
-    return any(_same(out, function(target.clone())) for function in functions)
+    return 1.0 if any(_same(out, function(target.clone())) for function in functions) else None
 
 
-def _two_slopes(out: torch.Tensor, target: torch.Tensor, scaled: bool) -> torch.Tensor:
-    """Return the closest a max(t, 0) + b min(t, 0): a scaling, ReLU or leaky ReLU."""
+def _two_slopes(
+    out: torch.Tensor, target: torch.Tensor, scaled: bool
+) -> tuple[float, torch.Tensor]:
+    """Return a and the closest a max(t, 0) + b min(t, 0): a scaling, ReLU or leaky ReLU."""
     up, down = target.clamp_min(0).double(), target.clamp_max(0).double()
     rise, fall = ((out * part).sum() / part.square().sum().clamp_min(1e-30) for part in (up, down))
     if not scaled:
         rise = torch.ones_like(rise)
     if not (rise > 0.01 and fall >= -0.01):  # an activation does not flip signs
-        return torch.full_like(out, torch.nan)
-    return (rise * up + fall * down).to(out.dtype)
+        return 1.0, torch.full_like(out, torch.nan)
+    return float(rise), (rise * up + fall * down).to(out.dtype)
 
 
 def _same(a: torch.Tensor, b: torch.Tensor) -> bool:

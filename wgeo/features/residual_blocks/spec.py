@@ -21,7 +21,8 @@ class BlockSpec:
     shortcut : str or None
         Name of the module that is its shortcut; None if that is the identity (or absent).
     activation : str or None
-        Name of the activation module that ends the block; None if nothing follows the sum.
+        Name of the activation module that ends the block; None if nothing follows the sum, or a
+        function does.
     argument : int or str
         Input of the identity: position or keyword of an argument; for a sum, index of a summand.
     module : str
@@ -32,6 +33,8 @@ class BlockSpec:
         The sum's address.
     tail : tuple of str
         The functions directly after the sum: a scaling, an activation.
+    scale : float
+        Factor c of a block c (x + F(x)); 1 without one.
     """
 
     name: str
@@ -43,3 +46,4 @@ class BlockSpec:
     call: int = 0
     sum: Address | None = None
     tail: tuple[str, ...] = ()
+    scale: float = 1.0

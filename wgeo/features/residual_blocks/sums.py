@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 
 _ADD = frozenset({"add", "add_", "__add__", "__radd__", "__iadd__"})
 _SCALE = frozenset({"mul", "mul_", "div", "div_", "true_divide", "__truediv__", "__mul__"})
-_ACTIVATE = frozenset(
+ACTIVATIONS = frozenset(
     {"relu", "relu_", "leaky_relu", "leaky_relu_", "relu6", "gelu", "silu", "mish", "elu", "elu_"}
     | {"celu", "selu", "hardswish", "hardtanh", "tanh", "sigmoid", "softplus"}
 )
@@ -323,4 +323,4 @@ def _tensors(value: Any) -> Iterable[torch.Tensor]:
 
 def _elementwise(name: str, args: tuple[Any, ...]) -> bool:
     scaled = name in _SCALE and len(args) == 2 and isinstance(args[1], int | float)
-    return name in _ACTIVATE or scaled
+    return name in ACTIVATIONS or scaled

@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from scipy.special import log_softmax, softmax
 
 from ...arrays.rows import Sliceable, row_chunks
-from .alignment import Alignment, saddle_direction
+from .escapes import Alignment, saddle_direction
 from .reduced_mse import Matrix, Statistics
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from ...arrays.rows import Sliceable, as_float64, mean_of, sum_over_rows, sums_by_class
-from .alignment import Alignment, saddle_direction
+from .escapes import Alignment, saddle_direction
 from .preconditioner import EigenbasisInverse, LowRankInverse, gauss_newton
 
 Matrix = Float[np.ndarray, "K r"]

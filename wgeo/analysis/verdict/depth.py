@@ -1,0 +1,159 @@
+"""What changes steadily with depth? The separation of the classes, and the blocks' Jacobians."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from ...text import counted
+from .sentence import THRESHOLDS, Record, Sentence, Strength
+from .wording import OVER_IMAGES, percent, ranged
+
+_D = (
+    " (D = tr(Sigma_W pinv(Sigma_B)), K times NC1; if it falls by the same factor at every layer, "
+    "ln D is a straight line over depth)"
+)
+
+
+def separation_law(record: Record) -> Iterator[Sentence]:
+    law = record.get("separation_law") or {}
+    explained = False
+    if (law.get("samples_per_class") or 0) < THRESHOLDS["few_a_class"]:
+        return
+    for segment in law.get("segments") or []:
+        long = len(segment["layers"]) >= THRESHOLDS["fewest_layers"]
+        bounds = segment.get("intervals") or {}
+        # Stages differ in their spaces, so one law for all of them is not judged.
+        if segment.get("stage") is None or not long or bounds.get("rate") is None:
+            continue
+        yield _law(segment, bounds, "" if explained else _D)
+        explained = True
+
+
+def _law(segment: Record, bounds: Record, definition: str) -> Sentence:
+    subject = f"From {segment['layers'][0]} to {segment['layers'][-1]}"
+    rate = ranged(segment["rate"], bounds["rate"], note=OVER_IMAGES)
+    correlation, curvature = segment.get("correlation"), segment.get("curvature")
+    evidence = {
+        "layers": [segment["layers"][0], segment["layers"][-1]],
+        "rate": segment["rate"],
+        "correlation": correlation,
+        "curvature": curvature,
+        "intervals": dict(bounds),
+    }
+
+    def sentence(words: str, strength: Strength) -> Sentence:
+        return Sentence("separation", f"{subject} {words}.", evidence, strength)
+
+    if bounds["rate"][0] > 1:
+        return sentence(f"the separation of the classes{definition} gets worse", "shown")
+    if bounds["rate"][1] >= 1 or None in (correlation, curvature):
+        return sentence(
+            f"the separation of the classes{definition} has no trend with depth: a factor of "
+            f"{rate} per layer",
+            "undecided",
+        )
+    fit = f"r = {correlation:.4f}, curvature {curvature:+.2f}"
+    steady = _steady(bounds)
+    if steady is None:
+        return sentence(
+            f"the classes separate with depth{definition}, by a factor of {rate} per layer on "
+            f"average; these images cannot tell whether by the same at every layer ({fit})",
+            "undecided",
+        )
+    if steady:
+        return sentence(
+            f"the classes separate at a nearly constant rate{definition}: D changes by a factor of "
+            f"{rate} per layer ({fit})",
+            "shown",
+        )
+    return sentence(
+        f"the classes separate with depth{definition}, but not at a constant rate: {_bend(bounds)} "
+        f"({fit}; a factor of {rate} per layer on average)",
+        "shown",
+    )
+
+
+def _steady(bounds: Record) -> bool | None:
+    """Whether the fit is a line by both its intervals; None if they cannot tell."""
+    most, least = THRESHOLDS["law_curvature"], -THRESHOLDS["law_correlation"]
+    if bounds.get("correlation") is None or bounds.get("curvature") is None:
+        return None
+    (low, high), worst = bounds["curvature"], bounds["correlation"]
+    if -most <= low and high <= most and worst[1] <= least:
+        return True
+    return False if low > most or high < -most or worst[0] > least else None
+
+
+def _bend(bounds: Record) -> str:
+    low, high = bounds["curvature"]
+    if low > THRESHOLDS["law_curvature"]:
+        return "D falls faster at the first layers"
+    if high < -THRESHOLDS["law_curvature"]:
+        return "D falls faster at the last layers"
+    return "ln D is no line over depth"
+
+
+def alignment(record: Record) -> Iterator[Sentence]:
+    found = record.get("alignment") or {}
+    if found.get("reset_statistics"):
+        return
+    explained = False
+    for segment in found.get("segments") or []:
+        bounds = segment.get("intervals") or {}
+        if len(segment["blocks"]) > 2 and bounds.get("overlap_uv") is not None:
+            yield _alignment(segment, bounds, found["points"], explained)
+            explained = True
+
+
+def _alignment(segment: Record, bounds: Record, points: int, explained: bool) -> Sentence:
+    low, high = bounds["overlap_uv"]
+    chance, value = segment["chance"], segment["overlap_uv"]
+    word, decided = _aligned(low, high, chance)
+    definition = "" if explained else _OVERLAP.format(counted(segment["vectors"], "direction"))
+    words = (
+        f"From {segment['blocks'][0]} to {segment['blocks'][-1]} the residual Jacobians of the "
+        f"blocks are {word}{definition}: they share {percent(value)} "
+        f"({percent(low)} to {percent(high)}, 95 % interval over {counted(points, 'image')}), "
+        f"random ones {percent(chance, 2)}{_slope(segment, bounds)}."
+    )
+    few = points < THRESHOLDS["fewest_samples"]
+    evidence: dict[str, Any] = {
+        "blocks": [segment["blocks"][0], segment["blocks"][-1]],
+        "overlap_uv": value,
+        "chance": chance,
+        "slope": (segment.get("slopes") or [None])[0],
+        "intervals": {key: bounds.get(key) for key in ("overlap_uv", "slope")},
+        "points": points,
+    }
+    strength: Strength = "undecided" if not decided else "suggested" if few else "shown"
+    return Sentence("alignment", words, evidence, strength)
+
+
+def _aligned(low: float, high: float, chance: float) -> tuple[str, bool]:
+    """Name an overlap by the interval of its excess, 0 for random directions and 1 at most."""
+    least, most = ((end - chance) / (1 - chance) if chance < 1 else 0.0 for end in (low, high))
+    if least >= THRESHOLDS["aligned"]:
+        return "aligned", True
+    if least >= THRESHOLDS["partly_aligned"]:
+        return "partly aligned", True
+    if most >= THRESHOLDS["partly_aligned"]:
+        return "perhaps aligned, which these images cannot tell", False
+    if low <= chance:
+        return "aligned no more than random ones", True
+    more = low > THRESHOLDS["above_chance"] * chance
+    return f"hardly aligned{', though more than random ones' if more else ''}", True
+
+
+_OVERLAP = " (overlap of the {} in which they change their output most with those of their input)"
+
+
+def _slope(segment: Record, bounds: Record) -> str:
+    """State how the largest singular value changes with depth, compared with a geodesic."""
+    slope = (segment.get("slopes") or [None])[0]
+    if slope is None or bounds.get("slope") is None:
+        return ""
+    return (
+        "; the length of a step over the largest singular value changes with depth at a slope of "
+        f"{ranged(slope, bounds['slope'])}, 1 along a geodesic that expands"
+    )

@@ -1,0 +1,245 @@
+"""The branch of a residual block as a map: without the shortcut, and without what follows the sum.
+
+In a block a(x + F(x)) with an activation a, J - I is no residual part: it has -1 at every unit that
+a ReLU sets to 0, whatever the branch does. The activation is therefore taken off, whether it is a
+module or a function, and its derivative put in front: a'(x + F(x)) F'(x) (Li and Papyan 2023).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from ...errors import ArgumentError
+from ...features.residual_blocks import (
+    ACTIVATIONS,
+    BlockSpec,
+    copied,
+    evaluating,
+    hooked,
+    returned,
+    run,
+)
+from ..jacobian import Map
+
+_CLAMPS = frozenset({"clamp", "clamp_", "clamp_min", "clamp_min_", "threshold", "threshold_"})
+_SAME = 1e-9  # relative difference that is rounding in float64
+_CLAMPED = 0.01  # share of exact zeros, without negative outputs, that indicates a final ReLU
+
+
+@dataclass(frozen=True, eq=False)
+class Visit:
+    """The call of a block on a batch of points: its arguments, and what it returned.
+
+    Attributes
+    ----------
+    spec : BlockSpec
+    part : nn.Module
+    args, kwargs : tuple, dict
+    x, y : Tensor, (n, ...)
+        The argument that the shortcut carries, and the output.
+    """
+
+    spec: BlockSpec
+    part: nn.Module
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    x: torch.Tensor
+    y: torch.Tensor
+
+    @property
+    def stays(self) -> bool:
+        """Whether the output lies in the space of the input, with the samples on the first axis."""
+        return self.x.shape == self.y.shape and self.spec.shortcut is None and self.x.ndim > 1
+
+
+@dataclass(frozen=True, eq=False)
+class Branch:
+    """The map F of a block a(c x + F(x)) at some points, in float64.
+
+    Attributes
+    ----------
+    map : callable, (n, ...) -> (n, ...)
+        x -> F(x), c being the factor of a scaled sum.
+    x : Tensor, (n, ...)
+    gate : Tensor, (n, ...), or None
+        a'(c x + F(x)); None without an activation.
+    end : str or None
+        Name of the activation's function.
+    """
+
+    map: Map
+    x: torch.Tensor
+    gate: torch.Tensor | None
+    end: str | None
+
+
+def visits(
+    module: nn.Module, x: torch.Tensor, specs: Sequence[BlockSpec]
+) -> tuple[list[Visit], list[str]]:
+    """Return the calls of blocks in one pass, and the names of those that are not modules' own."""
+    parts = dict(module.named_modules())
+    followed = [spec for spec in specs if spec.name in parts]
+    calls: dict[str, tuple[Any, Any]] = {}
+    outputs: dict[str, torch.Tensor | None] = {}
+
+    def before(name: str) -> Callable[..., None]:
+        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            calls[name] = copied(args), copied(kwargs)
+
+        return hook
+
+    def after(name: str) -> Callable[..., None]:
+        def hook(_: nn.Module, args: tuple[Any, ...], out: Any) -> None:
+            y = returned(out)
+            outputs[name] = None if y is None else y.detach().clone()
+
+        return hook
+
+    with evaluating(module), torch.no_grad(), hooked() as keep:
+        for spec in followed:
+            keep(parts[spec.name].register_forward_pre_hook(before(spec.name), with_kwargs=True))
+            keep(parts[spec.name].register_forward_hook(after(spec.name)))
+        run(module, x)
+    result = []
+    for spec in followed:
+        args, kwargs = calls[spec.name]
+        key, y = spec.argument, outputs[spec.name]
+        value = kwargs.get(key) if isinstance(key, str) else args[key]
+        if isinstance(value, torch.Tensor) and y is not None and len(value) == len(x):
+            result.append(Visit(spec, parts[spec.name], args, kwargs, value, y))
+    names = {visit.spec.name for visit in result}
+    return result, [spec.name for spec in specs if spec.name not in names]
+
+
+def branch_of(visit: Visit, rows: slice, *, gated: bool) -> Branch:
+    """Return the branch of a block at some of the points.
+
+    Parameters
+    ----------
+    visit : Visit
+    rows : slice
+    gated : bool
+        Whether the derivative of the last activation belongs to the Jacobian. If the activation
+        cannot be taken off, that derivative must, and it must be a ReLU.
+
+    Raises
+    ------
+    ArgumentError
+        The block cannot be run alone in float64, its samples influence each other, or its last
+        activation cannot be taken off.
+    """
+    name, spec = visit.spec.name, visit.spec
+    x = visit.x[rows].double()
+    block = _in_float64(visit, rows)
+    try:
+        with torch.no_grad():
+            with _Activations() as watch:
+                out = block(x)
+            alone = block(x[:1]) if len(x) > 1 else out
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise ArgumentError(f"Block {name!r} cannot be run alone in float64: {error}") from error
+    if bool((out[:1] - alone[:1]).abs().max() > _SAME * out.abs().max()):
+        raise ArgumentError(
+            f"The output of block {name!r} for a sample depends on the other samples of its batch, "
+            "so it has no Jacobian at a point."
+        )
+    last = watch.last(out)
+    scale = spec.scale if spec.residual else 0.0
+    if last is None and _is_clamped(out, x):
+        if not gated:
+            raise ArgumentError(
+                f"The ReLU that ends block {name!r} cannot be taken off; use jacobian='residual', "
+                "which does not need that."
+            )
+        gate = (out > 0).to(out)
+        return Branch(lambda z: gate * (block(z) - scale * z), x, None, "relu")
+    if last is None:
+        return Branch(lambda z: block(z) - scale * z, x, None, None)
+
+    def before(z: torch.Tensor) -> torch.Tensor:
+        with _Activations(skipped=last):
+            return block(z)
+
+    with torch.no_grad():
+        total = before(x)
+    ones = torch.ones_like(total)
+    gate = torch.func.jvp(watch.function(last), (total,), (ones,))[1].detach()
+    return Branch(lambda z: before(z) - scale * z, x, gate if gated else None, watch.names[last])
+
+
+def _in_float64(visit: Visit, rows: slice) -> Map:
+    """Return a copy of a block in float64 and eval mode, as a function of its main input."""
+    part = copy.deepcopy(visit.part).double().eval().requires_grad_(False)
+    n, key = len(visit.x), visit.spec.argument
+
+    def own(value: Any) -> Any:
+        if not isinstance(value, torch.Tensor):
+            return value
+        value = value.double() if value.is_floating_point() else value
+        return value[rows] if value.ndim and len(value) == n else value
+
+    def block(z: torch.Tensor) -> torch.Tensor:
+        # The block is given a copy, since it may overwrite its input.
+        args = [z.clone() if k == key else _few(own(v), z) for k, v in enumerate(visit.args)]
+        kwargs = {k: z.clone() if k == key else _few(own(v), z) for k, v in visit.kwargs.items()}
+        out = returned(part(*args, **kwargs))
+        if out is None:
+            raise TypeError("it does not return one tensor")
+        return out
+
+    return block
+
+
+def _few(value: Any, z: torch.Tensor) -> Any:
+    """Cut an argument with a row per sample to the number of samples of another."""
+    has_rows = isinstance(value, torch.Tensor) and value.ndim > 0 and len(value) > len(z)
+    return value[: len(z)] if has_rows else value
+
+
+def _is_clamped(out: torch.Tensor, x: torch.Tensor) -> bool:
+    """Whether nothing is negative and much is exactly 0, as after a ReLU that was not seen."""
+    return bool((out >= 0).all()) and float((out == 0).double().mean()) >= _CLAMPED
+
+
+class _Activations(TorchFunctionMode):
+    """Records the activation functions that a block calls, or leaves one of them out."""
+
+    def __init__(self, skipped: int | None = None) -> None:
+        super().__init__()
+        self.skipped = skipped
+        self.names: list[str] = []
+        self._results: list[torch.Tensor] = []
+        self._functions: list[Map] = []
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        name = getattr(func, "__name__", "")
+        if name not in ACTIVATIONS | _CLAMPS or not args:
+            return func(*args, **kwargs)
+        self.names.append(name.rstrip("_"))
+        if self.skipped is not None:
+            skip = len(self.names) - 1 == self.skipped
+            return args[0] if skip else func(*args, **kwargs)
+        out = func(*args, **kwargs)
+        self._results.append(out.clone())
+        self._functions.append(lambda z: func(z.clone(), *args[1:], **kwargs))
+        return out
+
+    def last(self, out: torch.Tensor) -> int | None:
+        """Return the index of the last call if its result is the block's output."""
+        if self._results and self._results[-1].shape == out.shape:
+            return len(self._results) - 1 if torch.equal(self._results[-1], out) else None
+        return None
+
+    def function(self, k: int) -> Map:
+        """Return the k-th function of its first argument."""
+        return self._functions[k]

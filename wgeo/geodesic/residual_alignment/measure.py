@@ -1,0 +1,203 @@
+"""`alignment`: residual Jacobians of all blocks at some points, compared block by block."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from ...arrays.checks import as_count
+from ...checkpoints import Network
+from ...data.loaders import as_images
+from ...errors import ArgumentError
+from ...features.layout import find_layouts
+from ...features.network import inputs, module_of, sample
+from ...features.residual_blocks import find_blocks
+from ...runtime.progress import track
+from ..jacobian import differentiable_everywhere
+from .branches import Visit, visits
+from .result import Alignment, BlockJacobian, PairAlignment, SegmentAlignment
+from .runs import Run, Settings
+
+_VECTORS = 10
+_TOLERANCE = 1e-2  # relative to s_K; overlaps are then right to about 0.01
+
+
+def alignment(
+    net: Network | nn.Module,
+    images: Any,
+    *,
+    layers: Sequence[str] | None = None,
+    vectors: int | None = None,
+    points: int = 16,
+    steps: int | None = None,
+    tolerance: float = _TOLERANCE,
+    probes: int = 8,
+    jacobian: str = "residual",
+    seed: int = 0,
+) -> Alignment:
+    """Measure whether the blocks of a network do the same thing to first order.
+
+    The residual Jacobian of a block a(x + F(x)) at a point x, without its shortcut,
+
+        J = a'(x + F(x)) F'(x) = U S V^T,
+
+    is compared between blocks by the subspaces of its K largest singular triplets,
+
+        overlap_uv(i, j) = ||U_i^T V_j||_F^2 / K
+
+    (residual alignment: Li and Papyan 2023, arXiv:2401.09018, RA2), by
+
+        coupling(i, j) = || abs(U_j^T J_i V_j) - S_i ||_F / ||S_i||_F
+
+    (block coupling: Aubry, Meng, Sugolov and Papyan 2025, arXiv:2407.07810), and by the growth of
+    dt / s_k with depth (RA4), whose slope is 1 on a geodesic. The papers plot matrices; the overlap
+    and the slope are wgeo's summaries of them. All arithmetic is in float64.
+
+    Parameters
+    ----------
+    net : Network or nn.Module
+    images : Images, (x, labels), Dataset or DataLoader
+    layers : sequence of str, optional
+        Modules to use as blocks instead of detected ones.
+    vectors : int, optional
+        K; by default 10, or the number of classes if that is less.
+    points : int
+        Number of images, evenly spaced in their order.
+    steps : int, optional
+        Most Lanczos steps per point and block, two products each; default 4 K + 20.
+    tolerance : float
+        Stop the steps of a point once its `BlockJacobian.residual` is at most this.
+    probes : int
+        Random sign vectors for share, participation and asymmetry, three products each; exact if
+        at least the dimension.
+    jacobian : str
+        ``residual``: J as above, of all features. ``branch``: F'(x) alone. ``pooled``: J between
+        features that are constant over space, channels x channels, as the mean over space sees it.
+        ``token`` or ``token:INDEX``: J of one token, d x d, the last unless an index is given, as
+        for the transformers of Aubry et al.
+    seed : int
+        Every block and point has its own random start.
+
+    Returns
+    -------
+    Alignment
+        Blocks that change the space, and sums in a network's own forward, are left out.
+
+    Raises
+    ------
+    ArgumentError
+        A number is less than 1, an unknown `jacobian`, or one that does not fit the features.
+    FeatureError
+        No block was found.
+
+    Examples
+    --------
+    Three blocks x + W W^T x / 4 with the same two directions, so all are aligned:
+
+    >>> import torch
+    >>> import wgeo
+    >>> class Block(torch.nn.Module):
+    ...     def __init__(self):
+    ...         super().__init__()
+    ...         self.linear = torch.nn.Linear(6, 6, bias=False)
+    ...         self.linear.weight.data = torch.diag(torch.tensor([0.5, 0.25, 0, 0, 0, 0]))
+    ...
+    ...     def forward(self, x):
+    ...         return x + self.linear(x)
+    >>> net = torch.nn.Sequential(Block(), Block(), Block(), torch.nn.Linear(6, 2))
+    >>> x, labels = torch.randn(20, 6), torch.arange(20) % 2
+    >>> result = wgeo.alignment(net, (x, labels), points=4)
+    >>> [round(result.segments[0].overlap_uv, 3), round(result.blocks[0].sign, 3)]
+    [1.0, 1.0]
+    """
+    start_time = time.perf_counter()
+    for name, value in (("points", points), ("probes", probes), ("vectors", vectors)):
+        if value is not None and as_count(value, name) < 1:
+            raise ArgumentError(f"{name} must be at least 1.")
+    kind, index = _parsed(jacobian)
+    module, images = module_of(net), as_images(images)
+    count = vectors or min(_VECTORS, len(np.unique(images.y)))
+    steps = 4 * count + 20 if steps is None else steps
+    if steps <= count or tolerance < 0:
+        raise ArgumentError("steps must be more than vectors, and tolerance at least 0.")
+    probe = sample(net, module, images)
+    specs = find_blocks(module, probe, layers)
+    x = inputs(net, images, np.unique(np.linspace(0, len(images) - 1, points).astype(np.int64)))
+    layouts = {} if kind in ("residual", "branch") else find_layouts(module, specs, "post", probe)
+    followed, others = visits(module, x, specs)
+    left_out = dict.fromkeys(others, "a sum in a forward method, or a module that runs twice")
+    left_out |= {
+        visit.spec.name: "it changes the feature space" for visit in followed if not visit.stays
+    }
+    settings = Settings(kind, index, layouts, count, steps, tolerance, probes, seed)
+    runs = _runs(followed)
+    blocks: list[BlockJacobian] = []
+    pairs: list[PairAlignment] = []
+    segments: list[SegmentAlignment] = []
+    first = 0
+    with differentiable_everywhere():
+        for run in track(runs, "comparing residual Jacobians"):
+            measured = Run(run, first, settings)
+            blocks += measured.blocks()
+            pairs += measured.pairs()
+            segments += [measured.segment()] if len(run) > 1 else []
+            first += len(run)
+    return Alignment(
+        tuple(blocks),
+        tuple(pairs),
+        tuple(segments),
+        jacobian=jacobian,
+        vectors=count,
+        points=len(x),
+        left_out=left_out,
+        reset_statistics=_reset(module),
+        seconds=time.perf_counter() - start_time,
+    )
+
+
+def _parsed(jacobian: Any) -> tuple[str, int]:
+    """``token:0`` -> ``("token", 0)``."""
+    kind, separator, index = str(jacobian).partition(":")
+    whole = index.removeprefix("-").isdecimal() if separator else True
+    if kind not in ("residual", "branch", "pooled", "token") or not whole:
+        raise ArgumentError(
+            f"Unknown jacobian {jacobian!r}; choose residual, branch, pooled, token or token:INDEX."
+        )
+    if separator and kind != "token":
+        raise ArgumentError(f"jacobian={jacobian!r}: only a token has an index.")
+    return kind, int(index) if separator else -1
+
+
+def _reset(module: nn.Module) -> bool:
+    """Whether every batch normalization has the statistics with which it was made."""
+    norms = [
+        (part.running_mean, part.running_var)
+        for part in module.modules()
+        if isinstance(part, nn.modules.batchnorm._BatchNorm)
+    ]
+    known = [(mean, var) for mean, var in norms if mean is not None and var is not None]
+    return bool(known) and all(
+        not bool(mean.any()) and bool((var == 1).all()) for mean, var in known
+    )
+
+
+def _runs(followed: Sequence[Visit]) -> list[list[Visit]]:
+    """Return the runs of blocks in one space, each block reading the output of the last."""
+    runs: list[list[Visit]] = []
+    previous: Visit | None = None
+    for visit in followed:
+        if visit.stays:
+            if previous is None or not _follows(previous, visit) or not previous.stays:
+                runs.append([])
+            runs[-1].append(visit)
+        previous = visit
+    return runs
+
+
+def _follows(previous: Visit, visit: Visit) -> bool:
+    return previous.y.shape == visit.x.shape and torch.equal(previous.y, visit.x)

@@ -1,0 +1,200 @@
+"""Results of residual alignment: a row per block, per pair of blocks, per run of blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ...results import Result
+from ...text import counted, first_names
+
+Interval = tuple[float, float]
+
+
+@dataclass(frozen=True, repr=False)
+class BlockJacobian(Result):
+    """The residual Jacobian J of a block, as a mean over points.
+
+    Attributes
+    ----------
+    name : str
+    end : str or None
+        The activation after the sum, whose derivative belongs to J; None without one.
+    dimension : int
+        d, of the space in which J acts.
+    singular_values : tuple of float
+        The K largest, s_1 >= ... >= s_K; 0 beyond the rank.
+    overlap : float or None
+        ``||U^T V||_F^2 / K`` of its own left and right singular vectors, in [0, 1]; on average K/d
+        for random ones. 1 for a symmetric J, and also for an antisymmetric one: see `sign`.
+    sign : float or None
+        mean_k <u_k, v_k>, in [-1, 1]: 1 if J expands along its singular vectors, -1 if it
+        contracts, 0 for a rotation.
+    share : float or None
+        sum_k s_k^2 / ||J||_F^2 of the K largest, in [0, 1]; 1 if the rank is at most K.
+    participation : float or None
+        ||J||_F^4 / ||J^T J||_F^2, an effective rank, in [1, d].
+    asymmetry : float or None
+        Squared norm of the antisymmetric part of J over that of its symmetric part, in [0, inf): 0
+        for a gradient, 1 for a matrix of independent entries; None for an antisymmetric J.
+    along : float or None
+        ||U^T e||^2, the share of the sample's own displacement e in the span of U, in [0, 1].
+    path_share : float
+        Length of the samples' steps in this block over that of their paths in its run of blocks.
+    residual : float
+        Largest error bound ||J^T u_k - s_k v_k|| / s_K over points.
+    gap : float
+        1 - s_{K+1} / s_K. If it is 0, U and V are not determined, and neither are overlaps.
+    """
+
+    name: str
+    end: str | None
+    dimension: int
+    singular_values: tuple[float, ...]
+    overlap: float | None
+    sign: float | None
+    share: float | None
+    participation: float | None
+    asymmetry: float | None
+    along: float | None
+    path_share: float
+    residual: float
+    gap: float
+
+
+@dataclass(frozen=True, repr=False)
+class PairAlignment(Result):
+    """Two blocks i (`source`) and j (`target`) compared, as a mean over points.
+
+    Attributes
+    ----------
+    source, target : str
+    overlap_uv, overlap_uu, overlap_vv : float or None
+        ||U_i^T V_j||_F^2 / K, and the same with U_j and with V_i: the share of one subspace in the
+        other, in [0, 1]. Unlike single vectors, subspaces are determined if singular values tie.
+    diagonal : float or None
+        ``mean_k |<u_k^i, v_k^j>|``, in [0, 1]: of vectors of equal rank order. Arbitrary for tied
+        singular values, and 0 for aligned blocks whose order differs.
+    coupling, coupling_signed : float or None
+        || M - S_i ||_F / ||S_i||_F with M = U_j^T J_i V_j and S_i = diag(s_k^i), in [0, inf); with
+        the absolute values of M in the first, as in the code of Aubry et al. (2025), without in
+        the second, as in their formula. 0 if J_j has the singular vectors of J_i, in the second
+        also with the same signs. Of neighbouring blocks only.
+    """
+
+    source: str
+    target: str
+    overlap_uv: float | None
+    overlap_uu: float | None
+    overlap_vv: float | None
+    diagonal: float | None
+    coupling: float | None
+    coupling_signed: float | None
+
+
+@dataclass(frozen=True, repr=False)
+class SegmentAlignment(Result):
+    """A run of blocks in one space: means over its pairs of blocks, and over points.
+
+    Attributes
+    ----------
+    blocks : tuple of str
+    dimension, vectors : int
+        d and K.
+    chance : float
+        K/d, the expected overlap of random subspaces.
+    overlap_uv, overlap_uu, overlap_vv : float or None
+        Means over all ordered pairs of different blocks; see `PairAlignment`.
+    coupling, coupling_signed : float or None
+        Means over all ordered pairs of neighbours.
+    chance_coupling : float
+        (1 + K^2/d^2 - 2 sqrt(2/pi) sqrt(K)/d)^(1/2): the coupling of random blocks with equal
+        singular values, which is less than 1.
+    slopes : tuple of (float or None), or None
+        For k = 1, ..., K the least-squares slope of dt_l / s_k(l) over t_l, where block l leads the
+        sample from the share t_l of its path's length to t_l + dt_l. 1 for every k along a
+        geodesic of constant direction that expands, -1 if it contracts. None for fewer than three
+        blocks. (Singular values that fall with depth are claimed by Li and Papyan 2023, RA4; their
+        correlation with depth is high in networks with fresh weights too, the slope is not.)
+    intervals : mapping of str to (low, high)
+        95 % intervals over points; ``slope`` is that of the first slope.
+    """
+
+    blocks: tuple[str, ...]
+    dimension: int
+    vectors: int
+    chance: float
+    overlap_uv: float | None
+    overlap_uu: float | None
+    overlap_vv: float | None
+    coupling: float | None
+    coupling_signed: float | None
+    chance_coupling: float
+    slopes: tuple[float | None, ...] | None
+    intervals: Mapping[str, Interval] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, repr=False)
+class Alignment(Result):
+    """Residual alignment and block coupling; see `wgeo.alignment`.
+
+    ``to_pandas()`` has a row per ordered pair of blocks.
+
+    Attributes
+    ----------
+    blocks : tuple of BlockJacobian
+    pairs : tuple of PairAlignment
+        Every ordered pair of different blocks in one space.
+    segments : tuple of SegmentAlignment
+        Every run of at least two blocks in one space.
+    jacobian : str
+        As asked.
+    vectors, points : int
+        Number of singular vectors K, and of points.
+    left_out : mapping of str to str
+        Blocks without a residual Jacobian, and why.
+    reset_statistics : bool
+        Whether batch normalization still has the statistics with which it was made (mean 0,
+        variance 1): then this is not the function that training starts from. Estimate them first,
+        with `wgeo.models.fresh.reestimate_statistics`.
+    seconds : float
+    """
+
+    blocks: tuple[BlockJacobian, ...]
+    pairs: tuple[PairAlignment, ...]
+    segments: tuple[SegmentAlignment, ...]
+    jacobian: str
+    vectors: int
+    points: int
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    reset_statistics: bool = False
+    seconds: float = 0.0
+
+    def _description(self) -> str:
+        out = f"; without {first_names(list(self.left_out), 3)}" if self.left_out else ""
+        reset = "; batch normalization was never estimated" if self.reset_statistics else ""
+        return (
+            f"{counted(len(self.blocks), 'block')}, {self.vectors} singular vectors at "
+            f"{counted(self.points, 'point')}{out}{reset}"
+        )
+
+    def _rows(self) -> list[dict[str, Any]]:
+        return [
+            {
+                "from": segment.blocks[0],
+                "to": segment.blocks[-1],
+                "overlap_uv": segment.overlap_uv,
+                "overlap_uu": segment.overlap_uu,
+                "chance": segment.chance,
+                "coupling": segment.coupling,
+                "slope": segment.slopes[0] if segment.slopes else None,
+            }
+            for segment in self.segments
+        ]
+
+    def _record(self) -> dict[str, Any]:
+        return {"alignment": self.to_dict()}
+
+    def _table(self) -> list[dict[str, Any]]:
+        return [pair.to_dict() for pair in self.pairs]

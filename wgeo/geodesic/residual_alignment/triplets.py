@@ -1,0 +1,187 @@
+"""The largest singular values of a residual Jacobian, their vectors, and the energy of the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+
+from ..jacobian import Streams, new_direction, orthogonal
+from .operators import ResidualJacobian
+
+_BREAKDOWN = 1e-10  # relative norm below which a Krylov direction is rounding error
+_RANK = 1e-9  # singular values below this share of the largest are zero, their vectors noise
+_CHECK_EVERY = 4  # steps at which convergence is checked
+
+
+@dataclass(frozen=True, eq=False)
+class Triplets:
+    """The K largest singular triplets of a Jacobian at every point, J v_k = s_k u_k.
+
+    Attributes
+    ----------
+    u, v : Tensor, (n, K, d)
+        Rows of zeros beyond the rank.
+    s : Tensor, (n, K)
+        Descending; 0 beyond the rank.
+    residual : Tensor, (n,)
+        Largest ||J^T u_k - s_k v_k||, relative to the smallest s_k that is not zero.
+    gap : Tensor, (n,)
+        s_K - s_{K+1}, relative to s_K; the subspaces are not determined if it is 0.
+    """
+
+    u: Float[torch.Tensor, "n K d"]
+    s: Float[torch.Tensor, "n K"]
+    v: Float[torch.Tensor, "n K d"]
+    residual: Float[torch.Tensor, " n"]
+    gap: Float[torch.Tensor, " n"]
+
+    @property
+    def rank(self) -> Float[torch.Tensor, " n"]:
+        """Number of triplets at every point, at most K."""
+        return (self.s > 0).sum(1).to(self.s)
+
+
+def top_triplets(
+    jacobian: ResidualJacobian, count: int, steps: int, tolerance: float, streams: Streams
+) -> Triplets:
+    """Return the `count` largest triplets, by Golub-Kahan-Lanczos bidiagonalization.
+
+    With full reorthogonalization, for all points at once (Golub and Van Loan 2013, sec. 10.4). An
+    exhausted Krylov space is continued from a new random direction, so that multiple singular
+    values are found. A point keeps the triplets of the step at which its residual fell to
+    `tolerance`, independently of the rest of its batch; exact if `steps` reaches the dimension.
+    """
+    n, d = jacobian.points, jacobian.dimension
+    steps, count = min(steps, d), min(count, d)
+    left, right = jacobian.zeros(steps, d), jacobian.zeros(steps, d)
+    bidiagonal = jacobian.zeros(steps, steps)
+    best = Triplets(
+        jacobian.zeros(count, d),
+        jacobian.zeros(count),
+        jacobian.zeros(count, d),
+        jacobian.zeros(),
+        jacobian.zeros(),
+    )
+    active = torch.ones(n, dtype=torch.bool, device=left.device)
+    scale = jacobian.zeros() + torch.finfo(left.dtype).tiny
+    q = new_direction(right[:, :0], streams)
+    for k in range(steps):
+        right[:, k] = q
+        p = orthogonal(jacobian.forward(q), left[:, :k])
+        alpha = p.norm(dim=1)
+        scale = torch.maximum(scale, alpha)
+        p, alpha = _continued(p, alpha, scale, left[:, :k], streams)
+        left[:, k], bidiagonal[:, k, k] = p, alpha
+        rest = orthogonal(jacobian.transpose(p), right[:, : k + 1])
+        beta = rest.norm(dim=1)
+        last = k + 1 == steps
+        if last or (k + 1 > count and (k + 1) % _CHECK_EVERY == 0):
+            bound = beta * (k + 1 < d)
+            current = _ritz(bidiagonal[:, : k + 1, : k + 1], bound, left, right, count)
+            _keep(best, current, active)
+            active &= best.residual > tolerance
+            if last or not bool(active.any()):
+                break
+        q, beta = _continued(rest, beta, scale, right[:, : k + 1], streams)
+        bidiagonal[:, k, k + 1] = beta
+    return best
+
+
+def _continued(
+    v: torch.Tensor, norm: torch.Tensor, scale: torch.Tensor, basis: torch.Tensor, streams: Streams
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return unit vectors and their norms; a new random direction with norm 0 if one vanishes."""
+    stuck = norm <= _BREAKDOWN * scale
+    v = v / torch.where(stuck, 1.0, norm)[:, None]
+    if bool(stuck.any()) and basis.shape[1] < basis.shape[2]:
+        stuck_streams = [s for s, is_stuck in zip(streams, stuck, strict=True) if is_stuck]
+        v[stuck] = new_direction(basis[stuck], stuck_streams)
+    return v, torch.where(stuck, 0.0, norm)
+
+
+def _ritz(
+    bidiagonal: torch.Tensor,
+    beta: torch.Tensor,
+    left: torch.Tensor,
+    right: torch.Tensor,
+    count: int,
+) -> Triplets:
+    x, s, yt = torch.linalg.svd(bidiagonal)
+    k = bidiagonal.shape[1]
+    kept = s[:, :count] > _RANK * s[:, :1]
+    s_kept = torch.where(kept, s[:, :count], 0.0)
+    errors = beta[:, None] * x[:, -1, :count].abs()
+    smallest = torch.where(kept, s[:, :count], torch.inf).amin(1)
+    relative = torch.where(kept, errors, 0.0).amax(1) / smallest
+    after = s[:, count] if k > count else torch.zeros_like(beta)
+    gap = 1 - after / s[:, count - 1].clamp_min(torch.finfo(s.dtype).tiny)
+    return Triplets(
+        (x.mT @ left[:, :k])[:, :count] * kept[..., None],
+        s_kept,
+        (yt @ right[:, :k])[:, :count] * kept[..., None],
+        relative.nan_to_num(0.0),
+        gap,
+    )
+
+
+def _keep(best: Triplets, current: Triplets, rows: Bool[torch.Tensor, " n"]) -> None:
+    """Replace the triplets of some points."""
+    for name in ("u", "s", "v", "residual", "gap"):
+        getattr(best, name)[rows] = getattr(current, name)[rows]
+
+
+@dataclass(frozen=True, eq=False)
+class Energies:
+    """Squared norms of a Jacobian at every point, (n,); NaN if a ratio is undefined.
+
+    ``share``: sum_{k <= K} s_k^2 / ||J||_F^2. ``participation``: ||J||_F^4 / ||J^T J||_F^2.
+    ``asymmetry``: (||J||_F^2 - tr J^2) / (||J||_F^2 + tr J^2).
+    """
+
+    share: torch.Tensor
+    participation: torch.Tensor
+    asymmetry: torch.Tensor
+
+
+def energies(jacobian: ResidualJacobian, top: Triplets, probes: int, streams: Streams) -> Energies:
+    """Estimate the energies from random sign vectors (Hutchinson 1990), three products each.
+
+    The triplets are taken out first (Meyer et al. 2021), so that a Jacobian of their rank has no
+    error. Exact, with the unit vectors as probes, if there are at least as many as dimensions.
+    """
+    zero = jacobian.zeros()
+    rest, rest_4, anti, symmetric = zero.clone(), zero.clone(), zero.clone(), zero.clone()
+    vectors, weight = _probes(jacobian, probes, streams)
+    for v in vectors:
+        forward, transpose = jacobian.forward(v), jacobian.transpose(v)
+        both = jacobian.transpose(forward)
+        known = (top.v @ v[..., None])[..., 0]  # (n, K)
+        out = forward - ((top.s * known)[:, None] @ top.u)[:, 0]
+        out_4 = both - ((top.s**2 * known)[:, None] @ top.v)[:, 0]
+        rest += weight * out.square().sum(1)
+        rest_4 += weight * out_4.square().sum(1)
+        anti += (forward - transpose).square().sum(1)
+        symmetric += (forward + transpose).square().sum(1)
+    squares = (top.s**2).sum(1)
+    norm, norm_4 = squares + rest, (top.s**4).sum(1) + rest_4
+    undefined = torch.nan + zero
+    moves, opposed = norm > 0, symmetric > _RANK * anti
+    return Energies(
+        torch.where(moves, squares / norm, undefined),
+        torch.where(moves, norm**2 / norm_4, undefined),
+        torch.where(moves & opposed, anti / symmetric, undefined),
+    )
+
+
+def _probes(
+    jacobian: ResidualJacobian, probes: int, streams: Streams
+) -> tuple[Iterator[torch.Tensor], float]:
+    """Return vectors v and the weight w for which the sum of w v v^T is, on average, I."""
+    d = jacobian.dimension
+    if probes < d:
+        return (jacobian.signs(streams) for _ in range(probes)), 1 / probes
+    units = torch.eye(d).to(jacobian.zeros())
+    return (units[k].expand(jacobian.points, d) for k in range(d)), 1.0

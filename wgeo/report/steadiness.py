@@ -1,0 +1,100 @@
+"""Sections on what is the same at every depth: the rate of separation, residual Jacobians."""
+
+from __future__ import annotations
+
+from .parts import Plots, Record, figure_block, join, names_of
+from .text import DASH, general, plain, table, with_interval
+
+
+def alignment(record: Record, plots: Plots) -> str:
+    """Tabulate the residual Jacobians of the blocks, and how they compare."""
+    found = record.get("alignment") or {}
+    if found.get("skipped"):
+        return f"Residual Jacobians were not compared: {plain(found['skipped'])}"
+    if not found.get("segments"):
+        return ""
+    runs = [
+        [
+            f"{plain(s['blocks'][0], 40)} to {plain(s['blocks'][-1], 40)}",
+            *(
+                with_interval(s.get(key), (s.get("intervals") or {}).get(key), 3)
+                for key in ("overlap_uv", "overlap_uu", "overlap_vv")
+            ),
+            general(s.get("chance"), 2),
+            with_interval(s.get("coupling"), (s.get("intervals") or {}).get("coupling"), 3),
+            general(s.get("chance_coupling"), 3),
+            with_interval((s.get("slopes") or [None])[0], (s.get("intervals") or {}).get("slope")),
+        ]
+        for s in found["segments"]
+    ]
+    keys = ("overlap", "sign", "share", "participation", "asymmetry", "along", "residual")
+    rows = [
+        [
+            name,
+            general(block["singular_values"][0]) if block["singular_values"] else DASH,
+            *(general(block.get(key)) for key in keys),
+        ]
+        for name, block in zip(names_of(found["blocks"], "name"), found["blocks"], strict=True)
+    ]
+    reset = (
+        "The statistics of batch normalization were never estimated: this is not the function with "
+        "which training starts."
+    )
+    return join(
+        "## Do the blocks do the same thing?",
+        "The residual Jacobian is the derivative of a block's output with respect to its input, "
+        "without the shortcut. Along a geodesic the Jacobians of all blocks have the same singular "
+        "vectors, and the slope is 1. [Definitions](methods.md).",
+        reset if found.get("reset_statistics") else "",
+        figure_block(plots, "alignment"),
+        table(
+            ("Blocks", "overlap", "of outputs", "of inputs", "at random", *_COUPLING, "slope"),
+            runs,
+            f"The {general(found.get('vectors'))} largest singular directions of every two blocks, "
+            "and the coupling of neighbours; 95 % intervals over "
+            f"{general(found.get('points'))} images.",
+        ),
+        table(
+            ("Block", "largest singular value", *keys[:5], "along the step", "error"),
+            rows,
+            "Residual Jacobian of every block, as a mean over images; its own overlap.",
+        ),
+    )
+
+
+_COUPLING = ("coupling", "at random")
+
+
+def separation_law(record: Record, plots: Plots) -> str:
+    """Tabulate the fits of separation, compression and discrimination over depth."""
+    segments = (record.get("separation_law") or {}).get("segments") or []
+    rows = [
+        [
+            "all stages" if s.get("stage") is None else f"stage {s['stage'] + 1}",
+            f"{plain(s['layers'][0], 40)} to {plain(s['layers'][-1], 40)}",
+            *(
+                with_interval(s.get(key), (s.get("intervals") or {}).get(key), 3)
+                for key in ("rate", "correlation", "curvature", "compression_rate")
+            ),
+            with_interval(
+                s.get("discrimination_slope"),
+                (s.get("intervals") or {}).get("discrimination_slope"),
+                3,
+            ),
+        ]
+        for s in segments
+    ]
+    if not rows:
+        return ""
+    header = (
+        *("Stage", "layers", "factor per layer", "correlation with depth", "curvature"),
+        *("compression per layer", "slope of discrimination"),
+    )
+    return join(
+        "## Do the classes separate at a constant rate?",
+        "The law of data separation says that D = tr Σw Σb⁺, K times NC1, falls by the same factor "
+        "at every layer. Then the correlation of ln D with depth is −1 and its curvature 0; a "
+        "correlation near −1 alone is weak evidence. [Definitions](methods.md).",
+        figure_block(plots, "separation-law"),
+        table(header, rows, "Fit of ln D over the layers of each stage; 95 % intervals."),
+    )
