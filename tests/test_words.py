@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import tokenize
 from pathlib import Path
@@ -30,6 +31,7 @@ BANNED = {
 }
 
 
+@functools.cache
 def prose(path: Path) -> list[tuple[int, str]]:
     """Lines of text: all lines of a page; the comments and strings of a module."""
     if path.suffix != ".py":
