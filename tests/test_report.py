@@ -118,16 +118,21 @@ def test_names_are_shown_as_they_are(built: dict[str, Page]) -> None:
 
 def test_figures_are_vector_graphics_with_alt_text_and_data(built: dict[str, Page]) -> None:
     images = [a for tag, a in built["collapse"].elements if tag == "img"]
-    assert images
-    for image in images:
-        assert (image["src"] or "").endswith(".svg")
-        assert "collapse metrics over 6 layers" in (image["alt"] or "")
+    assert all((image["src"] or "").endswith(".svg") for image in images)
+    collapse, separation = (image["alt"] or "" for image in images)
+    assert "collapse metrics over 6 layers" in collapse
+    assert "Separation of the classes over depth in 1 stage." in separation
     downloads = {
         (a["href"] or "").rpartition("/")[2]
         for tag, a in built["collapse"].elements
         if tag == "a" and "_downloads" in (a.get("href") or "")
     }
-    assert downloads == {"collapse.csv", "collapse.png", "collapse.svg"}
+    files = {
+        f"{name}.{kind}"
+        for name in ("collapse", "separation-law")
+        for kind in ("csv", "png", "svg")
+    }
+    assert downloads == files
 
 
 def test_every_formula_is_rendered_with_alt_text(built: dict[str, Page]) -> None:

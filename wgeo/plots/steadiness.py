@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..errors import ArgumentError
+from ..text import counted
 from .paths import segment_look
 from .plot import Plot, Row
 from .style import (
@@ -232,7 +233,7 @@ def _law_plot(record: Mapping[str, Any]) -> Plot:
         "of a constant factor per layer. Below: one minus the largest cosine between uncentred "
         "class means. A curvature of 0 and a correlation r of −1 are those of a line; along a "
         "geodesic of constant speed the curve is bent.",
-        f"Separation of the classes over depth in {len(_stages(record))} stages.",
+        f"Separation of the classes over depth in {counted(len(_stages(record)), 'stage')}.",
         draw,
         rows,
     )
