@@ -189,7 +189,7 @@ def test_model_is_not_drawn_if_its_times_decrease() -> None:
         assert stage[-1] + 1 in drawn_at
     for plot in catalogue(record)[:2]:
         assert (
-            "fitted times decrease with depth: MUFM with the network's classifier in stage 1."
+            "fitted times decrease with depth: MUFM, network's classifier in stage 1."
             in plot.caption
         )
     for plot in catalogue(RECORD)[:2]:
