@@ -72,6 +72,14 @@ def test_between_two_categories_is_open():
     assert found.strength == "suggested"
 
 
+def test_a_level_without_an_interval_is_only_suggested():
+    one = record(SPARSE)
+    del one["layers"][0]["collapse"]["intervals"]
+    found = headline(one)
+    assert "collapsed at the last layer (suggested by a value without an interval)" in found.words
+    assert found.strength == "suggested"
+
+
 def test_stages_that_differ_are_named():
     words = words_of(BENT, FAR, BENT)
     assert "is bent in stages 1 and 3 and far from straight in stage 2, and" in words

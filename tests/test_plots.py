@@ -528,6 +528,33 @@ def test_several_lines_have_a_legend_if_the_panel_is_single() -> None:
         assert not panel(RECORD, ax=pair[0]).figure.legends
 
 
+def test_legend_of_a_series_has_only_names_that_all_its_records_have() -> None:
+    series = sample_series(2, epochs=False)
+    names = plots.series.segments_in(series)[1]
+    assert names == [
+        plots.style.segment_name(segment, i)
+        for i, segment in enumerate(series["analyses"][0]["segments"])
+    ]
+    other = sample_record((2, 2, 2), names="net.blocks.{stage}.{block}")
+    series["analyses"].append({**other, "name": "other"})
+    names = plots.series.segments_in(series)[1]
+    assert names == [f"segment {k} of each network" for k in (1, 2)] + [
+        plots.style.segment_name(other["segments"][2], 2)
+    ]
+
+
+def test_columns_of_a_legend_fit_its_figure() -> None:
+    series = sample_series(4, epochs=False)
+    for row in series["analyses"]:
+        row["name"] = "WWWWWWWWWW-networks-WWWWWW"
+    (plot,) = [p for p in catalogue(series) if p.stem == "profiles"]
+    figure = plot.draw()
+    figure.canvas.draw()
+    box = figure.legends[0].get_window_extent()
+    assert figure.bbox.x0 <= box.x0
+    assert box.x1 <= figure.bbox.x1
+
+
 def test_unknown_size_is_refused() -> None:
     with pytest.raises(ArgumentError, match="column, page, slide"):
         plots.axes("poster")

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from ..geodesic.paths import LOW_RESOLUTION
-from ..plots.style import numbers
+from ..plots.style import clean, numbers
 from .parts import Record, centred, correlation, join, shapes, stage_title
-from .text import DASH, fixed, general, percent, plain, sentence, table, term
+from .text import DASH, escaped, fixed, general, percent, plain, sentence, table, term
 
 
 def first_screen(record: Record) -> str:
@@ -50,9 +50,9 @@ def headline_box(record: Record) -> str:
         return ""
     linked: set[str] = set()
     parts = []
-    for k, part in enumerate(_WORDS.split(words)):
+    for k, part in enumerate(_WORDS.split(clean(words))):
         entry = _TERMS[part] if k % 2 else ""
-        parts.append(term(part, entry) if entry and entry not in linked else plain(part, 2000))
+        parts.append(term(part, entry) if entry and entry not in linked else escaped(part))
         linked.add(entry)
     text = "".join(parts)
     return f"```````{{admonition}} In one sentence\n:class: tip wgeo-headline\n\n{text}\n```````"
@@ -169,8 +169,8 @@ def _glance(record: Record) -> str:
     return table(
         header,
         rows,
-        f"The input, then one row per stage; 95 % {term('intervals', 'interval')} in square "
-        f"brackets. Values in round brackets are not evidence: the samples lack {term('power')}.",
+        "The input, then one row per stage; 95 % intervals in square brackets. Values in round "
+        "brackets are not evidence, since the samples lack power.",
     )
 
 

@@ -29,11 +29,9 @@ def scrubber(record: Mapping[str, Any]) -> str:
     """
     step = "epoch" if "analyses" in record else "layer"
     rows = record.get("analyses") or record.get("layers") or []
+    metrics = _of_epochs(rows) if step == "epoch" else None
     if step == "epoch":
         record = over_training(record)
-        metrics = _of_epochs(rows)
-    else:
-        metrics = None
     scenes = [
         _scene(record, segment, i, metrics or _of_layers(rows, segment))
         for i, segment in enumerate(record.get("segments") or [])

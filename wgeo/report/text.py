@@ -23,17 +23,18 @@ def plain(value: Any, width: int | None = None) -> str:
     CommonMark allows escaping all ASCII punctuation, so all of it is escaped: no markup, role,
     formula, table cell or HTML tag can begin.
     """
-    return _escaped(clean(value) if width is None else short(value, width))
+    return escaped(clean(value) if width is None else short(value, width))
 
 
-def _escaped(text: str) -> str:
+def escaped(text: str) -> str:
+    """Escape printable text like `plain`, and keep the spaces at its ends."""
     return _PUNCTUATION.sub(r"\\\1", text)
 
 
 def sentence(text: str) -> str:
     """Escape text like `plain`, but keep text in backquotes as code."""
     parts = re.split(r"`([^`]+)`", clean(text))
-    return "".join(f"`{part}`" if k % 2 else _escaped(part) for k, part in enumerate(parts))
+    return "".join(f"`{part}`" if k % 2 else escaped(part) for k, part in enumerate(parts))
 
 
 def code(text: str) -> str:

@@ -17,16 +17,18 @@ def compose(verdict: Sequence[Sentence], trust: Record) -> Sentence:
     paths = [s for s in verdict if s.claim == "straightness"]
     classes = [s for s in verdict if s.claim == "collapse"]
     statements = [*_straightness(paths), *_collapse(classes)]
-    doubts = [_DOUBTS[s.claim](s) for s in verdict if s.strength == "warning"]
+    warnings = (s for s in verdict if s.strength == "warning")
+    doubts = list(dict.fromkeys(_DOUBTS[s.claim](s) for s in warnings))
     decided = [s for s in (*paths, *classes) if s.evidence.get("shape") or s.evidence.get("level")]
     sure, strength = _certainty(decided, len(decided) < len(paths) + len(classes), trust)
     words = f"{', and '.join(statements) or 'Nothing was measured'}{sure}"
     if doubts:
-        words += f"; a reason for doubt: {listed(list(dict.fromkeys(doubts)))}"
+        noun = "a reason" if len(doubts) == 1 else "reasons"
+        words += f"; {noun} for doubt: {listed(doubts)}"
     evidence = {
         "shapes": [s.evidence.get("shape") for s in paths],
         "level": classes[0].evidence.get("level") if classes else None,
-        "doubts": len(doubts),
+        "doubts": doubts,
     }
     return Sentence("headline", f"{words[:1].upper()}{words[1:]}.", evidence, strength)
 
@@ -104,6 +106,8 @@ def _certainty(
         return "", "undecided"
     samples = trust.get("samples")
     images = f" over {counted(samples, 'image')}" if samples else ""
+    if any(s.evidence.get("interval") is None for s in decided):
+        return " (suggested by a value without an interval)", "suggested"
     if any(s.strength != "shown" for s in decided):
         return f" (95 % intervals{images} leave this partly open)", "suggested"
     what = "what is decided" if some_undecided else "this"
