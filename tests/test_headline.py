@@ -135,6 +135,8 @@ def test_a_series_says_what_changed():
         "falls from 3 to 0.05 and the path becomes less straight in 1 of 2 stages."
     )
     assert series_headline(rows[::-1], "name").words.startswith("From e9 to e0 accuracy falls")
+    rows[0]["trust"] = TRUST | {"at_chance": True}
+    assert series_headline(rows, "epoch").words.endswith("; epoch 0 is at chance.")
     assert "no stage becomes clearly" in series_headline([rows[0], rows[0]], "name").words
 
 

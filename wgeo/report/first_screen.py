@@ -171,6 +171,7 @@ def _glance(record: Record) -> str:
         rows,
         "The input, then one row per stage; 95 % intervals in square brackets. Values in round "
         "brackets are not evidence, since the samples lack power.",
+        words=2,
     )
 
 
@@ -179,7 +180,7 @@ def _change(
 ) -> str:
     """Return a metric at the input of the segment's first block and the output of its last."""
     places = {layer.get("name"): i for i, layer in enumerate(layers)}
-    names = segment.get("layers") or ()
+    names = segment.get("layers") or []
     indices = [places[name] for name in names if name in places]
     if not indices:
         return DASH

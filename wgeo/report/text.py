@@ -78,15 +78,20 @@ def with_interval(value: Any, interval: Any, decimals: int = 2) -> str:
     return f"{fixed(value, decimals)} [{fixed(ends[0], decimals)}, {fixed(ends[1], decimals)}]"
 
 
-def table(header: Sequence[str], rows: Iterable[Sequence[str]], caption: str) -> str:
-    """Return a table with text in the first column and numbers in the others, as Markdown.
+def table(
+    header: Sequence[str], rows: Iterable[Sequence[str]], caption: str, *, words: int = 1
+) -> str:
+    """Return a table with text in the first columns and numbers in the others, as Markdown.
 
-    On a page in HTML a link follows that downloads it as CSV.
+    The cells of the first `words` columns (one or two) may break over lines. On a page in HTML a link follows that downloads it as CSV.
     """
     rows = list(rows)
-    lines = [header, [":--", *("--:" for _ in header[1:])], *rows]
+    lines = [header, [":--"] * words + ["--:"] * (len(header) - words), *rows]
     body = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-    return f"```````{{table}} {caption}\n{body}\n```````\n\n{_download(header, rows, caption)}"
+    kind = f":class: words-{words}\n\n" if words > 1 else ""
+    return (
+        f"```````{{table}} {caption}\n{kind}{body}\n```````\n\n{_download(header, rows, caption)}"
+    )
 
 
 def _download(header: Sequence[str], rows: Sequence[Sequence[str]], caption: str) -> str:

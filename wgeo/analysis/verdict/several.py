@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from ...text import counted, printable
@@ -30,7 +30,15 @@ def series_headline(rows: Sequence[Record], axis: str) -> Sentence:
         start = f"From epoch {epochs[0]} to epoch {epochs[1]}"
     else:
         start = f"From {_name(rows[0])} to {_name(rows[-1])}"
-    words = f"{start} {listed(changes) if changes else 'nothing was measured in both'}."
+    words = f"{start} {listed(changes) if changes else 'nothing was measured in both'}"
+    guessing = [
+        f"epoch {row['provenance']['epoch']:g}" if axis == "epoch" else _name(row)
+        for row in rows
+        if (row.get("trust") or {}).get("at_chance")
+    ]
+    if guessing:
+        words += f"; {listed(guessing)} {'is' if len(guessing) == 1 else 'are'} at chance"
+    words += "."
     return Sentence("headline", words, {"analyses": len(rows), "axis": axis}, "suggested")
 
 
@@ -43,19 +51,23 @@ def _nc1(row: Record) -> Any:
     return (layers[-1].get("collapse") or {}).get("nc1")
 
 
+_MEASURES: tuple[tuple[str, Callable[[Record], Any], Callable[[float], str]], ...] = (
+    ("accuracy", lambda row: row.get("accuracy"), lambda value: percent(value)),
+    ("NC1 at the last layer", _nc1, rounded),
+)
+
+
 def _changes(first: Record, last: Record) -> list[str]:
     parts = []
-    for what, values, show in (
-        ("accuracy", (first.get("accuracy"), last.get("accuracy")), percent),
-        ("NC1 at the last layer", (_nc1(first), _nc1(last)), rounded),
-    ):
-        if None in values:
+    for what, value, show in _MEASURES:
+        start, end = value(first), value(last)
+        if start is None or end is None:
             continue
-        before, after = map(show, values)
+        before, after = show(start), show(end)
         parts.append(
             f"{what} stays at {before}"
             if before == after
-            else f"{what} {'rises' if values[1] > values[0] else 'falls'} from {before} to {after}"
+            else f"{what} {'rises' if end > start else 'falls'} from {before} to {after}"
         )
     return parts + _straighter(first, last)
 
@@ -82,24 +94,23 @@ def _stages(number: int, total: int) -> str:
 
 
 def _compared(first: Record, last: Record) -> str:
-    ends = [
-        ((segment.get("centred") or {}).get("intervals") or {}).get("length_ratio")
-        for segment in (first, last)
-    ]
-    if any(not pair or None in pair for pair in ends):
+    before, after = _ends(first), _ends(last)
+    if not before or not after:
         return ""
-    before, after = ends
     if after[1] < before[0]:
         return "straighter"
     return "less straight" if before[1] < after[0] else "unclear"
 
 
+def _ends(segment: Record) -> Any:
+    """Return the ends of the interval of the centred length ratio, or an empty list."""
+    ends = ((segment.get("centred") or {}).get("intervals") or {}).get("length_ratio") or []
+    return [] if None in ends else ends
+
+
 def _ranges(rows: Sequence[Record]) -> list[str]:
     parts = []
-    for what, value, show in (
-        ("accuracy", lambda row: row.get("accuracy"), percent),
-        ("NC1 at the last layer", _nc1, rounded),
-    ):
+    for what, value, show in _MEASURES:
         known = [row for row in rows if value(row) is not None]
         if len(known) < 2:
             continue
