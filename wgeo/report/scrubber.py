@@ -53,8 +53,9 @@ _HOW = "Drag the slider, press Play, or click the picture and press the arrow ke
 _CAPTIONS = {
     "layer": "What to see: a large dot is a class mean and a small dot a sample, at the layer "
     "shown; the faint line is the whole path of the mean. Samples that follow a geodesic move in "
-    "straight lines, and so do their class means. If the classes collapse, the samples gather at their class means: "
-    f"NC1 falls, and the accuracy of the nearest class mean rises. {_HOW}",
+    "straight lines, and so do their class means. If the classes collapse, the samples "
+    "gather at their class means: NC1 falls, and the accuracy of the nearest class mean rises. "
+    + _HOW,
     "epoch": "What to see: a large dot is a class mean of the last layer and a small dot a sample, "
     "at the epoch shown; the faint line is the whole path of the mean. If the classes collapse "
     "over training, the samples gather at their class means, and NC1 falls; the means move to the "

@@ -83,7 +83,8 @@ def table(
 ) -> str:
     """Return a table with text in the first columns and numbers in the others, as Markdown.
 
-    The cells of the first `words` columns (one or two) may break over lines. On a page in HTML a link follows that downloads it as CSV.
+    The cells of the first `words` columns (one or two) may break over lines. On a page in HTML a
+    link follows that downloads the table as CSV.
     """
     rows = list(rows)
     lines = [header, [":--"] * words + ["--:"] * (len(header) - words), *rows]
