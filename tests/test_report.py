@@ -655,7 +655,7 @@ def test_pages_can_be_read_on_screen_and_phone_by_day_and_night(run: Path, tmp_p
     assert_readable(found)
     for page in found:
         assert (page["slider"] is not None) == page["page"].endswith("straightness.html")
-    assert_slides(found, "stem", "layer1.2")
+    assert_slides(found, "stem", "layer1.1")
 
 
 @WITH_BROWSER
