@@ -189,7 +189,7 @@ def test_model_is_not_drawn_if_its_times_decrease() -> None:
         assert stage[-1] + 1 in drawn_at
     for plot in catalogue(record)[:2]:
         assert (
-            "fitted times decrease with depth: MUFM with the network's classifier in stage 1."
+            "fitted times decrease with depth: MUFM, network's classifier in stage 1."
             in plot.caption
         )
     for plot in catalogue(RECORD)[:2]:
@@ -526,6 +526,33 @@ def test_several_lines_have_a_legend_if_the_panel_is_single() -> None:
         assert not bare.figure.legends
         pair = Figure().subplots(1, 2)
         assert not panel(RECORD, ax=pair[0]).figure.legends
+
+
+def test_legend_of_a_series_has_only_names_that_all_its_records_have() -> None:
+    series = sample_series(2, epochs=False)
+    names = plots.series.segments_in(series)[1]
+    assert names == [
+        plots.style.segment_name(segment, i)
+        for i, segment in enumerate(series["analyses"][0]["segments"])
+    ]
+    other = sample_record((2, 2, 2), names="net.blocks.{stage}.{block}")
+    series["analyses"].append({**other, "name": "other"})
+    names = plots.series.segments_in(series)[1]
+    assert names == [f"segment {k} of each network" for k in (1, 2)] + [
+        plots.style.segment_name(other["segments"][2], 2)
+    ]
+
+
+def test_columns_of_a_legend_fit_its_figure() -> None:
+    series = sample_series(4, epochs=False)
+    for row in series["analyses"]:
+        row["name"] = "WWWWWWWWWW-networks-WWWWWW"
+    (plot,) = [p for p in catalogue(series) if p.stem == "profiles"]
+    figure = plot.draw()
+    figure.canvas.draw()
+    box = figure.legends[0].get_window_extent()
+    assert figure.bbox.x0 <= box.x0
+    assert box.x1 <= figure.bbox.x1
 
 
 def test_unknown_size_is_refused() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import os
 import re
@@ -9,6 +11,7 @@ import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
 import pytest
@@ -16,7 +19,7 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
-from records import HOSTILE, damaged, sample_record
+from records import HOSTILE, damaged, sample_record, sample_series
 from webpages import BROWSER, Page, assert_readable, crawl, pages_in, visit
 
 from wgeo import plots, report
@@ -102,7 +105,7 @@ def test_names_do_not_become_markup(built: dict[str, Page]) -> None:
         assert EVIL not in page.path.read_text()
         assert "<script>alert" not in page.path.read_text()
     headings = [tag for tag, _ in built["index"].elements if tag in ("h1", "h2")]
-    assert headings == ["h1", "h2"]
+    assert headings == ["h1", "h2", "h2"]
 
 
 def test_names_are_shown_as_they_are(built: dict[str, Page]) -> None:
@@ -210,7 +213,9 @@ def test_tables_contain_the_records_values() -> None:
         assert text.general(block["distance"], 5) in made["transport"]
     first = record["segments"][0]
     assert (
-        text.with_interval(first["length_ratio"], first["intervals"]["length_ratio"])
+        text.with_interval(
+            first["centred"]["length_ratio"], first["centred"]["intervals"]["length_ratio"]
+        )
         in (made["index"])
     )
     for said in record["verdict"]:
@@ -219,6 +224,81 @@ def test_tables_contain_the_records_values() -> None:
     assert "what the classifier reads" not in made["collapse"]
     record["layers"][-1]["name"] = "penultimate"
     assert "what the classifier reads" in pages.pages(record)["collapse"]
+
+
+def test_first_screen_has_headline_trust_and_the_input_and_links_its_terms() -> None:
+    record = sample_record((3, 2))
+    words = "The path of the features is bent in stage 1, and <b>the classes</b> are collapsed."
+    record["headline"] = {"claim": "headline", "words": words}
+    index = pages.pages(record)["index"]
+    screen = index.partition("## Verdict")[0]
+    assert "The {term}`path of the features <path>` is {term}`bent <straight>` in {term}" in screen
+    assert r"\<b\>the classes\<\/b\> are {term}`collapsed`" in screen.replace(" <collapsed>", "")
+    trust = re.search(r"\*\*Can it be trusted\?\*\* (.*)", screen)
+    assert trust
+    for said in ("certified", "resolution", "power", "normalization", "2,000 test samples"):
+        assert said in trust[1]
+    nc1 = text.general(record["layers"][0]["collapse"]["nc1"])
+    assert re.search(rf"\| input, before any block \| – .*\| {re.escape(nc1)} \|", screen)
+    for unexplained in ("shortcut", "d = ", "one draw"):
+        assert unexplained not in screen
+    entries = set(re.findall(r"^(\S.*)$", asset("methods.md").split("{glossary}")[1], flags=re.M))
+    for shown, entry in re.findall(r"\{term\}`([^`<]+?)(?: <([^`]*)>)?`", screen):
+        assert (entry or shown) in entries
+
+
+def test_a_table_downloads_as_csv() -> None:
+    made = text.table(
+        ("Layer", "{term}`NC1`", "share"),
+        [(text.plain("a,b|<c>"), "−1.20 [−1.30, 1.50·10⁻⁷]", "81.5 %"), ("d", "12,346", "–")],
+        "Two layers: an example.",
+    )
+    link = re.search(r'<a download="([^"]+)" href="data:text/csv;charset=utf-8,([^"]+)">', made)
+    assert link
+    assert link[1] == "two-layers-an-example.csv"
+    rows = list(csv.DictReader(io.StringIO(unquote(link[2]))))
+    assert rows[0] == {
+        "Layer": "a,b|<c>",
+        "NC1": "-1.20",
+        "NC1 low": "-1.30",
+        "NC1 high": "1.50e-7",
+        "share": "81.5 %",
+    }
+    assert rows[1] == {"Layer": "d", "NC1": "12346", "NC1 low": "", "NC1 high": "", "share": ""}
+    assert "data:" not in paper({"index": f"# x\n\n{made}"})["summary"]
+
+
+def test_series_compares_verdicts_and_names_differences() -> None:
+    series = sample_series(2, epochs=False)
+    first, last = series["analyses"]
+    first["accuracy"], last["accuracy"] = 0.8, 0.75
+    last["report"] = "../../b & c/report/html/index.html"
+    last["segments"] = last["segments"][:1]
+    index = pages.pages(series)["index"]
+    assert "| epoch\\-1 − epoch\\-0 | −5.0 points |" in index
+    assert '<a href="../../b%20%26%20c/report/html/index.html">epoch\\-1</a> |' in index
+    assert index.count("stage 2") >= 2
+
+
+def test_a_series_builds_the_reports_of_its_analyses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fake(project: Path, keep: Any) -> None:
+        (project / "html").mkdir()
+        (project / "html" / "index.html").write_text((project / "index.md").read_text())
+
+    monkeypatch.setattr(building, "html", fake)
+    monkeypatch.setattr(plots, "figures", lambda *_, **__: [])
+    folders = [save(sample_record((2,), seed=k), tmp_path / name) for k, name in enumerate("ab")]
+    series = Series.of_folders(folders)
+    series.record["analyses"][1]["folder"] = str(tmp_path / "moved")
+    series.save(tmp_path / "both")
+    page = report.build(tmp_path / "both")
+    href = re.search(r'<a href="([^"]+)">a</a>', page.read_text())
+    assert href
+    assert (page.parent / href[1]).resolve() == tmp_path / "a" / "report" / "html" / "index.html"
+    assert not (tmp_path / "b" / "report").exists()
+    assert ">b</a>" not in page.read_text()
 
 
 def test_stage_starts_at_the_layer_before_its_shortcut() -> None:
@@ -270,9 +350,16 @@ def test_scores_of_low_resolution_are_bracketed() -> None:
     assert " 0.9765 " in made
 
 
+def test_no_fence_has_a_backtick_in_its_first_line() -> None:
+    """CommonMark would read it as text, and show the Markdown instead of the table."""
+    for record in (sample_record(), sample_series(2), sample_series(2, epochs=False)):
+        for page in pages.pages(record).values():
+            assert not re.search(r"^`{3,}[^`\n]+`", page, flags=re.M)
+
+
 def test_undefined_values_are_dashes() -> None:
     made = pages.pages(damaged(sample_record()))
-    assert "| stem → layer1\\.2 | – | – |" in made["index"]
+    assert "| Stage 1\\, stem → layer1\\.2 | – | – |" in made["index"]
     assert "| layer1\\.0 | – | [–, –] |" in made["transport"]
     assert not [page for page in made.values() if re.search(r"\b(None|nan|inf)\b", page)]
 
@@ -316,7 +403,9 @@ def test_slider_contains_views_without_markup() -> None:
     assert not set("<>&`") & set(told[1])
     data = json.loads(told[1])
     for scene, segment in zip(data["segments"], record["segments"], strict=True):
-        assert scene["layers"] == segment["layers"]
+        assert scene["layers"][-1] == segment["layers"][-1]
+        assert len(scene["layers"]) == len(segment["layers"])
+        assert not any("shortcut" in name[-9:] for name in scene["layers"][1:])
         np.testing.assert_allclose(scene["means"], segment["view"]["class_means"], atol=2e-3)
         np.testing.assert_allclose(scene["points"], segment["view"]["points"], atol=2e-3)
         assert scene["classes"][1] == "**bold** | pipe"
@@ -574,12 +663,14 @@ def test_pages_can_be_read_on_screen_and_phone_by_day_and_night(run: Path, tmp_p
     assert_readable(found)
     for page in found:
         assert (page["slider"] is not None) == page["page"].endswith("straightness.html")
-    assert_slides(found, "layer2.0.shortcut", "layer2.1")
+    assert_slides(found, "stem", "layer1.1")
 
 
 @WITH_BROWSER
 def test_report_of_a_series_has_a_slider_over_epochs(tmp_path: Path) -> None:
     records = {f"epoch-{k}": sample_record((3, 2), seed=k) for k in range(2)}
+    for record in records.values():
+        record["provenance"]["arch"] = "a_network_with_a_name_that_fills_the_whole_header"
     for epoch, record in zip((0, 9), records.values(), strict=True):
         record["provenance"]["epoch"] = epoch
     html = Series.of(records).report(tmp_path / "run").parent
@@ -592,7 +683,11 @@ def test_report_of_a_series_has_a_slider_over_epochs(tmp_path: Path) -> None:
 def assert_slides(found: list[dict[str, Any]], start: str, end: str) -> None:
     """One page has a slider, which moves the class means from the ends of their paths to others."""
     (slider,) = [page["slider"] for page in found if page["slider"]]
-    paths, ((first, at_first), (last, at_last)) = slider
+    paths, ((first, at_first), (last, at_last)), about = slider
+    assert (about["opens"], about["moved"]) == ("0", "1")
+    assert "NC1: " in about["then"] != about["opening"]
+    assert all("principal component" in label for label in about["axes"])
+    assert "What to see" in about["caption"]
     assert [first, last] == [start, end]
     for path, *ends in zip(paths, at_first, at_last, strict=True):
         places, drawn = (

@@ -108,6 +108,16 @@ function faint(page) {
   }
   return found;
 }
+// Whether the title in the header covers a link of its menu.
+function covered(page) {
+  const title = page.querySelector(".navbar-brand .title");
+  if (!title) return [];
+  const a = title.getBoundingClientRect();
+  return [...page.querySelectorAll(".bd-header .navbar-nav a, .bd-header button")].filter(link => {
+    const b = link.getBoundingClientRect();
+    return b.width && a.left < b.right && b.left < a.right && a.top < b.bottom && b.top < a.bottom;
+  }).map(link => link.textContent.trim());
+}
 // Where a slider's class means stand at both of its ends, and their drawn paths' ends.
 function slide(page) {
   const slider = page.querySelector(".wgeo-scrubber input");
@@ -117,13 +127,23 @@ function slide(page) {
     const points = line.getAttribute("points").split(" ");
     return [points[0], points[points.length - 1]];
   });
+  const root = slider.closest(".wgeo-scrubber"), opens = slider.value;
+  const tell = () => root.querySelector(".metrics").textContent;
+  const opening = tell();
+  root.querySelector("svg").dispatchEvent(
+    new KeyboardEvent("keydown", {key: "ArrowRight", bubbles: true, cancelable: true}));
+  const about = {
+    opens, opening, moved: slider.value, then: tell(),
+    axes: [...root.querySelectorAll("text.axis")].map(text => text.textContent),
+    caption: root.querySelector(".caption").textContent,
+  };
   const ends = [slider.min, slider.max].map(value => {
     slider.value = value;
     slider.dispatchEvent(new Event("input"));
     const said = page.querySelector(".wgeo-scrubber output").textContent;
     return [said, means.map(c => c.getAttribute("cx") + "," + c.getAttribute("cy"))];
   });
-  return [drawn, ends];
+  return [drawn, ends, about];
 }
 // What a page asked another host for, whether it was answered or not.
 function asked(window) {
@@ -138,10 +158,12 @@ console.error("a complaint is heard");
     frame.width = widths[0]; frame.height = 900; frame.src = page;
     document.body.append(frame);
     await new Promise(done => frame.onload = done);
-    const inside = frame.contentDocument, root = inside.documentElement, wide = {}, pale = {};
+    const inside = frame.contentDocument, root = inside.documentElement;
+    const wide = {}, pale = {}, under = {};
     for (const width of widths) {
       frame.width = width;
       wide[width] = Math.max(0, root.scrollWidth - width);
+      under[width] = covered(inside);
     }
     for (const theme of themes) {
       root.dataset.theme = theme;
@@ -154,7 +176,7 @@ console.error("a complaint is heard");
     const missing = pictures.filter(i => i.loading !== "lazy" && !i.naturalWidth).length;
     const mute = pictures.filter(i => !i.hasAttribute("alt")).length;
     const abroad = asked(frame.contentWindow);
-    said.push({page, wide, pale, missing, mute, abroad, slider: slide(inside)});
+    said.push({page, wide, under, pale, missing, mute, abroad, slider: slide(inside)});
     frame.remove();
   }
   document.body.innerHTML = "<pre></pre>";
@@ -166,7 +188,8 @@ console.error("a complaint is heard");
 def visit(pages: Iterable[Path], aside: Path, seconds: float = 600) -> list[dict[str, Any]]:
     """What a browser finds on each page; an error in a console is an assertion that fails.
 
-    ``wide``: pixels by which it is too wide at each width; ``pale``: words of too little contrast
+    ``wide``: pixels by which it is too wide at each width; ``under``: links of the menu that the
+    title covers; ``pale``: words of too little contrast
     in each theme; ``missing`` and ``mute``: pictures that did not load, or say nothing to those who
     cannot see them; ``abroad``: what it asked another host for; ``slider``: where the class means
     stand at its ends. The probe itself complains once and asks abroad once, so that silence is not
@@ -202,6 +225,7 @@ def assert_readable(found: Sequence[dict[str, Any]]) -> None:
     for page in found:
         name = page["page"].rpartition("/")[2]
         assert not any(page["wide"].values()), f"{name} is too wide: {page['wide']}"
+        assert not any(page["under"].values()), f"{name}: the title covers {page['under']}"
         assert not page["abroad"], f"{name} asks for {page['abroad']}"
         assert page["missing"] == 0, f"{name}: {page['missing']} pictures did not load"
         assert page["mute"] == 0, f"{name}: {page['mute']} pictures say nothing"

@@ -30,7 +30,7 @@ from .controls import alignment_test, brenier_test, checked_reference, over_imag
 from .fresh import fresh_networks
 from .result import Analysis, versions
 from .trust import copies_in, trust_of
-from .verdict import NO_COMMON_SPACE, THRESHOLDS, sentences
+from .verdict import NO_COMMON_SPACE, THRESHOLDS, headline, sentences
 
 _MAX_WORK = 1e10  # multiplications for the intervals of collapse: about 20 s on one core
 
@@ -248,11 +248,15 @@ def analyze_trajectory(
 
 
 def with_verdict(record: dict[str, Any]) -> dict[str, Any]:
-    """Return a record with its verdict, the sentences that its numbers support."""
+    """Return a record with its verdict, the sentences that its numbers support, and headline."""
     whole = record.get("embedded")
     if whole is not None:
         record = {**record, "embedded": {**whole, "verdict": _verdict(whole)}}
-    return {**record, "verdict": _verdict(record)}
+    return {
+        **record,
+        "headline": as_json(headline(record).to_dict()),
+        "verdict": _verdict(record),
+    }
 
 
 def _verdict(record: dict[str, Any]) -> list[dict[str, Any]]:

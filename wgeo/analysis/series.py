@@ -14,6 +14,7 @@ from ..plots.series import series_rows
 from ..results import Result
 from ..storage.records import SCHEMA, SERIES, check_record, epoch_of, read_record
 from .saving import claim, save
+from .verdict import series_headline
 from .views import training_view
 
 if TYPE_CHECKING:
@@ -78,6 +79,7 @@ class Series(Result):
             rows.sort(key=lambda row: row["provenance"]["epoch"])
             if view := training_view([analyses[row["name"]] for row in rows]):
                 result["last_layer"] = view
+        result["headline"] = series_headline(rows, result["axis"]).to_dict()
         return cls({**result, "analyses": rows})
 
     @classmethod

@@ -11,7 +11,15 @@ from matplotlib.figure import Figure
 from . import block_transport, depth, evidence, pairs, paths, prediction_errors, steadiness
 from .plot import Plot, Row
 from .series import series_plots
-from .style import as_record, clean, highest_null, legend, new_figure, segment_name, styled
+from .style import (
+    as_record,
+    clean,
+    highest_null,
+    legend_of_figure,
+    new_figure,
+    segment_name,
+    styled,
+)
 
 
 def catalogue(source: Any) -> list[Plot]:
@@ -97,7 +105,9 @@ def _collapse(record: Mapping[str, Any]) -> Plot:
         for order, (metric, ax) in enumerate(zip(_PFC, grid.flat, strict=True)):
             depth.collapse(record, metric, ax, label_layers=order >= 4)
         if models:
-            legend(figure, *depth.model_handles(record), loc="outside upper center", ncols=3)
+            legend_of_figure(
+                figure, *depth.model_handles(record), loc="outside upper center", most=3
+            )
         return figure
 
     def rows() -> list[Row]:
@@ -150,7 +160,7 @@ def _straightness(record: Mapping[str, Any]) -> Plot:
         paths.straightness(record, ratios).set_title("Ratios: 1 is a constant-speed geodesic")
         paths.straightness(record, scores, measures=paths.SCORES).set_title("Scores, end to end")
         paths.interpolation_gap(record, panels["gap"]).set_title("Distance from the geodesic")
-        legend(figure, handles, names, loc="outside lower center", ncols=2)
+        legend_of_figure(figure, handles, names, most=2)
         return figure
 
     def rows() -> list[Row]:

@@ -49,7 +49,7 @@ SHARES = ("ncc_error", "ncc_mismatch")
 MODELS: dict[str, tuple[str, str, str, Any]] = {
     "geodesic_model": ("geodesic model", COLOURS[1], "s", (0, (5, 2))),
     "mufm": ("MUFM", COLOURS[2], "^", (0, (1.5, 1.5))),
-    "mufm_given": ("MUFM with the network's classifier", COLOURS[3], "D", (0, (4, 1.5, 1, 1.5))),
+    "mufm_given": ("MUFM, network's classifier", COLOURS[3], "D", (0, (4, 1.5, 1, 1.5))),
     "ufm": ("UFM: collapsed", COLOURS[6], "v", "none"),
 }
 """Models that a record may include: name, color, marker, dashes."""

@@ -19,9 +19,9 @@ from .style import (
     REFERENCE,
     as_record,
     layer_axis,
-    legend,
     legend_above,
     legend_below,
+    legend_of_figure,
     log_where_positive,
     new_axes,
     new_figure,
@@ -160,7 +160,7 @@ def _sample_sizes(record: Mapping[str, Any]) -> Plot:
         for name, ax in zip(CURVES, figure.subplots(1, 3), strict=True):
             sample_sizes(record, name, ax)
             ax.tick_params(axis="x", labelrotation=90)
-        legend(figure, *segment_handles(record), loc="outside lower center", ncols=2)
+        legend_of_figure(figure, *segment_handles(record), most=2)
         return figure
 
     def rows() -> list[Row]:

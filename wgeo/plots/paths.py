@@ -78,9 +78,8 @@ def class_means(record: Any, segment: int = 0, ax: Axes | None = None) -> Axes:
         _draw_crowd(ax, paths)
     ax.set_aspect("equal", adjustable="datalim")
     ax.margins(0.08)
-    names = ("PC 1", "PC 2") if inches_wide(ax) < _NARROW else _COMPONENTS
-    for axis, name, share in zip("xy", names, _explained(view), strict=True):
-        ax.set(**{f"{axis}label": f"{name}{share}"})
+    labels = axis_labels(view, narrow=inches_wide(ax) < _NARROW)
+    ax.set(xlabel=labels[0], ylabel=labels[1])
     ax.set_title(segment_name(segments[segment], segment % len(segments)))
     _class_legend(ax, handles, class_names(record, view), "epoch" if training else "layer")
     return ax
@@ -143,10 +142,15 @@ def class_names(record: Mapping[str, Any], view: Mapping[str, Any], width: int =
     return [short(names[k], width) if k < len(names) else f"class {k}" for k in classes]
 
 
-def _explained(view: Mapping[str, Any]) -> list[str]:
+def axis_labels(view: Mapping[str, Any], *, narrow: bool = False) -> list[str]:
+    """Return the labels of a view's axes, with the share of variance along each if known."""
     shares = numbers(view.get("explained"))
     shares = np.pad(shares[:2], (0, max(0, 2 - len(shares))), constant_values=np.nan)
-    return [f" ({100 * share:.0f} % of variance)" if np.isfinite(share) else "" for share in shares]
+    names = ("PC 1", "PC 2") if narrow else _COMPONENTS
+    return [
+        f"{name} ({100 * share:.0f} % of variance)" if np.isfinite(share) else name
+        for name, share in zip(names, shares, strict=True)
+    ]
 
 
 def _class_legend(ax: Axes, handles: list[Line2D], names: list[str], step: str) -> None:

@@ -24,8 +24,8 @@ from .plot import Plot, Row
 from .style import (
     as_record,
     layer_axis,
-    legend,
     legend_below,
+    legend_of_figure,
     new_axes,
     new_figure,
     nothing_to_show,
@@ -89,7 +89,7 @@ def models_plot(record: Mapping[str, Any]) -> Plot | None:
         figure = new_figure(7.2, 3.6)
         for measure, ax in zip(ERRORS, figure.subplots(1, len(ERRORS)), strict=True):
             model_errors(record, measure, ax)
-        legend(figure, *_handles(keys), loc="outside upper center", ncols=2)
+        legend_of_figure(figure, *_handles(keys), loc="outside upper center", most=2)
         return figure
 
     def rows() -> list[Row]:

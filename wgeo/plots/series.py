@@ -22,8 +22,8 @@ from .style import (
     REFERENCE,
     as_record,
     highest_null,
-    legend,
     legend_below,
+    legend_of_figure,
     log_where_positive,
     new_axes,
     new_figure,
@@ -245,10 +245,20 @@ def series_handles(series: Mapping[str, Any]) -> tuple[list[Line2D], list[str]]:
 
 
 def segments_in(series: Mapping[str, Any]) -> tuple[list[Line2D], list[str]]:
-    """Return the legend entries of `over`: the segments of the analysis with most segments."""
-    most = max((row["segments"] for row in series["analyses"]), key=len)
-    handles = [Line2D([], [], ms=4, lw=1.1, **segment_look(i)) for i in range(len(most))]
-    return handles, [segment_name(segment, i) for i, segment in enumerate(most)]
+    """Return the legend entries of `over`, one per segment.
+
+    A segment has its layers' names if they are those of every analysis that has it; otherwise, as
+    for networks of different architectures, its position.
+    """
+    count = max((len(row["segments"]) for row in series["analyses"]), default=0)
+    handles = [Line2D([], [], ms=4, lw=1.1, **segment_look(i)) for i in range(count)]
+    return handles, [_common_name(series["analyses"], i) for i in range(count)]
+
+
+def _common_name(rows: Sequence[Mapping[str, Any]], index: int) -> str:
+    segments = [row["segments"][index] for row in rows if index < len(row["segments"])]
+    names = {segment_name(segment, index) for segment in segments}
+    return names.pop() if len(names) == 1 else f"segment {index + 1} of each network"
 
 
 def series_rows(series: Any) -> list[Row]:
@@ -308,7 +318,7 @@ def series_plots(series: Mapping[str, Any]) -> list[Plot]:
         figure = new_figure(7.2, 9.4)
         for name, ax in zip(_PANELS, figure.subplots(4, 2).flat, strict=True):
             over(series, name, ax)
-        legend(figure, *segments_in(series), loc="outside lower center", ncols=2)
+        legend_of_figure(figure, *segments_in(series), most=2)
         return figure
 
     @styled
@@ -316,7 +326,7 @@ def series_plots(series: Mapping[str, Any]) -> list[Plot]:
         figure = new_figure(7.2, 5.6)
         for metric, ax in zip(_PROFILES, figure.subplots(2, 2).flat, strict=True):
             profiles(series, metric, ax)
-        legend(figure, *series_handles(series), loc="outside lower center", ncols=4)
+        legend_of_figure(figure, *series_handles(series), most=4)
         return figure
 
     def profile_rows() -> list[Row]:

@@ -385,13 +385,34 @@ def legend_below(ax: Axes, handles: Sequence[Line2D], names: Sequence[str]) -> N
     if not isinstance(figure.get_layout_engine(), ConstrainedLayoutEngine):
         legend(ax, handles, names, loc="best")  # no space is reserved under the axes
         return
-    fit = int(figure.get_size_inches()[0] / max(map(_entry, names)))
-    columns = min(max(1, fit), len(names))
-    legend(figure, handles, names, loc="outside lower center", ncols=columns)
+    legend_of_figure(figure, handles, names)
+
+
+def legend_of_figure(
+    figure: Figure,
+    handles: Sequence[Line2D],
+    names: Sequence[str],
+    loc: str = "outside lower center",
+    most: int = 8,
+) -> None:
+    """Draw a legend below a figure, or at `loc`, in as many columns as fit its width."""
+    width = figure.get_size_inches()[0]
+    counts = range(min(len(names), most), 1, -1)
+    columns = next((n for n in counts if _columns_width(names, n) <= width), 1)
+    legend(figure, handles, names, loc=loc, ncols=columns)
+
+
+def _columns_width(names: Sequence[str], count: int) -> float:
+    """Return the approximate width in inches of a legend whose entries fill columns in turn."""
+    columns = np.array_split(list(names), count)
+    return float(sum(max(map(_entry, column)) for column in columns)) - _BETWEEN_COLUMNS
+
+
+_BETWEEN_COLUMNS = 0.2  # inches
 
 
 def _entry(name: str) -> float:
-    """Return the approximate width of a legend entry in inches."""
+    """Return the approximate width in inches of a legend entry and the space after it."""
     return 0.06 * len(name) + 0.5
 
 

@@ -16,11 +16,11 @@ from string import Template
 from typing import Any
 
 from .. import __version__, plots
-from ..errors import RecordError
+from ..errors import RecordError, WgeoError
 from ..plots.composed import catalogue
 from ..plots.files import drawn, names_of
 from ..storage.ownership import claim, claim_all, leftovers, list_all, owned
-from ..storage.records import kind_of, read_record
+from ..storage.records import ANALYSIS, kind_of, read_record
 from . import building, pages
 from .assets import asset
 from .building import engine
@@ -87,6 +87,8 @@ def build(
     source = run / kind_of(run)
     record = read_record(run, source.name)
     claim_report(run)
+    if html and "analyses" in record:
+        record = _with_reports(record, run)
     if drawn(record, run / "figures", source) is None:
         claim(run / "figures", *names_of(catalogue(record)))
     try:
@@ -116,6 +118,34 @@ def build(
     if open:
         webbrowser.open(page.resolve().as_uri())
     return page
+
+
+def _with_reports(series: Mapping[str, Any], run: Path) -> dict[str, Any]:
+    """Build the reports of a series' analyses, and add to each its address from the series' pages.
+
+    An analysis whose folder has moved or whose report cannot be built has no link.
+    """
+    pages_of = (_report_of(row, run) for row in series["analyses"])
+    home = (run / _REPORT / "html").resolve()
+    rows = [
+        row if page is None else {**row, "report": Path(os.path.relpath(page, home)).as_posix()}
+        for row, page in zip(series["analyses"], pages_of, strict=True)
+    ]
+    return {**series, "analyses": rows}
+
+
+def _report_of(row: Mapping[str, Any], run: Path) -> Path | None:
+    """Return the page of one analysis of a series, built if it is missing or out of date."""
+    if not row.get("folder"):
+        return None
+    folder = (run / row["folder"]).resolve()
+    source, page = folder / ANALYSIS, folder / _REPORT / _page(html=True, pdf=False)
+    try:
+        if page.is_file() and page.stat().st_mtime >= source.stat().st_mtime:
+            return page
+        return build(folder)
+    except (WgeoError, OSError):
+        return None
 
 
 def _page(*, html: bool, pdf: bool) -> str:

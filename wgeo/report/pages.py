@@ -7,17 +7,15 @@ from typing import Any
 
 from ..plots.composed import catalogue
 from ..plots.depth import ROUNDING
-from ..plots.style import number, segment_name, short
+from ..plots.style import number, short
 from .assets import asset
+from .first_screen import first_screen
 from .measured import collapse, straightness, transport
 from .parts import (
     Plots,
     Record,
-    centred,
-    correlation,
     figure_block,
     flat,
-    interval,
     join,
     names_of,
 )
@@ -30,9 +28,7 @@ from .text import (
     key_values,
     percent,
     plain,
-    sentence,
     table,
-    with_interval,
 )
 
 
@@ -69,10 +65,7 @@ def _index(record: Record, plots: Plots, others: Sequence[str]) -> str:
     toc = "\n".join(["```{toctree}", ":hidden:", ":maxdepth: 1", "", *others, "```"])
     return join(
         f"# {plain(title(record))}",
-        _lead(record),
-        _verdict(record),
-        "## At a glance",
-        _glance(record),
+        first_screen(record),
         figure_block(plots, last),
         figure_block(plots, "straightness", caption=False),
         figure_block(plots, "collapse", caption=False),
@@ -81,104 +74,6 @@ def _index(record: Record, plots: Plots, others: Sequence[str]) -> str:
         if {"straightness", "collapse"} <= set(others)
         else "",
         toc,
-    )
-
-
-def _lead(record: Record) -> str:
-    about = record.get("provenance") or {}
-    samples, split = about.get("samples"), about.get("split")
-    images = f"{general(samples)} {plain(split) + ' ' if split else ''}samples" if samples else ""
-    trust = record.get("trust") or {}
-    parts = [
-        images,
-        f"accuracy {percent(record.get('accuracy'))}{_accuracy_context(trust)}"
-        if record.get("accuracy") is not None
-        else "",
-        _normalized(trust.get("normalization")),
-        f"{len(record.get('layers') or [])} layers",
-        f"{len(record.get('blocks') or [])} blocks",
-        f"features: {plain(about['pool'])}" if about.get("pool") else "",
-    ]
-    return ", ".join(part for part in parts if part) + "."
-
-
-def _accuracy_context(trust: Record) -> str:
-    parts = [f"guessing {percent(trust['chance'])}"] if trust.get("chance") is not None else []
-    claimed = trust.get("claimed_accuracy")
-    parts += [f"the file claims {percent(claimed['value'])}"] if claimed else []
-    return f" ({', '.join(parts)})" if parts else ""
-
-
-def _normalized(used: Record | None) -> str:
-    if not used:
-        return ""
-    source = {"asked": "as specified", "file": "as the file says"}.get(used["source"], "assumed")
-    return f"normalization {plain(used['name'])}, {source}"
-
-
-def _verdict(record: Record) -> str:
-    """Return the record's verdict, a line per sentence."""
-    sentences = [sentence(s["words"]) for s in record.get("verdict") or []]
-    if not sentences:
-        return ""
-    text = "\n".join(f"- {s}" for s in sentences) if len(sentences) > 1 else sentences[0]
-    return f"```````{{admonition}} Verdict\n:class: tip\n\n{text}\n```````"
-
-
-def _glance(record: Record) -> str:
-    """Tabulate straightness, optimality and collapse, a row per segment."""
-    layers = record.get("layers") or []
-    places = {layer.get("name"): i for i, layer in enumerate(layers)}
-
-    def change(segment: Mapping[str, Any], metric: str, show: Callable[[Any], str]) -> str:
-        """Return a metric at the input of the segment's first block and the output of its last."""
-        indices = [places[name] for name in segment.get("layers") or () if name in places]
-        if not indices:
-            return DASH
-        # If a stage begins with a layer's image under the shortcut, that layer is its input.
-        entry = indices[0] - (segment["layers"][0] not in places)
-        ends = (layers[i].get("collapse") or {} for i in (max(entry, 0), indices[-1]))
-        return " → ".join(show(end.get(metric)) for end in ends)
-
-    rows = [
-        [
-            plain(segment_name(s, i)),
-            with_interval(s.get("length_ratio"), interval(s, "length_ratio")),
-            centred(s, "length_ratio"),
-            fixed((s.get("centred") or {}).get("sqrt_moving_blocks"), 2),
-            correlation(s),
-            change(s, "nc1", general),
-            change(s, "ncc_accuracy", percent),
-        ]
-        for i, s in enumerate(record.get("segments") or [])
-    ]
-    if not rows:
-        return "This record has no segment of at least two layers in one feature space."
-    header = (
-        "Segment",
-        "length ratio",
-        "centred",
-        "orthogonal",
-        "correlation",
-        "NC1",
-        "nearest centre",
-    )
-    first = next((layer for layer in layers if layer.get("stage") is None), None)
-    start = (
-        f" At {plain(first['name'])}, before any block: NC1 "
-        f"{general(first['collapse'].get('nc1'))}, nearest-centre accuracy "
-        f"{percent(first['collapse'].get('ncc_accuracy'))}."
-        if first
-        else ""
-    )
-    return table(
-        header,
-        rows,
-        "Segments: runs of layers in one feature space; 95 % intervals in square brackets. "
-        "Centred: with each layer's mean subtracted. Orthogonal: the length ratio of orthogonal "
-        "steps of the same sizes. Correlation: the score end to end, 1 for an optimal map; in "
-        "round brackets if it is not clearly above that of null maps. Nearest centre: accuracy of "
-        "the nearest class mean." + start,
     )
 
 

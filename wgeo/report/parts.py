@@ -39,6 +39,45 @@ def names_of(items: Sequence[Mapping[str, Any]], key: str) -> list[str]:
     return [plain(name) for name in short_names([item.get(key) for item in items], 40)]
 
 
+def layer_title(name: Any) -> str:
+    """Return a layer's name for readers; the output of a shortcut is described as such."""
+    block, _, child = str(name).rpartition(".")
+    return f"input of {block}, mapped by its shortcut" if block and child == "shortcut" else name
+
+
+def stage_title(segment: Mapping[str, Any], index: int, layers: Sequence[Any]) -> str:
+    """Return ``Stage 2, stem → layer2.1``, from the layer that enters the first block.
+
+    A stage that begins with a layer's image under a shortcut is entered by this layer.
+    """
+    names = segment.get("layers") or []
+    places = {layer.get("name"): i for i, layer in enumerate(layers)}
+    inner = [places[name] for name in names if name in places]
+    if not inner:
+        return f"Stage {index + 1}"
+    entry = max(inner[0] - (names[0] not in places), 0)
+    first, last = short_names([layers[entry].get("name"), layers[inner[-1]].get("name")], 20)
+    return f"Stage {index + 1}, {first} → {last}"
+
+
+def shapes(record: Record) -> list[str]:
+    """Return for each segment the shape of its path according to the verdict, if it was judged."""
+    judged = {
+        tuple(s["evidence"].get("layers") or ()): s["evidence"].get("shape")
+        for s in record.get("verdict") or []
+        if s.get("claim") == "straightness" and s.get("evidence")
+    }
+    ends = [segment.get("layers") or [None] for segment in record.get("segments") or []]
+    return [_shape(judged.get((names[0], names[-1]))) for names in ends]
+
+
+def _shape(names: Any) -> str:
+    if not isinstance(names, list):
+        return DASH
+    text = " and ".join(plain(name) for name in names)
+    return f"between {text}" if len(names) > 1 else text or "undecided"
+
+
 def interval(item: Mapping[str, Any], key: str) -> Any:
     return (item.get("intervals") or {}).get(key)
 

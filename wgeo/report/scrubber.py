@@ -7,13 +7,15 @@ Without scripts, the static figures show the same paths.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from ..plots.paths import class_names, over_training
-from ..plots.style import CLASS_COLOURS, clean, segment_name
+from ..plots.paths import axis_labels, class_names, over_training
+from ..plots.style import CLASS_COLOURS, clean
+from .parts import layer_title, stage_title
+from .text import fixed, general, percent, raw_html
 
 _DIGITS = 4  # enough for a picture a few hundred pixels wide
 
@@ -26,10 +28,12 @@ def scrubber(record: Mapping[str, Any]) -> str:
     those of the last layer, with epochs in place of layers.
     """
     step = "epoch" if "analyses" in record else "layer"
+    rows = record.get("analyses") or record.get("layers") or []
+    metrics = _of_epochs(rows) if step == "epoch" else None
     if step == "epoch":
         record = over_training(record)
     scenes = [
-        _scene(record, segment, i)
+        _scene(record, segment, i, metrics or _of_layers(rows, segment))
         for i, segment in enumerate(record.get("segments") or [])
         if (segment.get("view") or {}).get("class_means")
     ]
@@ -39,18 +43,59 @@ def scrubber(record: Mapping[str, Any]) -> str:
     data = json.dumps(content, separators=(",", ":"))
     for mark in "<>&`":  # nothing in the data can end the script, the tag or the Markdown fence
         data = data.replace(mark, f"\\u{ord(mark):04x}")
-    return (
-        "```````{raw} html\n"
-        f'<div class="wgeo-scrubber"><script type="application/json">{data}</script></div>\n'
-        "```````"
+    return raw_html(
+        f'<div class="wgeo-scrubber"><p class="caption">{_CAPTIONS[step]}</p>'
+        f'<script type="application/json">{data}</script></div>'
     )
 
 
-def _scene(record: Mapping[str, Any], segment: Mapping[str, Any], index: int) -> dict[str, Any]:
+_HOW = "Drag the slider, press Play, or click the picture and press the arrow keys."
+_CAPTIONS = {
+    "layer": "What to see: a large dot is a class mean and a small dot a sample, at the layer "
+    "shown; the faint line is the whole path of the mean. Samples that follow a geodesic move in "
+    "straight lines, and so do their class means. If the classes collapse, the samples "
+    "gather at their class means: NC1 falls, and the accuracy of the nearest class mean rises. "
+    + _HOW,
+    "epoch": "What to see: a large dot is a class mean of the last layer and a small dot a sample, "
+    "at the epoch shown; the faint line is the whole path of the mean. If the classes collapse "
+    "over training, the samples gather at their class means, and NC1 falls; the means move to the "
+    f"vertices of a simplex, of which the plane shows a shadow. {_HOW}",
+}
+
+
+def _of_layers(layers: Sequence[Any], segment: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Return the metrics of a segment's layers as they are shown, by name."""
+    measured = {layer.get("name"): layer.get("collapse") or {} for layer in layers}
+    rows = [measured.get(name, {}) for name in segment.get("layers") or []]
+    gaps = segment.get("interpolation_gap") or [None] * len(rows)
+    return {
+        "NC1": [general(row.get("nc1")) for row in rows],
+        "nearest class mean": [percent(row.get("ncc_accuracy")) for row in rows],
+        "distance from the geodesic / W2 end to end": [fixed(gap) for gap in gaps],
+    }
+
+
+def _of_epochs(analyses: Sequence[Any]) -> dict[str, list[str]]:
+    ends = [((row.get("layers") or [{}])[-1].get("collapse")) or {} for row in analyses]
+    return {
+        "accuracy": [percent(row.get("accuracy")) for row in analyses],
+        "NC1": [general(end.get("nc1")) for end in ends],
+        "nearest class mean": [percent(end.get("ncc_accuracy")) for end in ends],
+    }
+
+
+def _scene(
+    record: Mapping[str, Any],
+    segment: Mapping[str, Any],
+    index: int,
+    metrics: Mapping[str, Sequence[str]],
+) -> dict[str, Any]:
     view = segment["view"]
     scene: dict[str, Any] = {
-        "name": segment_name(segment, index),
-        "layers": [clean(name) for name in segment.get("layers") or []],
+        "name": clean(stage_title(segment, index, record.get("layers") or [])),
+        "layers": [clean(layer_title(name)) for name in segment.get("layers") or []],
+        "axes": axis_labels(view),
+        "metrics": metrics,
         "classes": class_names(record, view),
         "means": _rounded(view["class_means"]),
     }

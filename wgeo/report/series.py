@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from html import escape
 from typing import Any
+from urllib.parse import quote
 
 from ..plots.series import common_runs, runs_in
-from ..plots.style import segment_name, short
+from ..plots.style import number, segment_name, short
 from .assets import asset
+from .first_screen import headline_box
 from .parts import (
     Plots,
     Record,
@@ -18,9 +21,21 @@ from .parts import (
     interval,
     join,
     score,
+    shapes,
 )
 from .scrubber import scrubber
-from .text import DASH, code, fixed, general, percent, plain, sentence, table, with_interval
+from .text import (
+    DASH,
+    code,
+    fixed,
+    general,
+    percent,
+    plain,
+    sentence,
+    table,
+    term,
+    with_interval,
+)
 
 _ALIKE = ("data", "split", "samples", "pool", "tap", "normalize")  # needed for a comparison
 
@@ -46,7 +61,10 @@ def side_by_side(series: Record, plots: Plots) -> dict[str, str]:
     toc = "\n".join(["```{toctree}", ":hidden:", ":maxdepth: 1", "", *texts, "```"])
     index = join(
         f"# {plain(series_title(series))}",
+        headline_box(series),
         _lead(series),
+        "## Side by side",
+        _compared(series),
         figure_block(plots, "over"),
         figure_block(plots, "profiles"),
         toc,
@@ -58,6 +76,82 @@ def _name(series: Record, row: Mapping[str, Any]) -> str:
     if series["axis"] == "epoch":
         return f"epoch {general(row['provenance']['epoch'])}"
     return plain(row["name"], 40)
+
+
+def _linked(series: Record, row: Mapping[str, Any]) -> str:
+    """Return the name of an analysis, as a link to its own report if there is one."""
+    name = _name(series, row)
+    page = row.get("report")
+    return f'<a href="{escape(quote(page))}">{name}</a>' if page else name
+
+
+def _compared(series: Record) -> str:
+    """Tabulate accuracy, the paths' shapes and collapse, and the differences from the first."""
+    rows = series["analyses"]
+    count = max((len(row["segments"]) for row in rows), default=0)
+    header = ["Analysis", "accuracy", term("NC1"), term("nearest mean", "nearest class mean")]
+    for i in range(count):
+        stage = f"stage {i + 1}"
+        header += [f"{term(stage, 'stage')}: {term('path')}", f"{stage}: {term('length ratio')}"]
+    body = [[_linked(series, row), *_values(row, count)] for row in rows]
+    body += [
+        [
+            f"{_name(series, row)} − {_name(series, rows[0])}",
+            *_differences(rows[0], row, count),
+        ]
+        for row in rows[1:]
+    ]
+    return table(
+        header,
+        body,
+        "The analyses, and below them the differences from the first; collapse at the last layer, "
+        "95 % intervals in brackets. A name leads to the report of its "
+        "analysis.",
+    )
+
+
+def _values(row: Mapping[str, Any], count: int) -> list[str]:
+    last = _last_layer(row)
+    cells = [
+        percent(row.get("accuracy")),
+        general(last.get("nc1")),
+        percent(last.get("ncc_accuracy")),
+    ]
+    for segment, shape in zip(row["segments"], shapes(row), strict=True):
+        cells += [shape, centred(segment, "length_ratio")]
+    return cells + [DASH] * (2 * (count - len(row["segments"])))
+
+
+def _last_layer(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    return ((row.get("layers") or [{}])[-1].get("collapse")) or {}
+
+
+def _differences(first: Mapping[str, Any], row: Mapping[str, Any], count: int) -> list[str]:
+    def less(values: tuple[Any, Any], show: Callable[[Any], str]) -> str:
+        before, after = map(number, values)
+        text = show(after - before)
+        return text if text == DASH or text.startswith("−") else f"+{text}"
+
+    ends = (_last_layer(first), _last_layer(row))
+    cells = [
+        less((first.get("accuracy"), row.get("accuracy")), _points),
+        less((ends[0].get("nc1"), ends[1].get("nc1")), general),
+        less((ends[0].get("ncc_accuracy"), ends[1].get("ncc_accuracy")), _points),
+    ]
+    for i in range(count):
+        ratios = [
+            (each["segments"][i].get("centred") or {}).get("length_ratio")
+            if i < len(each["segments"])
+            else None
+            for each in (first, row)
+        ]
+        cells += [DASH, less((ratios[0], ratios[1]), fixed)]
+    return cells
+
+
+def _points(fraction: float) -> str:
+    """Format a difference of percentages."""
+    return percent(fraction).replace("-", "−").replace(" %", " points")
 
 
 def _lead(series: Record) -> str:
@@ -122,7 +216,7 @@ def _over_runs(series: Record, segment: Mapping[str, Any], index: int) -> str:
 def _collapse(series: Record, plots: Plots) -> str:
     rows = []
     for row in series["analyses"]:
-        last = ((row.get("layers") or [{}])[-1].get("collapse")) or {}
+        last = _last_layer(row)
         tau = (row.get("progress") or {}).get("nc1") or {}
         rows.append(
             [
@@ -164,6 +258,7 @@ def _verdicts(series: Record) -> str:
     for row in series["analyses"]:
         parts += [
             f"## {_name(series, row)}",
+            f"Report: {_linked(series, row)}." if row.get("report") else "",
             *(f"- {sentence(s['words'])}" for s in row["verdict"]),
         ]
         if row.get("folder"):

@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 
+from ..plots.plot import as_csv
 from ..plots.style import clean, number, short
 
 _PUNCTUATION = re.compile(r"([!-/:-@\[-`{-~])")
@@ -21,17 +23,18 @@ def plain(value: Any, width: int | None = None) -> str:
     CommonMark allows escaping all ASCII punctuation, so all of it is escaped: no markup, role,
     formula, table cell or HTML tag can begin.
     """
-    return _escaped(clean(value) if width is None else short(value, width))
+    return escaped(clean(value) if width is None else short(value, width))
 
 
-def _escaped(text: str) -> str:
+def escaped(text: str) -> str:
+    """Escape printable text like `plain`, and keep the spaces at its ends."""
     return _PUNCTUATION.sub(r"\\\1", text)
 
 
 def sentence(text: str) -> str:
     """Escape text like `plain`, but keep text in backquotes as code."""
     parts = re.split(r"`([^`]+)`", clean(text))
-    return "".join(f"`{part}`" if k % 2 else _escaped(part) for k, part in enumerate(parts))
+    return "".join(f"`{part}`" if k % 2 else escaped(part) for k, part in enumerate(parts))
 
 
 def code(text: str) -> str:
@@ -75,11 +78,81 @@ def with_interval(value: Any, interval: Any, decimals: int = 2) -> str:
     return f"{fixed(value, decimals)} [{fixed(ends[0], decimals)}, {fixed(ends[1], decimals)}]"
 
 
-def table(header: Sequence[str], rows: Iterable[Sequence[str]], caption: str) -> str:
-    """Return a table with text in the first column and numbers in the others, as Markdown."""
-    lines = [header, [":--", *("--:" for _ in header[1:])], *rows]
+def table(
+    header: Sequence[str], rows: Iterable[Sequence[str]], caption: str, *, words: int = 1
+) -> str:
+    """Return a table with text in the first columns and numbers in the others, as Markdown.
+
+    The cells of the first `words` columns (one or two) may break over lines. On a page in HTML a
+    link follows that downloads the table as CSV.
+    """
+    rows = list(rows)
+    lines = [header, [":--"] * words + ["--:"] * (len(header) - words), *rows]
     body = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-    return f"```````{{table}} {caption}\n{body}\n```````"
+    kind = f":class: words-{words}\n\n" if words > 1 else ""
+    return (
+        f"```````{{table}} {caption}\n{kind}{body}\n```````\n\n{_download(header, rows, caption)}"
+    )
+
+
+def _download(header: Sequence[str], rows: Sequence[Sequence[str]], caption: str) -> str:
+    """Return a link, as raw HTML, that contains the table as CSV: it needs no file or network."""
+    file = re.sub(r"[^a-z0-9]+", "-", _shown(caption).partition(".")[0].lower())[:50].strip("-")
+    data = quote(as_csv(_columns(header, rows)), safe="")
+    return raw_html(
+        f'<p class="wgeo-csv"><a download="{file or "table"}.csv" '
+        f'href="data:text/csv;charset=utf-8,{data}">Download this table as CSV</a></p>'
+    )
+
+
+def raw_html(html: str) -> str:
+    """Return HTML as a block of Markdown, which is left out of a PDF."""
+    return f"```````{{raw}} html\n{html}\n```````"
+
+
+_ROLE = re.compile(r"\{term\}`([^`<]+?)(?: <[^`]*>)?`")
+_LINK = re.compile(r"<a [^>]*>|</a>")
+_INTERVAL = re.compile(r"(\S+) \[(\S+), (\S+)\]")
+_POWER = re.compile(r"·10([⁻⁰¹²³⁴⁵⁶⁷⁸⁹]+)$")
+_LOWERED = {raised: plain for plain, raised in _RAISED.items()}
+
+
+def term(words: str, entry: str | None = None) -> str:
+    """Return a link to an entry of the report's glossary."""
+    return f"{{term}}`{words}`" if entry is None else f"{{term}}`{words} <{entry}>`"
+
+
+def _shown(markdown: str) -> str:
+    """Return the text of a cell without roles, links and escapes."""
+    return re.sub(r"\\([!-/:-@\[-`{-~])", r"\1", _LINK.sub("", _ROLE.sub(r"\1", markdown)))
+
+
+def _columns(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[dict[str, str]]:
+    """Return the rows of a table for CSV; an interval becomes two columns."""
+    result: list[dict[str, str]] = [{} for _ in rows]
+    for j, title in enumerate(map(_shown, header)):
+        cells = [_shown(row[j]) for row in rows]
+        title = title if title not in (result[0] if result else {}) else f"{title} {j}"
+        ends = [_INTERVAL.fullmatch(cell) for cell in cells]
+        for row, cell, parts in zip(result, cells, ends, strict=True):
+            row[title] = _numeric(parts[1] if parts else cell)
+            if any(ends):
+                for k, side in ((2, "low"), (3, "high")):
+                    row[f"{title} {side}"] = _numeric(parts[k]) if parts else ""
+    return result
+
+
+def _numeric(cell: str) -> str:
+    """Return a formatted number as programs read it; any other text as it is."""
+    if cell == DASH:
+        return ""
+    number = _POWER.sub(lambda found: "e" + found[1].translate(_LOWERED), cell)
+    number = re.sub(r"(?<=\d),(?=\d{3})", "", number.replace("−", "-"))
+    try:
+        float(number)
+    except ValueError:
+        return cell
+    return number
 
 
 def key_values(pairs: Iterable[tuple[str, str]], caption: str) -> str:

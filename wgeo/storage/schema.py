@@ -254,10 +254,12 @@ ANALYSIS = {
     "trust?": _TRUST,
     "transport_skipped?": text,
     "thresholds?": {"*": number},
+    "headline?": _SENTENCE,
     "verdict": [_SENTENCE],
 }
 SERIES = {
     "axis": text,
+    "headline?": _SENTENCE,
     "last_layer?": {"layers": [text], "view": _VIEW},
     "analyses": [{**ANALYSIS, "name": text, "folder?": text}],
 }

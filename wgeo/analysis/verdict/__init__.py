@@ -11,11 +11,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .depth import alignment, separation_law
+from .headline import compose
 from .maps import blocks, optimality
 from .opening import few_samples_note, opening, silenced
 from .outcome import against_network, collapse, next_steps, reference
 from .paths import NO_COMMON_SPACE, straightness
 from .sentence import THRESHOLDS, Sentence
+from .several import series_headline
 
 __all__ = [
     "NO_COMMON_SPACE",
@@ -23,7 +25,9 @@ __all__ = [
     "Sentence",
     "against_network",
     "few_samples_note",
+    "headline",
     "sentences",
+    "series_headline",
     "text",
 ]
 
@@ -52,6 +56,15 @@ def sentences(record: Any) -> tuple[Sentence, ...]:
         *separation_law(record),
     ]
     return (*first, *body, *next_steps(record, body))
+
+
+def headline(record: Any) -> Sentence:
+    """Return one sentence for a reader with a minute: straight? collapsing? how sure?
+
+    It says nothing that `sentences` does not say of the same record.
+    """
+    record = record.to_dict() if hasattr(record, "to_dict") else record
+    return compose(sentences(record), record.get("trust") or {})
 
 
 def text(verdict: Sequence[Mapping[str, Any] | Sentence]) -> str:

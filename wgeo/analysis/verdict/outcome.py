@@ -146,9 +146,12 @@ def _collapse_sentence(
         "nc1": last["collapse"].get("nc1"),
         **({"nc1_corrected": end} if is_corrected else {}),
         "interval": interval,
+        "layer": last["name"],
+        "level": [least] if least == most else [least, most],
         "nc1_first": start,
         "first": first["name"],
         "kendall_tau": trend.get("kendall_tau"),
+        "kendall_interval": trend.get("interval"),
         "violations": trend.get("violations"),
     }
     corrected = ", corrected for few samples per class," if is_corrected else ""

@@ -112,12 +112,13 @@ def _judged_path(segment: Record, subject: str, centred: Record, terms: Terms) -
     ratio = centred["length_ratio"]
     interval = (centred.get("intervals") or {}).get("length_ratio")
     bound = centred.get("sqrt_moving_blocks") or segment.get("sqrt_moving_blocks")
-    word, strength = _shape(segment, interval, bound)
+    word, strength, names = _shape(segment, interval, bound)
     evidence = {
         "layers": ends(segment),
         "length_ratio_centred": ratio,
         "interval": interval,
         "length_ratio": segment.get("length_ratio"),
+        "shape": names,
         "sqrt_moving_blocks": bound,
         "null_length_ratio": centred.get("null_length_ratio"),
         "length_ratio_at_most": centred.get("length_ratio_at_most"),
@@ -143,29 +144,31 @@ def _judged_path(segment: Record, subject: str, centred: Record, terms: Terms) -
 _STRAIGHT = 2  # number of categories of `_category` that count as straight
 
 
-def _shape(segment: Record, interval: Any, bound: float | None) -> tuple[str, Strength]:
+def _shape(segment: Record, interval: Any, bound: float | None) -> tuple[str, Strength, list[str]]:
     """Name the shape of a path, if its interval lies in one category, well below sqrt(B).
 
     A path is called straight only if there is also evidence that the samples would show a turn.
+    The last item names the categories that the interval reaches; it is empty if the shape is
+    undecided.
     """
     if interval is None:
-        return "; without an interval (`bootstrap=0`) its shape is not classified", "suggested"
+        return "; without an interval (`bootstrap=0`) its shape is not classified", "suggested", []
     few = few_carrying(segment)
     if few:
-        return f"; {few} this value, so it says nothing about the others", "undecided"
+        return f"; {few} this value, so it says nothing about the others", "undecided", []
     if bound is not None and bound < THRESHOLDS["few_moving"]:
-        return "; one block accounts for nearly all of it, so this says little", "undecided"
+        return "; one block accounts for nearly all of it, so this says little", "undecided", []
     low, high = (_category(end) for end in interval)
     if high[0] < _STRAIGHT:
         reach = math.inf if bound is None else 1 + THRESHOLDS["orthogonal"] * (bound - 1)
         if interval[1] > reach:
-            return ": short, but not clearly straighter than steps at right angles", "undecided"
+            return ": short, but not clearly straighter than steps at right angles", "undecided", []
         high = max(high, _category(_unseen(segment["centred"], interval[1])))
         if high[0] >= _STRAIGHT:
-            return _UNSEEN, "undecided"
+            return _UNSEEN, "undecided", []
     if low != high:
-        return f": between {low[1]} and {high[1]}", "suggested"
-    return f": {low[1]}", "shown"
+        return f": between {low[1]} and {high[1]}", "suggested", [low[1], high[1]]
+    return f": {low[1]}", "shown", [low[1]]
 
 
 def _unseen(centred: Record, ratio: float) -> float:

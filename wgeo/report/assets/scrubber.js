@@ -2,7 +2,8 @@
 // library, no request.
 "use strict";
 (() => {
-  const SVG = "http://www.w3.org/2000/svg", WIDTH = 640, HEIGHT = 400, MARGIN = 18, SECONDS = 6;
+  const SVG = "http://www.w3.org/2000/svg", WIDTH = 640, HEIGHT = 420, SECONDS = 6;
+  const LEFT = 62, RIGHT = 622, TOP = 14, BOTTOM = 368, MARGIN = 14;  // the frame of the axes
 
   function svg(tag, attributes, parent) {
     const node = document.createElementNS(SVG, tag);
@@ -23,11 +24,51 @@
     const xs = all.map(p => p[0]), ys = all.map(p => p[1]);
     const low = v => v.reduce((a, b) => Math.min(a, b)), high = v => v.reduce((a, b) => Math.max(a, b));
     const [x0, x1, y0, y1] = [low(xs), high(xs), low(ys), high(ys)];
-    const scale = Math.min((WIDTH - 2 * MARGIN) / (x1 - x0 || 1), (HEIGHT - 2 * MARGIN) / (y1 - y0 || 1));
-    return ([x, y]) => [
-      WIDTH / 2 + scale * (x - (x0 + x1) / 2),
-      HEIGHT / 2 - scale * (y - (y0 + y1) / 2),
+    const scale = Math.min(
+      (RIGHT - LEFT - 2 * MARGIN) / (x1 - x0 || 1), (BOTTOM - TOP - 2 * MARGIN) / (y1 - y0 || 1));
+    const middle = [(x0 + x1) / 2, (y0 + y1) / 2];
+    const place = ([x, y]) => [
+      (LEFT + RIGHT) / 2 + scale * (x - middle[0]),
+      (TOP + BOTTOM) / 2 - scale * (y - middle[1]),
     ];
+    return { place, scale, middle };
+  }
+
+  // A frame with ticks at round numbers and the axes' labels.
+  function axes(scene, { place, scale, middle }, stage) {
+    svg("rect", {
+      x: LEFT, y: TOP, width: RIGHT - LEFT, height: BOTTOM - TOP, fill: "none", stroke: "#999",
+    }, stage);
+    const step = round_step((BOTTOM - TOP) / scale / 4);
+    const text = (words, attributes) => {
+      svg("text", { fill: "#444", "font-size": 12, "text-anchor": "middle", ...attributes }, stage)
+        .textContent = words;
+    };
+    const tick = k => String(Number((k * step).toPrecision(6))).replace("-", "\u2212");
+    const ticks = (centre, half) => {
+      const found = [];
+      for (let k = Math.ceil((centre - half) / step); k * step <= centre + half; k++) found.push(k);
+      return found;
+    };
+    for (const k of ticks(middle[0], (RIGHT - LEFT) / 2 / scale)) {
+      const x = place([k * step, 0])[0];
+      svg("line", { x1: x, x2: x, y1: BOTTOM, y2: BOTTOM + 4, stroke: "#999" }, stage);
+      text(tick(k), { x, y: BOTTOM + 17 });
+    }
+    for (const k of ticks(middle[1], (BOTTOM - TOP) / 2 / scale)) {
+      const y = place([0, k * step])[1];
+      svg("line", { x1: LEFT - 4, x2: LEFT, y1: y, y2: y, stroke: "#999" }, stage);
+      text(tick(k), { x: LEFT - 7, y: y + 4, "text-anchor": "end" });
+    }
+    const across = (LEFT + RIGHT) / 2, up = (TOP + BOTTOM) / 2;
+    text(scene.axes[0], { x: across, y: HEIGHT - 12, class: "axis" });
+    text(scene.axes[1], { x: 14, y: up, transform: `rotate(-90 14 ${up})`, class: "axis" });
+  }
+
+  // 1, 2 or 5 times a power of ten.
+  function round_step(size) {
+    const power = 10 ** Math.floor(Math.log10(size || 1));
+    return power * ([1, 2, 5].find(factor => factor * power >= size) || 10);
   }
 
   function start(root) {
@@ -40,9 +81,11 @@
     const slider = html("input", { type: "range", min: 0, step: "any", value: 0 }, controls);
     slider.ariaLabel = data.step;
     const position = html("output", {}, controls);
-    const stage = svg("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img" });
+    const metrics = html("p", { className: "metrics" }, root);
+    const stage = svg("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img", tabindex: 0 });
     root.append(stage);
     const legend = html("ul", {}, root);
+    root.append(root.querySelector(".caption"));
     const colour = k => data.colours[k % data.colours.length];
     let scene, moving, last, playing = false, before;
 
@@ -50,10 +93,11 @@
       scene = data.segments[index];
       last = scene.means.length - 1;
       slider.max = last;
-      slider.value = last;  // classes are furthest apart at the end
+      slider.value = 0;
       stage.replaceChildren();
       stage.setAttribute("aria-label", `Class means from ${data.step} to ${data.step}, ${scene.name}`);
-      const place = projection(scene);
+      const shown = projection(scene), place = shown.place;
+      axes(scene, shown, stage);
       const follow = (paths, radius, style) => paths.map((path, i) => {
         const node = svg("circle", { r: radius, ...style(i) }, stage);
         return { node, path };
@@ -91,6 +135,9 @@
       const on = Math.abs(at - nearest) < 0.02;
       position.textContent = on ? name(nearest) : `${name(layer)} → ${name(layer + 1)}`;
       slider.setAttribute("aria-valuetext", position.textContent);
+      metrics.textContent = Object.entries(scene.metrics)
+        .filter(([, values]) => values.some(value => value !== "\u2013"))
+        .map(([metric, values]) => `${metric}: ${values[nearest]}`).join(" \u00b7 ");
     }
 
     function step(now) {
@@ -109,7 +156,8 @@
 
     choice.addEventListener("change", () => { stop(); set_scene(Number(choice.value)); });
     slider.addEventListener("input", () => { stop(); draw(); });
-    slider.addEventListener("keydown", event => {  // arrows step from layer to layer
+    root.addEventListener("keydown", event => {  // arrows step from layer to layer
+      if (![slider, stage].includes(event.target)) return;
       const way = { ArrowRight: 1, ArrowUp: 1, ArrowLeft: -1, ArrowDown: -1 }[event.key];
       if (!way) return;
       event.preventDefault();
@@ -125,8 +173,7 @@
       if (Number(slider.value) >= last) slider.value = 0;
       requestAnimationFrame(step);
     });
-    choice.value = data.segments.length - 1;  // in which the classes separate
-    set_scene(data.segments.length - 1);
+    set_scene(0);
   }
 
   document.querySelectorAll(".wgeo-scrubber").forEach(start);

@@ -1,0 +1,122 @@
+"""The headline of a series: what changes from its first analysis to its last."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from ...text import counted, printable
+from .sentence import Record, Sentence
+from .wording import listed, percent, rounded
+
+
+def series_headline(rows: Sequence[Record], axis: str) -> Sentence:
+    """Return one sentence about what differs between the ends of a series.
+
+    Parameters
+    ----------
+    rows : sequence of dict
+        The records of the analyses, in order.
+    axis : {"epoch", "name"}
+        Checkpoints of one training, or networks. Of more than two networks, the sentence gives the
+        ranges, since their order means nothing.
+    """
+    between = len(rows) > 2 and axis != "epoch"
+    changes = _ranges(rows) if between else _changes(rows[0], rows[-1])
+    if between:
+        start = f"Among these {len(rows)} networks"
+    elif axis == "epoch":
+        epochs = [f"{row['provenance']['epoch']:g}" for row in (rows[0], rows[-1])]
+        start = f"From epoch {epochs[0]} to epoch {epochs[1]}"
+    else:
+        start = f"From {_name(rows[0])} to {_name(rows[-1])}"
+    words = f"{start} {listed(changes) if changes else 'nothing was measured in both'}"
+    guessing = [
+        f"epoch {row['provenance']['epoch']:g}" if axis == "epoch" else _name(row)
+        for row in rows
+        if (row.get("trust") or {}).get("at_chance")
+    ]
+    if guessing:
+        words += f"; {listed(guessing)} {'is' if len(guessing) == 1 else 'are'} at chance"
+    words += "."
+    return Sentence("headline", words, {"analyses": len(rows), "axis": axis}, "suggested")
+
+
+def _name(row: Record) -> str:
+    return printable(str(row.get("name")))
+
+
+def _nc1(row: Record) -> Any:
+    layers = row.get("layers") or [{}]
+    return (layers[-1].get("collapse") or {}).get("nc1")
+
+
+_MEASURES: tuple[tuple[str, Callable[[Record], Any], Callable[[float], str]], ...] = (
+    ("accuracy", lambda row: row.get("accuracy"), lambda value: percent(value)),
+    ("NC1 at the last layer", _nc1, rounded),
+)
+
+
+def _changes(first: Record, last: Record) -> list[str]:
+    parts = []
+    for what, value, show in _MEASURES:
+        start, end = value(first), value(last)
+        if start is None or end is None:
+            continue
+        before, after = show(start), show(end)
+        parts.append(
+            f"{what} stays at {before}"
+            if before == after
+            else f"{what} {'rises' if end > start else 'falls'} from {before} to {after}"
+        )
+    return parts + _straighter(first, last)
+
+
+def _straighter(first: Record, last: Record) -> list[str]:
+    """State in how many stages the centred length ratio changes, by intervals that do not meet."""
+    segments = [row.get("segments") or [] for row in (first, last)]
+    if len(segments[0]) != len(segments[1]):
+        return []
+    outcomes = [_compared(*pair) for pair in zip(*segments, strict=True)]
+    known = [outcome for outcome in outcomes if outcome]
+    parts = [
+        f"the path becomes {word} in {_stages(known.count(word), len(outcomes))}"
+        for word in ("straighter", "less straight")
+        if word in known
+    ]
+    if not parts and known:
+        parts = ["no stage becomes clearly straighter or less straight"]
+    return parts
+
+
+def _stages(number: int, total: int) -> str:
+    return f"{number} of {counted(total, 'stage')}"
+
+
+def _compared(first: Record, last: Record) -> str:
+    before, after = _ends(first), _ends(last)
+    if not before or not after:
+        return ""
+    if after[1] < before[0]:
+        return "straighter"
+    return "less straight" if before[1] < after[0] else "unclear"
+
+
+def _ends(segment: Record) -> Any:
+    """Return the ends of the interval of the centred length ratio, or an empty list."""
+    ends = ((segment.get("centred") or {}).get("intervals") or {}).get("length_ratio") or []
+    return [] if None in ends else ends
+
+
+def _ranges(rows: Sequence[Record]) -> list[str]:
+    parts = []
+    for what, value, show in _MEASURES:
+        known = [row for row in rows if value(row) is not None]
+        if len(known) < 2:
+            continue
+        low, high = min(known, key=value), max(known, key=value)
+        parts.append(
+            f"{what} ranges from {show(value(low))} ({_name(low)}) to {show(value(high))} "
+            f"({_name(high)})"
+        )
+    return parts

@@ -1,0 +1,199 @@
+"""The first screen of a report: headline, trust, the table of stages, and the verdict."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from ..geodesic.paths import LOW_RESOLUTION
+from ..plots.style import clean, numbers
+from .parts import Record, centred, correlation, join, shapes, stage_title
+from .text import DASH, escaped, fixed, general, percent, plain, sentence, table, term
+
+
+def first_screen(record: Record) -> str:
+    return join(
+        headline_box(record),
+        _trust(record),
+        "## At a glance",
+        _glance(record),
+        _verdict(record),
+    )
+
+
+# --- headline ------------------------------------------------------------------------------------
+
+_TERMS = {  # words of a headline, and their entries in the glossary
+    "path of the features": "path",
+    "stages": "stage",
+    "stage": "stage",
+    "straight": "straight",
+    "bent": "straight",
+    "collapsed": "collapsed",
+    "collapse": "collapsed",
+    "last layer": "last layer",
+    "95 % intervals": "interval",
+    "normalized": "normalization",
+    "guessing": "guessing",
+    "NC1": "NC1",
+}
+_WORDS = re.compile(rf"\b({'|'.join(_TERMS)})\b")
+
+
+def headline_box(record: Record) -> str:
+    """Return the recorded headline in a box; the first use of each term links to the glossary."""
+    words = (record.get("headline") or {}).get("words")
+    if not words:
+        return ""
+    linked: set[str] = set()
+    parts = []
+    for k, part in enumerate(_WORDS.split(clean(words))):
+        entry = _TERMS[part] if k % 2 else ""
+        parts.append(term(part, entry) if entry and entry not in linked else escaped(part))
+        linked.add(entry)
+    text = "".join(parts)
+    return f"```````{{admonition}} In one sentence\n:class: tip wgeo-headline\n\n{text}\n```````"
+
+
+# --- trust ---------------------------------------------------------------------------------------
+
+
+def _trust(record: Record) -> str:
+    """Return one line with what a reader needs to judge the numbers."""
+    about, trust = record.get("provenance") or {}, record.get("trust") or {}
+    parts = [
+        _samples(about, trust),
+        f"accuracy {percent(record.get('accuracy'))}{_accuracy_context(trust)}"
+        if record.get("accuracy") is not None
+        else "",
+        _normalized(trust.get("normalization")),
+        _certified(record.get("blocks") or []),
+        _resolution(record.get("blocks") or []),
+        _power(record.get("segments") or []),
+        f"features: {plain(about['pool'])}" if about.get("pool") else "",
+    ]
+    return f"**Can it be trusted?** {' · '.join(part for part in parts if part)}."
+
+
+def _samples(about: Record, trust: Record) -> str:
+    samples, split = about.get("samples"), about.get("split")
+    if not samples:
+        return ""
+    smallest = trust.get("samples_per_class")
+    per_class = f", at least {general(smallest)} per class" if smallest else ""
+    return f"{general(samples)} {plain(split) + ' ' if split else ''}samples{per_class}"
+
+
+def _accuracy_context(trust: Record) -> str:
+    parts = []
+    if trust.get("chance") is not None:
+        parts.append(f"{term('guessing')} {percent(trust['chance'])}")
+    claimed = trust.get("claimed_accuracy")
+    parts += [f"the file claims {percent(claimed['value'])}"] if claimed else []
+    return f" ({', '.join(parts)})" if parts else ""
+
+
+def _normalized(used: Record | None) -> str:
+    if not used:
+        return ""
+    source = {"asked": "as specified", "file": "as the file says"}.get(used["source"], "assumed")
+    return f"{term('normalization')} {plain(used['name'])}, {source}"
+
+
+def _certified(blocks: Any) -> str:
+    if not blocks:
+        return ""
+    number = sum(block.get("status") == "certified" for block in blocks)
+    return f"{number} of {len(blocks)} distances {term('certified')}"
+
+
+def _resolution(blocks: Any) -> str:
+    known = numbers([block.get("resolution") for block in blocks])
+    known = known[np.isfinite(known)]
+    if not len(known):
+        return ""
+    ends = " to ".join(dict.fromkeys(general(end, 2) for end in (known.min(), known.max())))
+    return f"{term('resolution')} {ends} (sufficient from {LOW_RESOLUTION})"
+
+
+def _power(segments: Any) -> str:
+    judged = [segment.get("power") for segment in segments if segment.get("corr_score")]
+    if not judged:
+        return ""
+    return f"{term('power')} in {sum(map(bool, judged))} of {len(judged)} stages"
+
+
+# --- the table -----------------------------------------------------------------------------------
+
+
+def _glance(record: Record) -> str:
+    """Tabulate straightness, optimality and collapse: the input, then a row per stage."""
+    layers = record.get("layers") or []
+    segments = record.get("segments") or []
+    if not segments:
+        return "This record has no segment of at least two layers in one feature space."
+    rows = [
+        [
+            f"{plain(layer.get('name'), 20)}, before any block",
+            *([DASH] * 4),
+            general((layer.get("collapse") or {}).get("nc1")),
+            percent((layer.get("collapse") or {}).get("ncc_accuracy")),
+        ]
+        for layer in layers[:1]
+        if layer.get("stage") is None
+    ]
+    for i, (segment, shape) in enumerate(zip(segments, shapes(record), strict=True)):
+        rows.append(
+            [
+                plain(stage_title(segment, i, layers)),
+                shape,
+                centred(segment, "length_ratio"),
+                fixed((segment.get("centred") or {}).get("sqrt_moving_blocks"), 2),
+                correlation(segment),
+                _change(segment, layers, "nc1", general),
+                _change(segment, layers, "ncc_accuracy", percent),
+            ]
+        )
+    header = (
+        term("Stage", "stage"),
+        term("path", "path"),
+        term("length ratio", "length ratio"),
+        term("right angles", "right angles"),
+        term("correlation", "correlation score"),
+        term("NC1"),
+        term("nearest mean", "nearest class mean"),
+    )
+    return table(
+        header,
+        rows,
+        "The input, then one row per stage; 95 % intervals in square brackets. Values in round "
+        "brackets are not evidence, since the samples lack power.",
+        words=2,
+    )
+
+
+def _change(
+    segment: Mapping[str, Any], layers: Any, metric: str, show: Callable[[Any], str]
+) -> str:
+    """Return a metric at the input of the segment's first block and the output of its last."""
+    places = {layer.get("name"): i for i, layer in enumerate(layers)}
+    names = segment.get("layers") or []
+    indices = [places[name] for name in names if name in places]
+    if not indices:
+        return DASH
+    # If a stage begins with a layer's image under the shortcut, that layer is its input.
+    entry = indices[0] - (names[0] not in places)
+    ends = (layers[i].get("collapse") or {} for i in (max(entry, 0), indices[-1]))
+    return " → ".join(show(end.get(metric)) for end in ends)
+
+
+def _verdict(record: Record) -> str:
+    """Return the record's verdict, a line per sentence."""
+    sentences = [sentence(s["words"]) for s in record.get("verdict") or []]
+    if not sentences:
+        return ""
+    text = "\n".join(f"- {s}" for s in sentences) if len(sentences) > 1 else sentences[0]
+    return join("## Verdict", text).rstrip()
