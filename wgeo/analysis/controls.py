@@ -106,6 +106,8 @@ def brenier_test(
 
     Parameters
     ----------
+    traj, net, images, bootstrap, seed
+        As in `analyze`.
     points : int or None
         Number of images; None for an affordable number (`_affordable_points`).
 

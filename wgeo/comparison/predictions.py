@@ -243,8 +243,9 @@ class Errors:
     Attributes
     ----------
     model, baseline : float
-        Errors of all features. model_means, baseline_means : float Errors of the class means,
-        weighted by samples.
+        Errors of all features.
+    model_means, baseline_means : float
+        Errors of the class means, weighted by samples.
     variance : float
         Sum of squares of the layer about its mean.
     """

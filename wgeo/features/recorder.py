@@ -31,6 +31,11 @@ class Recorder:
 
     Attributes
     ----------
+    module : nn.Module
+    specs : tuple of BlockSpec
+        The blocks to record.
+    pool, tap : str
+        See `trace`.
     layouts : dict of str to Layout
         Layout of every recorded layer and entry, by key.
     head : Head

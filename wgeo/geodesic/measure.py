@@ -71,9 +71,10 @@ def straightness(
         with 2,000 samples of 64 features.
     nulls : int
         Number of null maps of each kind (`NullScore`) for every block, every segment, and every map
-        from a compared layer to the segment's last layer; 0 for none. groups : array_like of int,
-        (n,), optional Samples with the same number are copies of one image. They are resampled
-        together, and null maps use one sample per group.
+        from a compared layer to the segment's last layer; 0 for none.
+    groups : array_like of int, (n,), optional
+        Samples with the same number are copies of one image. They are resampled together, and null
+        maps use one sample per group.
     seed : int
 
     Notes

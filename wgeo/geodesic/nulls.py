@@ -8,8 +8,8 @@ are scored in the same way:
 * *turned*: x_i + A s_i, with A a random orthogonal antisymmetric matrix. If the map is optimal, the
   Jacobian of this null map is I + A M with M symmetric, and its asymmetry grows with the step.
 
-  If the score of a null map is as high as that of the network's own pairing, the samples cannot
-  show whether the pairing is optimal.
+If the score of a null map is as high as that of the network's own pairing, the samples cannot show
+whether the pairing is optimal.
 """
 
 from __future__ import annotations

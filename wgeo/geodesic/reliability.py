@@ -64,6 +64,10 @@ def effective_samples(
         The measures of the centred layers.
     squared_distances : {(i, j): ndarray, (n,)}
         Squared distances by which transport moves the samples; see `costs`.
+    i, j : int
+        Indices of the first and the last layer.
+    groups : ndarray of int, (n,), optional
+        Samples with the same number are copies of one image.
     """
     steps = np.sum([squared_distances[k, k + 1] for k in range(i, j)], axis=0)
     weights = [np.sqrt(path.square[:, i] * path.square[:, j]), squared_distances[i, j], steps]

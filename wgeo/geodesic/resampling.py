@@ -77,6 +77,9 @@ def resample(
         One row per sample.
     measures : callable, (m, c) -> {name: (m,)}
         Measures as functions of the column means, for m sets of means.
+    draws : int
+        Number of bootstrap resamples; 0 for none.
+    seed : int
     groups : ndarray of int, (n,), optional
         Rows with the same number are copies of one sample, and are drawn or left out together.
     """

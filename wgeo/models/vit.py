@@ -40,6 +40,13 @@ def vit(
 
     Parameters
     ----------
+    num_classes, in_channels : int
+    image_size : int
+        Pixels per side; required, because every patch has a position embedding.
+    activation : str
+        Name of the activation in each block's MLP.
+    width, depth : int
+        Number of features of a token, and of blocks.
     heads : int, optional
         By default one per 16 features.
     hidden : int, optional

@@ -156,8 +156,9 @@ class ClassMoments:
     name : str
         Name of the layer, for errors.
     spectrum_size : int
-        See `SPECTRUM_SIZE`; 0 for no spectrum. start : int Number of samples before these, in other
-        processes; used in error messages.
+        See `SPECTRUM_SIZE`; 0 for no spectrum.
+    start : int
+        Number of samples before these, in other processes; used in error messages.
     """
 
     def __init__(self, name: str, spectrum_size: int = SPECTRUM_SIZE, start: int = 0) -> None:

@@ -77,6 +77,10 @@ class Trajectory(Displayed):
         labels : array_like of int, (n,)
         names : sequence of str, optional
             Default ``layer0``, ``layer1``, ...
+        predictions : array_like of int, (n,), optional
+            The network's decisions.
+        classifier : Classifier, optional
+            The linear layer that computes the logits from the last layer's features.
 
         Raises
         ------

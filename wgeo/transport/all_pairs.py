@@ -116,8 +116,14 @@ def find_violations(
 
     Parameters
     ----------
+    geometry : Geometry
+        The costs c_ij.
+    potentials : Potentials
+        f and g.
     threshold : float
         Pairs are listed if their slack is below minus this.
+    thorough : bool
+        Whether to compute all undecided pairs in float64.
     rows : ndarray of int, optional
         Test only pairs of these rows; the excess then accounts only for these.
     """

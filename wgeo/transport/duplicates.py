@@ -21,8 +21,12 @@ _ROWS = 1024  # number of rows copied to float64 at a time
 class Merged:
     """Clouds of distinct points, and the index of each original point among them.
 
-    Attributes ---------- clouds : PointClouds The same two measures, with fewer points. index_x,
-    index_y : ndarray of int, (n,), (m,) Which of the distinct points each original point equals.
+    Attributes
+    ----------
+    clouds : PointClouds
+        The same two measures, with fewer points.
+    index_x, index_y : ndarray of int, (n,), (m,)
+        Which of the distinct points each original point equals.
     """
 
     clouds: PointClouds

@@ -80,8 +80,9 @@ def fit_deep(
         Limit on evaluations for each start.
     collapsed : bool
         Descend with one feature vector per class instead of N vectors; the minimum is the same.
-        start : UFMSolution, optional Search near this point, with all N features: start from the
-        point itself and from Gaussian perturbations of it.
+    start : UFMSolution, optional
+        Search near this point, with all N features: start from the point itself and from Gaussian
+        perturbations of it.
     spread : float
         Size of these perturbations, relative to the mean entry of `start`.
     device : str

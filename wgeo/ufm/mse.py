@@ -67,8 +67,8 @@ def fit_mse(
         A number is its decay lb >= 0 (0: free, ``math.inf``: none).
     method : {"auto", "closed", "numerical"}
         "auto" uses singular-value thresholding if it is exact, and otherwise L-BFGS ("numerical").
-        restarts : int, optional Number of random starts of the numerical method; default 1 for d >=
-        K, otherwise 20.
+    restarts : int, optional
+        Number of random starts of the numerical method; default 1 for d >= K, otherwise 20.
     seed, tolerance, max_steps, collapsed
         See `fit_ce`.
 

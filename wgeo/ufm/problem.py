@@ -46,9 +46,9 @@ class Problem:
         lambda_b >= 0: 0 for a free bias, infinity for none.
     loss : {"ce", "mse"}
     activation : {"linear", "relu"}
-        Activation between the hidden factors; not used with two factors. copies : ndarray of int,
-        (n,), optional Number of samples that each column represents, if equal samples share a
-        column.
+        Activation between the hidden factors; not used with two factors.
+    copies : ndarray of int, (n,), optional
+        Number of samples that each column represents, if equal samples share a column.
     """
 
     labels: Int[np.ndarray, " n"]

@@ -85,9 +85,10 @@ def fit_mufm(
         ``free`` couples the two distributions regardless of labels; this is a different problem,
         which alternation solves to a local optimum.
     restarts : int
-        Number of random starts in addition to the ridge start. tolerance : float The search stops
-        at this Newton decrement sqrt(g^T M g / F), where M is the inverse Gauss-Newton matrix. Its
-        square is about twice the relative excess of the objective.
+        Number of random starts in addition to the ridge start.
+    tolerance : float
+        The search stops at this Newton decrement sqrt(g^T M g / F), where M is the inverse
+        Gauss-Newton matrix. Its square is about twice the relative excess of the objective.
     seed : int
 
     Raises

@@ -27,6 +27,9 @@ class ReducedCE:
     ----------
     x : ndarray, (n, r)
         Samples (rows) in the eigenbasis of their covariance, in which the preconditioner is good.
+    labels : ndarray of int, (n,)
+    mu, weight_decay, bias_decay : float
+        Weight of the transport cost, and decays of W and b.
     offset : ndarray, (r,), optional
         Subtracted from the samples; a free bias compensates for it.
     """
