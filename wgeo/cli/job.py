@@ -163,12 +163,12 @@ def require_inputs(checkpoints: Iterable[str], source: str | None) -> None:
     CheckpointError, DataError
         There is no such checkpoint, or no such data set.
     """
-    from ..checkpoints.locating import checked_path, shown
+    from ..checkpoints.locating import checked_path, display_path
     from ..data.names import locate
 
     for path in checkpoints:
         if not os.path.exists(path):
-            checked_path(path, shown(path))  # raises an error that says what is wrong
+            checked_path(path, display_path(path))  # raises an error that says what is wrong
     if source is not None:
         locate(source)
 

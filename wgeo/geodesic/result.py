@@ -30,7 +30,7 @@ class NullScore:
     own : (value, low, high)
         The correlation score of the pair's own displacements on the same samples.
     samples : int
-        Number of samples behind these scores: all, or at most ``wgeo.geodesic.nulls.SAMPLES``.
+        Number of samples behind these scores: all, or at most ``wgeo.geodesic.nulls.MAX_SAMPLES``.
     ot_score : float
         The highest certified upper bound of the draws' centred OT scores.
     """

@@ -185,20 +185,20 @@ def _with_intervals(
     """
     index = ClassIndex()
     index.add(np.array(result.classes))
-    rows = index.rows(traj.labels)
+    class_index = index.rows(traj.labels)
     predicted = None if traj.predictions is None else index.rows(traj.predictions)
-    multiplicities = stratified_counts(rows, resamples, np.random.default_rng(seed))
+    multiplicities = stratified_counts(class_index, resamples, np.random.default_rng(seed))
     by_layer = processes.map_over_ranks(
         [
             partial(
                 bootstrap_replicates,
                 layer.features,
-                rows,
+                class_index,
                 predicted,
                 multiplicities,
                 name=layer.name,
                 stage=layer.stage,
-                frequency=is_frequency(result.weights),
+                weight_by_frequency=is_frequency(result.weights),
                 rank_tolerance=rank_tolerance,
             )
             for layer in traj.staged

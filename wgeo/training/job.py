@@ -151,7 +151,7 @@ class Job:
             self.home.write(self._history())
             return
         names = ("last.pt", "history.json", "checkpoints/epoch-*.pt")
-        self.home.claim(*names)
+        self.home.require_writable(*names)
         if resume and (later := checkpoints_in(self.folder)[1:]):
             raise RecordError(
                 f"{later[-1]} is from an earlier run, but {last}, needed to resume it, is missing. "
@@ -173,7 +173,7 @@ class Job:
         if not self.home.listed():
             self.home.adopt(*filter(self._is_mine, names))
         self.home.adopt("last.pt")  # read by `_restore`
-        self.home.claim("last.pt", *names)
+        self.home.require_writable("last.pt", *names)
 
     def _is_mine(self, name: str) -> bool:
         """Whether a file's metadata match the settings of this run."""
