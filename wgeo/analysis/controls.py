@@ -59,8 +59,8 @@ def reference_test(
     reference : as returned by `checked_reference`
     seed : int
     compare : callable, optional
-        Compares with networks with fresh weights (`fresh_networks`), or traces another network and
-        compares with it; None if there are features only.
+        Compares with randomly initialized networks (`fresh_networks`), or traces another network
+        and compares with it; None if there are features only.
 
     Returns
     -------

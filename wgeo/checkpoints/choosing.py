@@ -173,7 +173,7 @@ def _refuse_several(fitting: list[tuple[_Candidate, Fit | None]]) -> None:
 
 
 def _same(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -> bool:
-    """Whether two states are equal bit by bit."""
+    """Return whether two states are equal bit by bit."""
     return one is other or (
         one.keys() == other.keys() and all(_alike(one[key], other[key]) for key in one)
     )

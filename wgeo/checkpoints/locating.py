@@ -58,7 +58,7 @@ def files_of(path: str | os.PathLike[str], name: str) -> list[str]:
 
 
 def is_saved_model(folder: str | os.PathLike[str]) -> bool:
-    """Whether a folder contains a network saved by ``save_pretrained``."""
+    """Return whether a folder contains a network saved by ``save_pretrained``."""
     return any(os.path.isfile(os.path.join(os.fsdecode(folder), each)) for each in _USUAL)
 
 

@@ -131,7 +131,7 @@ def analyze(
 def _refuse_several() -> None:
     raise ArgumentError(
         "With torchrun, all processes analyze one checkpoint. For several checkpoints, run `wgeo "
-        "analyze` or `wgeo sweep` without torchrun; --jobs analyses several in parallel."
+        "analyze` or `wgeo sweep` without torchrun; --jobs analyzes several in parallel."
     )
 
 

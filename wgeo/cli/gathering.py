@@ -71,7 +71,7 @@ def run_all(
         if error := _draw_missing(records[name], folder / name):
             failures[name] = _report_failure(jobs[name], error)
     outcomes = _run_here(todo, folder) if processes == 1 else _run_pool(todo, folder, processes)
-    for name, error in track(outcomes, "analysing", len(todo)):
+    for name, error in track(outcomes, "analyzing", len(todo)):
         record, error = (None, error) if error else _record_or_error(jobs[name], folder / name)
         if record is None:
             failures[name] = _report_failure(jobs[name], error or "its record is missing")

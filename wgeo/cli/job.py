@@ -50,7 +50,7 @@ class Job:
     explicit: frozenset[str] = frozenset()
 
     def check(self) -> None:
-        """Refuse invalid options before anything is computed.
+        """Raise an error for invalid options before anything is computed.
 
         Raises
         ------
@@ -156,7 +156,7 @@ class Job:
 
 
 def require_inputs(checkpoints: Iterable[str], source: str | None) -> None:
-    """Refuse paths that do not exist before libraries are loaded, which takes seconds.
+    """Raise an error for paths that do not exist, before loading libraries takes seconds.
 
     Raises
     ------
@@ -174,7 +174,7 @@ def require_inputs(checkpoints: Iterable[str], source: str | None) -> None:
 
 
 def split_names(layers: str | None) -> list[str] | None:
-    """``"a, b"`` -> ``["a", "b"]``."""
+    """Split ``"a, b"`` into ``["a", "b"]``."""
     return [name.strip() for name in layers.split(",")] if layers else None
 
 

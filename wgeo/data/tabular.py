@@ -25,7 +25,7 @@ _INSTALL = "Parquet and Hugging Face data sets need pyarrow: pip install 'wgeo[h
 
 
 def is_tabular(path: Path) -> bool:
-    """Whether a folder is a Hugging Face data set: saved to disk, or Parquet files from the hub."""
+    """Return whether a folder is a Hugging Face data set, saved to disk or as Parquet files."""
     return bool(_parts(path))
 
 

@@ -372,7 +372,7 @@ def _check(map_: Map, points: torch.Tensor) -> None:
 
 
 def _ends_in_relu(map_: Map, points: torch.Tensor) -> bool:
-    """Whether the map ends in a ReLU, as a module or a function.
+    """Return whether the map ends in a ReLU, as a module or a function.
 
     A ReLU is recognized by its outputs: for inputs of both signs, none of them is negative, and
     many are exactly zero.

@@ -32,7 +32,7 @@ class NullScore:
     samples : int
         Number of samples behind these scores: all, or at most ``wgeo.geodesic.nulls.MAX_SAMPLES``.
     ot_score : float
-        The highest certified upper bound of the draws' centred OT scores.
+        The highest certified upper bound of the draws' centered OT scores.
     """
 
     kind: str
@@ -73,7 +73,7 @@ class Pairs:
 class Optimality(Result):
     """Whether a map x_i -> y_i, a block or a segment from end to end, pairs its samples optimally.
 
-    Notation: m = mean(y - x); u = x - mean x and v = y - mean y are the centred clouds;
+    Notation: m = mean(y - x); u = x - mean x and v = y - mean y are the centered clouds;
     sd_x^2 = mean ||u||^2, sd_y^2 = mean ||v||^2 and S = sd_x^2 + sd_y^2.
 
     Attributes

@@ -130,7 +130,7 @@ def build(
     activation: str = "relu",
     **options: Any,
 ) -> nn.Module:
-    """Build a network with fresh weights, drawn from torch's global generator.
+    """Build a network with random weights, drawn from torch's global generator.
 
     Parameters
     ----------

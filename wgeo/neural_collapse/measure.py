@@ -144,7 +144,7 @@ def collapse_of(
 
 
 def is_frequency(weights: str) -> bool:
-    """Whether classes are weighted by their size."""
+    """Return whether classes are weighted by their size."""
     if weights not in ("uniform", "frequency"):
         raise ArgumentError(f"weights must be 'uniform' or 'frequency', not {weights!r}.")
     return weights == "frequency"
@@ -156,7 +156,7 @@ def weights_of(classifier: Any) -> Float[np.ndarray, "C d"]:
 
 
 def features_by_layer(ood: Trajectory | Mapping[str, Any]) -> Mapping[str, Any]:
-    """Out-of-distribution features by layer name."""
+    """Return out-of-distribution features by layer name."""
     if isinstance(ood, Trajectory):
         return {layer.name: layer.features for layer in ood.layers}
     return ood

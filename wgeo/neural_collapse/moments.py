@@ -140,8 +140,8 @@ class ClassGeometry:
     def means_coincide(self) -> bool:
         """Whether all class means coincide, up to rounding."""
         scale = np.linalg.norm(self.center) + np.sqrt(self.within)
-        least = max(_MEANS_TOLERANCE * scale, self.rounding)
-        return not len(self.sigma) or bool(self.sigma[0] <= least)
+        threshold = max(_MEANS_TOLERANCE * scale, self.rounding)
+        return not len(self.sigma) or bool(self.sigma[0] <= threshold)
 
 
 class ClassMoments:

@@ -164,7 +164,7 @@ class Job:
         self._finish_epoch(row, time.perf_counter())
 
     def _claim_remaining(self) -> None:
-        """Refuse to overwrite others' files with those still to be written.
+        """Raise RecordError if a file still to be written would replace one of somebody else.
 
         Version 0.1 did not list its files: those whose metadata match this run are its own.
         """
@@ -176,7 +176,7 @@ class Job:
         self.home.require_writable("last.pt", *names)
 
     def _is_mine(self, name: str) -> bool:
-        """Whether a file's metadata match the settings of this run."""
+        """Return whether a file's metadata match the settings of this run."""
         path = self.folder / name
         try:
             require_regular(path)

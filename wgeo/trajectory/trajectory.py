@@ -335,12 +335,12 @@ PENULTIMATE = "penultimate"  # the layer of the classifier's input
 
 
 def features_key(name: str) -> str:
-    """Name of a layer's features in a store."""
+    """Return the name of a layer's features in a store."""
     return f"features:{name}"
 
 
 def entry_key(name: str) -> str:
-    """Name of a layer's `Layer.entry` in a store."""
+    """Return the name of a layer's `Layer.entry` in a store."""
     return f"entry:{name}"
 
 
@@ -417,7 +417,7 @@ def whole_arrays(
 
 
 def _checksum(array: np.ndarray) -> int:
-    """CRC-32 of an array's bytes, read in chunks of rows."""
+    """Return the CRC-32 of an array's bytes, read in chunks of rows."""
     checksum = 0
     for start in range(0, len(array), _ROWS):
         chunk = np.ascontiguousarray(array[start : start + _ROWS])
