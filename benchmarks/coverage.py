@@ -44,7 +44,7 @@ def path(n: int, rng: np.random.Generator) -> wgeo.Trajectory:
 
 
 def of_paths(runs: int, n: int) -> Iterator[Row]:
-    """Bootstrap intervals of centred values: do they contain the expectation at this N?"""
+    """Bootstrap intervals of centered values: do they contain the expectation at this N?"""
     names = ("length_ratio", "line_shape_ratio")
     values: dict[str, list[float]] = {name: [] for name in names}
     ends: dict[str, list[tuple[float, float]]] = {name: [] for name in names}

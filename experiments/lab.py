@@ -317,7 +317,7 @@ def rank_correlation_within(
 ) -> tuple[float, float]:
     """Correlation of the ranks of x and y within their groups, and its two-sided p-value.
 
-    Ranks are taken within each group and centred there, so levels that differ between groups do
+    Ranks are taken within each group and centered there, so levels that differ between groups do
     not count. Values of y are permuted within groups only: a test over all values together would
     find groups with independent levels of x and y correlated (p < 0.05 in four cases of five for
     three levels of nine values each).

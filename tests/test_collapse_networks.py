@@ -62,7 +62,9 @@ def test_replicates_equal_metrics_of_the_drawn_rows(d, frequency, rng, monkeypat
     drawn = bootstrap.stratified_counts(rows, 6, rng)
     for held in (bootstrap._REPLICATE_ENTRIES, 1):  # all together, and one at a time
         monkeypatch.setattr(bootstrap, "_REPLICATE_ENTRIES", held)
-        found = bootstrap.bootstrap_replicates(H, rows, predicted, drawn, frequency=frequency)
+        found = bootstrap.bootstrap_replicates(
+            H, rows, predicted, drawn, weight_by_frequency=frequency
+        )
         assert len(found) == 6
         for layer, times in zip(found, drawn, strict=True):
             again = np.repeat(np.arange(len(y)), times)

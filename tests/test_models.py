@@ -542,7 +542,7 @@ def test_a_factory_in_the_current_folder():
 @pytest.mark.parametrize(
     ("name", "options", "said"),
     [
-        ("my_networks:tidy", {}, "is not a function.*did you mean 'tiny'"),
+        ("my_networks:tidy", {}, "'tidy' does not exist in my_networks.*did you mean 'tiny'"),
         ("my_networks:made", {}, "is already a network"),
         ("my_networks:fails", {}, r"fails\(num_classes=3\) failed: KeyError"),
         ("my_networks:odd", {}, "returned int, not a torch"),

@@ -215,7 +215,7 @@ def test_nulls_use_a_subset_of_many_samples_without_copies(rng, monkeypatch):
     y = x @ rotation(30)
     groups = np.arange(60) // 3
     assert {each.samples for each in null_scores(x, y, groups=groups)} == {20}
-    monkeypatch.setattr("wgeo.geodesic.nulls.SAMPLES", 25)
+    monkeypatch.setattr("wgeo.geodesic.nulls.MAX_SAMPLES", 25)
     own = pair_score(x, y, Exact())
     part = null_scores(x, y, own=own)
     assert {each.samples for each in part} == {25}

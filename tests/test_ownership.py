@@ -35,7 +35,7 @@ from wgeo.plots.composed import catalogue
 from wgeo.plots.models import write_model
 from wgeo.storage import files
 from wgeo.storage.files import folder_name
-from wgeo.storage.ownership import MANIFEST, claim, claim_all, list_all, owned
+from wgeo.storage.ownership import MANIFEST, owned, record_all, require_unchanged, require_writable
 
 KILLS = int(os.environ.get("WGEO_KILLS", "2"))
 MINE = b"a week of work\n"
@@ -106,7 +106,7 @@ def test_only_listed_files_are_replaced(tmp_path):
         kept = contents(tmp_path)
         said = rf"{tmp_path}/{name} is in the way.*Nothing was written.*choose another folder"
         with pytest.raises(RecordError, match=said):
-            claim(tmp_path, name)
+            require_writable(tmp_path, name)
         with owned(tmp_path) as home, pytest.raises(RecordError, match=said):
             home.write({"sub/b": "5", name: "5"})
         assert contents(tmp_path) == kept
@@ -138,7 +138,7 @@ def test_links_folders_and_pipes_block_writing(tmp_path, kind):
     else:
         place.symlink_to(tmp_path / ("elsewhere" if kind == "link" else "nowhere"))
     with pytest.raises(RecordError, match="in the way"):
-        claim(tmp_path / "run", "sub/a")
+        require_writable(tmp_path / "run", "sub/a")
     with owned(tmp_path / "run") as home, pytest.raises(RecordError, match="in the way"):
         home.write({"sub/a": "new"})
     assert os.path.lexists(place)
@@ -146,11 +146,11 @@ def test_links_folders_and_pipes_block_writing(tmp_path, kind):
 
 
 def test_new_folder_must_not_exist_yet(tmp_path):
-    claim(tmp_path / "x" / "y", "a", "*.pt")
+    require_writable(tmp_path / "x" / "y", "a", "*.pt")
     assert not list(tmp_path.iterdir())
     (tmp_path / "file").write_bytes(MINE)
     with pytest.raises(RecordError, match="file is in the way"):
-        claim(tmp_path / "file" / "y", "a")
+        require_writable(tmp_path / "file" / "y", "a")
 
 
 @pytest.mark.parametrize(
@@ -165,7 +165,10 @@ def test_new_folder_must_not_exist_yet(tmp_path):
 )
 def test_invalid_list_is_refused_and_left_unchanged(tmp_path, text):
     (tmp_path / MANIFEST).write_text(text)
-    for attempt in (lambda: claim(tmp_path, MANIFEST), lambda: owned(tmp_path).__enter__()):
+    for attempt in (
+        lambda: require_writable(tmp_path, MANIFEST),
+        lambda: owned(tmp_path).__enter__(),
+    ):
         with pytest.raises(RecordError, match=r"\.wgeo\.json is in the way"):
             attempt()
     assert (tmp_path / MANIFEST).read_text() == text
@@ -176,20 +179,20 @@ def test_folder_is_compared_with_its_list(tmp_path):
     folder = tmp_path / "report"
     (folder / "html").mkdir(parents=True)
     (folder / "html" / "index.html").write_text("page")
-    list_all(folder)
-    claim_all(folder)
+    record_all(folder)
+    require_unchanged(folder)
     (folder / ".DS_Store").write_text("whatever a file manager leaves")
-    claim_all(folder)
+    require_unchanged(folder)
     (folder / "html" / "thesis.tex").write_bytes(MINE)
     with pytest.raises(RecordError, match=r"thesis\.tex is in the way"):
-        claim_all(folder)
+        require_unchanged(folder)
     (folder / "html" / "thesis.tex").unlink()
     (folder / "html" / "link").symlink_to(tmp_path)
     with pytest.raises(RecordError, match="link is in the way"):
-        claim_all(folder)
+        require_unchanged(folder)
     (tmp_path / "to").symlink_to(folder)
     with pytest.raises(RecordError, match="to is in the way"):
-        claim_all(tmp_path / "to")
+        require_unchanged(tmp_path / "to")
 
 
 def test_users_file_in_place_of_the_lock_is_kept(tmp_path):
@@ -249,7 +252,7 @@ def test_run_killed_at_any_call_leaves_files_known_to_the_next(tmp_path):
             (folder / name).write_bytes(MINE)
         work(folder, "first")
         code = killed_at(moment, lambda folder=folder: work(folder, "second"))
-        claim(folder, "a", "sub/b", "d")
+        require_writable(folder, "a", "sub/b", "d")
         work(folder, "second")
         left = contents(folder)
         assert all(left.pop(name) == MINE for name in mine)

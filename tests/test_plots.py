@@ -16,6 +16,7 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 import pytest
+import torch
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from PIL import Image
@@ -46,6 +47,8 @@ PANELS = {
     "interpolation_gap": plots.interpolation_gap,
     "sample_sizes": plots.sample_sizes,
     "gradient_maps": plots.gradient_maps,
+    "separation_law": plots.separation_law,
+    "alignment": plots.alignment,
 }
 SERIES = {"over": plots.over, "profiles": plots.profiles}
 MODEL = {
@@ -315,10 +318,14 @@ def steps() -> dict[str, Any]:
     layers = [first, first + 0.3 * rng.normal(size=(60, 3)), 2 * first]
     traj = wgeo.Trajectory.from_arrays(layers, labels)
     straight = wgeo.straightness(traj, bootstrap=0)
+    options = {"width": 2, "depth": 2, "in_channels": 1}
+    net = wgeo.models.build("isoresnet", num_classes=3, options=options)
     results = [
         *(traj, straight, straight.blocks[0], straight.segments[0], wgeo.collapse(traj)),
         *(wgeo.compare(traj), wgeo.wasserstein(traj.first, traj.last)),
         wgeo.bias_curve(traj.first, traj.last, [20, 40]),
+        wgeo.separation_law(traj),
+        wgeo.alignment(net, torch.rand(2, 1, 4, 4), vectors=2),
     ]
     return {type(result).__name__: result for result in results}
 
@@ -334,6 +341,8 @@ DRAWN = {
     plots.collapse: ["Collapse", "Comparison"],
     plots.model_errors: ["Comparison"],
     plots.sample_sizes: ["BiasCurve"],
+    plots.separation_law: ["SeparationLaw", "Collapse"],
+    plots.alignment: ["Alignment"],
 }
 
 

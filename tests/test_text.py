@@ -22,8 +22,8 @@ import wgeo
 from wgeo import plots
 from wgeo.analysis import Analysis, Series
 from wgeo.cli import main, tables
-from wgeo.cli.fitting import Column, fitted
 from wgeo.cli.root import command, say
+from wgeo.cli.widths import Column, fit_to_width
 from wgeo.errors import ArgumentError, DependencyError, WgeoError, WgeoWarning
 from wgeo.plots.composed import catalogue
 from wgeo.plots.plot import as_csv
@@ -156,7 +156,7 @@ def test_a_narrow_table_says_what_it_leaves_out():
     said = shown(lambda: tables.print_analysis(Analysis(sample_record())), True, 80)
     table, note = re.sub(r"\x1b\[[\d;]*m", "", said).split("└")
     assert "interval" not in table
-    assert "Left out at a width of 80 columns: interval, OT centred." in " ".join(note.split())
+    assert "Not shown at a width of 80 characters: interval, OT centred." in " ".join(note.split())
 
 
 WORDS = st.text("abc.", min_size=1, max_size=30)
@@ -168,11 +168,11 @@ WORDS = st.text("abc.", min_size=1, max_size=30)
 )
 def test_no_width_cuts_a_number(columns, width):
     made = [Column("name", ["a.long.name.of.a.layer", "b"], names=True)]
-    made += [Column(name, [f"{value:.6g}"] * 2, priority) for name, value, priority in columns]
-    said = shown(lambda: Terminal(width).print(fitted(made, width)), True, width)
+    made += [Column(name, [f"{value:.6g}"] * 2, drop_order) for name, value, drop_order in columns]
+    said = shown(lambda: Terminal(width).print(fit_to_width(made, width)), True, width)
     assert "…" not in said
     for column in made[1:]:
-        assert column.priority or column.cells[0] in said.replace("\n  ", " ")
+        assert column.drop_order or column.cells[0] in said.replace("\n  ", " ")
 
 
 @pytest.mark.parametrize("name", HOSTILE)

@@ -24,13 +24,13 @@ def counted(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
-def first_names(names: Sequence[str], most: int, total: int | None = None) -> str:
-    """Return the first `most` names as printable text, with an ellipsis if there are more.
+def first_names(names: Sequence[str], limit: int, total: int | None = None) -> str:
+    """Return the first `limit` names as printable text, with an ellipsis if there are more.
 
     `total` is their number if `names` are not all of them.
     """
-    more = ", ..." if (len(names) if total is None else total) > most else ""
-    return ", ".join(printable(name) for name in names[:most]) + more
+    more = ", ..." if (len(names) if total is None else total) > limit else ""
+    return ", ".join(printable(name) for name in names[:limit]) + more
 
 
 def suggestion(word: str, names: Iterable[str]) -> str:

@@ -2,7 +2,7 @@
 Tutorial: does weight decay straighten my network?
 ==================================================
 
-One question from beginning to end: train two networks in plain PyTorch, save them, analyse the
+One question from beginning to end: train two networks in plain PyTorch, save them, analyze the
 files, read the answer, compare the two, and write it up. Nothing is downloaded. The networks are
 small, so that this page runs in under a minute; the steps are those for your own checkpoints.
 """
@@ -78,7 +78,7 @@ for decay in (0.0, 5e-3):
 print(sorted(path.name for path in folder.iterdir()))
 
 # %%
-# Analyse
+# Analyze
 # -------
 # For an architecture of yours, build the network, load its weights, and pass the module with the
 # images: a pair ``(x, labels)`` of arrays or tensors, a ``Dataset`` or a ``DataLoader``. (For known

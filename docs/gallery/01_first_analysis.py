@@ -50,7 +50,7 @@ print(f"OT score, end to end = {segment.ot_score:.3f} at resolution {segment.res
 # %%
 # How collapsed? Variability within the classes relative to that between them, layer by layer.
 for layer in wgeo.collapse(traj).layers:
-    print(f"{layer.name:9} NC1 {layer.nc1:7.3g}   nearest-centre accuracy {layer.ncc_accuracy:.2f}")
+    print(f"{layer.name:9} NC1 {layer.nc1:7.3g}   nearest-center accuracy {layer.ncc_accuracy:.2f}")
 
 # %%
 # `analyze` does all of this and returns a record, the source of all figures and reports.

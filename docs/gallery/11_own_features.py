@@ -1,5 +1,5 @@
 """
-Analyse your own features
+Analyze your own features
 =========================
 
 Features need not come from a network that wgeo supports, or from PyTorch. Arrays with corresponding

@@ -1,5 +1,5 @@
 """
-Analyse a checkpoint of torchvision's ResNet-18
+Analyze a checkpoint of torchvision's ResNet-18
 ===============================================
 
 The same steps apply to a downloaded file. These pages are built without internet access, so the

@@ -65,7 +65,7 @@ def main() -> None:
 
 
 def at_equal_runs(groups: dict[tuple, list[dict[str, Any]]]) -> str:
-    """L(k) / D of networks of different depth, as they are and centred."""
+    """L(k) / D of networks of different depth, as they are and centered."""
     known = sorted({int(k) for group in groups.values() for k in group[0]["runs"]})
     rows = []
     for key, group in groups.items():

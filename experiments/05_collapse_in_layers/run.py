@@ -78,9 +78,9 @@ def summary(found: Collapse) -> Result:
 
 
 def uncentred_angles(traj: wgeo.Trajectory) -> list[float | None]:
-    """Mean angle between uncentred class means, in degrees, by depth.
+    """Mean angle between uncentered class means, in degrees, by depth.
 
-    Centred means sum to zero, so their mean cosine is -1/(K - 1) if their norms are equal: their
+    Centered means sum to zero, so their mean cosine is -1/(K - 1) if their norms are equal: their
     mean angle can hardly grow.
     """
     classes = np.unique(traj.labels)
@@ -142,7 +142,7 @@ def tau(values: Sequence[float]) -> float:
 
 
 def opens(view: Result, *, strictly: bool) -> bool | None:
-    """The mean angle of uncentred class means grows, at every layer or by Kendall's tau."""
+    """The mean angle of uncentered class means grows, at every layer or by Kendall's tau."""
     angles = view["uncentred_angle"]
     if strictly:
         return bool(np.all(np.diff(angles) >= 0))

@@ -61,8 +61,8 @@ def reference_test(
     reference : as returned by `checked_reference`
     seed : int
     compare : callable, optional
-        Compares with networks with fresh weights (`fresh_networks`), or traces another network and
-        compares with it; None if there are features only.
+        Compares with randomly initialized networks (`fresh_networks`), or traces another network
+        and compares with it; None if there are features only.
 
     Returns
     -------
@@ -108,6 +108,8 @@ def brenier_test(
 
     Parameters
     ----------
+    traj, net, images, bootstrap, seed
+        As in `analyze`.
     points : int or None
         Number of images; None for an affordable number (`_affordable_points`).
 

@@ -1,4 +1,4 @@
-"""Compare a network with many of its architecture with fresh weights: did training straighten it?
+"""Compare a network with fresh ones, randomly initialized: did training straighten it?
 
 The networks are the sample, not the images. Two training runs of one recipe differ by more than the
 sampling error over images, so a p-value over images finds a difference between any two networks.
@@ -55,7 +55,7 @@ def fresh_networks(
     reading: Mapping[str, Any],
     seed: int,
 ) -> dict[str, Any]:
-    """Compare a network's line-shape ratios with those of `count` networks with fresh weights.
+    """Compare a network's line-shape ratios with those of `count` fresh networks.
 
     All networks see the same images, at most 200; the batch statistics of the fresh networks are
     estimated on these images (`reestimate_statistics`).

@@ -77,11 +77,11 @@ def analyze(
         wide layers (flat features) have no intervals; `wgeo.collapse` computes them on request.
     reference : {"init", "shuffled", "none"}, Network or nn.Module
         What straightness is tested against. ``init``: the rank of the network among
-        `reference_networks` networks of this architecture with fresh weights. ``shuffled`` (its own
-        layers in another order) or a network of your choice: a test of these two networks over
+        `reference_networks` randomly initialized networks of this architecture. ``shuffled`` (its
+        own layers in another order) or a network of your choice: a test of these two networks over
         images (`straighter_than`). ``none``: no test.
     reference_networks : int
-        Number of networks R with fresh weights; p-values are at least 1 / (R + 1), so with
+        Number R of randomly initialized networks; p-values are at least 1 / (R + 1), so with
         fewer than 19 no difference is significant. Each costs two passes of at most 200 images.
     brenier : int or None
         Number of images at which to test whether every block is the gradient of a convex function

@@ -19,7 +19,7 @@ from ..plots.files import data_uri
 from ..results import Result
 from ..storage.records import ANALYSIS, read_record
 from ..trajectory import Trajectory
-from .saving import claim, save
+from .saving import require_writable, save
 from .verdict import text
 from .verdict.opening import origin
 
@@ -84,7 +84,7 @@ class Analysis(Result):
 
     def report(self, folder: str | os.PathLike[str], *, pdf: bool = False) -> Path:
         """Save to a folder and build its Sphinx report; return the path of `wgeo.report.build`."""
-        claim(folder, ANALYSIS, with_report=True)
+        require_writable(folder, ANALYSIS, with_report=True)
         self.save(folder)
         return report.build(folder, pdf=pdf)
 

@@ -15,7 +15,7 @@ from ..storage.files import writable
 from ..storage.records import ANALYSIS, SERIES
 
 
-def claim(
+def require_writable(
     folder: str | os.PathLike[str], kind: str = ANALYSIS, *, with_report: bool = False
 ) -> None:
     """Check that a record, its figures and its report can be written without replacing other files.
@@ -26,7 +26,7 @@ def claim(
         A file that wgeo did not write is in the way (the message names it), or the folder contains
         a record of the other kind.
     """
-    home = records.claim(Path(folder), kind)
+    home = records.require_writable(Path(folder), kind)
     claim_figures(home / "figures", series=kind == SERIES)
     if with_report:
         report.claim_report(home)
@@ -44,7 +44,7 @@ def save(
         wgeo did not write are in the way, and nothing was written.
     """
     home = writable(folder)
-    claim(home, kind)
+    require_writable(home, kind)
     path = records.write_record(home, record, kind)
     try:
         plots.figures(shown, home / "figures")

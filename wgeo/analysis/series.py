@@ -13,7 +13,7 @@ from ..errors import ArgumentError
 from ..plots.series import series_rows
 from ..results import Result
 from ..storage.records import SCHEMA, SERIES, check_record, epoch_of, read_record
-from .saving import claim, save
+from .saving import require_writable, save
 from .verdict import series_headline
 from .views import training_view
 
@@ -123,7 +123,7 @@ class Series(Result):
 
     def report(self, folder: str | os.PathLike[str], *, pdf: bool = False) -> Path:
         """Save to a folder and build its report; return the path of `wgeo.report.build`."""
-        claim(folder, SERIES, with_report=True)
+        require_writable(folder, SERIES, with_report=True)
         self.save(folder)
         return report.build(folder, pdf=pdf)
 

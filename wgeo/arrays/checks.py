@@ -78,16 +78,16 @@ def check_plain(x: torch.Tensor, name: str) -> None:
         raise FeatureError(f"{name} has dtype {x.dtype}; convert it to float32 or wider: {to}.")
 
 
-def as_count(value: Any, name: str, least: int = 0) -> int:
-    """Return `value` as an int of at least `least`.
+def as_count(value: Any, name: str, minimum: int = 0) -> int:
+    """Return `value` as an int of at least `minimum`.
 
     Raises
     ------
     ArgumentError
         Anything else: a string, a fraction, True.
     """
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < least:
-        raise ArgumentError(f"{name} must be a whole number of at least {least}, not {value!r}.")
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < minimum:
+        raise ArgumentError(f"{name} must be a whole number of at least {minimum}, not {value!r}.")
     return int(value)
 
 

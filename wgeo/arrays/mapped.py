@@ -46,7 +46,7 @@ def anonymous_array(
 
 @contextmanager
 def _shared_file(size: int, folder: str | os.PathLike[str] | None) -> Iterator[IO[bytes] | None]:
-    """An anonymous temporary file shared by this host's processes, or None.
+    """Return an anonymous temporary file shared by this host's processes, or None.
 
     One process creates it; its name is removed as soon as the others have opened it.
     """

@@ -34,7 +34,7 @@ class Sliceable(Protocol):
         """(n, d)."""
 
     def __getitem__(self, rows: Any, /) -> np.ndarray:
-        """Rows by a slice or an array of row numbers."""
+        """Return the rows of a slice or of an array of row numbers."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +60,7 @@ class LazyRows:
 
 
 def is_memmapped(features: np.ndarray) -> TypeGuard[np.memmap]:
-    """Whether features are on disk; a copy of a memory map has its type, but is in memory."""
+    """Return whether features are on disk. (A copy of a memory map is a memmap in memory.)"""
     return isinstance(features, np.memmap) and getattr(features, "_mmap", None) is not None
 
 
@@ -136,7 +136,7 @@ def sum_over_rows(
 
 
 def mean_of(features: Sliceable) -> Float[np.ndarray, " d"]:
-    """Mean of all rows."""
+    """Return the mean of all rows."""
     (total,) = sum_over_rows(lambda _, chunk: [chunk.sum(0)], features)
     return total / features.shape[0]
 
@@ -144,13 +144,13 @@ def mean_of(features: Sliceable) -> Float[np.ndarray, " d"]:
 def sums_by_class(
     features: Float[np.ndarray, "b d"], labels: Int[np.ndarray, " b"], classes: int
 ) -> Float[np.ndarray, "K d"]:
-    """Sum of the rows of every class 0, ..., K - 1."""
+    """Return the sum of the rows of every class 0, ..., K - 1."""
     entries = (np.ones(len(labels)), (labels, np.arange(len(labels))))
     return csr_array(entries, shape=(classes, len(labels))) @ features
 
 
 def class_means(features: Sliceable, labels: Int[np.ndarray, " n"]) -> Float[np.ndarray, "K d"]:
-    """Mean of every class 0, ..., K - 1, each of which has a sample."""
+    """Return the mean of every class 0, ..., K - 1; each class must have a sample."""
     counts = np.bincount(labels)
     (total,) = sum_over_rows(
         lambda rows, chunk: [sums_by_class(chunk, labels[rows], len(counts))], features

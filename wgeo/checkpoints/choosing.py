@@ -173,7 +173,7 @@ def _refuse_several(fitting: list[tuple[_Candidate, Fit | None]]) -> None:
 
 
 def _same(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -> bool:
-    """Whether two states are equal bit by bit."""
+    """Return whether two states are equal bit by bit."""
     return one is other or (
         one.keys() == other.keys() and all(_alike(one[key], other[key]) for key in one)
     )
@@ -189,7 +189,7 @@ def _alike(a: torch.Tensor, b: torch.Tensor) -> bool:
 def _recognize(view: View) -> tuple[str, str]:
     state = view.state
     fitting = matching.exact_fits(state)
-    if len(fitting) == 1 and find(fitting[0]).settled:
+    if len(fitting) == 1 and find(fitting[0]).determined_by_shapes:
         return fitting[0], f"recognized as {fitting[0]}: all its tensors fit"
     if fitting:
         raise CheckpointError(

@@ -315,5 +315,5 @@ def _view(state: Mapping[str, torch.Tensor], prefix: str, wrapper: str) -> View:
 
 
 def _is_matrix(tensor: torch.Tensor | None) -> bool:
-    """Whether a tensor can be a linear layer's weight."""
+    """Return whether a tensor can be a linear layer's weight."""
     return tensor is not None and tensor.ndim == 2

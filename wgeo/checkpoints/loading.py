@@ -20,7 +20,7 @@ from .contents import SavedState, find_states
 from .metadata import claimed_accuracy, epoch
 from .normalizing import normalization_of
 from .provenance import LoadReport, Network, Provenance
-from .reading import Contents, read, read_trusted, shown
+from .reading import Contents, display_path, read, read_trusted
 
 _LONGEST = 500  # characters of a setting stored in a file
 
@@ -81,7 +81,7 @@ def load_checkpoint(
     ArgumentError
         The architecture or an option is unknown.
     """
-    name = shown(as_path(path, "path"))
+    name = display_path(as_path(path, "path"))
     contents = read(path)
     states = find_states(contents.value, name, contents.size, container)
     if trust and arch is None and states[0].whole:
@@ -232,7 +232,7 @@ def _assumptions(fit: Fit) -> list[str]:
         notes.append(
             "its first kernel is 3 x 3: assumed to be a stem of stride 1 without max-pooling"
         )
-    ours = fit.arch.name in ARCHS and not fit.arch.settled
+    ours = fit.arch.name in ARCHS and not fit.arch.determined_by_shapes
     if ours and "activation" not in fit.settings:
         notes.append(
             "its activation is unknown: assumed to be relu (`options={'activation': ...}`)"

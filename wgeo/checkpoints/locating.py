@@ -12,7 +12,7 @@ from typing import Any
 from ..errors import CheckpointError
 from ..text import printable
 
-ENDINGS = (".pt", ".pth", ".th", ".ckpt", ".bin", ".safetensors")
+SUFFIXES = (".pt", ".pth", ".th", ".ckpt", ".bin", ".safetensors")
 _SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})(\.safetensors|\.bin)")
 _INDEX = (".safetensors.index.json", ".bin.index.json")
 _USUAL = (  # names in a folder written by save_pretrained, in order of preference
@@ -26,13 +26,15 @@ _MAX_BYTES = 10_000_000  # of an index or config
 _MAX_SHARDS = 1_000
 
 
-def shown(path: str | os.PathLike[str]) -> str:
+def display_path(path: str | os.PathLike[str]) -> str:
     """Return a path as printable text, whatever bytes it contains."""
     return printable(os.fsdecode(path), limit=1000)
 
 
 def files_of(path: str | os.PathLike[str], name: str) -> list[str]:
-    """Return the files that belong to a path: itself, or all shards of a folder, index or shard.
+    """Return the files of the checkpoint at a path.
+
+    These are the file itself, or all shards if the path is a folder, an index or one of the shards.
 
     Raises
     ------
@@ -50,13 +52,13 @@ def files_of(path: str | os.PathLike[str], name: str) -> list[str]:
     shard = _SHARD.fullmatch(os.path.basename(text))
     if shard is None:
         return [text]
-    start, _, count, ending = shard.groups()
-    names = [f"{start}-{i:05d}-of-{count}{ending}" for i in range(1, int(count) + 1)]
+    start, _, count, suffix = shard.groups()
+    names = [f"{start}-{i:05d}-of-{count}{suffix}" for i in range(1, int(count) + 1)]
     return _siblings(text, names[: _MAX_SHARDS + 1], name)
 
 
 def is_saved_model(folder: str | os.PathLike[str]) -> bool:
-    """Whether a folder contains a network saved by ``save_pretrained``."""
+    """Return whether a folder contains a network saved by ``save_pretrained``."""
     return any(os.path.isfile(os.path.join(os.fsdecode(folder), each)) for each in _USUAL)
 
 
@@ -72,7 +74,7 @@ def checked_path(path: str | os.PathLike[str], name: str) -> os.stat_result:
         status = os.stat(path)
     except FileNotFoundError:
         if os.path.islink(path):
-            target = shown(os.readlink(path))
+            target = display_path(os.readlink(path))
             raise CheckpointError(
                 f"{name} is a link to {target}, which does not exist. Pass the file itself."
             ) from None
@@ -97,15 +99,15 @@ def _in_folder(folder: str, name: str) -> str:
     usual = next((each for each in _USUAL if each in names), None)
     if usual is not None:
         return os.path.join(folder, usual)
-    inside = sorted(shown(each) for each in names if each.endswith(ENDINGS))
+    inside = sorted(display_path(each) for each in names if each.endswith(SUFFIXES))
     hint = f" It contains {', '.join(inside[:5])}." if inside else " It contains no checkpoint."
     raise CheckpointError(f"{name} is a folder; pass a file in it.{hint}")
 
 
 def _distributed(name: str) -> str:
     return (
-        f"{name} is a checkpoint, or a part of one, in several files of torch.distributed. Make "
-        "one file of its folder: python -m torch.distributed.checkpoint.format_utils dcp_to_torch "
+        f"{name} belongs to a checkpoint that torch.distributed saved as several files. Convert "
+        "its folder to one file: python -m torch.distributed.checkpoint.format_utils dcp_to_torch "
         "FOLDER FILE."
     )
 
@@ -128,11 +130,12 @@ def _siblings(path: str, names: list[str], name: str) -> list[str]:
         raise CheckpointError(f"{name} claims more than {_MAX_SHARDS} shards, or none.")
     folder = os.path.dirname(path)
     files = [os.path.join(folder, each) for each in names]
-    missing = [shown(names[i]) for i, file in enumerate(files) if not os.path.exists(file)]
+    missing = [display_path(names[i]) for i, file in enumerate(files) if not os.path.exists(file)]
     if missing:
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
         raise CheckpointError(
-            f"{name} is one of {len(names)} shards, and {len(missing)} are missing in its folder: "
-            f"{', '.join(missing[:3])}. Download them too."
+            f"{name} belongs to a checkpoint of {len(names)} shards; missing from its folder: "
+            f"{', '.join(missing[:3])}{more}. Download them too."
         )
     return files
 

@@ -68,5 +68,5 @@ def normalization_of(
 
 
 def _is_vector(tensor: torch.Tensor | None) -> bool:
-    """Whether a tensor has one number per channel, or one for all channels."""
+    """Return whether a tensor has one number per channel, or one for all channels."""
     return tensor is not None and tensor.is_floating_point() and tensor.numel() in (1, 3)

@@ -292,7 +292,7 @@ class _Reader:
 
 
 def _has_state(parts: tuple[_Item, ...]) -> bool:
-    """Whether the last of four arguments is a state that torch does not print in an error."""
+    """Return whether the last of four arguments is a state that torch never prints."""
     state = parts[3] if len(parts) == 4 else _Item("tuple")
     return state.tag != "tuple" or len(state.parts) == 2
 

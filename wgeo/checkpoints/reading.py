@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from ..errors import CheckpointError
-from .locating import ENDINGS, checked_path, files_of, read_config, shown
+from .locating import SUFFIXES, checked_path, display_path, files_of, read_config
 from .pickles import File, damaged, inspect_pickles
 from .standins import load_inert
 
@@ -76,10 +76,10 @@ def read(path: str | os.PathLike[str]) -> Contents:
     CheckpointError
         The file does not exist, is unreadable, empty or damaged, or has another format.
     """
-    name = shown(path)
+    name = display_path(path)
     try:
         files = files_of(path, name)
-        parts = [_read_one(file, name if len(files) == 1 else shown(file)) for file in files]
+        parts = [_read_one(file, name if len(files) == 1 else display_path(file)) for file in files]
         config = read_config(files[0])
     except OSError as error:
         reason = error.strerror or str(error)
@@ -105,7 +105,7 @@ def fingerprint(path: str | os.PathLike[str]) -> str:
         The file does not exist, or the folder contains no checkpoint.
     """
     hashes = []
-    for file in files_of(path, shown(path)):
+    for file in files_of(path, display_path(path)):
         with open(file, "rb") as stream:
             hashes.append(hashlib.file_digest(stream, "sha256").hexdigest())
     return _combined(hashes)
@@ -146,7 +146,7 @@ def read_trusted(path: str | os.PathLike[str]) -> Any:
     CheckpointError
         The file needs code that is not installed, or is damaged.
     """
-    name = shown(path)
+    name = display_path(path)
     try:
         with open(path, "rb") as file, warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -225,8 +225,8 @@ def _checked_zip(file: File, size: int, name: str) -> tuple[bytes, tuple[str, ..
             broken = archive.testzip()
             if broken is not None:
                 raise CheckpointError(
-                    f"{name} is damaged: the checksum of its entry {shown(broken)} is wrong. Save "
-                    "or download it again."
+                    f"{name} is damaged: the checksum of its entry {display_path(broken)} is "
+                    "wrong. Save or download it again."
                 )
             return archive.read(pickles[0]), () if checked else (_UNCHECKED,)
     except CheckpointError:
@@ -242,7 +242,7 @@ def _other_archive(entries: list[zipfile.ZipInfo], name: str) -> str:
             "arrays as tensors: torch.save({k: torch.from_numpy(v) for k, v in "
             "np.load(path).items()}, 'weights.pt')."
         )
-    inside = [shown(e.filename) for e in entries if e.filename.lower().endswith(ENDINGS)]
+    inside = [display_path(e.filename) for e in entries if e.filename.lower().endswith(SUFFIXES)]
     advice = f" Unpack it, and pass a file in it: {', '.join(inside[:5])}." if inside else ""
     return f"{name} is a zip archive without torch's data.pkl, so not a checkpoint.{advice}"
 

@@ -108,7 +108,7 @@ def attributes(value: Any) -> dict[Any, Any]:
 
 
 def is_module(value: Any) -> bool:
-    """Whether a stand-in replaces a ``torch.nn.Module``."""
+    """Return whether a stand-in replaces a ``torch.nn.Module``."""
     # dict's own methods: an unpickled OrderedDict may carry attributes that hide its methods.
     entries = attributes(value)
     return all(isinstance(dict.get(entries, part), dict) for part in ("_parameters", "_modules"))

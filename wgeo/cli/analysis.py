@@ -28,13 +28,13 @@ def demo(out: str, epochs: int, seed: int) -> None:
     Takes about a minute on two cores and downloads nothing.
     """
     from ..analysis import analyze as measure
-    from ..analysis.saving import claim
+    from ..analysis.saving import require_writable
     from ..checkpoints import load_checkpoint
     from ..data import load_images
     from ..training import train as fit
 
     folder = lock_folder(out)
-    claim(folder, with_report=True)
+    require_writable(folder, with_report=True)
     images = load_images("digits", split="train", seed=seed)
     recipe: dict[str, Any] = {
         "lr": 0.05,
@@ -117,9 +117,9 @@ def analyze(
             raise ArgumentError("--store is for a single checkpoint; there are several.")
         gather(jobs_by_name, folder, processes=jobs, with_report=with_report)
         return
-    from ..analysis.saving import claim
+    from ..analysis.saving import require_writable
 
-    on_rank_zero(lambda: claim(folder, with_report=with_report))
+    on_rank_zero(lambda: require_writable(folder, with_report=with_report))
     (job,) = jobs_by_name.values()
     if store is None and launched_world_size() > 1:
         store = str(folder / "features")
@@ -131,7 +131,7 @@ def analyze(
 def _refuse_several() -> None:
     raise ArgumentError(
         "With torchrun, all processes analyze one checkpoint. For several checkpoints, run `wgeo "
-        "analyze` or `wgeo sweep` without torchrun; --jobs analyses several in parallel."
+        "analyze` or `wgeo sweep` without torchrun; --jobs analyzes several in parallel."
     )
 
 
@@ -164,7 +164,7 @@ def report(runs: tuple[Path, ...], out: Path | None, open_it: bool, pdf: bool) -
 
     from .. import report as reports
     from ..analysis import Series
-    from ..analysis.saving import claim
+    from ..analysis.saving import require_writable
     from ..report.building import engine
 
     if pdf:
@@ -172,7 +172,7 @@ def report(runs: tuple[Path, ...], out: Path | None, open_it: bool, pdf: bool) -
     if len(runs) > 1:
         if out is None:
             raise ArgumentError("A report on several runs needs a separate folder: --out DIR.")
-        claim(out, SERIES, with_report=True)
+        require_writable(out, SERIES, with_report=True)
         Series.of_folders(runs).save(out)
     elif out is not None:
         raise ArgumentError("--out is for several runs; one run's report is written to its folder.")

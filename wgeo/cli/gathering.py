@@ -17,7 +17,7 @@ from typing import Any
 from ..errors import RecordError, WgeoError
 from ..runtime.progress import track
 from ..storage.files import folder_name, locked
-from ..storage.ownership import leftovers, owned
+from ..storage.ownership import has_leftovers, owned
 from .job import Job
 from .root import as_typed, main, say, with_flags
 
@@ -51,7 +51,7 @@ def run_all(
     RecordError
         Files that wgeo did not write are in the way in a job's folder; no job was run.
     """
-    from ..analysis.saving import claim
+    from ..analysis.saving import require_writable
 
     failures: dict[str, str] = {}
     records: dict[str, dict[str, Any]] = {}
@@ -66,12 +66,12 @@ def run_all(
     mine = list(jobs)[part[0] - 1 :: part[1]]
     todo = {name: jobs[name] for name in mine if name not in records and name not in failures}
     for name in todo:
-        claim(folder / name)
+        require_writable(folder / name)
     for name in [name for name in mine if name in records]:
         if error := _draw_missing(records[name], folder / name):
             failures[name] = _report_failure(jobs[name], error)
     outcomes = _run_here(todo, folder) if processes == 1 else _run_pool(todo, folder, processes)
-    for name, error in track(outcomes, "analysing", len(todo)):
+    for name, error in track(outcomes, "analyzing", len(todo)):
         record, error = (None, error) if error else _record_or_error(jobs[name], folder / name)
         if record is None:
             failures[name] = _report_failure(jobs[name], error or "its record is missing")
@@ -95,11 +95,11 @@ def gather(
 ) -> None:
     """Run jobs (`run_all`), compare all finished analyses, and report failures."""
     from ..analysis import Series
-    from ..analysis.saving import claim
+    from ..analysis.saving import require_writable
     from ..storage.records import SERIES
     from .tables import print_series
 
-    claim(folder, SERIES, with_report=with_report)
+    require_writable(folder, SERIES, with_report=with_report)
     records, failures = run_all(jobs, folder, processes=processes, part=part)
     elsewhere = part[1] > 1 and len(records) + len(failures) < len(jobs)
     if len(records) > 1 and not elsewhere:
@@ -197,7 +197,7 @@ def _draw_missing(record: Mapping[str, Any], folder: Path) -> str:
     figures = folder / "figures"
     try:
         missing = drawn(record, figures, folder / ANALYSIS) is None
-        if not (missing or leftovers(folder) or leftovers(figures)):
+        if not (missing or has_leftovers(folder) or has_leftovers(figures)):
             return ""
         with ExitStack() as stack:
             for place in (folder, figures):

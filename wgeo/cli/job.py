@@ -51,7 +51,7 @@ class Job:
     explicit: frozenset[str] = frozenset()
 
     def check(self) -> None:
-        """Refuse invalid options before anything is computed.
+        """Raise an error for invalid options before anything is computed.
 
         Raises
         ------
@@ -157,25 +157,25 @@ class Job:
 
 
 def require_inputs(checkpoints: Iterable[str], source: str | None) -> None:
-    """Refuse paths that do not exist before libraries are loaded, which takes seconds.
+    """Raise an error for paths that do not exist, before loading libraries takes seconds.
 
     Raises
     ------
     CheckpointError, DataError
         There is no such checkpoint, or no such data set.
     """
-    from ..checkpoints.locating import checked_path, shown
+    from ..checkpoints.locating import checked_path, display_path
     from ..data.names import locate
 
     for path in checkpoints:
         if not os.path.exists(path):
-            checked_path(path, shown(path))  # raises an error that says what is wrong
+            checked_path(path, display_path(path))  # raises an error that says what is wrong
     if source is not None:
         locate(source)
 
 
 def split_names(layers: str | None) -> list[str] | None:
-    """``"a, b"`` -> ``["a", "b"]``."""
+    """Split ``"a, b"`` into ``["a", "b"]``."""
     return [name.strip() for name in layers.split(",")] if layers else None
 
 

@@ -55,7 +55,7 @@ def data_options(function: F, samples: int = 2000) -> F:
             help="Number of images, class-balanced; 0 for all.",
         ),
         click.option("--normalize", help="Preset (imagenet, cifar10, ...) or 'mean,..;std,..'."),
-        click.option("--image-size", type=int, help="Resize and centre-crop to this many pixels."),
+        click.option("--image-size", type=int, help="Resize and center-crop to this many pixels."),
         click.option(
             "--skip-broken", is_flag=True, help="Skip images that cannot be decoded, and list them."
         ),

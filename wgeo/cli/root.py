@@ -322,7 +322,7 @@ def lock_folder(out: str) -> Path:
 
 
 def settings_of(texts: Iterable[str]) -> dict[str, Any]:
-    """``("width=64", "mode=fast")`` -> ``{"width": 64, "mode": "fast"}``."""
+    """Parse ``("width=64", "mode=fast")`` as ``{"width": 64, "mode": "fast"}``."""
     settings = {}
     for text in texts:
         key, equals, value = text.partition("=")

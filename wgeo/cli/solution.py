@@ -10,7 +10,7 @@ from rich.text import Text
 
 from ..plots.models import TERMS
 from ..runtime.terminal import Terminal
-from .fitting import Column, fitted
+from .widths import Column, fit_to_width
 
 COLUMNS = {
     "nc1": "NC1",
@@ -28,7 +28,7 @@ def print_solution(record: Mapping[str, Any]) -> None:
     console = Terminal(100)
     console.print(_headline(record))
     console.print(_objective(record))
-    console.print(fitted(_layers(record), console.width, title="Collapse, 0 if complete"))
+    console.print(fit_to_width(_layers(record), console.width, title="Collapse, 0 if complete"))
     for line in _verdict(record):
         console.print(line, soft_wrap=not console.is_terminal)
 

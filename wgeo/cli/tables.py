@@ -10,7 +10,7 @@ from ..analysis.verdict import few_samples_note
 from ..checkpoints.provenance import describe_reading
 from ..plots.series import series_rows
 from ..runtime.terminal import Terminal
-from .fitting import Column, fitted
+from .widths import Column, fit_to_width
 
 _PIPED = 110  # columns if the output is not a terminal
 _ARCH_SOURCES = {  # how the architecture was determined if the user did not name it
@@ -38,10 +38,10 @@ def print_analysis(analysis: Analysis, rephrase: Callable[[str], str] = str) -> 
     into = {block["target"]: block for block in record["blocks"]}
     rows = [(layer, into.get(layer["name"])) for layer in record["layers"]]
     columns = [
-        Column(name, [show(*row) for row in rows], priority, names=name == "layer")
-        for name, show, priority in _columns(record)
+        Column(name, [show(*row) for row in rows], drop_order, names=name == "layer")
+        for name, show, drop_order in _columns(record)
     ]
-    console.print(fitted(columns, console.width, caption=_caption(record)))
+    console.print(fit_to_width(columns, console.width, caption=_caption(record)))
     for sentence in record["verdict"]:
         mark = _MARKS.get(sentence.get("strength"), "-")
         console.print(f"{mark} {rephrase(sentence['words'])}", soft_wrap=not console.is_terminal)
@@ -102,7 +102,7 @@ def _correlation(_: Row, block: Row | None) -> str:
     return text if block.get("power") else f"({text})"
 
 
-# Name, cell of a row, and priority (see `fitting.Column`).
+# Name, cell of a row, and drop_order (see `widths.Column`).
 _COLUMNS: tuple[tuple[str, Callable[[Row, Row | None], str], int], ...] = (
     ("layer", lambda layer, _: layer["name"], 0),
     ("W2", _block("distance"), 0),
@@ -141,13 +141,13 @@ def print_series(series: Series) -> None:
     repeated = [k > 0 and row["name"] == rows[k - 1]["name"] for k, row in enumerate(rows)]
 
     def column(
-        name: str, show: Callable[[Row], str], priority: int = 0, *, once: bool = False
+        name: str, show: Callable[[Row], str], drop_order: int = 0, *, once: bool = False
     ) -> Column:
         """Return a column; with `once`, only the first row of each analysis has a cell."""
         cells = [
             "" if once and again else show(row) for row, again in zip(rows, repeated, strict=True)
         ]
-        return Column(name, cells, priority, names=name in ("name", "segment"))
+        return Column(name, cells, drop_order, names=name in ("name", "segment"))
 
     def value(key: str, form: str = "{:.2f}") -> Callable[[Row], str]:
         return lambda row: _cell(row[key], form)
@@ -170,13 +170,13 @@ def print_series(series: Series) -> None:
         column("tau of NC1", value("tau", "{:+.2f}"), 3, once=True),
     ]
     caption = (
-        "over k: the centred length over k runs of blocks, for networks of different depth. "
+        "over k: the centered length over k runs of blocks, for networks of different depth. "
         * over
         + "sqrt B: the length ratio that orthogonal steps of the same sizes would have. corr. is "
         "in brackets if it is not clearly above that of null maps."
     )
     terminal = Terminal(130)
-    terminal.print(fitted(columns, terminal.width, title="Side by side", caption=caption))
+    terminal.print(fit_to_width(columns, terminal.width, title="Side by side", caption=caption))
 
 
 def _bracketed_unless(certain: Any, text: str) -> str:

@@ -79,7 +79,7 @@ from .root import SEED, Choice, command, lock_folder, number, say, settings_of
 )
 @click.option("--samples", type=int, help="Train on this many images, class-balanced.")
 @click.option("--normalize", help="Preset or 'mean,..;std,..'.")
-@click.option("--image-size", type=int, help="Resize and centre-crop to this many pixels.")
+@click.option("--image-size", type=int, help="Resize and center-crop to this many pixels.")
 @click.option(
     "--skip-broken", is_flag=True, help="Skip images that cannot be decoded, and list them."
 )

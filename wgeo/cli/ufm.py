@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from ..errors import ArgumentError
-from ..storage.ownership import claim, owned
+from ..storage.ownership import owned, require_writable
 from .root import CONTEXT, SEED, Choice, F, as_typed, command, lock_folder, main, number, say
 
 DECAY = {"weight_decay": 5e-3, "feature_decay": 5e-4}
@@ -330,7 +330,7 @@ def _folder(out: str | None) -> Any:
     if out is None:
         return None
     folder = lock_folder(out)
-    claim(folder, "solution.npz", "solution.json", "model.png", "model.svg")
+    require_writable(folder, "solution.npz", "solution.json", "model.png", "model.svg")
     return folder
 
 

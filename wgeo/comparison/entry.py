@@ -53,32 +53,36 @@ def compare(
 
     - The *geodesic model* uses the first and last layer, H_0 and H_L. It describes a network on a
       Wasserstein geodesic whose end-to-end pairing is optimal (Wang, Gai, Zhang 2024, arXiv
-      2405.00985). - *MUFM* uses the first layer, the labels and two numbers, the transport strength
-      and the weight decay. These are chosen such that a classifier W fitted to one half of the
-      samples (squared loss, free bias) predicts the last layer of the other half best. (The
-      network's own weight decay applies to all its layers and does not determine that of W.) In a
-      wide network many W are equivalent, and MUFM does not determine the directions of the
-      features; it is therefore compared up to a rotation of every layer. - *MUFM with the network's
-      own classifier* uses the first layer, the labels and the directions of the classifier instead
-      of an optimal W. The size of W and the transport strength are chosen as above, for all layers.
-      No rotation is fitted. - The *plain UFM* uses the class means of the last layer. It predicts
-      that this layer has collapsed onto a simplex ETF, whose rotation and size are fitted.
+      2405.00985).
+    - *MUFM* uses the first layer, the labels and two numbers, the transport strength and the weight
+      decay. These are chosen such that a classifier W fitted to one half of the samples (squared
+      loss, free bias) predicts the last layer of the other half best. (The network's own weight
+      decay applies to all its layers and does not determine that of W.) In a wide network many W
+      are equivalent, and MUFM does not determine the directions of the features; it is therefore
+      compared up to a rotation of every layer.
+    - *MUFM with the network's own classifier* uses the first layer, the labels and the directions
+      of the classifier instead of an optimal W. The size of W and the transport strength are chosen
+      as above, for all layers. No rotation is fitted.
+    - The *plain UFM* uses the class means of the last layer. It predicts that this layer has
+      collapsed onto a simplex ETF, whose rotation and size are fitted.
 
     The prediction of layer l is :math:`\bar h_l + g_l ((1 - t_l) X + t_l H) Q_l`, where X and H are
-    centred (rows are samples). The parameters are
+    centered (rows are samples). The parameters are
 
     - the mean :math:`\bar h_l` of the layer, because MUFM with a free bias commutes with
       translations of its features, and a translation of all samples contains no information about
-      classes; - a scale :math:`g_l`, fitted by least squares, because the network's scale is
-      determined by its normalization and removed by that of the next layer; - the time :math:`t_l`
-      of an inner layer, because MUFM with a different transport strength for every step has
-      straight paths at arbitrary times and is otherwise the same problem; - a rotation :math:`Q_l`
-      for MUFM (orthogonal Procrustes), and the identity for the geodesic model and for MUFM with
-      the network's own classifier.
+      classes;
+    - a scale :math:`g_l`, fitted by least squares, because the network's scale is determined by its
+      normalization and removed by that of the next layer;
+    - the time :math:`t_l` of an inner layer, because MUFM with a different transport strength for
+      every step has straight paths at arbitrary times and is otherwise the same problem;
+    - a rotation :math:`Q_l` for MUFM (orthogonal Procrustes), and the identity for the geodesic
+      model and for MUFM with the network's own classifier.
 
     The baseline is the input with the same degrees of freedom, :math:`\bar h_l + g_l X Q_l`. Its
     ``r2`` is 0, and that of a perfect prediction is 1. Collapse metrics of a prediction depend only
-    on the times.
+    on the times. Features are read in blocks of rows. For a stored trajectory, the features of the
+    models are stored on disk too, in temporary files.
 
     Parameters
     ----------
@@ -100,14 +104,13 @@ def compare(
     seed : int
         Random seed of the halves and of the samples for W2 (300, the same number of each class).
 
-        Features are read in blocks of rows. For a stored trajectory, the features of the models are
-        stored on disk too, in temporary files.
-
     Raises
     ------
     ArgumentError
         The numbers of layers, samples or features of `model` differ from those of the segment,
-        `model` was fitted to other inputs, or `time` is unknown. FeatureError All samples are of
+        `model` was fitted to other inputs, or `time` is unknown.
+    FeatureError
+        All samples are of
         one class, or `model` needs too much memory.
     """
     comparison = model_predictions(traj, model, mufm=mufm, time=time, seed=seed)

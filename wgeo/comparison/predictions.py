@@ -113,12 +113,12 @@ class StraightPath:
         return xx, xd, dd
 
     def _centred(self, start: Block, end: Block) -> tuple[Block, Block]:
-        """Return rows of X and H - X, centred."""
+        """Return rows of X and H - X, centered."""
         of_first, of_last = self._means
         return start - of_first, end - start - (of_last - of_first)
 
     def at(self, t: float) -> LazyRows:
-        """Return the path at a time, centred."""
+        """Return the path at a time, centered."""
         of_first, of_last = self._means
 
         def make(rows: Any) -> Block:
@@ -243,8 +243,9 @@ class Errors:
     Attributes
     ----------
     model, baseline : float
-        Errors of all features. model_means, baseline_means : float Errors of the class means,
-        weighted by samples.
+        Errors of all features.
+    model_means, baseline_means : float
+        Errors of the class means, weighted by samples.
     variance : float
         Sum of squares of the layer about its mean.
     """

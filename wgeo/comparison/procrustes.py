@@ -20,7 +20,7 @@ RANK_TOLERANCE = 1e-8  # directions with a smaller relative variance or singular
 
 @dataclass(frozen=True, eq=False)
 class Procrustes:
-    """A scale and an orthogonal map that bring centred features nearest to a layer.
+    """A scale and an orthogonal map that bring centered features nearest to a layer.
 
     Attributes
     ----------
@@ -39,7 +39,7 @@ class Procrustes:
 
     @classmethod
     def fit(cls, size: float, product: Product, target: TargetSubspace | None) -> Procrustes:
-        """Fit centred features x to a layer by least squares, without a rotation if target is None.
+        """Fit centered features x to a layer by least squares; None for target: no rotation.
 
         `size` is ||x||^2. `product` is x^T layer in the target subspace, or <x, layer> without a
         target. If x^T layer = U S V^T, the rotation is U V^T and the scale is tr S / ||x||^2.
@@ -78,7 +78,7 @@ class TargetSubspace:
     basis: Float[np.ndarray, "d p"] | None = None
 
     def project(self, centred: Block) -> Float[np.ndarray, "b p"]:
-        """Return the centred layer's coordinates in the subspace."""
+        """Return the centered layer's coordinates in the subspace."""
         return centred if self.basis is None else centred @ self.basis
 
     @classmethod

@@ -104,7 +104,7 @@ class ClassifierModel:
     def features(
         self, x: Float[np.ndarray, "n d"], labels: Int[np.ndarray, " n"]
     ) -> Float[np.ndarray, "n d"]:
-        """Return H = X + W^T (W W^T + mu I)^-1 (Y - W X - b 1^T), b free, centred."""
+        """Return H = X + W^T (W W^T + mu I)^-1 (Y - W X - b 1^T), b free, centered."""
         with local_only():
             return materialize([x], self.last_layer(x, labels))
 
@@ -164,7 +164,7 @@ class Comparison(Result):
         return {**self.to_dict(), "layers": [layer.to_dict() for layer in self.network]}
 
     def to_dict(self) -> dict[str, Any]:
-        """The record's ``geodesic_model``, ``mufm``, ``mufm_given`` and ``ufm``."""
+        """Return the record's ``geodesic_model``, ``mufm``, ``mufm_given`` and ``ufm``."""
 
         def of(layers: tuple[ModelLayer, ...]) -> dict[str, Any]:
             return {"layers": [layer.to_dict() for layer in layers]}

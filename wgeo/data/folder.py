@@ -42,7 +42,7 @@ _FORMATS = (
 _GRAY = ("1", "L", "LA")
 _HIGH_DEPTH = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
 _MAX_FILE = 2**28  # bytes of one image file: a zip member that claims more is not read
-_UNCHECKED = 2**24  # bytes to which a zip member may unpack at any compression ratio
+_RATIO_CHECK_ABOVE = 2**24  # bytes; smaller zip members are exempt from the zip-bomb check
 _EVALUATION = 256 / 224  # the ImageNet evaluation crop: scale to 256, crop to 224
 _MIXED_SIZE = 224
 
@@ -160,7 +160,7 @@ def _reader(path: Path) -> Iterator[Read]:
         def from_zip(name: str) -> bytes:
             info = archive.getinfo(name)
             _check_size(info.file_size)
-            check_member(info, unchecked=_UNCHECKED)
+            check_member(info, unchecked=_RATIO_CHECK_ABOVE)
             return archive.read(name)
 
         yield from_zip

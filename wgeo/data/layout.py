@@ -211,7 +211,7 @@ class _ClassFolders:
     groups: dict[str, dict[str, int]]
 
     def unlabelled(self, name: str) -> bool:
-        """Whether all images of a split are in one folder that is not a class of another split."""
+        """Return whether all images of a split are in one folder that is no class of another."""
         own = self.groups[name]
         others = [classes for classes in self.groups.values() if len(classes) > 1]
         return len(own) == 1 and not any(own.keys() & classes for classes in others)

@@ -20,7 +20,7 @@ _TIMEOUT = 10.0  # seconds without an answer after which a download is aborted
 
 
 def is_svhn(path: Path) -> bool:
-    """Whether a folder contains SVHN's files."""
+    """Return whether a folder contains SVHN's files."""
     return any(path.glob("*_32x32.mat"))
 
 

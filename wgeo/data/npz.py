@@ -24,7 +24,9 @@ _IMAGES = ("x", "images", "image", "data", "inputs", "arr_0")
 _LABELS = ("y", "labels", "label", "targets", "target", "arr_1")
 K = TypeVar("K")
 _CLASS_KEYS = ("class_names", "classes")
-_UNCHECKED = 2**26  # bytes of an array at any compression ratio: sorted labels compress well
+# Arrays of up to this many bytes are exempt from the zip-bomb check: sorted labels compress
+# extremely well.
+_RATIO_CHECK_ABOVE = 2**26
 
 
 def open_npz(path: str | os.PathLike[str], split: str | None) -> Source:
@@ -36,8 +38,8 @@ def open_npz(path: str | os.PathLike[str], split: str | None) -> Source:
 
     Images have shape (n, h, w), (n, h, w, c) or (n, c, h, w), see `from_array`; labels are
     integers or text, (n,), or one-hot, (n, K). If the labels of all splits run from 1 to K, they
-    are shifted to 0 to K - 1, with a note. ``class_names``, if present, names the classes. Python
-    objects (pickle) are never loaded.
+    are shifted to 0 to K - 1, with a note. The classes have the names in ``class_names``, if it is
+    present. Python objects (pickle) are never loaded.
 
     Raises
     ------
@@ -56,7 +58,7 @@ def open_npz(path: str | os.PathLike[str], split: str | None) -> Source:
         labels = {key: _get(arrays, y, path) for key, (_, y) in pairs.items()}
         names = [key for key in arrays.files if key.lower() in _CLASS_KEYS]
         classes = [str(each) for each in _get(arrays, names[0], path).ravel()] if names else None
-    numbers, classes, notes = number_labels(labels, name, classes)
+    numbers, classes, notes = index_labels(labels, name, classes)
     y = np.concatenate([numbers[key] for key in selected])
     if x.ndim == 0 or len(x) != len(y):
         raise DataError(f"{name} has {len(x) if x.ndim else 0} images and {len(y)} labels.")
@@ -70,10 +72,13 @@ def open_npz(path: str | os.PathLike[str], split: str | None) -> Source:
     )
 
 
-def number_labels(
+def index_labels(
     labels: Mapping[K, np.ndarray], source: str, classes: list[str] | None
 ) -> tuple[dict[K, np.ndarray], list[str], tuple[str, ...]]:
-    """Return the class indices of every split, numbered over all splits; the classes; notes."""
+    """Return the class indices of each split, the names of the classes, and notes.
+
+    The indices are common to all splits.
+    """
     if all(y.dtype.kind in "US" and y.ndim == 1 and y.size for y in labels.values()):
         texts = {key: _as_text(y).tolist() for key, y in labels.items()}
         present = set(itertools.chain.from_iterable(texts.values()))
@@ -91,7 +96,7 @@ def number_labels(
     indices = {key: checked_labels(_class_indices(y), source, None) for key, y in labels.items()}
     first, notes = first_label(np.concatenate(list(indices.values())))
     last = max(int(y.max()) for y in indices.values())
-    if classes is not None and len(classes) > last:  # there is a name for class 0, too
+    if classes is not None and len(classes) > last:  # class 0 has a name, too
         first, notes = 0, ()
     indices = {key: y - first for key, y in indices.items()}
     if classes is not None:
@@ -105,7 +110,7 @@ def _as_text(y: np.ndarray) -> np.ndarray:
 
 
 def _class_indices(y: np.ndarray) -> np.ndarray:
-    """Return the class indices of one-hot labels (n, K); other labels unchanged."""
+    """Convert one-hot labels (n, K) to class indices; return other labels unchanged."""
     if y.ndim == 2 and y.shape[1] > 1 and y.dtype.kind in "iufb":
         ones = y == 1
         if np.all(ones.sum(1) == 1) and np.all(ones | (y == 0)):
@@ -114,7 +119,7 @@ def _class_indices(y: np.ndarray) -> np.ndarray:
 
 
 def _pairs(keys: list[str], path: Path) -> dict[str | None, tuple[str, str]]:
-    """Return the keys of the images and labels of each split; of None if there are no splits."""
+    """Return the keys of the images and labels of each split; None if there are no splits."""
     by_name = {key.lower(): key for key in reversed(keys)}
     for x, y in itertools.product(_IMAGES, _LABELS):
         unnamed = x == "arr_0" or y == "arr_1"
@@ -125,7 +130,8 @@ def _pairs(keys: list[str], path: Path) -> dict[str | None, tuple[str, str]]:
     for x, y in itertools.product(_IMAGES[:-1], _LABELS[:-1]):
         for start, end in ((f"{x}_", ""), ("", f"_{x}")):
             other = (f"{y}_", "") if start else ("", f"_{y}")
-            splits = [k[len(start) : len(k) - len(end)] for k in by_name if _has(k, start, end)]
+            keys_of_x = [key for key in by_name if _has_affixes(key, start, end)]
+            splits = [key[len(start) : len(key) - len(end)] for key in keys_of_x]
             pairs: dict[str | None, tuple[str, str]] = {
                 name: (by_name[start + name + end], by_name[name.join(other)])
                 for name in reversed(splits)
@@ -139,7 +145,8 @@ def _pairs(keys: list[str], path: Path) -> dict[str | None, tuple[str, str]]:
     )
 
 
-def _has(key: str, start: str, end: str) -> bool:
+def _has_affixes(key: str, start: str, end: str) -> bool:
+    """Return whether a key has this prefix and suffix, with some characters between them."""
     middle = len(key) - len(start) - len(end)
     return middle > 0 and key.startswith(start) and key.endswith(end)
 
@@ -163,7 +170,7 @@ def _open(path: Path) -> Iterator[np.lib.npyio.NpzFile]:
                 with zipfile.ZipFile(file) as members:
                     check_members(members, path.stat().st_size)
                     for info in members.infolist():
-                        check_member(info, unchecked=_UNCHECKED)
+                        check_member(info, unchecked=_RATIO_CHECK_ABOVE)
             file.seek(0)
             archive = np.load(file, allow_pickle=False)
         except DataError as error:
@@ -193,4 +200,5 @@ def _reason(error: Exception) -> str:
         return "it contains Python objects (pickle), which wgeo never loads. Save plain numbers."
     if isinstance(error, MemoryError):
         return "it declares more data than fits in memory."
-    return f"{printable(str(error)) or type(error).__name__} Is the file complete?"
+    reason = printable(str(error)) or type(error).__name__
+    return f"{reason.rstrip('.')}. Is the file complete?"

@@ -42,7 +42,7 @@ class LabelTable:
 
 
 def is_table(name: str) -> bool:
-    """Whether a file may be a table of labels."""
+    """Return whether a file may be a table of labels."""
     stem, _, ending = name.lower().rpartition(".")
     if stem.startswith("sample_submission"):
         return False

@@ -25,7 +25,7 @@ _INSTALL = "Parquet and Hugging Face data sets need pyarrow: pip install 'wgeo[h
 
 
 def is_tabular(path: Path) -> bool:
-    """Whether a folder is a Hugging Face data set: saved to disk, or Parquet files from the hub."""
+    """Return whether a folder is a Hugging Face data set, saved to disk or as Parquet files."""
     return bool(_parts(path))
 
 
@@ -82,9 +82,9 @@ def open_tabular(path: str | os.PathLike[str], split: str | None) -> Source:
     table = next(iter(tables.values()))
     image, label = (_column(table, names, path) for names in (_IMAGES, _LABELS))
     labels = {name: _labels(table.column(label), path) for name, table in tables.items()}
-    from .npz import number_labels
+    from .npz import index_labels
 
-    numbers, classes, notes = number_labels(
+    numbers, classes, notes = index_labels(
         labels,
         path.name,
         _class_names(table, label),

@@ -57,7 +57,7 @@ def channel_axis(pool: str) -> str | None:
 
 
 def keeps_all(pool: str) -> bool:
-    """Whether all entries are kept, so that the channel axis is not needed."""
+    """Return whether all entries are kept, so that the channel axis is not needed."""
     return pool.partition("@")[0] == "flat"
 
 

@@ -31,6 +31,11 @@ class Recorder:
 
     Attributes
     ----------
+    module : nn.Module
+    specs : tuple of BlockSpec
+        The blocks to record.
+    pool, tap : str
+        See `trace`.
     layouts : dict of str to Layout
         Layout of every recorded layer and entry, by key.
     head : Head
@@ -178,7 +183,7 @@ class Recorder:
 
 
 def _close(x: np.ndarray, y: np.ndarray) -> bool:
-    """Whether a classifier's input is equal to a layer's features, up to rounding."""
+    """Return whether a classifier's input is equal to a layer's features, up to rounding."""
     return x.shape == y.shape and np.allclose(x, y, rtol=1e-4, atol=1e-4 * float(np.abs(x).max()))
 
 

@@ -106,6 +106,10 @@ def bias_curve(
     repeats : int
         Number of subsets per size, which are disjoint if n is large enough. The whole sample is
         measured once.
+    solver : solver, optional
+        Default `Exact()`.
+    seed : int
+        Random seed of the subsets.
     """
     x, y = (as_numpy(as_points(p, name=name)) for p, name in ((x, "x"), (y, "y")))
     if x.shape != y.shape:

@@ -1,7 +1,8 @@
-"""The correlation score of a pair of layers, and W2 between centred clouds.
+"""The correlation score of a pair of layers, and W2 between centered clouds.
 
 A translation does not change which coupling is optimal: with m = mean(y - x), u = x - mean x and
-v = y - mean y, ``W2^2(x, y) = |m|^2 + W2^2(u, v)``. Centred values therefore need no further solve.
+v = y - mean y, ``W2^2(x, y) = |m|^2 + W2^2(u, v)``. Centered values therefore need no further
+solve.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from ..transport import Status, TransportResult, wasserstein
 from .result import Score
 
 _UNIT = float(np.finfo(np.float64).eps) / 2
-_CANCELLED = 1e-6  # relative width of the interval of a centred W2^2 that indicates cancellation
+_CANCELLED = 1e-6  # relative width of the interval of a centered W2^2 that indicates cancellation
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,9 +33,9 @@ class Moments:
     centres : ndarray, (L + 1, d)
         The layers' means, as rounded to float64.
     rest : ndarray, (L + 1, d)
-        Mean of x - centre, the rounding error of the centres.
+        Mean of x - center, the rounding error of the centers.
     products : ndarray, (L + 1, L + 1)
-        mean <u_i, u_j> of the centred features.
+        mean <u_i, u_j> of the centered features.
     floor : float
         Largest spread that rounding of the features alone can cause; a layer whose spread is not
         larger counts as a point.
@@ -73,14 +74,14 @@ class Moments:
     def pair(
         self, i: int, j: int, result: TransportResult, *, potentials: bool = False
     ) -> CentredPair:
-        """Return the centred pair of layers i and j, given the solved W2 between them."""
+        """Return the centered pair of layers i and j, given the solved W2 between them."""
         result = result if potentials else replace(result, potentials=None)
         return CentredPair.of(self, i, j, result)
 
 
 @dataclass(frozen=True, eq=False)
 class CentredPair:
-    """Two centred layers.
+    """Two centered layers.
 
     Attributes
     ----------
@@ -115,7 +116,7 @@ def pair_score(x: np.ndarray, y: np.ndarray, solver: Any) -> Score | None:
 
 
 def solved_pair(x: np.ndarray, y: np.ndarray, solver: Any) -> CentredPair:
-    """Return W2 between the centred rows of x and y, and the correlation score of their pairing."""
+    """Return W2 between the centered rows of x and y, and their pairing's correlation score."""
     moments = Moments.of((x, y), rounding_of((x, y)))
     return moments.pair(0, 1, wasserstein(x, y, solver=solver))
 
@@ -140,7 +141,7 @@ def _squared_shift(moments: Moments, i: int, j: int) -> tuple[float, float]:
     n, d = moments.arrays[0].shape
     vector = moments.shift(i, j)
     length = float(np.linalg.norm(vector))
-    # Errors: n roundings of a spread for the mean of x - centre, one for a difference of means.
+    # Errors: n roundings of a spread for the mean of x - center, one for a difference of means.
     error = 2 * _UNIT * (length + (n + 8) * float(moments.spread[i] + moments.spread[j]))
     return length**2, 2 * length * error + error**2 + 2 * _UNIT * (d + 8) * length**2
 
@@ -155,13 +156,13 @@ def _corr_score(
     sd_x, sd_y = moments.spread[[i, j]]
     if not (sd_x > 0 and sd_y > 0):
         return None
-    most = sd_x * sd_y  # upper bound for every coupling (Cauchy and Schwarz)
+    bound = sd_x * sd_y  # upper bound for every coupling (Cauchy and Schwarz)
     total, error = sd_x**2 + sd_y**2, _relative_error(moments) * (sd_x**2 + sd_y**2)
-    own, own_error = float(moments.products[i, j]), _relative_error(moments) * most
+    own, own_error = float(moments.products[i, j]), _relative_error(moments) * bound
     # Bounds on the largest mean <u, v> over all couplings, such as the given or an unrelated
     # pairing.
     low = max((total - interval[1] - error) / 2, own - own_error, 0.0)
-    high = max(min((total - interval[0] + error) / 2, most + own_error), low)
+    high = max(min((total - interval[0] + error) / 2, bound + own_error), low)
     if high == 0 or (own - own_error < 0 and low == 0):
         return None  # nothing bounds the score from below
     lowest = (own - own_error) / (high if own - own_error >= 0 else low)
@@ -181,7 +182,7 @@ def _without_shift(
     shift: float,
     interval: tuple[float, float],
 ) -> TransportResult:
-    """Return W2 between the centred clouds, with potentials, from W2 between the clouds."""
+    """Return W2 between the centered clouds, with potentials, from W2 between the clouds."""
     low, high = (max(end, 0.0) for end in interval)
     potentials = result.potentials
     if potentials is not None:
@@ -212,7 +213,7 @@ def _along_shift(
 
 
 def _solve_again(moments: Moments, i: int, j: int, result: TransportResult) -> CentredPair:
-    """Solve between the centred clouds, starting from the known coupling, with `Exact`."""
+    """Solve between the centered clouds, starting from the known coupling, with `Exact`."""
     clouds = []
     for layer in (i, j):
         array, centre = moments.arrays[layer], moments.centres[layer]

@@ -73,16 +73,20 @@ class BrenierResult(Result):
         Mean over points of E||J v - J^T v||^2 / E||J v + J^T v||^2, that is, the squared norm of
         the Jacobian's antisymmetric part divided by that of its symmetric part. It is 0 for a
         gradient, tan^2(delta) for a rotation by delta in the plane, and about 1 for a matrix with
-        independent entries. displacement_asymmetry : float or None The same for the displacement
-        T(x) - x, with J - I in place of J. If the map ends in a ReLU, J - I has the entry -1 on the
-        diagonal for every inactive unit. This symmetric part is unrelated to the branch and hides
-        its asymmetry; see `branch_asymmetry`. branch_asymmetry : float or None The same for J - D,
-        where D is the derivative of the map's final ReLU (I if there is none). For a block ReLU(x +
-        F(x)), J - D = D F' is the branch's Jacobian at the active units. dead_share : float in [0,
-        1] Fraction of the outputs that a final ReLU sets to 0; 0 if there is no final ReLU.
-        min_eigenvalue : float Mean over points of the smallest eigenvalue of (J + J^T) / 2. If it
-        is negative, the map is not the gradient of a convex function. The Lanczos value is an upper
-        bound, and `residual` bounds its error.
+        independent entries.
+    displacement_asymmetry : float or None
+        The same for the displacement T(x) - x, with J - I in place of J. If the map ends in a ReLU,
+        J - I has the entry -1 on the diagonal for every inactive unit. This symmetric part is
+        unrelated to the branch and hides its asymmetry; see `branch_asymmetry`.
+    branch_asymmetry : float or None
+        The same for J - D, where D is the derivative of the map's final ReLU (I if there is none).
+        For a block ReLU(x + F(x)), J - D = D F' is the branch's Jacobian at the active units.
+    dead_share : float in [0, 1]
+        Fraction of the outputs that a final ReLU sets to 0; 0 if there is no final ReLU.
+    min_eigenvalue : float
+        Mean over points of the smallest eigenvalue of (J + J^T) / 2. If it is negative, the map is
+        not the gradient of a convex function. The Lanczos value is an upper bound, and `residual`
+        bounds its error.
     lowest_eigenvalue : float
         The minimum over all points.
     negative_share : float in [0, 1]
@@ -174,9 +178,10 @@ def brenier(
     x : array_like, (n, ...)
         Points of the map's input space, of any shape. Use full spatial features, not pooled ones.
     probes : int
-        Number of random sign vectors per point (Hutchinson 1990); each takes two products. lanczos
-        : int Maximum number of Lanczos steps per point; each takes two products. The eigenvalues
-        are exact if it is at least the dimension.
+        Number of random sign vectors per point (Hutchinson 1990); each takes two products.
+    lanczos : int
+        Maximum number of Lanczos steps per point; each takes two products. The eigenvalues are
+        exact if it is at least the dimension.
     tolerance : float
         The Lanczos steps of a point stop when its `residual` is at most this fraction of its
         largest eigenvalue.
@@ -367,7 +372,7 @@ def _check(map_: Map, points: torch.Tensor) -> None:
 
 
 def _ends_in_relu(map_: Map, points: torch.Tensor) -> bool:
-    """Whether the map ends in a ReLU, as a module or a function.
+    """Return whether the map ends in a ReLU, as a module or a function.
 
     A ReLU is recognized by its outputs: for inputs of both signs, none of them is negative, and
     many are exactly zero.

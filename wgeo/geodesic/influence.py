@@ -53,7 +53,7 @@ class SegmentSample:
     centred : bool
         Whether each layer's mean was subtracted; if so, there are correlation scores too. Resamples
         use the means of all samples. The variation of these means has only a second-order effect on
-        every cost, and none on a line shape if centred paths are as likely as their mirror images.
+        every cost, and none on a line shape if centered paths are as likely as their mirror images.
     """
 
     path: PathMeasures
@@ -76,7 +76,7 @@ class SegmentSample:
     def centred_of(
         cls, moments: Moments, steps: Sequence[TransportResult], end: TransportResult
     ) -> SegmentSample:
-        """Measure the centred layers; `steps` and `end` are the results between these."""
+        """Measure the centered layers; `steps` and `end` are the results between these."""
         path = path_measures(moments.arrays, centres=moments.centres)
         return cls(path, steps, end, moments.floor, True)
 

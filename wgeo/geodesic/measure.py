@@ -71,9 +71,10 @@ def straightness(
         with 2,000 samples of 64 features.
     nulls : int
         Number of null maps of each kind (`NullScore`) for every block, every segment, and every map
-        from a compared layer to the segment's last layer; 0 for none. groups : array_like of int,
-        (n,), optional Samples with the same number are copies of one image. They are resampled
-        together, and null maps use one sample per group.
+        from a compared layer to the segment's last layer; 0 for none.
+    groups : array_like of int, (n,), optional
+        Samples with the same number are copies of one image. They are resampled together, and null
+        maps use one sample per group.
     seed : int
 
     Notes
@@ -89,7 +90,7 @@ def straightness(
     `bias_curve` does, the spread is the same and the bias is larger. If the solver returns no
     potentials, these measures have no interval.
 
-    Centred values are linearized in the same way. The layers' means are kept fixed, because their
+    Centered values are linearized in the same way. The layers' means are kept fixed, because their
     variation has only a second-order effect on every cost.
 
     Raises
@@ -133,7 +134,7 @@ def straightness(
 
 @dataclass(frozen=True, eq=False)
 class _MeasuredSegment:
-    """A segment with the solutions of its transport problems and its measures, raw and centred."""
+    """A segment with the solutions of its transport problems and its measures, raw and centered."""
 
     segment: Segment
     solutions: Mapping[Ends, TransportResult]
@@ -392,7 +393,7 @@ def _interpolation(
 
 
 def _is_optimal_permutation(end: TransportResult, segment: Segment) -> bool:
-    """Whether the coupling is a permutation with the cost that the solver reports."""
+    """Return whether the coupling is a permutation with the cost that the solver reports."""
     match = end.coupling
     if not (isinstance(match, np.ndarray) and match.ndim == 1):
         return False

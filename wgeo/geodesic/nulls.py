@@ -1,15 +1,17 @@
 """Null maps: can these samples distinguish an optimal map from one that is not optimal?
 
-In many dimensions samples are sparse, so that any small displacement looks optimal. Therefore null
-maps with the same centred displacements s_i = v_i - u_i, but given to the wrong samples or turned,
-are scored in the same way:
+In many dimensions samples are sparse, so that any small displacement looks optimal. Null maps show
+whether it does. Let u_i = x_i - mean x and v_i = y_i - mean y be the centered clouds. A null map
+has the same centered displacements s_i = v_i - u_i, but permuted or rotated, and is scored in the
+same way as the network's own pairing:
 
-* *dealt*: x_i + s_p(i), with p a random permutation;
-* *turned*: x_i + A s_i, with A a random orthogonal antisymmetric matrix. If the map is optimal, the
-  Jacobian of this null map is I + A M with M symmetric, and its asymmetry grows with the step.
+* *dealt* (permuted): x_i + s_p(i), with p a random permutation;
+* *turned* (rotated): x_i + A s_i, with A a random orthogonal antisymmetric matrix. If the map is
+  optimal, the Jacobian of this null map is I + A M with M symmetric, and its asymmetry grows with
+  the step.
 
-  If the score of a null map is as high as that of the network's own pairing, the samples cannot
-  show whether the pairing is optimal.
+If the score of a null map is as high as that of the network's own pairing, the samples cannot show
+whether the pairing is optimal.
 """
 
 from __future__ import annotations
@@ -26,11 +28,11 @@ from ..transport import Exact
 from .correlation import pair_score, solved_pair
 from .result import NullScore, Score
 
-SAMPLES = 2000  # maximum; of larger samples, a random subset is scored
+MAX_SAMPLES = 2000  # of larger samples, a random subset is scored
 POWER_MARGIN = 0.05
-OPTIMAL, NEARLY_OPTIMAL = 0.99, 0.95  # least scores of maps that are called so
+OPTIMAL, NEARLY_OPTIMAL = 0.99, 0.95  # minimum scores of maps that are called so
 _ENTRIES = 2**22  # largest number of entries of a cloud; limits the samples of wide features
-_MIN_SAMPLES = 100  # least number of samples, for any width
+_MIN_SAMPLES = 100  # at least this number of samples is scored, for any width
 _TURNED_WIDTH = 1024  # largest width for turned maps, which need a QR decomposition
 
 
@@ -58,7 +60,7 @@ def null_scores(
 
     Notes
     -----
-    For more than `SAMPLES` samples, or very wide features, a random subset is used, and the
+    For more than `MAX_SAMPLES` samples, or very wide features, a random subset is used, and the
     pairing's own score is computed on the same subset. There are no turned maps for more than 1024
     features; an odd number of features is padded with one zero coordinate.
     """
@@ -80,7 +82,10 @@ def null_scores(
 
 
 def has_power(null: Sequence[NullScore]) -> bool | None:
-    """Return whether `own` clearly exceeds every null score; None without null scores."""
+    """Return whether the score of the pairing clearly exceeds every null score.
+
+    None without null scores.
+    """
     if not null:
         return None
     highest = max(each.score[2] for each in null)
@@ -88,7 +93,7 @@ def has_power(null: Sequence[NullScore]) -> bool | None:
 
 
 def clearly_above(low: Any, null: Any, samples: int | None) -> Any:
-    """Return whether lower ends of scores exceed the highest ends of null scores by the margin."""
+    """Return whether lower bounds of scores exceed upper bounds of null scores by the margin."""
     return low > null + margin(samples)
 
 
@@ -103,7 +108,7 @@ def margin(samples: int | None) -> float:
 
 
 def antisymmetric(width: int, rng: np.random.Generator) -> Float[np.ndarray, "d d"]:
-    """Return a random orthogonal antisymmetric matrix: right angles in `width` / 2 planes."""
+    """Return a random orthogonal antisymmetric matrix, a rotation by 90 degrees in every plane."""
     frame = np.linalg.qr(rng.standard_normal((width, width)))[0]
     half = frame[:, ::2] @ frame[:, 1::2].T
     return half - half.T
@@ -112,10 +117,10 @@ def antisymmetric(width: int, rng: np.random.Generator) -> Float[np.ndarray, "d 
 def chosen_rows(
     n: int, d: int, groups: Int[np.ndarray, " n"] | None, rng: np.random.Generator
 ) -> Int[np.ndarray, " m"]:
-    """Return rows of distinct samples, a random subset if there are more than `SAMPLES`."""
+    """Return rows of distinct samples, a random subset if there are more than `MAX_SAMPLES`."""
     rows = np.arange(n) if groups is None else np.unique(groups, return_index=True)[1]
-    most = min(SAMPLES, max(_MIN_SAMPLES, _ENTRIES // d))
-    return np.sort(rows if len(rows) <= most else rng.choice(rows, most, replace=False))
+    limit = min(MAX_SAMPLES, max(_MIN_SAMPLES, _ENTRIES // d))
+    return np.sort(rows if len(rows) <= limit else rng.choice(rows, limit, replace=False))
 
 
 def _turned(

@@ -69,7 +69,7 @@ def path_measures(
     arrays : sequence of L + 1 >= 2 ndarrays, (n, d)
         Features of the same samples, layer by layer, in one space.
     centres : ndarray, (L + 1, d), optional
-        Points to subtract from each layer, such as its mean for paths of centred features.
+        Points to subtract from each layer, such as its mean for paths of centered features.
     """
     n, d = arrays[0].shape
     local_rows, eps = processes.shard(n), _precision(arrays)

@@ -61,9 +61,13 @@ def effective_samples(
     Parameters
     ----------
     path : PathMeasures
-        The measures of the centred layers.
+        The measures of the centered layers.
     squared_distances : {(i, j): ndarray, (n,)}
         Squared distances by which transport moves the samples; see `costs`.
+    i, j : int
+        Indices of the first and the last layer.
+    groups : ndarray of int, (n,), optional
+        Samples with the same number are copies of one image.
     """
     steps = np.sum([squared_distances[k, k + 1] for k in range(i, j)], axis=0)
     weights = [np.sqrt(path.square[:, i] * path.square[:, j]), squared_distances[i, j], steps]
@@ -95,7 +99,7 @@ def length_ratio_at_most(
     *,
     seed: int = 0,
 ) -> float | None:
-    r"""Return a one-sided 95 % bound on the length ratio of the population's centred path.
+    r"""Return a one-sided 95 % bound on the length ratio of the population's centered path.
 
     No step of a path is longer than its paired distance, and for every positive definite A (by
     Young's inequality; Gelbrich 1990 for the best A)
@@ -110,9 +114,9 @@ def length_ratio_at_most(
     Parameters
     ----------
     u, v : ndarray, (n, d)
-        Centred features at the two ends.
+        Centered features at the two ends.
     steps : ndarray, (n, L)
-        Squared lengths of every sample's centred steps.
+        Squared lengths of every sample's centered steps.
     seed : int
 
     Returns
@@ -143,8 +147,8 @@ def _bound_terms(
     costs = np.zeros((1 + len(shrinkage), n))
     for held_out in np.array_split(rng.permutation(n), _FOLDS):
         rest = np.setdiff1d(np.arange(n), held_out)
-        least = max(_SMALLEST * max(square.mean() for square in squares), _SMALLEST)
-        mean_u, mean_v = (max(square[rest].mean(), least) for square in squares)
+        floor = max(_SMALLEST * max(square.mean() for square in squares), _SMALLEST)
+        mean_u, mean_v = (max(square[rest].mean(), floor) for square in squares)
         scale = np.sqrt(mean_v / mean_u)  # here A is a multiple of the identity
         costs[0, held_out] = (scale * squares[0] + squares[1] / scale)[held_out]
         if shrinkage:

@@ -77,6 +77,9 @@ def resample(
         One row per sample.
     measures : callable, (m, c) -> {name: (m,)}
         Measures as functions of the column means, for m sets of means.
+    draws : int
+        Number of bootstrap resamples; 0 for none.
+    seed : int
     groups : ndarray of int, (n,), optional
         Rows with the same number are copies of one sample, and are drawn or left out together.
     """
@@ -175,15 +178,15 @@ def sign_flip_p_value(difference: Float[np.ndarray, " n"], *, draws: int, seed: 
     if n == 0 or not np.any(difference):
         return 1.0
     # A margin for rounding, so that ties count as ties.
-    least = difference.sum() - 1e-12 * np.abs(difference).sum()
+    threshold = difference.sum() - 1e-12 * np.abs(difference).sum()
     if 2**n <= draws:
         signs = np.array(list(product((1, -1), repeat=n)))
-        return float((signs @ difference >= least).mean())
+        return float((signs @ difference >= threshold).mean())
     rng = np.random.default_rng(seed)
     flipped = np.array(
         [np.where(rng.random(n) < 0.5, difference, -difference).sum() for _ in range(draws)]
     )
-    return float((1 + (flipped >= least).sum()) / (1 + draws))
+    return float((1 + (flipped >= threshold).sum()) / (1 + draws))
 
 
 def permutation_p_value(
@@ -212,9 +215,9 @@ def permutation_p_value(
         return float((mean_a - mean_b) / np.sqrt(variance)) if variance > 0 else 0.0
 
     observed = welch(pooled[:n])
-    least = observed - 1e-12 * abs(observed)
+    threshold = observed - 1e-12 * abs(observed)
     if math.comb(n + m, n) <= draws:
         chosen = combinations(range(n + m), n)
-        return float(np.mean([welch(pooled[list(rows)]) >= least for rows in chosen]))
+        return float(np.mean([welch(pooled[list(rows)]) >= threshold for rows in chosen]))
     relabelled = np.array([welch(rng.permutation(pooled)[:n]) for _ in range(draws)])
-    return float((1 + (relabelled >= least).sum()) / (1 + draws))
+    return float((1 + (relabelled >= threshold).sum()) / (1 + draws))

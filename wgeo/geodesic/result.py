@@ -30,9 +30,9 @@ class NullScore:
     own : (value, low, high)
         The correlation score of the pair's own displacements on the same samples.
     samples : int
-        Number of samples behind these scores: all, or at most ``wgeo.geodesic.nulls.SAMPLES``.
+        Number of samples behind these scores: all, or at most ``wgeo.geodesic.nulls.MAX_SAMPLES``.
     ot_score : float
-        The highest certified upper bound of the draws' centred OT scores.
+        The highest certified upper bound of the draws' centered OT scores.
     """
 
     kind: str
@@ -55,8 +55,8 @@ class Pairs:
         W2 and an interval that contains it; symmetric, with zeros on the diagonal.
     corr_score, corr_low, corr_high : tuple of tuple of (float or None)
         The correlation score and its certified interval; None if undefined.
-    null : tuple of tuple of (float or None), or None The highest certified bound of the null scores
-    of each pair; None without null scores.
+    null : tuple of tuple of (float or None), or None
+        The highest certified bound of the null scores of each pair; None without null scores.
     """
 
     layers: tuple[str, ...]
@@ -73,7 +73,7 @@ class Pairs:
 class Optimality(Result):
     """Whether a map x_i -> y_i, a block or a segment from end to end, pairs its samples optimally.
 
-    Notation: m = mean(y - x); u = x - mean x and v = y - mean y are the centred clouds;
+    Notation: m = mean(y - x); u = x - mean x and v = y - mean y are the centered clouds;
     sd_x^2 = mean ||u||^2, sd_y^2 = mean ||v||^2 and S = sd_x^2 + sd_y^2.
 
     Attributes
@@ -109,8 +109,9 @@ class Optimality(Result):
         from the interval of W2; ``intervals["corr_score"]`` is the variation over samples. None if
         a cloud is a point, or if nothing bounds the score from below.
     null : tuple of NullScore
-        Scores of null maps with the same displacements; empty if none were computed. power : bool
-        or None Whether these samples can distinguish an optimal map from null maps (see
+        Scores of null maps with the same displacements; empty if none were computed.
+    power : bool or None
+        Whether these samples can distinguish an optimal map from null maps (see
         `wgeo.geodesic.nulls.has_power`). A score near 1 is evidence only if they can. A score
         clearly below 1 always proves that the pairing is not optimal, since an optimal map is
         optimal on every sample. None without null scores.
@@ -133,6 +134,8 @@ class Optimality(Result):
 @dataclass(frozen=True, eq=False, repr=False)
 class BlockTransport(Optimality):
     """One block as a pushforward: W2 between its input and output, and its own pairing.
+
+    It has these attributes and those of `Optimality`, for the map from `source` to `target`.
 
     Attributes
     ----------
@@ -157,8 +160,6 @@ class BlockTransport(Optimality):
     intervals : dict of (low, high)
         95 % bootstrap intervals of `distance`, `paired`, `ot_score`, `ot_score_centred` and
         `corr_score`; see `straightness`.
-
-    It also has the attributes of `Optimality`, for the map from `source` to `target`.
     """
 
     source: str
@@ -196,7 +197,8 @@ class SegmentStraightness(Optimality):
     """Straightness of a run of layers in one space; None if a measure is undefined.
 
     Notation: W_l = W2(mu_l, mu_{l+1}), D = W2(mu_0, mu_L), and x_l are a sample's features at layer
-    l.
+    l. It has these attributes and those of `Optimality`, for the map from the first layer to the
+    last.
 
     Attributes
     ----------
@@ -255,8 +257,6 @@ class SegmentStraightness(Optimality):
         second moments (``wgeo.geodesic.reliability``).
     pairs : Pairs or None
         Transport between every two layers; None for only two layers, or if it was not affordable.
-
-    It also has the attributes of `Optimality`, for the map from the first layer to the last.
     """
 
     layers: tuple[str, ...]

@@ -1,6 +1,6 @@
 """Networks by name: wgeo's own, torchvision's, timm's and the user's.
 
-`build` returns a network with fresh weights.
+`build` returns a randomly initialized network.
 """
 
 from typing import TYPE_CHECKING

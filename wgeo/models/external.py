@@ -40,21 +40,23 @@ class Arch:
         The normalization of its published checkpoints, in the format of
         `wgeo.data.normalization`.
     infer : callable
-        ``infer(state, options)``: the arguments of `build` that fit a state dict; ``options`` are
-        settings that shapes do not determine.
+        ``infer(state, options)`` returns the arguments of `build` that fit a state dict;
+        ``options`` are settings that its shapes do not determine.
     rename : tuple of (pattern, replacement)
-        Regular expressions that convert other common key names to this architecture's.
-    mark : str
-        Regular expression that matches some key of every such network: a quick test before the
-        search for a fitting architecture builds any network.
-    settled : bool
-        Whether shapes determine the network. If they leave an activation or number of heads open,
-        a file that fits is not assigned to it automatically.
+        Regular expressions that convert other common names of keys to those of this architecture.
+    required_key : str
+        Regular expression that matches at least one key of every such network. A state dict
+        without such a key is excluded before any network is built.
+    determined_by_shapes : bool
+        Whether the shapes of a state dict determine the network. If they do not, for example if
+        they leave the activation or the number of heads open, the architecture is not chosen
+        automatically.
     external : bool
-        Whether its code is the user's: it is then fully built before shapes are compared.
+        Whether its code is the user's. The network is then built completely before shapes are
+        compared.
     translate : callable or None
-        ``translate(state, settings)``: converts tensor names to those of the network that its
-        library builds today, if files have older names.
+        ``translate(state, settings)`` converts names of tensors in older files to those of the
+        network that the library builds today.
     """
 
     name: str
@@ -62,13 +64,13 @@ class Arch:
     infer: Infer
     normalize: str | None = None
     rename: tuple[tuple[str, str], ...] = ()
-    mark: str = _NO_KEY
-    settled: bool = False
+    required_key: str = _NO_KEY
+    determined_by_shapes: bool = False
     external: bool = False
     translate: Callable[[State, Mapping[str, Any]], State] | None = None
 
 
-_LAST_MODULE = {  # of torchvision's ResNets: a module that shallower ones lack
+_DISTINGUISHING_MODULE = {  # a module of each torchvision ResNet that shallower ones do not have
     "resnet18": "layer3.1.conv2",
     "resnet34": "layer3.5.conv2",
     "resnet50": "layer3.5.conv3",
@@ -121,18 +123,18 @@ def torchvision_arch(name: str) -> Arch:
     if name not in RESNETS:
         return Arch(
             f"torchvision:{name}",
-            partial(_torchvision, name),
+            partial(_build_torchvision, name),
             infer_torchvision,
             normalize="imagenet",
-            mark=r"^encoder\.layers\." if name in VITS else _NO_KEY,
+            required_key=r"^encoder\.layers\." if name in VITS else _NO_KEY,
         )
     return Arch(
         f"torchvision:{name}",
-        partial(_torchvision_resnet, name),
+        partial(_build_torchvision_resnet, name),
         infer_torchvision_resnet,
         normalize="imagenet",
-        mark="^" + re.escape(_LAST_MODULE[name]),
-        settled=True,
+        required_key="^" + re.escape(_DISTINGUISHING_MODULE[name]),
+        determined_by_shapes=True,
         rename=(
             *HUGGINGFACE_RESNET,
             *_NUMBERED_RESNET,
@@ -142,7 +144,7 @@ def torchvision_arch(name: str) -> Arch:
     )
 
 
-def _torchvision_resnet(
+def _build_torchvision_resnet(
     name: str,
     *,
     num_classes: int,
@@ -174,7 +176,7 @@ def infer_torchvision_resnet(state: State, options: Mapping[str, Any]) -> dict[s
     }
 
 
-def _torchvision(
+def _build_torchvision(
     name: str,
     *,
     num_classes: int,
@@ -206,10 +208,11 @@ def infer_torchvision(state: State, options: Mapping[str, Any]) -> dict[str, Any
 
 
 def infer_head(state: State, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the probable number of classes and channels of an unknown network.
+    """Return the probable number of classes and of input channels of an unknown network.
 
-    The head is the weight with one of the usual names, else the last matrix; the channels are
-    those of the first convolution.
+    The number of classes is that of the rows of the head's weight. The head is the weight with one
+    of the usual names, or otherwise the last matrix. The channels are those of the first
+    convolution.
     """
     usual = [f"{name}.weight" for name in HEADS]
     matrices = [k for k, t in state.items() if t.ndim in (2, 4) and k.endswith("weight")]
@@ -223,7 +226,7 @@ def infer_head(state: State, options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _infer_timm(config: Any, state: State, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the number of classes and channels from the layers that timm names."""
+    """Return the number of classes and of channels, from the layers that timm's config names."""
     settings = infer_head(state, options)
     named = (("num_classes", "classifier", 0), ("in_channels", "first_conv", 1))
     for setting, kind, axis in named:
@@ -283,13 +286,13 @@ def timm_arch(name: str) -> Arch:
     normalize = normalization(config.mean, config.std) if config is not None else None
     return Arch(
         f"timm:{name}",
-        partial(_timm, name),
+        partial(_build_timm, name),
         partial(_infer_timm, config),
         normalize=normalize,
     )
 
 
-def _timm(
+def _build_timm(
     name: str,
     *,
     num_classes: int,
@@ -320,10 +323,11 @@ def normalization(mean: tuple[float, ...], std: tuple[float, ...]) -> str:
 
 
 def user_arch(name: str) -> Arch:
-    """Return a user's ``package.module:factory`` as an `Arch`; also searches the current folder.
+    """Return a user's ``package.module:factory`` as an `Arch`.
 
-    The factory is called with those of num_classes, in_channels, image_size, activation and the
-    options that are in its signature, and returns a network.
+    The module may also be in the current folder. The factory must return a network. Of
+    num_classes, in_channels, image_size, activation and the options, it is called with those that
+    are in its signature.
 
     Raises
     ------
@@ -346,16 +350,20 @@ def user_arch(name: str) -> Arch:
         factory = getattr(factory, part, None)
     if isinstance(factory, nn.Module) or not callable(factory):
         names = [n for n, v in vars(module).items() if callable(v) and not n.startswith("_")]
-        problem = "is already a network" if isinstance(factory, nn.Module) else "is not a function"
+        if factory is None:
+            problem = f"does not exist in {module_name}"
+        elif isinstance(factory, nn.Module):
+            problem = f"of {module_name} is already a network"
+        else:
+            problem = f"of {module_name} is not a function"
         raise ArgumentError(
-            f"{attribute!r} of {module_name} {problem}; pass a function or class that returns a "
-            f"network"
-            f"{suggestion(attribute, names)}."
+            f"{attribute!r} {problem}; pass a function or class that returns a "
+            f"network{suggestion(attribute, names)}."
         )
-    return Arch(name, partial(_call, name, factory), infer_head, external=True)
+    return Arch(name, partial(_build_user, name, factory), infer_head, external=True)
 
 
-def _call(name: str, factory: Callable[..., Any], /, **settings: Any) -> nn.Module:
+def _build_user(name: str, factory: Callable[..., Any], /, **settings: Any) -> nn.Module:
     try:
         parameters = inspect.signature(factory).parameters
     except (TypeError, ValueError):  # written in C

@@ -14,7 +14,7 @@ _BatchNorm = nn.modules.batchnorm._BatchNorm
 
 
 def untrained(module: nn.Module, seed: int = 0) -> tuple[nn.Module, tuple[str, ...]]:
-    """Return a copy with fresh weights, on the CPU, and the names of parameters left unchanged.
+    """Return a randomly initialized copy, on the CPU, and the names of parameters left unchanged.
 
     The ``reset_parameters`` method of every module draws new weights from PyTorch's default
     initialization and resets batch statistics. The network's author may have used another
@@ -59,10 +59,10 @@ def _reset(module: nn.Module) -> None:
 def reestimate_statistics(module: nn.Module, batches: Iterable[torch.Tensor]) -> None:
     """Set the running statistics of batch normalization to those of `batches`, in one pass.
 
-    A network with fresh weights and reset statistics (mean 0, variance 1) is a different function
-    from the one at the start of training. During the pass each layer normalizes by the batch's
-    statistics and stores their average over batches; everything else, including dropout, is in
-    eval mode. Afterwards, modules are in their previous modes. Networks without running
+    A randomly initialized network with reset statistics (mean 0, variance 1) is a different
+    function from the one at the start of training. During the pass each layer normalizes by the
+    batch's statistics and stores their average over batches; everything else, including dropout, is
+    in eval mode. Afterwards, modules are in their previous modes. Networks without running
     statistics are unchanged.
 
     Parameters

@@ -236,7 +236,7 @@ def _rank(state: State) -> list[tuple[str, KeyReport]]:
             names = _new_names(arch, state)
             cache[arch.rename] = {names[key]: tensor for key, tensor in state.items()}
         renamed = cache[arch.rename]
-        if not any(re.search(arch.mark, key) for key in renamed):
+        if not any(re.search(arch.required_key, key) for key in renamed):
             continue
         try:
             settings = _settings(arch, renamed, None, {})

@@ -29,8 +29,8 @@ def _cifar(depth: int) -> Arch:
         partial(cifar_resnet, depth),
         infer_cifar_resnet,
         normalize="imagenet",
-        mark=rf"^layer3\.{(depth - 2) // 6 - 1}\.conv2\.",
-        settled=True,
+        required_key=rf"^layer3\.{(depth - 2) // 6 - 1}\.conv2\.",
+        determined_by_shapes=True,
         rename=(
             (f"^{ANY_HEAD}\\.", "linear."),
             (r"^(layer\d+\.\d+)\.downsample\.", r"\1.shortcut."),
@@ -44,37 +44,37 @@ _OWN = (
         "isoresnet",
         partial(isotropic, True),
         infer_iso,
-        mark=r"^blocks\.\d+\.conv1\.",
+        required_key=r"^blocks\.\d+\.conv1\.",
     ),
     Arch(
         "isoplain",
         partial(isotropic, False),
         infer_iso,
-        mark=r"^blocks\.\d+\.conv1\.",
+        required_key=r"^blocks\.\d+\.conv1\.",
     ),
     Arch(
         "mlp",
         mlp,
         infer_mlp,
-        mark=r"^blocks\.\d+\.fc\.",
+        required_key=r"^blocks\.\d+\.fc\.",
     ),
     Arch(
         "resmlp",
         resmlp,
         infer_resmlp,
-        mark=r"^blocks\.\d+\.fc1\.",
+        required_key=r"^blocks\.\d+\.fc1\.",
     ),
     Arch(
         "vgg",
         vgg,
         infer_vgg,
-        mark=r"^blocks\.\d+\.conv\.",
+        required_key=r"^blocks\.\d+\.conv\.",
     ),
     Arch(
         "vit",
         vit,
         infer_vit,
-        mark=r"^encoder\.layers\.",
+        required_key=r"^encoder\.layers\.",
     ),
 )
 
@@ -130,7 +130,7 @@ def build(
     activation: str = "relu",
     **options: Any,
 ) -> nn.Module:
-    """Build a network with fresh weights, drawn from torch's global generator.
+    """Build a network with random weights, drawn from torch's global generator.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""A small vision transformer: torchvision's, with blocks of class `Block`."""
+"""A small vision transformer: torchvision's, with blocks that are instances of `Block`."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ _HEAD_WIDTH = 16  # default number of features per attention head
 
 
 class TransformerBlock(EncoderBlock, Block):
-    """y = u + MLP(norm(u)), u = x + attention(norm(x)): torchvision's, with any activation."""
+    """torchvision's block, u + MLP(norm(u)) with u = x + attention(norm(x)), any activation."""
 
-    def __init__(self, heads: int, width: int, hidden: int, name: str) -> None:
+    def __init__(self, heads: int, width: int, hidden: int, activation_name: str) -> None:
         super().__init__(heads, width, hidden, dropout=0.0, attention_dropout=0.0)
-        setattr(self.mlp, "1", activation(name))
+        setattr(self.mlp, "1", activation(activation_name))
         self.shortcut = nn.Identity()
 
 
@@ -40,6 +40,13 @@ def vit(
 
     Parameters
     ----------
+    num_classes, in_channels : int
+    image_size : int
+        Pixels per side; required, because every patch has a position embedding.
+    activation : str
+        Name of the activation in each block's MLP.
+    width, depth : int
+        Number of features of a token, and of blocks.
     heads : int, optional
         By default one per 16 features.
     hidden : int, optional

@@ -1,4 +1,4 @@
-"""Collapse of resampled data: many weighted copies of one layer, computed at once.
+"""Collapse metrics of many bootstrap replicates of one layer, computed together.
 
 A bootstrap replicate weights sample i by its multiplicity c_i. With x_i = h_i - m_{y_i} relative to
 the class means m_k of the data, the class means of a replicate are m_k + t_k, where t_k is the
@@ -24,54 +24,54 @@ from .projection import ProjectionSums, nearest_mean
 from .tensor_chunks import CHUNK_ENTRIES, tensor_chunks
 
 _REPLICATE_ENTRIES = 2**23
-"""Float64 entries of the replicates computed at once (64 MiB)."""
+"""Maximum number of float64 entries of the replicates computed together (64 MiB)."""
 
 
 def stratified_counts(
-    rows: Int[np.ndarray, " n"], times: int, rng: np.random.Generator
+    class_index: Int[np.ndarray, " n"], draws: int, rng: np.random.Generator
 ) -> Int[np.ndarray, "b n"]:
-    """Return the multiplicities of samples in `times` resamples of n_k out of n_k in each class."""
-    multiplicities = np.zeros((times, len(rows)), dtype=np.int64)
-    for k in np.unique(rows):
-        in_class = np.flatnonzero(rows == k)
+    """Return the multiplicities of samples in `draws` resamples of n_k out of n_k in each class."""
+    multiplicities = np.zeros((draws, len(class_index)), dtype=np.int64)
+    for k in np.unique(class_index):
+        in_class = np.flatnonzero(class_index == k)
         n = len(in_class)
-        multiplicities[:, in_class] = rng.multinomial(n, np.full(n, 1 / n), size=times)
+        multiplicities[:, in_class] = rng.multinomial(n, np.full(n, 1 / n), size=draws)
     return multiplicities
 
 
 def bootstrap_replicates(
     features: Any,
-    rows: Int[np.ndarray, " n"],
+    class_index: Int[np.ndarray, " n"],
     predicted: Int[np.ndarray, " n"] | None,
     multiplicities: Int[np.ndarray, "b n"],
     *,
     name: str = "features",
     stage: int | None = 0,
-    frequency: bool = False,
+    weight_by_frequency: bool = False,
     rank_tolerance: float = RANK_TOLERANCE,
 ) -> list[LayerCollapse]:
     """Measure every replicate of a layer: the metrics of `collapse_of`, except the ranks.
 
-    A replicate costs O(N d K), like the metrics themselves, in large matrix products. Memory does
-    not grow with the number of samples or replicates.
+    A replicate takes O(N d K) operations, like the metrics themselves, in large matrix products.
+    The memory needed does not grow with the number of samples or of replicates.
 
     Parameters
     ----------
     features : array_like, (n, d)
-    rows : ndarray of int, (n,)
+    class_index : ndarray of int, (n,)
         The class of each sample, from 0 to K - 1; every class occurs.
     predicted : ndarray of int, (n,), optional
         The network's predictions in the same form; -1 for a class that does not occur.
     multiplicities : ndarray of int, (b, n)
         Multiplicity of each sample in each replicate; over a class they sum to its size.
-    name, stage, frequency, rank_tolerance
-        As in `layer_collapse`; `frequency` weights classes by their size.
+    name, stage, weight_by_frequency, rank_tolerance
+        As in `layer_collapse`; with `weight_by_frequency`, classes are weighted by their size.
     """
-    K = int(rows.max()) + 1
+    K = int(class_index.max()) + 1
     moments = ClassMoments(name, 0)
-    moments.update(features, rows, K)
-    d, n = moments.width, len(rows)
-    layer = _Layer(features, rows, predicted, moments, frequency)
+    moments.update(features, class_index, K)
+    d, n = moments.width, len(class_index)
+    layer = _Layer(features, class_index, predicted, moments, weight_by_frequency)
     batch_size = max(1, _REPLICATE_ENTRIES // (K * max(d, min(n, CHUNK_ENTRIES // d))))
     results: list[LayerCollapse] = []
     for start in range(0, len(multiplicities), batch_size):
@@ -95,18 +95,18 @@ class _Layer:
     """A layer's features, and its class means m_k in `moments`."""
 
     features: Any
-    rows: Int[np.ndarray, " n"]
+    class_index: Int[np.ndarray, " n"]
     predicted: Int[np.ndarray, " n"] | None
     moments: ClassMoments
-    frequency: bool
+    weight_by_frequency: bool
 
     def replicates(
         self, multiplicities: Float[torch.Tensor, "b n"]
     ) -> Iterator[tuple[ClassGeometry, ProjectionSums]]:
         """Yield the class means of every replicate, and the sums over its samples."""
-        counts = torch.from_numpy(np.bincount(self.rows)).double()
+        counts = torch.from_numpy(np.bincount(self.class_index)).double()
         shifts, variances = self._first_pass(multiplicities, counts)
-        class_weights = counts if self.frequency else torch.ones_like(counts)
+        class_weights = counts if self.weight_by_frequency else torch.ones_like(counts)
         class_weights = class_weights / class_weights.sum()
         means = self.moments.means.cpu() + shifts
         centers = class_weights @ means  # (b, d)
@@ -116,8 +116,8 @@ class _Layer:
         )
         coordinates = means @ basis.mT  # (b, K, r)
         sums = self._second_pass(multiplicities, basis, coordinates, shifts @ basis.mT, counts)
-        least = max(means.shape[1:]) * np.finfo(np.float64).eps * sigma[:, :1]
-        for b, kept in enumerate(sigma > least):
+        threshold = max(means.shape[1:]) * np.finfo(np.float64).eps * sigma[:, :1]
+        for b, kept in enumerate(sigma > threshold):
             yield (
                 ClassGeometry(
                     name=self.moments.name,
@@ -139,11 +139,11 @@ class _Layer:
     def _residuals(
         self,
     ) -> Iterator[tuple[slice, Float[torch.Tensor, "n d"], Int[torch.Tensor, " n"]]]:
-        """Yield x_i = h_i - m_{y_i}, some rows at a time, and their classes."""
+        """Yield chunks of x_i = h_i - m_{y_i}: their rows, the x_i and their classes."""
         means, shift = self.moments.means.cpu(), self.moments.shift.cpu()
-        for part, block in tensor_chunks(self.features, self.moments.name, 0):
-            classes = torch.from_numpy(self.rows[part])
-            yield part, (block.cpu() - shift).sub_(means[classes]), classes
+        for rows, chunk in tensor_chunks(self.features, self.moments.name, 0):
+            classes = torch.from_numpy(self.class_index[rows])
+            yield rows, (chunk.cpu() - shift).sub_(means[classes]), classes
 
     def _first_pass(
         self, multiplicities: Float[torch.Tensor, "b n"], counts: Float[torch.Tensor, " K"]
@@ -151,12 +151,12 @@ class _Layer:
         """Return t_k, the shifts of the replicates' class means, and var_k."""
         shifts = multiplicities.new_zeros(len(multiplicities), len(counts), self.moments.width)
         squares = multiplicities.new_zeros(len(multiplicities), len(counts))
-        for part, x, classes in self._residuals():
-            times = multiplicities[:, part]
+        for rows, x, classes in self._residuals():
+            weights = multiplicities[:, rows]
             for k in classes.unique():
                 in_class = classes == k
-                shifts[:, k] += times[:, in_class] @ x[in_class]
-                squares[:, k] += times[:, in_class] @ x[in_class].square().sum(1)
+                shifts[:, k] += weights[:, in_class] @ x[in_class]
+                squares[:, k] += weights[:, in_class] @ x[in_class].square().sum(1)
         shifts /= counts[:, None]
         return shifts, (squares / counts - shifts.square().sum(2)).clamp_min_(0)
 
@@ -168,20 +168,24 @@ class _Layer:
         shifts: Float[torch.Tensor, "b K r"],
         counts: Float[torch.Tensor, " K"],
     ) -> list[ProjectionSums]:
-        """Sum the within-class energy along the span of each replicate's means, and the hits."""
-        n, (b, r) = len(self.rows), basis.shape[:2]
+        """Sum the within-class energy along the span of each replicate's means, and the hits.
+
+        A hit is a sample that is nearest to the mean of its own class.
+        """
+        n, (b, r) = len(self.class_index), basis.shape[:2]
         energy = multiplicities.new_zeros(b, r)
         hits, mismatches = multiplicities.new_zeros(2, b)
-        for part, x, classes in self._residuals():
-            times = multiplicities[:, part]
-            along = (x @ basis.flatten(0, 1).T).unflatten(1, (b, r)).transpose(0, 1)  # (b, n, r)
-            energy += torch.einsum("bn,bnr->br", times, along.square())
+        for rows, x, classes in self._residuals():
+            weights = multiplicities[:, rows]
+            projected = (x @ basis.flatten(0, 1).T).unflatten(1, (b, r))
+            projected = projected.transpose(0, 1)  # (b, n, r)
+            energy += torch.einsum("bn,bnr->br", weights, projected.square())
             # h_i - g = x_i + (m_{y_i} + t_{y_i} - g) - t_{y_i}
-            nearest = nearest_mean(along + (coordinates - shifts)[:, classes], coordinates)
-            hits += (times * (nearest == classes)).sum(1)
+            nearest = nearest_mean(projected + (coordinates - shifts)[:, classes], coordinates)
+            hits += (weights * (nearest == classes)).sum(1)
             if self.predicted is not None:
-                predictions = torch.from_numpy(self.predicted[part])
-                mismatches += (times * (nearest != predictions)).sum(1)
+                predictions = torch.from_numpy(self.predicted[rows])
+                mismatches += (weights * (nearest != predictions)).sum(1)
         energy = (energy - torch.einsum("k,bkr->br", counts, shifts.square())).clamp_min_(0) / n
         return [
             ProjectionSums(n, int(h), int(m), e.numpy())

@@ -90,13 +90,13 @@ def progress(layers: Sequence[LayerCollapse], metric: str, *, rises: bool = Fals
         return Progress(metric)
     v = np.array(values)
     steps, span = np.diff(v), float(np.ptp(v))
-    least = _ROUNDING * float(np.abs(v).max())  # smaller differences are rounding
-    up = steps > least
+    threshold = _ROUNDING * float(np.abs(v).max())  # smaller differences are rounding
+    up = steps > threshold
     fall = v[0] - v[-1]
-    first = int(np.argmax(v[0] - v >= _REACHED * fall)) if fall > least else None
+    first = int(np.argmax(v[0] - v >= _REACHED * fall)) if fall > threshold else None
     return Progress(
         metric,
-        kendall_tau=_tau(-v if rises else v, least),
+        kendall_tau=_tau(-v if rises else v, threshold),
         violations=int(up.sum()),
         violation_size=float(steps[up].sum() / span) if up.any() else 0.0,
         monotone=not up.any(),
@@ -120,10 +120,10 @@ def with_interval(progress: Progress, replicates: Sequence[Progress]) -> Progres
     return replace(progress, interval=(float(low), float(high)))
 
 
-def _tau(values: Float[np.ndarray, " L"], least: float) -> float | None:
+def _tau(values: Float[np.ndarray, " L"], threshold: float) -> float | None:
     """Return Kendall's tau-b with depth, which has no ties: S / sqrt(P (P - ties)) for P pairs."""
     later, earlier = np.tril_indices(len(values), -1)
     change = values[later] - values[earlier]
-    signs = np.where(np.abs(change) > least, np.sign(change), 0.0)
+    signs = np.where(np.abs(change) > threshold, np.sign(change), 0.0)
     untied = np.count_nonzero(signs)
     return float(signs.sum() / np.sqrt(len(signs) * untied)) if untied else None

@@ -145,7 +145,7 @@ def collapse_of(
 
 
 def is_frequency(weights: str) -> bool:
-    """Whether classes are weighted by their size."""
+    """Return whether classes are weighted by their size."""
     if weights not in ("uniform", "frequency"):
         raise ArgumentError(f"weights must be 'uniform' or 'frequency', not {weights!r}.")
     return weights == "frequency"
@@ -157,7 +157,7 @@ def weights_of(classifier: Any) -> Float[np.ndarray, "C d"]:
 
 
 def features_by_layer(ood: Trajectory | Mapping[str, Any]) -> Mapping[str, Any]:
-    """Out-of-distribution features by layer name."""
+    """Return out-of-distribution features by layer name."""
     if isinstance(ood, Trajectory):
         return {layer.name: layer.features for layer in ood.layers}
     return ood
@@ -186,20 +186,20 @@ def _with_intervals(
     """
     index = ClassIndex()
     index.add(np.array(result.classes))
-    rows = index.rows(traj.labels)
+    class_index = index.rows(traj.labels)
     predicted = None if traj.predictions is None else index.rows(traj.predictions)
-    multiplicities = stratified_counts(rows, resamples, np.random.default_rng(seed))
+    multiplicities = stratified_counts(class_index, resamples, np.random.default_rng(seed))
     by_layer = processes.map_over_ranks(
         [
             partial(
                 bootstrap_replicates,
                 layer.features,
-                rows,
+                class_index,
                 predicted,
                 multiplicities,
                 name=layer.name,
                 stage=layer.stage,
-                frequency=is_frequency(result.weights),
+                weight_by_frequency=is_frequency(result.weights),
                 rank_tolerance=rank_tolerance,
             )
             for layer in traj.staged

@@ -89,7 +89,7 @@ def rescaled(x: np.ndarray) -> np.ndarray:
 
 
 def distance_to_etf(gram: Float[np.ndarray, "K K"]) -> float | None:
-    """|| G/||G||_F - (I - J/K)/sqrt(K - 1) ||_F: 0 for the Gram matrix of a simplex ETF."""
+    """Return || G/||G||_F - (I - J/K)/sqrt(K - 1) ||_F, 0 for a simplex ETF's Gram matrix."""
     norm = np.linalg.norm(gram)
     if norm == 0:
         return None
@@ -291,8 +291,8 @@ def _variability(
         return {"nc1": None, "nc1_quotient": None, "cdnv": None, "rank": 0}
     if cdnv is None:
         why["cdnv"] = "two class means coincide"
-    least = max(rank_tolerance * geometry.sigma[0], geometry.rounding)
-    sigma = geometry.sigma[geometry.sigma > least]
+    threshold = max(rank_tolerance * geometry.sigma[0], geometry.rounding)
+    sigma = geometry.sigma[geometry.sigma > threshold]
     along = geometry.along
     if along is None and projection is not None:
         along = projection.along
@@ -334,8 +334,8 @@ def _cdnv(geometry: ClassGeometry) -> float | None:
         return None
     squares = pdist(coordinates, "sqeuclidean")  # over pairs k < l: the summand is symmetric
     first, second = np.triu_indices(len(variances), 1)
-    least = _ZERO_NORM * np.linalg.norm(coordinates, axis=1).max()
-    if squares.min() <= least**2:
+    threshold = _ZERO_NORM * np.linalg.norm(coordinates, axis=1).max()
+    if squares.min() <= threshold**2:
         return None
     return float(((variances[first] + variances[second]) / (2 * squares)).mean())
 

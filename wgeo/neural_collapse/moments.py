@@ -140,8 +140,8 @@ class ClassGeometry:
     def means_coincide(self) -> bool:
         """Whether all class means coincide, up to rounding."""
         scale = np.linalg.norm(self.center) + np.sqrt(self.within)
-        least = max(_MEANS_TOLERANCE * scale, self.rounding)
-        return not len(self.sigma) or bool(self.sigma[0] <= least)
+        threshold = max(_MEANS_TOLERANCE * scale, self.rounding)
+        return not len(self.sigma) or bool(self.sigma[0] <= threshold)
 
 
 class ClassMoments:
@@ -156,8 +156,9 @@ class ClassMoments:
     name : str
         Name of the layer, for errors.
     spectrum_size : int
-        See `SPECTRUM_SIZE`; 0 for no spectrum. start : int Number of samples before these, in other
-        processes; used in error messages.
+        See `SPECTRUM_SIZE`; 0 for no spectrum.
+    start : int
+        Number of samples before these, in other processes; used in error messages.
     """
 
     def __init__(self, name: str, spectrum_size: int = SPECTRUM_SIZE, start: int = 0) -> None:

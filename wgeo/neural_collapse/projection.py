@@ -26,8 +26,9 @@ class ProjectionSums:
 
     Attributes
     ----------
-    samples, hits, mismatches : int Number of samples; of samples that are nearest to their own
-    class mean; and of samples for which the nearest class mean and the network's prediction differ.
+    samples, hits, mismatches : int
+        Number of samples; of samples that are nearest to their own class mean; and of samples for
+        which the nearest class mean and the network's prediction differ.
     along : ndarray, (r,)
         V_j^T Sigma_W V_j for every direction of the span of the means.
     leave_one_out : LeaveOneOut or None

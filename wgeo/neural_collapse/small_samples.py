@@ -27,7 +27,7 @@ MOST_HIDDEN = 0.05
 
 
 def is_few(counts: Num[np.ndarray, " K"]) -> bool:
-    """Whether a class has fewer than `FEW_SAMPLES` samples."""
+    """Return whether a class has fewer than `FEW_SAMPLES` samples."""
     return bool(counts.min() < FEW_SAMPLES)
 
 

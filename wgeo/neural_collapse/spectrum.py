@@ -20,8 +20,11 @@ class Spectrum:
     ----------
     values : ndarray, (min(rows, d),)
         In ascending order. Values below sqrt(max(rows, d) eps) times the largest are rounding
-        errors and are set to 0. rows : int Number of samples from which they were computed. exact :
-        bool Whether these are all samples.
+        errors and are set to 0.
+    rows : int
+        Number of samples from which they were computed.
+    exact : bool
+        Whether these are all samples.
     """
 
     values: Float[np.ndarray, " r"]

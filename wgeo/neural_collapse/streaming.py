@@ -48,12 +48,15 @@ class CollapseStream:
         As in `collapse`.
     classifier : Classifier or array_like, (K, d), optional
         Weights of the classifier of the last layer, for NC3. If given, labels must be below K.
-        num_classes : int, optional Number of classes; labels must be below it.
+    num_classes : int, optional
+        Number of classes; labels must be below it.
     stages : mapping of layer name to int or None, optional
         The stage (feature space) of each layer. By default a new stage starts where the width
         changes, and the layers ``input`` and ``penultimate`` (the classifier's input) have no
-        stage. keep : int Total number of bytes of features to keep, over all layers. If it is
-        exceeded, the widest layers are dropped first. 0 for a strict bound on memory.
+        stage.
+    keep : int
+        Total number of bytes of features to keep, over all layers. If it is exceeded, the widest
+        layers are dropped first. 0 for a strict bound on memory.
 
     Examples
     --------

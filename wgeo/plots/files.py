@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from ..errors import ArgumentError
 from ..runtime.progress import track
 from ..storage.files import writable, write_atomic
-from ..storage.ownership import claim, owned
+from ..storage.ownership import owned, require_writable
 from .composed import catalogue
 from .plot import Plot, as_csv
 from .style import styled
@@ -50,7 +50,7 @@ def claim_figures(folder: str | os.PathLike[str], *, series: bool = False) -> No
         The message names the file.
     """
     stems = SERIES_STEMS if series else STEMS
-    claim(folder, *(f"{stem}.{ending}" for stem in stems for ending in _PAGE))
+    require_writable(folder, *(f"{stem}.{ending}" for stem in stems for ending in _PAGE))
 
 
 def drawn(record: Mapping[str, Any], folder: Path, source: Path) -> list[Path] | None:
@@ -95,7 +95,7 @@ def figures(source: Any, out_dir: str | Path, *, endings: Sequence[str] = _PAGE)
     plots = catalogue(source)
     written: list[Path] = []
     with owned(out_dir) as home:
-        home.claim(*names_of(plots, endings))
+        home.require_writable(*names_of(plots, endings))
         for plot in track(plots, "drawing figures"):
             written += home.write(_files(plot, endings))
         current = {path.name for path in written}

@@ -214,7 +214,7 @@ def write_model(record: Mapping[str, Any], folder: str | Path, stem: str = "mode
     if not stem or folder_name(stem) != stem:
         raise ArgumentError(f"stem must be the plain name of a file, not {stem!r}.")
     with owned(folder) as home:
-        home.claim(f"{stem}.png", f"{stem}.svg")
+        home.require_writable(f"{stem}.png", f"{stem}.svg")
         figure = model(record)
         figure.draw_without_rendering()
         figure.set_layout_engine("none")  # the same layout for both files

@@ -19,7 +19,13 @@ from .. import __version__, plots
 from ..errors import RecordError, WgeoError
 from ..plots.composed import catalogue
 from ..plots.files import drawn, names_of
-from ..storage.ownership import claim, claim_all, leftovers, list_all, owned
+from ..storage.ownership import (
+    has_leftovers,
+    owned,
+    record_all,
+    require_unchanged,
+    require_writable,
+)
 from ..storage.records import ANALYSIS, kind_of, read_record
 from . import building, pages
 from .assets import asset
@@ -40,9 +46,9 @@ def claim_report(run_dir: str | os.PathLike[str]) -> None:
         The message names the file.
     """
     run = Path(run_dir)
-    claim(run, _LOG)
+    require_writable(run, _LOG)
     if os.path.lexists(run / _REPORT):
-        claim_all(run / _REPORT)
+        require_unchanged(run / _REPORT)
 
 
 def build(
@@ -90,7 +96,7 @@ def build(
     if html and "analyses" in record:
         record = _with_reports(record, run)
     if drawn(record, run / "figures", source) is None:
-        claim(run / "figures", *names_of(catalogue(record)))
+        require_writable(run / "figures", *names_of(catalogue(record)))
     try:
         with owned(run) as home, home.scratch("report") as aside:
             figures = _figures(record, source)
@@ -106,7 +112,7 @@ def build(
                 typeset = _write_paper(record, aside / "paper", source)
                 building.pdf(typeset, tex, keep).rename(project / "report.pdf")
             home.remove(_LOG)
-            list_all(project)
+            record_all(project)
             claim_report(run)  # files may have appeared in it meanwhile
             _swap(project, run / _REPORT, aside / "old")
     except OSError as error:
@@ -160,7 +166,7 @@ def _figures(record: Mapping[str, Any], source: Path) -> list[Path]:
     files = drawn(record, folder, source)
     if files is None:
         return plots.figures(record, folder)
-    if leftovers(folder):
+    if has_leftovers(folder):
         with owned(folder):  # removes what a killed run left behind
             pass
     return files

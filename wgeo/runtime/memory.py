@@ -139,7 +139,7 @@ def total_memory() -> int:
 
 def _cgroup_limit(proc: Path = Path("/proc"), groups: Path = Path("/sys/fs/cgroup")) -> int:
     """Return the tightest memory limit of this process's control groups (Linux, v1 and v2)."""
-    least = sys.maxsize
+    limit = sys.maxsize
     with suppress(OSError, ValueError):
         for line in (proc / "self" / "cgroup").read_text().splitlines():
             _, kinds, path = line.split(":", 2)
@@ -153,5 +153,5 @@ def _cgroup_limit(proc: Path = Path("/proc"), groups: Path = Path("/sys/fs/cgrou
                 if folder == root.parent:
                     break
                 with suppress(OSError, ValueError):  # "max", or not visible from inside
-                    least = min(least, int((folder / name).read_text()))
-    return least
+                    limit = min(limit, int((folder / name).read_text()))
+    return limit

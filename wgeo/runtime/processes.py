@@ -53,12 +53,12 @@ _local_depth = 0  # nesting of `local_only`
 
 
 def launched_world_size() -> int:
-    """Number of processes launched together, according to the environment."""
+    """Return the number of processes launched together, according to the environment."""
     return int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else 1
 
 
 def local_world_size() -> int:
-    """Number of these processes on this machine, sharing memory and disks; also in `local_only`."""
+    """Return the number of these processes on this machine, also in `local_only`."""
     if _launch is None or not _launch.hosts:  # before they connect, the launcher may know
         return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if launched_world_size() > 1 else 1
     return _launch.hosts.count(_launch.hosts[_launch.rank])
@@ -125,7 +125,7 @@ def local_only() -> Iterator[None]:
 
 
 def world_size() -> int:
-    """Number of processes that do this job."""
+    """Return the number of processes that do this job."""
     return 1 if _launch is None or _local_depth else _launch.world_size
 
 
@@ -135,12 +135,12 @@ def rank() -> int:
 
 
 def is_rank_zero() -> bool:
-    """Whether this process prints and writes for all, also inside `local_only`."""
+    """Return whether this process prints and writes for all, also inside `local_only`."""
     return launched_world_size() == 1 or os.environ["RANK"] == "0"
 
 
 def shard(n: int) -> slice:
-    """This process's part of n rows: contiguous, in lengths equal up to one."""
+    """Return this process's contiguous part of n rows; lengths of parts differ by at most one."""
     me, all_ = rank(), world_size()
     return slice(n * me // all_, n * (me + 1) // all_)
 
@@ -191,7 +191,7 @@ def _reduced(part: Any, operation: str) -> Any:
 
 
 def all_gather(value: T) -> list[T]:
-    """Every process's value, in the order of their ranks."""
+    """Return the values of all processes, in the order of their ranks."""
     if world_size() == 1:
         return [value]
     import torch.distributed as dist
@@ -247,7 +247,7 @@ def _attempt(work: Callable[[], Any]) -> tuple[Any, Exception | None]:
 
 
 def _portable(error: Exception) -> Exception:
-    """The error, or its message if it cannot be pickled."""
+    """Return the error, or its message if the error cannot be pickled."""
     try:
         pickle.loads(pickle.dumps(error))
     except Exception:
@@ -278,7 +278,7 @@ def _broadcast(outcome: Any, source: int) -> Any:
 
 
 def reports_error(error: BaseException) -> bool:
-    """Whether this process reports an error: if several raise the same one, only the first does."""
+    """Return whether this process is the first of those that raise the same error."""
     if _launch is None or _launch.store is None:
         return is_rank_zero()  # before processes are connected, all raise the same error
     try:

@@ -1,9 +1,9 @@
-"""Folders that list the files wgeo wrote to them: nothing else is replaced or removed.
+"""Manifests of the files that wgeo wrote to a folder: no other file is replaced or removed.
 
-``.wgeo.json`` in a folder holds the SHA-256 of every file that wgeo wrote there. A file is listed
-before it is written, with its old and its new checksum, so the next run recognizes every file of a
-run that was killed, at whatever moment. A file that is not listed, or has changed since, belongs to
-the user.
+The manifest ``.wgeo.json`` contains the SHA-256 of every file that wgeo wrote to its folder. A file
+is recorded before it is written, with its old and its new checksum, so that the next run recognizes
+every file of a killed run, whenever it was killed. A file that is not in the manifest, or has
+changed since, belongs to the user.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from ..errors import RecordError
 from .files import TEMPORARY, locked, refuse_other_lock, write_atomic
 
 MANIFEST = ".wgeo.json"
-_LARGEST = 2**26  # bytes of a manifest; that of a report of a hundred layers has 20,000
+_MAX_BYTES = 2**26  # largest manifest read; that of a report of a hundred layers has 20,000
 _SCRATCH = re.compile(r"\.[a-z]+-\d+-[0-9a-f]{8}")
 _LITTER = {".DS_Store", "Thumbs.db", "desktop.ini"}  # left by file managers
 
 Checksums = dict[str, list[str]]
 
 
-def claim(folder: str | os.PathLike[str], *names: str) -> None:
-    """Refuse a folder if files that wgeo did not write have names that it would write.
+def require_writable(folder: str | os.PathLike[str], *names: str) -> None:
+    """Raise RecordError if a file that wgeo did not write has a name that wgeo would write.
 
     Nothing is created, locked or written.
 
@@ -48,44 +48,44 @@ def claim(folder: str | os.PathLike[str], *names: str) -> None:
     RecordError
         The message names the file and says what to do.
     """
-    home = Path(folder)
-    if (place := _obstacle(home)) is not None:
-        raise _in_the_way(place, home)
-    refuse_other_lock(home)
-    _read(home)
+    folder = Path(folder)
+    if (obstacle := _obstacle(folder)) is not None:
+        raise _in_the_way(obstacle, folder)
+    refuse_other_lock(folder)
+    _read(folder)
     for name in names:
-        for path in sorted(home.glob(name)) if "*" in name else [home / name]:
-            _require_own(path, home)
+        for path in sorted(folder.glob(name)) if "*" in name else [folder / name]:
+            _require_own(path, folder)
 
 
-def claim_all(folder: str | os.PathLike[str]) -> None:
-    """Refuse a folder unless it holds only files that `list_all` listed, unchanged.
+def require_unchanged(folder: str | os.PathLike[str]) -> None:
+    """Raise RecordError unless every file in the folder is one that wgeo wrote, unchanged.
 
     Raises
     ------
     RecordError
         The message names the file and says what to do.
     """
-    home = Path(folder)
-    if home.is_symlink() or _obstacle(home) is not None:
-        raise _in_the_way(home, home.parent)
-    _read(home)
-    for path in _files_in(home):
-        if path.name not in _LITTER and path != home / MANIFEST:
-            _require_own(path, home)
+    folder = Path(folder)
+    if folder.is_symlink() or _obstacle(folder) is not None:
+        raise _in_the_way(folder, folder.parent)
+    _read(folder)
+    for path in _files_in(folder):
+        if path.name not in _LITTER and path != folder / MANIFEST:
+            _require_own(path, folder)
 
 
-def list_all(folder: Path) -> None:
-    """List every file of a newly created folder as written by wgeo."""
+def record_all(folder: Path) -> None:
+    """Record every file of a newly created folder in its manifest."""
     sums = {path.relative_to(folder).as_posix(): [_sha256(path)] for path in _files_in(folder)}
     write_atomic(folder / MANIFEST, _text(sums, []))
 
 
-def leftovers(folder: str | os.PathLike[str]) -> bool:
-    """Whether a killed run left files in a folder that `owned` would remove."""
-    home = Path(folder)
+def has_leftovers(folder: str | os.PathLike[str]) -> bool:
+    """Return whether a killed run left temporary files, which `owned` would remove."""
+    folder = Path(folder)
     return any(
-        TEMPORARY.fullmatch(path.name) or path.name == ".wgeo.lock" for path in home.glob(".*")
+        TEMPORARY.fullmatch(path.name) or path.name == ".wgeo.lock" for path in folder.glob(".*")
     )
 
 
@@ -99,30 +99,30 @@ def owned(folder: str | os.PathLike[str]) -> Iterator[Owned]:
         Another run is writing to the folder, or the folder cannot be written.
     """
     with locked(folder) as path:
-        home = Owned(path)
-        home.sweep()
+        owner = Owned(path)
+        owner.remove_temporary()
         try:
-            yield home
+            yield owner
         finally:
-            with suppress(RecordError):  # a full disk; the longer list serves as well
-                home.settle()
+            with suppress(RecordError):  # a full disk; a manifest with old checksums is valid too
+                owner.drop_old_checksums()
 
 
 class Owned:
-    """A locked folder, open for writing; created by `owned`."""
+    """A locked folder to which wgeo writes files; created by `owned`."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._checksums: dict[str, tuple[tuple[int, ...], str]] = {}  # file state, checksum
 
-    def claim(self, *names: str) -> None:
-        """Refuse files that wgeo did not write, like the function `claim`."""
+    def require_writable(self, *names: str) -> None:
+        """Raise RecordError if wgeo did not write one of these files; see `require_writable`."""
         checksums, _ = _read(self.path)
         for name in names:
             if "*" in name:
-                claim(self.path, name)
+                require_writable(self.path, name)
             else:
-                self._current(name, checksums)
+                self._require_unchanged(name, checksums)
 
     def write(self, files: Mapping[str, str | bytes]) -> list[Path]:
         """Write files, given as names and contents, each atomically and in this order.
@@ -136,11 +136,11 @@ class Owned:
         contents = {n: c.encode() if isinstance(c, str) else c for n, c in files.items()}
         after = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
         checksums, scratch = _read(self.path)
-        before = {name: self._current(name, checksums) for name in contents}
+        before = {name: self._require_unchanged(name, checksums) for name in contents}
         for name, new in after.items():
             old = before[name]
             checksums[name] = [new] if old in (None, new) else [str(old), new]
-        self._list(checksums, scratch)
+        self._write_manifest(checksums, scratch)
         for name, content in contents.items():
             path = self.path / name
             try:
@@ -152,16 +152,16 @@ class Owned:
         return [self.path / name for name in contents]
 
     def adopt(self, *names: str) -> None:
-        """List existing files as written by wgeo; the caller has recognized their content."""
+        """Record existing files in the manifest; the caller knows that wgeo wrote them."""
         checksums, scratch = _read(self.path)
         for name in names:
             if (checksum := _checksum(self.path / name)) is not None:
                 checksums[name] = [checksum]
                 self._checksums[name] = (_state(self.path / name), checksum)
-        self._list(checksums, scratch)
+        self._write_manifest(checksums, scratch)
 
     def remove(self, *names: str) -> None:
-        """Remove files that wgeo wrote and nobody has changed; leave all others."""
+        """Remove those of these files that wgeo wrote and that have not changed since."""
         checksums, scratch = _read(self.path)
         for name in {name for name in names if name in checksums}:
             path = self.path / name
@@ -169,21 +169,21 @@ class Owned:
                 path.unlink(missing_ok=True)
             checksums.pop(name)
             self._checksums.pop(name, None)
-        self._list(checksums, scratch)
+        self._write_manifest(checksums, scratch)
 
     def listed(self) -> list[str]:
-        """Return the names of all files that wgeo wrote; some may be gone or changed since."""
+        """Return the names in the manifest; some files may be gone or may have changed since."""
         return list(_read(self.path)[0])
 
     @contextmanager
     def scratch(self, name: str) -> Iterator[Path]:
-        """Create a hidden folder for the block; if this process is killed, the next removes it.
+        """Create a hidden folder that is removed after the ``with`` block.
 
-        `name` consists of lowercase letters.
+        If this process is killed, the next run removes it. `name` consists of lowercase letters.
         """
         own = f".{name}-{os.getpid()}-{secrets.token_hex(4)}"
         checksums, scratch = _read(self.path)
-        self._list(checksums, [*scratch, own])
+        self._write_manifest(checksums, [*scratch, own])
         try:
             (self.path / own).mkdir()
             yield self.path / own
@@ -191,9 +191,9 @@ class Owned:
             shutil.rmtree(self.path / own, ignore_errors=True)
             with suppress(RecordError):  # a full disk; the next run will find nothing to remove
                 checksums, scratch = _read(self.path)
-                self._list(checksums, [other for other in scratch if other != own])
+                self._write_manifest(checksums, [other for other in scratch if other != own])
 
-    def sweep(self) -> None:
+    def remove_temporary(self) -> None:
         """Remove temporary files and scratch folders of killed runs."""
         checksums, scratch = _read(self.path)
         for folder in {self.path, *((self.path / name).parent for name in checksums)}:
@@ -205,24 +205,27 @@ class Owned:
                 if name == MANIFEST or name in checksums:
                     with suppress(OSError):
                         aside.unlink()
-        self._list(checksums, self._cleared(scratch))
+        self._write_manifest(checksums, self._cleared(scratch))
 
-    def settle(self) -> None:
-        """Drop the old checksums of written files: the list does not depend on its history."""
+    def drop_old_checksums(self) -> None:
+        """Keep only the newest checksum of each file that this process has written or read."""
         checksums, scratch = _read(self.path)
         now = {
             name: [checksum] for name, (_, checksum) in self._checksums.items() if name in checksums
         }
-        self._list({**checksums, **now}, self._cleared(scratch))
+        self._write_manifest({**checksums, **now}, self._cleared(scratch))
 
     def _cleared(self, scratch: list[str]) -> list[str]:
-        """Remove scratch folders; return those that programs of a killed run still write to."""
+        """Remove scratch folders; return those to which programs of a killed run still write."""
         for own in scratch:
             shutil.rmtree(self.path / own, ignore_errors=True)
         return [own for own in scratch if os.path.lexists(self.path / own)]
 
-    def _current(self, name: str, checksums: Checksums) -> str | None:
-        """Return the checksum of a file of wgeo; read the file only if it may have changed."""
+    def _require_unchanged(self, name: str, checksums: Checksums) -> str | None:
+        """Return the checksum of a file that wgeo wrote, or None if it does not exist.
+
+        The file is read only if it may have changed. Any other file raises RecordError.
+        """
         path = self.path / name
         _require_path(path, self.path)
         if not os.path.lexists(path):
@@ -236,51 +239,51 @@ class Owned:
         self._checksums[name] = (_state(path), checksum)
         return checksum
 
-    def _list(self, checksums: Checksums, scratch: list[str]) -> None:
+    def _write_manifest(self, checksums: Checksums, scratch: list[str]) -> None:
         if (checksums, scratch) != _read(self.path):
             write_atomic(self.path / MANIFEST, _text(checksums, scratch))
 
 
-def _require_own(path: Path, home: Path) -> None:
-    _require_path(path, home)
+def _require_own(path: Path, folder: Path) -> None:
+    _require_path(path, folder)
     if not os.path.lexists(path):
         return
-    checksum, name = _checksum(path), path.relative_to(home).as_posix()
-    # The list is read after the file: another process may replace both, the list first.
-    if checksum is None or checksum not in _read(home)[0].get(name, ()):
-        raise _in_the_way(path, home)
+    checksum, name = _checksum(path), path.relative_to(folder).as_posix()
+    # The manifest is read after the file: another process may replace both, the manifest first.
+    if checksum is None or checksum not in _read(folder)[0].get(name, ()):
+        raise _in_the_way(path, folder)
 
 
-def _require_path(path: Path, home: Path) -> None:
-    """Refuse a path if one of its folders is a file."""
-    if (place := _obstacle(path.parent, home)) is not None:
-        raise _in_the_way(place, home)
+def _require_path(path: Path, folder: Path) -> None:
+    """Raise RecordError if one of the path's folders is a file."""
+    if (obstacle := _obstacle(path.parent, folder)) is not None:
+        raise _in_the_way(obstacle, folder)
 
 
-def _obstacle(path: Path, home: Path | None = None) -> Path | None:
-    """Return the file that takes the place of a folder or its parents (up to `home`), or None."""
+def _obstacle(path: Path, folder: Path | None = None) -> Path | None:
+    """If `path` or one of its parents, up to `folder`, is not a folder but a file, return it."""
     while True:
         if os.path.lexists(path):
             return None if path.is_dir() else path
-        if path in (home, path.parent):
+        if path in (folder, path.parent):
             return None
         path = path.parent
 
 
-def _in_the_way(path: Path, home: Path) -> RecordError:
-    unlisted = "" if (home / MANIFEST).exists() else " (wgeo 0.1 kept no list of what it wrote)"
+def _in_the_way(path: Path, folder: Path) -> RecordError:
+    unlisted = "" if (folder / MANIFEST).exists() else " (wgeo 0.1 kept no list of what it wrote)"
     return RecordError(
         f"{path} is in the way: wgeo did not write it, or it was changed since{unlisted}. Nothing "
         "was written. Move it, or choose another folder."
     )
 
 
-def _read(home: Path) -> tuple[Checksums, list[str]]:
+def _read(folder: Path) -> tuple[Checksums, list[str]]:
     """Read a folder's manifest: the checksums of files by name, and the scratch folders."""
-    path = home / MANIFEST
+    path = folder / MANIFEST
     try:
         status = os.lstat(path)
-        if not stat.S_ISREG(status.st_mode) or status.st_size > _LARGEST:
+        if not stat.S_ISREG(status.st_mode) or status.st_size > _MAX_BYTES:
             raise ValueError("it is not a regular file, or far too large")
         manifest = json.loads(path.read_text("utf-8"))
         files, scratch = manifest["files"], manifest["scratch"]

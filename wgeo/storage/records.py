@@ -28,7 +28,7 @@ _HOW_TO_MAKE = {
 }
 
 
-def claim(folder: Path, kind: str) -> Path:
+def require_writable(folder: Path, kind: str) -> Path:
     """Return a folder for records of one kind; an analysis and a series would share a report.
 
     Raises
@@ -43,13 +43,13 @@ def claim(folder: Path, kind: str) -> Path:
             f"{folder} already holds {other}, whose figures and report this would replace. Choose "
             "another folder."
         )
-    ownership.claim(folder, kind)
+    ownership.require_writable(folder, kind)
     return folder
 
 
 def write_record(folder: Path, record: Mapping[str, Any], kind: str = ANALYSIS) -> Path:
     """Write a record to a folder atomically; return its path."""
-    claim(folder, kind)
+    require_writable(folder, kind)
     with ownership.owned(folder) as home:
         home.write({kind: json.dumps(record, indent=1, allow_nan=False)})
     return folder / kind

@@ -151,7 +151,7 @@ class Job:
             self.home.write(self._history())
             return
         names = ("last.pt", "history.json", "checkpoints/epoch-*.pt")
-        self.home.claim(*names)
+        self.home.require_writable(*names)
         if resume and (later := checkpoints_in(self.folder)[1:]):
             raise RecordError(
                 f"{later[-1]} is from an earlier run, but {last}, needed to resume it, is missing. "
@@ -164,7 +164,7 @@ class Job:
         self._finish_epoch(row, time.perf_counter())
 
     def _claim_remaining(self) -> None:
-        """Refuse to overwrite others' files with those still to be written.
+        """Raise RecordError if a file still to be written would replace one of somebody else.
 
         Version 0.1 did not list its files: those whose metadata match this run are its own.
         """
@@ -173,10 +173,10 @@ class Job:
         if not self.home.listed():
             self.home.adopt(*filter(self._is_mine, names))
         self.home.adopt("last.pt")  # read by `_restore`
-        self.home.claim("last.pt", *names)
+        self.home.require_writable("last.pt", *names)
 
     def _is_mine(self, name: str) -> bool:
-        """Whether a file's metadata match the settings of this run."""
+        """Return whether a file's metadata match the settings of this run."""
         path = self.folder / name
         try:
             require_regular(path)

@@ -70,9 +70,10 @@ class Recipe:
     precision: str = "float32"
 
     def __post_init__(self) -> None:
-        for name, least in (("epochs", 1), ("batch_size", 1), ("seed", 0)):
-            if getattr(self, name) < least:
-                raise ArgumentError(f"{name} must be at least {least}, not {getattr(self, name)}.")
+        for name, minimum in (("epochs", 1), ("batch_size", 1), ("seed", 0)):
+            value = getattr(self, name)
+            if value < minimum:
+                raise ArgumentError(f"{name} must be at least {minimum}, not {value}.")
         if not (math.isfinite(self.lr) and self.lr > 0):
             raise ArgumentError(f"lr must be a positive number, not {self.lr}.")
         if not 0 <= self.momentum < 1:

@@ -140,7 +140,7 @@ def _require_history(progress: Any, epoch: int) -> None:
 
 
 def _is_number(value: Any) -> bool:
-    """Whether a value is a finite number of at least 0."""
+    """Return whether a value is a finite number of at least 0."""
     return type(value) in (int, float) and 0 <= value <= sys.float_info.max
 
 

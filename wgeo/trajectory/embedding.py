@@ -52,7 +52,7 @@ def embedded(
 
 
 def _padded(x: Float[np.ndarray, "n d"], width: int, rows: slice) -> np.ndarray:
-    """A chunk of rows, padded with zero features to a width."""
+    """Return a chunk of rows, padded with zero features to a width."""
     return np.pad(x[rows], ((0, 0), (0, width - x.shape[1])))
 
 
@@ -62,14 +62,14 @@ def _along(
     axes: Float[np.ndarray, "width D"],
     rows: slice,
 ) -> np.ndarray:
-    """Coordinates of a chunk of rows, padded and centred, in float64."""
+    """Coordinates of a chunk of rows, padded and centered, in float64."""
     return (_padded(x, len(mean), rows) - mean) @ axes
 
 
 def _principal(
     layers: Sequence[Float[np.ndarray, "n _"]], width: int, count: int
 ) -> tuple[Float[np.ndarray, " width"], Float[np.ndarray, "width count"]]:
-    """Mean and leading principal axes of all layers' padded samples, read in chunks of rows.
+    """Return the mean and the leading principal axes of all layers' padded samples.
 
     Computed in float64: from the covariance, or, for wide layers, by subspace iterations that never
     form it (Halko, Martinsson, Tropp 2011, Algorithm 4.4). Signs are chosen so that the largest

@@ -77,6 +77,10 @@ class Trajectory(Displayed):
         labels : array_like of int, (n,)
         names : sequence of str, optional
             Default ``layer0``, ``layer1``, ...
+        predictions : array_like of int, (n,), optional
+            The network's decisions.
+        classifier : Classifier, optional
+            The linear layer that computes the logits from the last layer's features.
 
         Raises
         ------
@@ -331,12 +335,12 @@ PENULTIMATE = "penultimate"  # the layer of the classifier's input
 
 
 def features_key(name: str) -> str:
-    """Name of a layer's features in a store."""
+    """Return the name of a layer's features in a store."""
     return f"features:{name}"
 
 
 def entry_key(name: str) -> str:
-    """Name of a layer's `Layer.entry` in a store."""
+    """Return the name of a layer's `Layer.entry` in a store."""
     return f"entry:{name}"
 
 
@@ -413,7 +417,7 @@ def whole_arrays(
 
 
 def _checksum(array: np.ndarray) -> int:
-    """CRC-32 of an array's bytes, read in chunks of rows."""
+    """Return the CRC-32 of an array's bytes, read in chunks of rows."""
     checksum = 0
     for start in range(0, len(array), _ROWS):
         chunk = np.ascontiguousarray(array[start : start + _ROWS])

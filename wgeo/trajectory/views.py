@@ -64,7 +64,7 @@ def explained(scales: Float[np.ndarray, " r"]) -> list[float]:
 
 
 def _last_layer(means: Float[np.ndarray, "K d"], points: Float[np.ndarray, "n d"]) -> Any:
-    """Return centred class means and samples in an orthonormal basis of the means' span."""
+    """Return centered class means and samples in an orthonormal basis of the means' span."""
     if len(means) > _MAX_CLASSES:
         return None
     centre = means.mean(0)

@@ -116,8 +116,14 @@ def find_violations(
 
     Parameters
     ----------
+    geometry : Geometry
+        The costs c_ij.
+    potentials : Potentials
+        f and g.
     threshold : float
         Pairs are listed if their slack is below minus this.
+    thorough : bool
+        Whether to compute all undecided pairs in float64.
     rows : ndarray of int, optional
         Test only pairs of these rows; the excess then accounts only for these.
     """
@@ -233,7 +239,7 @@ def _global_indices(
 
 
 def _gather_pairs(pairs: Pairs) -> tuple[Int[np.ndarray, " k"], Int[np.ndarray, " k"]]:
-    """Pairs of all processes, in the order of the rows."""
+    """Return the pairs of all processes, in the order of the rows."""
     empty = np.zeros(0, np.int64)
     local = [np.concatenate([empty, *(pair[k] for pair in pairs)]) for k in (0, 1)]
     all_i, all_j = zip(*processes.all_gather(local), strict=True)
@@ -263,7 +269,7 @@ def _negative_slack(
 def _group_argmin(
     grouped: torch.Tensor, row: torch.Tensor, group: torch.Tensor
 ) -> Int[torch.Tensor, " k"]:
-    """Index of the least member of each listed group."""
+    """Return the index of the smallest member of each of these groups."""
     out = torch.empty_like(row)
     step = max(1, _GATHERED // grouped.shape[1])
     for k in range(0, len(row), step):
@@ -286,7 +292,7 @@ def _lowest_groups(
 def _members_below(
     grouped: torch.Tensor, row: torch.Tensor, group: torch.Tensor, bound: torch.Tensor
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Every member of the listed groups that is within its row's bound."""
+    """Return the members of these groups that are within the bound of their row."""
     out = []
     step = max(1, _GATHERED // grouped.shape[1])
     for k in range(0, len(row), step):

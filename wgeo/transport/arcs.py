@@ -14,7 +14,8 @@ from jaxtyping import Float, Int
 
 from .geometry import Geometry
 
-ROUNDING = 2.0**-47  # slack below this fraction of the numbers it is computed from counts as zero
+# A slack counts as zero if it is below this fraction of the numbers from which it is computed.
+ROUNDING = 2.0**-47
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,7 +64,7 @@ class Arcs:
         return len(key)
 
     def index_of(self, i: Int[np.ndarray, " k"], j: Int[np.ndarray, " k"]) -> Int[np.ndarray, " k"]:
-        """Return the indices of listed pairs."""
+        """Return the positions of pairs in the list; all of them must be in it."""
         return np.searchsorted(self._key, np.asarray(j, np.int64) * self.shape[0] + i)
 
     def slack(self, potentials: Potentials) -> Float[np.ndarray, " k"]:

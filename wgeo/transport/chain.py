@@ -152,7 +152,7 @@ def map_pairs(
 
 
 def _max_concurrent(size: int, feature_bytes: int) -> int | None:
-    """Number of problems of `size` bytes that fit in memory at once; None if memory is not limited.
+    """Return the number of problems of `size` bytes that fit in memory; None without a limit.
 
     Raises
     ------

@@ -219,7 +219,7 @@ def line_costs(
 def _northwest_corner(
     a: Float[torch.Tensor, "k n"], b: Float[torch.Tensor, "k m"]
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """North-west corner couplings of sorted weights: indices i, j and masses, each (k, n + m)."""
+    """Return north-west corner couplings of sorted weights: i, j and masses, each (k, n + m)."""
     ends_a, ends_b = a.cumsum(1), b.cumsum(1)
     ends_a, ends_b = ends_a / ends_a[:, -1:], ends_b / ends_b[:, -1:]
     ends = torch.cat([ends_a, ends_b], 1).sort(dim=1).values
@@ -268,7 +268,7 @@ def _principal_axes(clouds: PointClouds, seed: int) -> Float[torch.Tensor, "r d"
 def _best_coupling(
     clouds: PointClouds, directions: Float[torch.Tensor, "k d"], costs: Float[torch.Tensor, " k"]
 ) -> tuple[float, np.ndarray | sp.coo_array | None, str]:
-    """The cheapest of the pairing and of sorting along the directions of largest cost."""
+    """Return the cheapest of the pairing and of sorting along the directions of largest cost."""
     best = (clouds.pairing_cost, clouds.pairing, "pairing")
     for k in costs.argsort(descending=True)[:_MAX_COUPLINGS].tolist():
         plan = _line_coupling(clouds, directions[k : k + 1])
@@ -285,7 +285,7 @@ def _best_coupling(
 def _line_coupling(
     clouds: PointClouds, direction: Float[torch.Tensor, "1 d"]
 ) -> Int[np.ndarray, " n"] | sp.coo_array:
-    """The optimal coupling of the projections: a permutation if the clouds have a pairing."""
+    """Return the optimal coupling of the projections, a permutation if the clouds are paired."""
     along_x, along_y = clouds.project(direction)
     order_x, order_y = along_x[0].argsort(), along_y[0].argsort()
     if clouds.pairing is not None:

@@ -21,8 +21,12 @@ _ROWS = 1024  # number of rows copied to float64 at a time
 class Merged:
     """Clouds of distinct points, and the index of each original point among them.
 
-    Attributes ---------- clouds : PointClouds The same two measures, with fewer points. index_x,
-    index_y : ndarray of int, (n,), (m,) Which of the distinct points each original point equals.
+    Attributes
+    ----------
+    clouds : PointClouds
+        The same two measures, with fewer points.
+    index_x, index_y : ndarray of int, (n,), (m,)
+        Which of the distinct points each original point equals.
     """
 
     clouds: PointClouds
@@ -59,21 +63,21 @@ Indices = tuple[np.ndarray, np.ndarray]  # first copies of distinct rows; each r
 
 def _distinct_points(clouds: PointClouds) -> tuple[Indices, Indices] | None:
     """Return `_distinct` of both clouds; None if too many points are distinct."""
-    most = _FEW * (len(clouds.x) + len(clouds.y))
-    x = _distinct(clouds.x, most)
-    y = None if x is None else _distinct(clouds.y, most - len(x[0]))
+    limit = _FEW * (len(clouds.x) + len(clouds.y))
+    x = _distinct(clouds.x, limit)
+    y = None if x is None else _distinct(clouds.y, limit - len(x[0]))
     return None if x is None or y is None else (x, y)
 
 
-def _distinct(x: Float[torch.Tensor, "n d"], most: float) -> Indices | None:
+def _distinct(x: Float[torch.Tensor, "n d"], limit: float) -> Indices | None:
     """Return the first copy of each distinct row, and for each row the distinct row it equals.
 
-    None if more than `most` rows are distinct, or if different rows have equal projections.
+    None if more than `limit` rows are distinct, or if different rows have equal projections.
     """
     for width in (_PREFIX, x.shape[1]):
         _, index = torch.unique(_project_rows(x[:, :width]), return_inverse=True)
         kinds = int(index.max()) + 1
-        if kinds > most:
+        if kinds > limit:
             return None
         if width >= x.shape[1]:
             break

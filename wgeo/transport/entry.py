@@ -105,7 +105,7 @@ def wasserstein(
 
 
 def require_one_space(x: torch.Tensor, y: torch.Tensor) -> None:
-    """Refuse clouds of different widths, and coordinates whose squares overflow float64."""
+    """Raise an error if widths differ or squares of coordinates overflow float64."""
     d, width = x.shape[1], y.shape[1]
     if d != width:
         raise FeatureError(

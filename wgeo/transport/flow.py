@@ -80,7 +80,7 @@ def solve_flow(geometry: Geometry) -> Solution:
 
 
 def _fits(geometry: Geometry) -> bool:
-    """Whether a dense problem fits in the memory allowed."""
+    """Return whether a dense problem fits in the memory allowed."""
     return _DENSE_BYTES * geometry.x.n * geometry.y.n <= geometry.memory
 
 
@@ -101,7 +101,7 @@ def _paired(
 
 
 def _satisfies_most(geometry: Geometry, potentials: Potentials) -> bool:
-    """Whether potentials satisfy all constraints of most columns in a sample."""
+    """Return whether potentials satisfy all constraints of most columns in a sample."""
     sample = geometry.y.take(np.arange(min(_SAMPLE, geometry.y.n)))
     f, g = (torch.from_numpy(z).to(sample.norms) for z in (potentials.f, potentials.g[:_SAMPLE]))
     below = c_transform(geometry, sample, geometry.x, f) + sample.error(sample.norms) < g

@@ -95,11 +95,11 @@ class PointCloud:
         return error + self.offset_error * (1 + self.norms) + 1e-30
 
     def head(self, n: int) -> PointCloud:
-        """The first n points as a cloud."""
+        """Return the first n points as a cloud."""
         return replace(self, points=self.points[:n], norms=self.norms[:n], groups=1)
 
     def take(self, indices: Int[np.ndarray, " k"]) -> PointCloud:
-        """The points with these indices as a cloud."""
+        """Return the points with these indices as a cloud."""
         index = torch.from_numpy(indices).to(self.points.device)
         groups = _groups(len(indices))
         points = self.points.new_zeros((_round_up(len(indices), groups), self.points.shape[1]))
@@ -214,7 +214,7 @@ class Geometry:
     def _point_cloud(
         self, *, is_y: bool, v: Float[torch.Tensor, "d k"] | None = None
     ) -> PointCloud:
-        """The centered, scaled points of a cloud in order; reduced along v if it is given."""
+        """Return the centered, scaled points of a cloud in order, reduced along v if given."""
         x, center, order = (
             (self.clouds.y, self._center_y, self.order_y)
             if is_y

@@ -259,12 +259,12 @@ class Kernel:
         g: Float[torch.Tensor, " m"],
         log_ratio: Float[torch.Tensor, " m"],
         eps: float,
-        most: int,
+        limit: int,
     ) -> PlanEntries | None:
         """Return the entries of the plan that `round_plan` summarizes, with columns scaled down.
 
         Entries below a fraction `_NEGLIGIBLE` of their row's weight are left out; None if more than
-        `most` entries remain.
+        `limit` entries remain.
         """
         clouds = self.clouds
         bias = clouds.b.log() + (g - clouds.norms_y) / eps + (-log_ratio).clamp(max=0)
@@ -276,7 +276,7 @@ class Kernel:
                 plan = self._conditional_plan((dots * (2 / eps)).add_(bias), rows, f, eps)
                 i, j = (plan > _NEGLIGIBLE).nonzero(as_tuple=True)
                 count += len(i)
-                if count > most:
+                if count > limit:
                     return [], count
                 mass = plan[i, j] * clouds.a[rows][i]
                 costs = clouds.norms_x[rows][i] + clouds.norms_y[j] - 2 * dots[i, j]
@@ -285,7 +285,7 @@ class Kernel:
             return parts, count
 
         parts, count = local_part()
-        if sum(processes.all_gather(count)) > most:
+        if sum(processes.all_gather(count)) > limit:
             return None
         return PlanEntries.joined([part for parts in processes.all_gather(parts) for part in parts])
 
@@ -312,7 +312,7 @@ class Kernel:
 
 
 def _log_sum(logs: Float[torch.Tensor, " k"]) -> Float[torch.Tensor, " k"]:
-    """``log sum exp`` over the processes, shifted by the largest so that nothing overflows."""
+    """Return ``log sum exp`` over the processes, shifted by the maximum to avoid overflow."""
     top = processes.all_reduce_max(logs.clone())
     base = torch.where(top.isfinite(), top, 0.0)
     return base + processes.all_reduce_sum((logs - base).exp()).log()

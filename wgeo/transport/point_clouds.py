@@ -192,19 +192,19 @@ class PointClouds:
         return (self.x[rows].double() - self.center_x).to(dtype)
 
     def centered_x(self, dtype: torch.dtype) -> Float[torch.Tensor, "n d"]:
-        """All centered rows of x."""
+        """Return all centered rows of x."""
         return _all_centered_rows(self.x, self.center_x, dtype)
 
     def centered_y(self, dtype: torch.dtype) -> Float[torch.Tensor, "m d"]:
-        """All centered rows of y."""
+        """Return all centered rows of y."""
         return _all_centered_rows(self.y, self.center_y, dtype)
 
     def weighted_sum_x(self, weights: Float[torch.Tensor, " n"]) -> Float[torch.Tensor, " d"]:
-        """sum_i w_i x_i of the centered points."""
+        """Return sum_i w_i x_i of the centered points."""
         return _weighted_sum(self.x, weights, self.center_x)
 
     def weighted_sum_y(self, weights: Float[torch.Tensor, " m"]) -> Float[torch.Tensor, " d"]:
-        """sum_j w_j y_j of the centered points."""
+        """Return sum_j w_j y_j of the centered points."""
         return _weighted_sum(self.y, weights, self.center_y)
 
     def project(
@@ -286,7 +286,7 @@ def _all_centered_rows(
 def _weighted_sum(
     x: torch.Tensor, weights: torch.Tensor, center: torch.Tensor | None = None
 ) -> Float[torch.Tensor, " d"]:
-    """sum_i w_i (x_i - center), in float64."""
+    """Return sum_i w_i (x_i - center), in float64."""
     center = x.new_zeros(x.shape[1], dtype=torch.float64) if center is None else center
     total = torch.zeros_like(center)
     for rows, part in _centered_rows(x, center):

@@ -115,7 +115,7 @@ def _result(arrays: Mapping[str, np.ndarray]) -> TransportResult:
 
 
 def _pair(arrays: Mapping[str, np.ndarray], names: str) -> tuple[np.ndarray, np.ndarray] | None:
-    """Two vectors of finite float64, or None if the archive has neither."""
+    """Return two vectors of finite float64, or None if the archive has neither."""
     if not any(name in arrays for name in names):
         return None
     first, second = (_vector(arrays[name], "f") for name in names)
@@ -131,7 +131,7 @@ def _vector(array: np.ndarray, kind: str) -> Float[np.ndarray, " k"] | np.ndarra
 
 
 def _coupling(arrays: Mapping[str, np.ndarray]) -> Any:
-    """The permutation or the plan of an archive, or None if it has neither."""
+    """Return the permutation or the plan of an archive, or None if it has neither."""
     if "permutation" in arrays:
         permutation = _vector(arrays["permutation"], "i")
         if not np.array_equal(np.sort(permutation), np.arange(len(permutation))):

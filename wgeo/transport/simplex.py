@@ -24,7 +24,7 @@ def network_simplex(
     potentials: Potentials,
     a: Float[np.ndarray, " n"],
     b: Float[np.ndarray, " m"],
-    most: float = np.inf,
+    limit: float = np.inf,
 ) -> tuple[coo_array, Potentials, float]:
     """Return an optimal plan on the arcs, potentials that prove it, and the noise of the
     potentials.
@@ -34,16 +34,16 @@ def network_simplex(
     close to the given ones. Integer masses remain integers. The noise is a bound on the rounding
     error of the duals, which arises because the artificial starting arcs cost n units.
 
-    Slacks above `most` are replaced by `most`, which makes the unit and therefore the noise
+    Slacks above `limit` are replaced by `limit`, which makes the unit and therefore the noise
     smaller. If the plan uses none of these arcs, it is still optimal; otherwise the problem is
     solved again without this limit.
     """
     slack = arcs.slack(potentials)
-    unit = min(float(abs(slack).max(initial=0.0)), most) or 1.0
+    unit = min(float(abs(slack).max(initial=0.0)), limit) or 1.0
     graph = coo_array((np.minimum(slack / unit, 1.0), (arcs.i, arcs.j)), shape=arcs.shape)
     plan, u, v = run_simplex(a, b, graph)
     used = arcs.index_of(plan.row, plan.col)
-    if slack[used].max() > most:
+    if slack[used].max() > limit:
         return network_simplex(arcs, potentials, a, b)
     change = shortest_path_labels(arcs, slack, u * unit, v * unit, used)
     potentials = Potentials(potentials.f + change.f, potentials.g + change.g)

@@ -273,7 +273,7 @@ class Sinkhorn:
         )
 
     def _self_transport(self, clouds: PointClouds, eps: float) -> float:
-        """OT(x, x)/2 + OT(y, y)/2; invariant to translations, so centering is exact here too."""
+        """Return OT(x, x)/2 + OT(y, y)/2, which is invariant to translations."""
         both = [
             require_converged(
                 *solve_itself(itself, eps, self.marginal_tolerance, Budget(_SELF_ITERATIONS)),

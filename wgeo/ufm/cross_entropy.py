@@ -34,8 +34,8 @@ class CrossEntropyOptimum:
         F* = -log(1 - p) + p a, or log K if zero is optimal.
     margin : float
         a = log((K - 1)(1 - p)/p), the difference between the correct logit and each other logit.
-        error : float p = (K - 1) q with q = sqrt(n lw lh), the total softmax probability of the
-        wrong classes.
+    error : float
+        p = (K - 1) q with q = sqrt(n lw lh), the total softmax probability of the wrong classes.
     rho : float
         ||W||_F^2 = a sqrt(n lh/lw) (K - 1).
     """

@@ -3,6 +3,7 @@
     F = (1/2N) ||W_L s(W_{L-1} ... s(W_1 H)) - Y||_F^2
         + sum_l (lambda_l / 2) ||W_l||_F^2 + (lambda_H / 2) ||H||_F^2
 
+s is the identity or the ReLU, H (d x N) are the features, and Y (K x N) are the one-hot labels.
 L = 2 is the extended model (Tirer, Bruna 2022), L > 2 the deep one (Súkeník, Mondelli, Lampert
 2023). The first activation is after W_1: H itself may be negative.
 """
@@ -51,11 +52,11 @@ def fit_deep(
     """Solve a model with L layers of weights.
 
     Linear models without a bias, or with a free one, are solved in closed form. For ReLU models the
-    closed form is deep neural collapse (orthogonal frames at every layer), which is the minimum for
-    two classes, but not for more (`lower_rank`). By default ReLU models are therefore solved from
-    random starts, all in one tensor program. Several starts are needed because zero, and every
-    point that does not fit some of the classes, is a local minimum. Zero is always among the
-    candidates.
+    closed form is deep neural collapse (orthogonal class means at every layer), which is the
+    minimum for two classes, but not for more (`lower_rank`). By default ReLU models are therefore
+    solved from random starts, all in one tensor program. Several starts are needed because zero,
+    and every point that does not fit some of the classes, is a local minimum. Zero is always among
+    the candidates.
 
     Parameters
     ----------
@@ -80,8 +81,9 @@ def fit_deep(
         Limit on evaluations for each start.
     collapsed : bool
         Descend with one feature vector per class instead of N vectors; the minimum is the same.
-        start : UFMSolution, optional Search near this point, with all N features: start from the
-        point itself and from Gaussian perturbations of it.
+    start : UFMSolution, optional
+        Search near this point, with all N features: start from the point itself and from Gaussian
+        perturbations of it.
     spread : float
         Size of these perturbations, relative to the mean entry of `start`.
     device : str

@@ -42,15 +42,15 @@ class CrossEntropy:
     name: str = "ce"
 
     def value(self, Z: Tensor, Y: Tensor, p: Tensor) -> Tensor:
-        """sum_j p_j (logsumexp(z_j) - z_{y_j})."""
+        """Return sum_j p_j (logsumexp(z_j) - z_{y_j})."""
         return ((Z.logsumexp(-2) - (Z * Y).sum(-2)) * p).sum(-1)
 
     def gradient(self, Z: Tensor, Y: Tensor, p: Tensor) -> Tensor:
-        """p_j (softmax(z_j) - y_j)."""
+        """Return p_j (softmax(z_j) - y_j)."""
         return (Z.softmax(-2) - Y) * p
 
     def conjugate(self, U: Tensor, Y: Tensor, p: Tensor) -> float:
-        """sum_j p_j sum_k q_kj log q_kj if q = Y + U/p lies in the simplex."""
+        """Return sum_j p_j sum_k q_kj log q_kj if q = Y + U/p lies in the simplex."""
         q = Y + U / p
         if float(q.min()) < -1e-15:
             return float("inf")
@@ -64,15 +64,15 @@ class SquaredError:
     name: str = "mse"
 
     def value(self, Z: Tensor, Y: Tensor, p: Tensor) -> Tensor:
-        """sum_j p_j ||z_j - y_j||^2 / 2."""
+        """Return sum_j p_j ||z_j - y_j||^2 / 2."""
         return ((Z - Y).square().sum(-2) * p).sum(-1) / 2
 
     def gradient(self, Z: Tensor, Y: Tensor, p: Tensor) -> Tensor:
-        """p_j (z_j - y_j)."""
+        """Return p_j (z_j - y_j)."""
         return (Z - Y) * p
 
     def conjugate(self, U: Tensor, Y: Tensor, p: Tensor) -> float:
-        """sum_j ||u_j||^2 / (2 p_j) + <U, Y>."""
+        """Return sum_j ||u_j||^2 / (2 p_j) + <U, Y>."""
         return float((U.square().sum(-2) / p).sum() / 2 + (U * Y).sum())
 
 

@@ -2,15 +2,19 @@
 
 They are due to Súkeník, Lampert, Mondelli (2024).
 
-A configuration is a choice of factors with A_m s(... s(A_2 A_1)) = I. Its multiples t_i A_i reach
+Let s be the ReLU, L the number of layers, m = L + 1 the number of factors (the features and the
+weights of every layer), K the number of classes and n the number of samples per class. A
+configuration is a choice of factors with A_m s(... s(A_2 A_1)) = I. The objective of the best of
+its multiples t_i A_i is
 
     V(C) = min_x (1 - x)^2 / 2 + (m/2) (n Lambda)^(1/m) C x^(2/m),   C = prod_i ||A_i||_F^(2/m),
 
-where Lambda is the product of all decays. Orthogonal frames (deep neural collapse) have C = K.
-Inner layers of a rank below K can have a smaller C: 2.946 for three classes and four layers, 5.780
-for six classes and four layers, and 9.234 for ten classes and three layers. Combined as diagonal
-blocks, with frames for the remaining classes, they reach a lower objective than deep neural
-collapse for all K >= 3 with L >= 4 and all K >= 10 with L >= 3.
+where Lambda is the product of all decays. Orthogonal class means at every layer (deep neural
+collapse) have C = K. Configurations whose inner layers have a rank below K can have a smaller C:
+2.946 for three classes and four layers, 5.780 for six classes and four layers, and 9.234 for ten
+classes and three layers. As diagonal blocks, with orthogonal class means for the remaining classes,
+they have a lower objective than deep neural collapse for all K >= 3 with L >= 4 and all K >= 10
+with L >= 3.
 """
 
 from __future__ import annotations
@@ -37,13 +41,17 @@ Factors = list[Float[np.ndarray, "_ _"]]
 def configuration(classes: int, layers: int, spread: float = 1.1) -> Factors:
     """Return the factors A_1, ..., A_m of an explicit configuration, one column per class.
 
+    These configurations are known:
+
+    - 3 classes, L >= 4: the inner layers have rank two.
+    - 10 classes, L >= 3: from the vertices, edges and triples of the complete graph on 5 vertices.
+    - v (v - 1) / 2 classes for v = 4, 6, 7, ..., L >= 4: from the vertices and edges of the
+      complete graph on v vertices (the strongly regular graphs of Súkeník, Lampert, Mondelli 2024).
+
     Parameters
     ----------
     classes, layers : int
-        One of these pairs: (3, L >= 4), with inner layers of rank two; (10, L >= 3), with
-        vertices, edges and triples of the complete graph on five vertices; (s (s - 1) / 2, L >= 4)
-        with s >= 4, s != 5, with vertices and edges of the complete graph on s vertices, the
-        strongly regular graphs of Súkeník, Lampert, Mondelli (2024).
+        One of the pairs above.
     spread : float
         The parameter b > 0 of the three-class family.
 
@@ -66,54 +74,61 @@ def configuration(classes: int, layers: int, spread: float = 1.1) -> Factors:
     )
 
 
-def _edge_counts(most: int) -> list[int]:
-    """Return the numbers s (s - 1) / 2 of edges of complete graphs, s >= 4, up to `most`."""
-    return [s * (s - 1) // 2 for s in range(4, most + 1) if s * (s - 1) // 2 <= most]
+def _edge_counts(limit: int) -> list[int]:
+    """Return the numbers v (v - 1) / 2 of edges of complete graphs, v >= 4, up to `limit`."""
+    return [v * (v - 1) // 2 for v in range(4, limit + 1) if v * (v - 1) // 2 <= limit]
 
 
 def _three_classes(layers: int, b: float) -> Factors:
-    """Features X = [[1, b, 0], [1, 0, b]] have rank two up to the last hidden layer."""
-    s, t = 1.0, math.sqrt(0.5)
+    """Use the features X = [[1, b, 0], [1, 0, b]], of rank two up to the last hidden layer."""
+    t = math.sqrt(0.5)
     X = np.array([[1, b, 0], [1, 0, b]])
-    expansion = np.array([[s, -s], [-s, s], [t, t]])
-    readout = np.array([[-0.5 / s, -0.5 / s, 0.5 / t], [1 / (s * b), 0, 0], [0, 1 / (s * b), 0]])
-    return [*_halves(X), *[np.eye(2)] * (layers - 3), expansion, readout]
+    expansion = np.array([[1, -1], [-1, 1], [t, t]])
+    readout = np.array([[-0.5, -0.5, 0.5 / t], [1 / b, 0, 0], [0, 1 / b, 0]])
+    return [*_balanced_factors(X), *[np.eye(2)] * (layers - 3), expansion, readout]
 
 
 def _ten_classes(layers: int) -> Factors:
-    """Classes are the edges of K_5, features X their vertices, the next layer vertex triples."""
+    """Use the complete graph on 5 vertices.
+
+    Classes are its edges, features X their incidence with its vertices, and the units of the next
+    layer its triples of vertices.
+    """
     X = _incidence(5)
     triples = list(itertools.combinations(range(5), 3))
     expansion = np.array([[1.0 if v in t else -1.0 for v in range(5)] for t in triples]) / 2
     readout = np.linalg.inv(np.maximum(expansion @ X, 0))
-    return [*_halves(X), *[np.eye(5)] * (layers - 3), expansion, readout]
+    return [*_balanced_factors(X), *[np.eye(5)] * (layers - 3), expansion, readout]
 
 
 def _edge_classes(classes: int, layers: int) -> Factors:
-    """Classes are the edges of K_s, features X their vertices, and relu((X^T - 1/2) X) = I."""
+    """Use a complete graph: classes are its edges, and features X their incidence with vertices.
+
+    Then relu((X^T - 1/2) X) = I.
+    """
     X = _incidence(math.isqrt(2 * classes) + 1)
-    return [*_halves(X), *[np.eye(len(X))] * (layers - 3), X.T - 0.5, np.eye(classes)]
+    return [*_balanced_factors(X), *[np.eye(len(X))] * (layers - 3), X.T - 0.5, np.eye(classes)]
 
 
-def _incidence(s: int) -> Float[np.ndarray, "s K"]:
-    """Return the incidence matrix of the complete graph on s vertices."""
-    edges = itertools.combinations(range(s), 2)
-    return np.array([[float(v in edge) for v in range(s)] for edge in edges]).T
+def _incidence(vertices: int) -> Float[np.ndarray, "v K"]:
+    """Return the vertex-edge incidence matrix of the complete graph."""
+    edges = itertools.combinations(range(vertices), 2)
+    return np.array([[float(v in edge) for v in range(vertices)] for edge in edges]).T
 
 
-def _halves(X: Float[np.ndarray, "r K"]) -> Factors:
-    """Return the H and W_1 of least penalty with W_1 H = X, from the singular values of X."""
+def _balanced_factors(X: Float[np.ndarray, "r K"]) -> Factors:
+    """Return the H and W_1 with W_1 H = X whose penalty is smallest, from the SVD of X."""
     U, z, V = np.linalg.svd(X, full_matrices=False)
     return [np.sqrt(z)[:, None] * V, U * np.sqrt(z)]
 
 
 def _norm_product(factors: Factors) -> float:
-    """Return C = prod_i ||A_i||_F^(2/m) of a configuration; C = K for frames of K classes."""
+    """Return C = prod_i ||A_i||_F^(2/m) of a configuration; K for orthogonal class means."""
     return math.prod(float(np.linalg.norm(A)) ** (2 / len(factors)) for A in factors)
 
 
 def configuration_value(C: float | int, per_class: int, decays: Sequence[float]) -> float:
-    """Return V(C), the least value over multiples of a configuration; decays[0] is of features."""
+    """Return V(C), the minimum over multiples of a configuration; decays[0] is the features'."""
     m = len(decays)
     return shrink(1.0, C * (per_class * math.prod(decays)) ** (1 / m), m)[1]
 
@@ -123,10 +138,11 @@ def lower_rank(
 ) -> UFMSolution:
     """Return a point with a lower objective than deep neural collapse.
 
-    Its factors are block-diagonal: the blocks are configurations, and frames for the remaining
-    classes. The classes are divided among the known configurations such that the objective is
-    least. The ``settings`` of the solution contain ``dnc``, the value of deep neural collapse, and
-    ``blocks`` and ``constants``, the number of classes and the C of every block.
+    Its factors are block-diagonal. The blocks are configurations, and orthogonal class means for
+    the remaining classes. The classes are divided among the known configurations such that the
+    objective is smallest. The ``settings`` of the solution contain ``dnc``, the value of deep
+    neural collapse, and ``blocks`` and ``constants``, the number of classes and the C of every
+    block.
 
     Parameters
     ----------
@@ -147,14 +163,19 @@ def lower_rank(
     problem = Problem.checked(labels, dim, decays, activation="relu")
     K, L = problem.num_classes, len(decays) - 1
     if not problem.balanced or dim < K:
-        raise ArgumentError("The configurations are for balanced classes and dim >= K.")
+        counts = "balanced" if problem.balanced else "imbalanced"
+        raise ArgumentError(
+            "lower_rank needs balanced classes and dim >= K, the number of classes; here the "
+            f"classes are {counts}, dim = {dim} and K = {K}."
+        )
     if (L < 4 and K < 10) or K < 3 or L < 3:
         raise ArgumentError(
-            f"No point below deep neural collapse is known for {K} classes and {L} layers; there "
-            "are points for K >= 3 with L >= 4 and for K >= 10 with L >= 3."
+            "No point with a lower objective than deep neural collapse is known for "
+            f"{K} classes and {L} layers; there are points for K >= 3 with L >= 4 and for K >= 10 "
+            "with L >= 3."
         )
     n = int(problem.counts[0])
-    blocks = _least_blocks(problem, n)
+    blocks = _best_blocks(problem, n)
     scaled = [_scale(factors, problem, n) for factors in blocks]
     H, *weights = _diagonal(scaled, [(dim, K), *[(dim, dim)] * (L - 1), (K, dim)])
     settings = {
@@ -167,8 +188,8 @@ def lower_rank(
     return replace(solution, seconds=time.perf_counter() - start_time)
 
 
-def _least_blocks(problem: Problem, n: int) -> list[Factors]:
-    """Return configurations with K classes in total and the least sum of values."""
+def _best_blocks(problem: Problem, n: int) -> list[Factors]:
+    """Return configurations with K classes in total and the smallest sum of values."""
     K, L = problem.num_classes, problem.depth - 1
     candidates: list[Factors] = [[np.eye(1)] * (L + 1)]
     if L >= 4:
@@ -191,7 +212,9 @@ def _least_blocks(problem: Problem, n: int) -> list[Factors]:
 def _best_multiple(factors: Factors, problem: Problem, n: int) -> tuple[float, float]:
     """Return the best x for a block whose product is x I, and its contribution to the objective.
 
-    A block of k classes has (k/K) [(1 - x)^2 / 2 + (m/2) (K/k) C (n Lambda)^(1/m) x^(2/m)].
+    The contribution of a block of k classes is
+
+        (k/K) [(1 - x)^2 / 2 + (m/2) (K/k) C (n Lambda)^(1/m) x^(2/m)].
     """
     m, fraction = len(factors), factors[0].shape[1] / problem.num_classes
     mean = n ** (1 / m) * problem.decay_mean  # every column of H stands for n samples

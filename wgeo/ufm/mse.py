@@ -3,8 +3,10 @@
     F(W, H, b) = (1/2N) ||W H + b 1^T - Y||_F^2
                  + (lw/2) ||W||_F^2 + (lh/2) ||H||_F^2 [+ (lb/2) ||b||^2]
 
-Without a bias, or with a free one, `spectral` computes the minimum for any class sizes and any d.
-With a regularized bias, P = nu nu^T and theta = lb/(1 + lb) in its notation, it remains to solve
+W (K x d) is the classifier, H (d x N) are the features, Y (K x N) are the one-hot labels, and lw,
+lh and lb are the decays. Without a bias, or with a free one, `spectral` computes the minimum for
+any class sizes and any d. With a regularized bias, P = nu nu^T and theta = lb/(1 + lb) in the
+notation of `spectral`, it remains to solve
 
     min_A  ||(A - D^(1/2)) (I - P + sqrt(theta) P)||_F^2 / (2N) + c ||A||_*,   c = sqrt(lw lh),
 
@@ -67,8 +69,8 @@ def fit_mse(
         A number is its decay lb >= 0 (0: free, ``math.inf``: none).
     method : {"auto", "closed", "numerical"}
         "auto" uses singular-value thresholding if it is exact, and otherwise L-BFGS ("numerical").
-        restarts : int, optional Number of random starts of the numerical method; default 1 for d >=
-        K, otherwise 20.
+    restarts : int, optional
+        Number of random starts of the numerical method; default 1 for d >= K, otherwise 20.
     seed, tolerance, max_steps, collapsed
         See `fit_ce`.
 

@@ -46,9 +46,9 @@ class Problem:
         lambda_b >= 0: 0 for a free bias, infinity for none.
     loss : {"ce", "mse"}
     activation : {"linear", "relu"}
-        Activation between the hidden factors; not used with two factors. copies : ndarray of int,
-        (n,), optional Number of samples that each column represents, if equal samples share a
-        column.
+        Activation between the hidden factors; not used with two factors.
+    copies : ndarray of int, (n,), optional
+        Number of samples that each column represents, if equal samples share a column.
     """
 
     labels: Int[np.ndarray, " n"]
@@ -235,13 +235,13 @@ class Problem:
         return X
 
     def logits(self, x: Tensor) -> Tensor:
-        """Z = A_m s(...) + b 1^T, (..., K, n)."""
+        """Return Z = A_m s(...) + b 1^T, (..., K, n)."""
         factors, b = self.split(x)
         Z = factors[-1] @ self.layers(factors)[-1]
         return Z if b is None else Z + b[..., None]
 
     def value(self, x: Tensor) -> Tensor:
-        """F, one number for every leading index."""
+        """Return F, one number for every leading index."""
         Y, p = self.targets.to(x.device), self.column_weights.to(x.device)
         penalty = (self.penalties.to(x.device) * x.square()).sum(-1) / 2
         return self.criterion.value(self.logits(x), Y, p) + penalty
@@ -257,13 +257,13 @@ class Problem:
         return terms | ({"bias_decay": float(penalties[-1].sum())} if self.with_bias else {})
 
     def product_gradient(self, x: Tensor) -> Tensor:
-        """G, the gradient of the loss in the logits, (..., K, n)."""
+        """Return G, the gradient of the loss with respect to the logits, (..., K, n)."""
         return self.criterion.gradient(
             self.logits(x), self.targets.to(x.device), self.column_weights.to(x.device)
         )
 
     def value_and_gradient(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """F and its gradient, back-propagated by hand: one pass forward, one back.
+        """Return F and its gradient, from one pass forward and one pass back.
 
         The ReLU's derivative at 0 is taken as 0.
         """
@@ -286,22 +286,22 @@ class Problem:
         return value, gradient
 
     def gradient(self, x: Tensor) -> Tensor:
-        """The gradient of F, (..., size)."""
+        """Return the gradient of F, (..., size)."""
         return self.value_and_gradient(x)[1]
 
     def hvp(self, x: Tensor, v: Tensor) -> Tensor:
-        """Hessian-vector product: the exact derivative of the gradient along v."""
+        """Return the Hessian-vector product, the exact derivative of the gradient along v."""
         with torch.enable_grad():
             x = x.detach().requires_grad_()
             return torch.autograd.grad(self.gradient(x), x, v)[0]
 
 
-def check_whole(least: int, **numbers: Any) -> None:
-    """Raise ArgumentError for numbers that are not whole, or below `least`."""
+def check_whole(minimum: int, **numbers: Any) -> None:
+    """Raise ArgumentError for numbers that are not whole, or below `minimum`."""
     for name, value in numbers.items():
         number = isinstance(value, Real) and not isinstance(value, bool)
-        if not (number and float(value).is_integer() and value >= least):
-            raise ArgumentError(f"{name} must be a whole number >= {least}, not {value!r}.")
+        if not (number and float(value).is_integer() and value >= minimum):
+            raise ArgumentError(f"{name} must be a whole number >= {minimum}, not {value!r}.")
 
 
 def check_decays(decays: Mapping[str, Any]) -> None:
@@ -315,7 +315,7 @@ def check_decays(decays: Mapping[str, Any]) -> None:
 
 
 def all_decays(feature_decay: Any, weight_decays: Any) -> tuple[Any, ...]:
-    """(lambda_H, lambda_1, ..., lambda_L) of a deep model, as `Problem.checked` takes them."""
+    """Return (lambda_H, lambda_1, ..., lambda_L) of a deep model, for `Problem.checked`."""
     if isinstance(weight_decays, str) or not isinstance(weight_decays, Iterable):
         raise ArgumentError(
             f"weight_decays must be a list, one number per layer of weights, not {weight_decays!r}."

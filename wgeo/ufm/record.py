@@ -22,7 +22,7 @@ def record_of(
 
     ``to_dict()`` of the solution, and ``curve``: collapse metrics of every layer, with ``deep``,
     its DNC1 to DNC3, for models other than MUFM; ``values``: final objective of each random start;
-    ``view``: cosines of the last layer's class means, not centred (K x K, None if one vanishes);
+    ``view``: cosines of the last layer's class means, not centered (K x K, None if one vanishes);
     ``landscape``, if given.
     """
     curve: list[dict[str, Any]] = [layer.to_dict() for layer in solution.curve()]

@@ -1,9 +1,11 @@
 """Squared-loss models without activation, solved one singular value at a time.
 
-With Z = Zbar Y constant on classes, D = diag(n_k) and A = Zbar D^(1/2), the loss is
-||A - T||_F^2 / (2N) with T = D^(1/2) without a bias. A free bias is eliminated, which leaves
-T = D^(1/2) (I - nu nu^T), nu = (n/N)^(1/2). By theorem M1 and von Neumann's trace inequality A has
-the singular vectors of T, and each singular value y of T is shrunk independently to the minimizer
+Let m be the number of factors, lambda_i their decays, Y (K x N) the one-hot labels, and n the
+vector of the class sizes n_k. With logits Z = Zbar Y that are constant on classes, D = diag(n_k)
+and A = Zbar D^(1/2), the loss is ||A - T||_F^2 / (2N) with T = D^(1/2) without a bias. A free bias
+is eliminated, which leaves T = D^(1/2) (I - nu nu^T), nu = (n/N)^(1/2). By theorem M1 and von
+Neumann's trace inequality A has the singular vectors of T, and each singular value y of T is shrunk
+independently to the minimizer
 of
 
     phi(z) = (y - z)^2 / (2N) + (m/2) (lambda_1 ... lambda_m)^(1/m) z^(2/m),
@@ -14,7 +16,7 @@ which is a soft threshold for two factors (Tirer, Bruna 2022) and a hard one for
     Lambda* = y^(2(m-1)) (m-2)^(m-2) / (N^m (m-1)^(2(m-1))).
 
 Without a bias T is diagonal and the factors can be non-negative, so that the same point belongs to
-the ReLU model: deep neural collapse with orthogonal frames (Súkeník, Mondelli, Lampert 2023).
+the ReLU model: deep neural collapse with orthogonal class means (Súkeník, Mondelli, Lampert 2023).
 """
 
 from __future__ import annotations

@@ -111,7 +111,7 @@ def _excluded_by_jacobians(start: str, segment: Record, blocks: Sequence[Record]
 
 
 def _refuted(row: Record) -> bool:
-    """Whether the whole certified interval is below the threshold of a nearly optimal map."""
+    """Return whether the certified interval excludes a nearly optimal map."""
     return bool(row["high"] < THRESHOLDS["nearly_optimal"])
 
 
@@ -308,11 +308,11 @@ def _block_kind(block: Record) -> str:
 
 
 def _nearly_gradient(test: Record) -> bool:
-    """Whether the intervals allow a nearly symmetric and positive semi-definite Jacobian."""
-    intervals, most = test.get("intervals") or {}, THRESHOLDS["nearly_gradient_map"]
+    """Return whether the intervals allow a nearly symmetric and positive semi-definite Jacobian."""
+    intervals, threshold = test.get("intervals") or {}, THRESHOLDS["nearly_gradient_map"]
     asymmetry, eigenvalue = test.get("asymmetry"), test.get("relative_eigenvalue")
     low = intervals.get("asymmetry", [asymmetry])[0]
     high = intervals.get("relative_eigenvalue", [eigenvalue])[-1]
     if low is None or high is None:
         return False
-    return bool(low <= most and high >= -most)
+    return bool(low <= threshold and high >= -threshold)

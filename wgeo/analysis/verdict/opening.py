@@ -21,7 +21,7 @@ def opening(trust: Record, provenance: Record | None = None) -> list[Sentence]:
 
 
 def silenced(trust: Record) -> bool:
-    """Whether the verdict ends here, because the network guesses or there are too few samples."""
+    """Return whether the verdict ends here: the network guesses, or samples are too few."""
     samples = trust.get("samples")
     few = samples is not None and samples < THRESHOLDS["fewest_samples"]
     return bool(trust.get("at_chance")) or few

@@ -34,7 +34,7 @@ def against_network(row: Record, kind: str = "network") -> Sentence:
     outcome = scope if differs else "These images do not show a difference"
     return Sentence(
         "reference",
-        f"{segment_ends(row)} the {name}{' of the centred paths' if is_centred else ''} is "
+        f"{segment_ends(row)} the {name}{' of the centered paths' if is_centred else ''} is "
         f"{rounded(row['value'])} for this network and {rounded(row['reference'])} for {other}, a "
         f"difference of {row['difference']:+.3g} ({low:+.3g} to {high:+.3g}{OVER_IMAGES}). "
         f"{outcome}.",
@@ -85,7 +85,7 @@ def _against_fresh(
 
 
 _LINE_SHAPE = (
-    " (length of an image's own centred path over the distance between its ends, averaged over "
+    " (length of an image's own centered path over the distance between its ends, averaged over "
     "images; 1 is a straight line)"
 )
 
@@ -242,7 +242,7 @@ _QUESTIONS = {  # the claims that more evidence could decide, in the order of th
 
 
 def _leaves_open(sentence: Sentence) -> bool:
-    """Whether a sentence leaves a question open that more evidence could decide."""
+    """Return whether a sentence leaves a question open that more evidence could decide."""
     evidence = sentence.evidence
     if sentence.claim == "straightness":
         return bool(evidence.get("turns_unseen"))

@@ -1,4 +1,4 @@
-"""Is the path straight? Its centred length ratio, compared with orthogonal steps."""
+"""Is the path straight? Its centered length ratio, compared with orthogonal steps."""
 
 from __future__ import annotations
 
@@ -173,10 +173,10 @@ def _shape(segment: Record, interval: Any, bound: float | None) -> tuple[str, St
 
 def _unseen(centred: Record, ratio: float) -> float:
     """Bound the ratio of a turn that sparse samples hide; 1 if null maps would show such a turn."""
-    null, most = centred.get("null_length_ratio"), centred.get("length_ratio_at_most")
+    null, bound = centred.get("null_length_ratio"), centred.get("length_ratio_at_most")
     if null is not None and null > ratio + THRESHOLDS["power_margin"]:
         return 1.0
-    return math.inf if most is None else most
+    return math.inf if bound is None else bound
 
 
 _UNSEEN = ": short, but these samples are too sparse to tell a straight path from one that turns"
@@ -200,5 +200,5 @@ def _shift(segment: Record) -> str:
         return ""
     return (
         f" {percent(share, 0)} of the squared displacement is one shift common to all samples, "
-        f"which the centred path leaves out; with it the ratio is {raw:.2f}."
+        f"which the centered path leaves out; with it the ratio is {raw:.2f}."
     )

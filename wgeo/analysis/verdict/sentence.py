@@ -55,7 +55,7 @@ THRESHOLDS: dict[str, float] = {
 Thresholds that are also used in a measurement are defined in its module and imported here.
 
 straight, close, bent
-    Largest centred length ratios at which a path is called straight, close to straight, and bent.
+    Largest centered length ratios at which a path is called straight, close to straight, and bent.
     The ratio of a quarter circle is 1.11, that of a zigzag of 45 degrees 1.41.
 orthogonal
     A path is called straight only if its length ratio is within this fraction of the way from 1 to

@@ -26,7 +26,7 @@ def percent(share: float, decimals: int = 1) -> str:
 
 
 def listed(parts: Sequence[str], last: str = "and") -> str:
-    """``["a", "b", "c"]`` -> ``a, b and c``."""
+    """Join ``["a", "b", "c"]`` as ``a, b and c``."""
     if len(parts) < 2:
         return "".join(parts)
     return f"{', '.join(parts[:-1])} {last} {parts[-1]}"
@@ -37,12 +37,12 @@ def rounded(value: float) -> str:
     return f"{value:,.0f}" if 1000 <= abs(value) < _LARGEST_WRITTEN_OUT else f"{value:.3g}"
 
 
-def decimals_of(low: float, high: float, least: int = 2) -> int:
+def decimals_of(low: float, high: float, minimum: int = 2) -> int:
     """Return the smallest number of decimals at which the ends of an interval differ."""
-    for decimals in range(least, _MOST_DECIMALS):
+    for decimals in range(minimum, _MOST_DECIMALS):
         if round(low, decimals) != round(high, decimals):
             return decimals
-    return least
+    return minimum
 
 
 def ranged(value: float, interval: Any, *, certified: bool = False, note: str = "") -> str:
@@ -81,7 +81,7 @@ def start_of(segment: Mapping[str, Any]) -> str:
 
 
 def segment_ends(segment: Mapping[str, Any]) -> str:
-    """``From stem to blocks.7``."""
+    """Return the start of a sentence, such as ``From stem to blocks.7``."""
     return f"From {start_of(segment)} to {segment['layers'][-1]}"
 
 
@@ -97,7 +97,7 @@ def least_motion(row: Mapping[str, Any]) -> float:
 
 
 def unmoved(row: Mapping[str, Any]) -> bool:
-    """Whether a block or a segment moves its samples by no more than rounding error."""
+    """Return whether a block or a segment moves its samples by no more than rounding error."""
     moved = row.get("relative_displacement")
     return moved is not None and moved < least_motion(row)
 
@@ -107,8 +107,8 @@ def few_carrying(row: Mapping[str, Any]) -> str:
     number, samples = row.get("effective_samples"), row.get("distinct") or row.get("samples")
     if number is None or not samples:
         return ""
-    least = max(THRESHOLDS["fewest_samples"], THRESHOLDS["carrying_share"] * samples)
-    if number >= least:
+    minimum = max(THRESHOLDS["fewest_samples"], THRESHOLDS["carrying_share"] * samples)
+    if number >= minimum:
         return ""
     number = round(number)
     verb = "determines" if number == 1 else "determine"

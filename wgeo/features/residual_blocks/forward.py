@@ -76,7 +76,7 @@ def _as_residual(
 
 
 def _crosses(total: Sum, watch: SumWatch, roots: Mapping[Node, Node]) -> bool:
-    """Whether a sum adds to one stream what is computed from a sum in another stream.
+    """Return whether a sum adds to one stream what is computed from a sum in another stream.
 
     In a reversible network, ``a = a + f(b)`` is followed by ``b = b + g(a)``: the second summand is
     computed from b by way of the first sum, whose identity a is not. An outer shortcut around

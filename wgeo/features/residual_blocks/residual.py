@@ -59,7 +59,7 @@ def as_residual(name: str, part: nn.Module, call: Call, probe: Probe) -> Residua
 
 
 def _adds(name: str, nodes: Set[Node | None], probe: Probe) -> bool:
-    """Whether one of the sums inside a module adds something to one of these tensors."""
+    """Return whether one of the sums inside a module adds something to one of these tensors."""
     return any(
         name in total.path and not nodes.isdisjoint(probe.watch.multiples(node))
         for total in probe.watch.sums
@@ -125,7 +125,7 @@ def _by_child(name: str, part: nn.Module, call: Call, probe: Probe) -> Residual 
 
 
 def has_weights(part: nn.Module, kept_children: Set[str] = frozenset()) -> bool:
-    """Whether a module has matrices or kernels outside the children in `kept_children`."""
+    """Return whether a module has matrices or kernels outside the children in `kept_children`."""
     return any(
         p.ndim > 1 for key, p in part.named_parameters() if key.split(".")[0] not in kept_children
     )
@@ -187,7 +187,7 @@ def _same(a: torch.Tensor, b: torch.Tensor) -> bool:
 
 
 def is_activation(module: nn.Module) -> bool:
-    """Whether a module is one of torch's activations without parameters."""
+    """Return whether a module is one of torch's activations without parameters."""
     return type(module).__module__.endswith("modules.activation") and not any(
         True for _ in module.parameters()
     )

@@ -307,7 +307,7 @@ def _is_float_tensor(value: Any) -> bool:
 
 
 def _is_slice(tensor: torch.Tensor) -> bool:
-    """Whether a tensor is only a part of its storage."""
+    """Return whether a tensor is only a part of its storage."""
     return tensor.untyped_storage().nbytes() > tensor.numel() * tensor.element_size()
 
 

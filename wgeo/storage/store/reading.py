@@ -43,12 +43,12 @@ class Stored:
 
 
 def is_store(folder: str | os.PathLike[str]) -> bool:
-    """Whether a folder holds a finished store."""
+    """Return whether a folder holds a finished store."""
     return (Path(folder) / MANIFEST).is_file()
 
 
 def holds(folder: str | os.PathLike[str], job: Mapping[str, Any]) -> bool:
-    """Whether a folder holds the finished store of this job; refuse the folder of another.
+    """Return whether a folder contains this job's finished store; raise if another's.
 
     Raises
     ------

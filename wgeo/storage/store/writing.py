@@ -195,7 +195,7 @@ class Writer:
         self._paths[key] = final
 
     def _write_whole(self, path: Path, content: bytes) -> None:
-        """Write a whole file; refuse a different one that appeared in its place meanwhile."""
+        """Write a whole file; raise an error if a different file has appeared in its place."""
         if os.path.lexists(path) and _content(path, len(content)) != content:
             raise _in_the_way(path)
         write_atomic(path, content)
@@ -271,7 +271,7 @@ class Writer:
         return [ranges[start] for start in sorted(ranges)]
 
     def _is_range(self, entry: Any) -> bool:
-        """Whether a log entry is a valid ``[start, stop, {array: CRC-32}]`` of this store."""
+        """Return whether an entry is a valid ``[start, stop, {array: CRC-32}]`` of this store."""
         if not isinstance(entry, list) or len(entry) != 3 or not isinstance(entry[2], dict):
             return False
         start, stop, sums = entry

@@ -3,10 +3,11 @@
     F = (1/2N) ||W H_L + b 1^T - Y||^2 + (lw/2) ||W||^2
         + (lam/2N) sum_l ||H_l - H_{l-1}||^2 [+ (lh/2N) ||H_L||^2] [+ (lb/2) ||b||^2],   H_0 = X
 
-(Wang, Gai, Zhang 2024, arXiv 2405.00985; ``transport`` is lam). The inner layers of an optimum lie
-on straight lines from X to H_L, so that F depends on lam and the number of layers L only through
-mu = lam / L, and H_L is determined by W and b. `reduced_mse` and `reduced_ce` have the objective
-that remains.
+(Wang, Gai, Zhang 2024, arXiv 2405.00985). X (d x N) is the input of the first layer, H_l (d x N)
+are the features of layer l, Y (K x N) are the one-hot labels, lw, lh and lb are decays, and lam is
+``transport``. The inner layers of an optimum lie on straight lines from X to H_L, so that F depends
+on lam and the number of layers L only through mu = lam / L, and H_L is determined by W and b.
+`reduced_mse` and `reduced_ce` have the objective that remains.
 """
 
 from __future__ import annotations
@@ -85,9 +86,10 @@ def fit_mufm(
         ``free`` couples the two distributions regardless of labels; this is a different problem,
         which alternation solves to a local optimum.
     restarts : int
-        Number of random starts in addition to the ridge start. tolerance : float The search stops
-        at this Newton decrement sqrt(g^T M g / F), where M is the inverse Gauss-Newton matrix. Its
-        square is about twice the relative excess of the objective.
+        Number of random starts in addition to the ridge start.
+    tolerance : float
+        The search stops at this Newton decrement sqrt(g^T M g / F), where M is the inverse
+        Gauss-Newton matrix. Its square is about twice the relative excess of the objective.
     seed : int
 
     Raises

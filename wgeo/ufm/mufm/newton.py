@@ -51,9 +51,12 @@ class NewtonResult(Generic[P]):
     Attributes
     ----------
     point
-        The last point, which is the lowest one up to rounding. decrement : float sqrt(g^T M g / F)
-        with the gradient g and the preconditioner M, which is independent of units. The next Newton
-        step would lower the objective by a fraction of about half its square. steps, products : int
+        The last point, which is the lowest one up to rounding.
+    decrement : float
+        sqrt(g^T M g / F) with the gradient g and the preconditioner M, which is independent of
+        units. The next Newton step would lower the objective by a fraction of about half its
+        square.
+    steps, products : int
         Number of Newton steps tried, and of Hessian products used for them.
     """
 

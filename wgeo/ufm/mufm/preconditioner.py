@@ -1,13 +1,16 @@
 """The Gauss-Newton matrix of the reduced MUFM objective, inverted at a cost linear in d.
 
-If W H is linearized with the features eliminated, the curvature of J along V is
+The notation is that of `ReducedMSE`. If W H is linearized with the features eliminated, the
+curvature of J along V is
 
-    lw V + mu A^-1 V (H H^T / N)  [centred; + mu A_b^-1 V m m^T for the mean m of H],
+    lw V + mu A^-1 V (H H^T / N)  [centered; + mu A_b^-1 V m m^T for the mean m of H],
 
 a sum of Kronecker products whose left factors have the eigenvectors of A. For the eigenvalue a_i
 this is lw I + (mu / a_i) H H^T / N + ..., diagonal (S, in its eigenbasis) plus rank 2K + 1:
 
-    H H^T / N = S + C G + G^T C^T + C R C^T,     C = W^T A^-1,  G = T - W S,  R = E E^T / N.
+    H H^T / N = S + C G + G^T C^T + C R C^T,     C = W^T A^-1,  G = T - W S,  R = E E^T / N,
+
+with E = Y - W X - b 1^T.
 
 Because of the low rank, the inverses of K such matrices cost K (2K + 1)^3. If r is small compared
 with the number of classes, it is cheaper to diagonalize all of them by the eigenvectors of H H^T /

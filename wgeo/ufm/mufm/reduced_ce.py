@@ -27,6 +27,9 @@ class ReducedCE:
     ----------
     x : ndarray, (n, r)
         Samples (rows) in the eigenbasis of their covariance, in which the preconditioner is good.
+    labels : ndarray of int, (n,)
+    mu, weight_decay, bias_decay : float
+        Weight of the transport cost, and decays of W and b.
     offset : ndarray, (r,), optional
         Subtracted from the samples; a free bias compensates for it.
     """
@@ -79,7 +82,7 @@ class ReducedCE:
         return ReducedCEPoint(self, w)
 
     def ridge(self) -> Matrix:
-        """Return the regression onto centred one-hot labels, scaled to logits: the first start."""
+        """Return the regression onto centered one-hot labels, scaled to logits: the first start."""
         x, y = self.x - self.x.mean(0), self.onehot - self.onehot.mean(0)
         second = x.T @ x / len(x) + self.weight_decay * np.eye(x.shape[1])
         w = 4 * np.linalg.solve(second, x.T @ y / len(x)).T
@@ -187,7 +190,7 @@ class ReducedCEPoint:
         return self._bias if offset is None else self._bias - self.weights @ offset
 
     def alignment(self) -> Alignment:
-        """Return H X^T / N, positive semi-definite at a global minimum (centred if b is free)."""
+        """Return H X^T / N, positive semi-definite at a global minimum (centered if b is free)."""
         x, g = self.problem.x, self.residual
         s, mean = x.var(0), x.mean(0)
         if self.problem.bias_decay == 0:

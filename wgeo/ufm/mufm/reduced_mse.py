@@ -32,11 +32,11 @@ class Statistics:
         Orthonormal directions of features: all in which the samples vary, and up to K + 1 in which
         they do not (an optimal W needs no more).
     s : ndarray, (r,)
-        Variances along them: the centred S in this basis is diagonal.
+        Variances along them: the centered S in this basis is diagonal.
     t : ndarray, (K, r)
-        Centred T in this basis.
+        Centered T in this basis.
     c_y : ndarray, (K, K)
-        Centred C_Y.
+        Centered C_Y.
     x_mean, y_mean : ndarray, (r,) and (K,)
     """
 
@@ -121,8 +121,8 @@ class ReducedMSE:
 
         J(W) = (mu/2) [tr(A^-1 R) + e^T A_b^-1 e] + (lw/2) ||W||^2,
 
-    R = C_Y - T W^T - W T^T + W S W^T of the centred statistics and e = mean(y) - W mean(x). Without
-    a bias lb is infinite and A_b = A; with a free bias the second term vanishes.
+    R = C_Y - T W^T - W T^T + W S W^T of the centered statistics and e = mean(y) - W mean(x).
+    Without a bias lb is infinite and A_b = A; with a free bias the second term vanishes.
     """
 
     stats: Statistics
@@ -280,9 +280,9 @@ class ReducedMSEPoint:
         return x + (onehot - self.bias() - x @ w.T) @ self.inverse @ w
 
     def alignment(self) -> Alignment:
-        """Return H X^T / N, positive semi-definite at a global minimum (centred if b is free)."""
+        """Return H X^T / N, positive semi-definite at a global minimum (centered if b is free)."""
         stats = self.problem.stats
-        pull = self.w.T @ self.inverse  # C; (H - X) X^T / N = C (T - W S) for centred samples
+        pull = self.w.T @ self.inverse  # C; (H - X) X^T / N = C (T - W S) for centered samples
         if self.problem.bias_decay == 0:
             return Alignment.of(stats.s, np.zeros(len(stats.s)), self.w, pull, self.fit)
         shift = np.outer(self.mean_residual - self.bias(), stats.x_mean)

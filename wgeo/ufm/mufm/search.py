@@ -23,6 +23,7 @@ class SearchResult:
 
     Attributes
     ----------
+    problem : ReducedProblem
     point
         A `NewtonPoint` of the problem.
     values : tuple of float

@@ -37,6 +37,9 @@ class MUFMSolution(Result):
     X, H : ndarray, (d, N)
         First and last layer; columns are samples. `layer` returns the others. If the input is a
         memory map, these are memory maps of temporary files.
+    labels : ndarray of int, (N,)
+    layers : int
+        L, the number of layers after the input.
     objective : float
         F at the solution.
     terms : dict

@@ -1,4 +1,4 @@
-"""Tables no wider than the terminal: columns are left out or rows stacked; no number is cut."""
+"""Tables that fit the width of the terminal: columns are left out or rows stacked, never cut."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rich.text import Text
 
 from ..text import printable
 
-_NAME = 24  # characters that a column of names keeps; longer names are folded
+_NAME = 24  # largest width of a column of names, in characters; longer names are folded
 
 
 @dataclass(frozen=True)
@@ -23,34 +23,38 @@ class Column:
     ----------
     name : str
     cells : sequence of str
-    priority : int
-        If the terminal is narrow, columns with the highest number are left out first, from the
-        right; those with 0 stay.
+    drop_order : int
+        If the terminal is narrow, the columns with the highest number are left out first, from
+        right to left. Columns with 0 are never left out.
     names : bool
         Whether the cells are names, left-aligned and folded, rather than numbers.
     """
 
     name: str
     cells: Sequence[str]
-    priority: int = 0
+    drop_order: int = 0
     names: bool = False
 
     @property
     def width(self) -> int:
-        """Characters of the longest cell."""
+        """Number of characters of the longest cell or of the name."""
         return max(cell_len(printable(text, None)) for text in (self.name, *self.cells))
 
 
-def fitted(
+def fit_to_width(
     columns: Sequence[Column], width: int, *, title: str | None = None, caption: str = ""
 ) -> RenderableType:
-    """Return a table of the columns that fit; if those of priority 0 do not, each row as lines."""
+    """Return a table of the columns that fit.
+
+    If those that are never left out do not fit, return every row as lines of text.
+    """
     shown = list(columns)
-    while _width(shown) > width and (least := max(column.priority for column in shown)):
-        shown.remove([column for column in shown if column.priority == least][-1])
+    while _width(shown) > width and (first := max(column.drop_order for column in shown)):
+        shown.remove([column for column in shown if column.drop_order == first][-1])
     left_out = [column.name for column in columns if column not in shown]
     if left_out:
-        caption += f" Left out at a width of {width} columns: {', '.join(left_out).rstrip('.')}."
+        names = ", ".join(left_out).rstrip(".")
+        caption += f" Not shown at a width of {width} characters: {names}."
     if _width(shown) > width:
         return Group(*([title] if title else []), *_lines(shown), Text(caption.strip(), "dim"))
     table = Table(
@@ -74,7 +78,7 @@ def _width(columns: Sequence[Column]) -> int:
 
 
 def _lines(columns: Sequence[Column]) -> list[Text]:
-    """Return a heading for each row, of its names, and a line for each of its numbers."""
+    """Return, for every row, a heading made of its names and a line for each of its numbers."""
     lines = []
     for row in range(len(columns[0].cells)):
         names = [c.cells[row] for c in columns if c.names and c.cells[row]]
