@@ -10,7 +10,7 @@ import numpy as np
 
 from ..geodesic.paths import LOW_RESOLUTION
 from ..plots.style import clean, numbers
-from .parts import Record, centred, correlation, join, shapes, stage_title
+from .parts import Record, centred, correlation, join, shapes, stage_ends, stage_title
 from .text import DASH, escaped, fixed, general, percent, plain, sentence, table, term
 
 
@@ -179,15 +179,8 @@ def _change(
     segment: Mapping[str, Any], layers: Any, metric: str, show: Callable[[Any], str]
 ) -> str:
     """Return a metric at the input of the segment's first block and the output of its last."""
-    places = {layer.get("name"): i for i, layer in enumerate(layers)}
-    names = segment.get("layers") or []
-    indices = [places[name] for name in names if name in places]
-    if not indices:
-        return DASH
-    # If a stage begins with a layer's image under the shortcut, that layer is its input.
-    entry = indices[0] - (names[0] not in places)
-    ends = (layers[i].get("collapse") or {} for i in (max(entry, 0), indices[-1]))
-    return " → ".join(show(end.get(metric)) for end in ends)
+    ends = stage_ends(segment, layers)
+    return " → ".join(show((end.get("collapse") or {}).get(metric)) for end in ends) or DASH
 
 
 def _verdict(record: Record) -> str:

@@ -45,8 +45,8 @@ def layer_title(name: Any) -> str:
     return f"input of {block}, mapped by its shortcut" if block and child == "shortcut" else name
 
 
-def stage_title(segment: Mapping[str, Any], index: int, layers: Sequence[Any]) -> str:
-    """Return ``Stage 2, stem → layer2.1``, from the layer that enters the first block.
+def stage_ends(segment: Mapping[str, Any], layers: Sequence[Any]) -> Sequence[Any]:
+    """Return the layers that enter a segment's first block and leave its last, if there are any.
 
     A stage that begins with a layer's image under a shortcut is entered by this layer.
     """
@@ -54,10 +54,14 @@ def stage_title(segment: Mapping[str, Any], index: int, layers: Sequence[Any]) -
     places = {layer.get("name"): i for i, layer in enumerate(layers)}
     inner = [places[name] for name in names if name in places]
     if not inner:
-        return f"Stage {index + 1}"
-    entry = max(inner[0] - (names[0] not in places), 0)
-    first, last = short_names([layers[entry].get("name"), layers[inner[-1]].get("name")], 20)
-    return f"Stage {index + 1}, {first} → {last}"
+        return ()
+    return layers[max(inner[0] - (names[0] not in places), 0)], layers[inner[-1]]
+
+
+def stage_title(segment: Mapping[str, Any], index: int, layers: Sequence[Any]) -> str:
+    """Return ``Stage 2, stem → layer2.1``, or the number alone if the layers are unknown."""
+    names = short_names([layer.get("name") for layer in stage_ends(segment, layers)], 20)
+    return f"Stage {index + 1}{', ' if names else ''}{' → '.join(names)}"
 
 
 def shapes(record: Record) -> list[str]:

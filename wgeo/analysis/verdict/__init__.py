@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .depth import alignment, separation_law
-from .headline import compose
 from .maps import blocks, optimality
+from .one_sentence import compose
 from .opening import few_samples_note, opening, silenced
 from .outcome import against_network, collapse, next_steps, reference
 from .paths import NO_COMMON_SPACE, straightness
