@@ -100,7 +100,9 @@ def sample_record(
             },
         ],
     }
-    record["alignment"] = _alignment([layer["name"] for layer in layers[2:]], rng)
+    names = [layer["name"] for layer in layers[2:]]
+    if len(names) > 1:
+        record["alignment"] = _alignment(names, rng)
     _judge(record["blocks"], record["segments"], np.random.default_rng([seed, 2]))
     record["reference"] = _reference(record["segments"])
     if models:

@@ -158,8 +158,14 @@ def alignment_test(
 
     Parameters
     ----------
+    traj : Trajectory
+        Its layers, all but the stem, are compared.
+    net, images : network and images
+        As for `wgeo.alignment`.
     points : int or None
         Number of images; None for 4, if that is affordable.
+    seed : int
+        Seed of the directions.
 
     Returns
     -------

@@ -18,9 +18,11 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.text import Text
+from matplotlib.textpath import text_to_path
 from matplotlib.ticker import FixedLocator, LogLocator, NullFormatter, StrMethodFormatter
 from matplotlib.transforms import ScaledTranslation
 
@@ -413,7 +415,9 @@ _BETWEEN_COLUMNS = 0.2  # inches
 
 def _entry(name: str) -> float:
     """Return the approximate width in inches of a legend entry and the space after it."""
-    return 0.06 * len(name) + 0.5
+    font = FontProperties(size=mpl.rcParams["legend.fontsize"])
+    points = text_to_path.get_text_width_height_descent(name, font, ismath=False)[0]
+    return float(points) / 72 + 0.6
 
 
 def inches_wide(ax: Axes) -> float:
