@@ -324,7 +324,7 @@ def steps() -> dict[str, Any]:
         *(wgeo.compare(traj), wgeo.wasserstein(traj.first, traj.last)),
         wgeo.bias_curve(traj.first, traj.last, [20, 40]),
         wgeo.separation_law(traj),
-        wgeo.alignment(net, torch.rand(2, 1, 4, 4), vectors=2),
+        wgeo.alignment(net, (torch.rand(2, 1, 4, 4), [0, 1]), vectors=2),
     ]
     return {type(result).__name__: result for result in results}
 
