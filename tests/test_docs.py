@@ -355,5 +355,5 @@ def test_a_verdict_that_is_none_is_refused(tmp_path: Path) -> None:
             claims.pages(tmp_path)
     (home / "README.md").write_text(f"## Verdicts\n\n{head}{row.format('open')}\n## Conclusions\n")
     page = claims.pages(tmp_path)["claims.md"]
-    assert "| X1 | open | [01](experiments/01_first.md) |" in page
-    assert "### X1: It is so." in page
+    assert "| X1 | It is so. | open | [01](experiments/01_first.md) |" in page
+    assert "### X1\n\nIt is so.\n" in page

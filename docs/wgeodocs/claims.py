@@ -46,7 +46,7 @@ def pages(folder: Path) -> dict[str, str]:
         if "note" in paper:
             text += [paper["note"], ""]
         for claim, statement in paper["claims"].items():
-            text += [f"### {claim}: {statement}", ""]
+            text += [f"### {claim}", "", statement, ""]
             text += [*_table([row for row in found if row.claim == claim]), ""]
     text += [
         "MUFM is wgeo's reading of Wang, Gai and Zhang's model: the body of the paper was not "
@@ -77,11 +77,13 @@ def verdicts(folder: Path) -> Iterator[Verdict]:
 
 
 def _overview(papers: list[dict], found: list[Verdict]) -> list[str]:
-    rows = ["| Claim | Verdict | Measured in |", "|---|---|---|"]
-    for claim in (claim for paper in papers for claim in paper["claims"]):
+    rows = ["| Claim | | Verdict | Measured in |", "|---|---|---|---|"]
+    claims = {claim: words for paper in papers for claim, words in paper["claims"].items()}
+    for claim, statement in claims.items():
         own = [row for row in found if row.claim == claim]
         words = ", ".join(dict.fromkeys(row.verdict for row in own)) or "not tested"
-        rows.append(f"| {claim} | {words} | {', '.join(_link(row) for row in own)} |")
+        links = ", ".join(_link(row) for row in own)
+        rows.append(f"| {claim} | {statement} | {words} | {links} |")
     return rows
 
 
