@@ -192,7 +192,7 @@ def test_errors_are_reported_once(small):
     expected = (
         "Unknown solver",
         "nothing.npz",
-        "--jobs analyses several in parallel",
+        "--jobs analyzes several in parallel",
         "runs in one process",
     )
     for row, part in zip(small["mistakes"], expected, strict=True):

@@ -48,8 +48,8 @@ _INT8 = re.compile(r"torch\._utils\._rebuild_qtensor|torch\.(per_\w+_(affine|sym
 # file chooses freely.
 _UNSAFE = re.compile(r"builtins\.bytearray|torch\._utils\._rebuild_\w+")
 WHOLE_STATE = (  # advice for training that distributes the weights over processes
-    "Save the whole network with the training program: torch.save(get_model_state_dict(model, "
-    "options=StateDictOptions(full_state_dict=True, cpu_offload=True)), path), both from "
+    "Save the whole state dict with the training program: `get_model_state_dict` returns it with "
+    "`StateDictOptions(full_state_dict=True, cpu_offload=True)`; both are in "
     "torch.distributed.checkpoint.state_dict."
 )
 _REBUILT = ("torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_tensor_v3")

@@ -176,8 +176,8 @@ def separation_law(
         )
     if bootstrap:
         raise ArgumentError(
-            "A Collapse cannot be resampled; give the trajectory, or measure it with "
-            "wgeo.collapse(trajectory, bootstrap=...)."
+            "A Collapse cannot be resampled; give the trajectory, or measure it by "
+            "`wgeo.collapse` with `bootstrap=`."
         )
     if layers is None:
         return source.separation_law
