@@ -417,7 +417,7 @@ def _entry(name: str) -> float:
     """Return the approximate width in inches of a legend entry and the space after it."""
     font = FontProperties(size=mpl.rcParams["legend.fontsize"])
     points = text_to_path.get_text_width_height_descent(name, font, ismath=False)[0]
-    return float(points) / 72 + 0.42
+    return float(points) / 72 + 0.55
 
 
 def inches_wide(ax: Axes) -> float:
