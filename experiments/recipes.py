@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterator
 from typing import Any
 
 from lab import Bench, Cell
@@ -61,6 +62,20 @@ def isotropic(
         seed=seed,
         **({} if decayed == "all" else {"decayed": decayed}),
     )
+
+
+def network(bench: Bench, cell: Cell) -> wgeo.TrainingRun:
+    """Train the isotropic network of a cell, or return it if it is trained."""
+    names = ("arch", "weight_decay", "decayed", "seed", "depth", "full")
+    return isotropic(bench, cell["data"], **{name: cell[name] for name in names if name in cell})
+
+
+def at_epochs(run: wgeo.TrainingRun, epochs: Collection[int]) -> Iterator[wgeo.Network]:
+    """Load the checkpoints of these epochs and the last, in order."""
+    for path in run.checkpoints:
+        net = wgeo.load_checkpoint(path)
+        if net.provenance.epoch in epochs or path == run.last:
+            yield net
 
 
 def epochs_of(cell: Cell) -> int:

@@ -35,17 +35,9 @@ LOOK = {
 }
 
 
-def network(cell: Cell, bench: Bench) -> wgeo.TrainingRun:
-    """Return the network of a cell, trained if necessary."""
-    names = ("arch", "weight_decay", "decayed", "seed", "depth", "full")
-    return recipes.isotropic(
-        bench, cell["data"], **{name: cell[name] for name in names if name in cell}
-    )
-
-
 def path(cell: Cell, bench: Bench) -> Result:
     """Straightness at one epoch (None: the last), and the phases of the run."""
-    run = network(cell, bench)
+    run = recipes.network(bench, cell)
     net = at_epoch(run, cell["epoch"])
     images = recipes.images(bench, cell["data"], cell["full"], cell["samples"])
     right = [row["epoch"] for row in run.history if row["train_accuracy"] == 1]
@@ -87,7 +79,7 @@ def straightness(traj: wgeo.Trajectory) -> dict[str, Any]:
 
 def optimality(cell: Cell, bench: Bench) -> Result:
     """Correlation scores between all layers at one epoch (None: the last), with one pooling."""
-    net = at_epoch(network(cell, bench), cell["epoch"])
+    net = at_epoch(recipes.network(bench, cell), cell["epoch"])
     images = recipes.images(bench, cell["data"], cell["full"], cell["samples"])
     traj = wgeo.trace(net, images, pool=cell["pool"])
     segment = wgeo.straightness(traj, bootstrap=0, pairs=True, nulls=1).segments[0]

@@ -39,14 +39,14 @@ def clouds(rng):
 
 
 class Small(torch.nn.Module):
-    """A device with memory for `room` images."""
+    """A device with memory for `capacity` images."""
 
-    def __init__(self, net, room):
+    def __init__(self, net, capacity):
         super().__init__()
-        self.net, self.room, self.sizes = net, room, []
+        self.net, self.capacity, self.sizes = net, capacity, []
 
     def forward(self, x):
-        if len(x) > self.room:
+        if len(x) > self.capacity:
             raise torch.OutOfMemoryError("CUDA out of memory")
         self.sizes.append(len(x))
         return self.net(x)

@@ -28,7 +28,7 @@ PATH = ("length_ratio", "sqrt_moving_blocks", "action_ratio", "turning_angle")
 
 def measure(cell: Cell, bench: Bench) -> dict[str, Any]:
     """Straightness of one network at its last epoch, with its length over runs of blocks."""
-    run = terminal.network(cell, bench)
+    run = recipes.network(bench, cell)
     images = recipes.images(bench, cell["data"], cell["full"], cell["samples"])
     traj = wgeo.trace(run.module, images)
     straight = wgeo.straightness(traj, bootstrap=0, pairs=True, nulls=0)

@@ -27,21 +27,10 @@ LOOK = {0.0: ("#E69F00", "o"), 5e-4: ("#0072B2", "s"), 5e-3: ("#222222", "^")}
 
 def measure(cell: Cell, bench: Bench) -> dict[str, Any]:
     """Test every block at the epochs ``cell["curve"]`` and the last, on full spatial features."""
-    run = recipes.isotropic(
-        bench,
-        cell["data"],
-        arch=cell["arch"],
-        weight_decay=cell["weight_decay"],
-        seed=cell["seed"],
-        full=cell["full"],
-    )
     images = recipes.images(bench, cell["data"], cell["full"])
     rows = np.linspace(0, len(images) - 1, cell["points"]).astype(int)
     found = []
-    for path in run.checkpoints:
-        net = wgeo.load_checkpoint(path)
-        if net.provenance.epoch not in cell["curve"] and path != run.last:
-            continue
+    for net in recipes.at_epochs(recipes.network(bench, cell), cell["curve"]):
         names = wgeo.blocks(net, images)
         tested = brenier_blocks(net.module, inputs(net, images, rows), names, bootstrap=0)
         (whole,) = tested.segments.values()

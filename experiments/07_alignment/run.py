@@ -27,22 +27,11 @@ LAW = ("rate", "correlation", "curvature", "discrimination_correlation")
 
 def measure(cell: Cell, bench: Bench) -> dict[str, Any]:
     """Measure path, Jacobians and separation at the epochs ``cell["curve"]`` and the last."""
-    run = recipes.isotropic(
-        bench,
-        cell["data"],
-        arch=cell["arch"],
-        weight_decay=cell["weight_decay"],
-        seed=cell["seed"],
-        full=cell["full"],
-    )
     images = recipes.images(bench, cell["data"], cell["full"])
     few = recipes.images(bench, cell["data"], cell["full"], cell["samples"])
     found = []
-    for path in run.checkpoints:
-        net = wgeo.load_checkpoint(path)
+    for net in recipes.at_epochs(recipes.network(bench, cell), cell["curve"]):
         epoch = net.provenance.epoch
-        if epoch not in cell["curve"] and path != run.last:
-            continue
         if epoch == 0:  # with the statistics that training would have given it
             batches = np.array_split(np.arange(len(images)), max(1, len(images) // 128))
             reestimate_statistics(net.module, (inputs(net, images, rows) for rows in batches))

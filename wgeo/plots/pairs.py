@@ -19,9 +19,9 @@ from .style import (
     as_record,
     inches_wide,
     new_axes,
-    new_figure,
     nothing_to_show,
     numbers,
+    panel_grid,
     segment_name,
     short_names,
     styled,
@@ -30,7 +30,6 @@ from .style import (
 _CELL = 0.27  # inches that a cell needs for its number
 _STEPS = (0.0, 0.25, 0.5, 0.75, 0.9, NEARLY_OPTIMAL, OPTIMAL, 1.0)
 _NORM = BoundaryNorm(_STEPS, 256, extend="min")
-_COLUMNS = 2  # panels next to each other
 
 
 @styled
@@ -120,16 +119,11 @@ def pairs_plot(record: Mapping[str, Any]) -> Plot | None:
 
     @styled
     def draw() -> Figure:
-        columns = min(_COLUMNS, len(chosen))
-        lines = -(-len(chosen) // columns)
-        figure = new_figure(0.5 + 3.35 * columns, 0.3 + 3.1 * lines)
-        panels = figure.subplots(lines, columns, squeeze=False).ravel()
+        figure, panels = panel_grid(len(chosen))
         for i, ax in zip(chosen, panels, strict=False):
             correlation_pairs(record, i, ax)
-        for ax in panels[len(chosen) :]:
-            ax.set_axis_off()
         if len(panels) > 1:  # a single panel has its own color bar
-            _colour_bar(panels[0].images[0], list(panels))
+            _colour_bar(panels[0].images[0], panels)
         return figure
 
     def rows() -> list[Row]:

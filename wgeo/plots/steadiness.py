@@ -25,6 +25,7 @@ from .style import (
     nothing_to_show,
     number,
     numbers,
+    panel_grid,
     short_names,
     styled,
 )
@@ -46,7 +47,6 @@ OVERLAPS: dict[str, str] = {
 
 _FITS = {"separation": "", "compression": "compression_"}
 _CELL = 0.27  # inches that a cell needs for its number
-_COLUMNS = 2  # panels next to each other
 
 
 @styled
@@ -245,14 +245,9 @@ def _alignment_plot(record: Mapping[str, Any]) -> Plot:
 
     @styled
     def draw() -> Figure:
-        columns = min(_COLUMNS, len(runs))
-        lines = -(-len(runs) // columns)
-        figure = new_figure(0.5 + 3.35 * columns, 0.3 + 3.1 * lines)
-        panels = figure.subplots(lines, columns, squeeze=False).ravel()
+        figure, panels = panel_grid(len(runs))
         for i, ax in zip(range(len(runs)), panels, strict=False):
             alignment(record, i, ax=ax)
-        for ax in panels[len(runs) :]:
-            ax.set_axis_off()
         return figure
 
     return Plot(

@@ -112,6 +112,17 @@ def new_figure(width: float, height: float) -> Figure:
     return figure
 
 
+def panel_grid(count: int) -> tuple[Figure, list[Axes]]:
+    """Return a figure of `count` square panels, at most two next to each other, and their axes."""
+    columns = min(2, count)
+    lines = -(-count // columns)
+    figure = new_figure(0.5 + 3.35 * columns, 0.3 + 3.1 * lines)
+    panels = figure.subplots(lines, columns, squeeze=False).ravel()
+    for ax in panels[count:]:
+        ax.set_axis_off()
+    return figure, list(panels)
+
+
 @styled
 def axes(size: str = "page", *, height: float | None = None) -> Axes:
     """Return empty axes of a figure for a paper or a slide, for the ``ax=`` of a panel.

@@ -170,9 +170,17 @@ def _row(name: str, score: Sequence[float], null: float | None, segment: Record)
     samples = segment.get("samples")
     power = None if null is None else clearly_above(low, null, samples)
     word = "optimal" if low >= THRESHOLDS["optimal"] else "nearly optimal"
-    row = {"from": name, "value": value, "low": low, "high": high, "null": null, "power": power}
-    row["margin"] = margin(samples)
-    return {**row, "word": word, "optimal": bool(power) and low >= THRESHOLDS["nearly_optimal"]}
+    return {
+        "from": name,
+        "value": value,
+        "low": low,
+        "high": high,
+        "null": null,
+        "margin": margin(samples),
+        "power": power,
+        "word": word,
+        "optimal": bool(power) and low >= THRESHOLDS["nearly_optimal"],
+    }
 
 
 def _null(row: Record) -> float | None:
