@@ -153,8 +153,9 @@ class BlockTransport(Optimality):
     ot_score : float in [0, 1], or None if no sample moves
         OTS = W2^2 / paired^2; 1 if the network's pairing is optimal (Gai and Zhang 2021).
     resolution : float or None
-        Whether the OT score of these samples is evidence of an optimal map; see `wgeo.resolution`.
-        None if all samples coincide.
+        Median displacement, without the mean displacement, over the median distance to the nearest
+        neighbor. Below 1/2 the OT score is no evidence of an optimal map. None if all samples
+        coincide.
     status, solver, seconds
         As the solver reports them.
     intervals : dict of (low, high)

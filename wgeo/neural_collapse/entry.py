@@ -129,7 +129,7 @@ def separation_law(
     is the law of data separation (He and Su 2023, PNAS 120(36), arXiv:2210.17020), which they
     find at the end of training, on training images. Classes have the weights that the
     `Collapse` has (``weights="frequency"`` is the paper's for unequal classes). A geodesic run at
-    constant speed does not follow the law: see `SegmentLaw.curvature`. Also measured are
+    constant speed does not follow the law: see ``curvature`` of `SegmentLaw`. Also measured are
     compression and discrimination (Wang, Li, Yaras, Zhu, Balzano, Hu and Qu 2025, JMLR,
     arXiv:2311.02960).
 

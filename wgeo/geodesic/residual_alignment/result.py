@@ -157,7 +157,7 @@ class Alignment(Result):
     reset_statistics : bool
         Whether batch normalization still has the statistics with which it was made (mean 0,
         variance 1): then this is not the function that training starts from. Estimate them first,
-        with `wgeo.models.fresh.reestimate_statistics`.
+        with ``wgeo.models.fresh.reestimate_statistics``.
     seconds : float
     """
 
