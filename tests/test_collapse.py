@@ -697,7 +697,7 @@ def test_progress_counts_rises(rng):
     values = [layer.nc1 for layer in found.layers]
     assert values[2] > values[1]  # as planted: 1.5 -> 2.0
     assert nc1.kendall_tau == pytest.approx(-8 / 10)  # of ten pairs, one in the wrong order
-    assert (nc1.violations, nc1.monotone) == (1, False)
+    assert (nc1.violations, nc1.increases, nc1.monotone) == (1, ("layer2",), False)
     assert nc1.violation_size == pytest.approx((values[2] - values[1]) / (values[0] - values[-1]))
     # (v0 - v_l) / (v0 - v4) reaches 0.9 first at layer3 for variances 9, 2.25, 4, .36, .01
     assert (nc1.reached, nc1.reached_depth) == ("layer3", 3 / 4)

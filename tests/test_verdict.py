@@ -111,6 +111,7 @@ def test_a_common_shift_with_noise_is_not_straight(rng):
     assert ": straight to" not in words
     assert ": close to" not in words
     assert "one shift common to all samples" in words
+    assert "with it the ratio is 1.017 (1.016 to 1.017)." in words
 
 
 def test_pure_translation_gives_no_evidence_about_the_path(rng):
@@ -470,6 +471,20 @@ def test_level_of_collapse_depends_on_both_ends_of_the_interval(nc1, interval, w
     found = collapse_of(nc1, interval)
     assert words in found.words
     assert found.strength == strength
+
+
+@pytest.mark.parametrize(
+    ("increases", "words"),
+    [(["b2", "b5"], "except at b2 and b5."), (["b1", "b2", "b3", "b4"], "except at 4 layers.")],
+)
+def test_layers_at_which_nc1_rises_are_named_if_they_are_few(increases, words):
+    trend = {"kendall_tau": -0.7, "violations": len(increases), "increases": increases}
+    layers = [
+        {"name": name, "stage": 0, "collapse": {"nc1": nc1}}
+        for name, nc1 in (("first", 2.0), ("last", 1.0))
+    ]
+    (found,) = sentences({"layers": layers, "progress": {"nc1": trend}})
+    assert found.words.endswith(words)
 
 
 def test_huge_numbers_are_not_written_out():

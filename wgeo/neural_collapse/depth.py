@@ -54,6 +54,8 @@ class Progress(Result):
         Relative depth of that layer, from 0 (first) to 1 (last).
     interval : tuple of float, or None
         95 % bootstrap interval of kendall_tau.
+    increases : tuple of str
+        Names of the layers that `violations` counts.
     """
 
     metric: str
@@ -64,6 +66,7 @@ class Progress(Result):
     reached: str | None = None
     reached_depth: float | None = None
     interval: tuple[float, float] | None = None
+    increases: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return the plain values, ready for JSON, without the metric's name."""
@@ -98,6 +101,7 @@ def progress(layers: Sequence[LayerCollapse], metric: str, *, rises: bool = Fals
         metric,
         kendall_tau=_tau(-v if rises else v, threshold),
         violations=int(up.sum()),
+        increases=tuple(name for name, rise in zip(names[1:], up, strict=True) if rise),
         violation_size=float(steps[up].sum() / span) if up.any() else 0.0,
         monotone=not up.any(),
         reached=None if first is None else names[first],

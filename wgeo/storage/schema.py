@@ -77,6 +77,7 @@ _TREND = {
     "monotone?": flag,
     "reached?": text,
     "interval?": interval,
+    "increases?": [text],
 }
 _BRENIER = {
     "intervals?": {"*": interval},

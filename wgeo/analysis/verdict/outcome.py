@@ -84,6 +84,7 @@ def _against_fresh(
     )
 
 
+_MOST_NAMED = 3  # layers at which NC1 rises; more are counted
 _LINE_SHAPE = (
     " (length of an image's own centered path over the distance between its ends, averaged over "
     "images; 1 is a straight line)"
@@ -153,6 +154,7 @@ def _collapse_sentence(
         "kendall_tau": trend.get("kendall_tau"),
         "kendall_interval": trend.get("interval"),
         "violations": trend.get("violations"),
+        "increases": trend.get("increases"),
     }
     corrected = ", corrected for few samples per class," if is_corrected else ""
     value = (
@@ -207,9 +209,9 @@ def _trend(trend: Record, first: Record) -> str:
     if rises == 0:
         return f"; from {first['name']} onward it falls at every layer"
     if tau < 0:
-        return (
-            f"; from {first['name']} onward it falls with depth except at {counted(rises, 'layer')}"
-        )
+        names = trend.get("increases") or ()  # absent from records of wgeo 0.1
+        where = listed(names) if 0 < len(names) <= _MOST_NAMED else counted(rises, "layer")
+        return f"; from {first['name']} onward it falls with depth except at {where}"
     return "; it does not fall with depth"
 
 

@@ -200,5 +200,6 @@ def _shift(segment: Record) -> str:
         return ""
     return (
         f" {percent(share, 0)} of the squared displacement is one shift common to all samples, "
-        f"which the centered path leaves out; with it the ratio is {raw:.2f}."
+        "which the centered path leaves out; with it the ratio is "
+        f"{ranged(raw, (segment.get('intervals') or {}).get('length_ratio'))}."
     )
