@@ -50,7 +50,11 @@ PANELS = {
     "separation_law": plots.separation_law,
     "alignment": plots.alignment,
 }
-SERIES = {"over": plots.over, "profiles": plots.profiles}
+SERIES = {
+    "over": plots.over,
+    "profiles": plots.profiles,
+    "block_distances": plots.block_distances,
+}
 MODEL = {
     "model_means": plots.models.model_means,
     "model_terms": plots.models.model_terms,
@@ -550,6 +554,21 @@ def test_legend_of_a_series_has_only_names_that_all_its_records_have() -> None:
     assert names == [f"segment {k} of each network" for k in (1, 2)] + [
         plots.style.segment_name(other["segments"][2], 2)
     ]
+
+
+def test_shares_of_the_length_are_those_of_the_centered_distances() -> None:
+    series = sample_series(3)
+    for row in series["analyses"]:  # W2 = 5 of which the shift is 3 or 4: centered 4 and 3
+        for block, shift in zip(row["blocks"], (9 / 36, 16 / 36), strict=False):
+            block.update(distance=5.0, paired=6.0, shift_share=shift, stage=1)
+        for block in row["blocks"][2:]:
+            block.update(stage=2)
+    shares = plots.block_distances(series).images[0].get_array() / 100
+    np.testing.assert_allclose(shares[:2], [[4 / 7] * 3, [3 / 7] * 3])
+    np.testing.assert_allclose(shares[2:].sum(axis=0), 1)
+    series["analyses"][1]["blocks"].pop()
+    assert not plots.block_distances(series).images  # not the same blocks
+    assert "block-distances" not in {plot.stem for plot in catalogue(series)}
 
 
 def test_columns_of_a_legend_fit_its_figure() -> None:

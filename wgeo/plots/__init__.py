@@ -23,6 +23,7 @@ blindness, and vector graphics.
 from typing import TYPE_CHECKING
 
 from .._lazy import lazy_names
+from .block_distances import block_distances
 from .block_transport import correlation_scores, distances, ot_scores
 from .depth import collapse
 from .evidence import gradient_maps, sample_sizes
@@ -43,6 +44,7 @@ else:  # flow solves transport problems, with torch; figures of a record load wi
 __all__ = [
     "alignment",
     "axes",
+    "block_distances",
     "class_means",
     "collapse",
     "correlation_pairs",

@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from . import block_transport, depth, evidence, pairs, paths, prediction_errors, steadiness
+from .block_distances import block_distances_plot
 from .plot import Plot, Row
 from .series import series_plots
 from .style import (
@@ -27,7 +28,12 @@ def catalogue(source: Any) -> list[Plot]:
     record = as_record(source)
     if "analyses" in record:
         view = (record.get("last_layer") or {}).get("view")
-        return series_plots(record) + ([_class_means(record)] if view else [])
+        moved = block_distances_plot(record)
+        return [
+            *series_plots(record),
+            *([moved] if moved else []),
+            *([_class_means(record)] if view else []),
+        ]
     plots: list[Plot] = []
     layers, blocks = record.get("layers") or [], record.get("blocks") or []
     segments = record.get("segments") or []

@@ -179,9 +179,17 @@ def _end(row: Mapping[str, Any], measure: str) -> Any:
     return (layers[-1].get("collapse") or {}).get(measure)
 
 
+def column_names(series: Mapping[str, Any]) -> list[str]:
+    """Return the label of every analysis: its epoch, or its name."""
+    rows = series["analyses"]
+    if series["axis"] == "epoch":
+        return [str(row["provenance"]["epoch"]) for row in rows]
+    return [short(row["name"], 18) for row in rows]
+
+
 def _axis(ax: Axes, series: Mapping[str, Any], at: np.ndarray) -> None:
     if series["axis"] != "epoch":
-        names = [short(row["name"], 18) for row in series["analyses"]]
+        names = column_names(series)
         ax.set_xticks(at, names, rotation=90 if len(names) > 4 else 0)
         ax.set_xlim(-0.5, len(names) - 0.5)
         return

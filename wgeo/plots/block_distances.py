@@ -1,0 +1,134 @@
+"""How far every block moves the features, over training or across networks of the same blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from .plot import Plot, Row
+from .series import column_names
+from .style import (
+    INK,
+    as_record,
+    inches_wide,
+    new_axes,
+    new_figure,
+    nothing_to_show,
+    number,
+    short_names,
+    styled,
+)
+
+_CELL = 0.3  # inches that a cell needs for its number
+
+
+@styled
+def block_distances(series: Any, ax: Axes | None = None) -> Axes:
+    """Draw how the length of a path is divided among its blocks, one column per analysis.
+
+    A cell is the W2 distance over which a block (row) moves the centered features, divided by the
+    sum over the blocks of its stage::
+
+        W_l / sum_k W_k,    W_l^2 = W2(mu_l, mu_{l+1})^2 - ||m_{l+1} - m_l||^2
+
+    with m_l the mean of layer l. Blocks of equal steps have equal shares.
+    """
+    series = as_record(series)
+    ax = new_axes(ax, 6.0, 3.6)
+    names = _blocks(series)
+    if not names:
+        return nothing_to_show(ax, "These analyses do not have the same blocks.")
+    shares = _shares(series)
+    largest = float(np.nanmax(shares, initial=0.0)) or 1.0
+    image = ax.imshow(
+        100 * shares, vmin=0, vmax=100 * largest, cmap="cividis", interpolation="nearest"
+    )
+    ax.set_aspect("auto")
+    bar = image.figure.colorbar(image, ax=ax, fraction=0.05, label="% of its stage's length")
+    bar.outline.set_visible(False)
+    bar.ax.tick_params(length=0)
+    ax.set_yticks(range(len(names)), short_names(names, 18))
+    by_epoch = series["axis"] == "epoch"
+    rotation = 0 if by_epoch or shares.shape[1] <= 4 else 90
+    ax.set_xticks(range(shares.shape[1]), column_names(series), rotation=rotation)
+    ax.set_xlabel("epoch" if by_epoch else "")
+    ax.tick_params(length=0)
+    ax.spines[:].set_visible(False)
+    if inches_wide(ax) / shares.shape[1] >= _CELL:
+        for (i, j), share in np.ndenumerate(shares):
+            if np.isfinite(share):
+                color = INK if share > 0.6 * largest else "white"
+                text = f"{100 * share:.0f}"
+                ax.text(j, i, text, ha="center", va="center", fontsize=6, color=color)
+    return ax
+
+
+def _blocks(series: Mapping[str, Any]) -> list[str]:
+    """Return the names of the blocks; none unless all analyses have the same."""
+    named = [tuple(b.get("target") for b in row.get("blocks") or []) for row in series["analyses"]]
+    return list(named[0]) if len(set(named)) == 1 else []
+
+
+def _shares(series: Mapping[str, Any]) -> np.ndarray:
+    """Return the share of every block (rows) in its stage's length, one column per analysis."""
+    columns = []
+    for analysis in series["analyses"]:
+        blocks = analysis["blocks"]
+        distances = np.array([_centered_distance(block) for block in blocks])
+        stages = [block.get("stage") for block in blocks]
+        lengths = {
+            stage: sum(d for d, s in zip(distances, stages, strict=True) if s == stage)
+            for stage in stages
+        }
+        total = np.array([lengths[stage] for stage in stages])
+        columns.append(np.divide(distances, total, np.full(len(blocks), np.nan), where=total > 0))
+    return np.array(columns).T
+
+
+def _centered_distance(block: Mapping[str, Any]) -> float:
+    """Return W2 between the centered layers: a shift only adds its own square to W2^2."""
+    shift = number(block.get("shift_share")) * number(block.get("paired")) ** 2
+    return float(np.sqrt(max(number(block.get("distance")) ** 2 - shift, 0.0)))
+
+
+def block_distances_plot(series: Mapping[str, Any]) -> Plot | None:
+    """Return the figure; None unless all analyses have the same blocks, at least two of them."""
+    if len(_blocks(series)) < 2:
+        return None
+    over = "over training" if series["axis"] == "epoch" else "across networks"
+
+    @styled
+    def draw() -> Figure:
+        figure = new_figure(7.2, 1.4 + 0.26 * len(_blocks(series)))
+        block_distances(series, figure.subplots())
+        return figure
+
+    return Plot(
+        "block-distances",
+        f"Which blocks move the features, {over}?",
+        "Percentage of the length of each stage's path for which a block (row) is responsible: the "
+        "W2 distance over which it moves the centered features, divided by the sum over the blocks "
+        "of its stage. Equal percentages are steps of equal length, as on a geodesic at constant "
+        "speed; one bright row means that a single block does most of the work.",
+        f"Share of every block in its stage's length, {over}.",
+        draw,
+        lambda: list(_rows(series)),
+    )
+
+
+def _rows(series: Mapping[str, Any]) -> Iterator[Row]:
+    shares = _shares(series)
+    for column, analysis in zip(shares.T, series["analyses"], strict=True):
+        for block, share in zip(analysis["blocks"], column, strict=True):
+            yield {
+                "name": analysis["name"],
+                "epoch": analysis["provenance"].get("epoch"),
+                "block": block.get("target"),
+                "stage": block.get("stage"),
+                "distance": block.get("distance"),
+                "share_of_length": None if np.isnan(share) else float(share),
+            }
