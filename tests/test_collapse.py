@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import math
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -33,6 +35,23 @@ RECORD = [
     *("ncc_accuracy", "cdnv", "effective_rank", "within", "between"),
 ]
 NUMBERS = [*RECORD, "mean_angle", "max_coherence", "stable_rank", "participation_ratio"]
+
+
+# --- published scripts ----------------------------------------------------------------------------
+
+
+def test_values_of_published_scripts_after_conversion(rng, monkeypatch):
+    """Every definition of benchmarks/definitions.py agrees in float64, for unequal classes."""
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "benchmarks")
+    scripts = importlib.import_module("definitions")
+    H, y = clusters(rng, [60, 40, 25, 12, 8], 7)
+    rows = scripts.compare(H, y, rng.normal(size=(5, 7)), rng.normal(size=5))
+    assert len(rows) == len(scripts.DEFINITIONS)
+    for row in rows:
+        assert row["float64"] > 10, row
+        assert row["float32"] > 3, row
+    by_weights = {row["weights"]: abs(row["uniform"]) for row in rows if "NC1" in row["metric"]}
+    assert by_weights["sample_mean"] > 0.01 > by_weights["uniform"]  # the choice matters here
 
 
 # --- the slow obvious reference: every matrix explicit, float64 -----------------------------------
