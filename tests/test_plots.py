@@ -199,6 +199,24 @@ def test_model_is_not_drawn_if_its_times_decrease() -> None:
         assert "fitted times" not in plot.caption
 
 
+def test_a_model_that_is_drawn_nowhere_changes_neither_the_axis_nor_the_legend() -> None:
+    record, without = sample_record(), sample_record()
+    del without["mufm_given"]
+    for i, row in enumerate(record["mufm_given"]["layers"]):
+        row["time"], row["collapse"]["nc1"] = -float(i), 1e-9
+    found, expected = (plots.collapse(each) for each in (record, without))
+    assert found.get_yscale() == expected.get_yscale()
+    assert found.get_ylim() == pytest.approx(expected.get_ylim())
+    labels = [tick.get_text() for tick in found.get_yticklabels()]
+    assert labels == [tick.get_text() for tick in expected.get_yticklabels()]
+    legends = [
+        [text.get_text() for text in ax.get_figure().legends[0].get_texts()]
+        for ax in (found, expected)
+    ]
+    assert legends[0] == legends[1]
+    assert "the network" in legends[0]
+
+
 @pytest.mark.parametrize("metric", plots.depth.METRICS)
 def test_collapse_draws_the_metric_of_every_layer(metric: str) -> None:
     ax = plots.collapse(RECORD, metric)
