@@ -19,6 +19,7 @@ import pytest
 import torch
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from PIL import Image
 from records import CIFAR, HOSTILE, damaged, sample_record, sample_series
 
@@ -577,6 +578,24 @@ def test_columns_of_a_legend_fit_its_figure() -> None:
     (plot,) = [p for p in catalogue(series) if p.stem == "profiles"]
     figure = plot.draw()
     figure.canvas.draw()
+    box = figure.legends[0].get_window_extent()
+    assert figure.bbox.x0 <= box.x0
+    assert box.x1 <= figure.bbox.x1
+
+
+@pytest.mark.parametrize("dpi", [80, 160])
+def test_a_legend_that_barely_fits_is_not_cut_at_any_resolution(dpi: int) -> None:
+    names = ["stem → layer1.2", "layer2.0.shortcut → layer2.2", "layer3.0.shortcut → layer3.2"]
+
+    @style.styled
+    def drawn() -> Figure:
+        figure = style.new_figure(5.5, 3.2)
+        figure.set_dpi(dpi)
+        style.legend_of_figure(figure, [Line2D([], [], marker="o") for _ in names], names)
+        figure.canvas.draw()
+        return figure
+
+    figure = drawn()
     box = figure.legends[0].get_window_extent()
     assert figure.bbox.x0 <= box.x0
     assert box.x1 <= figure.bbox.x1

@@ -18,9 +18,7 @@ from wgeo.trajectory import Classifier
 
 pixels, labels = load_digits(return_X_y=True)
 pixels, labels = pixels[:800] / 16, labels[:800]
-mlp = MLPClassifier((64, 64, 64), max_iter=60, alpha=1e-3, random_state=0, tol=0).fit(
-    pixels, labels
-)
+mlp = MLPClassifier((64, 64, 64), max_iter=500, alpha=1e-3, random_state=0).fit(pixels, labels)
 
 features = [pixels]
 for weight, bias in zip(mlp.coefs_[:-1], mlp.intercepts_[:-1], strict=True):
