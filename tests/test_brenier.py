@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import numpy as np
+import patience
 import pytest
 import torch
 from hypothesis import given
@@ -159,6 +161,22 @@ def test_untraceable_functions_are_still_differentiated(monkeypatch):
     monkeypatch.setattr(torch.func, "linearize", broken)
     x = points(3, 4)
     torch.testing.assert_close(Jacobian(lambda z: z**2, x).forward(x), 2 * x**2)
+
+
+def test_the_first_forward_derivative_is_quiet():
+    """In a new process, since torch warns about its own imports only once."""
+    code = (
+        "import torch\n"
+        "from wgeo.geodesic.jacobian import Jacobian\n"
+        "x = torch.linspace(-1, 1, 6).reshape(2, 3)\n"
+        "print(float(Jacobian(torch.square, x).forward(x).sum()))"
+    )
+    done = patience.run(
+        [sys.executable, "-W", "always", "-c", code], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "torch.jit" not in done.stderr
+    assert float(done.stdout) == pytest.approx(2 * (1 + 0.36 + 0.04) * 2, rel=1e-6)
 
 
 def test_lanczos_stops_at_its_tolerance_point_by_point():

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import math
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -24,7 +26,7 @@ from wgeo.neural_collapse import (
 )
 from wgeo.neural_collapse.depth import progress
 from wgeo.neural_collapse.metrics import Frame, distance_to_etf
-from wgeo.neural_collapse.moments import ClassIndex, ClassMoments
+from wgeo.neural_collapse.moments import WEIGHTS, ClassIndex, ClassMoments
 from wgeo.neural_collapse.spectrum import RowSample
 from wgeo.trajectory import Classifier, Trajectory
 
@@ -35,17 +37,35 @@ RECORD = [
 NUMBERS = [*RECORD, "mean_angle", "max_coherence", "stable_rank", "participation_ratio"]
 
 
+# --- published scripts ----------------------------------------------------------------------------
+
+
+def test_values_of_published_scripts_after_conversion(rng, monkeypatch):
+    """Every definition of benchmarks/definitions.py agrees in float64, for unequal classes."""
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "benchmarks")
+    scripts = importlib.import_module("definitions")
+    H, y = clusters(rng, [60, 40, 25, 12, 8], 7)
+    rows = scripts.compare(H, y, rng.normal(size=(5, 7)), rng.normal(size=5))
+    assert len(rows) == len(scripts.DEFINITIONS)
+    for row in rows:
+        assert row["float64"] > 10, row
+        assert row["float32"] > 3, row
+    by_weights = {row["weights"]: abs(row["uniform"]) for row in rows if "NC1" in row["metric"]}
+    assert by_weights["sample_mean"] > 0.01 > by_weights["uniform"]  # the choice matters here
+
+
 # --- the slow obvious reference: every matrix explicit, float64 -----------------------------------
 
 
-def reference(H, y, *, W=None, predictions=None, frequency=False):
+def reference(H, y, *, W=None, predictions=None, weights="uniform"):
     """All metrics by their definitions, through the d x d covariances and numpy's pinv."""
     H, classes = np.asarray(H, dtype=np.float64), np.unique(y)
     N, d = H.shape
     K = len(classes)
     means = np.array([H[y == k].mean(0) for k in classes])
-    share = np.array([np.mean(y == k) for k in classes]) if frequency else np.full(K, 1 / K)
-    g = (share[:, None] * means).sum(0)
+    equal, sizes = np.full(K, 1 / K), np.array([np.mean(y == k) for k in classes])
+    share = sizes if weights == "frequency" else equal
+    g = (equal[:, None] * means).sum(0) if weights == "uniform" else H.mean(0)
     M = means - g
     sigma_w, sigma_b = np.zeros((d, d)), np.zeros((d, d))
     for k in range(K):
@@ -121,14 +141,13 @@ SHAPES = {
 
 
 @pytest.mark.parametrize("case", SHAPES)
-@pytest.mark.parametrize("frequency", [False, True])
-def test_agrees_with_explicit_covariances(case, frequency, rng):
+@pytest.mark.parametrize("weights", WEIGHTS)
+def test_agrees_with_explicit_covariances(case, weights, rng):
     counts, d = SHAPES[case]
     H, y = clusters(rng, counts, d)
     W, predictions = rng.normal(size=(len(counts), d)), rng.integers(len(counts), size=len(y))
-    weights = "frequency" if frequency else "uniform"
     found = collapse_of(H, y, W, predictions, weights=weights)
-    assert_equal(found, reference(H, y, W=W, predictions=predictions, frequency=frequency))
+    assert_equal(found, reference(H, y, W=W, predictions=predictions, weights=weights))
     assert found.rank == min(len(counts) - 1, d)
     assert found.spectrum_rows is None
 
@@ -187,6 +206,34 @@ def test_two_points_by_hand():
     # g = (2/3, 0): Sigma_B = 1/3 (8/3)^2 + 2/3 (4/3)^2
     assert weighted.between == pytest.approx(64 / 27 + 32 / 27)
     assert weighted.nc1 == pytest.approx(4 / 6 / (96 / 27) / 2)
+    mixed = collapse_of(H, [0, 0, 1, 1, 1, 1], weights="sample_mean")
+    # g = (2/3, 0), classes weighted equally: Sigma_B = 1/2 (8/3)^2 + 1/2 (4/3)^2 = 40/9
+    assert mixed.between == pytest.approx(40 / 9)
+    assert mixed.nc1 == pytest.approx(4 / 6 / (40 / 9) / 2)
+    assert mixed.nc2_equinorm == pytest.approx(1 / 3)  # norms 8/3 and 4/3
+    assert mixed.within == found.within
+
+
+def test_weights_do_not_matter_for_classes_of_one_size(rng):
+    H, y = clusters(rng, [12] * 4, 6)
+    W = rng.normal(size=(4, 6))
+    expected = reference(H, y, W=W)
+    for weights in WEIGHTS:
+        assert_equal(collapse_of(H, y, W, weights=weights), expected, rtol=1e-12)
+
+
+@given(st.lists(st.integers(1, 20), min_size=2, max_size=6), st.integers(0, 2**16))
+def test_the_choices_of_weights_differ_by_the_distance_of_the_global_means(counts, seed):
+    """Both scatters are about a point other than their mean, which adds its squared distance."""
+    assume(max(counts) > 1)
+    H, y = clusters(np.random.default_rng(seed), counts, 5)
+    equal, sizes, mixed = (collapse_of(H, y, weights=weights) for weights in WEIGHTS)
+    means = np.array([H[y == k].mean(0) for k in range(len(counts))])
+    shift = np.sum((means.mean(0) - H.mean(0)) ** 2)
+    assert mixed.between == pytest.approx(equal.between + shift)
+    assert sizes.between + sizes.within == pytest.approx(np.sum((H - H.mean(0)) ** 2) / len(H))
+    assert mixed.rank == equal.rank
+    assert (mixed.within, mixed.cdnv) == (equal.within, pytest.approx(equal.cdnv))
 
 
 def test_frames_by_hand():
@@ -573,8 +620,10 @@ def test_invalid_labels_are_refused(rng):
         collapse_of(H, y, rng.normal(size=(3, 5)))
     with pytest.raises(FeatureError, match="Pool or flatten"):
         collapse_of(rng.normal(size=(6, 2, 2, 2)), y)
-    with pytest.raises(ArgumentError, match="'uniform' or 'frequency'"):
+    with pytest.raises(ArgumentError, match="'uniform', 'frequency' or 'sample_mean', not 'b"):
         collapse_of(H, y, weights="balanced")
+    with pytest.raises(ArgumentError, match="weights must be"):
+        CollapseStream(weights="mixed")
 
 
 def test_absent_classes_are_ignored(rng):

@@ -19,6 +19,7 @@ from wgeo import models
 from wgeo.errors import ArgumentError, FeatureError
 from wgeo.neural_collapse import LayerCollapse, bootstrap, collapse_of
 from wgeo.neural_collapse.depth import _tau
+from wgeo.neural_collapse.moments import WEIGHTS
 from wgeo.trajectory import Trajectory
 
 METRICS = [
@@ -53,8 +54,8 @@ def assert_same(layer: LayerCollapse, other: LayerCollapse, rtol: float) -> None
 
 
 @pytest.mark.parametrize("d", [1, 3, 40, 700])
-@pytest.mark.parametrize("frequency", [False, True])
-def test_replicates_equal_metrics_of_the_drawn_rows(d, frequency, rng, monkeypatch):
+@pytest.mark.parametrize("weights", WEIGHTS)
+def test_replicates_equal_metrics_of_the_drawn_rows(d, weights, rng, monkeypatch):
     H, y = clusters(rng, d=d)
     y[y == 3] = np.where(rng.random((y == 3).sum()) < 0.8, 2, 3)  # of unequal sizes
     rows = np.unique(y, return_inverse=True)[1]
@@ -62,13 +63,10 @@ def test_replicates_equal_metrics_of_the_drawn_rows(d, frequency, rng, monkeypat
     drawn = bootstrap.stratified_counts(rows, 6, rng)
     for held in (bootstrap._REPLICATE_ENTRIES, 1):  # all together, and one at a time
         monkeypatch.setattr(bootstrap, "_REPLICATE_ENTRIES", held)
-        found = bootstrap.bootstrap_replicates(
-            H, rows, predicted, drawn, weight_by_frequency=frequency
-        )
+        found = bootstrap.bootstrap_replicates(H, rows, predicted, drawn, weights=weights)
         assert len(found) == 6
         for layer, times in zip(found, drawn, strict=True):
             again = np.repeat(np.arange(len(y)), times)
-            weights = "frequency" if frequency else "uniform"
             expected = collapse_of(
                 H[again], rows[again], None, np.where(predicted == -1, 99, predicted)[again],
                 weights=weights,
@@ -125,17 +123,21 @@ def test_three_class_means_are_always_120_degrees_apart(rng):
 # --- one entry for what is held and for what streams by -------------------------------------------
 
 
-def test_batches_give_the_same_result_as_a_trajectory(rng):
+@pytest.mark.parametrize("weights", ["frequency", "sample_mean"])
+def test_batches_give_the_same_result_as_a_trajectory(weights, rng):
     H, y = clusters(rng)
+    y[y == 3] = np.where(rng.random((y == 3).sum()) < 0.8, 2, 3)  # of unequal sizes
     traj = Trajectory.from_arrays([H, 2 * H[:, :3]], y)
-    expected = wgeo.collapse(traj, weights="frequency", ood={"layer0": H, "layer1": H[:, :3]})
+    expected = wgeo.collapse(traj, weights=weights, ood={"layer0": H, "layer1": H[:, :3]})
+    assert expected.weights == weights
     batches = [
         ({layer.name: layer.features[part] for layer in traj.layers}, y[part])
         for part in (slice(0, 20), slice(20, None))
     ]
     outside = {"layer0": H, "layer1": H[:, :3]}
     for source in (batches, lambda: iter(batches), iter(batches)):
-        found = wgeo.collapse(source, weights="frequency", ood=outside, keep=2**20)
+        found = wgeo.collapse(source, weights=weights, ood=outside, keep=2**20)
+        assert found.weights == weights
         for layer, other in zip(found.layers, expected.layers, strict=True):
             assert_same(layer, other, rtol=1e-10)
             assert layer.nc5 == pytest.approx(other.nc5)

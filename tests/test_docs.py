@@ -201,6 +201,14 @@ def test_experiment_pages_show_results_and_mark_missing_ones(tmp_path: Path) -> 
     assert "measured in part (1 of 2 tables)" in index
 
 
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.stem)
+def test_scripts_of_the_gallery_end_with_what_they_show(script: Path) -> None:
+    last = script.read_text("utf-8").rpartition("# %%\n")[2].strip()
+    assert last.startswith("# What this shows: ")
+    assert all(line.startswith("# ") for line in last.splitlines())
+    assert last.endswith(".")
+
+
 def test_measured_tables_match_the_benchmarks(tmp_path: Path) -> None:
     assert set(measured.pages(tmp_path)) == {f"measured/{name}.md" for name in measured.TABLES}
     for name, text in measured.pages(tmp_path).items():

@@ -92,6 +92,24 @@ def test_of_copies_nearest_neighbors_are_the_coupling(kind):
     assert stats["passes"] < 5
 
 
+@pytest.mark.parametrize("size", [1e5, 1e7, 1e9, 1e12])
+def test_an_enormous_outlier_in_both_clouds_is_certified_or_bounded(size, rng):
+    """Its squared cost hides the others' in float64; the result says if it could not be proven."""
+    x, y = rng.normal(size=(2, 150, 8))
+    x[0] = y[5] = size
+    i, j = linear_sum_assignment(cdist(np.delete(x, 0, 0), np.delete(y, 5, 0), "sqeuclidean"))
+    pairs = np.delete(x, 0, 0)[i] - np.delete(y, 5, 0)[j]
+    truth = np.sqrt((pairs**2).sum() / len(x))  # both outliers are one point
+    result = wasserstein(x, y)
+    assert result.lower <= truth * (1 + 1e-12)
+    assert truth * (1 - 1e-12) <= result.upper
+    assert result.status in (Status.CERTIFIED, Status.BOUNDED)
+    if size == 1e5:
+        assert result.status is Status.CERTIFIED
+    if result.status is Status.CERTIFIED:
+        assert result.distance == pytest.approx(truth, rel=1e-6)
+
+
 class TestDuplicates:
     @given(st.integers(0, 10**6), st.booleans(), st.booleans())
     def test_copies_and_ties_in_exact_arithmetic(self, seed, weighted, unequal):

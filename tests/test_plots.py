@@ -19,6 +19,7 @@ import pytest
 import torch
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from PIL import Image
 from records import CIFAR, HOSTILE, damaged, sample_record, sample_series
 
@@ -201,6 +202,24 @@ def test_model_is_not_drawn_if_its_times_decrease() -> None:
         )
     for plot in catalogue(RECORD)[:2]:
         assert "fitted times" not in plot.caption
+
+
+def test_a_model_that_is_drawn_nowhere_changes_neither_the_axis_nor_the_legend() -> None:
+    record, without = sample_record(), sample_record()
+    del without["mufm_given"]
+    for i, row in enumerate(record["mufm_given"]["layers"]):
+        row["time"], row["collapse"]["nc1"] = -float(i), 1e-9
+    found, expected = (plots.collapse(each) for each in (record, without))
+    assert found.get_yscale() == expected.get_yscale()
+    assert found.get_ylim() == pytest.approx(expected.get_ylim())
+    labels = [tick.get_text() for tick in found.get_yticklabels()]
+    assert labels == [tick.get_text() for tick in expected.get_yticklabels()]
+    legends = [
+        [text.get_text() for text in ax.get_figure().legends[0].get_texts()]
+        for ax in (found, expected)
+    ]
+    assert legends[0] == legends[1]
+    assert "the network" in legends[0]
 
 
 @pytest.mark.parametrize("metric", plots.depth.METRICS)
@@ -578,6 +597,24 @@ def test_columns_of_a_legend_fit_its_figure() -> None:
     (plot,) = [p for p in catalogue(series) if p.stem == "profiles"]
     figure = plot.draw()
     figure.canvas.draw()
+    box = figure.legends[0].get_window_extent()
+    assert figure.bbox.x0 <= box.x0
+    assert box.x1 <= figure.bbox.x1
+
+
+@pytest.mark.parametrize("dpi", [80, 160])
+def test_a_legend_that_barely_fits_is_not_cut_at_any_resolution(dpi: int) -> None:
+    names = ["stem → layer1.2", "layer2.0.shortcut → layer2.2", "layer3.0.shortcut → layer3.2"]
+
+    @style.styled
+    def drawn() -> Figure:
+        figure = style.new_figure(5.5, 3.2)
+        figure.set_dpi(dpi)
+        style.legend_of_figure(figure, [Line2D([], [], marker="o") for _ in names], names)
+        figure.canvas.draw()
+        return figure
+
+    figure = drawn()
     box = figure.legends[0].get_window_extent()
     assert figure.bbox.x0 <= box.x0
     assert box.x1 <= figure.bbox.x1

@@ -33,6 +33,7 @@ from wgeo import plots
 from wgeo.cli import main
 from wgeo.data import folder
 from wgeo.neural_collapse import collapse_of
+from wgeo.neural_collapse.moments import WEIGHTS
 from wgeo.runtime import processes
 from wgeo.storage.store import layout
 from wgeo.trajectory import Classifier
@@ -74,7 +75,7 @@ def measure(path: str) -> None:
     labels = np.arange(len(x)) % 3
     layers = [x, x + y, np.eye(3, 5)[labels] + 0.1 * y]
     traj = wgeo.Trajectory.from_arrays(layers, labels)
-    for weights in ("uniform", "frequency"):
+    for weights in WEIGHTS:
         found[weights] = wgeo.collapse(traj, weights=weights, bootstrap=10).to_dict()
     found["sampled"] = wgeo.collapse(traj, spectrum_size=4).to_dict()
     few = wgeo.Trajectory.from_arrays([wide[:2], 2 * wide[:2]], [0, 1])  # fewer than processes

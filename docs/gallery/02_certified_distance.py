@@ -62,3 +62,8 @@ part = wgeo.wasserstein(x[:500], y, a=weights)
 print(f"W2 = {part.distance:.4f}, {part.status}; {part.plan.nnz} pairs carry mass")
 print(f"the first point moves by {np.linalg.norm(part.push(y)[0] - x[0]):.4f}")
 print(part.verify(x[:500], y))
+
+# %%
+# What this shows: five solvers return five intervals, and all of them contain the certified value.
+# Exact's is as narrow as rounding allows, Sinkhorn's is within a thousandth, and the two cheap
+# bounds are wide; the status says which is which.

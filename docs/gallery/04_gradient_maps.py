@@ -76,3 +76,8 @@ for path in (run.checkpoints[0], run.last):
 
 # %%
 tested = wgeo.plots.gradient_maps(analysis)
+
+# %%
+# What this shows: the test gives the known answers for rotations, and asymmetry 0 for the block
+# with tied weights, which is the gradient of a convex function. Training lowered the asymmetry of
+# every block of this network, but no interval reaches 0: none of the blocks is an optimal map.

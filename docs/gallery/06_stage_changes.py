@@ -40,3 +40,8 @@ straight = wgeo.plots.straightness(analysis)
 for embed in ("pad", "pca:8"):
     whole = wgeo.straightness(traj.embedded(embed), bootstrap=0).segments[0]
     print(f"{embed:6} {len(whole.layers)} layers, length ratio {whole.length_ratio:.2f}")
+
+# %%
+# What this shows: every block has a distance, including the two that double the width, and every
+# stage has a straightness of its own, without a choice by the user. The length ratio of the whole
+# network depends on the embedding, so it is meaningful only together with its name.

@@ -62,3 +62,9 @@ ax.plot(0, zero.objective, "o", color="#D55E00")
 ax.axhline(closed.objective, color="#555555", ls="--", lw=1)
 ax.text(-6, closed.objective + 0.02, "global minimum", color="#555555")
 _ = ax.set(xlabel="step", ylabel="F")
+
+# %%
+# What this shows: descent reaches the value of the closed form, and a lower bound from convex
+# duality proves that both are global minima; the solution is collapsed to a simplex ETF. For the
+# squared loss the free bias decides whether the class means are orthogonal or form a simplex ETF.
+# The point at which all features and weights are 0 is a strict saddle: F falls in both directions.

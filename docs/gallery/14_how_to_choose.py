@@ -53,8 +53,10 @@ for points, name, colour in (
     left.plot(sizes, [p.ot_score for p in points], "o-", color=colour, label=name)
     right.plot(sizes, [p.resolution for p in points], "o-", color=colour, label=name)
 right.axhline(0.5, color="#555555", ls="--", lw=1)
-left.set(title="OT score", xlabel="samples", xscale="log")
-right.set(title="Resolution", xlabel="samples", xscale="log")
+for ax, title in ((left, "OT score"), (right, "Resolution")):
+    ax.set(title=title, xlabel="samples", xscale="log")
+    ax.set_xticks(sizes, sizes)
+    ax.minorticks_off()
 left.legend(frameon=False)
 
 # %%
@@ -84,3 +86,9 @@ for epsilon in (1.0, 0.1, 0.01, "auto"):
     passes = result.stats["iterations"]
     divergence = "" if result.divergence is None else f"{result.divergence**0.5:.4f}"
     print(f"{epsilon!s:>9} {passes:7} {result.lower:8.4f} {result.upper:8.4f} {divergence:>11}")
+
+# %%
+# What this shows: from 50 to 800 samples W2 and the OT score change by about one percent or less,
+# while the resolution grows, so here few samples are sufficient. The choice of features changes the
+# length ratio much more. A smaller epsilon narrows the interval, and the divergence is near W2 only
+# if epsilon is small.

@@ -55,3 +55,8 @@ plots.interpolation_gap(analysis, right)
 # a ``.gif`` needs nothing else.
 animation = plots.flow(analysis.trajectory, folder / "flow.gif", samples=200, seconds=1, fps=10)
 print(animation.name)
+
+# %%
+# What this shows: every figure is a function of a record that draws into any axes, in sizes for a
+# column, a page or a slide. The figures of a paper and those of the report therefore show the same
+# numbers.

@@ -138,6 +138,27 @@ def _cost(row: Record | None) -> str:
     return f"{row['cpu_seconds']:.3g} s, {row['peak_bytes'] / 2**20:.0f} MiB"
 
 
+def _definitions(record: Record) -> str:
+    """Digits to which the scripts' values agree with wgeo's, in float32 and in float64."""
+    cases = ("equal", "unequal", "collapsed")
+    body = []
+    for rows in zip(*(record[case] for case in cases), strict=True):
+        row = rows[0]
+        names = [f"{row['source']}: {row['metric']}", row["conversion"], f"`{row['weights']}`"]
+        body.append([*names, *(f"{_digits(r['float32'])} / {_digits(r['float64'])}" for r in rows)])
+    equal, unequal = (record[f"{case}_sizes"] for case in cases[:2])
+    note = (
+        f"{record['network']}, {record['width']} features before the classifier; "
+        f"{_range((min(equal), max(equal)))} samples per class if equal, "
+        f"{_range((min(unequal), max(unequal)))} if unequal; digits in float32 / float64.\n\n"
+    )
+    return note + _table(["Script: metric", "in wgeo", "`weights`", *cases], body)
+
+
+def _digits(digits: float) -> str:
+    return "all" if digits >= 16 else f"{digits:.1f}"
+
+
 def _scale(record: Record) -> str:
     rows = [
         [
@@ -286,6 +307,7 @@ TABLES: dict[str, Callable[[Any], str]] = {
     "transport-blurs": _blurs,
     "transport-hard": _hard,
     "collapse": _collapse,
+    "definitions": _definitions,
     "ufm": _ufm,
     "mufm": _mufm,
     "scale": _scale,

@@ -32,6 +32,17 @@ def differentiable_everywhere() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(fast)
 
 
+def jvp(map_: Map, x: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    """Return J v, the derivative of the map at `x` along `v`.
+
+    The first forward derivative in a process makes torch import rules that it compiles with its own
+    deprecated `torch.jit.script`; users can do nothing about this warning.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="`torch.jit.script` is deprecated")
+        return torch.func.jvp(map_, (x,), (v,))[1]
+
+
 class Jacobian:
     """Products J v and J^T v of a map that treats samples independently, for a batch of points."""
 
@@ -39,7 +50,7 @@ class Jacobian:
         """Prepare products at `x`; trace a large map first if there will be `many`."""
         self.x = x
         self._pull = torch.func.vjp(map_, x)[1]
-        self._push: Map = lambda v: torch.func.jvp(map_, (x,), (v,))[1]
+        self._push: Map = lambda v: jvp(map_, x, v)
         if many and x.numel() >= _TRACED:
             self._push = _linearized(map_, x) or self._push
 

@@ -19,7 +19,7 @@ from jaxtyping import Float, Int
 
 from ..runtime.threads import one_thread
 from .metrics import RANK_TOLERANCE, LayerCollapse, layer_collapse
-from .moments import ClassGeometry, ClassMoments
+from .moments import ClassGeometry, ClassMoments, class_weights
 from .projection import ProjectionSums, nearest_mean
 from .tensor_chunks import CHUNK_ENTRIES, tensor_chunks
 
@@ -47,7 +47,7 @@ def bootstrap_replicates(
     *,
     name: str = "features",
     stage: int | None = 0,
-    weight_by_frequency: bool = False,
+    weights: str = "uniform",
     rank_tolerance: float = RANK_TOLERANCE,
 ) -> list[LayerCollapse]:
     """Measure every replicate of a layer: the metrics of `collapse_of`, except the ranks.
@@ -64,14 +64,14 @@ def bootstrap_replicates(
         The network's predictions in the same form; -1 for a class that does not occur.
     multiplicities : ndarray of int, (b, n)
         Multiplicity of each sample in each replicate; over a class they sum to its size.
-    name, stage, weight_by_frequency, rank_tolerance
-        As in `layer_collapse`; with `weight_by_frequency`, classes are weighted by their size.
+    name, stage, weights, rank_tolerance
+        As in `collapse_of`.
     """
     K = int(class_index.max()) + 1
     moments = ClassMoments(name, 0)
     moments.update(features, class_index, K)
     d, n = moments.width, len(class_index)
-    layer = _Layer(features, class_index, predicted, moments, weight_by_frequency)
+    layer = _Layer(features, class_index, predicted, moments, weights)
     batch_size = max(1, _REPLICATE_ENTRIES // (K * max(d, min(n, CHUNK_ENTRIES // d))))
     results: list[LayerCollapse] = []
     for start in range(0, len(multiplicities), batch_size):
@@ -98,7 +98,7 @@ class _Layer:
     class_index: Int[np.ndarray, " n"]
     predicted: Int[np.ndarray, " n"] | None
     moments: ClassMoments
-    weight_by_frequency: bool
+    weights: str
 
     def replicates(
         self, multiplicities: Float[torch.Tensor, "b n"]
@@ -106,13 +106,12 @@ class _Layer:
         """Yield the class means of every replicate, and the sums over its samples."""
         counts = torch.from_numpy(np.bincount(self.class_index)).double()
         shifts, variances = self._first_pass(multiplicities, counts)
-        class_weights = counts if self.weight_by_frequency else torch.ones_like(counts)
-        class_weights = class_weights / class_weights.sum()
+        in_mean, in_covariance = class_weights(self.weights, counts)
         means = self.moments.means.cpu() + shifts
-        centers = class_weights @ means  # (b, d)
+        centers = in_mean @ means  # (b, d)
         means -= centers[:, None]
         _, sigma, basis = torch.linalg.svd(
-            class_weights.sqrt()[:, None] * means, full_matrices=False
+            in_covariance.sqrt()[:, None] * means, full_matrices=False
         )
         coordinates = means @ basis.mT  # (b, K, r)
         sums = self._second_pass(multiplicities, basis, coordinates, shifts @ basis.mT, counts)

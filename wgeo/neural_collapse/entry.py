@@ -42,9 +42,13 @@ def collapse(
     source : Trajectory, or batches
         Batches are those of `collapse_stream`, for example ``lambda: wgeo.stream(net, images)``.
         With batches, memory does not grow with the number of samples.
-    weights : {"uniform", "frequency"}
-        Whether classes have equal weights in the global mean and in Sigma_B, or weights
-        proportional to their size.
+    weights : {"uniform", "frequency", "sample_mean"}
+        How classes of unequal sizes count. ``"uniform"``: equally, in the global mean g and in
+        Sigma_B. ``"frequency"``: in proportion to their sizes N_k, in both, so that Sigma_W +
+        Sigma_B is the covariance of the samples. ``"sample_mean"``: g is the mean of all samples,
+        and classes count equally in Sigma_B = (1/K) sum (m_k - g)(m_k - g)^T, as in the published
+        scripts of Zhu et al. (2021, arXiv:2105.02375) and Zhou et al. (2022, arXiv:2203.01238).
+        Sigma_W is the mean over all samples in each case. For classes of one size all are the same.
     ood : Trajectory or mapping of layer name to features, optional
         Out-of-distribution samples, traced through the same network, for NC5.
     rank_tolerance : float

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 
 from ..arrays.checks import as_labels, as_numpy, as_points, check_plain
-from ..errors import ArgumentError, FeatureError
+from ..errors import FeatureError
 from ..runtime import processes
 from ..runtime.progress import track
 from ..trajectory import Classifier, Trajectory
@@ -20,7 +20,7 @@ from .bootstrap import bootstrap_replicates, stratified_counts
 from .depth import progress_of_layers, with_interval
 from .intervals import with_intervals
 from .metrics import RANK_TOLERANCE, Frame, LayerCollapse, layer_collapse
-from .moments import ClassIndex, ClassMoments
+from .moments import ClassIndex, ClassMoments, check_weights
 from .projection import SpanProjection
 from .result import Collapse
 from .separation import law_of_layers, law_with_intervals
@@ -113,6 +113,7 @@ def collapse_of(
     """
     if isinstance(features, torch.Tensor):
         check_plain(features, f"layer {name!r}")
+    check_weights(weights)
     y = as_labels(labels, len(features))
     weight = None if classifier is None else weights_of(classifier)
     index = ClassIndex(None if weight is None else len(weight))
@@ -127,7 +128,7 @@ def collapse_of(
         update = partial(moments.update, features[shard], rows[shard], len(index))
     processes.raise_on_any(update if has_rows else lambda: None)
     moments = moments.all_reduce(first)
-    geometry = moments.finish(index, frequency=is_frequency(weights))
+    geometry = moments.finish(index, weights=weights)
     projection = SpanProjection(moments, geometry, index)
     if has_rows:
         projection.update(
@@ -142,13 +143,6 @@ def collapse_of(
         ood_mean=None if ood is None else mean_of(ood, f"{name} (out of distribution)"),
         rank_tolerance=rank_tolerance,
     )
-
-
-def is_frequency(weights: str) -> bool:
-    """Return whether classes are weighted by their size."""
-    if weights not in ("uniform", "frequency"):
-        raise ArgumentError(f"weights must be 'uniform' or 'frequency', not {weights!r}.")
-    return weights == "frequency"
 
 
 def weights_of(classifier: Any) -> Float[np.ndarray, "C d"]:
@@ -199,7 +193,7 @@ def _with_intervals(
                 multiplicities,
                 name=layer.name,
                 stage=layer.stage,
-                weight_by_frequency=is_frequency(result.weights),
+                weights=result.weights,
                 rank_tolerance=rank_tolerance,
             )
             for layer in traj.staged

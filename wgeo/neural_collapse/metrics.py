@@ -104,8 +104,9 @@ class LayerCollapse(Result):
     Notation: there are N samples h_i of K classes, counting only classes that occur; m_k are the
     class means, g is the global mean, and Sigma_W and Sigma_B are the within-class and
     between-class covariances. With uniform weights (the default), g = (1/K) sum m_k and
-    Sigma_B = (1/K) sum (m_k - g)(m_k - g)^T; with frequency weights, each 1/K is replaced by N_k/N.
-    In both cases Sigma_W = (1/N) sum (h_i - m_{y_i})(h_i - m_{y_i})^T. The metrics nc1 to nc3 and
+    Sigma_B = (1/K) sum (m_k - g)(m_k - g)^T; with frequency weights, each 1/K is replaced by N_k/N;
+    with ``sample_mean``, only that of g is, so that g is the mean of all samples. In all cases
+    Sigma_W = (1/N) sum (h_i - m_{y_i})(h_i - m_{y_i})^T. The metrics nc1 to nc3 and
     cdnv are 0 at complete collapse. Undefined metrics are None, and `undefined` gives the reason.
 
     Attributes

@@ -25,8 +25,28 @@ _MEANS_TOLERANCE = 64 * np.finfo(np.float64).eps
 _ROUNDING = 4.0  # error of an entry relative to eps; about 0.3 for class means in float32
 
 
+WEIGHTS = ("uniform", "frequency", "sample_mean")
+"""How classes are weighted in the global mean and in Sigma_B; see `collapse`."""
+
 _LARGEST = 1e140
 """If features are between the inverse of this and this, sums of squares are in float64's range."""
+
+
+def check_weights(weights: str) -> str:
+    """Return `weights`; raise `ArgumentError` if it is not one of `WEIGHTS`."""
+    if weights not in WEIGHTS:
+        known = ", ".join(map(repr, WEIGHTS[:-1]))
+        raise ArgumentError(f"weights must be {known} or {WEIGHTS[-1]!r}, not {weights!r}.")
+    return weights
+
+
+def class_weights(
+    weights: str, counts: Float[torch.Tensor, " K"]
+) -> tuple[Float[torch.Tensor, " K"], Float[torch.Tensor, " K"]]:
+    """Return the weights of the classes in the global mean and in Sigma_B; each sum to 1."""
+    equal, by_size = torch.full_like(counts, 1 / len(counts)), counts / counts.sum()
+    in_mean = equal if weights == "uniform" else by_size
+    return in_mean, by_size if weights == "frequency" else equal
 
 
 class ClassIndex:
@@ -266,8 +286,8 @@ class ClassMoments:
             whole.precision = max(whole.precision, part.precision)
         return whole
 
-    def finish(self, index: ClassIndex, *, frequency: bool = False) -> ClassGeometry:
-        """Return the geometry; with `frequency`, classes have weights by size in g and Sigma_B.
+    def finish(self, index: ClassIndex, *, weights: str = "uniform") -> ClassGeometry:
+        """Return the geometry, with one of `WEIGHTS` for g and Sigma_B.
 
         Raises
         ------
@@ -281,9 +301,9 @@ class ClassMoments:
             )
         K, d, rows = len(index), self.width, min(self.samples, self._spectrum_size)
         with one_thread(10 * K * K * d + 2 * rows * rows * max(rows, d)):
-            return self._finish(index, frequency)
+            return self._finish(index, weights)
 
-    def _finish(self, index: ClassIndex, frequency: bool) -> ClassGeometry:
+    def _finish(self, index: ClassIndex, weights: str) -> ClassGeometry:
         order = torch.from_numpy(np.argsort(index.classes))
         counts, squares, means = (a.cpu()[order] for a in (self._counts, self._squares, self.means))
         self._require_range(
@@ -293,10 +313,12 @@ class ClassMoments:
                 )
             )
         )
-        weights = counts / counts.sum() if frequency else torch.full_like(counts, 1 / len(counts))
-        center = weights @ means
+        in_mean, in_covariance = class_weights(weights, counts)
+        center = in_mean @ means
         centered = means - center
-        _, sigma, basis = torch.linalg.svd(weights.sqrt()[:, None] * centered, full_matrices=False)
+        _, sigma, basis = torch.linalg.svd(
+            in_covariance.sqrt()[:, None] * centered, full_matrices=False
+        )
         kept = sigma > max(centered.shape) * np.finfo(np.float64).eps * sigma[0]
         sigma, basis = sigma[kept], basis[kept]
         along = None

@@ -42,7 +42,8 @@ class Collapse(Result):
     classes, counts : tuple of int
         The classes that occur, and their numbers of samples.
     weights : str
-        ``uniform`` (g is the mean of the class means and Sigma_B is unweighted) or ``frequency``.
+        ``uniform`` (g is the mean of the class means and Sigma_B is unweighted), ``frequency`` or
+        ``sample_mean``; see `wgeo.collapse`.
     classifier : Frame or None
         NC2 of the classifier's rows, not centered.
     accuracy : float or None

@@ -15,9 +15,9 @@ from ..errors import ArgumentError, FeatureError
 from ..runtime.progress import track
 from ..trajectory import Classifier, Trajectory
 from ..trajectory.trajectory import PENULTIMATE
-from .measure import check_ood, features_by_layer, is_frequency, weights_of
+from .measure import check_ood, features_by_layer, weights_of
 from .metrics import RANK_TOLERANCE, Frame, layer_collapse
-from .moments import ClassGeometry, ClassIndex, ClassMoments
+from .moments import ClassGeometry, ClassIndex, ClassMoments, check_weights
 from .projection import SpanProjection
 from .result import Collapse
 from .spectrum import SPECTRUM_SIZE
@@ -80,7 +80,7 @@ class CollapseStream:
         rank_tolerance: float = RANK_TOLERANCE,
         spectrum_size: int = SPECTRUM_SIZE,
     ) -> None:
-        self._weights, self._frequency = weights, is_frequency(weights)
+        self._weights = check_weights(weights)
         self._classifier = None if classifier is None else weights_of(classifier)
         if num_classes is None and self._classifier is not None:
             num_classes = len(self._classifier)
@@ -187,7 +187,7 @@ class CollapseStream:
 
     def _finish(self) -> dict[str, ClassGeometry]:
         return {
-            name: moments.finish(self._index, frequency=self._frequency)
+            name: moments.finish(self._index, weights=self._weights)
             for name, moments in self._moments.items()
         }
 

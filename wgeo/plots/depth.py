@@ -91,11 +91,9 @@ def collapse(
         if is_zero.any():
             edge = {"transform": ax.get_xaxis_transform(), "clip_on": False, "in_layout": False}
             ax.plot(x[is_zero], np.zeros(is_zero.sum()), **(look | edge | {"ls": "none"}))
-        predicted = np.where(is_zero, np.nan, predicted)
+        predicted = np.where(in_order(record, key) & ~is_zero, predicted, np.nan)
         if np.isfinite(predicted).any():
-            ax.plot(
-                *split_by_stage(record, np.where(in_order(record, key), predicted, np.nan)), **look
-            )
+            ax.plot(*split_by_stage(record, predicted), **look)
             curves.append(predicted)
     # The image is separate: no block starts from it, and it is not part of the trend with depth.
     image = np.array([layer.get("stage") is None for layer in layers])
@@ -225,9 +223,12 @@ def trend_label(record: Mapping[str, Any], metric: str) -> str:
 
 
 def model_handles(record: Mapping[str, Any]) -> tuple[list[Line2D], list[str]]:
-    """Return the legend entries of network and models in the panels of collapse."""
+    """Return the legend entries of the network and of the models that are drawn in some stage."""
     handles, names = [Line2D([], [], color=MEASURED, marker="o", ms=4)], ["the network"]
+    staged = np.array([layer.get("stage") is not None for layer in record.get("layers") or []])
     for key in models_in(record):
+        if not (in_order(record, key) & staged).any():
+            continue
         handles.append(Line2D([], [], **model_look(key)))
         names.append(MODELS[key][0])
     return handles, names

@@ -26,7 +26,7 @@ from ...features.residual_blocks import (
     returned,
     run,
 )
-from ..jacobian import Map
+from ..jacobian import Map, jvp
 
 _CLAMPS = frozenset({"clamp", "clamp_", "clamp_min", "clamp_min_", "threshold", "threshold_"})
 _SAME = 1e-9  # relative difference that is rounding in float64
@@ -170,7 +170,7 @@ def branch_of(visit: Visit, rows: slice, *, gated: bool) -> Branch:
     with torch.no_grad():
         total = before(x)
     ones = torch.ones_like(total)
-    gate = torch.func.jvp(watch.function(last), (total,), (ones,))[1].detach()
+    gate = jvp(watch.function(last), total, ones).detach()
     return Branch(lambda z: before(z) - scale * z, x, gate if gated else None, watch.names[last])
 
 
