@@ -22,7 +22,7 @@ from records import sample_record, sample_series
 from wgeo import load_images
 from wgeo.cli import main
 from wgeo.errors import DataError, RecordError, WgeoError, WgeoWarning
-from wgeo.plots.composed import catalogue
+from wgeo.plots.composed import catalog
 from wgeo.report import pages
 from wgeo.storage.records import ANALYSIS, SERIES, read_record
 
@@ -243,7 +243,7 @@ def test_every_accepted_record_can_be_drawn(tmp_path_factory, data):
         assert str(file) in said
         return
     pages.pages(found)
-    for plot in catalogue(found):
+    for plot in catalog(found):
         plot.rows()
 
 

@@ -31,7 +31,7 @@ from wgeo import Analysis, Trajectory
 from wgeo.cli import main
 from wgeo.cli.gathering import folder_names
 from wgeo.errors import ArgumentError, RecordError, WgeoError
-from wgeo.plots.composed import catalogue
+from wgeo.plots.composed import catalog
 from wgeo.plots.models import write_model
 from wgeo.storage import files
 from wgeo.storage.files import folder_name
@@ -52,14 +52,14 @@ def run(*words, code=0):
 @pytest.fixture(scope="module", autouse=True)
 def blank_figures():
     """All figures under their own names, but empty, since these tests are about files."""
-    whole = catalogue
+    whole = catalog
 
     def blank(source):
         return [replace(plot, draw=lambda: Figure(figsize=(1, 1))) for plot in whole(source)]
 
     with pytest.MonkeyPatch.context() as patch:
         for module in ("wgeo.plots.files", "wgeo.report.pages", "wgeo.report"):
-            patch.setattr(f"{module}.catalogue", blank)
+            patch.setattr(f"{module}.catalog", blank)
         yield
 
 
@@ -277,7 +277,7 @@ def test_failing_report_killed_at_any_call_leaves_a_log_known_to_the_next(tmp_pa
     for moment in range(150):
         folder = shutil.copytree(tmp_path / "saved", tmp_path / str(moment))
         code = killed_at(moment, lambda folder=folder: work(folder))
-        wgeo.report.claim_report(folder)
+        wgeo.report.require_report_writable(folder)
         if code == 0:
             break
     assert 10 < moment < 149

@@ -9,7 +9,7 @@ from typing import Any
 
 from .. import plots, report
 from ..errors import RecordError
-from ..plots.files import claim_figures
+from ..plots.files import require_figures_writable
 from ..storage import records
 from ..storage.files import writable
 from ..storage.records import ANALYSIS, SERIES
@@ -27,9 +27,9 @@ def require_writable(
         a record of the other kind.
     """
     home = records.require_writable(Path(folder), kind)
-    claim_figures(home / "figures", series=kind == SERIES)
+    require_figures_writable(home / "figures", series=kind == SERIES)
     if with_report:
-        report.claim_report(home)
+        report.require_report_writable(home)
 
 
 def save(

@@ -191,12 +191,12 @@ def _draw_missing(record: Mapping[str, Any], folder: Path) -> str:
     Returns an error message, or "". Folders that are locked or not writable are left unchanged.
     """
     from .. import plots
-    from ..plots.files import drawn
+    from ..plots.files import current_files
     from ..storage.records import ANALYSIS
 
     figures = folder / "figures"
     try:
-        missing = drawn(record, figures, folder / ANALYSIS) is None
+        missing = current_files(record, figures, folder / ANALYSIS) is None
         if not (missing or has_leftovers(folder) or has_leftovers(figures)):
             return ""
         with ExitStack() as stack:
