@@ -310,7 +310,7 @@ def test_networks_of_different_depth_are_compared_over_equal_runs(tmp_path):
     assert any(list(line.get_ydata()) == said for line in ax.lines)
     Series(series).save(tmp_path)
     table = (report.build(tmp_path, html=False).parent / "straightness.md").read_text()
-    assert "centred, over k = 2 runs" in table.replace("\\", "")
+    assert "centered, over k = 2 runs" in table.replace("\\", "")
 
 
 def test_series_without_common_runs_say_so():

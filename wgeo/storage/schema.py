@@ -1,8 +1,11 @@
-"""The schema of records, validated before they are drawn or reported.
+"""The schema by which records are validated before they are drawn or reported.
 
-A description is a predicate; ``[d]``, a list of d; or a mapping of names to descriptions: a name
-that ends in ``?`` may be missing or null, and ``*`` describes every name not listed. Values without
-a description are not checked.
+A description of a value is one of the following:
+
+- a predicate;
+- ``[d]``: a list of values with the description d;
+- a mapping of keys to descriptions. A key that ends in ``?`` may be missing or null, and ``*``
+  describes every key that is not listed. Values without a description are not checked.
 """
 
 from __future__ import annotations
@@ -19,40 +22,40 @@ _LARGEST = 1e300  # beyond it, squares and axes overflow
 
 
 def text(value: Any) -> bool:
-    """A string."""
+    """Return whether a value is a string."""
     return isinstance(value, str)
 
 
 def whole(value: Any) -> bool:
-    """An integer that fits in 64 bits."""
+    """Return whether a value is an integer that fits in 64 bits."""
     return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
 
 
 def number(value: Any) -> bool:
-    """A finite number, or null if undefined."""
+    """Return whether a value is a finite number, or null, which means undefined."""
     if value is None or whole(value):
         return True
     return isinstance(value, float) and math.isfinite(value) and abs(value) <= _LARGEST
 
 
 def flag(value: Any) -> bool:
-    """True, false, or null."""
+    """Return whether a value is true, false, or null."""
     return value is None or isinstance(value, bool)
 
 
 def count(value: Any) -> bool:
-    """A nonnegative integer."""
+    """Return whether a value is a nonnegative integer."""
     return whole(value) and value >= 0
 
 
 def interval(value: Any) -> bool:
-    """Two numbers, or null."""
+    """Return whether a value is a list of two numbers, or null."""
     pair = isinstance(value, list) and len(value) == 2
     return value is None or (pair and all(map(number, value)))
 
 
 def points(*axes: int | None) -> Callable[[Any], bool]:
-    """Nested lists of numbers that form an array of these axis lengths; None is any length."""
+    """Return a predicate for nested lists that form an array of these axis lengths (None: any)."""
 
     def check(value: Any) -> bool:
         try:
@@ -66,7 +69,7 @@ def points(*axes: int | None) -> Callable[[Any], bool]:
 
 
 def score(value: Any) -> bool:
-    """A value and the two endpoints of its interval, or null."""
+    """Return whether a value is a list of a number and the ends of its interval, or null."""
     triple = isinstance(value, list) and len(value) == 3
     return value is None or (triple and all(map(number, value)))
 
@@ -287,14 +290,14 @@ TRAJECTORY = {
 
 
 class Fault(NamedTuple):
-    """A place at which a record violates its description, such as ``layers[1].name``."""
+    """A location, such as ``layers[1].name``, at which a record violates its description."""
 
     place: str
     missing: bool = False
 
 
 def faults(value: Any, description: Description, place: str = "") -> Iterator[Fault]:
-    """Yield the places at which a value violates its description."""
+    """Yield the locations at which a value violates its description."""
     if callable(description):
         if not description(value):
             yield Fault(place)
@@ -327,7 +330,7 @@ def _faults_inside(
 
 
 def _short_lists(record: Mapping[str, Any]) -> Iterator[Fault]:
-    """Yield the series of a law that have another length than its layers, and runs of no blocks."""
+    """Yield lists of the separation law that do not match its layers, and runs of one block."""
     runs = (record.get("alignment") or {}).get("segments") or []
     for k, run in enumerate(runs):
         if len(run["blocks"]) < 2:
@@ -340,7 +343,7 @@ def _short_lists(record: Mapping[str, Any]) -> Iterator[Fault]:
 
 
 def mismatched(record: Mapping[str, Any]) -> Iterator[Fault]:
-    """Yield the places at which lists of a record, each valid alone, do not match."""
+    """Yield the locations of lists that are valid individually but do not match each other."""
     yield from _short_lists(record)
     places = {f"segments[{k}]": row for k, row in enumerate(record.get("segments") or [])}
     if record.get("last_layer"):
