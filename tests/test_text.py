@@ -156,7 +156,7 @@ def test_a_narrow_table_says_what_it_leaves_out():
     said = shown(lambda: tables.print_analysis(Analysis(sample_record())), True, 80)
     table, note = re.sub(r"\x1b\[[\d;]*m", "", said).split("└")
     assert "interval" not in table
-    assert "Not shown at a width of 80 characters: interval, OT centred." in " ".join(note.split())
+    assert "Not shown at a width of 80 characters: interval, OT centered." in " ".join(note.split())
 
 
 WORDS = st.text("abc.", min_size=1, max_size=30)

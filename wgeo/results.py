@@ -107,7 +107,7 @@ class Result(Displayed):
 
 
 def plain(value: Any) -> Any:
-    """Convert a value to plain types: results to mappings, tuples to lists, enumerations to text."""
+    """Convert a value to plain types: results to mappings, tuples to lists, enums to text."""
     if isinstance(value, Result):
         return value.to_dict()
     if is_dataclass(value) and not isinstance(value, type):
