@@ -221,9 +221,9 @@ def test_tables_contain_the_records_values() -> None:
     for said in record["verdict"]:
         assert said["words"] in made["index"].replace("\\", "")
     assert "only the last layer meets the classifier (input, stem" in made["collapse"]
-    assert "what the classifier reads" not in made["collapse"]
+    assert "is the input of the classifier" not in made["collapse"]
     record["layers"][-1]["name"] = "penultimate"
-    assert "what the classifier reads" in pages.pages(record)["collapse"]
+    assert "is the input of the classifier" in pages.pages(record)["collapse"]
 
 
 def test_first_screen_has_headline_trust_and_the_input_and_links_its_terms() -> None:
