@@ -214,12 +214,12 @@ def _warnings_in_one_line() -> Iterator[None]:
     """Print wgeo's own warnings on one line, and other warnings as Python does."""
     original = warnings.showwarning
 
-    def show(message: Any, category: type[Warning], *where: Any, **more: Any) -> None:
+    def show(message: Any, category: type[Warning], *location: Any, **more: Any) -> None:
         if issubclass(category, WgeoWarning):
             if is_rank_zero():
                 say(f"wgeo: {with_flags(str(message))}", err=True)
         else:
-            original(message, category, *where, **more)
+            original(message, category, *location, **more)
 
     warnings.showwarning = show
     try:

@@ -223,5 +223,5 @@ def _class_legend(figure: Any, traj: Trajectory, shown: Scene) -> None:
     ]
     dot: dict[str, Any] = {"marker": "o", "ms": 4, "ls": "none"}
     handles = [Line2D([], [], color=CLASS_COLORS[k % len(CLASS_COLORS)], **dot) for k in present]
-    place: dict[str, Any] = {"loc": "outside lower center", "ncols": 10, "labelcolor": MUTED}
-    legend(figure, handles, names, handletextpad=0.1, columnspacing=0.9, fontsize=7, **place)
+    options: dict[str, Any] = {"loc": "outside lower center", "ncols": 10, "labelcolor": MUTED}
+    legend(figure, handles, names, handletextpad=0.1, columnspacing=0.9, fontsize=7, **options)

@@ -173,8 +173,8 @@ def _sample_sizes(record: Mapping[str, Any]) -> Plot:
 
     largest = max((number(point.get("size")) for s in segments for point in _points(s)), default=0)
     enough = [number((s.get("sample_sizes") or {}).get("enough")) for s in segments]
-    most = max((n for n in enough if n > largest), default=None)
-    note = f" A resolution of 1/2 would need about {most:,.0f} samples." if most else ""
+    needed = max((n for n in enough if n > largest), default=None)
+    note = f" A resolution of 1/2 would need about {needed:,.0f} samples." if needed else ""
     return Plot(
         "sample-sizes",
         "Dependence on the number of samples",

@@ -171,10 +171,10 @@ def _class_legend(ax: Axes, handles: list[Line2D], names: list[str], step: str) 
     else:
         ends, key = handles + ends, names + key
     columns = 1 + (len(key) - 1) // LEGEND_ROWS
-    place: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1.01, 1.0), "ncols": columns}
+    options: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1.01, 1.0), "ncols": columns}
     if inches_wide(ax) < _NARROW:
-        place |= {"fontsize": 6.5, "labelspacing": 0.35, "handlelength": 1.2, "borderaxespad": 0}
-    legend(ax, ends, key, **place)
+        options |= {"fontsize": 6.5, "labelspacing": 0.35, "handlelength": 1.2, "borderaxespad": 0}
+    legend(ax, ends, key, **options)
 
 
 # --- straightness --------------------------------------------------------------------------------
@@ -308,8 +308,8 @@ def orthogonal_ratio(segment: Mapping[str, Any]) -> float | None:
 def _write_undefined(ax: Axes, row: float, color: str, *, left: bool) -> None:
     """Print "undefined" to the left or right of 1, on the side of the values of this measure."""
     side, shift = ("right", -4) if left else ("left", 4)
-    place: dict[str, Any] = {"xytext": (shift, 0), "textcoords": "offset points", "ha": side}
-    ax.annotate("undefined", (1.0, row), va="center", fontsize=7, color=color, **place)
+    options: dict[str, Any] = {"xytext": (shift, 0), "textcoords": "offset points", "ha": side}
+    ax.annotate("undefined", (1.0, row), va="center", fontsize=7, color=color, **options)
 
 
 @styled

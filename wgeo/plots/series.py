@@ -188,8 +188,8 @@ def _axis(ax: Axes, series: Mapping[str, Any], at: np.ndarray) -> None:
         ax.set_xlim(-0.5, len(names) - 0.5)
         return
     ax.set_xscale("symlog", base=2, linthresh=1.0, linscale=0.6)
-    kept = [at[i] for i in thinned(len(at), 9)]
-    ax.xaxis.set_major_locator(FixedLocator(kept))
+    ticks = [at[i] for i in thinned(len(at), 9)]
+    ax.xaxis.set_major_locator(FixedLocator(ticks))
     ax.xaxis.set_minor_locator(NullLocator())
     ax.xaxis.set_major_formatter(lambda epoch, _: f"{epoch:g}")
     ax.set_xlim(min(0.0, at.min()) - 0.15, at.max() * 1.12)

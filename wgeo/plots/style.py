@@ -315,10 +315,10 @@ def thinned(n: int, budget: int) -> list[int]:
     if n <= budget:
         return list(range(n))
     step = -(-(n - 1) // (budget - 1))
-    kept = list(range(0, n - 1, step))
-    if n - 1 - kept[-1] < step and len(kept) > 1:
-        kept.pop()
-    return [*kept, n - 1]
+    indices = list(range(0, n - 1, step))
+    if n - 1 - indices[-1] < step and len(indices) > 1:
+        indices.pop()
+    return [*indices, n - 1]
 
 
 def stage_bands(ax: Axes, stages: Sequence[Any], *, labels: bool = False) -> None:
@@ -359,9 +359,9 @@ def log_if_positive(ax: Axes, *series: np.ndarray, axis: str = "y", span: float 
     which.set_minor_formatter(NullFormatter())
 
 
-def legend(target: Axes | Figure, handles: Sequence[Line2D], names: Sequence[str], **place: Any):  # type: ignore[no-untyped-def]
+def legend(target: Axes | Figure, handles: Sequence[Line2D], names: Sequence[str], **options: Any):  # type: ignore[no-untyped-def]
     """Draw a legend with literal names, which may contain dollars or start with underscores."""
-    result = target.legend(list(handles), [f"{i}" for i in range(len(handles))], **place)
+    result = target.legend(list(handles), [f"{i}" for i in range(len(handles))], **options)
     text: Text
     for text, name in zip(result.get_texts(), names, strict=True):
         text.set_text(name)
@@ -380,10 +380,10 @@ def legend_above(
     assert figure is not None
     raised = ax.transAxes + ScaledTranslation(0, gap / 72, figure.dpi_scale_trans)
     corner, at = ("lower right", 1.0) if one_line or not title else ("lower left", 0.0)
-    place: dict[str, Any] = {"loc": corner, "bbox_to_anchor": (at, 1.0)}
-    place |= {"ncols": 1 if rows > 1 else len(names), "bbox_transform": raised}
+    options: dict[str, Any] = {"loc": corner, "bbox_to_anchor": (at, 1.0)}
+    options |= {"ncols": 1 if rows > 1 else len(names), "bbox_transform": raised}
     space = {"borderaxespad": 0.2, "handletextpad": 0.5, "columnspacing": 1.4, "borderpad": 0.1}
-    legend(ax, handles, names, **space, **place)
+    legend(ax, handles, names, **space, **options)
     if title and not one_line:
         ax.set_title(title, pad=gap + 11.5 * rows + 5)
 

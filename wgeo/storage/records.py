@@ -153,8 +153,8 @@ def _check(record: Mapping[str, Any], kind: str, name: str) -> None:
         rows = [record, *record.get("analyses", ())]
         faults = [fault for row in rows for fault in schema.mismatched(row)][: _MAX_NAMED + 1]
     if faults:
-        missing = [fault.place for fault in faults if fault.missing]
-        invalid = [fault.place for fault in faults if not fault.missing]
+        missing = [fault.location for fault in faults if fault.missing]
+        invalid = [fault.location for fault in faults if not fault.missing]
         reasons = [f"lacks {first_names(missing, _MAX_NAMED)}"] if missing else []
         reasons += [f"is damaged in {first_names(invalid, _MAX_NAMED)}"] if invalid else []
         raise RecordError(f"{name} {' and '.join(reasons)}; analyze the checkpoint again.")

@@ -292,25 +292,25 @@ TRAJECTORY = {
 class Fault(NamedTuple):
     """A location, such as ``layers[1].name``, at which a record violates its description."""
 
-    place: str
+    location: str
     missing: bool = False
 
 
-def faults(value: Any, description: Description, place: str = "") -> Iterator[Fault]:
+def faults(value: Any, description: Description, location: str = "") -> Iterator[Fault]:
     """Yield the locations at which a value violates its description."""
     if callable(description):
         if not description(value):
-            yield Fault(place)
+            yield Fault(location)
     elif isinstance(description, list):
         if not isinstance(value, list):
-            yield Fault(place)
+            yield Fault(location)
             return
         for i, item in enumerate(value):
-            yield from faults(item, description[0], f"{place}[{i}]")
+            yield from faults(item, description[0], f"{location}[{i}]")
     elif not isinstance(value, dict):
-        yield Fault(place)
+        yield Fault(location)
     else:
-        yield from _faults_inside(value, description, f"{place}." if place else "")
+        yield from _faults_inside(value, description, f"{location}." if location else "")
 
 
 def _faults_inside(
@@ -345,35 +345,37 @@ def _short_lists(record: Mapping[str, Any]) -> Iterator[Fault]:
 def mismatched(record: Mapping[str, Any]) -> Iterator[Fault]:
     """Yield the locations of lists that are valid individually but do not match each other."""
     yield from _short_lists(record)
-    places = {f"segments[{k}]": row for k, row in enumerate(record.get("segments") or [])}
+    segments_by_location = {
+        f"segments[{k}]": row for k, row in enumerate(record.get("segments") or [])
+    }
     if record.get("last_layer"):
-        places["last_layer"] = record["last_layer"]
-    for place, segment in places.items():
+        segments_by_location["last_layer"] = record["last_layer"]
+    for location, segment in segments_by_location.items():
         depth = len(segment["layers"])
         if depth < 2:
-            yield Fault(f"{place}.layers")
+            yield Fault(f"{location}.layers")
         for key in ("interpolation_gap", "interpolation_time"):
             if segment.get(key) and len(segment[key]) != depth:
-                yield Fault(f"{place}.{key}")
+                yield Fault(f"{location}.{key}")
         if pairs := segment.get("pairs"):
             size = len(pairs["layers"])
             for key in pairs.keys() - {"layers"}:
                 rows = pairs[key]
                 if rows is not None and [len(row) for row in rows] != [size] * size:
-                    yield Fault(f"{place}.pairs.{key}")
+                    yield Fault(f"{location}.pairs.{key}")
         view = segment.get("view") or {}
         means, dots = view.get("class_means") or [], view.get("points") or []
         classes = len(means[0]) if means else 0
         if view and len(means) != depth:
-            yield Fault(f"{place}.view.class_means")
+            yield Fault(f"{location}.view.class_means")
         if dots and len(dots) != depth:
-            yield Fault(f"{place}.view.points")
+            yield Fault(f"{location}.view.points")
         labels = view.get("labels") or []
         if dots and len(labels) != len(dots[0]):
-            yield Fault(f"{place}.view.labels")
+            yield Fault(f"{location}.view.labels")
         if any(not 0 <= label < classes for label in labels):
-            yield Fault(f"{place}.view.labels")
+            yield Fault(f"{location}.view.labels")
         if end := view.get("end"):
             shapes = [np.shape(end[key]) for key in ("class_means", "points")]
             if shapes != [(classes, shapes[0][1]), (len(labels), shapes[0][1])]:
-                yield Fault(f"{place}.view.end")
+                yield Fault(f"{location}.view.end")

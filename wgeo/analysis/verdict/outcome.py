@@ -27,14 +27,14 @@ def against_network(row: Record, kind: str = "network") -> Sentence:
     differ as clearly, so nothing is stated about recipes, whatever the p-value.
     """
     low, high = row["interval"]
-    is_centred = row["statistic"].endswith("_centred")
+    is_centered = row["statistic"].endswith("_centred")
     name = row["statistic"].removesuffix("_centred").replace("_shape", "-shape").replace("_", " ")
     differs = row.get("direction", "neither") != "neither"
     other, scope = _SCOPE["shuffled" if kind == "shuffled" else "network"]
     outcome = scope if differs else "These images do not show a difference"
     return Sentence(
         "reference",
-        f"{segment_ends(row)} the {name}{' of the centered paths' if is_centred else ''} is "
+        f"{segment_ends(row)} the {name}{' of the centered paths' if is_centered else ''} is "
         f"{rounded(row['value'])} for this network and {rounded(row['reference'])} for {other}, a "
         f"difference of {row['difference']:+.3g} ({low:+.3g} to {high:+.3g}{OVER_IMAGES}). "
         f"{outcome}.",

@@ -118,7 +118,7 @@ def manifest_of(path: Path) -> dict[str, Any]:
     if checksum != digest(manifest):
         raise RecordError(f"{path / MANIFEST} is damaged: its checksum is wrong. Trace again.")
     for fault in schema.faults(manifest, schema.MANIFEST):
-        raise RecordError(f"{path / MANIFEST} is damaged in {fault.place}. Trace again.")
+        raise RecordError(f"{path / MANIFEST} is damaged in {fault.location}. Trace again.")
     return manifest
 
 
