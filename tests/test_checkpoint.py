@@ -202,18 +202,16 @@ def test_provenance_identifies_the_file(net, save):
 
 
 def test_normalisation_is_from_the_file_then_the_architecture(save):
-    colour = models.build("cifar_resnet8", num_classes=3)
+    color = models.build("cifar_resnet8", num_classes=3)
     grey = models.build("cifar_resnet8", num_classes=3, in_channels=1)
     small = models.build("torchvision:resnet18", num_classes=3, image_size=32)
-    assert load_checkpoint(save(colour.state_dict())).normalize == "imagenet"
+    assert load_checkpoint(save(color.state_dict())).normalize == "imagenet"
     assert load_checkpoint(save(grey.state_dict())).normalize is None
     loaded = load_checkpoint(save(small.state_dict()))
     assert loaded.normalize is None
     assert any("3 x 3" in note for note in loaded.provenance.report.notes)
     meta = {"arch": "cifar_resnet8", "normalize": "cifar10"}
-    assert (
-        load_checkpoint(save({"model": colour.state_dict(), "wgeo": meta})).normalize == "cifar10"
-    )
+    assert load_checkpoint(save({"model": color.state_dict(), "wgeo": meta})).normalize == "cifar10"
 
 
 def test_wgeos_own_checkpoints_know_their_architecture(save):

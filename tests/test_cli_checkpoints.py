@@ -122,7 +122,7 @@ def test_analysis_reports_how_the_checkpoint_was_read(nets, tmp_path, capsys):
     print_analysis(done)
     said = " ".join(capsys.readouterr().out.split())
     assert said.startswith("cifar_resnet8 (recognized by its tensors) on digits (train)")
-    assert "the file claims 0.915" in said
+    assert "the file states 0.915" in said
     assert (
         "weights: entry 'model' of the file; prefix 'module.' removed; renamed tensors: 2 "
         "(fc.weight -> linear.weight, fc.bias -> linear.bias); objects that are not tensors, not "

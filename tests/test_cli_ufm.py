@@ -192,7 +192,7 @@ def test_figures_show_the_values_of_the_record():
     np.testing.assert_allclose(lengths, list(found.terms.values()))
     names = [text.get_text() for text in model_layers(record).get_legend().get_texts()]
     assert names == ["DNC1", "DNC2", "DNC3"]
-    assert len(model(record).axes) == 5  # four panels and the colour bar
+    assert len(model(record).axes) == 5  # four panels and the color bar
     closed = record_of(fit_deep([0, 0, 1, 1], method="closed", **given))
     assert "no random starts" in model_starts(closed).texts[-1].get_text()
     again = evaluate(found.problem, **_factors(arrays_of(found)))

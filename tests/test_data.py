@@ -272,7 +272,7 @@ def write_svhn(root: Path, x: np.ndarray, y: list[int]) -> None:
 
 
 @pytest.mark.parametrize(("name", "write"), [("cifar10", write_cifar), ("svhn", write_svhn)])
-def test_colour_data_sets_match_torchvision(name, write, tmp_path, monkeypatch, rng):
+def test_color_data_sets_match_torchvision(name, write, tmp_path, monkeypatch, rng):
     x = rng.integers(0, 256, (24, 3, 32, 32), dtype=np.uint8)
     y = [k % 10 for k in range(24)]
     write(tmp_path, x, y)
@@ -583,16 +583,16 @@ def test_a_missing_split_lists_what_is_there(tmp_path, rng):
         load_images(tmp_path / "b", "test")
 
 
-def test_grey_images_have_one_channel_unless_one_has_colour(tmp_path, rng):
+def test_grey_images_have_one_channel_unless_one_has_color(tmp_path, rng):
     root = tmp_path / "a"
     written = write_folder(root, rng, mode="L")
     pixels, _ = expected(written, "train", channels=1)
     assert np.array_equal(load_images(root).x.numpy(), pixels)
-    colour = picture(rng)
-    colour.save(root / "train" / "cat" / "999.png")
+    color = picture(rng)
+    color.save(root / "train" / "cat" / "999.png")
     mixed = load_images(root).x.numpy()
     assert np.array_equal(mixed[:5], np.repeat(pixels[:5], 3, axis=1))
-    assert np.array_equal(mixed[5], np.asarray(colour).transpose(2, 0, 1))
+    assert np.array_equal(mixed[5], np.asarray(color).transpose(2, 0, 1))
 
 
 @pytest.mark.parametrize("mode", ["1", "LA", "P", "RGBA", "CMYK", "YCbCr"])

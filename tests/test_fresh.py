@@ -190,7 +190,7 @@ def test_trained_digits_are_straighter_than_20_fresh_ones(tmp_path):
     (segment,) = found["segments"]
     assert segment["as_straight"] == 0
     (said,) = sentences({"reference": found})
-    assert "the network is straighter than 20 networks" in said.words
+    assert "the network is straighter than 20 randomly initialized networks" in said.words
     assert said.strength == "shown"
 
 

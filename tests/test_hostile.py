@@ -22,7 +22,7 @@ from records import sample_record, sample_series
 from wgeo import load_images
 from wgeo.cli import main
 from wgeo.errors import DataError, RecordError, WgeoError, WgeoWarning
-from wgeo.plots.composed import catalogue
+from wgeo.plots.composed import catalog
 from wgeo.report import pages
 from wgeo.storage.records import ANALYSIS, SERIES, read_record
 
@@ -243,12 +243,12 @@ def test_every_accepted_record_can_be_drawn(tmp_path_factory, data):
         assert str(file) in said
         return
     pages.pages(found)
-    for plot in catalogue(found):
+    for plot in catalog(found):
         plot.rows()
 
 
 def test_oversized_record_is_not_read(tmp_path, monkeypatch):
-    monkeypatch.setattr("wgeo.storage.records._LARGEST", 10)
+    monkeypatch.setattr("wgeo.storage.records._MAX_BYTES", 10)
     (tmp_path / ANALYSIS).write_text(json.dumps(sample_record()))
     with pytest.raises(RecordError, match="far more than any record"):
         read_record(tmp_path)

@@ -136,7 +136,7 @@ def test_memory_limit_sets_the_number_of_parallel_pairs(clouds, monkeypatch):
         solve_chain(traj)
     assert asked[0] is None
     assert 1 <= asked[1] <= 8
-    monkeypatch.setattr(memory, "_LIBRARIES", 2**31 - 2**16)
+    monkeypatch.setattr(memory, "_LIBRARY_BYTES", 2**31 - 2**16)
     memory._state["limit"] = 2**31
     with pytest.raises(FeatureError, match=r"needs about 0\.0 GiB; 0\.0 GiB is available"):
         solve_chain(traj)
@@ -145,7 +145,7 @@ def test_memory_limit_sets_the_number_of_parallel_pairs(clouds, monkeypatch):
 def test_features_beyond_the_memory_limit_need_a_store(monkeypatch):
     net = wgeo.models.build("mlp", num_classes=2, in_channels=1, image_size=8, width=8, depth=1)
     images = torch.rand(20, 1, 8, 8), np.arange(20) % 2
-    memory._state["limit"] = memory._LIBRARIES + 1000
+    memory._state["limit"] = memory._LIBRARY_BYTES + 1000
     with pytest.raises(FeatureError, match="store=DIR"):
         wgeo.trace(net, images, pool="flat")
 

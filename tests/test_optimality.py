@@ -459,9 +459,9 @@ def test_record_contains_optimality_and_matches_the_schema(rng):
     segment["corr_score"] = [1.0]
     segment["pairs"]["distance"] = [[0.0]]
     assert [
-        fault.place for fault in schema.faults(record["segments"], schema.ANALYSIS["segments"])
+        fault.location for fault in schema.faults(record["segments"], schema.ANALYSIS["segments"])
     ] == ["[0].corr_score"]
-    assert [fault.place for fault in schema.mismatched(record)] == ["segments[0].pairs.distance"]
+    assert [fault.location for fault in schema.mismatched(record)] == ["segments[0].pairs.distance"]
 
 
 def test_table_has_one_value_per_cell(rng):

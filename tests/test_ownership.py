@@ -31,7 +31,7 @@ from wgeo import Analysis, Trajectory
 from wgeo.cli import main
 from wgeo.cli.gathering import folder_names
 from wgeo.errors import ArgumentError, RecordError, WgeoError
-from wgeo.plots.composed import catalogue
+from wgeo.plots.composed import catalog
 from wgeo.plots.models import write_model
 from wgeo.storage import files
 from wgeo.storage.files import folder_name
@@ -52,14 +52,14 @@ def run(*words, code=0):
 @pytest.fixture(scope="module", autouse=True)
 def blank_figures():
     """All figures under their own names, but empty, since these tests are about files."""
-    whole = catalogue
+    whole = catalog
 
     def blank(source):
         return [replace(plot, draw=lambda: Figure(figsize=(1, 1))) for plot in whole(source)]
 
     with pytest.MonkeyPatch.context() as patch:
         for module in ("wgeo.plots.files", "wgeo.report.pages", "wgeo.report"):
-            patch.setattr(f"{module}.catalogue", blank)
+            patch.setattr(f"{module}.catalog", blank)
         yield
 
 
@@ -277,7 +277,7 @@ def test_failing_report_killed_at_any_call_leaves_a_log_known_to_the_next(tmp_pa
     for moment in range(150):
         folder = shutil.copytree(tmp_path / "saved", tmp_path / str(moment))
         code = killed_at(moment, lambda folder=folder: work(folder))
-        wgeo.report.claim_report(folder)
+        wgeo.report.require_report_writable(folder)
         if code == 0:
             break
     assert 10 < moment < 149
@@ -479,7 +479,7 @@ def test_record_is_complete_before_figures_are_drawn(tmp_path, monkeypatch):
     record = sample_record((2,))
     with monkeypatch.context() as patch:
         patch.setattr("wgeo.plots.figures", full)
-        with pytest.raises(RecordError, match=r"record is complete.*No space left.*`wgeo report"):
+        with pytest.raises(RecordError, match=r"is complete.*No space left.*`wgeo report"):
             Analysis(record).save(tmp_path)
     assert Analysis.load(tmp_path).record == record
     wgeo.report.build(tmp_path, html=False)
@@ -493,7 +493,7 @@ def test_full_disk_during_drawing_is_reported(features, tmp_path, monkeypatch):
         words = ("analyze", features / "a", "--out", tmp_path / "one", *QUICK)
         said = run(*words, code=2)
         assert "W2" in said  # the table of what was measured
-        assert "The record is complete" in said
+        assert "is complete" in said
         several = ("analyze", *places, "--out", tmp_path / "two", *QUICK, "--no-report")
         assert "2 of 2 checkpoints could not be" in run(*several, code=2)
     assert (tmp_path / "one" / "analysis.json").exists()
@@ -661,6 +661,6 @@ def test_checkpoints_with_unusual_names_stay_inside_out(features, tmp_path, monk
 
 def test_figure_of_a_model_has_a_plain_name(tmp_path):
     for stem in ("../x", "", "a/b", ".."):
-        with pytest.raises(ArgumentError, match="plain name"):
+        with pytest.raises(ArgumentError, match="plain file name"):
             write_model({}, tmp_path / "in", stem)
     assert not list(tmp_path.iterdir())

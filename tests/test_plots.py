@@ -28,7 +28,7 @@ from wgeo import plots
 from wgeo.errors import ArgumentError, DependencyError, FeatureError
 from wgeo.plots import style
 from wgeo.plots.animation import scene
-from wgeo.plots.composed import catalogue
+from wgeo.plots.composed import catalog
 from wgeo.plots.files import STEMS
 from wgeo.storage.ownership import MANIFEST
 from wgeo.trajectory import Trajectory
@@ -156,7 +156,7 @@ def test_map_of_pairs_shows_scores_and_brackets_undecided_ones() -> None:
 
 def test_data_of_pairs_has_a_row_per_pair() -> None:
     record = sample_record()
-    plot = next(plot for plot in catalogue(record) if plot.stem == "correlation-pairs")
+    plot = next(plot for plot in catalog(record) if plot.stem == "correlation-pairs")
     rows = plot.rows()
     segments = [segment["pairs"] for segment in record["segments"]]
     assert len(rows) == sum(len(p["layers"]) * (len(p["layers"]) - 1) // 2 for p in segments)
@@ -166,13 +166,13 @@ def test_data_of_pairs_has_a_row_per_pair() -> None:
     bare = sample_record()
     for segment in bare["segments"]:
         segment["pairs"] = None
-    assert "correlation-pairs" not in {plot.stem for plot in catalogue(bare)}
+    assert "correlation-pairs" not in {plot.stem for plot in catalog(bare)}
 
 
 def test_lines_of_models_end_with_their_stage() -> None:
     ax = plots.model_errors(RECORD)
     stages = [layer["stage"] for layer in RECORD["layers"]]
-    line = next(line for line in ax.lines if line.get_color() == style.COLOURS[1])
+    line = next(line for line in ax.lines if line.get_color() == style.COLORS[1])
     x, gaps = line.get_xdata(), np.isnan(line.get_xdata())
     assert gaps.sum() == len({stage for stage in stages if stage is not None}) - 1
     for i in np.flatnonzero(gaps):
@@ -195,12 +195,12 @@ def test_model_is_not_drawn_if_its_times_decrease() -> None:
         assert not drawn_at & set(stage)
         assert stage[0] - 1 in drawn_at
         assert stage[-1] + 1 in drawn_at
-    for plot in catalogue(record)[:2]:
+    for plot in catalog(record)[:2]:
         assert (
             "fitted times decrease with depth: MUFM, network's classifier in stage 1."
             in plot.caption
         )
-    for plot in catalogue(RECORD)[:2]:
+    for plot in catalog(RECORD)[:2]:
         assert "fitted times" not in plot.caption
 
 
@@ -265,7 +265,7 @@ def test_models_are_drawn_with_the_network_if_defined() -> None:
     assert len(with_models.lines) == len(without.lines) + 4
     zero = with_models.lines[-3]  # complete collapse: a marker at the edge, on a logarithmic axis
     assert (with_models.get_yscale(), zero.get_marker(), zero.get_ydata()) == ("log", "v", [0])
-    dashed = next(line for line in with_models.lines if line.get_color() == style.COLOURS[1])
+    dashed = next(line for line in with_models.lines if line.get_color() == style.COLORS[1])
     assert np.isnan(dashed.get_ydata()[0])  # no model predicts the input image
     said = RECORD["geodesic_model"]["layers"][0]["collapse"]["nc1"]
     assert dashed.get_ydata()[1] == said
@@ -389,9 +389,7 @@ def test_a_single_step_is_drawn_like_the_analysis(steps: dict[str, Any]) -> None
     result = steps["TransportResult"]
     ax = plots.distances(result)
     assert ax.patches[0].get_height() == result.distance
-    assert [text.get_text() for text in ax.get_legend().get_texts()] == [
-        "W2, with the interval that contains it"
-    ]
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["W2, with its bounds"]
 
 
 # --- pyplot --------------------------------------------------------------------------------------
@@ -441,7 +439,7 @@ def test_figures_for_files_have_no_pyplot_state(
     _, ax = pyplot.subplots()
     given = Figure().add_subplot()
     assert plots.collapse(RECORD, ax=given) is given
-    for plot in catalogue(RECORD):
+    for plot in catalog(RECORD):
         plot.draw()
     plots.axes("column")
     assert pyplot.get_fignums() == [1]
@@ -513,7 +511,7 @@ def test_error_for_wrong_arguments_lists_the_choices() -> None:
 
 @pytest.mark.parametrize("stem", ["distances", "collapse"])
 def test_layer_names_never_touch_at_55_layers(stem: str) -> None:
-    figure = next(plot for plot in catalogue(DEEP) if plot.stem == stem).draw()
+    figure = next(plot for plot in catalog(DEEP) if plot.stem == stem).draw()
     figure.canvas.draw()
     for ax in figure.axes:
         boxes = [t.get_window_extent() for t in ax.get_xticklabels() if t.get_text()]
@@ -587,14 +585,14 @@ def test_shares_of_the_length_are_those_of_the_centered_distances() -> None:
     np.testing.assert_allclose(shares[2:].sum(axis=0), 1)
     series["analyses"][1]["blocks"].pop()
     assert not plots.block_distances(series).images  # not the same blocks
-    assert "block-distances" not in {plot.stem for plot in catalogue(series)}
+    assert "block-distances" not in {plot.stem for plot in catalog(series)}
 
 
 def test_columns_of_a_legend_fit_its_figure() -> None:
     series = sample_series(4, epochs=False)
     for row in series["analyses"]:
         row["name"] = "WWWWWWWWWW-networks-WWWWWW"
-    (plot,) = [p for p in catalogue(series) if p.stem == "profiles"]
+    (plot,) = [p for p in catalog(series) if p.stem == "profiles"]
     figure = plot.draw()
     figure.canvas.draw()
     box = figure.legends[0].get_window_extent()
@@ -633,7 +631,7 @@ def test_unknown_size_is_refused() -> None:
 )
 @pytest.mark.filterwarnings("ignore:Glyph")
 def test_nothing_is_cut_off_and_no_legend_covers_data(record: dict[str, Any]) -> None:
-    for plot in catalogue(record):
+    for plot in catalog(record):
         figure = plot.draw()
         figure.canvas.draw()
         fits_and_is_not_covered(figure, plot.stem)
@@ -674,9 +672,9 @@ BLINDNESS = {
 }
 
 
-def lab(colour: str, matrix: Any) -> np.ndarray:
-    """CIE L*a*b* of an sRGB colour as a colour-blind reader sees it."""
-    rgb = np.array(to_rgb(colour))
+def lab(color: str, matrix: Any) -> np.ndarray:
+    """CIE L*a*b* of an sRGB color as a color-blind reader sees it."""
+    rgb = np.array(to_rgb(color))
     linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
     seen = np.clip(np.array(matrix) @ linear, 0, 1)
     to_xyz = [
@@ -690,12 +688,12 @@ def lab(colour: str, matrix: Any) -> np.ndarray:
 
 
 @pytest.mark.parametrize("blindness", BLINDNESS)
-def test_the_colour_blind_can_tell_series_apart(blindness: str) -> None:
+def test_the_color_blind_can_tell_series_apart(blindness: str) -> None:
     """Delta E of 2.3 is just noticeable; thin lines want several times that."""
     matrix = BLINDNESS[blindness]
     for a, b in combinations((style.MEASURED, *(m[1] for m in plots.depth.MODELS.values())), 2):
         assert np.linalg.norm(lab(a, matrix) - lab(b, matrix)) > 15, (a, b)
-    for palette in (style.COLOURS, style.CLASS_COLOURS):
+    for palette in (style.COLORS, style.CLASS_COLORS):
         for a, b in combinations(palette, 2):
             assert np.linalg.norm(lab(a, matrix) - lab(b, matrix)) > 7, (a, b)
 
@@ -750,7 +748,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_figure_has_png_svg_and_its_data(folder: Path) -> None:
-    stems = {plot.stem for plot in catalogue(sample_record((2, 2)))}
+    stems = {plot.stem for plot in catalog(sample_record((2, 2)))}
     assert stems == {
         *("distances", "collapse", "straightness", "sample-sizes", "gradient-maps"),
         *("class-means-1", "class-means-2", "models", "correlation-pairs"),
@@ -841,7 +839,7 @@ def test_new_record_removes_only_figures_of_the_old_one(tmp_path: Path) -> None:
 
 
 def test_every_figures_name_is_known_before_it_is_drawn() -> None:
-    stems = {plot.stem for plot in catalogue(sample_record((2, 2)))}
+    stems = {plot.stem for plot in catalog(sample_record((2, 2)))}
     assert all(any(fnmatchcase(stem, known) for known in STEMS) for stem in stems)
 
 

@@ -26,7 +26,7 @@ from wgeo import plots, report
 from wgeo.analysis import Series
 from wgeo.cli import main
 from wgeo.errors import DependencyError, RecordError, WgeoError
-from wgeo.plots.composed import catalogue
+from wgeo.plots.composed import catalog
 from wgeo.plots.style import clean
 from wgeo.report import building, mathtext, pages, text
 from wgeo.report.assets import asset
@@ -221,9 +221,9 @@ def test_tables_contain_the_records_values() -> None:
     for said in record["verdict"]:
         assert said["words"] in made["index"].replace("\\", "")
     assert "only the last layer meets the classifier (input, stem" in made["collapse"]
-    assert "what the classifier reads" not in made["collapse"]
+    assert "is the input of the classifier" not in made["collapse"]
     record["layers"][-1]["name"] = "penultimate"
-    assert "what the classifier reads" in pages.pages(record)["collapse"]
+    assert "is the input of the classifier" in pages.pages(record)["collapse"]
 
 
 def test_first_screen_has_headline_trust_and_the_input_and_links_its_terms() -> None:
@@ -557,7 +557,7 @@ def test_printed_page_shows_each_figure_once_and_breaks_long_words() -> None:
     assert sheets["index"].splitlines()[0] == made["index"].splitlines()[0]
     assert sheets["summary"].startswith("# Summary\n")
     shown = re.findall(r"^```\{figure\} (\S+)$", whole, flags=re.M)
-    stems = {plot.stem for plot in catalogue(record)}
+    stems = {plot.stem for plot in catalog(record)}
     assert {name.split("/")[1].removesuffix(".*") for name in shown} == stems
     repeated = {name for name in shown if shown.count(name) > 1}
     assert repeated <= {"figures/class-means-2.*"}  # the summary's own

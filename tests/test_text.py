@@ -25,7 +25,7 @@ from wgeo.cli import main, tables
 from wgeo.cli.root import command, say
 from wgeo.cli.widths import Column, fit_to_width
 from wgeo.errors import ArgumentError, DependencyError, WgeoError, WgeoWarning
-from wgeo.plots.composed import catalogue
+from wgeo.plots.composed import catalog
 from wgeo.plots.plot import as_csv
 from wgeo.plots.style import clean
 from wgeo.report import pages
@@ -156,7 +156,7 @@ def test_a_narrow_table_says_what_it_leaves_out():
     said = shown(lambda: tables.print_analysis(Analysis(sample_record())), True, 80)
     table, note = re.sub(r"\x1b\[[\d;]*m", "", said).split("└")
     assert "interval" not in table
-    assert "Not shown at a width of 80 characters: interval, OT centred." in " ".join(note.split())
+    assert "Not shown at a width of 80 characters: interval, OT centered." in " ".join(note.split())
 
 
 WORDS = st.text("abc.", min_size=1, max_size=30)
@@ -180,9 +180,9 @@ def test_pages_and_figures_are_text(name):
     for page in pages.pages(named(name)).values():
         assert all(unicodedata.category(c) not in ("Cf", "Cs") for c in page)
         assert "\ufffe" not in page
-    for svg in (plots.files._svg(plot.draw()) for plot in catalogue(named(name))[:2]):
+    for svg in (plots.files._svg(plot.draw()) for plot in catalog(named(name))[:2]):
         ElementTree.fromstring(svg)  # a character that XML cannot hold is an error
-    for plot in catalogue(named(name)):
+    for plot in catalog(named(name)):
         assert as_csv(plot.rows()).decode().replace("\n", "").isprintable()
 
 

@@ -118,7 +118,7 @@ def test_many_images_show_it_and_two_blocks_or_an_unused_network_say_nothing():
     assert aligned(0.8, 0.7, 0.9, 0.02, points=40)[0].strength == "shown"
     assert aligned(0.8, 0.7, 0.9, 0.02, blocks=2) == []
     assert aligned(0.8, 0.7, 0.9, 0.02, reset_statistics=True) == []
-    assert text(aligned(0.8, 0.7, 0.9, 0.02)).count("overlap of the 10 directions") == 1
+    assert text(aligned(0.8, 0.7, 0.9, 0.02)).count("overlap of the leading 10 directions") == 1
 
 
 def test_random_blocks_are_not_called_aligned():

@@ -267,7 +267,7 @@ def test_smallest_possible_p_value_is_marked(p, smallest):
     row |= {"adjusted_p": p, "direction": "straighter" if p <= 0.05 else "neither"}
     reference = {"networks": [{}] * 20, "segments": [row]}
     words = said(sentences({"reference": reference}), "reference")
-    assert "a median of 2 (range 1.6 to 2.4) of the fresh ones" in words
+    assert "a median of 2 (range 1.6 to 2.4) of the others" in words
     assert ("the smallest possible p" in words) == smallest
 
 

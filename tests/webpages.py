@@ -81,13 +81,13 @@ function rgba(text) {
   const found = text.match(/[\\d.]+/g).map(Number);
   return found.length < 4 ? [...found, 1] : found;
 }
-// What is seen behind an element: colours of its ancestors, the nearest on top.
+// What is seen behind an element: colors of its ancestors, the nearest on top.
 function behind(node) {
   const layers = [];
   for (; node; node = node.parentElement) {
-    const colour = rgba(getComputedStyle(node).backgroundColor);
-    layers.push(colour);
-    if (colour[3] === 1) break;
+    const color = rgba(getComputedStyle(node).backgroundColor);
+    layers.push(color);
+    if (color[3] === 1) break;
   }
   return layers.reverse().reduce((seen, [r, g, b, a]) =>
     [r, g, b].map((v, i) => a * v + (1 - a) * seen[i]), [255, 255, 255]);
@@ -167,7 +167,7 @@ console.error("a complaint is heard");
     }
     for (const theme of themes) {
       root.dataset.theme = theme;
-      const still = inside.createElement("style");  // no colour is seen on its way to another
+      const still = inside.createElement("style");  // no color is seen on its way to another
       still.textContent = "* { transition: none !important; animation: none !important; }";
       inside.head.append(still);
       pale[theme] = faint(inside);

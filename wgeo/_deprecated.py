@@ -83,7 +83,7 @@ _MOVED: dict[str, dict[str, str]] = {
         "RATIOS": "wgeo.plots.paths.RATIOS",
         "SCORES": "wgeo.plots.paths.SCORES",
         "SIZES": "wgeo.plots.style.SIZES",
-        "catalogue": "wgeo.plots.composed.catalogue",
+        "catalogue": "wgeo.plots.composed.catalog",
         "model_layers": "wgeo.plots.models.model_layers",
         "model_means": "wgeo.plots.models.model_means",
         "model_starts": "wgeo.plots.models.model_starts",

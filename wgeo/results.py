@@ -1,4 +1,4 @@
-"""Base of every result: plain values, a table, a short text, and HTML for notebooks."""
+"""Base classes of results: plain values, a table, a short text, and HTML for notebooks."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ _HTML_ROWS = 40  # maximum number of rows of a table in a notebook
 
 
 class Displayed:
-    """A description and a table, shown as text of at most ten lines, and as HTML in notebooks."""
+    """An object shown as a description and a table: at most ten lines of text, or HTML."""
 
     def _description(self) -> str:
-        """Return one or two sentences on what this is; by default its plain values."""
+        """Return one or two sentences that describe the object; by default its plain values."""
         values = [
             f"{f.name}={_cell(getattr(self, f.name))}"
             for f in fields(self)  # type: ignore[arg-type]
@@ -43,7 +43,7 @@ class Displayed:
         return "", ()
 
     def _pictures(self) -> Sequence[str]:
-        """Return small figures for notebooks as HTML, by default `_curve`."""
+        """Return small figures for notebooks, as HTML; by default that of `_curve`."""
         curve = _curve(*self._curve())
         return [curve] if curve else []
 
@@ -55,11 +55,11 @@ class Displayed:
         name = type(self).__name__
         text = textwrap.wrap(f"{name}: {printable(self._description(), None)}", _WIDTH)
         table = _text_table(self._rows())
-        left = _LINES - min(len(text), _LINES)
-        if len(table) > left:
+        remaining = _LINES - min(len(text), _LINES)
+        if len(table) > remaining:
             count = len(table) - 1  # without the header
-            table = table[: max(0, left - 1)]
-            table += [f"... {count} rows in all"] if left else []
+            table = table[: max(0, remaining - 1)]
+            table += [f"... {count} rows in all"] if remaining else []
         text = text if len(text) <= _LINES else [*text[: _LINES - 1], "..."]
         return "\n".join([*text, *table])
 
@@ -76,13 +76,13 @@ class Displayed:
 class Result(Displayed):
     """A dataclass of numbers, which can be saved as JSON and shown as a table.
 
-    Arrays and fields without a text (``repr=False``) are left out of both.
+    Both leave out arrays and fields declared with ``repr=False``.
     """
 
-    _computed: ClassVar[tuple[str, ...]] = ()  # properties that belong to the plain values
+    _computed: ClassVar[tuple[str, ...]] = ()  # properties that count as plain values
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the plain values, ready for JSON: numbers, text and lists; no arrays."""
+        """Return the plain values as JSON-serializable types; arrays are left out."""
         shown = [f.name for f in fields(self) if f.repr]  # type: ignore[arg-type]
         values = {name: getattr(self, name) for name in (*shown, *self._computed)}
         return {name: plain(v) for name, v in values.items() if not _has_arrays(v)}
@@ -92,7 +92,7 @@ class Result(Displayed):
         return self.to_dict()
 
     def to_pandas(self) -> pd.DataFrame:
-        """Return a table: one row of the plain values, unless the class describes other rows.
+        """Return a table; unless the class defines other rows, one row of the plain values.
 
         Raises
         ------
@@ -102,12 +102,12 @@ class Result(Displayed):
         return as_table(self._table())
 
     def _table(self) -> Sequence[Mapping[str, Any]]:
-        """Return the rows of `to_pandas`: by default one, of the plain values."""
+        """Return the rows of `to_pandas`; by default a single row of the plain values."""
         return [self.to_dict()]
 
 
 def plain(value: Any) -> Any:
-    """Return a value of plain types: results as mappings, tuples as lists, enumerations as text."""
+    """Convert a value to plain types: results to mappings, tuples to lists, enums to text."""
     if isinstance(value, Result):
         return value.to_dict()
     if is_dataclass(value) and not isinstance(value, type):
@@ -160,7 +160,7 @@ def _cell(value: Any) -> str:
 
 
 def _columns(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return the names of the columns that hold a value, in the order of their appearance."""
+    """Return the names of the columns that have a value in some row, in order of appearance."""
     names = dict.fromkeys(name for row in rows for name in row)
     return [name for name in names if any(row.get(name) is not None for row in rows)]
 
@@ -203,7 +203,7 @@ def _escaped(text: str) -> str:
 
 
 def _curve(title: str, values: Sequence[float | None]) -> str:
-    """Return a small curve as SVG, undefined values left out, with its first and last value."""
+    """Return a small curve as SVG, with its first and last value; undefined values are left out."""
     points = [(k, float(v)) for k, v in enumerate(values) if v is not None and np.isfinite(v)]
     if len(points) < 2:
         return ""

@@ -1,4 +1,4 @@
-"""Untrusted text, escaped so that a terminal does not interpret it."""
+"""Text for messages: untrusted names are escaped, so that a terminal does not interpret them."""
 
 from __future__ import annotations
 
@@ -34,7 +34,8 @@ def first_names(names: Sequence[str], limit: int, total: int | None = None) -> s
 
 
 def suggestion(word: str, names: Iterable[str]) -> str:
-    """Return `` (did you mean ...?)`` with the closest of `names`, or an empty text."""
-    folded = {name.lower(): name for name in names}
-    close = difflib.get_close_matches(word.lower(), folded, n=3, cutoff=0.6)
-    return f" (did you mean {' or '.join(repr(folded[each]) for each in close)}?)" if close else ""
+    """Return `` (did you mean ...?)`` with the names closest to `word`, or an empty text."""
+    originals = {name.lower(): name for name in names}
+    close = difflib.get_close_matches(word.lower(), originals, n=3, cutoff=0.6)
+    quoted = " or ".join(repr(originals[each]) for each in close)
+    return f" (did you mean {quoted}?)" if close else ""

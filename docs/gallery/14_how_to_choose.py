@@ -45,13 +45,13 @@ from matplotlib.figure import Figure
 
 figure = Figure(figsize=(6.5, 2.8), layout="constrained")
 left, right = figure.subplots(1, 2)
-for points, name, colour in (
+for points, name, color in (
     (curve.points, "whole network", "#0072B2"),
     (small.points, "one block", "#D55E00"),
 ):
     sizes = [p.size for p in points]
-    left.plot(sizes, [p.ot_score for p in points], "o-", color=colour, label=name)
-    right.plot(sizes, [p.resolution for p in points], "o-", color=colour, label=name)
+    left.plot(sizes, [p.ot_score for p in points], "o-", color=color, label=name)
+    right.plot(sizes, [p.resolution for p in points], "o-", color=color, label=name)
 right.axhline(0.5, color="#555555", ls="--", lw=1)
 for ax, title in ((left, "OT score"), (right, "Resolution")):
     ax.set(title=title, xlabel="samples", xscale="log")

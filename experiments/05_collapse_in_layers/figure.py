@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from lab import by
 
-from wgeo.plots.style import COLOURS, new_figure, styled
+from wgeo.plots.style import COLORS, new_figure, styled
 
 ROWS = (
     ("nc1", "NC1", "log"),
@@ -32,12 +32,12 @@ def draw(views: Sequence[dict[str, Any]], path: Path) -> None:
             ax.set_yscale(scale)
             ax.yaxis.set_major_formatter("{x:g}")
             for (data,), group in by(columns[(seen,)], "data").items():
-                _lines(ax, group, metric, COLOURS[datasets.index(data)])
+                _lines(ax, group, metric, COLORS[datasets.index(data)])
     for (seen,), ax in zip(columns, axes[0], strict=True):
         ax.set_title(seen)
     for ax in axes[-1]:
         ax.set_xlabel("relative depth")
-    for data, colour in zip(datasets, COLOURS, strict=False):
+    for data, colour in zip(datasets, COLORS, strict=False):
         axes[0, 0].plot([], [], color=colour, label=data)
     axes[0, 0].legend()
     figure.savefig(path, dpi=130)

@@ -1,4 +1,4 @@
-"""Controls for the measured values: comparison with a reference, and tests of the Jacobians."""
+"""Controls of the measurements: comparison with a reference, and tests of the Jacobians."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from ..geodesic.significance import shuffled
 from ..trajectory import Trajectory
 
 REFERENCES = ("init", "shuffled", "none")
-_STATISTIC = "line_shape_ratio"  # a per-sample value, so the test needs no transport
-_MIN_POINTS, _MAX_POINTS = 4, 8  # default numbers of images of the Brenier test
-_OPERATIONS = 4e8  # of the forward pass of all its images, if there are more than the minimum
-_MAX_OPERATIONS = 3e8  # per image; a more expensive network is tested on request only
+_STATISTIC = "line_shape_ratio"  # a value per sample, so the test solves no transport problem
+_MIN_POINTS, _MAX_POINTS = 4, 8  # range of the default number of images of the Brenier test
+_TOTAL_OPERATIONS = 4e8  # of a forward pass of these images, if they are more than the minimum
+_MAX_OPERATIONS = 3e8  # of a forward pass of one image; otherwise the test is run on request only
 _ALIGNED_POINTS = 4  # default number of images at which residual Jacobians are compared
 _PROBES = 4
 _PRECISION = {"probes": _PROBES, "tolerance": 1e-2}  # relative; the spread over points is larger
@@ -61,15 +61,15 @@ def reference_test(
     reference : as returned by `checked_reference`
     seed : int
     compare : callable, optional
-        Compares with randomly initialized networks (`fresh_networks`), or traces another network
-        and compares with it; None if there are features only.
+        Performs the comparison with randomly initialized networks (`fresh_networks`) or with
+        another network, which it traces; None if only features are available.
 
     Returns
     -------
     dict or None
-        ``kind``; for fresh weights (``init``) the result of `fresh_networks`; for any other
-        reference ``tests`` over images of these two networks, a row for each segment of at least
-        two blocks; ``skipped``, the reason if there is no test. None for the reference ``none``.
+        ``kind``; for ``init``, the result of `fresh_networks`; for any other reference, ``tests``
+        of these two networks over images, one row for each segment of at least two blocks;
+        ``skipped``, the reason if there is no test. None for the reference ``none``.
     """
     if reference == "none":
         return None
@@ -79,12 +79,12 @@ def reference_test(
             return {"kind": kind, **compare()}
         if kind == "init":
             raise ArgumentError(
-                "Features come without a network that could be given fresh weights. Store the "
-                "features of an untrained checkpoint too, and give them as the reference."
+                "Features alone contain no network that could be randomly initialized. Store the "
+                "features of an untrained checkpoint, too, and give them as the reference."
             )
         other = reference if isinstance(reference, Trajectory) else shuffled(traj, seed=seed)
         return {"kind": kind, **over_images(traj, other, seed)}
-    except WgeoError as error:  # without a default reference the analysis is still useful
+    except WgeoError as error:  # the analysis is useful without the default reference
         if kind == "network" or isinstance(error, ProcessError | RecordError):
             raise
         return {"kind": kind, "skipped": str(error)}
@@ -104,20 +104,20 @@ def brenier_test(
     bootstrap: int,
     seed: int,
 ) -> dict[str, Any]:
-    """Test whether every block, and the composition of a segment's blocks, is a convex gradient.
+    """Test whether each block, and each segment as a whole, is the gradient of a convex function.
 
     Parameters
     ----------
     traj, net, images, bootstrap, seed
         As in `analyze`.
     points : int or None
-        Number of images; None for an affordable number (`_affordable_points`).
+        Number of images; None for a default that depends on the cost (`_affordable_points`).
 
     Returns
     -------
     dict
         ``points``; ``skipped``, the reason if the test was skipped; ``blocks`` and ``segments``,
-        aligned with the trajectory's: ``asymmetry``, ``min_eigenvalue`` and all other values under
+        in the trajectory's order: ``asymmetry``, ``min_eigenvalue`` and all other values under
         ``brenier``, which for a segment includes the ``blocks`` that were composed; empty if the
         feature space changes.
     """
@@ -159,13 +159,13 @@ def alignment_test(
     Parameters
     ----------
     traj : Trajectory
-        Its layers, all but the stem, are compared.
+        The trace, whose layers except for the stem are compared.
     net, images : network and images
         As for `wgeo.alignment`.
     points : int or None
-        Number of images; None for 4, if that is affordable.
+        Number of images; None for 4, or no comparison if that is too expensive.
     seed : int
-        Seed of the directions.
+        Random seed.
 
     Returns
     -------
@@ -191,24 +191,24 @@ def alignment_test(
 
 
 def _affordable_points(net: Network | nn.Module, images: Any) -> int:
-    """Return the default number of images of the Brenier test, which falls with the cost of a pass.
+    """Return the default number of images of the Brenier test, by the cost of a forward pass.
 
     Raises
     ------
     ArgumentError
-        A pass is so expensive that even the minimum number would take minutes.
+        A forward pass is so expensive that even the minimum number would take minutes.
     """
     operations = _check_affordable(net, images, "Brenier test", "brenier")
-    return int(min(_MAX_POINTS, max(_MIN_POINTS, _OPERATIONS / operations)))
+    return int(min(_MAX_POINTS, max(_MIN_POINTS, _TOTAL_OPERATIONS / operations)))
 
 
 def _check_affordable(net: Network | nn.Module, images: Any, test: str, option: str) -> int:
-    """Return the number of operations of a pass of one image.
+    """Return the number of operations of a forward pass of one image.
 
     Raises
     ------
     ArgumentError
-        Their number is so large that the test would take minutes.
+        The number is so large that the test would take minutes.
     """
     module = module_of(net)
     with evaluating(module), torch.no_grad(), FlopCounterMode(display=False) as counter:

@@ -1,10 +1,11 @@
-"""Compare a network with fresh ones, randomly initialized: did training straighten it?
+"""Compare a network with randomly initialized ones: is it straighter because of training?
 
-The networks are the sample, not the images. Two training runs of one recipe differ by more than the
-sampling error over images, so a p-value over images finds a difference between any two networks.
-Here the rank of the network among fresh ones decides. Under the null hypothesis that it is one of
-them, all are exchangeable, whatever the images, and a p-value of at most 1/20 occurs in one case
-of 20.
+The sample consists of networks, not of images. Two training runs with the same recipe differ by
+more than the sampling error over images, so a p-value over images finds a difference between any
+two networks. Here the p-value derives from the rank of the network among randomly initialized
+("fresh") networks. Under the null hypothesis that the network is itself randomly initialized, all
+networks are exchangeable, whatever the images, and a p-value of at most 1/20 occurs in one case of
+20.
 """
 
 from __future__ import annotations
@@ -31,9 +32,9 @@ from ..models.fresh import reestimate_statistics
 from ..runtime import processes
 from ..trajectory import Trajectory
 
-_IMAGES = 200  # at most; any number gives a valid rank, and more images only cost time
-_STATISTICS_BATCH = 50  # images per batch when batch statistics are estimated
-_MAX_KEPT = 0.01  # largest share of the parameters that may keep their weights
+_MAX_IMAGES = 200  # any number gives a valid rank, and more images would only take more time
+_STATISTICS_BATCH = 50  # number of images per batch for estimating batch statistics
+_MAX_KEPT = 0.01  # largest fraction of the parameters that may keep their trained values
 
 
 @dataclass(frozen=True)
@@ -55,10 +56,10 @@ def fresh_networks(
     reading: Mapping[str, Any],
     seed: int,
 ) -> dict[str, Any]:
-    """Compare a network's line-shape ratios with those of `count` fresh networks.
+    """Compare a network's line-shape ratios with those of randomly initialized networks.
 
-    All networks see the same images, at most 200; the batch statistics of the fresh networks are
-    estimated on these images (`reestimate_statistics`).
+    All networks are evaluated on the same images, at most 200. The batch statistics of the randomly
+    initialized networks are estimated on these images (`reestimate_statistics`).
 
     Parameters
     ----------
@@ -67,35 +68,37 @@ def fresh_networks(
     net : Network or nn.Module
     images : Images, or (x, labels)
     count : int
-        Number of fresh networks R; the smallest p-value is 1 / (R + 1).
+        Number R of randomly initialized networks; the smallest possible p-value is 1 / (R + 1).
     reading : mapping
-        ``pool``, ``tap``, ``batch_size`` and ``device``; as for `trace`.
+        Options for reading features: ``pool``, ``tap``, ``batch_size`` and ``device`` of `trace`.
     seed : int
         Seed from which the networks' seeds are derived.
 
     Returns
     -------
     dict
-        ``statistic``; ``images``, the number of images; ``networks``, for each fresh network its
-        ``seed`` and ``segments``, with the ``centred`` and the ``raw`` ratio; ``segments``, see
-        `rank_test`; ``kept``, names of the parameters that kept their weights.
+        ``statistic``; ``images``, the number of images; ``networks``, for each randomly initialized
+        network its ``seed`` and ``segments``, with the ``centred`` and the ``raw`` ratio;
+        ``segments``, see `rank_test`; ``kept``, the names of the parameters that kept their trained
+        values.
 
     Raises
     ------
     ArgumentError
-        More than 1 % of the parameters cannot be given fresh weights.
+        More than 1 % of the parameters cannot be randomly initialized.
     """
-    rows = np.unique(np.linspace(0, len(traj) - 1, min(_IMAGES, len(traj))).astype(np.int64))
-    module, subset = module_of(net), _select(net, images, rows)
+    rows = np.unique(np.linspace(0, len(traj) - 1, min(_MAX_IMAGES, len(traj))).astype(np.int64))
+    module, subset = module_of(net), _select_images(net, images, rows)
     layers = [layer.name for layer in traj.staged][1:]  # all but the stem
     seeds = np.random.SeedSequence(seed).generate_state(count).tolist()
     measure = partial(_fresh_ratios, module, subset, {**reading, "layers": layers})
-    results = processes.map_over_ranks([partial(measure, each) for each in seeds], "fresh networks")
+    works = [partial(measure, each) for each in seeds]
+    results = processes.map_over_ranks(works, "randomly initialized networks")
     segments = traj.segments
     ratios = [ratios for ratios, _ in results]
     if any(len(each) != len(segments) for each in ratios):
         raise ArgumentError(
-            "Networks with fresh weights have different segments from this network."
+            "Randomly initialized networks have different segments from this network."
         )
     own = [_ratios([array[rows] for array in segment.arrays]) for segment in segments]
     return {
@@ -110,8 +113,8 @@ def fresh_networks(
     }
 
 
-def _select(net: Network | nn.Module, images: Any, rows: Int[np.ndarray, " r"]) -> Images:
-    """Select images by row, with the normalization of `net` fixed for every network."""
+def _select_images(net: Network | nn.Module, images: Any, rows: Int[np.ndarray, " r"]) -> Images:
+    """Select images by row, and set the normalization of `net`, so that all networks use it."""
     images = as_images(images)
     normalize = normalization_for(net, images)
     return replace(images, x=images.x[rows], y=images.y[rows], normalize=normalize)
@@ -135,20 +138,20 @@ def _check_fresh(fresh: nn.Module, unchanged_names: Sequence[str]) -> None:
     if share > _MAX_KEPT:
         raise ArgumentError(
             f"{share:.0%} of the parameters belong to modules that have no method to reset them "
-            f"({', '.join(unchanged_names[:3])}, ...), so there are no fresh weights to test "
-            "against. Give a checkpoint of epoch 0 as the reference."
+            f"({', '.join(unchanged_names[:3])}, ...), so the network cannot be randomly "
+            "initialized. Give a checkpoint of epoch 0 as the reference."
         )
 
 
 def _batches(count: int, size: int) -> list[Int[np.ndarray, " b"]]:
-    """Split rows into batches of equal size (each has equal weight), of at least two rows."""
+    """Split rows into batches of equal size, since batches have equal weight, of at least two."""
     number = min(-(-count // size), count // 2)
     return np.array_split(np.arange(count), max(number, 1))
 
 
 def _ratios(arrays: Sequence[Float[np.ndarray, "n d"]]) -> Ratios:
-    centred = [array - array.mean(0, dtype=np.float64) for array in arrays]
-    return Ratios(*(_mean(path_measures(path).line_shape_ratio) for path in (centred, arrays)))
+    centered = [array - array.mean(0, dtype=np.float64) for array in arrays]
+    return Ratios(*(_mean(path_measures(path).line_shape_ratio) for path in (centered, arrays)))
 
 
 def _mean(values: Float[np.ndarray, " n"]) -> float:
@@ -178,36 +181,37 @@ def _ranked_segments(
 def rank_test(
     values: Float[np.ndarray, " s"], fresh: Float[np.ndarray, "r s"]
 ) -> list[dict[str, Any]]:
-    r"""Rank a network among R others by the distance of its ratios from the median of all.
+    r"""Rank a network among R others by the distance of its ratios from the median.
 
     For segment s the distance of network j is :math:`z_{js} = |\log v_{js} - m_s| / \sigma_s`, with
     m the median and sigma the standard deviation over all R + 1 networks. ``rank_p`` is
-    :math:`\#\{j : z_{js} \ge z_s\} / (R + 1)`, including the network itself: two-sided, and
-    exact since medians and deviations treat all networks alike. ``adjusted_p`` compares with
-    the largest distance of each network over the segments instead, which bounds the probability of
+    :math:`\#\{j : z_{js} \ge z_s\} / (R + 1)`, including the network itself. It is two-sided, and
+    exact because medians and deviations treat all networks alike. ``adjusted_p`` compares z instead
+    with the largest distance of each network over the segments, which bounds the probability of
     any false claim (Westfall and Young 1993, single-step maxT) and needs no more networks for
-    several segments than for one. (Twice the smaller one-sided rank is at least 2 / (R + 1), 0.095
-    for 20 networks, before Holm's correction: that test could never be significant.)
+    several segments than for one. (A test by twice the smaller one-sided rank could never be
+    significant: its p-value is at least 2 / (R + 1), which is 0.095 for 20 networks, even before
+    Holm's correction.)
 
     Parameters
     ----------
     values : ndarray, (s,)
         The network's ratio in every segment, positive.
     fresh : ndarray, (R, s)
-        The ratios of the others; an undefined one (NaN) counts as infinitely far away.
+        The ratios of the other networks; an undefined ratio (NaN) counts as infinitely distant.
 
     Returns
     -------
     list of dict
-        For each segment ``value``; ``median``, ``low`` and ``high`` (smallest and largest) of the
-        fresh networks; ``as_straight`` and ``as_bent``, the numbers of them that are at least and
-        at most as straight; ``rank_p``, ``adjusted_p``; ``direction``, "straighter" or "less
-        straight" if ``adjusted_p`` is at most `SIGNIFICANT`, else "neither".
+        For each segment: ``value``; ``median``, ``low`` and ``high`` (smallest and largest) of the
+        other networks; ``as_straight`` and ``as_bent``, the numbers of other networks that are at
+        least and at most as straight; ``rank_p``, ``adjusted_p``; ``direction``, "straighter" or
+        "less straight" if ``adjusted_p`` is at most `SIGNIFICANT`, else "neither".
     """
     pooled = np.log(np.vstack([values, fresh]))
-    centre, scale = np.nanmedian(pooled, axis=0), np.nanstd(pooled, axis=0)
-    deviation = np.abs(pooled - centre)
-    # Equal networks differ by rounding; undefined ratios could have any value.
+    center, scale = np.nanmedian(pooled, axis=0), np.nanstd(pooled, axis=0)
+    deviation = np.abs(pooled - center)
+    # Ratios of equal networks differ by rounding; undefined ratios could have any value.
     distance = np.where(deviation > 1e-9, deviation / np.where(scale > 0, scale, 1.0), 0.0)
     distance = np.where(np.isnan(pooled), np.inf, distance)
     largest = distance.max(1)

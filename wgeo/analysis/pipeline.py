@@ -63,7 +63,7 @@ def analyze(
     net : Network or nn.Module
     images : Images, (x, labels), Dataset or DataLoader
     pool, tap, layers, batch_size, device
-        How features are read; see `trace`.
+        Options for reading features; see `trace`.
     store : path, optional
         Store the features in this folder, and those of a network given as `reference` next to it
         (``-reference-SEED``), instead of keeping them in memory; see `trace`.
@@ -71,36 +71,36 @@ def analyze(
         Also measure the whole network in one space: ``pad`` or ``pca:D``; see
         `Trajectory.embedded`.
     solver : Exact, Sinkhorn, Sliced or Gaussian
-        The solver for W2; default ``Exact()``.
+        The solver for W2; by default ``Exact()``.
     bootstrap : int
         Number of resamples for the 95 % intervals; 0 for no intervals. The collapse metrics of very
-        wide layers (flat features) have no intervals; `wgeo.collapse` computes them on request.
+        wide layers (unpooled features) get no intervals here; `wgeo.collapse` computes them.
     reference : {"init", "shuffled", "none"}, Network or nn.Module
-        What straightness is tested against. ``init``: the rank of the network among
+        The reference for straightness. ``init``: the rank of the network among
         `reference_networks` randomly initialized networks of this architecture. ``shuffled`` (its
-        own layers in another order) or a network of your choice: a test of these two networks over
-        images (`straighter_than`). ``none``: no test.
+        own layers in another order) or another network: a test of these two networks over images
+        (`straighter_than`). ``none``: no test.
     reference_networks : int
         Number R of randomly initialized networks; p-values are at least 1 / (R + 1), so with
         fewer than 19 no difference is significant. Each costs two passes of at most 200 images.
     brenier : int or None
         Number of images at which to test whether every block is the gradient of a convex function
-        (`wgeo.brenier`); 0 for no test. None: 4 to 8 images if a pass of one image takes at most
-        3e8 operations, as in CIFAR's ResNets of up to 56 layers, otherwise no test; the record says
-        which and why. Each image costs about 100 passes of each block.
+        (`wgeo.brenier`); 0 for no test. None: 4 to 8 images if a forward pass of one image takes at
+        most 3e8 operations, as in CIFAR's ResNets of up to 56 layers, and otherwise no test, for a
+        reason stated in the record. Each image costs about 100 passes of each block.
     alignment : int or None
         Number of images at which the residual Jacobians of the blocks are compared
         (`wgeo.alignment`); 0 for none. None: 4 images under the same condition as for `brenier`.
         Each image costs about 150 passes of each block.
     mufm : bool or None
-        Whether to compare the network with the multilayer unconstrained-feature model too, fitted
-        to its last segment. None: if it has a classifier and the fit takes about a minute at most
-        on one core, as it does unless there are thousands of features, tens of thousands of samples
-        or hundreds of classes; otherwise the record says why not.
+        Whether to compare the network with the multilayer unconstrained-feature model, too, fitted
+        to its last segment. None: only if the network has a classifier and the fit takes at most
+        about a minute on one core. It takes longer with thousands of features, tens of thousands of
+        samples or hundreds of classes; the record then states why there is no fit.
     seed : int
         Random seed.
     command : str, optional
-        The command that made this analysis, for the record.
+        The command to store in the record.
 
     Raises
     ------
@@ -174,7 +174,7 @@ def analyze_trajectory(
     """Analyze existing features, such as stored ones; see `analyze`.
 
     `reference` is ``shuffled``, ``none``, or another trajectory of the same samples, such as that
-    of an untrained checkpoint; there is no network that could be given fresh weights.
+    of an untrained checkpoint. ``init`` needs a network, so it is not possible here.
     """
     reference = checked_reference(reference)
     classes = np.unique(as_trajectory(traj).labels)
@@ -248,7 +248,7 @@ def analyze_trajectory(
 
 
 def with_verdict(record: dict[str, Any]) -> dict[str, Any]:
-    """Return a record with its verdict, the sentences that its numbers support, and headline."""
+    """Return a record with its headline and its verdict, the sentences that its numbers support."""
     whole = record.get("embedded")
     if whole is not None:
         record = {**record, "embedded": {**whole, "verdict": _verdict(whole)}}
@@ -264,14 +264,14 @@ def _verdict(record: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _straightness(traj: Trajectory, options: Mapping[str, Any]) -> Straightness:
-    """Measure straightness; the result is empty if no two layers share a space."""
+    """Measure straightness; the result is empty if no two consecutive layers share a space."""
     if not traj.blocks:
         return Straightness((), ())
     return straightness(traj, chain=chain(traj, options["solver"]), **options)
 
 
 def _with_reference(record: dict[str, Any], test: dict[str, Any] | None) -> dict[str, Any]:
-    """Add the test against a reference to a record."""
+    """Add the comparison with a reference to a record."""
     return record if test is None else {**record, "reference": as_json(test)}
 
 

@@ -1,4 +1,4 @@
-"""The result of an analysis: a record, with its figures and its report."""
+"""The result of an analysis: its record, from which figures and reports are made."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from .saving import require_writable, save
 from .verdict import text
 from .verdict.opening import origin
 
-_SHOWN = ("layer", "width", "nc1", "ncc_accuracy", "distance", "ot_score", "corr_score")
+_DISPLAYED_COLUMNS = ("layer", "width", "nc1", "ncc_accuracy", "distance", "ot_score", "corr_score")
 _PACKAGES = ("wgeo", "torch", "torchvision", "numpy", "scipy", "pot", "geomloss", "scikit-learn")
 
 
@@ -31,7 +31,7 @@ _PACKAGES = ("wgeo", "torch", "torchvision", "numpy", "scipy", "pot", "geomloss"
 class Analysis(Result):
     """The measurements of one network on one set of images.
 
-    ``to_pandas()`` has a row per layer: its collapse metrics, and the transport of the block that
+    ``to_pandas()`` has one row per layer: its collapse metrics, and the transport of the block that
     ends there.
 
     Attributes
@@ -47,7 +47,7 @@ class Analysis(Result):
 
     @property
     def verdict(self) -> str:
-        """The sentences that the numbers support, as one text; `record` holds their evidence."""
+        """The sentences that the numbers support, as one text; `record` contains their evidence."""
         return text(self.record["verdict"])
 
     @property
@@ -77,13 +77,13 @@ class Analysis(Result):
         Raises
         ------
         RecordError
-            The folder cannot be written, or it contains other files with names that this writes. If
+            The folder cannot be written, or files that wgeo did not write would be replaced. If
             only figures could not be written, the message says so, and the record is kept.
         """
         return save(folder, self.record, ANALYSIS, self.record)
 
     def report(self, folder: str | os.PathLike[str], *, pdf: bool = False) -> Path:
-        """Save to a folder and build its Sphinx report; return the path of `wgeo.report.build`."""
+        """Save to a folder and build its report; return the page, as `wgeo.report.build` does."""
         require_writable(folder, ANALYSIS, with_report=True)
         self.save(folder)
         return report.build(folder, pdf=pdf)
@@ -105,20 +105,20 @@ class Analysis(Result):
         return cls(read_record(folder))
 
     def _table(self) -> list[dict[str, Any]]:
-        """Return a row per layer: collapse metrics, and transport over the block that ends here."""
+        """Return one row per layer: its collapse metrics, and the block that ends there."""
         blocks = {block["target"]: block for block in self.blocks}
         return [_layer_row(layer, blocks.get(layer["name"], {})) for layer in self.layers]
 
     def _rows(self) -> list[dict[str, Any]]:
-        return [{name: row.get(name) for name in _SHOWN} for row in self._table()]
+        return [{name: row.get(name) for name in _DISPLAYED_COLUMNS} for row in self._table()]
 
     def _description(self) -> str:
-        about = self.record["provenance"]
+        provenance = self.record["provenance"]
         accuracy = self.record.get("accuracy")
-        correct = "" if accuracy is None else f", accuracy {accuracy:.4g}"
+        text = "" if accuracy is None else f", accuracy {accuracy:.4g}"
         return (
-            f"{about.get('arch') or 'features'}{origin(about)}, {about.get('samples')} samples"
-            f"{correct}; `verdict` has what the numbers support"
+            f"{provenance.get('arch') or 'features'}{origin(provenance)}, "
+            f"{provenance.get('samples')} samples{text}; `verdict` states what the numbers support"
         )
 
     def _sentences(self) -> list[str]:
@@ -129,11 +129,11 @@ class Analysis(Result):
             "Straightness of every segment": plots.straightness,
             "NC1 from layer to layer": plots.collapse,
         }
-        drawn = {
+        uris = {
             title: data_uri(panel(self.record, ax=plots.axes("column")))
             for title, panel in panels.items()
         }
-        return [f'<img alt="{t}" style="width:48%" src="{uri}"/>' for t, uri in drawn.items()]
+        return [f'<img alt="{t}" style="width:48%" src="{uri}"/>' for t, uri in uris.items()]
 
 
 def _layer_row(layer: dict[str, Any], block: dict[str, Any]) -> dict[str, Any]:
@@ -146,10 +146,10 @@ def _layer_row(layer: dict[str, Any], block: dict[str, Any]) -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Return everything besides settings and data that can change the last digits of a number.
+    """Return what can change the last digits of a number, apart from settings and data.
 
-    Package versions; the number of threads, which determines the order of sums; and the processor's
-    instruction set, by which libraries choose their kernels.
+    These are the versions of packages; the number of threads, which determines the order of sums;
+    and the processor's instruction set, by which libraries choose their kernels.
     """
     result = {"python": platform.python_version()}
     for package in _PACKAGES:

@@ -9,7 +9,7 @@ from typing import Any
 
 from .. import plots, report
 from ..errors import RecordError
-from ..plots.files import claim_figures
+from ..plots.files import require_figures_writable
 from ..storage import records
 from ..storage.files import writable
 from ..storage.records import ANALYSIS, SERIES
@@ -18,18 +18,18 @@ from ..storage.records import ANALYSIS, SERIES
 def require_writable(
     folder: str | os.PathLike[str], kind: str = ANALYSIS, *, with_report: bool = False
 ) -> None:
-    """Check that a record, its figures and its report can be written without replacing other files.
+    """Raise RecordError if writing a record, its figures or its report would replace other files.
 
     Raises
     ------
     RecordError
-        A file that wgeo did not write is in the way (the message names it), or the folder contains
-        a record of the other kind.
+        A file that wgeo did not write would be replaced (the message names it), or the folder
+        contains a record of the other kind.
     """
-    home = records.require_writable(Path(folder), kind)
-    claim_figures(home / "figures", series=kind == SERIES)
+    path = records.require_writable(Path(folder), kind)
+    require_figures_writable(path / "figures", series=kind == SERIES)
     if with_report:
-        report.claim_report(home)
+        report.require_report_writable(path)
 
 
 def save(
@@ -40,17 +40,17 @@ def save(
     Raises
     ------
     RecordError
-        The record or, as the message says, only its figures could not be written; or files that
-        wgeo did not write are in the way, and nothing was written.
+        The record, or only its figures, could not be written (the message says which); or files
+        that wgeo did not write would be replaced, in which case nothing is written.
     """
-    home = writable(folder)
-    require_writable(home, kind)
-    path = records.write_record(home, record, kind)
+    run = writable(folder)
+    require_writable(run, kind)
+    path = records.write_record(run, record, kind)
     try:
-        plots.figures(shown, home / "figures")
+        plots.figures(shown, run / "figures")
     except (RecordError, OSError) as error:
         raise RecordError(
-            f"The record is complete, {path}, but not all of its figures are written: {error} "
-            f"`wgeo report {home}` draws them once that is fixed."
+            f"The record {path} is complete, but not all of its figures were written: {error} "
+            f"`wgeo report {run}` draws them once that is fixed."
         ) from error
     return path

@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from .. import report
 from ..errors import ArgumentError
@@ -17,29 +17,22 @@ from .saving import require_writable, save
 from .verdict import series_headline
 from .views import training_view
 
-if TYPE_CHECKING:
-    pass
-
-_PER_SAMPLE = (
-    "view",
-    "quantiles",
-    "sample_sizes",
-    "brenier",
-)  # per-sample parts, left out of a series
+_PER_SAMPLE = ("view", "quantiles", "sample_sizes", "brenier")
+"""Parts of a record that are left out of a series."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Series(Result):
     """Several analyses, ordered by epoch if all epochs differ, otherwise as given.
 
-    ``to_pandas()`` has a row per analysis and segment.
+    ``to_pandas()`` has one row per analysis and segment.
 
     Attributes
     ----------
     record : dict
-        The contents of `series.json`: ``axis``, ``epoch`` or ``name``; ``analyses``, each the
-        record of one analysis without its per-sample parts, with its ``name`` and its ``folder``;
-        for an axis of epochs, ``last_layer``, the paths of the class means over training
+        The contents of `series.json`: ``axis``, which is ``epoch`` or ``name``; ``analyses``, the
+        record of each analysis without its per-sample parts, with its ``name`` and ``folder``; and
+        for an axis of epochs ``last_layer``, the paths of the class means over training
         (`training_view`).
     """
 
@@ -54,14 +47,14 @@ class Series(Result):
         analyses : mapping of str to dict
             Records by name.
         folders : sequence of path, optional
-            The folder of each analysis, for links from a report.
+            The folder of each analysis, to which reports link.
 
         Raises
         ------
         ArgumentError
             Fewer than two analyses.
         RecordError
-            A mapping that is not the record of an analysis.
+            A value is not the record of an analysis.
         """
         if len(analyses) < 2:
             raise ArgumentError("A series needs at least two analyses.")
@@ -73,7 +66,7 @@ class Series(Result):
             for (name, record), location in zip(analyses.items(), locations, strict=True)
         ]
         epochs = {epoch_of(row) for row in rows} - {None}
-        by_epoch = len(epochs) == len(rows) and len({_training(row) for row in rows}) == 1
+        by_epoch = len(epochs) == len(rows) and len({_training_run(row) for row in rows}) == 1
         result: dict[str, Any] = {"schema": SCHEMA, "axis": "epoch" if by_epoch else "name"}
         if by_epoch:
             rows.sort(key=lambda row: row["provenance"]["epoch"])
@@ -87,8 +80,8 @@ class Series(Result):
         """Load saved analyses and combine them, named after their folders."""
         paths = [Path(folder).resolve() for folder in folders]
         records = [read_record(path) for path in paths]
-        homes = [path if path.is_dir() else path.parent for path in paths]
-        return cls.of(dict(zip(_shortest_names(homes), records, strict=True)), homes)
+        runs = [path if path.is_dir() else path.parent for path in paths]
+        return cls.of(dict(zip(_shortest_names(runs), records, strict=True)), runs)
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> Series:
@@ -100,9 +93,9 @@ class Series(Result):
             The folder has no record, or the record is damaged or has another schema.
         """
         record = read_record(folder, SERIES)
-        home = Path(folder) if Path(folder).is_dir() else Path(folder).parent
+        run = Path(folder) if Path(folder).is_dir() else Path(folder).parent
         rows = [
-            {**row, "folder": str(home.resolve() / row["folder"]) if row.get("folder") else None}
+            {**row, "folder": str(run.resolve() / row["folder"]) if row.get("folder") else None}
             for row in record["analyses"]
         ]
         return cls({**record, "analyses": rows})
@@ -115,14 +108,14 @@ class Series(Result):
         RecordError
             As for `Analysis.save`.
         """
-        home = Path(folder)
+        run = Path(folder)
         rows = [
-            {**row, "folder": _relative_to(row["folder"], home)} for row in self.record["analyses"]
+            {**row, "folder": _relative_to(row["folder"], run)} for row in self.record["analyses"]
         ]
-        return save(home, {**self.record, "analyses": rows}, SERIES, self.record)
+        return save(run, {**self.record, "analyses": rows}, SERIES, self.record)
 
     def report(self, folder: str | os.PathLike[str], *, pdf: bool = False) -> Path:
-        """Save to a folder and build its report; return the path of `wgeo.report.build`."""
+        """Save to a folder and build its report; return the page, as `wgeo.report.build` does."""
         require_writable(folder, SERIES, with_report=True)
         self.save(folder)
         return report.build(folder, pdf=pdf)
@@ -132,7 +125,7 @@ class Series(Result):
         return self.record
 
     def _table(self) -> list[dict[str, Any]]:
-        """Return a row per analysis and segment."""
+        """Return one row per analysis and segment."""
         return series_rows(self.record)
 
     def _rows(self) -> list[dict[str, Any]]:
@@ -153,8 +146,8 @@ def _without_samples(record: Mapping[str, Any]) -> dict[str, Any]:
     return {**record, **rows}
 
 
-def _training(record: Mapping[str, Any]) -> tuple[Any, ...]:
-    """Return what the checkpoints of one training run share: network, images and folder."""
+def _training_run(record: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Return values that are equal for checkpoints of one run: network, images and folder."""
     provenance = record["provenance"]
     folder = Path(str(provenance.get("checkpoint"))).parent
     shared = ("arch", "num_classes", "data", "split", "samples", "pool")
@@ -162,15 +155,15 @@ def _training(record: Mapping[str, Any]) -> tuple[Any, ...]:
 
 
 def _relative_to(location: str | None, folder: Path) -> str | None:
-    """Return a path relative to the series' folder if it is inside: both may be moved together."""
+    """Return a path inside the series' folder as relative, so that both can be moved together."""
     if location is None:
         return None
-    path, home = Path(location).resolve(), folder.resolve()
-    return str(path.relative_to(home)) if path.is_relative_to(home) else str(path)
+    path, parent = Path(location).resolve(), folder.resolve()
+    return str(path.relative_to(parent)) if path.is_relative_to(parent) else str(path)
 
 
 def _shortest_names(paths: Sequence[Path]) -> list[str]:
-    """Return the shortest endings of paths that are all different."""
+    """Return the shortest suffixes of the paths that are all different."""
     for depth in range(1, max(len(path.parts) for path in paths) + 1):
         names = ["/".join(path.parts[-depth:]) for path in paths]
         if len(set(names)) == len(names):

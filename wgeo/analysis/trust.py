@@ -1,4 +1,4 @@
-"""Evidence for and against trusting an analysis: accuracy, normalization, classes, samples."""
+"""Facts about the reliability of an analysis: accuracy, normalization, classes, samples."""
 
 from __future__ import annotations
 
@@ -21,32 +21,33 @@ from ..features.network import declared_normalization, normalization_for
 from ..trajectory import Trajectory
 from .verdict import THRESHOLDS
 
-_TRIED = 200  # images on which other normalizations are tried
+_MAX_TRIAL_IMAGES = 200  # images on which other normalizations are tried
 
 
 def trust_of(
     traj: Trajectory, net: Network | nn.Module | None = None, images: Any = None
 ) -> dict[str, Any]:
-    """Return the facts by which a reader judges whether to trust an analysis.
+    """Return the facts by which a reader can judge whether to trust an analysis.
 
     Parameters
     ----------
     traj : Trajectory
     net : Network or nn.Module, optional
     images : Images, optional
-        The images from which the features were traced; without them the result does not include
+        The images from which the features were traced. Without them, the result does not include
         ``normalization``.
 
     Returns
     -------
     dict
-        ``samples``; ``samples_per_class``, of the smallest class that occurs; ``duplicates``, the
-        number of samples that repeat another, and ``relabelled``, the number of those with another
-        label; ``classes``: the numbers of classes ``present`` and distinguished by the ``head``;
+        ``samples``; ``samples_per_class``, the size of the smallest class that occurs;
+        ``duplicates``, the number of samples that are copies of another, and ``relabelled``, the
+        number of copies with a different label; ``classes``, the numbers of classes that are
+        ``present`` in the images and that the network's ``head`` distinguishes;
         ``accuracy``, ``chance`` (the accuracy of always predicting the most frequent class),
         ``chance_p`` (one-sided binomial) and ``at_chance``; ``claimed_accuracy``, the accuracy
         stated in the file; ``normalization``: ``name``, ``mean``, ``std``, ``source`` and, if it
-        may be wrong, ``tried`` and the ``better`` one.
+        may be wrong, the presets that were ``tried`` and a ``better`` one.
     """
     _, counts = np.unique(traj.labels, return_counts=True)
     head = None if traj.classifier is None else len(traj.classifier.weight)
@@ -127,11 +128,13 @@ def _source(net: Network | nn.Module, images: Images) -> str:
 def _try_presets(
     net: Network | nn.Module, images: Images, normalization: Normalization, last: str
 ) -> dict[str, Any]:
-    """Return the accuracies on a few images under every preset, and the clearly better one.
+    """Return the accuracies on a few images with every preset, and one that is clearly better.
 
-    Only the `last` layer is traced, since finding blocks takes longer than tracing all images.
+    Only the `last` layer is traced, since detecting blocks takes longer than tracing all images.
     """
-    rows = np.unique(np.linspace(0, len(images) - 1, min(_TRIED, len(images))).astype(int))
+    rows = np.unique(
+        np.linspace(0, len(images) - 1, min(_MAX_TRIAL_IMAGES, len(images))).astype(int)
+    )
     subset = replace(images, x=images.x[rows], y=images.y[rows])
     correct: dict[str, np.ndarray] = {}
     candidates = {normalization.name: normalization, **PRESETS}
@@ -140,22 +143,22 @@ def _try_presets(
             continue
         try:
             traj = trace(net, replace(subset, normalize=preset), layers=[last])
-        except WgeoError:  # features may overflow under a wrong scale
+        except WgeoError:  # features may overflow if pixels are scaled wrongly
             continue
         if traj.predictions is not None:
             correct[name] = traj.predictions == subset.y
     if normalization.name not in correct:
         return {}
-    accuracies = [{"name": name, "accuracy": float(hits.mean())} for name, hits in correct.items()]
+    accuracies = [{"name": name, "accuracy": float(each.mean())} for name, each in correct.items()]
     best = better_preset(correct, normalization.name)
     return {"tried": accuracies, "images": len(rows), "better": best}
 
 
 def better_preset(correct: Mapping[str, Bool[np.ndarray, " n"]], used: str) -> str | None:
-    """Return the preset under which significantly more images are classified correctly, or None.
+    """Return a preset with which significantly more images are classified correctly, or None.
 
-    McNemar's exact test: of the images that only one of two presets gets right, more than half are
-    gained. Its p-value is multiplied by the number of presets that were tried (Bonferroni).
+    McNemar's exact test considers the images that are classified correctly with only one of the two
+    presets. Its p-value is multiplied by the number of presets that were tried (Bonferroni).
 
     Parameters
     ----------

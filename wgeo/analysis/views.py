@@ -1,4 +1,4 @@
-"""The view of the last layer over training, for the figures and reports of a series."""
+"""The class means of the last layer over training, for the figures and reports of a series."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def training_view(records: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None
     Returns
     -------
     dict or None
-        ``layers``, the epochs' names, and ``view``, like that of a segment; None if a record has no
-        ``end`` in its view, or if the records show different samples.
+        ``layers``, the names of the epochs, and ``view``, like that of a segment; None if the view
+        of a record has no ``end``, or if the views contain different samples.
     """
     views = [(record["segments"] or [{}])[-1].get("view") or {} for record in records]
     sample_labels = [(view.get("classes"), view.get("labels")) for view in views]
@@ -63,7 +63,7 @@ _COORDINATES = ("class_means", "points")
 
 
 def _stack(arrays: Sequence[Any]) -> Float[np.ndarray, "E n r"]:
-    """Stack the epochs' coordinates, padded with zeros to the largest number of directions."""
+    """Stack the coordinates of all epochs, padded with zeros to the largest number of axes."""
     padded = [np.array(array, dtype=np.float64) for array in arrays]
     r = max(array.shape[1] for array in padded)
     return np.stack([np.pad(array, ((0, 0), (0, r - array.shape[1]))) for array in padded])

@@ -1,1 +1,1 @@
-"""Arrays as they come in: checked, and read in chunks of rows."""
+"""Check input arrays, and read them in chunks of rows."""

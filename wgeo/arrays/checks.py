@@ -23,7 +23,7 @@ def as_points(
         NumPy or torch, rows are samples; one-dimensional input is n points on a line.
         Half precision and integers are widened to float32 and float64.
     name : str
-        Name of the array for errors.
+        Name of the array in error messages.
     dtype : torch.dtype, optional
         Convert to this dtype.
     start : int
@@ -32,7 +32,8 @@ def as_points(
     Raises
     ------
     FeatureError
-        Not numeric, not 1-D or 2-D, empty, or holding NaN or infinity (the first bad row is named).
+        The array is not numeric, not 1-D or 2-D, or empty; or it contains NaN or infinity (the
+        message names the first such row).
     """
     if isinstance(x, torch.Tensor):
         check_plain(x, name)
@@ -40,9 +41,9 @@ def as_points(
         x = as_array(x, name)
         if x.dtype == np.longdouble and x.dtype.itemsize > 8:
             x = x.astype(np.float64)
-        # torch takes no negative strides, and NumPy calls one row contiguous however it strides.
-        copied = not x.flags.writeable or min(x.strides, default=0) < 0
-        x = torch.from_numpy(np.array(x, order="C") if copied else np.ascontiguousarray(x))
+        # torch rejects negative strides, which ascontiguousarray leaves in an array of one row.
+        needs_copy = not x.flags.writeable or min(x.strides, default=0) < 0
+        x = torch.from_numpy(np.array(x, order="C") if needs_copy else np.ascontiguousarray(x))
     if x.is_complex():
         raise FeatureError(f"{name} is complex; wgeo works on real features.")
     if not x.is_floating_point():
@@ -84,7 +85,7 @@ def as_count(value: Any, name: str, minimum: int = 0) -> int:
     Raises
     ------
     ArgumentError
-        Anything else: a string, a fraction, True.
+        `value` is anything else: a string, a fraction, True.
     """
     if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < minimum:
         raise ArgumentError(f"{name} must be a whole number of at least {minimum}, not {value!r}.")
@@ -92,8 +93,8 @@ def as_count(value: Any, name: str, minimum: int = 0) -> int:
 
 
 def check_finite(x: torch.Tensor, name: str, start: int = 0) -> None:
-    """Raise `FeatureError` naming the first row that is not finite, counted from `start`."""
-    if bool(torch.isfinite(x.detach().sum())):  # one pass; a finite sum means every entry is
+    """Raise `FeatureError` if a row is not finite; the message names the first, from `start`."""
+    if bool(torch.isfinite(x.detach().sum())):  # one pass: a finite sum has finite entries
         return
     bad = ~torch.isfinite(x.detach()).flatten(1).all(1)
     if bool(bad.any()):
@@ -105,7 +106,7 @@ def check_finite(x: torch.Tensor, name: str, start: int = 0) -> None:
 
 
 def as_numpy(x: Any) -> np.ndarray:
-    """Return any array as NumPy on the host, without a copy if possible."""
+    """Return any array as a NumPy array in CPU memory, without a copy if possible."""
     if isinstance(x, torch.Tensor):
         check_plain(x, "the tensor")
         x = x.detach().resolve_conj().resolve_neg()
@@ -158,13 +159,13 @@ def pick_device(device: str | torch.device) -> torch.device:
     Raises
     ------
     ArgumentError
-        A device that this machine does not have (never silently replaced).
+        The device cannot be used on this machine; it is never silently replaced.
     """
     if str(device) == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        chosen = torch.device(device)
-        torch.empty(0, device=chosen).cpu()  # fails for "meta"
+        torch_device = torch.device(device)
+        torch.empty(0, device=torch_device).cpu()  # fails for "meta"
     except (RuntimeError, AssertionError) as error:
         raise ArgumentError(f"Device {str(device)!r} cannot be used here: {error}") from error
-    return chosen
+    return torch_device

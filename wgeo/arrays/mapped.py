@@ -22,21 +22,22 @@ def anonymous_array(
 ) -> np.memmap:
     """Return an array in an anonymous temporary file, which is removed when the process ends.
 
-    ``compute(rows)`` yields a slice of its rows, part by part. This is a collective operation:
-    processes of one host write one file, a shard each. The file is in `folder`, by default the
-    system's folder for temporary files. A full disk raises OSError.
+    ``compute(rows)`` yields the rows of a slice in chunks. This is a collective operation: the
+    processes of one host share one file, of which each writes a shard. The file is in `folder`, by
+    default the system's folder for temporary files. A full disk raises OSError.
     """
-    n, row = shape[0], math.prod(shape[1:]) * np.dtype(dtype).itemsize
+    n, row_bytes = shape[0], math.prod(shape[1:]) * np.dtype(dtype).itemsize
     with ExitStack() as stack:
-        shared = stack.enter_context(_shared_file(n * row, folder)) if world_size() > 1 else None
+        size = n * row_bytes
+        shared = stack.enter_context(_shared_file(size, folder)) if world_size() > 1 else None
         ranks = [rank()] if shared is None else local_ranks()
         part, parts = ranks.index(rank()), len(ranks)
 
         def write() -> np.memmap:
             file = shared or stack.enter_context(tempfile.TemporaryFile(dir=folder))
             shard = slice(n * part // parts, n * (part + 1) // parts)
-            file.seek(shard.start * row)
-            for chunk in compute(shard):  # written, not mapped: a full disk raises, not crashes
+            file.seek(shard.start * row_bytes)
+            for chunk in compute(shard):  # a full disk is an error in write, but a crash in a map
                 file.write(np.ascontiguousarray(chunk, dtype).data)
             file.flush()
             return np.memmap(file, dtype, "r+", shape=shape)

@@ -1,4 +1,4 @@
-"""Features in chunks of rows: large arrays are neither read nor computed as a whole."""
+"""Features in chunks of rows, so that large arrays are never read or computed as a whole."""
 
 from __future__ import annotations
 
@@ -21,8 +21,9 @@ from .checks import as_array, as_numpy, as_points
 from .mapped import anonymous_array
 
 _CHUNK_BYTES = 2**24  # of float64 rows
-_COPIED = 1e-6  # distance of copies, in distances between samples
-_COMPARED = 64  # pairs of samples that say how far apart samples are; neighbors that may be copies
+_COPY_DISTANCE = 1e-6  # largest distance of copies, relative to the median distance of samples
+_SAMPLED_PAIRS = 64  # random pairs of samples that determine this median
+_NEIGHBORS = 64  # neighbors on a random line that are tested for being copies
 
 
 @runtime_checkable
@@ -39,16 +40,16 @@ class Sliceable(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class LazyRows:
-    """Features that are computed when rows of them are indexed.
+    """Features whose rows are computed when they are indexed.
 
     Attributes
     ----------
     shape : tuple of int
         (n, d).
     compute : callable
-        Rows by a slice or an array of row numbers.
+        Takes a slice or an array of row numbers, and returns these rows.
     width : int
-        Numbers in memory per row while it is computed, if more than d.
+        Number of entries in memory per row during the computation, if more than d.
     """
 
     shape: tuple[int, ...]
@@ -60,12 +61,12 @@ class LazyRows:
 
 
 def is_memmapped(features: np.ndarray) -> TypeGuard[np.memmap]:
-    """Return whether features are on disk. (A copy of a memory map is a memmap in memory.)"""
+    """Return whether features are on disk; an in-memory copy of a memory map is a memmap, too."""
     return isinstance(features, np.memmap) and getattr(features, "_mmap", None) is not None
 
 
 def select_rows(features: Sliceable, indices: Int[np.ndarray, " m"]) -> LazyRows:
-    """Return the rows `indices` as features."""
+    """Return the features' rows `indices`, which are read when they are indexed."""
     shape = (len(indices), *features.shape[1:])
     return LazyRows(shape, lambda rows: as_float64(features[indices[rows]]), max_width(features))
 
@@ -83,7 +84,7 @@ def as_float64(features: np.ndarray) -> np.ndarray:
 def row_ranges(stop: int, width: int, start: int = 0) -> list[slice]:
     """Return slices of the rows from `start` on, each of 16 MiB in float64 at the given width.
 
-    Less if memory is limited (`wgeo.runtime.memory`).
+    The slices are smaller if memory is limited (`wgeo.runtime.memory`).
     """
     step = max(1, limited_size(_CHUNK_BYTES, 1 / 32) // (8 * width))
     return [slice(i, min(i + step, stop)) for i in range(start, stop, step)]
@@ -92,9 +93,10 @@ def row_ranges(stop: int, width: int, start: int = 0) -> list[slice]:
 def row_chunks(
     *features: Sliceable, width: int = 0, within: slice | None = None
 ) -> Iterator[tuple[slice, list[Float[np.ndarray, "b d"]]]]:
-    """Yield chunks of rows in float64 and their slices; only rows `within` a slice if it is given.
+    """Yield slices of rows, and these rows of each of the features in float64.
 
-    Chunks are sized for rows of `width`, if wider.
+    `within` restricts the rows to a slice. Chunks are sized for rows of `width` entries, if the
+    features are narrower.
     """
     within = slice(0, features[0].shape[0]) if within is None else within
     for rows in row_ranges(within.stop, max(width, max_width(*features)), within.start):
@@ -102,12 +104,12 @@ def row_chunks(
 
 
 def check_features(features: Any, name: str) -> np.ndarray:
-    """Return features (n, d) in their own dtype and without a copy, after checks as `as_points`.
+    """Return features (n, d) in their own dtype and without a copy, checked like `as_points`.
 
     Raises
     ------
     FeatureError
-        Not numeric, not 1-D or 2-D, empty, or holding NaN or infinity.
+        The features are not numeric, not 1-D or 2-D, or empty, or contain NaN or infinity.
     """
     array = features
     if not isinstance(features, np.ndarray):
@@ -161,9 +163,10 @@ def class_means(features: Sliceable, labels: Int[np.ndarray, " n"]) -> Float[np.
 def materialize(
     layers: Sequence[np.ndarray], rows: LazyRows, dtype: Any = np.float64
 ) -> np.ndarray:
-    """Compute `rows` as an array: on disk if one of the source layers is, else in memory.
+    """Compute `rows` as an array, on disk or in memory.
 
-    Also on disk if it would exceed an eighth of the available memory.
+    It is on disk if one of the source layers is, or if it would exceed an eighth of the available
+    memory.
 
     Raises
     ------
@@ -210,56 +213,60 @@ def materialize_on_disk(rows: LazyRows, dtype: Any, folder: Path | None) -> np.m
 def copies_of(*features: Sliceable) -> Int[np.ndarray, " n"]:
     """Return for every sample the index of the first sample of which it is a copy, or its own.
 
-    Copies are closer than 1e-6 of the median distance between samples in all of `features`:
-    rounding and invisible noise keep them that close; different images are not. Samples of a single
-    number are copies only if they are equal. Copies are neighbors in a random projection to
-    a line, so O(n d) numbers are read.
+    Copies are closer than 1e-6 of the median distance between samples in all of `features`. Copies
+    that differ by rounding or invisible noise are that close; different images are not. Samples of
+    a single number are copies only if they are equal. Copies are neighbors in a random projection
+    to a line, so only samples that are near on the line are compared, and O(n d) numbers are read.
     """
     rng, n = np.random.default_rng(0), features[0].shape[0]
     single = sum(each.shape[1] for each in features) == 1
-    margins = [0.0 if single else _COPIED * _apart(each, rng) for each in features]
-    lines = [rng.standard_normal(each.shape[1]) for each in features]
-    place = np.zeros(n)
+    margins = [
+        0.0 if single else _COPY_DISTANCE * _typical_distance(each, rng) for each in features
+    ]
+    directions = [rng.standard_normal(each.shape[1]) for each in features]
+    position = np.zeros(n)
     for rows, parts in row_chunks(*features):
-        place[rows] = sum(part @ line for part, line in zip(parts, lines, strict=True))
-    lengths = [float(np.linalg.norm(line)) for line in lines]
-    rounding = 1e-9 * float(np.abs(place).max())  # of sums
+        position[rows] = sum(part @ line for part, line in zip(parts, directions, strict=True))
+    lengths = [float(np.linalg.norm(line)) for line in directions]
+    rounding = 1e-9 * float(np.abs(position).max())  # of the sums
     reach = float(np.dot(margins, lengths)) + rounding
-    order = np.argsort(place, kind="stable")
+    order = np.argsort(position, kind="stable")
     group = np.arange(n)
-    for ahead in range(1, min(n, _COMPARED)):
-        pairs = np.stack([order[:-ahead], order[ahead:]])
-        near = np.diff(place[pairs], axis=0)[0] <= reach
+    for offset in range(1, min(n, _NEIGHBORS)):
+        pairs = np.stack([order[:-offset], order[offset:]])
+        near = np.diff(position[pairs], axis=0)[0] <= reach
         if not near.any():
             break
         pairs = pairs[:, near & (group[pairs[0]] != group[pairs[1]])]
-        group = _joined(group, pairs[:, _equal(features, margins, pairs)])
+        group = _merge_groups(group, pairs[:, _are_copies(features, margins, pairs)])
     return np.unique(group, return_index=True)[1][group]
 
 
-def _apart(features: Sliceable, rng: np.random.Generator) -> float:
+def _typical_distance(features: Sliceable, rng: np.random.Generator) -> float:
     """Return the median distance between randomly chosen samples."""
-    a, b = rng.integers(0, features.shape[0], (2, _COMPARED))
-    apart = [
+    a, b = rng.integers(0, features.shape[0], (2, _SAMPLED_PAIRS))
+    distances = [
         float(np.linalg.norm(np.subtract(*as_float64(features[np.array([i, j])]))))
         for i, j in zip(a, b, strict=True)
         if i != j
     ]
-    return float(np.median(apart)) if apart else 0.0
+    return float(np.median(distances)) if distances else 0.0
 
 
-def _equal(
+def _are_copies(
     features: Sequence[Sliceable], margins: Sequence[float], pairs: Int[np.ndarray, "2 m"]
 ) -> np.ndarray:
     """Return which pairs of samples are within the margins in all of the features."""
-    equal = np.ones(pairs.shape[1], bool)
+    within = np.ones(pairs.shape[1], bool)
     for each, margin in zip(features, margins, strict=True):
         for rows, (x, y) in row_chunks(select_rows(each, pairs[0]), select_rows(each, pairs[1])):
-            equal[rows] &= np.linalg.norm(x - y, axis=1) <= margin
-    return equal
+            within[rows] &= np.linalg.norm(x - y, axis=1) <= margin
+    return within
 
 
-def _joined(group: Int[np.ndarray, " n"], pairs: Int[np.ndarray, "2 m"]) -> Int[np.ndarray, " n"]:
+def _merge_groups(
+    group: Int[np.ndarray, " n"], pairs: Int[np.ndarray, "2 m"]
+) -> Int[np.ndarray, " n"]:
     """Merge the groups of each pair of samples; return group numbers 0, 1, ..."""
     if not pairs.size:
         return group

@@ -1,6 +1,6 @@
-"""The command line: parses options, calls the library, prints results.
+"""The command line: parse options, call the library, and print results.
 
-One module per group of commands; importing it adds the commands to `main`.
+There is one module per group of commands; importing it adds the commands to `main`.
 """
 
 from . import analysis, lists, sweeps, tracing, training, ufm

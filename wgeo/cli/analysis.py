@@ -93,11 +93,11 @@ def analyze(
 
     CHECKPOINT is a file, or a folder of features that `wgeo trace` stored. Writes
     OUT/analysis.json, OUT/figures and OUT/report. Each of several checkpoints gets its own folder,
-    and OUT/series.json and OUT/report compare them: over the epochs of a training, or network by
-    network. Checkpoints that are already analyzed are not analyzed again.
+    and OUT/series.json and OUT/report compare them: over the epochs of a training run, or network
+    by network. Checkpoints that are already analyzed are not analyzed again.
 
     `torchrun --nproc-per-node=N --no-python wgeo analyze ...` runs one analysis in N processes,
-    each on its own GPU if available; if stopped, it resumes from the stored features.
+    each on its own GPU if available. After a stop, it resumes from the stored features.
     """
     if launched_world_size() > 1 and len(checkpoints) > 1:
         on_rank_zero(_refuse_several)

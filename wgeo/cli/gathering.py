@@ -1,4 +1,4 @@
-"""Many analyses: each in a separate folder, run once, and compared."""
+"""Run several analyses, each once and in a separate folder, and compare them."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from ..storage.ownership import has_leftovers, owned
 from .job import Job
 from .root import as_typed, main, say, with_flags
 
-CONTEXT = "forkserver"  # libraries are imported once; each job has its own process
+CONTEXT = "forkserver"  # libraries are imported once, and each job has its own process
 _PRELOAD = ["wgeo.analysis", "wgeo.cli.job"]
 
 
 def run_all(
     jobs: Mapping[str, Job], folder: Path, *, processes: int = 1, part: tuple[int, int] = (1, 1)
 ) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
-    """Run unfinished jobs, each into a folder of its name; failures are reported.
+    """Run unfinished jobs, each in a folder with its name, and report failures.
 
     Parameters
     ----------
@@ -42,14 +42,14 @@ def run_all(
     Returns
     -------
     done : dict of str to dict
-        Records of all finished jobs, whichever run finished them, in the order of `jobs`.
+        Records of all finished jobs, including those of earlier runs, in the order of `jobs`.
     failures : dict of str to str
         Error messages by job name.
 
     Raises
     ------
     RecordError
-        Files that wgeo did not write are in the way in a job's folder; no job was run.
+        Files in a job's folder that wgeo did not write would be replaced; no job was run.
     """
     from ..analysis.saving import require_writable
 
@@ -63,11 +63,11 @@ def run_all(
             failures[name] = _report_failure(job, error)
     if records:
         say(f"{len(records)} of {len(jobs)} analyses were done before.", err=True)
-    mine = list(jobs)[part[0] - 1 :: part[1]]
-    todo = {name: jobs[name] for name in mine if name not in records and name not in failures}
+    own = list(jobs)[part[0] - 1 :: part[1]]
+    todo = {name: jobs[name] for name in own if name not in records and name not in failures}
     for name in todo:
         require_writable(folder / name)
-    for name in [name for name in mine if name in records]:
+    for name in [name for name in own if name in records]:
         if error := _draw_missing(records[name], folder / name):
             failures[name] = _report_failure(jobs[name], error)
     outcomes = _run_here(todo, folder) if processes == 1 else _run_pool(todo, folder, processes)
@@ -77,7 +77,7 @@ def run_all(
             failures[name] = _report_failure(jobs[name], error or "its record is missing")
         else:
             records[name] = record
-    for name in jobs:  # other parts may have finished some meanwhile
+    for name in jobs:  # runs of other parts may have finished some in the meantime
         if name not in records and name not in failures:
             record, _ = _record_or_error(jobs[name], folder / name)
             if record is not None:
@@ -101,8 +101,8 @@ def gather(
 
     require_writable(folder, SERIES, with_report=with_report)
     records, failures = run_all(jobs, folder, processes=processes, part=part)
-    elsewhere = part[1] > 1 and len(records) + len(failures) < len(jobs)
-    if len(records) > 1 and not elsewhere:
+    unfinished = part[1] > 1 and len(records) + len(failures) < len(jobs)
+    if len(records) > 1 and not unfinished:
         series = Series.of(records, [folder / name for name in records])
         with locked(folder):
             series.save(folder)
@@ -112,7 +112,7 @@ def gather(
 
                 say(f"Report: {reports.build(folder)}")
         say(f"Record: {folder / 'series.json'}; each checkpoint's in {folder}/NAME")
-    elif elsewhere:
+    elif unfinished:
         say(f"{len(jobs) - len(records) - len(failures)} analyses are left to other parts.")
     if failures:
         raise WgeoError(
@@ -127,10 +127,10 @@ _RESERVED = ("report", "figures", "report-build.log", "analysis.json", "series.j
 def folder_names(
     targets: list[str], prefix: str = "", existing: tuple[str, ...] = ()
 ) -> dict[str, str]:
-    """Map a folder name for each target to the target: its stem, numbered if already in use.
+    """Return targets by folder name: the target's stem, numbered if it is already in use.
 
-    Some file systems do not distinguish case or the composition of accents, so names that differ
-    only in these count as equal.
+    Some file systems do not distinguish upper and lower case, or composed and decomposed accents,
+    so names that differ only in these count as equal.
 
     Parameters
     ----------
@@ -166,7 +166,7 @@ def _report_failure(job: Job, error: str) -> str:
 
 
 def _record_of(job: Job, folder: Path) -> dict[str, Any] | None:
-    """Return the record of this job, or None if it is not done."""
+    """Return the record of this job, or None if the job is not finished."""
     from ..storage.records import read_record
 
     key = job.key
@@ -178,7 +178,7 @@ def _record_of(job: Job, folder: Path) -> dict[str, Any] | None:
 
 
 def _record_or_error(job: Job, folder: Path) -> tuple[dict[str, Any] | None, str]:
-    """Return the record of this job, if it is done, and the message of an error, if any."""
+    """Return the record of this job, if it is finished, and an error message, if any."""
     try:
         return _record_of(job, folder), ""
     except Exception as error:  # one bad checkpoint must not stop the others
@@ -191,18 +191,18 @@ def _draw_missing(record: Mapping[str, Any], folder: Path) -> str:
     Returns an error message, or "". Folders that are locked or not writable are left unchanged.
     """
     from .. import plots
-    from ..plots.files import drawn
+    from ..plots.files import current_files
     from ..storage.records import ANALYSIS
 
     figures = folder / "figures"
     try:
-        missing = drawn(record, figures, folder / ANALYSIS) is None
+        missing = current_files(record, figures, folder / ANALYSIS) is None
         if not (missing or has_leftovers(folder) or has_leftovers(figures)):
             return ""
         with ExitStack() as stack:
-            for place in (folder, figures):
+            for each in (folder, figures):
                 try:
-                    stack.enter_context(owned(place))
+                    stack.enter_context(owned(each))
                 except RecordError:
                     return ""
             if missing:
@@ -220,10 +220,10 @@ def _message(error: Exception) -> str:
 def _run(job: Job, folder: Path, command_line: str) -> str:
     """Run a job and save it; return an error message, or ""."""
     try:
-        with locked(folder) as home:
-            if _record_of(job, home) is None:  # else another run did it before we had the lock
-                job.measure(command_line).save(home)
-    except Exception as error:  # a checkpoint can make a library raise anything
+        with locked(folder):
+            if _record_of(job, folder) is None:  # else another run finished it before the lock
+                job.measure(command_line).save(folder)
+    except Exception as error:  # a checkpoint can make a library raise any error
         return _message(error)
     return ""
 
@@ -236,7 +236,7 @@ def _run_here(jobs: Mapping[str, Job], folder: Path) -> Iterator[tuple[str, str]
 
 
 def _run_pool(jobs: Mapping[str, Job], folder: Path, processes: int) -> Iterator[tuple[str, str]]:
-    """Run jobs in parallel, each in its own process, whose death does not affect the others."""
+    """Run jobs in parallel, each in its own process; a crash does not affect the others."""
     context: Any = multiprocessing.get_context(CONTEXT)
     if CONTEXT == "forkserver":
         context.set_forkserver_preload(_PRELOAD)
@@ -247,16 +247,16 @@ def _run_pool(jobs: Mapping[str, Job], folder: Path, processes: int) -> Iterator
         while waiting or running:
             while waiting and len(running) < processes:
                 name, job = waiting.pop(0)
-                ours, theirs = context.Pipe(duplex=False)
-                arguments = (theirs, job, folder / name, command_line, threads)
-                process = context.Process(target=_serve, args=arguments, daemon=True)
+                receiver, sender = context.Pipe(duplex=False)
+                arguments = (sender, job, folder / name, command_line, threads)
+                process = context.Process(target=_run_in_child, args=arguments, daemon=True)
                 process.start()
-                theirs.close()
-                running[ours] = (name, process)
-            for ours in list[Any](connection.wait(list(running))):
-                name, process = running.pop(ours)
+                sender.close()
+                running[receiver] = (name, process)
+            for receiver in list[Any](connection.wait(list(running))):
+                name, process = running.pop(receiver)
                 try:
-                    error = ours.recv()
+                    error = receiver.recv()
                 except EOFError:
                     process.join()
                     error = (
@@ -270,8 +270,8 @@ def _run_pool(jobs: Mapping[str, Job], folder: Path, processes: int) -> Iterator
             process.terminate()
 
 
-def _serve(answer: Any, job: Job, folder: Path, command_line: str, threads: int) -> None:
-    """Run a job in a child process, which ends with its parent."""
+def _run_in_child(sender: Any, job: Job, folder: Path, command_line: str, threads: int) -> None:
+    """Run a job in a child process, which ends if its parent does."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     import torch
 
@@ -279,7 +279,7 @@ def _serve(answer: Any, job: Job, folder: Path, command_line: str, threads: int)
     assert parent is not None
     threading.Thread(target=_exit_with_parent, args=(parent.sentinel,), daemon=True).start()
     torch.set_num_threads(threads)
-    answer.send(_run(job, folder, command_line))
+    sender.send(_run(job, folder, command_line))
 
 
 def _exit_with_parent(sentinel: int) -> None:

@@ -1,4 +1,4 @@
-"""One analysis as a value: its target and options, identified by the content of its inputs."""
+"""A single analysis: its target and options, identified by the contents of its inputs."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class Job:
 
     @cached_property
     def key(self) -> str:
-        """SHA-256 of everything that decides the numbers: contents rather than paths."""
+        """SHA-256 of everything that determines the numbers, by contents rather than paths."""
         from ..analysis.controls import REFERENCES
         from ..runtime.memory import memory_limit
         from ..storage.store import digest
@@ -91,7 +91,7 @@ class Job:
         return digest({**content, "options": options})
 
     def measure(self, command: str, store: str | None = None) -> Analysis:
-        """Run the analysis, storing features in `store`; its record's provenance holds the key."""
+        """Run the analysis, storing features in `store`, and add the key to its provenance."""
         from ..runtime.memory import memory_limit
 
         with memory_limit(self.options.get("memory")):
@@ -157,7 +157,7 @@ class Job:
 
 
 def require_inputs(checkpoints: Iterable[str], source: str | None) -> None:
-    """Raise an error for paths that do not exist, before loading libraries takes seconds.
+    """Raise an error for paths that do not exist, before libraries are loaded (seconds).
 
     Raises
     ------
@@ -181,7 +181,7 @@ def split_names(layers: str | None) -> list[str] | None:
 
 @lru_cache(maxsize=1)
 def _images(options: tuple[Any, ...]) -> Images:
-    """Load the images that options select; those of the last job are cached."""
+    """Load the images that options select, and cache those of the last job."""
     from ..data import load_images
 
     selected = dict(zip(_OF_IMAGES, options, strict=True))

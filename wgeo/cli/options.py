@@ -1,4 +1,4 @@
-"""Options shared by commands that read networks, and their parsing."""
+"""Options that several commands share, and their parsing."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from .root import SEED, Choice, F, settings_of
 
 SOLVERS = {
     "exact": "W2 itself, with a certificate",
-    "sinkhorn": "entropic, on the GPU if there is one; an interval that contains W2",
-    "sliced": "mean over random directions; fast, an interval that contains W2",
+    "sinkhorn": "entropic, on the GPU if there is one; with bounds of W2",
+    "sliced": "mean over random directions; fast, with bounds of W2",
     "gaussian": "Bures distance of the fitted Gaussians; a lower bound of W2",
 }
 
@@ -37,7 +37,7 @@ def network_options(function: F) -> F:
         click.option(
             "--trust-checkpoint",
             is_flag=True,
-            help="Load whole pickled networks: this runs code that the file names.",
+            help="Load pickled networks, too, which runs code that the file names.",
         ),
     )
     return _all(options, function)
@@ -107,15 +107,16 @@ def measuring_options(function: F) -> F:
             "--reference",
             default="init",
             show_default=True,
-            help="Reference for straightness: init (fresh weights), shuffled (layers), "
-            "none, a checkpoint such as RUN/checkpoints/epoch-0000.pt, or stored features.",
+            help="Reference for straightness: init (randomly initialized networks), shuffled "
+            "(layers), none, a checkpoint such as RUN/checkpoints/epoch-0000.pt, or stored "
+            "features.",
         ),
         click.option(
             "--reference-networks",
             default=20,
             show_default=True,
             type=click.IntRange(min=1),
-            help="Number of networks with fresh weights to compare with (--reference init).",
+            help="Number of randomly initialized networks to compare with (--reference init).",
         ),
         click.option(
             "--brenier",
@@ -136,8 +137,7 @@ def measuring_options(function: F) -> F:
         click.option(
             "--mufm/--no-mufm",
             default=None,
-            help="Whether to fit the MUFM model; by default only if it takes at most about a "
-            "minute.",
+            help="Whether to fit MUFM; by default only if that takes at most about a minute.",
         ),
     )
     return _all(options, function)

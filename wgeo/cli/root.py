@@ -1,4 +1,4 @@
-"""The basis of all commands: the group, one-line errors, help that ends in an example."""
+"""Common parts of all commands: the group, one-line errors, help that ends in an example."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from ..text import printable, suggestion
 F = TypeVar("F", bound=Callable[..., Any])
 SEED = click.IntRange(min=0)
 SIGPIPE = 13  # Windows has no such signal
-STOPPED = "wgeo: stopped; what was finished is kept, nothing is half-written."
+STOPPED = "wgeo: stopped; finished results are kept, and no file is incomplete."
 _PARAMETER = re.compile(r"`(\w+)=([^`]*)`")
 _OPTION = {"limit": "samples", "size": "image_size", "trust": "trust_checkpoint"}  # renamed options
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
@@ -49,13 +49,13 @@ def say(*lines: object, err: bool = False) -> None:
 def with_flags(text: str, command: click.Command | None = None) -> str:
     """Rewrite parameters in a library message as options: ``--pool gap`` for `` `pool='gap'` ``.
 
-    The library names its parameters in backquotes. Those without an option are left unchanged.
+    Library messages name parameters in backquotes. Parameters without an option are unchanged.
 
     Parameters
     ----------
     text : str
     command : click.Command, optional
-        By default the running command.
+        By default the command that is running.
     """
     if command is None and (ctx := click.get_current_context(silent=True)):
         command = ctx.meta.get("wgeo.command")
@@ -69,7 +69,7 @@ def with_flags(text: str, command: click.Command | None = None) -> str:
 
 
 def _flags(option: click.Parameter, value: str) -> str | None:
-    """Return an option with a value in Python syntax as typed; None if it cannot have the value."""
+    """Return an option with a value as typed in a shell; None if it cannot have this value."""
     if not isinstance(option, click.Option):
         return None
     name = max(option.opts, key=len)
@@ -97,7 +97,7 @@ class Choice(click.Choice):  # type: ignore[type-arg]  # generic since click 8.2
 
 
 class Command(click.Command):
-    """A command that is recorded in the context, also for printing its errors."""
+    """A command that is recorded in the context, by which errors name its options."""
 
     def invoke(self, ctx: click.Context) -> Any:
         ctx.meta["wgeo.command"] = self
@@ -105,10 +105,10 @@ class Command(click.Command):
 
 
 class Commands(click.Group):
-    """Turns every error into one line and exit code 2; `--debug` shows the traceback."""
+    """A group that turns every error into one line and exit code 2; `--debug` shows tracebacks."""
 
     def main(self, *args: Any, **extra: Any) -> Any:
-        """Run a command; a failure to print its help is an error like any other."""
+        """Run a command; a failure to print its help is also reported in one line."""
         try:
             return super().main(*args, **extra)
         except OSError as error:
@@ -160,12 +160,12 @@ def _progress() -> AbstractContextManager[None]:
 
 @contextmanager
 def _quiet_on_closed_pipe() -> Iterator[None]:
-    """Exit silently if the reader of the output has ended, as in ``| head -1``."""
+    """Exit silently if the program that reads the output has ended, as in ``| head -1``."""
     try:
         yield
     except BrokenPipeError:
         nowhere = os.open(os.devnull, os.O_WRONLY)
-        for stream in (1, 2):  # else flushing them at exit raises an error
+        for stream in (1, 2):  # otherwise flushing them at exit raises an error
             os.dup2(nowhere, stream)
         sys.exit(128 + SIGPIPE)
 
@@ -176,12 +176,12 @@ def _printable_errors() -> Iterator[None]:
     try:
         yield
     except click.ClickException as error:
-        vars(error)["message"] = printable(error.message, None)  # declared final
+        vars(error)["message"] = printable(error.message, None)  # the attribute is declared final
         raise
 
 
 class Stopped(KeyboardInterrupt):
-    """A signal to stop, as an exception, so that files are closed and locks released."""
+    """A stop signal, raised as an exception so that files are closed and locks released."""
 
     def __init__(self, number: int) -> None:
         super().__init__()
@@ -190,7 +190,7 @@ class Stopped(KeyboardInterrupt):
 
 @contextmanager
 def _stoppable() -> Iterator[None]:
-    """Let SIGTERM stop a command like Ctrl-C; a second signal kills it at once."""
+    """Make SIGTERM stop a command like Ctrl-C; a second signal kills it immediately."""
     if threading.current_thread() is not threading.main_thread():
         yield  # only the main thread handles signals
         return
@@ -211,21 +211,21 @@ def _stoppable() -> Iterator[None]:
 
 @contextmanager
 def _warnings_in_one_line() -> Iterator[None]:
-    """Print wgeo's own warnings in one line, and other warnings as Python does."""
-    usual = warnings.showwarning
+    """Print wgeo's own warnings on one line, and other warnings as Python does."""
+    original = warnings.showwarning
 
-    def show(message: Any, category: type[Warning], *where: Any, **more: Any) -> None:
+    def show(message: Any, category: type[Warning], *location: Any, **more: Any) -> None:
         if issubclass(category, WgeoWarning):
             if is_rank_zero():
                 say(f"wgeo: {with_flags(str(message))}", err=True)
         else:
-            usual(message, category, *where, **more)
+            original(message, category, *location, **more)
 
     warnings.showwarning = show
     try:
         yield
     finally:
-        warnings.showwarning = usual
+        warnings.showwarning = original
 
 
 def _process() -> str:
@@ -269,9 +269,10 @@ def command(
     within: click.Group | None = None,
     together: bool = False,
 ) -> Callable[[F], click.Command]:
-    """Decorate a command (of `main`, or `within` a group); its help ends in an example.
+    """Return a decorator that adds a command to `main` or to the group `within`.
 
-    If `together`, several processes may run it (`wgeo.runtime.processes`).
+    The command's help ends in an example. If `together` is true, a launch of several processes may
+    run the command (`wgeo.runtime.processes`).
     """
 
     def wrap(function: F) -> click.Command:
@@ -288,7 +289,7 @@ def command(
 
 
 def _single_process(name: str, function: F) -> F:
-    """Make a command refuse to run in several processes."""
+    """Make a command an error if several processes run it."""
 
     @functools.wraps(function)
     def run(*args: Any, **kwargs: Any) -> Any:

@@ -24,7 +24,7 @@ DEEP = {"dnc1": "DNC1", "dnc2": "DNC2", "dnc3": "DNC3"}
 
 
 def print_solution(record: Mapping[str, Any]) -> None:
-    """Print the objective and its minimum, a row per layer, and the certificate."""
+    """Print the objective and its lower bound, one row per layer, and the certificate."""
     console = Terminal(100)
     console.print(_headline(record))
     console.print(_objective(record))
@@ -66,7 +66,7 @@ def _objective(record: Mapping[str, Any]) -> Table:
 
 def _layers(record: Mapping[str, Any]) -> list[Column]:
     curve = record["curve"]
-    weights = "deep" in curve[0]  # not for MUFM
+    weights = "deep" in curve[0]  # a model with weights, not MUFM
     deep = DEEP if weights and len(curve) > 1 else {}
     columns = {
         key: name

@@ -94,7 +94,7 @@ def read_config(path: Path) -> tuple[str, dict[str, Job]]:
             )
         targets = _matching_files(options.pop("checkpoints", None), path)
         for name, target in folder_names(targets, prefix, tuple(jobs)).items():
-            # A folder has stored features, for which options of networks have no effect.
+            # A folder contains stored features, to which options for networks do not apply.
             inapplicable = set(NETWORK_OPTIONS) - set(run) if Path(target).is_dir() else set()
             applicable = {key: value for key, value in options.items() if key not in inapplicable}
             jobs[name] = _job(target, applicable, path)

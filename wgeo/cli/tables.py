@@ -1,4 +1,4 @@
-"""Print analyses as tables in a terminal, with the verdict."""
+"""Print analyses in a terminal, as tables with the verdict."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from ..plots.series import series_rows
 from ..runtime.terminal import Terminal
 from .widths import Column, fit_to_width
 
-_PIPED = 110  # columns if the output is not a terminal
+_PIPED = 110  # width in characters if the output is not a terminal
 _ARCH_SOURCES = {  # how the architecture was determined if the user did not name it
     "tensors": "recognized by its tensors",
     "config": "from its config.json",
-    "file": "as the file says",
+    "file": "as the file states",
 }
 _MARKS = {"warning": "!", "undecided": "?"}
 Row = Mapping[str, Any]
 
 
 def print_analysis(analysis: Analysis, rephrase: Callable[[str], str] = str) -> None:
-    """Print a header, a table with a row per layer, and the verdict with a line per sentence.
+    """Print a header, a table with one row per layer, and the verdict with one line per sentence.
 
     Parameters
     ----------
     analysis : Analysis
     rephrase : callable
-        Applied to every sentence; the command line uses it to replace parameters by its options.
+        Applied to every sentence; the command line uses it to replace parameters by options.
     """
     record = analysis.record
     console = Terminal(_PIPED)
@@ -48,10 +48,10 @@ def print_analysis(analysis: Analysis, rephrase: Callable[[str], str] = str) -> 
 
 
 def _header(record: Row) -> list[str]:
-    """Return lines that say what was analyzed, and whether it can be trusted."""
+    """Return lines that state what was analyzed, and facts about its reliability."""
     origin, trust = record["provenance"], record.get("trust") or {}
     split = f" ({origin['split']})" if origin.get("split") else ""
-    net = (origin["arch"] or "features") + _bracketed(
+    net = (origin["arch"] or "features") + _in_parentheses(
         _ARCH_SOURCES.get(origin.get("arch_from"), "")
     )
     lines = [
@@ -61,20 +61,20 @@ def _header(record: Row) -> list[str]:
     parts = []
     normalization = trust.get("normalization")
     if normalization:
-        source = {"asked": "as specified", "file": "as the file says"}.get(
+        source = {"asked": "as specified", "file": "as the file states"}.get(
             normalization["source"], "assumed"
         )
         parts.append(f"normalization {normalization['name']}, {source}")
     if record["accuracy"] is not None:
         claimed = trust.get("claimed_accuracy")
         context = [f"guessing {trust['chance']:.3f}"] if trust.get("chance") is not None else []
-        context += [f"the file claims {claimed['value']:.3f}"] if claimed else []
-        parts.append(f"accuracy {record['accuracy']:.3f}" + _bracketed(", ".join(context)))
+        context += [f"the file states {claimed['value']:.3f}"] if claimed else []
+        parts.append(f"accuracy {record['accuracy']:.3f}" + _in_parentheses(", ".join(context)))
     how = describe_reading(origin.get("report") or {})
     return [*lines, *([f"weights: {how}"] if how else []), *(["; ".join(parts)] if parts else [])]
 
 
-def _bracketed(text: str) -> str:
+def _in_parentheses(text: str) -> str:
     return f" ({text})" if text else ""
 
 
@@ -102,20 +102,20 @@ def _correlation(_: Row, block: Row | None) -> str:
     return text if block.get("power") else f"({text})"
 
 
-# Name, cell of a row, and drop_order (see `widths.Column`).
+# Name, function that returns the cell of a row, and drop_order (see `widths.Column`).
 _COLUMNS: tuple[tuple[str, Callable[[Row, Row | None], str], int], ...] = (
     ("layer", lambda layer, _: layer["name"], 0),
     ("W2", _block("distance"), 0),
     ("interval", _interval, 2),
     ("corr.", _correlation, 0),
-    ("OT centred", _block("ot_score_centred", "{:.4f}"), 3),
+    ("OT centered", _block("ot_score_centred", "{:.4f}"), 3),
     ("asymmetry", _block("asymmetry", "{:.2f}"), 1),
     ("NC1", _collapse("nc1"), 0),
     ("NCC acc.", _collapse("ncc_accuracy", "{:.3f}"), 1),
 )
 _CAPTION = (
-    "corr.: correlation score, 1 for an optimal map; in brackets if null maps have about the same "
-    "score, so that it is not evidence. NCC acc.: accuracy of the nearest class mean."
+    "corr.: correlation score, 1 for an optimal map; in parentheses if null maps score about as "
+    "high, so that it is not evidence. NCC acc.: accuracy of the nearest class mean."
 )
 
 
@@ -123,7 +123,7 @@ _CORRECTED = ("NC1 corrected", _collapse("nc1_corrected"), 0)
 
 
 def _columns(record: Row) -> list[tuple[str, Callable[[Row, Row | None], str], int]]:
-    """Return the columns for a record; with few samples per class, also corrected NC1."""
+    """Return the columns for a record, including corrected NC1 for few samples per class."""
     columns = list(_COLUMNS)
     if any(layer["collapse"].get("nc1_corrected") is not None for layer in record["layers"]):
         columns.insert([name for name, _, _ in columns].index("NC1") + 1, _CORRECTED)
@@ -135,7 +135,7 @@ def _caption(record: Row) -> str:
 
 
 def print_series(series: Series) -> None:
-    """Print a row per analysis and segment."""
+    """Print one row per analysis and segment."""
     by_epoch = series.record["axis"] == "epoch"
     rows = series_rows(series)
     repeated = [k > 0 and row["name"] == rows[k - 1]["name"] for k, row in enumerate(rows)]
@@ -160,11 +160,12 @@ def print_series(series: Series) -> None:
         column("segment", lambda row: row["segment"]),
         column("accuracy", value("accuracy", "{:.3f}"), 1, once=True),
         column("length ratio", lambda row: _with_interval(row, "length_ratio")),
-        column("centred", value("length_ratio_centred"), 2),
+        column("centered", value("length_ratio_centred"), 2),
         *([column(f"over k = {runs}", value("length_over_runs_centred"), 2)] if over else []),
         column("sqrt B", value("sqrt_moving_blocks"), 3),
         column(
-            "corr.", lambda row: _bracketed_unless(row["power"], _cell(row["corr_score"], "{:.4f}"))
+            "corr.",
+            lambda row: _in_parentheses_unless(row["power"], _cell(row["corr_score"], "{:.4f}")),
         ),
         column("NC1, last", value("nc1", "{:.4g}"), once=True),
         column("tau of NC1", value("tau", "{:+.2f}"), 3, once=True),
@@ -173,13 +174,13 @@ def print_series(series: Series) -> None:
         "over k: the centered length over k runs of blocks, for networks of different depth. "
         * over
         + "sqrt B: the length ratio that orthogonal steps of the same sizes would have. corr. is "
-        "in brackets if it is not clearly above that of null maps."
+        "in parentheses if it is not clearly above that of null maps."
     )
     terminal = Terminal(130)
     terminal.print(fit_to_width(columns, terminal.width, title="Side by side", caption=caption))
 
 
-def _bracketed_unless(certain: Any, text: str) -> str:
+def _in_parentheses_unless(certain: Any, text: str) -> str:
     return text if certain else f"({text})"
 
 

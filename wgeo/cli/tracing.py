@@ -57,10 +57,10 @@ def trace(
     container: str | None,
     **settings: Any,
 ) -> None:
-    """Store features before and after every block, a memory map per layer; resumes after a stop.
+    """Store features before and after every block, one memory map per layer; resumable.
 
-    If it is killed or the disk is full, the same command resumes and produces the same bytes. Open
-    the result with `wgeo analyze DIR` or `wgeo.Trajectory.load(DIR)`.
+    If the command was killed or the disk was full, run it again: it resumes, and produces the same
+    bytes. Open the result with `wgeo analyze DIR` or `wgeo.Trajectory.load(DIR)`.
     """
     require_inputs([checkpoint], source)
 
@@ -92,10 +92,10 @@ def trace(
         return
     say(f"{len(traj)} samples, {len(traj.layers)} layers: {settings['store']}")
     if (projected := traj.settings.get("projected")) is not None:
-        least, most = projected["all"]
+        low, high = projected["all"]
         say(
             f"Projected onto {projected['width']} features: every distance is preserved up to a "
-            f"factor between {least:.2f} and {most:.2f} (99 %), a typical one to within "
+            f"factor between {low:.2f} and {high:.2f} (99 %), and a typical distance to within "
             f"{projected['typical']:.1%}."
         )
     next_command = ["wgeo", "analyze", settings["store"], "--out", "runs/analysis"]

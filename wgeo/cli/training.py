@@ -87,7 +87,7 @@ from .root import SEED, Choice, command, lock_folder, number, say, settings_of
     "--resume/--no-resume",
     default=True,
     show_default=True,
-    help="Continue the run in OUT, if there is one, or start anew in its place.",
+    help="Continue the run in OUT, if there is one, or replace it by a new run.",
 )
 @click.option("--device", default="auto", show_default=True)
 @click.option("--seed", type=SEED, default=0, show_default=True, help="Random seed.")
@@ -103,10 +103,10 @@ def train(
     skip_broken: bool,
     **settings: Any,
 ) -> None:
-    """Train to the terminal phase, saving checkpoints along the way; resumes after a stop.
+    """Train to the terminal phase, saving checkpoints along the way; resumable.
 
     Writes OUT/checkpoints/epoch-*.pt and OUT/history.json. Training by SGD with momentum continues
-    after training accuracy 1: neural collapse happens then.
+    after training accuracy 1, because neural collapse occurs in this phase.
     """
     require_inputs((), source)
 

@@ -172,7 +172,7 @@ def mse(bias: str, **settings: Any) -> None:
     F = (1/2N) ||W H + b 1^T - Y||^2
         + (lambda_W/2) ||W||^2 + (lambda_H/2) ||H||^2 + (lambda_b/2) ||b||^2
 
-    Without a bias the class means are an orthogonal frame, with a free one a simplex ETF.
+    Without a bias, the class means form an orthogonal frame; with a free bias, a simplex ETF.
     """
     from ..ufm import fit_mse
 
@@ -194,7 +194,8 @@ def mse(bias: str, **settings: Any) -> None:
 @search_options(
     "10",
     methods=(*PLAIN, "lower-rank"),
-    help_="closed: orthogonal frames at every layer; lower-rank: a ReLU point below them.",
+    help_="closed: orthogonal frames at every layer; lower-rank: a ReLU solution with a lower "
+    "objective.",
 )
 @output_options
 def deep(
@@ -306,7 +307,7 @@ def _labels(
 
 
 def _bias(text: str) -> str | float:
-    """Return the option as every ``fit_*`` takes it."""
+    """Return the option's value as the ``fit_*`` functions take it."""
     try:
         return text if text in ("free", "none") else float(text)
     except ValueError:
@@ -326,7 +327,7 @@ def _decays(text: str, layers: int) -> list[float]:
 
 
 def _folder(out: str | None) -> Any:
-    """Lock a solution's folder, if any: errors come before the work, not after."""
+    """Lock a solution's folder, if any, before the work, so that errors occur early."""
     if out is None:
         return None
     folder = lock_folder(out)
@@ -368,7 +369,7 @@ def _show(solution: Any, with_landscape: bool, folder: Any) -> None:
     arrays = io.BytesIO()
     np.savez_compressed(arrays, **arrays_of(solution))
     text = json.dumps(record, indent=1, allow_nan=False) + "\n"
-    with owned(folder) as home:
-        home.write({"solution.npz": arrays.getvalue(), "solution.json": text})
+    with owned(folder) as owner:
+        owner.write({"solution.npz": arrays.getvalue(), "solution.json": text})
     figure = write_model(record, folder)[0]
     say(f"Record: {folder / 'solution.json'}", f"Figure: {figure}")

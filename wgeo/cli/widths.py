@@ -1,4 +1,4 @@
-"""Tables that fit the width of the terminal: columns are left out or rows stacked, never cut."""
+"""Tables that fit the width of the terminal: columns are left out, or rows become several lines."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rich.text import Text
 
 from ..text import printable
 
-_NAME = 24  # largest width of a column of names, in characters; longer names are folded
+_MAX_NAME_WIDTH = 24  # of a column of names, in characters; longer names are folded
 
 
 @dataclass(frozen=True)
@@ -46,11 +46,11 @@ def fit_to_width(
 ) -> RenderableType:
     """Return a table of the columns that fit.
 
-    If those that are never left out do not fit, return every row as lines of text.
+    If the columns that must not be left out do not fit, return every row as several lines of text.
     """
     shown = list(columns)
-    while _width(shown) > width and (first := max(column.drop_order for column in shown)):
-        shown.remove([column for column in shown if column.drop_order == first][-1])
+    while _width(shown) > width and (highest := max(column.drop_order for column in shown)):
+        shown.remove([column for column in shown if column.drop_order == highest][-1])
     left_out = [column.name for column in columns if column not in shown]
     if left_out:
         names = ", ".join(left_out).rstrip(".")
@@ -73,12 +73,14 @@ def fit_to_width(
 
 
 def _width(columns: Sequence[Column]) -> int:
-    cells = (min(column.width, _NAME) if column.names else column.width for column in columns)
+    cells = (
+        min(column.width, _MAX_NAME_WIDTH) if column.names else column.width for column in columns
+    )
     return sum(cells) + 3 * len(columns) + 1
 
 
 def _lines(columns: Sequence[Column]) -> list[Text]:
-    """Return, for every row, a heading made of its names and a line for each of its numbers."""
+    """Return for every row a heading, made of its names, and one line per number."""
     lines = []
     for row in range(len(columns[0].cells)):
         names = [c.cells[row] for c in columns if c.names and c.cells[row]]

@@ -3,14 +3,15 @@
 A function that shows one step also takes the result of that step: `collapse` a `Collapse`,
 `straightness` a `Straightness`, `distances` a `Straightness` or `TransportResult`, `class_means` a
 `Trajectory`, `model_errors` a `Comparison`, `sample_sizes` a `BiasCurve`, `separation_law` a
-`SeparationLaw`, `alignment` an `Alignment`; an error lists what a function takes.
+`SeparationLaw`, `alignment` an `Alignment`. For any other argument, the error lists the accepted
+types.
 
 With ``ax=None``, the default, a panel is drawn in pyplot's current axes if these are empty, and
-otherwise in a new figure. The new figure belongs to pyplot, and is therefore shown, in a notebook
-or if pyplot has been imported and opens windows. A program that only writes files leaves no figure
+otherwise in a new figure. In a notebook, or if pyplot has been imported and opens windows, pyplot
+manages the new figure and therefore shows it. A program that only writes files leaves no figure
 in pyplot.
 
-`figures` writes all figures at page width. For a column of a paper or for a slide, draw a panel in
+`figures` writes all figures at page width. For a paper's column or a slide, draw a panel in
 `axes` of that size and `save` it::
 
     ax = plots.collapse(analysis, "nc1", ax=plots.axes("column"))
@@ -26,6 +27,7 @@ from .._lazy import lazy_names
 from .block_distances import block_distances
 from .block_transport import correlation_scores, distances, ot_scores
 from .depth import collapse
+from .depth_laws import alignment, separation_law
 from .evidence import gradient_maps, sample_sizes
 from .files import figures, save
 from .models import model
@@ -33,7 +35,6 @@ from .pairs import correlation_pairs
 from .paths import class_means, interpolation_gap, straightness
 from .prediction_errors import model_errors
 from .series import over, profiles
-from .steadiness import alignment, separation_law
 from .style import axes
 
 if TYPE_CHECKING:

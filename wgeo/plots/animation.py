@@ -20,10 +20,10 @@ from ..runtime.progress import track
 from ..storage.files import temporary_path, writable
 from ..trajectory import Trajectory, as_trajectory
 from ..transport import Exact, wasserstein
-from .style import CLASS_COLOURS, MUTED, legend, new_figure, short, styled
+from .style import CLASS_COLORS, MUTED, legend, new_figure, short, styled
 
 _PCA_ROWS = 1000  # samples that determine the plane; their Gram matrix is small at any width
-_HOLD = 0.6  # seconds at rest at either end
+_PAUSE = 0.6  # seconds without movement at the start and at the end
 _WRITERS = {".gif": "pillow", ".mp4": "ffmpeg"}
 
 
@@ -31,7 +31,7 @@ _WRITERS = {".gif": "pillow", ".mp4": "ffmpeg"}
 class Scene:
     """Samples in the plane of a segment's first two principal components, at any time t in [0, 1].
 
-    t is the fraction of the path's length (the sum of the blocks' W2), as in
+    t is the fraction of the path's length (the sum of the blocks' W2), like
     ``interpolation_time`` in the record.
 
     Attributes
@@ -41,7 +41,8 @@ class Scene:
         Time at which each layer is reached.
     layers : ndarray, (L + 1, n, 2)
     target : ndarray of int, (n,)
-        The optimal coupling of the ends: sample i moves to the end of sample ``target[i]``.
+        The optimal coupling of the first and last layer: sample i moves to the features of sample
+        ``target[i]`` at the last layer.
     labels : ndarray of int, (n,)
     """
 
@@ -52,18 +53,18 @@ class Scene:
     labels: Int[np.ndarray, " n"]
 
     def network(self, t: float) -> Float[np.ndarray, "n 2"]:
-        """Return the samples at time t on the network's path, straight from layer to layer."""
+        """Return the samples at time t on the network's path, interpolated between layers."""
         block = self._block(t)
         start, end = self.times[block], self.times[block + 1]
         s = (t - start) / (end - start) if end > start else 1.0
         return (1 - s) * self.layers[block] + s * self.layers[block + 1]
 
     def geodesic(self, t: float) -> Float[np.ndarray, "n 2"]:
-        """Return the displacement interpolation of the ends (McCann 1997), linear in t."""
+        """Return the samples at time t of the displacement interpolation (McCann 1997)."""
         return (1 - t) * self.layers[0] + t * self.layers[-1][self.target]
 
     def position(self, t: float) -> str:
-        """Return the name of the layer at time t, or of the two layers around it."""
+        """Return the name of the layer at time t, or of the layers before and after t."""
         nearest = int(np.abs(self.times - t).argmin())
         if abs(self.times[nearest] - t) < 1e-9:
             return short(self.names[nearest], 30)
@@ -106,12 +107,12 @@ def _in_plane(
     arrays: list[Float[np.ndarray, "n d"]], rng: np.random.Generator
 ) -> Float[np.ndarray, "L1 n 2"]:
     points = np.concatenate(arrays)
-    centre = points.mean(0)
-    subset = points[rng.permutation(len(points))[:_PCA_ROWS]] - centre
+    center = points.mean(0)
+    subset = points[rng.permutation(len(points))[:_PCA_ROWS]] - center
     vectors = np.linalg.eigh(subset @ subset.T)[1]
     axes = subset.T @ vectors[:, :-3:-1]  # the two largest, d x 2
     axes /= np.maximum(np.linalg.norm(axes, axis=0), np.finfo(float).tiny)
-    return np.stack([(array - centre) @ axes for array in arrays])
+    return np.stack([(array - center) @ axes for array in arrays])
 
 
 @styled
@@ -126,12 +127,12 @@ def flow(
     solver: Any = None,
     seed: int = 0,
 ) -> Path:
-    """Write an animation of the feature clouds along a segment, next to the geodesic of its ends.
+    """Write an animation of a segment's features, next to the geodesic between its first and last.
 
-    On the left, each sample moves straight from layer to layer, as in the network; on the right,
-    the displacement interpolation moves the distribution of the first layer to that of the last at
-    the least cost. Both panels show the plane of the first two principal components, at equal
-    fractions of their lengths. If the network follows a geodesic at constant speed, they agree.
+    On the left, each sample moves in straight lines from layer to layer, as in the network; on the
+    right, the displacement interpolation moves the distribution of the first layer to that of the
+    last at the least cost. Both panels show the plane of the first two principal components, and at
+    any time the same fraction of the path's length. They agree if the network follows a geodesic.
 
     Parameters
     ----------
@@ -139,19 +140,20 @@ def flow(
     path : path
         ``.gif`` (written by pillow), or ``.mp4`` (needs ffmpeg).
     segment : int
-        Index of the segment; default the last, whose end is the input of the classifier.
+        Index of the segment; by default the last, which ends at the input of the classifier.
     samples : int
         Number of samples, drawn at random; the transport is solved for these.
     seconds, fps
-        Duration of the movement, and frames per second.
+        Duration of the movement in seconds, and frames per second.
     solver : solver, optional
-        A solver that pairs samples one to one; default `Exact()`.
+        A solver that pairs samples one to one; by default `Exact()`.
     seed : int
 
     Raises
     ------
     ArgumentError
-        The file extension or the segment does not exist, or the solver gives no pairing.
+        The file extension is not supported, the segment does not exist, or the solver does not
+        pair samples one to one.
     DependencyError
         ffmpeg, which ``.mp4`` needs, is not installed.
     FeatureError
@@ -169,8 +171,8 @@ def flow(
     writable(path.parent)
     figure = new_figure(7.2, 3.9)
     axes = figure.subplots(1, 2)
-    colours = [CLASS_COLOURS[k % len(CLASS_COLOURS)] for k in shown.labels]
-    clouds = [_scatter(ax, shown, colours) for ax in axes]
+    colors = [CLASS_COLORS[k % len(CLASS_COLORS)] for k in shown.labels]
+    clouds = [_scatter(ax, shown, colors) for ax in axes]
     axes[0].set_title("The network")
     axes[1].set_title("The geodesic between its ends")
     subtitle = figure.suptitle(shown.position(0.0), fontsize=8.5, color=MUTED)
@@ -178,10 +180,10 @@ def flow(
     figure.draw_without_rendering()
     figure.set_layout_engine("none")  # the same layout for every frame
     moving = np.linspace(0, 1, max(2, round(seconds * fps)))
-    rest = round(_HOLD * fps)
+    pause = round(_PAUSE * fps)
     temporary = temporary_path(path).with_suffix(path.suffix)  # the extension determines the format
     writer = animation.writers[name](fps=fps)
-    times = [*[0.0] * rest, *moving, *[1.0] * rest]
+    times = [*[0.0] * pause, *moving, *[1.0] * pause]
     try:
         writer.setup(figure, str(temporary), dpi=100)
         try:
@@ -201,14 +203,14 @@ def flow(
     return path
 
 
-def _scatter(ax: Axes, shown: Scene, colours: list[str]) -> Any:
+def _scatter(ax: Axes, shown: Scene, colors: list[str]) -> Any:
     low, high = shown.layers.min((0, 1)), shown.layers.max((0, 1))
     margin = 0.06 * float((high - low).max())
     ax.set(xlim=(low[0] - margin, high[0] + margin), ylim=(low[1] - margin, high[1] + margin))
     ax.set_aspect("equal")
     ax.set(xticks=[], yticks=[])
     x, y = shown.layers[0].T
-    return ax.scatter(x, y, s=9, c=colours, alpha=0.75, lw=0)
+    return ax.scatter(x, y, s=9, c=colors, alpha=0.75, lw=0)
 
 
 def _class_legend(figure: Any, traj: Trajectory, shown: Scene) -> None:
@@ -220,6 +222,6 @@ def _class_legend(figure: Any, traj: Trajectory, shown: Scene) -> None:
         for k in present
     ]
     dot: dict[str, Any] = {"marker": "o", "ms": 4, "ls": "none"}
-    handles = [Line2D([], [], color=CLASS_COLOURS[k % len(CLASS_COLOURS)], **dot) for k in present]
-    place: dict[str, Any] = {"loc": "outside lower center", "ncols": 10, "labelcolor": MUTED}
-    legend(figure, handles, names, handletextpad=0.1, columnspacing=0.9, fontsize=7, **place)
+    handles = [Line2D([], [], color=CLASS_COLORS[k % len(CLASS_COLORS)], **dot) for k in present]
+    options: dict[str, Any] = {"loc": "outside lower center", "ncols": 10, "labelcolor": MUTED}
+    legend(figure, handles, names, handletextpad=0.1, columnspacing=0.9, fontsize=7, **options)

@@ -1,4 +1,4 @@
-"""Panels of transport: the distances that blocks move their samples, and their optimality."""
+"""Panels of transport: how far blocks move the samples, and whether their maps are optimal."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from .style import (
-    COLOURS,
+    COLORS,
     MEASURED,
     REFERENCE,
     as_record,
+    has_resolution,
     highest_null,
     layer_axis,
     legend_above,
     new_axes,
     nothing_to_show,
     numbers,
-    resolved,
     stage_bands,
     styled,
 )
@@ -28,11 +28,11 @@ from .style import (
 
 @styled
 def distances(record: Any, ax: Axes | None = None) -> Axes:
-    """Draw W2 of every block with the interval that contains it, and the network's own pairing.
+    """Draw W2 of every block with its bounds, and the distance under the network's own pairing.
 
-    Bars show W2, error bars the interval ``[lower, upper]``, and dashes ``paired``, the root mean
-    squared distance by which the samples moved. If dash and bar meet, the block moved its samples
-    optimally. Units are those of the features.
+    Bars show W2, error bars the bounds ``[lower, upper]``, and dashes ``paired``, the root mean
+    squared distance by which the block moves the samples. If dash and bar meet, the block's map is
+    optimal on the samples. Units are those of the features.
     """
     record = as_record(record, "Straightness", "BlockTransport", "TransportResult")
     ax = new_axes(ax, 7.2, 3.2)
@@ -44,7 +44,7 @@ def distances(record: Any, ax: Axes | None = None) -> Axes:
         numbers([b.get(key) for b in blocks]) for key in ("distance", "lower", "upper", "paired")
     )
     stage_bands(ax, _block_stages(record), labels=True)
-    ax.bar(x, w2, width=0.72, color=COLOURS[5], alpha=0.55, lw=0, zorder=2)
+    ax.bar(x, w2, width=0.72, color=COLORS[5], alpha=0.55, lw=0, zorder=2)
     defined = np.isfinite(w2) & np.isfinite(lower) & np.isfinite(upper)
     below, above = np.maximum(w2 - lower, 0)[defined], np.maximum(upper - w2, 0)[defined]
     ax.errorbar(
@@ -59,17 +59,17 @@ def distances(record: Any, ax: Axes | None = None) -> Axes:
         zorder=4,
     )
     if pairing := bool(np.isfinite(paired).any()):
-        ax.scatter(x, paired, marker="_", s=90, lw=1.6, color=COLOURS[1], zorder=3)
+        ax.scatter(x, paired, marker="_", s=90, lw=1.6, color=COLORS[1], zorder=3)
     ax.set_ylim(bottom=0)
     ax.set_ylabel("distance moved (feature units)")
     layer_axis(ax, [b.get("target") for b in blocks])
     handles = [
         Line2D([], [], marker="o", ms=3.5, color=MEASURED, lw=1.1),
-        Line2D([], [], marker="_", ms=9, mew=1.6, color=COLOURS[1], ls="none"),
+        Line2D([], [], marker="_", ms=9, mew=1.6, color=COLORS[1], ls="none"),
     ]
-    names = ["W2, with the interval that contains it", "the network's own pairing"]
-    shown = 2 if pairing else 1  # two clouds without a network have no pairing of their own
-    legend_above(ax, handles[:shown], names[:shown], gap=11)
+    names = ["W2, with its bounds", "the network's own pairing"]
+    count = 2 if pairing else 1  # two point clouds without a network have no such pairing
+    legend_above(ax, handles[:count], names[:count], gap=11)
     return ax
 
 
@@ -77,7 +77,7 @@ def distances(record: Any, ax: Axes | None = None) -> Axes:
 def ot_scores(record: Any, ax: Axes | None = None) -> Axes:
     """Draw W2^2 / paired^2 of every block, which is 1 if the network's own pairing is optimal.
 
-    Markers are hollow if the resolution is below 1/2 or undefined, since a score of 1 is then no
+    Markers are hollow if the resolution is below 1/2 or undefined, since a score of 1 is then not
     evidence of an optimal map.
     """
     record = as_record(record, "Straightness", "BlockTransport")
@@ -87,7 +87,7 @@ def ot_scores(record: Any, ax: Axes | None = None) -> Axes:
         return nothing_to_show(ax, "This record has no blocks.")
     x = np.arange(len(blocks))
     score = numbers([b.get("ot_score") for b in blocks])
-    solid = np.array([resolved(b) for b in blocks])
+    solid = np.array([has_resolution(b) for b in blocks])
     stage_bands(ax, _block_stages(record))
     ax.axhline(1.0, color=REFERENCE, lw=0.8, ls=(0, (4, 3)), zorder=1)
     style: dict[str, Any] = {"s": 24, "edgecolors": MEASURED, "linewidths": 1.2, "zorder": 3}
@@ -99,16 +99,16 @@ def ot_scores(record: Any, ax: Axes | None = None) -> Axes:
     layer_axis(ax, [b.get("target") for b in blocks])
     dot: dict[str, Any] = {"marker": "o", "ms": 5, "color": MEASURED, "ls": "none", "mew": 1.2}
     handles = [Line2D([], [], **dot), Line2D([], [], mfc="white", **dot)]
-    legend_above(ax, handles, ["resolution ≥ 1/2", "resolution < 1/2: no evidence"])
+    legend_above(ax, handles, ["resolution ≥ 1/2", "resolution < 1/2: not evidence"])
     return ax
 
 
 @styled
 def correlation_scores(record: Any, ax: Axes | None = None) -> Axes:
-    """Draw the correlation score of every block, with the highest of its null maps (crosses).
+    """Draw the correlation score of every block, with the highest score of its null maps (crosses).
 
     The score is 1 for an optimal map. A marker is hollow if null maps (the same displacements
-    given to the wrong samples) have about the same score, so that the score is not evidence.
+    assigned to the wrong samples) score about as high, so that the score is not evidence.
     """
     record = as_record(record, "Straightness", "BlockTransport")
     ax = new_axes(ax, 7.2, 2.4)
@@ -123,7 +123,7 @@ def correlation_scores(record: Any, ax: Axes | None = None) -> Axes:
     solid = np.array([bool(b.get("power")) for b in blocks])
     stage_bands(ax, _block_stages(record))
     ax.axhline(1.0, color=REFERENCE, lw=0.8, ls=(0, (4, 3)), zorder=1)
-    cross: dict[str, Any] = {"marker": "x", "color": COLOURS[1], "zorder": 2}
+    cross: dict[str, Any] = {"marker": "x", "color": COLORS[1], "zorder": 2}
     ax.scatter(x, null, s=18, lw=1.1, **cross)
     dot: dict[str, Any] = {"marker": "o", "color": MEASURED, "ls": "none", "mew": 1.2, "zorder": 3}
     ax.plot(x[solid], score[solid], ms=5, **dot)
@@ -142,6 +142,6 @@ def correlation_scores(record: Any, ax: Axes | None = None) -> Axes:
 
 
 def _block_stages(record: Mapping[str, Any]) -> list[Any]:
-    """Return each block's stage, which is that of its output layer."""
+    """Return each block's stage, the stage of its output layer."""
     stages = {layer.get("name"): layer.get("stage") for layer in record.get("layers") or []}
     return [stages.get(block.get("target")) for block in record.get("blocks") or []]

@@ -1,4 +1,4 @@
-"""The figures of an analysis, each composed of panels, with the plotted numbers."""
+"""The figures of an analysis, each composed of panels, and the numbers they show."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from . import block_transport, depth, evidence, pairs, paths, prediction_errors, steadiness
+from . import block_transport, depth, depth_laws, evidence, pairs, paths, prediction_errors
 from .block_distances import block_distances_plot
 from .plot import Plot, Row
 from .series import series_plots
@@ -23,8 +23,8 @@ from .style import (
 )
 
 
-def catalogue(source: Any) -> list[Plot]:
-    """Return the figures for which this record has the numbers, in reading order."""
+def catalog(source: Any) -> list[Plot]:
+    """Return the figures that can be drawn from a record, in reading order."""
     record = as_record(source)
     if "analyses" in record:
         view = (record.get("last_layer") or {}).get("view")
@@ -48,7 +48,7 @@ def catalogue(source: Any) -> list[Plot]:
     if (matrix := pairs.pairs_plot(record)) is not None:
         plots.append(matrix)
     plots += evidence.evidence_plots(record)
-    plots += steadiness.steadiness_plots(record)
+    plots += depth_laws.depth_law_plots(record)
     with_view = (i for i, s in enumerate(segments) if (s.get("view") or {}).get("class_means"))
     return plots + [_class_means(record, i) for i in with_view]
 
@@ -68,7 +68,7 @@ def _distances(record: Mapping[str, Any]) -> Plot:
         return figure
 
     def rows() -> list[Row]:
-        # Without the computing times: equal analyses give equal files.
+        # Computing times are left out, so that equal analyses give equal files.
         return [
             {
                 **{k: v for k, v in block.items() if k != "seconds" and not _nested(v)},
@@ -82,13 +82,13 @@ def _distances(record: Mapping[str, Any]) -> Plot:
         "distances",
         "Transport by block",
         "Above: the Wasserstein distance W2 between the features before and after each block, "
-        "with the interval that contains it, and the root mean squared distance that the network "
-        "itself moved its samples. In the middle: the correlation score, 1 for an optimal map, "
-        "with the highest score of null maps (crosses), that is, of the same displacements given "
-        "to the wrong samples; a hollow score is not clearly higher and therefore not evidence. "
-        "Below: the OT score, the squared ratio of the distances above; hollow points have a "
-        "resolution below 1/2 and are not evidence. It is near 1 for almost any map that moves "
-        "the samples little.",
+        "with its bounds, and the root mean squared distance by which the network itself moves the "
+        "samples. In the middle: the correlation score, 1 for an optimal map, and the highest "
+        "score of null maps (crosses), that is, of the same displacements assigned to the wrong "
+        "samples; a hollow score is not clearly higher and therefore not evidence. Below: the OT "
+        "score, the squared ratio of the two distances above; hollow points have a resolution "
+        "below 1/2 and are not evidence. The OT score is near 1 for almost any map that moves the "
+        "samples little.",
         f"W2 of {len(blocks)} blocks{_span(blocks, 'distance')}; "
         f"OT score{_span(blocks, 'ot_score')}.",
         draw,
@@ -97,7 +97,7 @@ def _distances(record: Mapping[str, Any]) -> Plot:
 
 
 _CORRELATION = ("corr_score", "corr_low", "corr_high")
-_PFC = ("nc1", "cdnv", "nc2_equinorm", "nc2_equiangle", "nc2_etf", "ncc_error")
+_COLLAPSE_METRICS = ("nc1", "cdnv", "nc2_equinorm", "nc2_equiangle", "nc2_etf", "ncc_error")
 
 
 def _collapse(record: Mapping[str, Any]) -> Plot:
@@ -108,11 +108,11 @@ def _collapse(record: Mapping[str, Any]) -> Plot:
     def draw() -> Figure:
         figure = new_figure(7.2, 8.0)
         grid = figure.subplots(3, 2)
-        for order, (metric, ax) in enumerate(zip(_PFC, grid.flat, strict=True)):
+        for order, (metric, ax) in enumerate(zip(_COLLAPSE_METRICS, grid.flat, strict=True)):
             depth.collapse(record, metric, ax, label_layers=order >= 4)
         if models:
             legend_of_figure(
-                figure, *depth.model_handles(record), loc="outside upper center", most=3
+                figure, *depth.model_handles(record), loc="outside upper center", max_columns=3
             )
         return figure
 
@@ -122,7 +122,7 @@ def _collapse(record: Mapping[str, Any]) -> Plot:
             row: Row = {key: layer.get(key) for key in ("name", "stage", "width")}
             row |= {k: v for k, v in (layer.get("collapse") or {}).items() if not _nested(v)}
             for model in models:
-                for metric in _PFC:
+                for metric in _COLLAPSE_METRICS:
                     value = depth.predicted_metric(record, model, metric)[i]
                     row[f"{model}.{metric}"] = value if np.isfinite(value) else None
             table.append(row)
@@ -135,16 +135,22 @@ def _collapse(record: Mapping[str, Any]) -> Plot:
         else ""
     )
     progress = record.get("progress") or {}
-    falling = [metric for metric in _PFC if (progress.get(metric) or {}).get("monotone")]
+    monotone = [
+        metric for metric in _COLLAPSE_METRICS if (progress.get(metric) or {}).get("monotone")
+    ]
     return Plot(
         "collapse",
         "Collapse from layer to layer",
         "Progressive feedforward collapse: each metric over depth, from the input of the "
-        "first block to the last block; 0 is complete collapse. Layers that no block leads to "
-        "(open) are separate: the input image, the classifier's input. Kendall's τ is −1 if a "
-        f"metric falls at every layer. Shading marks the feature spaces.{predictions}",
+        "first block to the last block; 0 is complete collapse. Open markers: layers that no block "
+        "leads to, such as the input image and the classifier's input. Kendall's τ is −1 if a "
+        f"metric decreases at every layer. Shading marks the feature spaces.{predictions}",
         f"Six collapse metrics over {len(layers)} layers; "
-        + (f"never rising: {', '.join(falling)}." if falling else "each rises somewhere."),
+        + (
+            f"never increasing: {', '.join(monotone)}."
+            if monotone
+            else "each increases at some layer."
+        ),
         draw,
         rows,
     )
@@ -166,7 +172,7 @@ def _straightness(record: Mapping[str, Any]) -> Plot:
         paths.straightness(record, ratios).set_title("Ratios: 1 is a constant-speed geodesic")
         paths.straightness(record, scores, measures=paths.SCORES).set_title("Scores, end to end")
         paths.interpolation_gap(record, panels["gap"]).set_title("Distance from the geodesic")
-        legend_of_figure(figure, handles, names, most=2)
+        legend_of_figure(figure, handles, names, max_columns=2)
         return figure
 
     def rows() -> list[Row]:
@@ -176,12 +182,12 @@ def _straightness(record: Mapping[str, Any]) -> Plot:
         "straightness",
         "Straightness of the path",
         "Straightness of every segment, with intervals, compared with the ideal value 1 "
-        "(dashed). Left: ratios, solid with each layer's mean subtracted, hollow for the "
-        "original features; the tick at the length ratio is √B, the ratio of orthogonal steps of "
-        "the same sizes, and a path near it is not straight. Right: scores of the map from the "
-        "first layer to the last, 1 for an optimal map, hollow if they are not evidence of one; "
-        "crosses: the highest correlation score of null maps. Below: distance of each layer from "
-        "the displacement interpolation of the segment's two ends, relative to the distance "
+        "(dashed). Left: ratios; solid markers: with each layer's mean subtracted; hollow: for the "
+        "original features. The tick at the length ratio is √B, the ratio for orthogonal steps of "
+        "the same sizes; a path with a ratio near √B is not straight. Right: scores of the map "
+        "from the first layer to the last, 1 for an optimal map; hollow: not evidence; crosses: "
+        "the highest correlation score of null maps. Below: distance of each layer from the "
+        "displacement interpolation of the segment's first and last layer, divided by the distance "
         "between them.",
         f"Straightness of {len(segments)} segments: length ratio{_span(segments, 'length_ratio')}, "
         f"correlation score{_span(segments, 'corr_score')}.",
@@ -217,7 +223,7 @@ def _segment_rows(segment: Mapping[str, Any], index: int) -> list[Row]:
 
 
 def _class_means(record: Mapping[str, Any], index: int = -1) -> Plot:
-    """Return the figure of a segment's class means; for a series, over the epochs."""
+    """Return the figure of a segment's class means; for a series, those over the epochs."""
     source, training = record, "analyses" in record
     if training:
         record = paths.over_training(record)
@@ -228,7 +234,7 @@ def _class_means(record: Mapping[str, Any], index: int = -1) -> Plot:
     @styled
     def draw() -> Figure:
         wide, high = np.ptp(np.array(means, dtype=np.float64).reshape(-1, 2), axis=0) + 1e-12
-        rows = min(len(means[0]) + 3, paths.LEGEND_ROWS)  # the legend must fit beside the axes
+        rows = min(len(means[0]) + 3, paths.LEGEND_ROWS)  # the legend must fit next to the axes
         height = max(float(np.clip(5 * high / wide, 2.8, 5.4)), 0.2 * rows)
         figure = new_figure(7.2, height + 0.6)
         paths.class_means(source, index, figure.add_subplot())
@@ -247,10 +253,10 @@ def _class_means(record: Mapping[str, Any], index: int = -1) -> Plot:
     caption = (
         "Class means of the last layer from epoch to epoch, in the plane of their first two "
         "principal components. Each epoch is scaled to the same spread and rotated onto the next. "
-        "Open: first epoch; filled: last."
+        "Open marker: first epoch; filled: last."
         if training
-        else "Trajectories of the class means in the plane of the segment's first two principal "
-        "components, both axes with the same scale. Open: first layer; filled: last; "
+        else "Paths of the class means in the plane of the segment's first two principal "
+        "components, both axes with the same scale. Open marker: first layer; filled: last; "
         "dashed: the chord."
     )
     return Plot(

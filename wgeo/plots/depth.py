@@ -1,4 +1,4 @@
-"""Panels of collapse over depth, for the network and the models."""
+"""Panels of the collapse metrics over depth, for the network and the models."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from matplotlib.ticker import PercentFormatter
 
 from ..errors import ArgumentError
 from .style import (
-    COLOURS,
+    COLORS,
     MEASURED,
     MUTED,
     REFERENCE,
     as_record,
     layer_axis,
     legend_below,
-    log_where_positive,
+    log_if_positive,
     new_axes,
     nothing_to_show,
     number,
@@ -34,28 +34,29 @@ METRICS: dict[str, str] = {
     "nc2_equinorm": "NC2: spread of mean norms",
     "nc2_equiangle": "NC2: deviation from equal angles",
     "nc2_etf": "NC2: distance to simplex ETF",
-    "ncc_error": "Nearest-class-centre error",
+    "ncc_error": "Nearest-class-center error",
     "nc1_quotient": "tr Σw / tr Σb",
     "effective_rank": "Effective rank",
     "mean_angle": "Mean angle between class means (degrees)",
     "within": "Within-class energy, tr Σw",
     "between": "Between-class energy, tr Σb",
-    "ncc_mismatch": "NC4: disagreement with nearest centre",
+    "ncc_mismatch": "NC4: disagreement with nearest class mean",
 }
 """Metrics of `collapse`, and the titles of their panels."""
 
-SHARES = ("ncc_error", "ncc_mismatch")
+FRACTIONS = ("ncc_error", "ncc_mismatch")
+"""Metrics that are drawn as percentages."""
 
 MODELS: dict[str, tuple[str, str, str, Any]] = {
-    "geodesic_model": ("geodesic model", COLOURS[1], "s", (0, (5, 2))),
-    "mufm": ("MUFM", COLOURS[2], "^", (0, (1.5, 1.5))),
-    "mufm_given": ("MUFM, network's classifier", COLOURS[3], "D", (0, (4, 1.5, 1, 1.5))),
-    "ufm": ("UFM: collapsed", COLOURS[6], "v", "none"),
+    "geodesic_model": ("geodesic model", COLORS[1], "s", (0, (5, 2))),
+    "mufm": ("MUFM", COLORS[2], "^", (0, (1.5, 1.5))),
+    "mufm_given": ("MUFM, network's classifier", COLORS[3], "D", (0, (4, 1.5, 1, 1.5))),
+    "ufm": ("UFM: collapsed", COLORS[6], "v", "none"),
 }
 """Models that a record may include: name, color, marker, dashes."""
 
-_SAME_TIME = 1e-9  # fitted times that differ by less are equal
-ROUNDING = 1e-12  # smaller predicted metrics are zero, and lie at the edge of a logarithmic axis
+_SAME_TIME = 1e-9  # fitted times that differ by less are considered equal
+ROUNDING = 1e-12  # smaller predictions count as zero, drawn at the edge of a logarithmic axis
 
 
 @styled
@@ -86,25 +87,25 @@ def collapse(
     crowded = len(layers) > 30
     for key in models_in(record):
         predicted = predicted_metric(record, key, metric)
-        look = model_look(key) | ({"marker": ""} if crowded and key != "ufm" else {})
-        is_zero = predicted < (0 if metric in SHARES else ROUNDING)
+        style = model_style(key) | ({"marker": ""} if crowded and key != "ufm" else {})
+        is_zero = predicted < (0 if metric in FRACTIONS else ROUNDING)
         if is_zero.any():
             edge = {"transform": ax.get_xaxis_transform(), "clip_on": False, "in_layout": False}
-            ax.plot(x[is_zero], np.zeros(is_zero.sum()), **(look | edge | {"ls": "none"}))
+            ax.plot(x[is_zero], np.zeros(is_zero.sum()), **(style | edge | {"ls": "none"}))
         predicted = np.where(in_order(record, key) & ~is_zero, predicted, np.nan)
         if np.isfinite(predicted).any():
-            ax.plot(*split_by_stage(record, predicted), **look)
+            ax.plot(*split_by_stage(record, predicted), **style)
             curves.append(predicted)
-    # The image is separate: no block starts from it, and it is not part of the trend with depth.
+    # The image is drawn separately: no block starts from it, so it is not part of the trend.
     image = np.array([layer.get("stage") is None for layer in layers])
     dots: dict[str, Any] = {"marker": "o", "ms": 2.4 if crowded else 4.0, "zorder": 4}
     ax.plot(x, np.where(image, np.nan, measured), color=MEASURED, **dots)
     ax.plot(x[image], measured[image], color=MEASURED, mfc="white", ls="none", **dots)
     notes = [trend_label(record, metric)]
-    if metric in SHARES:
+    if metric in FRACTIONS:
         notes.append(_error_axis(ax, record, metric, curves))
     else:
-        log_where_positive(ax, *curves)
+        log_if_positive(ax, *curves)
     layer_axis(ax, [layer.get("name") for layer in layers], labels=label_layers)
     notes = [note for note in notes if note]
     stacked = len(notes) > 1 and ax.get_figure(root=True).get_size_inches()[0] < 4  # type: ignore[union-attr]
@@ -119,7 +120,7 @@ _SUBTITLE: dict[str, Any] = {"fontsize": 7.5, "color": MUTED, "ha": "left", "va"
 
 
 def _error_axis(ax: Axes, record: Mapping[str, Any], metric: str, curves: list[np.ndarray]) -> str:
-    """Scale an axis of errors from zero, in percent; return a note on the network's error."""
+    """Make an axis of errors start at zero, in percent; return a note on the network's error."""
     top = np.nanmax(np.concatenate(curves), initial=0.02)
     error = 1 - number(record.get("accuracy"))
     has_line = metric == "ncc_error" and bool(np.isfinite(error))
@@ -132,31 +133,32 @@ def _error_axis(ax: Axes, record: Mapping[str, Any], metric: str, curves: list[n
 
 
 def measured_metric(record: Mapping[str, Any], metric: str) -> np.ndarray:
-    """Return the metric at every layer, NaN if it is undefined."""
+    """Return the metric at every layer, or NaN if it is undefined."""
     return _metric([layer.get("collapse") or {} for layer in record.get("layers") or []], metric)
 
 
 def predicted_metric(record: Mapping[str, Any], model: str, metric: str) -> np.ndarray:
-    """Return a model's metric at every layer of the record, NaN if it makes no prediction.
+    """Return a model's metric at every layer of the record, or NaN if it predicts nothing there.
 
-    A model's record lists its layers by name, metrics under ``collapse`` or directly.
+    A model's row for a layer contains the metrics under ``collapse`` or directly.
     """
-    return _metric([la.get("collapse") or la for la in of_model(record, model)], metric)
+    rows = model_rows(record, model)
+    return _metric([row.get("collapse") or row for row in rows], metric)
 
 
-def of_model(record: Mapping[str, Any], model: str) -> list[Mapping[str, Any]]:
-    """Return a model's row for every layer of the record; empty if it makes no prediction."""
-    rows = {la.get("name"): la for la in (record.get(model) or {}).get("layers") or []}
+def model_rows(record: Mapping[str, Any], model: str) -> list[Mapping[str, Any]]:
+    """Return a model's row for every layer of the record, empty if it predicts nothing there."""
+    rows = {row.get("name"): row for row in (record.get(model) or {}).get("layers") or []}
     return [rows.get(layer.get("name"), {}) for layer in record.get("layers") or []]
 
 
 def in_order(record: Mapping[str, Any], model: str) -> np.ndarray:
-    """Return the layers at which a model is drawn, in stages whose fitted times do not decrease.
+    """Return which layers are in stages whose fitted times do not decrease with depth.
 
-    Each layer has the time at which the model's path is nearest to it. If these times do not
-    increase with depth, the layers in order are not a curve of the model.
+    The fitted time of a layer is the time at which the model's path is nearest to it. If the times
+    decrease with depth, the layers in order do not follow the model's path, and are not drawn.
     """
-    times = numbers([layer.get("time") for layer in of_model(record, model)])
+    times = numbers([row.get("time") for row in model_rows(record, model)])
     stages = [layer.get("stage") for layer in record.get("layers") or []]
     drawn = np.ones(len(stages), bool)
     for stage in {stage for stage in stages if stage is not None}:
@@ -167,14 +169,14 @@ def in_order(record: Mapping[str, Any], model: str) -> np.ndarray:
 
 
 def not_drawn(record: Mapping[str, Any]) -> str:
-    """Return a note on models that are not drawn in some stages, for a caption, or ""."""
+    """Return a note for a caption on models that are not drawn in some stages, or ""."""
     stages = np.array([layer.get("stage") for layer in record.get("layers") or []])
     notes = []
     for key in models_in(record):
-        out = sorted(set(stages[~in_order(record, key)]))
-        if out:
-            place = f"stage{'s' * (len(out) > 1)} {', '.join(map(str, out))}"
-            notes.append(f"{MODELS[key][0]} in {place}")
+        missing = sorted(set(stages[~in_order(record, key)]))
+        if missing:
+            numbered = f"stage{'s' * (len(missing) > 1)} {', '.join(map(str, missing))}"
+            notes.append(f"{MODELS[key][0]} in {numbered}")
     if not notes:
         return ""
     return f" Not drawn, because the fitted times decrease with depth: {'; '.join(notes)}."
@@ -198,20 +200,20 @@ def _metric(values: Sequence[Mapping[str, Any]], metric: str) -> np.ndarray:
     return numbers([v.get(metric) for v in values])
 
 
-def model_look(key: str) -> dict[str, Any]:
-    """Return color, line and marker of a model."""
-    _, colour, marker, dashes = MODELS[key]
-    line = {"color": colour, "ls": dashes, "lw": 1.3}
+def model_style(key: str) -> dict[str, Any]:
+    """Return the color, line and marker of a model."""
+    _, color, marker, dashes = MODELS[key]
+    line = {"color": color, "ls": dashes, "lw": 1.3}
     return line | {"marker": marker, "ms": 3.2, "mfc": "white", "mew": 0.9}
 
 
 def models_in(record: Mapping[str, Any]) -> list[str]:
-    """Return the keys of `MODELS` with predictions by layer in the record."""
+    """Return the keys of `MODELS` for which the record has predictions by layer."""
     return [key for key in MODELS if (record.get(key) or {}).get("layers")]
 
 
 def trend_label(record: Mapping[str, Any], metric: str) -> str:
-    """Return ``rises: 2, τ = −0.80``, the number of rises with depth and Kendall's τ."""
+    """Return text such as ``rises: 2, τ = −0.80``: the number of increases, and Kendall's τ."""
     trend = (record.get("progress") or {}).get(metric)
     if not isinstance(trend, Mapping):
         return ""
@@ -229,6 +231,6 @@ def model_handles(record: Mapping[str, Any]) -> tuple[list[Line2D], list[str]]:
     for key in models_in(record):
         if not (in_order(record, key) & staged).any():
             continue
-        handles.append(Line2D([], [], **model_look(key)))
+        handles.append(Line2D([], [], **model_style(key)))
         names.append(MODELS[key][0])
     return handles, names

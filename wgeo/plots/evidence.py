@@ -1,4 +1,4 @@
-"""Panels of evidence for optimality: curves over sample sizes, and the Brenier test."""
+"""Panels of evidence for optimality: dependence on the sample size, and the Brenier test."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 
 from .._deprecated import renamed_parameter
-from .paths import segment_handles, segment_look
+from .paths import segment_handles, segment_style
 from .plot import Plot, Row
 from .style import (
-    COLOURS,
+    COLORS,
     MEASURED,
     REFERENCE,
     as_record,
@@ -22,7 +22,7 @@ from .style import (
     legend_above,
     legend_below,
     legend_of_figure,
-    log_where_positive,
+    log_if_positive,
     new_axes,
     new_figure,
     nothing_to_show,
@@ -49,10 +49,11 @@ TESTS: dict[str, str] = {
 @renamed_parameter("figure", "measure")
 @styled
 def sample_sizes(record: Any, measure: str = "ot_score", ax: Axes | None = None) -> Axes:
-    """Draw a measure of every segment end to end over the number of samples, to show its bias.
+    """Draw a measure of every segment over the number of samples, to show its bias.
 
-    If a curve still changes at its end, the value depends on the number of samples. Bars are
-    standard deviations between subsets. An OT score is hollow if the resolution is below 1/2.
+    The measure compares the segment's first and last layer. If a curve still changes at the largest
+    number of samples, the value depends on that number. Bars are standard deviations between
+    subsets. The marker of an OT score is hollow if the resolution is below 1/2.
 
     Parameters
     ----------
@@ -71,13 +72,13 @@ def sample_sizes(record: Any, measure: str = "ot_score", ax: Axes | None = None)
         at = numbers([point.get("size") for point in points])
         values = numbers([point.get(measure) for point in points])
         spread = np.nan_to_num(numbers([point.get(f"{measure}_deviation") for point in points]))
-        clear = numbers([point.get("resolution") for point in points]) >= 0.5
-        look = segment_look(i)
-        ax.vlines(at, values - spread, values + spread, color=look["color"], lw=1.2, alpha=0.7)
-        ax.plot(at, values, color=look["color"], lw=1.1, zorder=2)
-        hollow = ~clear if measure == "ot_score" else np.zeros(len(at), bool)
-        for shown, face in ((~hollow, look["color"]), (hollow, "white")):
-            ax.plot(at[shown], values[shown], ls="none", ms=4, mfc=face, mew=0.9, zorder=3, **look)
+        is_resolved = numbers([point.get("resolution") for point in points]) >= 0.5
+        style = segment_style(i)
+        ax.vlines(at, values - spread, values + spread, color=style["color"], lw=1.2, alpha=0.7)
+        ax.plot(at, values, color=style["color"], lw=1.1, zorder=2)
+        hollow = ~is_resolved if measure == "ot_score" else np.zeros(len(at), bool)
+        for mask, face in ((~hollow, style["color"]), (hollow, "white")):
+            ax.plot(at[mask], values[mask], ls="none", ms=4, mfc=face, mew=0.9, zorder=3, **style)
         sizes |= set(at)
         curves.append(values)
     ax.set_xscale("log", base=2)
@@ -87,7 +88,7 @@ def sample_sizes(record: Any, measure: str = "ot_score", ax: Axes | None = None)
     ax.set_xlabel("samples")
     if measure == "resolution":
         ax.axhline(0.5, color=REFERENCE, lw=0.9, ls=(0, (4, 3)), zorder=1)
-        log_where_positive(ax, *curves, np.array([0.5]))
+        log_if_positive(ax, *curves, np.array([0.5]))
     ax.set_title(CURVES[measure])
     legend_below(ax, *segment_handles(record))
     return ax
@@ -97,8 +98,8 @@ def sample_sizes(record: Any, measure: str = "ot_score", ax: Axes | None = None)
 def gradient_maps(record: Any, test: str = "asymmetry", ax: Axes | None = None) -> Axes:
     """Draw the Brenier test of every block: is its map the gradient of a convex function?
 
-    Means over points with their 95 % intervals. An optimal map has asymmetry 0 and no negative
-    eigenvalue.
+    The values are means over points, with 95 % intervals. The Jacobian of an optimal map has
+    asymmetry 0 and no negative eigenvalue.
 
     Parameters
     ----------
@@ -113,14 +114,14 @@ def gradient_maps(record: Any, test: str = "asymmetry", ax: Axes | None = None) 
     at = np.arange(len(blocks))
     series = [(test, "the map", MEASURED, "o")]
     if test == "asymmetry":
-        series.append(("displacement_asymmetry", "its displacement alone", COLOURS[1], "s"))
+        series.append(("displacement_asymmetry", "its displacement alone", COLORS[1], "s"))
     handles, curves = [], []
-    for key, _, colour, marker in series:
+    for key, _, color, marker in series:
         values = numbers([block["brenier"].get(key) for block in blocks])
         ends = [numbers((block["brenier"].get("intervals") or {}).get(key)) for block in blocks]
         low, high = (np.array([e[k] if len(e) == 2 else np.nan for e in ends]) for k in (0, 1))
-        ax.vlines(at, low, high, color=colour, lw=1.3, alpha=0.7)
-        handles += ax.plot(at, values, ls="none", ms=4.5, color=colour, marker=marker, zorder=3)
+        ax.vlines(at, low, high, color=color, lw=1.3, alpha=0.7)
+        handles += ax.plot(at, values, ls="none", ms=4.5, color=color, marker=marker, zorder=3)
         curves.append(values)
     if test == "min_eigenvalue":
         lowest = numbers([block["brenier"].get("lowest_eigenvalue") for block in blocks])
@@ -129,7 +130,7 @@ def gradient_maps(record: Any, test: str = "asymmetry", ax: Axes | None = None) 
         names = ["mean over points", "lowest of all points"]
     else:
         names = [name for _, name, _, _ in series]
-        log_where_positive(ax, *curves)
+        log_if_positive(ax, *curves)
     layer_axis(ax, [block.get("target") for block in blocks])
     ax.set_title(TESTS[test])
     legend_above(ax, handles, names)
@@ -137,7 +138,7 @@ def gradient_maps(record: Any, test: str = "asymmetry", ax: Axes | None = None) 
 
 
 def evidence_plots(record: Mapping[str, Any]) -> list[Plot]:
-    """Return the figures of this module for which a record has the numbers."""
+    """Return the figures of this module that can be drawn from a record."""
     segments, blocks = record.get("segments") or [], record.get("blocks") or []
     plots = []
     if any(_points(segment) for segment in segments):
@@ -160,7 +161,7 @@ def _sample_sizes(record: Mapping[str, Any]) -> Plot:
         for name, ax in zip(CURVES, figure.subplots(1, 3), strict=True):
             sample_sizes(record, name, ax)
             ax.tick_params(axis="x", labelrotation=90)
-        legend_of_figure(figure, *segment_handles(record), most=2)
+        legend_of_figure(figure, *segment_handles(record), max_columns=2)
         return figure
 
     def rows() -> list[Row]:
@@ -172,13 +173,14 @@ def _sample_sizes(record: Mapping[str, Any]) -> Plot:
 
     largest = max((number(point.get("size")) for s in segments for point in _points(s)), default=0)
     enough = [number((s.get("sample_sizes") or {}).get("enough")) for s in segments]
-    most = max((n for n in enough if n > largest), default=None)
-    note = f" A resolution of 1/2 would take about {most:,.0f} samples." if most else ""
+    needed = max((n for n in enough if n > largest), default=None)
+    note = f" A resolution of 1/2 would need about {needed:,.0f} samples." if needed else ""
     return Plot(
         "sample-sizes",
         "Dependence on the number of samples",
-        "End to end of every segment, on random subsets of the samples. Empirical W2 is biased; "
-        f"if a curve still changes at its end, the value depends on the number of samples.{note}",
+        "Transport from the first to the last layer of every segment, on random subsets of the "
+        "samples. Empirical W2 is biased: if a curve still changes at the largest number of "
+        f"samples, the value depends on that number.{note}",
         "W2, OT score and resolution over the number of samples.",
         draw,
         rows,
@@ -213,10 +215,10 @@ def _gradient_maps(record: Mapping[str, Any]) -> Plot:
     return Plot(
         "gradient-maps",
         "Is each block the gradient of a convex function?",
-        f"The Jacobian of each block on full features at {points} images. Above: squared norm of "
-        "its antisymmetric part divided by that of its symmetric part: 0 for a gradient, about 1 "
-        "for a random matrix. Below: the smallest eigenvalue of the symmetric part; if it is "
-        "negative, the block is not an optimal map, whatever its OT score.",
+        f"The Jacobian of each block, on unpooled features, at {points} images. Above: squared "
+        "norm of its antisymmetric part divided by that of its symmetric part: 0 for a gradient, "
+        "about 1 for a random matrix. Below: the smallest eigenvalue of the symmetric part; if it "
+        "is negative, the block is not an optimal map, whatever its OT score.",
         f"Brenier test of {len(tested)} blocks.",
         draw,
         rows,

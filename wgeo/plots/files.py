@@ -1,4 +1,4 @@
-"""Files of figures: PNG, SVG, PDF, and the plotted numbers as CSV."""
+"""Write figures to files: PNG, SVG, PDF, and the plotted numbers as CSV."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ..errors import ArgumentError
 from ..runtime.progress import track
 from ..storage.files import writable, write_atomic
 from ..storage.ownership import owned, require_writable
-from .composed import catalogue
+from .composed import catalog
 from .plot import Plot, as_csv
 from .style import styled
 
@@ -31,18 +31,18 @@ STEMS = (
     *("separation-law", "alignment"),
 )
 SERIES_STEMS = ("over", "profiles", "class-means-training")
-_PAGE = ("png", "svg", "csv")
+_DEFAULT_ENDINGS = ("png", "svg", "csv")
 
 
-def names_of(plots: Iterable[Plot], endings: Sequence[str] = _PAGE) -> list[str]:
-    """Return the names of the files of figures."""
+def names_of(plots: Iterable[Plot], endings: Sequence[str] = _DEFAULT_ENDINGS) -> list[str]:
+    """Return the names of the figures' files."""
     return [f"{plot.stem}.{ending}" for plot in plots for ending in endings]
 
 
-def claim_figures(folder: str | os.PathLike[str], *, series: bool = False) -> None:
-    """Check that no file which wgeo did not write has the name of a figure.
+def require_figures_writable(folder: str | os.PathLike[str], *, series: bool = False) -> None:
+    """Raise RecordError if a file that wgeo did not write has the name of a figure.
 
-    The names of all possible figures are checked, before it is known which ones a record will have.
+    The names of all possible figures are checked, so that it can be called before the analysis.
 
     Raises
     ------
@@ -50,30 +50,32 @@ def claim_figures(folder: str | os.PathLike[str], *, series: bool = False) -> No
         The message names the file.
     """
     stems = SERIES_STEMS if series else STEMS
-    require_writable(folder, *(f"{stem}.{ending}" for stem in stems for ending in _PAGE))
+    require_writable(folder, *(f"{stem}.{ending}" for stem in stems for ending in _DEFAULT_ENDINGS))
 
 
-def drawn(record: Mapping[str, Any], folder: Path, source: Path) -> list[Path] | None:
-    """Return the files of a record's figures if all are regular and not older than it, or None."""
+def current_files(record: Mapping[str, Any], folder: Path, source: Path) -> list[Path] | None:
+    """Return the files of a record's figures; None if one is missing or older than the record."""
     written = source.stat().st_mtime_ns
-    files = [folder / name for name in names_of(catalogue(record))]
+    files = [folder / name for name in names_of(catalog(record))]
     regular = all(file.is_file() and not file.is_symlink() for file in files)
     return files if regular and all(f.stat().st_mtime_ns >= written for f in files) else None
 
 
-def figures(source: Any, out_dir: str | Path, *, endings: Sequence[str] = _PAGE) -> list[Path]:
+def figures(
+    source: Any, out_dir: str | Path, *, endings: Sequence[str] = _DEFAULT_ENDINGS
+) -> list[Path]:
     """Write every figure of a record to `out_dir` as PNG and SVG, and its data as CSV.
 
     Each file is written under a temporary name and then renamed, so that no file is ever
-    incomplete. Figures with these endings that an earlier call wrote and this one does not are
-    removed; files that wgeo did not write are not touched.
+    incomplete. Figures in these formats that an earlier call wrote and that the record no longer
+    has are removed. Files that wgeo did not write are never changed.
 
     Parameters
     ----------
     source : Analysis, Series or dict
     out_dir : path
     endings : sequence of str
-        Formats of each figure: ``png``, ``svg``, ``pdf``, ``csv``.
+        File extensions, which determine the formats: ``png``, ``svg``, ``pdf``, ``csv``.
 
     Returns
     -------
@@ -83,7 +85,7 @@ def figures(source: Any, out_dir: str | Path, *, endings: Sequence[str] = _PAGE)
     Raises
     ------
     ArgumentError
-        An unknown ending.
+        An unknown file extension.
     RecordError
         The folder cannot be written, or a file that wgeo did not write has the name of a figure;
         then nothing is drawn.
@@ -92,28 +94,28 @@ def figures(source: Any, out_dir: str | Path, *, endings: Sequence[str] = _PAGE)
         raise ArgumentError(
             f"no figures as {', '.join(unknown)}; choose from {', '.join(ENDINGS)}."
         )
-    plots = catalogue(source)
+    plots = catalog(source)
     written: list[Path] = []
-    with owned(out_dir) as home:
-        home.require_writable(*names_of(plots, endings))
+    with owned(out_dir) as owner:
+        owner.require_writable(*names_of(plots, endings))
         for plot in track(plots, "drawing figures"):
-            written += home.write(_files(plot, endings))
+            written += owner.write(_files(plot, endings))
         current = {path.name for path in written}
         patterns = [f"{stem}.{ending}" for stem in (*STEMS, *SERIES_STEMS) for ending in endings]
         stale = {
             name
-            for name in home.listed()
+            for name in owner.listed()
             if any(fnmatchcase(name, pattern) for pattern in patterns)
         }
-        home.remove(*(stale - current))
+        owner.remove(*(stale - current))
     return written
 
 
 def _files(plot: Plot, endings: Sequence[str]) -> dict[str, bytes]:
-    """Return the files of a figure: names and contents."""
+    """Return the contents of a figure's files by name."""
     files: dict[str, bytes] = {}
     with warnings.catch_warnings():
-        # Names of classes in a script that the font lacks are drawn as boxes, without a warning.
+        # Class names with characters that the font lacks are drawn as boxes, without a warning.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         figure = plot.draw()
         figure.draw_without_rendering()
@@ -125,8 +127,8 @@ def _files(plot: Plot, endings: Sequence[str]) -> dict[str, bytes]:
     return files
 
 
-# The canvases are used directly, without dates and versions, so that equal records give equal
-# files; savefig would draw every figure a second time for its layout.
+# The canvases are used directly: savefig would draw every figure a second time for its layout.
+# Dates and versions are left out, so that equal records give equal files.
 
 
 def _png(figure: Figure) -> bytes:
@@ -143,7 +145,7 @@ def _svg(figure: Figure) -> bytes:
 
 
 def data_uri(ax: Axes) -> str:
-    """Return the figure of a panel as the ``src`` of an image in HTML."""
+    """Return the figure of a panel as the ``src`` of an HTML image."""
     figure = ax.get_figure(root=True)
     assert figure is not None
     return f"data:image/svg+xml;base64,{base64.b64encode(_svg(figure)).decode()}"
@@ -165,17 +167,17 @@ ENDINGS = (*_RENDER, "csv")
 def save(drawn: Axes | Figure, path: str | os.PathLike[str], *, dpi: int = 300) -> Path:
     """Write a figure to a file, for a paper or a slide.
 
-    PDF embeds its fonts (no Type 3 fonts), SVG has text as outlines, so that both look the same
-    everywhere; neither contains a date.
+    A PDF embeds its fonts (no Type 3 fonts) and an SVG contains text as outlines, so both look the
+    same everywhere. Neither contains a date.
 
     Parameters
     ----------
     drawn : Axes or Figure
         The axes that a panel returned, or their figure.
     path : path
-        File name that ends in ``.pdf``, ``.svg`` or ``.png``.
+        File name with the extension ``.pdf``, ``.svg`` or ``.png``.
     dpi : int
-        Resolution of a PNG: 300 is usual for print; a slide of `axes` at 343 is 1920 pixels wide.
+        Resolution of a PNG. 300 is usual for print; ``axes("slide")`` at 343 is 1920 pixels wide.
 
     Returns
     -------
@@ -184,7 +186,7 @@ def save(drawn: Axes | Figure, path: str | os.PathLike[str], *, dpi: int = 300) 
     Raises
     ------
     ArgumentError
-        An unknown ending.
+        An unknown file extension.
     RecordError
         The file cannot be written.
     """

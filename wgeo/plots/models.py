@@ -17,7 +17,7 @@ from ..storage.files import folder_name
 from ..storage.ownership import owned
 from .files import _png, _svg
 from .style import (
-    COLOURS,
+    COLORS,
     INK,
     MARKERS,
     MEASURED,
@@ -33,8 +33,8 @@ from .style import (
     styled,
 )
 
-FLOOR = 1e-16  # of logarithmic axes: smaller values are rounding error, and drawn there
-ANNOTATED = 8  # number of classes up to which every cosine is printed
+FLOOR = 1e-16  # minimum of logarithmic axes; smaller values are rounding error and drawn at it
+MAX_ANNOTATED = 8  # largest number of classes for which every cosine is printed
 TERMS = {
     "fit": "loss",
     "weight_decay": "decay of weights",
@@ -50,8 +50,8 @@ DEEP = {"dnc1": "DNC1", "dnc2": "DNC2", "dnc3": "DNC3"}
 def model(record: Any) -> Figure:
     """Draw the record of a solution (``wgeo.ufm.record.record_of``) as one figure.
 
-    The panels are the cosines of the class means; the terms of the objective; for models with
-    several layers, collapse at each layer; and for random starts, the final value of each.
+    The panels show the cosines of the class means, the terms of the objective, for models with
+    several layers the collapse at each layer, and the final values of random starts, if any.
     """
     record = as_record(record)
     curve, values = record.get("curve") or [], record.get("values") or []
@@ -69,7 +69,7 @@ def model(record: Any) -> Figure:
 
 @styled
 def model_means(record: Any, ax: Axes | None = None) -> Axes:
-    """Draw the cosines of the last layer's uncentred class means as a K x K matrix of colors."""
+    """Draw the cosines of the last layer's uncentered class means as a K x K matrix of colors."""
     record = as_record(record)
     ax = new_axes(ax, 3.4, 3.2)
     cosines = (record.get("view") or {}).get("means") or []
@@ -90,12 +90,12 @@ def model_means(record: Any, ax: Axes | None = None) -> Axes:
         axis.set_major_locator(MaxNLocator(min(K, 10), integer=True))
     ax.set_xlabel("class")
     ax.spines[:].set_visible(False)
-    if K <= ANNOTATED:
+    if K <= MAX_ANNOTATED:
         for (i, j), value in np.ndenumerate(matrix):
             text = f"{value:.2f}".replace("-0.00", "0.00").replace("-", "−")
-            colour = "white" if abs(value) > 0.6 else INK
+            color = "white" if abs(value) > 0.6 else INK
             shown = text if np.isfinite(value) else "–"
-            ax.text(j, i, shown, ha="center", va="center", fontsize=6.5, color=colour)
+            ax.text(j, i, shown, ha="center", va="center", fontsize=6.5, color=color)
     return ax
 
 
@@ -133,11 +133,11 @@ def model_terms(record: Any, ax: Axes | None = None) -> Axes:
 
 @styled
 def model_layers(record: Any, ax: Axes | None = None) -> Axes:
-    """Draw collapse by layer: DNC1 to DNC3 for models of weights, NC1, NC2, CDNV for MUFM."""
+    """Draw collapse by layer: DNC1 to DNC3 for a model with weights; NC1, NC2, CDNV for MUFM."""
     record = as_record(record)
     ax = new_axes(ax)
     curve = record.get("curve") or []
-    weights = bool(curve) and "deep" in curve[0]  # a model of weights, not MUFM
+    weights = bool(curve) and "deep" in curve[0]  # a model with weights, not MUFM
     lines = []
     for key, name in (DEEP if weights else LINES).items():
         series = numbers(
@@ -150,12 +150,12 @@ def model_layers(record: Any, ax: Axes | None = None) -> Axes:
         return nothing_to_show(ax, "No metric is defined at any layer.")
     handles = []
     for order, (_, series) in enumerate(lines):
-        look: dict[str, Any] = {"color": COLOURS[order], "marker": MARKERS[order]}
-        ax.plot(range(len(curve)), floored(series), **look)
-        handles.append(Line2D([], [], **look))
+        style: dict[str, Any] = {"color": COLORS[order], "marker": MARKERS[order]}
+        ax.plot(range(len(curve)), floored(series), **style)
+        handles.append(Line2D([], [], **style))
     _log_from_floor(ax, *(series for _, series in lines))
     if any((series < FLOOR).any() for _, series in lines):
-        note = "values that are zero up to rounding lie at the edge"
+        note = "values that are zero up to rounding are drawn at the edge"
         ax.text(0, 1.02, note, transform=ax.transAxes, fontsize=7.5, color=MUTED)
     ax.xaxis.set_major_locator(MaxNLocator(8, integer=True))
     ax.set_xlabel("layer")
@@ -168,7 +168,7 @@ def model_layers(record: Any, ax: Axes | None = None) -> Axes:
 
 @styled
 def model_starts(record: Any, ax: Axes | None = None) -> Axes:
-    """Draw the final values of the random starts, above the lower bound or the lowest value."""
+    """Draw the final values of random starts, minus the lower bound or the lowest value."""
     record = as_record(record)
     ax = new_axes(ax, 3.6, 2.6)
     ax.set_title("Final values of random starts")
@@ -190,7 +190,7 @@ def model_starts(record: Any, ax: Axes | None = None) -> Axes:
 
 
 def floored(series: np.ndarray) -> np.ndarray:
-    """Return values for a logarithmic axis, at least its floor."""
+    """Return values for a logarithmic axis, none below `FLOOR`."""
     return np.where(np.isfinite(series), np.maximum(series, FLOOR), np.nan)
 
 
@@ -207,15 +207,15 @@ def write_model(record: Mapping[str, Any], folder: str | Path, stem: str = "mode
     Raises
     ------
     ArgumentError
-        `stem` is not the plain name of a file.
+        `stem` is not a plain file name.
     RecordError
-        The folder cannot be written, or contains files of these names that wgeo did not write.
+        The folder cannot be written, or contains files with these names that wgeo did not write.
     """
     if not stem or folder_name(stem) != stem:
-        raise ArgumentError(f"stem must be the plain name of a file, not {stem!r}.")
-    with owned(folder) as home:
-        home.require_writable(f"{stem}.png", f"{stem}.svg")
+        raise ArgumentError(f"stem must be a plain file name, not {stem!r}.")
+    with owned(folder) as owner:
+        owner.require_writable(f"{stem}.png", f"{stem}.svg")
         figure = model(record)
         figure.draw_without_rendering()
         figure.set_layout_engine("none")  # the same layout for both files
-        return home.write({f"{stem}.png": _png(figure), f"{stem}.svg": _svg(figure)})
+        return owner.write({f"{stem}.png": _png(figure), f"{stem}.svg": _svg(figure)})

@@ -1,4 +1,4 @@
-"""The matrix of correlation scores between every two layers of a segment."""
+"""The matrix of correlation scores of the maps between every two layers of a segment."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ _NORM = BoundaryNorm(_STEPS, 256, extend="min")
 def correlation_pairs(record: Any, segment: int = 0, ax: Axes | None = None) -> Axes:
     """Draw the correlation score of the map from each layer (row) to each later one (column).
 
-    The score is 1 for an optimal map. Numbers in brackets are not clearly above the scores of
-    null maps, so they are not evidence of an optimal map.
+    The score is 1 for an optimal map. Scores in parentheses are not clearly above those of null
+    maps, so they are not evidence of an optimal map.
 
     Parameters
     ----------
@@ -62,46 +62,46 @@ def correlation_pairs(record: Any, segment: int = 0, ax: Axes | None = None) -> 
     if not np.isfinite(scores).any():
         return nothing_to_show(ax, "This segment has no scores between every two layers.")
     names = short_names(source["pairs"]["layers"], 18)
-    shown = scores[:-1, 1:]  # no map ends at the first layer, and none starts at the last
-    image = ax.imshow(shown, norm=_NORM, cmap="cividis", interpolation="nearest", aspect="auto")
+    scores = scores[:-1, 1:]  # no map ends at the first layer, and none starts at the last
+    image = ax.imshow(scores, norm=_NORM, cmap="cividis", interpolation="nearest", aspect="auto")
     if len(ax.get_figure(root=True).axes) == 1:  # type: ignore[union-attr]
-        _colour_bar(image, ax)
+        _color_bar(image, ax)
     ax.set_xticks(range(len(names) - 1), names[1:], rotation=90)
     ax.set_yticks(range(len(names) - 1), names[:-1])
     ax.tick_params(length=0)
     ax.set_xlabel("to")
     ax.set_ylabel("from")
     ax.spines[:].set_visible(False)
-    if inches_wide(ax) / len(shown) >= _CELL:
-        _write(ax, shown, _doubtful(record, source)[:-1, 1:])
+    if inches_wide(ax) / len(scores) >= _CELL:
+        _write_scores(ax, scores, _lacks_power(source)[:-1, 1:])
     return ax
 
 
-def _colour_bar(image: AxesImage, of: Any) -> None:
-    """Draw the color bar, one for all panels of a figure."""
-    bar = image.figure.colorbar(image, ax=of, extend="min", ticks=_STEPS, fraction=0.05)
+def _color_bar(image: AxesImage, panels: Any) -> None:
+    """Draw one color bar for all panels of a figure."""
+    bar = image.figure.colorbar(image, ax=panels, extend="min", ticks=_STEPS, fraction=0.05)
     bar.outline.set_visible(False)
     bar.ax.tick_params(length=0)
 
 
-def _write(ax: Axes, scores: np.ndarray, doubtful: np.ndarray) -> None:
-    """Print the number in every cell."""
+def _write_scores(ax: Axes, scores: np.ndarray, in_parentheses: np.ndarray) -> None:
+    """Print the score in every cell."""
     for (i, j), value in np.ndenumerate(scores):
         if np.isfinite(value):
             text = f"{value:.2f}".replace("-", "−").replace("0.", ".")
-            label = f"({text})" if doubtful[i, j] else text
-            colour = INK if value > 0.75 else "white"
-            ax.text(j, i, label, ha="center", va="center", fontsize=6, color=colour)
+            label = f"({text})" if in_parentheses[i, j] else text
+            color = INK if value > 0.75 else "white"
+            ax.text(j, i, label, ha="center", va="center", fontsize=6, color=color)
 
 
 def _scores(segment: Mapping[str, Any], key: str = "corr_score") -> np.ndarray:
-    """Return the matrix of pairs, NaN unless the row's layer is before the column's."""
+    """Return the matrix of a value of layer pairs; NaN unless the row's layer comes first."""
     rows = (segment.get("pairs") or {}).get(key) or []
     matrix = np.array([numbers(row) for row in rows]).reshape(len(rows), len(rows))
     return np.where(np.triu(np.ones(matrix.shape, bool), 1), matrix, np.nan)
 
 
-def _doubtful(record: Mapping[str, Any], segment: Mapping[str, Any]) -> np.ndarray:
+def _lacks_power(segment: Mapping[str, Any]) -> np.ndarray:
     """Return which scores are not clearly above those of null maps; False without null maps."""
     low = _scores(segment, "corr_low")
     if not (segment.get("pairs") or {}).get("null"):
@@ -123,7 +123,7 @@ def pairs_plot(record: Mapping[str, Any]) -> Plot | None:
         for i, ax in zip(chosen, panels, strict=False):
             correlation_pairs(record, i, ax)
         if len(panels) > 1:  # a single panel has its own color bar
-            _colour_bar(panels[0].images[0], panels)
+            _color_bar(panels[0].images[0], panels)
         return figure
 
     def rows() -> list[Row]:
@@ -132,12 +132,12 @@ def pairs_plot(record: Mapping[str, Any]) -> Plot | None:
     return Plot(
         "correlation-pairs",
         "Between which layers is the map optimal?",
-        "Correlation score of the map from the layer of the row to that of the column, 1 for an "
-        f"optimal map and bright yellow if it is at least {OPTIMAL}. The top right corner is the "
-        "whole segment, the diagonal its single blocks. Read the last column from the top: the "
-        "first bright cell shows the layer from which the map to the end is optimal. A score is "
-        "in brackets if null maps (the same displacements given to the wrong samples) have about "
-        "the same score, so that it is not evidence of an optimal map; null maps are solved for "
+        "Correlation score of the map from the row's layer to the column's layer: 1 for an optimal "
+        f"map; bright yellow from {OPTIMAL}. The top right corner is the whole segment, the "
+        "diagonal its single blocks. Read the last column from the top: the first bright cell "
+        "shows the layer from which the map to the last layer is optimal. A score is in "
+        "parentheses if null maps (the same displacements assigned to the wrong samples) score "
+        "about as high, so that it is not evidence of an optimal map. Null maps are computed for "
         "single blocks and for the last column.",
         f"Correlation scores between every two layers of {len(chosen)} segments.",
         draw,

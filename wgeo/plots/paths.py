@@ -1,4 +1,4 @@
-"""Panels of the path through a segment: class means, straightness, distance to the geodesic."""
+"""Panels of the path through a segment: class means, straightness, distance from the geodesic."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from matplotlib.ticker import MaxNLocator
 
 from ..errors import ArgumentError
 from .style import (
-    CLASS_COLOURS,
-    COLOURS,
+    CLASS_COLORS,
+    COLORS,
     GRID,
     MARKERS,
     MUTED,
     REFERENCE,
     as_record,
+    has_resolution,
     highest_null,
     inches_wide,
     legend,
     legend_below,
-    log_where_positive,
+    log_if_positive,
     new_axes,
     nothing_to_show,
     numbers,
-    resolved,
     segment_name,
     short,
     styled,
@@ -44,19 +44,20 @@ RATIOS: dict[str, str] = {
 
 SCORES: dict[str, str] = {
     "corr_score": "correlation",
-    "ot_score_centred": "OT, centred",
+    "ot_score_centred": "OT, centered",
     "ot_score": "OT",
 }
-"""Scores of a segment end to end: at most 1, and 1 for an optimal map."""
+"""Scores of the map from a segment's first layer to its last: at most 1; 1 if it is optimal."""
 
 
 @styled
 def class_means(record: Any, segment: int = 0, ax: Axes | None = None) -> Axes:
-    """Draw the paths of the class means through a segment, in the plane with most variance.
+    """Draw the paths of the class means through a segment, in the plane of the largest variance.
 
     Open marker: the segment's first layer; filled: its last; faint line between them: the chord,
-    which the mean of a geodesic follows. Both axes have the same scale. For a series over training:
-    the class means of the last layer from epoch to epoch, without chords.
+    which class means on a geodesic follow. Both axes have the same scale. For a series over
+    training, the paths are those of the last layer's class means from epoch to epoch, without
+    chords.
     """
     record = as_record(record, "Trajectory")
     ax = new_axes(ax, 6.2, 4.4)
@@ -68,14 +69,15 @@ def class_means(record: Any, segment: int = 0, ax: Axes | None = None) -> Axes:
     view = segments[segment].get("view") or {}
     paths = np.array(view.get("class_means") or [], dtype=np.float64)  # (layers, classes, 2)
     if paths.ndim != 3 or not np.isfinite(paths).any():
-        return nothing_to_show(ax, "This record has no class means in view.")
-    if paths.shape[1] <= _NAMED:
+        return nothing_to_show(ax, "This record has no plane of class means.")
+    if paths.shape[1] <= _MAX_NAMED:
         handles = [
-            _draw_path(ax, path, _class_look(k), chord=not training) for k, path in _by_class(paths)
+            _draw_path(ax, path, _class_style(k), chord=not training)
+            for k, path in _by_class(paths)
         ]
     else:
         handles = []
-        _draw_crowd(ax, paths)
+        _draw_many(ax, paths)
     ax.set_aspect("equal", adjustable="datalim")
     ax.margins(0.08)
     labels = axis_labels(view, narrow=inches_wide(ax) < _NARROW)
@@ -98,44 +100,44 @@ def over_training(series: Mapping[str, Any]) -> dict[str, Any]:
 LEGEND_ROWS = 23
 _COMPONENTS = ("first principal component", "second principal component")
 _NARROW = 3.5  # inches, the width of a paper's column
-_NAMED = 40  # maximum number of classes with names, chords and separate markers
+_MAX_NAMED = 40  # maximum number of classes with names, chords and separate markers
 
 
 def _by_class(paths: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
     yield from enumerate(paths.transpose(1, 0, 2))
 
 
-def _draw_path(ax: Axes, path: np.ndarray, look: dict[str, Any], *, chord: bool) -> Line2D:
-    """Draw a path with its chord and its ends; return its legend handle."""
+def _draw_path(ax: Axes, path: np.ndarray, style: dict[str, Any], *, chord: bool) -> Line2D:
+    """Draw a path with its chord and markers at its ends; return its legend handle."""
     x, y = path.T
     if chord:
-        ax.plot(x[[0, -1]], y[[0, -1]], color=look["color"], lw=0.8, ls=(0, (4, 3)), alpha=0.55)
-    ax.plot(x, y, color=look["color"], lw=1.3, marker=".", ms=3.5, zorder=3)
-    ax.plot(x[0], y[0], mfc="white", ms=6.5, mew=1.2, zorder=4, ls="none", **look)
-    ax.plot(x[-1], y[-1], ms=7.5, mec="white", mew=0.6, zorder=5, ls="none", **look)
-    return Line2D([], [], ms=6, lw=1.3, **look)
+        ax.plot(x[[0, -1]], y[[0, -1]], color=style["color"], lw=0.8, ls=(0, (4, 3)), alpha=0.55)
+    ax.plot(x, y, color=style["color"], lw=1.3, marker=".", ms=3.5, zorder=3)
+    ax.plot(x[0], y[0], mfc="white", ms=6.5, mew=1.2, zorder=4, ls="none", **style)
+    ax.plot(x[-1], y[-1], ms=7.5, mec="white", mew=0.6, zorder=5, ls="none", **style)
+    return Line2D([], [], ms=6, lw=1.3, **style)
 
 
-def _draw_crowd(ax: Axes, paths: np.ndarray) -> None:
-    colours = [_class_look(k)["color"] for k in range(paths.shape[1])]
+def _draw_many(ax: Axes, paths: np.ndarray) -> None:
+    colors = [_class_style(k)["color"] for k in range(paths.shape[1])]
     lines = [path for _, path in _by_class(paths)]
-    ax.add_collection(LineCollection(lines, colors=colours, linewidths=0.7))
+    ax.add_collection(LineCollection(lines, colors=colors, linewidths=0.7))
     (x0, y0), (x1, y1) = paths[0].T, paths[-1].T
-    ax.scatter(x0, y0, s=9, c="white", edgecolors=colours, linewidths=0.6, zorder=4)
-    ax.scatter(x1, y1, s=11, c=colours, edgecolors="white", linewidths=0.3, zorder=5)
+    ax.scatter(x0, y0, s=9, c="white", edgecolors=colors, linewidths=0.6, zorder=4)
+    ax.scatter(x1, y1, s=11, c=colors, edgecolors="white", linewidths=0.3, zorder=5)
 
 
-def _class_look(k: int) -> dict[str, Any]:
-    return {"color": CLASS_COLOURS[k % len(CLASS_COLOURS)], "marker": MARKERS[k % len(MARKERS)]}
+def _class_style(k: int) -> dict[str, Any]:
+    return {"color": CLASS_COLORS[k % len(CLASS_COLORS)], "marker": MARKERS[k % len(MARKERS)]}
 
 
-def segment_look(i: int) -> dict[str, Any]:
+def segment_style(i: int) -> dict[str, Any]:
     """Return color and marker of a segment."""
-    return {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)]}
+    return {"color": COLORS[i % len(COLORS)], "marker": MARKERS[i % len(MARKERS)]}
 
 
 def class_names(record: Mapping[str, Any], view: Mapping[str, Any], width: int = 18) -> list[str]:
-    """Return the names of the classes in view, shortened to `width`, or else their numbers."""
+    """Return the names of a view's classes, shortened to `width`; numbers if they are unknown."""
     names = (record.get("provenance") or {}).get("class_names") or ()
     count = len(view["class_means"][0])
     classes = view.get("classes") or range(count)
@@ -143,7 +145,7 @@ def class_names(record: Mapping[str, Any], view: Mapping[str, Any], width: int =
 
 
 def axis_labels(view: Mapping[str, Any], *, narrow: bool = False) -> list[str]:
-    """Return the labels of a view's axes, with the share of variance along each if known."""
+    """Return the labels of a view's axes, with the fraction of variance along each if known."""
     shares = numbers(view.get("explained"))
     shares = np.pad(shares[:2], (0, max(0, 2 - len(shares))), constant_values=np.nan)
     names = ("PC 1", "PC 2") if narrow else _COMPONENTS
@@ -155,10 +157,10 @@ def axis_labels(view: Mapping[str, Any], *, narrow: bool = False) -> list[str]:
 
 def _class_legend(ax: Axes, handles: list[Line2D], names: list[str], step: str) -> None:
     """Draw the legend next to the axes; without names if there are many classes."""
-    grey: dict[str, Any] = {"marker": "o", "color": MUTED, "ls": "none"}
+    gray: dict[str, Any] = {"marker": "o", "color": MUTED, "ls": "none"}
     ends = [
-        Line2D([], [], ms=6.5, mfc="white", mew=1.2, **grey),
-        Line2D([], [], ms=7, **grey),
+        Line2D([], [], ms=6.5, mfc="white", mew=1.2, **gray),
+        Line2D([], [], ms=7, **gray),
         Line2D([], [], color=MUTED, lw=0.8, ls=(0, (4, 3))),
     ]
     key = [f"first {step}", f"last {step}", "straight chord"]
@@ -169,10 +171,10 @@ def _class_legend(ax: Axes, handles: list[Line2D], names: list[str], step: str) 
     else:
         ends, key = handles + ends, names + key
     columns = 1 + (len(key) - 1) // LEGEND_ROWS
-    place: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1.01, 1.0), "ncols": columns}
+    options: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1.01, 1.0), "ncols": columns}
     if inches_wide(ax) < _NARROW:
-        place |= {"fontsize": 6.5, "labelspacing": 0.35, "handlelength": 1.2, "borderaxespad": 0}
-    legend(ax, ends, key, **place)
+        options |= {"fontsize": 6.5, "labelspacing": 0.35, "handlelength": 1.2, "borderaxespad": 0}
+    legend(ax, ends, key, **options)
 
 
 # --- straightness --------------------------------------------------------------------------------
@@ -184,10 +186,10 @@ def straightness(
 ) -> Axes:
     """Draw straightness measures of every segment with their intervals; the ideal value is 1.
 
-    A ratio is solid for centred features, hollow for the original ones; the tick at the length
-    ratio is the ratio of orthogonal steps of the same sizes. A score is hollow if it is not
-    evidence of an optimal map; the cross at the correlation score is the highest score of null
-    maps.
+    The marker of a ratio is solid for centered features and hollow for the original ones; the tick
+    at the length ratio is the ratio for orthogonal steps of the same sizes. The marker of a score
+    is hollow if the score is not evidence of an optimal map; the cross at the correlation score is
+    the highest score of null maps.
 
     Parameters
     ----------
@@ -206,18 +208,20 @@ def straightness(
     offsets = np.linspace(-0.3, 0.3, len(segments)) if len(segments) > 1 else np.zeros(1)
     drawn = [np.ones(1)]
     for i, (segment, offset) in enumerate(zip(segments, offsets, strict=True)):
-        at, look = rows + offset, segment_look(i)
+        at, style = rows + offset, segment_style(i)
         if scores:
-            drawn += _row_of_marks(ax, segment, measures, at, look, _power(segment, measures))
-            drawn.append(_mark_null(ax, segment, measures, at, look))
+            drawn += _row_of_marks(
+                ax, segment, measures, at, style, _are_evidence(segment, measures)
+            )
+            drawn.append(_mark_null(ax, segment, measures, at, style))
             continue
         gap = 0.3 / (2 * max(len(segments), 2))
-        centred = segment.get("centred") or {}
+        centered = segment.get("centred") or {}
         hollow = np.zeros(len(rows), bool)
-        drawn += _row_of_marks(ax, segment, measures, at + gap, look, hollow)
-        if centred:
-            drawn += _row_of_marks(ax, centred, measures, at - gap, look, ~hollow)
-        drawn.append(_mark_orthogonal(ax, segment, measures, at, look))
+        drawn += _row_of_marks(ax, segment, measures, at + gap, style, hollow)
+        if centered:
+            drawn += _row_of_marks(ax, centered, measures, at - gap, style, ~hollow)
+        drawn.append(_mark_orthogonal(ax, segment, measures, at, style))
     ax.axvline(1.0, color=REFERENCE, lw=0.9, ls=(0, (4, 3)), zorder=1)
     ax.set_yticks(rows, list(measures.values()))
     ax.set_ylim(len(rows) - 0.5, -0.5)
@@ -226,7 +230,7 @@ def straightness(
         ax.axhline(row - 0.5, color=GRID, lw=0.6, zorder=0)
     ticks = 3 if scores else 5
     ax.xaxis.set_major_locator(MaxNLocator(ticks, steps=[1, 2, 5, 10]))
-    log_where_positive(ax, *drawn, axis="x", span=6.0)
+    log_if_positive(ax, *drawn, axis="x", span=6.0)
     legend_below(ax, *segment_handles(record))
     return ax
 
@@ -236,36 +240,36 @@ def _row_of_marks(
     source: Mapping[str, Any],
     measures: Iterable[str],
     at: np.ndarray,
-    look: Mapping[str, Any],
+    style: Mapping[str, Any],
     solid: np.ndarray,
 ) -> list[np.ndarray]:
     """Draw one marker per measure with its interval, solid or hollow; return the values."""
     values = numbers([measured(source, key) for key in measures])
     ends = [numbers((source.get("intervals") or {}).get(key)) for key in measures]
     low, high = (np.array([e[j] if len(e) == 2 else np.nan for e in ends]) for j in (0, 1))
-    ax.hlines(at, low, high, color=look["color"], lw=1.6, alpha=0.75)
-    marks: dict[str, Any] = {"ls": "none", "ms": 5, **look}
+    ax.hlines(at, low, high, color=style["color"], lw=1.6, alpha=0.75)
+    marks: dict[str, Any] = {"ls": "none", "ms": 5, **style}
     ax.plot(values[solid], at[solid], mec="white", mew=0.5, **marks)
     ax.plot(values[~solid], at[~solid], mfc="white", mew=1.1, **marks)
     left = any(key in SCORES for key in measures)
     for row in at[~np.isfinite(values)]:
-        _say_undefined(ax, row, look["color"], left=left)
+        _write_undefined(ax, row, style["color"], left=left)
     return [values, low, high]
 
 
 def measured(source: Mapping[str, Any], key: str) -> Any:
-    """Return the value of a measure, for a score without its certified interval."""
+    """Return the value of a measure, without the certified interval that scores include."""
     value = source.get(key)
     return value[0] if isinstance(value, list) else value
 
 
-def has_power(segment: Mapping[str, Any], key: str) -> bool:
-    """Whether the samples are sufficient for a score to be evidence."""
-    return bool(segment.get("power")) if key == "corr_score" else resolved(segment)
+def is_evidence(segment: Mapping[str, Any], key: str) -> bool:
+    """Return whether the samples are sufficient for a score to be evidence."""
+    return bool(segment.get("power")) if key == "corr_score" else has_resolution(segment)
 
 
-def _power(segment: Mapping[str, Any], measures: Iterable[str]) -> np.ndarray:
-    return np.array([has_power(segment, key) for key in measures], bool)
+def _are_evidence(segment: Mapping[str, Any], measures: Iterable[str]) -> np.ndarray:
+    return np.array([is_evidence(segment, key) for key in measures], bool)
 
 
 def _mark_null(
@@ -273,11 +277,11 @@ def _mark_null(
     segment: Mapping[str, Any],
     measures: Iterable[str],
     at: np.ndarray,
-    look: Mapping[str, Any],
+    style: Mapping[str, Any],
 ) -> np.ndarray:
-    """Draw a cross for the highest null map, in the row of the correlation score."""
+    """Draw a cross at the highest score of null maps, in the row of the correlation score."""
     marks = numbers([highest_null(segment) if key == "corr_score" else None for key in measures])
-    ax.plot(marks, at, ls="none", marker="x", ms=4.5, mew=1.1, color=look["color"])
+    ax.plot(marks, at, ls="none", marker="x", ms=4.5, mew=1.1, color=style["color"])
     return marks
 
 
@@ -286,34 +290,34 @@ def _mark_orthogonal(
     segment: Mapping[str, Any],
     measures: Iterable[str],
     at: np.ndarray,
-    look: Mapping[str, Any],
+    style: Mapping[str, Any],
 ) -> np.ndarray:
     """Draw a tick for orthogonal steps of the same sizes, in the row of the length ratio."""
     bound = orthogonal_ratio(segment)
     marks = numbers([bound if key == "length_ratio" else None for key in measures])
-    ax.plot(marks, at, ls="none", marker="|", ms=11, mew=1.4, color=look["color"])
+    ax.plot(marks, at, ls="none", marker="|", ms=11, mew=1.4, color=style["color"])
     return marks
 
 
 def orthogonal_ratio(segment: Mapping[str, Any]) -> float | None:
-    """Return sqrt(B) of the centred path if the record has it, else of the original path."""
-    centred = (segment.get("centred") or {}).get("sqrt_moving_blocks")
-    return segment.get("sqrt_moving_blocks") if centred is None else centred
+    """Return sqrt(B) of the centered path if the record has it, else of the original path."""
+    centered = (segment.get("centred") or {}).get("sqrt_moving_blocks")
+    return segment.get("sqrt_moving_blocks") if centered is None else centered
 
 
-def _say_undefined(ax: Axes, row: float, colour: str, *, left: bool) -> None:
-    """Print "undefined" on the side of 1 on which the value would lie."""
+def _write_undefined(ax: Axes, row: float, color: str, *, left: bool) -> None:
+    """Print "undefined" to the left or right of 1, on the side of the values of this measure."""
     side, shift = ("right", -4) if left else ("left", 4)
-    place: dict[str, Any] = {"xytext": (shift, 0), "textcoords": "offset points", "ha": side}
-    ax.annotate("undefined", (1.0, row), va="center", fontsize=7, color=colour, **place)
+    options: dict[str, Any] = {"xytext": (shift, 0), "textcoords": "offset points", "ha": side}
+    ax.annotate("undefined", (1.0, row), va="center", fontsize=7, color=color, **options)
 
 
 @styled
 def interpolation_gap(record: Any, ax: Axes | None = None) -> Axes:
-    """Draw the distance of each layer from the displacement interpolation of its segment's ends.
+    """Draw each layer's distance from the geodesic between its segment's first and last layer.
 
-    Relative to the end-to-end W2: 0 on the geodesic. Layers are placed at their share of the
-    length.
+    The geodesic is their displacement interpolation. Distances are divided by the W2 between the
+    two layers, and 0 on the geodesic. Layers are placed at their fraction of the path's length.
     """
     record = as_record(record, "Straightness", "SegmentStraightness")
     ax = new_axes(ax, 5.5, 2.6)
@@ -322,25 +326,25 @@ def interpolation_gap(record: Any, ax: Axes | None = None) -> Axes:
         return nothing_to_show(ax, "This record has no interpolation gaps.")
     for i, segment in enumerate(segments):
         t, gap = gap_positions(segment)
-        ax.plot(t, gap, ms=4, **segment_look(i))
+        ax.plot(t, gap, ms=4, **segment_style(i))
     ax.axhline(0.0, color=REFERENCE, lw=0.9, ls=(0, (4, 3)), zorder=1)
     ax.set_xlim(-0.03, 1.03)
     ax.set_ylim(bottom=min(0.0, ax.get_ylim()[0]))
-    ax.set_xlabel("share of the length (0: first layer, 1: last)")
+    ax.set_xlabel("fraction of the length (0: first layer, 1: last)")
     ax.set_ylabel("interpolation gap")
     legend_below(ax, *segment_handles(record))
     return ax
 
 
 def gap_positions(segment: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-    """Return each layer's position between its segment's ends, in [0, 1], and its gap."""
+    """Return each layer's position on its segment, in [0, 1], and its interpolation gap."""
     gap = numbers(segment.get("interpolation_gap"))
     time = numbers(segment.get("interpolation_time"))
     return (time if len(time) == len(gap) else np.linspace(0, 1, len(gap))), gap
 
 
 def segment_handles(record: Mapping[str, Any]) -> tuple[list[Line2D], list[str]]:
-    """Return the legend entries of the segments."""
+    """Return the legend entries of the segments: handles and names."""
     segments = record.get("segments") or []
-    handles = [Line2D([], [], ms=5, lw=1.4, **segment_look(i)) for i in range(len(segments))]
+    handles = [Line2D([], [], ms=5, lw=1.4, **segment_style(i)) for i in range(len(segments))]
     return handles, [segment_name(segment, i) for i, segment in enumerate(segments)]

@@ -1,4 +1,4 @@
-"""The description of a figure: title, caption, drawing function and plotted numbers."""
+"""Descriptions of figures: title, caption, drawing function and plotted numbers."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ class Plot:
     stem : str
         Name of its files, without the extension.
     title, caption : str
-        Its title, and how to read it.
+        Its title, and an explanation of how to read it.
     alt : str
-        A description for readers who cannot see it.
+        Alternative text for readers who cannot see it.
     draw : callable
-        () -> Figure.
+        Takes no arguments and returns the matplotlib figure.
     rows : callable
-        () -> the plotted numbers, one mapping per row.
+        Takes no arguments and returns the plotted numbers, one mapping per row.
     """
 
     stem: str
@@ -44,7 +44,7 @@ class Plot:
 def as_csv(rows: Iterable[Row]) -> bytes:
     """Return rows as CSV in UTF-8, with numbers in full precision; undefined values are empty.
 
-    Unprintable characters in names are escaped as in Python, since tables are read on terminals.
+    Unprintable characters in names are escaped as in Python, because terminals interpret them.
     """
     rows = [{_escaped(key): _escaped(value) for key, value in row.items()} for row in rows]
     columns = list(dict.fromkeys(key for row in rows for key in row))

@@ -1,4 +1,4 @@
-"""Errors of the models' features at every layer of the network."""
+"""Panels of the errors of the models' features at every layer of the network."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from ..errors import ArgumentError
 from .depth import (
     MODELS,
     in_order,
-    model_look,
+    model_rows,
+    model_style,
     models_in,
     not_drawn,
-    of_model,
     split_by_stage,
 )
 from .plot import Plot, Row
@@ -48,9 +48,9 @@ def model_errors(record: Any, measure: str = "missed", ax: Axes | None = None) -
     Parameters
     ----------
     measure : {"missed", "w2"}
-        The fraction of a layer's variance that is unexplained, or W2 between the two clouds
-        divided by the root of the variance. Both are 0 for a perfect prediction, and about 1 if the
-        prediction is a single point.
+        The fraction of a layer's variance that is unexplained, or W2 between predicted and actual
+        features divided by the root of the variance. Both are 0 for a perfect prediction, and about
+        1 if the prediction is a single point.
     """
     record = as_record(record, "Comparison")
     if measure not in ERRORS:
@@ -61,11 +61,11 @@ def model_errors(record: Any, measure: str = "missed", ax: Axes | None = None) -
     shown = {key: error for key, error in errors.items() if np.isfinite(error).any()}
     ax.set_title(ERRORS[measure])
     if not shown:
-        return nothing_to_show(ax, "This record has no features of models.")
+        return nothing_to_show(ax, "This record has no model features.")
     stage_bands(ax, [layer.get("stage") for layer in layers])
     for key, error in shown.items():
         shown_at = np.where(in_order(record, key), error, np.nan)
-        ax.plot(*split_by_stage(record, shown_at), **model_look(key))
+        ax.plot(*split_by_stage(record, shown_at), **model_style(key))
     ax.set_ylim(0, 1.08 * max(0.1, *(float(np.nanmax(error)) for error in shown.values())))
     layer_axis(ax, [layer.get("name") for layer in layers], labels=True)
     legend_below(ax, *_handles(shown))
@@ -73,12 +73,12 @@ def model_errors(record: Any, measure: str = "missed", ax: Axes | None = None) -
 
 
 def model_error(record: Mapping[str, Any], model: str, measure: str) -> np.ndarray:
-    """Return a model's error at every layer of the record, NaN if it makes no prediction."""
-    return numbers([layer.get(measure) for layer in of_model(record, model)])
+    """Return a model's error at every layer of the record, or NaN if it predicts nothing there."""
+    return numbers([layer.get(measure) for layer in model_rows(record, model)])
 
 
 def models_plot(record: Mapping[str, Any]) -> Plot | None:
-    """Return the figure of both errors; None if the record has neither."""
+    """Return the figure of both errors, or None if the record has neither."""
     keys = models_in(record)
     errors = {(k, m): model_error(record, k, m) for k in keys for m in ERRORS}
     if not any(np.isfinite(error).any() for error in errors.values()):
@@ -89,7 +89,7 @@ def models_plot(record: Mapping[str, Any]) -> Plot | None:
         figure = new_figure(7.2, 3.6)
         for measure, ax in zip(ERRORS, figure.subplots(1, len(ERRORS)), strict=True):
             model_errors(record, measure, ax)
-        legend_of_figure(figure, *_handles(keys), loc="outside upper center", most=2)
+        legend_of_figure(figure, *_handles(keys), loc="outside upper center", max_columns=2)
         return figure
 
     def rows() -> list[Row]:
@@ -97,7 +97,7 @@ def models_plot(record: Mapping[str, Any]) -> Plot | None:
             {
                 "name": layer.get("name"),
                 **{f"{k}.{m}": _plain(errors[k, m][i]) for k in keys for m in ERRORS},
-                **{f"{k}.time": of_model(record, k)[i].get("time") for k in keys},
+                **{f"{k}.time": model_rows(record, k)[i].get("time") for k in keys},
             }
             for i, layer in enumerate(record["layers"])
         ]
@@ -105,10 +105,11 @@ def models_plot(record: Mapping[str, Any]) -> Plot | None:
     return Plot(
         "models",
         "Errors of the models",
-        "Difference between each model's features and the network's: sample by sample (left, the "
-        "unexplained share of a layer's variance), and as distributions (right, W2 over the root "
-        "of the variance). 0 is a perfect prediction. The geodesic model is given both ends of "
-        f"every segment. Each stage has a separate line.{not_drawn(record)}",
+        "Difference between each model's features and the network's: sample by sample (left: the "
+        "unexplained fraction of a layer's variance), and as distributions (right: W2 divided by "
+        "the root of the variance). 0 is a perfect prediction. The geodesic model is given the "
+        "first and last layer of every segment. Each stage has a separate line."
+        f"{not_drawn(record)}",
         "Errors of " + ", ".join(MODELS[key][0] for key in keys) + " at every layer.",
         draw,
         rows,
@@ -116,7 +117,7 @@ def models_plot(record: Mapping[str, Any]) -> Plot | None:
 
 
 def _handles(keys: Iterable[str]) -> tuple[list[Line2D], list[str]]:
-    return [Line2D([], [], **model_look(key)) for key in keys], [MODELS[key][0] for key in keys]
+    return [Line2D([], [], **model_style(key)) for key in keys], [MODELS[key][0] for key in keys]
 
 
 def _plain(value: Any) -> float | None:

@@ -15,7 +15,7 @@ from matplotlib.ticker import FixedLocator, NullLocator
 from .._deprecated import renamed_parameter
 from ..errors import ArgumentError
 from .depth import METRICS, measured_metric
-from .paths import RATIOS, has_power, measured, orthogonal_ratio, segment_look
+from .paths import RATIOS, is_evidence, measured, orthogonal_ratio, segment_style
 from .plot import Plot, Row
 from .style import (
     MEASURED,
@@ -24,7 +24,7 @@ from .style import (
     highest_null,
     legend_below,
     legend_of_figure,
-    log_where_positive,
+    log_if_positive,
     new_axes,
     new_figure,
     nothing_to_show,
@@ -38,8 +38,8 @@ from .style import (
 
 OVER: dict[str, str] = {
     **RATIOS,
-    "length_ratio_centred": "W2 length ratio, centred",
-    "length_over_runs_centred": "W2 length over equal runs, centred",
+    "length_ratio_centred": "W2 length ratio, centered",
+    "length_over_runs_centred": "W2 length over equal runs, centered",
     "corr_score": "correlation score, end to end",
     "ot_score": "OT score, end to end",
 }
@@ -68,10 +68,11 @@ def positions(series: Mapping[str, Any]) -> np.ndarray:
 def over(series: Any, measure: str = "length_ratio", ax: Axes | None = None) -> Axes:
     """Draw a measure of every analysis over the epochs of training, or for every network.
 
-    Segments differ in color and marker; bars are 95 % intervals. Scores are hollow if they are
-    not evidence of an optimal map. ``length_over_runs_centred`` compares networks of different
-    depth: the length over k runs of blocks, where k is the largest number available for the segment
-    in all of them. The axis of epochs is logarithmic, with epoch 0 at its left.
+    Segments differ in color and marker; bars are 95 % intervals. The markers of scores are hollow
+    if the scores are not evidence of an optimal map. ``length_over_runs_centred`` compares networks
+    of different depth: it is the length ratio over k runs of blocks, where k is the largest number
+    available for the segment in all networks. The axis of epochs is logarithmic, with epoch 0 at
+    its left end.
 
     Parameters
     ----------
@@ -86,7 +87,7 @@ def over(series: Any, measure: str = "length_ratio", ax: Axes | None = None) -> 
     rows, at = series["analyses"], positions(series)
     line = series["axis"] == "epoch"
     if measure in ENDS:
-        values = numbers([_end(row, measure) for row in rows])
+        values = numbers([_network_value(row, measure) for row in rows])
         drawn = [values]
         ax.plot(at, values, color=MEASURED, marker="o", ls="-" if line else "none", ms=4)
     else:
@@ -98,12 +99,12 @@ def over(series: Any, measure: str = "length_ratio", ax: Axes | None = None) -> 
         if not any(value is not None for values in by_segment for value, _, _ in values):
             return nothing_to_show(ax, f"These analyses have no {OVER[measure]}.")
         for i, triples in enumerate(by_segment):
-            drawn += _segment(ax, triples, at, i, count, line)
+            drawn += _draw_segment(ax, triples, at, i, count, line)
         ax.axhline(1.0, color=REFERENCE, lw=0.9, ls=(0, (4, 3)), zorder=1)
         legend_below(ax, *segments_in(series))
     _axis(ax, series, at)
     if measure not in ("accuracy", "tau", *_SCORES):
-        log_where_positive(ax, *drawn)
+        log_if_positive(ax, *drawn)
     ax.set_title({**OVER, **ENDS}[measure])
     if measure == "length_over_runs_centred":
         ax.set_ylabel(f"k = {', '.join(map(str, runs_in(series)))} runs")
@@ -111,9 +112,10 @@ def over(series: Any, measure: str = "length_ratio", ax: Axes | None = None) -> 
 
 
 def common_runs(rows: Sequence[Mapping[str, Any]], index: int) -> int | None:
-    """Return the largest number of runs for which every analysis has the segment's length."""
+    """Return the largest number of runs for which every analysis has the segment's length ratio."""
     runs = [
-        set((_of(row, index).get("centred") or {}).get("length_over_runs") or {}) for row in rows
+        set((_segment(row, index).get("centred") or {}).get("length_over_runs") or {})
+        for row in rows
     ]
     return max((int(k) for k in set.intersection(*runs)), default=None) if runs else None
 
@@ -125,7 +127,7 @@ def runs_in(series: Mapping[str, Any]) -> list[int]:
     return sorted({k for i in range(count) if (k := common_runs(rows, i)) is not None})
 
 
-def _of(row: Mapping[str, Any], index: int) -> Mapping[str, Any]:
+def _segment(row: Mapping[str, Any], index: int) -> Mapping[str, Any]:
     return row["segments"][index] if index < len(row["segments"]) else {}
 
 
@@ -133,22 +135,22 @@ def _measured(
     row: Mapping[str, Any], index: int, measure: str, rows: Sequence[Mapping[str, Any]]
 ) -> tuple[Any, Any, bool]:
     """Return a segment's value, its interval, and whether a score is evidence."""
-    segment = _of(row, index)
-    centred = segment.get("centred") or {}
+    segment = _segment(row, index)
+    centered = segment.get("centred") or {}
     if measure == "length_over_runs_centred":
         return (
-            (centred.get("length_over_runs") or {}).get(str(common_runs(rows, index))),
+            (centered.get("length_over_runs") or {}).get(str(common_runs(rows, index))),
             None,
             True,
         )
-    twin, key = (
-        (centred, measure.removesuffix("_centred")) if "centred" in measure else (segment, measure)
+    source, key = (
+        (centered, measure.removesuffix("_centred")) if "centred" in measure else (segment, measure)
     )
-    interval = (twin.get("intervals") or {}).get(key)
-    return measured(twin, key), interval, measure not in _SCORES or has_power(segment, measure)
+    interval = (source.get("intervals") or {}).get(key)
+    return measured(source, key), interval, measure not in _SCORES or is_evidence(segment, measure)
 
 
-def _segment(
+def _draw_segment(
     ax: Axes,
     triples: Sequence[tuple[Any, Any, bool]],
     at: np.ndarray,
@@ -159,18 +161,18 @@ def _segment(
     values = numbers([value for value, _, _ in triples])
     ends = [numbers(interval) for _, interval, _ in triples]
     low, high = (np.array([e[k] if len(e) == 2 else np.nan for e in ends]) for k in (0, 1))
-    look: dict[str, Any] = segment_look(index)
+    style: dict[str, Any] = segment_style(index)
     if not line:  # next to each other if no line connects them
         at = at + np.linspace(-0.16, 0.16, count)[index] if count > 1 else at
-    ax.vlines(at, low, high, color=look["color"], lw=1.2, alpha=0.7)
-    ax.plot(at, values, ls="-" if line else "none", lw=1.1, color=look["color"], zorder=2)
-    clear = np.array([power for _, _, power in triples], bool)
-    for shown, face in ((clear, look["color"]), (~clear, "white")):
-        ax.plot(at[shown], values[shown], ls="none", ms=4, mfc=face, mew=0.9, zorder=3, **look)
+    ax.vlines(at, low, high, color=style["color"], lw=1.2, alpha=0.7)
+    ax.plot(at, values, ls="-" if line else "none", lw=1.1, color=style["color"], zorder=2)
+    solid = np.array([evidence for _, _, evidence in triples], bool)
+    for mask, face in ((solid, style["color"]), (~solid, "white")):
+        ax.plot(at[mask], values[mask], ls="none", ms=4, mfc=face, mew=0.9, zorder=3, **style)
     return [values, low, high]
 
 
-def _end(row: Mapping[str, Any], measure: str) -> Any:
+def _network_value(row: Mapping[str, Any], measure: str) -> Any:
     if measure == "accuracy":
         return row.get("accuracy")
     if measure == "tau":
@@ -194,8 +196,8 @@ def _axis(ax: Axes, series: Mapping[str, Any], at: np.ndarray) -> None:
         ax.set_xlim(-0.5, len(names) - 0.5)
         return
     ax.set_xscale("symlog", base=2, linthresh=1.0, linscale=0.6)
-    kept = [at[i] for i in thinned(len(at), 9)]
-    ax.xaxis.set_major_locator(FixedLocator(kept))
+    ticks = [at[i] for i in thinned(len(at), 9)]
+    ax.xaxis.set_major_locator(FixedLocator(ticks))
     ax.xaxis.set_minor_locator(NullLocator())
     ax.xaxis.set_major_formatter(lambda epoch, _: f"{epoch:g}")
     ax.set_xlim(min(0.0, at.min()) - 0.15, at.max() * 1.12)
@@ -206,7 +208,8 @@ def _axis(ax: Axes, series: Mapping[str, Any], at: np.ndarray) -> None:
 def profiles(series: Any, metric: str = "nc1", ax: Axes | None = None) -> Axes:
     """Draw a collapse metric over depth, one line per analysis; later epochs are darker.
 
-    Networks of different depth share an axis from 0, the input of the first block, to 1.
+    Depth is scaled to the same axis for all networks: 0 is the input of the first block, 1 the last
+    layer.
     """
     series = as_record(series)
     if metric not in METRICS:
@@ -214,16 +217,16 @@ def profiles(series: Any, metric: str = "nc1", ax: Axes | None = None) -> Axes:
     ax = new_axes(ax)
     rows = series["analyses"]
     drawn = []
-    for row, look in zip(rows, profile_looks(series), strict=True):
+    for row, style in zip(rows, profile_styles(series), strict=True):
         layers = row.get("layers") or []
         staged = np.array([layer.get("stage") is not None for layer in layers], bool)
         values = measured_metric(row, metric)[staged]
         if len(values):
-            ax.plot(np.linspace(0, 1, len(values)), values, ms=2.6, **look)
+            ax.plot(np.linspace(0, 1, len(values)), values, ms=2.6, **style)
             drawn.append(values)
     if not drawn:
         return nothing_to_show(ax, "These analyses have no layers.")
-    log_where_positive(ax, *drawn)
+    log_if_positive(ax, *drawn)
     ax.set_xlim(-0.02, 1.02)
     ax.set_xlabel("depth (0: before the first block, 1: last layer)")
     ax.set_title(METRICS[metric])
@@ -231,35 +234,35 @@ def profiles(series: Any, metric: str = "nc1", ax: Axes | None = None) -> Axes:
     return ax
 
 
-def profile_looks(series: Mapping[str, Any]) -> list[dict[str, Any]]:
+def profile_styles(series: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return a line style for each analysis: a sequence of shades for epochs, else colors."""
     count = len(series["analyses"])
     if series["axis"] == "epoch":
         shades = mpl.colormaps["viridis_r"](np.linspace(0.08, 1.0, count))
         return [{"color": tuple(shade), "marker": "o", "lw": 1.2} for shade in shades]
-    return [{**segment_look(i), "lw": 1.2} for i in range(count)]
+    return [{**segment_style(i), "lw": 1.2} for i in range(count)]
 
 
 def series_handles(series: Mapping[str, Any]) -> tuple[list[Line2D], list[str]]:
-    """Return the legend entries of `profiles`, a selection if there are many epochs."""
-    rows, looks = series["analyses"], profile_looks(series)
+    """Return the legend entries of `profiles`, or a selection of them if there are many."""
+    rows, styles = series["analyses"], profile_styles(series)
     chosen = thinned(len(rows), 8 if series["axis"] == "epoch" else 12)
     by_epoch = series["axis"] == "epoch"
     names = [
         f"epoch {rows[i]['provenance']['epoch']}" if by_epoch else short(rows[i]["name"], 26)
         for i in chosen
     ]
-    return [Line2D([], [], ms=3.5, **looks[i]) for i in chosen], names
+    return [Line2D([], [], ms=3.5, **styles[i]) for i in chosen], names
 
 
 def segments_in(series: Mapping[str, Any]) -> tuple[list[Line2D], list[str]]:
     """Return the legend entries of `over`, one per segment.
 
-    A segment has its layers' names if they are those of every analysis that has it; otherwise, as
-    for networks of different architectures, its position.
+    A segment is named by its layers if they have the same names in every analysis that has the
+    segment, and otherwise, as for networks of different architectures, by its number.
     """
     count = max((len(row["segments"]) for row in series["analyses"]), default=0)
-    handles = [Line2D([], [], ms=4, lw=1.1, **segment_look(i)) for i in range(count)]
+    handles = [Line2D([], [], ms=4, lw=1.1, **segment_style(i)) for i in range(count)]
     return handles, [_common_name(series["analyses"], i) for i in range(count)]
 
 
@@ -274,7 +277,7 @@ def series_rows(series: Any) -> list[Row]:
     series = as_record(series)
     rows = []
     for analysis in series["analyses"]:
-        whole = {key: _end(analysis, key) for key in ENDS}
+        whole = {key: _network_value(analysis, key) for key in ENDS}
         for i, segment in enumerate(analysis["segments"] or [{}]):
             row: dict[str, Any] = {
                 "name": analysis["name"],
@@ -307,7 +310,7 @@ _PROFILES = ("nc1", "ncc_error", "nc2_etf", "effective_rank")
 
 
 def _epochs(series: Mapping[str, Any]) -> str:
-    """Return a note on the axis; epoch 0 is the initialization only in wgeo's checkpoints."""
+    """Return a note on the epoch axis; epoch 0 is the initialization only in wgeo's checkpoints."""
     if series["axis"] != "epoch":
         return ""
     provenance = [row["provenance"] for row in series["analyses"]]
@@ -326,7 +329,7 @@ def series_plots(series: Mapping[str, Any]) -> list[Plot]:
         figure = new_figure(7.2, 9.4)
         for name, ax in zip(_PANELS, figure.subplots(4, 2).flat, strict=True):
             over(series, name, ax)
-        legend_of_figure(figure, *segments_in(series), most=2)
+        legend_of_figure(figure, *segments_in(series), max_columns=2)
         return figure
 
     @styled
@@ -334,7 +337,7 @@ def series_plots(series: Mapping[str, Any]) -> list[Plot]:
         figure = new_figure(7.2, 5.6)
         for metric, ax in zip(_PROFILES, figure.subplots(2, 2).flat, strict=True):
             profiles(series, metric, ax)
-        legend_of_figure(figure, *series_handles(series), most=4)
+        legend_of_figure(figure, *series_handles(series), max_columns=4)
         return figure
 
     def profile_rows() -> list[Row]:
@@ -359,9 +362,9 @@ def series_plots(series: Mapping[str, Any]) -> list[Plot]:
             f"Straightness and collapse {what}",
             "Straightness of every segment with 95 % intervals (1 is a constant-speed geodesic; "
             "hollow scores are not evidence of an optimal map), collapse at the last layer, and "
-            "accuracy. Centred: with each layer's mean subtracted. A path is longer if more of its "
-            "layers are included; therefore, over k equal runs, every analysis is measured at "
-            "k + 1 layers of the segment." + _epochs(series),
+            "accuracy. Centered: with each layer's mean subtracted. The more layers of a path are "
+            "included, the longer it is; over k equal runs, every analysis is therefore measured "
+            "at k + 1 layers of the segment." + _epochs(series),
             f"Straightness, NC1 and accuracy of {count} analyses, {what}.",
             draw_over,
             lambda: series_rows(series),
@@ -369,7 +372,7 @@ def series_plots(series: Mapping[str, Any]) -> list[Plot]:
         Plot(
             "profiles",
             f"Collapse over depth, {what}",
-            "Each line is one analysis" + (", darker later." if by_epoch else "."),
+            "Each line is one analysis" + ("; later epochs are darker." if by_epoch else "."),
             f"Collapse metrics over depth of {count} analyses.",
             draw_profiles,
             profile_rows,

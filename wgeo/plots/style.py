@@ -36,25 +36,25 @@ T = TypeVar("T")
 
 # Okabe and Ito (2008), distinguishable under every common color blindness; their yellow is left
 # out because a thin yellow line on white is hard to see.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#333333")
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#333333")
 # For classes, often ten of them: Tol's muted scheme (2021) and black.
-CLASS_COLOURS = (
+CLASS_COLORS = (
     *("#332288", "#CC6677", "#117733", "#DDAA33", "#88CCEE"),
     *("#882255", "#44AA99", "#999933", "#AA4499", "#222222"),
 )
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p")
 INK, MUTED, RULE, GRID, BAND = "#222222", "#666666", "#BBBBBB", "#DDDDDD", "#F1F1F1"
-MEASURED, REFERENCE = COLOURS[0], "#555555"
+MEASURED, REFERENCE = COLORS[0], "#555555"
 
 SIZES: dict[str, tuple[float, float]] = {
     "column": (3.35, 2.5),
     "page": (7.2, 3.4),
     "slide": (5.6, 3.15),
 }
-"""Figures for a paper's column, for the width of its page, and for a slide; inches.
+"""Width and height, in inches, of figures for a paper's column, for its page, and for a slide.
 
-Text is 7.5 to 9 points in all of them, like captions. A slide is enlarged: over a full slide (13.33
-by 7.5 inches) its text is 18 to 21 points.
+Text is 7.5 to 9 points in all of them, like captions. A figure for a slide is meant to be enlarged:
+on a full slide (13.33 by 7.5 inches), its text is 18 to 21 points.
 """
 
 RC: Any = {
@@ -91,8 +91,8 @@ RC: Any = {
 def styled(draw: Callable[P, T]) -> Callable[P, T]:
     """Run a drawing function with this style, without changing global settings.
 
-    Global settings do not affect a figure either: a ``matplotlibrc`` in the current folder, which
-    may be untrusted, could run TeX (``text.usetex``).
+    Nor do global settings affect the figure: a ``matplotlibrc`` in the current folder may be
+    untrusted, and could run TeX (``text.usetex``).
     """
 
     @wraps(draw)
@@ -106,14 +106,14 @@ def styled(draw: Callable[P, T]) -> Callable[P, T]:
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """Return a figure without a window or pyplot state; sizes in inches."""
+    """Return a figure without a window and outside pyplot; sizes are in inches."""
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure
 
 
 def panel_grid(count: int) -> tuple[Figure, list[Axes]]:
-    """Return a figure of `count` square panels, at most two next to each other, and their axes."""
+    """Return a figure of `count` square panels, at most two per row, and their axes."""
     columns = min(2, count)
     lines = -(-count // columns)
     figure = new_figure(0.5 + 3.35 * columns, 0.3 + 3.1 * lines)
@@ -136,7 +136,7 @@ def axes(size: str = "page", *, height: float | None = None) -> Axes:
     size : {"column", "page", "slide"}
         A key of `SIZES`.
     height : float, optional
-        Height in inches, instead of the preset's; the width is the preset's.
+        Height in inches, instead of that in `SIZES`.
 
     Raises
     ------
@@ -150,16 +150,17 @@ def axes(size: str = "page", *, height: float | None = None) -> Axes:
 
 
 def new_axes(ax: Axes | None, width: float = 5.5, height: float = 3.2) -> Axes:
-    """Return the given axes, else those of pyplot if it is in use, else those of a new figure."""
+    """Return the given axes, or else pyplot's if it is in use, or else those of a new figure."""
     if ax is not None:
         return ax
     return _pyplot_axes(width, height) or new_figure(width, height).add_subplot()
 
 
 def _pyplot_axes(width: float, height: float) -> Axes | None:
-    """Return pyplot's current axes if they are empty, or new ones if it shows its figures.
+    """Return pyplot's current axes if they are empty, or new axes if pyplot shows figures.
 
-    None if the program does not use pyplot, or uses it to write files and has no empty axes.
+    Return None if the program does not use pyplot, or if it uses pyplot to write files and there
+    are no empty axes.
     """
     if "ipykernel" in sys.modules:  # a notebook, which shows the figures of pyplot
         importlib.import_module("matplotlib.pyplot")
@@ -190,16 +191,16 @@ SOURCES = {
     "Alignment": "wgeo.alignment(net, images)",
     "Comparison": "wgeo.compare(traj)",
 }
-"""Results that figures draw, and how they are obtained."""
+"""Results that can be drawn, and the calls that return them."""
 
 
 def as_record(source: Any, *kinds: str) -> Mapping[str, Any]:
-    """Return the record of an `Analysis`, the record itself, or a result in the form of one.
+    """Return the record of an `Analysis`, the record itself, or a result converted to a record.
 
     Parameters
     ----------
     kinds : str
-        The results (keys of `SOURCES`) that have what the figure shows.
+        Types of the results (keys of `SOURCES`) that the figure can draw.
     """
     kind = type(source).__name__ if isinstance(source, Displayed) else ""
     if kind in kinds:
@@ -215,7 +216,7 @@ def as_record(source: Any, *kinds: str) -> Mapping[str, Any]:
 
 
 def highest_null(item: Mapping[str, Any]) -> float | None:
-    """Return the highest certified bound of the null maps' correlation scores, or None."""
+    """Return the highest certified upper bound of the null maps' correlation scores, or None."""
     scores = [null["score"] for null in item.get("null") or [] if null.get("score")]
     return max((score[2] for score in scores if score[2] is not None), default=None)
 
@@ -231,7 +232,7 @@ def clean(name: Any) -> str:
         if category in ("Cc", "Zl", "Zp"):  # controls and line breaks
             characters.append(" ")
         elif category == "Cs" or ord(character) & 0xFFFE == 0xFFFE:
-            # Half a surrogate pair, as in a path that is not UTF-8; U+FFFE, which XML cannot hold.
+            # Half a surrogate pair, as in a path that is not UTF-8; or U+FFFE, invalid in XML.
             characters.append("\N{REPLACEMENT CHARACTER}")
         elif category != "Cf":  # bidirectional overrides, zero-width marks
             characters.append(character)
@@ -239,19 +240,19 @@ def clean(name: Any) -> str:
 
 
 def short(name: Any, width: int = 22) -> str:
-    """Return a clean name of at most `width` characters, without its middle if too long."""
+    """Return a clean name of at most `width` characters; a longer one loses its middle."""
     text = clean(name)
     head = (width - 1) // 2
     return text if len(text) <= width else f"{text[:head]}…{text[len(text) - (width - 1 - head) :]}"
 
 
 def short_names(names: Sequence[Any], width: int = 16) -> list[str]:
-    """Return names for an axis, without common leading modules ("backbone.stages."), shortened."""
+    """Return shortened names for an axis, without common prefixes such as "backbone.stages."."""
     paths = [clean(name).split(".") for name in names]
     dotted = [path for path in paths if len(path) > 1]
     cut = 0
     if len(dotted) > 1:
-        columns = zip(*dotted, strict=False)  # as deep as the shallowest
+        columns = zip(*dotted, strict=False)  # up to the length of the shortest
         cut = sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, columns))
         # A bare number ("blocks.0" -> "0") or an empty name would not be informative.
         while cut and any("".join(path[cut:]).isdigit() or not path[cut:] for path in dotted):
@@ -269,7 +270,7 @@ def segment_name(segment: Mapping[str, Any], index: int) -> str:
 
 
 def number(value: Any) -> float:
-    """Return a float; NaN for None and for anything that is not a finite number."""
+    """Return a number as a float; NaN for None and for anything that is not a finite number."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return float("nan")
     return float(value) if np.isfinite(value) else float("nan")
@@ -280,10 +281,10 @@ def numbers(values: Sequence[Any] | None) -> np.ndarray:
     return np.array([number(v) for v in values or ()], dtype=np.float64)
 
 
-def resolved(item: Mapping[str, Any]) -> bool:
-    """Whether a block's or segment's ot_score is evidence: `LOW_RESOLUTION` or more.
+def has_resolution(item: Mapping[str, Any]) -> bool:
+    """Return whether the resolution is sufficient for an OT score to be evidence.
 
-    Otherwise the samples move so little that any map would score 1.
+    Below `LOW_RESOLUTION`, the samples move so little that any map would score 1.
     """
     return number(item.get("resolution")) >= LOW_RESOLUTION  # NaN compares false
 
@@ -292,7 +293,7 @@ def resolved(item: Mapping[str, Any]) -> bool:
 
 
 def layer_axis(ax: Axes, names: Sequence[Any], *, labels: bool = True) -> None:
-    """Put layer names under an axis: as many as fit, always with the first and the last."""
+    """Put layer names under an axis: as many as fit, always including the first and the last."""
     n = len(names)
     ax.set_xlim(-0.6, n - 0.4)
     ax.xaxis.set_minor_locator(FixedLocator(range(n)))
@@ -310,18 +311,18 @@ def layer_axis(ax: Axes, names: Sequence[Any], *, labels: bool = True) -> None:
 
 
 def thinned(n: int, budget: int) -> list[int]:
-    """Return at most `budget` evenly spaced positions of 0..n-1, with the first and the last."""
+    """Return at most `budget` evenly spaced indices of 0..n-1, including the first and the last."""
     if n <= budget:
         return list(range(n))
     step = -(-(n - 1) // (budget - 1))
-    kept = list(range(0, n - 1, step))
-    if n - 1 - kept[-1] < step and len(kept) > 1:
-        kept.pop()
-    return [*kept, n - 1]
+    indices = list(range(0, n - 1, step))
+    if n - 1 - indices[-1] < step and len(indices) > 1:
+        indices.pop()
+    return [*indices, n - 1]
 
 
 def stage_bands(ax: Axes, stages: Sequence[Any], *, labels: bool = False) -> None:
-    """Shade every other stage and draw a line at every change of the feature space."""
+    """Shade every other stage, and draw a line at every change of the feature space."""
     starts = [0, *(i for i in range(1, len(stages)) if stages[i] != stages[i - 1])]
     shaded = False
     for start, end in zip(starts, [*starts[1:], len(stages)], strict=True):
@@ -344,7 +345,7 @@ def stage_bands(ax: Axes, stages: Sequence[Any], *, labels: bool = False) -> Non
             )
 
 
-def log_where_positive(ax: Axes, *series: np.ndarray, axis: str = "y", span: float = 8.0) -> None:
+def log_if_positive(ax: Axes, *series: np.ndarray, axis: str = "y", span: float = 8.0) -> None:
     """Use a logarithmic axis if all values are positive and span more than a factor of `span`."""
     values = np.concatenate([s[np.isfinite(s)] for s in series]) if series else np.empty(0)
     if not values.size or values.min() <= 0 or values.max() < span * values.min():
@@ -358,9 +359,9 @@ def log_where_positive(ax: Axes, *series: np.ndarray, axis: str = "y", span: flo
     which.set_minor_formatter(NullFormatter())
 
 
-def legend(target: Axes | Figure, handles: Sequence[Line2D], names: Sequence[str], **place: Any):  # type: ignore[no-untyped-def]
-    """Draw a legend with literal names, including leading underscores and dollars."""
-    result = target.legend(list(handles), [f"{i}" for i in range(len(handles))], **place)
+def legend(target: Axes | Figure, handles: Sequence[Line2D], names: Sequence[str], **options: Any):  # type: ignore[no-untyped-def]
+    """Draw a legend with literal names, which may contain dollars or start with underscores."""
+    result = target.legend(list(handles), [f"{i}" for i in range(len(handles))], **options)
     text: Text
     for text, name in zip(result.get_texts(), names, strict=True):
         text.set_text(name)
@@ -370,11 +371,8 @@ def legend(target: Axes | Figure, handles: Sequence[Line2D], names: Sequence[str
 def legend_above(
     ax: Axes, handles: Sequence[Line2D], names: Sequence[str], *, gap: int = 0
 ) -> None:
-    """Draw a legend `gap` points above the axes, under their title.
-
-    It is on one line with the title if both fit, otherwise below it.
-    """
-    needed = sum(map(_entry, names))
+    """Draw a legend `gap` points above the axes: next to their title if it fits, else below it."""
+    needed = sum(map(_entry_width, names))
     title = ax.get_title("left")
     one_line = needed + 0.07 * len(title) <= inches_wide(ax)
     rows = 1 if needed <= inches_wide(ax) else len(names)
@@ -382,16 +380,16 @@ def legend_above(
     assert figure is not None
     raised = ax.transAxes + ScaledTranslation(0, gap / 72, figure.dpi_scale_trans)
     corner, at = ("lower right", 1.0) if one_line or not title else ("lower left", 0.0)
-    place: dict[str, Any] = {"loc": corner, "bbox_to_anchor": (at, 1.0)}
-    place |= {"ncols": 1 if rows > 1 else len(names), "bbox_transform": raised}
+    options: dict[str, Any] = {"loc": corner, "bbox_to_anchor": (at, 1.0)}
+    options |= {"ncols": 1 if rows > 1 else len(names), "bbox_transform": raised}
     space = {"borderaxespad": 0.2, "handletextpad": 0.5, "columnspacing": 1.4, "borderpad": 0.1}
-    legend(ax, handles, names, **space, **place)
+    legend(ax, handles, names, **space, **options)
     if title and not one_line:
         ax.set_title(title, pad=gap + 11.5 * rows + 5)
 
 
 def legend_below(ax: Axes, handles: Sequence[Line2D], names: Sequence[str]) -> None:
-    """Draw a legend under single axes; a figure of several axes has a common legend."""
+    """Draw a legend under the axes, unless the figure has several, which share a legend."""
     figure = ax.get_figure(root=True)
     if figure is None or len(figure.axes) > 1 or len(names) < 2:
         return
@@ -406,26 +404,26 @@ def legend_of_figure(
     handles: Sequence[Line2D],
     names: Sequence[str],
     loc: str = "outside lower center",
-    most: int = 8,
+    max_columns: int = 8,
 ) -> None:
     """Draw a legend below a figure, or at `loc`, in as many columns as fit its width."""
     width = figure.get_size_inches()[0]
-    counts = range(min(len(names), most), 1, -1)
+    counts = range(min(len(names), max_columns), 1, -1)
     columns = next((n for n in counts if _HINTED * _columns_width(names, n) <= width), 1)
     legend(figure, handles, names, loc=loc, ncols=columns)
 
 
 def _columns_width(names: Sequence[str], count: int) -> float:
-    """Return the approximate width in inches of a legend whose entries fill columns in turn."""
+    """Return the approximate width in inches of a legend with `count` columns."""
     columns = np.array_split(list(names), count)
-    return float(sum(max(map(_entry, column)) for column in columns)) - _BETWEEN_COLUMNS
+    return float(sum(max(map(_entry_width, column)) for column in columns)) - _BETWEEN_COLUMNS
 
 
 _BETWEEN_COLUMNS = 0.2  # inches
 _HINTED = 1.06  # factor by which the pixels of a coarse screen (80 dpi) widen a legend
 
 
-def _entry(name: str) -> float:
+def _entry_width(name: str) -> float:
     """Return the approximate width in inches of a legend entry and the space after it."""
     font = FontProperties(size=mpl.rcParams["legend.fontsize"])
     points = text_to_path.get_text_width_height_descent(name, font, ismath=False)[0]
@@ -439,8 +437,9 @@ def inches_wide(ax: Axes) -> float:
     return float(ax.get_position().width * figure.get_size_inches()[0])
 
 
-def nothing_to_show(ax: Axes, why: str) -> Axes:
-    """Print in the axes why they are empty."""
+def nothing_to_show(ax: Axes, reason: str) -> Axes:
+    """Print in the axes the reason why they are empty."""
     ax.set_axis_off()
-    ax.text(0.5, 0.5, why, transform=ax.transAxes, ha="center", va="center", color=MUTED, wrap=True)
+    options: dict[str, Any] = {"ha": "center", "va": "center", "color": MUTED, "wrap": True}
+    ax.text(0.5, 0.5, reason, transform=ax.transAxes, **options)
     return ax

@@ -17,8 +17,8 @@ from typing import Any
 
 from .. import __version__, plots
 from ..errors import RecordError, WgeoError
-from ..plots.composed import catalogue
-from ..plots.files import drawn, names_of
+from ..plots.composed import catalog
+from ..plots.files import current_files, names_of
 from ..storage.ownership import (
     has_leftovers,
     owned,
@@ -37,8 +37,8 @@ __all__ = ["build"]
 _REPORT, _LOG = "report", "report-build.log"
 
 
-def claim_report(run_dir: str | os.PathLike[str]) -> None:
-    """Refuse a folder if its ``report`` or ``report-build.log`` was not written by wgeo.
+def require_report_writable(run_dir: str | os.PathLike[str]) -> None:
+    """Raise RecordError if wgeo did not write a folder's ``report`` or ``report-build.log``.
 
     Raises
     ------
@@ -58,12 +58,12 @@ def build(
 
     Figures are drawn if ``RUN/figures`` lacks them or the record is newer. The report is built in a
     temporary folder and then renamed, so an interrupted or failed build leaves an existing report
-    unchanged. A report is replaced only if wgeo wrote it and it was not changed since.
+    unchanged. A report is replaced only if wgeo wrote it and it has not been changed since.
 
     Parameters
     ----------
     run_dir : path
-        The run's folder, with ``analysis.json``, or that of several runs, with ``series.json``.
+        The folder of one run, with ``analysis.json``, or of several runs, with ``series.json``.
     html : bool
         Build the HTML; otherwise only the Sphinx project ``RUN/report`` is written.
     pdf : bool
@@ -80,8 +80,8 @@ def build(
     Raises
     ------
     RecordError
-        The analysis is missing, damaged or of another schema, the folder cannot be written, or
-        files that wgeo did not write are in the way of the report or its figures.
+        The analysis is missing, damaged or of another schema; the folder cannot be written; or
+        the report or its figures would replace files that wgeo did not write.
     DependencyError
         A PDF is requested, but the TeX engine or one of its packages is missing; the message says
         what to install.
@@ -89,32 +89,32 @@ def build(
         Sphinx or TeX failed, or Sphinx warned; the message names the log.
     """
     run = Path(run_dir)
-    tex = engine() if pdf else ""  # before the work, not after
+    tex = engine() if pdf else ""  # first, to fail early if none is installed
     source = run / kind_of(run)
     record = read_record(run, source.name)
-    claim_report(run)
+    require_report_writable(run)
     if html and "analyses" in record:
         record = _with_reports(record, run)
-    if drawn(record, run / "figures", source) is None:
-        require_writable(run / "figures", *names_of(catalogue(record)))
+    if current_files(record, run / "figures", source) is None:
+        require_writable(run / "figures", *names_of(catalog(record)))
     try:
-        with owned(run) as home, home.scratch("report") as aside:
+        with owned(run) as owner, owner.scratch("report") as scratch:
             figures = _figures(record, source)
-            project = aside / "report"
+            project = scratch / "report"
             _write_project(record, pages.pages(record), project, figures, source)
 
-            def keep(output: bytes) -> Path:
-                return home.write({_LOG: output})[0]
+            def save_log(output: bytes) -> Path:
+                return owner.write({_LOG: output})[0]
 
             if html:
-                building.html(project, keep)
+                building.html(project, save_log)
             if pdf:
-                typeset = _write_paper(record, aside / "paper", source)
-                building.pdf(typeset, tex, keep).rename(project / "report.pdf")
-            home.remove(_LOG)
+                printed = _write_paper(record, scratch / "paper", source)
+                building.pdf(printed, tex, save_log).rename(project / "report.pdf")
+            owner.remove(_LOG)
             record_all(project)
-            claim_report(run)  # files may have appeared in it meanwhile
-            _swap(project, run / _REPORT, aside / "old")
+            require_report_writable(run)  # files may have appeared in it in the meantime
+            _replace_folder(project, run / _REPORT, backup=scratch / "old")
     except OSError as error:
         raise RecordError(
             f"Cannot write the report of {run}: {error.strerror or error}. Free some space, or "
@@ -127,21 +127,21 @@ def build(
 
 
 def _with_reports(series: Mapping[str, Any], run: Path) -> dict[str, Any]:
-    """Build the reports of a series' analyses, and add to each its address from the series' pages.
+    """Build the report of each analysis of a series, and add a link from the series' pages to it.
 
     An analysis whose folder has moved or whose report cannot be built has no link.
     """
-    pages_of = (_report_of(row, run) for row in series["analyses"])
-    home = (run / _REPORT / "html").resolve()
+    reports = (_report_of(row, run) for row in series["analyses"])
+    html = (run / _REPORT / "html").resolve()
     rows = [
-        row if page is None else {**row, "report": Path(os.path.relpath(page, home)).as_posix()}
-        for row, page in zip(series["analyses"], pages_of, strict=True)
+        row if page is None else {**row, "report": Path(os.path.relpath(page, html)).as_posix()}
+        for row, page in zip(series["analyses"], reports, strict=True)
     ]
     return {**series, "analyses": rows}
 
 
 def _report_of(row: Mapping[str, Any], run: Path) -> Path | None:
-    """Return the page of one analysis of a series, built if it is missing or out of date."""
+    """Return the report of one analysis of a series, built if it is missing or out of date."""
     if not row.get("folder"):
         return None
     folder = (run / row["folder"]).resolve()
@@ -161,9 +161,9 @@ def _page(*, html: bool, pdf: bool) -> str:
 
 
 def _figures(record: Mapping[str, Any], source: Path) -> list[Path]:
-    """Return the figures' files; draw them unless all exist and none is older than the record."""
+    """Return the files of the figures, drawn again if one is missing or older than the record."""
     folder = source.parent / "figures"
-    files = drawn(record, folder, source)
+    files = current_files(record, folder, source)
     if files is None:
         return plots.figures(record, folder)
     if has_leftovers(folder):
@@ -173,7 +173,7 @@ def _figures(record: Mapping[str, Any], source: Path) -> list[Path]:
 
 
 def _write_paper(record: Mapping[str, Any], project: Path, source: Path) -> Path:
-    """Write the project for print, with figures that TeX can read."""
+    """Write the Sphinx project for the PDF, with figures in a format that TeX can read."""
     figures = plots.figures(record, project.with_name("figures-pdf"), endings=("pdf",))
     _write_project(record, paper(pages.pages(record)), project, figures, source)
     return project
@@ -210,18 +210,18 @@ def _write_project(
 
 
 def _created(record: Mapping[str, Any]) -> str:
-    """Return the day of a record, or of the latest one in a series; empty if unknown."""
+    """Return the date of a record, or of the latest one in a series; empty if unknown."""
     days = [str(row.get("created"))[:10] for row in record.get("analyses") or [record]]
     return max((day for day in days if re.fullmatch(r"\d{4}-\d\d-\d\d", day)), default="")
 
 
-def _swap(new: Path, place: Path, aside: Path) -> None:
-    """Replace a folder in two steps, since one cannot be replaced in a single step."""
-    if place.exists():
-        place.rename(aside)
+def _replace_folder(new: Path, target: Path, *, backup: Path) -> None:
+    """Replace a folder by a new one; if that fails, put the old one back from `backup`."""
+    if target.exists():
+        target.rename(backup)  # a folder cannot be renamed onto another
     try:
-        new.rename(place)
+        new.rename(target)
     except BaseException:
-        if aside.exists():
-            aside.rename(place)
+        if backup.exists():
+            backup.rename(target)
         raise

@@ -1,4 +1,4 @@
-"""Sphinx and TeX, each run in a separate process."""
+"""Run Sphinx and TeX, each in a separate process."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from ..errors import DependencyError, WgeoError
 ENGINES = ("xelatex", "lualatex", "tectonic")
 """TeX engines that read Unicode, in order of preference."""
 
-Keep = Callable[[bytes], Path]
-"""Saves the output of a failed program; returns the file."""
+SaveLog = Callable[[bytes], Path]
+"""Saves the output of a program that failed, and returns the file."""
 
 _INSTALL = (
     "Debian, Ubuntu: `apt-get install texlive-xetex texlive-latex-extra`; macOS: `brew install "
     "--cask mactex`; anywhere with conda: `conda install -c conda-forge tectonic`"
 )
-_RUNS = 3  # for labels, page numbers, and the table of contents that shifts both
+_RUNS = 3  # TeX settles labels, page numbers and the table of contents, which shifts both
 
 
-def html(project: Path, keep: Keep) -> None:
+def html(project: Path, save_log: SaveLog) -> None:
     """Build ``project/html``; a warning is an error."""
-    _sphinx(project, "html", project / "html", keep)
+    _sphinx(project, "html", project / "html", save_log)
     for name in (".buildinfo", "objects.inv"):
         (project / "html" / name).unlink(missing_ok=True)
 
@@ -45,12 +45,12 @@ def engine() -> str:
             return name
     raise DependencyError(
         f"A PDF needs a TeX engine ({', '.join(ENGINES)}), but none is installed. {_INSTALL}. "
-        "Or print report/html/index.html from a browser: the pages have a print style."
+        "Or print report/html/index.html from a browser; the pages have a style for print."
     )
 
 
-def pdf(project: Path, tex: str, keep: Keep) -> Path:
-    """Typeset a project; return the PDF.
+def pdf(project: Path, tex: str, save_log: SaveLog) -> Path:
+    """Typeset a project and return the path of the PDF.
 
     Raises
     ------
@@ -59,20 +59,21 @@ def pdf(project: Path, tex: str, keep: Keep) -> Path:
     WgeoError
         Sphinx or TeX failed; the message names the log.
     """
-    home = project.parent / "latex"
-    flavour = "lualatex" if tex == "lualatex" else "xelatex"
-    _sphinx(project, "latex", home, keep, "-D", f"latex_engine={flavour}")
-    # Names are escaped for TeX; as a second line of defense TeX may not run programs.
+    folder = project.parent / "latex"
+    sphinx_engine = "lualatex" if tex == "lualatex" else "xelatex"
+    _sphinx(project, "latex", folder, save_log, "-D", f"latex_engine={sphinx_engine}")
+    # Names are escaped for TeX; as a second line of defense, TeX may not run programs.
     command = (
         [tex, "--untrusted", "--chatter", "minimal", "report.tex"]
         if tex == "tectonic"
         else [tex, "-interaction=nonstopmode", "-halt-on-error", "-no-shell-escape", "report"]
     )
     for _ in range(1 if tex == "tectonic" else _RUNS):
-        process = _run(command, cwd=home)
+        process = _run(command, cwd=folder)
         if process.returncode:
-            raise _tex_error(tex, process.stdout.decode(errors="replace"), keep(process.stdout))
-    return home / "report.pdf"
+            output = process.stdout
+            raise _tex_error(tex, output.decode(errors="replace"), save_log(output))
+    return folder / "report.pdf"
 
 
 def _tex_error(tex: str, output: str, log: Path) -> WgeoError:
@@ -90,15 +91,15 @@ def _tex_error(tex: str, output: str, log: Path) -> WgeoError:
     )
 
 
-def _sphinx(project: Path, builder: str, out: Path, keep: Keep, *settings: str) -> None:
-    """Run Sphinx in a separate process: it would leave its state and handlers in this one."""
-    # -P: no module in the current folder is imported.
+def _sphinx(project: Path, builder: str, out: Path, save_log: SaveLog, *settings: str) -> None:
+    """Run Sphinx in a separate process, because it changes global state and log handlers."""
+    # -P: modules in the current folder are not imported.
     command = [sys.executable, "-P", "-m", "sphinx", "-W", "--keep-going", "-q", "-b", builder]
     doctrees = project.parent / f"doctrees-{builder}"
     folders = [str(path.resolve()) for path in (doctrees, project, out)]
     process = _run([*command, *settings, "-d", *folders], cwd=project.parent)
     if process.returncode:
-        log = keep(process.stdout)
+        log = save_log(process.stdout)
         lines = process.stdout.decode(errors="replace").strip().splitlines() or ["no message"]
         errors = [line.strip() for line in lines if "WARNING" in line or "rror:" in line]
         raise WgeoError(
@@ -111,7 +112,7 @@ def _sphinx(project: Path, builder: str, out: Path, keep: Keep, *settings: str) 
 def _run(command: list[str], cwd: Path) -> subprocess.CompletedProcess[bytes]:
     """Run a program in a folder, with this installation of wgeo importable."""
     paths = [str(Path(__file__).parents[2]), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
-    # Relative entries, such as the empty one in PYTHONPATH=":/lib", mean the current folder.
+    # Relative entries, such as the empty one in PYTHONPATH=":/lib", refer to the current folder.
     absolute = filter(os.path.isabs, paths)
     return subprocess.run(
         command,

@@ -1,4 +1,4 @@
-"""The first screen of a report: headline, trust, the table of stages, and the verdict."""
+"""First screen of a report: headline, facts about reliability, table of stages, and verdict."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from ..geodesic.paths import LOW_RESOLUTION
 from ..plots.style import clean, numbers
-from .parts import Record, centred, correlation, join, shapes, stage_ends, stage_title
+from .parts import Record, centered, correlation, join, shapes, stage_ends, stage_title
 from .text import DASH, escaped, fixed, general, percent, plain, sentence, table, term
 
 
@@ -26,7 +26,7 @@ def first_screen(record: Record) -> str:
 
 # --- headline ------------------------------------------------------------------------------------
 
-_TERMS = {  # words of a headline, and their entries in the glossary
+_TERMS = {  # terms that a headline may contain, and their entries in the glossary
     "path of the features": "path",
     "stages": "stage",
     "stage": "stage",
@@ -62,7 +62,7 @@ def headline_box(record: Record) -> str:
 
 
 def _trust(record: Record) -> str:
-    """Return one line with what a reader needs to judge the numbers."""
+    """Return one line with the facts that tell how far the numbers can be trusted."""
     about, trust = record.get("provenance") or {}, record.get("trust") or {}
     parts = [
         _samples(about, trust),
@@ -92,15 +92,16 @@ def _accuracy_context(trust: Record) -> str:
     if trust.get("chance") is not None:
         parts.append(f"{term('guessing')} {percent(trust['chance'])}")
     claimed = trust.get("claimed_accuracy")
-    parts += [f"the file claims {percent(claimed['value'])}"] if claimed else []
+    parts += [f"the file states {percent(claimed['value'])}"] if claimed else []
     return f" ({', '.join(parts)})" if parts else ""
 
 
-def _normalized(used: Record | None) -> str:
-    if not used:
+def _normalized(normalization: Record | None) -> str:
+    if not normalization:
         return ""
-    source = {"asked": "as specified", "file": "as the file says"}.get(used["source"], "assumed")
-    return f"{term('normalization')} {plain(used['name'])}, {source}"
+    sources = {"asked": "as specified", "file": "as the file states"}
+    source = sources.get(normalization["source"], "assumed")
+    return f"{term('normalization')} {plain(normalization['name'])}, {source}"
 
 
 def _certified(blocks: Any) -> str:
@@ -111,26 +112,26 @@ def _certified(blocks: Any) -> str:
 
 
 def _resolution(blocks: Any) -> str:
-    known = numbers([block.get("resolution") for block in blocks])
-    known = known[np.isfinite(known)]
-    if not len(known):
+    values = numbers([block.get("resolution") for block in blocks])
+    values = values[np.isfinite(values)]
+    if not len(values):
         return ""
-    ends = " to ".join(dict.fromkeys(general(end, 2) for end in (known.min(), known.max())))
+    ends = " to ".join(dict.fromkeys(general(end, 2) for end in (values.min(), values.max())))
     return f"{term('resolution')} {ends} (sufficient from {LOW_RESOLUTION})"
 
 
 def _power(segments: Any) -> str:
-    judged = [segment.get("power") for segment in segments if segment.get("corr_score")]
-    if not judged:
+    powers = [segment.get("power") for segment in segments if segment.get("corr_score")]
+    if not powers:
         return ""
-    return f"{term('power')} in {sum(map(bool, judged))} of {len(judged)} stages"
+    return f"{term('power')} in {sum(map(bool, powers))} of {len(powers)} stages"
 
 
 # --- the table -----------------------------------------------------------------------------------
 
 
 def _glance(record: Record) -> str:
-    """Tabulate straightness, optimality and collapse: the input, then a row per stage."""
+    """Tabulate straightness, optimality and collapse: one row for the input, one per stage."""
     layers = record.get("layers") or []
     segments = record.get("segments") or []
     if not segments:
@@ -150,7 +151,7 @@ def _glance(record: Record) -> str:
             [
                 plain(stage_title(segment, i, layers)),
                 shape,
-                centred(segment, "length_ratio"),
+                centered(segment, "length_ratio"),
                 fixed((segment.get("centred") or {}).get("sqrt_moving_blocks"), 2),
                 correlation(segment),
                 _change(segment, layers, "nc1", general),
@@ -169,9 +170,9 @@ def _glance(record: Record) -> str:
     return table(
         header,
         rows,
-        "The input, then one row per stage; 95 % intervals in square brackets. Values in round "
-        "brackets are not evidence, since the samples lack power.",
-        words=2,
+        "The input, then one row per stage; 95 % intervals in brackets. Values in parentheses "
+        "are not evidence, since the samples lack power.",
+        text_columns=2,
     )
 
 
@@ -184,7 +185,7 @@ def _change(
 
 
 def _verdict(record: Record) -> str:
-    """Return the record's verdict, a line per sentence."""
+    """Return the record's verdict, one line per sentence."""
     sentences = [sentence(s["words"]) for s in record.get("verdict") or []]
     if not sentences:
         return ""

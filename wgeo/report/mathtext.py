@@ -1,11 +1,11 @@
-"""Formulas in HTML without a network connection: a Sphinx math renderer using mathtext.
+"""A Sphinx math renderer that uses mathtext: HTML formulas that need no network connection.
 
-Sphinx's own renderers do not suit a page that opens from a file: mathjax is fetched from a CDN, and
+Sphinx's own renderers do not suit a page that opens from a file: MathJax is fetched from a CDN, and
 imgmath needs LaTeX. MathML would need a converter as a dependency, and an installed mathematical
-font. mathtext comes with matplotlib, which wgeo needs anyway, and includes its fonts: each formula
+font. mathtext comes with matplotlib, which wgeo needs anyway, and includes its fonts. Each formula
 becomes an inline SVG in the color of the text (so it follows a dark theme), with its TeX as the
-label for screen readers. It supports the TeX that the pages use; a formula that it cannot parse is
-a warning, hence an error under ``-W``.
+label for screen readers. mathtext supports the TeX that the pages use; a formula that it cannot
+parse causes a warning, which is an error under ``-W``.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.path import Path
     from sphinx.application import Sphinx
 
-_SIZE = 10.0  # points that mathtext sets the formula in; one em of the page
+_SIZE = 10.0  # font size in points at which mathtext sets a formula: one em of the page
 _SCALE = 1.05  # STIX has a smaller x-height than the theme's text
 
 

@@ -1,4 +1,4 @@
-"""The pages of the measurements: transport, straightness, collapse."""
+"""Pages of a report with measurements: transport, straightness, collapse."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from ..plots.depth import METRICS
 from ..plots.paths import RATIOS
 from ..plots.style import segment_name, short_names
 from ..trajectory.trajectory import PENULTIMATE
+from .depth_laws import alignment, separation_law
 from .parts import (
     Plots,
     Record,
-    centred,
+    centered,
     correlation,
     figure_block,
     highest_null,
@@ -23,7 +24,6 @@ from .parts import (
     score,
 )
 from .scrubber import scrubber
-from .steadiness import alignment, separation_law
 from .text import (
     DASH,
     fixed,
@@ -59,8 +59,8 @@ def transport(record: Record, plots: Plots) -> str:
         for name, b in zip(names_of(blocks, "target"), blocks, strict=True)
     ]
     header = (
-        *("Block", "W2", "contained in", "own pairing", "correlation score", "highest null"),
-        *("OT score", "centred", "common shift", "resolution", "status"),
+        *("Block", "W2", "bounds", "own pairing", "correlation score", "highest null"),
+        *("OT score", "centered", "common shift", "resolution", "status"),
     )
     return join(
         "# Transport",
@@ -68,11 +68,11 @@ def transport(record: Record, plots: Plots) -> str:
         "mean squared distance over all pairings of the two distributions; the network's own "
         "pairing maps every sample to its own features at the next layer. If a block changes the "
         "feature space, its input is first mapped by the block's own shortcut.",
-        f"{certified} of {len(blocks)} distances are certified: the ends of their interval, proved "
-        "by a feasible coupling and feasible dual potentials, agree to within the solver's "
-        "tolerance. A correlation score in brackets is not clearly above those of null maps, which "
-        "assign the same displacements to the wrong samples; it is not evidence. OT scores in "
-        f"brackets have a resolution below {LOW_RESOLUTION}.",
+        f"{certified} of {len(blocks)} distances are certified: their lower and upper bounds, "
+        "proved by feasible dual potentials and a feasible coupling, agree to within the solver's "
+        "tolerance. Scores in parentheses are not evidence. A correlation score in parentheses is "
+        "not clearly above those of null maps, which assign the same displacements to the wrong "
+        f"samples; an OT score in parentheses has a resolution below {LOW_RESOLUTION}.",
         figure_block(plots, "distances"),
         table(header, rows, "Transport of every block; distances in units of the features."),
         _gradient_maps(record, plots),
@@ -103,12 +103,16 @@ def _gradient_maps(record: Record, plots: Plots) -> str:
         ]
         for name, test in tests
     ]
-    header = ("Map", "asymmetry", "of the displacement", "smallest eigenvalue", "negative at")
+    header = (
+        *("Map", "asymmetry", "asymmetry of the displacement"),
+        *("smallest eigenvalue", "points where negative"),
+    )
     return join(
         "## Is it an optimal map?",
-        "An OT score of 1 means that no other pairing of these samples is shorter. The Jacobian "
-        "shows at each point, whatever the number of samples, whether the map is optimal for every "
-        "distribution; if so, it is symmetric without negative eigenvalues. [Method](methods.md).",
+        "An OT score of 1 means that no other pairing of these samples has a lower cost. The "
+        "Jacobian of a map that is optimal for every distribution is symmetric and has no negative "
+        "eigenvalue, which can be tested at each point, whatever the number of samples. "
+        "[Method](methods.md).",
         figure_block(plots, "gradient-maps"),
         table(header, rows, "Brenier test of every block and segment; 95 % intervals over points."),
     )
@@ -124,19 +128,19 @@ def straightness(record: Record, plots: Plots) -> str:
             ("W2 end to end", lambda s: general(s.get("distance"), 4)),
             ("sum of the blocks' W2", lambda s: general(s.get("length"), 4)),
             *((label, _with_interval(key)) for key, label in RATIOS.items()),
-            *((f"{label}, centred", _centred(key)) for key, label in RATIOS.items()),
+            *((f"{label}, centered", _centered(key)) for key, label in RATIOS.items()),
             ("moving blocks B", lambda s: fixed(s.get("moving_blocks"), 2)),
             (
                 "length ratio of orthogonal steps √B",
                 lambda s: fixed(s.get("sqrt_moving_blocks"), 2),
             ),
-            *((f"length ratio over {k} runs", _over_runs(k)) for k in _runs(segments)),
+            *((f"length ratio over {k} runs of blocks", _over_runs(k)) for k in _runs(segments)),
             ("correlation score", correlation),
             ("highest null", highest_null),
-            ("spread of the last layer / that of the first", _spread),
+            ("spread of the last layer / spread of the first", _spread),
             ("common shift", lambda s: percent(s.get("shift_share"))),
             ("OT score", score),
-            ("OT score, centred", lambda s: fixed(s.get("ot_score_centred"), 4)),
+            ("OT score, centered", lambda s: fixed(s.get("ot_score_centred"), 4)),
             ("resolution", lambda s: general(s.get("resolution"))),
             ("mean turning angle (degrees)", lambda s: fixed(s.get("turning_angle"), 0)),
             ("largest interpolation gap", lambda s: fixed(_largest_gap(s))),
@@ -153,9 +157,9 @@ def straightness(record: Record, plots: Plots) -> str:
         table(
             header,
             rows,
-            "Straightness of every segment; 95 % intervals in square brackets. Centred: with each "
-            "layer's mean subtracted. Correlation score in round brackets: not clearly "
-            "above that of null maps.",
+            "Straightness of every segment; 95 % intervals in brackets. Centered: with each "
+            "layer's mean subtracted. A correlation score in parentheses is not clearly above "
+            "those of null maps.",
         ),
         *_pairs(segments, plots),
         alignment(record, plots),
@@ -172,7 +176,7 @@ def _spread(segment: Mapping[str, Any]) -> str:
 
 
 def _runs(segments: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return all numbers of runs of blocks for which a segment has a length."""
+    """Return every number of runs of blocks for which a segment has a length ratio."""
     counts = {k for s in segments for k in s.get("length_over_runs") or {}}
     return sorted(counts, key=int)
 
@@ -194,8 +198,8 @@ def _pairs(segments: Sequence[Mapping[str, Any]], plots: Plots) -> list[str]:
             for j, (name, scores) in enumerate(zip(names, pairs["corr_score"], strict=True))
         ]
         caption = (
-            f"{plain(segment_name(segment, i))}: correlation score of the map from the layer of "
-            "the row to that of the column; 1 for an optimal map."
+            f"{plain(segment_name(segment, i))}: correlation score of the map from the row's layer "
+            "to the column's layer; 1 for an optimal map."
         )
         parts.append(table(("from", *names), rows[:-1], caption))
     title = "## Between which layers is the map optimal?"
@@ -203,7 +207,7 @@ def _pairs(segments: Sequence[Mapping[str, Any]], plots: Plots) -> list[str]:
 
 
 def _reference(record: Record) -> str:
-    """Compare the network's straightness with that of the reference."""
+    """Compare the straightness of the network and of its reference."""
     reference = record.get("reference") or {}
     if reference.get("skipped"):
         return f"Not compared with a reference: {plain(reference['skipped'])}"
@@ -220,7 +224,7 @@ def _reference(record: Record) -> str:
 
 
 def _fresh_table(reference: Mapping[str, Any]) -> str:
-    """Tabulate the network among networks of its architecture with fresh weights."""
+    """Compare the network with randomly initialized networks of its architecture."""
     rows = [
         [
             plain(segment_name(row, i)),
@@ -237,16 +241,17 @@ def _fresh_table(reference: Mapping[str, Any]) -> str:
     if not rows:
         return ""
     header = (
-        *("Segment", "this network", "fresh: median [range]", "as straight", "as bent"),
+        *("Segment", "this network", "random: median [range]", "as straight", "as bent"),
         *("rank p", "adjusted p", "direction"),
     )
     count = len(reference.get("networks") or [])
     return table(
         header,
         rows,
-        f"Line-shape ratio of the centred paths compared with that of {count} networks with fresh "
-        f"weights, on {general(reference.get('images'))} images; 1 is straight. Adjusted: for "
-        "multiple segments.",
+        f"Line-shape ratio of the centered paths compared with those of {count} randomly "
+        f"initialized networks, on {general(reference.get('images'))} images; 1 is straight. As "
+        "straight, as bent: the number of these networks whose ratio is at most, or at least, as "
+        "large. Adjusted: for multiple segments.",
     )
 
 
@@ -269,8 +274,8 @@ def _tests_table(tests: Sequence[Mapping[str, Any]]) -> str:
     return table(
         header,
         rows,
-        "Line-shape ratio of the samples' centred paths; 1 is straight. The p-value is over "
-        "images; it compares these two networks, not the ways in which they were trained.",
+        "Line-shape ratio of the samples' centered paths; 1 is straight. The p-value is over "
+        "images: it compares these two networks, not the ways in which they were trained.",
     )
 
 
@@ -284,8 +289,8 @@ def _embedded(record: Record) -> str:
     rows.append(["OT score", *(score(s) for s in segments)])
     return join(
         "## The whole network in one space",
-        f"All layers are embedded in one space ({plain(embedded.get('space'))}), unlike in the "
-        "network itself.",
+        f"Unlike in the network itself, all layers are embedded in one space "
+        f"({plain(embedded.get('space'))}).",
         *(sentence(s["words"]) for s in embedded.get("verdict") or []),
         table(
             ("", *(plain(segment_name(s, i)) for i, s in enumerate(segments))), rows, "Embedded."
@@ -293,8 +298,8 @@ def _embedded(record: Record) -> str:
     )
 
 
-def _centred(key: str) -> Callable[[Mapping[str, Any]], str]:
-    return lambda segment: centred(segment, key)
+def _centered(key: str) -> Callable[[Mapping[str, Any]], str]:
+    return lambda segment: centered(segment, key)
 
 
 def _with_interval(key: str) -> Callable[[Mapping[str, Any]], str]:
@@ -312,13 +317,13 @@ _LAYER_COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "nc2_equinorm": ("norms", general),
     "nc2_equiangle": ("angles", general),
     "nc2_etf": ("to ETF", general),
-    "ncc_accuracy": ("nearest centre", percent),
+    "ncc_accuracy": ("nearest mean", percent),
     "effective_rank": ("eff. rank", general),
 }
 _CORRECTED: dict[str, tuple[str, Callable[[Any], str]]] = {
     "nc1_corrected": ("NC1 corrected", general),
     "cdnv_corrected": ("CDNV corrected", general),
-    "ncc_accuracy_corrected": ("nearest centre corrected", percent),
+    "ncc_accuracy_corrected": ("nearest mean corrected", percent),
 }
 
 
@@ -327,8 +332,8 @@ def collapse(record: Record, plots: Plots) -> str:
     if not layers:
         return ""
     metrics = [layer.get("collapse") or {} for layer in layers]
-    few = any(m.get(key) is not None for m in metrics for key in _CORRECTED)
-    columns = {**_LAYER_COLUMNS, **(_CORRECTED if few else {})}
+    has_corrected = any(m.get(key) is not None for m in metrics for key in _CORRECTED)
+    columns = {**_LAYER_COLUMNS, **(_CORRECTED if has_corrected else {})}
     rows = [
         [
             name,
@@ -338,12 +343,12 @@ def collapse(record: Record, plots: Plots) -> str:
         for name, layer, m in zip(names_of(layers, "name"), layers, metrics, strict=True)
     ]
     header = ("Layer", "width", *(name for name, _ in columns.values()))
-    corrected = " Corrected: estimates for few samples per class." if few else ""
+    corrected = " Corrected: estimates for few samples per class." if has_corrected else ""
     return join(
         "# Collapse",
         "The degree of neural collapse at each layer: of samples to their class mean (NC1, CDNV), "
         "of class means to a simplex equiangular tight frame (NC2: equal norms, equal angles, "
-        "distance to the frame), and of decisions to the nearest class centre. All metrics "
+        "distance to the frame), and of decisions to the nearest class mean. All metrics "
         "except the accuracy and the rank are 0 at complete collapse. [Definitions](methods.md).",
         figure_block(plots, "collapse"),
         _penultimate(layers[-1]),
@@ -359,9 +364,10 @@ def _penultimate(last: Record) -> str:
     if last.get("name") != PENULTIMATE:
         return ""
     return (
-        f"The layer `{PENULTIMATE}` is what the classifier reads. It differs from the features of "
-        "the last block, as after a last norm or if only one token is read. No block leads to it, "
-        "so transport, straightness, models and the trend over depth end at the last block."
+        f"The layer `{PENULTIMATE}` is the input of the classifier. It differs from the output of "
+        "the last block if, for example, a final normalization follows that block, or the "
+        "classifier reads only one token. No block leads to it, so transport, straightness, models "
+        "and the trend over depth end at the last block."
     )
 
 
@@ -371,11 +377,11 @@ def _progress(record: Record) -> str:
     for metric, p in (record.get("progress") or {}).items():
         if not isinstance(p, Mapping):
             continue
-        falls = {True: "yes", False: "no", None: DASH}[p.get("monotone")]
+        monotone = {True: "yes", False: "no", None: DASH}[p.get("monotone")]
         tau = with_interval(p.get("kendall_tau"), p.get("interval"))
         reached = plain(p["reached"], 40) if p.get("reached") else DASH
-        rises = general(p.get("violations"))
-        rows.append([plain(METRICS.get(metric, metric)), falls, tau, rises, reached])
+        increases = general(p.get("violations"))
+        rows.append([plain(METRICS.get(metric, metric)), monotone, tau, increases, reached])
     if not rows:
         return ""
     header = (
@@ -391,7 +397,7 @@ def _progress(record: Record) -> str:
 _LAST: dict[str, str] = {
     "nc3": "NC3, classifier to class means (Zhu et al.)",
     "nc3_papyan": "NC3, classifier to class means (Papyan et al.)",
-    "ncc_mismatch": "NC4, disagreement with the nearest centre",
+    "ncc_mismatch": "NC4, disagreement with the nearest class mean",
     "nc5": "NC5, class means to out-of-distribution mean",
 }
 
@@ -402,7 +408,7 @@ def _last_layer(metrics: Mapping[str, Any]) -> str:
 
 
 def _undefined(layers: Sequence[Mapping[str, Any]]) -> str:
-    """List the reasons for undefined values, each once."""
+    """List every reason for undefined values once, with the layers concerned."""
     reasons: dict[str, list[str]] = {}
     for layer in layers:
         for metric, reason in ((layer.get("collapse") or {}).get("undefined") or {}).items():

@@ -1,11 +1,11 @@
-"""The pages of a report: convert a record to Markdown. Nothing is computed here."""
+"""Pages of a report: convert a record to Markdown, without computing anything."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from ..plots.composed import catalogue
+from ..plots.composed import catalog
 from ..plots.depth import ROUNDING
 from ..plots.style import number, short
 from .assets import asset
@@ -34,7 +34,7 @@ from .text import (
 
 def pages(record: Record) -> dict[str, str]:
     """Return the Markdown of every page by name; ``index`` has the table of contents."""
-    plots = {plot.stem: plot for plot in catalogue(record)}
+    plots = {plot.stem: plot for plot in catalog(record)}
     if "analyses" in record:
         return side_by_side(record, plots)
     texts: dict[str, str] = {}
@@ -55,7 +55,7 @@ def title(record: Record) -> str:
 
 
 def _base(path: Any) -> str:
-    """Return the last component of a path from any system, without the user's folders."""
+    """Return the last component of a path from any operating system, to hide the folders."""
     return str(path).replace("\\", "/").rstrip("/").rpartition("/")[2] or str(path)
 
 
@@ -87,18 +87,18 @@ _MODELS = {
     "mufm": (
         "MUFM",
         "The multilayer unconstrained feature model, fitted to the input features of the last "
-        "segment and to the labels; its two settings are those that best predict the last layer on "
+        "segment and to the labels. Its two settings are those that best predict the last layer on "
         "held-out samples. Every layer is compared up to a rotation.",
     ),
     "mufm_given": (
         "MUFM with the network's own classifier",
-        "The same with the directions of the network's own classifier instead of MUFM's optimal "
-        "classifier, compared without a rotation.",
+        "The same model, with the directions of the network's own classifier instead of MUFM's "
+        "optimal classifier, and compared without a rotation.",
     ),
     "ufm": (
         "Plain UFM",
-        "Complete collapse: the classes of the last layer are the vertices of the nearest simplex, "
-        "without variability.",
+        "Complete collapse: all samples of a class coincide, and the classes are the vertices of "
+        "the simplex nearest to the last layer's class means.",
     ),
 }
 
@@ -109,11 +109,11 @@ def _models(record: Record, plots: Plots) -> str:
         return ""
     return join(
         "# Models",
-        "Predictions of theory for every layer, compared with the measurements. R² is 1 if the "
+        "Theoretical predictions for every layer, compared with the measurements. R² is 1 if the "
         "prediction is perfect, and 0 if its error equals that of the segment's first features, "
-        "mapped to the layer with the same freedom (mean, scale, and a rotation for MUFM). The "
+        "fitted to the layer in the same way (mean, scale, and for MUFM a rotation). The "
         "unexplained variance is the fraction of the layer's variance that remains; W2, between "
-        "the model's features and the network's, is relative to the root of the layer's variance.",
+        "the model's features and the network's, is divided by the root of the layer's variance.",
         _model_summary(record),
         figure_block(plots, "models"),
         figure_block(plots, "collapse", caption=False),
@@ -122,7 +122,7 @@ def _models(record: Record, plots: Plots) -> str:
 
 
 def _model_summary(record: Record) -> str:
-    """Tabulate the fit of each model, over all layers and at the last one."""
+    """Tabulate the fit of each model, over all layers and at the last layer."""
     models = [record.get(key) or {} for key in _MODELS]
     last = next((m["layers"][-1].get("name") for m in models if m.get("layers")), None)
     layers = [layer for layer in record.get("layers") or [] if layer.get("name") == last]
@@ -152,13 +152,14 @@ def _model_summary(record: Record) -> str:
     return table(
         header,
         rows,
-        "Held out: on half of the samples, with classifier, times and scales from the other half; "
-        "all layers of the last segment together. The geodesic model uses the last layer.",
+        "R² held out: on half of the samples, with classifier, times and scales fitted to the "
+        "other half, over all layers of the last segment together. The geodesic model is given the "
+        "last layer.",
     )
 
 
 def _rounded(value: Any) -> str:
-    """Format a model's metric; zero up to rounding is shown as 0."""
+    """Format a model's metric; a value that is zero up to rounding is shown as 0."""
     return "0" if 0 <= number(value) < ROUNDING else general(value)
 
 
@@ -187,13 +188,13 @@ def _model(record: Record, key: str) -> str:
         *_COMPARED,
     )
     skipped = model.get("skipped")
-    fitted = flat({k: v for k, v in model.items() if k not in ("layers", "skipped")})
+    settings = flat({k: v for k, v in model.items() if k not in ("layers", "skipped")})
     return join(
         f"## {name}",
         description,
         f"Not fitted: {plain(skipped)}" if skipped else "",
         table(header, rows, f"{name}: measured / predicted.") if rows else "",
-        key_values(fitted, f"{name}, as fitted.") if fitted else "",
+        key_values(settings, f"{name}, as fitted.") if settings else "",
     )
 
 
@@ -208,8 +209,8 @@ def _thresholds(thresholds: Mapping[str, float]) -> str:
         return ""
     return join(
         "## Thresholds",
-        "The thresholds at which the wording of the verdict changes; the documentation of "
-        "`wgeo.analysis.verdict` explains them.",
+        "The thresholds at which the wording of the verdict changes. They are explained in the "
+        "documentation of `wgeo.analysis.verdict`.",
         table(("Threshold", "value"), rows, "Thresholds of the verdict."),
     )
 
@@ -224,7 +225,7 @@ def _provenance(record: Record, plots: Plots) -> str:
     versions = [(plain(k), plain(v)) for k, v in (record.get("versions") or {}).items()]
     return join(
         "# Provenance",
-        "Everything needed to reproduce these numbers, and the numbers themselves: "
+        "Everything needed to reproduce these numbers. The numbers themselves are in "
         "{download}`analysis.json <analysis.json>`.",
         "## Command",
         code(str(record.get("command") or "")) if record.get("command") else "Not recorded.",

@@ -5,24 +5,22 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-_LINKS = re.compile(r"\(\{download\}`.*\)$", re.MULTILINE)  # below a figure, after its caption
+_LINKS = re.compile(r"\(\{download\}`.*\)$", re.MULTILINE)  # after the caption of a figure
 _FIGURE = re.compile(
     r"^```\{figure\} (?P<file>\S+)\n:alt: .*\n\n(?P<caption>.*)\n```$", re.MULTILINE
 )
 _TOC = re.compile(r"^```\{toctree\}\n.*?^```$", re.MULTILINE | re.DOTALL)
 _HTML = re.compile(r"^`{7}\{raw\} html\n.*?^`{7}$", re.MULTILINE | re.DOTALL)
 _INTERVAL = re.compile(r"(\[[−–\d.,·⁻⁰¹²³⁴-⁹]+), (?=[−–\d.,·⁻⁰¹²³⁴-⁹]+\])")
-_WORD = re.compile(
-    r"(?:\\?[^\s|`$]){30,}"
-)  # escaped text: a backslash belongs to the next character
-_BREAK = "\N{ZERO WIDTH SPACE}"  # the configuration lets TeX break lines at it
+_WORD = re.compile(r"(?:\\?[^\s|`$]){30,}")  # escaped: a backslash belongs to the next character
+_BREAK = "\N{ZERO WIDTH SPACE}"  # conf.py.in lets TeX break lines at it
 
 
 def paper(screen: Mapping[str, str]) -> dict[str, str]:
-    """Convert pages by name from screen to print; ``summary`` is the former ``index``.
+    """Convert pages, by name, from screen to print; the page ``index`` becomes ``summary``.
 
-    A figure with a caption on one page is left out of pages on which it has none. Tables of
-    settings get columns of fixed width, in which hashes and paths are broken.
+    A figure that has a caption on one page is left out of pages on which it has none. Tables of
+    settings get columns of fixed width, in which hashes and paths are broken over lines.
     """
     title, _, summary = screen["index"].partition("\n")
     pages = {"summary": f"# Summary\n{summary}", **screen}
@@ -44,11 +42,14 @@ def paper(screen: Mapping[str, str]) -> dict[str, str]:
 
 
 def _printed(name: str, text: str) -> str:
-    """Remove the parts for screens; commands may contain anything and are left unchanged."""
+    """Remove the parts for screens.
+
+    The page ``provenance`` is unchanged, because the commands on it may contain any text.
+    """
     if name == "provenance":
         return text
-    for cut in (_LINKS, _TOC, _HTML):
-        text = cut.sub("", text)
+    for pattern in (_LINKS, _TOC, _HTML):
+        text = pattern.sub("", text)
     return text
 
 
@@ -61,7 +62,7 @@ def _page(text: str) -> str:
 
 
 def _broken(line: str) -> str:
-    """Allow breaks in a cell's long words: after punctuation, else every 16 letters."""
+    """Allow line breaks in a cell's long words: after punctuation, or else every 16 characters."""
 
     def parts(word: re.Match[str]) -> str:
         pieces = re.findall(r"(?:\\?.){1,16}?(?:\\[/\\_.,:-]|(?=$))|(?:\\?.){1,16}", word[0])

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..plots import style
 from ..plots.plot import Plot
-from ..plots.style import resolved, short_names
+from ..plots.style import has_resolution, short_names
 from .text import DASH, fixed, plain, with_interval
 
 Record = Mapping[str, Any]
@@ -25,9 +25,7 @@ def figure_block(plots: Plots, stem: str, *, caption: bool = True) -> str:
         for name, ending in (("data", "csv"), ("PNG", "png"), ("SVG", "svg"))
     )
     text = f"{plot.caption} " if caption else ""
-    alt = json.dumps(
-        plot.alt, ensure_ascii=False
-    )  # also a quoted string in the YAML of the options
+    alt = json.dumps(plot.alt, ensure_ascii=False)  # a JSON string is a valid YAML string
     return f"```{{figure}} {files}.*\n:alt: {alt}\n\n{text}({links})\n```"
 
 
@@ -40,22 +38,22 @@ def names_of(items: Sequence[Mapping[str, Any]], key: str) -> list[str]:
 
 
 def layer_title(name: Any) -> str:
-    """Return a layer's name for readers; the output of a shortcut is described as such."""
+    """Return a layer's name, or for the output of a shortcut a description."""
     block, _, child = str(name).rpartition(".")
     return f"input of {block}, mapped by its shortcut" if block and child == "shortcut" else name
 
 
 def stage_ends(segment: Mapping[str, Any], layers: Sequence[Any]) -> Sequence[Any]:
-    """Return the layers that enter a segment's first block and leave its last, if there are any.
+    """Return the input of a segment's first block and the output of its last; () if unknown.
 
-    A stage that begins with a layer's image under a shortcut is entered by this layer.
+    The input is the previous layer if the segment begins with the output of a shortcut.
     """
     names = segment.get("layers") or []
-    places = {layer.get("name"): i for i, layer in enumerate(layers)}
-    inner = [places[name] for name in names if name in places]
+    positions = {layer.get("name"): i for i, layer in enumerate(layers)}
+    inner = [positions[name] for name in names if name in positions]
     if not inner:
         return ()
-    return layers[max(inner[0] - (names[0] not in places), 0)], layers[inner[-1]]
+    return layers[max(inner[0] - (names[0] not in positions), 0)], layers[inner[-1]]
 
 
 def stage_title(segment: Mapping[str, Any], index: int, layers: Sequence[Any]) -> str:
@@ -65,14 +63,14 @@ def stage_title(segment: Mapping[str, Any], index: int, layers: Sequence[Any]) -
 
 
 def shapes(record: Record) -> list[str]:
-    """Return for each segment the shape of its path according to the verdict, if it was judged."""
-    judged = {
+    """Return the shape of each segment's path according to the verdict, or a dash."""
+    by_ends = {
         tuple(s["evidence"].get("layers") or ()): s["evidence"].get("shape")
         for s in record.get("verdict") or []
         if s.get("claim") == "straightness" and s.get("evidence")
     }
     ends = [segment.get("layers") or [None] for segment in record.get("segments") or []]
-    return [_shape(judged.get((names[0], names[-1]))) for names in ends]
+    return [_shape(by_ends.get((names[0], names[-1]))) for names in ends]
 
 
 def _shape(names: Any) -> str:
@@ -87,13 +85,13 @@ def interval(item: Mapping[str, Any], key: str) -> Any:
 
 
 def score(item: Mapping[str, Any]) -> str:
-    """Return the OT score, in brackets if the sample's resolution is too low."""
+    """Return the OT score, in parentheses if the sample's resolution is too low."""
     text = fixed(item.get("ot_score"), 4)
-    return text if text == DASH or resolved(item) else f"({text})"
+    return text if text == DASH or has_resolution(item) else f"({text})"
 
 
 def correlation(item: Mapping[str, Any]) -> str:
-    """Return the correlation score, in brackets unless null maps score clearly lower."""
+    """Return the correlation score, in parentheses unless null maps score clearly lower."""
     text = fixed((item.get("corr_score") or [None])[0], 4)
     return text if text == DASH or item.get("power") else f"({text})"
 
@@ -103,10 +101,10 @@ def highest_null(item: Mapping[str, Any]) -> str:
     return fixed(style.highest_null(item), 3)
 
 
-def centred(item: Mapping[str, Any], key: str, decimals: int = 2) -> str:
-    """Return a measure of the centred path with its interval."""
-    twin = item.get("centred") or {}
-    return with_interval(twin.get(key), (twin.get("intervals") or {}).get(key), decimals)
+def centered(item: Mapping[str, Any], key: str, decimals: int = 2) -> str:
+    """Return a measure of the centered path with its interval."""
+    measures = item.get("centred") or {}
+    return with_interval(measures.get(key), interval(measures, key), decimals)
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:

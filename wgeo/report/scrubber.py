@@ -1,7 +1,7 @@
 """The animation of a report: class means and samples, with a slider over layers or epochs.
 
 It needs no network connection: the page contains the data, and ``_static/scrubber.js`` the script.
-Without scripts, the static figures show the same paths.
+If scripts are disabled, the static figures still show the same paths.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..plots.paths import axis_labels, class_names, over_training
-from ..plots.style import CLASS_COLOURS, clean
+from ..plots.style import CLASS_COLORS, clean
 from .parts import layer_title, stage_title
 from .text import fixed, general, percent, raw_html
 
@@ -21,50 +21,50 @@ _DIGITS = 4  # enough for a picture a few hundred pixels wide
 
 
 def scrubber(record: Mapping[str, Any]) -> str:
-    """Return the slider as raw HTML in Markdown; empty if the record has no view.
+    """Return the animation as raw HTML in Markdown; empty if the record has no view.
 
-    A segment's ``view`` holds ``class_means`` ([layer][class][2]) and, optionally, ``points``
+    A segment's ``view`` contains ``class_means`` ([layer][class][2]) and, optionally, ``points``
     ([layer][sample][2]) with ``labels`` ([sample], indices into the classes). In a series they are
     those of the last layer, with epochs in place of layers.
     """
     step = "epoch" if "analyses" in record else "layer"
     rows = record.get("analyses") or record.get("layers") or []
-    metrics = _of_epochs(rows) if step == "epoch" else None
+    metrics = _epoch_metrics(rows) if step == "epoch" else None
     if step == "epoch":
         record = over_training(record)
     scenes = [
-        _scene(record, segment, i, metrics or _of_layers(rows, segment))
+        _scene(record, segment, i, metrics or _layer_metrics(rows, segment))
         for i, segment in enumerate(record.get("segments") or [])
         if (segment.get("view") or {}).get("class_means")
     ]
     if not scenes:
         return ""
-    content = {"step": step, "colours": CLASS_COLOURS, "segments": scenes}
+    content = {"step": step, "colors": CLASS_COLORS, "segments": scenes}
     data = json.dumps(content, separators=(",", ":"))
-    for mark in "<>&`":  # nothing in the data can end the script, the tag or the Markdown fence
-        data = data.replace(mark, f"\\u{ord(mark):04x}")
+    for character in "<>&`":  # the data must not end the script, the tag or the Markdown fence
+        data = data.replace(character, f"\\u{ord(character):04x}")
     return raw_html(
         f'<div class="wgeo-scrubber"><p class="caption">{_CAPTIONS[step]}</p>'
         f'<script type="application/json">{data}</script></div>'
     )
 
 
-_HOW = "Drag the slider, press Play, or click the picture and press the arrow keys."
+_CONTROLS = "Drag the slider, press Play, or click the picture and press the arrow keys."
 _CAPTIONS = {
     "layer": "What to see: a large dot is a class mean and a small dot a sample, at the layer "
     "shown; the faint line is the whole path of the mean. Samples that follow a geodesic move in "
     "straight lines, and so do their class means. If the classes collapse, the samples "
     "gather at their class means: NC1 falls, and the accuracy of the nearest class mean rises. "
-    + _HOW,
+    + _CONTROLS,
     "epoch": "What to see: a large dot is a class mean of the last layer and a small dot a sample, "
     "at the epoch shown; the faint line is the whole path of the mean. If the classes collapse "
     "over training, the samples gather at their class means, and NC1 falls; the means move to the "
-    f"vertices of a simplex, of which the plane shows a shadow. {_HOW}",
+    f"vertices of a simplex, which is shown in projection to the plane. {_CONTROLS}",
 }
 
 
-def _of_layers(layers: Sequence[Any], segment: Mapping[str, Any]) -> dict[str, list[str]]:
-    """Return the metrics of a segment's layers as they are shown, by name."""
+def _layer_metrics(layers: Sequence[Any], segment: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Return the formatted metrics of a segment's layers, by the metric's name."""
     measured = {layer.get("name"): layer.get("collapse") or {} for layer in layers}
     rows = [measured.get(name, {}) for name in segment.get("layers") or []]
     gaps = segment.get("interpolation_gap") or [None] * len(rows)
@@ -75,7 +75,7 @@ def _of_layers(layers: Sequence[Any], segment: Mapping[str, Any]) -> dict[str, l
     }
 
 
-def _of_epochs(analyses: Sequence[Any]) -> dict[str, list[str]]:
+def _epoch_metrics(analyses: Sequence[Any]) -> dict[str, list[str]]:
     ends = [((row.get("layers") or [{}])[-1].get("collapse")) or {} for row in analyses]
     return {
         "accuracy": [percent(row.get("accuracy")) for row in analyses],

@@ -14,7 +14,7 @@ from .first_screen import headline_box
 from .parts import (
     Plots,
     Record,
-    centred,
+    centered,
     correlation,
     figure_block,
     highest_null,
@@ -37,7 +37,8 @@ from .text import (
     with_interval,
 )
 
-_ALIKE = ("data", "split", "samples", "pool", "tap", "normalize")  # needed for a comparison
+_COMMON = ("data", "split", "samples", "pool", "tap", "normalize")
+"""Settings in which analyses should agree to be comparable."""
 
 
 def series_title(series: Record) -> str:
@@ -62,7 +63,7 @@ def side_by_side(series: Record, plots: Plots) -> dict[str, str]:
     index = join(
         f"# {plain(series_title(series))}",
         headline_box(series),
-        _lead(series),
+        _introduction(series),
         "## Side by side",
         _compared(series),
         figure_block(plots, "over"),
@@ -86,7 +87,7 @@ def _linked(series: Record, row: Mapping[str, Any]) -> str:
 
 
 def _compared(series: Record) -> str:
-    """Tabulate accuracy, the paths' shapes and collapse, and the differences from the first."""
+    """Tabulate accuracy, shapes of the paths and collapse, with differences from the first row."""
     rows = series["analyses"]
     count = max((len(row["segments"]) for row in rows), default=0)
     header = ["Analysis", "accuracy", term("NC1"), term("nearest mean", "nearest class mean")]
@@ -104,9 +105,8 @@ def _compared(series: Record) -> str:
     return table(
         header,
         body,
-        "The analyses, and below them the differences from the first; collapse at the last layer, "
-        "95 % intervals in brackets. A name leads to the report of its "
-        "analysis.",
+        "The analyses, followed by the differences from the first. Collapse is that of the last "
+        "layer; 95 % intervals in brackets. Each name is a link to the report of its analysis.",
     )
 
 
@@ -118,7 +118,7 @@ def _values(row: Mapping[str, Any], count: int) -> list[str]:
         percent(last.get("ncc_accuracy")),
     ]
     for segment, shape in zip(row["segments"], shapes(row), strict=True):
-        cells += [shape, centred(segment, "length_ratio")]
+        cells += [shape, centered(segment, "length_ratio")]
     return cells + [DASH] * (2 * (count - len(row["segments"])))
 
 
@@ -127,16 +127,16 @@ def _last_layer(row: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _differences(first: Mapping[str, Any], row: Mapping[str, Any], count: int) -> list[str]:
-    def less(values: tuple[Any, Any], show: Callable[[Any], str]) -> str:
+    def difference(values: tuple[Any, Any], show: Callable[[Any], str]) -> str:
         before, after = map(number, values)
         text = show(after - before)
         return text if text == DASH or text.startswith("−") else f"+{text}"
 
     ends = (_last_layer(first), _last_layer(row))
     cells = [
-        less((first.get("accuracy"), row.get("accuracy")), _points),
-        less((ends[0].get("nc1"), ends[1].get("nc1")), general),
-        less((ends[0].get("ncc_accuracy"), ends[1].get("ncc_accuracy")), _points),
+        difference((first.get("accuracy"), row.get("accuracy")), _points),
+        difference((ends[0].get("nc1"), ends[1].get("nc1")), general),
+        difference((ends[0].get("ncc_accuracy"), ends[1].get("ncc_accuracy")), _points),
     ]
     for i in range(count):
         ratios = [
@@ -145,32 +145,32 @@ def _differences(first: Mapping[str, Any], row: Mapping[str, Any], count: int) -
             else None
             for each in (first, row)
         ]
-        cells += [DASH, less((ratios[0], ratios[1]), fixed)]
+        cells += [DASH, difference((ratios[0], ratios[1]), fixed)]
     return cells
 
 
 def _points(fraction: float) -> str:
-    """Format a difference of percentages."""
+    """Format a difference of two fractions as percentage points."""
     return percent(fraction).replace("-", "−").replace(" %", " points")
 
 
-def _lead(series: Record) -> str:
+def _introduction(series: Record) -> str:
     rows = series["analyses"]
     about = [row["provenance"] for row in rows]
     samples = sorted({a["samples"] for a in about if isinstance(a.get("samples"), int)})
-    kind = "checkpoints of one training" if series["axis"] == "epoch" else "networks"
-    lead = f"{len(rows)} {kind}"
+    kind = "checkpoints of one training run" if series["axis"] == "epoch" else "networks"
+    text = f"{len(rows)} {kind}"
     if samples:
-        lead += f", each on {' or '.join(general(n) for n in samples)} samples"
-    differ = [key for key in _ALIKE if len({str(a.get(key)) for a in about}) > 1]
+        text += f", each on {' or '.join(general(n) for n in samples)} samples"
+    differ = [key for key in _COMMON if len({str(a.get(key)) for a in about}) > 1]
     solvers = {block.get("solver") for row in rows for block in row["blocks"]}
     differ += ["solver"] * (len(solvers) > 1)
     warning = ""
     if differ:
         warning = f"They differ in {', '.join(differ)}, which limits the comparison."
     if "samples" in differ:
-        warning += " Empirical Wasserstein distances are biased by the number of samples."
-    return join(f"{lead}.", warning).strip()
+        warning += " The bias of empirical Wasserstein distances depends on the number of samples."
+    return join(f"{text}.", warning).strip()
 
 
 def _straightness(series: Record) -> str:
@@ -179,7 +179,7 @@ def _straightness(series: Record) -> str:
             _name(series, row),
             plain(segment_name(segment, i)),
             with_interval(segment.get("length_ratio"), interval(segment, "length_ratio")),
-            centred(segment, "length_ratio"),
+            centered(segment, "length_ratio"),
             _over_runs(series, segment, i),
             with_interval(segment.get("line_shape_ratio"), interval(segment, "line_shape_ratio")),
             with_interval(segment.get("action_ratio"), interval(segment, "action_ratio")),
@@ -192,21 +192,21 @@ def _straightness(series: Record) -> str:
     ]
     runs = ", ".join(map(str, runs_in(series))) or DASH
     header = (
-        *("Analysis", "segment", "length ratio", "centred", f"centred, over k = {runs} runs"),
+        *("Analysis", "segment", "length ratio", "centered", f"centered, over k = {runs} runs"),
         *("line-shape ratio", "action ratio", "correlation score", "highest null", "OT score"),
     )
     return join(
         "# Straightness",
-        "Every ratio is 1 on a geodesic with constant speed. Centred: with each layer's mean "
-        "subtracted. A path is longer if more of its layers are considered, so compare networks of "
-        "different depth at equal k, over runs of blocks. Scores in brackets are not "
+        "Every ratio is 1 on a geodesic with constant speed. Centered: with each layer's mean "
+        "subtracted. The more layers of a path are included, the longer it is; compare networks of "
+        "different depth over the same number k of runs of blocks. Scores in parentheses are not "
         "evidence of optimal maps. [Definitions](methods.md).",
         table(header, rows, "Straightness of every segment; 95 % intervals in brackets."),
     )
 
 
 def _over_runs(series: Record, segment: Mapping[str, Any], index: int) -> str:
-    """Return the centred length over the number of runs that all analyses have, and this number."""
+    """Return the centered length over k runs, the largest k that all analyses have, with k."""
     k = common_runs(series["analyses"], index)
     lengths = (segment.get("centred") or {}).get("length_over_runs") or {}
     text = fixed(lengths.get(str(k)))
@@ -228,7 +228,7 @@ def _collapse(series: Record, plots: Plots) -> str:
                 general(tau.get("violations")),
             ]
         )
-    header = ("Analysis", "accuracy", "NC1", "CDNV", "to ETF", "NC3", "nearest centre")
+    header = ("Analysis", "accuracy", "NC1", "CDNV", "to ETF", "NC3", "nearest mean")
     return join(
         "# Collapse",
         "At the last layer. Kendall's τ of NC1 over depth is −1 if it decreases at every layer.",
@@ -239,16 +239,17 @@ def _collapse(series: Record, plots: Plots) -> str:
 
 
 def _training(series: Record, plots: Plots) -> list[str]:
-    """Return the last layer's classes over the epochs, with a slider."""
-    moving = scrubber(series)
-    if not moving:
+    """Return the section on the last layer's classes over the epochs, with an animation."""
+    animation = scrubber(series)
+    if not animation:
         return []
     return [
         "## The last layer over training",
-        "Class means and some of the samples. Every epoch is scaled to the same spread and rotated "
-        "onto the next, since neither size nor orientation matters for collapse. What remains is "
-        "how the samples approach their class means, and how the class means approach a simplex.",
-        moving,
+        "Class means and some of the samples. The features of every epoch are scaled to the same "
+        "spread and rotated onto those of the next, since neither size nor orientation matters for "
+        "collapse. The remaining changes show how the samples approach their class means, and how "
+        "the class means approach a simplex.",
+        animation,
         figure_block(plots, "class-means-training"),
     ]
 

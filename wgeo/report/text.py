@@ -1,4 +1,4 @@
-"""Markdown: escaped names, formatted numbers, tables, code."""
+"""Write Markdown: escaped names, formatted numbers, tables, code."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from ..plots.style import clean, number, short
 
 _PUNCTUATION = re.compile(r"([!-/:-@\[-`{-~])")
 DASH = "–"
-_RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+_SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 def plain(value: Any, width: int | None = None) -> str:
     """Escape text as one line of Markdown that renders verbatim.
 
-    CommonMark allows escaping all ASCII punctuation, so all of it is escaped: no markup, role,
-    formula, table cell or HTML tag can begin.
+    CommonMark allows a backslash before all ASCII punctuation. All of it is escaped, so no markup,
+    role, formula, table cell or HTML tag can begin.
     """
     return escaped(clean(value) if width is None else short(value, width))
 
@@ -38,7 +38,7 @@ def sentence(text: str) -> str:
 
 
 def code(text: str) -> str:
-    """Return a block of code, fenced by more backticks than it contains."""
+    """Return a code block, fenced by more backticks than it contains."""
     lines = "\n".join(clean(line) if line.strip() else "" for line in text.splitlines())
     longest = max((len(run) for run in re.findall(r"`+", lines)), default=0)
     fence = "`" * max(3, longest + 1)
@@ -46,7 +46,7 @@ def code(text: str) -> str:
 
 
 def general(value: Any, digits: int = 3) -> str:
-    """Format a number with `digits` significant digits; a dash if it is undefined."""
+    """Format a number with `digits` significant digits; return a dash if it is undefined."""
     x = number(value)
     if not np.isfinite(x):
         return DASH
@@ -54,12 +54,12 @@ def general(value: Any, digits: int = 3) -> str:
         return f"{value:,}"
     text = f"{x:,.0f}" if abs(x) >= 10**digits else f"{x:#.{digits}g}".rstrip(".")
     mantissa, e, exponent = text.partition("e")
-    power = f"·10{str(int(exponent)).translate(_RAISED)}" if e else ""
+    power = f"·10{str(int(exponent)).translate(_SUPERSCRIPTS)}" if e else ""
     return mantissa.replace("-", "−") + power
 
 
 def fixed(value: Any, decimals: int = 3) -> str:
-    """Format a number with `decimals` decimals; a dash if it is undefined."""
+    """Format a number with `decimals` decimals; return a dash if it is undefined."""
     x = number(value)
     return f"{x:.{decimals}f}".replace("-", "−") if np.isfinite(x) else DASH
 
@@ -79,24 +79,24 @@ def with_interval(value: Any, interval: Any, decimals: int = 2) -> str:
 
 
 def table(
-    header: Sequence[str], rows: Iterable[Sequence[str]], caption: str, *, words: int = 1
+    header: Sequence[str], rows: Iterable[Sequence[str]], caption: str, *, text_columns: int = 1
 ) -> str:
-    """Return a table with text in the first columns and numbers in the others, as Markdown.
+    """Return a Markdown table with text in the first columns and numbers in the others.
 
-    The cells of the first `words` columns (one or two) may break over lines. On a page in HTML a
-    link follows that downloads the table as CSV.
+    The cells of the first `text_columns` columns (one or two) may break over lines. On an HTML
+    page, the table is followed by a link that downloads it as CSV.
     """
     rows = list(rows)
-    lines = [header, [":--"] * words + ["--:"] * (len(header) - words), *rows]
-    body = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-    kind = f":class: words-{words}\n\n" if words > 1 else ""
+    alignment = [":--"] * text_columns + ["--:"] * (len(header) - text_columns)
+    body = "\n".join("| " + " | ".join(line) + " |" for line in (header, alignment, *rows))
+    kind = f":class: words-{text_columns}\n\n" if text_columns > 1 else ""
     return (
         f"```````{{table}} {caption}\n{kind}{body}\n```````\n\n{_download(header, rows, caption)}"
     )
 
 
 def _download(header: Sequence[str], rows: Sequence[Sequence[str]], caption: str) -> str:
-    """Return a link, as raw HTML, that contains the table as CSV: it needs no file or network."""
+    """Return a link to the table as CSV, as raw HTML; it contains the data, so needs no file."""
     file = re.sub(r"[^a-z0-9]+", "-", _shown(caption).partition(".")[0].lower())[:50].strip("-")
     data = quote(as_csv(_columns(header, rows)), safe="")
     return raw_html(
@@ -106,7 +106,7 @@ def _download(header: Sequence[str], rows: Sequence[Sequence[str]], caption: str
 
 
 def raw_html(html: str) -> str:
-    """Return HTML as a block of Markdown, which is left out of a PDF."""
+    """Return HTML as a Markdown block, which the PDF leaves out."""
     return f"```````{{raw}} html\n{html}\n```````"
 
 
@@ -114,7 +114,7 @@ _ROLE = re.compile(r"\{term\}`([^`<]+?)(?: <[^`]*>)?`")
 _LINK = re.compile(r"<a [^>]*>|</a>")
 _INTERVAL = re.compile(r"(\S+) \[(\S+), (\S+)\]")
 _POWER = re.compile(r"·10([⁻⁰¹²³⁴⁵⁶⁷⁸⁹]+)$")
-_LOWERED = {raised: plain for plain, raised in _RAISED.items()}
+_FROM_SUPERSCRIPTS = {superscript: digit for digit, superscript in _SUPERSCRIPTS.items()}
 
 
 def term(words: str, entry: str | None = None) -> str:
@@ -128,7 +128,7 @@ def _shown(markdown: str) -> str:
 
 
 def _columns(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[dict[str, str]]:
-    """Return the rows of a table for CSV; an interval becomes two columns."""
+    """Return the rows of a table for CSV; an interval becomes two additional columns."""
     result: list[dict[str, str]] = [{} for _ in rows]
     for j, title in enumerate(map(_shown, header)):
         cells = [_shown(row[j]) for row in rows]
@@ -143,10 +143,10 @@ def _columns(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[dict[
 
 
 def _numeric(cell: str) -> str:
-    """Return a formatted number as programs read it; any other text as it is."""
+    """Return a formatted number as programs read it; return any other text unchanged."""
     if cell == DASH:
         return ""
-    number = _POWER.sub(lambda found: "e" + found[1].translate(_LOWERED), cell)
+    number = _POWER.sub(lambda match: "e" + match[1].translate(_FROM_SUPERSCRIPTS), cell)
     number = re.sub(r"(?<=\d),(?=\d{3})", "", number.replace("−", "-"))
     try:
         float(number)
@@ -156,7 +156,7 @@ def _numeric(cell: str) -> str:
 
 
 def key_values(pairs: Iterable[tuple[str, str]], caption: str) -> str:
-    """Return a table of names and values, both Markdown."""
+    """Return a table of names and values, both in Markdown."""
     body = "\n".join(f"* - {name}\n  - {value}" for name, value in pairs)
     options = ":class: key-values\n:stub-columns: 1\n:widths: auto"
     return f"```````{{list-table}} {caption}\n{options}\n\n{body}\n```````"

@@ -1,6 +1,6 @@
-"""A limit on memory: block sizes derive from it, and are halved when a GPU runs out of memory.
+"""A memory limit, which determines block sizes; these are halved when a GPU runs out of memory.
 
-Results change only by the rounding of sums in another order.
+Block sizes affect results only by the rounding of sums in another order.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 _UNITS = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
-_LIBRARIES = 2**29  # bytes that Python and its libraries take
+_LIBRARY_BYTES = 2**29  # memory that Python and its libraries occupy
 _MAX_HALVINGS = 14
 _state: dict[str, int | None] = {"limit": None, "halvings": 0}
 
@@ -34,7 +34,7 @@ def parse_bytes(memory: str | float | int) -> int:
     Raises
     ------
     ArgumentError
-        Anything else, or a size that is not positive.
+        `memory` is anything else, or not positive.
     """
     match = re.fullmatch(r"\s*([\d.]+)\s*([kmgt]?)(i?b)?\s*", str(memory).lower())
     try:
@@ -48,21 +48,22 @@ def parse_bytes(memory: str | float | int) -> int:
 
 @contextmanager
 def memory_limit(memory: str | int | None) -> Iterator[None]:
-    """Limit memory inside the block, on a GPU too; None for no limit.
+    """Limit memory inside the ``with`` block, on a GPU too; None for no limit.
 
-    Block sizes, features kept in memory and the number of problems solved concurrently derive from
-    it. Features on disk (memory maps) do not count: the system reclaims their pages when it must.
-    On the current GPU PyTorch's allocator enforces the limit, and blocks are halved if it refuses.
+    The limit determines block sizes, the features kept in memory, and the number of problems solved
+    concurrently. Features on disk (memory maps) do not count, because the system reclaims their
+    pages when needed. On the current GPU, PyTorch's allocator enforces the limit, and blocks are
+    halved if an allocation fails.
 
     Raises
     ------
     ArgumentError
-        Not a size, or less than Python and its libraries need.
+        `memory` is not a size, or less than Python and its libraries need.
     """
     size = None if memory is None else parse_bytes(memory)
-    if size is not None and size < 2 * _LIBRARIES:
+    if size is not None and size < 2 * _LIBRARY_BYTES:
         raise ArgumentError(
-            f"`memory={memory}` is too little: Python and its libraries alone take half a GiB. "
+            f"`memory={memory}` is too little: Python and its libraries alone need half a GiB. "
             "Allow at least 1GiB."
         )
     before = _state["limit"]
@@ -78,9 +79,9 @@ def memory_limit(memory: str | int | None) -> Iterator[None]:
 
 
 def _limit_gpu(size: int | None) -> None:
-    """Limit this process to `size` bytes of the current GPU; None for all of it.
+    """Limit this process to `size` bytes of the current GPU's memory; None for all of it.
 
-    Only the current one: setting the limit of another GPU would make it the current one.
+    Other GPUs have no limit, because setting one would make that GPU the current one.
     """
     if torch.cuda.is_available():
         total = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
@@ -88,26 +89,26 @@ def _limit_gpu(size: int | None) -> None:
 
 
 def available_bytes() -> int | None:
-    """Bytes that the limit leaves after the libraries' own memory; None without a limit."""
+    """Return the limit minus the libraries' own memory, in bytes; None without a limit."""
     limit = _state["limit"]
-    return None if limit is None else limit - _LIBRARIES
+    return None if limit is None else limit - _LIBRARY_BYTES
 
 
 def limited_size(default: int, fraction: float) -> int:
-    """Return `default`, a number of bytes, or `fraction` of the available bytes if that is less."""
+    """Return `default` bytes, or the given fraction of the available bytes if that is less."""
     available = available_bytes()
     return default if available is None else max(1, min(default, int(fraction * available)))
 
 
 def block_entries(default: int) -> int:
-    """Return `default`, the size of a block, halved as often as a GPU ran out of memory."""
+    """Return the block size `default`, halved for each time that a GPU ran out of memory."""
     return max(1, default >> (_state["halvings"] or 0))
 
 
 def halve_blocks_on_oom(work: Callable[P, R]) -> Callable[P, R]:
-    """Decorate `work` to start again with blocks of half the size when a GPU runs out of memory.
+    """Decorate `work` to restart with blocks of half the size when a GPU runs out of memory.
 
-    `work` must be safe to repeat, and take the size of its blocks from `block_entries`.
+    `work` must be safe to repeat, and must take its block sizes from `block_entries`.
     """
 
     @functools.wraps(work)
@@ -125,10 +126,10 @@ def halve_blocks_on_oom(work: Callable[P, R]) -> Callable[P, R]:
 
 
 def total_memory() -> int:
-    """Return the bytes of memory that this process may use; unbounded if the system does not say.
+    """Return the bytes of memory that this process may use; a huge number if it is unknown.
 
-    The machine's memory, or the limit of its container or batch job, is divided evenly among the
-    job's local processes.
+    The machine's memory, or the limit of its container or batch job, is divided evenly among this
+    job's processes on the machine.
     """
     try:
         physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -138,7 +139,7 @@ def total_memory() -> int:
 
 
 def _cgroup_limit(proc: Path = Path("/proc"), groups: Path = Path("/sys/fs/cgroup")) -> int:
-    """Return the tightest memory limit of this process's control groups (Linux, v1 and v2)."""
+    """Return the smallest memory limit of this process's control groups (Linux, v1 and v2)."""
     limit = sys.maxsize
     with suppress(OSError, ValueError):
         for line in (proc / "self" / "cgroup").read_text().splitlines():
@@ -148,10 +149,10 @@ def _cgroup_limit(proc: Path = Path("/proc"), groups: Path = Path("/sys/fs/cgrou
             root, name = (
                 (groups / "memory", "memory.limit_in_bytes") if kinds else (groups, "memory.max")
             )
-            here = Path(os.path.normpath(root / path.lstrip("/")))
-            for folder in (here, *here.parents):
+            group = Path(os.path.normpath(root / path.lstrip("/")))
+            for folder in (group, *group.parents):
                 if folder == root.parent:
                     break
-                with suppress(OSError, ValueError):  # "max", or not visible from inside
+                with suppress(OSError, ValueError):  # "max", or not visible in the container
                     limit = min(limit, int((folder / name).read_text()))
     return limit

@@ -24,14 +24,14 @@ from typing import TYPE_CHECKING, Any, TypeVar, overload
 from ..errors import ProcessError, WgeoError
 from .progress import track
 
-if TYPE_CHECKING:  # the command line reports errors before it needs libraries
+if TYPE_CHECKING:  # the command line reports errors before it loads libraries
     import numpy as np
     import torch
 
 T = TypeVar("T")
 
-_CONNECT = datetime.timedelta(minutes=5)  # for processes launched together to find each other
-_WORK = datetime.timedelta(days=7)  # for one process's computation; a lost process is seen at once
+_CONNECT_TIMEOUT = datetime.timedelta(minutes=5)  # for all launched processes to connect
+_WORK_TIMEOUT = datetime.timedelta(days=7)  # for one computation; a lost process is seen at once
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,14 +58,14 @@ def launched_world_size() -> int:
 
 
 def local_world_size() -> int:
-    """Return the number of these processes on this machine, also in `local_only`."""
-    if _launch is None or not _launch.hosts:  # before they connect, the launcher may know
+    """Return the number of launched processes on this machine, also inside `local_only`."""
+    if _launch is None or not _launch.hosts:  # before they connect, only the launcher may know
         return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if launched_world_size() > 1 else 1
     return _launch.hosts.count(_launch.hosts[_launch.rank])
 
 
 def local_ranks() -> list[int]:
-    """Ranks of the processes of this job on this machine, including this one."""
+    """Return the ranks of this job's processes on this machine, including this one."""
     if world_size() == 1 or _launch is None or not _launch.hosts:
         return [rank()]
     own_host = _launch.hosts[_launch.rank]
@@ -74,12 +74,12 @@ def local_ranks() -> list[int]:
 
 @contextmanager
 def launched() -> Iterator[None]:
-    """Work together with the processes of a ``torchrun`` launch while the block lasts.
+    """Connect the processes of a ``torchrun`` launch inside the ``with`` block.
 
-    They communicate through gloo, tensors on a GPU through NCCL; each process takes the GPU of its
-    local rank. A script of your own opens this context around its calls of wgeo and makes the same
-    calls in every process: one that takes another path, after an error it caught, leaves the others
-    waiting. Work of a single process, reading images included, belongs inside `local_only`.
+    They communicate through gloo, and for tensors on a GPU through NCCL; each process uses the GPU
+    of its local rank. A script opens this context around its calls of wgeo, and every process must
+    make the same calls: if one takes another path, for example after catching an error, the others
+    wait for it. Work for a single process, such as reading images, belongs inside `local_only`.
 
     Raises
     ------
@@ -94,9 +94,11 @@ def launched() -> Iterator[None]:
     import torch.distributed as dist
 
     with _connected():
-        store, me, count = next(dist.rendezvous("env://", timeout=_CONNECT))
+        store, me, count = next(dist.rendezvous("env://", timeout=_CONNECT_TIMEOUT))
         own_store = dist.PrefixStore("wgeo", store)
-        dist.init_process_group("gloo", store=store, rank=me, world_size=count, timeout=_WORK)
+        dist.init_process_group(
+            "gloo", store=store, rank=me, world_size=count, timeout=_WORK_TIMEOUT
+        )
         gpus, group = torch.cuda.device_count(), None
         if gpus:
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", me)) % gpus)
@@ -104,18 +106,18 @@ def launched() -> Iterator[None]:
         dist.all_gather_object(hosts_gpus, (socket.gethostname(), gpus))
         hosts = [host for host, _ in hosts_gpus]
         if all(number >= hosts.count(host) for host, number in hosts_gpus):  # NCCL: no GPU twice
-            group = dist.new_group(backend="nccl", timeout=_WORK)
+            group = dist.new_group(backend="nccl", timeout=_WORK_TIMEOUT)
     _launch = _Launch(me, count, hosts, own_store, group)
     yield
     with _connected():
-        dist.barrier()  # no process leaves while another may still need it
+        dist.barrier()  # no process leaves while others may still need it
         dist.destroy_process_group()
     _launch = None  # but not after an error: `reports_error` still needs it
 
 
 @contextmanager
 def local_only() -> Iterator[None]:
-    """Let this process work by itself while the block lasts; the others are not waited for."""
+    """Let this process work alone inside the ``with`` block, without waiting for the others."""
     global _local_depth
     _local_depth += 1
     try:
@@ -125,12 +127,12 @@ def local_only() -> Iterator[None]:
 
 
 def world_size() -> int:
-    """Return the number of processes that do this job."""
+    """Return the number of processes of this job; 1 inside `local_only`."""
     return 1 if _launch is None or _local_depth else _launch.world_size
 
 
 def rank() -> int:
-    """Rank of this process, from 0."""
+    """Return the rank of this process, from 0."""
     return 0 if _launch is None or _local_depth else _launch.rank
 
 
@@ -140,9 +142,9 @@ def is_rank_zero() -> bool:
 
 
 def shard(n: int) -> slice:
-    """Return this process's contiguous part of n rows; lengths of parts differ by at most one."""
-    me, all_ = rank(), world_size()
-    return slice(n * me // all_, n * (me + 1) // all_)
+    """Return this process's contiguous part of n rows; the parts' lengths differ by at most one."""
+    i, count = rank(), world_size()
+    return slice(n * i // count, n * (i + 1) // count)
 
 
 @overload
@@ -152,9 +154,10 @@ def all_reduce_sum(part: np.ndarray) -> np.ndarray: ...
 @overload
 def all_reduce_sum(part: float) -> float: ...
 def all_reduce_sum(part: Any) -> Any:
-    """Sum of every process's part; a tensor or a contiguous array is overwritten with it.
+    """Return the sum of all processes' parts; a tensor or a contiguous array is overwritten.
 
-    An array in which each process fills only its `shard` of the rows, zero elsewhere, is completed.
+    If each process fills only its `shard` of an array's rows, and the others are zero, the sum is
+    the whole array.
     """
     return _reduced(part, "SUM")
 
@@ -164,7 +167,7 @@ def all_reduce_max(part: torch.Tensor) -> torch.Tensor: ...
 @overload
 def all_reduce_max(part: np.ndarray) -> np.ndarray: ...
 def all_reduce_max(part: Any) -> Any:
-    """Elementwise maximum over the processes; a tensor or a contiguous array is overwritten."""
+    """Return the elementwise maximum over processes; like `all_reduce_sum`, overwrite `part`."""
     return _reduced(part, "MAX")
 
 
@@ -203,9 +206,9 @@ def all_gather(value: T) -> list[T]:
 
 
 def on_rank_zero(work: Callable[[], T]) -> T:
-    """Return ``work()``, called by the process of rank 0; the others wait for it.
+    """Return ``work()``, called only in the process of rank 0; the others wait for the result.
 
-    An error raised there is raised in all.
+    An error in that process is raised in all processes.
     """
     if world_size() == 1:
         return work()
@@ -215,7 +218,7 @@ def on_rank_zero(work: Callable[[], T]) -> T:
 def raise_on_any(work: Callable[[], T]) -> T:
     """Return ``work()`` of this process; if it fails in any process, raise the first error in all.
 
-    For work on a process's own shard, which must not call collective operations.
+    `work` typically processes this process's shard. It must not call collective operations.
     """
     if world_size() == 1:
         return work()
@@ -227,14 +230,15 @@ def raise_on_any(work: Callable[[], T]) -> T:
 
 
 def map_over_ranks(works: Sequence[Callable[[], T]], what: str) -> list[T]:
-    """Return what each of `works` returns; processes take them in turn. The first error is raised.
+    """Call all functions in `works`, distributed over the processes, and return their results.
 
-    Progress is shown with the text `what`. The works must not call collective operations.
+    The first error is raised. Progress is shown with the description `what`. The functions must not
+    call collective operations.
     """
     if world_size() == 1:
         return [work() for work in track(works, what)]
-    turns = range(rank(), len(works), world_size())
-    outcomes = {i: _attempt(works[i]) for i in track(turns, what)}
+    own_indices = range(rank(), len(works), world_size())
+    outcomes = {i: _attempt(works[i]) for i in track(own_indices, what)}
     return [_broadcast(outcomes.get(i), i % world_size()) for i in range(len(works))]
 
 
@@ -247,7 +251,7 @@ def _attempt(work: Callable[[], Any]) -> tuple[Any, Exception | None]:
 
 
 def _portable(error: Exception) -> Exception:
-    """Return the error, or its message if the error cannot be pickled."""
+    """Return the error, or a `WgeoError` with its message if it cannot be pickled."""
     try:
         pickle.loads(pickle.dumps(error))
     except Exception:
@@ -256,14 +260,14 @@ def _portable(error: Exception) -> Exception:
 
 
 def _broadcast(outcome: Any, source: int) -> Any:
-    """Give every process the outcome of one."""
+    """Send the outcome of the process `source` to all; return its result or raise its error."""
     import torch.distributed as dist
 
     message: list[Any] = [None]
     if rank() == source:
         try:
             message = [pickle.dumps(outcome)]
-        except Exception as error:  # the others are waiting
+        except Exception as error:  # the others are waiting for a message
             message = [
                 pickle.dumps(
                     (None, WgeoError(f"A result cannot be sent to other processes: {error}"))
@@ -283,15 +287,15 @@ def reports_error(error: BaseException) -> bool:
         return is_rank_zero()  # before processes are connected, all raise the same error
     try:
         return int(_launch.store.add(f"{type(error).__name__}: {str(error)[:100]}", 1)) == 1
-    except (RuntimeError, ValueError):  # the process that holds the store has ended
+    except (RuntimeError, ValueError):  # the process that serves the store has ended
         return True
 
 
 @contextmanager
 def _connected() -> Iterator[None]:
-    """Turn a lost connection into a ProcessError; let a signal end this process while it waits.
+    """Turn a lost connection into a ProcessError, and let signals end this process while it waits.
 
-    Waiting is a call into compiled code, during which Python handles no signal.
+    Python handles no signals while compiled code waits, so the system's default handlers are used.
     """
     import torch
 

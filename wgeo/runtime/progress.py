@@ -1,6 +1,6 @@
-"""Progress of long work: a bar on a terminal, plain lines on a pipe, nothing by default.
+"""Progress of long computations: a bar on a terminal, lines on a pipe, nothing by default.
 
-Library code calls `track`; the command line shows it by opening `show_progress()`.
+Library code calls `track`; the command line displays progress by opening `show_progress()`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _display: ContextVar[Progress | _Lines | None] = ContextVar("wgeo_progress", def
 
 
 class _Lines:
-    """Progress for a pipe or a log file: a line every few seconds, none for short work."""
+    """Progress for a pipe or a log file: a line every few seconds, none for short computations."""
 
     SECONDS = 5.0
 

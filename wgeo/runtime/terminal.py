@@ -1,4 +1,4 @@
-"""A console on which a string is one line of text, whatever its characters."""
+"""A console that prints every string as plain text on one line."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from ..text import printable
 class Terminal(Console):
     """A console for tables and sentences that contain names of files, layers and classes.
 
-    Strings (cells, titles, sentences) are plain text: square brackets are not markup, and control
-    characters are escaped. Style is given by `rich.text.Text` or ``style=``.
+    Strings (cells, titles, sentences) are printed literally: brackets are not markup, and control
+    characters are escaped. Styles are set by `rich.text.Text` or ``style=``.
 
     Parameters
     ----------
     width : int
-        Columns if the output is not a terminal.
+        Number of columns if the output is not a terminal.
     """
 
     def __init__(self, width: int) -> None:
@@ -32,5 +32,5 @@ class Terminal(Console):
         return super().render_str(printable(text, None), **options)
 
     def on_broken_pipe(self) -> None:
-        """Let the command handle a closed pipe; rich would end the process."""
-        raise  # rich calls this while it handles the error
+        """Re-raise the error of a closed pipe for the command to handle; rich would exit."""
+        raise  # rich calls this method while it handles the error

@@ -1,4 +1,4 @@
-"""Threads whose work an error or Ctrl-C interrupts, and how many of them torch uses."""
+"""Threads that an error or Ctrl-C interrupts, and the number of threads that torch uses."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from .progress import track
 T = TypeVar("T")
 R = TypeVar("R")
 
-_GRACE = 1.0  # seconds that interrupted threads get to end
+_GRACE = 1.0  # seconds for which interrupted threads are waited for
 _POLL = 0.2  # seconds between two checks for an interrupt
-_MUCH_WORK = 10**10  # floating-point operations
+_MUCH_WORK = 10**10  # floating-point operations from which several threads are faster
 _local = threading.local()
 
 
@@ -41,14 +41,14 @@ def thread_map(
     The pool has as many threads as torch may use, at most `max_threads`, and torch's own threads
     are divided among them. The first error, or Ctrl-C, interrupts the others: immediately if `work`
     calls `raise_if_interrupted`, otherwise when a call into compiled code returns. The threads are
-    daemons, so neither the caller nor the interpreter's exit waits for such a call. On a GPU, and
+    daemons, so neither the caller nor the interpreter's exit waits for such a call. On a GPU, or
     if several processes share the work, items are computed one after the other.
 
-    `what` describes the work on the progress bar.
+    `what` is the description on the progress bar.
     """
     cores = torch.get_num_threads()
     threads = min(cores, len(items), max_threads or cores)
-    # A GPU solves one problem at a time fastest, and collective operations need a common order.
+    # On a GPU one item at a time is fastest, and collective operations need a common order.
     if threads <= 1 or torch.cuda.is_available() or processes.world_size() > 1:
         return [work(item) for item in track(items, what)]
     tasks: queue.SimpleQueue[tuple[int, T]] = queue.SimpleQueue()
@@ -91,9 +91,9 @@ def thread_map(
 
 
 def interruptible(work: Callable[[], T]) -> T:
-    """Return ``work()``, a long call into compiled code that Ctrl-C alone would not interrupt.
+    """Return ``work()``, a long call into compiled code that Ctrl-C could not interrupt otherwise.
 
-    It runs in a daemon thread while this thread waits for a result or an interrupt.
+    It runs in a daemon thread, while this thread waits for a result or an interrupt.
     """
     results: list[T] = []
     errors: list[BaseException] = []
@@ -118,8 +118,9 @@ def interruptible(work: Callable[[], T]) -> T:
 def one_thread(work: int = 0) -> Iterator[None]:
     """Run torch's CPU operators on one thread inside the block, unless `work` (flops) is large.
 
-    On arrays that fit into a cache, threads wait for each other longer than they work: measured
-    20 to 60 times slower if other processes compete for two cores, and never much faster.
+    On arrays that fit into a cache, threads spend more time waiting for each other than working.
+    With other processes competing for two cores, several threads were 20 to 60 times slower, and
+    they were never much faster.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1 if work < _MUCH_WORK else threads)

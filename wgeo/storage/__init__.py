@@ -1,1 +1,1 @@
-"""Files and folders that wgeo writes: written atomically, listed, and checked when read."""
+"""Files that wgeo writes: written atomically, recorded in manifests, and checked when read."""

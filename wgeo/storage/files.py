@@ -30,7 +30,7 @@ def as_path(value: Any, name: str) -> Path:
         raise ArgumentError(f"{name} must be a path, not {type(value).__name__}.") from None
 
 
-_NAME_BYTES = 200  # file systems allow 255; the rest is for numbers and suffixes
+_NAME_BYTES = 200  # file systems allow 255; the difference is for numbers and suffixes
 
 
 def folder_name(text: str) -> str:
@@ -46,7 +46,7 @@ def folder_name(text: str) -> str:
 
 
 def require_regular(path: str | os.PathLike[str]) -> None:
-    """Raise an OSError unless a path is a regular file: a pipe or a device may never end."""
+    """Raise an OSError unless a path is a regular file; reading a pipe or device may never end."""
     if not stat.S_ISREG(os.stat(path).st_mode):
         reason = "it is a folder, a pipe or a device, not a regular file"
         raise OSError(errno.EINVAL, reason, os.fspath(path))
@@ -75,7 +75,7 @@ def open_regular(path: str | os.PathLike[str], flags: int) -> int:
 
 
 def writable(folder: str | os.PathLike[str]) -> Path:
-    """Return a writable folder, creating it if needed, so that a run fails early if it must.
+    """Create a folder if needed and check that it is writable, so that errors occur early.
 
     Raises
     ------
@@ -131,10 +131,10 @@ def write_atomic(path: str | os.PathLike[str], content: str | bytes) -> None:
 
 @contextmanager
 def locked(folder: str | os.PathLike[str]) -> Iterator[Path]:
-    """Lock a folder for this run during a with block; create the folder if needed (`writable`).
+    """Lock a folder inside the ``with`` block; create the folder if needed (`writable`).
 
     The system releases the lock when the process ends, even after a crash. The lock is reentrant.
-    On file systems that do not support locks, there is no lock.
+    On file systems that do not support locks, the folder is not locked.
 
     Raises
     ------
@@ -173,7 +173,7 @@ def _open_lock(path: Path) -> int | None:
         try:
             handle = os.open(path / _LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
         except OSError as error:
-            refuse_other_lock(path)  # raises for a link or a folder in its place
+            require_own_lock(path)  # raises for a link or a folder in its place
             raise RecordError(f"Cannot lock {path}: {error.strerror}.") from error
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -186,18 +186,18 @@ def _open_lock(path: Path) -> int | None:
             return None
         if os.fstat(handle).st_nlink:
             try:
-                refuse_other_lock(path)
+                require_own_lock(path)
             except RecordError:
                 os.close(handle)
                 raise
             os.ftruncate(handle, 0)
             os.write(handle, str(os.getpid()).encode())
             return handle
-        os.close(handle)  # its owner removed the file between our open and our lock
+        os.close(handle)  # its owner removed the file before this process locked it
 
 
-def refuse_other_lock(folder: Path) -> None:
-    """Raise if a file in the folder has the lock's name but is not a lock of wgeo.
+def require_own_lock(folder: Path) -> None:
+    """Raise RecordError if a file in the folder has the lock's name but is not a lock of wgeo.
 
     Raises
     ------

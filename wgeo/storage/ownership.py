@@ -21,12 +21,12 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ..errors import RecordError
-from .files import TEMPORARY, locked, refuse_other_lock, write_atomic
+from .files import TEMPORARY, locked, require_own_lock, write_atomic
 
 MANIFEST = ".wgeo.json"
 _MAX_BYTES = 2**26  # largest manifest read; that of a report of a hundred layers has 20,000
 _SCRATCH = re.compile(r"\.[a-z]+-\d+-[0-9a-f]{8}")
-_LITTER = {".DS_Store", "Thumbs.db", "desktop.ini"}  # left by file managers
+_IGNORED = {".DS_Store", "Thumbs.db", "desktop.ini"}  # files that file managers create
 
 Checksums = dict[str, list[str]]
 
@@ -39,9 +39,9 @@ def require_writable(folder: str | os.PathLike[str], *names: str) -> None:
     Parameters
     ----------
     folder : path
-        It need not exist.
+        The folder, which need not exist.
     names : str
-        Relative to the folder; ``*`` matches anything except a separator.
+        Names relative to the folder; ``*`` matches anything except a separator.
 
     Raises
     ------
@@ -51,7 +51,7 @@ def require_writable(folder: str | os.PathLike[str], *names: str) -> None:
     folder = Path(folder)
     if (obstacle := _obstacle(folder)) is not None:
         raise _in_the_way(obstacle, folder)
-    refuse_other_lock(folder)
+    require_own_lock(folder)
     _read(folder)
     for name in names:
         for path in sorted(folder.glob(name)) if "*" in name else [folder / name]:
@@ -71,7 +71,7 @@ def require_unchanged(folder: str | os.PathLike[str]) -> None:
         raise _in_the_way(folder, folder.parent)
     _read(folder)
     for path in _files_in(folder):
-        if path.name not in _LITTER and path != folder / MANIFEST:
+        if path.name not in _IGNORED and path != folder / MANIFEST:
             _require_own(path, folder)
 
 
@@ -116,7 +116,7 @@ class Owned:
         self._checksums: dict[str, tuple[tuple[int, ...], str]] = {}  # file state, checksum
 
     def require_writable(self, *names: str) -> None:
-        """Raise RecordError if wgeo did not write one of these files; see `require_writable`."""
+        """Raise RecordError if one of these files exists and wgeo did not write it."""
         checksums, _ = _read(self.path)
         for name in names:
             if "*" in name:
@@ -161,7 +161,7 @@ class Owned:
         self._write_manifest(checksums, scratch)
 
     def remove(self, *names: str) -> None:
-        """Remove those of these files that wgeo wrote and that have not changed since."""
+        """Remove the named files, except those that wgeo did not write or that changed since."""
         checksums, scratch = _read(self.path)
         for name in {name for name in names if name in checksums}:
             path = self.path / name
@@ -172,7 +172,7 @@ class Owned:
         self._write_manifest(checksums, scratch)
 
     def listed(self) -> list[str]:
-        """Return the names in the manifest; some files may be gone or may have changed since."""
+        """Return the names in the manifest; these files may have been removed or changed since."""
         return list(_read(self.path)[0])
 
     @contextmanager
@@ -197,14 +197,14 @@ class Owned:
         """Remove temporary files and scratch folders of killed runs."""
         checksums, scratch = _read(self.path)
         for folder in {self.path, *((self.path / name).parent for name in checksums)}:
-            for aside in folder.glob(".*.part"):
-                match = TEMPORARY.fullmatch(aside.name)
+            for temporary in folder.glob(".*.part"):
+                match = TEMPORARY.fullmatch(temporary.name)
                 if match is None:
                     continue
                 name = (folder / match[1]).relative_to(self.path).as_posix()
                 if name == MANIFEST or name in checksums:
                     with suppress(OSError):
-                        aside.unlink()
+                        temporary.unlink()
         self._write_manifest(checksums, self._cleared(scratch))
 
     def drop_old_checksums(self) -> None:
@@ -216,7 +216,7 @@ class Owned:
         self._write_manifest({**checksums, **now}, self._cleared(scratch))
 
     def _cleared(self, scratch: list[str]) -> list[str]:
-        """Remove scratch folders; return those to which programs of a killed run still write."""
+        """Remove scratch folders; return those that programs of a killed run are still writing."""
         for own in scratch:
             shutil.rmtree(self.path / own, ignore_errors=True)
         return [own for own in scratch if os.path.lexists(self.path / own)]
@@ -255,7 +255,7 @@ def _require_own(path: Path, folder: Path) -> None:
 
 
 def _require_path(path: Path, folder: Path) -> None:
-    """Raise RecordError if one of the path's folders is a file."""
+    """Raise RecordError if one of the path's parents is a file."""
     if (obstacle := _obstacle(path.parent, folder)) is not None:
         raise _in_the_way(obstacle, folder)
 
@@ -271,7 +271,8 @@ def _obstacle(path: Path, folder: Path | None = None) -> Path | None:
 
 
 def _in_the_way(path: Path, folder: Path) -> RecordError:
-    unlisted = "" if (folder / MANIFEST).exists() else " (wgeo 0.1 kept no list of what it wrote)"
+    has_manifest = (folder / MANIFEST).exists()
+    unlisted = "" if has_manifest else " (wgeo 0.1 did not record the files that it wrote)"
     return RecordError(
         f"{path} is in the way: wgeo did not write it, or it was changed since{unlisted}. Nothing "
         "was written. Move it, or choose another folder."

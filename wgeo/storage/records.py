@@ -1,4 +1,4 @@
-"""Records on disk: JSON, written atomically and validated when read."""
+"""Records of analyses on disk: JSON, written atomically and validated when read."""
 
 from __future__ import annotations
 
@@ -18,24 +18,27 @@ from .files import as_path, require_regular
 
 SCHEMA = 2
 ANALYSIS, SERIES = "analysis.json", "series.json"
-_LARGEST = 2**26  # bytes; the record of a network of a hundred layers has a million
-_SERIES_LARGEST = 16  # times as large: a series holds many records
-_SHOWN = 5  # damaged places that an error names
+_MAX_BYTES = 2**26  # largest record read; that of a network of a hundred layers has a million
+_SERIES_FACTOR = 16  # a series, which contains many records, may be this many times as large
+_MAX_NAMED = 5  # number of missing or invalid keys that an error names
 _SCHEMAS = {ANALYSIS: schema.ANALYSIS, SERIES: schema.SERIES}
-_HOW_TO_MAKE = {
+_ADVICE = {
     ANALYSIS: "make one with `wgeo analyze`",
     SERIES: "make one with `wgeo analyze` of several checkpoints",
 }
 
 
 def require_writable(folder: Path, kind: str) -> Path:
-    """Return a folder for records of one kind; an analysis and a series would share a report.
+    """Return `folder` if a record of this kind can be written to it.
+
+    An analysis and a series cannot share a folder, since the figures and report of one would
+    replace those of the other.
 
     Raises
     ------
     RecordError
-        It holds a record of the other kind, or a file with the record's name that wgeo did not
-        write.
+        The folder contains a record of the other kind, or a file with the record's name that wgeo
+        did not write.
     """
     other = SERIES if kind == ANALYSIS else ANALYSIS
     if (folder / other).exists():
@@ -50,8 +53,8 @@ def require_writable(folder: Path, kind: str) -> Path:
 def write_record(folder: Path, record: Mapping[str, Any], kind: str = ANALYSIS) -> Path:
     """Write a record to a folder atomically; return its path."""
     require_writable(folder, kind)
-    with ownership.owned(folder) as home:
-        home.write({kind: json.dumps(record, indent=1, allow_nan=False)})
+    with ownership.owned(folder) as owner:
+        owner.write({kind: json.dumps(record, indent=1, allow_nan=False)})
     return folder / kind
 
 
@@ -60,52 +63,52 @@ def kind_of(run: Path) -> str:
     return SERIES if (run / SERIES).is_file() and not (run / ANALYSIS).exists() else ANALYSIS
 
 
-def read_record(place: str | os.PathLike[str], kind: str = ANALYSIS) -> dict[str, Any]:
+def read_record(folder: str | os.PathLike[str], kind: str = ANALYSIS) -> dict[str, Any]:
     """Read and validate a record.
 
     Parameters
     ----------
-    place : path
+    folder : path
         The run's folder, or the file itself.
     kind : str
-        `ANALYSIS` or `SERIES`, the file's name.
+        The file's name, `ANALYSIS` or `SERIES`.
 
     Raises
     ------
     RecordError
         The record is missing, damaged or of another schema.
     """
-    path = as_path(place, "place")
-    where = printable(path, 1000)
+    path = as_path(folder, "folder")
+    name = printable(path, 1000)
     try:
         path = path / kind if path.is_dir() else path
-        where = printable(path, 1000)
+        name = printable(path, 1000)
         text = _text(path, kind)
-        # NaN is not JSON; if another tool wrote it, the value is undefined.
+        # NaN, which is not JSON but which other tools may write, means undefined.
         record = json.loads(text, parse_constant=lambda _: None)
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise RecordError(f"No analysis at {where}; {_HOW_TO_MAKE[kind]}.") from error
+        raise RecordError(f"No analysis at {name}; {_ADVICE[kind]}.") from error
     except (OSError, ValueError, RecursionError) as error:
         reason = (error.strerror if isinstance(error, OSError) else None) or error
-        raise RecordError(f"{where} is not a readable record: {printable(str(reason))}") from error
+        raise RecordError(f"{name} is not a readable record: {printable(str(reason))}") from error
     number = record.get("schema") if isinstance(record, dict) else None
     if not schema.whole(number) or number not in (1, SCHEMA):
         version = repr(number if isinstance(record, dict) else type(record).__name__)
         raise RecordError(
-            f"{where} has schema {printable(version)}; this wgeo reads schema {SCHEMA}. Analyze "
+            f"{name} has schema {printable(version)}; this wgeo reads schema {SCHEMA}. Analyze "
             "the checkpoint again, or use the version of wgeo that wrote it."
         )
     record = _upgraded(record)
-    _check(record, kind, where)
+    _check(record, kind, name)
     if kind == SERIES:
-        _check_series(record, where)
+        _check_series(record, name)
     return record
 
 
 def _upgraded(record: dict[str, Any]) -> dict[str, Any]:
-    """Return a record or series of schema 1 in schema 2.
+    """Convert a record or series of schema 1 to schema 2.
 
-    In schema 1 the verdict was a single text; all other keys have kept their meaning.
+    In schema 1 the verdict was a single text; all other keys have the same meaning.
     """
     if record["schema"] == SCHEMA:
         return record
@@ -131,41 +134,41 @@ def _sentences(verdict: str) -> list[dict[str, Any]]:
 
 
 def _text(path: Path, kind: str) -> str:
-    """Read a record's text; refuse pipes, devices and files that are far too large."""
+    """Read a record's text; raise an error for pipes, devices and files that are far too large."""
     require_regular(path)
-    if path.stat().st_size > _LARGEST * (_SERIES_LARGEST if kind == SERIES else 1):
+    if path.stat().st_size > _MAX_BYTES * (_SERIES_FACTOR if kind == SERIES else 1):
         raise ValueError(f"it has {path.stat().st_size} bytes, far more than any record")
     return path.read_text(encoding="utf-8")
 
 
-def check_record(record: Mapping[str, Any], where: str) -> None:
-    """Raise a RecordError unless this is the record of an analysis."""
-    _check(record, ANALYSIS, where)
+def check_record(record: Mapping[str, Any], name: str) -> None:
+    """Raise a RecordError unless this is the record of an analysis, called `name`."""
+    _check(record, ANALYSIS, name)
 
 
-def _check(record: Mapping[str, Any], kind: str, where: str) -> None:
+def _check(record: Mapping[str, Any], kind: str, name: str) -> None:
     """Raise a RecordError that names the values that violate the schema."""
-    faults = list(itertools.islice(schema.faults(record, _SCHEMAS[kind]), _SHOWN + 1))
+    faults = list(itertools.islice(schema.faults(record, _SCHEMAS[kind]), _MAX_NAMED + 1))
     if not faults:
         rows = [record, *record.get("analyses", ())]
-        faults = [fault for row in rows for fault in schema.mismatched(row)][: _SHOWN + 1]
+        faults = [fault for row in rows for fault in schema.mismatched(row)][: _MAX_NAMED + 1]
     if faults:
-        missing = [fault.place for fault in faults if fault.missing]
-        invalid = [fault.place for fault in faults if not fault.missing]
-        reasons = [f"lacks {first_names(missing, _SHOWN)}"] if missing else []
-        reasons += [f"is damaged in {first_names(invalid, _SHOWN)}"] if invalid else []
-        raise RecordError(f"{where} {' and '.join(reasons)}; analyze the checkpoint again.")
+        missing = [fault.location for fault in faults if fault.missing]
+        invalid = [fault.location for fault in faults if not fault.missing]
+        reasons = [f"lacks {first_names(missing, _MAX_NAMED)}"] if missing else []
+        reasons += [f"is damaged in {first_names(invalid, _MAX_NAMED)}"] if invalid else []
+        raise RecordError(f"{name} {' and '.join(reasons)}; analyze the checkpoint again.")
 
 
-def _check_series(record: Mapping[str, Any], where: str) -> None:
+def _check_series(record: Mapping[str, Any], name: str) -> None:
     rows = record["analyses"]
     epochs = [epoch_of(row) for row in rows]
     if record["axis"] not in ("epoch", "name") or len(rows) < 2:
         raise RecordError(
-            f"{where} is not a series: it needs at least two analyses, by epoch or by name."
+            f"{name} is not a series: it needs at least two analyses, by epoch or by name."
         )
     if record["axis"] == "epoch" and None in epochs:
-        raise RecordError(f"{where} is a series by epoch, but an analysis has no epoch.")
+        raise RecordError(f"{name} is a series by epoch, but an analysis has no epoch.")
 
 
 def epoch_of(record: Mapping[str, Any]) -> int | None:
@@ -188,4 +191,4 @@ def as_json(value: Any) -> Any:
         return os.fspath(value)
     if value is None or isinstance(value, bool | int | float | str):
         return str(value) if isinstance(value, str) else value
-    raise TypeError(f"a record cannot hold {type(value).__name__}")
+    raise TypeError(f"a record cannot contain {type(value).__name__}")

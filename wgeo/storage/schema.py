@@ -1,8 +1,11 @@
-"""The schema of records, validated before they are drawn or reported.
+"""The schema by which records are validated before they are drawn or reported.
 
-A description is a predicate; ``[d]``, a list of d; or a mapping of names to descriptions: a name
-that ends in ``?`` may be missing or null, and ``*`` describes every name not listed. Values without
-a description are not checked.
+A description of a value is one of the following:
+
+- a predicate;
+- ``[d]``: a list of values with the description d;
+- a mapping of keys to descriptions. A key that ends in ``?`` may be missing or null, and ``*``
+  describes every key that is not listed. Values without a description are not checked.
 """
 
 from __future__ import annotations
@@ -19,40 +22,40 @@ _LARGEST = 1e300  # beyond it, squares and axes overflow
 
 
 def text(value: Any) -> bool:
-    """A string."""
+    """Return whether a value is a string."""
     return isinstance(value, str)
 
 
 def whole(value: Any) -> bool:
-    """An integer that fits in 64 bits."""
+    """Return whether a value is an integer that fits in 64 bits."""
     return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
 
 
 def number(value: Any) -> bool:
-    """A finite number, or null if undefined."""
+    """Return whether a value is a finite number, or null, which means undefined."""
     if value is None or whole(value):
         return True
     return isinstance(value, float) and math.isfinite(value) and abs(value) <= _LARGEST
 
 
 def flag(value: Any) -> bool:
-    """True, false, or null."""
+    """Return whether a value is true, false, or null."""
     return value is None or isinstance(value, bool)
 
 
 def count(value: Any) -> bool:
-    """A nonnegative integer."""
+    """Return whether a value is a nonnegative integer."""
     return whole(value) and value >= 0
 
 
 def interval(value: Any) -> bool:
-    """Two numbers, or null."""
+    """Return whether a value is a list of two numbers, or null."""
     pair = isinstance(value, list) and len(value) == 2
     return value is None or (pair and all(map(number, value)))
 
 
 def points(*axes: int | None) -> Callable[[Any], bool]:
-    """Nested lists of numbers that form an array of these axis lengths; None is any length."""
+    """Return a predicate for nested lists that form an array of these axis lengths (None: any)."""
 
     def check(value: Any) -> bool:
         try:
@@ -66,7 +69,7 @@ def points(*axes: int | None) -> Callable[[Any], bool]:
 
 
 def score(value: Any) -> bool:
-    """A value and the two endpoints of its interval, or null."""
+    """Return whether a value is a list of a number and the ends of its interval, or null."""
     triple = isinstance(value, list) and len(value) == 3
     return value is None or (triple and all(map(number, value)))
 
@@ -288,27 +291,27 @@ TRAJECTORY = {
 
 
 class Fault(NamedTuple):
-    """A place at which a record violates its description, such as ``layers[1].name``."""
+    """A location, such as ``layers[1].name``, at which a record violates its description."""
 
-    place: str
+    location: str
     missing: bool = False
 
 
-def faults(value: Any, description: Description, place: str = "") -> Iterator[Fault]:
-    """Yield the places at which a value violates its description."""
+def faults(value: Any, description: Description, location: str = "") -> Iterator[Fault]:
+    """Yield the locations at which a value violates its description."""
     if callable(description):
         if not description(value):
-            yield Fault(place)
+            yield Fault(location)
     elif isinstance(description, list):
         if not isinstance(value, list):
-            yield Fault(place)
+            yield Fault(location)
             return
         for i, item in enumerate(value):
-            yield from faults(item, description[0], f"{place}[{i}]")
+            yield from faults(item, description[0], f"{location}[{i}]")
     elif not isinstance(value, dict):
-        yield Fault(place)
+        yield Fault(location)
     else:
-        yield from _faults_inside(value, description, f"{place}." if place else "")
+        yield from _faults_inside(value, description, f"{location}." if location else "")
 
 
 def _faults_inside(
@@ -328,7 +331,7 @@ def _faults_inside(
 
 
 def _short_lists(record: Mapping[str, Any]) -> Iterator[Fault]:
-    """Yield the series of a law that have another length than its layers, and runs of no blocks."""
+    """Yield lists of the separation law that do not match its layers, and runs of one block."""
     runs = (record.get("alignment") or {}).get("segments") or []
     for k, run in enumerate(runs):
         if len(run["blocks"]) < 2:
@@ -341,37 +344,39 @@ def _short_lists(record: Mapping[str, Any]) -> Iterator[Fault]:
 
 
 def mismatched(record: Mapping[str, Any]) -> Iterator[Fault]:
-    """Yield the places at which lists of a record, each valid alone, do not match."""
+    """Yield the locations of lists that are valid individually but do not match each other."""
     yield from _short_lists(record)
-    places = {f"segments[{k}]": row for k, row in enumerate(record.get("segments") or [])}
+    segments_by_location = {
+        f"segments[{k}]": row for k, row in enumerate(record.get("segments") or [])
+    }
     if record.get("last_layer"):
-        places["last_layer"] = record["last_layer"]
-    for place, segment in places.items():
+        segments_by_location["last_layer"] = record["last_layer"]
+    for location, segment in segments_by_location.items():
         depth = len(segment["layers"])
         if depth < 2:
-            yield Fault(f"{place}.layers")
+            yield Fault(f"{location}.layers")
         for key in ("interpolation_gap", "interpolation_time"):
             if segment.get(key) and len(segment[key]) != depth:
-                yield Fault(f"{place}.{key}")
+                yield Fault(f"{location}.{key}")
         if pairs := segment.get("pairs"):
             size = len(pairs["layers"])
             for key in pairs.keys() - {"layers"}:
                 rows = pairs[key]
                 if rows is not None and [len(row) for row in rows] != [size] * size:
-                    yield Fault(f"{place}.pairs.{key}")
+                    yield Fault(f"{location}.pairs.{key}")
         view = segment.get("view") or {}
         means, dots = view.get("class_means") or [], view.get("points") or []
         classes = len(means[0]) if means else 0
         if view and len(means) != depth:
-            yield Fault(f"{place}.view.class_means")
+            yield Fault(f"{location}.view.class_means")
         if dots and len(dots) != depth:
-            yield Fault(f"{place}.view.points")
+            yield Fault(f"{location}.view.points")
         labels = view.get("labels") or []
         if dots and len(labels) != len(dots[0]):
-            yield Fault(f"{place}.view.labels")
+            yield Fault(f"{location}.view.labels")
         if any(not 0 <= label < classes for label in labels):
-            yield Fault(f"{place}.view.labels")
+            yield Fault(f"{location}.view.labels")
         if end := view.get("end"):
             shapes = [np.shape(end[key]) for key in ("class_means", "points")]
             if shapes != [(classes, shapes[0][1]), (len(labels), shapes[0][1])]:
-                yield Fault(f"{place}.view.end")
+                yield Fault(f"{location}.view.end")

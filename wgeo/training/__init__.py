@@ -47,19 +47,19 @@ if not TYPE_CHECKING:  # else type checkers would accept any name
 class TrainingRun(Result):
     """The result of a training run.
 
-    ``to_pandas()`` has a row per epoch: `history`.
+    ``to_pandas()`` has one row per epoch: `history`.
 
     Attributes
     ----------
     folder : Path
-        Holds ``checkpoints/epoch-*.pt``, ``history.json``, and ``last.pt`` to resume from.
+        Contains ``checkpoints/epoch-*.pt``, ``history.json``, and ``last.pt`` to resume from.
     module : nn.Module
         The trained network, in eval mode, on the device it was trained on.
     history : tuple of dict
-        A row per epoch, from 0, the initialization: ``epoch``; ``loss`` and ``running_accuracy``,
+        One row per epoch, from 0, the initialization: ``epoch``; ``loss`` and ``running_accuracy``,
         means over the epoch's steps in train mode (None at 0); ``train_accuracy`` and, if test
         images were given, ``test_accuracy``, in eval mode on all images (None if not evaluated);
-        ``lr`` of the last step; ``seconds``.
+        ``lr``, the learning rate of the last step; ``seconds``.
     terminal_epoch : int or None
         The epoch since which the training accuracy is 1, that is, the first evaluated epoch after
         `last_below`. If a run reaches accuracy 1, loses it and reaches it again, the last time
@@ -107,7 +107,7 @@ class TrainingRun(Result):
         }
 
     def _table(self) -> list[dict[str, Any]]:
-        """Return the history: a row per epoch."""
+        """Return the history: one row per epoch."""
         return list(self.history)
 
     def _description(self) -> str:
@@ -146,23 +146,24 @@ def train(
     device: str | torch.device = "auto",
     resume: bool = True,
 ) -> TrainingRun:
-    """Train a network on images; resume if `out` holds a run with the same settings.
+    """Train a network on images; resume if `out` contains a run with the same settings.
 
     The whole data set is kept on the device. Each epoch visits every image once, in random order,
-    in batches of nearly equal size of at most `batch_size` images.
+    in batches of nearly equal size with at most `batch_size` images.
 
     Parameters
     ----------
     arch : str or nn.Module
         A name for `wgeo.models.build`, or your own network, which is trained in place.
     images : Images
-        Normalized as they specify, or as is usual for the data set.
+        The training images. They are normalized as they specify, or else as is usual for the data
+        set.
     out : path
         Folder of the run: ``checkpoints/epoch-0000.pt``, ..., ``history.json``, ``last.pt``.
     epochs, lr, momentum, weight_decay, batch_size, schedule, loss, seed
         See `Recipe`.
     augment : bool or str
-        ``none``, ``crop``, ``flip`` or ``crop+flip``, which True stands for; see `Recipe`.
+        ``none`` (also False), ``crop``, ``flip`` or ``crop+flip`` (also True); see `Recipe`.
     decayed : {"all", "unnormalized"}
         Which weights decay: ``unnormalized`` exempts convolutions followed by a batch norm; see
         `Recipe`.
@@ -176,19 +177,20 @@ def train(
         ``etf`` fixes the classifier to a simplex ETF and narrows the features to one per class,
         ``etf-keep`` keeps the width of the features; see `models.with_etf_classifier`.
     test : Images, optional
-        Test images, whose accuracy is reported too.
+        Test images, on which the accuracy is reported, too.
     checkpoints : {"auto", "all"} or iterable of int
         Which epochs to save. ``auto``: 0 (the initialization) and powers of two. The last epoch,
         and the first of the terminal phase, are always saved.
     evaluate_every : int
         Number of epochs between evaluations in eval mode; checkpoints are always evaluated.
     terminal_epochs : int, optional
-        Stop this many epochs after the training accuracy has reached 1; if it falls again, counting
-        starts again. By default all epochs are run.
+        Stop this many epochs after the training accuracy has reached 1. If it falls below 1,
+        counting starts again. By default all epochs are run.
     device : str
         ``auto``, ``cpu``, ``cuda``, ...
     resume : bool
-        False starts anew, and removes the checkpoints that an earlier run wrote to `out`.
+        Whether to resume an earlier run in `out`. False removes the checkpoints of that run and
+        starts a new one.
 
     Raises
     ------
@@ -197,9 +199,8 @@ def train(
     DataError
         The test images have another shape or other classes.
     RecordError
-        `out` cannot be written, is in use by another run, or holds a run that is damaged or has
-        other settings; or a file that no run wrote, or that was changed since, is in the way: such
-        files are never replaced.
+        `out` cannot be written, is in use by another run, or contains a run that is damaged or has
+        other settings; or a file that no run wrote, or that was changed since, would be replaced.
     ConvergenceError
         The loss became NaN or infinite; the last good epoch is kept.
 
@@ -221,7 +222,8 @@ def train(
         raise ArgumentError(f"images must come from wgeo.load_images, not {type(images).__name__}.")
     if not isinstance(arch, str | nn.Module):
         raise ArgumentError(f"arch must be a name or a network, not {type(arch).__name__}.")
-    kind = {True: "crop+flip", False: "none"}[augment] if isinstance(augment, bool) else augment
+    if isinstance(augment, bool):
+        augment = "crop+flip" if augment else "none"
     recipe = Recipe(
         epochs,
         lr,
@@ -230,19 +232,19 @@ def train(
         batch_size,
         schedule,
         loss,
-        kind,
+        augment,
         seed,
         decayed,
         precision,
     )
     plan = Plan.of(checkpoints, epochs, evaluate_every, terminal_epochs)
     target = pick_device(device)
-    with owned(out) as home, _reproducible(seed, target):
-        own = isinstance(arch, nn.Module)
-        arch_options = {} if own else {"activation": activation, **(options or {})}
+    with owned(out) as owner, _reproducible(seed, target):
+        is_module = isinstance(arch, nn.Module)
+        arch_options = {} if is_module else {"activation": activation, **(options or {})}
         module = _build(arch, images, arch_options, classifier)
         metadata = _metadata(arch, images, arch_options, classifier, recipe)
-        job = Job(module.to(target), images, test, recipe, plan, metadata, home, target)
+        job = Job(module.to(target), images, test, recipe, plan, metadata, owner, target)
         job.begin(resume)
         title = f"training {metadata['arch']} on {images.name}"
         for _ in track(job.train(), title, max(0, epochs - job.epoch) * job.steps):
@@ -251,12 +253,12 @@ def train(
     if warning is not None:
         warnings.warn(warning, WgeoWarning, stacklevel=2)
     module.eval()
-    return TrainingRun(home.path, module, tuple(job.history), job.terminal_epoch, metadata)
+    return TrainingRun(owner.path, module, tuple(job.history), job.terminal_epoch, metadata)
 
 
 @contextmanager
 def _reproducible(seed: int, device: torch.device) -> Iterator[None]:
-    """Seed all generators in the block; restore the caller's generators and settings after it."""
+    """Seed all generators inside the block, and restore the caller's generators after it."""
     cuda = [device] if device.type == "cuda" else []
     with (
         torch.random.fork_rng(devices=cuda),
@@ -305,7 +307,7 @@ def _metadata(
     classifier: str,
     recipe: Recipe,
 ) -> dict[str, Any]:
-    """Return a checkpoint's metadata, which describes how to rebuild and retrain the network."""
+    """Return the metadata of checkpoints, by which the network can be rebuilt and retrained."""
     cls = type(arch)
     return {
         "arch": arch if isinstance(arch, str) else f"{cls.__module__}:{cls.__qualname__}",

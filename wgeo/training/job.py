@@ -1,4 +1,4 @@
-"""A training run in progress: its epochs, what each saves, and how it is resumed."""
+"""A training run in progress: train its epochs, save checkpoints, and resume after a stop."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ..errors import ArgumentError, ConvergenceError, DataError, RecordError
 from ..storage.files import require_regular
 from ..storage.ownership import Owned
 from .recipe import Recipe, augment, criterion, learning_rate, parameter_groups
-from .resuming import READ_ERRORS, momenta, read_state, require_state, shortened
+from .resuming import READ_ERRORS, read_state, require_state, shortened, with_momenta
 from .terminal import last_below, terminal_epoch
 
 _EVALUATION_BATCH = 512
@@ -28,17 +28,17 @@ _EVALUATION_BATCH = 512
 
 @dataclass(frozen=True)
 class Plan:
-    """When to evaluate, save and stop.
+    """The epochs at which a run evaluates, saves and stops.
 
     Attributes
     ----------
     epochs : frozenset of int, or None
-        Which epochs to save; None saves all. The last epoch, and the first of the terminal phase,
-        are always saved.
+        The epochs to save; None for all. The last epoch, and the first of the terminal phase, are
+        always saved.
     evaluate_every : int
         Number of epochs between evaluations; checkpoints are always evaluated.
     terminal_epochs : int or None
-        Stop this many epochs into the terminal phase, counted from its last start.
+        Number of epochs after the (last) start of the terminal phase at which to stop.
     """
 
     epochs: frozenset[int] | None
@@ -59,7 +59,7 @@ class Plan:
         evaluate_every: int,
         terminal_epochs: int | None,
     ) -> Plan:
-        """Build a plan from the argument `checkpoints` of `wgeo.train`."""
+        """Build a plan from the arguments of `wgeo.train`."""
         if checkpoints == "all":
             return cls(None, evaluate_every, terminal_epochs)
         if checkpoints == "auto":
@@ -70,10 +70,10 @@ class Plan:
         )
         if isinstance(checkpoints, str):
             raise ArgumentError(message)
-        chosen = frozenset(int(epoch) for epoch in checkpoints)
-        if chosen and not (min(chosen) >= 0 and max(chosen) <= epochs):
+        saved = frozenset(int(epoch) for epoch in checkpoints)
+        if saved and not (min(saved) >= 0 and max(saved) <= epochs):
             raise ArgumentError(message)
-        return cls(chosen, evaluate_every, terminal_epochs)
+        return cls(saved, evaluate_every, terminal_epochs)
 
     def saves(self, epoch: int) -> bool:
         return self.epochs is None or epoch in self.epochs
@@ -93,7 +93,7 @@ class Pixels:
 
 @dataclass
 class Job:
-    """The state of a training run; `train` runs it step by step."""
+    """The state of a training run, which `train` advances step by step."""
 
     module: nn.Module
     images: Images
@@ -101,7 +101,7 @@ class Job:
     recipe: Recipe
     plan: Plan
     metadata: dict[str, Any]
-    home: Owned
+    owner: Owned
     device: torch.device
     epoch: int = 0
     history: list[dict[str, Any]] = field(default_factory=list)
@@ -110,7 +110,7 @@ class Job:
         self.pixels = Pixels(self.images, self.device)
         self.test_pixels = None if self.test is None else Pixels(self.test, self.device)
         self.steps = -(-len(self.images) // self.recipe.batch_size)
-        self._probe()
+        self._check_shapes()
         recipe = self.recipe
         self.optimizer = torch.optim.SGD(
             parameter_groups(self.module, recipe, self.pixels.batch(slice(0, 2))[0]),
@@ -126,7 +126,7 @@ class Job:
 
     @property
     def folder(self) -> Path:
-        return self.home.path
+        return self.owner.path
 
     @property
     def finished(self) -> bool:
@@ -141,17 +141,17 @@ class Job:
         last = self.folder / "last.pt"
         if resume and last.exists():
             self._restore(last)
-            self._claim_remaining()
+            self._require_remaining_writable()
             evaluated = self.history[-1]["train_accuracy"] is not None
             if self.finished and not (
                 evaluated and checkpoint_path(self.folder, self.epoch).exists()
             ):
-                row = self.history.pop()  # it was not planned as the last epoch, but now it is
+                row = self.history.pop()  # this epoch was not the last one, but now it is
                 self._finish_epoch(row, time.perf_counter() - row["seconds"])
-            self.home.write(self._history())
+            self.owner.write(self._history())
             return
         names = ("last.pt", "history.json", "checkpoints/epoch-*.pt")
-        self.home.require_writable(*names)
+        self.owner.require_writable(*names)
         if resume and (later := checkpoints_in(self.folder)[1:]):
             raise RecordError(
                 f"{later[-1]} is from an earlier run, but {last}, needed to resume it, is missing. "
@@ -159,23 +159,24 @@ class Job:
                 "checkpoints of that run."
             )
         old = (f"checkpoints/{path.name}" for path in checkpoints_in(self.folder))
-        self.home.remove("last.pt", "history.json", *old)
+        self.owner.remove("last.pt", "history.json", *old)
         row = {"epoch": 0, "loss": None, "running_accuracy": None, "lr": None}
         self._finish_epoch(row, time.perf_counter())
 
-    def _claim_remaining(self) -> None:
-        """Raise RecordError if a file still to be written would replace one of somebody else.
+    def _require_remaining_writable(self) -> None:
+        """Raise RecordError if a remaining file of this run would replace one of the user's files.
 
-        Version 0.1 did not list its files: those whose metadata match this run are its own.
+        Version 0.1 did not record its files, so files whose metadata match this run count as its
+        own.
         """
         later = range(self.epoch + 1, self.recipe.epochs + 1)
         names = ["history.json", *(checkpoint_name(epoch) for epoch in later)]
-        if not self.home.listed():
-            self.home.adopt(*filter(self._is_mine, names))
-        self.home.adopt("last.pt")  # read by `_restore`
-        self.home.require_writable("last.pt", *names)
+        if not self.owner.listed():
+            self.owner.adopt(*filter(self._belongs_to_run, names))
+        self.owner.adopt("last.pt")  # read by `_restore`
+        self.owner.require_writable("last.pt", *names)
 
-    def _is_mine(self, name: str) -> bool:
+    def _belongs_to_run(self, name: str) -> bool:
         """Return whether a file's metadata match the settings of this run."""
         path = self.folder / name
         try:
@@ -184,7 +185,7 @@ class Job:
                 record = json.loads(path.read_text("utf-8"))
                 rows = zip(record["epochs"], self.history, strict=False)  # one may be longer
                 if not record.keys() <= self.record().keys() or any(a != b for a, b in rows):
-                    return False  # it was edited
+                    return False  # the file was edited
                 metadata = record["settings"]
             else:
                 metadata = read_state(path)["wgeo"]
@@ -204,7 +205,7 @@ class Job:
         torch.manual_seed(generator.initial_seed())  # for dropout and the like
         order = torch.randperm(len(self.images), generator=generator).to(self.device)
         loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
-        hits = torch.zeros((), dtype=torch.int64, device=self.device)
+        correct = torch.zeros((), dtype=torch.int64, device=self.device)
         lr = recipe.lr
         self.module.train()
         for step, rows in enumerate(torch.tensor_split(order, self.steps)):
@@ -221,12 +222,12 @@ class Job:
             loss.backward()
             self.optimizer.step()
             loss_sum += loss.detach() * len(y)
-            hits += (logits.detach().argmax(1) == y).sum()
+            correct += (logits.detach().argmax(1) == y).sum()
             yield
         self._check_finite(float(loss_sum), epoch)
         self.epoch = epoch
         n = len(self.images)
-        row = {"epoch": epoch, "loss": float(loss_sum) / n, "running_accuracy": int(hits) / n}
+        row = {"epoch": epoch, "loss": float(loss_sum) / n, "running_accuracy": int(correct) / n}
         self._finish_epoch({**row, "lr": lr}, start)
 
     def _logits(self, x: torch.Tensor) -> torch.Tensor:
@@ -249,9 +250,9 @@ class Job:
         row["seconds"] = time.perf_counter() - start
         self.history.append(row)
         if due:
-            self.home.write({checkpoint_name(self.epoch): _packed(self._state())})
-        # Written after the checkpoint: a resumed run finds all checkpoints up to this epoch.
-        self.home.write({"last.pt": _packed(self._last()), **self._history()})
+            self.owner.write({checkpoint_name(self.epoch): _serialized(self._state())})
+        # Written after the checkpoint, so that a resumed run finds all checkpoints up to here.
+        self.owner.write({"last.pt": _serialized(self._resume_state()), **self._history()})
 
     def _history(self) -> dict[str, str]:
         """Return ``history.json``, for people and plots; a resumed run reads ``last.pt``."""
@@ -271,11 +272,11 @@ class Job:
     @torch.no_grad()
     def _accuracy(self, pixels: Pixels) -> float:
         self.module.eval()
-        hits = torch.zeros((), dtype=torch.int64, device=self.device)
+        correct = torch.zeros((), dtype=torch.int64, device=self.device)
         for start in range(0, len(pixels.y), _EVALUATION_BATCH):
             x, y = pixels.batch(slice(start, start + _EVALUATION_BATCH))
-            hits += (self.module(x).argmax(1) == y).sum()
-        return int(hits) / len(pixels.y)
+            correct += (self.module(x).argmax(1) == y).sum()
+        return int(correct) / len(pixels.y)
 
     def _check_finite(self, loss: float, epoch: int) -> None:
         weights = self.module.state_dict().values()
@@ -296,14 +297,14 @@ class Job:
             "wgeo": self.metadata,
         }
 
-    def _last(self) -> dict[str, Any]:
+    def _resume_state(self) -> dict[str, Any]:
         """Return the contents of ``last.pt``."""
         return {**self._state(), "progress": {"history": self.history}}
 
     def _restore(self, path: Path) -> None:
         advice = f"Choose another folder than {path.parent}, or start anew with `resume=False`."
         try:
-            saved, new = read_state(path), self._last()
+            saved, new = read_state(path), self._resume_state()
             for problem, names in (
                 ("lacks", new.keys() - saved.keys()),
                 ("holds entries that wgeo did not write,", saved.keys() - new.keys()),
@@ -314,8 +315,10 @@ class Job:
             if not differences:
                 require_state(saved, new, self.steps)
                 parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-                moving = saved["epoch"] > 0 and self.recipe.momentum > 0
-                optimizer = momenta(saved["optimizer"], new["optimizer"], parameters, moving=moving)
+                required = saved["epoch"] > 0 and self.recipe.momentum > 0
+                optimizer = with_momenta(
+                    saved["optimizer"], new["optimizer"], parameters, required=required
+                )
                 self.module.load_state_dict(dict(saved["state_dict"]))
                 self.optimizer.load_state_dict(optimizer)
                 self.epoch, self.history = saved["epoch"], saved["progress"]["history"]
@@ -325,11 +328,12 @@ class Job:
             ) from error
         if differences:
             raise RecordError(
-                f"{path.parent} holds a run with other settings: {'; '.join(differences)}. {advice}"
+                f"{path.parent} contains a run with other settings: {'; '.join(differences)}. "
+                f"{advice}"
             )
 
-    def _probe(self) -> None:
-        """Run two images through the network, to fail before training if they do not fit."""
+    def _check_shapes(self) -> None:
+        """Run two images through the network, so that wrong shapes are an error before training."""
         self.module.eval()
         x, _ = self.pixels.batch(slice(0, 2))
         try:
@@ -369,14 +373,14 @@ def checkpoints_in(folder: Path) -> list[Path]:
     return sorted(paths, key=lambda path: (len(path.name), path.name))
 
 
-def _packed(state: dict[str, Any]) -> bytes:
+def _serialized(state: dict[str, Any]) -> bytes:
     buffer = io.BytesIO()
     torch.save(_on_cpu(state), buffer)
     return buffer.getvalue()
 
 
 def _on_cpu(state: Any) -> Any:
-    """Copy all tensors to the CPU: a checkpoint must open on a machine without a GPU."""
+    """Copy all tensors to the CPU, so that a checkpoint can be opened without a GPU."""
     if isinstance(state, torch.Tensor):
         return state.detach().cpu()
     if isinstance(state, dict):
@@ -387,10 +391,10 @@ def _on_cpu(state: Any) -> Any:
 
 
 def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """Return how the settings of a saved run differ, as ``name was X, now Y``.
+    """Describe each setting in which a saved run differs, as ``name was X, now Y``.
 
-    Under a constant learning rate the number of epochs does not affect finished epochs. Settings
-    that a run does not record had a single possible value when it was written.
+    With a constant learning rate, the number of epochs does not affect finished epochs and may
+    differ. Settings that a run does not record had only one possible value when it was written.
     """
     defaults = {"classifier": "learned", "decayed": "all", "precision": "float32"}
     old, new = ({**defaults, **p, **p["training"], "training": None} for p in (before, now))

@@ -1,4 +1,4 @@
-"""How to train: objective, schedule, data order and augmentation, all functions of the seed."""
+"""The training recipe: objective, schedule, data order and augmentation, functions of the seed."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ _WARM_UP = 0.3  # fraction of a one-cycle schedule in which the rate rises
 class Recipe:
     """Stochastic gradient descent with momentum on loss + (weight_decay / 2) ||theta||^2.
 
-    theta is all parameters, including biases and batch norms, as in the theory (and in torch),
-    or those that `decayed` selects.
+    theta denotes all parameters, including biases and those of batch norms, as in the theory (and
+    in torch), or only the parameters that `decayed` selects.
 
     Attributes
     ----------
     epochs : int
-        Passes over the data.
+        Number of passes over the data.
     lr, momentum, weight_decay : float
         Peak learning rate; momentum and weight decay are constant.
     batch_size : int
-        Maximal number of images per step.
+        Maximum number of images per step.
     schedule : {"cosine", "onecycle", "constant"}
         See `learning_rate`.
     loss : {"ce", "mse"}
@@ -100,7 +100,7 @@ class Recipe:
 
 
 def learning_rate(recipe: Recipe, step: int, steps: int) -> float:
-    """Return the learning rate of a step out of `steps`; it depends on nothing else.
+    """Return the learning rate of a step out of `steps`, a function of `step` / `steps` only.
 
     With t = step / steps in [0, 1): ``cosine`` is lr (1 + cos(pi t)) / 2 (Loshchilov and Hutter
     2017); ``onecycle`` rises from lr / 25 to lr over the first 30 %, then falls to lr / 10^4, both
@@ -137,11 +137,11 @@ def parameter_groups(
 def normalized_weights(module: nn.Module, x: Float[torch.Tensor, "n c h w"]) -> list[nn.Parameter]:
     """Return the weights of the convolutions and linear layers followed by a batch norm.
 
-    They are found by running images `x` in eval mode: every output of the layer must be the input
-    of a batch norm. The order of modules does not matter.
+    They are found by passing images `x` through the network in eval mode: every output of such a
+    layer is the input of a batch norm. The order in which modules are defined does not matter.
     """
     outputs: list[tuple[nn.Module, torch.Tensor]] = []
-    inputs: list[torch.Tensor] = []  # all tensors are kept alive, so that ids are unique
+    inputs: list[torch.Tensor] = []  # both lists keep tensors alive, so that ids are unique
     with ExitStack() as hooks, torch.no_grad():
         for layer in module.modules():
             if isinstance(layer, _BatchNorm):
@@ -176,7 +176,7 @@ def criterion(
 def augment(
     x: Float[torch.Tensor, "n c h w"], kind: str, generator: torch.Generator
 ) -> Float[torch.Tensor, "n c h w"]:
-    """Return images, each shifted and mirrored at random.
+    """Return the images, each shifted or mirrored at random.
 
     ``crop`` shifts by up to an eighth of the height in each direction and fills with zeros (the
     mean pixel, as images are normalized); ``flip`` mirrors left and right with probability 1/2;

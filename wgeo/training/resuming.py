@@ -1,4 +1,4 @@
-"""Read ``last.pt`` of a stopped run: an untrusted file, validated completely."""
+"""Read ``last.pt`` of a stopped run as an untrusted file, and validate all of it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def read_state(path: Path) -> dict[str, Any]:
     Raises
     ------
     CheckpointError, OSError, ValueError
-        It cannot be read, or is not the state of a run.
+        The file cannot be read, or is not the state of a run.
     """
     require_regular(path)
     contents = read(path)
@@ -39,7 +39,7 @@ def read_state(path: Path) -> dict[str, Any]:
 
 
 def require_state(saved: Mapping[str, Any], expected: Mapping[str, Any], steps: int) -> None:
-    """Raise an error unless a saved state is possible for a run of this kind.
+    """Raise a ValueError unless a saved state can be that of a run with these settings.
 
     Parameters
     ----------
@@ -53,7 +53,7 @@ def require_state(saved: Mapping[str, Any], expected: Mapping[str, Any], steps: 
     Raises
     ------
     ValueError
-        The message names what is wrong.
+        The message says what is wrong.
     """
     epoch = saved["epoch"]
     if type(epoch) is not int or epoch < 0:
@@ -69,14 +69,14 @@ def require_state(saved: Mapping[str, Any], expected: Mapping[str, Any], steps: 
             _require_like(dict.__getitem__(weights, name), tensor, f"its weights {name!r}")
 
 
-def momenta(
+def with_momenta(
     saved: Mapping[str, Any],
     expected: Mapping[str, Any],
     parameters: list[torch.Tensor],
     *,
-    moving: bool,
+    required: bool,
 ) -> dict[str, Any]:
-    """Return the state to resume an optimizer from: `expected` with the saved momenta.
+    """Return the optimizer state `expected` with the saved momenta, to resume from.
 
     Parameters
     ----------
@@ -86,8 +86,8 @@ def momenta(
         The optimizer state of a new run with the same settings.
     parameters : list of Tensor
         The optimized parameters, in the order of the groups.
-    moving : bool
-        Whether steps with momentum were taken.
+    required : bool
+        Whether there must be momenta, because steps with momentum were taken.
 
     Raises
     ------
@@ -107,9 +107,9 @@ def momenta(
         # Tensors in a file may share memory.
         state[index] = {"momentum_buffer": entry["momentum_buffer"].clone()}
     trained = {i for i, parameter in enumerate(parameters) if parameter.requires_grad}
-    if moving and trained and not trained & state.keys():
+    if required and trained and not trained & state.keys():
         raise ValueError("its optimizer has no momenta")
-    # Parameters without a momentum had no gradient yet: it is zero.
+    # Parameters without a saved momentum have had no gradient yet, so their momentum is zero.
     for index in trained - state.keys() if state else ():
         state[index] = {"momentum_buffer": torch.zeros_like(parameters[index])}
     return {**expected, "state": state}

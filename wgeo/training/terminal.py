@@ -1,8 +1,9 @@
-"""The terminal phase of training, read from a run's history.
+"""The terminal phase of training, determined from a run's history.
 
-A run may leave it: with weight decay on convolutions followed by a batch norm, the gradient grows
-as the weights shrink, until a step is too large and the accuracy collapses (Lobacheva et al. 2021,
-arXiv 2106.15739). So the phase is counted from the last time that the accuracy reached 1.
+A run may leave this phase: with weight decay on convolutions followed by a batch norm, the gradient
+grows as the weights shrink, until a step is too large and the accuracy collapses (Lobacheva et al.
+2021, arXiv 2106.15739). The phase is therefore counted from the last time that the accuracy reached
+1.
 """
 
 from __future__ import annotations
@@ -19,9 +20,10 @@ def last_below(history: History) -> int | None:
 
 
 def terminal_epoch(history: History) -> int | None:
-    """Return the first evaluated epoch from which the training accuracy stayed at 1.
+    """Return the first evaluated epoch from which on the training accuracy stayed at 1.
 
-    None if the last evaluated epoch was below 1. Epochs without an evaluation are ignored.
+    Return None if the accuracy of the last evaluated epoch was below 1. Epochs without an
+    evaluation are ignored.
     """
     rows = _evaluated(history)
     below = last_below(history)
@@ -52,7 +54,7 @@ def departure(history: History) -> str | None:
 
 
 def _evaluated(history: History) -> list[tuple[int, float]]:
-    """Return epoch and training accuracy of the evaluated epochs."""
+    """Return the epoch and the training accuracy of every evaluated epoch."""
     return [
         (row["epoch"], row["train_accuracy"])
         for row in history

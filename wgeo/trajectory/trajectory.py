@@ -359,7 +359,7 @@ def outline(
 
 def _faults(arrays: Mapping[str, np.ndarray], about: Mapping[str, Any]) -> Iterator[str]:
     """Parts of a store that are not as `assembled` expects them."""
-    yield from (f"manifest, about.{f.place}," for f in schema.faults(about, schema.TRAJECTORY))
+    yield from (f"manifest, about.{f.location}," for f in schema.faults(about, schema.TRAJECTORY))
     names = [row["name"] for row in about["layers"]]
     if not names or len(set(names)) != len(names):
         yield "list of layers"

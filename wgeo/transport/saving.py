@@ -93,7 +93,7 @@ def _arrays(path: os.PathLike[str]) -> dict[str, np.ndarray]:
 def _result(arrays: Mapping[str, np.ndarray]) -> TransportResult:
     about = json.loads(arrays["about"].astype(np.uint8).tobytes())
     for fault in schema.faults(about, _ABOUT):
-        raise DataError(f"{fault.place} is damaged")
+        raise DataError(f"{fault.location} is damaged")
     if about["version"] != _VERSION:
         raise DataError(f"it has another version; this wgeo reads {_VERSION}")
     values = {name: about[name] for name in _ABOUT if name != "version"}

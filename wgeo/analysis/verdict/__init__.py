@@ -1,8 +1,8 @@
-"""The verdict: every sentence about a network, with the evidence that supports it.
+"""The verdict: sentences about a network, with the evidence that supports them.
 
-A sentence is a function of a record's numbers. `sentences` reads a record and returns the sentences
-in the order in which they are printed, reasons to doubt the rest first. No other module composes
-sentences, and `THRESHOLDS` has every number at which the wording changes.
+Every sentence is a function of a record's numbers. `sentences` reads a record and returns the
+sentences in the order in which they are printed, beginning with reasons to doubt the rest. No other
+module composes sentences, and `THRESHOLDS` contains every number at which the wording changes.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ def sentences(record: Any) -> tuple[Sentence, ...]:
     Parameters
     ----------
     record : mapping, Analysis, Straightness or Collapse
-        The record of an analysis. A `Straightness` or `Collapse` gives only the sentences about
-        itself.
+        The record of an analysis. For a `Straightness` or a `Collapse`, only the sentences about
+        straightness or collapse are returned.
     """
     record = record.to_dict() if hasattr(record, "to_dict") else record
     trust = record.get("trust") or {}
@@ -59,15 +59,15 @@ def sentences(record: Any) -> tuple[Sentence, ...]:
 
 
 def headline(record: Any) -> Sentence:
-    """Return one sentence for a reader with a minute: straight? collapsing? how sure?
+    """Return a one-sentence summary: the shape of the path, collapse, and reasons for doubt.
 
-    It says nothing that `sentences` does not say of the same record.
+    It states nothing that `sentences` does not state about the same record.
     """
     record = record.to_dict() if hasattr(record, "to_dict") else record
     return compose(sentences(record), record.get("trust") or {})
 
 
 def text(verdict: Sequence[Mapping[str, Any] | Sentence]) -> str:
-    """Join the words of sentences, or of a record's ``verdict``."""
+    """Return the text of sentences, or of a record's ``verdict``."""
     words = (s.words if isinstance(s, Sentence) else str(s.get("words", "")) for s in verdict)
     return " ".join(part for part in words if part)

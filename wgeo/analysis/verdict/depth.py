@@ -1,4 +1,4 @@
-"""What changes steadily with depth? The separation of the classes, and the blocks' Jacobians."""
+"""Sentences on constancy over depth: the rate of class separation, and residual Jacobians."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def separation_law(record: Record) -> Iterator[Sentence]:
     for segment in law.get("segments") or []:
         long = len(segment["layers"]) >= THRESHOLDS["fewest_layers"]
         bounds = segment.get("intervals") or {}
-        # Stages differ in their spaces, so one law for all of them is not judged.
+        # A fit over several stages is not judged, since their feature spaces differ.
         if segment.get("stage") is None or not long or bounds.get("rate") is None:
             continue
         yield _law(segment, bounds, "" if explained else _D)
@@ -54,14 +54,14 @@ def _law(segment: Record, bounds: Record, definition: str) -> Sentence:
             "undecided",
         )
     fit = f"r = {correlation:.4f}, curvature {curvature:+.2f}"
-    steady = _steady(bounds)
-    if steady is None:
+    constant = _constant(bounds)
+    if constant is None:
         return sentence(
             f"the classes separate with depth{definition}, by a factor of {rate} per layer on "
             f"average; these images cannot tell whether by the same at every layer ({fit})",
             "undecided",
         )
-    if steady:
+    if constant:
         return sentence(
             f"the classes separate at a nearly constant rate{definition}: D changes by a factor of "
             f"{rate} per layer ({fit})",
@@ -74,15 +74,16 @@ def _law(segment: Record, bounds: Record, definition: str) -> Sentence:
     )
 
 
-def _steady(bounds: Record) -> bool | None:
-    """Whether the fit is a line by both its intervals; None if they cannot tell."""
-    most, least = THRESHOLDS["law_curvature"], -THRESHOLDS["law_correlation"]
+def _constant(bounds: Record) -> bool | None:
+    """Return whether the intervals show a straight line (constant rate); None if undecided."""
+    max_curvature, max_correlation = THRESHOLDS["law_curvature"], -THRESHOLDS["law_correlation"]
     if bounds.get("correlation") is None or bounds.get("curvature") is None:
         return None
-    (low, high), worst = bounds["curvature"], bounds["correlation"]
-    if -most <= low and high <= most and worst[1] <= least:
+    (low, high), correlation = bounds["curvature"], bounds["correlation"]
+    if -max_curvature <= low and high <= max_curvature and correlation[1] <= max_correlation:
         return True
-    return False if low > most or high < -most or worst[0] > least else None
+    excluded = low > max_curvature or high < -max_curvature or correlation[0] > max_correlation
+    return False if excluded else None
 
 
 def _bend(bounds: Record) -> str:
@@ -91,18 +92,18 @@ def _bend(bounds: Record) -> str:
         return "D falls faster at the first layers"
     if high < -THRESHOLDS["law_curvature"]:
         return "D falls faster at the last layers"
-    return "ln D is no line over depth"
+    return "ln D is not a straight line over depth"
 
 
 def alignment(record: Record) -> Iterator[Sentence]:
-    found = record.get("alignment") or {}
-    if found.get("reset_statistics"):
+    comparison = record.get("alignment") or {}
+    if comparison.get("reset_statistics"):
         return
     explained = False
-    for segment in found.get("segments") or []:
+    for segment in comparison.get("segments") or []:
         bounds = segment.get("intervals") or {}
         if len(segment["blocks"]) > 2 and bounds.get("overlap_uv") is not None:
-            yield _alignment(segment, bounds, found["points"], explained)
+            yield _alignment(segment, bounds, comparison["points"], explained)
             explained = True
 
 
@@ -131,13 +132,16 @@ def _alignment(segment: Record, bounds: Record, points: int, explained: bool) ->
 
 
 def _aligned(low: float, high: float, chance: float) -> tuple[str, bool]:
-    """Name an overlap by the interval of its excess, 0 for random directions and 1 at most."""
-    least, most = ((end - chance) / (1 - chance) if chance < 1 else 0.0 for end in (low, high))
-    if least >= THRESHOLDS["aligned"]:
+    """Return a word for an overlap, and whether its interval decides it.
+
+    The interval's ends are converted to excesses over chance: 0 for random directions, 1 at most.
+    """
+    lower, upper = ((end - chance) / (1 - chance) if chance < 1 else 0.0 for end in (low, high))
+    if lower >= THRESHOLDS["aligned"]:
         return "aligned", True
-    if least >= THRESHOLDS["partly_aligned"]:
+    if lower >= THRESHOLDS["partly_aligned"]:
         return "partly aligned", True
-    if most >= THRESHOLDS["partly_aligned"]:
+    if upper >= THRESHOLDS["partly_aligned"]:
         return "perhaps aligned, which these images cannot tell", False
     if low <= chance:
         return "aligned no more than random ones", True
@@ -145,11 +149,11 @@ def _aligned(low: float, high: float, chance: float) -> tuple[str, bool]:
     return f"hardly aligned{', though more than random ones' if more else ''}", True
 
 
-_OVERLAP = " (overlap of the {} in which they change their output most with those of their input)"
+_OVERLAP = " (overlap of the leading {} of one block's output with those of another's input)"
 
 
 def _slope(segment: Record, bounds: Record) -> str:
-    """State how the largest singular value changes with depth, compared with a geodesic."""
+    """State the slope of the largest singular value with depth, which is 1 along a geodesic."""
     slope = (segment.get("slopes") or [None])[0]
     if slope is None or bounds.get("slope") is None:
         return ""

@@ -1,4 +1,4 @@
-"""Is a map optimal? Segments are judged by correlation scores, blocks by their Jacobians.
+"""Sentences on optimality: segments are judged by correlation scores, blocks by their Jacobians.
 
 If the Jacobians of a block were not computed, the block is judged by its correlation score.
 """
@@ -96,7 +96,7 @@ def _end_to_end(segment: Record, blocks: Sequence[Record]) -> Sentence:
 
 
 def _excluded_by_jacobians(start: str, segment: Record, blocks: Sequence[Record]) -> str:
-    """Name the blocks within an optimal map whose own Jacobians exclude an optimal map."""
+    """Name the blocks inside an optimal map whose own Jacobians exclude an optimal map."""
     inner = segment["layers"][segment["layers"].index(start) + 1 :]
     kinds = {block["target"]: _block_kind(block) for block in blocks}
     excluded = [name for name in inner if kinds.get(name) in ("not gradient", "nearly gradient")]
@@ -119,20 +119,20 @@ def _undecided(row: Record) -> str:
     """State why it is undecided whether a map is optimal, or whether it is nearly optimal."""
     score = f"correlation score {_score(row)}"
     if row["low"] < THRESHOLDS["nearly_optimal"]:
-        why = "the bounds of the score are too wide"
+        reason = "the bounds of the score are too wide"
     elif row["null"] is None:
-        why = "the same displacements given to the wrong samples were not scored"
+        reason = "the same displacements given to the wrong samples were not scored"
     else:
-        why = (
+        reason = (
             f"the same displacements given to the wrong samples score {row['null']:.3f}, and a "
             f"score is evidence only if it is higher by at least {row['margin']:.2f}"
         )
     if row["high"] < THRESHOLDS["optimal"]:
         return (
             f"the map is not exactly optimal ({score}), and these samples do not show whether it "
-            f"is nearly optimal: {why}"
+            f"is nearly optimal: {reason}"
         )
-    return f"these samples do not show whether the map is optimal ({score}): {why}"
+    return f"these samples do not show whether the map is optimal ({score}): {reason}"
 
 
 def _best(scores: Sequence[Record]) -> str:
@@ -226,7 +226,7 @@ def blocks(record: Record) -> Iterator[Sentence]:
 
 
 def _clause(kinds: Sequence[str], kind: str) -> str:
-    """Return ``2 are undecided with these samples``; "all ... not" becomes ``none``."""
+    """Return a clause such as ``2 are undecided``; if all blocks are negated, ``none is ...``."""
     number = kinds.count(kind)
     one, several, none = _KINDS[kind]
     if len(kinds) == 1:
@@ -239,7 +239,7 @@ def _clause(kinds: Sequence[str], kind: str) -> str:
 
 
 def _jacobians(blocks: Sequence[Record]) -> str:
-    """State the result of the Brenier test, which is about the features before pooling."""
+    """State the result of the Brenier test, which uses the features before pooling."""
     tests = [block["brenier"] for block in blocks if block.get("brenier")]
     asymmetry = _from_to(tests, "asymmetry")
     eigenvalue = _from_to(tests, "relative_eigenvalue")
@@ -260,11 +260,11 @@ def _from_to(rows: Sequence[Record], key: str) -> str:
     values = [row[key] for row in rows if row.get(key) is not None]
     if not values:
         return ""
-    least, most = f"{min(values):.2g}", f"{max(values):.2g}"
-    return least if least == most else f"{least} to {most}"
+    low, high = f"{min(values):.2g}", f"{max(values):.2g}"
+    return low if low == high else f"{low} to {high}"
 
 
-_KINDS = {  # the predicate for one block, for several, and after "none" if it has a negation
+_KINDS = {  # the predicate for one block, for several, and after "none" if it is a negation
     "unmoved": (
         "does not move these samples by more than rounding error",
         "do not move these samples by more than rounding error",
@@ -301,7 +301,7 @@ _KINDS = {  # the predicate for one block, for several, and after "none" if it h
 
 
 def _block_kind(block: Record) -> str:
-    """Classify a block: by its Jacobians if they were tested, otherwise by the samples."""
+    """Classify a block: by its Jacobians if they were tested, else by its correlation score."""
     if unmoved(block):
         return "unmoved"
     test = block.get("brenier") or {}

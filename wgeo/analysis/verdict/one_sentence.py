@@ -1,4 +1,4 @@
-"""The headline: one sentence composed from the evidence of the others."""
+"""The headline: one sentence composed from the evidence of all others."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .wording import listed, percent
 
 
 def compose(verdict: Sequence[Sentence], trust: Record) -> Sentence:
-    """Return the headline of a verdict: the path's shape, the classes, and how sure both are."""
+    """Return the headline of a verdict: the path's shape, collapse, and how certain they are."""
     if silenced(trust):
         return _silence(trust)
     paths = [s for s in verdict if s.claim == "straightness"]
@@ -20,8 +20,8 @@ def compose(verdict: Sequence[Sentence], trust: Record) -> Sentence:
     warnings = (s for s in verdict if s.strength == "warning")
     doubts = list(dict.fromkeys(_DOUBTS[s.claim](s) for s in warnings))
     decided = [s for s in (*paths, *classes) if s.evidence.get("shape") or s.evidence.get("level")]
-    sure, strength = _certainty(decided, len(decided) < len(paths) + len(classes), trust)
-    words = f"{', and '.join(statements) or 'Nothing was measured'}{sure}"
+    certainty, strength = _certainty(decided, len(decided) < len(paths) + len(classes), trust)
+    words = f"{', and '.join(statements) or 'Nothing was measured'}{certainty}"
     if doubts:
         noun = "a reason" if len(doubts) == 1 else "reasons"
         words += f"; {noun} for doubt: {listed(doubts)}"
@@ -52,7 +52,7 @@ _NOT_JUDGED = "not judged"
 
 
 def _straightness(paths: Sequence[Sentence]) -> list[str]:
-    """State the shape of the path in each stage, stages of the same shape together."""
+    """State the shape of the path in each stage, naming stages of the same shape together."""
     if not paths:
         return []
     if not paths[0].evidence:
@@ -67,8 +67,8 @@ def _straightness(paths: Sequence[Sentence]) -> list[str]:
         ]
         return [f"the path of the features is {listed(shapes)}"]
     (shape,) = stages
-    where = f"in each of its {len(paths)} stages" if len(paths) > 1 else "through the network"
-    return [f"the path of the features {where} is {shape}"]
+    extent = f"in each of its {len(paths)} stages" if len(paths) > 1 else "through the network"
+    return [f"the path of the features {extent} is {shape}"]
 
 
 def _shape(path: Sentence) -> str:
@@ -91,7 +91,7 @@ def _collapse(classes: Sequence[Sentence]) -> list[str]:
 
 
 def _trend(evidence: Record) -> str:
-    """State whether NC1 falls with depth, if the interval of its rank correlation decides it."""
+    """State whether the classes become tighter with depth, if the interval of tau decides it."""
     ends = evidence.get("kendall_interval")
     tau = evidence.get("kendall_tau")
     if tau is None or not ends or None in ends or ends[0] <= 0 <= ends[1]:
@@ -114,7 +114,7 @@ def _certainty(
     return f" (95 % intervals{images} support {what})", "shown"
 
 
-_DOUBTS = {  # a reason for doubt from each warning, in a few words
+_DOUBTS = {  # a short reason for doubt for each warning
     "accuracy": lambda _: "the accuracy is lower than the file states",
     "normalization": lambda s: (
         "the pixels are probably normalized wrongly"

@@ -1,4 +1,4 @@
-"""The opening of every verdict: reasons to doubt the rest."""
+"""The first sentences of every verdict: reasons to doubt the rest."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ def opening(trust: Record, provenance: Record | None = None) -> list[Sentence]:
 
 
 def silenced(trust: Record) -> bool:
-    """Return whether the verdict ends here: the network guesses, or samples are too few."""
+    """Return whether the verdict ends here, since the network guesses or samples are too few."""
     samples = trust.get("samples")
     few = samples is not None and samples < THRESHOLDS["fewest_samples"]
     return bool(trust.get("at_chance")) or few
 
 
 def few_samples_note(trust: Record) -> str:
-    """Return a note for a table of collapse metrics with few samples per class; else ""."""
+    """Return a note for a table of collapse metrics if there are few samples per class, else ""."""
     samples = trust.get("samples_per_class")
     if samples is None or samples >= THRESHOLDS["few_a_class"]:
         return ""
@@ -70,12 +70,12 @@ def _accuracy(trust: Record, provenance: Record) -> Iterator[Sentence]:
 
 
 def origin(provenance: Record) -> str:
-    """Return `` (digits, train split)``: the data set and the split, as far as known."""
+    """Return text such as `` (digits, train split)``: data set and split, as far as known."""
     data, split = provenance.get("data"), provenance.get("split")
-    known = [printable(PurePath(str(data)).name)] if data else []
+    parts = [printable(PurePath(str(data)).name)] if data else []
     if split:
-        known.append(f"{printable(str(split))} split")
-    return f" ({', '.join(known)})" if known else ""
+        parts.append(f"{printable(str(split))} split")
+    return f" ({', '.join(parts)})" if parts else ""
 
 
 _SOURCES = {

@@ -1,4 +1,4 @@
-"""Comparison with a reference, collapse of the classes, and ways to decide open questions."""
+"""Sentences on the comparison with a reference, on collapse, and on how to decide the rest."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ def reference(record: Record) -> Iterator[Sentence]:
 def against_network(row: Record, kind: str = "network") -> Sentence:
     """State the result of `wgeo.straighter_than` for one segment of two networks, over images.
 
-    The statement is only about these two networks. Two training runs that differ only in their seed
-    usually differ as clearly, so nothing is stated about recipes, whatever the p-value.
+    The statement is about these two networks only. Two training runs with different seeds usually
+    differ as clearly, so nothing is stated about recipes, whatever the p-value.
     """
     low, high = row["interval"]
-    is_centred = row["statistic"].endswith("_centred")
+    is_centered = row["statistic"].endswith("_centred")
     name = row["statistic"].removesuffix("_centred").replace("_shape", "-shape").replace("_", " ")
     differs = row.get("direction", "neither") != "neither"
     other, scope = _SCOPE["shuffled" if kind == "shuffled" else "network"]
     outcome = scope if differs else "These images do not show a difference"
     return Sentence(
         "reference",
-        f"{segment_ends(row)} the {name}{' of the centered paths' if is_centred else ''} is "
+        f"{segment_ends(row)} the {name}{' of the centered paths' if is_centered else ''} is "
         f"{rounded(row['value'])} for this network and {rounded(row['reference'])} for {other}, a "
         f"difference of {row['difference']:+.3g} ({low:+.3g} to {high:+.3g}{OVER_IMAGES}). "
         f"{outcome}.",
@@ -43,7 +43,7 @@ def against_network(row: Record, kind: str = "network") -> Sentence:
     )
 
 
-_SCOPE = {  # what a network is compared with, and what a difference over images means
+_SCOPE = {  # the other network, and the meaning of a difference over images
     "network": (
         "the network it is compared with",
         "This is about these two networks on these images, not about how they were trained: two "
@@ -66,7 +66,7 @@ def _against_fresh(
     ratio = (
         f"line-shape ratio{'' if explained else _LINE_SHAPE} {rounded(row['value'])}, compared "
         f"with a median of {rounded(row['median'])} (range {rounded(row['low'])} to "
-        f"{rounded(row['high'])}) of the fresh ones"
+        f"{rounded(row['high'])}) of the others"
     )
     direction = row.get("direction")
     differs = direction in ("straighter", "less straight")
@@ -75,8 +75,8 @@ def _against_fresh(
     extreme = networks and row["adjusted_p"] <= 1.001 / (networks + 1)
     return Sentence(
         "reference",
-        f"{subject} the network is {outcome} {networks} networks of this architecture with fresh "
-        f"weights{on_images}: {ratio}; p = {row['adjusted_p']:.2g}, from its rank among all "
+        f"{subject} the network is {outcome} {networks} randomly initialized networks of this "
+        f"architecture{on_images}: {ratio}; p = {row['adjusted_p']:.2g}, from its rank among all "
         f"{networks + 1}{f', adjusted for {segments} segments' if segments > 1 else ''}"
         f"{' (the smallest possible p)' if extreme else ''}.",
         evidence,
@@ -100,11 +100,11 @@ def collapse(record: Record) -> Iterator[Sentence]:
     last = inner[-1]
     end, _ = _nc1(last)
     if end is None:
-        why = (last["collapse"].get("undefined") or {}).get("nc1", "it is undefined")
+        reason = (last["collapse"].get("undefined") or {}).get("nc1", "it is undefined")
         yield Sentence(
             "collapse",
             f"Whether the classes collapse is undecided: NC1 is undefined at {last['name']} "
-            f"({why}).",
+            f"({reason}).",
             {"layer": last["name"]},
             "undecided",
         )
@@ -140,15 +140,15 @@ def _collapse_sentence(
     end, interval = _nc1(last)
     is_corrected = _is_corrected(last)
     start = _nc1(first)[0] if _is_corrected(first) == is_corrected else None  # not comparable
-    least, most = (_level(value) for value in (interval or (end, end)))
-    level = least if least == most else f"between {least} and {most}"
+    lower, upper = (_level(value) for value in (interval or (end, end)))
+    level = lower if lower == upper else f"between {lower} and {upper}"
     initial = "" if start is None else f"; at {first['name']} it is {rounded(start)}"
     evidence = {
         "nc1": last["collapse"].get("nc1"),
         **({"nc1_corrected": end} if is_corrected else {}),
         "interval": interval,
         "layer": last["name"],
-        "level": [least] if least == most else [least, most],
+        "level": [lower] if lower == upper else [lower, upper],
         "nc1_first": start,
         "first": first["name"],
         "kendall_tau": trend.get("kendall_tau"),
@@ -168,7 +168,7 @@ def _collapse_sentence(
         f"classes over that between them, 0 at complete collapse){corrected} {value}"
         f"{_uncorrected(last)}{initial}{_trend(trend, inner[0])}.",
         evidence,
-        "suggested" if interval is None or least != most else "shown",
+        "suggested" if interval is None or lower != upper else "shown",
     )
 
 
@@ -179,7 +179,7 @@ def _level(nc1: float) -> str:
 
 
 def _with_interval(value: float, interval: Any) -> str:
-    """Print a value and its interval, which is corrected for bias and may not contain it."""
+    """Format a value and its interval, which is corrected for bias and may not contain it."""
     outside = interval is not None and not interval[0] <= value <= interval[1]
     note = f"{OVER_IMAGES}{', corrected for bias' if outside else ''}"
     return ranged(value, interval, note=note)
@@ -196,7 +196,7 @@ def _nc1(layer: Record) -> tuple[Any, Any]:
 
 
 def _uncorrected(layer: Record) -> str:
-    """Print the uncorrected value, which is biased for few samples per class."""
+    """Format the uncorrected value, which is biased for few samples per class."""
     value = layer["collapse"].get("nc1")
     relevant = _is_corrected(layer) and value is not None
     return f" [uncorrected: {rounded(value)}]" if relevant else ""
@@ -217,8 +217,8 @@ def _trend(trend: Record, first: Record) -> str:
 
 def next_steps(record: Record, body: Sequence[Sentence]) -> Iterator[Sentence]:
     undecided = {s.claim for s in body if s.strength == "undecided"}
-    asked = [c for c in _QUESTIONS if any(s.claim == c and _leaves_open(s) for s in body)]
-    if not asked:
+    open_claims = [c for c in _QUESTIONS if any(s.claim == c and _leaves_open(s) for s in body)]
+    if not open_claims:
         return
     provenance = record.get("provenance") or {}
     ways = ["more images"]
@@ -227,11 +227,11 @@ def next_steps(record: Record, body: Sequence[Sentence]) -> Iterator[Sentence]:
     tested = any((b.get("brenier") or {}).get("points") for b in record.get("blocks") or [])
     if not tested:
         ways.append("the Jacobians (`brenier=16`)")
-    questions = listed([_QUESTIONS[claim] for claim in asked])
+    questions = listed([_QUESTIONS[claim] for claim in open_claims])
     yield Sentence(
         "next",
         f"{questions[:1].upper()}{questions[1:]} could be decided by {listed(ways, 'or')}.",
-        {"open": sorted(undecided), "questions": asked, "tested": tested},
+        {"open": sorted(undecided), "questions": open_claims, "tested": tested},
         "undecided",
     )
 

@@ -1,4 +1,4 @@
-"""Is the path straight? Its centered length ratio, compared with orthogonal steps."""
+"""Sentences on straightness: the centered length ratio, compared with orthogonal steps."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ NO_COMMON_SPACE = (
     "layer by layer. Name layers of one width, or embed them in one space with `embed='pad'` or "
     "`embed='pca:D'`."
 )
-"""Why a record has no transport, stored as its ``transport_skipped``."""
+"""The reason why a record has no transport, stored as its ``transport_skipped``."""
 
 
 def straightness(record: Record) -> Iterator[Sentence]:
@@ -45,9 +45,9 @@ def straightness(record: Record) -> Iterator[Sentence]:
 
 
 class Terms(NamedTuple):
-    """What explains a term where it occurs first, and nothing after that."""
+    """Explanations of terms for the first sentence that uses them; empty for later ones."""
 
-    centred: str = ""
+    centered: str = ""
     geodesic: str = ""
 
 
@@ -64,8 +64,8 @@ def _path(segment: Record, terms: Terms) -> Sentence:
         return _silent(
             segment, f"{subject} there is only one block, whose path is a single step.", {}
         )
-    centred = segment.get("centred") or {}
-    ratio = centred.get("length_ratio")
+    centered = segment.get("centred") or {}
+    ratio = centered.get("length_ratio")
     shift = segment.get("shift_share")
     if ratio is None:
         is_shift = shift is not None and shift > 1 - THRESHOLDS["rounding"]
@@ -85,11 +85,11 @@ def _path(segment: Record, terms: Terms) -> Sentence:
             f"1/{ratio:,.0f} of the length of their path, so there is no geodesic to compare with.",
             {"length_ratio_centred": ratio},
         )
-    return _judged_path(segment, subject, centred, terms)
+    return _judged_path(segment, subject, centered, terms)
 
 
 def _unmoved(segment: Record, subject: str, spread: float) -> Sentence:
-    """State that each sample ends where it began, because it did not move or returned."""
+    """State that the samples do not move, or that each returns to its starting point."""
     moved = segment["relative_displacement"]
     length = segment.get("length") or 0.0
     returned = length > least_motion(segment) * spread * (len(segment["layers"]) - 1)
@@ -108,10 +108,10 @@ def _silent(segment: Record, words: str, evidence: dict[str, Any]) -> Sentence:
     return Sentence("straightness", words, {"layers": ends(segment), **evidence}, "undecided")
 
 
-def _judged_path(segment: Record, subject: str, centred: Record, terms: Terms) -> Sentence:
-    ratio = centred["length_ratio"]
-    interval = (centred.get("intervals") or {}).get("length_ratio")
-    bound = centred.get("sqrt_moving_blocks") or segment.get("sqrt_moving_blocks")
+def _judged_path(segment: Record, subject: str, centered: Record, terms: Terms) -> Sentence:
+    ratio = centered["length_ratio"]
+    interval = (centered.get("intervals") or {}).get("length_ratio")
+    bound = centered.get("sqrt_moving_blocks") or segment.get("sqrt_moving_blocks")
     word, strength, names = _shape(segment, interval, bound)
     evidence = {
         "layers": ends(segment),
@@ -120,14 +120,14 @@ def _judged_path(segment: Record, subject: str, centred: Record, terms: Terms) -
         "length_ratio": segment.get("length_ratio"),
         "shape": names,
         "sqrt_moving_blocks": bound,
-        "null_length_ratio": centred.get("null_length_ratio"),
-        "length_ratio_at_most": centred.get("length_ratio_at_most"),
+        "null_length_ratio": centered.get("null_length_ratio"),
+        "length_ratio_at_most": centered.get("length_ratio_at_most"),
         "turns_unseen": word == _UNSEEN,
         "effective_samples": segment.get("effective_samples"),
         "shift_share": segment.get("shift_share"),
     }
     length = (
-        f"{subject} the path of the centred features{terms.centred} is "
+        f"{subject} the path of the centered features{terms.centered} is "
         f"{ranged(ratio, interval, note=OVER_IMAGES)} times as long as the geodesic"
         f"{terms.geodesic} between its ends"
     )
@@ -145,11 +145,11 @@ _STRAIGHT = 2  # number of categories of `_category` that count as straight
 
 
 def _shape(segment: Record, interval: Any, bound: float | None) -> tuple[str, Strength, list[str]]:
-    """Name the shape of a path, if its interval lies in one category, well below sqrt(B).
+    """Describe the shape of a path, if its interval lies in one category and well below sqrt(B).
 
     A path is called straight only if there is also evidence that the samples would show a turn.
-    The last item names the categories that the interval reaches; it is empty if the shape is
-    undecided.
+    The last item contains the names of the categories that the interval reaches; it is empty if the
+    shape is undecided.
     """
     if interval is None:
         return "; without an interval (`bootstrap=0`) its shape is not classified", "suggested", []
@@ -171,9 +171,9 @@ def _shape(segment: Record, interval: Any, bound: float | None) -> tuple[str, St
     return f": {low[1]}", "shown", [low[1]]
 
 
-def _unseen(centred: Record, ratio: float) -> float:
-    """Bound the ratio of a turn that sparse samples hide; 1 if null maps would show such a turn."""
-    null, bound = centred.get("null_length_ratio"), centred.get("length_ratio_at_most")
+def _unseen(centered: Record, ratio: float) -> float:
+    """Bound the ratio of a turn hidden by sparse samples; 1 if null maps would show such a turn."""
+    null, bound = centered.get("null_length_ratio"), centered.get("length_ratio_at_most")
     if null is not None and null > ratio + THRESHOLDS["power_margin"]:
         return 1.0
     return math.inf if bound is None else bound

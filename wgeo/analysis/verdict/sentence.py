@@ -72,7 +72,7 @@ power_margin
     A map or path is judged only if its correlation score exceeds the scores of null maps, or its
     length ratio is below theirs, by at least this margin.
 low_resolution
-    If the resolution is below this, an OT score is not evidence, and is printed in brackets.
+    If the resolution is below this, an OT score is not evidence, and is printed in parentheses.
 nearly_a_point
     If the spread of the last cloud divided by that of the first is above this, the first cloud is
     nearly a point, so that almost every coupling would be optimal.
@@ -98,7 +98,7 @@ gradient_map, convex
     Largest asymmetry of the Jacobian, and largest size of a negative eigenvalue relative to the
     largest eigenvalue, at which a map may be the gradient of a convex function.
 nearly_gradient_map
-    Largest value of both at which it may nearly be one.
+    Largest value of both at which a map may nearly be such a gradient.
     A planar rotation with asymmetry 0.1 has a correlation score of 0.95; with asymmetry 0.01 it has
     a score of 0.995.
 collapsed, partly_collapsed
@@ -106,13 +106,15 @@ collapsed, partly_collapsed
 significant
     Level of tests against a reference.
 fewest_layers, law_correlation, law_curvature
-    Number of layers from which the rate of separation is judged. It is called constant if the
-    correlation of depth and ln D is at most minus the second, and the curvature of ln D at most the
-    third in size: a geodesic along which classes contract or expand twofold has 0.995 and 0.34.
+    Smallest number of layers for which the rate of separation is judged. The rate is called
+    constant if the correlation of depth and ln D is at most minus the second threshold, and the
+    absolute curvature of ln D at most the third. (A geodesic along which classes contract or expand
+    twofold has 0.995 and 0.34 in absolute value.)
 aligned, partly_aligned, above_chance
-    Excesses of an overlap of singular directions over that of random ones, relative to the largest
-    excess that is possible, from which blocks are called aligned, and partly aligned. A smaller one
-    is called more than random if the overlap is more than the last times the random one.
+    Blocks are called aligned, or partly aligned, if the overlap of their singular directions
+    exceeds that of random directions by at least this fraction of the largest possible excess.
+    Below that, the overlap is called more than random if it exceeds that of random directions by
+    more than the factor ``above_chance``.
 """
 
 

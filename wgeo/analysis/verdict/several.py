@@ -1,4 +1,4 @@
-"""The headline of a series: what changes from its first analysis to its last."""
+"""The headline of a series: the changes from its first analysis to its last."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from .wording import listed, percent, rounded
 
 
 def series_headline(rows: Sequence[Record], axis: str) -> Sentence:
-    """Return one sentence about what differs between the ends of a series.
+    """Return one sentence about the differences between the first and last analysis of a series.
 
     Parameters
     ----------
     rows : sequence of dict
         The records of the analyses, in order.
     axis : {"epoch", "name"}
-        Checkpoints of one training, or networks. Of more than two networks, the sentence gives the
-        ranges, since their order means nothing.
+        ``epoch`` for checkpoints of one training run, ``name`` for networks. For more than two
+        networks, the sentence states ranges, since their order has no meaning.
     """
     between = len(rows) > 2 and axis != "epoch"
     changes = _ranges(rows) if between else _changes(rows[0], rows[-1])
@@ -73,18 +73,18 @@ def _changes(first: Record, last: Record) -> list[str]:
 
 
 def _straighter(first: Record, last: Record) -> list[str]:
-    """State in how many stages the centred length ratio changes, by intervals that do not meet."""
+    """State in how many stages the centered length ratio changes, by disjoint intervals."""
     segments = [row.get("segments") or [] for row in (first, last)]
     if len(segments[0]) != len(segments[1]):
         return []
     outcomes = [_compared(*pair) for pair in zip(*segments, strict=True)]
-    known = [outcome for outcome in outcomes if outcome]
+    comparable = [outcome for outcome in outcomes if outcome]
     parts = [
-        f"the path becomes {word} in {_stages(known.count(word), len(outcomes))}"
+        f"the path becomes {word} in {_stages(comparable.count(word), len(outcomes))}"
         for word in ("straighter", "less straight")
-        if word in known
+        if word in comparable
     ]
-    if not parts and known:
+    if not parts and comparable:
         parts = ["no stage becomes clearly straighter or less straight"]
     return parts
 
@@ -103,7 +103,7 @@ def _compared(first: Record, last: Record) -> str:
 
 
 def _ends(segment: Record) -> Any:
-    """Return the ends of the interval of the centred length ratio, or an empty list."""
+    """Return the ends of the interval of the centered length ratio, or an empty list."""
     ends = ((segment.get("centred") or {}).get("intervals") or {}).get("length_ratio") or []
     return [] if None in ends else ends
 
@@ -111,10 +111,10 @@ def _ends(segment: Record) -> Any:
 def _ranges(rows: Sequence[Record]) -> list[str]:
     parts = []
     for what, value, show in _MEASURES:
-        known = [row for row in rows if value(row) is not None]
-        if len(known) < 2:
+        measured = [row for row in rows if value(row) is not None]
+        if len(measured) < 2:
             continue
-        low, high = min(known, key=value), max(known, key=value)
+        low, high = min(measured, key=value), max(measured, key=value)
         parts.append(
             f"{what} ranges from {show(value(low))} ({_name(low)}) to {show(value(high))} "
             f"({_name(high)})"

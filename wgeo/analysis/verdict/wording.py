@@ -9,17 +9,17 @@ from typing import Any
 from ...text import counted
 from .sentence import THRESHOLDS
 
-_MOST_DECIMALS = 9
-_LARGEST_WRITTEN_OUT = 1e7
+_MAX_DECIMALS = 9
+_MAX_WITHOUT_EXPONENT = 1e7
 
 OVER_IMAGES = ", 95 % interval over images"
 """The note for an interval from resampled images, for `ranged`."""
 
 
 def percent(share: float, decimals: int = 1) -> str:
-    """Return ``98.3 %`` for ``0.9833``; 100 % and 0 % only for exactly all and exactly nothing."""
+    """Return ``98.3 %`` for ``0.9833``; only 1 and 0 exactly become 100 % and 0 %."""
     digits = f"{100 * share:.{decimals}f}"
-    while decimals < _MOST_DECIMALS and 0 < share < 1 and float(digits) in (0, 100):
+    while decimals < _MAX_DECIMALS and 0 < share < 1 and float(digits) in (0, 100):
         decimals += 1
         digits = f"{100 * share:.{decimals}f}"
     return f"{digits} %"
@@ -33,29 +33,29 @@ def listed(parts: Sequence[str], last: str = "and") -> str:
 
 
 def rounded(value: float) -> str:
-    """Round to three significant digits, without a power of ten for common magnitudes."""
-    return f"{value:,.0f}" if 1000 <= abs(value) < _LARGEST_WRITTEN_OUT else f"{value:.3g}"
+    """Round to three significant digits, with an exponent only for unusual magnitudes."""
+    return f"{value:,.0f}" if 1000 <= abs(value) < _MAX_WITHOUT_EXPONENT else f"{value:.3g}"
 
 
 def decimals_of(low: float, high: float, minimum: int = 2) -> int:
     """Return the smallest number of decimals at which the ends of an interval differ."""
-    for decimals in range(minimum, _MOST_DECIMALS):
+    for decimals in range(minimum, _MAX_DECIMALS):
         if round(low, decimals) != round(high, decimals):
             return decimals
     return minimum
 
 
 def ranged(value: float, interval: Any, *, certified: bool = False, note: str = "") -> str:
-    """Print a value with its interval, to the digit in which the ends differ.
+    """Format a value with its interval, to the digit in which the ends differ.
 
     ``1.3384, (1.3381, 1.3392)`` -> ``1.338 (1.338 to 1.339)``. A certified interval whose
-    ends agree to within rounding is left out. `note` describes the interval in the parentheses.
+    ends agree to within rounding is left out. `note` is appended to the interval.
     """
     if interval is None:
         return rounded(value)
     low, high = interval
-    closed = abs(high - low) <= 1e-4 if certified else low == high
-    if closed:
+    is_point = abs(high - low) <= 1e-4 if certified else low == high
+    if is_point:
         return (
             f"{round(value, 4) + 0.0:.4f}"
             if certified
@@ -72,7 +72,7 @@ def ranged(value: float, interval: Any, *, certified: bool = False, note: str = 
 def start_of(segment: Mapping[str, Any]) -> str:
     """Return the first layer's name, for the middle of a sentence.
 
-    The output of a shortcut, which lies in the space of its block's output, is described as such.
+    The output of a shortcut is described as the block's input, mapped by the shortcut.
     """
     first = str(segment["layers"][0])
     block, dot, child = first.rpartition(".")
@@ -81,17 +81,17 @@ def start_of(segment: Mapping[str, Any]) -> str:
 
 
 def segment_ends(segment: Mapping[str, Any]) -> str:
-    """Return the start of a sentence, such as ``From stem to blocks.7``."""
+    """Return the beginning of a sentence, such as ``From stem to blocks.7``."""
     return f"From {start_of(segment)} to {segment['layers'][-1]}"
 
 
 def ends(segment: Mapping[str, Any]) -> list[str]:
-    """Return the first and the last layer of a segment, for evidence."""
+    """Return the first and the last layer of a segment, for the evidence of a sentence."""
     return [segment["layers"][0], segment["layers"][-1]]
 
 
 def least_motion(row: Mapping[str, Any]) -> float:
-    """Return the relative displacement below which a block or a segment has not moved."""
+    """Return the relative displacement below which a block or segment counts as unmoved."""
     rounding = THRESHOLDS["above_rounding"] * (row.get("relative_rounding") or 0.0)
     return max(THRESHOLDS["rounding"], rounding)
 
@@ -103,7 +103,7 @@ def unmoved(row: Mapping[str, Any]) -> bool:
 
 
 def few_carrying(row: Mapping[str, Any]) -> str:
-    """Return ``about 1 sample of 300 determines`` if few samples do, otherwise an empty text."""
+    """Return ``about 1 sample of 300 determines`` if few samples determine a value, else ""."""
     number, samples = row.get("effective_samples"), row.get("distinct") or row.get("samples")
     if number is None or not samples:
         return ""

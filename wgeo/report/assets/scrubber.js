@@ -1,5 +1,5 @@
-// Class means and samples moving from layer to layer, or from epoch to epoch: one slider, no
-// library, no request.
+// Class means and samples that move from layer to layer, or from epoch to epoch, with a slider.
+// Needs no library and sends no request.
 "use strict";
 (() => {
   const SVG = "http://www.w3.org/2000/svg", WIDTH = 640, HEIGHT = 420, SECONDS = 6;
@@ -45,10 +45,10 @@
         .textContent = words;
     };
     const tick = k => String(Number((k * step).toPrecision(6))).replace("-", "\u2212");
-    const ticks = (centre, half) => {
-      const found = [];
-      for (let k = Math.ceil((centre - half) / step); k * step <= centre + half; k++) found.push(k);
-      return found;
+    const ticks = (center, half) => {
+      const multiples = [];
+      for (let k = Math.ceil((center - half) / step); k * step <= center + half; k++) multiples.push(k);
+      return multiples;
     };
     for (const k of ticks(middle[0], (RIGHT - LEFT) / 2 / scale)) {
       const x = place([k * step, 0])[0];
@@ -86,7 +86,7 @@
     root.append(stage);
     const legend = html("ul", {}, root);
     root.append(root.querySelector(".caption"));
-    const colour = k => data.colours[k % data.colours.length];
+    const color = k => data.colors[k % data.colors.length];
     let scene, moving, last, playing = false, before;
 
     function set_scene(index) {
@@ -105,19 +105,19 @@
       const through = (layers, i) => layers.map(layer => place(layer[i]));
       const means = scene.classes.map((_, k) => through(scene.means, k));
       means.forEach((path, k) => svg("polyline", {
-        points: path.map(p => p.join()).join(" "), fill: "none", stroke: colour(k),
+        points: path.map(p => p.join()).join(" "), fill: "none", stroke: color(k),
         "stroke-width": 1.2, opacity: 0.35,
       }, stage));
       const samples = (scene.labels || []).map((_, i) => through(scene.points, i));
       moving = [
-        ...follow(samples, 2, i => ({ fill: colour(scene.labels[i]), opacity: 0.5 })),
-        ...follow(means, 6, k => ({ fill: colour(k), stroke: "#fff", class: "mean" })),
+        ...follow(samples, 2, i => ({ fill: color(scene.labels[i]), opacity: 0.5 })),
+        ...follow(means, 6, k => ({ fill: color(k), stroke: "#fff", class: "mean" })),
       ];
       legend.replaceChildren();
       if (scene.classes.length <= 40) scene.classes.forEach((name, k) => {
         const item = html("li", { textContent: name }, legend);
         const dot = html("span", {}, item);
-        dot.style.background = colour(k);
+        dot.style.background = color(k);
         item.prepend(dot);
       });
       draw();

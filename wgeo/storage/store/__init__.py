@@ -1,9 +1,9 @@
-"""Arrays on disk, written in disjoint ranges of rows: resumable, and readable only if complete.
+"""Stores: folders of arrays, written in ranges of rows; resumable, and readable once complete.
 
-Until it is complete, a store's folder holds ``NAME.npy.part``, ``unfinished.json`` (the job) and
-``rows-*.log``, with a line for every range that is safely on the disk. Once all rows are written,
-the files lose the suffix ``.part`` and ``manifest.json`` is written last: without it a store cannot
-be opened.
+While it is written, a store's folder contains ``NAME.npy.part``, ``unfinished.json`` (the job) and
+``rows-*.log``, with one line for every range of rows that has reached the disk. Once all rows are
+written, the files lose the suffix ``.part``, and ``manifest.json`` is written last; a store without
+it cannot be opened.
 """
 
 from .layout import DTYPES, MANIFEST, SHARD, Column, digest, shards

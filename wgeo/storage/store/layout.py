@@ -18,7 +18,7 @@ from ...errors import ArgumentError, FeatureError
 MANIFEST, UNFINISHED = "manifest.json", "unfinished.json"
 VERSION = 1
 SHARD = 2**25
-"""Bytes of all arrays together that are synced to disk at a time (32 MiB), at least one batch."""
+"""Number of bytes, over all arrays, that are synced to disk at a time; at least one batch."""
 
 DTYPES = {
     "float32": "<f4",
@@ -27,12 +27,12 @@ DTYPES = {
     "float64": "<f8",
     "int64": "<i8",
 }
-"""Number formats; NumPy has no bfloat16, so its bits are stored as unsigned integers."""
+"""Number formats in files. NumPy lacks bfloat16, so its bits are stored as unsigned integers."""
 
 
 @dataclass(frozen=True)
 class Column:
-    """An array of a store: `width` numbers per row; None for one number and no second axis."""
+    """An array of a store, with `width` numbers per row; one-dimensional if `width` is None."""
 
     dtype: str
     width: int | None = None
@@ -52,7 +52,7 @@ class Column:
 
 
 def digest(value: Any) -> str:
-    """Return the SHA-256 of JSON values, whatever the order of mappings."""
+    """Return the SHA-256 of a JSON value, independent of the order of keys."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
@@ -74,8 +74,8 @@ def encoded(array: np.ndarray, dtype: str, key: str, start: int) -> memoryview:
     if dtype == "float16" and not np.isfinite(narrow).all():
         row = start + int(np.argmin(np.isfinite(narrow).reshape(len(narrow), -1).all(1)))
         raise FeatureError(
-            f"{key} holds {np.abs(array).max():.3g} (sample {row}), which float16 cannot hold: its "
-            "largest number is 65504. Store as bfloat16 or float32."
+            f"{key} holds {np.abs(array).max():.3g} (sample {row}), but the largest float16 is "
+            "65504. Store as bfloat16 or float32."
         )
     return narrow.data.cast("B")
 

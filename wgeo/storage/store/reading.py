@@ -34,7 +34,7 @@ class Stored:
     about : dict
         The writer's description of the arrays.
     job : dict
-        The inputs of the arrays: an equal job would write equal arrays.
+        The inputs from which the arrays were computed; an equal job writes equal arrays.
     """
 
     arrays: dict[str, np.ndarray]
@@ -43,17 +43,17 @@ class Stored:
 
 
 def is_store(folder: str | os.PathLike[str]) -> bool:
-    """Return whether a folder holds a finished store."""
+    """Return whether a folder contains a finished store."""
     return (Path(folder) / MANIFEST).is_file()
 
 
 def holds(folder: str | os.PathLike[str], job: Mapping[str, Any]) -> bool:
-    """Return whether a folder contains this job's finished store; raise if another's.
+    """Return whether a folder contains the finished store of this job.
 
     Raises
     ------
     RecordError
-        The folder holds a store of another job, finished or not.
+        The folder contains a store of another job, finished or not.
     """
     path, job = Path(folder), json.loads(json.dumps(job))
     for name in (MANIFEST, UNFINISHED):
@@ -78,7 +78,7 @@ def read_store(folder: str | os.PathLike[str], *, verify: bool = True) -> Stored
     ----------
     folder : path
     verify : bool
-        Read all data once and compare it with the checksums of the manifest.
+        Whether to read all data and compare it with the checksums in the manifest.
 
     Raises
     ------
@@ -98,7 +98,7 @@ def read_store(folder: str | os.PathLike[str], *, verify: bool = True) -> Stored
 
 
 def manifest_of(path: Path) -> dict[str, Any]:
-    """Return the manifest of stored features, validated; the arrays are not read.
+    """Read and validate the manifest of stored features, without reading the arrays.
 
     Raises
     ------
@@ -118,7 +118,7 @@ def manifest_of(path: Path) -> dict[str, Any]:
     if checksum != digest(manifest):
         raise RecordError(f"{path / MANIFEST} is damaged: its checksum is wrong. Trace again.")
     for fault in schema.faults(manifest, schema.MANIFEST):
-        raise RecordError(f"{path / MANIFEST} is damaged in {fault.place}. Trace again.")
+        raise RecordError(f"{path / MANIFEST} is damaged in {fault.location}. Trace again.")
     return manifest
 
 
@@ -153,7 +153,7 @@ def _mapped(folder: Path, entry: Mapping[str, Any]) -> np.ndarray:
 
 
 def _verify(folder: Path, array: Any, entry: Mapping[str, Any], spans: list[list[int]]) -> None:
-    """Compare an array's file with its checksums, a range of rows at a time."""
+    """Compare an array's file with its checksums, one range of rows at a time."""
     sums, n = entry["crc32"], len(array)
     if isinstance(sums, int):
         spans, sums = [[0, n]], [sums]
@@ -162,7 +162,7 @@ def _verify(folder: Path, array: Any, entry: Mapping[str, Any], spans: list[list
     if not whole or any(not a <= b <= c for (a, c), b in zip(spans, bounds, strict=False)):
         raise RecordError(f"{folder / MANIFEST} is damaged: it lacks rows. Trace again.")
     path, row = folder / entry["file"], array.itemsize * math.prod(array.shape[1:])
-    # Read, not mapped: it takes no memory, and a failing disk raises an error.
+    # The file is read, not mapped, which takes no memory and raises an error if the disk fails.
     with open(path, "rb") as file:
         for (start, stop), crc in zip(spans, sums, strict=True):
             file.seek(array.offset + start * row)
@@ -184,5 +184,5 @@ def _widened(bits: np.ndarray, folder: Path) -> np.ndarray:
     def widen(rows: slice) -> np.ndarray:
         return np.left_shift(bits[rows], 16, dtype=np.uint32).view(np.float32)
 
-    with local_only():  # a single process may open a store
+    with local_only():  # a single process may open a store on its own
         return materialize_on_disk(LazyRows(bits.shape, widen), np.float32, folder)

@@ -1,4 +1,4 @@
-"""Write stores, a range of rows at a time, by one or several processes, over several runs."""
+"""Write stores range by range, in one or several processes, and over several runs if stopped."""
 
 from __future__ import annotations
 
@@ -37,21 +37,21 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-_LARGEST = 2**28  # bytes of a log; a thousand layers of a million images need a tenth
-_HALF = re.compile(rb"(\[[\d, ]*(\{.*)?)?\0*", re.DOTALL)  # a log line cut short by a kill
+_MAX_LOG_BYTES = 2**28  # a thousand layers of a million images need a tenth of this
+_TRUNCATED = re.compile(rb"(\[[\d, ]*(\{.*)?)?\0*", re.DOTALL)  # log line of a killed process
 
 _sync = getattr(os, "fdatasync", os.fsync)  # macOS has no fdatasync
 
 
 class Writer:
-    """Writes the rows of several arrays to a folder, a range at a time; resumes after a kill.
+    """Writes the rows of several arrays to a folder, range by range; resumes after a kill.
 
     Parameters
     ----------
     folder : path
-        Empty, or the unfinished store of the same job.
+        An empty folder, or the unfinished store of the same job.
     job : dict of JSON values
-        The inputs of the rows; see `Stored`.
+        The inputs from which the rows are computed; see `Stored`.
     rows : int
         Total number of rows.
     columns : mapping of str to Column
@@ -61,7 +61,7 @@ class Writer:
     Raises
     ------
     RecordError
-        The folder belongs to another job, holds other files or is being written by another
+        The folder belongs to another job, contains other files or is being written by another
         process, or the disk has too little free space.
     """
 
@@ -81,8 +81,8 @@ class Writer:
             "arrays": {key: asdict(column) for key, column in columns.items()},
         }
         if not (self.folder / UNFINISHED).is_file():
-            self._require_space(rows)  # a refused store leaves no files
-        self._claim()
+            self._require_space(rows)  # before any file is written
+        self._write_header()
         self._log = self._locked(self.folder / f"rows-{part}.log")
         self._files: dict[str, tuple[int, int]] = {}
         self._paths: dict[str, Path] = {}
@@ -107,7 +107,7 @@ class Writer:
         return sum(column.row_bytes for column in self.columns.values())
 
     def missing(self) -> list[slice]:
-        """Return the ranges of rows that are not written yet."""
+        """Return the ranges of rows that have not been written yet."""
         gaps, last = [], 0
         for start, stop, _ in [*self._done(), (self.rows, self.rows, {})]:
             if start > last:
@@ -121,7 +121,7 @@ class Writer:
         Raises
         ------
         FeatureError
-            The array's dtype cannot hold a number.
+            A number is too large for the array's dtype.
         RecordError
             The disk is full; earlier ranges are kept.
         """
@@ -172,18 +172,14 @@ class Writer:
         text = json.dumps({**manifest, "checksum": digest(manifest)}, indent=1)
         self._write_whole(self.folder / MANIFEST, text.encode())
         self.close()
-        mine = {MANIFEST, UNFINISHED, *(entry["file"] for entry in arrays.values())}
-        asides = [(path, TEMPORARY.fullmatch(path.name)) for path in self.folder.glob(".*.part")]
-        left = [path for path, name in asides if name is not None and name[1] in mine]
-        for path in (
-            self.folder / UNFINISHED,
-            *self._logs(),
-            *left,
-        ):  # also leftovers of killed runs
+        files = {MANIFEST, UNFINISHED, *(entry["file"] for entry in arrays.values())}
+        partial = [(path, TEMPORARY.fullmatch(path.name)) for path in self.folder.glob(".*.part")]
+        leftovers = [path for path, name in partial if name is not None and name[1] in files]
+        for path in (self.folder / UNFINISHED, *self._logs(), *leftovers):
             path.unlink(missing_ok=True)
 
     def _rename(self, key: str, final: Path) -> None:
-        """Remove the suffix ``.part`` from an array's file, if it is the one that was written."""
+        """Remove the suffix ``.part`` from an array's file, unless another file replaced it."""
         path = self._paths[key]
         if path == final:  # an earlier run was killed after the renaming
             return
@@ -195,7 +191,7 @@ class Writer:
         self._paths[key] = final
 
     def _write_whole(self, path: Path, content: bytes) -> None:
-        """Write a whole file; raise an error if a different file has appeared in its place."""
+        """Write a complete file; raise an error if a different file exists under its name."""
         if os.path.lexists(path) and _content(path, len(content)) != content:
             raise _in_the_way(path)
         write_atomic(path, content)
@@ -212,7 +208,7 @@ class Writer:
                 os.close(handle)
         self._files = {}
 
-    def _claim(self) -> None:
+    def _write_header(self) -> None:
         """Write the job to the folder, or check that the folder already belongs to this job."""
         header_file = self.folder / UNFINISHED
         if header_file.is_symlink():
@@ -224,8 +220,8 @@ class Writer:
                     "Delete it, or choose another folder."
                 )
             return
-        mine = (".", "lost+", f"{UNFINISHED}.part")  # system files, and leftovers of a kill
-        other = [p.name for p in self.folder.iterdir() if not p.name.startswith(mine)]
+        ignored = (".", "lost+", f"{UNFINISHED}.part")  # system files, leftovers of killed runs
+        other = [p.name for p in self.folder.iterdir() if not p.name.startswith(ignored)]
         if other:
             raise RecordError(
                 f"{self.folder} holds other files ({', '.join(sorted(other)[:3])}). Choose an "
@@ -245,21 +241,21 @@ class Writer:
                     f"Another process is writing {self.folder}. Wait for it, or choose another "
                     "folder."
                 ) from error
-            # Some network file systems have no locks; two runs of a job write the same rows.
+            # Some network file systems lack locks; then two runs of a job write the same rows.
         size = os.fstat(handle).st_size
-        if size and os.pread(handle, 1, size - 1) != b"\n":  # a kill cut the last line short
+        if size and os.pread(handle, 1, size - 1) != b"\n":  # the last line is truncated
             _write_all(handle, b"\n")
         return handle
 
     def _done(self) -> list[tuple[int, int, dict[str, int]]]:
-        """Return the ranges that all processes have safely written, in order."""
+        """Return the ranges of rows that any process has synced to disk, in order."""
         ranges = {}
         for path in self._logs():
-            for line in _content(path, _LARGEST).splitlines():
+            for line in _content(path, _MAX_LOG_BYTES).splitlines():
                 try:
                     entry = json.loads(line)
                 except (ValueError, RecursionError) as error:
-                    if not _HALF.fullmatch(line):
+                    if not _TRUNCATED.fullmatch(line):
                         raise _in_the_way(path) from error
                     continue
                 if not self._is_range(entry):
@@ -303,7 +299,7 @@ class Writer:
                 f"{path} is damaged: its header does not match the rows written before. Delete "
                 f"{self.folder} and begin again."
             )
-        # A power loss leaves zeros.
+        # After a power loss, the header may contain zeros.
         if os.fstat(handle).st_size > size or not head.startswith(start.rstrip(b"\0")):
             raise _in_the_way(path)
         try:
@@ -313,7 +309,7 @@ class Writer:
             raise RecordError(f"Cannot write {path}: {error.strerror}.") from error
 
     def _require_space(self, rows: int) -> None:
-        """Raise an error at once, not after hours, if the disk has too little free space."""
+        """Raise an error, before hours of work, if the disk has too little free space."""
         needed, free = rows * self.row_bytes, shutil.disk_usage(self.folder).free
         if needed > free:
             raise RecordError(
@@ -339,21 +335,21 @@ def _opened(path: Path, flags: int) -> int:
         ) from error
 
 
-def _content(path: Path, largest: int) -> bytes:
-    """Return the contents of a regular file of this store; refuse more than `largest` bytes."""
+def _content(path: Path, max_bytes: int) -> bytes:
+    """Return the contents of a regular file of this store; raise an error if it is too large."""
     with open(_opened(path, os.O_RDONLY), "rb") as file:
-        content = file.read(largest + 1)
-    if len(content) > largest:
+        content = file.read(max_bytes + 1)
+    if len(content) > max_bytes:
         raise _in_the_way(path)
     return content
 
 
 def _write_all(handle: int, data: bytes | memoryview, offset: int | None = None) -> None:
     """Write all data, even if the system accepts less at a time."""
-    left = memoryview(data)
-    while len(left):
-        count = os.write(handle, left) if offset is None else os.pwrite(handle, left, offset)
-        left = left[count:]
+    rest = memoryview(data)
+    while len(rest):
+        count = os.write(handle, rest) if offset is None else os.pwrite(handle, rest, offset)
+        rest = rest[count:]
         offset = None if offset is None else offset + count
 
 

@@ -1,4 +1,4 @@
-"""What is the same at every depth? The rate of separation, and the blocks' residual Jacobians."""
+"""Panels of properties that may be constant over depth: separation rate, residual Jacobians."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from ..errors import ArgumentError
 from ..text import counted
-from .paths import segment_look
+from .paths import segment_style
 from .plot import Plot, Row
 from .style import (
     INK,
@@ -19,7 +19,7 @@ from .style import (
     inches_wide,
     layer_axis,
     legend_below,
-    log_where_positive,
+    log_if_positive,
     new_axes,
     new_figure,
     nothing_to_show,
@@ -53,7 +53,8 @@ _CELL = 0.27  # inches that a cell needs for its number
 def separation_law(record: Any, measure: str = "separation", ax: Axes | None = None) -> Axes:
     """Draw a measure of the classes' separation over depth, with the line of a constant rate.
 
-    The law of data separation says that ln D falls along a line. There is a line for every stage.
+    The law of data separation says that ln D decreases linearly with depth. One line is fitted per
+    stage.
 
     Parameters
     ----------
@@ -77,16 +78,16 @@ def separation_law(record: Any, measure: str = "separation", ax: Axes | None = N
     for i, segment in enumerate(segments):
         at = np.array([names.index(name) for name in segment["layers"]], float)
         values = numbers(segment[measure])
-        look = segment_look(i)
-        (dots,) = ax.plot(at, values, ls="none", ms=4, zorder=3, **look)
+        style = segment_style(i)
+        (dots,) = ax.plot(at, values, ls="none", ms=4, zorder=3, **style)
         curves.append(values)
         line = _line(segment, measure, values)
         if line is not None:
-            ax.plot(at, line, color=look["color"], lw=1.1, ls=(0, (4, 3)), zorder=2)
+            ax.plot(at, line, color=style["color"], lw=1.1, ls=(0, (4, 3)), zorder=2)
         handles.append(dots)
         labels.append(_label(segment, measure))
     if measure != "discrimination":
-        log_where_positive(ax, *curves)
+        log_if_positive(ax, *curves)
     layer_axis(ax, names)
     ax.set_title(LAWS[measure])
     legend_below(ax, handles, labels)
@@ -94,13 +95,13 @@ def separation_law(record: Any, measure: str = "separation", ax: Axes | None = N
 
 
 def _stages(record: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """Return the fits of single stages: no line is drawn through several spaces."""
+    """Return the fits of single stages; fits over several feature spaces are not drawn."""
     segments = (record.get("separation_law") or {}).get("segments") or []
     return [segment for segment in segments if segment.get("stage") is not None]
 
 
 def _line(segment: Mapping[str, Any], measure: str, values: np.ndarray) -> np.ndarray | None:
-    """Return the fitted line, which goes through the mean of the values; None if undefined."""
+    """Return the fitted line, which passes through the mean of the values; None if undefined."""
     x = np.arange(len(values)) - (len(values) - 1) / 2
     if measure == "discrimination":
         slope = number(segment.get("discrimination_slope"))
@@ -112,7 +113,7 @@ def _line(segment: Mapping[str, Any], measure: str, values: np.ndarray) -> np.nd
 
 
 def _label(segment: Mapping[str, Any], measure: str) -> str:
-    """``stage 1: factor 0.58, r = −0.999, curvature +0.11``."""
+    """Return a legend entry, such as ``stage 1: factor 0.58, r = −0.999, curvature 0.11``."""
     name = f"stage {segment['stage'] + 1}"
     if measure == "discrimination":
         pairs = [("slope", "discrimination_slope"), ("r =", "discrimination_correlation")]
@@ -133,8 +134,9 @@ def alignment(
 ) -> Axes:
     """Draw the overlap of the singular directions of every two blocks of a run.
 
-    Row i and column j: the directions in which block i changes its output most, compared with those
-    of block j's input; on the diagonal a block with itself. 1 if they span the same space.
+    Row i and column j compare the leading output directions of block i with the leading input
+    directions of block j; the diagonal compares the directions of one block. The overlap is 1 if
+    they span the same space.
 
     Parameters
     ----------
@@ -154,7 +156,7 @@ def alignment(
     ax = new_axes(ax, 3.6, 3.2)
     runs = (record.get("alignment") or {}).get("segments") or []
     if not runs:
-        return nothing_to_show(ax, "This record has no residual Jacobians of two blocks.")
+        return nothing_to_show(ax, "This record has no run of two residual Jacobians.")
     if not -len(runs) <= segment < len(runs):
         raise ArgumentError(f"no segment {segment}; this record has {len(runs)} (from 0).")
     run = runs[segment]
@@ -173,30 +175,30 @@ def alignment(
     if inches_wide(ax) / len(values) >= _CELL:
         for (i, j), value in np.ndenumerate(values):
             if np.isfinite(value):
-                colour = INK if value > 0.6 else "white"
+                color = INK if value > 0.6 else "white"
                 label = f"{value:.2f}".replace("0.", ".", 1)
-                ax.text(j, i, label, ha="center", va="center", fontsize=6, color=colour)
+                ax.text(j, i, label, ha="center", va="center", fontsize=6, color=color)
     return ax
 
 
-def _matrix(found: Mapping[str, Any], names: list[str], measure: str) -> np.ndarray:
-    """Return a measure of every ordered pair; NaN if it was not measured."""
+def _matrix(record: Mapping[str, Any], names: list[str], measure: str) -> np.ndarray:
+    """Return a measure of every ordered pair of blocks; NaN if it was not measured."""
     values = np.full((len(names),) * 2, np.nan)
-    places = {name: k for k, name in enumerate(names)}
-    for pair in found.get("pairs") or []:
-        if pair["source"] in places and pair["target"] in places:
-            at = places[pair["source"]], places[pair["target"]]
+    indices = {name: k for k, name in enumerate(names)}
+    for pair in record.get("pairs") or []:
+        if pair["source"] in indices and pair["target"] in indices:
+            at = indices[pair["source"]], indices[pair["target"]]
             values[at] = number(pair.get(measure))
-    if measure == "overlap_uv":  # of a block with itself
-        for block in found.get("blocks") or []:
-            if block["name"] in places:
-                k = places[block["name"]]
+    if measure == "overlap_uv":  # the diagonal
+        for block in record.get("blocks") or []:
+            if block["name"] in indices:
+                k = indices[block["name"]]
                 values[k, k] = number(block.get("overlap"))
     return values
 
 
-def steadiness_plots(record: Mapping[str, Any]) -> list[Plot]:
-    """Return the figures of this module for which a record has the numbers."""
+def depth_law_plots(record: Mapping[str, Any]) -> list[Plot]:
+    """Return the figures of this module that can be drawn from a record."""
     plots = []
     if _stages(record):
         plots.append(_law_plot(record))
@@ -228,10 +230,10 @@ def _law_plot(record: Mapping[str, Any]) -> Plot:
     return Plot(
         "separation-law",
         "Do the classes separate at a constant rate?",
-        "Above and in the middle, on logarithmic axes: the scatter within classes relative to that "
-        "between class means, as the trace of a matrix and as a ratio of traces; dashed, the line "
-        "of a constant factor per layer. Below: one minus the largest cosine between uncentred "
-        "class means. A curvature of 0 and a correlation r of −1 are those of a line; along a "
+        "Above and in the middle, on logarithmic axes: the scatter within classes relative to the "
+        "scatter between class means, as the trace of a matrix quotient and as a ratio of traces; "
+        "dashed: a constant factor per layer. Below: one minus the largest cosine between "
+        "uncentered class means. A straight line has curvature 0 and correlation r = −1; along a "
         "geodesic of constant speed the curve is bent.",
         f"Separation of the classes over depth in {counted(len(_stages(record)), 'stage')}.",
         draw,
@@ -240,8 +242,8 @@ def _law_plot(record: Mapping[str, Any]) -> Plot:
 
 
 def _alignment_plot(record: Mapping[str, Any]) -> Plot:
-    found = record["alignment"]
-    runs = found["segments"]
+    comparison = record["alignment"]
+    runs = comparison["segments"]
 
     @styled
     def draw() -> Figure:
@@ -253,16 +255,16 @@ def _alignment_plot(record: Mapping[str, Any]) -> Plot:
     return Plot(
         "alignment",
         "Do the blocks do the same thing?",
-        f"Overlap of the {found.get('vectors')} directions in which the block of the row changes "
-        "its output most with those of the input of the block of the column, without the shortcut, "
-        f"at {found.get('points')} images: 1 if they span the same space, as along a geodesic.",
+        f"Overlap of the {comparison.get('vectors')} leading output directions of the row's block "
+        "with the leading input directions of the column's block, without the shortcuts, at "
+        f"{comparison.get('points')} images: 1 if they span the same space, as along a geodesic.",
         f"Overlap of singular directions of the blocks in {len(runs)} runs.",
         draw,
-        lambda: list(_rows(found)),
+        lambda: list(_rows(comparison)),
     )
 
 
-def _rows(found: Mapping[str, Any]) -> Iterator[Row]:
-    for block in found.get("blocks") or []:
+def _rows(comparison: Mapping[str, Any]) -> Iterator[Row]:
+    for block in comparison.get("blocks") or []:
         yield {"source": block["name"], "target": block["name"], "overlap_uv": block.get("overlap")}
-    yield from found.get("pairs") or []
+    yield from comparison.get("pairs") or []

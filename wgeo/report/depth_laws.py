@@ -1,4 +1,4 @@
-"""Sections on what is the same at every depth: the rate of separation, residual Jacobians."""
+"""Sections on properties that may be constant over depth: separation rate, residual Jacobians."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from .text import DASH, general, plain, table, with_interval
 
 
 def alignment(record: Record, plots: Plots) -> str:
-    """Tabulate the residual Jacobians of the blocks, and how they compare."""
-    found = record.get("alignment") or {}
-    if found.get("skipped"):
-        return f"Residual Jacobians were not compared: {plain(found['skipped'])}"
-    if not found.get("segments"):
+    """Tabulate the residual Jacobians of the blocks, and compare them with each other."""
+    comparison = record.get("alignment") or {}
+    if comparison.get("skipped"):
+        return f"Residual Jacobians were not compared: {plain(comparison['skipped'])}"
+    if not comparison.get("segments"):
         return ""
     runs = [
         [
@@ -25,7 +25,7 @@ def alignment(record: Record, plots: Plots) -> str:
             general(s.get("chance_coupling"), 3),
             with_interval((s.get("slopes") or [None])[0], (s.get("intervals") or {}).get("slope")),
         ]
-        for s in found["segments"]
+        for s in comparison["segments"]
     ]
     keys = ("overlap", "sign", "share", "participation", "asymmetry", "along", "residual")
     rows = [
@@ -34,30 +34,33 @@ def alignment(record: Record, plots: Plots) -> str:
             general(block["singular_values"][0]) if block["singular_values"] else DASH,
             *(general(block.get(key)) for key in keys),
         ]
-        for name, block in zip(names_of(found["blocks"], "name"), found["blocks"], strict=True)
+        for name, block in zip(
+            names_of(comparison["blocks"], "name"), comparison["blocks"], strict=True
+        )
     ]
     reset = (
-        "The statistics of batch normalization were never estimated: this is not the function with "
-        "which training starts."
+        "The statistics of batch normalization were never estimated, so the analyzed function is "
+        "not the one with which training starts."
     )
     return join(
         "## Do the blocks do the same thing?",
         "The residual Jacobian is the derivative of a block's output with respect to its input, "
-        "without the shortcut. Along a geodesic the Jacobians of all blocks have the same singular "
-        "vectors, and the slope is 1. [Definitions](methods.md).",
-        reset if found.get("reset_statistics") else "",
+        "without the shortcut. Along a geodesic, the Jacobians of all blocks have the same "
+        "singular vectors, and the slope is 1. [Definitions](methods.md).",
+        reset if comparison.get("reset_statistics") else "",
         figure_block(plots, "alignment"),
         table(
             ("Blocks", "overlap", "of outputs", "of inputs", "at random", *_COUPLING, "slope"),
             runs,
-            f"The {general(found.get('vectors'))} largest singular directions of every two blocks, "
-            "and the coupling of neighbours; 95 % intervals over "
-            f"{general(found.get('points'))} images.",
+            f"Overlap of the {general(comparison.get('vectors'))} largest singular directions of "
+            "every two blocks, and coupling of adjacent blocks; 95 % intervals over "
+            f"{general(comparison.get('points'))} images.",
         ),
         table(
             ("Block", "largest singular value", *keys[:5], "along the step", "error"),
             rows,
-            "Residual Jacobian of every block, as a mean over images; its own overlap.",
+            "Residual Jacobian of every block: means over images. The overlap is that of the "
+            "block's own output and input directions.",
         ),
     )
 
@@ -93,7 +96,7 @@ def separation_law(record: Record, plots: Plots) -> str:
     return join(
         "## Do the classes separate at a constant rate?",
         "The law of data separation says that D = tr Σw Σb⁺, K times NC1, falls by the same factor "
-        "at every layer. Then the correlation of ln D with depth is −1 and its curvature 0; a "
+        "at every layer. The correlation of ln D with depth is then −1, and its curvature 0; a "
         "correlation near −1 alone is weak evidence. [Definitions](methods.md).",
         figure_block(plots, "separation-law"),
         table(header, rows, "Fit of ln D over the layers of each stage; 95 % intervals."),
