@@ -151,7 +151,9 @@ class TestPlan:
     def test_unusable_arguments_are_refused(self, rng):
         x, y = rng.standard_normal((5, 2)), rng.standard_normal((4, 2))
         result = wasserstein(x, y)
-        with pytest.raises(ArgumentError, match="y has 5 rows; this result is of 5 and 4"):
+        with pytest.raises(
+            ArgumentError, match="y has 5 rows; the clouds of this result have 5 and 4"
+        ):
             result.push(x)
         for t in (-0.1, 1.1, np.nan):
             with pytest.raises(ArgumentError, match="t must be between 0 and 1"):
