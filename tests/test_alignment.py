@@ -389,7 +389,7 @@ def test_a_relu_after_the_sum_is_taken_off_however_it_is_written(end):
         np.testing.assert_allclose(own.singular_values, other.singular_values, rtol=1e-9)
         assert own.asymmetry == pytest.approx(other.asymmetry)
     if end == "maximum":
-        with pytest.raises(ArgumentError, match="cannot be taken off"):
+        with pytest.raises(ArgumentError, match="cannot be removed"):
             align_net(conv_net(end), 2, 4, 4, 2, jacobian="branch")
         return
     whole = align_net(conv_net(end), 2, 4, 4, 2, jacobian="branch", **few)

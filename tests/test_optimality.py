@@ -293,7 +293,7 @@ def test_intervals_of_the_score_cover_the_expectation_at_this_sample_size():
         if seed < 100:
             moments = Moments.of((x, y), 0.0)
             step = moments.pair(0, 1, wasserstein(x, y), potentials=True).transport
-            sample = SegmentSample.centred_of(moments, [step], step)
+            sample = SegmentSample.centered_of(moments, [step], step)
             intervals.append(sample.resampled(200, seed).interval("corr_score"))
     low, high = np.array(intervals).T
     share = ((low <= np.mean(truth)) & (np.mean(truth) <= high)).mean()
