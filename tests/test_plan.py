@@ -152,7 +152,7 @@ class TestPlan:
         x, y = rng.standard_normal((5, 2)), rng.standard_normal((4, 2))
         result = wasserstein(x, y)
         with pytest.raises(
-            ArgumentError, match="y has 5 rows; the clouds of this result have 5 and 4"
+            ArgumentError, match="y has 5 rows, but the clouds of this result have 5 and 4"
         ):
             result.push(x)
         for t in (-0.1, 1.1, np.nan):
