@@ -43,11 +43,11 @@ for ax, (name, arrays) in zip(figure.subplots(2, 2).flat, paths.items(), strict=
         segment.ot_score,
     )
     print(f"{name:15} " + " ".join(f"{value:8.4f}" for value in measures))
-    for k, colour in enumerate(("#0072B2", "#D55E00")):
+    for k, color in enumerate(("#0072B2", "#D55E00")):
         across, up = np.stack(arrays)[:, k].T
         # paths on a line: later layers are drawn higher
         lift = 0.0 if np.ptp(up) else 0.3 * np.arange(len(up))
-        ax.plot(across, up + lift, "o-", color=colour, ms=4)
+        ax.plot(across, up + lift, "o-", color=color, ms=4)
     ax.set_title(name)
     ax.set_aspect("equal", adjustable="datalim")
 

@@ -75,4 +75,4 @@ for path in (run.checkpoints[0], run.last):
     print(path.stem, [f"{block['asymmetry']:.3f}" for block in analysis.record["blocks"]])
 
 # %%
-tested = wgeo.plots.gradient_maps(analysis)
+_ = wgeo.plots.gradient_maps(analysis)

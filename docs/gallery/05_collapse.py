@@ -59,4 +59,4 @@ print(f"the nearest class mean classifies as well as the network from {result.le
 analysis = wgeo.analyze(
     net, images, bootstrap=0, reference="none", brenier=0, alignment=0, mufm=False
 )
-falling = wgeo.plots.collapse(analysis, "nc1")
+_ = wgeo.plots.collapse(analysis, "nc1")

@@ -28,9 +28,9 @@ print("kappa:", np.round(model.contraction, 3))
 print("NC1 by layer:", " ".join(f"{layer.nc1:.3f}" for layer in model.curve()))
 
 figure = Figure(figsize=(7, 2.8), layout="constrained")
-colours = np.array(["#0072B2", "#D55E00", "#009E73"])[labels]
+colors = np.array(["#0072B2", "#D55E00", "#009E73"])[labels]
 for ax, index in zip(figure.subplots(1, 3, sharex=True, sharey=True), (0, 4, 8), strict=True):
-    ax.scatter(*model.layer(index)[:, :2].T, s=6, c=colours)
+    ax.scatter(*model.layer(index)[:, :2].T, s=6, c=colors)
     ax.set(title=f"layer {index}", aspect="equal")
 
 # %%
