@@ -146,7 +146,7 @@ class _MeasuredSegment:
     resampled: Resampled
     path: PathMeasures
     squared_distances: Mapping[Ends, Float[np.ndarray, " n"]]
-    centred: Resampled
+    centered: Resampled
     groups: Int[np.ndarray, " n"] | None
 
     @classmethod
@@ -167,11 +167,11 @@ class _MeasuredSegment:
             for i, j in solutions
         }
         *steps, end = (pairs[key].transport for key in chain)
-        centred = SegmentSample.centered_of(moments, steps, end)
-        resampled, resampled_centred = (
-            each.resampled(bootstrap, seed, groups) for each in (raw, centred)
+        centered = SegmentSample.centered_of(moments, steps, end)
+        resampled, resampled_centered = (
+            each.resampled(bootstrap, seed, groups) for each in (raw, centered)
         )
-        paired_costs = [*centred.path.step_cost.T, centred.path.chord_cost]
+        paired_costs = [*centered.path.step_cost.T, centered.path.chord_cost]
         squared_distances = {
             key: costs(moments, *key, solutions[key], each)
             for key, each in zip(chain, paired_costs, strict=True)
@@ -183,9 +183,9 @@ class _MeasuredSegment:
             moments,
             raw,
             resampled,
-            centred.path,
+            centered.path,
             squared_distances,
-            resampled_centred,
+            resampled_centered,
             groups,
         )
 
@@ -197,7 +197,10 @@ class _MeasuredSegment:
         """Return the fields of `Optimality` for layers i to j; measures have the suffix `name`."""
         pair, spread = self.pairs[i, j], self.moments.spread
         n = len(self.segment.arrays[0])
-        paired, moved = self.resampled.values[f"paired{name}"], self.centred.values[f"paired{name}"]
+        paired, moved = (
+            self.resampled.values[f"paired{name}"],
+            self.centered.values[f"paired{name}"],
+        )
         largest = max(spread[i], spread[j])
         return {
             "samples": n,
@@ -210,7 +213,7 @@ class _MeasuredSegment:
             "relative_displacement": float(moved / largest) if largest > 0 else None,
             "relative_rounding": float(self.moments.floor / largest) if largest > 0 else None,
             "shift_share": min(pair.shift / paired**2, 1.0) if paired > 0 else None,
-            "ot_score_centred": _defined(self.centred.values[f"ot_score{name}"]),
+            "ot_score_centred": _defined(self.centered.values[f"ot_score{name}"]),
             "corr_score": pair.corr_score,
             "null": null.get((i, j), ()),
             "power": has_power(null.get((i, j), ())),
@@ -226,13 +229,13 @@ class _MeasuredSegment:
         u, v = (as_float64(arrays[k][rows]) - self.moments.centers[k] for k in (0, -1))
         return length_ratio_at_most(u, v, self.path.step_cost[rows], seed=seed)
 
-    def intervals(self, names: Mapping[str, str], centred: bool = False) -> dict[str, Interval]:
+    def intervals(self, names: Mapping[str, str], centered: bool = False) -> dict[str, Interval]:
         """Return the defined intervals of `names`, {name in the record: name of the measure}."""
         intervals = {}
         for name, measure in names.items():
             if name in LINEARIZED and not self.raw.linearized:
                 continue
-            interval = (self.centred if centred else self.resampled).interval(measure)
+            interval = (self.centered if centered else self.resampled).interval(measure)
             if interval is not None:
                 intervals[name] = interval
         return intervals
@@ -303,7 +306,7 @@ def _block(
         status=str(result.status),
         solver=result.solver,
         seconds=result.seconds,
-        intervals={**sample.intervals(names), **sample.intervals(scores, centred=True)},
+        intervals={**sample.intervals(names), **sample.intervals(scores, centered=True)},
         **sample.optimality(step, step + 1, null, f" {step}"),
     )
 
@@ -327,11 +330,11 @@ def _segment(
             name: int(np.isnan(getattr(raw.path, name)).sum()) for name in TRAJECTORY_MEASURES
         },
         length_over_runs=length_over_runs(last, distances),
-        centred=_centred(sample, null, seed),
+        centred=_centered(sample, null, seed),
         pairs=as_matrices(segment, sample.solutions, sample.pairs, null),
         intervals={
             **sample.intervals({name: name for name in _PATH}),
-            **sample.intervals(scores, centred=True),
+            **sample.intervals(scores, centered=True),
         },
         **sample.optimality(0, last, null, ""),
     )
@@ -342,23 +345,23 @@ def _path(resampled: Resampled) -> dict[str, Any]:
     return {name: _defined(resampled.values[name]) for name in _PATH}
 
 
-def _centred(sample: _MeasuredSegment, null: Null, seed: int) -> dict[str, Any]:
+def _centered(sample: _MeasuredSegment, null: Null, seed: int) -> dict[str, Any]:
     """Return the measures of the path with each layer's mean subtracted."""
     distances = {key: pair.transport.distance for key, pair in sample.pairs.items()}
     return {
-        **_path(sample.centred),
+        **_path(sample.centered),
         "length_over_runs": length_over_runs(sample.last, distances),
         "null_length_ratio": _null_length_ratio(sample, null.get((0, sample.last), ())),
         "length_ratio_at_most": sample.length_ratio_at_most(seed),
-        "intervals": sample.intervals({name: name for name in _PATH}, centred=True),
+        "intervals": sample.intervals({name: name for name in _PATH}, centered=True),
     }
 
 
 def _null_length_ratio(sample: _MeasuredSegment, null: Sequence[NullScore]) -> float | None:
     """Return the length over the estimated distance between the ends of a null map."""
     highest = max((each.ot_score for each in null), default=0.0)
-    paired = sample.centred.values["paired"] * np.sqrt(highest)
-    return float(sample.centred.values["length"] / paired) if paired > 0 else None
+    paired = sample.centered.values["paired"] * np.sqrt(highest)
+    return float(sample.centered.values["length"] / paired) if paired > 0 else None
 
 
 def _interpolation(

@@ -70,19 +70,19 @@ def length_over_runs(
 
 def as_matrices(
     segment: Segment,
-    solved: Solutions,
+    solutions: Solutions,
     centered: Mapping[tuple[int, int], CenteredPair],
     null: Mapping[tuple[int, int], Sequence[NullScore]],
 ) -> Pairs | None:
     """Return the results as matrices; None for only two layers, or if pairs are missing."""
-    chosen = compared_layers(segment)
-    if len(chosen) < 3 or any(ends not in solved for ends in combinations(chosen, 2)):
+    layers = compared_layers(segment)
+    if len(layers) < 3 or any(ends not in solutions for ends in combinations(layers, 2)):
         return None
 
     def matrix(values: Mapping[tuple[int, int], float | None], diagonal: float | None) -> tuple:
         return tuple(
-            tuple(diagonal if i == j else values.get((min(i, j), max(i, j))) for j in chosen)
-            for i in chosen
+            tuple(diagonal if i == j else values.get((min(i, j), max(i, j))) for j in layers)
+            for i in layers
         )
 
     def scores(end: int) -> tuple:
@@ -93,10 +93,10 @@ def as_matrices(
         key: max(each.score[2] for each in scores_) for key, scores_ in null.items() if len(scores_)
     }
     return Pairs(
-        layers=tuple(segment.names[i] for i in chosen),
-        distance=matrix({key: result.distance for key, result in solved.items()}, 0.0),
-        lower=matrix({key: result.lower for key, result in solved.items()}, 0.0),
-        upper=matrix({key: result.upper for key, result in solved.items()}, 0.0),
+        layers=tuple(segment.names[i] for i in layers),
+        distance=matrix({key: result.distance for key, result in solutions.items()}, 0.0),
+        lower=matrix({key: result.lower for key, result in solutions.items()}, 0.0),
+        upper=matrix({key: result.upper for key, result in solutions.items()}, 0.0),
         corr_score=scores(0),
         corr_low=scores(1),
         corr_high=scores(2),

@@ -217,7 +217,7 @@ def permutation_p_value(
     observed = welch(pooled[:n])
     threshold = observed - 1e-12 * abs(observed)
     if math.comb(n + m, n) <= draws:
-        chosen = combinations(range(n + m), n)
-        return float(np.mean([welch(pooled[list(rows)]) >= threshold for rows in chosen]))
+        subsets = combinations(range(n + m), n)
+        return float(np.mean([welch(pooled[list(rows)]) >= threshold for rows in subsets]))
     relabeled = np.array([welch(rng.permutation(pooled)[:n]) for _ in range(draws)])
     return float((1 + (relabeled >= threshold).sum()) / (1 + draws))

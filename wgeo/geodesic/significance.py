@@ -173,7 +173,7 @@ def straighter_than(
     runs = [_matching_segments(each, theirs[0], statistic) for each in ours]
     others = [_matching_segments(ours[0], each, statistic) for each in theirs]
     _check_numbers([*ours, *theirs], statistic, over == "images" and bool(paired))
-    measure = partial(_values, statistic=statistic, centred=centred, solver=solver)
+    measure = partial(_values, statistic=statistic, centered=centred, solver=solver)
     name = f"{statistic}_centred" if centred else statistic
     tests = []
     for k, (segment, _) in enumerate(runs[0]):
@@ -275,24 +275,24 @@ def _comparison(
 
 
 def _values(
-    segments: Sequence[Segment], *, statistic: str, centred: bool, solver: Any
+    segments: Sequence[Segment], *, statistic: str, centered: bool, solver: Any
 ) -> Float[np.ndarray, " n"]:
     """Return the values of one network's images, or one value for each of several networks."""
-    values = [_per_sample(segment, statistic, centred, solver) for segment in segments]
+    values = [_per_sample(segment, statistic, centered, solver) for segment in segments]
     return values[0] if len(values) == 1 else np.array([np.nanmean(each) for each in values])
 
 
 def _per_sample(
-    segment: Segment, statistic: str, centred: bool, solver: Any
+    segment: Segment, statistic: str, centered: bool, solver: Any
 ) -> Float[np.ndarray, " n"]:
     """Return per-sample values or pseudo-values whose mean is the statistic."""
-    centres = np.stack([mean_of(array) for array in segment.arrays]) if centred else None
+    centers = np.stack([mean_of(array) for array in segment.arrays]) if centered else None
     if statistic in TRAJECTORY_MEASURES:
-        values = getattr(path_measures(segment.arrays, centres=centres), statistic)
+        values = getattr(path_measures(segment.arrays, centres=centers), statistic)
     else:
-        if centres is not None:
+        if centers is not None:
             centered_arrays = (
-                as_float64(x) - m for x, m in zip(segment.arrays, centres, strict=True)
+                as_float64(x) - m for x, m in zip(segment.arrays, centers, strict=True)
             )
             segment = replace(segment, arrays=tuple(centered_arrays))
         values = _pseudo_values(segment, statistic, Exact() if solver is None else solver)

@@ -188,7 +188,7 @@ def _blocks_of(name: str, part: nn.Module, call: Call, probe: Probe) -> _Ordered
 
 
 def _require_finite(probe: Probe) -> None:
-    """Raise if the network computes NaN, since modules cannot be tested then."""
+    """Raise an error if the network computes NaN, since modules cannot be tested then."""
     for name, call in sorted(probe.calls.items(), key=lambda item: item[1].orders[0]):
         if call.y is not None:
             check_finite(call.y, f"the output of {name!r}")
