@@ -430,7 +430,7 @@ def test_statistics_that_were_never_estimated_are_reported():
     few = {"vectors": 2, "probes": 1, "tolerance": 1.0}
     result = align_net(nn.Sequential(Conv()), 2, 4, 4, 1, **few)
     assert result.reset_statistics
-    assert "normalization was never" in repr(result)
+    assert "normalization has its initial" in repr(result)
     assert not align_net(conv_net("none", norm=True), 2, 4, 4, 1, **few).reset_statistics
 
 

@@ -301,13 +301,13 @@ class TestFile:
             ({"plan_shape": lambda v: v[::-1]}, "shape"),
             ({"plan_shape": lambda v: v * 0 - 1}, "shape"),
             ({"plan_data": lambda v: v * np.nan}, "NaN"),
-            ({"f": lambda v: v[1:]}, "fit each other"),
+            ({"f": lambda v: v[1:]}, "inconsistent sizes"),
             ({"f": lambda v: v.astype("U")}, "type"),
             ({"a": lambda v: v + 0.1}, "sum to 1"),
             ({"a": lambda v: -v}, "negative"),
             ({"b": None}, "b"),
             ({"permutation": np.array([0, 0])}, "permutation"),
-            ({"permutation": np.arange(8)}, "fit each other"),
+            ({"permutation": np.arange(8)}, "inconsistent sizes"),
         ],
     )
     def test_damaged_files_are_refused(self, parts, change, reason):
