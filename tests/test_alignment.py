@@ -389,7 +389,7 @@ def test_a_relu_after_the_sum_is_taken_off_however_it_is_written(end):
         np.testing.assert_allclose(own.singular_values, other.singular_values, rtol=1e-9)
         assert own.asymmetry == pytest.approx(other.asymmetry)
     if end == "maximum":
-        with pytest.raises(ArgumentError, match="cannot be taken off"):
+        with pytest.raises(ArgumentError, match="cannot be removed"):
             align_net(conv_net(end), 2, 4, 4, 2, jacobian="branch")
         return
     whole = align_net(conv_net(end), 2, 4, 4, 2, jacobian="branch", **few)
@@ -430,7 +430,7 @@ def test_statistics_that_were_never_estimated_are_reported():
     few = {"vectors": 2, "probes": 1, "tolerance": 1.0}
     result = align_net(nn.Sequential(Conv()), 2, 4, 4, 1, **few)
     assert result.reset_statistics
-    assert "normalization was never" in repr(result)
+    assert "normalization has its initial" in repr(result)
     assert not align_net(conv_net("none", norm=True), 2, 4, 4, 1, **few).reset_statistics
 
 

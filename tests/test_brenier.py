@@ -149,7 +149,7 @@ def test_traced_products_are_those_of_forward_mode(norm, monkeypatch):
     forward = Jacobian(map_, x).forward(v)
     traced = jacobian_module._linearized(map_, x)
     torch.testing.assert_close(traced(v), forward, rtol=1e-12, atol=1e-12)
-    monkeypatch.setattr(jacobian_module, "_TRACED", 1)
+    monkeypatch.setattr(jacobian_module, "_TRACE_FROM", 1)
     torch.testing.assert_close(Jacobian(map_, x).forward(v), forward, rtol=1e-12, atol=1e-12)
 
 
@@ -157,7 +157,7 @@ def test_untraceable_functions_are_still_differentiated(monkeypatch):
     def broken(*_: object) -> None:
         raise NotImplementedError
 
-    monkeypatch.setattr(jacobian_module, "_TRACED", 1)
+    monkeypatch.setattr(jacobian_module, "_TRACE_FROM", 1)
     monkeypatch.setattr(torch.func, "linearize", broken)
     x = points(3, 4)
     torch.testing.assert_close(Jacobian(lambda z: z**2, x).forward(x), 2 * x**2)

@@ -874,7 +874,7 @@ def test_merged_moments_equal_those_of_all_samples(rng, monkeypatch, spectrum_si
     np.testing.assert_allclose(found.center, expected.center, rtol=1e-14)
     np.testing.assert_allclose(found.sigma, expected.sigma, rtol=1e-11)
     if spectrum_size == 40:
-        np.testing.assert_allclose(found.along, expected.along, rtol=1e-10)
+        np.testing.assert_allclose(found.within_along, expected.within_along, rtol=1e-10)
     if spectrum_size:
         np.testing.assert_allclose(found.spectrum.values, expected.spectrum.values, rtol=1e-9)
         assert found.spectrum.rows == expected.spectrum.rows

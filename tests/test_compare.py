@@ -10,7 +10,7 @@ import pytest
 
 import wgeo
 from wgeo.comparison import compare, entry, procrustes
-from wgeo.comparison.fitting import Scorer, halves
+from wgeo.comparison.fitting import Scorer, random_half
 from wgeo.comparison.predictions import (
     Errors,
     StraightPath,
@@ -196,7 +196,7 @@ def test_scores_match_those_computed_from_the_features(at, rng):
     """Its moments against predictions formed sample by sample."""
     traj, _ = of_mufm(rng, drift=1.0, growth=0.3, noise=0.2)
     layers = [layer.features for layer in traj.layers]
-    labels, half = traj.labels, halves(traj.labels, 0)
+    labels, half = traj.labels, random_half(traj.labels, 0)
     stats = Statistics.of(layers[0][half], labels[half], 3)
     scorer = Scorer([layer[~half] for layer in layers], labels[~half], stats.basis, at)
     point = ReducedMSE(stats, 0.05, 0.2, 0.0).at(rng.normal(size=(3, len(stats.s))))
@@ -343,9 +343,9 @@ def test_a_classifier_model_is_the_minimizer_given_w(rng):
 
 def test_halves_contain_half_of_every_class():
     labels = np.array([0] * 7 + [1] * 4 + [2] * 2)
-    half = halves(labels, 3)
+    half = random_half(labels, 3)
     assert np.bincount(labels[half]).tolist() == [4, 2, 1]
-    assert halves(np.array([0, 0, 1]), 0) is None
+    assert random_half(np.array([0, 0, 1]), 0) is None
 
 
 def test_identical_layers_are_compared(rng):

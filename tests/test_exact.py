@@ -347,9 +347,9 @@ class TestResources:
         base = wasserstein(x, y)
         assert wasserstein(x, y).to_dict() | {"seconds": 0} == base.to_dict() | {"seconds": 0}
         monkeypatch.setattr(geometry_module, "_MIN_ROWS", 5)
-        monkeypatch.setattr(geometry_module, "_GATHERED", 999)
+        monkeypatch.setattr(geometry_module, "_GATHER_ENTRIES", 999)
         monkeypatch.setattr(
-            "wgeo.transport.column_generation._SHOW_PROGRESS", 1
+            "wgeo.transport.column_generation._PROGRESS_FROM", 1
         )  # rounds are shown, and the same
         small = wasserstein(x, y, solver=Exact(memory="20kB"))
         np.testing.assert_array_equal(small.coupling, base.coupling)

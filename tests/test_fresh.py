@@ -247,7 +247,7 @@ def test_over_networks_fresh_ones_are_not_told_apart_and_trained_ones_are(seeds,
 def test_sides_that_do_not_match_are_refused(seeds):
     with pytest.raises(ArgumentError, match="one on each side"):
         wgeo.straighter_than(seeds[0], seeds[1:])
-    with pytest.raises(ArgumentError, match="give a Trajectory, or two"):
+    with pytest.raises(ArgumentError, match="give one Trajectory, or a sequence"):
         wgeo.straighter_than(seeds[:1], seeds[1:])
     with pytest.raises(ArgumentError, match="paired runs need equal numbers"):
         wgeo.straighter_than(seeds[:3], seeds[3:], paired=True)

@@ -20,7 +20,7 @@ from wgeo.errors import ArgumentError, FeatureError
 from wgeo.geodesic import BiasCurve, bias_curve, straighter_than, straightness
 from wgeo.geodesic.influence import SegmentSample
 from wgeo.geodesic.measure import _is_optimal_permutation
-from wgeo.geodesic.paths import neighbour_distance, path_measures, resolution
+from wgeo.geodesic.paths import neighbor_distance, path_measures, resolution
 from wgeo.geodesic.resampling import bca_interval, permutation_p_value, sign_flip_p_value
 from wgeo.geodesic.significance import STATISTICS, shuffled
 from wgeo.trajectory import Layer, Trajectory
@@ -407,12 +407,12 @@ def test_paths_agree_with_a_slow_reference(shape):
 def test_values_do_not_depend_on_the_chunk_size(rng, monkeypatch):
     layers = [rng.normal(size=(37, 5)) for _ in range(4)]
     whole = path_measures(layers)
-    near = neighbour_distance(layers[0])
+    near = neighbor_distance(layers[0])
     monkeypatch.setattr("wgeo.arrays.rows._CHUNK_BYTES", 1000)
     parts = path_measures(layers)
     np.testing.assert_array_equal(whole.line_shape_score, parts.line_shape_score)
     np.testing.assert_array_equal(whole.turning_angle, parts.turning_angle)
-    assert neighbour_distance(layers[0]) == pytest.approx(near)
+    assert neighbor_distance(layers[0]) == pytest.approx(near)
 
 
 # ---- resolution ------------------------------------------------------------------------------
@@ -428,7 +428,7 @@ def test_resolution_of_a_grid():
 
 def test_resolution_looks_past_coincident_samples():
     doubled = np.repeat(np.array([[0.0], [1.0], [2.0], [3.0]]), 2, axis=0)
-    assert neighbour_distance(doubled) == 1
+    assert neighbor_distance(doubled) == 1
     assert resolution(np.ones((5, 2)), np.random.default_rng(0).normal(size=(5, 2))) is None
 
 

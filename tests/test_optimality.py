@@ -21,7 +21,7 @@ from wgeo.geodesic import pairs as pairs_module
 from wgeo.geodesic.correlation import Moments, pair_score
 from wgeo.geodesic.influence import SegmentSample
 from wgeo.geodesic.nulls import antisymmetric, has_power, null_scores
-from wgeo.geodesic.pairs import evenly
+from wgeo.geodesic.pairs import evenly_spaced
 from wgeo.geodesic.resampling import resample
 from wgeo.storage import schema
 from wgeo.transport import Exact, Gaussian, Sliced, wasserstein
@@ -293,7 +293,7 @@ def test_intervals_of_the_score_cover_the_expectation_at_this_sample_size():
         if seed < 100:
             moments = Moments.of((x, y), 0.0)
             step = moments.pair(0, 1, wasserstein(x, y), potentials=True).transport
-            sample = SegmentSample.centred_of(moments, [step], step)
+            sample = SegmentSample.centered_of(moments, [step], step)
             intervals.append(sample.resampled(200, seed).interval("corr_score"))
     low, high = np.array(intervals).T
     share = ((low <= np.mean(truth)) & (np.mean(truth) <= high)).mean()
@@ -338,7 +338,7 @@ def test_length_does_not_fall_with_the_number_of_runs(blocks, seed):
         assert list(raw) == [k for k in (2, 4, 8) if k < blocks] + [blocks]
         assert all(a <= b + 1e-9 for a, b in pairwise(raw.values()))
         assert raw[blocks] == pytest.approx(ratio)
-    runs = evenly(blocks, 2)
+    runs = evenly_spaced(blocks, 2)
     steps = [wasserstein(layers[a], layers[b]).distance for a, b in pairwise(runs)]
     assert found.length_over_runs[2] == pytest.approx(max(sum(steps) / found.distance, 1))
 
@@ -364,10 +364,10 @@ def test_lengths_over_runs_of_a_quarter_circle(blocks, rng):
 
 @given(st.integers(2, 100), st.integers(1, 8))
 def test_finer_runs_contain_the_coarser(blocks, runs):
-    assert set(evenly(blocks, runs)) <= set(evenly(blocks, 2 * runs))
-    assert evenly(blocks, runs)[0] == 0
-    assert evenly(blocks, runs)[-1] == blocks
-    assert evenly(blocks, blocks) == list(range(blocks + 1))
+    assert set(evenly_spaced(blocks, runs)) <= set(evenly_spaced(blocks, 2 * runs))
+    assert evenly_spaced(blocks, runs)[0] == 0
+    assert evenly_spaced(blocks, runs)[-1] == blocks
+    assert evenly_spaced(blocks, blocks) == list(range(blocks + 1))
 
 
 # ---- every two layers ------------------------------------------------------------------------

@@ -151,7 +151,9 @@ class TestPlan:
     def test_unusable_arguments_are_refused(self, rng):
         x, y = rng.standard_normal((5, 2)), rng.standard_normal((4, 2))
         result = wasserstein(x, y)
-        with pytest.raises(ArgumentError, match="y has 5 rows; this result is of 5 and 4"):
+        with pytest.raises(
+            ArgumentError, match="y has 5 rows, but the clouds of this result have 5 and 4"
+        ):
             result.push(x)
         for t in (-0.1, 1.1, np.nan):
             with pytest.raises(ArgumentError, match="t must be between 0 and 1"):
@@ -299,13 +301,13 @@ class TestFile:
             ({"plan_shape": lambda v: v[::-1]}, "shape"),
             ({"plan_shape": lambda v: v * 0 - 1}, "shape"),
             ({"plan_data": lambda v: v * np.nan}, "NaN"),
-            ({"f": lambda v: v[1:]}, "fit each other"),
+            ({"f": lambda v: v[1:]}, "inconsistent sizes"),
             ({"f": lambda v: v.astype("U")}, "type"),
             ({"a": lambda v: v + 0.1}, "sum to 1"),
             ({"a": lambda v: -v}, "negative"),
             ({"b": None}, "b"),
             ({"permutation": np.array([0, 0])}, "permutation"),
-            ({"permutation": np.arange(8)}, "fit each other"),
+            ({"permutation": np.arange(8)}, "inconsistent sizes"),
         ],
     )
     def test_damaged_files_are_refused(self, parts, change, reason):

@@ -335,7 +335,7 @@ def test_layers_without_a_common_space_are_measured_separately(tmp_path):
 
 
 class Reversible(nn.Module):
-    """A RevNet: blocks that add to two streams in turn, which are one tensor or a pair."""
+    """A RevNet: blocks that update two streams alternately, which are one tensor or a pair."""
 
     class Block(nn.Module):
         def __init__(self, paired):
@@ -366,7 +366,7 @@ class Reversible(nn.Module):
 
 def test_two_streams_are_told_and_followed_as_one_tensor():
     torch.manual_seed(0)
-    with pytest.raises(FeatureError, match=r"blocks\.1, blocks\.2 adds to two streams .*RevNet"):
+    with pytest.raises(FeatureError, match=r"blocks\.1, blocks\.2 updates two streams .*RevNet"):
         trace(Reversible(paired=True), pair())
     traj = trace(Reversible(paired=True), pair(), layers=["blocks.1.f+x", "blocks.2.f+x"])
     assert [layer.name for layer in traj.layers[2:4]] == ["blocks.1.f+x", "blocks.2.f+x"]

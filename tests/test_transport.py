@@ -304,7 +304,7 @@ class TestDoor:
             wasserstein(np.eye(3), np.eye(3), coupling=coupling)
 
     def test_coupling_needs_clouds_of_one_size(self):
-        with pytest.raises(ArgumentError, match="one size"):
+        with pytest.raises(ArgumentError, match="equal size"):
             wasserstein(np.zeros((3, 2)), np.zeros((4, 2)), coupling=[0, 1, 2])
 
     @every_solver

@@ -69,5 +69,5 @@ def test_the_form_of_version_0_1_still_works(name):
         with pytest.warns(DeprecationWarning, match=f"is now '{new}'"):
             former = fit(bias=old)
         assert former.objective == fit(bias=new).objective
-    with pytest.raises(ArgumentError, match="Give bias alone"):
+    with pytest.raises(ArgumentError, match="Give `bias=` alone"):
         fit(bias="free", bias_decay=0.0)

@@ -110,7 +110,7 @@ def moved_names(package: str, stacklevel: int = 2) -> Callable[[str], Any]:
         if target is None:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         warnings.warn(
-            f"{package}.{name} is now {target}; the old name goes in version 0.3.",
+            f"{package}.{name} is now {target}; the old name will be removed in version 0.3.",
             DeprecationWarning,
             stacklevel=stacklevel,
         )
@@ -127,7 +127,7 @@ def renamed_parameter(old: str, new: str) -> Callable[[Function], Function]:
         def call(*args: Any, **options: Any) -> Any:
             if old in options:
                 warnings.warn(
-                    f"{old}= is now {new}=; the old name goes in version 0.3.",
+                    f"{old}= is now {new}=; the old name will be removed in version 0.3.",
                     DeprecationWarning,
                     stacklevel=2,
                 )

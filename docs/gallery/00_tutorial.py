@@ -11,7 +11,7 @@ small, so that this page runs in under a minute; the steps are those for your ow
 # Train in plain PyTorch
 # ----------------------
 # The network is an ordinary ``nn.Module``: a stem, six residual blocks of one width, and a linear
-# classifier. Nothing in it knows wgeo.
+# classifier. It does not depend on wgeo.
 import tempfile
 from pathlib import Path
 
@@ -86,14 +86,14 @@ print(sorted(path.name for path in folder.iterdir()))
 # ``wgeo analyze FILE --arch NAME --data IMAGES``.)
 
 
-def loaded(decay):
+def load(decay):
     net = DigitNet()
     net.load_state_dict(torch.load(folder / f"decay-{decay}.pt", weights_only=True))
     return net.eval()
 
 
-with_decay = wgeo.analyze(loaded(5e-3), (x, y), bootstrap=50, reference="none")
-without = wgeo.analyze(loaded(0.0), (x, y), bootstrap=50, reference="none")
+with_decay = wgeo.analyze(load(5e-3), (x, y), bootstrap=50, reference="none")
+without = wgeo.analyze(load(0.0), (x, y), bootstrap=50, reference="none")
 
 # %%
 # Read the answer
@@ -106,8 +106,8 @@ print(with_decay.verdict)
 # The numbers behind the sentences are in the record: ``analysis.segments``, ``analysis.blocks`` and
 # ``analysis.layers``, or ``analysis.to_pandas()``. The *length ratio* is the length of the path
 # through all layers over the Wasserstein distance between its ends: 1 on a geodesic. If the
-# blocks moved at right angles to each other, it would be :math:`\sqrt{B}`, where :math:`B` is the
-# effective number of moving blocks.
+# steps of the blocks were orthogonal to each other, it would be :math:`\sqrt{B}`, where :math:`B`
+# is the effective number of moving blocks.
 for name, analysis in (("decay 5e-3", with_decay), ("no decay", without)):
     path = analysis.segments[0]["centred"]
     low, high = path["intervals"]["length_ratio"]
@@ -129,11 +129,11 @@ collapse = wgeo.plots.collapse(with_decay, "nc1")
 # %%
 # Compare
 # -------
-# Is the difference between the two networks larger than chance over images would make it?
-# :func:`wgeo.straighter_than` tests it. Two networks are two seeds, so the answer is about these
-# two and not about weight decay: for a statement about the recipe, pass several networks on each
-# side (``straighter_than([...], [...])``).
-first, second = (wgeo.trace(loaded(decay), (x, y)) for decay in (5e-3, 0.0))
+# Is the difference between the two networks larger than the choice of images can explain?
+# :func:`wgeo.straighter_than` tests it. With one network on each side, the answer is about these
+# two networks, not about weight decay: for a statement about the recipe, pass several networks on
+# each side (``straighter_than([...], [...])``).
+first, second = (wgeo.trace(load(decay), (x, y)) for decay in (5e-3, 0.0))
 (test,) = wgeo.straighter_than(first, second, centred=True)
 print(f"line-shape ratio {test.value:.3f} against {test.reference:.3f}; p = {test.p_value:.3f}")
 

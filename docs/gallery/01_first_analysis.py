@@ -64,7 +64,7 @@ means = wgeo.plots.class_means(analysis)
 # %%
 # How far each block moves the cloud: bars are the optimal transport, dashes the network's own
 # pairing.
-moved = wgeo.plots.distances(analysis)
+_ = wgeo.plots.distances(analysis)
 
 # %%
 # ``analysis.report("runs/digits")`` would write all figures and a report in HTML.

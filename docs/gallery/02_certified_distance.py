@@ -56,7 +56,7 @@ _ = ax.set_xlabel("W2")
 
 # %%
 # The clouds may have different sizes and weights. The plan is a sparse array in any case; ``push``
-# gives the mean place to which it moves each point, and ``verify`` checks plan and potentials.
+# gives the mean position to which it moves each point, and ``verify`` checks plan and potentials.
 weights = rng.uniform(size=500)
 part = wgeo.wasserstein(x[:500], y, a=weights)
 print(f"W2 = {part.distance:.4f}, {part.status}; {part.plan.nnz} pairs carry mass")

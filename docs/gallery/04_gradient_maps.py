@@ -75,7 +75,7 @@ for path in (run.checkpoints[0], run.last):
     print(path.stem, [f"{block['asymmetry']:.3f}" for block in analysis.record["blocks"]])
 
 # %%
-tested = wgeo.plots.gradient_maps(analysis)
+_ = wgeo.plots.gradient_maps(analysis)
 
 # %%
 # What this shows: the test gives the known answers for rotations, and asymmetry 0 for the block

@@ -59,7 +59,7 @@ print(f"the nearest class mean classifies as well as the network from {result.le
 analysis = wgeo.analyze(
     net, images, bootstrap=0, reference="none", brenier=0, alignment=0, mufm=False
 )
-falling = wgeo.plots.collapse(analysis, "nc1")
+_ = wgeo.plots.collapse(analysis, "nc1")
 
 # %%
 # What this shows: NC1 and CDNV change only if samples vary within their class, and adding one

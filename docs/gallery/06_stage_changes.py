@@ -32,7 +32,7 @@ for segment in traj.segments:
 # %%
 # Therefore every block has a distance, and every stage a straightness.
 analysis = wgeo.analyze(net, images, bootstrap=50, reference="none", brenier=0, alignment=0)
-straight = wgeo.plots.straightness(analysis)
+_ = wgeo.plots.straightness(analysis)
 
 # %%
 # One curve through the whole network needs a common space. This is a choice, so it is never made

@@ -30,16 +30,18 @@ collapsed = wgeo.collapse(layers).layers[0]
 print(f"NC1 {collapsed.nc1:.1e}, distance to the simplex ETF {collapsed.nc2_etf:.1e}")
 
 # %%
-# Squared loss: an orthogonal frame without a bias, a simplex ETF with a free one.
+# Squared loss: orthogonal class means without a bias, a simplex ETF with a free one.
 for bias in ("none", "free"):
-    solved = fit_mse(labels, dim=8, **decays, bias=bias)
-    means = solved.H[:, ::10]
+    mse_solution = fit_mse(labels, dim=8, **decays, bias=bias)
+    means = mse_solution.H[:, ::10]
     cosine = (means.T @ means / np.outer(*2 * [np.linalg.norm(means, axis=0)]))[0, 1]
-    print(f"bias {bias}: F = {solved.objective:.6f}, cosine between class means {cosine:+.3f}")
+    print(
+        f"bias {bias}: F = {mse_solution.objective:.6f}, cosine between class means {cosine:+.3f}"
+    )
 
 # %%
 # Every other critical point is a strict saddle. At zero, where nothing has been learned,
-# `landscape` exhibits a direction in which the objective falls, and walks along it:
+# `landscape` finds a direction in which the objective falls, and takes a step along it:
 zero = evaluate(closed.problem, H=np.zeros((8, 50)), weights=[np.zeros((5, 8))])
 around = landscape(zero)
 print(

@@ -2,13 +2,14 @@
 Deep neural collapse is not always optimal
 ==========================================
 
-With several layers and ReLUs between them, orthogonal frames at every layer are optimal for two
-classes. For more classes and layers a solution of lower rank, which has a closed form, is better.
+With several layers and ReLUs between them, orthogonal class means at every layer are optimal for
+two classes. For more classes and layers a solution of lower rank, which has a closed form, is
+better.
 """
 
 # %%
 # Two classes: descents from twenty random starts, in one batch. The best of them reach the value of
-# deep neural collapse; the others end at points without one of the classes.
+# deep neural collapse; the others end at points that do not fit all classes.
 import numpy as np
 
 from wgeo.ufm import deep_collapse, fit_deep, lower_rank
@@ -17,16 +18,16 @@ labels = np.repeat([0, 1], 3)
 model = {"dim": 6, "weight_decays": [4e-3] * 3, "feature_decay": 4e-3 / 3, "activation": "relu"}
 collapsed = fit_deep(labels, **model, method="closed")
 solution = fit_deep(labels, **model, method="numerical", restarts=20, seed=0)
-reached = sum(value < collapsed.objective + 1e-6 for value in solution.values)
+count = sum(value < collapsed.objective + 1e-6 for value in solution.values)
 
 
 print(f"collapse {collapsed.objective:.9f}")
-print(f"best descent {solution.objective:.9f}; {reached} of 20 reach the value of collapse")
+print(f"best descent {solution.objective:.9f}; {count} of 20 reach the value of collapse")
 for layer in deep_collapse(solution)[1:]:
     print(f"before W{layer.layer}: DNC1 {layer.dnc1:.0e}, DNC2 {layer.dnc2:.0e}")
 
 # %%
-# The final values of all twenty: collapse, or points without one or both of the classes.
+# The final values of all twenty: that of collapse, or of points that ignore one or both classes.
 from matplotlib.figure import Figure
 
 figure = Figure(figsize=(5.5, 2.6), layout="constrained")
@@ -36,14 +37,14 @@ ax.axhline(collapsed.objective, color="#555555", ls="--", lw=1)
 _ = ax.set(xlabel="start, lowest first", ylabel="final F", xticks=range(1, 21, 3))
 
 # %%
-# Six classes, four layers: the classes as edges of a complete graph on four vertices. The value of
-# the objective at this point shows it, without a descent.
+# Six classes, four layers: the classes as edges of a complete graph on four vertices. It is
+# enough to evaluate the objective at this point; no descent is needed.
 labels = np.arange(6)
 model = {"dim": 8, "weight_decays": [1e-3] * 4, "feature_decay": 1e-3}
-below = lower_rank(labels, **model)
-print(f"deep neural collapse {below.settings['dnc']:.6f}, lower rank {below.objective:.6f}")
-ranks, features = [], below.H
-for weights in below.weights:
+lower = lower_rank(labels, **model)
+print(f"deep neural collapse {lower.settings['dnc']:.6f}, lower rank {lower.objective:.6f}")
+ranks, features = [], lower.H
+for weights in lower.weights:
     ranks.append(int(np.linalg.matrix_rank(features, tol=1e-6)))
     features = np.maximum(weights @ features, 0)
 print(f"ranks of the features before each layer: {ranks}; collapse has 6 everywhere")

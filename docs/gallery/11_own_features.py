@@ -41,7 +41,7 @@ analysis = analyze_trajectory(traj, bootstrap=50)
 print(analysis.verdict)
 
 # %%
-falling = wgeo.plots.collapse(analysis, "nc1")
+_ = wgeo.plots.collapse(analysis, "nc1")
 
 # %%
 # ``analysis.report("runs/mlp")`` writes the same report as for a network.

@@ -45,7 +45,7 @@ analysis = wgeo.analyze(net, images, bootstrap=50, reference="none", brenier=0, 
 print(analysis.verdict)
 
 # %%
-moved = wgeo.plots.distances(analysis)
+_ = wgeo.plots.distances(analysis)
 
 # %%
 # The same from a shell, which also writes the report::

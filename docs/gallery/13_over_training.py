@@ -44,11 +44,11 @@ print(series.to_pandas()[["name", "length_ratio", "ot_score"]].to_string(index=F
 
 # %%
 # Straightness over the epochs; the axis is logarithmic, with the initialization at its left.
-straighter = wgeo.plots.over(series, "length_ratio")
+_ = wgeo.plots.over(series, "length_ratio")
 
 # %%
 # Variability over depth, one line per epoch; later epochs are darker.
-falling = wgeo.plots.profiles(series, "nc1")
+_ = wgeo.plots.profiles(series, "nc1")
 
 # %%
 # ``series.report("runs/training")`` writes a report with all of this, as ``wgeo analyze

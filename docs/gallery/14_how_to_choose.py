@@ -28,7 +28,7 @@ traj = wgeo.trace(net, images)
 # %%
 # **How many samples?** `bias_curve` repeats the measurement on random subsets. If the OT score
 # still changes at the end, its value depends on the number of samples; if the resolution is below
-# 1/2, it is no evidence.
+# 1/2, it is not evidence of an optimal map.
 curve = wgeo.bias_curve(traj.first, traj.last)
 block = traj.blocks[2]
 small = wgeo.bias_curve(block.x, block.y)
@@ -75,7 +75,7 @@ for pool in ("gap", "grid:2", "flat"):
 # %%
 # **What epsilon?** None, if `Exact` is fast enough. With `Sinkhorn`, the interval shows the effect
 # of epsilon on precision; ``"auto"`` lowers it until the interval is narrow enough. The debiased
-# divergence estimates W2 without a bound; it is computed only at an epsilon that was asked for.
+# divergence estimates W2 without a bound; it is computed only for an epsilon that you choose.
 truth = wgeo.wasserstein(traj.first, traj.last).distance
 print(
     f"{'epsilon':>9} {'passes':>7} {'lower':>8} {'upper':>8} {'divergence':>11}  (W2 {truth:.4f})"

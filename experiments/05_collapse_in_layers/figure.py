@@ -14,7 +14,7 @@ from wgeo.plots.style import COLORS, new_figure, styled
 ROWS = (
     ("nc1", "NC1", "log"),
     ("nc2_etf", "NC2 (ETF)", "linear"),
-    ("ncc_error", "nearest-centre error", "linear"),
+    ("ncc_error", "nearest-center error", "linear"),
     ("uncentred_angle", "mean angle (°)", "linear"),
 )
 

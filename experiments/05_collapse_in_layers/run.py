@@ -55,7 +55,7 @@ def measure(cell: Cell, bench: Bench) -> Result:
         found = wgeo.collapse(traj, bootstrap=cell["bootstrap"], seed=cell["seed"])
         views[pool] = {
             **summary(found),
-            "uncentred_angle": uncentred_angles(traj),
+            "uncentred_angle": uncentered_angles(traj),
             "start": summary(wgeo.collapse(wgeo.trace(fresh, images, pool)))["layers"],
             "test": summary(wgeo.collapse(wgeo.trace(run.module, unseen, pool))),
         }
@@ -77,7 +77,7 @@ def summary(found: Collapse) -> Result:
     }
 
 
-def uncentred_angles(traj: wgeo.Trajectory) -> list[float | None]:
+def uncentered_angles(traj: wgeo.Trajectory) -> list[float | None]:
     """Mean angle between uncentered class means, in degrees, by depth.
 
     Centered means sum to zero, so their mean cosine is -1/(K - 1) if their norms are equal: their
@@ -158,7 +158,7 @@ Claim = Callable[[Result], bool | None]
 CLAIMS: dict[str, Claim] = {
     "P1: NC1 falls at every layer": lambda v: falls(v, "nc1"),
     "P1: NC2 (distance to an ETF) falls at every layer": lambda v: falls(v, "nc2_etf"),
-    "P1: nearest-centre error falls at every layer": lambda v: falls(v, "ncc_error"),
+    "P1: nearest-center error falls at every layer": lambda v: falls(v, "ncc_error"),
     "P1: all three": lambda v: _all(falls(v, m) for m in ("nc1", "nc2_etf", "ncc_error")),
     "P1, weaker: NC1 falls with depth (tau)": lambda v: trends(v["progress"]["nc1"], -1),
     "P1, weaker: NC2 falls with depth (tau)": lambda v: trends(v["progress"]["nc2_etf"], -1),
@@ -171,9 +171,9 @@ CLAIMS: dict[str, Claim] = {
     "I2, in logarithms: 90 % of the fall of log NC1": lambda v: early_in_logarithms(v, "nc1"),
     "I3: the mean angle of class means grows at every layer": lambda v: opens(v, strictly=True),
     "I3, weaker: it grows with depth (tau)": lambda v: opens(v, strictly=False),
-    "I3, centred: the angle grows at every layer": lambda v: v["separation"]["monotone"],
-    "I3, centred, weaker: it grows with depth (tau)": lambda v: trends(v["separation"], +1),
-    "I3, centred: angles even out with depth (tau)": lambda v: trends(
+    "I3, centered: the angle grows at every layer": lambda v: v["separation"]["monotone"],
+    "I3, centered, weaker: it grows with depth (tau)": lambda v: trends(v["separation"], +1),
+    "I3, centered: angles even out with depth (tau)": lambda v: trends(
         v["progress"]["nc2_equiangle"], -1
     ),
     "I4: learned before the last layer (training images)": learned_early,

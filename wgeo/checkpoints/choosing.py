@@ -28,7 +28,7 @@ class Choice:
     view : View
     fit : Fit
     notes : tuple of str
-        What was assumed or chosen.
+        Assumptions and choices that were made.
     """
 
     saved: SavedState
@@ -69,7 +69,8 @@ def choose(
     Raises
     ------
     CheckpointError
-        None fits (the error of the most likely one), or several with different weights do.
+        No state dict fits (the error is that of the most likely one), or several with different
+        weights do.
     """
 
     def attempt(candidate: _Candidate) -> Fit:
@@ -87,7 +88,7 @@ def choose(
             error = error or reason
     if not fitting:
         raise error or CheckpointError("it contains no state dict.")
-    _refuse_several(fitting)
+    _require_one_network(fitting)
     chosen, fit = fitting[0]
     others = [f"{each.container!r}" for each in states if each is not chosen.saved]
     notes = [*chosen.notes, *(f"used {chosen.saved.container!r}, not {each}" for each in others)]
@@ -158,8 +159,8 @@ def _best_error(candidates: list[View], arch: str | None) -> CheckpointError | N
     return None
 
 
-def _refuse_several(fitting: list[tuple[_Candidate, Fit | None]]) -> None:
-    """Raise if different weights fit; copies of the same weights count once."""
+def _require_one_network(fitting: list[tuple[_Candidate, Fit | None]]) -> None:
+    """Raise an error if different weights fit; copies of the same weights count once."""
     first = fitting[0][0]
     different = [each for each, _ in fitting if not _same(each.view.state, first.view.state)]
     if not different:

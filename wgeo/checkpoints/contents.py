@@ -30,7 +30,7 @@ _CONTAINERS = (
     "model_ema",
     "ema",
 )
-# Entries that contain tensors but no network, as training scripts save them.
+# Entries of training scripts that contain tensors but no network.
 _NOT_NETWORK = re.compile(r"optim|sched|scaler|rng|random|queue|center|grad|moment", re.IGNORECASE)
 _WRAPPERS = re.compile(r"(^|\.)(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)(?=\.)")
 _FLAT = re.compile(r"(.*\.)?_?flat_param(_\d+)?")  # FSDP's, of all layers in a wrapper
@@ -137,7 +137,7 @@ def find_states(value: Any, name: str, size: int, container: str | None = None) 
 
 
 def _require_layers(state: Mapping[str, torch.Tensor], name: str) -> None:
-    """Raise if FSDP flattened the layers' weights into one vector."""
+    """Raise an error if FSDP flattened the layers' weights into one vector."""
     flat = next((key for key in state if _FLAT.fullmatch(key)), None)
     if flat is not None:
         raise CheckpointError(
@@ -235,8 +235,8 @@ def _check_tensors(state: Mapping[str, torch.Tensor], name: str, size: int) -> N
                 f"{name}: the tensor {printable(key)} is {problem}; wgeo needs dense real weights."
             )
         declared += tensor.numel() * tensor.element_size()
-    # Tied weights are stored once but counted several times; an expanded view of one number is a
-    # trap.
+    # Tied weights are stored once but counted several times; an expanded view of one
+    # number is an attack on memory.
     if declared > 4 * size + _SLACK:
         raise CheckpointError(
             f"{name} declares {declared} bytes of weights but has only {size} bytes: it is "

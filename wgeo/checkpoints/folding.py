@@ -9,7 +9,7 @@ import torch
 from ..errors import CheckpointError
 from ..text import printable
 
-# torch.nn.utils, old and new: name endings of the parts of one weight, by role.
+# Name suffixes of the parts of one weight in torch.nn.utils, old and new, by role.
 _PARTS = (
     ("weight normalization", {"g": "_g", "v": "_v"}),
     ("weight normalization", {"g": ".original0", "v": ".original1"}),
@@ -17,7 +17,7 @@ _PARTS = (
     ("spectral normalization", {"w": ".original", "left": ".0._u", "right": ".0._v"}),
     ("a pruning mask", {"w": "_orig", "mask": "_mask"}),
 )
-_LEFT = re.compile(r"(.+)(_orig|_mask|_g|\.original\d?)")
+_UNFOLDED = re.compile(r"(.+)(_orig|_mask|_g|\.original\d?)")
 
 
 def fold_parts(state: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], tuple[str, ...]]:
@@ -31,7 +31,7 @@ def fold_parts(state: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor],
     -------
     state : dict of str to Tensor
     notes : tuple of str
-        Which kinds of parts were folded, and the number of weights.
+        The kinds of parts that were folded, and the number of weights.
 
     Raises
     ------
@@ -54,7 +54,7 @@ def fold_parts(state: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor],
         if count:
             notes.append(f"folded {kind} into {count} weight{'s' * (count != 1)}")
     for key in state:
-        split = _LEFT.fullmatch(key)
+        split = _UNFOLDED.fullmatch(key)
         if split and "weight" in split[1].rpartition(".")[2] and split[1] not in state:
             raise CheckpointError(
                 f"it stores {printable(split[1])} in parts, but contains only {printable(key)}. "

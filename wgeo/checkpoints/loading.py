@@ -22,7 +22,7 @@ from .normalizing import normalization_of
 from .provenance import LoadReport, Network, Provenance
 from .reading import Contents, display_path, read, read_trusted
 
-_LONGEST = 500  # characters of a setting stored in a file
+_MAX_LENGTH = 500  # characters of a setting stored in a file
 
 
 def load_checkpoint(
@@ -48,9 +48,8 @@ def load_checkpoint(
     path : path
         A file, a folder written by ``save_pretrained``, an index of shards, or one of the shards.
     arch : str, optional
-        A name of ``wgeo list archs``.
-        Not needed for checkpoints written by wgeo, for CIFAR ResNets and
-        torchvision ResNets (recognized by their tensors' shapes), or if there is a
+        A name of ``wgeo list archs``. Not needed for checkpoints written by wgeo, for CIFAR ResNets
+        and torchvision ResNets (recognized by their tensors' shapes), or if there is a
         ``config.json``.
     num_classes : int, optional
         Checked against the size of the head, which is the default.
@@ -70,7 +69,7 @@ def load_checkpoint(
     -------
     Network
         In eval mode, on the CPU, in float32; ``provenance.report`` records how it was read. If the
-        file has no head, the encoder alone, with `num_classes` None.
+        file has no head, only the encoder is returned, and `num_classes` is None.
 
     Raises
     ------
@@ -156,7 +155,7 @@ def _report(choice: Choice, contents: Contents, extra: tuple[str, ...]) -> LoadR
 
 
 def _hint(saved: SavedState) -> str:
-    """Advice for a file that contains a whole pickled network."""
+    """Return advice for a file that contains a whole pickled network."""
     if not saved.whole:
         return ""
     return (
@@ -194,7 +193,7 @@ def _meta(value: Any, name: str) -> dict[str, Any]:
     if not isinstance(meta.get("options", {}), dict):
         raise CheckpointError(f"{name}: the options in its 'wgeo' entry are damaged.")
     for key, setting in {**meta, **meta.get("options", {})}.items():
-        if isinstance(setting, str) and not (setting.isprintable() and len(setting) <= _LONGEST):
+        if isinstance(setting, str) and not (setting.isprintable() and len(setting) <= _MAX_LENGTH):
             raise CheckpointError(
                 f"{name}: {printable(str(key))} in its 'wgeo' entry is not printable text: "
                 f"{printable(setting)}."
@@ -226,7 +225,7 @@ def _stored_settings(arch: str, meta: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _assumptions(fit: Fit) -> list[str]:
-    """Notes on settings that were assumed: not in the file, not passed, not fixed by shapes."""
+    """Return notes on settings that are neither stored, passed nor determined by shapes."""
     notes = []
     if fit.settings.get("stem") == "cifar":
         notes.append(

@@ -9,7 +9,8 @@ import torch
 
 from ..text import printable
 
-# Names of the two in torchattacks and most scripts, RobustBench, and the robustness library.
+# Names of a mean and its standard deviation in torchattacks and most scripts, in RobustBench, and
+# in the robustness library.
 _STD_OF_MEAN = {"mean": "std", "mu": "sigma", "new_mean": "new_std"}
 _PIXEL = 255.0
 
@@ -49,8 +50,8 @@ def normalization_of(
         None if the file contains no normalization, or several different ones.
     notes : tuple of str
     """
-    if own := normalizers(module.state_dict()):
-        name = printable(next(iter(own)))
+    if built_in := normalizers(module.state_dict()):
+        name = printable(next(iter(built_in)))
         return "none", (f"it normalizes images itself ({name}): its input is pixels in [0, 1]",)
     specs = {}
     for mean, std in normalizers(state).items():

@@ -292,7 +292,7 @@ class _Reader:
 
 
 def _has_state(parts: tuple[_Item, ...]) -> bool:
-    """Return whether the last of four arguments is a state that torch never prints."""
+    """Return whether the last of four arguments is a state that no error of torch prints."""
     state = parts[3] if len(parts) == 4 else _Item("tuple")
     return state.tag != "tuple" or len(state.parts) == 2
 

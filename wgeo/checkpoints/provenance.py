@@ -45,12 +45,12 @@ class LoadReport(Result):
     renamed : tuple of str
         Tensors with another name in the architecture, as ``old -> new``.
     aside : tuple of str
-        Tensors that are not the network's and were ignored, such as those of a loss or of a
+        Tensors that do not belong to the network and were ignored, such as those of a loss or of a
         second network.
     stand_ins : tuple of str
         Classes of objects in the file read as stand-ins; none of their code was run.
     notes : tuple of str
-        What was assumed or chosen.
+        Assumptions and choices that were made.
     """
 
     kind: str = "memory"
@@ -83,7 +83,7 @@ class LoadReport(Result):
 
 
 def describe_reading(report: Mapping[str, Any]) -> str:
-    """Return in one line how the weights were taken from a file; empty if there is nothing to say.
+    """Return one line on how the weights were read from a file; empty for an ordinary file.
 
     Parameters
     ----------

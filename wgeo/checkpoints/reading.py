@@ -231,7 +231,7 @@ def _checked_zip(file: File, size: int, name: str) -> tuple[bytes, tuple[str, ..
             return archive.read(pickles[0]), () if checked else (_UNCHECKED,)
     except CheckpointError:
         raise
-    except Exception as error:  # zipfile raises a dozen kinds on damaged archives
+    except Exception as error:  # zipfile raises errors of many types on damaged archives
         raise CheckpointError(damaged(name, error)) from error
 
 

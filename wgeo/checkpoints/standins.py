@@ -85,9 +85,7 @@ def load_inert(file: IO[bytes], names: Mapping[str, str]) -> Any:
         for name, kind in names.items()
     ]
     with _LOCK, warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore"
-        )  # torch's deprecations do not concern someone who reads a file
+        warnings.simplefilter("ignore")  # torch's deprecations do not concern the reader of a file
         previous = serialization.get_safe_globals()
         serialization.clear_safe_globals()
         try:
@@ -154,7 +152,7 @@ def _entries(
 def as_array(value: Any) -> np.ndarray | None:
     """Return the NumPy array or scalar of plain numbers in a stand-in; None for anything else.
 
-    Decoded here rather than by NumPy, which would trust the sizes declared in the file.
+    It is decoded here rather than by NumPy, which would trust the sizes declared in the file.
     """
     if not isinstance(value, StandIn):
         return None

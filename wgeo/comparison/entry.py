@@ -110,8 +110,7 @@ def compare(
         The numbers of layers, samples or features of `model` differ from those of the segment,
         `model` was fitted to other inputs, or `time` is unknown.
     FeatureError
-        All samples are of
-        one class, or `model` needs too much memory.
+        All samples are of one class, or `model` needs too much memory.
     """
     comparison = model_predictions(traj, model, mufm=mufm, time=time, seed=seed)
     network = [
@@ -182,10 +181,10 @@ def model_predictions(
         skipped="",
     )
     weight = _classifier_weight(traj, segment, classes)
-    given = None if weight is None else fit.fit_with_classifier(weight)
-    if given is None:
+    classifier_fit = None if weight is None else fit.fit_with_classifier(weight)
+    if classifier_fit is None:
         return comparison
-    classifier_model, predictions, held_out_given = given
+    classifier_model, predictions, held_out_given = classifier_fit
     return replace(
         comparison,
         given=tuple(evaluator.layers(segment, predictions)),
@@ -200,15 +199,15 @@ def _rotation_bytes(segment: Segment) -> int:
     return 8 * _ROTATION_MATRICES * d * min(d, MAX_DIRECTIONS)
 
 
-def _memory_shortage(traj: Trajectory, what: str, size: int) -> str:
+def _memory_shortage(traj: Trajectory, purpose: str, size: int) -> str:
     """Return a message if `size` bytes do not fit into memory, else an empty string."""
     unused = available_bytes()
     available = 0.8 * total_memory() if unused is None else unused - traj.nbytes
     if size <= available:
         return ""
     return (
-        f"{what} need about {size / 2**30:.1f} GiB; {max(available, 0) / 2**30:.1f} GiB is "
-        "available. Allow more (`memory`), or use features of fewer dimensions."
+        f"{purpose} need about {size / 2**30:.1f} GiB; {max(available, 0) / 2**30:.1f} GiB is "
+        "available. Allow more memory, or use features of fewer dimensions."
     )
 
 

@@ -98,8 +98,8 @@ class Scorer:
         frequencies = np.bincount(self.labels) / len(self.labels)
 
         def of_first(rows: slice, x: Block) -> list[Any]:
-            centred = x - first_mean
-            z, size = centred @ self.basis, float(np.sum(centred**2))
+            centered = x - first_mean
+            z, size = centered @ self.basis, float(np.sum(centered**2))
             return [z.T @ z, sums_by_class(z, self.labels[rows], classes), size]
 
         xx, yx, first_size = sum_over_rows(of_first, first)
@@ -109,10 +109,10 @@ class Scorer:
             mean = mean_of(layer)
 
             def of_layer(rows: slice, x: Block, h: Block, mean: Any = mean) -> list[Any]:
-                start, centred = x - first_mean, h - mean
-                z = centred @ self.basis
+                start, centered = x - first_mean, h - mean
+                z = centered @ self.basis
                 of_y = sums_by_class(z, self.labels[rows], classes)
-                sizes = [float(np.vdot(start, centred)), float(np.vdot(centred, centred))]
+                sizes = [float(np.vdot(start, centered)), float(np.vdot(centered, centered))]
                 return [(start @ self.basis).T @ z, of_y, *sizes]
 
             x_sums, y_sums, product, size = sum_over_rows(of_layer, first, layer)
@@ -256,10 +256,10 @@ class MUFMFit:
                 "MUFM cannot be fitted: all samples have the same features in the first layer of "
                 "the last segment."
             )
-        half = halves(labels, seed)
-        every = np.arange(len(labels))
-        self.half_a = every if half is None else np.flatnonzero(half)
-        self.half_b = every if half is None else np.flatnonzero(~half)
+        half = random_half(labels, seed)
+        all_rows = np.arange(len(labels))
+        self.half_a = all_rows if half is None else np.flatnonzero(half)
+        self.half_b = all_rows if half is None else np.flatnonzero(~half)
         self.halved = half is not None
 
     def fit(self) -> tuple[MUFMSolution, Iterator[Prediction], HeldOut]:
@@ -295,14 +295,14 @@ class MUFMFit:
 
         The mean of the rows cancels in the softmax and is subtracted.
         """
-        centred = weight - weight.mean(0)
-        norm = float(np.linalg.norm(centred, 2))
+        centered = weight - weight.mean(0)
+        norm = float(np.linalg.norm(centered, 2))
         if norm == 0:
             return None
-        basis = np.linalg.svd(centred, full_matrices=False)[2].T
+        basis = np.linalg.svd(centered, full_matrices=False)[2].T
         layers = [select_rows(array, self.half_b) for array in self.segment.arrays]
         scorer = Scorer(layers, self.labels[self.half_b], basis, self.times)
-        choice = partial(choose_classifier_model, scorer, centred / norm, self.energy)
+        choice = partial(choose_classifier_model, scorer, centered / norm, self.energy)
         model = processes.on_rank_zero(choice)
         ends = model.last_layer(self.segment.arrays[0], self.labels)
         held_out = self._held_out(ends, rotate=False) if self.halved else HeldOut()
@@ -328,16 +328,16 @@ class MUFMFit:
     def _held_out(self, ends: LazyRows, *, rotate: bool) -> HeldOut:
         """Score the path to `ends` on half A, with times and fits from half B."""
         arrays, labels = self.segment.arrays, self.labels[self.half_a]
-        scored, fitted = (
+        score_path, fit_path = (
             StraightPath(select_rows(arrays[0], half), select_rows(ends, half))
             for half in (self.half_a, self.half_b)
         )
         layers = [select_rows(array, self.half_b) for array in arrays]
-        fits = fitted.fit_layers(layers, self.times, rotate=rotate)
+        fits = fit_path.fit_layers(layers, self.times, rotate=rotate)
         sums = np.zeros(4)
         for fit, array in islice(zip(fits, arrays, strict=True), 1, None):
             layer = select_rows(array, self.half_a)
-            prediction = scored.predict(fit, mean_of(layer))
+            prediction = score_path.predict(fit, mean_of(layer))
             errors = Errors.of(prediction.features, prediction.baseline, layer, labels)
             if errors.variance > 0:  # every layer has the same weight
                 terms = [errors.model, errors.baseline, errors.model_means, errors.baseline_means]
@@ -352,8 +352,8 @@ def _mean_and_energy(features: Sliceable) -> tuple[Float[np.ndarray, " d"], floa
     return mean, total / features.shape[0]
 
 
-def halves(labels: Int[np.ndarray, " n"], seed: int) -> np.ndarray | None:
-    """Return a random half of every class, as a mask; None if a class has one sample."""
+def random_half(labels: Int[np.ndarray, " n"], seed: int) -> np.ndarray | None:
+    """Return a mask of a random half of every class; None if a class has only one sample."""
     if np.bincount(labels).min() < 2:
         return None
     order = np.random.default_rng(seed).permutation(len(labels))

@@ -62,7 +62,7 @@ def layer_times(segment: Segment, kind: str) -> list[float] | None:
     if kind == "uniform":
         return uniform
     if kind != "length":
-        raise ArgumentError(f"time is 'nearest', 'length' or 'uniform', not {kind!r}.")
+        raise ArgumentError(f"time must be 'nearest', 'length' or 'uniform', not {kind!r}.")
     sizes = [
         float(np.sqrt(sum_over_rows(lambda _, x, y: [np.sum((y - x) ** 2)], a, b)[0]))
         for a, b in pairwise(segment.arrays)
@@ -106,13 +106,13 @@ class StraightPath:
         """<X, X>, <X, D> and <D, D> of X and D = H - X about their means."""
 
         def terms(_: slice, start: Block, end: Block) -> list[float]:
-            x, d = self._centred(start, end)
+            x, d = self._centered(start, end)
             return [float(np.vdot(x, x)), float(np.vdot(x, d)), float(np.vdot(d, d))]
 
         xx, xd, dd = sum_over_rows(terms, self.first, self.last)
         return xx, xd, dd
 
-    def _centred(self, start: Block, end: Block) -> tuple[Block, Block]:
+    def _centered(self, start: Block, end: Block) -> tuple[Block, Block]:
         """Return rows of X and H - X, centered."""
         of_first, of_last = self._means
         return start - of_first, end - start - (of_last - of_first)
@@ -155,11 +155,11 @@ class StraightPath:
         """Return the products of X and H - X with a layer in its target subspace."""
 
         def terms(_: slice, start: Block, end: Block, layer: Block) -> list[Product]:
-            x, d = self._centred(start, end)
-            centred = layer - mean
+            x, d = self._centered(start, end)
+            centered = layer - mean
             if target is None:
-                return [float(np.vdot(x, centred)), float(np.vdot(d, centred))]
-            projected = target.project(centred)
+                return [float(np.vdot(x, centered)), float(np.vdot(d, centered))]
+            projected = target.project(centered)
             return [x.T @ projected, d.T @ projected]
 
         of_x, of_d = sum_over_rows(terms, self.first, self.last, layer)

@@ -39,7 +39,7 @@ class Procrustes:
 
     @classmethod
     def fit(cls, size: float, product: Product, target: TargetSubspace | None) -> Procrustes:
-        """Fit centered features x to a layer by least squares; None for target: no rotation.
+        """Fit centered features x to a layer by least squares; rotate only if there is a target.
 
         `size` is ||x||^2. `product` is x^T layer in the target subspace, or <x, layer> without a
         target. If x^T layer = U S V^T, the rotation is U V^T and the scale is tr S / ||x||^2.
@@ -77,9 +77,9 @@ class TargetSubspace:
 
     basis: Float[np.ndarray, "d p"] | None = None
 
-    def project(self, centred: Block) -> Float[np.ndarray, "b p"]:
+    def project(self, centered: Block) -> Float[np.ndarray, "b p"]:
         """Return the centered layer's coordinates in the subspace."""
-        return centred if self.basis is None else centred @ self.basis
+        return centered if self.basis is None else centered @ self.basis
 
     @classmethod
     def of_layer(cls, layer: Sliceable, mean: Float[np.ndarray, " d"]) -> TargetSubspace:

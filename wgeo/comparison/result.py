@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -13,9 +13,6 @@ from ..neural_collapse import LayerCollapse
 from ..results import Result
 from ..runtime.processes import local_only
 from ..ufm.mufm.solution import MUFMSolution
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True, repr=False)
@@ -115,8 +112,8 @@ class ClassifierModel:
         frequencies = np.bincount(labels, minlength=len(eye)) / len(labels)
 
         def make(rows: Any) -> Float[np.ndarray, "b d"]:
-            centred = as_float64(x[rows]) - mean
-            return centred + (eye[labels[rows]] - frequencies - centred @ self.w.T) @ pull
+            centered = as_float64(x[rows]) - mean
+            return centered + (eye[labels[rows]] - frequencies - centered @ self.w.T) @ pull
 
         return LazyRows(x.shape, make, max(len(eye), max_width(x)))
 

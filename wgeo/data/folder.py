@@ -30,15 +30,8 @@ from .members import check_member, check_members
 from .pixels import pixel_tensor
 from .source import Source
 
-_FORMATS = (
-    "PNG",
-    "JPEG",
-    "BMP",
-    "GIF",
-    "TIFF",
-    "WEBP",
-    "PPM",
-)  # none of these runs another program
+# None of these formats runs another program.
+_FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
 _GRAY = ("1", "L", "LA")
 _HIGH_DEPTH = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
 _MAX_FILE = 2**28  # bytes of one image file: a zip member that claims more is not read
@@ -134,7 +127,7 @@ def _open_zip(path: Path) -> Iterator[zipfile.ZipFile]:
     try:
         require_regular(path)
         archive = zipfile.ZipFile(path)
-    except Exception as error:  # zipfile raises a dozen kinds on damaged archives
+    except Exception as error:  # zipfile raises errors of many types on damaged archives
         reason = printable(str(error), 300)
         raise DataError(
             f"{path} is not a readable zip archive ({reason}). Is it complete?"

@@ -38,7 +38,7 @@ class Listing:
 
 
 @dataclass(frozen=True, eq=False)
-class LabelledFiles:
+class LabeledFiles:
     """Image files in order, with classes numbered over all splits."""
 
     names: list[str]
@@ -70,11 +70,11 @@ def classify_files(names: Iterable[str]) -> Listing:
 def folder_names(path: Path) -> Iterator[str]:
     """Yield the files below a folder, relative to it, and empty folders as ``name/``."""
 
-    def refuse(error: OSError) -> None:
+    def raise_error(error: OSError) -> None:
         raise DataError(f"Cannot read the folder {error.filename!r}: {error.strerror}.")
 
     visited = set()
-    for folder, folders, files in os.walk(path, followlinks=True, onerror=refuse):
+    for folder, folders, files in os.walk(path, followlinks=True, onerror=raise_error):
         real = os.path.realpath(folder)
         if real in visited:  # a link to a parent folder
             folders.clear()
@@ -86,7 +86,7 @@ def folder_names(path: Path) -> Iterator[str]:
         yield from (os.path.relpath(os.path.join(folder, name), path) for name in files)
 
 
-def arrange(listing: Listing, split: str | None, path: Path, read: Read) -> LabelledFiles:
+def arrange(listing: Listing, split: str | None, path: Path, read: Read) -> LabeledFiles:
     """Find the images of a split and their classes.
 
     Parameters
@@ -120,12 +120,12 @@ def arrange(listing: Listing, split: str | None, path: Path, read: Read) -> Labe
     named = [entry for entry in deep if entry[0][depth] == split]
     if tree.groups and split in (None, "all", *tree.groups):
         selected = list(tree.groups) if split in (None, "all") else [str(split)]
-        labelled = [name for name in selected if not tree.unlabelled(name)]
-        if not labelled:
+        labeled = [name for name in selected if not tree.unlabeled(name)]
+        if not labeled:
             inside = [entry for entry in deep if entry[0][depth] in selected]
             return _from_table(listing, inside, split or "all", tree, read)
-        rows = [(parts[1:], name) for parts, name in files if parts[0] in labelled]
-        return _from_folders(rows, tree.union(labelled), split or "all", tree.notes(labelled))
+        rows = [(parts[1:], name) for parts, name in files if parts[0] in labeled]
+        return _from_folders(rows, tree.union(labeled), split or "all", tree.notes(labeled))
     tops = set(min_depths) | {parts[0] for parts in empty}
     if tree.groups or (min_depths and set(min_depths) <= set(SPLITS)):  # splits without classes
         if not named and split not in (None, "all"):
@@ -138,7 +138,7 @@ def arrange(listing: Listing, split: str | None, path: Path, read: Read) -> Labe
 
 def by_table(
     listing: Listing, table: str, split: str | None, path: Path, read: Read
-) -> LabelledFiles:
+) -> LabeledFiles:
     """Find the images named in a given table and their classes; see `arrange`."""
     tree = _ClassFolders(path / table, {})
     only = replace(listing, tables=[((table,), table)])
@@ -210,20 +210,20 @@ class _ClassFolders:
     path: Path
     groups: dict[str, dict[str, int]]
 
-    def unlabelled(self, name: str) -> bool:
-        """Return whether all images of a split are in one folder that is no class of another."""
+    def unlabeled(self, name: str) -> bool:
+        """Return whether a split's images are in a single folder that is no class elsewhere."""
         own = self.groups[name]
         others = [classes for classes in self.groups.values() if len(classes) > 1]
         return len(own) == 1 and not any(own.keys() & classes for classes in others)
 
     def classes(self) -> list[str]:
         """Return the classes of all splits that have classes."""
-        return self.union(name for name in self.groups if not self.unlabelled(name))
+        return self.union(name for name in self.groups if not self.unlabeled(name))
 
     def union(self, names: Iterable[str]) -> list[str]:
         """Return, in order, the classes of splits and of all other splits that share a class.
 
-        Splits without a common class are of different tasks, as in sets for few-shot learning.
+        Splits without a common class belong to different tasks, as in data for few-shot learning.
         """
         classes = {label for name in names for label in self.groups[name]}
         rest = {name: set(labels) for name, labels in self.groups.items()}
@@ -247,8 +247,10 @@ class _ClassFolders:
 
     def no_split(self, split: str | None, available: list[str]) -> str:
         """Return the message for a split that does not exist or has no classes."""
-        known = any(name in each.lower() for each in available for name in SPLITS)
-        advice = "" if known else " If these are classes, move their images directly into them."
+        has_splits = any(name in each.lower() for each in available for name in SPLITS)
+        advice = (
+            "" if has_splits else " If these are classes, move their images directly into them."
+        )
         return (
             f"{self.path} has no split {split!r} with one folder per class; it has "
             f"{', '.join(map(repr, available))}: choose one of them (`split=`).{advice}"
@@ -256,10 +258,10 @@ class _ClassFolders:
 
     def no_classes(self, split: str | None) -> str:
         """Return the message for images whose classes are unknown."""
-        labelled = [name for name in self.groups if not self.unlabelled(name)]
+        labeled = [name for name in self.groups if not self.unlabeled(name)]
         problem = (
-            self.no_split(split, labelled)
-            if labelled
+            self.no_split(split, labeled)
+            if labeled
             else f"{self.path} has images of one class only, or without folders for the classes."
         )
         return (
@@ -276,11 +278,11 @@ def _first_names(names: Iterable[str]) -> str:
 
 def _from_folders(
     files: list[Entry], classes: list[str], split: str | None, notes: tuple[str, ...] = ()
-) -> LabelledFiles:
+) -> LabeledFiles:
     index = {name: k for k, name in enumerate(classes)}
     files = sorted(files)
     labels = np.array([index[parts[0]] for parts, _ in files], dtype=np.int64)
-    return LabelledFiles(
+    return LabeledFiles(
         [name for _, name in files], labels, tuple(classes), split, (*notes, *_order_notes(classes))
     )
 
@@ -307,7 +309,7 @@ def _from_table(
     tree: _ClassFolders,
     read: Read,
     inside: bool = True,
-) -> LabelledFiles:
+) -> LabeledFiles:
     """Label images from a table, since their folders are not classes.
 
     If `inside`, the files are in the split's folder; otherwise the table may have a split column.
@@ -316,13 +318,13 @@ def _from_table(
     if table is None:
         raise DataError(tree.no_classes(split))
     if inside or not table.splits:
-        chosen, part = set(table.labels), split if inside else None
+        selected_names, part = set(table.labels), split if inside else None
     else:
-        chosen, part = _part(table, split, tree.path)
+        selected_names, part = _part(table, split, tree.path)
     index, classes, notes = number_texts(table.values, tree.classes(), f"the table of {tree.path}")
-    rows = [name for _, name in sorted(files) if name in chosen]
+    rows = [name for _, name in sorted(files) if name in selected_names]
     labels = np.array([index[table.labels[name]] for name in rows], dtype=np.int64)
-    return LabelledFiles(rows, labels, classes, part, (*table.notes, *notes))
+    return LabeledFiles(rows, labels, classes, part, (*table.notes, *notes))
 
 
 def _part(table: LabelTable, split: str | None, path: Path) -> tuple[set[str], str | None]:

@@ -58,10 +58,9 @@ def load_images(
         NumPy archive with keys ``x, y`` or ``x_train, y_train, x_test, y_test``; or
         ``folder:PATH``, an image folder ``class/image`` or ``split/class/image``, or a zip of one.
         The prefix may be omitted for an ``.npz``, a ``.zip`` or a folder. A folder may also
-        contain images and a table of their
-        names and labels (or pass the ``.csv`` itself), files downloaded by torchvision
-        (``cifar-10-batches-py``, ``MNIST/raw``, ``stl10_binary``, SVHN), or a Hugging Face data
-        set (Parquet or ``save_to_disk``; needs ``wgeo[hf]``).
+        contain images and a table of their names and labels (or pass the ``.csv`` itself), files
+        downloaded by torchvision (``cifar-10-batches-py``, ``MNIST/raw``, ``stl10_binary``, SVHN),
+        or a Hugging Face data set (Parquet or ``save_to_disk``; needs ``wgeo[hf]``).
     split : str, optional
         Name of the split in the source; None or ``all`` selects all. If the source has no splits,
         all of it is used and the result's ``split`` is None.

@@ -1,4 +1,4 @@
-"""Names of data sets, and whether a path exists: checked before any library is loaded."""
+"""Check names of data sets and paths before any large library is imported."""
 
 from __future__ import annotations
 

@@ -91,7 +91,7 @@ def index_labels(
             raise DataError(
                 f"The label {printable(unknown[0])!r} of {source} is not one of its classes."
             )
-        indices = {key: np.array([index[text] for text in own]) for key, own in texts.items()}
+        indices = {key: np.array([index[text] for text in values]) for key, values in texts.items()}
         return indices, list(names), notes
     indices = {key: checked_labels(_class_indices(y), source, None) for key, y in labels.items()}
     first, notes = first_label(np.concatenate(list(indices.values())))
@@ -175,7 +175,7 @@ def _open(path: Path) -> Iterator[np.lib.npyio.NpzFile]:
             archive = np.load(file, allow_pickle=False)
         except DataError as error:
             raise DataError(f"{path} is not a readable .npz archive: {error}") from None
-        except Exception as error:  # zipfile and numpy raise a dozen kinds on damaged archives
+        except Exception as error:  # zipfile and numpy raise errors of many types on damaged files
             raise DataError(f"{path} is not a readable .npz archive: {_reason(error)}") from error
         if not isinstance(archive, np.lib.npyio.NpzFile):
             raise DataError(

@@ -38,9 +38,8 @@ def pixel_tensor(
     fits = size <= (total_memory() if available is None else available) / 2
     disk_fits = False
     with suppress(OSError):  # no folder for temporary files
-        disk_fits = (
-            size <= shutil.disk_usage(tempfile.gettempdir()).free / 2
-        )  # a stranger's file must not fill the disk
+        # At most half of the free space: an untrusted file must not fill the disk.
+        disk_fits = size <= shutil.disk_usage(tempfile.gettempdir()).free / 2
     fits, disk_fits, shared = (
         all(each)
         for each in zip(*all_gather((fits, disk_fits, len(local_ranks()) > 1)), strict=True)

@@ -127,7 +127,7 @@ def from_array(x: np.ndarray, source: str) -> torch.Tensor:
     x : ndarray, (n, h, w), (n, h, w, c) or (n, c, h, w), c = 1 or 3
         Integers in [0, 255], or floats in [0, 1].
     source : str
-        Where the pixels come from, for error messages.
+        Origin of the pixels, for error messages.
 
     Raises
     ------

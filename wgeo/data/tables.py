@@ -16,7 +16,7 @@ Parts = tuple[str, ...]
 Entry = tuple[Parts, str]  # the parts of a path, and the name for reading the file
 
 MAX_BYTES = 2**26  # of a table; a million rows take about half of it
-_MAX_TABLES = 50  # tried
+_MAX_TABLES = 50  # that are read
 _LISTS = re.compile(
     r"(train|val|test)(_annotations|_list)?|labels|annotations|.*ground_truth.*|.*synset_labels.*"
 )
@@ -43,10 +43,10 @@ class LabelTable:
 
 def is_table(name: str) -> bool:
     """Return whether a file may be a table of labels."""
-    stem, _, ending = name.lower().rpartition(".")
+    stem, _, suffix = name.lower().rpartition(".")
     if stem.startswith("sample_submission"):
         return False
-    return ending in ("csv", "tsv") or (ending == "txt" and bool(_LISTS.fullmatch(stem)))
+    return suffix in ("csv", "tsv") or (suffix == "txt" and bool(_LISTS.fullmatch(stem)))
 
 
 def labels_of(
@@ -77,8 +77,8 @@ def labels_of(
             raise DataError(f"{source}: {errors[0]}") from errors[0]
         return None
     matches.sort(key=lambda match: -len(match[1].labels))
-    most = len(matches[0][1].labels)
-    best = [match for match in matches if len(match[1].labels) == most]
+    max_count = len(matches[0][1].labels)
+    best = [match for match in matches if len(match[1].labels) == max_count]
     if any(other.labels != best[0][1].labels for _, other in best[1:]):
         names = ", ".join(printable(name, 100) for name, _ in best[:3])
         raise DataError(
@@ -143,7 +143,7 @@ def _parse(find: _Finder, text: str, name: str) -> LabelTable:
         rows = rows[1:]
     labels: dict[str, str] = {}
     splits: dict[str, str] = {}
-    values, missing, unlabelled = set(), 0, 0
+    values, missing, unlabeled = set(), 0, 0
     for row in rows:
         if len(row) <= max(file, label):
             continue
@@ -151,7 +151,7 @@ def _parse(find: _Finder, text: str, name: str) -> LabelTable:
         if head[label] == "predictionstring":  # followed by boxes
             value = value.split(" ")[0]
         if value.lower() in ("", "nan"):
-            unlabelled += 1
+            unlabeled += 1
             continue
         image = find(row[file].strip())
         if image is None:
@@ -168,7 +168,7 @@ def _parse(find: _Finder, text: str, name: str) -> LabelTable:
             splits[image] = row[split].strip()
     if not labels:
         return LabelTable({}, set())
-    counts = ((missing, "refer to missing images"), (unlabelled, "have no label"))
+    counts = ((missing, "refer to missing images"), (unlabeled, "have no label"))
     notes = tuple(f"{count} rows of {printable(name)} {what}" for count, what in counts if count)
     return LabelTable(labels, values, splits, notes)
 

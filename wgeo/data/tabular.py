@@ -35,7 +35,10 @@ def _parts(path: Path) -> dict[str, list[Path]]:
         return {"": [path]}
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
         folders = [path, *sorted(each for each in path.iterdir() if each.is_dir())]
-        splits = {h.name if h != path else "": sorted(h.glob("*.arrow")) for h in folders}
+        splits = {
+            folder.name if folder != path else "": sorted(folder.glob("*.arrow"))
+            for folder in folders
+        }
         return {split: files for split, files in splits.items() if files}
     parts: dict[str, list[Path]] = {}
     for file in sorted([*path.glob("*.parquet"), *path.glob("*/*.parquet")]):
@@ -73,7 +76,7 @@ def open_tabular(path: str | os.PathLike[str], split: str | None) -> Source:
         }
     except DataError:
         raise
-    except Exception as error:  # pyarrow raises a dozen kinds on damaged files
+    except Exception as error:  # pyarrow raises errors of many types on damaged files
         reason = printable(str(error).strip() or type(error).__name__, 200)
         raise DataError(
             f"{path} is not a readable Parquet or Arrow file ({reason}). Is it complete?"
@@ -89,7 +92,7 @@ def open_tabular(path: str | os.PathLike[str], split: str | None) -> Source:
         path.name,
         _class_names(table, label),
     )
-    cells = [table for name in selected for table in (tables[name].column(image),)]
+    cells = [tables[name].column(image) for name in selected]
     offsets = np.cumsum([0, *(len(cell) for cell in cells)])
 
     def encoded(row: int) -> bytes:
@@ -134,7 +137,7 @@ def _table(file: Path) -> Any:
 
 
 def _unpack(parquet: Any, file: Path) -> Any:
-    """Return all rows, with a limit on memory: repeated values are stored once only in the file."""
+    """Return all rows, with a limit on memory: a file may store repeated values only once."""
     import pyarrow
 
     limit = max_unpacked(file.stat().st_size)

@@ -22,7 +22,7 @@ from .residual_blocks import evaluating, first_tensor, hooked, run
 # differ from the network's by exactly 0 in every precision, and by at most 1e-6 if a softmax or a
 # scaling follows in float32. The nearest wrong layer differs by 1e-2: one of two heads trained on
 # the same features, if the network returns their mean. Rounding after a softmax in half precision
-# is as large, so no layer is found there.
+# is as large, so no layer is found in that case.
 _TOLERANCE = 1e-3
 _TINY = 1e-300  # logits that are all 0
 
@@ -76,30 +76,30 @@ def find_head(module: nn.Module, images: torch.Tensor) -> Head:
             if isinstance(part, nn.Linear):
                 keep(part.register_forward_hook(record(name)))
         output = run(module, images.clone())
-    if logits_of(module, output) is None:  # no logits, or read without its head
+    if logits_of(module, output) is None:  # no logits, or loaded without its classifier
         return Head()
     tables = tables_in(output)
     for distance in (_distance, _distance_rescaled):
-        found = [
+        matches = [
             (index, name, x, y)
             for index, table in enumerate(tables)
             for name, x, y in _closest_first(calls, table, distance)
         ]
-        if found:
-            return _choose(found, module, output)
+        if matches:
+            return _choose(matches, module, output)
     single = len(tables) == 1 or _is_named(output)
     return Head(None, 0 if single else None)
 
 
 def _choose(
-    found: list[tuple[int, str, torch.Tensor, torch.Tensor]], module: nn.Module, output: Any
+    matches: list[tuple[int, str, torch.Tensor, torch.Tensor]], module: nn.Module, output: Any
 ) -> Head:
-    if len({index for index, *_ in found}) > 1 and not _is_named(output):
+    if len({index for index, *_ in matches}) > 1 and not _is_named(output):
         usual = usual_head(module)
-        found = [each for each in found if usual is not None and each[1] == usual[0]]
-    if not found:
+        matches = [each for each in matches if usual is not None and each[1] == usual[0]]
+    if not matches:
         return Head()
-    index, name, x, y = found[0]
+    index, name, x, y = matches[0]
     layer = module.get_submodule(name)
     assert isinstance(layer, nn.Linear)
     parts = [None if t is None else t.detach().to(y.dtype) for t in (x, layer.weight, layer.bias)]
@@ -116,12 +116,12 @@ def _is_named(output: Any) -> bool:
 
 def _closest_first(calls: list[_Call], table: torch.Tensor, distance: _Distance) -> list[_Call]:
     """Return the layers whose outputs are a table of logits; of equal ones, the last first."""
-    near = [(distance(call[2], table), call) for call in reversed(calls)]
-    return [call for d, call in sorted(near, key=lambda pair: pair[0]) if d <= _TOLERANCE]
+    candidates = [(distance(call[2], table), call) for call in reversed(calls)]
+    return [call for d, call in sorted(candidates, key=lambda pair: pair[0]) if d <= _TOLERANCE]
 
 
 def _distance(y: torch.Tensor, table: torch.Tensor) -> float:
-    """Largest difference relative to the table's largest entry; infinite if it is undefined."""
+    """Return the largest difference relative to the table's largest entry; inf if undefined."""
     if y.shape != table.shape or not y.numel():
         return math.inf
     y, table = y.double(), table.double()
@@ -129,17 +129,17 @@ def _distance(y: torch.Tensor, table: torch.Tensor) -> float:
 
 
 def _distance_rescaled(y: torch.Tensor, table: torch.Tensor) -> float:
-    """The same between the table and a y + b, a > 0 and one b per sample, or its exponential."""
+    """Return the same after fitting a y + b, a > 0 with one b per sample, or its exponential."""
     if y.shape != table.shape or not y.numel():
         return math.inf
     distances = [math.inf]
     y, table = y.double(), table.double()
-    centred = y - y.mean(1, keepdim=True)
+    centered = y - y.mean(1, keepdim=True)
     for each in [table, table.log()] if bool((table > 0).all()) else [table]:
         other = each - each.mean(1, keepdim=True)
-        slope = (centred * other).sum() / centred.square().sum()
+        slope = (centered * other).sum() / centered.square().sum()
         if bool(slope > 0):
-            distances.append(_finite((other - slope * centred).abs().max() / other.abs().max()))
+            distances.append(_finite((other - slope * centered).abs().max() / other.abs().max()))
     return min(distances)
 
 

@@ -96,7 +96,7 @@ def find_layouts(
     Parameters
     ----------
     module : nn.Module
-        Left as it was.
+        Unchanged afterwards.
     specs : sequence of BlockSpec
     tap : {"post", "pre"}
     images : Tensor, (n, ...)
@@ -168,9 +168,9 @@ def _with_samples(maps: torch.Tensor, other: torch.Tensor, n: int, key: str) -> 
             if size % n or (parts == 1) != (fold == ""):
                 continue
             index = torch.arange(size, device=maps.device)
-            own = index // parts == 1 if fold != "inner" else index % n == 1
+            in_sample = index // parts == 1 if fold != "inner" else index % n == 1
             slices = changed.movedim(axis, 0).flatten(1).any(1) if maps.ndim > 1 else changed
-            if bool(slices.any()) and not bool(slices[~own].any()):
+            if bool(slices.any()) and not bool(slices[~in_sample].any()):
                 return _layout_of(maps, axis, fold, n)
     if maps.shape[0] == n:  # samples that affect each other, or a layer independent of the images
         return _layout_of(maps, 0, "", n)
@@ -183,12 +183,12 @@ def _with_samples(maps: torch.Tensor, other: torch.Tensor, n: int, key: str) -> 
 def _layout_of(maps: torch.Tensor, axis: int, folded: str, n: int) -> Layout:
     layout = Layout((), axis, folded)
     shape = tuple(layout.samples_first(maps, n).shape[1:])
-    long = [k for k, size in enumerate(shape, 1) if size > 1]
+    long_axes = [k for k, size in enumerate(shape, 1) if size > 1]
     if len(shape) <= 1:
         return replace(layout, shape=shape or (1,))
-    if len(long) == 1:
+    if len(long_axes) == 1:
         evidence = "the only axis longer than 1"
-        return replace(layout, shape=shape, channels=long[0], evidence=evidence)
+        return replace(layout, shape=shape, channels=long_axes[0], evidence=evidence)
     return replace(layout, shape=shape, channels=None, evidence="")
 
 
@@ -266,9 +266,9 @@ class _Graph:
 
 def _test_parameters(part: nn.Module) -> list[tuple[str, nn.Parameter]]:
     """Return the parameters of a module to test: vectors (bias first), else the others."""
-    own = list(reversed(list(part.named_parameters(recurse=False))))
-    vectors = [(kind, p) for kind, p in own if max(p.shape, default=0) == p.numel() > 1]
-    return vectors or own
+    parameters = list(reversed(list(part.named_parameters(recurse=False))))
+    vectors = [(kind, p) for kind, p in parameters if max(p.shape, default=0) == p.numel() > 1]
+    return vectors or parameters
 
 
 def _channel_axis(maps: torch.Tensor, parameter: torch.Tensor) -> int | None:
@@ -286,7 +286,7 @@ def _channel_axis(maps: torch.Tensor, parameter: torch.Tensor) -> int | None:
         if slope is None:
             return None
         slope = slope.squeeze()
-        hits: set[int] = set()
+        axes: set[int] = set()
         for dim in range(min(slope.ndim, 2)):
             if slope.shape[dim] < 2:
                 continue
@@ -296,8 +296,8 @@ def _channel_axis(maps: torch.Tensor, parameter: torch.Tensor) -> int | None:
                 _confined(_derivative((rows[k] * weights).sum(), v))
                 for k in rows.detach().abs().sum(1).topk(2).indices.tolist()
             ]
-            hits |= {axis for axis, k in slices[0].items() if slices[1].get(axis, k) != k}
-        return hits.pop() if len(hits) == 1 else None
+            axes |= {axis for axis, k in slices[0].items() if slices[1].get(axis, k) != k}
+        return axes.pop() if len(axes) == 1 else None
     except RuntimeError:  # a function without a second derivative; the next parameter may work
         return None
 

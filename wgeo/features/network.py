@@ -116,9 +116,9 @@ def module_of(net: Any) -> nn.Module:
 
 
 def _advice(value: Any) -> str:
-    """Advice for the usual objects that are not one network."""
+    """Return advice for common objects that are not a network."""
     if isinstance(value, str | os.PathLike):
-        return " Load the file first, by `load_checkpoint`."
+        return " Load the file first, with `load_checkpoint`."
     parts: list[Any] = []
     if isinstance(value, dict | nn.ModuleDict):
         parts = list(value.values())
@@ -128,7 +128,7 @@ def _advice(value: Any) -> str:
         several = len(parts) > 1
         return " Pass its networks one by one." if several else " Pass the network in it."
     if any(isinstance(part, torch.Tensor) for part in parts):
-        return " Load a state dict into its network first, or its file by `load_checkpoint`."
+        return " Load a state dict into its network first, or its file with `load_checkpoint`."
     return ""
 
 

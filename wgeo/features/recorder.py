@@ -110,9 +110,9 @@ class Recorder:
         layers: list[tuple[str, int | None]] = [("input", None), ("stem", 0)]
         stage, space = 0, self._space(features_key("stem"))
         for spec in self.specs:
-            own = self._space(features_key(spec.name))
-            if entry_key(spec.name) in self.layouts or own != space:
-                stage, space = stage + 1, own
+            own_space = self._space(features_key(spec.name))
+            if entry_key(spec.name) in self.layouts or own_space != space:
+                stage, space = stage + 1, own_space
             layers.append((spec.name, stage))
         return [*layers, (PENULTIMATE, None)] if self.penultimate else layers
 

@@ -68,8 +68,8 @@ def _on_modules(
         if spec is not None:
             put(key(spec.name), _tensor(value, name))
 
-    for name, own in by_module.items():
-        spec = next(iter(own.values()))  # all calls of a module are recorded in the same way
+    for name, by_call in by_module.items():
+        spec = next(iter(by_call.values()))  # all calls of a module are recorded in the same way
         part = parts[name]
         keep(
             part.register_forward_pre_hook(

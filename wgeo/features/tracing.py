@@ -29,7 +29,7 @@ from ..trajectory.trajectory import (
     PREDICTIONS,
     Classifier,
     Trajectory,
-    assembled,
+    assemble,
     features_key,
     outline,
     whole_arrays,
@@ -97,7 +97,8 @@ def trace(
     ArgumentError
         The pool, tap, device or dtype is unknown.
     RecordError
-        The store belongs to another job, or its disk is full; rows already written are kept.
+        The store contains features of another network, other images or other options, or its disk
+        is full. Rows already written are kept.
     """
     images, module, target = as_images(images), module_of(net), pick_device(device)
     _check(images, pool, tap, batch_size)
@@ -132,7 +133,7 @@ def trace(
             sink = processes.raise_on_any(partial(_MemorySink, columns, len(images)))
             row_job.write_to(sink, batch_size)
             arrays = {key: processes.all_reduce_sum(array) for key, array in sink.arrays.items()}
-            return assembled({**arrays, **whole}, about)
+            return assemble({**arrays, **whole}, about)
         formats = {key: _column(row, dtype) for key, row in columns.items()}
         with _shared_store(store, job, len(images), formats) as writer:
             row_job.write_to(writer, batch_size)
@@ -166,7 +167,7 @@ def stream(
         Features by layer name, in execution order.
     labels : ndarray of int, (b,)
     predictions : ndarray of int, (b,), or None
-        The network's decisions; None if it returns no logits.
+        The predicted classes; None if the network returns no logits.
 
     Raises
     ------
@@ -302,13 +303,13 @@ def _local_spans(spans: Sequence[slice], batch_size: int) -> list[slice]:
     Batches are the same for any number of processes.
     """
     batches = [batch for span in spans for batch in _split(span, batch_size)]
-    own: list[slice] = []
+    local: list[slice] = []
     for batch in batches[processes.shard(len(batches))]:
-        if own and own[-1].stop == batch.start:
-            own[-1] = slice(own[-1].start, batch.stop)
+        if local and local[-1].stop == batch.start:
+            local[-1] = slice(local[-1].start, batch.stop)
         else:
-            own.append(batch)
-    return own
+            local.append(batch)
+    return local
 
 
 @contextmanager
@@ -322,12 +323,12 @@ def _shared_store(
     with ExitStack() as stack:
         writers: list[Writer] = []
 
-        def claim(part: int = 0) -> None:
+        def open_writer(part: int = 0) -> None:
             writers.append(stack.enter_context(Writer(store, job, rows, columns, part)))
 
         part = processes.rank()
-        processes.on_rank_zero(claim)
-        processes.raise_on_any(lambda: None if writers else claim(part))
+        processes.on_rank_zero(open_writer)
+        processes.raise_on_any(lambda: None if writers else open_writer(part))
         yield writers[0]
 
 
@@ -356,7 +357,7 @@ def decisions(logits: Float[np.ndarray, "n K"]) -> Int[np.ndarray, " n"]:
 
 
 def _require_classes(rows: Batch, labels: Int[np.ndarray, " n"]) -> None:
-    """Raise if a label is beyond the network's classes."""
+    """Raise `FeatureError` if a label exceeds the network's classes."""
     logits = rows.get(LOGITS)
     if logits is not None and labels.max() >= logits.shape[1]:
         raise FeatureError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -15,9 +15,6 @@ from ..results import Result
 from ..runtime.progress import track
 from ..transport import Exact, wasserstein
 from .paths import LOW_RESOLUTION, resolution
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -46,7 +43,7 @@ class BiasCurve(Result):
     points: tuple[BiasPoint, ...]
 
     def samples_for(self, wanted: float = LOW_RESOLUTION) -> int | None:
-        """Return the number of samples at which the resolution is `wanted`; None if out of reach.
+        """Return the number of samples at which the resolution is `wanted`; None if unattainable.
 
         A power law is fitted to the curve and extrapolated: in k effective dimensions, distances to
         nearest neighbors decrease like N^(-1/k), while displacements keep their size.

@@ -30,7 +30,7 @@ class Moments:
     Attributes
     ----------
     arrays : sequence of L + 1 ndarrays, (n, d)
-    centres : ndarray, (L + 1, d)
+    centers : ndarray, (L + 1, d)
         The layers' means, as rounded to float64.
     rest : ndarray, (L + 1, d)
         Mean of x - center, the rounding error of the centers.
@@ -42,7 +42,7 @@ class Moments:
     """
 
     arrays: Sequence[Float[np.ndarray, "n d"]]
-    centres: Float[np.ndarray, "l d"]
+    centers: Float[np.ndarray, "l d"]
     rest: Float[np.ndarray, "l d"]
     products: Float[np.ndarray, "l l"]
     floor: float
@@ -51,15 +51,15 @@ class Moments:
     def of(cls, arrays: Sequence[Float[np.ndarray, "n d"]], floor: float) -> Moments:
         """Compute the moments in two passes over every layer, some rows at a time."""
         count, (n, d) = len(arrays), arrays[0].shape
-        centres = np.stack([mean_of(array) for array in arrays])
+        centers = np.stack([mean_of(array) for array in arrays])
 
         def terms(_: slice, *parts: np.ndarray) -> list[np.ndarray]:
-            centred = np.stack(parts) - centres[:, None]
-            flat = centred.reshape(count, -1)
-            return [centred.sum(1), flat @ flat.T]
+            centered = np.stack(parts) - centers[:, None]
+            flat = centered.reshape(count, -1)
+            return [centered.sum(1), flat @ flat.T]
 
         rest, products = (s / n for s in sum_over_rows(terms, *arrays, width=d * count))
-        return cls(arrays, centres, rest, products - rest @ rest.T, floor)
+        return cls(arrays, centers, rest, products - rest @ rest.T, floor)
 
     @property
     def spread(self) -> Float[np.ndarray, " l"]:
@@ -69,18 +69,18 @@ class Moments:
 
     def shift(self, i: int, j: int) -> Float[np.ndarray, " d"]:
         """Return the mean of layer j minus the mean of layer i."""
-        return (self.centres[j] - self.centres[i]) + (self.rest[j] - self.rest[i])
+        return (self.centers[j] - self.centers[i]) + (self.rest[j] - self.rest[i])
 
     def pair(
         self, i: int, j: int, result: TransportResult, *, potentials: bool = False
-    ) -> CentredPair:
+    ) -> CenteredPair:
         """Return the centered pair of layers i and j, given the solved W2 between them."""
         result = result if potentials else replace(result, potentials=None)
-        return CentredPair.of(self, i, j, result)
+        return CenteredPair.of(self, i, j, result)
 
 
 @dataclass(frozen=True, eq=False)
-class CentredPair:
+class CenteredPair:
     """Two centered layers.
 
     Attributes
@@ -98,7 +98,7 @@ class CentredPair:
     corr_score: Score | None
 
     @classmethod
-    def of(cls, moments: Moments, i: int, j: int, result: TransportResult) -> CentredPair:
+    def of(cls, moments: Moments, i: int, j: int, result: TransportResult) -> CenteredPair:
         """Subtract the shift from a solved pair; solve again only if digits cancel."""
         shift, error = _squared_shift(moments, i, j)
         total = float(moments.products[i, i] + moments.products[j, j])
@@ -115,7 +115,7 @@ def pair_score(x: np.ndarray, y: np.ndarray, solver: Any) -> Score | None:
     return solved_pair(x, y, solver).corr_score
 
 
-def solved_pair(x: np.ndarray, y: np.ndarray, solver: Any) -> CentredPair:
+def solved_pair(x: np.ndarray, y: np.ndarray, solver: Any) -> CenteredPair:
     """Return W2 between the centered rows of x and y, and their pairing's correlation score."""
     moments = Moments.of((x, y), rounding_of((x, y)))
     return moments.pair(0, 1, wasserstein(x, y, solver=solver))
@@ -158,19 +158,21 @@ def _corr_score(
         return None
     bound = sd_x * sd_y  # upper bound for every coupling (Cauchy and Schwarz)
     total, error = sd_x**2 + sd_y**2, _relative_error(moments) * (sd_x**2 + sd_y**2)
-    own, own_error = float(moments.products[i, j]), _relative_error(moments) * bound
+    paired, paired_error = float(moments.products[i, j]), _relative_error(moments) * bound
     # Bounds on the largest mean <u, v> over all couplings, such as the given or an unrelated
     # pairing.
-    low = max((total - interval[1] - error) / 2, own - own_error, 0.0)
-    high = max(min((total - interval[0] + error) / 2, bound + own_error), low)
-    if high == 0 or (own - own_error < 0 and low == 0):
+    low = max((total - interval[1] - error) / 2, paired - paired_error, 0.0)
+    high = max(min((total - interval[0] + error) / 2, bound + paired_error), low)
+    if high == 0 or (paired - paired_error < 0 and low == 0):
         return None  # nothing bounds the score from below
-    lowest = (own - own_error) / (high if own - own_error >= 0 else low)
+    lowest = (paired - paired_error) / (high if paired - paired_error >= 0 else low)
     highest = (
-        min((own + own_error) / (low if own + own_error >= 0 else high), 1.0) if low > 0 else 1.0
+        min((paired + paired_error) / (low if paired + paired_error >= 0 else high), 1.0)
+        if low > 0
+        else 1.0
     )
     best = min(max((total - cost) / 2, low), high)
-    value = own / best if best > 0 else 1.0
+    value = paired / best if best > 0 else 1.0
     return float(min(max(value, lowest), highest)), float(lowest), float(highest)
 
 
@@ -207,23 +209,23 @@ def _along_shift(
     along = np.zeros((2, len(x)))
     for rows, parts in row_chunks(x, y, within=local_rows):
         for out, part, layer in zip(along, parts, (i, j), strict=True):
-            out[rows] = (part - moments.centres[layer]) @ vector
+            out[rows] = (part - moments.centers[layer]) @ vector
     along = processes.all_reduce_sum(along)
     return along[0], along[1]
 
 
-def _solve_again(moments: Moments, i: int, j: int, result: TransportResult) -> CentredPair:
+def _solve_again(moments: Moments, i: int, j: int, result: TransportResult) -> CenteredPair:
     """Solve between the centered clouds, starting from the known coupling, with `Exact`."""
     clouds = []
     for layer in (i, j):
-        array, centre = moments.arrays[layer], moments.centres[layer]
+        array, center = moments.arrays[layer], moments.centers[layer]
 
-        def centred(
-            part: slice, array: np.ndarray = array, centre: np.ndarray = centre
+        def centered(
+            part: slice, array: np.ndarray = array, center: np.ndarray = center
         ) -> np.ndarray:
-            return as_float64(array[part]) - centre
+            return as_float64(array[part]) - center
 
-        clouds.append(materialize(moments.arrays, LazyRows(array.shape, centred)))
+        clouds.append(materialize(moments.arrays, LazyRows(array.shape, centered)))
     start = result.coupling
     permutation = isinstance(start, np.ndarray) and start.ndim == 1
     solution = wasserstein(*clouds, coupling=start if permutation else None)

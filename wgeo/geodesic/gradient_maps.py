@@ -34,7 +34,7 @@ from .jacobian import (
     differentiable_everywhere,
     lowest_eigenvalue,
     random_signs,
-    seeded,
+    seeded_streams,
 )
 from .resampling import LEVEL, mean_interval
 
@@ -60,7 +60,7 @@ _BASIS_BYTES = 2**29  # bytes of Lanczos vectors in memory
 _NEGATIVE = 1e-9  # rounding of an eigenvalue, relative to the largest
 _ASYMMETRIES = ("asymmetry", "displacement_asymmetry", "branch_asymmetry")
 _EIGENVALUES = ("min_eigenvalue", "residual", "scale")
-_CLAMPED = 0.01  # share of exact zeros, without negative outputs, that indicates a final ReLU
+_CLAMPED = 0.01  # fraction of exact zeros, without negative outputs, that indicates a final ReLU
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -130,8 +130,7 @@ class BrenierResult(Result):
 
     @property
     def excluded_by(self) -> tuple[str, ...]:
-        """The reasons why the map is not the gradient of a convex function; empty if there are
-        none.
+        """Reasons why the map is not the gradient of a convex function, possibly empty.
 
         ``asymmetry`` means that the lower end of its interval is above ``SYMMETRIC``, and
         ``eigenvalue`` that the upper end of the interval of `relative_eigenvalue` is below
@@ -188,8 +187,8 @@ def brenier(
     batch_size : int
         Number of points per batch; it affects the result only by rounding.
     bootstrap : int
-        0 for no intervals. The intervals do not use resamples, because resampling a few points
-        gives intervals that are too narrow.
+        If 0, no intervals are computed. The value has no other effect: the intervals do not use
+        resamples, because resampling a few points gives intervals that are too narrow.
     seed : int
 
     Raises
@@ -213,7 +212,7 @@ def brenier(
         _check(map_, points)
         clamped = _ends_in_relu(map_, points)
         rows = min(batch_size, max(1, _BASIS_BYTES // (8 * lanczos * points[0].numel())))
-        streams = seeded(len(points), seed)
+        streams = seeded_streams(len(points), seed)
         chunks = range(0, len(points), rows)
         for start in track(chunks, "testing for gradient maps"):
             jacobian = Jacobian(map_, points[start : start + rows])
@@ -334,7 +333,7 @@ def _in_float64(module: nn.Module | Map, device: torch.device) -> tuple[Map, tor
         return lambda z: module(z.clone()), device
     module = copy.deepcopy(module).double().eval().requires_grad_(False)
     module_device = next((p.device for p in module.parameters()), device)
-    # A pre-activation block may overwrite its input, so it is given a copy.
+    # A pre-activation block may overwrite its input, so it receives a copy.
     return lambda z: module(z.clone()), module_device
 
 
@@ -355,7 +354,7 @@ def _check(map_: Map, points: torch.Tensor) -> None:
         shape = tuple(joint.shape[1:]) if isinstance(joint, torch.Tensor) else type(joint).__name__
         raise ArgumentError(
             f"The map takes {tuple(points.shape[1:])} to {shape}. Only a map within one space can "
-            "be the gradient of a function; at a change of stage test the blocks after it."
+            "be the gradient of a function; at a change of stage, test the blocks after it."
         )
     scale = joint.abs().max()
     if bool((joint[:1] - single).abs().max() > 1e-9 * scale):

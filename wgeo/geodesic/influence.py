@@ -33,7 +33,7 @@ TRANSPORT_MEASURES = (
     "ot_score",
 )
 MOVING = ("moving_blocks", "sqrt_moving_blocks")
-LINEARISED = (*TRANSPORT_MEASURES, *MOVING, "ot_score_centred", "corr_score")
+LINEARIZED = (*TRANSPORT_MEASURES, *MOVING, "ot_score_centred", "corr_score")
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,7 +50,7 @@ class SegmentSample:
     floor : float
         Largest distance that rounding of the features can cause; distances up to this count as
         zero.
-    centred : bool
+    centered : bool
         Whether each layer's mean was subtracted; if so, there are correlation scores too. Resamples
         use the means of all samples. The variation of these means has only a second-order effect on
         every cost, and none on a line shape if centered paths are as likely as their mirror images.
@@ -60,7 +60,7 @@ class SegmentSample:
     steps: Sequence[TransportResult]
     end: TransportResult | None
     floor: float
-    centred: bool = False
+    centered: bool = False
 
     @classmethod
     def of(
@@ -73,15 +73,15 @@ class SegmentSample:
         return cls(path_measures(segment.arrays), steps, end, rounding_of(segment.arrays))
 
     @classmethod
-    def centred_of(
+    def centered_of(
         cls, moments: Moments, steps: Sequence[TransportResult], end: TransportResult
     ) -> SegmentSample:
         """Measure the centered layers; `steps` and `end` are the results between these."""
-        path = path_measures(moments.arrays, centres=moments.centres)
+        path = path_measures(moments.arrays, centres=moments.centers)
         return cls(path, steps, end, moments.floor, True)
 
     @property
-    def linearised(self) -> bool:
+    def linearized(self) -> bool:
         """Whether every distance has potentials, and therefore an influence function."""
         results = (*self.steps, *([] if self.end is None else [self.end]))
         return all(result.potentials is not None for result in results)
@@ -97,7 +97,7 @@ class SegmentSample:
         defined = [~np.isnan(values) for values in path]
         filled = [np.nan_to_num(values) for values in path]
         transport = [_influence(result, len(path[0])) for result in self._results()]
-        square = [self.path.square] if self.centred else []
+        square = [self.path.square] if self.centered else []
         costs = [self.path.step_cost, self.path.chord_cost]
         return np.column_stack([*filled, *defined, *costs, *square, *transport])
 
@@ -106,7 +106,7 @@ class SegmentSample:
 
     def _measures(self, means: Float[np.ndarray, "m c"]) -> dict[str, Float[np.ndarray, " m"]]:
         count, blocks = len(TRAJECTORY_MEASURES), self.path.step_cost.shape[1]
-        widths = [count, count, blocks + 1, (blocks + 1) * self.centred]
+        widths = [count, count, blocks + 1, (blocks + 1) * self.centered]
         sums, shares, moved, square, costs = np.split(means, np.cumsum(widths), axis=1)
         with np.errstate(divide="ignore", invalid="ignore"):
             measures = dict(zip(TRAJECTORY_MEASURES, (sums / shares).T, strict=True))
@@ -120,7 +120,7 @@ class SegmentSample:
                     measures[f"paired {step}"] = paired[:, step]
                     measures[f"distance {step}"] = distance[:, step]
                     measures[f"ot_score {step}"] = _ot_score(distance[:, step], paired[:, step])
-            if self.centred and self.end is not None:
+            if self.centered and self.end is not None:
                 measures |= self._correlations(moved, costs, square)
         return measures
 

@@ -12,11 +12,10 @@ from jaxtyping import Float
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 Map = Callable[[torch.Tensor], torch.Tensor]
-Streams = list[
-    torch.Generator
-]  # one generator per point, so that random draws do not depend on the batch size
+# One generator per point, so that random draws do not depend on the batch size.
+Streams = list[torch.Generator]
 _BREAKDOWN = 1e-10  # relative norm below which a Krylov direction is rounding error
-_TRACED = 2**14  # entries of a batch above which tracing the derivative (0.3 s) saves time
+_TRACE_FROM = 2**14  # entries of a batch above which tracing the derivative (0.3 s) saves time
 _FIRST_CHECK, _CHECK_EVERY = 12, 4  # Lanczos steps at which convergence is checked
 
 
@@ -51,7 +50,7 @@ class Jacobian:
         self.x = x
         self._pull = torch.func.vjp(map_, x)[1]
         self._push: Map = lambda v: jvp(map_, x, v)
-        if many and x.numel() >= _TRACED:
+        if many and x.numel() >= _TRACE_FROM:
             self._push = _linearized(map_, x) or self._push
 
     def forward(self, v: torch.Tensor) -> torch.Tensor:
@@ -83,7 +82,7 @@ def _linearized(map_: Map, x: torch.Tensor) -> Map | None:
     return push
 
 
-def seeded(count: int, seed: int) -> Streams:
+def seeded_streams(count: int, seed: int) -> Streams:
     seeds = np.random.SeedSequence(seed).generate_state(count, dtype=np.uint64)
     return [torch.Generator().manual_seed(int(s >> np.uint64(1))) for s in seeds]
 
@@ -97,14 +96,15 @@ def random_signs(like: torch.Tensor, streams: Streams) -> torch.Tensor:
 def lowest_eigenvalue(
     jacobian: Jacobian, steps: int, tolerance: float, streams: Streams
 ) -> tuple[Float[torch.Tensor, " n"], Float[torch.Tensor, " n"], Float[torch.Tensor, " n"]]:
-    """Return each point's smallest eigenvalue of the symmetric part, its error bound, the largest.
+    """Return each point's smallest eigenvalue, its error bound, and the largest one in size.
 
-    The Lanczos method with full reorthogonalization (Golub and Van Loan 2013, sec. 10.3) runs for
-    all points at once. If a Krylov space is exhausted, it continues from a new random direction, so
-    that eigenvalues orthogonal to the first space are not missed. The smallest Ritz value theta
-    bounds the smallest eigenvalue from above, and some eigenvalue lies within ||S u - theta u|| of
-    theta. Each point keeps the values of the step at which it converged, so that they do not depend
-    on the rest of its batch.
+    The eigenvalues are those of the Jacobian's symmetric part. The Lanczos method with full
+    reorthogonalization (Golub and Van Loan 2013, sec. 10.3) runs for all points at once. If a
+    Krylov space is exhausted, it continues from a new random direction, so that eigenvalues
+    orthogonal to the first space are not missed. The smallest Ritz value theta bounds the smallest
+    eigenvalue from above, and some eigenvalue lies within ||S u - theta u|| of theta. Each point
+    keeps the values of the step at which it converged, so that they do not depend on the rest of
+    its batch.
     """
     n, shape = len(jacobian.x), jacobian.x.shape
     dimension = jacobian.x[0].numel()
@@ -118,7 +118,7 @@ def lowest_eigenvalue(
         basis[:, k] = q
         image = jacobian.symmetric(q.reshape(shape)).flatten(1)
         tridiagonal[:, k, k] = (q * image).sum(1)
-        rest = orthogonal(image, basis[:, : k + 1])
+        rest = orthogonalize(image, basis[:, : k + 1])
         beta = rest.norm(dim=1)
         scale = tridiagonal.abs().amax((1, 2)).clamp_min(torch.finfo(q.dtype).tiny)
         stuck = beta <= _BREAKDOWN * scale
@@ -151,11 +151,11 @@ def _ritz(
 def new_direction(basis: torch.Tensor, streams: Streams) -> torch.Tensor:
     """Return a random unit vector per point, orthogonal to the basis (n, k, dimension)."""
     draws = [torch.randn(basis.shape[2], generator=s, dtype=torch.float64) for s in streams]
-    v = orthogonal(torch.stack(draws).to(basis), basis)
+    v = orthogonalize(torch.stack(draws).to(basis), basis)
     return v / v.norm(dim=1, keepdim=True)
 
 
-def orthogonal(v: torch.Tensor, basis: torch.Tensor) -> torch.Tensor:
+def orthogonalize(v: torch.Tensor, basis: torch.Tensor) -> torch.Tensor:
     for _ in range(2):  # twice is enough (Kahan, in Parlett 1980, sec. 6.9)
         v = v - ((basis @ v[..., None]).mT @ basis)[:, 0]
     return v

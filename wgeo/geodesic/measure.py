@@ -25,11 +25,11 @@ from ..trajectory import Block, Segment, Trajectory, as_trajectory
 from ..transport import Chain, Exact, TransportResult, wasserstein
 from ..transport import chain as solve_chain
 from ..transport.chain import solve_pairs
-from .correlation import CentredPair, Moments
-from .influence import LINEARISED, MOVING, TRAJECTORY_MEASURES, TRANSPORT_MEASURES, SegmentSample
-from .nulls import chosen_rows, has_power, null_scores
-from .pairs import all_pairs, as_matrices, length_over_runs, missing_pairs
-from .paths import PathMeasures, neighbour_distance, resolution
+from .correlation import CenteredPair, Moments
+from .influence import LINEARIZED, MOVING, TRAJECTORY_MEASURES, TRANSPORT_MEASURES, SegmentSample
+from .nulls import distinct_rows, has_power, null_scores
+from .pairs import as_matrices, length_over_runs, missing_pairs, solutions_by_pair
+from .paths import PathMeasures, neighbor_distance, resolution
 from .reliability import Ends, costs, effective_samples, length_ratio_at_most
 from .resampling import Resampled
 from .result import BlockTransport, Interval, NullScore, SegmentStraightness, Straightness
@@ -109,7 +109,9 @@ def straightness(
             "Trace at least two layers of one width, or record the shortcut at a change of width."
         )
     if not isinstance(nulls, int) or nulls < 0:
-        raise ArgumentError(f"nulls must be a number of null maps of each kind, not {nulls!r}.")
+        raise ArgumentError(
+            f"nulls, the number of null maps of each kind, must be >= 0, not {nulls!r}."
+        )
     solver = Exact() if solver is None else solver
     chain = solve_chain(traj, solver) if chain is None else chain
     groups = None if groups is None else _as_groups(groups, len(traj))
@@ -119,12 +121,12 @@ def straightness(
     ends = list(zip(traj.segments, chain.ends, strict=True))
     for index, (segment, end) in enumerate(track(ends, "measuring straightness")):
         results = [next(steps) for _ in segment.arrays[1:]]
-        solutions = all_pairs(
+        solutions = solutions_by_pair(
             segment, results, end, _solve_missing(segment, pairs, solver, traj.nbytes)
         )
         sample = _MeasuredSegment.of(segment, solutions, bootstrap, seed, groups)
         null = _null(sample, nulls, (seed, index))
-        spacing = [neighbour_distance(x) for x in segment.arrays[:-1]]
+        spacing = [neighbor_distance(x) for x in segment.arrays[:-1]]
         blocks += [
             _block(next(maps), sample, null, step, spacing[step]) for step in range(len(results))
         ]
@@ -138,13 +140,13 @@ class _MeasuredSegment:
 
     segment: Segment
     solutions: Mapping[Ends, TransportResult]
-    pairs: Mapping[Ends, CentredPair]
+    pairs: Mapping[Ends, CenteredPair]
     moments: Moments
     raw: SegmentSample
     resampled: Resampled
     path: PathMeasures
     squared_distances: Mapping[Ends, Float[np.ndarray, " n"]]
-    centred: Resampled
+    centered: Resampled
     groups: Int[np.ndarray, " n"] | None
 
     @classmethod
@@ -165,14 +167,14 @@ class _MeasuredSegment:
             for i, j in solutions
         }
         *steps, end = (pairs[key].transport for key in chain)
-        centred = SegmentSample.centred_of(moments, steps, end)
-        resampled, resampled_centred = (
-            each.resampled(bootstrap, seed, groups) for each in (raw, centred)
+        centered = SegmentSample.centered_of(moments, steps, end)
+        resampled, resampled_centered = (
+            each.resampled(bootstrap, seed, groups) for each in (raw, centered)
         )
-        own = [*centred.path.step_cost.T, centred.path.chord_cost]
+        paired_costs = [*centered.path.step_cost.T, centered.path.chord_cost]
         squared_distances = {
             key: costs(moments, *key, solutions[key], each)
-            for key, each in zip(chain, own, strict=True)
+            for key, each in zip(chain, paired_costs, strict=True)
         }
         return cls(
             segment,
@@ -181,9 +183,9 @@ class _MeasuredSegment:
             moments,
             raw,
             resampled,
-            centred.path,
+            centered.path,
             squared_distances,
-            resampled_centred,
+            resampled_centered,
             groups,
         )
 
@@ -195,7 +197,10 @@ class _MeasuredSegment:
         """Return the fields of `Optimality` for layers i to j; measures have the suffix `name`."""
         pair, spread = self.pairs[i, j], self.moments.spread
         n = len(self.segment.arrays[0])
-        paired, moved = self.resampled.values[f"paired{name}"], self.centred.values[f"paired{name}"]
+        paired, moved = (
+            self.resampled.values[f"paired{name}"],
+            self.centered.values[f"paired{name}"],
+        )
         largest = max(spread[i], spread[j])
         return {
             "samples": n,
@@ -208,7 +213,7 @@ class _MeasuredSegment:
             "relative_displacement": float(moved / largest) if largest > 0 else None,
             "relative_rounding": float(self.moments.floor / largest) if largest > 0 else None,
             "shift_share": min(pair.shift / paired**2, 1.0) if paired > 0 else None,
-            "ot_score_centred": _defined(self.centred.values[f"ot_score{name}"]),
+            "ot_score_centred": _defined(self.centered.values[f"ot_score{name}"]),
             "corr_score": pair.corr_score,
             "null": null.get((i, j), ()),
             "power": has_power(null.get((i, j), ())),
@@ -220,17 +225,17 @@ class _MeasuredSegment:
         if self.last < 2:
             return None  # a single step has length ratio 1
         rng = np.random.default_rng((seed, self.last))
-        rows = chosen_rows(len(arrays[0]), arrays[0].shape[1], self.groups, rng)
-        u, v = (as_float64(arrays[k][rows]) - self.moments.centres[k] for k in (0, -1))
+        rows = distinct_rows(len(arrays[0]), arrays[0].shape[1], self.groups, rng)
+        u, v = (as_float64(arrays[k][rows]) - self.moments.centers[k] for k in (0, -1))
         return length_ratio_at_most(u, v, self.path.step_cost[rows], seed=seed)
 
-    def intervals(self, names: Mapping[str, str], centred: bool = False) -> dict[str, Interval]:
+    def intervals(self, names: Mapping[str, str], centered: bool = False) -> dict[str, Interval]:
         """Return the defined intervals of `names`, {name in the record: name of the measure}."""
         intervals = {}
         for name, measure in names.items():
-            if name in LINEARISED and not self.raw.linearised:
+            if name in LINEARIZED and not self.raw.linearized:
                 continue
-            interval = (self.centred if centred else self.resampled).interval(measure)
+            interval = (self.centered if centered else self.resampled).interval(measure)
             if interval is not None:
                 intervals[name] = interval
         return intervals
@@ -301,7 +306,7 @@ def _block(
         status=str(result.status),
         solver=result.solver,
         seconds=result.seconds,
-        intervals={**sample.intervals(names), **sample.intervals(scores, centred=True)},
+        intervals={**sample.intervals(names), **sample.intervals(scores, centered=True)},
         **sample.optimality(step, step + 1, null, f" {step}"),
     )
 
@@ -325,38 +330,38 @@ def _segment(
             name: int(np.isnan(getattr(raw.path, name)).sum()) for name in TRAJECTORY_MEASURES
         },
         length_over_runs=length_over_runs(last, distances),
-        centred=_centred(sample, null, seed),
+        centred=_centered(sample, null, seed),
         pairs=as_matrices(segment, sample.solutions, sample.pairs, null),
         intervals={
             **sample.intervals({name: name for name in _PATH}),
-            **sample.intervals(scores, centred=True),
+            **sample.intervals(scores, centered=True),
         },
         **sample.optimality(0, last, null, ""),
     )
 
 
 def _path(resampled: Resampled) -> dict[str, Any]:
-    """Return every measure of a path by its name."""
+    """Return every measure of a path by name."""
     return {name: _defined(resampled.values[name]) for name in _PATH}
 
 
-def _centred(sample: _MeasuredSegment, null: Null, seed: int) -> dict[str, Any]:
+def _centered(sample: _MeasuredSegment, null: Null, seed: int) -> dict[str, Any]:
     """Return the measures of the path with each layer's mean subtracted."""
     distances = {key: pair.transport.distance for key, pair in sample.pairs.items()}
     return {
-        **_path(sample.centred),
+        **_path(sample.centered),
         "length_over_runs": length_over_runs(sample.last, distances),
         "null_length_ratio": _null_length_ratio(sample, null.get((0, sample.last), ())),
         "length_ratio_at_most": sample.length_ratio_at_most(seed),
-        "intervals": sample.intervals({name: name for name in _PATH}, centred=True),
+        "intervals": sample.intervals({name: name for name in _PATH}, centered=True),
     }
 
 
 def _null_length_ratio(sample: _MeasuredSegment, null: Sequence[NullScore]) -> float | None:
     """Return the length over the estimated distance between the ends of a null map."""
     highest = max((each.ot_score for each in null), default=0.0)
-    paired = sample.centred.values["paired"] * np.sqrt(highest)
-    return float(sample.centred.values["length"] / paired) if paired > 0 else None
+    paired = sample.centered.values["paired"] * np.sqrt(highest)
+    return float(sample.centered.values["length"] / paired) if paired > 0 else None
 
 
 def _interpolation(
@@ -384,8 +389,8 @@ def _interpolation(
         except RecordError as error:  # a full disk, possibly after hours of work
             warnings.warn(f"No interpolation gaps: {error}", WgeoWarning, stacklevel=2)
             return (None,) * len(layers), tuple(times)
-        # Early layers are near the geodesics of their own samples, late layers near those that end
-        # there.
+        # Early layers are close to the geodesics that start at their own samples, late layers to
+        # those that end there.
         start = min(starts, key=lambda match: _paired_cost(layer, geodesic, match))
         result = wasserstein(layer, geodesic, solver=solver, coupling=start)
         gaps.append(result.distance / values["distance"])

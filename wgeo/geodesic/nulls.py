@@ -30,7 +30,7 @@ from .result import NullScore, Score
 
 MAX_SAMPLES = 2000  # of larger samples, a random subset is scored
 POWER_MARGIN = 0.05
-OPTIMAL, NEARLY_OPTIMAL = 0.99, 0.95  # minimum scores of maps that are called so
+OPTIMAL, NEARLY_OPTIMAL = 0.99, 0.95  # smallest scores of maps so called
 _ENTRIES = 2**22  # largest number of entries of a cloud; limits the samples of wide features
 _MIN_SAMPLES = 100  # at least this number of samples is scored, for any width
 _TURNED_WIDTH = 1024  # largest width for turned maps, which need a QR decomposition
@@ -51,9 +51,9 @@ def null_scores(
     ----------
     x, y : ndarray, (n, d)
     own : (value, low, high), optional
-        The score of the pairing itself on all samples, if known.
+        The score of the network's own pairing on all samples, if known.
     draws : int
-        Null maps of each kind; 0 for none.
+        Number of null maps of each kind; 0 for none.
     seed : sequence of int
     groups : ndarray of int, (n,), optional
         Samples with the same number are copies of one image; one of each group is used.
@@ -65,7 +65,7 @@ def null_scores(
     features; an odd number of features is padded with one zero coordinate.
     """
     rng = np.random.default_rng(seed)
-    rows = chosen_rows(len(x), x.shape[1], groups, rng)
+    rows = distinct_rows(len(x), x.shape[1], groups, rng)
     if draws < 1 or len(rows) < 2:
         return ()
     complete = len(rows) == len(x)
@@ -114,7 +114,7 @@ def antisymmetric(width: int, rng: np.random.Generator) -> Float[np.ndarray, "d 
     return half - half.T
 
 
-def chosen_rows(
+def distinct_rows(
     n: int, d: int, groups: Int[np.ndarray, " n"] | None, rng: np.random.Generator
 ) -> Int[np.ndarray, " m"]:
     """Return rows of distinct samples, a random subset if there are more than `MAX_SAMPLES`."""

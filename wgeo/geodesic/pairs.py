@@ -7,18 +7,18 @@ from itertools import combinations, pairwise
 
 from ..trajectory import Segment
 from ..transport import TransportResult
-from .correlation import CentredPair
+from .correlation import CenteredPair
 from .result import NullScore, Pairs
 
-MAX_LAYERS = 10  # 45 pairs; of a longer segment, 9 evenly spaced layers are compared
+MAX_LAYERS = 10  # 45 pairs; in a longer segment, 9 evenly spaced layers are compared
 _RUNS = (2, 4, 8)
 # Budget for the sum of n^2 (d + 100) over pairs: about half a minute on one core. A pair of 2,000
 # samples of 64 features takes about 0.4 s; the 100 is for the sparse problem, at any width.
 _WORK = 4e10
-Matrix = Mapping[tuple[int, int], TransportResult]
+Solutions = Mapping[tuple[int, int], TransportResult]
 
 
-def evenly(blocks: int, runs: int) -> list[int]:
+def evenly_spaced(blocks: int, runs: int) -> list[int]:
     """Return `runs` + 1 evenly spaced layers of 0, ..., `blocks`, including both ends.
 
     The layers for 2k runs include those for k runs, so a length over runs does not decrease from k
@@ -28,9 +28,9 @@ def evenly(blocks: int, runs: int) -> list[int]:
 
 
 def compared_layers(segment: Segment) -> list[int]:
-    """Return the layers between every two of which transport is solved."""
+    """Return the layers of a segment that are compared pairwise."""
     count = len(segment.arrays)
-    return list(range(count)) if count <= MAX_LAYERS else evenly(count - 1, _RUNS[-1])
+    return list(range(count)) if count <= MAX_LAYERS else evenly_spaced(count - 1, _RUNS[-1])
 
 
 def missing_pairs(segment: Segment, pairs: bool | None) -> list[tuple[int, int]]:
@@ -46,12 +46,12 @@ def missing_pairs(segment: Segment, pairs: bool | None) -> list[tuple[int, int]]
     return keys if (affordable if pairs is None else pairs) else []
 
 
-def all_pairs(
-    segment: Segment, steps: Sequence[TransportResult], end: TransportResult, more: Matrix
+def solutions_by_pair(
+    segment: Segment, steps: Sequence[TransportResult], end: TransportResult, others: Solutions
 ) -> dict[tuple[int, int], TransportResult]:
     """Return the results of a chain and of the other pairs, by their layers."""
     chain = {(i, i + 1): step for i, step in enumerate(steps)}
-    return {**chain, (0, len(segment.arrays) - 1): end, **more}
+    return {**chain, (0, len(segment.arrays) - 1): end, **others}
 
 
 def length_over_runs(
@@ -61,7 +61,7 @@ def length_over_runs(
     end = distances[0, blocks]
     ratios: dict[int, float | None] = {}
     for runs in [*(k for k in _RUNS if k < blocks), blocks]:
-        steps = list(pairwise(evenly(blocks, runs)))
+        steps = list(pairwise(evenly_spaced(blocks, runs)))
         if all(step in distances for step in steps):
             length = sum(distances[step] for step in steps)
             ratios[runs] = max(length / end, 1.0) if end > 0 else None
@@ -70,33 +70,33 @@ def length_over_runs(
 
 def as_matrices(
     segment: Segment,
-    solved: Matrix,
-    centred: Mapping[tuple[int, int], CentredPair],
+    solutions: Solutions,
+    centered: Mapping[tuple[int, int], CenteredPair],
     null: Mapping[tuple[int, int], Sequence[NullScore]],
 ) -> Pairs | None:
     """Return the results as matrices; None for only two layers, or if pairs are missing."""
-    chosen = compared_layers(segment)
-    if len(chosen) < 3 or any(ends not in solved for ends in combinations(chosen, 2)):
+    layers = compared_layers(segment)
+    if len(layers) < 3 or any(ends not in solutions for ends in combinations(layers, 2)):
         return None
 
     def matrix(values: Mapping[tuple[int, int], float | None], diagonal: float | None) -> tuple:
         return tuple(
-            tuple(diagonal if i == j else values.get((min(i, j), max(i, j))) for j in chosen)
-            for i in chosen
+            tuple(diagonal if i == j else values.get((min(i, j), max(i, j))) for j in layers)
+            for i in layers
         )
 
     def scores(end: int) -> tuple:
-        values = {key: pair.corr_score for key, pair in centred.items()}
+        values = {key: pair.corr_score for key, pair in centered.items()}
         return matrix({key: value and value[end] for key, value in values.items()}, 1.0)
 
     highest = {
         key: max(each.score[2] for each in scores_) for key, scores_ in null.items() if len(scores_)
     }
     return Pairs(
-        layers=tuple(segment.names[i] for i in chosen),
-        distance=matrix({key: result.distance for key, result in solved.items()}, 0.0),
-        lower=matrix({key: result.lower for key, result in solved.items()}, 0.0),
-        upper=matrix({key: result.upper for key, result in solved.items()}, 0.0),
+        layers=tuple(segment.names[i] for i in layers),
+        distance=matrix({key: result.distance for key, result in solutions.items()}, 0.0),
+        lower=matrix({key: result.lower for key, result in solutions.items()}, 0.0),
+        upper=matrix({key: result.upper for key, result in solutions.items()}, 0.0),
         corr_score=scores(0),
         corr_low=scores(1),
         corr_high=scores(2),

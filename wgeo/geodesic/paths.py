@@ -1,4 +1,4 @@
-"""Straightness of each sample's own path through the layers, and the resolution of a sample.
+"""Straightness of each sample's path through the layers, and the resolution of the samples.
 
 All measures here are Euclidean and per sample; `measure` adds the measures of transport.
 """
@@ -130,7 +130,7 @@ def _turning(units: np.ndarray, moved: np.ndarray) -> np.ndarray:
         return np.where(turns > 0, total / turns, np.nan)
 
 
-def neighbour_distance(x: Float[np.ndarray, "n d"]) -> float:
+def neighbor_distance(x: Float[np.ndarray, "n d"]) -> float:
     """Return the median, over samples, of the distance to the nearest *distinct* sample.
 
     Coincident samples can be exchanged without cost, so they do not affect which couplings are
@@ -138,17 +138,17 @@ def neighbour_distance(x: Float[np.ndarray, "n d"]) -> float:
     is over that many of them, each of which is compared with all others, read in parts.
     """
     n, d = x.shape
-    centre = mean_of(x)
+    center = mean_of(x)
     queries = np.linspace(0, n - 1, min(n, _MAX_QUERIES)).astype(np.int64)
     nearest, local_rows = np.zeros(len(queries)), processes.shard(len(queries))
     nearest[local_rows] = np.inf
-    # Twice the usual rows, since the queries are read again for every part of the others.
+    # Parts of twice the usual size, since the queries are read again for every part.
     half = -(-d // 2)
     for part in row_ranges(n, half):
-        others = as_float64(x[part]) - centre
+        others = as_float64(x[part]) - center
         norms = (others**2).sum(1)
         for chunk in row_ranges(local_rows.stop, max(half, len(others)), local_rows.start):
-            points = as_float64(x[queries[chunk]]) - centre
+            points = as_float64(x[queries[chunk]]) - center
             sums = (points**2).sum(1)[:, None] + norms
             squared = sums - 2 * points @ others.T
             distinct = np.where(squared > _COINCIDENT * sums, squared, np.inf)
@@ -164,7 +164,7 @@ def resolution(
     *,
     neighbours: float | None = None,
 ) -> float | None:
-    """Return the resolution, which says if samples can tell an optimal map from another one.
+    """Return the resolution: can these samples distinguish an optimal map from another?
 
     resolution = median_i ||(y_i - x_i) - mean(y - x)|| / median_i min_{x_j != x_i} ||x_i - x_j||.
     The mean displacement is subtracted because a translation does not change which coupling is
@@ -177,13 +177,13 @@ def resolution(
     x, y : ndarray, (n, d)
         Samples before and after, row by row.
     neighbours : float, optional
-        `neighbour_distance(x)`, if it is already known.
+        `neighbor_distance(x)`, if it is already known.
 
     Returns
     -------
     float in [0, inf), or None if all samples of x coincide.
     """
-    spacing = neighbour_distance(x) if neighbours is None else neighbours
+    spacing = neighbor_distance(x) if neighbours is None else neighbours
     if not spacing > 0:
         return None
     local_rows = processes.shard(len(x))

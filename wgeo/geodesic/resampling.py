@@ -23,9 +23,9 @@ from ..runtime.memory import limited_size
 
 LEVEL = 0.95
 _MAX_WEIGHTS = 2**24  # number of resampling weights in memory
-_SAME = 1e-12  # relative spread of draws that counts as rounding error
+_ROUNDING = 1e-12  # relative spread of draws that counts as rounding error
 _LARGEST_LOG = 100.0  # largest logarithm of a factor within float64's range
-_TIE = 1e-9  # distance, relative to that spread, at which draws count as equal
+_TIE = 1e-9  # distance, relative to the draws' spread, at which they count as equal
 Measures = Callable[[Float[np.ndarray, "m c"]], Mapping[str, Float[np.ndarray, " m"]]]
 
 
@@ -153,7 +153,7 @@ def bca_interval(
     draws = draws[~np.isnan(draws)]
     if not np.isfinite(value) or len(draws) == 0:
         return None
-    if np.ptp(draws) <= _SAME * abs(value):
+    if np.ptp(draws) <= _ROUNDING * abs(value):
         return value, value
     # Half of the draws that equal the value up to rounding count as below it.
     margin = _TIE * np.ptp(draws)
@@ -194,7 +194,7 @@ def permutation_p_value(
 ) -> float:
     """Return the one-sided p-value of "mean a > mean b" between independent samples.
 
-    The statistic is Welch's t under random relabelling, or under all relabellings if there are at
+    The statistic is Welch's t under random relabeling, or under all relabelings if there are at
     most `draws` of these. The test is exact if a and b have the same distribution, and
     asymptotically valid if only their means agree (Janssen 1997).
     """
@@ -217,7 +217,7 @@ def permutation_p_value(
     observed = welch(pooled[:n])
     threshold = observed - 1e-12 * abs(observed)
     if math.comb(n + m, n) <= draws:
-        chosen = combinations(range(n + m), n)
-        return float(np.mean([welch(pooled[list(rows)]) >= threshold for rows in chosen]))
-    relabelled = np.array([welch(rng.permutation(pooled)[:n]) for _ in range(draws)])
-    return float((1 + (relabelled >= threshold).sum()) / (1 + draws))
+        subsets = combinations(range(n + m), n)
+        return float(np.mean([welch(pooled[list(rows)]) >= threshold for rows in subsets]))
+    relabeled = np.array([welch(rng.permutation(pooled)[:n]) for _ in range(draws)])
+    return float((1 + (relabeled >= threshold).sum()) / (1 + draws))

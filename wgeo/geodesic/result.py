@@ -16,12 +16,12 @@ Score = tuple[float, float, float]
 
 @dataclass(frozen=True, eq=False)
 class NullScore:
-    """The correlation score of null maps: a pair's displacements, given to the wrong samples.
+    """The correlation score of null maps: a pair's displacements, permuted or rotated.
 
     Attributes
     ----------
     kind : str
-        ``dealt`` or ``turned``; see ``wgeo.geodesic.nulls``.
+        ``dealt`` (permuted) or ``turned`` (rotated); see ``wgeo.geodesic.nulls``.
     score : (value, low, high)
         The highest value of all draws; ``low`` and ``high`` are the lowest and the highest
         certified bounds of all draws.
@@ -296,7 +296,8 @@ class SegmentStraightness(Optimality):
     def _description(self) -> str:
         return (
             f"{self.layers[0]} -> {self.layers[-1]}, {self.samples} samples: "
-            f"W2 = {self.distance:.4g}; length ratio {_shown(self.length_ratio)}; {_scores(self)}"
+            f"W2 = {self.distance:.4g}; length ratio {_formatted(self.length_ratio)}; "
+            f"{_scores(self)}"
         )
 
 
@@ -349,8 +350,8 @@ def _row(block: BlockTransport) -> dict[str, Any]:
 
 def _scores(pair: BlockTransport | SegmentStraightness) -> str:
     corr = pair.corr_score and pair.corr_score[0]
-    return f"OT score {_shown(pair.ot_score)}, correlation score {_shown(corr)}"
+    return f"OT score {_formatted(pair.ot_score)}, correlation score {_formatted(corr)}"
 
 
-def _shown(value: float | None) -> str:
+def _formatted(value: float | None) -> str:
     return "undefined" if value is None else f"{value:.4g}"

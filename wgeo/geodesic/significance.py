@@ -128,14 +128,14 @@ def straighter_than(
         Whether to subtract each layer's mean, so that a shift common to all samples does not count.
     paired : bool, optional
         With one network on each side: whether both networks saw the same samples, row by row. By
-        default they did if the labels and the first layers (the images) agree. With several:
-        whether network i of one side belongs to network i of the other (for example, because both
-        have the same seed). By default it does not.
+        default, they are paired if the labels and the first layers (the images) agree. With
+        several: whether network i of one side belongs to network i of the other (for example,
+        because both have the same seed). By default, they are not paired.
     solver : solver, optional
         Solver for statistics of W2; default `Exact()`.
     draws : int
         Number of resamples; the smallest p-value is 1 / (draws + 1). If there are at most `draws`
-        relabellings, as with few networks, all of them are enumerated.
+        relabelings, as with few networks, all of them are enumerated.
     seed : int
 
     Notes
@@ -173,14 +173,14 @@ def straighter_than(
     runs = [_matching_segments(each, theirs[0], statistic) for each in ours]
     others = [_matching_segments(ours[0], each, statistic) for each in theirs]
     _check_numbers([*ours, *theirs], statistic, over == "images" and bool(paired))
-    measure = partial(_values, statistic=statistic, centred=centred, solver=solver)
+    measure = partial(_values, statistic=statistic, centered=centred, solver=solver)
     name = f"{statistic}_centred" if centred else statistic
     tests = []
     for k, (segment, _) in enumerate(runs[0]):
         a, b = measure([run[k][0] for run in runs]), measure([run[k][1] for run in others])
         sign = 1.0 if statistic in _HIGHER_IS_STRAIGHTER else -1.0
-        compared = _compared(a, b, sign, bool(paired), draws, seed)
-        tests.append(StraighterThan(segment.names, segment.stage, name, **compared, over=over))
+        comparison = _comparison(a, b, sign, bool(paired), draws, seed)
+        tests.append(StraighterThan(segment.names, segment.stage, name, **comparison, over=over))
     return tuple(tests)
 
 
@@ -189,7 +189,10 @@ def _networks(value: Any, name: str) -> list[Trajectory]:
     several = isinstance(value, list | tuple)
     networks = [as_trajectory(each, name) for each in value] if several else []
     if several and len(networks) < 2:
-        raise ArgumentError(f"{name} is a sequence of {len(networks)}; give a Trajectory, or two.")
+        raise ArgumentError(
+            f"{name} is a sequence of {len(networks)}; give one Trajectory, or a sequence of at "
+            "least two."
+        )
     return networks or [as_trajectory(value, name)]
 
 
@@ -231,7 +234,7 @@ def _same_samples(a: Trajectory, b: Trajectory) -> bool:
     )
 
 
-def _compared(
+def _comparison(
     a: Float[np.ndarray, " n"],
     b: Float[np.ndarray, " m"],
     sign: float,
@@ -246,7 +249,7 @@ def _compared(
         gain = sign * (a - b)
         p_values = [sign_flip_p_value(side, draws=draws, seed=seed) for side in (gain, -gain)]
         spread = _deviation(gain)
-        error, freedom = spread / max(len(gain), 1) ** 0.5, len(gain) - 1
+        error, degrees_of_freedom = spread / max(len(gain), 1) ** 0.5, len(gain) - 1
     else:
         a, b = a[~np.isnan(a)], b[~np.isnan(b)]
         p_values = [
@@ -255,9 +258,9 @@ def _compared(
         ]
         spread = ((_deviation(a) ** 2 + _deviation(b) ** 2) / 2) ** 0.5
         error = (_deviation(a) ** 2 / len(a) + _deviation(b) ** 2 / len(b)) ** 0.5
-        freedom = min(len(a), len(b)) - 1
+        degrees_of_freedom = min(len(a), len(b)) - 1
     difference = float(a.mean() - b.mean())
-    half_width = float(student.ppf((1 + LEVEL) / 2, max(freedom, 1))) * error
+    half_width = float(student.ppf((1 + LEVEL) / 2, max(degrees_of_freedom, 1))) * error
     return {
         "value": float(a.mean()),
         "reference": float(b.mean()),
@@ -272,24 +275,26 @@ def _compared(
 
 
 def _values(
-    segments: Sequence[Segment], *, statistic: str, centred: bool, solver: Any
+    segments: Sequence[Segment], *, statistic: str, centered: bool, solver: Any
 ) -> Float[np.ndarray, " n"]:
     """Return the values of one network's images, or one value for each of several networks."""
-    values = [_per_sample(segment, statistic, centred, solver) for segment in segments]
+    values = [_per_sample(segment, statistic, centered, solver) for segment in segments]
     return values[0] if len(values) == 1 else np.array([np.nanmean(each) for each in values])
 
 
 def _per_sample(
-    segment: Segment, statistic: str, centred: bool, solver: Any
+    segment: Segment, statistic: str, centered: bool, solver: Any
 ) -> Float[np.ndarray, " n"]:
     """Return per-sample values or pseudo-values whose mean is the statistic."""
-    centres = np.stack([mean_of(array) for array in segment.arrays]) if centred else None
+    centers = np.stack([mean_of(array) for array in segment.arrays]) if centered else None
     if statistic in TRAJECTORY_MEASURES:
-        values = getattr(path_measures(segment.arrays, centres=centres), statistic)
+        values = getattr(path_measures(segment.arrays, centres=centers), statistic)
     else:
-        if centres is not None:
-            moved = (as_float64(x) - m for x, m in zip(segment.arrays, centres, strict=True))
-            segment = replace(segment, arrays=tuple(moved))
+        if centers is not None:
+            centered_arrays = (
+                as_float64(x) - m for x, m in zip(segment.arrays, centers, strict=True)
+            )
+            segment = replace(segment, arrays=tuple(centered_arrays))
         values = _pseudo_values(segment, statistic, Exact() if solver is None else solver)
     if np.isnan(values).all():
         raise ArgumentError(
@@ -303,7 +308,7 @@ def _pseudo_values(segment: Segment, statistic: str, solver: Any) -> Float[np.nd
     steps = [wasserstein(x, y, solver=solver) for x, y in pairwise(segment.arrays)]
     end = wasserstein(segment.arrays[0], segment.arrays[-1], solver=solver)
     sample = SegmentSample.of(segment, steps, end)
-    if not sample.linearised:
+    if not sample.linearized:
         raise ArgumentError(
             f"{statistic} needs dual potentials to be tested, and {solver.name} has none. "
             "Use Exact() or Sinkhorn()."

@@ -86,8 +86,8 @@ def with_etf_classifier(net: nn.Module, dim: str = "K") -> nn.Module:
     Returns
     -------
     nn.Module
-        New layers have fresh random weights, the rest is copied. In the state dict the frame has
-        the old head's name and no bias, by which loading recognizes it.
+        New layers are randomly initialized; the rest is copied. In the state dict, the fixed
+        classifier has the old head's name and no bias, by which loading recognizes it.
 
     Raises
     ------
@@ -106,9 +106,9 @@ def with_etf_classifier(net: nn.Module, dim: str = "K") -> nn.Module:
     if dim == "K" and width != head.out_features:
         width = head.out_features
         _narrow(_last_block(net, head.in_features), width)
-    frame = FixedLinear(simplex_etf(head.out_features, width)).to(head.weight.device)
+    classifier = FixedLinear(simplex_etf(head.out_features, width)).to(head.weight.device)
     owner, _, attribute = name.rpartition(".")
-    setattr(net.get_submodule(owner), attribute, frame)
+    setattr(net.get_submodule(owner), attribute, classifier)
     return net
 
 

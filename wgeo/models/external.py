@@ -52,7 +52,7 @@ class Arch:
         they leave the activation or the number of heads open, the architecture is not chosen
         automatically.
     external : bool
-        Whether its code is the user's. The network is then built completely before shapes are
+        Whether its code is the user's. If so, the network is built completely before shapes are
         compared.
     translate : callable or None
         ``translate(state, settings)`` converts names of tensors in older files to those of the
@@ -210,8 +210,8 @@ def infer_torchvision(state: State, options: Mapping[str, Any]) -> dict[str, Any
 def infer_head(state: State, options: Mapping[str, Any]) -> dict[str, Any]:
     """Return the probable number of classes and of input channels of an unknown network.
 
-    The number of classes is that of the rows of the head's weight. The head is the weight with one
-    of the usual names, or otherwise the last matrix. The channels are those of the first
+    The number of classes is the number of rows of the head's weight. The head is the weight with
+    one of the usual names, or otherwise the last matrix. The channels are those of the first
     convolution.
     """
     usual = [f"{name}.weight" for name in HEADS]
@@ -325,9 +325,9 @@ def normalization(mean: tuple[float, ...], std: tuple[float, ...]) -> str:
 def user_arch(name: str) -> Arch:
     """Return a user's ``package.module:factory`` as an `Arch`.
 
-    The module may also be in the current folder. The factory must return a network. Of
-    num_classes, in_channels, image_size, activation and the options, it is called with those that
-    are in its signature.
+    The module may also be in the current folder. The factory must return a network. It is called
+    with those of num_classes, in_channels, image_size, activation and the options that are in its
+    signature.
 
     Raises
     ------

@@ -195,9 +195,9 @@ def fit(name: str, state: State, num_classes: int | None = None, **options: Any)
         module = without_head(module, report.no_head)
         settings["num_classes"] = None
     state = {heads.get(key, key): tensor for key, tensor in state.items()}
-    own = module.state_dict()
-    weights = OrderedDict((key, state[key]) for key in own if key in state)
-    weights._metadata = own._metadata  # type: ignore[attr-defined]  # torchvision's MNASNet needs it
+    new_state = module.state_dict()
+    weights = OrderedDict((key, state[key]) for key in new_state if key in state)
+    weights._metadata = new_state._metadata  # type: ignore[attr-defined]  # torchvision's MNASNet needs it
     module.load_state_dict(weights, strict=False)
     renamed = {old: heads.get(new, new) for old, new in names.items()}
     changes = tuple(f"{printable(old)} -> {new}" for old, new in renamed.items() if old != new)
@@ -291,17 +291,17 @@ def _compare(
 
 def _match(net: nn.Module, state: State) -> tuple[KeyReport, dict[str, str]]:
     """Compare names; a head may have another usual name, or be missing."""
-    own, named_head = net.state_dict(), head_of(net)
+    net_state, named_head = net.state_dict(), head_of(net)
     if named_head is None:
-        return compare_keys(own, state), {}
+        return compare_keys(net_state, state), {}
     head = named_head[0]
     head_names: dict[str, str] = {}
     if f"{head}.weight" not in state:
-        others = [name for name in HEADS if f"{name}.weight" in state.keys() - own.keys()]
+        others = [name for name in HEADS if f"{name}.weight" in state.keys() - net_state.keys()]
         others = [name for name in others if state[f"{name}.weight"].ndim == 2]
         if len(others) == 1:
             head_names = {f"{others[0]}.{part}": f"{head}.{part}" for part in ("weight", "bias")}
-    report = compare_keys(own, {head_names.get(key, key): t for key, t in state.items()})
+    report = compare_keys(net_state, {head_names.get(key, key): t for key, t in state.items()})
     # Tensors under the head's name that are not a linear layer are a projector used in training.
     only_projector = all(
         key.startswith(f"{head}.") or _PROJECTOR.match(key) for key in report.unexpected

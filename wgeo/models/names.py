@@ -1,4 +1,4 @@
-"""Names of the architectures that are built in, with a summary; light, for ``wgeo list archs``."""
+"""Names and summaries of the built-in architectures, importable without torch."""
 
 CIFAR_DEPTHS = (20, 32, 44, 56, 110)
 RESNETS = (  # torchvision's

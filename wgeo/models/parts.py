@@ -87,7 +87,7 @@ def initialize(module: nn.Module, activation: str) -> None:
 
 
 def usual_head(module: nn.Module) -> tuple[str, nn.Linear] | None:
-    """Return the outermost linear layer with a usual name of a classifier, if only one is."""
+    """Return the outermost linear layer that has a usual classifier name, if it is unique."""
     layers = [
         (name, part)
         for name, part in module.named_modules()
@@ -101,8 +101,8 @@ def usual_head(module: nn.Module) -> tuple[str, nn.Linear] | None:
 def head_of(module: nn.Module) -> tuple[str, nn.Linear] | None:
     """Return a network's classifier and its name, without running the network.
 
-    It is the linear layer with a usual name, if only one has one directly in the network, else the
-    last one in the order of registration.
+    It is the only linear layer directly in the network that has a usual name, if there is exactly
+    one; otherwise it is the linear layer that was registered last.
     """
     if getattr(module, _HEADLESS, False):
         return None
@@ -135,7 +135,7 @@ def tables_in(output: Any) -> list[torch.Tensor]:
 def logits_of(module: nn.Module, output: Any) -> torch.Tensor | None:
     """Return the first tensor (n, k) in a network's output, one named ``logits`` if there is one.
 
-    None if there is none, or the network was read without its head.
+    None if there is none, or the network was loaded without its head.
     """
     tables = tables_in(output)
     return tables[0] if tables and not getattr(module, _HEADLESS, False) else None
@@ -171,7 +171,7 @@ def count_children(state: State, prefix: str) -> int:
 def classifier_of(module: nn.Module) -> nn.Linear | None:
     """Return a network's classifier; see `head_of`.
 
-    None if it has none, or was read from a file without its head.
+    None if it has none, or was loaded from a file without its head.
     """
     head = head_of(module)
     return None if head is None else head[1]

@@ -75,7 +75,10 @@ def mlp(
     batch_norm: bool = True,
     inputs: int | None = None,
 ) -> nn.Module:
-    """Build a plain MLP of `depth` hidden layers; default `inputs`: in_channels x image_size^2."""
+    """Build a plain MLP of `depth` hidden layers.
+
+    By default, `inputs` is in_channels x image_size^2.
+    """
     require_positive(width=width, depth=depth)
     blocks: list[Block] = [DenseBlock(width, activation, bool(batch_norm)) for _ in range(depth)]
     return _mlp(blocks, num_classes, in_channels, image_size, activation, width, inputs)

@@ -32,8 +32,7 @@ class ConvBlock(Block):
         Channels.
     shortcut : nn.Module or None
         s; None for a plain block, y = act2(F(x)).
-    name : str
-        The activation's name.
+    activation_name : str
     stride : int
         Stride of the first convolution.
     final_activation : bool
@@ -45,7 +44,7 @@ class ConvBlock(Block):
         inputs: int,
         outputs: int,
         shortcut: nn.Module | None,
-        name: str,
+        activation_name: str,
         *,
         stride: int = 1,
         final_activation: bool = True,
@@ -54,11 +53,11 @@ class ConvBlock(Block):
         self.stride = stride
         self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(outputs)
-        self.act1 = activation(name)
+        self.act1 = activation(activation_name)
         self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(outputs)
         self.shortcut = shortcut
-        self.act2 = activation(name) if final_activation else nn.Identity()
+        self.act2 = activation(activation_name) if final_activation else nn.Identity()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = self.bn2(self.conv2(self.act1(self.bn1(self.conv1(x)))))
@@ -89,15 +88,21 @@ class CifarResNet(nn.Module):
     """
 
     def __init__(
-        self, blocks: int, num_classes: int, in_channels: int, width: int, option: str, name: str
+        self,
+        blocks: int,
+        num_classes: int,
+        in_channels: int,
+        width: int,
+        option: str,
+        activation_name: str,
     ) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(in_channels, width, 3, 1, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
-        self.act1 = activation(name)
-        self.layer1 = _stage(width, width, blocks, option, name)
-        self.layer2 = _stage(width, 2 * width, blocks, option, name)
-        self.layer3 = _stage(2 * width, 4 * width, blocks, option, name)
+        self.act1 = activation(activation_name)
+        self.layer1 = _stage(width, width, blocks, option, activation_name)
+        self.layer2 = _stage(width, 2 * width, blocks, option, activation_name)
+        self.layer3 = _stage(2 * width, 4 * width, blocks, option, activation_name)
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.linear = nn.Linear(4 * width, num_classes)
 
@@ -107,13 +112,15 @@ class CifarResNet(nn.Module):
         return self.linear(self.pool(x).flatten(1))
 
 
-def _stage(inputs: int, outputs: int, blocks: int, option: str, name: str) -> nn.Sequential:
+def _stage(
+    inputs: int, outputs: int, blocks: int, option: str, activation_name: str
+) -> nn.Sequential:
     first: nn.Module = nn.Identity()
     if inputs != outputs:
         first = PadShortcut(inputs, outputs) if option == "A" else projection(inputs, outputs, 2)
     stride = 1 if inputs == outputs else 2
-    rest = [ConvBlock(outputs, outputs, nn.Identity(), name) for _ in range(blocks - 1)]
-    return nn.Sequential(ConvBlock(inputs, outputs, first, name, stride=stride), *rest)
+    rest = [ConvBlock(outputs, outputs, nn.Identity(), activation_name) for _ in range(blocks - 1)]
+    return nn.Sequential(ConvBlock(inputs, outputs, first, activation_name, stride=stride), *rest)
 
 
 def cifar_resnet(
@@ -178,7 +185,7 @@ class IsoResNet(nn.Module):
         width: int,
         depth: int,
         stride: int,
-        name: str,
+        activation_name: str,
     ) -> None:
         super().__init__()
         # The kernel's size encodes the stride, so that a checkpoint's shapes determine it.
@@ -186,7 +193,11 @@ class IsoResNet(nn.Module):
         self.blocks = nn.Sequential(
             *(
                 ConvBlock(
-                    width, width, nn.Identity() if residual else None, name, final_activation=False
+                    width,
+                    width,
+                    nn.Identity() if residual else None,
+                    activation_name,
+                    final_activation=False,
                 )
                 for _ in range(depth)
             )

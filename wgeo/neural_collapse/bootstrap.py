@@ -128,7 +128,7 @@ class _Layer:
                     basis=basis[b, kept].numpy(),
                     coordinates=coordinates[b][:, kept].numpy(),
                     sigma=sigma[b, kept].numpy(),
-                    along=sums[b].along[kept.numpy()],
+                    within_along=sums[b].within_along[kept.numpy()],
                     spectrum=None,
                     precision=self.moments.precision,
                 ),
@@ -167,13 +167,14 @@ class _Layer:
         shifts: Float[torch.Tensor, "b K r"],
         counts: Float[torch.Tensor, " K"],
     ) -> list[ProjectionSums]:
-        """Sum the within-class energy along the span of each replicate's means, and the hits.
+        """Sum the within-class energy in the span of each replicate's means, and count samples.
 
-        A hit is a sample that is nearest to the mean of its own class.
+        The counts are of samples nearest to the mean of their own class, and of samples whose
+        nearest mean is not that of the predicted class.
         """
         n, (b, r) = len(self.class_index), basis.shape[:2]
         energy = multiplicities.new_zeros(b, r)
-        hits, mismatches = multiplicities.new_zeros(2, b)
+        correct, mismatches = multiplicities.new_zeros(2, b)
         for rows, x, classes in self._residuals():
             weights = multiplicities[:, rows]
             projected = (x @ basis.flatten(0, 1).T).unflatten(1, (b, r))
@@ -181,12 +182,12 @@ class _Layer:
             energy += torch.einsum("bn,bnr->br", weights, projected.square())
             # h_i - g = x_i + (m_{y_i} + t_{y_i} - g) - t_{y_i}
             nearest = nearest_mean(projected + (coordinates - shifts)[:, classes], coordinates)
-            hits += (weights * (nearest == classes)).sum(1)
+            correct += (weights * (nearest == classes)).sum(1)
             if self.predicted is not None:
                 predictions = torch.from_numpy(self.predicted[rows])
                 mismatches += (weights * (nearest != predictions)).sum(1)
         energy = (energy - torch.einsum("k,bkr->br", counts, shifts.square())).clamp_min_(0) / n
         return [
             ProjectionSums(n, int(h), int(m), e.numpy())
-            for h, m, e in zip(hits, mismatches, energy, strict=True)
+            for h, m, e in zip(correct, mismatches, energy, strict=True)
         ]

@@ -14,7 +14,7 @@ from ..trajectory import Trajectory
 from .measure import collapse_of_trajectory
 from .metrics import RANK_TOLERANCE
 from .result import Collapse
-from .separation import SeparationLaw, chosen_layers, law_of_layers
+from .separation import SeparationLaw, law_of_layers, select_layers
 from .spectrum import SPECTRUM_SIZE
 from .streaming import collapse_stream
 
@@ -89,7 +89,8 @@ def collapse(
     if isinstance(source, Trajectory):
         if stream:
             raise ArgumentError(
-                f"{', '.join(stream)}: options of a stream, not of a Trajectory. Omit them."
+                f"{', '.join(stream)}: options of a stream, which a Trajectory does not have. Omit "
+                "them."
             )
         return collapse_of_trajectory(
             source,
@@ -130,10 +131,10 @@ def separation_law(
 
         D_l = tr(SS_W pinv(SS_B)) = K nc1,    D_l ~ rho^l D_0
 
-    is the law of data separation (He and Su 2023, PNAS 120(36), arXiv:2210.17020), which they
-    find at the end of training, on training images. Classes have the weights that the
-    `Collapse` has (``weights="frequency"`` is the paper's for unequal classes). A geodesic run at
-    constant speed does not follow the law: see ``curvature`` of `SegmentLaw`. Also measured are
+    is the law of data separation (He and Su 2023, PNAS 120(36), arXiv:2210.17020), which the
+    authors find at the end of training, on training images. Classes are weighted as in the
+    `Collapse` (the paper's choice for unequal classes is ``weights="frequency"``). A geodesic run
+    at constant speed does not follow the law: see ``curvature`` of `SegmentLaw`. Also measured are
     compression and discrimination (Wang, Li, Yaras, Zhu, Balzano, Hu and Qu 2025, JMLR,
     arXiv:2311.02960).
 
@@ -142,8 +143,8 @@ def separation_law(
     source : Collapse or Trajectory
         A `Collapse` that has been measured with ``bootstrap`` already has the intervals of the law.
     layers : sequence of str, optional
-        The layers to fit, in the order of execution; by default all, with what enters the first
-        block, and without the input image.
+        The layers to fit, in execution order; by default all layers from the input of the first
+        block on, without the input image.
     bootstrap : int
         Number of resamples (within each class) for the intervals, for a `Trajectory`.
     seed : int
@@ -152,7 +153,8 @@ def separation_law(
     Raises
     ------
     ArgumentError
-        Another source, an unknown layer, or `bootstrap` for a `Collapse`, which has no samples.
+        `source` is neither a `Collapse` nor a `Trajectory`, a layer is unknown, or `bootstrap` is
+        given for a `Collapse`, which has no samples.
 
     Examples
     --------
@@ -170,7 +172,7 @@ def separation_law(
     """
     if isinstance(source, Trajectory):
         if layers is not None:
-            chosen = chosen_layers(source.staged, layers)
+            chosen = select_layers(source.staged, layers)
             source = replace(source, layers=tuple(chosen))
         return collapse(source, spectrum_size=0, bootstrap=bootstrap, seed=seed).separation_law
     if not isinstance(source, Collapse):
@@ -186,5 +188,5 @@ def separation_law(
     if layers is None:
         return source.separation_law
     return law_of_layers(
-        chosen_layers([each for each in source.layers if each.stage is not None], layers)
+        select_layers([each for each in source.layers if each.stage is not None], layers)
     )

@@ -117,22 +117,22 @@ def collapse_of(
     y = as_labels(labels, len(features))
     weight = None if classifier is None else weights_of(classifier)
     index = ClassIndex(None if weight is None else len(weight))
-    rows = index.add(y)
-    predicted = None if predictions is None else index.rows(as_labels(predictions, len(y)))
+    class_index = index.add(y)
+    predicted = None if predictions is None else index.indices(as_labels(predictions, len(y)))
     shard = processes.shard(len(y))
     has_rows = shard.stop > shard.start
     _, first = next(tensor_chunks(features[:1], name, 0))
     moments = ClassMoments(name, spectrum_size, shard.start)
     moments.begin(first)
     if has_rows:
-        update = partial(moments.update, features[shard], rows[shard], len(index))
+        update = partial(moments.update, features[shard], class_index[shard], len(index))
     processes.raise_on_any(update if has_rows else lambda: None)
     moments = moments.all_reduce(first)
     geometry = moments.finish(index, weights=weights)
     projection = SpanProjection(moments, geometry, index)
     if has_rows:
         projection.update(
-            features[shard], rows[shard], None if predicted is None else predicted[shard]
+            features[shard], class_index[shard], None if predicted is None else predicted[shard]
         )
     return layer_collapse(
         geometry,
@@ -180,8 +180,8 @@ def _with_intervals(
     """
     index = ClassIndex()
     index.add(np.array(result.classes))
-    class_index = index.rows(traj.labels)
-    predicted = None if traj.predictions is None else index.rows(traj.predictions)
+    class_index = index.indices(traj.labels)
+    predicted = None if traj.predictions is None else index.indices(traj.predictions)
     multiplicities = stratified_counts(class_index, resamples, np.random.default_rng(seed))
     by_layer = processes.map_over_ranks(
         [

@@ -35,13 +35,15 @@ _OPTIONAL = ("nc3", "nc3_papyan", "nc5", "ncc_mismatch", *_CORRECTED)
 class Frame:
     """Distance of K vectors v_k from a simplex equiangular tight frame (NC2).
 
+    All values are None if every vector is 0; those based on angles are None if any vector is 0.
+
     Attributes
     ----------
     equinorm : float or None
         std_k ||v_k|| / mean_k ||v_k||, the standard deviation over K (not K - 1), in
         [0, sqrt(K - 1)] (Papyan, Han and Donoho 2020).
     equiangle : float or None
-        ``mean_{k != l} |cos(v_k, v_l) + 1/(K - 1)|``, in [0, 1 + 1/(K - 1)] (same).
+        ``mean_{k != l} |cos(v_k, v_l) + 1/(K - 1)|``, in [0, 1 + 1/(K - 1)] (same source).
     etf : float or None
         || V V^T / ||V V^T||_F - (I - J/K) / sqrt(K - 1) ||_F, in [0, 2] (Zhu et al. 2021).
     mean_angle : float or None
@@ -49,8 +51,6 @@ class Frame:
     max_coherence : float or None
         ``max_{k != l} |cos(v_k, v_l)|``, in [0, 1]. For vectors that sum to 0, such as centered
         means, it is at least 1/(K - 1), and only a simplex ETF attains this (Welch bound).
-
-        All are None if every vector is 0; those based on angles are None if any vector is 0.
     """
 
     equinorm: float | None
@@ -230,7 +230,7 @@ def layer_collapse(
     Parameters
     ----------
     geometry : ClassGeometry
-    projection : Projected, optional
+    projection : ProjectionSums, optional
         Without it, ncc_accuracy and ncc_mismatch are undefined, and so is nc1 if d is large.
     stage : int or None
     has_predictions : bool
@@ -251,7 +251,7 @@ def layer_collapse(
             f"The classifier reads {classifier.shape[1]} features, layer {geometry.name!r} has "
             f"{geometry.width}. Use the features of the layer before the classifier."
         )
-    why: dict[str, str] = {}
+    reasons: dict[str, str] = {}
     nc3, nc3_papyan = (None, None) if classifier is None else _self_duality(geometry, classifier)
     spectrum = geometry.spectrum
     return LayerCollapse(
@@ -260,17 +260,17 @@ def layer_collapse(
         width=geometry.width,
         within=geometry.within,
         between=geometry.between,
-        **_variability(geometry, projection, rank_tolerance, why),
-        **_nearest_center_metrics(geometry, projection, has_predictions, why),
-        **_nc2(geometry, why),
+        **_variability(geometry, projection, rank_tolerance, reasons),
+        **_nearest_center_metrics(geometry, projection, has_predictions, reasons),
+        **_nc2(geometry, reasons),
         nc3=nc3,
         nc3_papyan=nc3_papyan,
         nc5=None if ood_mean is None else _nc5(geometry, ood_mean),
-        **_ranks(spectrum, why),
+        **_ranks(spectrum, reasons),
         spectrum_rows=None if spectrum is None or spectrum.exact else spectrum.rows,
         samples_per_class=int(geometry.counts.min()),
-        undefined=why,
-        discrimination=_discrimination(geometry, why),
+        undefined=reasons,
+        discrimination=_discrimination(geometry, reasons),
         classes=len(geometry.classes),
     )
 
@@ -279,29 +279,29 @@ def _variability(
     geometry: ClassGeometry,
     projection: ProjectionSums | None,
     rank_tolerance: float,
-    why: dict[str, str],
+    reasons: dict[str, str],
 ) -> dict[str, Any]:
     """Return nc1 in both forms, cdnv, their corrected estimates, and the rank of Sigma_B."""
     if geometry.single_samples:
         names = ("nc1", "nc1_quotient", "cdnv")
-        why |= dict.fromkeys(names, _SINGLE)
+        reasons |= dict.fromkeys(names, _SINGLE)
         return {**dict.fromkeys(names), "rank": len(geometry.sigma)}
     cdnv = _cdnv(geometry)
     if geometry.means_coincide:
-        why |= dict.fromkeys(("nc1", "nc1_quotient", "cdnv"), _COINCIDE)
+        reasons |= dict.fromkeys(("nc1", "nc1_quotient", "cdnv"), _COINCIDE)
         return {"nc1": None, "nc1_quotient": None, "cdnv": None, "rank": 0}
     if cdnv is None:
-        why["cdnv"] = "two class means coincide"
+        reasons["cdnv"] = "two class means coincide"
     threshold = max(rank_tolerance * geometry.sigma[0], geometry.rounding)
     sigma = geometry.sigma[geometry.sigma > threshold]
-    along = geometry.along
-    if along is None and projection is not None:
-        along = projection.along
+    within_along = geometry.within_along
+    if within_along is None and projection is not None:
+        within_along = projection.within_along
     nc1 = None
-    if along is None:
-        why["nc1"] = _SECOND_PASS
+    if within_along is None:
+        reasons["nc1"] = _SECOND_PASS
     else:
-        nc1 = float((along[: len(sigma)] / sigma**2).sum() / len(geometry.classes))
+        nc1 = float((within_along[: len(sigma)] / sigma**2).sum() / len(geometry.classes))
     quotient = geometry.within / geometry.between
     values = {"nc1": nc1, "nc1_quotient": quotient, "cdnv": cdnv, "rank": len(sigma)}
     return values | _corrected(geometry, projection, sigma)
@@ -345,11 +345,11 @@ def _nearest_center_metrics(
     geometry: ClassGeometry,
     projection: ProjectionSums | None,
     has_predictions: bool,
-    why: dict[str, str],
+    reasons: dict[str, str],
 ) -> dict[str, Any]:
     """Return ncc_accuracy and ncc_mismatch."""
     if projection is None or geometry.means_coincide or geometry.single_samples:
-        why["ncc_accuracy"] = (
+        reasons["ncc_accuracy"] = (
             _COINCIDE
             if geometry.means_coincide
             else _SINGLE
@@ -358,20 +358,20 @@ def _nearest_center_metrics(
         )
         return {"ncc_accuracy": None, "ncc_mismatch": None}
     return {
-        "ncc_accuracy": projection.hits / projection.samples,
+        "ncc_accuracy": projection.correct / projection.samples,
         "ncc_mismatch": projection.mismatches / projection.samples if has_predictions else None,
     }
 
 
-def _nc2(geometry: ClassGeometry, why: dict[str, str]) -> dict[str, Any]:
+def _nc2(geometry: ClassGeometry, reasons: dict[str, str]) -> dict[str, Any]:
     angles = ("nc2_equiangle", "mean_angle", "max_coherence")
     if geometry.means_coincide or geometry.single_samples:
         names = ("nc2_equinorm", "nc2_etf", *angles)
-        why |= dict.fromkeys(names, _COINCIDE if geometry.means_coincide else _SINGLE)
+        reasons |= dict.fromkeys(names, _COINCIDE if geometry.means_coincide else _SINGLE)
         return dict.fromkeys(names)
     frame = Frame.of(geometry.coordinates)
     if frame.mean_angle is None:
-        why |= dict.fromkeys(angles, "a class mean is the global mean")
+        reasons |= dict.fromkeys(angles, "a class mean is the global mean")
     return {
         "nc2_equinorm": frame.equinorm,
         "nc2_equiangle": frame.equiangle,
@@ -381,10 +381,10 @@ def _nc2(geometry: ClassGeometry, why: dict[str, str]) -> dict[str, Any]:
     }
 
 
-def _ranks(spectrum: Spectrum | None, why: dict[str, str]) -> dict[str, Any]:
+def _ranks(spectrum: Spectrum | None, reasons: dict[str, str]) -> dict[str, Any]:
     if spectrum is None or spectrum.vanishes:
         names = ("effective_rank", "stable_rank", "participation_ratio")
-        why |= dict.fromkeys(
+        reasons |= dict.fromkeys(
             names,
             "not computed (spectrum_size=0)" if spectrum is None else "the features are constant",
         )
@@ -420,11 +420,11 @@ def _nc5(geometry: ClassGeometry, ood_mean: Float[np.ndarray, " d"]) -> float | 
     return float(np.abs(means @ ood_mean / norms).mean())
 
 
-def _discrimination(geometry: ClassGeometry, why: dict[str, str]) -> float | None:
+def _discrimination(geometry: ClassGeometry, reasons: dict[str, str]) -> float | None:
     means = _means(geometry)
     norms = np.linalg.norm(means, axis=1)
     if norms.min() <= _ZERO_NORM * norms.max():
-        why["discrimination"] = "a class mean is zero"
+        reasons["discrimination"] = "a class mean is zero"
         return None
     units = means / norms[:, None]
     cosines = (units @ units.T)[~np.eye(len(units), dtype=bool)]

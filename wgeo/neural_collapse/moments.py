@@ -29,7 +29,7 @@ WEIGHTS = ("uniform", "frequency", "sample_mean")
 """How classes are weighted in the global mean and in Sigma_B; see `collapse`."""
 
 _LARGEST = 1e140
-"""If features are between the inverse of this and this, sums of squares are in float64's range."""
+"""Sums of squares are within float64's range for entries from 1 / _LARGEST to _LARGEST."""
 
 
 def check_weights(weights: str) -> str:
@@ -50,24 +50,24 @@ def class_weights(
 
 
 class ClassIndex:
-    """Maps class labels to rows 0, 1, ... in order of appearance; only classes that occur count."""
+    """Map class labels to indices 0, 1, ... in order of appearance, without unused labels."""
 
     def __init__(self, num_classes: int | None = None) -> None:
         self.num_classes = num_classes
-        self._row: dict[int, int] = {}
+        self._index_of: dict[int, int] = {}
 
     def __len__(self) -> int:
-        return len(self._row)
+        return len(self._index_of)
 
     @property
     def classes(self) -> Int[np.ndarray, " K"]:
-        """Labels in the order of their rows."""
-        return np.array(list(self._row), dtype=np.int64)
+        """Labels in the order of their indices."""
+        return np.array(list(self._index_of), dtype=np.int64)
 
     def add(self, labels: Int[np.ndarray, " n"], start: int = 0) -> Int[np.ndarray, " n"]:
-        """Return the rows of `labels`, with new rows for new classes.
+        """Return the class indices of `labels`, with new indices for new classes.
 
-        `start` is the number of samples before these, for errors.
+        `start` is the number of samples before these, for error messages.
 
         Raises
         ------
@@ -82,14 +82,14 @@ class ClassIndex:
                 "Use the labels the network was trained on."
             )
         for label in np.unique(labels).tolist():
-            self._row.setdefault(label, len(self._row))
-        return self.rows(labels)
+            self._index_of.setdefault(label, len(self._index_of))
+        return self.indices(labels)
 
-    def rows(self, labels: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
-        """Return the rows of labels; -1 for a class that did not occur."""
+    def indices(self, labels: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
+        """Return the class indices of labels; -1 for a class that did not occur."""
         present, inverse = np.unique(labels, return_inverse=True)
-        rows = [self._row.get(label, -1) for label in present.tolist()]
-        return np.array(rows, dtype=np.int64)[inverse]
+        indices = [self._index_of.get(label, -1) for label in present.tolist()]
+        return np.array(indices, dtype=np.int64)[inverse]
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,8 +111,9 @@ class ClassGeometry:
         C with m_k - g = C_k V.
     sigma : ndarray, (r,)
         sigma_j^2 is the eigenvalue of Sigma_B along V_j, descending.
-    along : ndarray, (r,), or None
-        V_j^T Sigma_W V_j, if pass one computes it (d <= `SPECTRUM_SIZE`).
+    within_along : ndarray, (r,), or None
+        Within-class variance V_j^T Sigma_W V_j along V_j, if pass one computes it
+        (d <= `SPECTRUM_SIZE`).
     spectrum : Spectrum or None
     precision : float
         Machine epsilon of the features' dtype.
@@ -127,7 +128,7 @@ class ClassGeometry:
     basis: Float[np.ndarray, "r d"]
     coordinates: Float[np.ndarray, "K r"]
     sigma: Float[np.ndarray, " r"]
-    along: Float[np.ndarray, " r"] | None
+    within_along: Float[np.ndarray, " r"] | None
     spectrum: Spectrum | None
     precision: float
 
@@ -174,7 +175,7 @@ class ClassMoments:
     Parameters
     ----------
     name : str
-        Name of the layer, for errors.
+        Name of the layer, for error messages.
     spectrum_size : int
         See `SPECTRUM_SIZE`; 0 for no spectrum.
     start : int
@@ -191,8 +192,8 @@ class ClassMoments:
         self._scatter: torch.Tensor | None = None
         self._sample: RowSample | None = None
 
-    def update(self, features: Any, index: Int[np.ndarray, " n"], num_rows: int) -> None:
-        """Add a batch: features (n, d), the class row of each sample, and the number of rows.
+    def update(self, features: Any, index: Int[np.ndarray, " n"], num_indices: int) -> None:
+        """Add a batch: features (n, d), their class indices, and the number of indices so far.
 
         Raises
         ------
@@ -211,7 +212,7 @@ class ClassMoments:
                         f"layer {self.name!r} has {block.shape[1]} features in this batch and "
                         f"{self.width} in those before."
                     )
-                self._grow(num_rows)
+                self._grow(num_indices)
                 self._add(block, torch.from_numpy(index[part]).to(self.means.device))
                 if self._sample is not None:
                     self._sample.update(block)
@@ -232,8 +233,8 @@ class ClassMoments:
         elif self._spectrum_size:
             self._sample = RowSample(self._spectrum_size)
 
-    def _grow(self, num_rows: int) -> None:
-        extra = num_rows - len(self._counts)
+    def _grow(self, num_indices: int) -> None:
+        extra = num_indices - len(self._counts)
         if extra > 0:
             self._counts, self._squares, self.means = (
                 torch.cat([old, old.new_zeros(extra, *old.shape[1:])])
@@ -321,9 +322,9 @@ class ClassMoments:
         )
         kept = sigma > max(centered.shape) * np.finfo(np.float64).eps * sigma[0]
         sigma, basis = sigma[kept], basis[kept]
-        along = None
+        within_along = None
         if self._scatter is not None:
-            along = (basis @ self._scatter.cpu() * basis).sum(1).numpy() / self.samples
+            within_along = (basis @ self._scatter.cpu() * basis).sum(1).numpy() / self.samples
         return ClassGeometry(
             name=self.name,
             width=self.width,
@@ -334,7 +335,7 @@ class ClassMoments:
             basis=basis.numpy(),
             coordinates=(centered @ basis.T).numpy(),
             sigma=sigma.numpy(),
-            along=along,
+            within_along=within_along,
             spectrum=self._spectrum(counts, centered, center),
             precision=self.precision,
         )

@@ -17,7 +17,7 @@ from .small_samples import LeaveOneOut, is_few
 from .tensor_chunks import check_length, tensor_chunks
 
 _DRIFT_TOLERANCE = 1e-4
-_ROUNDING_SHARE = 1e-3
+_ROUNDING_FRACTION = 1e-3
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,19 +26,19 @@ class ProjectionSums:
 
     Attributes
     ----------
-    samples, hits, mismatches : int
-        Number of samples; of samples that are nearest to their own class mean; and of samples for
-        which the nearest class mean and the network's prediction differ.
-    along : ndarray, (r,)
-        V_j^T Sigma_W V_j for every direction of the span of the means.
+    samples, correct, mismatches : int
+        Number of samples; of samples whose nearest class mean is that of their own class; and of
+        samples for which the nearest class mean and the network's prediction differ.
+    within_along : ndarray, (r,)
+        V_j^T Sigma_W V_j for every direction V_j of the span of the means.
     leave_one_out : LeaveOneOut or None
         Sums for corrected estimates, if a class has few samples.
     """
 
     samples: int
-    hits: int
+    correct: int
     mismatches: int
-    along: Float[np.ndarray, " r"]
+    within_along: Float[np.ndarray, " r"]
     leave_one_out: LeaveOneOut | None = None
 
 
@@ -55,16 +55,16 @@ class SpanProjection:
     geometry : ClassGeometry
         The result of pass one.
     index : ClassIndex
-        The class rows by which batches are indexed.
+        The indices of the classes in batches.
     """
 
     def __init__(self, moments: ClassMoments, geometry: ClassGeometry, index: ClassIndex) -> None:
-        self.samples = self._hits = self._mismatches = 0
+        self.samples = self._correct = self._mismatches = 0
         self._moments, self._means_coincide = moments, geometry.means_coincide
-        by_row = np.empty_like(geometry.coordinates)
-        by_row[index.rows(geometry.classes)] = geometry.coordinates
-        self._by_row, self._basis = (
-            torch.from_numpy(a).to(moments.means) for a in (by_row, geometry.basis)
+        coordinates = np.empty_like(geometry.coordinates)
+        coordinates[index.indices(geometry.classes)] = geometry.coordinates
+        self._coordinates, self._basis = (
+            torch.from_numpy(a).to(moments.means) for a in (coordinates, geometry.basis)
         )
         self._energy, self._drift = self._basis.new_zeros(2, len(self._basis))
         self._leave_one_out = (
@@ -73,10 +73,10 @@ class SpanProjection:
 
     def _new_leave_one_out(self, geometry: ClassGeometry, index: ClassIndex) -> LeaveOneOut:
         counts = np.empty(len(geometry.counts))
-        counts[index.rows(geometry.classes)] = geometry.counts
+        counts[index.indices(geometry.classes)] = geometry.counts
         return LeaveOneOut(
             self._basis,
-            self._by_row,
+            self._coordinates,
             self._moments.means,
             torch.from_numpy(counts).to(self._basis),
             torch.from_numpy(index.classes).to(self._basis),
@@ -88,35 +88,35 @@ class SpanProjection:
         index: Int[np.ndarray, " n"],
         predicted: Int[np.ndarray, " n"] | None = None,
     ) -> None:
-        """Add a batch; `predicted` contains the class rows of the network's predictions."""
+        """Add a batch; `predicted` contains the class indices of the network's predictions."""
         moments = self._moments
         check_length(moments.name, features, index)
         with one_thread():
             for part, block in tensor_chunks(features, moments.name, self.samples):
-                rows = torch.from_numpy(index[part]).to(self._basis.device)
-                nearest = self._add(block, rows)
-                self._hits += int((nearest == rows).sum())
+                class_index = torch.from_numpy(index[part]).to(self._basis.device)
+                nearest = self._add(block, class_index)
+                self._correct += int((nearest == class_index).sum())
                 if predicted is not None:
                     self._mismatches += int((nearest.cpu().numpy() != predicted[part]).sum())
         self.samples += len(index)
 
     def _add(
-        self, block: Float[torch.Tensor, "b d"], rows: Int[torch.Tensor, " b"]
+        self, block: Float[torch.Tensor, "b d"], class_index: Int[torch.Tensor, " b"]
     ) -> Int[torch.Tensor, " b"]:
-        """Add a block; return the rows of the nearest means."""
+        """Add a block; return the class indices of the nearest means."""
         x = block - self._moments.shift
-        x -= self._moments.means[rows]
+        x -= self._moments.means[class_index]
         residual = x @ self._basis.T  # (b, r): centered first, so nothing cancels
         self._energy += (residual * residual).sum(0)
         self._drift += residual.sum(0)
         if self._leave_one_out is not None:
-            self._leave_one_out.add(x, residual, rows)
-        return nearest_mean(residual + self._by_row[rows], self._by_row)
+            self._leave_one_out.add(x, residual, class_index)
+        return nearest_mean(residual + self._coordinates[class_index], self._coordinates)
 
     def all_reduce(self) -> SpanProjection:
         """Add the sums of all processes."""
-        ints = np.array([self.samples, self._hits, self._mismatches])
-        self.samples, self._hits, self._mismatches = processes.all_reduce_sum(ints).tolist()
+        ints = np.array([self.samples, self._correct, self._mismatches])
+        self.samples, self._correct, self._mismatches = processes.all_reduce_sum(ints).tolist()
         processes.all_reduce_sum(self._energy)
         processes.all_reduce_sum(self._drift)
         if self._leave_one_out is not None:
@@ -140,20 +140,20 @@ class SpanProjection:
         # Residuals about the means sum to 0 if the data are the same, and in practice only then.
         deviation = torch.sqrt(self._energy / n)
         # The second term allows for networks whose arithmetic is not reproducible.
-        scale = deviation + _ROUNDING_SHARE * self._by_row.square().mean(0).sum().sqrt()
+        scale = deviation + _ROUNDING_FRACTION * self._coordinates.square().mean(0).sum().sqrt()
         drifts = bool((self._drift.abs() / n > _DRIFT_TOLERANCE * scale).any())
         if drifts and not self._means_coincide:
             raise FeatureError(
                 f"layer {self._moments.name!r} differs between the first and the second pass. "
                 "Put the network into eval mode and turn off random augmentation."
             )
-        along = (self._energy / n).cpu().numpy()
-        return ProjectionSums(n, self._hits, self._mismatches, along, self._leave_one_out)
+        within_along = (self._energy / n).cpu().numpy()
+        return ProjectionSums(n, self._correct, self._mismatches, within_along, self._leave_one_out)
 
 
 def nearest_mean(
     points: Float[torch.Tensor, "*batch n r"], means: Float[torch.Tensor, "*batch K r"]
 ) -> Int[torch.Tensor, "*batch n"]:
-    """Return the row of the nearest mean; the first one if several are equally near."""
+    """Return the index of the nearest mean; the first one if several are equally near."""
     squares = (means * means).sum(-1).unsqueeze(-2)
     return torch.argmin(squares - 2 * points @ means.mT, dim=-1)

@@ -15,14 +15,8 @@ if TYPE_CHECKING:
     import pandas
 
 _LEARNED = 0.99
-_SHOWN = (
-    "nc1",
-    "nc2_etf",
-    "nc3",
-    "ncc_accuracy",
-    "cdnv",
-    "effective_rank",
-)  # shown in the short text
+# Metrics shown in the short text.
+_SHOWN = ("nc1", "nc2_etf", "nc3", "ncc_accuracy", "cdnv", "effective_rank")
 
 
 @dataclass(frozen=True, eq=False, repr=False)

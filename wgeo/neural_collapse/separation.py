@@ -21,7 +21,7 @@ FITTED = (
 )
 """The values of a `SegmentLaw` that are fitted to its layers."""
 
-_FEWEST = 3  # layers of a fit: with fewer, every curve is a line
+_MIN_LAYERS = 3  # of a fit; any two points lie on a line
 _LEVELS = (0.025, 0.975)
 _ROUNDING = 1e-12  # relative range of values that are constant
 
@@ -30,7 +30,7 @@ _ROUNDING = 1e-12  # relative range of values that are constant
 class SegmentLaw(Result):
     """How the separation of the classes changes over consecutive layers l = 0, ..., L.
 
-    A value that is undefined, or that rounding decides, is None.
+    A value is None if it is undefined or determined by rounding.
 
     Attributes
     ----------
@@ -61,7 +61,7 @@ class SegmentLaw(Result):
         ``1 - max_{k != l} cos(m_k, m_l)`` at every layer, of class means that are not centered, in
         [0, 2] (same). After a ReLU the means are nonnegative, so it begins near 0.
     discrimination_slope, discrimination_correlation : float or None
-        Of its least-squares line over l, which deep linear networks are predicted to follow.
+        Of its least-squares line over l; theory predicts a line for deep linear networks.
     intervals : mapping of str to (low, high)
         95 % bootstrap intervals over samples of the fitted values; see `collapse`.
     """
@@ -93,8 +93,8 @@ class SeparationLaw(Result):
     ----------
     segments : tuple of SegmentLaw
         One for each stage of at least three layers; if there are several stages, then also one for
-        all layers together, with stage None. Rates of different stages are not one law: a change
-        of stage changes the space.
+        all layers together, with stage None. Rates of different stages do not form one law, since
+        a change of stage changes the space.
     samples_per_class : int
         Of the smallest class. With few, D is biased; see `LayerCollapse`.
     """
@@ -135,7 +135,7 @@ class SeparationLaw(Result):
 
 
 def law_of_layers(layers: Sequence[LayerCollapse]) -> SeparationLaw:
-    """Fit every stage, and all stages together, without layers that no block maps between."""
+    """Fit every stage, and all stages together, leaving out layers between which no block maps."""
     inner = [layer for layer in layers if layer.stage is not None]
     stages = [list(group) for _, group in groupby(inner, key=lambda layer: layer.stage)]
     fitted = [segment for group in stages for segment in _fit(group, group[0].stage)]
@@ -160,7 +160,7 @@ def law_with_intervals(law: SeparationLaw, replicates: Sequence[SeparationLaw]) 
     return replace(law, segments=tuple(segments))
 
 
-def chosen_layers(layers: Sequence[Any], names: Sequence[str]) -> list[Any]:
+def select_layers(layers: Sequence[Any], names: Sequence[str]) -> list[Any]:
     """Return the layers of these names, in the order of the network.
 
     Raises
@@ -169,24 +169,24 @@ def chosen_layers(layers: Sequence[Any], names: Sequence[str]) -> list[Any]:
         There is no such layer.
     """
     if isinstance(names, str):
-        raise ArgumentError("layers must be a list of names of layers.")
+        raise ArgumentError("layers must be a list of layer names, not a string.")
     unknown = set(names) - {layer.name for layer in layers}
     if unknown:
         raise ArgumentError(
-            f"no layer {', '.join(sorted(map(repr, unknown)))}; these have features of blocks: "
+            f"no layer {', '.join(sorted(map(repr, unknown)))}; choose from these: "
             f"{', '.join(layer.name for layer in layers)}."
         )
     return [layer for layer in layers if layer.name in set(names)]
 
 
 def _fit(layers: Sequence[LayerCollapse], stage: int | None) -> list[SegmentLaw]:
-    if len(layers) < _FEWEST:
+    if len(layers) < _MIN_LAYERS:
         return []
     separation = [None if la.nc1 is None else la.nc1 * la.classes for la in layers]
     compression = [layer.nc1_quotient for layer in layers]
     discrimination = [layer.discrimination for layer in layers]
     rate, correlation, curvature = _exponential(separation)
-    pressed = _exponential(compression)
+    compression_fit = _exponential(compression)
     line = _line(discrimination)
     return [
         SegmentLaw(
@@ -198,9 +198,9 @@ def _fit(layers: Sequence[LayerCollapse], stage: int | None) -> list[SegmentLaw]
             correlation=correlation,
             curvature=curvature,
             compression=tuple(compression),
-            compression_rate=pressed[0],
-            compression_correlation=pressed[1],
-            compression_curvature=pressed[2],
+            compression_rate=compression_fit[0],
+            compression_correlation=compression_fit[1],
+            compression_curvature=compression_fit[2],
             discrimination=tuple(discrimination),
             discrimination_slope=line[0],
             discrimination_correlation=line[1],

@@ -22,8 +22,8 @@ from .spectrum import SPECTRUM_SIZE, RowSample
 FEW_SAMPLES = 20
 """Size of the smallest class below which corrected estimates are computed."""
 
-MOST_HIDDEN = 0.05
-"""CDNV is estimated if sampling hides the distance of at most this fraction of pairs of classes."""
+MAX_HIDDEN = 0.05
+"""Largest fraction of class pairs whose distance noise may hide for CDNV to be estimated."""
 
 
 def is_few(counts: Num[np.ndarray, " K"]) -> bool:
@@ -135,7 +135,7 @@ class SmallSampleEstimates:
         the corrected inverse (1 - V/D^2) / D, but it is bounded, so that a single pair whose
         estimated distance happens to be near zero cannot dominate the mean. Pairs with a class of
         one sample are left out, because its variance is unknown. None if sampling noise exceeds the
-        distance (D^2 < V) for more than a fraction `MOST_HIDDEN` of the pairs.
+        distance (D^2 < V) for more than a fraction `MAX_HIDDEN` of the pairs.
 
         Parameters
         ----------
@@ -154,7 +154,7 @@ class SmallSampleEstimates:
         along = self.correction * float(weights @ np.diag(self.within) / weights.sum())
         variance = 4 * distances.clip(min=0) * a * along + 2 * a**2 * self.within_square
         hidden = (distances <= 0) | (distances**2 < variance)
-        if hidden.mean() > MOST_HIDDEN:
+        if hidden.mean() > MAX_HIDDEN:
             return None
         scale = distances**2 + variance
         inverse = np.divide(distances, scale, out=np.zeros_like(distances), where=scale > 0)
@@ -192,7 +192,7 @@ class LeaveOneOut:
         )
         self._within = basis.new_zeros(len(basis), len(basis))
         self._sample = RowSample(SPECTRUM_SIZE)
-        self._samples = self._several = self._hits = 0
+        self._samples = self._with_others = self._correct = 0
 
     def add(
         self,
@@ -213,17 +213,17 @@ class LeaveOneOut:
         squares = norms - 2 * h @ self._coordinates.T
         squares += (h * h).sum(1)[:, None]
         squares[torch.arange(len(rows), device=rows.device), rows] = torch.inf
-        several = n > 1
-        self._several += int(several.sum())
-        self._hits += int((several & (own_square <= squares.min(1).values)).sum())
+        has_others = n > 1
+        self._with_others += int(has_others.sum())
+        self._correct += int((has_others & (own_square <= squares.min(1).values)).sum())
         # Choose rows by the features, since the last digits of residuals depend on the batches.
-        labelled = torch.cat([x + self._means[rows], self._classes[rows][:, None]], 1)
-        self._sample.update(labelled[several])
+        rows_with_label = torch.cat([x + self._means[rows], self._classes[rows][:, None]], 1)
+        self._sample.update(rows_with_label[has_others])
 
     def all_reduce(self) -> LeaveOneOut:
         """Replace the sums by those over all processes."""
-        ints = np.array([self._samples, self._several, self._hits])
-        self._samples, self._several, self._hits = processes.all_reduce_sum(ints).tolist()
+        ints = np.array([self._samples, self._with_others, self._correct])
+        self._samples, self._with_others, self._correct = processes.all_reduce_sum(ints).tolist()
         processes.all_reduce_sum(self._within)
         if processes.world_size() > 1:
             combined = RowSample(SPECTRUM_SIZE)
@@ -240,8 +240,8 @@ class LeaveOneOut:
 
     @property
     def accuracy(self) -> float | None:
-        """Fraction of samples nearest to the mean of the other samples of their class, if any."""
-        return self._hits / self._several if self._several else None
+        """Fraction of samples whose nearest class mean, computed without them, is their own."""
+        return self._correct / self._with_others if self._with_others else None
 
     @property
     def within_square(self) -> float:

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, UInt64
 
 SPECTRUM_SIZE = 512
-"""A spectrum is exact if samples or width are at most this; else it is of this many samples."""
+"""Samples or features up to which a spectrum is exact; otherwise the number of rows sampled."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,9 +115,8 @@ class RowSample:
             self._multipliers = torch.from_numpy(odd).to(block.device)
         zero = torch.zeros(1, dtype=torch.float64, device=block.device)
         bits = (block + zero).view(torch.int64)  # in float64; -0.0 becomes 0.0
-        bits ^= (
-            bits >> 32
-        )  # products propagate bits only upwards, but sign and exponent are the upper bits
+        # Products propagate bits only upwards, but sign and exponent are the upper bits.
+        bits ^= bits >> 32
         bits *= self._multipliers[:-1]
         key = bits.sum(1) + self._multipliers[-1]
         return _mix(key.cpu().numpy().view(np.uint64))

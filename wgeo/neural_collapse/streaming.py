@@ -115,15 +115,15 @@ class CollapseStream:
         """
         if self._second_pass is not None:
             raise ArgumentError("The second pass has begun; new samples need a new CollapseStream.")
-        y, decisions = _check_labels(labels, predictions)
+        y, predicted_labels = _check_labels(labels, predictions)
         if not self._moments:
             self._moments = {name: ClassMoments(name, self._spectrum_size) for name in features}
         _check_layers(self._moments, features)
-        rows = self._index.add(y, self._pass_counts[0].samples)
+        class_index = self._index.add(y, self._pass_counts[0].samples)
         for name, moments in self._moments.items():
-            moments.update(features[name], rows, len(self._index))
-        self._replay.add(features, y, decisions)
-        self._pass_counts[0].add(y, decisions)
+            moments.update(features[name], class_index, len(self._index))
+        self._replay.add(features, y, predicted_labels)
+        self._pass_counts[0].add(y, predicted_labels)
 
     def update_ood(self, features: Mapping[str, Any]) -> None:
         """Add a batch of out-of-distribution samples of all layers, for NC5."""
@@ -136,13 +136,13 @@ class CollapseStream:
 
     def revisit(self, features: Mapping[str, Any], labels: Any, predictions: Any = None) -> None:
         """Second pass: add the samples again, in batches of any size and order."""
-        y, decisions = _check_labels(labels, predictions)
+        y, predicted_labels = _check_labels(labels, predictions)
         if self._second_pass is None:
             self._second_pass = _Projections(self._moments, self._finish(), self._index)
             self._replay = _ReplayBuffer(0)
         _check_layers(self._moments, features)
-        self._second_pass.update(features, y, decisions)
-        self._pass_counts[1].add(y, decisions)
+        self._second_pass.update(features, y, predicted_labels)
+        self._pass_counts[1].add(y, predicted_labels)
 
     def result(self) -> Collapse:
         """Return the metrics of all samples so far.
@@ -221,8 +221,8 @@ def collapse_stream(
     first = start()
     for batch in track(first, "measuring collapse"):
         stream.update(*_check_batch(batch))
-    once = not callable(batches) and iter(first) is first
-    if not (once or stream.complete):
+    single_use = not callable(batches) and iter(first) is first
+    if not (single_use or stream.complete):
         for batch in track(start(), "measuring collapse, second pass"):
             stream.revisit(*_check_batch(batch))
     return stream.result()
@@ -257,35 +257,37 @@ class _Projections:
         self,
         features: Mapping[str, Any],
         labels: Int[np.ndarray, " n"],
-        decisions: Int[np.ndarray, " n"] | None,
+        predicted_labels: Int[np.ndarray, " n"] | None,
     ) -> None:
-        rows = self._index.rows(labels)
-        if rows.min() < 0:
+        class_index = self._index.indices(labels)
+        if class_index.min() < 0:
             raise FeatureError(
-                f"class {labels[rows.argmin()]} occurs in the second pass but not in the first. "
-                "Both passes need the same data."
+                f"class {labels[class_index.argmin()]} occurs in the second pass but not in the "
+                "first. Both passes need the same data."
             )
-        predicted = None if decisions is None else self._index.rows(decisions)
+        predicted = None if predicted_labels is None else self._index.indices(predicted_labels)
         for name, projection in self.projections.items():
-            projection.update(features[name], rows, predicted)
+            projection.update(features[name], class_index, predicted)
 
 
 class _PassCounts:
     """Numbers of samples, of samples with predictions, and of correct predictions in a pass."""
 
     def __init__(self) -> None:
-        self.samples = self._with_decisions = self._correct = 0
+        self.samples = self._with_predictions = self._correct = 0
 
-    def add(self, labels: Int[np.ndarray, " n"], decisions: Int[np.ndarray, " n"] | None) -> None:
+    def add(
+        self, labels: Int[np.ndarray, " n"], predicted_labels: Int[np.ndarray, " n"] | None
+    ) -> None:
         self.samples += len(labels)
-        if decisions is not None:
-            self._with_decisions += len(labels)
-            self._correct += int((decisions == labels).sum())
+        if predicted_labels is not None:
+            self._with_predictions += len(labels)
+            self._correct += int((predicted_labels == labels).sum())
 
     @property
     def accuracy(self) -> float | None:
         """Fraction of correct predictions; None if not all are known."""
-        return self._correct / self.samples if 0 < self._with_decisions == self.samples else None
+        return self._correct / self.samples if 0 < self._with_predictions == self.samples else None
 
 
 class _OodMeans:
@@ -330,7 +332,7 @@ class _ReplayBuffer:
         self,
         features: Mapping[str, Any],
         labels: Int[np.ndarray, " n"],
-        decisions: Int[np.ndarray, " n"] | None,
+        predicted_labels: Int[np.ndarray, " n"] | None,
     ) -> None:
         size = {name: _nbytes(a) for name, a in features.items() if name not in self._dropped}
         total = {name: self._sizes.get(name, 0) + extra for name, extra in size.items()}
@@ -343,7 +345,7 @@ class _ReplayBuffer:
         self._sizes = total
         if total:
             self.batches.append(
-                ({name: _copy(features[name]) for name in total}, labels, decisions)
+                ({name: _copy(features[name]) for name in total}, labels, predicted_labels)
             )
         else:
             self.batches.clear()

@@ -27,7 +27,7 @@ def tensor_chunks(
 ) -> Iterator[tuple[slice, Float[torch.Tensor, "b d"]]]:
     """Yield checked chunks of rows and their slices, on a device that supports float64.
 
-    `start` is the number of samples before these, for errors.
+    `start` is the number of samples before these, for error messages.
     """
     layer = f"layer {name!r}"
     x = features if isinstance(features, torch.Tensor) else as_array(features, layer)

@@ -1,4 +1,4 @@
-"""What a network did to its samples: their features at every layer, in one object."""
+"""Features of the same samples at every layer of a network, in one object."""
 
 from .parts import Block, Classifier, Layer, Segment
 from .trajectory import Trajectory

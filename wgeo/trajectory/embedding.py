@@ -12,7 +12,7 @@ from scipy.linalg import eigh
 from ..arrays.rows import LazyRows, materialize, sum_over_rows
 from ..errors import ArgumentError
 
-_FORMED = 2048  # largest width for which the covariance is formed
+_MAX_COVARIANCE_WIDTH = 2048  # largest width for which the covariance is formed
 _OVERSAMPLING, _ITERATIONS = 10, 8  # of the subspace iteration
 
 
@@ -30,7 +30,7 @@ def embedded(
     Raises
     ------
     ArgumentError
-        Any other value, or D not between 1 and the widest layer's width.
+        `embed` is anything else, or D is not between 1 and the widest layer's width.
     """
     widest = max(x.shape[1] for x in layers)
     kind, _, size = embed.partition(":")
@@ -38,32 +38,32 @@ def embedded(
         raise ArgumentError(f"Unknown embed {embed!r}; choose pad, or pca:1 to pca:{widest}.")
     if kind == "pad":
         return [
-            materialize([x], LazyRows((len(x), widest), partial(_padded, x, widest)), x.dtype)
+            materialize([x], LazyRows((len(x), widest), partial(_pad, x, widest)), x.dtype)
             for x in layers
         ]
     mean, axes = _principal(layers, widest, int(size))
     dtype = np.result_type(np.float32, *layers)
     return [
         materialize(
-            [x], LazyRows((len(x), int(size)), partial(_along, x, mean, axes), widest), dtype
+            [x], LazyRows((len(x), int(size)), partial(_project, x, mean, axes), widest), dtype
         )
         for x in layers
     ]
 
 
-def _padded(x: Float[np.ndarray, "n d"], width: int, rows: slice) -> np.ndarray:
+def _pad(x: Float[np.ndarray, "n d"], width: int, rows: slice) -> np.ndarray:
     """Return a chunk of rows, padded with zero features to a width."""
     return np.pad(x[rows], ((0, 0), (0, width - x.shape[1])))
 
 
-def _along(
+def _project(
     x: Float[np.ndarray, "n d"],
     mean: Float[np.ndarray, " width"],
     axes: Float[np.ndarray, "width D"],
     rows: slice,
 ) -> np.ndarray:
-    """Coordinates of a chunk of rows, padded and centered, in float64."""
-    return (_padded(x, len(mean), rows) - mean) @ axes
+    """Return coordinates along `axes` of a chunk of rows, padded and centered, in float64."""
+    return (_pad(x, len(mean), rows) - mean) @ axes
 
 
 def _principal(
@@ -71,30 +71,30 @@ def _principal(
 ) -> tuple[Float[np.ndarray, " width"], Float[np.ndarray, "width count"]]:
     """Return the mean and the leading principal axes of all layers' padded samples.
 
-    Computed in float64: from the covariance, or, for wide layers, by subspace iterations that never
-    form it (Halko, Martinsson, Tropp 2011, Algorithm 4.4). Signs are chosen so that the largest
-    entry of an axis is positive.
+    They are computed in float64: from the covariance or, for wide layers, by subspace iteration,
+    which does not form it (Halko, Martinsson, Tropp 2011, Algorithm 4.4). Signs are chosen so that
+    the largest entry of an axis is positive.
     """
     total = sum(len(x) for x in layers)
-    padded = [LazyRows((len(x), width), partial(_padded, x, width)) for x in layers]
+    padded = [LazyRows((len(x), width), partial(_pad, x, width)) for x in layers]
 
     def over_all(terms: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
         return sum(sum_over_rows(lambda _, rows: [terms(rows)], x)[0] for x in padded)
 
     mean = over_all(lambda rows: rows.sum(0)) / total
 
-    def scatter(rows: np.ndarray, along: np.ndarray | None = None) -> np.ndarray:
-        centred = rows - mean
-        return centred.T @ (centred if along is None else centred @ along)
+    def scatter(rows: np.ndarray, directions: np.ndarray | None = None) -> np.ndarray:
+        centered = rows - mean
+        return centered.T @ (centered if directions is None else centered @ directions)
 
-    if width <= _FORMED or 2 * count >= width:
+    if width <= _MAX_COVARIANCE_WIDTH or 2 * count >= width:
         covariance = over_all(scatter)
         axes = eigh(covariance, subset_by_index=(width - count, width - 1))[1][:, ::-1]
     else:
         axes = np.random.default_rng(0).standard_normal((width, min(count + _OVERSAMPLING, width)))
         for _ in range(_ITERATIONS):
             axes = np.linalg.qr(axes)[0]
-            image = over_all(partial(scatter, along=axes))
+            image = over_all(partial(scatter, directions=axes))
             rotation = np.linalg.eigh(axes.T @ image)[1][:, ::-1]
             axes, last = image @ rotation, axes @ rotation
         axes = last[:, :count]

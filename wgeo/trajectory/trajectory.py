@@ -42,7 +42,7 @@ class Trajectory(Displayed):
         In execution order.
     labels : ndarray of int, (n,)
     predictions : ndarray of int, (n,), optional
-        The network's decisions.
+        The classes that the network predicts.
     classifier : Classifier, optional
         The linear layer that computes the logits, if it reads the last layer's features.
     class_names : tuple of str
@@ -78,7 +78,7 @@ class Trajectory(Displayed):
         names : sequence of str, optional
             Default ``layer0``, ``layer1``, ...
         predictions : array_like of int, (n,), optional
-            The network's decisions.
+            The classes that the network predicts.
         classifier : Classifier, optional
             The linear layer that computes the logits from the last layer's features.
 
@@ -141,7 +141,7 @@ class Trajectory(Displayed):
             raise RecordError(
                 f"{folder} is not a stored trajectory: its {fault} is damaged. Trace again."
             )
-        return assembled(stored.arrays, stored.about)
+        return assemble(stored.arrays, stored.about)
 
     def save(self, folder: str | os.PathLike[str], *, dtype: str | None = None) -> Trajectory:
         """Store the features in a folder, as `wgeo.trace` does, and return `load` of it.
@@ -203,7 +203,11 @@ class Trajectory(Displayed):
     @property
     def held(self) -> int:
         """Deprecated name of `nbytes`."""
-        warnings.warn("held is now nbytes; it goes in 0.3.", DeprecationWarning, stacklevel=2)
+        warnings.warn(
+            "held is now nbytes; the old name will be removed in 0.3.",
+            DeprecationWarning,
+            stacklevel=2,
+        )
         return self.nbytes
 
     @property
@@ -248,7 +252,7 @@ class Trajectory(Displayed):
         Raises
         ------
         ArgumentError
-            Any other value, or D not between 1 and the widest layer's width.
+            `embed` is anything else, or D is not between 1 and the widest layer's width.
         """
         arrays = embedded([layer.features for layer in self.staged], embed)
         layers = tuple(
@@ -321,7 +325,7 @@ class Trajectory(Displayed):
 
 
 def as_trajectory(value: Any, name: str = "traj") -> Trajectory:
-    """Return `value` if it is a trajectory; ArgumentError otherwise."""
+    """Return `value` if it is a trajectory; otherwise raise `ArgumentError`."""
     if isinstance(value, Trajectory):
         return value
     raise ArgumentError(
@@ -349,7 +353,7 @@ def outline(
     class_names: Sequence[str],
     settings: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Description of a trajectory in a store's manifest; `stages` are (name, stage) in order."""
+    """Return a trajectory's description for a store's manifest; `stages` are (name, stage)."""
     return {
         "layers": [{"name": name, "stage": stage} for name, stage in stages],
         "class_names": list(class_names),
@@ -358,7 +362,7 @@ def outline(
 
 
 def _faults(arrays: Mapping[str, np.ndarray], about: Mapping[str, Any]) -> Iterator[str]:
-    """Parts of a store that are not as `assembled` expects them."""
+    """Yield the names of parts of a store that `assemble` cannot use."""
     yield from (f"manifest, about.{f.location}," for f in schema.faults(about, schema.TRAJECTORY))
     names = [row["name"] for row in about["layers"]]
     if not names or len(set(names)) != len(names):
@@ -366,13 +370,13 @@ def _faults(arrays: Mapping[str, np.ndarray], about: Mapping[str, Any]) -> Itera
     labels = arrays.get("labels", np.empty(0))
     n = len(labels)
     for key in ("labels", PREDICTIONS):
-        one = arrays.get(key, labels)
-        if one.dtype != np.int64 or one.shape != (n,) or not n or one.min() < 0:
+        each = arrays.get(key, labels)
+        if each.dtype != np.int64 or each.shape != (n,) or not n or each.min() < 0:
             yield key
     for name in names:
         features = arrays.get(features_key(name), np.empty(0))
-        for one in (features, arrays.get(entry_key(name), features)):
-            if one.dtype.kind != "f" or one.shape != (n, *features.shape[1:]) or one.ndim != 2:
+        for each in (features, arrays.get(entry_key(name), features)):
+            if each.dtype.kind != "f" or each.shape != (n, *features.shape[1:]) or each.ndim != 2:
                 yield f"layer {name!r}"
     weight = arrays.get("classifier.weight", np.empty((0, 0)))
     bias = arrays.get("classifier.bias", np.empty(0))
@@ -384,7 +388,7 @@ def _faults(arrays: Mapping[str, np.ndarray], about: Mapping[str, Any]) -> Itera
         yield "classifier"
 
 
-def assembled(arrays: Mapping[str, np.ndarray], about: Mapping[str, Any]) -> Trajectory:
+def assemble(arrays: Mapping[str, np.ndarray], about: Mapping[str, Any]) -> Trajectory:
     """Return the trajectory made of a store's arrays and its `outline`."""
     layers = tuple(
         Layer(
@@ -409,7 +413,7 @@ def assembled(arrays: Mapping[str, np.ndarray], about: Mapping[str, Any]) -> Tra
 def whole_arrays(
     labels: Int[np.ndarray, " n"], classifier: Classifier | None
 ) -> dict[str, np.ndarray]:
-    """Arrays that are written in one piece."""
+    """Return the arrays that are written in one piece."""
     arrays = {"labels": labels}
     if classifier is not None:
         arrays |= {"classifier.weight": classifier.weight, "classifier.bias": classifier.bias}

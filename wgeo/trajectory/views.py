@@ -17,7 +17,7 @@ def class_view(segment: Segment, labels: np.ndarray) -> dict[str, Any]:
     """Project the class means of every layer onto the plane with most of their variance.
 
     The plane is spanned by the first two principal components of the class means of all layers of
-    the segment; ``explained`` is the share of their variance along each axis. ``points`` are the
+    the segment; ``explained`` is the fraction of their variance along each axis. ``points`` are the
     first samples of every class, about `_MAX_SAMPLES` in total, in the same plane; ``labels`` are
     their indices into ``classes``. ``end`` has the means and points of the last layer in the span
     of its class means, for views over training; None for more than 100 classes, or if all class
@@ -31,18 +31,17 @@ def class_view(segment: Segment, labels: np.ndarray) -> dict[str, Any]:
         ]
     )  # (layers, classes, d)
     flat = means.reshape(-1, means.shape[-1])
-    centre = flat.mean(0)
-    _, scales, axes = np.linalg.svd(flat - centre, full_matrices=False)
+    center = flat.mean(0)
+    _, scales, axes = np.linalg.svd(flat - center, full_matrices=False)
 
     def project(x: np.ndarray) -> np.ndarray:
-        plane = (x - centre) @ axes[:2].T
+        plane = (x - center) @ axes[:2].T
         return np.pad(plane, ((0, 0), (0, 2 - plane.shape[1])))
 
     per_class = max(1, _MAX_SAMPLES // len(classes))
     rows = np.concatenate([np.flatnonzero(labels == k)[:per_class] for k in classes])
-    digits = (
-        4 - int(np.ceil(np.log10(scales[0]))) if scales[0] > 0 else 4
-    )  # decimals, enough for a figure
+    # Decimals, enough for a figure.
+    digits = 4 - int(np.ceil(np.log10(scales[0]))) if scales[0] > 0 else 4
     points = np.stack([project(array[rows]) for array in segment.arrays])
     return {
         "class_means": project(flat).reshape(len(means), len(classes), 2).tolist(),
@@ -55,25 +54,25 @@ def class_view(segment: Segment, labels: np.ndarray) -> dict[str, Any]:
 
 
 def explained(scales: Float[np.ndarray, " r"]) -> list[float]:
-    """Return the shares of variance along the two axes; two classes span only one."""
-    shares = np.zeros(2)
+    """Return the fractions of variance along the two axes; two classes span only one."""
+    fractions = np.zeros(2)
     if scales.any():
         leading = (scales**2 / (scales**2).sum())[:2]
-        shares[: len(leading)] = leading
-    return shares.tolist()
+        fractions[: len(leading)] = leading
+    return fractions.tolist()
 
 
 def _last_layer(means: Float[np.ndarray, "K d"], points: Float[np.ndarray, "n d"]) -> Any:
     """Return centered class means and samples in an orthonormal basis of the means' span."""
     if len(means) > _MAX_CLASSES:
         return None
-    centre = means.mean(0)
-    left, scales, axes = np.linalg.svd(means - centre, full_matrices=False)
+    center = means.mean(0)
+    left, scales, axes = np.linalg.svd(means - center, full_matrices=False)
     rank = int((scales > 1e-9 * scales[0]).sum()) if scales[0] > 0 else 0
     if rank == 0:
         return None
     digits = 4 - int(np.ceil(np.log10(scales[0])))
     return {
         "class_means": (left[:, :rank] * scales[:rank]).round(digits).tolist(),
-        "points": ((points - centre) @ axes[:rank].T).round(digits).tolist(),
+        "points": ((points - center) @ axes[:rank].T).round(digits).tolist(),
     }

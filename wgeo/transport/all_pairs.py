@@ -19,7 +19,7 @@ from .geometry import Geometry, PointCloud
 
 _MAX_GROUPS = 8  # groups of pairs listed per column, on average, before the list is cut short
 _MAX_UNDECIDED = 0.25  # screening is useful if it leaves at most this fraction of columns undecided
-_GATHERED = 1 << 18  # entries of groups gathered at a time
+_GATHER_ENTRIES = 1 << 18  # entries of groups gathered at a time
 
 Pairs = list[tuple[np.ndarray, np.ndarray]]
 
@@ -35,7 +35,7 @@ class Violations:
     i, j : ndarray of int
         Pairs with negative slack, to be added to the arcs.
     undecided : ndarray of bool, (m,)
-        Columns whose excess is only an upper bound, as precise as the products.
+        Columns whose excess is only an upper bound, with the precision of the products.
     dtype : torch.dtype
         Of the products.
     """
@@ -73,10 +73,10 @@ def nearest(
         pairs = []
         for rows, block in geometry.blocks(target, source, source.norms - f):
             grouped = block.view(len(block), -1, source.groups)
-            least = grouped.amin(1)
-            g[rows] = target.norms[rows] + least.amin(1).double()
-            least += noise[rows] * ((by_point[rows] + by_group) % 1)
-            group = least.topk(k, 1, largest=False, sorted=False).indices.flatten()
+            minima = grouped.amin(1)
+            g[rows] = target.norms[rows] + minima.amin(1).double()
+            minima += noise[rows] * ((by_point[rows] + by_group) % 1)
+            group = minima.topk(k, 1, largest=False, sorted=False).indices.flatten()
             row = torch.arange(len(block), device=device).repeat_interleave(k)
             i = _group_argmin(grouped, row, group)
             pairs.append((i.cpu().numpy(), (row + rows.start).cpu().numpy()))
@@ -89,7 +89,7 @@ def nearest(
 def c_transform(
     geometry: Geometry, target: PointCloud, source: PointCloud, f: Float[torch.Tensor, " n"]
 ) -> Float[torch.Tensor, " m"]:
-    """Return ``g_j = min_i c_ij - f_i``, to the products' precision."""
+    """Return ``g_j = min_i c_ij - f_i``, to the precision of the products."""
 
     @halve_blocks_on_oom
     def local_part() -> torch.Tensor:
@@ -111,7 +111,7 @@ def find_violations(
     """Test ``f_i + g_j <= c_ij`` for all pairs.
 
     Pairs whose slack the products cannot distinguish from zero are computed again in float64. A
-    column with very many such pairs keeps the bound that the products give
+    column with very many such pairs keeps the bound computed from the products
     (`Violations.undecided`), unless the test is `thorough`.
 
     Parameters
@@ -141,14 +141,14 @@ def find_violations(
         pairs: Pairs = []
         for part, block in geometry.blocks(target, source, bias):
             bound = limit[part].to(block.dtype)
-            grouped, least, row, group = _undecided_groups(block, source.groups, bound)
+            grouped, minima, row, group = _undecided_groups(block, source.groups, bound)
             if len(row) == 0:
                 continue
             if len(row) > _MAX_GROUPS * len(block) and not thorough:
-                worst, i = _lowest_groups(grouped, least, bound)
+                worst, i = _lowest_groups(grouped, minima, bound)
                 js = columns[part].cpu().numpy()
                 undecided[js] = True
-                excess[js] = (limit[part] - least.amin(1).double()).clamp_(min=0).cpu().numpy()
+                excess[js] = (limit[part] - minima.amin(1).double()).clamp_(min=0).cpu().numpy()
                 ij = _global_indices(i, columns[part][worst], rows)
                 pairs.append(_negative_slack(geometry, potentials, *ij, threshold, None))
             else:
@@ -187,10 +187,11 @@ def _screen(
     threshold: float,
     rows: Int[np.ndarray, " r"] | None,
 ) -> tuple[PointCloud, Float[np.ndarray, " m"], Pairs]:
-    """Return columns the low-dimensional bound cannot decide; excess and pairs of the others.
+    """Return the undecided columns, and the excess and violated pairs of the others.
 
-    A column is decided if the bound leaves only a few pairs, whose slack is then computed. If too
-    many columns remain undecided, all are returned, because screening would not save time.
+    A column is decided if the low-dimensional bound leaves only a few pairs, whose slack is then
+    computed. If too many columns remain undecided, all are returned, because screening would not
+    save time.
     """
     reduced_x, reduced_y = geometry.reduced
     target, source, bias, limit = _operands(reduced_y, reduced_x, potentials, rows)
@@ -216,18 +217,18 @@ def _screen(
 
     undecided, excess, pairs = local_part()
     parts = [part for part in processes.all_gather(undecided) if part is not None]
-    pays = len(parts) == processes.world_size()
-    return geometry.y.take(np.concatenate(parts)) if pays else geometry.y, excess, pairs
+    saves_time = len(parts) == processes.world_size()
+    return geometry.y.take(np.concatenate(parts)) if saves_time else geometry.y, excess, pairs
 
 
 def _undecided_groups(
     block: torch.Tensor, groups: int, bound: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return a block by groups, the minimum of each, and the groups within their row's bound."""
+    """Return a block split into groups, each group's minimum, and the groups within the bound."""
     grouped = block.view(len(block), -1, groups)
-    least = grouped.amin(1)
-    row, group = (least <= bound[:, None]).nonzero(as_tuple=True)
-    return grouped, least, row, group
+    minima = grouped.amin(1)
+    row, group = (minima <= bound[:, None]).nonzero(as_tuple=True)
+    return grouped, minima, row, group
 
 
 def _global_indices(
@@ -271,7 +272,7 @@ def _group_argmin(
 ) -> Int[torch.Tensor, " k"]:
     """Return the index of the smallest member of each of these groups."""
     out = torch.empty_like(row)
-    step = max(1, _GATHERED // grouped.shape[1])
+    step = max(1, _GATHER_ENTRIES // grouped.shape[1])
     for k in range(0, len(row), step):
         part = slice(k, k + step)
         members = grouped[row[part], :, group[part]]
@@ -280,11 +281,11 @@ def _group_argmin(
 
 
 def _lowest_groups(
-    grouped: torch.Tensor, least: torch.Tensor, bound: torch.Tensor
+    grouped: torch.Tensor, minima: torch.Tensor, bound: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the least member of each of the `_MAX_GROUPS` lowest groups of a row, if in bound."""
+    """Return the smallest members of each row's `_MAX_GROUPS` lowest groups, if within bound."""
     k = min(_MAX_GROUPS, grouped.shape[2])
-    value, group = least.topk(k, 1, largest=False, sorted=False)
+    value, group = minima.topk(k, 1, largest=False, sorted=False)
     row, position = (value <= bound[:, None]).nonzero(as_tuple=True)
     return row, _group_argmin(grouped, row, group[row, position])
 
@@ -294,7 +295,7 @@ def _members_below(
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """Return the members of these groups that are within the bound of their row."""
     out = []
-    step = max(1, _GATHERED // grouped.shape[1])
+    step = max(1, _GATHER_ENTRIES // grouped.shape[1])
     for k in range(0, len(row), step):
         part = slice(k, k + step)
         members = grouped[row[part], :, group[part]]

@@ -19,7 +19,7 @@ from ..runtime import processes
 from .kernel import Kernel
 from .point_clouds import UNIT_ROUNDOFF, PointClouds
 
-_MEMORY = 16  # past steps that an extrapolation uses
+_MEMORY = 16  # number of past steps that an extrapolation uses
 SCALING = 0.5  # factor of sqrt(epsilon) from one step of the annealing to the next
 _LOOSE_TOLERANCE = 0.1  # L1 marginal error that suffices at an intermediate epsilon
 
@@ -151,13 +151,13 @@ def anneal(
         while steps[0] < start:
             steps.insert(0, steps[0] / scaling**2)
     for step in steps:
-        settings = tolerance if step == eps else max(tolerance, _LOOSE_TOLERANCE)
-        kernel = Kernel(clouds, pick_dtype(clouds, step, settings))
-        state, done = converge(kernel, g, step, settings, budget)
-        if not done:
+        step_tolerance = tolerance if step == eps else max(tolerance, _LOOSE_TOLERANCE)
+        kernel = Kernel(clouds, pick_dtype(clouds, step, step_tolerance))
+        state, converged = converge(kernel, g, step, step_tolerance, budget)
+        if not converged:
             break
         g = state.completed
-    return state, done and step == eps
+    return state, converged and step == eps
 
 
 def pick_dtype(clouds: PointClouds, eps: float, tolerance: float) -> torch.dtype:

@@ -99,7 +99,7 @@ def _bures(clouds: PointClouds) -> tuple[float, float]:
     value = clouds.total_variance - 2 * float(values.sum())
     if value > 1e-4 * clouds.total_variance:
         return value, slack
-    # The traces cancel. The Procrustes residual min_U ||R_x - U R_y||^2 has the same value, and #
+    # The traces cancel. The Procrustes residual min_U ||R_x - U R_y||^2 has the same value, and
     # its relative error is small even if the clouds nearly coincide.
     left, _, right = torch.linalg.svd(product, full_matrices=False)
     common = right @ factor_y
@@ -242,7 +242,7 @@ def _projected_costs(
 
 
 def _lower_bound(clouds: PointClouds, lines: Float[torch.Tensor, " k"]) -> float:
-    """Lower bound from the costs along one orthonormal frame, reduced by its rounding error."""
+    """Return a lower bound from the costs along one orthonormal frame, less its rounding error."""
     # Relative to the clouds' radius, the errors are d u for projections, n u for sums of n weights.
     terms = len(clouds.x) + len(clouds.y) if clouds.pairing is None else 1
     slack = (
@@ -253,7 +253,7 @@ def _lower_bound(clouds: PointClouds, lines: Float[torch.Tensor, " k"]) -> float
 
 
 def _principal_axes(clouds: PointClouds, seed: int) -> Float[torch.Tensor, "r d"]:
-    """Orthonormal directions that explain most of the pooled variance."""
+    """Return orthonormal directions that explain most of the pooled variance."""
     pooled = torch.cat([_factor(clouds.x, clouds.a), _factor(clouds.y, clouds.b)])
     if min(pooled.shape) <= _MAX_AXES:
         return torch.linalg.svd(pooled, full_matrices=False)[2]
@@ -299,7 +299,7 @@ def _line_coupling(
 
 
 def _error_of_root_mean(costs: Float[torch.Tensor, " k"]) -> float | None:
-    """Standard error of the root mean over directions, by the delta method."""
+    """Return the standard error of the root mean over directions, by the delta method."""
     if len(costs) < 2 or not float(costs.mean()) > 0:
         return None
     error_of_mean = float(costs.std()) / math.sqrt(len(costs))

@@ -3,7 +3,7 @@
 Each point belongs to its nearest representative. The plan of the coarse problem, expanded to the
 points, gives pairs that can carry all mass; its potentials, extended to the points, account for the
 distribution of mass over the clouds. Without this start, a solver that begins with nearest
-neighbors needs hundreds of small steps if the clouds are thin.
+neighbors needs hundreds of small steps if the clouds are long and thin.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from .plans import expand
 from .simplex import run_simplex
 
 _REPRESENTATIVES = 256  # of each cloud, at most
-_SHARE = 8  # at most one point in 8 is a representative
-_BLOCK = 1 << 20  # entries of a block of costs
+_POINTS_EACH = 8  # number of points per representative, at least
+_BLOCK_ENTRIES = 1 << 20  # entries of a block of costs
 
 
 def solve_coarse(
@@ -26,11 +26,10 @@ def solve_coarse(
 ) -> tuple[Int[np.ndarray, " k"], Int[np.ndarray, " k"], Float[np.ndarray, " n"]]:
     """Return pairs (i, j) that can carry all mass, and potentials f of the first cloud.
 
-    The representatives are points of both clouds; a dense problem with the costs between them is
-    solved.
+    The representatives are points of both clouds. The dense problem between them is solved.
     """
     x, y = geometry.x.points[: len(a)], geometry.y.points[: len(b)]
-    count = max(1, min(_REPRESENTATIVES, len(a) // _SHARE, len(b) // _SHARE))
+    count = max(1, min(_REPRESENTATIVES, len(a) // _POINTS_EACH, len(b) // _POINTS_EACH))
     centers = torch.cat([x[:count], y[:count]])
     cell_x, cell_y = (_nearest_center(z, centers, None)[1] for z in (x, y))
     k = len(centers)
@@ -54,8 +53,8 @@ def _nearest_center(
     if potentials is not None:
         bias = bias - potentials.to(bias)
     values, indices = [], []
-    for part in points.split(max(1, _BLOCK // len(centers))):
-        least = torch.addmm(bias, part, centers.T, alpha=-2).min(1)
-        values.append(least.values.double() + part.double().square().sum(1))
-        indices.append(least.indices)
+    for part in points.split(max(1, _BLOCK_ENTRIES // len(centers))):
+        nearest = torch.addmm(bias, part, centers.T, alpha=-2).min(1)
+        values.append(nearest.values.double() + part.double().square().sum(1))
+        indices.append(nearest.indices)
     return torch.cat(values).cpu().numpy(), torch.cat(indices).cpu().numpy()

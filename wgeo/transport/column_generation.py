@@ -21,9 +21,9 @@ from .geometry import Geometry
 
 _CANDIDATES = 8  # arcs that each point contributes at first
 _MAX_ROUNDS = 100
-_SOLVING = 100  # pairs tested in about the time that the sparse solver takes per arc
-_MANY = 0.5  # fraction of undecided columns above which float32 is too coarse
-_SHOW_PROGRESS = 10**9  # pairs from which progress is worth showing
+_PAIRS_PER_ARC = 100  # pairs tested in about the time that the sparse solver takes per arc
+_MAX_UNDECIDED = 0.5  # fraction of undecided columns above which float32 is too coarse
+_PROGRESS_FROM = 10**9  # number of pairs from which progress is shown
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +59,7 @@ def generate_columns(
     potentials: Potentials,
     solve: Callable[[Potentials], tuple[coo_array, Potentials, float]],
 ) -> Solution:
-    """Call ``solve(potentials)`` on more and more `arcs`, until its potentials satisfy all pairs.
+    """Call ``solve(potentials)`` on more and more `arcs` until no pair is violated.
 
     `solve` returns a plan, potentials that are feasible on the arcs and close to those given, and
     the slack that counts as zero. (With the potentials of the sparse solver itself, which are
@@ -67,19 +67,19 @@ def generate_columns(
     processes test pairs.
     """
     rounds: Iterator[int] = count(1)
-    if geometry.x.n * geometry.y.n >= _SHOW_PROGRESS:
+    if geometry.x.n * geometry.y.n >= _PROGRESS_FROM:
         rounds = track(rounds, "optimal coupling: solving, testing all pairs")
     while True:
-        done = next(rounds)
+        number = next(rounds)
         raise_if_interrupted()
         before = potentials.f
         plan, potentials, tolerance = processes.on_rank_zero(partial(solve, potentials))
         arcs.add(plan.row, plan.col)  # the pairs of a dense problem may be new
-        last = done >= _MAX_ROUNDS
+        last = number >= _MAX_ROUNDS
         # If the f of a row did not rise, its slacks fell only by the increase of g, which is small.
         raised = np.flatnonzero(potentials.f > before)
         n, m = arcs.shape
-        if 0 < len(raised) * m < n * m - _SOLVING * len(arcs):
+        if 0 < len(raised) * m < n * m - _PAIRS_PER_ARC * len(arcs):
             threshold = max(tolerance, negligible(potentials))
             violations = find_violations(geometry, potentials, threshold, rows=raised)
             if arcs.add(violations.i, violations.j) > 0 and not last:
@@ -88,7 +88,7 @@ def generate_columns(
         if violations.dtype is torch.float64:  # float32 would again be too coarse
             geometry = geometry.double_precision
         if new == 0 or last:
-            return Solution(plan, potentials, violations, len(arcs), done)
+            return Solution(plan, potentials, violations, len(arcs), number)
 
 
 def verify(
@@ -102,15 +102,17 @@ def verify(
 
     If a slack is negative by less than `tolerance`, or by less than rounding, its pair is not
     added, but the slack counts as excess. Pairs that float32 cannot decide are tested in float64.
-    Columns with very many tight pairs are listed in full only if the excess of other columns
-    matters, or if the result must be `complete`.
+    In columns with very many tight pairs, all of these are computed only if an excess above the
+    threshold remains, and either no new pair was found or the result must be `complete`.
     """
     threshold = max(tolerance, negligible(potentials))
     precise = geometry.double_precision
     violations = find_violations(geometry, potentials, threshold)
     new = arcs.add(violations.i, violations.j)
     undecided = violations.undecided.mean()
-    if undecided > 0 and (new == 0 or complete or (undecided > _MANY and new < geometry.y.n)):
+    if undecided > 0 and (
+        new == 0 or complete or (undecided > _MAX_UNDECIDED and new < geometry.y.n)
+    ):
         if geometry.dtype is torch.float32:
             violations = find_violations(precise, potentials, threshold)
             new += arcs.add(violations.i, violations.j)

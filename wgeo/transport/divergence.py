@@ -109,13 +109,13 @@ def _solve(
     ]
     value = clouds.translation_cost + state.value
     for k, itself in enumerate(clouds.self_problems):
-        own = require_converged(
+        self_state = require_converged(
             *solve_itself(itself, eps, tolerance, Budget(iterations)), "xy"[k] + " and itself"
         )
         # Both arguments of OT(x, x) move with x, and it is symmetric.
-        first, second = _centered_gradients(itself, own)
+        first, second = _centered_gradients(itself, self_state)
         grads[k] = grads[k] - (first + second) / 2
-        value -= own.value / 2
+        value -= self_state.value / 2
     return value, grads[0], grads[1]
 
 

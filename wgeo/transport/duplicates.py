@@ -11,10 +11,10 @@ from jaxtyping import Float, Int
 from ..runtime import processes
 from .point_clouds import PointClouds
 
-_FEW = 0.95  # merging saves time if at most this fraction of points is distinct
-_VERY_FEW = 0.7  # below this fraction it saves time even if the given pairing is nearly optimal
+_MAX_DISTINCT = 0.95  # merging saves time if at most this fraction of points is distinct
+_MAX_WITH_PAIRING = 0.7  # up to here it saves time even if the pairing is nearly optimal
 _PREFIX = 16  # leading features, usually enough to show that points are distinct
-_ROWS = 1024  # number of rows copied to float64 at a time
+_CHUNK_ROWS = 1024  # number of rows copied to float64 at a time
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,9 +35,9 @@ class Merged:
 
     @property
     def very_few(self) -> bool:
-        """Whether few enough points remain to solve for them even if the given pairing is good."""
+        """Whether solving for the distinct points saves time even if the given pairing is good."""
         points = len(self.index_x) + len(self.index_y)
-        return len(self.clouds.x) + len(self.clouds.y) <= _VERY_FEW * points
+        return len(self.clouds.x) + len(self.clouds.y) <= _MAX_WITH_PAIRING * points
 
 
 def merge_equal_points(clouds: PointClouds) -> Merged | None:
@@ -63,7 +63,7 @@ Indices = tuple[np.ndarray, np.ndarray]  # first copies of distinct rows; each r
 
 def _distinct_points(clouds: PointClouds) -> tuple[Indices, Indices] | None:
     """Return `_distinct` of both clouds; None if too many points are distinct."""
-    limit = _FEW * (len(clouds.x) + len(clouds.y))
+    limit = _MAX_DISTINCT * (len(clouds.x) + len(clouds.y))
     x = _distinct(clouds.x, limit)
     y = None if x is None else _distinct(clouds.y, limit - len(x[0]))
     return None if x is None or y is None else (x, y)
@@ -76,13 +76,13 @@ def _distinct(x: Float[torch.Tensor, "n d"], limit: float) -> Indices | None:
     """
     for width in (_PREFIX, x.shape[1]):
         _, index = torch.unique(_project_rows(x[:, :width]), return_inverse=True)
-        kinds = int(index.max()) + 1
-        if kinds > limit:
+        distinct = int(index.max()) + 1
+        if distinct > limit:
             return None
         if width >= x.shape[1]:
             break
     rows = torch.arange(len(x), device=x.device)
-    first = rows.new_full((kinds,), len(x)).scatter_reduce_(0, index, rows, "amin")
+    first = rows.new_full((distinct,), len(x)).scatter_reduce_(0, index, rows, "amin")
     if not torch.equal(x[first[index]], x):
         return None
     return first.cpu().numpy(), index.cpu().numpy()
@@ -92,7 +92,7 @@ def _project_rows(x: Float[torch.Tensor, "n d"]) -> Float[torch.Tensor, " n"]:
     """Return a number for each row, equal for equal rows and almost surely different for others."""
     generator = torch.Generator().manual_seed(0)
     direction = torch.randn(x.shape[1], generator=generator, dtype=torch.float64).to(x.device)
-    return torch.cat([rows.double() @ direction for rows in x.split(_ROWS)])
+    return torch.cat([rows.double() @ direction for rows in x.split(_CHUNK_ROWS)])
 
 
 def _sum_groups(

@@ -41,8 +41,8 @@ def flash(clouds: PointClouds, eps: float, scaling: float) -> Float[torch.Tensor
     """Return the potential g from flash-sinkhorn's fused CUDA kernels, in float32 without TF32."""
     if clouds.x.device.type != "cuda":
         raise DependencyError(
-            '`engine="flash"` needs a CUDA device and the clouds on it; '
-            'here the work is on the CPU. Use `engine="wgeo"`.'
+            '`engine="flash"` needs a CUDA device and the clouds on it, '
+            'but the clouds are on the CPU. Use `engine="wgeo"`.'
         )
     try:
         from flash_sinkhorn import SamplesLoss

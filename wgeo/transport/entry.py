@@ -23,7 +23,7 @@ class Solver(Protocol):
 
     ``x`` and ``y`` are finite floating-point tensors, (n, d) and (m, d), on one device. ``a`` and
     ``b`` are float64 weights that sum to 1, or None if uniform. ``coupling`` is a permutation to
-    start from, or None; for clouds of one size with uniform weights, None pairs row i with row i.
+    start from, or None; for clouds of equal size with uniform weights, None pairs row i with row i.
     """
 
     @property
@@ -64,10 +64,10 @@ def wasserstein(
     a, b : array_like, (n,), (m,), optional
         Nonnegative weights, normalized to sum to 1. Uniform by default.
     coupling : array_like of int, (n,), optional
-        A permutation to start from, for clouds of one size and uniform weights: it pairs row i of x
-        with row ``coupling[i]`` of y. By default row i is paired with row i, which is the network's
-        own pairing if rows are the same samples at two layers. A good start makes solvers faster or
-        bounds tighter; it does not change W2.
+        A permutation to start from, for clouds of equal size and uniform weights: it pairs row i of
+        x with row ``coupling[i]`` of y. By default row i is paired with row i, which is the
+        network's own pairing if rows are the same samples at two layers. A good start makes solvers
+        faster or bounds tighter; it does not change W2.
 
     Returns
     -------
@@ -139,7 +139,7 @@ def as_weights(w: Any, n: int, name: str) -> Float[np.ndarray, " n"] | None:
         first = int(bad.argmax())
         raise ArgumentError(
             f"weights {name} must be finite and not negative; "
-            f"weight {first} is {values[first]} ({int(bad.sum())} such). Drop or clip them."
+            f"weight {first} is {values[first]} ({int(bad.sum())} such weights). Drop or clip them."
         )
     largest = values.max()
     if largest == 0:
@@ -161,7 +161,7 @@ def on_one_device(x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch
 def _as_permutation(coupling: Any, n: int, m: int, uniform: bool) -> np.ndarray:
     if n != m or not uniform:
         raise ArgumentError(
-            "a starting coupling pairs clouds of one size with uniform weights; here there are "
+            "a starting coupling needs clouds of equal size with uniform weights; here there are "
             f"{n} and {m} samples{'' if uniform else ' with weights'}. Leave it out."
         )
     values = np.asarray(as_numpy(coupling))
@@ -173,6 +173,6 @@ def _as_permutation(coupling: Any, n: int, m: int, uniform: bool) -> np.ndarray:
     values = values.astype(np.int64)
     if not np.array_equal(np.sort(values), np.arange(n)):
         raise ArgumentError(
-            f"coupling must hold every row number 0..{n - 1} of y once; it is not a permutation."
+            f"coupling must be a permutation: each row number of y from 0 to {n - 1}, exactly once."
         )
     return values

@@ -58,8 +58,8 @@ class Exact:
     memory : str or int
         Memory for blocks of costs, in bytes or as ``"1GiB"``. It affects speed only.
     device : str
-        Where all pairs are tested: ``auto`` (CUDA if available), ``cpu`` or ``cuda``. The sparse
-        problems are solved on the CPU.
+        Device on which all pairs are tested: ``auto`` (CUDA if available), ``cpu`` or ``cuda``.
+        The sparse problems are solved on the CPU.
     """
 
     tolerance: float | int = 1e-6
@@ -187,7 +187,7 @@ def lower_bound(geometry: Geometry, potentials: Potentials) -> float:
     """Return a lower bound of W2^2 from feasible potentials, less the possible rounding error."""
     a, b = geometry.weights
     f, g = potentials.f, potentials.g
-    middle = (float(b @ g) - float(a @ f)) / 2  # potentials are determined up to a constant
+    middle = (float(b @ g) - float(a @ f)) / 2  # potentials are determined only up to a constant
     f, g = f + middle, g - middle
     dual = float(b @ g) + float(a @ f)
     dual -= 64 * UNIT_ROUNDOFF * float(a @ abs(f) + b @ abs(g))

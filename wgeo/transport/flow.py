@@ -20,12 +20,12 @@ from .simplex import dense_simplex, network_simplex
 _ALL_PAIRS = 1 << 16  # problems with at most this many pairs are solved on all of them
 _POOR_START = 0.5  # fraction of violated columns above which a pairing is not a useful start
 _SAMPLE = 32  # number of columns on which this is tested
-_NEARLY = 0.9  # fraction of points nearest to some y; a few may be missing due to rounding
+_MOST = 0.9  # fraction of points nearest to some y from which float64 is tried as well
 _LARGER_SAMPLE = 256  # number of columns on which two potentials are compared
 _TOLERANCE = 2.0**-36  # slack below this fraction of the cost counts as zero
 _PATIENCE = 10  # rounds after which one dense problem is solved, if many pairs are still missing
 _DENSE_BYTES = 40  # memory of the dense problem, per pair
-_NOISY = 2.0**-28  # noise must be below this fraction of the cost
+_MAX_NOISE = 2.0**-28  # noise must be below this fraction of the cost
 _CEILING = 2.0**10  # slacks above this multiple of the largest violation are treated as equal
 
 
@@ -71,7 +71,7 @@ def solve_flow(geometry: Geometry) -> Solution:
                 ceiling = max(ceiling, -_CEILING * float(arcs.slack(potentials).min()))
             plan, potentials, noise = network_simplex(arcs, potentials, *masses, ceiling)
         cost = float(plan.data @ geometry.pair_costs(plan.row, plan.col) / plan.data.sum())
-        if noise > _NOISY * cost:  # keep the plan, but compute more accurate potentials
+        if noise > _MAX_NOISE * cost:  # keep the plan, but compute more accurate potentials
             _, potentials, noise = network_simplex(arcs, potentials, *masses, _CEILING * noise)
         ceiling = max(_TOLERANCE * cost, noise)
         return plan, potentials, ceiling
@@ -89,10 +89,12 @@ def pairs_well(geometry: Geometry) -> bool:
     if geometry.clouds.pairing is None:
         return False
     i = np.arange(geometry.x.n)
-    return _satisfies_most(geometry, _paired(geometry, i, geometry.translation_potential())[0])
+    return _satisfies_most(
+        geometry, _tight_potentials(geometry, i, geometry.translation_potential())[0]
+    )
 
 
-def _paired(
+def _tight_potentials(
     geometry: Geometry, i: Int[np.ndarray, " n"], f: Float[np.ndarray, " n"]
 ) -> tuple[Potentials, Float[np.ndarray, " n"]]:
     """Return potentials with zero slack for the pairs (i[j], j), and the costs of these pairs."""
@@ -104,20 +106,20 @@ def _satisfies_most(geometry: Geometry, potentials: Potentials) -> bool:
     """Return whether potentials satisfy all constraints of most columns in a sample."""
     sample = geometry.y.take(np.arange(min(_SAMPLE, geometry.y.n)))
     f, g = (torch.from_numpy(z).to(sample.norms) for z in (potentials.f, potentials.g[:_SAMPLE]))
-    below = c_transform(geometry, sample, geometry.x, f) + sample.error(sample.norms) < g
-    return processes.on_rank_zero(lambda: float(below.double().mean())) <= _POOR_START
+    violated = c_transform(geometry, sample, geometry.x, f) + sample.error(sample.norms) < g
+    return processes.on_rank_zero(lambda: float(violated.double().mean())) <= _POOR_START
 
 
 def _test_pairing(
     geometry: Geometry, arcs: Arcs, i: Int[np.ndarray, " n"], f: Float[np.ndarray, " n"]
 ) -> tuple[Solution, bool] | None:
-    """Return the pairs (i[j], j) with f as a solution, and whether it is optimal; None if far off.
+    """Return the pairs (i[j], j) with f as a solution, and whether it is optimal.
 
-    A coupling is optimal if and only if there are potentials with ``f_i + g_j <= c_ij`` for all
-    pairs and equality for the pairs of the coupling.
+    Return None if it is far from optimal. A coupling is optimal if and only if there are potentials
+    with ``f_i + g_j <= c_ij`` for all pairs and equality for the pairs of the coupling.
     """
     j = np.arange(len(i))
-    potentials, cost = _paired(geometry, i, f)
+    potentials, cost = _tight_potentials(geometry, i, f)
     arcs.add(i, j)
     if not _satisfies_most(geometry, potentials):
         return None
@@ -144,7 +146,7 @@ def _nearest_pairing(
         carried = np.bincount(i, b[j], len(a))
         if np.array_equal(carried, a):
             return _test_pairing(costs, arcs, i[np.argsort(j)], f)
-        if np.count_nonzero(carried) < _NEARLY * len(a):
+        if np.count_nonzero(carried) < _MOST * len(a):
             return None
     return None
 

@@ -30,7 +30,7 @@ _STORE_FROM = 256  # number of features from which storing products saves time
 _SCREENING_DIRECTIONS = 32
 _SCREEN_FROM = 8 * _SCREENING_DIRECTIONS  # number of features from which screening saves time
 _FAR_CENTERS = 0.125  # of the root total variance: distance from which the offset is removed
-_GATHERED = 1 << 17  # entries of gathered rows at a time
+_GATHER_ENTRIES = 1 << 17  # entries of gathered rows at a time
 
 
 def squared_distances(
@@ -60,7 +60,8 @@ class PointCloud:
     index : Tensor of int, (n,), optional
         Indices of these points in a larger cloud.
     product_error : float
-        Bound on how much twice an inner product is too small, relative to the norms (`screening`).
+        Bound on how far twice an inner product can fall short of its true value, relative to the
+        norms (see `screening`).
     is_y : bool
         Whether this is the second cloud.
     """
@@ -238,7 +239,7 @@ class Geometry:
         x: torch.Tensor, center: torch.Tensor, index: torch.Tensor
     ) -> Iterator[tuple[slice, Float[torch.Tensor, "rows d"]]]:
         """Yield float64 rows ``x[index] - center``, some at a time."""
-        step = max(1, _GATHERED // x.shape[1])
+        step = max(1, _GATHER_ENTRIES // x.shape[1])
         for part in _slices(len(x), step):
             yield part, x[index[part]].double() - center
 
@@ -249,7 +250,7 @@ class Geometry:
         out = np.empty(len(i))
         rows_x, rows_y = self.order_x[i], self.order_y[j]
         device = self.clouds.x.device
-        step = max(1, _GATHERED // self.clouds.x.shape[1])
+        step = max(1, _GATHER_ENTRIES // self.clouds.x.shape[1])
         for part in _slices(len(i), step):
             xs = self.clouds.x[torch.from_numpy(rows_x[part]).to(device)].double()
             ys = self.clouds.y[torch.from_numpy(rows_y[part]).to(device)].double()
@@ -258,7 +259,7 @@ class Geometry:
         return out
 
     def cost_error(self, cost: Float[np.ndarray, " k"]) -> Float[np.ndarray, " k"]:
-        """Bound the error of `pair_costs`: relative to c_ij, apart from the offset's part."""
+        """Bound the error of `pair_costs`: a part relative to c_ij, and one for the offset."""
         shift = float(self.offset @ self.offset) * self.scale**2
         return (
             (self.clouds.x.shape[1] + 16) * UNIT_ROUNDOFF * 2 * (cost + (shift if shift else 0.0))
@@ -293,7 +294,7 @@ class Geometry:
     def _inner_products(
         self, direction: Float[torch.Tensor, " d"]
     ) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " m"]]:
-        """Inner products of the centered points with a direction."""
+        """Return the inner products of the centered points with a direction."""
         clouds = (
             (self.clouds.x, self.clouds.center_x, self.order_x),
             (self.clouds.y, self._center_y, self.order_y),
@@ -365,7 +366,7 @@ class Geometry:
 
 
 def _groups(n: int) -> int:
-    """Return the number of groups, about the number of members of each, so both lists are short."""
+    """Return the number of groups: about the size of each group, so that both are small."""
     return max(n, 1) if n <= 64 else int(2 ** round(np.log2(n) / 2))
 
 
@@ -381,7 +382,10 @@ def _slices(n: int, step: int, start: int = 0) -> Iterator[slice]:
 def _inner_products(
     a: torch.Tensor, b: torch.Tensor, out: torch.Tensor | None = None
 ) -> Float[torch.Tensor, "rows columns"]:
-    """Return a b^T, a panel of features at a time; errors are those of one panel, plus one each."""
+    """Return a b^T, summed a panel of features at a time.
+
+    Errors are those of a single panel, plus one rounding for each panel.
+    """
     out = a.new_empty((len(a), len(b))) if out is None else out
     torch.mm(a[:, :_PANEL], b[:, :_PANEL].T, out=out)
     for k in range(_PANEL, a.shape[1], _PANEL):

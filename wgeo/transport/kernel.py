@@ -28,7 +28,7 @@ BLOCK_ENTRIES = {"cpu": 1 << 18, "cuda": 1 << 26}
 _MIN_ROWS = 32
 _NEGLIGIBLE = 1e-12  # fraction of a row's weight below which entries are left out of a sparse plan
 # Largest number of entries of x.y^T that is stored between passes: 128 MiB, or 1 GiB on a GPU. This
-# # makes an iteration nearly two times faster at d = 64, and six times faster at d = 512.
+# makes an iteration nearly two times faster at d = 64, and six times faster at d = 512.
 STORED_ENTRIES = {"cpu": 1 << 24, "cuda": 1 << 27}
 
 
@@ -40,7 +40,7 @@ class PlanSummary:
     ----------
     cost : float
         Centered cost of the plan with its columns scaled down (`Kernel.round_plan`).
-    lack_x, lack_y : Tensor, (n,), (m,)
+    missing_x, missing_y : Tensor, (n,), (m,)
         Mass that is missing from the rows and columns of that plan; both have equal sums up to
         rounding.
     entropic_cost : float
@@ -52,8 +52,8 @@ class PlanSummary:
     """
 
     cost: float
-    lack_x: Float[torch.Tensor, " n"]
-    lack_y: Float[torch.Tensor, " m"]
+    missing_x: Float[torch.Tensor, " n"]
+    missing_y: Float[torch.Tensor, " m"]
     entropic_cost: float
     row_error: float
     column_error: float
@@ -212,7 +212,7 @@ class Kernel:
         log_ratio: Float[torch.Tensor, " m"],
         eps: float,
     ) -> PlanSummary:
-        """Return what the rounding of the entropic plan needs, without storing the plan.
+        """Compute the summary from which the entropic plan is rounded, without storing the plan.
 
         Columns with too much mass are scaled down (Altschuler, Weed, Rigollet 2017, Algorithm 2;
         here no row has too much). `rounding.couple_in_order` then couples the missing mass.
@@ -244,8 +244,8 @@ class Kernel:
         plain_cost, cost = costs.tolist()
         return PlanSummary(
             cost=cost,
-            lack_x=(clouds.a - row_mass).clamp_(min=0),
-            lack_y=(clouds.b * (1 - log_ratio.exp())).clamp_(min=0),
+            missing_x=(clouds.a - row_mass).clamp_(min=0),
+            missing_y=(clouds.b * (1 - log_ratio.exp())).clamp_(min=0),
             entropic_cost=plain_cost,
             row_error=float((plain_mass - clouds.a).abs().sum()),
             column_error=float((clouds.b * log_ratio.expm1()).abs().sum()),
@@ -319,7 +319,7 @@ def _log_sum(logs: Float[torch.Tensor, " k"]) -> Float[torch.Tensor, " k"]:
 
 
 class _FullPrecision(ContextDecorator):
-    """Disable TF32: its 10 bits are too few for costs, which are differences.
+    """Disable TF32: its 10-bit mantissa is too coarse for costs, which are differences.
 
     The setting is global to the process. If several threads use this context, the first saves the
     setting and the last restores it.

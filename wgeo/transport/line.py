@@ -52,7 +52,7 @@ def northwest_corner(
 def _matching_potentials(
     x: Float[np.ndarray, " n"], y: Float[np.ndarray, " n"]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return potentials of x_k -> y_k (sorted), midway between the least and largest feasible ones.
+    """Return potentials of x_k -> y_k (sorted), midway between the extreme feasible ones.
 
     ``c[k+1, k] - c[k, k] >= f[k+1] - f[k] >= c[k+1, k+1] - c[k, k+1]``.
     """
@@ -67,7 +67,7 @@ def _plan_potentials(
     i: Int[np.ndarray, " k"],
     j: Int[np.ndarray, " k"],
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return potentials for which every pair of a monotone plan is tight; each pair fixes one."""
+    """Return potentials for which all pairs of a monotone plan are tight."""
     f, g = np.zeros(len(x)), np.zeros(len(y))
     new_row = np.diff(i) > 0
     row, column = i[1:][new_row], j[1:][new_row]

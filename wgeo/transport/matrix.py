@@ -141,15 +141,15 @@ def distances(clouds: Any, others: Any = None, *, solver: Solver | None = None) 
         for i, j in indices
     ]
     arrays = {id(cloud.points): cloud.points for cloud in (*rows, *columns)}
-    used = sum(array.nbytes for array in arrays.values() if not is_memmapped(array))
+    nbytes = sum(array.nbytes for array in arrays.values() if not is_memmapped(array))
     values = np.zeros((4, len(rows), len(columns)))
     values[3] = 1.0
-    for (i, j), solved in zip(
-        indices, map_pairs(_numbers, pairs, solver, feature_bytes=used), strict=True
+    for (i, j), summary in zip(
+        indices, map_pairs(_summary, pairs, solver, feature_bytes=nbytes), strict=True
     ):
-        values[:, i, j] = solved
+        values[:, i, j] = summary
         if symmetric:
-            values[:, j, i] = solved
+            values[:, j, i] = summary
     return Distances(
         names=tuple(cloud.name for cloud in rows),
         other_names=tuple(cloud.name for cloud in columns),
@@ -213,6 +213,6 @@ def _pairs(shape: tuple[int, ...], symmetric: bool) -> Iterator[tuple[int, int]]
     return ((i, j) for i in range(rows) for j in range(i + 1 if symmetric else 0, columns))
 
 
-def _numbers(result: TransportResult) -> tuple[float, float, float, bool]:
+def _summary(result: TransportResult) -> tuple[float, float, float, bool]:
     certified = result.status is Status.CERTIFIED
     return result.distance, result.lower, result.upper, certified

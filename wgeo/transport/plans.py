@@ -27,15 +27,15 @@ def expand(
 ) -> tuple[Int[np.ndarray, " l"], Int[np.ndarray, " l"], Float[np.ndarray, " l"]]:
     """Expand a plan that couples groups i with groups j to pairs of points and their mass.
 
-    `x` and `y` hold the group and the mass of each point. Mass is distributed to the points of a
+    `x` and `y` are the group and the mass of each point. Mass is distributed to the points of a
     group in their order (the north-west corner rule), so that integers remain integers.
     """
-    row, pair, mass = _deal(i, mass, *x)
-    column, part, mass = _deal(j[pair], mass, *y)
+    row, pair, mass = _distribute(i, mass, *x)
+    column, part, mass = _distribute(j[pair], mass, *y)
     return row[part], column, mass
 
 
-def _deal(
+def _distribute(
     group: Int[np.ndarray, " k"],
     mass: Float[np.ndarray, " k"],
     point_group: Int[np.ndarray, " n"],
@@ -46,7 +46,7 @@ def _deal(
     Rounding may assign a tiny mass to a point of the next group; it is dropped.
     """
     points, pieces = np.argsort(point_group, kind="stable"), np.argsort(group, kind="stable")
-    p, k, dealt = northwest_corner(point_mass[points], mass[pieces])
+    p, k, piece_mass = northwest_corner(point_mass[points], mass[pieces])
     p, k = points[p], pieces[k]
-    kept = (dealt > 0) & (point_group[p] == group[k])
-    return p[kept], k[kept], dealt[kept]
+    valid = (piece_mass > 0) & (point_group[p] == group[k])
+    return p[valid], k[valid], piece_mass[valid]

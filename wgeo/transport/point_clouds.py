@@ -36,8 +36,8 @@ class PointClouds:
     pairing : ndarray of int, (n,), or None
         A feasible permutation: the given one, or by default row i with row i; None for clouds of
         different sizes or with weights.
-    copies : tuple of ndarray, (n,), (m,), or None
-        Whole numbers proportional to the weights, if the weights come from clouds of equal weights.
+    integer_masses : tuple of ndarray, (n,), (m,), or None
+        Whole numbers proportional to the weights, if the clouds were given without weights.
     """
 
     x: Float[torch.Tensor, "n d"]
@@ -45,7 +45,7 @@ class PointClouds:
     a: Float[torch.Tensor, " n"]
     b: Float[torch.Tensor, " m"]
     pairing: Int[np.ndarray, " n"] | None
-    copies: tuple[Float[np.ndarray, " n"], Float[np.ndarray, " m"]] | None = None
+    integer_masses: tuple[Float[np.ndarray, " n"], Float[np.ndarray, " m"]] | None = None
 
     @classmethod
     def of(
@@ -57,13 +57,13 @@ class PointClouds:
         coupling: np.ndarray | None = None,
         device: torch.device | None = None,
     ) -> PointClouds:
-        """Return the problem that a solver is given (see `entry.Solver`), on `device`."""
+        """Return the problem given by a solver's arguments (see `entry.Solver`), on `device`."""
         device = x.device if device is None else device
         x, y = x.detach().to(device), y.detach().to(device)
-        pairing = copies = None
+        pairing = integer_masses = None
         if a is None and b is None:
             n, m, common = len(x), len(y), math.gcd(len(x), len(y))
-            copies = np.full(n, m / common), np.full(m, n / common)
+            integer_masses = np.full(n, m / common), np.full(m, n / common)
             if n == m:
                 pairing = np.arange(n) if coupling is None else coupling
         weights = [
@@ -72,12 +72,16 @@ class PointClouds:
             else torch.from_numpy(w).to(device)
             for z, w in ((x, a), (y, b))
         ]
-        return cls(x, y, weights[0], weights[1], pairing, copies)
+        return cls(x, y, weights[0], weights[1], pairing, integer_masses)
 
     @property
     def masses(self) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " m"]]:
         """Masses proportional to the weights; whole numbers, whose sums are exact, if known."""
-        return (self.a.cpu().numpy(), self.b.cpu().numpy()) if self.copies is None else self.copies
+        return (
+            (self.a.cpu().numpy(), self.b.cpu().numpy())
+            if self.integer_masses is None
+            else self.integer_masses
+        )
 
     @property
     def transposed(self) -> PointClouds:
@@ -188,7 +192,7 @@ class PointClouds:
         return (self.x.shape[1] + 64) * UNIT_ROUNDOFF
 
     def centered_rows_x(self, rows: slice, dtype: torch.dtype) -> Float[torch.Tensor, "rows d"]:
-        """Some centered rows of x, rounded once, after centering."""
+        """Return some centered rows of x, rounded once, after centering."""
         return (self.x[rows].double() - self.center_x).to(dtype)
 
     def centered_x(self, dtype: torch.dtype) -> Float[torch.Tensor, "n d"]:
@@ -210,7 +214,7 @@ class PointClouds:
     def project(
         self, directions: Float[torch.Tensor, "k d"]
     ) -> tuple[Float[torch.Tensor, "k n"], Float[torch.Tensor, "k m"]]:
-        """Coordinates of both centered clouds along each direction (a row)."""
+        """Return coordinates of both centered clouds along each row of `directions`."""
         xs = [part @ directions.T for _, part in _centered_rows(self.x, self.center_x)]
         ys = [part @ directions.T for _, part in _centered_rows(self.y, self.center_y)]
         return torch.cat(xs).T.contiguous(), torch.cat(ys).T.contiguous()

@@ -222,14 +222,15 @@ class TransportResult(Result):
         FeatureError
             NaN, infinity, an empty cloud, or clouds of different widths.
         """
-        from .verification import verify  # it imports the solvers' geometry, and so this module
+        from .verification import verify  # imports this module through the solvers' geometry
 
         return verify(self, x, y)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the result with its coupling and potentials to a NumPy archive, without pickles.
 
-        Its folder lists the file in ``.wgeo.json``, so that only results of wgeo are replaced.
+        The file is recorded in its folder's ``.wgeo.json``, so that only results of wgeo are
+        replaced.
 
         Parameters
         ----------
@@ -239,9 +240,9 @@ class TransportResult(Result):
         Raises
         ------
         RecordError
-            A file that wgeo did not write is in the way, or the folder cannot be written.
+            A file of this name exists that wgeo did not write, or the folder cannot be written.
         """
-        from .saving import save  # which creates results
+        from .saving import save  # imports this module
 
         save(self, path)
 
@@ -265,7 +266,9 @@ class TransportResult(Result):
         array = as_numpy(as_points(values, name=name)).astype(np.float64)
         if len(array) != self.plan.shape[axis]:
             n, m = self.plan.shape
-            raise ArgumentError(f"{name} has {len(array)} rows; this result is of {n} and {m}.")
+            raise ArgumentError(
+                f"{name} has {len(array)} rows, but the clouds of this result have {n} and {m}."
+            )
         return array
 
     def to_dict(self) -> dict[str, Any]:

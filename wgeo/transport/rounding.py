@@ -19,7 +19,7 @@ from .point_clouds import UNIT_ROUNDOFF, PointClouds
 from .screening import principal_directions
 
 _SAMPLE = 512  # points of each cloud from which the direction of `couple_in_order` is computed
-_MAX_UNASSIGNED = 1024  # number of rows up to which those without a column are assigned exactly
+_MAX_UNASSIGNED = 1024  # largest number of rows without a column that are assigned exactly
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,8 +68,8 @@ def compute_bounds(clouds: PointClouds, state: SinkhornState) -> Bounds:
     lower_slack = clouds.rounding + 16 * UNIT_ROUNDOFF * float(
         hard_f.abs().max() + hard_g.abs().max()
     )
-    lack_x, lack_y = (lack.cpu().numpy() for lack in (plan.lack_x, plan.lack_y))
-    rest = clouds.plan_cost(couple_in_order(clouds, lack_x, lack_y), centered=True)
+    missing_x, missing_y = (mass.cpu().numpy() for mass in (plan.missing_x, plan.missing_y))
+    rest = clouds.plan_cost(couple_in_order(clouds, missing_x, missing_y), centered=True)
     upper, coupling, origin = _plan_bound(clouds, plan.cost + rest), None, "plan"
     if clouds.pairing is not None:
         for name, permutation in (
@@ -103,9 +103,9 @@ def with_plan(clouds: PointClouds, bounds: Bounds) -> Bounds:
     if entries is None:
         return bounds
     a, b = clouds.a.cpu().numpy(), clouds.b.cpu().numpy()
-    lack_x = a - np.bincount(entries.i, entries.mass, len(a))
-    lack_y = b - np.bincount(entries.j, entries.mass, len(b))
-    rest = couple_in_order(clouds, lack_x.clip(min=0), lack_y.clip(min=0))
+    missing_x = a - np.bincount(entries.i, entries.mass, len(a))
+    missing_y = b - np.bincount(entries.j, entries.mass, len(b))
+    rest = couple_in_order(clouds, missing_x.clip(min=0), missing_y.clip(min=0))
     mass, i, j = (
         np.concatenate(both)
         for both in (
@@ -140,9 +140,10 @@ def couple_in_order(
 
 
 def _plan_bound(clouds: PointClouds, cost: float) -> float:
-    """Upper bound of W2^2 from the centered cost of a coupling whose marginals are rounded.
+    """Return an upper bound of W2^2 from the centered cost of a coupling.
 
-    The marginals are sums of at most n + m terms, each with a relative error of `UNIT_ROUNDOFF`.
+    Its marginals have rounding errors, since they are sums of at most n + m terms, each with a
+    relative error of `UNIT_ROUNDOFF`.
     """
     terms = 4 * (len(clouds.x) + len(clouds.y))
     slack = clouds.rounding + terms * UNIT_ROUNDOFF * clouds.total_variance

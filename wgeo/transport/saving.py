@@ -23,8 +23,8 @@ from ..text import printable
 from .result import Status, TransportResult
 
 _VERSION = 1
-_SUM = 1e-9  # error of the sum of weights
-_ABOUT = {
+_SUM_TOLERANCE = 1e-9  # error of the sum of weights
+_FIELDS = {
     "version": schema.whole,
     "cost": schema.number,
     "lower": schema.number,
@@ -40,8 +40,8 @@ _PLAN = ("plan_data", "plan_indices", "plan_indptr", "plan_shape")
 
 def save(result: TransportResult, path: str | os.PathLike[str]) -> None:
     """Write a result to a file; see `TransportResult.save`."""
-    place = as_path(path, "path")
-    values = {name: getattr(result, name) for name in _ABOUT if name != "version"}
+    file_path = as_path(path, "path")
+    values = {name: getattr(result, name) for name in _FIELDS if name != "version"}
     about = json.dumps(as_json({**values, "version": _VERSION}))
     arrays: dict[str, np.ndarray] = {"about": np.frombuffer(about.encode(), np.uint8)}
     if isinstance(result.coupling, np.ndarray):
@@ -54,23 +54,25 @@ def save(result: TransportResult, path: str | os.PathLike[str]) -> None:
         arrays |= dict(zip(names, pair or (), strict=False))
     content = io.BytesIO()
     np.savez_compressed(content, **arrays)  # type: ignore[arg-type]
-    with owned(place.parent) as home:
-        home.write({place.name: content.getvalue()})
+    with owned(file_path.parent) as folder:
+        folder.write({file_path.name: content.getvalue()})
 
 
 def load(path: str | os.PathLike[str]) -> TransportResult:
     """Read a result from a file; see `TransportResult.load`."""
-    place = as_path(path, "path")
-    where = printable(place, 1000)
+    file_path = as_path(path, "path")
+    shown_path = printable(file_path, 1000)
     try:
-        return _result(_arrays(place))
+        return _result(_arrays(file_path))
     except FileNotFoundError as error:
-        raise RecordError(f"No result at {where}; write one with `result.save(path)`.") from error
+        raise RecordError(
+            f"No result at {shown_path}; write one with `result.save(path)`."
+        ) from error
     except MemoryError as error:
-        raise RecordError(f"{where} declares more data than fits in memory.") from error
-    except Exception as error:  # zipfile and numpy raise a dozen kinds on damaged archives
+        raise RecordError(f"{shown_path} declares more data than fits in memory.") from error
+    except Exception as error:  # zipfile and numpy raise errors of many types on damaged archives
         reason = printable(str(error) or type(error).__name__)
-        raise RecordError(f"{where} is not a result that wgeo wrote: {reason}") from error
+        raise RecordError(f"{shown_path} is not a result that wgeo wrote: {reason}") from error
 
 
 def _arrays(path: os.PathLike[str]) -> dict[str, np.ndarray]:
@@ -92,24 +94,26 @@ def _arrays(path: os.PathLike[str]) -> dict[str, np.ndarray]:
 
 def _result(arrays: Mapping[str, np.ndarray]) -> TransportResult:
     about = json.loads(arrays["about"].astype(np.uint8).tobytes())
-    for fault in schema.faults(about, _ABOUT):
+    for fault in schema.faults(about, _FIELDS):
         raise DataError(f"{fault.location} is damaged")
     if about["version"] != _VERSION:
-        raise DataError(f"it has another version; this wgeo reads {_VERSION}")
-    values = {name: about[name] for name in _ABOUT if name != "version"}
+        raise DataError(
+            f"its version is {about['version']}, but this wgeo reads version {_VERSION}"
+        )
+    values = {name: about[name] for name in _FIELDS if name != "version"}
     for name in ("cost", "lower", "upper", "seconds"):
         if values[name] is None or values[name] < 0:
             raise DataError(f"{name} is not a nonnegative number")
     potentials, weights = _pair(arrays, "fg"), _pair(arrays, "ab")
     for w in weights or ():
-        if w.min(initial=0) < 0 or abs(w.sum() - 1) > _SUM:
+        if w.min(initial=0) < 0 or abs(w.sum() - 1) > _SUM_TOLERANCE:
             raise DataError("its weights are negative, or do not sum to 1")
     coupling = _coupling(arrays)
     shapes = {tuple(map(len, pair)) for pair in (potentials, weights) if pair is not None}
     if coupling is not None:
         shapes.add(coupling.shape if coupling.ndim == 2 else coupling.shape * 2)
     if len(shapes) > 1:
-        raise DataError("its arrays have sizes that do not fit each other")
+        raise DataError("its arrays have inconsistent sizes")
     values["status"] = Status(values["status"])
     return TransportResult(**values, coupling=coupling, potentials=potentials, weights=weights)
 
@@ -123,10 +127,10 @@ def _pair(arrays: Mapping[str, np.ndarray], names: str) -> tuple[np.ndarray, np.
 
 
 def _vector(array: np.ndarray, kind: str) -> Float[np.ndarray, " k"] | np.ndarray:
-    """A vector of finite numbers of 8 bytes, or integers, as the writer's machine stores them."""
+    """Return a vector of finite float64 (kind ``f``) or of int64 (kind ``i``)."""
     finite = array.dtype.kind == kind and bool(np.isfinite(array).all())
     if array.ndim != 1 or not finite:
-        raise DataError("an array has another shape or type, or holds NaN or infinity")
+        raise DataError("an array has the wrong shape or type, or contains NaN or infinity")
     return array.astype(np.float64 if kind == "f" else np.int64)
 
 
@@ -142,7 +146,7 @@ def _coupling(arrays: Mapping[str, np.ndarray]) -> Any:
     data = _vector(arrays["plan_data"], "f")
     indices, indptr, shape = (_vector(arrays[name], "i") for name in _PLAN[1:])
     if len(shape) != 2 or len(indptr) != shape[0] + 1 or shape[1] < 1:
-        raise DataError("its plan has another shape")
+        raise DataError("its plan has an invalid shape")
     plan = csr_array((data, indices, indptr), shape=tuple(shape.tolist()))
     plan.check_format(full_check=True)
     return plan

@@ -34,7 +34,7 @@ def principal_directions(
 
 
 def inner_product_error(v: Float[torch.Tensor, "d count"]) -> float:
-    """Bound on how far 2 <x, y> of reduced points may fall short, per ||x||^2 + ||y||^2.
+    """Bound how far 2 <x, y> of reduced points may fall short, relative to ||x||^2 + ||y||^2.
 
     The bound accounts for the measured difference of V^T V from the identity, for the rounding
     error of this measurement, and for the rounding of each inner product with a column of V.

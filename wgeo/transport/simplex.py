@@ -26,8 +26,7 @@ def network_simplex(
     b: Float[np.ndarray, " m"],
     limit: float = np.inf,
 ) -> tuple[coo_array, Potentials, float]:
-    """Return an optimal plan on the arcs, potentials that prove it, and the noise of the
-    potentials.
+    """Return an optimal plan on the arcs, potentials that prove it, and their noise.
 
     The costs given to POT's network simplex are the slacks divided by the largest slack (the unit).
     If the given potentials are good, the first pivots are good too, and the new potentials are

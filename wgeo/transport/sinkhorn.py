@@ -36,7 +36,7 @@ from .result import TransportResult
 from .rounding import Bounds, compute_bounds, couple_in_order, with_plan
 
 _NORMAL_RANGE = 1e16  # clouds with total variance above this, or below its inverse, are rescaled
-_SELF_ITERATIONS = 1000  # maximum for a cloud with itself; about fifteen are needed
+_SELF_ITERATIONS = 1000  # maximum between a cloud and itself; about fifteen are needed
 _FIRST_AUTO_EPSILON = 0.25  # as a fraction of the scale, for epsilon="auto"
 _TOO_LARGE = f"the rounded plan has more than {MAX_ENTRIES:,} entries; a smaller epsilon has fewer"
 

@@ -23,7 +23,8 @@ from .point_clouds import UNIT_ROUNDOFF, PointClouds
 from .result import TransportResult
 
 _MEMORY = 2**30  # bytes for blocks of costs
-_SAME = 1e-9  # relative difference of squared distances, and marginal error, that count as zero
+# Relative difference of squared distances, and marginal error, that count as zero.
+_TOLERANCE = 1e-9
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -33,8 +34,8 @@ class Verification(Result):
     Attributes
     ----------
     lower, upper : float or None
-        The interval that they prove, computed again from the clouds. `lower` is None without
-        potentials, and `upper` without a plan: that end was not checked.
+        The interval that the plan and potentials prove, computed again from the clouds. `lower` is
+        None without potentials, and `upper` without a plan: that end was not checked.
     marginal_error : float or None
         L1 distance of the plan's marginals from the weights; `upper` accounts for it.
     dual_violation : float or None
@@ -52,7 +53,7 @@ class Verification(Result):
 
     @property
     def valid(self) -> bool:
-        """Whether nothing that was checked is wrong."""
+        """Whether all checks passed."""
         return not self.faults
 
     def _description(self) -> str:
@@ -72,14 +73,14 @@ def verify(result: TransportResult, x: Any, y: Any) -> Verification:
                 f"{shape[0]} and {shape[1]}. Pass the clouds that it was computed for."
             )
     clouds = PointClouds.of(x, y, *(result.weights or (None, None)))
-    rounding = 8 * clouds.rounding + _SAME * result.upper**2
+    rounding = 8 * clouds.rounding + _TOLERANCE * result.upper**2
     faults = [*_interval_faults(result)]
     upper = marginal_error = lower = violation = None
     if result.coupling is not None:
-        upper, marginal_error, least = _upper_bound(clouds, result)
-        if least < 0:
-            faults.append(f"the plan has a negative mass of {least:.3g}")
-        if marginal_error > _SAME:
+        upper, marginal_error, smallest = _upper_bound(clouds, result)
+        if smallest < 0:
+            faults.append(f"the plan has a negative mass of {smallest:.3g}")
+        if marginal_error > _TOLERANCE:
             faults.append(f"the plan's marginals are off by {marginal_error:.3g} (L1)")
         if upper**2 > result.upper**2 + rounding:
             faults.append(f"the plan proves W2 <= {upper:.6g}, not {result.upper:.6g}")
@@ -105,7 +106,7 @@ def _shapes(result: TransportResult) -> Iterator[tuple[str, tuple[int, int]]]:
 
 
 def _interval_faults(result: TransportResult) -> Iterator[str]:
-    low, high = result.lower * (1 - _SAME), result.upper * (1 + _SAME)
+    low, high = result.lower * (1 - _TOLERANCE), result.upper * (1 + _TOLERANCE)
     if not low <= result.distance <= high:
         yield f"W2 = {result.distance:.6g} is outside [{result.lower:.6g}, {result.upper:.6g}]"
 

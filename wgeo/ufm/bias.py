@@ -41,7 +41,9 @@ def accepts_former_bias(fit: Fit) -> Fit:
     def call(*args: Any, **settings: Any) -> Any:
         if "bias_decay" in settings:
             if "bias" in settings:
-                raise ArgumentError("Give bias alone: bias_decay is its name of version 0.1.")
+                raise ArgumentError(
+                    "Give `bias=` alone: `bias_decay=` was its name in version 0.1."
+                )
             decay = settings.pop("bias_decay")
             _warn("`bias_decay=` is now `bias=`, which takes 'free', 'none' or a decay")
             if decay is not None:  # the default of version 0.1
@@ -55,4 +57,6 @@ def accepts_former_bias(fit: Fit) -> Fit:
 
 
 def _warn(change: str) -> None:
-    warnings.warn(f"{change}; the old form goes in version 0.3.", DeprecationWarning, stacklevel=3)
+    warnings.warn(
+        f"{change}; the old form will be removed in version 0.3.", DeprecationWarning, stacklevel=3
+    )

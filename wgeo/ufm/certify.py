@@ -124,7 +124,7 @@ def _certify_convex(problem: Problem, x: Tensor) -> Certificate:
         evidence = (
             f"||G||_2 = {sigma:.6g} exceeds {problem.decay_mean:.6g}, but W and H use all of "
             f"dim = {problem.dim}: the convex bound need not be attained, and no explicit "
-            "direction of descent is known. landscape() looks for one."
+            "direction of descent is known. landscape() searches for one."
         )
         return Certificate("undecided", evidence=evidence, **common)
     curvature = float(escape.direction @ problem.hvp(x, escape.direction))

@@ -98,8 +98,10 @@ def fit_deep(
     decays = all_decays(feature_decay, weight_decays)
     problem = Problem.checked(labels, dim, decays, bias, activation=activation)
     check_method(method)
-    splits = problem.bias_decay == 0 or not problem.with_bias
-    if method == "closed" or (method == "auto" and activation == "linear" and splits and not start):
+    separable = problem.bias_decay == 0 or not problem.with_bias
+    if method == "closed" or (
+        method == "auto" and activation == "linear" and separable and not start
+    ):
         return replace(_closed(problem), seconds=time.perf_counter() - start_time)
     if start is None:
         x = random_points(problem.collapsed() if collapsed else problem, restarts, seed)
@@ -144,7 +146,7 @@ def _closed(problem: Problem) -> UFMSolution:
     relu = problem.activation == "relu"
     if relu and (problem.with_bias or problem.dim < problem.num_classes):
         raise ArgumentError(
-            "Orthogonal frames at every layer of a ReLU model need dim >= K and no bias; use "
+            "Orthogonal class means at every layer of a ReLU model need dim >= K and no bias; use "
             "`method='numerical'`."
         )
     optimum = spectral_optimum(problem)
@@ -164,9 +166,9 @@ class DeepCollapse(Result):
     dnc1 : float
         tr Sigma_W / mean ||x||^2 of the features that enter W_l, in [0, 1]; 0 at collapse.
     dnc2 : float or None
-        Condition number of the matrix of their class means minus 1; 0 for an orthogonal frame.
-        None for l = 1, because the optimum does not determine the features' angles, and for
-        features of rank below K.
+        Condition number of the matrix of their class means minus 1; 0 for orthogonal means
+        of equal norms. None for l = 1, because the optimum does not determine the features' angles,
+        and for features of rank below K.
     dnc3 : float or None
         1 - the smallest cosine between a row of W_l and the class mean nearest to it in angle, in
         [0, 2], without rows of vanishing norm. 0 at collapse; None for l = 1.
@@ -201,7 +203,7 @@ def deep_collapse_of(
     if layer == 1 or power == 0:
         return DeepCollapse(layer, dnc1, None, None)
     sizes = np.linalg.svd(means, compute_uv=False)
-    full = len(sizes) == len(counts) and sizes[-1] > 1e-9 * sizes[0]
+    full_rank = len(sizes) == len(counts) and sizes[-1] > 1e-9 * sizes[0]
     norms = np.linalg.norm(W, axis=1)
     rows = W[norms > ACTIVE * max(float(norms.max()), 1e-300)]
     lengths = np.linalg.norm(rows, axis=1)[:, None] * np.maximum(
@@ -211,6 +213,6 @@ def deep_collapse_of(
     return DeepCollapse(
         layer,
         dnc1,
-        float(sizes[0] / sizes[-1]) - 1 if full else None,
+        float(sizes[0] / sizes[-1]) - 1 if full_rank else None,
         1 - float(cosines.min()) if len(rows) else None,
     )

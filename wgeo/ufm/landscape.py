@@ -113,7 +113,7 @@ def landscape(solution: Any, *, eigenvalues: int = 3, seed: int = 0) -> Landscap
         raise ArgumentError(f"eigenvalues must be between 1 and {problem.size - 1}.")
     with one_thread():
         values, vectors, residuals = smallest_eigenpairs(problem, x, eigenvalues, seed)
-    slope = float(problem.gradient(x).norm())
+    gradient_norm = float(problem.gradient(x).norm())
     verdict: Literal["global", "strict saddle", "undecided"] = solution.certificate.verdict
     evidence = solution.certificate.evidence
     descent = None if verdict == "global" else _descent_direction(problem, x, vectors[:, 0])
@@ -123,19 +123,21 @@ def landscape(solution: Any, *, eigenvalues: int = 3, seed: int = 0) -> Landscap
             f"Along a direction of curvature {descent.curvature:.6g} the objective falls by "
             f"{descent.decrease:.3g} in a step of {descent.step:.3g}."
         )
-        critical = slope <= CRITICAL
+        critical = gradient_norm <= CRITICAL
         verdict = "strict saddle" if critical else "undecided"
         if not critical:
-            evidence += f" The point is not critical: its gradient has norm {slope:.2g}."
+            evidence += f" The point is not critical: its gradient has norm {gradient_norm:.2g}."
     elif verdict != "global":
         verdict = "undecided"
         evidence = (
             f"The smallest computed eigenvalue of the Hessian is {values[0]:.3g}, the gradient's "
-            f"norm {slope:.2g}" + (f", {kinks} ReLU inputs at their kink" if kinks else "") + ". "
+            f"norm {gradient_norm:.2g}"
+            + (f", {kinks} ReLU inputs at their kink" if kinks else "")
+            + ". "
         ) + solution.certificate.evidence
     return Landscape(
         verdict=verdict,
-        gradient_norm=slope,
+        gradient_norm=gradient_norm,
         eigenvalues=values,
         residuals=residuals,
         curvature=None if descent is None else descent.curvature,

@@ -52,7 +52,7 @@ class _State:
     memory: Tensor  # (S, 2m, P): slots for m displacements s, then for m gradient changes y
     # in order of age, with the newest last:
     products: Tensor  # (S, 2, m): of the memory with g
-    sy: Tensor  # (S, m, m): <s_i, y_j>, where s_i is not younger than y_j; 1 for an empty slot
+    sy: Tensor  # (S, m, m): <s_i, y_j> if s_i is not younger than y_j; 1 for an empty slot
     yy: Tensor  # (S, m, m): <y_i, y_j>
     count: Tensor  # pairs ever stored
     resets: Tensor

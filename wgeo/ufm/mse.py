@@ -143,7 +143,7 @@ def regularized_bias(
 def _by_bias(
     roots: Float[np.ndarray, " K"], c: float, lb: float
 ) -> tuple[Float[np.ndarray, "K K"], Float[np.ndarray, " K"]]:
-    """Minimize over b, A = SVT_{Nc}(D^(1/2) - b s^T) eliminated, s = diag D^(1/2)."""
+    """Minimize over b alone, with A = SVT_{Nc}(D^(1/2) - b s^T) and s = diag D^(1/2)."""
     N = float(roots @ roots)
 
     def best(b: Float[np.ndarray, " K"]) -> tuple[Float[np.ndarray, "K K"], float]:

@@ -121,7 +121,7 @@ class Problem:
 
     @cached_property
     def counts(self) -> Int[np.ndarray, " K"]:
-        """Samples n_k of every class."""
+        """Number of samples n_k of every class."""
         return np.bincount(self.labels, self.copies, self.num_classes).astype(np.int64)
 
     @property
@@ -170,7 +170,7 @@ class Problem:
 
     @cached_property
     def mass(self) -> Tensor:
-        """Samples that each column represents, (n,)."""
+        """Number of samples that each column represents, (n,)."""
         copies = np.ones(len(self.labels)) if self.copies is None else self.copies
         return torch.as_tensor(copies, dtype=torch.float64)
 
@@ -186,7 +186,7 @@ class Problem:
 
     @cached_property
     def penalties(self) -> Tensor:
-        """The decay of every variable, (size,): F's quadratic part is half its weighted square."""
+        """The decay of every variable, (size,); the penalty is sum decay * x^2 / 2."""
         blocks = [
             self.decays[0] * self.mass.expand(self.shapes[0]).reshape(-1),
         ]
@@ -326,7 +326,7 @@ def all_decays(feature_decay: Any, weight_decays: Any) -> tuple[Any, ...]:
 def check_method(method: str) -> None:
     """Raise ArgumentError for an unknown method."""
     if method not in ("auto", "closed", "numerical"):
-        raise ArgumentError(f"method is 'auto', 'closed' or 'numerical', not {method!r}.")
+        raise ArgumentError(f"method must be 'auto', 'closed' or 'numerical', not {method!r}.")
 
 
 def _decay_names(m: int) -> list[str]:

@@ -20,10 +20,12 @@ def record_of(
 ) -> dict[str, Any]:
     """Return everything except the arrays, ready for JSON.
 
-    ``to_dict()`` of the solution, and ``curve``: collapse metrics of every layer, with ``deep``,
-    its DNC1 to DNC3, for models other than MUFM; ``values``: final objective of each random start;
-    ``view``: cosines of the last layer's class means, not centered (K x K, None if one vanishes);
-    ``landscape``, if given.
+    The record contains ``to_dict()`` of the solution, and:
+
+    - ``curve``: collapse metrics of every layer; ``deep``, its DNC1 to DNC3, except for MUFM;
+    - ``values``: final objective of each random start;
+    - ``view``: cosines of the last layer's class means, not centered (K x K; None if one vanishes);
+    - ``landscape``, if given.
     """
     curve: list[dict[str, Any]] = [layer.to_dict() for layer in solution.curve()]
     if isinstance(solution, UFMSolution):

@@ -141,7 +141,7 @@ class UFMSolution(Result):
         return [self.collapse(index) for index in range(len(self.weights))]
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything except the arrays, ready for JSON."""
+        """Return everything except the arrays, ready for JSON."""
         p = self.problem
         return {
             "model": self.model,

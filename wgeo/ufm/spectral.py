@@ -5,13 +5,12 @@ vector of the class sizes n_k. With logits Z = Zbar Y that are constant on class
 and A = Zbar D^(1/2), the loss is ||A - T||_F^2 / (2N) with T = D^(1/2) without a bias. A free bias
 is eliminated, which leaves T = D^(1/2) (I - nu nu^T), nu = (n/N)^(1/2). By theorem M1 and von
 Neumann's trace inequality A has the singular vectors of T, and each singular value y of T is shrunk
-independently to the minimizer
-of
+independently to the minimizer of
 
     phi(z) = (y - z)^2 / (2N) + (m/2) (lambda_1 ... lambda_m)^(1/m) z^(2/m),
 
-which is a soft threshold for two factors (Tirer, Bruna 2022) and a hard one for more: z jumps from
-0 to y (m-2)/(m-1) when the product of decays falls below
+that is, by a soft threshold for two factors (Tirer, Bruna 2022) and a hard one for more: z jumps
+from 0 to y (m-2)/(m-1) when the product of decays falls below
 
     Lambda* = y^(2(m-1)) (m-2)^(m-2) / (N^m (m-1)^(2(m-1))).
 

@@ -188,7 +188,7 @@ def _blocks_of(name: str, part: nn.Module, call: Call, probe: Probe) -> _Ordered
 
 
 def _require_finite(probe: Probe) -> None:
-    """Raise if the network computes NaN, since modules cannot be tested then."""
+    """Raise an error if the network computes NaN, since modules cannot be tested then."""
     for name, call in sorted(probe.calls.items(), key=lambda item: item[1].orders[0]):
         if call.y is not None:
             check_finite(call.y, f"the output of {name!r}")
@@ -216,8 +216,8 @@ def _no_blocks(module: nn.Module, probe: Probe, others: dict[str, int]) -> str:
 def _two_streams(crossed: Sequence[str]) -> str:
     """Return the message that no layer is a map of the one before it, with a way to follow both."""
     return (
-        f"The forward of {_first_names(list(map(_module_text, crossed)))} adds to two streams of "
-        "features in turn, to each what is computed from the other, as in RevNet. Neither stream "
+        f"The forward of {_first_names(list(map(_module_text, crossed)))} updates two streams "
+        "of features alternately, each from the other, as in RevNet. Neither stream "
         "is a map from layer to layer. Let each block take and return both streams as one tensor, "
         "concatenated along the channels, or choose the modules to analyze: `layers=['name', ...]`."
     )

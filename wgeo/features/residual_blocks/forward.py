@@ -15,9 +15,9 @@ from .sums import Node, Sum, SumWatch
 def forward_sums(
     modules: Mapping[str, nn.Module], probe: Probe, blocks: Collection[str]
 ) -> tuple[list[tuple[int, BlockSpec]], dict[str, int], list[str]]:
-    """Return the residual sums outside the block modules, and what the other sums are.
+    """Return the residual sums outside the block modules, and the other sums.
 
-    A sum is residual if one summand was computed from the other by something with weights. Only
+    A sum is residual if one summand was computed from the other by modules with weights. Only
     innermost sums count, not sums around blocks that were already found. Sums of parallel branches
     of one input cannot be distinguished from a shortcut with weights, and are therefore not
     blocks.
@@ -29,7 +29,7 @@ def forward_sums(
         Number of other sums of equal shapes, by the name of the module whose forward contains
         them.
     crossed : list of str
-        The modules among them that add to two streams in turn (`_crosses`).
+        The modules among them that add to two streams alternately (`_crosses`).
     """
     watch, specs = probe.watch, []
     others: Counter[str] = Counter()
@@ -76,7 +76,7 @@ def _as_residual(
 
 
 def _crosses(total: Sum, watch: SumWatch, roots: Mapping[Node, Node]) -> bool:
-    """Return whether a sum adds to one stream what is computed from a sum in another stream.
+    """Return whether a sum adds to one stream a value computed from a sum in another stream.
 
     In a reversible network, ``a = a + f(b)`` is followed by ``b = b + g(a)``: the second summand is
     computed from b by way of the first sum, whose identity a is not. An outer shortcut around

@@ -1,4 +1,4 @@
-"""Do the blocks of a network do the same thing to first order? Their residual Jacobians, compared.
+"""Do the blocks of a network compute the same map to first order? Compare their Jacobians.
 
 Along a Wasserstein geodesic x_t = x_0 + t g(x_0) of constant speed, with H = Dg symmetric, the
 block from t to t + dt has the residual Jacobian dt H (I + t H)^-1. All blocks then share the

@@ -1,8 +1,9 @@
 """The branch of a residual block as a map: without the shortcut, and without what follows the sum.
 
-In a block a(x + F(x)) with an activation a, J - I is no residual part: it has -1 at every unit that
-a ReLU sets to 0, whatever the branch does. The activation is therefore taken off, whether it is a
-module or a function, and its derivative put in front: a'(x + F(x)) F'(x) (Li and Papyan 2023).
+In a block a(x + F(x)) with an activation a, J - I is not the Jacobian of the branch: it has -1 at
+every unit that a ReLU sets to 0, whatever the branch computes. The activation is therefore removed,
+whether it is a module or a function, and the branch's Jacobian is multiplied by its derivative:
+a'(x + F(x)) F'(x) (Li and Papyan 2023).
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ from ...features.residual_blocks import (
 from ..jacobian import Map, jvp
 
 _CLAMPS = frozenset({"clamp", "clamp_", "clamp_min", "clamp_min_", "threshold", "threshold_"})
-_SAME = 1e-9  # relative difference that is rounding in float64
-_CLAMPED = 0.01  # share of exact zeros, without negative outputs, that indicates a final ReLU
+_ROUNDING = 1e-9  # relative difference attributed to rounding in float64
+_CLAMPED = 0.01  # fraction of exact zeros, without negative outputs, that indicates a final ReLU
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,7 +67,7 @@ class Branch:
     Attributes
     ----------
     map : callable, (n, ...) -> (n, ...)
-        x -> F(x), c being the factor of a scaled sum.
+        x -> F(x); c is the factor of a scaled sum.
     x : Tensor, (n, ...)
     gate : Tensor, (n, ...), or None
         a'(c x + F(x)); None without an activation.
@@ -83,9 +84,9 @@ class Branch:
 def visits(
     module: nn.Module, x: torch.Tensor, specs: Sequence[BlockSpec]
 ) -> tuple[list[Visit], list[str]]:
-    """Return the calls of blocks in one pass, and the names of those that are not modules' own."""
+    """Return the calls of blocks in one pass, and the names of blocks without one."""
     parts = dict(module.named_modules())
-    followed = [spec for spec in specs if spec.name in parts]
+    known_blocks = [spec for spec in specs if spec.name in parts]
     calls: dict[str, tuple[Any, Any]] = {}
     outputs: dict[str, torch.Tensor | None] = {}
 
@@ -103,12 +104,12 @@ def visits(
         return hook
 
     with evaluating(module), torch.no_grad(), hooked() as keep:
-        for spec in followed:
+        for spec in known_blocks:
             keep(parts[spec.name].register_forward_pre_hook(before(spec.name), with_kwargs=True))
             keep(parts[spec.name].register_forward_hook(after(spec.name)))
         run(module, x)
     result = []
-    for spec in followed:
+    for spec in known_blocks:
         args, kwargs = calls[spec.name]
         key, y = spec.argument, outputs[spec.name]
         value = kwargs.get(key) if isinstance(key, str) else args[key]
@@ -126,37 +127,37 @@ def branch_of(visit: Visit, rows: slice, *, gated: bool) -> Branch:
     visit : Visit
     rows : slice
     gated : bool
-        Whether the derivative of the last activation belongs to the Jacobian. If the activation
-        cannot be taken off, that derivative must, and it must be a ReLU.
+        Whether to include the derivative of the last activation in the Jacobian. This is required
+        if the activation cannot be removed, which is supported only for a ReLU.
 
     Raises
     ------
     ArgumentError
         The block cannot be run alone in float64, its samples influence each other, or its last
-        activation cannot be taken off.
+        activation cannot be removed.
     """
     name, spec = visit.spec.name, visit.spec
     x = visit.x[rows].double()
     block = _in_float64(visit, rows)
     try:
         with torch.no_grad():
-            with _Activations() as watch:
+            with _Activations() as activations:
                 out = block(x)
             alone = block(x[:1]) if len(x) > 1 else out
     except (RuntimeError, TypeError, ValueError) as error:
         raise ArgumentError(f"Block {name!r} cannot be run alone in float64: {error}") from error
-    if bool((out[:1] - alone[:1]).abs().max() > _SAME * out.abs().max()):
+    if bool((out[:1] - alone[:1]).abs().max() > _ROUNDING * out.abs().max()):
         raise ArgumentError(
             f"The output of block {name!r} for a sample depends on the other samples of its batch, "
             "so it has no Jacobian at a point."
         )
-    last = watch.last(out)
+    last = activations.last(out)
     scale = spec.scale if spec.residual else 0.0
     if last is None and _is_clamped(out, x):
         if not gated:
             raise ArgumentError(
-                f"The ReLU that ends block {name!r} cannot be taken off; use jacobian='residual', "
-                "which does not need that."
+                f"The ReLU that ends block {name!r} cannot be removed; use jacobian='residual', "
+                "which does not require it."
             )
         gate = (out > 0).to(out)
         return Branch(lambda z: gate * (block(z) - scale * z), x, None, "relu")
@@ -170,8 +171,10 @@ def branch_of(visit: Visit, rows: slice, *, gated: bool) -> Branch:
     with torch.no_grad():
         total = before(x)
     ones = torch.ones_like(total)
-    gate = jvp(watch.function(last), total, ones).detach()
-    return Branch(lambda z: before(z) - scale * z, x, gate if gated else None, watch.names[last])
+    gate = jvp(activations.function(last), total, ones).detach()
+    return Branch(
+        lambda z: before(z) - scale * z, x, gate if gated else None, activations.names[last]
+    )
 
 
 def _in_float64(visit: Visit, rows: slice) -> Map:
@@ -179,16 +182,22 @@ def _in_float64(visit: Visit, rows: slice) -> Map:
     part = copy.deepcopy(visit.part).double().eval().requires_grad_(False)
     n, key = len(visit.x), visit.spec.argument
 
-    def own(value: Any) -> Any:
+    def local_rows(value: Any) -> Any:
         if not isinstance(value, torch.Tensor):
             return value
         value = value.double() if value.is_floating_point() else value
         return value[rows] if value.ndim and len(value) == n else value
 
     def block(z: torch.Tensor) -> torch.Tensor:
-        # The block is given a copy, since it may overwrite its input.
-        args = [z.clone() if k == key else _few(own(v), z) for k, v in enumerate(visit.args)]
-        kwargs = {k: z.clone() if k == key else _few(own(v), z) for k, v in visit.kwargs.items()}
+        # The block receives a copy, since it may overwrite its input.
+        args = [
+            z.clone() if k == key else _truncated(local_rows(v), z)
+            for k, v in enumerate(visit.args)
+        ]
+        kwargs = {
+            k: z.clone() if k == key else _truncated(local_rows(v), z)
+            for k, v in visit.kwargs.items()
+        }
         out = returned(part(*args, **kwargs))
         if out is None:
             raise TypeError("it does not return one tensor")
@@ -197,14 +206,14 @@ def _in_float64(visit: Visit, rows: slice) -> Map:
     return block
 
 
-def _few(value: Any, z: torch.Tensor) -> Any:
-    """Cut an argument with a row per sample to the number of samples of another."""
+def _truncated(value: Any, z: torch.Tensor) -> Any:
+    """Truncate an argument with a row per sample to the number of samples of `z`."""
     has_rows = isinstance(value, torch.Tensor) and value.ndim > 0 and len(value) > len(z)
     return value[: len(z)] if has_rows else value
 
 
 def _is_clamped(out: torch.Tensor, x: torch.Tensor) -> bool:
-    """Whether nothing is negative and much is exactly 0, as after a ReLU that was not seen."""
+    """Return whether no output is negative and many are exactly 0, as after an unobserved ReLU."""
     return bool((out >= 0).all()) and float((out == 0).double().mean()) >= _CLAMPED
 
 
@@ -241,5 +250,5 @@ class _Activations(TorchFunctionMode):
         return None
 
     def function(self, k: int) -> Map:
-        """Return the k-th function of its first argument."""
+        """Return the k-th recorded function, as a function of its first argument."""
         return self._functions[k]

@@ -24,7 +24,7 @@ from .result import Alignment, BlockJacobian, PairAlignment, SegmentAlignment
 from .runs import Run, Settings
 
 _VECTORS = 10
-_TOLERANCE = 1e-2  # relative to s_K; overlaps are then right to about 0.01
+_TOLERANCE = 1e-2  # relative to s_K; overlaps then have errors of about 0.01
 
 
 def alignment(
@@ -69,35 +69,36 @@ def alignment(
     points : int
         Number of images, evenly spaced in their order.
     steps : int, optional
-        Most Lanczos steps per point and block, two products each; default 4 K + 20.
+        Maximum number of Lanczos steps per point and block, with two products each; default
+        4 K + 20.
     tolerance : float
         Stop the steps of a point once its `BlockJacobian.residual` is at most this.
     probes : int
-        Random sign vectors for share, participation and asymmetry, three products each; exact if
-        at least the dimension.
+        Number of random sign vectors for share, participation and asymmetry, with three products
+        each. The values are exact if it is at least the dimension.
     jacobian : str
         ``residual``: J as above, of all features. ``branch``: F'(x) alone. ``pooled``: J between
-        features that are constant over space, channels x channels, as the mean over space sees it.
-        ``token`` or ``token:INDEX``: J of one token, d x d, the last unless an index is given, as
-        for the transformers of Aubry et al.
+        features that are constant over space (channels x channels), as global average pooling sees
+        it. ``token`` or ``token:INDEX``: J of one token (d x d), the last one unless an index is
+        given, as for the transformers of Aubry et al.
     seed : int
-        Every block and point has its own random start.
+        Random seed; every block and every point has a different random start.
 
     Returns
     -------
     Alignment
-        Blocks that change the space, and sums in a network's own forward, are left out.
+        Blocks that change the space, and sums in the network's own forward method, are left out.
 
     Raises
     ------
     ArgumentError
-        A number is less than 1, an unknown `jacobian`, or one that does not fit the features.
+        A number is less than 1, or `jacobian` is unknown or does not fit the features.
     FeatureError
         No block was found.
 
     Examples
     --------
-    Three blocks x + W W^T x / 4 with the same two directions, so all are aligned:
+    Three blocks x + W x with the same symmetric W of rank 2, so that all are aligned:
 
     >>> import torch
     >>> import wgeo
@@ -119,7 +120,7 @@ def alignment(
     for name, value in (("points", points), ("probes", probes), ("vectors", vectors)):
         if value is not None and as_count(value, name) < 1:
             raise ArgumentError(f"{name} must be at least 1.")
-    kind, index = _parsed(jacobian)
+    kind, index = _parse(jacobian)
     module, images = module_of(net), as_images(images)
     count = vectors or min(_VECTORS, len(np.unique(images.y)))
     steps = 4 * count + 20 if steps is None else steps
@@ -129,23 +130,23 @@ def alignment(
     specs = find_blocks(module, probe, layers)
     x = inputs(net, images, np.unique(np.linspace(0, len(images) - 1, points).astype(np.int64)))
     layouts = {} if kind in ("residual", "branch") else find_layouts(module, specs, "post", probe)
-    followed, others = visits(module, x, specs)
-    left_out = dict.fromkeys(others, "a sum in a forward method, or a module that runs twice")
+    block_calls, other_names = visits(module, x, specs)
+    left_out = dict.fromkeys(other_names, "a sum in a forward method, or a module that runs twice")
     left_out |= {
-        visit.spec.name: "it changes the feature space" for visit in followed if not visit.stays
+        visit.spec.name: "it changes the feature space" for visit in block_calls if not visit.stays
     }
     settings = Settings(kind, index, layouts, count, steps, tolerance, probes, seed)
-    runs = _runs(followed)
+    runs = _runs(block_calls)
     blocks: list[BlockJacobian] = []
     pairs: list[PairAlignment] = []
     segments: list[SegmentAlignment] = []
     first = 0
     with differentiable_everywhere():
         for run in track(runs, "comparing residual Jacobians"):
-            measured = Run(run, first, settings)
-            blocks += measured.blocks()
-            pairs += measured.pairs()
-            segments += [measured.segment()] if len(run) > 1 else []
+            comparison = Run(run, first, settings)
+            blocks += comparison.blocks()
+            pairs += comparison.pairs()
+            segments += [comparison.segment()] if len(run) > 1 else []
             first += len(run)
     return Alignment(
         tuple(blocks),
@@ -160,8 +161,8 @@ def alignment(
     )
 
 
-def _parsed(jacobian: Any) -> tuple[str, int]:
-    """``token:0`` -> ``("token", 0)``."""
+def _parse(jacobian: Any) -> tuple[str, int]:
+    """Parse ``token:0`` to ``("token", 0)``."""
     kind, separator, index = str(jacobian).partition(":")
     whole = index.removeprefix("-").isdecimal() if separator else True
     if kind not in ("residual", "branch", "pooled", "token") or not whole:
@@ -174,23 +175,23 @@ def _parsed(jacobian: Any) -> tuple[str, int]:
 
 
 def _reset(module: nn.Module) -> bool:
-    """Whether every batch normalization has the statistics with which it was made."""
+    """Return whether every batch normalization still has its initial statistics."""
     norms = [
         (part.running_mean, part.running_var)
         for part in module.modules()
         if isinstance(part, nn.modules.batchnorm._BatchNorm)
     ]
-    known = [(mean, var) for mean, var in norms if mean is not None and var is not None]
-    return bool(known) and all(
-        not bool(mean.any()) and bool((var == 1).all()) for mean, var in known
+    statistics = [(mean, var) for mean, var in norms if mean is not None and var is not None]
+    return bool(statistics) and all(
+        not bool(mean.any()) and bool((var == 1).all()) for mean, var in statistics
     )
 
 
-def _runs(followed: Sequence[Visit]) -> list[list[Visit]]:
+def _runs(block_calls: Sequence[Visit]) -> list[list[Visit]]:
     """Return the runs of blocks in one space, each block reading the output of the last."""
     runs: list[list[Visit]] = []
     previous: Visit | None = None
-    for visit in followed:
+    for visit in block_calls:
         if visit.stays:
             if previous is None or not _follows(previous, visit) or not previous.stays:
                 runs.append([])

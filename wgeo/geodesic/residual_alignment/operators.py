@@ -1,4 +1,4 @@
-"""Residual Jacobians as linear maps: in the whole space, of one token, of channels alone."""
+"""Residual Jacobians as linear maps: of all features, of one token, or of channel means."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ class View(ABC):
 
     @abstractmethod
     def read(self, maps: torch.Tensor) -> torch.Tensor:
-        """(n, ...) -> (n, d)."""
+        """Return the coordinates (n, d) of maps (n, ...)."""
 
     @abstractmethod
     def embed(self, v: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-        """(n, d) -> (n, ...), the shape of `like`."""
+        """Return the maps with coordinates v, (n, d), in the shape of `like`."""
 
 
 class Whole(View):
@@ -48,14 +48,14 @@ class Pooled(View):
     def embed(self, v: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
         assert self.layout.channels is not None
         shape = self.layout.channels_first(like, len(like)).shape
-        places = shape[2:].numel()
-        maps = (v / places**0.5)[(...,) + (None,) * (len(shape) - 2)].expand(shape)
+        positions = shape[2:].numel()
+        maps = (v / positions**0.5)[(...,) + (None,) * (len(shape) - 2)].expand(shape)
         return maps.movedim(1, self.layout.channels).contiguous()
 
 
 @dataclass(frozen=True)
 class Token(View):
-    """The features of one token; the others are held fixed."""
+    """The features of one token; the others are fixed."""
 
     layout: Layout
     index: int

@@ -22,7 +22,7 @@ class BlockJacobian(Result):
     end : str or None
         The activation after the sum, whose derivative belongs to J; None without one.
     dimension : int
-        d, of the space in which J acts.
+        d, the dimension of the space in which J acts.
     singular_values : tuple of float
         The K largest, s_1 >= ... >= s_K; 0 beyond the rank.
     overlap : float or None
@@ -32,14 +32,14 @@ class BlockJacobian(Result):
         mean_k <u_k, v_k>, in [-1, 1]: 1 if J expands along its singular vectors, -1 if it
         contracts, 0 for a rotation.
     share : float or None
-        sum_k s_k^2 / ||J||_F^2 of the K largest, in [0, 1]; 1 if the rank is at most K.
+        sum_{k <= K} s_k^2 / ||J||_F^2, in [0, 1]; 1 if the rank is at most K.
     participation : float or None
         ||J||_F^4 / ||J^T J||_F^2, an effective rank, in [1, d].
     asymmetry : float or None
         Squared norm of the antisymmetric part of J over that of its symmetric part, in [0, inf): 0
         for a gradient, 1 for a matrix of independent entries; None for an antisymmetric J.
     along : float or None
-        ||U^T e||^2, the share of the sample's own displacement e in the span of U, in [0, 1].
+        ||U^T e||^2, the fraction of the sample's unit displacement e in the span of U, in [0, 1].
     path_share : float
         Length of the samples' steps in this block over that of their paths in its run of blocks.
     residual : float
@@ -71,16 +71,17 @@ class PairAlignment(Result):
     ----------
     source, target : str
     overlap_uv, overlap_uu, overlap_vv : float or None
-        ||U_i^T V_j||_F^2 / K, and the same with U_j and with V_i: the share of one subspace in the
-        other, in [0, 1]. Unlike single vectors, subspaces are determined if singular values tie.
+        ||U_i^T V_j||_F^2 / K, ||U_i^T U_j||_F^2 / K and ||V_i^T V_j||_F^2 / K: the overlap of two
+        subspaces, in [0, 1]. Unlike single vectors, subspaces are determined even if singular
+        values within them are equal.
     diagonal : float or None
-        ``mean_k |<u_k^i, v_k^j>|``, in [0, 1]: of vectors of equal rank order. Arbitrary for tied
-        singular values, and 0 for aligned blocks whose order differs.
+        ``mean_k |<u_k^i, v_k^j>|``, in [0, 1], of vectors with the same index. It is arbitrary if
+        singular values are equal, and 0 for aligned blocks whose orders differ.
     coupling, coupling_signed : float or None
-        || M - S_i ||_F / ||S_i||_F with M = U_j^T J_i V_j and S_i = diag(s_k^i), in [0, inf); with
-        the absolute values of M in the first, as in the code of Aubry et al. (2025), without in
-        the second, as in their formula. 0 if J_j has the singular vectors of J_i, in the second
-        also with the same signs. Of neighbouring blocks only.
+        || M - S_i ||_F / ||S_i||_F with M = U_j^T J_i V_j and S_i = diag(s_k^i), in [0, inf). The
+        first uses the absolute values of M, as in the code of Aubry et al. (2025); the second uses
+        M itself, as in their formula. They are 0 if J_j has the singular vectors of J_i (for the
+        second, also the same signs). Only for neighboring blocks.
     """
 
     source: str
@@ -107,18 +108,18 @@ class SegmentAlignment(Result):
     overlap_uv, overlap_uu, overlap_vv : float or None
         Means over all ordered pairs of different blocks; see `PairAlignment`.
     coupling, coupling_signed : float or None
-        Means over all ordered pairs of neighbours.
+        Means over all ordered pairs of neighbors.
     chance_coupling : float
         (1 + K^2/d^2 - 2 sqrt(2/pi) sqrt(K)/d)^(1/2): the coupling of random blocks with equal
         singular values, which is less than 1.
     slopes : tuple of (float or None), or None
-        For k = 1, ..., K the least-squares slope of dt_l / s_k(l) over t_l, where block l leads the
-        sample from the share t_l of its path's length to t_l + dt_l. 1 for every k along a
-        geodesic of constant direction that expands, -1 if it contracts. None for fewer than three
-        blocks. (Singular values that fall with depth are claimed by Li and Papyan 2023, RA4; their
-        correlation with depth is high in networks with fresh weights too, the slope is not.)
+        For k = 1, ..., K the least-squares slope of dt_l / s_k(l) over t_l, where block l moves the
+        sample from the fraction t_l of its path's length to t_l + dt_l. It is 1 for every k along a
+        geodesic that expands, and -1 along one that contracts. None for fewer than three blocks.
+        (Li and Papyan 2023, RA4, report singular values that fall with depth. Their correlation
+        with depth is also high in randomly initialized networks; the slope is not.)
     intervals : mapping of str to (low, high)
-        95 % intervals over points; ``slope`` is that of the first slope.
+        95 % intervals over points; ``slope`` is the interval of the first slope.
     """
 
     blocks: tuple[str, ...]
@@ -149,15 +150,15 @@ class Alignment(Result):
     segments : tuple of SegmentAlignment
         Every run of at least two blocks in one space.
     jacobian : str
-        As asked.
+        The argument `jacobian`.
     vectors, points : int
         Number of singular vectors K, and of points.
     left_out : mapping of str to str
         Blocks without a residual Jacobian, and why.
     reset_statistics : bool
-        Whether batch normalization still has the statistics with which it was made (mean 0,
-        variance 1): then this is not the function that training starts from. Estimate them first,
-        with ``wgeo.models.fresh.reestimate_statistics``.
+        Whether batch normalization still has its initial statistics (mean 0, variance 1). If so,
+        this is not the function from which training starts. Estimate the statistics first, with
+        ``wgeo.models.fresh.reestimate_statistics``.
     seconds : float
     """
 
@@ -173,7 +174,7 @@ class Alignment(Result):
 
     def _description(self) -> str:
         out = f"; without {first_names(list(self.left_out), 3)}" if self.left_out else ""
-        reset = "; batch normalization was never estimated" if self.reset_statistics else ""
+        reset = "; batch normalization has its initial statistics" if self.reset_statistics else ""
         return (
             f"{counted(len(self.blocks), 'block')}, {self.vectors} singular vectors at "
             f"{counted(self.points, 'point')}{out}{reset}"

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from ...errors import ArgumentError
 from ...features.layout import Layout
 from ...trajectory.trajectory import features_key
-from ..jacobian import Streams, seeded
+from ..jacobian import Streams, seeded_streams
 from ..resampling import mean_interval
 from .branches import Visit, branch_of
 from .operators import Pooled, ResidualJacobian, Token, View, Whole
@@ -50,7 +50,7 @@ class Settings:
         Raises
         ------
         ArgumentError
-            A token's Jacobian of a block that has no tokens, or an index out of range.
+            The block has no channel axis or no tokens, or the index of the token is out of range.
         """
         if self.kind in ("residual", "branch"):
             return Whole()
@@ -98,7 +98,7 @@ class Run:
         return (slice(start, min(n, start + rows)) for start in range(0, n, rows))
 
     def _measure(self, rows: slice, first: int) -> dict[int | Pair, Values]:
-        """Measure some of the points; two Jacobians exist at a time, for the coupling."""
+        """Measure some of the points; the coupling needs two Jacobians at a time."""
         values: dict[int | Pair, dict[str, torch.Tensor]] = {}
         tops: list[Triplets] = []
         last: ResidualJacobian | None = None
@@ -123,9 +123,9 @@ class Run:
         }
 
     def _streams(self, block: int, rows: slice) -> Streams:
-        """Return random streams of a block's points: one start for all blocks would align them."""
+        """Return random streams of a block's points; equal starts would align the blocks."""
         seed = int(np.random.SeedSequence([self.settings.seed, block]).generate_state(1)[0])
-        return seeded(len(self.run[0].x), seed)[rows]
+        return seeded_streams(len(self.run[0].x), seed)[rows]
 
     def _of_block(
         self,
@@ -225,7 +225,7 @@ def _lengths(run: Sequence[Visit]) -> Float[np.ndarray, "n L"]:
 
 
 def _overlap(a: torch.Tensor, b: torch.Tensor, of_a: Triplets, of_b: Triplets) -> torch.Tensor:
-    """Return ||A^T B||_F^2 over the smaller number of vectors, per point; NaN without any."""
+    """Return ||A^T B||_F^2 / (smaller number of vectors), per point; NaN without any."""
     return (a @ b.mT).square().sum((1, 2)) / torch.minimum(of_a.rank, of_b.rank)
 
 

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Bool, Float
 
-from ..jacobian import Streams, new_direction, orthogonal
+from ..jacobian import Streams, new_direction, orthogonalize
 from .operators import ResidualJacobian
 
 _BREAKDOWN = 1e-10  # relative norm below which a Krylov direction is rounding error
-_RANK = 1e-9  # singular values below this share of the largest are zero, their vectors noise
+_RANK = 1e-9  # singular values below this fraction of the largest count as zero
 _CHECK_EVERY = 4  # steps at which convergence is checked
 
 
@@ -49,10 +49,11 @@ def top_triplets(
 ) -> Triplets:
     """Return the `count` largest triplets, by Golub-Kahan-Lanczos bidiagonalization.
 
-    With full reorthogonalization, for all points at once (Golub and Van Loan 2013, sec. 10.4). An
-    exhausted Krylov space is continued from a new random direction, so that multiple singular
-    values are found. A point keeps the triplets of the step at which its residual fell to
-    `tolerance`, independently of the rest of its batch; exact if `steps` reaches the dimension.
+    The method uses full reorthogonalization and runs for all points at once (Golub and Van Loan
+    2013, sec. 10.4). If a Krylov space is exhausted, it continues from a new random direction, so
+    that multiple singular values are found. Each point keeps the triplets of the step at which its
+    residual fell to `tolerance`, so that they do not depend on the rest of its batch. They are
+    exact if `steps` is at least the dimension.
     """
     n, d = jacobian.points, jacobian.dimension
     steps, count = min(steps, d), min(count, d)
@@ -70,12 +71,12 @@ def top_triplets(
     q = new_direction(right[:, :0], streams)
     for k in range(steps):
         right[:, k] = q
-        p = orthogonal(jacobian.forward(q), left[:, :k])
+        p = orthogonalize(jacobian.forward(q), left[:, :k])
         alpha = p.norm(dim=1)
         scale = torch.maximum(scale, alpha)
-        p, alpha = _continued(p, alpha, scale, left[:, :k], streams)
+        p, alpha = _normalized_or_new(p, alpha, scale, left[:, :k], streams)
         left[:, k], bidiagonal[:, k, k] = p, alpha
-        rest = orthogonal(jacobian.transpose(p), right[:, : k + 1])
+        rest = orthogonalize(jacobian.transpose(p), right[:, : k + 1])
         beta = rest.norm(dim=1)
         last = k + 1 == steps
         if last or (k + 1 > count and (k + 1) % _CHECK_EVERY == 0):
@@ -85,12 +86,12 @@ def top_triplets(
             active &= best.residual > tolerance
             if last or not bool(active.any()):
                 break
-        q, beta = _continued(rest, beta, scale, right[:, : k + 1], streams)
+        q, beta = _normalized_or_new(rest, beta, scale, right[:, : k + 1], streams)
         bidiagonal[:, k, k + 1] = beta
     return best
 
 
-def _continued(
+def _normalized_or_new(
     v: torch.Tensor, norm: torch.Tensor, scale: torch.Tensor, basis: torch.Tensor, streams: Streams
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return unit vectors and their norms; a new random direction with norm 0 if one vanishes."""
@@ -149,8 +150,9 @@ class Energies:
 def energies(jacobian: ResidualJacobian, top: Triplets, probes: int, streams: Streams) -> Energies:
     """Estimate the energies from random sign vectors (Hutchinson 1990), three products each.
 
-    The triplets are taken out first (Meyer et al. 2021), so that a Jacobian of their rank has no
-    error. Exact, with the unit vectors as probes, if there are at least as many as dimensions.
+    The contribution of the triplets is removed first (Meyer et al. 2021), so that a Jacobian of
+    their rank has no error. With at least as many probes as dimensions, the unit vectors are used,
+    and the energies are exact.
     """
     zero = jacobian.zeros()
     rest, rest_4, anti, symmetric = zero.clone(), zero.clone(), zero.clone(), zero.clone()
@@ -158,9 +160,9 @@ def energies(jacobian: ResidualJacobian, top: Triplets, probes: int, streams: St
     for v in vectors:
         forward, transpose = jacobian.forward(v), jacobian.transpose(v)
         both = jacobian.transpose(forward)
-        known = (top.v @ v[..., None])[..., 0]  # (n, K)
-        out = forward - ((top.s * known)[:, None] @ top.u)[:, 0]
-        out_4 = both - ((top.s**2 * known)[:, None] @ top.v)[:, 0]
+        coefficients = (top.v @ v[..., None])[..., 0]  # (n, K)
+        out = forward - ((top.s * coefficients)[:, None] @ top.u)[:, 0]
+        out_4 = both - ((top.s**2 * coefficients)[:, None] @ top.v)[:, 0]
         rest += weight * out.square().sum(1)
         rest_4 += weight * out_4.square().sum(1)
         anti += (forward - transpose).square().sum(1)
@@ -168,11 +170,11 @@ def energies(jacobian: ResidualJacobian, top: Triplets, probes: int, streams: St
     squares = (top.s**2).sum(1)
     norm, norm_4 = squares + rest, (top.s**4).sum(1) + rest_4
     undefined = torch.nan + zero
-    moves, opposed = norm > 0, symmetric > _RANK * anti
+    moves, not_antisymmetric = norm > 0, symmetric > _RANK * anti
     return Energies(
         torch.where(moves, squares / norm, undefined),
         torch.where(moves, norm**2 / norm_4, undefined),
-        torch.where(moves & opposed, anti / symmetric, undefined),
+        torch.where(moves & not_antisymmetric, anti / symmetric, undefined),
     )
 
 

@@ -2,5 +2,5 @@
 
 `fit` reduces the model to an objective of the classifier alone (`reduced_mse`, `reduced_ce`), which
 `search` minimizes by Newton steps (`newton`) with a `preconditioner`, escaping points that are not
-minima (`alignment`).
+minima (`escapes`).
 """

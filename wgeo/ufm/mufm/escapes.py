@@ -64,19 +64,21 @@ class Alignment:
         for _ in range(40):
             middle = -np.sqrt(low * high)
             low, high = (low, middle) if self._secular(middle)[0] < 0 else (middle, high)
-        _, kernel, solved, gram = self._secular(high)
-        axis = solved @ np.linalg.solve(gram, kernel)
+        _, kernel, m_inverse_v, gram = self._secular(high)
+        axis = m_inverse_v @ np.linalg.solve(gram, kernel)
         return high, axis / np.linalg.norm(axis)
 
     def _secular(self, theta: float) -> tuple[float, np.ndarray, np.ndarray, np.ndarray]:
-        """Least eigenvalue of Z + (V^T M^-1 V)^-1, its eigenvector, M^-1 V and V^T M^-1 V."""
+        """Return the least eigenpair of Z + (V^T M^-1 V)^-1, and M^-1 V and V^T M^-1 V."""
         inverse = 1 / (self.s - theta)
-        solved = inverse[:, None] * self.axes
+        m_inverse_v = inverse[:, None] * self.axes
         scaled_mean = inverse * self.mean
-        solved -= np.outer(scaled_mean, (self.mean @ solved) / (1 + self.mean @ scaled_mean))
-        gram = self.axes.T @ solved
+        m_inverse_v -= np.outer(
+            scaled_mean, (self.mean @ m_inverse_v) / (1 + self.mean @ scaled_mean)
+        )
+        gram = self.axes.T @ m_inverse_v
         values, vectors = np.linalg.eigh(self.update + np.linalg.inv(gram))
-        return float(values[0]), vectors[:, 0], solved, gram
+        return float(values[0]), vectors[:, 0], m_inverse_v, gram
 
 
 def saddle_direction(
@@ -88,7 +90,7 @@ def saddle_direction(
     """Return u a^T along which a critical point of MUFM is a strict saddle; None if it is not one.
 
     If W a = 0 and every sample is zero along a, the curvature along u a^T is lw - mu u^T Q u, where
-    Q is `inner`. It is least for the top eigenvector u of Q, and negative iff the certificate
+    Q is `inner`. It is smallest for the top eigenvector u of Q, and negative iff the certificate
     exceeds 1 (as in Zhu et al. 2021, arXiv 2105.02375, for free features). `zero` marks the
     coordinates in which every sample is zero.
     """

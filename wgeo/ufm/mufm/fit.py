@@ -40,9 +40,7 @@ from .reduced_mse import Matrix, ReducedMSE, Statistics
 from .search import ReducedProblem, SearchResult, certify_minimum, multistart_newton
 from .solution import MUFMSolution
 
-MAX_DECREMENT = (
-    1e-4  # a larger decrement is an error; this one means a relative excess of about 5e-9
-)
+MAX_DECREMENT = 1e-4  # a larger one is an error; this is a relative excess of about 5e-9
 
 
 @accepts_former_bias

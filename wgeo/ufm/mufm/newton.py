@@ -82,9 +82,8 @@ def trust_region_newton(
     """
     point = at(start)
     value = point.value()
-    radius = math.sqrt(
-        2 * value
-    )  # a step of this length in the preconditioner's norm gains about F
+    # A step of this length in the preconditioner's norm gains about F.
+    radius = math.sqrt(2 * value)
     gradient, solve = point.gradient(), point.preconditioner()
     size = _decrement(gradient, solve, value)
     products = 0

@@ -59,8 +59,8 @@ class ReducedCE:
         samples = np.concatenate([block @ stats.basis for _, (block,) in row_chunks(x)])
         if bias_decay > 0:
             return cls(samples, labels, mu, weight_decay, bias_decay)
-        centred = np.where(stats.s > 0, samples - stats.x_mean, 0.0)
-        return cls(centred, labels, mu, weight_decay, bias_decay, stats.x_mean)
+        centered = np.where(stats.s > 0, samples - stats.x_mean, 0.0)
+        return cls(centered, labels, mu, weight_decay, bias_decay, stats.x_mean)
 
     @property
     def has_bias(self) -> bool:
@@ -156,7 +156,7 @@ class ReducedCEPoint:
         return np.linalg.solve(eye + hessian @ m, hessian)
 
     def hessian_product(self, v: Matrix) -> Matrix:
-        """Return the Hessian of J d_w V (and the bias's column)."""
+        """Return the Hessian of J along V (with a column for a bias)."""
         problem, w = self.problem, self.weights
         d_w, d_bias = v[:, : w.shape[1]], v[:, w.shape[1] :]
         d_m = (d_w @ w.T + w @ d_w.T) / problem.mu
@@ -175,9 +175,8 @@ class ReducedCEPoint:
         """Return the inverse of the mean curvature in the logits times the second moments of H."""
         problem = self.problem
         values, vectors = np.linalg.eigh(self.curvature.mean(0))
-        values = np.maximum(values, 1e-8 * values[-1])[
-            :, None
-        ]  # a common shift of all logits has none
+        # A common shift of all logits has no curvature.
+        values = np.maximum(values, 1e-8 * values[-1])[:, None]
         scale = values * (self.last_layer**2).mean(0) + problem.weight_decay
         if problem.has_bias:
             scale = np.column_stack([scale, values + problem.bias_decay])

@@ -29,8 +29,8 @@ class Statistics:
     Attributes
     ----------
     basis : ndarray, (d, r)
-        Orthonormal directions of features: all in which the samples vary, and up to K + 1 in which
-        they do not (an optimal W needs no more).
+        Orthonormal directions of features: all those in which the samples vary, and up to K + 1 in
+        which they do not (an optimal W needs no more).
     s : ndarray, (r,)
         Variances along them: the centered S in this basis is diagonal.
     t : ndarray, (K, r)
@@ -61,22 +61,22 @@ class Statistics:
             def moments(
                 rows: slice, block: Float[np.ndarray, "b d"]
             ) -> tuple[Float[np.ndarray, "K d"], Float[np.ndarray, "d d"]]:
-                centred = block - mean
-                return sums_by_class(centred, labels[rows], classes), centred.T @ centred
+                centered = block - mean
+                return sums_by_class(centered, labels[rows], classes), centered.T @ centered
 
             t, second = sum_over_rows(moments, x)
             s, axes = np.linalg.eigh(second / n)
             s, axes = s[::-1], axes[:, ::-1]
         else:
-            centred = as_float64(x[:]) - mean
-            t = sums_by_class(centred, labels, classes)
-            _, scales, right = np.linalg.svd(centred, full_matrices=False)
+            centered = as_float64(x[:]) - mean
+            t = sums_by_class(centered, labels, classes)
+            _, scales, right = np.linalg.svd(centered, full_matrices=False)
             s, axes = scales**2 / n, right.T
         t = t / n
         rank = int((s > max(1e-14, d * EPS) * s[0]).sum()) if s[0] > 0 else 0
-        unvaried = _unvaried(axes[:, :rank], mean, min(d - rank, classes + 1))
-        width = rank + unvaried.shape[1]
-        kept = np.concatenate([axes[:, :rank], unvaried], axis=1)
+        constant = _constant_directions(axes[:, :rank], mean, min(d - rank, classes + 1))
+        width = rank + constant.shape[1]
+        kept = np.concatenate([axes[:, :rank], constant], axis=1)
         x_mean = mean @ kept
         x_mean[rank + 1 :] = 0  # exact: the rest is rounding
         t = np.pad(t @ kept[:, :rank], ((0, 0), (0, width - rank)))
@@ -96,21 +96,21 @@ class Statistics:
         )
 
 
-def _unvaried(
+def _constant_directions(
     varied: Float[np.ndarray, "d rank"], mean: Float[np.ndarray, " d"], count: int
 ) -> Float[np.ndarray, "d count"]:
-    """Return directions in which no sample varies; the first holds the mean's component there."""
+    """Return directions in which no sample varies; the first contains the mean's component."""
     if count == 0:
         return np.zeros((len(mean), 0))
-    drawn = np.random.default_rng(0).standard_normal((len(mean), count))
+    directions = np.random.default_rng(0).standard_normal((len(mean), count))
     size = np.linalg.norm(mean)
     if size > 0:
         rest = mean / size - varied @ (varied.T @ mean) / size
         if np.linalg.norm(rest) > 1e-10:
-            drawn[:, 0] = rest / np.linalg.norm(rest)
+            directions[:, 0] = rest / np.linalg.norm(rest)
     for _ in range(2):  # twice, for orthogonality to rounding
-        drawn = np.linalg.qr(drawn - varied @ (varied.T @ drawn))[0]
-    return drawn
+        directions = np.linalg.qr(directions - varied @ (varied.T @ directions))[0]
+    return directions
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,11 +144,11 @@ class ReducedMSE:
         s, t = self.stats.s, self.stats.t
         if self.bias_decay == 0:
             return t / (s + self.weight_decay)
-        share = self.bias_decay / (1 + self.bias_decay) if np.isfinite(self.bias_decay) else 1.0
-        second = np.diag(s + self.weight_decay) + share * np.outer(
+        fraction = self.bias_decay / (1 + self.bias_decay) if np.isfinite(self.bias_decay) else 1.0
+        second = np.diag(s + self.weight_decay) + fraction * np.outer(
             self.stats.x_mean, self.stats.x_mean
         )
-        cross = t + share * np.outer(self.stats.y_mean, self.stats.x_mean)
+        cross = t + fraction * np.outer(self.stats.y_mean, self.stats.x_mean)
         return np.linalg.solve(second, cross.T).T
 
     def padded(self) -> ReducedMSE:

@@ -106,7 +106,7 @@ def _descend_and_escape(
 
 
 def _next_start(problem: ReducedProblem, point: Any, threshold: float) -> Matrix | None:
-    """Return a point lower by more than `threshold`; None if none is known."""
+    """Return a point lower by more than `threshold`, if one is known."""
     negative = point.alignment().most_negative()
     if negative is not None and 2 * problem.mu * -negative[0] > threshold:
         axis = negative[1]

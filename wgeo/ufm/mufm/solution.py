@@ -144,7 +144,7 @@ class MUFMSolution(Result):
         return all(q[0] + q[1] * t + q[2] * t * t <= 1e-12 * scale for t in times)
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything except the arrays, ready for JSON."""
+        """Return everything except the arrays, ready for JSON."""
         return {
             "model": "mufm",
             "layers": self.layers,
