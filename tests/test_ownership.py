@@ -356,7 +356,6 @@ def test_no_command_changes_a_users_file(made, tmp_path, command, monkeypatch):
         raise AssertionError("it was to be refused before any work")
 
     monkeypatch.setattr("wgeo.training.job.Job.train", work)
-    monkeypatch.setattr("wgeo.analysis.pipeline.geodesic", work, raising=False)
     monkeypatch.setattr("wgeo.cli.job.Job.measure", work)
     monkeypatch.setattr("wgeo.report.building.html", work)
     assert len(names[command]) > 3
