@@ -420,6 +420,11 @@ def test_invalid_paths_are_explained(tmp_path, monkeypatch):
     (tmp_path / "folder").mkdir()
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "epoch-9.pt").write_bytes(b"x")
+    (tmp_path / "run" / "global_step9").mkdir(parents=True)
+    for kind in ("model", "optim"):
+        (tmp_path / "run" / "global_step9" / f"mp_rank_00_{kind}_states.pt").write_bytes(b"x")
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "checkpoint_0009.pth.tar").write_bytes(b"x")
     (tmp_path / "link").symlink_to("gone.pt")
     (tmp_path / "loop").symlink_to("loop")
     os.mkfifo(tmp_path / "pipe")
@@ -427,6 +432,8 @@ def test_invalid_paths_are_explained(tmp_path, monkeypatch):
         "absent.pt": "There is no checkpoint",
         "folder": "is a folder.*contains no checkpoint",
         "full": r"is a folder.*It contains epoch-9\.pt",
+        "run": r"It contains global_step9/mp_rank_00_model_states\.pt\.$",
+        "old": r"It contains checkpoint_0009\.pth\.tar\.$",
         "link": r"is a link to gone\.pt, which does not exist",
         "loop": "Cannot read|symbolic links",
         "pipe": "is not a regular file",

@@ -116,11 +116,11 @@ def find_states(value: Any, name: str, size: int, container: str | None = None) 
     states.sort(key=lambda each: not each.usual)  # a stable sort keeps the order of the search
     if not states:
         entries = attributes(value) if isinstance(value, StandIn) else value
-        keys = dict.keys(entries) if isinstance(entries, dict) else ()
-        names = ", ".join(_name(key) for key in list(keys)[:8]) or "nothing"
+        entries = entries if isinstance(entries, dict) else {}
+        names = ", ".join(_name(key) for key in list(dict.keys(entries))[:8]) or "nothing"
         raise CheckpointError(
             f"{name} contains no tensors that form a state dict (its entries: {names}). "
-            "Save it with torch.save(model.state_dict(), path)."
+            f"{_unnamed(entries)}Save it with torch.save(model.state_dict(), path)."
         )
     if container is not None:
         chosen = [each for each in states if each.container == container]
@@ -136,8 +136,26 @@ def find_states(value: Any, name: str, size: int, container: str | None = None) 
     return [states[0], *(each for each in states[1:] if _is_valid(each.state, size))]
 
 
+def _unnamed(entries: dict[Any, Any]) -> str:
+    """Return the advice for an average of parameters that was saved without their names."""
+    for key, value in dict.items(entries):
+        if isinstance(value, list) and value and isinstance(value[0], torch.Tensor):
+            return (
+                f"{_name(key)} is a list of tensors without names: copy it into the network with "
+                "the program that wrote it (such as ema.copy_to(model.parameters())). "
+            )
+    return ""
+
+
 def _require_layers(state: Mapping[str, torch.Tensor], name: str) -> None:
-    """Raise if FSDP flattened the layers' weights into one vector."""
+    """Raise if FSDP flattened the layers' weights into one vector, or DeepSpeed left them out."""
+    empty = [key for key, tensor in state.items() if tensor.shape == (0,)]
+    if 2 * len(empty) > len(state):
+        raise CheckpointError(
+            f"{name} contains names without weights ({printable(empty[0])} is empty): DeepSpeed's "
+            "ZeRO-3 keeps these in several files. Its folder has a script that joins them: "
+            "python zero_to_fp32.py FOLDER OUTPUT."
+        )
     flat = next((key for key in state if _FLAT.fullmatch(key)), None)
     if flat is not None:
         raise CheckpointError(
@@ -167,6 +185,8 @@ def _search(
     """Yield state dicts: usual names first, then the value's own tensors, then other entries."""
     if isinstance(value, list | tuple) and len(value) == 1:
         value = value[0]
+    elif isinstance(value, list | tuple):  # several networks: their containers are numbers
+        value = {str(i): part for i, part in enumerate(value) if isinstance(part, dict | StandIn)}
     if not isinstance(value, dict | StandIn) or depth == 0 or id(value) in seen:
         return
     if len(seen) > _MAX_CONTAINERS:
@@ -272,6 +292,9 @@ def views(state: Mapping[str, torch.Tensor], prefix: str | None = None) -> list[
     if prefix is not None:
         dotted = prefix if not prefix or prefix.endswith(".") else prefix + "."
         dotted = _WRAPPERS.sub("", dotted).removeprefix(".")
+        longer = [each for each in prefixes if each.endswith("." + dotted)]
+        if len(longer) == 1 and not any(key.startswith(dotted) for key in plain):
+            dotted = longer[0]  # encoder_q. for module.encoder_q.
         if not any(key.startswith(dotted) for key in plain):
             choices = ", ".join(repr(each) for each in prefixes[:8])
             raise CheckpointError(
