@@ -471,7 +471,8 @@ def test_paths_that_are_not_utf8_are_read(net, tmp_path):
         (b"", "is empty"),
         (b"\n<!DOCTYPE html><html>", "is a web page"),
         (b"version https://git-lfs.github.com/spec/v1\noid", "Git LFS pointer"),
-        (b"\x1f\x8b\x08\x00", "gzip"),
+        (b"\x1f\x8b\x08\x00", "gzip.*unpack it first"),
+        (b"\xfd7zXZ\x00\x00\x04", "xz.*unpack it first"),
         (b"\x89HDF\r\n\x1a\n", "HDF5"),
         (b"\x93NUMPY\x01\x00", "NumPy"),
         (b"hello", "is not a checkpoint"),
@@ -493,6 +494,11 @@ def test_other_kinds_of_archives_are_named(tmp_path):
     np.savez(tmp_path / "a.npz", x=np.ones(3))
     with pytest.raises(CheckpointError, match="NumPy archive"):
         load_checkpoint(tmp_path / "a.npz")
+    with zipfile.ZipFile(tmp_path / "a.pt2", "w") as archive:
+        archive.writestr("a/data/weights/weight_0", b"x")
+        archive.writestr("a/data/sample_inputs/model.pt", b"x")
+    with pytest.raises(CheckpointError, match=r"torch\.export\.load\(path\)\.state_dict"):
+        load_checkpoint(tmp_path / "a.pt2")
     with zipfile.ZipFile(tmp_path / "b.zip", "w") as archive:
         archive.writestr("../../etc/passwd", "x")
     with pytest.raises(CheckpointError, match="zip archive without"):

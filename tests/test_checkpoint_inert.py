@@ -233,6 +233,7 @@ def test_nested_lists_and_dicts_are_searched(net, save):
     for value in (
         {"state_dict": [net.state_dict()]},
         [net.state_dict()],
+        (3, net.state_dict(), {"state": {}, "param_groups": []}),
         {"run": {"best": {"weights_of": net.state_dict()}}},
         {"checkpoint": {"ema": {"module": net.state_dict()}}},
     ):
@@ -256,8 +257,10 @@ def test_a_prefix_without_its_wrapper_is_enough(net, save):
 
 
 def test_averaged_parameters_alone_say_what_is_absent(net, save):
-    with pytest.raises(CheckpointError, match="shadow_params is a list of tensors without names"):
+    with pytest.raises(CheckpointError, match="A list of tensors has no names of layers"):
         load_checkpoint(save({"decay": 0.9, "shadow_params": [p.data for p in net.parameters()]}))
+    with pytest.raises(CheckpointError, match="A list of tensors has no names of layers"):
+        load_checkpoint(save([p.data for p in net.parameters()]))
     shadow = {key: p.data for key, p in net.named_parameters()}
     for arch in (None, "cifar_resnet8"):
         with pytest.raises(CheckpointError, match="no statistics of batch normalization"):

@@ -107,7 +107,7 @@ def find_states(value: Any, name: str, size: int, container: str | None = None) 
         There is no state dict, it is empty, FSDP flattened it, or its tensors are sparse, complex
         or larger than the file.
     """
-    if not isinstance(value, dict | list | StandIn):
+    if not isinstance(value, dict | list | tuple | StandIn):
         raise CheckpointError(
             f"{name} contains {_kind(value)}, not a state dict or a dict with one. "
             "Save it with torch.save(model.state_dict(), path)."
@@ -120,7 +120,7 @@ def find_states(value: Any, name: str, size: int, container: str | None = None) 
         names = ", ".join(_name(key) for key in list(dict.keys(entries))[:8]) or "nothing"
         raise CheckpointError(
             f"{name} contains no tensors that form a state dict (its entries: {names}). "
-            f"{_unnamed(entries)}Save it with torch.save(model.state_dict(), path)."
+            f"{_unnamed([value, *dict.values(entries)])}Save it with torch.save(model.state_dict(), path)."
         )
     if container is not None:
         chosen = [each for each in states if each.container == container]
@@ -136,15 +136,15 @@ def find_states(value: Any, name: str, size: int, container: str | None = None) 
     return [states[0], *(each for each in states[1:] if _is_valid(each.state, size))]
 
 
-def _unnamed(entries: dict[Any, Any]) -> str:
-    """Return the advice for an average of parameters that was saved without their names."""
-    for key, value in dict.items(entries):
-        if isinstance(value, list) and value and isinstance(value[0], torch.Tensor):
-            return (
-                f"{_name(key)} is a list of tensors without names: copy it into the network with "
-                "the program that wrote it (such as ema.copy_to(model.parameters())). "
-            )
-    return ""
+def _unnamed(values: list[Any]) -> str:
+    """Return the advice for parameters that were saved without their names."""
+    lists = [each for each in values if isinstance(each, list | tuple) and len(each) > 1]
+    if not any(all(isinstance(part, torch.Tensor) for part in each) for each in lists):
+        return ""
+    return (
+        "A list of tensors has no names of layers: copy it into the network with the program that "
+        "wrote it (such as ema.copy_to(model.parameters())). "
+    )
 
 
 def _require_layers(state: Mapping[str, torch.Tensor], name: str) -> None:
@@ -185,16 +185,17 @@ def _search(
     """Yield state dicts: usual names first, then the value's own tensors, then other entries."""
     if isinstance(value, list | tuple) and len(value) == 1:
         value = value[0]
-    elif isinstance(value, list | tuple):  # several networks: their containers are numbers
+    own = id(value)
+    if isinstance(value, list | tuple):  # perhaps of networks: their containers are numbers
         value = {str(i): part for i, part in enumerate(value) if isinstance(part, dict | StandIn)}
-    if not isinstance(value, dict | StandIn) or depth == 0 or id(value) in seen:
+    if not isinstance(value, dict | StandIn) or not value or depth == 0 or own in seen:
         return
     if len(seen) > _MAX_CONTAINERS:
         raise CheckpointError(
             f"{name} contains more than {_MAX_CONTAINERS} nested containers. Save only "
             "the state dict: torch.save(model.state_dict(), path)."
         )
-    seen[id(value)] = None
+    seen[own] = None
     if is_module(value):
         state = _tensors(state_of(value, name))
         if any(tensor.ndim > 0 for tensor in state.values()):
