@@ -350,7 +350,7 @@ def test_tensors_that_are_not_weights_are_refused(net, save, tensor, said):
     ("value", "said"),
     [
         ([torch.ones(3)], "its entries: nothing"),
-        ((torch.ones(3), torch.ones(3)), "contains a tuple"),
+        ((torch.ones(3), torch.ones(3)), "A list of tensors has no names"),
         (torch.ones(3), "contains a single tensor"),
         (None, "contains nothing"),
         (7, "contains a int"),

@@ -119,8 +119,9 @@ def find_states(value: Any, name: str, size: int, container: str | None = None) 
         entries = entries if isinstance(entries, dict) else {}
         names = ", ".join(_name(key) for key in list(dict.keys(entries))[:8]) or "nothing"
         raise CheckpointError(
-            f"{name} contains no tensors that form a state dict (its entries: {names}). "
-            f"{_unnamed([value, *dict.values(entries)])}Save it with torch.save(model.state_dict(), path)."
+            f"{name} contains no tensors that form a state dict (its entries: {names})."
+            f"{_unnamed([value, *dict.values(entries)])} "
+            "Save it with torch.save(model.state_dict(), path)."
         )
     if container is not None:
         chosen = [each for each in states if each.container == container]
@@ -142,8 +143,8 @@ def _unnamed(values: list[Any]) -> str:
     if not any(all(isinstance(part, torch.Tensor) for part in each) for each in lists):
         return ""
     return (
-        "A list of tensors has no names of layers: copy it into the network with the program that "
-        "wrote it (such as ema.copy_to(model.parameters())). "
+        " A list of tensors has no names of layers: copy it into the network with the program that "
+        "wrote it (such as ema.copy_to(model.parameters()))."
     )
 
 
