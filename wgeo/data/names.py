@@ -22,7 +22,8 @@ NAMES = ("digits", *TORCHVISION)
 KINDS = ("npz", "folder", "zip", "csv", "tsv", "parquet")  # of files; also prefixes of paths
 
 _ADVICE = {
-    "npy": "A .npy file has one array without labels: save both, np.savez('data.npz', x=images, y=labels).",
+    "npy": "A .npy file has one array without labels: save both, "
+    "np.savez('data.npz', x=images, y=labels).",
     "pt": "Pass tensors in Python: x, y = torch.load(path, weights_only=True), then "
     "wgeo.trace(net, (x, y)).",
     **dict.fromkeys(
