@@ -167,7 +167,7 @@ def test_the_sum_before_a_functional_activation(end):
     ids=["maximum", "where", "swish"],
 )
 def test_an_activation_that_cannot_be_traced_is_not_taken_for_the_sum(end):
-    with pytest.raises(ArgumentError, match="use tap='post'"):
+    with pytest.raises(ArgumentError, match="use `tap='post'`"):
         trace(ended(end), pair(), tap="pre")
     assert len(trace(ended(end), pair()).staged) == 3
 

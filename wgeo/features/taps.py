@@ -118,7 +118,7 @@ def _tapped(spec: BlockSpec, out: torch.Tensor, activations: Activations | None)
     if spec.activated or activations.hides_relu(out):
         raise ArgumentError(
             f"An activation follows the sum in block {spec.name!r}, but it is not a function of "
-            "torch that wgeo can trace: use tap='post', or let the block call a function such as "
+            "torch that wgeo can trace: use `tap='post'`, or let the block call a function such as "
             "torch.nn.functional.relu."
         )
     return out
