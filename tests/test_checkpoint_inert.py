@@ -243,7 +243,8 @@ def test_nested_lists_and_dicts_are_searched(net, save):
 def test_networks_in_a_list_are_chosen_by_number(net, save):
     torch.manual_seed(7)
     other = models.build("cifar_resnet8", num_classes=4, in_channels=2, width=4).eval()
-    path = save({"models": [net.state_dict(), other.state_dict()], "rng": [1, 2]})
+    history = [{"loss": 0.1, "epoch": k} for k in range(20_000)]  # of more dicts than are searched
+    path = save({"models": [net.state_dict(), other.state_dict()], "history": history})
     with pytest.raises(CheckpointError, match=r"'models\.0' and 'models\.1'\. Pass `container=`"):
         load_checkpoint(path)
     assert_same(load_checkpoint(path, container="models.1"), other)

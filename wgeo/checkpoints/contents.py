@@ -38,6 +38,7 @@ _DEPTH = 6  # a state dict is nested at most five levels deep, as in VISSL's fil
 _SLACK = 2**20
 _MAX_TENSORS = 10_000  # a network of a thousand layers has six thousand
 _MAX_CONTAINERS = 10_000  # searched
+_MAX_LIST = 100  # networks in a list
 _MIN_FRACTION = 0.1  # of all tensors, for a part to be considered as a network
 _MAX_PREFIXES = 12
 _MAX_PREFIX_PARTS = 6
@@ -188,6 +189,7 @@ def _search(
         value = value[0]
     own = id(value)
     if isinstance(value, list | tuple):  # perhaps of networks: their containers are numbers
+        value = value if len(value) <= _MAX_LIST else ()  # not of networks, such as a history
         value = {str(i): part for i, part in enumerate(value) if isinstance(part, dict | StandIn)}
     if not isinstance(value, dict | StandIn) or not value or depth == 0 or own in seen:
         return
