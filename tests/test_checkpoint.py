@@ -348,7 +348,7 @@ def test_tensors_that_are_not_weights_are_refused(net, save, tensor, said):
     ("value", "said"),
     [
         ([torch.ones(3)], "its entries: nothing"),
-        ((torch.ones(3), torch.ones(3)), "contains a tuple"),
+        ((torch.ones(3), torch.ones(3)), "A list of tensors has no names"),
         (torch.ones(3), "contains a single tensor"),
         (None, "contains nothing"),
         (7, "contains a int"),
@@ -418,6 +418,11 @@ def test_invalid_paths_are_explained(tmp_path, monkeypatch):
     (tmp_path / "folder").mkdir()
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "epoch-9.pt").write_bytes(b"x")
+    (tmp_path / "run" / "global_step9").mkdir(parents=True)
+    for kind in ("model", "optim"):
+        (tmp_path / "run" / "global_step9" / f"mp_rank_00_{kind}_states.pt").write_bytes(b"x")
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "checkpoint_0009.pth.tar").write_bytes(b"x")
     (tmp_path / "link").symlink_to("gone.pt")
     (tmp_path / "loop").symlink_to("loop")
     os.mkfifo(tmp_path / "pipe")
@@ -425,6 +430,8 @@ def test_invalid_paths_are_explained(tmp_path, monkeypatch):
         "absent.pt": "There is no checkpoint",
         "folder": "is a folder.*contains no checkpoint",
         "full": r"is a folder.*It contains epoch-9\.pt",
+        "run": r"It contains global_step9/mp_rank_00_model_states\.pt\.$",
+        "old": r"It contains checkpoint_0009\.pth\.tar\.$",
         "link": r"is a link to gone\.pt, which does not exist",
         "loop": "Cannot read|symbolic links",
         "pipe": "is not a regular file",
@@ -462,7 +469,8 @@ def test_paths_that_are_not_utf8_are_read(net, tmp_path):
         (b"", "is empty"),
         (b"\n<!DOCTYPE html><html>", "is a web page"),
         (b"version https://git-lfs.github.com/spec/v1\noid", "Git LFS pointer"),
-        (b"\x1f\x8b\x08\x00", "gzip"),
+        (b"\x1f\x8b\x08\x00", "gzip.*unpack it first"),
+        (b"\xfd7zXZ\x00\x00\x04", "xz.*unpack it first"),
         (b"\x89HDF\r\n\x1a\n", "HDF5"),
         (b"\x93NUMPY\x01\x00", "NumPy"),
         (b"hello", "is not a checkpoint"),
@@ -484,6 +492,11 @@ def test_other_kinds_of_archives_are_named(tmp_path):
     np.savez(tmp_path / "a.npz", x=np.ones(3))
     with pytest.raises(CheckpointError, match="NumPy archive"):
         load_checkpoint(tmp_path / "a.npz")
+    with zipfile.ZipFile(tmp_path / "a.pt2", "w") as archive:
+        archive.writestr("a/data/weights/weight_0", b"x")
+        archive.writestr("a/data/sample_inputs/model.pt", b"x")
+    with pytest.raises(CheckpointError, match=r"torch\.export\.load\(path\)\.state_dict"):
+        load_checkpoint(tmp_path / "a.pt2")
     with zipfile.ZipFile(tmp_path / "b.zip", "w") as archive:
         archive.writestr("../../etc/passwd", "x")
     with pytest.raises(CheckpointError, match="zip archive without"):

@@ -233,10 +233,46 @@ def test_nested_lists_and_dicts_are_searched(net, save):
     for value in (
         {"state_dict": [net.state_dict()]},
         [net.state_dict()],
+        (3, net.state_dict(), {"state": {}, "param_groups": []}),
         {"run": {"best": {"weights_of": net.state_dict()}}},
         {"checkpoint": {"ema": {"module": net.state_dict()}}},
     ):
         assert_same(load_checkpoint(save(value)), net)
+
+
+def test_networks_in_a_list_are_chosen_by_number(net, save):
+    torch.manual_seed(7)
+    other = models.build("cifar_resnet8", num_classes=4, in_channels=2, width=4).eval()
+    history = [{"loss": 0.1, "epoch": k} for k in range(20_000)]  # of more dicts than are searched
+    path = save({"models": [net.state_dict(), other.state_dict()], "history": history})
+    with pytest.raises(CheckpointError, match=r"'models\.0' and 'models\.1'\. Pass `container=`"):
+        load_checkpoint(path)
+    assert_same(load_checkpoint(path, container="models.1"), other)
+
+
+def test_a_prefix_without_its_wrapper_is_enough(net, save):
+    path = save({**prefixed("module.encoder_q.", net.state_dict()), "module.queue": torch.ones(4)})
+    assert_same(load_checkpoint(path, prefix="encoder_q"), net)
+    with pytest.raises(CheckpointError, match="no tensor's name begins with 'encoder_k'"):
+        load_checkpoint(path, prefix="encoder_k")
+
+
+def test_averaged_parameters_alone_say_what_is_absent(net, save):
+    with pytest.raises(CheckpointError, match="A list of tensors has no names of layers"):
+        load_checkpoint(save({"decay": 0.9, "shadow_params": [p.data for p in net.parameters()]}))
+    with pytest.raises(CheckpointError, match="A list of tensors has no names of layers"):
+        load_checkpoint(save([p.data for p in net.parameters()]))
+    shadow = {key: p.data for key, p in net.named_parameters()}
+    for arch in (None, "cifar_resnet8"):
+        with pytest.raises(CheckpointError, match="no statistics of batch normalization"):
+            load_checkpoint(save({"shadow": shadow}), arch)
+
+
+def test_weights_that_deepspeed_keeps_elsewhere(net, save):
+    own = dict(net.named_parameters())
+    state = {key: torch.empty(0) if key in own else t for key, t in net.state_dict().items()}
+    with pytest.raises(CheckpointError, match=r"python zero_to_fp32\.py FOLDER OUTPUT"):
+        load_checkpoint(save({"module": state, "ds_version": "0.14"}))
 
 
 def test_head_stored_separately_from_the_backbone(net, save):
@@ -268,6 +304,22 @@ def test_a_head_behind_a_dropout(save, arch, bias):
     x = torch.randn(2, 3, 32, 32)
     if arch.startswith("cifar") and bias:
         assert torch.equal(loaded.module(x), net.eval()(x))
+
+
+@pytest.mark.parametrize("name", ["output", "logits", "cls_head", "new_fc", "pred", "last_linear"])
+@pytest.mark.parametrize("arch", [None, "cifar_resnet8"])
+def test_a_head_of_another_name(net, save, name, arch):
+    state = {key.replace("linear.", f"{name}."): t for key, t in net.state_dict().items()}
+    loaded = load_checkpoint(save(prefixed("net.", state)), arch)
+    assert_same(loaded, net)
+    assert f"{name}.weight -> linear.weight" in loaded.provenance.report.renamed
+
+
+@pytest.mark.parametrize("name", ["embedding", "embed_fc", "contrast_fc", "fc" * 10**5 + "-"])
+def test_a_projector_is_no_head(net, save, name):
+    state = {key.replace("linear.", f"{name}."): t for key, t in net.state_dict().items()}
+    with pytest.raises(CheckpointError, match="2 unexpected"):
+        load_checkpoint(save(state), "cifar_resnet8")
 
 
 def test_head_of_several_layers_is_reported(save):

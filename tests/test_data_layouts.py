@@ -167,6 +167,39 @@ def test_a_csv_names_the_classes(lines, home, tmp_path, rng):
         assert np.array_equal(images.x.numpy(), np.stack(pixels))
 
 
+@pytest.mark.parametrize(
+    ("table", "line"),
+    [
+        ("metadata.jsonl", '{{"label": {1}, "file_name": "{0}.png"}}'),
+        ("list.txt", "set/{0}.png {1}"),
+    ],
+)
+def test_lists_that_are_no_csv(table, line, tmp_path, rng):
+    flat(tmp_path / "set", rng, 6, "{}.png")
+    labels = [2, 0, 1, 1, 0, 2]
+    (tmp_path / "set" / table).write_text("\n".join(line.format(*row) for row in enumerate(labels)))
+    images = load_images(tmp_path / "set")
+    assert images.y.tolist() == labels
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("noise.npy", "np.savez"),
+        ("shard-0.tar", "Unpack the archive"),
+        ("split.json", "into a CSV"),
+        ("scan.dcm", "Convert images to PNG"),
+        ("data.beton", "Read it in Python"),
+    ],
+)
+def test_other_files_are_named_with_what_to_do(name, says, tmp_path):
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / name).write_bytes(b"x" * 600)
+    for path in (tmp_path / "set", tmp_path / "set" / name):
+        with pytest.raises(DataError, match=says):
+            load_images(path)
+
+
 def test_images_and_their_table_in_one_folder(tmp_path, rng):
     flat(tmp_path / "set", rng)
     (tmp_path / "set" / "labels.txt").write_text("".join(f"{i}.png {i % 3}\n" for i in range(6)))
@@ -245,7 +278,8 @@ def test_tiny_imagenet_as_shipped(tmp_path, rng):
     ("tables", "says"),
     [
         ({}, r"one class only.*a CSV \(file, label\)"),
-        ({"a.csv": "file,label\nnobody.png,1"}, "one class only"),
+        ({"a.csv": "file,label\nnobody.png,1"}, r"No row of a\.csv names one of its images"),
+        ({"a.jsonl": '{"file_name": "0.png", "label"'}, r"a\.jsonl' cannot be read"),
         ({"a.csv": "file,label\n0.png,1\n0.png,2"}, "gives '.*0.png' two labels"),
         ({"a.csv": "0.png,1\n1.png,2", "b.csv": "0.png,2\n1.png,1"}, "several tables"),
         ({"a.csv": "file,label\n" + "x" * 200_000 + ",1"}, "cannot be read"),

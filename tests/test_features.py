@@ -90,7 +90,6 @@ def test_finds_every_block_of_torchvision_resnets(name, count, changes):
     assert [s.name for s in specs] == expected
     assert len(specs) == count
     assert sum(s.shortcut is not None for s in specs) == changes
-    assert all(s.activation == f"{s.name}.relu" for s in specs)
 
 
 def test_change_of_space_between_blocks_starts_at_the_next_blocks_input():

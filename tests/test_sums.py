@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional
 
 from wgeo import analyze, blocks, trace
-from wgeo.errors import FeatureError, WgeoWarning
+from wgeo.errors import ArgumentError, FeatureError, WgeoWarning
 
 N, CLASSES, WIDTH = 12, 3, 8
 
@@ -89,6 +89,7 @@ class InForward(nn.Module):
 ENDS = {
     "nothing": lambda t: t,
     "relu": functional.relu,
+    "clamp": lambda t: t.clamp(min=0),
     "leaky": lambda t: functional.leaky_relu(t, 0.1),
     "scaled": lambda t: t / 2**0.5,
     "scaled and bent": lambda t: functional.gelu(t * 0.7),
@@ -110,6 +111,65 @@ def test_sums_over_a_module_list_are_found(end, tap):
             z = ENDS[end](total)
             expected = (z if tap == "post" else total).mean((2, 3))
             np.testing.assert_allclose(layer.features, expected, rtol=1e-4, atol=1e-5)
+
+
+class Ended(nn.Module):
+    """A residual block whose forward calls a function after the sum."""
+
+    def __init__(self, end):
+        super().__init__()
+        self.conv1, self.conv2 = nn.Conv2d(WIDTH, WIDTH, 3, 1, 1), nn.Conv2d(WIDTH, WIDTH, 3, 1, 1)
+        self.end = end
+
+    def sum(self, x):
+        return x + self.conv2(functional.relu(self.conv1(x)))
+
+    def forward(self, x):
+        return self.end(self.sum(x))
+
+
+def ended(end):
+    torch.manual_seed(0)
+    parts = nn.Conv2d(3, WIDTH, 3, 1, 1), Ended(end), Ended(end), nn.AdaptiveAvgPool2d(1)
+    return nn.Sequential(*parts, nn.Flatten(), nn.Linear(WIDTH, CLASSES)).eval()
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        functional.relu,
+        functional.gelu,
+        lambda t: functional.relu(t, inplace=True),
+        lambda t: t.clamp_(min=0),
+        lambda t: functional.dropout(t.relu(), 0.5, training=False),
+        lambda t: t,
+    ],
+    ids=["relu", "gelu", "in place", "clamp", "dropout after it", "nothing"],
+)
+def test_the_sum_before_a_functional_activation(end):
+    net, (x, y) = ended(end), pair()
+    traj = trace(net, (x, y), tap="pre", pool="flat")
+    with torch.no_grad():
+        h = net[0](x)
+        for block, layer in zip(net[1:3], traj.staged[1:], strict=True):
+            total = block.sum(h)
+            np.testing.assert_allclose(layer.features, total.flatten(1), rtol=1e-4, atol=1e-5)
+            h = end(total)
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        lambda t: torch.maximum(t, torch.zeros_like(t)),
+        lambda t: torch.where(t > 0, t, 0.0),
+        lambda t: t * torch.sigmoid(t),
+    ],
+    ids=["maximum", "where", "swish"],
+)
+def test_an_activation_that_cannot_be_traced_is_not_taken_for_the_sum(end):
+    with pytest.raises(ArgumentError, match="use `tap='post'`"):
+        trace(ended(end), pair(), tap="pre")
+    assert len(trace(ended(end), pair()).staged) == 3
 
 
 def test_sums_in_place_are_taken_as_they_are():

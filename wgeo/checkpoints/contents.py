@@ -38,6 +38,7 @@ _DEPTH = 6  # a state dict is nested at most five levels deep, as in VISSL's fil
 _SLACK = 2**20
 _MAX_TENSORS = 10_000  # a network of a thousand layers has six thousand
 _MAX_CONTAINERS = 10_000  # searched
+_MAX_LIST = 100  # networks in a list
 _MIN_FRACTION = 0.1  # of all tensors, for a part to be considered as a network
 _MAX_PREFIXES = 12
 _MAX_PREFIX_PARTS = 6
@@ -107,7 +108,7 @@ def find_states(value: Any, name: str, size: int, container: str | None = None) 
         There is no state dict, it is empty, FSDP flattened it, or its tensors are sparse, complex
         or larger than the file.
     """
-    if not isinstance(value, dict | list | StandIn):
+    if not isinstance(value, dict | list | tuple | StandIn):
         raise CheckpointError(
             f"{name} contains {_kind(value)}, not a state dict or a dict with one. "
             "Save it with torch.save(model.state_dict(), path)."
@@ -116,10 +117,11 @@ def find_states(value: Any, name: str, size: int, container: str | None = None) 
     states.sort(key=lambda each: not each.usual)  # a stable sort keeps the order of the search
     if not states:
         entries = attributes(value) if isinstance(value, StandIn) else value
-        keys = dict.keys(entries) if isinstance(entries, dict) else ()
-        names = ", ".join(_name(key) for key in list(keys)[:8]) or "nothing"
+        entries = entries if isinstance(entries, dict) else {}
+        names = ", ".join(_name(key) for key in list(dict.keys(entries))[:8]) or "nothing"
         raise CheckpointError(
-            f"{name} contains no tensors that form a state dict (its entries: {names}). "
+            f"{name} contains no tensors that form a state dict (its entries: {names})."
+            f"{_unnamed([value, *dict.values(entries)])} "
             "Save it with torch.save(model.state_dict(), path)."
         )
     if container is not None:
@@ -136,8 +138,26 @@ def find_states(value: Any, name: str, size: int, container: str | None = None) 
     return [states[0], *(each for each in states[1:] if _is_valid(each.state, size))]
 
 
+def _unnamed(values: list[Any]) -> str:
+    """Return the advice for parameters that were saved without their names."""
+    lists = [each for each in values if isinstance(each, list | tuple) and len(each) > 1]
+    if not any(all(isinstance(part, torch.Tensor) for part in each) for each in lists):
+        return ""
+    return (
+        " A list of tensors has no names of layers: copy it into the network with the program that "
+        "wrote it (such as ema.copy_to(model.parameters()))."
+    )
+
+
 def _require_layers(state: Mapping[str, torch.Tensor], name: str) -> None:
-    """Raise an error if FSDP flattened the layers' weights into one vector."""
+    """Raise an error if FSDP flattened the weights into one vector, or DeepSpeed left them out."""
+    empty = [key for key, tensor in state.items() if tensor.shape == (0,)]
+    if 2 * len(empty) > len(state):
+        raise CheckpointError(
+            f"{name} contains names without weights ({printable(empty[0])} is empty): DeepSpeed's "
+            "ZeRO-3 keeps these in several files. Its folder has a script that joins them: "
+            "python zero_to_fp32.py FOLDER OUTPUT."
+        )
     flat = next((key for key in state if _FLAT.fullmatch(key)), None)
     if flat is not None:
         raise CheckpointError(
@@ -167,14 +187,18 @@ def _search(
     """Yield state dicts: usual names first, then the value's own tensors, then other entries."""
     if isinstance(value, list | tuple) and len(value) == 1:
         value = value[0]
-    if not isinstance(value, dict | StandIn) or depth == 0 or id(value) in seen:
+    own = id(value)
+    if isinstance(value, list | tuple):  # perhaps of networks: their containers are numbers
+        value = value if len(value) <= _MAX_LIST else ()  # not of networks, such as a history
+        value = {str(i): part for i, part in enumerate(value) if isinstance(part, dict | StandIn)}
+    if not isinstance(value, dict | StandIn) or not value or depth == 0 or own in seen:
         return
     if len(seen) > _MAX_CONTAINERS:
         raise CheckpointError(
             f"{name} contains more than {_MAX_CONTAINERS} nested containers. Save only "
             "the state dict: torch.save(model.state_dict(), path)."
         )
-    seen[id(value)] = None
+    seen[own] = None
     if is_module(value):
         state = _tensors(state_of(value, name))
         if any(tensor.ndim > 0 for tensor in state.values()):
@@ -272,6 +296,9 @@ def views(state: Mapping[str, torch.Tensor], prefix: str | None = None) -> list[
     if prefix is not None:
         dotted = prefix if not prefix or prefix.endswith(".") else prefix + "."
         dotted = _WRAPPERS.sub("", dotted).removeprefix(".")
+        longer = [each for each in prefixes if each.endswith("." + dotted)]
+        if len(longer) == 1 and not any(key.startswith(dotted) for key in plain):
+            dotted = longer[0]  # encoder_q. for module.encoder_q.
         if not any(key.startswith(dotted) for key in plain):
             choices = ", ".join(repr(each) for each in prefixes[:8])
             raise CheckpointError(

@@ -6,13 +6,15 @@ import json
 import os
 import re
 import stat
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError
 from ..text import printable
 
-SUFFIXES = (".pt", ".pth", ".th", ".ckpt", ".bin", ".safetensors")
+SUFFIXES = (".pt", ".pth", ".th", ".ckpt", ".bin", ".safetensors", ".pth.tar", ".pt.tar")
+_NOT_NETWORK = re.compile(r"optim|sched|rng|random", re.IGNORECASE)  # files beside a network's
 _SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})(\.safetensors|\.bin)")
 _INDEX = (".safetensors.index.json", ".bin.index.json")
 _USUAL = (  # names in a folder written by save_pretrained, in order of preference
@@ -99,9 +101,21 @@ def _in_folder(folder: str, name: str) -> str:
     usual = next((each for each in _USUAL if each in names), None)
     if usual is not None:
         return os.path.join(folder, usual)
-    inside = sorted(display_path(each) for each in names if each.endswith(SUFFIXES))
-    hint = f" It contains {', '.join(inside[:5])}." if inside else " It contains no checkpoint."
+    inside = _checkpoints(names) or [
+        f"{each.name}/{file}"
+        for each in sorted(os.scandir(folder), key=lambda each: each.name)
+        if each.is_dir()
+        for file in _checkpoints(os.listdir(each))
+    ]
+    shown = ", ".join(map(display_path, inside[:5]))
+    more = f" and {len(inside) - 5} more" if len(inside) > 5 else ""
+    hint = f" It contains {shown}{more}." if inside else " It contains no checkpoint."
     raise CheckpointError(f"{name} is a folder; pass a file in it.{hint}")
+
+
+def _checkpoints(names: Iterable[str]) -> list[str]:
+    """Return the names of files that may contain a network, in order."""
+    return sorted(n for n in names if n.endswith(SUFFIXES) and not _NOT_NETWORK.search(n))
 
 
 def _distributed(name: str) -> str:

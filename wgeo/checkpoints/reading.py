@@ -31,7 +31,10 @@ _UNCHECKED = "saved without checksums: damage to the file would go unnoticed"
 _OTHER_FORMATS = {
     b"version https://git-lfs": "is a Git LFS pointer; fetch the file itself (git lfs pull)",
     b"<": "is a web page or XML, perhaps a failed download; download it again",
-    b"\x1f\x8b": "is gzip-compressed; unpack it first",
+    **dict.fromkeys(
+        (b"\x1f\x8b", b"\xfd7zXZ", b"BZh", b"\x28\xb5\x2f\xfd", b"7z\xbc\xaf", b"Rar!"),
+        "is compressed (gzip, xz, bzip2, zstd, 7z or rar); unpack it first",
+    ),
     b"\x89HDF": "is an HDF5 file (Keras?); wgeo reads torch checkpoints and safetensors",
     b"\x93NUMPY": "is a NumPy array; wgeo reads torch checkpoints and safetensors",
     b"GGUF": "is a GGUF file; wgeo reads torch checkpoints and safetensors",
@@ -189,7 +192,9 @@ def _load(file: File, size: int, name: str, sha256: str) -> Contents:
     else:
         raise CheckpointError(
             f"{name} is not a checkpoint: it is in neither the format of torch.save nor that of "
-            "safetensors. It may be damaged or written by another program."
+            "safetensors. Download it again if it is a failed download; if another program wrote "
+            "it (such as JAX, TensorFlow or ONNX), convert it, and save a state dict: "
+            "torch.save(model.state_dict(), path)."
         )
     file.seek(0)
     try:
@@ -241,6 +246,11 @@ def _other_archive(entries: list[zipfile.ZipInfo], name: str) -> str:
             f"{name} is a NumPy archive without torch's data.pkl, so not a checkpoint. Save its "
             "arrays as tensors: torch.save({k: torch.from_numpy(v) for k, v in "
             "np.load(path).items()}, 'weights.pt')."
+        )
+    if any("/data/weights/" in entry.filename for entry in entries):
+        return (
+            f"{name} is a program of torch.export, not a state dict. Save its weights: "
+            "torch.save(torch.export.load(path).state_dict, 'weights.pt')."
         )
     inside = [display_path(e.filename) for e in entries if e.filename.lower().endswith(SUFFIXES)]
     advice = f" Unpack it, and pass a file in it: {', '.join(inside[:5])}." if inside else ""

@@ -14,6 +14,7 @@ from jaxtyping import Int
 
 from ..errors import DataError
 from ..text import printable
+from .names import advice_on
 from .source import checked_labels, first_label
 from .tables import Entry, LabelTable, Parts, is_table, labels_of
 
@@ -156,9 +157,9 @@ def _no_images(listing: Listing, path: Path) -> str:
         f"{n} {printable(e, 20) or 'other'}" for e, n in listing.others.most_common(3)
     )
     contents = f" {len(listing.images)} images are outside folders." if listing.images else ""
-    contents += (
-        f" There are other files ({others}); convert images to PNG or JPEG." if others else ""
-    )
+    if others:
+        ending = listing.others.most_common(1)[0][0].removeprefix(".")
+        contents += f" There are other files ({others}). {advice_on(ending)}"
     return (
         f"No images in the folders of {path}; it needs one folder per class with images "
         f"({', '.join(SUFFIXES[:4])}, ...), such folders under train and test, or images and a CSV "
@@ -256,14 +257,17 @@ class _ClassFolders:
             f"{', '.join(map(repr, available))}: choose one of them (`split=`).{advice}"
         )
 
-    def no_classes(self, split: str | None) -> str:
-        """Return the message for images whose classes are unknown."""
+    def no_classes(self, split: str | None, tables: list[Entry]) -> str:
+        """Return the message for images whose classes are unknown, even from tables."""
         labeled = [name for name in self.groups if not self.unlabeled(name)]
         problem = (
             self.no_split(split, labeled)
             if labeled
             else f"{self.path} has images of one class only, or without folders for the classes."
         )
+        if tables:
+            names = _first_names(parts[-1] for parts, _ in tables)
+            problem += f" No row of {names} names one of its images."
         return (
             f"{problem} Put its images into one folder per class, or add a table of their names "
             "and labels to the folder: a CSV (file, label), ImageNet's LOC_val_solution.csv or "
@@ -316,7 +320,7 @@ def _from_table(
     """
     table = labels_of(files, listing.tables, read, str(tree.path))
     if table is None:
-        raise DataError(tree.no_classes(split))
+        raise DataError(tree.no_classes(split, listing.tables))
     if inside or not table.splits:
         selected_names, part = set(table.labels), split if inside else None
     else:

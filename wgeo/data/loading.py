@@ -13,7 +13,7 @@ from ..text import printable
 from .folder import open_folder, open_table
 from .images import Images, Normalization, normalization
 from .named import is_svhn, open_named, open_svhn
-from .names import locate
+from .names import advice_on, locate
 from .npz import open_npz
 from .source import Source, balanced
 from .stored import find_stored, open_stored
@@ -21,20 +21,6 @@ from .tabular import is_tabular, open_tabular
 
 _READERS = {"npz": open_npz, "folder": open_folder, "zip": open_folder}
 _READERS |= {"csv": open_table, "tsv": open_table, "parquet": open_tabular}
-_ADVICE = {
-    "npy": " It is one array without labels: save both, np.savez('data.npz', x=images, y=labels).",
-    "pt": " Pass tensors in Python: x, y = torch.load(path, weights_only=True), then "
-    "wgeo.trace(net, (x, y)).",
-    **dict.fromkeys(
-        ("tar", "tgz", "gz", "bz2", "xz", "7z", "rar"),
-        " Unpack the archive and pass its folder, or a zip of it.",
-    ),
-    **dict.fromkeys(
-        ("h5", "hdf5", "mat", "arrow", "tfrecord", "pkl", "pickle", "lmdb"),
-        " Read it in Python and pass the pair (x, y), or a Dataset, to wgeo.trace or wgeo.analyze.",
-    ),
-}
-_ADVICE["pth"] = _ADVICE["pt"]
 _MAX_SIZE = 2**15  # pixels per side of an image
 
 
@@ -173,6 +159,6 @@ def _open(
     if kind not in _READERS:
         raise DataError(
             f"{path} is not an .npz, a .zip, a folder of images, a .csv or a "
-            f".parquet.{_ADVICE.get(kind, '')}"
+            f".parquet. {advice_on(kind)}"
         )
     return _READERS[kind](path, split)

@@ -21,6 +21,33 @@ TORCHVISION = {
 NAMES = ("digits", *TORCHVISION)
 KINDS = ("npz", "folder", "zip", "csv", "tsv", "parquet")  # of files; also prefixes of paths
 
+_ADVICE = {
+    "npy": "A .npy file has one array without labels: save both, "
+    "np.savez('data.npz', x=images, y=labels).",
+    "pt": "Pass tensors in Python: x, y = torch.load(path, weights_only=True), then "
+    "wgeo.trace(net, (x, y)).",
+    **dict.fromkeys(
+        ("tar", "tgz", "gz", "bz2", "xz", "7z", "rar"),
+        "Unpack the archive and pass its folder, or a zip of it.",
+    ),
+    **dict.fromkeys(
+        ("txt", "json", "jsonl", "xml", "xlsx"),
+        "Write the names and labels into a CSV (file, label) in the folder of the images.",
+    ),
+    **dict.fromkeys(
+        ("heic", "avif", "jxl", "svg", "pdf", "dng", "dcm", "nii"), "Convert images to PNG or JPEG."
+    ),
+}
+_ADVICE["pth"] = _ADVICE["pt"]
+
+
+def advice_on(ending: str) -> str:
+    """Return what to do with a file that wgeo does not read, from its name's ending."""
+    return _ADVICE.get(
+        ending.lower(),
+        "Read it in Python and pass the pair (x, y), or a Dataset, to wgeo.trace or wgeo.analyze.",
+    )
+
 
 def locate(source: str | os.PathLike[str]) -> tuple[str, Path | None]:
     """Return the name of a data set and None, or the kind of a file ("" if not given) and its path.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import csv
 import io
+import json
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ Entry = tuple[Parts, str]  # the parts of a path, and the name for reading the f
 MAX_BYTES = 2**26  # of a table; a million rows take about half of it
 _MAX_TABLES = 50  # that are read
 _LISTS = re.compile(
-    r"(train|val|test)(_annotations|_list)?|labels|annotations|.*ground_truth.*|.*synset_labels.*"
+    r"(train|val|test)(_annotations|_list)?|(file_?)?list|labels|annotations|.*ground_truth.*|.*synset_labels.*"
 )
 _FILE = (
     *("file", "filename", "file_name", "filepath", "file_path", "path", "name", "fname"),
@@ -46,7 +47,7 @@ def is_table(name: str) -> bool:
     stem, _, suffix = name.lower().rpartition(".")
     if stem.startswith("sample_submission"):
         return False
-    return suffix in ("csv", "tsv") or (suffix == "txt" and bool(_LISTS.fullmatch(stem)))
+    return suffix in ("csv", "tsv", "jsonl") or (suffix == "txt" and bool(_LISTS.fullmatch(stem)))
 
 
 def labels_of(
@@ -207,6 +208,8 @@ def _rows(text: str, name: str) -> list[list[str]]:
     if not lines:
         return []
     first = lines[0]
+    if name.lower().endswith(".jsonl"):
+        return _json_rows(lines, name)
     if "\t" in first:
         delimiter = "\t"
     elif name.lower().endswith(".txt"):
@@ -217,3 +220,14 @@ def _rows(text: str, name: str) -> list[list[str]]:
         return [row for row in csv.reader(io.StringIO(text), delimiter=delimiter) if row]
     except csv.Error as error:
         raise DataError(f"The table {printable(name)!r} cannot be read: {error}.") from error
+
+
+def _json_rows(lines: list[str], name: str) -> list[list[str]]:
+    """Return one JSON object per line as rows, as in a Hugging Face folder of images."""
+    try:
+        objects = [json.loads(line) for line in lines]
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"The table {printable(name)!r} cannot be read: {error}.") from error
+    head = list(objects[0]) if isinstance(objects[0], dict) else []
+    rows = [[str(each.get(key, "")) for key in head] for each in objects if isinstance(each, dict)]
+    return [head, *rows] if head else []

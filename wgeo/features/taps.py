@@ -4,15 +4,23 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import nn
 
-from ..errors import FeatureError
+from ..errors import ArgumentError, FeatureError
 from ..trajectory.trajectory import entry_key, features_key
-from .residual_blocks import BlockSpec, SumTap, first_tensor, follow_running, hooked, returned
+from .residual_blocks import (
+    Activations,
+    BlockSpec,
+    SumTap,
+    first_tensor,
+    follow_running,
+    hooked,
+    returned,
+)
 
 Put = Callable[[str, torch.Tensor], None]
 
@@ -26,21 +34,29 @@ def tensor_hooks(
     The stem is the input of the first block. A block's entry is its shortcut's output, or the input
     of the identity. A key may occur twice if an activation is used twice: the last one counts.
     Tensors may be overwritten later, so `put` must copy them at once.
+
+    Raises
+    ------
+    FeatureError
+        A block does not take or return a tensor.
+    ArgumentError
+        `tap` is ``"pre"``, and the activation that ends a block cannot be traced.
     """
     parts = dict(module.named_modules())
-    with hooked() as keep:
+    with hooked() as keep, ExitStack() as stack:
         tap_sums = _on_sums(specs, tap, put)
-        _on_modules(parts, specs, tap, put, keep)
+        activations = stack.enter_context(Activations()) if tap == "pre" else None
+        _on_modules(parts, specs, activations, put, keep)
         if tap_sums is not None:
             follow_running(module, tap_sums, keep)
-        with tap_sums or nullcontext():
-            yield
+            stack.enter_context(tap_sums)
+        yield
 
 
 def _on_modules(
     parts: dict[str, nn.Module],
     specs: Sequence[BlockSpec],
-    tap: str,
+    activations: Activations | None,
     put: Put,
     keep: Callable[[Any], None],
 ) -> None:
@@ -51,6 +67,8 @@ def _on_modules(
             by_module[spec.module][spec.call] = spec
 
     def before(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if activations is not None:
+            activations.forget()
         spec = by_module[name].get(calls[name])
         calls[name] += 1
         if spec is None:
@@ -62,11 +80,16 @@ def _on_modules(
             value = kwargs.get(key) if isinstance(key, str) else (*args, None)[min(key, len(args))]
             put(entry_key(spec.name), _tensor(value, name))
 
-    def inside(name: str, key: Callable[[str], str], value: Any) -> None:
-        """Record a tensor computed within the current call of a block."""
+    def entry(name: str, value: Any) -> None:
+        """Record the output of a shortcut in the current call of its block."""
         spec = by_module[name].get(calls[name] - 1)
         if spec is not None:
-            put(key(spec.name), _tensor(value, name))
+            put(entry_key(spec.name), _tensor(value, name))
+
+    def after(name: str, value: Any) -> None:
+        spec = by_module[name].get(calls[name] - 1)
+        if spec is not None:
+            put(features_key(spec.name), _tapped(spec, _tensor(value, name), activations))
 
     for name, by_call in by_module.items():
         spec = next(iter(by_call.values()))  # all calls of a module are recorded in the same way
@@ -79,21 +102,26 @@ def _on_modules(
         if spec.shortcut is not None:
             keep(
                 parts[spec.shortcut].register_forward_hook(
-                    lambda _, args, out, name=name: inside(name, entry_key, out)
+                    lambda _, args, out, name=name: entry(name, out)
                 )
             )
-        if tap == "pre" and spec.activation is not None:
-            keep(
-                parts[spec.activation].register_forward_pre_hook(
-                    lambda _, args, name=name: inside(name, features_key, first_tensor(args))
-                )
-            )
-        else:
-            keep(
-                part.register_forward_hook(
-                    lambda _, args, out, name=name: inside(name, features_key, out)
-                )
-            )
+        keep(part.register_forward_hook(lambda _, args, out, name=name: after(name, out)))
+
+
+def _tapped(spec: BlockSpec, out: torch.Tensor, activations: Activations | None) -> torch.Tensor:
+    """Return a block's output; given `activations`, without the activation that ends it."""
+    if activations is None:
+        return out
+    if activations.end(out):
+        assert activations.before is not None
+        return activations.before
+    if spec.activated or activations.hides_relu(out):
+        raise ArgumentError(
+            f"An activation follows the sum in block {spec.name!r}, but it is not a function of "
+            "torch that wgeo can trace: use `tap='post'`, or let the block call a function such as "
+            "torch.nn.functional.relu."
+        )
+    return out
 
 
 def _on_sums(specs: Sequence[BlockSpec], tap: str, put: Put) -> SumTap | None:

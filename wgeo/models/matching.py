@@ -16,7 +16,7 @@ from ..errors import ArgumentError, CheckpointError
 from ..results import Result
 from ..text import printable
 from .etf import with_etf_classifier
-from .external import HEADS, VITS, Arch
+from .external import ANY_HEAD, HEADS, VITS, Arch
 from .parts import State, count_children, head_of, without_head
 from .registry import ARCHS, find
 
@@ -25,6 +25,12 @@ _MAX_LISTED = 5  # names in a message
 _BOOKKEEPING = re.compile(r"(^|\.)(num_batches_tracked|n_averaged|total_ops|total_params)$")
 # Parts that self-supervised networks and transformers have in place of a classifier's head.
 _PROJECTOR = re.compile(r"(fc|head|pooler|predictor|prototypes|proj\w*)\.")
+# The name of a classifier beside the backbone, not of a projector.
+_HEAD_WORDS = re.compile(
+    r"(?!\w*(proj|embed|contrast))(\w*(logit|class|cls|output|final|fc|linear)\w*|out|preds?)"
+)
+_MAX_HEAD_NAME = 40  # characters, since a file may contain names of any length
+_STATISTICS = re.compile(r".*\.running_(mean|var)")
 _SEQUENTIAL_HEAD = re.compile(r"((?:fc|linear)\.)(\d+)\.(weight|bias)")
 _MIN_MATCHED = 0.2  # fraction of common tensors for an architecture to be suggested
 
@@ -72,6 +78,12 @@ class KeyReport(Result):
         parts = [_list_names(f"{len(keys)} {kind}", keys) for kind, keys in kinds if keys]
         if self.misshapen:
             parts.append(_list_names(f"{len(self.misshapen)} misshapen", self.misshapen, "; "))
+        if self.missing and all(map(_STATISTICS.fullmatch, self.missing)):
+            parts.append(
+                "The file has parameters but no statistics of batch normalization, as averages of "
+                "parameters do: load it into the trained network, and save that network's "
+                "state dict"
+            )
         return ". ".join(parts) or "every tensor fits"
 
     def to_dict(self) -> dict[str, Any]:
@@ -339,14 +351,28 @@ def _with_fixed_head(net: nn.Module, state: State) -> nn.Module:
 def _new_names(arch: Arch, state: State) -> dict[str, str]:
     """Map a file's names to the architecture's; unchanged if two names would coincide."""
     names = {}
+    other_head = _other_head(state) if arch.rename else ""
     for key in state:
-        name = key
+        name = re.sub(rf"^{other_head}\.", "fc.", key) if other_head else key
         for pattern, replacement in arch.rename:
             name = re.sub(pattern, replacement, name)
         names[key] = name
     if arch.rename:
         names |= _sequential_head_names(names, state)
     return names if len(set(names.values())) == len(names) else {key: key for key in state}
+
+
+def _other_head(state: State) -> str:
+    """Return the name of a head that has none of the usual names; empty if there is none.
+
+    It is the only linear layer beside the backbone's parts, and its name says that it is a
+    classifier, since a projector used in training has the same shape.
+    """
+    linear = [key.removesuffix(".weight") for key, t in state.items() if t.ndim == 2]
+    short = [name for name in linear if len(name) <= _MAX_HEAD_NAME]
+    beside = [name for name in short if _HEAD_WORDS.fullmatch(name)]
+    usual = any(re.match(rf"{ANY_HEAD}\.", key) for key in state)
+    return beside[0] if len(beside) == 1 and not usual else ""
 
 
 def _sequential_head_names(names: Mapping[str, str], state: State) -> dict[str, str]:

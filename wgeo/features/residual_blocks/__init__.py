@@ -18,6 +18,7 @@ from torch import nn
 from ...arrays.checks import check_finite
 from ...errors import FeatureError
 from ...models.parts import Block as OwnBlock
+from .activations import Activations
 from .forward import forward_sums
 from .probing import (
     Call,
@@ -30,12 +31,12 @@ from .probing import (
     returned,
     run,
 )
-from .residual import as_residual, final_activation, has_weights
+from .residual import as_residual, has_weights
 from .spec import BlockSpec
-from .sums import ACTIVATIONS, SumTap, follow_running
+from .sums import SumTap, follow_running
 
 __all__ = [
-    "ACTIVATIONS",
+    "Activations",
     "BlockSpec",
     "Blocks",
     "SumTap",
@@ -168,7 +169,6 @@ def _select(
 def _blocks_of(name: str, part: nn.Module, call: Call, probe: Probe) -> _Ordered:
     """Return the blocks of a module: one per call."""
     residual = as_residual(name, part, call, probe)
-    activation = final_activation(name, part, probe)
     return [
         (
             order,
@@ -176,7 +176,7 @@ def _blocks_of(name: str, part: nn.Module, call: Call, probe: Probe) -> _Ordered
                 name if call.count == 1 else f"{name}[{k}]",
                 residual is not None,
                 residual.shortcut if residual else None,
-                activation,
+                residual is not None and residual.activated,
                 argument=residual.argument if residual else 0,
                 module=name,
                 call=k,

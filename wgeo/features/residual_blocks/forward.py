@@ -52,7 +52,7 @@ def forward_sums(
         inside.add(watch.result_of(total))
         roots[watch.result_of(total)] = total.nodes[identity]
         spec = BlockSpec(
-            name, True, None, None, argument=identity, sum=total.address, tail=tuple(total.tail)
+            name, True, None, argument=identity, sum=total.address, tail=tuple(total.tail)
         )
         specs.append((total.order, spec))
     return specs, dict(others), crossed

@@ -40,11 +40,15 @@ class Residual:
         Position or keyword of the argument that the identity returns.
     scale : float
         Factor c of a scaled sum, c (x + F(x)); 1 without one.
+    activated : bool
+        Whether an activation after the sum was seen by its effect; a ReLU has none on inputs that
+        are not negative.
     """
 
     shortcut: str | None = None
     argument: int | str = 0
     scale: float = 1.0
+    activated: bool = False
 
 
 def as_residual(name: str, part: nn.Module, call: Call, probe: Probe) -> Residual | None:
@@ -81,9 +85,9 @@ def _identity(name: str, part: nn.Module, call: Call, probe: Probe) -> Residual 
     adds = _adds(name, {run.x for run in probe.watch.calls if run.name == name}, probe)
     out = _run_silenced(part, call)
     for key, value in tensors:
-        scale = _scale_of(out, value, part, scaled=adds)
-        if scale is not None:
-            return Residual(None, key, scale)
+        end = _end_of(out, value, part, scaled=adds)
+        if end is not None:
+            return Residual(None, key, *end)
     return None
 
 
@@ -117,11 +121,13 @@ def _by_child(name: str, part: nn.Module, call: Call, probe: Probe) -> Residual 
             }
         if not has_weights(part, kept_children):
             continue
-        if _scale_of(_run_silenced(part, call, kept_children), inner.y, part) is not None:
+        end = _end_of(_run_silenced(part, call, kept_children), inner.y, part)
+        if end is not None:
             weight = sum(p.numel() for p in child.parameters())
-            activations = sum(is_activation(m) for m in child.modules())
-            candidates.append((not reads_input, activations, weight, f"{name}.{child_name}"))
-    return Residual(min(candidates)[-1]) if candidates else None
+            activations = sum(_is_activation(m) for m in child.modules())
+            rank = (not reads_input, activations, weight, child_name)
+            candidates.append((rank, Residual(f"{name}.{child_name}", activated=end[1])))
+    return min(candidates, key=lambda item: item[0])[1] if candidates else None
 
 
 def has_weights(part: nn.Module, kept_children: Set[str] = frozenset()) -> bool:
@@ -147,13 +153,13 @@ def _run_silenced(
         return None
 
 
-def _scale_of(
+def _end_of(
     out: torch.Tensor | None, target: torch.Tensor, part: nn.Module, *, scaled: bool = False
-) -> float | None:
-    """Return c if the output of a silenced block is c `target`, or an activation of it.
+) -> tuple[float, bool] | None:
+    """Return c if the output of a silenced block is c `target`, and whether it is an activation.
 
-    Otherwise None, and also if c is not 1 unless `scaled`: a multiple alone is not conclusive,
-    because a silenced gate x * sigmoid(f(x)) is x / 2.
+    None if it is neither, and also if c is not 1 unless `scaled`: a multiple alone is not
+    conclusive, because a silenced gate x * sigmoid(f(x)) is x / 2.
     """
     if out is None or out.shape != target.shape or not out.is_floating_point():
         return None
@@ -162,10 +168,12 @@ def _scale_of(
         return None
     scale, image = _two_slopes(out, target, scaled)
     if _same(out, image):
-        return 1.0 if abs(scale - 1) <= _TOLERANCE else scale
-    activations = [m for m in part.modules() if is_activation(m)]
+        scale = 1.0 if abs(scale - 1) <= _TOLERANCE else scale
+        return scale, not _same(out, scale * target)
+    activations = [m for m in part.modules() if _is_activation(m)]
     functions: list[Callable[[torch.Tensor], torch.Tensor]] = [*_ACTIVATIONS, *activations]
-    return 1.0 if any(_same(out, function(target.clone())) for function in functions) else None
+    activated = any(_same(out, function(target.clone())) for function in functions)
+    return (1.0, True) if activated else None
 
 
 def _two_slopes(
@@ -186,22 +194,8 @@ def _same(a: torch.Tensor, b: torch.Tensor) -> bool:
     return a.shape == b.shape and bool(((a - b).abs() <= _TOLERANCE * scale).all())
 
 
-def is_activation(module: nn.Module) -> bool:
+def _is_activation(module: nn.Module) -> bool:
     """Return whether a module is one of torch's activations without parameters."""
     return type(module).__module__.endswith("modules.activation") and not any(
         True for _ in module.parameters()
     )
-
-
-def final_activation(name: str, part: nn.Module, probe: Probe) -> str | None:
-    """Return the activation module that ends a block; None if nothing follows the sum."""
-    output = probe.calls[name].last
-    for key, inner in part.named_modules():
-        call = probe.get(f"{name}.{key}")
-        if not key or not is_activation(inner) or call is None:
-            continue
-        if call.last is None or output is None or call.last.shape != output.shape:
-            continue
-        if torch.equal(call.last, output):
-            return f"{name}.{key}"
-    return None

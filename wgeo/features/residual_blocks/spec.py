@@ -20,9 +20,8 @@ class BlockSpec:
         Whether it adds a shortcut to its branch.
     shortcut : str or None
         Name of the module that is its shortcut; None if that is the identity (or absent).
-    activation : str or None
-        Name of the activation module that ends the block; None if nothing follows the sum, or a
-        function does.
+    activated : bool
+        Whether an activation after the sum was seen by its effect on a few images.
     argument : int or str
         Input of the identity: position or keyword of an argument; for a sum, index of a summand.
     module : str
@@ -40,7 +39,7 @@ class BlockSpec:
     name: str
     residual: bool
     shortcut: str | None
-    activation: str | None
+    activated: bool = False
     argument: int | str = 0
     module: str = ""
     call: int = 0

@@ -17,11 +17,13 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-_ADD = frozenset({"add", "add_", "__add__", "__radd__", "__iadd__"})
+ADDITIONS = frozenset({"add", "add_", "__add__", "__radd__", "__iadd__"})
 _SCALE = frozenset({"mul", "mul_", "div", "div_", "true_divide", "__truediv__", "__mul__"})
 ACTIVATIONS = frozenset(
     {"relu", "relu_", "leaky_relu", "leaky_relu_", "relu6", "gelu", "silu", "mish", "elu", "elu_"}
-    | {"celu", "selu", "hardswish", "hardtanh", "tanh", "sigmoid", "softplus"}
+    | {"celu", "selu", "hardswish", "hardsigmoid", "hardtanh", "hardshrink", "prelu", "tanh"}
+    | {"sigmoid", "log_sigmoid", "softplus", "softsign", "softshrink", "tanhshrink"}
+    | {"clamp", "clamp_", "clamp_min", "clamp_min_", "threshold", "threshold_"}
 )
 _MAX_TAIL = 2  # a scaling and an activation
 
@@ -85,7 +87,7 @@ class _Addressed(TorchFunctionMode):
         name = getattr(func, "__name__", "")
         address: Address | None = None
         # All sums are counted, since equality of shapes may depend on the batch size.
-        if name in _ADD and len(args) > 1 and all(_is_float_tensor(a) for a in args[:2]):
+        if name in ADDITIONS and len(args) > 1 and all(_is_float_tensor(a) for a in args[:2]):
             call = self.running[-1]
             address = (*call, self._sum_counts[call])
             self._sum_counts[call] += 1

@@ -15,11 +15,10 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.overrides import TorchFunctionMode
 
 from ...errors import ArgumentError
 from ...features.residual_blocks import (
-    ACTIVATIONS,
+    Activations,
     BlockSpec,
     copied,
     evaluating,
@@ -29,9 +28,7 @@ from ...features.residual_blocks import (
 )
 from ..jacobian import Map, jvp
 
-_CLAMPS = frozenset({"clamp", "clamp_", "clamp_min", "clamp_min_", "threshold", "threshold_"})
 _ROUNDING = 1e-9  # relative difference attributed to rounding in float64
-_CLAMPED = 0.01  # fraction of exact zeros, without negative outputs, that indicates a final ReLU
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,7 +138,7 @@ def branch_of(visit: Visit, rows: slice, *, gated: bool) -> Branch:
     block = _in_float64(visit, rows)
     try:
         with torch.no_grad():
-            with _Activations() as activations:
+            with Activations() as activations:
                 out = block(x)
             alone = block(x[:1]) if len(x) > 1 else out
     except (RuntimeError, TypeError, ValueError) as error:
@@ -151,9 +148,8 @@ def branch_of(visit: Visit, rows: slice, *, gated: bool) -> Branch:
             f"The output of block {name!r} for a sample depends on the other samples of its batch, "
             "so it has no Jacobian at a point."
         )
-    last = activations.last(out)
     scale = spec.scale if spec.residual else 0.0
-    if last is None and _is_clamped(out, x):
+    if activations.hides_relu(out):
         if not gated:
             raise ArgumentError(
                 f"The ReLU that ends block {name!r} cannot be removed; use jacobian='residual', "
@@ -161,20 +157,20 @@ def branch_of(visit: Visit, rows: slice, *, gated: bool) -> Branch:
             )
         gate = (out > 0).to(out)
         return Branch(lambda z: gate * (block(z) - scale * z), x, None, "relu")
-    if last is None:
+    if not activations.end(out):
         return Branch(lambda z: block(z) - scale * z, x, None, None)
+    last, function = activations.count - 1, activations.function
+    assert function is not None
 
     def before(z: torch.Tensor) -> torch.Tensor:
-        with _Activations(skipped=last):
+        with Activations(skipped=last):
             return block(z)
 
     with torch.no_grad():
         total = before(x)
     ones = torch.ones_like(total)
-    gate = jvp(activations.function(last), total, ones).detach()
-    return Branch(
-        lambda z: before(z) - scale * z, x, gate if gated else None, activations.names[last]
-    )
+    gate = jvp(function, total, ones).detach()
+    return Branch(lambda z: before(z) - scale * z, x, gate if gated else None, activations.name)
 
 
 def _in_float64(visit: Visit, rows: slice) -> Map:
@@ -210,45 +206,3 @@ def _truncated(value: Any, z: torch.Tensor) -> Any:
     """Truncate an argument with a row per sample to the number of samples of `z`."""
     has_rows = isinstance(value, torch.Tensor) and value.ndim > 0 and len(value) > len(z)
     return value[: len(z)] if has_rows else value
-
-
-def _is_clamped(out: torch.Tensor, x: torch.Tensor) -> bool:
-    """Return whether no output is negative and many are exactly 0, as after an unobserved ReLU."""
-    return bool((out >= 0).all()) and float((out == 0).double().mean()) >= _CLAMPED
-
-
-class _Activations(TorchFunctionMode):
-    """Records the activation functions that a block calls, or leaves one of them out."""
-
-    def __init__(self, skipped: int | None = None) -> None:
-        super().__init__()
-        self.skipped = skipped
-        self.names: list[str] = []
-        self._results: list[torch.Tensor] = []
-        self._functions: list[Map] = []
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        name = getattr(func, "__name__", "")
-        if name not in ACTIVATIONS | _CLAMPS or not args:
-            return func(*args, **kwargs)
-        self.names.append(name.rstrip("_"))
-        if self.skipped is not None:
-            skip = len(self.names) - 1 == self.skipped
-            return args[0] if skip else func(*args, **kwargs)
-        out = func(*args, **kwargs)
-        self._results.append(out.clone())
-        self._functions.append(lambda z: func(z.clone(), *args[1:], **kwargs))
-        return out
-
-    def last(self, out: torch.Tensor) -> int | None:
-        """Return the index of the last call if its result is the block's output."""
-        if self._results and self._results[-1].shape == out.shape:
-            return len(self._results) - 1 if torch.equal(self._results[-1], out) else None
-        return None
-
-    def function(self, k: int) -> Map:
-        """Return the k-th recorded function, as a function of its first argument."""
-        return self._functions[k]

@@ -1,0 +1,87 @@
+"""The activation function that ends a block, whether a module or the forward method calls it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+from .sums import ACTIVATIONS, ADDITIONS
+
+_CLAMPED = 0.01  # share of exact zeros, without negative outputs, that indicates a final ReLU
+
+
+class Activations(TorchFunctionMode):
+    """Records the last activation function and the last sum, or leaves one activation out.
+
+    Parameters
+    ----------
+    skipped : int, optional
+        Index of a call of an activation function that returns its argument instead. Nothing is
+        recorded then.
+
+    Attributes
+    ----------
+    count : int
+        Number of calls of activation functions.
+    name : str
+        The last one.
+    before : Tensor or None
+        A copy of its argument.
+    function : callable
+        It, as a function of that argument.
+    """
+
+    def __init__(self, skipped: int | None = None) -> None:
+        super().__init__()
+        self.skipped = skipped
+        self.forget()
+
+    def forget(self) -> None:
+        """Begin anew, such as at the start of a block."""
+        self.count, self.name = 0, ""
+        self.before: torch.Tensor | None = None
+        self.function: Callable[[torch.Tensor], torch.Tensor] | None = None
+        self._result: torch.Tensor | None = None
+        self._sum: torch.Tensor | None = None
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        name = getattr(func, "__name__", "")
+        first = args[0] if args else None
+        if not isinstance(first, torch.Tensor) or name not in ACTIVATIONS | ADDITIONS:
+            return func(*args, **kwargs)
+        if name in ADDITIONS:
+            out = func(*args, **kwargs)
+            if self.skipped is None:
+                self._sum = out.clone()
+            return out
+        self.count += 1
+        if self.skipped is not None:
+            return first if self.count - 1 == self.skipped else func(*args, **kwargs)
+        self.name, self.before = name.rstrip("_"), first.clone()
+        self.function = lambda z: func(z.clone(), *args[1:], **kwargs)
+        out = func(*args, **kwargs)
+        self._result = out.clone()
+        return out
+
+    def end(self, out: torch.Tensor) -> bool:
+        """Return whether a tensor is the result of the last activation function."""
+        return _equal(self._result, out)
+
+    def hides_relu(self, out: torch.Tensor) -> bool:
+        """Return whether a tensor was clamped at 0 by something that cannot be traced.
+
+        Nothing in it is negative, much is exactly 0, and it is neither the result of an activation
+        function nor a sum.
+        """
+        clamped = bool((out >= 0).all()) and float((out == 0).double().mean()) >= _CLAMPED
+        return clamped and not self.end(out) and not _equal(self._sum, out)
+
+
+def _equal(a: torch.Tensor | None, b: torch.Tensor) -> bool:
+    return a is not None and a.shape == b.shape and torch.equal(a, b)
