@@ -49,8 +49,8 @@ def _law(segment: Record, bounds: Record, definition: str) -> Sentence:
         return sentence(f"the separation of the classes{definition} gets worse", "shown")
     if bounds["rate"][1] >= 1 or None in (correlation, curvature):
         return sentence(
-            f"the separation of the classes{definition} has no trend with depth: a factor of "
-            f"{rate} per layer",
+            f"these images do not show whether the classes separate with depth{definition}: D "
+            f"changes by a factor of {rate} per layer",
             "undecided",
         )
     fit = f"r = {correlation:.4f}, curvature {curvature:+.2f}"
