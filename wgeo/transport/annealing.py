@@ -66,7 +66,9 @@ class _Anderson:
         # ones.
         size = weighted.norm(dim=0).clamp_(min=torch.finfo(weighted.dtype).tiny)
         q, r = torch.linalg.qr(weighted / size)
-        mix = torch.linalg.pinv(r, rtol=1e-10) @ (q.T @ (step * self.weights)) / size
+        # Of a matrix so small on the host: a GPU takes longer, and waits as often.
+        inverse = torch.linalg.pinv(r.cpu(), rtol=1e-10).to(r.device)
+        mix = inverse @ (q.T @ (step * self.weights)) / size
         return point + step - (point_differences + step_differences) @ mix
 
 
@@ -123,10 +125,10 @@ def iterate(kernel: Kernel, g: Float[torch.Tensor, " m"], eps: float) -> Sinkhor
     """Make one pass: the softmin of g, and the marginal error of the plan."""
     clouds = kernel.clouds
     f, log_ratio = kernel.softmin(g, eps)
-    error = float((clouds.b * log_ratio.expm1()).abs().sum())
-    value = float(clouds.a @ f + clouds.b @ g)
+    error = (clouds.b * log_ratio.expm1()).abs().sum()
+    both = torch.stack((error, clouds.a @ f + clouds.b @ g))  # read at once: it waits for a GPU
     # Control flow depends on both, so all processes need exactly the same values.
-    error, value = processes.on_rank_zero(lambda: (error, value))
+    error, value = processes.on_rank_zero(both.tolist)
     return SinkhornState(f, g, log_ratio, eps, error, value)
 
 
