@@ -16,6 +16,7 @@ from jaxtyping import Float
 
 from ..errors import ArgumentError, ConvergenceError
 from ..runtime import processes
+from .fused import FusedKernel
 from .kernel import Kernel
 from .point_clouds import UNIT_ROUNDOFF, PointClouds
 
@@ -140,11 +141,14 @@ def anneal(
     scaling: float,
     budget: Budget,
     g: Float[torch.Tensor, " m"] | None = None,
+    fused: bool = False,
 ) -> tuple[SinkhornState, bool]:
     """Solve at `eps`, which is approached step by step unless an initial potential `g` is given.
 
     Centered clouds start at g = 0, which is optimal for two equal clouds, and at an epsilon between
     the scale of their displacement and their total variance. Intermediate steps stop early.
+
+    Steps for which float32 suffices use `FusedKernel` if `fused`; the last pass never does.
     """
     steps = [eps]
     if g is None:
@@ -154,8 +158,12 @@ def anneal(
             steps.insert(0, steps[0] / scaling**2)
     for step in steps:
         settings = tolerance if step == eps else max(tolerance, _LOOSE_TOLERANCE)
-        kernel = Kernel(clouds, pick_dtype(clouds, step, settings))
+        dtype = pick_dtype(clouds, step, settings)
+        by_attention = fused and dtype is torch.float32
+        kernel = FusedKernel(clouds) if by_attention else Kernel(clouds, dtype)
         state, done = converge(kernel, g, step, settings, budget)
+        if by_attention and step == eps:  # a last pass decides; if it is not content, more follow
+            state, done = converge(Kernel(clouds), state.g, step, settings, budget)
         if not done:
             break
         g = state.completed
