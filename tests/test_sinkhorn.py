@@ -183,6 +183,22 @@ class TestFused:
         np.testing.assert_allclose(f / eps, want_f / eps, atol=1e-5)
         np.testing.assert_allclose(log_ratio, want_log_ratio, atol=1e-5)
 
+    def test_two_graphs_serve_all_sizes_of_one_width(self, rng, monkeypatch):
+        """A compiled call that needed one for each size would soon be refused."""
+        graphs = []
+        monkeypatch.setattr(fused, "_log_sum_exp", lambda: compiled)
+        compiled = torch.compile(
+            fused.log_sum_exp,
+            fullgraph=True,
+            backend=lambda graph, _: graphs.append(graph) or graph.forward,
+        )
+        for n, m, d in ((30, 20, 9), (21, 50, 12), (64, 64, 16)):
+            clouds = PointClouds.of(*map(torch.from_numpy, two_clouds(rng, n, m, d)))
+            g = torch.zeros_like(clouds.b)
+            f, _ = FusedKernel(clouds).softmin(g, 20.0)
+            np.testing.assert_allclose(f, Kernel(clouds).softmin(g, 20.0)[0], rtol=1e-5)
+        assert len(graphs) <= 2
+
     @pytest.mark.parametrize("epsilon", [0.5, "auto"])
     def test_gives_the_same_result(self, rng, monkeypatch, epsilon):
         x, y = two_clouds(rng, 60, 50)
@@ -216,9 +232,9 @@ class TestFused:
         assert result.stats["converged"]
         assert result.stats["column_error"] <= 1e-3
 
-    def test_auto_refuses_a_kernel_that_fails_or_uses_tf32(self, rng, monkeypatch):
+    def test_a_kernel_that_fails_or_uses_tf32_is_refused(self, rng, monkeypatch):
         clouds = PointClouds.of(*map(torch.from_numpy, two_clouds(rng, 60, 50, 16)))
-        assert fused.agrees_with_tiled(clouds)
+        assert fused.disagreement(clouds) == ""
 
         def rounded(queries, keys, bias):
             mantissas = [torch.frexp(z) for z in (queries, keys)]
@@ -226,9 +242,11 @@ class TestFused:
             return fused.log_sum_exp(*ten_bits, bias)
 
         monkeypatch.setattr(fused, "_log_sum_exp", lambda: rounded)
-        assert not fused.agrees_with_tiled(clouds)
+        assert "differs from blocks" in fused.disagreement(clouds)
+        monkeypatch.setattr(fused, "_log_sum_exp", lambda: lambda q, *_: q[0, 0, :, 0] * torch.nan)
+        assert "nan" in fused.disagreement(clouds)
         monkeypatch.setattr(fused, "_log_sum_exp", lambda: 1 / 0)
-        assert not fused.agrees_with_tiled(clouds)
+        assert fused.disagreement(clouds) == "ZeroDivisionError: division by zero"
 
     def test_the_device_the_size_and_a_sample_decide(self, rng, monkeypatch):
         def on(device, n, d):
@@ -236,15 +254,18 @@ class TestFused:
                 x, a = torch.empty(n, d, device=device), torch.empty(n, device=device).double()
             return PointClouds(x, x, a, a, None)
 
-        monkeypatch.setattr(fused, "agrees_with_tiled", lambda _: agrees)
-        for agrees in (True, False):
-            assert fused.uses_fused("fused", on("cuda", 100, 256))
+        monkeypatch.setattr(fused, "disagreement", lambda _: reason)
+        for reason in ("", "no compiler"):
             assert not fused.uses_fused("fused", on("cuda", 100, 257))
-            assert fused.uses_fused("auto", on("cuda", 20_000, 64)) == agrees
+            assert fused.uses_fused("auto", on("cuda", 20_000, 64)) == (reason == "")
             assert not fused.uses_fused("auto", on("cuda", 10_000, 64))  # its products are stored
             assert not fused.uses_fused("auto", on("cuda", 20_000, 512))
             assert not fused.uses_fused("auto", on("cpu", 20_000, 64))
             assert not fused.uses_fused("wgeo", on("cuda", 20_000, 64))
+        with pytest.raises(DependencyError, match="no compiler"):
+            fused.uses_fused("fused", on("cuda", 100, 256))
+        reason = ""
+        assert fused.uses_fused("fused", on("cuda", 100, 256))
         with pytest.raises(DependencyError, match=r"CUDA.*'cpu'"):
             entropic(*two_clouds(rng), 1.0, engine="fused", device="cpu")
         assert entropic(*two_clouds(rng), 1.0, engine="auto").stats["engine"] == "wgeo"
@@ -257,7 +278,7 @@ def test_fused_kernel_on_a_gpu(rng):
     x, y = two_clouds(rng, 2000, 1500, 48)
     clouds = PointClouds.of(torch.from_numpy(x), torch.from_numpy(y), device=torch.device("cuda"))
     with full_precision:
-        assert fused.agrees_with_tiled(clouds)
+        assert fused.disagreement(clouds) == ""
     blocks, attention = (
         wasserstein(x, y, solver=Sinkhorn(epsilon=0.5, engine=engine, device="cuda"))
         for engine in ("wgeo", "fused")

@@ -93,10 +93,10 @@ class Sinkhorn:
         Implementation of the iterations; the interval and the marginal errors are always computed
         in blocks, in float64. ``"wgeo"`` computes blocks of scores on any device. ``"fused"``
         computes each half of an iteration with one call of torch's fused attention (Dong et al.
-        2024, "Flex Attention"), which stores no scores: for CUDA, clouds of at most 256 features,
-        and epsilons for which float32 (without TF32) suffices; otherwise blocks are used.
-        ``"auto"`` chooses ``"fused"`` on CUDA if the clouds have more than 2^27 pairs and a sample
-        agrees with the blocks to 1e-5, else ``"wgeo"``. ``"geomloss"`` and ``"flash"`` call other
+        2024, "Flex Attention"), which stores no scores: for CUDA, at most 256 features, and
+        epsilons for which float32 (without TF32) suffices; otherwise blocks are used. It must
+        agree with blocks on a sample to 1e-5. ``"auto"`` chooses it if this is the case and there
+        are more than 2^27 pairs, else ``"wgeo"``. ``"geomloss"`` and ``"flash"`` call other
         packages, for a number as `epsilon`. ``stats["engine"]`` is the engine that was used.
     on_failure : "raise" or "return"
         What to do if the marginal tolerance was not reached. A returned interval still contains W2,
@@ -152,7 +152,8 @@ class Sinkhorn:
         ConvergenceError
             The marginal tolerance was not reached and ``on_failure`` is "raise".
         DependencyError
-            The engine's package is not installed, or its device is not available.
+            The engine's package is not installed, its device is not available, or torch cannot
+            compile it.
         """
         start_time = time.perf_counter()
         clouds = PointClouds.of(x, y, a, b, coupling, pick_device(self.device))
