@@ -529,3 +529,22 @@ def sample_series(count: int = 4, *, epochs: bool = True) -> dict[str, Any]:
             record["provenance"] |= {"epoch": 0 if k == 0 else 4**k, "arch_from": "file"}
         rows.append({**record, "name": f"epoch-{k}", "folder": f"epoch-{k}"})
     return {"schema": 2, "axis": "epoch" if epochs else "name", "analyses": rows}
+
+
+OF_A_RUN = {"seconds", "created", "command", "versions", "job", "effort", "batch_size"}
+
+
+def differences(a, b, rel, path=""):
+    """Places at which two records differ: numbers by more than `rel`, other values at all."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        keys = [key for key in {**a, **b} if key not in OF_A_RUN]
+        found = [differences(a.get(k), b.get(k), rel, f"{path}.{k}") for k in keys]
+    elif isinstance(a, list) and isinstance(b, list) and len(a) == len(b):
+        pairs = enumerate(zip(a, b, strict=True))
+        found = [differences(x, y, rel, f"{path}[{i}]") for i, (x, y) in pairs]
+    elif isinstance(a, float) and isinstance(b, float):
+        same = abs(a - b) <= rel * max(abs(a), abs(b), 1e-6)
+        found = [] if same else [[f"{path}: {a!r} and {b!r}"]]
+    else:
+        found = [] if a == b else [[f"{path}: {a!r} and {b!r}"]]
+    return [place for places in found for place in places]

@@ -35,6 +35,7 @@ ELSEWHERE = {
     "make": "a step of .ci/run",
     "wgeo demo": "make demo is a step of .ci/run",
     "sbatch": "takes a cluster",
+    "python": "a benchmark, which takes a GPU; the tests run its code",
     "wgeo sweep": "takes the checkpoints its file names; the tests run sweeps",
 }
 GIVEN = {"README.md"}  # run_readme.py runs its example, and holds what it prints

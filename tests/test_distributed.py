@@ -15,13 +15,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from records import differences
 
 import wgeo
 from wgeo.runtime import processes
 from wgeo.storage.records import read_record
 
 HERE = Path(__file__).parent
-OF_A_RUN = {"seconds", "created", "command", "versions", "job", "effort", "batch_size"}
 
 
 def together(*jobs):
@@ -36,22 +36,6 @@ def together(*jobs):
     )
     assert done.returncode == 0, done.stderr
     return [json.loads(line) for line in done.stdout.splitlines()]
-
-
-def differences(a, b, rel, path=""):
-    """Places at which two records differ: numbers by more than `rel`, other values at all."""
-    if isinstance(a, dict) and isinstance(b, dict):
-        keys = [key for key in {**a, **b} if key not in OF_A_RUN]
-        found = [differences(a.get(k), b.get(k), rel, f"{path}.{k}") for k in keys]
-    elif isinstance(a, list) and isinstance(b, list) and len(a) == len(b):
-        pairs = enumerate(zip(a, b, strict=True))
-        found = [differences(x, y, rel, f"{path}[{i}]") for i, (x, y) in pairs]
-    elif isinstance(a, float) and isinstance(b, float):
-        same = abs(a - b) <= rel * max(abs(a), abs(b), 1e-6)
-        found = [] if same else [[f"{path}: {a!r} and {b!r}"]]
-    else:
-        found = [] if a == b else [[f"{path}: {a!r} and {b!r}"]]
-    return [place for places in found for place in places]
 
 
 @given(st.integers(0, 50), st.integers(1, 12))

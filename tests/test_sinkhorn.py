@@ -9,11 +9,22 @@ import torch
 from geomloss import SamplesLoss
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from wgeo.errors import ArgumentError, ConvergenceError, DependencyError
-from wgeo.transport import Sinkhorn, Status, annealing, kernel, sinkhorn_divergence, wasserstein
+from wgeo.transport import (
+    Sinkhorn,
+    Status,
+    annealing,
+    fused,
+    kernel,
+    sinkhorn,
+    sinkhorn_divergence,
+    wasserstein,
+)
 from wgeo.transport.annealing import SinkhornState
+from wgeo.transport.fused import FusedKernel
 from wgeo.transport.kernel import Kernel, full_precision
 from wgeo.transport.point_clouds import PointClouds
 from wgeo.transport.rounding import compute_bounds, couple_in_order, with_plan
@@ -135,6 +146,145 @@ class TestAgainstPeers:
         assert device.stats["entropic_value"] == pytest.approx(host.stats["entropic_value"])
         assert device.divergence == pytest.approx(host.divergence, rel=1e-8)
         assert device.lower == pytest.approx(host.lower, rel=1e-8)
+
+
+@pytest.fixture
+def uncompiled(monkeypatch):
+    """Fused attention runs on the CPU, without torch's compiler, in many operations."""
+    from torch.nn.attention import flex_attention
+
+    debug = "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG"
+    if not hasattr(flex_attention, debug):
+        pytest.skip("this version of torch compiles attention in any case")
+    monkeypatch.setattr(flex_attention, debug, True)
+    monkeypatch.setattr(fused, "_log_sum_exp", lambda: fused.log_sum_exp)
+
+
+@pytest.mark.usefixtures("uncompiled")
+class TestFused:
+    def test_two_pairs_of_points_have_a_known_softmin(self):
+        x, y = torch.tensor([[-1.0], [1.0]]), torch.tensor([[1.0], [-1.0]])
+        f, log_ratio = FusedKernel(PointClouds.of(x, y)).softmin(torch.zeros(2).double(), 2.0)
+        want = -2 * np.log((1 + np.exp(-4 / 2)) / 2)
+        np.testing.assert_allclose(f, want, rtol=1e-6)
+        np.testing.assert_allclose(log_ratio, 0, atol=1e-6)
+
+    @pytest.mark.parametrize("d", [1, 16, 48])
+    def test_agrees_with_blocks(self, rng, d):
+        x, y = two_clouds(rng, 60, 50, d, apart=0.2)
+        a, b = rng.dirichlet(np.ones(60)), rng.dirichlet(np.ones(50))
+        a[3] = b[7] = 0
+        a, b = a / a.sum(), b / b.sum()
+        clouds = PointClouds.of(torch.from_numpy(x), torch.from_numpy(y), a, b)
+        g = torch.from_numpy(rng.normal(size=50))
+        eps = 0.5 * d
+        f, log_ratio = FusedKernel(clouds).softmin(g, eps)
+        want_f, want_log_ratio = Kernel(clouds).softmin(g, eps)
+        np.testing.assert_allclose(f / eps, want_f / eps, atol=1e-5)
+        np.testing.assert_allclose(log_ratio, want_log_ratio, atol=1e-5)
+
+    def test_two_graphs_serve_all_sizes_of_one_width(self, rng, monkeypatch):
+        """A compiled call that needed one for each size would soon be refused."""
+        graphs = []
+        monkeypatch.setattr(fused, "_log_sum_exp", lambda: compiled)
+        compiled = torch.compile(
+            fused.log_sum_exp,
+            fullgraph=True,
+            backend=lambda graph, _: graphs.append(graph) or graph.forward,
+        )
+        for n, m, d in ((30, 20, 9), (21, 50, 12), (64, 64, 16)):
+            clouds = PointClouds.of(*map(torch.from_numpy, two_clouds(rng, n, m, d)))
+            g = torch.zeros_like(clouds.b)
+            f, _ = FusedKernel(clouds).softmin(g, 20.0)
+            np.testing.assert_allclose(f, Kernel(clouds).softmin(g, 20.0)[0], rtol=1e-5)
+        assert len(graphs) <= 2
+
+    @pytest.mark.parametrize("epsilon", [0.5, "auto"])
+    def test_gives_the_same_result(self, rng, monkeypatch, epsilon):
+        x, y = two_clouds(rng, 60, 50)
+        ours = wasserstein(x, y, solver=Sinkhorn(epsilon=epsilon))
+        passes = []
+        softmin = FusedKernel.softmin
+        monkeypatch.setattr(FusedKernel, "softmin", lambda *a: passes.append(a) or softmin(*a))
+        monkeypatch.setattr(sinkhorn, "uses_fused", lambda *_: True)
+        result = wasserstein(x, y, solver=Sinkhorn(epsilon=epsilon, engine="fused"))
+        assert passes
+        assert (result.stats["engine"], ours.stats["engine"]) == ("fused", "wgeo")
+        assert result.stats["column_error"] <= 1e-3
+        for name in ("lower", "upper"):
+            assert getattr(result, name) == pytest.approx(getattr(ours, name), rel=1e-3)
+        assert result.stats["entropic_value"] == pytest.approx(
+            ours.stats["entropic_value"], rel=1e-5
+        )
+
+    def test_blocks_decide_whether_it_converged(self, rng, monkeypatch):
+        """Potentials that are wrong by more than the tolerance are iterated further."""
+        softmin = FusedKernel.softmin
+
+        def wrong(*args):
+            f, log_ratio = softmin(*args)
+            return f, log_ratio * 0.01
+
+        x, y = two_clouds(rng, 60, 50)
+        monkeypatch.setattr(FusedKernel, "softmin", wrong)
+        monkeypatch.setattr(sinkhorn, "uses_fused", lambda *_: True)
+        result = wasserstein(x, y, solver=Sinkhorn(epsilon=0.5, engine="fused"))
+        assert result.stats["converged"]
+        assert result.stats["column_error"] <= 1e-3
+
+    def test_a_kernel_that_fails_or_uses_tf32_is_refused(self, rng, monkeypatch):
+        clouds = PointClouds.of(*map(torch.from_numpy, two_clouds(rng, 60, 50, 16)))
+        assert fused.disagreement(clouds) == ""
+
+        def rounded(queries, keys, bias):
+            mantissas = [torch.frexp(z) for z in (queries, keys)]
+            ten_bits = [torch.ldexp((m * 2**11).round() / 2**11, e) for m, e in mantissas]
+            return fused.log_sum_exp(*ten_bits, bias)
+
+        monkeypatch.setattr(fused, "_log_sum_exp", lambda: rounded)
+        assert "differs from blocks" in fused.disagreement(clouds)
+        monkeypatch.setattr(fused, "_log_sum_exp", lambda: lambda q, *_: q[0, 0, :, 0] * torch.nan)
+        assert "nan" in fused.disagreement(clouds)
+        monkeypatch.setattr(fused, "_log_sum_exp", lambda: 1 / 0)
+        assert fused.disagreement(clouds) == "ZeroDivisionError: division by zero"
+
+    def test_the_device_the_size_and_a_sample_decide(self, rng, monkeypatch):
+        def on(device, n, d):
+            with FakeTensorMode():  # no memory, and no device
+                x, a = torch.empty(n, d, device=device), torch.empty(n, device=device).double()
+            return PointClouds(x, x, a, a, None)
+
+        monkeypatch.setattr(fused, "disagreement", lambda _: reason)
+        for reason in ("", "no compiler"):
+            assert not fused.uses_fused("fused", on("cuda", 100, 257))
+            assert fused.uses_fused("auto", on("cuda", 20_000, 64)) == (reason == "")
+            assert not fused.uses_fused("auto", on("cuda", 10_000, 64))  # its products are stored
+            assert not fused.uses_fused("auto", on("cuda", 20_000, 512))
+            assert not fused.uses_fused("auto", on("cpu", 20_000, 64))
+            assert not fused.uses_fused("wgeo", on("cuda", 20_000, 64))
+        with pytest.raises(DependencyError, match="no compiler"):
+            fused.uses_fused("fused", on("cuda", 100, 256))
+        reason = ""
+        assert fused.uses_fused("fused", on("cuda", 100, 256))
+        with pytest.raises(DependencyError, match=r"CUDA.*'cpu'"):
+            entropic(*two_clouds(rng), 1.0, engine="fused", device="cpu")
+        assert entropic(*two_clouds(rng), 1.0, engine="auto").stats["engine"] == "wgeo"
+
+
+@pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore")  # of torch's compiler and Triton
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_fused_kernel_on_a_gpu(rng):
+    x, y = two_clouds(rng, 2000, 1500, 48)
+    clouds = PointClouds.of(torch.from_numpy(x), torch.from_numpy(y), device=torch.device("cuda"))
+    with full_precision:
+        assert fused.disagreement(clouds) == ""
+    blocks, attention = (
+        wasserstein(x, y, solver=Sinkhorn(epsilon=0.5, engine=engine, device="cuda"))
+        for engine in ("wgeo", "fused")
+    )
+    assert attention.stats["engine"] == "fused"
+    assert attention.divergence == pytest.approx(blocks.divergence, rel=1e-4)
 
 
 class TestInterval:

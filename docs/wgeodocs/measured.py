@@ -260,6 +260,10 @@ def _ufm(record: Record) -> str:
     return _table(["Descent", seconds, "ratio", "converged", "at the optimum"], rows)
 
 
+def _gpu(record: Record) -> str:
+    return record["tables"]
+
+
 def _versions(record: Record) -> str:
     libraries = ", ".join(
         f"{name} {version}"
@@ -313,4 +317,5 @@ TABLES: dict[str, Callable[[Any], str]] = {
     "scale": _scale,
     "scale-ranks": _ranks,
     "coverage": _coverage,
+    "gpu": _gpu,
 }

@@ -79,7 +79,7 @@ def nearest(
             group = minima.topk(k, 1, largest=False, sorted=False).indices.flatten()
             row = torch.arange(len(block), device=device).repeat_interleave(k)
             i = _group_argmin(grouped, row, group)
-            pairs.append((i.cpu().numpy(), (row + rows.start).cpu().numpy()))
+            pairs.append(_global_indices(i, row + rows.start, None))
         return g, pairs
 
     g, pairs = local_part()
@@ -235,7 +235,7 @@ def _global_indices(
     i: Int[torch.Tensor, " k"], j: Int[torch.Tensor, " k"], rows: Int[np.ndarray, " r"] | None
 ) -> tuple[Int[np.ndarray, " k"], Int[np.ndarray, " k"]]:
     """Return pairs as indices into the whole clouds; i is an index into `rows` if given."""
-    local_i, local_j = i.cpu().numpy(), j.cpu().numpy()
+    local_i, local_j = torch.stack((i, j)).cpu().numpy()  # one copy, which waits for the device
     return local_i if rows is None else rows[local_i], local_j
 
 

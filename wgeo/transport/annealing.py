@@ -16,6 +16,7 @@ from jaxtyping import Float
 
 from ..errors import ArgumentError, ConvergenceError
 from ..runtime import processes
+from .fused import FusedKernel
 from .kernel import Kernel
 from .point_clouds import UNIT_ROUNDOFF, PointClouds
 
@@ -66,7 +67,9 @@ class _Anderson:
         # ones.
         size = weighted.norm(dim=0).clamp_(min=torch.finfo(weighted.dtype).tiny)
         q, r = torch.linalg.qr(weighted / size)
-        mix = torch.linalg.pinv(r, rtol=1e-10) @ (q.T @ (step * self.weights)) / size
+        # Of a matrix so small on the host: a GPU takes longer, and waits as often.
+        inverse = torch.linalg.pinv(r.cpu(), rtol=1e-10).to(r.device)
+        mix = inverse @ (q.T @ (step * self.weights)) / size
         return point + step - (point_differences + step_differences) @ mix
 
 
@@ -123,10 +126,10 @@ def iterate(kernel: Kernel, g: Float[torch.Tensor, " m"], eps: float) -> Sinkhor
     """Make one pass: the softmin of g, and the marginal error of the plan."""
     clouds = kernel.clouds
     f, log_ratio = kernel.softmin(g, eps)
-    error = float((clouds.b * log_ratio.expm1()).abs().sum())
-    value = float(clouds.a @ f + clouds.b @ g)
+    error = (clouds.b * log_ratio.expm1()).abs().sum()
+    both = torch.stack((error, clouds.a @ f + clouds.b @ g))  # read at once: it waits for a GPU
     # Control flow depends on both, so all processes need exactly the same values.
-    error, value = processes.on_rank_zero(lambda: (error, value))
+    error, value = processes.on_rank_zero(both.tolist)
     return SinkhornState(f, g, log_ratio, eps, error, value)
 
 
@@ -138,11 +141,14 @@ def anneal(
     scaling: float,
     budget: Budget,
     g: Float[torch.Tensor, " m"] | None = None,
+    fused: bool = False,
 ) -> tuple[SinkhornState, bool]:
     """Solve at `eps`, which is approached step by step unless an initial potential `g` is given.
 
     Centered clouds start at g = 0, which is optimal for two equal clouds, and at an epsilon between
     the scale of their displacement and their total variance. Intermediate steps stop early.
+
+    Steps for which float32 suffices use `FusedKernel` if `fused`; the last pass never does.
     """
     steps = [eps]
     if g is None:
@@ -152,8 +158,12 @@ def anneal(
             steps.insert(0, steps[0] / scaling**2)
     for step in steps:
         step_tolerance = tolerance if step == eps else max(tolerance, _LOOSE_TOLERANCE)
-        kernel = Kernel(clouds, pick_dtype(clouds, step, step_tolerance))
+        dtype = pick_dtype(clouds, step, step_tolerance)
+        by_attention = fused and dtype is torch.float32
+        kernel = FusedKernel(clouds) if by_attention else Kernel(clouds, dtype)
         state, converged = converge(kernel, g, step, step_tolerance, budget)
+        if by_attention and step == eps:  # blocks in float64 decide, and go on if necessary
+            state, converged = converge(Kernel(clouds), state.g, step, step_tolerance, budget)
         if not converged:
             break
         g = state.completed

@@ -191,7 +191,7 @@ def lower_bound(geometry: Geometry, potentials: Potentials) -> float:
     f, g = f + middle, g - middle
     dual = float(b @ g) + float(a @ f)
     dual -= 64 * UNIT_ROUNDOFF * float(a @ abs(f) + b @ abs(g))
-    shift = geometry.clouds.translation_cost if bool(geometry.offset.any()) else 0.0
+    shift = geometry.clouds.translation_cost if geometry.has_offset else 0.0
     return (dual / geometry.scale**2 + shift) - 16 * UNIT_ROUNDOFF * abs(shift)
 
 

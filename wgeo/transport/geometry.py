@@ -174,19 +174,32 @@ class Geometry:
         return replace(self, dtype=torch.float64)
 
     @cached_property
+    def has_offset(self) -> bool:
+        """Whether the distance of the centers is not small compared with the clouds' variance."""
+        return float(self.clouds.offset.norm()) * self.scale > _FAR_CENTERS
+
+    @cached_property
     def offset(self) -> Float[torch.Tensor, " d"]:
-        """Difference of the centers; 0 if it is small compared with the clouds' variance.
+        """Difference of the centers; 0 if that is small.
 
         Subtracting it from tiny differences would only add rounding errors; `translation_potential`
         accounts for it instead.
         """
-        offset = self.clouds.offset
-        far = float(offset.norm()) * self.scale > _FAR_CENTERS
-        return offset if far else torch.zeros_like(offset)
+        return self.clouds.offset if self.has_offset else torch.zeros_like(self.clouds.offset)
+
+    @cached_property
+    def _offset_square(self) -> float:
+        return float(self.offset @ self.offset)
 
     @property
     def _center_y(self) -> Float[torch.Tensor, " d"]:
-        return self.clouds.center_y if self.offset.any() else self.clouds.center_x
+        return self.clouds.center_y if self.has_offset else self.clouds.center_x
+
+    @cached_property
+    def _indices(self) -> tuple[Int[torch.Tensor, " n"], Int[torch.Tensor, " m"]]:
+        """The order of both clouds, on their device."""
+        device = self.clouds.x.device
+        return torch.from_numpy(self.order_x).to(device), torch.from_numpy(self.order_y).to(device)
 
     @cached_property
     def x(self) -> PointCloud:
@@ -216,13 +229,12 @@ class Geometry:
         self, *, is_y: bool, v: Float[torch.Tensor, "d k"] | None = None
     ) -> PointCloud:
         """Return the centered, scaled points of a cloud in order, reduced along v if given."""
-        x, center, order = (
-            (self.clouds.y, self._center_y, self.order_y)
+        x, center, index = (
+            (self.clouds.y, self._center_y, self._indices[1])
             if is_y
-            else (self.clouds.x, self.clouds.center_x, self.order_x)
+            else (self.clouds.x, self.clouds.center_x, self._indices[0])
         )
         n, d = x.shape
-        index = torch.from_numpy(order).to(x.device)
         groups = _groups(n)
         width, error = (d, 0.0) if v is None else (v.shape[1] + 1, inner_product_error(v))
         points = torch.zeros((_round_up(n, groups), width), dtype=self.dtype, device=x.device)
@@ -252,18 +264,17 @@ class Geometry:
         device = self.clouds.x.device
         step = max(1, _GATHER_ENTRIES // self.clouds.x.shape[1])
         for part in _slices(len(i), step):
-            xs = self.clouds.x[torch.from_numpy(rows_x[part]).to(device)].double()
-            ys = self.clouds.y[torch.from_numpy(rows_y[part]).to(device)].double()
+            # One copy to the device, as each waits for all earlier work there.
+            index_x, index_y = torch.from_numpy(np.stack((rows_x[part], rows_y[part]))).to(device)
+            xs, ys = self.clouds.x[index_x].double(), self.clouds.y[index_y].double()
             difference = xs.sub_(ys).sub_(self.offset).mul_(self.scale)
             out[part] = difference.square_().sum(1).cpu().numpy()
         return out
 
     def cost_error(self, cost: Float[np.ndarray, " k"]) -> Float[np.ndarray, " k"]:
         """Bound the error of `pair_costs`: a part relative to c_ij, and one for the offset."""
-        shift = float(self.offset @ self.offset) * self.scale**2
-        return (
-            (self.clouds.x.shape[1] + 16) * UNIT_ROUNDOFF * 2 * (cost + (shift if shift else 0.0))
-        )
+        shift = self._offset_square * self.scale**2
+        return (self.clouds.x.shape[1] + 16) * UNIT_ROUNDOFF * 2 * (cost + shift)
 
     def translation_potential(self) -> Float[np.ndarray, " n"]:
         """Return the potential f that is optimal if y is a translation of x."""
@@ -279,7 +290,7 @@ class Geometry:
         original_f, original_g = np.empty(len(f)), np.empty(len(g))
         original_f[self.order_x] = (middle + f) / self.scale**2 + 2 * along_x
         original_g[self.order_y] = (g - middle) / self.scale**2 - 2 * along_y
-        original_f += float(self.offset @ self.offset)
+        original_f += self._offset_square
         largest = abs(original_f).max() + abs(original_g).max()
         return original_f - 32 * UNIT_ROUNDOFF * largest, original_g
 
@@ -288,7 +299,7 @@ class Geometry:
     ) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " m"]]:
         """Return potentials of these costs from those of the clouds as given."""
         along_x, along_y = self._inner_products(self.offset)
-        f = f[self.order_x] - float(self.offset @ self.offset) - 2 * along_x
+        f = f[self.order_x] - self._offset_square - 2 * along_x
         return f * self.scale**2, (g[self.order_y] + 2 * along_y) * self.scale**2
 
     def _inner_products(
@@ -296,12 +307,11 @@ class Geometry:
     ) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " m"]]:
         """Return the inner products of the centered points with a direction."""
         clouds = (
-            (self.clouds.x, self.clouds.center_x, self.order_x),
-            (self.clouds.y, self._center_y, self.order_y),
+            (self.clouds.x, self.clouds.center_x, self._indices[0]),
+            (self.clouds.y, self._center_y, self._indices[1]),
         )
         along = []
-        for x, center, order in clouds:
-            index = torch.from_numpy(order).to(x.device)
+        for x, center, index in clouds:
             parts = [rows @ direction for _, rows in self._centered_rows(x, center, index)]
             along.append(torch.cat(parts).cpu().numpy())
         return along[0], along[1]

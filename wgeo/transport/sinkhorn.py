@@ -29,6 +29,7 @@ from .annealing import (
     solve_itself,
 )
 from .engines import ENGINES
+from .fused import uses_fused
 from .kernel import Kernel, full_precision
 from .plans import MAX_ENTRIES
 from .point_clouds import PointClouds
@@ -88,9 +89,15 @@ class Sinkhorn:
         Factor by which each step of the annealing multiplies sqrt(epsilon).
     debias : bool
         Compute ``divergence`` if `epsilon` is a number (two more problems, which are fast).
-    engine : "wgeo", "geomloss" or "flash"
-        Implementation of the iterations. The interval and the marginal errors are always computed
-        by wgeo.
+    engine : "wgeo", "auto", "fused", "geomloss" or "flash"
+        Implementation of the iterations; the interval and the marginal errors are always computed
+        in blocks, in float64. ``"wgeo"`` computes blocks of scores on any device. ``"fused"``
+        computes each half of an iteration with one call of torch's fused attention (Dong et al.
+        2024, "Flex Attention"), which stores no scores: for CUDA, at most 256 features, and
+        epsilons for which float32 (without TF32) suffices; otherwise blocks are used. It must
+        agree with blocks on a sample to 1e-5. ``"auto"`` chooses it if this is the case and there
+        are more than 2^27 pairs, else ``"wgeo"``. ``"geomloss"`` and ``"flash"`` call other
+        packages, for a number as `epsilon`. ``stats["engine"]`` is the engine that was used.
     on_failure : "raise" or "return"
         What to do if the marginal tolerance was not reached. A returned interval still contains W2,
         and ``stats["converged"]`` is False.
@@ -105,7 +112,7 @@ class Sinkhorn:
     iterations: int = 500
     scaling: float = SCALING
     debias: bool = True
-    engine: Literal["wgeo", "geomloss", "flash"] = "wgeo"
+    engine: Literal["wgeo", "auto", "fused", "geomloss", "flash"] = "wgeo"
     on_failure: Literal["raise", "return"] = "raise"
     device: str = "auto"
     name: ClassVar[str] = "sinkhorn"
@@ -116,7 +123,7 @@ class Sinkhorn:
             raise ArgumentError(f'epsilon must be "auto" or a positive number: {self.epsilon!r}.')
         for name, allowed in (
             ("unit", ("scale", "absolute")),
-            ("engine", ("wgeo", *ENGINES)),
+            ("engine", ("wgeo", "auto", "fused", *ENGINES)),
             ("on_failure", ("raise", "return")),
         ):
             if getattr(self, name) not in allowed:
@@ -127,7 +134,7 @@ class Sinkhorn:
             raise ArgumentError("tolerance, marginal_tolerance and iterations must be positive.")
         if not 0 < self.scaling < 1:
             raise ArgumentError(f"scaling must lie between 0 and 1, not {self.scaling}.")
-        if auto and self.engine != "wgeo":
+        if auto and self.engine in ENGINES:
             raise ArgumentError(f'engine {self.engine!r} needs a number for epsilon, not "auto".')
 
     def solve(
@@ -145,7 +152,8 @@ class Sinkhorn:
         ConvergenceError
             The marginal tolerance was not reached and ``on_failure`` is "raise".
         DependencyError
-            The engine's package is not installed, or its device is not available.
+            The engine's package is not installed, its device is not available, or torch cannot
+            compile it.
         """
         start_time = time.perf_counter()
         clouds = PointClouds.of(x, y, a, b, coupling, pick_device(self.device))
@@ -159,8 +167,9 @@ class Sinkhorn:
             return self._translation_result(clouds, start_time)
         budget = Budget(self.iterations)
         with full_precision:
-            solution = self._auto(clouds, scale, budget) if self.epsilon == "auto" else None
-            solution = solution or self._at_epsilon(clouds, scale, budget)
+            fused = uses_fused(self.engine, clouds)
+            find = self._auto if self.epsilon == "auto" else self._at_epsilon
+            solution = find(clouds, scale, budget, fused)
             state = solution.state
             bounds = with_plan(clouds, solution.bounds or compute_bounds(clouds, state))
             self_value = self._self_transport(clouds, state.eps) if self._debiases else None
@@ -185,7 +194,7 @@ class Sinkhorn:
                 else "mean squared displacement",
                 "converged": solution.converged,
                 "iterations": budget.spent,
-                "engine": self.engine,
+                "engine": self._engine_used(fused),
                 "row_error": bounds.plan.row_error,
                 "column_error": bounds.plan.column_error,
                 "entropic_value": clouds.translation_cost + state.value,
@@ -195,6 +204,9 @@ class Sinkhorn:
                 **({} if bounds.coupling is not None else {"no_plan": _TOO_LARGE}),
             },
         )
+
+    def _engine_used(self, fused: bool) -> str:
+        return self.engine if self.engine in ENGINES else "fused" if fused else "wgeo"
 
     @property
     def _debiases(self) -> bool:
@@ -217,14 +229,16 @@ class Sinkhorn:
         x, y = clouds.x.double() * factor, clouds.y.double() * factor
         return rescale_result(solver.solve(x, y, a, b, coupling), factor)
 
-    def _at_epsilon(self, clouds: PointClouds, scale: float, budget: Budget) -> _Solution:
+    def _at_epsilon(
+        self, clouds: PointClouds, scale: float, budget: Budget, fused: bool
+    ) -> _Solution:
         """Solve at the given epsilon, with the chosen engine."""
         assert self.epsilon != "auto"
         eps = self.epsilon * (scale if self.unit == "scale" else 1.0)
         require_epsilon(clouds, eps)
-        if self.engine == "wgeo":
+        if self.engine not in ENGINES:
             settings = (eps, self.marginal_tolerance, self.scaling, budget)
-            state, converged = anneal(clouds, scale, *settings)
+            state, converged = anneal(clouds, scale, *settings, fused=fused)
         else:
             g = ENGINES[self.engine](clouds, eps, self.scaling)
             state = iterate(Kernel(clouds), g, eps)
@@ -233,14 +247,14 @@ class Sinkhorn:
             _Solution(state, None, converged, "as given"), scale, budget
         )
 
-    def _auto(self, clouds: PointClouds, scale: float, budget: Budget) -> _Solution:
+    def _auto(self, clouds: PointClouds, scale: float, budget: Budget, fused: bool) -> _Solution:
         """Lower epsilon while it converges and the interval is not yet narrow enough."""
         floor = smallest_epsilon(clouds)
         eps = max(_FIRST_AUTO_EPSILON * scale, floor)
         best, g = None, None
         while True:
             settings = (eps, self.marginal_tolerance, self.scaling, budget)
-            state, converged = anneal(clouds, scale, *settings, g)
+            state, converged = anneal(clouds, scale, *settings, g, fused)
             if not converged:
                 if best is None:
                     return self._require_convergence(
@@ -263,8 +277,9 @@ class Sinkhorn:
         if solution.converged or self.on_failure == "return":
             return solution
         eps, spent = solution.state.eps, budget.spent
-        effort = f"{spent} passes" if self.engine == "wgeo" else f"engine {self.engine!r}"
-        remedy = "more iterations" if self.engine == "wgeo" else "a scaling closer to 1"
+        other = self.engine in ENGINES
+        effort = f"engine {self.engine!r}" if other else f"{spent} passes"
+        remedy = "a scaling closer to 1" if other else "more iterations"
         raise ConvergenceError(
             f"Sinkhorn's column marginal is off by {solution.state.error:.2g} (L1; tolerance "
             f"{self.marginal_tolerance:.2g}) after {effort}, at epsilon = {eps:.3g} "
@@ -305,7 +320,7 @@ class Sinkhorn:
                 "epsilon_chosen": "none needed: one cloud is the other translated",
                 "converged": True,
                 "iterations": 0,
-                "engine": self.engine,
+                "engine": self._engine_used(fused=False),
                 "row_error": 0.0,
                 "column_error": 0.0,
                 "upper_from": "pairing" if pairing else "line",
