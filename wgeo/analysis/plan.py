@@ -13,6 +13,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import lru_cache
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -72,42 +73,20 @@ def _at_least(minimum: int) -> Check:
     return check
 
 
-def _normalize(value: Any, name: str) -> None:
-    from ..data.images import normalization
+def _by(module: str, function: str) -> Check:
+    """Return the check of a text by a function of wgeo that raises an error for invalid ones."""
 
-    _text(value, name)
-    normalization(value)
+    def check(value: Any, name: str) -> None:
+        _text(value, name)
+        getattr(import_module(f"..{module}", __package__), function)(value)
 
-
-def _pool(value: Any, name: str) -> None:
-    from ..features.pooling import pooling
-
-    _text(value, name)
-    pooling(value)
-
-
-def _tap(value: Any, name: str) -> None:
-    from ..features.tracing import check_tap
-
-    _text(value, name)
-    check_tap(value)
+    return check
 
 
 def _layers(value: Any, name: str) -> None:
     names = [value] if isinstance(value, str) else value
     if not isinstance(names, Sequence) or not all(isinstance(each, str) for each in names):
         raise ArgumentError(f"`{name}=` must be names of modules, not {value!r}.")
-
-
-def _solver(value: Any, _: str) -> None:
-    solver_of(value)
-
-
-def _embed(value: Any, name: str) -> None:
-    from ..trajectory.embedding import components
-
-    _text(value, name)
-    components(value)
 
 
 def _reference(value: Any, _: str) -> None:
@@ -123,12 +102,6 @@ def _reference(value: Any, _: str) -> None:
             f"Unknown reference {value!r}; choose {', '.join(REFERENCES)}, or give a network, or "
             "the path of a checkpoint."
         )
-
-
-def _memory(value: Any, _: str) -> None:
-    from ..runtime.memory import parse_bytes
-
-    parse_bytes(value)
 
 
 @dataclass(frozen=True)
@@ -166,7 +139,7 @@ class Data(_Group):
     source: str | None = _setting(None, _text, keyed=False, network=True)
     split: str = _setting("train", _text, keyed=False, network=True)
     limit: int = _setting(2000, _at_least(0), keyed=False, network=True)
-    normalize: str | None = _setting(None, _normalize, network=True)
+    normalize: str | None = _setting(None, _by("data.images", "normalization"), network=True)
     size: int | None = _setting(None, _at_least(1), keyed=False, network=True)
     skip_broken: bool = _setting(False, _flag, keyed=False, network=True)
 
@@ -178,8 +151,8 @@ class Reading(_Group):
     `layers` is a sequence of names, or a text with the names between commas.
     """
 
-    pool: str = _setting("gap", _pool, network=True)
-    tap: str = _setting("post", _tap, network=True)
+    pool: str = _setting("gap", _by("features.pooling", "pooling"), network=True)
+    tap: str = _setting("post", _by("features.tracing", "check_tap"), network=True)
     layers: str | Sequence[str] | None = _setting(None, _layers, network=True)
     device: str = _setting("auto", lambda *_: None, keyed=False)  # checked when it is used
     batch_size: int = _setting(256, _at_least(1), keyed=False)
@@ -196,9 +169,9 @@ class Reading(_Group):
 class Measuring(_Group):
     """What is measured; `solver` is a solver, or a text such as ``sinkhorn:epsilon=0.01``."""
 
-    solver: str | Solver = _setting("exact", _solver)  # noqa: RUF009
+    solver: str | Solver = _setting("exact", lambda value, _: solver_of(value))  # noqa: RUF009
     bootstrap: int = _setting(200, _at_least(0))
-    embed: str | None = _setting(None, _embed)
+    embed: str | None = _setting(None, _by("trajectory.embedding", "components"))
     mufm: bool | None = _setting(None, _flag)
 
 
@@ -235,7 +208,7 @@ class AnalysisPlan(_Group):
     reference: Reference = Reference()
     tests: JacobianTests = JacobianTests()
     seed: int = _setting(0, _at_least(0))
-    memory: str | int | None = _setting(None, _memory, keyed=False)
+    memory: str | None = _setting(None, _by("runtime.memory", "parse_bytes"), keyed=False)
 
     @classmethod
     def of(cls, **settings: Any) -> AnalysisPlan:
