@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import re
 from pathlib import Path
 
 import pytest
@@ -57,6 +58,17 @@ def _imports(path: Path) -> set[str]:
             parts = [alias.name.split(".") for alias in node.names]
             packages |= {part[1] for part in parts if part[0] == "wgeo" and len(part) > 1}
     return packages - {"__version__"}
+
+
+def test_page_and_drawing_show_the_packages_in_this_order():
+    docs = Path(__file__).resolve().parents[1] / "docs"
+    shown = [name for name in FLOW if not name.startswith("_")]
+    rows = re.findall(r"^\| (`.*?) \|", (docs / "architecture.md").read_text(), re.MULTILINE)
+    listed = [name for row in rows for name in re.findall(r"`(\w+)`", row)]
+    assert sorted(listed, key=shown.index) == listed
+    assert set(listed) == set(shown)
+    drawn = re.findall(r">([^<]+)</text>", (docs / "images" / "flow.svg").read_text())
+    assert set(shown) <= {name for text in drawn for name in re.findall(r"\w+", text)}
 
 
 ENTRY_POINTS = (PACKAGE / "__init__.py", PACKAGE / "__main__.py")  # outside the flow

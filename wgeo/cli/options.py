@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from ..analysis.plan import SETTINGS, Data
+from ..analysis.plan import SETTINGS, SOLVERS, Data
 from .root import SEED, Choice, F
 
 
@@ -84,7 +84,7 @@ def measuring_options(function: F) -> F:
     options = (
         _setting(
             "--solver",
-            help="exact, sinkhorn, sliced or gaussian; options as sinkhorn:epsilon=0.01.",
+            help=f"{', '.join(SOLVERS)}; options as sinkhorn:epsilon=0.01.",
         ),
         _setting("--bootstrap", help="Resamples; 0 for none."),
         _setting(
