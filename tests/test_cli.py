@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from command_line import run
 
 from wgeo import plots
 from wgeo.analysis.plan import solver_of
@@ -22,12 +23,6 @@ from wgeo.models.registry import ARCHS
 # Of tests that are not about what stands beside the figures.
 BARE = ("--brenier", "0", "--alignment", "0", "--no-mufm")
 PLAIN = ("--reference", "none", *BARE)
-
-
-def run(*words, code=0):
-    result = CliRunner().invoke(main, [str(word) for word in words])
-    assert result.exit_code == code, result.output
-    return result.output
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 import pytest
 import torch
-from click.testing import CliRunner
+from command_line import run
 from markdown_it import MarkdownIt
 from records import sample_record
 
@@ -22,12 +22,6 @@ from wgeo.report import text
 
 SOURCE = Path(wgeo.__file__).parent
 ANALYZE = main.commands["analyze"]
-
-
-def run(*arguments, code=0):
-    result = CliRunner().invoke(main, [str(argument) for argument in arguments])
-    assert result.exit_code == code, result.output
-    return result.output
 
 
 def commands(group=main):

@@ -9,6 +9,7 @@ import torch
 from geomloss import SamplesLoss
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from references import squared
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from wgeo.errors import ArgumentError, ConvergenceError, DependencyError
@@ -28,10 +29,6 @@ def two_clouds(rng, n=30, m=20, d=4, apart=1.0):
 def entropic(x, y, eps, **settings):
     solver = Sinkhorn(epsilon=eps, unit="absolute", **{**TIGHT, **settings})
     return wasserstein(x, y, solver=solver)
-
-
-def squared(x, y):
-    return ((x[:, None] - y[None]) ** 2).sum(-1)
 
 
 class TestKnownAnswers:

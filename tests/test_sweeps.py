@@ -14,7 +14,7 @@ import numpy as np
 import patience
 import pytest
 import torch
-from click.testing import CliRunner
+from command_line import run
 
 import wgeo
 import wgeo.analysis  # here, not anew in every forked process
@@ -27,12 +27,6 @@ from wgeo.cli.job import Job
 from wgeo.cli.options import given_settings
 from wgeo.cli.sweeps import read_config
 from wgeo.errors import ArgumentError, CheckpointError
-
-
-def run(*words, code=0):
-    result = CliRunner().invoke(main, [str(word) for word in words])
-    assert result.exit_code == code, result.output
-    return result.output
 
 
 def numbers(record):
@@ -230,16 +224,19 @@ def test_invalid_sweep_file_is_refused(tmp_path, monkeypatch, text, said):
 
 def test_a_file_names_networks_and_stored_features(features, tmp_path):
     (tmp_path / "net.pt").write_bytes(b"weights")
+    saved = tmp_path / "model"  # a folder too, but a network
+    saved.mkdir()
+    (saved / "model.safetensors").write_bytes(b"weights")
     text = f"""
         out = "o"
         data = "digits"
         samples = 500
-        checkpoints = ["{features}/a", "{tmp_path}/net.pt"]
+        checkpoints = ["{features}/a", "{tmp_path}/net.pt", "{saved}"]
     """
     path = tmp_path / "c.toml"
     path.write_text(text)
     _, jobs = read_config(path)
-    assert jobs["net"].plan.data.limit == 500
+    assert jobs["net"].plan.data.limit == jobs["model"].plan.data.limit == 500
     assert jobs["a"].plan.data == AnalysisPlan().data  # not inherited
     path.write_text(f"{text}\n[[run]]\ntap = 'pre'")
     with pytest.raises(ArgumentError, match=r"a holds stored features: --tap can"):

@@ -78,8 +78,8 @@ def analyze(
     reference : {"init", "shuffled", "none"}, Network or nn.Module
         What straightness is tested against. ``init``: the rank of the network among
         `reference_networks` randomly initialized networks of this architecture. ``shuffled`` (its
-        own layers in another order) or a network of your choice: a test of these two networks over
-        images (`straighter_than`). ``none``: no test.
+        own layers in another order) or a network of your choice, which may be the path of a
+        checkpoint: a test of these two networks over images (`straighter_than`). ``none``: no test.
     reference_networks : int
         Number R of randomly initialized networks; p-values are at least 1 / (R + 1), so with
         fewer than 19 no difference is significant. Each costs two passes of at most 200 images.
@@ -179,8 +179,8 @@ def analyze_trajectory(
 ) -> Analysis:
     """Analyze existing features, such as stored ones; see `analyze`.
 
-    `reference` is ``shuffled``, ``none``, or another trajectory of the same samples, such as that
-    of an untrained checkpoint; there is no network that could be given fresh weights.
+    `reference` is ``shuffled``, ``none``, or another trajectory of the same samples, or its path,
+    such as that of an untrained checkpoint; there is no network that could be given fresh weights.
     """
     plan = AnalysisPlan.of(
         embed=embed,

@@ -37,7 +37,8 @@ def sweep(config: Path, processes: int, index: str | None, with_report: bool) ->
     """Analyze many networks, configured by a TOML file; finished analyses are not repeated.
 
     \b
-    The file has `out`, `checkpoints` (paths, with `*` allowed) and any option of `wgeo analyze`:
+    The file has `out`, `checkpoints` (paths, with `*` allowed) and options of `wgeo analyze` that
+    are settings of an analysis; numbers are not in quotes:
         out = "runs/sweep"
         data = "digits"
         samples = 500
