@@ -99,3 +99,9 @@ def test_no_module_shares_its_name_with_a_public_function():
     assert "collapse" in functions
     modules = {path.stem for path in MODULES} | {path.parent.name for path in MODULES}
     assert not functions & modules
+
+
+def test_make_knows_which_targets_are_not_files():
+    text = (PACKAGE.parent / "Makefile").read_text()
+    phony = re.search(r"^\.PHONY: (.*)$", text, re.MULTILINE)
+    assert set(re.findall(r"^([a-z]+):", text, re.MULTILINE)) == set(phony[1].split())
