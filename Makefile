@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.installed
 DOCSTAMP := $(VENV)/.docs
 DEMO   ?= runs/demo
 
-.PHONY: help install demo test lint types readme commands docs clean
+.PHONY: help install demo test lint types readme commands fuzz coverage mutants docs clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import re
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,17 @@ def _imports(path: Path) -> set[str]:
     return packages - {"__version__"}
 
 
+def test_page_and_drawing_show_the_packages_in_this_order():
+    docs = Path(__file__).resolve().parents[1] / "docs"
+    shown = [name for name in FLOW if not name.startswith("_")]
+    rows = re.findall(r"^\| (`.*?) \|", (docs / "architecture.md").read_text(), re.MULTILINE)
+    listed = [name for row in rows for name in re.findall(r"`(\w+)`", row)]
+    assert sorted(listed, key=shown.index) == listed
+    assert set(listed) == set(shown)
+    drawn = re.findall(r">([^<]+)</text>", (docs / "images" / "flow.svg").read_text())
+    assert set(shown) <= {name for text in drawn for name in re.findall(r"\w+", text)}
+
+
 ENTRY_POINTS = (PACKAGE / "__init__.py", PACKAGE / "__main__.py")  # outside the flow
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path not in ENTRY_POINTS)
 
@@ -87,3 +99,9 @@ def test_no_module_shares_its_name_with_a_public_function():
     assert "collapse" in functions
     modules = {path.stem for path in MODULES} | {path.parent.name for path in MODULES}
     assert not functions & modules
+
+
+def test_make_knows_which_targets_are_not_files():
+    text = (PACKAGE.parent / "Makefile").read_text()
+    phony = re.search(r"^\.PHONY: (.*)$", text, re.MULTILINE)
+    assert set(re.findall(r"^([a-z]+):", text, re.MULTILINE)) == set(phony[1].split())

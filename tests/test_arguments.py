@@ -148,7 +148,7 @@ def test_checkpoint_named_like_an_option_is_a_checkpoint(tmp_path, monkeypatch):
     (tmp_path / "sweep.toml").write_text('out = "o"\ndata = "digits"\ncheckpoints = "-*"\n')
     _, jobs = read_config(Path("sweep.toml"))
     assert {job.target for job in jobs.values()} == {"--trust-checkpoint", "-x.pt"}
-    assert not any(job.options["trust_checkpoint"] for job in jobs.values())
+    assert not any(job.plan.loading.trust for job in jobs.values())
 
 
 def test_a_command_works_without_standard_streams(monkeypatch):

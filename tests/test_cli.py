@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from command_line import run
 
 from wgeo import plots
-from wgeo.cli import main, parse_solver
+from wgeo.analysis.plan import solver_of
+from wgeo.cli import main
 from wgeo.errors import ArgumentError
 from wgeo.models.names import SUMMARIES
 from wgeo.models.registry import ARCHS
@@ -21,12 +23,6 @@ from wgeo.models.registry import ARCHS
 # Of tests that are not about what stands beside the figures.
 BARE = ("--brenier", "0", "--alignment", "0", "--no-mufm")
 PLAIN = ("--reference", "none", *BARE)
-
-
-def run(*words, code=0):
-    result = CliRunner().invoke(main, [str(word) for word in words])
-    assert result.exit_code == code, result.output
-    return result.output
 
 
 @pytest.fixture(scope="module")
@@ -305,10 +301,10 @@ def test_the_next_command_can_be_pasted(tmp_path):
 
 
 def test_solvers_are_parsed():
-    assert parse_solver("exact:tolerance=1e-3").tolerance == 1e-3
+    assert solver_of("exact:tolerance=1e-3").tolerance == 1e-3
     with pytest.raises(ArgumentError, match="name=value"):
-        parse_solver("exact:fast")
+        solver_of("exact:fast")
     with pytest.raises(ArgumentError, match=r"does not take wings; its options are .*toler"):
-        parse_solver("exact:wings=2")
+        solver_of("exact:wings=2")
     with pytest.raises(ArgumentError, match="wrong type"):
-        parse_solver("exact:tolerance=tight")
+        solver_of("exact:tolerance=tight")

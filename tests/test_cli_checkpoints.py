@@ -8,20 +8,13 @@ import os
 
 import pytest
 import torch
-from click.testing import CliRunner
+from command_line import run
 from safetensors.torch import save_file
 
 from wgeo import Trajectory, analyze, load_checkpoint, load_images, models
-from wgeo.cli import main
 from wgeo.cli.tables import print_analysis
 
 DATA = ("--data", "digits", "--samples", "20")
-
-
-def run(*arguments, code=0):
-    result = CliRunner().invoke(main, [str(argument) for argument in arguments])
-    assert result.exit_code == code, result.output
-    return result.output
 
 
 def network(seed):

@@ -7,22 +7,15 @@ import re
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
+from command_line import run
 from matplotlib.image import imread
 
-from wgeo.cli import main
 from wgeo.errors import ArgumentError
 from wgeo.plots.models import model, model_layers, model_means, model_starts, model_terms
 from wgeo.ufm import closed_form_ce, fit_deep, fit_mse, landscape
 from wgeo.ufm.certify import evaluate
 from wgeo.ufm.record import arrays_of, cosines, record_of
 from wgeo.ufm.spectral import spectral_optimum
-
-
-def run(*words, code=0):
-    result = CliRunner().invoke(main, [str(word) for word in words])
-    assert result.exit_code == code, result.output
-    return result.output
 
 
 def shown(text, name):

@@ -13,10 +13,11 @@ import numpy as np
 import ot
 import pytest
 import torch
+from cases import ROTATED, rotated
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from references import squared
 from scipy.optimize import linear_sum_assignment
-from scipy.spatial.distance import cdist
 
 from wgeo.errors import ArgumentError, ConvergenceError, FeatureError
 from wgeo.runtime.threads import Interrupted, interruptible, thread_map
@@ -30,10 +31,6 @@ from wgeo.transport.point_clouds import PointClouds
 from wgeo.transport.simplex import dense_simplex, network_simplex, shortest_path_labels
 
 
-def squared(x, y):
-    return cdist(np.asarray(x, float), np.asarray(y, float), "sqeuclidean")
-
-
 def geometry_of(x, y, memory=2**30, **kw):
     return Geometry.of(PointClouds.of(torch.as_tensor(x), torch.as_tensor(y), **kw), memory)
 
@@ -43,13 +40,6 @@ def slack_of(result, x, y):
     return squared(x, y) - f[:, None] - g
 
 
-def turned(points, degrees):
-    c, s = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
-    return np.asarray(points, float) @ np.array([[c, s], [-s, c]])
-
-
-CROSS = [(2, 0), (-2, 0), (0, 1), (0, -1)]
-SQUARE = [(1, 1), (1, -1), (-1, 1), (-1, -1)]
 FIVE = np.array([(0, 0), (1, 0), (0, 1), (1, 1), (2, 1)], float)
 
 
@@ -59,12 +49,7 @@ class TestKnownAnswers:
     @pytest.mark.parametrize(
         ("x", "y", "cost"),
         [
-            (CROSS, turned(CROSS, 30), 0.6698729811),
-            (CROSS, turned(CROSS, 45), 1.4644660941),
-            (CROSS, turned(CROSS, 90), 1.0),
-            (CROSS, turned(CROSS, 180), 0.0),
-            (SQUARE, turned(SQUARE, 60), 0.5358983849),
-            (SQUARE, turned(SQUARE, 90), 0.0),
+            *((points, rotated(points, degrees), cost) for points, degrees, cost in ROTATED),
             (FIVE, FIVE @ np.array([[2, 0.5], [0.5, 1]]) + (1, -1), 5.65),
             ([0, 1, 2], [0, -1, -2], 4.0),
             ([0, 1, 3], [4, 1, 2], 1.0),

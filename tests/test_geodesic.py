@@ -9,6 +9,7 @@ from itertools import pairwise
 import numpy as np
 import ot
 import pytest
+from cases import ROTATED, rotated
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
@@ -45,11 +46,6 @@ def path(*points):
     """Two samples, far apart from each other, that both follow these points."""
     steps = [np.atleast_1d(p).astype(float) for p in points]
     return [np.stack([p, p + 100.0]) for p in steps]
-
-
-def turned(degrees, points):
-    c, s = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
-    return points @ np.array([[c, s], [-s, c]])
 
 
 def arc(steps, cloud=None):
@@ -141,22 +137,11 @@ def test_zero_steps_are_dropped_and_the_count_reduced():
 
 
 @pytest.mark.parametrize(
-    ("degrees", "cost", "score"),
-    [(30, 0.6698729811, 1), (45, 1.4644660941, 1), (90, 1, 0.2), (180, 0, 0)],
+    ("points", "degrees", "cost", "score"),
+    [(*case, score) for case, score in zip(ROTATED, (1, 1, 0.2, 0, 0.2679491924, 0), strict=True)],
 )
-def test_rotated_cross(degrees, cost, score):
-    cross = np.array([[2.0, 0], [-2, 0], [0, 1], [0, -1]])
-    segment = measured([cross, turned(degrees, cross)])
-    assert segment.distance**2 == pytest.approx(cost, abs=1e-10)
-    assert segment.ot_score == pytest.approx(score, abs=1e-10)
-
-
-@pytest.mark.parametrize(
-    ("degrees", "cost", "score"), [(60, 0.5358983849, 0.2679491924), (90, 0, 0)]
-)
-def test_rotated_square(degrees, cost, score):
-    square = np.array([[1.0, 1], [1, -1], [-1, 1], [-1, -1]])
-    segment = measured([square, turned(degrees, square)])
+def test_rotated_points(points, degrees, cost, score):
+    segment = measured([points, rotated(points, degrees)])
     assert segment.distance**2 == pytest.approx(cost, abs=1e-10)
     assert segment.ot_score == pytest.approx(score, abs=1e-10)
 
@@ -202,7 +187,7 @@ def whitened(n, rng):
 )
 def test_rotated_gaussian(degrees, cost, score, rng):
     cloud = whitened(50, rng) * np.array([2, 1])
-    segment = measured([cloud, turned(degrees, cloud)], solver=Gaussian())
+    segment = measured([cloud, rotated(cloud, degrees)], solver=Gaussian())
     assert segment.distance**2 == pytest.approx(cost, abs=1e-9)
     assert segment.ot_score == pytest.approx(score, abs=1e-9)
 
@@ -217,7 +202,7 @@ def test_rotated_gaussian(degrees, cost, score, rng):
 )
 def test_gaussian_turning_by_a_right_angle(steps, length, action, rng):
     cloud = whitened(50, rng) * np.array([2, 1])
-    layers = [turned(t, cloud) for t in np.linspace(0, 90, steps + 1)]
+    layers = [rotated(cloud, t) for t in np.linspace(0, 90, steps + 1)]
     segment = measured(layers, solver=Gaussian())
     assert segment.length_ratio == pytest.approx(length, abs=1e-9)
     assert segment.action_ratio == pytest.approx(action, abs=1e-9)
@@ -236,7 +221,7 @@ def test_gaussian_on_its_bures_geodesic_is_straight(rng):
 
 def test_transport_is_shorter_than_the_trajectories_of_a_rotation(rng):
     cloud = rng.normal(size=(80, 2))
-    segment = measured([turned(t, cloud) for t in (0, 60, 120)])
+    segment = measured([rotated(cloud, t) for t in (0, 60, 120)])
     trajectories = segment.line_shape_ratio * segment.paired
     assert segment.length < 0.8 * trajectories
     assert segment.ot_score < 0.5
@@ -261,7 +246,7 @@ def test_permutation_has_undefined_ratios(dtype, rng):
 
 def test_rotation_back_to_itself_is_zero_up_to_rounding():
     square = np.array([[1.0, 1], [1, -1], [-1, 1], [-1, -1]])
-    assert measured([turned(t, square) for t in (0, 45, 90)]).length_ratio is None
+    assert measured([rotated(square, t) for t in (0, 45, 90)]).length_ratio is None
 
 
 def test_static_trajectory_is_undefined_and_counted(rng):
@@ -588,9 +573,9 @@ def test_intervals_of_trajectory_measures_cover():
 
 def crooked(n, rng):
     x = rng.normal(size=(n, 3)) * [2, 1, 1]
-    y = turned(30, x[:, :2])
+    y = rotated(x[:, :2], 30)
     middle = np.c_[y, x[:, 2]]
-    return [x, middle, np.c_[turned(30, y), x[:, 2] + 0.5 * rng.normal(size=n)]]
+    return [x, middle, np.c_[rotated(y, 30), x[:, 2] + 0.5 * rng.normal(size=n)]]
 
 
 def exact(x, y):
@@ -731,7 +716,7 @@ def test_straighter_network_is_detected(statistic, rng):
 
 def turned_all(x, degrees):
     return np.concatenate(
-        [turned(degrees, x[:, i : i + 2]) for i in range(0, x.shape[1], 2)], axis=1
+        [rotated(x[:, i : i + 2], degrees) for i in range(0, x.shape[1], 2)], axis=1
     )
 
 

@@ -10,24 +10,18 @@ from pathlib import Path
 import click
 import pytest
 import torch
-from click.testing import CliRunner
+from command_line import run
 from markdown_it import MarkdownIt
 from records import sample_record
 
 import wgeo
 from wgeo.cli import main
-from wgeo.cli.root import _OPTION, with_flags
+from wgeo.cli.root import with_flags
 from wgeo.errors import WgeoWarning
 from wgeo.report import text
 
 SOURCE = Path(wgeo.__file__).parent
 ANALYZE = main.commands["analyze"]
-
-
-def run(*arguments, code=0):
-    result = CliRunner().invoke(main, [str(argument) for argument in arguments])
-    assert result.exit_code == code, result.output
-    return result.output
 
 
 def commands(group=main):
@@ -68,7 +62,7 @@ def test_no_message_of_the_library_names_a_flag():
 
 def test_parameters_are_in_backquotes():
     """Else the command line could not tell them from a user's own words."""
-    names = {option.name for option in options()} | _OPTION.keys()
+    names = {option.name for option in options()}
     pattern = re.compile(rf"(?<![\w`.\"'-])({'|'.join(sorted(names))})=(?!=)")
     assert pattern.search("take one (split=).")
     assert not pattern.search("take one (`split=`).")
@@ -97,11 +91,6 @@ def test_parameter_is_shown_as_the_commands_option(said, shown):
 
 def test_messages_are_unchanged_outside_a_command():
     assert with_flags("say `arch=`.") == "say `arch=`."
-
-
-def test_every_renamed_option_exists():
-    """A new name in a command would leave `_OPTION` behind, and users with Python's name."""
-    assert set(_OPTION.values()) <= {option.name for option in options()}
 
 
 def test_an_error_of_a_command_names_its_flags(tmp_path):

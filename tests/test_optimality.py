@@ -9,6 +9,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+from cases import rotated
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linear_sum_assignment
@@ -37,18 +38,13 @@ def measured(*arrays, **options):
     return wgeo.straightness(trajectory(*arrays), **options).segments[0]
 
 
-def rotation(degrees):
-    c, s = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
-    return np.array([[c, s], [-s, c]])
-
-
 # ---- the correlation score -------------------------------------------------------------------
 
 
 def test_a_common_shift_is_no_evidence(rng):
     """A quarter turn plus a shift of 30: the OT score sees the shift, centred measures do not."""
     x = rng.normal(size=(1000, 2))
-    found = measured(x, x @ rotation(90) + [30, 0], nulls=1)
+    found = measured(x, rotated(x, 90) + np.array([30, 0]), nulls=1)
     assert found.ot_score == pytest.approx(0.996, abs=0.001)
     assert found.ot_score_centred == pytest.approx(0.009, abs=0.006)
     assert found.shift_share > 0.99
@@ -61,7 +57,7 @@ def test_a_common_shift_is_no_evidence(rng):
 def test_a_planar_rotation_scores_the_cosine(degrees, rng):
     """In the limit: an isotropic normal and its rotation are one distribution."""
     x = rng.normal(size=(2000, 2))
-    value, low, high = pair_score(x, x @ rotation(degrees), Exact())
+    value, low, high = pair_score(x, rotated(x, degrees), Exact())
     assert value == pytest.approx(np.cos(np.radians(degrees)), abs=0.01)
     assert low <= value <= high <= low + 1e-5
 
@@ -212,7 +208,7 @@ def test_null_scores_agree_with_a_slow_reference(rng):
 
 def test_nulls_use_a_subset_of_many_samples_without_copies(rng, monkeypatch):
     x = rng.normal(size=(60, 2))
-    y = x @ rotation(30)
+    y = rotated(x, 30)
     groups = np.arange(60) // 3
     assert {each.samples for each in null_scores(x, y, groups=groups)} == {20}
     monkeypatch.setattr("wgeo.geodesic.nulls.MAX_SAMPLES", 25)
@@ -288,7 +284,7 @@ def test_intervals_of_the_score_cover_the_expectation_at_this_sample_size():
     for seed in range(300):
         rng = np.random.default_rng(seed)
         x = rng.normal(size=(60, 2)) * [2, 1]
-        y = x @ rotation(50) + 0.3 * rng.normal(size=(60, 2)) + 3
+        y = rotated(x, 50) + 0.3 * rng.normal(size=(60, 2)) + 3
         truth.append(slow_score(x, y))
         if seed < 100:
             moments = Moments.of((x, y), 0.0)

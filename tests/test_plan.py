@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from references import squared
 from scipy.sparse import csr_array
 from test_sinkhorn import Largest
 from test_transport import SOLVERS, clouds, every_solver
@@ -21,10 +22,6 @@ from wgeo.errors import ArgumentError, ConvergenceError, FeatureError, RecordErr
 from wgeo.transport import Gaussian, Sinkhorn, Sliced, TransportResult, geometry, wasserstein
 
 few = settings(max_examples=10)
-
-
-def squared(x, y):
-    return ((x[:, None] - y[None]) ** 2).sum(-1)
 
 
 def weights(r, n):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import json
 import os
@@ -362,6 +363,17 @@ def test_undefined_values_are_dashes() -> None:
     assert "| Stage 1\\, stem → layer1\\.2 | – | – |" in made["index"]
     assert "| layer1\\.0 | – | [–, –] |" in made["transport"]
     assert not [page for page in made.values() if re.search(r"\b(None|nan|inf)\b", page)]
+
+
+def test_a_figure_that_no_section_places_is_shown_too(monkeypatch):
+    record = sample_record()
+    assert "figures" not in pages.pages(record)
+    own = dataclasses.replace(catalog(record)[0], stem="own", caption="A figure of my own.")
+    monkeypatch.setattr(pages, "catalog", lambda source: [*catalog(source), own])
+    made = pages.pages(record)
+    assert "figures/own.*" in made["figures"]
+    assert "A figure of my own." in made["figures"]
+    assert "figures" in made["index"].split("toctree")[1].split()
 
 
 def test_pages_depend_on_the_records_contents() -> None:

@@ -452,6 +452,9 @@ def test_references_by_name(net, images):
     ("words", "said"),
     [
         ({"reference": "its twin"}, "init, shuffled, none"),
+        ({"reference": Trajectory.from_arrays([np.eye(4)] * 2, [0, 1, 0, 1])}, "not features"),
+        ({"embed": "pca:x"}, "choose pad"),
+        ({"solver": wgeo.Exact}, "wgeo.Exact()"),
         ({"brenier": -1}, "brenier"),
         ({"alignment": -1}, "alignment"),
     ],

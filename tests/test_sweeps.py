@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shlex
 import signal
 from pathlib import Path
 
@@ -13,22 +14,19 @@ import numpy as np
 import patience
 import pytest
 import torch
-from click.testing import CliRunner
+from command_line import run
 
 import wgeo
 import wgeo.analysis  # here, not anew in every forked process
 from wgeo import Trajectory
+from wgeo.analysis.plan import SETTINGS, AnalysisPlan, _sha256
 from wgeo.cli import gathering, main
+from wgeo.cli.analysis import analyze
 from wgeo.cli.gathering import folder_names
-from wgeo.cli.job import Job, _sha256
+from wgeo.cli.job import Job
+from wgeo.cli.options import given_settings
 from wgeo.cli.sweeps import read_config
 from wgeo.errors import ArgumentError, CheckpointError
-
-
-def run(*words, code=0):
-    result = CliRunner().invoke(main, [str(word) for word in words])
-    assert result.exit_code == code, result.output
-    return result.output
 
 
 def numbers(record):
@@ -110,13 +108,13 @@ def test_finished_analyses_are_not_repeated(features, tmp_path, undrawn, monkeyp
 
 
 def test_key_depends_on_contents(features, tmp_path):
-    job = Job(str(features / "a"), {"reference": "none", "solver": "exact", "seed": 0})
-    assert job.key == Job(str(features / "a"), {**job.options, "device": "cuda"}).key
-    assert job.key != Job(str(features / "b"), job.options).key
-    assert job.key != Job(str(features / "a"), {**job.options, "seed": 1}).key
+    job = Job(str(features / "a"), AnalysisPlan())
+    assert job.key == Job(job.target, AnalysisPlan.of(device="cuda", batch_size=7)).key
+    assert job.key != Job(str(features / "b"), job.plan).key
+    assert job.key != Job(job.target, AnalysisPlan.of(seed=1)).key
     copied = Trajectory.load(features / "a").save(tmp_path / "elsewhere")
     assert np.array_equal(copied.last, Trajectory.load(features / "a").last)
-    assert job.key == Job(str(tmp_path / "elsewhere"), job.options).key
+    assert job.key == Job(str(tmp_path / "elsewhere"), job.plan).key
     with pytest.raises(CheckpointError, match="no checkpoint"):
         _sha256(str(tmp_path / "none.pt"))
 
@@ -174,11 +172,9 @@ def test_sweep_file_lists_runs(config, features, tmp_path, undrawn):
     out, jobs = read_config(config)
     assert out == str(tmp_path / "out")
     assert list(jobs) == ["a", "b", "sliced-c"]
-    assert jobs["sliced-c"].options["solver"] == "sliced"
-    assert jobs["sliced-c"].options["mufm"] is False
-    assert jobs["a"].options["solver"] == "exact"
-    assert jobs["a"].options["mufm"] is None  # as the number of classes has it
-    assert jobs["a"].options["bootstrap"] == 0
+    chosen, default = jobs["sliced-c"].plan.measuring, jobs["a"].plan.measuring
+    assert (chosen.solver, chosen.mufm) == ("sliced", False)
+    assert (default.solver, default.mufm, default.bootstrap) == ("exact", None, 0)
     first = run("sweep", config, "--index", "1/2", "--no-report")
     assert "1 analyses are left to other parts" in first
     assert not (tmp_path / "out" / "series.json").exists()
@@ -199,9 +195,18 @@ def test_sweep_file_lists_runs(config, features, tmp_path, undrawn):
         ("out = 'o'", "needs checkpoints"),
         ("out = 'o'\ncheckpoints = []", "needs checkpoints"),
         ("out = 'o'\ncheckpoints = 'none-*.pt'", "no checkpoint none"),
-        ("out = 'o'\ncheckpoints = 'FILE'\nwings = 2", "--wings"),
-        ("out = 'o'\ncheckpoints = 'FILE'\nsamples = 'many'", "many"),
-        ("out = 'o'\ncheckpoints = 'FILE'", "fewer than two checkpoints"),
+        ("out = 'o'\ncheckpoints = 'FILE'\nwings = 2", "'wings' is not an option"),
+        ("out = 'o'\ncheckpoints = 'FILE'\nsample = 2", "did you mean 'samples'"),
+        ("out = 'o'\ncheckpoints = 'FILE'\nstore = 's'", "'store' is not an option"),
+        ("out = 'o'\ncheckpoints = 'FILE'\ndata = 'digits'\nsamples = true", "--samples must be"),
+        ("out = 'o'\ncheckpoints = 'FILE'\ndata = 'digits'\ntap = 'mid'", "Unknown tap 'mid'"),
+        ("out = 'o'\ncheckpoints = 'FILE'\ndata = 'digits'\nembed = 'pca:0'", "choose pad, or pca"),
+        (
+            "out = 'o'\ncheckpoints = 'FILE'\ndata = 'digits'\nsolver = 'exact:x=1'",
+            "--solver exact",
+        ),
+        ("out = 'o'\ncheckpoints = 'FILE'\ndata = 'digits'\nsamples = 'many'", "many"),
+        ("out = 'o'\ncheckpoints = 'FILE'\ndata = 'digits'", "fewer than two checkpoints"),
         ("out = 'o'\ncheckpoints = ['FILE', 'FILE']", "No images are given"),
     ],
 )
@@ -219,33 +224,28 @@ def test_invalid_sweep_file_is_refused(tmp_path, monkeypatch, text, said):
 
 def test_a_file_names_networks_and_stored_features(features, tmp_path):
     (tmp_path / "net.pt").write_bytes(b"weights")
+    saved = tmp_path / "model"  # a folder too, but a network
+    saved.mkdir()
+    (saved / "model.safetensors").write_bytes(b"weights")
     text = f"""
         out = "o"
         data = "digits"
         samples = 500
-        checkpoints = ["{features}/a", "{tmp_path}/net.pt"]
+        checkpoints = ["{features}/a", "{tmp_path}/net.pt", "{saved}"]
     """
     path = tmp_path / "c.toml"
     path.write_text(text)
     _, jobs = read_config(path)
-    assert jobs["net"].options["samples"] == 500
-    for job in jobs.values():
-        job.check()
+    assert jobs["net"].plan.data.limit == jobs["model"].plan.data.limit == 500
+    assert jobs["a"].plan.data == AnalysisPlan().data  # not inherited
     path.write_text(f"{text}\n[[run]]\ntap = 'pre'")
     with pytest.raises(ArgumentError, match=r"a holds stored features: --tap can"):
-        read_config(path)[1]["a"].check()
+        read_config(path)
 
 
 def test_results_of_another_part_are_included(features, tmp_path, undrawn):
-    options = {
-        **dict.fromkeys(("arch", "embed", "layers")),
-        "reference": "none",
-        "solver": "exact",
-        "seed": 0,
-        "bootstrap": 0,
-        "mufm": False,
-    }
-    jobs = {name: Job(str(features / name), options) for name in "ab"}
+    plan = AnalysisPlan.of(reference="none", bootstrap=0, mufm=False)
+    jobs = {name: Job(str(features / name), plan) for name in "ab"}
     with click.Context(main) as ctx, pytest.MonkeyPatch.context() as patch:
         ctx.meta["wgeo.typed"] = "wgeo"
         here = gathering._run_here
@@ -269,7 +269,7 @@ def test_checkpoint_without_a_key_does_not_stop_the_others(
             raise KeyError("odd")
         return sha256(target)
 
-    monkeypatch.setattr("wgeo.cli.job._sha256", odd)
+    monkeypatch.setattr("wgeo.analysis.plan._sha256", odd)
     text = run("analyze", features / "a", features / "b", "--out", tmp_path, *QUICK, code=2)
     assert "a: KeyError: 'odd'" in text
     assert (tmp_path / "b" / "analysis.json").exists()
@@ -277,19 +277,98 @@ def test_checkpoint_without_a_key_does_not_stop_the_others(
 
 def test_preset_of_images_is_part_of_the_key(tmp_path, monkeypatch):
     (tmp_path / "net.pt").write_bytes(b"weights")
-    options = {
-        **dict.fromkeys(("source", "split", "samples", "normalize", "image_size", "skip_broken")),
-        "reference": "none",
-        "solver": "exact",
-        "seed": 0,
-    }
 
     def key(preset):
         images = type("Some", (), {"fingerprint": "f", "preset": preset})
-        monkeypatch.setattr("wgeo.cli.job._images", lambda _: images)
-        return Job(str(tmp_path / "net.pt"), options).key
+        monkeypatch.setattr("wgeo.analysis.plan._images", lambda *_: images)
+        return AnalysisPlan().key(str(tmp_path / "net.pt"))
 
     assert key("mnist") == key("mnist") != key("cifar10")
+
+
+KEYS = {  # of wgeo 0.2.0 before there were plans, for options of `wgeo analyze`
+    "--data digits": "13dbe017c808ac1ff84b086ad4308ffab7e4e419ccba223dacdc45ff68c2815d",
+    "--data digits --arch mlp --num-classes 10 --prefix a. --container ema --trust-checkpoint "
+    "--split test --samples 0 --normalize mnist --image-size 8 --skip-broken --seed 3": (
+        "5cdce7217b278757bdc4eba4dcfd4d651c88898f24f243bdafca4f2c95e7ede4"
+    ),
+    "--data digits --pool grid:2 --tap pre --layers 'a, b' --device cpu --batch-size 7 "
+    "--memory 2GiB": "44f69e9b05ff9dda30e7534ca3a633a7d85af68541528e149ba61bfd5f8d5bc7",
+    "--data digits --solver sinkhorn:tolerance=1e-2,epsilon=1e-2 --bootstrap 0 --embed pca:2 "
+    "--reference net.pt --reference-networks 3 --brenier 0 --alignment 5 --mufm": (
+        "1a4a173c9ed6eb3b20ae08dea02d00730b15cbd162cfb2f7bceb0b4cf62b9d91"
+    ),
+    "--reference shuffled --no-mufm": (
+        "36dde21cb865735c88e9c266b92547da96f3eae01bc281752229936f80f1d7dc"
+    ),
+}
+SWEEP_KEYS = {
+    "net": "c8207c2db38702dcd5516f4c94bf721c54d4f5163577a486793000aa805e7b6c",
+    "stored": "28ff64c1763b5680233d1e0869369f6bcd1df400f71ec2217c1df612fe866675",
+}
+SWEEP = """
+out = "o"
+data = "digits"
+samples = 500
+arch = "mlp"
+num-classes = 10
+pool = "flat"
+reference-networks = 3
+device = "cpu"
+bootstrap = 100
+solver = "sinkhorn:epsilon=1e-2"
+[[run]]
+checkpoints = "net.pt"
+layers = ["a", "b"]
+trust-checkpoint = true
+mufm = false
+[[run]]
+checkpoints = "stored"
+embed = "pca:2"
+seed = 1
+"""
+
+
+@pytest.fixture
+def named_contents(tmp_path, monkeypatch):
+    """A checkpoint and stored features with fixed contents, in the current folder."""
+    monkeypatch.chdir(tmp_path)
+    Path("net.pt").write_bytes(b"weights")
+    Path("stored").mkdir()
+    images = type("Some", (), {"fingerprint": "f", "preset": "p"})
+    monkeypatch.setattr("wgeo.analysis.plan._images", lambda *_: images)
+    monkeypatch.setattr("wgeo.analysis.plan._sha256", lambda target: f"sha of {Path(target).name}")
+    monkeypatch.setattr("wgeo.analysis.plan.__version__", "0.2.0")
+
+
+@pytest.mark.usefixtures("named_contents")
+def test_an_analysis_done_before_there_were_plans_is_not_repeated():
+    for words, key in KEYS.items():
+        target = "net.pt" if "--data" in words else "stored"
+        ctx = analyze.make_context("analyze", ["--out=.", *shlex.split(words), target])
+        assert Job.of(target, given_settings(ctx)).key == key, words
+    Path("sweep.toml").write_text(SWEEP)
+    _, jobs = read_config(Path("sweep.toml"))
+    assert {name: job.key for name, job in jobs.items()} == SWEEP_KEYS
+
+
+@pytest.mark.usefixtures("named_contents")
+def test_equal_plans_of_python_and_of_the_command_line_have_equal_keys():
+    words = AnalysisPlan.of(solver="sinkhorn:epsilon=0.01", layers="a,b", bootstrap=0)
+    python = AnalysisPlan.of(solver=wgeo.Sinkhorn(epsilon=0.01), layers=["a", "b"], bootstrap=0)
+    assert words.key("net.pt") == python.key("net.pt")
+    assert AnalysisPlan.of(solver=wgeo.Exact()).key("net.pt") == AnalysisPlan().key("net.pt")
+    assert words.reading.parameters() == python.reading.parameters()
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_every_setting_is_checked_when_a_plan_is_built(name):
+    """No setting accepts an object of no known kind; a device is checked when it is used."""
+    if name != "device":
+        with pytest.raises(ArgumentError):
+            AnalysisPlan.of(**{name: object()})
+    option = {option.name: option for option in analyze.params}[name]
+    assert name == "source" or option.default == SETTINGS[name].default
 
 
 def test_names_of_folders_differ(tmp_path):
@@ -303,15 +382,8 @@ def test_killed_sweep_continues_to_the_same_numbers(features, tmp_path, undrawn)
     torch.set_num_threads(1)
     rng = random.Random(0)
     targets = {name: str(features / name) for name in "abc"}
-    options = {
-        **dict.fromkeys(("arch", "embed", "layers"), None),
-        "reference": "none",
-        "solver": "exact",
-        "seed": 0,
-        "bootstrap": 0,
-        "mufm": False,
-    }
-    jobs = {name: Job(target, options) for name, target in targets.items()}
+    plan = AnalysisPlan.of(reference="none", bootstrap=0, mufm=False)
+    jobs = {name: Job(target, plan) for name, target in targets.items()}
 
     def swept(place):
         child = os.fork()

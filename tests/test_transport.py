@@ -12,9 +12,11 @@ import ot
 import patience
 import pytest
 import torch
+from cases import ROTATED, rotated
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from references import squared
 from scipy.optimize import linear_sum_assignment
 
 import wgeo
@@ -34,13 +36,9 @@ few = settings(max_examples=15)
 every_solver = pytest.mark.parametrize("solver", SOLVERS.values(), ids=SOLVERS.keys())
 
 
-def squared(x, y):
-    return ((x[:, None] - y[None]) ** 2).sum(-1)
-
-
 def true_cost(x, y, a=None, b=None) -> float:
     """W2^2 by SciPy's assignment solver, or by POT's network simplex if there are weights."""
-    cost = ((x[:, None] - y[None]) ** 2).sum(-1)
+    cost = squared(x, y)
     if a is None and b is None and len(x) == len(y):
         rows, columns = linear_sum_assignment(cost)
         return float(cost[rows, columns].mean())
@@ -216,24 +214,9 @@ class TestExactIsAMetric:
 class TestKnownAnswers:
     """theory.md's table: measures whose W2^2 is known."""
 
-    @staticmethod
-    def turned(points, degrees):
-        t = np.deg2rad(degrees)
-        return points @ np.array([[np.cos(t), np.sin(t)], [-np.sin(t), np.cos(t)]])
-
-    @pytest.mark.parametrize(
-        ("degrees", "cost"),
-        [(30, 0.6698729811), (45, 1.4644660941), (90, 1.0), (180, 0.0)],
-    )
-    def test_rotated_cross(self, degrees, cost):
-        cross = np.array([[2.0, 0], [-2, 0], [0, 1], [0, -1]])
-        result = wasserstein(cross, self.turned(cross, degrees))
-        assert result.cost == pytest.approx(cost, abs=1e-9)
-
-    @pytest.mark.parametrize(("degrees", "cost"), [(60, 0.5358983849), (90, 0.0)])
-    def test_rotated_square(self, degrees, cost):
-        square = np.array([[1.0, 1], [1, -1], [-1, 1], [-1, -1]])
-        result = wasserstein(square, self.turned(square, degrees))
+    @pytest.mark.parametrize(("points", "degrees", "cost"), ROTATED)
+    def test_rotated_points(self, points, degrees, cost):
+        result = wasserstein(points, rotated(points, degrees))
         assert result.cost == pytest.approx(cost, abs=1e-9)
 
     @pytest.mark.parametrize(

@@ -18,8 +18,8 @@ from ..geodesic import alignment, straighter_than
 from ..geodesic.gradient_maps import BrenierResult, brenier_blocks
 from ..geodesic.significance import shuffled
 from ..trajectory import Trajectory
+from .plan import REFERENCES, AnalysisPlan
 
-REFERENCES = ("init", "shuffled", "none")
 _STATISTIC = "line_shape_ratio"  # a value per sample, so the test solves no transport problem
 _MIN_POINTS, _MAX_POINTS = 4, 8  # range of the default number of images of the Brenier test
 _TOTAL_OPERATIONS = 4e8  # of a forward pass of these images, if they are more than the minimum
@@ -29,22 +29,28 @@ _PROBES = 4
 _PRECISION = {"probes": _PROBES, "tolerance": 1e-2}  # relative; the spread over points is larger
 
 
-def checked_reference(reference: Any) -> Any:
-    """Return a valid reference: a name in `REFERENCES`, a network or features.
+def opened_reference(plan: AnalysisPlan, *, features: bool = False) -> Any:
+    """Return the reference of a plan; a path is loaded, as `features` or as a network.
 
     Raises
     ------
     ArgumentError
-        The reference has another type, or an unknown name.
+        A network is given for features, or features for a network.
+    CheckpointError, RecordError
+        The path has no such contents.
     """
-    if reference is None:
-        return "none"
-    types = Network | nn.Module | Trajectory
-    if isinstance(reference, types) or reference in REFERENCES:
-        return reference
-    raise ArgumentError(
-        f"Unknown reference {reference!r}; choose {', '.join(REFERENCES)}, or give a network."
-    )
+    reference = plan.reference.reference
+    if isinstance(reference, str):
+        if reference in REFERENCES:
+            return reference
+        return Trajectory.load(reference) if features else plan.loading.network(reference)
+    if isinstance(reference, Trajectory) is not features:
+        raise ArgumentError(
+            "The reference of features must be features too, a Trajectory."
+            if features
+            else "The reference of a network must be a network too, not features."
+        )
+    return reference
 
 
 def reference_test(
@@ -58,7 +64,7 @@ def reference_test(
     Parameters
     ----------
     traj : Trajectory
-    reference : as returned by `checked_reference`
+    reference : as returned by `opened_reference`
     seed : int
     compare : callable, optional
         Performs the comparison with randomly initialized networks (`fresh_networks`) or with

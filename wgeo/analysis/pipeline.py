@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -17,7 +16,7 @@ from ..checkpoints import Network
 from ..comparison import Comparison
 from ..comparison.entry import model_predictions
 from ..data.loaders import as_images
-from ..errors import ArgumentError, FeatureError, RecordError
+from ..errors import FeatureError, RecordError
 from ..features import trace
 from ..geodesic import Straightness, bias_curve, straightness
 from ..neural_collapse import collapse
@@ -25,9 +24,10 @@ from ..runtime import processes
 from ..storage.records import SCHEMA, as_json
 from ..trajectory import Trajectory, as_trajectory
 from ..trajectory.views import class_view
-from ..transport import Exact, chain
-from .controls import alignment_test, brenier_test, checked_reference, over_images, reference_test
+from ..transport import chain
+from .controls import alignment_test, brenier_test, opened_reference, over_images, reference_test
 from .fresh import fresh_networks
+from .plan import AnalysisPlan, solver_of
 from .result import Analysis, versions
 from .trust import copies_in, trust_of
 from .verdict import NO_COMMON_SPACE, THRESHOLDS, headline, sentences
@@ -78,8 +78,8 @@ def analyze(
     reference : {"init", "shuffled", "none"}, Network or nn.Module
         The reference for straightness. ``init``: the rank of the network among
         `reference_networks` randomly initialized networks of this architecture. ``shuffled`` (its
-        own layers in another order) or another network: a test of these two networks over images
-        (`straighter_than`). ``none``: no test.
+        own layers in another order) or another network, which may be the path of a checkpoint: a
+        test of these two networks over images (`straighter_than`). ``none``: no test.
     reference_networks : int
         Number R of randomly initialized networks; p-values are at least 1 / (R + 1), so with
         fewer than 19 no difference is significant. Each costs two passes of at most 200 images.
@@ -109,53 +109,59 @@ def analyze(
     ArgumentError
         A setting is invalid.
     """
-    reference = checked_reference(reference)
-    for name, count in (("brenier", brenier), ("alignment", alignment)):
-        if count is not None and (not isinstance(count, int) or count < 0):
-            raise ArgumentError(f"{name} must be a number of images, at least 0, not {count!r}.")
-    if not isinstance(reference_networks, int) or reference_networks < 1:
-        raise ArgumentError(
-            f"reference_networks must be a whole number, at least 1, not {reference_networks!r}."
-        )
-    reading: dict[str, Any] = {
-        "pool": pool,
-        "tap": tap,
-        "layers": layers,
-        "batch_size": batch_size,
-        "device": device,
-    }
+    plan = AnalysisPlan.of(
+        pool=pool,
+        tap=tap,
+        layers=layers,
+        batch_size=batch_size,
+        device=device,
+        embed=embed,
+        solver="exact" if solver is None else solver,
+        bootstrap=bootstrap,
+        reference="none" if reference is None else reference,
+        reference_networks=reference_networks,
+        brenier=brenier,
+        alignment=alignment,
+        mufm=mufm,
+        seed=seed,
+    )
+    return analyze_network(plan, net, images, store=store, command=command)
+
+
+def analyze_network(
+    plan: AnalysisPlan,
+    net: Network | nn.Module,
+    images: Any,
+    *,
+    store: str | os.PathLike[str] | None = None,
+    command: str | None = None,
+) -> Analysis:
+    """Analyze a network on labeled images under a plan; see `analyze`."""
+    reference, reading, seed = opened_reference(plan), plan.reading.parameters(), plan.seed
     images = as_images(images)
     traj = trace(net, images, store=store, **reading)
 
     def compare() -> dict[str, Any]:
         if isinstance(reference, str):
-            return fresh_networks(traj, net, images, reference_networks, reading, seed)
+            networks = plan.reference.reference_networks
+            return fresh_networks(traj, net, images, networks, reading, seed)
         folder = None if store is None else f"{os.fspath(store)}-reference-{seed}"
         return over_images(traj, trace(reference, images, store=folder, **reading), seed)
 
-    analysis = analyze_trajectory(
-        traj,
-        embed=embed,
-        solver=solver,
-        bootstrap=bootstrap,
-        mufm=mufm,
-        seed=seed,
-        device=str(pick_device(device)),
-        command=command,
-    )
-    record = _with_reference(analysis.record, reference_test(traj, reference, seed, compare))
-    if brenier != 0:
-        test = partial(brenier_test, traj, net, images, brenier, bootstrap, seed)
+    record = _measured(plan, traj, device=str(pick_device(plan.reading.device)), command=command)
+    record = _with_reference(record, reference_test(traj, reference, seed, compare))
+    if (points := plan.tests.brenier) != 0:
+        test = partial(brenier_test, traj, net, images, points, plan.measuring.bootstrap, seed)
         tests = processes.on_rank_zero(test)
         record["brenier"] = {key: tests[key] for key in ("points", "skipped") if key in tests}
         for rows in ("blocks", "segments"):
             for row, values in zip(record[rows], tests[rows], strict=True):
                 row.update(as_json(values))
-    if alignment != 0:
-        test = partial(alignment_test, traj, net, images, alignment, seed)
+    if (points := plan.tests.alignment) != 0:
+        test = partial(alignment_test, traj, net, images, points, seed)
         record["alignment"] = as_json(processes.on_rank_zero(test))
     record["trust"] = as_json(trust_of(traj, net, images))
-    return replace(analysis, record=with_verdict(record))
+    return Analysis(with_verdict(record), traj)
 
 
 def analyze_trajectory(
@@ -173,17 +179,52 @@ def analyze_trajectory(
 ) -> Analysis:
     """Analyze existing features, such as stored ones; see `analyze`.
 
-    `reference` is ``shuffled``, ``none``, or another trajectory of the same samples, such as that
-    of an untrained checkpoint. ``init`` needs a network, so it is not possible here.
+    `reference` is ``shuffled``, ``none``, or another trajectory of the same samples or its path,
+    such as that of an untrained checkpoint. ``init`` needs a network, so it is not possible here.
     """
-    reference = checked_reference(reference)
+    plan = AnalysisPlan.of(
+        embed=embed,
+        solver="exact" if solver is None else solver,
+        bootstrap=bootstrap,
+        mufm=mufm,
+        reference="none" if reference is None else reference,
+        seed=seed,
+    )
+    return analyze_features(plan, traj, provenance=provenance, device=device, command=command)
+
+
+def analyze_features(
+    plan: AnalysisPlan,
+    traj: Trajectory,
+    *,
+    provenance: Mapping[str, Any] | None = None,
+    device: str = "cpu",
+    command: str | None = None,
+) -> Analysis:
+    """Analyze existing features under a plan; see `analyze_trajectory`."""
+    reference = opened_reference(plan, features=True)
+    record = _measured(plan, traj, provenance=provenance, device=device, command=command)
+    record = _with_reference(record, reference_test(traj, reference, plan.seed))
+    return Analysis(with_verdict(record), traj)
+
+
+def _measured(
+    plan: AnalysisPlan,
+    traj: Trajectory,
+    *,
+    provenance: Mapping[str, Any] | None = None,
+    device: str,
+    command: str | None,
+) -> dict[str, Any]:
+    """Return the record of features: all but tests that need a reference or the network."""
     classes = np.unique(as_trajectory(traj).labels)
     if len(classes) < 2:
         raise FeatureError(
             f"All {len(traj)} samples are of one class ({classes[0]}); collapse compares classes. "
             "Give images of at least two classes."
         )
-    solver = Exact() if solver is None else solver
+    embed, bootstrap, seed = plan.measuring.embed, plan.measuring.bootstrap, plan.seed
+    solver = solver_of(plan.measuring.solver)
     copies = copies_in(traj)
     options: dict[str, Any] = {
         "solver": solver,
@@ -200,7 +241,7 @@ def analyze_trajectory(
     ]
     sizes = processes.map_over_ranks(curves, "sample sizes")
     try:
-        models = model_predictions(traj, mufm=mufm, seed=seed)
+        models = model_predictions(traj, mufm=plan.measuring.mufm, seed=seed)
     except RecordError as error:  # a full disk; earlier measurements are kept
         models = Comparison(skipped=str(error))
     segments = [
@@ -243,8 +284,7 @@ def analyze_trajectory(
         record["transport_skipped"] = NO_COMMON_SPACE
     if whole is not None:
         record["embedded"] = {"space": embed, **whole.to_dict()}
-    record = _with_reference(as_json(record), reference_test(traj, reference, seed))
-    return Analysis(with_verdict(record), traj)
+    return as_json(record)  # type: ignore[no-any-return]
 
 
 def with_verdict(record: dict[str, Any]) -> dict[str, Any]:

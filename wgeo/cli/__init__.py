@@ -4,7 +4,6 @@ There is one module per group of commands; importing it adds the commands to `ma
 """
 
 from . import analysis, lists, sweeps, tracing, training, ufm
-from .options import parse_solver
 from .root import main
 
-__all__ = ["analysis", "lists", "main", "parse_solver", "sweeps", "tracing", "training", "ufm"]
+__all__ = ["analysis", "lists", "main", "sweeps", "tracing", "training", "ufm"]

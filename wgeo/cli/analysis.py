@@ -7,11 +7,18 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..analysis.plan import is_stored
 from ..errors import ArgumentError
 from ..runtime.processes import is_rank_zero, launched_world_size, on_rank_zero
 from .gathering import folder_names, gather
 from .job import Job, require_inputs
-from .options import data_options, measuring_options, network_options, reading_options
+from .options import (
+    data_options,
+    given_settings,
+    measuring_options,
+    network_options,
+    reading_options,
+)
 from .root import SEED, as_typed, command, lock_folder, say, with_flags
 
 if TYPE_CHECKING:
@@ -102,16 +109,15 @@ def analyze(
     if launched_world_size() > 1 and len(checkpoints) > 1:
         on_rank_zero(_refuse_several)
     require_inputs(checkpoints, ctx.params["source"])
-    if store is not None and Path(checkpoints[0]).is_dir():
+    if store is not None and is_stored(checkpoints[0]):
         raise ArgumentError(
             f"{checkpoints[0]} already holds stored features; --store is for checkpoints."
         )
-    folder = lock_folder(out)
+    given = given_settings(ctx)
     jobs_by_name = {
-        name: job_of(ctx, target) for name, target in folder_names(list(checkpoints)).items()
+        name: Job.of(target, given) for name, target in folder_names(list(checkpoints)).items()
     }
-    for job in jobs_by_name.values():
-        job.check()
+    folder = lock_folder(out)
     if len(jobs_by_name) > 1:
         if store is not None:
             raise ArgumentError("--store is for a single checkpoint; there are several.")
@@ -133,15 +139,6 @@ def _refuse_several() -> None:
         "With torchrun, all processes analyze one checkpoint. For several checkpoints, run `wgeo "
         "analyze` or `wgeo sweep` without torchrun; --jobs analyzes several in parallel."
     )
-
-
-def job_of(ctx: click.Context, target: str) -> Job:
-    """Return the job of a checkpoint or stored features under this command's options."""
-    own = ("checkpoints", "out", "jobs", "store", "with_report")
-    options = {name: value for name, value in ctx.params.items() if name not in own}
-    default = click.core.ParameterSource.DEFAULT
-    explicit = {name for name in options if ctx.get_parameter_source(name) is not default}
-    return Job(target, options, frozenset(explicit))
 
 
 @command(

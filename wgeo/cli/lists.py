@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from .options import SOLVERS
+from ..analysis.plan import SOLVERS
 from .root import Choice, command, say
 
 

@@ -2,40 +2,33 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
 import click
 
-from ..errors import ArgumentError
-from .root import SEED, Choice, F, settings_of
-
-SOLVERS = {
-    "exact": "W2 itself, with a certificate",
-    "sinkhorn": "entropic, on the GPU if there is one; with bounds of W2",
-    "sliced": "mean over random directions; fast, with bounds of W2",
-    "gaussian": "Bures distance of the fitted Gaussians; a lower bound of W2",
-}
+from ..analysis.plan import SETTINGS, SOLVERS, Data
+from .root import SEED, Choice, F
 
 
 def network_options(function: F) -> F:
     """Add options for reading a checkpoint."""
     options = (
-        click.option("--arch", help="Architecture; checkpoints made by wgeo record theirs."),
-        click.option(
+        _setting("--arch", help="Architecture; checkpoints made by wgeo record theirs."),
+        _setting(
             "--num-classes",
             type=int,
             help="Number of classes, if the checkpoint's head does not determine it.",
         ),
-        click.option(
+        _setting(
             "--prefix", help="Prefix of the network's tensors in the file, such as 'encoder_q.'."
         ),
-        click.option(
+        _setting(
             "--container", help="Entry of the file that holds the weights, such as state_dict_ema."
         ),
-        click.option(
+        _setting(
             "--trust-checkpoint",
+            "trust",
             is_flag=True,
             help="Load pickled networks, too, which runs code that the file names.",
         ),
@@ -43,23 +36,24 @@ def network_options(function: F) -> F:
     return _all(options, function)
 
 
-def data_options(function: F, samples: int = 2000) -> F:
-    """Add options that select the images; `samples` is the default count."""
+def data_options(function: F, limit: int = Data.limit) -> F:
+    """Add options that select the images; `limit` is the default number."""
     options = (
-        click.option("--split", default="train", show_default=True, help="Part of the data set."),
-        click.option(
+        _setting("--split", help="Part of the data set."),
+        _setting(
             "--samples",
-            default=samples,
-            show_default=True,
-            type=click.IntRange(min=0),
+            "limit",
+            default=limit,
             help="Number of images, class-balanced; 0 for all.",
         ),
-        click.option("--normalize", help="Preset (imagenet, cifar10, ...) or 'mean,..;std,..'."),
-        click.option("--image-size", type=int, help="Resize and center-crop to this many pixels."),
-        click.option(
+        _setting("--normalize", help="Preset (imagenet, cifar10, ...) or 'mean,..;std,..'."),
+        _setting(
+            "--image-size", "size", type=int, help="Resize and center-crop to this many pixels."
+        ),
+        _setting(
             "--skip-broken", is_flag=True, help="Skip images that cannot be decoded, and list them."
         ),
-        click.option("--seed", type=SEED, default=0, show_default=True, help="Random seed."),
+        _setting("--seed", type=SEED, help="Random seed."),
     )
     return _all(options, function)
 
@@ -67,20 +61,16 @@ def data_options(function: F, samples: int = 2000) -> F:
 def reading_options(function: F) -> F:
     """Add options for reading features."""
     options = (
-        click.option(
-            "--pool", default="gap", show_default=True, help="Pooling: gap, flat, cls or grid:K."
-        ),
-        click.option(
+        _setting("--pool", help="Pooling: gap, flat, cls or grid:K."),
+        _setting(
             "--tap",
             type=Choice(["post", "pre"]),
-            default="post",
-            show_default=True,
             help="Read a block's features after or before its last activation.",
         ),
-        click.option("--layers", help="Comma-separated module names, instead of detected blocks."),
-        click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, ..."),
-        click.option("--batch-size", default=256, show_default=True),
-        click.option(
+        _setting("--layers", help="Comma-separated module names, instead of detected blocks."),
+        _setting("--device", help="auto, cpu, cuda, ..."),
+        _setting("--batch-size"),
+        _setting(
             "--memory",
             metavar="SIZE",
             help="Memory limit per process and per GPU, such as 4GiB.",
@@ -92,79 +82,68 @@ def reading_options(function: F) -> F:
 def measuring_options(function: F) -> F:
     """Add options for measuring features."""
     options = (
-        click.option(
+        _setting(
             "--solver",
-            default="exact",
-            show_default=True,
-            help="exact, sinkhorn, sliced or gaussian; options as sinkhorn:epsilon=0.01.",
+            help=f"{', '.join(SOLVERS)}; options as sinkhorn:epsilon=0.01.",
         ),
-        click.option("--bootstrap", default=200, show_default=True, help="Resamples; 0 for none."),
-        click.option(
+        _setting("--bootstrap", help="Resamples; 0 for none."),
+        _setting(
             "--embed",
             help="Also embed the whole network in one space: pad, or pca:D (D components).",
         ),
-        click.option(
+        _setting(
             "--reference",
-            default="init",
-            show_default=True,
             help="Reference for straightness: init (randomly initialized networks), shuffled "
             "(layers), none, a checkpoint such as RUN/checkpoints/epoch-0000.pt, or stored "
             "features.",
         ),
-        click.option(
+        _setting(
             "--reference-networks",
-            default=20,
-            show_default=True,
-            type=click.IntRange(min=1),
             help="Number of randomly initialized networks to compare with (--reference init).",
         ),
-        click.option(
+        _setting(
             "--brenier",
-            default=None,
             metavar="POINTS",
-            type=click.IntRange(min=0),
+            type=int,
             help="Number of images at which to test whether a block is the gradient of a convex "
             "function; 0 for none; by default 4 to 8 if that takes seconds.",
         ),
-        click.option(
+        _setting(
             "--alignment",
-            default=None,
             metavar="POINTS",
-            type=click.IntRange(min=0),
+            type=int,
             help="Number of images at which the residual Jacobians of the blocks are compared; 0 "
             "for none; by default 4 if that takes seconds.",
         ),
-        click.option(
+        _setting(
             "--mufm/--no-mufm",
-            default=None,
             help="Whether to fit MUFM; by default only if that takes at most about a minute.",
         ),
     )
     return _all(options, function)
 
 
+def given_settings(ctx: click.Context) -> dict[str, Any]:
+    """Return the settings of an analysis that were given explicitly, under Python's names."""
+    default = click.core.ParameterSource.DEFAULT
+    return {
+        name: value
+        for name, value in ctx.params.items()
+        if name in SETTINGS and ctx.get_parameter_source(name) is not default
+    }
+
+
+def _setting(flag: str, name: str = "", **options: Any) -> Any:
+    """Return the option of a setting of `AnalysisPlan`, with its default; the plan checks it.
+
+    `name` is that of Python's parameter, if the flag has another one.
+    """
+    name = name or flag.partition("/")[0].removeprefix("--").replace("-", "_")
+    options = {"default": SETTINGS[name].default, "show_default": True, **options}
+    return click.option(flag, name, **options)
+
+
 def _all(options: Sequence[Any], function: F) -> F:
     for option in reversed(options):
         function = option(function)
     return function
-
-
-def parse_solver(text: str) -> Any:
-    """Parse a solver such as ``sinkhorn:epsilon=0.01``."""
-    from .. import transport
-
-    name, _, options = text.partition(":")
-    if name not in SOLVERS:
-        raise ArgumentError(f"Unknown solver {name!r}; choose {', '.join(SOLVERS)}.")
-    solver = getattr(transport, name.capitalize())
-    settings = settings_of(options.split(",") if options else ())
-    names = [option.name for option in dataclasses.fields(solver)]
-    if unknown := sorted(set(settings) - set(names)):
-        raise ArgumentError(
-            f"--solver {text}: {name} does not take {', '.join(unknown)}; its options are "
-            f"{', '.join(names) or 'none'}."
-        )
-    try:
-        return solver(**settings)
-    except TypeError as error:
-        raise ArgumentError(f"--solver {text}: a value has the wrong type ({error}).") from error

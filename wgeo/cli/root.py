@@ -11,7 +11,7 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
@@ -36,7 +36,6 @@ SEED = click.IntRange(min=0)
 SIGPIPE = 13  # Windows has no such signal
 STOPPED = "wgeo: stopped; finished results are kept, and no file is incomplete."
 _PARAMETER = re.compile(r"`(\w+)=([^`]*)`")
-_OPTION = {"limit": "samples", "size": "image_size", "trust": "trust_checkpoint"}  # renamed options
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 
@@ -62,7 +61,7 @@ def with_flags(text: str, command: click.Command | None = None) -> str:
     options = {each.name: each for each in command.params} if command else {}
 
     def flag(match: re.Match[str]) -> str:
-        option = options.get(_OPTION.get(match[1], match[1]))
+        option = options.get(match[1])
         return (option and _flags(option, match[2])) or match[0]
 
     return _PARAMETER.sub(flag, text)
@@ -320,20 +319,6 @@ def lock_folder(out: str) -> Path:
     """Create a command's folder if needed, and lock it until the command ends."""
     ctx = click.get_current_context()
     return on_rank_zero(lambda: ctx.with_resource(locked(out)))
-
-
-def settings_of(texts: Iterable[str]) -> dict[str, Any]:
-    """Parse ``("width=64", "mode=fast")`` as ``{"width": 64, "mode": "fast"}``."""
-    settings = {}
-    for text in texts:
-        key, equals, value = text.partition("=")
-        if not equals or not key.isidentifier():
-            raise ArgumentError(f"{text!r} does not have the form name=value.")
-        try:
-            settings[key] = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
-            settings[key] = value
-    return settings
 
 
 def number(text: str, option: str) -> int:

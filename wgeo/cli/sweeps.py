@@ -10,12 +10,14 @@ from typing import Any
 
 import click
 
+from ..analysis.plan import NETWORK_SETTINGS, SETTINGS, is_stored
 from ..errors import ArgumentError
 from ..storage.files import folder_name, require_regular, writable
-from .analysis import analyze, job_of
+from ..text import suggestion
+from .analysis import analyze
 from .gathering import folder_names, gather
-from .job import NETWORK_OPTIONS, Job
-from .root import command
+from .job import Job
+from .root import command, with_flags
 
 
 @command(
@@ -35,7 +37,8 @@ def sweep(config: Path, processes: int, index: str | None, with_report: bool) ->
     """Analyze many networks, configured by a TOML file; finished analyses are not repeated.
 
     \b
-    The file has `out`, `checkpoints` (paths, with `*` allowed) and any option of `wgeo analyze`:
+    The file has `out`, `checkpoints` (paths, with `*` allowed) and options of `wgeo analyze` that
+    are settings of an analysis; numbers are not in quotes:
         out = "runs/sweep"
         data = "digits"
         samples = 500
@@ -57,8 +60,6 @@ def sweep(config: Path, processes: int, index: str | None, with_report: bool) ->
         raise ArgumentError(
             f"{config} names fewer than two checkpoints; analyze one with `wgeo analyze`."
         )
-    for job in jobs.values():
-        job.check()
     part = _parse_index(index)
     gather(jobs, writable(out), processes=processes, part=part, with_report=with_report)
 
@@ -69,7 +70,8 @@ def read_config(path: Path) -> tuple[str, dict[str, Job]]:
     Raises
     ------
     ArgumentError
-        The file is missing or not TOML, an option is unknown, or there are no checkpoints.
+        The file is missing or not TOML, an option is unknown or invalid, or there are no
+        checkpoints.
     """
     try:
         require_regular(path)
@@ -85,19 +87,24 @@ def read_config(path: Path) -> tuple[str, dict[str, Job]]:
         raise ArgumentError(f'{path} needs out = "FOLDER", and every run as a table [[run]].')
     jobs: dict[str, Job] = {}
     for run in runs:
-        options = {**config, **run}
-        prefix = options.pop("name", "")
+        table = {**config, **run}
+        prefix = table.get("name", "")
         if not isinstance(prefix, str) or folder_name(prefix) != prefix:
             raise ArgumentError(
                 f"{path}: name = {prefix!r} cannot be the name of a folder; "
                 f"{folder_name(str(prefix)) or 'run'!r} can."
             )
-        targets = _matching_files(options.pop("checkpoints", None), path)
+        targets = _matching_files(table.get("checkpoints"), path)
+        shared, own = _settings(config, path), _settings(run, path)
         for name, target in folder_names(targets, prefix, tuple(jobs)).items():
-            # A folder contains stored features, to which options for networks do not apply.
-            inapplicable = set(NETWORK_OPTIONS) - set(run) if Path(target).is_dir() else set()
-            applicable = {key: value for key, value in options.items() if key not in inapplicable}
-            jobs[name] = _job(target, applicable, path)
+            if is_stored(target):  # settings for networks have no effect
+                inherited = {k: value for k, value in shared.items() if k not in NETWORK_SETTINGS}
+            else:
+                inherited = shared
+            try:
+                jobs[name] = Job.of(target, {**inherited, **own})
+            except ArgumentError as error:
+                raise ArgumentError(f"{path}: {with_flags(str(error), analyze)}") from error
     return out, jobs
 
 
@@ -127,24 +134,19 @@ def _matching_files(patterns: Any, path: Path) -> list[str]:
     return files
 
 
-def _job(target: str, options: Mapping[str, Any], path: Path) -> Job:
-    """Return the job of `wgeo analyze` with these options."""
-    arguments = ["--out=."]
-    for key, value in options.items():
-        if not key or "=" in key:
-            raise ArgumentError(f"{path}: {key!r} is not an option of `wgeo analyze`.")
-        if isinstance(value, bool):
-            arguments += [f"--{key}"] if value else ["--no-mufm"] if key == "mufm" else []
-        else:
-            text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
-            arguments.append(f"--{key}={text}")
-    if "help" in options:  # the only option that is not a setting
-        raise ArgumentError(f"{path}: help is not an option of an analysis.")
-    try:
-        ctx = analyze.make_context("analyze", [*arguments, "--", target])
-    except click.ClickException as error:
-        raise ArgumentError(f"{path}: {error.format_message()}") from error
-    return job_of(ctx, target)
+def _settings(table: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """Return settings of an analysis under Python's names; a file has the names of the options."""
+    names = {option.opts[0].removeprefix("--"): option.name for option in analyze.params}
+    settings = {}
+    for key, value in table.items():
+        if key in ("name", "checkpoints"):
+            continue
+        if names.get(key) not in SETTINGS:
+            raise ArgumentError(
+                f"{path}: {key!r} is not an option of an analysis{suggestion(key, names)}."
+            )
+        settings[names[key]] = value
+    return settings
 
 
 def _parse_index(index: str | None) -> tuple[int, int]:

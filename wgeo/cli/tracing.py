@@ -8,9 +8,10 @@ from typing import Any
 
 import click
 
+from ..analysis.plan import AnalysisPlan
 from ..runtime.processes import is_rank_zero
-from .job import require_inputs, split_names
-from .options import data_options, network_options, reading_options
+from .job import require_inputs
+from .options import data_options, given_settings, network_options, reading_options
 from .root import command, say
 
 
@@ -37,25 +38,17 @@ from .root import command, say
     help="Project layers of more than K features onto K at random (Johnson-Lindenstrauss).",
 )
 @network_options
-@partial(data_options, samples=0)
+@partial(data_options, limit=0)
 @reading_options
+@click.pass_context
 def trace(
+    ctx: click.Context,
     checkpoint: str,
-    arch: str | None,
-    num_classes: int | None,
     source: str,
-    split: str,
-    samples: int,
-    normalize: str | None,
-    image_size: int | None,
-    skip_broken: bool,
-    seed: int,
-    layers: str | None,
-    memory: str | None,
-    trust_checkpoint: bool,
-    prefix: str | None,
-    container: str | None,
-    **settings: Any,
+    store: str,
+    dtype: str | None,
+    project: int | None,
+    **_: Any,
 ) -> None:
     """Store features before and after every block, one memory map per layer; resumable.
 
@@ -64,33 +57,17 @@ def trace(
     """
     require_inputs([checkpoint], source)
 
-    from ..checkpoints import load_checkpoint
-    from ..data import load_images
     from ..features import trace as follow
     from ..runtime.memory import memory_limit
 
-    net = load_checkpoint(
-        checkpoint,
-        arch,
-        num_classes,
-        trust=trust_checkpoint,
-        prefix=prefix,
-        container=container,
-    )
-    with memory_limit(memory):
-        images = load_images(
-            source,
-            split=split,
-            limit=samples or None,
-            seed=seed,
-            normalize=normalize,
-            size=image_size,
-            skip_broken=skip_broken,
-        )
-        traj = follow(net, images, layers=split_names(layers), **settings)
+    plan = AnalysisPlan.of(**{"limit": 0, **given_settings(ctx)})
+    net = plan.loading.network(checkpoint)
+    with memory_limit(plan.memory):
+        reading = plan.reading.parameters()
+        traj = follow(net, plan.images(), store=store, dtype=dtype, project=project, **reading)
     if not is_rank_zero():
         return
-    say(f"{len(traj)} samples, {len(traj.layers)} layers: {settings['store']}")
+    say(f"{len(traj)} samples, {len(traj.layers)} layers: {store}")
     if (projected := traj.settings.get("projected")) is not None:
         low, high = projected["all"]
         say(
@@ -98,5 +75,5 @@ def trace(
             f"factor between {low:.2f} and {high:.2f} (99 %), and a typical distance to within "
             f"{projected['typical']:.1%}."
         )
-    next_command = ["wgeo", "analyze", settings["store"], "--out", "runs/analysis"]
+    next_command = ["wgeo", "analyze", store, "--out", "runs/analysis"]
     say(f"Next: {shlex.join(next_command)}")

@@ -7,8 +7,9 @@ from typing import Any
 
 import click
 
+from ..analysis.plan import settings_of
 from .job import require_inputs
-from .root import SEED, Choice, command, lock_folder, number, say, settings_of
+from .root import SEED, Choice, command, lock_folder, number, say
 
 
 @command(
@@ -77,9 +78,9 @@ from .root import SEED, Choice, command, lock_folder, number, say, settings_of
 @click.option(
     "--augment/--no-augment", default=False, show_default=True, help="Random crops and flips."
 )
-@click.option("--samples", type=int, help="Train on this many images, class-balanced.")
+@click.option("--samples", "limit", type=int, help="Train on this many images, class-balanced.")
 @click.option("--normalize", help="Preset or 'mean,..;std,..'.")
-@click.option("--image-size", type=int, help="Resize and center-crop to this many pixels.")
+@click.option("--image-size", "size", type=int, help="Resize and center-crop to this many pixels.")
 @click.option(
     "--skip-broken", is_flag=True, help="Skip images that cannot be decoded, and list them."
 )
@@ -97,9 +98,9 @@ def train(
     out: str,
     options: tuple[str, ...],
     checkpoints: str,
-    samples: int | None,
+    limit: int | None,
     normalize: str | None,
-    image_size: int | None,
+    size: int | None,
     skip_broken: bool,
     **settings: Any,
 ) -> None:
@@ -118,10 +119,10 @@ def train(
     load: dict[str, Any] = {
         "seed": seed,
         "normalize": normalize,
-        "size": image_size,
+        "size": size,
         "skip_broken": skip_broken,
     }
-    images = load_images(source, split="train", limit=samples, **load)
+    images = load_images(source, split="train", limit=limit, **load)
     epochs_to_save: Any = checkpoints
     if checkpoints not in ("auto", "all"):
         epochs_to_save = [number(text, "--checkpoints") for text in checkpoints.split(",")]
@@ -129,5 +130,5 @@ def train(
     run = fit(arch, images, folder, **settings)
     say(f"Training accuracy {run.accuracy:.4f}; checkpoints in {folder / 'checkpoints'}")
     next_command = ["wgeo", "analyze", run.last, "--data", source, "--out", folder / "analysis"]
-    next_command += ["--image-size", image_size] if image_size else []
+    next_command += ["--image-size", size] if size else []
     say(f"Next: {shlex.join(map(str, next_command))}")

@@ -242,7 +242,7 @@ def deep(
     within=ufm,
 )
 @click.option("--data", "source", default="digits", show_default=True, help="Images: H_0 = pixels.")
-@click.option("--samples", default=500, show_default=True, help="Images, class-balanced.")
+@click.option("--samples", "limit", default=500, show_default=True, help="Images, class-balanced.")
 @click.option("--normalize", help="Preset or 'mean,..;std,..'; the data set's own by default.")
 @click.option("--layers", default=8, show_default=True, help="Number L of layers.")
 @click.option("--weight-decay", default=DECAY["weight_decay"], show_default=True, help="lambda_W.")
@@ -266,7 +266,7 @@ def deep(
 @output_options
 def mufm(
     source: str,
-    samples: int,
+    limit: int,
     normalize: str | None,
     bias: str,
     seed: int,
@@ -284,7 +284,7 @@ def mufm(
     from ..ufm import fit_mufm
 
     folder = _folder(out)
-    images = load_images(source, limit=samples, seed=seed, normalize=normalize)
+    images = load_images(source, limit=limit, seed=seed, normalize=normalize)
     pixels = (images.normalize or normalization(images.preset))(images.x).flatten(1)
     solution = fit_mufm(pixels, images.y, bias=_bias(bias), seed=seed, **settings)
     _show(solution, False, folder)

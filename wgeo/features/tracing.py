@@ -208,12 +208,17 @@ def _other_sums(blocks: Blocks) -> dict[str, Any]:
 def _check(images: Images, pool: str, tap: str, batch_size: int) -> None:
     """Check the arguments before anything is computed."""
     pooling(pool)
-    if tap not in ("post", "pre"):
-        raise ArgumentError(f"Unknown tap {tap!r}; choose post (after the activation) or pre.")
+    check_tap(tap)
     if batch_size < 1:
         raise ArgumentError(f"batch_size must be at least 1, not {batch_size}.")
     if len(images) < 2:
         raise FeatureError("At least two images are needed to describe a distribution.")
+
+
+def check_tap(tap: str) -> None:
+    """Raise an error unless `tap` is ``post`` or ``pre``."""
+    if tap not in ("post", "pre"):
+        raise ArgumentError(f"Unknown tap {tap!r}; choose post (after the activation) or pre.")
 
 
 @runtime_checkable

@@ -42,6 +42,10 @@ def pages(record: Record) -> dict[str, str]:
         text = write(record, plots)
         if text:
             texts[name] = text
+    placed = "".join(texts.values())
+    others = [figure_block(plots, stem) for stem in plots if f"figures/{stem}.*" not in placed]
+    if others:
+        texts["figures"] = join("# More figures", *others)
     return {"index": _index(record, plots, list(texts)), **texts}
 
 

@@ -33,22 +33,30 @@ def embedded(
         `embed` is anything else, or D is not between 1 and the widest layer's width.
     """
     widest = max(x.shape[1] for x in layers)
-    kind, _, size = embed.partition(":")
-    if not (embed == "pad" or (kind == "pca" and size.isdecimal() and 0 < int(size) <= widest)):
-        raise ArgumentError(f"Unknown embed {embed!r}; choose pad, or pca:1 to pca:{widest}.")
-    if kind == "pad":
+    count = components(embed, widest)
+    if count is None:
         return [
             materialize([x], LazyRows((len(x), widest), partial(_pad, x, widest)), x.dtype)
             for x in layers
         ]
-    mean, axes = _principal(layers, widest, int(size))
+    mean, axes = _principal(layers, widest, count)
     dtype = np.result_type(np.float32, *layers)
     return [
-        materialize(
-            [x], LazyRows((len(x), int(size)), partial(_project, x, mean, axes), widest), dtype
-        )
+        materialize([x], LazyRows((len(x), count), partial(_project, x, mean, axes), widest), dtype)
         for x in layers
     ]
+
+
+def components(embed: str, widest: int | None = None) -> int | None:
+    """Return D for ``pca:D`` and None for ``pad``; see `embedded` for errors."""
+    kind, _, size = embed.partition(":")
+    if embed == "pad":
+        return None
+    if kind != "pca" or not size.isdecimal() or not 0 < int(size) <= (widest or int(size)):
+        raise ArgumentError(
+            f"Unknown embed {embed!r}; choose pad, or pca:1 to pca:{widest or 'D'}."
+        )
+    return int(size)
 
 
 def _pad(x: Float[np.ndarray, "n d"], width: int, rows: slice) -> np.ndarray:

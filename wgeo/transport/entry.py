@@ -90,11 +90,7 @@ def wasserstein(
     weights_b = as_weights(b, m, "b")
     uniform = weights_a is None and weights_b is None
     start = None if coupling is None else _as_permutation(coupling, n, m, uniform)
-    solver = Exact() if solver is None else solver
-    if not callable(getattr(solver, "solve", None)) or isinstance(solver, type):
-        raise ArgumentError(
-            f"solver must be an object such as wgeo.Exact() or wgeo.Sinkhorn(), not {solver!r}."
-        )
+    solver = checked_solver(Exact() if solver is None else solver)
     result = solver.solve(x.detach(), y.detach(), weights_a, weights_b, start)
     if uniform or result.weights is not None:
         return result
@@ -102,6 +98,15 @@ def wasserstein(
     a = uniform_a if weights_a is None else weights_a
     b = uniform_b if weights_b is None else weights_b
     return replace(result, weights=(a, b))
+
+
+def checked_solver(solver: Any) -> Solver:
+    """Return an object that solves; raise an error for anything else, such as its class."""
+    if not callable(getattr(solver, "solve", None)) or isinstance(solver, type):
+        raise ArgumentError(
+            f"solver must be an object such as wgeo.Exact() or wgeo.Sinkhorn(), not {solver!r}."
+        )
+    return solver  # type: ignore[no-any-return]
 
 
 def require_one_space(x: torch.Tensor, y: torch.Tensor) -> None:
