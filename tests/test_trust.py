@@ -54,10 +54,17 @@ def test_network_without_a_classifier_is_not_reported_as_guessing():
     assert not facts["at_chance"]
 
 
-@pytest.mark.parametrize(("claimed", "warned"), [(0.99, True), (0.93, False)])
-def test_accuracy_far_below_the_claimed_one_is_reported(claimed, warned):
-    labels = np.arange(100) % 2
-    predictions = np.where(np.arange(100) < 90, labels, 1 - labels)
+@pytest.mark.parametrize(
+    ("claimed", "images", "warned"),
+    [
+        *((0.99, 100, True), (0.93, 100, False)),
+        *((0.93, 1000, True), (0.915, 1000, False)),  # 3.7 and 1.7 standard deviations
+        (0.91, 10_000, False),  # 3.5 standard deviations, but only one percentage point
+    ],
+)
+def test_accuracy_below_the_claimed_one_by_more_than_chance_is_reported(claimed, images, warned):
+    labels = np.arange(images) % 2
+    predictions = np.where(np.arange(images) < 0.9 * images, labels, 1 - labels)
     facts = trust_of(trajectory(labels, predictions))
     facts["claimed_accuracy"] = {"key": "best_acc1", "value": claimed}
     assert (("accuracy", "warning") in claims(facts)) == warned

@@ -243,12 +243,14 @@ def test_an_optimal_map_names_its_own_blocks_that_jacobians_exclude(of_a, of_b, 
     ("excluded", "words"),
     [
         ("bc", "; but the Jacobians of b and c, "),
-        ("bcdef", "; but the Jacobians of 5 of its blocks, "),
+        ("bcdef", "; but the Jacobians of all its 5 blocks, "),
+        ("bcdfg", "; but the Jacobians of 5 of its blocks, "),
     ],
 )
 def test_several_blocks_of_an_optimal_map_are_named_or_counted(excluded, words):
     rows = [block(target=name, brenier={"excluded": True, "points": 30}) for name in excluded]
-    whole = segment(layers=["a", *excluded], corr_score=[0.999] * 3)
+    inner = excluded if len(excluded) == 2 else "bcdef" if "e" in excluded else "bcdefg"
+    whole = segment(layers=["a", *inner], corr_score=[0.999] * 3)
     found = said(sentences({"segments": [whole], "blocks": rows}), "optimality")
     assert words in found
     assert "show that they are not exactly optimal maps" in found
@@ -298,3 +300,4 @@ def test_undecided_score_comes_with_the_rule_that_leaves_it_undecided():
     found = sentences({"segments": [segment(corr_score=[0.999] * 3, null=null, samples=100)]})
     words = said(found, "optimality")
     assert "score 0.970, and a score is evidence only if it is higher by at least 0.10" in words
+    assert "at least 0.10, which no score can be" in words

@@ -57,8 +57,8 @@ def _law(segment: Record, bounds: Record, definition: str) -> Sentence:
     constant = _constant(bounds)
     if constant is None:
         return sentence(
-            f"the classes separate with depth{definition}, by a factor of {rate} per layer on "
-            f"average; these images cannot tell whether by the same at every layer ({fit})",
+            f"the classes separate with depth{definition}, by a fitted factor of {rate} per "
+            f"layer; these images cannot tell whether by the same at every layer ({fit})",
             "undecided",
         )
     if constant:
@@ -69,7 +69,7 @@ def _law(segment: Record, bounds: Record, definition: str) -> Sentence:
         )
     return sentence(
         f"the classes separate with depth{definition}, but not at a constant rate: {_bend(bounds)} "
-        f"({fit}; a factor of {rate} per layer on average)",
+        f"({fit}; a fitted factor of {rate} per layer)",
         "shown",
     )
 

@@ -102,8 +102,10 @@ def _excluded_by_jacobians(start: str, segment: Record, blocks: Sequence[Record]
     excluded = [name for name in inner if kinds.get(name) in ("not gradient", "nearly gradient")]
     if not excluded:
         return ""
-    several = len(excluded) > 1
-    named = listed(excluded) if len(excluded) < 4 else f"{len(excluded)} of its blocks"
+    count = len(excluded)
+    several = count > 1
+    many = f"all its {count} blocks" if count == len(inner) else f"{count} of its blocks"
+    named = listed(excluded) if count < 4 else many
     return (
         f"; but the Jacobians of {named}, computed before pooling, show that "
         f"{'they are not exactly optimal maps' if several else 'it is not an exactly optimal map'}"
@@ -123,9 +125,12 @@ def _undecided(row: Record) -> str:
     elif row["null"] is None:
         reason = "the same displacements given to the wrong samples were not scored"
     else:
+        needed = f"a score is evidence only if it is higher by at least {row['margin']:.2f}"
+        if row["null"] + row["margin"] > 1:
+            needed += ", which no score can be"
         reason = (
-            f"the same displacements given to the wrong samples score {row['null']:.3f}, and a "
-            f"score is evidence only if it is higher by at least {row['margin']:.2f}"
+            f"the same displacements given to the wrong samples score {row['null']:.3f}, and "
+            f"{needed}"
         )
     if row["high"] < THRESHOLDS["optimal"]:
         return (
@@ -197,7 +202,7 @@ def _near_point(segment: Record) -> str:
     return (
         f" The spread of the features at {start_of(segment)} is {ratio:,.0f} times smaller than "
         f"at {segment['layers'][-1]}. If the first cloud is nearly a point, almost any map has a "
-        "high OT score, so that score is not evidence here."
+        "high OT score (the score of the papers), so the OT score of this segment is not evidence."
     )
 
 

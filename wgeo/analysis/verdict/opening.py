@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import PurePath
 
@@ -58,7 +59,7 @@ def _accuracy(trust: Record, provenance: Record) -> Iterator[Sentence]:
     else:
         yield Sentence("accuracy", f"{sentence} (guessing: {percent(chance)}).", evidence, "shown")
     claimed = trust.get("claimed_accuracy")
-    if claimed and claimed["value"] - accuracy > THRESHOLDS["below_claim"]:
+    if claimed and claimed["value"] - accuracy > _unsurprising(claimed["value"], images):
         yield Sentence(
             "accuracy",
             f"Its file states an accuracy of {percent(claimed['value'])} ({claimed['key']}). The "
@@ -67,6 +68,13 @@ def _accuracy(trust: Record, provenance: Record) -> Iterator[Sentence]:
             {**evidence, "claimed_accuracy": claimed},
             "warning",
         )
+
+
+def _unsurprising(stated: float, images: int) -> float:
+    """Return the largest shortfall of the accuracy that is left without a warning."""
+    deviation = math.sqrt(max(stated * (1 - stated), 0.0) / max(images, 1))
+    sampling = THRESHOLDS["claim_deviations"] * deviation
+    return min(THRESHOLDS["below_claim"], max(sampling, THRESHOLDS["near_claim"]))
 
 
 def origin(provenance: Record) -> str:

@@ -72,12 +72,13 @@ def _against_fresh(
     differs = direction in ("straighter", "less straight")
     outcome = f"{direction} than" if differs else "not distinguishable in straightness from"
     on_images = "" if images is None else f", on {images:,} of these images"
+    adjusted = f", adjusted for {segments} segments by their maximum" if segments > 1 else ""
     extreme = networks and row["adjusted_p"] <= 1.001 / (networks + 1)
     return Sentence(
         "reference",
         f"{subject} the network is {outcome} {networks} randomly initialized networks of this "
         f"architecture{on_images}: {ratio}; p = {row['adjusted_p']:.2g}, from its rank among all "
-        f"{networks + 1}{f', adjusted for {segments} segments' if segments > 1 else ''}"
+        f"{networks + 1}{adjusted}"
         f"{' (the smallest possible p)' if extreme else ''}.",
         evidence,
         "shown" if differs else "undecided",

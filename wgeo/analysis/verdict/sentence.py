@@ -37,6 +37,8 @@ THRESHOLDS: dict[str, float] = {
     "chance_level": 0.01,
     "good_accuracy": 0.99,
     "below_claim": 0.05,
+    "near_claim": 0.02,
+    "claim_deviations": 2.5,
     "gradient_map": SYMMETRIC,
     "nearly_gradient_map": NEARLY_SYMMETRIC,
     "convex": CONVEX,
@@ -92,8 +94,10 @@ chance_level
     One-sided level of the binomial test of "better than chance".
 good_accuracy
     If the accuracy is at least this, no other normalization is tried.
-below_claim
-    There is a warning if the accuracy is lower than that stated in the file by more than this.
+below_claim, near_claim, claim_deviations
+    There is a warning if the accuracy is lower than that stated in the file by more than the first
+    threshold; or by more than the second, if that is also more than chance: the third is the number
+    of standard deviations of a binomial proportion.
 gradient_map, convex
     Largest asymmetry of the Jacobian, and largest size of a negative eigenvalue relative to the
     largest eigenvalue, at which a map may be the gradient of a convex function.
