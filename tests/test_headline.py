@@ -86,6 +86,13 @@ def test_stages_that_differ_are_named():
     assert "in each of its 2 stages is bent" in words_of(BENT, BENT)
 
 
+def test_stages_have_the_numbers_of_the_record_plus_one():
+    one = record(BENT, FAR)
+    for segment_of, stage in zip(one["segments"], (1, 3), strict=True):  # 0 and 2 have one layer
+        segment_of["stage"] = stage
+    assert "bent in stage 2 and far from straight in stage 4" in headline(one).words
+
+
 def test_a_single_step_is_not_judged():
     one = record(BENT)
     one["segments"].append(segment(layers=["a", "b"]))

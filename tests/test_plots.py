@@ -30,6 +30,7 @@ from wgeo.plots import style
 from wgeo.plots.animation import scene
 from wgeo.plots.composed import catalog
 from wgeo.plots.files import STEMS
+from wgeo.report.parts import stage_title
 from wgeo.storage.ownership import MANIFEST
 from wgeo.trajectory import Trajectory
 from wgeo.ufm.record import record_of
@@ -197,11 +198,22 @@ def test_model_is_not_drawn_if_its_times_decrease() -> None:
         assert stage[-1] + 1 in drawn_at
     for plot in catalog(record)[:2]:
         assert (
-            "fitted times decrease with depth: MUFM, network's classifier in stage 1."
+            "fitted times decrease with depth: MUFM, network's classifier in stage 2."
             in plot.caption
         )
     for plot in catalog(RECORD)[:2]:
         assert "fitted times" not in plot.caption
+
+
+def test_stages_are_numbered_from_one_in_figures_and_pages() -> None:
+    record = sample_record()
+    labels = {text.get_text() for text in plots.distances(record).texts}
+    stages = {layer["stage"] for layer in record["layers"]} - {None}
+    assert labels >= {f"stage {stage + 1}" for stage in stages}
+    assert "stage 0" not in labels
+    segment = record["segments"][1] | {"stage": 2}  # if the stage before it has a single layer
+    assert stage_title(segment, 1, []).startswith("Stage 3")
+    assert stage_title({**segment, "stage": None}, 1, []).startswith("Stage 2")
 
 
 def test_a_model_that_is_drawn_nowhere_changes_neither_the_axis_nor_the_legend() -> None:

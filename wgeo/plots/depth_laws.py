@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..errors import ArgumentError
-from ..text import counted
+from ..text import counted, stage_number
 from .paths import segment_style
 from .plot import Plot, Row
 from .style import (
@@ -114,7 +114,7 @@ def _line(segment: Mapping[str, Any], measure: str, values: np.ndarray) -> np.nd
 
 def _label(segment: Mapping[str, Any], measure: str) -> str:
     """Return a legend entry, such as ``stage 1: factor 0.58, r = −0.999, curvature 0.11``."""
-    name = f"stage {segment['stage'] + 1}"
+    name = f"stage {stage_number(segment['stage'])}"
     if measure == "discrimination":
         pairs = [("slope", "discrimination_slope"), ("r =", "discrimination_correlation")]
     else:

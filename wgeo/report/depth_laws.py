@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ..text import stage_number
 from .parts import Plots, Record, figure_block, join, names_of
 from .text import DASH, general, plain, table, with_interval
 
@@ -73,7 +74,7 @@ def separation_law(record: Record, plots: Plots) -> str:
     segments = (record.get("separation_law") or {}).get("segments") or []
     rows = [
         [
-            "all stages" if s.get("stage") is None else f"stage {s['stage'] + 1}",
+            "all stages" if s.get("stage") is None else f"stage {stage_number(s['stage'])}",
             f"{plain(s['layers'][0], 40)} to {plain(s['layers'][-1], 40)}",
             *(
                 with_interval(s.get(key), (s.get("intervals") or {}).get(key), 3)
