@@ -268,7 +268,7 @@ def test_a_panel_shows_rises_and_tau(progress: Any, said: str) -> None:
 
 def test_network_error_is_drawn_with_the_nearest_centre_error() -> None:
     ax = plots.collapse(RECORD, "ncc_error")
-    assert ax.texts[-1].get_text() == "dashed: the network's, 18.6 %"
+    assert ax.texts[-1].get_text() == "gray line: the network's own error, 18.6 %"
     assert any(line.get_ydata()[0] == 1 - RECORD["accuracy"] for line in ax.lines)
 
 

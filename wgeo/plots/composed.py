@@ -198,9 +198,9 @@ def _straightness(record: Mapping[str, Any]) -> Plot:
         "number of moving blocks: the ratio that steps of the same lengths would have at right "
         "angles to each other. A path with a ratio near it is not straight. Right: scores of the "
         "map from the first layer to the last, 1 for an optimal map; hollow: not evidence; "
-        "crosses: the highest correlation score of null maps. Below: distance of each layer from the "
-        "displacement interpolation of the segment's first and last layer, divided by the distance "
-        "between them.",
+        "crosses: the highest correlation score of null maps. Below: distance of each layer from "
+        "the displacement interpolation of the segment's first and last layer, divided by the "
+        "distance between them.",
         f"Straightness of {counted(len(segments), 'segment')}: "
         f"length ratio{_range_text(segments, 'length_ratio')}, "
         f"correlation score{_range_text(segments, 'corr_score')}.",
