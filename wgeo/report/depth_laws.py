@@ -51,10 +51,10 @@ def alignment(record: Record, plots: Plots) -> str:
         reset if comparison.get("reset_statistics") else "",
         figure_block(plots, "alignment"),
         table(
-            ("Blocks", "overlap", "of outputs", "of inputs", "at random", *_COUPLING, "slope"),
+            ("Blocks", "overlap", "of outputs", "of inputs", "by chance", *_COUPLING, "slope"),
             runs,
             f"Overlap of the {general(comparison.get('vectors'))} largest singular directions of "
-            "every two blocks, and coupling of adjacent blocks; 95 % intervals over "
+            "all pairs of blocks, and coupling of adjacent blocks; 95 % intervals over "
             f"{general(comparison.get('points'))} images.",
         ),
         table(
@@ -66,7 +66,7 @@ def alignment(record: Record, plots: Plots) -> str:
     )
 
 
-_COUPLING = ("coupling", "at random")
+_COUPLING = ("coupling", "by chance")
 
 
 def separation_law(record: Record, plots: Plots) -> str:
