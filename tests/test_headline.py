@@ -86,6 +86,13 @@ def test_stages_that_differ_are_named():
     assert "in each of its 2 stages is bent" in words_of(BENT, BENT)
 
 
+def test_stages_have_the_numbers_of_the_record_plus_one():
+    one = record(BENT, FAR)
+    for segment_of, stage in zip(one["segments"], (1, 3), strict=True):  # 0 and 2 have one layer
+        segment_of["stage"] = stage
+    assert "bent in stage 2 and far from straight in stage 4" in headline(one).words
+
+
 def test_a_single_step_is_not_judged():
     one = record(BENT)
     one["segments"].append(segment(layers=["a", "b"]))
@@ -131,19 +138,19 @@ def test_a_series_says_what_changed():
     for row, epoch in zip(rows, (0, 9), strict=True):
         row |= {"accuracy": 0.1 + epoch / 10, "provenance": {"epoch": epoch}, "name": f"e{epoch}"}
     assert series_headline(rows, "epoch").words == (
-        "From epoch 0 to epoch 9 accuracy rises from 10.0 % to 100.0 %, NC1 at the last layer "
+        "From epoch 0 to epoch 9, accuracy rises from 10.0 % to 100.0 %, NC1 at the last layer "
         "falls from 3 to 0.05 and the path becomes less straight in 1 of 2 stages."
     )
-    assert series_headline(rows[::-1], "name").words.startswith("From e9 to e0 accuracy falls")
+    assert series_headline(rows[::-1], "name").words.startswith("From e9 to e0, accuracy falls")
     rows[0]["trust"] = TRUST | {"at_chance": True}
-    assert series_headline(rows, "epoch").words.endswith("; epoch 0 is at chance.")
+    assert series_headline(rows, "epoch").words.endswith("; the accuracy of epoch 0 is at chance.")
     assert "no stage becomes clearly" in series_headline([rows[0], rows[0]], "name").words
 
 
 def test_several_networks_have_ranges_and_no_order():
     rows = [record(BENT, nc1=value) | {"name": f"n{value}"} for value in (2.0, 0.1, 1.0)]
     assert series_headline(rows, "name").words == (
-        "Among these 3 networks NC1 at the last layer ranges from 0.1 (n0.1) to 2 (n2.0)."
+        "Among these 3 networks, NC1 at the last layer ranges from 0.1 (n0.1) to 2 (n2.0)."
     )
 
 

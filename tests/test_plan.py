@@ -393,7 +393,7 @@ class TestDistances:
         assert found.distance[0, 0] == pytest.approx(np.sqrt(2) * 100, rel=1e-3)
         assert not found.symmetric
         assert len(found.to_pandas()) == 2
-        assert "2 clouds and 1 other;" in repr(found)
+        assert "2 clouds and 1 other cloud;" in repr(found)
         assert wgeo.distances(clouds[:1]).distance.tolist() == [[0.0]]
 
     def test_each_pair_is_solved_once(self, rng):

@@ -30,6 +30,7 @@ from wgeo.plots import style
 from wgeo.plots.animation import scene
 from wgeo.plots.composed import catalog
 from wgeo.plots.files import STEMS
+from wgeo.report.parts import stage_title
 from wgeo.storage.ownership import MANIFEST
 from wgeo.trajectory import Trajectory
 from wgeo.ufm.record import record_of
@@ -197,11 +198,22 @@ def test_model_is_not_drawn_if_its_times_decrease() -> None:
         assert stage[-1] + 1 in drawn_at
     for plot in catalog(record)[:2]:
         assert (
-            "fitted times decrease with depth: MUFM, network's classifier in stage 1."
+            "fitted times decrease with depth: MUFM, network's classifier in stage 2."
             in plot.caption
         )
     for plot in catalog(RECORD)[:2]:
         assert "fitted times" not in plot.caption
+
+
+def test_stages_are_numbered_from_one_in_figures_and_pages() -> None:
+    record = sample_record()
+    labels = {text.get_text() for text in plots.distances(record).texts}
+    stages = {layer["stage"] for layer in record["layers"]} - {None}
+    assert labels >= {f"stage {stage + 1}" for stage in stages}
+    assert "stage 0" not in labels
+    segment = record["segments"][1] | {"stage": 2}  # if the stage before it has a single layer
+    assert stage_title(segment, 1, []).startswith("Stage 3")
+    assert stage_title({**segment, "stage": None}, 1, []).startswith("Stage 2")
 
 
 def test_a_model_that_is_drawn_nowhere_changes_neither_the_axis_nor_the_legend() -> None:
@@ -256,7 +268,7 @@ def test_a_panel_shows_rises_and_tau(progress: Any, said: str) -> None:
 
 def test_network_error_is_drawn_with_the_nearest_centre_error() -> None:
     ax = plots.collapse(RECORD, "ncc_error")
-    assert ax.texts[-1].get_text() == "dashed: the network's, 18.6 %"
+    assert ax.texts[-1].get_text() == "gray line: the network's own error, 18.6 %"
     assert any(line.get_ydata()[0] == 1 - RECORD["accuracy"] for line in ax.lines)
 
 

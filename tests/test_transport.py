@@ -303,8 +303,12 @@ class TestDoor:
             wasserstein(np.eye(2), np.eye(2), solver=Sliced)  # the class, not an object
 
     def test_coordinates_out_of_range_are_refused(self):
-        with pytest.raises(FeatureError, match="Rescale"):
-            wasserstein(1e150 * np.eye(2), np.eye(2))
+        for scale in (1e130, 1e-130):
+            with pytest.raises(FeatureError, match="only if it is between 1e-120 and 1e\\+120"):
+                wasserstein(scale * np.eye(2), scale * np.eye(2))
+        for scale in (0.9e120, 1.1e-120):
+            x, y = scale * np.eye(2), scale * np.zeros((2, 2))
+            assert wasserstein(x, y).distance == pytest.approx(scale, rel=1e-9)
 
     @every_solver
     def test_any_array_type_is_accepted(self, solver, rng):

@@ -1,6 +1,6 @@
 """wgeo: the optimal-transport geometry of trained deep networks.
 
-Names load on first use, so that ``import wgeo`` and ``wgeo --help`` answer at once.
+Names are imported on first use, so that ``import wgeo`` and ``wgeo --help`` take little time.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.2.0"
 
-_HOME = {
+_PACKAGE_OF = {
     "Analysis": "analysis",
     "analyze": "analysis",
     "brenier": "geodesic",
@@ -99,11 +99,11 @@ _PACKAGES = (
     *("neural_collapse", "plots", "report", "training", "trajectory", "transport", "ufm"),
 )
 
-__all__ = ["__version__", *sorted((*_HOME, *_PACKAGES))]
+__all__ = ["__version__", *sorted((*_PACKAGE_OF, *_PACKAGES))]
 
 
-if not TYPE_CHECKING:  # or every name would count as defined
-    __getattr__ = lazy_names(__name__, _HOME)
+if not TYPE_CHECKING:  # otherwise type checkers would accept every name
+    __getattr__ = lazy_names(__name__, _PACKAGE_OF)
 
 
 def __dir__() -> list[str]:

@@ -24,6 +24,14 @@ def counted(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
+def stage_number(stage: int | None, index: int = 0) -> int:
+    """Return the number of a stage for readers, from 1; records count from 0.
+
+    `index` is the stage's position, used if the record does not say which stage it is.
+    """
+    return (index if stage is None else stage) + 1
+
+
 def first_names(names: Sequence[str], limit: int, total: int | None = None) -> str:
     """Return the first `limit` names as printable text, with an ellipsis if there are more.
 

@@ -1,6 +1,6 @@
 """
-How many samples, which features, what epsilon
-==============================================
+How many samples, which features, which epsilon?
+================================================
 
 Three settings determine how far a number can be trusted. Measure their effect on your own network;
 it takes a few lines.
@@ -28,17 +28,18 @@ traj = wgeo.trace(net, images)
 # %%
 # **How many samples?** `bias_curve` repeats the measurement on random subsets. If the OT score
 # still changes at the end, its value depends on the number of samples; if the resolution is below
-# 1/2, it is not evidence of an optimal map.
-curve = wgeo.bias_curve(traj.first, traj.last)
+# 1/2, the score is not evidence of an optimal map.
+whole_curve = wgeo.bias_curve(traj.first, traj.last)
 block = traj.blocks[2]
-small = wgeo.bias_curve(block.x, block.y)
+block_curve = wgeo.bias_curve(block.x, block.y)
 print(f"{'':6} {'whole network':>30} {f'{block.source} -> {block.target}':>30}")
 print(f"{'N':>6}" + 2 * f"{'W2':>10} {'OT score':>9} {'resolution':>10}")
-for a, b in zip(curve.points, small.points, strict=True):
-    print(
-        f"{a.size:6}"
-        + "".join(f"{p.distance:10.3f} {p.ot_score:9.3f} {p.resolution:10.2f}" for p in (a, b))
-    )
+for whole, one_block in zip(whole_curve.points, block_curve.points, strict=True):
+    columns = [
+        f"{point.distance:10.3f} {point.ot_score:9.3f} {point.resolution:10.2f}"
+        for point in (whole, one_block)
+    ]
+    print(f"{whole.size:6}" + "".join(columns))
 
 # %%
 from matplotlib.figure import Figure
@@ -46,8 +47,8 @@ from matplotlib.figure import Figure
 figure = Figure(figsize=(6.5, 2.8), layout="constrained")
 left, right = figure.subplots(1, 2)
 for points, name, color in (
-    (curve.points, "whole network", "#0072B2"),
-    (small.points, "one block", "#D55E00"),
+    (whole_curve.points, "whole network", "#0072B2"),
+    (block_curve.points, "one block", "#D55E00"),
 ):
     sizes = [p.size for p in points]
     left.plot(sizes, [p.ot_score for p in points], "o-", color=color, label=name)
@@ -60,9 +61,9 @@ for ax, title in ((left, "OT score"), (right, "Resolution")):
 left.legend(frameon=False)
 
 # %%
-# **Which features?** Pooled features are few, and they are the input of the classifier. The full
-# features are many: samples are far apart compared with the displacements of the blocks, and the
-# resolution falls.
+# **Which features?** Pooled features are few, and the classifier reads them. The full features are
+# many: in so high a dimension, samples are far apart compared with the displacements of the blocks,
+# so that the resolution falls.
 print(f"{'pool':8} {'width':>6} {'OT score':>9} {'resolution':>10} {'length ratio':>13}")
 for pool in ("gap", "grid:2", "flat"):
     pooled = wgeo.trace(net, images, pool=pool)
@@ -73,9 +74,10 @@ for pool in ("gap", "grid:2", "flat"):
     )
 
 # %%
-# **What epsilon?** None, if `Exact` is fast enough. With `Sinkhorn`, the interval shows the effect
-# of epsilon on precision; ``"auto"`` lowers it until the interval is narrow enough. The debiased
-# divergence estimates W2 without a bound; it is computed only for an epsilon that you choose.
+# **Which epsilon?** You need none if `Exact` is fast enough: it has no epsilon. With `Sinkhorn`,
+# the interval shows the effect of epsilon on precision; ``"auto"`` lowers it until the interval is
+# narrow enough. The debiased divergence estimates W2 without a bound; it is computed only for an
+# epsilon that you choose, not for ``"auto"``.
 truth = wgeo.wasserstein(traj.first, traj.last).distance
 print(
     f"{'epsilon':>9} {'passes':>7} {'lower':>8} {'upper':>8} {'divergence':>11}  (W2 {truth:.4f})"
@@ -89,6 +91,6 @@ for epsilon in (1.0, 0.1, 0.01, "auto"):
 
 # %%
 # What this shows: from 50 to 800 samples W2 and the OT score change by about one percent or less,
-# while the resolution grows, so here few samples are sufficient. The choice of features changes the
-# length ratio much more. A smaller epsilon narrows the interval, and the divergence is near W2 only
-# if epsilon is small.
+# so that here few samples suffice for both; the resolution still grows. The choice of features
+# changes the length ratio much more. A smaller epsilon narrows the interval, and the divergence is
+# near W2 only if epsilon is small.

@@ -1,8 +1,8 @@
-"""Inert stand-ins, built by torch's restricted reader for objects of any class.
+"""Inert stand-ins for objects of any class, built by ``torch.load`` with ``weights_only=True``.
 
 A stand-in stores its arguments and does nothing else: it does not call, print, hash or compare
-them. So the tensors in a file can be read whatever other objects it contains, and none of its code
-runs.
+them. A file's tensors can therefore be read whatever other objects it contains, and no code from
+the file runs.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from torch import serialization
 from ..errors import CheckpointError
 
 _LOCK = threading.Lock()  # torch has one list of safe names per process
-_MAX_DEPTH = 100  # nested modules
-_MAX_ENTRIES = 200_000  # a part that occurs a hundred times counts a hundred times
-_NUMBERS = {"f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "b1"}
+_MAX_DEPTH = 100  # levels of nested modules
+_MAX_ENTRIES = 200_000  # shared parts are counted at every occurrence
+_NUMERIC_DTYPES = {"f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "b1"}
 
 
 class StandIn:
@@ -56,11 +56,15 @@ class StandIn:
 
 
 class _AsDict(StandIn):
+    """Becomes a plain dict, since the pickle adds entries to it."""
+
     def __new__(cls, *args: Any) -> Any:
         return OrderedDict()
 
 
 class _AsList(StandIn):
+    """Becomes a plain list, since the pickle appends to it."""
+
     def __new__(cls, *args: Any) -> Any:
         return []
 
@@ -78,14 +82,15 @@ def load_inert(file: IO[bytes], names: Mapping[str, str]) -> Any:
     ----------
     file : binary file
     names : mapping of str to str
-        As returned by `inspect_pickles`.
+        Qualified name of every class to replace, and how its objects are used: ``dict``, ``list``
+        or ``object``. As returned by `inspect_pickles`.
     """
     stand_ins: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
         (type("StandIn", (_KINDS[kind],), {"__slots__": (), "class_name": name}), name)
         for name, kind in names.items()
     ]
     with _LOCK, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch's deprecations do not concern the reader of a file
+        warnings.simplefilter("ignore")  # torch's deprecations are of no use to a file's reader
         previous = serialization.get_safe_globals()
         serialization.clear_safe_globals()
         try:
@@ -118,7 +123,7 @@ def state_of(module: Any, name: str) -> dict[str, torch.Tensor]:
     Raises
     ------
     CheckpointError
-        Its parts contain each other, or are far more than a network has.
+        The network contains itself, or has too many parts.
     """
     return dict(_entries(module, "", itertools.count(), name))
 
@@ -129,7 +134,8 @@ def _entries(
     entries = attributes(module)
     if prefix.count(".") > _MAX_DEPTH:
         raise CheckpointError(
-            f"{name} contains a network whose parts contain each other. It was not read."
+            f"{name} contains modules nested more than {_MAX_DEPTH} deep, or a module that "
+            "contains itself. It was not read."
         )
     non_persistent = dict.get(entries, "_non_persistent_buffers_set")
     for part in ("_parameters", "_buffers", "_modules"):
@@ -158,12 +164,12 @@ def as_array(value: Any) -> np.ndarray | None:
         return None
     if value.class_name.endswith("multiarray.scalar") and len(value.arguments) == 2:
         shape: Any = ()
-        columns_first: Any = False
+        fortran_order: Any = False
         dtype_stand_in, body = value.arguments
     elif value.class_name.endswith("multiarray._reconstruct") and isinstance(value.state, tuple):
         if len(value.state) != 5:
             return None
-        _, shape, dtype_stand_in, columns_first, body = value.state
+        _, shape, dtype_stand_in, fortran_order, body = value.state
     else:
         return None
     dtype = _dtype(dtype_stand_in)
@@ -173,15 +179,15 @@ def as_array(value: Any) -> np.ndarray | None:
         return None
     if math.prod(shape) * dtype.itemsize != len(body):
         return None
-    numbers = np.frombuffer(body, dtype).reshape(shape, order="F" if columns_first is True else "C")
-    return numbers.astype(dtype.newbyteorder("="), order="C")  # a writable copy
+    array = np.frombuffer(body, dtype).reshape(shape, order="F" if fortran_order is True else "C")
+    return array.astype(dtype.newbyteorder("="), order="C")  # a writable copy
 
 
 def _dtype(value: Any) -> np.dtype | None:
     if not isinstance(value, StandIn) or value.class_name != "numpy.dtype":
         return None
     name = value.arguments[0] if value.arguments else None
-    if not isinstance(name, str) or name not in _NUMBERS:
+    if not isinstance(name, str) or name not in _NUMERIC_DTYPES:
         return None
     order = value.state[1] if isinstance(value.state, tuple) and len(value.state) > 1 else "<"
     return np.dtype(name).newbyteorder(">" if order == ">" else "<")

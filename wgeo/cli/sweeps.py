@@ -25,7 +25,7 @@ from .root import command, with_flags
     "Analyze many networks, configured by a file.",
     "wgeo sweep sweep.toml --jobs 4\n"
     "wgeo sweep sweep.toml --index $SLURM_ARRAY_TASK_ID/20    # in a Slurm array 1-20\n"
-    "wgeo sweep sweep.toml                                    # compares all analyses",
+    "wgeo sweep sweep.toml                                    # runs what is missing, compares all",
 )
 @click.argument("config", type=click.Path(path_type=Path))
 @click.option("--jobs", "processes", default=1, show_default=True, type=click.IntRange(min=1))

@@ -1,9 +1,9 @@
 """Few samples per class: estimates of the population's NC1, CDNV and nearest-center accuracy.
 
 With n samples per class, the scatter within classes is too small by the factor (n - 1)/n, the
-scatter of class means is too large by Sigma_W/n, and every class mean is biased towards its own
-samples. The metrics as defined in the papers have all three biases; the estimates here correct
-them.
+scatter of class means is too large by Sigma_W/n, and every class mean is nearer to its own
+samples than the population's mean is. The metrics as defined in the papers have all three biases;
+the estimates here correct them.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ FEW_SAMPLES = 20
 """Size of the smallest class below which corrected estimates are computed."""
 
 MAX_HIDDEN = 0.05
-"""Largest fraction of class pairs whose distance noise may hide for CDNV to be estimated."""
+"""CDNV is not estimated if noise hides the distance of more than this fraction of class pairs."""
 
 
 def is_few(counts: Num[np.ndarray, " K"]) -> bool:
-    """Return whether a class has fewer than `FEW_SAMPLES` samples."""
+    """Return whether any class has fewer than `FEW_SAMPLES` samples."""
     return bool(counts.min() < FEW_SAMPLES)
 
 
@@ -38,6 +38,7 @@ class SmallSampleEstimates:
     Attributes
     ----------
     counts : ndarray, (K,)
+        Number of samples of every class.
     variances : ndarray, (K,)
         Mean of ||h - m_k||^2 over class k.
     sigma : ndarray, (r,)
@@ -58,8 +59,8 @@ class SmallSampleEstimates:
     within_square: float
 
     @property
-    def noise(self) -> float:
-        """mean_k 1/n_k, the multiple of S_W that sampling adds to the class means' scatter."""
+    def noise_factor(self) -> float:
+        """mean_k 1/n_k: sampling adds this multiple of S_W to the scatter of the class means."""
         return float((1 / self.counts).mean())
 
     @property
@@ -69,10 +70,11 @@ class SmallSampleEstimates:
         return float(samples / (samples - len(self.counts)))
 
     def nc1(self) -> float | None:
-        """Return an estimate of tr(S_W pinv(S_B)) / K; None if sampling noise exceeds S_B.
+        """Return an estimate of tr(S_W pinv(S_B)) / K.
 
-        If there are more classes than features, the classes are treated as a sample from a
-        population of classes; otherwise they are the whole population.
+        None if every class has one sample, or if sampling noise exceeds S_B. If K > d + 1 and the
+        class means span all d dimensions, the classes are treated as a sample from a population of
+        classes; otherwise they are the whole population.
         """
         if self.counts.max() == 1:
             return None
@@ -84,14 +86,14 @@ class SmallSampleEstimates:
         """Return NC1 of the population of classes, for K > d + 1.
 
         In coordinates in which S_W = I, let b_j be the eigenvalues of the sample covariance of the
-        class means; the population's covariance is S_B + c I with c = `noise`. Let y = d/(K - 1),
-        and let m(z) = mean_j 1/(b_j - z) be the Stieltjes transform. By the equation of Marchenko
-        and Pastur (Silverstein 1995), (z/c) m(z) estimates tr(S_B^-1)/d at the z that is below all
-        b_j and solves z / (1 - y - y z m(z)) = c.
+        class means; the population's covariance is S_B + c I with c = `noise_factor`. Let
+        y = d/(K - 1), and let m(z) = mean_j 1/(b_j - z) be the Stieltjes transform. By the equation
+        of Marchenko and Pastur (Silverstein 1995), (z/c) m(z) estimates tr(S_B^-1)/d at the z that
+        is below all b_j and solves z / (1 - y - y z m(z)) = c.
         """
-        K, d, c = len(self.counts), self.width, self.noise
+        K, d, c = len(self.counts), self.width, self.noise_factor
         scaled = self.correction * self.within / np.outer(self.sigma, self.sigma)
-        g = np.linalg.eigvalsh(scaled)
+        g = np.linalg.eigvalsh(scaled)  # of Sigma_W relative to Sigma_B; b_j are their inverses
         if g.max() <= 0:
             return 0.0
         g = g.clip(min=1e-15 * g.max())
@@ -103,7 +105,8 @@ class SmallSampleEstimates:
         ends = (0.0, b.min() * (1 - 1e-9))
         if excess(ends[1]) < 0:
             return None
-        # At the left end, excess(0) = -c (1 - y) < 0. The first root is on the branch from c = 0.
+        # At the left end, excess(0) = -c (1 - y) < 0. Of several
+        # roots, the first is the one that tends to 0 with c.
         grid = np.linspace(*ends, 65)
         first = next((k for k in range(1, 65) if excess(grid[k]) >= 0), None)
         if first is None:
@@ -114,55 +117,60 @@ class SmallSampleEstimates:
     def _nc1_of_given_classes(self) -> float | None:
         """Return NC1 of the K classes themselves, in d >= K - 1 dimensions.
 
-        Sampling adds tr(S_W) c/K to every eigenvalue sigma_j^2 of the Gram matrix of the class
-        means, and tr(S_W^2) c/K to sigma_j^2 V_j^T Sigma_W V_j, since V_j depends on the noise.
+        Sampling adds tr(S_W) c/K to every eigenvalue sigma_j^2 of Sigma_B, and tr(S_W^2) c/K
+        to sigma_j^2 V_j^T Sigma_W V_j, since V_j depends on the noise.
         """
-        K, c = len(self.counts), self.noise
+        K, c = len(self.counts), self.noise_factor
         trace = self.correction * float(self.counts @ self.variances / self.counts.sum())
         along = self.correction * np.diag(self.within)
         between = self.sigma**2 - trace * c / K
         if between.min() <= 0:
             return None
-        energy = (self.sigma**2 * along - self.within_square * c / K).clip(min=0)
-        return float((energy / between**2).sum() / K)
+        within_energy = (self.sigma**2 * along - self.within_square * c / K).clip(min=0)
+        return float((within_energy / between**2).sum() / K)
 
-    def cdnv(self, squares: Float[np.ndarray, " P"]) -> float | None:
+    def cdnv(self, squared_distances: Float[np.ndarray, " P"]) -> float | None:
         """Return the mean over pairs of classes of (v_k + v_l) / (2 D), corrected for sampling.
 
-        v_k = n_k/(n_k - 1) var_k, and D is estimated by ||m_k - m_l||^2 - v_k/n_k - v_l/n_l. Its
-        sampling variance is V = 4 D s + 2 a^2 tr(S_W^2), a = 1/n_k + 1/n_l and s = a times the mean
-        variance along the class means. 1/D is estimated by D / (D^2 + V). To first order this is
+        v_k = n_k/(n_k - 1) `variances`[k] is the unbiased variance of class k, and the squared
+        distance D of two class means is estimated by ||m_k - m_l||^2 - v_k/n_k - v_l/n_l. With
+        a = 1/n_k + 1/n_l and w the mean variance along the class means, the sampling variance of D
+        is V = 4 D a w + 2 a^2 tr(S_W^2). 1/D is estimated by D / (D^2 + V). To first order this is
         the corrected inverse (1 - V/D^2) / D, but it is bounded, so that a single pair whose
-        estimated distance happens to be near zero cannot dominate the mean. Pairs with a class of
-        one sample are left out, because its variance is unknown. None if sampling noise exceeds the
-        distance (D^2 < V) for more than a fraction `MAX_HIDDEN` of the pairs.
+        estimated D happens to be near zero cannot dominate the mean. Pairs with a class of one
+        sample are left out, because its variance is unknown. None if fewer than two classes have
+        two samples, or if D <= 0 or D^2 < V for more than a fraction `MAX_HIDDEN` of the pairs.
 
         Parameters
         ----------
-        squares : ndarray, (K (K - 1) / 2,)
+        squared_distances : ndarray, (K (K - 1) / 2,)
             ||m_k - m_l||^2 for k < l.
         """
         measurable = self.counts > 1
         if measurable.sum() < 2:
             return None
-        n, pairs = self.counts[measurable], squareform(squares)[np.ix_(measurable, measurable)]
+        n = self.counts[measurable]
+        between_means = squareform(squared_distances)[np.ix_(measurable, measurable)]
         v = self.variances[measurable] * n / (n - 1)
         first, second = np.triu_indices(len(v), 1)
-        distances = pairs[first, second] - (v / n)[first] - (v / n)[second]
+        D = between_means[first, second] - (v / n)[first] - (v / n)[second]
         a = (1 / n)[first] + (1 / n)[second]
         weights = self.sigma**2
-        along = self.correction * float(weights @ np.diag(self.within) / weights.sum())
-        variance = 4 * distances.clip(min=0) * a * along + 2 * a**2 * self.within_square
-        hidden = (distances <= 0) | (distances**2 < variance)
+        w = self.correction * float(weights @ np.diag(self.within) / weights.sum())
+        V = 4 * D.clip(min=0) * a * w + 2 * a**2 * self.within_square
+        hidden = (D <= 0) | (D**2 < V)
         if hidden.mean() > MAX_HIDDEN:
             return None
-        scale = distances**2 + variance
-        inverse = np.divide(distances, scale, out=np.zeros_like(distances), where=scale > 0)
+        denominator = D**2 + V
+        inverse = np.divide(D, denominator, out=np.zeros_like(D), where=denominator > 0)
         return float(((v[first] + v[second]) / 2 * inverse).mean())
 
 
 class LeaveOneOut:
-    """Sums of the second pass, for `SmallSampleEstimates` and the leave-one-out accuracy.
+    """Sums over a second pass through the samples, once the class means are known.
+
+    They are the inputs of `SmallSampleEstimates`, and the accuracy of classifying each sample by
+    the nearest class mean, computed without that sample. `SpanProjection` makes the pass.
 
     Parameters
     ----------
@@ -192,38 +200,43 @@ class LeaveOneOut:
         )
         self._within = basis.new_zeros(len(basis), len(basis))
         self._sample = RowSample(SPECTRUM_SIZE)
-        self._samples = self._with_others = self._correct = 0
+        self._samples = self._in_larger_classes = self._correct = 0
 
     def add(
         self,
         x: Float[torch.Tensor, "b d"],
-        residual: Float[torch.Tensor, "b r"],
-        rows: Int[torch.Tensor, " b"],
+        x_in_span: Float[torch.Tensor, "b r"],
+        class_index: Int[torch.Tensor, " b"],
     ) -> None:
-        """Add samples of the classes `rows`: x = h - m_k, and its projection on the means' span."""
-        self._samples += len(rows)
-        self._within += residual.T @ residual
-        square = (residual * residual).sum(1)
+        """Add samples h: x = h - m_k, its coordinates in the means' span, and its class's index."""
+        self._samples += len(x)
+        self._within += x_in_span.T @ x_in_span
+        square = (x_in_span * x_in_span).sum(1)
         outside = ((x * x).sum(1) - square).clamp_min_(0)
-        n = self._counts[rows]
+        n = self._counts[class_index]
         # h - m'_k = n/(n - 1) (h - m_k), with m'_k the class mean without h.
+        # Squares below leave out the part outside the span, which is the same for all other means.
         own_square = (n / (n - 1)).square() * (square + outside) - outside
-        h = residual + self._coordinates[rows]  # in the span of the class means
+        h = x_in_span + self._coordinates[class_index]  # in the span of the class means
         norms = (self._coordinates * self._coordinates).sum(1)
         squares = norms - 2 * h @ self._coordinates.T
         squares += (h * h).sum(1)[:, None]
-        squares[torch.arange(len(rows), device=rows.device), rows] = torch.inf
-        has_others = n > 1
-        self._with_others += int(has_others.sum())
-        self._correct += int((has_others & (own_square <= squares.min(1).values)).sum())
-        # Choose rows by the features, since the last digits of residuals depend on the batches.
-        rows_with_label = torch.cat([x + self._means[rows], self._classes[rows][:, None]], 1)
-        self._sample.update(rows_with_label[has_others])
+        squares[torch.arange(len(x), device=x.device), class_index] = torch.inf
+        is_not_alone = n > 1
+        self._in_larger_classes += int(is_not_alone.sum())
+        self._correct += int((is_not_alone & (own_square <= squares.min(1).values)).sum())
+        # `RowSample` chooses rows by their values: take the features, since the last digits of x
+        # depend on the batches.
+        features, labels = x + self._means[class_index], self._classes[class_index]
+        rows_with_label = torch.cat([features, labels[:, None]], 1)
+        self._sample.update(rows_with_label[is_not_alone])
 
     def all_reduce(self) -> LeaveOneOut:
         """Replace the sums by those over all processes."""
-        ints = np.array([self._samples, self._with_others, self._correct])
-        self._samples, self._with_others, self._correct = processes.all_reduce_sum(ints).tolist()
+        ints = np.array([self._samples, self._in_larger_classes, self._correct])
+        self._samples, self._in_larger_classes, self._correct = processes.all_reduce_sum(
+            ints
+        ).tolist()
         processes.all_reduce_sum(self._within)
         if processes.world_size() > 1:
             combined = RowSample(SPECTRUM_SIZE)
@@ -241,7 +254,7 @@ class LeaveOneOut:
     @property
     def accuracy(self) -> float | None:
         """Fraction of samples whose nearest class mean, computed without them, is their own."""
-        return self._correct / self._with_others if self._with_others else None
+        return self._correct / self._in_larger_classes if self._in_larger_classes else None
 
     @property
     def within_square(self) -> float:

@@ -18,6 +18,7 @@ from matplotlib.lines import Line2D
 from ..errors import ArgumentError, DependencyError, FeatureError
 from ..runtime.progress import track
 from ..storage.files import temporary_path, writable
+from ..text import counted
 from ..trajectory import Trajectory, as_trajectory
 from ..transport import Exact, wasserstein
 from .style import CLASS_COLORS, MUTED, legend, new_figure, short, styled
@@ -82,7 +83,10 @@ def scene(
     traj = as_trajectory(traj)
     segments = traj.segments
     if not -len(segments) <= segment < len(segments):
-        raise ArgumentError(f"no segment {segment}; this trajectory has {len(segments)} (from 0).")
+        raise ArgumentError(
+            f"no segment {segment}; this trajectory has "
+            f"{counted(len(segments), 'segment')}, numbered from 0."
+        )
     source = segments[segment]
     rng = np.random.default_rng(seed)
     rows = np.sort(rng.permutation(len(traj))[: max(2, samples)])

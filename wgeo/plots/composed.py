@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from ..text import counted
 from . import block_transport, depth, depth_laws, evidence, pairs, paths, prediction_errors
 from .block_distances import block_distances_plot
 from .plot import Plot, Row
@@ -28,10 +29,10 @@ def catalog(source: Any) -> list[Plot]:
     record = as_record(source)
     if "analyses" in record:
         view = (record.get("last_layer") or {}).get("view")
-        moved = block_distances_plot(record)
+        training_plot = block_distances_plot(record)
         return [
             *series_plots(record),
-            *([moved] if moved else []),
+            *([training_plot] if training_plot else []),
             *([_class_means(record)] if view else []),
         ]
     plots: list[Plot] = []
@@ -55,11 +56,12 @@ def catalog(source: Any) -> list[Plot]:
 
 def _distances(record: Mapping[str, Any]) -> Plot:
     blocks = record["blocks"]
+    has_correlations = any(block.get("corr_score") for block in blocks)
 
     @styled
     def draw() -> Figure:
         panels = [block_transport.distances, block_transport.ot_scores]
-        if any(block.get("corr_score") for block in blocks):
+        if has_correlations:
             panels.insert(1, block_transport.correlation_scores)
         figure = new_figure(7.2, 1.4 + 2.0 * len(panels))
         grid = figure.subplots(len(panels), 1, height_ratios=[3, *[2] * (len(panels) - 1)])
@@ -72,31 +74,35 @@ def _distances(record: Mapping[str, Any]) -> Plot:
         return [
             {
                 **{k: v for k, v in block.items() if k != "seconds" and not _nested(v)},
-                **dict(zip(_CORRELATION, block.get("corr_score") or (None,) * 3, strict=True)),
+                **dict(zip(_CORRELATION_KEYS, block.get("corr_score") or (None,) * 3, strict=True)),
                 "highest_null": highest_null(block),
             }
             for block in blocks
         ]
 
+    correlations = (
+        "In the middle: the correlation score, 1 for an optimal map, and the highest score of null "
+        "maps (crosses), that is, of the same displacements assigned to the wrong samples; a "
+        "hollow score is not clearly above that of the null maps and is therefore not evidence. "
+        if has_correlations
+        else ""
+    )
     return Plot(
         "distances",
         "Transport by block",
         "Above: the Wasserstein distance W2 between the features before and after each block, "
         "with its bounds, and the root mean squared distance by which the network itself moves the "
-        "samples. In the middle: the correlation score, 1 for an optimal map, and the highest "
-        "score of null maps (crosses), that is, of the same displacements assigned to the wrong "
-        "samples; a hollow score is not clearly higher and therefore not evidence. Below: the OT "
-        "score, the squared ratio of the two distances above; hollow points have a resolution "
-        "below 1/2 and are not evidence. The OT score is near 1 for almost any map that moves the "
-        "samples little.",
-        f"W2 of {len(blocks)} blocks{_span(blocks, 'distance')}; "
-        f"OT score{_span(blocks, 'ot_score')}.",
+        f"samples. {correlations}Below: the OT score, the squared ratio of the two distances; "
+        "hollow points have a resolution below 1/2 and are not evidence. The OT score is near 1 "
+        "for almost any map that moves the samples little.",
+        f"W2 of {counted(len(blocks), 'block')}{_range_text(blocks, 'distance')}; "
+        f"OT score{_range_text(blocks, 'ot_score')}.",
         draw,
         rows,
     )
 
 
-_CORRELATION = ("corr_score", "corr_low", "corr_high")
+_CORRELATION_KEYS = ("corr_score", "corr_low", "corr_high")
 _COLLAPSE_METRICS = ("nc1", "cdnv", "nc2_equinorm", "nc2_equiangle", "nc2_etf", "ncc_error")
 
 
@@ -108,8 +114,8 @@ def _collapse(record: Mapping[str, Any]) -> Plot:
     def draw() -> Figure:
         figure = new_figure(7.2, 8.0)
         grid = figure.subplots(3, 2)
-        for order, (metric, ax) in enumerate(zip(_COLLAPSE_METRICS, grid.flat, strict=True)):
-            depth.collapse(record, metric, ax, label_layers=order >= 4)
+        for position, (metric, ax) in enumerate(zip(_COLLAPSE_METRICS, grid.flat, strict=True)):
+            depth.collapse(record, metric, ax, label_layers=position >= 4)
         if models:
             legend_of_figure(
                 figure, *depth.model_handles(record), loc="outside upper center", max_columns=3
@@ -129,8 +135,8 @@ def _collapse(record: Mapping[str, Any]) -> Plot:
         return table
 
     predictions = (
-        " Dashed and dotted: predictions of the models fitted to this network; zeros lie at the "
-        f"edge. {depth.not_drawn(record)}"
+        "Dashed and dotted: predictions of the models fitted to this network; predictions of zero "
+        "are drawn at the lower edge."
         if models
         else ""
     )
@@ -142,9 +148,14 @@ def _collapse(record: Mapping[str, Any]) -> Plot:
         "collapse",
         "Collapse from layer to layer",
         "Progressive feedforward collapse: each metric over depth, from the input of the "
-        "first block to the last block; 0 is complete collapse. Open markers: layers that no block "
-        "leads to, such as the input image and the classifier's input. Kendall's τ is −1 if a "
-        f"metric decreases at every layer. Shading marks the feature spaces.{predictions}",
+        "first block to the last block; 0 is complete collapse. Open circles: layers outside the "
+        "blocks, such as the input image and the classifier's input, which do not count as part of "
+        "the trend. Kendall's τ is −1 if a metric decreases at every layer. "
+        + " ".join(
+            filter(
+                None, ("Shading marks the feature spaces.", predictions, depth.not_drawn(record))
+            )
+        ),
         f"Six collapse metrics over {len(layers)} layers; "
         + (
             f"never increasing: {', '.join(monotone)}."
@@ -182,15 +193,17 @@ def _straightness(record: Mapping[str, Any]) -> Plot:
         "straightness",
         "Straightness of the path",
         "Straightness of every segment, with intervals, compared with the ideal value 1 "
-        "(dashed). Left: ratios; solid markers: with each layer's mean subtracted; hollow: for the "
-        "original features. The tick at the length ratio is √B, the ratio for orthogonal steps of "
-        "the same sizes; a path with a ratio near √B is not straight. Right: scores of the map "
-        "from the first layer to the last, 1 for an optimal map; hollow: not evidence; crosses: "
-        "the highest correlation score of null maps. Below: distance of each layer from the "
-        "displacement interpolation of the segment's first and last layer, divided by the distance "
-        "between them.",
-        f"Straightness of {len(segments)} segments: length ratio{_span(segments, 'length_ratio')}, "
-        f"correlation score{_span(segments, 'corr_score')}.",
+        "(dashed). Left: ratios, of features with each layer's mean subtracted (solid) and of the "
+        "original features (hollow). The tick at the length ratio marks √B, with B the effective "
+        "number of moving blocks: the ratio that steps of the same lengths would have at right "
+        "angles to each other. A path with a ratio near it is not straight. Right: scores of the "
+        "map from the first layer to the last, 1 for an optimal map; hollow: not evidence; "
+        "crosses: the highest correlation score of null maps. Below: distance of each layer from "
+        "the displacement interpolation of the segment's first and last layer, divided by the "
+        "distance between them.",
+        f"Straightness of {counted(len(segments), 'segment')}: "
+        f"length ratio{_range_text(segments, 'length_ratio')}, "
+        f"correlation score{_range_text(segments, 'corr_score')}.",
         draw,
         rows,
     )
@@ -200,16 +213,16 @@ def _segment_rows(segment: Mapping[str, Any], index: int) -> list[Row]:
     name = segment_name(segment, index)
     rows: list[Row] = []
 
-    def add(source: Mapping[str, Any], key: str, label: str) -> None:
+    def add_measure(source: Mapping[str, Any], key: str, label: str) -> None:
         low, high = (*((source.get("intervals") or {}).get(key) or ()), None, None)[:2]
         value = paths.measured(source, key)
         row = {"segment": name, "measure": label, "at": None, "value": value}
         rows.append({**row, "low": low, "high": high})
 
     for key in (*paths.RATIOS, *paths.SCORES):
-        add(segment, key, key)
+        add_measure(segment, key, key)
         if key in paths.RATIOS and segment.get("centred"):
-            add(segment["centred"], key, f"{key}_centred")
+            add_measure(segment["centred"], key, f"{key}_centred")
     for key, value in (
         ("sqrt_moving_blocks", paths.orthogonal_ratio(segment)),
         ("highest_null", highest_null(segment)),
@@ -224,8 +237,8 @@ def _segment_rows(segment: Mapping[str, Any], index: int) -> list[Row]:
 
 def _class_means(record: Mapping[str, Any], index: int = -1) -> Plot:
     """Return the figure of a segment's class means; for a series, those over the epochs."""
-    source, training = record, "analyses" in record
-    if training:
+    source, is_series = record, "analyses" in record
+    if is_series:
         record = paths.over_training(record)
     segment = record["segments"][index]
     means = segment["view"]["class_means"]
@@ -233,9 +246,13 @@ def _class_means(record: Mapping[str, Any], index: int = -1) -> Plot:
 
     @styled
     def draw() -> Figure:
-        wide, high = np.ptp(np.array(means, dtype=np.float64).reshape(-1, 2), axis=0) + 1e-12
-        rows = min(len(means[0]) + 3, paths.LEGEND_ROWS)  # the legend must fit next to the axes
-        height = max(float(np.clip(5 * high / wide, 2.8, 5.4)), 0.2 * rows)
+        extent_x, extent_y = (
+            np.ptp(np.array(means, dtype=np.float64).reshape(-1, 2), axis=0) + 1e-12
+        )
+        legend_rows = min(
+            len(means[0]) + 3, paths.LEGEND_ROWS
+        )  # the legend must fit next to the axes
+        height = max(float(np.clip(5 * extent_y / extent_x, 2.8, 5.4)), 0.2 * legend_rows)
         figure = new_figure(7.2, height + 0.6)
         paths.class_means(source, index, figure.add_subplot())
         return figure
@@ -249,18 +266,18 @@ def _class_means(record: Mapping[str, Any], index: int = -1) -> Plot:
             for k, point in enumerate(points)
         ]
 
-    step = "epoch" if training else "layer"
+    step = "epoch" if is_series else "layer"
     caption = (
         "Class means of the last layer from epoch to epoch, in the plane of their first two "
         "principal components. Each epoch is scaled to the same spread and rotated onto the next. "
         "Open marker: first epoch; filled: last."
-        if training
+        if is_series
         else "Paths of the class means in the plane of the segment's first two principal "
         "components, both axes with the same scale. Open marker: first layer; filled: last; "
         "dashed: the chord."
     )
     return Plot(
-        "class-means-training" if training else f"class-means-{index + 1}",
+        "class-means-training" if is_series else f"class-means-{index + 1}",
         f"Paths of the class means: {name}",
         caption,
         f"Paths of {len(means[0])} class means through {len(means)} {step}s, {clean(name)}.",
@@ -269,8 +286,8 @@ def _class_means(record: Mapping[str, Any], index: int = -1) -> Plot:
     )
 
 
-def _span(items: Sequence[Mapping[str, Any]], key: str) -> str:
-    """Return " from 0.97 to 1", or " undefined" if no value is defined."""
+def _range_text(items: Sequence[Mapping[str, Any]], key: str) -> str:
+    """Return the range of a value, as in " from 0.97 to 1"; " undefined" if no value is defined."""
     values = block_transport.numbers([paths.measured(item, key) for item in items])
     values = values[np.isfinite(values)]
     return f" from {values.min():.3g} to {values.max():.3g}" if values.size else " undefined"

@@ -1,4 +1,4 @@
-"""Panels of the collapse metrics over depth, for the network and the models."""
+"""Panels of the collapse metrics over depth, for the network and the models fitted to it."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import PercentFormatter
 
 from ..errors import ArgumentError
+from ..text import stage_number
 from .style import (
     COLORS,
     MEASURED,
@@ -55,8 +56,8 @@ MODELS: dict[str, tuple[str, str, str, Any]] = {
 }
 """Models that a record may include: name, color, marker, dashes."""
 
-_SAME_TIME = 1e-9  # fitted times that differ by less are considered equal
-ROUNDING = 1e-12  # smaller predictions count as zero, drawn at the edge of a logarithmic axis
+_TIME_TOLERANCE = 1e-9  # fitted times that differ by less are considered equal
+ZERO_BELOW = 1e-12  # smaller predictions count as zero, drawn at the edge of a logarithmic axis
 
 
 @styled
@@ -83,12 +84,12 @@ def collapse(
     x = np.arange(len(layers))
     measured = measured_metric(record, metric)
     stage_bands(ax, [layer.get("stage") for layer in layers])
-    curves = [measured]
+    curves = [measured]  # those that the vertical axis must show
     crowded = len(layers) > 30
     for key in models_in(record):
         predicted = predicted_metric(record, key, metric)
         style = model_style(key) | ({"marker": ""} if crowded and key != "ufm" else {})
-        is_zero = predicted < (0 if metric in FRACTIONS else ROUNDING)
+        is_zero = predicted < (0 if metric in FRACTIONS else ZERO_BELOW)  # a linear axis shows 0
         if is_zero.any():
             edge = {"transform": ax.get_xaxis_transform(), "clip_on": False, "in_layout": False}
             ax.plot(x[is_zero], np.zeros(is_zero.sum()), **(style | edge | {"ls": "none"}))
@@ -96,11 +97,11 @@ def collapse(
         if np.isfinite(predicted).any():
             ax.plot(*split_by_stage(record, predicted), **style)
             curves.append(predicted)
-    # The image is drawn separately: no block starts from it, so it is not part of the trend.
-    image = np.array([layer.get("stage") is None for layer in layers])
+    # Layers without a stage, such as the image, are drawn separately, not as part of the trend.
+    unstaged = np.array([layer.get("stage") is None for layer in layers])
     dots: dict[str, Any] = {"marker": "o", "ms": 2.4 if crowded else 4.0, "zorder": 4}
-    ax.plot(x, np.where(image, np.nan, measured), color=MEASURED, **dots)
-    ax.plot(x[image], measured[image], color=MEASURED, mfc="white", ls="none", **dots)
+    ax.plot(x, np.where(unstaged, np.nan, measured), color=MEASURED, **dots)
+    ax.plot(x[unstaged], measured[unstaged], color=MEASURED, mfc="white", ls="none", **dots)
     notes = [trend_label(record, metric)]
     if metric in FRACTIONS:
         notes.append(_error_axis(ax, record, metric, curves))
@@ -129,12 +130,12 @@ def _error_axis(ax: Axes, record: Mapping[str, Any], metric: str, curves: list[n
         ax.axhline(error, color=REFERENCE, lw=0.9, ls=(0, (4, 3)), zorder=1)
     ax.set_ylim(-0.04 * top, 1.08 * top)
     ax.yaxis.set_major_formatter(PercentFormatter(1.0, 0 if top > 0.05 else 1, " %"))
-    return f"dashed: the network's, {100 * error:.3g} %" if has_line else ""
+    return f"gray line: the network's own error, {100 * error:.3g} %" if has_line else ""
 
 
 def measured_metric(record: Mapping[str, Any], metric: str) -> np.ndarray:
     """Return the metric at every layer, or NaN if it is undefined."""
-    return _metric([layer.get("collapse") or {} for layer in record.get("layers") or []], metric)
+    return _values_of([layer.get("collapse") or {} for layer in record.get("layers") or []], metric)
 
 
 def predicted_metric(record: Mapping[str, Any], model: str, metric: str) -> np.ndarray:
@@ -143,7 +144,7 @@ def predicted_metric(record: Mapping[str, Any], model: str, metric: str) -> np.n
     A model's row for a layer contains the metrics under ``collapse`` or directly.
     """
     rows = model_rows(record, model)
-    return _metric([row.get("collapse") or row for row in rows], metric)
+    return _values_of([row.get("collapse") or row for row in rows], metric)
 
 
 def model_rows(record: Mapping[str, Any], model: str) -> list[Mapping[str, Any]]:
@@ -153,10 +154,11 @@ def model_rows(record: Mapping[str, Any], model: str) -> list[Mapping[str, Any]]
 
 
 def in_order(record: Mapping[str, Any], model: str) -> np.ndarray:
-    """Return which layers are in stages whose fitted times do not decrease with depth.
+    """Return a mask of the layers to draw: all but those in stages whose times decrease with depth.
 
-    The fitted time of a layer is the time at which the model's path is nearest to it. If the times
-    decrease with depth, the layers in order do not follow the model's path, and are not drawn.
+    The fitted time of a layer is the time at which the model's path is nearest to it. If these
+    times decrease anywhere in a stage, the network does not follow the model's path there, and the
+    stage is not drawn.
     """
     times = numbers([row.get("time") for row in model_rows(record, model)])
     stages = [layer.get("stage") for layer in record.get("layers") or []]
@@ -164,7 +166,7 @@ def in_order(record: Mapping[str, Any], model: str) -> np.ndarray:
     for stage in {stage for stage in stages if stage is not None}:
         members = np.array([each == stage for each in stages])
         fitted = times[members][np.isfinite(times[members])]
-        drawn[members] = not (np.diff(fitted) < -_SAME_TIME).any()
+        drawn[members] = not (np.diff(fitted) < -_TIME_TOLERANCE).any()
     return drawn
 
 
@@ -175,11 +177,11 @@ def not_drawn(record: Mapping[str, Any]) -> str:
     for key in models_in(record):
         missing = sorted(set(stages[~in_order(record, key)]))
         if missing:
-            numbered = f"stage{'s' * (len(missing) > 1)} {', '.join(map(str, missing))}"
-            notes.append(f"{MODELS[key][0]} in {numbered}")
+            numbered = ", ".join(str(stage_number(stage)) for stage in missing)
+            notes.append(f"{MODELS[key][0]} in stage{'s' * (len(missing) > 1)} {numbered}")
     if not notes:
         return ""
-    return f" Not drawn, because the fitted times decrease with depth: {'; '.join(notes)}."
+    return f"Not drawn, because the fitted times decrease with depth: {'; '.join(notes)}."
 
 
 def split_by_stage(record: Mapping[str, Any], values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -194,7 +196,7 @@ def split_by_stage(record: Mapping[str, Any], values: np.ndarray) -> tuple[np.nd
     return np.insert(positions, cuts, np.nan), np.insert(values, cuts, np.nan)
 
 
-def _metric(values: Sequence[Mapping[str, Any]], metric: str) -> np.ndarray:
+def _values_of(values: Sequence[Mapping[str, Any]], metric: str) -> np.ndarray:
     if metric == "ncc_error":
         return 1 - numbers([v.get("ncc_accuracy") for v in values])
     return numbers([v.get(metric) for v in values])
@@ -213,7 +215,10 @@ def models_in(record: Mapping[str, Any]) -> list[str]:
 
 
 def trend_label(record: Mapping[str, Any], metric: str) -> str:
-    """Return text such as ``rises: 2, τ = −0.80``: the number of increases, and Kendall's τ."""
+    """Return text such as ``rises: 2, τ = −0.80``.
+
+    These are the number of layers at which the metric increases, and Kendall's τ with depth.
+    """
     trend = (record.get("progress") or {}).get(metric)
     if not isinstance(trend, Mapping):
         return ""

@@ -1,4 +1,4 @@
-"""Panels of properties that may be constant over depth: separation rate, residual Jacobians."""
+"""Panels on what may be the same at every depth: the rate of separation, residual Jacobians."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..errors import ArgumentError
-from ..text import counted
+from ..text import counted, stage_number
 from .paths import segment_style
 from .plot import Plot, Row
 from .style import (
@@ -45,16 +45,16 @@ OVERLAPS: dict[str, str] = {
 }
 """Measures of `alignment`, and the titles of their panels."""
 
-_FITS = {"separation": "", "compression": "compression_"}
-_CELL = 0.27  # inches that a cell needs for its number
+_FIT_PREFIXES = {"separation": "", "compression": "compression_"}
+_CELL_INCHES = 0.27  # inches that a cell needs for its number
 
 
 @styled
 def separation_law(record: Any, measure: str = "separation", ax: Axes | None = None) -> Axes:
     """Draw a measure of the classes' separation over depth, with the line of a constant rate.
 
-    The law of data separation says that ln D decreases linearly with depth. One line is fitted per
-    stage.
+    The law of data separation says that D = tr Σw Σb⁺ falls by the same factor at every layer, so
+    that ln D is linear in depth. One line is fitted per stage.
 
     Parameters
     ----------
@@ -70,7 +70,7 @@ def separation_law(record: Any, measure: str = "separation", ax: Axes | None = N
     if measure not in LAWS:
         raise ArgumentError(f"no measure {measure!r}; choose from {', '.join(LAWS)}.")
     ax = new_axes(ax)
-    segments = _stages(record)
+    segments = _stage_fits(record)
     if not segments:
         return nothing_to_show(ax, "This record has no stage of three layers.")
     names = list(dict.fromkeys(name for segment in segments for name in segment["layers"]))
@@ -94,7 +94,7 @@ def separation_law(record: Any, measure: str = "separation", ax: Axes | None = N
     return ax
 
 
-def _stages(record: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+def _stage_fits(record: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """Return the fits of single stages; fits over several feature spaces are not drawn."""
     segments = (record.get("separation_law") or {}).get("segments") or []
     return [segment for segment in segments if segment.get("stage") is not None]
@@ -106,7 +106,7 @@ def _line(segment: Mapping[str, Any], measure: str, values: np.ndarray) -> np.nd
     if measure == "discrimination":
         slope = number(segment.get("discrimination_slope"))
         return values.mean() + slope * x if np.isfinite(slope) else None
-    rate = number(segment.get(f"{_FITS[measure]}rate"))
+    rate = number(segment.get(f"{_FIT_PREFIXES[measure]}rate"))
     if not (np.isfinite(rate) and rate > 0 and (values > 0).all()):
         return None
     return np.exp(np.log(values).mean() + np.log(rate) * x)
@@ -114,11 +114,11 @@ def _line(segment: Mapping[str, Any], measure: str, values: np.ndarray) -> np.nd
 
 def _label(segment: Mapping[str, Any], measure: str) -> str:
     """Return a legend entry, such as ``stage 1: factor 0.58, r = −0.999, curvature 0.11``."""
-    name = f"stage {segment['stage'] + 1}"
+    name = f"stage {stage_number(segment['stage'])}"
     if measure == "discrimination":
         pairs = [("slope", "discrimination_slope"), ("r =", "discrimination_correlation")]
     else:
-        fit = _FITS[measure]
+        fit = _FIT_PREFIXES[measure]
         pairs = [
             ("factor", f"{fit}rate"),
             ("r =", f"{fit}correlation"),
@@ -132,11 +132,12 @@ def _label(segment: Mapping[str, Any], measure: str) -> str:
 def alignment(
     record: Any, segment: int = 0, measure: str = "overlap_uv", ax: Axes | None = None
 ) -> Axes:
-    """Draw the overlap of the singular directions of every two blocks of a run.
+    """Draw a measure of every ordered pair of blocks in a run of consecutive blocks, as a matrix.
 
-    Row i and column j compare the leading output directions of block i with the leading input
-    directions of block j; the diagonal compares the directions of one block. The overlap is 1 if
-    they span the same space.
+    With ``overlap_uv``, row i and column j compare the leading output directions of block i with
+    the leading input directions of block j, and the diagonal those of one block. An overlap is 1 if
+    the directions span the same space; a coupling is 0 if the blocks have the same singular
+    vectors.
 
     Parameters
     ----------
@@ -156,9 +157,12 @@ def alignment(
     ax = new_axes(ax, 3.6, 3.2)
     runs = (record.get("alignment") or {}).get("segments") or []
     if not runs:
-        return nothing_to_show(ax, "This record has no run of two residual Jacobians.")
+        return nothing_to_show(ax, "This record has no consecutive blocks with residual Jacobians.")
     if not -len(runs) <= segment < len(runs):
-        raise ArgumentError(f"no segment {segment}; this record has {len(runs)} (from 0).")
+        raise ArgumentError(
+            f"no segment {segment}; this record has "
+            f"{counted(len(runs), 'segment')}, numbered from 0."
+        )
     run = runs[segment]
     values = _matrix(record["alignment"], run["blocks"], measure)
     image = ax.imshow(values, vmin=0, vmax=1, cmap="cividis", interpolation="nearest")
@@ -171,8 +175,8 @@ def alignment(
     ax.spines[:].set_visible(False)
     chance = run.get("chance_coupling" if measure == "coupling" else "chance")
     ax.set_title(OVERLAPS[measure], fontsize=8)
-    ax.set_xlabel(f"at random: {number(chance):.2g}")
-    if inches_wide(ax) / len(values) >= _CELL:
+    ax.set_xlabel(f"by chance: {number(chance):.2g}")
+    if inches_wide(ax) / len(values) >= _CELL_INCHES:
         for (i, j), value in np.ndenumerate(values):
             if np.isfinite(value):
                 color = INK if value > 0.6 else "white"
@@ -187,8 +191,8 @@ def _matrix(record: Mapping[str, Any], names: list[str], measure: str) -> np.nda
     indices = {name: k for k, name in enumerate(names)}
     for pair in record.get("pairs") or []:
         if pair["source"] in indices and pair["target"] in indices:
-            at = indices[pair["source"]], indices[pair["target"]]
-            values[at] = number(pair.get(measure))
+            row, column = indices[pair["source"]], indices[pair["target"]]
+            values[row, column] = number(pair.get(measure))
     if measure == "overlap_uv":  # the diagonal
         for block in record.get("blocks") or []:
             if block["name"] in indices:
@@ -200,7 +204,7 @@ def _matrix(record: Mapping[str, Any], names: list[str], measure: str) -> np.nda
 def depth_law_plots(record: Mapping[str, Any]) -> list[Plot]:
     """Return the figures of this module that can be drawn from a record."""
     plots = []
-    if _stages(record):
+    if _stage_fits(record):
         plots.append(_law_plot(record))
     if (record.get("alignment") or {}).get("segments"):
         plots.append(_alignment_plot(record))
@@ -223,7 +227,7 @@ def _law_plot(record: Mapping[str, Any]) -> Plot:
                 **{key: segment[key][i] for key in LAWS},
                 **{k: v for k, v in segment.items() if v is None or isinstance(v, float)},
             }
-            for segment in _stages(record)
+            for segment in _stage_fits(record)
             for i, name in enumerate(segment["layers"])
         ]
 
@@ -231,11 +235,11 @@ def _law_plot(record: Mapping[str, Any]) -> Plot:
         "separation-law",
         "Do the classes separate at a constant rate?",
         "Above and in the middle, on logarithmic axes: the scatter within classes relative to the "
-        "scatter between class means, as the trace of a matrix quotient and as a ratio of traces; "
+        "scatter between class means, as tr Σw Σb⁺ above and tr Σw / tr Σb in the middle; "
         "dashed: a constant factor per layer. Below: one minus the largest cosine between "
         "uncentered class means. A straight line has curvature 0 and correlation r = −1; along a "
-        "geodesic of constant speed the curve is bent.",
-        f"Separation of the classes over depth in {counted(len(_stages(record)), 'stage')}.",
+        "geodesic of constant speed the upper two curves are bent.",
+        f"Separation of the classes over depth in {counted(len(_stage_fits(record)), 'stage')}.",
         draw,
         rows,
     )
@@ -256,9 +260,11 @@ def _alignment_plot(record: Mapping[str, Any]) -> Plot:
         "alignment",
         "Do the blocks do the same thing?",
         f"Overlap of the {comparison.get('vectors')} leading output directions of the row's block "
-        "with the leading input directions of the column's block, without the shortcuts, at "
-        f"{comparison.get('points')} images: 1 if they span the same space, as along a geodesic.",
-        f"Overlap of singular directions of the blocks in {len(runs)} runs.",
+        f"with the {comparison.get('vectors')} leading input directions of the column's block: 1 "
+        "if they span the same space, as along a geodesic. The directions are the singular vectors "
+        "of the blocks' Jacobians without the shortcuts; the overlap is a mean over "
+        f"{comparison.get('points')} images.",
+        f"Overlap of singular directions of the blocks in {counted(len(runs), 'run')}.",
         draw,
         lambda: list(_rows(comparison)),
     )

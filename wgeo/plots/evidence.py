@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 
 from .._deprecated import renamed_parameter
+from ..text import counted
 from .paths import segment_handles, segment_style
 from .plot import Plot, Row
 from .style import (
@@ -219,7 +220,7 @@ def _gradient_maps(record: Mapping[str, Any]) -> Plot:
         "norm of its antisymmetric part divided by that of its symmetric part: 0 for a gradient, "
         "about 1 for a random matrix. Below: the smallest eigenvalue of the symmetric part; if it "
         "is negative, the block is not an optimal map, whatever its OT score.",
-        f"Brenier test of {len(tested)} blocks.",
+        f"Brenier test of {counted(len(tested), 'block')}.",
         draw,
         rows,
     )

@@ -1,4 +1,4 @@
-"""The matrix of correlation scores of the maps between every two layers of a segment."""
+"""The matrix of correlation scores of the maps between all pairs of layers of a segment."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from matplotlib.image import AxesImage
 
 from ..errors import ArgumentError
 from ..geodesic.nulls import NEARLY_OPTIMAL, OPTIMAL, clearly_above
+from ..text import counted
 from .plot import Plot, Row
 from .style import (
     INK,
@@ -60,7 +61,7 @@ def correlation_pairs(record: Any, segment: int = 0, ax: Axes | None = None) -> 
     ax.set_title(segment_name(source, segment % len(segments)))
     scores = _scores(source)
     if not np.isfinite(scores).any():
-        return nothing_to_show(ax, "This segment has no scores between every two layers.")
+        return nothing_to_show(ax, "This segment has no scores of pairs of layers.")
     names = short_names(source["pairs"]["layers"], 18)
     scores = scores[:-1, 1:]  # no map ends at the first layer, and none starts at the last
     image = ax.imshow(scores, norm=_NORM, cmap="cividis", interpolation="nearest", aspect="auto")
@@ -139,7 +140,7 @@ def pairs_plot(record: Mapping[str, Any]) -> Plot | None:
         "parentheses if null maps (the same displacements assigned to the wrong samples) score "
         "about as high, so that it is not evidence of an optimal map. Null maps are computed for "
         "single blocks and for the last column.",
-        f"Correlation scores between every two layers of {len(chosen)} segments.",
+        f"Correlation scores of all pairs of layers of {counted(len(chosen), 'segment')}.",
         draw,
         rows,
     )

@@ -12,6 +12,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from ..errors import ArgumentError
+from ..text import counted
 from .style import (
     CLASS_COLORS,
     COLORS,
@@ -65,7 +66,10 @@ def class_means(record: Any, segment: int = 0, ax: Axes | None = None) -> Axes:
         record = over_training(record)
     segments = record.get("segments") or []
     if not -len(segments) <= segment < len(segments):
-        raise ArgumentError(f"no segment {segment}; this record has {len(segments)} (from 0).")
+        raise ArgumentError(
+            f"no segment {segment}; this record has "
+            f"{counted(len(segments), 'segment')}, numbered from 0."
+        )
     view = segments[segment].get("view") or {}
     paths = np.array(view.get("class_means") or [], dtype=np.float64)  # (layers, classes, 2)
     if paths.ndim != 3 or not np.isfinite(paths).any():

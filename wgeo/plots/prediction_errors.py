@@ -108,8 +108,8 @@ def models_plot(record: Mapping[str, Any]) -> Plot | None:
         "Difference between each model's features and the network's: sample by sample (left: the "
         "unexplained fraction of a layer's variance), and as distributions (right: W2 divided by "
         "the root of the variance). 0 is a perfect prediction. The geodesic model is given the "
-        "first and last layer of every segment. Each stage has a separate line."
-        f"{not_drawn(record)}",
+        "first and last layer of every segment. Each stage has a separate line. "
+        f"{not_drawn(record)}".rstrip(),
         "Errors of " + ", ".join(MODELS[key][0] for key in keys) + " at every layer.",
         draw,
         rows,

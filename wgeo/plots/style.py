@@ -30,6 +30,7 @@ from ..errors import ArgumentError
 from ..geodesic.paths import LOW_RESOLUTION
 from ..results import Displayed
 from ..storage.records import as_json
+from ..text import stage_number
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -333,7 +334,7 @@ def stage_bands(ax: Axes, stages: Sequence[Any], *, labels: bool = False) -> Non
         shaded = not shaded and stages[start] is not None
         if labels and stages[start] is not None and len(set(stages)) > 1:
             ax.annotate(
-                f"stage {stages[start]}",
+                f"stage {stage_number(stages[start])}",
                 ((start + end - 1) / 2, 1.0),
                 xycoords=("data", "axes fraction"),
                 xytext=(0, 2),

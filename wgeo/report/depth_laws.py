@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ..text import stage_number
 from .parts import Plots, Record, figure_block, join, names_of
 from .text import DASH, general, plain, table, with_interval
 
@@ -50,10 +51,10 @@ def alignment(record: Record, plots: Plots) -> str:
         reset if comparison.get("reset_statistics") else "",
         figure_block(plots, "alignment"),
         table(
-            ("Blocks", "overlap", "of outputs", "of inputs", "at random", *_COUPLING, "slope"),
+            ("Blocks", "overlap", "of outputs", "of inputs", "by chance", *_COUPLING, "slope"),
             runs,
             f"Overlap of the {general(comparison.get('vectors'))} largest singular directions of "
-            "every two blocks, and coupling of adjacent blocks; 95 % intervals over "
+            "all pairs of blocks, and coupling of adjacent blocks; 95 % intervals over "
             f"{general(comparison.get('points'))} images.",
         ),
         table(
@@ -65,7 +66,7 @@ def alignment(record: Record, plots: Plots) -> str:
     )
 
 
-_COUPLING = ("coupling", "at random")
+_COUPLING = ("coupling", "by chance")
 
 
 def separation_law(record: Record, plots: Plots) -> str:
@@ -73,7 +74,7 @@ def separation_law(record: Record, plots: Plots) -> str:
     segments = (record.get("separation_law") or {}).get("segments") or []
     rows = [
         [
-            "all stages" if s.get("stage") is None else f"stage {s['stage'] + 1}",
+            "all stages" if s.get("stage") is None else f"stage {stage_number(s['stage'])}",
             f"{plain(s['layers'][0], 40)} to {plain(s['layers'][-1], 40)}",
             *(
                 with_interval(s.get(key), (s.get("intervals") or {}).get(key), 3)

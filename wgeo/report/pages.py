@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ..plots.composed import catalog
-from ..plots.depth import ROUNDING
+from ..plots.depth import ZERO_BELOW
 from ..plots.style import number, short
 from .assets import asset
 from .first_screen import first_screen
@@ -164,7 +164,7 @@ def _model_summary(record: Record) -> str:
 
 def _rounded(value: Any) -> str:
     """Format a model's metric; a value that is zero up to rounding is shown as 0."""
-    return "0" if 0 <= number(value) < ROUNDING else general(value)
+    return "0" if 0 <= number(value) < ZERO_BELOW else general(value)
 
 
 def _model(record: Record, key: str) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 from ..plots import style
 from ..plots.plot import Plot
 from ..plots.style import has_resolution, short_names
+from ..text import stage_number
 from .text import DASH, fixed, plain, with_interval
 
 Record = Mapping[str, Any]
@@ -59,7 +60,8 @@ def stage_ends(segment: Mapping[str, Any], layers: Sequence[Any]) -> Sequence[An
 def stage_title(segment: Mapping[str, Any], index: int, layers: Sequence[Any]) -> str:
     """Return ``Stage 2, stem → layer2.1``, or the number alone if the layers are unknown."""
     names = short_names([layer.get("name") for layer in stage_ends(segment, layers)], 20)
-    return f"Stage {index + 1}{', ' if names else ''}{' → '.join(names)}"
+    number = stage_number(segment.get("stage"), index)
+    return f"Stage {number}{', ' if names else ''}{' → '.join(names)}"
 
 
 def shapes(record: Record) -> list[str]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from typing import Any
 from urllib.parse import quote
 
 from ..plots.series import common_runs, runs_in
 from ..plots.style import number, segment_name, short
+from ..text import stage_number
 from .assets import asset
 from .first_screen import headline_box
 from .parts import (
@@ -92,7 +93,7 @@ def _compared(series: Record) -> str:
     count = max((len(row["segments"]) for row in rows), default=0)
     header = ["Analysis", "accuracy", term("NC1"), term("nearest mean", "nearest class mean")]
     for i in range(count):
-        stage = f"stage {i + 1}"
+        stage = f"stage {_stage_numbers(rows, i)}"
         header += [f"{term(stage, 'stage')}: {term('path')}", f"{stage}: {term('length ratio')}"]
     body = [[_linked(series, row), *_values(row, count)] for row in rows]
     body += [
@@ -108,6 +109,13 @@ def _compared(series: Record) -> str:
         "The analyses, followed by the differences from the first. Collapse is that of the last "
         "layer; 95 % intervals in brackets. Each name is a link to the report of its analysis.",
     )
+
+
+def _stage_numbers(rows: Sequence[Mapping[str, Any]], i: int) -> str:
+    """Return the number of the stage of the i-th segment, such as "2"; "1 or 2" if rows differ."""
+    segments = [row["segments"][i] for row in rows if i < len(row["segments"])]
+    numbers = {stage_number(segment.get("stage"), i) for segment in segments}
+    return " or ".join(map(str, sorted(numbers)))
 
 
 def _values(row: Mapping[str, Any], count: int) -> list[str]:

@@ -20,7 +20,7 @@ from .annealing import (
     require_epsilon,
     solve_itself,
 )
-from .entry import as_weights, on_one_device, require_one_space
+from .entry import as_weights, on_one_device, require_comparable
 from .kernel import Kernel, full_precision
 from .point_clouds import PointClouds
 
@@ -67,7 +67,7 @@ def sinkhorn_divergence(
         The marginal tolerance was not reached.
     """
     x, y = on_one_device(as_points(x, name="x"), as_points(y, name="y"))
-    require_one_space(x, y)
+    require_comparable(x, y)
     if not 0 < epsilon < math.inf:
         raise ArgumentError(f"epsilon must be a positive number, not {epsilon!r}.")
     weights = as_weights(a, len(x), "a"), as_weights(b, len(y), "b")

@@ -1,4 +1,4 @@
-"""`wasserstein`, the entry point of all solvers: check the inputs, then solve."""
+"""`wasserstein`, the entry point to all solvers, which checks the inputs first."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from ..errors import ArgumentError, FeatureError
 from .exact import Exact
 from .result import TransportResult
 
-_LARGEST = 1e120
+# Beyond it, or below its inverse, sums of products of squares could leave float64's range.
+_LARGEST_COORDINATE = 1e120
 
 
 @runtime_checkable
@@ -56,7 +57,7 @@ def wasserstein(
     ----------
     x : array_like, (n, d)
         NumPy or torch, on any device; rows are samples. One-dimensional input is n points on a
-        line. If the clouds are on different devices, the accelerator does the work.
+        line. If the clouds are on different devices, the computation runs on the accelerator.
     y : array_like, (m, d)
         The number of samples may differ from that of x, but the width must be the same.
     solver : Solver, optional
@@ -84,7 +85,7 @@ def wasserstein(
         The solver stopped before reaching its tolerance (see `Sinkhorn`'s ``on_failure``).
     """
     x, y = on_one_device(as_points(x, name="x"), as_points(y, name="y"))
-    require_one_space(x, y)
+    require_comparable(x, y)
     n, m = len(x), len(y)
     weights_a = as_weights(a, n, "a")
     weights_b = as_weights(b, m, "b")
@@ -109,8 +110,8 @@ def checked_solver(solver: Any) -> Solver:
     return solver  # type: ignore[no-any-return]
 
 
-def require_one_space(x: torch.Tensor, y: torch.Tensor) -> None:
-    """Raise an error if widths differ or squares of coordinates overflow float64."""
+def require_comparable(x: torch.Tensor, y: torch.Tensor) -> None:
+    """Raise an error if the widths differ, or if the coordinates are too large or too small."""
     d, width = x.shape[1], y.shape[1]
     if d != width:
         raise FeatureError(
@@ -121,15 +122,17 @@ def require_one_space(x: torch.Tensor, y: torch.Tensor) -> None:
         )
     extremes = [value for z in (x, y) for value in z.detach().aminmax()]  # abs() would copy
     largest = max(abs(float(value)) for value in extremes)
-    if largest > _LARGEST or 0 < largest < 1 / _LARGEST:
+    if largest > _LARGEST_COORDINATE or 0 < largest < 1 / _LARGEST_COORDINATE:
         raise FeatureError(
-            f"the largest coordinate is {largest:.1g}: its square is outside float64's range. "
-            "Rescale both clouds by one factor; W2 scales with it."
+            f"the largest coordinate is {largest:.1g}: distances are computed only if it is "
+            f"between {1 / _LARGEST_COORDINATE:.0e} and {_LARGEST_COORDINATE:.0e} (or 0), so that "
+            "products neither overflow nor underflow in float64. Multiply both clouds by one "
+            "factor; W2 is multiplied by it, too."
         )
 
 
 def as_weights(w: Any, n: int, name: str) -> Float[np.ndarray, " n"] | None:
-    """Return checked weights as float64 that sum to 1, or None if they are uniform."""
+    """Check weights and return them in float64 with sum 1, or None if they are uniform."""
     if w is None:
         return None
     values = np.asarray(as_numpy(w))
@@ -167,7 +170,8 @@ def _as_permutation(coupling: Any, n: int, m: int, uniform: bool) -> np.ndarray:
     if n != m or not uniform:
         raise ArgumentError(
             "a starting coupling needs clouds of equal size with uniform weights; here there are "
-            f"{n} and {m} samples{'' if uniform else ' with weights'}. Leave it out."
+            f"{n} and {m} samples{'' if uniform else ', with weights that are not uniform'}. "
+            "Leave it out."
         )
     values = np.asarray(as_numpy(coupling))
     if values.shape != (n,) or values.dtype.kind not in "iu":

@@ -1,4 +1,4 @@
-"""`distances`: W2 between all pairs of many clouds, each with its interval."""
+"""`distances`: W2 between all pairs of clouds, each with its interval."""
 
 from __future__ import annotations
 
@@ -25,7 +25,9 @@ from .result import Status, TransportResult
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Distances(Result):
-    """W2 between all pairs of clouds, as matrices with one row per cloud and one column per other.
+    """W2 between all pairs of clouds, as matrices.
+
+    There is one row per cloud, and one column per cloud that it is compared with.
 
     ``to_pandas()`` is a table with a row per pair: ``source``, ``target``, ``distance``, ``lower``,
     ``upper``, ``certified``; if the clouds are compared with themselves, each pair is listed once.
@@ -33,7 +35,7 @@ class Distances(Result):
     Attributes
     ----------
     names, other_names : tuple of str
-        Names of the rows and of the columns.
+        Names of the clouds in the rows and in the columns.
     distance : ndarray, (B, C)
         W2. Without `others` the matrix is symmetric, with zeros on the diagonal.
     lower, upper : ndarray, (B, C)
@@ -43,6 +45,7 @@ class Distances(Result):
     symmetric : bool
         Whether the clouds are compared with themselves.
     solver : str
+        Name of the solver.
     seconds : float
         Wall-clock time of all pairs together.
     """
@@ -82,7 +85,9 @@ class Distances(Result):
 
     def _description(self) -> str:
         pairs = [self.certified[pair] for pair in _pairs(self.distance.shape, self.symmetric)]
-        with_others = "" if self.symmetric else f" and {counted(len(self.other_names), 'other')}"
+        with_others = (
+            "" if self.symmetric else f" and {counted(len(self.other_names), 'other cloud')}"
+        )
         return (
             f"W2 between {counted(len(self.names), 'cloud')}{with_others}; "
             f"{sum(map(int, pairs))} of {counted(len(pairs), 'pair')} certified, by {self.solver} "
@@ -136,16 +141,18 @@ def distances(clouds: Any, others: Any = None, *, solver: Solver | None = None) 
     _require_one_width([*rows, *columns])
     symmetric = others is None
     indices = list(_pairs((len(rows), len(columns)), symmetric))
-    pairs = [
+    labeled_pairs = [
         (f"{rows[i].label} -> {columns[j].label}", rows[i].points, columns[j].points)
         for i, j in indices
     ]
     arrays = {id(cloud.points): cloud.points for cloud in (*rows, *columns)}
     nbytes = sum(array.nbytes for array in arrays.values() if not is_memmapped(array))
     values = np.zeros((4, len(rows), len(columns)))
-    values[3] = 1.0
+    values[3] = 1.0  # the diagonal is exact
     for (i, j), summary in zip(
-        indices, map_pairs(_summary, pairs, solver, feature_bytes=nbytes), strict=True
+        indices,
+        map_pairs(_distance_and_bounds, labeled_pairs, solver, feature_bytes=nbytes),
+        strict=True,
     ):
         values[:, i, j] = summary
         if symmetric:
@@ -176,14 +183,14 @@ def _clouds(value: Any, argument: str) -> list[_Cloud]:
     if isinstance(value, Trajectory):
         layers = value.layers
         return [_Cloud(layer.name, f"layer {layer.name!r}", layer.features) for layer in layers]
-    array = isinstance(value, np.ndarray | torch.Tensor)
+    is_array = isinstance(value, np.ndarray | torch.Tensor)
     if isinstance(value, Mapping):
         names, values = [str(name) for name in value], list(value.values())
-    elif (array and value.ndim != 3) or not (array or isinstance(value, Sequence)):
-        shape = f"an array of shape {tuple(value.shape)}" if array else type(value).__name__
+    elif (is_array and value.ndim != 3) or not (is_array or isinstance(value, Sequence)):
+        given = f"an array of shape {tuple(value.shape)}" if is_array else type(value).__name__
         raise ArgumentError(
             f"{argument} must be a list of clouds (n, d), an array (B, n, d), a mapping or a "
-            f"trajectory, not {shape}."
+            f"trajectory, not {given}."
         )
     else:
         names, values = [str(k) for k in range(len(value))], list(value)
@@ -213,6 +220,6 @@ def _pairs(shape: tuple[int, ...], symmetric: bool) -> Iterator[tuple[int, int]]
     return ((i, j) for i in range(rows) for j in range(i + 1 if symmetric else 0, columns))
 
 
-def _summary(result: TransportResult) -> tuple[float, float, float, bool]:
+def _distance_and_bounds(result: TransportResult) -> tuple[float, float, float, bool]:
     certified = result.status is Status.CERTIFIED
     return result.distance, result.lower, result.upper, certified

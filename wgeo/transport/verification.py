@@ -15,7 +15,7 @@ from ..results import Result
 from ..runtime.memory import limited_size
 from .all_pairs import find_violations
 from .arcs import Potentials
-from .entry import on_one_device, require_one_space
+from .entry import on_one_device, require_comparable
 from .exact import lower_bound
 from .geometry import Geometry
 from .kernel import full_precision
@@ -65,7 +65,7 @@ class Verification(Result):
 def verify(result: TransportResult, x: Any, y: Any) -> Verification:
     """Return what a result's plan and potentials prove; see `TransportResult.verify`."""
     x, y = on_one_device(as_points(x, name="x"), as_points(y, name="y"))
-    require_one_space(x, y)
+    require_comparable(x, y)
     for name, shape in _shapes(result):
         if shape != (len(x), len(y)):
             raise ArgumentError(

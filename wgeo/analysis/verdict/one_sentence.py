@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ...text import counted
+from ...text import counted, stage_number
 from .opening import silenced
 from .sentence import Record, Sentence, Strength
 from .wording import listed, percent
@@ -58,7 +58,8 @@ def _straightness(paths: Sequence[Sentence]) -> list[str]:
     if not paths[0].evidence:
         return ["straightness is not measured, because no two layers in a row share a space"]
     stages: dict[str, list[str]] = {}
-    for number, path in enumerate(paths, 1):
+    for i, path in enumerate(paths):
+        number = stage_number(path.evidence.get("stage"), i)
         stages.setdefault(_shape(path), []).append(str(number))
     if len(stages) > 1:
         shapes = [

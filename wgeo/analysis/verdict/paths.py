@@ -105,7 +105,11 @@ def _unmoved(segment: Record, subject: str, spread: float) -> Sentence:
 
 
 def _silent(segment: Record, words: str, evidence: dict[str, Any]) -> Sentence:
-    return Sentence("straightness", words, {"layers": ends(segment), **evidence}, "undecided")
+    return Sentence("straightness", words, {**_place(segment), **evidence}, "undecided")
+
+
+def _place(segment: Record) -> dict[str, Any]:
+    return {"layers": ends(segment), "stage": segment.get("stage")}
 
 
 def _judged_path(segment: Record, subject: str, centered: Record, terms: Terms) -> Sentence:
@@ -114,7 +118,7 @@ def _judged_path(segment: Record, subject: str, centered: Record, terms: Terms) 
     bound = centered.get("sqrt_moving_blocks") or segment.get("sqrt_moving_blocks")
     word, strength, names = _shape(segment, interval, bound)
     evidence = {
-        "layers": ends(segment),
+        **_place(segment),
         "length_ratio_centred": ratio,
         "interval": interval,
         "length_ratio": segment.get("length_ratio"),

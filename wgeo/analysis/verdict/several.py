@@ -11,7 +11,9 @@ from .wording import listed, percent, rounded
 
 
 def series_headline(rows: Sequence[Record], axis: str) -> Sentence:
-    """Return one sentence about the differences between the first and last analysis of a series.
+    """Return one sentence about what changes in a series.
+
+    It names the changes from first to last, or the ranges over several networks.
 
     Parameters
     ----------
@@ -21,23 +23,23 @@ def series_headline(rows: Sequence[Record], axis: str) -> Sentence:
         ``epoch`` for checkpoints of one training run, ``name`` for networks. For more than two
         networks, the sentence states ranges, since their order has no meaning.
     """
-    between = len(rows) > 2 and axis != "epoch"
-    changes = _ranges(rows) if between else _changes(rows[0], rows[-1])
-    if between:
+    as_ranges = len(rows) > 2 and axis != "epoch"
+    changes = _ranges(rows) if as_ranges else _changes(rows[0], rows[-1])
+    if as_ranges:
         start = f"Among these {len(rows)} networks"
     elif axis == "epoch":
         epochs = [f"{row['provenance']['epoch']:g}" for row in (rows[0], rows[-1])]
         start = f"From epoch {epochs[0]} to epoch {epochs[1]}"
     else:
         start = f"From {_name(rows[0])} to {_name(rows[-1])}"
-    words = f"{start} {listed(changes) if changes else 'nothing was measured in both'}"
-    guessing = [
+    words = f"{start}, {listed(changes) if changes else 'no measure can be compared'}"
+    at_chance = [
         f"epoch {row['provenance']['epoch']:g}" if axis == "epoch" else _name(row)
         for row in rows
         if (row.get("trust") or {}).get("at_chance")
     ]
-    if guessing:
-        words += f"; {listed(guessing)} {'is' if len(guessing) == 1 else 'are'} at chance"
+    if at_chance:
+        words += f"; the accuracy of {listed(at_chance)} is at chance"
     words += "."
     return Sentence("headline", words, {"analyses": len(rows), "axis": axis}, "suggested")
 
@@ -52,7 +54,7 @@ def _nc1(row: Record) -> Any:
 
 
 _MEASURES: tuple[tuple[str, Callable[[Record], Any], Callable[[float], str]], ...] = (
-    ("accuracy", lambda row: row.get("accuracy"), lambda value: percent(value)),
+    ("accuracy", lambda row: row.get("accuracy"), percent),
     ("NC1 at the last layer", _nc1, rounded),
 )
 
@@ -73,14 +75,17 @@ def _changes(first: Record, last: Record) -> list[str]:
 
 
 def _straighter(first: Record, last: Record) -> list[str]:
-    """State in how many stages the centered length ratio changes, by disjoint intervals."""
+    """Say in how many stages the path becomes straighter or less straight.
+
+    A change counts only if the two intervals of the centered length ratio are disjoint.
+    """
     segments = [row.get("segments") or [] for row in (first, last)]
     if len(segments[0]) != len(segments[1]):
         return []
-    outcomes = [_compared(*pair) for pair in zip(*segments, strict=True)]
+    outcomes = [_change(*pair) for pair in zip(*segments, strict=True)]
     comparable = [outcome for outcome in outcomes if outcome]
     parts = [
-        f"the path becomes {word} in {_stages(comparable.count(word), len(outcomes))}"
+        f"the path becomes {word} in {_stage_count(comparable.count(word), len(outcomes))}"
         for word in ("straighter", "less straight")
         if word in comparable
     ]
@@ -89,12 +94,13 @@ def _straighter(first: Record, last: Record) -> list[str]:
     return parts
 
 
-def _stages(number: int, total: int) -> str:
+def _stage_count(number: int, total: int) -> str:
     return f"{number} of {counted(total, 'stage')}"
 
 
-def _compared(first: Record, last: Record) -> str:
-    before, after = _ends(first), _ends(last)
+def _change(first: Record, last: Record) -> str:
+    """Return "straighter", "less straight", "unclear", or "" if an interval is missing."""
+    before, after = _length_ratio_interval(first), _length_ratio_interval(last)
     if not before or not after:
         return ""
     if after[1] < before[0]:
@@ -102,7 +108,7 @@ def _compared(first: Record, last: Record) -> str:
     return "less straight" if before[1] < after[0] else "unclear"
 
 
-def _ends(segment: Record) -> Any:
+def _length_ratio_interval(segment: Record) -> Any:
     """Return the ends of the interval of the centered length ratio, or an empty list."""
     ends = ((segment.get("centred") or {}).get("intervals") or {}).get("length_ratio") or []
     return [] if None in ends else ends

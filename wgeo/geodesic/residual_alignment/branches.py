@@ -52,7 +52,7 @@ class Visit:
     y: torch.Tensor
 
     @property
-    def stays(self) -> bool:
+    def keeps_space(self) -> bool:
         """Whether the output lies in the space of the input, with the samples on the first axis."""
         return self.x.shape == self.y.shape and self.spec.shortcut is None and self.x.ndim > 1
 

@@ -1,4 +1,4 @@
-"""`alignment`: residual Jacobians of all blocks at some points, compared block by block."""
+"""`alignment`: residual Jacobians of a network's blocks at some images, and their comparison."""
 
 from __future__ import annotations
 
@@ -42,21 +42,24 @@ def alignment(
 ) -> Alignment:
     """Measure whether the blocks of a network do the same thing to first order.
 
-    The residual Jacobian of a block a(x + F(x)) at a point x, without its shortcut,
+    The residual Jacobian of a block a(x + F(x)), with branch F and last activation a (which may be
+    the identity), is that of the block without its shortcut:
 
-        J = a'(x + F(x)) F'(x) = U S V^T,
+        J = a'(x + F(x)) F'(x).
 
-    is compared between blocks by the subspaces of its K largest singular triplets,
+    U, S and V are its K largest singular triplets. Blocks i and j are compared by two measures:
 
         overlap_uv(i, j) = ||U_i^T V_j||_F^2 / K
-
-    (residual alignment: Li and Papyan 2023, arXiv:2401.09018, RA2), by
-
         coupling(i, j) = || abs(U_j^T J_i V_j) - S_i ||_F / ||S_i||_F
 
-    (block coupling: Aubry, Meng, Sugolov and Papyan 2025, arXiv:2407.07810), and by the growth of
-    dt / s_k with depth (RA4), whose slope is 1 on a geodesic. The papers plot matrices; the overlap
-    and the slope are wgeo's summaries of them. All arithmetic is in float64.
+    A third measure is the growth of dt / s_k with depth, where s_k is a block's k-th singular value
+    and dt the fraction of the path's length that the block covers. Its slope is 1 along a geodesic
+    that expands, and -1 along one that contracts.
+
+    The overlap belongs to claim RA2 and the slope to claim RA4 of Li and Papyan (2023,
+    arXiv:2401.09018); the coupling is that of Aubry, Meng, Sugolov and Papyan (2025,
+    arXiv:2407.07810). The papers plot matrices; the overlap and the slope are wgeo's summaries of
+    them. All arithmetic is in float64.
 
     Parameters
     ----------
@@ -67,15 +70,16 @@ def alignment(
     vectors : int, optional
         K; by default 10, or the number of classes if that is less.
     points : int
-        Number of images, evenly spaced in their order.
+        Number of images at which J is computed, taken at even spacing from `images`.
     steps : int, optional
-        Maximum number of Lanczos steps per point and block, with two products each; default
-        4 K + 20.
+        Maximum number of Lanczos steps per point and block, each with two products by J or J^T;
+        default 4 K + 20.
     tolerance : float
         Stop the steps of a point once its `BlockJacobian.residual` is at most this.
     probes : int
-        Number of random sign vectors for share, participation and asymmetry, with three products
-        each. The values are exact if it is at least the dimension.
+        Number of random sign vectors that estimate a block's share, participation and asymmetry,
+        each with three such products. The values are exact if it is at least the dimension of the
+        features.
     jacobian : str
         ``residual``: J as above, of all features. ``branch``: F'(x) alone. ``pooled``: J between
         features that are constant over space (channels x channels), as global average pooling sees
@@ -87,7 +91,8 @@ def alignment(
     Returns
     -------
     Alignment
-        Blocks that change the space, and sums in the network's own forward method, are left out.
+        Blocks that change the feature space are left out, and so are residual sums that the
+        network's own forward method computes outside any block; ``left_out`` names them.
 
     Raises
     ------
@@ -126,28 +131,34 @@ def alignment(
     steps = 4 * count + 20 if steps is None else steps
     if steps <= count or tolerance < 0:
         raise ArgumentError("steps must be more than vectors, and tolerance at least 0.")
-    probe = sample(net, module, images)
-    specs = find_blocks(module, probe, layers)
+    small_batch = sample(net, module, images)
+    specs = find_blocks(module, small_batch, layers)
     x = inputs(net, images, np.unique(np.linspace(0, len(images) - 1, points).astype(np.int64)))
-    layouts = {} if kind in ("residual", "branch") else find_layouts(module, specs, "post", probe)
+    layouts = (
+        {} if kind in ("residual", "branch") else find_layouts(module, specs, "post", small_batch)
+    )
     block_calls, other_names = visits(module, x, specs)
-    left_out = dict.fromkeys(other_names, "a sum in a forward method, or a module that runs twice")
+    left_out = dict.fromkeys(
+        other_names, "its sum is in a forward method, or its module runs twice"
+    )
     left_out |= {
-        visit.spec.name: "it changes the feature space" for visit in block_calls if not visit.stays
+        visit.spec.name: "it changes the feature space"
+        for visit in block_calls
+        if not visit.keeps_space
     }
     settings = Settings(kind, index, layouts, count, steps, tolerance, probes, seed)
     runs = _runs(block_calls)
     blocks: list[BlockJacobian] = []
     pairs: list[PairAlignment] = []
     segments: list[SegmentAlignment] = []
-    first = 0
+    first_index = 0
     with differentiable_everywhere():
         for run in track(runs, "comparing residual Jacobians"):
-            comparison = Run(run, first, settings)
+            comparison = Run(run, first_index, settings)
             blocks += comparison.blocks()
             pairs += comparison.pairs()
             segments += [comparison.segment()] if len(run) > 1 else []
-            first += len(run)
+            first_index += len(run)
     return Alignment(
         tuple(blocks),
         tuple(pairs),
@@ -156,7 +167,7 @@ def alignment(
         vectors=count,
         points=len(x),
         left_out=left_out,
-        reset_statistics=_reset(module),
+        reset_statistics=_has_initial_statistics(module),
         seconds=time.perf_counter() - start_time,
     )
 
@@ -174,8 +185,8 @@ def _parse(jacobian: Any) -> tuple[str, int]:
     return kind, int(index) if separator else -1
 
 
-def _reset(module: nn.Module) -> bool:
-    """Return whether every batch normalization still has its initial statistics."""
+def _has_initial_statistics(module: nn.Module) -> bool:
+    """Return whether there is batch normalization and all of it has its initial statistics."""
     norms = [
         (part.running_mean, part.running_var)
         for part in module.modules()
@@ -188,12 +199,12 @@ def _reset(module: nn.Module) -> bool:
 
 
 def _runs(block_calls: Sequence[Visit]) -> list[list[Visit]]:
-    """Return the runs of blocks in one space, each block reading the output of the last."""
+    """Return the runs of consecutive blocks in one space, each reading the previous output."""
     runs: list[list[Visit]] = []
     previous: Visit | None = None
     for visit in block_calls:
-        if visit.stays:
-            if previous is None or not _follows(previous, visit) or not previous.stays:
+        if visit.keeps_space:
+            if previous is None or not _follows(previous, visit) or not previous.keeps_space:
                 runs.append([])
             runs[-1].append(visit)
         previous = visit
