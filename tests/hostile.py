@@ -640,7 +640,7 @@ def bad_weights() -> Iterator[tuple[str, bytes]]:
         {},
         {"state_dict": 3},
         {"state_dict": {"w": 3}},
-        [sound, sound],
+        [sound, {**sound, key: 2 * sound[key]}],
         (1, 2),
     ):
         yield f"holds {value!r:.30}", saved(value)

@@ -159,7 +159,7 @@ def test_metrics_and_record_of_a_solution():
         ({"labels": []}, "labels"),
         ({"labels": [0, -1]}, "negative"),
         ({"labels": [0.5, 1.0]}, "whole numbers"),
-        ({"method": "magic"}, "method is"),
+        ({"method": "magic"}, "method must be"),
         ({"method": "numerical", "restarts": 0}, "restarts"),
         ({"method": "numerical", "tolerance": -1.0}, "tolerance"),
     ],

@@ -410,7 +410,8 @@ def legend_of_figure(
     """Draw a legend below a figure, or at `loc`, in as many columns as fit its width."""
     width = figure.get_size_inches()[0]
     counts = range(min(len(names), max_columns), 1, -1)
-    columns = next((n for n in counts if _HINTED * _columns_width(names, n) <= width), 1)
+    hinted = 1 + _HINTING / figure.dpi
+    columns = next((n for n in counts if hinted * _columns_width(names, n) <= width), 1)
     legend(figure, handles, names, loc=loc, ncols=columns)
 
 
@@ -421,7 +422,7 @@ def _columns_width(names: Sequence[str], count: int) -> float:
 
 
 _BETWEEN_COLUMNS = 0.2  # inches
-_HINTED = 1.06  # factor by which the pixels of a coarse screen (80 dpi) widen a legend
+_HINTING = 4.8  # percent of its width, over dpi / 100, by which whole pixels widen a legend
 
 
 def _entry_width(name: str) -> float:
