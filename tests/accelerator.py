@@ -179,7 +179,7 @@ def _copy_from(source: torch.Tensor, target: torch.Tensor, *_: Any) -> torch.Ten
 
 
 _setup_privateuseone_for_python_backend(DEVICE)
-_library = torch.library.Library("aten", "IMPL")  # what creates tensors begins with one of these
-_library.impl("empty.memory_format", _empty, "PrivateUse1")
-_library.impl("empty_strided", _empty_strided, "PrivateUse1")
-_library.impl("_copy_from", _copy_from, "PrivateUse1")  # of lists, which `torch.tensor` reads
+_operators = torch.library.Library("aten", "IMPL")  # what creates tensors begins with one of these
+_operators.impl("empty.memory_format", _empty, "PrivateUse1")
+_operators.impl("empty_strided", _empty_strided, "PrivateUse1")
+_operators.impl("_copy_from", _copy_from, "PrivateUse1")  # of lists, which `torch.tensor` reads

@@ -18,9 +18,9 @@ from matplotlib.lines import Line2D
 from ..errors import ArgumentError, DependencyError, FeatureError
 from ..runtime.progress import track
 from ..storage.files import temporary_path, writable
-from ..text import counted
 from ..trajectory import Trajectory, as_trajectory
 from ..transport import Exact, wasserstein
+from .paths import segment_at
 from .style import CLASS_COLORS, MUTED, legend, new_figure, short, styled
 
 _PCA_ROWS = 1000  # samples that determine the plane; their Gram matrix is small at any width
@@ -82,12 +82,7 @@ def scene(
     """Prepare a segment of a trajectory for the animation; see `flow`."""
     traj = as_trajectory(traj)
     segments = traj.segments
-    if not -len(segments) <= segment < len(segments):
-        raise ArgumentError(
-            f"no segment {segment}; this trajectory has "
-            f"{counted(len(segments), 'segment')}, numbered from 0."
-        )
-    source = segments[segment]
+    source = segment_at(segments, segment, "trajectory")
     rng = np.random.default_rng(seed)
     rows = np.sort(rng.permutation(len(traj))[: max(2, samples)])
     arrays = [np.asarray(array[rows], dtype=np.float64) for array in source.arrays]

@@ -9,12 +9,11 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from .matrices import color_bar, frame_cells, write_in_cells
 from .plot import Plot, Row
-from .series import column_names
+from .series import name_analyses
 from .style import (
-    INK,
     as_record,
-    inches_wide,
     new_axes,
     new_figure,
     nothing_to_show,
@@ -48,22 +47,18 @@ def block_distances(series: Any, ax: Axes | None = None) -> Axes:
         100 * shares, vmin=0, vmax=100 * largest, cmap="cividis", interpolation="nearest"
     )
     ax.set_aspect("auto")
-    bar = image.figure.colorbar(image, ax=ax, fraction=0.05, label="% of its stage's length")
-    bar.outline.set_visible(False)
-    bar.ax.tick_params(length=0)
+    color_bar(image, ax, label="% of its stage's length")
     ax.set_yticks(range(len(names)), short_names(names, 18))
-    by_epoch = series["axis"] == "epoch"
-    rotation = 0 if by_epoch or shares.shape[1] <= 4 else 90
-    ax.set_xticks(range(shares.shape[1]), column_names(series), rotation=rotation)
-    ax.set_xlabel("epoch" if by_epoch else "")
-    ax.tick_params(length=0)
-    ax.spines[:].set_visible(False)
-    if inches_wide(ax) / shares.shape[1] >= _CELL:
-        for (i, j), share in np.ndenumerate(shares):
-            if np.isfinite(share):
-                color = INK if share > 0.6 * largest else "white"
-                text = f"{100 * share:.0f}"
-                ax.text(j, i, text, ha="center", va="center", fontsize=6, color=color)
+    name_analyses(ax, series, range(shares.shape[1]))
+    ax.set_xlabel("epoch" if series["axis"] == "epoch" else "")
+    frame_cells(ax)
+    write_in_cells(
+        ax,
+        shares,
+        lambda i, j: f"{100 * shares[i, j]:.0f}",
+        white_up_to=0.6 * largest,
+        inches=_CELL,
+    )
     return ax
 
 

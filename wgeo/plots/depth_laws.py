@@ -11,12 +11,11 @@ from matplotlib.figure import Figure
 
 from ..errors import ArgumentError
 from ..text import counted, stage_number
-from .paths import segment_style
+from .matrices import color_bar, frame_cells, write_in_cells
+from .paths import segment_at, segment_style
 from .plot import Plot, Row
 from .style import (
-    INK,
     as_record,
-    inches_wide,
     layer_axis,
     legend_below,
     log_if_positive,
@@ -46,7 +45,6 @@ OVERLAPS: dict[str, str] = {
 """Measures of `alignment`, and the titles of their panels."""
 
 _FIT_PREFIXES = {"separation": "", "compression": "compression_"}
-_CELL_INCHES = 0.27  # inches that a cell needs for its number
 
 
 @styled
@@ -158,30 +156,23 @@ def alignment(
     runs = (record.get("alignment") or {}).get("segments") or []
     if not runs:
         return nothing_to_show(ax, "This record has no consecutive blocks with residual Jacobians.")
-    if not -len(runs) <= segment < len(runs):
-        raise ArgumentError(
-            f"no segment {segment}; this record has "
-            f"{counted(len(runs), 'segment')}, numbered from 0."
-        )
-    run = runs[segment]
+    run = segment_at(runs, segment)
     values = _matrix(record["alignment"], run["blocks"], measure)
     image = ax.imshow(values, vmin=0, vmax=1, cmap="cividis", interpolation="nearest")
-    bar = image.figure.colorbar(image, ax=ax, fraction=0.05)
-    bar.outline.set_visible(False)
+    color_bar(image, ax, marks=True)
     names = short_names(run["blocks"], 18)
     ax.set_xticks(range(len(names)), names, rotation=90)
     ax.set_yticks(range(len(names)), names)
-    ax.tick_params(length=0)
-    ax.spines[:].set_visible(False)
+    frame_cells(ax)
     chance = run.get("chance_coupling" if measure == "coupling" else "chance")
     ax.set_title(OVERLAPS[measure], fontsize=8)
     ax.set_xlabel(f"by chance: {number(chance):.2g}")
-    if inches_wide(ax) / len(values) >= _CELL_INCHES:
-        for (i, j), value in np.ndenumerate(values):
-            if np.isfinite(value):
-                color = INK if value > 0.6 else "white"
-                label = f"{value:.2f}".replace("0.", ".", 1)
-                ax.text(j, i, label, ha="center", va="center", fontsize=6, color=color)
+    write_in_cells(
+        ax,
+        values,
+        lambda i, j: f"{values[i, j]:.2f}".replace("0.", ".", 1),
+        white_up_to=0.6,
+    )
     return ax
 
 

@@ -9,16 +9,14 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import BoundaryNorm
 from matplotlib.figure import Figure
-from matplotlib.image import AxesImage
 
-from ..errors import ArgumentError
 from ..geodesic.nulls import NEARLY_OPTIMAL, OPTIMAL, clearly_above
 from ..text import counted
+from .matrices import color_bar, frame_cells, write_in_cells
+from .paths import segment_at
 from .plot import Plot, Row
 from .style import (
-    INK,
     as_record,
-    inches_wide,
     new_axes,
     nothing_to_show,
     numbers,
@@ -28,9 +26,9 @@ from .style import (
     styled,
 )
 
-_CELL = 0.27  # inches that a cell needs for its number
 _STEPS = (0.0, 0.25, 0.5, 0.75, 0.9, NEARLY_OPTIMAL, OPTIMAL, 1.0)
 _NORM = BoundaryNorm(_STEPS, 256, extend="min")
+_BAR: dict[str, Any] = {"extend": "min", "ticks": _STEPS}
 
 
 @styled
@@ -55,9 +53,7 @@ def correlation_pairs(record: Any, segment: int = 0, ax: Axes | None = None) -> 
     segments = record.get("segments") or []
     if not segments:
         return nothing_to_show(ax, "This record has no segments.")
-    if not -len(segments) <= segment < len(segments):
-        raise ArgumentError(f"no segment {segment}; this record has {len(segments)} (from 0).")
-    source = segments[segment]
+    source = segment_at(segments, segment)
     ax.set_title(segment_name(source, segment % len(segments)))
     scores = _scores(source)
     if not np.isfinite(scores).any():
@@ -66,33 +62,20 @@ def correlation_pairs(record: Any, segment: int = 0, ax: Axes | None = None) -> 
     scores = scores[:-1, 1:]  # no map ends at the first layer, and none starts at the last
     image = ax.imshow(scores, norm=_NORM, cmap="cividis", interpolation="nearest", aspect="auto")
     if len(ax.get_figure(root=True).axes) == 1:  # type: ignore[union-attr]
-        _color_bar(image, ax)
+        color_bar(image, ax, **_BAR)
     ax.set_xticks(range(len(names) - 1), names[1:], rotation=90)
     ax.set_yticks(range(len(names) - 1), names[:-1])
-    ax.tick_params(length=0)
     ax.set_xlabel("to")
     ax.set_ylabel("from")
-    ax.spines[:].set_visible(False)
-    if inches_wide(ax) / len(scores) >= _CELL:
-        _write_scores(ax, scores, _lacks_power(source)[:-1, 1:])
+    frame_cells(ax)
+    lacks_power = _lacks_power(source)[:-1, 1:]
+
+    def label(i: int, j: int) -> str:
+        text = f"{scores[i, j]:.2f}".replace("-", "−").replace("0.", ".")
+        return f"({text})" if lacks_power[i, j] else text
+
+    write_in_cells(ax, scores, label, white_up_to=0.75)
     return ax
-
-
-def _color_bar(image: AxesImage, panels: Any) -> None:
-    """Draw one color bar for all panels of a figure."""
-    bar = image.figure.colorbar(image, ax=panels, extend="min", ticks=_STEPS, fraction=0.05)
-    bar.outline.set_visible(False)
-    bar.ax.tick_params(length=0)
-
-
-def _write_scores(ax: Axes, scores: np.ndarray, in_parentheses: np.ndarray) -> None:
-    """Print the score in every cell."""
-    for (i, j), value in np.ndenumerate(scores):
-        if np.isfinite(value):
-            text = f"{value:.2f}".replace("-", "−").replace("0.", ".")
-            label = f"({text})" if in_parentheses[i, j] else text
-            color = INK if value > 0.75 else "white"
-            ax.text(j, i, label, ha="center", va="center", fontsize=6, color=color)
 
 
 def _scores(segment: Mapping[str, Any], key: str = "corr_score") -> np.ndarray:
@@ -124,7 +107,7 @@ def pairs_plot(record: Mapping[str, Any]) -> Plot | None:
         for i, ax in zip(chosen, panels, strict=False):
             correlation_pairs(record, i, ax)
         if len(panels) > 1:  # a single panel has its own color bar
-            _color_bar(panels[0].images[0], panels)
+            color_bar(panels[0].images[0], panels, **_BAR)
         return figure
 
     def rows() -> list[Row]:

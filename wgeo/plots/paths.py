@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -65,12 +65,7 @@ def class_means(record: Any, segment: int = 0, ax: Axes | None = None) -> Axes:
     if training := "analyses" in record:
         record = over_training(record)
     segments = record.get("segments") or []
-    if not -len(segments) <= segment < len(segments):
-        raise ArgumentError(
-            f"no segment {segment}; this record has "
-            f"{counted(len(segments), 'segment')}, numbered from 0."
-        )
-    view = segments[segment].get("view") or {}
+    view = segment_at(segments, segment).get("view") or {}
     paths = np.array(view.get("class_means") or [], dtype=np.float64)  # (layers, classes, 2)
     if paths.ndim != 3 or not np.isfinite(paths).any():
         return nothing_to_show(ax, "This record has no plane of class means.")
@@ -89,6 +84,16 @@ def class_means(record: Any, segment: int = 0, ax: Axes | None = None) -> Axes:
     ax.set_title(segment_name(segments[segment], segment % len(segments)))
     _class_legend(ax, handles, class_names(record, view), "epoch" if training else "layer")
     return ax
+
+
+def segment_at(segments: Sequence[Any], index: int, source: str = "record") -> Any:
+    """Return a segment; raise `ArgumentError` if this `source` has no segment of that index."""
+    if not -len(segments) <= index < len(segments):
+        raise ArgumentError(
+            f"no segment {index}; this {source} has {counted(len(segments), 'segment')}, numbered "
+            "from 0."
+        )
+    return segments[index]
 
 
 def over_training(series: Mapping[str, Any]) -> dict[str, Any]:

@@ -181,19 +181,20 @@ def _network_value(row: Mapping[str, Any], measure: str) -> Any:
     return (layers[-1].get("collapse") or {}).get(measure)
 
 
-def column_names(series: Mapping[str, Any]) -> list[str]:
-    """Return the label of every analysis: its epoch, or its name."""
+def name_analyses(ax: Axes, series: Mapping[str, Any], at: Any) -> None:
+    """Label positions on the x-axis with the analyses' epochs, or with their names."""
     rows = series["analyses"]
     if series["axis"] == "epoch":
-        return [str(row["provenance"]["epoch"]) for row in rows]
-    return [short(row["name"], 18) for row in rows]
+        ax.set_xticks(at, [str(row["provenance"]["epoch"]) for row in rows])
+    else:
+        names = [short(row["name"], 18) for row in rows]
+        ax.set_xticks(at, names, rotation=90 if len(names) > 4 else 0)
 
 
 def _axis(ax: Axes, series: Mapping[str, Any], at: np.ndarray) -> None:
     if series["axis"] != "epoch":
-        names = column_names(series)
-        ax.set_xticks(at, names, rotation=90 if len(names) > 4 else 0)
-        ax.set_xlim(-0.5, len(names) - 0.5)
+        name_analyses(ax, series, at)
+        ax.set_xlim(-0.5, len(at) - 0.5)
         return
     ax.set_xscale("symlog", base=2, linthresh=1.0, linscale=0.6)
     ticks = [at[i] for i in thinned(len(at), 9)]
