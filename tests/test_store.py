@@ -582,7 +582,7 @@ class Paired:
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="no /proc here")
 def test_a_store_is_read_a_few_rows_at_a_time(tmp_path, monkeypatch):
-    n, d, count = 40_000, 256, 4  # 164 MB, of which nothing may hold half: a layer in float64
+    n, d, count = 60_000, 256, 3  # 184 MB; nothing may hold a layer in float64, 123 MB
 
     def stored(rows):
         columns = {f"features:{k}": Column("float32", d) for k in range(count)}
@@ -615,7 +615,7 @@ def test_a_store_is_read_a_few_rows_at_a_time(tmp_path, monkeypatch):
     measured(stored(4000))  # libraries warm up
     traj = stored(n)
     held = held_by(lambda: measured(traj))
-    assert held < n * d * 8  # blocks take 40 to 62 MB of any n
+    assert held < n * d * 8  # blocks take 40 to 85 MB of any n, as the allocator has it
     assert held_by(lambda: [np.array(layer.features) for layer in traj.layers]) > 0.5 * n * d * 16
 
 
