@@ -19,7 +19,8 @@ from test_transport import SOLVERS, clouds, every_solver
 
 import wgeo
 from wgeo.errors import ArgumentError, ConvergenceError, FeatureError, RecordError
-from wgeo.transport import Gaussian, Sinkhorn, Sliced, TransportResult, geometry, wasserstein
+from wgeo.storage.ownership import owned
+from wgeo.transport import Exact, Gaussian, Sinkhorn, Sliced, TransportResult, geometry, wasserstein
 
 few = settings(max_examples=10)
 
@@ -406,6 +407,93 @@ class TestDistances:
 
         wgeo.distances(rng.standard_normal((4, 6, 2)), solver=Counting(projections=2))
         assert len(calls) == 6
+
+    def test_layers_of_several_networks(self, rng):
+        labels = np.arange(10) % 2
+        nets = {
+            name: wgeo.Trajectory.from_arrays(list(rng.standard_normal((2, 10, 3))), labels)
+            for name in "ab"
+        }
+        found = wgeo.distances(nets)
+        (first, _), _ = (net.layers for net in nets.values())
+        assert found.names == ("a: layer0", "a: layer1", "b: layer0", "b: layer1")
+        want = wasserstein(first.features, nets["b"].layers[1].features).distance
+        assert found.distance[0, 3] == pytest.approx(want, rel=1e-12)
+        narrow = wgeo.Trajectory.from_arrays([rng.standard_normal((10, 2))] * 2, labels)
+        with pytest.raises(FeatureError, match=r"layer 'layer0' of 'narrow' 2: W2 needs"):
+            wgeo.distances({**nets, "narrow": narrow})
+
+    def test_an_interrupted_call_continues(self, rng, tmp_path, monkeypatch):
+        clouds, path = list(rng.standard_normal((4, 6, 2))), tmp_path / "w2" / "pairs.json"
+        calls = []
+
+        class Interrupted(Sliced):
+            def solve(self, *args, **kwargs):
+                calls.append(1)
+                if len(calls) == stop:
+                    raise KeyboardInterrupt
+                return super().solve(*args, **kwargs)
+
+        monkeypatch.setattr("wgeo.runtime.threads.torch.get_num_threads", lambda: 1)
+        solver, stop = Interrupted(projections=2), 4
+        with pytest.raises(KeyboardInterrupt):
+            wgeo.distances(clouds, solver=solver, store=path)
+        assert len(json.loads(path.read_text())["pairs"]) == 3
+        found = wgeo.distances(clouds, solver=solver, store=path)
+        assert len(calls) == 4 + 3
+        want = wgeo.distances(clouds, solver=Sliced(projections=2))
+        for name in ("distance", "lower", "upper", "certified"):
+            assert np.array_equal(getattr(found, name), getattr(want, name))
+        # Only what has changed is measured again: a cloud, or the solver.
+        clouds[0] = clouds[0] + 1
+        wgeo.distances(clouds, solver=solver, store=path)
+        assert len(calls) == 4 + 3 + 3
+        wgeo.distances(clouds, solver=Interrupted(projections=3), store=path)
+        assert len(calls) == 4 + 3 + 3 + 6
+        wgeo.distances(clouds, clouds, solver=solver, store=path)
+        assert len(calls) == 4 + 3 + 3 + 6 + 10  # the pairs in the other direction, and the same
+
+    def test_a_store_is_written_while_pairs_are_solved(self, rng, tmp_path, monkeypatch):
+        monkeypatch.setattr("wgeo.transport.solved_pairs._SECONDS", 0.0)
+        path, sizes = tmp_path / "pairs.json", []
+
+        class Watching(Sliced):
+            def solve(self, *args, **kwargs):
+                sizes.append(len(json.loads(path.read_text())["pairs"]) if path.exists() else 0)
+                return super().solve(*args, **kwargs)
+
+        monkeypatch.setattr("wgeo.runtime.threads.torch.get_num_threads", lambda: 1)
+        wgeo.distances(rng.standard_normal((3, 6, 2)), solver=Watching(projections=2), store=path)
+        assert sizes == [0, 1, 2]
+
+    @pytest.mark.parametrize("owner", ["stranger", "damaged"])
+    def test_a_file_that_is_no_store_is_not_replaced(self, rng, tmp_path, owner):
+        clouds, path = rng.standard_normal((3, 6, 2)), tmp_path / "pairs.json"
+        if owner == "damaged":
+            wgeo.distances(clouds, solver=Sliced(projections=2), store=path)
+        for text in ("mine", "[]", '{"pairs": {"a": [1, 2, 1, true]}}', '{"pairs": 3}'):
+            path.write_text(text)
+            with pytest.raises(RecordError, match=r"pairs\.json"):
+                wgeo.distances(clouds, solver=Sliced(projections=2), store=path)
+            assert path.read_text() == text
+        with pytest.raises(RecordError):
+            wgeo.distances(clouds, solver=Sliced(projections=2), store=tmp_path)
+        with owned(tmp_path) as folder:  # another kind of file that wgeo wrote
+            folder.write({"analysis.json": '{"schema": 2}'})
+        with pytest.raises(RecordError, match="does not contain distances"):
+            wgeo.distances(clouds, store=tmp_path / "analysis.json")
+
+    def test_a_store_needs_the_options_of_the_solver(self, rng, tmp_path):
+        class Unknown:
+            name = "unknown"
+
+            def solve(self, x, y, a=None, b=None, coupling=None):
+                return Exact().solve(x, y, a, b)
+
+        clouds = rng.standard_normal((2, 6, 2))
+        with pytest.raises(ArgumentError, match="__repr__"):
+            wgeo.distances(clouds, solver=Unknown(), store=tmp_path / "pairs.json")
+        assert wgeo.distances(clouds, solver=Unknown()).certified.all()
 
     def test_errors_name_the_cloud(self, rng):
         x, y = rng.standard_normal((4, 2)), rng.standard_normal((4, 3))

@@ -126,21 +126,21 @@ def solve_pairs(
     A pair is (name for error messages, x, y). `feature_bytes` is the memory already used by the
     features in this process.
     """
-    return map_pairs(lambda result: result, pairs, solver, feature_bytes=feature_bytes)
+    return map_pairs(lambda result, *_: result, pairs, solver, feature_bytes=feature_bytes)
 
 
 def map_pairs(
-    keep: Callable[[TransportResult], R],
+    keep: Callable[[TransportResult, np.ndarray, np.ndarray], R],
     pairs: Sequence[tuple[str, np.ndarray, np.ndarray]],
     solver: Solver,
     *,
     feature_bytes: int = 0,
 ) -> list[R]:
-    """Return ``keep(result)`` of each result of `solve_pairs`, so that no plan stays in memory."""
+    """Return ``keep(result, x, y)`` for each pair of `solve_pairs`: no plan stays in memory."""
     problems = [_Problem(*pair) for pair in pairs]
     distinct = {problem.key: problem for problem in problems}
     results = thread_map(
-        lambda problem: keep(_solve(problem, solver)),
+        lambda problem: keep(_solve(problem, solver), problem.x, problem.y),
         list(distinct.values()),
         "optimal transport",
         max_threads=_max_concurrent(

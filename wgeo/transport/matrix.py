@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ from .chain import map_pairs
 from .entry import Solver
 from .exact import Exact
 from .result import Status, TransportResult
+from .solved_pairs import PairSummary, SolvedPairs
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -95,7 +97,13 @@ class Distances(Result):
         )
 
 
-def distances(clouds: Any, others: Any = None, *, solver: Solver | None = None) -> Distances:
+def distances(
+    clouds: Any,
+    others: Any = None,
+    *,
+    solver: Solver | None = None,
+    store: str | os.PathLike[str] | None = None,
+) -> Distances:
     """Measure W2 between all pairs of clouds, each with an interval that contains it.
 
     Each pair is solved once, and several pairs are solved concurrently on the cores of the CPU;
@@ -105,11 +113,16 @@ def distances(clouds: Any, others: Any = None, *, solver: Solver | None = None) 
     ----------
     clouds : sequence of array_like, mapping, array_like (B, n, d), or Trajectory
         Clouds of one width, each (n_b, d), of any sizes. A mapping gives their names; the clouds
-        of a trajectory are its layers.
+        of a trajectory are its layers. A sequence or mapping may also contain trajectories, such
+        as those of several networks; the names are then ``network: layer``.
     others : like `clouds`, optional
         Clouds to compare with. By default, `clouds` are compared with each other.
     solver : Solver, optional
         Default `Exact`.
+    store : path, optional
+        A JSON file of solved pairs, created if needed. Pairs that it contains are not solved
+        again, so an interrupted call can be repeated, and clouds can be added. A pair is solved
+        again if a cloud, the solver, its options or the version of wgeo has changed.
 
     Returns
     -------
@@ -119,9 +132,12 @@ def distances(clouds: Any, others: Any = None, *, solver: Solver | None = None) 
     Raises
     ------
     ArgumentError
-        No clouds, or an array that is not (B, n, d).
+        No clouds, an array that is not (B, n, d), or a `store` with a solver whose `repr` does not
+        contain its options.
     FeatureError
         NaN, infinity, an empty cloud, or clouds of different widths; the message names the cloud.
+    RecordError
+        wgeo did not write the file `store`, or the file is damaged.
     WgeoError
         The solver failed. The error has the solver's type, and its message names the clouds.
 
@@ -141,19 +157,29 @@ def distances(clouds: Any, others: Any = None, *, solver: Solver | None = None) 
     _require_one_width([*rows, *columns])
     symmetric = others is None
     indices = list(_pairs((len(rows), len(columns)), symmetric))
+    solved = SolvedPairs(store, solver)
+    found = {(i, j): solved.get(rows[i].points, columns[j].points) for i, j in indices}
+    missing = [pair for pair, summary in found.items() if summary is None]
     labeled_pairs = [
         (f"{rows[i].label} -> {columns[j].label}", rows[i].points, columns[j].points)
-        for i, j in indices
+        for i, j in missing
     ]
     arrays = {id(cloud.points): cloud.points for cloud in (*rows, *columns)}
     nbytes = sum(array.nbytes for array in arrays.values() if not is_memmapped(array))
+
+    def keep(result: TransportResult, x: np.ndarray, y: np.ndarray) -> PairSummary:
+        certified = result.status is Status.CERTIFIED
+        summary = PairSummary(result.distance, result.lower, result.upper, certified)
+        solved.add(x, y, summary)
+        return summary
+
+    try:
+        summaries = map_pairs(keep, labeled_pairs, solver, feature_bytes=nbytes)
+    finally:  # after an interrupt, the next call continues here
+        solved.write()
     values = np.zeros((4, len(rows), len(columns)))
     values[3] = 1.0  # the diagonal is exact
-    for (i, j), summary in zip(
-        indices,
-        map_pairs(_distance_and_bounds, labeled_pairs, solver, feature_bytes=nbytes),
-        strict=True,
-    ):
+    for (i, j), summary in {**found, **dict(zip(missing, summaries, strict=True))}.items():
         values[:, i, j] = summary
         if symmetric:
             values[:, j, i] = summary
@@ -181,8 +207,7 @@ class _Cloud(NamedTuple):
 def _clouds(value: Any, argument: str) -> list[_Cloud]:
     """Return the clouds of an argument of `distances`, checked."""
     if isinstance(value, Trajectory):
-        layers = value.layers
-        return [_Cloud(layer.name, f"layer {layer.name!r}", layer.features) for layer in layers]
+        return _layers(value)
     is_array = isinstance(value, np.ndarray | torch.Tensor)
     if isinstance(value, Mapping):
         names, values = [str(name) for name in value], list(value.values())
@@ -196,10 +221,22 @@ def _clouds(value: Any, argument: str) -> list[_Cloud]:
         names, values = [str(k) for k in range(len(value))], list(value)
     if not values:
         raise ArgumentError(f"{argument} is empty: pass at least one cloud.")
-    labels = [f"{argument}[{name}]" for name in names]
+    found: list[_Cloud] = []
+    for name, points in zip(names, values, strict=True):
+        if isinstance(points, Trajectory):
+            found += _layers(points, name)
+        else:
+            label = f"{argument}[{name}]"
+            found.append(_Cloud(name, label, as_numpy(as_points(points, name=label))))
+    return found
+
+
+def _layers(traj: Trajectory, network: str | None = None) -> list[_Cloud]:
+    """Return the layers of a trajectory, and the network's name if there are several."""
+    prefix, of = ("", "") if network is None else (f"{network}: ", f" of {network!r}")
     return [
-        _Cloud(name, label, as_numpy(as_points(points, name=label)))
-        for name, label, points in zip(names, labels, values, strict=True)
+        _Cloud(f"{prefix}{layer.name}", f"layer {layer.name!r}{of}", layer.features)
+        for layer in traj.layers
     ]
 
 
@@ -218,8 +255,3 @@ def _pairs(shape: tuple[int, ...], symmetric: bool) -> Iterator[tuple[int, int]]
     """Return the pairs to solve: only those above the diagonal if the matrix is symmetric."""
     rows, columns = shape
     return ((i, j) for i in range(rows) for j in range(i + 1 if symmetric else 0, columns))
-
-
-def _distance_and_bounds(result: TransportResult) -> tuple[float, float, float, bool]:
-    certified = result.status is Status.CERTIFIED
-    return result.distance, result.lower, result.upper, certified
