@@ -14,7 +14,7 @@ from .reduced_ce import ReducedCE
 from .reduced_mse import ReducedMSE
 
 ReducedProblem = ReducedMSE | ReducedCE
-COARSE = 1e-4  # decrement at which starts are compared, which is about 1e-8 of the objective
+_COARSE = 1e-4  # decrement at which starts are compared: about 1e-8 of the objective
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,7 +66,7 @@ def multistart_newton(
         size = natural / np.sqrt(problem.shape[1])
         first = first + size * rng.standard_normal(problem.shape)
     starts = [first, *(size * rng.standard_normal(problem.shape) for _ in range(restarts))]
-    coarse = max(tolerance, COARSE)
+    coarse = max(tolerance, _COARSE)
     ends = [_descend_and_escape(problem, start, coarse) for start in starts]
     values = [end.point.value() for end in ends]
     best = int(np.argmin(values))
@@ -107,7 +107,7 @@ def _descend_and_escape(
 
 def _next_start(problem: ReducedProblem, point: Any, threshold: float) -> Matrix | None:
     """Return a point lower by more than `threshold`, if one is known."""
-    negative = point.alignment().most_negative()
+    negative = point.cross_moment().most_negative()
     if negative is not None and 2 * problem.mu * -negative[0] > threshold:
         axis = negative[1]
         axis = np.pad(axis, (0, problem.shape[1] - len(axis)))  # a bias is not reflected
