@@ -51,7 +51,7 @@ class Statistics:
     def of(cls, x: Sliceable, labels: Int[np.ndarray, " n"], classes: int) -> Statistics:
         """Form the statistics of samples (rows) and labels.
 
-        Samples are read in blocks of rows, except if there are fewer samples than features.
+        Samples are read in chunks of rows, except if there are fewer samples than features.
         """
         n, d = x.shape
         mean, y_mean = mean_of(x), np.bincount(labels, minlength=classes) / n

@@ -61,7 +61,7 @@ def multistart_newton(
     rng = rng or np.random.default_rng(0)
     first = problem.ridge() if start is None else start
     size = float(np.sqrt(np.mean(first**2)))
-    natural = (problem.mu / problem.weight_decay) ** 0.25  # W and H have equal penalties
+    natural = (problem.mu / problem.weight_decay) ** 0.25  # of W, if W and H have equal penalties
     if size < 1e-6 * natural:  # x and labels are uncorrelated: zero is a critical point, a saddle
         size = natural / np.sqrt(problem.shape[1])
         first = first + size * rng.standard_normal(problem.shape)
@@ -146,7 +146,7 @@ def certify_minimum(result: SearchResult, objective: float, tolerance: float) ->
         )
     wider = result.problem.padded()
     bound = _descend_and_escape(wider, result.problem.widen(point.w), tolerance).point.value()
-    bound = min(bound, point.value())  # its start
+    bound = min(bound, point.value())  # where the descent starts
     gap = point.value() - bound
     verdict: Literal["global", "undecided"] = (
         "global" if gap <= 1e-10 * abs(point.value()) else "undecided"
