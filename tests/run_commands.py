@@ -36,7 +36,7 @@ ELSEWHERE = {
     "wgeo demo": "make demo is a step of .ci/run",
     "sbatch": "takes a cluster",
     "python": "a benchmark, which takes a GPU; the tests run its code",
-    "wgeo sweep": "takes the checkpoints its file names; the tests run sweeps",
+    "wgeo sweep": "takes the checkpoints its file names; test_sweeps.py reads the files shown",
 }
 GIVEN = {"README.md"}  # run_readme.py runs its example, and holds what it prints
 BEFORE = {  # what a page takes as known

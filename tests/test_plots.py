@@ -25,11 +25,11 @@ from records import CIFAR, HOSTILE, damaged, sample_record, sample_series
 
 import wgeo
 from wgeo import plots
-from wgeo.errors import ArgumentError, DependencyError, FeatureError
+from wgeo.errors import ArgumentError, DependencyError, FeatureError, RecordError
 from wgeo.plots import style
 from wgeo.plots.animation import scene
 from wgeo.plots.composed import catalog
-from wgeo.plots.files import STEMS
+from wgeo.plots.files import SERIES_STEMS, STEMS, require_figures_writable
 from wgeo.report.parts import stage_title
 from wgeo.storage.ownership import MANIFEST
 from wgeo.trajectory import Trajectory
@@ -822,7 +822,9 @@ def test_a_panel_is_saved_at_its_size(tmp_path: Path, ending: str) -> None:
 def test_figure_that_cannot_be_saved_is_a_clear_error(tmp_path: Path) -> None:
     with pytest.raises(ArgumentError, match=r"writes \.png, \.svg, \.pdf; not \.eps"):
         plots.save(plots.axes(), tmp_path / "a.eps")
-    with pytest.raises(ArgumentError, match="no figures as eps; choose from png, svg, pdf, csv"):
+    with pytest.raises(
+        ArgumentError, match="figures cannot be written as eps; choose from png, svg, pdf, csv"
+    ):
         plots.figures(RECORD, tmp_path, endings=("svg", "eps"))
     assert not list(tmp_path.iterdir())
 
@@ -850,9 +852,27 @@ def test_new_record_removes_only_figures_of_the_old_one(tmp_path: Path) -> None:
     assert (tmp_path / "straightness.pdf").exists()  # no PDF was asked for
 
 
-def test_every_figures_name_is_known_before_it_is_drawn() -> None:
-    stems = {plot.stem for plot in catalog(sample_record((2, 2)))}
-    assert all(any(fnmatchcase(stem, known) for known in STEMS) for stem in stems)
+@pytest.mark.parametrize("series", [False, True])
+def test_every_figures_name_is_known_before_it_is_drawn(series: bool, tmp_path: Path) -> None:
+    stems = {plot.stem for plot in catalog(sample_series() if series else sample_record((2, 2)))}
+    assert {"block-distances", "profiles"} <= stems or not series
+    known = SERIES_STEMS if series else STEMS
+    assert all(any(fnmatchcase(stem, pattern) for pattern in known) for stem in stems)
+    for stem in stems:
+        (tmp_path / f"{stem}.svg").write_text("mine")
+        with pytest.raises(RecordError, match=stem):
+            require_figures_writable(tmp_path, series=series)
+        (tmp_path / f"{stem}.svg").unlink()
+
+
+def test_stale_figure_of_a_series_is_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    matrix = [plot for plot in catalog(sample_series()) if plot.stem == "block-distances"]
+    for current in (matrix, []):
+        monkeypatch.setattr("wgeo.plots.files.catalog", lambda _, drawn=current: drawn)
+        plots.figures({}, tmp_path, endings=("csv",))
+        assert (tmp_path / "block-distances.csv").exists() == bool(current)
 
 
 def test_data_does_not_depend_on_the_time_an_analysis_took(tmp_path: Path) -> None:

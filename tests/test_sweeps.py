@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import random
+import re
 import shlex
 import signal
+import tomllib
 from pathlib import Path
 
 import click
@@ -19,13 +22,13 @@ from command_line import run
 import wgeo
 import wgeo.analysis  # here, not anew in every forked process
 from wgeo import Trajectory
-from wgeo.analysis.plan import SETTINGS, AnalysisPlan, _sha256
+from wgeo.analysis.plan import SETTINGS, AnalysisPlan, _sha256, is_stored
 from wgeo.cli import gathering, main
 from wgeo.cli.analysis import analyze
 from wgeo.cli.gathering import folder_names
 from wgeo.cli.job import Job
 from wgeo.cli.options import given_settings
-from wgeo.cli.sweeps import read_config
+from wgeo.cli.sweeps import read_config, sweep
 from wgeo.errors import ArgumentError, CheckpointError
 
 
@@ -350,6 +353,38 @@ def test_an_analysis_done_before_there_were_plans_is_not_repeated():
     Path("sweep.toml").write_text(SWEEP)
     _, jobs = read_config(Path("sweep.toml"))
     assert {name: job.key for name, job in jobs.items()} == SWEEP_KEYS
+
+
+def sweep_examples():
+    """Every configuration of a sweep that a page or the command's help shows."""
+    root = Path(__file__).resolve().parents[1]
+    pages = [*(root / "docs").glob("*.md"), *root.glob("*.md"), *root.glob("experiments/**/*.md")]
+    shown = {page.name: re.findall(r"(?ms)^```toml\n(.*?)^```", page.read_text()) for page in pages}
+    shown["help"] = re.findall(r"(?m)^    out = (?:.*\n)+?(?=\n)", inspect.cleandoc(sweep.help))
+    return [(page, text) for page, texts in shown.items() for text in texts if "[[run]]" in text]
+
+
+def test_sweeps_are_shown_in_a_page_and_in_the_help():
+    assert {"scale.md", "help"} <= {page for page, _ in sweep_examples()}
+
+
+@pytest.mark.parametrize(("page", "text"), sweep_examples())
+def test_sweep_shown_gives_plans_of_its_checkpoints(page, text, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    patterns = [run["checkpoints"] for run in tomllib.loads(text)["run"]]
+    for pattern in np.hstack(patterns):
+        target = Path(pattern.replace("*", "epoch-0001"))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if target.suffix:
+            target.write_bytes(b"weights")
+        else:  # stored features
+            target.mkdir()
+    Path("sweep.toml").write_text(text)
+    _, jobs = read_config(Path("sweep.toml"))
+    assert len(jobs) == len(np.hstack(patterns)) > 1
+    assert {is_stored(job.target) for job in jobs.values()} == {False, True}
+    taps = {job.plan.reading.tap for job in jobs.values() if not is_stored(job.target)}
+    assert taps == {"post", "pre"}
 
 
 @pytest.mark.usefixtures("named_contents")

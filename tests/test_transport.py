@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 
 import numpy as np
 import ot
@@ -21,7 +22,7 @@ from scipy.optimize import linear_sum_assignment
 
 import wgeo
 from wgeo.errors import ArgumentError, ConvergenceError, FeatureError
-from wgeo.runtime.threads import thread_map
+from wgeo.runtime.threads import raise_if_interrupted, thread_map
 from wgeo.transport import Gaussian, Sinkhorn, Sliced, Status, chain, wasserstein
 from wgeo.transport.entry import on_one_device
 
@@ -412,6 +413,29 @@ class TestThreads:
         with pytest.raises(ArgumentError, match="no"):
             thread_map(work, list(range(10_000)), "")
         assert len(done) < 10_000
+
+    def test_after_an_error_an_item_ends_unless_it_asks_whether_it_is_needed(self):
+        started, release, last = threading.Barrier(3), threading.Event(), threading.Barrier(3)
+        ended = []
+
+        def work(what):
+            try:
+                started.wait(60)
+                if what == "fail":
+                    raise ArgumentError("no")
+                release.wait(60)
+                if what == "asks":
+                    raise_if_interrupted()
+                ended.append(what)
+            finally:
+                if what != "fail":
+                    last.wait(60)
+
+        with pytest.raises(ArgumentError, match="no"):
+            thread_map(work, ["fail", "asks", "does not ask", *range(100)], "")
+        release.set()  # the caller has not waited for the items
+        last.wait(60)
+        assert ended == ["does not ask"]
 
     def test_threads_do_not_affect_the_result(self, rng):
         traj = a_network(rng, widths=(3,) * 4, n=30)

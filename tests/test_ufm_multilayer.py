@@ -16,7 +16,7 @@ from wgeo.ufm.mufm import preconditioner
 from wgeo.ufm.mufm.escapes import saddle_direction
 from wgeo.ufm.mufm.newton import trust_region_newton
 from wgeo.ufm.mufm.preconditioner import EigenbasisInverse, LowRankInverse
-from wgeo.ufm.mufm.reduced_ce import ReducedCE
+from wgeo.ufm.mufm.reduced_ce import ReducedCE, residuals
 from wgeo.ufm.mufm.reduced_mse import ReducedMSE, Statistics
 from wgeo.ufm.mufm.search import multistart_newton
 
@@ -104,6 +104,48 @@ def test_derivatives_match_finite_differences(decay, rng):
         assert np.sum(problem.at(w).gradient() * v) == pytest.approx(slope, rel=1e-6)
         turn = (up.gradient() - down.gradient()) / 2e-5
         assert np.allclose(problem.at(w).hessian_product(v), turn, atol=1e-7)
+
+
+def test_cross_entropy_formulas_are_those_documented(rng):
+    """Gradient, certificate and curvature, with G = softmax(Z) - Y, not divided by N."""
+    x, labels = det_data(4, 5, 6)
+    n, mu, lw, lb = len(x), 0.2, 0.01, 0.3
+    point = ReducedCE(x, labels, mu, lw, lb).at(rng.normal(size=(4, 7)))
+    g, h, w = point.residual.T, point.last_layer.T, point.weights
+    assert np.allclose(h, x.T - w.T @ g / mu)
+    of_weights, of_bias = g @ h.T / n + lw * w, g.sum(1) / n + lb * point.w[:, -1]
+    assert np.allclose(point.gradient(), np.column_stack([of_weights, of_bias]))
+    certificate = np.linalg.norm(g, 2) / np.sqrt(n * lw * mu)
+    assert point.certificate() == pytest.approx(certificate)
+    # The curvature is the derivative of g in a = W x + b.
+    a, m, direction = x @ w.T + point.w[:, -1], w @ w.T / mu, rng.normal(size=(n, 4))
+    up, down = (residuals(a + step * direction, np.eye(4)[labels], m) for step in (1e-5, -1e-5))
+    along = np.einsum("nij,nj->ni", point.curvature, direction)
+    assert np.allclose((up - down) / 2e-5, along, atol=1e-8)
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.3, np.inf])
+def test_padded_problem_has_the_same_bias(decay, rng):
+    """Also if the mean has been subtracted from the samples."""
+    x, labels = det_data(4, 5, 6)
+    x = x + 3
+    stats = Statistics.of(x, labels, 4)
+    settings = {"mu": 0.2, "weight_decay": 0.01, "bias_decay": decay}
+    for problem in (ReducedCE.of(x, labels, stats, **settings), ReducedMSE(stats, **settings)):
+        w = rng.normal(size=problem.shape)
+        point, wider = problem.at(w), problem.padded().at(problem.widen(w))
+        assert wider.value() == pytest.approx(point.value())
+        assert np.allclose(wider.bias(), point.bias())
+
+
+@pytest.mark.parametrize(("product", "nonzero"), [(0.8, True), (1.2, False)])
+def test_classifier_vanishes_if_decay_times_strength_exceeds_one_over_k(product, nonzero, rng):
+    """For inputs near zero, as the grid of settings in `comparison.fitting` says."""
+    labels = np.arange(40) % 4
+    stats = Statistics.of(1e-3 * rng.normal(size=(40, 6)), labels, 4)
+    root = float(np.sqrt(product / 4))
+    found = multistart_newton(ReducedMSE(stats, root, root, 0.0), tolerance=1e-6)
+    assert (np.linalg.norm(found.point.w) > 0.1) == nonzero
 
 
 def clusters(rng, classes, n, d, spread=1.0):

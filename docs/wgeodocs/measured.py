@@ -45,7 +45,7 @@ def _question(question: Record) -> str:
     return f"**{title}, N = {question['samples']}, {pairs}**\n\n{_table(_HEAD, body)}{note}"
 
 
-_HEAD = ("Solver", "seconds", "CPU s", "against wgeo", "peak MiB", "error of W2²", "known gap")
+_HEAD = ("Solver", "seconds", "CPU s", "against wgeo", "peak MiB", "error of W2²", "reported error")
 
 
 def _solver(solver: str, rows: Sequence[Record], base: float) -> list[str]:

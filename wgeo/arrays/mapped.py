@@ -47,7 +47,7 @@ def anonymous_array(
 
 @contextmanager
 def _shared_file(size: int, folder: str | os.PathLike[str] | None) -> Iterator[IO[bytes] | None]:
-    """Return an anonymous temporary file shared by this host's processes, or None.
+    """Yield an anonymous temporary file that this host's processes share; None if they cannot.
 
     One process creates it; its name is removed as soon as the others have opened it.
     """

@@ -9,10 +9,10 @@ import torch
 
 from ..text import printable
 
-# Names of a mean and its standard deviation in torchattacks and most scripts, in RobustBench, and
-# in the robustness library.
+# Names of a mean and its standard deviation: in torchattacks and most scripts, in RobustBench, and
+# in the robustness library, respectively.
 _STD_OF_MEAN = {"mean": "std", "mu": "sigma", "new_mean": "new_std"}
-_PIXEL = 255.0
+_MAX_PIXEL = 255.0
 
 
 def normalizers(state: Mapping[str, torch.Tensor]) -> dict[str, str]:
@@ -35,28 +35,33 @@ def without_normalizers(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Te
 def normalization_of(
     state: Mapping[str, torch.Tensor], module: torch.nn.Module
 ) -> tuple[str | None, tuple[str, ...]]:
-    """Return the stored normalization as ``"mean,...;std,..."``, and notes about it.
+    """Return the stored normalization, and notes about it.
 
     Parameters
     ----------
     state : mapping of str to Tensor
-        As saved.
+        The state dict as saved.
     module : nn.Module
-        The network built from it: if it has such buffers, it normalizes pixels itself.
+        The network built from the state; a network with such buffers normalizes pixels itself.
 
     Returns
     -------
     spec : str or None
-        None if the file contains no normalization, or several different ones.
+        Text that `wgeo.data.normalization` reads, such as ``"0.5,0.5,0.5;0.25,0.25,0.25"`` (means;
+        standard deviations). ``"none"`` if the network normalizes pixels itself; None if the file
+        contains no normalization, or several different ones.
     notes : tuple of str
     """
     if built_in := normalizers(module.state_dict()):
         name = printable(next(iter(built_in)))
-        return "none", (f"it normalizes images itself ({name}): its input is pixels in [0, 1]",)
+        return "none", (
+            f"the network normalizes images itself ({name}): its input is pixels in [0, 1]",
+        )
     specs = {}
     for mean, std in normalizers(state).items():
         m, s = (state[each].detach().float().reshape(-1).numpy() for each in (mean, std))
-        scale = np.float32(_PIXEL if m.max() > 1 else 1)  # for pixels in [0, 255], as in mmcv
+        # Means of pixels in [0, 255] (as in mmcv) exceed 1.
+        scale = np.float32(_MAX_PIXEL if m.max() > 1 else 1)
         if np.isfinite([m, s]).all() and (s > 0).all() and m.shape == s.shape:
             specs[";".join(",".join(map(str, each / scale)) for each in (m, s))] = printable(mean)
     if len(specs) == 1:
@@ -64,7 +69,7 @@ def normalization_of(
         return spec, (f"images are normalized with {name} from the file",)
     if specs:
         names = ", ".join(specs.values())
-        return None, (f"it has several normalizations ({names}): pass `normalize=`",)
+        return None, (f"the file has several normalizations ({names}): pass `normalize=`",)
     return None, ()
 
 

@@ -171,7 +171,8 @@ def print_series(series: Series) -> None:
         column("tau of NC1", value("tau", "{:+.2f}"), 3, once=True),
     ]
     caption = (
-        "over k: the centered length over k runs of blocks, for networks of different depth. "
+        "over k: the centered length ratio over k runs of consecutive blocks, for networks of "
+        "different depth. "
         * over
         + "sqrt B: the length ratio that orthogonal steps of the same sizes would have. corr. is "
         "in parentheses if it is not clearly above that of null maps."

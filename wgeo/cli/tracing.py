@@ -35,7 +35,7 @@ from .root import command, say
     "--project",
     type=click.IntRange(min=1),
     metavar="K",
-    help="Project layers of more than K features onto K at random (Johnson-Lindenstrauss).",
+    help="Project layers of more than K features at random to K features (Johnson-Lindenstrauss).",
 )
 @network_options
 @partial(data_options, limit=0)
@@ -50,7 +50,7 @@ def trace(
     project: int | None,
     **_: Any,
 ) -> None:
-    """Store features before and after every block, one memory map per layer; resumable.
+    """Store features before and after every block, in one file per layer that is read as needed.
 
     If the command was killed or the disk was full, run it again: it resumes, and produces the same
     bytes. Open the result with `wgeo analyze DIR` or `wgeo.Trajectory.load(DIR)`.

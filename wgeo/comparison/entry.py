@@ -81,7 +81,7 @@ def compare(
 
     The baseline is the input with the same degrees of freedom, :math:`\bar h_l + g_l X Q_l`. Its
     ``r2`` is 0, and that of a perfect prediction is 1. Collapse metrics of a prediction depend only
-    on the times. Features are read in blocks of rows. For a stored trajectory, the features of the
+    on the times. Features are read in chunks of rows. For a stored trajectory, the features of the
     models are stored on disk too, in temporary files.
 
     Parameters

@@ -1,4 +1,4 @@
-"""MUFM's transport strength and weight decay, chosen by predictions of held-out samples."""
+"""MUFM's transport strength and weight decay, chosen for the best held-out predictions."""
 
 from __future__ import annotations
 
@@ -42,15 +42,19 @@ from .predictions import (
 from .procrustes import MAX_DIRECTIONS, Block, TargetSubspace, nuclear_norm
 from .result import ClassifierModel, HeldOut
 
-COARSE = 1e-3  # Newton's decrement during the search: features to about a thousandth
+# Newton's decrement at which the search stops; features are then accurate to about 0.1 %
+_SEARCH_TOLERANCE = 1e-3
 _TOLERANCE = 1e-6  # Newton's decrement of the final fit
-REFINEMENTS = 20  # evaluations after the grid
-# Grid of log10 sqrt(lw mu), whose threshold of collapse is 1 / K, and of log10 sqrt(lw / mu), about
-# the variance of the last layer over that of the first
+# Evaluations of Nelder-Mead after the grid; for a given classifier 4 times as many
+REFINEMENTS = 20
+# Grid of log10 sqrt(lw mu) and log10 (sqrt(lw / mu) / energy), with lw the weight decay and energy
+# the mean squared distance of the first layer's samples from their mean. With K balanced classes
+# and inputs near zero, the best W is zero if sqrt(lw mu) >= 1 / sqrt(K). The second number is about
+# the logarithm of the last layer's variance divided by the first layer's.
 GRID = [
     (strength, growth) for strength in (-1.3, -2.0, -3.0, -4.0) for growth in (-1.0, 0.0, 1.0, 2.0)
 ]
-LIMITS = ((-8.0, 1.0), (-6.0, 6.0))
+LIMITS = ((-8.0, 1.0), (-6.0, 6.0))  # of both logarithms during the refinement
 
 
 @dataclass(frozen=True)
@@ -62,7 +66,7 @@ class Settings:
 
     @classmethod
     def at(cls, logs: tuple[float, float], energy: float) -> Settings:
-        """Convert logarithms as in `GRID`; `energy` is the input's variance."""
+        """Convert logarithms as in `GRID`, for the energy of the first layer."""
         strength, growth = (
             float(np.clip(log, *limits)) for log, limits in zip(logs, LIMITS, strict=True)
         )
@@ -72,7 +76,10 @@ class Settings:
 
 @dataclass(frozen=True, eq=False)
 class Scorer:
-    """Scores a classifier on layers of other samples, at a cost independent of their number.
+    """Scores classifiers on the layers of samples to which they were not fitted.
+
+    The sums over samples are formed once, so that the cost of each further score does not depend on
+    the number of samples.
 
     Attributes
     ----------
@@ -92,7 +99,12 @@ class Scorer:
 
     @cached_property
     def _moments(self) -> tuple[np.ndarray, ...]:
-        """Sums over samples of products of x with itself, the labels and the layers."""
+        """Sums over samples, from which all scores are computed.
+
+        X is the first layer, Y the one-hot labels and H a later layer, all centered. In the
+        coordinates of the basis: X^T X, Y^T X and Y^T Y, and X^T H and Y^T H of every later layer.
+        Of all features: <X, X> followed by every <X, H>, and every <H, H>.
+        """
         first, classes = self.layers[0], int(self.labels.max()) + 1
         first_mean = mean_of(first)
         frequencies = np.bincount(self.labels) / len(self.labels)
@@ -124,10 +136,10 @@ class Scorer:
         return (xx, yx, yy, *sums)
 
     def unexplained_variance(self, w: Float[np.ndarray, "K r"], mu: float) -> float:
-        """Return the unexplained fraction of a layer's variance, as a mean over the layers.
+        """Return the unexplained fraction of variance, averaged over the layers.
 
-        The prediction X + t (H - X), H - X = (Y - X W^T - b) (W W^T + mu)^-1 W, is shifted and
-        scaled to fit; W is in coordinates of the basis.
+        The prediction of a layer is X + t (H - X), with H - X = (Y - X W^T - b) (W W^T + mu)^-1 W,
+        shifted and scaled to fit. W is in coordinates of the basis.
         """
         xx, yx, yy, x_layers, y_layers, with_first, sizes = self._moments
         pull = np.linalg.solve(w @ w.T + mu * np.eye(len(w)), w)
@@ -155,9 +167,9 @@ def choose_settings(
 ) -> Settings:
     """Search for the settings for which the classifier fitted to `stats` predicts `last` best.
 
-    `first` and `last` are layers of other samples. H is shifted, scaled and rotated to fit the last
-    layer M; the unexplained variance of M is then 1 - ||H^T M||_*^2 / (||H||^2 ||M||^2). A wide M
-    is restricted to its `TargetSubspace`.
+    `first` and `last` are layers of other samples than `stats`, if classes can be halved. H is
+    shifted, scaled and rotated to fit the last layer M; the unexplained variance of M is then
+    1 - ||H^T M||_*^2 / (||H||^2 ||M||^2). A wide M is restricted to its `TargetSubspace`.
     """
     x_mean, m_mean = mean_of(first), mean_of(last)
     target = TargetSubspace.of_layer(last, m_mean)
@@ -177,7 +189,9 @@ def choose_settings(
     def negative_explained(logs: tuple[float, float]) -> float:
         settings = Settings.at(logs, energy)
         problem = ReducedMSE(stats, settings.mu, settings.weight_decay, bias_decay=0.0)
-        end = trust_region_newton(problem.at, problem.ridge(), tolerance=COARSE, max_steps=60).point
+        end = trust_region_newton(
+            problem.at, problem.ridge(), tolerance=_SEARCH_TOLERANCE, max_steps=60
+        ).point
         w, pull = end.w, end.inverse @ end.w  # H - X = (Y - X W^T - b) A^-1 W
         forward = float(np.vdot(pull, yx - w @ xx))
         second = yy - yx @ w.T - w @ yx.T + w @ xx @ w.T
@@ -199,17 +213,20 @@ def choose_settings(
 def choose_classifier_model(
     scorer: Scorer, unit: Float[np.ndarray, "K d"], energy: float
 ) -> ClassifierModel:
-    """Search for the size of a classifier of norm 1, and mu, that explain the layers best."""
+    """Scale a classifier of norm 1, and choose mu, so that the model explains the layers best."""
 
     def model_at(logs: Sequence[float]) -> ClassifierModel:
-        size, strength = (10 ** float(np.clip(log, -6, 6)) for log in logs)
-        return ClassifierModel(unit * size / np.sqrt(energy), strength * size**2 / energy)
+        # The classifier's norm in units of 1 / sqrt(energy), and mu in units of the squared norm.
+        norm, mu = (10 ** float(np.clip(log, -6, 6)) for log in logs)
+        return ClassifierModel(unit * norm / np.sqrt(energy), mu * norm**2 / energy)
 
     def score(logs: Sequence[float]) -> float:
         model = model_at(logs)
         return scorer.unexplained_variance(model.w @ scorer.basis, model.mu)
 
-    grid = [(size, strength) for size in (-2.0, -1.0, 0.0, 1.0) for strength in (-2.0, -1.0, 0.0)]
+    grid = [
+        (log_norm, log_mu) for log_norm in (-2.0, -1.0, 0.0, 1.0) for log_mu in (-2.0, -1.0, 0.0)
+    ]
     best = min(grid, key=score)
     options = {"maxfev": 4 * REFINEMENTS, "xatol": 0.01, "fatol": 1e-6}
     optimum = minimize(lambda x: score(x.tolist()), best, method="Nelder-Mead", options=options)
@@ -231,9 +248,10 @@ class MUFMFit:
 
     Settings are chosen on half B of the samples, with the classifier fitted to half A. Then the
     halves are swapped: the classifier, the times and the layer fits come from B, and the held-out
-    scores from A, whose deeper layers have not been used. The solution uses all samples. If several
-    processes work together, only one of them fits MUFM, because a nearly degenerate minimizer (for
-    example with fewer features than classes) would depend on the rounding of distributed sums.
+    scores from A, of which only the first layer and the labels have been used. The solution uses
+    all samples. If several processes work together, only one of them fits MUFM, because a nearly
+    degenerate minimizer (for example with fewer features than classes) would depend on the rounding
+    of distributed sums.
 
     Raises
     ------
@@ -346,14 +364,14 @@ class MUFMFit:
 
 
 def _mean_and_energy(features: Sliceable) -> tuple[Float[np.ndarray, " d"], float]:
-    """Return the mean of the samples and their total variance."""
+    """Return the mean of the samples and their energy, the mean squared distance from it."""
     mean = mean_of(features)
     (total,) = sum_over_rows(lambda _, block: [float(np.sum((block - mean) ** 2))], features)
     return mean, total / features.shape[0]
 
 
 def random_half(labels: Int[np.ndarray, " n"], seed: int) -> np.ndarray | None:
-    """Return a mask of a random half of every class; None if a class has only one sample."""
+    """Return a mask of a random half of every class; None if a class has fewer than two samples."""
     if np.bincount(labels).min() < 2:
         return None
     order = np.random.default_rng(seed).permutation(len(labels))

@@ -44,15 +44,17 @@ def load_images(
         NumPy archive with keys ``x, y`` or ``x_train, y_train, x_test, y_test``; or
         ``folder:PATH``, an image folder ``class/image`` or ``split/class/image``, or a zip of one.
         The prefix may be omitted for an ``.npz``, a ``.zip`` or a folder. A folder may also
-        contain images and a table of their names and labels (or pass the ``.csv`` itself), files
-        downloaded by torchvision (``cifar-10-batches-py``, ``MNIST/raw``, ``stl10_binary``, SVHN),
-        or a Hugging Face data set (Parquet or ``save_to_disk``; needs ``wgeo[hf]``).
+        contain images and a table of their names and labels (the table, ``.csv`` or ``.tsv``, can
+        also be given itself), files downloaded by torchvision (``cifar-10-batches-py``,
+        ``MNIST/raw``, ``stl10_binary``, SVHN), or a Hugging Face data set (Parquet or
+        ``save_to_disk``; needs ``wgeo[hf]``).
     split : str, optional
         Name of the split in the source; None or ``all`` selects all. If the source has no splits,
         all of it is used and the result's ``split`` is None.
     limit : int, optional
-        Total number of images in a subset, balanced over the classes as far as possible; at
-        least two per class. For a given seed it is the same on any machine.
+        Total number of images in a subset, balanced over the classes as far as possible. It must
+        be at least twice the number of classes. A given seed selects the same subset on any
+        machine.
     seed : int
         Random seed of the subset.
     normalize : str or Normalization, optional
@@ -65,8 +67,8 @@ def load_images(
         Folder of torchvision's data sets; by default the environment variable ``WGEO_DATA``, else
         ``./data``.
     skip_broken : bool
-        Skip images of a folder or zip that cannot be decoded: `Images.skipped` names them and a
-        `WgeoWarning` reports their number. By default the first one raises an error.
+        Skip images that cannot be decoded, in a folder or a zip: `Images.skipped` names them and a
+        `WgeoWarning` reports their number. By default the first such image raises an error.
 
     Raises
     ------
@@ -79,17 +81,17 @@ def load_images(
     explicit = None if normalize is None else normalization(normalize)
     if limit is not None and as_count(limit, "limit") < 2:
         raise ArgumentError(
-            f"At least two samples are needed, not {limit}; a few hundred is better."
+            f"At least two samples are needed, not {limit}; a few hundred are better."
         )
     seed = as_count(seed, "seed")
     if size is not None and as_count(size, "size", 1) > _MAX_SIZE:
         raise ArgumentError(f"size must be at most {_MAX_SIZE} pixels, not {size}.")
     data = _open(source, split, root)
-    present = _classes(data.labels, data.name)
+    present = _count_classes(data.labels, data.name)
     if limit is not None and limit < 2 * present:
         raise ArgumentError(
             f"{limit} samples are too few for the {present} classes of {data.name}: within-class "
-            f"covariance needs two per class, so at least {2 * present}."
+            f"covariance needs two per class, that is, at least {2 * present} samples."
         )
     for note in data.notes:
         warnings.warn(f"{data.name}: {note}.", WgeoWarning, stacklevel=2)
@@ -97,7 +99,7 @@ def load_images(
     skipped: tuple[str, ...] = ()
     if skip_broken and data.broken is not None:
         rows, skipped = _without_broken(rows, data.broken(rows), data.name)
-        _classes(data.labels[rows], data.name)
+        _count_classes(data.labels[rows], data.name)
     x = data.fetch(rows, size)
     return Images(
         x,
@@ -112,7 +114,7 @@ def load_images(
     )
 
 
-def _classes(labels: np.ndarray, name: str) -> int:
+def _count_classes(labels: np.ndarray, name: str) -> int:
     """Return the number of classes that occur, which must be at least two."""
     present = len(np.unique(labels))
     if present < 2:
@@ -158,7 +160,7 @@ def _open(
         kind = path.suffix.lower().removeprefix(".")
     if kind not in _READERS:
         raise DataError(
-            f"{path} is not an .npz, a .zip, a folder of images, a .csv or a "
+            f"{path} is not an .npz, a .zip, a folder of images, a .csv, a .tsv or a "
             f".parquet. {advice_on(kind)}"
         )
     return _READERS[kind](path, split)

@@ -17,7 +17,7 @@ Parts = tuple[str, ...]
 Entry = tuple[Parts, str]  # the parts of a path, and the name for reading the file
 
 MAX_BYTES = 2**26  # of a table; a million rows take about half of it
-_MAX_TABLES = 50  # that are read
+_MAX_TABLES = 50  # number of tables that are read
 _LISTS = re.compile(
     r"(train|val|test)(_annotations|_list)?|(file_?)?list|labels|annotations|.*ground_truth.*|.*synset_labels.*"
 )
@@ -34,7 +34,19 @@ _SPLIT = ("split", "subset", "partition", "set")
 
 @dataclass(frozen=True, eq=False)
 class LabelTable:
-    """Labels of image files, as text, and all label values in the table."""
+    """Labels of images, as read from a table.
+
+    Attributes
+    ----------
+    labels : dict of str to str
+        Label of every image file that the table names.
+    values : set of str
+        All labels in the table, including those of missing images.
+    splits : dict of str to str
+        Split of every image file, if the table has a column of splits.
+    notes : tuple of str
+        Rows that were ignored, and why.
+    """
 
     labels: dict[str, str]
     values: set[str]
@@ -60,8 +72,8 @@ def labels_of(
     Raises
     ------
     DataError
-        No table names an image and one could not be read, or tables that name equally many
-        images disagree.
+        No table that can be read names an image, and there is one that cannot be read; or tables
+        that name equally many images disagree.
     """
     matches: list[tuple[str, LabelTable]] = []
     errors: list[DataError] = []
@@ -101,7 +113,7 @@ def _text(body: bytes, name: str) -> str:
 
 
 class _Finder:
-    """Finds image files by their names in a table."""
+    """Finds the image file that a table refers to: by path, or by name if only one has it."""
 
     def __init__(self, files: Iterable[Entry], folder: Parts) -> None:
         self.folder = folder
@@ -126,6 +138,7 @@ class _Finder:
 
 
 def _parse(find: _Finder, text: str, name: str) -> LabelTable:
+    """Parse a table: with a header of column names, of (file, label) rows, or a list of labels."""
     rows = _rows(text, name)
     if not rows:
         return LabelTable({}, set())

@@ -71,7 +71,7 @@ def trace(
         the pairs of a torch Dataset or DataLoader; a loader that shuffles is read in the order of
         its data set, with a warning.
     pool : str
-        See `pooling`; it is stored in the record.
+        How features are averaged over space: see `pooling`.
     tap : {"post", "pre"}
         Record a block's features after its final activation, or the sum before it.
     layers : sequence of str, optional
@@ -92,10 +92,10 @@ def trace(
     Raises
     ------
     FeatureError
-        No blocks were found, a layer is NaN (the message names it), or the images do not fit the
-        network.
+        No blocks were found, a layer contains NaN or infinite values (the message names the
+        layer), the images do not fit the network, or there are fewer than two.
     ArgumentError
-        The pool, tap, device or dtype is unknown.
+        The pool, tap, device or dtype is unknown, or the batch size is less than 1.
     RecordError
         The store contains features of another network, other images or other options, or its disk
         is full. Rows already written are kept.
@@ -128,15 +128,17 @@ def trace(
         labels = as_labels(images.y, len(images))
         _require_classes(probe_rows, labels)
         whole = whole_arrays(labels, _classifier(recorder, columns, stages[-1][0]))
-        row_job = _RowJob(recorder, images, normalization_for(net, images), target, projection)
+        row_writer = _RowWriter(
+            recorder, images, normalization_for(net, images), target, projection
+        )
         if store is None:
             sink = processes.raise_on_any(partial(_MemorySink, columns, len(images)))
-            row_job.write_to(sink, batch_size)
+            row_writer.write_to(sink, batch_size)
             arrays = {key: processes.all_reduce_sum(array) for key, array in sink.arrays.items()}
             return assemble({**arrays, **whole}, about)
         formats = {key: _column(row, dtype) for key, row in columns.items()}
         with _shared_store(store, job, len(images), formats) as writer:
-            row_job.write_to(writer, batch_size)
+            row_writer.write_to(writer, batch_size)
             processes.on_rank_zero(partial(writer.finish, about, whole))
     return Trajectory.load(store)
 
@@ -153,8 +155,8 @@ def stream(
 ) -> Iterator[tuple[dict[str, np.ndarray], np.ndarray, np.ndarray | None]]:
     """Follow labeled images as `trace` does, and yield the features of each batch.
 
-    ``wgeo.collapse(lambda: wgeo.stream(net, images))`` measures any number of images with memory
-    for one batch and the class means.
+    ``wgeo.collapse(lambda: wgeo.stream(net, images))`` measures any number of images and needs
+    memory only for one batch and the class means.
 
     Parameters
     ----------
@@ -260,7 +262,7 @@ class _MemorySink:
 
 
 @dataclass(frozen=True, eq=False)
-class _RowJob:
+class _RowWriter:
     """Computes the rows of images and writes them to a sink."""
 
     recorder: Recorder

@@ -1,4 +1,4 @@
-"""Untrained copies of networks, for comparison."""
+"""Untrained copies of networks: *fresh networks* in the glossary, ``reference="init"``."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def untrained(module: nn.Module, seed: int = 0) -> tuple[nn.Module, tuple[str, .
 
     The ``reset_parameters`` method of every module draws new weights from PyTorch's default
     initialization and resets batch statistics. The network's author may have used another
-    initialization, and parameters without such a method (a class token, a layer scale, a
+    initialization, and parameters that no such method resets (a class token, a layer scale, a
     parametrized weight) keep their trained values; if there is a checkpoint of epoch 0, it is the
     better reference.
 
@@ -52,18 +52,18 @@ def _reset(module: nn.Module) -> None:
     if callable(reset):
         try:
             reset()
-        except (TypeError, RuntimeError):  # the method needs arguments, or a hook hides it
+        except (TypeError, RuntimeError):  # it needs arguments, or fails: nothing was reset
             return
 
 
 def reestimate_statistics(module: nn.Module, batches: Iterable[torch.Tensor]) -> None:
     """Set the running statistics of batch normalization to those of `batches`, in one pass.
 
-    A randomly initialized network with reset statistics (mean 0, variance 1) is a different
-    function from the one at the start of training. During the pass each layer normalizes by the
-    batch's statistics and stores their average over batches; everything else, including dropout, is
-    in eval mode. Afterwards, modules are in their previous modes. Networks without running
-    statistics are unchanged.
+    In eval mode, a network whose running statistics are still those of a reset (mean 0, variance 1)
+    is not the function from which training starts, because in train mode batch normalization uses
+    the statistics of the batch. During the pass each batch normalization does so, and stores their
+    average over batches; everything else, including dropout, is in eval mode. Afterwards, modules
+    are in their previous modes. Networks without running statistics are unchanged.
 
     Parameters
     ----------

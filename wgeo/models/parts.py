@@ -24,8 +24,9 @@ ACTIVATIONS: Mapping[str, Callable[[], nn.Module]] = {
     "gelu": nn.GELU,
 }
 
-# He et al. 2015 for ReLU and similar functions; for sigmoid the inverse slope at zero, as in Glorot
-# and Bengio 2010 (with gain 1, six sigmoid layers never start to learn).
+# He et al. 2015 for ReLU and similar functions; 5 / 3 as usual for tanh; for sigmoid the inverse of
+# the slope at zero, as in Glorot and Bengio 2010 (with gain 1, six sigmoid layers never start to
+# learn).
 _GAINS = {
     "linear": 1.0,
     "relu": 2**0.5,
@@ -38,13 +39,16 @@ _GAINS = {
 
 
 class Block(nn.Module):
-    """A module that is one map between two layers; wgeo finds such modules by this class.
+    """A module that is one map between two layers.
+
+    Residual blocks are recognized by what they compute, whatever their class. Plain blocks, which
+    add nothing to their branch, are recognized by this class.
 
     Attributes
     ----------
     shortcut : nn.Module or None
         The map whose output the block adds to its branch: ``nn.Identity``, or a module that
-        changes the space. None in a plain block, which adds nothing. Set it in ``__init__``.
+        changes the space. None in a plain block. Set it in ``__init__``.
     """
 
     shortcut: nn.Module | None
@@ -87,7 +91,10 @@ def initialize(module: nn.Module, activation: str) -> None:
 
 
 def usual_head(module: nn.Module) -> tuple[str, nn.Linear] | None:
-    """Return the outermost linear layer that has a usual classifier name, if it is unique."""
+    """Return the name of the outermost linear layer with a usual classifier name, and the layer.
+
+    Its full name may have a prefix. Return None if there is not exactly one.
+    """
     layers = [
         (name, part)
         for name, part in module.named_modules()
@@ -99,10 +106,11 @@ def usual_head(module: nn.Module) -> tuple[str, nn.Linear] | None:
 
 
 def head_of(module: nn.Module) -> tuple[str, nn.Linear] | None:
-    """Return a network's classifier and its name, without running the network.
+    """Return the name of a network's classifier and the layer, without running the network.
 
-    It is the only linear layer directly in the network that has a usual name, if there is exactly
-    one; otherwise it is the linear layer that was registered last.
+    The classifier is the linear layer that `usual_head` returns, if its full name is a usual one
+    (such as ``fc`` or ``head.fc``); otherwise it is the linear layer that was registered last.
+    Return None if there is no linear layer, or the network was loaded without its head.
     """
     if getattr(module, _HEADLESS, False):
         return None
@@ -122,7 +130,7 @@ def without_head(module: nn.Module, name: str) -> nn.Module:
 
 
 def tables_in(output: Any) -> list[torch.Tensor]:
-    """Return the tensors (n, k) in a network's output, those named ``logits`` first."""
+    """Return the tensors of shape (n, k) in a network's output, one named ``logits`` first."""
     if isinstance(output, torch.Tensor):
         return [output] if output.ndim == 2 else []
     named = output.get("logits") if isinstance(output, dict) else getattr(output, "logits", None)
@@ -133,9 +141,9 @@ def tables_in(output: Any) -> list[torch.Tensor]:
 
 
 def logits_of(module: nn.Module, output: Any) -> torch.Tensor | None:
-    """Return the first tensor (n, k) in a network's output, one named ``logits`` if there is one.
+    """Return the tensor named ``logits`` in a network's output, or the first of shape (n, k).
 
-    None if there is none, or the network was loaded without its head.
+    Return None if there is no such tensor, or the network was loaded without its head.
     """
     tables = tables_in(output)
     return tables[0] if tables and not getattr(module, _HEADLESS, False) else None

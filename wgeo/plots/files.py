@@ -25,12 +25,13 @@ from .composed import catalog
 from .plot import Plot, as_csv
 from .style import styled
 
+# File names, without extension, of the figures of one analysis, as glob patterns; and of a series
 STEMS = (
     *("collapse", "models", "distances", "straightness", "class-means-[0-9]*"),
     *("sample-sizes", "gradient-maps", "correlation-pairs"),
     *("separation-law", "alignment"),
 )
-SERIES_STEMS = ("over", "profiles", "class-means-training")
+SERIES_STEMS = ("over", "profiles", "block-distances", "class-means-training")
 _DEFAULT_ENDINGS = ("png", "svg", "csv")
 
 
@@ -42,7 +43,8 @@ def names_of(plots: Iterable[Plot], endings: Sequence[str] = _DEFAULT_ENDINGS) -
 def require_figures_writable(folder: str | os.PathLike[str], *, series: bool = False) -> None:
     """Raise RecordError if a file that wgeo did not write has the name of a figure.
 
-    The names of all possible figures are checked, so that it can be called before the analysis.
+    The names of all possible figures are checked, so that this function can be called before the
+    analysis.
 
     Raises
     ------
@@ -53,9 +55,12 @@ def require_figures_writable(folder: str | os.PathLike[str], *, series: bool = F
     require_writable(folder, *(f"{stem}.{ending}" for stem in stems for ending in _DEFAULT_ENDINGS))
 
 
-def current_files(record: Mapping[str, Any], folder: Path, source: Path) -> list[Path] | None:
-    """Return the files of a record's figures; None if one is missing or older than the record."""
-    written = source.stat().st_mtime_ns
+def current_files(record: Mapping[str, Any], folder: Path, record_file: Path) -> list[Path] | None:
+    """Return the files of a record's figures, if all of them are current.
+
+    Return None if one is missing, is a link, or is older than the record's file.
+    """
+    written = record_file.stat().st_mtime_ns
     files = [folder / name for name in names_of(catalog(record))]
     regular = all(file.is_file() and not file.is_symlink() for file in files)
     return files if regular and all(f.stat().st_mtime_ns >= written for f in files) else None
@@ -92,7 +97,7 @@ def figures(
     """
     if unknown := sorted(set(endings) - set(ENDINGS)):
         raise ArgumentError(
-            f"no figures as {', '.join(unknown)}; choose from {', '.join(ENDINGS)}."
+            f"figures cannot be written as {', '.join(unknown)}; choose from {', '.join(ENDINGS)}."
         )
     plots = catalog(source)
     written: list[Path] = []
@@ -173,11 +178,12 @@ def save(drawn: Axes | Figure, path: str | os.PathLike[str], *, dpi: int = 300) 
     Parameters
     ----------
     drawn : Axes or Figure
-        The axes that a panel returned, or their figure.
+        The axes that a function of `wgeo.plots` returned, or their figure.
     path : path
         File name with the extension ``.pdf``, ``.svg`` or ``.png``.
     dpi : int
-        Resolution of a PNG. 300 is usual for print; ``axes("slide")`` at 343 is 1920 pixels wide.
+        Resolution of a PNG. 300 is usual for print. A figure of ``axes("slide")`` is 1920 pixels
+        wide if it is saved with ``dpi=343``.
 
     Returns
     -------

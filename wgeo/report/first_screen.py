@@ -10,7 +10,7 @@ import numpy as np
 
 from ..geodesic.paths import LOW_RESOLUTION
 from ..plots.style import clean, numbers
-from .parts import Record, centered, correlation, join, shapes, stage_ends, stage_title
+from .parts import Record, centered, correlation, join, path_descriptions, stage_ends, stage_title
 from .text import DASH, escaped, fixed, general, percent, plain, sentence, table, term
 
 
@@ -146,7 +146,7 @@ def _glance(record: Record) -> str:
         for layer in layers[:1]
         if layer.get("stage") is None
     ]
-    for i, (segment, shape) in enumerate(zip(segments, shapes(record), strict=True)):
+    for i, (segment, shape) in enumerate(zip(segments, path_descriptions(record), strict=True)):
         rows.append(
             [
                 plain(stage_title(segment, i, layers)),

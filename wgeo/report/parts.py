@@ -1,4 +1,4 @@
-"""Building blocks of the pages of a report."""
+"""Parts of the pages of a report: figures, titles, and numbers as they are printed."""
 
 from __future__ import annotations
 
@@ -17,6 +17,10 @@ Plots = Mapping[str, Plot]
 
 
 def figure_block(plots: Plots, stem: str, *, caption: bool = True) -> str:
+    """Return a figure directive with links to its files; empty if there is no such figure.
+
+    `stem` is the name of the figure's files without their extension.
+    """
     plot = plots.get(stem)
     if plot is None:
         return ""
@@ -35,19 +39,21 @@ def join(*parts: str) -> str:
 
 
 def names_of(items: Sequence[Mapping[str, Any]], key: str) -> list[str]:
+    """Return the names that items have under `key`, shortened and escaped."""
     return [plain(name) for name in short_names([item.get(key) for item in items], 40)]
 
 
 def layer_title(name: Any) -> str:
-    """Return a layer's name, or for the output of a shortcut a description."""
+    """Return a layer's name, or a description if the layer is the output of a shortcut."""
     block, _, child = str(name).rpartition(".")
     return f"input of {block}, mapped by its shortcut" if block and child == "shortcut" else name
 
 
 def stage_ends(segment: Mapping[str, Any], layers: Sequence[Any]) -> Sequence[Any]:
-    """Return the input of a segment's first block and the output of its last; () if unknown.
+    """Return the layers before a segment's first block and after its last; () if unknown.
 
-    The input is the previous layer if the segment begins with the output of a shortcut.
+    They are entries of `layers`, a record's list. The first is the layer before the segment if the
+    segment begins with the output of a shortcut.
     """
     names = segment.get("layers") or []
     positions = {layer.get("name"): i for i, layer in enumerate(layers)}
@@ -58,24 +64,27 @@ def stage_ends(segment: Mapping[str, Any], layers: Sequence[Any]) -> Sequence[An
 
 
 def stage_title(segment: Mapping[str, Any], index: int, layers: Sequence[Any]) -> str:
-    """Return ``Stage 2, stem → layer2.1``, or the number alone if the layers are unknown."""
+    """Return ``Stage 2, layer1.2 → layer2.2``; the number alone if the layers are unknown."""
     names = short_names([layer.get("name") for layer in stage_ends(segment, layers)], 20)
     number = stage_number(segment.get("stage"), index)
     return f"Stage {number}{', ' if names else ''}{' → '.join(names)}"
 
 
-def shapes(record: Record) -> list[str]:
-    """Return the shape of each segment's path according to the verdict, or a dash."""
+def path_descriptions(record: Record) -> list[str]:
+    """Describe each segment's path as the verdict does; a dash if it says nothing about the path.
+
+    A description is a category, such as "bent", "between" two categories, or "undecided".
+    """
     by_ends = {
         tuple(s["evidence"].get("layers") or ()): s["evidence"].get("shape")
         for s in record.get("verdict") or []
         if s.get("claim") == "straightness" and s.get("evidence")
     }
     ends = [segment.get("layers") or [None] for segment in record.get("segments") or []]
-    return [_shape(by_ends.get((names[0], names[-1]))) for names in ends]
+    return [_path_description(by_ends.get((names[0], names[-1]))) for names in ends]
 
 
-def _shape(names: Any) -> str:
+def _path_description(names: Any) -> str:
     if not isinstance(names, list):
         return DASH
     text = " and ".join(plain(name) for name in names)
@@ -83,11 +92,12 @@ def _shape(names: Any) -> str:
 
 
 def interval(item: Mapping[str, Any], key: str) -> Any:
+    """Return the interval of the value that an item has under `key`, or None."""
     return (item.get("intervals") or {}).get(key)
 
 
 def score(item: Mapping[str, Any]) -> str:
-    """Return the OT score, in parentheses if the sample's resolution is too low."""
+    """Return the OT score, in parentheses unless the resolution is known to be sufficient."""
     text = fixed(item.get("ot_score"), 4)
     return text if text == DASH or has_resolution(item) else f"({text})"
 
@@ -99,13 +109,13 @@ def correlation(item: Mapping[str, Any]) -> str:
 
 
 def highest_null(item: Mapping[str, Any]) -> str:
-    """Return the highest certified bound on the correlation scores of null maps."""
+    """Return the highest certified upper bound on the correlation scores of null maps."""
     return fixed(style.highest_null(item), 3)
 
 
 def centered(item: Mapping[str, Any], key: str, decimals: int = 2) -> str:
     """Return a measure of the centered path with its interval."""
-    measures = item.get("centred") or {}
+    measures = item.get("centred") or {}  # the record's key is spelled like this
     return with_interval(measures.get(key), interval(measures, key), decimals)
 
 

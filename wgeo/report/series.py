@@ -21,8 +21,8 @@ from .parts import (
     highest_null,
     interval,
     join,
+    path_descriptions,
     score,
-    shapes,
 )
 from .scrubber import scrubber
 from .text import (
@@ -125,7 +125,7 @@ def _values(row: Mapping[str, Any], count: int) -> list[str]:
         general(last.get("nc1")),
         percent(last.get("ncc_accuracy")),
     ]
-    for segment, shape in zip(row["segments"], shapes(row), strict=True):
+    for segment, shape in zip(row["segments"], path_descriptions(row), strict=True):
         cells += [shape, centered(segment, "length_ratio")]
     return cells + [DASH] * (2 * (count - len(row["segments"])))
 

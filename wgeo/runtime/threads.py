@@ -16,7 +16,7 @@ from .progress import track
 T = TypeVar("T")
 R = TypeVar("R")
 
-_GRACE = 1.0  # seconds for which interrupted threads are waited for
+_GRACE = 1.0  # seconds to wait for interrupted threads, all together
 _POLL = 0.2  # seconds between two checks for an interrupt
 _MUCH_WORK = 10**10  # floating-point operations from which several threads are faster
 _local = threading.local()
@@ -39,16 +39,17 @@ def thread_map(
     """Return ``[work(item) for item in items]``, computed by a pool of threads.
 
     The pool has as many threads as torch may use, at most `max_threads`, and torch's own threads
-    are divided among them. The first error, or Ctrl-C, interrupts the others: immediately if `work`
-    calls `raise_if_interrupted`, otherwise when a call into compiled code returns. The threads are
-    daemons, so neither the caller nor the interpreter's exit waits for such a call. On a GPU, or
-    if several processes share the work, items are computed one after the other.
+    are divided among them. After the first error, or Ctrl-C, every other thread stops at its next
+    call of `raise_if_interrupted`, or else when its item is finished. The caller waits for the
+    others for at most a second, and the interpreter's exit does not wait, because the threads are
+    daemons. If a GPU is available, or several processes share the work, items are computed one
+    after the other.
 
     `what` is the description on the progress bar.
     """
     cores = torch.get_num_threads()
     threads = min(cores, len(items), max_threads or cores)
-    # On a GPU one item at a time is fastest, and collective operations need a common order.
+    # One item at a time is fastest on a GPU, and collective operations need a common order.
     if threads <= 1 or torch.cuda.is_available() or processes.world_size() > 1:
         return [work(item) for item in track(items, what)]
     tasks: queue.SimpleQueue[tuple[int, T]] = queue.SimpleQueue()
@@ -119,8 +120,8 @@ def one_thread(work: int = 0) -> Iterator[None]:
     """Run torch's CPU operators on one thread inside the block, unless `work` (flops) is large.
 
     On arrays that fit into a cache, threads spend more time waiting for each other than working.
-    With other processes competing for two cores, several threads were 20 to 60 times slower, and
-    they were never much faster.
+    For such arrays, and with other processes competing for two cores, several threads were 20 to 60
+    times slower than one, and never much faster.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1 if work < _MUCH_WORK else threads)

@@ -35,7 +35,7 @@ class Violations:
     i, j : ndarray of int
         Pairs with negative slack, to be added to the arcs.
     undecided : ndarray of bool, (m,)
-        Columns whose excess is only an upper bound, with the precision of the products.
+        Columns (points y) whose excess is only an upper bound, with the precision of the products.
     dtype : torch.dtype
         Of the products.
     """

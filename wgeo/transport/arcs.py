@@ -27,12 +27,12 @@ class Potentials:
 
     @classmethod
     def zeros(cls, n: int, m: int) -> Potentials:
-        """Return zero potentials of n and m points."""
+        """Return potentials that are zero, for clouds of n and m points."""
         return cls(np.zeros(n), np.zeros(m))
 
 
 class Arcs:
-    """Distinct pairs (i, j) with their costs in float64, sorted by column."""
+    """Distinct pairs (i, j) with their costs in float64, sorted by j and then by i."""
 
     def __init__(self, geometry: Geometry) -> None:
         self._geometry = geometry
@@ -68,5 +68,5 @@ class Arcs:
         return np.searchsorted(self._key, np.asarray(j, np.int64) * self.shape[0] + i)
 
     def slack(self, potentials: Potentials) -> Float[np.ndarray, " k"]:
-        """Return ``c_ij - f_i - g_j``."""
+        """Return ``c_ij - f_i - g_j`` for every pair in the list."""
         return self.cost - potentials.f[self.i] - potentials.g[self.j]

@@ -21,7 +21,7 @@ from .result import TransportResult
 
 R = TypeVar("R")
 
-_COST_BLOCKS = 2**30  # bytes for a solver's blocks of costs if memory is not limited
+_COST_BLOCKS = 2**30  # bytes for a solver's part of the cost matrix if memory is not limited
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -78,7 +78,7 @@ class _Problem:
 
     @property
     def memory_bytes(self) -> int:
-        """Approximate memory of a solver: copies of both clouds, and blocks of costs."""
+        """Approximate memory of a solver: copies of both clouds, and a part of the costs."""
         return 12 * (self.x.size + self.y.size) + limited_size(_COST_BLOCKS, 1 / 8)
 
     @property

@@ -1,4 +1,8 @@
-"""Column generation: solve on few pairs, test all pairs, add the violated ones, and repeat."""
+"""Column generation: solve on few pairs, test all pairs, add those that are violated, and repeat.
+
+A pair is a column of the linear program. It is violated if f_i + g_j > c_ij, that is, if its slack
+is negative.
+"""
 
 from __future__ import annotations
 
@@ -19,10 +23,10 @@ from .all_pairs import Violations, find_violations, nearest
 from .arcs import ROUNDING, Arcs, Potentials
 from .geometry import Geometry
 
-_CANDIDATES = 8  # arcs that each point contributes at first
+_CANDIDATES = 8  # pairs that each point contributes at first
 _MAX_ROUNDS = 100
 _PAIRS_PER_ARC = 100  # pairs tested in about the time that the sparse solver takes per arc
-_MAX_UNDECIDED = 0.5  # fraction of undecided columns above which float32 is too coarse
+_MAX_UNDECIDED = 0.5  # fraction of undecided points y above which float32 is too coarse
 _PROGRESS_FROM = 10**9  # number of pairs from which progress is shown
 
 
@@ -102,7 +106,7 @@ def verify(
 
     If a slack is negative by less than `tolerance`, or by less than rounding, its pair is not
     added, but the slack counts as excess. Pairs that float32 cannot decide are tested in float64.
-    In columns with very many tight pairs, all of these are computed only if an excess above the
+    For points y with very many tight pairs, all of these are computed only if an excess above the
     threshold remains, and either no new pair was found or the result must be `complete`.
     """
     threshold = max(tolerance, negligible(potentials))

@@ -1,4 +1,7 @@
-"""Find an optimal plan between two clouds: choose a start, then generate columns to optimality."""
+"""An optimal plan between two clouds, as a minimum-cost flow: a start, then column generation.
+
+In column generation, a column of the linear program is a pair (i, j).
+"""
 
 from __future__ import annotations
 
@@ -18,15 +21,18 @@ from .geometry import Geometry
 from .simplex import dense_simplex, network_simplex
 
 _ALL_PAIRS = 1 << 16  # problems with at most this many pairs are solved on all of them
-_POOR_START = 0.5  # fraction of violated columns above which a pairing is not a useful start
-_SAMPLE = 32  # number of columns on which this is tested
-_MOST = 0.9  # fraction of points nearest to some y from which float64 is tried as well
-_LARGER_SAMPLE = 256  # number of columns on which two potentials are compared
+# A pairing is not a useful start if more than this fraction of the points y has a violated pair
+_POOR_START = 0.5
+_SAMPLE = 32  # number of points y for which this is tested
+# If at least this fraction of the points x are the nearest of some y, float64 is tried as well
+_NEARLY_PERMUTATION = 0.9
+_DUAL_SAMPLE = 256  # number of points y on which two potentials f are compared
 _TOLERANCE = 2.0**-36  # slack below this fraction of the cost counts as zero
 _PATIENCE = 10  # rounds after which one dense problem is solved, if many pairs are still missing
 _DENSE_BYTES = 40  # memory of the dense problem, per pair
 _MAX_NOISE = 2.0**-28  # noise must be below this fraction of the cost
-_CEILING = 2.0**10  # slacks above this multiple of the largest violation are treated as equal
+# Slacks above this multiple of the largest violation, or of the noise, are replaced by the multiple
+_LIMIT_FACTOR = 2.0**10
 
 
 def solve_flow(geometry: Geometry) -> Solution:
@@ -34,9 +40,11 @@ def solve_flow(geometry: Geometry) -> Solution:
 
     First a known pairing, and then the pairing of nearest neighbors, is tested for optimality. If
     neither is optimal, the problem is solved on few pairs and then on more and more
-    (`column_generation`). The first pairs are those that can carry all mass, from the pairing or
-    from a coarse problem, and the nearest pairs of each point under the better of two potentials.
-    Small problems are solved on all pairs.
+    (`column_generation`). The first pairs are those of the pairings that were tested, and those
+    found to violate their potentials. If neither pairing is nearly optimal, a coarse problem adds
+    pairs that can carry all mass, and each point its pairs of least slack, under the potentials of
+    a translation or of the coarse problem, whichever have the larger dual objective. Small problems
+    are solved on all pairs, unless a known pairing is nearly optimal.
     """
     n, m = geometry.x.n, geometry.y.n
     masses = geometry.masses
@@ -59,22 +67,23 @@ def solve_flow(geometry: Geometry) -> Solution:
                 return solution
             potentials = solution.potentials
 
-    ceiling, size, rounds = np.inf, len(arcs), itertools.count()
+    tolerance, size, rounds = np.inf, len(arcs), itertools.count()
 
     def solve(potentials: Potentials) -> tuple[coo_array, Potentials, float]:
-        nonlocal ceiling, size
+        nonlocal tolerance, size
         grown, size = len(arcs) - size, len(arcs)
         if next(rounds) == _PATIENCE and grown > m and _fits(geometry):
             plan, potentials, noise = dense_simplex(geometry.double_precision, *masses)
         else:
-            if ceiling < np.inf:
-                ceiling = max(ceiling, -_CEILING * float(arcs.slack(potentials).min()))
-            plan, potentials, noise = network_simplex(arcs, potentials, *masses, ceiling)
+            limit = np.inf  # in the first round
+            if tolerance < np.inf:
+                limit = max(tolerance, -_LIMIT_FACTOR * float(arcs.slack(potentials).min()))
+            plan, potentials, noise = network_simplex(arcs, potentials, *masses, limit)
         cost = float(plan.data @ geometry.pair_costs(plan.row, plan.col) / plan.data.sum())
         if noise > _MAX_NOISE * cost:  # keep the plan, but compute more accurate potentials
-            _, potentials, noise = network_simplex(arcs, potentials, *masses, _CEILING * noise)
-        ceiling = max(_TOLERANCE * cost, noise)
-        return plan, potentials, ceiling
+            _, potentials, noise = network_simplex(arcs, potentials, *masses, _LIMIT_FACTOR * noise)
+        tolerance = max(_TOLERANCE * cost, noise)
+        return plan, potentials, tolerance
 
     return generate_columns(geometry, arcs, potentials, solve)
 
@@ -85,11 +94,11 @@ def _fits(geometry: Geometry) -> bool:
 
 
 def pairs_well(geometry: Geometry) -> bool:
-    """Test on a sample of columns whether there is a given pairing and it is a useful start."""
+    """Return whether a pairing is given and, on a sample of points y, is a useful start."""
     if geometry.clouds.pairing is None:
         return False
     i = np.arange(geometry.x.n)
-    return _satisfies_most(
+    return _mostly_feasible(
         geometry, _tight_potentials(geometry, i, geometry.translation_potential())[0]
     )
 
@@ -102,8 +111,8 @@ def _tight_potentials(
     return Potentials(f, cost - f[i]), cost
 
 
-def _satisfies_most(geometry: Geometry, potentials: Potentials) -> bool:
-    """Return whether potentials satisfy all constraints of most columns in a sample."""
+def _mostly_feasible(geometry: Geometry, potentials: Potentials) -> bool:
+    """Return whether at least half of the points y in a sample have no violated pair."""
     sample = geometry.y.take(np.arange(min(_SAMPLE, geometry.y.n)))
     f, g = (torch.from_numpy(z).to(sample.norms) for z in (potentials.f, potentials.g[:_SAMPLE]))
     violated = c_transform(geometry, sample, geometry.x, f) + sample.error(sample.norms) < g
@@ -113,15 +122,16 @@ def _satisfies_most(geometry: Geometry, potentials: Potentials) -> bool:
 def _test_pairing(
     geometry: Geometry, arcs: Arcs, i: Int[np.ndarray, " n"], f: Float[np.ndarray, " n"]
 ) -> tuple[Solution, bool] | None:
-    """Return the pairs (i[j], j) with f as a solution, and whether it is optimal.
+    """Return the coupling of the pairs (i[j], j) as a `Solution`, and whether it is optimal.
 
-    Return None if it is far from optimal. A coupling is optimal if and only if there are potentials
-    with ``f_i + g_j <= c_ij`` for all pairs and equality for the pairs of the coupling.
+    Its potentials are f and the g for which these pairs have no slack. Return None if the coupling
+    is far from optimal with these potentials. A coupling is optimal if and only if there are
+    potentials with ``f_i + g_j <= c_ij`` for all pairs and equality for the pairs of the coupling.
     """
     j = np.arange(len(i))
     potentials, cost = _tight_potentials(geometry, i, f)
     arcs.add(i, j)
-    if not _satisfies_most(geometry, potentials):
+    if not _mostly_feasible(geometry, potentials):
         return None
     violations, new = verify(geometry, arcs, potentials, _TOLERANCE * float(cost.mean()))
     if np.count_nonzero(np.bincount(violations.j)) > _POOR_START * len(j):
@@ -146,7 +156,7 @@ def _nearest_pairing(
         carried = np.bincount(i, b[j], len(a))
         if np.array_equal(carried, a):
             return _test_pairing(costs, arcs, i[np.argsort(j)], f)
-        if np.count_nonzero(carried) < _MOST * len(a):
+        if np.count_nonzero(carried) < _NEARLY_PERMUTATION * len(a):
             return None
     return None
 
@@ -157,7 +167,7 @@ def _start(
     masses: tuple[Float[np.ndarray, " n"], Float[np.ndarray, " m"]],
     f: Float[np.ndarray, " n"],
 ) -> Potentials:
-    """Add the first arcs, and return the better of two potentials."""
+    """Add the first arcs; return potentials that start from the better of two f."""
     i, j, coarse = processes.on_rank_zero(lambda: solve_coarse(geometry, *masses))
     arcs.add(i, j)
     starts = [torch.from_numpy(z).to(geometry.x.norms) for z in (f, coarse)]
@@ -170,8 +180,8 @@ def _dual_value(
     masses: tuple[Float[np.ndarray, " n"], Float[np.ndarray, " m"]],
     f: Float[torch.Tensor, " n"],
 ) -> float:
-    """Estimate the dual objective of f and its c-transform from a sample of columns."""
-    head = geometry.y.head(_LARGER_SAMPLE)
+    """Estimate the dual objective of f and its c-transform from a sample of the points y."""
+    head = geometry.y.head(_DUAL_SAMPLE)
     a, b = (torch.from_numpy(mass).to(f) for mass in masses)
     g, b = c_transform(geometry, head, geometry.x, f), b[: head.n]
     value = float(f @ a / a.sum() + g @ b / b.sum())

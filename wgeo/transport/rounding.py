@@ -1,4 +1,8 @@
-"""Bounds on W2 from the potentials of an entropic problem, with the coupling of the upper bound."""
+"""Bounds on W2 from the solution of an entropic problem: its potentials, and its plan.
+
+A plan is *rounded* to exact marginals: its columns are scaled down, and the mass that is then
+missing is coupled in some other way (Altschuler, Weed, Rigollet 2017).
+"""
 
 from __future__ import annotations
 
@@ -24,10 +28,11 @@ _MAX_UNASSIGNED = 1024  # largest number of rows without a column that are assig
 
 @dataclass(frozen=True, eq=False)
 class Bounds:
-    """Bounds on W2^2 (translation included), their potentials and coupling, and the plan.
+    """Bounds on W2^2 (translation included), with what proves them, and a summary of the plan.
 
-    If `upper` comes from a rounded plan, `coupling` is None, because only a summary of that plan
-    exists; `rounded` contains its potentials (see `with_plan`).
+    `potentials` prove `lower`, and `coupling` proves `upper`. If `upper` comes from the rounded
+    plan (`upper_from` is ``plan``), `coupling` is None, because that plan has not been formed;
+    `with_plan` forms it from the state `rounded`.
     """
 
     lower: float
@@ -39,7 +44,7 @@ class Bounds:
     rounded: SinkhornState
 
     def tighten(self, other: Bounds | None) -> Bounds:
-        """Return the larger lower bound and the smaller upper bound of the two, with this plan."""
+        """Return the larger lower bound and the smaller upper bound of both, with this plan."""
         if other is None:
             return self
         best = self
@@ -92,7 +97,7 @@ def compute_bounds(clouds: PointClouds, state: SinkhornState) -> Bounds:
 def with_plan(clouds: PointClouds, bounds: Bounds) -> Bounds:
     """Return the bounds with the rounded plan as their coupling, if `upper` is its cost.
 
-    Negligible entries are first rounded to 0, so that the plan is sparse if epsilon is small.
+    Negligible entries are first set to 0, so that the plan is sparse if epsilon is small.
     `coupling` remains None if more than `MAX_ENTRIES` entries are left.
     """
     if bounds.upper_from != "plan":
@@ -125,7 +130,7 @@ def couple_in_order(
 ) -> coo_array:
     """Couple masses of equal sums (up to rounding) in order along the leading principal direction.
 
-    It uses at most n + m - 1 pairs, unlike the product of a and b, and usually costs less.
+    The result has at most n + m - 1 pairs, unlike the product of a and b, and usually costs less.
     """
     shape, total = (len(a), len(b)), b.sum()
     if not (total > 0 and a.sum() > 0):
@@ -142,8 +147,8 @@ def couple_in_order(
 def _plan_bound(clouds: PointClouds, cost: float) -> float:
     """Return an upper bound of W2^2 from the centered cost of a coupling.
 
-    Its marginals have rounding errors, since they are sums of at most n + m terms, each with a
-    relative error of `UNIT_ROUNDOFF`.
+    The coupling's marginals have rounding errors, since they are sums of at most n + m terms, each
+    with a relative error of `UNIT_ROUNDOFF`.
     """
     terms = 4 * (len(clouds.x) + len(clouds.y))
     slack = clouds.rounding + terms * UNIT_ROUNDOFF * clouds.total_variance

@@ -16,7 +16,7 @@ from ..runtime.threads import interruptible
 from .arcs import Arcs, Potentials
 from .geometry import Geometry
 
-_NOISE = 2.0**-51  # error of a dual of the simplex per point, as a fraction of the largest cost
+_NOISE = 2.0**-51  # rounding error of the duals, per point and as a fraction of the largest cost
 
 
 def network_simplex(
@@ -29,9 +29,9 @@ def network_simplex(
     """Return an optimal plan on the arcs, potentials that prove it, and their noise.
 
     The costs given to POT's network simplex are the slacks divided by the largest slack (the unit).
-    If the given potentials are good, the first pivots are good too, and the new potentials are
+    If the given potentials are nearly optimal, few pivots are needed, and the new potentials are
     close to the given ones. Integer masses remain integers. The noise is a bound on the rounding
-    error of the duals, which arises because the artificial starting arcs cost n units.
+    error of the duals; it is large because the artificial arcs of the start cost n units.
 
     Slacks above `limit` are replaced by `limit`, which makes the unit and therefore the noise
     smaller. If the plan uses none of these arcs, it is still optimal; otherwise the problem is

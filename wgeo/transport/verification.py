@@ -22,7 +22,7 @@ from .kernel import full_precision
 from .point_clouds import UNIT_ROUNDOFF, PointClouds
 from .result import TransportResult
 
-_MEMORY = 2**30  # bytes for blocks of costs
+_MEMORY = 2**30  # bytes for blocks of rows of the cost matrix
 # Relative difference of squared distances, and marginal error, that count as zero.
 _TOLERANCE = 1e-9
 
@@ -69,8 +69,9 @@ def verify(result: TransportResult, x: Any, y: Any) -> Verification:
     for name, shape in _shapes(result):
         if shape != (len(x), len(y)):
             raise ArgumentError(
-                f"x and y have {len(x)} and {len(y)} rows, but the {name} of this result "
-                f"{shape[0]} and {shape[1]}. Pass the clouds that it was computed for."
+                f"x and y have {len(x)} and {len(y)} rows, but this result is for clouds of "
+                f"{shape[0]} and {shape[1]}, by its {name}. Pass the clouds for which it was "
+                "computed."
             )
     clouds = PointClouds.of(x, y, *(result.weights or (None, None)))
     rounding = 8 * clouds.rounding + _TOLERANCE * result.upper**2
@@ -97,7 +98,7 @@ def verify(result: TransportResult, x: Any, y: Any) -> Verification:
 
 
 def _shapes(result: TransportResult) -> Iterator[tuple[str, tuple[int, int]]]:
-    """Return the sizes that the parts of a result imply."""
+    """Yield the numbers of points in x and y that the plan, potentials and weights imply."""
     if result.coupling is not None:
         yield "plan", result.plan.shape
     for name, pair in (("potentials", result.potentials), ("weights", result.weights)):

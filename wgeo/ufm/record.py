@@ -22,9 +22,11 @@ def record_of(
 
     The record contains ``to_dict()`` of the solution, and:
 
-    - ``curve``: collapse metrics of every layer; ``deep``, its DNC1 to DNC3, except for MUFM;
-    - ``values``: final objective of each random start;
-    - ``view``: cosines of the last layer's class means, not centered (K x K; None if one vanishes);
+    - ``curve``: for every layer, its collapse metrics and, except for MUFM, its DNC1 to DNC3 under
+      ``deep``;
+    - ``values``: the final objective of each random start;
+    - ``view``: cosines of the last layer's class means, not centered (K x K; None if a class mean
+      vanishes);
     - ``landscape``, if given.
     """
     curve: list[dict[str, Any]] = [layer.to_dict() for layer in solution.curve()]

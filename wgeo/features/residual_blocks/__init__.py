@@ -1,7 +1,7 @@
 """Find the residual blocks of a network by their function, not by their names.
 
 If its branch is silenced (every weight outside the shortcut is set to zero), a residual block
-becomes its shortcut: x + F(x) turns into s(x), up to a scaling and a final activation. A module
+becomes its shortcut: s(x) + F(x) turns into s(x), up to a scaling and a final activation. A module
 that passes this test is a residual block, whether it comes from torchvision, timm or elsewhere;
 this includes pre-activation variants and transformers. Sums in the network's own forward are found
 by observing them.
@@ -94,8 +94,8 @@ def survey(module: nn.Module, images: torch.Tensor, layers: Sequence[str] | None
     Raises
     ------
     FeatureError
-        No block was found, the network has two streams, a named module does not exist or did not
-        run, or the network computes NaN.
+        No block was found, the network updates two streams of features alternately, a named module
+        does not exist or did not run, or the network computes NaN or infinite values.
     """
     modules = dict(module.named_modules())
     if layers is not None and (isinstance(layers, str) or not layers):
@@ -122,7 +122,7 @@ def survey(module: nn.Module, images: torch.Tensor, layers: Sequence[str] | None
     return Blocks(tuple(spec for _, spec in ordered), others)
 
 
-_Ordered = list[tuple[int, BlockSpec]]  # with the time at which each ends
+_Ordered = list[tuple[int, BlockSpec]]  # each with its position in the order in which calls end
 
 
 def _search(modules: dict[str, nn.Module], probe: Probe) -> _Ordered:
@@ -188,7 +188,7 @@ def _blocks_of(name: str, part: nn.Module, call: Call, probe: Probe) -> _Ordered
 
 
 def _require_finite(probe: Probe) -> None:
-    """Raise an error if the network computes NaN, since modules cannot be tested then."""
+    """Raise an error if an output is not finite, since modules cannot be tested then."""
     for name, call in sorted(probe.calls.items(), key=lambda item: item[1].orders[0]):
         if call.y is not None:
             check_finite(call.y, f"the output of {name!r}")

@@ -1,4 +1,4 @@
-"""Residual Jacobians as linear maps: of all features, of one token, or of channel means."""
+"""Products with residual Jacobians: of all features, of one token, or of channel means."""
 
 from __future__ import annotations
 
@@ -14,15 +14,18 @@ from .branches import Branch
 
 
 class View(ABC):
-    """A subspace of a block's features: `embed` is an isometry into them, `read` its adjoint."""
+    """A subspace of a block's features: `embed` is an isometry into them, and `read` its adjoint.
+
+    Features have the shape (n, ...) of the network's tensors, and coordinates the shape (n, d).
+    """
 
     @abstractmethod
     def read(self, maps: torch.Tensor) -> torch.Tensor:
-        """Return the coordinates (n, d) of maps (n, ...)."""
+        """Return the coordinates of features."""
 
     @abstractmethod
     def embed(self, v: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-        """Return the maps with coordinates v, (n, d), in the shape of `like`."""
+        """Return the features that have the coordinates v, in the shape of `like`."""
 
 
 class Whole(View):
@@ -91,7 +94,7 @@ class ResidualJacobian:
         return self._view.read(self._jacobian.transpose(maps))
 
     def zeros(self, *shape: int) -> torch.Tensor:
-        """Return zeros (n, *shape) like the points."""
+        """Return zeros of shape (n, *shape), with the device and precision of the points."""
         return torch.zeros(self.points, *shape).to(self._branch.x)
 
     def signs(self, streams: Streams) -> Float[torch.Tensor, "n d"]:

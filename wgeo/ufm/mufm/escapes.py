@@ -15,7 +15,7 @@ NEGLIGIBLE = 1e-9  # size of a relative eigenvalue that does not count as negati
 
 
 @dataclass(frozen=True, eq=False)
-class Alignment:
+class CrossMoment:
     """H X^T / N at a critical point: diag(s) + m m^T + V Z V^T.
 
     The first two terms are X X^T / N; (H - X) X^T is symmetric, with the row space of W.
@@ -42,7 +42,7 @@ class Alignment:
         w: Float[np.ndarray, "K r"],
         left: Float[np.ndarray, "r m"],
         right: Float[np.ndarray, "m r"],
-    ) -> Alignment:
+    ) -> CrossMoment:
         """Form Z from W and (H - X) X^T / N = left @ right."""
         axes = np.linalg.svd(w, full_matrices=False)[2].T
         inner = (axes.T @ left) @ (right @ axes)

@@ -64,7 +64,7 @@ def fit_mufm(
     Parameters
     ----------
     x : array_like, (n, d)
-        Input of the first layer; rows are samples. A memory map is read in blocks of rows (with
+        Input of the first layer; rows are samples. A memory map is read in chunks of rows (with
         cross-entropy the samples are kept in memory, in their principal axes).
     labels : array_like of int, (n,)
         Classes 0, ..., K - 1, each present.

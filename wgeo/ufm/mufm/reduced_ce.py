@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from scipy.special import log_softmax, softmax
 
 from ...arrays.rows import Sliceable, row_chunks
-from .escapes import Alignment, saddle_direction
+from .escapes import CrossMoment, saddle_direction
 from .reduced_mse import Matrix, Statistics
 
 
@@ -20,18 +20,21 @@ from .reduced_mse import Matrix, Statistics
 class ReducedCE:
     """J(W, b): the MUFM objective with cross-entropy, minimized over all features.
 
-    Paths are straight lines, and H = X - W^T G / mu with g_i = softmax(z_i) - y_i; the logits z_i
-    solve z = W x_i + b - W W^T (softmax(z) - y_i) / mu. The bias is the last column of `w`.
+    Paths are straight lines and, with samples as columns, H = X - W^T G / mu. The columns of G are
+    g_i = softmax(z_i) - y_i; the logits z_i solve z = W x_i + b - W W^T (softmax(z) - y_i) / mu.
+    The bias is the last column of `w`.
 
     Attributes
     ----------
     x : ndarray, (n, r)
-        Samples (rows) in the eigenbasis of their covariance, in which the preconditioner is good.
+        Samples (rows) in the eigenbasis of their covariance, so that the preconditioner, which
+        neglects correlations of features, is accurate.
     labels : ndarray of int, (n,)
     mu, weight_decay, bias_decay : float
-        Weight of the transport cost, and decays of W and b.
+        Weight of the transport cost, and decays lw and lb of W and b. The bias is free if lb is 0,
+        and there is none if lb is infinite.
     offset : ndarray, (r,), optional
-        Subtracted from the samples; a free bias compensates for it.
+        What was subtracted from the samples, if the bias is free; `bias` compensates for it.
     """
 
     x: Float[np.ndarray, "n r"]
@@ -52,9 +55,10 @@ class ReducedCE:
         weight_decay: float,
         bias_decay: float,
     ) -> ReducedCE:
-        """Transform samples to the basis of their statistics; subtract the mean for a free bias.
+        """Transform samples to the basis of their statistics; subtract the mean if b is free.
 
-        If it were not subtracted, W and b would be nearly collinear for a mean far from zero.
+        Otherwise, with a mean far from zero, changes of W and of b could have nearly the same
+        effect on the logits.
         """
         samples = np.concatenate([block @ stats.basis for _, (block,) in row_chunks(x)])
         if bias_decay > 0:
@@ -82,7 +86,10 @@ class ReducedCE:
         return ReducedCEPoint(self, w)
 
     def ridge(self) -> Matrix:
-        """Return the regression onto centered one-hot labels, scaled to logits: the first start."""
+        """Return the first start: 4 times the ridge regression onto centered one-hot labels, b = 0.
+
+        One-hot labels differ by 1; the logits of a fitted classifier differ by several units.
+        """
         x, y = self.x - self.x.mean(0), self.onehot - self.onehot.mean(0)
         second = x.T @ x / len(x) + self.weight_decay * np.eye(x.shape[1])
         w = 4 * np.linalg.solve(second, x.T @ y / len(x)).T
@@ -91,7 +98,8 @@ class ReducedCE:
     def padded(self) -> ReducedCE:
         """Return the problem with K more feature dimensions, zero in every sample."""
         wider = np.pad(self.x, ((0, 0), (0, self.onehot.shape[1])))
-        return ReducedCE(wider, self.labels, self.mu, self.weight_decay, self.bias_decay)
+        offset = None if self.offset is None else np.pad(self.offset, (0, self.onehot.shape[1]))
+        return replace(self, x=wider, offset=offset)
 
     def widen(self, w: Matrix) -> Float[np.ndarray, "K wider"]:
         """Return W as a point of the padded problem."""
@@ -120,7 +128,7 @@ class ReducedCEPoint:
 
     @cached_property
     def last_layer(self) -> Float[np.ndarray, "n r"]:
-        """H, rows are samples."""
+        """H, with samples as rows."""
         return self.problem.x - self.residual @ self.weights / self.problem.mu
 
     def value(self) -> float:
@@ -134,7 +142,7 @@ class ReducedCEPoint:
         return loss + (transport + decay + bias_decay) / 2
 
     def gradient(self) -> Matrix:
-        """Return G H^T + lw W, and G 1 + lb b (by the envelope theorem: features are optimal)."""
+        """Return G H^T / N + lw W, and G 1 / N + lb b: features are optimal (envelope theorem)."""
         problem = self.problem
         of_weights = self.residual.T @ self.last_layer / len(problem.x)
         of_weights = of_weights + problem.weight_decay * self.weights
@@ -145,8 +153,9 @@ class ReducedCEPoint:
 
     @cached_property
     def curvature(self) -> Float[np.ndarray, "n K K"]:
-        """(P^-1 + M)^-1 for every sample: Hessian of its loss in the logits W x + b.
+        """(I + P M)^-1 P for every sample: Hessian of its minimal loss as a function of W x + b.
 
+        The loss, including the transport cost, is minimized over the sample's features.
         P = diag(p) - p p^T is the Hessian of the cross-entropy, M = W W^T / mu.
         """
         p = self.residual + self.problem.onehot
@@ -172,7 +181,10 @@ class ReducedCEPoint:
         return np.column_stack([product, d_residual.mean(0) + problem.bias_decay * d_bias[:, 0]])
 
     def preconditioner(self) -> Callable[[Matrix], Matrix]:
-        """Return the inverse of the mean curvature in the logits times the second moments of H."""
+        """Return the inverse of C (x) D + lw I.
+
+        C is the mean of `curvature`, and D is the diagonal of the second moments of H.
+        """
         problem = self.problem
         values, vectors = np.linalg.eigh(self.curvature.mean(0))
         # A common shift of all logits has no curvature.
@@ -184,21 +196,24 @@ class ReducedCEPoint:
         return lambda v: vectors @ ((vectors.T @ v) / scale)
 
     def bias(self) -> Float[np.ndarray, " K"]:
-        """Return b; zero without a bias."""
+        """Return b for the samples before `offset` was subtracted; zero without a bias."""
         offset = self.problem.offset
         return self._bias if offset is None else self._bias - self.weights @ offset
 
-    def alignment(self) -> Alignment:
+    def cross_moment(self) -> CrossMoment:
         """Return H X^T / N, positive semi-definite at a global minimum (centered if b is free)."""
         x, g = self.problem.x, self.residual
         s, mean = x.var(0), x.mean(0)
         if self.problem.bias_decay == 0:
             x, mean = x - mean, np.zeros(x.shape[1])
         right = -g.T @ x / (self.problem.mu * len(x))
-        return Alignment.of(s, mean, self.weights, self.weights.T, right)
+        return CrossMoment.of(s, mean, self.weights, self.weights.T, right)
 
     def escape_direction(self) -> Matrix | None:
-        """Return a direction out of a strict saddle along a coordinate without data, or None."""
+        """Return a direction that leaves a strict saddle; None if none is known.
+
+        It changes W only along features that are zero in every sample.
+        """
         zero = (self.problem.x == 0).all(axis=0)
         inner = self.residual.T @ self.residual
         direction = saddle_direction(self.weights, zero, inner, self.certificate())
@@ -207,7 +222,7 @@ class ReducedCEPoint:
         return np.pad(direction, ((0, 0), (0, 1)))
 
     def certificate(self) -> float:
-        """Return ||G||_2 / sqrt(lw mu / N); at most 1 at a certified minimum."""
+        """Return ||G||_2 / sqrt(N lw mu); at most 1 at a certified minimum."""
         problem = self.problem
         size = float(np.linalg.norm(self.residual, 2)) / np.sqrt(len(problem.x))
         return size / float(np.sqrt(problem.weight_decay * problem.mu))
@@ -219,7 +234,7 @@ class ReducedCEPoint:
         onehot: Float[np.ndarray, "n K"],
         rows: Any = slice(None),
     ) -> Float[np.ndarray, "n d"]:
-        """Return H_L in the coordinates of `x` for the samples `rows`."""
+        """Return H in the coordinates of `x` for the samples `rows`."""
         return x - self.residual[rows] @ w / self.problem.mu
 
 
@@ -228,7 +243,8 @@ def residuals(
 ) -> Float[np.ndarray, "n K"]:
     """Return g with g = softmax(a - M g) - y, row by row.
 
-    g minimizes the convex CE(a - M g, y) + g^T M g / 2; Newton steps, halved until they descend.
+    g minimizes CE(a - M g, y) + g^T M g / 2, a convex function. It is found by Newton steps, which
+    are halved until they descend.
     """
 
     def merit(g: np.ndarray, z: np.ndarray) -> np.ndarray:

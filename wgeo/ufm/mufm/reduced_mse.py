@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from ...arrays.rows import Sliceable, as_float64, mean_of, sum_over_rows, sums_by_class
-from .escapes import Alignment, saddle_direction
+from .escapes import CrossMoment, saddle_direction
 from .preconditioner import EigenbasisInverse, LowRankInverse, gauss_newton
 
 Matrix = Float[np.ndarray, "K r"]
@@ -51,7 +51,7 @@ class Statistics:
     def of(cls, x: Sliceable, labels: Int[np.ndarray, " n"], classes: int) -> Statistics:
         """Form the statistics of samples (rows) and labels.
 
-        Samples are read in blocks of rows, except if there are fewer samples than features.
+        Samples are read in chunks of rows, except if there are fewer samples than features.
         """
         n, d = x.shape
         mean, y_mean = mean_of(x), np.bincount(labels, minlength=classes) / n
@@ -279,17 +279,20 @@ class ReducedMSEPoint:
         """Return H_L = X + W^T A^-1 (Y - W X - b 1^T) in the coordinates of `x` and `w`."""
         return x + (onehot - self.bias() - x @ w.T) @ self.inverse @ w
 
-    def alignment(self) -> Alignment:
+    def cross_moment(self) -> CrossMoment:
         """Return H X^T / N, positive semi-definite at a global minimum (centered if b is free)."""
         stats = self.problem.stats
         pull = self.w.T @ self.inverse  # C; (H - X) X^T / N = C (T - W S) for centered samples
         if self.problem.bias_decay == 0:
-            return Alignment.of(stats.s, np.zeros(len(stats.s)), self.w, pull, self.fit)
+            return CrossMoment.of(stats.s, np.zeros(len(stats.s)), self.w, pull, self.fit)
         shift = np.outer(self.mean_residual - self.bias(), stats.x_mean)
-        return Alignment.of(stats.s, stats.x_mean, self.w, pull, self.fit + shift)
+        return CrossMoment.of(stats.s, stats.x_mean, self.w, pull, self.fit + shift)
 
     def escape_direction(self) -> Matrix | None:
-        """Return a direction out of a strict saddle along a coordinate without data, or None."""
+        """Return a direction that leaves a strict saddle; None if none is known.
+
+        It changes W only along features that are zero in every sample.
+        """
         stats = self.problem.stats
         mean = stats.x_mean if self.problem.bias_decay > 0 else 0 * stats.x_mean
         inner = self.inner + np.outer(self.scaled_residual, self.scaled_residual)

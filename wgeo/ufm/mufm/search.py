@@ -14,7 +14,7 @@ from .reduced_ce import ReducedCE
 from .reduced_mse import ReducedMSE
 
 ReducedProblem = ReducedMSE | ReducedCE
-COARSE = 1e-4  # decrement at which starts are compared, which is about 1e-8 of the objective
+_COARSE = 1e-4  # decrement at which starts are compared: about 1e-8 of the objective
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,12 +61,12 @@ def multistart_newton(
     rng = rng or np.random.default_rng(0)
     first = problem.ridge() if start is None else start
     size = float(np.sqrt(np.mean(first**2)))
-    natural = (problem.mu / problem.weight_decay) ** 0.25  # W and H have equal penalties
+    natural = (problem.mu / problem.weight_decay) ** 0.25  # of W, if W and H have equal penalties
     if size < 1e-6 * natural:  # x and labels are uncorrelated: zero is a critical point, a saddle
         size = natural / np.sqrt(problem.shape[1])
         first = first + size * rng.standard_normal(problem.shape)
     starts = [first, *(size * rng.standard_normal(problem.shape) for _ in range(restarts))]
-    coarse = max(tolerance, COARSE)
+    coarse = max(tolerance, _COARSE)
     ends = [_descend_and_escape(problem, start, coarse) for start in starts]
     values = [end.point.value() for end in ends]
     best = int(np.argmin(values))
@@ -107,7 +107,7 @@ def _descend_and_escape(
 
 def _next_start(problem: ReducedProblem, point: Any, threshold: float) -> Matrix | None:
     """Return a point lower by more than `threshold`, if one is known."""
-    negative = point.alignment().most_negative()
+    negative = point.cross_moment().most_negative()
     if negative is not None and 2 * problem.mu * -negative[0] > threshold:
         axis = negative[1]
         axis = np.pad(axis, (0, problem.shape[1] - len(axis)))  # a bias is not reflected
@@ -146,7 +146,7 @@ def certify_minimum(result: SearchResult, objective: float, tolerance: float) ->
         )
     wider = result.problem.padded()
     bound = _descend_and_escape(wider, result.problem.widen(point.w), tolerance).point.value()
-    bound = min(bound, point.value())  # its start
+    bound = min(bound, point.value())  # where the descent starts
     gap = point.value() - bound
     verdict: Literal["global", "undecided"] = (
         "global" if gap <= 1e-10 * abs(point.value()) else "undecided"
