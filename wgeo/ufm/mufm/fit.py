@@ -147,8 +147,8 @@ def fit_mufm(
     return MUFMSolution(
         W=w,
         b=b,
-        X=first.T,
-        H=last.T,
+        X=first,
+        H=last,
         labels=y,
         layers=layers,
         objective=objective,
