@@ -99,6 +99,9 @@ def test_no_module_shares_its_name_with_a_public_function():
     assert "collapse" in functions
     modules = {path.stem for path in MODULES} | {path.parent.name for path in MODULES}
     assert not functions & modules
+    inner = {path.stem for path in MODULES if path.parent.name == "transport"}
+    assert "chains" in inner
+    assert not inner & set(wgeo.transport.__all__)
 
 
 def test_make_knows_which_targets_are_not_files():

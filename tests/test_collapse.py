@@ -25,8 +25,9 @@ from wgeo.neural_collapse import (
     collapse_stream,
 )
 from wgeo.neural_collapse.depth import FALLING, progress
+from wgeo.neural_collapse.measure import LayerPasses
 from wgeo.neural_collapse.metrics import Frame, distance_to_etf
-from wgeo.neural_collapse.moments import WEIGHTS, ClassIndex, ClassMoments
+from wgeo.neural_collapse.moments import WEIGHTS, ClassIndex
 from wgeo.neural_collapse.spectrum import RowSample
 from wgeo.trajectory import Classifier, Trajectory
 
@@ -575,7 +576,7 @@ def test_a_stream_holds_means_and_at_most_a_fixed_number_of_rows(rng):
     stream, d = CollapseStream(keep=0, spectrum_size=16), 20_000
     for _ in range(3):
         stream.update({"h": rng.normal(size=(40, d)).astype(np.float32)}, np.arange(40) % 2)
-    moments = stream._moments["h"]
+    moments = stream._layers["h"].moments
     held = sum(
         t.nbytes
         for t in (*vars(moments).values(), *vars(moments._sample).values())
@@ -849,19 +850,16 @@ def test_merged_moments_equal_those_of_all_samples(rng, monkeypatch, spectrum_si
     index = ClassIndex()
     rows = index.add(y)
 
-    def begun(start=0):
-        moments = ClassMoments("l", spectrum_size, start)
-        moments.begin(torch.from_numpy(x[:1]))
-        return moments
+    def moments_of(start, stop):
+        passes = LayerPasses("l", index, "uniform", spectrum_size)
+        passes.first(x[start:stop], rows[start:stop], start)
+        return passes.moments
 
-    whole, parts = begun(), [begun(start) for start in cuts[:-1]]
-    whole.update(x, rows, 3)
-    for part, (start, stop) in zip(parts, itertools.pairwise(cuts), strict=True):
-        if stop > start:
-            part.update(x[start:stop], rows[start:stop], 3)
+    whole = moments_of(0, 75)
+    parts = [moments_of(*span) for span in itertools.pairwise(cuts)]
     monkeypatch.setattr("wgeo.runtime.processes.world_size", lambda: len(parts))
     monkeypatch.setattr("wgeo.runtime.processes.all_gather", lambda _: parts)
-    merged = parts[0].all_reduce(torch.from_numpy(x[:1]))
+    merged = parts[0].all_reduce()
     assert merged is not parts[0]
     assert merged.samples == 75
     assert merged.precision == whole.precision > 0

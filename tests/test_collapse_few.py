@@ -7,7 +7,7 @@ import pytest
 
 import wgeo
 from wgeo.neural_collapse import collapse_of
-from wgeo.neural_collapse.intervals import with_intervals
+from wgeo.neural_collapse.bootstrap import layer_with_intervals
 from wgeo.neural_collapse.small_samples import FEW_SAMPLES, SmallSampleEstimates
 
 
@@ -153,4 +153,4 @@ def test_intervals_are_in_the_record(rng):
 def test_an_interval_of_an_undefined_metric_is_left_out(rng):
     _, x, y = population(rng, 4, 3, 1)
     layer = collapse_of(x, y)
-    assert with_intervals(layer, [layer, layer], np.ones(4, int)).intervals == {}
+    assert layer_with_intervals(layer, [layer, layer], np.ones(4, int)).intervals == {}

@@ -51,7 +51,7 @@ def of_mufm(rng, drift=0.0, growth=0.0, noise=0.0, **more):
     """A trajectory that MUFM made, then moved, scaled and blurred layer by layer."""
     x, labels = clusters(rng, **more)
     made = fit_mufm(x, labels, layers=4, weight_decay=0.3, transport=0.2, bias="free")
-    path = [(1 - t) * made.X.T + t * made.H.T for t in AT]
+    path = [(1 - t) * made.X + t * made.H for t in AT]
     layers = [
         (1 + growth * i) * layer
         + i * drift * rng.normal(size=layer.shape[1])

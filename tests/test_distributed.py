@@ -18,6 +18,7 @@ from PIL import Image
 from records import differences
 
 import wgeo
+from wgeo.arrays.rows import map_rows
 from wgeo.runtime import processes
 from wgeo.storage.records import read_record
 
@@ -49,6 +50,18 @@ def test_shards_are_all_rows_once_in_order(n, ranks):
             sizes.append(mine.stop - mine.start)
     assert rows == list(range(n))
     assert max(sizes) - min(sizes) <= 1
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+def test_every_row_is_computed_by_one_process(ranks, monkeypatch):
+    x, y, parts = np.arange(6.0).reshape(3, 2), np.ones((3, 1)), []
+    monkeypatch.setattr(processes, "all_reduce_sum", lambda part: part)
+    for rank in range(ranks):  # of four, one has no row
+        monkeypatch.setattr(processes, "_launch", processes._Launch(rank, ranks))
+        parts.append(map_rows(lambda _, a, b: [a.sum(1), np.hstack([a, b])], x, y))
+    sums, both = (np.sum(each, axis=0) for each in zip(*parts, strict=True))
+    np.testing.assert_array_equal(sums, x.sum(1))
+    np.testing.assert_array_equal(both, np.hstack([x, y]))
 
 
 def test_single_process_needs_no_communication(monkeypatch):

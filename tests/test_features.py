@@ -13,7 +13,7 @@ from wgeo.errors import ArgumentError, FeatureError
 from wgeo.features.network import module_of
 from wgeo.features.pooling import pooling
 from wgeo.features.residual_blocks import find_blocks
-from wgeo.neural_collapse.measure import collapse_of
+from wgeo.neural_collapse import collapse_of
 
 
 def pair(n=12, c=3, side=32, classes=3):

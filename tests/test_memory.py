@@ -124,7 +124,7 @@ def test_memory_limit_sets_the_number_of_parallel_pairs(clouds, monkeypatch):
     traj = Trajectory.from_arrays([*clouds, clouds[0] * 2], np.arange(300) % 2)
     asked = []
     monkeypatch.setattr(
-        sys.modules["wgeo.transport.chain"],
+        sys.modules["wgeo.transport.chains"],
         "thread_map",
         lambda work, items, what, max_threads: (
             asked.append(max_threads),

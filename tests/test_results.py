@@ -9,6 +9,7 @@ import re
 from dataclasses import dataclass, is_dataclass
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import ClassVar
 from xml.etree import ElementTree
 
 import numpy as np
@@ -163,6 +164,24 @@ def test_a_text_says_nothing_of_data_that_are_unknown():
     record = sample_record()
     record["provenance"] |= {"arch": None, "data": None, "split": None}
     assert "None" not in repr(wgeo.Analysis(record))
+
+
+def test_a_class_lists_what_is_a_plain_value_and_what_is_not():
+    @dataclass(frozen=True, repr=False)
+    class Listed(Result):
+        name: str
+        size: int
+        values: np.ndarray
+        _included: ClassVar[tuple[str, ...]] = ("values", "double")
+        _omitted: ClassVar[tuple[str, ...]] = ("name",)
+
+        @property
+        def double(self):
+            return 2 * self.size
+
+    found = Listed("a", 3, np.arange(2)).to_dict()
+    assert found == {"size": 3, "values": [0, 1], "double": 6}
+    assert type(found["values"]) is list
 
 
 def test_arrays_stay_out_of_plain_values():

@@ -431,7 +431,7 @@ def test_free_coupling_reassigns_outliers():
     assert free.objective < 0.9 * own.objective
     assert sorted(free.assignment) == list(range(8))
     assert set(free.assignment[:4]) == {0, 1, 2, 7}
-    np.testing.assert_array_equal(free.X[0], x[free.assignment, 0])
+    np.testing.assert_array_equal(free.X, x[free.assignment])
 
 
 def test_a_coarse_tolerance_is_the_sketch_alone(rng):
@@ -477,6 +477,8 @@ def test_invalid_layer_and_unsupported_loss_are_errors(rng):
     x = rng.normal(size=(4, 3))
     m = fit_mufm(x, [0, 0, 1, 1], layers=2, weight_decay=0.1, transport=0.1, loss="ce")
     np.testing.assert_array_equal(m.layer(0), x)
+    np.testing.assert_array_equal(m.X, x)  # rows are samples, as in the input
+    np.testing.assert_array_equal(m.layer(2), m.H)
     for index in (-1, 3):
         with pytest.raises(ArgumentError, match="from 0 to 2"):
             m.layer(index)
@@ -489,7 +491,7 @@ def test_class_means_that_cross_are_not_monotone():
     m = fit_mufm(x, labels, layers=2, weight_decay=1e-2, transport=0.5)
     means = np.stack([x[labels == k].mean(0) for k in (0, 1)])
     swapped = x + means[1 - labels] - means[labels]  # deviations stay, the means change places
-    crossed = type(m)(**{**vars(m), "H": swapped.T})
+    crossed = type(m)(**{**vars(m), "H": swapped})
     assert m.monotone
     assert not crossed.monotone
 
@@ -528,7 +530,7 @@ def test_invalid_input_is_a_clear_error(rng):
         with pytest.raises(FeatureError, match=said):
             fit_mufm(odd, labels, **call)
     model = fit_mufm(x, labels, **call)
-    np.testing.assert_allclose(model.apply(torch.from_numpy(x), labels), model.H.T, atol=1e-9)
+    np.testing.assert_allclose(model.apply(torch.from_numpy(x), labels), model.H, atol=1e-9)
     for odd, of in ((x[:, :2], labels), (x, labels + 1)):
         with pytest.raises(ArgumentError, match="3 features and classes 0 to 1"):
             model.apply(odd, of)

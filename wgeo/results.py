@@ -76,16 +76,22 @@ class Displayed:
 class Result(Displayed):
     """A dataclass of numbers, which can be saved as JSON and shown as a table.
 
-    Both leave out arrays and fields declared with ``repr=False``.
+    Both leave out arrays and fields declared with ``repr=False``. A class lists exceptions:
+    properties and arrays that count as plain values, and fields that do not.
     """
 
-    _computed: ClassVar[tuple[str, ...]] = ()  # properties that count as plain values
+    _included: ClassVar[tuple[str, ...]] = ()
+    _omitted: ClassVar[tuple[str, ...]] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return the plain values as JSON-serializable types; arrays are left out."""
-        shown = [f.name for f in fields(self) if f.repr]  # type: ignore[arg-type]
-        values = {name: getattr(self, name) for name in (*shown, *self._computed)}
-        return {name: plain(v) for name, v in values.items() if not _has_arrays(v)}
+        shown = [
+            f.name
+            for f in fields(self)  # type: ignore[arg-type]
+            if f.repr and not _has_arrays(getattr(self, f.name))
+        ]
+        names = dict.fromkeys((*shown, *self._included))
+        return {name: plain(getattr(self, name)) for name in names if name not in self._omitted}
 
     def _record(self) -> dict[str, Any]:
         """Return the plain values under the keys that they have in the record of an analysis."""
@@ -107,7 +113,7 @@ class Result(Displayed):
 
 
 def plain(value: Any) -> Any:
-    """Convert a value to plain types: results to mappings, tuples to lists, enums to text."""
+    """Convert a value to plain types: results to mappings, arrays to lists, enums to text."""
     if isinstance(value, Result):
         return value.to_dict()
     if is_dataclass(value) and not isinstance(value, type):
@@ -116,6 +122,8 @@ def plain(value: Any) -> Any:
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [plain(item) for item in value]
+    if isinstance(value, np.ndarray):
+        return value.tolist()
     return str(value) if isinstance(value, Enum) else value
 
 

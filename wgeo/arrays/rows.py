@@ -137,6 +137,24 @@ def sum_over_rows(
     return [processes.all_reduce_sum(each) for each in sums]
 
 
+def map_rows(
+    values: Callable[..., Sequence[np.ndarray]], *features: Sliceable, width: int = 0
+) -> list[np.ndarray]:
+    """Return ``values(rows, *chunks)``, a sequence of arrays with one entry per row, for all rows.
+
+    This is a collective operation: each process computes its own shard, and all have the result.
+    """
+    n = features[0].shape[0]
+    shard = processes.shard(n)
+    empty = slice(shard.start, shard.start)
+    of_none = values(empty, *(as_float64(each[empty]) for each in features))
+    arrays = [np.zeros((n, *each.shape[1:])) for each in of_none]
+    for rows, parts in row_chunks(*features, width=width, within=shard):
+        for array, part in zip(arrays, values(rows, *parts), strict=True):
+            array[rows] = part
+    return [processes.all_reduce_sum(each) for each in arrays]
+
+
 def mean_of(features: Sliceable) -> Float[np.ndarray, " d"]:
     """Return the mean of all rows."""
     (total,) = sum_over_rows(lambda _, chunk: [chunk.sum(0)], features)

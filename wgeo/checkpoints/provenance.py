@@ -67,19 +67,8 @@ class LoadReport(Result):
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, for a record."""
-        return {
-            "kind": self.kind,
-            "container": self.container,
-            "prefix": self.prefix,
-            "tensors": self.tensors,
-            "parameters": self.parameters,
-            "settings": dict(self.settings),
-            "keys": self.keys.to_dict(),
-            "renamed": _summary(self.renamed),
-            "aside": _summary(self.aside),
-            "stand_ins": _summary(self.stand_ins),
-            "notes": list(self.notes),
-        }
+        names = {key: _summary(getattr(self, key)) for key in _READING}
+        return {**super().to_dict(), **names}
 
 
 def describe_reading(report: Mapping[str, Any]) -> str:
@@ -147,21 +136,6 @@ class Provenance(Result):
     claimed_accuracy: Mapping[str, Any] | None = None
     normalize_source: str | None = None
     arch_from: str = "module"
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values, for a record."""
-        return {
-            "checkpoint": self.checkpoint,
-            "sha256": self.sha256,
-            "arch": self.arch,
-            "num_classes": self.num_classes,
-            "epoch": self.epoch,
-            "normalize": self.normalize,
-            "normalize_source": self.normalize_source,
-            "claimed_accuracy": self.claimed_accuracy and dict(self.claimed_accuracy),
-            "arch_from": self.arch_from,
-            "report": self.report.to_dict(),
-        }
 
 
 @dataclass(frozen=True, eq=False, repr=False)

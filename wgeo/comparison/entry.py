@@ -162,7 +162,7 @@ def model_predictions(
     )
     if model is not None:
         _check(model, segment, evaluator.sample)
-        path = StraightPath(model.X.T, model.H.T)
+        path = StraightPath(model.X, model.H)
         predictions = path_predictions(segment, layer_times(segment, time), path, rotate=True)
         layers = evaluator.layers(segment, predictions)
         return replace(comparison, mufm=tuple(layers), solution=model, skipped="")
@@ -305,15 +305,15 @@ def _classifier_weight(
 
 def _check(model: MUFMSolution, segment: Segment, sample: Int[np.ndarray, " m"]) -> None:
     steps = len(segment.arrays) - 1
-    if model.layers != steps or model.X.T.shape != segment.arrays[0].shape:
+    if model.layers != steps or model.X.shape != segment.arrays[0].shape:
         raise ArgumentError(
-            f"The model has {model.layers} layers of {model.X.shape[1]} samples by "
-            f"{model.X.shape[0]} features; the segment has {steps} of "
+            f"The model has {model.layers} layers of {model.X.shape[0]} samples by "
+            f"{model.X.shape[1]} features; the segment has {steps} of "
             f"{segment.arrays[0].shape[0]} by {segment.arrays[0].shape[1]}."
         )
     rows = sample if model.assignment is None else model.assignment[sample]
     inputs = as_float64(segment.arrays[0][rows])
-    difference = np.linalg.norm(as_float64(model.X.T[sample]) - inputs)
+    difference = np.linalg.norm(as_float64(model.X[sample]) - inputs)
     if difference > _INPUT_TOLERANCE * np.linalg.norm(inputs):
         raise ArgumentError(
             "The model was fitted to other inputs than those of the last segment, "

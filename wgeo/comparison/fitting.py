@@ -302,7 +302,7 @@ class MUFMFit:
             inputs = LazyRows(arrays[0].shape, lambda rows: as_float64(arrays[0][rows]))
             ends = features_of(result, stats, inputs, self.labels)
             held_out = self._held_out(ends, rotate=True)
-        path = StraightPath(solution.X.T, solution.H.T)
+        path = StraightPath(solution.X, solution.H)
         predictions = path_predictions(self.segment, self.times, path, rotate=True)
         return solution, predictions, held_out
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
@@ -22,7 +22,6 @@ from ..arrays.rows import (
     sums_by_class,
 )
 from ..errors import ArgumentError
-from ..runtime.processes import on_rank_zero
 from ..trajectory import Segment
 from .procrustes import Block, Procrustes, Product, TargetSubspace, nearest_rotated_time
 
@@ -135,7 +134,7 @@ class StraightPath:
         for i, layer in enumerate(layers):
             t = times[i] if times is not None else end_time(i, len(layers))
             mean = mean_of(layer)
-            target = on_rank_zero(partial(TargetSubspace.of_layer, layer, mean)) if rotate else None
+            target = TargetSubspace.of_layer(layer, mean) if rotate else None
             x_product, d_product = self._products_with(layer, mean, target)
             if (
                 t is None

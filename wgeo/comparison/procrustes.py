@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from jaxtyping import Float
 from scipy.optimize import minimize_scalar
 
 from ..arrays.rows import Sliceable, as_float64
+from ..runtime import processes
 
 Block = Float[np.ndarray, "b d"]  # some rows
 Product = Float[np.ndarray, "d p"] | float  # x^T layer in a subspace, or <x, layer>
@@ -83,20 +85,27 @@ class TargetSubspace:
 
     @classmethod
     def of_layer(cls, layer: Sliceable, mean: Float[np.ndarray, " d"]) -> TargetSubspace:
-        """Return the span of the leading directions of `SUBSPACE_SAMPLES` samples."""
-        n, d = layer.shape
-        if d <= MAX_DIRECTIONS:
+        """Return the span of the leading directions of `SUBSPACE_SAMPLES` samples.
+
+        Several processes have the same basis, that of one of them.
+        """
+        if layer.shape[1] <= MAX_DIRECTIONS:
             return cls()
-        rows = (
-            as_float64(layer[np.linspace(0, n - 1, min(n, SUBSPACE_SAMPLES)).astype(np.int64)])
-            - mean
-        )
-        if len(rows) < d:
-            values, left = np.linalg.eigh(rows @ rows.T)
-            axes = rows.T @ left[:, values > RANK_TOLERANCE * values[-1]][:, -MAX_DIRECTIONS:]
-        else:
-            axes = np.linalg.eigh(rows.T @ rows)[1][:, -MAX_DIRECTIONS:]
-        return cls(np.linalg.qr(axes)[0])
+        return cls(processes.on_rank_zero(partial(_leading_directions, layer, mean)))
+
+
+def _leading_directions(
+    layer: Sliceable, mean: Float[np.ndarray, " d"]
+) -> Float[np.ndarray, "d p"]:
+    n, d = layer.shape
+    sample = np.linspace(0, n - 1, min(n, SUBSPACE_SAMPLES)).astype(np.int64)
+    rows = as_float64(layer[sample]) - mean
+    if len(rows) < d:
+        values, left = np.linalg.eigh(rows @ rows.T)
+        axes = rows.T @ left[:, values > RANK_TOLERANCE * values[-1]][:, -MAX_DIRECTIONS:]
+    else:
+        axes = np.linalg.eigh(rows.T @ rows)[1][:, -MAX_DIRECTIONS:]
+    return np.linalg.qr(axes)[0]
 
 
 def nuclear_norm(matrix: Float[np.ndarray, "a b"]) -> float:

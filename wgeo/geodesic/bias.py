@@ -13,7 +13,7 @@ from ..arrays.checks import as_numpy, as_points
 from ..errors import ArgumentError
 from ..results import Result
 from ..runtime.progress import track
-from ..transport import Exact, wasserstein
+from ..transport import Exact, Solver, wasserstein
 from .paths import LOW_RESOLUTION, resolution
 
 
@@ -83,7 +83,7 @@ def bias_curve(
     sizes: Sequence[int] | None = None,
     *,
     repeats: int = 4,
-    solver: Any = None,
+    solver: Solver | None = None,
     seed: int = 0,
 ) -> BiasCurve:
     """Measure paired clouds on random subsets of growing size.
@@ -139,7 +139,7 @@ def _subsets(
             yield rng.permutation(n)[:size]
 
 
-def _point(pairs: Sequence[tuple[np.ndarray, np.ndarray]], solver: Any) -> BiasPoint:
+def _point(pairs: Sequence[tuple[np.ndarray, np.ndarray]], solver: Solver) -> BiasPoint:
     distance = np.array([wasserstein(x, y, solver=solver).distance for x, y in pairs])
     paired = np.array([np.mean(((x - y).astype(np.float64) ** 2).sum(1)) for x, y in pairs])
     resolutions = [r for r in (resolution(x, y) for x, y in pairs) if r is not None]

@@ -9,14 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
-from ..arrays.rows import LazyRows, as_float64, materialize, mean_of, row_chunks, sum_over_rows
-from ..runtime import processes
-from ..transport import Status, TransportResult, wasserstein
+from ..arrays.rows import LazyRows, as_float64, map_rows, materialize, mean_of, sum_over_rows
+from ..transport import Solver, Status, TransportResult, wasserstein
 from .result import Score
 
 _UNIT = float(np.finfo(np.float64).eps) / 2
@@ -110,12 +108,12 @@ class CenteredPair:
         return cls(transport, shift, score)
 
 
-def pair_score(x: np.ndarray, y: np.ndarray, solver: Any) -> Score | None:
+def pair_score(x: np.ndarray, y: np.ndarray, solver: Solver) -> Score | None:
     """Return the certified correlation score of the pairing of row i of x with row i of y."""
     return solved_pair(x, y, solver).corr_score
 
 
-def solved_pair(x: np.ndarray, y: np.ndarray, solver: Any) -> CenteredPair:
+def solved_pair(x: np.ndarray, y: np.ndarray, solver: Solver) -> CenteredPair:
     """Return W2 between the centered rows of x and y, and their pairing's correlation score."""
     moments = Moments.of((x, y), rounding_of((x, y)))
     return moments.pair(0, 1, wasserstein(x, y, solver=solver))
@@ -205,13 +203,11 @@ def _along_shift(
 ) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]:
     """Return <m, u_i> and <m, v_i> for every sample."""
     x, y = moments.arrays[i], moments.arrays[j]
-    vector, local_rows = moments.shift(i, j), processes.shard(len(x))
-    along = np.zeros((2, len(x)))
-    for rows, parts in row_chunks(x, y, within=local_rows):
-        for out, part, layer in zip(along, parts, (i, j), strict=True):
-            out[rows] = (part - moments.centers[layer]) @ vector
-    along = processes.all_reduce_sum(along)
-    return along[0], along[1]
+    vector, centers = moments.shift(i, j), moments.centers
+    of_x, of_y = map_rows(
+        lambda _, a, b: [(a - centers[i]) @ vector, (b - centers[j]) @ vector], x, y
+    )
+    return of_x, of_y
 
 
 def _solve_again(moments: Moments, i: int, j: int, result: TransportResult) -> CenteredPair:

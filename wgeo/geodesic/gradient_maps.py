@@ -14,7 +14,7 @@ import copy
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ from torch import nn
 from ..arrays.checks import as_array, check_plain
 from ..errors import ArgumentError
 from ..features.residual_blocks import evaluating, hooked, run
-from ..results import Result, as_table
+from ..results import Result
 from ..runtime.progress import track
 from .jacobian import (
     Jacobian,
@@ -37,9 +37,6 @@ from .jacobian import (
     seeded_streams,
 )
 from .resampling import LEVEL, mean_interval
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 SYMMETRIC = 0.01
 """Largest asymmetry at which a Jacobian counts as symmetric.
@@ -121,7 +118,7 @@ class BrenierResult(Result):
     seconds: float
     intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     per_point: Mapping[str, Float[np.ndarray, " n"]] = field(default_factory=dict, repr=False)
-    _computed: ClassVar[tuple[str, ...]] = ("points", "excluded", "excluded_by")
+    _included: ClassVar[tuple[str, ...]] = ("points", "excluded", "excluded_by")
 
     @property
     def points(self) -> int:
@@ -151,9 +148,10 @@ class BrenierResult(Result):
         """Whether there is at least one reason in `excluded_by`."""
         return bool(self.excluded_by)
 
-    def to_pandas(self) -> pd.DataFrame:
-        """Return a table with one row per point."""
-        return as_table(dict(self.per_point))
+    def _table(self) -> list[dict[str, Any]]:
+        """Return one row per point."""
+        columns = self.per_point.values()
+        return [dict(zip(self.per_point, row, strict=True)) for row in zip(*columns, strict=True)]
 
 
 def brenier(

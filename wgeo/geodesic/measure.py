@@ -22,9 +22,9 @@ from ..errors import ArgumentError, FeatureError, RecordError, WgeoWarning
 from ..runtime import processes
 from ..runtime.progress import track
 from ..trajectory import Block, Segment, Trajectory, as_trajectory
-from ..transport import Chain, Exact, TransportResult, wasserstein
+from ..transport import Chain, Exact, Solver, TransportResult, wasserstein
 from ..transport import chain as solve_chain
-from ..transport.chain import solve_pairs
+from ..transport.chains import solve_pairs
 from .correlation import CenteredPair, Moments
 from .influence import LINEARIZED, MOVING, TRAJECTORY_MEASURES, TRANSPORT_MEASURES, SegmentSample
 from .nulls import distinct_rows, has_power, null_scores
@@ -43,7 +43,7 @@ _PATH = (*TRANSPORT_MEASURES, *MOVING, *TRAJECTORY_MEASURES, "paired")
 def straightness(
     traj: Trajectory,
     *,
-    solver: Any = None,
+    solver: Solver | None = None,
     chain: Chain | None = None,
     bootstrap: int = 200,
     pairs: bool | None = None,
@@ -252,7 +252,7 @@ def _as_groups(groups: Any, n: int) -> Int[np.ndarray, " n"]:
 
 
 def _solve_missing(
-    segment: Segment, pairs: bool | None, solver: Any, feature_bytes: int
+    segment: Segment, pairs: bool | None, solver: Solver, feature_bytes: int
 ) -> dict[Ends, TransportResult]:
     """Solve the pairs of a segment that a chain lacks."""
     keys = missing_pairs(segment, pairs)
@@ -312,7 +312,12 @@ def _block(
 
 
 def _segment(
-    sample: _MeasuredSegment, null: Null, spacing: float, traj: Trajectory, solver: Any, seed: int
+    sample: _MeasuredSegment,
+    null: Null,
+    spacing: float,
+    traj: Trajectory,
+    solver: Solver,
+    seed: int,
 ) -> SegmentStraightness:
     segment, raw, last = sample.segment, sample.raw, sample.last
     gap, time = _interpolation(segment, raw, sample.resampled.values, solver)
@@ -365,7 +370,7 @@ def _null_length_ratio(sample: _MeasuredSegment, null: Sequence[NullScore]) -> f
 
 
 def _interpolation(
-    segment: Segment, sample: SegmentSample, values: Mapping[str, float], solver: Any
+    segment: Segment, sample: SegmentSample, values: Mapping[str, float], solver: Solver
 ) -> tuple[tuple[float | None, ...], tuple[float | None, ...]]:
     """Return each layer's distance to the geodesic at its arc length, and that arc length."""
     end, layers = sample.end, segment.arrays

@@ -6,12 +6,12 @@ All measures here are Euclidean and per sample; `measure` adds the measures of t
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float
 
-from ..arrays.rows import as_float64, mean_of, row_chunks, row_ranges, sum_over_rows
+from ..arrays.rows import as_float64, map_rows, mean_of, row_ranges, sum_over_rows
 from ..runtime import processes
 
 _COINCIDENT = 1e-12  # squared distance, relative to the squared norms, below which points coincide
@@ -54,9 +54,6 @@ class PathMeasures:
     square: Float[np.ndarray, "n l"]
 
 
-_MEASURES = tuple(field.name for field in fields(PathMeasures))
-
-
 def path_measures(
     arrays: Sequence[Float[np.ndarray, "n d"]],
     *,
@@ -71,18 +68,16 @@ def path_measures(
     centres : ndarray, (L + 1, d), optional
         Points to subtract from each layer, such as its mean for paths of centered features.
     """
-    n, d = arrays[0].shape
-    local_rows, eps = processes.shard(n), _precision(arrays)
-    shapes = {"step_cost": (n, len(arrays) - 1), "square": (n, len(arrays))}
-    columns = [np.zeros(shapes.get(each, (n,))) for each in _MEASURES]
-    for rows, layers in row_chunks(*arrays, width=d * len(arrays), within=local_rows):
+    eps = _precision(arrays)
+
+    def measures(_: slice, *layers: np.ndarray) -> tuple[np.ndarray, ...]:
         path = np.stack(layers)
         tolerance = 4 * eps * np.linalg.norm(path, axis=2).max(0)  # rounding of the features
         if centres is not None:
             path -= centres[:, None]
-        for column, values in zip(columns, _measure(path, tolerance), strict=True):
-            column[rows] = values
-    return PathMeasures(*map(processes.all_reduce_sum, columns))
+        return _measure(path, tolerance)
+
+    return PathMeasures(*map_rows(measures, *arrays, width=arrays[0].shape[1] * len(arrays)))
 
 
 def _precision(arrays: Sequence[np.ndarray]) -> float:
@@ -186,9 +181,6 @@ def resolution(
     spacing = neighbor_distance(x) if neighbours is None else neighbours
     if not spacing > 0:
         return None
-    local_rows = processes.shard(len(x))
     (mean,) = sum_over_rows(lambda _, a, b: [(b - a).sum(0) / len(x)], x, y)
-    moved = np.zeros(len(x))
-    for rows, (a, b) in row_chunks(x, y, within=local_rows):
-        moved[rows] = np.linalg.norm(b - a - mean, axis=1)
-    return float(np.median(processes.all_reduce_sum(moved))) / spacing
+    (moved,) = map_rows(lambda _, a, b: [np.linalg.norm(b - a - mean, axis=1)], x, y)
+    return float(np.median(moved)) / spacing

@@ -13,8 +13,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from scipy.special import ndtri
 
-from ..arrays.rows import row_chunks, select_rows
-from ..runtime import processes
+from ..arrays.rows import map_rows, select_rows
 from ..transport import TransportResult
 from .correlation import Moments
 from .paths import PathMeasures
@@ -86,10 +85,10 @@ def costs(
     if not (isinstance(coupling, np.ndarray) and coupling.ndim == 1):
         return paired
     x, y, shift = moments.arrays[i], moments.arrays[j], moments.shift(i, j)
-    squared = np.zeros(len(x))
-    for rows, (a, b) in row_chunks(x, select_rows(y, coupling), within=processes.shard(len(x))):
-        squared[rows] = ((b - a - shift) ** 2).sum(1)
-    return processes.all_reduce_sum(squared)
+    (squared,) = map_rows(
+        lambda _, a, b: [((b - a - shift) ** 2).sum(1)], x, select_rows(y, coupling)
+    )
+    return squared
 
 
 def length_ratio_at_most(

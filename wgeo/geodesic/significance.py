@@ -17,7 +17,7 @@ from ..arrays.rows import as_float64, mean_of, row_chunks
 from ..errors import ArgumentError
 from ..results import Result
 from ..trajectory import Segment, Trajectory, as_trajectory
-from ..transport import Exact, wasserstein
+from ..transport import Exact, Solver, wasserstein
 from .influence import TRAJECTORY_MEASURES, TRANSPORT_MEASURES, SegmentSample
 from .paths import path_measures
 from .resampling import LEVEL, permutation_p_value, sign_flip_p_value
@@ -78,7 +78,7 @@ class StraighterThan(Result):
     paired: bool
     samples: int
     over: Literal["images", "networks"] = "images"
-    _computed: ClassVar[tuple[str, ...]] = ("two_sided_p", "direction")
+    _included: ClassVar[tuple[str, ...]] = ("two_sided_p", "direction")
 
     @property
     def two_sided_p(self) -> float:
@@ -100,7 +100,7 @@ def straighter_than(
     statistic: str = "line_shape_ratio",
     centred: bool = False,
     paired: bool | None = None,
-    solver: Any = None,
+    solver: Solver | None = None,
     draws: int = 999,
     seed: int = 0,
 ) -> tuple[StraighterThan, ...]:
@@ -275,7 +275,7 @@ def _comparison(
 
 
 def _values(
-    segments: Sequence[Segment], *, statistic: str, centered: bool, solver: Any
+    segments: Sequence[Segment], *, statistic: str, centered: bool, solver: Solver | None
 ) -> Float[np.ndarray, " n"]:
     """Return the values of one network's images, or one value for each of several networks."""
     values = [_per_sample(segment, statistic, centered, solver) for segment in segments]
@@ -283,7 +283,7 @@ def _values(
 
 
 def _per_sample(
-    segment: Segment, statistic: str, centered: bool, solver: Any
+    segment: Segment, statistic: str, centered: bool, solver: Solver | None
 ) -> Float[np.ndarray, " n"]:
     """Return per-sample values or pseudo-values whose mean is the statistic."""
     centers = np.stack([mean_of(array) for array in segment.arrays]) if centered else None
@@ -304,7 +304,7 @@ def _per_sample(
     return values
 
 
-def _pseudo_values(segment: Segment, statistic: str, solver: Any) -> Float[np.ndarray, " n"]:
+def _pseudo_values(segment: Segment, statistic: str, solver: Solver) -> Float[np.ndarray, " n"]:
     steps = [wasserstein(x, y, solver=solver) for x, y in pairwise(segment.arrays)]
     end = wasserstein(segment.arrays[0], segment.arrays[-1], solver=solver)
     sample = SegmentSample.of(segment, steps, end)

@@ -1,30 +1,99 @@
-"""Collapse metrics of many bootstrap replicates of one layer, computed together.
+"""95 % intervals of collapse metrics, from bootstrap replicates within classes.
 
-A bootstrap replicate weights sample i by its multiplicity c_i. With x_i = h_i - m_{y_i} relative to
-the class means m_k of the data, the class means of a replicate are m_k + t_k, where t_k is the
-weighted mean of x over class k, and its var_k is the weighted mean of ||x||^2 minus ||t_k||^2. All
-replicates are therefore computed from the same x, in two passes over the data, as sums and matrix
-products.
+A replicate relates to the sample as the sample relates to the population. The ratio of a
+replicate's metric to the sample's metric is therefore an estimate of the ratio of the sample's
+metric to the population's. This removes the bias of few samples to first order, whereas percentiles
+of the replicates would double it.
+
+With x_i = h_i - m_{y_i} relative to the class means m_k of the data, and c_i the multiplicity of
+sample i in a replicate, the class means of the replicate are m_k + t_k, where t_k is the weighted
+mean of x over class k, and its var_k is the weighted mean of ||x||^2 minus ||t_k||^2. All
+replicates of a layer are therefore computed from the same x, in two passes over the data, as sums
+and matrix products.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
+from scipy.stats import binomtest
 
+from ..runtime import processes
 from ..runtime.threads import one_thread
+from ..trajectory import Layer
+from .depth import progress_of_layers, with_interval
 from .metrics import RANK_TOLERANCE, LayerCollapse, layer_collapse
 from .moments import ClassGeometry, ClassMoments, class_weights
 from .projection import ProjectionSums, nearest_mean
-from .tensor_chunks import CHUNK_ENTRIES, tensor_chunks
+from .result import Collapse
+from .separation import law_of_layers, law_with_intervals
+from .small_samples import is_few
+from .tensor_chunks import CHUNK_ENTRIES, precision_of, tensor_chunks
 
+LEVEL = 0.95
+_RATIOS = ("nc1", "nc1_quotient", "cdnv", "nc2_equinorm", "nc2_etf")
 _REPLICATE_ENTRIES = 2**23
 """Maximum number of float64 entries of the replicates computed together (64 MiB)."""
+
+
+def with_intervals(
+    result: Collapse,
+    layers: Sequence[Layer],
+    class_index: Int[np.ndarray, " n"],
+    predicted: Int[np.ndarray, " n"] | None,
+    *,
+    resamples: int,
+    seed: int,
+    rank_tolerance: float,
+) -> Collapse:
+    """Add bootstrap intervals of every metric and Kendall's tau, by resampling within classes.
+
+    All layers use the same resamples, because Kendall's tau compares layers. `layers` are those
+    between which blocks map.
+    """
+    multiplicities = stratified_counts(class_index, resamples, np.random.default_rng(seed))
+    by_layer = processes.map_over_ranks(
+        [
+            partial(
+                bootstrap_replicates,
+                layer.features,
+                class_index,
+                predicted,
+                multiplicities,
+                name=layer.name,
+                stage=layer.stage,
+                weights=result.weights,
+                rank_tolerance=rank_tolerance,
+            )
+            for layer in layers
+        ],
+        "bootstrapping collapse",
+    )
+    networks = list(zip(*by_layer, strict=True))
+    replicates = [progress_of_layers(network) for network in networks]
+    laws = [law_of_layers(network) for network in networks]
+    replicates_of = dict(zip((layer.name for layer in layers), by_layer, strict=True))
+    counts = np.array(result.counts)
+    return replace(
+        result,
+        layers=tuple(
+            layer_with_intervals(layer, replicates_of[layer.name], counts)
+            if layer.name in replicates_of
+            else layer
+            for layer in result.layers
+        ),
+        progress={
+            m: with_interval(p, [r[m] for r, _ in replicates]) for m, p in result.progress.items()
+        },
+        separation=with_interval(result.separation, [angle for _, angle in replicates]),
+        separation_law=law_with_intervals(result.separation_law, laws),
+    )
 
 
 def stratified_counts(
@@ -53,24 +122,17 @@ def bootstrap_replicates(
     """Measure every replicate of a layer: the metrics of `collapse_of`, except the ranks.
 
     A replicate takes O(N d K) operations, like the metrics themselves, in large matrix products.
-    The memory needed does not grow with the number of samples or of replicates.
-
-    Parameters
-    ----------
-    features : array_like, (n, d)
-    class_index : ndarray of int, (n,)
-        The class of each sample, from 0 to K - 1; every class occurs.
-    predicted : ndarray of int, (n,), optional
-        The network's predictions in the same form; -1 for a class that does not occur.
-    multiplicities : ndarray of int, (b, n)
-        Multiplicity of each sample in each replicate; over a class they sum to its size.
-    name, stage, weights, rank_tolerance
-        As in `collapse_of`.
+    The memory needed does not grow with the number of samples or of replicates. The classes are 0
+    to K - 1, each of which occurs, and -1 if predicted but absent. Over a class, the multiplicities
+    of a replicate sum to its size.
     """
-    K = int(class_index.max()) + 1
-    moments = ClassMoments(name, 0)
-    moments.update(features, class_index, K)
-    d, n = moments.width, len(class_index)
+    n, K = len(class_index), int(class_index.max()) + 1
+    moments = ClassMoments(name, spectrum_size=0)
+    moments.precision = precision_of(features)
+    with one_thread():
+        for rows, block in tensor_chunks(features, name):
+            moments.add(block, class_index[rows], K)
+    d = moments.width
     layer = _Layer(features, class_index, predicted, moments, weights)
     batch_size = max(1, _REPLICATE_ENTRIES // (K * max(d, min(n, CHUNK_ENTRIES // d))))
     results: list[LayerCollapse] = []
@@ -82,7 +144,6 @@ def bootstrap_replicates(
                     geometry,
                     projection,
                     stage=stage,
-                    has_predictions=predicted is not None,
                     rank_tolerance=rank_tolerance,
                 )
                 for geometry, projection in layer.replicates(batch)
@@ -188,6 +249,76 @@ class _Layer:
                 mismatches += (weights * (nearest != predictions)).sum(1)
         energy = (energy - torch.einsum("k,bkr->br", counts, shifts.square())).clamp_min_(0) / n
         return [
-            ProjectionSums(n, int(h), int(m), e.numpy())
+            ProjectionSums(n, int(h), None if self.predicted is None else int(m), e.numpy())
             for h, m, e in zip(correct, mismatches, energy, strict=True)
         ]
+
+
+def layer_with_intervals(
+    layer: LayerCollapse, replicates: Sequence[LayerCollapse], counts: Int[np.ndarray, " K"]
+) -> LayerCollapse:
+    """Return a layer with the intervals of its defined metrics.
+
+    The intervals are for the plug-in metrics if every class has at least `FEW_SAMPLES` samples, and
+    otherwise for the corrected ones, because an interval around a biased value would exclude the
+    population's value.
+    """
+    intervals: dict[str, tuple[float, float] | None] = {}
+    few = is_few(counts)
+    for name in ("nc1", "cdnv") if few else _RATIOS:
+        value, draws = getattr(layer, name), [getattr(r, name) for r in replicates]
+        if few:
+            corrected = getattr(layer, f"{name}_corrected")
+            intervals[f"{name}_corrected"] = _corrected_interval(corrected, value, draws, counts)
+        else:
+            intervals[name] = _ratio(value, value, draws)
+    intervals |= _accuracies(layer, counts)
+    defined = {name: interval for name, interval in intervals.items() if interval is not None}
+    return replace(layer, intervals=defined)
+
+
+def _ratio(
+    estimate: float | None, truth: float | None, draws: Sequence[float | None], power: float = 1.0
+) -> tuple[float, float] | None:
+    """Return estimate / q^power for quantiles q of draws / truth; the draws estimate `truth`."""
+    defined = np.array([draw for draw in draws if draw is not None])
+    if estimate is None or not truth or len(defined) < len(draws) or not defined.all():
+        return None
+    low, high = np.quantile(defined / truth, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return float(estimate / high**power), float(estimate / low**power)
+
+
+def _corrected_interval(
+    corrected: float | None,
+    plugin: float | None,
+    draws: Sequence[float | None],
+    counts: Int[np.ndarray, " K"],
+) -> tuple[float, float] | None:
+    """Return the interval of a corrected estimate, from the distribution of the plug-in value.
+
+    For a ratio of scatters a/b, which is corrected to a'/(b - c a'), a change of the plug-in value
+    by one percent changes the corrected value by b / (b - c a') percent.
+    """
+    defined = [draw for draw in draws if draw is not None]
+    if corrected is None or not plugin or not defined:
+        return None
+    unbiased = counts.sum() / (counts.sum() - len(counts))
+    power = max(1.0, corrected / (plugin * unbiased))
+    return _ratio(corrected, float(np.mean(defined)), draws, power)
+
+
+def _accuracies(
+    layer: LayerCollapse, counts: Int[np.ndarray, " K"]
+) -> dict[str, tuple[float, float] | None]:
+    """Return Wilson intervals for the fractions of samples nearest to their own class mean."""
+    samples = {"ncc_accuracy": int(counts.sum())}
+    if is_few(counts):
+        samples = {"ncc_accuracy_corrected": int(counts[counts > 1].sum())}
+    return {name: _wilson(getattr(layer, name), n) for name, n in samples.items()}
+
+
+def _wilson(proportion: float | None, n: int) -> tuple[float, float] | None:
+    if proportion is None or n == 0:
+        return None
+    interval = binomtest(round(proportion * n), n).proportion_ci(LEVEL, method="wilson")
+    return float(interval.low), float(interval.high)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from jaxtyping import Float
@@ -68,11 +68,7 @@ class Progress(Result):
     interval: tuple[float, float] | None = None
     increases: tuple[str, ...] = ()
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the plain values, ready for JSON, without the metric's name."""
-        values = super().to_dict()
-        del values["metric"]
-        return values
+    _omitted: ClassVar[tuple[str, ...]] = ("metric",)
 
     def _table(self) -> list[dict[str, Any]]:
         return [{"metric": self.metric, **self.to_dict()}]

@@ -1,31 +1,37 @@
-"""Collapse of features in memory, for which a second pass is cheap."""
+"""The way from features to collapse metrics, which every source takes.
+
+1. Pass one gives the class means (`ClassMoments`).
+2. Pass two gives what depends on the final class means (`SpanProjection`).
+3. Metrics of every layer (`layer_collapse`), their progress with depth (`Collapse.of_layers`), and
+   intervals from resamples (`with_intervals`).
+
+`LayerPasses` makes both passes over a layer: at once (`over`) if its features are in memory, or
+batch by batch (`first`, `second`) in a `CollapseStream`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from ..arrays.checks import as_labels, as_numpy, as_points, check_plain
 from ..errors import FeatureError
 from ..runtime import processes
 from ..runtime.progress import track
+from ..runtime.threads import one_thread
 from ..trajectory import Classifier, Trajectory
-from .bootstrap import bootstrap_replicates, stratified_counts
-from .depth import progress_of_layers, with_interval
-from .intervals import with_intervals
+from .bootstrap import with_intervals
 from .metrics import RANK_TOLERANCE, Frame, LayerCollapse, layer_collapse
-from .moments import ClassIndex, ClassMoments, check_weights
+from .moments import ClassGeometry, ClassIndex, ClassMoments, check_weights
 from .projection import SpanProjection
 from .result import Collapse
-from .separation import law_of_layers, law_with_intervals
 from .spectrum import SPECTRUM_SIZE
-from .tensor_chunks import mean_of, tensor_chunks
+from .tensor_chunks import precision_of, tensor_chunks
 
 
 def collapse_of_trajectory(
@@ -39,42 +45,47 @@ def collapse_of_trajectory(
     seed: int,
 ) -> Collapse:
     """Measure every layer of a trajectory; see `collapse`."""
-    num_names = len(traj.class_names) or None
-    num_classes = num_names if traj.classifier is None else len(traj.classifier.weight)
-    ClassIndex(num_classes).add(traj.labels)  # checks their range
+    check_weights(weights)
+    classifier = None if traj.classifier is None else weights_of(traj.classifier)
+    index = ClassIndex(len(traj.class_names) or None if classifier is None else len(classifier))
+    class_index = index.add(traj.labels)
+    predicted = None if traj.predictions is None else index.indices(traj.predictions)
     last = traj.layers[-1]
-    weight = None if traj.classifier is None else weights_of(traj.classifier)
-    if weight is not None and weight.shape[1] != last.width:
-        weight = None  # its input is not the last layer
-    ood_features = None if ood is None else features_by_layer(ood)
-    if ood_features is not None:
-        for layer in traj.layers:
-            check_ood(layer.name, layer.width, _shape(ood_features.get(layer.name)))
+    if classifier is not None and classifier.shape[1] != last.width:
+        classifier = None  # its input is not the last layer
+    ood_means = OodMeans(ood)
+    for layer in traj.layers:
+        ood_means.mean(layer.name, layer.width)  # raises an error before any pass
     layers = [
-        collapse_of(
-            layer.features,
-            traj.labels,
-            weight if layer is last else None,
-            traj.predictions,
-            weights=weights,
-            name=layer.name,
+        LayerPasses(layer.name, index, weights, spectrum_size)
+        .over(layer.features, class_index, predicted)
+        .metrics(
             stage=layer.stage,
-            ood=None if ood_features is None else ood_features[layer.name],
+            classifier=classifier if layer is last else None,
+            ood=ood_means,
             rank_tolerance=rank_tolerance,
-            spectrum_size=spectrum_size,
         )
         for layer in track(traj.layers, "measuring collapse")
     ]
-    classes, counts = np.unique(traj.labels, return_counts=True)
     result = Collapse.of_layers(
         layers,
-        classes=tuple(classes.tolist()),
-        counts=tuple(counts.tolist()),
+        classes=tuple(index.classes.tolist()),
+        counts=tuple(np.bincount(class_index).tolist()),
         weights=weights,
-        classifier=None if weight is None else Frame.of(weight),
+        classifier=None if classifier is None else Frame.of(classifier),
         accuracy=traj.accuracy,
     )
-    return _with_intervals(result, traj, bootstrap, seed, rank_tolerance) if bootstrap else result
+    if not bootstrap:
+        return result
+    return with_intervals(
+        result,
+        traj.staged,
+        class_index,
+        predicted,
+        resamples=bootstrap,
+        seed=seed,
+        rank_tolerance=rank_tolerance,
+    )
 
 
 def collapse_of(
@@ -113,52 +124,142 @@ def collapse_of(
     """
     if isinstance(features, torch.Tensor):
         check_plain(features, f"layer {name!r}")
-    check_weights(weights)
     y = as_labels(labels, len(features))
     weight = None if classifier is None else weights_of(classifier)
     index = ClassIndex(None if weight is None else len(weight))
     class_index = index.add(y)
     predicted = None if predictions is None else index.indices(as_labels(predictions, len(y)))
-    shard = processes.shard(len(y))
-    has_rows = shard.stop > shard.start
-    _, first = next(tensor_chunks(features[:1], name, 0))
-    moments = ClassMoments(name, spectrum_size, shard.start)
-    moments.begin(first)
-    if has_rows:
-        update = partial(moments.update, features[shard], class_index[shard], len(index))
-    processes.raise_on_any(update if has_rows else lambda: None)
-    moments = moments.all_reduce(first)
-    geometry = moments.finish(index, weights=weights)
-    projection = SpanProjection(moments, geometry, index)
-    if has_rows:
-        projection.update(
-            features[shard], class_index[shard], None if predicted is None else predicted[shard]
-        )
-    return layer_collapse(
-        geometry,
-        projection.all_reduce().finish(),
+    passes = LayerPasses(name, index, check_weights(weights), spectrum_size)
+    return passes.over(features, class_index, predicted).metrics(
         stage=stage,
-        has_predictions=predicted is not None,
         classifier=weight,
-        ood_mean=None if ood is None else mean_of(ood, f"{name} (out of distribution)"),
+        ood=OodMeans(None if ood is None else {name: ood}),
         rank_tolerance=rank_tolerance,
     )
 
 
-def weights_of(classifier: Any) -> Float[np.ndarray, "C d"]:
-    weight = classifier.weight if isinstance(classifier, Classifier) else classifier
-    return as_numpy(as_points(weight, name="the classifier's weights", dtype=torch.float64))
+class LayerPasses:
+    """The two passes over the samples of the layer `name`, with indices of classes from `index`."""
+
+    geometry: ClassGeometry
+    _projection: SpanProjection
+
+    def __init__(self, name: str, index: ClassIndex, weights: str, spectrum_size: int) -> None:
+        self.name = name
+        self.moments = ClassMoments(name, spectrum_size)
+        self._index, self._weights = index, weights
+
+    def over(
+        self,
+        features: Any,
+        class_index: Int[np.ndarray, " n"],
+        predicted: Int[np.ndarray, " n"] | None = None,
+    ) -> LayerPasses:
+        """Make both passes over an array; each process reads its own shard of the rows."""
+        shard = processes.shard(len(class_index))
+        local, local_index = features[shard], class_index[shard]
+        processes.raise_on_any(partial(self.first, local, local_index, shard.start))
+        self.moments = self.moments.all_reduce()
+        self.finish_first()
+        self.second(local, local_index, None if predicted is None else predicted[shard])
+        self._projection.all_reduce()
+        return self
+
+    def first(self, features: Any, class_index: Int[np.ndarray, " n"], start: int = 0) -> None:
+        """Pass one: add samples and the indices of their classes.
+
+        `start` is the number of samples before these, for error messages.
+
+        Raises
+        ------
+        FeatureError
+            There is NaN or infinity (the message names the layer and the sample), the width differs
+            from that of earlier batches, or the numbers of features and labels differ.
+        """
+        moments, n = self.moments, len(class_index)
+        moments.precision = max(moments.precision, precision_of(features))
+        with one_thread():
+            for rows, block in tensor_chunks(features, self.name, start, n):
+                moments.add(block, class_index[rows], len(self._index))
+
+    def finish_first(self) -> None:
+        """Compute the class means of all samples so far, and begin pass two."""
+        self.geometry = self.moments.finish(self._index, weights=self._weights)
+        self._projection = SpanProjection(self.moments, self.geometry, self._index)
+
+    def second(
+        self,
+        features: Any,
+        class_index: Int[np.ndarray, " n"],
+        predicted: Int[np.ndarray, " n"] | None = None,
+    ) -> None:
+        """Pass two: add samples again; `predicted` contains the indices of predicted classes."""
+        start, n = self._projection.samples, len(class_index)
+        with one_thread():
+            for rows, block in tensor_chunks(features, self.name, start, n):
+                self._projection.add(
+                    block, class_index[rows], None if predicted is None else predicted[rows]
+                )
+
+    def metrics(
+        self,
+        *,
+        stage: int | None,
+        classifier: Float[np.ndarray, "C d"] | None,
+        ood: OodMeans,
+        rank_tolerance: float,
+    ) -> LayerCollapse:
+        """Return the metrics; without pass two, some of them are undefined."""
+        return layer_collapse(
+            self.geometry,
+            self._projection.finish() if self._projection.samples else None,
+            stage=stage,
+            classifier=classifier,
+            ood_mean=ood.mean(self.name, self.geometry.width),
+            rank_tolerance=rank_tolerance,
+        )
 
 
-def features_by_layer(ood: Trajectory | Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return out-of-distribution features by layer name."""
-    if isinstance(ood, Trajectory):
-        return {layer.name: layer.features for layer in ood.layers}
-    return ood
+class OodMeans:
+    """Means of out-of-distribution samples, by layer."""
+
+    def __init__(self, ood: Trajectory | Mapping[str, Any] | None = None) -> None:
+        self._sums: dict[str, torch.Tensor] = {}
+        self._samples: dict[str, int] = {}
+        self._given = False
+        if ood is not None:
+            self.add(ood)
+
+    def add(self, ood: Trajectory | Mapping[str, Any]) -> None:
+        """Add samples of all layers."""
+        self._given = True
+        if isinstance(ood, Trajectory):
+            ood = {layer.name: layer.features for layer in ood.layers}
+        for name, array in ood.items():
+            for _, chunk in tensor_chunks(array, f"{name} (out of distribution)"):
+                total = self._sums.get(name)
+                if total is not None:
+                    _check_ood(name, len(total), (len(array), chunk.shape[1]))
+                part = chunk.sum(0, dtype=torch.float64)
+                self._sums[name] = part if total is None else total + part
+            self._samples[name] = self._samples.get(name, 0) + len(array)
+
+    def mean(self, name: str, width: int) -> Float[np.ndarray, " d"] | None:
+        """Return the mean at a layer; None if there are no out-of-distribution samples.
+
+        Raises
+        ------
+        FeatureError
+            The samples lack this layer, or have another width there.
+        """
+        if not self._given:
+            return None
+        given = name in self._sums
+        _check_ood(name, width, (self._samples[name], *self._sums[name].shape) if given else None)
+        return (self._sums[name] / self._samples[name]).cpu().numpy()
 
 
-def check_ood(name: str, width: int, shape: tuple[int, ...] | None) -> None:
-    """Raise `FeatureError` if out-of-distribution features do not have the width of the layer."""
+def _check_ood(name: str, width: int, shape: tuple[int, ...] | None) -> None:
     if shape is None or shape[1:] != (width,):
         raise FeatureError(
             f"The out-of-distribution features of layer {name!r} "
@@ -167,55 +268,7 @@ def check_ood(name: str, width: int, shape: tuple[int, ...] | None) -> None:
         )
 
 
-def _shape(array: Any) -> tuple[int, ...] | None:
-    return None if array is None else tuple(np.shape(array))
-
-
-def _with_intervals(
-    result: Collapse, traj: Trajectory, resamples: int, seed: int, rank_tolerance: float
-) -> Collapse:
-    """Add bootstrap intervals of every metric and Kendall's tau, by resampling within classes.
-
-    All layers use the same resamples, because Kendall's tau compares layers.
-    """
-    index = ClassIndex()
-    index.add(np.array(result.classes))
-    class_index = index.indices(traj.labels)
-    predicted = None if traj.predictions is None else index.indices(traj.predictions)
-    multiplicities = stratified_counts(class_index, resamples, np.random.default_rng(seed))
-    by_layer = processes.map_over_ranks(
-        [
-            partial(
-                bootstrap_replicates,
-                layer.features,
-                class_index,
-                predicted,
-                multiplicities,
-                name=layer.name,
-                stage=layer.stage,
-                weights=result.weights,
-                rank_tolerance=rank_tolerance,
-            )
-            for layer in traj.staged
-        ],
-        "bootstrapping collapse",
-    )
-    networks = list(zip(*by_layer, strict=True))
-    replicates = [progress_of_layers(layers) for layers in networks]
-    laws = [law_of_layers(layers) for layers in networks]
-    replicates_by_layer = dict(zip((layer.name for layer in traj.staged), by_layer, strict=True))
-    counts = np.array(result.counts)
-    return replace(
-        result,
-        layers=tuple(
-            with_intervals(layer, replicates_by_layer[layer.name], counts)
-            if layer.name in replicates_by_layer
-            else layer
-            for layer in result.layers
-        ),
-        progress={
-            m: with_interval(p, [r[m] for r, _ in replicates]) for m, p in result.progress.items()
-        },
-        separation=with_interval(result.separation, [angle for _, angle in replicates]),
-        separation_law=law_with_intervals(result.separation_law, laws),
-    )
+def weights_of(classifier: Classifier | Any) -> Float[np.ndarray, "C d"]:
+    """Return a classifier's weights in float64, checked."""
+    weight = classifier.weight if isinstance(classifier, Classifier) else classifier
+    return as_numpy(as_points(weight, name="the classifier's weights", dtype=torch.float64))

@@ -138,7 +138,7 @@ class LayerCollapse(Result):
         mean_{k != l} (var_k + var_l) / (2 ||m_k - m_l||^2), where var_k is the mean of ||h -
         m_k||^2 over class k, and 0 for a class of one sample (Galanti, Gyorgy and Hutter 2021).
     effective_rank, stable_rank, participation_ratio : float or None
-        Ranks of the features centered by g; see `Spectrum`.
+        Ranks of the features centered by g; see `Spectrum.ranks`.
     within, between : float
         tr Sigma_W and tr Sigma_B, in squared units of the features.
     rank : int
@@ -220,26 +220,14 @@ def layer_collapse(
     projection: ProjectionSums | None,
     *,
     stage: int | None,
-    has_predictions: bool = False,
     classifier: Float[np.ndarray, "C d"] | None = None,
     ood_mean: Float[np.ndarray, " d"] | None = None,
     rank_tolerance: float = RANK_TOLERANCE,
 ) -> LayerCollapse:
     """Compute all metrics of a layer from the results of pass one and, if given, of pass two.
 
-    Parameters
-    ----------
-    geometry : ClassGeometry
-    projection : ProjectionSums, optional
-        Without it, ncc_accuracy and ncc_mismatch are undefined, and so is nc1 if d is large.
-    stage : int or None
-    has_predictions : bool
-        Whether the network's predictions were given to the projection.
-    classifier : ndarray, (C, d), optional
-        Weights with a row for every class, including those that do not occur.
-    ood_mean : ndarray, (d,), optional
-    rank_tolerance : float
-        See `RANK_TOLERANCE`.
+    Without pass two, ncc_accuracy and ncc_mismatch are undefined, and so is nc1 if d is large. The
+    classifier has a row for every class, including those that do not occur.
 
     Raises
     ------
@@ -261,7 +249,7 @@ def layer_collapse(
         within=geometry.within,
         between=geometry.between,
         **_variability(geometry, projection, rank_tolerance, reasons),
-        **_nearest_center_metrics(geometry, projection, has_predictions, reasons),
+        **_nearest_center_metrics(geometry, projection, reasons),
         **_nc2(geometry, reasons),
         nc3=nc3,
         nc3_papyan=nc3_papyan,
@@ -342,24 +330,18 @@ def _cdnv(geometry: ClassGeometry) -> float | None:
 
 
 def _nearest_center_metrics(
-    geometry: ClassGeometry,
-    projection: ProjectionSums | None,
-    has_predictions: bool,
-    reasons: dict[str, str],
+    geometry: ClassGeometry, projection: ProjectionSums | None, reasons: dict[str, str]
 ) -> dict[str, Any]:
     """Return ncc_accuracy and ncc_mismatch."""
     if projection is None or geometry.means_coincide or geometry.single_samples:
-        reasons["ncc_accuracy"] = (
-            _COINCIDE
-            if geometry.means_coincide
-            else _SINGLE
-            if geometry.single_samples
-            else _SECOND_PASS
-        )
+        without_means = _COINCIDE if geometry.means_coincide else _SINGLE
+        defined = not (geometry.means_coincide or geometry.single_samples)
+        reasons["ncc_accuracy"] = _SECOND_PASS if defined else without_means
         return {"ncc_accuracy": None, "ncc_mismatch": None}
+    n, mismatches = projection.samples, projection.mismatches
     return {
-        "ncc_accuracy": projection.correct / projection.samples,
-        "ncc_mismatch": projection.mismatches / projection.samples if has_predictions else None,
+        "ncc_accuracy": projection.correct / n,
+        "ncc_mismatch": None if mismatches is None else mismatches / n,
     }
 
 
@@ -382,18 +364,12 @@ def _nc2(geometry: ClassGeometry, reasons: dict[str, str]) -> dict[str, Any]:
 
 
 def _ranks(spectrum: Spectrum | None, reasons: dict[str, str]) -> dict[str, Any]:
-    if spectrum is None or spectrum.vanishes:
-        names = ("effective_rank", "stable_rank", "participation_ratio")
-        reasons |= dict.fromkeys(
-            names,
-            "not computed (spectrum_size=0)" if spectrum is None else "the features are constant",
-        )
-        return dict.fromkeys(names)
-    return {
-        "effective_rank": spectrum.effective_rank,
-        "stable_rank": spectrum.stable_rank,
-        "participation_ratio": spectrum.participation_ratio,
-    }
+    if spectrum is not None and not spectrum.vanishes:
+        return spectrum.ranks()
+    reason = "not computed (spectrum_size=0)" if spectrum is None else "the features are constant"
+    names = ("effective_rank", "stable_rank", "participation_ratio")
+    reasons |= dict.fromkeys(names, reason)
+    return dict.fromkeys(names)
 
 
 def _self_duality(

@@ -9,7 +9,6 @@ depends on the *final* means: the within-class energy along their span, and near
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +18,7 @@ from ..errors import ArgumentError, FeatureError
 from ..runtime import processes
 from ..runtime.threads import one_thread
 from .spectrum import SPECTRUM_SIZE, RowSample, Spectrum
-from .tensor_chunks import CHUNK_ENTRIES, check_length, precision_of, tensor_chunks
+from .tensor_chunks import CHUNK_ENTRIES
 
 _MEANS_TOLERANCE = 64 * np.finfo(np.float64).eps
 _ROUNDING = 4.0  # error of an entry relative to eps; about 0.3 for class means in float32
@@ -178,13 +177,10 @@ class ClassMoments:
         Name of the layer, for error messages.
     spectrum_size : int
         See `SPECTRUM_SIZE`; 0 for no spectrum.
-    start : int
-        Number of samples before these, in other processes; used in error messages.
     """
 
-    def __init__(self, name: str, spectrum_size: int = SPECTRUM_SIZE, start: int = 0) -> None:
+    def __init__(self, name: str, spectrum_size: int = SPECTRUM_SIZE) -> None:
         self.name = name
-        self._start = start
         self.samples = 0
         self.width = 0
         self.precision = 0.0
@@ -192,34 +188,31 @@ class ClassMoments:
         self._scatter: torch.Tensor | None = None
         self._sample: RowSample | None = None
 
-    def update(self, features: Any, index: Int[np.ndarray, " n"], num_indices: int) -> None:
-        """Add a batch: features (n, d), their class indices, and the number of indices so far.
+    def add(
+        self, block: Float[torch.Tensor, "b d"], index: Int[np.ndarray, " b"], num_indices: int
+    ) -> None:
+        """Add samples, their class indices, and the number of indices so far.
 
         Raises
         ------
         FeatureError
-            There is NaN or infinity (the message names the layer and the sample), the width differs
-            from that of earlier batches, or the numbers of features and labels differ.
+            The width differs from that of earlier samples.
         """
-        check_length(self.name, features, index)
-        self.precision = max(self.precision, precision_of(features))
-        with one_thread():
-            for part, block in tensor_chunks(features, self.name, self._start + self.samples):
-                if self.width == 0:
-                    self.begin(block)
-                if block.shape[1] != self.width:
-                    raise FeatureError(
-                        f"layer {self.name!r} has {block.shape[1]} features in this batch and "
-                        f"{self.width} in those before."
-                    )
-                self._grow(num_indices)
-                self._add(block, torch.from_numpy(index[part]).to(self.means.device))
-                if self._sample is not None:
-                    self._sample.update(block)
+        if self.width == 0:
+            self._begin(block)
+        if block.shape[1] != self.width:
+            raise FeatureError(
+                f"layer {self.name!r} has {block.shape[1]} features in this batch and "
+                f"{self.width} in those before."
+            )
+        self._grow(num_indices)
+        self._add(block, torch.from_numpy(index).to(self.means.device))
+        if self._sample is not None:
+            self._sample.update(block)
         self.samples += len(index)
 
-    def begin(self, first: Float[torch.Tensor, "b d"]) -> None:
-        """Allocate the sums for features like these; `update` calls it if needed.
+    def _begin(self, first: Float[torch.Tensor, "b d"]) -> None:
+        """Allocate the sums for features like these.
 
         Sums are relative to the first sample, so that they are exactly 0 for constant features, and
         an offset causes no loss of precision.
@@ -269,19 +262,21 @@ class ClassMoments:
         if self._scatter is not None:
             self._scatter.addmm_(delta.T, mass[:, None] * delta)
 
-    def all_reduce(self, first: Float[torch.Tensor, "b d"]) -> ClassMoments:
-        """Return the moments of all processes' samples; `first` must be the same in all."""
+    def all_reduce(self) -> ClassMoments:
+        """Return the moments of all processes' samples."""
         if processes.world_size() == 1:
             return self
+        parts = [part for part in processes.all_gather(self) if part.samples]
         whole = ClassMoments(self.name, self._spectrum_size)
-        whole.begin(first)
-        for part in processes.all_gather(self):
+        whole._begin(parts[0].shift[None])
+        for part in parts:
             rows = part._counts.nonzero()[:, 0]
             whole._grow(len(part._counts))
             if whole._scatter is not None and part._scatter is not None:
                 whole._scatter += part._scatter
-            whole._merge(rows, part._counts[rows], part.means[rows], part._squares[rows])
-            if whole._sample is not None and part._sample is not None and part.samples:
+            means = part.means[rows] + (part.shift - whole.shift)
+            whole._merge(rows, part._counts[rows], means, part._squares[rows])
+            if whole._sample is not None and part._sample is not None:
                 whole._sample.update(part._sample.rows)
             whole.samples += part.samples
             whole.precision = max(whole.precision, part.precision)

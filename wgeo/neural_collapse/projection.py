@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -11,10 +10,8 @@ from jaxtyping import Float, Int
 
 from ..errors import FeatureError
 from ..runtime import processes
-from ..runtime.threads import one_thread
 from .moments import ClassGeometry, ClassIndex, ClassMoments
 from .small_samples import LeaveOneOut, is_few
-from .tensor_chunks import check_length, tensor_chunks
 
 _DRIFT_TOLERANCE = 1e-4
 _ROUNDING_FRACTION = 1e-3
@@ -26,9 +23,11 @@ class ProjectionSums:
 
     Attributes
     ----------
-    samples, correct, mismatches : int
-        Number of samples; of samples whose nearest class mean is that of their own class; and of
-        samples for which the nearest class mean and the network's prediction differ.
+    samples, correct : int
+        Number of samples, and of samples whose nearest class mean is that of their own class.
+    mismatches : int or None
+        Number of samples for which the nearest class mean and the network's prediction differ; None
+        if not all predictions are known.
     within_along : ndarray, (r,)
         V_j^T Sigma_W V_j for every direction V_j of the span of the means.
     leave_one_out : LeaveOneOut or None
@@ -37,7 +36,7 @@ class ProjectionSums:
 
     samples: int
     correct: int
-    mismatches: int
+    mismatches: int | None
     within_along: Float[np.ndarray, " r"]
     leave_one_out: LeaveOneOut | None = None
 
@@ -59,7 +58,7 @@ class SpanProjection:
     """
 
     def __init__(self, moments: ClassMoments, geometry: ClassGeometry, index: ClassIndex) -> None:
-        self.samples = self._correct = self._mismatches = 0
+        self.samples = self._correct = self._mismatches = self._with_predictions = 0
         self._moments, self._means_coincide = moments, geometry.means_coincide
         coordinates = np.empty_like(geometry.coordinates)
         coordinates[index.indices(geometry.classes)] = geometry.coordinates
@@ -82,28 +81,25 @@ class SpanProjection:
             torch.from_numpy(index.classes).to(self._basis),
         )
 
-    def update(
+    def add(
         self,
-        features: Any,
-        index: Int[np.ndarray, " n"],
-        predicted: Int[np.ndarray, " n"] | None = None,
+        block: Float[torch.Tensor, "b d"],
+        index: Int[np.ndarray, " b"],
+        predicted: Int[np.ndarray, " b"] | None = None,
     ) -> None:
-        """Add a batch; `predicted` contains the class indices of the network's predictions."""
-        moments = self._moments
-        check_length(moments.name, features, index)
-        with one_thread():
-            for part, block in tensor_chunks(features, moments.name, self.samples):
-                class_index = torch.from_numpy(index[part]).to(self._basis.device)
-                nearest = self._add(block, class_index)
-                self._correct += int((nearest == class_index).sum())
-                if predicted is not None:
-                    self._mismatches += int((nearest.cpu().numpy() != predicted[part]).sum())
+        """Add samples; `predicted` contains the class indices of the network's predictions."""
+        class_index = torch.from_numpy(index).to(self._basis.device)
+        nearest = self._nearest(block, class_index)
         self.samples += len(index)
+        self._correct += int((nearest == class_index).sum())
+        if predicted is not None:
+            self._with_predictions += len(index)
+            self._mismatches += int((nearest.cpu().numpy() != predicted).sum())
 
-    def _add(
+    def _nearest(
         self, block: Float[torch.Tensor, "b d"], class_index: Int[torch.Tensor, " b"]
     ) -> Int[torch.Tensor, " b"]:
-        """Add a block; return the class indices of the nearest means."""
+        """Add a block's sums; return the class indices of the nearest means."""
         x = block - self._moments.shift
         x -= self._moments.means[class_index]
         residual = x @ self._basis.T  # (b, r): centered first, so nothing cancels
@@ -113,15 +109,16 @@ class SpanProjection:
             self._leave_one_out.add(x, residual, class_index)
         return nearest_mean(residual + self._coordinates[class_index], self._coordinates)
 
-    def all_reduce(self) -> SpanProjection:
+    def all_reduce(self) -> None:
         """Add the sums of all processes."""
-        ints = np.array([self.samples, self._correct, self._mismatches])
-        self.samples, self._correct, self._mismatches = processes.all_reduce_sum(ints).tolist()
+        counts = [self.samples, self._correct, self._mismatches, self._with_predictions]
+        self.samples, self._correct, self._mismatches, self._with_predictions = (
+            processes.all_reduce_sum(np.array(counts)).tolist()
+        )
         processes.all_reduce_sum(self._energy)
         processes.all_reduce_sum(self._drift)
         if self._leave_one_out is not None:
             self._leave_one_out.all_reduce()
-        return self
 
     def finish(self) -> ProjectionSums:
         """Return the sums.
@@ -148,7 +145,8 @@ class SpanProjection:
                 "Put the network into eval mode and turn off random augmentation."
             )
         within_along = (self._energy / n).cpu().numpy()
-        return ProjectionSums(n, self._correct, self._mismatches, within_along, self._leave_one_out)
+        mismatches = self._mismatches if self._with_predictions == n else None
+        return ProjectionSums(n, self._correct, mismatches, within_along, self._leave_one_out)
 
 
 def nearest_mean(

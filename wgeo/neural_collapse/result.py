@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..results import Result, as_table
 from .depth import Progress, progress_of_layers
@@ -55,6 +55,7 @@ class Collapse(Result):
     classifier: Frame | None = None
     accuracy: float | None = None
     separation_law: SeparationLaw = field(default_factory=lambda: SeparationLaw(()))
+    _included: ClassVar[tuple[str, ...]] = ("learned_at",)
 
     @classmethod
     def of_layers(cls, layers: Sequence[LayerCollapse], **fields: Any) -> Collapse:
@@ -84,21 +85,6 @@ class Collapse(Result):
             return None
         goal = accuracies[-1][1] if self.accuracy is None else self.accuracy
         return next((name for name, accuracy in accuracies if accuracy >= _LEARNED * goal), None)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain numbers and strings for JSON; ``layers``, ``progress`` as in the record."""
-        return {
-            "layers": [layer.to_dict() for layer in self.layers],
-            "progress": {metric: p.to_dict() for metric, p in self.progress.items()},
-            "separation": self.separation.to_dict(),
-            "separation_law": self.separation_law.to_dict(),
-            "classes": list(self.classes),
-            "counts": list(self.counts),
-            "weights": self.weights,
-            "classifier": None if self.classifier is None else asdict(self.classifier),
-            "accuracy": self.accuracy,
-            "learned_at": self.learned_at,
-        }
 
     def to_pandas(self) -> pandas.DataFrame:
         """Return a data frame with a row per layer and a column per metric.

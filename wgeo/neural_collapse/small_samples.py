@@ -231,20 +231,13 @@ class LeaveOneOut:
         rows_with_label = torch.cat([features, labels[:, None]], 1)
         self._sample.update(rows_with_label[is_not_alone])
 
-    def all_reduce(self) -> LeaveOneOut:
+    def all_reduce(self) -> None:
         """Replace the sums by those over all processes."""
-        ints = np.array([self._samples, self._in_larger_classes, self._correct])
-        self._samples, self._in_larger_classes, self._correct = processes.all_reduce_sum(
-            ints
-        ).tolist()
+        counts = np.array([self._samples, self._in_larger_classes, self._correct])
+        counts = processes.all_reduce_sum(counts)
+        self._samples, self._in_larger_classes, self._correct = counts.tolist()
         processes.all_reduce_sum(self._within)
-        if processes.world_size() > 1:
-            combined = RowSample(SPECTRUM_SIZE)
-            for part in processes.all_gather(self._sample):
-                if part.size and len(part):
-                    combined.update(part.rows)
-            self._sample = combined
-        return self
+        self._sample = self._sample.all_reduce()
 
     @property
     def within(self) -> Float[np.ndarray, "r r"]:

@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from jaxtyping import Float, UInt64
 
+from ..runtime import processes
+
 SPECTRUM_SIZE = 512
 """Samples or features up to which a spectrum is exact; otherwise the number of rows sampled."""
 
@@ -46,23 +48,22 @@ class Spectrum:
         """Whether all samples coincide, so that no rank is defined."""
         return not self.values.any()
 
-    @property
-    def effective_rank(self) -> float:
-        """exp of the entropy of s_j / sum s, in [1, min(n, d)] (Roy and Vetterli 2007, def. 1)."""
-        p = self.values[self.values > 0]
+    def ranks(self) -> dict[str, float]:
+        """Return three continuous ranks, each at least 1 and at most the rank of A.
+
+        effective_rank: exp of the entropy of s_j / sum s (Roy and Vetterli 2007, definition 1).
+        stable_rank: ||A||_F^2 / ||A||_2^2 (Rudelson and Vershynin 2007).
+        participation_ratio: (sum s_j^2)^2 / sum s_j^4, the covariance's effective dimension.
+        """
+        s = self.values
+        p = s[s > 0]
         p = p / p.sum()
-        return float(np.exp(-(p @ np.log(p))))
-
-    @property
-    def stable_rank(self) -> float:
-        """||A||_F^2 / ||A||_2^2, in [1, rank A] (Rudelson and Vershynin 2007)."""
-        return float(self.values @ self.values / self.values.max() ** 2)
-
-    @property
-    def participation_ratio(self) -> float:
-        """(sum s_j^2)^2 / sum s_j^4, in [1, rank A]: the covariance's effective dimension."""
-        energy = (self.values / self.values.max()) ** 2  # their squares stay in range
-        return float(energy.sum() ** 2 / (energy @ energy))
+        energy = (s / s.max()) ** 2  # whose squares stay in float64's range
+        return {
+            "effective_rank": float(np.exp(-(p @ np.log(p)))),
+            "stable_rank": float(s @ s / s.max() ** 2),
+            "participation_ratio": float(energy.sum() ** 2 / (energy @ energy)),
+        }
 
 
 class RowSample:
@@ -107,6 +108,16 @@ class RowSample:
         new_keys = np.empty(len(indices), dtype=np.uint64)
         new_keys[old], new_keys[free] = self._keys[old], keys[new]
         self._keys = new_keys
+
+    def all_reduce(self) -> RowSample:
+        """Return the sample of the rows of all processes."""
+        if processes.world_size() == 1:
+            return self
+        whole = RowSample(self.size, self._seed)
+        for part in processes.all_gather(self):
+            if len(part):
+                whole.update(part.rows)
+        return whole
 
     def _hash(self, block: Float[torch.Tensor, "b d"]) -> UInt64[np.ndarray, " b"]:
         if self._multipliers is None:

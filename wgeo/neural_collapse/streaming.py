@@ -15,13 +15,11 @@ from ..errors import ArgumentError, FeatureError
 from ..runtime.progress import track
 from ..trajectory import Classifier, Trajectory
 from ..trajectory.trajectory import PENULTIMATE
-from .measure import check_ood, features_by_layer, weights_of
-from .metrics import RANK_TOLERANCE, Frame, layer_collapse
-from .moments import ClassGeometry, ClassIndex, ClassMoments, check_weights
-from .projection import SpanProjection
+from .measure import LayerPasses, OodMeans, weights_of
+from .metrics import RANK_TOLERANCE, Frame
+from .moments import ClassIndex, check_weights
 from .result import Collapse
 from .spectrum import SPECTRUM_SIZE
-from .tensor_chunks import mean_of
 
 Batch = tuple[Mapping[str, Any], Any] | tuple[Mapping[str, Any], Any, Any]
 """Features by layer, labels and, if they are known, the network's predictions."""
@@ -89,10 +87,10 @@ class CollapseStream:
         self._rank_tolerance = rank_tolerance
         self._spectrum_size = spectrum_size
         self._replay = _ReplayBuffer(keep)
-        self._moments: dict[str, ClassMoments] = {}
-        self._pass_counts = (_PassCounts(), _PassCounts())
-        self._second_pass: _Projections | None = None
-        self._ood = _OodMeans()
+        self._layers: dict[str, LayerPasses] = {}
+        self._first_pass = _PassCounts()
+        self._second_pass: _PassCounts | None = None
+        self._ood = OodMeans()
 
     def update(self, features: Mapping[str, Any], labels: Any, predictions: Any = None) -> None:
         """First pass: add a batch.
@@ -116,33 +114,36 @@ class CollapseStream:
         if self._second_pass is not None:
             raise ArgumentError("The second pass has begun; new samples need a new CollapseStream.")
         y, predicted_labels = _check_labels(labels, predictions)
-        if not self._moments:
-            self._moments = {name: ClassMoments(name, self._spectrum_size) for name in features}
-        _check_layers(self._moments, features)
-        class_index = self._index.add(y, self._pass_counts[0].samples)
-        for name, moments in self._moments.items():
-            moments.update(features[name], class_index, len(self._index))
+        if not self._layers:
+            given = (self._index, self._weights, self._spectrum_size)
+            self._layers = {name: LayerPasses(name, *given) for name in features}
+        _check_layers(self._layers, features)
+        start = self._first_pass.samples
+        class_index = self._index.add(y, start)
+        for name, layer in self._layers.items():
+            layer.first(features[name], class_index, start)
         self._replay.add(features, y, predicted_labels)
-        self._pass_counts[0].add(y, predicted_labels)
+        self._first_pass.add(y, predicted_labels)
 
-    def update_ood(self, features: Mapping[str, Any]) -> None:
+    def update_ood(self, features: Trajectory | Mapping[str, Any]) -> None:
         """Add a batch of out-of-distribution samples of all layers, for NC5."""
         self._ood.add(features)
 
     @property
     def complete(self) -> bool:
         """Whether the stream keeps the features of all layers and needs no second pass."""
-        return self._replay.layers == set(self._moments)
+        return self._replay.layers == set(self._layers)
 
     def revisit(self, features: Mapping[str, Any], labels: Any, predictions: Any = None) -> None:
         """Second pass: add the samples again, in batches of any size and order."""
         y, predicted_labels = _check_labels(labels, predictions)
+        _check_layers(self._layers, features)
         if self._second_pass is None:
-            self._second_pass = _Projections(self._moments, self._finish(), self._index)
+            self._second_pass = _PassCounts()
+            self._finish_first()
             self._replay = _ReplayBuffer(0)
-        _check_layers(self._moments, features)
-        self._second_pass.update(features, y, predicted_labels)
-        self._pass_counts[1].add(y, predicted_labels)
+        self._second(features, y, predicted_labels)
+        self._second_pass.add(y, predicted_labels)
 
     def result(self) -> Collapse:
         """Return the metrics of all samples so far.
@@ -153,43 +154,53 @@ class CollapseStream:
             There are no samples, there is only one class, or the samples of the second pass differ
             from those of the first.
         """
-        if not self._moments:
+        if not self._layers:
             raise FeatureError("The stream has seen no samples.")
-        geometry = self._finish()
-        second, pass_counts = self._second_pass, self._pass_counts[1]
-        if second is None:
-            moments = {name: m for name, m in self._moments.items() if name in self._replay.layers}
-            second, pass_counts = _Projections(moments, geometry, self._index), self._pass_counts[0]
+        if self._second_pass is None:
+            self._finish_first()
             for batch in self._replay.batches:
-                second.update(*batch)
-        stages = _stages(geometry) if self._stages is None else self._stages
-        last = list(geometry)[-1]
+                self._second(*batch)
+        stages = _stages(self._layers) if self._stages is None else self._stages
+        last = list(self._layers)[-1]
         layers = [
-            layer_collapse(
-                g,
-                second.projections[name].finish() if name in second.projections else None,
+            layer.metrics(
                 stage=stages.get(name),
-                has_predictions=pass_counts.accuracy is not None,
                 classifier=self._classifier if name == last else None,
-                ood_mean=self._ood.mean(name, g.width),
+                ood=self._ood,
                 rank_tolerance=self._rank_tolerance,
             )
-            for name, g in geometry.items()
+            for name, layer in self._layers.items()
         ]
+        geometry = self._layers[last].geometry
         return Collapse.of_layers(
             layers,
-            classes=tuple(geometry[last].classes.tolist()),
-            counts=tuple(geometry[last].counts.tolist()),
+            classes=tuple(geometry.classes.tolist()),
+            counts=tuple(geometry.counts.tolist()),
             weights=self._weights,
             classifier=None if self._classifier is None else Frame.of(self._classifier),
-            accuracy=pass_counts.accuracy,
+            accuracy=(self._second_pass or self._first_pass).accuracy,
         )
 
-    def _finish(self) -> dict[str, ClassGeometry]:
-        return {
-            name: moments.finish(self._index, weights=self._weights)
-            for name, moments in self._moments.items()
-        }
+    def _finish_first(self) -> None:
+        for layer in self._layers.values():
+            layer.finish_first()
+
+    def _second(
+        self,
+        features: Mapping[str, Any],
+        labels: Int[np.ndarray, " n"],
+        predicted_labels: Int[np.ndarray, " n"] | None,
+    ) -> None:
+        """Pass two of the layers in a batch, which may be all layers or those that were kept."""
+        class_index = self._index.indices(labels)
+        if class_index.min() < 0:
+            raise FeatureError(
+                f"class {labels[class_index.argmin()]} occurs in the second pass but not in the "
+                "first. Both passes need the same data."
+            )
+        predicted = None if predicted_labels is None else self._index.indices(predicted_labels)
+        for name, array in features.items():
+            self._layers[name].second(array, class_index, predicted)
 
 
 def collapse_stream(
@@ -216,7 +227,7 @@ def collapse_stream(
         raise ArgumentError(f"CollapseStream has no option {', '.join(sorted(unknown))}.")
     stream = CollapseStream(**options)
     if ood is not None:
-        stream.update_ood(features_by_layer(ood))
+        stream.update_ood(ood)
     start = batches if callable(batches) else lambda: batches
     first = start()
     for batch in track(first, "measuring collapse"):
@@ -239,37 +250,6 @@ def _check_batch(batch: Any) -> Batch:
     )
 
 
-class _Projections:
-    """Second-pass sums of several layers."""
-
-    def __init__(
-        self,
-        moments: Mapping[str, ClassMoments],
-        geometry: Mapping[str, ClassGeometry],
-        index: ClassIndex,
-    ) -> None:
-        self._index = index
-        self.projections: dict[str, SpanProjection] = {
-            name: SpanProjection(m, geometry[name], index) for name, m in moments.items()
-        }
-
-    def update(
-        self,
-        features: Mapping[str, Any],
-        labels: Int[np.ndarray, " n"],
-        predicted_labels: Int[np.ndarray, " n"] | None,
-    ) -> None:
-        class_index = self._index.indices(labels)
-        if class_index.min() < 0:
-            raise FeatureError(
-                f"class {labels[class_index.argmin()]} occurs in the second pass but not in the "
-                "first. Both passes need the same data."
-            )
-        predicted = None if predicted_labels is None else self._index.indices(predicted_labels)
-        for name, projection in self.projections.items():
-            projection.update(features[name], class_index, predicted)
-
-
 class _PassCounts:
     """Numbers of samples, of samples with predictions, and of correct predictions in a pass."""
 
@@ -288,30 +268,6 @@ class _PassCounts:
     def accuracy(self) -> float | None:
         """Fraction of correct predictions; None if not all are known."""
         return self._correct / self.samples if 0 < self._with_predictions == self.samples else None
-
-
-class _OodMeans:
-    """Means of out-of-distribution samples, by layer."""
-
-    def __init__(self) -> None:
-        self._sums: dict[str, np.ndarray] = {}
-        self._samples: dict[str, int] = {}
-
-    def add(self, features: Mapping[str, Any]) -> None:
-        for name, array in features.items():
-            mean = mean_of(array, f"{name} (out of distribution)")
-            if name in self._sums:
-                check_ood(name, len(self._sums[name]), (len(array), *mean.shape))
-            self._sums[name] = self._sums.get(name, 0.0) + len(array) * mean
-            self._samples[name] = self._samples.get(name, 0) + len(array)
-
-    def mean(self, name: str, width: int) -> np.ndarray | None:
-        """Return the mean at a layer; None if there are no out-of-distribution samples."""
-        if not self._sums:
-            return None
-        n = self._samples.get(name)
-        check_ood(name, width, None if n is None else (n, *self._sums[name].shape))
-        return self._sums[name] / n
 
 
 class _ReplayBuffer:
@@ -377,14 +333,14 @@ def _check_layers(expected: Mapping[str, Any], features: Mapping[str, Any]) -> N
         )
 
 
-def _stages(geometry: Mapping[str, ClassGeometry]) -> dict[str, int | None]:
+def _stages(layers: Mapping[str, LayerPasses]) -> dict[str, int | None]:
     """Return stages: a new one at each change of width; None for `input` and `penultimate`."""
     stages: dict[str, int | None] = {}
     stage, width = -1, None
-    for name, g in geometry.items():
+    for name, layer in layers.items():
         if name in ("input", PENULTIMATE):
             stages[name] = None
             continue
-        stage, width = stage + (g.width != width), g.width
+        stage, width = stage + (layer.geometry.width != width), layer.geometry.width
         stages[name] = stage
     return stages

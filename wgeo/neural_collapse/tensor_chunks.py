@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
 from ..arrays.checks import as_array, as_points, check_plain
 from ..errors import FeatureError
@@ -23,16 +23,21 @@ _MIN_ROWS = 8
 
 
 def tensor_chunks(
-    features: Any, name: str, start: int = 0
+    features: Any, name: str, start: int = 0, samples: int | None = None
 ) -> Iterator[tuple[slice, Float[torch.Tensor, "b d"]]]:
     """Yield checked chunks of rows and their slices, on a device that supports float64.
 
-    `start` is the number of samples before these, for error messages.
+    `start` is the number of samples before these, for error messages. There must be as many rows
+    as `samples`, the number of their labels, if it is given; they may be 0 then.
     """
     layer = f"layer {name!r}"
     x = features if isinstance(features, torch.Tensor) else as_array(features, layer)
     if isinstance(x, torch.Tensor):
         check_plain(x, layer)
+    if samples is not None and len(x) != samples:
+        raise FeatureError(f"{layer} has {len(x)} samples for {samples} labels.")
+    if samples == 0:
+        return
     if x.ndim not in (1, 2) or 0 in x.shape:
         raise FeatureError(
             f"layer {name!r} must be (samples, features); it has shape {tuple(x.shape)}. "
@@ -55,18 +60,3 @@ def precision_of(features: Any) -> float:
         return torch.finfo(features.dtype if floating else torch.float64).eps
     kind = np.asarray(features).dtype
     return float(np.finfo(kind if kind.kind == "f" else np.float64).eps)
-
-
-def mean_of(features: Any, name: str) -> Float[np.ndarray, " d"]:
-    """Return the mean of the rows in float64; raise `FeatureError` for NaN and infinity."""
-    total: Any = 0.0
-    for _, chunk in tensor_chunks(features, name):
-        total = total + chunk.sum(0, dtype=torch.float64)
-    return (total / len(features)).cpu().numpy()
-
-
-def check_length(name: str, features: Any, index: Int[np.ndarray, " n"]) -> None:
-    if isinstance(features, torch.Tensor):
-        check_plain(features, f"layer {name!r}")
-    if len(features) != len(index):
-        raise FeatureError(f"layer {name!r} has {len(features)} samples for {len(index)} labels.")

@@ -8,7 +8,7 @@ lines, a fast interval).
 
 from __future__ import annotations
 
-from .chain import Chain, chain
+from .chains import Chain, chain
 from .closed_form import Gaussian, Sliced
 from .divergence import sinkhorn_divergence
 from .entry import Solver, wasserstein

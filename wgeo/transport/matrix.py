@@ -18,7 +18,7 @@ from ..errors import ArgumentError, FeatureError
 from ..results import Result
 from ..text import counted
 from ..trajectory import Trajectory
-from .chain import map_pairs
+from .chains import map_pairs
 from .entry import Solver
 from .exact import Exact
 from .result import Status, TransportResult

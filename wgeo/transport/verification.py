@@ -49,7 +49,7 @@ class Verification(Result):
     marginal_error: float | None
     dual_violation: float | None
     faults: tuple[str, ...]
-    _computed: ClassVar[tuple[str, ...]] = ("valid",)
+    _included: ClassVar[tuple[str, ...]] = ("valid",)
 
     @property
     def valid(self) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -62,21 +62,8 @@ class Landscape(Result):
     evidence: str
     seconds: float
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return all attributes except the direction, ready for JSON."""
-        return {
-            "verdict": self.verdict,
-            "gradient_norm": self.gradient_norm,
-            "eigenvalues": self.eigenvalues.tolist(),
-            "residuals": self.residuals.tolist(),
-            "curvature": self.curvature,
-            "step": self.step,
-            "decrease": self.decrease,
-            "kinks": self.kinks,
-            "certificate": self.certificate.to_dict(),
-            "evidence": self.evidence,
-            "seconds": self.seconds,
-        }
+    _included: ClassVar[tuple[str, ...]] = ("eigenvalues", "residuals")
+    _omitted: ClassVar[tuple[str, ...]] = ("direction",)
 
 
 def landscape(solution: Any, *, eigenvalues: int = 3, seed: int = 0) -> Landscape:

@@ -61,11 +61,15 @@ def cosines(A: Float[np.ndarray, "K d"]) -> Float[np.ndarray, "K K"]:
 
 
 def arrays_of(solution: UFMSolution | MUFMSolution) -> dict[str, Any]:
-    """Return the arrays of a solution by name, as ``numpy.savez`` takes them."""
-    common = {"labels": solution.labels, "H": solution.H, "b": solution.b}
+    """Return the arrays of a solution by name, as ``numpy.savez`` takes them.
+
+    X and H have the papers' orientation: columns are samples.
+    """
+    common = {"labels": solution.labels, "b": solution.b}
     if isinstance(solution, MUFMSolution):
-        return {**common, "X": solution.X, "W": solution.W}
-    return {**common, **{f"W{i}": W for i, W in enumerate(solution.weights, 1)}}
+        return {**common, "X": solution.X.T, "H": solution.H.T, "W": solution.W}
+    weights = {f"W{i}": W for i, W in enumerate(solution.weights, 1)}
+    return {**common, "H": solution.H, **weights}
 
 
 def _as_lists(matrix: Float[np.ndarray, "K K"]) -> list[list[float | None]]:

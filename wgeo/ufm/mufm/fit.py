@@ -110,7 +110,7 @@ def fit_mufm(
     scaled, assignment = LazyRows(points.shape, lambda rows: factor * points[rows]), None
     rng = np.random.default_rng(seed)
 
-    def solve(inputs: LazyRows, restarts: int = 0) -> tuple[SearchResult, Statistics]:
+    def solve_alone(inputs: LazyRows, restarts: int) -> tuple[SearchResult, Statistics]:
         stats = Statistics.of(inputs, y, classes)
         terms = {"mu": strength, "weight_decay": weight_decay, "bias_decay": decay}
         problem: ReducedProblem = (
@@ -118,8 +118,11 @@ def fit_mufm(
         )
         return multistart_newton(problem, restarts=restarts, tolerance=tolerance, rng=rng), stats
 
-    # One process solves, since nearly flat directions follow the rounding of distributed sums.
-    result, stats = processes.on_rank_zero(partial(solve, scaled, restarts))
+    def solve(inputs: LazyRows, restarts: int = 0) -> tuple[SearchResult, Statistics]:
+        # One process solves, since nearly flat directions follow the rounding of distributed sums.
+        return processes.on_rank_zero(partial(solve_alone, inputs, restarts))
+
+    result, stats = solve(scaled, restarts)
     search_end = time.perf_counter()
     if coupling == "free":
         assignment, result, stats = _rematch(points, scaled, y, solve, result, stats)
@@ -147,8 +150,8 @@ def fit_mufm(
     return MUFMSolution(
         W=w,
         b=b,
-        X=first.T,
-        H=last.T,
+        X=first,
+        H=last,
         labels=y,
         layers=layers,
         objective=objective,
@@ -193,7 +196,7 @@ def _rematch(
         ends = features_of(result, stats, select_rows(inputs, assignment), labels)
         features = materialize([points], ends)
         coupling = wasserstein(features, inputs, solver=Exact()).coupling
-        trial, trial_stats = processes.on_rank_zero(partial(solve, select_rows(inputs, coupling)))
+        trial, trial_stats = solve(select_rows(inputs, coupling))
         if trial.point.value() >= result.point.value() * (1 - 1e-12):
             break
         assignment, result, stats = coupling, trial, trial_stats

@@ -34,9 +34,9 @@ class MUFMSolution(Result):
     ----------
     W : ndarray, (K, d)
     b : ndarray, (K,)
-    X, H : ndarray, (d, N)
-        First and last layer; columns are samples. `layer` returns the others. If the input is a
-        memory map, these are memory maps of temporary files.
+    X, H : ndarray, (N, d)
+        First and last layer; rows are samples (the transposes of the paper's X and H_L). `layer`
+        returns the others. If the input is a memory map, these are memory maps of temporary files.
     labels : ndarray of int, (N,)
     layers : int
         L, the number of layers after the input.
@@ -58,8 +58,8 @@ class MUFMSolution(Result):
 
     W: Matrix
     b: Float[np.ndarray, " K"]
-    X: Float[np.ndarray, "d N"]
-    H: Float[np.ndarray, "d N"]
+    X: Float[np.ndarray, "N d"]
+    H: Float[np.ndarray, "N d"]
     labels: Int[np.ndarray, " N"]
     layers: int
     objective: float
@@ -74,10 +74,10 @@ class MUFMSolution(Result):
         """Return the features of layer 0, ..., L; rows are samples."""
         if not 0 <= index <= self.layers:
             raise ArgumentError(f"Layers go from 0 to {self.layers}; there is no layer {index}.")
-        t, first, last = index / self.layers, self.X.T, self.H.T
-        path = LazyRows(first.shape, lambda rows: (1 - t) * first[rows] + t * last[rows])
+        t = index / self.layers
+        path = LazyRows(self.X.shape, lambda rows: (1 - t) * self.X[rows] + t * self.H[rows])
         with local_only():
-            return materialize([first, last], path)
+            return materialize([self.X, self.H], path)
 
     def apply(self, x: Any, labels: Any) -> Float[np.ndarray, "n d"]:
         """Return H_L of other labeled samples for the fitted W and b.
@@ -136,7 +136,7 @@ class MUFMSolution(Result):
         q(t) = -(w1 b0 + w0 b1) + t (w2 b0 - w0 b2) + t^2 (w2 b1 + w1 b2) is nowhere positive.
         """
         with local_only():  # a record may be written by one process
-            q = monotonicity(self.X.T, self.H.T, self.labels)
+            q = monotonicity(self.X, self.H, self.labels)
         times = [0.0, 1.0]
         if q[2] < 0:
             times.append(float(np.clip(-q[1] / (2 * q[2]), 0, 1)))
