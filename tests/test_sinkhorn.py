@@ -317,7 +317,8 @@ class TestInterval:
         assert summary.missing_x.numpy() == pytest.approx(missing_x, abs=1e-14)
         assert summary.missing_y.numpy() == pytest.approx(missing_y, abs=1e-14)
         assert summary.cost == pytest.approx((plan * cost).sum(), rel=1e-10)
-        rest = couple_in_order(pair, missing_x.clip(0), missing_y.clip(0))
+        missing = (torch.from_numpy(mass.clip(0)) for mass in (missing_x, missing_y))
+        rest = couple_in_order(pair, *missing)
         assert rest.nnz < 50
         plan = plan + rest.toarray()
         assert plan.sum(1) == pytest.approx(a, abs=1e-14)

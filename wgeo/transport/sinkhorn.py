@@ -302,7 +302,6 @@ class Sinkhorn:
         """Solve for a cloud and its translation: the pairing (or any plan) is optimal."""
         f, g = clouds.original_potentials(torch.zeros_like(clouds.a), torch.zeros_like(clouds.b))
         pairing = clouds.pairing is not None
-        weights = clouds.a.cpu().numpy(), clouds.b.cpu().numpy()
         return clouds.result(
             lower=clouds.translation_cost - clouds.rounding,
             upper=min(
@@ -312,7 +311,9 @@ class Sinkhorn:
             solver=self.name,
             seconds=time.perf_counter() - start_time,
             tolerance=self.tolerance,
-            coupling=clouds.pairing if pairing else csr_array(couple_in_order(clouds, *weights)),
+            coupling=clouds.pairing
+            if pairing
+            else csr_array(couple_in_order(clouds, clouds.a, clouds.b)),
             potentials=(f, g),
             divergence=max(clouds.translation_cost, 0.0) if self._debiases else None,
             stats={
