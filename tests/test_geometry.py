@@ -11,9 +11,10 @@ from scipy.spatial.distance import cdist
 
 from wgeo.errors import ArgumentError
 from wgeo.runtime.memory import parse_bytes
-from wgeo.transport import geometry as geometry_module
-from wgeo.transport.geometry import Geometry, squared_distances
+from wgeo.transport import tiles
+from wgeo.transport.geometry import Geometry
 from wgeo.transport.point_clouds import PointClouds
+from wgeo.transport.tiles import roundings, squared_distances
 
 ROOM = 2**30
 
@@ -101,12 +102,17 @@ class TestOrder:
         assert geometry.pair_costs(indices, indices) == pytest.approx(truth, rel=1e-14)
 
 
+def blocks(geometry, target, source, bias):
+    """Return a copy of each tile."""
+    return geometry.tiles(lambda _, tile: tile.clone(), target, source, bias)
+
+
 def whole(geometry, target, source, target_first=None, source_first=None):
     """All blocks, of two clouds or of their first points."""
     target, source = getattr(geometry, target), getattr(geometry, source)
     target = target if target_first is None else target.head(target_first)
     source = source if source_first is None else source.head(source_first)
-    return torch.cat([b.clone() for _, b in geometry.blocks(target, source, source.norms)])
+    return torch.cat([b for _, b in blocks(geometry, target, source, source.norms)])
 
 
 kinds = st.sampled_from(["plain", "far", "heavy", "tiny", "wide", "ints"])
@@ -138,7 +144,7 @@ class TestErrorBounds:
             geometry.x.error(bias)[None] + geometry.y.error(geometry.y.norms)[:, None]
         ).numpy()
         truth = centered_costs(geometry).T + p.numpy()
-        for rows, block in geometry.blocks(geometry.y, geometry.x, bias):
+        for rows, block in blocks(geometry, geometry.y, geometry.x, bias):
             found = (
                 block[:, :40].numpy().astype(np.longdouble) + geometry.y.norms[rows, None].numpy()
             )
@@ -148,14 +154,13 @@ class TestErrorBounds:
     def test_error_bounds_are_nearly_attained(self, rng):
         """A bound that nothing comes near would hide faults: float32 is seen to be off."""
         geometry = geometry_of(*clouds(rng, d=64))
-        for _, block in geometry.blocks(geometry.y, geometry.x, geometry.x.norms):
+        for _, block in blocks(geometry, geometry.y, geometry.x, geometry.x.norms):
             found = block[:, :40].double() + geometry.y.norms[:, None]
             worst = abs(found.numpy() - centered_costs(geometry).T)
             assert 1e-8 < worst.max() < geometry.x.error(geometry.x.norms).max() * 2
 
     def test_panels_keep_the_bound_of_wide_points_small(self, rng):
-        geometry = geometry_of(*clouds(rng, d=2000))
-        assert geometry.x.roundings < 600
+        assert roundings(2000) < 600
 
 
 class TestBlocks:
@@ -164,7 +169,7 @@ class TestBlocks:
         x, y = clouds(rng, d=10)
         at_once = geometry_of(x, y)
         at_once = whole(at_once, "y", "x")
-        monkeypatch.setattr(geometry_module, "_PANEL", 4)
+        monkeypatch.setattr(tiles, "_PANEL", 4)
         geometry = geometry_of(x, y)
         vars(geometry)["products"] = None
         torch.testing.assert_close(whole(geometry, "y", "x"), at_once, rtol=0, atol=1e-5)
@@ -172,9 +177,9 @@ class TestBlocks:
     def test_blocks_do_not_depend_on_their_size(self, rng, monkeypatch):
         geometry = geometry_of(*clouds(rng, n=300, m=200))
         at_once = whole(geometry, "y", "x")
-        monkeypatch.setattr(geometry_module, "_MIN_ROWS", 7)
+        monkeypatch.setattr(tiles, "_MIN_ROWS", 7)
         small = geometry_of(geometry.clouds.x, geometry.clouds.y, memory=8000)
-        parts = [t.clone() for _, t in small.blocks(small.y, small.x, small.x.norms)]
+        parts = [t for _, t in blocks(small, small.y, small.x, small.x.norms)]
         assert len(parts) > 5
         torch.testing.assert_close(torch.cat(parts), at_once, rtol=0, atol=1e-5)
 
@@ -198,8 +203,8 @@ class TestBlocks:
     def test_passes_are_counted(self, rng):
         geometry = geometry_of(*clouds(rng))
         for _ in range(3):
-            list(geometry.blocks(geometry.y, geometry.x, geometry.x.norms))
-        list(geometry.blocks(geometry.y.head(15), geometry.x, geometry.x.norms))
+            list(blocks(geometry, geometry.y, geometry.x, geometry.x.norms))
+        list(blocks(geometry, geometry.y.head(15), geometry.x, geometry.x.norms))
         assert geometry.passes == 3.5
 
 

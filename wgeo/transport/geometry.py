@@ -9,9 +9,10 @@ of ``||x||^2 + ||y||^2 - 2 x.y`` with d terms, in any order of summation, is at 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -19,28 +20,17 @@ from jaxtyping import Float, Int
 
 from ..runtime import processes
 from ..runtime.memory import block_entries
-from ..runtime.threads import raise_if_interrupted
 from .point_clouds import UNIT_ROUNDOFF, PointClouds
 from .screening import inner_product_error, principal_directions, reduce_dimension
+from .tiles import map_tiles, products, roundings, store_products
 
-_BLOCK = {"cpu": 1 << 20, "cuda": 1 << 26}  # entries: fits a core's cache; fills a GPU
-_MIN_ROWS = 64
-_PANEL = 512  # features summed at a time; the error is _PANEL + d / _PANEL units instead of d
+T = TypeVar("T")
+
 _STORE_FROM = 256  # number of features from which storing products saves time
 _SCREENING_DIRECTIONS = 32
 _SCREEN_FROM = 8 * _SCREENING_DIRECTIONS  # number of features from which screening saves time
 _FAR_CENTERS = 0.125  # of the root total variance: distance from which the offset is removed
 _GATHER_ENTRIES = 1 << 17  # entries of gathered rows at a time
-
-
-def squared_distances(
-    x: Float[torch.Tensor, "n d"], y: Float[torch.Tensor, "m d"]
-) -> Float[torch.Tensor, "n m"]:
-    """Return ||x_i - y_j||^2 from differences, with relative error (d + 2) u, u the unit roundoff.
-
-    This is slower than a matrix product, but accurate even if points nearly coincide.
-    """
-    return torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist").square_()
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,15 +73,9 @@ class PointCloud:
         """Unit roundoff u of the products."""
         return torch.finfo(self.points.dtype).eps / 2
 
-    @cached_property
-    def roundings(self) -> int:
-        """Largest number of roundings in a sum of d products."""
-        d = self.points.shape[1]
-        return d if d <= _PANEL else _PANEL + 2 * -(-d // _PANEL)
-
     def error(self, bias: Float[torch.Tensor, " n"]) -> Float[torch.Tensor, " n"]:
         """Return each point's part of the error of ``bias_i - 2 x_i.y_j``, a sum of two parts."""
-        relative = (self.roundings + 6) * self.unit + self.product_error
+        relative = (roundings(self.points.shape[1]) + 6) * self.unit + self.product_error
         error = 1.01 * relative * (self.norms + abs(bias))
         return error + self.offset_error * (1 + self.norms) + 1e-30
 
@@ -323,56 +307,48 @@ class Geometry:
         available = block_entries(self.memory) // 2
         if x.shape[1] < _STORE_FROM or len(x) * len(y) * x.element_size() > available:
             return None
-        out = x.new_empty((len(y), len(x)))
-        for rows in _slices(len(y), _MIN_ROWS * 4):
-            out[rows] = _inner_products(y[rows], x)
-        return out
+        return store_products(y, x)
 
-    def blocks(
+    def tiles(
         self,
+        work: Callable[[slice, torch.Tensor], T],
         target: PointCloud,
         source: PointCloud,
         bias: Float[torch.Tensor, " n"],
-    ) -> Iterator[tuple[slice, Float[torch.Tensor, "rows padded"]]]:
-        """Yield ``bias_i - 2 <target_j, source_i>`` for blocks of this process's rows j.
+    ) -> Iterator[tuple[slice, T]]:
+        """Yield ``rows, work(rows, tile)`` for tiles ``bias_i - 2 <target_j, source_i>`` of rows j.
 
-        `bias` is padded with infinity, so that padding is never the minimum. Each block overwrites
-        the last.
+        `bias` is padded with infinity, so that padding is never the minimum.
         """
         padded = torch.full((len(source.points),), torch.inf, dtype=self.dtype, device=bias.device)
         padded[: len(bias)] = bias
-        width = len(padded)
-        device_size = _BLOCK.get(bias.device.type, _BLOCK["cpu"])
-        size = block_entries(min(device_size, self.memory // (8 * padded.element_size())))
-        shard = processes.shard(target.n)
-        step = min(max(size // width, block_entries(_MIN_ROWS)), max(shard.stop - shard.start, 1))
-        buffer = padded.new_empty((step, width))
-        for rows in _slices(shard.stop, step, shard.start):
-            raise_if_interrupted()
-            block = buffer[: rows.stop - rows.start]
-            self.visits["features"] += len(block) * source.n * target.points.shape[1]
-            products = self._stored_products(target, source, rows)
-            if products is not None:
-                block.copy_(padded.expand_as(block))
-                block[:, : products.shape[1]].sub_(products, alpha=2)
-                yield rows, block
-            elif target.points.shape[1] <= _PANEL:
-                left = target.points[rows]
-                yield rows, torch.addmm(padded, left, source.points.T, alpha=-2, out=block)
-            else:
-                _inner_products(target.points[rows], source.points, block)
-                yield rows, block.mul_(-2).add_(padded)
+        stored = self._stored_products(target, source)
+
+        def fill(rows: slice, out: torch.Tensor) -> torch.Tensor:
+            self.visits["features"] += len(out) * source.n * target.points.shape[1]
+            if stored is None:
+                return products(target.points[rows], source.points, padded, -2.0, out)
+            part = stored(rows)
+            width = part.shape[1]  # without padding, if they are those of listed points
+            torch.add(padded[:width], part, alpha=-2.0, out=out[:, :width])
+            out[:, width:] = torch.inf
+            return out
+
+        most = self.memory // (8 * padded.element_size())
+        return map_tiles(work, fill, (target.n, len(padded)), padded, most)
 
     def _stored_products(
-        self, target: PointCloud, source: PointCloud, rows: slice
-    ) -> torch.Tensor | None:
-        """Return stored products of rows of `target`; None for reduced or undecided points."""
+        self, target: PointCloud, source: PointCloud
+    ) -> Callable[[slice], torch.Tensor] | None:
+        """Return a function that reads stored products; None for reduced or undecided points."""
         complete = target.points.shape[1] == self.clouds.x.shape[1] and target.index is None
-        products = self.products if complete else None
-        if products is None:
+        stored = self.products if complete else None
+        if stored is None:
             return None
         columns = slice(len(source.points)) if source.index is None else source.index
-        return products[rows, columns] if target.is_y else products[columns, rows].T
+        if target.is_y:
+            return lambda rows: stored[rows, columns]
+        return lambda rows: stored[columns, rows].T
 
 
 def _groups(n: int) -> int:
@@ -387,17 +363,3 @@ def _round_up(n: int, unit: int) -> int:
 def _slices(n: int, step: int, start: int = 0) -> Iterator[slice]:
     for i in range(start, n, step):
         yield slice(i, min(i + step, n))
-
-
-def _inner_products(
-    a: torch.Tensor, b: torch.Tensor, out: torch.Tensor | None = None
-) -> Float[torch.Tensor, "rows columns"]:
-    """Return a b^T, summed a panel of features at a time.
-
-    Errors are those of a single panel, plus one rounding for each panel.
-    """
-    out = a.new_empty((len(a), len(b))) if out is None else out
-    torch.mm(a[:, :_PANEL], b[:, :_PANEL].T, out=out)
-    for k in range(_PANEL, a.shape[1], _PANEL):
-        out += a[:, k : k + _PANEL] @ b[:, k : k + _PANEL].T
-    return out

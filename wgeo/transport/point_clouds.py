@@ -17,7 +17,9 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 
+from ..runtime.memory import block_entries
 from .result import Status, TransportResult
+from .tiles import STORED_ENTRIES, per_device, store_products
 
 UNIT_ROUNDOFF = float(np.finfo(np.float64).eps) / 2  # of float64
 _CHUNK_ENTRIES = 1 << 22  # entries of a float64 copy of some rows: 32 MiB
@@ -145,9 +147,11 @@ class PointClouds:
         return float(self.norms_x.max().sqrt() + self.norms_y.max().sqrt())
 
     @cached_property
-    def products(self) -> Float[torch.Tensor, "n m"]:
-        """x_i.y_j of the centered points, for problems small enough to store them."""
-        return self.centered_x(torch.float64) @ self.centered_y(torch.float64).T
+    def products(self) -> Float[torch.Tensor, "n m"] | None:
+        """x_i.y_j of the centered points; None if they are too many to be stored."""
+        if len(self.x) * len(self.y) > block_entries(per_device(STORED_ENTRIES, self.x.device)):
+            return None
+        return store_products(self.centered_x(torch.float64), self.centered_y(torch.float64))
 
     @property
     def rounding(self) -> float:

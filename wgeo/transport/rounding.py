@@ -11,11 +11,11 @@ from scipy.optimize import linear_sum_assignment
 from scipy.sparse import coo_array, csr_array
 
 from .annealing import SinkhornState
-from .geometry import squared_distances
 from .kernel import Kernel, PlanSummary
 from .plans import MAX_ENTRIES, couple_along
 from .point_clouds import UNIT_ROUNDOFF, PointClouds
 from .screening import principal_directions
+from .tiles import squared_distances
 
 _SAMPLE = 512  # points of each cloud from which the direction of `couple_in_order` is computed
 _MAX_UNASSIGNED = 1024  # largest number of rows without a column that are assigned exactly

@@ -30,11 +30,12 @@ from .annealing import (
 )
 from .engines import ENGINES
 from .fused import uses_fused
-from .kernel import Kernel, full_precision
+from .kernel import Kernel
 from .plans import MAX_ENTRIES
 from .point_clouds import PointClouds
 from .result import TransportResult
 from .rounding import Bounds, compute_bounds, couple_in_order, with_plan
+from .tiles import full_precision
 
 _NORMAL_RANGE = 1e16  # clouds with total variance above this, or below its inverse, are rescaled
 _SELF_ITERATIONS = 1000  # maximum between a cloud and itself; about fifteen are needed
