@@ -22,7 +22,6 @@ from scipy.optimize import linear_sum_assignment
 from wgeo.errors import ArgumentError, ConvergenceError, FeatureError
 from wgeo.runtime.threads import Interrupted, interruptible, thread_map
 from wgeo.transport import Exact, Status, tiles, wasserstein
-from wgeo.transport import geometry as geometry_module
 from wgeo.transport.all_pairs import find_violations, nearest
 from wgeo.transport.arcs import Arcs, Potentials
 from wgeo.transport.geometry import Geometry
@@ -332,7 +331,7 @@ class TestResources:
         base = wasserstein(x, y)
         assert wasserstein(x, y).to_dict() | {"seconds": 0} == base.to_dict() | {"seconds": 0}
         monkeypatch.setattr(tiles, "_MIN_ROWS", 5)
-        monkeypatch.setattr(geometry_module, "_GATHER_ENTRIES", 999)
+        monkeypatch.setitem(tiles.CHUNK_ENTRIES, "cpu", 999)
         monkeypatch.setattr(
             "wgeo.transport.column_generation._PROGRESS_FROM", 1
         )  # rounds are shown, and the same

@@ -19,7 +19,7 @@ from ..arrays.checks import pick_device
 from ..errors import ArgumentError
 from ..runtime import processes
 from .plans import MAX_ENTRIES, couple_along, northwest_corner, product_plan
-from .point_clouds import UNIT_ROUNDOFF, PointClouds
+from .point_clouds import UNIT_ROUNDOFF, PointClouds, centered_rows
 from .result import TransportResult
 
 _FACTOR_ENTRIES = 1 << 23  # entries of points in float64 factored at a time: 64 MiB
@@ -89,7 +89,7 @@ class Gaussian:
 
 def _bures(clouds: PointClouds) -> tuple[float, float]:
     """Return B^2 between the centered clouds, and a bound on its rounding error."""
-    factor_x, factor_y = _factor(clouds.x, clouds.a), _factor(clouds.y, clouds.b)
+    factor_x, factor_y = _factor(clouds), _factor(clouds.transposed)
     product = factor_x @ factor_y.T
     values = torch.linalg.svdvals(product)
     terms = clouds.x.shape[1] + sum(product.shape)
@@ -108,16 +108,12 @@ def _bures(clouds: PointClouds) -> tuple[float, float]:
     return float(residual), slack
 
 
-def _factor(x: torch.Tensor, weights: torch.Tensor) -> Float[torch.Tensor, "r d"]:
-    """Return R with at most d rows such that R^T R is the covariance, in chunks of points."""
-    n, d = x.shape
-    step = max(_FACTOR_ENTRIES // d, d)
-    parts = [slice(k, min(k + step, n)) for k in range(0, n, step)]
-    center = sum(weights[part] @ x[part].double() for part in parts)
-    factor = x.new_empty((0, d), dtype=torch.float64)
-    for part in parts:
-        points = (x[part].double() - center) * weights[part].sqrt()[:, None]
-        factor = torch.cat([factor, points])
+def _factor(clouds: PointClouds) -> Float[torch.Tensor, "r d"]:
+    """Return R with at most d rows such that R^T R is the covariance of x, in chunks of points."""
+    d = clouds.x.shape[1]
+    factor, least = clouds.center_x.new_empty((0, d)), max(_FACTOR_ENTRIES // d, d)
+    for rows, points in centered_rows(clouds.x, clouds.center_x, least=least):
+        factor = torch.cat([factor, points * clouds.a[rows].sqrt()[:, None]])
         if len(factor) > d:
             factor = torch.linalg.qr(factor, mode="r").R
     return factor
@@ -241,7 +237,7 @@ def _lower_bound(clouds: PointClouds, lines: Float[torch.Tensor, " k"]) -> float
 
 def _principal_axes(clouds: PointClouds, seed: int) -> Float[torch.Tensor, "r d"]:
     """Return orthonormal directions that explain most of the pooled variance."""
-    pooled = torch.cat([_factor(clouds.x, clouds.a), _factor(clouds.y, clouds.b)])
+    pooled = torch.cat([_factor(clouds), _factor(clouds.transposed)])
     if min(pooled.shape) <= _MAX_AXES:
         return torch.linalg.svd(pooled, full_matrices=False)[2]
     start = np.random.default_rng(seed).standard_normal((len(pooled), _MAX_AXES // 8))

@@ -20,7 +20,7 @@ from jaxtyping import Float, Int
 
 from ..runtime import processes
 from ..runtime.memory import block_entries
-from .point_clouds import UNIT_ROUNDOFF, PointClouds
+from .point_clouds import UNIT_ROUNDOFF, PointClouds, centered_rows
 from .screening import inner_product_error, principal_directions, reduce_dimension
 from .tiles import map_tiles, products, roundings, store_products
 
@@ -30,7 +30,6 @@ _STORE_FROM = 256  # number of features from which storing products saves time
 _SCREENING_DIRECTIONS = 32
 _SCREEN_FROM = 8 * _SCREENING_DIRECTIONS  # number of features from which screening saves time
 _FAR_CENTERS = 0.125  # of the root total variance: distance from which the offset is removed
-_GATHER_ENTRIES = 1 << 17  # entries of gathered rows at a time
 
 
 @dataclass(frozen=True, eq=False)
@@ -223,37 +222,19 @@ class Geometry:
         width, error = (d, 0.0) if v is None else (v.shape[1] + 1, inner_product_error(v))
         points = torch.zeros((_round_up(n, groups), width), dtype=self.dtype, device=x.device)
         norms = torch.empty(n, dtype=torch.float64, device=x.device)
-        for part, rows in self._centered_rows(x, center, index):
+        for part, rows in centered_rows(x, center, index):
             rows *= self.scale
             points[part] = (rows if v is None else reduce_dimension(rows, v, error)).to(self.dtype)
             norms[part] = rows.square_().sum(1)
         offset_error = UNIT_ROUNDOFF * float(self.offset.norm()) * self.scale
         return PointCloud(points, norms, groups, offset_error, product_error=error, is_y=is_y)
 
-    @staticmethod
-    def _centered_rows(
-        x: torch.Tensor, center: torch.Tensor, index: torch.Tensor
-    ) -> Iterator[tuple[slice, Float[torch.Tensor, "rows d"]]]:
-        """Yield float64 rows ``x[index] - center``, some at a time."""
-        step = max(1, _GATHER_ENTRIES // x.shape[1])
-        for part in _slices(len(x), step):
-            yield part, x[index[part]].double() - center
-
     def pair_costs(
         self, i: Int[np.ndarray, " k"], j: Int[np.ndarray, " k"]
     ) -> Float[np.ndarray, " k"]:
         """Return c_ij of listed pairs, from differences in float64 (see `cost_error`)."""
-        out = np.empty(len(i))
-        rows_x, rows_y = self.order_x[i], self.order_y[j]
-        device = self.clouds.x.device
-        step = max(1, _GATHER_ENTRIES // self.clouds.x.shape[1])
-        for part in _slices(len(i), step):
-            # One copy to the device, as each waits for all earlier work there.
-            index_x, index_y = torch.from_numpy(np.stack((rows_x[part], rows_y[part]))).to(device)
-            xs, ys = self.clouds.x[index_x].double(), self.clouds.y[index_y].double()
-            difference = xs.sub_(ys).sub_(self.offset).mul_(self.scale)
-            out[part] = difference.square_().sum(1).cpu().numpy()
-        return out
+        i, j = self.order_x[i], self.order_y[j]
+        return self.clouds.pair_costs(i, j, self.offset, self.scale).cpu().numpy()
 
     def cost_error(self, cost: Float[np.ndarray, " k"]) -> Float[np.ndarray, " k"]:
         """Bound the error of `pair_costs`: a part relative to c_ij, and one for the offset."""
@@ -262,19 +243,18 @@ class Geometry:
 
     def translation_potential(self) -> Float[np.ndarray, " n"]:
         """Return the potential f that is optimal if y is a translation of x."""
-        along_x, _ = self._inner_products(self.clouds.offset - self.offset)
-        return 2 * along_x * self.scale**2
+        along_x, _ = self._along(self.clouds.offset - self.offset)
+        return 2 * along_x[self.order_x] * self.scale**2
 
     def original_potentials(
         self, f: Float[np.ndarray, " n"], g: Float[np.ndarray, " m"]
     ) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " m"]]:
         """Return feasible potentials of the clouds as given, from feasible f, g of these costs."""
-        along_x, along_y = self._inner_products(self.offset)
+        along_x, along_y = self._along(self.offset)
         middle = (float(g.mean()) - float(f.mean())) / 2
-        original_f, original_g = np.empty(len(f)), np.empty(len(g))
-        original_f[self.order_x] = (middle + f) / self.scale**2 + 2 * along_x
-        original_g[self.order_y] = (g - middle) / self.scale**2 - 2 * along_y
-        original_f += self._offset_square
+        original_f, original_g = 2 * along_x + self._offset_square, -2 * along_y
+        original_f[self.order_x] += (middle + f) / self.scale**2
+        original_g[self.order_y] += (g - middle) / self.scale**2
         largest = abs(original_f).max() + abs(original_g).max()
         return original_f - 32 * UNIT_ROUNDOFF * largest, original_g
 
@@ -282,23 +262,16 @@ class Geometry:
         self, f: Float[np.ndarray, " n"], g: Float[np.ndarray, " m"]
     ) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " m"]]:
         """Return potentials of these costs from those of the clouds as given."""
-        along_x, along_y = self._inner_products(self.offset)
-        f = f[self.order_x] - self._offset_square - 2 * along_x
-        return f * self.scale**2, (g[self.order_y] + 2 * along_y) * self.scale**2
+        along_x, along_y = self._along(self.offset)
+        f, g = f - self._offset_square - 2 * along_x, g + 2 * along_y
+        return f[self.order_x] * self.scale**2, g[self.order_y] * self.scale**2
 
-    def _inner_products(
+    def _along(
         self, direction: Float[torch.Tensor, " d"]
     ) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " m"]]:
-        """Return the inner products of the centered points with a direction."""
-        clouds = (
-            (self.clouds.x, self.clouds.center_x, self._indices[0]),
-            (self.clouds.y, self._center_y, self._indices[1]),
-        )
-        along = []
-        for x, center, index in clouds:
-            parts = [rows @ direction for _, rows in self._centered_rows(x, center, index)]
-            along.append(torch.cat(parts).cpu().numpy())
-        return along[0], along[1]
+        """Return the inner products of the centered points, as given, with a direction."""
+        along_x, along_y = self.clouds.project(direction[None])
+        return along_x[0].cpu().numpy(), along_y[0].cpu().numpy()
 
     @cached_property
     def products(self) -> Float[torch.Tensor, "m n"] | None:
@@ -358,8 +331,3 @@ def _groups(n: int) -> int:
 
 def _round_up(n: int, unit: int) -> int:
     return -(-n // unit) * unit
-
-
-def _slices(n: int, step: int, start: int = 0) -> Iterator[slice]:
-    for i in range(start, n, step):
-        yield slice(i, min(i + step, n))

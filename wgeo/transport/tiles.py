@@ -26,6 +26,8 @@ TILE_ENTRIES = {"cpu": 1 << 20, "cuda": 1 << 26}
 # Largest number of products stored between passes: 128 MiB in float64, or 1 GiB on a GPU. An
 # iteration is then nearly two times faster at d = 64, and six times faster at d = 512.
 STORED_ENTRIES = {"cpu": 1 << 24, "cuda": 1 << 27}
+# Entries of a float64 copy of some rows.
+CHUNK_ENTRIES = {"cpu": 1 << 17, "cuda": 1 << 22}
 _MIN_ROWS = 64
 _STORED_ROWS = 256  # rows of stored products computed at a time
 _PANEL = 512  # features summed at a time; the error is _PANEL + d / _PANEL units instead of d
@@ -34,6 +36,12 @@ _PANEL = 512  # features summed at a time; the error is _PANEL + d / _PANEL unit
 def per_device(table: dict[str, int], device: torch.device) -> int:
     """Return a device's entry of a table; devices without one are treated as the CPU."""
     return table.get(device.type, table["cpu"])
+
+
+def chunks(n: int, width: int, device: torch.device, least: int = 1) -> Iterator[slice]:
+    """Return slices of n rows to copy to float64: at least `least`, or of `CHUNK_ENTRIES`."""
+    step = max(least, per_device(CHUNK_ENTRIES, device) // width)
+    return (slice(k, min(k + step, n)) for k in range(0, n, step))
 
 
 def map_tiles(
