@@ -10,9 +10,13 @@ from hypothesis import strategies as st
 from scipy.spatial.distance import cdist
 
 from wgeo.errors import ArgumentError
+from wgeo.runtime import processes
 from wgeo.runtime.memory import parse_bytes
 from wgeo.transport import tiles
+from wgeo.transport.all_pairs import find_violations, nearest
+from wgeo.transport.arcs import Potentials
 from wgeo.transport.geometry import Geometry
+from wgeo.transport.kernel import Kernel
 from wgeo.transport.point_clouds import PointClouds
 from wgeo.transport.tiles import roundings, squared_distances
 
@@ -199,6 +203,26 @@ class TestBlocks:
 
     def test_products_of_narrow_points_are_not_stored(self, rng):
         assert geometry_of(*clouds(rng)).products is None
+
+    def test_a_process_without_rows_adds_nothing(self, rng, monkeypatch):
+        """There can be more processes than points."""
+        geometry = geometry_of(*clouds(rng))
+        n, m = geometry.x.n, geometry.y.n
+        kernel, g = Kernel(geometry.clouds), torch.zeros(m, dtype=torch.float64)
+        monkeypatch.setattr(processes, "shard", lambda n: slice(n, n))
+        f = torch.zeros(n, dtype=torch.float64)
+        values, i, j = nearest(geometry, geometry.y, geometry.x, f, 2)
+        assert (values.tolist(), len(i), len(j)) == ([0.0] * m, 0, 0)
+        violations = find_violations(geometry, Potentials(np.full(n, 9.0), np.zeros(m)), 0.0)
+        assert not violations.excess.any()
+        assert kernel.c_transform(g).tolist() == [0.0] * n
+        summary = kernel.round_plan(f, g, g, 1.0)
+        assert summary.entropic_cost == 0
+        assert len(kernel.entries(f, g, g, 1.0, 1).mass) == 0
+        assert [each.shape for each in kernel.apply_plan(f, g, 1.0)] == [
+            geometry.clouds.x.shape,
+            geometry.clouds.y.shape,
+        ]
 
     def test_passes_are_counted(self, rng):
         geometry = geometry_of(*clouds(rng))

@@ -19,7 +19,7 @@ from jaxtyping import Float, Int
 
 from ..runtime import processes
 from .point_clouds import PointClouds
-from .tiles import map_tiles, products, reduce_tiles
+from .tiles import TILE_ENTRIES, map_tiles, per_device, products, reduce_tiles
 
 T = TypeVar("T")
 
@@ -106,7 +106,9 @@ class Kernel:
             left = clouds.centered_rows_x(rows, self.dtype)
             return products(left, self._columns, bias, scale, out)
 
-        return map_tiles(work, fill, (len(clouds.x), len(clouds.y)), bias)
+        # Without matrix products, tiles that fit a core's cache are faster.
+        most = per_device(TILE_ENTRIES, bias.device) // (1 if stored is None else 4)
+        return map_tiles(work, fill, (len(clouds.x), len(clouds.y)), bias, most)
 
     def softmin(
         self, g: Float[torch.Tensor, " m"], eps: float
