@@ -49,8 +49,9 @@ import wgeo
 from wgeo.transport import annealing
 from wgeo.transport.engines import ENGINES
 from wgeo.transport.fused import FusedKernel
-from wgeo.transport.kernel import Kernel, full_precision
+from wgeo.transport.kernel import Kernel
 from wgeo.transport.point_clouds import PointClouds
+from wgeo.transport.tiles import full_precision
 
 ROOT = Path(__file__).resolve().parents[1]
 WIDTH, EPSILON, TOLERANCE = 64, 0.05, 1e-3  # epsilon is a fraction of the scale (`wgeo.Sinkhorn`)

@@ -18,14 +18,14 @@ from records import differences
 
 import wgeo
 from wgeo.neural_collapse import CollapseStream
-from wgeo.transport import annealing, geometry, kernel
+from wgeo.transport import annealing, tiles
 from wgeo.transport.all_pairs import c_transform, find_violations, nearest
 from wgeo.transport.arcs import Potentials
 from wgeo.transport.geometry import Geometry
 from wgeo.transport.kernel import Kernel
 from wgeo.transport.point_clouds import PointClouds
 
-BLOCKS = (geometry._BLOCK, kernel.BLOCK_ENTRIES, kernel.STORED_ENTRIES)
+BLOCKS = (tiles.TILE_ENTRIES, tiles.STORED_ENTRIES)
 
 
 @pytest.fixture(autouse=True)
@@ -235,8 +235,7 @@ class TestBudgets:
 
     def split(self, monkeypatch, blocks, n=320):
         """Let passes over n x n pairs take this number of blocks."""
-        monkeypatch.setitem(geometry._BLOCK, DEVICE, n * n // blocks)
-        monkeypatch.setitem(kernel.BLOCK_ENTRIES, DEVICE, n * n // blocks)
+        monkeypatch.setitem(tiles.TILE_ENTRIES, DEVICE, n * n // blocks)
 
     def per_block(self, monkeypatch, work):
         """Return the launches and waits that one more block of rows costs."""
@@ -270,7 +269,7 @@ class TestBudgets:
         clouds = self.problem()
         f, g = torch.zeros(2, 320, dtype=torch.float64, device=DEVICE).unbind()
         for stored, budget in ((1 << 27, 13), (0, 15)):
-            monkeypatch.setitem(kernel.STORED_ENTRIES, DEVICE, stored)
+            monkeypatch.setitem(tiles.STORED_ENTRIES, DEVICE, stored)
             kernel_ = Kernel(clouds)
             launches, waits = self.per_block(monkeypatch, lambda k=kernel_: k.softmin(g, 1.0))
             assert launches <= budget

@@ -21,12 +21,11 @@ from scipy.optimize import linear_sum_assignment
 
 from wgeo.errors import ArgumentError, ConvergenceError, FeatureError
 from wgeo.runtime.threads import Interrupted, interruptible, thread_map
-from wgeo.transport import Exact, Status, wasserstein
-from wgeo.transport import geometry as geometry_module
+from wgeo.transport import Exact, Status, tiles, wasserstein
 from wgeo.transport.all_pairs import find_violations, nearest
 from wgeo.transport.arcs import Arcs, Potentials
 from wgeo.transport.geometry import Geometry
-from wgeo.transport.line import northwest_corner
+from wgeo.transport.plans import northwest_corner
 from wgeo.transport.point_clouds import PointClouds
 from wgeo.transport.simplex import dense_simplex, network_simplex, shortest_path_labels
 
@@ -331,8 +330,8 @@ class TestResources:
         x, y = rng.standard_normal((2, 500, 300)).astype(np.float32)
         base = wasserstein(x, y)
         assert wasserstein(x, y).to_dict() | {"seconds": 0} == base.to_dict() | {"seconds": 0}
-        monkeypatch.setattr(geometry_module, "_MIN_ROWS", 5)
-        monkeypatch.setattr(geometry_module, "_GATHER_ENTRIES", 999)
+        monkeypatch.setattr(tiles, "_MIN_ROWS", 5)
+        monkeypatch.setitem(tiles.CHUNK_ENTRIES, "cpu", 999)
         monkeypatch.setattr(
             "wgeo.transport.column_generation._PROGRESS_FROM", 1
         )  # rounds are shown, and the same
@@ -560,7 +559,7 @@ class TestSparse:
 
     def test_the_north_west_corner_rule_has_the_marginals(self, rng):
         a, b = rng.dirichlet(np.ones(30)), rng.dirichlet(np.ones(50))
-        i, j, mass = northwest_corner(a, b)
+        i, j, mass = map(np.asarray, northwest_corner(torch.from_numpy(a), torch.from_numpy(b)))
         assert len(mass) == 79
         np.testing.assert_allclose(np.bincount(i, mass), a, atol=1e-15)
         np.testing.assert_allclose(np.bincount(j, mass), b, atol=1e-15)

@@ -10,10 +10,15 @@ from hypothesis import strategies as st
 from scipy.spatial.distance import cdist
 
 from wgeo.errors import ArgumentError
+from wgeo.runtime import processes
 from wgeo.runtime.memory import parse_bytes
-from wgeo.transport import geometry as geometry_module
-from wgeo.transport.geometry import Geometry, squared_distances
+from wgeo.transport import tiles
+from wgeo.transport.all_pairs import find_violations, nearest
+from wgeo.transport.arcs import Potentials
+from wgeo.transport.geometry import Geometry
+from wgeo.transport.kernel import Kernel
 from wgeo.transport.point_clouds import PointClouds
+from wgeo.transport.tiles import roundings, squared_distances
 
 ROOM = 2**30
 
@@ -101,12 +106,17 @@ class TestOrder:
         assert geometry.pair_costs(indices, indices) == pytest.approx(truth, rel=1e-14)
 
 
+def blocks(geometry, target, source, bias):
+    """Return a copy of each tile."""
+    return geometry.tiles(lambda _, tile: tile.clone(), target, source, bias)
+
+
 def whole(geometry, target, source, target_first=None, source_first=None):
     """All blocks, of two clouds or of their first points."""
     target, source = getattr(geometry, target), getattr(geometry, source)
     target = target if target_first is None else target.head(target_first)
     source = source if source_first is None else source.head(source_first)
-    return torch.cat([b.clone() for _, b in geometry.blocks(target, source, source.norms)])
+    return torch.cat([b for _, b in blocks(geometry, target, source, source.norms)])
 
 
 kinds = st.sampled_from(["plain", "far", "heavy", "tiny", "wide", "ints"])
@@ -138,7 +148,7 @@ class TestErrorBounds:
             geometry.x.error(bias)[None] + geometry.y.error(geometry.y.norms)[:, None]
         ).numpy()
         truth = centered_costs(geometry).T + p.numpy()
-        for rows, block in geometry.blocks(geometry.y, geometry.x, bias):
+        for rows, block in blocks(geometry, geometry.y, geometry.x, bias):
             found = (
                 block[:, :40].numpy().astype(np.longdouble) + geometry.y.norms[rows, None].numpy()
             )
@@ -148,14 +158,13 @@ class TestErrorBounds:
     def test_error_bounds_are_nearly_attained(self, rng):
         """A bound that nothing comes near would hide faults: float32 is seen to be off."""
         geometry = geometry_of(*clouds(rng, d=64))
-        for _, block in geometry.blocks(geometry.y, geometry.x, geometry.x.norms):
+        for _, block in blocks(geometry, geometry.y, geometry.x, geometry.x.norms):
             found = block[:, :40].double() + geometry.y.norms[:, None]
             worst = abs(found.numpy() - centered_costs(geometry).T)
             assert 1e-8 < worst.max() < geometry.x.error(geometry.x.norms).max() * 2
 
     def test_panels_keep_the_bound_of_wide_points_small(self, rng):
-        geometry = geometry_of(*clouds(rng, d=2000))
-        assert geometry.x.roundings < 600
+        assert roundings(2000) < 600
 
 
 class TestBlocks:
@@ -164,7 +173,7 @@ class TestBlocks:
         x, y = clouds(rng, d=10)
         at_once = geometry_of(x, y)
         at_once = whole(at_once, "y", "x")
-        monkeypatch.setattr(geometry_module, "_PANEL", 4)
+        monkeypatch.setattr(tiles, "_PANEL", 4)
         geometry = geometry_of(x, y)
         vars(geometry)["products"] = None
         torch.testing.assert_close(whole(geometry, "y", "x"), at_once, rtol=0, atol=1e-5)
@@ -172,9 +181,9 @@ class TestBlocks:
     def test_blocks_do_not_depend_on_their_size(self, rng, monkeypatch):
         geometry = geometry_of(*clouds(rng, n=300, m=200))
         at_once = whole(geometry, "y", "x")
-        monkeypatch.setattr(geometry_module, "_MIN_ROWS", 7)
+        monkeypatch.setattr(tiles, "_MIN_ROWS", 7)
         small = geometry_of(geometry.clouds.x, geometry.clouds.y, memory=8000)
-        parts = [t.clone() for _, t in small.blocks(small.y, small.x, small.x.norms)]
+        parts = [t for _, t in blocks(small, small.y, small.x, small.x.norms)]
         assert len(parts) > 5
         torch.testing.assert_close(torch.cat(parts), at_once, rtol=0, atol=1e-5)
 
@@ -195,11 +204,31 @@ class TestBlocks:
     def test_products_of_narrow_points_are_not_stored(self, rng):
         assert geometry_of(*clouds(rng)).products is None
 
+    def test_a_process_without_rows_adds_nothing(self, rng, monkeypatch):
+        """There can be more processes than points."""
+        geometry = geometry_of(*clouds(rng))
+        n, m = geometry.x.n, geometry.y.n
+        kernel, g = Kernel(geometry.clouds), torch.zeros(m, dtype=torch.float64)
+        monkeypatch.setattr(processes, "shard", lambda n: slice(n, n))
+        f = torch.zeros(n, dtype=torch.float64)
+        values, i, j = nearest(geometry, geometry.y, geometry.x, f, 2)
+        assert (values.tolist(), len(i), len(j)) == ([0.0] * m, 0, 0)
+        violations = find_violations(geometry, Potentials(np.full(n, 9.0), np.zeros(m)), 0.0)
+        assert not violations.excess.any()
+        assert kernel.c_transform(g).tolist() == [0.0] * n
+        summary = kernel.round_plan(f, g, g, 1.0)
+        assert summary.entropic_cost == 0
+        assert len(kernel.entries(f, g, g, 1.0, 1).mass) == 0
+        assert [each.shape for each in kernel.apply_plan(f, g, 1.0)] == [
+            geometry.clouds.x.shape,
+            geometry.clouds.y.shape,
+        ]
+
     def test_passes_are_counted(self, rng):
         geometry = geometry_of(*clouds(rng))
         for _ in range(3):
-            list(geometry.blocks(geometry.y, geometry.x, geometry.x.norms))
-        list(geometry.blocks(geometry.y.head(15), geometry.x, geometry.x.norms))
+            list(blocks(geometry, geometry.y, geometry.x, geometry.x.norms))
+        list(blocks(geometry, geometry.y.head(15), geometry.x, geometry.x.norms))
         assert geometry.passes == 3.5
 
 

@@ -22,8 +22,7 @@ from wgeo.runtime import memory
 from wgeo.storage.records import read_record
 from wgeo.trajectory import Classifier
 from wgeo.transport import chain as solve_chain
-from wgeo.transport.geometry import Geometry
-from wgeo.transport.kernel import Kernel
+from wgeo.transport import geometry, kernel, tiles
 
 
 @pytest.fixture(autouse=True)
@@ -75,34 +74,38 @@ def test_tracing_halves_the_batch_and_continues(tmp_path):
     ids=["exact", "sinkhorn"],
 )
 def test_solvers_halve_their_blocks_without_changing_results(clouds, monkeypatch, solver, rounding):
+    """A tile is computed again in halves, whether filling it or reducing it ran out of memory."""
     expected = wgeo.wasserstein(*clouds, solver=solver)
-    fewest = []
+    sizes = []
 
-    def short(blocks):
-        def some(self, *args, **kwargs):
-            for rows, tile in blocks(self, *args, **kwargs):
-                if tile.numel() > 20 * 300:
-                    raise torch.OutOfMemoryError("CUDA out of memory")
-                fewest.append(tile.numel())
-                yield rows, tile
+    def short(work, fill, *args):
+        def check(tile, most):
+            if tile.numel() > most:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            sizes.append(tile.numel())
+            return tile
 
-        return some
+        return tiles.map_tiles(
+            lambda rows, tile: work(rows, check(tile, 20 * 300)),
+            lambda rows, out: fill(rows, check(out, 40 * 300)),
+            *args,
+        )
 
-    monkeypatch.setattr(Geometry, "blocks", short(Geometry.blocks))
-    monkeypatch.setattr(Kernel, "_blocks", short(Kernel._blocks))
+    for module in (geometry, kernel):
+        monkeypatch.setattr(module, "map_tiles", short)
     found = wgeo.wasserstein(*clouds, solver=solver)
     assert found.distance == pytest.approx(expected.distance, rel=rounding)
     assert found.lower == pytest.approx(expected.lower, rel=rounding)
     assert found.upper == pytest.approx(expected.upper, rel=rounding)
-    assert 0 < max(fewest) <= 20 * 300
+    assert 20 * 300 < max(sizes) <= 40 * 300
 
 
 def test_device_without_memory_is_an_error(clouds, monkeypatch):
     def none(*_, **__):
         raise torch.OutOfMemoryError("CUDA out of memory")
-        yield
 
-    monkeypatch.setattr(Geometry, "blocks", none)
+    monkeypatch.setattr(tiles, "products", none)
+    monkeypatch.setattr(geometry, "products", none)
     with pytest.raises(torch.OutOfMemoryError):
         wgeo.wasserstein(*clouds)
 

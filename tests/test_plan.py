@@ -20,7 +20,7 @@ from test_transport import SOLVERS, clouds, every_solver
 import wgeo
 from wgeo.errors import ArgumentError, ConvergenceError, FeatureError, RecordError
 from wgeo.storage.ownership import owned
-from wgeo.transport import Exact, Gaussian, Sinkhorn, Sliced, TransportResult, geometry, wasserstein
+from wgeo.transport import Exact, Gaussian, Sinkhorn, Sliced, TransportResult, tiles, wasserstein
 
 few = settings(max_examples=10)
 
@@ -239,7 +239,7 @@ class TestVerify:
     def test_no_dense_matrix_is_allocated(self, rng, monkeypatch):
         x, y = rng.standard_normal((300, 3)), rng.standard_normal((250, 3))
         result = wasserstein(x, y)
-        monkeypatch.setitem(geometry._BLOCK, "cpu", 1 << 12)
+        monkeypatch.setitem(tiles.TILE_ENTRIES, "cpu", 1 << 12)
         with Largest() as seen:
             assert result.verify(x, y).valid
         assert seen.entries <= 64 * 320

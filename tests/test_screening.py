@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wgeo.transport import Status, wasserstein
+from wgeo.transport import Status, tiles, wasserstein
 from wgeo.transport import geometry as geometry_module
 from wgeo.transport.all_pairs import find_violations
 from wgeo.transport.arcs import Potentials
@@ -138,8 +138,8 @@ def test_distance_of_a_translation_of_wide_points_is_its_length(rng):
 
 
 def test_ineffective_screening_stops_after_a_block(rng, monkeypatch):
-    monkeypatch.setattr(geometry_module, "_MIN_ROWS", 8)
-    monkeypatch.setitem(geometry_module._BLOCK, "cpu", 1 << 12)
+    monkeypatch.setattr(tiles, "_MIN_ROWS", 8)
+    monkeypatch.setitem(tiles.TILE_ENTRIES, "cpu", 1 << 12)
     geometry = geometry_of(*rng.standard_normal((2, 600, WIDTH)))
     nearly_all = Potentials(np.zeros(600), np.full(600, 2.0))
     find_violations(geometry, nearly_all, 1e-12)

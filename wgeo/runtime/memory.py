@@ -5,22 +5,17 @@ Block sizes affect results only by the rounding of sums in another order.
 
 from __future__ import annotations
 
-import functools
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import ParamSpec, TypeVar
 
 import torch
 
 from ..errors import ArgumentError
 from .processes import local_world_size
-
-P = ParamSpec("P")
-R = TypeVar("R")
 
 _UNITS = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
 _LIBRARY_BYTES = 2**29  # memory that Python and its libraries occupy
@@ -105,24 +100,15 @@ def block_entries(default: int) -> int:
     return max(1, default >> (_state["halvings"] or 0))
 
 
-def halve_blocks_on_oom(work: Callable[P, R]) -> Callable[P, R]:
-    """Decorate `work` to restart with blocks of half the size when a GPU runs out of memory.
+def halve_blocks() -> bool:
+    """Halve the blocks, because a GPU ran out of memory; return False if that was done too often.
 
-    `work` must be safe to repeat, and must take its block sizes from `block_entries`.
+    The work on the last block can then be repeated with a size from `block_entries`.
     """
-
-    @functools.wraps(work)
-    def retrying(*args: P.args, **kwargs: P.kwargs) -> R:
-        while True:
-            try:
-                return work(*args, **kwargs)
-            except torch.OutOfMemoryError:
-                halvings = _state["halvings"] or 0
-                if halvings >= _MAX_HALVINGS:
-                    raise
-                _state["halvings"] = halvings + 1
-
-    return retrying
+    halvings = _state["halvings"] or 0
+    if halvings < _MAX_HALVINGS:
+        _state["halvings"] = halvings + 1
+    return halvings < _MAX_HALVINGS
 
 
 def total_memory() -> int:

@@ -13,15 +13,16 @@ import torch
 from jaxtyping import Float, Int
 
 from ..runtime import processes
-from ..runtime.memory import halve_blocks_on_oom
 from .arcs import Potentials
 from .geometry import Geometry, PointCloud
+from .tiles import reduce_tiles
 
 _MAX_GROUPS = 8  # groups of pairs listed per column, on average, before the list is cut short
 _MAX_UNDECIDED = 0.25  # screening is useful if it leaves at most this fraction of columns undecided
 _GATHER_ENTRIES = 1 << 18  # entries of groups gathered at a time
 
-Pairs = list[tuple[np.ndarray, np.ndarray]]
+Indices = tuple[np.ndarray, np.ndarray]
+Pairs = list[Indices]
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,22 +68,20 @@ def nearest(
     by_group = torch.rand(source.groups, generator=generator).to(device)
     noise = 2 * (target.error(target.norms) + source.error(f).mean()).to(geometry.dtype)[:, None]
 
-    @halve_blocks_on_oom
-    def local_part() -> tuple[torch.Tensor, Pairs]:
-        g = torch.zeros(target.n, dtype=torch.float64, device=device)
-        pairs = []
-        for rows, block in geometry.blocks(target, source, source.norms - f):
-            grouped = block.view(len(block), -1, source.groups)
-            minima = grouped.amin(1)
-            g[rows] = target.norms[rows] + minima.amin(1).double()
-            minima += noise[rows] * ((by_point[rows] + by_group) % 1)
-            group = minima.topk(k, 1, largest=False, sorted=False).indices.flatten()
-            row = torch.arange(len(block), device=device).repeat_interleave(k)
-            i = _group_argmin(grouped, row, group)
-            pairs.append(_global_indices(i, row + rows.start, None))
-        return g, pairs
+    def part(rows: slice, block: torch.Tensor) -> tuple[torch.Tensor, Indices]:
+        grouped = block.unflatten(1, (-1, source.groups))
+        minima = grouped.amin(1)
+        g = target.norms[rows] + minima.amin(1).double()
+        minima += noise[rows] * ((by_point[rows] + by_group) % 1)
+        group = minima.topk(k, 1, largest=False, sorted=False).indices.flatten()
+        row = torch.arange(len(block), device=device).repeat_interleave(k)
+        i = _group_argmin(grouped, row, group)
+        return g, _global_indices(i, row + rows.start, None)
 
-    g, pairs = local_part()
+    g, pairs = torch.zeros_like(target.norms), []
+    for rows, (local_g, listed) in geometry.tiles(part, target, source, source.norms - f):
+        g[rows] = local_g
+        pairs.append(listed)
     return processes.all_reduce_sum(g), *_gather_pairs(pairs)
 
 
@@ -91,14 +90,11 @@ def c_transform(
 ) -> Float[torch.Tensor, " m"]:
     """Return ``g_j = min_i c_ij - f_i``, to the precision of the products."""
 
-    @halve_blocks_on_oom
-    def local_part() -> torch.Tensor:
-        g = torch.zeros_like(target.norms)
-        for rows, block in geometry.blocks(target, source, source.norms - f):
-            g[rows] = target.norms[rows] + block.amin(1).double()
-        return g
+    def part(rows: slice, block: torch.Tensor) -> tuple[torch.Tensor]:
+        return (target.norms[rows] + block.amin(1).double(),)
 
-    return processes.all_reduce_sum(local_part())
+    tiles = geometry.tiles(part, target, source, source.norms - f)
+    return reduce_tiles(tiles, target.n)[0]
 
 
 def find_violations(
@@ -135,32 +131,25 @@ def find_violations(
     target, source, bias, limit = _operands(target, geometry.x, potentials, rows)
     columns = torch.arange(target.n, device=bias.device) if target.index is None else target.index
 
-    @halve_blocks_on_oom
-    def local_part() -> tuple[np.ndarray, np.ndarray, Pairs]:
-        excess, undecided = np.zeros(geometry.y.n), np.zeros(geometry.y.n, bool)
-        pairs: Pairs = []
-        for part, block in geometry.blocks(target, source, bias):
-            bound = limit[part].to(block.dtype)
-            grouped, minima, row, group = _undecided_groups(block, source.groups, bound)
-            if len(row) == 0:
-                continue
-            if len(row) > _MAX_GROUPS * len(block) and not thorough:
-                worst, i = _lowest_groups(grouped, minima, bound)
-                js = columns[part].cpu().numpy()
-                undecided[js] = True
-                excess[js] = (limit[part] - minima.amin(1).double()).clamp_(min=0).cpu().numpy()
-                ij = _global_indices(i, columns[part][worst], rows)
-                pairs.append(_negative_slack(geometry, potentials, *ij, threshold, None))
-            else:
-                for member, i in _members_below(grouped, row, group, bound):
-                    ij = _global_indices(i, columns[part][member], rows)
-                    pairs.append(_negative_slack(geometry, potentials, *ij, threshold, excess))
-        return excess, undecided, pairs
+    undecided = np.zeros(geometry.y.n, bool)
 
-    local_excess, undecided, local_pairs = local_part()
+    def part(of: slice, block: torch.Tensor) -> Pairs:
+        js, bound = columns[of], limit[of].to(block.dtype)
+        grouped, minima, row, group = _undecided_groups(block, source.groups, bound)
+        if len(row) <= _MAX_GROUPS * len(block) or thorough:
+            members = _members_below(grouped, row, group, bound)
+            return _violated(geometry, potentials, threshold, members, js, rows, excess)
+        members = [_lowest_groups(grouped, minima, bound)]
+        local_excess = (limit[of] - minima.amin(1).double()).clamp_(min=0).cpu().numpy()
+        at = js.cpu().numpy()
+        undecided[at], excess[at] = True, np.maximum(excess[at], local_excess)
+        return _violated(geometry, potentials, threshold, members, js, rows, None)
+
+    for _, listed in geometry.tiles(part, target, source, bias):
+        pairs += listed
     return Violations(
-        processes.all_reduce_max(np.maximum(excess, local_excess)),
-        *_gather_pairs([*pairs, *local_pairs]),
+        processes.all_reduce_max(excess),
+        *_gather_pairs(pairs),
         processes.all_reduce_max(undecided),
         geometry.dtype,
     )
@@ -196,36 +185,64 @@ def _screen(
     reduced_x, reduced_y = geometry.reduced
     target, source, bias, limit = _operands(reduced_y, reduced_x, potentials, rows)
 
-    @halve_blocks_on_oom
-    def local_part() -> tuple[np.ndarray | None, np.ndarray, Pairs]:
-        excess, tested = np.zeros(target.n), 0
-        pairs: Pairs = []
-        undecided = [np.zeros(0, np.int64)]
-        for part, block in geometry.blocks(target, source, bias):
-            bound = limit[part].to(block.dtype)
-            grouped, _, row, group = _undecided_groups(block, source.groups, bound)
-            many = row.bincount(minlength=len(block)) > _MAX_GROUPS
-            undecided.append(many.nonzero()[:, 0].cpu().numpy() + part.start)
-            tested += len(block)
-            if sum(map(len, undecided)) > _MAX_UNDECIDED * tested:
-                return None, excess, pairs
-            few = ~many[row]
-            for member, i in _members_below(grouped, row[few], group[few], bound):
-                ij = _global_indices(i, member + part.start, rows)
-                pairs.append(_negative_slack(geometry, potentials, *ij, threshold, excess))
-        return np.concatenate(undecided), excess, pairs
+    excess, pairs, tested = np.zeros(target.n), [], 0
+    undecided, saves_time = [np.zeros(0, np.int64)], True
+    columns = torch.arange(target.n, device=bias.device)
 
-    undecided, excess, pairs = local_part()
-    parts = [part for part in processes.all_gather(undecided) if part is not None]
-    saves_time = len(parts) == processes.world_size()
-    return geometry.y.take(np.concatenate(parts)) if saves_time else geometry.y, excess, pairs
+    def part(of: slice, block: torch.Tensor) -> tuple[np.ndarray, Pairs]:
+        bound = limit[of].to(block.dtype)
+        grouped, _, row, group = _undecided_groups(block, source.groups, bound)
+        many = row.bincount(minlength=len(block)) > _MAX_GROUPS
+        few = ~many[row]
+        members = _members_below(grouped, row[few], group[few], bound)
+        listed = _violated(geometry, potentials, threshold, members, columns[of], rows, excess)
+        return columns[of][many].cpu().numpy(), listed
+
+    for of, (left, listed) in geometry.tiles(part, target, source, bias):
+        undecided.append(left)
+        pairs += listed
+        tested += of.stop - of.start
+        saves_time = sum(map(len, undecided)) <= _MAX_UNDECIDED * tested
+        if not saves_time:
+            break
+    parts = processes.all_gather((saves_time, np.concatenate(undecided)))
+    saves_time, indices = all(saved for saved, _ in parts), [index for _, index in parts]
+    return geometry.y.take(np.concatenate(indices)) if saves_time else geometry.y, excess, pairs
+
+
+def _violated(
+    geometry: Geometry,
+    potentials: Potentials,
+    threshold: float,
+    members: list[tuple[torch.Tensor, torch.Tensor]],
+    columns: Int[torch.Tensor, " c"],
+    rows: Int[np.ndarray, " r"] | None,
+    excess: np.ndarray | None,
+) -> Pairs:
+    """Return those of the pairs (position in `columns`, i) whose slack is below -threshold.
+
+    Slacks are computed in float64; `excess`, if given, is updated.
+    """
+    pairs: Pairs = []
+    for position, index in members:
+        i, j = _global_indices(index, columns[position], rows)
+        cost = geometry.pair_costs(i, j)
+        f, g = potentials.f[i], potentials.g[j]
+        slack = cost - f - g
+        if excess is not None:
+            unit = float(np.finfo(np.float64).eps)
+            error = geometry.cost_error(cost) + unit * (abs(f) + cost + abs(g))
+            np.maximum.at(excess, j, error - slack)
+        negative = slack < -threshold
+        pairs.append((i[negative], j[negative]))
+    return pairs
 
 
 def _undecided_groups(
     block: torch.Tensor, groups: int, bound: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return a block split into groups, each group's minimum, and the groups within the bound."""
-    grouped = block.view(len(block), -1, groups)
+    grouped = block.unflatten(1, (-1, groups))
     minima = grouped.amin(1)
     row, group = (minima <= bound[:, None]).nonzero(as_tuple=True)
     return grouped, minima, row, group
@@ -245,26 +262,6 @@ def _gather_pairs(pairs: Pairs) -> tuple[Int[np.ndarray, " k"], Int[np.ndarray, 
     local = [np.concatenate([empty, *(pair[k] for pair in pairs)]) for k in (0, 1)]
     all_i, all_j = zip(*processes.all_gather(local), strict=True)
     return np.concatenate(all_i), np.concatenate(all_j)
-
-
-def _negative_slack(
-    geometry: Geometry,
-    potentials: Potentials,
-    i: np.ndarray,
-    j: np.ndarray,
-    threshold: float,
-    excess: np.ndarray | None,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Compute slacks in float64, update `excess`, and return the pairs below -threshold."""
-    cost = geometry.pair_costs(i, j)
-    f, g = potentials.f[i], potentials.g[j]
-    slack = cost - f - g
-    if excess is not None:
-        unit = float(np.finfo(np.float64).eps)
-        error = geometry.cost_error(cost) + unit * (abs(f) + cost + abs(g))
-        np.maximum.at(excess, j, error - slack)
-    negative = slack < -threshold
-    return i[negative], j[negative]
 
 
 def _group_argmin(

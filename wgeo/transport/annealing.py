@@ -9,6 +9,7 @@ semi-dual shows whether an extrapolation failed.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -41,38 +42,6 @@ class Budget:
         return True
 
 
-@dataclass
-class _Anderson:
-    """Anderson acceleration (type II) of ``g <- g + step(g)``, in a weighted norm."""
-
-    weights: Float[torch.Tensor, " m"]
-    points: list[torch.Tensor] = field(default_factory=list)
-    steps: list[torch.Tensor] = field(default_factory=list)
-
-    def clear(self) -> None:
-        self.points.clear()
-        self.steps.clear()
-
-    def next(
-        self, point: Float[torch.Tensor, " m"], step: Float[torch.Tensor, " m"]
-    ) -> Float[torch.Tensor, " m"]:
-        self.points = [*self.points[-_MEMORY:], point]
-        self.steps = [*self.steps[-_MEMORY:], step]
-        if len(self.points) == 1:
-            return point + step
-        point_differences = torch.stack(self.points).diff(dim=0).T
-        step_differences = torch.stack(self.steps).diff(dim=0).T
-        weighted = step_differences * self.weights[:, None]
-        # Old steps are larger by orders of magnitude; without scaling they would dominate the new
-        # ones.
-        size = weighted.norm(dim=0).clamp_(min=torch.finfo(weighted.dtype).tiny)
-        q, r = torch.linalg.qr(weighted / size)
-        # Of a matrix so small on the host: a GPU takes longer, and waits as often.
-        inverse = torch.linalg.pinv(r.cpu(), rtol=1e-10).to(r.device)
-        mix = inverse @ (q.T @ (step * self.weights)) / size
-        return point + step - (point_differences + step_differences) @ mix
-
-
 @dataclass(frozen=True, eq=False)
 class SinkhornState:
     """Potentials after an iteration at one epsilon.
@@ -94,32 +63,64 @@ class SinkhornState:
         return self.g - self.eps * self.log_ratio
 
 
+@dataclass
+class _Anderson:
+    """Anderson acceleration (type II) of the plain step ``g <- state.completed``.
+
+    Norms are weighted by `weights`. An extrapolation that does not raise the semi-dual failed, or
+    overflowed: the last plain step is taken instead.
+    """
+
+    weights: Float[torch.Tensor, " m"]
+    points: list[torch.Tensor] = field(default_factory=list)
+    steps: list[torch.Tensor] = field(default_factory=list)
+    plain: Float[torch.Tensor, " m"] | None = None
+    value: float = -math.inf
+
+    def __call__(self, state: SinkhornState) -> Float[torch.Tensor, " m"]:
+        """Return the next g."""
+        plain, least = self.plain, self.value - 1e-12 * abs(self.value)
+        if plain is not None and not state.value >= least:
+            self.points, self.steps, self.plain = [], [], None
+            return plain
+        self.plain, self.value = state.completed, state.value
+        point, step = state.g, self.plain - state.g
+        self.points = [*self.points[-_MEMORY:], point]
+        self.steps = [*self.steps[-_MEMORY:], step]
+        if len(self.points) == 1:
+            return point + step
+        point_differences = torch.stack(self.points).diff(dim=0).T
+        step_differences = torch.stack(self.steps).diff(dim=0).T
+        weighted = step_differences * self.weights[:, None]
+        # Old steps are larger by orders of magnitude; without scaling they would dominate the new
+        # ones.
+        size = weighted.norm(dim=0).clamp_(min=torch.finfo(weighted.dtype).tiny)
+        q, r = torch.linalg.qr(weighted / size)
+        # Of a matrix so small on the host: a GPU takes longer, and waits as often.
+        inverse = torch.linalg.pinv(r.cpu(), rtol=1e-10).to(r.device)
+        mix = inverse @ (q.T @ (step * self.weights)) / size
+        return point + step - (point_differences + step_differences) @ mix
+
+
 def converge(
     kernel: Kernel,
     g: Float[torch.Tensor, " m"],
     eps: float,
     tolerance: float,
     budget: Budget,
+    update: Callable[[SinkhornState], torch.Tensor] | None = None,
 ) -> tuple[SinkhornState, bool]:
     """Iterate at one epsilon until the L1 error of the column marginal is at most `tolerance`.
 
-    Return the last iterate, and whether it converged within the budget.
+    `update` returns the next g; accelerated iterations are the default. Return the last iterate,
+    and whether it converged within the budget.
     """
-    clouds = kernel.clouds
-    anderson = _Anderson(clouds.b.sqrt())
-    safe, value = None, -math.inf
+    update = _Anderson(kernel.clouds.b.sqrt()) if update is None else update
     while True:
         state = iterate(kernel, g, eps)
-        if state.error <= tolerance:
-            return state, True
-        if not budget.take():
-            return state, False
-        if safe is not None and not state.value >= value - 1e-12 * abs(value):
-            g, safe = safe, None  # the extrapolation failed (or overflowed): take the plain step
-            anderson.clear()
-            continue
-        safe, value = state.completed, state.value
-        g = anderson.next(g, safe - g)
+        if state.error <= tolerance or not budget.take():
+            return state, state.error <= tolerance
+        g = update(state)
 
 
 def iterate(kernel: Kernel, g: Float[torch.Tensor, " m"], eps: float) -> SinkhornState:
@@ -190,13 +191,8 @@ def solve_itself(
     The averaged update ``f <- (f + softmin f) / 2`` has its spectrum in [0, 1/2] (Feydy 2020,
     Section 3.3), so it needs neither annealing nor acceleration.
     """
-    kernel = Kernel(clouds)
-    g = torch.zeros_like(clouds.a)
-    while True:
-        state = iterate(kernel, g, eps)
-        if state.error <= tolerance or not budget.take():
-            return state, state.error <= tolerance
-        g = (state.f + g) / 2
+    g, settings = torch.zeros_like(clouds.a), (eps, tolerance, budget)
+    return converge(Kernel(clouds), g, *settings, lambda state: (state.f + state.g) / 2)
 
 
 def require_epsilon(clouds: PointClouds, eps: float) -> None:

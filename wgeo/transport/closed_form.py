@@ -18,8 +18,8 @@ from jaxtyping import Float, Int
 from ..arrays.checks import pick_device
 from ..errors import ArgumentError
 from ..runtime import processes
-from .plans import MAX_ENTRIES, product_plan
-from .point_clouds import UNIT_ROUNDOFF, PointClouds
+from .plans import MAX_ENTRIES, couple_along, northwest_corner, product_plan
+from .point_clouds import UNIT_ROUNDOFF, PointClouds, centered_rows
 from .result import TransportResult
 
 _FACTOR_ENTRIES = 1 << 23  # entries of points in float64 factored at a time: 64 MiB
@@ -89,7 +89,7 @@ class Gaussian:
 
 def _bures(clouds: PointClouds) -> tuple[float, float]:
     """Return B^2 between the centered clouds, and a bound on its rounding error."""
-    factor_x, factor_y = _factor(clouds.x, clouds.a), _factor(clouds.y, clouds.b)
+    factor_x, factor_y = _factor(clouds), _factor(clouds.transposed)
     product = factor_x @ factor_y.T
     values = torch.linalg.svdvals(product)
     terms = clouds.x.shape[1] + sum(product.shape)
@@ -108,16 +108,12 @@ def _bures(clouds: PointClouds) -> tuple[float, float]:
     return float(residual), slack
 
 
-def _factor(x: torch.Tensor, weights: torch.Tensor) -> Float[torch.Tensor, "r d"]:
-    """Return R with at most d rows such that R^T R is the covariance, in chunks of points."""
-    n, d = x.shape
-    step = max(_FACTOR_ENTRIES // d, d)
-    parts = [slice(k, min(k + step, n)) for k in range(0, n, step)]
-    center = sum(weights[part] @ x[part].double() for part in parts)
-    factor = x.new_empty((0, d), dtype=torch.float64)
-    for part in parts:
-        points = (x[part].double() - center) * weights[part].sqrt()[:, None]
-        factor = torch.cat([factor, points])
+def _factor(clouds: PointClouds) -> Float[torch.Tensor, "r d"]:
+    """Return R with at most d rows such that R^T R is the covariance of x, in chunks of points."""
+    d = clouds.x.shape[1]
+    factor, least = clouds.center_x.new_empty((0, d)), max(_FACTOR_ENTRIES // d, d)
+    for rows, points in centered_rows(clouds.x, clouds.center_x, least=least):
+        factor = torch.cat([factor, points * clouds.a[rows].sqrt()[:, None]])
         if len(factor) > d:
             factor = torch.linalg.qr(factor, mode="r").R
     return factor
@@ -212,21 +208,8 @@ def line_costs(
     y, order_y = y.sort(dim=1)
     if len(a) == len(b) and bool((a == a[0]).all()) and bool((b == b[0]).all()):
         return (x - y).square().mean(1)
-    i, j, mass = _northwest_corner(a[order_x], b[order_y])
+    i, j, mass = northwest_corner(a[order_x], b[order_y])
     return ((x.gather(1, i) - y.gather(1, j)).square() * mass).sum(1)
-
-
-def _northwest_corner(
-    a: Float[torch.Tensor, "k n"], b: Float[torch.Tensor, "k m"]
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return north-west corner couplings of sorted weights: i, j and masses, each (k, n + m)."""
-    ends_a, ends_b = a.cumsum(1), b.cumsum(1)
-    ends_a, ends_b = ends_a / ends_a[:, -1:], ends_b / ends_b[:, -1:]
-    ends = torch.cat([ends_a, ends_b], 1).sort(dim=1).values
-    mass = torch.diff(ends, dim=1, prepend=torch.zeros_like(ends[:, :1]))
-    i = torch.searchsorted(ends_a, ends).clamp_(max=a.shape[1] - 1)
-    j = torch.searchsorted(ends_b, ends).clamp_(max=b.shape[1] - 1)
-    return i, j, mass
 
 
 def _projected_costs(
@@ -254,7 +237,7 @@ def _lower_bound(clouds: PointClouds, lines: Float[torch.Tensor, " k"]) -> float
 
 def _principal_axes(clouds: PointClouds, seed: int) -> Float[torch.Tensor, "r d"]:
     """Return orthonormal directions that explain most of the pooled variance."""
-    pooled = torch.cat([_factor(clouds.x, clouds.a), _factor(clouds.y, clouds.b)])
+    pooled = torch.cat([_factor(clouds), _factor(clouds.transposed)])
     if min(pooled.shape) <= _MAX_AXES:
         return torch.linalg.svd(pooled, full_matrices=False)[2]
     start = np.random.default_rng(seed).standard_normal((len(pooled), _MAX_AXES // 8))
@@ -286,16 +269,12 @@ def _line_coupling(
     clouds: PointClouds, direction: Float[torch.Tensor, "1 d"]
 ) -> Int[np.ndarray, " n"] | sp.coo_array:
     """Return the optimal coupling of the projections, a permutation if the clouds are paired."""
-    along_x, along_y = clouds.project(direction)
-    order_x, order_y = along_x[0].argsort(), along_y[0].argsort()
-    if clouds.pairing is not None:
-        permutation = np.empty(len(clouds.x), dtype=np.int64)
-        permutation[order_x.cpu().numpy()] = order_y.cpu().numpy()
-        return permutation
-    i, j, mass = _northwest_corner(clouds.a[order_x][None], clouds.b[order_y][None])
-    keep = mass[0] > 0
-    coords = (order_x[i[0][keep]].cpu().numpy(), order_y[j[0][keep]].cpu().numpy())
-    return sp.coo_array((mass[0][keep].cpu().numpy(), coords), shape=(len(clouds.x), len(clouds.y)))
+    if clouds.pairing is None:
+        return couple_along(clouds, direction, clouds.a, clouds.b)
+    order_x, order_y = (along[0].argsort().cpu().numpy() for along in clouds.project(direction))
+    permutation = np.empty(len(order_x), dtype=np.int64)
+    permutation[order_x] = order_y
+    return permutation
 
 
 def _error_of_root_mean(costs: Float[torch.Tensor, " k"]) -> float | None:

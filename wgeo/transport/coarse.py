@@ -15,10 +15,10 @@ from jaxtyping import Float, Int
 from .geometry import Geometry
 from .plans import expand
 from .simplex import run_simplex
+from .tiles import map_tiles, products, reduce_tiles
 
 _REPRESENTATIVES = 256  # of each cloud, at most
 _POINTS_EACH = 8  # number of points per representative, at least
-_BLOCK_ENTRIES = 1 << 20  # entries of a block of costs
 
 
 def solve_coarse(
@@ -52,9 +52,14 @@ def _nearest_center(
     bias = centers.square().sum(1)
     if potentials is not None:
         bias = bias - potentials.to(bias)
-    values, indices = [], []
-    for part in points.split(max(1, _BLOCK_ENTRIES // len(centers))):
-        nearest = torch.addmm(bias, part, centers.T, alpha=-2).min(1)
-        values.append(nearest.values.double() + part.double().square().sum(1))
-        indices.append(nearest.indices)
-    return torch.cat(values).cpu().numpy(), torch.cat(indices).cpu().numpy()
+
+    def fill(rows: slice, out: torch.Tensor) -> torch.Tensor:
+        return products(points[rows], centers, bias, -2.0, out)
+
+    def part(rows: slice, tile: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        values, indices = tile.min(1)
+        return values.double() + points[rows].double().square().sum(1), indices
+
+    tiles = map_tiles(part, fill, (len(points), len(centers)), bias)
+    values, indices = reduce_tiles(tiles, len(points), by_row=2)
+    return values.cpu().numpy(), indices.cpu().numpy()

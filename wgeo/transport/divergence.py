@@ -21,8 +21,9 @@ from .annealing import (
     solve_itself,
 )
 from .entry import as_weights, on_one_device, require_comparable
-from .kernel import Kernel, full_precision
+from .kernel import Kernel
 from .point_clouds import PointClouds
+from .tiles import full_precision
 
 
 def sinkhorn_divergence(

@@ -19,12 +19,12 @@ from .arcs import Potentials
 from .column_generation import Solution
 from .duplicates import merge_equal_points
 from .flow import pairs_well, solve_flow
-from .geometry import Geometry, squared_distances
-from .kernel import full_precision
+from .geometry import Geometry
 from .line import solve_line
 from .plans import expand
 from .point_clouds import UNIT_ROUNDOFF, PointClouds
 from .result import Status, TransportResult
+from .tiles import full_precision, map_tiles, reduce_tiles, squared_distances
 
 
 @dataclass(frozen=True)
@@ -208,11 +208,11 @@ def _extend_potentials(
 
 
 def _c_transform(x: torch.Tensor, y: torch.Tensor, g: np.ndarray) -> Float[np.ndarray, " n"]:
-    """Return ``min_j ||x_i - y_j||^2 - g_j`` in float64, some rows at a time."""
+    """Return ``min_j ||x_i - y_j||^2 - g_j`` in float64, from differences."""
     y, potential = y.double(), torch.from_numpy(g).to(y.device)
-    step = max(1, (1 << 20) // len(y))
-    parts = [
-        (squared_distances(x[k : k + step].double(), y) - potential).amin(1).cpu().numpy()
-        for k in range(0, len(x), step)
-    ]
-    return np.concatenate(parts) if parts else np.empty(0)
+
+    def fill(rows: slice, out: torch.Tensor) -> torch.Tensor:
+        return torch.sub(squared_distances(x[rows].double(), y), potential, out=out)
+
+    tiles = map_tiles(lambda _, tile: (tile.amin(1),), fill, (len(x), len(y)), potential)
+    return reduce_tiles(tiles, len(x))[0].cpu().numpy()

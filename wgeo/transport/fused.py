@@ -18,8 +18,9 @@ from jaxtyping import Float
 
 from ..errors import DependencyError
 from ..runtime import processes
-from .kernel import STORED_ENTRIES, Kernel
+from .kernel import Kernel
 from .point_clouds import PointClouds
+from .tiles import STORED_ENTRIES
 
 _MIN_WIDTH, _MAX_WIDTH = 16, 256  # of what a fused kernel multiplies; wider ones exceed its memory
 _SAMPLE = 1024  # points of x for which the two kernels are compared

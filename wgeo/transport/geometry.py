@@ -9,9 +9,10 @@ of ``||x||^2 + ||y||^2 - 2 x.y`` with d terms, in any order of summation, is at 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -19,28 +20,16 @@ from jaxtyping import Float, Int
 
 from ..runtime import processes
 from ..runtime.memory import block_entries
-from ..runtime.threads import raise_if_interrupted
-from .point_clouds import UNIT_ROUNDOFF, PointClouds
+from .point_clouds import UNIT_ROUNDOFF, PointClouds, centered_rows
 from .screening import inner_product_error, principal_directions, reduce_dimension
+from .tiles import map_tiles, products, roundings, store_products
 
-_BLOCK = {"cpu": 1 << 20, "cuda": 1 << 26}  # entries: fits a core's cache; fills a GPU
-_MIN_ROWS = 64
-_PANEL = 512  # features summed at a time; the error is _PANEL + d / _PANEL units instead of d
+T = TypeVar("T")
+
 _STORE_FROM = 256  # number of features from which storing products saves time
 _SCREENING_DIRECTIONS = 32
 _SCREEN_FROM = 8 * _SCREENING_DIRECTIONS  # number of features from which screening saves time
 _FAR_CENTERS = 0.125  # of the root total variance: distance from which the offset is removed
-_GATHER_ENTRIES = 1 << 17  # entries of gathered rows at a time
-
-
-def squared_distances(
-    x: Float[torch.Tensor, "n d"], y: Float[torch.Tensor, "m d"]
-) -> Float[torch.Tensor, "n m"]:
-    """Return ||x_i - y_j||^2 from differences, with relative error (d + 2) u, u the unit roundoff.
-
-    This is slower than a matrix product, but accurate even if points nearly coincide.
-    """
-    return torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist").square_()
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,15 +72,9 @@ class PointCloud:
         """Unit roundoff u of the products."""
         return torch.finfo(self.points.dtype).eps / 2
 
-    @cached_property
-    def roundings(self) -> int:
-        """Largest number of roundings in a sum of d products."""
-        d = self.points.shape[1]
-        return d if d <= _PANEL else _PANEL + 2 * -(-d // _PANEL)
-
     def error(self, bias: Float[torch.Tensor, " n"]) -> Float[torch.Tensor, " n"]:
         """Return each point's part of the error of ``bias_i - 2 x_i.y_j``, a sum of two parts."""
-        relative = (self.roundings + 6) * self.unit + self.product_error
+        relative = (roundings(self.points.shape[1]) + 6) * self.unit + self.product_error
         error = 1.01 * relative * (self.norms + abs(bias))
         return error + self.offset_error * (1 + self.norms) + 1e-30
 
@@ -239,37 +222,19 @@ class Geometry:
         width, error = (d, 0.0) if v is None else (v.shape[1] + 1, inner_product_error(v))
         points = torch.zeros((_round_up(n, groups), width), dtype=self.dtype, device=x.device)
         norms = torch.empty(n, dtype=torch.float64, device=x.device)
-        for part, rows in self._centered_rows(x, center, index):
+        for part, rows in centered_rows(x, center, index):
             rows *= self.scale
             points[part] = (rows if v is None else reduce_dimension(rows, v, error)).to(self.dtype)
             norms[part] = rows.square_().sum(1)
         offset_error = UNIT_ROUNDOFF * float(self.offset.norm()) * self.scale
         return PointCloud(points, norms, groups, offset_error, product_error=error, is_y=is_y)
 
-    @staticmethod
-    def _centered_rows(
-        x: torch.Tensor, center: torch.Tensor, index: torch.Tensor
-    ) -> Iterator[tuple[slice, Float[torch.Tensor, "rows d"]]]:
-        """Yield float64 rows ``x[index] - center``, some at a time."""
-        step = max(1, _GATHER_ENTRIES // x.shape[1])
-        for part in _slices(len(x), step):
-            yield part, x[index[part]].double() - center
-
     def pair_costs(
         self, i: Int[np.ndarray, " k"], j: Int[np.ndarray, " k"]
     ) -> Float[np.ndarray, " k"]:
         """Return c_ij of listed pairs, from differences in float64 (see `cost_error`)."""
-        out = np.empty(len(i))
-        rows_x, rows_y = self.order_x[i], self.order_y[j]
-        device = self.clouds.x.device
-        step = max(1, _GATHER_ENTRIES // self.clouds.x.shape[1])
-        for part in _slices(len(i), step):
-            # One copy to the device, as each waits for all earlier work there.
-            index_x, index_y = torch.from_numpy(np.stack((rows_x[part], rows_y[part]))).to(device)
-            xs, ys = self.clouds.x[index_x].double(), self.clouds.y[index_y].double()
-            difference = xs.sub_(ys).sub_(self.offset).mul_(self.scale)
-            out[part] = difference.square_().sum(1).cpu().numpy()
-        return out
+        i, j = self.order_x[i], self.order_y[j]
+        return self.clouds.pair_costs(i, j, self.offset, self.scale).cpu().numpy()
 
     def cost_error(self, cost: Float[np.ndarray, " k"]) -> Float[np.ndarray, " k"]:
         """Bound the error of `pair_costs`: a part relative to c_ij, and one for the offset."""
@@ -278,19 +243,18 @@ class Geometry:
 
     def translation_potential(self) -> Float[np.ndarray, " n"]:
         """Return the potential f that is optimal if y is a translation of x."""
-        along_x, _ = self._inner_products(self.clouds.offset - self.offset)
-        return 2 * along_x * self.scale**2
+        along_x, _ = self._along(self.clouds.offset - self.offset)
+        return 2 * along_x[self.order_x] * self.scale**2
 
     def original_potentials(
         self, f: Float[np.ndarray, " n"], g: Float[np.ndarray, " m"]
     ) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " m"]]:
         """Return feasible potentials of the clouds as given, from feasible f, g of these costs."""
-        along_x, along_y = self._inner_products(self.offset)
+        along_x, along_y = self._along(self.offset)
         middle = (float(g.mean()) - float(f.mean())) / 2
-        original_f, original_g = np.empty(len(f)), np.empty(len(g))
-        original_f[self.order_x] = (middle + f) / self.scale**2 + 2 * along_x
-        original_g[self.order_y] = (g - middle) / self.scale**2 - 2 * along_y
-        original_f += self._offset_square
+        original_f, original_g = 2 * along_x + self._offset_square, -2 * along_y
+        original_f[self.order_x] += (middle + f) / self.scale**2
+        original_g[self.order_y] += (g - middle) / self.scale**2
         largest = abs(original_f).max() + abs(original_g).max()
         return original_f - 32 * UNIT_ROUNDOFF * largest, original_g
 
@@ -298,23 +262,16 @@ class Geometry:
         self, f: Float[np.ndarray, " n"], g: Float[np.ndarray, " m"]
     ) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " m"]]:
         """Return potentials of these costs from those of the clouds as given."""
-        along_x, along_y = self._inner_products(self.offset)
-        f = f[self.order_x] - self._offset_square - 2 * along_x
-        return f * self.scale**2, (g[self.order_y] + 2 * along_y) * self.scale**2
+        along_x, along_y = self._along(self.offset)
+        f, g = f - self._offset_square - 2 * along_x, g + 2 * along_y
+        return f[self.order_x] * self.scale**2, g[self.order_y] * self.scale**2
 
-    def _inner_products(
+    def _along(
         self, direction: Float[torch.Tensor, " d"]
     ) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " m"]]:
-        """Return the inner products of the centered points with a direction."""
-        clouds = (
-            (self.clouds.x, self.clouds.center_x, self._indices[0]),
-            (self.clouds.y, self._center_y, self._indices[1]),
-        )
-        along = []
-        for x, center, index in clouds:
-            parts = [rows @ direction for _, rows in self._centered_rows(x, center, index)]
-            along.append(torch.cat(parts).cpu().numpy())
-        return along[0], along[1]
+        """Return the inner products of the centered points, as given, with a direction."""
+        along_x, along_y = self.clouds.project(direction[None])
+        return along_x[0].cpu().numpy(), along_y[0].cpu().numpy()
 
     @cached_property
     def products(self) -> Float[torch.Tensor, "m n"] | None:
@@ -323,56 +280,48 @@ class Geometry:
         available = block_entries(self.memory) // 2
         if x.shape[1] < _STORE_FROM or len(x) * len(y) * x.element_size() > available:
             return None
-        out = x.new_empty((len(y), len(x)))
-        for rows in _slices(len(y), _MIN_ROWS * 4):
-            out[rows] = _inner_products(y[rows], x)
-        return out
+        return store_products(y, x)
 
-    def blocks(
+    def tiles(
         self,
+        work: Callable[[slice, torch.Tensor], T],
         target: PointCloud,
         source: PointCloud,
         bias: Float[torch.Tensor, " n"],
-    ) -> Iterator[tuple[slice, Float[torch.Tensor, "rows padded"]]]:
-        """Yield ``bias_i - 2 <target_j, source_i>`` for blocks of this process's rows j.
+    ) -> Iterator[tuple[slice, T]]:
+        """Yield ``rows, work(rows, tile)`` for tiles ``bias_i - 2 <target_j, source_i>`` of rows j.
 
-        `bias` is padded with infinity, so that padding is never the minimum. Each block overwrites
-        the last.
+        `bias` is padded with infinity, so that padding is never the minimum.
         """
         padded = torch.full((len(source.points),), torch.inf, dtype=self.dtype, device=bias.device)
         padded[: len(bias)] = bias
-        width = len(padded)
-        device_size = _BLOCK.get(bias.device.type, _BLOCK["cpu"])
-        size = block_entries(min(device_size, self.memory // (8 * padded.element_size())))
-        shard = processes.shard(target.n)
-        step = min(max(size // width, block_entries(_MIN_ROWS)), max(shard.stop - shard.start, 1))
-        buffer = padded.new_empty((step, width))
-        for rows in _slices(shard.stop, step, shard.start):
-            raise_if_interrupted()
-            block = buffer[: rows.stop - rows.start]
-            self.visits["features"] += len(block) * source.n * target.points.shape[1]
-            products = self._stored_products(target, source, rows)
-            if products is not None:
-                block.copy_(padded.expand_as(block))
-                block[:, : products.shape[1]].sub_(products, alpha=2)
-                yield rows, block
-            elif target.points.shape[1] <= _PANEL:
-                left = target.points[rows]
-                yield rows, torch.addmm(padded, left, source.points.T, alpha=-2, out=block)
-            else:
-                _inner_products(target.points[rows], source.points, block)
-                yield rows, block.mul_(-2).add_(padded)
+        stored = self._stored_products(target, source)
+
+        def fill(rows: slice, out: torch.Tensor) -> torch.Tensor:
+            self.visits["features"] += len(out) * source.n * target.points.shape[1]
+            if stored is None:
+                return products(target.points[rows], source.points, padded, -2.0, out)
+            part = stored(rows)
+            width = part.shape[1]  # without padding, if they are those of listed points
+            torch.add(padded[:width], part, alpha=-2.0, out=out[:, :width])
+            out[:, width:] = torch.inf
+            return out
+
+        most = self.memory // (8 * padded.element_size())
+        return map_tiles(work, fill, (target.n, len(padded)), padded, most)
 
     def _stored_products(
-        self, target: PointCloud, source: PointCloud, rows: slice
-    ) -> torch.Tensor | None:
-        """Return stored products of rows of `target`; None for reduced or undecided points."""
+        self, target: PointCloud, source: PointCloud
+    ) -> Callable[[slice], torch.Tensor] | None:
+        """Return a function that reads stored products; None for reduced or undecided points."""
         complete = target.points.shape[1] == self.clouds.x.shape[1] and target.index is None
-        products = self.products if complete else None
-        if products is None:
+        stored = self.products if complete else None
+        if stored is None:
             return None
         columns = slice(len(source.points)) if source.index is None else source.index
-        return products[rows, columns] if target.is_y else products[columns, rows].T
+        if target.is_y:
+            return lambda rows: stored[rows, columns]
+        return lambda rows: stored[columns, rows].T
 
 
 def _groups(n: int) -> int:
@@ -382,22 +331,3 @@ def _groups(n: int) -> int:
 
 def _round_up(n: int, unit: int) -> int:
     return -(-n // unit) * unit
-
-
-def _slices(n: int, step: int, start: int = 0) -> Iterator[slice]:
-    for i in range(start, n, step):
-        yield slice(i, min(i + step, n))
-
-
-def _inner_products(
-    a: torch.Tensor, b: torch.Tensor, out: torch.Tensor | None = None
-) -> Float[torch.Tensor, "rows columns"]:
-    """Return a b^T, summed a panel of features at a time.
-
-    Errors are those of a single panel, plus one rounding for each panel.
-    """
-    out = a.new_empty((len(a), len(b))) if out is None else out
-    torch.mm(a[:, :_PANEL], b[:, :_PANEL].T, out=out)
-    for k in range(_PANEL, a.shape[1], _PANEL):
-        out += a[:, k : k + _PANEL] @ b[:, k : k + _PANEL].T
-    return out

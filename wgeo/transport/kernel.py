@@ -8,28 +8,22 @@ rows are summed, so its part of the column masses comes from the same exponentia
 from __future__ import annotations
 
 import math
-import threading
-from collections.abc import Iterator
-from contextlib import ContextDecorator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TypeVar
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 
 from ..runtime import processes
-from ..runtime.memory import block_entries, halve_blocks_on_oom
-from ..runtime.threads import raise_if_interrupted
 from .point_clouds import PointClouds
+from .tiles import TILE_ENTRIES, map_tiles, per_device, products, reduce_tiles
 
-# Entries of a block: few enough for a core's cache, and enough to fill a GPU.
-BLOCK_ENTRIES = {"cpu": 1 << 18, "cuda": 1 << 26}
-_MIN_ROWS = 32
+T = TypeVar("T")
+
 _NEGLIGIBLE = 1e-12  # fraction of a row's weight below which entries are left out of a sparse plan
-# Largest number of entries of x.y^T that is stored between passes: 128 MiB, or 1 GiB on a GPU. This
-# makes an iteration nearly two times faster at d = 64, and six times faster at d = 512.
-STORED_ENTRIES = {"cpu": 1 << 24, "cuda": 1 << 27}
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,39 +83,32 @@ class Kernel:
     reused: bool = True
 
     @cached_property
-    def columns(self) -> Float[torch.Tensor, "d m"]:
-        return self.clouds.centered_y(self.dtype).T
+    def _columns(self) -> Float[torch.Tensor, "m d"]:
+        return self.clouds.centered_y(self.dtype)
 
-    def _slices(self, width: int) -> Iterator[slice]:
-        """Yield slices of this process's rows whose blocks have `width` columns."""
-        shard = processes.shard(len(self.clouds.x))
-        size = block_entries(BLOCK_ENTRIES.get(self.clouds.x.device.type, BLOCK_ENTRIES["cpu"]))
-        step = max(block_entries(_MIN_ROWS), size // width)
-        for i in range(shard.start, shard.stop, step):
-            raise_if_interrupted()
-            yield slice(i, min(i + step, shard.stop))
+    def _bias(self, g: Float[torch.Tensor, " m"], eps: float) -> Float[torch.Tensor, " m"]:
+        clouds = self.clouds
+        return clouds.b.log() + (g - clouds.norms_y) / eps
 
-    def _blocks(
-        self, scale: float, bias: Float[torch.Tensor, " m"]
-    ) -> Iterator[tuple[slice, Float[torch.Tensor, "rows m"]]]:
-        """Yield ``scale * x_i.y_j + bias_j`` for blocks of rows i; each overwrites the last."""
-        n, m, kind = len(self.clouds.x), len(self.clouds.y), self.clouds.x.device.type
-        stored = self.reused and n * m <= block_entries(
-            STORED_ENTRIES.get(kind, STORED_ENTRIES["cpu"])
-        )
-        bias = bias.to(self.dtype)
-        buffer = None
-        for rows in self._slices(m):
-            if buffer is None:
-                buffer = bias.new_empty((rows.stop - rows.start, m))
-            out = buffer[: rows.stop - rows.start]
-            if stored:
-                products = self.clouds.products[rows].to(self.dtype)
-                torch.add(bias, products, alpha=scale, out=out)
-            else:
-                left = (self.clouds.centered_rows_x(rows, torch.float64) * scale).to(self.dtype)
-                torch.addmm(bias, left, self.columns, out=out)
-            yield rows, out
+    def _tiles(
+        self,
+        work: Callable[[slice, torch.Tensor], T],
+        scale: float,
+        bias: Float[torch.Tensor, " m"],
+    ) -> Iterator[tuple[slice, T]]:
+        """Yield ``rows, work(rows, tile)`` for tiles ``scale * x_i.y_j + bias_j`` of rows i."""
+        clouds, bias = self.clouds, bias.to(self.dtype)
+        stored = clouds.products if self.reused else None
+
+        def fill(rows: slice, out: torch.Tensor) -> torch.Tensor:
+            if stored is not None:
+                return torch.add(bias, stored[rows].to(self.dtype), alpha=scale, out=out)
+            left = clouds.centered_rows_x(rows, self.dtype)
+            return products(left, self._columns, bias, scale, out)
+
+        # Without matrix products, tiles that fit a core's cache are faster.
+        most = per_device(TILE_ENTRIES, bias.device) // (1 if stored is None else 4)
+        return map_tiles(work, fill, (len(clouds.x), len(clouds.y)), bias, most)
 
     def softmin(
         self, g: Float[torch.Tensor, " m"], eps: float
@@ -133,20 +120,16 @@ class Kernel:
         that plan sum to a_i exactly.
         """
         clouds = self.clouds
-        bias = clouds.b.log() + (g - clouds.norms_y) / eps
+        bias = self._bias(g, eps)
 
-        @halve_blocks_on_oom
-        def local_part() -> tuple[torch.Tensor, torch.Tensor]:
-            f, mass = torch.zeros_like(clouds.a), torch.zeros_like(clouds.b)
-            for rows, scores in self._blocks(2 / eps, bias):
-                top = scores.amax(1, keepdim=True)
-                scores.sub_(top).exp_()
-                total = scores.sum(1)
-                f[rows] = clouds.norms_x[rows] - eps * (top[:, 0].double() + total.double().log())
-                mass += (clouds.a[rows].to(self.dtype) / total) @ scores
-            return f, mass
+        def part(rows: slice, scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            top = scores.amax(1, keepdim=True)
+            scores.sub_(top).exp_()
+            total = scores.sum(1)
+            f = clouds.norms_x[rows] - eps * (top[:, 0].double() + total.double().log())
+            return f, (scores.T @ (clouds.a[rows].to(self.dtype) / total)).double()
 
-        f, mass = map(processes.all_reduce_sum, local_part())
+        f, mass = reduce_tiles(self._tiles(part, 2 / eps, bias), len(clouds.x))
         return f, self._log_ratio(mass, f, g, eps)
 
     def _log_ratio(
@@ -163,33 +146,30 @@ class Kernel:
             return ratio
         # Columns that underflow are summed separately, in the log domain.
         points = clouds.y[underflown].double() - clouds.center_y
-        bias = clouds.a.log() + (f - clouds.norms_x) / eps
+        bias, zero = clouds.a.log() + (f - clouds.norms_x) / eps, points.new_zeros(len(points))
+        total = torch.full_like(zero, -torch.inf)
 
-        @halve_blocks_on_oom
-        def local_part() -> torch.Tensor:
-            total = torch.full_like(clouds.b[underflown], -torch.inf)
-            for rows in self._slices(len(underflown)):
-                scores = (
-                    clouds.centered_rows_x(rows, torch.float64) @ points.T * (2 / eps)
-                    + bias[rows, None]
-                )
-                total = torch.logaddexp(total, scores.logsumexp(0))
-            return total
+        def fill(rows: slice, out: torch.Tensor) -> torch.Tensor:
+            left = clouds.centered_rows_x(rows, torch.float64)
+            return products(left, points, zero, 2 / eps, out[:, : len(points)])
 
-        ratio[underflown] = _log_sum(local_part()) + (g - clouds.norms_y)[underflown] / eps
+        def part(rows: slice, scores: torch.Tensor) -> torch.Tensor:
+            return scores.add_(bias[rows, None]).logsumexp(0)
+
+        shape = len(clouds.x), max(points.shape)
+        for _, log_mass in map_tiles(part, fill, shape, zero):
+            total = torch.logaddexp(total, log_mass)
+        ratio[underflown] = _log_sum(total) + (g - clouds.norms_y)[underflown] / eps
         return ratio
 
     def c_transform(self, g: Float[torch.Tensor, " m"]) -> Float[torch.Tensor, " n"]:
         """Return ``f_i = min_j C_ij - g_j``, the largest f that is feasible with g."""
+        norms = self.clouds.norms_x
 
-        @halve_blocks_on_oom
-        def local_part() -> torch.Tensor:
-            f = torch.zeros_like(self.clouds.a)
-            for rows, scores in self._blocks(2.0, g - self.clouds.norms_y):
-                f[rows] = self.clouds.norms_x[rows] - scores.amax(1).double()
-            return f
+        def part(rows: slice, scores: torch.Tensor) -> tuple[torch.Tensor]:
+            return (norms[rows] - scores.amax(1).double(),)
 
-        return processes.all_reduce_sum(local_part())
+        return reduce_tiles(self._tiles(part, 2.0, g - self.clouds.norms_y), len(norms))[0]
 
     def _conditional_plan(
         self,
@@ -219,27 +199,23 @@ class Kernel:
         """
         clouds = self.clouds
         column_scale = (-log_ratio).clamp(max=0).exp()
-        bias = clouds.b.log() + (g - clouds.norms_y) / eps
-        zero = torch.zeros_like(clouds.b)
+        bias = self._bias(g, eps)
 
-        @halve_blocks_on_oom
-        def local_part() -> tuple[torch.Tensor, ...]:
-            row_mass, plain_mass, heaviest_mass = clouds.a.new_zeros(3, len(clouds.a))
-            heaviest = torch.zeros_like(clouds.a, dtype=torch.int64)
-            costs = clouds.a.new_zeros(2)
-            for rows, dots in self._blocks(1.0, zero):
-                scores = (dots * (2 / eps)).add_(bias)
-                plan = self._conditional_plan(scores, rows, f, eps).mul_(clouds.a[rows, None])
-                heaviest_mass[rows], heaviest[rows] = plan.max(1)
-                plain_mass[rows], row_mass[rows] = plan.sum(1), plan @ column_scale
-                costs_ij = plan.mul_(dots.mul_(-2).add_(clouds.norms_y))
-                norms = clouds.norms_x[rows]
-                costs[0] += plain_mass[rows] @ norms + costs_ij.sum()
-                costs[1] += row_mass[rows] @ norms + (costs_ij @ column_scale).sum()
+        def part(rows: slice, dots: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            scores = (dots * (2 / eps)).add_(bias)
+            plan = self._conditional_plan(scores, rows, f, eps).mul_(clouds.a[rows, None])
+            heaviest_mass, heaviest = plan.max(1)
+            plain_mass, row_mass = plan.sum(1), plan @ column_scale
+            costs_ij = plan.mul_(dots.mul_(-2).add_(clouds.norms_y))
+            norms = clouds.norms_x[rows]
+            plain_cost = plain_mass @ norms + costs_ij.sum()
+            cost = row_mass @ norms + (costs_ij @ column_scale).sum()
+            costs = torch.stack((plain_cost, cost))
             return row_mass, plain_mass, heaviest_mass, heaviest, costs
 
-        row_mass, plain_mass, heaviest_mass, heaviest, costs = map(
-            processes.all_reduce_sum, local_part()
+        tiles = self._tiles(part, 1.0, torch.zeros_like(clouds.b))
+        row_mass, plain_mass, heaviest_mass, heaviest, costs = reduce_tiles(
+            tiles, len(clouds.x), by_row=4
         )
         plain_cost, cost = costs.tolist()
         return PlanSummary(
@@ -267,24 +243,24 @@ class Kernel:
         `limit` entries remain.
         """
         clouds = self.clouds
-        bias = clouds.b.log() + (g - clouds.norms_y) / eps + (-log_ratio).clamp(max=0)
+        bias = self._bias(g, eps) + (-log_ratio).clamp(max=0)
 
-        @halve_blocks_on_oom
-        def local_part() -> tuple[list[PlanEntries], int]:
-            parts, count = [], 0
-            for rows, dots in self._blocks(1.0, torch.zeros_like(clouds.b)):
-                plan = self._conditional_plan((dots * (2 / eps)).add_(bias), rows, f, eps)
-                i, j = (plan > _NEGLIGIBLE).nonzero(as_tuple=True)
-                count += len(i)
-                if count > limit:
-                    return [], count
-                mass = plan[i, j] * clouds.a[rows][i]
-                costs = clouds.norms_x[rows][i] + clouds.norms_y[j] - 2 * dots[i, j]
-                indices = (i.cpu().numpy() + rows.start, j.cpu().numpy())
-                parts.append(PlanEntries(*indices, mass.cpu().numpy(), float(mass @ costs)))
-            return parts, count
+        def part(rows: slice, dots: torch.Tensor) -> PlanEntries | None:
+            plan = self._conditional_plan((dots * (2 / eps)).add_(bias), rows, f, eps)
+            i, j = (plan > _NEGLIGIBLE).nonzero(as_tuple=True)
+            if len(i) > limit:
+                return None
+            mass = plan[i, j] * clouds.a[rows][i]
+            costs = clouds.norms_x[rows][i] + clouds.norms_y[j] - 2 * dots[i, j]
+            indices = (i.cpu().numpy() + rows.start, j.cpu().numpy())
+            return PlanEntries(*indices, mass.cpu().numpy(), float(mass @ costs))
 
-        parts, count = local_part()
+        parts, count = [], 0
+        for _, entries in self._tiles(part, 1.0, torch.zeros_like(clouds.b)):
+            count += limit + 1 if entries is None else len(entries.mass)
+            if entries is None or count > limit:
+                break
+            parts.append(entries)
         if sum(processes.all_gather(count)) > limit:
             return None
         return PlanEntries.joined([part for parts in processes.all_gather(parts) for part in parts])
@@ -294,20 +270,13 @@ class Kernel:
     ) -> tuple[Float[torch.Tensor, "n d"], Float[torch.Tensor, "m d"]]:
         """Return ``P y`` and ``P^T x`` of the plan P with potentials f, g, for gradients."""
         clouds = self.clouds
-        bias = clouds.b.log() + (g - clouds.norms_y) / eps
 
-        @halve_blocks_on_oom
-        def local_part() -> tuple[torch.Tensor, torch.Tensor]:
-            onto_x, onto_y = (
-                torch.zeros_like(z, dtype=torch.float64) for z in (clouds.x, clouds.y)
-            )
-            for rows, scores in self._blocks(2 / eps, bias):
-                plan = self._conditional_plan(scores, rows, f, eps).mul_(clouds.a[rows, None])
-                onto_x[rows] = (plan @ self.columns.T).double()
-                onto_y += plan.T @ clouds.centered_rows_x(rows, self.dtype)
-            return onto_x, onto_y
+        def part(rows: slice, scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            plan = self._conditional_plan(scores, rows, f, eps).mul_(clouds.a[rows, None])
+            onto_y = plan.T @ clouds.centered_rows_x(rows, self.dtype)
+            return (plan @ self._columns).double(), onto_y.double()
 
-        onto_x, onto_y = map(processes.all_reduce_sum, local_part())
+        onto_x, onto_y = reduce_tiles(self._tiles(part, 2 / eps, self._bias(g, eps)), len(clouds.x))
         return onto_x, onto_y
 
 
@@ -316,32 +285,3 @@ def _log_sum(logs: Float[torch.Tensor, " k"]) -> Float[torch.Tensor, " k"]:
     top = processes.all_reduce_max(logs.clone())
     base = torch.where(top.isfinite(), top, 0.0)
     return base + processes.all_reduce_sum((logs - base).exp()).log()
-
-
-class _FullPrecision(ContextDecorator):
-    """Disable TF32: its 10-bit mantissa is too coarse for costs, which are differences.
-
-    The setting is global to the process. If several threads use this context, the first saves the
-    setting and the last restores it.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._depth = 0
-        self._before = "highest"
-
-    def __enter__(self) -> None:
-        with self._lock:
-            if self._depth == 0:
-                self._before = torch.get_float32_matmul_precision()
-                torch.set_float32_matmul_precision("highest")
-            self._depth += 1
-
-    def __exit__(self, *_: object) -> None:
-        with self._lock:
-            self._depth -= 1
-            if self._depth == 0:
-                torch.set_float32_matmul_precision(self._before)
-
-
-full_precision = _FullPrecision()

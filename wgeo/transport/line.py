@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 from jaxtyping import Float, Int
 from scipy.sparse import coo_array
 
 from .arcs import Arcs, Potentials
 from .column_generation import Solution, verify
 from .geometry import Geometry
+from .plans import northwest_corner
 
 
 def solve_line(geometry: Geometry) -> Solution:
@@ -26,7 +28,8 @@ def solve_line(geometry: Geometry) -> Solution:
         f[order_x], g[order_y] = _matching_potentials(x[order_x], y[order_y])
         pairs, mass = (order_x, order_y), np.ones(len(x))
     else:
-        i, j, mass = northwest_corner(a[order_x], b[order_y])
+        sorted_a, sorted_b = torch.from_numpy(a[order_x]), torch.from_numpy(b[order_y])
+        i, j, mass = (each.numpy() for each in northwest_corner(sorted_a, sorted_b))
         f[order_x], g[order_y] = _plan_potentials(x[order_x], y[order_y], i, j)
         pairs = order_x[i], order_y[j]
     plan = coo_array((mass, pairs), shape=(len(x), len(y)))
@@ -34,19 +37,6 @@ def solve_line(geometry: Geometry) -> Solution:
     potentials = Potentials(f, g)
     violations, _ = verify(geometry, Arcs(geometry), potentials, 0.0, complete=True)
     return Solution(plan, potentials, violations, len(mass), 0)
-
-
-def northwest_corner(
-    a: Float[np.ndarray, " n"], b: Float[np.ndarray, " m"]
-) -> tuple[Int[np.ndarray, " k"], Int[np.ndarray, " k"], Float[np.ndarray, " k"]]:
-    """Return the n + m - 1 pairs (i, j) of the north-west corner rule, in order, and their mass."""
-    cuts = np.concatenate([a.cumsum()[:-1], b.cumsum()[:-1]])
-    order = np.argsort(cuts, kind="stable")
-    from_a = order < len(a) - 1
-    i = np.append(0, from_a.cumsum())
-    j = np.append(0, (~from_a).cumsum())
-    ends = np.append(cuts[order], max(a.sum(), b.sum(), cuts.max(initial=0.0)))
-    return i, j, np.diff(ends, prepend=0.0)
 
 
 def _matching_potentials(

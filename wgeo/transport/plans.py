@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 from jaxtyping import Float, Int
-from scipy.sparse import csr_array
+from scipy.sparse import coo_array, csr_array
 
-from .line import northwest_corner
+from .point_clouds import PointClouds
 
 MAX_ENTRIES = 1 << 22
 """Largest number of entries of a plan in a result: 48 MiB. Optimal plans have fewer than n + m."""
@@ -16,6 +17,38 @@ def product_plan(a: Float[np.ndarray, " n"], b: Float[np.ndarray, " m"]) -> csr_
     """Return the plan a_i b_j, which is zero only where a weight is; None if it is too large."""
     large = np.count_nonzero(a) * np.count_nonzero(b) > MAX_ENTRIES
     return None if large else csr_array(csr_array(a[:, None]) @ csr_array(b[None]))
+
+
+def northwest_corner(
+    a: Float[torch.Tensor, "*k n"], b: Float[torch.Tensor, "*k m"]
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return the n + m - 1 pairs (i, j) of the north-west corner rule, in order, and their mass.
+
+    Masses have equal sums up to rounding; if they are integers, so are those of the pairs.
+    """
+    ends_a, ends_b = a.cumsum(-1), b.cumsum(-1)
+    last = torch.maximum(ends_a[..., -1:], ends_b[..., -1:])
+    ends = torch.cat([ends_a[..., :-1], ends_b[..., :-1], last], -1)
+    ends, order = ends.sort(dim=-1, stable=True)
+    from_a = (order < a.shape[-1] - 1).long()
+    i = from_a.cumsum(-1) - from_a  # number of rows that end before the pair
+    j = torch.arange(ends.shape[-1], device=i.device) - i
+    return i, j, ends.diff(dim=-1, prepend=torch.zeros_like(last))
+
+
+def couple_along(
+    clouds: PointClouds,
+    direction: Float[torch.Tensor, "1 d"],
+    a: Float[torch.Tensor, " n"],
+    b: Float[torch.Tensor, " m"],
+) -> coo_array:
+    """Couple masses of the points in order along a direction: at most n + m - 1 pairs."""
+    order_x, order_y = (along[0].argsort() for along in clouds.project(direction))
+    i, j, mass = northwest_corner(a[order_x], b[order_y])
+    kept = mass > 0
+    entries = mass[kept], order_x[i[kept]], order_y[j[kept]]
+    data, *coords = (each.cpu().numpy() for each in entries)
+    return coo_array((data, tuple(coords)), shape=(len(a), len(b)))
 
 
 def expand(
@@ -46,7 +79,8 @@ def _distribute(
     Rounding may assign a tiny mass to a point of the next group; it is dropped.
     """
     points, pieces = np.argsort(point_group, kind="stable"), np.argsort(group, kind="stable")
-    p, k, piece_mass = northwest_corner(point_mass[points], mass[pieces])
+    sorted_masses = torch.from_numpy(point_mass[points]), torch.from_numpy(mass[pieces])
+    p, k, piece_mass = (each.numpy() for each in northwest_corner(*sorted_masses))
     p, k = points[p], pieces[k]
     valid = (piece_mass > 0) & (point_group[p] == group[k])
     return p[valid], k[valid], piece_mass[valid]

@@ -17,10 +17,11 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 
+from ..runtime.memory import block_entries
 from .result import Status, TransportResult
+from .tiles import STORED_ENTRIES, chunks, per_device, store_products
 
 UNIT_ROUNDOFF = float(np.finfo(np.float64).eps) / 2  # of float64
-_CHUNK_ENTRIES = 1 << 22  # entries of a float64 copy of some rows: 32 MiB
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,16 +108,12 @@ class PointClouds:
     @cached_property
     def norms_x(self) -> Float[torch.Tensor, " n"]:
         """||x_i - center||^2."""
-        return torch.cat(
-            [part.square().sum(1) for _, part in _centered_rows(self.x, self.center_x)]
-        )
+        return _norms(self.x, self.center_x)
 
     @cached_property
     def norms_y(self) -> Float[torch.Tensor, " m"]:
         """||y_j - center||^2."""
-        return torch.cat(
-            [part.square().sum(1) for _, part in _centered_rows(self.y, self.center_y)]
-        )
+        return _norms(self.y, self.center_y)
 
     @cached_property
     def offset(self) -> Float[torch.Tensor, " d"]:
@@ -126,7 +123,8 @@ class PointClouds:
     @cached_property
     def translation_cost(self) -> float:
         """Part of W2^2 that centering removes; exact even if the centers are rounded means."""
-        remainder = self.weighted_sum_x(self.a) - self.weighted_sum_y(self.b)
+        remainder = _weighted_sum(self.x, self.a, self.center_x)
+        remainder -= _weighted_sum(self.y, self.b, self.center_y)
         return float(self.offset @ self.offset + 2 * self.offset @ remainder)
 
     @cached_property
@@ -145,9 +143,11 @@ class PointClouds:
         return float(self.norms_x.max().sqrt() + self.norms_y.max().sqrt())
 
     @cached_property
-    def products(self) -> Float[torch.Tensor, "n m"]:
-        """x_i.y_j of the centered points, for problems small enough to store them."""
-        return self.centered_x(torch.float64) @ self.centered_y(torch.float64).T
+    def products(self) -> Float[torch.Tensor, "n m"] | None:
+        """x_i.y_j of the centered points; None if they are too many to be stored."""
+        if len(self.x) * len(self.y) > block_entries(per_device(STORED_ENTRIES, self.x.device)):
+            return None
+        return store_products(self.centered_x(torch.float64), self.centered_y(torch.float64))
 
     @property
     def rounding(self) -> float:
@@ -155,26 +155,32 @@ class PointClouds:
         terms = 2 * (self.x.shape[1] + 16) * self.radius**2 + 16 * abs(self.translation_cost)
         return UNIT_ROUNDOFF * terms
 
+    def pair_costs(
+        self,
+        i: Int[np.ndarray, " k"],
+        j: Int[np.ndarray, " k"],
+        shift: Float[torch.Tensor, " d"] | float = 0.0,
+        scale: float = 1.0,
+    ) -> Float[torch.Tensor, " k"]:
+        """Return ``||x_i - y_j - shift||^2 scale^2`` of pairs, from differences in float64."""
+        device, out = self.x.device, self.a.new_empty(len(i))
+        # One copy to the device, as each waits for all earlier work there.
+        rows_x, rows_y = torch.from_numpy(np.stack((i, j))).to(device)
+        for part in chunks(len(i), self.x.shape[1], device):
+            xs, ys = self.x[rows_x[part]].double(), self.y[rows_y[part]].double()
+            out[part] = xs.sub_(ys).sub_(shift).mul_(scale).square_().sum(1)
+        return out
+
     def permutation_cost(self, permutation: Int[np.ndarray, " n"]) -> float:
         """Return mean ||x_i - y_p(i)||^2, from differences in float64."""
-        order = torch.from_numpy(np.asarray(permutation)).to(self.x.device)
-        total = 0.0
-        for rows, part in _centered_rows(self.x, self.x.new_zeros((), dtype=torch.float64)):
-            total += float((part - self.y[order[rows]].double()).square().sum())
-        return total / len(self.x)
+        return float(self.pair_costs(np.arange(len(permutation)), permutation).mean())
 
     def plan_cost(self, plan: Any, *, centered: bool = False) -> float:
         """Return sum P_ij ||x_i - y_j||^2 of a sparse plan, from differences in float64."""
         plan = plan.tocoo()
-        shift = self.offset if centered else torch.zeros_like(self.offset)
-        rows, cols, mass = (torch.from_numpy(np.asarray(v)) for v in (*plan.coords, plan.data))
-        total, step = 0.0, max(1, _CHUNK_ENTRIES // self.x.shape[1])
-        for i in range(0, len(rows), step):
-            part = slice(i, i + step)
-            xs = self.x[rows[part].to(self.x.device)].double()
-            ys = self.y[cols[part].to(self.x.device)].double()
-            total += float(mass[part].to(xs) @ (xs - ys - shift).square().sum(1))
-        return total
+        i, j = plan.coords
+        costs = self.pair_costs(i, j, self.offset if centered else 0.0)
+        return float((torch.from_numpy(plan.data).to(costs) * costs).sum())
 
     def marginal_error(self, plan: Any) -> float:
         """Return the L1 distance of a sparse plan's marginals from the weights.
@@ -203,20 +209,12 @@ class PointClouds:
         """Return all centered rows of y."""
         return _all_centered_rows(self.y, self.center_y, dtype)
 
-    def weighted_sum_x(self, weights: Float[torch.Tensor, " n"]) -> Float[torch.Tensor, " d"]:
-        """Return sum_i w_i x_i of the centered points."""
-        return _weighted_sum(self.x, weights, self.center_x)
-
-    def weighted_sum_y(self, weights: Float[torch.Tensor, " m"]) -> Float[torch.Tensor, " d"]:
-        """Return sum_j w_j y_j of the centered points."""
-        return _weighted_sum(self.y, weights, self.center_y)
-
     def project(
         self, directions: Float[torch.Tensor, "k d"]
     ) -> tuple[Float[torch.Tensor, "k n"], Float[torch.Tensor, "k m"]]:
         """Return coordinates of both centered clouds along each row of `directions`."""
-        xs = [part @ directions.T for _, part in _centered_rows(self.x, self.center_x)]
-        ys = [part @ directions.T for _, part in _centered_rows(self.y, self.center_y)]
+        xs = [part @ directions.T for _, part in centered_rows(self.x, self.center_x)]
+        ys = [part @ directions.T for _, part in centered_rows(self.y, self.center_y)]
         return torch.cat(xs).T.contiguous(), torch.cat(ys).T.contiguous()
 
     def original_potentials(
@@ -227,14 +225,9 @@ class PointClouds:
         A bound on rounding is subtracted, so that f_i + g_j <= ||x_i - y_j||^2 holds exactly.
         """
         slack = self.rounding + 8 * UNIT_ROUNDOFF * float(f.abs().max() + g.abs().max())
-        along_x = torch.cat(
-            [part @ self.offset for _, part in _centered_rows(self.x, self.center_x)]
-        )
-        along_y = torch.cat(
-            [part @ self.offset for _, part in _centered_rows(self.y, self.center_y)]
-        )
-        f = f + 2 * along_x + self.offset @ self.offset - slack
-        return f.cpu().numpy(), (g - 2 * along_y).cpu().numpy()
+        along_x, along_y = self.project(self.offset[None])
+        f = f + 2 * along_x[0] + self.offset @ self.offset - slack
+        return f.cpu().numpy(), (g - 2 * along_y[0]).cpu().numpy()
 
     def result(
         self,
@@ -267,14 +260,16 @@ class PointClouds:
         )
 
 
-def _centered_rows(
-    x: torch.Tensor, center: torch.Tensor
+def centered_rows(
+    x: torch.Tensor, center: torch.Tensor, index: torch.Tensor | None = None, least: int = 1
 ) -> Iterator[tuple[slice, Float[torch.Tensor, "rows d"]]]:
-    """Yield float64 rows of x minus `center`, some at a time."""
-    step = max(1, _CHUNK_ENTRIES // x.shape[1])
-    for i in range(0, len(x), step):
-        rows = slice(i, min(i + step, len(x)))
-        yield rows, x[rows].double() - center
+    """Yield float64 rows of x, or of ``x[index]``, minus `center`, `least` or more at a time."""
+    for rows in chunks(len(x), x.shape[1], x.device, least):
+        yield rows, x[rows if index is None else index[rows]].double() - center
+
+
+def _norms(x: torch.Tensor, center: torch.Tensor) -> Float[torch.Tensor, " n"]:
+    return torch.cat([part.square_().sum(1) for _, part in centered_rows(x, center)])
 
 
 def _all_centered_rows(
@@ -282,7 +277,7 @@ def _all_centered_rows(
 ) -> Float[torch.Tensor, "n d"]:
     """Return rows minus `center`; only some rows are in float64 at a time."""
     out = torch.empty(x.shape, dtype=dtype, device=x.device)
-    for rows, part in _centered_rows(x, center):
+    for rows, part in centered_rows(x, center):
         out[rows] = part
     return out
 
@@ -293,6 +288,6 @@ def _weighted_sum(
     """Return sum_i w_i (x_i - center), in float64."""
     center = x.new_zeros(x.shape[1], dtype=torch.float64) if center is None else center
     total = torch.zeros_like(center)
-    for rows, part in _centered_rows(x, center):
+    for rows, part in centered_rows(x, center):
         total += weights[rows] @ part
     return total

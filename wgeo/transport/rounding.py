@@ -15,12 +15,11 @@ from scipy.optimize import linear_sum_assignment
 from scipy.sparse import coo_array, csr_array
 
 from .annealing import SinkhornState
-from .geometry import squared_distances
 from .kernel import Kernel, PlanSummary
-from .line import northwest_corner
-from .plans import MAX_ENTRIES
+from .plans import MAX_ENTRIES, couple_along
 from .point_clouds import UNIT_ROUNDOFF, PointClouds
 from .screening import principal_directions
+from .tiles import squared_distances
 
 _SAMPLE = 512  # points of each cloud from which the direction of `couple_in_order` is computed
 _MAX_UNASSIGNED = 1024  # largest number of rows without a column that are assigned exactly
@@ -73,8 +72,7 @@ def compute_bounds(clouds: PointClouds, state: SinkhornState) -> Bounds:
     lower_slack = clouds.rounding + 16 * UNIT_ROUNDOFF * float(
         hard_f.abs().max() + hard_g.abs().max()
     )
-    missing_x, missing_y = (mass.cpu().numpy() for mass in (plan.missing_x, plan.missing_y))
-    rest = clouds.plan_cost(couple_in_order(clouds, missing_x, missing_y), centered=True)
+    rest = clouds.plan_cost(couple_in_order(clouds, plan.missing_x, plan.missing_y), centered=True)
     upper, coupling, origin = _plan_bound(clouds, plan.cost + rest), None, "plan"
     if clouds.pairing is not None:
         for name, permutation in (
@@ -107,10 +105,12 @@ def with_plan(clouds: PointClouds, bounds: Bounds) -> Bounds:
     entries = kernel.entries(state.f, state.g, state.log_ratio, state.eps, MAX_ENTRIES)
     if entries is None:
         return bounds
-    a, b = clouds.a.cpu().numpy(), clouds.b.cpu().numpy()
-    missing_x = a - np.bincount(entries.i, entries.mass, len(a))
-    missing_y = b - np.bincount(entries.j, entries.mass, len(b))
-    rest = couple_in_order(clouds, missing_x.clip(min=0), missing_y.clip(min=0))
+    a, b = clouds.a, clouds.b
+    missing = (
+        (w - torch.from_numpy(np.bincount(index, entries.mass, len(w))).to(w)).clamp_(min=0)
+        for index, w in ((entries.i, a), (entries.j, b))
+    )
+    rest = couple_in_order(clouds, *missing)
     mass, i, j = (
         np.concatenate(both)
         for both in (
@@ -126,22 +126,18 @@ def with_plan(clouds: PointClouds, bounds: Bounds) -> Bounds:
 
 
 def couple_in_order(
-    clouds: PointClouds, a: Float[np.ndarray, " n"], b: Float[np.ndarray, " m"]
+    clouds: PointClouds, a: Float[torch.Tensor, " n"], b: Float[torch.Tensor, " m"]
 ) -> coo_array:
     """Couple masses of equal sums (up to rounding) in order along the leading principal direction.
 
     The result has at most n + m - 1 pairs, unlike the product of a and b, and usually costs less.
     """
-    shape, total = (len(a), len(b)), b.sum()
-    if not (total > 0 and a.sum() > 0):
-        return coo_array(shape)
+    total, sum_a = float(b.sum()), float(a.sum())
+    if not (total > 0 and sum_a > 0):
+        return coo_array((len(a), len(b)))
     head = slice(0, _SAMPLE)
     x, y = (each.centered_rows_x(head, torch.float64) for each in (clouds, clouds.transposed))
-    axis = principal_directions(x, y, 1).T
-    order_x, order_y = (along[0].argsort().cpu().numpy() for along in clouds.project(axis))
-    i, j, mass = northwest_corner(a[order_x] * (total / a.sum()), b[order_y])
-    kept = mass > 0
-    return coo_array((mass[kept], (order_x[i[kept]], order_y[j[kept]])), shape=shape)
+    return couple_along(clouds, principal_directions(x, y, 1).T, a * (total / sum_a), b)
 
 
 def _plan_bound(clouds: PointClouds, cost: float) -> float:

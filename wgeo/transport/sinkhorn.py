@@ -30,11 +30,12 @@ from .annealing import (
 )
 from .engines import ENGINES
 from .fused import uses_fused
-from .kernel import Kernel, full_precision
+from .kernel import Kernel
 from .plans import MAX_ENTRIES
 from .point_clouds import PointClouds
 from .result import TransportResult
 from .rounding import Bounds, compute_bounds, couple_in_order, with_plan
+from .tiles import full_precision
 
 _NORMAL_RANGE = 1e16  # clouds with total variance above this, or below its inverse, are rescaled
 _SELF_ITERATIONS = 1000  # maximum between a cloud and itself; about fifteen are needed
@@ -302,7 +303,6 @@ class Sinkhorn:
         """Solve for a cloud and its translation: the pairing (or any plan) is optimal."""
         f, g = clouds.original_potentials(torch.zeros_like(clouds.a), torch.zeros_like(clouds.b))
         pairing = clouds.pairing is not None
-        weights = clouds.a.cpu().numpy(), clouds.b.cpu().numpy()
         return clouds.result(
             lower=clouds.translation_cost - clouds.rounding,
             upper=min(
@@ -312,7 +312,9 @@ class Sinkhorn:
             solver=self.name,
             seconds=time.perf_counter() - start_time,
             tolerance=self.tolerance,
-            coupling=clouds.pairing if pairing else csr_array(couple_in_order(clouds, *weights)),
+            coupling=clouds.pairing
+            if pairing
+            else csr_array(couple_in_order(clouds, clouds.a, clouds.b)),
             potentials=(f, g),
             divergence=max(clouds.translation_cost, 0.0) if self._debiases else None,
             stats={

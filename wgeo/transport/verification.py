@@ -18,9 +18,9 @@ from .arcs import Potentials
 from .entry import on_one_device, require_comparable
 from .exact import lower_bound
 from .geometry import Geometry
-from .kernel import full_precision
 from .point_clouds import UNIT_ROUNDOFF, PointClouds
 from .result import TransportResult
+from .tiles import full_precision
 
 _MEMORY = 2**30  # bytes for blocks of rows of the cost matrix
 # Relative difference of squared distances, and marginal error, that count as zero.
