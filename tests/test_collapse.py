@@ -202,6 +202,7 @@ def test_two_points_by_hand():
     # means (-2, 0), (2, 0); g = 0; Sigma_W = diag(4/6, 2/6) ; Sigma_B = diag(4, 0)
     assert found.nc1 == pytest.approx(4 / 6 / 4 / 2)
     assert found.nc1_quotient == pytest.approx(1 / 4)
+    assert found.class_variability == pytest.approx((1 / 4, 1 / 4))
     assert found.cdnv == pytest.approx((1 + 1) / (2 * 16))
     weighted = collapse_of(H, [0, 0, 1, 1, 1, 1], weights="frequency")
     # g = (2/3, 0): Sigma_B = 1/3 (8/3)^2 + 2/3 (4/3)^2
@@ -649,12 +650,28 @@ def test_constant_features_are_undefined_not_collapsed():
         assert found.rank == 0
 
 
+def test_variability_of_single_classes(rng):
+    y = np.repeat([5, 2, 9], [4, 10, 30])
+    scale = np.array([0, 0, 3.0, 0, 0, 1, 0, 0, 0, 0])[y]  # class 9 has collapsed, class 2 least
+    H = rng.normal(size=(3, 6))[np.unique(y, return_inverse=True)[1]]
+    H = H + scale[:, None] * rng.normal(size=(44, 6))
+    for weights in ("uniform", "frequency"):
+        found = collapse_of(H, y, weights=weights)
+        two, five, nine = found.class_variability
+        assert two > five > nine
+        assert nine == pytest.approx(0, abs=1e-12)
+        want = np.sum((H[y == 5] - H[y == 5].mean(0)) ** 2) / 4 / found.between
+        assert five == pytest.approx(want)
+        assert (10 * two + 4 * five + 30 * nine) / 44 == pytest.approx(found.nc1_quotient)
+
+
 def test_class_means_that_coincide_are_undefined_not_collapsed(rng):
     R = rng.normal(size=(20, 6))
     H = np.concatenate([R, R, R]) + 100.0
     found = collapse_of(H, np.repeat(np.arange(3), 20))
     assert found.within > 0
     assert found.nc1 is found.nc1_quotient is found.cdnv is found.nc2_etf is None
+    assert found.class_variability is None
     assert found.undefined["nc1"] == "the class means coincide"
     assert found.effective_rank == pytest.approx(collapse_of(R, np.arange(20) % 2).effective_rank)
 

@@ -118,6 +118,9 @@ class LayerCollapse(Result):
         directions of Sigma_B.
     nc1_quotient : float or None
         tr Sigma_W / tr Sigma_B, in [0, inf).
+    class_variability : tuple of float, (K,), or None
+        var_k / tr Sigma_B of each class in ascending order, in [0, inf); their mean, weighted by
+        the classes' samples, is nc1_quotient.
     nc2_equinorm, nc2_equiangle, nc2_etf, mean_angle, max_coherence : float or None
         See `Frame`, for the vectors m_k - g.
     nc3 : float or None
@@ -196,6 +199,7 @@ class LayerCollapse(Result):
     undefined: Mapping[str, str] = field(default_factory=dict)
     discrimination: float | None = None
     classes: int = 0
+    class_variability: tuple[float, ...] | None = None
 
     @property
     def ncc_error(self) -> float | None:
@@ -211,7 +215,7 @@ class LayerCollapse(Result):
 
     def _table(self) -> list[dict[str, Any]]:
         values = super().to_dict()
-        del values["undefined"]
+        del values["undefined"], values["class_variability"]
         return [values]
 
 
@@ -263,21 +267,23 @@ def layer_collapse(
     )
 
 
+_OF_VARIABILITY = ("nc1", "nc1_quotient", "class_variability", "cdnv")
+
+
 def _variability(
     geometry: ClassGeometry,
     projection: ProjectionSums | None,
     rank_tolerance: float,
     reasons: dict[str, str],
 ) -> dict[str, Any]:
-    """Return nc1 in both forms, cdnv, their corrected estimates, and the rank of Sigma_B."""
+    """Return nc1 in both forms and by class, cdnv, their corrected estimates, and the rank of Sigma_B."""
     if geometry.single_samples:
-        names = ("nc1", "nc1_quotient", "cdnv")
-        reasons |= dict.fromkeys(names, _SINGLE)
-        return {**dict.fromkeys(names), "rank": len(geometry.sigma)}
+        reasons |= dict.fromkeys(_OF_VARIABILITY, _SINGLE)
+        return {**dict.fromkeys(_OF_VARIABILITY), "rank": len(geometry.sigma)}
     cdnv = _cdnv(geometry)
     if geometry.means_coincide:
-        reasons |= dict.fromkeys(("nc1", "nc1_quotient", "cdnv"), _COINCIDE)
-        return {"nc1": None, "nc1_quotient": None, "cdnv": None, "rank": 0}
+        reasons |= dict.fromkeys(_OF_VARIABILITY, _COINCIDE)
+        return {**dict.fromkeys(_OF_VARIABILITY), "rank": 0}
     if cdnv is None:
         reasons["cdnv"] = "two class means coincide"
     threshold = max(rank_tolerance * geometry.sigma[0], geometry.rounding)
@@ -291,7 +297,13 @@ def _variability(
     else:
         nc1 = float((within_along[: len(sigma)] / sigma**2).sum() / len(geometry.classes))
     quotient = geometry.within / geometry.between
-    values = {"nc1": nc1, "nc1_quotient": quotient, "cdnv": cdnv, "rank": len(sigma)}
+    values = {
+        "nc1": nc1,
+        "nc1_quotient": quotient,
+        "class_variability": tuple((geometry.variances / geometry.between).tolist()),
+        "cdnv": cdnv,
+        "rank": len(sigma),
+    }
     return values | _corrected(geometry, projection, sigma)
 
 
