@@ -276,7 +276,7 @@ def _variability(
     rank_tolerance: float,
     reasons: dict[str, str],
 ) -> dict[str, Any]:
-    """Return nc1 in both forms and by class, cdnv, their corrected estimates, and the rank of Sigma_B."""
+    """Return nc1 in all forms, cdnv, their corrected estimates, and the rank of Sigma_B."""
     if geometry.single_samples:
         reasons |= dict.fromkeys(_OF_VARIABILITY, _SINGLE)
         return {**dict.fromkeys(_OF_VARIABILITY), "rank": len(geometry.sigma)}
