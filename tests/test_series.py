@@ -18,6 +18,7 @@ from wgeo.analysis.views import training_view
 from wgeo.errors import ArgumentError, RecordError
 from wgeo.models import untrained
 from wgeo.plots.composed import catalog
+from wgeo.storage.record import Record
 from wgeo.storage.records import check_record
 from wgeo.trajectory import Trajectory
 from wgeo.trajectory.views import class_view
@@ -502,7 +503,7 @@ def test_residual_jacobians_are_compared_by_default_if_that_is_cheap(net, images
     assert [block["name"] for block in found["blocks"]] == ["blocks.0", "blocks.1", "blocks.2"]
     assert {"alignment", "separation-law"} <= {plot.stem for plot in catalog(record)}
     assert record["separation_law"]["segments"][0]["layers"][0] == "stem"
-    check_record(record, "it")
+    check_record(record, "it", Record)
     monkeypatch.setattr("wgeo.analysis.controls._MAX_OPERATIONS", 10)
     skipped = wgeo.analyze(net, images, **words).record
     assert skipped["alignment"]["points"] == 0

@@ -21,7 +21,8 @@ from ..features import trace
 from ..geodesic import Straightness, bias_curve, straightness
 from ..neural_collapse import collapse
 from ..runtime import processes
-from ..storage.records import SCHEMA, as_json
+from ..storage.records import SCHEMA
+from ..storage.schema import as_json
 from ..trajectory import Trajectory, as_trajectory
 from ..trajectory.views import class_view
 from ..transport import chain

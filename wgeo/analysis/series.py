@@ -12,7 +12,8 @@ from .. import report
 from ..errors import ArgumentError
 from ..plots.series import series_rows
 from ..results import Result
-from ..storage.records import SCHEMA, SERIES, check_record, epoch_of, read_record
+from ..storage.record import Record
+from ..storage.records import SCHEMA, SERIES, check_record, read_record
 from .saving import require_writable, save
 from .verdict import series_headline
 from .views import training_view
@@ -58,14 +59,13 @@ class Series(Result):
         """
         if len(analyses) < 2:
             raise ArgumentError("A series needs at least two analyses.")
-        for name, record in analyses.items():
-            check_record(record, name)
+        records = [check_record(record, name, Record) for name, record in analyses.items()]
         locations: list[str | None] = [str(folder) for folder in folders] or [None] * len(analyses)
         rows = [
             {**_without_samples(record), "name": name, "folder": location}
             for (name, record), location in zip(analyses.items(), locations, strict=True)
         ]
-        epochs = {epoch_of(row) for row in rows} - {None}
+        epochs = {record.epoch for record in records} - {None}
         by_epoch = len(epochs) == len(rows) and len({_training_run(row) for row in rows}) == 1
         result: dict[str, Any] = {"schema": SCHEMA, "axis": "epoch" if by_epoch else "name"}
         if by_epoch:

@@ -29,7 +29,7 @@ from matplotlib.transforms import ScaledTranslation
 from ..errors import ArgumentError
 from ..geodesic.paths import LOW_RESOLUTION
 from ..results import Displayed
-from ..storage.records import as_json
+from ..storage.schema import as_json
 from ..text import stage_number
 
 P = ParamSpec("P")
