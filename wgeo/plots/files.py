@@ -6,7 +6,7 @@ import base64
 import io
 import os
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -53,7 +53,7 @@ def require_figures_writable(folder: str | os.PathLike[str], *, series: bool = F
     require_writable(folder, *(f"{stem}.{ending}" for stem in stems for ending in _DEFAULT_ENDINGS))
 
 
-def current_files(record: Mapping[str, Any], folder: Path, source: Path) -> list[Path] | None:
+def current_files(record: Any, folder: Path, source: Path) -> list[Path] | None:
     """Return the files of a record's figures; None if one is missing or older than the record."""
     written = source.stat().st_mtime_ns
     files = [folder / name for name in names_of(catalog(record))]

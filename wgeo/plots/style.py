@@ -29,6 +29,7 @@ from matplotlib.transforms import ScaledTranslation
 from ..errors import ArgumentError
 from ..geodesic.paths import LOW_RESOLUTION
 from ..results import Displayed
+from ..storage.record import Block, Record, Segment, SeriesRecord
 from ..storage.schema import as_json
 from ..text import stage_number
 
@@ -195,7 +196,31 @@ SOURCES = {
 """Results that can be drawn, and the calls that return them."""
 
 
-def as_record(source: Any, *kinds: str) -> Mapping[str, Any]:
+def as_record(source: Any, *kinds: str) -> Record:
+    """Return the typed record of an `Analysis` or of its mapping, or a result as a record.
+
+    Parameters
+    ----------
+    kinds : str
+        Types of the results (keys of `SOURCES`) that the figure can draw.
+    """
+    return source if isinstance(source, Record) else Record.of(as_mapping(source, *kinds))
+
+
+def as_series(source: Any) -> SeriesRecord:
+    """Return the typed record of a `Series` or of its mapping."""
+    return source if isinstance(source, SeriesRecord) else SeriesRecord.of(as_mapping(source))
+
+
+def is_series(source: Any) -> bool:
+    """Return whether a record, or an object with one, is that of a series."""
+    record = getattr(source, "record", source)
+    return isinstance(record, SeriesRecord) or (
+        isinstance(record, Mapping) and "analyses" in record
+    )
+
+
+def as_mapping(source: Any, *kinds: str) -> Mapping[str, Any]:
     """Return the record of an `Analysis`, the record itself, or a result converted to a record.
 
     Parameters
@@ -214,12 +239,6 @@ def as_record(source: Any, *kinds: str) -> Mapping[str, Any]:
             "or the record in RUN/analysis.json, as json.load reads it."
         )
     return record
-
-
-def highest_null(item: Mapping[str, Any]) -> float | None:
-    """Return the highest certified upper bound of the null maps' correlation scores, or None."""
-    scores = [null["score"] for null in item.get("null") or [] if null.get("score")]
-    return max((score[2] for score in scores if score[2] is not None), default=None)
 
 
 # --- names and numbers ---------------------------------------------------------------------------
@@ -261,9 +280,8 @@ def short_names(names: Sequence[Any], width: int = 16) -> list[str]:
     return [short(".".join(path[cut:] if len(path) > 1 else path), width) for path in paths]
 
 
-def segment_name(segment: Mapping[str, Any], index: int) -> str:
+def segment_name(layers: Sequence[str], index: int) -> str:
     """Return the name of a segment in a legend: its first and last layer."""
-    layers = segment.get("layers") or []
     if not layers:
         return f"segment {index + 1}"
     names = short_names(layers, 20)
@@ -282,12 +300,12 @@ def numbers(values: Sequence[Any] | None) -> np.ndarray:
     return np.array([number(v) for v in values or ()], dtype=np.float64)
 
 
-def has_resolution(item: Mapping[str, Any]) -> bool:
+def has_resolution(item: Block | Segment) -> bool:
     """Return whether the resolution is sufficient for an OT score to be evidence.
 
     Below `LOW_RESOLUTION`, the samples move so little that any map would score 1.
     """
-    return number(item.get("resolution")) >= LOW_RESOLUTION  # NaN compares false
+    return number(item.resolution) >= LOW_RESOLUTION  # NaN compares false
 
 
 # --- axes ----------------------------------------------------------------------------------------

@@ -5,7 +5,8 @@ A `Part` is a JSON object, and its fields are the keys. An annotation is one of 
 - ``str``, ``bool``, ``int`` (64 bits), or ``float``, a finite number;
 - ``Annotated[T, Check(...)]``, a value that a predicate accepts, or ``Any``;
 - ``tuple[T, ...]``, a list; ``Mapping[str, T]`` or ``Mapping[int, T]``, an object of any keys;
-- a NamedTuple, a list of this length; a `Part`, an object;
+- a NamedTuple, a list of this length, which is None if one of its numbers is null;
+- a `Part`, an object;
 - a union; with ``None``, the value may be null.
 
 A key whose field has a default may be missing or null. Keys without a field are kept, and their
@@ -123,9 +124,8 @@ class Part:
         """
         if isinstance(source, cls):
             return source
-        part, faults = read(
-            cls, as_json(source.to_dict() if hasattr(source, "to_dict") else source)
-        )
+        values = source.to_dict() if hasattr(source, "to_dict") else source
+        part, faults = read(cls, as_json(values))
         raise_on([fault for fault in faults if not fault.missing], "The record")
         return part  # type: ignore[no-any-return]
 
@@ -265,7 +265,8 @@ def _list(item: Any) -> _Reader:
 
 
 def _named_tuple(kind: Any) -> _Reader:
-    readers = [_reader(hint) for hint in get_type_hints(kind, include_extras=True).values()]
+    hints = get_type_hints(kind, include_extras=True).values()
+    readers = [_reader(hint | None if hint is float else hint) for hint in hints]
 
     def read(value: Any, location: str, faults: list[Fault]) -> Any:
         parts: list[Fault] = []
@@ -274,7 +275,7 @@ def _named_tuple(kind: Any) -> _Reader:
                 *(r(each, location, parts) for r, each in zip(readers, value, strict=True))
             )
             if not parts:
-                return result
+                return None if None in result else result
         faults.append(_mismatch(f"a list of {len(readers)} numbers", value, location))
         return None
 
@@ -315,17 +316,19 @@ def _part(kind: type[Part]) -> _Reader:
             faults.append(_mismatch("an object", value, location))
             return None
         before = f"{location}." if location else ""
-        values = {}
+        values: dict[str, Any] = {}
+        own: list[Fault] = []
         for name, hint, reader, optional in entries:
             if name in value and not (optional and value[name] is None):
-                values[name] = reader(value[name], before + name, faults)
+                values[name] = reader(value[name], before + name, own)
             elif not optional:
-                faults.append(Fault(before + name, missing=True))
+                own.append(Fault(before + name, missing=True))
                 values[name] = _empty(hint)
         if other is not None:
             for name in value.keys() - names:
-                other(value[name], before + name, faults)
-        return kind(json=value, **values)
+                other(value[name], before + name, own)
+        faults += own
+        return kind(json=value, **values) if all(fault.missing for fault in own) else None
 
     return read
 

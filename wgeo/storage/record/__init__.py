@@ -15,7 +15,17 @@ from ..schema import Fault, Part
 from .comparisons import Comparison, Model, Predicted, Rank, Reference
 from .input import Normalization, Provenance, Trust
 from .layers import Collapse, Layer, SegmentLaw, SeparationLaw, Trend
-from .paths import AlignedSegment, Alignment, Block, Brenier, Centred, Optimality, Segment, View
+from .paths import (
+    AlignedSegment,
+    Alignment,
+    Block,
+    Brenier,
+    Centred,
+    Optimality,
+    Segment,
+    SizePoint,
+    View,
+)
 from .values import Interval, Measured, Score
 
 __all__ = [
@@ -46,6 +56,7 @@ __all__ = [
     "Sentence",
     "SeparationLaw",
     "SeriesRecord",
+    "SizePoint",
     "Trend",
     "Trust",
     "View",
@@ -112,6 +123,19 @@ class Record(Part):
         """The epoch of the checkpoint; None if unknown."""
         epoch = self.provenance.epoch
         return None if isinstance(epoch, bool) else epoch
+
+    def trend(self, metric: str) -> Trend:
+        """Return the change of a collapse metric over depth; empty if unknown."""
+        return self.progress.get(metric, Trend())
+
+    def model(self, key: str) -> Model:
+        """Return the predictions of the model whose key this is; empty if it was not fitted."""
+        return getattr(self, key)  # type: ignore[no-any-return]
+
+    @property
+    def last_layer(self) -> Collapse:
+        """The collapse metrics of the last layer."""
+        return self.layers[-1].collapse if self.layers else Collapse()
 
     def mismatches(self) -> Iterator[Fault]:
         """Yield the locations of lists that are valid individually but do not match each other."""

@@ -31,7 +31,7 @@ class Trend(Part):
 
     kendall_tau: float | None = None
     interval: Interval | None = None
-    violations: float | None = None
+    violations: int | None = None
     violation_size: float | None = None
     monotone: bool | None = None
     reached: str | None = None

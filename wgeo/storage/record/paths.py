@@ -199,6 +199,11 @@ class AlignedSegment(Measured):
     chance_coupling: float | None = None
     others: ClassVar[Any] = Number
 
+    @property
+    def slope(self) -> float | None:
+        """The slope of the largest singular value with depth."""
+        return self.slopes[0] if self.slopes else None
+
 
 class Alignment(Part):
     """The comparison of the blocks' residual Jacobians."""

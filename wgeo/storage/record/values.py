@@ -19,16 +19,16 @@ Pair = Annotated[Sequence[float], array(2)]
 class Interval(NamedTuple):
     """The ends of a 95 % interval."""
 
-    low: float | None
-    high: float | None
+    low: float
+    high: float
 
 
 class Score(NamedTuple):
     """A score with its certified bounds."""
 
-    value: float | None
-    low: float | None
-    high: float | None
+    value: float
+    low: float
+    high: float
 
 
 class Measured(Part):
