@@ -383,7 +383,7 @@ DRAWN = {
 
 @pytest.mark.parametrize("panel", DRAWN, ids=lambda panel: panel.__name__)
 def test_panels_draw_the_results_of_single_steps(panel: Any, steps: dict[str, Any]) -> None:
-    assert set(steps) == set(plots.style.SOURCES)
+    assert set(steps) == set(plots.sources.SOURCES)
     for name, result in steps.items():
         if name in DRAWN[panel]:
             ax = panel(result)

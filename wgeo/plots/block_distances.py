@@ -13,15 +13,8 @@ from ..storage.record import Block, SeriesRecord
 from .matrices import color_bar, frame_cells, write_in_cells
 from .plot import Plot, Row
 from .series import name_analyses
-from .style import (
-    as_series,
-    new_axes,
-    new_figure,
-    nothing_to_show,
-    number,
-    short_names,
-    styled,
-)
+from .sources import as_series
+from .style import new_axes, new_figure, nothing_to_show, number, short_names, styled
 
 _CELL = 0.3  # inches that a cell needs for its number
 

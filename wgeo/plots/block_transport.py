@@ -9,11 +9,11 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from ..storage.record import Record
+from .sources import as_record
 from .style import (
     COLORS,
     MEASURED,
     REFERENCE,
-    as_record,
     has_resolution,
     layer_axis,
     legend_above,

@@ -15,16 +15,8 @@ from . import block_transport, depth, depth_laws, evidence, pairs, paths, predic
 from .block_distances import block_distances_plot
 from .plot import Plot, Row
 from .series import series_plots
-from .style import (
-    as_record,
-    as_series,
-    clean,
-    is_series,
-    legend_of_figure,
-    new_figure,
-    segment_name,
-    styled,
-)
+from .sources import as_record, as_series, is_series
+from .style import clean, legend_of_figure, new_figure, segment_name, styled
 
 
 def catalog(source: Any) -> list[Plot]:

@@ -13,12 +13,12 @@ from matplotlib.ticker import PercentFormatter
 from ..errors import ArgumentError
 from ..storage.record import Collapse, Predicted, Record
 from ..text import stage_number
+from .sources import as_record
 from .style import (
     COLORS,
     MEASURED,
     MUTED,
     REFERENCE,
-    as_record,
     layer_axis,
     legend_below,
     log_if_positive,

@@ -15,8 +15,8 @@ from ..text import counted, stage_number
 from .matrices import color_bar, frame_cells, write_in_cells
 from .paths import segment_at, segment_style
 from .plot import Plot, Row
+from .sources import as_record
 from .style import (
-    as_record,
     layer_axis,
     legend_below,
     log_if_positive,

@@ -15,11 +15,11 @@ from ..storage.record import Record, Segment, SizePoint
 from ..text import counted
 from .paths import segment_handles, segment_style
 from .plot import Plot, Row
+from .sources import as_record
 from .style import (
     COLORS,
     MEASURED,
     REFERENCE,
-    as_record,
     layer_axis,
     legend_above,
     legend_below,

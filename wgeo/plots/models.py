@@ -16,6 +16,7 @@ from ..errors import ArgumentError
 from ..storage.files import folder_name
 from ..storage.ownership import owned
 from .files import _png, _svg
+from .sources import as_mapping
 from .style import (
     COLORS,
     INK,
@@ -23,7 +24,6 @@ from .style import (
     MEASURED,
     MUTED,
     REFERENCE,
-    as_mapping,
     legend,
     new_axes,
     new_figure,

@@ -16,16 +16,8 @@ from ..text import counted
 from .matrices import color_bar, frame_cells, write_in_cells
 from .paths import segment_at
 from .plot import Plot, Row
-from .style import (
-    as_record,
-    new_axes,
-    nothing_to_show,
-    numbers,
-    panel_grid,
-    segment_name,
-    short_names,
-    styled,
-)
+from .sources import as_record
+from .style import new_axes, nothing_to_show, numbers, panel_grid, segment_name, short_names, styled
 
 _STEPS = (0.0, 0.25, 0.5, 0.75, 0.9, NEARLY_OPTIMAL, OPTIMAL, 1.0)
 _NORM = BoundaryNorm(_STEPS, 256, extend="min")

@@ -14,6 +14,7 @@ from matplotlib.ticker import MaxNLocator
 from ..errors import ArgumentError
 from ..storage.record import Measured, Record, Segment, SeriesRecord, View
 from ..text import counted
+from .sources import as_record, as_series, is_series
 from .style import (
     CLASS_COLORS,
     COLORS,
@@ -21,11 +22,8 @@ from .style import (
     MARKERS,
     MUTED,
     REFERENCE,
-    as_record,
-    as_series,
     has_resolution,
     inches_wide,
-    is_series,
     legend,
     legend_below,
     log_if_positive,

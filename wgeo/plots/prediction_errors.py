@@ -22,8 +22,8 @@ from .depth import (
     split_by_stage,
 )
 from .plot import Plot, Row
+from .sources import as_record
 from .style import (
-    as_record,
     layer_axis,
     legend_below,
     legend_of_figure,

@@ -18,10 +18,10 @@ from ..storage.record import AnalysisRow, Measured, Segment, SeriesRecord
 from .depth import METRICS, measured_metric
 from .paths import RATIOS, is_evidence, orthogonal_ratio, segment_style
 from .plot import Plot, Row
+from .sources import as_series
 from .style import (
     MEASURED,
     REFERENCE,
-    as_series,
     legend_below,
     legend_of_figure,
     log_if_positive,

@@ -7,7 +7,8 @@ from typing import Any
 
 from ..plots.composed import catalog
 from ..plots.depth import ZERO_BELOW
-from ..plots.style import as_record, as_series, is_series, number, short
+from ..plots.sources import as_record, as_series, is_series
+from ..plots.style import number, short
 from ..storage.record import Collapse, Record
 from .assets import asset
 from .first_screen import first_screen
