@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from wgeo.cli import main
 from wgeo.errors import DataError, RecordError, WgeoError, WgeoWarning
 from wgeo.plots.composed import catalog
 from wgeo.report import pages
+from wgeo.storage.record import Record
 from wgeo.storage.records import ANALYSIS, SERIES, read_record
 
 SCRIPT = Path(hostile.__file__)
@@ -260,8 +262,41 @@ def test_error_names_the_damaged_place(tmp_path):
     del record["blocks"][1]["target"]
     (tmp_path / ANALYSIS).write_text(json.dumps(record))
     said = r"lacks blocks\[1\]\.target and is damaged in layers\[3\]\.collapse\.nc1"
-    with pytest.raises(RecordError, match=said):
+    with pytest.raises(RecordError, match=said + r" \(expected a number, got 'nine'\);"):
         read_record(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("part", "key", "value", "said"),
+    [
+        ("segments", "length", "x", r"segments[0].length (expected a number, got 'x')"),
+        ("segments", "length", True, r"segments[0].length (expected a number, got True)"),
+        ("segments", "length", 1e301, r"segments[0].length (expected a number"),
+        ("segments", "stage", 2**63, r"segments[0].stage (expected an integer"),
+        ("segments", "corr_score", [1.0], r"segments[0].corr_score (expected a list of 3"),
+        ("segments", "length_over_runs", {"x": 1}, r"segments[0].length_over_runs.x (expected a"),
+        ("segments", "layers", {}, r"segments[0].layers (expected a list, got an object)"),
+        ("segments", "layers", ["a", 3], r"segments[0].layers[1] (expected text, got 3)"),
+        ("segments", "centred", {"new": "x"}, r"segments[0].centred.new (expected a number"),
+        ("blocks", "brenier", {"new": []}, r"blocks[0].brenier.new (expected a number"),
+        ("layers", "collapse", None, r"layers[0].collapse (expected an object, got None)"),
+    ],
+)
+def test_values_that_do_not_match_their_type_are_named(part, key, value, said):
+    record = sample_record()
+    record[part][0][key] = value
+    with pytest.raises(RecordError, match=re.escape(said)):
+        Record.of(record)
+
+
+def test_a_partial_record_is_read_with_empty_values_and_unknown_keys():
+    layer = {"name": "a", "collapse": {"new": 1.0}, "new": {"x": [1]}}
+    record = Record.of({"layers": [layer], "new": [[]]})
+    assert record.json == {"layers": [layer], "new": [[]]}
+    assert record.layers[0].collapse.measure("new") == 1.0
+    assert (record.blocks, record.trust.samples, record.provenance.class_names) == ((), None, ())
+    assert not record.trust
+    assert Record.of(record) is record
 
 
 def test_command_line_reports_a_hostile_file_in_one_line(tmp_path):

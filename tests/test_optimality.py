@@ -17,14 +17,15 @@ from scipy.spatial.distance import cdist
 from test_honesty import ADVERSARIAL, cloud, exact_w2, rational
 
 import wgeo
-from wgeo.errors import ArgumentError
+from wgeo.errors import ArgumentError, RecordError
 from wgeo.geodesic import pairs as pairs_module
 from wgeo.geodesic.correlation import Moments, pair_score
 from wgeo.geodesic.influence import SegmentSample
 from wgeo.geodesic.nulls import antisymmetric, has_power, null_scores
 from wgeo.geodesic.pairs import evenly_spaced
 from wgeo.geodesic.resampling import resample
-from wgeo.storage import schema
+from wgeo.storage.record import Block, Record, Segment
+from wgeo.storage.schema import read
 from wgeo.transport import Exact, Gaussian, Sliced, wasserstein
 
 
@@ -447,17 +448,17 @@ def test_record_contains_optimality_and_matches_the_schema(rng):
     layers = rng.normal(size=(4, 30, 2)).cumsum(0)
     found = wgeo.straightness(trajectory(*layers), bootstrap=20).to_dict()
     record = json.loads(json.dumps(found, allow_nan=False))
-    assert list(schema.faults(record["blocks"], schema.ANALYSIS["blocks"])) == []
-    assert list(schema.faults(record["segments"], schema.ANALYSIS["segments"])) == []
-    assert list(schema.mismatched(record)) == []
-    segment = record["segments"][0]
-    assert segment["length_over_runs"].keys() == {"2", "3"}
-    segment["corr_score"] = [1.0]
-    segment["pairs"]["distance"] = [[0.0]]
-    assert [
-        fault.location for fault in schema.faults(record["segments"], schema.ANALYSIS["segments"])
-    ] == ["[0].corr_score"]
-    assert [fault.location for fault in schema.mismatched(record)] == ["segments[0].pairs.distance"]
+    typed = Record.of(record)
+    assert not read(tuple[Block, ...], record["blocks"])[1]
+    assert not read(tuple[Segment, ...], record["segments"])[1]
+    assert list(typed.mismatches()) == []
+    assert typed.segments[0].length_over_runs.keys() == {2, 3}
+    record["segments"][0]["pairs"]["distance"] = [[0.0]]
+    (fault,) = Record.of(record).mismatches()
+    assert fault.location == "segments[0].pairs.distance"
+    record["segments"][0]["corr_score"] = [1.0]
+    with pytest.raises(RecordError, match=r"segments\[0\]\.corr_score \(expected a list"):
+        Record.of(record)
 
 
 def test_table_has_one_value_per_cell(rng):

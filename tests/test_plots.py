@@ -32,6 +32,7 @@ from wgeo.plots.composed import catalog
 from wgeo.plots.files import SERIES_STEMS, STEMS, require_figures_writable
 from wgeo.report.parts import stage_title
 from wgeo.storage.ownership import MANIFEST
+from wgeo.storage.record import Segment, SeriesRecord
 from wgeo.trajectory import Trajectory
 from wgeo.ufm.record import record_of
 
@@ -212,8 +213,8 @@ def test_stages_are_numbered_from_one_in_figures_and_pages() -> None:
     assert labels >= {f"stage {stage + 1}" for stage in stages}
     assert "stage 0" not in labels
     segment = record["segments"][1] | {"stage": 2}  # if the stage before it has a single layer
-    assert stage_title(segment, 1, []).startswith("Stage 3")
-    assert stage_title({**segment, "stage": None}, 1, []).startswith("Stage 2")
+    assert stage_title(Segment.of(segment), 1, []).startswith("Stage 3")
+    assert stage_title(Segment.of({**segment, "stage": None}), 1, []).startswith("Stage 2")
 
 
 def test_a_model_that_is_drawn_nowhere_changes_neither_the_axis_nor_the_legend() -> None:
@@ -258,7 +259,7 @@ def test_collapse_draws_the_metric_of_every_layer(metric: str) -> None:
         ({"kendall_tau": 0.5, "violations": 1, "monotone": False}, "rises: 1, τ = 0.50"),
         ({"kendall_tau": None, "violations": 3, "monotone": False}, "rises: 3"),
         ({"kendall_tau": None, "violations": None, "monotone": None}, ""),
-        (None, ""),
+        ({}, ""),
     ],
 )
 def test_a_panel_shows_rises_and_tau(progress: Any, said: str) -> None:
@@ -382,7 +383,7 @@ DRAWN = {
 
 @pytest.mark.parametrize("panel", DRAWN, ids=lambda panel: panel.__name__)
 def test_panels_draw_the_results_of_single_steps(panel: Any, steps: dict[str, Any]) -> None:
-    assert set(steps) == set(plots.style.SOURCES)
+    assert set(steps) == set(plots.sources.SOURCES)
     for name, result in steps.items():
         if name in DRAWN[panel]:
             ax = panel(result)
@@ -572,16 +573,16 @@ def test_several_lines_have_a_legend_if_the_panel_is_single() -> None:
 
 def test_legend_of_a_series_has_only_names_that_all_its_records_have() -> None:
     series = sample_series(2, epochs=False)
-    names = plots.series.segments_in(series)[1]
+    names = plots.series.segments_in(SeriesRecord.of(series))[1]
     assert names == [
-        plots.style.segment_name(segment, i)
+        plots.style.segment_name(segment["layers"], i)
         for i, segment in enumerate(series["analyses"][0]["segments"])
     ]
     other = sample_record((2, 2, 2), names="net.blocks.{stage}.{block}")
     series["analyses"].append({**other, "name": "other"})
-    names = plots.series.segments_in(series)[1]
+    names = plots.series.segments_in(SeriesRecord.of(series))[1]
     assert names == [f"segment {k} of each network" for k in (1, 2)] + [
-        plots.style.segment_name(other["segments"][2], 2)
+        plots.style.segment_name(other["segments"][2]["layers"], 2)
     ]
 
 

@@ -35,6 +35,7 @@ from wgeo.report.building import ENGINES
 from wgeo.report.paper import paper
 from wgeo.report.scrubber import scrubber
 from wgeo.storage.ownership import MANIFEST
+from wgeo.storage.record import Record
 from wgeo.trajectory import Trajectory
 
 EVIL = "<img src=x onerror=alert(1)>"
@@ -409,7 +410,7 @@ def test_unsupported_formula_is_an_error() -> None:
 
 def test_slider_contains_views_without_markup() -> None:
     record = sample_record((3, 2), HOSTILE)
-    block = scrubber(record)
+    block = scrubber(Record.of(record))
     told = re.search(r'<script type="application/json">(.*)</script></div>', block)
     assert told
     assert not set("<>&`") & set(told[1])
@@ -423,10 +424,10 @@ def test_slider_contains_views_without_markup() -> None:
         assert scene["classes"][1] == "**bold** | pipe"
     record["segments"][0]["view"] = None
     del record["segments"][1]["view"]["points"]
-    only = scrubber(record)
+    only = scrubber(Record.of(record))
     assert only.count('"means"') == 1
     assert '"points"' not in only
-    assert scrubber({"segments": []}) == ""
+    assert scrubber(Record.of({"segments": []})) == ""
 
 
 def test_an_analysis_puts_samples_of_every_class_in_view(rng: np.random.Generator) -> None:

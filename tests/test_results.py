@@ -18,7 +18,7 @@ from records import sample_record, sample_series
 
 import wgeo
 from wgeo.results import Displayed, Result, plain
-from wgeo.storage.records import as_json
+from wgeo.storage.schema import as_json
 
 pandas = pytest.importorskip("pandas")
 rng = np.random.default_rng(0)

@@ -32,7 +32,8 @@ from wgeo.cli import main
 from wgeo.errors import ArgumentError, FeatureError, RecordError, WgeoWarning
 from wgeo.features import Projection
 from wgeo.geodesic.paths import path_measures, resolution
-from wgeo.storage import schema
+from wgeo.storage.record import Provenance
+from wgeo.storage.schema import read as read_as
 from wgeo.storage.store import Column, Writer, is_store, layout
 from wgeo.trajectory.trajectory import Classifier, outline
 from wgeo.transport import Status, TransportResult
@@ -373,7 +374,7 @@ def test_forged_manifest_is_refused_or_gives_a_valid_trajectory(stored):
         assert {len(layer.features) for layer in traj.layers} == {len(traj.labels)}
         assert all(isinstance(layer.name, str) for layer in traj.layers)
         # They go into the record of an analysis, which must be read again.
-        assert not list(schema.faults(traj.settings, schema.ANALYSIS["provenance"]))
+        assert not read_as(Provenance, traj.settings)[1]
     assert read
 
 

@@ -201,5 +201,5 @@ def test_helpers_format_sentences():
     assert decimals_of(1.001, 1.0012) == 4
     assert listed(["a", "b", "c"]) == "a, b and c"
     assert listed(["a"]) == "a"
-    shortcut = {"layers": ["layer2.0.shortcut", "layer2.2"]}
+    shortcut = ["layer2.0.shortcut", "layer2.2"]
     assert segment_ends(shortcut).startswith("From the input of layer2.0")

@@ -6,7 +6,7 @@ import datetime
 import os
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from torch import nn
@@ -18,10 +18,12 @@ from ..comparison.entry import model_predictions
 from ..data.loaders import as_images
 from ..errors import FeatureError, RecordError
 from ..features import trace
-from ..geodesic import Straightness, bias_curve, straightness
-from ..neural_collapse import collapse
+from ..geodesic import BiasCurve, Straightness, bias_curve, straightness
+from ..neural_collapse import Collapse, collapse
 from ..runtime import processes
-from ..storage.records import SCHEMA, as_json
+from ..storage.record import Record
+from ..storage.records import SCHEMA
+from ..storage.schema import as_json
 from ..trajectory import Trajectory, as_trajectory
 from ..trajectory.views import class_view
 from ..transport import chain
@@ -134,6 +136,7 @@ def analyze_network(
     images: Any,
     *,
     store: str | os.PathLike[str] | None = None,
+    provenance: Mapping[str, Any] | None = None,
     command: str | None = None,
 ) -> Analysis:
     """Analyze a network on labeled images under a plan; see `analyze`."""
@@ -148,20 +151,25 @@ def analyze_network(
         folder = None if store is None else f"{os.fspath(store)}-reference-{seed}"
         return over_images(traj, trace(reference, images, store=folder, **reading), seed)
 
-    record = _measured(plan, traj, device=str(pick_device(plan.reading.device)), command=command)
-    record = _with_reference(record, reference_test(traj, reference, seed, compare))
+    measured = _measured(plan, traj)
+    tests: dict[str, Any] = {"reference": reference_test(traj, reference, seed, compare)}
     if (points := plan.tests.brenier) != 0:
         test = partial(brenier_test, traj, net, images, points, plan.measuring.bootstrap, seed)
-        tests = processes.on_rank_zero(test)
-        record["brenier"] = {key: tests[key] for key in ("points", "skipped") if key in tests}
-        for rows in ("blocks", "segments"):
-            for row, values in zip(record[rows], tests[rows], strict=True):
-                row.update(as_json(values))
+        tests["brenier"] = processes.on_rank_zero(test)
     if (points := plan.tests.alignment) != 0:
         test = partial(alignment_test, traj, net, images, points, seed)
-        record["alignment"] = as_json(processes.on_rank_zero(test))
-    record["trust"] = as_json(trust_of(traj, net, images))
-    return Analysis(with_verdict(record), traj)
+        tests["alignment"] = processes.on_rank_zero(test)
+    record = _record(
+        plan,
+        traj,
+        measured,
+        trust=trust_of(traj, net, images),
+        provenance=provenance,
+        device=str(pick_device(plan.reading.device)),
+        command=command,
+        **tests,
+    )
+    return Analysis(record, traj)
 
 
 def analyze_trajectory(
@@ -203,20 +211,32 @@ def analyze_features(
 ) -> Analysis:
     """Analyze existing features under a plan; see `analyze_trajectory`."""
     reference = opened_reference(plan, features=True)
-    record = _measured(plan, traj, provenance=provenance, device=device, command=command)
-    record = _with_reference(record, reference_test(traj, reference, plan.seed))
-    return Analysis(with_verdict(record), traj)
+    measured = _measured(plan, traj)
+    record = _record(
+        plan,
+        traj,
+        measured,
+        reference=reference_test(traj, reference, plan.seed),
+        trust=trust_of(traj),
+        provenance=provenance,
+        device=device,
+        command=command,
+    )
+    return Analysis(record, traj)
 
 
-def _measured(
-    plan: AnalysisPlan,
-    traj: Trajectory,
-    *,
-    provenance: Mapping[str, Any] | None = None,
-    device: str,
-    command: str | None,
-) -> dict[str, Any]:
-    """Return the record of features: all but tests that need a reference or the network."""
+class _Measured(NamedTuple):
+    """What is measured on the features alone."""
+
+    straight: Straightness
+    embedded: Straightness | None
+    depth: Collapse
+    sizes: Sequence[BiasCurve]
+    models: Comparison
+
+
+def _measured(plan: AnalysisPlan, traj: Trajectory) -> _Measured:
+    """Measure features: all but tests that need a reference or the network."""
     classes = np.unique(as_trajectory(traj).labels)
     if len(classes) < 2:
         raise FeatureError(
@@ -233,8 +253,8 @@ def _measured(
         "groups": copies if len(np.unique(copies)) < len(traj) else None,
     }
     whole = None if embed is None else straightness(traj.embedded(embed), **options)
-    straight = _straightness(traj, options).to_dict()
-    depth = collapse(traj, bootstrap=_affordable(traj, bootstrap), seed=seed).to_dict()
+    straight = _straightness(traj, options)
+    depth = collapse(traj, bootstrap=_affordable(traj, bootstrap), seed=seed)
     curves = [
         partial(bias_curve, s.arrays[0], s.arrays[-1], solver=solver, seed=seed)
         for s in traj.segments
@@ -244,16 +264,43 @@ def _measured(
         models = model_predictions(traj, mufm=plan.measuring.mufm, seed=seed)
     except RecordError as error:  # a full disk; earlier measurements are kept
         models = Comparison(skipped=str(error))
-    segments = [
-        {**row, "sample_sizes": curve.to_dict(), "view": class_view(segment, traj.labels)}
-        for row, curve, segment in zip(straight["segments"], sizes, traj.segments, strict=True)
-    ]
-    record = {
+    return _Measured(straight, whole, depth, sizes, models)
+
+
+def _record(
+    plan: AnalysisPlan,
+    traj: Trajectory,
+    measured: _Measured,
+    *,
+    reference: Mapping[str, Any] | None = None,
+    brenier: Mapping[str, Any] | None = None,
+    alignment: Mapping[str, Any] | None = None,
+    trust: Mapping[str, Any],
+    provenance: Mapping[str, Any] | None,
+    device: str,
+    command: str | None,
+) -> dict[str, Any]:
+    """Return the record, with the verdict that its numbers support."""
+    straight, depth = measured.straight.to_dict(), measured.depth.to_dict()
+    tested = brenier or {"blocks": [{}] * len(traj.blocks), "segments": [{}] * len(traj.segments)}
+    whole = measured.embedded
+    parts = {
+        "transport_skipped": None if traj.blocks else NO_COMMON_SPACE,
+        "embedded": None
+        if whole is None
+        else {"space": plan.measuring.embed, **whole.to_dict(), "verdict": _verdict(whole)},
+        "reference": reference,
+        "brenier": None
+        if brenier is None
+        else {key: brenier[key] for key in ("points", "skipped") if key in brenier},
+        "alignment": alignment,
+    }
+    values = {
         "schema": SCHEMA,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": command or "wgeo.analyze(...)",
         "versions": versions(),
-        "seed": seed,
+        "seed": plan.seed,
         "device": device,
         "provenance": {
             "checkpoint": None,
@@ -270,37 +317,36 @@ def _measured(
         },
         "accuracy": traj.accuracy,
         "layers": depth["layers"],
-        "blocks": straight["blocks"],
-        "segments": segments,
+        "blocks": [
+            {**row, **test} for row, test in zip(straight["blocks"], tested["blocks"], strict=True)
+        ],
+        "segments": [
+            {
+                **row,
+                "sample_sizes": curve.to_dict(),
+                "view": class_view(segment, traj.labels),
+                **test,
+            }
+            for row, curve, segment, test in zip(
+                straight["segments"], measured.sizes, traj.segments, tested["segments"], strict=True
+            )
+        ],
         "progress": depth["progress"],
         "separation": depth["separation"],
         "separation_law": depth["separation_law"],
         "learned_at": depth["learned_at"],
-        **models.to_dict(),
-        "trust": trust_of(traj),
+        **measured.models.to_dict(),
+        "trust": trust,
         "thresholds": THRESHOLDS,
+        **{key: part for key, part in parts.items() if part is not None},
     }
-    if not traj.blocks:
-        record["transport_skipped"] = NO_COMMON_SPACE
-    if whole is not None:
-        record["embedded"] = {"space": embed, **whole.to_dict()}
-    return as_json(record)  # type: ignore[no-any-return]
+    record = Record.of(values)
+    verdict = {"headline": headline(record).to_dict(), "verdict": _verdict(record)}
+    return {**record.json, **as_json(verdict)}
 
 
-def with_verdict(record: dict[str, Any]) -> dict[str, Any]:
-    """Return a record with its headline and its verdict, the sentences that its numbers support."""
-    whole = record.get("embedded")
-    if whole is not None:
-        record = {**record, "embedded": {**whole, "verdict": _verdict(whole)}}
-    return {
-        **record,
-        "headline": as_json(headline(record).to_dict()),
-        "verdict": _verdict(record),
-    }
-
-
-def _verdict(record: dict[str, Any]) -> list[dict[str, Any]]:
-    return as_json([sentence.to_dict() for sentence in sentences(record)])
+def _verdict(measured: Record | Straightness) -> list[dict[str, Any]]:
+    return [sentence.to_dict() for sentence in sentences(measured)]
 
 
 def _straightness(traj: Trajectory, options: Mapping[str, Any]) -> Straightness:
@@ -308,11 +354,6 @@ def _straightness(traj: Trajectory, options: Mapping[str, Any]) -> Straightness:
     if not traj.blocks:
         return Straightness((), ())
     return straightness(traj, chain=chain(traj, options["solver"]), **options)
-
-
-def _with_reference(record: dict[str, Any], test: dict[str, Any] | None) -> dict[str, Any]:
-    """Add the comparison with a reference to a record."""
-    return record if test is None else {**record, "reference": as_json(test)}
 
 
 def _affordable(traj: Trajectory, draws: int) -> int:

@@ -17,6 +17,7 @@ from matplotlib.axes import Axes
 from .. import plots, report
 from ..plots.files import data_uri
 from ..results import Result
+from ..storage.record import Block, Layer, Record
 from ..storage.records import ANALYSIS, read_record
 from ..trajectory import Trajectory
 from .saving import require_writable, save
@@ -106,23 +107,24 @@ class Analysis(Result):
 
     def _table(self) -> list[dict[str, Any]]:
         """Return one row per layer: its collapse metrics, and the block that ends there."""
-        blocks = {block["target"]: block for block in self.blocks}
-        return [_layer_row(layer, blocks.get(layer["name"], {})) for layer in self.layers]
+        record = Record.of(self.record)
+        blocks = {block.target: block for block in record.blocks}
+        return [_layer_row(layer, blocks.get(layer.name, Block.of({}))) for layer in record.layers]
 
     def _rows(self) -> list[dict[str, Any]]:
         return [{name: row.get(name) for name in _DISPLAYED_COLUMNS} for row in self._table()]
 
     def _description(self) -> str:
-        provenance = self.record["provenance"]
-        accuracy = self.record.get("accuracy")
+        record = Record.of(self.record)
+        provenance, accuracy = record.provenance, record.accuracy
         text = "" if accuracy is None else f", accuracy {accuracy:.4g}"
         return (
-            f"{provenance.get('arch') or 'features'}{origin(provenance)}, "
-            f"{provenance.get('samples')} samples{text}; `verdict` states what the numbers support"
+            f"{provenance.arch or 'features'}{origin(provenance)}, "
+            f"{provenance.samples} samples{text}; `verdict` states what the numbers support"
         )
 
     def _sentences(self) -> list[str]:
-        return [sentence["words"] for sentence in self.record["verdict"]]
+        return [sentence.words for sentence in Record.of(self.record).verdict]
 
     def _pictures(self) -> list[str]:
         panels: dict[str, Callable[..., Axes]] = {
@@ -136,13 +138,11 @@ class Analysis(Result):
         return [f'<img alt="{t}" style="width:48%" src="{uri}"/>' for t, uri in uris.items()]
 
 
-def _layer_row(layer: dict[str, Any], block: dict[str, Any]) -> dict[str, Any]:
+def _layer_row(layer: Layer, block: Block) -> dict[str, Any]:
     """Return a layer and the block that ends in it as columns with one value each."""
-    collapse = {k: v for k, v in layer["collapse"].items() if not isinstance(v, list | dict)}
-    transport = {k: v for k, v in block.items() if not isinstance(v, list | dict)}
-    corr = block.get("corr_score") or [None]
-    head = {"layer": layer["name"], "stage": layer["stage"], "width": layer["width"]}
-    return {**head, **collapse, **transport, "corr_score": corr[0]}
+    head = {"layer": layer.name, "stage": layer.stage, "width": layer.width}
+    score = block.measure("corr_score")
+    return {**head, **layer.collapse.plain(), **block.plain(), "corr_score": score}
 
 
 def versions() -> dict[str, str]:

@@ -12,7 +12,8 @@ from .. import report
 from ..errors import ArgumentError
 from ..plots.series import series_rows
 from ..results import Result
-from ..storage.records import SCHEMA, SERIES, check_record, epoch_of, read_record
+from ..storage.record import Provenance, Record
+from ..storage.records import SCHEMA, SERIES, check_record, read_record
 from .saving import require_writable, save
 from .verdict import series_headline
 from .views import training_view
@@ -58,22 +59,30 @@ class Series(Result):
         """
         if len(analyses) < 2:
             raise ArgumentError("A series needs at least two analyses.")
-        for name, record in analyses.items():
-            check_record(record, name)
-        locations: list[str | None] = [str(folder) for folder in folders] or [None] * len(analyses)
-        rows = [
-            {**_without_samples(record), "name": name, "folder": location}
-            for (name, record), location in zip(analyses.items(), locations, strict=True)
-        ]
-        epochs = {epoch_of(row) for row in rows} - {None}
-        by_epoch = len(epochs) == len(rows) and len({_training_run(row) for row in rows}) == 1
-        result: dict[str, Any] = {"schema": SCHEMA, "axis": "epoch" if by_epoch else "name"}
+        records = {name: check_record(record, name, Record) for name, record in analyses.items()}
+        locations: list[str | None] = [str(folder) for folder in folders] or [None] * len(records)
+        epochs = {name: record.epoch for name, record in records.items()}
+        known = {epoch for epoch in epochs.values() if epoch is not None}
+        runs = {_training_run(record.provenance) for record in records.values()}
+        by_epoch = len(known) == len(records) and len(runs) == 1
+        axis, view = ("epoch" if by_epoch else "name"), None
         if by_epoch:
-            rows.sort(key=lambda row: row["provenance"]["epoch"])
-            if view := training_view([analyses[row["name"]] for row in rows]):
-                result["last_layer"] = view
-        result["headline"] = series_headline(rows, result["axis"]).to_dict()
-        return cls({**result, "analyses": rows})
+            records = dict(sorted(records.items(), key=lambda item: epochs[item[0]] or 0))
+            view = training_view(list(records.values()))
+        location = dict(zip(analyses, locations, strict=True))
+        rows = [
+            {**_without_samples(record.json), "name": name, "folder": location[name]}
+            for name, record in records.items()
+        ]
+        return cls(
+            {
+                "schema": SCHEMA,
+                "axis": axis,
+                **({} if view is None else {"last_layer": view}),
+                "headline": series_headline(rows, axis).to_dict(),
+                "analyses": rows,
+            }
+        )
 
     @classmethod
     def of_folders(cls, folders: Sequence[str | os.PathLike[str]]) -> Series:
@@ -146,12 +155,10 @@ def _without_samples(record: Mapping[str, Any]) -> dict[str, Any]:
     return {**record, **rows}
 
 
-def _training_run(record: Mapping[str, Any]) -> tuple[Any, ...]:
+def _training_run(provenance: Provenance) -> tuple[Any, ...]:
     """Return values that are equal for checkpoints of one run: network, images and folder."""
-    provenance = record["provenance"]
-    folder = Path(str(provenance.get("checkpoint"))).parent
-    shared = ("arch", "num_classes", "data", "split", "samples", "pool")
-    return (folder, *(str(provenance.get(key)) for key in shared))
+    shared = provenance.only("arch", "num_classes", "data", "split", "samples", "pool")
+    return (Path(str(provenance.checkpoint)).parent, *map(str, shared.values()))
 
 
 def _relative_to(location: str | None, folder: Path) -> str | None:

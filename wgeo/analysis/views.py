@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
+from ..storage.record import Record
 from ..trajectory.views import explained
 
 
-def training_view(records: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+def training_view(analyses: Sequence[Any]) -> dict[str, Any] | None:
     """Return the paths of the last layer's class means over the epochs of training, in one plane.
 
     Every epoch is scaled to the same spread (root mean square over the samples shown) and rotated
@@ -21,8 +22,8 @@ def training_view(records: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None
 
     Parameters
     ----------
-    records : sequence of dict
-        Analyses of the same images, ordered by epoch.
+    analyses : sequence of dict
+        Records of the same images, ordered by epoch.
 
     Returns
     -------
@@ -30,13 +31,13 @@ def training_view(records: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None
         ``layers``, the names of the epochs, and ``view``, like that of a segment; None if the view
         of a record has no ``end``, or if the views contain different samples.
     """
-    views = [(record["segments"] or [{}])[-1].get("view") or {} for record in records]
-    sample_labels = [(view.get("classes"), view.get("labels")) for view in views]
-    if not all(view.get("end") for view in views) or any(
-        each != sample_labels[0] for each in sample_labels
-    ):
+    records = [Record.of(analysis) for analysis in analyses]
+    views = [record.segments[-1].view for record in records if record.segments]
+    same_samples = len({(view.classes, view.labels) for view in views}) == 1
+    if len(views) < len(records) or not all(view.end for view in views) or not same_samples:
         return None
-    means, points = (_stack([view["end"][key] for view in views]) for key in _COORDINATES)
+    means = _stack([view.end.class_means for view in views])
+    points = _stack([view.end.points for view in views])
     for k in range(len(means)):
         spread = np.sqrt((points[k] ** 2).sum(1).mean()) or 1.0
         means[k], points[k] = means[k] / spread, points[k] / spread
@@ -48,18 +49,14 @@ def training_view(records: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None
     plane = np.zeros((means.shape[-1], 2))
     plane[:, : min(2, len(axes))] = axes[:2].T
     return {
-        "layers": [f"epoch {record['provenance']['epoch']}" for record in records],
+        "layers": [f"epoch {record.epoch}" for record in records],
         "view": {
             "class_means": ((means - flat.mean(0)) @ plane).round(5).tolist(),
             "points": ((points - flat.mean(0)) @ plane).round(5).tolist(),
-            "classes": sample_labels[0][0],
-            "labels": sample_labels[0][1],
+            **views[0].only("classes", "labels"),
             "explained": explained(scales),
         },
     }
-
-
-_COORDINATES = ("class_means", "points")
 
 
 def _stack(arrays: Sequence[Any]) -> Float[np.ndarray, "E n r"]:

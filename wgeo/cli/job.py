@@ -48,20 +48,18 @@ class Job:
         return self.plan.key(self.target)
 
     def measure(self, command: str, store: str | None = None) -> Analysis:
-        """Run the analysis, storing features in `store`, and add the key to its provenance."""
+        """Run the analysis, storing features in `store`; its provenance contains the key."""
         from ..analysis.pipeline import analyze_features, analyze_network
         from ..runtime.memory import memory_limit
         from ..trajectory import Trajectory
 
         plan = self.plan
+        about: dict[str, Any] = {"provenance": {"job": self.key}, "command": command}
         with memory_limit(plan.memory):
             if is_stored(self.target):
-                analysis = analyze_features(plan, Trajectory.load(self.target), command=command)
-            else:
-                net = plan.loading.network(self.target)
-                analysis = analyze_network(plan, net, plan.images(), store=store, command=command)
-        analysis.record["provenance"]["job"] = self.key
-        return analysis
+                return analyze_features(plan, Trajectory.load(self.target), **about)
+            net = plan.loading.network(self.target)
+            return analyze_network(plan, net, plan.images(), store=store, **about)
 
 
 def require_inputs(checkpoints: Iterable[str], source: str | None) -> None:

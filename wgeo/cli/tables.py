@@ -10,6 +10,7 @@ from ..analysis.verdict import few_samples_note
 from ..checkpoints.provenance import describe_reading
 from ..plots.series import series_rows
 from ..runtime.terminal import Terminal
+from ..storage.record import Block, Layer, Record
 from .widths import Column, fit_to_width
 
 _PIPED = 110  # width in characters if the output is not a terminal
@@ -18,6 +19,7 @@ _ARCH_SOURCES = {  # how the architecture was determined if the user did not nam
     "config": "from its config.json",
     "file": "as the file states",
 }
+_SOURCES = {"asked": "as specified", "file": "as the file states"}  # of the normalization
 _MARKS = {"warning": "!", "undecided": "?"}
 Row = Mapping[str, Any]
 
@@ -31,46 +33,43 @@ def print_analysis(analysis: Analysis, rephrase: Callable[[str], str] = str) -> 
     rephrase : callable
         Applied to every sentence; the command line uses it to replace parameters by options.
     """
-    record = analysis.record
+    record = Record.of(analysis.record)
     console = Terminal(_PIPED)
     for line in _header(record):
         console.print(line, soft_wrap=True)
-    into = {block["target"]: block for block in record["blocks"]}
-    rows = [(layer, into.get(layer["name"])) for layer in record["layers"]]
+    into = {block.target: block for block in record.blocks}
+    rows = [(layer, into.get(layer.name)) for layer in record.layers]
     columns = [
         Column(name, [show(*row) for row in rows], drop_order, names=name == "layer")
         for name, show, drop_order in _columns(record)
     ]
     console.print(fit_to_width(columns, console.width, caption=_caption(record)))
-    for sentence in record["verdict"]:
-        mark = _MARKS.get(sentence.get("strength"), "-")
-        console.print(f"{mark} {rephrase(sentence['words'])}", soft_wrap=not console.is_terminal)
+    for sentence in record.verdict:
+        mark = _MARKS.get(sentence.strength or "", "-")
+        console.print(f"{mark} {rephrase(sentence.words)}", soft_wrap=not console.is_terminal)
 
 
-def _header(record: Row) -> list[str]:
+def _header(record: Record) -> list[str]:
     """Return lines that state what was analyzed, and facts about its reliability."""
-    origin, trust = record["provenance"], record.get("trust") or {}
-    split = f" ({origin['split']})" if origin.get("split") else ""
-    net = (origin["arch"] or "features") + _in_parentheses(
-        _ARCH_SOURCES.get(origin.get("arch_from"), "")
+    origin, trust = record.provenance, record.trust
+    split = f" ({origin.split})" if origin.split else ""
+    net = (origin.arch or "features") + _in_parentheses(
+        _ARCH_SOURCES.get(origin.arch_from or "", "")
     )
     lines = [
-        f"{net} on {origin['data'] or 'arrays'}{split}, "
-        f"{origin['samples']:,} samples, {origin['pool'] or 'given'} features"
+        f"{net} on {origin.data or 'arrays'}{split}, "
+        f"{origin.samples or 0:,} samples, {origin.pool or 'given'} features"
     ]
     parts = []
-    normalization = trust.get("normalization")
-    if normalization:
-        source = {"asked": "as specified", "file": "as the file states"}.get(
-            normalization["source"], "assumed"
-        )
-        parts.append(f"normalization {normalization['name']}, {source}")
-    if record["accuracy"] is not None:
-        claimed = trust.get("claimed_accuracy")
-        context = [f"guessing {trust['chance']:.3f}"] if trust.get("chance") is not None else []
-        context += [f"the file states {claimed['value']:.3f}"] if claimed else []
-        parts.append(f"accuracy {record['accuracy']:.3f}" + _in_parentheses(", ".join(context)))
-    how = describe_reading(origin.get("report") or {})
+    if normalization := trust.normalization:
+        source = _SOURCES.get(normalization.source, "assumed")
+        parts.append(f"normalization {normalization.name}, {source}")
+    if record.accuracy is not None:
+        stated = trust.claimed_accuracy.value
+        context = [f"guessing {trust.chance:.3f}"] if trust.chance is not None else []
+        context += [f"the file states {stated:.3f}"] if stated is not None else []
+        parts.append(f"accuracy {record.accuracy:.3f}" + _in_parentheses(", ".join(context)))
+    how = describe_reading(origin.report)
     return [*lines, *([f"weights: {how}"] if how else []), *(["; ".join(parts)] if parts else [])]
 
 
@@ -78,33 +77,34 @@ def _in_parentheses(text: str) -> str:
     return f" ({text})" if text else ""
 
 
-def _block(key: str, form: str = "{:.4g}") -> Callable[[Row, Row | None], str]:
-    return lambda _, block: "" if block is None else _cell(block.get(key), form)
+Show = Callable[[Layer, Block | None], str]
 
 
-def _collapse(key: str, form: str = "{:.3g}") -> Callable[[Row, Row | None], str]:
-    return lambda layer, _: _cell(layer["collapse"].get(key), form)
+def _block(key: str, form: str = "{:.4g}") -> Show:
+    return lambda _, block: "" if block is None else _cell(block.measure(key), form)
 
 
-def _interval(_: Row, block: Row | None) -> str:
+def _collapse(key: str, form: str = "{:.3g}") -> Show:
+    return lambda layer, _: _cell(layer.collapse.measure(key), form)
+
+
+def _interval(_: Layer, block: Block | None) -> str:
     if block is None:
         return ""
-    if block["status"] == "certified":
+    if block.status == "certified":
         return "certified"
-    return f"[{block['lower']:.4g}, {block['upper']:.4g}]"
+    return f"[{_cell(block.lower)}, {_cell(block.upper)}]"
 
 
-def _correlation(_: Row, block: Row | None) -> str:
+def _correlation(_: Layer, block: Block | None) -> str:
     if block is None:
         return ""
-    score = block.get("corr_score")
-    text = "undefined" if score is None else f"{score[0]:.4f}"
-    return text if block.get("power") else f"({text})"
+    return _in_parentheses_unless(block.power, _cell(block.measure("corr_score"), "{:.4f}"))
 
 
 # Name, function that returns the cell of a row, and drop_order (see `widths.Column`).
-_COLUMNS: tuple[tuple[str, Callable[[Row, Row | None], str], int], ...] = (
-    ("layer", lambda layer, _: layer["name"], 0),
+_COLUMNS: tuple[tuple[str, Show, int], ...] = (
+    ("layer", lambda layer, _: layer.name, 0),
     ("W2", _block("distance"), 0),
     ("interval", _interval, 2),
     ("corr.", _correlation, 0),
@@ -122,16 +122,16 @@ _CAPTION = (
 _CORRECTED = ("NC1 corrected", _collapse("nc1_corrected"), 0)
 
 
-def _columns(record: Row) -> list[tuple[str, Callable[[Row, Row | None], str], int]]:
+def _columns(record: Record) -> list[tuple[str, Show, int]]:
     """Return the columns for a record, including corrected NC1 for few samples per class."""
     columns = list(_COLUMNS)
-    if any(layer["collapse"].get("nc1_corrected") is not None for layer in record["layers"]):
+    if any(layer.collapse.measure("nc1_corrected") is not None for layer in record.layers):
         columns.insert([name for name, _, _ in columns].index("NC1") + 1, _CORRECTED)
     return columns
 
 
-def _caption(record: Row) -> str:
-    return _CAPTION + few_samples_note(record.get("trust") or {})
+def _caption(record: Record) -> str:
+    return _CAPTION + few_samples_note(record.trust)
 
 
 def print_series(series: Series) -> None:

@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ..storage.record import Block, SeriesRecord
 from .matrices import color_bar, frame_cells, write_in_cells
 from .plot import Plot, Row
 from .series import name_analyses
-from .style import (
-    as_record,
-    new_axes,
-    new_figure,
-    nothing_to_show,
-    number,
-    short_names,
-    styled,
-)
+from .sources import as_series
+from .style import new_axes, new_figure, nothing_to_show, number, short_names, styled
 
 _CELL = 0.3  # inches that a cell needs for its number
 
@@ -36,7 +30,7 @@ def block_distances(series: Any, ax: Axes | None = None) -> Axes:
 
     with m_l the mean of layer l. Blocks of equal steps have equal shares.
     """
-    series = as_record(series)
+    series = as_series(series)
     ax = new_axes(ax, 6.0, 3.6)
     names = _blocks(series)
     if not names:
@@ -50,7 +44,7 @@ def block_distances(series: Any, ax: Axes | None = None) -> Axes:
     color_bar(image, ax, label="% of its stage's length")
     ax.set_yticks(range(len(names)), short_names(names, 18))
     name_analyses(ax, series, range(shares.shape[1]))
-    ax.set_xlabel("epoch" if series["axis"] == "epoch" else "")
+    ax.set_xlabel("epoch" if series.axis == "epoch" else "")
     frame_cells(ax)
     write_in_cells(
         ax,
@@ -62,19 +56,19 @@ def block_distances(series: Any, ax: Axes | None = None) -> Axes:
     return ax
 
 
-def _blocks(series: Mapping[str, Any]) -> list[str]:
+def _blocks(series: SeriesRecord) -> list[str]:
     """Return the names of the blocks; none unless all analyses have the same."""
-    named = [tuple(b.get("target") for b in row.get("blocks") or []) for row in series["analyses"]]
+    named = [tuple(b.target for b in row.blocks) for row in series.analyses]
     return list(named[0]) if len(set(named)) == 1 else []
 
 
-def _shares(series: Mapping[str, Any]) -> np.ndarray:
+def _shares(series: SeriesRecord) -> np.ndarray:
     """Return the share of every block (rows) in its stage's length, one column per analysis."""
     columns = []
-    for analysis in series["analyses"]:
-        blocks = analysis["blocks"]
+    for analysis in series.analyses:
+        blocks = analysis.blocks
         distances = np.array([_centered_distance(block) for block in blocks])
-        stages = [block.get("stage") for block in blocks]
+        stages = [block.stage for block in blocks]
         lengths = {
             stage: sum(d for d, s in zip(distances, stages, strict=True) if s == stage)
             for stage in stages
@@ -84,17 +78,17 @@ def _shares(series: Mapping[str, Any]) -> np.ndarray:
     return np.array(columns).T
 
 
-def _centered_distance(block: Mapping[str, Any]) -> float:
+def _centered_distance(block: Block) -> float:
     """Return W2 between the centered layers: a shift only adds its own square to W2^2."""
-    shift = number(block.get("shift_share")) * number(block.get("paired")) ** 2
-    return float(np.sqrt(max(number(block.get("distance")) ** 2 - shift, 0.0)))
+    shift = number(block.shift_share) * number(block.paired) ** 2
+    return float(np.sqrt(max(number(block.distance) ** 2 - shift, 0.0)))
 
 
-def block_distances_plot(series: Mapping[str, Any]) -> Plot | None:
+def block_distances_plot(series: SeriesRecord) -> Plot | None:
     """Return the figure; None unless all analyses have the same blocks, at least two of them."""
     if len(_blocks(series)) < 2:
         return None
-    over = "over training" if series["axis"] == "epoch" else "across networks"
+    over = "over training" if series.axis == "epoch" else "across networks"
 
     @styled
     def draw() -> Figure:
@@ -115,15 +109,15 @@ def block_distances_plot(series: Mapping[str, Any]) -> Plot | None:
     )
 
 
-def _rows(series: Mapping[str, Any]) -> Iterator[Row]:
+def _rows(series: SeriesRecord) -> Iterator[Row]:
     shares = _shares(series)
-    for column, analysis in zip(shares.T, series["analyses"], strict=True):
-        for block, share in zip(analysis["blocks"], column, strict=True):
+    for column, analysis in zip(shares.T, series.analyses, strict=True):
+        for block, share in zip(analysis.blocks, column, strict=True):
             yield {
-                "name": analysis["name"],
-                "epoch": analysis["provenance"].get("epoch"),
-                "block": block.get("target"),
-                "stage": block.get("stage"),
-                "distance": block.get("distance"),
+                "name": analysis.name,
+                "epoch": analysis.provenance.epoch,
+                "block": block.target,
+                "stage": block.stage,
+                "distance": block.distance,
                 "share_of_length": None if np.isnan(share) else float(share),
             }

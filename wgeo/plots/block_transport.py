@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
+from ..storage.record import Record
+from .sources import as_record
 from .style import (
     COLORS,
     MEASURED,
     REFERENCE,
-    as_record,
     has_resolution,
-    highest_null,
     layer_axis,
     legend_above,
     new_axes,
@@ -36,12 +35,13 @@ def distances(record: Any, ax: Axes | None = None) -> Axes:
     """
     record = as_record(record, "Straightness", "BlockTransport", "TransportResult")
     ax = new_axes(ax, 7.2, 3.2)
-    blocks = record.get("blocks") or []
+    blocks = record.blocks
     if not blocks:
         return nothing_to_show(ax, "This record has no blocks.")
     x = np.arange(len(blocks))
     w2, lower, upper, paired = (
-        numbers([b.get(key) for b in blocks]) for key in ("distance", "lower", "upper", "paired")
+        numbers([block.measure(key) for block in blocks])
+        for key in ("distance", "lower", "upper", "paired")
     )
     stage_bands(ax, _block_stages(record), labels=True)
     ax.bar(x, w2, width=0.72, color=COLORS[5], alpha=0.55, lw=0, zorder=2)
@@ -62,7 +62,7 @@ def distances(record: Any, ax: Axes | None = None) -> Axes:
         ax.scatter(x, paired, marker="_", s=90, lw=1.6, color=COLORS[1], zorder=3)
     ax.set_ylim(bottom=0)
     ax.set_ylabel("distance moved (feature units)")
-    layer_axis(ax, [b.get("target") for b in blocks])
+    layer_axis(ax, [b.target for b in blocks])
     handles = [
         Line2D([], [], marker="o", ms=3.5, color=MEASURED, lw=1.1),
         Line2D([], [], marker="_", ms=9, mew=1.6, color=COLORS[1], ls="none"),
@@ -82,11 +82,11 @@ def ot_scores(record: Any, ax: Axes | None = None) -> Axes:
     """
     record = as_record(record, "Straightness", "BlockTransport")
     ax = new_axes(ax, 7.2, 2.4)
-    blocks = record.get("blocks") or []
+    blocks = record.blocks
     if not blocks:
         return nothing_to_show(ax, "This record has no blocks.")
     x = np.arange(len(blocks))
-    score = numbers([b.get("ot_score") for b in blocks])
+    score = numbers([b.ot_score for b in blocks])
     solid = np.array([has_resolution(b) for b in blocks])
     stage_bands(ax, _block_stages(record))
     ax.axhline(1.0, color=REFERENCE, lw=0.8, ls=(0, (4, 3)), zorder=1)
@@ -96,7 +96,7 @@ def ot_scores(record: Any, ax: Axes | None = None) -> Axes:
     span = max(1.0 - np.nanmin(score, initial=1.0), 0.01)
     ax.set_ylim(1.0 - 1.15 * span, 1.0 + 0.08 * span)
     ax.set_ylabel("OT score")
-    layer_axis(ax, [b.get("target") for b in blocks])
+    layer_axis(ax, [b.target for b in blocks])
     dot: dict[str, Any] = {"marker": "o", "ms": 5, "color": MEASURED, "ls": "none", "mew": 1.2}
     handles = [Line2D([], [], **dot), Line2D([], [], mfc="white", **dot)]
     legend_above(ax, handles, ["resolution ≥ 1/2", "resolution < 1/2: not evidence"])
@@ -112,15 +112,15 @@ def correlation_scores(record: Any, ax: Axes | None = None) -> Axes:
     """
     record = as_record(record, "Straightness", "BlockTransport")
     ax = new_axes(ax, 7.2, 2.4)
-    blocks = record.get("blocks") or []
+    blocks = record.blocks
     if not blocks:
         return nothing_to_show(ax, "This record has no blocks.")
     x = np.arange(len(blocks))
-    score = numbers([(b.get("corr_score") or [None])[0] for b in blocks])
+    score = numbers([b.measure("corr_score") for b in blocks])
     if not np.isfinite(score).any():
         return nothing_to_show(ax, "This record has no correlation scores.")
-    null = numbers([highest_null(b) for b in blocks])
-    solid = np.array([bool(b.get("power")) for b in blocks])
+    null = numbers([b.highest_null for b in blocks])
+    solid = np.array([bool(b.power) for b in blocks])
     stage_bands(ax, _block_stages(record))
     ax.axhline(1.0, color=REFERENCE, lw=0.8, ls=(0, (4, 3)), zorder=1)
     cross: dict[str, Any] = {"marker": "x", "color": COLORS[1], "zorder": 2}
@@ -131,7 +131,7 @@ def correlation_scores(record: Any, ax: Axes | None = None) -> Axes:
     lowest = min(np.nanmin(score), np.nanmin(null, initial=1.0))
     ax.set_ylim(1.0 - 1.15 * max(1.0 - lowest, 0.01), 1.0 + 0.08 * max(1.0 - lowest, 0.01))
     ax.set_ylabel("correlation score")
-    layer_axis(ax, [b.get("target") for b in blocks])
+    layer_axis(ax, [b.target for b in blocks])
     handles = [
         Line2D([], [], ms=5, **dot),
         Line2D([], [], ms=5, mfc="white", **dot),
@@ -141,7 +141,7 @@ def correlation_scores(record: Any, ax: Axes | None = None) -> Axes:
     return ax
 
 
-def _block_stages(record: Mapping[str, Any]) -> list[Any]:
+def _block_stages(record: Record) -> list[Any]:
     """Return each block's stage, the stage of its output layer."""
-    stages = {layer.get("name"): layer.get("stage") for layer in record.get("layers") or []}
-    return [stages.get(block.get("target")) for block in record.get("blocks") or []]
+    stages = {layer.name: layer.stage for layer in record.layers}
+    return [stages.get(block.target) for block in record.blocks]

@@ -2,42 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
+from ..storage.record import Measured, Record, Segment, SeriesRecord
+from ..storage.schema import Part
 from ..text import counted
 from . import block_transport, depth, depth_laws, evidence, pairs, paths, prediction_errors
 from .block_distances import block_distances_plot
 from .plot import Plot, Row
 from .series import series_plots
-from .style import (
-    as_record,
-    clean,
-    highest_null,
-    legend_of_figure,
-    new_figure,
-    segment_name,
-    styled,
-)
+from .sources import as_record, as_series, is_series
+from .style import clean, legend_of_figure, new_figure, segment_name, styled
 
 
 def catalog(source: Any) -> list[Plot]:
     """Return the figures that can be drawn from a record, in reading order."""
-    record = as_record(source)
-    if "analyses" in record:
-        view = (record.get("last_layer") or {}).get("view")
-        training_plot = block_distances_plot(record)
+    if is_series(source):
+        series = as_series(source)
+        training_plot = block_distances_plot(series)
         return [
-            *series_plots(record),
+            *series_plots(series),
             *([training_plot] if training_plot else []),
-            *([_class_means(record)] if view else []),
+            *([_class_means(series)] if series.last_layer.view else []),
         ]
+    record = as_record(source)
     plots: list[Plot] = []
-    layers, blocks = record.get("layers") or [], record.get("blocks") or []
-    segments = record.get("segments") or []
+    layers, blocks = record.layers, record.blocks
+    segments = record.segments
     if layers:
         plots.append(_collapse(record))
     if (models := prediction_errors.models_plot(record)) is not None:
@@ -50,13 +45,13 @@ def catalog(source: Any) -> list[Plot]:
         plots.append(matrix)
     plots += evidence.evidence_plots(record)
     plots += depth_laws.depth_law_plots(record)
-    with_view = (i for i, s in enumerate(segments) if (s.get("view") or {}).get("class_means"))
+    with_view = (i for i, s in enumerate(segments) if s.view.class_means)
     return plots + [_class_means(record, i) for i in with_view]
 
 
-def _distances(record: Mapping[str, Any]) -> Plot:
-    blocks = record["blocks"]
-    has_correlations = any(block.get("corr_score") for block in blocks)
+def _distances(record: Record) -> Plot:
+    blocks = record.blocks
+    has_correlations = any(block.corr_score for block in blocks)
 
     @styled
     def draw() -> Figure:
@@ -73,9 +68,9 @@ def _distances(record: Mapping[str, Any]) -> Plot:
         # Computing times are left out, so that equal analyses give equal files.
         return [
             {
-                **{k: v for k, v in block.items() if k != "seconds" and not _nested(v)},
-                **dict(zip(_CORRELATION_KEYS, block.get("corr_score") or (None,) * 3, strict=True)),
-                "highest_null": highest_null(block),
+                **block.plain("seconds"),
+                **dict(zip(_CORRELATION_KEYS, block.corr_score or (None,) * 3, strict=True)),
+                "highest_null": block.highest_null,
             }
             for block in blocks
         ]
@@ -106,8 +101,8 @@ _CORRELATION_KEYS = ("corr_score", "corr_low", "corr_high")
 _COLLAPSE_METRICS = ("nc1", "cdnv", "nc2_equinorm", "nc2_equiangle", "nc2_etf", "ncc_error")
 
 
-def _collapse(record: Mapping[str, Any]) -> Plot:
-    layers = record["layers"]
+def _collapse(record: Record) -> Plot:
+    layers = record.layers
     models = depth.models_in(record)
 
     @styled
@@ -125,8 +120,7 @@ def _collapse(record: Mapping[str, Any]) -> Plot:
     def rows() -> list[Row]:
         table = []
         for i, layer in enumerate(layers):
-            row: Row = {key: layer.get(key) for key in ("name", "stage", "width")}
-            row |= {k: v for k, v in (layer.get("collapse") or {}).items() if not _nested(v)}
+            row: Row = {**layer.only("name", "stage", "width"), **layer.collapse.plain()}
             for model in models:
                 for metric in _COLLAPSE_METRICS:
                     value = depth.predicted_metric(record, model, metric)[i]
@@ -140,10 +134,7 @@ def _collapse(record: Mapping[str, Any]) -> Plot:
         if models
         else ""
     )
-    progress = record.get("progress") or {}
-    monotone = [
-        metric for metric in _COLLAPSE_METRICS if (progress.get(metric) or {}).get("monotone")
-    ]
+    monotone = [key for key in _COLLAPSE_METRICS if record.trend(key).monotone]
     return Plot(
         "collapse",
         "Collapse from layer to layer",
@@ -167,8 +158,8 @@ def _collapse(record: Mapping[str, Any]) -> Plot:
     )
 
 
-def _straightness(record: Mapping[str, Any]) -> Plot:
-    segments = record["segments"]
+def _straightness(record: Record) -> Plot:
+    segments = record.segments
 
     @styled
     def draw() -> Figure:
@@ -209,23 +200,22 @@ def _straightness(record: Mapping[str, Any]) -> Plot:
     )
 
 
-def _segment_rows(segment: Mapping[str, Any], index: int) -> list[Row]:
-    name = segment_name(segment, index)
+def _segment_rows(segment: Segment, index: int) -> list[Row]:
+    name = segment_name(segment.layers, index)
     rows: list[Row] = []
 
-    def add_measure(source: Mapping[str, Any], key: str, label: str) -> None:
-        low, high = (*((source.get("intervals") or {}).get(key) or ()), None, None)[:2]
-        value = paths.measured(source, key)
-        row = {"segment": name, "measure": label, "at": None, "value": value}
+    def add_measure(source: Measured, key: str, label: str) -> None:
+        low, high = (*(source.interval(key) or ()), None, None)[:2]
+        row = {"segment": name, "measure": label, "at": None, "value": source.measure(key)}
         rows.append({**row, "low": low, "high": high})
 
     for key in (*paths.RATIOS, *paths.SCORES):
         add_measure(segment, key, key)
-        if key in paths.RATIOS and segment.get("centred"):
-            add_measure(segment["centred"], key, f"{key}_centred")
+        if key in paths.RATIOS and segment.centred:
+            add_measure(segment.centred, key, f"{key}_centred")
     for key, value in (
         ("sqrt_moving_blocks", paths.orthogonal_ratio(segment)),
-        ("highest_null", highest_null(segment)),
+        ("highest_null", segment.highest_null),
     ):
         rows.append({"segment": name, "measure": key, "at": None, "value": value})
     t, gap = paths.gap_positions(segment)
@@ -235,14 +225,13 @@ def _segment_rows(segment: Mapping[str, Any], index: int) -> list[Row]:
     return rows
 
 
-def _class_means(record: Mapping[str, Any], index: int = -1) -> Plot:
+def _class_means(source: Record | SeriesRecord, index: int = -1) -> Plot:
     """Return the figure of a segment's class means; for a series, those over the epochs."""
-    source, is_series = record, "analyses" in record
-    if is_series:
-        record = paths.over_training(record)
-    segment = record["segments"][index]
-    means = segment["view"]["class_means"]
-    name = segment_name(segment, index)
+    over_epochs = isinstance(source, SeriesRecord)
+    record = paths.over_training(source) if isinstance(source, SeriesRecord) else source
+    segment = record.segments[index]
+    means = segment.view.class_means
+    name = segment_name(segment.layers, index)
 
     @styled
     def draw() -> Figure:
@@ -258,26 +247,26 @@ def _class_means(record: Mapping[str, Any], index: int = -1) -> Plot:
         return figure
 
     def rows() -> list[Row]:
-        names = paths.class_names(record, segment["view"], width=200)
-        layers = segment.get("layers") or [f"layer {i}" for i in range(len(means))]
+        names = paths.class_names(record, segment.view, width=200)
+        layers = segment.layers or [f"layer {i}" for i in range(len(means))]
         return [
             {step: layer, "class": names[k], "pc1": point[0], "pc2": point[1]}
             for layer, points in zip(layers, means, strict=False)
             for k, point in enumerate(points)
         ]
 
-    step = "epoch" if is_series else "layer"
+    step = "epoch" if over_epochs else "layer"
     caption = (
         "Class means of the last layer from epoch to epoch, in the plane of their first two "
         "principal components. Each epoch is scaled to the same spread and rotated onto the next. "
         "Open marker: first epoch; filled: last."
-        if is_series
+        if over_epochs
         else "Paths of the class means in the plane of the segment's first two principal "
         "components, both axes with the same scale. Open marker: first layer; filled: last; "
         "dashed: the chord."
     )
     return Plot(
-        "class-means-training" if is_series else f"class-means-{index + 1}",
+        "class-means-training" if over_epochs else f"class-means-{index + 1}",
         f"Paths of the class means: {name}",
         caption,
         f"Paths of {len(means[0])} class means through {len(means)} {step}s, {clean(name)}.",
@@ -286,12 +275,8 @@ def _class_means(record: Mapping[str, Any], index: int = -1) -> Plot:
     )
 
 
-def _range_text(items: Sequence[Mapping[str, Any]], key: str) -> str:
+def _range_text(items: Sequence[Part], key: str) -> str:
     """Return the range of a value, as in " from 0.97 to 1"; " undefined" if no value is defined."""
-    values = block_transport.numbers([paths.measured(item, key) for item in items])
+    values = block_transport.numbers([item.measure(key) for item in items])
     values = values[np.isfinite(values)]
     return f" from {values.min():.3g} to {values.max():.3g}" if values.size else " undefined"
-
-
-def _nested(value: Any) -> bool:
-    return isinstance(value, Mapping | list)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,13 +11,14 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import PercentFormatter
 
 from ..errors import ArgumentError
+from ..storage.record import Collapse, Predicted, Record
 from ..text import stage_number
+from .sources import as_record
 from .style import (
     COLORS,
     MEASURED,
     MUTED,
     REFERENCE,
-    as_record,
     layer_axis,
     legend_below,
     log_if_positive,
@@ -78,12 +79,12 @@ def collapse(
     if metric not in METRICS:
         raise ArgumentError(f"no collapse metric {metric!r}; choose from {', '.join(METRICS)}.")
     ax = new_axes(ax)
-    layers = record.get("layers") or []
+    layers = record.layers
     if not layers:
         return nothing_to_show(ax, "This record has no layers.")
     x = np.arange(len(layers))
     measured = measured_metric(record, metric)
-    stage_bands(ax, [layer.get("stage") for layer in layers])
+    stage_bands(ax, [layer.stage for layer in layers])
     curves = [measured]  # those that the vertical axis must show
     crowded = len(layers) > 30
     for key in models_in(record):
@@ -98,7 +99,7 @@ def collapse(
             ax.plot(*split_by_stage(record, predicted), **style)
             curves.append(predicted)
     # Layers without a stage, such as the image, are drawn separately, not as part of the trend.
-    unstaged = np.array([layer.get("stage") is None for layer in layers])
+    unstaged = np.array([layer.stage is None for layer in layers])
     dots: dict[str, Any] = {"marker": "o", "ms": 2.4 if crowded else 4.0, "zorder": 4}
     ax.plot(x, np.where(unstaged, np.nan, measured), color=MEASURED, **dots)
     ax.plot(x[unstaged], measured[unstaged], color=MEASURED, mfc="white", ls="none", **dots)
@@ -107,7 +108,7 @@ def collapse(
         notes.append(_error_axis(ax, record, metric, curves))
     else:
         log_if_positive(ax, *curves)
-    layer_axis(ax, [layer.get("name") for layer in layers], labels=label_layers)
+    layer_axis(ax, [layer.name for layer in layers], labels=label_layers)
     notes = [note for note in notes if note]
     stacked = len(notes) > 1 and ax.get_figure(root=True).get_size_inches()[0] < 4  # type: ignore[union-attr]
     ax.set_title(METRICS[metric], pad=26 if stacked else 16)
@@ -120,10 +121,10 @@ def collapse(
 _SUBTITLE: dict[str, Any] = {"fontsize": 7.5, "color": MUTED, "ha": "left", "va": "bottom"}
 
 
-def _error_axis(ax: Axes, record: Mapping[str, Any], metric: str, curves: list[np.ndarray]) -> str:
+def _error_axis(ax: Axes, record: Record, metric: str, curves: list[np.ndarray]) -> str:
     """Make an axis of errors start at zero, in percent; return a note on the network's error."""
     top = np.nanmax(np.concatenate(curves), initial=0.02)
-    error = 1 - number(record.get("accuracy"))
+    error = 1 - number(record.accuracy)
     has_line = metric == "ncc_error" and bool(np.isfinite(error))
     if has_line:
         top = max(top, error)
@@ -133,35 +134,31 @@ def _error_axis(ax: Axes, record: Mapping[str, Any], metric: str, curves: list[n
     return f"gray line: the network's own error, {100 * error:.3g} %" if has_line else ""
 
 
-def measured_metric(record: Mapping[str, Any], metric: str) -> np.ndarray:
+def measured_metric(record: Record, metric: str) -> np.ndarray:
     """Return the metric at every layer, or NaN if it is undefined."""
-    return _values_of([layer.get("collapse") or {} for layer in record.get("layers") or []], metric)
+    return _values_of([layer.collapse for layer in record.layers], metric)
 
 
-def predicted_metric(record: Mapping[str, Any], model: str, metric: str) -> np.ndarray:
-    """Return a model's metric at every layer of the record, or NaN if it predicts nothing there.
-
-    A model's row for a layer contains the metrics under ``collapse`` or directly.
-    """
-    rows = model_rows(record, model)
-    return _values_of([row.get("collapse") or row for row in rows], metric)
+def predicted_metric(record: Record, model: str, metric: str) -> np.ndarray:
+    """Return a model's metric at every layer of the record, or NaN if it predicts nothing there."""
+    return _values_of([row.collapse for row in model_rows(record, model)], metric)
 
 
-def model_rows(record: Mapping[str, Any], model: str) -> list[Mapping[str, Any]]:
+def model_rows(record: Record, model: str) -> list[Predicted]:
     """Return a model's row for every layer of the record, empty if it predicts nothing there."""
-    rows = {row.get("name"): row for row in (record.get(model) or {}).get("layers") or []}
-    return [rows.get(layer.get("name"), {}) for layer in record.get("layers") or []]
+    rows = {row.name: row for row in record.model(model).layers}
+    return [rows.get(layer.name, Predicted.of({})) for layer in record.layers]
 
 
-def in_order(record: Mapping[str, Any], model: str) -> np.ndarray:
+def in_order(record: Record, model: str) -> np.ndarray:
     """Return a mask of the layers to draw: all but those in stages whose times decrease with depth.
 
     The fitted time of a layer is the time at which the model's path is nearest to it. If these
     times decrease anywhere in a stage, the network does not follow the model's path there, and the
     stage is not drawn.
     """
-    times = numbers([row.get("time") for row in model_rows(record, model)])
-    stages = [layer.get("stage") for layer in record.get("layers") or []]
+    times = numbers([row.time for row in model_rows(record, model)])
+    stages = [layer.stage for layer in record.layers]
     drawn = np.ones(len(stages), bool)
     for stage in {stage for stage in stages if stage is not None}:
         members = np.array([each == stage for each in stages])
@@ -170,9 +167,9 @@ def in_order(record: Mapping[str, Any], model: str) -> np.ndarray:
     return drawn
 
 
-def not_drawn(record: Mapping[str, Any]) -> str:
+def not_drawn(record: Record) -> str:
     """Return a note for a caption on models that are not drawn in some stages, or ""."""
-    stages = np.array([layer.get("stage") for layer in record.get("layers") or []])
+    stages = np.array([layer.stage for layer in record.layers])
     notes = []
     for key in models_in(record):
         missing = sorted(set(stages[~in_order(record, key)]))
@@ -184,9 +181,9 @@ def not_drawn(record: Mapping[str, Any]) -> str:
     return f"Not drawn, because the fitted times decrease with depth: {'; '.join(notes)}."
 
 
-def split_by_stage(record: Mapping[str, Any], values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def split_by_stage(record: Record, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return positions and values of a line over layers, with gaps between stages."""
-    stages = [layer.get("stage") for layer in record.get("layers") or []]
+    stages = [layer.stage for layer in record.layers]
     positions = np.arange(len(values), dtype=float)
     cuts = [
         i
@@ -196,10 +193,10 @@ def split_by_stage(record: Mapping[str, Any], values: np.ndarray) -> tuple[np.nd
     return np.insert(positions, cuts, np.nan), np.insert(values, cuts, np.nan)
 
 
-def _values_of(values: Sequence[Mapping[str, Any]], metric: str) -> np.ndarray:
+def _values_of(layers: Sequence[Collapse], metric: str) -> np.ndarray:
     if metric == "ncc_error":
-        return 1 - numbers([v.get("ncc_accuracy") for v in values])
-    return numbers([v.get(metric) for v in values])
+        return 1 - numbers([layer.measure("ncc_accuracy") for layer in layers])
+    return numbers([layer.measure(metric) for layer in layers])
 
 
 def model_style(key: str) -> dict[str, Any]:
@@ -209,30 +206,28 @@ def model_style(key: str) -> dict[str, Any]:
     return line | {"marker": marker, "ms": 3.2, "mfc": "white", "mew": 0.9}
 
 
-def models_in(record: Mapping[str, Any]) -> list[str]:
+def models_in(record: Record) -> list[str]:
     """Return the keys of `MODELS` for which the record has predictions by layer."""
-    return [key for key in MODELS if (record.get(key) or {}).get("layers")]
+    return [key for key in MODELS if record.model(key).layers]
 
 
-def trend_label(record: Mapping[str, Any], metric: str) -> str:
+def trend_label(record: Record, metric: str) -> str:
     """Return text such as ``rises: 2, τ = −0.80``.
 
     These are the number of layers at which the metric increases, and Kendall's τ with depth.
     """
-    trend = (record.get("progress") or {}).get(metric)
-    if not isinstance(trend, Mapping):
-        return ""
-    rises, tau = trend.get("violations"), number(trend.get("kendall_tau"))
-    parts = [f"rises: {rises}"] if isinstance(rises, int) else []
+    trend = record.trend(metric)
+    tau = number(trend.kendall_tau)
+    parts = [] if trend.violations is None else [f"rises: {trend.violations}"]
     if np.isfinite(tau):
         parts.append(f"τ = {tau:.2f}".replace("-", "−"))
     return ", ".join(parts)
 
 
-def model_handles(record: Mapping[str, Any]) -> tuple[list[Line2D], list[str]]:
+def model_handles(record: Record) -> tuple[list[Line2D], list[str]]:
     """Return the legend entries of the network and of the models that are drawn in some stage."""
     handles, names = [Line2D([], [], color=MEASURED, marker="o", ms=4)], ["the network"]
-    staged = np.array([layer.get("stage") is not None for layer in record.get("layers") or []])
+    staged = np.array([layer.stage is not None for layer in record.layers])
     for key in models_in(record):
         if not (in_order(record, key) & staged).any():
             continue

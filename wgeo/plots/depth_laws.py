@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,12 +10,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..errors import ArgumentError
+from ..storage.record import Alignment, Record, SegmentLaw
 from ..text import counted, stage_number
 from .matrices import color_bar, frame_cells, write_in_cells
 from .paths import segment_at, segment_style
 from .plot import Plot, Row
+from .sources import as_record
 from .style import (
-    as_record,
     layer_axis,
     legend_below,
     log_if_positive,
@@ -71,11 +72,11 @@ def separation_law(record: Any, measure: str = "separation", ax: Axes | None = N
     segments = _stage_fits(record)
     if not segments:
         return nothing_to_show(ax, "This record has no stage of three layers.")
-    names = list(dict.fromkeys(name for segment in segments for name in segment["layers"]))
+    names = list(dict.fromkeys(name for segment in segments for name in segment.layers))
     handles, labels, curves = [], [], []
     for i, segment in enumerate(segments):
-        at = np.array([names.index(name) for name in segment["layers"]], float)
-        values = numbers(segment[measure])
+        at = np.array([names.index(name) for name in segment.layers], float)
+        values = numbers(getattr(segment, measure))
         style = segment_style(i)
         (dots,) = ax.plot(at, values, ls="none", ms=4, zorder=3, **style)
         curves.append(values)
@@ -92,27 +93,27 @@ def separation_law(record: Any, measure: str = "separation", ax: Axes | None = N
     return ax
 
 
-def _stage_fits(record: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+def _stage_fits(record: Record) -> list[SegmentLaw]:
     """Return the fits of single stages; fits over several feature spaces are not drawn."""
-    segments = (record.get("separation_law") or {}).get("segments") or []
-    return [segment for segment in segments if segment.get("stage") is not None]
+    segments = record.separation_law.segments
+    return [segment for segment in segments if segment.stage is not None]
 
 
-def _line(segment: Mapping[str, Any], measure: str, values: np.ndarray) -> np.ndarray | None:
+def _line(segment: SegmentLaw, measure: str, values: np.ndarray) -> np.ndarray | None:
     """Return the fitted line, which passes through the mean of the values; None if undefined."""
     x = np.arange(len(values)) - (len(values) - 1) / 2
     if measure == "discrimination":
-        slope = number(segment.get("discrimination_slope"))
+        slope = number(segment.discrimination_slope)
         return values.mean() + slope * x if np.isfinite(slope) else None
-    rate = number(segment.get(f"{_FIT_PREFIXES[measure]}rate"))
+    rate = number(segment.measure(f"{_FIT_PREFIXES[measure]}rate"))
     if not (np.isfinite(rate) and rate > 0 and (values > 0).all()):
         return None
     return np.exp(np.log(values).mean() + np.log(rate) * x)
 
 
-def _label(segment: Mapping[str, Any], measure: str) -> str:
+def _label(segment: SegmentLaw, measure: str) -> str:
     """Return a legend entry, such as ``stage 1: factor 0.58, r = −0.999, curvature 0.11``."""
-    name = f"stage {stage_number(segment['stage'])}"
+    name = f"stage {stage_number(segment.stage)}"
     if measure == "discrimination":
         pairs = [("slope", "discrimination_slope"), ("r =", "discrimination_correlation")]
     else:
@@ -122,7 +123,8 @@ def _label(segment: Mapping[str, Any], measure: str) -> str:
             ("r =", f"{fit}correlation"),
             ("curvature", f"{fit}curvature"),
         ]
-    parts = [f"{word} {segment[key]:.3g}" for word, key in pairs if segment.get(key) is not None]
+    values = {word: segment.measure(key) for word, key in pairs}
+    parts = [f"{word} {value:.3g}" for word, value in values.items() if value is not None]
     return f"{name}: {', '.join(parts)}".replace("-", "−") if parts else name
 
 
@@ -153,18 +155,18 @@ def alignment(
     if measure not in OVERLAPS:
         raise ArgumentError(f"no measure {measure!r}; choose from {', '.join(OVERLAPS)}.")
     ax = new_axes(ax, 3.6, 3.2)
-    runs = (record.get("alignment") or {}).get("segments") or []
+    runs = record.alignment.segments
     if not runs:
         return nothing_to_show(ax, "This record has no consecutive blocks with residual Jacobians.")
     run = segment_at(runs, segment)
-    values = _matrix(record["alignment"], run["blocks"], measure)
+    values = _matrix(record.alignment, run.blocks, measure)
     image = ax.imshow(values, vmin=0, vmax=1, cmap="cividis", interpolation="nearest")
     color_bar(image, ax, marks=True)
-    names = short_names(run["blocks"], 18)
+    names = short_names(run.blocks, 18)
     ax.set_xticks(range(len(names)), names, rotation=90)
     ax.set_yticks(range(len(names)), names)
     frame_cells(ax)
-    chance = run.get("chance_coupling" if measure == "coupling" else "chance")
+    chance = run.chance_coupling if measure == "coupling" else run.chance
     ax.set_title(OVERLAPS[measure], fontsize=8)
     ax.set_xlabel(f"by chance: {number(chance):.2g}")
     write_in_cells(
@@ -176,33 +178,33 @@ def alignment(
     return ax
 
 
-def _matrix(record: Mapping[str, Any], names: list[str], measure: str) -> np.ndarray:
+def _matrix(comparison: Alignment, names: Sequence[str], measure: str) -> np.ndarray:
     """Return a measure of every ordered pair of blocks; NaN if it was not measured."""
     values = np.full((len(names),) * 2, np.nan)
     indices = {name: k for k, name in enumerate(names)}
-    for pair in record.get("pairs") or []:
-        if pair["source"] in indices and pair["target"] in indices:
-            row, column = indices[pair["source"]], indices[pair["target"]]
-            values[row, column] = number(pair.get(measure))
+    for pair in comparison.pairs:
+        if pair.source in indices and pair.target in indices:
+            row, column = indices[pair.source], indices[pair.target]
+            values[row, column] = number(pair.measure(measure))
     if measure == "overlap_uv":  # the diagonal
-        for block in record.get("blocks") or []:
-            if block["name"] in indices:
-                k = indices[block["name"]]
-                values[k, k] = number(block.get("overlap"))
+        for block in comparison.blocks:
+            if block.name in indices:
+                k = indices[block.name]
+                values[k, k] = number(block.overlap)
     return values
 
 
-def depth_law_plots(record: Mapping[str, Any]) -> list[Plot]:
+def depth_law_plots(record: Record) -> list[Plot]:
     """Return the figures of this module that can be drawn from a record."""
     plots = []
     if _stage_fits(record):
         plots.append(_law_plot(record))
-    if (record.get("alignment") or {}).get("segments"):
+    if record.alignment.segments:
         plots.append(_alignment_plot(record))
     return plots
 
 
-def _law_plot(record: Mapping[str, Any]) -> Plot:
+def _law_plot(record: Record) -> Plot:
     @styled
     def draw() -> Figure:
         figure = new_figure(7.2, 8.4)
@@ -213,13 +215,13 @@ def _law_plot(record: Mapping[str, Any]) -> Plot:
     def rows() -> list[Row]:
         return [
             {
-                "stage": segment["stage"],
+                "stage": segment.stage,
                 "layer": name,
-                **{key: segment[key][i] for key in LAWS},
-                **{k: v for k, v in segment.items() if v is None or isinstance(v, float)},
+                **{key: getattr(segment, key)[i] for key in LAWS},
+                **{k: v for k, v in segment.json.items() if v is None or isinstance(v, float)},
             }
             for segment in _stage_fits(record)
-            for i, name in enumerate(segment["layers"])
+            for i, name in enumerate(segment.layers)
         ]
 
     return Plot(
@@ -236,9 +238,9 @@ def _law_plot(record: Mapping[str, Any]) -> Plot:
     )
 
 
-def _alignment_plot(record: Mapping[str, Any]) -> Plot:
-    comparison = record["alignment"]
-    runs = comparison["segments"]
+def _alignment_plot(record: Record) -> Plot:
+    comparison = record.alignment
+    runs = comparison.segments
 
     @styled
     def draw() -> Figure:
@@ -250,18 +252,18 @@ def _alignment_plot(record: Mapping[str, Any]) -> Plot:
     return Plot(
         "alignment",
         "Do the blocks do the same thing?",
-        f"Overlap of the {comparison.get('vectors')} leading output directions of the row's block "
-        f"with the {comparison.get('vectors')} leading input directions of the column's block: 1 "
+        f"Overlap of the {comparison.vectors} leading output directions of the row's block "
+        f"with the {comparison.vectors} leading input directions of the column's block: 1 "
         "if they span the same space, as along a geodesic. The directions are the singular vectors "
         "of the blocks' Jacobians without the shortcuts; the overlap is a mean over "
-        f"{comparison.get('points')} images.",
+        f"{comparison.points} images.",
         f"Overlap of singular directions of the blocks in {counted(len(runs), 'run')}.",
         draw,
         lambda: list(_rows(comparison)),
     )
 
 
-def _rows(comparison: Mapping[str, Any]) -> Iterator[Row]:
-    for block in comparison.get("blocks") or []:
-        yield {"source": block["name"], "target": block["name"], "overlap_uv": block.get("overlap")}
-    yield from comparison.get("pairs") or []
+def _rows(comparison: Alignment) -> Iterator[Row]:
+    for block in comparison.blocks:
+        yield {"source": block.name, "target": block.name, "overlap_uv": block.overlap}
+    yield from (pair.plain() for pair in comparison.pairs)

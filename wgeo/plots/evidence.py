@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,14 +11,15 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 
 from .._deprecated import renamed_parameter
+from ..storage.record import Record, Segment, SizePoint
 from ..text import counted
 from .paths import segment_handles, segment_style
 from .plot import Plot, Row
+from .sources import as_record
 from .style import (
     COLORS,
     MEASURED,
     REFERENCE,
-    as_record,
     layer_axis,
     legend_above,
     legend_below,
@@ -63,17 +64,17 @@ def sample_sizes(record: Any, measure: str = "ot_score", ax: Axes | None = None)
     """
     record = as_record(record, "BiasCurve")
     ax = new_axes(ax)
-    segments = record.get("segments") or []
+    segments = record.segments
     if not any(_points(segment) for segment in segments):
         return nothing_to_show(ax, "This record has no curve over sample sizes.")
     sizes: set[float] = set()
     curves = []
     for i, segment in enumerate(segments):
         points = _points(segment)
-        at = numbers([point.get("size") for point in points])
-        values = numbers([point.get(measure) for point in points])
-        spread = np.nan_to_num(numbers([point.get(f"{measure}_deviation") for point in points]))
-        is_resolved = numbers([point.get("resolution") for point in points]) >= 0.5
+        at = numbers([point.size for point in points])
+        values = numbers([point.measure(measure) for point in points])
+        spread = np.nan_to_num(numbers([point.measure(f"{measure}_deviation") for point in points]))
+        is_resolved = numbers([point.measure("resolution") for point in points]) >= 0.5
         style = segment_style(i)
         ax.vlines(at, values - spread, values + spread, color=style["color"], lw=1.2, alpha=0.7)
         ax.plot(at, values, color=style["color"], lw=1.1, zorder=2)
@@ -109,7 +110,7 @@ def gradient_maps(record: Any, test: str = "asymmetry", ax: Axes | None = None) 
     """
     record = as_record(record)
     ax = new_axes(ax, 7.2, 2.6)
-    blocks = [block for block in record.get("blocks") or [] if block.get("brenier")]
+    blocks = [block for block in record.blocks if block.brenier]
     if not blocks:
         return nothing_to_show(ax, "This record has no Brenier test.")
     at = np.arange(len(blocks))
@@ -118,43 +119,43 @@ def gradient_maps(record: Any, test: str = "asymmetry", ax: Axes | None = None) 
         series.append(("displacement_asymmetry", "its displacement alone", COLORS[1], "s"))
     handles, curves = [], []
     for key, _, color, marker in series:
-        values = numbers([block["brenier"].get(key) for block in blocks])
-        ends = [numbers((block["brenier"].get("intervals") or {}).get(key)) for block in blocks]
+        values = numbers([block.brenier.measure(key) for block in blocks])
+        ends = [numbers(block.brenier.interval(key)) for block in blocks]
         low, high = (np.array([e[k] if len(e) == 2 else np.nan for e in ends]) for k in (0, 1))
         ax.vlines(at, low, high, color=color, lw=1.3, alpha=0.7)
         handles += ax.plot(at, values, ls="none", ms=4.5, color=color, marker=marker, zorder=3)
         curves.append(values)
     if test == "min_eigenvalue":
-        lowest = numbers([block["brenier"].get("lowest_eigenvalue") for block in blocks])
+        lowest = numbers([block.brenier.lowest_eigenvalue for block in blocks])
         handles += ax.plot(at, lowest, ls="none", ms=9, mew=1.4, color=MEASURED, marker="_")
         ax.axhline(0.0, color=REFERENCE, lw=0.9, ls=(0, (4, 3)), zorder=1)
         names = ["mean over points", "lowest of all points"]
     else:
         names = [name for _, name, _, _ in series]
         log_if_positive(ax, *curves)
-    layer_axis(ax, [block.get("target") for block in blocks])
+    layer_axis(ax, [block.target for block in blocks])
     ax.set_title(TESTS[test])
     legend_above(ax, handles, names)
     return ax
 
 
-def evidence_plots(record: Mapping[str, Any]) -> list[Plot]:
+def evidence_plots(record: Record) -> list[Plot]:
     """Return the figures of this module that can be drawn from a record."""
-    segments, blocks = record.get("segments") or [], record.get("blocks") or []
+    segments, blocks = record.segments, record.blocks
     plots = []
     if any(_points(segment) for segment in segments):
         plots.append(_sample_sizes(record))
-    if any(block.get("brenier") for block in blocks):
+    if any(block.brenier for block in blocks):
         plots.append(_gradient_maps(record))
     return plots
 
 
-def _points(segment: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    return (segment.get("sample_sizes") or {}).get("points") or []
+def _points(segment: Segment) -> Sequence[SizePoint]:
+    return segment.sample_sizes.points
 
 
-def _sample_sizes(record: Mapping[str, Any]) -> Plot:
-    segments = record["segments"]
+def _sample_sizes(record: Record) -> Plot:
+    segments = record.segments
 
     @styled
     def draw() -> Figure:
@@ -167,13 +168,13 @@ def _sample_sizes(record: Mapping[str, Any]) -> Plot:
 
     def rows() -> list[Row]:
         return [
-            {"segment": segment_name(segment, i), **point}
+            {"segment": segment_name(segment.layers, i), **point.plain()}
             for i, segment in enumerate(segments)
             for point in _points(segment)
         ]
 
-    largest = max((number(point.get("size")) for s in segments for point in _points(s)), default=0)
-    enough = [number((s.get("sample_sizes") or {}).get("enough")) for s in segments]
+    largest = max((number(point.size) for s in segments for point in _points(s)), default=0)
+    enough = [number(s.sample_sizes.enough) for s in segments]
     needed = max((n for n in enough if n > largest), default=None)
     note = f" A resolution of 1/2 would need about {needed:,.0f} samples." if needed else ""
     return Plot(
@@ -188,8 +189,8 @@ def _sample_sizes(record: Mapping[str, Any]) -> Plot:
     )
 
 
-def _gradient_maps(record: Mapping[str, Any]) -> Plot:
-    tested = [block for block in record["blocks"] if block.get("brenier")]
+def _gradient_maps(record: Record) -> Plot:
+    tested = [block for block in record.blocks if block.brenier]
 
     @styled
     def draw() -> Figure:
@@ -201,18 +202,18 @@ def _gradient_maps(record: Mapping[str, Any]) -> Plot:
     def rows() -> list[Row]:
         return [
             {
-                "block": block.get("target"),
-                **{k: v for k, v in block["brenier"].items() if not isinstance(v, list | dict)},
+                "block": block.target,
+                **block.brenier.plain(),
                 **{
                     f"{name}_{end}": value
-                    for name, ends in (block["brenier"].get("intervals") or {}).items()
-                    for end, value in zip(("low", "high"), ends, strict=False)
+                    for name, ends in block.brenier.intervals.items()
+                    for end, value in zip(("low", "high"), ends or (), strict=False)
                 },
             }
             for block in tested
         ]
 
-    points = tested[0]["brenier"].get("points")
+    points = tested[0].brenier.points
     return Plot(
         "gradient-maps",
         "Is each block the gradient of a convex function?",

@@ -6,7 +6,7 @@ import base64
 import io
 import os
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -55,7 +55,7 @@ def require_figures_writable(folder: str | os.PathLike[str], *, series: bool = F
     require_writable(folder, *(f"{stem}.{ending}" for stem in stems for ending in _DEFAULT_ENDINGS))
 
 
-def current_files(record: Mapping[str, Any], folder: Path, record_file: Path) -> list[Path] | None:
+def current_files(record: Any, folder: Path, record_file: Path) -> list[Path] | None:
     """Return the files of a record's figures, if all of them are current.
 
     Return None if one is missing, is a link, or is older than the record's file.

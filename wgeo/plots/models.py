@@ -16,6 +16,7 @@ from ..errors import ArgumentError
 from ..storage.files import folder_name
 from ..storage.ownership import owned
 from .files import _png, _svg
+from .sources import as_mapping
 from .style import (
     COLORS,
     INK,
@@ -23,7 +24,6 @@ from .style import (
     MEASURED,
     MUTED,
     REFERENCE,
-    as_record,
     legend,
     new_axes,
     new_figure,
@@ -53,7 +53,7 @@ def model(record: Any) -> Figure:
     The panels show the cosines of the class means, the terms of the objective, for models with
     several layers the collapse at each layer, and the final values of random starts, if any.
     """
-    record = as_record(record)
+    record = as_mapping(record)
     curve, values = record.get("curve") or [], record.get("values") or []
     lower = [name for name, data in (("layers", curve[1:]), ("starts", values[1:])) if data]
     figure = new_figure(7.2, 2.9 if not lower else 5.4)
@@ -70,7 +70,7 @@ def model(record: Any) -> Figure:
 @styled
 def model_means(record: Any, ax: Axes | None = None) -> Axes:
     """Draw the cosines of the last layer's uncentered class means as a K x K matrix of colors."""
-    record = as_record(record)
+    record = as_mapping(record)
     ax = new_axes(ax, 3.4, 3.2)
     cosines = (record.get("view") or {}).get("means") or []
     matrix = np.array([numbers(row) for row in cosines])
@@ -102,7 +102,7 @@ def model_means(record: Any, ax: Axes | None = None) -> Axes:
 @styled
 def model_terms(record: Any, ax: Axes | None = None) -> Axes:
     """Draw the terms of the objective as bars."""
-    record = as_record(record)
+    record = as_mapping(record)
     ax = new_axes(ax, 3.6, 2.4)
     terms = record.get("terms") or {}
     names = [name for name in terms if number(terms[name]) > 0 or name == "fit"]
@@ -134,7 +134,7 @@ def model_terms(record: Any, ax: Axes | None = None) -> Axes:
 @styled
 def model_layers(record: Any, ax: Axes | None = None) -> Axes:
     """Draw collapse by layer: DNC1 to DNC3 for a model with weights; NC1, NC2, CDNV for MUFM."""
-    record = as_record(record)
+    record = as_mapping(record)
     ax = new_axes(ax)
     curve = record.get("curve") or []
     weights = bool(curve) and "deep" in curve[0]  # a model with weights, not MUFM
@@ -169,7 +169,7 @@ def model_layers(record: Any, ax: Axes | None = None) -> Axes:
 @styled
 def model_starts(record: Any, ax: Axes | None = None) -> Axes:
     """Draw the final values of random starts, minus the lower bound or the lowest value."""
-    record = as_record(record)
+    record = as_mapping(record)
     ax = new_axes(ax, 3.6, 2.6)
     ax.set_title("Final values of random starts")
     values = np.sort(numbers(record.get("values") or []))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -11,20 +11,13 @@ from matplotlib.colors import BoundaryNorm
 from matplotlib.figure import Figure
 
 from ..geodesic.nulls import NEARLY_OPTIMAL, OPTIMAL, clearly_above
+from ..storage.record import Record, Segment
 from ..text import counted
 from .matrices import color_bar, frame_cells, write_in_cells
 from .paths import segment_at
 from .plot import Plot, Row
-from .style import (
-    as_record,
-    new_axes,
-    nothing_to_show,
-    numbers,
-    panel_grid,
-    segment_name,
-    short_names,
-    styled,
-)
+from .sources import as_record
+from .style import new_axes, nothing_to_show, numbers, panel_grid, segment_name, short_names, styled
 
 _STEPS = (0.0, 0.25, 0.5, 0.75, 0.9, NEARLY_OPTIMAL, OPTIMAL, 1.0)
 _NORM = BoundaryNorm(_STEPS, 256, extend="min")
@@ -50,15 +43,15 @@ def correlation_pairs(record: Any, segment: int = 0, ax: Axes | None = None) -> 
     """
     record = as_record(record, "Straightness", "SegmentStraightness")
     ax = new_axes(ax, 3.6, 3.2)
-    segments = record.get("segments") or []
+    segments = record.segments
     if not segments:
         return nothing_to_show(ax, "This record has no segments.")
     source = segment_at(segments, segment)
-    ax.set_title(segment_name(source, segment % len(segments)))
+    ax.set_title(segment_name(source.layers, segment % len(segments)))
     scores = _scores(source)
     if not np.isfinite(scores).any():
         return nothing_to_show(ax, "This segment has no scores of pairs of layers.")
-    names = short_names(source["pairs"]["layers"], 18)
+    names = short_names(source.pairs.layers, 18)
     scores = scores[:-1, 1:]  # no map ends at the first layer, and none starts at the last
     image = ax.imshow(scores, norm=_NORM, cmap="cividis", interpolation="nearest", aspect="auto")
     if len(ax.get_figure(root=True).axes) == 1:  # type: ignore[union-attr]
@@ -78,25 +71,25 @@ def correlation_pairs(record: Any, segment: int = 0, ax: Axes | None = None) -> 
     return ax
 
 
-def _scores(segment: Mapping[str, Any], key: str = "corr_score") -> np.ndarray:
+def _scores(segment: Segment, key: str = "corr_score") -> np.ndarray:
     """Return the matrix of a value of layer pairs; NaN unless the row's layer comes first."""
-    rows = (segment.get("pairs") or {}).get(key) or []
+    rows = getattr(segment.pairs, key)
     matrix = np.array([numbers(row) for row in rows]).reshape(len(rows), len(rows))
     return np.where(np.triu(np.ones(matrix.shape, bool), 1), matrix, np.nan)
 
 
-def _lacks_power(segment: Mapping[str, Any]) -> np.ndarray:
+def _lacks_power(segment: Segment) -> np.ndarray:
     """Return which scores are not clearly above those of null maps; False without null maps."""
     low = _scores(segment, "corr_low")
-    if not (segment.get("pairs") or {}).get("null"):
+    if not segment.pairs.null:
         return np.zeros(low.shape, bool)
     null = _scores(segment, "null")
-    return ~np.isnan(null) & ~clearly_above(low, null, segment.get("samples"))
+    return ~np.isnan(null) & ~clearly_above(low, null, segment.samples)
 
 
-def pairs_plot(record: Mapping[str, Any]) -> Plot | None:
+def pairs_plot(record: Record) -> Plot | None:
     """Return the figure of every segment's pairs; None if the record has no pairs."""
-    segments = record.get("segments") or []
+    segments = record.segments
     chosen = [i for i, segment in enumerate(segments) if np.isfinite(_scores(segment)).any()]
     if not chosen:
         return None
@@ -129,14 +122,14 @@ def pairs_plot(record: Mapping[str, Any]) -> Plot | None:
     )
 
 
-def _rows(segment: Mapping[str, Any], index: int) -> Iterator[Row]:
-    pairs = segment["pairs"]
+def _rows(segment: Segment, index: int) -> Iterator[Row]:
+    pairs = segment.pairs
     keys = ("corr_score", "corr_low", "corr_high", "null", "distance", "lower", "upper")
-    for i, source in enumerate(pairs["layers"]):
-        for j, target in enumerate(pairs["layers"][i + 1 :], i + 1):
+    for i, source in enumerate(pairs.layers):
+        for j, target in enumerate(pairs.layers[i + 1 :], i + 1):
             yield {
-                "segment": segment_name(segment, index),
+                "segment": segment_name(segment.layers, index),
                 "from": source,
                 "to": target,
-                **{key: pairs[key][i][j] if pairs.get(key) else None for key in keys},
+                **{key: rows[i][j] if (rows := getattr(pairs, key)) else None for key in keys},
             }

@@ -12,7 +12,9 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from ..errors import ArgumentError
+from ..storage.record import Measured, Record, Segment, SeriesRecord, View
 from ..text import counted
+from .sources import as_record, as_series, is_series
 from .style import (
     CLASS_COLORS,
     COLORS,
@@ -20,9 +22,7 @@ from .style import (
     MARKERS,
     MUTED,
     REFERENCE,
-    as_record,
     has_resolution,
-    highest_null,
     inches_wide,
     legend,
     legend_below,
@@ -60,13 +60,12 @@ def class_means(record: Any, segment: int = 0, ax: Axes | None = None) -> Axes:
     training, the paths are those of the last layer's class means from epoch to epoch, without
     chords.
     """
-    record = as_record(record, "Trajectory")
+    training = is_series(record)
+    record = over_training(as_series(record)) if training else as_record(record, "Trajectory")
     ax = new_axes(ax, 6.2, 4.4)
-    if training := "analyses" in record:
-        record = over_training(record)
-    segments = record.get("segments") or []
-    view = segment_at(segments, segment).get("view") or {}
-    paths = np.array(view.get("class_means") or [], dtype=np.float64)  # (layers, classes, 2)
+    segments = record.segments
+    view = segment_at(segments, segment).view
+    paths = np.array(view.class_means, dtype=np.float64)  # (layers, classes, 2)
     if paths.ndim != 3 or not np.isfinite(paths).any():
         return nothing_to_show(ax, "This record has no plane of class means.")
     if paths.shape[1] <= _MAX_NAMED:
@@ -81,7 +80,7 @@ def class_means(record: Any, segment: int = 0, ax: Axes | None = None) -> Axes:
     ax.margins(0.08)
     labels = axis_labels(view, narrow=inches_wide(ax) < _NARROW)
     ax.set(xlabel=labels[0], ylabel=labels[1])
-    ax.set_title(segment_name(segments[segment], segment % len(segments)))
+    ax.set_title(segment_name(segments[segment].layers, segment % len(segments)))
     _class_legend(ax, handles, class_names(record, view), "epoch" if training else "layer")
     return ax
 
@@ -96,14 +95,10 @@ def segment_at(segments: Sequence[Any], index: int, source: str = "record") -> A
     return segments[index]
 
 
-def over_training(series: Mapping[str, Any]) -> dict[str, Any]:
+def over_training(series: SeriesRecord) -> Record:
     """Return the last layer over training as a record of one segment, with epochs as layers."""
-    last = series.get("last_layer")
-    rows = series["analyses"]
-    return {
-        "provenance": rows[0].get("provenance") if rows else {},
-        "segments": [last or {"layers": [], "view": None}],
-    }
+    first = [row.provenance.json for row in series.analyses[:1]]
+    return Record.of({"provenance": (*first, {})[0], "segments": [series.last_layer.json]})
 
 
 LEGEND_ROWS = 23
@@ -145,17 +140,17 @@ def segment_style(i: int) -> dict[str, Any]:
     return {"color": COLORS[i % len(COLORS)], "marker": MARKERS[i % len(MARKERS)]}
 
 
-def class_names(record: Mapping[str, Any], view: Mapping[str, Any], width: int = 18) -> list[str]:
+def class_names(record: Record, view: View, width: int = 18) -> list[str]:
     """Return the names of a view's classes, shortened to `width`; numbers if they are unknown."""
-    names = (record.get("provenance") or {}).get("class_names") or ()
-    count = len(view["class_means"][0])
-    classes = view.get("classes") or range(count)
+    names = record.provenance.class_names
+    count = len(view.class_means[0])
+    classes = view.classes or range(count)
     return [short(names[k], width) if k < len(names) else f"class {k}" for k in classes]
 
 
-def axis_labels(view: Mapping[str, Any], *, narrow: bool = False) -> list[str]:
+def axis_labels(view: View, *, narrow: bool = False) -> list[str]:
     """Return the labels of a view's axes, with the fraction of variance along each if known."""
-    shares = numbers(view.get("explained"))
+    shares = numbers(view.explained)
     shares = np.pad(shares[:2], (0, max(0, 2 - len(shares))), constant_values=np.nan)
     names = ("PC 1", "PC 2") if narrow else _COMPONENTS
     return [
@@ -207,12 +202,12 @@ def straightness(
     """
     record = as_record(record, "Straightness", "SegmentStraightness")
     ax = new_axes(ax, 5.5, 2.8)
-    segments = record.get("segments") or []
+    segments = record.segments
     if not segments:
         return nothing_to_show(ax, "This record has no segments.")
     scores = measures is SCORES
     if scores:  # records of schema 1 have only the OT score
-        measures = {k: v for k, v in measures.items() if any(k in s for s in segments)}
+        measures = {k: v for k, v in measures.items() if any(k in s.json for s in segments)}
     rows = np.arange(len(measures))
     offsets = np.linspace(-0.3, 0.3, len(segments)) if len(segments) > 1 else np.zeros(1)
     drawn = [np.ones(1)]
@@ -225,7 +220,7 @@ def straightness(
             drawn.append(_mark_null(ax, segment, measures, at, style))
             continue
         gap = 0.3 / (2 * max(len(segments), 2))
-        centered = segment.get("centred") or {}
+        centered = segment.centred
         hollow = np.zeros(len(rows), bool)
         drawn += _row_of_marks(ax, segment, measures, at + gap, style, hollow)
         if centered:
@@ -246,15 +241,15 @@ def straightness(
 
 def _row_of_marks(
     ax: Axes,
-    source: Mapping[str, Any],
+    source: Measured,
     measures: Iterable[str],
     at: np.ndarray,
     style: Mapping[str, Any],
     solid: np.ndarray,
 ) -> list[np.ndarray]:
     """Draw one marker per measure with its interval, solid or hollow; return the values."""
-    values = numbers([measured(source, key) for key in measures])
-    ends = [numbers((source.get("intervals") or {}).get(key)) for key in measures]
+    values = numbers([source.measure(key) for key in measures])
+    ends = [numbers(source.interval(key)) for key in measures]
     low, high = (np.array([e[j] if len(e) == 2 else np.nan for e in ends]) for j in (0, 1))
     ax.hlines(at, low, high, color=style["color"], lw=1.6, alpha=0.75)
     marks: dict[str, Any] = {"ls": "none", "ms": 5, **style}
@@ -266,37 +261,31 @@ def _row_of_marks(
     return [values, low, high]
 
 
-def measured(source: Mapping[str, Any], key: str) -> Any:
-    """Return the value of a measure, without the certified interval that scores include."""
-    value = source.get(key)
-    return value[0] if isinstance(value, list) else value
-
-
-def is_evidence(segment: Mapping[str, Any], key: str) -> bool:
+def is_evidence(segment: Segment, key: str) -> bool:
     """Return whether the samples are sufficient for a score to be evidence."""
-    return bool(segment.get("power")) if key == "corr_score" else has_resolution(segment)
+    return bool(segment.power) if key == "corr_score" else has_resolution(segment)
 
 
-def _are_evidence(segment: Mapping[str, Any], measures: Iterable[str]) -> np.ndarray:
+def _are_evidence(segment: Segment, measures: Iterable[str]) -> np.ndarray:
     return np.array([is_evidence(segment, key) for key in measures], bool)
 
 
 def _mark_null(
     ax: Axes,
-    segment: Mapping[str, Any],
+    segment: Segment,
     measures: Iterable[str],
     at: np.ndarray,
     style: Mapping[str, Any],
 ) -> np.ndarray:
     """Draw a cross at the highest score of null maps, in the row of the correlation score."""
-    marks = numbers([highest_null(segment) if key == "corr_score" else None for key in measures])
+    marks = numbers([segment.highest_null if key == "corr_score" else None for key in measures])
     ax.plot(marks, at, ls="none", marker="x", ms=4.5, mew=1.1, color=style["color"])
     return marks
 
 
 def _mark_orthogonal(
     ax: Axes,
-    segment: Mapping[str, Any],
+    segment: Segment,
     measures: Iterable[str],
     at: np.ndarray,
     style: Mapping[str, Any],
@@ -308,10 +297,10 @@ def _mark_orthogonal(
     return marks
 
 
-def orthogonal_ratio(segment: Mapping[str, Any]) -> float | None:
+def orthogonal_ratio(segment: Segment) -> float | None:
     """Return sqrt(B) of the centered path if the record has it, else of the original path."""
-    centered = (segment.get("centred") or {}).get("sqrt_moving_blocks")
-    return segment.get("sqrt_moving_blocks") if centered is None else centered
+    centered = segment.centred.sqrt_moving_blocks
+    return segment.sqrt_moving_blocks if centered is None else centered
 
 
 def _write_undefined(ax: Axes, row: float, color: str, *, left: bool) -> None:
@@ -330,8 +319,8 @@ def interpolation_gap(record: Any, ax: Axes | None = None) -> Axes:
     """
     record = as_record(record, "Straightness", "SegmentStraightness")
     ax = new_axes(ax, 5.5, 2.6)
-    segments = record.get("segments") or []
-    if not any(segment.get("interpolation_gap") for segment in segments):
+    segments = record.segments
+    if not any(segment.interpolation_gap for segment in segments):
         return nothing_to_show(ax, "This record has no interpolation gaps.")
     for i, segment in enumerate(segments):
         t, gap = gap_positions(segment)
@@ -345,15 +334,15 @@ def interpolation_gap(record: Any, ax: Axes | None = None) -> Axes:
     return ax
 
 
-def gap_positions(segment: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+def gap_positions(segment: Segment) -> tuple[np.ndarray, np.ndarray]:
     """Return each layer's position on its segment, in [0, 1], and its interpolation gap."""
-    gap = numbers(segment.get("interpolation_gap"))
-    time = numbers(segment.get("interpolation_time"))
+    gap = numbers(segment.interpolation_gap)
+    time = numbers(segment.interpolation_time)
     return (time if len(time) == len(gap) else np.linspace(0, 1, len(gap))), gap
 
 
-def segment_handles(record: Mapping[str, Any]) -> tuple[list[Line2D], list[str]]:
+def segment_handles(record: Record) -> tuple[list[Line2D], list[str]]:
     """Return the legend entries of the segments: handles and names."""
-    segments = record.get("segments") or []
+    segments = record.segments
     handles = [Line2D([], [], ms=5, lw=1.4, **segment_style(i)) for i in range(len(segments))]
-    return handles, [segment_name(segment, i) for i, segment in enumerate(segments)]
+    return handles, [segment_name(segment.layers, i) for i, segment in enumerate(segments)]

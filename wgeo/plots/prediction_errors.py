@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from ..errors import ArgumentError
+from ..storage.record import Record
 from .depth import (
     MODELS,
     in_order,
@@ -21,8 +22,8 @@ from .depth import (
     split_by_stage,
 )
 from .plot import Plot, Row
+from .sources import as_record
 from .style import (
-    as_record,
     layer_axis,
     legend_below,
     legend_of_figure,
@@ -56,28 +57,28 @@ def model_errors(record: Any, measure: str = "missed", ax: Axes | None = None) -
     if measure not in ERRORS:
         raise ArgumentError(f"no error {measure!r} of a model; choose from {', '.join(ERRORS)}.")
     ax = new_axes(ax)
-    layers = record.get("layers") or []
+    layers = record.layers
     errors = {key: model_error(record, key, measure) for key in models_in(record)}
     shown = {key: error for key, error in errors.items() if np.isfinite(error).any()}
     ax.set_title(ERRORS[measure])
     if not shown:
         return nothing_to_show(ax, "This record has no model features.")
-    stage_bands(ax, [layer.get("stage") for layer in layers])
+    stage_bands(ax, [layer.stage for layer in layers])
     for key, error in shown.items():
         shown_at = np.where(in_order(record, key), error, np.nan)
         ax.plot(*split_by_stage(record, shown_at), **model_style(key))
     ax.set_ylim(0, 1.08 * max(0.1, *(float(np.nanmax(error)) for error in shown.values())))
-    layer_axis(ax, [layer.get("name") for layer in layers], labels=True)
+    layer_axis(ax, [layer.name for layer in layers], labels=True)
     legend_below(ax, *_handles(shown))
     return ax
 
 
-def model_error(record: Mapping[str, Any], model: str, measure: str) -> np.ndarray:
+def model_error(record: Record, model: str, measure: str) -> np.ndarray:
     """Return a model's error at every layer of the record, or NaN if it predicts nothing there."""
-    return numbers([layer.get(measure) for layer in model_rows(record, model)])
+    return numbers([layer.measure(measure) for layer in model_rows(record, model)])
 
 
-def models_plot(record: Mapping[str, Any]) -> Plot | None:
+def models_plot(record: Record) -> Plot | None:
     """Return the figure of both errors, or None if the record has neither."""
     keys = models_in(record)
     errors = {(k, m): model_error(record, k, m) for k in keys for m in ERRORS}
@@ -95,11 +96,11 @@ def models_plot(record: Mapping[str, Any]) -> Plot | None:
     def rows() -> list[Row]:
         return [
             {
-                "name": layer.get("name"),
+                "name": layer.name,
                 **{f"{k}.{m}": _plain(errors[k, m][i]) for k in keys for m in ERRORS},
-                **{f"{k}.time": model_rows(record, k)[i].get("time") for k in keys},
+                **{f"{k}.time": model_rows(record, k)[i].time for k in keys},
             }
-            for i, layer in enumerate(record["layers"])
+            for i, layer in enumerate(record.layers)
         ]
 
     return Plot(

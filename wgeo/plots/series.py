@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import matplotlib as mpl
@@ -14,14 +14,14 @@ from matplotlib.ticker import FixedLocator, NullLocator
 
 from .._deprecated import renamed_parameter
 from ..errors import ArgumentError
+from ..storage.record import AnalysisRow, Measured, Segment, SeriesRecord
 from .depth import METRICS, measured_metric
-from .paths import RATIOS, is_evidence, measured, orthogonal_ratio, segment_style
+from .paths import RATIOS, is_evidence, orthogonal_ratio, segment_style
 from .plot import Plot, Row
+from .sources import as_series
 from .style import (
     MEASURED,
     REFERENCE,
-    as_record,
-    highest_null,
     legend_below,
     legend_of_figure,
     log_if_positive,
@@ -55,11 +55,11 @@ ENDS: dict[str, str] = {
 """Measures of a whole network that `over` draws, and their labels."""
 
 
-def positions(series: Mapping[str, Any]) -> np.ndarray:
+def positions(series: SeriesRecord) -> np.ndarray:
     """Return the position of each analysis on the axis: its epoch, or its index."""
-    rows = series["analyses"]
-    if series["axis"] == "epoch":
-        return numbers([row["provenance"].get("epoch") for row in rows])
+    rows = series.analyses
+    if series.axis == "epoch":
+        return numbers([row.provenance.epoch for row in rows])
     return np.arange(len(rows), dtype=np.float64)
 
 
@@ -80,18 +80,18 @@ def over(series: Any, measure: str = "length_ratio", ax: Axes | None = None) -> 
     measure : str
         A key of `OVER` (one line per segment) or of `ENDS` (one line).
     """
-    series = as_record(series)
+    series = as_series(series)
     if measure not in OVER and measure not in ENDS:
         raise ArgumentError(f"no measure {measure!r}; choose from {', '.join((*OVER, *ENDS))}.")
     ax = new_axes(ax)
-    rows, at = series["analyses"], positions(series)
-    line = series["axis"] == "epoch"
+    rows, at = series.analyses, positions(series)
+    line = series.axis == "epoch"
     if measure in ENDS:
         values = numbers([_network_value(row, measure) for row in rows])
         drawn = [values]
         ax.plot(at, values, color=MEASURED, marker="o", ls="-" if line else "none", ms=4)
     else:
-        count = max((len(row["segments"]) for row in rows), default=0)
+        count = max((len(row.segments) for row in rows), default=0)
         if not count:
             return nothing_to_show(ax, "These analyses have no segments.")
         drawn = []
@@ -111,43 +111,39 @@ def over(series: Any, measure: str = "length_ratio", ax: Axes | None = None) -> 
     return ax
 
 
-def common_runs(rows: Sequence[Mapping[str, Any]], index: int) -> int | None:
+def common_runs(rows: Sequence[AnalysisRow], index: int) -> int | None:
     """Return the largest number of runs for which every analysis has the segment's length ratio."""
-    runs = [
-        set((_segment(row, index).get("centred") or {}).get("length_over_runs") or {})
-        for row in rows
-    ]
-    return max((int(k) for k in set.intersection(*runs)), default=None) if runs else None
+    runs = [set(_segment(row, index).centred.length_over_runs) for row in rows]
+    return max(set.intersection(*runs), default=None) if runs else None
 
 
-def runs_in(series: Mapping[str, Any]) -> list[int]:
+def runs_in(series: SeriesRecord) -> list[int]:
     """Return the distinct numbers of runs at which the segments of a series are compared."""
-    rows = series["analyses"]
-    count = max((len(row["segments"]) for row in rows), default=0)
+    rows = series.analyses
+    count = max((len(row.segments) for row in rows), default=0)
     return sorted({k for i in range(count) if (k := common_runs(rows, i)) is not None})
 
 
-def _segment(row: Mapping[str, Any], index: int) -> Mapping[str, Any]:
-    return row["segments"][index] if index < len(row["segments"]) else {}
+def _segment(row: AnalysisRow, index: int) -> Segment:
+    return row.segments[index] if index < len(row.segments) else Segment.of({})
 
 
 def _measured(
-    row: Mapping[str, Any], index: int, measure: str, rows: Sequence[Mapping[str, Any]]
+    row: AnalysisRow, index: int, measure: str, rows: Sequence[AnalysisRow]
 ) -> tuple[Any, Any, bool]:
     """Return a segment's value, its interval, and whether a score is evidence."""
     segment = _segment(row, index)
-    centered = segment.get("centred") or {}
+    centered = segment.centred
     if measure == "length_over_runs_centred":
-        return (
-            (centered.get("length_over_runs") or {}).get(str(common_runs(rows, index))),
-            None,
-            True,
-        )
-    source, key = (
-        (centered, measure.removesuffix("_centred")) if "centred" in measure else (segment, measure)
+        k = common_runs(rows, index)
+        return None if k is None else centered.length_over_runs[k], None, True
+    source: Measured = centered if "centred" in measure else segment
+    key = measure.removesuffix("_centred")
+    return (
+        source.measure(key),
+        source.interval(key),
+        measure not in _SCORES or is_evidence(segment, measure),
     )
-    interval = (source.get("intervals") or {}).get(key)
-    return measured(source, key), interval, measure not in _SCORES or is_evidence(segment, measure)
 
 
 def _draw_segment(
@@ -172,27 +168,26 @@ def _draw_segment(
     return [values, low, high]
 
 
-def _network_value(row: Mapping[str, Any], measure: str) -> Any:
+def _network_value(row: AnalysisRow, measure: str) -> Any:
     if measure == "accuracy":
-        return row.get("accuracy")
+        return row.accuracy
     if measure == "tau":
-        return ((row.get("progress") or {}).get("nc1") or {}).get("kendall_tau")
-    layers = row.get("layers") or [{}]
-    return (layers[-1].get("collapse") or {}).get(measure)
+        return row.trend("nc1").kendall_tau
+    return row.last_layer.measure(measure)
 
 
-def name_analyses(ax: Axes, series: Mapping[str, Any], at: Any) -> None:
+def name_analyses(ax: Axes, series: SeriesRecord, at: Any) -> None:
     """Label positions on the x-axis with the analyses' epochs, or with their names."""
-    rows = series["analyses"]
-    if series["axis"] == "epoch":
-        ax.set_xticks(at, [str(row["provenance"]["epoch"]) for row in rows])
+    rows = series.analyses
+    if series.axis == "epoch":
+        ax.set_xticks(at, [str(row.provenance.epoch) for row in rows])
     else:
-        names = [short(row["name"], 18) for row in rows]
+        names = [short(row.name, 18) for row in rows]
         ax.set_xticks(at, names, rotation=90 if len(names) > 4 else 0)
 
 
-def _axis(ax: Axes, series: Mapping[str, Any], at: np.ndarray) -> None:
-    if series["axis"] != "epoch":
+def _axis(ax: Axes, series: SeriesRecord, at: np.ndarray) -> None:
+    if series.axis != "epoch":
         name_analyses(ax, series, at)
         ax.set_xlim(-0.5, len(at) - 0.5)
         return
@@ -212,15 +207,15 @@ def profiles(series: Any, metric: str = "nc1", ax: Axes | None = None) -> Axes:
     Depth is scaled to the same axis for all networks: 0 is the input of the first block, 1 the last
     layer.
     """
-    series = as_record(series)
+    series = as_series(series)
     if metric not in METRICS:
         raise ArgumentError(f"no collapse metric {metric!r}; choose from {', '.join(METRICS)}.")
     ax = new_axes(ax)
-    rows = series["analyses"]
+    rows = series.analyses
     drawn = []
     for row, style in zip(rows, profile_styles(series), strict=True):
-        layers = row.get("layers") or []
-        staged = np.array([layer.get("stage") is not None for layer in layers], bool)
+        layers = row.layers
+        staged = np.array([layer.stage is not None for layer in layers], bool)
         values = measured_metric(row, metric)[staged]
         if len(values):
             ax.plot(np.linspace(0, 1, len(values)), values, ms=2.6, **style)
@@ -235,68 +230,65 @@ def profiles(series: Any, metric: str = "nc1", ax: Axes | None = None) -> Axes:
     return ax
 
 
-def profile_styles(series: Mapping[str, Any]) -> list[dict[str, Any]]:
+def profile_styles(series: SeriesRecord) -> list[dict[str, Any]]:
     """Return a line style for each analysis: a sequence of shades for epochs, else colors."""
-    count = len(series["analyses"])
-    if series["axis"] == "epoch":
+    count = len(series.analyses)
+    if series.axis == "epoch":
         shades = mpl.colormaps["viridis_r"](np.linspace(0.08, 1.0, count))
         return [{"color": tuple(shade), "marker": "o", "lw": 1.2} for shade in shades]
     return [{**segment_style(i), "lw": 1.2} for i in range(count)]
 
 
-def series_handles(series: Mapping[str, Any]) -> tuple[list[Line2D], list[str]]:
+def series_handles(series: SeriesRecord) -> tuple[list[Line2D], list[str]]:
     """Return the legend entries of `profiles`, or a selection of them if there are many."""
-    rows, styles = series["analyses"], profile_styles(series)
-    chosen = thinned(len(rows), 8 if series["axis"] == "epoch" else 12)
-    by_epoch = series["axis"] == "epoch"
-    names = [
-        f"epoch {rows[i]['provenance']['epoch']}" if by_epoch else short(rows[i]["name"], 26)
-        for i in chosen
-    ]
+    rows, styles = series.analyses, profile_styles(series)
+    chosen = thinned(len(rows), 8 if series.axis == "epoch" else 12)
+    by_epoch = series.axis == "epoch"
+    names = [f"epoch {rows[i].epoch}" if by_epoch else short(rows[i].name, 26) for i in chosen]
     return [Line2D([], [], ms=3.5, **styles[i]) for i in chosen], names
 
 
-def segments_in(series: Mapping[str, Any]) -> tuple[list[Line2D], list[str]]:
+def segments_in(series: SeriesRecord) -> tuple[list[Line2D], list[str]]:
     """Return the legend entries of `over`, one per segment.
 
     A segment is named by its layers if they have the same names in every analysis that has the
     segment, and otherwise, as for networks of different architectures, by its number.
     """
-    count = max((len(row["segments"]) for row in series["analyses"]), default=0)
+    count = max((len(row.segments) for row in series.analyses), default=0)
     handles = [Line2D([], [], ms=4, lw=1.1, **segment_style(i)) for i in range(count)]
-    return handles, [_common_name(series["analyses"], i) for i in range(count)]
+    return handles, [_common_name(series.analyses, i) for i in range(count)]
 
 
-def _common_name(rows: Sequence[Mapping[str, Any]], index: int) -> str:
-    segments = [row["segments"][index] for row in rows if index < len(row["segments"])]
-    names = {segment_name(segment, index) for segment in segments}
+def _common_name(rows: Sequence[AnalysisRow], index: int) -> str:
+    segments = [row.segments[index] for row in rows if index < len(row.segments)]
+    names = {segment_name(segment.layers, index) for segment in segments}
     return names.pop() if len(names) == 1 else f"segment {index + 1} of each network"
 
 
 def series_rows(series: Any) -> list[Row]:
     """Return one row per analysis and segment: the numbers that `over` draws."""
-    series = as_record(series)
+    series = as_series(series)
     rows = []
-    for analysis in series["analyses"]:
+    for analysis in series.analyses:
         whole = {key: _network_value(analysis, key) for key in ENDS}
-        for i, segment in enumerate(analysis["segments"] or [{}]):
+        for i, segment in enumerate(analysis.segments or [Segment.of({})]):
             row: dict[str, Any] = {
-                "name": analysis["name"],
-                "epoch": analysis["provenance"].get("epoch"),
-                "segment": segment_name(segment, i),
+                "name": analysis.name,
+                "epoch": analysis.provenance.epoch,
+                "segment": segment_name(segment.layers, i),
             }
             for key in OVER:
-                value, interval, _ = _measured(analysis, i, key, series["analyses"])
+                value, interval, _ = _measured(analysis, i, key, series.analyses)
                 ends = numbers(interval)
                 row[key] = value
                 row[f"{key}_low"], row[f"{key}_high"] = (
                     [float(end) for end in ends] if len(ends) == 2 else (None, None)
                 )
-            row["runs"] = common_runs(series["analyses"], i)
-            row["resolution"] = segment.get("resolution")
+            row["runs"] = common_runs(series.analyses, i)
+            row["resolution"] = segment.resolution
             row["sqrt_moving_blocks"] = orthogonal_ratio(segment)
-            row["highest_null"] = highest_null(segment)
-            row["power"] = segment.get("power")
+            row["highest_null"] = segment.highest_null
+            row["power"] = segment.power
             rows.append(
                 {**row, **{k: None if np.isnan(number(v)) else v for k, v in whole.items()}}
             )
@@ -310,20 +302,20 @@ _PANELS = (
 _PROFILES = ("nc1", "ncc_error", "nc2_etf", "effective_rank")
 
 
-def _epochs(series: Mapping[str, Any]) -> str:
+def _epochs(series: SeriesRecord) -> str:
     """Return a note on the epoch axis; epoch 0 is the initialization only in wgeo's checkpoints."""
-    if series["axis"] != "epoch":
+    if series.axis != "epoch":
         return ""
-    provenance = [row["provenance"] for row in series["analyses"]]
-    own = any(each.get("epoch") == 0 and each.get("arch_from") == "file" for each in provenance)
+    provenance = [row.provenance for row in series.analyses]
+    own = any(each.epoch == 0 and each.arch_from == "file" for each in provenance)
     return " Epochs on a logarithmic axis" + ("; 0 is the initialization." if own else ".")
 
 
-def series_plots(series: Mapping[str, Any]) -> list[Plot]:
+def series_plots(series: SeriesRecord) -> list[Plot]:
     """Return the figures of a series."""
-    by_epoch = series["axis"] == "epoch"
+    by_epoch = series.axis == "epoch"
     what = "over training" if by_epoch else "across networks"
-    count = len(series["analyses"])
+    count = len(series.analyses)
 
     @styled
     def draw_over() -> Figure:
@@ -344,17 +336,13 @@ def series_plots(series: Mapping[str, Any]) -> list[Plot]:
     def profile_rows() -> list[Row]:
         return [
             {
-                "name": row["name"],
-                "epoch": row["provenance"].get("epoch"),
-                "layer": layer.get("name"),
-                **{
-                    k: v
-                    for k, v in (layer.get("collapse") or {}).items()
-                    if isinstance(v, int | float)
-                },
+                "name": row.name,
+                "epoch": row.provenance.epoch,
+                "layer": layer.name,
+                **{k: v for k, v in layer.collapse.json.items() if isinstance(v, int | float)},
             }
-            for row in series["analyses"]
-            for layer in row["layers"]
+            for row in series.analyses
+            for layer in row.layers
         ]
 
     return [

@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 import sys
 import unicodedata
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import wraps
 from itertools import takewhile
 from typing import Any, ParamSpec, TypeVar
@@ -28,8 +28,7 @@ from matplotlib.transforms import ScaledTranslation
 
 from ..errors import ArgumentError
 from ..geodesic.paths import LOW_RESOLUTION
-from ..results import Displayed
-from ..storage.records import as_json
+from ..storage.record import Block, Segment
 from ..text import stage_number
 
 P = ParamSpec("P")
@@ -180,47 +179,6 @@ def _pyplot_axes(width: float, height: float) -> Axes | None:
 
 _FILE_BACKENDS = frozenset({"agg", "cairo", "pdf", "pgf", "ps", "svg", "template"})
 
-SOURCES = {
-    "Trajectory": "wgeo.trace(net, images)",
-    "TransportResult": "wgeo.wasserstein(x, y)",
-    "Straightness": "wgeo.straightness(traj)",
-    "BlockTransport": "its .blocks[i]",
-    "SegmentStraightness": "its .segments[i]",
-    "BiasCurve": "wgeo.bias_curve(x, y)",
-    "Collapse": "wgeo.collapse(traj)",
-    "SeparationLaw": "wgeo.separation_law(traj)",
-    "Alignment": "wgeo.alignment(net, images)",
-    "Comparison": "wgeo.compare(traj)",
-}
-"""Results that can be drawn, and the calls that return them."""
-
-
-def as_record(source: Any, *kinds: str) -> Mapping[str, Any]:
-    """Return the record of an `Analysis`, the record itself, or a result converted to a record.
-
-    Parameters
-    ----------
-    kinds : str
-        Types of the results (keys of `SOURCES`) that the figure can draw.
-    """
-    kind = type(source).__name__ if isinstance(source, Displayed) else ""
-    if kind in kinds:
-        return dict(as_json(source._record()))
-    record = getattr(source, "record", source)
-    if kind in SOURCES or not isinstance(record, Mapping):
-        results = ", ".join(["wgeo.analyze(net, images)", *(SOURCES[kind] for kind in kinds)])
-        raise ArgumentError(
-            f"this figure cannot draw {type(source).__name__}. It draws the result of {results}, "
-            "or the record in RUN/analysis.json, as json.load reads it."
-        )
-    return record
-
-
-def highest_null(item: Mapping[str, Any]) -> float | None:
-    """Return the highest certified upper bound of the null maps' correlation scores, or None."""
-    scores = [null["score"] for null in item.get("null") or [] if null.get("score")]
-    return max((score[2] for score in scores if score[2] is not None), default=None)
-
 
 # --- names and numbers ---------------------------------------------------------------------------
 
@@ -261,9 +219,8 @@ def short_names(names: Sequence[Any], width: int = 16) -> list[str]:
     return [short(".".join(path[cut:] if len(path) > 1 else path), width) for path in paths]
 
 
-def segment_name(segment: Mapping[str, Any], index: int) -> str:
+def segment_name(layers: Sequence[str], index: int) -> str:
     """Return the name of a segment in a legend: its first and last layer."""
-    layers = segment.get("layers") or []
     if not layers:
         return f"segment {index + 1}"
     names = short_names(layers, 20)
@@ -282,12 +239,12 @@ def numbers(values: Sequence[Any] | None) -> np.ndarray:
     return np.array([number(v) for v in values or ()], dtype=np.float64)
 
 
-def has_resolution(item: Mapping[str, Any]) -> bool:
+def has_resolution(item: Block | Segment) -> bool:
     """Return whether the resolution is sufficient for an OT score to be evidence.
 
     Below `LOW_RESOLUTION`, the samples move so little that any map would score 1.
     """
-    return number(item.get("resolution")) >= LOW_RESOLUTION  # NaN compares false
+    return number(item.resolution) >= LOW_RESOLUTION  # NaN compares false
 
 
 # --- axes ----------------------------------------------------------------------------------------

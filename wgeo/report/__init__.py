@@ -11,9 +11,9 @@ import re
 import shutil
 import webbrowser
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from string import Template
-from typing import Any
 
 from .. import __version__, plots
 from ..errors import RecordError, WgeoError
@@ -26,7 +26,8 @@ from ..storage.ownership import (
     require_unchanged,
     require_writable,
 )
-from ..storage.records import ANALYSIS, kind_of, read_record
+from ..storage.record import AnalysisRow, Record, SeriesRecord
+from ..storage.records import ANALYSIS, kind_of, typed_record
 from . import building, pages
 from .assets import asset
 from .building import engine
@@ -91,9 +92,9 @@ def build(
     run = Path(run_dir)
     tex = engine() if pdf else ""  # first, to fail early if none is installed
     source = run / kind_of(run)
-    record = read_record(run, source.name)
+    record = typed_record(run, source.name)
     require_report_writable(run)
-    if html and "analyses" in record:
+    if html and isinstance(record, SeriesRecord):
         record = _with_reports(record, run)
     if current_files(record, run / "figures", source) is None:
         require_writable(run / "figures", *names_of(catalog(record)))
@@ -126,25 +127,25 @@ def build(
     return page
 
 
-def _with_reports(series: Mapping[str, Any], run: Path) -> dict[str, Any]:
+def _with_reports(series: SeriesRecord, run: Path) -> SeriesRecord:
     """Build the report of each analysis of a series, and add a link from the series' pages to it.
 
     An analysis whose folder has moved or whose report cannot be built has no link.
     """
-    reports = (_report_of(row, run) for row in series["analyses"])
+    reports = (_report_of(row, run) for row in series.analyses)
     html = (run / _REPORT / "html").resolve()
-    rows = [
-        row if page is None else {**row, "report": Path(os.path.relpath(page, html)).as_posix()}
-        for row, page in zip(series["analyses"], reports, strict=True)
-    ]
-    return {**series, "analyses": rows}
+    rows = (
+        row if page is None else replace(row, report=Path(os.path.relpath(page, html)).as_posix())
+        for row, page in zip(series.analyses, reports, strict=True)
+    )
+    return replace(series, analyses=tuple(rows))
 
 
-def _report_of(row: Mapping[str, Any], run: Path) -> Path | None:
+def _report_of(row: AnalysisRow, run: Path) -> Path | None:
     """Return the report of one analysis of a series, built if it is missing or out of date."""
-    if not row.get("folder"):
+    if not row.folder:
         return None
-    folder = (run / row["folder"]).resolve()
+    folder = (run / row.folder).resolve()
     source, page = folder / ANALYSIS, folder / _REPORT / _page(html=True, pdf=False)
     try:
         if page.is_file() and page.stat().st_mtime >= source.stat().st_mtime:
@@ -160,7 +161,7 @@ def _page(*, html: bool, pdf: bool) -> str:
     return "html/index.html" if html else "index.md"
 
 
-def _figures(record: Mapping[str, Any], source: Path) -> list[Path]:
+def _figures(record: Record | SeriesRecord, source: Path) -> list[Path]:
     """Return the files of the figures, drawn again if one is missing or older than the record."""
     folder = source.parent / "figures"
     files = current_files(record, folder, source)
@@ -172,7 +173,7 @@ def _figures(record: Mapping[str, Any], source: Path) -> list[Path]:
     return files
 
 
-def _write_paper(record: Mapping[str, Any], project: Path, source: Path) -> Path:
+def _write_paper(record: Record | SeriesRecord, project: Path, source: Path) -> Path:
     """Write the Sphinx project for the PDF, with figures in a format that TeX can read."""
     figures = plots.figures(record, project.with_name("figures-pdf"), endings=("pdf",))
     _write_project(record, paper(pages.pages(record)), project, figures, source)
@@ -180,7 +181,7 @@ def _write_paper(record: Mapping[str, Any], project: Path, source: Path) -> Path
 
 
 def _write_project(
-    record: Mapping[str, Any],
+    record: Record | SeriesRecord,
     texts: Mapping[str, str],
     project: Path,
     figures: list[Path],
@@ -209,9 +210,10 @@ def _write_project(
         (project / name).write_text(text, encoding="utf-8")
 
 
-def _created(record: Mapping[str, Any]) -> str:
+def _created(record: Record | SeriesRecord) -> str:
     """Return the date of a record, or of the latest one in a series; empty if unknown."""
-    days = [str(row.get("created"))[:10] for row in record.get("analyses") or [record]]
+    rows = record.analyses if isinstance(record, SeriesRecord) else [record]
+    days = [(row.created or "")[:10] for row in rows]
     return max((day for day in days if re.fullmatch(r"\d{4}-\d\d-\d\d", day)), default="")
 
 

@@ -2,41 +2,42 @@
 
 from __future__ import annotations
 
+from ..storage.record import Record
 from ..text import stage_number
-from .parts import Plots, Record, figure_block, join, names_of
+from .parts import Plots, figure_block, join, names_of
 from .text import DASH, general, plain, table, with_interval
 
 
 def alignment(record: Record, plots: Plots) -> str:
     """Tabulate the residual Jacobians of the blocks, and compare them with each other."""
-    comparison = record.get("alignment") or {}
-    if comparison.get("skipped"):
-        return f"Residual Jacobians were not compared: {plain(comparison['skipped'])}"
-    if not comparison.get("segments"):
+    comparison = record.alignment
+    if comparison.skipped:
+        return f"Residual Jacobians were not compared: {plain(comparison.skipped)}"
+    if not comparison.segments:
         return ""
     runs = [
         [
-            f"{plain(s['blocks'][0], 40)} to {plain(s['blocks'][-1], 40)}",
+            f"{plain(s.blocks[0], 40)} to {plain(s.blocks[-1], 40)}",
             *(
-                with_interval(s.get(key), (s.get("intervals") or {}).get(key), 3)
+                with_interval(s.measure(key), s.interval(key), 3)
                 for key in ("overlap_uv", "overlap_uu", "overlap_vv")
             ),
-            general(s.get("chance"), 2),
-            with_interval(s.get("coupling"), (s.get("intervals") or {}).get("coupling"), 3),
-            general(s.get("chance_coupling"), 3),
-            with_interval((s.get("slopes") or [None])[0], (s.get("intervals") or {}).get("slope")),
+            general(s.chance, 2),
+            with_interval(s.coupling, s.interval("coupling"), 3),
+            general(s.chance_coupling, 3),
+            with_interval(s.slope, s.interval("slope")),
         ]
-        for s in comparison["segments"]
+        for s in comparison.segments
     ]
     keys = ("overlap", "sign", "share", "participation", "asymmetry", "along", "residual")
     rows = [
         [
             name,
-            general(block["singular_values"][0]) if block["singular_values"] else DASH,
-            *(general(block.get(key)) for key in keys),
+            general(block.singular_values[0]) if block.singular_values else DASH,
+            *(general(block.measure(key)) for key in keys),
         ]
         for name, block in zip(
-            names_of(comparison["blocks"], "name"), comparison["blocks"], strict=True
+            names_of(block.name for block in comparison.blocks), comparison.blocks, strict=True
         )
     ]
     reset = (
@@ -48,14 +49,14 @@ def alignment(record: Record, plots: Plots) -> str:
         "The residual Jacobian is the derivative of a block's output with respect to its input, "
         "without the shortcut. Along a geodesic, the Jacobians of all blocks have the same "
         "singular vectors, and the slope is 1. [Definitions](methods.md).",
-        reset if comparison.get("reset_statistics") else "",
+        reset if comparison.reset_statistics else "",
         figure_block(plots, "alignment"),
         table(
             ("Blocks", "overlap", "of outputs", "of inputs", "by chance", *_COUPLING, "slope"),
             runs,
-            f"Overlap of the {general(comparison.get('vectors'))} largest singular directions of "
+            f"Overlap of the {general(comparison.vectors)} largest singular directions of "
             "all pairs of blocks, and coupling of adjacent blocks; 95 % intervals over "
-            f"{general(comparison.get('points'))} images.",
+            f"{general(comparison.points)} images.",
         ),
         table(
             ("Block", "largest singular value", *keys[:5], "along the step", "error"),
@@ -71,18 +72,18 @@ _COUPLING = ("coupling", "by chance")
 
 def separation_law(record: Record, plots: Plots) -> str:
     """Tabulate the fits of separation, compression and discrimination over depth."""
-    segments = (record.get("separation_law") or {}).get("segments") or []
+    segments = record.separation_law.segments
     rows = [
         [
-            "all stages" if s.get("stage") is None else f"stage {stage_number(s['stage'])}",
-            f"{plain(s['layers'][0], 40)} to {plain(s['layers'][-1], 40)}",
+            "all stages" if s.stage is None else f"stage {stage_number(s.stage)}",
+            f"{plain(s.layers[0], 40)} to {plain(s.layers[-1], 40)}",
             *(
-                with_interval(s.get(key), (s.get("intervals") or {}).get(key), 3)
+                with_interval(s.measure(key), s.interval(key), 3)
                 for key in ("rate", "correlation", "curvature", "compression_rate")
             ),
             with_interval(
-                s.get("discrimination_slope"),
-                (s.get("intervals") or {}).get("discrimination_slope"),
+                s.discrimination_slope,
+                s.interval("discrimination_slope"),
                 3,
             ),
         ]

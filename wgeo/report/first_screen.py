@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from ..geodesic.paths import LOW_RESOLUTION
 from ..plots.style import clean, numbers
-from .parts import Record, centered, correlation, join, path_descriptions, stage_ends, stage_title
+from ..storage.record import (
+    Block,
+    Layer,
+    Normalization,
+    Provenance,
+    Record,
+    Segment,
+    SeriesRecord,
+    Trust,
+)
+from .parts import centered, correlation, join, path_descriptions, stage_ends, stage_title
 from .text import DASH, escaped, fixed, general, percent, plain, sentence, table, term
 
 
@@ -43,9 +53,9 @@ _TERMS = {  # terms that a headline may contain, and their entries in the glossa
 _WORDS = re.compile(rf"\b({'|'.join(_TERMS)})\b")
 
 
-def headline_box(record: Record) -> str:
+def headline_box(record: Record | SeriesRecord) -> str:
     """Return the recorded headline in a box; the first use of each term links to the glossary."""
-    words = (record.get("headline") or {}).get("words")
+    words = record.headline.words
     if not words:
         return ""
     linked: set[str] = set()
@@ -63,56 +73,56 @@ def headline_box(record: Record) -> str:
 
 def _trust(record: Record) -> str:
     """Return one line with the facts that tell how far the numbers can be trusted."""
-    about, trust = record.get("provenance") or {}, record.get("trust") or {}
+    about, trust = record.provenance, record.trust
     parts = [
         _samples(about, trust),
-        f"accuracy {percent(record.get('accuracy'))}{_accuracy_context(trust)}"
-        if record.get("accuracy") is not None
+        f"accuracy {percent(record.accuracy)}{_accuracy_context(trust)}"
+        if record.accuracy is not None
         else "",
-        _normalized(trust.get("normalization")),
-        _certified(record.get("blocks") or []),
-        _resolution(record.get("blocks") or []),
-        _power(record.get("segments") or []),
-        f"features: {plain(about['pool'])}" if about.get("pool") else "",
+        _normalized(trust.normalization),
+        _certified(record.blocks),
+        _resolution(record.blocks),
+        _power(record.segments),
+        f"features: {plain(about.pool)}" if about.pool else "",
     ]
     return f"**Can it be trusted?** {' · '.join(part for part in parts if part)}."
 
 
-def _samples(about: Record, trust: Record) -> str:
-    samples, split = about.get("samples"), about.get("split")
+def _samples(about: Provenance, trust: Trust) -> str:
+    samples, split = about.samples, about.split
     if not samples:
         return ""
-    smallest = trust.get("samples_per_class")
+    smallest = trust.samples_per_class
     per_class = f", at least {general(smallest)} per class" if smallest else ""
     return f"{general(samples)} {plain(split) + ' ' if split else ''}samples{per_class}"
 
 
-def _accuracy_context(trust: Record) -> str:
+def _accuracy_context(trust: Trust) -> str:
     parts = []
-    if trust.get("chance") is not None:
-        parts.append(f"{term('guessing')} {percent(trust['chance'])}")
-    claimed = trust.get("claimed_accuracy")
-    parts += [f"the file states {percent(claimed['value'])}"] if claimed else []
+    if trust.chance is not None:
+        parts.append(f"{term('guessing')} {percent(trust.chance)}")
+    claimed = trust.claimed_accuracy
+    parts += [f"the file states {percent(claimed.value)}"] if claimed else []
     return f" ({', '.join(parts)})" if parts else ""
 
 
-def _normalized(normalization: Record | None) -> str:
+def _normalized(normalization: Normalization) -> str:
     if not normalization:
         return ""
     sources = {"asked": "as specified", "file": "as the file states"}
-    source = sources.get(normalization["source"], "assumed")
-    return f"{term('normalization')} {plain(normalization['name'])}, {source}"
+    source = sources.get(normalization.source, "assumed")
+    return f"{term('normalization')} {plain(normalization.name)}, {source}"
 
 
-def _certified(blocks: Any) -> str:
+def _certified(blocks: Sequence[Block]) -> str:
     if not blocks:
         return ""
-    number = sum(block.get("status") == "certified" for block in blocks)
+    number = sum(block.status == "certified" for block in blocks)
     return f"{number} of {len(blocks)} distances {term('certified')}"
 
 
-def _resolution(blocks: Any) -> str:
-    values = numbers([block.get("resolution") for block in blocks])
+def _resolution(blocks: Sequence[Block]) -> str:
+    values = numbers([block.resolution for block in blocks])
     values = values[np.isfinite(values)]
     if not len(values):
         return ""
@@ -120,8 +130,8 @@ def _resolution(blocks: Any) -> str:
     return f"{term('resolution')} {ends} (sufficient from {LOW_RESOLUTION})"
 
 
-def _power(segments: Any) -> str:
-    powers = [segment.get("power") for segment in segments if segment.get("corr_score")]
+def _power(segments: Sequence[Segment]) -> str:
+    powers = [segment.power for segment in segments if segment.corr_score]
     if not powers:
         return ""
     return f"{term('power')} in {sum(map(bool, powers))} of {len(powers)} stages"
@@ -132,19 +142,19 @@ def _power(segments: Any) -> str:
 
 def _glance(record: Record) -> str:
     """Tabulate straightness, optimality and collapse: one row for the input, one per stage."""
-    layers = record.get("layers") or []
-    segments = record.get("segments") or []
+    layers = record.layers
+    segments = record.segments
     if not segments:
         return "This record has no segment of at least two layers in one feature space."
     rows = [
         [
-            f"{plain(layer.get('name'), 20)}, before any block",
+            f"{plain(layer.name, 20)}, before any block",
             *([DASH] * 4),
-            general((layer.get("collapse") or {}).get("nc1")),
-            percent((layer.get("collapse") or {}).get("ncc_accuracy")),
+            general(layer.collapse.measure("nc1")),
+            percent(layer.collapse.measure("ncc_accuracy")),
         ]
         for layer in layers[:1]
-        if layer.get("stage") is None
+        if layer.stage is None
     ]
     for i, (segment, shape) in enumerate(zip(segments, path_descriptions(record), strict=True)):
         rows.append(
@@ -152,7 +162,7 @@ def _glance(record: Record) -> str:
                 plain(stage_title(segment, i, layers)),
                 shape,
                 centered(segment, "length_ratio"),
-                fixed((segment.get("centred") or {}).get("sqrt_moving_blocks"), 2),
+                fixed(segment.centred.sqrt_moving_blocks, 2),
                 correlation(segment),
                 _change(segment, layers, "nc1", general),
                 _change(segment, layers, "ncc_accuracy", percent),
@@ -177,16 +187,16 @@ def _glance(record: Record) -> str:
 
 
 def _change(
-    segment: Mapping[str, Any], layers: Any, metric: str, show: Callable[[Any], str]
+    segment: Segment, layers: Sequence[Layer], metric: str, show: Callable[[Any], str]
 ) -> str:
     """Return a metric at the input of the segment's first block and the output of its last."""
     ends = stage_ends(segment, layers)
-    return " → ".join(show((end.get("collapse") or {}).get(metric)) for end in ends) or DASH
+    return " → ".join(show(end.collapse.measure(metric)) for end in ends) or DASH
 
 
 def _verdict(record: Record) -> str:
     """Return the record's verdict, one line per sentence."""
-    sentences = [sentence(s["words"]) for s in record.get("verdict") or []]
+    sentences = [sentence(s.words) for s in record.verdict]
     if not sentences:
         return ""
     text = "\n".join(f"- {s}" for s in sentences) if len(sentences) > 1 else sentences[0]

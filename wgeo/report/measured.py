@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from ..geodesic.paths import LOW_RESOLUTION
 from ..plots.depth import METRICS
 from ..plots.paths import RATIOS
 from ..plots.style import segment_name, short_names
+from ..storage.record import Collapse, Comparison, Layer, Record, Reference, Segment
 from ..trajectory.trajectory import PENULTIMATE
 from .depth_laws import alignment, separation_law
 from .parts import (
     Plots,
-    Record,
     centered,
     correlation,
     figure_block,
     highest_null,
-    interval,
     join,
     names_of,
     score,
@@ -38,25 +37,25 @@ from .text import (
 
 
 def transport(record: Record, plots: Plots) -> str:
-    blocks = record.get("blocks") or []
+    blocks = record.blocks
     if not blocks:
         return ""
-    certified = sum(block.get("status") == "certified" for block in blocks)
+    certified = sum(block.status == "certified" for block in blocks)
     rows = [
         [
             name,
-            general(b.get("distance"), 5),
-            f"[{general(b.get('lower'), 5)}, {general(b.get('upper'), 5)}]",
-            general(b.get("paired"), 5),
+            general(b.distance, 5),
+            f"[{general(b.lower, 5)}, {general(b.upper, 5)}]",
+            general(b.paired, 5),
             correlation(b),
             highest_null(b),
             score(b),
-            fixed(b.get("ot_score_centred"), 4),
-            percent(b.get("shift_share")),
-            general(b.get("resolution")),
-            plain(b.get("status") or DASH),
+            fixed(b.ot_score_centred, 4),
+            percent(b.shift_share),
+            general(b.resolution),
+            plain(b.status or DASH),
         ]
-        for name, b in zip(names_of(blocks, "target"), blocks, strict=True)
+        for name, b in zip(names_of(block.target for block in blocks), blocks, strict=True)
     ]
     header = (
         *("Block", "W2", "bounds", "own pairing", "correlation score", "highest null"),
@@ -85,21 +84,21 @@ def _gradient_maps(record: Record, plots: Plots) -> str:
     if "gradient-maps" not in plots:
         return ""
     tests = [
-        (name, row["brenier"])
+        (name, row.brenier)
         for name, row in (
-            *zip(names_of(record["blocks"], "target"), record["blocks"], strict=True),
-            *((plain(segment_name(s, i)), s) for i, s in enumerate(record["segments"])),
+            *zip(names_of(block.target for block in record.blocks), record.blocks, strict=True),
+            *((plain(segment_name(s.layers, i)), s) for i, s in enumerate(record.segments)),
         )
-        if row.get("brenier")
+        if row.brenier
     ]
     rows = [
         [
             name,
             *(
-                with_interval(test.get(key), (test.get("intervals") or {}).get(key), 3)
+                with_interval(test.measure(key), test.interval(key), 3)
                 for key in ("asymmetry", "displacement_asymmetry", "min_eigenvalue")
             ),
-            percent(test.get("negative_share")),
+            percent(test.negative_share),
         ]
         for name, test in tests
     ]
@@ -119,34 +118,34 @@ def _gradient_maps(record: Record, plots: Plots) -> str:
 
 
 def straightness(record: Record, plots: Plots) -> str:
-    segments = record.get("segments") or []
+    segments = record.segments
     if not segments:
         return ""
     rows = [
         [name, *(show(s) for s in segments)]
         for name, show in (
-            ("W2 end to end", lambda s: general(s.get("distance"), 4)),
-            ("sum of the blocks' W2", lambda s: general(s.get("length"), 4)),
+            ("W2 end to end", lambda s: general(s.distance, 4)),
+            ("sum of the blocks' W2", lambda s: general(s.length, 4)),
             *((label, _with_interval(key)) for key, label in RATIOS.items()),
             *((f"{label}, centered", _centered(key)) for key, label in RATIOS.items()),
-            ("moving blocks B", lambda s: fixed(s.get("moving_blocks"), 2)),
+            ("moving blocks B", lambda s: fixed(s.moving_blocks, 2)),
             (
                 "length ratio of orthogonal steps √B",
-                lambda s: fixed(s.get("sqrt_moving_blocks"), 2),
+                lambda s: fixed(s.sqrt_moving_blocks, 2),
             ),
             *((f"length ratio over {k} runs of blocks", _over_runs(k)) for k in _runs(segments)),
             ("correlation score", correlation),
             ("highest null", highest_null),
             ("spread of the last layer / spread of the first", _spread),
-            ("common shift", lambda s: percent(s.get("shift_share"))),
+            ("common shift", lambda s: percent(s.shift_share)),
             ("OT score", score),
-            ("OT score, centered", lambda s: fixed(s.get("ot_score_centred"), 4)),
-            ("resolution", lambda s: general(s.get("resolution"))),
-            ("mean turning angle (degrees)", lambda s: fixed(s.get("turning_angle"), 0)),
+            ("OT score, centered", lambda s: fixed(s.ot_score_centred, 4)),
+            ("resolution", lambda s: general(s.resolution)),
+            ("mean turning angle (degrees)", lambda s: fixed(s.turning_angle, 0)),
             ("largest interpolation gap", lambda s: fixed(_largest_gap(s))),
         )
     ]
-    header = ("", *(plain(segment_name(s, i)) for i, s in enumerate(segments)))
+    header = ("", *(plain(segment_name(s.layers, i)) for i, s in enumerate(segments)))
     means = [stem for stem in plots if stem.startswith("class-means-")]
     return join(
         "# Straightness",
@@ -171,35 +170,34 @@ def straightness(record: Record, plots: Plots) -> str:
     )
 
 
-def _spread(segment: Mapping[str, Any]) -> str:
-    return general(segment.get("spread_ratio"))
+def _spread(segment: Segment) -> str:
+    return general(segment.spread_ratio)
 
 
-def _runs(segments: Sequence[Mapping[str, Any]]) -> list[str]:
+def _runs(segments: Sequence[Segment]) -> list[int]:
     """Return every number of runs of blocks for which a segment has a length ratio."""
-    counts = {k for s in segments for k in s.get("length_over_runs") or {}}
-    return sorted(counts, key=int)
+    return sorted({k for segment in segments for k in segment.length_over_runs})
 
 
-def _over_runs(k: str) -> Callable[[Mapping[str, Any]], str]:
-    return lambda segment: fixed((segment.get("length_over_runs") or {}).get(k), 3)
+def _over_runs(k: int) -> Callable[[Segment], str]:
+    return lambda segment: fixed(segment.length_over_runs.get(k), 3)
 
 
-def _pairs(segments: Sequence[Mapping[str, Any]], plots: Plots) -> list[str]:
+def _pairs(segments: Sequence[Segment], plots: Plots) -> list[str]:
     """Tabulate the correlation scores of the maps between all pairs of layers of a segment."""
     parts = []
     for i, segment in enumerate(segments):
-        pairs = segment.get("pairs") or {}
-        if not pairs.get("corr_score"):
+        pairs = segment.pairs
+        if not pairs.corr_score:
             continue
-        names = [plain(name) for name in short_names(pairs["layers"], 24)]
+        names = [plain(name) for name in short_names(pairs.layers, 24)]
         rows = [
             [name, *(fixed(score, 3) if k > j else DASH for k, score in enumerate(scores))]
-            for j, (name, scores) in enumerate(zip(names, pairs["corr_score"], strict=True))
+            for j, (name, scores) in enumerate(zip(names, pairs.corr_score, strict=True))
         ]
         caption = (
-            f"{plain(segment_name(segment, i))}: correlation score of the map from the row's layer "
-            "to the column's layer; 1 for an optimal map."
+            f"{plain(segment_name(segment.layers, i))}: correlation score of the map from the "
+            "row's layer to the column's layer; 1 for an optimal map."
         )
         parts.append(table(("from", *names), rows[:-1], caption))
     title = "## Between which layers is the map optimal?"
@@ -208,35 +206,35 @@ def _pairs(segments: Sequence[Mapping[str, Any]], plots: Plots) -> list[str]:
 
 def _reference(record: Record) -> str:
     """Compare the straightness of the network and of its reference."""
-    reference = record.get("reference") or {}
-    if reference.get("skipped"):
-        return f"Not compared with a reference: {plain(reference['skipped'])}"
-    kept = reference.get("kept") or []
-    body = _fresh_table(reference) or _tests_table(reference.get("tests") or [])
+    reference = record.reference
+    if reference.skipped:
+        return f"Not compared with a reference: {plain(reference.skipped)}"
+    kept = reference.kept
+    body = _fresh_table(reference) or _tests_table(reference.tests)
     if not body:
         return ""
     return join(
         "## Straighter than a reference?",
-        *(sentence(s["words"]) for s in record["verdict"] if s["claim"] == "reference"),
+        *(sentence(s.words) for s in record.verdict if s.claim == "reference"),
         f"Not reinitialized: {plain(', '.join(kept[:5]), 200)}." if kept else "",
         body,
     )
 
 
-def _fresh_table(reference: Mapping[str, Any]) -> str:
+def _fresh_table(reference: Reference) -> str:
     """Compare the network with randomly initialized networks of its architecture."""
     rows = [
         [
-            plain(segment_name(row, i)),
-            fixed(row.get("value")),
-            f"{fixed(row.get('median'))} [{fixed(row.get('low'))}, {fixed(row.get('high'))}]",
-            general(row.get("as_straight")),
-            general(row.get("as_bent")),
-            general(row.get("rank_p"), 2),
-            general(row.get("adjusted_p"), 2),
-            plain(row.get("direction") or DASH),
+            plain(segment_name(row.layers, i)),
+            fixed(row.value),
+            f"{fixed(row.median)} [{fixed(row.low)}, {fixed(row.high)}]",
+            general(row.as_straight),
+            general(row.as_bent),
+            general(row.rank_p, 2),
+            general(row.adjusted_p, 2),
+            plain(row.direction or DASH),
         ]
-        for i, row in enumerate(reference.get("segments") or [])
+        for i, row in enumerate(reference.segments)
     ]
     if not rows:
         return ""
@@ -244,29 +242,29 @@ def _fresh_table(reference: Mapping[str, Any]) -> str:
         *("Segment", "this network", "random: median [range]", "as straight", "as bent"),
         *("rank p", "adjusted p", "direction"),
     )
-    count = len(reference.get("networks") or [])
+    count = len(reference.networks)
     return table(
         header,
         rows,
         f"Line-shape ratio of the centered paths compared with those of {count} randomly "
-        f"initialized networks, on {general(reference.get('images'))} images; 1 is straight. As "
+        f"initialized networks, on {general(reference.images)} images; 1 is straight. As "
         "straight, as bent: the number of these networks whose ratio is at most, or at least, as "
         "large. Adjusted: for multiple segments.",
     )
 
 
-def _tests_table(tests: Sequence[Mapping[str, Any]]) -> str:
+def _tests_table(tests: Sequence[Comparison]) -> str:
     """Tabulate the comparison with one other network, over images."""
     if not tests:
         return ""
     rows = [
         [
-            plain(segment_name(test, i)),
-            fixed(test.get("value")),
-            fixed(test.get("reference")),
-            with_interval(test.get("difference"), test.get("interval"), 3),
-            fixed(test.get("effect_size"), 2),
-            general(test.get("p_value"), 2),
+            plain(segment_name(test.layers, i)),
+            fixed(test.value),
+            fixed(test.reference),
+            with_interval(test.difference, test.interval, 3),
+            fixed(test.effect_size, 2),
+            general(test.p_value, 2),
         ]
         for i, test in enumerate(tests)
     ]
@@ -281,33 +279,32 @@ def _tests_table(tests: Sequence[Mapping[str, Any]]) -> str:
 
 def _embedded(record: Record) -> str:
     """Describe the straightness of the whole network, embedded in one space."""
-    embedded = record.get("embedded") or {}
-    segments = embedded.get("segments") or []
+    embedded = record.embedded
+    segments = embedded.segments
     if not segments:
         return ""
+    names = [plain(segment_name(s.layers, i)) for i, s in enumerate(segments)]
     rows = [[label, *(_with_interval(key)(s) for s in segments)] for key, label in RATIOS.items()]
     rows.append(["OT score", *(score(s) for s in segments)])
     return join(
         "## The whole network in one space",
         f"Unlike in the network itself, all layers are embedded in one space "
-        f"({plain(embedded.get('space'))}).",
-        *(sentence(s["words"]) for s in embedded.get("verdict") or []),
-        table(
-            ("", *(plain(segment_name(s, i)) for i, s in enumerate(segments))), rows, "Embedded."
-        ),
+        f"({plain(embedded.space)}).",
+        *(sentence(s.words) for s in embedded.verdict),
+        table(("", *names), rows, "Embedded."),
     )
 
 
-def _centered(key: str) -> Callable[[Mapping[str, Any]], str]:
+def _centered(key: str) -> Callable[[Segment], str]:
     return lambda segment: centered(segment, key)
 
 
-def _with_interval(key: str) -> Callable[[Mapping[str, Any]], str]:
-    return lambda segment: with_interval(segment.get(key), interval(segment, key))
+def _with_interval(key: str) -> Callable[[Segment], str]:
+    return lambda segment: with_interval(segment.measure(key), segment.interval(key))
 
 
-def _largest_gap(segment: Mapping[str, Any]) -> float | None:
-    gaps = [gap for gap in segment.get("interpolation_gap") or () if gap is not None]
+def _largest_gap(segment: Segment) -> float | None:
+    gaps = [gap for gap in segment.interpolation_gap if gap is not None]
     return max(gaps, default=None)
 
 
@@ -328,19 +325,20 @@ _CORRECTED: dict[str, tuple[str, Callable[[Any], str]]] = {
 
 
 def collapse(record: Record, plots: Plots) -> str:
-    layers = record.get("layers") or []
+    layers = record.layers
     if not layers:
         return ""
-    metrics = [layer.get("collapse") or {} for layer in layers]
-    has_corrected = any(m.get(key) is not None for m in metrics for key in _CORRECTED)
+    names = names_of(layer.name for layer in layers)
+    metrics = [layer.collapse for layer in layers]
+    has_corrected = any(m.measure(key) is not None for m in metrics for key in _CORRECTED)
     columns = {**_LAYER_COLUMNS, **(_CORRECTED if has_corrected else {})}
     rows = [
         [
             name,
-            general(layer.get("width")),
-            *(show(m.get(k)) for k, (_, show) in columns.items()),
+            general(layer.width),
+            *(show(m.measure(k)) for k, (_, show) in columns.items()),
         ]
-        for name, layer, m in zip(names_of(layers, "name"), layers, metrics, strict=True)
+        for name, layer, m in zip(names, layers, metrics, strict=True)
     ]
     header = ("Layer", "width", *(name for name, _ in columns.values()))
     corrected = " Corrected: estimates for few samples per class." if has_corrected else ""
@@ -360,8 +358,8 @@ def collapse(record: Record, plots: Plots) -> str:
     )
 
 
-def _penultimate(last: Record) -> str:
-    if last.get("name") != PENULTIMATE:
+def _penultimate(last: Layer) -> str:
+    if last.name != PENULTIMATE:
         return ""
     return (
         f"The layer `{PENULTIMATE}` is the input of the classifier. It differs from the output of "
@@ -374,13 +372,11 @@ def _penultimate(last: Record) -> str:
 def _progress(record: Record) -> str:
     """Tabulate whether each metric decreases from the first block to the last."""
     rows = []
-    for metric, p in (record.get("progress") or {}).items():
-        if not isinstance(p, Mapping):
-            continue
-        monotone = {True: "yes", False: "no", None: DASH}[p.get("monotone")]
-        tau = with_interval(p.get("kendall_tau"), p.get("interval"))
-        reached = plain(p["reached"], 40) if p.get("reached") else DASH
-        increases = general(p.get("violations"))
+    for metric, p in record.progress.items():
+        monotone = {True: "yes", False: "no", None: DASH}[p.monotone]
+        tau = with_interval(p.kendall_tau, p.interval)
+        reached = plain(p.reached, 40) if p.reached else DASH
+        increases = general(p.violations)
         rows.append([plain(METRICS.get(metric, metric)), monotone, tau, increases, reached])
     if not rows:
         return ""
@@ -402,18 +398,19 @@ _LAST: dict[str, str] = {
 }
 
 
-def _last_layer(metrics: Mapping[str, Any]) -> str:
-    rows = [(plain(name), general(metrics[key])) for key, name in _LAST.items() if metrics.get(key)]
+def _last_layer(metrics: Collapse) -> str:
+    values = ((name, metrics.measure(key)) for key, name in _LAST.items())
+    rows = [(plain(name), general(value)) for name, value in values if value]
     return key_values(rows, "At the last layer.") if rows else ""
 
 
-def _undefined(layers: Sequence[Mapping[str, Any]]) -> str:
+def _undefined(layers: Sequence[Layer]) -> str:
     """List every reason for undefined values once, with the layers concerned."""
     reasons: dict[str, list[str]] = {}
     for layer in layers:
-        for metric, reason in ((layer.get("collapse") or {}).get("undefined") or {}).items():
+        for metric, reason in layer.collapse.undefined.items():
             reasons.setdefault(f"{plain(metric)}: {plain(reason)}", []).append(
-                plain(layer["name"], 40)
+                plain(layer.name, 40)
             )
     lines = [
         f"- {reason} ({', '.join(names[:3])}{', …' * (len(names) > 3)})"

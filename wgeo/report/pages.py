@@ -7,13 +7,14 @@ from typing import Any
 
 from ..plots.composed import catalog
 from ..plots.depth import ZERO_BELOW
+from ..plots.sources import as_record, as_series, is_series
 from ..plots.style import number, short
+from ..storage.record import Collapse, Record
 from .assets import asset
 from .first_screen import first_screen
 from .measured import collapse, straightness, transport
 from .parts import (
     Plots,
-    Record,
     figure_block,
     flat,
     join,
@@ -32,11 +33,13 @@ from .text import (
 )
 
 
-def pages(record: Record) -> dict[str, str]:
+def pages(source: Any) -> dict[str, str]:
     """Return the Markdown of every page by name; ``index`` has the table of contents."""
+    if is_series(source):
+        series = as_series(source)
+        return side_by_side(series, {plot.stem: plot for plot in catalog(series)})
+    record = as_record(source)
     plots = {plot.stem: plot for plot in catalog(record)}
-    if "analyses" in record:
-        return side_by_side(record, plots)
     texts: dict[str, str] = {}
     for name, write in _PAGES.items():
         text = write(record, plots)
@@ -49,12 +52,12 @@ def pages(record: Record) -> dict[str, str]:
     return {"index": _index(record, plots, list(texts)), **texts}
 
 
-def title(record: Record) -> str:
+def title(source: Any) -> str:
     """Return the title of the report, network and data, as one line of plain text."""
-    if "analyses" in record:
-        return series_title(record)
-    about = record.get("provenance") or {}
-    net, data = about.get("arch") or "Features", about.get("data")
+    if is_series(source):
+        return series_title(as_series(source))
+    about = as_record(source).provenance
+    net, data = about.arch or "Features", about.data
     return short(net, 60) + (f" on {short(_base(data), 60)}" if data else "")
 
 
@@ -64,7 +67,7 @@ def _base(path: Any) -> str:
 
 
 def _index(record: Record, plots: Plots, others: Sequence[str]) -> str:
-    segments = record.get("segments") or []
+    segments = record.segments
     last = f"class-means-{len(segments)}"
     toc = "\n".join(["```{toctree}", ":hidden:", ":maxdepth: 1", "", *others, "```"])
     return join(
@@ -108,7 +111,7 @@ _MODELS = {
 
 
 def _models(record: Record, plots: Plots) -> str:
-    parts = [_model(record, key) for key in _MODELS if record.get(key)]
+    parts = [_model(record, key) for key in _MODELS if record.model(key)]
     if not parts:
         return ""
     return join(
@@ -127,26 +130,25 @@ def _models(record: Record, plots: Plots) -> str:
 
 def _model_summary(record: Record) -> str:
     """Tabulate the fit of each model, over all layers and at the last layer."""
-    models = [record.get(key) or {} for key in _MODELS]
-    last = next((m["layers"][-1].get("name") for m in models if m.get("layers")), None)
-    layers = [layer for layer in record.get("layers") or [] if layer.get("name") == last]
-    measured = (layers[-1].get("collapse") if layers else None) or {}
-    ends = (general(measured.get("nc1")), general(measured.get("cdnv")))
+    models = [record.model(key) for key in _MODELS]
+    last = next((model.layers[-1].name for model in models if model.layers), None)
+    layers = [layer.collapse for layer in record.layers if layer.name == last]
+    measured = layers[-1] if layers else Collapse()
+    ends = (general(measured.measure("nc1")), general(measured.measure("cdnv")))
     rows = [["The network", DASH, DASH, DASH, *ends]]
     for key, (name, _) in _MODELS.items():
-        model = record.get(key) or {}
-        if not model.get("layers"):
+        model = record.model(key)
+        if not model.layers:
             continue
-        layer = model["layers"][-1]
-        metrics = layer.get("collapse") or layer
+        layer = model.layers[-1]
         rows.append(
             [
                 name,
-                fixed(model.get("held_out_r2"), 3),
-                percent(layer.get("missed")),
-                fixed(layer.get("w2"), 3),
-                _rounded(metrics.get("nc1")),
-                _rounded(metrics.get("cdnv")),
+                fixed(model.held_out_r2, 3),
+                percent(layer.missed),
+                fixed(layer.w2, 3),
+                _rounded(layer.collapse.measure("nc1")),
+                _rounded(layer.collapse.measure("cdnv")),
             ]
         )
     header = (
@@ -169,21 +171,21 @@ def _rounded(value: Any) -> str:
 
 def _model(record: Record, key: str) -> str:
     name, description = _MODELS[key]
-    model = record[key]
-    measured = {la.get("name"): la.get("collapse") or {} for la in record.get("layers") or []}
-    layers = [layer for layer in model.get("layers") or [] if isinstance(layer, Mapping)]
+    model = record.model(key)
+    measured = {layer.name: layer.collapse for layer in record.layers}
     rows = []
-    for label, layer in zip(names_of(layers, "name"), layers, strict=True):
-        predicted, actual = layer.get("collapse") or layer, measured.get(layer.get("name"), {})
+    labels = names_of(layer.name for layer in model.layers)
+    for label, layer in zip(labels, model.layers, strict=True):
+        predicted, actual = layer.collapse, measured.get(layer.name, Collapse())
         pairs = (
-            f"{general(actual.get(m))} / {_rounded(predicted.get(m))}"
+            f"{general(actual.measure(m))} / {_rounded(predicted.measure(m))}"
             for m in ("nc1", "cdnv", "nc2_etf")
         )
         rows.append(
             [
                 label,
-                fixed(layer.get("time"), 2),
-                *(fixed(layer.get(m), 3) for m in ("r2", "r2_line", "missed", "w2")),
+                fixed(layer.time, 2),
+                *(fixed(layer.measure(m), 3) for m in ("r2", "r2_line", "missed", "w2")),
                 *pairs,
             ]
         )
@@ -191,22 +193,21 @@ def _model(record: Record, key: str) -> str:
         *("Layer", "time", "R²", "gain over the straight line", "unexplained", "W2"),
         *_COMPARED,
     )
-    skipped = model.get("skipped")
-    settings = flat({k: v for k, v in model.items() if k not in ("layers", "skipped")})
+    settings = flat({k: v for k, v in model.json.items() if k not in ("layers", "skipped")})
     return join(
         f"## {name}",
         description,
-        f"Not fitted: {plain(skipped)}" if skipped else "",
+        f"Not fitted: {plain(model.skipped)}" if model.skipped else "",
         table(header, rows, f"{name}: measured / predicted.") if rows else "",
         key_values(settings, f"{name}, as fitted.") if settings else "",
     )
 
 
 def _methods(record: Record, plots: Plots) -> str:
-    return join(asset("methods.md"), _thresholds(record.get("thresholds") or {}))
+    return join(asset("methods.md"), _thresholds(record.thresholds))
 
 
-def _thresholds(thresholds: Mapping[str, float]) -> str:
+def _thresholds(thresholds: Mapping[str, float | None]) -> str:
     """Tabulate the thresholds of the verdict, as recorded."""
     rows = [[plain(name.replace("_", " ")), general(value)] for name, value in thresholds.items()]
     if not rows:
@@ -220,19 +221,17 @@ def _thresholds(thresholds: Mapping[str, float]) -> str:
 
 
 def _provenance(record: Record, plots: Plots) -> str:
-    about = dict(record.get("provenance") or {})
-    names = about.pop("class_names", None) or []
-    about |= {key: record.get(key) for key in ("created", "device", "seed", "schema")}
-    pairs = flat(about)
-    if names:
-        pairs.append(("classes", plain(", ".join(map(str, names)), 400)))
-    versions = [(plain(k), plain(v)) for k, v in (record.get("versions") or {}).items()]
+    about = {key: v for key, v in record.provenance.json.items() if key != "class_names"}
+    pairs = flat({**about, **record.only("created", "device", "seed", "schema")})
+    if names := record.provenance.class_names:
+        pairs.append(("classes", plain(", ".join(names), 400)))
+    versions = [(plain(k), plain(v)) for k, v in record.versions.items()]
     return join(
         "# Provenance",
         "Everything needed to reproduce these numbers. The numbers themselves are in "
         "{download}`analysis.json <analysis.json>`.",
         "## Command",
-        code(str(record.get("command") or "")) if record.get("command") else "Not recorded.",
+        code(record.command) if record.command else "Not recorded.",
         "## Input",
         key_values(pairs, "Network, data and settings.") if pairs else "Not recorded.",
         "## Versions",

@@ -14,28 +14,28 @@ import numpy as np
 
 from ..plots.paths import axis_labels, class_names, over_training
 from ..plots.style import CLASS_COLORS, clean
+from ..storage.record import AnalysisRow, Collapse, Layer, Record, Segment, SeriesRecord
 from .parts import layer_title, stage_title
 from .text import fixed, general, percent, raw_html
 
 _DIGITS = 4  # enough for a picture a few hundred pixels wide
 
 
-def scrubber(record: Mapping[str, Any]) -> str:
+def scrubber(source: Record | SeriesRecord) -> str:
     """Return the animation as raw HTML in Markdown; empty if the record has no view.
 
     A segment's ``view`` contains ``class_means`` ([layer][class][2]) and, optionally, ``points``
     ([layer][sample][2]) with ``labels`` ([sample], indices into the classes). In a series they are
     those of the last layer, with epochs in place of layers.
     """
-    step = "epoch" if "analyses" in record else "layer"
-    rows = record.get("analyses") or record.get("layers") or []
-    metrics = _epoch_metrics(rows) if step == "epoch" else None
-    if step == "epoch":
-        record = over_training(record)
+    series = source if isinstance(source, SeriesRecord) else None
+    step = "layer" if series is None else "epoch"
+    metrics = None if series is None else _epoch_metrics(series.analyses)
+    record = over_training(source) if isinstance(source, SeriesRecord) else source
     scenes = [
-        _scene(record, segment, i, metrics or _layer_metrics(rows, segment))
-        for i, segment in enumerate(record.get("segments") or [])
-        if (segment.get("view") or {}).get("class_means")
+        _scene(record, segment, i, metrics or _layer_metrics(record.layers, segment))
+        for i, segment in enumerate(record.segments)
+        if segment.view.class_means
     ]
     if not scenes:
         return ""
@@ -63,44 +63,44 @@ _CAPTIONS = {
 }
 
 
-def _layer_metrics(layers: Sequence[Any], segment: Mapping[str, Any]) -> dict[str, list[str]]:
+def _layer_metrics(layers: Sequence[Layer], segment: Segment) -> dict[str, list[str]]:
     """Return the formatted metrics of a segment's layers, by the metric's name."""
-    measured = {layer.get("name"): layer.get("collapse") or {} for layer in layers}
-    rows = [measured.get(name, {}) for name in segment.get("layers") or []]
-    gaps = segment.get("interpolation_gap") or [None] * len(rows)
+    measured = {layer.name: layer.collapse for layer in layers}
+    rows = [measured.get(name, Collapse()) for name in segment.layers]
+    gaps = segment.interpolation_gap or [None] * len(rows)
     return {
-        "NC1": [general(row.get("nc1")) for row in rows],
-        "nearest class mean": [percent(row.get("ncc_accuracy")) for row in rows],
+        "NC1": [general(row.measure("nc1")) for row in rows],
+        "nearest class mean": [percent(row.measure("ncc_accuracy")) for row in rows],
         "distance from the geodesic / W2 end to end": [fixed(gap) for gap in gaps],
     }
 
 
-def _epoch_metrics(analyses: Sequence[Any]) -> dict[str, list[str]]:
-    ends = [((row.get("layers") or [{}])[-1].get("collapse")) or {} for row in analyses]
+def _epoch_metrics(analyses: Sequence[AnalysisRow]) -> dict[str, list[str]]:
+    ends = [row.last_layer for row in analyses]
     return {
-        "accuracy": [percent(row.get("accuracy")) for row in analyses],
-        "NC1": [general(end.get("nc1")) for end in ends],
-        "nearest class mean": [percent(end.get("ncc_accuracy")) for end in ends],
+        "accuracy": [percent(row.accuracy) for row in analyses],
+        "NC1": [general(end.measure("nc1")) for end in ends],
+        "nearest class mean": [percent(end.measure("ncc_accuracy")) for end in ends],
     }
 
 
 def _scene(
-    record: Mapping[str, Any],
-    segment: Mapping[str, Any],
+    record: Record,
+    segment: Segment,
     index: int,
     metrics: Mapping[str, Sequence[str]],
 ) -> dict[str, Any]:
-    view = segment["view"]
+    view = segment.view
     scene: dict[str, Any] = {
-        "name": clean(stage_title(segment, index, record.get("layers") or [])),
-        "layers": [clean(layer_title(name)) for name in segment.get("layers") or []],
+        "name": clean(stage_title(segment, index, record.layers)),
+        "layers": [clean(layer_title(name)) for name in segment.layers],
         "axes": axis_labels(view),
         "metrics": metrics,
         "classes": class_names(record, view),
-        "means": _rounded(view["class_means"]),
+        "means": _rounded(view.class_means),
     }
-    if view.get("points") and view.get("labels"):
-        scene |= {"points": _rounded(view["points"]), "labels": view["labels"]}
+    if view.points and view.labels:
+        scene |= {"points": _rounded(view.points), "labels": view.labels}
     return scene
 
 

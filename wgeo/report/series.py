@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from html import escape
 from typing import Any
 from urllib.parse import quote
 
 from ..plots.series import common_runs, runs_in
 from ..plots.style import number, segment_name, short
+from ..storage.record import AnalysisRow, Segment, SeriesRecord
 from ..text import stage_number
 from .assets import asset
 from .first_screen import headline_box
 from .parts import (
     Plots,
-    Record,
     centered,
     correlation,
     figure_block,
     highest_null,
-    interval,
     join,
     path_descriptions,
     score,
@@ -42,16 +41,16 @@ _COMMON = ("data", "split", "samples", "pool", "tap", "normalize")
 """Settings in which analyses should agree to be comparable."""
 
 
-def series_title(series: Record) -> str:
+def series_title(series: SeriesRecord) -> str:
     """Return the title of the report as one line of plain text."""
-    rows = series["analyses"]
-    nets = list(dict.fromkeys(str(row["provenance"].get("arch") or "features") for row in rows))
-    if series["axis"] == "epoch":
+    rows = series.analyses
+    nets = list(dict.fromkeys(str(row.provenance.arch or "features") for row in rows))
+    if series.axis == "epoch":
         return f"{short(nets[0], 60)} over training"
     return f"{len(rows)} analyses: {short(', '.join(nets), 80)}"
 
 
-def side_by_side(series: Record, plots: Plots) -> dict[str, str]:
+def side_by_side(series: SeriesRecord, plots: Plots) -> dict[str, str]:
     """Return the Markdown of every page by name."""
     texts = {
         "straightness": _straightness(series),
@@ -74,23 +73,23 @@ def side_by_side(series: Record, plots: Plots) -> dict[str, str]:
     return {"index": index, **texts}
 
 
-def _name(series: Record, row: Mapping[str, Any]) -> str:
-    if series["axis"] == "epoch":
-        return f"epoch {general(row['provenance']['epoch'])}"
-    return plain(row["name"], 40)
+def _name(series: SeriesRecord, row: AnalysisRow) -> str:
+    if series.axis == "epoch":
+        return f"epoch {general(row.epoch)}"
+    return plain(row.name, 40)
 
 
-def _linked(series: Record, row: Mapping[str, Any]) -> str:
+def _linked(series: SeriesRecord, row: AnalysisRow) -> str:
     """Return the name of an analysis, as a link to its own report if there is one."""
     name = _name(series, row)
-    page = row.get("report")
+    page = row.report
     return f'<a href="{escape(quote(page))}">{name}</a>' if page else name
 
 
-def _compared(series: Record) -> str:
+def _compared(series: SeriesRecord) -> str:
     """Tabulate accuracy, shapes of the paths and collapse, with differences from the first row."""
-    rows = series["analyses"]
-    count = max((len(row["segments"]) for row in rows), default=0)
+    rows = series.analyses
+    count = max((len(row.segments) for row in rows), default=0)
     header = ["Analysis", "accuracy", term("NC1"), term("nearest mean", "nearest class mean")]
     for i in range(count):
         stage = f"stage {_stage_numbers(rows, i)}"
@@ -111,46 +110,42 @@ def _compared(series: Record) -> str:
     )
 
 
-def _stage_numbers(rows: Sequence[Mapping[str, Any]], i: int) -> str:
+def _stage_numbers(rows: Sequence[AnalysisRow], i: int) -> str:
     """Return the number of the stage of the i-th segment, such as "2"; "1 or 2" if rows differ."""
-    segments = [row["segments"][i] for row in rows if i < len(row["segments"])]
-    numbers = {stage_number(segment.get("stage"), i) for segment in segments}
+    segments = [row.segments[i] for row in rows if i < len(row.segments)]
+    numbers = {stage_number(segment.stage, i) for segment in segments}
     return " or ".join(map(str, sorted(numbers)))
 
 
-def _values(row: Mapping[str, Any], count: int) -> list[str]:
-    last = _last_layer(row)
+def _values(row: AnalysisRow, count: int) -> list[str]:
+    last = row.last_layer
     cells = [
-        percent(row.get("accuracy")),
-        general(last.get("nc1")),
-        percent(last.get("ncc_accuracy")),
+        percent(row.accuracy),
+        general(last.measure("nc1")),
+        percent(last.measure("ncc_accuracy")),
     ]
-    for segment, shape in zip(row["segments"], path_descriptions(row), strict=True):
+    for segment, shape in zip(row.segments, path_descriptions(row), strict=True):
         cells += [shape, centered(segment, "length_ratio")]
-    return cells + [DASH] * (2 * (count - len(row["segments"])))
+    return cells + [DASH] * (2 * (count - len(row.segments)))
 
 
-def _last_layer(row: Mapping[str, Any]) -> Mapping[str, Any]:
-    return ((row.get("layers") or [{}])[-1].get("collapse")) or {}
-
-
-def _differences(first: Mapping[str, Any], row: Mapping[str, Any], count: int) -> list[str]:
+def _differences(first: AnalysisRow, row: AnalysisRow, count: int) -> list[str]:
     def difference(values: tuple[Any, Any], show: Callable[[Any], str]) -> str:
         before, after = map(number, values)
         text = show(after - before)
         return text if text == DASH or text.startswith("−") else f"+{text}"
 
-    ends = (_last_layer(first), _last_layer(row))
+    def of_last_layer(key: str) -> tuple[Any, Any]:
+        return first.last_layer.measure(key), row.last_layer.measure(key)
+
     cells = [
-        difference((first.get("accuracy"), row.get("accuracy")), _points),
-        difference((ends[0].get("nc1"), ends[1].get("nc1")), general),
-        difference((ends[0].get("ncc_accuracy"), ends[1].get("ncc_accuracy")), _points),
+        difference((first.accuracy, row.accuracy), _points),
+        difference(of_last_layer("nc1"), general),
+        difference(of_last_layer("ncc_accuracy"), _points),
     ]
     for i in range(count):
         ratios = [
-            (each["segments"][i].get("centred") or {}).get("length_ratio")
-            if i < len(each["segments"])
-            else None
+            each.segments[i].centred.length_ratio if i < len(each.segments) else None
             for each in (first, row)
         ]
         cells += [DASH, difference((ratios[0], ratios[1]), fixed)]
@@ -162,16 +157,16 @@ def _points(fraction: float) -> str:
     return percent(fraction).replace("-", "−").replace(" %", " points")
 
 
-def _introduction(series: Record) -> str:
-    rows = series["analyses"]
-    about = [row["provenance"] for row in rows]
-    samples = sorted({a["samples"] for a in about if isinstance(a.get("samples"), int)})
-    kind = "checkpoints of one training run" if series["axis"] == "epoch" else "networks"
+def _introduction(series: SeriesRecord) -> str:
+    rows = series.analyses
+    about = [row.provenance for row in rows]
+    samples = sorted({each.samples for each in about if each.samples is not None})
+    kind = "checkpoints of one training run" if series.axis == "epoch" else "networks"
     text = f"{len(rows)} {kind}"
     if samples:
         text += f", each on {' or '.join(general(n) for n in samples)} samples"
-    differ = [key for key in _COMMON if len({str(a.get(key)) for a in about}) > 1]
-    solvers = {block.get("solver") for row in rows for block in row["blocks"]}
+    differ = [key for key in _COMMON if len({str(each.json.get(key)) for each in about}) > 1]
+    solvers = {block.solver for row in rows for block in row.blocks}
     differ += ["solver"] * (len(solvers) > 1)
     warning = ""
     if differ:
@@ -181,22 +176,22 @@ def _introduction(series: Record) -> str:
     return join(f"{text}.", warning).strip()
 
 
-def _straightness(series: Record) -> str:
+def _straightness(series: SeriesRecord) -> str:
     rows = [
         [
             _name(series, row),
-            plain(segment_name(segment, i)),
-            with_interval(segment.get("length_ratio"), interval(segment, "length_ratio")),
+            plain(segment_name(segment.layers, i)),
+            with_interval(segment.length_ratio, segment.interval("length_ratio")),
             centered(segment, "length_ratio"),
             _over_runs(series, segment, i),
-            with_interval(segment.get("line_shape_ratio"), interval(segment, "line_shape_ratio")),
-            with_interval(segment.get("action_ratio"), interval(segment, "action_ratio")),
+            with_interval(segment.line_shape_ratio, segment.interval("line_shape_ratio")),
+            with_interval(segment.action_ratio, segment.interval("action_ratio")),
             correlation(segment),
             highest_null(segment),
             score(segment),
         ]
-        for row in series["analyses"]
-        for i, segment in enumerate(row["segments"])
+        for row in series.analyses
+        for i, segment in enumerate(row.segments)
     ]
     runs = ", ".join(map(str, runs_in(series))) or DASH
     header = (
@@ -213,27 +208,26 @@ def _straightness(series: Record) -> str:
     )
 
 
-def _over_runs(series: Record, segment: Mapping[str, Any], index: int) -> str:
+def _over_runs(series: SeriesRecord, segment: Segment, index: int) -> str:
     """Return the centered length over k runs, the largest k that all analyses have, with k."""
-    k = common_runs(series["analyses"], index)
-    lengths = (segment.get("centred") or {}).get("length_over_runs") or {}
-    text = fixed(lengths.get(str(k)))
+    k = common_runs(series.analyses, index)
+    text = DASH if k is None else fixed(segment.centred.length_over_runs.get(k))
     return text if text == DASH or len(runs_in(series)) < 2 else f"{text} (k = {k})"
 
 
-def _collapse(series: Record, plots: Plots) -> str:
+def _collapse(series: SeriesRecord, plots: Plots) -> str:
     rows = []
-    for row in series["analyses"]:
-        last = _last_layer(row)
-        tau = (row.get("progress") or {}).get("nc1") or {}
+    for row in series.analyses:
+        last = row.last_layer
+        tau = row.trend("nc1")
         rows.append(
             [
                 _name(series, row),
-                percent(row.get("accuracy")),
-                *(general(last.get(key)) for key in ("nc1", "cdnv", "nc2_etf", "nc3")),
-                percent(last.get("ncc_accuracy")),
-                with_interval(tau.get("kendall_tau"), tau.get("interval")),
-                general(tau.get("violations")),
+                percent(row.accuracy),
+                *(general(last.measure(key)) for key in ("nc1", "cdnv", "nc2_etf", "nc3")),
+                percent(last.measure("ncc_accuracy")),
+                with_interval(tau.kendall_tau, tau.interval),
+                general(tau.violations),
             ]
         )
     header = ("Analysis", "accuracy", "NC1", "CDNV", "to ETF", "NC3", "nearest mean")
@@ -246,7 +240,7 @@ def _collapse(series: Record, plots: Plots) -> str:
     )
 
 
-def _training(series: Record, plots: Plots) -> list[str]:
+def _training(series: SeriesRecord, plots: Plots) -> list[str]:
     """Return the section on the last layer's classes over the epochs, with an animation."""
     animation = scrubber(series)
     if not animation:
@@ -262,30 +256,30 @@ def _training(series: Record, plots: Plots) -> list[str]:
     ]
 
 
-def _verdicts(series: Record) -> str:
+def _verdicts(series: SeriesRecord) -> str:
     parts = []
-    for row in series["analyses"]:
+    for row in series.analyses:
         parts += [
             f"## {_name(series, row)}",
-            f"Report: {_linked(series, row)}." if row.get("report") else "",
-            *(f"- {sentence(s['words'])}" for s in row["verdict"]),
+            f"Report: {_linked(series, row)}." if row.report else "",
+            *(f"- {sentence(s.words)}" for s in row.verdict),
         ]
-        if row.get("folder"):
-            parts.append(f"Record: {plain(row['folder'], 120)}")
+        if row.folder:
+            parts.append(f"Record: {plain(row.folder, 120)}")
     return join("# Verdicts", *parts)
 
 
-def _provenance(series: Record) -> str:
+def _provenance(series: SeriesRecord) -> str:
     rows = [
         [
             _name(series, row),
-            plain(row["provenance"].get("arch") or "", 40),
-            plain(str(row["provenance"].get("sha256") or "")[:16]),
-            plain(row.get("created") or ""),
+            plain(row.provenance.arch or "", 40),
+            plain(str(row.provenance.sha256 or "")[:16]),
+            plain(row.created or ""),
         ]
-        for row in series["analyses"]
+        for row in series.analyses
     ]
-    commands = list(dict.fromkeys(str(row.get("command") or "") for row in series["analyses"]))
+    commands = list(dict.fromkeys(str(row.command or "") for row in series.analyses))
     return join(
         "# Provenance",
         "All numbers: {download}`series.json <series.json>`.",

@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-import itertools
 import json
-import math
 import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ..errors import RecordError
-from ..text import first_names, printable
-from . import ownership, schema
+from ..text import printable
+from . import ownership
 from .files import as_path, require_regular
+from .record import Record, SeriesRecord
+from .schema import is_whole, raise_on, read
 
 SCHEMA = 2
 ANALYSIS, SERIES = "analysis.json", "series.json"
 _MAX_BYTES = 2**26  # largest record read; that of a network of a hundred layers has a million
 _SERIES_FACTOR = 16  # a series, which contains many records, may be this many times as large
-_MAX_NAMED = 5  # number of missing or invalid keys that an error names
-_SCHEMAS = {ANALYSIS: schema.ANALYSIS, SERIES: schema.SERIES}
+_TYPES: dict[str, Any] = {ANALYSIS: Record, SERIES: SeriesRecord}
+R = TypeVar("R", Record, SeriesRecord)
 _ADVICE = {
     ANALYSIS: "make one with `wgeo analyze`",
     SERIES: "make one with `wgeo analyze` of several checkpoints",
@@ -64,6 +64,11 @@ def kind_of(run: Path) -> str:
 
 
 def read_record(folder: str | os.PathLike[str], kind: str = ANALYSIS) -> dict[str, Any]:
+    """Read and validate a record, as a plain mapping; see `typed_record`."""
+    return dict(typed_record(folder, kind).json)
+
+
+def typed_record(folder: str | os.PathLike[str], kind: str = ANALYSIS) -> Record | SeriesRecord:
     """Read and validate a record.
 
     Parameters
@@ -92,17 +97,13 @@ def read_record(folder: str | os.PathLike[str], kind: str = ANALYSIS) -> dict[st
         reason = (error.strerror if isinstance(error, OSError) else None) or error
         raise RecordError(f"{name} is not a readable record: {printable(str(reason))}") from error
     number = record.get("schema") if isinstance(record, dict) else None
-    if not schema.whole(number) or number not in (1, SCHEMA):
+    if not is_whole(number) or number not in (1, SCHEMA):
         version = repr(number if isinstance(record, dict) else type(record).__name__)
         raise RecordError(
             f"{name} has schema {printable(version)}; this wgeo reads schema {SCHEMA}. Analyze "
             "the checkpoint again, or use the version of wgeo that wrote it."
         )
-    record = _upgraded(record)
-    _check(record, kind, name)
-    if kind == SERIES:
-        _check_series(record, name)
-    return record
+    return check_record(_upgraded(record), name, _TYPES[kind])
 
 
 def _upgraded(record: dict[str, Any]) -> dict[str, Any]:
@@ -141,54 +142,21 @@ def _text(path: Path, kind: str) -> str:
     return path.read_text(encoding="utf-8")
 
 
-def check_record(record: Mapping[str, Any], name: str) -> None:
-    """Raise a RecordError unless this is the record of an analysis, called `name`."""
-    _check(record, ANALYSIS, name)
+def check_record(value: Any, name: str, kind: type[R]) -> R:
+    """Return a record, called `name`, as its type; raise a RecordError if it is damaged."""
+    advice = "; analyze the checkpoint again"
+    record, faults = read(kind, value)
+    raise_on(faults, name, advice)
+    raise_on(list(record.mismatches()), name, advice)
+    if isinstance(record, SeriesRecord):
+        _check_series(record, name)
+    return record  # type: ignore[no-any-return]
 
 
-def _check(record: Mapping[str, Any], kind: str, name: str) -> None:
-    """Raise a RecordError that names the values that violate the schema."""
-    faults = list(itertools.islice(schema.faults(record, _SCHEMAS[kind]), _MAX_NAMED + 1))
-    if not faults:
-        rows = [record, *record.get("analyses", ())]
-        faults = [fault for row in rows for fault in schema.mismatched(row)][: _MAX_NAMED + 1]
-    if faults:
-        missing = [fault.location for fault in faults if fault.missing]
-        invalid = [fault.location for fault in faults if not fault.missing]
-        reasons = [f"lacks {first_names(missing, _MAX_NAMED)}"] if missing else []
-        reasons += [f"is damaged in {first_names(invalid, _MAX_NAMED)}"] if invalid else []
-        raise RecordError(f"{name} {' and '.join(reasons)}; analyze the checkpoint again.")
-
-
-def _check_series(record: Mapping[str, Any], name: str) -> None:
-    rows = record["analyses"]
-    epochs = [epoch_of(row) for row in rows]
-    if record["axis"] not in ("epoch", "name") or len(rows) < 2:
+def _check_series(series: SeriesRecord, name: str) -> None:
+    if series.axis not in ("epoch", "name") or len(series.analyses) < 2:
         raise RecordError(
             f"{name} is not a series: it needs at least two analyses, by epoch or by name."
         )
-    if record["axis"] == "epoch" and None in epochs:
+    if series.axis == "epoch" and any(row.epoch is None for row in series.analyses):
         raise RecordError(f"{name} is a series by epoch, but an analysis has no epoch.")
-
-
-def epoch_of(record: Mapping[str, Any]) -> int | None:
-    """Return the epoch of an analysis's checkpoint; None if unknown."""
-    epoch = record["provenance"].get("epoch")
-    return epoch if isinstance(epoch, int) and not isinstance(epoch, bool) else None
-
-
-def as_json(value: Any) -> Any:
-    """Convert a value to JSON types: NumPy numbers to Python's, NaN and infinity to null."""
-    if isinstance(value, Mapping):
-        return {str(key): as_json(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [as_json(item) for item in value]
-    if hasattr(value, "tolist"):  # arrays and numbers of NumPy and torch
-        return as_json(value.tolist())
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, os.PathLike):
-        return os.fspath(value)
-    if value is None or isinstance(value, bool | int | float | str):
-        return str(value) if isinstance(value, str) else value
-    raise TypeError(f"a record cannot contain {type(value).__name__}")

@@ -1,382 +1,352 @@
-"""The schema by which records are validated before they are drawn or reported.
+"""Read JSON into dataclasses, whose annotations are the schema by which files are validated.
 
-A description of a value is one of the following:
+A `Part` is a JSON object, and its fields are the keys. An annotation is one of the following:
 
-- a predicate;
-- ``[d]``: a list of values with the description d;
-- a mapping of keys to descriptions. A key that ends in ``?`` may be missing or null, and ``*``
-  describes every key that is not listed. Values without a description are not checked.
+- ``str``, ``bool``, ``int`` (64 bits), or ``float``, a finite number;
+- ``Annotated[T, Check(...)]``, a value that a predicate accepts, or ``Any``;
+- ``tuple[T, ...]``, a list; ``Mapping[str, T]`` or ``Mapping[int, T]``, an object of any keys;
+- a NamedTuple, a list of this length, which is None if one of its numbers is null;
+- a `Part`, an object;
+- a union; with ``None``, the value may be null.
+
+A key whose field has a default may be missing or null. Keys without a field are kept, and their
+values checked only if the class has the type `others`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple
+import os
+import re
+import types
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, dataclass, field, fields
+from functools import cache
+from typing import (
+    Annotated,
+    Any,
+    ClassVar,
+    NamedTuple,
+    Self,
+    Union,
+    dataclass_transform,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 import numpy as np
 
-Description = Callable[[Any], bool] | list[Any] | Mapping[str, Any]
+from ..errors import RecordError
+from ..text import first_names, printable
 
 _LARGEST = 1e300  # beyond it, squares and axes overflow
+_MAX_NAMED = 5  # number of missing or invalid keys that an error names
+_MAX_SHOWN = 30  # characters of an invalid value that an error shows
 
 
-def text(value: Any) -> bool:
-    """Return whether a value is a string."""
-    return isinstance(value, str)
+class Check(NamedTuple):
+    """A predicate for values, and the words for what it accepts."""
+
+    accepts: Callable[[Any], bool]
+    expected: str
 
 
-def whole(value: Any) -> bool:
+class Fault(NamedTuple):
+    """A location, such as ``layers[1].name``, at which a value does not match its annotation."""
+
+    location: str
+    reason: str = ""
+    missing: bool = False
+
+
+def is_whole(value: Any) -> bool:
     """Return whether a value is an integer that fits in 64 bits."""
     return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
 
 
-def number(value: Any) -> bool:
-    """Return whether a value is a finite number, or null, which means undefined."""
-    if value is None or whole(value):
-        return True
-    return isinstance(value, float) and math.isfinite(value) and abs(value) <= _LARGEST
+def _is_number(value: Any) -> bool:
+    if isinstance(value, float):
+        return math.isfinite(value) and abs(value) <= _LARGEST
+    return is_whole(value)
 
 
-def flag(value: Any) -> bool:
-    """Return whether a value is true, false, or null."""
-    return value is None or isinstance(value, bool)
+_CHECKS = {
+    str: Check(lambda value: isinstance(value, str), "text"),
+    bool: Check(lambda value: isinstance(value, bool), "true or false"),
+    int: Check(is_whole, "an integer"),
+    float: Check(_is_number, "a number"),
+}
+Count = Annotated[int, Check(lambda value: is_whole(value) and value >= 0, "a count")]
 
 
-def count(value: Any) -> bool:
-    """Return whether a value is a nonnegative integer."""
-    return whole(value) and value >= 0
+def array(*axes: int | None) -> Check:
+    """Return the check for nested lists that form an array of these axis lengths (None: any)."""
 
-
-def interval(value: Any) -> bool:
-    """Return whether a value is a list of two numbers, or null."""
-    pair = isinstance(value, list) and len(value) == 2
-    return value is None or (pair and all(map(number, value)))
-
-
-def points(*axes: int | None) -> Callable[[Any], bool]:
-    """Return a predicate for nested lists that form an array of these axis lengths (None: any)."""
-
-    def check(value: Any) -> bool:
+    def accepts(value: Any) -> bool:
         try:
-            array = np.array(value, dtype=float)
+            values = np.array(value, dtype=float)
         except (ValueError, TypeError, OverflowError):
             return False
-        fits = all(axis in (None, size) for axis, size in zip(axes, array.shape, strict=False))
-        return array.ndim == len(axes) and fits and bool((np.abs(array) <= _LARGEST).all())
+        fits = all(axis in (None, size) for axis, size in zip(axes, values.shape, strict=False))
+        return values.ndim == len(axes) and fits and bool((np.abs(values) <= _LARGEST).all())
 
-    return check
-
-
-def score(value: Any) -> bool:
-    """Return whether a value is a list of a number and the ends of its interval, or null."""
-    triple = isinstance(value, list) and len(value) == 3
-    return value is None or (triple and all(map(number, value)))
+    return Check(accepts, f"numbers along {len(axes)} axes")
 
 
-_COLLAPSE = {"undefined?": {"*": text}, "intervals?": {"*": interval}, "*": number}
-_TREND = {
-    **dict.fromkeys(("kendall_tau?", "violations?", "violation_size?", "reached_depth?"), number),
-    "monotone?": flag,
-    "reached?": text,
-    "interval?": interval,
-    "increases?": [text],
-}
-_BRENIER = {
-    "intervals?": {"*": interval},
-    "excluded?": flag,
-    "excluded_by?": [text],
-    "blocks?": [text],
-    "*": lambda value: text(value) or number(value),
-}
-_LAYER = {"name": text, "stage?": whole, "width?": whole, "collapse": _COLLAPSE}
-_OPTIMALITY = {
-    **dict.fromkeys(("samples?", "distinct?"), whole),
-    "spread?": [number],
-    **dict.fromkeys(("spread_ratio?", "relative_displacement?"), number),
-    **dict.fromkeys(("effective_samples?", "relative_rounding?"), number),
-    **dict.fromkeys(("shift_share?", "ot_score_centred?"), number),
-    "corr_score?": score,
-    "null?": [{"kind": text, "score": score, "draws": [number], "own": score, "*": number}],
-    "power?": flag,
-}
-_BLOCK = {
-    "source": text,
-    "target": text,
-    **dict.fromkeys(("stage?",), whole),
-    **dict.fromkeys(("distance", "lower", "upper", "paired", "ot_score", "resolution"), number),
-    **dict.fromkeys(("seconds?", "asymmetry?", "min_eigenvalue?"), number),
-    **dict.fromkeys(("status", "solver", "via?"), text),
-    "intervals?": {"*": interval},
-    "brenier?": _BRENIER,
-    **_OPTIMALITY,
-}
-_MATRIX = [[number]]
-_PAIRS = {
-    "layers": [text],
-    **dict.fromkeys(("distance", "lower", "upper"), _MATRIX),
-    **dict.fromkeys(("corr_score", "corr_low", "corr_high", "null?"), _MATRIX),
-}
-_SIZES = {
-    "points": [{"size": whole, "*": number}],
-    "enough?": whole,
-}
-_VIEW = {
-    "class_means": points(None, None, 2),
-    "explained": points(2),
-    "points?": points(None, None, 2),
-    "labels?": [whole],
-    "classes?": [whole],
-    "end?": {"class_means": points(None, None), "points": points(None, None)},
-}
-_SEGMENT = {
-    "layers": [text],
-    "stage?": whole,
-    **dict.fromkeys(("distance", "length", "length_ratio", "action_ratio"), number),
-    **dict.fromkeys(("line_shape_score", "line_shape_ratio", "ot_score", "turning_angle"), number),
-    **dict.fromkeys(("paired?", "resolution?", "speed_deviation?", "orthogonal_share?"), number),
-    **dict.fromkeys(("asymmetry?", "min_eigenvalue?"), number),
-    "interpolation_gap?": [number],
-    "interpolation_time?": [number],
-    "quantiles?": {"*": {"*": [number]}},
-    "undefined_samples?": {"*": whole},
-    "intervals?": {"*": interval},
-    "sample_sizes?": _SIZES,
-    "view?": _VIEW,
-    "brenier?": _BRENIER,
-    **_OPTIMALITY,
-    **dict.fromkeys(("moving_blocks?", "sqrt_moving_blocks?"), number),
-    "length_over_runs?": {"*": number},
-    "centred?": {"length_over_runs?": {"*": number}, "intervals?": {"*": interval}, "*": number},
-    "pairs?": _PAIRS,
-}
-_PREDICTED = {
-    "name": text,
-    "stage?": whole,
-    **dict.fromkeys(("time?", "gain?", "relative_error?", "r2?", "r2_means?"), number),
-    **dict.fromkeys(("missed?", "w2?"), number),
-    "collapse": _COLLAPSE,
-}
-_MODEL = {
-    "layers": [_PREDICTED],
-    "skipped?": text,
-    **dict.fromkeys(("held_out_r2?", "held_out_r2_means?", "mu?", "readout_norm?"), number),
-    "solution?": {"objective?": number, "settings?": {}},
-}
-_TEST = {
-    "layers": [text],
-    "statistic": text,
-    **dict.fromkeys(("value", "reference", "difference", "effect_size", "p_value"), number),
-    "interval?": interval,
-    "verdict?": text,
-}
-_FRESH = {
-    "layers": [text],
-    "stage?": whole,
-    **dict.fromkeys(("value", "median", "low", "high", "rank_p", "adjusted_p"), number),
-    **dict.fromkeys(("as_straight?", "as_bent?"), whole),
-    "direction": text,
-}
-_REFERENCE = {
-    "kind?": text,
-    "skipped?": text,
-    "kept?": [text],
-    "statistic?": text,
-    "images?": whole,
-    "networks?": [{"seed": whole, "segments": [{"centred": number, "raw": number}]}],
-    "segments?": [_FRESH],
-    "tests?": [_TEST],
-}
-_PROVENANCE = {
-    **dict.fromkeys(("checkpoint?", "sha256?", "arch?", "data?", "split?", "pool?"), text),
-    **dict.fromkeys(("num_classes?", "samples?"), whole),
-    "epoch?": lambda value: isinstance(value, int),
-    "class_names?": [text],
-    "normalize?": lambda value: isinstance(value, str | dict),
-    "normalize_source?": text,
-    "claimed_accuracy?": {"key": text, "value": number},
-    "arch_from?": text,
-    "report?": {},
-}
-_SENTENCE = {"claim": text, "words": text, "strength?": text, "evidence?": {}}
-_NORMALIZATION = {
-    **dict.fromkeys(("name", "source"), text),
-    "mean": [number],
-    "std": [number],
-    "tried?": [{"name": text, "accuracy": number}],
-    "better?": text,
-    "images?": whole,
-}
-_TRUST = {
-    **dict.fromkeys(("samples?", "samples_per_class?", "duplicates?", "relabelled?"), whole),
-    **dict.fromkeys(("accuracy?", "chance?", "chance_p?"), number),
-    "at_chance?": flag,
-    "claimed_accuracy?": {"key": text, "value": number},
-    "classes?": {"present": whole, "head?": whole},
-    "normalization?": _NORMALIZATION,
-}
-_SEGMENT_LAW = {
-    "layers": [text],
-    "stage?": whole,
-    **{key: [number] for key in ("separation", "compression", "discrimination")},
-    "intervals?": {"*": interval},
-    "*": number,
-}
-_SEGMENT_ALIGNMENT = {
-    "blocks": [text],
-    "slopes?": [number],
-    "intervals?": {"*": interval},
-    "*": number,
-}
-_ALIGNMENT = {
-    "points": whole,
-    **dict.fromkeys(("skipped?", "jacobian?"), text),
-    "left_out?": {"*": text},
-    "reset_statistics?": flag,
-    "blocks?": [{"name": text, "end?": text, "singular_values": [number], "*": number}],
-    "pairs?": [{"source": text, "target": text, "*": number}],
-    "segments?": [_SEGMENT_ALIGNMENT],
-    "*": number,
-}
-ANALYSIS = {
-    **dict.fromkeys(("created?", "command?", "device?", "learned_at?"), text),
-    "seed?": whole,
-    "versions?": {"*": text},
-    "provenance": _PROVENANCE,
-    "accuracy?": number,
-    "layers": [_LAYER],
-    "blocks": [_BLOCK],
-    "segments": [_SEGMENT],
-    "progress": {"*": _TREND},
-    "separation?": _TREND,
-    "separation_law?": {"segments": [_SEGMENT_LAW], "samples_per_class?": whole},
-    "alignment?": _ALIGNMENT,
-    "reference?": _REFERENCE,
-    "brenier?": {"points": whole, "skipped?": text},
-    **dict.fromkeys(("geodesic_model?", "mufm?", "mufm_given?", "ufm?"), _MODEL),
-    "embedded?": {"space?": text, "verdict?": [_SENTENCE], "segments": [_SEGMENT]},
-    "trust?": _TRUST,
-    "transport_skipped?": text,
-    "thresholds?": {"*": number},
-    "headline?": _SENTENCE,
-    "verdict": [_SENTENCE],
-}
-SERIES = {
-    "axis": text,
-    "headline?": _SENTENCE,
-    "last_layer?": {"layers": [text], "view": _VIEW},
-    "analyses": [{**ANALYSIS, "name": text, "folder?": text}],
-}
+@dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(field,))
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
+class Part:
+    """A JSON object; subclasses are dataclasses. A missing object is read as an empty one, false.
 
-MANIFEST = {
-    "job": {},
-    "about": {},
-    "rows": [lambda value: isinstance(value, list) and len(value) == 2 and all(map(count, value))],
-    "arrays": {
-        "*": {
-            "file": text,
-            "dtype": text,
-            "shape": [count],
-            "crc32": lambda value: (
-                count(value) or (isinstance(value, list) and all(map(count, value)))
-            ),
+    Attributes
+    ----------
+    json : mapping
+        The object as it was read, including the keys that are not fields.
+    """
+
+    json: Mapping[str, Any] = field(default_factory=dict)
+    others: ClassVar[Any] = Any  # the type of the values under keys that are not fields
+
+    def __init_subclass__(cls) -> None:
+        dataclass(frozen=True, eq=False, repr=False, kw_only=True)(cls)
+
+    @classmethod
+    def of(cls, source: Any) -> Self:
+        """Read a mapping or a result in which, unlike in a file, any key may be missing.
+
+        A missing value without a default is the empty one of its type: ``""``, ``()``, 0, or None.
+
+        Raises
+        ------
+        RecordError
+            A value does not match its annotation; the message names it.
+        """
+        if isinstance(source, cls):
+            return source
+        values = source.to_dict() if hasattr(source, "to_dict") else source
+        part, faults = read(cls, as_json(values))
+        raise_on([fault for fault in faults if not fault.missing], "The record")
+        return part  # type: ignore[no-any-return]
+
+    def __bool__(self) -> bool:
+        return bool(self.json)
+
+    def measure(self, key: str) -> Any:
+        """Return the value under a key, of a score without its bounds; None if there is none."""
+        value = self.json.get(key)
+        return value[0] if isinstance(value, list) and value else value
+
+    def only(self, *keys: str) -> dict[str, Any]:
+        """Return the values under these keys, with None for those that are missing."""
+        return {key: self.json.get(key) for key in keys}
+
+    def plain(self, *without: str) -> dict[str, Any]:
+        """Return the numbers and texts, without objects, lists and the keys `without`."""
+        return {
+            key: value
+            for key, value in self.json.items()
+            if key not in without and not isinstance(value, list | dict)
         }
-    },
-}
-TRAJECTORY = {
-    "layers": [{"name": text, "stage?": whole}],
-    "class_names": [text],
-    "settings": _PROVENANCE,
-}
 
 
-class Fault(NamedTuple):
-    """A location, such as ``layers[1].name``, at which a record violates its description."""
+def read(annotation: Any, value: Any, location: str = "") -> tuple[Any, list[Fault]]:
+    """Return a JSON value as its annotation describes it, and the places that do not match."""
+    found: list[Fault] = []
+    return _reader(annotation)(value, location, found), found
 
-    location: str
-    missing: bool = False
+
+def raise_on(faults: Sequence[Fault], name: str, advice: str = "") -> None:
+    """Raise a RecordError that names the first faults of a record, called `name`, if any."""
+    lacking = [fault.location for fault in faults if fault.missing]
+    invalid = [f"{f.location}{f.reason}" for f in faults if not f.missing]
+    reasons = [f"lacks {first_names(lacking, _MAX_NAMED)}"] if lacking else []
+    reasons += [f"is damaged in {first_names(invalid, _MAX_NAMED)}"] if invalid else []
+    if reasons:
+        raise RecordError(f"{name} {' and '.join(reasons)}{advice}.")
 
 
-def faults(value: Any, description: Description, location: str = "") -> Iterator[Fault]:
-    """Yield the locations at which a value violates its description."""
-    if callable(description):
-        if not description(value):
-            yield Fault(location)
-    elif isinstance(description, list):
+def as_json(value: Any) -> Any:
+    """Convert a value to JSON types: NumPy numbers to Python's, NaN and infinity to null."""
+    if isinstance(value, Mapping):
+        return {str(key): as_json(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [as_json(item) for item in value]
+    if hasattr(value, "tolist"):  # arrays and numbers of NumPy and torch
+        return as_json(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if value is None or isinstance(value, bool | int | float | str):
+        return str(value) if isinstance(value, str) else value
+    raise TypeError(f"a record cannot contain {type(value).__name__}")
+
+
+# --- readers --------------------------------------------------------------------------------------
+
+_Reader = Callable[[Any, str, list[Fault]], Any]
+
+
+@cache
+def _reader(annotation: Any) -> _Reader:
+    """Return the function that reads values of an annotation."""
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if annotation is Any:
+        return lambda value, _location, _faults: value
+    if (check := _check_of(annotation)) is not None:
+        return _checked(check)
+    if origin in (Union, types.UnionType):
+        return _union([each for each in arguments if each is not types.NoneType], arguments)
+    if origin is tuple:
+        return _list(arguments[0])
+    if origin is Mapping:
+        return _mapping(*arguments)
+    return _part(annotation) if issubclass(annotation, Part) else _named_tuple(annotation)
+
+
+def _check_of(annotation: Any) -> Check | None:
+    if get_origin(annotation) is Annotated:
+        return get_args(annotation)[1]  # type: ignore[no-any-return]
+    if get_origin(annotation) in (Union, types.UnionType):
+        inner, *more = (each for each in get_args(annotation) if each is not types.NoneType)
+        check = None if more else _check_of(inner)
+        if check is not None and types.NoneType in get_args(annotation):
+            accepts = check.accepts
+            return Check(lambda value: value is None or accepts(value), check.expected)
+    return _CHECKS.get(annotation)
+
+
+def _mismatch(expected: str, value: Any, location: str) -> Fault:
+    kinds: dict[Any, str] = {dict: "an object", list: "a list"}
+    kind = kinds.get(type(value)) or repr(value)
+    return Fault(location, f" (expected {expected}, got {printable(kind, _MAX_SHOWN)})")
+
+
+def _checked(check: Check) -> _Reader:
+    def read(value: Any, location: str, faults: list[Fault]) -> Any:
+        if not check.accepts(value):
+            faults.append(_mismatch(check.expected, value, location))
+        return value
+
+    return read
+
+
+def _union(members: Sequence[Any], arguments: Sequence[Any]) -> _Reader:
+    readers = [_reader(member) for member in members]
+
+    def read(value: Any, location: str, faults: list[Fault]) -> Any:
+        if value is None and types.NoneType in arguments:
+            return None
+        attempts: list[list[Fault]] = []
+        for reader in readers:
+            attempts.append([])
+            result = reader(value, location, attempts[-1])
+            if not attempts[-1]:
+                return result
+        faults += attempts[-1]
+        return None
+
+    return read
+
+
+def _list(item: Any) -> _Reader:
+    reader, check = _reader(item), _check_of(item)
+
+    def read(value: Any, location: str, faults: list[Fault]) -> Any:
         if not isinstance(value, list):
-            yield Fault(location)
-            return
-        for i, item in enumerate(value):
-            yield from faults(item, description[0], f"{location}[{i}]")
-    elif not isinstance(value, dict):
-        yield Fault(location)
-    else:
-        yield from _faults_inside(value, description, f"{location}." if location else "")
+            faults.append(_mismatch("a list", value, location))
+            return ()
+        if check is not None and all(map(check.accepts, value)):  # long lists of numbers
+            return tuple(value)
+        return tuple(reader(each, f"{location}[{i}]", faults) for i, each in enumerate(value))
+
+    return read
 
 
-def _faults_inside(
-    value: Mapping[str, Any], description: Mapping[str, Any], before: str
-) -> Iterator[Fault]:
-    names = {key.rstrip("?") for key in description}
-    for key, inner in description.items():
-        name, optional = key.rstrip("?"), key.endswith("?")
-        if key == "*":
-            for other in value.keys() - names:
-                yield from faults(value[other], inner, before + other)
-        elif name not in value:
-            if not optional:
-                yield Fault(before + name, missing=True)
-        elif not (optional and value[name] is None):
-            yield from faults(value[name], inner, before + name)
+def _named_tuple(kind: Any) -> _Reader:
+    hints = get_type_hints(kind, include_extras=True).values()
+    readers = [_reader(hint | None if hint is float else hint) for hint in hints]
+
+    def read(value: Any, location: str, faults: list[Fault]) -> Any:
+        parts: list[Fault] = []
+        if isinstance(value, list) and len(value) == len(readers):
+            result = kind(
+                *(r(each, location, parts) for r, each in zip(readers, value, strict=True))
+            )
+            if not parts:
+                return None if None in result else result
+        faults.append(_mismatch(f"a list of {len(readers)} numbers", value, location))
+        return None
+
+    return read
 
 
-def _short_lists(record: Mapping[str, Any]) -> Iterator[Fault]:
-    """Yield lists of the separation law that do not match its layers, and runs of one block."""
-    runs = (record.get("alignment") or {}).get("segments") or []
-    for k, run in enumerate(runs):
-        if len(run["blocks"]) < 2:
-            yield Fault(f"alignment.segments[{k}].blocks")
-    law = (record.get("separation_law") or {}).get("segments") or []
-    for k, segment in enumerate(law):
-        for key in ("separation", "compression", "discrimination"):
-            if len(segment[key]) != len(segment["layers"]) or len(segment[key]) < 2:
-                yield Fault(f"separation_law.segments[{k}].{key}")
+def _mapping(key: Any, item: Any) -> _Reader:
+    reader = _reader(item)
+
+    def read(value: Any, location: str, faults: list[Fault]) -> Any:
+        if not isinstance(value, dict):
+            faults.append(_mismatch("an object", value, location))
+            return {}
+        before = f"{location}." if location else ""
+        items = {}
+        for name, each in value.items():
+            if key is int and not re.fullmatch("[0-9]{1,9}", name):
+                faults.append(Fault(before + name, " (expected a number as the key)"))
+                continue
+            items[key(name)] = reader(each, before + name, faults)
+        return items
+
+    return read
 
 
-def mismatched(record: Mapping[str, Any]) -> Iterator[Fault]:
-    """Yield the locations of lists that are valid individually but do not match each other."""
-    yield from _short_lists(record)
-    segments_by_location = {
-        f"segments[{k}]": row for k, row in enumerate(record.get("segments") or [])
-    }
-    if record.get("last_layer"):
-        segments_by_location["last_layer"] = record["last_layer"]
-    for location, segment in segments_by_location.items():
-        depth = len(segment["layers"])
-        if depth < 2:
-            yield Fault(f"{location}.layers")
-        for key in ("interpolation_gap", "interpolation_time"):
-            if segment.get(key) and len(segment[key]) != depth:
-                yield Fault(f"{location}.{key}")
-        if pairs := segment.get("pairs"):
-            size = len(pairs["layers"])
-            for key in pairs.keys() - {"layers"}:
-                rows = pairs[key]
-                if rows is not None and [len(row) for row in rows] != [size] * size:
-                    yield Fault(f"{location}.pairs.{key}")
-        view = segment.get("view") or {}
-        means, dots = view.get("class_means") or [], view.get("points") or []
-        classes = len(means[0]) if means else 0
-        if view and len(means) != depth:
-            yield Fault(f"{location}.view.class_means")
-        if dots and len(dots) != depth:
-            yield Fault(f"{location}.view.points")
-        labels = view.get("labels") or []
-        if dots and len(labels) != len(dots[0]):
-            yield Fault(f"{location}.view.labels")
-        if any(not 0 <= label < classes for label in labels):
-            yield Fault(f"{location}.view.labels")
-        if end := view.get("end"):
-            shapes = [np.shape(end[key]) for key in ("class_means", "points")]
-            if shapes != [(classes, shapes[0][1]), (len(labels), shapes[0][1])]:
-                yield Fault(f"{location}.view.end")
+def _part(kind: type[Part]) -> _Reader:
+    hints = get_type_hints(kind, include_extras=True)
+    entries = [
+        (each.name, hints[each.name], _reader(hints[each.name]), _has_default(each))
+        for each in fields(kind)
+        if each.name != "json"
+    ]
+    names = {name for name, *_ in entries}
+    other = None if kind.others is Any else _reader(kind.others)
+
+    def read(value: Any, location: str, faults: list[Fault]) -> Any:
+        if not isinstance(value, dict):
+            faults.append(_mismatch("an object", value, location))
+            return None
+        before = f"{location}." if location else ""
+        values: dict[str, Any] = {}
+        own: list[Fault] = []
+        for name, hint, reader, optional in entries:
+            if name in value and not (optional and value[name] is None):
+                values[name] = reader(value[name], before + name, own)
+            elif not optional:
+                own.append(Fault(before + name, missing=True))
+                values[name] = _empty(hint)
+        if other is not None:
+            for name in value.keys() - names:
+                other(value[name], before + name, own)
+        faults += own
+        return kind(json=value, **values) if all(fault.missing for fault in own) else None
+
+    return read
+
+
+def _has_default(each: Any) -> bool:
+    return each.default is not MISSING or each.default_factory is not MISSING
+
+
+def _empty(annotation: Any) -> Any:
+    """Return the value of a key that is missing from a partial record."""
+    origin = get_origin(annotation)
+    if origin is Annotated:
+        return _empty(get_args(annotation)[0])
+    if origin in (tuple, Sequence):
+        return ()
+    if origin is Mapping:
+        return {}
+    if annotation in (str, int):
+        return annotation()
+    is_part = isinstance(annotation, type) and issubclass(annotation, Part)
+    return annotation.of({}) if is_part else None

@@ -8,6 +8,8 @@ import numpy as np
 from jaxtyping import Float
 
 from ..results import Displayed
+from ..storage.record import Provenance
+from ..storage.schema import Part
 
 
 def _size(features: Float[np.ndarray, "n d"]) -> str:
@@ -88,3 +90,18 @@ class Classifier(Displayed):
     def _description(self) -> str:
         classes, width = self.weight.shape
         return f"{classes} classes, {width} features"
+
+
+class NamedStage(Part):
+    """A layer in the description of stored features."""
+
+    name: str
+    stage: int | None = None
+
+
+class Outline(Part):
+    """The description of a trajectory in the manifest of a store."""
+
+    layers: tuple[NamedStage, ...]
+    class_names: tuple[str, ...]
+    settings: Provenance

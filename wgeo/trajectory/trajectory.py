@@ -22,11 +22,10 @@ from ..arrays.rows import is_memmapped
 from ..errors import ArgumentError, FeatureError, RecordError
 from ..results import Displayed
 from ..runtime.progress import track
-from ..storage import schema
-from ..storage.records import as_json
+from ..storage.schema import as_json, read
 from ..storage.store import Column, Writer, holds, read_store, shards
 from .embedding import embedded
-from .parts import Block, Classifier, Layer, Segment
+from .parts import Block, Classifier, Layer, Outline, Segment
 from .views import class_view
 
 _ROWS = 256  # rows read at a time; the shards of a saved trajectory are multiples of it
@@ -363,7 +362,7 @@ def outline(
 
 def _faults(arrays: Mapping[str, np.ndarray], about: Mapping[str, Any]) -> Iterator[str]:
     """Yield the names of parts of a store that `assemble` cannot use."""
-    yield from (f"manifest, about.{f.location}," for f in schema.faults(about, schema.TRAJECTORY))
+    yield from (f"manifest, about.{f.location}," for f in read(Outline, about)[1])
     names = [row["name"] for row in about["layers"]]
     if not names or len(set(names)) != len(names):
         yield "list of layers"

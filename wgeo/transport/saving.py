@@ -7,6 +7,7 @@ import json
 import os
 import zipfile
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -15,33 +16,38 @@ from scipy.sparse import csr_array
 
 from ..data.members import check_member, check_members
 from ..errors import DataError, RecordError
-from ..storage import schema
 from ..storage.files import as_path, require_regular
 from ..storage.ownership import owned
-from ..storage.records import as_json
+from ..storage.schema import Part, as_json, read
 from ..text import printable
 from .result import Status, TransportResult
 
 _VERSION = 1
 _SUM_TOLERANCE = 1e-9  # error of the sum of weights
-_FIELDS = {
-    "version": schema.whole,
-    "cost": schema.number,
-    "lower": schema.number,
-    "upper": schema.number,
-    "seconds": schema.number,
-    "divergence": schema.number,
-    "status": schema.text,
-    "solver": schema.text,
-    "stats": lambda value: isinstance(value, dict),
-}
 _PLAN = ("plan_data", "plan_indices", "plan_indptr", "plan_shape")
+
+
+class Saved(Part):
+    """The numbers and texts of a saved result."""
+
+    version: int
+    cost: float | None
+    lower: float | None
+    upper: float | None
+    seconds: float | None
+    divergence: float | None
+    status: str
+    solver: str
+    stats: Mapping[str, Any]
+
+
+_FIELDS = tuple(each.name for each in fields(Saved) if each.name not in ("json", "version"))
 
 
 def save(result: TransportResult, path: str | os.PathLike[str]) -> None:
     """Write a result to a file; see `TransportResult.save`."""
     file_path = as_path(path, "path")
-    values = {name: getattr(result, name) for name in _FIELDS if name != "version"}
+    values = {name: getattr(result, name) for name in _FIELDS}
     about = json.dumps(as_json({**values, "version": _VERSION}))
     arrays: dict[str, np.ndarray] = {"about": np.frombuffer(about.encode(), np.uint8)}
     if isinstance(result.coupling, np.ndarray):
@@ -94,13 +100,13 @@ def _arrays(path: os.PathLike[str]) -> dict[str, np.ndarray]:
 
 def _result(arrays: Mapping[str, np.ndarray]) -> TransportResult:
     about = json.loads(arrays["about"].astype(np.uint8).tobytes())
-    for fault in schema.faults(about, _FIELDS):
+    for fault in read(Saved, about)[1]:
         raise DataError(f"{fault.location} is damaged")
     if about["version"] != _VERSION:
         raise DataError(
             f"its version is {about['version']}, but this wgeo reads version {_VERSION}"
         )
-    values = {name: about[name] for name in _FIELDS if name != "version"}
+    values = {name: about[name] for name in _FIELDS}
     for name in ("cost", "lower", "upper", "seconds"):
         if values[name] is None or values[name] < 0:
             raise DataError(f"{name} is not a nonnegative number")

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ...storage.record import Record
 from .depth import alignment, separation_law
 from .maps import blocks, optimality
 from .one_sentence import compose
@@ -41,10 +42,9 @@ def sentences(record: Any) -> tuple[Sentence, ...]:
         The record of an analysis. For a `Straightness` or a `Collapse`, only the sentences about
         straightness or collapse are returned.
     """
-    record = record.to_dict() if hasattr(record, "to_dict") else record
-    trust = record.get("trust") or {}
-    first = opening(trust, record.get("provenance"))
-    if silenced(trust):
+    record = Record.of(record)
+    first = opening(record)
+    if silenced(record.trust):
         return tuple(first)
     body = [
         *straightness(record),
@@ -63,8 +63,8 @@ def headline(record: Any) -> Sentence:
 
     It states nothing that `sentences` does not state about the same record.
     """
-    record = record.to_dict() if hasattr(record, "to_dict") else record
-    return compose(sentences(record), record.get("trust") or {})
+    record = Record.of(record)
+    return compose(sentences(record), record.trust)
 
 
 def text(verdict: Sequence[Mapping[str, Any] | Sentence]) -> str:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from ...storage.record import AlignedSegment, Interval, Record, SegmentLaw
 from ...text import counted
-from .sentence import THRESHOLDS, Record, Sentence, Strength
+from .sentence import THRESHOLDS, Sentence, Strength
 from .wording import OVER_IMAGES, percent, ranged
 
 _D = (
@@ -16,46 +17,47 @@ _D = (
 
 
 def separation_law(record: Record) -> Iterator[Sentence]:
-    law = record.get("separation_law") or {}
+    law = record.separation_law
     explained = False
-    if (law.get("samples_per_class") or 0) < THRESHOLDS["few_a_class"]:
+    if (law.samples_per_class or 0) < THRESHOLDS["few_a_class"]:
         return
-    for segment in law.get("segments") or []:
-        long = len(segment["layers"]) >= THRESHOLDS["fewest_layers"]
-        bounds = segment.get("intervals") or {}
+    for segment in law.segments:
+        long = len(segment.layers) >= THRESHOLDS["fewest_layers"]
+        bounds = segment.interval("rate")
         # A fit over several stages is not judged, since their feature spaces differ.
-        if segment.get("stage") is None or not long or bounds.get("rate") is None:
+        if segment.stage is None or not long or bounds is None:
             continue
         yield _law(segment, bounds, "" if explained else _D)
         explained = True
 
 
-def _law(segment: Record, bounds: Record, definition: str) -> Sentence:
-    subject = f"From {segment['layers'][0]} to {segment['layers'][-1]}"
-    rate = ranged(segment["rate"], bounds["rate"], note=OVER_IMAGES)
-    correlation, curvature = segment.get("correlation"), segment.get("curvature")
+def _law(segment: SegmentLaw, bounds: Interval, definition: str) -> Sentence:
+    subject = f"From {segment.layers[0]} to {segment.layers[-1]}"
+    rate = ranged(segment.rate, bounds, note=OVER_IMAGES)
+    correlation, curvature = segment.correlation, segment.curvature
     evidence = {
-        "layers": [segment["layers"][0], segment["layers"][-1]],
-        "rate": segment["rate"],
+        "layers": [segment.layers[0], segment.layers[-1]],
+        "rate": segment.rate,
         "correlation": correlation,
         "curvature": curvature,
-        "intervals": dict(bounds),
+        "intervals": segment.intervals,
     }
 
     def sentence(words: str, strength: Strength) -> Sentence:
         return Sentence("separation", f"{subject} {words}.", evidence, strength)
 
-    if bounds["rate"][0] > 1:
+    if bounds.low > 1:
         return sentence(f"the separation of the classes{definition} gets worse", "shown")
-    if bounds["rate"][1] >= 1 or None in (correlation, curvature):
+    if bounds.high >= 1 or correlation is None or curvature is None:
         return sentence(
             f"these images do not show whether the classes separate with depth{definition}: D "
             f"changes by a factor of {rate} per layer",
             "undecided",
         )
     fit = f"r = {correlation:.4f}, curvature {curvature:+.2f}"
-    constant = _constant(bounds)
-    if constant is None:
+    curved, correlated = segment.interval("curvature"), segment.interval("correlation")
+    constant = _constant(curved, correlated)
+    if curved is None or constant is None:
         return sentence(
             f"the classes separate with depth{definition}, by a fitted factor of {rate} per "
             f"layer; these images cannot tell whether by the same at every layer ({fit})",
@@ -68,26 +70,26 @@ def _law(segment: Record, bounds: Record, definition: str) -> Sentence:
             "shown",
         )
     return sentence(
-        f"the classes separate with depth{definition}, but not at a constant rate: {_bend(bounds)} "
-        f"({fit}; a fitted factor of {rate} per layer)",
+        f"the classes separate with depth{definition}, but not at a constant rate: "
+        f"{_bend(curved)} ({fit}; a fitted factor of {rate} per layer)",
         "shown",
     )
 
 
-def _constant(bounds: Record) -> bool | None:
+def _constant(curvature: Interval | None, correlation: Interval | None) -> bool | None:
     """Return whether the intervals show a straight line (constant rate); None if undecided."""
     max_curvature, max_correlation = THRESHOLDS["law_curvature"], -THRESHOLDS["law_correlation"]
-    if bounds.get("correlation") is None or bounds.get("curvature") is None:
+    if curvature is None or correlation is None:
         return None
-    (low, high), correlation = bounds["curvature"], bounds["correlation"]
-    if -max_curvature <= low and high <= max_curvature and correlation[1] <= max_correlation:
+    low, high = curvature
+    if -max_curvature <= low and high <= max_curvature and correlation.high <= max_correlation:
         return True
-    excluded = low > max_curvature or high < -max_curvature or correlation[0] > max_correlation
+    excluded = low > max_curvature or high < -max_curvature or correlation.low > max_correlation
     return False if excluded else None
 
 
-def _bend(bounds: Record) -> str:
-    low, high = bounds["curvature"]
+def _bend(curvature: Interval) -> str:
+    low, high = curvature
     if low > THRESHOLDS["law_curvature"]:
         return "D falls faster at the first layers"
     if high < -THRESHOLDS["law_curvature"]:
@@ -96,35 +98,36 @@ def _bend(bounds: Record) -> str:
 
 
 def alignment(record: Record) -> Iterator[Sentence]:
-    comparison = record.get("alignment") or {}
-    if comparison.get("reset_statistics"):
+    if record.alignment.reset_statistics:
         return
     explained = False
-    for segment in comparison.get("segments") or []:
-        bounds = segment.get("intervals") or {}
-        if len(segment["blocks"]) > 2 and bounds.get("overlap_uv") is not None:
-            yield _alignment(segment, bounds, comparison["points"], explained)
+    for segment in record.alignment.segments:
+        bounds, chance = segment.interval("overlap_uv"), segment.chance
+        if len(segment.blocks) > 2 and bounds is not None and chance is not None:
+            yield _alignment(segment, bounds, chance, record.alignment.points, explained)
             explained = True
 
 
-def _alignment(segment: Record, bounds: Record, points: int, explained: bool) -> Sentence:
-    low, high = bounds["overlap_uv"]
-    chance, value = segment["chance"], segment["overlap_uv"]
+def _alignment(
+    segment: AlignedSegment, bounds: Interval, chance: float, points: int, explained: bool
+) -> Sentence:
+    low, high = bounds
+    value = segment.overlap_uv
     word, decided = _aligned(low, high, chance)
-    definition = "" if explained else _OVERLAP.format(counted(segment["vectors"], "direction"))
+    definition = "" if explained else _OVERLAP.format(counted(segment.vectors or 0, "direction"))
     words = (
-        f"From {segment['blocks'][0]} to {segment['blocks'][-1]} the residual Jacobians of the "
+        f"From {segment.blocks[0]} to {segment.blocks[-1]} the residual Jacobians of the "
         f"blocks are {word}{definition}: they share {percent(value)} "
         f"({percent(low)} to {percent(high)}, 95 % interval over {counted(points, 'image')}), "
-        f"random ones {percent(chance, 2)}{_slope(segment, bounds)}."
+        f"random ones {percent(chance, 2)}{_slope(segment)}."
     )
     few = points < THRESHOLDS["fewest_samples"]
     evidence: dict[str, Any] = {
-        "blocks": [segment["blocks"][0], segment["blocks"][-1]],
+        "blocks": [segment.blocks[0], segment.blocks[-1]],
         "overlap_uv": value,
         "chance": chance,
-        "slope": (segment.get("slopes") or [None])[0],
-        "intervals": {key: bounds.get(key) for key in ("overlap_uv", "slope")},
+        "slope": segment.slope,
+        "intervals": {key: segment.interval(key) for key in ("overlap_uv", "slope")},
         "points": points,
     }
     strength: Strength = "undecided" if not decided else "suggested" if few else "shown"
@@ -152,12 +155,12 @@ def _aligned(low: float, high: float, chance: float) -> tuple[str, bool]:
 _OVERLAP = " (overlap of the leading {} of one block's output with those of another's input)"
 
 
-def _slope(segment: Record, bounds: Record) -> str:
+def _slope(segment: AlignedSegment) -> str:
     """State the slope of the largest singular value with depth, which is 1 along a geodesic."""
-    slope = (segment.get("slopes") or [None])[0]
-    if slope is None or bounds.get("slope") is None:
+    bounds = segment.interval("slope")
+    if segment.slope is None or bounds is None:
         return ""
     return (
         "; the length of a step over the largest singular value changes with depth at a slope of "
-        f"{ranged(slope, bounds['slope'])}, 1 along a geodesic that expands"
+        f"{ranged(segment.slope, bounds)}, 1 along a geodesic that expands"
     )

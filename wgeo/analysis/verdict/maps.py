@@ -6,13 +6,14 @@ If the Jacobians of a block were not computed, the block is judged by its correl
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ...geodesic.nulls import clearly_above, margin
+from ...storage.record import Block, Brenier, Optimality, Record, Score, Segment
 from ...text import counted
-from .sentence import THRESHOLDS, Record, Sentence
-from .wording import ends, few_carrying, listed, ranged, segment_ends, start_of, unmoved
+from .sentence import THRESHOLDS, Sentence
+from .wording import ends, few_carrying, listed, ranged, segment_ends, spreads, start_of, unmoved
 
 _SCORE = (
     " (A map takes each sample's features at one layer to those at a later one. Its correlation "
@@ -25,35 +26,38 @@ _SCORE = (
 
 def optimality(record: Record) -> Iterator[Sentence]:
     explained = False
-    for segment in record.get("segments") or []:
-        if unmoved(segment) or segment.get("relative_displacement") is None:
+    for segment in record.segments:
+        if unmoved(segment) or segment.relative_displacement is None:
             continue
-        if segment.get("corr_score") is not None:
-            sentence = _end_to_end(segment, record.get("blocks") or [])
+        if segment.corr_score is not None:
+            sentence = _end_to_end(segment, segment.corr_score, record.blocks)
             yield sentence if explained else replace(sentence, words=sentence.words + _SCORE)
             explained = True
         elif _ends_in_point(segment):
             yield Sentence(
                 "optimality",
-                f"{segment_ends(segment)} any map would be optimal, because all samples have the "
-                "same features at one end.",
-                {"layers": ends(segment), "spread": segment["spread"]},
+                f"{segment_ends(segment.layers)} any map would be optimal, because all samples "
+                "have the same features at one end.",
+                {"layers": ends(segment), "spread": segment.spread},
                 "shown",
             )
 
 
-def _ends_in_point(segment: Record) -> bool:
-    spread = segment.get("spread") or [1.0]
-    return bool(min(spread[0], spread[-1]) <= THRESHOLDS["rounding"] * max(spread))
+def _ends_in_point(segment: Segment) -> bool:
+    spread = spreads(segment)
+    return min(spread[0], spread[-1]) <= THRESHOLDS["rounding"] * max(spread)
 
 
-def _end_to_end(segment: Record, blocks: Sequence[Record]) -> Sentence:
+def _end_to_end(segment: Segment, score: Score, blocks: Sequence[Block]) -> Sentence:
     """State the first layer from which the map to the segment's last layer is optimal."""
-    scores = _scores_to_end(segment)
+    scores = _scores_to_end(segment, score)
     first = scores[0]
-    evidence = {"layers": ends(segment), "scores": scores}
-    subject = segment_ends(segment)
-    optimal = next((row for row in scores if row["optimal"]), None)
+    evidence: dict[str, Any] = {
+        "layers": ends(segment),
+        "scores": [each.evidence() for each in scores],
+    }
+    subject = segment_ends(segment.layers)
+    optimal = next((each for each in scores if each.optimal), None)
     tail = _near_point(segment)
     few = few_carrying(segment)
     if few and (optimal is not None or not _refuted(first)):
@@ -61,20 +65,18 @@ def _end_to_end(segment: Record, blocks: Sequence[Record]) -> Sentence:
             "optimality",
             f"{subject} {few} the correlation score ({_score(first)}), so it is "
             f"open whether the map is optimal for the others.{tail}",
-            {**evidence, "effective_samples": segment["effective_samples"]},
+            {**evidence, "effective_samples": segment.effective_samples},
             "undecided",
         )
     if optimal is not None:
         rest = "" if optimal is first else f"; {_below(first, segment)}"
-        start = (
-            subject if optimal is first else f"From {optimal['from']} to {segment['layers'][-1]}"
-        )
-        rest += _excluded_by_jacobians(optimal["from"], segment, blocks)
+        start = subject if optimal is first else f"From {optimal.start} to {segment.layers[-1]}"
+        rest += _excluded_by_jacobians(optimal.start, segment, blocks)
         return Sentence(
             "optimality",
-            f"{start} the map is {optimal['word']} for these samples (correlation score "
+            f"{start} the map is {optimal.word} for these samples (correlation score "
             f"{_score(optimal)}; the same displacements given to the wrong samples: at most "
-            f"{optimal['null']:.3f}){rest}.{tail}",
+            f"{optimal.null:.3f}){rest}.{tail}",
             evidence,
             "shown",
         )
@@ -84,9 +86,9 @@ def _end_to_end(segment: Record, blocks: Sequence[Record]) -> Sentence:
         )
     if few:
         tail = f" {few.capitalize()} this score.{tail}"
-    later = next((row for row in scores if not _refuted(row)), None)
+    later = next((each for each in scores if not _refuted(each)), None)
     evidence["later_undecided"] = later is not None
-    rest = _best(scores) if later is None else f"; from {later['from']} onward {_undecided(later)}"
+    rest = _best(scores) if later is None else f"; from {later.start} onward {_undecided(later)}"
     return Sentence(
         "optimality",
         f"{subject} the map is not optimal (correlation score {_score(first)}){rest}.{tail}",
@@ -95,10 +97,10 @@ def _end_to_end(segment: Record, blocks: Sequence[Record]) -> Sentence:
     )
 
 
-def _excluded_by_jacobians(start: str, segment: Record, blocks: Sequence[Record]) -> str:
+def _excluded_by_jacobians(start: str, segment: Segment, blocks: Sequence[Block]) -> str:
     """Name the blocks inside an optimal map whose own Jacobians exclude an optimal map."""
-    inner = segment["layers"][segment["layers"].index(start) + 1 :]
-    kinds = {block["target"]: _block_kind(block) for block in blocks}
+    inner = segment.layers[segment.layers.index(start) + 1 :]
+    kinds = {block.target: _block_kind(block) for block in blocks}
     excluded = [name for name in inner if kinds.get(name) in ("not gradient", "nearly gradient")]
     if not excluded:
         return ""
@@ -112,27 +114,25 @@ def _excluded_by_jacobians(start: str, segment: Record, blocks: Sequence[Record]
     )
 
 
-def _refuted(row: Record) -> bool:
+def _refuted(map_score: MapScore) -> bool:
     """Return whether the certified interval excludes a nearly optimal map."""
-    return bool(row["high"] < THRESHOLDS["nearly_optimal"])
+    return map_score.score.high < THRESHOLDS["nearly_optimal"]
 
 
-def _undecided(row: Record) -> str:
+def _undecided(map_score: MapScore) -> str:
     """State why it is undecided whether a map is optimal, or whether it is nearly optimal."""
-    score = f"correlation score {_score(row)}"
-    if row["low"] < THRESHOLDS["nearly_optimal"]:
+    score = f"correlation score {_score(map_score)}"
+    null = map_score.null
+    if map_score.score.low < THRESHOLDS["nearly_optimal"]:
         reason = "the bounds of the score are too wide"
-    elif row["null"] is None:
+    elif null is None:
         reason = "the same displacements given to the wrong samples were not scored"
     else:
-        needed = f"a score is evidence only if it is higher by at least {row['margin']:.2f}"
-        if row["null"] + row["margin"] > 1:
+        needed = f"a score is evidence only if it is higher by at least {map_score.margin:.2f}"
+        if null + map_score.margin > 1:
             needed += ", which no score can be"
-        reason = (
-            f"the same displacements given to the wrong samples score {row['null']:.3f}, and "
-            f"{needed}"
-        )
-    if row["high"] < THRESHOLDS["optimal"]:
+        reason = f"the same displacements given to the wrong samples score {null:.3f}, and {needed}"
+    if map_score.score.high < THRESHOLDS["optimal"]:
         return (
             f"the map is not exactly optimal ({score}), and these samples do not show whether it "
             f"is nearly optimal: {reason}"
@@ -140,91 +140,108 @@ def _undecided(row: Record) -> str:
     return f"these samples do not show whether the map is optimal ({score}): {reason}"
 
 
-def _best(scores: Sequence[Record]) -> str:
-    best = max(scores, key=lambda row: row["value"])
+def _best(scores: Sequence[MapScore]) -> str:
+    best = max(scores, key=lambda each: each.score.value)
     if len(scores) < 2 or best is scores[0]:
         return ""
-    highest = f"at most {best['value']:.3f}, from {best['from']}"
+    highest = f"at most {best.score.value:.3f}, from {best.start}"
     return f", and neither is the map from any later layer ({highest})"
 
 
-def _below(first: Record, segment: Record) -> str:
+def _below(first: MapScore, segment: Segment) -> str:
+    start = start_of(segment.layers)
     if not _refuted(first):
-        return f"from {start_of(segment)} this is undecided ({_score(first)})"
-    return f"from {start_of(segment)} it is not ({_score(first)})"
+        return f"from {start} this is undecided ({_score(first)})"
+    return f"from {start} it is not ({_score(first)})"
 
 
-def _score(row: Record) -> str:
-    return ranged(row["value"], (row["low"], row["high"]), certified=True)
+def _score(map_score: MapScore) -> str:
+    value, low, high = map_score.score
+    return ranged(value, (low, high), certified=True)
 
 
-def _scores_to_end(segment: Record) -> list[dict[str, Any]]:
+def _scores_to_end(segment: Segment, score: Score) -> list[MapScore]:
     """Return the correlation scores of the maps from each layer to the last, with null scores."""
-    rows = [_row(segment["layers"][0], segment["corr_score"], _null(segment), segment)]
-    pairs = segment.get("pairs") or {}
-    for i, name in enumerate((pairs.get("layers") or [])[1:-1], 1):
-        score = tuple(pairs[key][i][-1] for key in ("corr_score", "corr_low", "corr_high"))
-        if None not in score:
-            null = pairs["null"][i][-1] if pairs.get("null") else None
-            rows.append(_row(name, score, null, segment))
-    return rows
+    scores = [MapScore.of(segment.layers[0], score, segment.highest_null, segment)]
+    pairs = segment.pairs
+    for i, name in enumerate(pairs.layers[1:-1], 1):
+        value, low, high = (m[i][-1] for m in (pairs.corr_score, pairs.corr_low, pairs.corr_high))
+        if value is not None and low is not None and high is not None:
+            null = pairs.null[i][-1] if pairs.null else None
+            scores.append(MapScore.of(name, Score(value, low, high), null, segment))
+    return scores
 
 
-def _row(name: str, score: Sequence[float], null: float | None, segment: Record) -> dict[str, Any]:
-    value, low, high = score
-    samples = segment.get("samples")
-    power = None if null is None else clearly_above(low, null, samples)
-    word = "optimal" if low >= THRESHOLDS["optimal"] else "nearly optimal"
-    return {
-        "from": name,
-        "value": value,
-        "low": low,
-        "high": high,
-        "null": null,
-        "margin": margin(samples),
-        "power": power,
-        "word": word,
-        "optimal": bool(power) and low >= THRESHOLDS["nearly_optimal"],
-    }
+@dataclass(frozen=True)
+class MapScore:
+    """The correlation score of a map from the layer `start`, and the highest score of null maps.
+
+    It is evidence only if it exceeds the null maps' score by `margin`.
+    """
+
+    start: str
+    score: Score
+    null: float | None
+    margin: float
+    power: bool | None
+
+    @classmethod
+    def of(cls, start: str, score: Score, null: float | None, row: Optimality) -> MapScore:
+        """Judge a score by the null maps and the number of samples of a segment or block."""
+        power = None if null is None else bool(clearly_above(score.low, null, row.samples))
+        return cls(start, score, null, float(margin(row.samples)), power)
+
+    @property
+    def word(self) -> str:
+        return "optimal" if self.score.low >= THRESHOLDS["optimal"] else "nearly optimal"
+
+    @property
+    def optimal(self) -> bool:
+        return bool(self.power) and self.score.low >= THRESHOLDS["nearly_optimal"]
+
+    def evidence(self) -> dict[str, Any]:
+        """Return the values for the evidence of a sentence."""
+        return {
+            "from": self.start,
+            **self.score._asdict(),
+            "null": self.null,
+            "margin": self.margin,
+            "power": self.power,
+            "word": self.word,
+            "optimal": self.optimal,
+        }
 
 
-def _null(row: Record) -> float | None:
-    """Return the highest certified bound of the null scores."""
-    return max(
-        (null["score"][2] for null in row.get("null") or [] if null.get("score")), default=None
-    )
-
-
-def _near_point(segment: Record) -> str:
-    ratio = segment.get("spread_ratio")
+def _near_point(segment: Segment) -> str:
+    ratio = segment.spread_ratio
     if ratio is None or ratio < THRESHOLDS["nearly_a_point"]:
         return ""
     return (
-        f" The spread of the features at {start_of(segment)} is {ratio:,.0f} times smaller than "
-        f"at {segment['layers'][-1]}. If the first cloud is nearly a point, almost any map has a "
+        f" The spread of the features at {start_of(segment.layers)} is {ratio:,.0f} times smaller "
+        f"than at {segment.layers[-1]}. If the first cloud is nearly a point, almost any map has a "
         "high OT score (the score of the papers), so the OT score of this segment is not evidence."
     )
 
 
 def blocks(record: Record) -> Iterator[Sentence]:
-    blocks = [b for b in record.get("blocks") or [] if b.get("corr_score") is not None]
+    blocks = [block for block in record.blocks if block.corr_score is not None]
     if not blocks:
         return
     kinds = [_block_kind(block) for block in blocks]
     evidence = {
         "blocks": [
-            {"target": b["target"], "kind": kind, "corr_score": b["corr_score"]}
-            for b, kind in zip(blocks, kinds, strict=True)
+            {"target": block.target, "kind": kind, "corr_score": block.corr_score}
+            for block, kind in zip(blocks, kinds, strict=True)
         ]
     }
     clauses = [_clause(kinds, kind) for kind in _KINDS if kind in kinds]
     whole = "The one block" if len(blocks) == 1 else f"Of {counted(len(blocks), 'block')},"
     undecided = kinds.count("undecided") == len(kinds)
-    points = [block["brenier"]["points"] for block in blocks if block.get("brenier")]
-    few = bool(points) and min(points) < THRESHOLDS["fewest_samples"]
+    tests = [block.brenier for block in blocks if block.brenier]
+    few = any((test.points or 0) < THRESHOLDS["fewest_samples"] for test in tests)
     yield Sentence(
         "blocks",
-        f"{whole} {listed(clauses)}{_jacobians(blocks)}.",
+        f"{whole} {listed(clauses)}{_jacobians(tests)}.",
         evidence,
         "undecided" if undecided else "suggested" if few else "shown",
     )
@@ -243,26 +260,25 @@ def _clause(kinds: Sequence[str], kind: str) -> str:
     return f"{'both' if number == 2 else 'all'} {several}"
 
 
-def _jacobians(blocks: Sequence[Record]) -> str:
+def _jacobians(tests: Sequence[Brenier]) -> str:
     """State the result of the Brenier test, which uses the features before pooling."""
-    tests = [block["brenier"] for block in blocks if block.get("brenier")]
-    asymmetry = _from_to(tests, "asymmetry")
-    eigenvalue = _from_to(tests, "relative_eigenvalue")
+    asymmetry = _from_to([test.asymmetry for test in tests])
+    eigenvalue = _from_to([test.relative_eigenvalue for test in tests])
     if not asymmetry:
         return ""
     smallest = eigenvalue and f", smallest eigenvalue {eigenvalue} of the largest"
-    intervals = all(test.get("intervals") for test in tests)
+    intervals = all(test.intervals for test in tests)
     judged = ", judged by 95 % intervals over these images" if intervals else ""
     return (
         " (Jacobians: derivatives of a block's output with respect to its input, before pooling, "
-        f"at {counted(tests[0]['points'], 'image')}{judged}; asymmetry {asymmetry}{smallest}; an "
+        f"at {counted(tests[0].points or 0, 'image')}{judged}; asymmetry {asymmetry}{smallest}; an "
         "optimal map has asymmetry 0 and no eigenvalue below 0)"
     )
 
 
-def _from_to(rows: Sequence[Record], key: str) -> str:
+def _from_to(numbers: Sequence[float | None]) -> str:
     """Return the range of several blocks' values, such as ``0.06 to 0.49``; empty if undefined."""
-    values = [row[key] for row in rows if row.get(key) is not None]
+    values = [value for value in numbers if value is not None]
     if not values:
         return ""
     low, high = f"{min(values):.2g}", f"{max(values):.2g}"
@@ -305,27 +321,29 @@ _KINDS = {  # the predicate for one block, for several, and after "none" if it i
 }
 
 
-def _block_kind(block: Record) -> str:
+def _block_kind(block: Block) -> str:
     """Classify a block: by its Jacobians if they were tested, else by its correlation score."""
     if unmoved(block):
         return "unmoved"
-    test = block.get("brenier") or {}
-    if test.get("excluded") is not None:
-        if not test["excluded"]:
+    test = block.brenier
+    if test.excluded is not None:
+        if not test.excluded:
             return "gradient"
         return "nearly gradient" if _nearly_gradient(test) else "not gradient"
-    score = _row(block.get("source", ""), block["corr_score"], _null(block), block)
+    if block.corr_score is None:
+        return "undecided"
+    score = MapScore.of(block.source, block.corr_score, block.highest_null, block)
     if _refuted(score):
         return "not optimal"
-    return score["word"] if score["optimal"] and not few_carrying(block) else "undecided"
+    return score.word if score.optimal and not few_carrying(block) else "undecided"
 
 
-def _nearly_gradient(test: Record) -> bool:
+def _nearly_gradient(test: Brenier) -> bool:
     """Return whether the intervals allow a nearly symmetric and positive semi-definite Jacobian."""
-    intervals, threshold = test.get("intervals") or {}, THRESHOLDS["nearly_gradient_map"]
-    asymmetry, eigenvalue = test.get("asymmetry"), test.get("relative_eigenvalue")
-    low = intervals.get("asymmetry", [asymmetry])[0]
-    high = intervals.get("relative_eigenvalue", [eigenvalue])[-1]
+    threshold = THRESHOLDS["nearly_gradient_map"]
+    asymmetry, eigenvalue = test.interval("asymmetry"), test.interval("relative_eigenvalue")
+    low = asymmetry.low if asymmetry else test.asymmetry
+    high = eigenvalue.high if eigenvalue else test.relative_eigenvalue
     if low is None or high is None:
         return False
-    return bool(low <= threshold and high >= -threshold)
+    return low <= threshold and high >= -threshold

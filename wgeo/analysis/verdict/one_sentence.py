@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+from ...storage.record import Trust
 from ...text import counted, stage_number
 from .opening import silenced
-from .sentence import Record, Sentence, Strength
+from .sentence import Sentence, Strength
 from .wording import listed, percent
 
 
-def compose(verdict: Sequence[Sentence], trust: Record) -> Sentence:
+def compose(verdict: Sequence[Sentence], trust: Trust) -> Sentence:
     """Return the headline of a verdict: the path's shape, collapse, and how certain they are."""
     if silenced(trust):
         return _silence(trust)
@@ -33,19 +35,20 @@ def compose(verdict: Sequence[Sentence], trust: Record) -> Sentence:
     return Sentence("headline", f"{words[:1].upper()}{words[1:]}.", evidence, strength)
 
 
-def _silence(trust: Record) -> Sentence:
-    if trust.get("at_chance"):
+def _silence(trust: Trust) -> Sentence:
+    samples = trust.samples or 0
+    if trust.at_chance:
         words = (
-            f"The network does not classify these images: {percent(trust['accuracy'])} of "
-            f"{counted(trust['samples'], 'image')} are classified correctly, no better than "
-            f"guessing ({percent(trust['chance'])}), so nothing else is said about it."
+            f"The network does not classify these images: {percent(trust.accuracy)} of "
+            f"{counted(samples, 'image')} are classified correctly, no better than "
+            f"guessing ({percent(trust.chance)}), so nothing else is said about it."
         )
     else:
         words = (
-            f"{counted(trust['samples'], 'sample').capitalize()} are too few to say anything "
+            f"{counted(samples, 'sample').capitalize()} are too few to say anything "
             "about the network."
         )
-    return Sentence("headline", words, {"samples": trust.get("samples")}, "warning")
+    return Sentence("headline", words, {"samples": trust.samples}, "warning")
 
 
 _NOT_JUDGED = "not judged"
@@ -91,21 +94,21 @@ def _collapse(classes: Sequence[Sentence]) -> list[str]:
     return [f"the classes are {_between(evidence['level'])} at the last layer{_trend(evidence)}"]
 
 
-def _trend(evidence: Record) -> str:
+def _trend(evidence: Mapping[str, Any]) -> str:
     """State whether the classes become tighter with depth, if the interval of tau decides it."""
     ends = evidence.get("kendall_interval")
     tau = evidence.get("kendall_tau")
-    if tau is None or not ends or None in ends or ends[0] <= 0 <= ends[1]:
+    if tau is None or not ends or ends[0] <= 0 <= ends[1]:
         return ""
     return f", having become {'tighter' if tau < 0 else 'wider'} with depth"
 
 
 def _certainty(
-    decided: Sequence[Sentence], some_undecided: bool, trust: Record
+    decided: Sequence[Sentence], some_undecided: bool, trust: Trust
 ) -> tuple[str, Strength]:
     if not decided:
         return "", "undecided"
-    samples = trust.get("samples")
+    samples = trust.samples
     images = f" over {counted(samples, 'image')}" if samples else ""
     if any(s.evidence.get("interval") is None for s in decided):
         return " (suggested by a value without an interval)", "suggested"

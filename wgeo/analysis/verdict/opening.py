@@ -6,31 +6,32 @@ import math
 from collections.abc import Iterator
 from pathlib import PurePath
 
+from ...storage.record import Provenance, Record, Trust
 from ...text import counted, printable
-from .sentence import THRESHOLDS, Record, Sentence
+from .sentence import THRESHOLDS, Sentence
 from .wording import percent
 
 
-def opening(trust: Record, provenance: Record | None = None) -> list[Sentence]:
+def opening(record: Record) -> list[Sentence]:
     """Return the sentences about accuracy, normalization, classes and samples."""
+    trust = record.trust
     return [
-        *_accuracy(trust, provenance or {}),
+        *_accuracy(trust, record.provenance),
         *_normalization(trust),
         *_classes(trust),
         *_samples(trust),
     ]
 
 
-def silenced(trust: Record) -> bool:
+def silenced(trust: Trust) -> bool:
     """Return whether the verdict ends here, since the network guesses or samples are too few."""
-    samples = trust.get("samples")
-    few = samples is not None and samples < THRESHOLDS["fewest_samples"]
-    return bool(trust.get("at_chance")) or few
+    few = trust.samples is not None and trust.samples < THRESHOLDS["fewest_samples"]
+    return trust.at_chance or few
 
 
-def few_samples_note(trust: Record) -> str:
+def few_samples_note(trust: Trust) -> str:
     """Return a note for a table of collapse metrics if there are few samples per class, else ""."""
-    samples = trust.get("samples_per_class")
+    samples = trust.samples_per_class
     if samples is None or samples >= THRESHOLDS["few_a_class"]:
         return ""
     return (
@@ -39,16 +40,16 @@ def few_samples_note(trust: Record) -> str:
     )
 
 
-def _accuracy(trust: Record, provenance: Record) -> Iterator[Sentence]:
-    accuracy, chance, images = (trust.get(key) for key in ("accuracy", "chance", "samples"))
+def _accuracy(trust: Trust, provenance: Provenance) -> Iterator[Sentence]:
+    accuracy, chance, images = trust.accuracy, trust.chance, trust.samples
     if accuracy is None or chance is None or images is None:
         return
-    evidence = {key: trust.get(key) for key in ("accuracy", "chance", "chance_p", "samples")}
+    evidence = trust.only("accuracy", "chance", "chance_p", "samples")
     sentence = (
         f"The network classifies {percent(accuracy)} of these {counted(images, 'image')}"
         f"{origin(provenance)} correctly"
     )
-    if trust.get("at_chance"):
+    if trust.at_chance:
         yield Sentence(
             "accuracy",
             f"{sentence}, which is no better than guessing ({percent(chance)}): it does not "
@@ -58,14 +59,15 @@ def _accuracy(trust: Record, provenance: Record) -> Iterator[Sentence]:
         )
     else:
         yield Sentence("accuracy", f"{sentence} (guessing: {percent(chance)}).", evidence, "shown")
-    claimed = trust.get("claimed_accuracy")
-    if claimed and claimed["value"] - accuracy > _unsurprising(claimed["value"], images):
+    claimed = trust.claimed_accuracy
+    stated = claimed.value
+    if stated is not None and stated - accuracy > _unsurprising(stated, images):
         yield Sentence(
             "accuracy",
-            f"Its file states an accuracy of {percent(claimed['value'])} ({claimed['key']}). The "
+            f"Its file states an accuracy of {percent(stated)} ({claimed.key}). The "
             "images may be different or altered, or the pixels may be normalized differently than "
             "in training; then what follows is about the network on these pixels only.",
-            {**evidence, "claimed_accuracy": claimed},
+            {**evidence, "claimed_accuracy": claimed.json},
             "warning",
         )
 
@@ -77,12 +79,12 @@ def _unsurprising(stated: float, images: int) -> float:
     return min(THRESHOLDS["below_claim"], max(sampling, THRESHOLDS["near_claim"]))
 
 
-def origin(provenance: Record) -> str:
+def origin(provenance: Provenance) -> str:
     """Return text such as `` (digits, train split)``: data set and split, as far as known."""
-    data, split = provenance.get("data"), provenance.get("split")
-    parts = [printable(PurePath(str(data)).name)] if data else []
+    data, split = provenance.data, provenance.split
+    parts = [printable(PurePath(data).name)] if data else []
     if split:
-        parts.append(f"{printable(str(split))} split")
+        parts.append(f"{printable(split)} split")
     return f" ({', '.join(parts)})" if parts else ""
 
 
@@ -93,40 +95,37 @@ _SOURCES = {
 }
 
 
-def _normalization(trust: Record) -> Iterator[Sentence]:
-    used = trust.get("normalization") or {}
-    better = used.get("better")
+def _normalization(trust: Trust) -> Iterator[Sentence]:
+    used = trust.normalization
+    better = used.better
     if better:
-        tried = {row["name"]: row["accuracy"] for row in used["tried"]}
+        tried = {row.name: row.accuracy for row in used.tried}
         yield Sentence(
             "normalization",
             f"With `normalize='{better}'` the network classifies {percent(tried[better])} of "
-            f"{used['images']} of these images correctly, compared with "
-            f"{percent(tried[used['name']])} with the normalization used ({used['name']}): the "
+            f"{used.images} of these images correctly, compared with "
+            f"{percent(tried[used.name])} with the normalization used ({used.name}): the "
             "pixels are probably normalized wrongly, which makes all numbers below wrong, too.",
-            {**used},
+            used.json,
             "warning",
         )
-    elif used.get("source") in ("data", "none"):
-        origin = _SOURCES[used["source"]]
-        treatment = (
-            "not normalized" if used["source"] == "none" else f"normalized as {used['name']}"
-        )
+    elif used.source in ("data", "none"):
+        origin = _SOURCES[used.source]
+        treatment = "not normalized" if used.source == "none" else f"normalized as {used.name}"
         yield Sentence(
             "normalization",
             f"The pixels were {treatment}. This is an assumption (from {origin}), because neither "
             "the file nor the caller says how they were normalized in training."
-            if used["source"] == "data"
+            if used.source == "data"
             else "The pixels were not normalized. This is an assumption, because neither the file "
             "nor the caller says how they were normalized in training.",
-            {key: used.get(key) for key in ("name", "mean", "std", "source")},
+            used.only("name", "mean", "std", "source"),
             "warning",
         )
 
 
-def _classes(trust: Record) -> Iterator[Sentence]:
-    classes = trust.get("classes") or {}
-    present, head = classes.get("present"), classes.get("head")
+def _classes(trust: Trust) -> Iterator[Sentence]:
+    present, head = trust.classes.present, trust.classes.head
     if not present or not head or present == head:
         return
     missing = present < head
@@ -138,13 +137,13 @@ def _classes(trust: Record) -> Iterator[Sentence]:
             if missing
             else ", so some labels can never be predicted."
         ),
-        dict(classes),
+        trust.classes.json,
         "warning",
     )
 
 
-def _samples(trust: Record) -> Iterator[Sentence]:
-    images, smallest = trust.get("samples"), trust.get("samples_per_class")
+def _samples(trust: Trust) -> Iterator[Sentence]:
+    images, smallest = trust.samples, trust.samples_per_class
     if images is not None and images < THRESHOLDS["fewest_samples"]:
         yield Sentence(
             "samples",
@@ -165,7 +164,7 @@ def _samples(trust: Record) -> Iterator[Sentence]:
             {"samples_per_class": smallest},
             "warning",
         )
-    copies, relabelled = trust.get("duplicates") or 0, trust.get("relabelled") or 0
+    copies, relabelled = trust.duplicates or 0, trust.relabelled or 0
     if copies:
         yield Sentence(
             "samples",

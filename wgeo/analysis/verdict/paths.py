@@ -6,8 +6,9 @@ import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+from ...storage.record import Centred, Interval, Record, Segment
 from ...text import printable
-from .sentence import THRESHOLDS, Record, Sentence, Strength
+from .sentence import THRESHOLDS, Sentence, Strength
 from .wording import (
     OVER_IMAGES,
     ends,
@@ -17,6 +18,7 @@ from .wording import (
     ranged,
     rounded,
     segment_ends,
+    spreads,
     unmoved,
 )
 
@@ -30,14 +32,14 @@ NO_COMMON_SPACE = (
 
 
 def straightness(record: Record) -> Iterator[Sentence]:
-    if record.get("transport_skipped"):
-        yield Sentence("straightness", record["transport_skipped"], {}, "undecided")
-    pool = (record.get("provenance") or {}).get("pool")
+    if record.transport_skipped:
+        yield Sentence("straightness", record.transport_skipped, {}, "undecided")
+    pool = record.provenance.pool
     terms = Terms(
-        f" ({f'{printable(str(pool))} features; ' if pool else ''}each layer's mean is subtracted)",
+        f" ({f'{printable(pool)} features; ' if pool else ''}each layer's mean is subtracted)",
         ", the shortest path in Wasserstein distance,",
     )
-    for segment in record.get("segments") or []:
+    for segment in record.segments:
         sentence = _path(segment, terms)
         if "length_ratio_centred" in sentence.evidence:
             terms = Terms()
@@ -51,22 +53,20 @@ class Terms(NamedTuple):
     geodesic: str = ""
 
 
-def _path(segment: Record, terms: Terms) -> Sentence:
-    subject = segment_ends(segment)
-    spread = max(segment.get("spread") or [1.0])
+def _path(segment: Segment, terms: Terms) -> Sentence:
+    subject = segment_ends(segment.layers)
+    spread = max(spreads(segment))
     if spread == 0:
         return _silent(
             segment, f"{subject} all samples have the same features.", {"spread": spread}
         )
     if unmoved(segment):
         return _unmoved(segment, subject, spread)
-    if len(segment["layers"]) < 3:
+    if len(segment.layers) < 3:
         return _silent(
             segment, f"{subject} there is only one block, whose path is a single step.", {}
         )
-    centered = segment.get("centred") or {}
-    ratio = centered.get("length_ratio")
-    shift = segment.get("shift_share")
+    ratio, shift = segment.centred.length_ratio, segment.shift_share
     if ratio is None:
         is_shift = shift is not None and shift > 1 - THRESHOLDS["rounding"]
         return _silent(
@@ -85,14 +85,14 @@ def _path(segment: Record, terms: Terms) -> Sentence:
             f"1/{ratio:,.0f} of the length of their path, so there is no geodesic to compare with.",
             {"length_ratio_centred": ratio},
         )
-    return _judged_path(segment, subject, centered, terms)
+    return _judged_path(segment, subject, ratio, terms)
 
 
-def _unmoved(segment: Record, subject: str, spread: float) -> Sentence:
+def _unmoved(segment: Segment, subject: str, spread: float) -> Sentence:
     """State that the samples do not move, or that each returns to its starting point."""
-    moved = segment["relative_displacement"]
-    length = segment.get("length") or 0.0
-    returned = length > least_motion(segment) * spread * (len(segment["layers"]) - 1)
+    moved = segment.relative_displacement
+    length = segment.length or 0.0
+    returned = length > least_motion(segment) * spread * (len(segment.layers) - 1)
     return _silent(
         segment,
         f"{subject} the features move and every sample returns to its starting point, so there is "
@@ -104,31 +104,31 @@ def _unmoved(segment: Record, subject: str, spread: float) -> Sentence:
     )
 
 
-def _silent(segment: Record, words: str, evidence: dict[str, Any]) -> Sentence:
+def _silent(segment: Segment, words: str, evidence: dict[str, Any]) -> Sentence:
     return Sentence("straightness", words, {**_place(segment), **evidence}, "undecided")
 
 
-def _place(segment: Record) -> dict[str, Any]:
-    return {"layers": ends(segment), "stage": segment.get("stage")}
+def _place(segment: Segment) -> dict[str, Any]:
+    return {"layers": ends(segment), "stage": segment.stage}
 
 
-def _judged_path(segment: Record, subject: str, centered: Record, terms: Terms) -> Sentence:
-    ratio = centered["length_ratio"]
-    interval = (centered.get("intervals") or {}).get("length_ratio")
-    bound = centered.get("sqrt_moving_blocks") or segment.get("sqrt_moving_blocks")
+def _judged_path(segment: Segment, subject: str, ratio: float, terms: Terms) -> Sentence:
+    centered = segment.centred
+    interval = centered.interval("length_ratio")
+    bound = centered.sqrt_moving_blocks or segment.sqrt_moving_blocks
     word, strength, names = _shape(segment, interval, bound)
     evidence = {
         **_place(segment),
         "length_ratio_centred": ratio,
         "interval": interval,
-        "length_ratio": segment.get("length_ratio"),
+        "length_ratio": segment.length_ratio,
         "shape": names,
         "sqrt_moving_blocks": bound,
-        "null_length_ratio": centered.get("null_length_ratio"),
-        "length_ratio_at_most": centered.get("length_ratio_at_most"),
+        "null_length_ratio": centered.null_length_ratio,
+        "length_ratio_at_most": centered.length_ratio_at_most,
         "turns_unseen": word == _UNSEEN,
-        "effective_samples": segment.get("effective_samples"),
-        "shift_share": segment.get("shift_share"),
+        "effective_samples": segment.effective_samples,
+        "shift_share": segment.shift_share,
     }
     length = (
         f"{subject} the path of the centered features{terms.centered} is "
@@ -148,7 +148,9 @@ def _judged_path(segment: Record, subject: str, centered: Record, terms: Terms) 
 _STRAIGHT = 2  # number of categories of `_category` that count as straight
 
 
-def _shape(segment: Record, interval: Any, bound: float | None) -> tuple[str, Strength, list[str]]:
+def _shape(
+    segment: Segment, interval: Interval | None, bound: float | None
+) -> tuple[str, Strength, list[str]]:
     """Describe the shape of a path, if its interval lies in one category and well below sqrt(B).
 
     A path is called straight only if there is also evidence that the samples would show a turn.
@@ -165,9 +167,9 @@ def _shape(segment: Record, interval: Any, bound: float | None) -> tuple[str, St
     low, high = (_category(end) for end in interval)
     if high[0] < _STRAIGHT:
         reach = math.inf if bound is None else 1 + THRESHOLDS["orthogonal"] * (bound - 1)
-        if interval[1] > reach:
+        if interval.high > reach:
             return ": short, but not clearly straighter than steps at right angles", "undecided", []
-        high = max(high, _category(_unseen(segment["centred"], interval[1])))
+        high = max(high, _category(_unseen(segment.centred, interval.high)))
         if high[0] >= _STRAIGHT:
             return _UNSEEN, "undecided", []
     if low != high:
@@ -175,9 +177,9 @@ def _shape(segment: Record, interval: Any, bound: float | None) -> tuple[str, St
     return f": {low[1]}", "shown", [low[1]]
 
 
-def _unseen(centered: Record, ratio: float) -> float:
+def _unseen(centered: Centred, ratio: float) -> float:
     """Bound the ratio of a turn hidden by sparse samples; 1 if null maps would show such a turn."""
-    null, bound = centered.get("null_length_ratio"), centered.get("length_ratio_at_most")
+    null, bound = centered.null_length_ratio, centered.length_ratio_at_most
     if null is not None and null > ratio + THRESHOLDS["power_margin"]:
         return 1.0
     return math.inf if bound is None else bound
@@ -198,12 +200,12 @@ def _category(ratio: float) -> tuple[int, str]:
     return len(names), "far from straight"
 
 
-def _shift(segment: Record) -> str:
-    share, raw = segment.get("shift_share"), segment.get("length_ratio")
+def _shift(segment: Segment) -> str:
+    share, raw = segment.shift_share, segment.length_ratio
     if share is None or raw is None or share < THRESHOLDS["mostly_shift"]:
         return ""
     return (
         f" {percent(share, 0)} of the squared displacement is one shift common to all samples, "
         "which the centered path leaves out; with it the ratio is "
-        f"{ranged(raw, (segment.get('intervals') or {}).get('length_ratio'))}."
+        f"{ranged(raw, segment.interval('length_ratio'))}."
     )

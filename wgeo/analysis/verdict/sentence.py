@@ -11,9 +11,8 @@ from ...geodesic.nulls import NEARLY_OPTIMAL, OPTIMAL, POWER_MARGIN
 from ...geodesic.paths import LOW_RESOLUTION
 from ...geodesic.significance import SIGNIFICANT
 from ...neural_collapse.small_samples import FEW_SAMPLES
-from ...results import Result
+from ...results import Result, plain
 
-Record = Mapping[str, Any]
 Strength = Literal["shown", "suggested", "undecided", "warning"]
 
 THRESHOLDS: dict[str, float] = {
@@ -145,3 +144,6 @@ class Sentence(Result):
     words: str
     evidence: Mapping[str, Any]
     strength: Strength
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "evidence", plain(self.evidence))

@@ -5,38 +5,40 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from ...storage.record import AnalysisRow, Segment
 from ...text import counted, printable
-from .sentence import Record, Sentence
+from .sentence import Sentence
 from .wording import listed, percent, rounded
 
 
-def series_headline(rows: Sequence[Record], axis: str) -> Sentence:
+def series_headline(analyses: Sequence[Any], axis: str) -> Sentence:
     """Return one sentence about what changes in a series.
 
     It names the changes from first to last, or the ranges over several networks.
 
     Parameters
     ----------
-    rows : sequence of dict
-        The records of the analyses, in order.
+    analyses : sequence of dict
+        The records of the analyses, in order, with their names.
     axis : {"epoch", "name"}
         ``epoch`` for checkpoints of one training run, ``name`` for networks. For more than two
         networks, the sentence states ranges, since their order has no meaning.
     """
+    rows = [AnalysisRow.of(analysis) for analysis in analyses]
     as_ranges = len(rows) > 2 and axis != "epoch"
     changes = _ranges(rows) if as_ranges else _changes(rows[0], rows[-1])
     if as_ranges:
         start = f"Among these {len(rows)} networks"
     elif axis == "epoch":
-        epochs = [f"{row['provenance']['epoch']:g}" for row in (rows[0], rows[-1])]
+        epochs = [f"{row.epoch:g}" for row in (rows[0], rows[-1])]
         start = f"From epoch {epochs[0]} to epoch {epochs[1]}"
     else:
         start = f"From {_name(rows[0])} to {_name(rows[-1])}"
     words = f"{start}, {listed(changes) if changes else 'no measure can be compared'}"
     at_chance = [
-        f"epoch {row['provenance']['epoch']:g}" if axis == "epoch" else _name(row)
+        f"epoch {row.epoch:g}" if axis == "epoch" else _name(row)
         for row in rows
-        if (row.get("trust") or {}).get("at_chance")
+        if row.trust.at_chance
     ]
     if at_chance:
         words += f"; the accuracy of {listed(at_chance)} is at chance"
@@ -44,22 +46,17 @@ def series_headline(rows: Sequence[Record], axis: str) -> Sentence:
     return Sentence("headline", words, {"analyses": len(rows), "axis": axis}, "suggested")
 
 
-def _name(row: Record) -> str:
-    return printable(str(row.get("name")))
+def _name(row: AnalysisRow) -> str:
+    return printable(row.name)
 
 
-def _nc1(row: Record) -> Any:
-    layers = row.get("layers") or [{}]
-    return (layers[-1].get("collapse") or {}).get("nc1")
-
-
-_MEASURES: tuple[tuple[str, Callable[[Record], Any], Callable[[float], str]], ...] = (
-    ("accuracy", lambda row: row.get("accuracy"), percent),
-    ("NC1 at the last layer", _nc1, rounded),
+_MEASURES: tuple[tuple[str, Callable[[AnalysisRow], Any], Callable[[float], str]], ...] = (
+    ("accuracy", lambda row: row.accuracy, percent),
+    ("NC1 at the last layer", lambda row: row.last_layer.measure("nc1"), rounded),
 )
 
 
-def _changes(first: Record, last: Record) -> list[str]:
+def _changes(first: AnalysisRow, last: AnalysisRow) -> list[str]:
     parts = []
     for what, value, show in _MEASURES:
         start, end = value(first), value(last)
@@ -74,15 +71,14 @@ def _changes(first: Record, last: Record) -> list[str]:
     return parts + _straighter(first, last)
 
 
-def _straighter(first: Record, last: Record) -> list[str]:
+def _straighter(first: AnalysisRow, last: AnalysisRow) -> list[str]:
     """Say in how many stages the path becomes straighter or less straight.
 
     A change counts only if the two intervals of the centered length ratio are disjoint.
     """
-    segments = [row.get("segments") or [] for row in (first, last)]
-    if len(segments[0]) != len(segments[1]):
+    if len(first.segments) != len(last.segments):
         return []
-    outcomes = [_change(*pair) for pair in zip(*segments, strict=True)]
+    outcomes = [_change(*pair) for pair in zip(first.segments, last.segments, strict=True)]
     comparable = [outcome for outcome in outcomes if outcome]
     parts = [
         f"the path becomes {word} in {_stage_count(comparable.count(word), len(outcomes))}"
@@ -98,23 +94,17 @@ def _stage_count(number: int, total: int) -> str:
     return f"{number} of {counted(total, 'stage')}"
 
 
-def _change(first: Record, last: Record) -> str:
+def _change(first: Segment, last: Segment) -> str:
     """Return "straighter", "less straight", "unclear", or "" if an interval is missing."""
-    before, after = _length_ratio_interval(first), _length_ratio_interval(last)
-    if not before or not after:
+    before, after = (each.centred.interval("length_ratio") for each in (first, last))
+    if before is None or after is None:
         return ""
-    if after[1] < before[0]:
+    if after.high < before.low:
         return "straighter"
-    return "less straight" if before[1] < after[0] else "unclear"
+    return "less straight" if before.high < after.low else "unclear"
 
 
-def _length_ratio_interval(segment: Record) -> Any:
-    """Return the ends of the interval of the centered length ratio, or an empty list."""
-    ends = ((segment.get("centred") or {}).get("intervals") or {}).get("length_ratio") or []
-    return [] if None in ends else ends
-
-
-def _ranges(rows: Sequence[Record]) -> list[str]:
+def _ranges(rows: Sequence[AnalysisRow]) -> list[str]:
     parts = []
     for what, value, show in _MEASURES:
         measured = [row for row in rows if value(row) is not None]

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
+from ...storage.record import Optimality, Segment
 from ...text import counted
 from .sentence import THRESHOLDS
 
@@ -16,8 +17,13 @@ OVER_IMAGES = ", 95 % interval over images"
 """The note for an interval from resampled images, for `ranged`."""
 
 
-def percent(share: float, decimals: int = 1) -> str:
+UNDEFINED = "undefined"
+
+
+def percent(share: float | None, decimals: int = 1) -> str:
     """Return ``98.3 %`` for ``0.9833``; only 1 and 0 exactly become 100 % and 0 %."""
+    if share is None:
+        return UNDEFINED
     digits = f"{100 * share:.{decimals}f}"
     while decimals < _MAX_DECIMALS and 0 < share < 1 and float(digits) in (0, 100):
         decimals += 1
@@ -32,8 +38,10 @@ def listed(parts: Sequence[str], last: str = "and") -> str:
     return f"{', '.join(parts[:-1])} {last} {parts[-1]}"
 
 
-def rounded(value: float) -> str:
+def rounded(value: float | None) -> str:
     """Round to three significant digits, with an exponent only for unusual magnitudes."""
+    if value is None:
+        return UNDEFINED
     return f"{value:,.0f}" if 1000 <= abs(value) < _MAX_WITHOUT_EXPONENT else f"{value:.3g}"
 
 
@@ -45,13 +53,13 @@ def decimals_of(low: float, high: float, minimum: int = 2) -> int:
     return minimum
 
 
-def ranged(value: float, interval: Any, *, certified: bool = False, note: str = "") -> str:
+def ranged(value: float | None, interval: Any, *, certified: bool = False, note: str = "") -> str:
     """Format a value with its interval, to the digit in which the ends differ.
 
     ``1.3384, (1.3381, 1.3392)`` -> ``1.338 (1.338 to 1.339)``. A certified interval whose
     ends agree to within rounding is left out. `note` is appended to the interval.
     """
-    if interval is None:
+    if interval is None or value is None:
         return rounded(value)
     low, high = interval
     is_point = abs(high - low) <= 1e-4 if certified else low == high
@@ -69,42 +77,47 @@ def ranged(value: float, interval: Any, *, certified: bool = False, note: str = 
     return f"{value:.{d}f} ({low:.{d}f} to {high:.{d}f}{note})"
 
 
-def start_of(segment: Mapping[str, Any]) -> str:
+def start_of(layers: Sequence[str]) -> str:
     """Return the first layer's name, for the middle of a sentence.
 
     The output of a shortcut is described as the block's input, mapped by the shortcut.
     """
-    first = str(segment["layers"][0])
+    first = layers[0]
     block, dot, child = first.rpartition(".")
     is_shortcut = bool(dot) and child == "shortcut"
     return f"the input of {block}, mapped by its shortcut," if is_shortcut else first
 
 
-def segment_ends(segment: Mapping[str, Any]) -> str:
+def segment_ends(layers: Sequence[str]) -> str:
     """Return the beginning of a sentence, such as ``From stem to blocks.7``."""
-    return f"From {start_of(segment)} to {segment['layers'][-1]}"
+    return f"From {start_of(layers)} to {layers[-1]}"
 
 
-def ends(segment: Mapping[str, Any]) -> list[str]:
+def ends(segment: Segment) -> list[str]:
     """Return the first and the last layer of a segment, for the evidence of a sentence."""
-    return [segment["layers"][0], segment["layers"][-1]]
+    return [segment.layers[0], segment.layers[-1]]
 
 
-def least_motion(row: Mapping[str, Any]) -> float:
+def spreads(row: Optimality) -> list[float]:
+    """Return the spreads at the layers of a block or segment, as far as they are defined."""
+    return [spread for spread in row.spread if spread is not None] or [1.0]
+
+
+def least_motion(row: Optimality) -> float:
     """Return the relative displacement below which a block or segment counts as unmoved."""
-    rounding = THRESHOLDS["above_rounding"] * (row.get("relative_rounding") or 0.0)
+    rounding = THRESHOLDS["above_rounding"] * (row.relative_rounding or 0.0)
     return max(THRESHOLDS["rounding"], rounding)
 
 
-def unmoved(row: Mapping[str, Any]) -> bool:
+def unmoved(row: Optimality) -> bool:
     """Return whether a block or a segment moves its samples by no more than rounding error."""
-    moved = row.get("relative_displacement")
+    moved = row.relative_displacement
     return moved is not None and moved < least_motion(row)
 
 
-def few_carrying(row: Mapping[str, Any]) -> str:
+def few_carrying(row: Optimality) -> str:
     """Return ``about 1 sample of 300 determines`` if few samples determine a value, else ""."""
-    number, samples = row.get("effective_samples"), row.get("distinct") or row.get("samples")
+    number, samples = row.effective_samples, row.distinct or row.samples
     if number is None or not samples:
         return ""
     minimum = max(THRESHOLDS["fewest_samples"], THRESHOLDS["carrying_share"] * samples)

@@ -6,14 +6,15 @@ import hashlib
 import io
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from ...errors import ArgumentError, FeatureError
+from ..schema import Count, Part
 
 MANIFEST, UNFINISHED = "manifest.json", "unfinished.json"
 VERSION = 1
@@ -49,6 +50,31 @@ class Column:
     def shape(self, rows: int) -> tuple[int, ...]:
         """Shape of an array of `rows` rows."""
         return (rows,) if self.width is None else (rows, self.width)
+
+
+class Span(NamedTuple):
+    """A range of rows."""
+
+    start: Count
+    stop: Count
+
+
+class StoredArray(Part):
+    """The file of an array, and its checksums."""
+
+    file: str
+    dtype: str
+    shape: tuple[Count, ...]
+    crc32: Count | tuple[Count, ...]
+
+
+class Manifest(Part):
+    """The description of a finished store."""
+
+    job: Mapping[str, Any]
+    about: Mapping[str, Any]
+    rows: tuple[Span, ...]
+    arrays: Mapping[str, StoredArray]
 
 
 def digest(value: Any) -> str:

@@ -16,9 +16,9 @@ import numpy as np
 from ...arrays.rows import LazyRows, materialize_on_disk
 from ...errors import RecordError
 from ...runtime.processes import local_only
-from .. import schema
 from ..files import as_path, require_regular
-from .layout import DTYPES, MANIFEST, UNFINISHED, VERSION, digest
+from ..schema import read
+from .layout import DTYPES, MANIFEST, UNFINISHED, VERSION, Manifest, digest
 
 _READ = 2**20  # bytes read at a time; more is not faster
 
@@ -117,7 +117,7 @@ def manifest_of(path: Path) -> dict[str, Any]:
         )
     if checksum != digest(manifest):
         raise RecordError(f"{path / MANIFEST} is damaged: its checksum is wrong. Trace again.")
-    for fault in schema.faults(manifest, schema.MANIFEST):
+    for fault in read(Manifest, manifest)[1]:
         raise RecordError(f"{path / MANIFEST} is damaged in {fault.location}. Trace again.")
     return manifest
 

@@ -1,0 +1,219 @@
+"""The record of an analysis and of a series: the contents of their files, schema 2.
+
+A field that has a default may be missing or null. Numbers may be null, which means undefined.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import field
+from typing import Any
+
+import numpy as np
+
+from ..schema import Fault, Part
+from .comparisons import Comparison, Model, Predicted, Rank, Reference
+from .input import Normalization, Provenance, Trust
+from .layers import Collapse, Layer, SegmentLaw, SeparationLaw, Trend
+from .paths import (
+    AlignedSegment,
+    Alignment,
+    Block,
+    Brenier,
+    Centred,
+    Optimality,
+    Segment,
+    SizePoint,
+    View,
+)
+from .values import Interval, Measured, Score
+
+__all__ = [
+    "AlignedSegment",
+    "Alignment",
+    "AnalysisRow",
+    "Block",
+    "Brenier",
+    "Centred",
+    "Collapse",
+    "Comparison",
+    "Embedded",
+    "Interval",
+    "LastLayer",
+    "Layer",
+    "Measured",
+    "Model",
+    "Normalization",
+    "Optimality",
+    "Predicted",
+    "Provenance",
+    "Rank",
+    "Record",
+    "Reference",
+    "Score",
+    "Segment",
+    "SegmentLaw",
+    "Sentence",
+    "SeparationLaw",
+    "SeriesRecord",
+    "SizePoint",
+    "Trend",
+    "Trust",
+    "View",
+]
+
+
+class Sentence(Part):
+    """A sentence of a verdict; its evidence contains the numbers that determine the wording."""
+
+    claim: str
+    words: str
+    strength: str | None = None
+    evidence: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Embedded(Part):
+    """The straightness of the whole network, embedded in one space."""
+
+    space: str | None = None
+    segments: tuple[Segment, ...]
+    verdict: tuple[Sentence, ...] = ()
+
+
+class BrenierTest(Part):
+    """The number of images of the Brenier test, or the reason why there was none."""
+
+    points: int
+    skipped: str | None = None
+
+
+class Record(Part):
+    """The record of an analysis, ``analysis.json``."""
+
+    created: str | None = None
+    command: str | None = None
+    versions: Mapping[str, str] = field(default_factory=dict)
+    seed: int | None = None
+    device: str | None = None
+    provenance: Provenance
+    accuracy: float | None = None
+    layers: tuple[Layer, ...]
+    blocks: tuple[Block, ...]
+    segments: tuple[Segment, ...]
+    progress: Mapping[str, Trend]
+    separation: Trend = Trend.of({})
+    separation_law: SeparationLaw = SeparationLaw.of({})
+    learned_at: str | None = None
+    geodesic_model: Model = Model.of({})
+    mufm: Model = Model.of({})
+    mufm_given: Model = Model.of({})
+    ufm: Model = Model.of({})
+    trust: Trust = Trust.of({})
+    thresholds: Mapping[str, float | None] = field(default_factory=dict)
+    transport_skipped: str | None = None
+    embedded: Embedded = Embedded.of({})
+    reference: Reference = Reference.of({})
+    brenier: BrenierTest = BrenierTest.of({})
+    alignment: Alignment = Alignment.of({})
+    headline: Sentence = Sentence.of({})
+    verdict: tuple[Sentence, ...]
+
+    @property
+    def epoch(self) -> int | None:
+        """The epoch of the checkpoint; None if unknown."""
+        epoch = self.provenance.epoch
+        return None if isinstance(epoch, bool) else epoch
+
+    def trend(self, metric: str) -> Trend:
+        """Return the change of a collapse metric over depth; empty if unknown."""
+        return self.progress.get(metric, Trend())
+
+    def model(self, key: str) -> Model:
+        """Return the predictions of the model whose key this is; empty if it was not fitted."""
+        return getattr(self, key)  # type: ignore[no-any-return]
+
+    @property
+    def last_layer(self) -> Collapse:
+        """The collapse metrics of the last layer."""
+        return self.layers[-1].collapse if self.layers else Collapse()
+
+    def mismatches(self) -> Iterator[Fault]:
+        """Yield the locations of lists that are valid individually but do not match each other."""
+        for k, run in enumerate(self.alignment.segments):
+            if len(run.blocks) < 2:
+                yield Fault(f"alignment.segments[{k}].blocks")
+        for k, law in enumerate(self.separation_law.segments):
+            for key in ("separation", "compression", "discrimination"):
+                if len(getattr(law, key)) != len(law.layers) or len(law.layers) < 2:
+                    yield Fault(f"separation_law.segments[{k}].{key}")
+        for k, segment in enumerate(self.segments):
+            yield from _mismatches(segment, f"segments[{k}]")
+
+
+class AnalysisRow(Record):
+    """The record of an analysis in a series, without its values by sample."""
+
+    name: str
+    folder: str | None = None
+    report: str | None = None
+
+
+class LastLayer(Part):
+    """The class means of the last layer over training."""
+
+    layers: tuple[str, ...]
+    view: View
+
+
+class SeriesRecord(Part):
+    """The record of a series, ``series.json``."""
+
+    axis: str
+    headline: Sentence = Sentence.of({})
+    last_layer: LastLayer = LastLayer.of({})
+    analyses: tuple[AnalysisRow, ...]
+
+    def mismatches(self) -> Iterator[Fault]:
+        """Yield the locations of lists that are valid individually but do not match each other."""
+        for row in self.analyses:
+            yield from row.mismatches()
+        if self.last_layer:
+            yield from _layers_mismatch(self.last_layer.layers, "last_layer")
+            yield from _view_mismatches(self.last_layer.view, self.last_layer.layers, "last_layer")
+
+
+def _layers_mismatch(layers: Sequence[str], location: str) -> Iterator[Fault]:
+    if len(layers) < 2:
+        yield Fault(f"{location}.layers")
+
+
+def _mismatches(segment: Segment, location: str) -> Iterator[Fault]:
+    yield from _layers_mismatch(segment.layers, location)
+    for key in ("interpolation_gap", "interpolation_time"):
+        if getattr(segment, key) and len(getattr(segment, key)) != len(segment.layers):
+            yield Fault(f"{location}.{key}")
+    size = len(segment.pairs.layers)
+    for key in segment.pairs.json.keys() - {"layers"}:
+        rows = getattr(segment.pairs, key, ())
+        if rows and [len(row) for row in rows] != [size] * size:
+            yield Fault(f"{location}.pairs.{key}")
+    yield from _view_mismatches(segment.view, segment.layers, location)
+
+
+def _view_mismatches(view: View, layers: Sequence[str], location: str) -> Iterator[Fault]:
+    if not view:
+        return
+    classes = len(view.class_means[0]) if view.class_means else 0
+    labels = view.labels
+    if len(view.class_means) != len(layers):
+        yield Fault(f"{location}.view.class_means")
+    if view.points and len(view.points) != len(layers):
+        yield Fault(f"{location}.view.points")
+    if view.points and len(labels) != len(view.points[0]):
+        yield Fault(f"{location}.view.labels")
+    if any(not 0 <= label < classes for label in labels):
+        yield Fault(f"{location}.view.labels")
+    if view.end:
+        shapes = [np.shape(points) for points in (view.end.class_means, view.end.points)]
+        if shapes != [(classes, shapes[0][1]), (len(labels), shapes[0][1])]:
+            yield Fault(f"{location}.view.end")
